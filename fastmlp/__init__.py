@@ -1,0 +1,56 @@
+"""fastmlp: multi-layer perceptrons trained fast, from kernels that people can read.
+
+>>> import fastmlp
+>>> network = fastmlp.Network((64, 32, 10), activation="relu", dropout=0.1)
+>>> network.parameters
+2410
+
+Names are imported at their first use, so that `import fastmlp` costs nothing: no compilation, no heavy package.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastmlp.data import Dataset, load_data
+    from fastmlp.evaluation import evaluate
+    from fastmlp.model import Model
+    from fastmlp.modelfile import load, save
+    from fastmlp.network import Network
+    from fastmlp.optimizers import Optimizer, Schedule
+    from fastmlp.preprocess import Scaling, fit_scaling, split_rows
+    from fastmlp.training import Settings, Training, train
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Dataset": "data",
+    "load_data": "data",
+    "evaluate": "evaluation",
+    "Model": "model",
+    "load": "modelfile",
+    "save": "modelfile",
+    "Network": "network",
+    "Optimizer": "optimizers",
+    "Schedule": "optimizers",
+    "Scaling": "preprocess",
+    "fit_scaling": "preprocess",
+    "split_rows": "preprocess",
+    "Settings": "training",
+    "Training": "training",
+    "train": "training",
+}
+
+__all__ = [*_HOME, "__version__"]  # noqa: PLE0604 - the keys are names
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'fastmlp' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"fastmlp.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,44 @@
+"""Choosing an engine by name. Engines are imported here, lazily, and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastmlp.contract import Engine, Job
+from fastmlp.errors import ConfigError, UnavailableError, unknown_name
+
+
+def make_numpy(job: Job) -> Engine:
+    from fastmlp.reference import NumpyEngine
+
+    return NumpyEngine(job)
+
+
+def make_numba(job: Job) -> Engine:
+    from fastmlp.cpu import NumbaEngine
+
+    return NumbaEngine(job)
+
+
+BACKENDS: dict[str, Callable[[Job], Engine]] = {"numpy": make_numpy, "numba": make_numba}
+CHOICES = ("auto", *BACKENDS)
+
+
+def make_engine(backend: str, job: Job) -> Engine:
+    """An engine for the job. `auto` takes the fastest one that runs here.
+
+    Raises
+    ------
+    ConfigError : an unknown name, or a dtype that the engine does not compute in
+    UnavailableError : the engine needs a package or a device that is missing
+    """
+    if backend == "auto":
+        backend = "numba"
+    if backend not in BACKENDS:
+        raise ConfigError(unknown_name("backend", backend, CHOICES))
+    try:
+        return BACKENDS[backend](job)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.startswith("fastmlp"):
+            raise
+        raise UnavailableError(f"backend {backend!r} needs {error.name}: pip install {error.name}") from error

@@ -1,0 +1,104 @@
+"""Where the settings of a `train` run come from: flags, variables, a TOML file.
+
+Here: `resolve`. Not here: the settings (config.py), and Click, which only hands over the text of the flags (cli.py).
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastmlp.config import FIELDS, Config, flag
+from fastmlp.config_kinds import Kind
+from fastmlp.errors import ConfigError, unknown_name
+
+# Two ways to say one thing: where a source gives one of them, it replaces the other one of the sources below.
+PAIRS = {"val_fraction": "val_count", "test_fraction": "test_count"}
+PAIRS |= {two: one for one, two in PAIRS.items()}
+# FASTMLP_DATA is the data folder everywhere in fastmlp, so the data set needs another name.
+VARIABLES = {name: f"FASTMLP_{name.upper()}" for name in FIELDS}
+VARIABLES |= {"data": "FASTMLP_DATASET", "data_dir": "FASTMLP_DATA"}
+
+
+def resolve(
+    flags: Mapping[str, Any], environment: Mapping[str, str], file: str | Path | None = None
+) -> Config:
+    """The settings of a run, each from its flag, else its variable, else the file, else the default.
+
+    Parameters
+    ----------
+    flags : by name of the setting, the text given, or a bool for a flag without one; None counts as not given
+    environment : variables, by the names in `VARIABLES`; an empty one counts as not given
+    file : a TOML file with settings as keys
+
+    Raises
+    ------
+    ConfigError : a value of the wrong kind, an unusable file, or settings that contradict each other
+
+    Examples
+    --------
+    >>> config = resolve({"hidden": "32,16"}, {"FASTMLP_LR": "0.1", "FASTMLP_HIDDEN": "8"})
+    >>> config.hidden, config.lr, config.epochs
+    ((32, 16), 0.1, 50)
+    """
+    chosen: dict[str, Any] = {name: one.default for name, one in FIELDS.items()}
+    for source in (read_file(Path(file)) if file else {}, read_environment(environment), read_flags(flags)):
+        for name in source.keys() & PAIRS.keys():
+            if PAIRS[name] in source:
+                raise ConfigError(f"{name} and {PAIRS[name]} say the same thing; give one of them")
+            chosen[PAIRS[name]] = None
+        chosen |= source
+    return Config(**chosen)
+
+
+def read_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that the command line gives."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    return {
+        name: kind(name).value(flag(name), value, text=isinstance(value, str))
+        for name, value in given.items()
+    }
+
+
+def read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """The settings that variables give."""
+    given = {name: environment[variable] for name, variable in VARIABLES.items() if environment.get(variable)}
+    return {name: kind(name).value(VARIABLES[name], text, text=True) for name, text in given.items()}
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The settings in a TOML file; keys may have hyphens instead of underscores.
+
+    Raises
+    ------
+    ConfigError : the file is missing or not TOML, or has an unknown key or a value of the wrong kind
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); check the path after --config"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}; correct it there") from error
+    settings: dict[str, Any] = {}
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        if name not in FIELDS:
+            raise ConfigError(f"{path}: {unknown_name('key', key, FIELDS)}")
+        if name in settings:
+            raise ConfigError(
+                f"{path}: {name} stands there twice, as {name} and as {flag(name)[2:]}; keep one"
+            )
+        settings[name] = kind(name).value(f"{path}: {name}", value)
+    return settings
+
+
+def kind(name: str) -> Kind:
+    """The kind of a setting."""
+    found: Kind = FIELDS[name].metadata["kind"]
+    return found

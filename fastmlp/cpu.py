@@ -1,0 +1,230 @@
+"""The CPU engine: `contract.Engine` over the compiled kernels. Holds the buffers and the threads; no arithmetic."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import threading
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmlp.contract import Job, RowResults, State, row_scales
+from fastmlp.cpu_kernels import (
+    GRADIENT,
+    PARAMETERS,
+    SHARED_WORDS,
+    SLOT_M,
+    SLOT_V,
+    Batches,
+    Kernels,
+    Specialisation,
+    make_kernels,
+)
+from fastmlp.cpu_plan import (
+    CHUNK_ROWS,
+    TILE_ROWS,
+    TILE_VECTORS,
+    activation_names,
+    make_layout,
+    pack,
+    pack_transposed,
+    round_up,
+    unpack,
+)
+from fastmlp.cpu_simd import lanes as host_lanes
+from fastmlp.cpu_threads import Team, available_cores
+from fastmlp.errors import ConfigError
+from fastmlp.network import FloatArray
+
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector
+MOST_ROWS_PER_TASK = 64
+TASKS_PER_THREAD = 4  # so that a slow thread delays a step by little
+LEAST_FLOPS = 500_000  # of a step per thread: below, handing over costs more than it saves (benchmarks/NOTES.md)
+
+SLOT_ROWS = {"m": SLOT_M, "v": SLOT_V}
+
+kernels_of = functools.cache(make_kernels)  # one compilation per specialisation and process
+
+
+class NumbaEngine:
+    """Compiled kernels on the engine's own threads; see `contract.Engine` for the methods.
+
+    The number of threads changes no bit of any result. Calls from several Python threads wait for each other.
+
+    Raises
+    ------
+    ConfigError : the job asks for another dtype than float32
+    """
+
+    name = "numba"
+
+    def __init__(self, job: Job) -> None:
+        if np.dtype(job.dtype) != np.float32:
+            raise ConfigError(f"backend 'numba' computes in float32, not {np.dtype(job.dtype)}; take backend 'numpy'")
+        network = job.network
+        self.job = job
+        self.lanes = host_lanes()
+        self.threads = job.threads or available_cores()
+        self.teams = {threads: Team(threads) for threads in {1, self.threads}}
+        self.lock = threading.Lock()
+        self.rows = 0  # rows that the arena has room for
+        layout = make_layout(network, self.lanes, 0)
+        self.plan = layout.plan
+        self.store = aligned((GRADIENT + 1, layout.store))
+        self.transposed = aligned((max(layout.transposed, 1),))
+        own = TILE_VECTORS * (CHUNK_ROWS + 1) * self.lanes + 1 + network.sizes[-1]
+        self.scratch = aligned((self.threads, round_up(own, ALIGNMENT // 4)))
+        self.shared = aligned((SHARED_WORDS,), np.int64)
+        features = network.sizes[0]
+        scaling = job.scaling
+        self.shift = np.zeros(features, np.float32) if scaling is None else vector(scaling.shift, features)
+        self.factor = np.ones(features, np.float32) if scaling is None else vector(scaling.factor, features)
+
+    def kernels(self, classes: bool) -> Kernels:
+        network, optimizer = self.job.network, self.job.optimizer
+        return kernels_of(
+            Specialisation(
+                lanes=self.lanes,
+                activations=activation_names(network),
+                loss=network.loss,
+                output=network.output or "",
+                rule=optimizer.name,
+                dropout=any(layer.dropout for layer in network.layers),
+                clip=optimizer.clip_norm > 0,
+                classes=classes,
+            )
+        )
+
+    def load(self, state: State) -> None:
+        network = self.job.network
+        with self.lock:
+            pack(network, self.plan, self.lanes, state.parameters, self.store[PARAMETERS])
+            pack_transposed(network, self.plan, self.lanes, state.parameters, self.transposed)
+            for name, slot in zip(self.job.optimizer.slots, state.slots, strict=False):
+                pack(network, self.plan, self.lanes, slot, self.store[SLOT_ROWS[name]])
+            self.step = state.step
+
+    def state(self) -> State:
+        network = self.job.network
+        with self.lock:
+            rows = [PARAMETERS, *(SLOT_ROWS[name] for name in self.job.optimizer.slots)]
+            vectors = [unpack(network, self.plan, self.lanes, self.store[row]) for row in rows]
+        slots = np.array(vectors[1:], np.float32).reshape(-1, network.parameters)
+        return State(vectors[0], slots, self.step)
+
+    def train(
+        self,
+        x: npt.NDArray[Any],
+        y: npt.NDArray[Any],
+        order: npt.NDArray[np.int64],
+        rates: npt.NDArray[np.float64],
+        weights: FloatArray | None = None,
+    ) -> RowResults:
+        job, network = self.job, self.job.network
+        classes = y.ndim == 1
+        batch = max(1, min(job.batch_size, len(order)))
+        team = self.team(network.flops_per_row * batch)
+        share = network.label_smoothing / network.sizes[-1]
+        results = RowResults(np.empty(len(order), np.float32), np.zeros(len(order), bool))
+        with self.lock:
+            batches = Batches(
+                x=writable(x),
+                labels=writable(y) if classes else np.empty(0, np.int32),
+                targets=np.empty((0, 0), np.float32) if classes else writable(y),
+                order=writable(np.ascontiguousarray(order, np.int64)),
+                row_scale=row_scales(order, job.batch_size, weights).astype(np.float32),
+                shift=self.shift,
+                factor=self.factor,
+                scalars=job.optimizer.scalars(rates, self.step),
+                batch_size=job.batch_size,
+                rows_per_task=rows_per_task(batch, team.threads),
+                step=self.step,
+                seed=np.uint64(job.seed),
+                l1=np.float32(network.l1),
+                l2=np.float32(network.l2),
+                hot=np.float32(1 - network.label_smoothing + share),
+                cold=np.float32(share),
+                clip_norm=job.optimizer.clip_norm,
+            )
+            self.make_room(round_up(batch, MOST_ROWS_PER_TASK))
+            self.shared[:] = 0
+            team.run(
+                self.kernels(classes).train,
+                self.plan,
+                batches,
+                self.store,
+                self.transposed,
+                self.arena,
+                self.scratch,
+                self.shared.ctypes.data,
+                *results,
+            )
+            self.step += len(rates)
+        return results
+
+    def forward(self, x: npt.NDArray[Any]) -> FloatArray:
+        network = self.job.network
+        z = np.empty((len(x), network.sizes[-1]), np.float32)
+        team = self.team(network.flops_per_row // 3 * len(x))
+        with self.lock:
+            block = rows_per_task(len(x), team.threads)
+            self.make_room(block * team.threads)
+            self.shared[:] = 0
+            team.run(
+                self.kernels(True).predict,
+                self.plan,
+                writable(x),
+                self.shift,
+                self.factor,
+                self.store,
+                self.arena,
+                self.shared.ctypes.data,
+                z,
+                block,
+            )
+        return z
+
+    def team(self, flops: int) -> Team:
+        """All threads, or the caller alone if there is too little to do."""
+        return self.teams[self.threads if flops >= LEAST_FLOPS * self.threads else 1]
+
+    def make_room(self, rows: int) -> None:
+        """Let the arena hold at least `rows` rows. What it holds between calls does not matter."""
+        if rows > self.rows:
+            layout = make_layout(self.job.network, self.lanes, rows)
+            self.plan, self.arena, self.rows = layout.plan, aligned((layout.arena,)), rows
+
+    def close(self) -> None:
+        for team in self.teams.values():
+            team.close()
+
+
+def rows_per_task(rows: int, threads: int) -> int:
+    """Rows of a task: few enough for every thread to have some to claim, many enough to use each weight often."""
+    return min(round_up(max(1, rows // (threads * TASKS_PER_THREAD)), TILE_ROWS), MOST_ROWS_PER_TASK)
+
+
+def aligned(shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
+    """Zeros that start on a cache line."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.zeros(size + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def vector(values: npt.NDArray[Any], features: int) -> npt.NDArray[np.float32]:
+    """One float32 per feature, from one per feature or one for all."""
+    return np.ascontiguousarray(np.broadcast_to(np.asarray(values, np.float32), (features,)))
+
+
+def writable(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same memory without NumPy's read-only flag, for which Numba would compile every kernel a second time.
+
+    Kernels only read it. The caller keeps the array alive.
+    """
+    if array.flags.writeable or array.size == 0:
+        return array if array.flags.writeable else array.copy()
+    memory = (ctypes.c_char * array.nbytes).from_address(array.ctypes.data)
+    return np.frombuffer(memory, array.dtype).reshape(array.shape)

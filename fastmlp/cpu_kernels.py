@@ -1,0 +1,577 @@
+"""The CPU engine's kernels: whole runs of training steps, and prediction, each one compiled function per thread.
+
+`make_kernels` builds them for a `Specialisation`; what differs from network to network only in size is data (cpu_plan.py),
+not code. Kernels check nothing and cannot raise.
+
+How threads share a step. A step is a sequence of phases: the rows of the batch forward and backward; the gradient of every
+weight with its update as the tile's epilogue (with clipping: the gradients, then the updates). A phase is a number of tasks.
+One shared word holds phase number and next ticket; a thread draws a ticket by adding one. Whoever finishes the last task of a
+phase opens the next. No thread is waited for, only tasks are: a thread that the system has put to sleep delays at most the
+one task it holds, and more threads than cores do no harm. Which thread computes a task changes no bit of it: each task
+writes what nobody else writes, and each sum runs in a fixed order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from fastmlp.cpu_cache import KernelCache
+from fastmlp.cpu_plan import CHUNK_ROWS, TILE_ROWS, TILE_VECTORS
+from fastmlp.cpu_simd import atomic_load, atomic_store, fetch_add, make_tile, make_transpose, pause, yield_core
+from fastmlp.functions import ACTIVATIONS, LOSSES
+from fastmlp.optimizers import DECAY, RULES
+from fastmlp.philox import MASK32, SHIFT32, philox4x32
+
+ZERO = np.float32(0)
+ONE = np.float32(1)
+FLOAT_BYTES = 4
+
+# Words of `shared`, each on a cache line of its own.
+WORD, DONE = 0, 8
+SHARED_WORDS = 16
+TICKETS = 32  # the low bits of the word hold the ticket, the high ones the phase
+SPINS = 2000  # pauses before a waiting thread offers its core to another, about 50 microseconds
+
+# Rows of `store`
+PARAMETERS, SLOT_M, SLOT_V, GRADIENT = 0, 1, 2, 3
+
+# Activations that run as epilogues of the tiles; the others run their scalar functions over rows still in the cache.
+FUSED = ("relu", "linear")
+
+
+class Specialisation(NamedTuple):
+    """What kernels are compiled for; all else is data.
+
+    lanes : floats of a vector
+    activations : names in use, sorted
+    loss, output : as in `Network`
+    rule : name of the update rule
+    dropout, clip : whether any layer drops units, whether the gradient is clipped
+    classes : whether targets are class numbers
+    fused : whether the activations of FUSED run as epilogues; without it everything runs, slower
+    """
+
+    lanes: int
+    activations: tuple[str, ...]
+    loss: str
+    output: str
+    rule: str
+    dropout: bool
+    clip: bool
+    classes: bool
+    fused: bool = True
+
+
+class Kernels(NamedTuple):
+    """train(t, plan, batches, store, transposed, arena, scratch, shared, loss, correct) and
+    predict(t, plan, x, shift, factor, store, arena, shared, z, rows_per_task), for thread t of a team.
+    """
+
+    train: Any
+    predict: Any
+
+
+class Batches(NamedTuple):
+    """What a run of steps trains on.
+
+    x (n, features) uint8 or float32; labels (n,) int32 and targets (n, outputs) float32, one of them empty
+    order (rows,) int64; row_scale (rows,) float32: share of each row in its batch's mean
+    shift, factor (features,) float32: x is scaled to (x - shift) factor
+    scalars (steps, 7) float32: `Optimizer.scalars`
+    batch_size; rows_per_task; step: updates made before; seed
+    l1, l2, hot, cold, clip_norm: penalties; target of the row's class and of the others; largest gradient norm
+    """
+
+    x: Any
+    labels: Any
+    targets: Any
+    order: Any
+    row_scale: Any
+    shift: Any
+    factor: Any
+    scalars: Any
+    batch_size: int
+    rows_per_task: int
+    step: int
+    seed: int
+    l1: Any
+    l2: Any
+    hot: Any
+    cold: Any
+    clip_norm: Any
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """njit as every kernel wants it: no GIL, IEEE arithmetic (no fastmath: a NaN must be seen), no exceptions."""
+    return njit(nogil=True, error_model="numpy", boundscheck=False)(function)
+
+
+def cached(function: Callable[..., Any], name: str) -> Any:
+    """An entry kernel: compiled, and kept on disk under `name`."""
+    dispatcher = compiled(function)
+    dispatcher._cache = KernelCache(name)
+    return dispatcher
+
+
+def compiled_with_callees(function: Callable[..., Any]) -> Any:
+    """Compile a scalar formula together with the plain functions of its own file that it calls."""
+    names = [name for name in function.__code__.co_names if isinstance(function.__globals__.get(name), FunctionType)]
+    replaced = {name: compiled_with_callees(function.__globals__[name]) for name in names}
+    copy = FunctionType(function.__code__, {**function.__globals__, **replaced}, function.__name__)
+    return compiled(copy)
+
+
+# ------------------------------------------------------------------------------------------------ pieces
+
+
+def make_product(lanes: int, epilogue: str, extra_like_c: bool) -> Any:
+    """product(a, a_row, a_k, b, b_k, b_panel, c, c_row, k, extra, rows, panels): C = epilogue(A B), by tiles.
+
+    rows are a multiple of TILE_ROWS; panels of `lanes` columns. C is row-major with rows c_row apart; A, B, addresses and
+    strides as in `cpu_simd.make_tile`. `extra` holds a number per column, or is laid out like C.
+    """
+    wide = make_tile(TILE_ROWS, TILE_VECTORS, lanes, epilogue)
+    narrow = make_tile(TILE_ROWS, 1, lanes, epilogue)
+
+    @compiled
+    def product(a, a_row, a_k, b, b_k, b_panel, c, c_row, k, extra, rows, panels):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+        for p in range(0, panels, TILE_VECTORS):
+            b_at = b + p * b_panel * FLOAT_BYTES
+            for i in range(0, rows, TILE_ROWS):
+                a_at = a + i * a_row * FLOAT_BYTES
+                at = (i * c_row + p * lanes) * FLOAT_BYTES
+                extra_at = extra + (at if extra_like_c else p * lanes * FLOAT_BYTES)
+                if p + TILE_VECTORS <= panels:
+                    wide(a_at, a_row, a_k, b_at, b_k, b_panel, c + at, c_row, lanes, k, extra_at)
+                else:
+                    narrow(a_at, a_row, a_k, b_at, b_k, b_panel, c + at, c_row, lanes, k, extra_at)
+
+    return product
+
+
+def make_activate(names: tuple[str, ...]) -> Any:
+    """activate(code, a, y, s): y holds z and becomes f(z), s becomes f'(z), for the activation number `code` of `names`."""
+    if not names:
+        return compiled(lambda code, a, y, s: None)
+    value, slope = (compiled_with_callees(f) for f in ACTIVATIONS[names[-1]][:2])
+    number = len(names) - 1
+    others = make_activate(names[:-1])
+
+    @compiled
+    def activate(code, a, y, s):  # type: ignore[no-untyped-def]
+        if code == number:
+            for i in range(len(y)):
+                z = y[i]
+                y[i] = value(z, a)
+                s[i] = slope(z, y[i], a)
+        else:
+            others(code, a, y, s)
+
+    return activate
+
+
+def make_update(rule_name: str) -> Any:
+    """update(p, m, v, g, s): the rule over a run of parameters; slots that the rule lacks are left alone."""
+    rule = compiled_with_callees(RULES[rule_name].update)
+    has_m, has_v = "m" in RULES[rule_name].slots, "v" in RULES[rule_name].slots
+
+    @compiled
+    def update(p, m, v, g, s):  # type: ignore[no-untyped-def]
+        for i in range(len(p)):
+            p_new, m_new, v_new = rule(p[i], g[i], m[i] if has_m else ZERO, v[i] if has_v else ZERO, s)
+            p[i] = p_new
+            if has_m:
+                m[i] = m_new
+            if has_v:
+                v[i] = v_new
+
+    return update
+
+
+@compiled
+def scale_row(x, shift, factor, out):  # type: ignore[no-untyped-def]
+    """out = (x - shift) factor for one row, from uint8 or float32."""
+    for k in range(len(x)):
+        out[k] = (np.float32(x[k]) - shift[k]) * factor[k]
+
+
+philox_scalar = compiled(philox4x32)
+
+
+@compiled
+def drop_row(y, s, layer, row, step, seed, threshold, scale):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    """Multiply a row of activations and slopes by the dropout factors of `philox.keep_mask`; len(y) is a multiple of 4."""
+    key = np.uint64(seed)
+    for group in range(len(y) // 4):
+        words = philox_scalar(
+            np.uint64(group), np.uint64(row), np.uint64(layer), np.uint64(step), key & MASK32, key >> SHIFT32
+        )
+        for word in range(4):
+            factor = scale if words[word] >= threshold else ZERO
+            y[4 * group + word] *= factor
+            s[4 * group + word] *= factor
+
+
+# ------------------------------------------------------------------------------------------------ sharing work
+
+
+@compiled
+def draw(shared):  # type: ignore[no-untyped-def]
+    """The current phase and a ticket in it, drawn from the shared word."""
+    word = fetch_add(shared + 8 * WORD, 1)
+    return word >> TICKETS, word & ((1 << TICKETS) - 1)
+
+
+@compiled
+def last_of_phase(shared, tasks):  # type: ignore[no-untyped-def]
+    """Report a finished task; True to the thread that finished the last one, which must then call `open_phase`.
+
+    The atomic add makes what every thread wrote in the phase visible to this one.
+    """
+    return fetch_add(shared + 8 * DONE, 1) == tasks - 1
+
+
+@compiled
+def open_phase(shared, phase):  # type: ignore[no-untyped-def]
+    """Open a phase: the release makes all that was written before visible to whoever draws a ticket in it."""
+    atomic_store(shared + 8 * DONE, 0)
+    atomic_store(shared + 8 * WORD, phase << TICKETS)
+
+
+@compiled
+def wait_for_end_of(shared, phase):  # type: ignore[no-untyped-def]
+    """Wait until another phase is open: spin, then let others have the core."""
+    spins = 0
+    while atomic_load(shared + 8 * WORD) >> TICKETS == phase:
+        pause()
+        spins += 1
+        if spins > SPINS:
+            yield_core()
+
+
+# ------------------------------------------------------------------------------------------------ forward
+
+
+def make_forward(spec: Specialisation) -> Any:
+    """forward(plan, store, arena, first, rows, batch_row, step, seed): rows [first, first + rows) of the arena, all layers.
+
+    From scaled inputs at y_at[0] to output pre-activations at y_at[last]; slopes to s_at but for activations that run
+    fused. step < 0 means prediction: no dropout. Writes whole tiles: rows up to the next multiple of TILE_ROWS.
+    """
+    lanes, names = spec.lanes, spec.activations
+    plain = make_product(lanes, "bias", False)
+    fused_relu = make_product(lanes, "bias-relu", False)
+    relu, linear = fused_codes(spec)
+    activate = make_activate(names)
+
+    @compiled
+    def forward(plan, store, arena, first, rows, step, seed):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+        rows_p = -(-rows // TILE_ROWS) * TILE_ROWS
+        base, weights = arena.ctypes.data, store.ctypes.data
+        last = len(plan.fan_in) - 1
+        for layer in range(last + 1):
+            k, k_p, n, n_p = plan.fan_in[layer], plan.fan_in_p[layer], plan.fan_out[layer], plan.fan_out_p[layer]
+            ld_x, ld_y = plan.ld[layer], plan.ld[layer + 1]
+            x_at = base + (plan.y_at[layer] + first * ld_x) * FLOAT_BYTES
+            y_start = plan.y_at[layer + 1] + first * ld_y
+            w_at, b_at = weights + plan.w_at[layer] * FLOAT_BYTES, weights + plan.b_at[layer] * FLOAT_BYTES
+            y_at = base + y_start * FLOAT_BYTES
+            panels = n_p // lanes
+            hidden = layer < last
+            drops = hidden and step >= 0 and plan.threshold[layer] > 0
+            if hidden and plan.code[layer] == relu and not drops:
+                fused_relu(x_at, ld_x, 1, w_at, lanes, k_p * lanes, y_at, ld_y, k, b_at, rows_p, panels)
+                continue
+            plain(x_at, ld_x, 1, w_at, lanes, k_p * lanes, y_at, ld_y, k, b_at, rows_p, panels)
+            if not hidden or (plan.code[layer] == linear and not drops):
+                continue
+            y = arena[y_start : y_start + rows_p * ld_y]
+            s_start = plan.s_at[layer + 1] + first * ld_y
+            s = arena[s_start : s_start + rows_p * ld_y]
+            activate(plan.code[layer], plan.parameter[layer], y, s)
+            for r in range(rows):
+                at = r * ld_y
+                if drops:
+                    drop_row(
+                        y[at : at + n_p],
+                        s[at : at + n_p],
+                        layer,
+                        first + r,
+                        step,
+                        seed,
+                        plan.threshold[layer],
+                        plan.keep_scale[layer],
+                    )
+                for j in range(n, n_p):  # padding stays zero, whatever f(0) is
+                    y[at + j] = ZERO
+                    s[at + j] = ZERO
+
+    return forward
+
+
+def fused_codes(spec: Specialisation) -> tuple[int, int]:
+    """Codes of relu and linear if they run as epilogues, else -1."""
+    codes = [spec.activations.index(f) if spec.fused and f in spec.activations else -1 for f in FUSED]
+    return codes[0], codes[1]
+
+
+# ------------------------------------------------------------------------------------------------ a step's phases
+
+
+def make_rows_task(spec: Specialisation) -> Any:
+    """rows_task(plan, batches, store, transposed, arena, targets, loss, correct, start, first, rows).
+
+    Rows [first, first + rows) of the batch that starts at `start` in the order: scale, forward, loss, and dz of every layer.
+    Reads weights; writes these rows of the arena, of loss and of correct. `targets` (outputs,) is the thread's own.
+    """
+    lanes = spec.lanes
+    forward = make_forward(spec)
+    loss_row = compiled_with_callees(LOSSES[spec.loss][spec.output])
+    relu, linear = fused_codes(spec)
+    masked = make_product(lanes, "where-positive", True)
+    sloped = make_product(lanes, "times", True)
+    unchanged = make_product(lanes, "keep", False)
+    classes = spec.classes
+
+    @compiled
+    def rows_task(plan, batches, store, transposed, arena, targets, loss, correct, start, first, rows):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+        features, ld = plan.fan_in[0], plan.ld[0]
+        for r in range(first, first + rows):
+            at = plan.y_at[0] + r * ld
+            x = batches.x[batches.order[start + r]]
+            scale_row(x, batches.shift, batches.factor, arena[at : at + features])
+        step = batches.step + start // batches.batch_size
+        forward(plan, store, arena, first, rows, step, batches.seed)
+
+        last = len(plan.fan_in)
+        n, n_p, ld = plan.fan_out[last - 1], plan.fan_out_p[last - 1], plan.ld[last]
+        for r in range(first, first + rows):
+            source = batches.order[start + r]
+            z_at, dz_at = plan.y_at[last] + r * ld, plan.dz_at[last] + r * ld
+            z, dz = arena[z_at : z_at + n], arena[dz_at : dz_at + n_p]
+            for j in range(n):
+                targets[j] = batches.cold if classes else batches.targets[source, j]
+            if classes:
+                targets[batches.labels[source]] = batches.hot
+                correct[start + r] = first_peak(z) == batches.labels[source]
+            loss[start + r] = loss_row(z, targets, dz, n)
+            for j in range(n):
+                dz[j] *= batches.row_scale[start + r]
+
+        rows_p = -(-rows // TILE_ROWS) * TILE_ROWS
+        base, weights = arena.ctypes.data, transposed.ctypes.data
+        for layer in range(last - 1, 0, -1):
+            ld_dz, ld_dx = plan.ld[layer + 1], plan.ld[layer]
+            n_p, panels = plan.fan_out_p[layer], plan.fan_in_p[layer] // lanes
+            dz_at = base + (plan.dz_at[layer + 1] + first * ld_dz) * FLOAT_BYTES
+            dx_at = base + (plan.dz_at[layer] + first * ld_dx) * FLOAT_BYTES
+            w_at = weights + plan.t_at[layer] * FLOAT_BYTES
+            k, panel = plan.fan_out[layer], n_p * lanes
+            drops = plan.threshold[layer - 1] > 0
+            if plan.code[layer - 1] == relu and not drops:
+                y_at = base + (plan.y_at[layer] + first * ld_dx) * FLOAT_BYTES
+                masked(dz_at, ld_dz, 1, w_at, lanes, panel, dx_at, ld_dx, k, y_at, rows_p, panels)
+            elif plan.code[layer - 1] == linear and not drops:
+                unchanged(dz_at, ld_dz, 1, w_at, lanes, panel, dx_at, ld_dx, k, 0, rows_p, panels)
+            else:
+                s_at = base + (plan.s_at[layer] + first * ld_dx) * FLOAT_BYTES
+                sloped(dz_at, ld_dz, 1, w_at, lanes, panel, dx_at, ld_dx, k, s_at, rows_p, panels)
+
+    return rows_task
+
+
+@compiled
+def first_peak(z):  # type: ignore[no-untyped-def]
+    """Index of the first largest element, as np.argmax for finite numbers."""
+    best = 0
+    for j in range(1, len(z)):
+        if z[j] > z[best]:
+            best = j
+    return best
+
+
+def make_weights_tasks(spec: Specialisation) -> tuple[Any, Any, Any]:
+    """gradient_task, penalise and update_task, which work on a rectangle of a layer's weights, a row of `Plan.tasks`.
+
+    The rectangle's gradient is held in the float array `gradient`: panel p from g_at + p g_stride on, and its columns'
+    biases, which go with the topmost rectangle, from b_at on.
+    """
+    lanes = spec.lanes
+    wide, narrow = make_tile(TILE_ROWS, TILE_VECTORS, lanes, "keep"), make_tile(TILE_ROWS, 1, lanes, "keep")
+    row_wide, row_narrow = make_tile(1, TILE_VECTORS, lanes, "keep"), make_tile(1, 1, lanes, "keep")
+    update = make_update(spec.rule)
+    transpose = make_transpose(lanes)
+
+    @compiled
+    def gradient_task(plan, arena, gradient, g_at, g_stride, b_at, ones, task, rows):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+        """dw = x' dz and db = 1' dz over `rows` rows. ones: address of a 1.0."""
+        layer, panel, panels, k_first, k_rows = task[0], task[1], task[2], task[3], task[4]
+        ld_x, ld_dz = plan.ld[layer], plan.ld[layer + 1]
+        x = arena.ctypes.data + (plan.y_at[layer] + k_first) * FLOAT_BYTES
+        dz = arena.ctypes.data + (plan.dz_at[layer + 1] + panel * lanes) * FLOAT_BYTES
+        weights, biases = gradient.ctypes.data + g_at * FLOAT_BYTES, gradient.ctypes.data + b_at * FLOAT_BYTES
+        for k in range(0, k_rows, TILE_ROWS):
+            at = weights + k * lanes * FLOAT_BYTES
+            if panels == TILE_VECTORS:
+                wide(x + k * FLOAT_BYTES, 1, ld_x, dz, ld_dz, lanes, at, lanes, g_stride, rows, 0)
+            else:
+                narrow(x + k * FLOAT_BYTES, 1, ld_x, dz, ld_dz, lanes, at, lanes, g_stride, rows, 0)
+        if k_first == 0:
+            if panels == TILE_VECTORS:
+                row_wide(ones, 0, 0, dz, ld_dz, lanes, biases, lanes, lanes, rows, 0)
+            else:
+                row_narrow(ones, 0, 0, dz, ld_dz, lanes, biases, lanes, lanes, rows, 0)
+
+    @compiled
+    def penalise(plan, batches, store, gradient, g_at, g_stride, task):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+        """g += l2 w + l1 sign(w), weights only."""
+        layer, panel, panels, k_first, k_rows = task[0], task[1], task[2], task[3], task[4]
+        size = k_rows * lanes
+        for p in range(panels):
+            at = plan.w_at[layer] + ((panel + p) * plan.fan_in_p[layer] + k_first) * lanes
+            g = gradient[g_at + p * g_stride : g_at + p * g_stride + size]
+            w = store[PARAMETERS, at : at + size]
+            for i in range(size):
+                sign = np.float32(w[i] > ZERO) - np.float32(w[i] < ZERO)
+                g[i] += batches.l2 * w[i] + batches.l1 * sign
+
+    @compiled
+    def update_task(plan, store, transposed, gradient, g_at, g_stride, b_at, task, s):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+        """The rule over the rectangle and its biases (which do not decay); renews the transposed copy."""
+        layer, panel, panels, k_first, k_rows = task[0], task[1], task[2], task[3], task[4]
+        k_p, n_p = plan.fan_in_p[layer], plan.fan_out_p[layer]
+        size = k_rows * lanes
+        for p in range(panels):
+            at = plan.w_at[layer] + ((panel + p) * k_p + k_first) * lanes
+            g = gradient[g_at + p * g_stride : g_at + p * g_stride + size]
+            w = slice(at, at + size)
+            update(store[PARAMETERS, w], store[SLOT_M, w], store[SLOT_V, w], g, s)
+            if layer > 0:
+                source = store.ctypes.data + at * FLOAT_BYTES
+                for k in range(0, k_rows, lanes):
+                    to = plan.t_at[layer] + ((k_first + k) // lanes * n_p + (panel + p) * lanes) * lanes
+                    transpose(source + k * lanes * FLOAT_BYTES, lanes, transposed.ctypes.data + to * FLOAT_BYTES, lanes)
+        if k_first == 0:
+            at = plan.b_at[layer] + panel * lanes
+            g = gradient[b_at : b_at + panels * lanes]
+            b = slice(at, at + panels * lanes)
+            update(store[PARAMETERS, b], store[SLOT_M, b], store[SLOT_V, b], g, s[:DECAY] + (ZERO,))
+
+    return gradient_task, penalise, update_task
+
+
+# ------------------------------------------------------------------------------------------------ the entry kernels
+
+
+def make_kernels(spec: Specialisation) -> Kernels:
+    """The compiled kernels of a specialisation; compiled at the first call, from the cache if it has them."""
+    return Kernels(cached(make_train(spec), f"train {spec}"), cached(make_predict(spec), f"predict {spec}"))
+
+
+def make_train(spec: Specialisation) -> Callable[..., None]:
+    """Training steps: two phases each, or three with clipping, where all gradients must be known before the first update."""
+    lanes, clipped = spec.lanes, spec.clip
+    phases = 3 if clipped else 2
+    rows_task = make_rows_task(spec)
+    gradient_task, penalise, update_task = make_weights_tasks(spec)
+    panel_stride = CHUNK_ROWS * lanes  # of a rectangle's gradient in the thread's own scratch
+    biases_at = TILE_VECTORS * panel_stride
+    ones_at = biases_at + TILE_VECTORS * lanes
+
+    def train(t, plan, batches, store, transposed, arena, scratch, shared, loss, correct):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+        steps = len(batches.scalars)
+        own = scratch[t]
+        own[ones_at] = ONE
+        ones = own.ctypes.data + ones_at * FLOAT_BYTES
+        targets = own[ones_at + 1 :]
+        gradient = store[GRADIENT] if clipped else own
+        while True:
+            phase, ticket = draw(shared)
+            step, kind = phase // phases, phase % phases
+            if step >= steps:
+                return
+            start = step * batches.batch_size
+            rows = min(batches.batch_size, len(batches.order) - start)
+            tasks = -(-rows // batches.rows_per_task) if kind == 0 else len(plan.tasks)
+            if ticket >= tasks:
+                wait_for_end_of(shared, phase)
+                continue
+            if kind == 0:
+                # Reads weights, which the phase before wrote; writes its own rows of y, s, dz.
+                first = ticket * batches.rows_per_task
+                count = min(batches.rows_per_task, rows - first)
+                rows_task(plan, batches, store, transposed, arena, targets, loss, correct, start, first, count)
+            else:
+                task = plan.tasks[ticket]
+                layer, panel, k_first = task[0], task[1], task[3]
+                stride = plan.fan_in_p[layer] * lanes if clipped else panel_stride
+                g_at = plan.w_at[layer] + panel * stride + k_first * lanes if clipped else 0
+                b_at = plan.b_at[layer] + panel * lanes if clipped else biases_at
+                if kind == 1:
+                    # Reads all rows of y and dz, which the phase before wrote; writes its rectangle of the gradient.
+                    gradient_task(plan, arena, gradient, g_at, stride, b_at, ones, task, rows)
+                    if batches.l1 > 0 or batches.l2 > 0:
+                        penalise(plan, batches, store, gradient, g_at, stride, task)
+                if kind == phases - 1:
+                    # Reads its rectangle of the gradient, its own or (clipped) scaled by the last finisher of the phase
+                    # before; writes its rectangle of weights, slots and transposed weights.
+                    scalars = scalars_of(batches.scalars, step)
+                    update_task(plan, store, transposed, gradient, g_at, stride, b_at, task, scalars)
+            if last_of_phase(shared, tasks):
+                if clipped and kind == 1:
+                    clip(gradient, batches.clip_norm)
+                open_phase(shared, phase + 1)
+
+    return train
+
+
+@compiled
+def scalars_of(table, step):  # type: ignore[no-untyped-def]
+    """A row of the table as a tuple, so that loops over parameters keep it in registers."""
+    return (table[step, 0], table[step, 1], table[step, 2], table[step, 3], table[step, 4], table[step, 5], table[step, 6])
+
+
+@compiled
+def clip(gradient, largest):  # type: ignore[no-untyped-def]
+    """Scale the whole gradient, padding (zeros) included, down to Euclidean norm `largest` if it is longer."""
+    total = 0.0
+    for i in range(len(gradient)):
+        total += np.float64(gradient[i]) * np.float64(gradient[i])
+    norm = math.sqrt(total)
+    if norm > largest:
+        scale = np.float32(largest / norm)
+        for i in range(len(gradient)):
+            gradient[i] *= scale
+
+
+def make_predict(spec: Specialisation) -> Callable[..., None]:
+    """Prediction: one phase, a task is a block of rows that passes through the thread's own rows of the arena."""
+    forward = make_forward(spec)
+
+    def predict(t, plan, x, shift, factor, store, arena, shared, z, rows_per_task):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+        tasks = -(-len(x) // rows_per_task)
+        last = len(plan.fan_in)
+        features, outputs = plan.fan_in[0], plan.fan_out[last - 1]
+        first = t * rows_per_task
+        while True:
+            _, ticket = draw(shared)
+            if ticket >= tasks:
+                return
+            start = ticket * rows_per_task
+            rows = min(rows_per_task, len(x) - start)
+            for r in range(rows):
+                at = plan.y_at[0] + (first + r) * plan.ld[0]
+                scale_row(x[start + r], shift, factor, arena[at : at + features])
+            forward(plan, store[PARAMETERS], arena, first, rows, -1, np.uint64(0))
+            for r in range(rows):
+                at = plan.y_at[last] + (first + r) * plan.ld[last]
+                for j in range(outputs):
+                    z[start + r, j] = arena[at + j]
+
+    return predict

@@ -1,0 +1,57 @@
+"""The errors that fastmlp raises on purpose, each with the exit code of the command line.
+
+Every message says what was given, what is needed, and what to do. Anything that is not one of these is a bug (exit code 1).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FastMLPError(Exception):
+    """Base of all errors that a user can cause or cure."""
+
+    exit_code = 1
+
+
+class ConfigError(FastMLPError, ValueError):
+    """A setting, a flag or a key is wrong, or two of them contradict each other."""
+
+    exit_code = 2
+
+
+class DataError(FastMLPError, ValueError):
+    """A file or an array is damaged, has the wrong shape, or holds values that cannot be used."""
+
+    exit_code = 3
+
+
+class UnavailableError(FastMLPError, RuntimeError):
+    """An optional package, a device or the network is needed and missing."""
+
+    exit_code = 4
+
+
+class DivergedError(FastMLPError, ArithmeticError):
+    """The training loss became NaN or infinite."""
+
+    exit_code = 5
+
+
+class ThresholdError(FastMLPError, AssertionError):
+    """A figure that the user asked for was missed."""
+
+    exit_code = 6
+
+
+def unknown_name(kind: str, given: str, allowed: Iterable[str]) -> str:
+    """Message for a name that is not in a registry: names the nearest valid one and lists all.
+
+    >>> unknown_name("activation", "rleu", ["relu", "tanh"])
+    "unknown activation 'rleu'; did you mean 'relu'? Valid: relu, tanh"
+    """
+    names = list(allowed)
+    near = difflib.get_close_matches(given, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return f"unknown {kind} {given!r}{hint} Valid: {', '.join(names)}"

@@ -1,0 +1,248 @@
+"""Scalar formulas of the activations, the outputs and the losses, and the registries that name them.
+
+One definition each: these functions are compiled for the CPU, and for CUDA devices, as they stand. The same mathematics in
+array form, the specification, is in reference.py, and a test compares the two on a grid. Only `math`, typed constants and
+plain loops, so that any Numba target takes them: a bare `1.0` would turn float32 into float64.
+
+Activations. value(z, a) is f(z); slope(z, y, a) is f'(z), given z and y = f(z). `a` is the activation's parameter:
+the slope on the negative side for leaky-relu and leaky-gelu, alpha for elu; the others ignore it.
+
+=========== ================================================= =========
+name        f(z)                                              default a
+=========== ================================================= =========
+linear      z
+relu        max(z, 0), slope 0 at 0
+leaky-relu  z for z > 0, a z otherwise                        0.01
+tanh        tanh z
+sigmoid     1 / (1 + exp(-z))
+gelu        z P(z), P the normal distribution function
+leaky-gelu  a z + (1 - a) gelu(z)                             0.01
+silu        z sigmoid(z)
+elu         z for z > 0, a (exp(z) - 1) otherwise             1.0
+=========== ================================================= =========
+
+leaky-gelu has no accepted definition. Ours is to gelu what leaky-relu is to relu: leaky-relu(z) = a z + (1 - a) relu(z), so
+leaky-gelu(z) = a z + (1 - a) gelu(z), with slope a far to the left and 1 far to the right.
+
+Sources: gelu, Hendrycks & Gimpel 2016 (arXiv:1606.08415) section 2, exact form; silu, Elfwing et al. 2017 (arXiv:1702.03118);
+elu, Clevert et al. 2015 (arXiv:1511.07289) equation 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastmlp.errors import ConfigError, unknown_name
+
+ZERO = np.float32(0)
+HALF = np.float32(0.5)
+ONE = np.float32(1)
+SQRT_HALF = np.float32(math.sqrt(0.5))
+INV_SQRT_2PI = np.float32(1 / math.sqrt(2 * math.pi))
+
+
+def linear_value(z: Any, a: Any) -> Any:
+    return z
+
+
+def linear_slope(z: Any, y: Any, a: Any) -> Any:
+    return ONE
+
+
+def relu_value(z: Any, a: Any) -> Any:
+    return ZERO if z <= ZERO else z  # in this order a NaN stays a NaN
+
+
+def relu_slope(z: Any, y: Any, a: Any) -> Any:
+    return ONE if z > ZERO else ZERO
+
+
+def leaky_relu_value(z: Any, a: Any) -> Any:
+    return a * z if z <= ZERO else z
+
+
+def leaky_relu_slope(z: Any, y: Any, a: Any) -> Any:
+    return ONE if z > ZERO else a
+
+
+def tanh_value(z: Any, a: Any) -> Any:
+    return math.tanh(z)
+
+
+def tanh_slope(z: Any, y: Any, a: Any) -> Any:
+    return ONE - y * y
+
+
+def sigmoid_value(z: Any, a: Any) -> Any:
+    return ONE / (ONE + math.exp(-z))
+
+
+def sigmoid_slope(z: Any, y: Any, a: Any) -> Any:
+    return y * (ONE - y)
+
+
+def normal_cdf(z: Any) -> Any:
+    """P(z), by erfc so that the left tail keeps its relative accuracy."""
+    return HALF * math.erfc(-z * SQRT_HALF)
+
+
+def gelu_value(z: Any, a: Any) -> Any:
+    return z * normal_cdf(z)
+
+
+def gelu_slope(z: Any, y: Any, a: Any) -> Any:
+    return normal_cdf(z) + z * INV_SQRT_2PI * math.exp(-HALF * z * z)
+
+
+def leaky_gelu_value(z: Any, a: Any) -> Any:
+    return a * z + (ONE - a) * (z * normal_cdf(z))
+
+
+def leaky_gelu_slope(z: Any, y: Any, a: Any) -> Any:
+    return a + (ONE - a) * (normal_cdf(z) + z * INV_SQRT_2PI * math.exp(-HALF * z * z))
+
+
+def silu_value(z: Any, a: Any) -> Any:
+    return z / (ONE + math.exp(-z))
+
+
+def silu_slope(z: Any, y: Any, a: Any) -> Any:
+    s = ONE / (ONE + math.exp(-z))
+    return s + y * (ONE - s)
+
+
+def elu_value(z: Any, a: Any) -> Any:
+    return a * math.expm1(z) if z <= ZERO else z
+
+
+def elu_slope(z: Any, y: Any, a: Any) -> Any:
+    return ONE if z > ZERO else y + a
+
+
+class Activation(NamedTuple):
+    """An activation: its two scalar functions, and its parameter's default (None: it takes no parameter)."""
+
+    value: Callable[[Any, Any], Any]
+    slope: Callable[[Any, Any, Any], Any]
+    default: float | None = None
+
+
+ACTIVATIONS = {
+    "linear": Activation(linear_value, linear_slope),
+    "relu": Activation(relu_value, relu_slope),
+    "leaky-relu": Activation(leaky_relu_value, leaky_relu_slope, 0.01),
+    "tanh": Activation(tanh_value, tanh_slope),
+    "sigmoid": Activation(sigmoid_value, sigmoid_slope),
+    "gelu": Activation(gelu_value, gelu_slope),
+    "leaky-gelu": Activation(leaky_gelu_value, leaky_gelu_slope, 0.01),
+    "silu": Activation(silu_value, silu_slope),
+    "elu": Activation(elu_value, elu_slope, 1.0),
+}
+
+
+# Row functions: z, t, dz are one row of output pre-activations, targets, gradients, of n entries each. They write
+# dz = d loss / d z and return the row's loss. Every sum runs in index order.
+
+
+def softmax_row(z: Any, y: Any, n: int) -> Any:
+    """y = softmax(z); returns log(sum(exp(z))). The peak is subtracted first, so nothing overflows."""
+    peak = z[0]
+    for j in range(1, n):
+        peak = max(peak, z[j])
+    total = ZERO
+    for j in range(n):
+        y[j] = math.exp(z[j] - peak)
+        total += y[j]
+    for j in range(n):
+        y[j] = y[j] / total
+    return math.log(total) + peak
+
+
+def cross_entropy_row(z: Any, t: Any, dz: Any, n: int) -> Any:
+    """Softmax cross-entropy, sum_j t_j (logsumexp(z) - z_j), for targets that sum to 1; dz = softmax(z) - t."""
+    log_total = softmax_row(z, dz, n)
+    loss = ZERO
+    for j in range(n):
+        if t[j] != ZERO:
+            loss += t[j] * (log_total - z[j])
+        dz[j] = dz[j] - t[j]
+    return loss
+
+
+def squared_error_linear_row(z: Any, t: Any, dz: Any, n: int) -> Any:
+    """Half the squared distance of y = z from t; dz = y - t."""
+    loss = ZERO
+    for j in range(n):
+        error = z[j] - t[j]
+        loss += HALF * error * error
+        dz[j] = error
+    return loss
+
+
+def squared_error_sigmoid_row(z: Any, t: Any, dz: Any, n: int) -> Any:
+    """Half the squared distance of y = sigmoid(z) from t; dz = (y - t) y (1 - y)."""
+    loss = ZERO
+    for j in range(n):
+        y = sigmoid_value(z[j], ZERO)
+        error = y - t[j]
+        loss += HALF * error * error
+        dz[j] = error * sigmoid_slope(z[j], y, ZERO)
+    return loss
+
+
+def squared_error_softmax_row(z: Any, t: Any, dz: Any, n: int) -> Any:
+    """Half the squared distance of y = softmax(z) from t. The Jacobian dy_i/dz_j = y_i (1[i=j] - y_j) gives
+    dz_j = y_j ((y_j - t_j) - sum_i (y_i - t_i) y_i).
+    """
+    softmax_row(z, dz, n)
+    loss = ZERO
+    mean_error = ZERO
+    for j in range(n):
+        error = dz[j] - t[j]
+        loss += HALF * error * error
+        mean_error += error * dz[j]
+    for j in range(n):
+        dz[j] = dz[j] * (dz[j] - t[j] - mean_error)
+    return loss
+
+
+LOSSES: dict[str, dict[str, Callable[..., Any]]] = {
+    "cross-entropy": {"softmax": cross_entropy_row},
+    "squared-error": {
+        "linear": squared_error_linear_row,
+        "sigmoid": squared_error_sigmoid_row,
+        "softmax": squared_error_softmax_row,
+    },
+}
+
+
+def parse_activation(text: str) -> tuple[str, float]:
+    """Name and parameter of "name" or "name:parameter".
+
+    >>> parse_activation("leaky-relu:0.2"), parse_activation("relu")
+    (('leaky-relu', 0.2), ('relu', 0.0))
+    """
+    name, _, parameter = text.partition(":")
+    if name not in ACTIVATIONS:
+        raise ConfigError(unknown_name("activation", name, ACTIVATIONS))
+    default = ACTIVATIONS[name].default
+    if not parameter:
+        return name, default or 0.0
+    if default is None:
+        raise ConfigError(f"activation {name!r} takes no parameter, but {text!r} gives one; write {name!r}")
+    return name, parse_number(f"activation {text!r}", parameter)
+
+
+def parse_number(where: str, text: str) -> float:
+    """The finite number in `text`, or a ConfigError that says where it stands."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ConfigError(f"{where}: {text!r} is not a finite number; write for example leaky-relu:0.01")
+    return number

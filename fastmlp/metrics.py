@@ -1,0 +1,164 @@
+"""Figures of merit of predictions, as plain Python numbers that go into JSON unchanged.
+
+Here: the classification and the regression table, computed by scikit-learn. Not here: the loss (the engines
+compute it), tables and pictures for people (report.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmlp.errors import DataError
+
+
+def classification_metrics(
+    y_true: NDArray[np.integer], y_pred: NDArray[np.integer], classes: tuple[str, ...]
+) -> dict[str, Any]:
+    """Accuracy, precision, recall, F1 and the confusion matrix of predicted classes.
+
+    A ratio with a zero denominator (a class that never occurs or is never predicted) is 0. Every class of
+    `classes` has its row, also one that is absent from both arrays, and counts in the macro average.
+
+    Parameters
+    ----------
+    y_true, y_pred : (n,) integer arrays, n >= 1
+        Numbers of the true and of the predicted classes, 0 .. k-1.
+    classes : tuple of k str
+        Names of the classes.
+
+    Returns
+    -------
+    dict
+        `accuracy`: float, 0 to 1. `per_class`: k dicts with `class`, `precision`, `recall`, `f1`, `support`
+        (rows of this true class). `macro` (plain mean over the classes) and `weighted` (mean weighted by
+        support): dicts with `precision`, `recall`, `f1`. `confusion`: k lists of k int, a row per true class,
+        a column per predicted class.
+
+    Raises
+    ------
+    DataError
+        The arrays are empty, of different lengths, not integer, or hold a number outside 0 .. k-1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> table = classification_metrics(np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1]), ("cat", "dog"))
+    >>> table["accuracy"], table["confusion"]
+    (0.75, [[1, 1], [0, 2]])
+    >>> table["per_class"][0]
+    {'class': 'cat', 'precision': 1.0, 'recall': 0.5, 'f1': 0.6666666666666666, 'support': 2}
+    """
+    _check_labels("y_true", y_true, len(classes))
+    _check_labels("y_pred", y_pred, len(classes))
+    _check_same_shape(y_true, y_pred)
+    k = len(classes)
+    confusion = np.bincount(y_true.astype(np.int64) * k + y_pred, minlength=k * k).reshape(k, k)
+    precision, recall, f1, support = _scores(confusion, None)
+    return {
+        "accuracy": float(np.trace(confusion) / y_true.size),
+        "per_class": [
+            {
+                "class": name,
+                "precision": float(precision[i]),
+                "recall": float(recall[i]),
+                "f1": float(f1[i]),
+                "support": int(support[i]),
+            }
+            for i, name in enumerate(classes)
+        ],
+        "macro": _averages(confusion, "macro"),
+        "weighted": _averages(confusion, "weighted"),
+        "confusion": confusion.tolist(),
+    }
+
+
+def regression_metrics(y_true: NDArray[np.floating], y_pred: NDArray[np.floating]) -> dict[str, float | None]:
+    """Errors of predicted values, averaged over rows and targets, computed in float64.
+
+    Parameters
+    ----------
+    y_true, y_pred : (n, k) float arrays, n >= 1
+        Targets and predictions.
+
+    Returns
+    -------
+    dict
+        `mse`: mean squared error; `mae`: mean absolute error; `r2`: coefficient of determination, the plain
+        mean over the k targets (1 is perfect, 0 is as good as the mean of the targets; None for a single row,
+        where it is undefined).
+
+    Raises
+    ------
+    DataError
+        The arrays are not (n, k) with n, k >= 1, differ in shape, or hold NaN or infinity.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> regression_metrics(np.array([[1.0], [3.0]]), np.array([[1.0], [2.0]]))
+    {'mse': 0.5, 'mae': 0.5, 'r2': 0.5}
+    """
+    for name, y in (("y_true", y_true), ("y_pred", y_pred)):
+        if y.ndim != 2 or y.size == 0:
+            raise DataError(f"{name} has shape {y.shape}; metrics need (rows, targets), at least one of each")
+        if not np.isfinite(y).all():
+            raise DataError(f"{name} holds NaN or infinity; check the data and the training loss")
+    _check_same_shape(y_true, y_pred)
+    from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
+
+    # float64 first: the square of a large float32 error would overflow
+    y_true, y_pred = y_true.astype(np.float64), y_pred.astype(np.float64)
+    return {
+        "mse": float(mean_squared_error(y_true, y_pred)),
+        "mae": float(mean_absolute_error(y_true, y_pred)),
+        "r2": float(r2_score(y_true, y_pred)) if len(y_true) > 1 else None,
+    }
+
+
+def _scores(confusion: NDArray[np.int64], average: str | None) -> tuple[Any, Any, Any, Any]:
+    """Precision, recall, F1, support of a (k, k) confusion matrix; (k,) each, or scalars of an average.
+
+    scikit-learn gets each pair (true, predicted) once, weighted by its count: the same figures as from the
+    rows, but without its warning that many classes in few rows look like a regression problem.
+    """
+    from sklearn.metrics import precision_recall_fscore_support
+
+    true, predicted = np.indices(confusion.shape)
+    result: tuple[Any, Any, Any, Any] = precision_recall_fscore_support(
+        true.ravel(),
+        predicted.ravel(),
+        labels=np.arange(len(confusion)),
+        average=average,
+        sample_weight=confusion.ravel(),
+        zero_division=0,
+    )
+    return result
+
+
+def _averages(confusion: NDArray[np.int64], average: str) -> dict[str, float]:
+    """One row of averages, "macro" or "weighted", of a (k, k) confusion matrix."""
+    precision, recall, f1, _ = _scores(confusion, average)
+    return {"precision": float(precision), "recall": float(recall), "f1": float(f1)}
+
+
+def _check_labels(name: str, y: NDArray[np.integer], k: int) -> None:
+    """y (n,) must hold class numbers 0 .. k-1."""
+    if y.ndim != 1 or y.size == 0:
+        raise DataError(
+            f"{name} has shape {y.shape}; metrics need one class number per row, at least one row"
+        )
+    if not np.issubdtype(y.dtype, np.integer):
+        raise DataError(f"{name} has dtype {y.dtype}; metrics need integer class numbers 0 to {k - 1}")
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= k:
+        outside = low if low < 0 else high
+        raise DataError(f"{name} holds class {outside}, but there are {k} classes; use numbers 0 to {k - 1}")
+
+
+def _check_same_shape(y_true: NDArray[Any], y_pred: NDArray[Any]) -> None:
+    """Truth and prediction must belong to the same rows."""
+    if y_true.shape != y_pred.shape:
+        raise DataError(f"y_true has shape {y_true.shape} and y_pred {y_pred.shape}; they must be equal")

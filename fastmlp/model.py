@@ -1,0 +1,98 @@
+"""`Model`: a network with its numbers, ready to predict; knows the scaling of its inputs and the names of its classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmlp.backends import make_engine
+from fastmlp.contract import Engine, Job, State
+from fastmlp.errors import DataError
+from fastmlp.network import FloatArray, Network
+from fastmlp.optimizers import Optimizer
+from fastmlp.preprocess import Scaling
+
+# Rows that pass through an engine at once in prediction: bounds the memory, and the time until Ctrl-C is seen.
+ROWS_AT_ONCE = 16384
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained network.
+
+    Parameters
+    ----------
+    network : its description
+    parameters : (P,) float32 or float64, the flat vector of `Network.views`
+    scaling : what is done to inputs first; None for nothing
+    classes : names of the classes, empty for regression
+    image_shape : (height, width, channels) if the inputs are images
+    backend, threads : how predictions are computed; see `backends.make_engine`
+    """
+
+    network: Network
+    parameters: FloatArray
+    scaling: Scaling | None = None
+    classes: tuple[str, ...] = ()
+    image_shape: tuple[int, int, int] | None = None
+    backend: str = "auto"
+    threads: int | None = None
+    _engines: list[Engine] = field(default_factory=list, repr=False, compare=False)
+
+    def engine(self) -> Engine:
+        """The engine that holds this model's parameters, made at the first use."""
+        if not self._engines:
+            job = Job(self.network, Optimizer(), scaling=self.scaling, threads=self.threads, dtype=self.parameters.dtype)
+            engine = make_engine(self.backend, job)
+            engine.load(State(self.parameters, np.empty((0, self.network.parameters), self.parameters.dtype), 0))
+            self._engines.append(engine)
+        return self._engines[0]
+
+    def forward(self, x: npt.NDArray[Any]) -> FloatArray:
+        """Pre-activations of the output layer, (n, outputs), for rows x (n, features), raw as they came from the data."""
+        return forward_rows(self.engine(), check_rows(x, self.network.sizes[0], self.parameters.dtype))
+
+    def predict_proba(self, x: npt.NDArray[Any]) -> FloatArray:
+        """Outputs of the network, (n, outputs) float64: probabilities for a softmax output.
+
+        Raises
+        ------
+        DataError : x has the wrong number of features, or values that are not finite
+        """
+        from fastmlp.reference import OUTPUTS
+
+        return OUTPUTS[self.network.output or ""](self.forward(x).astype(np.float64))
+
+    def predict(self, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Class numbers (n,) int64, or for regression the outputs (n, outputs).
+
+        Raises
+        ------
+        DataError : as `predict_proba`
+        """
+        return self.forward(x).argmax(axis=1) if self.classes else self.predict_proba(x)
+
+
+def check_rows(x: Any, features: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """x as a C-contiguous (n, features) array of uint8 (kept as it is) or `dtype`, finite, or a DataError."""
+    rows = np.asarray(x)
+    if rows.ndim != 2 or rows.shape[1] != features:
+        raise DataError(f"the network takes rows of {features} features, but the data has shape {rows.shape}")
+    if rows.dtype.kind not in "buif":
+        raise DataError(f"the data must be numbers, not {rows.dtype}; convert it first")
+    if rows.dtype != np.uint8:
+        with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused by name
+            rows = rows.astype(dtype, copy=False)
+        if not np.isfinite(rows).all():
+            row, column = np.argwhere(~np.isfinite(rows))[0]
+            raise DataError(f"row {row}, feature {column} is {rows[row, column]}; remove or fill such values first")
+    return np.ascontiguousarray(rows)
+
+
+def forward_rows(engine: Engine, x: npt.NDArray[Any]) -> FloatArray:
+    """`engine.forward` in pieces of ROWS_AT_ONCE rows."""
+    pieces = [engine.forward(x[at : at + ROWS_AT_ONCE]) for at in range(0, max(len(x), 1), ROWS_AT_ONCE)]
+    return np.concatenate(pieces)

@@ -1,0 +1,245 @@
+"""Optimisers and learning-rate schedules: the settings, and the scalar update rules that every compiled engine shares.
+
+A rule updates one parameter: rule(p, g, m, v, s) -> (p, m, v), where p is the parameter, g its gradient, m and v its
+optimiser slots, and s the step's scalars in the order of `SCALARS`, float32. The same rules in array form, the
+specification, are in reference.py. Network penalties (L1, L2) are part of g; adamw's decay is decoupled and acts on
+weights, never on biases.
+
+======== ======================================================================== ======
+name     update                                                                   slots
+======== ======================================================================== ======
+sgd      p -= rate g                                                              none
+momentum m = mu m + g;  p -= rate m                                               m
+nesterov m = mu m + g;  p -= rate (g + mu m)                                      m
+rmsprop  v = beta2 v + (1 - beta2) g^2;  p -= rate g / (sqrt(v) + eps)            v
+adam     m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;             m, v
+         p -= rate mhat / (sqrt(vhat) + eps), mhat = m / (1 - beta1^t), vhat alike
+adamw    p -= rate decay p, then as adam                                          m, v
+======== ======================================================================== ======
+
+Sources: momentum and nesterov, Sutskever et al. 2013, in PyTorch's form (the rate outside the velocity); rmsprop, Hinton's
+lecture 6e, with beta2 as the smoothing constant; adam, Kingma & Ba 2015 algorithm 1; adamw, Loshchilov & Hutter 2019
+algorithm 2. Each equals torch.optim's of the same name, which a test holds it to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmlp.errors import ConfigError, unknown_name
+
+ONE = np.float32(1)
+
+# The scalars of one step, as columns: what a rule reads of `s`.
+SCALARS = ("rate", "beta1", "beta2", "epsilon", "correction1", "correction2", "decay")
+RATE, BETA1, BETA2, EPSILON, CORRECTION1, CORRECTION2, DECAY = range(7)
+
+
+def sgd_rule(p: Any, g: Any, m: Any, v: Any, s: Any) -> Any:
+    return p - s[RATE] * g, m, v
+
+
+def momentum_rule(p: Any, g: Any, m: Any, v: Any, s: Any) -> Any:
+    m = s[BETA1] * m + g
+    return p - s[RATE] * m, m, v
+
+
+def nesterov_rule(p: Any, g: Any, m: Any, v: Any, s: Any) -> Any:
+    m = s[BETA1] * m + g
+    return p - s[RATE] * (g + s[BETA1] * m), m, v
+
+
+def rmsprop_rule(p: Any, g: Any, m: Any, v: Any, s: Any) -> Any:
+    v = s[BETA2] * v + (ONE - s[BETA2]) * g * g
+    return p - s[RATE] * g / (math.sqrt(v) + s[EPSILON]), m, v
+
+
+def adam_rule(p: Any, g: Any, m: Any, v: Any, s: Any) -> Any:
+    m = s[BETA1] * m + (ONE - s[BETA1]) * g
+    v = s[BETA2] * v + (ONE - s[BETA2]) * g * g
+    return p - s[RATE] * (m * s[CORRECTION1]) / (math.sqrt(v * s[CORRECTION2]) + s[EPSILON]), m, v
+
+
+def adamw_rule(p: Any, g: Any, m: Any, v: Any, s: Any) -> Any:
+    p = p - s[RATE] * s[DECAY] * p
+    m = s[BETA1] * m + (ONE - s[BETA1]) * g
+    v = s[BETA2] * v + (ONE - s[BETA2]) * g * g
+    return p - s[RATE] * (m * s[CORRECTION1]) / (math.sqrt(v * s[CORRECTION2]) + s[EPSILON]), m, v
+
+
+class Rule(NamedTuple):
+    """An update rule, and which of the slots m and v it keeps."""
+
+    update: Callable[[Any, Any, Any, Any, Any], Any]
+    slots: tuple[str, ...]
+
+
+RULES = {
+    "sgd": Rule(sgd_rule, ()),
+    "momentum": Rule(momentum_rule, ("m",)),
+    "nesterov": Rule(nesterov_rule, ("m",)),
+    "rmsprop": Rule(rmsprop_rule, ("v",)),
+    "adam": Rule(adam_rule, ("m", "v")),
+    "adamw": Rule(adamw_rule, ("m", "v")),
+}
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Settings of an optimiser; what its rule does not use is ignored.
+
+    Parameters
+    ----------
+    name : a key of `RULES`
+    momentum : mu of momentum and nesterov, in [0, 1)
+    beta1, beta2 : decay of the running means of g and g^2, in [0, 1); beta2 also is rmsprop's smoothing constant
+    epsilon : added to the root in the denominator, > 0
+    weight_decay : decoupled decay of adamw, >= 0 (for an L2 penalty with any optimiser, see `Network.l2`)
+    clip_norm : largest Euclidean norm of the whole gradient (penalties included); 0 never clips
+
+    Raises
+    ------
+    ConfigError : a name or a value that cannot be
+
+    Examples
+    --------
+    >>> Optimizer("adam", beta1=0.8).slots
+    ('m', 'v')
+    """
+
+    name: str = "sgd"
+    momentum: float = 0.9
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.01
+    clip_norm: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.name not in RULES:
+            raise ConfigError(unknown_name("optimizer", self.name, RULES))
+        for field in ("momentum", "beta1", "beta2"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ConfigError(f"{field} must be at least 0 and below 1, not {getattr(self, field)}")
+        if not (self.epsilon > 0 and math.isfinite(self.epsilon)):
+            raise ConfigError(f"epsilon must be a positive number, not {self.epsilon}")
+        for field in ("weight_decay", "clip_norm"):
+            if not (getattr(self, field) >= 0 and math.isfinite(getattr(self, field))):
+                raise ConfigError(f"{field} must be zero or a positive number, not {getattr(self, field)}")
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Names of the optimiser slots kept for each parameter."""
+        return RULES[self.name].slots
+
+    def scalars(self, rates: npt.NDArray[np.float64], step: int) -> npt.NDArray[np.float32]:
+        """What the rules read in the steps `step`, `step` + 1, …: (len(rates), len(SCALARS)) float32.
+
+        `step` counts the updates already made; the powers of the bias correction are taken in float64.
+        """
+        table = np.empty((len(rates), len(SCALARS)), np.float64)
+        count = step + 1 + np.arange(len(rates))
+        first = self.beta1 if self.name in ("adam", "adamw") else self.momentum
+        table[:, RATE] = rates
+        table[:, BETA1] = first
+        table[:, BETA2] = self.beta2
+        table[:, EPSILON] = self.epsilon
+        table[:, CORRECTION1] = 1 / (1 - self.beta1**count)
+        table[:, CORRECTION2] = 1 / (1 - self.beta2**count)
+        table[:, DECAY] = self.weight_decay
+        return table.astype(np.float32)
+
+
+def constant(t: float, schedule: Schedule) -> float:
+    return 1.0
+
+
+def inverse_time(t: float, schedule: Schedule) -> float:
+    return 1 / (1 + schedule.decay * t)
+
+
+def exponential(t: float, schedule: Schedule) -> float:
+    return math.exp(-schedule.decay * t)
+
+
+def staircase(t: float, schedule: Schedule) -> float:
+    return schedule.factor ** math.floor(t / schedule.every)
+
+
+def cosine(t: float, schedule: Schedule) -> float:
+    span = max(schedule.epochs - schedule.warmup, 1e-9)
+    return 0.5 * (1 + math.cos(math.pi * min(t / span, 1)))
+
+
+SCHEDULES: dict[str, Callable[[float, Schedule], float]] = {
+    "constant": constant,
+    "inverse-time": inverse_time,
+    "exponential": exponential,
+    "step": staircase,
+    "cosine": cosine,
+}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate as a pure function of time, with an optional linear warm-up before it.
+
+    With t the time in epochs (fractions included) since the end of the warm-up, the rate is `rate` times
+
+    ============ =====================================
+    constant     1
+    inverse-time 1 / (1 + decay t)
+    exponential  exp(-decay t)
+    step         factor ^ floor(t / every)
+    cosine       (1 + cos(pi t / (epochs - warmup))) / 2
+    ============ =====================================
+
+    and during the warm-up, with k updates made, `rate` (k + 1) / (warmup x steps per epoch).
+
+    Parameters
+    ----------
+    rate : learning rate, > 0
+    kind : a key of `SCHEDULES`
+    decay : per epoch, for inverse-time and exponential
+    factor, every : step multiplies the rate by `factor` every `every` epochs
+    warmup : epochs of linear warm-up, 0 for none
+    epochs : length of the whole training in epochs; only cosine uses it
+
+    Examples
+    --------
+    >>> Schedule(0.1, "inverse-time", decay=0.5).rates(first=4, count=3, steps_per_epoch=2).round(4).tolist()
+    [0.05, 0.0444, 0.04]
+    """
+
+    rate: float
+    kind: str = "constant"
+    decay: float = 0.02
+    factor: float = 0.5
+    every: float = 10.0
+    warmup: float = 0.0
+    epochs: float = 200.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in SCHEDULES:
+            raise ConfigError(unknown_name("schedule", self.kind, SCHEDULES))
+        if not (self.rate > 0 and math.isfinite(self.rate)):
+            raise ConfigError(f"the learning rate must be a positive number, not {self.rate}")
+        if not (0 < self.factor <= 1 and self.every > 0):
+            raise ConfigError(f"a step schedule needs 0 < factor <= 1 and every > 0, not {self.factor} and {self.every}")
+        if not (self.decay >= 0 and self.warmup >= 0):
+            raise ConfigError(f"decay and warmup must not be negative, not {self.decay} and {self.warmup}")
+
+    def rates(self, first: int, count: int, steps_per_epoch: int) -> npt.NDArray[np.float64]:
+        """Learning rates of the updates number `first`, `first` + 1, … (from 0): (count,) float64."""
+        shape = SCHEDULES[self.kind]
+        warm = self.warmup * steps_per_epoch
+        return np.array([
+            self.rate * ((k + 1) / warm if k < warm else shape((k - warm) / steps_per_epoch, self))
+            for k in range(first, first + count)
+        ])

@@ -1,0 +1,259 @@
+"""The NumPy engine, which is also the specification: what every other engine must compute, as array maths.
+
+Read it beside the textbook. Float32 or float64, one thread (NumPy's matrix product may use more). The legend and the
+semantics are in network.py. Formulas here are written on their own, from the mathematics: nothing is imported from the
+scalar functions that this file judges.
+
+Source of the backward pass: Goodfellow, Bengio, Courville, "Deep Learning", 2016, algorithm 6.4; inverted dropout:
+Srivastava et al. 2014, section 10.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import erfc, expit
+
+from fastmlp.contract import Job, RowResults, State, row_scales, steps_of
+from fastmlp.network import FloatArray, Network
+from fastmlp.optimizers import Optimizer
+from fastmlp.philox import keep_mask
+
+Layers = list[tuple[FloatArray, FloatArray]]
+
+# ------------------------------------------------------------------------------------------------ activations
+
+
+def normal_cdf(z: FloatArray) -> FloatArray:
+    return 0.5 * erfc(-z * np.sqrt(0.5).astype(z.dtype))
+
+
+def normal_pdf(z: FloatArray) -> FloatArray:
+    return np.exp(-0.5 * z * z) / np.sqrt(2 * np.pi).astype(z.dtype)
+
+
+def gelu_slope(z: FloatArray) -> FloatArray:
+    return normal_cdf(z) + z * normal_pdf(z)
+
+
+# name -> (f(z, a), f'(z, y, a)) with y = f(z)
+ACTIVATIONS: dict[str, tuple[Callable[..., FloatArray], Callable[..., FloatArray]]] = {
+    "linear": (lambda z, a: z, lambda z, y, a: np.ones_like(z)),
+    "relu": (lambda z, a: np.maximum(z, 0), lambda z, y, a: (z > 0).astype(z.dtype)),
+    "leaky-relu": (lambda z, a: np.where(z > 0, z, a * z), lambda z, y, a: np.where(z > 0, 1, a).astype(z.dtype)),
+    "tanh": (lambda z, a: np.tanh(z), lambda z, y, a: 1 - y * y),
+    "sigmoid": (lambda z, a: expit(z), lambda z, y, a: y * (1 - y)),
+    "gelu": (lambda z, a: z * normal_cdf(z), lambda z, y, a: gelu_slope(z)),
+    "leaky-gelu": (
+        lambda z, a: a * z + (1 - a) * z * normal_cdf(z),
+        lambda z, y, a: a + (1 - a) * gelu_slope(z),
+    ),
+    "silu": (lambda z, a: z * expit(z), lambda z, y, a: expit(z) * (1 + z * (1 - expit(z)))),
+    "elu": (
+        lambda z, a: np.where(z > 0, z, a * np.expm1(np.minimum(z, 0))),
+        lambda z, y, a: np.where(z > 0, 1, a * np.exp(np.minimum(z, 0))).astype(z.dtype),
+    ),
+}
+
+# ------------------------------------------------------------------------------------------------ outputs and losses
+
+
+def log_sum_exp(z: FloatArray) -> FloatArray:
+    peak = z.max(axis=1, keepdims=True)
+    result: FloatArray = np.log(np.exp(z - peak).sum(axis=1, keepdims=True)) + peak
+    return result
+
+
+def softmax(z: FloatArray) -> FloatArray:
+    return np.exp(z - log_sum_exp(z))
+
+
+OUTPUTS: dict[str, Callable[[FloatArray], FloatArray]] = {"softmax": softmax, "sigmoid": expit, "linear": lambda z: z}
+
+
+def target_rows(network: Network, y: npt.NDArray[Any], dtype: npt.DTypeLike) -> FloatArray:
+    """Targets t, (rows, outputs): plain ones as they are, classes one-hot and smoothed."""
+    if y.ndim == 2:
+        return y.astype(dtype)
+    outputs = network.sizes[-1]
+    smoothing = network.label_smoothing
+    return (np.eye(outputs)[y] * (1 - smoothing) + smoothing / outputs).astype(dtype)
+
+
+def row_losses(network: Network, z: FloatArray, t: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Loss of each row, (rows,), and its gradient dz, (rows, outputs), from output pre-activations z."""
+    y = OUTPUTS[network.output or ""](z)
+    if network.loss == "cross-entropy":
+        return (t * (log_sum_exp(z) - z)).sum(axis=1), y - t
+    error = y - t
+    if network.output == "softmax":  # the Jacobian: dy_i/dz_j = y_i (1[i=j] - y_j)
+        dz = y * (error - (error * y).sum(axis=1, keepdims=True))
+    elif network.output == "sigmoid":
+        dz = error * y * (1 - y)
+    else:
+        dz = error
+    return 0.5 * (error * error).sum(axis=1), dz
+
+
+# ------------------------------------------------------------------------------------------------ forward and backward
+
+
+class Pass(NamedTuple):
+    """What the forward pass leaves for the backward pass, a list entry per layer."""
+
+    inputs: list[FloatArray]  # x of each layer, (rows, fan_in)
+    slopes: list[FloatArray]  # dy/dz of each hidden layer, dropout included, (rows, fan_out)
+    z: FloatArray  # pre-activations of the output layer
+
+
+def forward(network: Network, layers: Layers, x: FloatArray, masks: list[Any] | None = None) -> Pass:
+    """z = x w + b, y = f(z), layer by layer; `masks` are dropout factors, 0 or 1/(1 - rate), for training."""
+    inputs, slopes = [x], []
+    for index, (layer, (w, b)) in enumerate(zip(network.layers[:-1], layers, strict=False)):
+        value, slope = ACTIVATIONS[layer.activation]
+        z = inputs[-1] @ w + b
+        y = value(z, layer.parameter)
+        s = slope(z, y, layer.parameter)
+        if masks is not None and layer.dropout:
+            y, s = y * masks[index], s * masks[index]
+        inputs.append(y)
+        slopes.append(s)
+    w, b = layers[-1]
+    return Pass(inputs, slopes, inputs[-1] @ w + b)
+
+
+def backward(network: Network, layers: Layers, passed: Pass, dz: FloatArray) -> FloatArray:
+    """Gradient of the objective, flat (parameters,), from dz of the output layer scaled to the batch's mean."""
+    gradient = np.empty(network.parameters, dz.dtype)
+    views = network.views(gradient)
+    for index in range(len(layers) - 1, -1, -1):
+        w, _ = layers[index]
+        dw, db = views[index]
+        dw[:] = passed.inputs[index].T @ dz + network.l2 * w + network.l1 * np.sign(w)
+        db[:] = dz.sum(axis=0)
+        if index:
+            dz = (dz @ w.T) * passed.slopes[index - 1]
+    return gradient
+
+
+def objective(network: Network, parameters: FloatArray, x: FloatArray, t: FloatArray) -> float:
+    """Mean loss plus penalties, the function that training descends (dropout off); for gradient checks."""
+    layers = network.views(parameters)
+    loss, _ = row_losses(network, forward(network, layers, x).z, t)
+    return float(loss.mean() + penalty(network, layers))
+
+
+def penalty(network: Network, layers: Layers) -> float:
+    """l2/2 sum(w^2) + l1 sum(|w|)."""
+    return sum(float(network.l2 / 2 * np.square(w).sum() + network.l1 * np.abs(w).sum()) for w, _ in layers)
+
+
+# ------------------------------------------------------------------------------------------------ updates
+
+
+def update(o: Optimizer, p: FloatArray, g: FloatArray, slots: FloatArray, step: int, rate: float, decay: FloatArray) -> None:
+    """One update in place: parameters p (P,), slots (number of slots, P). `step` counts updates made before this one.
+
+    decay (P,) is adamw's weight decay, zero for biases. The rules, with sources, are tabled in optimizers.py.
+    """
+    t = step + 1
+    if o.name == "sgd":
+        p -= rate * g
+    elif o.name in ("momentum", "nesterov"):
+        (m,) = slots
+        m[:] = o.momentum * m + g
+        p -= rate * (g + o.momentum * m if o.name == "nesterov" else m)
+    elif o.name == "rmsprop":
+        (v,) = slots
+        v[:] = o.beta2 * v + (1 - o.beta2) * g**2
+        p -= rate * g / (np.sqrt(v) + o.epsilon)
+    else:
+        m, v = slots
+        if o.name == "adamw":
+            p -= rate * decay * p
+        m[:] = o.beta1 * m + (1 - o.beta1) * g
+        v[:] = o.beta2 * v + (1 - o.beta2) * g**2
+        m_hat = m / (1 - o.beta1**t)
+        v_hat = v / (1 - o.beta2**t)
+        p -= rate * m_hat / (np.sqrt(v_hat) + o.epsilon)
+
+
+def clip(gradient: FloatArray, largest: float) -> FloatArray:
+    """The gradient scaled down to Euclidean norm `largest` if it is longer; 0 leaves it (Pascanu et al. 2013, algorithm 1)."""
+    norm = float(np.sqrt(np.square(gradient.astype(np.float64)).sum()))
+    return gradient * gradient.dtype.type(largest / norm) if largest and norm > largest else gradient
+
+
+# ------------------------------------------------------------------------------------------------ the engine
+
+
+class NumpyEngine:
+    """The specification as an engine; see `contract.Engine` for its methods."""
+
+    name = "numpy"
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.threads = 1
+        self.decay = np.zeros(job.network.parameters, job.dtype)
+        for w, _ in job.network.views(self.decay):
+            w[:] = job.optimizer.weight_decay
+
+    def load(self, state: State) -> None:
+        self.parameters = state.parameters.astype(self.job.dtype)
+        self.slots = state.slots.astype(self.job.dtype)
+        self.step = state.step
+
+    def state(self) -> State:
+        return State(self.parameters.copy(), self.slots.copy(), self.step)
+
+    def rows(self, x: npt.NDArray[Any]) -> FloatArray:
+        scaled: FloatArray = x if self.job.scaling is None else self.job.scaling.apply(x)
+        return scaled.astype(self.job.dtype, copy=False)
+
+    def dropout_factors(self, rows: int) -> list[Any]:
+        """Factors 0 or 1/(1 - rate) of each hidden layer with dropout, else None, for the batch of this step."""
+        return [
+            keep_mask(self.job.seed, self.step, index, rows, layer.fan_out, layer.dropout)
+            * np.asarray(1 / (1 - layer.dropout), self.job.dtype)
+            if layer.dropout
+            else None
+            for index, layer in enumerate(self.job.network.layers[:-1])
+        ]
+
+    def train(
+        self,
+        x: npt.NDArray[Any],
+        y: npt.NDArray[Any],
+        order: npt.NDArray[np.int64],
+        rates: npt.NDArray[np.float64],
+        weights: FloatArray | None = None,
+    ) -> RowResults:
+        job = self.job
+        layers = job.network.views(self.parameters)
+        scales = row_scales(order, job.batch_size, weights).astype(job.dtype)
+        results = RowResults(np.empty(len(order), job.dtype), np.zeros(len(order), bool))
+        with np.errstate(over="ignore", invalid="ignore"):  # divergence shows as a loss that is not finite
+            for k in range(steps_of(len(order), job.batch_size)):
+                batch = slice(k * job.batch_size, (k + 1) * job.batch_size)
+                picked = order[batch]
+                passed = forward(job.network, layers, self.rows(x[picked]), self.dropout_factors(len(picked)))
+                loss, dz = row_losses(job.network, passed.z, target_rows(job.network, y[picked], job.dtype))
+                gradient = backward(job.network, layers, passed, dz * scales[batch, None])
+                gradient = clip(gradient, job.optimizer.clip_norm)
+                update(job.optimizer, self.parameters, gradient, self.slots, self.step, float(rates[k]), self.decay)
+                self.step += 1
+                results.loss[batch] = loss
+                if y.ndim == 1:
+                    results.correct[batch] = passed.z.argmax(axis=1) == y[picked]
+        return results
+
+    def forward(self, x: npt.NDArray[Any]) -> FloatArray:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return forward(self.job.network, self.job.network.views(self.parameters), self.rows(x)).z
+
+    def close(self) -> None:
+        """Nothing to give back."""

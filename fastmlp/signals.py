@@ -1,0 +1,39 @@
+"""SIGINT and SIGTERM during training: noted, and acted upon where the state is whole."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class Signals:
+    """Context in which the first SIGINT or SIGTERM is only noted in `received`; a second SIGINT interrupts at once.
+
+    Outside the main thread, where Python delivers no signals, it does nothing.
+
+    >>> with Signals() as signals:
+    ...     signal.raise_signal(signal.SIGINT)
+    ...     signals.received == signal.SIGINT
+    True
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

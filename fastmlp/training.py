@@ -1,0 +1,387 @@
+"""The training loop: epochs, chunks, validation, early stopping, time budget, signals. Readable Python over any engine.
+
+Not here: arithmetic (engines), files and pictures (runs.py, report.py).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmlp.backends import make_engine
+from fastmlp.contract import Engine, Job, RowResults, State, steps_of
+from fastmlp.errors import ConfigError, DataError, DivergedError
+from fastmlp.evaluation import loss_and_accuracy
+from fastmlp.model import Model, check_rows, forward_rows
+from fastmlp.network import FloatArray, Network
+from fastmlp.optimizers import Optimizer, Schedule
+from fastmlp.philox import generator
+from fastmlp.preprocess import Scaling
+from fastmlp.signals import Signals
+
+Row = dict[str, Any]  # a line of the history; see `train`
+Rows = tuple[npt.NDArray[Any], npt.NDArray[Any]]  # x and y of a data part
+Callback = Callable[[Row, Engine], bool | None]
+
+# A chunk of steps returns to Python after about this many seconds: for progress, signals, and the time budget.
+CHUNK_SECONDS = 0.08
+
+
+class Progress(Protocol):
+    """What shows the training to a person; see progress.py."""
+
+    def update(self, epoch: int, done: int, total: int, loss: float, accuracy: float | None, rate: float) -> None: ...
+    def epoch_done(self, row: Row) -> None: ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train.
+
+    Parameters
+    ----------
+    schedule : learning rate and its course
+    optimizer : the update rule
+    epochs : passes over the training part at most
+    batch_size : rows of a step; the last batch of an epoch may be shorter
+    patience : stop after this many epochs without a better `monitor`; None never stops early
+    monitor : "loss" or "accuracy" of the validation part; its best epoch's weights are kept
+    min_delta : by how much the monitor must be better to count
+    max_time : seconds after which training stops, mid-epoch if need be; None for no limit
+    seed : of initial weights, row order and dropout, 0 to 2^64 - 1
+    backend, threads, dtype : see `backends.make_engine` and `contract.Job`
+
+    Raises
+    ------
+    ConfigError : a value that cannot be
+    """
+
+    schedule: Schedule = field(default_factory=lambda: Schedule(0.01))
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    epochs: int = 50
+    batch_size: int = 64
+    patience: int | None = None
+    monitor: str = "loss"
+    min_delta: float = 0.0
+    max_time: float | None = None
+    seed: int = 0
+    backend: str = "auto"
+    threads: int | None = None
+    dtype: npt.DTypeLike = np.float32
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 1), ("patience", 1), ("threads", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} must be at least {least}, not {value}")
+        if self.monitor not in ("loss", "accuracy"):
+            raise ConfigError(f"monitor must be loss or accuracy, not {self.monitor!r}")
+        if self.max_time is not None and not self.max_time > 0:
+            raise ConfigError(f"max_time must be a positive number of seconds, not {self.max_time}")
+        if not 0 <= self.seed < 2**64:
+            raise ConfigError(f"seed must be between 0 and 2^64 - 1, not {self.seed}")
+
+
+class Training(NamedTuple):
+    """What training gave.
+
+    model : with the best weights
+    history : a dict per epoch: epoch (from 1), rows, loss, accuracy, val_loss, val_accuracy, rate, seconds (training
+        alone), eval_seconds, rows_per_second. loss and accuracy are means over the epoch as it ran (dropout on, weights
+        moving); accuracy is None for plain targets, val_* without a validation part
+    best_epoch : the epoch whose weights the model has
+    stopped : why it ended: "epochs", "patience", "time", "callback", "interrupted" or "diverged"
+    state : parameters, slots and step at the very end
+    threads, backend : what the engine ran with
+    """
+
+    model: Model
+    history: list[Row]
+    best_epoch: int
+    stopped: str
+    state: State
+    backend: str
+    threads: int
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the training; `training` has the best weights so far, `signal` the signal's number."""
+
+    def __init__(self, training: Training, signal: int) -> None:
+        super().__init__(f"training interrupted in epoch {len(training.history)}")
+        self.training = training
+        self.signal = signal
+
+
+class Diverged(DivergedError):
+    """The loss is not finite any more; `training` has the best weights of the epochs before, if any were finished."""
+
+    def __init__(self, message: str, training: Training | None) -> None:
+        super().__init__(message)
+        self.training = training
+
+
+def train(  # noqa: PLR0913 - the settings are one argument; what remains is data
+    network: Network,
+    x: npt.NDArray[Any],
+    y: npt.NDArray[Any],
+    *,
+    settings: Settings | None = None,
+    validation: Rows | None = None,
+    scaling: Scaling | None = None,
+    sample_weight: FloatArray | None = None,
+    classes: Sequence[str] | None = None,
+    callbacks: Sequence[Callback] = (),
+    progress: Progress | None = None,
+) -> Training:
+    """Train a network.
+
+    Parameters
+    ----------
+    network : its description
+    x : (n, features) uint8 or float; scaled by `scaling` as rows are used
+    y : (n,) integer classes 0 … outputs - 1, or (n, outputs) targets
+    settings : how to train
+    validation : (x, y) to measure after each epoch; the weights of the best epoch are kept
+    scaling : fitted on x, see `preprocess.fit_scaling`; stored with the model
+    sample_weight : (n,) positive weights of the rows in the loss
+    classes : names of the classes; None numbers them
+    callbacks : each is called with the epoch's history row and the engine; True stops the training
+    progress : shows the course, see `progress.make_progress`
+
+    Raises
+    ------
+    ConfigError : settings that contradict each other or the data
+    DataError : data that do not fit the network
+    Diverged : the loss became NaN or infinite
+    Interrupted : SIGINT or SIGTERM came (only seen in the main thread); carries the training so far
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
+    >>> y = (x[:, 0] * x[:, 1] > 0).astype(int)
+    >>> settings = Settings(Schedule(0.03), Optimizer("adam"), epochs=40, batch_size=16)
+    >>> training = train(Network((2, 16, 2), activation="tanh"), x, y, settings=settings)
+    >>> bool((training.model.predict(x) == y).mean() > 0.9)
+    True
+    """
+    settings = settings or Settings()
+    x, y = check_part(network, x, y, "training", settings.dtype)
+    if validation is not None:
+        validation = check_part(network, *validation, "validation", settings.dtype)
+    elif settings.patience is not None:
+        raise ConfigError("patience needs a validation part to watch; give one (--val-fraction) or leave patience out")
+    if settings.monitor == "accuracy" and y.ndim == 2:
+        raise ConfigError("monitor 'accuracy' needs classes; regression watches 'loss'")
+    if sample_weight is not None:
+        sample_weight = check_weights(sample_weight, len(x))
+    job = Job(
+        network,
+        settings.optimizer,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        scaling=scaling,
+        threads=settings.threads,
+        dtype=settings.dtype,
+    )
+    names = tuple(classes) if classes is not None else tuple(map(str, range(network.sizes[-1]))) if y.ndim == 1 else ()
+    engine = make_engine(settings.backend, job)
+    try:
+        loop = Loop(engine, network, settings, (x, y), validation, sample_weight, progress)
+        return loop.run(callbacks, lambda p: Model(network, p, scaling, names, None, settings.backend, settings.threads))
+    finally:
+        engine.close()
+
+
+def check_part(network: Network, x: Any, y: Any, part: str, dtype: npt.DTypeLike) -> Rows:
+    """Rows and targets of a data part in the types that engines take, or a DataError."""
+    x, y = check_rows(x, network.sizes[0], dtype), np.asarray(y)
+    if len(x) == 0:
+        raise DataError(f"the {part} part has no rows")
+    if len(y) != len(x):
+        raise DataError(f"the {part} part has {len(x)} rows but {len(y)} targets")
+    outputs = network.sizes[-1]
+    if y.ndim == 1 and y.dtype.kind in "iu":
+        if y.min() < 0 or y.max() >= outputs:
+            raise DataError(f"{part} classes run from {y.min()} to {y.max()}, but the network has outputs 0 to {outputs - 1}")
+        return x, y.astype(np.int32)
+    if y.ndim != 2 or y.shape[1] != outputs or y.dtype.kind not in "buif":
+        raise DataError(
+            f"{part} targets must be (n,) integer classes or (n, {outputs}) numbers, not {y.dtype} of shape {y.shape}"
+        )
+    if network.loss == "cross-entropy" and not np.allclose(y.sum(axis=1), 1, atol=1e-4):
+        raise DataError(f"{part} targets of cross-entropy must sum to 1 in each row; for regression use loss='squared-error'")
+    if not np.isfinite(y).all():
+        raise DataError(f"{part} targets hold values that are not finite; remove those rows first")
+    return x, np.ascontiguousarray(y, dtype)
+
+
+def check_weights(sample_weight: Any, rows: int) -> FloatArray:
+    weights = np.asarray(sample_weight, np.float32)
+    if weights.shape != (rows,) or not (np.isfinite(weights).all() and (weights > 0).all()):
+        raise DataError(f"sample_weight must be {rows} positive finite numbers")
+    return weights
+
+
+class Best:
+    """The best epoch so far by the monitored figure, its parameters, and how long ago it was."""
+
+    def __init__(self, settings: Settings, watched: bool) -> None:
+        self.key = f"val_{settings.monitor}" if watched else None
+        self.sign = -1.0 if settings.monitor == "accuracy" else 1.0
+        self.min_delta = settings.min_delta
+        self.patience = settings.patience
+        self.score = math.inf
+        self.epoch = 0
+        self.parameters: FloatArray | None = None
+
+    def saw(self, row: Row, engine: Engine) -> None:
+        """Keep the engine's parameters if this epoch is better; without a validation part the last epoch is the best."""
+        score = self.sign * row[self.key] if self.key else -math.inf
+        if self.key is None or self.parameters is None or score < self.score - self.min_delta:
+            self.score, self.epoch, self.parameters = score, row["epoch"], engine.state().parameters
+
+    def tired(self, epoch: int) -> bool:
+        return self.patience is not None and epoch - self.epoch >= self.patience
+
+
+class Loop:
+    """One training from start to end; `run` reads top to bottom."""
+
+    def __init__(  # noqa: PLR0913 - the parts of one training, set once
+        self,
+        engine: Engine,
+        network: Network,
+        settings: Settings,
+        data: Rows,
+        validation: Rows | None,
+        weights: FloatArray | None,
+        progress: Progress | None,
+    ) -> None:
+        self.engine, self.network, self.settings = engine, network, settings
+        self.x, self.y = data
+        self.validation, self.weights, self.progress = validation, weights, progress
+        self.history: list[Row] = []
+        self.best = Best(settings, validation is not None)
+        self.chunk = settings.batch_size  # rows until the engine returns, adapted to CHUNK_SECONDS
+        self.deadline = math.inf
+
+    def run(self, callbacks: Sequence[Callback], make_model: Callable[[FloatArray], Model]) -> Training:
+        slots = np.zeros((len(self.settings.optimizer.slots), self.network.parameters), self.settings.dtype)
+        start = self.network.initial_parameters(self.settings.seed, self.settings.dtype)
+        self.engine.load(State(start, slots, 0))
+        self._compile()
+        if self.settings.max_time is not None:
+            self.deadline = time.monotonic() + self.settings.max_time
+        stopped = "epochs"
+
+        def result(why: str) -> Training:
+            assert self.best.parameters is not None
+            model = make_model(self.best.parameters)
+            state = self.engine.state()
+            return Training(model, self.history, self.best.epoch, why, state, self.engine.name, self.engine.threads)
+
+        with Signals() as signals:
+            for epoch in range(1, self.settings.epochs + 1):
+                try:
+                    row = self._epoch(epoch, signals)
+                except DivergedError as error:
+                    raise Diverged(str(error), result("diverged") if self.history else None) from None
+                self.history.append(row)
+                self.best.saw(row, self.engine)
+                if self.progress is not None:
+                    self.progress.epoch_done(row)
+                if signals.received:
+                    raise Interrupted(result("interrupted"), signals.received)
+                if any([callback(row, self.engine) for callback in callbacks]):  # a list: all are called
+                    stopped = "callback"
+                elif time.monotonic() >= self.deadline:
+                    stopped = "time"
+                elif self.best.tired(epoch):
+                    stopped = "patience"
+                if stopped != "epochs":
+                    break
+        return result(stopped)
+
+    def _compile(self) -> None:
+        """Let the engine compile on no rows, before the clock and the signal handlers start."""
+        self.engine.train(self.x, self.y, np.empty(0, np.int64), np.empty(0))
+        self.engine.forward(self.x[:0])
+
+    def _epoch(self, epoch: int, signals: Signals) -> Row:
+        order = generator(self.settings.seed, "order", epoch).permutation(len(self.x))
+        steps = steps_of(len(order), self.settings.batch_size)
+        rates = self.settings.schedule.rates((epoch - 1) * steps, steps, steps)
+        results: list[RowResults] = []
+        done, seconds = 0, 0.0
+        while done < len(order) and not (done and (signals.received or time.monotonic() >= self.deadline)):
+            rows = order[done : done + self.chunk]
+            first_step = done // self.settings.batch_size
+            began = time.perf_counter()
+            part = self.engine.train(self.x, self.y, rows, rates[first_step:][: steps_of(len(rows), self.settings.batch_size)], self.weights)
+            elapsed = time.perf_counter() - began
+            check_finite(part.loss, epoch, first_step, self.settings)
+            results.append(part)
+            done, seconds = done + len(rows), seconds + elapsed
+            self._show(epoch, done, results, done / seconds)
+            self._adapt(len(rows), elapsed)
+        return self._row(epoch, order[:done], results, seconds, float(rates[0]))
+
+    def _adapt(self, rows: int, elapsed: float) -> None:
+        ideal = rows * CHUNK_SECONDS / max(elapsed, 1e-6)
+        batches = max(1, int(min(ideal, 4 * rows) // self.settings.batch_size))
+        self.chunk = batches * self.settings.batch_size
+
+    def _show(self, epoch: int, done: int, results: list[RowResults], rate: float) -> None:
+        if self.progress is None:
+            return
+        last = results[-1]
+        accuracy = float(last.correct.mean()) if self.y.ndim == 1 else None
+        self.progress.update(epoch, done, len(self.x), float(last.loss.mean()), accuracy, rate)
+
+    def _row(self, epoch: int, order: npt.NDArray[np.int64], results: list[RowResults], seconds: float, rate: float) -> Row:
+        began = time.perf_counter()
+        loss = np.concatenate([part.loss for part in results]).astype(np.float64)
+        correct = np.concatenate([part.correct for part in results])
+        weights = None if self.weights is None else self.weights[order].astype(np.float64)
+        val_loss = val_accuracy = None
+        if self.validation is not None:
+            x, y = self.validation
+            val_loss, val_accuracy = loss_and_accuracy(self.network, forward_rows(self.engine, x), y)
+            if not math.isfinite(val_loss):
+                raise DivergedError(diverged_message(f"the validation loss became {val_loss} after epoch {epoch}", self.settings))
+        return {
+            "epoch": epoch,
+            "rows": len(order),
+            "loss": float(np.average(loss, weights=weights)),
+            "accuracy": float(np.average(correct, weights=weights)) if self.y.ndim == 1 else None,
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
+            "rate": rate,
+            "seconds": seconds,
+            "eval_seconds": time.perf_counter() - began,
+            "rows_per_second": len(order) / seconds,
+        }
+
+
+def check_finite(loss: FloatArray, epoch: int, first_step: int, settings: Settings) -> None:
+    """Raise DivergedError naming epoch and step if a row's loss is NaN or infinite."""
+    if np.isfinite(loss).all():
+        return
+    at = int(np.flatnonzero(~np.isfinite(loss))[0])
+    step = first_step + at // settings.batch_size + 1
+    raise DivergedError(diverged_message(f"the loss became {loss[at]} in epoch {epoch}, step {step}", settings))
+
+
+def diverged_message(what: str, settings: Settings) -> str:
+    remedies = [f"lower the learning rate (now {settings.schedule.rate:g})"]
+    if not settings.optimizer.clip_norm:
+        remedies.append("clip the gradient (--clip-norm 1)")
+    return f"{what}: {', or '.join(remedies)}, or scale the data (--scale zscore)"

@@ -1,0 +1,244 @@
+"""What the tests share: engines by name, random data, tolerances, and a cache folder of their own.
+
+A tolerance is never a guess: products of K terms get c K eps |A||B|, carried through the layers; a training is
+compared with the float64 reference within what rounding errors of that size grow to in the reference itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from fastmlp.backends import BACKENDS, make_engine
+from fastmlp.contract import Engine, Job, RowResults, State, steps_of
+from fastmlp.network import Network
+from fastmlp.reference import ACTIVATIONS, NumpyEngine
+
+EPS = float(np.finfo(np.float32).eps)
+SAFETY = 1.0  # c of the tolerances: K eps is twice the proven bound of a sum of K products in any order
+ELEMENTWISE = 8  # roundings of what follows a sum (activation, loss, update), counted as so many more terms
+
+# Modules of engines that are still to be written: their cases are skipped until the module exists.
+MODULES = {"numba": "fastmlp.cpu"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One compilation per session, in a temporary folder that child processes inherit; before anything is compiled."""
+    os.environ["FASTMLP_CACHE_DIR"] = tempfile.mkdtemp(prefix="fastmlp-tests-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(os.environ.pop("FASTMLP_CACHE_DIR"), ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def no_global_random_numbers() -> Iterator[None]:
+    """Every test draws from generators of its own: the global ones, which nobody seeds, must stay untouched."""
+    before = random.getstate(), np.random.get_state(legacy=False)  # noqa: NPY002 - to see that nobody uses it
+    yield
+    after = random.getstate(), np.random.get_state(legacy=False)  # noqa: NPY002
+    assert before[0] == after[0], "the test drew from the global generator of `random`"
+    assert np.array_equal(before[1]["state"]["key"], after[1]["state"]["key"]), "the test drew from np.random"
+    assert before[1]["state"]["pos"] == after[1]["state"]["pos"], "the test drew from np.random"
+
+
+def need_backend(name: str) -> str:
+    """The name of an engine; skips the test while the engine's module does not exist."""
+    if name in MODULES and importlib.util.find_spec(MODULES[name]) is None:
+        pytest.skip(f"the module {MODULES[name]} of backend {name!r} does not exist yet")
+    return name
+
+
+@pytest.fixture(scope="session", params=list(BACKENDS))
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each engine in turn."""
+    return need_backend(request.param)
+
+
+@pytest.fixture(scope="session")
+def numba_backend() -> str:
+    """The compiled engine, for what only it promises (bits)."""
+    return need_backend("numba")
+
+
+class Course(NamedTuple):
+    """One call of `Engine.train`."""
+
+    x: Any
+    y: Any
+    order: Any
+    rates: Any
+    weights: Any = None
+
+
+def make_course(  # noqa: PLR0913 - keywords with defaults, for tables of cases
+    network: Network,
+    rows: int = 24,
+    batch: int = 8,
+    *,
+    epochs: int = 2,
+    rate: float = 0.05,
+    targets: bool = False,
+    weighted: bool = False,
+    uint8: bool = False,
+    seed: int = 0,
+) -> Course:
+    """Random data for a network and a walk over them; rates fall slowly, as those of a schedule."""
+    rng = np.random.default_rng([seed, rows, batch, *network.sizes])
+    features, outputs = network.sizes[0], network.sizes[-1]
+    x = rng.integers(0, 256, (rows, features), np.uint8) if uint8 else rng.normal(size=(rows, features))
+    if targets and network.loss == "cross-entropy":
+        y = rng.dirichlet(np.ones(outputs), rows)
+    elif targets:
+        y = rng.normal(size=(rows, outputs))
+    else:
+        y = rng.integers(0, outputs, rows)
+    return Course(
+        x if uint8 else x.astype(np.float32),
+        y.astype(np.float32 if targets else np.int32),
+        np.concatenate([rng.permutation(rows) for _ in range(epochs)]),
+        rate / (1 + 0.1 * np.arange(steps_of(epochs * rows, batch))),
+        rng.uniform(0.5, 2, rows).astype(np.float32) if weighted else None,
+    )
+
+
+def start_state(job: Job, seed: int = 1) -> State:
+    """Initial parameters, with biases that are not zero, and empty slots."""
+    network = job.network
+    parameters = network.initial_parameters(seed, job.dtype)
+    rng = np.random.default_rng(seed)
+    for _, b in network.views(parameters):
+        b[:] = rng.normal(0, 0.1, b.shape)
+    return State(parameters, np.zeros((len(job.optimizer.slots), network.parameters), job.dtype), 0)
+
+
+def run_course(backend: str, job: Job, state: State, course: Course) -> tuple[State, RowResults]:
+    """State and row results after training on a course in one call, by an engine made for it."""
+    engine = make_engine(backend, job)
+    try:
+        engine.load(state)
+        results = engine.train(*course)
+        return engine.state(), results
+    finally:
+        engine.close()
+
+
+# ------------------------------------------------------------------------------------------------ tolerances
+
+
+def product_tolerance(a: Any, b: Any, extra: int = 0) -> Any:
+    """Bound of the rounding errors of a @ b summed in float32 in any order: c K eps |A||B|, entry by entry.
+
+    `extra` counts further roundings of each entry as more terms.
+    """
+    return SAFETY * (a.shape[-1] + extra) * EPS * (np.abs(a) @ np.abs(b))
+
+
+def forward_tolerance(network: Network, parameters: Any, x: Any) -> Any:
+    """Bound of the rounding errors of the forward pass in float32, (rows, outputs), carried layer by layer.
+
+    An error e in y becomes e |w| in z; an activation stretches it by its steepest slope and adds its own rounding.
+    """
+    y, error = x.astype(np.float64), np.zeros(x.shape)
+    for layer, (w, b) in zip(network.layers, network.views(parameters.astype(np.float64)), strict=True):
+        own = product_tolerance(np.c_[y, np.ones(len(y))], np.r_[w, b[None]], ELEMENTWISE)
+        error = error @ np.abs(w) + own
+        value, slope = ACTIVATIONS[layer.activation]
+        z = y @ w + b
+        y = value(z, layer.parameter)
+        steepest = max(1.2, np.abs(slope(z, y, layer.parameter)).max(initial=0))
+        error = error * steepest + SAFETY * ELEMENTWISE * EPS * np.abs(y)
+    return error
+
+
+def exact_job(job: Job) -> Job:
+    """The same job in float64."""
+    return dataclasses.replace(job, dtype=np.float64)
+
+
+def nudged(job: Job, state: State, course: Course, size: float, seed: int) -> tuple[State, RowResults]:
+    """The reference in float64, each parameter moved by the relative `size`, up or down, before every batch."""
+    rng = np.random.default_rng(seed)
+    engine = NumpyEngine(exact_job(job))
+    engine.load(state)
+    parts = []
+    for k, at in enumerate(range(0, len(course.order), job.batch_size)):
+        now = engine.state()
+        factors = 1 + size * rng.choice([-1.0, 1.0], len(now.parameters))
+        engine.load(State(now.parameters * factors, now.slots, now.step))
+        rows = course.order[at : at + job.batch_size]
+        parts.append(engine.train(course.x, course.y, rows, course.rates[k : k + 1], course.weights))
+    losses, correct = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return engine.state(), RowResults(losses, correct)
+
+
+class Expected(NamedTuple):
+    """What the reference gives in float64, and how far a float32 engine may be from it."""
+
+    state: State
+    results: RowResults
+    parameters_tolerance: Any  # (P,)
+    slots_tolerance: Any  # (slots, P)
+    loss_tolerance: float
+
+
+def expected(job: Job, state: State, course: Course) -> Expected:
+    """The reference's course and its tolerance: c times what nudges of K eps before each batch do to it.
+
+    K is the longest sum of the job. Each array of weights or biases has one tolerance, its largest deviation plus
+    the rounding of its largest entry, so that an entry cannot hide behind a sensitive array of another layer.
+    """
+    size = (max(*job.network.sizes, job.batch_size) + ELEMENTWISE) * EPS
+    end, results = nudged(job, state, course, 0, 0)
+    others = [nudged(job, state, course, size, seed) for seed in (1, 2, 3)]
+
+    def per_array(vector: Any, deviants: Any) -> Any:
+        deviation = np.max([np.abs(other - vector) for other in deviants], axis=0)
+        views = zip(job.network.views(vector), job.network.views(deviation), strict=True)
+        for arrays, spreads in views:
+            for values, spread in zip(arrays, spreads, strict=True):
+                spread[...] = SAFETY * (spread.max() + size * np.abs(values).max())
+        return deviation
+
+    slots = [per_array(slot, [o.slots[i] for o, _ in others]) for i, slot in enumerate(end.slots)]
+    loss_deviation = max(np.abs(r.loss - results.loss).max(initial=0) for _, r in others)
+    return Expected(
+        end,
+        results,
+        per_array(end.parameters, [o.parameters for o, _ in others]),
+        np.array(slots).reshape(end.slots.shape),
+        SAFETY * float(loss_deviation + size * np.abs(results.loss).max(initial=0)),
+    )
+
+
+def excess(found: Any, wanted: Any, tolerance: Any) -> float:
+    """By how much the worst entry is beyond its tolerance; 0 if none is, NaN counts as infinitely wrong."""
+    beyond = np.abs(np.asarray(found, np.float64) - wanted) - tolerance
+    return float(np.nan_to_num(beyond, nan=np.inf).max(initial=0.0).clip(0))
+
+
+def check_course(want: Expected, state: State, results: RowResults) -> None:
+    """Parameters, slots, step, row losses and correct flags of an engine against the reference."""
+    assert excess(state.parameters, want.state.parameters, want.parameters_tolerance) == 0
+    assert state.slots.shape == want.state.slots.shape
+    assert excess(state.slots, want.state.slots, want.slots_tolerance) == 0
+    assert state.step == want.state.step
+    assert excess(results.loss, want.results.loss, want.loss_tolerance) == 0
+    assert np.array_equal(results.correct, want.results.correct)
+
+
+def same_bits(one: Engine | State | Any, other: Any) -> bool:
+    """Whether two arrays, or tuples of arrays and numbers, agree in every bit and in type."""
+    if isinstance(one, tuple):
+        return len(one) == len(other) and all(same_bits(a, b) for a, b in zip(one, other, strict=True))
+    a, b = np.asarray(one), np.asarray(other)
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()

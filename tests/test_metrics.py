@@ -1,0 +1,177 @@
+"""metrics.py against values computed by hand, and one test per kind of bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, classification_report, confusion_matrix
+
+from fastmlp.errors import DataError
+from fastmlp.metrics import classification_metrics, regression_metrics
+
+# truth 0 0 0 0 1 1 2, prediction 0 0 1 2 1 0 2; class 3 is absent
+TRUE = np.array([0, 0, 0, 0, 1, 1, 2], dtype=np.int32)
+PRED = np.array([0, 0, 1, 2, 1, 0, 2], dtype=np.int64)
+CLASSES = ("a", "b", "c", "absent")
+
+
+def test_confusion_has_true_rows_and_predicted_columns() -> None:
+    table = classification_metrics(TRUE, PRED, CLASSES)
+    assert table["confusion"] == [[2, 1, 1, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
+
+
+def test_accuracy_and_per_class_by_hand() -> None:
+    table = classification_metrics(TRUE, PRED, CLASSES)
+    assert table["accuracy"] == pytest.approx(4 / 7, rel=1e-15)
+    # class: precision, recall, f1 = 2pr/(p+r), support
+    expected = {
+        "a": (2 / 3, 2 / 4, 4 / 7, 4),
+        "b": (1 / 2, 1 / 2, 1 / 2, 2),
+        "c": (1 / 2, 1 / 1, 2 / 3, 1),
+        "absent": (0.0, 0.0, 0.0, 0),
+    }
+    assert [row["class"] for row in table["per_class"]] == list(CLASSES)
+    for row in table["per_class"]:
+        got = (row["precision"], row["recall"], row["f1"], row["support"])
+        assert got == pytest.approx(expected[row["class"]], rel=1e-14)
+
+
+def test_averages_by_hand() -> None:
+    table = classification_metrics(TRUE, PRED, CLASSES)
+    macro = {
+        "precision": (2 / 3 + 1 / 2 + 1 / 2) / 4,
+        "recall": (1 / 2 + 1 / 2 + 1) / 4,
+        "f1": (4 / 7 + 1 / 2 + 2 / 3) / 4,
+    }
+    weighted = {
+        "precision": (4 * 2 / 3 + 2 * 1 / 2 + 1 / 2) / 7,
+        "recall": 4 / 7,
+        "f1": (4 * 4 / 7 + 2 * 1 / 2 + 2 / 3) / 7,
+    }
+    assert table["macro"] == pytest.approx(macro, rel=1e-14)
+    assert table["weighted"] == pytest.approx(weighted, rel=1e-14)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_perfect_prediction(k: int) -> None:
+    y = np.arange(k).repeat(3)
+    table = classification_metrics(y, y, tuple("abcde"[:k]))
+    assert table["accuracy"] == 1.0
+    assert table["macro"] == table["weighted"] == {"precision": 1.0, "recall": 1.0, "f1": 1.0}
+    assert table["confusion"] == (3 * np.eye(k, dtype=int)).tolist()
+
+
+def test_everything_predicted_as_a_class_that_never_occurs() -> None:
+    table = classification_metrics(np.zeros(3, dtype=int), np.ones(3, dtype=int), ("x", "y"))
+    assert table["accuracy"] == 0.0
+    assert [row["f1"] for row in table["per_class"]] == [0.0, 0.0]
+    assert [row["support"] for row in table["per_class"]] == [3, 0]
+
+
+def test_many_classes_in_few_rows_raise_no_warning() -> None:
+    y = np.arange(30)
+    table = classification_metrics(y, y[::-1].copy(), tuple(f"class {i}" for i in range(100)))
+    assert table["accuracy"] == 0.0
+    assert len(table["per_class"]) == 100
+
+
+def test_same_figures_as_scikit_learn_from_the_rows() -> None:
+    rng = np.random.default_rng(0)
+    y_true, y_pred = rng.integers(0, 7, 997), rng.integers(0, 6, 997)
+    names = tuple("abcdefg")
+    table = classification_metrics(y_true, y_pred, names)
+    report = classification_report(y_true, y_pred, target_names=names, output_dict=True, zero_division=0)
+    assert table["accuracy"] == accuracy_score(y_true, y_pred)
+    assert table["confusion"] == confusion_matrix(y_true, y_pred).tolist()
+    rows = [*table["per_class"], {"class": "macro avg", **table["macro"]}]
+    for row in [*rows, {"class": "weighted avg", **table["weighted"]}]:
+        theirs = report[row["class"]]
+        assert (row["precision"], row["recall"]) == pytest.approx((theirs["precision"], theirs["recall"]))
+        assert row["f1"] == pytest.approx(theirs["f1-score"])
+        assert row.get("support", 997) == theirs["support"]
+
+
+def assert_plain(value: object) -> None:
+    """Only exact Python types: a NumPy number would break or change JSON."""
+    if isinstance(value, dict):
+        assert all(type(key) is str for key in value)
+        for item in value.values():
+            assert_plain(item)
+    elif isinstance(value, list):
+        for item in value:
+            assert_plain(item)
+    else:
+        assert type(value) in {int, float, str}, f"{value!r} is a {type(value)}"
+
+
+def test_results_are_plain_and_survive_json() -> None:
+    for table in (
+        classification_metrics(TRUE, PRED, CLASSES),
+        regression_metrics(np.ones((2, 1), dtype=np.float32), np.zeros((2, 1), dtype=np.float32)),
+    ):
+        assert_plain(table)
+        assert json.loads(json.dumps(table, allow_nan=False)) == table
+
+
+def test_assert_plain_sees_a_numpy_number() -> None:
+    with pytest.raises(AssertionError, match="float64"):
+        assert_plain({"a": [np.float64(1)]})
+
+
+def test_regression_by_hand() -> None:
+    y_true = np.array([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]], dtype=np.float32)
+    y_pred = np.array([[1.0, 13.0], [2.0, 20.0], [4.0, 26.0]], dtype=np.float32)
+    # squares 0 0 1 | 9 0 16; absolutes 0 0 1 | 3 0 4; r2 per target 1 - 1/2 and 1 - 25/200
+    got = regression_metrics(y_true, y_pred)
+    assert got == pytest.approx({"mse": 26 / 6, "mae": 8 / 6, "r2": (0.5 + 0.875) / 2}, rel=1e-12)
+
+
+def test_regression_single_row_has_no_r2() -> None:
+    assert regression_metrics(np.array([[1.0]]), np.array([[3.0]])) == {"mse": 4.0, "mae": 2.0, "r2": None}
+
+
+def test_regression_large_float32_errors_do_not_overflow() -> None:
+    got = regression_metrics(np.zeros((2, 1), dtype=np.float32), np.full((2, 1), 1e30, dtype=np.float32))
+    assert got["mse"] == pytest.approx(1e60, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("y_true", "y_pred", "message"),
+    [
+        (np.array([0, 1]), np.array([0]), r"shape \(2,\) and y_pred \(1,\)"),
+        (np.array([], dtype=int), np.array([], dtype=int), "at least one row"),
+        (np.array([0.0, 1.0]), np.array([0, 1]), "y_true has dtype float64"),
+        (np.array([0, 1]), np.array([0, 2]), "y_pred holds class 2, but there are 2 classes"),
+        (np.array([0, -1]), np.array([0, 1]), "y_true holds class -1"),
+        (np.array([[0, 1]]), np.array([[0, 1]]), r"y_true has shape \(1, 2\)"),
+    ],
+)
+def test_bad_labels(y_true: np.ndarray, y_pred: np.ndarray, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        classification_metrics(y_true, y_pred, ("no", "yes"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("y_true", "y_pred", "message"),
+    [
+        (np.ones((2, 1)), np.ones((3, 1)), r"shape \(2, 1\) and y_pred \(3, 1\)"),
+        (np.ones(2), np.ones(2), r"y_true has shape \(2,\)"),
+        (np.ones((0, 1)), np.ones((0, 1)), "at least one of each"),
+        (np.ones((2, 1)), np.array([[1.0], [np.nan]]), "y_pred holds NaN"),
+        (np.array([[np.inf], [1.0]]), np.ones((2, 1)), "y_true holds NaN or infinity"),
+    ],
+)
+def test_bad_targets(y_true: np.ndarray, y_pred: np.ndarray, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        regression_metrics(y_true, y_pred)
+    assert "\n" not in str(caught.value)
+
+
+def test_import_does_not_load_sklearn() -> None:
+    code = "import sys, fastmlp.metrics; sys.exit('sklearn' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
