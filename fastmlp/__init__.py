@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+# The module of each public name.
 _HOME = {
     "Dataset": "data",
     "load_data": "data",
@@ -43,7 +44,24 @@ _HOME = {
     "train": "training",
 }
 
-__all__ = [*_HOME, "__version__"]  # noqa: PLE0604 - the keys are names
+__all__ = [
+    "Dataset",
+    "Model",
+    "Network",
+    "Optimizer",
+    "Scaling",
+    "Schedule",
+    "Settings",
+    "Training",
+    "__version__",
+    "evaluate",
+    "fit_scaling",
+    "load",
+    "load_data",
+    "save",
+    "split_rows",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,8 @@
 """The settings of a `train` run: one description from which flags, variables and config.toml are made.
 
-Here: `Config`, a field per setting with its kind, default and help, and its way into `Network` and `Settings`,
-which check what they are given. Not here: how a value is read (config_kinds.py), where it comes from
-(config_sources.py), and Click (cli.py).
+Here: `Config`, a field per setting with its kind, default and help, and its way into `Network` and
+`Settings`, which check what they are given. Not here: how a value is read (config_kinds.py), where it comes
+from (config_sources.py), and Click (cli.py).
 """
 
 from __future__ import annotations
@@ -78,36 +78,24 @@ class Config:
     (0.05, '64x16x10')
     """
 
-    data: str = of_data(
-        SOURCE, "digits", "Data set by name, .npz or .csv file, or folder of class folders of images."
-    )
+    data: str = of_data(SOURCE, "digits", "Data set by name, .npz or .csv file, or folder of class folders of images.")
     data_dir: str | None = of_data(FOLDER, None, "Where named data sets lie [default: in the user's cache].")
     image_size: tuple[int, int] | None = of_data(SIZE, None, "Resize the images of a folder.")
-    target: str = of_data(
-        one_of("target", ("class", "value")), "class", "What is predicted; value is regression."
-    )
+    target: str = of_data(one_of("target", ("class", "value")), "class", "What is predicted; value is regression.")
     val_fraction: float | None = of_data(NUMBER, 0.2, "Share of the rows kept for validation, 0 for none.")
     val_count: int | None = of_data(WHOLE, None, "Validation rows as a number, instead of --val-fraction.")
-    test_fraction: float | None = of_data(
-        NUMBER, 0.2, "Share kept for the test if the data has no test part."
-    )
+    test_fraction: float | None = of_data(NUMBER, 0.2, "Share kept for the test if the data has no test part.")
     test_count: int | None = of_data(WHOLE, None, "Test rows as a number, instead of --test-fraction.")
     stratify: bool = of_data(FLAG, False, "Give each part the same mix of classes.")
-    scale: str = of_data(
-        one_of("scaling", SCALINGS), "zscore", "Scaling of inputs, fitted on the training part."
-    )
+    scale: str = of_data(one_of("scaling", SCALINGS), "zscore", "Scaling of inputs, fitted on the training part.")
 
-    hidden: tuple[int, ...] = of_network(
-        WHOLES, (128,), "Sizes of the hidden layers; none gives softmax regression."
-    )
+    hidden: tuple[int, ...] = of_network(WHOLES, (128,), "Sizes of the hidden layers; none gives softmax regression.")
     activation: tuple[str, ...] = of_network(
         NAMES,
         ("relu",),
         f"One, or one per hidden layer: {', '.join(ACTIVATIONS)}; leaky-relu:0.2 sets a slope.",
     )
-    dropout: tuple[float, ...] = of_network(
-        NUMBERS, (0.0,), "Share of units dropped, one or one per hidden layer."
-    )
+    dropout: tuple[float, ...] = of_network(NUMBERS, (0.0,), "Share of units dropped, one or one per hidden layer.")
     loss: str | None = of_network(
         one_of("loss", LOSSES), None, "Loss [default: cross-entropy for classes, squared-error for values]."
     )
@@ -148,12 +136,8 @@ class Config:
     max_time: float | None = of_training(DURATION, None, "Stop after this time, such as 30s, 2m, 1h.")
     seed: int = of_training(WHOLE, 0, "For the split, the initial weights, the order of rows, and dropout.")
 
-    backend: str = of_run(
-        one_of("backend", CHOICES), "auto", "Engine; auto takes the fastest that runs here."
-    )
-    threads: int | None = of_run(
-        WHOLE, None, "Threads of the engine [default: as many as cores may be used]."
-    )
+    backend: str = of_run(one_of("backend", CHOICES), "auto", "Engine; auto takes the fastest that runs here.")
+    threads: int | None = of_run(WHOLE, None, "Threads of the engine [default: as many as cores may be used].")
     dtype: str = of_run(one_of("dtype", ("float32", "float64")), "float32", "float64 needs --backend numpy.")
     out: str | None = of_run(FOLDER, None, "Folder of the run [default: runs/DATE-data-network].")
     force: bool = of_run(FLAG, False, "Write into --out even if it is not empty.")
@@ -161,9 +145,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.dtype == "float64" and self.backend != "numpy":
-            raise ConfigError(
-                f"dtype float64 needs backend numpy, not {self.backend}; give --backend numpy too"
-            )
+            raise ConfigError(f"dtype float64 needs backend numpy, not {self.backend}; give --backend numpy too")
         for name in ("val_fraction", "test_fraction", "min_accuracy"):
             if not 0 <= (getattr(self, name) or 0) <= 1:
                 raise ConfigError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
@@ -185,9 +167,7 @@ class Config:
     def _check_regression(self) -> None:
         for name, value in (("loss", "cross-entropy"), ("monitor", "accuracy"), ("stratify", True)):
             if getattr(self, name) == value:
-                raise ConfigError(
-                    f"{name} {value} is for classes, but target is value; leave {flag(name)} out"
-                )
+                raise ConfigError(f"{name} {value} is for classes, but target is value; leave {flag(name)} out")
         for name in ("min_accuracy", "label_smoothing"):
             if getattr(self, name):
                 raise ConfigError(f"{name} is for classes, but target is value; leave {flag(name)} out")

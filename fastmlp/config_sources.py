@@ -1,6 +1,6 @@
 """Where the settings of a `train` run come from: flags, variables, a TOML file.
 
-Here: `resolve`. Not here: the settings (config.py), and Click, which only hands over the text of the flags (cli.py).
+Here: `resolve`. Not here: the settings (config.py), and Click, which only hands over the flags (cli.py).
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ VARIABLES = {name: f"FASTMLP_{name.upper()}" for name in FIELDS}
 VARIABLES |= {"data": "FASTMLP_DATASET", "data_dir": "FASTMLP_DATA"}
 
 
-def resolve(
-    flags: Mapping[str, Any], environment: Mapping[str, str], file: str | Path | None = None
-) -> Config:
+def resolve(flags: Mapping[str, Any], environment: Mapping[str, str], file: str | Path | None = None) -> Config:
     """The settings of a run, each from its flag, else its variable, else the file, else the default.
 
     Parameters
@@ -45,7 +43,7 @@ def resolve(
     """
     chosen: dict[str, Any] = {name: one.default for name, one in FIELDS.items()}
     for source in (read_file(Path(file)) if file else {}, read_environment(environment), read_flags(flags)):
-        for name in source.keys() & PAIRS.keys():
+        for name in sorted(source.keys() & PAIRS.keys()):
             if PAIRS[name] in source:
                 raise ConfigError(f"{name} and {PAIRS[name]} say the same thing; give one of them")
             chosen[PAIRS[name]] = None
@@ -56,10 +54,7 @@ def resolve(
 def read_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that the command line gives."""
     given = {name: value for name, value in flags.items() if value is not None}
-    return {
-        name: kind(name).value(flag(name), value, text=isinstance(value, str))
-        for name, value in given.items()
-    }
+    return {name: kind(name).value(flag(name), value, text=isinstance(value, str)) for name, value in given.items()}
 
 
 def read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -78,9 +73,7 @@ def read_file(path: Path) -> dict[str, Any]:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({error.strerror}); check the path after --config"
-        ) from error
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the path after --config") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
@@ -91,9 +84,7 @@ def read_file(path: Path) -> dict[str, Any]:
         if name not in FIELDS:
             raise ConfigError(f"{path}: {unknown_name('key', key, FIELDS)}")
         if name in settings:
-            raise ConfigError(
-                f"{path}: {name} stands there twice, as {name} and as {flag(name)[2:]}; keep one"
-            )
+            raise ConfigError(f"{path}: {name} stands there twice, as {name} and as {flag(name)[2:]}; keep one")
         settings[name] = kind(name).value(f"{path}: {name}", value)
     return settings
 

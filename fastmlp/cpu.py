@@ -14,7 +14,6 @@ from fastmlp.contract import Job, RowResults, State, row_scales
 from fastmlp.cpu_kernels import (
     GRADIENT,
     PARAMETERS,
-    SHARED_WORDS,
     SLOT_M,
     SLOT_V,
     Batches,
@@ -22,6 +21,7 @@ from fastmlp.cpu_kernels import (
     Specialisation,
     make_kernels,
 )
+from fastmlp.cpu_pieces import SHARED_WORDS
 from fastmlp.cpu_plan import (
     CHUNK_ROWS,
     TILE_ROWS,
@@ -224,7 +224,9 @@ def writable(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
     Kernels only read it. The caller keeps the array alive.
     """
-    if array.flags.writeable or array.size == 0:
-        return array if array.flags.writeable else array.copy()
-    memory = (ctypes.c_char * array.nbytes).from_address(array.ctypes.data)
-    return np.frombuffer(memory, array.dtype).reshape(array.shape)
+    if array.flags.writeable:
+        return array
+    if array.size == 0:
+        return array.copy()
+    memory = (ctypes.c_uint8 * array.nbytes).from_address(array.ctypes.data)
+    return np.ctypeslib.as_array(memory).view(array.dtype).reshape(array.shape)

@@ -29,7 +29,16 @@ from typing import Any
 import platformdirs
 
 # Sources that take part in a kernel; a test holds this list against the imports of cpu_kernels.py.
-SOURCES = ("philox.py", "functions.py", "optimizers.py", "cpu_cache.py", "cpu_simd.py", "cpu_plan.py", "cpu_kernels.py")
+SOURCES = (
+    "philox.py",
+    "functions.py",
+    "optimizers.py",
+    "cpu_cache.py",
+    "cpu_simd.py",
+    "cpu_plan.py",
+    "cpu_pieces.py",
+    "cpu_kernels.py",
+)
 DIGEST_BYTES = 32
 
 

@@ -13,30 +13,36 @@ writes what nobody else writes, and each sum runs in a fixed order.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from types import FunctionType
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from fastmlp.cpu_cache import KernelCache
+from fastmlp.cpu_pieces import (
+    FLOAT_BYTES,
+    ZERO,
+    clip,
+    compiled,
+    compiled_with_callees,
+    draw,
+    drop_row,
+    first_peak,
+    last_of_phase,
+    make_activate,
+    make_product,
+    make_update,
+    open_phase,
+    scalars_of,
+    scale_row,
+    wait_for_end_of,
+)
 from fastmlp.cpu_plan import CHUNK_ROWS, TILE_ROWS, TILE_VECTORS
-from fastmlp.cpu_simd import atomic_load, atomic_store, fetch_add, make_tile, make_transpose, pause, yield_core
-from fastmlp.functions import ACTIVATIONS, LOSSES
-from fastmlp.optimizers import DECAY, RULES
-from fastmlp.philox import MASK32, SHIFT32, philox4x32
+from fastmlp.cpu_simd import make_tile, make_transpose
+from fastmlp.functions import LOSSES
+from fastmlp.optimizers import DECAY
 
-ZERO = np.float32(0)
 ONE = np.float32(1)
-FLOAT_BYTES = 4
-
-# Words of `shared`, each on a cache line of its own.
-WORD, DONE = 0, 8
-SHARED_WORDS = 16
-TICKETS = 32  # the low bits of the word hold the ticket, the high ones the phase
-SPINS = 2000  # pauses before a waiting thread offers its core to another, about 50 microseconds
 
 # Rows of `store`
 PARAMETERS, SLOT_M, SLOT_V, GRADIENT = 0, 1, 2, 3
@@ -83,7 +89,7 @@ class Batches(NamedTuple):
     x (n, features) uint8 or float32; labels (n,) int32 and targets (n, outputs) float32, one of them empty
     order (rows,) int64; row_scale (rows,) float32: share of each row in its batch's mean
     shift, factor (features,) float32: x is scaled to (x - shift) factor
-    scalars (steps, 7) float32: `Optimizer.scalars`
+    scalars (steps, len(SCALARS)) float32: `Optimizer.scalars`
     batch_size; rows_per_task; step: updates made before; seed
     l1, l2, hot, cold, clip_norm: penalties; target of the row's class and of the others; largest gradient norm
     """
@@ -99,7 +105,7 @@ class Batches(NamedTuple):
     batch_size: int
     rows_per_task: int
     step: int
-    seed: int
+    seed: Any
     l1: Any
     l2: Any
     hot: Any
@@ -107,152 +113,11 @@ class Batches(NamedTuple):
     clip_norm: Any
 
 
-def compiled(function: Callable[..., Any]) -> Any:
-    """njit as every kernel wants it: no GIL, IEEE arithmetic (no fastmath: a NaN must be seen), no exceptions."""
-    return njit(nogil=True, error_model="numpy", boundscheck=False)(function)
-
-
 def cached(function: Callable[..., Any], name: str) -> Any:
     """An entry kernel: compiled, and kept on disk under `name`."""
     dispatcher = compiled(function)
     dispatcher._cache = KernelCache(name)
     return dispatcher
-
-
-def compiled_with_callees(function: Callable[..., Any]) -> Any:
-    """Compile a scalar formula together with the plain functions of its own file that it calls."""
-    names = [name for name in function.__code__.co_names if isinstance(function.__globals__.get(name), FunctionType)]
-    replaced = {name: compiled_with_callees(function.__globals__[name]) for name in names}
-    copy = FunctionType(function.__code__, {**function.__globals__, **replaced}, function.__name__)
-    return compiled(copy)
-
-
-# ------------------------------------------------------------------------------------------------ pieces
-
-
-def make_product(lanes: int, epilogue: str, extra_like_c: bool) -> Any:
-    """product(a, a_row, a_k, b, b_k, b_panel, c, c_row, k, extra, rows, panels): C = epilogue(A B), by tiles.
-
-    rows are a multiple of TILE_ROWS; panels of `lanes` columns. C is row-major with rows c_row apart; A, B, addresses and
-    strides as in `cpu_simd.make_tile`. `extra` holds a number per column, or is laid out like C.
-    """
-    wide = make_tile(TILE_ROWS, TILE_VECTORS, lanes, epilogue)
-    narrow = make_tile(TILE_ROWS, 1, lanes, epilogue)
-
-    @compiled
-    def product(a, a_row, a_k, b, b_k, b_panel, c, c_row, k, extra, rows, panels):  # type: ignore[no-untyped-def]  # noqa: PLR0913
-        for p in range(0, panels, TILE_VECTORS):
-            b_at = b + p * b_panel * FLOAT_BYTES
-            for i in range(0, rows, TILE_ROWS):
-                a_at = a + i * a_row * FLOAT_BYTES
-                at = (i * c_row + p * lanes) * FLOAT_BYTES
-                extra_at = extra + (at if extra_like_c else p * lanes * FLOAT_BYTES)
-                if p + TILE_VECTORS <= panels:
-                    wide(a_at, a_row, a_k, b_at, b_k, b_panel, c + at, c_row, lanes, k, extra_at)
-                else:
-                    narrow(a_at, a_row, a_k, b_at, b_k, b_panel, c + at, c_row, lanes, k, extra_at)
-
-    return product
-
-
-def make_activate(names: tuple[str, ...]) -> Any:
-    """activate(code, a, y, s): y holds z and becomes f(z), s becomes f'(z), for the activation number `code` of `names`."""
-    if not names:
-        return compiled(lambda code, a, y, s: None)
-    value, slope = (compiled_with_callees(f) for f in ACTIVATIONS[names[-1]][:2])
-    number = len(names) - 1
-    others = make_activate(names[:-1])
-
-    @compiled
-    def activate(code, a, y, s):  # type: ignore[no-untyped-def]
-        if code == number:
-            for i in range(len(y)):
-                z = y[i]
-                y[i] = value(z, a)
-                s[i] = slope(z, y[i], a)
-        else:
-            others(code, a, y, s)
-
-    return activate
-
-
-def make_update(rule_name: str) -> Any:
-    """update(p, m, v, g, s): the rule over a run of parameters; slots that the rule lacks are left alone."""
-    rule = compiled_with_callees(RULES[rule_name].update)
-    has_m, has_v = "m" in RULES[rule_name].slots, "v" in RULES[rule_name].slots
-
-    @compiled
-    def update(p, m, v, g, s):  # type: ignore[no-untyped-def]
-        for i in range(len(p)):
-            p_new, m_new, v_new = rule(p[i], g[i], m[i] if has_m else ZERO, v[i] if has_v else ZERO, s)
-            p[i] = p_new
-            if has_m:
-                m[i] = m_new
-            if has_v:
-                v[i] = v_new
-
-    return update
-
-
-@compiled
-def scale_row(x, shift, factor, out):  # type: ignore[no-untyped-def]
-    """out = (x - shift) factor for one row, from uint8 or float32."""
-    for k in range(len(x)):
-        out[k] = (np.float32(x[k]) - shift[k]) * factor[k]
-
-
-philox_scalar = compiled(philox4x32)
-
-
-@compiled
-def drop_row(y, s, layer, row, step, seed, threshold, scale):  # type: ignore[no-untyped-def]  # noqa: PLR0913
-    """Multiply a row of activations and slopes by the dropout factors of `philox.keep_mask`; len(y) is a multiple of 4."""
-    key = np.uint64(seed)
-    for group in range(len(y) // 4):
-        words = philox_scalar(
-            np.uint64(group), np.uint64(row), np.uint64(layer), np.uint64(step), key & MASK32, key >> SHIFT32
-        )
-        for word in range(4):
-            factor = scale if words[word] >= threshold else ZERO
-            y[4 * group + word] *= factor
-            s[4 * group + word] *= factor
-
-
-# ------------------------------------------------------------------------------------------------ sharing work
-
-
-@compiled
-def draw(shared):  # type: ignore[no-untyped-def]
-    """The current phase and a ticket in it, drawn from the shared word."""
-    word = fetch_add(shared + 8 * WORD, 1)
-    return word >> TICKETS, word & ((1 << TICKETS) - 1)
-
-
-@compiled
-def last_of_phase(shared, tasks):  # type: ignore[no-untyped-def]
-    """Report a finished task; True to the thread that finished the last one, which must then call `open_phase`.
-
-    The atomic add makes what every thread wrote in the phase visible to this one.
-    """
-    return fetch_add(shared + 8 * DONE, 1) == tasks - 1
-
-
-@compiled
-def open_phase(shared, phase):  # type: ignore[no-untyped-def]
-    """Open a phase: the release makes all that was written before visible to whoever draws a ticket in it."""
-    atomic_store(shared + 8 * DONE, 0)
-    atomic_store(shared + 8 * WORD, phase << TICKETS)
-
-
-@compiled
-def wait_for_end_of(shared, phase):  # type: ignore[no-untyped-def]
-    """Wait until another phase is open: spin, then let others have the core."""
-    spins = 0
-    while atomic_load(shared + 8 * WORD) >> TICKETS == phase:
-        pause()
-        spins += 1
-        if spins > SPINS:
-            yield_core()
 
 
 # ------------------------------------------------------------------------------------------------ forward
@@ -268,10 +133,11 @@ def make_forward(spec: Specialisation) -> Any:
     plain = make_product(lanes, "bias", False)
     fused_relu = make_product(lanes, "bias-relu", False)
     relu, linear = fused_codes(spec)
+    dropout = spec.dropout
     activate = make_activate(names)
 
     @compiled
-    def forward(plan, store, arena, first, rows, step, seed):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    def forward(plan, store, arena, first, rows, step, seed):
         rows_p = -(-rows // TILE_ROWS) * TILE_ROWS
         base, weights = arena.ctypes.data, store.ctypes.data
         last = len(plan.fan_in) - 1
@@ -284,7 +150,7 @@ def make_forward(spec: Specialisation) -> Any:
             y_at = base + y_start * FLOAT_BYTES
             panels = n_p // lanes
             hidden = layer < last
-            drops = hidden and step >= 0 and plan.threshold[layer] > 0
+            drops = dropout and hidden and step >= 0 and plan.threshold[layer] > 0
             if hidden and plan.code[layer] == relu and not drops:
                 fused_relu(x_at, ld_x, 1, w_at, lanes, k_p * lanes, y_at, ld_y, k, b_at, rows_p, panels)
                 continue
@@ -337,10 +203,10 @@ def make_rows_task(spec: Specialisation) -> Any:
     masked = make_product(lanes, "where-positive", True)
     sloped = make_product(lanes, "times", True)
     unchanged = make_product(lanes, "keep", False)
-    classes = spec.classes
+    classes, dropout = spec.classes, spec.dropout
 
     @compiled
-    def rows_task(plan, batches, store, transposed, arena, targets, loss, correct, start, first, rows):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    def rows_task(plan, batches, store, transposed, arena, targets, loss, correct, start, first, rows):
         features, ld = plan.fan_in[0], plan.ld[0]
         for r in range(first, first + rows):
             at = plan.y_at[0] + r * ld
@@ -373,7 +239,7 @@ def make_rows_task(spec: Specialisation) -> Any:
             dx_at = base + (plan.dz_at[layer] + first * ld_dx) * FLOAT_BYTES
             w_at = weights + plan.t_at[layer] * FLOAT_BYTES
             k, panel = plan.fan_out[layer], n_p * lanes
-            drops = plan.threshold[layer - 1] > 0
+            drops = dropout and plan.threshold[layer - 1] > 0
             if plan.code[layer - 1] == relu and not drops:
                 y_at = base + (plan.y_at[layer] + first * ld_dx) * FLOAT_BYTES
                 masked(dz_at, ld_dz, 1, w_at, lanes, panel, dx_at, ld_dx, k, y_at, rows_p, panels)
@@ -384,16 +250,6 @@ def make_rows_task(spec: Specialisation) -> Any:
                 sloped(dz_at, ld_dz, 1, w_at, lanes, panel, dx_at, ld_dx, k, s_at, rows_p, panels)
 
     return rows_task
-
-
-@compiled
-def first_peak(z):  # type: ignore[no-untyped-def]
-    """Index of the first largest element, as np.argmax for finite numbers."""
-    best = 0
-    for j in range(1, len(z)):
-        if z[j] > z[best]:
-            best = j
-    return best
 
 
 def make_weights_tasks(spec: Specialisation) -> tuple[Any, Any, Any]:
@@ -409,7 +265,7 @@ def make_weights_tasks(spec: Specialisation) -> tuple[Any, Any, Any]:
     transpose = make_transpose(lanes)
 
     @compiled
-    def gradient_task(plan, arena, gradient, g_at, g_stride, b_at, ones, task, rows):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    def gradient_task(plan, arena, gradient, g_at, g_stride, b_at, ones, task, rows):
         """dw = x' dz and db = 1' dz over `rows` rows. ones: address of a 1.0."""
         layer, panel, panels, k_first, k_rows = task[0], task[1], task[2], task[3], task[4]
         ld_x, ld_dz = plan.ld[layer], plan.ld[layer + 1]
@@ -429,7 +285,7 @@ def make_weights_tasks(spec: Specialisation) -> tuple[Any, Any, Any]:
                 row_narrow(ones, 0, 0, dz, ld_dz, lanes, biases, lanes, lanes, rows, 0)
 
     @compiled
-    def penalise(plan, batches, store, gradient, g_at, g_stride, task):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    def penalise(plan, batches, store, gradient, g_at, g_stride, task):
         """g += l2 w + l1 sign(w), weights only."""
         layer, panel, panels, k_first, k_rows = task[0], task[1], task[2], task[3], task[4]
         size = k_rows * lanes
@@ -442,7 +298,7 @@ def make_weights_tasks(spec: Specialisation) -> tuple[Any, Any, Any]:
                 g[i] += batches.l2 * w[i] + batches.l1 * sign
 
     @compiled
-    def update_task(plan, store, transposed, gradient, g_at, g_stride, b_at, task, s):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    def update_task(plan, store, transposed, gradient, g_at, g_stride, b_at, task, s):
         """The rule over the rectangle and its biases (which do not decay); renews the transposed copy."""
         layer, panel, panels, k_first, k_rows = task[0], task[1], task[2], task[3], task[4]
         k_p, n_p = plan.fan_in_p[layer], plan.fan_out_p[layer]
@@ -461,7 +317,7 @@ def make_weights_tasks(spec: Specialisation) -> tuple[Any, Any, Any]:
             at = plan.b_at[layer] + panel * lanes
             g = gradient[b_at : b_at + panels * lanes]
             b = slice(at, at + panels * lanes)
-            update(store[PARAMETERS, b], store[SLOT_M, b], store[SLOT_V, b], g, s[:DECAY] + (ZERO,))
+            update(store[PARAMETERS, b], store[SLOT_M, b], store[SLOT_V, b], g, (*s[:DECAY], ZERO))
 
     return gradient_task, penalise, update_task
 
@@ -484,7 +340,7 @@ def make_train(spec: Specialisation) -> Callable[..., None]:
     biases_at = TILE_VECTORS * panel_stride
     ones_at = biases_at + TILE_VECTORS * lanes
 
-    def train(t, plan, batches, store, transposed, arena, scratch, shared, loss, correct):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    def train(t, plan, batches, store, transposed, arena, scratch, shared, loss, correct):
         steps = len(batches.scalars)
         own = scratch[t]
         own[ones_at] = ONE
@@ -531,30 +387,11 @@ def make_train(spec: Specialisation) -> Callable[..., None]:
     return train
 
 
-@compiled
-def scalars_of(table, step):  # type: ignore[no-untyped-def]
-    """A row of the table as a tuple, so that loops over parameters keep it in registers."""
-    return (table[step, 0], table[step, 1], table[step, 2], table[step, 3], table[step, 4], table[step, 5], table[step, 6])
-
-
-@compiled
-def clip(gradient, largest):  # type: ignore[no-untyped-def]
-    """Scale the whole gradient, padding (zeros) included, down to Euclidean norm `largest` if it is longer."""
-    total = 0.0
-    for i in range(len(gradient)):
-        total += np.float64(gradient[i]) * np.float64(gradient[i])
-    norm = math.sqrt(total)
-    if norm > largest:
-        scale = np.float32(largest / norm)
-        for i in range(len(gradient)):
-            gradient[i] *= scale
-
-
 def make_predict(spec: Specialisation) -> Callable[..., None]:
     """Prediction: one phase, a task is a block of rows that passes through the thread's own rows of the arena."""
     forward = make_forward(spec)
 
-    def predict(t, plan, x, shift, factor, store, arena, shared, z, rows_per_task):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    def predict(t, plan, x, shift, factor, store, arena, shared, z, rows_per_task):
         tasks = -(-len(x) // rows_per_task)
         last = len(plan.fan_in)
         features, outputs = plan.fan_in[0], plan.fan_out[last - 1]

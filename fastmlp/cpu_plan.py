@@ -12,6 +12,7 @@ is an odd number of cache lines, so that a column of tiles does not fall into fe
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,7 +91,7 @@ def make_layout(network: Network, lanes: int, rows: int) -> Layout:
     widths = [round_up(size, unit) for size in network.sizes]
     lds = [width + CACHE_LINE if (width // CACHE_LINE) % 2 == 0 else width for width in widths]
     layers = network.layers
-    pairs = list(zip(widths, widths[1:], strict=False))
+    pairs = list(pairwise(widths))
     w_at, end = offsets([k * n + n for k, n in pairs])
     t_at, transposed = offsets([k * n if index else 0 for index, (k, n) in enumerate(pairs)])
     buffers, arena = offsets([rows * ld for ld in lds] * 3)
@@ -172,5 +173,3 @@ def packed_views(plan: Plan, lanes: int, row: npt.NDArray[np.float32], layer: in
     k_p, n_p = int(plan.fan_in_p[layer]), int(plan.fan_out_p[layer])
     w_at, b_at = int(plan.w_at[layer]), int(plan.b_at[layer])
     return row[w_at:b_at].reshape(n_p // lanes, k_p, lanes), row[b_at : b_at + n_p]
-
-

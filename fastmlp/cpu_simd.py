@@ -152,14 +152,14 @@ def make_tile(rows: int, vectors: int, width: int, epilogue: str) -> Callable[..
         return context.get_dummy_value()
 
     @intrinsic
-    def tile(typing, a, a_row, a_k, b, b_k, b_panel, c, c_row, c_panel, k, extra):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    def tile(typing, a, a_row, a_k, b, b_k, b_panel, c, c_row, c_panel, k, extra):
         return types.void(*[types.int64] * 11), build
 
-    return tile  # type: ignore[no-any-return]
+    return tile
 
 
 @intrinsic
-def fetch_add(typing, at, amount):  # type: ignore[no-untyped-def]
+def fetch_add(typing, at, amount):
     """LLVM `atomicrmw add … seq_cst` on the int64 at address `at`: returns the value before."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -169,7 +169,7 @@ def fetch_add(typing, at, amount):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def atomic_load(typing, at):  # type: ignore[no-untyped-def]
+def atomic_load(typing, at):
     """LLVM `load atomic … acquire` of the int64 at address `at`."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -179,7 +179,7 @@ def atomic_load(typing, at):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def atomic_store(typing, at, value):  # type: ignore[no-untyped-def]
+def atomic_store(typing, at, value):
     """LLVM `store atomic … release` of an int64 to address `at`."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -190,7 +190,7 @@ def atomic_store(typing, at, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def pause(typing):  # type: ignore[no-untyped-def]
+def pause(typing):
     """Tell the core that this is a spin loop: `llvm.x86.sse2.pause` on x86, `llvm.aarch64.hint(1)` (yield) on ARM."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -209,7 +209,7 @@ def pause(typing):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def yield_core(typing):  # type: ignore[no-untyped-def]
+def yield_core(typing):
     """Call the C library's `sched_yield`: let another thread have the core."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -224,7 +224,8 @@ def yield_core(typing):  # type: ignore[no-untyped-def]
 def make_transpose(width: int) -> Callable[..., None]:
     """transpose(a, a_row, c, c_row): C[j, i] = A[i, j] for a square of `width` x `width` floats.
 
-    LLVM `shufflevector`, log2(width) perfect shuffles of the rows. A and C do not overlap; addresses in bytes, rows in elements.
+    LLVM `shufflevector`, log2(width) perfect shuffles of the rows. A and C do not overlap; addresses in bytes, rows
+    in elements.
     """
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -242,7 +243,7 @@ def make_transpose(width: int) -> Callable[..., None]:
         return context.get_dummy_value()
 
     @intrinsic
-    def transpose(typing, a, a_row, c, c_row):  # type: ignore[no-untyped-def]
+    def transpose(typing, a, a_row, c, c_row):
         return types.void(*[types.int64] * 4), build
 
-    return transpose  # type: ignore[no-any-return]
+    return transpose

@@ -53,7 +53,7 @@ class Team:
         raised: BaseException | None = None
         try:
             function(0, *args)
-        except BaseException as error:  # noqa: BLE001 - raised again when all have returned
+        except BaseException as error:  # raised again when all have returned
             raised = error
         waiting = len(self._inboxes)
         while waiting:
@@ -88,7 +88,7 @@ def work(t: int, inbox: SimpleQueue[Task | None], outbox: SimpleQueue[BaseExcept
         function, args = task
         try:
             function(t, *args)
-        except BaseException as error:  # noqa: BLE001 - it is raised again in the caller
+        except BaseException as error:  # it is raised again in the caller
             outbox.put(error)
         else:
             outbox.put(None)

@@ -9,6 +9,7 @@ licence); MNIST (LeCun, Cortes, Burges, CC BY-SA 3.0). The SHA-256 pins are thos
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,6 +97,10 @@ def check_dataset(parts: Parts, name: str = "data", target: str = "class") -> Da
     classes = _class_names(parts.classes, places["classes"]) if target == "class" else ()
     x, shape, y, classes = _check_part(parts.x, parts.y, target, classes, (places["x"], places["y"]))
     shape = parts.image_shape or shape
+    if shape and math.prod(shape) != x.shape[1]:
+        raise DataError(
+            f"{places['x'].text} has {x.shape[1]} features, images of {shape} have {math.prod(shape)}"
+        )
     if (parts.x_test is None) != (parts.y_test is None):
         alone = "x_test" if parts.y_test is None else "y_test"
         raise DataError(f"{places[alone].text} without its partner; give both x_test and y_test, or neither")
@@ -173,24 +178,24 @@ def load_data(
     >>> data.x.shape, data.x.dtype, len(data.classes), data.image_shape
     ((1797, 784), dtype('uint8'), 10, (28, 28, 1))
     """
-    if image_size is not None and (len(image_size) != 2 or min(image_size) < 1):
-        raise ConfigError(f"image size {image_size}: give height and width, both at least 1")
-    path = Path(source)
-    if str(source) in DATASETS or not path.is_dir():
-        if image_size is not None:
-            raise ConfigError(
-                f"image size applies to a folder of images, not to {str(source)!r}; leave it out"
+    name, path = str(source), Path(source)
+    named = name in DATASETS
+    with reading(path):
+        folder = not named and path.is_dir()
+        if not (named or path.exists()):
+            hint = "or give the path of an .npz file, a .csv file or a folder of class folders"
+            raise DataError(
+                f"{unknown_name('data set', name, DATASETS)}; no such file or folder either; {hint}"
             )
-    elif target == "value":
-        raise ConfigError(f"{source}: a folder of images has classes, no values; use target 'class'")
-    if str(source) in DATASETS:
-        return check_dataset(_named_parts(str(source), data_dir, progress), str(source), target)
-    if not path.exists():
-        hint = "or give the path of an .npz file, a .csv file or a folder of class folders"
-        raise DataError(
-            f"{unknown_name('data set', str(source), DATASETS)}; no such file or folder either; {hint}"
-        )
-    return check_dataset(_read(path, image_size, target), path.resolve().stem, target)
+        if image_size is not None and not folder:
+            raise ConfigError(f"image size is for folders of images, {name!r} is none; leave it out")
+        if image_size is not None and (len(image_size) != 2 or min(image_size) < 1):
+            raise ConfigError(f"image size {image_size}: give height and width, both at least 1")
+        if target == "value" and folder:
+            raise ConfigError(f"{path}: a folder of images has classes, no values; use target 'class'")
+        if named:
+            return check_dataset(_named_parts(name, data_dir, progress), name, target)
+        return check_dataset(_read(path, image_size, target), path.resolve().stem, target)
 
 
 def _read(path: Path, image_size: tuple[int, int] | None, target: str) -> Parts:
@@ -406,21 +411,23 @@ def _candidates(folder: Path, file: DataFile) -> list[tuple[Path, str]]:
 
 
 def _present(folder: Path, file: DataFile) -> Path | None:
-    return next((path for path, _ in _candidates(folder, file) if path.is_file()), None)
+    with reading(folder):
+        return next((path for path, _ in _candidates(folder, file) if path.is_file()), None)
 
 
 def _verify_file(folder: Path, file: DataFile) -> list[FileStatus]:
     """A row for each copy that is there, or one row that says the file is missing."""
     rows = []
     for path, expected in _candidates(folder, file):
-        if path.is_file():
-            found = _file_sha256(path)
+        with reading(path):
+            found = _file_sha256(path) if path.is_file() else None
+        if found:
             rows.append(FileStatus(str(path), "ok" if found == expected else "damaged", expected, found))
     return rows or [FileStatus(str(folder / file.name), "missing", file.sha256, None)]
 
 
 def _file_sha256(path: Path) -> str:
-    with reading(path), path.open("rb") as stream:
+    with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -472,10 +479,10 @@ class _Bar:
     def __init__(self, display: Any, label: str) -> None:
         self._display, self._task = display, display.add_task(label, total=None)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
-        if name == "total":
-            self._display.update(self._task, total=value)
+    def _set_total(self, total: int) -> None:
+        self._display.update(self._task, total=total)
+
+    total = property(fset=_set_total)
 
     def update(self, size: int) -> None:
         self._display.advance(self._task, size)

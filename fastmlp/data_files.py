@@ -14,6 +14,7 @@ import itertools
 import math
 import re
 import struct
+import tokenize
 import warnings
 import zipfile
 import zlib
@@ -31,9 +32,7 @@ from fastmlp.preprocess import Place
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
-IMAGE_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pbm", ".pgm", ".ppm", ".pnm"}
-)
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pbm", ".pgm", ".ppm", ".pnm"})
 CHUNK = 1 << 20  # bytes read at a time, so that no buffer is ever sized by what a header claims
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 REFETCH = "delete it and get it again with `fastmlp data fetch`"
@@ -100,9 +99,7 @@ def read_idx(path: str | Path, dims: int) -> npt.NDArray[np.uint8]:
     if len(content) != claimed:
         found = "more" if len(content) > claimed else f"only {len(content)}"
         size = "x".join(map(str, shape))
-        raise DataError(
-            f"{path}: the header claims {size} = {claimed} bytes, the file holds {found}; {REFETCH}"
-        )
+        raise DataError(f"{path}: the header claims {size} = {claimed} bytes, the file holds {found}; {REFETCH}")
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
@@ -153,31 +150,32 @@ def read_npz(path: str | Path) -> Parts:
     ['no', 'yes']
     """
     path = Path(path)
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("a single array")
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
-        reason = getattr(error, "strerror", None) or "not an archive of arrays"
-        raise DataError(
-            f"{path}: not a readable .npz file ({reason}); use numpy.savez(file, x=..., y=...)"
-        ) from error
     names = ("x", "y", "x_test", "y_test", "classes")
-    with archive:
-        found: dict[str, Any] = {
-            name: _npz_array(path, archive, name) for name in names if name in archive.files
-        }
-    if missing := [name for name in ("x", "y") if name not in found]:
+    strange = DataError(f"{path}: not a readable .npz file; write it with numpy.savez(file, x=..., y=...)")
+    with reading(path), path.open("rb") as stream:
+        try:
+            archive = np.load(stream, allow_pickle=False)
+        except (ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+            raise strange from error
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise strange
         listed = ", ".join(archive.files) or "nothing"
+        found: dict[str, Any] = {name: _npz_array(path, archive, name) for name in names if name in archive.files}
+    if missing := [name for name in ("x", "y") if name not in found]:
         raise DataError(f"{path}: no array named {' nor '.join(missing)} (it holds: {listed}); save x and y")
     return Parts(**found, places={name: Place(f"{path}: array {name!r}") for name in names})
 
 
 def _npz_array(path: Path, archive: Mapping[str, Any], name: str) -> npt.NDArray[Any]:
-    """One array of the archive; a header with an absurd shape ends in a MemoryError."""
+    """One array of the archive; the caught errors are those of damaged zip members and of damaged headers."""
     try:
-        array: npt.NDArray[Any] = archive[name]
-    except (ValueError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, MemoryError) as error:
+        array = archive[name]
+        if not isinstance(array, np.ndarray):  # numpy gives the bytes of a member that has no array in it
+            raise ValueError("not in the format of numpy.save")
+    except (
+        *(ValueError, EOFError, SyntaxError, RuntimeError, MemoryError),
+        *(zlib.error, zipfile.BadZipFile, tokenize.TokenError),
+    ) as error:
         reason = " ".join(str(error).split())
         remedy = "save plain arrays of numbers or strings, without Python objects or ragged rows"
         raise DataError(f"{path}: array {name!r} cannot be read ({reason}); {remedy}") from error
@@ -212,17 +210,15 @@ def read_csv(path: str | Path, target: str = "class") -> Parts:
     ...     path = Path(folder) / "a.csv"
     ...     _ = path.write_text("label,pixel0,pixel1,pixel2,pixel3\\ncat,0,255,0,1\\ndog,3,4,5,6\\n")
     ...     parts = read_csv(path)
-    >>> parts.y.tolist(), parts.x.dtype, parts.image_shape
-    (['cat', 'dog'], dtype('uint8'), (2, 2, 1))
+    >>> parts.y.tolist(), parts.classes, parts.x.dtype, parts.image_shape
+    ([0, 1], ['cat', 'dog'], dtype('uint8'), (2, 2, 1))
     """
     path = Path(path)
     first = list(itertools.islice(_csv_rows(path), 2))
     if not first or not any(cell.strip() for cell in first[0]):
         raise DataError(f"{path}: line 1 is empty; a label and numbers, separated by commas, are needed")
     if len(first[0]) < 2:
-        raise DataError(
-            f"{path}: line 1 has one column; a label and numbers, separated by commas, are needed"
-        )
+        raise DataError(f"{path}: line 1 has one column; a label and numbers, separated by commas, are needed")
     header = first[0] if _is_header(path, first) else None
     skip = int(header is not None)
     if len(first) <= skip:
@@ -230,10 +226,14 @@ def read_csv(path: str | Path, target: str = "class") -> Parts:
     label = first[skip][0].strip() if first[skip] else ""
     text = target == "class" and header is not None and label != "" and not _is_number(label)
     table, names = _csv_table(path, skip, text)
-    y = np.array(names)[table[:, 0].astype(np.intp)] if text else table[:, 0].copy()
+    if table.shape[1] != len(first[0]):
+        raise DataError(f"{path}: line 2 has {table.shape[1]} columns, line 1 has {len(first[0])}; make them equal")
     place = Place(str(path), "line", 1 + skip)
-    x = _narrow(table[:, 1:])
-    return Parts(x, y, image_shape=_pixel_shape(header), places={"x": place, "y": place})
+    x, y, places = _narrow(table[:, 1:]), table[:, 0].copy(), {"x": place, "y": place}
+    if not text:
+        return Parts(x, y, None, _pixel_shape(header), places=places)
+    rank = np.argsort(np.argsort(np.array(names, object)))  # from the order of appearance to sorted order
+    return Parts(x, rank[y.astype(np.intp)], sorted(names), _pixel_shape(header), places=places)
 
 
 def _csv_rows(path: Path) -> Iterator[list[str]]:
@@ -262,9 +262,7 @@ def _is_header(path: Path, rows: list[list[str]]) -> bool:
     """Apply the rule in `read_csv` to the first two lines."""
     label, features = rows[0][0].strip(), [cell.strip() for cell in rows[0][1:]]
     if not label:
-        raise DataError(
-            f"{path}: line 1, column 1 is empty; put the label first (pandas: to_csv(index=False))"
-        )
+        raise DataError(f"{path}: line 1, column 1 is empty; put the label first (pandas: to_csv(index=False))")
     if _is_number(label):
         return False
     if all(features) and not any(map(_is_number, features)):
@@ -366,8 +364,8 @@ def read_image_folder(path: str | Path, image_size: tuple[int, int] | None = Non
 
     A folder that holds just `train/`, or `train/` and `test/`, gives a training and a test part. Hidden files
     and files without one of `IMAGE_SUFFIXES` are ignored. Pixels are converted as by `load_images`: to one
-    channel if all images are stored as grey (Pillow modes 1, L, LA, I, I;16, F), else to three; a palette counts
-    as colour.
+    channel if all images are stored as grey (Pillow modes 1, L, LA, I, I;16, F), else to three; a palette
+    counts as colour.
 
     Parameters
     ----------
@@ -381,33 +379,29 @@ def read_image_folder(path: str | Path, image_size: tuple[int, int] | None = Non
     path = Path(path)
     inner = [item.name for item in _visible(path) if item.is_dir()]
     split = inner in (["train"], ["test", "train"])
-    files = _class_files(path / "train" if split else path)
-    test = _class_files(path / "test") if split and "test" in inner else {}
-    classes = list(files)
+    classes, files, y = _class_files(path / "train" if split else path)
     if len(classes) < 2:
         raise DataError(f"{path}: {len(classes)} class folders; at least two are needed, one for each class")
-    if strange := [name for name in test if name not in files]:
+    if not (split and "test" in inner):
+        shape = _common_shape(files, image_size)
+        return Parts(_stack(files, shape), y, classes, shape)
+    test_classes, test_files, test_y = _class_files(path / "test")
+    if not test_classes:
+        raise DataError(f"{path / 'test'}: no class folders; add them or remove the folder")
+    if strange := [name for name in test_classes if name not in classes]:
         raise DataError(f"{path / 'test' / strange[0]}: no such class in train/; rename or remove the folder")
-    shape = _common_shape(
-        [file for part in (files, test) for group in part.values() for file in group], image_size
-    )
-    y, y_test = (
-        np.repeat([classes.index(name) for name in part], [*map(len, part.values())])
-        for part in (files, test)
-    )
-    x, x_test = (_stack([file for group in part.values() for file in group], shape) for part in (files, test))
-    if not test:
-        return Parts(x, y, classes, shape)
-    return Parts(x, y, classes, shape, x_test, y_test)
+    shape = _common_shape(files + test_files, image_size)
+    y_test = np.array([classes.index(name) for name in test_classes])[test_y]
+    return Parts(_stack(files, shape), y, classes, shape, _stack(test_files, shape), y_test)
 
 
 def load_images(paths: Iterable[str | Path], image_shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
     """Read images of any size and mode as rows of pixels, for a model trained on `image_shape`.
 
     Of each image the first frame is taken, EXIF rotation is not applied; 16-bit grey keeps its high byte,
-    floats are clipped to 0..255; transparency is laid over black; one channel is ITU-R BT.601 luma, (299 R +
-    587 G + 114 B) / 1000, three are RGB; then it is resized, bilinear with antialiasing, aspect ratio ignored.
-    Nothing is inverted.
+    floats are clipped to 0..255; transparency is laid over black; one channel is ITU-R BT.601 luma,
+    (299 R + 587 G + 114 B) / 1000, three are RGB; then it is resized, bilinear with antialiasing, aspect
+    ratio ignored. Nothing is inverted.
 
     Parameters
     ----------
@@ -446,39 +440,37 @@ def _visible(folder: Path) -> list[Path]:
         return sorted(item for item in folder.iterdir() if not item.name.startswith("."))
 
 
-def _class_files(folder: Path) -> dict[str, list[Path]]:
-    """Class name → its image files, both sorted."""
-    classes: dict[str, list[Path]] = {}
-    for inner in _visible(folder):
-        if not inner.is_dir():
-            continue
-        items = _visible(inner)
+def _class_files(folder: Path) -> tuple[list[str], list[Path], list[int]]:
+    """Names of the classes, image files of all, and for each file the number of its class; sorted by name."""
+    groups = [(inner, _visible(inner)) for inner in _visible(folder) if inner.is_dir()]
+    files: list[Path] = []
+    numbers: list[int] = []
+    for number, (inner, items) in enumerate(groups):
         if nested := [item for item in items if item.is_dir()]:
-            raise DataError(
-                f"{nested[0]}: a folder in a class folder; only train/ and test/ may hold class folders"
-            )
-        classes[inner.name] = [item for item in items if item.suffix.lower() in IMAGE_SUFFIXES]
-        if not classes[inner.name]:
-            raise DataError(f"{inner}: no image in this class folder ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return classes
+            raise DataError(f"{nested[0]}: a folder in a class folder; only train/ and test/ may hold class folders")
+        images = [item for item in items if item.suffix.lower() in IMAGE_SUFFIXES]
+        if not images:
+            raise DataError(f"{inner}: no image in this class folder; add some or remove the folder")
+        files += images
+        numbers += [number] * len(images)
+    return [inner.name for inner, _ in groups], files, numbers
 
 
 def _common_shape(files: list[Path], image_size: tuple[int, int] | None) -> tuple[int, int, int]:
     """Height, width and channels for all files, from their headers."""
-    channels, size = 1, image_size
+    sizes, modes = [], set()
     for file in files:
         with _open_image(file) as image:
-            found, mode = (image.height, image.width), image.mode
-        size = size or found
-        if image_size is None and found != size:
+            sizes.append((image.height, image.width))
+            modes.add(image.mode)
+        if image_size is None and sizes[-1] != sizes[0]:
+            (height, width), (first_height, first_width) = sizes[-1], sizes[0]
             raise DataError(
-                f"{file}: {found[0]}x{found[1]} pixels, {files[0]} has {size[0]}x{size[1]}; "
+                f"{file}: {height}x{width} pixels, {files[0]} has {first_height}x{first_width}; "
                 "resize all with --image-size HEIGHT,WIDTH (Python: image_size)"
             )
-        if mode not in {"1", "L", "LA", "La", "I", "F"} and not mode.startswith("I;16"):
-            channels = 3
-    assert size is not None
-    return (*size, channels)
+    grey = all(mode in {"1", "L", "LA", "La", "I", "F"} or mode.startswith("I;16") for mode in modes)
+    return (*(image_size or sizes[0]), 1 if grey else 3)
 
 
 @contextmanager
@@ -501,7 +493,10 @@ def _open_image(path: Path) -> Iterator[PillowImage]:
 
 def _stack(files: list[Path], shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
     """Pixels of all files, (n, height * width * channels)."""
-    rows = np.empty((len(files), math.prod(shape)), np.uint8)
+    try:
+        rows = np.empty((len(files), math.prod(shape)), np.uint8)
+    except MemoryError as error:
+        raise DataError(f"{len(files)} images of {shape} do not fit into memory; use --image-size") from error
     for row, file in zip(rows, files, strict=True):
         with _open_image(file) as image:
             row[:] = _pixels(image, shape)

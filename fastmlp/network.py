@@ -17,8 +17,10 @@ Semantics, the same in every engine:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +34,7 @@ FloatArray = npt.NDArray[np.floating[Any]]
 
 # name -> (distribution, scale from fan_in and fan_out). The scale is a standard deviation or a half-width.
 # Sources: Glorot & Bengio 2010 equation 16; He et al. 2015 equation 10.
-INITIALIZERS = {
+INITIALIZERS: dict[str, tuple[str, Callable[[int, int], float]]] = {
     "xavier-uniform": ("uniform", lambda i, o: math.sqrt(6 / (i + o))),
     "xavier-normal": ("normal", lambda i, o: math.sqrt(2 / (i + o))),
     "he-uniform": ("uniform", lambda i, o: math.sqrt(6 / i)),
@@ -97,9 +99,10 @@ class Network:
     init: str = "he"
 
     def __post_init__(self) -> None:
+        whole = all(isinstance(size, Integral) for size in self.sizes)
+        if not whole or len(self.sizes) < 2 or min(self.sizes) < 1:
+            raise ConfigError(f"sizes need whole numbers, at least 1, for an input and an output, not {self.sizes!r}")
         sizes = tuple(int(size) for size in self.sizes)
-        if len(sizes) < 2 or min(sizes) < 1:
-            raise ConfigError(f"sizes need an input and an output, each at least 1, not {list(self.sizes)}")
         hidden = len(sizes) - 2
         set_field = object.__setattr__  # the way a frozen dataclass normalises its own fields
         set_field(self, "sizes", sizes)
@@ -137,18 +140,21 @@ class Network:
     def layers(self) -> tuple[Layer, ...]:
         """The layers of weights, first to last."""
         hidden = zip(self.activation, self.dropout, strict=True)  # type: ignore[arg-type]  # tuples since __post_init__
-        after = [(*parse_activation(text), rate) for text, rate in hidden] + [("linear", 0.0, 0.0)]
-        return tuple(Layer(i, o, *rest) for i, o, rest in zip(self.sizes, self.sizes[1:], after, strict=False))
+        after = [(*parse_activation(text), float(rate)) for text, rate in hidden] + [("linear", 0.0, 0.0)]
+        return tuple(
+            Layer(fan_in, fan_out, name, parameter, rate)
+            for (fan_in, fan_out), (name, parameter, rate) in zip(pairwise(self.sizes), after, strict=True)
+        )
 
     @property
     def parameters(self) -> int:
         """Number of weights and biases."""
-        return sum((i + 1) * o for i, o in zip(self.sizes, self.sizes[1:], strict=False))
+        return sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(self.sizes))
 
     @property
     def flops_per_row(self) -> int:
         """Floating-point operations to train on one row: forward, weight gradient, and input gradient but for layer 0."""
-        return sum(2 * l.fan_in * l.fan_out * (3 if k else 2) for k, l in enumerate(self.layers))
+        return sum(2 * fan_in * fan_out * (3 if index else 2) for index, (fan_in, fan_out) in enumerate(pairwise(self.sizes)))
 
     @property
     def label(self) -> str:
@@ -182,7 +188,7 @@ class Network:
 
 def per_layer(what: str, given: Any, hidden: int) -> tuple[Any, ...]:
     """One setting for each hidden layer, from a single one or a sequence of the right length."""
-    if isinstance(given, (str, int, float)):
+    if isinstance(given, (str, Real)):
         return (given,) * hidden
     values = tuple(given)
     if len(values) != hidden:

@@ -34,11 +34,10 @@ import numpy.typing as npt
 
 from fastmlp.errors import ConfigError, unknown_name
 
-ONE = np.float32(1)
-
 # The scalars of one step, as columns: what a rule reads of `s`.
-SCALARS = ("rate", "beta1", "beta2", "epsilon", "correction1", "correction2", "decay")
-RATE, BETA1, BETA2, EPSILON, CORRECTION1, CORRECTION2, DECAY = range(7)
+# 1 - beta is a column of its own: in float32 it could not be had from beta.
+SCALARS = ("rate", "momentum", "complement1", "complement2", "epsilon", "correction1", "correction2", "decay")
+RATE, MOMENTUM, COMPLEMENT1, COMPLEMENT2, EPSILON, CORRECTION1, CORRECTION2, DECAY = range(8)
 
 
 def sgd_rule(p: Any, g: Any, m: Any, v: Any, s: Any) -> Any:
@@ -46,30 +45,30 @@ def sgd_rule(p: Any, g: Any, m: Any, v: Any, s: Any) -> Any:
 
 
 def momentum_rule(p: Any, g: Any, m: Any, v: Any, s: Any) -> Any:
-    m = s[BETA1] * m + g
+    m = s[MOMENTUM] * m + g
     return p - s[RATE] * m, m, v
 
 
 def nesterov_rule(p: Any, g: Any, m: Any, v: Any, s: Any) -> Any:
-    m = s[BETA1] * m + g
-    return p - s[RATE] * (g + s[BETA1] * m), m, v
+    m = s[MOMENTUM] * m + g
+    return p - s[RATE] * (g + s[MOMENTUM] * m), m, v
 
 
 def rmsprop_rule(p: Any, g: Any, m: Any, v: Any, s: Any) -> Any:
-    v = s[BETA2] * v + (ONE - s[BETA2]) * g * g
+    v = v + s[COMPLEMENT2] * (g * g - v)
     return p - s[RATE] * g / (math.sqrt(v) + s[EPSILON]), m, v
 
 
 def adam_rule(p: Any, g: Any, m: Any, v: Any, s: Any) -> Any:
-    m = s[BETA1] * m + (ONE - s[BETA1]) * g
-    v = s[BETA2] * v + (ONE - s[BETA2]) * g * g
+    m = m + s[COMPLEMENT1] * (g - m)
+    v = v + s[COMPLEMENT2] * (g * g - v)
     return p - s[RATE] * (m * s[CORRECTION1]) / (math.sqrt(v * s[CORRECTION2]) + s[EPSILON]), m, v
 
 
 def adamw_rule(p: Any, g: Any, m: Any, v: Any, s: Any) -> Any:
     p = p - s[RATE] * s[DECAY] * p
-    m = s[BETA1] * m + (ONE - s[BETA1]) * g
-    v = s[BETA2] * v + (ONE - s[BETA2]) * g * g
+    m = m + s[COMPLEMENT1] * (g - m)
+    v = v + s[COMPLEMENT2] * (g * g - v)
     return p - s[RATE] * (m * s[CORRECTION1]) / (math.sqrt(v * s[CORRECTION2]) + s[EPSILON]), m, v
 
 
@@ -145,10 +144,10 @@ class Optimizer:
         """
         table = np.empty((len(rates), len(SCALARS)), np.float64)
         count = step + 1 + np.arange(len(rates))
-        first = self.beta1 if self.name in ("adam", "adamw") else self.momentum
         table[:, RATE] = rates
-        table[:, BETA1] = first
-        table[:, BETA2] = self.beta2
+        table[:, MOMENTUM] = self.momentum
+        table[:, COMPLEMENT1] = 1 - self.beta1
+        table[:, COMPLEMENT2] = 1 - self.beta2
         table[:, EPSILON] = self.epsilon
         table[:, CORRECTION1] = 1 / (1 - self.beta1**count)
         table[:, CORRECTION2] = 1 / (1 - self.beta2**count)
@@ -230,16 +229,22 @@ class Schedule:
             raise ConfigError(unknown_name("schedule", self.kind, SCHEDULES))
         if not (self.rate > 0 and math.isfinite(self.rate)):
             raise ConfigError(f"the learning rate must be a positive number, not {self.rate}")
-        if not (0 < self.factor <= 1 and self.every > 0):
-            raise ConfigError(f"a step schedule needs 0 < factor <= 1 and every > 0, not {self.factor} and {self.every}")
-        if not (self.decay >= 0 and self.warmup >= 0):
-            raise ConfigError(f"decay and warmup must not be negative, not {self.decay} and {self.warmup}")
+        if not 0 < self.factor <= 1:
+            raise ConfigError(f"factor must be above 0 and at most 1, not {self.factor}")
+        for field in ("every", "epochs"):
+            if not (getattr(self, field) > 0 and math.isfinite(getattr(self, field))):
+                raise ConfigError(f"{field} must be a positive number of epochs, not {getattr(self, field)}")
+        for field in ("decay", "warmup"):
+            if not (getattr(self, field) >= 0 and math.isfinite(getattr(self, field))):
+                raise ConfigError(f"{field} must be zero or a positive number, not {getattr(self, field)}")
 
     def rates(self, first: int, count: int, steps_per_epoch: int) -> npt.NDArray[np.float64]:
         """Learning rates of the updates number `first`, `first` + 1, … (from 0): (count,) float64."""
         shape = SCHEDULES[self.kind]
         warm = self.warmup * steps_per_epoch
-        return np.array([
-            self.rate * ((k + 1) / warm if k < warm else shape((k - warm) / steps_per_epoch, self))
-            for k in range(first, first + count)
-        ])
+        return np.array(
+            [
+                self.rate * (min((k + 1) / warm, 1.0) if k < warm else shape((k - warm) / steps_per_epoch, self))
+                for k in range(first, first + count)
+            ]
+        )

@@ -74,6 +74,6 @@ def generator(seed: int, stream: str, *counter: int) -> np.random.Generator:
     >>> generator(1, "order", 5).permutation(4).tolist() == generator(1, "order", 5).permutation(4).tolist()
     True
     """
-    high = [0, 0, *counter, 0, 0][:4]
-    bits = np.random.Philox(key=[seed, STREAMS[stream]], counter=high)
-    return np.random.Generator(bits)
+    key = np.array([seed, STREAMS[stream]], np.uint64)  # from a list, NumPy would pass large seeds through float64
+    high = np.array([0, 0, *counter, 0, 0][:4], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=high))

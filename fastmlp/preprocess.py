@@ -108,7 +108,7 @@ def _array(values: Any, place: Place) -> Array:
     except ValueError as error:
         raise DataError(f"{place.text}: rows of different lengths; make them equal") from error
     if array.size == 0 or array.ndim == 0:
-        raise DataError(f"{place.text}: no rows (shape {array.shape}); give at least one")
+        raise DataError(f"{place.text}: empty (shape {array.shape}); give at least one row")
     return array
 
 
@@ -247,9 +247,8 @@ class Scaling:
             raise DataError(unknown_name("scaling", self.kind, SCALINGS))
         for name, array in self.to_arrays().items():
             if array.dtype != np.float32 or array.shape != self.shift.shape or array.ndim != 1:
-                raise DataError(
-                    f"scaling {name} must be ({len(self.shift)},) float32, not {array.dtype} {array.shape}"
-                )
+                given = f"{array.dtype} {array.shape}, shift has {self.shift.shape}"
+                raise DataError(f"scaling {name} must be (features,) float32, but is {given}")
             if not np.isfinite(array).all():
                 raise DataError(f"scaling {name} holds values that are not finite; fit it again")
 

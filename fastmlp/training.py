@@ -255,7 +255,7 @@ class Best:
 class Loop:
     """One training from start to end; `run` reads top to bottom."""
 
-    def __init__(  # noqa: PLR0913 - the parts of one training, set once
+    def __init__(
         self,
         engine: Engine,
         network: Network,
@@ -300,15 +300,19 @@ class Loop:
                     self.progress.epoch_done(row)
                 if signals.received:
                     raise Interrupted(result("interrupted"), signals.received)
-                if any([callback(row, self.engine) for callback in callbacks]):  # a list: all are called
-                    stopped = "callback"
-                elif time.monotonic() >= self.deadline:
-                    stopped = "time"
-                elif self.best.tired(epoch):
-                    stopped = "patience"
+                called = [callback(row, self.engine) for callback in callbacks]
+                stopped = self._reason(epoch, any(called))
                 if stopped != "epochs":
                     break
         return result(stopped)
+
+    def _reason(self, epoch: int, called_off: bool) -> str:
+        """Why training stops after this epoch, or "epochs" if it goes on as long as there are any."""
+        if called_off:
+            return "callback"
+        if time.monotonic() >= self.deadline:
+            return "time"
+        return "patience" if self.best.tired(epoch) else "epochs"
 
     def _compile(self) -> None:
         """Let the engine compile on no rows, before the clock and the signal handlers start."""
@@ -325,7 +329,9 @@ class Loop:
             rows = order[done : done + self.chunk]
             first_step = done // self.settings.batch_size
             began = time.perf_counter()
-            part = self.engine.train(self.x, self.y, rows, rates[first_step:][: steps_of(len(rows), self.settings.batch_size)], self.weights)
+            part = self.engine.train(
+                self.x, self.y, rows, rates[first_step:][: steps_of(len(rows), self.settings.batch_size)], self.weights
+            )
             elapsed = time.perf_counter() - began
             check_finite(part.loss, epoch, first_step, self.settings)
             results.append(part)
@@ -356,7 +362,9 @@ class Loop:
             x, y = self.validation
             val_loss, val_accuracy = loss_and_accuracy(self.network, forward_rows(self.engine, x), y)
             if not math.isfinite(val_loss):
-                raise DivergedError(diverged_message(f"the validation loss became {val_loss} after epoch {epoch}", self.settings))
+                raise DivergedError(
+                    diverged_message(f"the validation loss became {val_loss} after epoch {epoch}", self.settings)
+                )
         return {
             "epoch": epoch,
             "rows": len(order),

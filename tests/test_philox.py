@@ -106,10 +106,11 @@ def test_a_lower_rate_keeps_a_superset() -> None:
     assert (low & ~high).any()
 
 
-def test_generators_repeat_and_streams_differ() -> None:
+@pytest.mark.parametrize("seeds", [(0, 1, 2**32), (2**63 - 1, 2**63, 2**63 + 1, 2**64 - 1)])
+def test_generators_repeat_and_streams_differ(seeds: tuple[int, ...]) -> None:
     draws = {
         (seed, stream, *counter): tuple(generator(seed, stream, *counter).integers(0, 2**63, 4))
-        for seed in (0, 1, 2**64 - 1)
+        for seed in seeds
         for stream in STREAMS
         for counter in ((), (1,), (2,), (1, 1))
     }

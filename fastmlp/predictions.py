@@ -1,0 +1,174 @@
+"""A saved model applied to files: images, tables, arrays.
+
+Here: `predict_files`, and its answers as text and as csv. Not here: the arithmetic (model.py), and how images
+become rows (data_files.load_images).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmlp.data_files import _csv_rows, _csv_table, _is_number, _npz_array, load_images, read_csv, reading
+from fastmlp.errors import DataError
+from fastmlp.model import Model
+from fastmlp.modelfile import load
+from fastmlp.preprocess import Place, check_features
+
+Prediction = dict[str, Any]
+
+
+def predict_files(
+    path: str | Path,
+    inputs: Iterable[str | Path],
+    top: int | None = None,
+    backend: str = "auto",
+    threads: int | None = None,
+) -> list[Prediction]:
+    """Predict every row of some files.
+
+    Parameters
+    ----------
+    path : run folder, or model file
+    inputs : images (see `data_files.load_images` for what is done to them), .csv files, .npz files with an array x.
+        A .csv file has either the features alone, or one column more: then the first one is a label, which is
+        ignored. Without a label its first line is a header if no cell of it is a number; with one, the rules
+        of `data_files.read_csv` hold.
+    top : how many classes to tell of each row, the likeliest first; None for all
+    backend, threads : see `backends.make_engine`
+
+    Returns
+    -------
+    list : a dict per row: "input", "row" (from 1, in its file), and for classes "label", "probability",
+        "probabilities" by name of the class, the largest first; a network whose output is not softmax has "score"
+        and "scores" instead. For regression "values".
+
+    Raises
+    ------
+    DataError : a file that is missing or damaged, or does not fit the model
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from fastmlp import Network, save
+    >>> network = Network((2, 2))
+    >>> model = Model(network, network.initial_parameters(seed=0), classes=("no", "yes"))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(model, f"{folder}/model.safetensors")
+    ...     np.savez(f"{folder}/new.npz", x=np.zeros((1, 2), np.float32))
+    ...     (found,) = predict_files(f"{folder}/model.safetensors", [f"{folder}/new.npz"], backend="numpy")
+    >>> found["row"], found["label"], found["probabilities"]
+    (1, 'no', {'no': 0.5, 'yes': 0.5})
+    """
+    model = load(path, backend=backend, threads=threads)
+    files = [Path(one) for one in inputs]
+    rows = [read_rows(file, model) for file in files]  # all of them first: one bad file gives no answer at all
+    return [answer for file, x in zip(files, rows, strict=True) for answer in answers(model, file, x, top)]
+
+
+def read_rows(file: Path, model: Model) -> npt.NDArray[Any]:
+    """The rows of a file, (n, features)."""
+    match file.suffix.lower():
+        case ".csv":
+            x = read_table(file, model.network.sizes[0])
+        case ".npz":
+            x = read_arrays(file)
+        case _ if model.image_shape is None:
+            raise DataError(f"{file}: the model was not trained on images; give a .csv or an .npz file")
+        case _:
+            return load_images([file], model.image_shape)
+    if x.shape[1] != model.network.sizes[0]:
+        raise DataError(f"{file}: rows of {x.shape[1]} features, but the model takes {model.network.sizes[0]}")
+    return x
+
+
+def read_table(file: Path, features: int) -> npt.NDArray[Any]:
+    """The features in a .csv file, with or without a label before them."""
+    first = next(_csv_rows(file), [])
+    if len(first) == features + 1:
+        x: npt.NDArray[Any] = read_csv(file).x
+        return x
+    if len(first) != features:
+        raise DataError(
+            f"{file}: {len(first)} columns, but the model takes {features} features,"
+            f" or {features + 1} columns with a label first"
+        )
+    header = not any(_is_number(cell.strip()) for cell in first)
+    table, _ = _csv_table(file, int(header), text=False)
+    if len(table) == 0:
+        raise DataError(f"{file}: no line of data after the header; add rows")
+    return table
+
+
+def read_arrays(file: Path) -> npt.NDArray[Any]:
+    """The array x of an .npz file as rows; others are ignored."""
+    with reading(file), file.open("rb") as stream:
+        if not stream.peek(2).startswith(b"PK"):
+            raise DataError(f"{file}: not an .npz file; write it with numpy.savez(file, x=...)")
+        with np.load(stream, allow_pickle=False) as archive:
+            if "x" not in archive.files:
+                raise DataError(f"{file}: no array x (it holds: {', '.join(archive.files)}); save x")
+            return check_features(_npz_array(file, archive, "x"), Place(f"{file}: array 'x'"))[0]
+
+
+def answers(model: Model, file: Path, x: npt.NDArray[Any], top: int | None) -> list[Prediction]:
+    """A dict per row of x, as `predict_files` gives them."""
+    outputs = model.predict_proba(x)
+    start = [{"input": str(file), "row": number} for number in range(1, len(x) + 1)]
+    if not model.classes:
+        return [one | {"values": row.tolist()} for one, row in zip(start, outputs, strict=True)]
+    word, words = ("probability", "probabilities") if model.network.output == "softmax" else ("score", "scores")
+    found = []
+    for one, row in zip(start, outputs, strict=True):
+        ranks = np.argsort(-row, kind="stable")[:top]
+        shares = {model.classes[k]: float(row[k]) for k in ranks}
+        label = model.classes[ranks[0]]
+        found.append(one | {"label": label, word: shares[label], words: shares})
+    return found
+
+
+def as_lines(predictions: Sequence[Prediction], top: int | None) -> list[str]:
+    """A line per prediction, its fields apart by tabs: input (of a table with the row), then label and
+    probability of the likeliest class, or of the `top` likeliest; for regression the values.
+
+    >>> as_lines([{"input": "a.png", "row": 1, "label": "7", "probability": 0.75, "probabilities": {"7": 0.75}}], 1)
+    ['a.png\\t7\\t0.7500']
+    """
+    return ["\t".join([place(one), *fields(one, top or 1)]) for one in predictions]
+
+
+def place(one: Prediction) -> str:
+    table = Path(one["input"]).suffix.lower() in (".csv", ".npz")
+    return f"{one['input']}:{one['row']}" if table else str(one["input"])
+
+
+def fields(one: Prediction, top: int) -> list[str]:
+    if "values" in one:
+        return [f"{value:.6g}" for value in one["values"]]
+    pairs = list(shares_of(one).items())[:top]
+    return [text for name, share in pairs for text in (name, f"{share:.4f}")]
+
+
+def shares_of(one: Prediction) -> Mapping[str, float]:
+    shares: Mapping[str, float] = one.get("probabilities") or one["scores"]
+    return shares
+
+
+def as_csv(predictions: Sequence[Prediction]) -> bytes:
+    """A table with a header: input, row, label and then a column per class that any row tells; or the values."""
+    if "values" in predictions[0]:
+        names = [f"value_{number}" for number in range(1, len(predictions[0]["values"]) + 1)]
+        body = [[one["input"], one["row"], *one["values"]] for one in predictions]
+    else:
+        told = sorted({name for one in predictions for name in shares_of(one)})
+        names = ["label", *told]
+        body = [[one["input"], one["row"], one["label"], *map(shares_of(one).get, told)] for one in predictions]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([["input", "row", *names], *body])
+    return text.getvalue().encode("utf-8", "backslashreplace")

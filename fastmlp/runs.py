@@ -1,0 +1,287 @@
+"""One training run from its settings to its folder.
+
+Here: data loaded and split, `train_run`, and what goes into result.json. Not here: the training loop
+(training.py), figures (evaluation.py), how files are written (artifacts.py), pictures and tables (report.py),
+and what is done with a run afterwards (saved.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fastmlp import __version__
+from fastmlp.artifacts import (
+    METRICS_NAME,
+    append_line,
+    new_run_folder,
+    write_json,
+    write_manifest,
+    write_toml,
+)
+from fastmlp.config import Config
+from fastmlp.data import DATASETS, Dataset, load_data
+from fastmlp.errors import ConfigError, DivergedError, ThresholdError
+from fastmlp.evaluation import evaluate
+from fastmlp.modelfile import FILE_NAME, save
+from fastmlp.network import Network
+from fastmlp.preprocess import fit_scaling, split_rows
+from fastmlp.progress import Progress, make_progress
+from fastmlp.training import Diverged, Interrupted, Row, Rows, Settings, Training, train
+
+CONFIG_NAME = "config.toml"
+RESULT_NAME = "result.json"
+CURVES_NAME = "curves.png"
+CONFUSION_NAME = "confusion.png"
+PART_NAMES = ("test", "validation", "train")
+PACKAGES = ("numpy", "numba", "llvmlite", "scikit-learn")
+
+Parts = dict[str, Rows]  # the parts that have rows, by their names in PART_NAMES
+Say = Callable[[str], None]
+
+
+class Plan(NamedTuple):
+    """All that a run needs, checked before anything is written."""
+
+    config: Config
+    settings: Settings
+    data: Dataset
+    parts: Parts
+    network: Network
+
+
+class Ended(NamedTuple):
+    """How a training ended: `signal` or 0, `error` if it diverged after its first epoch, and wall `seconds`."""
+
+    training: Training
+    signal: int
+    error: DivergedError | None
+    seconds: float
+
+
+class Outcome(NamedTuple):
+    """The object in result.json, and the signal that ended the training early, 0 for none."""
+
+    result: dict[str, Any]
+    signal: int
+
+
+# ------------------------------------------------------------------------------------------------ before
+
+
+def make_plan(config: Config, progress: bool = False) -> Plan:
+    """Load and split the data, and describe the network that fits them."""
+    settings = config.settings()  # first, since wrong settings show at once, and data may take long
+    data = load_data(config.data, config.data_dir, image_size=config.image_size, target=config.target, progress=progress)
+    parts = split(data, config)
+    if config.min_accuracy is not None and "test" not in parts:
+        raise ConfigError("min_accuracy needs a test part; give --test-fraction, or leave --min-accuracy out")
+    network = config.network(data.x.shape[1], len(data.classes) or data.y.shape[1])
+    return Plan(config, settings, data, parts, network)
+
+
+def split(data: Dataset, config: Config) -> Parts:
+    """The parts of a data set: a pure function of its rows, the sizes, `stratify` and the seed.
+
+    The test part is the data's own, if it has one; else it is cut off together with the validation part.
+    """
+    sizes = {"validation": size(config.val_count, config.val_fraction)}
+    if data.x_test is None:
+        sizes["test"] = size(config.test_count, config.test_fraction)
+    rest, *cut = split_rows(data.y, [*sizes.values()], config.stratify, config.seed)
+    chosen = {"train": rest, **dict(zip(sizes, cut, strict=True))}
+    parts: Parts = {name: (data.x[rows], data.y[rows]) for name, rows in chosen.items() if len(rows)}
+    if data.x_test is not None and data.y_test is not None:
+        parts["test"] = (data.x_test, data.y_test)
+    return parts
+
+
+def size(count: int | None, fraction: float | None) -> float | int:
+    return count if count is not None else fraction or 0
+
+
+@contextmanager
+def run_folder(plan: Plan) -> Iterator[Path]:
+    """The folder of a run; taken away again if it was made here and nothing came into it."""
+    config = plan.config
+    existed = config.out is not None and Path(config.out).exists()
+    now = datetime.now().astimezone()
+    folder = new_run_folder(config.out, plan.data.name, plan.network.label, now, force=config.force)
+    try:
+        yield folder
+    finally:
+        if not existed and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def import_for_the_end() -> None:
+    """Import now what only the end needs: after Ctrl-C there is no second left for it."""
+    import sklearn.metrics  # noqa: F401
+
+
+# ------------------------------------------------------------------------------------------------ the run
+
+
+def train_run(config: Config, *, quiet: bool = False, say: Say = lambda text: None) -> Outcome:
+    """Train as the settings say, measure the best weights, and write the run folder.
+
+    Parameters
+    ----------
+    config : the settings
+    quiet : no progress on stderr
+    say : takes a line for a person on what is being done
+
+    Returns
+    -------
+    Outcome : its `signal` is SIGINT or SIGTERM if that ended the training; the folder is complete then too
+
+    Raises
+    ------
+    FastMLPError : settings or data that cannot be used; then no folder is made
+    Diverged : if an epoch was finished before, the folder is complete, with the best weights; else none is
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     config = Config(hidden=(16,), epochs=2, backend="numpy", out=f"{folder}/run")
+    ...     result, signal = train_run(config, quiet=True)
+    ...     sorted(path.name for path in Path(folder, "run").iterdir())  # doctest: +NORMALIZE_WHITESPACE
+    ['config.toml', 'confusion.png', 'curves.png', 'manifest.json', 'metrics.jsonl', 'model.safetensors',
+     'result.json']
+    """
+    plan = make_plan(config, progress=not quiet)
+    rows = ", ".join(f"{len(x):,} {name}" for name, (x, _) in plan.parts.items())
+    say(f"{plan.data.name}: {rows} rows; network {plan.network.label}, {plan.network.parameters:,} parameters")
+    import_for_the_end()
+    with run_folder(plan) as folder:
+        with make_progress(quiet=quiet, epochs=config.epochs) as display:
+            ended = run_training(plan, Recorder(display, folder, portable(config)))
+        result = finish(plan, ended, folder)
+    say(f"run folder: {folder}")
+    if ended.error is not None:
+        raise ended.error
+    return Outcome(result, ended.signal)
+
+
+class Recorder:
+    """Progress that also writes metrics.jsonl; the files of a run begin with its first finished epoch."""
+
+    def __init__(self, display: Progress, folder: Path, config: Mapping[str, Any]) -> None:
+        self.display, self.folder, self.config = display, folder, config
+        self.update = display.update
+
+    def epoch_done(self, row: Row) -> None:
+        if row["epoch"] == 1:
+            write_toml(self.folder / CONFIG_NAME, self.config)
+        append_line(self.folder / METRICS_NAME, row)
+        self.display.epoch_done(row)
+
+
+def run_training(plan: Plan, recorder: Recorder) -> Ended:
+    """Train to the end, to a signal, or to the epoch before the one that diverged."""
+    signal, error = 0, None
+    began = time.perf_counter()
+    try:
+        training = train(
+            plan.network,
+            *plan.parts["train"],
+            settings=plan.settings,
+            validation=plan.parts.get("validation"),
+            scaling=fit_scaling(plan.config.scale, plan.parts["train"][0]),
+            classes=plan.data.classes or None,
+            progress=recorder,
+        )
+    except Interrupted as stop:
+        training, signal = stop.training, stop.signal
+    except Diverged as stop:
+        if stop.training is None:
+            raise
+        training, error = stop.training, stop
+    model = dataclasses.replace(training.model, image_shape=plan.data.image_shape)
+    return Ended(training._replace(model=model), signal, error, time.perf_counter() - began)
+
+
+def portable(config: Config) -> dict[str, Any]:
+    """The settings as a run keeps them: they give the same run from any folder, into a folder of its own."""
+    table = {name: value for name, value in config.table().items() if name not in ("out", "force")}
+    if config.data not in DATASETS:
+        table["data"] = str(Path(config.data).absolute())
+    if config.data_dir is not None:
+        table["data_dir"] = str(Path(config.data_dir).absolute())
+    return table
+
+
+# ------------------------------------------------------------------------------------------------ after
+
+
+def finish(plan: Plan, ended: Ended, folder: Path) -> dict[str, Any]:
+    """Write what a run leaves behind, first what cannot be had again; the object in result.json."""
+    training = ended.training
+    save(training.model, folder / FILE_NAME)
+    result = describe(plan, ended) | {"out": str(folder)}
+    write_json(folder / RESULT_NAME, result)
+    write_manifest(folder)
+    from fastmlp.report import plot_confusion, plot_curves
+
+    plot_curves(training.history, training.best_epoch, folder / CURVES_NAME)
+    shown = result["test"] or result["validation"] or result["train"]
+    if training.model.classes and shown is not None:
+        plot_confusion(shown["confusion"], training.model.classes, folder / CONFUSION_NAME)
+    return result
+
+
+def describe(plan: Plan, ended: Ended) -> dict[str, Any]:
+    """The object in result.json but "out". After a signal the training part is not measured, to end soon."""
+    training, history = ended.training, ended.training.history
+    left_out = ("train",) if ended.signal else ()
+    figures = {name: evaluate(training.model, *plan.parts[name]) for name in plan.parts if name not in left_out}
+    rows = len(plan.parts["train"][0])
+    whole = [row["seconds"] for row in history if row["rows"] == rows]
+    epoch = statistics.median(whole or [row["seconds"] * rows / row["rows"] for row in history])
+    return {
+        **{name: figures.get(name) for name in PART_NAMES},
+        "epochs": len(history),
+        "best_epoch": training.best_epoch,
+        "stopped": training.stopped,
+        "seconds_per_epoch": epoch,
+        "seconds": ended.seconds,
+        "gflops": plan.network.flops_per_row * rows / epoch / 1e9,
+        "parameters": plan.network.parameters,
+        "backend": training.backend,
+        "threads": training.threads,
+        "seed": plan.config.seed,
+        "data": describe_data(plan.data, plan.parts),
+        "network": dataclasses.asdict(plan.network),
+        "versions": versions(),
+    }
+
+
+def describe_data(data: Dataset, parts: Parts) -> dict[str, Any]:
+    return {
+        "name": data.name,
+        "sha256": data.sha256,
+        "features": data.x.shape[1],
+        "classes": list(data.classes),
+        "rows": {name: len(x) for name, (x, _) in parts.items()},
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that compute, without importing them."""
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "fastmlp": __version__, **packages}
+
+
+def check_accuracy(figures: Mapping[str, Any], least: float | None) -> None:
+    """Raise ThresholdError if the accuracy of a part is lower than asked for."""
+    if least is not None and figures["accuracy"] < least:
+        raise ThresholdError(f"accuracy {figures['accuracy']:.6g} is below the {least:g} of --min-accuracy")

@@ -1,0 +1,109 @@
+"""A saved model measured on data.
+
+Here: `evaluate_run`. Not here: model files (modelfile.py), readers of data (data.py), figures (evaluation.py),
+and predictions (predictions.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastmlp.artifacts import check_manifest, read_json
+from fastmlp.config import Config
+from fastmlp.config_sources import resolve
+from fastmlp.data import DATASETS, Dataset, load_data
+from fastmlp.errors import ConfigError, DataError, unknown_name
+from fastmlp.evaluation import evaluate
+from fastmlp.model import Model
+from fastmlp.modelfile import load
+from fastmlp.runs import CONFIG_NAME, PART_NAMES, RESULT_NAME, Parts, describe_data, split
+from fastmlp.training import Rows
+
+
+def evaluate_run(
+    path: str | Path,
+    source: str | None = None,
+    data_dir: str | None = None,
+    part: str = "test",
+    backend: str | None = None,
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """Measure a saved model on data.
+
+    Parameters
+    ----------
+    path : run folder, or model file
+    source, data_dir : the data, see `data.load_data`; None takes the run's own
+    part : "test", "train", "validation" or "all". On the run's own data, which is the same bytes under any
+        name, the parts are those of the run. Other data have the test and training part that they come with, or
+        else all their rows are the test part.
+    backend, threads : None takes those of the run
+
+    Returns
+    -------
+    dict : the figures of `evaluation.evaluate` by name of the part, and "model", "data", "backend", "threads"
+
+    Raises
+    ------
+    FastMLPError : no model, no such part, or data that do not fit the model
+    """
+    run = Path(path)
+    config, own_sha256 = read_run(run) if run.is_dir() else (Config(), "")
+    if not run.is_dir() and source is None:
+        raise ConfigError(f"{run} is not a run folder, so its data are not known; give --data")
+    model = load(run, backend=backend or config.backend, threads=threads or config.threads)
+    data = load_for(model, source or config.data, data_dir or config.data_dir)
+    if data.sha256 == own_sha256:
+        parts = split(data, config)
+    elif source is None:
+        raise DataError(f"{config.data} has changed since the run; give --data {config.data} to take it as new data")
+    else:
+        parts = given_parts(data)
+    wanted = PART_NAMES if part == "all" else (part,)
+    chosen = {name: fit(model, data, parts[name]) for name in wanted if name in parts}
+    if not chosen:
+        raise ConfigError(f"{data.name} has no part {part!r}, only {', '.join(parts)}; choose with --part")
+    figures: dict[str, Any] = {name: evaluate(model, *rows) for name, rows in chosen.items()}
+    engine = model.engine()
+    about = {"model": str(run), "backend": engine.name, "threads": engine.threads}
+    return {**figures, **about, "data": describe_data(data, chosen)}
+
+
+def read_run(folder: Path) -> tuple[Config, str]:
+    """The settings of a run, and the hash of its data."""
+    check_manifest(folder)
+    return resolve({}, {}, folder / CONFIG_NAME), str(read_json(folder / RESULT_NAME)["data"]["sha256"])
+
+
+def load_for(model: Model, source: str, data_dir: str | None) -> Dataset:
+    """The data in the form that the model was trained on: labels or values, images of its size."""
+    folder = source not in DATASETS and Path(source).is_dir()
+    size = model.image_shape[:2] if folder and model.image_shape else None
+    return load_data(source, data_dir, image_size=size, target="class" if model.classes else "value")
+
+
+def given_parts(data: Dataset) -> Parts:
+    """The parts of data that no run has split."""
+    if data.x_test is None or data.y_test is None:
+        return {"test": (data.x, data.y)}
+    return {"test": (data.x_test, data.y_test), "train": (data.x, data.y)}
+
+
+def fit(model: Model, data: Dataset, rows: Rows) -> Rows:
+    """Rows with their classes numbered as in the model, or a DataError."""
+    x, y = rows
+    if not model.classes:
+        if y.shape[1] != model.network.sizes[-1]:
+            raise DataError(f"the model gives {model.network.sizes[-1]} values, but {data.name} has {y.shape[1]}")
+        return rows
+    number = {name: index for index, name in enumerate(model.classes)}
+    used = {int(old): data.classes[old] for old in np.unique(y)}
+    if unknown := [name for name in used.values() if name not in number]:
+        raise DataError(f"{data.name}: {unknown_name('class', unknown[0], number)}; the model was not trained on it")
+    table = np.zeros(len(data.classes), np.int32)
+    for old, name in used.items():
+        table[old] = number[name]
+    return x, table[y]

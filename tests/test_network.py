@@ -1,0 +1,215 @@
+"""The description of a network: its layout, its initial weights, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastmlp.errors import ConfigError
+from fastmlp.functions import ACTIVATIONS, LOSSES
+from fastmlp.network import ALIASES, INITIALIZERS, Layer, Network
+
+
+def test_layers_are_the_description_in_order() -> None:
+    network = Network((5, 4, 3, 2), activation=("leaky-relu:0.25", "elu"), dropout=(0.5, 0.0))
+    assert network.layers == (
+        Layer(5, 4, "leaky-relu", 0.25, 0.5),
+        Layer(4, 3, "elu", 1.0, 0.0),
+        Layer(3, 2, "linear", 0.0, 0.0),
+    )
+
+
+def test_a_network_without_hidden_layers_is_one_linear_layer() -> None:
+    network = Network((5, 3), activation="gelu", dropout=0.5)
+    assert network.layers == (Layer(5, 3, "linear", 0.0, 0.0),)
+    assert network.activation == network.dropout == ()
+    assert network.parameters == 18
+
+
+def test_one_setting_for_all_layers_or_one_each() -> None:
+    assert Network((5, 4, 3, 2), "tanh", 0.25) == Network([5, 4, 3, 2], ["tanh", "tanh"], [0.25, 0.25])
+    assert Network((5, 4, 3, 2), "tanh") != Network((5, 4, 3, 2), ("tanh", "relu"))
+    assert hash(Network((5, 4, 2))) == hash(Network([5, 4, 2]))
+
+
+def test_parameters_flops_and_label() -> None:
+    network = Network((784, 500, 250, 10))
+    assert network.parameters == 784 * 500 + 500 + 500 * 250 + 250 + 250 * 10 + 10
+    # forward and weight gradient in each layer, input gradient but in the first
+    assert network.flops_per_row == 2 * (2 * 784 * 500 + 3 * 500 * 250 + 3 * 250 * 10)
+    assert network.label == "784x500x250x10"
+
+
+def test_the_flat_vector_holds_w_by_rows_then_b_of_each_layer() -> None:
+    network = Network((3, 2, 4))
+    vector = np.arange(network.parameters, dtype=np.float64)
+    (w0, b0), (w1, b1) = network.views(vector)
+    assert w0.tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert b0.tolist() == [6, 7]
+    assert w1.tolist() == [[8, 9, 10, 11], [12, 13, 14, 15]]
+    assert b1.tolist() == [16, 17, 18, 19]
+
+
+def test_views_are_views_that_cover_the_vector_once() -> None:
+    network = Network((7, 1, 5, 3))
+    vector = np.zeros(network.parameters)
+    for w, b in network.views(vector):
+        assert w.base is not None
+        w += 1
+        b += 1
+    assert (vector == 1).all()
+
+
+def test_the_output_that_belongs_to_a_loss_is_its_default() -> None:
+    assert Network((2, 2)).output == "softmax"
+    assert Network((2, 2), loss="squared-error").output == "linear"
+    for loss, outputs in LOSSES.items():
+        for output in outputs:
+            assert Network((2, 2), loss=loss, output=output).output == output
+
+
+def test_every_activation_is_taken() -> None:
+    for name in ACTIVATIONS:
+        assert Network((2, 2, 2), activation=name).layers[0].activation == name
+
+
+def test_a_network_is_frozen_and_can_be_changed_by_replace() -> None:
+    network = Network((4, 3, 2), dropout=0.5, init="he:0.3", label_smoothing=0.1)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        network.l2 = 1.0  # type: ignore[misc]
+    other = dataclasses.replace(network, l2=0.5)
+    assert other.l2 == 0.5
+    assert dataclasses.replace(other, l2=0.0) == network
+    assert Network(**dataclasses.asdict(network)) == network
+
+
+# ------------------------------------------------------------------------------------------------ initial weights
+
+WIDE = (300, 200, 100)
+SCALES = {
+    "xavier-uniform": lambda i, o: math.sqrt(6 / (i + o)),
+    "xavier-normal": lambda i, o: math.sqrt(2 / (i + o)),
+    "he-uniform": lambda i, o: math.sqrt(6 / i),
+    "he-normal": lambda i, o: math.sqrt(2 / i),
+    "uniform": lambda i, o: 0.05,
+    "normal": lambda i, o: 0.05,
+}
+
+
+@pytest.mark.parametrize("init", [*INITIALIZERS, "uniform:0.3", "normal:0.3", "he-normal:0.3"])
+def test_initial_weights_have_their_distribution(init: str) -> None:
+    """Mean, standard deviation and range of each layer; the bounds are five standard errors."""
+    network = Network(WIDE, init=init)
+    name, _, given = network.init.partition(":")
+    for w, b in network.views(network.initial_parameters(3, np.float64)):
+        scale = float(given) if given else SCALES[name](*w.shape)
+        uniform = "uniform" in name
+        deviation = scale / math.sqrt(3) if uniform else scale
+        assert abs(w.mean()) < 5 * deviation / math.sqrt(w.size)
+        # the relative standard error of a deviation: sqrt((kurtosis - 1) / 4 n)
+        assert w.std() == pytest.approx(deviation, rel=5 * math.sqrt((0.8 if uniform else 2.0) / 4 / w.size))
+        if uniform:
+            assert 0.99 * scale < np.abs(w).max() <= scale
+        else:
+            assert 3.5 * scale < np.abs(w).max() < 6 * scale
+        assert (b == 0).all()
+
+
+def test_every_initialiser_is_described_here() -> None:
+    assert set(INITIALIZERS) == set(SCALES)
+
+
+@pytest.mark.parametrize(("alias", "name"), ALIASES.items())
+def test_aliases_are_the_same_networks(alias: str, name: str) -> None:
+    assert Network((4, 3, 2), init=alias) == Network((4, 3, 2), init=name)
+    assert Network((4, 3, 2), init=f"{alias}:0.5").init == f"{name}:0.5"
+
+
+def test_the_default_is_he_normal() -> None:
+    assert Network((4, 3, 2)).init == "he-normal"
+    assert {alias: ALIASES[alias] for alias in ("he", "xavier", "glorot")} == {
+        "he": "he-normal",
+        "xavier": "xavier-uniform",
+        "glorot": "xavier-uniform",
+    }
+
+
+def test_the_seed_decides() -> None:
+    network = Network(WIDE)
+    first = network.initial_parameters(0)
+    assert first.dtype == np.float32
+    assert np.array_equal(first, network.initial_parameters(0))
+    weights = first != 0
+    assert (first[weights] != network.initial_parameters(1)[weights]).mean() > 0.99
+    assert np.array_equal(network.initial_parameters(0, np.float64).astype(np.float32), first)
+
+
+def test_layers_draw_independent_numbers() -> None:
+    network = Network((120, 120, 120, 120), init="normal")
+    ws = [w.ravel() for w, _ in network.views(network.initial_parameters(0, np.float64))]
+    for i in range(3):
+        for j in range(i):
+            assert abs(np.corrcoef(ws[i], ws[j])[0, 1]) < 5 / math.sqrt(ws[i].size)
+
+
+def test_a_layer_does_not_depend_on_the_width_of_others() -> None:
+    """Each layer has a counter of its own, so widening one layer leaves the draws of the rest."""
+    one, other = Network((6, 5, 4, 3), init="normal"), Network((6, 9, 4, 3), init="normal")
+    last = [network.views(network.initial_parameters(0))[2][0] for network in (one, other)]
+    assert np.array_equal(*last)
+
+
+def test_scale_zero_gives_zeros() -> None:
+    assert (Network((4, 3, 2), init="uniform:0").initial_parameters(0) == 0).all()
+
+
+# ------------------------------------------------------------------------------------------------ bad input
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"sizes": ()}, "sizes need"),
+    ({"sizes": (4,)}, "sizes need"),
+    ({"sizes": (4, 0, 2)}, "sizes need"),
+    ({"sizes": (4, -3, 2)}, "sizes need"),
+    ({"sizes": (4, 2.5, 2)}, "sizes need"),
+    ({"sizes": "432"}, "sizes need"),
+    ({"activation": "rleu"}, "did you mean 'relu'"),
+    ({"activation": ("relu", "tanh")}, "activation names 2 layers, but there are 1"),
+    ({"activation": "relu:0.5"}, "takes no parameter"),
+    ({"activation": "elu:nan"}, "not a finite number"),
+    ({"dropout": 1.0}, "dropout must be"),
+    ({"dropout": -0.1}, "dropout must be"),
+    ({"dropout": math.nan}, "dropout must be"),
+    ({"dropout": (0.1, 0.2)}, "dropout names 2 layers, but there are 1"),
+    ({"dropout": ()}, "dropout names 0 layers"),
+    ({"loss": "cross-entrpy"}, "did you mean 'cross-entropy'"),
+    ({"loss": "cross-entropy", "output": "sigmoid"}, "takes output softmax"),
+    ({"loss": "squared-error", "output": "tanh"}, "takes output linear or sigmoid or softmax"),
+    ({"l1": -0.1}, "l1 must be"),
+    ({"l1": math.nan}, "l1 must be"),
+    ({"l2": -0.1}, "l2 must be"),
+    ({"l2": math.inf}, "l2 must be"),
+    ({"label_smoothing": 1.0}, "label_smoothing must be"),
+    ({"label_smoothing": -0.1}, "label_smoothing must be"),
+    ({"label_smoothing": math.nan}, "label_smoothing must be"),
+    ({"init": "xaver"}, "did you mean 'xavier'"),
+    ({"init": "normal:x"}, "not a finite number"),
+    ({"init": "normal:-1"}, "must not be negative"),
+    ({"init": "normal:inf"}, "not a finite number"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), BAD)
+def test_bad_descriptions(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        Network(**{"sizes": (4, 3, 2), **settings})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rate", [np.float32(0.25), np.float64(0.25)])
+def test_numbers_from_numpy_are_numbers(rate: Any) -> None:
+    network = Network(np.array([4, 3, 2]), dropout=rate)  # type: ignore[arg-type]
+    assert network == Network((4, 3, 2), dropout=0.25)
