@@ -1,8 +1,8 @@
 """Seconds per training epoch of the engines, side by side: python -m benchmarks.epochs [--rounds 7] [--out FILE.json]
 
-Each round trains one epoch with each engine in turn, on the same rows in the same order; the first round warms up and is not
-counted. In it, from the same start, the engines' mean losses must agree. The ratio is taken within each round, so that a neighbour on
-the machine hurts both sides; its median and range are shown. Needs the real Fashion-MNIST (FASTMLP_DATA).
+Each round trains one epoch with each engine in turn, on the same rows in the same order. The first round warms up and is not
+counted. In it, from the same start, the engines' mean losses must agree. The ratio is taken within each round, so that a
+neighbour on the machine hurts both sides; its median and range are shown. Needs the real Fashion-MNIST (FASTMLP_DATA).
 """
 
 from __future__ import annotations

@@ -99,9 +99,7 @@ def json_bytes(value: object, indent: int = 0) -> bytes:
     try:
         compact = msgspec.json.encode(value, enc_hook=_plain_scalar)
     except UnicodeEncodeError as error:
-        raise DataError(
-            f"cannot write {error.object!r} as JSON: it is not valid Unicode; rename it"
-        ) from error
+        raise DataError(f"cannot write {error.object!r} as JSON: it is not valid Unicode; rename it") from error
     return (msgspec.json.format(compact, indent=indent) if indent else compact) + b"\n"
 
 
@@ -165,9 +163,7 @@ def write_toml(path: str | os.PathLike[str], table: Mapping[str, object]) -> Non
         data = text.encode()
     except UnicodeEncodeError as error:
         line = text.count("\n", 0, error.start) + 1
-        raise DataError(
-            f"cannot write {path}: line {line} is not valid Unicode; rename the file in it"
-        ) from error
+        raise DataError(f"cannot write {path}: line {line} is not valid Unicode; rename the file in it") from error
     write_bytes(path, data)
 
 
@@ -206,9 +202,7 @@ def append_line(path: str | os.PathLike[str], value: object) -> None:
             os.close(descriptor)
 
 
-def new_run_folder(
-    out: str | os.PathLike[str] | None, data: str, network: str, now: datetime, *, force: bool = False
-) -> Path:
+def new_run_folder(out: str | os.PathLike[str] | None, data: str, network: str, now: datetime, *, force: bool = False) -> Path:
     """Make the folder of a run and return its path.
 
     Without `out`: `runs/DATE-data-network` under the current folder, with -2, -3, ... where that exists; two
@@ -255,9 +249,7 @@ def new_run_folder(
             raise ConfigError(f"out: {folder} is a file or lies under one; choose another --out") from error
         raise
     if used and not force:
-        raise ConfigError(
-            f"out: the folder {folder} is not empty; use --force to write into it, or another --out"
-        )
+        raise ConfigError(f"out: the folder {folder} is not empty; use --force to write into it, or another --out")
     return folder
 
 

@@ -11,6 +11,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+import tomli_w
+
 from fastmlp.backends import CHOICES
 from fastmlp.config_kinds import (
     DURATION,
@@ -105,9 +107,7 @@ class Config:
     label_smoothing: float = of_network(NUMBER, 0.0, "Share of each target spread over all classes.")
     l1: float = of_network(NUMBER, 0.0, "Penalty on absolute weights.")
     l2: float = of_network(NUMBER, 0.0, "Penalty on squared weights.")
-    init: str = of_network(
-        NAME, "he", f"Initial weights: {', '.join([*INITIALIZERS, *ALIASES])}; normal:0.1 sets a scale."
-    )
+    init: str = of_network(NAME, "he", f"Initial weights: {', '.join([*INITIALIZERS, *ALIASES])}; normal:0.1 sets a scale.")
 
     optimizer: str = of_training(one_of("optimizer", RULES), "adam", "Update rule.")
     lr: float | None = of_training(NUMBER, None, f"Learning rate [default: {RATES_HELP}].")
@@ -129,9 +129,7 @@ class Config:
         None,
         f"Epochs without a better --monitor, 0: no end [default: {PATIENCE}, without validation 0].",
     )
-    monitor: str = of_training(
-        one_of("monitor", ("loss", "accuracy")), "loss", "Validation figure whose best epoch is kept."
-    )
+    monitor: str = of_training(one_of("monitor", ("loss", "accuracy")), "loss", "Validation figure whose best epoch is kept.")
     min_delta: float = of_training(NUMBER, 0.0, "By how much --monitor must be better to count.")
     max_time: float | None = of_training(DURATION, None, "Stop after this time, such as 30s, 2m, 1h.")
     seed: int = of_training(WHOLE, 0, "For the split, the initial weights, the order of rows, and dropout.")
@@ -194,6 +192,14 @@ class Config:
         """The settings that are set, as TOML takes them; `resolve` reads them back."""
         table = {name: getattr(self, name) for name in FIELDS if getattr(self, name) is not None}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in table.items()}
+
+    def text(self) -> str:
+        """The settings that are set, as TOML.
+
+        >>> print(Config(seed=7).text().splitlines()[0])
+        data = "digits"
+        """
+        return tomli_w.dumps(self.table())
 
 
 FIELDS = {one.name: one for one in dataclasses.fields(Config)}

@@ -67,30 +67,35 @@ class Kind(NamedTuple):
 
 
 def check_text(value: Any) -> str:
+    """Text that is not blank."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError
     return value
 
 
 def check_whole(value: Any) -> int:
+    """A whole number; true and false are none."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError
     return value
 
 
 def check_number(value: Any) -> float:
+    """A finite number as float."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError
     return float(value)
 
 
 def read_flag(text: str) -> bool:
+    """True or false from the usual words."""
     if text.lower() not in FLAG_WORDS:
         raise ValueError
     return FLAG_WORDS[text.lower()]
 
 
 def check_flag(value: Any) -> bool:
+    """True or false and nothing else."""
     if not isinstance(value, bool):
         raise ValueError
     return value
@@ -158,6 +163,6 @@ NUMBER = Kind("a finite number", "X", float, check_number)
 FLAG = Kind("true or false", "", read_flag, check_flag)
 DURATION = Kind("a time such as 30s, 2m or 1h, or a number of seconds", "TIME", str, check_duration)
 SIZE = Kind("HEIGHT,WIDTH in pixels, such as 28,28", "HEIGHT,WIDTH", str, check_size)
-WHOLES = list_of(WHOLE, "whole numbers, such as 400,250,100, or none", "N,N,…")
-NUMBERS = list_of(NUMBER, "finite numbers, such as 0.2 or 0.2,0.5", "X,X,…")
-NAMES = list_of(TEXT, "names, such as relu or relu,tanh", "NAME,…")
+WHOLES = list_of(WHOLE, "whole numbers, such as 400,250,100, or none", "N,N,...")
+NUMBERS = list_of(NUMBER, "finite numbers, such as 0.2 or 0.2,0.5", "X,X,...")
+NAMES = list_of(TEXT, "names, such as relu or relu,tanh", "NAME,...")

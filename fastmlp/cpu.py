@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import threading
 from typing import Any
 
@@ -16,16 +15,17 @@ from fastmlp.cpu_kernels import (
     PARAMETERS,
     SLOT_M,
     SLOT_V,
-    Batches,
-    Kernels,
+    Prediction,
     Specialisation,
-    make_kernels,
+    predict_kernel,
+    train_kernel,
 )
 from fastmlp.cpu_pieces import SHARED_WORDS
 from fastmlp.cpu_plan import (
     CHUNK_ROWS,
     TILE_ROWS,
     TILE_VECTORS,
+    Batches,
     activation_names,
     make_layout,
     pack,
@@ -44,8 +44,6 @@ TASKS_PER_THREAD = 4  # so that a slow thread delays a step by little
 LEAST_FLOPS = 500_000  # of a step per thread: below, handing over costs more than it saves (benchmarks/NOTES.md)
 
 SLOT_ROWS = {"m": SLOT_M, "v": SLOT_V}
-
-kernels_of = functools.cache(make_kernels)  # one compilation per specialisation and process
 
 
 class NumbaEngine:
@@ -82,19 +80,14 @@ class NumbaEngine:
         self.shift = np.zeros(features, np.float32) if scaling is None else vector(scaling.shift, features)
         self.factor = np.ones(features, np.float32) if scaling is None else vector(scaling.factor, features)
 
-    def kernels(self, classes: bool) -> Kernels:
+    def prediction(self, dropout: bool = False) -> Prediction:
+        return Prediction(self.lanes, activation_names(self.job.network), dropout)
+
+    def specialisation(self, classes: bool) -> Specialisation:
         network, optimizer = self.job.network, self.job.optimizer
-        return kernels_of(
-            Specialisation(
-                lanes=self.lanes,
-                activations=activation_names(network),
-                loss=network.loss,
-                output=network.output or "",
-                rule=optimizer.name,
-                dropout=any(layer.dropout for layer in network.layers),
-                clip=optimizer.clip_norm > 0,
-                classes=classes,
-            )
+        dropout = any(layer.dropout for layer in network.layers)
+        return Specialisation(
+            self.prediction(dropout), network.loss, network.output or "", optimizer.name, optimizer.clip_norm > 0, classes
         )
 
     def load(self, state: State) -> None:
@@ -151,7 +144,7 @@ class NumbaEngine:
             self.make_room(round_up(batch, MOST_ROWS_PER_TASK))
             self.shared[:] = 0
             team.run(
-                self.kernels(classes).train,
+                train_kernel(self.specialisation(classes)),
                 self.plan,
                 batches,
                 self.store,
@@ -173,7 +166,7 @@ class NumbaEngine:
             self.make_room(block * team.threads)
             self.shared[:] = 0
             team.run(
-                self.kernels(True).predict,
+                predict_kernel(self.prediction()),
                 self.plan,
                 writable(x),
                 self.shift,
@@ -216,7 +209,7 @@ def aligned(shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> npt.ND
 
 def vector(values: npt.NDArray[Any], features: int) -> npt.NDArray[np.float32]:
     """One float32 per feature, from one per feature or one for all."""
-    return np.ascontiguousarray(np.broadcast_to(np.asarray(values, np.float32), (features,)))
+    return np.array(np.broadcast_to(values, (features,)), np.float32)
 
 
 def writable(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -1,7 +1,7 @@
 """The CPU engine's kernels: whole runs of training steps, and prediction, each one compiled function per thread.
 
-`make_kernels` builds them for a `Specialisation`; what differs from network to network only in size is data (cpu_plan.py),
-not code. Kernels check nothing and cannot raise.
+`train_kernel` builds them for a `Specialisation`, `predict_kernel` for a `Prediction`; what differs from network to network
+only in size is data (cpu_plan.py), not code. Kernels check nothing and cannot raise.
 
 How threads share a step. A step is a sequence of phases: the rows of the batch forward and backward; the gradient of every
 weight with its update as the tile's epilogue (with clipping: the gradients, then the updates). A phase is a number of tasks.
@@ -13,6 +13,7 @@ writes what nobody else writes, and each sum runs in a fixed order.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -47,70 +48,49 @@ ONE = np.float32(1)
 # Rows of `store`
 PARAMETERS, SLOT_M, SLOT_V, GRADIENT = 0, 1, 2, 3
 
+# Rows of the batch in a piece of a gradient's sum: 128 x 64 of x and 128 x 2 vectors of dz are 48 KiB
+BATCH_DEPTH = 128
+
 # Activations that run as epilogues of the tiles; the others run their scalar functions over rows still in the cache.
 FUSED = ("relu", "linear")
 
 
-class Specialisation(NamedTuple):
-    """What kernels are compiled for; all else is data.
+class Prediction(NamedTuple):
+    """What the forward pass is compiled for; sizes are data.
 
     lanes : floats of a vector
     activations : names in use, sorted
-    loss, output : as in `Network`
-    rule : name of the update rule
-    dropout, clip : whether any layer drops units, whether the gradient is clipped
-    classes : whether targets are class numbers
+    dropout : whether any layer may drop units
     fused : whether the activations of FUSED run as epilogues; without it everything runs, slower
     """
 
     lanes: int
     activations: tuple[str, ...]
+    dropout: bool = False
+    fused: bool = True
+
+    @property
+    def fused_codes(self) -> tuple[int, ...]:
+        """Codes of the activations of FUSED, -1 for those that do not run as epilogues."""
+        return tuple(self.activations.index(f) if self.fused and f in self.activations else -1 for f in FUSED)
+
+
+class Specialisation(NamedTuple):
+    """What training is compiled for; sizes are data.
+
+    forward : see there
+    loss, output : as in `Network`
+    rule : name of the update rule
+    clip : whether the gradient is clipped
+    classes : whether targets are class numbers
+    """
+
+    forward: Prediction
     loss: str
     output: str
     rule: str
-    dropout: bool
     clip: bool
     classes: bool
-    fused: bool = True
-
-
-class Kernels(NamedTuple):
-    """train(t, plan, batches, store, transposed, arena, scratch, shared, loss, correct) and
-    predict(t, plan, x, shift, factor, store, arena, shared, z, rows_per_task), for thread t of a team.
-    """
-
-    train: Any
-    predict: Any
-
-
-class Batches(NamedTuple):
-    """What a run of steps trains on.
-
-    x (n, features) uint8 or float32; labels (n,) int32 and targets (n, outputs) float32, one of them empty
-    order (rows,) int64; row_scale (rows,) float32: share of each row in its batch's mean
-    shift, factor (features,) float32: x is scaled to (x - shift) factor
-    scalars (steps, len(SCALARS)) float32: `Optimizer.scalars`
-    batch_size; rows_per_task; step: updates made before; seed
-    l1, l2, hot, cold, clip_norm: penalties; target of the row's class and of the others; largest gradient norm
-    """
-
-    x: Any
-    labels: Any
-    targets: Any
-    order: Any
-    row_scale: Any
-    shift: Any
-    factor: Any
-    scalars: Any
-    batch_size: int
-    rows_per_task: int
-    step: int
-    seed: Any
-    l1: Any
-    l2: Any
-    hot: Any
-    cold: Any
-    clip_norm: Any
 
 
 def cached(function: Callable[..., Any], name: str) -> Any:
@@ -123,7 +103,7 @@ def cached(function: Callable[..., Any], name: str) -> Any:
 # ------------------------------------------------------------------------------------------------ forward
 
 
-def make_forward(spec: Specialisation) -> Any:
+def make_forward(spec: Prediction) -> Any:
     """forward(plan, store, arena, first, rows, batch_row, step, seed): rows [first, first + rows) of the arena, all layers.
 
     From scaled inputs at y_at[0] to output pre-activations at y_at[last]; slopes to s_at but for activations that run
@@ -132,7 +112,7 @@ def make_forward(spec: Specialisation) -> Any:
     lanes, names = spec.lanes, spec.activations
     plain = make_product(lanes, "bias", False)
     fused_relu = make_product(lanes, "bias-relu", False)
-    relu, linear = fused_codes(spec)
+    relu, linear = spec.fused_codes
     dropout = spec.dropout
     activate = make_activate(names)
 
@@ -152,9 +132,9 @@ def make_forward(spec: Specialisation) -> Any:
             hidden = layer < last
             drops = dropout and hidden and step >= 0 and plan.threshold[layer] > 0
             if hidden and plan.code[layer] == relu and not drops:
-                fused_relu(x_at, ld_x, 1, w_at, lanes, k_p * lanes, y_at, ld_y, k, b_at, rows_p, panels)
+                fused_relu(x_at, ld_x, w_at, k_p * lanes, y_at, ld_y, k, b_at, rows_p, panels)
                 continue
-            plain(x_at, ld_x, 1, w_at, lanes, k_p * lanes, y_at, ld_y, k, b_at, rows_p, panels)
+            plain(x_at, ld_x, w_at, k_p * lanes, y_at, ld_y, k, b_at, rows_p, panels)
             if not hidden or (plan.code[layer] == linear and not drops):
                 continue
             y = arena[y_start : y_start + rows_p * ld_y]
@@ -181,12 +161,6 @@ def make_forward(spec: Specialisation) -> Any:
     return forward
 
 
-def fused_codes(spec: Specialisation) -> tuple[int, int]:
-    """Codes of relu and linear if they run as epilogues, else -1."""
-    codes = [spec.activations.index(f) if spec.fused and f in spec.activations else -1 for f in FUSED]
-    return codes[0], codes[1]
-
-
 # ------------------------------------------------------------------------------------------------ a step's phases
 
 
@@ -196,14 +170,14 @@ def make_rows_task(spec: Specialisation) -> Any:
     Rows [first, first + rows) of the batch that starts at `start` in the order: scale, forward, loss, and dz of every layer.
     Reads weights; writes these rows of the arena, of loss and of correct. `targets` (outputs,) is the thread's own.
     """
-    lanes = spec.lanes
-    forward = make_forward(spec)
+    lanes = spec.forward.lanes
+    forward = make_forward(spec.forward)
     loss_row = compiled_with_callees(LOSSES[spec.loss][spec.output])
-    relu, linear = fused_codes(spec)
+    relu, linear = spec.forward.fused_codes
     masked = make_product(lanes, "where-positive", True)
     sloped = make_product(lanes, "times", True)
     unchanged = make_product(lanes, "keep", False)
-    classes, dropout = spec.classes, spec.dropout
+    classes, dropout = spec.classes, spec.forward.dropout
 
     @compiled
     def rows_task(plan, batches, store, transposed, arena, targets, loss, correct, start, first, rows):
@@ -242,12 +216,12 @@ def make_rows_task(spec: Specialisation) -> Any:
             drops = dropout and plan.threshold[layer - 1] > 0
             if plan.code[layer - 1] == relu and not drops:
                 y_at = base + (plan.y_at[layer] + first * ld_dx) * FLOAT_BYTES
-                masked(dz_at, ld_dz, 1, w_at, lanes, panel, dx_at, ld_dx, k, y_at, rows_p, panels)
+                masked(dz_at, ld_dz, w_at, panel, dx_at, ld_dx, k, y_at, rows_p, panels)
             elif plan.code[layer - 1] == linear and not drops:
-                unchanged(dz_at, ld_dz, 1, w_at, lanes, panel, dx_at, ld_dx, k, 0, rows_p, panels)
+                unchanged(dz_at, ld_dz, w_at, panel, dx_at, ld_dx, k, 0, rows_p, panels)
             else:
                 s_at = base + (plan.s_at[layer] + first * ld_dx) * FLOAT_BYTES
-                sloped(dz_at, ld_dz, 1, w_at, lanes, panel, dx_at, ld_dx, k, s_at, rows_p, panels)
+                sloped(dz_at, ld_dz, w_at, panel, dx_at, ld_dx, k, s_at, rows_p, panels)
 
     return rows_task
 
@@ -258,7 +232,7 @@ def make_weights_tasks(spec: Specialisation) -> tuple[Any, Any, Any]:
     The rectangle's gradient is held in the float array `gradient`: panel p from g_at + p g_stride on, and its columns'
     biases, which go with the topmost rectangle, from b_at on.
     """
-    lanes = spec.lanes
+    lanes = spec.forward.lanes
     wide, narrow = make_tile(TILE_ROWS, TILE_VECTORS, lanes, "keep"), make_tile(TILE_ROWS, 1, lanes, "keep")
     row_wide, row_narrow = make_tile(1, TILE_VECTORS, lanes, "keep"), make_tile(1, 1, lanes, "keep")
     update = make_update(spec.rule)
@@ -272,17 +246,22 @@ def make_weights_tasks(spec: Specialisation) -> tuple[Any, Any, Any]:
         x = arena.ctypes.data + (plan.y_at[layer] + k_first) * FLOAT_BYTES
         dz = arena.ctypes.data + (plan.dz_at[layer + 1] + panel * lanes) * FLOAT_BYTES
         weights, biases = gradient.ctypes.data + g_at * FLOAT_BYTES, gradient.ctypes.data + b_at * FLOAT_BYTES
-        for k in range(0, k_rows, TILE_ROWS):
-            at = weights + k * lanes * FLOAT_BYTES
-            if panels == TILE_VECTORS:
-                wide(x + k * FLOAT_BYTES, 1, ld_x, dz, ld_dz, lanes, at, lanes, g_stride, rows, 0)
-            else:
-                narrow(x + k * FLOAT_BYTES, 1, ld_x, dz, ld_dz, lanes, at, lanes, g_stride, rows, 0)
+        for r in range(0, rows, BATCH_DEPTH):
+            depth = min(BATCH_DEPTH, rows - r)
+            first = r == 0
+            dz_r = dz + r * ld_dz * FLOAT_BYTES
+            for k in range(0, k_rows, TILE_ROWS):
+                at = weights + k * lanes * FLOAT_BYTES
+                x_r = x + (r * ld_x + k) * FLOAT_BYTES
+                if panels == TILE_VECTORS:
+                    wide(x_r, 1, ld_x, dz_r, ld_dz, lanes, at, lanes, g_stride, depth, 0, first, True)
+                else:
+                    narrow(x_r, 1, ld_x, dz_r, ld_dz, lanes, at, lanes, g_stride, depth, 0, first, True)
         if k_first == 0:
             if panels == TILE_VECTORS:
-                row_wide(ones, 0, 0, dz, ld_dz, lanes, biases, lanes, lanes, rows, 0)
+                row_wide(ones, 0, 0, dz, ld_dz, lanes, biases, lanes, lanes, rows, 0, True, True)
             else:
-                row_narrow(ones, 0, 0, dz, ld_dz, lanes, biases, lanes, lanes, rows, 0)
+                row_narrow(ones, 0, 0, dz, ld_dz, lanes, biases, lanes, lanes, rows, 0, True, True)
 
     @compiled
     def penalise(plan, batches, store, gradient, g_at, g_stride, task):
@@ -325,14 +304,24 @@ def make_weights_tasks(spec: Specialisation) -> tuple[Any, Any, Any]:
 # ------------------------------------------------------------------------------------------------ the entry kernels
 
 
-def make_kernels(spec: Specialisation) -> Kernels:
-    """The compiled kernels of a specialisation; compiled at the first call, from the cache if it has them."""
-    return Kernels(cached(make_train(spec), f"train {spec}"), cached(make_predict(spec), f"predict {spec}"))
+@functools.cache
+def train_kernel(spec: Specialisation) -> Any:
+    """train(t, plan, batches, store, transposed, arena, scratch, shared, loss, correct) for thread t of a team.
+
+    Compiled at its first call, or taken from the cache on disk; one per specialisation and process.
+    """
+    return cached(make_train(spec), f"train {spec}")
+
+
+@functools.cache
+def predict_kernel(spec: Prediction) -> Any:
+    """predict(t, plan, x, shift, factor, store, arena, shared, z, rows_per_task), likewise."""
+    return cached(make_predict(spec), f"predict {spec}")
 
 
 def make_train(spec: Specialisation) -> Callable[..., None]:
     """Training steps: two phases each, or three with clipping, where all gradients must be known before the first update."""
-    lanes, clipped = spec.lanes, spec.clip
+    lanes, clipped = spec.forward.lanes, spec.clip
     phases = 3 if clipped else 2
     rows_task = make_rows_task(spec)
     gradient_task, penalise, update_task = make_weights_tasks(spec)
@@ -387,7 +376,7 @@ def make_train(spec: Specialisation) -> Callable[..., None]:
     return train
 
 
-def make_predict(spec: Specialisation) -> Callable[..., None]:
+def make_predict(spec: Prediction) -> Callable[..., None]:
     """Prediction: one phase, a task is a block of rows that passes through the thread's own rows of the arena."""
     forward = make_forward(spec)
 

@@ -24,6 +24,7 @@ from fastmlp.philox import MASK32, SHIFT32, philox4x32
 
 ZERO = np.float32(0)
 FLOAT_BYTES = 4
+DEPTH = 256  # of a piece of a product's sum: 256 x 2 vectors of B are 32 KiB
 
 # Words of `shared`, each on a cache line of its own.
 WORD, DONE = 0, 8
@@ -49,26 +50,31 @@ def compiled_with_callees(function: Callable[..., Any]) -> Any:
 
 
 def make_product(lanes: int, epilogue: str, extra_like_c: bool) -> Any:
-    """product(a, a_row, a_k, b, b_k, b_panel, c, c_row, k, extra, rows, panels): C = epilogue(A B), by tiles.
+    """product(a, a_row, b, b_panel, c, c_row, k, extra, rows, panels): C = epilogue(A B), by tiles.
 
-    rows are a multiple of TILE_ROWS; panels of `lanes` columns. C is row-major with rows c_row apart; A, B, addresses and
-    strides as in `cpu_simd.make_tile`. `extra` holds a number per column, or is laid out like C.
+    A (rows, k) and C are row-major with rows a_row and c_row apart, rows a multiple of TILE_ROWS; B lies in panels of
+    `lanes` columns, b_panel apart, each k rows of `lanes`. `extra` holds a number per column, or is laid out like C.
+    Addresses in bytes, strides in elements. The sum over k is cut into pieces of DEPTH, whose panels stay in the first
+    cache while all rows pass; no bit depends on it.
     """
     wide = make_tile(TILE_ROWS, TILE_VECTORS, lanes, epilogue)
     narrow = make_tile(TILE_ROWS, 1, lanes, epilogue)
 
     @compiled
-    def product(a, a_row, a_k, b, b_k, b_panel, c, c_row, k, extra, rows, panels):
-        for p in range(0, panels, TILE_VECTORS):
-            b_at = b + p * b_panel * FLOAT_BYTES
-            for i in range(0, rows, TILE_ROWS):
-                a_at = a + i * a_row * FLOAT_BYTES
-                at = (i * c_row + p * lanes) * FLOAT_BYTES
-                extra_at = extra + (at if extra_like_c else p * lanes * FLOAT_BYTES)
-                if p + TILE_VECTORS <= panels:
-                    wide(a_at, a_row, a_k, b_at, b_k, b_panel, c + at, c_row, lanes, k, extra_at)
-                else:
-                    narrow(a_at, a_row, a_k, b_at, b_k, b_panel, c + at, c_row, lanes, k, extra_at)
+    def product(a, a_row, b, b_panel, c, c_row, k, extra, rows, panels):
+        for j in range(0, k, DEPTH):
+            depth = min(DEPTH, k - j)
+            first, last = j == 0, j + depth == k
+            for p in range(0, panels, TILE_VECTORS):
+                b_at = b + (p * b_panel + j * lanes) * FLOAT_BYTES
+                for i in range(0, rows, TILE_ROWS):
+                    a_at = a + (i * a_row + j) * FLOAT_BYTES
+                    at = (i * c_row + p * lanes) * FLOAT_BYTES
+                    ex = extra + (at if extra_like_c else p * lanes * FLOAT_BYTES)
+                    if p + TILE_VECTORS <= panels:
+                        wide(a_at, a_row, 1, b_at, lanes, b_panel, c + at, c_row, lanes, depth, ex, first, last)
+                    else:
+                        narrow(a_at, a_row, 1, b_at, lanes, b_panel, c + at, c_row, lanes, depth, ex, first, last)
 
     return product
 

@@ -61,6 +61,36 @@ class Plan(NamedTuple):
     tasks: Ints
 
 
+class Batches(NamedTuple):
+    """What a run of steps trains on.
+
+    x (n, features) uint8 or float32; labels (n,) int32 and targets (n, outputs) float32, one of them empty
+    order (rows,) int64; row_scale (rows,) float32: share of each row in its batch's mean
+    shift, factor (features,) float32: x is scaled to (x - shift) factor
+    scalars (steps, len(SCALARS)) float32: `Optimizer.scalars`
+    batch_size; rows_per_task; step: updates made before; seed
+    l1, l2, hot, cold, clip_norm: penalties; target of the row's class and of the others; largest gradient norm
+    """
+
+    x: Any
+    labels: Any
+    targets: Any
+    order: Any
+    row_scale: Any
+    shift: Any
+    factor: Any
+    scalars: Any
+    batch_size: int
+    rows_per_task: int
+    step: int
+    seed: Any
+    l1: Any
+    l2: Any
+    hot: Any
+    cold: Any
+    clip_norm: Any
+
+
 class Layout(NamedTuple):
     """A plan and the sizes of the buffers it speaks of, in elements."""
 
@@ -123,12 +153,15 @@ def ints(values: Any) -> Ints:
 
 
 def gradient_tasks(pairs: list[tuple[int, int]], lanes: int) -> Ints:
-    """Rectangles of the weight matrices, a pair of panels wide and CHUNK_ROWS high; see `Plan.tasks`."""
+    """Rectangles of the weight matrices, a pair of panels wide and CHUNK_ROWS high; see `Plan.tasks`.
+
+    Tasks that read the same columns of x follow each other, so that these stay in the second cache.
+    """
     tasks = [
         (layer, panel, min(TILE_VECTORS, n // lanes - panel), first, min(CHUNK_ROWS, k - first))
         for layer, (k, n) in enumerate(pairs)
-        for panel in range(0, n // lanes, TILE_VECTORS)
         for first in range(0, k, CHUNK_ROWS)
+        for panel in range(0, n // lanes, TILE_VECTORS)
     ]
     return np.array(tasks, np.int64)
 

@@ -110,50 +110,61 @@ EPILOGUES = {
 
 @functools.cache
 def make_tile(rows: int, vectors: int, width: int, epilogue: str) -> Callable[..., None]:
-    """The micro-kernel tile(a, a_row, a_k, b, b_k, b_panel, c, c_row, c_panel, k, extra).
+    """The micro-kernel tile(a, a_row, a_k, b, b_k, b_panel, c, c_row, c_panel, k, extra, first, last).
 
     C[i, v] = epilogue(sum over j < k of A[i, j] B[j, v]) for i < rows and v < vectors, where
     A[i, j] is the float at a + i a_row + j a_k, B[j, v] the vector of `width` floats at b + j b_k + v b_panel, and
     C[i, v] the vector at c + i c_row + v c_panel. k >= 1. C may alias nothing; A and B are only read; no alignment
     beyond that of a float is needed. Addresses a, b, c, extra in bytes, strides in elements.
+
+    A long sum may be cut into several calls: without `first` it goes on from what C holds, without `last` the epilogue
+    waits. The order of the additions, and so every bit, is that of one call. C is not read if `first`.
     """
     finish = EPILOGUES[epilogue]
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        a, a_row, a_k, b, b_k, b_panel, c, c_row, c_panel, k, extra = args
+        a, a_row, a_k, b, b_k, b_panel, c, c_row, c_panel, k, extra, first, last = args
         v = VectorBuilder(builder, width)
-        before = builder.block
-        body, after = builder.append_basic_block("k"), builder.append_basic_block("done")
+        tile = [(i, p) for p in range(vectors) for i in range(rows)]
         row_starts = [builder.mul(a_row, INT64(i)) for i in range(rows)]
         panel_starts = [builder.mul(b_panel, INT64(p)) for p in range(vectors)]
+        c_starts = {(i, p): builder.add(builder.mul(c_row, INT64(i)), builder.mul(c_panel, INT64(p))) for i, p in tile}
+
+        before = builder.block
+        go_on, body = builder.append_basic_block("go_on"), builder.append_basic_block("k")
+        after, end = builder.append_basic_block("sum_done"), builder.append_basic_block("tile_done")
+        builder.cbranch(builder.icmp_signed("!=", first, INT64(0)), body, go_on)
+        builder.position_at_end(go_on)
+        held = {at: v.load(c, c_starts[at]) for at in tile}
         builder.branch(body)
+
         builder.position_at_end(body)
         j = builder.phi(INT64)
-        j.add_incoming(INT64(0), before)
-        sums = [[builder.phi(v.type) for _ in range(vectors)] for _ in range(rows)]
-        b_offset, a_offset = builder.mul(j, b_k), builder.mul(j, a_k)
-        b_vectors = [v.load(b, builder.add(b_offset, start)) for start in panel_starts]
-        new = []
-        for i in range(rows):
-            scalar = v.broadcast(a, builder.add(a_offset, row_starts[i]))
-            new.append([v.fma(scalar, b_vectors[p], sums[i][p]) for p in range(vectors)])
+        sums = {at: builder.phi(v.type) for at in tile}
+        b_vectors = [v.load(b, builder.add(builder.mul(j, b_k), start)) for start in panel_starts]
+        a_scalars = [v.broadcast(a, builder.add(builder.mul(j, a_k), start)) for start in row_starts]
+        new = {(i, p): v.fma(a_scalars[i], b_vectors[p], sums[i, p]) for i, p in tile}
         following = builder.add(j, INT64(1))
-        j.add_incoming(following, body)
-        for i in range(rows):
-            for p in range(vectors):
-                sums[i][p].add_incoming(v.zero, before)
-                sums[i][p].add_incoming(new[i][p], body)
+        for block, index, values in ((before, INT64(0), None), (go_on, INT64(0), held), (body, following, new)):
+            j.add_incoming(index, block)
+            for at in tile:
+                sums[at].add_incoming(values[at] if values else v.zero, block)
         builder.cbranch(builder.icmp_signed("<", following, k), body, after)
+
         builder.position_at_end(after)
-        for p in range(vectors):
-            for i in range(rows):
-                offset = builder.add(builder.mul(c_row, INT64(i)), builder.mul(c_panel, INT64(p)))
-                v.store(finish(v, new[i][p], extra, offset, INT64(p * width)), c, offset)
+        for at in tile:
+            v.store(new[at], c, c_starts[at])
+        if finish is not keep:
+            with builder.if_then(builder.icmp_signed("!=", last, INT64(0))):
+                for i, p in tile:
+                    v.store(finish(v, new[i, p], extra, c_starts[i, p], INT64(p * width)), c, c_starts[i, p])
+        builder.branch(end)
+        builder.position_at_end(end)
         return context.get_dummy_value()
 
     @intrinsic
-    def tile(typing, a, a_row, a_k, b, b_k, b_panel, c, c_row, c_panel, k, extra):
-        return types.void(*[types.int64] * 11), build
+    def tile(typing, a, a_row, a_k, b, b_k, b_panel, c, c_row, c_panel, k, extra, first, last):
+        return types.void(*[types.int64] * 13), build
 
     return tile
 

@@ -1,8 +1,8 @@
-"""Readers of data files: IDX, `.npz`, `.csv`, a folder of class folders of images, single images.
+"""Readers of data files: IDX, `.npz`, `.csv`.
 
 Here: from bytes on disk to plain arrays (`Parts`), every kind of damage named by file and place.
-Not here: names of data sets, downloads, and the checks that all sources share (`data.py`).
-Sources: the IDX format as on the MNIST page (http://yann.lecun.com/exdb/mnist); grey = ITU-R BT.601 luma.
+Not here: images (`data_images.py`), named data sets (`data_fetch.py`), checks that all sources share (`data.py`).
+Source: the IDX format as on the MNIST page (http://yann.lecun.com/exdb/mnist).
 """
 
 from __future__ import annotations
@@ -15,24 +15,20 @@ import math
 import re
 import struct
 import tokenize
-import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.npyio import NpzFile
 
 from fastmlp.errors import DataError
 from fastmlp.preprocess import Place
 
-if TYPE_CHECKING:
-    from PIL.Image import Image as PillowImage
-
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pbm", ".pgm", ".ppm", ".pnm"})
 CHUNK = 1 << 20  # bytes read at a time, so that no buffer is ever sized by what a header claims
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 REFETCH = "delete it and get it again with `fastmlp data fetch`"
@@ -151,24 +147,42 @@ def read_npz(path: str | Path) -> Parts:
     """
     path = Path(path)
     names = ("x", "y", "x_test", "y_test", "classes")
-    strange = DataError(f"{path}: not a readable .npz file; write it with numpy.savez(file, x=..., y=...)")
-    with reading(path), path.open("rb") as stream:
-        try:
-            archive = np.load(stream, allow_pickle=False)
-        except (ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
-            raise strange from error
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise strange
+    with open_npz(path) as archive:
         listed = ", ".join(archive.files) or "nothing"
-        found: dict[str, Any] = {name: _npz_array(path, archive, name) for name in names if name in archive.files}
+        found: dict[str, Any] = {name: npz_array(path, archive, name) for name in names if name in archive.files}
     if missing := [name for name in ("x", "y") if name not in found]:
         raise DataError(f"{path}: no array named {' nor '.join(missing)} (it holds: {listed}); save x and y")
     return Parts(**found, places={name: Place(f"{path}: array {name!r}") for name in names})
 
 
-def _npz_array(path: Path, archive: Mapping[str, Any], name: str) -> npt.NDArray[Any]:
-    """One array of the archive; the caught errors are those of damaged zip members and of damaged headers."""
-    try:
+@contextmanager
+def open_npz(path: Path, example: str = "x=..., y=...") -> Iterator[NpzFile]:
+    """Open an `.npz` file; pickles are refused. `example` is for the message that tells how to write one.
+
+    Raises DataError if it cannot be opened or is no archive of arrays (`numpy.save` writes none).
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "a.npz"
+    ...     np.savez(path, x=np.eye(2))
+    ...     with open_npz(path) as archive:
+    ...         archive.files, npz_array(path, archive, "x").shape
+    (['x'], (2, 2))
+    """
+    strange = DataError(f"{path}: not a readable .npz file; write it with numpy.savez(file, {example})")
+    with reading(path), path.open("rb") as stream:
+        try:
+            archive = np.load(stream, allow_pickle=False)
+        except (ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile) as error:
+            raise strange from error
+        if not isinstance(archive, NpzFile):
+            raise strange
+        yield archive
+
+
+def npz_array(path: Path, archive: Mapping[str, Any], name: str) -> npt.NDArray[Any]:
+    """One array of an archive, see `open_npz`. Raises DataError for a damaged one, or one of Python objects."""
+    try:  # the errors are those of zip members, of their compression, and of numpy's parser of headers
         array = archive[name]
         if not isinstance(array, np.ndarray):  # numpy gives the bytes of a member that has no array in it
             raise ValueError("not in the format of numpy.save")
@@ -214,18 +228,16 @@ def read_csv(path: str | Path, target: str = "class") -> Parts:
     ([0, 1], ['cat', 'dog'], dtype('uint8'), (2, 2, 1))
     """
     path = Path(path)
-    first = list(itertools.islice(_csv_rows(path), 2))
+    first = list(itertools.islice(csv_rows(path), 2))
     if not first or not any(cell.strip() for cell in first[0]):
         raise DataError(f"{path}: line 1 is empty; a label and numbers, separated by commas, are needed")
     if len(first[0]) < 2:
         raise DataError(f"{path}: line 1 has one column; a label and numbers, separated by commas, are needed")
     header = first[0] if _is_header(path, first) else None
     skip = int(header is not None)
-    if len(first) <= skip:
-        raise DataError(f"{path}: no line of data after the header; add rows")
-    label = first[skip][0].strip() if first[skip] else ""
-    text = target == "class" and header is not None and label != "" and not _is_number(label)
-    table, names = _csv_table(path, skip, text)
+    label = first[skip][0].strip() if len(first) > skip and first[skip] else ""
+    text = target == "class" and header is not None and label != "" and not is_number(label)
+    table, names = csv_table(path, skip, text)
     if table.shape[1] != len(first[0]):
         raise DataError(f"{path}: line 2 has {table.shape[1]} columns, line 1 has {len(first[0])}; make them equal")
     place = Place(str(path), "line", 1 + skip)
@@ -236,8 +248,8 @@ def read_csv(path: str | Path, target: str = "class") -> Parts:
     return Parts(x, rank[y.astype(np.intp)], sorted(names), _pixel_shape(header), places=places)
 
 
-def _csv_rows(path: Path) -> Iterator[list[str]]:
-    """The cells of each line, as text."""
+def csv_rows(path: Path) -> Iterator[list[str]]:
+    """The cells of each line, as text; see `csv_table`. Raises DataError for a file that is not UTF-8 or not csv."""
     with reading(path), path.open(encoding="utf-8-sig", newline="") as handle:
         try:
             yield from csv.reader(handle, strict=True)
@@ -247,8 +259,12 @@ def _csv_rows(path: Path) -> Iterator[list[str]]:
             raise DataError(f"{path}: not a csv file ({error}); save it as comma-separated text") from error
 
 
-def _is_number(cell: str) -> bool:
-    """True if numpy's parser takes the cell for a number (Python's takes more: 1_000, other scripts)."""
+def is_number(cell: str) -> bool:
+    """True if numpy's parser takes the cell for a number (Python's takes more: 1_000, other scripts).
+
+    >>> [is_number(cell) for cell in (" 1e3", "nan", "1_000", "")]
+    [True, True, False, False]
+    """
     if "_" in cell or not cell.isascii():
         return False
     try:
@@ -258,14 +274,23 @@ def _is_number(cell: str) -> bool:
     return True
 
 
+def _all_good(cells: list[str]) -> bool:
+    """Quick look at a whole line: all are finite numbers, and so is their sum (False may be wrong, True is not)."""
+    line = "".join(cells)
+    try:
+        return line.isascii() and "_" not in line and sum(map(abs, map(float, cells))) <= FLOAT32_MAX
+    except ValueError:
+        return False
+
+
 def _is_header(path: Path, rows: list[list[str]]) -> bool:
     """Apply the rule in `read_csv` to the first two lines."""
     label, features = rows[0][0].strip(), [cell.strip() for cell in rows[0][1:]]
     if not label:
         raise DataError(f"{path}: line 1, column 1 is empty; put the label first (pandas: to_csv(index=False))")
-    if _is_number(label):
+    if is_number(label):
         return False
-    if all(features) and not any(map(_is_number, features)):
+    if all(features) and not any(map(is_number, features)):
         if re.fullmatch(r"pixel\d+", label):
             raise DataError(f"{path}: the header starts with {label!r}; put a label column first")
         return True
@@ -275,8 +300,20 @@ def _is_header(path: Path, rows: list[list[str]]) -> bool:
     )
 
 
-def _csv_table(path: Path, skip: int, text: bool) -> tuple[npt.NDArray[np.float32], list[str]]:
-    """All numbers (rows, columns); text labels are coded 0, 1, … by first appearance in the list of names."""
+def csv_table(path: Path, skip: int, text: bool) -> tuple[npt.NDArray[np.float32], list[str]]:
+    """All numbers of a table, (rows, columns), finite, and the names that the codes of its text labels stand for.
+
+    skip: lines before the data, 0 or 1. text: the first column is text, coded 0, 1, … in the order of appearance.
+    Raises DataError, with line and column, as `read_csv`.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "a.csv"
+    ...     _ = path.write_text("kind,a\\nplum,1\\nfig,2\\nplum,3\\n")
+    ...     header, (table, names) = next(csv_rows(path)), csv_table(path, skip=1, text=True)
+    >>> header, table.tolist(), names
+    (['kind', 'a'], [[0.0, 1.0], [1.0, 2.0], [0.0, 3.0]], ['plum', 'fig'])
+    """
     codes: dict[str, int] = {}
 
     def code(cell: str) -> int:
@@ -286,13 +323,15 @@ def _csv_table(path: Path, skip: int, text: bool) -> tuple[npt.NDArray[np.float3
 
     try:
         with reading(path), path.open(encoding="utf-8-sig") as handle:
+            lines = itertools.islice(_without_blank_lines(path, handle), skip, None)
+            if (line := next(lines, None)) is None:  # numpy would only warn
+                raise DataError(f"{path}: no line of data after the header; add rows")
             table: npt.NDArray[np.float32] = np.loadtxt(
-                _without_blank_lines(path, handle),
+                itertools.chain([line], lines),
                 np.float32,
                 delimiter=",",
                 comments=None,
                 quotechar='"',
-                skiprows=skip,
                 ndmin=2,
                 converters={0: code} if text else None,
             )
@@ -320,11 +359,13 @@ def _without_blank_lines(path: Path, lines: Iterable[str]) -> Iterator[str]:
 def _csv_fault(path: Path, skip: int, text: bool) -> str:
     """Describe the first bad line; slow, so only for files that the fast parser has refused."""
     width = 0
-    for number, cells in enumerate(_csv_rows(path), 1):
+    for number, cells in enumerate(csv_rows(path), 1):
+        if not cells:  # a blank line at the end; inside, it is refused before
+            continue
         width = width or len(cells)
-        if len(cells) != width and cells:
+        if len(cells) != width:
             return f"{path}: line {number} has {len(cells)} columns, line 1 has {width}; make them equal"
-        if number <= skip:
+        if number <= skip or (_all_good(cells[text:]) and not (text and not cells[0].strip())):
             continue
         for column, cell in enumerate(cells, 1):
             place = f"{path}: line {number}, column {column}"
@@ -332,7 +373,7 @@ def _csv_fault(path: Path, skip: int, text: bool) -> str:
                 return f"{place} is empty; fill it or remove the line"
             if text and column == 1:
                 continue
-            if not _is_number(cell):
+            if not is_number(cell):
                 return f"{place}: {cell!r} is not a number; correct it or remove the line"
             if not abs(float(cell)) <= FLOAT32_MAX:
                 return f"{place}: {cell!r} is not a finite float32 number; correct it or remove the line"
@@ -354,166 +395,3 @@ def _pixel_shape(header: list[str] | None) -> tuple[int, int, int] | None:
     side = math.isqrt(len(names))
     kaggle = any(names == [f"pixel{i + start}" for i in range(len(names))] for start in (0, 1))
     return (side, side, 1) if names and kaggle and side * side == len(names) else None
-
-
-# --- images: a folder of class folders, single files --------------------------------------------------------
-
-
-def read_image_folder(path: str | Path, image_size: tuple[int, int] | None = None) -> Parts:
-    """Read a folder of class folders of images; the folders' names, sorted, are the classes.
-
-    A folder that holds just `train/`, or `train/` and `test/`, gives a training and a test part. Hidden files
-    and files without one of `IMAGE_SUFFIXES` are ignored. Pixels are converted as by `load_images`: to one
-    channel if all images are stored as grey (Pillow modes 1, L, LA, I, I;16, F), else to three; a palette
-    counts as colour.
-
-    Parameters
-    ----------
-    path : the folder
-    image_size : (height, width) to which all are resized; None if all have one size
-
-    Raises
-    ------
-    DataError : an unreadable image, two sizes, an empty or nested class folder, fewer than two classes
-    """
-    path = Path(path)
-    inner = [item.name for item in _visible(path) if item.is_dir()]
-    split = inner in (["train"], ["test", "train"])
-    classes, files, y = _class_files(path / "train" if split else path)
-    if len(classes) < 2:
-        raise DataError(f"{path}: {len(classes)} class folders; at least two are needed, one for each class")
-    if not (split and "test" in inner):
-        shape = _common_shape(files, image_size)
-        return Parts(_stack(files, shape), y, classes, shape)
-    test_classes, test_files, test_y = _class_files(path / "test")
-    if not test_classes:
-        raise DataError(f"{path / 'test'}: no class folders; add them or remove the folder")
-    if strange := [name for name in test_classes if name not in classes]:
-        raise DataError(f"{path / 'test' / strange[0]}: no such class in train/; rename or remove the folder")
-    shape = _common_shape(files + test_files, image_size)
-    y_test = np.array([classes.index(name) for name in test_classes])[test_y]
-    return Parts(_stack(files, shape), y, classes, shape, _stack(test_files, shape), y_test)
-
-
-def load_images(paths: Iterable[str | Path], image_shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
-    """Read images of any size and mode as rows of pixels, for a model trained on `image_shape`.
-
-    Of each image the first frame is taken, EXIF rotation is not applied; 16-bit grey keeps its high byte,
-    floats are clipped to 0..255; transparency is laid over black; one channel is ITU-R BT.601 luma,
-    (299 R + 587 G + 114 B) / 1000, three are RGB; then it is resized, bilinear with antialiasing, aspect
-    ratio ignored. Nothing is inverted.
-
-    Parameters
-    ----------
-    paths : files of images
-    image_shape : (height, width, channels), channels 1 (grey) or 3 (colour)
-
-    Returns
-    -------
-    (n, height * width * channels) uint8
-
-    Raises
-    ------
-    DataError : no path, a file that is no image, damaged or absurdly large, or channels other than 1 or 3
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> from PIL import Image
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = Path(folder) / "red.png"
-    ...     Image.new("RGB", (5, 7), "red").save(path)
-    ...     load_images([path], (2, 2, 1)), load_images([path], (1, 1, 3))
-    (array([[76, 76, 76, 76]], dtype=uint8), array([[255,   0,   0]], dtype=uint8))
-    """
-    files = [Path(path) for path in paths]
-    if not files:
-        raise DataError("no image given; name at least one file")
-    if len(image_shape) != 3 or image_shape[2] not in (1, 3):
-        raise DataError(f"images cannot be turned into {image_shape}; needed: (height, width, 1 or 3)")
-    return _stack(files, image_shape)
-
-
-def _visible(folder: Path) -> list[Path]:
-    """What a folder holds, sorted by name, without hidden files."""
-    with reading(folder):
-        return sorted(item for item in folder.iterdir() if not item.name.startswith("."))
-
-
-def _class_files(folder: Path) -> tuple[list[str], list[Path], list[int]]:
-    """Names of the classes, image files of all, and for each file the number of its class; sorted by name."""
-    groups = [(inner, _visible(inner)) for inner in _visible(folder) if inner.is_dir()]
-    files: list[Path] = []
-    numbers: list[int] = []
-    for number, (inner, items) in enumerate(groups):
-        if nested := [item for item in items if item.is_dir()]:
-            raise DataError(f"{nested[0]}: a folder in a class folder; only train/ and test/ may hold class folders")
-        images = [item for item in items if item.suffix.lower() in IMAGE_SUFFIXES]
-        if not images:
-            raise DataError(f"{inner}: no image in this class folder; add some or remove the folder")
-        files += images
-        numbers += [number] * len(images)
-    return [inner.name for inner, _ in groups], files, numbers
-
-
-def _common_shape(files: list[Path], image_size: tuple[int, int] | None) -> tuple[int, int, int]:
-    """Height, width and channels for all files, from their headers."""
-    sizes, modes = [], set()
-    for file in files:
-        with _open_image(file) as image:
-            sizes.append((image.height, image.width))
-            modes.add(image.mode)
-        if image_size is None and sizes[-1] != sizes[0]:
-            (height, width), (first_height, first_width) = sizes[-1], sizes[0]
-            raise DataError(
-                f"{file}: {height}x{width} pixels, {files[0]} has {first_height}x{first_width}; "
-                "resize all with --image-size HEIGHT,WIDTH (Python: image_size)"
-            )
-    grey = all(mode in {"1", "L", "LA", "La", "I", "F"} or mode.startswith("I;16") for mode in modes)
-    return (*(image_size or sizes[0]), 1 if grey else 3)
-
-
-@contextmanager
-def _open_image(path: Path) -> Iterator[PillowImage]:
-    """Open an image; what Pillow raises for damaged or hostile files becomes one line that names the file."""
-    from PIL import Image
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                yield image
-    except (
-        *(OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error),
-        *(Image.DecompressionBombError, Image.DecompressionBombWarning),
-    ) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise DataError(f"{path}: not a readable image ({reason}); replace or remove it") from error
-
-
-def _stack(files: list[Path], shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
-    """Pixels of all files, (n, height * width * channels)."""
-    try:
-        rows = np.empty((len(files), math.prod(shape)), np.uint8)
-    except MemoryError as error:
-        raise DataError(f"{len(files)} images of {shape} do not fit into memory; use --image-size") from error
-    for row, file in zip(rows, files, strict=True):
-        with _open_image(file) as image:
-            row[:] = _pixels(image, shape)
-    return rows
-
-
-def _pixels(image: PillowImage, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
-    """One image converted as `load_images` says, flat."""
-    from PIL import Image
-
-    height, width, channels = shape
-    if image.mode.startswith("I"):  # Pillow would clip 16 bits at 255
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    elif image.has_transparency_data:
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "black"), layer)
-    image = image.convert("L" if channels == 1 else "RGB")
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(image).ravel()

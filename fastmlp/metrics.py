@@ -147,9 +147,7 @@ def _averages(confusion: NDArray[np.int64], average: str) -> dict[str, float]:
 def _check_labels(name: str, y: NDArray[np.integer], k: int) -> None:
     """y (n,) must hold class numbers 0 .. k-1."""
     if y.ndim != 1 or y.size == 0:
-        raise DataError(
-            f"{name} has shape {y.shape}; metrics need one class number per row, at least one row"
-        )
+        raise DataError(f"{name} has shape {y.shape}; metrics need one class number per row, at least one row")
     if not np.issubdtype(y.dtype, np.integer):
         raise DataError(f"{name} has dtype {y.dtype}; metrics need integer class numbers 0 to {k - 1}")
     low, high = int(y.min()), int(y.max())

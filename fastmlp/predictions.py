@@ -1,7 +1,7 @@
 """A saved model applied to files: images, tables, arrays.
 
 Here: `predict_files`, and its answers as text and as csv. Not here: the arithmetic (model.py), and how images
-become rows (data_files.load_images).
+become rows (data_images.load_images).
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data_files import _csv_rows, _csv_table, _is_number, _npz_array, load_images, read_csv, reading
+from fastmlp.data_files import csv_rows, csv_table, is_number, npz_array, open_npz, read_csv
+from fastmlp.data_images import load_images
 from fastmlp.errors import DataError
 from fastmlp.model import Model
-from fastmlp.modelfile import load
 from fastmlp.preprocess import Place, check_features
+from fastmlp.saved import load_model
 
 Prediction = dict[str, Any]
 
@@ -28,7 +29,7 @@ def predict_files(
     path: str | Path,
     inputs: Iterable[str | Path],
     top: int | None = None,
-    backend: str = "auto",
+    backend: str | None = None,
     threads: int | None = None,
 ) -> list[Prediction]:
     """Predict every row of some files.
@@ -36,12 +37,12 @@ def predict_files(
     Parameters
     ----------
     path : run folder, or model file
-    inputs : images (see `data_files.load_images` for what is done to them), .csv files, .npz files with an array x.
+    inputs : images (see `data_images.load_images` for what is done to them), .csv files, .npz files with an array x.
         A .csv file has either the features alone, or one column more: then the first one is a label, which is
         ignored. Without a label its first line is a header if no cell of it is a number; with one, the rules
         of `data_files.read_csv` hold.
     top : how many classes to tell of each row, the likeliest first; None for all
-    backend, threads : see `backends.make_engine`
+    backend, threads : see `backends.make_engine`; None takes auto
 
     Returns
     -------
@@ -66,7 +67,7 @@ def predict_files(
     >>> found["row"], found["label"], found["probabilities"]
     (1, 'no', {'no': 0.5, 'yes': 0.5})
     """
-    model = load(path, backend=backend, threads=threads)
+    model = load_model(path, backend or "auto", threads)
     files = [Path(one) for one in inputs]
     rows = [read_rows(file, model) for file in files]  # all of them first: one bad file gives no answer at all
     return [answer for file, x in zip(files, rows, strict=True) for answer in answers(model, file, x, top)]
@@ -90,7 +91,7 @@ def read_rows(file: Path, model: Model) -> npt.NDArray[Any]:
 
 def read_table(file: Path, features: int) -> npt.NDArray[Any]:
     """The features in a .csv file, with or without a label before them."""
-    first = next(_csv_rows(file), [])
+    first = next(csv_rows(file), [])
     if len(first) == features + 1:
         x: npt.NDArray[Any] = read_csv(file).x
         return x
@@ -99,8 +100,8 @@ def read_table(file: Path, features: int) -> npt.NDArray[Any]:
             f"{file}: {len(first)} columns, but the model takes {features} features,"
             f" or {features + 1} columns with a label first"
         )
-    header = not any(_is_number(cell.strip()) for cell in first)
-    table, _ = _csv_table(file, int(header), text=False)
+    header = not any(is_number(cell.strip()) for cell in first)
+    table, _ = csv_table(file, int(header), text=False)
     if len(table) == 0:
         raise DataError(f"{file}: no line of data after the header; add rows")
     return table
@@ -108,13 +109,10 @@ def read_table(file: Path, features: int) -> npt.NDArray[Any]:
 
 def read_arrays(file: Path) -> npt.NDArray[Any]:
     """The array x of an .npz file as rows; others are ignored."""
-    with reading(file), file.open("rb") as stream:
-        if not stream.peek(2).startswith(b"PK"):
-            raise DataError(f"{file}: not an .npz file; write it with numpy.savez(file, x=...)")
-        with np.load(stream, allow_pickle=False) as archive:
-            if "x" not in archive.files:
-                raise DataError(f"{file}: no array x (it holds: {', '.join(archive.files)}); save x")
-            return check_features(_npz_array(file, archive, "x"), Place(f"{file}: array 'x'"))[0]
+    with open_npz(file, "x=...") as archive:
+        if "x" not in archive.files:
+            raise DataError(f"{file}: no array x (it holds: {', '.join(archive.files) or 'nothing'}); save x")
+        return check_features(npz_array(file, archive, "x"), Place(f"{file}: array 'x'"))[0]
 
 
 def answers(model: Model, file: Path, x: npt.NDArray[Any], top: int | None) -> list[Prediction]:
@@ -133,22 +131,24 @@ def answers(model: Model, file: Path, x: npt.NDArray[Any], top: int | None) -> l
     return found
 
 
-def as_lines(predictions: Sequence[Prediction], top: int | None) -> list[str]:
+def as_lines(predictions: Sequence[Prediction], top: int) -> list[str]:
     """A line per prediction, its fields apart by tabs: input (of a table with the row), then label and
     probability of the likeliest class, or of the `top` likeliest; for regression the values.
 
     >>> as_lines([{"input": "a.png", "row": 1, "label": "7", "probability": 0.75, "probabilities": {"7": 0.75}}], 1)
     ['a.png\\t7\\t0.7500']
     """
-    return ["\t".join([place(one), *fields(one, top or 1)]) for one in predictions]
+    return ["\t".join([place(one), *fields(one, top)]) for one in predictions]
 
 
 def place(one: Prediction) -> str:
+    """Input of a prediction, and for a table the row in it."""
     table = Path(one["input"]).suffix.lower() in (".csv", ".npz")
     return f"{one['input']}:{one['row']}" if table else str(one["input"])
 
 
 def fields(one: Prediction, top: int) -> list[str]:
+    """What a line tells after the place."""
     if "values" in one:
         return [f"{value:.6g}" for value in one["values"]]
     pairs = list(shares_of(one).items())[:top]
@@ -156,6 +156,7 @@ def fields(one: Prediction, top: int) -> list[str]:
 
 
 def shares_of(one: Prediction) -> Mapping[str, float]:
+    """Probability, or score, by class; the largest first."""
     shares: Mapping[str, float] = one.get("probabilities") or one["scores"]
     return shares
 

@@ -52,9 +52,7 @@ def check_features(values: Any, place: Place) -> tuple[Array, tuple[int, int, in
     """
     array = _array(values, place)
     if array.ndim not in (2, 3, 4):
-        raise DataError(
-            f"{place.text}: shape {array.shape}; needed (n, features) or (n, height, width[, channels])"
-        )
+        raise DataError(f"{place.text}: shape {array.shape}; needed (n, features) or (n, height, width[, channels])")
     height, width, channels = (*array.shape[1:], 1, 1)[:3]
     rows = array.reshape(len(array), -1)
     x = np.ascontiguousarray(rows) if rows.dtype == np.uint8 else _float32(rows, place)
@@ -129,9 +127,7 @@ def _float32(rows: Array, place: Place) -> Array:
 # --- splitting ----------------------------------------------------------------------------------------------
 
 
-def split_rows(
-    y: npt.ArrayLike, parts: Sequence[float | int], stratify: bool = False, seed: int = 0
-) -> tuple[Indices, ...]:
+def split_rows(y: npt.ArrayLike, parts: Sequence[float | int], stratify: bool = False, seed: int = 0) -> tuple[Indices, ...]:
     """Split rows at random into a rest, which comes first, and parts of given sizes.
 
     Parameters
@@ -180,13 +176,9 @@ def _rows_of(part: float | int, n: int) -> int:
     if isinstance(part, float | np.floating) and 0 <= part < 1:
         rows = round(float(part) * n)
         if rows == 0 and part > 0:
-            raise ConfigError(
-                f"a fraction of {part} of {n} rows is no row; give a larger fraction, or a count"
-            )
+            raise ConfigError(f"a fraction of {part} of {n} rows is no row; give a larger fraction, or a count")
         return rows
-    raise ConfigError(
-        f"a part of {part!r} rows: give a fraction as a float in [0, 1), or a count as a whole number"
-    )
+    raise ConfigError(f"a part of {part!r} rows: give a fraction as a float in [0, 1), or a count as a whole number")
 
 
 def _stratified(y: Array, sizes: list[int]) -> Indices:
@@ -194,9 +186,7 @@ def _stratified(y: Array, sizes: list[int]) -> Indices:
     if y.ndim != 1 or y.dtype.kind not in "iu":
         raise ConfigError("stratified splitting needs class labels; leave it out for regression")
     names, codes, counts = np.unique(y, return_inverse=True, return_counts=True)
-    table = np.array([_largest_remainder(counts, size) for size in sizes[:-1]], np.int64).reshape(
-        -1, len(counts)
-    )
+    table = np.array([_largest_remainder(counts, size) for size in sizes[:-1]], np.int64).reshape(-1, len(counts))
     table = np.vstack([table, counts - table.sum(axis=0)])
     short = table < (np.array(sizes) > 0)[:, None]
     if short.any():
@@ -207,9 +197,7 @@ def _stratified(y: Array, sizes: list[int]) -> Indices:
         )
     # Rows of one class, in shuffled order, fill the parts one after another.
     number = np.empty(len(y), np.int64)
-    number[np.argsort(codes, kind="stable")] = np.repeat(
-        np.tile(np.arange(len(sizes)), len(counts)), table.T.ravel()
-    )
+    number[np.argsort(codes, kind="stable")] = np.repeat(np.tile(np.arange(len(sizes)), len(counts)), table.T.ravel())
     return number
 
 
@@ -260,9 +248,7 @@ class Scaling:
         [[-1.0, 1.0]]
         """
         if x.ndim != 2 or x.shape[1] != len(self.shift):
-            raise DataError(
-                f"scaling was fitted on {len(self.shift)} features, but the data has shape {x.shape}"
-            )
+            raise DataError(f"scaling was fitted on {len(self.shift)} features, but the data has shape {x.shape}")
         scaled = x.astype(np.float32)  # in place from here: (x.astype(float32) - shift) * factor
         scaled -= self.shift
         scaled *= self.factor
@@ -302,9 +288,7 @@ def fit_scaling(kind: str, x: Array) -> Scaling:
     if kind not in SCALINGS:
         raise ConfigError(unknown_name("scaling", kind, SCALINGS))
     if x.ndim != 2 or x.size == 0:
-        raise DataError(
-            f"a scaling needs rows (n, features) to be fitted on, not an array of shape {x.shape}"
-        )
+        raise DataError(f"a scaling needs rows (n, features) to be fitted on, not an array of shape {x.shape}")
     shift, spread = SCALINGS[kind](x)
     # Below the smallest normal float32, 1 / spread could overflow; such a feature is as good as constant.
     factor = 1 / np.where(spread >= np.finfo(np.float32).tiny, spread, 1)

@@ -228,10 +228,10 @@ class _Bar(Progress):
             live.stop()  # draws the last state and brings the cursor back
 
     def _draw(self) -> None:
-        if self._live is not None:
-            self._live.refresh()
-            # counted from the end of the drawing: a slow terminal gets fewer pictures, not more of our time
-            self._due = math.inf if self._stream.broken else self._clock() + REDRAW_SECONDS
+        assert self._live is not None, "nothing is due before start and after close"
+        self._live.refresh()
+        # counted from the end of the drawing: a slow terminal gets fewer pictures, not more of our time
+        self._due = math.inf if self._stream.broken else self._clock() + REDRAW_SECONDS
 
     def _render(self) -> RenderableType:
         from rich.console import Group

@@ -1,7 +1,7 @@
-"""What a person gets to see after training: two pictures and a table.
+"""What a person gets to see after training: two pictures.
 
-Here: the curves and the confusion matrix as PNG files, the table that `train` prints. Not here: the figures
-themselves (metrics.py) and the live display (progress.py).
+Here: the curves and the confusion matrix as PNG files. Not here: the figures themselves (metrics.py), the table
+that `train` prints (tables.py) and the live display (progress.py).
 
 The pictures use matplotlib's objects (a Figure and the Agg canvas), never pyplot: no window, no display, no
 figure left over in the user's session. The user's matplotlibrc does not change them, and the same input gives
@@ -15,16 +15,16 @@ import contextlib
 import io
 import math
 import os
-import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastmlp.artifacts import write_bytes
 from fastmlp.errors import DataError
+from fastmlp.tables import MOST_CLASSES, short_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 DPI = 150
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#8A8A8A"
 LOG_FROM = 50  # a loss whose largest value is so many times its smallest gets a logarithmic axis
-COUNTS_UP_TO = 25  # classes; beyond, the cells are too small for numbers, and the table is cut
-LONGEST_NAME = 28
 # For class names in scripts that DejaVu Sans, which comes with matplotlib, does not have.
 FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "PingFang SC", "Microsoft YaHei", "Malgun Gothic")
 
@@ -108,7 +106,7 @@ def plot_confusion(
     if counts.shape != (len(classes), len(classes)) or counts.size == 0:
         raise DataError(f"confusion matrix of shape {counts.shape} for {len(classes)} classes; it must be square")
     with _own_style():
-        _save(_confusion_figure(counts, [_short(name) for name in classes], title), path)
+        _save(_confusion_figure(counts, [short_name(name) for name in classes], title), path)
 
 
 @contextlib.contextmanager
@@ -225,7 +223,7 @@ def _confusion_figure(counts: NDArray[np.int64], names: Sequence[str], title: st
     from rich.cells import cell_len  # 2 for the wide letters of Chinese, Japanese and Korean
 
     k, total = len(counts), int(counts.sum())
-    side = max(3.6, 0.45 * k) if k <= COUNTS_UP_TO else min(11.0, 0.2 * k + 3)  # of the matrix, inches
+    side = max(3.6, 0.45 * k) if k <= MOST_CLASSES else min(11.0, 0.2 * k + 3)  # of the matrix, inches
     cell = 72 * side / k  # points
     if total:
         title += f": accuracy {np.trace(counts) / total:.4f}, {total:,} rows"
@@ -236,14 +234,14 @@ def _confusion_figure(counts: NDArray[np.int64], names: Sequence[str], title: st
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     # the square root makes room for the small shares: a confusion of 1 % is what one looks for
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
-    if k <= COUNTS_UP_TO:
+    if k <= MOST_CLASSES:
         _write_counts(axes, counts, image.to_rgba(shares), cell)
     places = range(0, k, math.ceil(1.2 * font / cell))  # a label for every few classes if they are many
     labels = [names[i] for i in places]
     axes.set_xticks(places, labels, fontsize=font, parse_math=False)
     axes.set_yticks(places, labels, fontsize=font, parse_math=False)
     if longest > 0.9 * cell * places.step:  # they would touch
-        _tilt(axes.get_xticklabels(), 45 if k <= COUNTS_UP_TO else 90)
+        _tilt(axes.get_xticklabels(), 45 if k <= MOST_CLASSES else 90)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     bar = figure.colorbar(image, cax=axes.inset_axes((1 + 0.15 / side, 0, 0.16 / side, 1)))
@@ -271,128 +269,3 @@ def _readable(color: NDArray[np.float64]) -> str:
     """Black or white, whichever has the higher contrast on a colour (WCAG 2.1, relative luminance)."""
     linear = np.where(color[:3] <= 0.04045, color[:3] / 12.92, ((color[:3] + 0.055) / 1.055) ** 2.4)
     return "black" if linear @ (0.2126, 0.7152, 0.0722) > 0.179 else "white"
-
-
-def _printable(text: str) -> str:
-    """Text on one line, without control characters that could move a terminal's cursor."""
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
-def _short(name: str) -> str:
-    """A class name that leaves room for the figures."""
-    clean = _printable(name)
-    return clean if len(clean) <= LONGEST_NAME else clean[: LONGEST_NAME - 1] + "…"
-
-
-def print_result(result: Mapping[str, Any], stream: TextIO | None = None) -> None:
-    """Print `result_table` to a text stream (None: stdout); headings are bold on a terminal unless NO_COLOR is set.
-
-    A character that the stream's encoding lacks becomes a question mark: a name must not cost a finished run.
-
-    Examples
-    --------
-    >>> print_result({"data": "digits", "seed": 0})
-    data set            digits
-    seed                0
-    """
-    stream = sys.stdout if stream is None else stream
-    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") in {"dumb", "unknown"}
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-    text = result_table(result, color=stream.isatty() and not plain)
-    stream.write(text.encode(encoding, "replace").decode(encoding) + "\n")
-
-
-def result_table(result: Mapping[str, Any], *, color: bool = False) -> str:
-    """The short table that ends a training, for people; programs read the JSON.
-
-    Parameters
-    ----------
-    result : what `result.json` holds: any of `data`, `network`, `test` and `validation` (metrics or None),
-        `epochs`, `best_epoch`, `seconds_per_epoch`, `gflops`, `parameters`, `backend`, `threads`, `seed`,
-        `out`; what is absent is left out, None shows as -
-    color : bold headings, by terminal codes
-
-    Returns
-    -------
-    str
-        Lines without a final newline: figures, then a row per class (at most 25) of the test part.
-
-    Examples
-    --------
-    >>> row = {"class": "cat", "precision": 1.0, "recall": 0.5, "f1": 0.6667, "support": 2}
-    >>> mean = {"precision": 1.0, "recall": 0.5, "f1": 0.6667}
-    >>> test = {"accuracy": 0.5, "loss": 0.25, "per_class": [row], "macro": mean, "weighted": mean}
-    >>> print(result_table({"data": "pets", "test": test, "epochs": 9, "best_epoch": 4}))
-    data set            pets
-    test accuracy       0.5000
-    test loss           0.25
-    best epoch          4 of 9
-    <BLANKLINE>
-    class             precision  recall      F1  support
-    cat                  1.0000  0.5000  0.6667        2
-    macro average        1.0000  0.5000  0.6667        2
-    weighted average     1.0000  0.5000  0.6667        2
-    """
-    lines = [f"{_bold(f'{name:<20}', color)}{text}" for name, text in _summary(result)]
-    test = result.get("test") or {}
-    if test.get("per_class"):
-        lines += ["", *_class_table(test, color)]
-    return "\n".join(lines)
-
-
-def _summary(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Name and text of each line above the table of classes."""
-    metrics = {"accuracy": ".4f", "loss": ".4g", "mse": ".4g", "mae": ".4g", "r2": ".4f"}
-    others = {
-        "seconds_per_epoch": ("seconds per epoch", ".4g"),
-        "gflops": ("GFLOP/s", ".1f"),
-        "parameters": ("parameters", ",d"),
-        "backend": ("backend", ""),
-        "threads": ("threads", "d"),
-        "seed": ("seed", "d"),
-        "out": ("run folder", ""),
-    }
-    for key, name in (("data", "data set"), ("network", "network")):
-        if key in result:
-            yield name, _printable(str(result[key]))
-    for part in ("test", "validation"):
-        figures = result.get(part) or {}
-        for key, form in metrics.items():
-            if key in figures:
-                yield f"{part} {key}", _number(figures[key], form)
-    if "best_epoch" in result:
-        yield "best epoch", f"{_number(result['best_epoch'], 'd')} of {_number(result.get('epochs'), 'd')}"
-    for key, (name, form) in others.items():
-        if key in result:
-            yield name, _number(result[key], form)
-
-
-def _class_table(test: Mapping[str, Any], color: bool) -> Iterator[str]:
-    """Heading, classes, and averages, in columns."""
-    from rich.cells import cell_len
-
-    rows = [{**row, "class": _short(row["class"])} for row in test["per_class"]]
-    total = sum(row["support"] for row in rows)
-    averages = [{**test[kind], "class": f"{kind} average", "support": total} for kind in ("macro", "weighted")]
-    shown = rows[:COUNTS_UP_TO]
-    width = max(cell_len(row["class"]) for row in [*shown, *averages])
-
-    def line(row: Mapping[str, Any]) -> str:
-        space = " " * (width - cell_len(row["class"]))
-        figures = f"{row['precision']:11.4f}{row['recall']:8.4f}{row['f1']:8.4f}{row['support']:9,d}"
-        return f"{row['class']}{space}{figures}"
-
-    yield _bold(f"{'class':<{width}}  precision  recall      F1  support", color)
-    yield from map(line, shown)
-    if len(rows) > len(shown):
-        yield f"({len(rows) - len(shown)} more classes; result.json and --json have them all)"
-    yield from map(line, averages)
-
-
-def _number(value: Any, form: str) -> str:
-    """A value in its format; - if there is none."""
-    return "-" if value is None else format(value, form)
-
-
-def _bold(text: str, color: bool) -> str:
-    return f"\x1b[1m{text}\x1b[0m" if color else text

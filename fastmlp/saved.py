@@ -6,6 +6,7 @@ and predictions (predictions.py).
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fastmlp.errors import ConfigError, DataError, unknown_name
 from fastmlp.evaluation import evaluate
 from fastmlp.model import Model
 from fastmlp.modelfile import load
-from fastmlp.runs import CONFIG_NAME, PART_NAMES, RESULT_NAME, Parts, describe_data, split
+from fastmlp.runs import CONFIG_NAME, PART_NAMES, RESULT_NAME, Parts, describe_data, describe_network, split
 from fastmlp.training import Rows
 
 
@@ -54,7 +55,7 @@ def evaluate_run(
     config, own_sha256 = read_run(run) if run.is_dir() else (Config(), "")
     if not run.is_dir() and source is None:
         raise ConfigError(f"{run} is not a run folder, so its data are not known; give --data")
-    model = load(run, backend=backend or config.backend, threads=threads or config.threads)
+    model = load_model(run, backend or config.backend, threads or config.threads)
     data = load_for(model, source or config.data, data_dir or config.data_dir)
     if data.sha256 == own_sha256:
         parts = split(data, config)
@@ -69,7 +70,16 @@ def evaluate_run(
     figures: dict[str, Any] = {name: evaluate(model, *rows) for name, rows in chosen.items()}
     engine = model.engine()
     about = {"model": str(run), "backend": engine.name, "threads": engine.threads}
+    about |= {"network": describe_network(model.network), "parameters": model.network.parameters}
     return {**figures, **about, "data": describe_data(data, chosen)}
+
+
+def load_model(path: str | Path, backend: str = "auto", threads: int | None = None) -> Model:
+    """A model from a run folder or a file; with "auto", float64 goes to the only engine that computes in it."""
+    model = load(path, backend=backend, threads=threads)
+    if backend == "auto" and model.parameters.dtype == np.float64:
+        return dataclasses.replace(model, backend="numpy")
+    return model
 
 
 def read_run(folder: Path) -> tuple[Config, str]:

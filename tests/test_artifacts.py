@@ -64,9 +64,7 @@ def raise_errno(number: int) -> Callable[..., object]:
 
 
 @pytest.mark.parametrize("function", ["open", "write", "fsync", "replace"])
-@pytest.mark.parametrize(
-    ("number", "remedy"), [(errno.ENOSPC, "free some space"), (errno.EIO, "check the disk")]
-)
+@pytest.mark.parametrize(("number", "remedy"), [(errno.ENOSPC, "free some space"), (errno.EIO, "check the disk")])
 def test_failure_keeps_the_old_file_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, number: int, remedy: str
 ) -> None:
@@ -299,9 +297,7 @@ def test_run_folders_of_a_crowd_are_all_different(tmp_path: Path, monkeypatch: p
         (os.fsdecode(b"\xff\xfe.csv"), "data"),
     ],
 )
-def test_run_folder_name_from_a_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str, part: str
-) -> None:
+def test_run_folder_name_from_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str, part: str) -> None:
     monkeypatch.chdir(tmp_path)
     assert artifacts.new_run_folder(None, data, "x".join(["784"] * 100), NOW).is_dir()
     folder = artifacts.new_run_folder(None, data, "4x2", NOW)
@@ -354,9 +350,7 @@ def run_folder(tmp_path: Path) -> Path:
 def test_manifest_of_an_untouched_folder_passes(run_folder: Path) -> None:
     artifacts.check_manifest(run_folder)
     hashes = artifacts.read_json(run_folder / "manifest.json")["sha256"]
-    shell = subprocess.run(
-        ["sha256sum", *artifacts.MANIFEST_FILES], cwd=run_folder, capture_output=True, text=True, check=True
-    )
+    shell = subprocess.run(["sha256sum", *artifacts.MANIFEST_FILES], cwd=run_folder, capture_output=True, text=True, check=True)
     assert {line.split()[1]: line.split()[0] for line in shell.stdout.splitlines()} == hashes
 
 

@@ -112,18 +112,26 @@ def test_the_comparison_sees_a_wrong_constant(rules: Any) -> None:
 
 
 def test_scalars_are_the_settings_and_the_corrections() -> None:
-    o = Optimizer("adam", beta1=0.5, beta2=0.75, epsilon=0.125, weight_decay=0.25)
+    o = Optimizer("adam", momentum=0.375, beta1=0.5, beta2=0.75, epsilon=0.125, weight_decay=0.0625)
     table = o.scalars(np.array([0.5, 0.25]), step=1)
     assert table.dtype == np.float32
-    row = dict(zip(SCALARS, table[1].tolist(), strict=True))
-    assert row["rate"] == 0.25
-    assert row["beta1"] == 0.5
-    assert row["beta2"] == 0.75
-    assert row["epsilon"] == 0.125
-    assert row["decay"] == 0.25
-    assert row["correction1"] == pytest.approx(1 / (1 - 0.5**3), rel=1e-7)
-    assert row["correction2"] == pytest.approx(1 / (1 - 0.75**3), rel=1e-7)
-    assert Optimizer("momentum", momentum=0.75).scalars(np.ones(1), 0)[0, SCALARS.index("beta1")] == 0.75
+    assert dict(zip(SCALARS, table[1].tolist(), strict=True)) == {
+        "rate": 0.25,
+        "momentum": 0.375,
+        "complement1": 0.5,
+        "complement2": 0.25,
+        "epsilon": 0.125,
+        "correction1": float(np.float32(1 / (1 - 0.5**3))),
+        "correction2": float(np.float32(1 / (1 - 0.75**3))),
+        "decay": 0.0625,
+    }
+
+
+def test_complements_keep_their_digits() -> None:
+    """1 - beta from beta rounded to float32 would be wrong from the fifth digit on, or zero."""
+    row = dict(zip(SCALARS, Optimizer("adam", beta2=1 - 1e-9).scalars(np.ones(1), 0)[0].tolist(), strict=True))
+    assert row["complement2"] == pytest.approx(1e-9, rel=1e-6)
+    assert row["complement1"] == pytest.approx(0.1, rel=1e-7)
 
 
 def test_corrections_stay_finite_and_reach_one() -> None:
@@ -167,6 +175,7 @@ BAD_OPTIMIZERS: list[tuple[dict[str, Any], str]] = [
     ({"beta1": math.nan}, "beta1 must be"),
     ({"beta2": 1.5}, "beta2 must be"),
     ({"epsilon": 0.0}, "epsilon must be"),
+    ({"epsilon": 1e-50}, "epsilon must be"),
     ({"epsilon": math.inf}, "epsilon must be"),
     ({"weight_decay": -1e-3}, "weight_decay must be"),
     ({"weight_decay": math.nan}, "weight_decay must be"),

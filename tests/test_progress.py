@@ -59,7 +59,7 @@ class Terminal:
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
         self.stream: TextIO = os.fdopen(slave, "w", encoding="utf-8")
         self._bytes = b""
-        self._reader = threading.Thread(target=self._read)
+        self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
@@ -108,8 +108,7 @@ def test_lines_one_per_epoch() -> None:
         run_epochs(progress, clock, 3)
     lines = stream.getvalue().splitlines()
     assert lines[2] == (
-        "epoch 3/200  loss 0.5123  accuracy 0.8300  val loss 0.49  val accuracy 0.8425"
-        "  412k rows/s  1 min 19 s left at most"
+        "epoch 3/200  loss 0.5123  accuracy 0.8300  val loss 0.49  val accuracy 0.8425  412k rows/s  1 min 19 s left at most"
     )
     assert [line.split()[1] for line in lines] == ["1/200", "2/200", "3/200"]
     assert "\x1b" not in stream.getvalue()
@@ -172,15 +171,24 @@ def test_terminal_shows_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "━" in shown
     assert "epoch 1/4" in shown
     assert "loss 0.6789  accuracy 0.7500  412k rows/s" in shown
-    assert re.search(
-        r"left at most\s*\nloss 0.6789  accuracy 0.7500  val loss 0.49  val accuracy 0.8425", shown
-    )
+    assert re.search(r"left at most\s*\nloss 0.6789  accuracy 0.7500  val loss 0.49  val accuracy 0.8425", shown)
     last = shown.rstrip().splitlines()[-2:]
     assert last[0].startswith("epoch 4/4 ━")
     assert last[0].rstrip().endswith("100%")  # and no time left
     assert last[1] == "loss 0.5123  accuracy 0.8300  val loss 0.49  val accuracy 0.8425  412k rows/s"
     assert text.index(HIDE) < text.index(SHOW)
     assert text.endswith(SHOW)
+
+
+def test_bar_claims_no_time_left_after_an_early_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    with terminal(monkeypatch) as screen:
+        with make_progress(screen.stream, epochs=200, clock=clock) as progress:
+            run_epochs(progress, clock, 3)
+        shown = visible(screen.text()).rstrip().splitlines()
+    assert "1 min 19 s left at most" in "".join(shown)
+    assert shown[-2].startswith("epoch 3/200")
+    assert shown[-2].rstrip().endswith("2%")
 
 
 def test_bar_is_redrawn_ten_times_a_second_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,16 +237,14 @@ def test_environment_cannot_force_a_bar_into_a_file(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_cursor_comes_back_after_an_exception(
-    monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
-) -> None:
+def test_cursor_comes_back_after_an_exception(monkeypatch: pytest.MonkeyPatch, error: type[BaseException]) -> None:
+    clock = Clock()
     with terminal(monkeypatch) as screen:
-        with pytest.raises(error), make_progress(screen.stream, epochs=4) as progress:
+        with pytest.raises(error), make_progress(screen.stream, epochs=4, clock=clock) as progress:
             progress.update(1, 1, 2, 0.5, 0.5, 1.0)
             raise error
         progress.close()  # once more does no harm
-        progress.update(2, 1, 2, 0.5, 0.5, 1.0)
-        progress.epoch_done(row(2))
+        run_epochs(progress, clock, 4)
         text = screen.text()
     assert text.count(HIDE) == text.count(SHOW) == 1
     assert text.endswith(SHOW)  # nothing is drawn after the end
@@ -348,8 +354,6 @@ def test_update_costs_nothing_when_nothing_is_due(monkeypatch: pytest.MonkeyPatc
     with terminal(monkeypatch) as screen:
         stream = screen.stream if kind == "bar" else io.StringIO()
         with make_progress(stream, kind == "quiet", epochs=3) as progress:
-            times = timeit.repeat(
-                lambda: progress.update(1, 64, 48000, 0.5, 0.5, 4e5), number=1000, repeat=20
-            )
+            times = timeit.repeat(lambda: progress.update(1, 64, 48000, 0.5, 0.5, 4e5), number=1000, repeat=20)
         screen.text()
     assert min(times) / 1000 < 10e-6

@@ -1,0 +1,247 @@
+"""The program `fastmlp`: each command parses, calls and prints. No arithmetic, no heavy import before it is needed.
+
+One contract for all: results on stdout, everything else on stderr; --json prints exactly one object; a flag wins
+over its variable FASTMLP_<FLAG>, that over --config, that over the default; nothing ever asks a question.
+Exit codes: 0 done, 1 a bug, 2 usage or configuration, 3 bad data or file, 4 something is missing, 5 diverged,
+6 a threshold was missed, 130 and 143 after SIGINT and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from fastmlp import __version__
+from fastmlp.console import (
+    Program,
+    Sections,
+    common_options,
+    data_dir_option,
+    end_by_signal,
+    engine_options,
+    is_quiet,
+    is_verbose,
+    note,
+    prepare_process,
+    say,
+    setting_options,
+    show,
+    show_figures,
+    show_json,
+)
+from fastmlp.errors import DataError, UnavailableError
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+SOURCE = "NAME|FILE|FOLDER"
+
+
+@click.group(cls=Program, context_settings=CONTEXT)
+@click.version_option(__version__, prog_name="fastmlp", message="%(prog)s %(version)s")
+def program() -> None:
+    """Train multi-layer perceptrons, fast.
+
+    \b
+    fastmlp train                           handwritten digits, in seconds, without a download
+    fastmlp train --data fashion-mnist --hidden 400,250,100 --dropout 0.2 --out runs/a
+    fastmlp evaluate runs/a                 the same figures once more
+    fastmlp predict runs/a shirt.png        a label and its probability
+    fastmlp doctor                          what this machine has, and whether it works
+    """
+
+
+@program.command(cls=Sections)
+@setting_options
+@click.option("--config", metavar="FILE", envvar="FASTMLP_CONFIG", help="TOML file with settings as keys.")
+@click.option("--print-config", is_flag=True, help="Print the settings as TOML, fit for --config, and end.")
+@common_options
+def train(config: str | None, print_config: bool, as_json: bool, **flags: Any) -> None:
+    """Train a network, measure it, and write a run folder.
+
+    \b
+    fastmlp train
+    fastmlp train --data mnist --hidden 500,250,100 --optimizer sgd --lr 0.01 --epochs 15
+    fastmlp train --data prices.csv --target value --hidden 64,64 --activation silu
+    fastmlp train --data photos/ --image-size 32,32 --max-time 2m --json
+    fastmlp train --config runs/a/config.toml --seed 1
+
+    Every setting can also come from a variable, such as FASTMLP_BATCH_SIZE for --batch-size, or from a key in
+    the --config file, such as batch_size = 64. The flag wins over the variable, the variable over the file.
+    FASTMLP_DATA is the variable of --data-dir, that of --data is FASTMLP_DATASET.
+
+    The run folder gets config.toml, metrics.jsonl (a line per epoch), result.json (what --json prints),
+    model.safetensors, curves.png, confusion.png and manifest.json. Ctrl-C ends the training and keeps the best
+    weights so far.
+    """
+    from fastmlp.config_sources import resolve
+    from fastmlp.runs import check_accuracy, train_run
+
+    settings = resolve(flags, os.environ, config)
+    if print_config:
+        show(settings.text())
+        return
+    if is_verbose():
+        note(settings.text())
+    outcome = train_run(settings, quiet=is_quiet(), say=say)
+    show_figures(outcome.result, as_json)
+    end_by_signal(outcome.signal)
+    check_accuracy(outcome.result, "test", settings.min_accuracy)
+
+
+@program.command()
+@click.argument("run", metavar="RUN|MODEL")
+@click.option("--data", "source", envvar="FASTMLP_DATASET", metavar=SOURCE, help="[default: the run's own]")
+@data_dir_option
+@click.option(
+    "--part",
+    type=click.Choice(["test", "validation", "train", "all"]),
+    default="test",
+    show_default=True,
+    envvar="FASTMLP_PART",
+    help="Part of the data. The run's own data are split as in the run; of other data without a test part "
+    "all rows are the test part.",
+)
+@engine_options
+@click.option(
+    "--min-accuracy",
+    type=click.FloatRange(0, 1),
+    envvar="FASTMLP_MIN_ACCURACY",
+    help="Exit with code 6 if the accuracy is lower.",
+)
+@common_options
+def evaluate(run: str, part: str, min_accuracy: float | None, as_json: bool, **choices: Any) -> None:
+    """Measure a saved model on data.
+
+    \b
+    fastmlp evaluate runs/a
+    fastmlp evaluate runs/a --part all --json
+    fastmlp evaluate runs/a/model.safetensors --data new.csv --min-accuracy 0.9
+    """
+    from fastmlp.runs import check_accuracy
+    from fastmlp.saved import evaluate_run
+
+    result = evaluate_run(run, part=part, **choices)
+    show_figures(result, as_json)
+    check_accuracy(result, "test" if part == "all" else part, min_accuracy)
+
+
+@program.command()
+@click.argument("run", metavar="RUN|MODEL")
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
+@click.option(
+    "--top",
+    type=click.IntRange(1),
+    envvar="FASTMLP_TOP",
+    help="How many classes to tell of each row [default: 1; in --json and --out all].",
+)
+@click.option("--out", metavar="FILE.csv", help="Write a csv file instead of lines on stdout.")
+@engine_options
+@common_options
+def predict(run: str, inputs: tuple[str, ...], top: int | None, out: str | None, as_json: bool, **engine: Any) -> None:
+    """Predict labels with probabilities, or values, of images, .csv and .npz files.
+
+    \b
+    fastmlp predict runs/a shirt.png shoe.jpg
+    fastmlp predict runs/a new.csv --top 3
+    fastmlp predict runs/a new.npz --out labels.csv
+
+    A line has the input, the label and its probability, with tabs between; further classes follow with --top.
+    Images may have any size, grey or colour. They are brought to the form that the model was trained on: one
+    channel is luma (ITU-R BT.601), transparency lies over black, resizing is bilinear; nothing is inverted.
+    A .csv file has the features, or a label and then the features; an .npz file has them in its array x.
+    """
+    from fastmlp.artifacts import write_bytes
+    from fastmlp.predictions import as_csv, as_lines, predict_files
+
+    found = predict_files(run, inputs, top, **engine)
+    if out is not None:
+        write_bytes(out, as_csv(found))
+    if as_json:
+        show_json({"predictions": found})
+    elif out is None:
+        show("\n".join(as_lines(found, top or 1)))
+
+
+@program.group()
+def data() -> None:
+    """List, fetch and verify the data sets that have a name."""
+
+
+@data.command("list")
+@data_dir_option
+@common_options
+def data_list(data_dir: str | None, as_json: bool) -> None:
+    """List the data sets, and whether their files are there."""
+    from fastmlp.data import list_data
+
+    rows = [row._asdict() for row in list_data(data_dir)]
+    if as_json:
+        show_json({"datasets": rows})
+    else:
+        show("\n".join("{name:<14} {state:<11} {description}".format(**row) for row in rows))
+
+
+@data.command("fetch")
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@data_dir_option
+@common_options
+def data_fetch(names: tuple[str, ...], data_dir: str | None, as_json: bool) -> None:
+    """Download what is missing, of all data sets if no NAME is given. SHA-256 is checked."""
+    from fastmlp.data import DATASETS, fetch_data
+
+    files = [row for name in names or DATASETS for row in fetch_data(name, data_dir, progress=not is_quiet())]
+    show_files(files, as_json)
+
+
+@data.command("verify")
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@data_dir_option
+@common_options
+def data_verify(names: tuple[str, ...], data_dir: str | None, as_json: bool) -> None:
+    """Compare files with their SHA-256, of all data sets that are there if no NAME is given."""
+    from fastmlp.data import list_data, verify_data
+
+    there = [row.name for row in list_data(data_dir) if row.state != "missing"]
+    files = [row for name in names or there for row in verify_data(name, data_dir)]
+    show_files(files, as_json)
+    if bad := [row.file for row in files if row.status != "ok"]:
+        raise DataError(f"damaged or missing: {', '.join(bad)}; get them with `fastmlp data fetch`")
+
+
+def show_files(files: list[Any], as_json: bool) -> None:
+    """The state of files: an object, or a line each."""
+    if as_json:
+        show_json({"files": [row._asdict() for row in files]})
+    elif files:
+        show("\n".join(f"{row.status:<8} {row.file}" for row in files))
+
+
+@program.command()
+@data_dir_option
+@common_options
+def doctor(data_dir: str | None, as_json: bool) -> None:
+    """Tell what this machine has, and test in a second whether it works.
+
+    The exit code is 4 if something is broken; what is merely not there is noted.
+    """
+    from fastmlp.doctor import BROKEN, as_table, examine
+
+    checks = examine(data_dir)
+    broken = [check.name for check in checks if check.state == BROKEN]
+    if as_json:
+        show_json({"ok": not broken, "checks": [check._asdict() for check in checks]})
+    else:
+        show(as_table(checks))
+    if broken:
+        raise UnavailableError(f"broken: {', '.join(broken)}; the remedy stands beside it in the table")
+
+
+def main() -> None:
+    """The console script."""
+    prepare_process()
+    program(prog_name="fastmlp")
+
+
+if __name__ == "__main__":
+    main()

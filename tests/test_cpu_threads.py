@@ -1,0 +1,424 @@
+"""The engine's own threads: run, wait, end, errors, Ctrl-C, fork; many engines, many callers, more threads than cores."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Course, make_course, run_course, same_bits, start_state
+
+import fastmlp
+from fastmlp import cpu, cpu_threads
+from fastmlp.contract import Job
+from fastmlp.cpu import NumbaEngine
+from fastmlp.cpu_threads import Team, available_cores
+from fastmlp.network import Network
+from fastmlp.optimizers import Optimizer
+
+ROOT = Path(fastmlp.__file__).parents[1]
+PATIENCE = 60  # seconds after which a test calls a wait a hang
+
+
+def within_patience(function: Callable[[], Any]) -> Any:
+    """function(), in a thread of its own, so that a hang fails the test instead of stopping the session."""
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(function()), daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    assert not thread.is_alive(), "still waiting"
+    assert results, "raised, see the warning of the thread"
+    return results[0]
+
+
+def run_script(script: str, *arguments: str) -> str:
+    """Standard output of a Python script in a process of its own, which must end well."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def new_threads(before: set[threading.Thread]) -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread not in before]
+
+
+def all_end(threads: list[threading.Thread]) -> bool:
+    for thread in threads:
+        thread.join(10)
+    return not any(thread.is_alive() for thread in threads)
+
+
+# ------------------------------------------------------------------------------------------------ the team
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5, 16])
+def test_every_number_runs_once_and_the_caller_is_0(threads: int) -> None:
+    team = Team(threads)
+    for _ in range(20):
+        seen: list[tuple[int, int]] = []
+        team.run(lambda t, a, b, seen=seen: seen.append((t, a * b)), 6, 7)
+        assert sorted(seen) == [(t, 42) for t in range(threads)]
+    idents = dict.fromkeys(range(threads), 0)
+    team.run(lambda t: idents.update({t: threading.get_ident()}))
+    assert idents[0] == threading.get_ident()
+    assert len(set(idents.values())) == threads
+    team.close()
+
+
+def test_all_numbers_run_at_the_same_time() -> None:
+    meeting = threading.Barrier(5, timeout=PATIENCE)
+    team = Team(5)
+    team.run(lambda t: meeting.wait())  # breaks if one waits for another to return
+    team.close()
+
+
+def test_threads_start_at_the_first_run_and_are_used_again() -> None:
+    before = set(threading.enumerate())
+    team = Team(4)
+    assert new_threads(before) == []
+    idents: list[dict[int, int]] = []
+    for _ in range(3):
+        idents.append({})
+        team.run(lambda t: idents[-1].update({t: threading.get_ident()}))
+    assert idents[0] == idents[1] == idents[2]
+    assert len(new_threads(before)) == 3
+    team.close()
+
+
+def test_close_ends_the_threads_and_a_later_run_starts_new_ones() -> None:
+    before = set(threading.enumerate())
+    team = Team(3)
+    team.close()  # nothing to do yet
+    for _ in range(2):
+        seen: list[int] = []
+        team.run(seen.append)
+        assert sorted(seen) == [0, 1, 2]
+        threads = new_threads(before)
+        assert len(threads) == 2
+        team.close()
+        assert all_end(threads)
+    team.close()
+
+
+def test_threads_end_with_the_team() -> None:
+    before = set(threading.enumerate())
+    team = Team(4)
+    team.run(lambda t: None)
+    threads = new_threads(before)
+    assert len(threads) == 3
+    del team
+    gc.collect()
+    assert all_end(threads)
+
+
+def test_sleeping_threads_keep_nothing_alive() -> None:
+    class Large:
+        pass
+
+    team = Team(4)
+    large = Large()
+    there = weakref.ref(large)
+    team.run(lambda t, what: None, large)
+    del large
+    end = time.monotonic() + PATIENCE  # a thread reports before it lets go
+    while there() is not None and time.monotonic() < end:
+        time.sleep(0.001)
+    assert there() is None
+    team.close()
+
+
+@pytest.mark.parametrize("failing", [0, 1, 3])
+def test_an_error_of_any_thread_is_raised_when_all_have_returned(failing: int) -> None:
+    team = Team(4)
+    returned: list[int] = []
+
+    def work(t: int) -> None:
+        if t == failing:
+            raise ValueError(f"from {t}")
+        time.sleep(0.1)
+        returned.append(t)
+
+    with pytest.raises(ValueError, match=f"^from {failing}$"):
+        team.run(work)
+    assert sorted(returned) == [t for t in range(4) if t != failing]
+    seen: list[int] = []
+    team.run(seen.append)  # nothing of the failed run is left behind
+    assert sorted(seen) == [0, 1, 2, 3]
+    team.close()
+
+
+def test_of_many_errors_one_is_raised_once() -> None:
+    team = Team(4)
+
+    def work(t: int) -> None:
+        raise ValueError(f"from {t}")
+
+    with pytest.raises(ValueError, match=r"^from \d$"):
+        team.run(work)
+    team.run(lambda t: None)
+    team.close()
+
+
+def test_a_thread_that_cannot_start_is_an_error_and_not_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def refuse_second(thread: threading.Thread) -> None:
+        if thread.name == "fastmlp-2":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    team = Team(4)
+    before = set(threading.enumerate())
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse_second)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            team.run(lambda t: None)
+    assert all_end(new_threads(before))
+
+    def again() -> list[int]:
+        seen: list[int] = []
+        team.run(seen.append)
+        return sorted(seen)
+
+    assert within_patience(again) == [0, 1, 2, 3]
+    team.close()
+
+
+# ------------------------------------------------------------------------------------------------ Ctrl-C
+
+
+@pytest.mark.parametrize("late", [0, 2])
+def test_ctrl_c_while_waiting_waits_on_and_is_raised_then(late: int) -> None:
+    team = Team(3)
+    main = threading.main_thread().ident
+    assert main == threading.get_ident()
+    interrupted, returned = threading.Event(), []
+
+    def work(t: int) -> None:
+        if t == 1:  # while the caller waits, or is in its own share
+            time.sleep(0.1)
+            signal.pthread_kill(main, signal.SIGINT)
+            interrupted.set()
+        elif t == late:
+            interrupted.wait(PATIENCE)
+            time.sleep(0.2)
+        returned.append(t)
+
+    with pytest.raises(KeyboardInterrupt):
+        team.run(work)
+    assert {1, 2} <= set(returned)  # number 0, Python code here, is interrupted itself
+    seen: list[int] = []
+    team.run(seen.append)
+    assert sorted(seen) == [0, 1, 2]
+    team.close()
+
+
+INTERRUPT_ANYWHERE = """
+import faulthandler, random, signal, sys, time
+from fastmlp.cpu_threads import Team
+
+faulthandler.dump_traceback_later(40, exit=True)  # a hang says where
+inside = False
+
+def interrupt(*_):
+    if inside:
+        raise KeyboardInterrupt
+
+signal.signal(signal.SIGALRM, interrupt)
+team, rng, rounds, interrupts = Team(4), random.Random(0), [], 0
+end = time.monotonic() + 3
+while time.monotonic() < end:
+    done = []
+    signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-6, 4e-4))
+    try:
+        inside = True
+        team.run(lambda t: (sum(range(1000 * t)), done.append(t)))
+        inside = False
+    except KeyboardInterrupt:
+        inside = False
+        interrupts += 1
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    rounds.append((done, len(done)))
+time.sleep(0.2)
+late = sum(len(done) != count for done, count in rounds)
+partial = sum(len(set(done) - {0}) not in (0, 3) for done, _ in rounds)
+print(interrupts > 100, late, partial)
+"""
+
+
+def test_one_ctrl_c_at_any_moment_neither_hangs_nor_returns_early() -> None:
+    assert run_script(INTERRUPT_ANYWHERE).split() == ["True", "0", "0"]
+
+
+# ------------------------------------------------------------------------------------------------ cores
+
+
+AFFINITY = """
+import os
+from fastmlp.cpu_threads import available_cores
+cores = sorted(os.sched_getaffinity(0))
+counts = [available_cores()]
+for keep in (cores[:1], cores[-1:], cores[:2], cores):
+    os.sched_setaffinity(0, keep)
+    counts.append(available_cores() - len(set(keep)))
+print(*counts)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity of processes")
+def test_cores_are_those_of_the_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    if Path("/sys/fs/cgroup/cpu.max").exists() and not Path("/sys/fs/cgroup/cpu.max").read_text().startswith("max"):
+        pytest.skip("the control group has a quota, which may be below the affinity")
+    total, *differences = map(int, run_script(AFFINITY).split())
+    assert total == len(os.sched_getaffinity(0)) >= 1
+    assert differences == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("quota", "most"), [("max 100000", 10**6), ("100000 100000", 1), ("50000 100000", 1), ("150000 100000", 1)]
+)
+def test_cores_are_within_the_quota(quota: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "cpu.max"
+    file.write_text(quota + "\n")
+    monkeypatch.setattr(cpu_threads, "Path", lambda _: file)
+    without_quota = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert available_cores() == min(without_quota or 1, most)
+
+
+# ------------------------------------------------------------------------------------------------ engines
+
+
+@pytest.fixture
+def always_teams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the smallest step use all threads."""
+    monkeypatch.setattr(cpu, "LEAST_FLOPS", 0)
+
+
+def make_job(threads: int, sizes: tuple[int, ...] = (13, 21, 9, 5), batch: int = 7) -> Job:
+    network = Network(sizes, ["relu", *["linear"] * (len(sizes) - 3)])
+    return Job(network, Optimizer("sgd"), batch_size=batch, seed=3, threads=threads)
+
+
+def course_of(job: Job, seed: int = 0) -> Course:
+    return make_course(job.network, rows=30, batch=job.batch_size, seed=seed)
+
+
+def trained(job: Job, seed: int = 0) -> Any:
+    """State and row results of a short training."""
+    return run_course("numba", job, start_state(job), course_of(job, seed))
+
+
+@pytest.mark.usefixtures("always_teams")
+def test_more_threads_than_cores_and_rows_give_the_same_bits_in_time() -> None:
+    assert NumbaEngine(make_job(16)).team(1).threads == 16
+    alone = trained(make_job(1))
+    for threads in (2, 5, 16):
+        assert same_bits(within_patience(lambda threads=threads: trained(make_job(threads))), alone)
+
+
+@pytest.mark.usefixtures("always_teams")
+def test_engines_train_at_the_same_time() -> None:
+    jobs = [make_job(2), make_job(3, (6, 17, 40, 3), 16)]
+    alone = [[trained(job, seed) for seed in range(6)] for job in jobs]
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(lambda job=job: [trained(job, seed) for seed in range(6)]) for job in jobs]
+        together = [future.result(PATIENCE) for future in waiting]
+    assert same_bits(tuple(map(tuple, together)), tuple(map(tuple, alone)))
+    assert not same_bits(alone[0][0], alone[0][1])
+
+
+@pytest.mark.usefixtures("always_teams")
+def test_many_callers_of_one_engine_get_what_one_gets() -> None:
+    job = make_job(2)
+    engine = NumbaEngine(job)
+    engine.load(start_state(job))
+    rng = np.random.default_rng(1)
+    inputs = [rng.normal(size=(rows, 13)).astype(np.float32) for rows in (1, 3, 8, 17, 40, 64, 90, 200)]
+    alone = [engine.forward(x) for x in inputs]
+    start = threading.Barrier(len(inputs))
+
+    def repeat(x: Any) -> list[Any]:
+        start.wait(PATIENCE)
+        return [engine.forward(x) for _ in range(20)]
+
+    with ThreadPoolExecutor(len(inputs)) as pool:
+        waiting = [pool.submit(repeat, x) for x in inputs]
+        found = [future.result(PATIENCE) for future in waiting]
+    assert all(same_bits(z, one) for many, one in zip(found, alone, strict=True) for z in many)
+    engine.close()
+
+
+@pytest.mark.usefixtures("always_teams")
+@pytest.mark.parametrize("closed", [True, False])
+def test_an_engine_leaves_no_threads_behind(closed: bool) -> None:
+    before = set(threading.enumerate())
+    job = make_job(4)
+    engine = NumbaEngine(job)
+    engine.load(start_state(job))
+    engine.train(*course_of(job))
+    threads = new_threads(before)
+    assert len(threads) == 3
+    if closed:
+        engine.close()
+    else:
+        del engine
+        gc.collect()
+    assert all_end(threads)
+
+
+FORK = """
+import hashlib, os, sys, warnings
+import numpy as np
+from fastmlp import cpu
+from fastmlp.contract import Job, State
+from fastmlp.network import Network
+from fastmlp.optimizers import Optimizer
+
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # Python 3.12: that is the test
+cpu.LEAST_FLOPS = 0
+network = Network((13, 21, 9, 5), ["relu", "linear"])
+engine = cpu.NumbaEngine(Job(network, Optimizer("sgd"), batch_size=7, threads=3))
+engine.load(State(network.initial_parameters(0), np.zeros((0, network.parameters), np.float32), 0))
+rng = np.random.default_rng(0)
+x, y = rng.normal(size=(30, 13)).astype(np.float32), rng.integers(0, 5, 30).astype(np.int32)
+
+def train():
+    loss = engine.train(x, y, rng.permutation(30), np.full(5, 0.1)).loss
+    return hashlib.sha256(loss.tobytes() + engine.state().parameters.tobytes() + engine.forward(x).tobytes()).hexdigest()
+
+if sys.argv[1] == "fork":
+    first = train()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writer, " ".join([train(), train()]).encode())
+        os._exit(0)
+    print(first, train(), train(), "child", os.read(reader, 1000).decode(), os.waitpid(child, 0)[1])
+else:
+    print(train(), train(), train())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_parent_and_child_both_train_on_after_a_fork() -> None:
+    first, *rest = run_script(FORK, "alone").split()
+    assert len({first, *rest}) == 3  # each training changes the numbers
+    assert run_script(FORK, "fork").split() == [first, *rest, "child", *rest, "0"]

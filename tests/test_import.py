@@ -1,0 +1,80 @@
+"""What importing costs: in a fresh process neither the package nor the program's help load anything heavy."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = {"numba", "llvmlite", "torch", "sklearn", "matplotlib", "scipy", "rich", "pooch", "PIL", "safetensors"}
+ROOT = Path(__file__).parent.parent
+SECONDS = 10  # of a slow, busy machine; it takes a tenth of one
+
+REPORT = """
+print("imported", *sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+
+
+def fresh(code: str) -> tuple[str, set[str]]:
+    """What the code printed in a fresh process, and the top-level packages it had imported at the end."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", f"import sys\n{code}\n{REPORT}"],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        env={**os.environ, "PYTHONPATH": path},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    output, _, names = done.stdout.rpartition("imported ")
+    return output, set(names.split())
+
+
+def test_import_fastmlp_is_light() -> None:
+    _, names = fresh("import fastmlp")
+    assert "fastmlp" in names
+    assert names & HEAVY == set()
+    assert "numpy" not in names
+
+
+def test_a_network_can_be_described_without_anything_heavy() -> None:
+    _, names = fresh("import fastmlp; fastmlp.Network((4, 3, 2)); fastmlp.Optimizer('adam'); dir(fastmlp)")
+    assert names & HEAVY == set()
+
+
+HELP = """
+import cli
+from click.testing import CliRunner
+program = next(value for value in vars(cli).values() if hasattr(value, "commands"))
+for arguments in [["--help"], *([name, "--help"] for name in program.commands)]:
+    result = CliRunner().invoke(program, arguments)
+    assert result.exit_code == 0, result.output
+    print(result.output)
+"""
+
+
+def test_help_of_the_program_is_light() -> None:
+    output, names = fresh(HELP)
+    for command in ("train", "evaluate", "predict", "data", "doctor"):
+        assert command in output
+    assert names & HEAVY == set()
+
+
+def test_the_check_sees_a_heavy_import() -> None:
+    _, names = fresh("import fastmlp.reference")
+    assert names & HEAVY == {"scipy"}
+
+
+def test_public_names_are_found_at_their_first_use() -> None:
+    import fastmlp
+
+    assert set(fastmlp.__all__) == set(dir(fastmlp))
+    for name in fastmlp.__all__:
+        assert getattr(fastmlp, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        fastmlp.nonsense  # noqa: B018 - the access is the test
