@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from fastmlp.contract import Engine, Job
 from fastmlp.errors import ConfigError, UnavailableError, unknown_name
 
@@ -33,7 +35,7 @@ def make_engine(backend: str, job: Job) -> Engine:
     UnavailableError : the engine needs a package or a device that is missing
     """
     if backend == "auto":
-        backend = "numba"
+        backend = "numba" if np.dtype(job.dtype) == np.float32 else "numpy"
     if backend not in BACKENDS:
         raise ConfigError(unknown_name("backend", backend, CHOICES))
     try:

@@ -136,14 +136,14 @@ class Config:
 
     backend: str = of_run(one_of("backend", CHOICES), "auto", "Engine; auto takes the fastest that runs here.")
     threads: int | None = of_run(WHOLE, None, "Threads of the engine [default: as many as cores may be used].")
-    dtype: str = of_run(one_of("dtype", ("float32", "float64")), "float32", "float64 needs --backend numpy.")
+    dtype: str = of_run(one_of("dtype", ("float32", "float64")), "float32", "The numba engine has float32 alone.")
     out: str | None = of_run(FOLDER, None, "Folder of the run [default: runs/DATE-data-network].")
     force: bool = of_run(FLAG, False, "Write into --out even if it is not empty.")
     min_accuracy: float | None = of_run(NUMBER, None, "Exit with code 6 if the test accuracy is lower.")
 
     def __post_init__(self) -> None:
-        if self.dtype == "float64" and self.backend != "numpy":
-            raise ConfigError(f"dtype float64 needs backend numpy, not {self.backend}; give --backend numpy too")
+        if self.dtype == "float64" and self.backend not in ("auto", "numpy"):
+            raise ConfigError(f"dtype float64 needs backend numpy, not {self.backend}; give --backend numpy")
         for name in ("val_fraction", "test_fraction", "min_accuracy"):
             if not 0 <= (getattr(self, name) or 0) <= 1:
                 raise ConfigError(f"{name} must be between 0 and 1, not {getattr(self, name)}")

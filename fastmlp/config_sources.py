@@ -70,14 +70,17 @@ def read_file(path: Path) -> dict[str, Any]:
     ------
     ConfigError : the file is missing or not TOML, or has an unknown key or a value of the wrong kind
     """
+    text = ""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        table = tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the path after --config") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not TOML: {error}; correct it there") from error
+        reason = str(error).replace("at end of document", f"at line {text.count(chr(10)) + 1}, the end")
+        raise ConfigError(f"{path}: not TOML: {reason}; correct it there") from error
     settings: dict[str, Any] = {}
     for key, value in table.items():
         name = key.replace("-", "_")

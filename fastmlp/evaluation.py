@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastmlp.checks import check_targets
 from fastmlp.metrics import classification_metrics, regression_metrics
 from fastmlp.model import Model
 from fastmlp.network import FloatArray, Network
@@ -40,9 +41,10 @@ def evaluate(model: Model, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> dict[str
 
     Raises
     ------
-    DataError : x does not fit the network
+    DataError : x or y do not fit the network
     """
     z = model.forward(x)
+    y = check_targets(model.network, y, len(z), "evaluation", z.dtype)
     loss, _ = loss_and_accuracy(model.network, z, y)
     if y.ndim == 1:
         return {"loss": loss, **classification_metrics(y, z.argmax(axis=1), model.classes)}

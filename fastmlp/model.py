@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.backends import make_engine
+from fastmlp.checks import check_description, check_rows
 from fastmlp.contract import Engine, Job, State
-from fastmlp.errors import DataError
 from fastmlp.network import FloatArray, Network
 from fastmlp.optimizers import Optimizer
 from fastmlp.preprocess import Scaling
@@ -19,7 +19,7 @@ from fastmlp.preprocess import Scaling
 ROWS_AT_ONCE = 16384
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no truth value to compare by
 class Model:
     """A trained network.
 
@@ -31,6 +31,10 @@ class Model:
     classes : names of the classes, empty for regression
     image_shape : (height, width, channels) if the inputs are images
     backend, threads : how predictions are computed; see `backends.make_engine`
+
+    Raises
+    ------
+    DataError : scaling, class names or image shape do not fit the network
     """
 
     network: Network
@@ -40,7 +44,11 @@ class Model:
     image_shape: tuple[int, int, int] | None = None
     backend: str = "auto"
     threads: int | None = None
-    _engines: list[Engine] = field(default_factory=list, repr=False, compare=False)
+    _engines: list[Engine] = field(default_factory=list, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        features = None if self.scaling is None else len(self.scaling.shift)
+        check_description(self.network, features, len(self.classes), self.image_shape)
 
     def engine(self) -> Engine:
         """The engine that holds this model's parameters, made at the first use."""
@@ -74,22 +82,6 @@ class Model:
         DataError : as `predict_proba`
         """
         return self.forward(x).argmax(axis=1) if self.classes else self.predict_proba(x)
-
-
-def check_rows(x: Any, features: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """x as a C-contiguous (n, features) array of uint8 (kept as it is) or `dtype`, finite, or a DataError."""
-    rows = np.asarray(x)
-    if rows.ndim != 2 or rows.shape[1] != features:
-        raise DataError(f"the network takes rows of {features} features, but the data has shape {rows.shape}")
-    if rows.dtype.kind not in "buif":
-        raise DataError(f"the data must be numbers, not {rows.dtype}; convert it first")
-    if rows.dtype != np.uint8:
-        with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused by name
-            rows = rows.astype(dtype, copy=False)
-        if not np.isfinite(rows).all():
-            row, column = np.argwhere(~np.isfinite(rows))[0]
-            raise DataError(f"row {row}, feature {column} is {rows[row, column]}; remove or fill such values first")
-    return np.ascontiguousarray(rows)
 
 
 def forward_rows(engine: Engine, x: npt.NDArray[Any]) -> FloatArray:

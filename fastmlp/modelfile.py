@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.artifacts import write_bytes
+from fastmlp.checks import check_description
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.model import Model
 from fastmlp.network import Network
@@ -61,7 +63,7 @@ def save(model: Model, path: str | Path) -> None:
         "scaling": model.scaling.kind if model.scaling is not None else None,
     }
     text = json.dumps(header)
-    write_bytes(Path(path), to_bytes(tensors, {"fastmlp": text, "sha256": digest(text, tensors)}))
+    write_bytes(Path(path), canonical(to_bytes(tensors, {"fastmlp": text, "sha256": digest(text, tensors)})))
 
 
 def load(path: str | Path, *, backend: str = "auto", threads: int | None = None) -> Model:
@@ -95,17 +97,44 @@ def load(path: str | Path, *, backend: str = "auto", threads: int | None = None)
         raise DataError(f"{file}: not a fastmlp model (its metadata lacks 'fastmlp' or 'sha256')")
     if digest(metadata["fastmlp"], tensors) != metadata["sha256"]:
         raise DataError(f"{file}: damaged, its content does not match its SHA-256; train again or restore a copy")
+    header = read_header(file, metadata["fastmlp"])
     try:
-        header = msgspec.json.decode(metadata["fastmlp"], type=Header)
-    except (msgspec.MsgspecError, ConfigError, TypeError) as error:
+        scaling = take_scaling(header.scaling, tensors)
+        features = None if scaling is None else len(scaling.shift)
+        check_description(header.network, features, len(header.classes), header.image_shape)
+        parameters = gather(header.network, tensors)
+    except DataError as error:
+        raise DataError(f"{file}: {error}") from None
+    return Model(header.network, parameters, scaling, header.classes, header.image_shape, backend, threads)
+
+
+def read_header(file: Path, text: str) -> Header:
+    """The description in a model file, every field known and of its type, or a DataError."""
+    try:
+        header = msgspec.json.decode(text, type=Header)
+        network = msgspec.json.decode(text, type=dict[str, Any])["network"]
+    except (msgspec.MsgspecError, ConfigError, TypeError, RecursionError, UnicodeError) as error:
         raise DataError(f"{file}: the description cannot be read ({error}); it may come from another version") from error
+    unknown = set(network) - {field.name for field in fields(Network)}
+    if unknown:
+        raise DataError(
+            f"{file}: the network has unknown fields {', '.join(sorted(unknown))}; it may come from another version"
+        )
     if header.version != VERSION:
         raise DataError(f"{file}: format version {header.version}, but this fastmlp reads version {VERSION}")
-    scaling = None
-    if header.scaling is not None:
-        scaling = Scaling(header.scaling, tensors.pop("scaling.shift"), tensors.pop("scaling.factor"))
-    parameters = gather(file, header.network, tensors)
-    return Model(header.network, parameters, scaling, header.classes, header.image_shape, backend, threads)
+    return header
+
+
+def take_scaling(kind: str | None, tensors: dict[str, npt.NDArray[Any]]) -> Scaling | None:
+    """The scaling of a file; its tensors are taken out of `tensors`."""
+    if kind is None:
+        return None
+    arrays = {}
+    for name in ("shift", "factor"):
+        if f"scaling.{name}" not in tensors:
+            raise DataError(f"tensor scaling.{name} is missing")
+        arrays[name] = tensors.pop(f"scaling.{name}")
+    return Scaling(kind, **arrays)
 
 
 def read_safetensors(file: Path) -> tuple[dict[str, str], dict[str, npt.NDArray[Any]]]:
@@ -126,20 +155,39 @@ def read_safetensors(file: Path) -> tuple[dict[str, str], dict[str, npt.NDArray[
     return metadata, tensors
 
 
-def gather(file: Path, network: Network, tensors: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """The flat parameter vector from the tensors of a file, each checked against the description."""
-    first = tensors.get("layers.0.weight")
-    vector = np.empty(network.parameters, np.float32 if first is None else first.dtype)
-    for index, views in enumerate(network.views(vector)):
-        for kind, view in zip(("weight", "bias"), views, strict=True):
-            name = f"layers.{index}.{kind}"
-            if name not in tensors or tensors[name].shape != view.shape:
-                found = tensors[name].shape if name in tensors else "missing"
-                raise DataError(f"{file}: tensor {name} must have shape {view.shape}, but is {found}")
-            view[:] = tensors[name]
+def gather(network: Network, tensors: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """The flat parameter vector from exactly the tensors that the description wants.
+
+    Names, shapes and types are checked before any memory is taken for what the description claims.
+    """
+    wanted: dict[str, tuple[int, ...]] = {}
+    for index, layer in enumerate(network.layers):
+        wanted[f"layers.{index}.weight"], wanted[f"layers.{index}.bias"] = (layer.fan_in, layer.fan_out), (layer.fan_out,)
+    for name in [*wanted, *tensors]:
+        if name not in tensors or name not in wanted:
+            raise DataError(f"tensor {name} is {'missing' if name in wanted else 'not one of the network'}")
+        if tensors[name].shape != wanted[name]:
+            raise DataError(f"tensor {name} must have shape {wanted[name]}, but is {tensors[name].shape}")
+        dtype = tensors["layers.0.weight"].dtype
+        if tensors[name].dtype != dtype or dtype not in (np.float32, np.float64):
+            raise DataError(f"tensor {name} is {tensors[name].dtype}; all must be float32, or all float64")
+    vector = np.concatenate([tensors[name].ravel() for name in wanted])
     if not np.isfinite(vector).all():
-        raise DataError(f"{file}: the weights hold values that are not finite")
+        raise DataError("the weights hold values that are not finite")
     return vector
+
+
+def canonical(data: bytes) -> bytes:
+    """The same safetensors file with its header's metadata in order: the library writes them in a random one.
+
+    Layout of the format: 8 bytes with the header's length, the header (JSON, padded with spaces), the tensors' bytes.
+    """
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + data[8 + length :]
 
 
 def digest(text: str, tensors: Mapping[str, npt.NDArray[Any]]) -> str:

@@ -126,8 +126,8 @@ class Optimizer:
         for field in ("momentum", "beta1", "beta2"):
             if not 0 <= getattr(self, field) < 1:
                 raise ConfigError(f"{field} must be at least 0 and below 1, not {getattr(self, field)}")
-        if not (self.epsilon > 0 and math.isfinite(self.epsilon)):
-            raise ConfigError(f"epsilon must be a positive number, not {self.epsilon}")
+        if not (self.epsilon >= np.finfo(np.float32).tiny and math.isfinite(self.epsilon)):
+            raise ConfigError(f"epsilon must be a positive number that float32 can hold, not {self.epsilon}")
         for field in ("weight_decay", "clip_norm"):
             if not (getattr(self, field) >= 0 and math.isfinite(getattr(self, field))):
                 raise ConfigError(f"{field} must be zero or a positive number, not {getattr(self, field)}")
@@ -152,7 +152,8 @@ class Optimizer:
         table[:, CORRECTION1] = 1 / (1 - self.beta1**count)
         table[:, CORRECTION2] = 1 / (1 - self.beta2**count)
         table[:, DECAY] = self.weight_decay
-        return table.astype(np.float32)
+        with np.errstate(over="ignore"):  # an infinite rate diverges, and is reported as that
+            return table.astype(np.float32)
 
 
 def constant(t: float, schedule: Schedule) -> float:

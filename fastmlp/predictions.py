@@ -19,8 +19,8 @@ from fastmlp.data_files import csv_rows, csv_table, is_number, npz_array, open_n
 from fastmlp.data_images import load_images
 from fastmlp.errors import DataError
 from fastmlp.model import Model
+from fastmlp.modelfile import load
 from fastmlp.preprocess import Place, check_features
-from fastmlp.saved import load_model
 
 Prediction = dict[str, Any]
 
@@ -67,7 +67,7 @@ def predict_files(
     >>> found["row"], found["label"], found["probabilities"]
     (1, 'no', {'no': 0.5, 'yes': 0.5})
     """
-    model = load_model(path, backend or "auto", threads)
+    model = load(path, backend=backend or "auto", threads=threads)
     files = [Path(one) for one in inputs]
     rows = [read_rows(file, model) for file in files]  # all of them first: one bad file gives no answer at all
     return [answer for file, x in zip(files, rows, strict=True) for answer in answers(model, file, x, top)]

@@ -28,6 +28,7 @@ from fastmlp.artifacts import (
     write_manifest,
     write_toml,
 )
+from fastmlp.checks import Rows
 from fastmlp.config import Config
 from fastmlp.data import DATASETS, Dataset, load_data
 from fastmlp.errors import ConfigError, DivergedError, ThresholdError
@@ -36,7 +37,7 @@ from fastmlp.modelfile import FILE_NAME, save
 from fastmlp.network import Network
 from fastmlp.preprocess import fit_scaling, split_rows
 from fastmlp.progress import Progress, make_progress
-from fastmlp.training import Diverged, Interrupted, Row, Rows, Settings, Training, train
+from fastmlp.training import Diverged, Interrupted, Row, Settings, Training, train
 
 CONFIG_NAME = "config.toml"
 RESULT_NAME = "result.json"

@@ -6,13 +6,13 @@ and predictions (predictions.py).
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastmlp.artifacts import check_manifest, read_json
+from fastmlp.checks import Rows
 from fastmlp.config import Config
 from fastmlp.config_sources import resolve
 from fastmlp.data import DATASETS, Dataset, load_data
@@ -21,7 +21,6 @@ from fastmlp.evaluation import evaluate
 from fastmlp.model import Model
 from fastmlp.modelfile import load
 from fastmlp.runs import CONFIG_NAME, PART_NAMES, RESULT_NAME, Parts, describe_data, describe_network, split
-from fastmlp.training import Rows
 
 
 def evaluate_run(
@@ -53,9 +52,9 @@ def evaluate_run(
     """
     run = Path(path)
     config, own_sha256 = read_run(run) if run.is_dir() else (Config(), "")
-    if not run.is_dir() and source is None:
+    if run.is_file() and source is None:
         raise ConfigError(f"{run} is not a run folder, so its data are not known; give --data")
-    model = load_model(run, backend or config.backend, threads or config.threads)
+    model = load(run, backend=backend or config.backend, threads=threads or config.threads)
     data = load_for(model, source or config.data, data_dir or config.data_dir)
     if data.sha256 == own_sha256:
         parts = split(data, config)
@@ -72,14 +71,6 @@ def evaluate_run(
     about = {"model": str(run), "backend": engine.name, "threads": engine.threads}
     about |= {"network": describe_network(model.network), "parameters": model.network.parameters}
     return {**figures, **about, "data": describe_data(data, chosen)}
-
-
-def load_model(path: str | Path, backend: str = "auto", threads: int | None = None) -> Model:
-    """A model from a run folder or a file; with "auto", float64 goes to the only engine that computes in it."""
-    model = load(path, backend=backend, threads=threads)
-    if backend == "auto" and model.parameters.dtype == np.float64:
-        return dataclasses.replace(model, backend="numpy")
-    return model
 
 
 def read_run(folder: Path) -> tuple[Config, str]:

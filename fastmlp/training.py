@@ -9,16 +9,18 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from fastmlp.backends import make_engine
+from fastmlp.checks import Rows, check_description, check_part, check_weights
 from fastmlp.contract import Engine, Job, RowResults, State, steps_of
 from fastmlp.errors import ConfigError, DataError, DivergedError
 from fastmlp.evaluation import loss_and_accuracy
-from fastmlp.model import Model, check_rows, forward_rows
+from fastmlp.model import Model, forward_rows
 from fastmlp.network import FloatArray, Network
 from fastmlp.optimizers import Optimizer, Schedule
 from fastmlp.philox import generator
@@ -26,7 +28,6 @@ from fastmlp.preprocess import Scaling
 from fastmlp.signals import Signals
 
 Row = dict[str, Any]  # a line of the history; see `train`
-Rows = tuple[npt.NDArray[Any], npt.NDArray[Any]]  # x and y of a data part
 Callback = Callable[[Row, Engine], bool | None]
 
 # A chunk of steps returns to Python after about this many seconds: for progress, signals, and the time budget.
@@ -76,15 +77,17 @@ class Settings:
     dtype: npt.DTypeLike = np.float32
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("patience", 1), ("threads", 1)):
+        for name, least in (("epochs", 1), ("batch_size", 1), ("patience", 1), ("threads", 1), ("seed", 0)):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"{name} must be at least {least}, not {value}")
+            if value is not None and not (isinstance(value, Integral) and int(value) >= least):
+                raise ConfigError(f"{name} must be at least {least}, a whole number, not {value!r}")
+        if not (self.min_delta >= 0 and math.isfinite(self.min_delta)):
+            raise ConfigError(f"min_delta must be zero or a positive number, not {self.min_delta}")
         if self.monitor not in ("loss", "accuracy"):
             raise ConfigError(f"monitor must be loss or accuracy, not {self.monitor!r}")
         if self.max_time is not None and not self.max_time > 0:
             raise ConfigError(f"max_time must be a positive number of seconds, not {self.max_time}")
-        if not 0 <= self.seed < 2**64:
+        if self.seed >= 2**64:
             raise ConfigError(f"seed must be between 0 and 2^64 - 1, not {self.seed}")
 
 
@@ -176,12 +179,16 @@ def train(  # noqa: PLR0913 - the settings are one argument; what remains is dat
     x, y = check_part(network, x, y, "training", settings.dtype)
     if validation is not None:
         validation = check_part(network, *validation, "validation", settings.dtype)
+        if validation[1].ndim != y.ndim:
+            raise DataError("training and validation targets must both be classes or both be numbers")
     elif settings.patience is not None:
         raise ConfigError("patience needs a validation part to watch; give one (--val-fraction) or leave patience out")
     if settings.monitor == "accuracy" and y.ndim == 2:
         raise ConfigError("monitor 'accuracy' needs classes; regression watches 'loss'")
     if sample_weight is not None:
         sample_weight = check_weights(sample_weight, len(x))
+    names = tuple(classes) if classes is not None else tuple(map(str, range(network.sizes[-1]))) if y.ndim == 1 else ()
+    check_description(network, None if scaling is None else len(scaling.shift), len(names), None)
     job = Job(
         network,
         settings.optimizer,
@@ -191,7 +198,6 @@ def train(  # noqa: PLR0913 - the settings are one argument; what remains is dat
         threads=settings.threads,
         dtype=settings.dtype,
     )
-    names = tuple(classes) if classes is not None else tuple(map(str, range(network.sizes[-1]))) if y.ndim == 1 else ()
     engine = make_engine(settings.backend, job)
     try:
         loop = Loop(engine, network, settings, (x, y), validation, sample_weight, progress)
@@ -200,44 +206,13 @@ def train(  # noqa: PLR0913 - the settings are one argument; what remains is dat
         engine.close()
 
 
-def check_part(network: Network, x: Any, y: Any, part: str, dtype: npt.DTypeLike) -> Rows:
-    """Rows and targets of a data part in the types that engines take, or a DataError."""
-    x, y = check_rows(x, network.sizes[0], dtype), np.asarray(y)
-    if len(x) == 0:
-        raise DataError(f"the {part} part has no rows")
-    if len(y) != len(x):
-        raise DataError(f"the {part} part has {len(x)} rows but {len(y)} targets")
-    outputs = network.sizes[-1]
-    if y.ndim == 1 and y.dtype.kind in "iu":
-        if y.min() < 0 or y.max() >= outputs:
-            raise DataError(f"{part} classes run from {y.min()} to {y.max()}, but the network has outputs 0 to {outputs - 1}")
-        return x, y.astype(np.int32)
-    if y.ndim != 2 or y.shape[1] != outputs or y.dtype.kind not in "buif":
-        raise DataError(
-            f"{part} targets must be (n,) integer classes or (n, {outputs}) numbers, not {y.dtype} of shape {y.shape}"
-        )
-    if network.loss == "cross-entropy" and not np.allclose(y.sum(axis=1), 1, atol=1e-4):
-        raise DataError(f"{part} targets of cross-entropy must sum to 1 in each row; for regression use loss='squared-error'")
-    if not np.isfinite(y).all():
-        raise DataError(f"{part} targets hold values that are not finite; remove those rows first")
-    return x, np.ascontiguousarray(y, dtype)
-
-
-def check_weights(sample_weight: Any, rows: int) -> FloatArray:
-    weights = np.asarray(sample_weight, np.float32)
-    if weights.shape != (rows,) or not (np.isfinite(weights).all() and (weights > 0).all()):
-        raise DataError(f"sample_weight must be {rows} positive finite numbers")
-    return weights
-
-
 class Best:
     """The best epoch so far by the monitored figure, its parameters, and how long ago it was."""
 
     def __init__(self, settings: Settings, watched: bool) -> None:
         self.key = f"val_{settings.monitor}" if watched else None
+        self.settings = settings
         self.sign = -1.0 if settings.monitor == "accuracy" else 1.0
-        self.min_delta = settings.min_delta
-        self.patience = settings.patience
         self.score = math.inf
         self.epoch = 0
         self.parameters: FloatArray | None = None
@@ -245,11 +220,15 @@ class Best:
     def saw(self, row: Row, engine: Engine) -> None:
         """Keep the engine's parameters if this epoch is better; without a validation part the last epoch is the best."""
         score = self.sign * row[self.key] if self.key else -math.inf
-        if self.key is None or self.parameters is None or score < self.score - self.min_delta:
-            self.score, self.epoch, self.parameters = score, row["epoch"], engine.state().parameters
+        if self.key is None or self.parameters is None or score < self.score - self.settings.min_delta:
+            parameters = engine.state().parameters
+            if not np.isfinite(parameters).all():
+                raise DivergedError(diverged_message(f"weights became infinite after epoch {row['epoch']}", self.settings))
+            self.score, self.epoch, self.parameters = score, row["epoch"], parameters
 
     def tired(self, epoch: int) -> bool:
-        return self.patience is not None and epoch - self.epoch >= self.patience
+        patience = self.settings.patience
+        return patience is not None and epoch - self.epoch >= patience
 
 
 class Loop:
@@ -292,18 +271,18 @@ class Loop:
             for epoch in range(1, self.settings.epochs + 1):
                 try:
                     row = self._epoch(epoch, signals)
+                    self.best.saw(row, self.engine)
                 except DivergedError as error:
                     raise Diverged(str(error), result("diverged") if self.history else None) from None
                 self.history.append(row)
-                self.best.saw(row, self.engine)
                 if self.progress is not None:
                     self.progress.epoch_done(row)
-                if signals.received:
-                    raise Interrupted(result("interrupted"), signals.received)
                 called = [callback(row, self.engine) for callback in callbacks]
                 stopped = self._reason(epoch, any(called))
-                if stopped != "epochs":
+                if signals.received or stopped != "epochs":
                     break
+            if signals.received:
+                raise Interrupted(result("interrupted"), signals.received)
         return result(stopped)
 
     def _reason(self, epoch: int, called_off: bool) -> str:

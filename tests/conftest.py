@@ -6,10 +6,10 @@ compared with the float64 reference within what rounding errors of such sums gro
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 
 from fastmlp.backends import BACKENDS, make_engine
-from fastmlp.contract import Job, RowResults, State, steps_of
+from fastmlp.contract import Engine, Job, RowResults, State, steps_of
 from fastmlp.network import Network
+from fastmlp.optimizers import Schedule
 from fastmlp.reference import ACTIVATIONS, NumpyEngine
+from fastmlp.training import Settings
 
 EPS = float(np.finfo(np.float32).eps)
 SAFETY = 1.0  # c of the tolerances: K eps is twice the proven bound of a sum of K products in any order
@@ -32,11 +34,9 @@ MODULES = {"numba": "fastmlp.cpu"}
 
 def pytest_configure(config: pytest.Config) -> None:
     """One compilation per session, in a temporary folder that child processes inherit; before anything is compiled."""
-    os.environ["FASTMLP_CACHE_DIR"] = tempfile.mkdtemp(prefix="fastmlp-tests-")
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    shutil.rmtree(os.environ.pop("FASTMLP_CACHE_DIR"), ignore_errors=True)
+    folder = tempfile.TemporaryDirectory(prefix="fastmlp-tests-", ignore_cleanup_errors=True)
+    config.add_cleanup(folder.cleanup)
+    os.environ["FASTMLP_CACHE_DIR"] = folder.name
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +85,7 @@ class Course(NamedTuple):
     weights: Any = None
 
 
-def make_course(  # noqa: PLR0913 - keywords with defaults, for tables of cases
+def make_course(
     network: Network,
     rows: int = 24,
     batch: int = 8,
@@ -133,6 +133,17 @@ def run_course(backend: str, job: Job, state: State, course: Course) -> tuple[St
         engine.load(state)
         results = engine.train(*course)
         return engine.state(), results
+    finally:
+        engine.close()
+
+
+@contextlib.contextmanager
+def engine_of(backend: str, job: Job, state: State | None = None) -> Iterator[Engine]:
+    """An engine that holds a state, closed at the end."""
+    engine = make_engine(backend, job)
+    try:
+        engine.load(start_state(job) if state is None else state)
+        yield engine
     finally:
         engine.close()
 
@@ -251,3 +262,48 @@ def same_bits(one: Any, other: Any) -> bool:
         return len(one) == len(other) and all(same_bits(a, b) for a, b in zip(one, other, strict=True))
     a, b = np.asarray(one), np.asarray(other)
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+def check_against_reference(backend: str, job: Job, course: Course, step: int = 0) -> None:
+    """Several steps and a forward pass of an engine against the specification in float64."""
+    start = start_state(job)._replace(step=step)
+    want = expected(job, start, course)
+    with engine_of(backend, job, start) as engine:
+        results = engine.train(*course)
+        state = engine.state()
+        check_course(want, state, results)
+        z = engine.forward(course.x)
+    exact = NumpyEngine(dataclasses.replace(job, dtype=np.float64))
+    exact.load(state)
+    rows = exact.rows(course.x)
+    assert z.shape == (len(course.x), job.network.sizes[-1])
+    assert excess(z, exact.forward(course.x), forward_tolerance(job.network, state.parameters, rows)) == 0
+
+
+# ------------------------------------------------------------------------------------------------ training
+
+
+def problem(rows: int = 150, seed: int = 0, noise: float = 0.0) -> tuple[Any, Any]:
+    """Three classes that a line can nearly part; `noise` is the share of random labels."""
+    rng = np.random.default_rng([seed, rows])
+    x = rng.normal(size=(rows, 4)).astype(np.float32)
+    y = (x @ np.random.default_rng(9).normal(size=(4, 3))).argmax(axis=1)
+    random = rng.random(rows) < noise
+    y[random] = rng.integers(0, 3, random.sum())
+    return x, y
+
+
+def set_up(**changes: Any) -> Settings:
+    defaults: dict[str, Any] = {"schedule": Schedule(0.1), "epochs": 4, "batch_size": 16, "backend": "numpy"}
+    return Settings(**{**defaults, **changes})
+
+
+class Keeper:
+    """A callback that keeps the parameters at the end of each epoch."""
+
+    def __init__(self) -> None:
+        self.parameters: list[Any] = []
+
+    def __call__(self, row: dict[str, Any], engine: Engine) -> None:
+        self.parameters.append(engine.state().parameters)
+        assert row["epoch"] == len(self.parameters)

@@ -26,7 +26,6 @@ def test_an_unknown_name_is_answered_with_the_valid_ones(name: str) -> None:
 
 
 CONTRADICTIONS = [
-    ({"dtype": "float64"}, "dtype float64 needs backend numpy"),
     ({"dtype": "float64", "backend": "numba"}, "dtype float64 needs backend numpy"),
     ({"min_accuracy": "1.5"}, "min_accuracy must be between 0 and 1"),
     ({"val_fraction": "-0.1"}, "val_fraction must be between 0 and 1"),

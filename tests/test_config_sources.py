@@ -66,12 +66,11 @@ def value_of(name: str, text: str) -> Any:
 
 
 def write(path: Path, name: str, text: str) -> Path:
-    """A config file in which the setting stands as a natural TOML value, with what it needs beside it."""
-    needed = {"dtype": 'backend = "numpy"\n'}.get(name, "")
+    """A config file in which the setting stands as a natural TOML value."""
     value = value_of(name, text)
     natural = list(value) if isinstance(value, tuple) else value
     written = repr(natural).replace("'", '"').replace("True", "true").replace("False", "false")
-    path.write_text(f"{needed}{name} = {written}\n")
+    path.write_text(f"{name} = {written}\n")
     return path
 
 
@@ -87,11 +86,10 @@ def test_flag_before_variable_before_file_before_default(name: str, tmp_path: Pa
     first, second = (value_of(name, text) for text in TEXTS[name])
     assert first != second
     one, two = TEXTS[name]
-    beside = {"dtype": {"backend": "numpy"}}.get(name, {})
     file_one, file_two = write(tmp_path / "1.toml", name, one), write(tmp_path / "2.toml", name, two)
 
     def found(flags: dict[str, str], variables: dict[str, str], file: Path | None) -> Any:
-        return getattr(resolve(beside | flags, variables, file), name)
+        return getattr(resolve(flags, variables, file), name)
 
     assert found({}, {}, file_one) == first
     assert found({}, {}, file_two) == second
@@ -265,8 +263,7 @@ def test_a_file_that_is_not_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", FIELDS)
 @pytest.mark.parametrize("which", [0, 1])
 def test_settings_written_and_read_are_the_same(name: str, which: int, tmp_path: Path) -> None:
-    beside = {"dtype": {"backend": "numpy"}}.get(name, {})
-    config = resolve(beside | {name: TEXTS[name][which]}, {})
+    config = resolve({name: TEXTS[name][which]}, {})
     file = tmp_path / "a.toml"
     file.write_text(config.text(), encoding="utf-8")
     assert resolve({}, {}, file) == config

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -47,6 +46,7 @@ def run_script(script: str, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=2 * PATIENCE,
@@ -205,30 +205,40 @@ def test_a_thread_that_cannot_start_is_an_error_and_not_a_hang(monkeypatch: pyte
 # ------------------------------------------------------------------------------------------------ Ctrl-C
 
 
-@pytest.mark.parametrize("late", [0, 2])
-def test_ctrl_c_while_waiting_waits_on_and_is_raised_then(late: int) -> None:
-    team = Team(3)
-    main = threading.main_thread().ident
-    assert main == threading.get_ident()
+# In processes of their own, because what fails here hangs or interrupts the whole session.
+INTERRUPT_WHILE_WAITING = """
+import faulthandler, signal, sys, threading, time
+from fastmlp.cpu_threads import Team
+
+faulthandler.dump_traceback_later(40, exit=True)  # a hang says where
+late = int(sys.argv[1])
+team, main = Team(3), threading.main_thread().ident
+for n in range(20):
     interrupted, returned = threading.Event(), []
 
-    def work(t: int) -> None:
-        if t == 1:  # while the caller waits, or is in its own share
-            time.sleep(0.1)
+    def work(t):
+        if t == 1:  # the caller waits, or is in its own share
+            time.sleep(0.01)
             signal.pthread_kill(main, signal.SIGINT)
             interrupted.set()
         elif t == late:
-            interrupted.wait(PATIENCE)
-            time.sleep(0.2)
+            interrupted.wait(30)
+            time.sleep(0.01)
         returned.append(t)
 
-    with pytest.raises(KeyboardInterrupt):
+    try:
         team.run(work)
-    assert {1, 2} <= set(returned)  # number 0, Python code here, is interrupted itself
-    seen: list[int] = []
+    except KeyboardInterrupt:
+        print("interrupted", 1 in returned, 2 in returned)  # number 0, Python code here, is interrupted itself
+    seen = []
     team.run(seen.append)
-    assert sorted(seen) == [0, 1, 2]
-    team.close()
+    print(*sorted(seen))
+"""
+
+
+@pytest.mark.parametrize("late", [0, 2])
+def test_ctrl_c_while_waiting_waits_on_and_is_raised_then(late: int) -> None:
+    assert run_script(INTERRUPT_WHILE_WAITING, str(late)).splitlines() == ["interrupted True True", "0 1 2"] * 20
 
 
 INTERRUPT_ANYWHERE = """
@@ -284,7 +294,7 @@ print(*counts)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity of processes")
-def test_cores_are_those_of_the_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cores_are_those_of_the_affinity() -> None:
     if Path("/sys/fs/cgroup/cpu.max").exists() and not Path("/sys/fs/cgroup/cpu.max").read_text().startswith("max"):
         pytest.skip("the control group has a quota, which may be below the affinity")
     total, *differences = map(int, run_script(AFFINITY).split())

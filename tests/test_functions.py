@@ -65,7 +65,8 @@ def formulas() -> dict[str, tuple[Any, Any]]:
         return values, slopes
 
     return {
-        name: over_array(compiled(entry.value, *[float32] * 2), compiled(entry.slope, *[float32] * 3)) for name, entry in ACTIVATIONS.items()
+        name: over_array(compiled(entry.value, *[float32] * 2), compiled(entry.slope, *[float32] * 3))
+        for name, entry in ACTIVATIONS.items()
     }
 
 
@@ -159,9 +160,7 @@ def test_slopes_at_zero() -> None:
 def test_leaky_gelu_is_to_gelu_what_leaky_relu_is_to_relu(a: float) -> None:
     z = np.linspace(-6, 6, 601)
     value = {name: reference.ACTIVATIONS[name][0](z, a) for name in ("relu", "leaky-relu", "gelu", "leaky-gelu")}
-    slope = {
-        name: reference.ACTIVATIONS[name][1](z, value[name], a) for name in ("gelu", "leaky-gelu")
-    }
+    slope = {name: reference.ACTIVATIONS[name][1](z, value[name], a) for name in ("gelu", "leaky-gelu")}
     np.testing.assert_allclose(value["leaky-relu"], a * z + (1 - a) * value["relu"], atol=1e-15)
     np.testing.assert_allclose(value["leaky-gelu"], a * z + (1 - a) * value["gelu"], rtol=1e-13, atol=1e-15)
     np.testing.assert_allclose(slope["leaky-gelu"], a + (1 - a) * slope["gelu"], rtol=1e-13, atol=1e-15)
@@ -256,5 +255,5 @@ def test_a_parameter_that_is_no_finite_number_is_refused(text: str) -> None:
 
 def test_numbers_are_parsed_with_their_place_in_the_message() -> None:
     assert parse_number("here", "2.5") == 2.5
-    with pytest.raises(ConfigError, match="^here: 'two' is not"):
+    with pytest.raises(ConfigError, match=r"^here: 'two' is not"):
         parse_number("here", "two")

@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -136,6 +137,19 @@ def test_a_dropped_model_gives_its_threads_back(backend: str, monkeypatch: pytes
             break
         time.sleep(0.01)
     assert names == set()
+
+
+def test_predictions_from_many_threads_are_those_of_one(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One model, eight Python threads, the first use among them."""
+    if backend == "numba":
+        monkeypatch.setattr("fastmlp.cpu.LEAST_FLOPS", 0)
+    parts = [np.random.default_rng(seed).normal(size=(200, 7)).astype(np.float32) for seed in range(16)]
+    wanted = [make_model(backend=backend).forward(part) for part in parts]
+    for _ in range(3):
+        model = make_model(backend=backend, threads=2)
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(model.forward, parts, timeout=60))
+        assert same_bits(tuple(found), tuple(wanted))
 
 
 # ------------------------------------------------------------------------------------------------ bad input

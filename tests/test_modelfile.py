@@ -47,7 +47,7 @@ MODELS: dict[str, Model] = {
         image_shape=None,
     ),
     "no hidden layer": make_model(Network((4, 2))),
-    "names of all kinds": make_model(classes=("Größe \"1\"\n", "猫\\")),
+    "names of all kinds": make_model(classes=('Größe "1"\n', "猫\\")),
 }
 
 

@@ -59,8 +59,8 @@ def test_views_are_views_that_cover_the_vector_once() -> None:
     vector = np.zeros(network.parameters)
     for w, b in network.views(vector):
         assert w.base is not None
-        w += 1
-        b += 1
+        np.add(w, 1, out=w)
+        np.add(b, 1, out=b)
     assert (vector == 1).all()
 
 

@@ -57,8 +57,8 @@ def course(seed: int = 0) -> tuple[Any, Any, Any]:
     rng = np.random.default_rng(seed)
     p = rng.normal(size=PARAMETERS).astype(np.float32).astype(np.float64)
     # one sign per parameter: no sum cancels, so that every number has its full relative accuracy
-    gradients = rng.choice([-1, 1], PARAMETERS) * 10.0 ** rng.uniform(-6, 2, PARAMETERS) * rng.uniform(
-        0.5, 2, (STEPS, PARAMETERS)
+    gradients = (
+        rng.choice([-1, 1], PARAMETERS) * 10.0 ** rng.uniform(-6, 2, PARAMETERS) * rng.uniform(0.5, 2, (STEPS, PARAMETERS))
     )
     rates = (0.01 / (1 + np.arange(STEPS))).astype(np.float32).astype(np.float64)
     return p, gradients.astype(np.float32).astype(np.float64), rates
@@ -100,7 +100,7 @@ def test_rules_equal_the_specification(rules: Any, o: Optimizer) -> None:
 
 
 def test_the_comparison_sees_a_wrong_constant(rules: Any) -> None:
-    """A second smoothing constant off by one part in a hundred thousand is beyond the tolerance."""
+    """A rate off by one part in a hundred thousand is beyond the tolerance."""
 
     class Off(Optimizer):
         def scalars(self, rates: Any, step: int) -> Any:

@@ -18,6 +18,7 @@ from conftest import (
     make_course,
     product_tolerance,
     run_course,
+    same_bits,
     start_state,
 )
 
@@ -35,13 +36,13 @@ OUTPUT_PAIRS = [(loss, output) for loss, outputs in LOSSES.items() for output in
 TORCH_ACTIVATIONS = {
     "linear": lambda z, a: z,
     "relu": lambda z, a: torch.relu(z),
-    "leaky-relu": lambda z, a: F.leaky_relu(z, a),
+    "leaky-relu": F.leaky_relu,
     "tanh": lambda z, a: torch.tanh(z),
     "sigmoid": lambda z, a: torch.sigmoid(z),
     "gelu": lambda z, a: F.gelu(z, approximate="none"),
     "leaky-gelu": lambda z, a: a * z + (1 - a) * F.gelu(z, approximate="none"),
     "silu": lambda z, a: F.silu(z),
-    "elu": lambda z, a: F.elu(z, a),
+    "elu": F.elu,
 }
 TORCH_OUTPUTS = {"linear": lambda z: z, "sigmoid": torch.sigmoid, "softmax": lambda z: torch.softmax(z, 1)}
 
@@ -185,9 +186,7 @@ def test_the_comparison_with_autograd_sees_a_wrong_gradient() -> None:
     start = start_state(job)
     end, _ = run_course("numpy", job, start, course)
     with pytest.raises(AssertionError):
-        np.testing.assert_allclose(
-            start.parameters - end.parameters, flat_gradient(layers), rtol=1e-10, atol=1e-14
-        )
+        np.testing.assert_allclose(start.parameters - end.parameters, flat_gradient(layers), rtol=1e-10, atol=1e-14)
 
 
 # ------------------------------------------------------------------------------------------------ finite differences
@@ -295,8 +294,7 @@ def torch_course(network: Network, o: Optimizer, start: State, course: Course, b
         optimizer.zero_grad()
         masks = masks_of(network, seed, k, len(rows))
         loss, _ = torch_row_losses(network, layers, course.x[rows], course.y[rows], masks)
-        weights = None if course.weights is None else course.weights[rows]
-        torch_objective(network, layers, loss, weights).backward()
+        torch_objective(network, layers, loss, None if course.weights is None else course.weights[rows]).backward()
         norms.append(torch_clip(layers, o.clip_norm) if o.clip_norm else np.linalg.norm(flat_gradient(layers)))
         optimizer.step()
         losses.append(loss.detach().numpy())
@@ -305,11 +303,11 @@ def torch_course(network: Network, o: Optimizer, start: State, course: Course, b
 
 OPTIMIZERS = [
     *(Optimizer(name) for name in RULES),
-    Optimizer("momentum", momentum=0.5, clip_norm=0.3),
+    Optimizer("momentum", momentum=0.5, clip_norm=2.0),
     Optimizer("rmsprop", beta2=0.9, epsilon=1e-5),
-    Optimizer("adam", beta1=0.8, beta2=0.95, epsilon=1e-6, clip_norm=0.3),
-    Optimizer("adamw", weight_decay=0.3, clip_norm=0.3),
-    Optimizer("sgd", clip_norm=0.3),
+    Optimizer("adam", beta1=0.8, beta2=0.95, epsilon=1e-6, clip_norm=2.0),
+    Optimizer("adamw", weight_decay=0.3, clip_norm=2.0),
+    Optimizer("sgd", clip_norm=2.0),
 ]
 
 
@@ -324,8 +322,7 @@ def test_ten_steps_of_every_optimizer_equal_torch(o: Optimizer) -> None:
     start = start_state(job)
     wanted, losses, norms = torch_course(network, o, start, course, 4, 11)
     if o.clip_norm:
-        assert (norms > o.clip_norm).any()
-        assert (norms < o.clip_norm).any() or norms.min() > o.clip_norm
+        assert norms.min() < o.clip_norm < norms.max()
     end, results = run_course("numpy", job, start, course)
     assert np.abs(end.parameters - start.parameters).max() > 1e-3
     np.testing.assert_allclose(end.parameters, wanted, rtol=1e-10, atol=1e-12)
@@ -397,11 +394,8 @@ def test_product_tolerance_holds_for_products_and_not_for_a_wrong_term() -> None
 
 
 def test_uint8_rows_are_taken_as_numbers() -> None:
-    network = Network((7, 4, 3))
-    job = Job(network, Optimizer(), dtype=np.float64)
-    course, start = make_course(network, 16, uint8=True, rate=1e-4), start_state(job)
-    state, results = run_course("numpy", job, start, course)
+    job = Job(Network((7, 4, 3)), Optimizer(), dtype=np.float64)
+    course = make_course(job.network, 16, uint8=True, rate=1e-4)
     as_float = course._replace(x=course.x.astype(np.float64))
-    other, other_results = run_course("numpy", job, start, as_float)
-    assert np.array_equal(state.parameters, other.parameters)
-    assert np.array_equal(results.loss, other_results.loss)
+    one, other = (run_course("numpy", job, start_state(job), c) for c in (course, as_float))
+    assert same_bits(one, other)

@@ -158,9 +158,8 @@ def test_the_config_gives_the_same_run_again(run: tuple[Path, dict[str, Any]], t
     second, _ = train_run(again, quiet=True)
     for key in (*PART_NAMES, "epochs", "best_epoch", "parameters", "data", "network", "seed", "stopped"):
         assert second[key] == result[key]
-    one, two = (load(at, backend="numpy").parameters for at in (folder, tmp_path / "b"))
-    assert one.tobytes() == two.tobytes()
-    assert (folder / "config.toml").read_bytes() == (tmp_path / "b" / "config.toml").read_bytes()
+    for name in ("config.toml", "model.safetensors"):
+        assert (folder / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_the_config_serves_from_any_folder(blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +214,7 @@ def test_no_validation_and_no_test_part(blobs: Path, tmp_path: Path) -> None:
 
 
 def test_float64(blobs: Path, tmp_path: Path) -> None:
-    train_run(config_for(blobs, tmp_path / "a", dtype="float64"), quiet=True)
+    train_run(config_for(blobs, tmp_path / "a", dtype="float64", backend="auto"), quiet=True)
     assert load(tmp_path / "a", backend="numpy").parameters.dtype == np.float64
 
 

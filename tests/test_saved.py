@@ -64,7 +64,7 @@ def test_digits_to_the_last_digit_with_each_engine(name: str, tmp_path: Path) ->
 
 
 def test_float64_finds_its_engine(home: Path, tmp_path: Path) -> None:
-    config = Config(data=str(home / "blobs.npz"), out=str(tmp_path / "a"), backend="numpy", dtype="float64", epochs=1)
+    config = Config(data=str(home / "blobs.npz"), out=str(tmp_path / "a"), dtype="float64", epochs=1)
     result, _ = train_run(config, quiet=True)
     assert evaluate_run(tmp_path / "a")["test"] == result["test"]
     found = evaluate_run(tmp_path / "a" / "model.safetensors", str(home / "blobs.npz"))

