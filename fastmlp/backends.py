@@ -11,12 +11,14 @@ from fastmlp.errors import ConfigError, UnavailableError, unknown_name
 
 
 def make_numpy(job: Job) -> Engine:
+    """The specification."""
     from fastmlp.reference import NumpyEngine
 
     return NumpyEngine(job)
 
 
 def make_numba(job: Job) -> Engine:
+    """The CPU engine."""
     from fastmlp.cpu import NumbaEngine
 
     return NumbaEngine(job)

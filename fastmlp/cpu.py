@@ -115,38 +115,16 @@ class NumbaEngine:
         rates: npt.NDArray[np.float64],
         weights: FloatArray | None = None,
     ) -> RowResults:
-        job, network = self.job, self.job.network
-        classes = y.ndim == 1
-        batch = max(1, min(job.batch_size, len(order)))
-        team = self.team(network.flops_per_row * batch)
-        share = network.label_smoothing / network.sizes[-1]
+        batch = max(1, min(self.job.batch_size, len(order)))
+        team = self.team(self.job.network.flops_per_row * batch)
         results = RowResults(np.empty(len(order), np.float32), np.zeros(len(order), bool))
         with self.lock:
-            batches = Batches(
-                x=writable(x),
-                labels=writable(y) if classes else np.empty(0, np.int32),
-                targets=np.empty((0, 0), np.float32) if classes else writable(y),
-                order=writable(np.ascontiguousarray(order, np.int64)),
-                row_scale=row_scales(order, job.batch_size, weights).astype(np.float32),
-                shift=self.shift,
-                factor=self.factor,
-                scalars=job.optimizer.scalars(rates, self.step),
-                batch_size=job.batch_size,
-                rows_per_task=rows_per_task(batch, team.threads),
-                step=self.step,
-                seed=np.uint64(job.seed),
-                l1=np.float32(network.l1),
-                l2=np.float32(network.l2),
-                hot=np.float32(1 - network.label_smoothing + share),
-                cold=np.float32(share),
-                clip_norm=job.optimizer.clip_norm,
-            )
             self.make_room(round_up(batch, MOST_ROWS_PER_TASK))
             self.shared[:] = 0
             team.run(
-                train_kernel(self.specialisation(classes)),
+                train_kernel(self.specialisation(y.ndim == 1)),
                 self.plan,
-                batches,
+                self.batches(x, y, order, rates, weights)._replace(rows_per_task=rows_per_task(batch, team.threads)),
                 self.store,
                 self.transposed,
                 self.arena,
@@ -156,6 +134,38 @@ class NumbaEngine:
             )
             self.step += len(rates)
         return results
+
+    def batches(
+        self,
+        x: npt.NDArray[Any],
+        y: npt.NDArray[Any],
+        order: npt.NDArray[np.int64],
+        rates: npt.NDArray[np.float64],
+        weights: FloatArray | None,
+    ) -> Batches:
+        """What the kernel reads of a call to `train`."""
+        job, network = self.job, self.job.network
+        classes = y.ndim == 1
+        share = network.label_smoothing / network.sizes[-1]
+        return Batches(
+            x=writable(x),
+            labels=writable(y) if classes else np.empty(0, np.int32),
+            targets=np.empty((0, 0), np.float32) if classes else writable(y),
+            order=writable(np.ascontiguousarray(order, np.int64)),
+            row_scale=row_scales(order, job.batch_size, weights).astype(np.float32),
+            shift=self.shift,
+            factor=self.factor,
+            scalars=job.optimizer.scalars(rates, self.step),
+            batch_size=job.batch_size,
+            rows_per_task=TILE_ROWS,
+            step=self.step,
+            seed=np.uint64(job.seed),
+            l1=np.float32(network.l1),
+            l2=np.float32(network.l2),
+            hot=np.float32(1 - network.label_smoothing + share),
+            cold=np.float32(share),
+            clip_norm=job.optimizer.clip_norm,
+        )
 
     def forward(self, x: npt.NDArray[Any]) -> FloatArray:
         network = self.job.network

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastmlp.cpu_cache import KernelCache
 from fastmlp.cpu_pieces import (
     FLOAT_BYTES,
     ZERO,
+    cached,
     clip,
     compiled,
     compiled_with_callees,
@@ -91,13 +91,6 @@ class Specialisation(NamedTuple):
     rule: str
     clip: bool
     classes: bool
-
-
-def cached(function: Callable[..., Any], name: str) -> Any:
-    """An entry kernel: compiled, and kept on disk under `name`."""
-    dispatcher = compiled(function)
-    dispatcher._cache = KernelCache(name)
-    return dispatcher
 
 
 # ------------------------------------------------------------------------------------------------ forward

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from fastmlp.cpu_cache import KernelCache
 from fastmlp.cpu_plan import TILE_ROWS, TILE_VECTORS
 from fastmlp.cpu_simd import atomic_load, atomic_store, fetch_add, make_tile, pause, yield_core
 from fastmlp.functions import ACTIVATIONS
@@ -36,6 +37,13 @@ SPINS = 2000  # pauses before a waiting thread offers its core to another, about
 def compiled(function: Callable[..., Any]) -> Any:
     """njit as every kernel wants it: no GIL, IEEE arithmetic (no fastmath: a NaN must be seen), no exceptions."""
     return njit(nogil=True, error_model="numpy", boundscheck=False)(function)
+
+
+def cached(function: Callable[..., Any], name: str) -> Any:
+    """An entry kernel: compiled, and kept on disk under `name`."""
+    dispatcher = compiled(function)
+    dispatcher._cache = KernelCache(name)
+    return dispatcher
 
 
 def compiled_with_callees(function: Callable[..., Any]) -> Any:

@@ -10,11 +10,27 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
+from itertools import repeat
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
-Task = tuple[Callable[..., None], tuple[Any, ...]]
+
+class Round(NamedTuple):
+    """One run of a team: the function, and the reports of the threads other than the caller: what each raised, or None.
+
+    The length of `reports` says how many have returned. `bell` only wakes the caller: what it gets may be lost to Ctrl-C.
+    """
+
+    function: Callable[..., None]
+    args: tuple[Any, ...]
+    reports: list[BaseException | None]
+    bell: SimpleQueue[None]
+
+    def wait_for(self, sent: list[None]) -> None:
+        """Return when as many threads have reported as were sent the round."""
+        while len(self.reports) < len(sent):
+            self.bell.get()
 
 
 def available_cores() -> int:
@@ -37,8 +53,7 @@ class Team:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._inboxes: list[SimpleQueue[Task | None]] = []
-        self._outbox: SimpleQueue[BaseException | None] = SimpleQueue()
+        self._inboxes: list[SimpleQueue[Round | None]] = []
         self._process = 0
 
     def run(self, function: Callable[..., None], *args: Any) -> None:
@@ -48,31 +63,33 @@ class Team:
         """
         if self.threads > 1 and self._process != os.getpid():
             self._start()
-        for inbox in self._inboxes:
-            inbox.put((function, args))
+        this = Round(function, args, [], SimpleQueue())
+        sent: list[None] = []
         raised: BaseException | None = None
         try:
-            function(0, *args)
-        except BaseException as error:  # raised again when all have returned
-            raised = error
-        waiting = len(self._inboxes)
-        while waiting:
             try:
-                came = self._outbox.get()
-                waiting -= 1
-            except KeyboardInterrupt as interrupt:
-                came = interrupt
-            raised = raised or came
+                # One call from C to C, so that no signal handler runs between handing out and counting.
+                sent.extend(map(SimpleQueue.put, self._inboxes, repeat(this)))
+                function(0, *args)
+            finally:
+                this.wait_for(sent)
+        except BaseException as error:  # Ctrl-C may have ended the wait: wait on
+            raised = error
+            this.wait_for(sent)
+        raised = raised or next(filter(None, this.reports), None)
         if raised is not None:
             raise raised
 
     def _start(self) -> None:
-        self._process = os.getpid()
-        self._inboxes = [SimpleQueue() for _ in range(self.threads - 1)]
-        self._outbox = SimpleQueue()
-        for t, inbox in enumerate(self._inboxes, start=1):
-            threading.Thread(target=work, args=(t, inbox, self._outbox), name=f"fastmlp-{t}", daemon=True).start()
-        self._stop = weakref.finalize(self, stop, self._inboxes)
+        inboxes: list[SimpleQueue[Round | None]] = [SimpleQueue() for _ in range(self.threads - 1)]
+        stopper = weakref.finalize(self, stop, inboxes)
+        try:
+            for t, inbox in enumerate(inboxes, start=1):
+                threading.Thread(target=work, args=(t, inbox), name=f"fastmlp-{t}", daemon=True).start()
+        except BaseException:  # no more threads to be had, or Ctrl-C: end those that run
+            stopper()
+            raise
+        self._inboxes, self._stop, self._process = inboxes, stopper, os.getpid()
 
     def close(self) -> None:
         """End the threads; a later run starts new ones."""
@@ -82,19 +99,20 @@ class Team:
             self._process = 0
 
 
-def work(t: int, inbox: SimpleQueue[Task | None], outbox: SimpleQueue[BaseException | None]) -> None:
+def work(t: int, inbox: SimpleQueue[Round | None]) -> None:
     """The life of thread t: run what comes until None comes; hand on what is raised."""
-    while (task := inbox.get()) is not None:
-        function, args = task
+    while (this := inbox.get()) is not None:
+        raised: BaseException | None = None
         try:
-            function(t, *args)
+            this.function(t, *this.args)
         except BaseException as error:  # it is raised again in the caller
-            outbox.put(error)
-        else:
-            outbox.put(None)
-        del task, function, args  # a sleeping thread must keep no array alive
+            raised = error
+        this.reports.append(raised)
+        this.bell.put(None)
+        del this, raised  # a sleeping thread must keep no array alive
 
 
-def stop(inboxes: list[SimpleQueue[Task | None]]) -> None:
+def stop(inboxes: list[SimpleQueue[Round | None]]) -> None:
+    """Tell every thread to end."""
     for inbox in inboxes:
         inbox.put(None)

@@ -62,9 +62,9 @@ ACTIVATIONS: dict[str, tuple[Callable[..., FloatArray], Callable[..., FloatArray
 
 
 def log_sum_exp(z: FloatArray) -> FloatArray:
+    """log(sum_j exp(z_j)) of each row, (rows, 1); the peak is subtracted first, so nothing overflows."""
     peak = z.max(axis=1, keepdims=True)
-    result: FloatArray = np.log(np.exp(z - peak).sum(axis=1, keepdims=True)) + peak
-    return result
+    return np.log(np.exp(z - peak).sum(axis=1, keepdims=True)) + peak
 
 
 def softmax(z: FloatArray) -> FloatArray:

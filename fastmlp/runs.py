@@ -20,14 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastmlp import __version__
-from fastmlp.artifacts import (
-    METRICS_NAME,
-    append_line,
-    new_run_folder,
-    write_json,
-    write_manifest,
-    write_toml,
-)
+from fastmlp.artifacts import METRICS_NAME, append_line, new_run_folder, write_json, write_manifest, write_toml
 from fastmlp.checks import Rows
 from fastmlp.config import Config
 from fastmlp.data import DATASETS, Dataset, load_data

@@ -368,6 +368,7 @@ def check_finite(loss: FloatArray, epoch: int, first_step: int, settings: Settin
 
 
 def diverged_message(what: str, settings: Settings) -> str:
+    """What happened, and the remedies that these settings leave open."""
     remedies = [f"lower the learning rate (now {settings.schedule.rate:g})"]
     if not settings.optimizer.clip_norm:
         remedies.append("clip the gradient (--clip-norm 1)")

@@ -12,6 +12,7 @@ from cli_helpers import FAST, call, forget_settings, ok, refused
 from PIL import Image
 
 import fastmlp
+from fastmlp.console import warn
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +77,11 @@ def test_json_is_one_object_and_the_result_file(tmp_path: Path) -> None:
 def test_quiet_leaves_stderr_empty(tmp_path: Path) -> None:
     assert ok("train", *FAST, "-q").stderr == ""
     assert ok("train", *FAST, FASTMLP_QUIET="1").stderr == ""
+
+
+def test_a_warning_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    warn("compiled kernels are not kept", RuntimeWarning, "cpu_cache.py", 74)
+    assert capsys.readouterr().err == "fastmlp: warning: compiled kernels are not kept\n"
 
 
 def test_verbose_tells_the_settings(tmp_path: Path) -> None:

@@ -94,12 +94,12 @@ def torch_objective(network: Network, layers: Any, losses: torch.Tensor, weights
     return total
 
 
-def flat(tensors: Any) -> Any:
-    return np.concatenate([t.detach().numpy().ravel() for pair in tensors for t in pair])
+def flat(layers: Any) -> Any:
+    return np.concatenate([t.detach().numpy().ravel() for pair in layers for t in pair])
 
 
 def flat_gradient(layers: Any) -> Any:
-    return np.concatenate([t.grad.numpy().ravel() for pair in layers for t in pair])
+    return flat([[t.grad for t in pair] for pair in layers])
 
 
 def masks_of(network: Network, seed: int, step: int, rows: int) -> dict[int, Any]:
@@ -285,8 +285,7 @@ def torch_clip(layers: Any, largest: float) -> float:
 def torch_course(network: Network, o: Optimizer, start: State, course: Course, batch: int, seed: int) -> Any:
     """Parameters and row losses after the course, and the gradient norms on the way."""
     layers = torch_layers(network, start.parameters)
-    optimizer = torch_optimizer(o, layers)
-    losses, norms = [], []
+    optimizer, losses, norms = torch_optimizer(o, layers), [], []
     for k in range(steps_of(len(course.order), batch)):
         rows = course.order[k * batch : (k + 1) * batch]
         for group in optimizer.param_groups:

@@ -134,7 +134,7 @@ def interrupted(number: int, backend: str, **arguments: Any) -> tuple[Interrupte
 
     settings = set_up(schedule=Schedule(0.05), epochs=10_000, batch_size=64, backend=backend)
     with pytest.raises(Interrupted) as caught:
-        train(BIG, x[:6000], y[:6000], settings=settings, callbacks=[keeper, start_timer], **arguments)
+        train(BIG, x[:3000], y[:3000], settings=settings, callbacks=[keeper, start_timer], **arguments)
     return caught.value, time.monotonic() - sent[0], keeper
 
 
@@ -142,7 +142,7 @@ def interrupted(number: int, backend: str, **arguments: Any) -> tuple[Interrupte
 def test_a_signal_ends_the_training_within_a_second_with_the_best_weights(backend: str, number: int) -> None:
     x, y = big_problem()
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    error, seconds, keeper = interrupted(number, backend, validation=(x[6000:7000], y[6000:7000]))
+    error, seconds, keeper = interrupted(number, backend, validation=(x[3000:4000], y[3000:4000]))
     assert seconds < 1
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     assert isinstance(error, KeyboardInterrupt)
@@ -161,7 +161,7 @@ def test_a_signal_ends_the_training_within_a_second_with_the_best_weights(backen
 def test_an_interrupted_epoch_is_recorded_as_far_as_it_went() -> None:
     error, _, _ = interrupted(signal.SIGINT, "numpy")
     rows = [row["rows"] for row in error.training.history]
-    assert rows[:2] == [6000, 6000]
+    assert rows[:2] == [3000, 3000]
     assert error.training.state.step == sum(-(-count // 64) for count in rows)
     assert error.training.best_epoch == len(rows)
     assert same_bits(error.training.model.parameters, error.training.state.parameters)
