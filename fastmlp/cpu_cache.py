@@ -39,6 +39,8 @@ SOURCES = (
     "cpu_pieces.py",
     "cpu_kernels.py",
 )
+# Settings of Numba that change the code it makes.
+NUMBA_SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGINFO_DEFAULT")
 DIGEST_BYTES = 32
 
 
@@ -49,7 +51,12 @@ class UnsafeFolder(Exception):
 def cache_folder() -> Path:
     """Where compiled kernels are kept; it need not exist."""
     named = os.environ.get("FASTMLP_CACHE_DIR")
-    return Path(named) if named else platformdirs.user_cache_path("fastmlp") / "kernels"
+    if named:
+        return Path(named)
+    try:
+        return platformdirs.user_cache_path("fastmlp") / "kernels"
+    except RuntimeError:  # a user without a home folder, as in many containers
+        return Path(os.devnull) / "no home folder"
 
 
 def check_private(folder: Path) -> None:
@@ -70,7 +77,9 @@ def build_hash() -> str:
     import numba
 
     here = Path(__file__).parent
-    total = hashlib.sha256(f"{platform.python_version()} {numba.__version__} {llvmlite.__version__}".encode())
+    settings = [getattr(numba.config, name) for name in NUMBA_SETTINGS]
+    text = f"{platform.python_version()} {numba.__version__} {llvmlite.__version__} {settings}"
+    total = hashlib.sha256(text.encode())
     for name in SOURCES:
         total.update((here / name).read_bytes())
     return total.hexdigest()
@@ -85,6 +94,11 @@ def warn_once(reason: str) -> None:
         RuntimeWarning,
         stacklevel=2,
     )
+
+
+def reason(folder: Path, error: OSError | UnsafeFolder) -> str:
+    """Why the folder cannot be used, the same text for every file in it."""
+    return f"{folder}: {error.strerror}" if isinstance(error, OSError) else str(error)
 
 
 class KernelCache:
@@ -113,17 +127,16 @@ class KernelCache:
         try:
             check_private(file.parent)
             data = file.read_bytes()
+            body = data[DIGEST_BYTES:]
+            if hashlib.sha256(body).digest() != data[:DIGEST_BYTES]:
+                file.unlink()
+                raise FileNotFoundError
         except FileNotFoundError:
             self.misses += 1
             return None
         except (OSError, UnsafeFolder) as error:
             self.misses += 1
-            warn_once(str(error))
-            return None
-        body = data[DIGEST_BYTES:]
-        if hashlib.sha256(body).digest() != data[:DIGEST_BYTES]:
-            self.misses += 1
-            file.unlink(missing_ok=True)
+            warn_once(reason(file.parent, error))
             return None
         self.hits += 1
         return CompileResult._rebuild(target_context, *pickle.loads(body))  # noqa: S301 - see the module docstring
@@ -142,11 +155,11 @@ class KernelCache:
                     opened.write(hashlib.sha256(body).digest() + body)
                     opened.flush()
                     Path(opened.name).replace(file)
-                except OSError:
+                except BaseException:  # Ctrl-C too must leave nothing behind
                     Path(opened.name).unlink(missing_ok=True)
                     raise
         except (OSError, UnsafeFolder) as error:
-            warn_once(str(error))
+            warn_once(reason(file.parent, error))
 
     def flush(self) -> None:
         """Numba calls this to forget a function's entries; ours never go stale."""

@@ -1,7 +1,7 @@
 """Figures of merit of predictions, as plain Python numbers that go into JSON unchanged.
 
 Here: the classification and the regression table, computed by scikit-learn. Not here: the loss (the engines
-compute it), tables and pictures for people (report.py).
+compute it), tables and pictures for people (tables.py, report.py).
 """
 
 from __future__ import annotations

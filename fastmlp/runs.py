@@ -1,7 +1,7 @@
 """One training run from its settings to its folder.
 
 Here: data loaded and split, `train_run`, and what goes into result.json. Not here: the training loop
-(training.py), figures (evaluation.py), how files are written (artifacts.py), pictures and tables (report.py),
+(training.py), figures (evaluation.py), how files are written (artifacts.py), pictures and tables (report.py, tables.py),
 and what is done with a run afterwards (saved.py).
 """
 

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,19 +65,19 @@ LAYOUTS = (Layout(False, True, False), Layout(True, False, True), Layout(True, T
 
 @functools.cache
 def runner(epilogue: str, width: int) -> Any:
-    """run(rows, vectors, *arguments of the tile) for the four shapes, in one compilation."""
+    """run(rows, vectors, arguments of the tile) for the four shapes, in one compilation."""
     one_one, one_two, eight_one, eight_two = (make_tile(*shape, width, epilogue) for shape in SHAPES)
 
     @njit(nogil=True, error_model="numpy")
-    def run(rows, vectors, a, a_row, a_k, b, b_k, b_panel, c, c_row, c_panel, k, extra):  # noqa: PLR0917 - as the tile
+    def run(rows, vectors, arguments):
         if rows == 1 and vectors == 1:
-            one_one(a, a_row, a_k, b, b_k, b_panel, c, c_row, c_panel, k, extra)
+            one_one(*arguments)
         elif rows == 1:
-            one_two(a, a_row, a_k, b, b_k, b_panel, c, c_row, c_panel, k, extra)
+            one_two(*arguments)
         elif vectors == 1:
-            eight_one(a, a_row, a_k, b, b_k, b_panel, c, c_row, c_panel, k, extra)
+            eight_one(*arguments)
         else:
-            eight_two(a, a_row, a_k, b, b_k, b_panel, c, c_row, c_panel, k, extra)
+            eight_two(*arguments)
 
     return run
 
@@ -124,8 +125,13 @@ def make_case(epilogue: str, rows: int, columns: int, k: int, seed: int = 0) -> 
     return Case(a, b, extra if MEANINGS[epilogue].extra_like_c else extra[0])
 
 
-def run_tile(epilogue: str, width: int, case: Case, layout: Layout = LAYOUTS[0]) -> Placed:
-    """C of one tile, placed among guard values; A, B and extra are checked to be left alone."""
+def run_tile(
+    epilogue: str, width: int, case: Case, layout: Layout = LAYOUTS[0], cuts: tuple[int, ...] = (), finished: bool = True
+) -> Placed:
+    """C of one tile, placed among guard values; A, B and extra are checked to be left alone.
+
+    The sum over k is cut into one call for each piece between `cuts`; unless `finished`, none of them is the last one.
+    """
     (rows, k), vectors = case.a.shape, case.b.shape[1] // width
     a = placed(case.a, (1, rows + 3) if layout.a_transposed else (k + 5, 1))
     b_panels = case.b.reshape(k, vectors, width)
@@ -137,10 +143,23 @@ def run_tile(epilogue: str, width: int, case: Case, layout: Layout = LAYOUTS[0])
     else:
         extra = placed(case.extra[None, None], (1, 1, 1))
     before = [operand.buffer.copy() for operand in (a, b, extra)]
-    addresses = [operand.block.ctypes.data for operand in (a, b, c, extra)]
-    runner(epilogue, width)(
-        rows, vectors, addresses[0], *a.strides, addresses[1], *b.strides[:2], addresses[2], *c_strides[:2], k, addresses[3]
-    )
+    for start, stop in pairwise((0, *cuts, k)):
+        where_a, where_b = a.block[:, start:].ctypes.data, b.block[start:].ctypes.data
+        where_c, where_extra = c.block.ctypes.data, extra.block.ctypes.data
+        first, last = int(start == 0), int(stop == k and finished)
+        arguments = (
+            where_a,
+            *a.strides,
+            where_b,
+            *b.strides[:2],
+            where_c,
+            *c_strides[:2],
+            stop - start,
+            where_extra,
+            first,
+            last,
+        )
+        runner(epilogue, width)(rows, vectors, arguments)
     assert same_bits(tuple(before), tuple(operand.buffer for operand in (a, b, extra)))
     return c
 
@@ -279,6 +298,20 @@ def test_the_shape_of_the_tile_changes_no_bit(epilogue: str) -> None:
             assert same_bits(blocks.swapaxes(1, 2).reshape(8, 16), whole), (width, rows, vectors)
 
 
+@pytest.mark.parametrize("epilogue", EPILOGUES)
+def test_a_sum_that_is_cut_has_the_bits_of_one_call(epilogue: str) -> None:
+    for width in WIDTHS:
+        for rows, vectors in SHAPES:
+            case = make_case(epilogue, rows, vectors * width, 64)
+            whole = run_tile(epilogue, width, case)
+            for cuts in ((1,), (63,), (20, 27)):
+                assert same_bits(run_tile(epilogue, width, case, cuts=cuts).buffer, whole.buffer), (width, rows, vectors, cuts)
+            begun = Case(case.a[:, :20], case.b[:20], case.extra)
+            plain = run_tile("keep", width, begun._replace(extra=np.zeros((rows, vectors * width), np.float32)))
+            unfinished = run_tile(epilogue, width, begun, finished=False)  # the epilogue waits for the last piece
+            assert same_bits(unfinished.buffer, plain.buffer)
+
+
 # ------------------------------------------------------------------------------------------------ transpose, width
 
 
@@ -325,19 +358,23 @@ def in_threads(count: int, function: Callable[[int], None]) -> None:
 
 
 def test_fetch_add_gives_every_ticket_once() -> None:
-    threads, each = 4, 200_000
+    threads, each = 4, 300_000
 
     @njit(nogil=True)
-    def tickets(at, out):
+    def tickets(at, meeting, count, out):
+        fetch_add(meeting, 1)
+        while atomic_load(meeting) < count:  # so that all draw at the same time
+            yield_core()
         for i in range(len(out)):
             out[i] = fetch_add(at, 3)
 
-    word = np.zeros(1, np.int64)
+    words = np.zeros(32, np.int64)
+    at, meeting = words.ctypes.data, words[16:].ctypes.data
     drawn = np.empty((threads, each), np.int64)
-    tickets(word.ctypes.data, drawn[0, :1])
-    word[0] = 0
-    in_threads(threads, lambda t: tickets(word.ctypes.data, drawn[t]))
-    assert word[0] == 3 * threads * each
+    tickets(at, meeting, 1, drawn[0, :1])  # compiles
+    words[:] = 0
+    in_threads(threads, lambda t: tickets(at, meeting, threads, drawn[t]))
+    assert words[0] == 3 * threads * each
     assert np.array_equal(np.sort(drawn, axis=None), 3 * np.arange(threads * each))
     assert (np.diff(drawn) > 0).all()
 
