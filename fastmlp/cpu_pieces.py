@@ -9,6 +9,7 @@ ticket, which is a task, by adding one. Whoever finishes the last task of a phas
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any
@@ -35,8 +36,23 @@ SPINS = 2000  # pauses before a waiting thread offers its core to another, about
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """njit as every kernel wants it: no GIL, IEEE arithmetic (no fastmath: a NaN must be seen), no exceptions."""
-    return njit(nogil=True, error_model="numpy", boundscheck=False)(function)
+    """njit as every kernel wants it: no GIL, IEEE arithmetic (no fastmath: a NaN must be seen), no exceptions.
+
+    Numba makes a function's symbol from its name and a counter that starts anew in every process. Machine code from the
+    cache would meet symbols of other code under the same name, and the linker would silently take one for the other. So
+    each function gets a name that no other process has.
+    """
+    unique = copy_of(function, function.__globals__)
+    unique.__qualname__ = f"{function.__qualname__}_{secrets.token_hex(8)}"
+    return njit(nogil=True, error_model="numpy", boundscheck=False)(unique)
+
+
+def copy_of(function: Callable[..., Any], names: dict[str, Any]) -> FunctionType:
+    """The same code with other global names."""
+    assert isinstance(function, FunctionType)
+    copy = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    copy.__qualname__ = function.__qualname__
+    return copy
 
 
 def cached(function: Callable[..., Any], name: str) -> Any:
@@ -50,8 +66,7 @@ def compiled_with_callees(function: Callable[..., Any]) -> Any:
     """Compile a scalar formula together with the plain functions of its own file that it calls."""
     names = [name for name in function.__code__.co_names if isinstance(function.__globals__.get(name), FunctionType)]
     replaced = {name: compiled_with_callees(function.__globals__[name]) for name in names}
-    copy = FunctionType(function.__code__, {**function.__globals__, **replaced}, function.__name__)
-    return compiled(copy)
+    return compiled(copy_of(function, {**function.__globals__, **replaced}))
 
 
 # ------------------------------------------------------------------------------------------------ pieces

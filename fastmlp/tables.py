@@ -101,7 +101,7 @@ def _summary(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key, name in (("data", "data set"), ("network", "network")):
         if key in result:
             yield name, _printable(str(result[key]))
-    for part in ("test", "validation"):
+    for part in ("test", "validation", "train"):
         figures = result.get(part) or {}
         for key, form in metrics.items():
             if key in figures:

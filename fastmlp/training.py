@@ -303,19 +303,21 @@ class Loop:
         steps = steps_of(len(order), self.settings.batch_size)
         rates = self.settings.schedule.rates((epoch - 1) * steps, steps, steps)
         results: list[RowResults] = []
-        done, seconds = 0, 0.0
+        done, seconds, total, right = 0, 0.0, 0.0, 0
         while done < len(order) and not (done and (signals.received or time.monotonic() >= self.deadline)):
             rows = order[done : done + self.chunk]
             first_step = done // self.settings.batch_size
             began = time.perf_counter()
-            part = self.engine.train(
-                self.x, self.y, rows, rates[first_step:][: steps_of(len(rows), self.settings.batch_size)], self.weights
-            )
+            chunk_rates = rates[first_step:][: steps_of(len(rows), self.settings.batch_size)]
+            part = self.engine.train(self.x, self.y, rows, chunk_rates, self.weights)
             elapsed = time.perf_counter() - began
             check_finite(part.loss, epoch, first_step, self.settings)
             results.append(part)
             done, seconds = done + len(rows), seconds + elapsed
-            self._show(epoch, done, results, done / seconds)
+            total, right = total + float(part.loss.sum(dtype=np.float64)), right + int(part.correct.sum())
+            if self.progress is not None:
+                accuracy = right / done if self.y.ndim == 1 else None
+                self.progress.update(epoch, done, len(self.x), total / done, accuracy, done / seconds)
             self._adapt(len(rows), elapsed)
         return self._row(epoch, order[:done], results, seconds, float(rates[0]))
 
@@ -323,13 +325,6 @@ class Loop:
         ideal = rows * CHUNK_SECONDS / max(elapsed, 1e-6)
         batches = max(1, int(min(ideal, 4 * rows) // self.settings.batch_size))
         self.chunk = batches * self.settings.batch_size
-
-    def _show(self, epoch: int, done: int, results: list[RowResults], rate: float) -> None:
-        if self.progress is None:
-            return
-        last = results[-1]
-        accuracy = float(last.correct.mean()) if self.y.ndim == 1 else None
-        self.progress.update(epoch, done, len(self.x), float(last.loss.mean()), accuracy, rate)
 
     def _row(self, epoch: int, order: npt.NDArray[np.int64], results: list[RowResults], seconds: float, rate: float) -> Row:
         began = time.perf_counter()

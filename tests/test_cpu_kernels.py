@@ -14,7 +14,7 @@ from fastmlp import cpu
 from fastmlp.contract import Job, RowResults
 from fastmlp.cpu import NumbaEngine
 from fastmlp.cpu_kernels import GRADIENT, PARAMETERS, SLOT_M, SLOT_V, train_kernel
-from fastmlp.cpu_plan import pack, pack_transposed
+from fastmlp.cpu_plan import Layout, make_layout, pack, pack_transposed
 from fastmlp.functions import ACTIVATIONS
 from fastmlp.network import Network
 from fastmlp.optimizers import Optimizer
@@ -26,6 +26,7 @@ PATIENCE = 60  # seconds after which a test calls a wait a hang
 FUSED_NAMES = ["relu", "linear"]
 EVERY_NAME = [f"{name}:0.5" if entry.default is not None else name for name, entry in ACTIVATIONS.items()]
 PENALISED = Optimizer("adam", clip_norm=0.5)
+EVERY_IDS = ["clipped adam", "momentum with dropout"]
 
 
 def fused_job(sizes: tuple[int, ...] = (13, 21, 9, 5), **settings: Any) -> Job:
@@ -110,7 +111,7 @@ def wrong_transposes(engine: NumbaEngine) -> int:
 @pytest.mark.parametrize(
     "job",
     [every_job(PENALISED), every_job(Optimizer("momentum"), dropout=0.25)],
-    ids=["clipped adam", "momentum with dropout"],
+    ids=EVERY_IDS,
 )
 def test_padding_stays_zero(job: Job) -> None:
     course = make_course(job.network, rows=30, batch=7, epochs=3)
@@ -179,80 +180,115 @@ class Zones:
     """Buffers that lie between guard zones. What is read beyond an end is NaN and spoils the numbers; a write is seen."""
 
     MARGIN = 4096  # bytes on either side; a multiple of a page, so that the alignment is kept
+    GAP = 1024  # floats between the buffers of an arena
 
     def __init__(self) -> None:
-        self.all: list[Any] = []
+        self.all: list[tuple[Any, Any]] = []  # bytes, and which of them are guards
 
     def guarded(self, array: Any) -> Any:
         """A copy of the array between guard zones, aligned like those of `cpu.aligned`."""
-        raw = np.empty(array.nbytes + 2 * self.MARGIN + cpu.ALIGNMENT, np.uint8)
-        start = -raw.ctypes.data % cpu.ALIGNMENT
-        inner = slice(start + self.MARGIN, start + self.MARGIN + array.nbytes)
-        raw[:] = 0xFF  # a NaN, of float32 and of float64, and the integer -1
-        view = raw[inner].view(array.dtype).reshape(array.shape)
+        raw = np.full(array.nbytes + 2 * self.MARGIN + cpu.ALIGNMENT, 0xFF, np.uint8)  # NaN, or the integer -1
+        start = -raw.ctypes.data % cpu.ALIGNMENT + self.MARGIN
+        guards = np.ones(len(raw), bool)
+        guards[start : start + array.nbytes] = False
+        view = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
         view[...] = array
-        self.all.append((raw, inner))
+        self.all.append((raw, guards))
         return view
 
+    def spread(self, network: Network, lanes: int, rows: int) -> Layout:
+        """The layout with gaps between the buffers of the arena."""
+        layout = make_layout(network, lanes, rows)
+        count = len(layout.plan.ld)
+        gaps = self.GAP * np.arange(1, 3 * count + 1).reshape(3, count)
+        plan = layout.plan
+        plan = plan._replace(y_at=plan.y_at + gaps[0], s_at=plan.s_at + gaps[1], dz_at=plan.dz_at + gaps[2])
+        return layout._replace(plan=plan, arena=layout.arena + self.GAP * (3 * count + 1))
+
+    def fence(self, engine: NumbaEngine) -> None:
+        """Make guard zones of the gaps in a new arena."""
+        guards = np.ones(len(engine.arena), bool)
+        for starts in (engine.plan.y_at, engine.plan.s_at, engine.plan.dz_at):
+            for at, ld in zip(starts, engine.plan.ld, strict=True):
+                guards[at : at + engine.rows * ld] = False
+        raw, guards = engine.arena.view(np.uint8), np.repeat(guards, engine.arena.itemsize)
+        raw[guards] = 0xFF
+        self.all.append((raw, guards))
+
     def stray(self) -> int:
-        """Bytes of the zones that have changed."""
-        return sum(int((raw[: inner.start] != 0xFF).sum() + (raw[inner.stop :] != 0xFF).sum()) for raw, inner in self.all)
+        """Bytes of the guard zones that have changed."""
+        return sum(int((raw[guards] != 0xFF).sum()) for raw, guards in self.all)
 
 
-@pytest.fixture
-def zones(monkeypatch: pytest.MonkeyPatch) -> Zones:
+def zones_around_engines(monkeypatch: pytest.MonkeyPatch) -> Zones:
     """Guard zones around every buffer of engines made from now on, and around their row results."""
-    found = Zones()
+    found, make_room = Zones(), NumbaEngine.make_room
+
+    def make_fenced_room(engine: NumbaEngine, rows: int) -> None:
+        before = engine.rows
+        make_room(engine, rows)
+        if engine.rows > before:
+            found.fence(engine)
+
     monkeypatch.setattr(cpu, "aligned", lambda *args: found.guarded(ALIGNED(*args)))
     monkeypatch.setattr(cpu, "RowResults", lambda *arrays: RowResults(*map(found.guarded, arrays)))
+    monkeypatch.setattr(cpu, "make_layout", found.spread)
+    monkeypatch.setattr(NumbaEngine, "make_room", make_fenced_room)
     return found
 
 
 AWKWARD = [(1, 1, 1, 1), (7, 8, 9, 10), (13, 16, 16, 10), (15, 17, 31, 33, 2), (65, 129, 64, 3), (3, 2, 2, 2, 2, 1)]
 
 
+def guarded_course(course: Course, zones: Zones) -> Course:
+    return Course(*(array if array is None else zones.guarded(array) for array in course))
+
+
 @pytest.mark.parametrize("sizes", AWKWARD, ids=lambda sizes: "x".join(map(str, sizes)))
-def test_kernels_stay_inside_their_buffers(sizes: tuple[int, ...], zones: Zones, monkeypatch: pytest.MonkeyPatch) -> None:
-    for batch, rows in ((1, 3), (7, 10), (8, 17), (65, 90)):
-        for threads in (1, 5):
-            job = fused_job(sizes, batch_size=batch, threads=threads)
-            course = make_course(job.network, rows=rows, batch=batch)
-            guarded = Course(*(array if array is None else zones.guarded(array) for array in course))
-            found = outcome(job, guarded)
-            assert zones.stray() == 0, (batch, threads)
-            with monkeypatch.context() as patch:
-                patch.setattr(cpu, "aligned", ALIGNED)
-                patch.setattr(cpu, "RowResults", RowResults)
-                assert same_bits(found, outcome(job, course)), (batch, threads)
-            assert np.isfinite(found[0].parameters).all()
+def test_kernels_stay_inside_their_buffers(sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = [(batch, rows, threads) for batch, rows in ((1, 3), (7, 10), (8, 17), (65, 90)) for threads in (1, 5)]
+    jobs = [fused_job(sizes, batch_size=batch, threads=threads) for batch, _, threads in cases]
+    courses = [make_course(job.network, rows=rows, batch=batch) for job, (batch, rows, _) in zip(jobs, cases, strict=True)]
+    unguarded = [outcome(job, course) for job, course in zip(jobs, courses, strict=True)]
+    found = zones_around_engines(monkeypatch)
+    for case, job, course, wanted in zip(cases, jobs, courses, unguarded, strict=True):
+        assert same_bits(outcome(job, guarded_course(course, found)), wanted), case
+        assert found.stray() == 0, case
+        assert np.isfinite(wanted[0].parameters).all()
 
 
-def test_other_kernels_stay_inside_their_buffers(zones: Zones) -> None:
-    for job in (every_job(PENALISED), every_job(Optimizer("momentum"), dropout=0.25)):
-        course = make_course(job.network, rows=30, batch=7)
-        state, results, z = outcome(job, Course(*(array if array is None else zones.guarded(array) for array in course)))
-        assert zones.stray() == 0
-        assert all(np.isfinite(array).all() for array in (state.parameters, state.slots, results.loss, z))
+@pytest.mark.parametrize("job", [every_job(PENALISED), every_job(Optimizer("momentum"), dropout=0.25)], ids=EVERY_IDS)
+def test_other_kernels_stay_inside_their_buffers(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = zones_around_engines(monkeypatch)
+    course = make_course(job.network, rows=30, batch=7)
+    state, results, z = outcome(job, guarded_course(course, found))
+    assert found.stray() == 0
+    assert all(np.isfinite(array).all() for array in (state.parameters, state.slots, results.loss, z))
 
 
-def test_guard_zones_see_stray_writes_and_spoil_stray_reads(zones: Zones) -> None:
+def test_guard_zones_see_stray_writes_and_spoil_stray_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     job = fused_job()
     course = make_course(job.network, rows=10, batch=7)
+    found = zones_around_engines(monkeypatch)
     engine = NumbaEngine(job)
-    assert len(zones.all) == 4  # store, transposed, scratch, shared
+    assert len(found.all) == 4  # store, transposed, scratch, shared
     engine.load(start_state(job))
     engine.train(*course)
-    assert len(zones.all) == 7  # and arena, loss, correct
-    assert zones.stray() == 0
-    at = engine.plan.b_at[0]
+    assert len(found.all) == 8  # and arena, its gaps, loss, correct
+    assert found.stray() == 0
+    b_at, y_at, s_at = (int(at[0]) for at in (engine.plan.b_at, engine.plan.y_at, engine.plan.s_at))
     assert np.isfinite(engine.forward(course.x)).all()
     engine.plan.b_at[0] = engine.store.size - 1  # the biases now are read from beyond the store
     assert np.isnan(engine.forward(course.x)).any()
-    assert zones.stray() == 0
-    engine.plan.b_at[0] = at
-    engine.plan.y_at[0] = engine.arena.size - 20  # the scaled rows now are written beyond the arena
+    engine.plan.b_at[0] = b_at
+    assert found.stray() == 0
+    engine.plan.y_at[0] = s_at - 16  # the scaled rows now reach from a gap into slopes that nobody uses
     engine.train(*course)
-    assert zones.stray() > 0
+    gap = found.stray()
+    engine.plan.y_at[0] = engine.arena.size - 20  # and now beyond the arena
+    engine.train(*course)
+    assert 0 < gap < found.stray()
+    engine.plan.y_at[0] = y_at
     engine.close()
 
 

@@ -358,25 +358,33 @@ def in_threads(count: int, function: Callable[[int], None]) -> None:
 
 
 def test_fetch_add_gives_every_ticket_once() -> None:
-    threads, each = 4, 300_000
+    threads, seconds = 4, 0.3  # so long that some run at the same time, even on a busy machine
 
     @njit(nogil=True)
-    def tickets(at, meeting, count, out):
-        fetch_add(meeting, 1)
-        while atomic_load(meeting) < count:  # so that all draw at the same time
-            yield_core()
-        for i in range(len(out)):
-            out[i] = fetch_add(at, 3)
+    def draw(at, stop):
+        """Draw tickets until told to stop: how many, and their sum modulo 2^64; -1 if they do not rise."""
+        count, total, last = 0, 0, -1
+        while atomic_load(stop) == 0:
+            ticket = fetch_add(at, 1)
+            if ticket <= last:
+                return -1, 0
+            count, total, last = count + 1, total + ticket, ticket
+        return count, total
 
     words = np.zeros(32, np.int64)
-    at, meeting = words.ctypes.data, words[16:].ctypes.data
-    drawn = np.empty((threads, each), np.int64)
-    tickets(at, meeting, 1, drawn[0, :1])  # compiles
-    words[:] = 0
-    in_threads(threads, lambda t: tickets(at, meeting, threads, drawn[t]))
-    assert words[0] == 3 * threads * each
-    assert np.array_equal(np.sort(drawn, axis=None), 3 * np.arange(threads * each))
-    assert (np.diff(drawn) > 0).all()
+    at, stop = words.ctypes.data, words[16:].ctypes.data
+    words[16] = 1
+    assert draw(at, stop) == (0, 0)  # compiles
+    words[16] = 0
+    drawn = []
+    timer = threading.Timer(seconds, lambda: words.__setitem__(16, 1))
+    timer.start()
+    in_threads(threads, lambda t: drawn.append(draw(at, stop)))
+    timer.join()
+    counts, totals = zip(*drawn, strict=True)
+    assert min(counts) > 1000
+    assert sum(counts) == words[0]
+    assert sum(totals) % 2**64 == (int(words[0]) * (int(words[0]) - 1) // 2) % 2**64
 
 
 def test_a_stored_word_publishes_what_was_written_before_it() -> None:
