@@ -48,8 +48,8 @@ ONE = np.float32(1)
 # Rows of `store`
 PARAMETERS, SLOT_M, SLOT_V, GRADIENT = 0, 1, 2, 3
 
-# Rows of the batch in a piece of a gradient's sum: 128 x 64 of x and 128 x 2 vectors of dz are 48 KiB
-BATCH_DEPTH = 128
+# Rows of the batch in a piece of a gradient's sum: 64 x 64 of x and 64 x 2 vectors of dz are 24 KiB
+BATCH_DEPTH = 64
 
 # Activations that run as epilogues of the tiles; the others run their scalar functions over rows still in the cache.
 FUSED = ("relu", "linear")

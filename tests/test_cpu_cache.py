@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import ctypes
 import hashlib
 import json
 import os
@@ -13,14 +11,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 import fastmlp
 from fastmlp.contract import Job, State
-from fastmlp.cpu_cache import DIGEST_BYTES, SOURCES, UnsafeFolder, cache_folder, check_private
+from fastmlp.cpu_cache import DIGEST_BYTES
 from fastmlp.network import Network
 from fastmlp.optimizers import Optimizer
 from fastmlp.reference import NumpyEngine
@@ -78,32 +76,24 @@ def command(what: str, wrapper: str = "", work: str = WORK) -> list[str]:
     return [sys.executable, "-c", wrapper, *own] if wrapper else own
 
 
-def environment(package: Path, folder: Path | None, **more: str) -> dict[str, str]:
+def environment(package: Path, **more: str) -> dict[str, str]:
     """The kernels are compiled without optimisation, which saves most of the time; the cache does not care."""
     env = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME", "FASTMLP_CACHE_DIR")}
-    return (
-        env
-        | {"PYTHONPATH": str(package), "NUMBA_OPT": "0", "PYTHONDONTWRITEBYTECODE": "1"}
-        | more
-        | ({} if folder is None else {"FASTMLP_CACHE_DIR": str(folder)})
-    )
+    return env | {"PYTHONPATH": str(package), "NUMBA_OPT": "0", "PYTHONDONTWRITEBYTECODE": "1"} | more
 
 
-def run(package: Path, folder: Path, what: str = "predict", wrapper: str = "") -> Outcome:
-    """The outcome of a fresh process with its kernels in `folder`."""
-    done = subprocess.run(
-        command(what, wrapper),
-        env=environment(package, folder),
-        cwd=package,  # which `python -c` looks into first
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+def outcome_of(arguments: list[str], env: dict[str, str], folder: Path) -> Outcome:
+    """What a process printed that ran in `folder`, which `python -c` imports from first."""
+    done = subprocess.run(arguments, env=env, cwd=folder, capture_output=True, text=True, timeout=PATIENCE, check=False)
     if done.returncode == CANNOT_DROP:
         pytest.skip("this system does not let root give up its rights over file modes")
     assert done.returncode == 0, done.stderr
     return Outcome(*json.loads(done.stdout))
+
+
+def run(package: Path, folder: Path, what: str = "predict", wrapper: str = "") -> Outcome:
+    """The outcome of a fresh process with its kernels in `folder`."""
+    return outcome_of(command(what, wrapper), environment(package, FASTMLP_CACHE_DIR=str(folder)), package)
 
 
 # Root may write everywhere. Without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH in the bounding set (PR_CAPBSET_DROP), file
@@ -122,7 +112,7 @@ def unprivileged() -> str:
     """The wrapper that takes root's rights away, if we are root."""
     if os.geteuid() != 0:
         return ""
-    if not sys.platform.startswith("linux") or not hasattr(ctypes.CDLL(None), "prctl"):
+    if not sys.platform.startswith("linux"):
         pytest.skip("root may write everywhere, and only Linux lets it give that up")
     return WITHOUT_PRIVILEGE
 
@@ -195,7 +185,7 @@ def test_processes_that_start_together_do_not_disturb_each_other(package: Path, 
     processes = [
         subprocess.Popen(
             command("predict"),
-            env=environment(package, folder),
+            env=environment(package, FASTMLP_CACHE_DIR=str(folder)),
             cwd=package,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -315,8 +305,7 @@ def test_a_folder_that_cannot_exist(place: str, package: Path, warm: Warm, tmp_p
     }
     if place == "in proc" and not Path("/proc/self").exists():
         pytest.skip("this system has no /proc")
-    outcome = run(package, places[place])
-    check_uncached(outcome, warm, str(places[place].parent.parent))
+    check_uncached(run(package, places[place]), warm, str(places[place]))
 
 
 def test_a_folder_that_may_not_be_written(package: Path, warm: Warm, tmp_path: Path) -> None:
@@ -338,9 +327,10 @@ def test_a_folder_that_may_only_be_read_still_serves(package: Path, warm: Warm, 
 
 
 def give_away(folder: Path) -> Path:
-    if os.geteuid() != 0:
-        pytest.skip("only root can give a folder to somebody else")
-    os.chown(folder, 12345, -1)
+    try:
+        os.chown(folder, 12345, -1)
+    except OSError as error:
+        pytest.skip(f"a folder cannot be given to somebody else here: {error.strerror}")
     return folder
 
 
@@ -375,23 +365,6 @@ def test_nothing_is_loaded_from_a_folder_that_others_may_write(how: str, package
     assert contents(folder) == before  # and nothing is written
 
 
-def test_which_folders_are_private(tmp_path: Path) -> None:
-    folder = tmp_path / "kernels"
-    folder.mkdir()
-    for mode in (0o700, 0o500, 0o755, 0o711):
-        folder.chmod(mode)
-        check_private(folder)
-    for mode in (0o720, 0o702, 0o777, 0o1777):
-        folder.chmod(mode)
-        with pytest.raises(UnsafeFolder, match="may be written by others"):
-            check_private(folder)
-    folder.chmod(0o700)
-    (tmp_path / "file").touch()
-    for other in (tmp_path / "file", link(folder)):
-        with pytest.raises(UnsafeFolder, match="not a folder"):
-            check_private(other)
-
-
 # Where the user database gives the home folder; and a user without an entry, as in many containers.
 NO_HOME = """
 import os, pwd
@@ -408,87 +381,10 @@ def test_without_home_and_xdg_cache_home(entry: bool, package: Path, warm: Warm,
     home, work = tmp_path / "home", tmp_path / "work"
     home.mkdir()
     work.mkdir()
-    done = subprocess.run(
-        command("predict", work=NO_HOME + WORK),
-        env=environment(package, None, **({"TEST_HOME": str(home)} if entry else {})),
-        cwd=work,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    outcome = Outcome(*json.loads(done.stdout))
+    env = environment(package, **({"TEST_HOME": str(home)} if entry else {}))
+    outcome = outcome_of(command("predict", work=NO_HOME + WORK), env, work)
     assert outcome.numbers == warm.predictions
     assert outcome.misses == 2
     assert len(outcome.warnings) == (0 if entry else 1)
     assert len(list(home.rglob("*.kernel"))) == (2 if entry else 0)
     assert list(work.iterdir()) == []  # no folder named "~"
-
-
-def test_the_folder_is_named_by_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("FASTMLP_CACHE_DIR", str(tmp_path / "named"))
-    assert cache_folder() == tmp_path / "named"
-    for nothing in ("", None):
-        monkeypatch.setenv("HOME", str(tmp_path))
-        if nothing is None:
-            monkeypatch.delenv("FASTMLP_CACHE_DIR")
-        else:
-            monkeypatch.setenv("FASTMLP_CACHE_DIR", nothing)
-        assert cache_folder().is_absolute()
-        assert cache_folder().parts[-2:] == ("fastmlp", "kernels")
-    if sys.platform.startswith("linux"):
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-        assert cache_folder() == tmp_path / "xdg" / "fastmlp" / "kernels"
-
-
-# ------------------------------------------------------------------------------------------------ sources
-
-
-# Modules that the kernels' sources import, but of which nothing is compiled: exceptions, and the description of networks,
-# which reaches the kernels as numbers in arrays.
-NOT_COMPILED = {"errors.py", "network.py"}
-
-
-def imports_of(file: Path) -> set[str]:
-    """File names of the fastmlp modules that a file imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        names: list[Any] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        found |= {f"{name.split('.')[1]}.py" for name in names if name and name.startswith("fastmlp.")}
-    return {name for name in found if (file.parent / name).exists()}
-
-
-def missing_sources(listed: tuple[str, ...], folder: Path = PACKAGE) -> set[str]:
-    """What takes part in the kernels and is not listed; a listed file that does not exist is an error."""
-    reached, waiting = set(), {"cpu_kernels.py"}
-    while waiting:
-        name = waiting.pop()
-        reached.add(name)
-        if name not in NOT_COMPILED:
-            waiting |= imports_of(folder / name) - reached
-    return reached - NOT_COMPILED - set(listed)
-
-
-def test_every_source_of_the_kernels_is_in_the_key() -> None:
-    assert missing_sources(SOURCES) == set()
-    assert all((PACKAGE / name).exists() for name in SOURCES)
-    assert len(set(SOURCES)) == len(SOURCES)
-
-
-@pytest.mark.parametrize("left_out", SOURCES)
-def test_the_check_of_sources_sees_one_that_is_left_out(left_out: str) -> None:
-    assert missing_sources(tuple(name for name in SOURCES if name != left_out)) == {left_out}
-
-
-def test_the_check_of_sources_follows_a_new_import(tmp_path: Path) -> None:
-    for name in {*SOURCES, *NOT_COMPILED}:
-        shutil.copy(PACKAGE / name, tmp_path)
-    (tmp_path / "cpu_new.py").write_text("ONE = 1\n")
-    for line in ("from fastmlp.cpu_new import ONE", "from fastmlp import cpu_new", "import fastmlp.cpu_new"):
-        (tmp_path / "philox.py").write_text((PACKAGE / "philox.py").read_text() + f"\n{line}\n")
-        assert missing_sources(SOURCES, tmp_path) == {"cpu_new.py"}, line

@@ -19,10 +19,10 @@ import pytest
 from conftest import Course, make_course, run_course, same_bits, start_state
 
 import fastmlp
-from fastmlp import cpu, cpu_threads
+from fastmlp import cpu
 from fastmlp.contract import Job
 from fastmlp.cpu import NumbaEngine
-from fastmlp.cpu_threads import Team, available_cores
+from fastmlp.cpu_threads import Team
 from fastmlp.network import Network
 from fastmlp.optimizers import Optimizer
 
@@ -276,41 +276,6 @@ print(interrupts > 100, late, partial)
 
 def test_one_ctrl_c_at_any_moment_neither_hangs_nor_returns_early() -> None:
     assert run_script(INTERRUPT_ANYWHERE).split() == ["True", "0", "0"]
-
-
-# ------------------------------------------------------------------------------------------------ cores
-
-
-AFFINITY = """
-import os
-from fastmlp.cpu_threads import available_cores
-cores = sorted(os.sched_getaffinity(0))
-counts = [available_cores()]
-for keep in (cores[:1], cores[-1:], cores[:2], cores):
-    os.sched_setaffinity(0, keep)
-    counts.append(available_cores() - len(set(keep)))
-print(*counts)
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity of processes")
-def test_cores_are_those_of_the_affinity() -> None:
-    if Path("/sys/fs/cgroup/cpu.max").exists() and not Path("/sys/fs/cgroup/cpu.max").read_text().startswith("max"):
-        pytest.skip("the control group has a quota, which may be below the affinity")
-    total, *differences = map(int, run_script(AFFINITY).split())
-    assert total == len(os.sched_getaffinity(0)) >= 1
-    assert differences == [0, 0, 0, 0]
-
-
-@pytest.mark.parametrize(
-    ("quota", "most"), [("max 100000", 10**6), ("100000 100000", 1), ("50000 100000", 1), ("150000 100000", 1)]
-)
-def test_cores_are_within_the_quota(quota: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "cpu.max"
-    file.write_text(quota + "\n")
-    monkeypatch.setattr(cpu_threads, "Path", lambda _: file)
-    without_quota = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    assert available_cores() == min(without_quota or 1, most)
 
 
 # ------------------------------------------------------------------------------------------------ engines

@@ -1,0 +1,47 @@
+"""How many cores the engine takes: affinity and quota, at least one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastmlp
+from fastmlp import cpu_threads
+from fastmlp.cpu_threads import available_cores
+
+AFFINITY = """
+import os
+from fastmlp.cpu_threads import available_cores
+cores = sorted(os.sched_getaffinity(0))
+counts = [available_cores()]
+for keep in (cores[:1], cores[-1:], cores[:2], cores):
+    os.sched_setaffinity(0, keep)
+    counts.append(available_cores() - len(set(keep)))
+print(*counts)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity of processes")
+def test_cores_are_those_of_the_affinity() -> None:
+    if Path("/sys/fs/cgroup/cpu.max").exists() and not Path("/sys/fs/cgroup/cpu.max").read_text().startswith("max"):
+        pytest.skip("the control group has a quota, which may be below the affinity")
+    root = Path(fastmlp.__file__).parents[1]
+    done = subprocess.check_output([sys.executable, "-c", AFFINITY], cwd=root, text=True, timeout=60)
+    total, *differences = map(int, done.split())
+    assert total == len(os.sched_getaffinity(0)) >= 1
+    assert differences == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("quota", "most"), [("max 100000", 10**6), ("100000 100000", 1), ("50000 100000", 1), ("150000 100000", 1)]
+)
+def test_cores_are_within_the_quota(quota: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "cpu.max"
+    file.write_text(quota + "\n")
+    monkeypatch.setattr(cpu_threads, "Path", lambda _: file)
+    without_quota = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert available_cores() == min(without_quota or 1, most)
