@@ -27,16 +27,17 @@ def about(machine: dict[str, Any]) -> str:
 
 def epochs_table(result: dict[str, Any]) -> str:
     lines = [
-        "| network, batch | NumPy, s | Numba, s | GFLOP/s | times faster (range over the rounds) |",
+        "| network, batch | NumPy, s (threads) | Numba, s | GFLOP/s | times faster (range over the rounds) |",
         "| --- | --- | --- | --- | --- |",
     ]
     for row in result["rows"]:
         seconds, ratio = row["seconds"], row["ratio"]
         lines.append(
-            f"| {row['network']}, {row['batch']} | {seconds['numpy']:.3f} | {seconds['numba']:.3f} "
+            f"| {row['network']}, {row['batch']} | {seconds['numpy']:.3f} ({row['numpy_threads']}) | {seconds['numba']:.3f} "
             f"| {row['gflops']['numba']:.0f} | {ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f}) |"
         )
-    note = f"{about(result['machine'])}; median of {result['rounds']} rounds, all cores for both."
+    machine = result["machine"]
+    note = f"{about(machine)}; median of {result['rounds']} rounds; Numba on {machine['cores']} threads, NumPy on its better number."
     return "\n".join([*lines, "", note])
 
 
@@ -55,7 +56,26 @@ def accuracy_table(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", note])
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"epochs": epochs_table, "accuracy": accuracy_table}
+def twins_table(result: dict[str, Any]) -> str:
+    lines = [
+        "| network, dropout | trained by | best epoch | validation loss | validation | test |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for twin in result["rows"]:
+        for name in ("ours", "pytorch"):
+            row = twin[name]
+            lines.append(
+                f"| {twin['network']}, {twin['dropout'][0]:g} | {name} | {row['epoch']} | {row['validation_loss']:.4f} "
+                f"| {row['validation_accuracy']:.2%} | {row['test_accuracy']:.2%} |"
+            )
+    return "\n".join([*lines, "", f"{about(result['machine'])}, PyTorch {result['torch']}; one run each, seed 0."])
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "epochs": epochs_table,
+    "accuracy": accuracy_table,
+    "twins": twins_table,
+}
 
 
 def filled(text: str) -> str:

@@ -1,6 +1,6 @@
-"""The same training in PyTorch: python -m benchmarks.torch_twin RUN [--out FILE.json]
+"""The same training in PyTorch: python -m benchmarks.torch_twin RUN… [--out FILE.json]
 
-Takes a finished run folder (relu, cross-entropy, plain SGD, dropout or not), and trains its network once more with PyTorch:
+Takes finished run folders (relu, cross-entropy, plain SGD, dropout or not), and trains their networks once more with PyTorch:
 the same rows in each part, the same scaling, the same initial weights, the same order of rows in every epoch, the best epoch by
 the same validation loss. Only dropout masks are PyTorch's own. Shows how far the figures of a run are fastmlp's doing, and
 how far they are the experiment's.
@@ -65,27 +65,26 @@ def train_twin(plan: Plan) -> dict[str, Any]:
     return best
 
 
+def compare(run: Path) -> dict[str, Any]:
+    """Our figures of a run, and PyTorch's."""
+    plan = make_plan(resolve({}, {}, run / CONFIG_NAME))
+    result = read_json(run / RESULT_NAME)
+    ours = {"epoch": result["best_epoch"], "validation_loss": result["validation"]["loss"]}
+    ours |= {f"{part}_accuracy": result[part]["accuracy"] for part in ("validation", "test")}
+    row = {"network": plan.network.label, "dropout": list(plan.config.dropout), "ours": ours, "pytorch": train_twin(plan)}
+    print(json.dumps(row), flush=True)
+    return row
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    plan = make_plan(resolve({}, {}, options.run / CONFIG_NAME))
-    ours = read_json(options.run / RESULT_NAME)
-    row = {
-        "network": plan.network.label,
-        "dropout": list(plan.config.dropout),
-        "ours": {
-            "epoch": ours["best_epoch"],
-            "validation_loss": ours["validation"]["loss"],
-            "validation_accuracy": ours["validation"]["accuracy"],
-            "test_accuracy": ours["test"]["accuracy"],
-        },
-        "pytorch": train_twin(plan),
-    }
-    print(json.dumps(row, indent=2))
+    rows = [compare(run) for run in options.runs]
     if options.out:
-        options.out.write_text(json.dumps({"machine": machine(), "torch": torch.__version__, **row}, indent=2) + "\n")
+        found = {"machine": machine(), "torch": torch.__version__, "rows": rows}
+        options.out.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

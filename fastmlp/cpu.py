@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -35,7 +38,7 @@ from fastmlp.cpu_plan import (
 )
 from fastmlp.cpu_simd import lanes as host_lanes
 from fastmlp.cpu_threads import Team, available_cores
-from fastmlp.errors import ConfigError
+from fastmlp.errors import ConfigError, UnavailableError
 from fastmlp.network import FloatArray
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
@@ -67,6 +70,7 @@ class NumbaEngine:
         self.threads = job.threads or available_cores()
         self.teams = {threads: Team(threads) for threads in {1, self.threads}}
         self.lock = threading.Lock()
+        self.process = os.getpid()
         self.rows = 0  # rows that the arena has room for
         layout = make_layout(network, self.lanes, 0)
         self.plan = layout.plan
@@ -92,7 +96,7 @@ class NumbaEngine:
 
     def load(self, state: State) -> None:
         network = self.job.network
-        with self.lock:
+        with self.alone():
             pack(network, self.plan, self.lanes, state.parameters, self.store[PARAMETERS])
             pack_transposed(network, self.plan, self.lanes, state.parameters, self.transposed)
             for name, slot in zip(self.job.optimizer.slots, state.slots, strict=False):
@@ -101,7 +105,7 @@ class NumbaEngine:
 
     def state(self) -> State:
         network = self.job.network
-        with self.lock:
+        with self.alone():
             rows = [PARAMETERS, *(SLOT_ROWS[name] for name in self.job.optimizer.slots)]
             vectors = [unpack(network, self.plan, self.lanes, self.store[row]) for row in rows]
         slots = np.array(vectors[1:], np.float32).reshape(-1, network.parameters)
@@ -118,13 +122,15 @@ class NumbaEngine:
         batch = max(1, min(self.job.batch_size, len(order)))
         team = self.team(self.job.network.flops_per_row * batch)
         results = RowResults(np.empty(len(order), np.float32), np.zeros(len(order), bool))
-        with self.lock:
+        with self.alone():
             self.make_room(round_up(batch, MOST_ROWS_PER_TASK))
             self.shared[:] = 0
+            batches = self.batches(x, y, order, rates, weights)._replace(rows_per_task=rows_per_task(batch, team.threads))
+            self.step += len(rates)  # before: the kernel makes all its steps even if Ctrl-C is raised on its return
             team.run(
                 train_kernel(self.specialisation(y.ndim == 1)),
                 self.plan,
-                self.batches(x, y, order, rates, weights)._replace(rows_per_task=rows_per_task(batch, team.threads)),
+                batches,
                 self.store,
                 self.transposed,
                 self.arena,
@@ -132,7 +138,6 @@ class NumbaEngine:
                 self.shared.ctypes.data,
                 *results,
             )
-            self.step += len(rates)
         return results
 
     def batches(
@@ -171,7 +176,7 @@ class NumbaEngine:
         network = self.job.network
         z = np.empty((len(x), network.sizes[-1]), np.float32)
         team = self.team(network.flops_per_row // 3 * len(x))
-        with self.lock:
+        with self.alone():
             block = rows_per_task(len(x), team.threads)
             self.make_room(block * team.threads)
             self.shared[:] = 0
@@ -188,6 +193,16 @@ class NumbaEngine:
                 block,
             )
         return z
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """One caller at a time. A child forked while another thread was in here can never enter, and is told so."""
+        if self.process != os.getpid():
+            if self.lock.locked():
+                raise UnavailableError("this process was forked while the engine was at work; make a new engine in it")
+            self.process = os.getpid()
+        with self.lock:
+            yield
 
     def team(self, flops: int) -> Team:
         """All threads, or the caller alone if there is too little to do."""

@@ -6,8 +6,9 @@ padded stays exactly zero. Weights [K, N] live in panels of one vector's width:
     store[w_at + (n // lanes) K_p lanes + k lanes + n % lanes] = w[k, n]
 
 and, for every layer but the first, once more transposed, in panels along k, for the gradient of the layer's input. Optimiser
-slots and gradients are further rows of `store`, laid out alike. Rows of a batch are row-major with a leading dimension that
-is an odd number of cache lines, so that a column of tiles does not fall into few sets of the cache.
+slots and gradients are further rows of `store`, laid out alike. Rows of a batch are row-major with a leading dimension of an
+odd number of cache lines (and a part of one, where vectors are shorter than a line), so that a column of tiles does not fall
+into few sets of the cache.
 """
 
 from __future__ import annotations

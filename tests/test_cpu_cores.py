@@ -45,3 +45,44 @@ def test_cores_are_within_the_quota(quota: str, most: int, tmp_path: Path, monke
     monkeypatch.setattr(cpu_threads, "Path", lambda _: file)
     without_quota = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     assert available_cores() == min(without_quota or 1, most)
+
+
+FORKED = """
+import os, threading, warnings
+import numpy as np
+from fastmlp.contract import Job, State
+from fastmlp.cpu import NumbaEngine
+from fastmlp.errors import UnavailableError
+from fastmlp.network import Network
+from fastmlp.optimizers import Optimizer
+
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: this process has threads, and is forked
+network = Network((3, 4, 2))
+engine = NumbaEngine(Job(network, Optimizer()))
+engine.load(State(network.initial_parameters(0), np.empty((0, network.parameters), np.float32), 0))
+holds, go = threading.Event(), threading.Event()
+
+def work():
+    with engine.alone():
+        holds.set()
+        go.wait()
+
+thread = threading.Thread(target=work)
+thread.start()
+holds.wait()
+child = os.fork()
+if child == 0:
+    try:
+        engine.state()
+    except UnavailableError as error:
+        os._exit(7 if "forked" in str(error) else 1)
+    os._exit(1)
+go.set()
+thread.join()
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), engine.state().step)
+"""
+
+
+def test_a_child_forked_while_the_engine_works_is_refused_and_does_not_hang() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKED], stdout=subprocess.PIPE, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["7", "0"]
