@@ -37,7 +37,8 @@ def epochs_table(result: dict[str, Any]) -> str:
             f"| {row['gflops']['numba']:.0f} | {ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f}) |"
         )
     machine = result["machine"]
-    note = f"{about(machine)}; median of {result['rounds']} rounds; Numba on {machine['cores']} threads, NumPy on its better number."
+    threads = f"Numba on {machine['cores']} threads, NumPy on its better number"
+    note = f"{about(machine)}; median of {result['rounds']} rounds; {threads}."
     return "\n".join([*lines, "", note])
 
 
