@@ -2,9 +2,9 @@
 
 Only this file speaks LLVM. Everything takes addresses as int64 and strides in elements, checks nothing and cannot raise.
 
-The micro-kernel computes one tile of C = A B in registers: MR rows by NV vectors of `lanes` columns, all of K, each element
-of A broadcast against vectors of B, fused multiply-add. Every element of C is one sum in the order of k by one thread, so its
-bits depend on nothing but A and B. Terms: micro-kernel, micro-tile, panel as in Van Zee & van de Geijn, "BLIS", 2015.
+The micro-kernel computes one tile of C = A B in registers: a few rows by a few vectors of `lanes` columns, all of K, each
+element of A broadcast against vectors of B, fused multiply-add. Every element of C is one sum in the order of k by one
+thread, so its bits depend on nothing but A and B. Terms: micro-kernel, micro-tile, panel as in Van Zee & van de Geijn, "BLIS", 2015.
 """
 
 from __future__ import annotations
@@ -22,9 +22,6 @@ from numba.extending import intrinsic
 FLOAT = ir.FloatType()
 INT32 = ir.IntType(32)
 INT64 = ir.IntType(64)
-
-MR = 8  # rows of a tile
-NV = 2  # vectors of a tile's row; 8 x 2 accumulators leave registers for B and hide the latency of 8 to 10 FMAs
 
 
 def lanes() -> int:
