@@ -4,7 +4,8 @@ Only this file speaks LLVM. Everything takes addresses as int64 and strides in e
 
 The micro-kernel computes one tile of C = A B in registers: a few rows by a few vectors of `lanes` columns, all of K, each
 element of A broadcast against vectors of B, fused multiply-add. Every element of C is one sum in the order of k by one
-thread, so its bits depend on nothing but A and B. Terms: micro-kernel, micro-tile, panel as in Van Zee & van de Geijn, "BLIS", 2015.
+thread, so its bits depend on nothing but A and B. Terms (micro-kernel, micro-tile, panel) as in Van Zee & van de Geijn,
+"BLIS", 2015.
 """
 
 from __future__ import annotations
