@@ -205,6 +205,8 @@ def data_verify(names: tuple[str, ...], data_dir: str | None, as_json: bool) -> 
     there = [row.name for row in list_data(data_dir) if row.state != "missing"]
     files = [row for name in names or there for row in verify_data(name, data_dir)]
     show_files(files, as_json)
+    if not files:
+        say("no files of data sets are there; `fastmlp data list` tells where they would be, `fastmlp data fetch` gets them")
     if bad := [row.file for row in files if row.status != "ok"]:
         raise DataError(f"damaged or missing: {', '.join(bad)}; get them with `fastmlp data fetch`")
 

@@ -191,7 +191,9 @@ def test_data_list(tmp_path: Path) -> None:
 
 
 def test_data_verify(tmp_path: Path) -> None:
-    assert ok("data", "verify", "--data-dir", tmp_path).stdout == ""  # nothing is there, nothing is damaged
+    nothing = ok("data", "verify", "--data-dir", tmp_path)
+    assert nothing.stdout == ""  # nothing is there, nothing is damaged
+    assert "no files of data sets are there" in nothing.stderr
     result = call("data", "verify", "mnist", "--data-dir", tmp_path, "--json")
     assert result.exit_code == 3
     assert {row["status"] for row in json.loads(result.stdout)["files"]} == {"missing"}
