@@ -125,7 +125,7 @@ class NumbaEngine:
         with self.alone():
             self.make_room(round_up(batch, MOST_ROWS_PER_TASK))
             self.shared[:] = 0
-            batches = self.batches(x, y, order, rates, weights)._replace(rows_per_task=rows_per_task(batch, team.threads))
+            batches = self.batches(x, y, order, rates, weights, rows_per_task(batch, team.threads))
             self.step += len(rates)  # before: the kernel makes all its steps even if Ctrl-C is raised on its return
             team.run(
                 train_kernel(self.specialisation(y.ndim == 1)),
@@ -147,6 +147,7 @@ class NumbaEngine:
         order: npt.NDArray[np.int64],
         rates: npt.NDArray[np.float64],
         weights: FloatArray | None,
+        task_rows: int,
     ) -> Batches:
         """What the kernel reads of a call to `train`."""
         job, network = self.job, self.job.network
@@ -162,7 +163,7 @@ class NumbaEngine:
             factor=self.factor,
             scalars=job.optimizer.scalars(rates, self.step),
             batch_size=job.batch_size,
-            rows_per_task=TILE_ROWS,
+            rows_per_task=task_rows,
             step=self.step,
             seed=np.uint64(job.seed),
             l1=np.float32(network.l1),

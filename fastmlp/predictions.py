@@ -101,10 +101,7 @@ def read_table(file: Path, features: int) -> npt.NDArray[Any]:
             f" or {features + 1} columns with a label first"
         )
     header = not any(is_number(cell.strip()) for cell in first)
-    table, _ = csv_table(file, int(header), text=False)
-    if len(table) == 0:
-        raise DataError(f"{file}: no line of data after the header; add rows")
-    return table
+    return csv_table(file, int(header), text=False)[0]
 
 
 def read_arrays(file: Path) -> npt.NDArray[Any]:

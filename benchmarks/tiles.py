@@ -1,0 +1,92 @@
+"""GFLOP/s of the micro-kernel alone, by shape of the tile: python -m benchmarks.tiles [--rounds 15]
+
+Products of an MLP's sizes by tiles and nothing else: 64 rows, K 784 (weights come from the second cache) and K 128 (all in the
+first). Then the engine's own tile on every core at once, each thread with matrices of its own: what more threads can give here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import threading
+import time
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from benchmarks.epochs import machine
+from fastmlp.cpu_pieces import FLOAT_BYTES
+from fastmlp.cpu_plan import TILE_ROWS, TILE_VECTORS
+from fastmlp.cpu_simd import lanes, make_tile
+from fastmlp.cpu_threads import available_cores
+
+SHAPES = ((8, 1), (8, 2), (12, 2), (4, 4))
+COLUMNS = 128
+FLOP_PER_CALL = 4e9  # some 25 milliseconds, far above the cost of starting a thread
+
+
+def make_product(rows: int, vectors: int, width: int) -> Any:
+    """product(a, b, c, repeats): c = a b, a (m, k), b (panels, k, width), c (m, n), by whole tiles."""
+    tile = make_tile(rows, vectors, width, "keep")
+
+    @njit(nogil=True)
+    def product(a, b, c, repeats):  # type: ignore[no-untyped-def]
+        m, k, n = a.shape[0], a.shape[1], c.shape[1]
+        for _ in range(repeats):
+            for p in range(0, n // width, vectors):
+                b_at = b.ctypes.data + p * k * width * FLOAT_BYTES
+                for i in range(0, m, rows):
+                    a_at = a.ctypes.data + i * k * FLOAT_BYTES
+                    c_at = c.ctypes.data + (i * n + p * width) * FLOAT_BYTES
+                    tile(a_at, k, 1, b_at, width, k * width, c_at, n, width, k, 0, 1, 1)
+
+    return product
+
+
+def matrices(m: int, k: int, width: int) -> tuple[Any, Any, Any]:
+    rng = np.random.default_rng(0)
+    return (
+        rng.random((m, k), np.float32),
+        rng.random((COLUMNS // width, k, width), np.float32),
+        np.empty((m, COLUMNS), np.float32),
+    )
+
+
+def measure(rows: int, vectors: int, k: int, rounds: int, threads: int = 1) -> float:
+    """Best GFLOP/s over the rounds, of `threads` threads together; the product is checked first."""
+    width = lanes()
+    m = rows * -(-64 // rows)
+    product = make_product(rows, vectors, width)
+    sets = [matrices(m, k, width) for _ in range(threads)]
+    for a, b, c in sets:
+        product(a, b, c, 1)
+        np.testing.assert_allclose(c, a @ b.transpose(1, 0, 2).reshape(k, COLUMNS), rtol=1e-4)
+    flop = 2 * m * k * COLUMNS
+    repeats = max(1, int(FLOP_PER_CALL / flop))
+    best = float("inf")
+    for _ in range(rounds):
+        team = [threading.Thread(target=product, args=(*own, repeats)) for own in sets]
+        began = time.perf_counter()
+        for thread in team:
+            thread.start()
+        for thread in team:
+            thread.join()
+        best = min(best, time.perf_counter() - began)
+    return flop * repeats * threads / best / 1e9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    rounds = parser.parse_args().rounds
+    print(machine())
+    for rows, vectors in SHAPES:
+        figures = ", ".join(f"K {k}: {measure(rows, vectors, k, rounds):.0f}" for k in (784, 128))
+        print(f"{rows} x {vectors}, 1 thread, GFLOP/s: {figures}", flush=True)
+    for threads in sorted({1, available_cores()}):
+        rate = measure(TILE_ROWS, TILE_VECTORS, 128, rounds, threads)
+        print(f"the engine's tile, {threads} threads, K 128: {rate:.0f} GFLOP/s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
