@@ -30,6 +30,7 @@ from fastmlp.console import (
     show,
     show_figures,
     show_json,
+    threads_option,
 )
 from fastmlp.errors import DataError, UnavailableError
 
@@ -48,6 +49,7 @@ def program() -> None:
     fastmlp evaluate runs/a                 the same figures once more
     fastmlp predict runs/a shirt.png        a label and its probability
     fastmlp doctor                          what this machine has, and whether it works
+    fastmlp bench                           how fast it trains, and how fast others do
     """
 
 
@@ -237,6 +239,83 @@ def doctor(data_dir: str | None, as_json: bool) -> None:
         show(as_table(checks))
     if broken:
         raise UnavailableError(f"broken: {', '.join(broken)}; the remedy stands beside it in the table")
+
+
+@program.command()
+@click.option(
+    *("--network", "networks"),
+    multiple=True,
+    envvar="FASTMLP_NETWORK",
+    metavar="N-N-N",
+    help="Sizes of all layers; may be given more than once [default: 784-128-10].",
+)
+@click.option(
+    *("--batch-size", "batches"),
+    multiple=True,
+    type=int,
+    envvar="FASTMLP_BATCH_SIZE",
+    help="Rows of one update, for each network; may be given more than once [default: 64].",
+)
+@click.option("--all", "everything", is_flag=True, envvar="FASTMLP_ALL", help="The seven rows of README's table instead.")
+@click.option("--rows", type=int, default=48_000, show_default=True, envvar="FASTMLP_ROWS", help="Rows of an epoch, at most.")
+@click.option("--rounds", type=int, default=5, show_default=True, envvar="FASTMLP_ROUNDS", help="Epochs of each to be timed.")
+@click.option(
+    "--backends",
+    envvar="FASTMLP_BACKENDS",
+    metavar="NAME,...",
+    help="Whom to measure: engines of fastmlp, torch, torch-compile, sklearn, jax [default: all that are there].",
+)
+@threads_option
+@click.option("--optimizer", default="sgd", show_default=True, envvar="FASTMLP_OPTIMIZER", help="Update rule.")
+@click.option("--activation", default="relu", show_default=True, envvar="FASTMLP_ACTIVATION", help="Of all hidden layers.")
+@click.option("--dropout", type=float, default=0.0, show_default=True, envvar="FASTMLP_DROPOUT", help="After hidden layers.")
+@click.option(
+    "--data",
+    default="fashion-mnist",
+    show_default=True,
+    envvar="FASTMLP_DATASET",
+    metavar=f"{SOURCE}|synthetic",
+    help="Rows to train on; made-up ones where a named set is not there, or does not fit the network.",
+)
+@data_dir_option
+@click.option("--out", metavar="FOLDER", envvar="FASTMLP_OUT", help="Write bench.json and bench.png into it.")
+@common_options
+def bench(
+    networks: tuple[str, ...],
+    batches: tuple[int, ...],
+    everything: bool,
+    backends: str | None,
+    out: str | None,
+    as_json: bool,
+    **flags: Any,
+) -> None:
+    """Measure how fast networks train, here and with other libraries.
+
+    \b
+    fastmlp bench                                     a minute or two
+    fastmlp bench --network 784-512-10 --batch-size 64 --batch-size 1024 --out speed
+    fastmlp bench --backends numba,jax --rounds 9
+    fastmlp bench --all --out speed                   as in README, half an hour
+
+    Seconds per epoch of each, median and range over rounds in which all take turns, on the same rows in the same
+    order. Who does not get the specified loss in a first epoch from the same start is left out. GFLOP/s are of
+    the matrix products; the ceiling is what as many threads reach by multiply-adds in registers, measured in the
+    same rounds. Networks are classifiers (softmax cross-entropy) in float32.
+    """
+    from fastmlp.bench import BenchSettings, run_bench
+    from fastmlp.bench_cases import choose_cases
+    from fastmlp.bench_report import bench_text, make_folder, write_bench
+    from fastmlp.bench_rivals import parse_names
+
+    settings = BenchSettings(choose_cases(networks, batches, everything), backends=parse_names(backends), **flags)
+    folder = None if out is None else make_folder(out)
+    result = run_bench(settings, say)
+    if folder is not None:
+        write_bench(result, folder)
+    if as_json:
+        show_json(result)
+    else:
+        show(bench_text(result))
 
 
 def main() -> None:

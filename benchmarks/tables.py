@@ -14,8 +14,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fastmlp.bench_rivals import NAMES, OURS
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+
+# Names of backends and of their packages, as people write them.
+LIBRARIES = {
+    "numpy": "NumPy",
+    "torch": "PyTorch",
+    "torch-compile": "torch.compile",
+    "sklearn": "scikit-learn",
+    "jax": "JAX",
+}
+RIVAL_PACKAGES = ("torch", "scikit-learn", "jax")
 
 
 def about(machine: dict[str, Any]) -> str:
@@ -26,6 +38,61 @@ def about(machine: dict[str, Any]) -> str:
 
 
 def epochs_table(result: dict[str, Any]) -> str:
+    """Seconds of each library on its best number of threads, and how the fastest of them stands to us."""
+    if "verdicts" not in result:
+        return first_epochs_table(result)
+    rows, verdicts = result["rows"], result["verdicts"]
+    ours_last = sorted(rows, key=lambda row: (row["backend"] in OURS, NAMES.index(row["backend"])))
+    columns = list(dict.fromkeys(map(column_of, ours_last)))
+    heads = ["network, batch", *columns, "GFLOP/s", "of the ceiling", "fastest other / ours (range)"]
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    for verdict in verdicts:
+        of_case = [row for row in rows if (row["network"], row["batch"]) == (verdict["network"], verdict["batch"])]
+        lines.append(f"| {' | '.join(epochs_cells(verdict, of_case, columns))} |")
+    lost = [verdict for verdict in verdicts if verdict["ratio"] and verdict["ratio"]["median"] < 1]
+    losses = [f"At {verdict['network']}, batch {verdict['batch']}, {verdict['text']}." for verdict in lost]
+    counted = f"fastmlp is fastest in {len(verdicts) - len(lost)} of {len(verdicts)} rows."
+    return "\n".join([*lines, "", " ".join([counted, *losses]), "", epochs_note(result)])
+
+
+def column_of(row: dict[str, Any]) -> str:
+    """Heading of the column that a row of the result goes to."""
+    if row["backend"] in OURS and row["threads"]:
+        return f"fastmlp {row['backend']}, {row['threads']} thread{'s' * (row['threads'] > 1)}"
+    return LIBRARIES.get(row["backend"], row["backend"])
+
+
+def epochs_cells(verdict: dict[str, Any], rows: list[dict[str, Any]], columns: list[str]) -> list[str]:
+    """Cells of one case. Other libraries have their number of threads in brackets."""
+    cells = dict.fromkeys(columns, "–")
+    for row in rows:
+        threads = "" if row["backend"] in OURS or row["threads"] is None else f" ({row['threads']})"
+        cells[column_of(row)] = f"{row['seconds_per_epoch']:.3f}{threads}"
+    ours = min((row for row in rows if row["backend"] in OURS), key=lambda row: row["seconds_per_epoch"], default=None)
+    speed = ["–", "–"]
+    if ours is not None:
+        share = ours["ceiling_share"]
+        speed = [f"{ours['gflops']:.0f}", "–" if share is None else f"{share:.0%}"]
+    ratio = verdict["ratio"]
+    gain = f"{ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})" if ratio else "–"
+    return [f"{verdict['network']}, {verdict['batch']}", *cells.values(), *speed, gain]
+
+
+def epochs_note(result: dict[str, Any]) -> str:
+    """Date, machine, versions, and what the figures are."""
+    ceilings = ", ".join(
+        f"{one['gflops']:.0f} GFLOP/s and {one['triad']:.0f} GB/s on {one['threads']}" for one in result["ceiling"]
+    )
+    versions = [f"{LIBRARIES.get(name, name)} {text}" for name, text in result["versions"].items() if name in RIVAL_PACKAGES]
+    return (
+        f"{about(result['machine'] | result['versions'])}, {', '.join(versions)}; seconds, median of "
+        f"{result['settings']['rounds']} rounds, others on their better number of threads (in brackets). "
+        f"Ceiling and triad: {ceilings} threads. GFLOP/s and share of the ceiling are of our fastest."
+    )
+
+
+def first_epochs_table(result: dict[str, Any]) -> str:
+    """Of the object that was kept before `fastmlp bench`; goes when results/epochs.json is measured anew."""
     lines = [
         "| network, batch | NumPy, s (threads) | Numba, s | GFLOP/s | times faster (range over the rounds) |",
         "| --- | --- | --- | --- | --- |",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 
 from benchmarks import epochs, tables
 from benchmarks.cases import EPOCHS, Case
+from fastmlp.bench import BenchSettings, run_bench
 from fastmlp.network import Network
 
 README = Path(tables.ROOT) / "README.md"
@@ -46,30 +49,74 @@ def test_the_cases_have_their_known_cost() -> None:
     assert cost == [19.6, 19.6, 118.8, 96.5, 26.6, 19.6, 127.3]
 
 
-@pytest.fixture
-def few_rows(monkeypatch: pytest.MonkeyPatch) -> tuple[np.ndarray, np.ndarray]:
-    monkeypatch.setattr(epochs, "ROWS", 100)
-    rng = np.random.default_rng(0)
-    return rng.random((100, 12), np.float32), rng.integers(0, 3, 100).astype(np.int32)
+# ------------------------------------------------------------------------------------------------ epochs
 
 
-def test_epochs_are_measured(few_rows: tuple[np.ndarray, np.ndarray]) -> None:
-    row = epochs.measure(Case((12, 8, 3), 32), *few_rows, rounds=2)
-    assert row["network"] == "12-8-3"
-    assert set(row["seconds"]) == {"numpy", "numba"}
-    ratio = row["ratio"]
-    assert 0 < ratio["least"] <= ratio["median"] <= ratio["most"]
+@pytest.fixture(scope="module")
+def measured() -> dict[str, Any]:
+    """A real result of tiny sizes."""
+    cases = (Case((20, 16, 10), 24), Case((20, 10), 8))
+    return run_bench(BenchSettings(cases, 64, 2, ("numpy", "numba"), 2, data="synthetic", rest=0.0, triad_bytes=4096))
 
 
-def test_engines_that_disagree_are_not_timed(few_rows: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = epochs.engine_for
+def test_the_table_of_epochs_has_the_figures_of_the_result(measured: dict[str, Any]) -> None:
+    head, ruler, first, second, empty, counted, _, note = tables.epochs_table(measured).splitlines()
+    assert head.startswith("| network, batch | NumPy | fastmlp numba, 1 thread | fastmlp numba, 2 threads | GFLOP/s |")
+    assert head.count("|") == ruler.count("|") == first.count("|")
+    assert (first.split(" | ")[0], second.split(" | ")[0], empty) == ("| 20-16-10, 24", "| 20-10, 8", "")
+    by_numpy = next(row for row in measured["rows"] if row["backend"] == "numpy")
+    assert first.split(" | ")[1] == f"{by_numpy['seconds_per_epoch']:.3f} ({by_numpy['threads']})"
+    ratio = measured["verdicts"][0]["ratio"]
+    assert f" {ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f}) |" in first
+    assert counted.startswith("fastmlp is fastest in ")
+    about = measured["machine"]
+    assert note.startswith(f"{about['date']}, {about['cores']} cores ({about['processor']}), Python ")
+    assert "median of 2 rounds" in note
 
-    def of_another_start(backend: str, case: Case) -> object:
-        engine = honest(backend, case)
-        if backend == "numba":
-            engine.load(engine.state()._replace(parameters=engine.state().parameters * np.float32(1.1)))
-        return engine
 
-    monkeypatch.setattr(epochs, "engine_for", of_another_start)
-    with pytest.raises(SystemExit, match="disagree"):
-        epochs.measure(Case((12, 8, 3), 32), *few_rows, rounds=1)
+def test_where_we_lose_is_said(measured: dict[str, Any]) -> None:
+    lost = copy.deepcopy(measured)
+    lost["verdicts"][0] |= {"ratio": {"median": 0.5, "least": 0.4, "most": 0.6}, "text": "we lose: numpy is faster"}
+    lost["verdicts"][1] |= {"ratio": {"median": 1.5, "least": 0.4, "most": 1.6}}
+    assert "fastmlp is fastest in 1 of 2 rows. At 20-16-10, batch 24, we lose: numpy is faster." in tables.epochs_table(lost)
+    assert epochs.lost(lost) == ["20-16-10, batch 24: we lose: numpy is faster"]
+
+
+def test_a_library_that_was_left_out_of_a_case_has_a_dash(measured: dict[str, Any]) -> None:
+    result = copy.deepcopy(measured)
+    result["rows"] = [row for row in result["rows"] if (row["network"], row["backend"]) != ("20-10", "numpy")]
+    result["verdicts"][1]["ratio"] = None
+    second = tables.epochs_table(result).splitlines()[3]
+    assert second.startswith("| 20-10, 8 | – | 0.")
+    assert second.endswith(" | – |")
+
+
+def test_figures_of_made_up_data_are_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(epochs, "EPOCHS", (Case((20, 16, 10), 24),))
+    monkeypatch.setattr(epochs, "run_bench", lambda settings, say: run_bench(small(settings), say))
+    monkeypatch.setenv("FASTMLP_DATA", str(tmp_path / "empty"))
+    monkeypatch.setattr("sys.argv", ["epochs", "--rounds", "1", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="FASTMLP_DATA"):
+        epochs.main()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_script_writes_the_result_and_the_chart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(epochs, "EPOCHS", (Case((20, 16, 10), 24),))
+    monkeypatch.setattr(epochs, "DATA", "digits")
+    monkeypatch.setattr(epochs, "run_bench", lambda settings, say: run_bench(small(settings), say))
+    monkeypatch.setattr(epochs, "lost", lambda result: ["somewhere"])
+    monkeypatch.setattr("sys.argv", ["epochs", "--rounds", "1", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="somewhere"):
+        epochs.main()
+    assert {path.name for path in tmp_path.iterdir()} == {"epochs.json", "epochs.png"}
+    assert tables.epochs_table(json.loads((tmp_path / "epochs.json").read_text())).startswith("| network, batch | NumPy |")
+
+
+def small(settings: BenchSettings) -> BenchSettings:
+    return replace(settings, rows=64, backends=("numpy", "numba"), rest=0.0, triad_bytes=4096)
+
+
+def test_other_scripts_find_machine_and_versions_in_one() -> None:
+    assert {"date", "cores", "processor", "python", "numpy", "numba", "load"} <= set(epochs.machine())
+    assert tables.about(epochs.machine()).count(",") == 4
