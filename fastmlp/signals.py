@@ -11,7 +11,8 @@ from typing import Any
 class Signals:
     """Context in which the first SIGINT or SIGTERM is only noted in `received`; a second SIGINT interrupts at once.
 
-    Outside the main thread, where Python delivers no signals, it does nothing.
+    Outside the main thread, where Python delivers no signals, it does nothing. Threads may share what one of them entered:
+    all see what it received.
 
     >>> with Signals() as signals:
     ...     signal.raise_signal(signal.SIGINT)
@@ -28,6 +29,10 @@ class Signals:
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._note)
         return self
+
+    def end(self) -> None:
+        """Make all that watch this end, as if SIGTERM had come."""
+        self.received = self.received or signal.SIGTERM
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received:

@@ -1,0 +1,158 @@
+"""Throughput of many models at once: python -m benchmarks.many [--rounds 7] [--threads T] [--out FILE.json]
+
+Each case trains its models one after the other on one thread, then all by `train_many` on T threads, in turn, round by round.
+The efficiency of a round is alone / (T together): 1 if T threads do T times the work of one. Both must give the same weights.
+Beside it stands what the machine itself gives: the same quotient for multiply-adds in registers. Real Fashion-MNIST
+(FASTMLP_DATA). Ends with an error if a case's median efficiency is below the floor, after all has been written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.epochs import machine
+from fastmlp import Network, Optimizer, Schedule, Settings, Training, train, train_many
+from fastmlp.artifacts import write_json
+from fastmlp.bench_machine import Ceilings
+from fastmlp.cpu_threads import available_cores
+from fastmlp.data import Dataset, load_data
+from fastmlp.preprocess import fit_scaling, split_rows
+
+FLOOR = 0.95
+MODELS_PER_THREAD = 4  # enough for the end, when threads run out of models, to be short
+NETWORKS = (
+    Network((784, 128, 10)),
+    Network((784, 64, 10), activation="tanh", dropout=0.2),
+    Network((784, 256, 64, 10), l2=1e-4),
+    Network((784, 32, 32, 10), activation="gelu"),
+    Network((784, 100, 100, 10), activation=("relu", "silu"), dropout=(0.1, 0.0)),
+)
+OPTIMIZERS = ("sgd", "adam", "nesterov", "adamw", "rmsprop")
+
+Job = tuple[Network, Settings]
+
+
+class Case(NamedTuple):
+    """Models to train on so many rows of a data set; a fifth of them validates."""
+
+    name: str
+    data: str
+    rows: int
+    jobs: Sequence[Job]
+
+
+def settings(seed: int, epochs: int, optimizer: str = "sgd", batch: int = 64) -> Settings:
+    """A rate of its own for each model."""
+    return Settings(Schedule(0.002 * (1 + seed / 10)), Optimizer(optimizer), epochs=epochs, batch_size=batch, seed=seed)
+
+
+def make_cases(models: int) -> tuple[Case, ...]:
+    """What is measured, with `models` models each."""
+    digits = [(Network((64, 32, 10)), settings(seed, 60, "adam", 32)) for seed in range(models)]
+    fashion = [(Network((784, 128, 10)), settings(seed, 3)) for seed in range(models)]
+    mix = [
+        (NETWORKS[seed % len(NETWORKS)], settings(seed, 2 + seed % 3, OPTIMIZERS[seed % len(OPTIMIZERS)], 32 << seed % 3))
+        for seed in range(models)
+    ]
+    return (
+        Case("64-32-10 on digits", "digits", 1797, digits),
+        Case("784-128-10", "fashion-mnist", 12_000, fashion),
+        Case("a mix of shapes", "fashion-mnist", 12_000, mix),
+    )
+
+
+def parts_of(case: Case, data: Dataset) -> dict[str, Any]:
+    """What `train` and `train_many` get of the data: as many pixels as the networks take, and a part for validation."""
+    features = case.jobs[0][0].sizes[0]
+    x, y = data.x[: case.rows, :: data.x.shape[1] // features][:, :features], data.y[: case.rows]
+    rest, validation = split_rows(y, (0.2,))
+    scaling = fit_scaling("unit", x[rest])
+    return {"x": x[rest], "y": y[rest], "validation": (x[validation], y[validation]), "scaling": scaling}
+
+
+def alone(case: Case, parts: dict[str, Any]) -> list[Training]:
+    """One after the other, each on one thread."""
+    return [train(network, settings=replace(own, threads=1), **parts) for network, own in case.jobs]
+
+
+def together(case: Case, parts: dict[str, Any], threads: int) -> list[Training]:
+    """All at once."""
+    return [found for found in train_many(case.jobs, **parts, threads=threads) if isinstance(found, Training)]
+
+
+def timed(function: Callable[..., Any], *args: Any) -> float:
+    began = time.perf_counter()
+    function(*args)
+    return time.perf_counter() - began
+
+
+def check_agreement(case: Case, parts: dict[str, Any], threads: int) -> None:
+    """Train all models both ways, which also compiles everything, and end with an error unless the weights are the same."""
+    for index, (one, other) in enumerate(zip(alone(case, parts), together(case, parts, threads), strict=True)):
+        if one.state.parameters.tobytes() != other.state.parameters.tobytes():
+            sys.exit(f"{case.name}: model {index} came out differently alone and among others")
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
+def measure(case: Case, parts: dict[str, Any], threads: int, rounds: int) -> dict[str, Any]:
+    """Seconds and efficiency of a case."""
+    check_agreement(case, parts, threads)
+    seconds = [(timed(alone, case, parts), timed(together, case, parts, threads)) for _ in range(rounds)]
+    return {
+        "case": case.name,
+        "models": len(case.jobs),
+        "rows": len(parts["x"]),
+        "alone_seconds": spread([one for one, _ in seconds]),
+        "together_seconds": spread([many for _, many in seconds]),
+        "efficiency": spread([one / (threads * many) for one, many in seconds]),
+    }
+
+
+def scaling_of_machine(threads: int, rounds: int) -> float:
+    """How much of `threads` times the arithmetic of one thread so many threads reach, without memory or Python."""
+    with contextlib.closing(Ceilings([1, threads], array_bytes=4096)) as ceilings:
+        for _ in range(rounds):
+            ceilings.measure()
+        return ceilings.gflops[threads] / (threads * ceilings.gflops[1])
+
+
+def text_of(row: dict[str, Any]) -> str:
+    """A row for a person."""
+    efficiency, one, many = row["efficiency"], row["alone_seconds"]["median"], row["together_seconds"]["median"]
+    found = f"{efficiency['median']:.1%} ({efficiency['least']:.1%} to {efficiency['most']:.1%})"
+    return f"{row['case']}, {row['models']} models: alone {one:.2f} s, together {many:.2f} s, efficiency {found}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=available_cores())
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    about = machine()
+    rows = []
+    for case in make_cases(MODELS_PER_THREAD * options.threads):
+        rows.append(measure(case, parts_of(case, load_data(case.data)), options.threads, options.rounds))
+        print(text_of(rows[-1]), flush=True)
+    machine_scaling = scaling_of_machine(options.threads, options.rounds)
+    print(f"the machine's own: {machine_scaling:.1%} on {options.threads} threads")
+    if options.out:
+        result = {"rounds": options.rounds, "threads": options.threads, "machine_scaling": machine_scaling, "rows": rows}
+        write_json(options.out, {"machine": about, **result})
+    if any(row["efficiency"]["median"] < FLOOR for row in rows):
+        sys.exit(f"a case is below {FLOOR:.0%} of {options.threads} times one thread")
+
+
+if __name__ == "__main__":
+    main()
