@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastmlp.data import Dataset, load_data
     from fastmlp.evaluation import evaluate
+    from fastmlp.many import train_many
     from fastmlp.model import Model
     from fastmlp.modelfile import load, save
     from fastmlp.network import Network
     from fastmlp.optimizers import Optimizer, Schedule
     from fastmlp.preprocess import Scaling, fit_scaling, split_rows
+    from fastmlp.rows import Subset
     from fastmlp.training import Settings, Training, train
 
 __version__ = "0.1.0"
@@ -30,6 +32,7 @@ _HOME = {
     "Dataset": "data",
     "load_data": "data",
     "evaluate": "evaluation",
+    "train_many": "many",
     "Model": "model",
     "load": "modelfile",
     "save": "modelfile",
@@ -39,6 +42,7 @@ _HOME = {
     "Scaling": "preprocess",
     "fit_scaling": "preprocess",
     "split_rows": "preprocess",
+    "Subset": "rows",
     "Settings": "training",
     "Training": "training",
     "train": "training",
@@ -52,6 +56,7 @@ __all__ = [
     "Scaling",
     "Schedule",
     "Settings",
+    "Subset",
     "Training",
     "__version__",
     "evaluate",
@@ -61,6 +66,7 @@ __all__ = [
     "save",
     "split_rows",
     "train",
+    "train_many",
 ]
 
 

@@ -9,8 +9,9 @@ import numpy.typing as npt
 
 from fastmlp.errors import DataError
 from fastmlp.network import FloatArray, Network
+from fastmlp.rows import Features, Subset, blocks, first_not_finite
 
-Rows = tuple[npt.NDArray[Any], npt.NDArray[Any]]  # x and y of a data part
+Rows = tuple[Features, npt.NDArray[Any]]  # x and y of a data part
 
 
 def as_array(values: Any, what: str) -> npt.NDArray[Any]:
@@ -25,22 +26,27 @@ def finite(array: npt.NDArray[Any], dtype: npt.DTypeLike) -> tuple[npt.NDArray[A
     """The array in `dtype`, C-contiguous, and the place of the first value that is not finite in it."""
     with np.errstate(over="ignore"):  # what overflows becomes infinite, and is found
         cast = np.ascontiguousarray(array, dtype)
-    wrong = ~np.isfinite(cast)
-    return cast, tuple(np.argwhere(wrong)[0].tolist()) if wrong.any() else None
+    return cast, first_not_finite(cast)
 
 
-def check_rows(x: Any, features: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """x as a C-contiguous (n, features) array of uint8 (kept as it is) or `dtype`, finite, or a DataError."""
-    rows = as_array(x, "the data")
+def check_rows(x: Any, features: int, dtype: npt.DTypeLike) -> Features:
+    """x as a C-contiguous (n, features) array of uint8 (kept as it is) or `dtype`, finite, or a DataError.
+
+    A `rows.Subset` of such an array stays one, one of any other array is copied; an array that is such is not copied.
+    """
+    rows = x if isinstance(x, Subset) else as_array(x, "the data")
     if rows.ndim != 2 or rows.shape[1] != features:
         raise DataError(f"the network takes rows of {features} features, but the data has shape {rows.shape}")
     if rows.dtype.kind not in "buif":
         raise DataError(f"the data must be numbers, not {rows.dtype}; convert it first")
+    if isinstance(rows, Subset) and not (rows.dtype in (np.uint8, dtype) and rows.array.flags.c_contiguous):
+        rows = np.asarray(rows)
     if rows.dtype == np.uint8:
-        return np.ascontiguousarray(rows)
-    cast, place = finite(rows, dtype)
+        return rows if isinstance(rows, Subset) else np.ascontiguousarray(rows)
+    cast, place = (rows, first_not_finite(rows)) if isinstance(rows, Subset) else finite(rows, dtype)
     if place is not None:
-        raise DataError(f"row {place[0]}, feature {place[1]} is {rows[place]}; remove or fill such values first")
+        value = rows[place[0]][place[1]]
+        raise DataError(f"row {place[0]}, feature {place[1]} is {value}; remove or fill such values first")
     return cast
 
 
@@ -63,11 +69,15 @@ def check_targets(network: Network, y: Any, rows: int, part: str, dtype: npt.DTy
     y, place = finite(y, dtype)
     if place is not None:
         raise DataError(f"{part} targets are not finite in row {place[0]}, output {place[1]}; remove such rows first")
-    if network.loss == "cross-entropy" and not (np.allclose(y.sum(axis=1), 1, atol=1e-4) and (y >= 0).all()):
+    if network.loss == "cross-entropy" and not all(are_probabilities(block) for _, block in blocks(y)):
         raise DataError(
             f"{part} targets of cross-entropy must sum to 1 and not be negative; for regression use loss='squared-error'"
         )
     return y
+
+
+def are_probabilities(y: FloatArray) -> bool:
+    return bool(np.allclose(y.sum(axis=1), 1, atol=1e-4) and (y >= 0).all())
 
 
 def check_part(network: Network, x: Any, y: Any, part: str, dtype: npt.DTypeLike) -> Rows:

@@ -1,8 +1,8 @@
 """Data sets: any of them by name or by path, and the one check that all pass.
 
 Here: `Dataset`, `load_data`, `check_dataset`; what else callers need of data can be imported from here too.
-Not here: file formats (`data_files.py`, `data_images.py`); named data sets and their downloads (`data_fetch.py`);
-checks of single arrays, splitting and scaling (`preprocess.py`).
+Not here: file formats (`data_files.py`, `data_npy.py`, `data_images.py`); named data sets and their downloads
+(`data_fetch.py`); checks of single arrays, splitting and scaling (`preprocess.py`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from fastmlp.data_fetch import DATASETS, data_folder, fetch_data, list_data, named_parts, verify_data
 from fastmlp.data_files import Parts, read_csv, read_npz, reading
 from fastmlp.data_images import load_images, read_image_folder
+from fastmlp.data_npy import is_npy_folder, read_npy_folder
 from fastmlp.errors import ConfigError, DataError, unknown_name
 from fastmlp.preprocess import Place, check_features, check_labels, check_values
 
@@ -37,7 +38,7 @@ class Dataset:
     Parameters
     ----------
     name : what it is called, for titles and folder names
-    x : (n, features) uint8 or float32, C-contiguous, finite
+    x : (n, features) uint8 or float32, C-contiguous, finite; from a folder of `.npy` files memory-mapped (see `data_npy`)
     y : (n,) int32 class numbers, or (n, k) float32 targets of regression
     classes : names of the classes; empty for regression
     image_shape : (height, width, channels) if the rows are images
@@ -145,8 +146,9 @@ def load_data(
 
     Parameters
     ----------
-    source : a name in `DATASETS`, or the path of an .npz file, a .csv file, or a folder of class folders of
-        images (see `data_files`, `data_images`). A name wins over a path: write ./mnist for a folder called mnist.
+    source : a name in `DATASETS`, or the path of an .npz file, a .csv file, a folder with x.npy and y.npy,
+        or a folder of class folders of images (see `data_files`, `data_npy`, `data_images`). A name wins over a path:
+        write ./mnist for a folder called mnist.
     data_dir : folder of the named data sets (see `data_folder`); what is missing is downloaded to it
     image_size : (height, width) that all images of a folder are resized to
     target : "class" reads y as labels, "value" as targets of regression
@@ -167,27 +169,34 @@ def load_data(
     name, path = str(source), Path(source)
     named = name in DATASETS
     with reading(path):
-        folder = not named and path.is_dir()
+        images = not named and is_image_folder(path)
         if not (named or path.exists()):
-            hint = "or give the path of an .npz file, a .csv file or a folder of class folders"
+            hint = "or give the path of an .npz file, a .csv file or a folder"
             raise DataError(f"{unknown_name('data set', name, DATASETS)}; no such file or folder either; {hint}")
-        if image_size is not None and not folder:
+        if image_size is not None and not images:
             raise ConfigError(f"image size is for folders of images, {name!r} is none; leave it out")
         if image_size is not None and (len(image_size) != 2 or min(image_size) < 1):
             raise ConfigError(f"image size {image_size}: give height and width, both at least 1")
-        if target == "value" and folder:
+        if target == "value" and images:
             raise ConfigError(f"{path}: a folder of images has classes, no values; use target 'class'")
         if named:
             return check_dataset(named_parts(name, data_dir, progress), name, target)
         return check_dataset(_read(path, image_size, target), path.resolve().stem, target)
 
 
+def is_image_folder(path: Path) -> bool:
+    """Whether a path is a folder that is read as class folders of images."""
+    return path.is_dir() and not is_npy_folder(path)
+
+
 def _read(path: Path, image_size: tuple[int, int] | None, target: str) -> Parts:
     if path.is_dir():
-        return read_image_folder(path, image_size)
+        return read_npy_folder(path) if is_npy_folder(path) else read_image_folder(path, image_size)
     match path.suffix.lower():
         case ".npz":
             return read_npz(path)
         case ".csv":
             return read_csv(path, target)
-    raise DataError(f"{path}: not a kind of file that can be read; give .npz, .csv or a folder of class folders")
+        case ".npy":
+            raise DataError(f"{path}: one array alone; give the folder that holds x.npy and y.npy")
+    raise DataError(f"{path}: not a kind of file that can be read; give .npz, .csv or a folder of class folders or .npy files")

@@ -49,7 +49,9 @@ def read_image_folder(path: str | Path, image_size: tuple[int, int] | None = Non
     split = inner in (["train"], ["test", "train"])
     classes, files, y = _class_files(path / "train" if split else path)
     if len(classes) < 2:
-        raise DataError(f"{path}: {len(classes)} class folders; at least two are needed, one for each class")
+        raise DataError(
+            f"{path}: {len(classes)} class folders; at least two are needed, one for each class; or x.npy and y.npy"
+        )
     if not (split and "test" in inner):
         shape = _common_shape(files, image_size)
         return Parts(_stack(files, shape), y, classes, shape)

@@ -1,38 +1,58 @@
-"""From outputs and targets to figures: the loss and accuracy of an epoch, and the full metrics of a data part."""
+"""From rows and targets to figures: the loss and accuracy of an epoch, and the full metrics of a data part.
+
+Rows pass in blocks, and no more is kept of a row than its loss and its prediction.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.checks import check_targets
+from fastmlp.checks import check_part
+from fastmlp.contract import Engine
 from fastmlp.metrics import classification_metrics, regression_metrics
-from fastmlp.model import Model
+from fastmlp.model import Model, forward_blocks
 from fastmlp.network import FloatArray, Network
+from fastmlp.rows import Features
 
 
-def loss_and_accuracy(network: Network, z: FloatArray, y: npt.NDArray[Any]) -> tuple[float, float | None]:
-    """Mean loss (without penalties, without label smoothing) and accuracy (None for plain targets) from pre-activations z.
+def row_figures(network: Network, z: FloatArray, y: npt.NDArray[Any]) -> tuple[FloatArray, npt.NDArray[Any]]:
+    """Loss of each row, (n,) float64, and its prediction, (n,) int64 classes or (n, outputs) float64, from pre-activations z.
 
-    Smoothing is part of training only, so that losses of smoothed and plain networks compare.
+    The loss is without penalties and without label smoothing, which is part of training only, so that losses of smoothed
+    and plain networks compare. y (n,) classes or (n, outputs) targets says which of the two predictions.
     """
-    from dataclasses import replace
+    from fastmlp.reference import OUTPUTS, row_losses, target_rows
 
-    from fastmlp.reference import row_losses, target_rows
-
-    plain = replace(network, label_smoothing=0.0)
-    loss, _ = row_losses(plain, z.astype(np.float64), target_rows(plain, y, np.float64))
-    return float(loss.mean()), float((z.argmax(axis=1) == y).mean()) if y.ndim == 1 else None
+    plain, exact = replace(network, label_smoothing=0.0), z.astype(np.float64)
+    losses, _ = row_losses(plain, exact, target_rows(plain, y, np.float64))
+    return losses, z.argmax(axis=1) if y.ndim == 1 else OUTPUTS[network.output or ""](exact)
 
 
-def evaluate(model: Model, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> dict[str, Any]:
+def measure(network: Network, engine: Engine, x: Features, y: npt.NDArray[Any]) -> tuple[FloatArray, npt.NDArray[Any]]:
+    """`row_figures` of all rows of a data part, x and y as `checks.check_part` gives them."""
+    losses = np.empty(len(x))
+    predictions = np.empty(y.shape, np.int64 if y.ndim == 1 else np.float64)
+    for rows, z in forward_blocks(engine, x):
+        losses[rows], predictions[rows] = row_figures(network, z, y[rows])
+    return losses, predictions
+
+
+def epoch_figures(network: Network, engine: Engine, x: Features, y: npt.NDArray[Any]) -> tuple[float, float | None]:
+    """Mean loss and accuracy (None for plain targets) of a data part; see `measure`."""
+    losses, predictions = measure(network, engine, x, y)
+    return float(losses.mean()), float((predictions == y).mean()) if y.ndim == 1 else None
+
+
+def evaluate(model: Model, x: Features, y: npt.NDArray[Any]) -> dict[str, Any]:
     """All figures of a model on a data part.
 
     Parameters
     ----------
-    x : (n, features) rows as they came from the data, unscaled
+    x : (n, features) rows as they came from the data, unscaled: an array, which may be memory-mapped, or a `rows.Subset`
     y : (n,) class numbers or (n, outputs) targets
 
     Returns
@@ -43,12 +63,9 @@ def evaluate(model: Model, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> dict[str
     ------
     DataError : x or y do not fit the network
     """
-    z = model.forward(x)
-    y = check_targets(model.network, y, len(z), "evaluation", z.dtype)
-    loss, _ = loss_and_accuracy(model.network, z, y)
+    x, y = check_part(model.network, x, y, "evaluation", model.parameters.dtype)
+    losses, predictions = measure(model.network, model.engine(), x, y)
+    loss = {"loss": float(losses.mean())}
     if y.ndim == 1:
-        return {"loss": loss, **classification_metrics(y, z.argmax(axis=1), model.classes)}
-    from fastmlp.reference import OUTPUTS
-
-    outputs = OUTPUTS[model.network.output or ""](z.astype(np.float64))
-    return {"loss": loss, **regression_metrics(y, outputs)}
+        return loss | classification_metrics(y, predictions, model.classes)
+    return loss | regression_metrics(y, predictions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from fastmlp.contract import Engine, Job, State
 from fastmlp.network import FloatArray, Network
 from fastmlp.optimizers import Optimizer
 from fastmlp.preprocess import Scaling
+from fastmlp.rows import Features, blocks
 
 # Rows that pass through an engine at once in prediction: bounds the memory, and the time until Ctrl-C is seen.
 ROWS_AT_ONCE = 16384
@@ -59,12 +61,14 @@ class Model:
             self._engines.append(engine)
         return self._engines[0]
 
-    def forward(self, x: npt.NDArray[Any]) -> FloatArray:
+    def forward(self, x: Features) -> FloatArray:
         """Pre-activations of the output layer, (n, outputs), for rows x (n, features), raw as they came from the data."""
         return forward_rows(self.engine(), check_rows(x, self.network.sizes[0], self.parameters.dtype))
 
-    def predict_proba(self, x: npt.NDArray[Any]) -> FloatArray:
+    def predict_proba(self, x: Features) -> FloatArray:
         """Outputs of the network, (n, outputs) float64: probabilities for a softmax output.
+
+        x (n, features) is an array, which may be memory-mapped, or a `rows.Subset`, uint8 or numbers.
 
         Raises
         ------
@@ -74,7 +78,7 @@ class Model:
 
         return OUTPUTS[self.network.output or ""](self.forward(x).astype(np.float64))
 
-    def predict(self, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def predict(self, x: Features) -> npt.NDArray[Any]:
         """Class numbers (n,) int64, or for regression the outputs (n, outputs).
 
         Raises
@@ -84,7 +88,13 @@ class Model:
         return self.forward(x).argmax(axis=1) if self.classes else self.predict_proba(x)
 
 
-def forward_rows(engine: Engine, x: npt.NDArray[Any]) -> FloatArray:
-    """`engine.forward` in pieces of ROWS_AT_ONCE rows."""
-    pieces = [engine.forward(x[at : at + ROWS_AT_ONCE]) for at in range(0, max(len(x), 1), ROWS_AT_ONCE)]
-    return np.concatenate(pieces)
+def forward_blocks(engine: Engine, x: Features) -> Iterator[tuple[slice, FloatArray]]:
+    """`engine.forward` in blocks of ROWS_AT_ONCE rows at most: the place of each block and its pre-activations."""
+    for place, block in blocks(x, ROWS_AT_ONCE):
+        yield place, engine.forward(block)
+
+
+def forward_rows(engine: Engine, x: Features) -> FloatArray:
+    """`engine.forward` of all rows, in blocks."""
+    pieces = [z for _, z in forward_blocks(engine, x)]
+    return np.concatenate(pieces or [engine.forward(x[:0])])

@@ -17,12 +17,14 @@ import numpy.typing as npt
 
 from fastmlp.errors import ConfigError, DataError, unknown_name
 from fastmlp.philox import generator
+from fastmlp.rows import Features, blocks, first_not_finite
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 MOST_CLASSES = 65536  # a larger label is taken for damage, not for a reason to allocate that many outputs
-CHUNK_ROWS = 1024  # rows turned into float64 at a time while statistics are summed
+CHUNK_ROWS = 1024  # rows turned into float64 at a time while statistics are summed,
+CHUNK_VALUES = 1 << 22  # but no more than this many values
 
 
 class Place(NamedTuple):
@@ -116,9 +118,8 @@ def _float32(rows: Array, place: Place) -> Array:
         raise DataError(f"{place.text}: values of type {rows.dtype}; numbers are needed")
     with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused below by its place
         result: Array = np.ascontiguousarray(rows, np.float32)
-    good = np.isfinite(result)
-    if not good.all():
-        row, column = divmod(int(good.argmin()), result.shape[1])
+    if (at := first_not_finite(result)) is not None:
+        row, column = at
         reason = f"{rows[row, column]} is not a finite float32 number"
         raise DataError(f"{place.row(row)}, column {column}: {reason}; correct or remove it")
     return result
@@ -259,7 +260,7 @@ class Scaling:
         return {"shift": self.shift, "factor": self.factor}
 
 
-def fit_scaling(kind: str, x: Array) -> Scaling:
+def fit_scaling(kind: str, x: Features) -> Scaling:
     """Fit a scaling on the training part.
 
     Parameters
@@ -268,7 +269,7 @@ def fit_scaling(kind: str, x: Array) -> Scaling:
         deviation 1 (of the population); "zscore-global": with one mean and one deviation for all features.
         For "unit" and "symmetric" pixels (uint8) range over 0..255, other features as they do in x.
         A feature that is constant in x gets factor 1, as in scikit-learn's StandardScaler.
-    x : (n, features) uint8 or float, finite, n ≥ 1
+    x : (n, features) uint8 or float, finite, n ≥ 1; an array, which may be memory-mapped, or a `rows.Subset`
 
     Returns
     -------
@@ -287,7 +288,7 @@ def fit_scaling(kind: str, x: Array) -> Scaling:
     """
     if kind not in SCALINGS:
         raise ConfigError(unknown_name("scaling", kind, SCALINGS))
-    if x.ndim != 2 or x.size == 0:
+    if x.ndim != 2 or 0 in x.shape:
         raise DataError(f"a scaling needs rows (n, features) to be fitted on, not an array of shape {x.shape}")
     shift, spread = SCALINGS[kind](x)
     # Below the smallest normal float32, 1 / spread could overflow; such a feature is as good as constant.
@@ -295,56 +296,72 @@ def fit_scaling(kind: str, x: Array) -> Scaling:
     return Scaling(kind, shift.astype(np.float32), factor.astype(np.float32))
 
 
-def _nothing(x: Array) -> tuple[Float64, Float64]:
+def _nothing(x: Features) -> tuple[Float64, Float64]:
     return np.zeros(x.shape[1]), np.ones(x.shape[1])
 
 
-def _range(x: Array) -> tuple[Float64, Float64]:
+def _extremes(x: Features) -> tuple[Array, Array]:
+    """Least and greatest value of each feature, in the type of x."""
+    low = high = x[:1][0]
+    for _, block in blocks(x):
+        low, high = np.minimum(low, block.min(axis=0)), np.maximum(high, block.max(axis=0))
+    return low, high
+
+
+def _range(x: Features) -> tuple[Float64, Float64]:
     """Least and greatest value of each feature, or what a pixel can be."""
     if x.dtype == np.uint8:
         return np.zeros(x.shape[1]), np.full(x.shape[1], 255.0)
-    return x.min(axis=0).astype(np.float64), x.max(axis=0).astype(np.float64)
+    low, high = _extremes(x)
+    return low.astype(np.float64), high.astype(np.float64)
 
 
-def _unit(x: Array) -> tuple[Float64, Float64]:
+def _unit(x: Features) -> tuple[Float64, Float64]:
     low, high = _range(x)
     return low, high - low
 
 
-def _symmetric(x: Array) -> tuple[Float64, Float64]:
+def _symmetric(x: Features) -> tuple[Float64, Float64]:
     low, high = _range(x)
     return (low + high) / 2, (high - low) / 2
 
 
-def _moments(x: Array) -> tuple[Float64, Float64]:
-    """Mean and population variance of each feature: two passes in float64, over chunks of rows.
+def _moments(x: Features) -> tuple[Float64, Float64, bool]:
+    """Mean and population variance of each feature, two passes in float64, and whether all values are equal.
 
-    No float copy of all pixels is made, and the second pass loses nothing to cancellation.
+    In chunks of rows: no float copy of all pixels is made. The second pass loses nothing to cancellation.
     """
-    chunks = [slice(start, start + CHUNK_ROWS) for start in range(0, len(x), CHUNK_ROWS)]
+    step = max(1, min(CHUNK_ROWS, CHUNK_VALUES // x.shape[1]))
+    chunks = [slice(start, start + step) for start in range(0, len(x), step)]
     total = sum((x[rows].sum(axis=0, dtype=np.float64) for rows in chunks), np.zeros(x.shape[1]))
     mean = total / len(x)
-    squares = sum((np.square(x[rows] - mean).sum(axis=0) for rows in chunks), np.zeros(x.shape[1]))
-    constant = x.min(axis=0) == x.max(axis=0)  # exact, where rounding of the mean would leave a tiny variance
-    return mean, np.where(constant, 0, squares / len(x))
+    squares = sum((_squares(x[rows] - mean) for rows in chunks), np.zeros(x.shape[1]))
+    low, high = _extremes(x)  # exact, where rounding of the mean would leave a tiny variance
+    return mean, np.where(low == high, 0, squares / len(x)), bool(low.min() == high.max())
 
 
-def _zscore(x: Array) -> tuple[Float64, Float64]:
-    mean, variance = _moments(x)
+def _squares(deviations: Float64) -> Float64:
+    """Sum of squares of each feature; the deviations are overwritten."""
+    deviations *= deviations
+    return deviations.sum(axis=0)
+
+
+def _zscore(x: Features) -> tuple[Float64, Float64]:
+    mean, variance, _ = _moments(x)
     return mean, np.sqrt(variance)
 
 
-def _zscore_global(x: Array) -> tuple[Float64, Float64]:
+def _zscore_global(x: Features) -> tuple[Float64, Float64]:
     """From the moments of each feature, all of which have the same number of rows."""
-    mean, variance = _moments(x)
-    if x.min() == x.max():  # exact, as in `_moments`
+    mean, variance, constant = _moments(x)
+    if constant:
         return mean, np.zeros_like(mean)
     deviation = math.sqrt((variance + np.square(mean - mean.mean())).mean())
     return np.full_like(mean, mean.mean()), np.full_like(mean, deviation)
 
 
 # Each gives shift and spread (features,) float64; the factor is 1 / spread.
-SCALINGS: dict[str, Callable[[Array], tuple[Float64, Float64]]] = {
+SCALINGS: dict[str, Callable[[Features], tuple[Float64, Float64]]] = {
     "none": _nothing,
     "unit": _unit,
     "symmetric": _symmetric,

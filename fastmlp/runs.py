@@ -30,6 +30,7 @@ from fastmlp.modelfile import FILE_NAME, save
 from fastmlp.network import Network
 from fastmlp.preprocess import fit_scaling, split_rows
 from fastmlp.progress import Progress, make_progress
+from fastmlp.rows import take
 from fastmlp.training import Diverged, Interrupted, Row, Settings, Training, train
 
 CONFIG_NAME = "config.toml"
@@ -86,14 +87,15 @@ def make_plan(config: Config, progress: bool = False) -> Plan:
 def split(data: Dataset, config: Config) -> Parts:
     """The parts of a data set: a pure function of its rows, the sizes, `stratify` and the seed.
 
-    The test part is the data's own, if it has one; else it is cut off together with the validation part.
+    The test part is the data's own, if it has one; else it is cut off together with the validation part. Parts of
+    memory-mapped rows are subsets, not copies.
     """
     sizes = {"validation": size(config.val_count, config.val_fraction)}
     if data.x_test is None:
         sizes["test"] = size(config.test_count, config.test_fraction)
     rest, *cut = split_rows(data.y, [*sizes.values()], config.stratify, config.seed)
     chosen = {"train": rest, **dict(zip(sizes, cut, strict=True))}
-    parts: Parts = {name: (data.x[rows], data.y[rows]) for name, rows in chosen.items() if len(rows)}
+    parts: Parts = {name: (take(data.x, rows), data.y[rows]) for name, rows in chosen.items() if len(rows)}
     if data.x_test is not None and data.y_test is not None:
         parts["test"] = (data.x_test, data.y_test)
     return parts

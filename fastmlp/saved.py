@@ -15,7 +15,7 @@ from fastmlp.artifacts import check_manifest, read_json
 from fastmlp.checks import Rows
 from fastmlp.config import Config
 from fastmlp.config_sources import resolve
-from fastmlp.data import DATASETS, Dataset, load_data
+from fastmlp.data import DATASETS, Dataset, is_image_folder, load_data
 from fastmlp.errors import ConfigError, DataError, unknown_name
 from fastmlp.evaluation import evaluate
 from fastmlp.model import Model
@@ -81,7 +81,7 @@ def read_run(folder: Path) -> tuple[Config, str]:
 
 def load_for(model: Model, source: str, data_dir: str | None) -> Dataset:
     """The data in the form that the model was trained on: labels or values, images of its size."""
-    folder = source not in DATASETS and Path(source).is_dir()
+    folder = source not in DATASETS and is_image_folder(Path(source))
     size = model.image_shape[:2] if folder and model.image_shape else None
     return load_data(source, data_dir, image_size=size, target="class" if model.classes else "value")
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, NamedTuple, Protocol
@@ -19,12 +20,13 @@ from fastmlp.backends import make_engine
 from fastmlp.checks import Rows, check_description, check_part, check_weights
 from fastmlp.contract import Engine, Job, RowResults, State, steps_of
 from fastmlp.errors import ConfigError, DataError, DivergedError
-from fastmlp.evaluation import loss_and_accuracy
-from fastmlp.model import Model, forward_rows
+from fastmlp.evaluation import epoch_figures
+from fastmlp.model import Model
 from fastmlp.network import FloatArray, Network
 from fastmlp.optimizers import Optimizer, Schedule
 from fastmlp.philox import generator
 from fastmlp.preprocess import Scaling
+from fastmlp.rows import Features, in_whole
 from fastmlp.signals import Signals
 
 Row = dict[str, Any]  # a line of the history; see `train`
@@ -32,6 +34,7 @@ Callback = Callable[[Row, Engine], bool | None]
 
 # A chunk of steps returns to Python after about this many seconds: for progress, signals, and the time budget.
 CHUNK_SECONDS = 0.08
+SLOWEST = 1e8  # floating-point operations per second that any engine makes: how long the first chunk may be
 
 
 class Progress(Protocol):
@@ -113,6 +116,17 @@ class Training(NamedTuple):
     threads: int
 
 
+class TrainingData(NamedTuple):
+    """What networks are trained on, as `train` takes it; `check_data` puts it into the types that engines take."""
+
+    x: Features
+    y: npt.NDArray[Any]
+    validation: Rows | None = None
+    weights: FloatArray | None = None
+    scaling: Scaling | None = None
+    classes: tuple[str, ...] | None = None
+
+
 class Interrupted(KeyboardInterrupt):
     """A signal ended the training; `training` has the best weights so far, `signal` the signal's number."""
 
@@ -132,7 +146,7 @@ class Diverged(DivergedError):
 
 def train(  # noqa: PLR0913 - the settings are one argument; what remains is data
     network: Network,
-    x: npt.NDArray[Any],
+    x: Features,
     y: npt.NDArray[Any],
     *,
     settings: Settings | None = None,
@@ -148,7 +162,7 @@ def train(  # noqa: PLR0913 - the settings are one argument; what remains is dat
     Parameters
     ----------
     network : its description
-    x : (n, features) uint8 or float; scaled by `scaling` as rows are used
+    x : (n, features) uint8 or float, memory-mapped or not, or a `rows.Subset`; scaled by `scaling` as rows are used
     y : (n,) integer classes 0 … outputs - 1, or (n, outputs) targets
     settings : how to train
     validation : (x, y) to measure after each epoch; the weights of the best epoch are kept
@@ -176,32 +190,52 @@ def train(  # noqa: PLR0913 - the settings are one argument; what remains is dat
     True
     """
     settings = settings or Settings()
-    x, y = check_part(network, x, y, "training", settings.dtype)
-    if validation is not None:
-        validation = check_part(network, *validation, "validation", settings.dtype)
-        if validation[1].ndim != y.ndim:
-            raise DataError("training and validation targets must both be classes or both be numbers")
-    elif settings.patience is not None:
+    names = None if classes is None else tuple(classes)
+    data = check_data(network, settings.dtype, TrainingData(x, y, validation, sample_weight, scaling, names))
+    check_settings(settings, data)
+    with loop_for(network, settings, data, progress) as loop:
+        loop.compile()
+        with Signals() as signals:
+            return loop.run(signals, callbacks)
+
+
+def check_data(network: Network, dtype: npt.DTypeLike, given: TrainingData) -> TrainingData:
+    """The data in the types that engines take, for networks with this one's inputs, outputs and loss; or a DataError.
+
+    What has these types already is not copied.
+    """
+    x, y = check_part(network, given.x, given.y, "training", dtype)
+    validation = None if given.validation is None else check_part(network, *given.validation, "validation", dtype)
+    if validation is not None and validation[1].ndim != y.ndim:
+        raise DataError("training and validation targets must both be classes or both be numbers")
+    weights = None if given.weights is None else check_weights(given.weights, len(x))
+    numbered = tuple(map(str, range(network.sizes[-1]))) if y.ndim == 1 else ()
+    names = numbered if given.classes is None else given.classes
+    check_description(network, None if given.scaling is None else len(given.scaling.shift), len(names), None)
+    return TrainingData(x, y, validation, weights, given.scaling, names)
+
+
+def check_settings(settings: Settings, data: TrainingData) -> None:
+    """Raise ConfigError if there is nothing in the data that the settings want watched."""
+    if settings.patience is not None and data.validation is None:
         raise ConfigError("patience needs a validation part to watch; give one (--val-fraction) or leave patience out")
-    if settings.monitor == "accuracy" and y.ndim == 2:
+    if settings.monitor == "accuracy" and data.y.ndim == 2:
         raise ConfigError("monitor 'accuracy' needs classes; regression watches 'loss'")
-    if sample_weight is not None:
-        sample_weight = check_weights(sample_weight, len(x))
-    names = tuple(classes) if classes is not None else tuple(map(str, range(network.sizes[-1]))) if y.ndim == 1 else ()
-    check_description(network, None if scaling is None else len(scaling.shift), len(names), None)
-    job = Job(
-        network,
-        settings.optimizer,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        scaling=scaling,
-        threads=settings.threads,
-        dtype=settings.dtype,
-    )
+
+
+@contextmanager
+def loop_for(
+    network: Network, settings: Settings, data: TrainingData, progress: Progress | None = None, threads: int | None = None
+) -> Iterator[Loop]:
+    """A training about to begin, on an engine of its own that is closed afterwards.
+
+    data are what `check_data` gives. threads are the engine's; None takes those of the settings.
+    """
+    batch, seed, threads = settings.batch_size, settings.seed, threads or settings.threads
+    job = Job(network, settings.optimizer, batch, seed, data.scaling, threads, settings.dtype)
     engine = make_engine(settings.backend, job)
     try:
-        loop = Loop(engine, network, settings, (x, y), validation, sample_weight, progress)
-        return loop.run(callbacks, lambda p: Model(network, p, scaling, names, None, settings.backend, settings.threads))
+        yield Loop(engine, network, settings, data, progress)
     finally:
         engine.close()
 
@@ -235,55 +269,54 @@ class Loop:
     """One training from start to end; `run` reads top to bottom."""
 
     def __init__(
-        self,
-        engine: Engine,
-        network: Network,
-        settings: Settings,
-        data: Rows,
-        validation: Rows | None,
-        weights: FloatArray | None,
-        progress: Progress | None,
+        self, engine: Engine, network: Network, settings: Settings, data: TrainingData, progress: Progress | None
     ) -> None:
-        self.engine, self.network, self.settings = engine, network, settings
-        self.x, self.y = data
-        self.validation, self.weights, self.progress = validation, weights, progress
+        self.engine, self.network, self.settings, self.data, self.progress = engine, network, settings, data, progress
+        self.x, self.rows, self.y, self.weights = in_whole(data.x, data.y, data.weights)
         self.history: list[Row] = []
-        self.best = Best(settings, validation is not None)
-        self.chunk = settings.batch_size  # rows until the engine returns, adapted to CHUNK_SECONDS
+        self.best = Best(settings, data.validation is not None)
+        self.chunk = self._whole_batches(CHUNK_SECONDS * SLOWEST / network.flops_per_row)  # rows until the engine returns
         self.deadline = math.inf
+        slots = np.zeros((len(settings.optimizer.slots), network.parameters), settings.dtype)
+        engine.load(State(network.initial_parameters(settings.seed, settings.dtype), slots, 0))
 
-    def run(self, callbacks: Sequence[Callback], make_model: Callable[[FloatArray], Model]) -> Training:
-        slots = np.zeros((len(self.settings.optimizer.slots), self.network.parameters), self.settings.dtype)
-        start = self.network.initial_parameters(self.settings.seed, self.settings.dtype)
-        self.engine.load(State(start, slots, 0))
-        self._compile()
+    def compile(self) -> None:
+        """Let the engine compile on no rows, before the clock and the signal handlers start."""
+        self.engine.train(self.x, self.y, np.empty(0, np.int64), np.empty(0))
+        self.engine.forward(self.x[:0])
+        if self.data.validation is not None:
+            self.engine.forward(self.data.validation[0][:0])  # one part may be uint8 and the other not
+
+    def run(self, signals: Signals, callbacks: Sequence[Callback] = ()) -> Training:
+        """Train to the end, or until `signals`, which loops in other threads may share, has received one."""
         if self.settings.max_time is not None:
             self.deadline = time.monotonic() + self.settings.max_time
         stopped = "epochs"
+        for epoch in range(1, self.settings.epochs + 1):
+            try:
+                row = self._epoch(epoch, signals)
+                self.best.saw(row, self.engine)
+            except DivergedError as error:
+                raise Diverged(str(error), self._result("diverged") if self.history else None) from None
+            self.history.append(row)
+            if self.progress is not None:
+                self.progress.epoch_done(row)
+            called = [callback(row, self.engine) for callback in callbacks]
+            stopped = self._reason(epoch, any(called))
+            if signals.received or stopped != "epochs":
+                break
+        training = self._result(stopped)
+        if signals.received:
+            raise Interrupted(training._replace(stopped="interrupted"), signals.received)
+        return training
 
-        def result(why: str) -> Training:
-            assert self.best.parameters is not None
-            model = make_model(self.best.parameters)
-            state = self.engine.state()
-            return Training(model, self.history, self.best.epoch, why, state, self.engine.name, self.engine.threads)
-
-        with Signals() as signals:
-            for epoch in range(1, self.settings.epochs + 1):
-                try:
-                    row = self._epoch(epoch, signals)
-                    self.best.saw(row, self.engine)
-                except DivergedError as error:
-                    raise Diverged(str(error), result("diverged") if self.history else None) from None
-                self.history.append(row)
-                if self.progress is not None:
-                    self.progress.epoch_done(row)
-                called = [callback(row, self.engine) for callback in callbacks]
-                stopped = self._reason(epoch, any(called))
-                if signals.received or stopped != "epochs":
-                    break
-            if signals.received:
-                raise Interrupted(result("interrupted"), signals.received)
-        return result(stopped)
+    def _result(self, stopped: str) -> Training:
+        assert self.best.parameters is not None
+        settings, data = self.settings, self.data
+        names = data.classes or ()
+        model = Model(self.network, self.best.parameters, data.scaling, names, None, settings.backend, settings.threads)
+        state = self.engine.state()
+        return Training(model, self.history, self.best.epoch, stopped, state, self.engine.name, self.engine.threads)
 
     def _reason(self, epoch: int, called_off: bool) -> str:
         """Why training stops after this epoch, or "epochs" if it goes on as long as there are any."""
@@ -293,38 +326,36 @@ class Loop:
             return "time"
         return "patience" if self.best.tired(epoch) else "epochs"
 
-    def _compile(self) -> None:
-        """Let the engine compile on no rows, before the clock and the signal handlers start."""
-        self.engine.train(self.x, self.y, np.empty(0, np.int64), np.empty(0))
-        self.engine.forward(self.x[:0])
-
     def _epoch(self, epoch: int, signals: Signals) -> Row:
-        order = generator(self.settings.seed, "order", epoch).permutation(len(self.x))
-        steps = steps_of(len(order), self.settings.batch_size)
-        rates = self.settings.schedule.rates((epoch - 1) * steps, steps, steps)
+        settings = self.settings
+        order = generator(settings.seed, "order", epoch).permutation(self.rows)
+        steps = steps_of(len(order), settings.batch_size)
+        rates = settings.schedule.rates((epoch - 1) * steps, steps, steps)
         results: list[RowResults] = []
         done, seconds, total, right = 0, 0.0, 0.0, 0
         while done < len(order) and not (done and (signals.received or time.monotonic() >= self.deadline)):
             rows = order[done : done + self.chunk]
-            first_step = done // self.settings.batch_size
+            first_step = done // settings.batch_size
+            chunk_rates = rates[first_step:][: steps_of(len(rows), settings.batch_size)]
             began = time.perf_counter()
-            chunk_rates = rates[first_step:][: steps_of(len(rows), self.settings.batch_size)]
             part = self.engine.train(self.x, self.y, rows, chunk_rates, self.weights)
             elapsed = time.perf_counter() - began
-            check_finite(part.loss, epoch, first_step, self.settings)
+            check_finite(part.loss, epoch, first_step, settings)
             results.append(part)
             done, seconds = done + len(rows), seconds + elapsed
-            total, right = total + float(part.loss.sum(dtype=np.float64)), right + int(part.correct.sum())
             if self.progress is not None:
+                total, right = total + float(part.loss.sum(dtype=np.float64)), right + int(part.correct.sum())
                 accuracy = right / done if self.y.ndim == 1 else None
-                self.progress.update(epoch, done, len(self.x), total / done, accuracy, done / seconds)
+                self.progress.update(epoch, done, len(order), total / done, accuracy, done / seconds)
             self._adapt(len(rows), elapsed)
         return self._row(epoch, order[:done], results, seconds, float(rates[0]))
 
     def _adapt(self, rows: int, elapsed: float) -> None:
-        ideal = rows * CHUNK_SECONDS / max(elapsed, 1e-6)
-        batches = max(1, int(min(ideal, 4 * rows) // self.settings.batch_size))
-        self.chunk = batches * self.settings.batch_size
+        self.chunk = self._whole_batches(min(rows * CHUNK_SECONDS / max(elapsed, 1e-6), 4 * rows))
+
+    def _whole_batches(self, rows: float) -> int:
+        """At most so many rows, but a batch at least."""
+        return max(1, int(rows // self.settings.batch_size)) * self.settings.batch_size
 
     def _row(self, epoch: int, order: npt.NDArray[np.int64], results: list[RowResults], seconds: float, rate: float) -> Row:
         began = time.perf_counter()
@@ -332,9 +363,8 @@ class Loop:
         correct = np.concatenate([part.correct for part in results])
         weights = None if self.weights is None else self.weights[order].astype(np.float64)
         val_loss = val_accuracy = None
-        if self.validation is not None:
-            x, y = self.validation
-            val_loss, val_accuracy = loss_and_accuracy(self.network, forward_rows(self.engine, x), y)
+        if self.data.validation is not None:
+            val_loss, val_accuracy = epoch_figures(self.network, self.engine, *self.data.validation)
             if not math.isfinite(val_loss):
                 raise DivergedError(
                     diverged_message(f"the validation loss became {val_loss} after epoch {epoch}", self.settings)

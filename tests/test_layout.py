@@ -20,11 +20,12 @@ OTHERS = [*sorted((ROOT / "cnn").glob("*.py")), ROOT / "cli.py"]
 
 # Data flow one way: a module imports only from modules above it, at its top or within a function.
 GROUPS = (
-    ("errors", "philox", "functions", "optimizers", "network", "preprocess", "contract", "reference", "checks"),
+    ("errors", "philox", "functions", "optimizers", "network", "rows", "preprocess", "contract", "reference", "checks"),
     ("cpu_cache", "cpu_simd", "cpu_threads", "cpu_plan", "cpu_pieces", "cpu_kernels", "cpu", "backends"),
     ("model", "metrics", "evaluation", "artifacts", "modelfile", "signals", "training"),
-    ("data_files", "data_images", "data_fetch", "data", "tables", "report", "progress"),
+    ("data_files", "data_npy", "data_images", "data_fetch", "data", "tables", "report", "progress"),
     ("config_kinds", "config", "config_sources", "runs", "saved", "predictions", "console", "doctor"),
+    ("bench_machine", "bench_cases", "bench_contest", "bench_torch", "bench_rivals", "bench", "bench_report"),
 )
 ORDER = [name for group in GROUPS for name in group]
 
@@ -80,8 +81,21 @@ def check_reference(name: str, text: str) -> list[str]:
 
 # package: files that may use all of it, and what others may import, to ask for versions and devices
 HOMES: dict[str, tuple[tuple[str, ...], dict[str, set[str]]]] = {
-    "llvmlite": (("cpu_simd",), {"cpu_cache": {"llvmlite"}, "doctor": {"llvmlite", "llvmlite.binding"}}),
-    "numba": ((*KERNEL_FILES, "cpu_cache"), {"doctor": {"numba", "numba.cuda"}}),
+    "llvmlite": (
+        ("cpu_simd",),
+        {
+            "cpu_cache": {"llvmlite"},
+            "doctor": {"llvmlite", "llvmlite.binding"},
+            "bench_machine": {"llvmlite.ir", "llvmlite.binding"},
+        },
+    ),
+    "numba": (
+        (*KERNEL_FILES, "cpu_cache"),
+        {
+            "doctor": {"numba", "numba.cuda"},
+            "bench_machine": {"numba.njit", "numba.types", "numba.extending.intrinsic"},
+        },
+    ),
     "pickle": (("cpu_cache",), {}),
 }
 NEVER = ("cloudpickle", "dill", "joblib", "marshal", "shelve", "multiprocessing")

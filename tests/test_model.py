@@ -17,7 +17,7 @@ import fastmlp
 import fastmlp.model
 from fastmlp.contract import Job
 from fastmlp.errors import DataError
-from fastmlp.evaluation import evaluate, loss_and_accuracy
+from fastmlp.evaluation import epoch_figures, evaluate, row_figures
 from fastmlp.functions import LOSSES
 from fastmlp.model import Model, check_rows
 from fastmlp.network import Network
@@ -206,16 +206,27 @@ def test_checked_rows_are_contiguous_and_of_the_engines_types() -> None:
 # ------------------------------------------------------------------------------------------------ evaluation
 
 
-def test_loss_and_accuracy_by_hand() -> None:
+def test_figures_of_rows_by_hand() -> None:
     z = np.log([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]])
-    loss, accuracy = loss_and_accuracy(NETWORK, z, np.array([0, 1]))
-    assert loss == pytest.approx(-(np.log(0.5) + np.log(0.2)) / 2)
-    assert accuracy == 0.5
+    losses, classes = row_figures(NETWORK, z, np.array([0, 1]))
+    assert losses == pytest.approx([-np.log(0.5), -np.log(0.2)])
+    assert classes.tolist() == [0, 2]
     smoothed = dataclasses.replace(NETWORK, label_smoothing=0.3, l2=1.0)
-    assert loss_and_accuracy(smoothed, z, np.array([0, 1])) == (loss, accuracy)
+    assert same_bits(row_figures(smoothed, z, np.array([0, 1])), (losses, classes))
     regression = Network((7, 9, 3), loss="squared-error")
-    loss, accuracy = loss_and_accuracy(regression, np.zeros((2, 3)), np.array([[1.0, 2, 0], [0, 0, 3]]))
-    assert (loss, accuracy) == ((2.5 + 4.5) / 2, None)
+    losses, values = row_figures(regression, np.ones((2, 3)), np.array([[2.0, 3, 1], [1, 1, 4]]))
+    assert losses.tolist() == [2.5, 4.5]
+    assert values.tolist() == np.ones((2, 3)).tolist()
+
+
+def test_figures_of_an_epoch_are_means_over_its_rows(backend: str) -> None:
+    model = make_model(backend=backend)
+    losses, classes = row_figures(NETWORK, model.forward(X), Y)
+    assert epoch_figures(NETWORK, model.engine(), X, Y) == (losses.mean(), (classes == Y).mean())
+    regression = make_model(Network((7, 9, 3), loss="squared-error"), classes=(), backend=backend)
+    loss, accuracy = epoch_figures(regression.network, regression.engine(), X, np.eye(3)[Y])
+    assert loss == row_figures(regression.network, regression.forward(X), np.eye(3)[Y])[0].mean()
+    assert accuracy is None
 
 
 def test_evaluate_gives_the_loss_and_the_metrics(backend: str) -> None:

@@ -44,6 +44,7 @@ class Recorder:
     def __init__(self, engine: Engine) -> None:
         self.engine, self.name, self.threads = engine, engine.name, engine.threads
         self.calls: list[tuple[Any, Any, Any]] = []
+        self.forwards: list[tuple[str, int]] = []
         self.closed = 0
 
     def load(self, state: State) -> None:
@@ -57,6 +58,7 @@ class Recorder:
         return self.engine.train(x, y, order, rates, weights)
 
     def forward(self, x: Any) -> Any:
+        self.forwards.append((x.dtype.name, len(x)))
         return self.engine.forward(x)
 
     def close(self) -> None:
@@ -187,6 +189,26 @@ def test_orders_and_rates_that_the_engine_sees(
     if chunk_seconds < 1:
         assert len(calls) == 12
     assert recorder.closed == 1
+
+
+def test_a_small_epoch_is_one_call_and_the_first_of_a_large_one_is_short(recorders: list[Recorder]) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(500, 300)).astype(np.float32), rng.integers(0, 3, 500)
+    train(Network((300, 3)), x, y, settings=set_up(epochs=1))
+    train(Network((300, 300, 3)), x, y, settings=set_up(epochs=1))
+    small, large = ([len(order) for order, _, _ in recorder.calls if len(order)] for recorder in recorders)
+    assert small == [500]
+    assert large[0] == 16
+
+
+def test_all_is_compiled_before_the_first_step(recorders: list[Recorder]) -> None:
+    """For the types of both parts, of which one may be uint8 and the other not."""
+    pixels = np.arange(160, dtype=np.uint8).reshape(40, 4)
+    y = np.arange(40) % 3
+    train(NETWORK, pixels, y, settings=set_up(epochs=1), validation=(pixels / 255, y))
+    (recorder,) = recorders
+    assert recorder.forwards == [("uint8", 0), ("float32", 0), ("float32", 40)]
+    assert len(recorder.calls[0][0]) == 0
 
 
 def test_the_data_may_come_as_lists_and_in_other_types() -> None:

@@ -1,0 +1,133 @@
+"""Training from a memory-mapped file against the same pixels in memory: python -m benchmarks.memmap [--gib 2] [--out FILE.json]
+
+Each round trains one epoch of 784-128-10, batch 64, plain SGD, from both, in alternating order; both must end at the same
+bits. The file is opened anew in each round, so that setting up its pages counts. The first round warms up and is not counted;
+in it the growth of the memory that the process owns (RssAnon) is measured. The page cache must hold the file: reads from
+the disk during a counted epoch (major faults) are shown, and should be 0. Speed is memory's seconds over the file's, in each
+round. Linux only; needs twice --gib of memory and once of disk in --folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import resource
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.cases import Case
+from benchmarks.epochs import machine
+from fastmlp import Network, Schedule, Settings, fit_scaling, train
+from fastmlp.training import Progress
+
+CASE = Case((784, 128, 10), 64)
+TILE_ROWS = 50_000
+LEAST_SPEED = 0.9  # of the in-memory speed
+
+
+class Epoch(NamedTuple):
+    seconds: float
+    disk_reads: int  # major faults
+    parameters: Any
+
+
+class Watch(Progress):
+    """Keeps the most memory that the process owned, looking after each chunk of steps."""
+
+    def __init__(self) -> None:
+        self.start = self.most = owned()
+
+    def update(self, epoch: int, done: int, total: int, loss: float, accuracy: float | None, rate: float) -> None:
+        self.most = max(self.most, owned())
+
+    def epoch_done(self, row: dict[str, Any]) -> None:
+        self.most = max(self.most, owned())
+
+
+def owned() -> int:
+    """Bytes in memory that belong to no file."""
+    found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1]) << 10
+
+
+def write_pixels(path: Path, rows: int, features: int) -> None:
+    """Random pixels, one tile again and again; written and so in the page cache."""
+    tile = np.random.default_rng(0).integers(0, 256, (min(rows, TILE_ROWS), features), np.uint8)
+    x = np.lib.format.open_memmap(path, "w+", np.uint8, (rows, features))
+    for start in range(0, rows, len(tile)):
+        x[start : start + len(tile)] = tile[: rows - start]
+    x.flush()
+
+
+def train_epoch(case: Case, x: Any, y: Any, progress: Progress | None = None) -> Epoch:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+    settings = Settings(Schedule(0.01), epochs=1, batch_size=case.batch, backend="numba")
+    training = train(Network(case.sizes), x, y, settings=settings, scaling=fit_scaling("unit", x), progress=progress)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt - before
+    return Epoch(training.history[0]["seconds"], faults, training.state.parameters)
+
+
+def measure(case: Case, path: Path, rounds: int) -> dict[str, Any]:
+    """Seconds of an epoch from the file and from memory in each round, and what follows from them."""
+
+    def mapped() -> Any:
+        return np.load(path, mmap_mode="r")
+
+    y = np.random.default_rng(1).integers(0, case.sizes[-1], len(mapped())).astype(np.int32)
+    train_epoch(case, mapped()[: case.batch], y[: case.batch])  # compiles
+    watch = Watch()
+    train_epoch(case, mapped(), y, watch)
+    memory = np.array(mapped())
+    train_epoch(case, memory, y)
+    epochs: dict[str, list[Epoch]] = {"mapped": [], "memory": []}
+    for index in range(rounds):
+        for name in sorted(epochs, reverse=bool(index % 2)):
+            epochs[name].append(train_epoch(case, mapped() if name == "mapped" else memory, y))
+        if not np.array_equal(*(part[-1].parameters for part in epochs.values())):
+            sys.exit("the file and its copy in memory train to different bits")
+    speeds = [b.seconds / a.seconds for a, b in zip(epochs["mapped"], epochs["memory"], strict=True)]
+    return {
+        "network": "-".join(map(str, case.sizes)),
+        "batch": case.batch,
+        "rows": len(y),
+        "gib": memory.nbytes / 2**30,
+        "seconds": {name: round(statistics.median(e.seconds for e in part), 4) for name, part in epochs.items()},
+        "speed": {"median": statistics.median(speeds), "least": min(speeds), "most": max(speeds)},
+        "disk_reads": sum(e.disk_reads for e in epochs["mapped"]),
+        "owned_mib": round((watch.most - watch.start) / 2**20, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--gib", type=float, default=2.0)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="where the file is made for the time of the run")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    about = machine()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        path = Path(folder) / "x.npy"
+        write_pixels(path, int(options.gib * 2**30 / CASE.sizes[0]), CASE.sizes[0])
+        row = measure(CASE, path, options.rounds)
+    s, r = row["seconds"], row["speed"]
+    print(
+        f"{CASE.label}: {row['gib']:.2f} GiB mapped {s['mapped']:.3f} s, in memory {s['memory']:.3f} s, "
+        f"{r['median']:.1%} of its speed ({r['least']:.1%} to {r['most']:.1%}), {row['disk_reads']} reads from disk, "
+        f"{row['owned_mib']} MiB owned"
+    )
+    if options.out:
+        options.out.write_text(json.dumps({"rounds": options.rounds, "machine": about, "rows": [row]}, indent=2) + "\n")
+    if r["median"] < LEAST_SPEED:
+        sys.exit(f"the mapped file trains at less than {LEAST_SPEED:.0%} of the in-memory speed")
+
+
+if __name__ == "__main__":
+    main()
