@@ -46,51 +46,11 @@ def accumulators() -> int:
 
 
 @functools.cache
-def make_fma_loop(count: int, width: int) -> Any:
-    """fma_loop(steps, x): `steps` times `count` fused multiply-adds of vectors of `width` floats, all in registers.
-
-    Gives a float that depends on all of them, so that none can be left out; 2 count width steps operations.
-    """
-    from llvmlite import ir
-    from numba import types
-    from numba.extending import intrinsic
-
-    from fastmlp.cpu_simd import INT32, INT64, VectorBuilder
-
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        steps, x = args
-        v = VectorBuilder(builder, width)
-        first = builder.insert_element(ir.Constant(v.type, ir.Undefined), x, INT32(0))
-        factor = builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(INT32, width), [0] * width))
-        before, body, end = builder.block, builder.append_basic_block("step"), builder.append_basic_block("end")
-        builder.branch(body)
-        builder.position_at_end(body)
-        step = builder.phi(INT64)
-        sums = [builder.phi(v.type) for _ in range(count)]
-        new = [v.fma(factor, factor, one) for one in sums]
-        following = builder.add(step, INT64(1))
-        step.add_incoming(INT64(0), before)
-        step.add_incoming(following, body)
-        for number, one in enumerate(sums):  # equal starts could be computed once for all
-            one.add_incoming(ir.Constant(v.type, [float(number)] * width), before)
-            one.add_incoming(new[number], body)
-        builder.cbranch(builder.icmp_signed("<", following, steps), body, end)
-        builder.position_at_end(end)
-        return builder.extract_element(functools.reduce(builder.fadd, new), INT32(0))
-
-    @intrinsic
-    def fma_loop(typing: Any, steps: Any, x: Any) -> Any:
-        return types.float32(types.int64, types.float32), build
-
-    return fma_loop
-
-
-@functools.cache
 def make_kernels() -> tuple[Any, Any]:
     """Compiled fmas(t, steps, x, results) and triad(t, threads, a, b, c, s), each the share of thread t."""
     from numba import njit
 
-    from fastmlp.cpu_simd import lanes
+    from fastmlp.cpu_simd import lanes, make_fma_loop
 
     loop = make_fma_loop(accumulators(), lanes())
 

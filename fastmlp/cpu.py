@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fastmlp.contract import Job, RowResults, State, row_scales
-from fastmlp.cpu_kernels import (
-    GRADIENT,
-    PARAMETERS,
-    SLOT_M,
-    SLOT_V,
-    Prediction,
-    Specialisation,
-    predict_kernel,
-    train_kernel,
-)
-from fastmlp.cpu_pieces import SHARED_WORDS
+from fastmlp.cpu_kernels import Code, Prediction, Specialisation, code_of, predict_kernel, train_kernel
+from fastmlp.cpu_pieces import GRADIENT, PARAMETERS, SHARES, SLOT_M, SLOT_V, WORDS_APART, scratch_size
 from fastmlp.cpu_plan import (
-    CHUNK_ROWS,
-    TILE_ROWS,
-    TILE_VECTORS,
+    MOST_ROWS,
     Batches,
     activation_names,
     make_layout,
@@ -36,15 +27,17 @@ from fastmlp.cpu_plan import (
     round_up,
     unpack,
 )
+from fastmlp.cpu_products import product_address
 from fastmlp.cpu_simd import lanes as host_lanes
 from fastmlp.cpu_threads import Team, available_cores
 from fastmlp.errors import ConfigError, UnavailableError
 from fastmlp.network import FloatArray
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
-MOST_ROWS_PER_TASK = 64
-TASKS_PER_THREAD = 4  # so that a slow thread delays a step by little
-LEAST_FLOPS = 500_000  # of a step per thread: below, handing over costs more than it saves (benchmarks/NOTES.md)
+HUGE_PAGE = 2**21  # bytes
+# Measured by benchmarks/threads.py, see benchmarks/NOTES.md. Below, handing over costs more than it saves.
+LEAST_ROWS, LEAST_FLOPS = 16, 150_000  # of a step, for each thread
+MUCH_FLOPS = 2_000_000  # of a step, for each thread, that make up for fewer rows
 
 SLOT_ROWS = {"m": SLOT_M, "v": SLOT_V}
 
@@ -67,18 +60,19 @@ class NumbaEngine:
         network = job.network
         self.job = job
         self.lanes = host_lanes()
-        self.threads = job.threads or available_cores()
-        self.teams = {threads: Team(threads) for threads in {1, self.threads}}
+        self.threads = min(job.threads or available_cores(), most_threads())
+        self.team = Team(self.threads)
         self.lock = threading.Lock()
         self.process = os.getpid()
-        self.rows = 0  # rows that the arena has room for
-        layout = make_layout(network, self.lanes, 0)
-        self.plan = layout.plan
-        self.store = aligned((GRADIENT + 1, layout.store))
-        self.transposed = aligned((max(layout.transposed, 1),))
-        own = TILE_VECTORS * (CHUNK_ROWS + 1) * self.lanes + 1 + network.sizes[-1]
-        self.scratch = aligned((self.threads, round_up(own, ALIGNMENT // 4)))
-        self.shared = aligned((SHARED_WORDS,), np.int64)
+        self.rows = 0  # rows of a batch that the buffers have room for
+        self.clip = job.optimizer.clip_norm > 0
+        self.layout = make_layout(network, self.lanes, 0)
+        self.store = aligned((GRADIENT + 1, self.layout.store))
+        self.transposed = aligned((max(self.layout.transposed, 1),))
+        self.scratch = aligned((self.threads, round_up(scratch_size() + network.sizes[-1], ALIGNMENT // 4)))
+        self.shared = aligned((SHARES + WORDS_APART * self.threads,), np.int64)
+        self.predicting = make_layout(network, self.lanes, MOST_ROWS)
+        self.predict_arena = aligned((self.threads, self.predicting.arena))
         features = network.sizes[0]
         scaling = job.scaling
         self.shift = np.zeros(features, np.float32) if scaling is None else vector(scaling.shift, features)
@@ -90,24 +84,24 @@ class NumbaEngine:
     def specialisation(self, classes: bool) -> Specialisation:
         network, optimizer = self.job.network, self.job.optimizer
         dropout = any(layer.dropout for layer in network.layers)
-        return Specialisation(
-            self.prediction(dropout), network.loss, network.output or "", optimizer.name, optimizer.clip_norm > 0, classes
-        )
+        penalised = network.l1 > 0 or network.l2 > 0
+        forward = self.prediction(dropout)
+        return Specialisation(forward, network.loss, network.output or "", optimizer.name, penalised, self.clip, classes)
 
     def load(self, state: State) -> None:
         network = self.job.network
         with self.alone():
-            pack(network, self.plan, self.lanes, state.parameters, self.store[PARAMETERS])
-            pack_transposed(network, self.plan, self.lanes, state.parameters, self.transposed)
+            pack(network, self.layout.plan, self.lanes, state.parameters, self.store[PARAMETERS])
+            pack_transposed(network, self.layout.plan, self.lanes, state.parameters, self.transposed)
             for name, slot in zip(self.job.optimizer.slots, state.slots, strict=False):
-                pack(network, self.plan, self.lanes, slot, self.store[SLOT_ROWS[name]])
+                pack(network, self.layout.plan, self.lanes, slot, self.store[SLOT_ROWS[name]])
             self.step = state.step
 
     def state(self) -> State:
         network = self.job.network
         with self.alone():
             rows = [PARAMETERS, *(SLOT_ROWS[name] for name in self.job.optimizer.slots)]
-            vectors = [unpack(network, self.plan, self.lanes, self.store[row]) for row in rows]
+            vectors = [unpack(network, self.layout.plan, self.lanes, self.store[row]) for row in rows]
         slots = np.array(vectors[1:], np.float32).reshape(-1, network.parameters)
         return State(vectors[0], slots, self.step)
 
@@ -120,23 +114,28 @@ class NumbaEngine:
         weights: FloatArray | None = None,
     ) -> RowResults:
         batch = max(1, min(self.job.batch_size, len(order)))
-        team = self.team(self.job.network.flops_per_row * batch)
+        threads = worthwhile(self.threads, batch, self.job.network.flops_per_row * batch)
         results = RowResults(np.empty(len(order), np.float32), np.zeros(len(order), bool))
         with self.alone():
-            self.make_room(round_up(batch, MOST_ROWS_PER_TASK))
+            self.make_room(batch, threads)
             self.shared[:] = 0
-            batches = self.batches(x, y, order, rates, weights, rows_per_task(batch, team.threads))
+            batches = self.batches(x, y, order, rates, weights)
             self.step += len(rates)  # before: the kernel makes all its steps even if Ctrl-C is raised on its return
-            team.run(
-                train_kernel(self.specialisation(y.ndim == 1)),
-                self.plan,
+            spec = self.specialisation(y.ndim == 1)
+            self.team.run(
+                train_kernel(spec),
+                code_of(spec),
+                self.layout.plan,
                 batches,
                 self.store,
                 self.transposed,
                 self.arena,
+                self.packed,
+                self.blocks,
                 self.scratch,
                 self.shared.ctypes.data,
                 *results,
+                threads=threads,
             )
         return results
 
@@ -147,11 +146,12 @@ class NumbaEngine:
         order: npt.NDArray[np.int64],
         rates: npt.NDArray[np.float64],
         weights: FloatArray | None,
-        task_rows: int,
     ) -> Batches:
         """What the kernel reads of a call to `train`."""
         job, network = self.job, self.job.network
         classes = y.ndim == 1
+        weights_scalars = job.optimizer.scalars(rates, self.step, network.l1, network.l2)
+        biases_scalars = replace(job.optimizer, weight_decay=0).scalars(rates, self.step)
         share = network.label_smoothing / network.sizes[-1]
         return Batches(
             x=writable(x),
@@ -161,13 +161,10 @@ class NumbaEngine:
             row_scale=row_scales(order, job.batch_size, weights).astype(np.float32),
             shift=self.shift,
             factor=self.factor,
-            scalars=job.optimizer.scalars(rates, self.step),
+            scalars=np.stack([weights_scalars, biases_scalars], axis=1),
             batch_size=job.batch_size,
-            rows_per_task=task_rows,
             step=self.step,
             seed=np.uint64(job.seed),
-            l1=np.float32(network.l1),
-            l2=np.float32(network.l2),
             hot=np.float32(1 - network.label_smoothing + share),
             cold=np.float32(share),
             clip_norm=job.optimizer.clip_norm,
@@ -176,22 +173,22 @@ class NumbaEngine:
     def forward(self, x: npt.NDArray[Any]) -> FloatArray:
         network = self.job.network
         z = np.empty((len(x), network.sizes[-1]), np.float32)
-        team = self.team(network.flops_per_row // 3 * len(x))
+        threads = worthwhile(self.threads, len(x), network.flops_per_row // 3 * len(x))
         with self.alone():
-            block = rows_per_task(len(x), team.threads)
-            self.make_room(block * team.threads)
             self.shared[:] = 0
-            team.run(
+            self.team.run(
                 predict_kernel(self.prediction()),
-                self.plan,
+                Code(product_address(self.lanes), 0),
+                self.predicting.plan,
+                MOST_ROWS,
                 writable(x),
                 self.shift,
                 self.factor,
                 self.store,
-                self.arena,
+                self.predict_arena,
                 self.shared.ctypes.data,
                 z,
-                block,
+                threads=threads,
             )
         return z
 
@@ -205,31 +202,41 @@ class NumbaEngine:
         with self.lock:
             yield
 
-    def team(self, flops: int) -> Team:
-        """All threads, or the caller alone if there is too little to do."""
-        return self.teams[self.threads if flops >= LEAST_FLOPS * self.threads else 1]
-
-    def make_room(self, rows: int) -> None:
-        """Let the arena hold at least `rows` rows. What it holds between calls does not matter."""
+    def make_room(self, rows: int, threads: int) -> None:
+        """Let the buffers hold batches of at least `rows` rows. What they hold between calls does not matter."""
         if rows > self.rows:
-            layout = make_layout(self.job.network, self.lanes, rows)
-            self.plan, self.arena, self.rows = layout.plan, aligned((layout.arena,)), rows
+            self.layout = make_layout(self.job.network, self.lanes, rows, threads, self.clip)
+            self.arena, self.rows = aligned((self.layout.arena,)), rows
+            self.packed = aligned((threads, self.layout.packed))
+            self.blocks = aligned((threads, self.layout.blocks), np.int64)
 
     def close(self) -> None:
-        for team in self.teams.values():
-            team.close()
+        self.team.close()
 
 
-def rows_per_task(rows: int, threads: int) -> int:
-    """Rows of a task: few enough for every thread to have some to claim, many enough to use each weight often."""
-    return min(round_up(max(1, rows // (threads * TASKS_PER_THREAD)), TILE_ROWS), MOST_ROWS_PER_TASK)
+def most_threads() -> int:
+    """More threads than cores would only wait for each other."""
+    return available_cores()
+
+
+def worthwhile(threads: int, rows: int, flops: int) -> int:
+    """How many of `threads` threads make a step faster: each must have some rows, or much to do."""
+    for count in range(threads, 1, -1):
+        if (rows >= LEAST_ROWS * count and flops >= LEAST_FLOPS * count) or flops >= MUCH_FLOPS * count:
+            return count
+    return 1
 
 
 def aligned(shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
-    """Zeros that start on a cache line."""
+    """Zeros that start on a cache line; large ones on a huge page where the system has them: fewer misses in the TLB."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    raw = np.zeros(size + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
+    if size >= HUGE_PAGE // 2 and hasattr(mmap, "MADV_HUGEPAGE"):
+        memory = mmap.mmap(-1, round_up(size, HUGE_PAGE) + HUGE_PAGE)
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        raw, alignment = np.frombuffer(memory, np.uint8), HUGE_PAGE
+    else:
+        raw, alignment = np.zeros(size + ALIGNMENT, np.uint8), ALIGNMENT
+    start = -raw.ctypes.data % alignment
     return raw[start : start + size].view(dtype).reshape(shape)
 
 

@@ -35,7 +35,11 @@ SOURCES = (
     "optimizers.py",
     "cpu_cache.py",
     "cpu_simd.py",
+    "cpu_instructions.py",
+    "cpu_math.py",
+    "cpu_compile.py",
     "cpu_plan.py",
+    "cpu_products.py",
     "cpu_pieces.py",
     "cpu_kernels.py",
 )

@@ -3,12 +3,9 @@
 `train_kernel` builds them for a `Specialisation`, `predict_kernel` for a `Prediction`; what differs from network to network
 only in size is data (cpu_plan.py), not code. Kernels check nothing and cannot raise.
 
-How threads share a step. A step is a sequence of phases: the rows of the batch forward and backward; the gradient of every
-weight with its update as the tile's epilogue (with clipping: the gradients, then the updates). A phase is a number of tasks.
-One shared word holds phase number and next ticket; a thread draws a ticket by adding one. Whoever finishes the last task of a
-phase opens the next. No thread is waited for, only tasks are: a thread that the system has put to sleep delays at most the
-one task it holds, and more threads than cores do no harm. Which thread computes a task changes no bit of it: each task
-writes what nobody else writes, and each sum runs in a fixed order.
+How threads share a step: see cpu_plan.py for its phases. No thread is waited for, only tasks are: a thread that the system
+has put to sleep delays at most the one task it holds, and more threads than cores do no harm. Which thread computes a task
+changes no bit of it: each task writes what nobody else writes, and each sum runs in a fixed order.
 """
 
 from __future__ import annotations
@@ -19,37 +16,32 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastmlp.cpu_compile import cached, compiled, compiled_with_callees
+from fastmlp.cpu_instructions import atomic_load, call
 from fastmlp.cpu_pieces import (
-    FLOAT_BYTES,
+    GRADIENT,
+    PARAMETERS,
+    PHASE,
     ZERO,
-    cached,
+    claim,
     clip,
-    compiled,
-    compiled_with_callees,
-    draw,
-    drop_row,
+    drop_rows,
     first_peak,
+    gather,
     last_of_phase,
     make_activate,
-    make_product,
-    make_update,
+    make_finish,
+    make_gradient,
+    make_pack,
     open_phase,
-    scalars_of,
     scale_row,
+    scratch_size,
     wait_for_end_of,
 )
-from fastmlp.cpu_plan import CHUNK_ROWS, TILE_ROWS, TILE_VECTORS
-from fastmlp.cpu_simd import make_tile, make_transpose
+from fastmlp.cpu_plan import FORWARD, GATHER, ROWS, UPDATE, WEIGHTS
+from fastmlp.cpu_products import FLOAT_BYTES, gradient_address, product_address
+from fastmlp.cpu_simd import BIAS, BIAS_RELU, KEEP, TIMES, WHERE_POSITIVE
 from fastmlp.functions import LOSSES
-from fastmlp.optimizers import DECAY
-
-ONE = np.float32(1)
-
-# Rows of `store`
-PARAMETERS, SLOT_M, SLOT_V, GRADIENT = 0, 1, 2, 3
-
-# Rows of the batch in a piece of a gradient's sum: 64 x 64 of x and 64 x 2 vectors of dz are 24 KiB
-BATCH_DEPTH = 64
 
 # Activations that run as epilogues of the tiles; the others run their scalar functions over rows still in the cache.
 FUSED = ("relu", "linear")
@@ -81,6 +73,7 @@ class Specialisation(NamedTuple):
     forward : see there
     loss, output : as in `Network`
     rule : name of the update rule
+    penalised : whether the network has L1 or L2 penalties
     clip : whether the gradient is clipped
     classes : whether targets are class numbers
     """
@@ -89,105 +82,117 @@ class Specialisation(NamedTuple):
     loss: str
     output: str
     rule: str
+    penalised: bool
     clip: bool
     classes: bool
 
+    @property
+    def in_registers(self) -> bool:
+        """Whether the update is an epilogue of the gradient; clipping needs all gradients before the first update."""
+        return self.forward.fused and not self.clip
 
-# ------------------------------------------------------------------------------------------------ forward
+
+# ------------------------------------------------------------------------------------------------ one layer
+
+
+class Code(NamedTuple):
+    """Addresses of the kernels that the entry kernels call: `product_address`, `gradient_address`."""
+
+    product: int
+    gradient: int
 
 
 def make_forward(spec: Prediction) -> Any:
-    """forward(plan, store, arena, first, rows, batch_row, step, seed): rows [first, first + rows) of the arena, all layers.
+    """forward(code, plan, store, arena, own, layer, panel, panels, first, rows, step, seed): a block of y = f(x w + b).
 
-    From scaled inputs at y_at[0] to output pre-activations at y_at[last]; slopes to s_at but for activations that run
-    fused. step < 0 means prediction: no dropout. Writes whole tiles: rows up to the next multiple of TILE_ROWS.
+    Columns of the panels [panel, panel + panels) of rows [first, first + rows) of a layer's output. The output layer keeps
+    its pre-activations. Writes slopes but for activations that run fused. step < 0 means prediction: no dropout.
+    `own` is the thread's scratch.
     """
-    lanes, names = spec.lanes, spec.activations
-    plain = make_product(lanes, "bias", False)
-    fused_relu = make_product(lanes, "bias-relu", False)
+    lanes, dropout = spec.lanes, spec.dropout
     relu, linear = spec.fused_codes
-    dropout = spec.dropout
-    activate = make_activate(names)
+    activate = make_activate(spec.activations, FUSED if spec.fused and not dropout else ())
 
     @compiled
-    def forward(plan, store, arena, first, rows, step, seed):
-        rows_p = -(-rows // TILE_ROWS) * TILE_ROWS
-        base, weights = arena.ctypes.data, store.ctypes.data
-        last = len(plan.fan_in) - 1
-        for layer in range(last + 1):
-            k, k_p, n, n_p = plan.fan_in[layer], plan.fan_in_p[layer], plan.fan_out[layer], plan.fan_out_p[layer]
-            ld_x, ld_y = plan.ld[layer], plan.ld[layer + 1]
-            x_at = base + (plan.y_at[layer] + first * ld_x) * FLOAT_BYTES
-            y_start = plan.y_at[layer + 1] + first * ld_y
-            w_at, b_at = weights + plan.w_at[layer] * FLOAT_BYTES, weights + plan.b_at[layer] * FLOAT_BYTES
-            y_at = base + y_start * FLOAT_BYTES
-            panels = n_p // lanes
-            hidden = layer < last
-            drops = dropout and hidden and step >= 0 and plan.threshold[layer] > 0
-            if hidden and plan.code[layer] == relu and not drops:
-                fused_relu(x_at, ld_x, w_at, k_p * lanes, y_at, ld_y, k, b_at, rows_p, panels)
-                continue
-            plain(x_at, ld_x, w_at, k_p * lanes, y_at, ld_y, k, b_at, rows_p, panels)
-            if not hidden or (plan.code[layer] == linear and not drops):
-                continue
-            y = arena[y_start : y_start + rows_p * ld_y]
-            s_start = plan.s_at[layer + 1] + first * ld_y
-            s = arena[s_start : s_start + rows_p * ld_y]
-            activate(plan.code[layer], plan.parameter[layer], y, s)
-            for r in range(rows):
-                at = r * ld_y
-                if drops:
-                    drop_row(
-                        y[at : at + n_p],
-                        s[at : at + n_p],
-                        layer,
-                        first + r,
-                        step,
-                        seed,
-                        plan.threshold[layer],
-                        plan.keep_scale[layer],
-                    )
-                for j in range(n, n_p):  # padding stays zero, whatever f(0) is
-                    y[at + j] = ZERO
-                    s[at + j] = ZERO
+    def forward(code, plan, store, arena, own, layer, panel, panels, first, rows, step, seed):
+        size, ld_x, ld_y = plan.layers[layer], plan.widths[layer].ld, plan.widths[layer + 1].ld
+        hidden = layer < len(plan.layers) - 1
+        inputs = arena.ctypes.data + (plan.widths[layer].y_at + first * ld_x) * FLOAT_BYTES
+        block = first * ld_y + panel * lanes
+        y = arena.ctypes.data + (plan.widths[layer + 1].y_at + block) * FLOAT_BYTES
+        k, panel_size = size.fan_in, size.fan_in_p * lanes
+        w = store.ctypes.data + (size.w_at + panel * panel_size) * FLOAT_BYTES
+        b = store.ctypes.data + (size.b_at + panel * lanes) * FLOAT_BYTES
+        drops = dropout and hidden and step >= 0 and size.threshold > 0
+        epilogue = BIAS_RELU if hidden and size.code == relu and not drops else BIAS
+        call(code.product, (inputs, ld_x, w, panel_size, y, ld_y, k, rows, panels, epilogue, b, 0))
+        if not hidden or epilogue == BIAS_RELU or (size.code == linear and not drops):
+            return
+        columns, size_of_block = panels * lanes, (rows - 1) * ld_y + panels * lanes
+        y_at, s_at = plan.widths[layer + 1].y_at + block, plan.widths[layer + 1].s_at + block
+        y_block, s_block = arena[y_at : y_at + size_of_block], arena[s_at : s_at + size_of_block]
+        for r in range(rows):
+            at = r * ld_y
+            activate(size.code, size.parameter, y_block[at : at + columns], s_block[at : at + columns])
+        if drops:
+            drop_rows(
+                y_block, s_block, ld_y, own, panel * lanes, columns, layer, first, rows, step, seed,
+                np.uint32(size.threshold), size.keep_scale,
+            )  # fmt: skip
+        true_columns = min(columns, size.fan_out - panel * lanes)
+        for r in range(rows):  # padding stays zero, whatever f(0) is
+            y_block[r * ld_y + true_columns : r * ld_y + columns] = ZERO
+            s_block[r * ld_y + true_columns : r * ld_y + columns] = ZERO
 
     return forward
 
 
-# ------------------------------------------------------------------------------------------------ a step's phases
+def make_backward(spec: Prediction) -> Any:
+    """backward(code, plan, transposed, arena, layer, panel, panels, first, rows): a block of dx = (dz w') f'(z below).
 
-
-def make_rows_task(spec: Specialisation) -> Any:
-    """rows_task(plan, batches, store, transposed, arena, targets, loss, correct, start, first, rows).
-
-    Rows [first, first + rows) of the batch that starts at `start` in the order: scale, forward, loss, and dz of every layer.
-    Reads weights; writes these rows of the arena, of loss and of correct. `targets` (outputs,) is the thread's own.
+    Columns of the transposed panels [panel, panel + panels) of rows [first, first + rows); layer >= 1. Reads dz of the
+    layer's output, writes that of its input.
     """
-    lanes = spec.forward.lanes
-    forward = make_forward(spec.forward)
-    loss_row = compiled_with_callees(LOSSES[spec.loss][spec.output])
-    relu, linear = spec.forward.fused_codes
-    masked = make_product(lanes, "where-positive", True)
-    sloped = make_product(lanes, "times", True)
-    unchanged = make_product(lanes, "keep", False)
-    classes, dropout = spec.classes, spec.forward.dropout
+    lanes = spec.lanes
+    relu, linear = spec.fused_codes
+    dropout = spec.dropout
 
     @compiled
-    def rows_task(plan, batches, store, transposed, arena, targets, loss, correct, start, first, rows):
-        features, ld = plan.fan_in[0], plan.ld[0]
-        for r in range(first, first + rows):
-            at = plan.y_at[0] + r * ld
-            x = batches.x[batches.order[start + r]]
-            scale_row(x, batches.shift, batches.factor, arena[at : at + features])
-        step = batches.step + start // batches.batch_size
-        forward(plan, store, arena, first, rows, step, batches.seed)
+    def backward(code, plan, transposed, arena, layer, panel, panels, first, rows):
+        size, below, width = plan.layers[layer], plan.layers[layer - 1], plan.widths[layer]
+        ld_dz, ld = plan.widths[layer + 1].ld, width.ld
+        base, block = arena.ctypes.data, first * ld + panel * lanes
+        dz = base + (plan.widths[layer + 1].dz_at + first * ld_dz) * FLOAT_BYTES
+        dx = base + (width.dz_at + block) * FLOAT_BYTES
+        k, panel_size = size.fan_out, size.fan_out_p * lanes
+        w = transposed.ctypes.data + (size.t_at + panel * panel_size) * FLOAT_BYTES
+        drops = dropout and below.threshold > 0
+        epilogue, extra = TIMES, width.s_at
+        if below.code == relu and not drops:
+            epilogue, extra = WHERE_POSITIVE, width.y_at
+        elif below.code == linear and not drops:
+            epilogue = KEEP
+        e = base + (extra + block) * FLOAT_BYTES
+        call(code.product, (dz, ld_dz, w, panel_size, dx, ld, k, rows, panels, epilogue, e, ld))
 
-        last = len(plan.fan_in)
-        n, n_p, ld = plan.fan_out[last - 1], plan.fan_out_p[last - 1], plan.ld[last]
+    return backward
+
+
+def make_losses(spec: Specialisation) -> Any:
+    """losses(plan, batches, arena, targets, loss, correct, start, first, rows): loss, hit and dz of output rows.
+
+    Rows [first, first + rows) of the batch that starts at `start` in the order. `targets` (outputs,) is the thread's own.
+    """
+    loss_row = compiled_with_callees(LOSSES[spec.loss][spec.output])
+    classes = spec.classes
+
+    @compiled
+    def losses(plan, batches, arena, targets, loss, correct, start, first, rows):
+        width, n = plan.widths[len(plan.layers)], plan.layers[len(plan.layers) - 1].fan_out
         for r in range(first, first + rows):
             source = batches.order[start + r]
-            z_at, dz_at = plan.y_at[last] + r * ld, plan.dz_at[last] + r * ld
-            z, dz = arena[z_at : z_at + n], arena[dz_at : dz_at + n_p]
+            z_at, dz_at = width.y_at + r * width.ld, width.dz_at + r * width.ld
+            z, dz = arena[z_at : z_at + n], arena[dz_at : dz_at + n]
             for j in range(n):
                 targets[j] = batches.cold if classes else batches.targets[source, j]
             if classes:
@@ -197,110 +202,23 @@ def make_rows_task(spec: Specialisation) -> Any:
             for j in range(n):
                 dz[j] *= batches.row_scale[start + r]
 
-        rows_p = -(-rows // TILE_ROWS) * TILE_ROWS
-        base, weights = arena.ctypes.data, transposed.ctypes.data
-        for layer in range(last - 1, 0, -1):
-            ld_dz, ld_dx = plan.ld[layer + 1], plan.ld[layer]
-            n_p, panels = plan.fan_out_p[layer], plan.fan_in_p[layer] // lanes
-            dz_at = base + (plan.dz_at[layer + 1] + first * ld_dz) * FLOAT_BYTES
-            dx_at = base + (plan.dz_at[layer] + first * ld_dx) * FLOAT_BYTES
-            w_at = weights + plan.t_at[layer] * FLOAT_BYTES
-            k, panel = plan.fan_out[layer], n_p * lanes
-            drops = dropout and plan.threshold[layer - 1] > 0
-            if plan.code[layer - 1] == relu and not drops:
-                y_at = base + (plan.y_at[layer] + first * ld_dx) * FLOAT_BYTES
-                masked(dz_at, ld_dz, w_at, panel, dx_at, ld_dx, k, y_at, rows_p, panels)
-            elif plan.code[layer - 1] == linear and not drops:
-                unchanged(dz_at, ld_dz, w_at, panel, dx_at, ld_dx, k, 0, rows_p, panels)
-            else:
-                s_at = base + (plan.s_at[layer] + first * ld_dx) * FLOAT_BYTES
-                sloped(dz_at, ld_dz, w_at, panel, dx_at, ld_dx, k, s_at, rows_p, panels)
-
-    return rows_task
-
-
-def make_weights_tasks(spec: Specialisation) -> tuple[Any, Any, Any]:
-    """gradient_task, penalise and update_task, which work on a rectangle of a layer's weights, a row of `Plan.tasks`.
-
-    The rectangle's gradient is held in the float array `gradient`: panel p from g_at + p g_stride on, and its columns'
-    biases, which go with the topmost rectangle, from b_at on.
-    """
-    lanes = spec.forward.lanes
-    wide, narrow = make_tile(TILE_ROWS, TILE_VECTORS, lanes, "keep"), make_tile(TILE_ROWS, 1, lanes, "keep")
-    row_wide, row_narrow = make_tile(1, TILE_VECTORS, lanes, "keep"), make_tile(1, 1, lanes, "keep")
-    update = make_update(spec.rule)
-    transpose = make_transpose(lanes)
-
-    @compiled
-    def gradient_task(plan, arena, gradient, g_at, g_stride, b_at, ones, task, rows):
-        """dw = x' dz and db = 1' dz over `rows` rows. ones: address of a 1.0."""
-        layer, panel, panels, k_first, k_rows = task[0], task[1], task[2], task[3], task[4]
-        ld_x, ld_dz = plan.ld[layer], plan.ld[layer + 1]
-        x = arena.ctypes.data + (plan.y_at[layer] + k_first) * FLOAT_BYTES
-        dz = arena.ctypes.data + (plan.dz_at[layer + 1] + panel * lanes) * FLOAT_BYTES
-        weights, biases = gradient.ctypes.data + g_at * FLOAT_BYTES, gradient.ctypes.data + b_at * FLOAT_BYTES
-        for r in range(0, rows, BATCH_DEPTH):
-            depth = min(BATCH_DEPTH, rows - r)
-            first = r == 0
-            dz_r = dz + r * ld_dz * FLOAT_BYTES
-            for k in range(0, k_rows, TILE_ROWS):
-                at = weights + k * lanes * FLOAT_BYTES
-                x_r = x + (r * ld_x + k) * FLOAT_BYTES
-                if panels == TILE_VECTORS:
-                    wide(x_r, 1, ld_x, dz_r, ld_dz, lanes, at, lanes, g_stride, depth, 0, first, True)
-                else:
-                    narrow(x_r, 1, ld_x, dz_r, ld_dz, lanes, at, lanes, g_stride, depth, 0, first, True)
-        if k_first == 0:
-            if panels == TILE_VECTORS:
-                row_wide(ones, 0, 0, dz, ld_dz, lanes, biases, lanes, lanes, rows, 0, True, True)
-            else:
-                row_narrow(ones, 0, 0, dz, ld_dz, lanes, biases, lanes, lanes, rows, 0, True, True)
-
-    @compiled
-    def penalise(plan, batches, store, gradient, g_at, g_stride, task):
-        """g += l2 w + l1 sign(w), weights only."""
-        layer, panel, panels, k_first, k_rows = task[0], task[1], task[2], task[3], task[4]
-        size = k_rows * lanes
-        for p in range(panels):
-            at = plan.w_at[layer] + ((panel + p) * plan.fan_in_p[layer] + k_first) * lanes
-            g = gradient[g_at + p * g_stride : g_at + p * g_stride + size]
-            w = store[PARAMETERS, at : at + size]
-            for i in range(size):
-                sign = np.float32(w[i] > ZERO) - np.float32(w[i] < ZERO)
-                g[i] += batches.l2 * w[i] + batches.l1 * sign
-
-    @compiled
-    def update_task(plan, store, transposed, gradient, g_at, g_stride, b_at, task, s):
-        """The rule over the rectangle and its biases (which do not decay); renews the transposed copy."""
-        layer, panel, panels, k_first, k_rows = task[0], task[1], task[2], task[3], task[4]
-        k_p, n_p = plan.fan_in_p[layer], plan.fan_out_p[layer]
-        size = k_rows * lanes
-        for p in range(panels):
-            at = plan.w_at[layer] + ((panel + p) * k_p + k_first) * lanes
-            g = gradient[g_at + p * g_stride : g_at + p * g_stride + size]
-            w = slice(at, at + size)
-            update(store[PARAMETERS, w], store[SLOT_M, w], store[SLOT_V, w], g, s)
-            if layer > 0:
-                source = store.ctypes.data + at * FLOAT_BYTES
-                for k in range(0, k_rows, lanes):
-                    to = plan.t_at[layer] + ((k_first + k) // lanes * n_p + (panel + p) * lanes) * lanes
-                    transpose(source + k * lanes * FLOAT_BYTES, lanes, transposed.ctypes.data + to * FLOAT_BYTES, lanes)
-        if k_first == 0:
-            at = plan.b_at[layer] + panel * lanes
-            g = gradient[b_at : b_at + panels * lanes]
-            b = slice(at, at + panels * lanes)
-            update(store[PARAMETERS, b], store[SLOT_M, b], store[SLOT_V, b], g, (*s[:DECAY], ZERO))
-
-    return gradient_task, penalise, update_task
+    return losses
 
 
 # ------------------------------------------------------------------------------------------------ the entry kernels
 
 
+def code_of(spec: Specialisation) -> Code:
+    """The kernels that a training kernel calls."""
+    rule = spec.rule if spec.in_registers else ""
+    return Code(product_address(spec.forward.lanes), gradient_address(spec.forward.lanes, rule, spec.penalised and bool(rule)))
+
+
 @functools.cache
 def train_kernel(spec: Specialisation) -> Any:
-    """train(t, plan, batches, store, transposed, arena, scratch, shared, loss, correct) for thread t of a team.
+    """train(t, code, plan, batches, store, transposed, arena, packed, blocks, scratch, shared, loss, correct).
 
+    For thread t of a team.
     Compiled at its first call, or taken from the cache on disk; one per specialisation and process.
     """
     return cached(make_train(spec), f"train {spec}")
@@ -308,89 +226,125 @@ def train_kernel(spec: Specialisation) -> Any:
 
 @functools.cache
 def predict_kernel(spec: Prediction) -> Any:
-    """predict(t, plan, x, shift, factor, store, arena, shared, z, rows_per_task), likewise."""
+    """predict(t, code, plan, block, x, shift, factor, store, arena, shared, z), likewise; `block` rows at a time."""
     return cached(make_predict(spec), f"predict {spec}")
 
 
-def make_train(spec: Specialisation) -> Callable[..., None]:
-    """Training steps: two phases each, or three with clipping, where all gradients must be known before the first update."""
-    lanes, clipped = spec.forward.lanes, spec.clip
-    phases = 3 if clipped else 2
-    rows_task = make_rows_task(spec)
-    gradient_task, penalise, update_task = make_weights_tasks(spec)
-    panel_stride = CHUNK_ROWS * lanes  # of a rectangle's gradient in the thread's own scratch
-    biases_at = TILE_VECTORS * panel_stride
-    ones_at = biases_at + TILE_VECTORS * lanes
+def make_task(spec: Specialisation) -> Any:
+    """run_task(code, kind, wide, task, plan, batches, buffers …, step, start, rows): one task of a phase of a step.
 
-    def train(t, plan, batches, store, transposed, arena, scratch, shared, loss, correct):
-        steps = len(batches.scalars)
-        own = scratch[t]
-        own[ones_at] = ONE
-        ones = own.ctypes.data + ones_at * FLOAT_BYTES
-        targets = own[ones_at + 1 :]
-        gradient = store[GRADIENT] if clipped else own
+    What each kind of phase reads was written in earlier phases, and what a task writes no other task of its phase touches.
+    """
+    lanes, clipped, in_registers = spec.forward.lanes, spec.clip, spec.in_registers
+    forward, backward, losses = make_forward(spec.forward), make_backward(spec.forward), make_losses(spec)
+    gradient, finish = make_gradient(lanes, spec.penalised, in_registers), make_finish(lanes, spec.rule)
+    targets_at = scratch_size()
+
+    @compiled
+    def run_task(
+        code, kind, wide, task, plan, batches, store, transposed, arena, packed, own, loss, correct, step, start, rows
+    ):
+        if kind in (WEIGHTS, UPDATE):
+            # WEIGHTS reads all rows of x, y and dz; writes its rectangle of weights, slots and transposed weights (clipped:
+            # of the gradient). UPDATE reads its rectangle of the clipped gradient; writes that of the others.
+            if kind == WEIGHTS:
+                gradient(code, plan, store, arena, packed, own, batches.scalars[step], task, rows)
+            if kind == UPDATE or not clipped:
+                finish(plan, store, transposed, batches.scalars[step], task, not in_registers)
+            return
+        first, count = task.first, min(task.rows, rows - task.first)  # the last batch may be short
+        if count <= 0:
+            return
+        if kind == GATHER or (kind == ROWS and wide == 0):
+            # Writes its rows of the scaled inputs.
+            gather(batches, start, first, count, plan.widths[0], arena)
+        if kind == GATHER:
+            return
+        # FORWARD reads its columns of w and its rows of x or of the layer below; writes its block of y and s. BACKWARD reads
+        # its columns of the transposed w, its rows of dz above and its block of y or s; writes its block of dz. ROWS does
+        # both for all columns of its rows, in every layer from `wide` on, and writes their loss and hits.
+        rest, top = kind == ROWS, len(plan.layers) - 1
+        for layer in range(wide, (top if rest else wide if kind == FORWARD else wide - 1) + 1):
+            panels = plan.layers[layer].fan_out_p // lanes if rest else task.panels
+            forward(code, plan, store, arena, own, layer, task.panel, panels, first, count, batches.step + step, batches.seed)
+        if rest:
+            losses(plan, batches, arena, own[targets_at:], loss, correct, start, first, count)
+        lowest = max(wide, 1) if kind != FORWARD else top + 1
+        for layer in range(top if rest else wide, lowest - 1, -1):
+            panels = plan.layers[layer].fan_in_p // lanes if rest else task.panels
+            backward(code, plan, transposed, arena, layer, task.panel, panels, first, count)
+
+    return run_task
+
+
+def make_train(spec: Specialisation) -> Callable[..., None]:
+    """Training steps: every loop of a chunk of steps, for one thread."""
+    clipped = spec.clip
+    run_task, pack = make_task(spec), make_pack(spec.forward.lanes)
+
+    def train(t, code, plan, batches, store, transposed, arena, packed, blocks, scratch, shared, loss, correct):
+        steps, phases, threads = len(batches.scalars), len(plan.phases), plan.shares.shape[1] - 1
+        blocks[t] = -1  # the steps whose dz are in the thread's packed copies
         while True:
-            phase, ticket = draw(shared)
-            step, kind = phase // phases, phase % phases
+            now = atomic_load(shared + 8 * PHASE)
+            step, index = now // phases, now % phases
             if step >= steps:
                 return
+            phase = plan.phases[index]
             start = step * batches.batch_size
             rows = min(batches.batch_size, len(batches.order) - start)
-            tasks = -(-rows // batches.rows_per_task) if kind == 0 else len(plan.tasks)
-            if ticket >= tasks:
-                wait_for_end_of(shared, phase)
-                continue
-            if kind == 0:
-                # Reads weights, which the phase before wrote; writes its own rows of y, s, dz.
-                first = ticket * batches.rows_per_task
-                count = min(batches.rows_per_task, rows - first)
-                rows_task(plan, batches, store, transposed, arena, targets, loss, correct, start, first, count)
+            done = 0
+            for turn in range(threads):
+                share = (t + turn) % threads
+                first, end = plan.shares[index, share], plan.shares[index, share + 1]
+                while True:
+                    ticket = claim(shared, share, now, end - first)
+                    if ticket < 0:
+                        break
+                    task = plan.tasks[phase.first + first + ticket]
+                    if phase.kind == WEIGHTS and blocks[t, task.block] != step:
+                        pack(plan, arena, packed[t], task, rows)
+                        blocks[t, task.block] = step
+                    run_task(
+                        code, phase.kind, phase.layer, task, plan, batches, store, transposed, arena, packed[t], scratch[t],
+                        loss, correct, step, start, rows,
+                    )  # fmt: skip
+                    done += 1
+            if last_of_phase(shared, done, phase.tasks):
+                if clipped and phase.kind == WEIGHTS:
+                    clip(store[GRADIENT], batches.clip_norm)
+                open_phase(shared, threads, now + 1)
             else:
-                task = plan.tasks[ticket]
-                layer, panel, k_first = task[0], task[1], task[3]
-                stride = plan.fan_in_p[layer] * lanes if clipped else panel_stride
-                g_at = plan.w_at[layer] + panel * stride + k_first * lanes if clipped else 0
-                b_at = plan.b_at[layer] + panel * lanes if clipped else biases_at
-                if kind == 1:
-                    # Reads all rows of y and dz, which the phase before wrote; writes its rectangle of the gradient.
-                    gradient_task(plan, arena, gradient, g_at, stride, b_at, ones, task, rows)
-                    if batches.l1 > 0 or batches.l2 > 0:
-                        penalise(plan, batches, store, gradient, g_at, stride, task)
-                if kind == phases - 1:
-                    # Reads its rectangle of the gradient, its own or (clipped) scaled by the last finisher of the phase
-                    # before; writes its rectangle of weights, slots and transposed weights.
-                    scalars = scalars_of(batches.scalars, step)
-                    update_task(plan, store, transposed, gradient, g_at, stride, b_at, task, scalars)
-            if last_of_phase(shared, tasks):
-                if clipped and kind == 1:
-                    clip(gradient, batches.clip_norm)
-                open_phase(shared, phase + 1)
+                wait_for_end_of(shared, now)
 
     return train
 
 
 def make_predict(spec: Prediction) -> Callable[..., None]:
     """Prediction: one phase, a task is a block of rows that passes through the thread's own rows of the arena."""
+    lanes = spec.lanes
     forward = make_forward(spec)
 
-    def predict(t, plan, x, shift, factor, store, arena, shared, z, rows_per_task):
-        tasks = -(-len(x) // rows_per_task)
-        last = len(plan.fan_in)
-        features, outputs = plan.fan_in[0], plan.fan_out[last - 1]
-        first = t * rows_per_task
+    def predict(t, code, plan, block, x, shift, factor, store, arena, shared, z):
+        own, last = arena[t], len(plan.layers)
+        inputs, outputs = plan.widths[0], plan.widths[last]
+        tasks = -(-len(x) // block)
         while True:
-            _, ticket = draw(shared)
-            if ticket >= tasks:
+            ticket = claim(shared, 0, 0, tasks)
+            if ticket < 0:
                 return
-            start = ticket * rows_per_task
-            rows = min(rows_per_task, len(x) - start)
+            start = ticket * block
+            rows = min(block, len(x) - start)
             for r in range(rows):
-                at = plan.y_at[0] + (first + r) * plan.ld[0]
-                scale_row(x[start + r], shift, factor, arena[at : at + features])
-            forward(plan, store[PARAMETERS], arena, first, rows, -1, np.uint64(0))
+                at = inputs.y_at + r * inputs.ld
+                scale_row(x[start + r], shift, factor, own[at : at + inputs.ld])
+            for layer in range(last):
+                panels = plan.layers[layer].fan_out_p // lanes
+                forward(code, plan, store[PARAMETERS], own, own, layer, 0, panels, 0, rows, -1, np.uint64(0))
             for r in range(rows):
-                at = plan.y_at[last] + (first + r) * plan.ld[last]
-                for j in range(outputs):
-                    z[start + r, j] = arena[at + j]
+                at = outputs.y_at + r * outputs.ld
+                z_row, row = z[start + r], own[at : at + outputs.ld]
+                for j in range(len(z_row)):
+                    z_row[j] = row[j]
 
     return predict

@@ -1,7 +1,7 @@
-"""Where everything lies in the memory of the CPU engine: padded sizes, panels, buffers. Private to the engine.
+"""Where everything lies in the memory of the CPU engine, and how a step is cut into tasks. Private to the engine.
 
-Every width is padded with zeros to a multiple of a vector and of a tile's rows, so that tiles never have edges; what is
-padded stays exactly zero. Weights [K, N] live in panels of one vector's width:
+Every width is padded with zeros to a multiple of a vector and of 8, so that tiles have no edges along it; what is padded
+stays exactly zero. Weights [K, N] live in panels of one vector's width:
 
     store[w_at + (n // lanes) K_p lanes + k lanes + n % lanes] = w[k, n]
 
@@ -9,6 +9,12 @@ and, for every layer but the first, once more transposed, in panels along k, for
 slots and gradients are further rows of `store`, laid out alike. Rows of a batch are row-major with a leading dimension of an
 odd number of cache lines (and a part of one, where vectors are shorter than a line), so that a column of tiles does not fall
 into few sets of the cache.
+
+A step is a sequence of phases, each a number of tasks that may run in any order on any thread. Layers with many weights are
+*wide*: their products are cut by columns, and the tasks of the same columns always go to the same thread first, so that
+every weight stays in the cache of the one core that reads and updates it. (A line that another core has written takes ten
+times as long to read as one of the core's own cache.) Layers with few weights, from `tail` on, are cut by rows of the batch:
+one phase takes a block of rows through all of them, the loss, and back.
 """
 
 from __future__ import annotations
@@ -22,45 +28,54 @@ import numpy.typing as npt
 from fastmlp.network import FloatArray, Network
 from fastmlp.philox import drop_threshold
 
-# A micro-tile: 8 x 2 accumulators leave registers for B and for a broadcast, and hide the latency of 8 to 10 FMAs.
-TILE_ROWS = 8
-TILE_VECTORS = 2
-CHUNK_ROWS = 64  # rows of w in one gradient task: a multiple of TILE_ROWS and of every vector width
+UNIT = 8  # widths are multiples of it
+CHUNK_ROWS = 48  # rows of w in a gradient task: a multiple of every tile's rows and of every vector's width
+PAIR = 2  # panels that a tile takes side by side
+GROUP_COLUMNS = 64  # of w in a gradient task at most: with 64 rows of the batch, 16 KiB of dz and 12 KiB of x
 CACHE_LINE = 16  # floats
+TAIL_WEIGHTS = 16_384  # a layer with fewer weights is not wide: 64 KiB travel faster than a phase takes to open
+TASKS_PER_THREAD = 4  # of a phase, at least, so that a slow thread delays a step by little
+FEWEST_ROWS, MOST_ROWS = 16, 64  # of the batch in a task of the rows phase
+
+# Kinds of phases
+GATHER, FORWARD, ROWS, BACKWARD, WEIGHTS, UPDATE = range(6)
 
 Ints = npt.NDArray[np.int64]
 
 
-class Plan(NamedTuple):
-    """Sizes and offsets in elements; index l is a layer of weights, or for `*_at` of rows the width number l (0 = input).
+LAYER = np.dtype(
+    [
+        *((name, np.int64) for name in ("fan_in", "fan_in_p", "fan_out", "fan_out_p", "w_at", "b_at", "t_at", "code")),
+        ("threshold", np.uint64),
+        ("parameter", np.float32),
+        ("keep_scale", np.float32),
+    ]
+)
+WIDTH = np.dtype([(name, np.int64) for name in ("ld", "y_at", "s_at", "dz_at")])
+PHASE = np.dtype([(name, np.int64) for name in ("kind", "layer", "first", "tasks")])
+TASK = np.dtype([(name, np.int64) for name in ("layer", "panel", "panels", "first", "rows", "block", "packed_at")])
 
-    fan_in, fan_out : true sizes
-    fan_in_p, fan_out_p : padded sizes
-    w_at, b_at : weights and biases in a row of `store`; t_at : transposed weights, in `transposed`
-    y_at : inputs of layer l (l = 0: scaled data; last: output pre-activations), in `arena`
-    s_at, dz_at : slopes and gradients of width l, in `arena`
-    ld : leading dimension of width l
-    code, parameter : activation of hidden layer l, as an index into the sorted names in use
-    threshold, keep_scale : dropout of hidden layer l; threshold 0 drops nothing
-    tasks : (n, 5) the gradient tasks: layer, first panel, panels, first row of w, rows of w
+
+class Plan(NamedTuple):
+    """What kernels know of a network's size: records of the types above. Offsets and sizes are in elements.
+
+    layers : of each layer of weights its true and padded sizes, the places of weights and biases in a row of `store` and of
+        the transposed weights, the activation (an index into the sorted names in use) with its parameter, and dropout
+        (threshold 0 drops nothing)
+    widths : of each width (0: the input) its leading dimension, and the places of its activations (the last: output
+        pre-activations), slopes and gradients in `arena`
+    phases : of a step: kind, layer, first task and number of tasks
+    tasks : panels [panel, panel + panels) of a layer, and either rows of the batch or (WEIGHTS, UPDATE) rows of w;
+        BACKWARD counts the transposed panels. For WEIGHTS, block numbers the panels' dz over all layers, and packed_at is
+        the place of its packed copy in a thread's own `packed`
+    shares : (phases, threads + 1) int64: thread t begins with the tasks shares[p, t] … shares[p, t + 1] of phase p
     """
 
-    fan_in: Ints
-    fan_out: Ints
-    fan_in_p: Ints
-    fan_out_p: Ints
-    w_at: Ints
-    b_at: Ints
-    t_at: Ints
-    y_at: Ints
-    s_at: Ints
-    dz_at: Ints
-    ld: Ints
-    code: Ints
-    parameter: npt.NDArray[np.float32]
-    threshold: npt.NDArray[np.uint64]
-    keep_scale: npt.NDArray[np.float32]
-    tasks: Ints
+    layers: Any
+    widths: Any
+    phases: Any
+    tasks: Any
+    shares: Any
 
 
 class Batches(NamedTuple):
@@ -69,9 +84,9 @@ class Batches(NamedTuple):
     x (n, features) uint8 or float32; labels (n,) int32 and targets (n, outputs) float32, one of them empty
     order (rows,) int64; row_scale (rows,) float32: share of each row in its batch's mean
     shift, factor (features,) float32: x is scaled to (x - shift) factor
-    scalars (steps, len(SCALARS)) float32: `Optimizer.scalars`
-    batch_size; rows_per_task; step: updates made before; seed
-    l1, l2, hot, cold, clip_norm: penalties; target of the row's class and of the others; largest gradient norm
+    scalars (steps, 2, len(SCALARS)) float32: `Optimizer.scalars`, for weights and (no penalty, no decay) for biases
+    batch_size; step: updates made before; seed
+    hot, cold, clip_norm: target of the row's class and of the others; largest gradient norm
     """
 
     x: Any
@@ -83,23 +98,25 @@ class Batches(NamedTuple):
     factor: Any
     scalars: Any
     batch_size: int
-    rows_per_task: int
     step: int
     seed: Any
-    l1: Any
-    l2: Any
     hot: Any
     cold: Any
     clip_norm: Any
 
 
 class Layout(NamedTuple):
-    """A plan and the sizes of the buffers it speaks of, in elements."""
+    """A plan and the sizes of the buffers it speaks of, in elements.
+
+    packed, blocks : size of a thread's packed copies of dz, and their number
+    """
 
     plan: Plan
     store: int
     transposed: int
     arena: int
+    packed: int
+    blocks: int
 
 
 def round_up(n: int, multiple: int) -> int:
@@ -107,7 +124,7 @@ def round_up(n: int, multiple: int) -> int:
 
 
 def activation_names(network: Network) -> tuple[str, ...]:
-    """The activations in use, sorted: what `Plan.code` counts in."""
+    """The activations in use, sorted: what `Plan` counts in."""
     return tuple(sorted({layer.activation for layer in network.layers[:-1]}))
 
 
@@ -117,55 +134,111 @@ def offsets(sizes: list[int]) -> tuple[Ints, int]:
     return ends[:-1].astype(np.int64), int(ends[-1])
 
 
-def make_layout(network: Network, lanes: int, rows: int) -> Layout:
-    """Layout for batches of up to `rows` rows, on vectors of `lanes` floats."""
-    unit = max(lanes, TILE_ROWS)
-    widths = [round_up(size, unit) for size in network.sizes]
+def make_layout(network: Network, lanes: int, rows: int, threads: int = 1, clip: bool = False) -> Layout:
+    """Layout for batches of up to `rows` rows, on vectors of `lanes` floats; with `clip` gradients and updates part."""
+    widths = [round_up(size, max(lanes, UNIT)) for size in network.sizes]
     lds = [width + CACHE_LINE if (width // CACHE_LINE) % 2 == 0 else width for width in widths]
-    layers = network.layers
     pairs = list(pairwise(widths))
     w_at, end = offsets([k * n + n for k, n in pairs])
     t_at, transposed = offsets([k * n if index else 0 for index, (k, n) in enumerate(pairs)])
-    buffers, arena = offsets([rows * ld for ld in lds] * 3)
-    y_at, s_at, dz_at = buffers.reshape(3, -1)
+    inner = [rows * ld for ld in lds[1:]]
+    buffers, arena = offsets([rows * lds[0], *inner, 0, *inner, 0, *inner])
     names = activation_names(network)
-    plan = Plan(
-        fan_in=ints(layer.fan_in for layer in layers),
-        fan_out=ints(layer.fan_out for layer in layers),
-        fan_in_p=ints(widths[:-1]),
-        fan_out_p=ints(widths[1:]),
-        w_at=w_at,
-        b_at=w_at + ints(k * n for k, n in pairs),
-        t_at=t_at,
-        y_at=y_at,
-        s_at=s_at,
-        dz_at=dz_at,
-        ld=ints(lds),
-        code=ints(names.index(layer.activation) for layer in layers[:-1]),
-        parameter=np.array([layer.parameter for layer in layers[:-1]], np.float32),
-        threshold=np.array([drop_threshold(layer.dropout) for layer in layers[:-1]], np.uint64),
-        keep_scale=np.array([1 / (1 - layer.dropout) for layer in layers[:-1]], np.float32),
-        tasks=gradient_tasks(pairs, lanes),
-    )
-    return Layout(plan, end, transposed, arena)
+    layers = np.zeros(len(pairs), LAYER)
+    layers["fan_in"], layers["fan_out"] = network.sizes[:-1], network.sizes[1:]
+    layers["fan_in_p"], layers["fan_out_p"] = widths[:-1], widths[1:]
+    layers["w_at"], layers["b_at"], layers["t_at"] = w_at, w_at + [k * n for k, n in pairs], t_at
+    for record, layer in zip(layers, network.layers[:-1], strict=False):
+        record["code"], record["parameter"] = names.index(layer.activation), layer.parameter
+        record["threshold"], record["keep_scale"] = drop_threshold(layer.dropout), 1 / (1 - layer.dropout)
+    places = np.zeros(len(widths), WIDTH)
+    places["ld"] = lds
+    places["y_at"], places["s_at"], places["dz_at"] = buffers.reshape(3, -1)
+    plan = make_plan(layers, places, make_phases(pairs, lanes, rows, threads, clip), threads)
+    blocks = number_blocks(plan, lanes, rows)
+    return Layout(plan, end, transposed, arena, rows * sum(widths[1:]), blocks)
 
 
-def ints(values: Any) -> Ints:
-    return np.array(list(values), np.int64)
+# ------------------------------------------------------------------------------------------------ phases and tasks
 
 
-def gradient_tasks(pairs: list[tuple[int, int]], lanes: int) -> Ints:
-    """Rectangles of the weight matrices, a pair of panels wide and CHUNK_ROWS high; see `Plan.tasks`.
+class Phase(NamedTuple):
+    """A phase: its kind, its layer, and its tasks (layer, panel, panels, first, rows), in the order of their threads."""
 
-    Tasks that read the same columns of x follow each other, so that these stay in the second cache.
-    """
-    tasks = [
-        (layer, panel, min(TILE_VECTORS, n // lanes - panel), first, min(CHUNK_ROWS, k - first))
-        for layer, (k, n) in enumerate(pairs)
-        for first in range(0, k, CHUNK_ROWS)
-        for panel in range(0, n // lanes, TILE_VECTORS)
+    kind: int
+    layer: int
+    tasks: list[tuple[int, int, int, int, int]]
+
+
+def make_phases(pairs: list[tuple[int, int]], lanes: int, rows: int, threads: int, clip: bool) -> list[Phase]:
+    """The phases of a step for padded layer sizes `pairs`. Without wide layers, ROWS gathers its own inputs."""
+    wide = 0
+    while wide < len(pairs) - 1 and pairs[wide][0] * pairs[wide][1] >= TAIL_WEIGHTS:
+        wide += 1
+    forward = [Phase(FORWARD, n, column_tasks(n, pairs[n][1] // lanes, rows, threads)) for n in range(wide)]
+    backward = [Phase(BACKWARD, n, column_tasks(n, pairs[n][0] // lanes, rows, threads)) for n in range(wide - 1, 0, -1)]
+    weights = weight_tasks(pairs, lanes, threads)
+    updates = [Phase(UPDATE, 0, weights)] if clip else []
+    gather = [Phase(GATHER, 0, row_tasks(rows, threads))] if wide else []
+    return [*gather, *forward, Phase(ROWS, wide, row_tasks(rows, threads)), *backward, Phase(WEIGHTS, 0, weights), *updates]
+
+
+def row_tasks(rows: int, threads: int) -> list[tuple[int, int, int, int, int]]:
+    """Blocks of rows: few enough rows for every thread to have some to claim, many enough to use each weight often."""
+    block = min(max(round_up(rows // (threads * TASKS_PER_THREAD), UNIT), FEWEST_ROWS), MOST_ROWS)
+    return [(0, 0, 0, first, min(block, rows - first)) for first in range(0, rows, block)]
+
+
+def column_tasks(layer: int, panels: int, rows: int, threads: int) -> list[tuple[int, int, int, int, int]]:
+    """Blocks of columns, each a pair of panels, by blocks of rows, as few as give every thread its number of tasks."""
+    pairs = -(-panels // PAIR)
+    cuts = min(-(-threads * TASKS_PER_THREAD // pairs), -(-rows // UNIT))
+    block = round_up(-(-rows // max(cuts, 1)), UNIT) if rows else UNIT
+    return [
+        (layer, panel, min(PAIR, panels - panel), first, min(block, rows - first))
+        for panel in range(0, panels, PAIR)
+        for first in range(0, rows, block)
     ]
-    return np.array(tasks, np.int64)
+
+
+def weight_tasks(pairs: list[tuple[int, int]], lanes: int, threads: int) -> list[tuple[int, int, int, int, int]]:
+    """Rectangles of the weight matrices, CHUNK_ROWS high and as wide as a thread's part, up to GROUP_COLUMNS.
+
+    A thread has the columns that it has in the forward phases. Of these, rectangles that read the same columns of x follow
+    each other, so that these stay in the cache.
+    """
+    tasks = []
+    for layer, (k, n) in enumerate(pairs):
+        panels = n // lanes
+        group = max(min(GROUP_COLUMNS // lanes, panels // threads // PAIR * PAIR), PAIR)
+        for first in range(0, k, CHUNK_ROWS):
+            for panel in range(0, panels, group):
+                owner = panel * threads // panels
+                tasks.append((owner, layer, first, panel, min(group, panels - panel), min(CHUNK_ROWS, k - first)))
+    return [(layer, panel, panels, first, rows) for _, layer, first, panel, panels, rows in sorted(tasks)]
+
+
+def as_records(tasks: list[tuple[int, int, int, int, int]]) -> Any:
+    """The tasks with room for `number_blocks`."""
+    return np.array([(*task, 0, 0) for task in tasks], TASK)
+
+
+def number_blocks(plan: Plan, lanes: int, rows: int) -> int:
+    """Number the blocks of dz that the WEIGHTS tasks read, and place their packed copies; returns how many there are."""
+    columns = offsets([int(n) for n in plan.layers["fan_out_p"]])[0]
+    keys = columns[plan.tasks["layer"]] + plan.tasks["panel"] * lanes  # the block's first column, over all layers
+    found, plan.tasks["block"] = np.unique(keys, return_inverse=True)
+    plan.tasks["packed_at"] = rows * keys
+    return len(found)
+
+
+def make_plan(layers: Any, widths: Any, phases: list[Phase], threads: int) -> Plan:
+    """The records of a plan; each phase's tasks are shared out evenly, in order."""
+    firsts, _ = offsets([len(phase.tasks) for phase in phases])
+    heads = [(phase.kind, phase.layer, first, len(phase.tasks)) for phase, first in zip(phases, firsts, strict=True)]
+    shares = [[len(phase.tasks) * t // threads for t in range(threads + 1)] for phase in phases]
+    tasks = [task for phase in phases for task in phase.tasks]
+    return Plan(layers, widths, np.array(heads, PHASE), as_records(tasks), np.array(shares, np.int64))
 
 
 def pack(network: Network, plan: Plan, lanes: int, vector: FloatArray, row: npt.NDArray[np.float32]) -> None:
@@ -174,7 +247,7 @@ def pack(network: Network, plan: Plan, lanes: int, vector: FloatArray, row: npt.
     for layer, (w, b) in enumerate(network.views(vector)):
         w_view, b_view = packed_views(plan, lanes, row, layer)
         k, n = w.shape
-        padded = np.zeros((plan.fan_in_p[layer], plan.fan_out_p[layer]), np.float32)
+        padded = np.zeros((plan.layers[layer]["fan_in_p"], plan.layers[layer]["fan_out_p"]), np.float32)
         padded[:k, :n] = w
         w_view[:] = padded.reshape(len(padded), -1, lanes).transpose(1, 0, 2)
         b_view[:n] = b
@@ -196,15 +269,15 @@ def pack_transposed(network: Network, plan: Plan, lanes: int, vector: FloatArray
     out[:] = 0
     for layer, (w, _) in enumerate(network.views(vector)):
         if layer:
-            k_p, n_p = plan.fan_in_p[layer], plan.fan_out_p[layer]
+            k_p, n_p = plan.layers[layer]["fan_in_p"], plan.layers[layer]["fan_out_p"]
             padded = np.zeros((n_p, k_p), np.float32)
             padded[: w.shape[1], : w.shape[0]] = w.T
-            at = plan.t_at[layer]
+            at = plan.layers[layer]["t_at"]
             out[at : at + k_p * n_p] = padded.reshape(n_p, -1, lanes).transpose(1, 0, 2).ravel()
 
 
 def packed_views(plan: Plan, lanes: int, row: npt.NDArray[np.float32], layer: int) -> tuple[Any, Any]:
     """Panels (panels, K_p, lanes) and bias (N_p,) of a layer in a row of `store`."""
-    k_p, n_p = int(plan.fan_in_p[layer]), int(plan.fan_out_p[layer])
-    w_at, b_at = int(plan.w_at[layer]), int(plan.b_at[layer])
+    k_p, n_p = int(plan.layers[layer]["fan_in_p"]), int(plan.layers[layer]["fan_out_p"])
+    w_at, b_at = int(plan.layers[layer]["w_at"]), int(plan.layers[layer]["b_at"])
     return row[w_at:b_at].reshape(n_p // lanes, k_p, lanes), row[b_at : b_at + n_p]

@@ -1,6 +1,7 @@
-"""The vector layer of the CPU engine: the matrix micro-kernel, atomics, and pauses, as LLVM instructions.
+"""The vector layer of the CPU engine: the matrix micro-kernels, as LLVM instructions.
 
-Only this file speaks LLVM. Everything takes addresses as int64 and strides in elements, checks nothing and cannot raise.
+Only this file and cpu_instructions.py speak LLVM. Everything takes addresses as int64 and strides in elements, checks
+nothing and cannot raise.
 
 The micro-kernel computes one tile of C = A B in registers: a few rows by a few vectors of `lanes` columns, all of K, each
 element of A broadcast against vectors of B, fused multiply-add. Every element of C is one sum in the order of k by one
@@ -12,7 +13,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import types
@@ -23,6 +25,24 @@ from numba.extending import intrinsic
 FLOAT = ir.FloatType()
 INT32 = ir.IntType(32)
 INT64 = ir.IntType(64)
+LINE = 16  # floats of a cache line
+
+
+class TileShape(NamedTuple):
+    """The micro-tile: `rows` x `vectors` accumulators; `low` rows where fewer than `rows` remain, and one at a time at the end.
+
+    The accumulators, the vectors of B and one broadcast fit into the registers, and are enough to hide the latency of 8
+    to 10 FMAs.
+    """
+
+    rows: int
+    low: int
+    vectors: int = 2
+
+
+# By lanes: AVX-512 and NEON have 32 vector registers, AVX2 has 16.
+TILES = {16: TileShape(8, 4), 8: TileShape(6, 4), 4: TileShape(8, 4)}
+SINGLE_VECTORS = 8  # of a tile of one row: the load of B is its limit
 
 
 def lanes() -> int:
@@ -66,167 +86,247 @@ class VectorBuilder:
         mask = ir.Constant(ir.VectorType(INT32, self.width), [0] * self.width)
         return self.builder.shuffle_vector(first, first, mask)
 
+    def prefetch(self, base: Any, offset: Any) -> None:
+        """Ask for the cache line of a float, into the first cache, without waiting for it."""
+        pointer = self.builder.bitcast(address(self.builder, base, offset), ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, INT32, INT32, INT32])
+        function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0i8")
+        self.builder.call(function, [pointer, INT32(0), INT32(3), INT32(1)])
+
     def fma(self, a: Any, b: Any, c: Any) -> Any:
         return self.builder.call(self.fused, [a, b, c])
 
 
-# What happens to a finished tile, as data: name -> f(vectors, value, extra address, offset in C, column) -> value.
-def keep(v: VectorBuilder, value: Any, extra: Any, offset: Any, column: Any) -> Any:
+# What happens to a finished tile: f(vectors, value, extra address, place in extra) -> value.
+def keep(v: VectorBuilder, value: Any, extra: Any, offset: Any) -> Any:
     """C = A B."""
     return value
 
 
-def add_bias(v: VectorBuilder, value: Any, extra: Any, offset: Any, column: Any) -> Any:
-    """C = A B + bias, extra: (columns,)."""
-    return v.builder.fadd(value, v.load(extra, column))
+def add_bias(v: VectorBuilder, value: Any, extra: Any, offset: Any) -> Any:
+    """C = A B + bias."""
+    return v.builder.fadd(value, v.load(extra, offset))
 
 
-def add_bias_relu(v: VectorBuilder, value: Any, extra: Any, offset: Any, column: Any) -> Any:
-    """C = max(A B + bias, 0), NaN kept, extra: (columns,)."""
-    z = add_bias(v, value, extra, offset, column)
+def add_bias_relu(v: VectorBuilder, value: Any, extra: Any, offset: Any) -> Any:
+    """C = max(A B + bias, 0), NaN kept."""
+    z = add_bias(v, value, extra, offset)
     return v.builder.select(v.builder.fcmp_ordered("<=", z, v.zero), v.zero, z)
 
 
-def times(v: VectorBuilder, value: Any, extra: Any, offset: Any, column: Any) -> Any:
-    """C = (A B) * slopes, extra: slopes laid out like C."""
+def times(v: VectorBuilder, value: Any, extra: Any, offset: Any) -> Any:
+    """C = (A B) * slopes."""
     return v.builder.fmul(value, v.load(extra, offset))
 
 
-def where_positive(v: VectorBuilder, value: Any, extra: Any, offset: Any, column: Any) -> Any:
-    """C = A B where y > 0, else 0, extra: y laid out like C."""
+def where_positive(v: VectorBuilder, value: Any, extra: Any, offset: Any) -> Any:
+    """C = A B where y > 0, else 0."""
     return v.builder.select(v.builder.fcmp_ordered(">", v.load(extra, offset), v.zero), value, v.zero)
 
 
-EPILOGUES = {
-    "keep": keep,
-    "bias": add_bias,
-    "bias-relu": add_bias_relu,
-    "times": times,
-    "where-positive": where_positive,
-}
+# By number: which one is data, so that one compiled product serves them all.
+EPILOGUES = (keep, add_bias, add_bias_relu, times, where_positive)
+KEEP, BIAS, BIAS_RELU, TIMES, WHERE_POSITIVE = range(len(EPILOGUES))
+
+
+def emit_sums(v: VectorBuilder, shape: Any, a: Any, b: Any, k: Any, first: Any, held: Any, ahead: int = 0) -> Any:
+    """Emit the loop over k of a tile; returns {(row, vector): sum}. The builder ends up after the loop.
+
+    With `ahead`, each turn asks for the cache line that many elements after its first element of A.
+
+    shape (rows, vectors); a (address, [offset of each row], step of k), b likewise with the offset of each vector;
+    held() emits the loads of the sums to go on from where `first` is 0. In each turn a row's broadcast is followed by
+    its own FMAs: with all broadcasts first, LLVM keeps them all and runs out of registers.
+    """
+    builder = v.builder
+    rows, vectors = shape
+    a_at, a_starts, a_k = a
+    b_at, b_starts, b_k = b
+    tile = [(i, p) for p in range(vectors) for i in range(rows)]
+    before = builder.block
+    go_on, body, after = (builder.append_basic_block(name) for name in ("go_on", "k", "sum_done"))
+    builder.cbranch(builder.icmp_signed("!=", first, INT64(0)), body, go_on)
+    builder.position_at_end(go_on)
+    old = held()
+    builder.branch(body)
+    builder.position_at_end(body)
+    j = builder.phi(INT64)
+    sums = {at: builder.phi(v.type) for at in tile}
+    b_vectors = [v.load(b_at, builder.add(builder.mul(j, b_k), start)) for start in b_starts]
+    if ahead:
+        v.prefetch(a_at, builder.add(builder.mul(j, a_k), INT64(ahead)))
+    new = {}
+    for i in range(rows):
+        scalar = v.broadcast(a_at, builder.add(builder.mul(j, a_k), a_starts[i]))
+        for p in range(vectors):
+            new[i, p] = v.fma(scalar, b_vectors[p], sums[i, p])
+    following = builder.add(j, INT64(1))
+    for block, index, values in ((before, INT64(0), None), (go_on, INT64(0), old), (body, following, new)):
+        j.add_incoming(index, block)
+        for at in tile:
+            sums[at].add_incoming(values[at] if values else v.zero, block)
+    builder.cbranch(builder.icmp_signed("<", following, k), body, after)
+    builder.position_at_end(after)
+    return new
+
+
+def starts(builder: Any, stride: Any, count: int) -> list[Any]:
+    """Offsets 0, stride, 2 stride, …"""
+    return [builder.mul(stride, INT64(i)) for i in range(count)]
 
 
 @functools.cache
-def make_tile(rows: int, vectors: int, width: int, epilogue: str) -> Callable[..., None]:
-    """The micro-kernel tile(a, a_row, a_k, b, b_k, b_panel, c, c_row, c_panel, k, extra, first, last).
+def make_tile(rows: int, vectors: int, width: int) -> Callable[..., None]:
+    """The micro-kernel tile(a, a_row, b, b_panel, c, c_row, k, first, epilogue, extra, extra_row).
 
-    C[i, v] = epilogue(sum over j < k of A[i, j] B[j, v]) for i < rows and v < vectors, where
-    A[i, j] is the float at a + i a_row + j a_k, B[j, v] the vector of `width` floats at b + j b_k + v b_panel, and
-    C[i, v] the vector at c + i c_row + v c_panel. k >= 1. C may alias nothing; A and B are only read; no alignment
-    beyond that of a float is needed. Addresses a, b, c, extra in bytes, strides in elements.
+    C[i, v] = epilogue(sum over j < k of A[i, j] B[j, v]) for i < rows and v < vectors, where A[i, j] is the float at
+    a + i a_row + j, B[j, v] the vector of `width` floats at b + j width + v b_panel, C[i, v] the vector at
+    c + i c_row + v width, and what the epilogue (a number, see EPILOGUES) reads the one at extra + i extra_row + v width.
+    k >= 1. C may alias nothing but `extra`; A and B are only read; no alignment beyond that of a float is needed.
+    Addresses a, b, c, extra in bytes, strides in elements.
 
-    A long sum may be cut into several calls: without `first` it goes on from what C holds, without `last` the epilogue
-    waits. The order of the additions, and so every bit, is that of one call. C is not read if `first`.
+    A long sum may be cut into several calls: without `first` it goes on from what C holds, and all but the last call
+    have the epilogue KEEP. The order of the additions, and so every bit, is that of one call. C is not read if `first`.
     """
-    finish = EPILOGUES[epilogue]
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        a, a_row, a_k, b, b_k, b_panel, c, c_row, c_panel, k, extra, first, last = args
+        a, a_row, b, b_panel, c, c_row, k, first, epilogue, extra, extra_row = args
         v = VectorBuilder(builder, width)
         tile = [(i, p) for p in range(vectors) for i in range(rows)]
-        row_starts = [builder.mul(a_row, INT64(i)) for i in range(rows)]
-        panel_starts = [builder.mul(b_panel, INT64(p)) for p in range(vectors)]
-        c_starts = {(i, p): builder.add(builder.mul(c_row, INT64(i)), builder.mul(c_panel, INT64(p))) for i, p in tile}
-
-        before = builder.block
-        go_on, body = builder.append_basic_block("go_on"), builder.append_basic_block("k")
-        after, end = builder.append_basic_block("sum_done"), builder.append_basic_block("tile_done")
-        builder.cbranch(builder.icmp_signed("!=", first, INT64(0)), body, go_on)
-        builder.position_at_end(go_on)
-        held = {at: v.load(c, c_starts[at]) for at in tile}
-        builder.branch(body)
-
-        builder.position_at_end(body)
-        j = builder.phi(INT64)
-        sums = {at: builder.phi(v.type) for at in tile}
-        b_vectors = [v.load(b, builder.add(builder.mul(j, b_k), start)) for start in panel_starts]
-        a_scalars = [v.broadcast(a, builder.add(builder.mul(j, a_k), start)) for start in row_starts]
-        new = {(i, p): v.fma(a_scalars[i], b_vectors[p], sums[i, p]) for i, p in tile}
-        following = builder.add(j, INT64(1))
-        for block, index, values in ((before, INT64(0), None), (go_on, INT64(0), held), (body, following, new)):
-            j.add_incoming(index, block)
-            for at in tile:
-                sums[at].add_incoming(values[at] if values else v.zero, block)
-        builder.cbranch(builder.icmp_signed("<", following, k), body, after)
-
-        builder.position_at_end(after)
-        for at in tile:
-            v.store(new[at], c, c_starts[at])
-        if finish is not keep:
-            with builder.if_then(builder.icmp_signed("!=", last, INT64(0))):
-                for i, p in tile:
-                    v.store(finish(v, new[i, p], extra, c_starts[i, p], INT64(p * width)), c, c_starts[i, p])
-        builder.branch(end)
+        c_rows, extra_rows = starts(builder, c_row, rows), starts(builder, extra_row, rows)
+        c_at = {(i, p): builder.add(c_rows[i], INT64(p * width)) for i, p in tile}
+        b_side = (b, starts(builder, b_panel, vectors), INT64(width))
+        a_side = (a, starts(builder, a_row, rows), INT64(1))
+        sums = emit_sums(v, (rows, vectors), a_side, b_side, k, first, lambda: {at: v.load(c, c_at[at]) for at in tile})
+        end = builder.append_basic_block("tile_done")
+        cases = [builder.append_basic_block(finish.__name__) for finish in EPILOGUES]
+        switch = builder.switch(epilogue, cases[KEEP])
+        for number, (finish, case) in enumerate(zip(EPILOGUES, cases, strict=True)):
+            switch.add_case(INT64(number), case)
+            builder.position_at_end(case)
+            for i, p in tile:
+                v.store(finish(v, sums[i, p], extra, builder.add(extra_rows[i], INT64(p * width))), c, c_at[i, p])
+            builder.branch(end)
         builder.position_at_end(end)
         return context.get_dummy_value()
 
     @intrinsic
-    def tile(typing, a, a_row, a_k, b, b_k, b_panel, c, c_row, c_panel, k, extra, first, last):
-        return types.void(*[types.int64] * 13), build
+    def tile(typing, a, a_row, b, b_panel, c, c_row, k, first, epilogue, extra, extra_row):
+        return types.void(*[types.int64] * 11), build
 
     return tile
 
 
-@intrinsic
-def fetch_add(typing, at, amount):
-    """LLVM `atomicrmw add … seq_cst` on the int64 at address `at`: returns the value before."""
+class Traced:
+    """A vector of LLVM values that a scalar formula computes with as if it were a number: running the formula emits it."""
+
+    def __init__(self, v: VectorBuilder, value: Any) -> None:
+        self.v = v
+        self.value = value
+
+    def __add__(self, other: Traced) -> Traced:
+        return Traced(self.v, self.v.builder.fadd(self.value, other.value))
+
+    def __sub__(self, other: Traced) -> Traced:
+        return Traced(self.v, self.v.builder.fsub(self.value, other.value))
+
+    def __mul__(self, other: Traced) -> Traced:
+        return Traced(self.v, self.v.builder.fmul(self.value, other.value))
+
+    def __truediv__(self, other: Traced) -> Traced:
+        return Traced(self.v, self.v.builder.fdiv(self.value, other.value))
+
+    def sqrt(self) -> Traced:
+        kind = ir.FunctionType(self.v.type, [self.v.type])
+        function = cgutils.get_or_insert_function(self.v.builder.module, kind, f"llvm.sqrt.v{self.v.width}f32")
+        return Traced(self.v, self.v.builder.call(function, [self.value]))
+
+    def sign(self) -> Traced:
+        """1, 0 or -1; 0 for a NaN."""
+        builder, zero, one = self.v.builder, self.v.zero, ir.Constant(self.v.type, [1.0] * self.v.width)
+        up = builder.select(builder.fcmp_ordered(">", self.value, zero), one, zero)
+        down = builder.select(builder.fcmp_ordered("<", self.value, zero), one, zero)
+        return Traced(self.v, builder.fsub(up, down))
+
+
+# What traced formulas find in place of the module `math` and of `optimizers.sign`.
+TRACED_NAMES = {"math": SimpleNamespace(sqrt=Traced.sqrt), "sign": Traced.sign}
+
+
+class Lazy(Traced):
+    """A vector in memory that is loaded where a formula first asks for it."""
+
+    def __init__(self, v: VectorBuilder, base: Any, offset: Any) -> None:
+        self.v = v
+        self.place = (base, offset)
+
+    @functools.cached_property
+    def value(self) -> Any:
+        return self.v.load(*self.place)
+
+
+class Scalars:
+    """Floats in memory from an address on, as vectors of one value; each is loaded once."""
+
+    def __init__(self, v: VectorBuilder, base: Any) -> None:
+        self.load = functools.cache(lambda index: Traced(v, v.broadcast(base, INT64(index))))
+
+    def __getitem__(self, index: int) -> Traced:
+        return self.load(index)
+
+
+def emit_update(v: VectorBuilder, rule: Any, gradient: Any, p: Any, offset: Any, slot: Any, s: Scalars) -> None:
+    """Emit an optimiser's step for a vector of gradients; see `make_gradient_tile`."""
+    if rule is None:
+        v.store(gradient, p, offset)
+        return
+    builder = v.builder
+    places = [offset, builder.add(offset, slot), builder.add(offset, builder.mul(slot, INT64(2)))]
+    old = [Lazy(v, p, place) for place in places]
+    new = rule(old[0], Traced(v, gradient), old[1], old[2], s)
+    for place, before, after in zip(places, old, new, strict=True):
+        if after is not before:
+            v.store(after.value, p, place)
+
+
+@functools.cache
+def make_gradient_tile(rows: int, vectors: int, width: int, rule: Callable[..., Any] | None) -> Callable[..., None]:
+    """The micro-kernel of gradients, tile(a, a_k, b, b_k, c, c_panel, k, p, p_panel, slot, scalars, first, last).
+
+    The sum of `make_tile` with rows of A one apart. Where it ends (`last`), its epilogue is the optimiser's step: the
+    gradient never leaves the registers. `rule` is a scalar formula, (p, g, m, v, s) -> (p, m, v), traced with vectors:
+    P[i, v] is the vector at p + i width + v p_panel, m and v lie `slot` and 2 `slot` elements behind it, s are the floats
+    from address `scalars` on. Slots that the rule hands back unchanged are not written. Without a rule P becomes the
+    gradient itself. A cut sum is kept at c + i width + v c_panel.
+    """
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.atomic_rmw("add", builder.inttoptr(args[0], INT64.as_pointer()), args[1], "seq_cst")
-
-    return types.int64(types.int64, types.int64), build
-
-
-@intrinsic
-def atomic_load(typing, at):
-    """LLVM `load atomic … acquire` of the int64 at address `at`."""
-
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load_atomic(builder.inttoptr(args[0], INT64.as_pointer()), "acquire", 8)
-
-    return types.int64(types.int64), build
-
-
-@intrinsic
-def atomic_store(typing, at, value):
-    """LLVM `store atomic … release` of an int64 to address `at`."""
-
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.store_atomic(args[1], builder.inttoptr(args[0], INT64.as_pointer()), "release", 8)
+        a, a_k, b, b_k, c, c_panel, k, p, p_panel, slot, scalars, first, last = args
+        v = VectorBuilder(builder, width)
+        lines = [INT64(i * width) for i in range(rows)]
+        c_at = {(i, q): builder.add(builder.mul(c_panel, INT64(q)), lines[i]) for q in range(vectors) for i in range(rows)}
+        a_rows, b_panels = [INT64(i) for i in range(rows)], [INT64(q * width) for q in range(vectors)]
+        for q in range(vectors):
+            for start in range(0, rows * width, LINE):
+                v.prefetch(p, builder.add(builder.mul(p_panel, INT64(q)), INT64(start)))
+        a_side, b_side = (a, a_rows, a_k), (b, b_panels, b_k)
+        sums = emit_sums(v, (rows, vectors), a_side, b_side, k, first, lambda: {at: v.load(c, c_at[at]) for at in c_at}, LINE)
+        with builder.if_else(builder.icmp_signed("!=", last, INT64(0))) as (done, cut):
+            with done:
+                s = Scalars(v, scalars)
+                for (i, q), gradient in sums.items():
+                    offset = builder.add(builder.mul(p_panel, INT64(q)), lines[i])
+                    emit_update(v, rule, gradient, p, offset, slot, s)
+            with cut:
+                for at, value in sums.items():
+                    v.store(value, c, c_at[at])
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64), build
+    @intrinsic
+    def tile(typing, a, a_k, b, b_k, c, c_panel, k, p, p_panel, slot, scalars, first, last):
+        return types.void(*[types.int64] * 13), build
 
-
-@intrinsic
-def pause(typing):
-    """Tell the core that this is a spin loop: `llvm.x86.sse2.pause` on x86, `llvm.aarch64.hint(1)` (yield) on ARM."""
-
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        triple = builder.module.triple
-        if triple.startswith(("x86_64", "i686")):
-            name, arguments = "llvm.x86.sse2.pause", []
-        elif triple.startswith(("aarch64", "arm64")):
-            name, arguments = "llvm.aarch64.hint", [INT32(1)]
-        else:
-            return context.get_dummy_value()
-        kind = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
-        builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
-        return context.get_dummy_value()
-
-    return types.void(), build
-
-
-@intrinsic
-def yield_core(typing):
-    """Call the C library's `sched_yield`: let another thread have the core."""
-
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(INT32, [])
-        builder.call(cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])
-        return context.get_dummy_value()
-
-    return types.void(), build
+    return tile
 
 
 @functools.cache
@@ -256,3 +356,38 @@ def make_transpose(width: int) -> Callable[..., None]:
         return types.void(*[types.int64] * 4), build
 
     return transpose
+
+
+@functools.cache
+def make_fma_loop(count: int, width: int) -> Callable[..., Any]:
+    """fma_loop(steps, x): `steps` times `count` fused multiply-adds of vectors of `width` floats, all in registers.
+
+    Gives a float that depends on all of them, so that none can be left out; 2 count width steps operations.
+    """
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        steps, x = args
+        v = VectorBuilder(builder, width)
+        first = builder.insert_element(ir.Constant(v.type, ir.Undefined), x, INT32(0))
+        factor = builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(INT32, width), [0] * width))
+        before, body, end = builder.block, builder.append_basic_block("step"), builder.append_basic_block("end")
+        builder.branch(body)
+        builder.position_at_end(body)
+        step = builder.phi(INT64)
+        sums = [builder.phi(v.type) for _ in range(count)]
+        new = [v.fma(factor, factor, one) for one in sums]
+        following = builder.add(step, INT64(1))
+        step.add_incoming(INT64(0), before)
+        step.add_incoming(following, body)
+        for number, one in enumerate(sums):  # equal starts could be computed once for all
+            one.add_incoming(ir.Constant(v.type, [float(number)] * width), before)
+            one.add_incoming(new[number], body)
+        builder.cbranch(builder.icmp_signed("<", following, steps), body, end)
+        builder.position_at_end(end)
+        return builder.extract_element(functools.reduce(builder.fadd, new), INT32(0))
+
+    @intrinsic
+    def fma_loop(typing, steps, x):
+        return types.float32(types.int64, types.float32), build
+
+    return fma_loop

@@ -56,12 +56,15 @@ class Team:
         self._inboxes: list[SimpleQueue[Round | None]] = []
         self._process = 0
 
-    def run(self, function: Callable[..., None], *args: Any) -> None:
+    def run(self, function: Callable[..., None], *args: Any, threads: int | None = None) -> None:
         """Call function(t, *args) for every t at once; return when all have returned, even if Ctrl-C comes meanwhile.
+
+        threads : how many take part; None for all
 
         The function must let any of its threads do all the work: a thread that starts late must delay nobody.
         """
-        if self.threads > 1 and self._process != os.getpid():
+        threads = threads or self.threads
+        if threads > 1 and self._process != os.getpid():
             self._start()
         this = Round(function, args, [], SimpleQueue())
         sent: list[None] = []
@@ -69,7 +72,7 @@ class Team:
         try:
             try:
                 # One call from C to C, so that no signal handler runs between handing out and counting.
-                sent.extend(map(SimpleQueue.put, self._inboxes, repeat(this)))
+                sent.extend(map(SimpleQueue.put, self._inboxes[: threads - 1], repeat(this)))
                 function(0, *args)
             finally:
                 this.wait_for(sent)

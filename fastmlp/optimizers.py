@@ -34,10 +34,22 @@ import numpy.typing as npt
 
 from fastmlp.errors import ConfigError, unknown_name
 
+ZERO = np.float32(0)
+
 # The scalars of one step, as columns: what a rule reads of `s`.
 # 1 - beta is a column of its own: in float32 it could not be had from beta.
-SCALARS = ("rate", "momentum", "complement1", "complement2", "epsilon", "correction1", "correction2", "decay")
-RATE, MOMENTUM, COMPLEMENT1, COMPLEMENT2, EPSILON, CORRECTION1, CORRECTION2, DECAY = range(8)
+SCALARS = ("rate", "momentum", "complement1", "complement2", "epsilon", "correction1", "correction2", "decay", "l1", "l2")
+RATE, MOMENTUM, COMPLEMENT1, COMPLEMENT2, EPSILON, CORRECTION1, CORRECTION2, DECAY, L1, L2 = range(10)
+
+
+def sign(p: Any) -> Any:
+    """1, 0 or -1."""
+    return np.float32(p > ZERO) - np.float32(p < ZERO)
+
+
+def with_penalties(p: Any, g: Any, s: Any) -> Any:
+    """The gradient of the loss with the network's L1 and L2 penalties."""
+    return g + (s[L2] * p + s[L1] * sign(p))
 
 
 def sgd_rule(p: Any, g: Any, m: Any, v: Any, s: Any) -> Any:
@@ -137,10 +149,11 @@ class Optimizer:
         """Names of the optimiser slots kept for each parameter."""
         return RULES[self.name].slots
 
-    def scalars(self, rates: npt.NDArray[np.float64], step: int) -> npt.NDArray[np.float32]:
+    def scalars(self, rates: npt.NDArray[np.float64], step: int, l1: float = 0.0, l2: float = 0.0) -> npt.NDArray[np.float32]:
         """What the rules read in the steps `step`, `step` + 1, …: (len(rates), len(SCALARS)) float32.
 
-        `step` counts the updates already made; the powers of the bias correction are taken in float64.
+        `step` counts the updates already made; the powers of the bias correction are taken in float64. l1 and l2 are the
+        network's penalties.
         """
         table = np.empty((len(rates), len(SCALARS)), np.float64)
         count = step + 1 + np.arange(len(rates))
@@ -152,6 +165,8 @@ class Optimizer:
         table[:, CORRECTION1] = 1 / (1 - self.beta1**count)
         table[:, CORRECTION2] = 1 / (1 - self.beta2**count)
         table[:, DECAY] = self.weight_decay
+        table[:, L1] = l1
+        table[:, L2] = l2
         with np.errstate(over="ignore"):  # an infinite rate diverges, and is reported as that
             return table.astype(np.float32)
 

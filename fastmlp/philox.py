@@ -22,24 +22,22 @@ MULTIPLIER_0 = np.uint64(0xD2511F53)
 MULTIPLIER_1 = np.uint64(0xCD9E8D57)
 WEYL_0 = np.uint64(0x9E3779B9)
 WEYL_1 = np.uint64(0xBB67AE85)
+ROUNDS = 10
 
 STREAMS = {"weights": 0, "order": 1, "split": 2}
 
 
-def philox4x32(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> tuple[Any, Any, Any, Any]:
-    """Four random 32-bit words from a counter (c0..c3) and a key (k0, k1), all held in uint64.
+def philox_round(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> tuple[Any, Any, Any, Any]:
+    """One of the rounds of `philox4x32`."""
+    product_0 = MULTIPLIER_0 * c0
+    product_1 = MULTIPLIER_1 * c2
+    return (product_1 >> SHIFT32) ^ c1 ^ k0, product_1 & MASK32, (product_0 >> SHIFT32) ^ c3 ^ k1, product_0 & MASK32
 
-    The one definition for every engine: NumPy calls it with arrays, the compiled kernels with scalars.
-    """
-    for _ in range(10):
-        product_0 = MULTIPLIER_0 * c0
-        product_1 = MULTIPLIER_1 * c2
-        c0, c1, c2, c3 = (
-            (product_1 >> SHIFT32) ^ c1 ^ k0,
-            product_1 & MASK32,
-            (product_0 >> SHIFT32) ^ c3 ^ k1,
-            product_0 & MASK32,
-        )
+
+def philox4x32(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> tuple[Any, Any, Any, Any]:
+    """Four random 32-bit words from a counter (c0..c3) and a key (k0, k1), all held in uint64, arrays or scalars."""
+    for _ in range(ROUNDS):
+        c0, c1, c2, c3 = philox_round(c0, c1, c2, c3, k0, k1)
         k0 = (k0 + WEYL_0) & MASK32
         k1 = (k1 + WEYL_1) & MASK32
     return c0, c1, c2, c3

@@ -14,11 +14,10 @@ from fastmlp.bench_machine import (
     accumulators,
     last_cache_bytes,
     machine,
-    make_fma_loop,
     make_kernels,
     versions,
 )
-from fastmlp.cpu_simd import lanes
+from fastmlp.cpu_simd import lanes, make_fma_loop
 
 
 @pytest.mark.parametrize(("count", "width"), [(12, 8), (3, 4), (1, 16)])

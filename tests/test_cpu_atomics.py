@@ -1,14 +1,19 @@
-"""What threads share words with: atomic addition, publishing stores, pauses. The threads are real ones."""
+"""What threads share words with: atomic operations, publishing stores, the claiming of tasks. The threads are real ones."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import pytest
 from numba import njit
 
-from fastmlp.cpu_simd import atomic_load, atomic_store, fetch_add, pause, yield_core
+from fastmlp.cpu_instructions import atomic_load, atomic_store, fetch_add, pause, prefetch, swap_if, yield_core
+from fastmlp.cpu_pieces import DONE, PHASE, SHARES, TICKETS, WORDS_APART, claim, last_of_phase, open_phase, wait_for_end_of
+
+THREADS = 4
 
 
 def in_threads(count: int, function: Callable[[int], None]) -> None:
@@ -22,7 +27,7 @@ def in_threads(count: int, function: Callable[[int], None]) -> None:
 
 
 def test_fetch_add_gives_every_ticket_once() -> None:
-    threads, seconds = 4, 0.3  # so long that some run at the same time, even on a busy machine
+    seconds = 0.3  # so long that some run at the same time, even on a busy machine
 
     @njit(nogil=True)
     def draw(at, stop):
@@ -43,12 +48,28 @@ def test_fetch_add_gives_every_ticket_once() -> None:
     drawn = []
     timer = threading.Timer(seconds, lambda: words.__setitem__(16, 1))
     timer.start()
-    in_threads(threads, lambda t: drawn.append(draw(at, stop)))
+    in_threads(THREADS, lambda t: drawn.append(draw(at, stop)))
     timer.join()
     counts, totals = zip(*drawn, strict=True)
     assert min(counts) > 1000
     assert sum(counts) == words[0]
     assert sum(totals) % 2**64 == (int(words[0]) * (int(words[0]) - 1) // 2) % 2**64
+
+
+@njit
+def swap(at, expected, new):
+    return swap_if(at, expected, new)
+
+
+def test_swap_if_changes_only_what_it_expects() -> None:
+    words = np.array([5, 6, 7], np.int64)
+    at = words[1:].ctypes.data
+    assert not swap(at, 5, 8)
+    assert words.tolist() == [5, 6, 7]
+    assert swap(at, 6, -(2**40))
+    assert words.tolist() == [5, -(2**40), 7]
+    assert not swap(at, -(2**40) & 0xFFFFFFFF, 1)  # all 64 bits are compared
+    assert words.tolist() == [5, -(2**40), 7]
 
 
 def test_a_stored_word_publishes_what_was_written_before_it() -> None:
@@ -84,12 +105,149 @@ def test_a_stored_word_publishes_what_was_written_before_it() -> None:
     assert words[[0, 16]].tolist() == [rounds, rounds]
 
 
-def test_pause_and_yield_return() -> None:
+def test_pause_yield_and_prefetch_return() -> None:
     @njit(nogil=True)
-    def rest(n):
+    def rest(n, at):
         for _ in range(n):
             pause()
             yield_core()
+            prefetch(at)
         return n
 
-    assert rest(1000) == 1000
+    assert rest(1000, np.zeros(1).ctypes.data) == 1000
+    assert rest(1000, 8) == 1000  # no address is a wrong one
+
+
+# ------------------------------------------------------------------------------------------------ claims
+
+
+def shared_words(threads: int = THREADS) -> Any:
+    return np.zeros(SHARES + WORDS_APART * threads, np.int64)
+
+
+@njit(nogil=True)
+def claim_one(shared, share, phase, tasks):
+    return claim(shared, share, phase, tasks)
+
+
+@njit(nogil=True)
+def open_one(shared, threads, phase):
+    open_phase(shared, threads, phase)
+
+
+def test_tickets_of_a_share_come_in_order_and_end() -> None:
+    words = shared_words()
+    open_one(words.ctypes.data, THREADS, 3)
+    assert [claim_one(words.ctypes.data, 1, 3, 4) for _ in range(7)] == [0, 1, 2, 3, -1, -1, -1]
+    assert [claim_one(words.ctypes.data, 2, 3, 2) for _ in range(3)] == [0, 1, -1]  # another share has its own
+    assert claim_one(words.ctypes.data, 0, 3, 0) == -1  # an empty share
+    assert words[PHASE] == 3
+
+
+def test_a_claim_in_another_phase_gets_nothing_and_takes_nothing() -> None:
+    words = shared_words()
+    open_one(words.ctypes.data, THREADS, 7)
+    before = words.copy()
+    for stale in (0, 6, 8, 2**30):
+        assert claim_one(words.ctypes.data, 1, stale, 4) == -1
+    assert np.array_equal(words, before)
+    assert claim_one(words.ctypes.data, 1, 7, 4) == 0
+
+
+@pytest.mark.parametrize("phase", [1, 2**31 - 1])
+def test_opening_a_phase_gives_every_share_its_tickets_again(phase: int) -> None:
+    words = shared_words()
+    for now in (phase - 1, phase):
+        open_one(words.ctypes.data, THREADS, now)
+        assert (words[PHASE], words[DONE]) == (now, 0)
+        for share in range(THREADS):
+            assert [claim_one(words.ctypes.data, share, now, 2) for _ in range(3)] == [0, 1, -1]
+    assert not words[[i for i in range(len(words)) if i % WORDS_APART]].any()  # the rest of each line
+    assert words[SHARES] >> TICKETS == phase
+
+
+@njit(nogil=True)
+def work_through(t, threads, phases, sizes, shared, claimed, opened):
+    """As the engine's threads do: count who claimed what, (phases, shares, tickets), and who opened which phase."""
+    tasks = 0
+    for size in sizes:
+        tasks += size
+    while True:
+        now = atomic_load(shared + 8 * PHASE)
+        if now >= phases:
+            return
+        done = 0
+        for turn in range(threads):
+            share = (t + turn) % threads
+            while True:
+                ticket = claim(shared, share, now, sizes[share])
+                if ticket < 0:
+                    break
+                claimed[now, share, ticket] += 1  # not atomic: nobody else may be here
+                done += 1
+        if last_of_phase(shared, done, tasks):
+            opened[now] += 1
+            open_phase(shared, threads, now + 1)
+        else:
+            wait_for_end_of(shared, now)
+
+
+def test_each_task_of_each_phase_is_claimed_once_and_each_phase_opened_once() -> None:
+    phases, sizes = 3000, np.array([5, 0, 17, 2])
+    words = shared_words()
+    opened = np.zeros(phases, np.int64)
+    claimed = np.zeros((phases, THREADS, sizes.max()), np.int64)
+    work_through(0, THREADS, 0, sizes, words.ctypes.data, claimed, opened)  # compiles
+    in_threads(THREADS, lambda t: work_through(t, THREADS, phases, sizes, words.ctypes.data, claimed, opened))
+    wanted = np.arange(sizes.max()) < sizes[:, None]
+    assert (claimed == wanted).all()
+    assert (opened == 1).all()
+    assert words[PHASE] == phases
+
+
+@njit(nogil=True)
+def claim_many(shared, share, phases, stop, claimed):
+    """Claim in whatever phase is open, and, as one who comes late, in the phase before; counts what the latter got."""
+    late = 0
+    while atomic_load(stop) == 0:
+        now = atomic_load(shared + 8 * PHASE)
+        late += claim(shared, share, now - 1, 1000) >= 0
+        ticket = claim(shared, share, now, 1000)
+        if ticket >= 0:
+            fetch_add(claimed + 8 * (now * 1000 + ticket), 1)
+    return late
+
+
+def test_under_contention_no_ticket_is_handed_out_twice_and_none_of_a_past_phase() -> None:
+    """One share for all, while another thread opens phases in the middle of it: a stale claim must not slip through."""
+    phases = 400
+
+    @njit(nogil=True)
+    def advance(shared, stop, least):
+        """Open the next phase as soon as `least` tickets of this one are gone."""
+        for phase in range(1, phases):
+            while atomic_load(shared + 8 * SHARES) & ((1 << TICKETS) - 1) < least:
+                pause()
+                yield_core()
+            open_phase(shared, 1, phase)
+        atomic_store(stop, 1)
+
+    words, stop = shared_words(1), np.ones(1, np.int64)
+    claimed = np.zeros((phases, 1000), np.int64)
+    arguments = words.ctypes.data, 0, phases, stop.ctypes.data, claimed.ctypes.data
+    claim_many(*arguments)  # compiles
+    late: list[int] = []
+
+    def work(t: int) -> None:
+        if t == 0:
+            advance(words.ctypes.data, stop.ctypes.data, 20)
+        else:
+            late.append(claim_many(*arguments))
+
+    advance(words.ctypes.data, stop.ctypes.data, 0)
+    words[:], stop[:] = 0, 0
+    in_threads(THREADS, work)
+    assert late == [0] * (THREADS - 1)
+    assert claimed.max() == 1
+    assert (claimed.sum(axis=1)[:-1] >= 20).all()  # they did claim while phases came and went
+    assert (np.diff(claimed, axis=1) <= 0).all()  # in order, without gaps

@@ -1,4 +1,4 @@
-"""Where things lie: padded sizes, packing there and back, buffers that do not touch, tasks that cover every weight once."""
+"""Where things lie: padded sizes, packing there and back, buffers that do not touch."""
 
 from __future__ import annotations
 
@@ -13,16 +13,13 @@ from hypothesis import strategies as st
 
 from fastmlp.cpu_plan import (
     CACHE_LINE,
-    CHUNK_ROWS,
-    TILE_ROWS,
-    TILE_VECTORS,
+    UNIT,
+    WEIGHTS,
     Layout,
-    Plan,
     activation_names,
     make_layout,
     pack,
     pack_transposed,
-    packed_views,
     unpack,
 )
 from fastmlp.network import Network
@@ -84,27 +81,31 @@ def test_padding_is_exactly_zero(sizes: list[int], lanes: int) -> None:
 def test_each_weight_lies_where_the_description_says(sizes: tuple[int, ...], lanes: int) -> None:
     network = Network(sizes)
     layout = make_layout(network, lanes, 0)
-    plan = layout.plan
     row, transposed = packed(network, layout, lanes)
     for layer, (w, b) in enumerate(network.views(numbers(network))):
         k, n = np.indices(w.shape)
-        k_p, n_p = plan.fan_in_p[layer], plan.fan_out_p[layer]
-        assert np.array_equal(row[plan.w_at[layer] + (n // lanes) * k_p * lanes + k * lanes + n % lanes], w)
-        assert np.array_equal(row[plan.b_at[layer] + np.arange(len(b))], b)
+        size = layout.plan.layers[layer]
+        k_p, n_p = size["fan_in_p"], size["fan_out_p"]
+        assert np.array_equal(row[size["w_at"] + (n // lanes) * k_p * lanes + k * lanes + n % lanes], w)
+        assert np.array_equal(row[size["b_at"] + np.arange(len(b))], b)
         if layer:
-            assert np.array_equal(transposed[plan.t_at[layer] + (k // lanes) * n_p * lanes + n * lanes + k % lanes], w)
+            assert np.array_equal(transposed[size["t_at"] + (k // lanes) * n_p * lanes + n * lanes + k % lanes], w)
 
 
 @given(sizes=some_sizes, lanes=some_lanes)
 @every_size
 def test_padded_sizes_are_the_least_that_tiles_and_vectors_divide(sizes: list[int], lanes: int) -> None:
-    plan = make_layout(Network(sizes), lanes, 0).plan
-    unit = np.lcm(lanes, TILE_ROWS)
-    assert plan.fan_in.tolist() == sizes[:-1]
-    assert plan.fan_out.tolist() == sizes[1:]
-    for true, padded in ((plan.fan_in, plan.fan_in_p), (plan.fan_out, plan.fan_out_p)):
+    layers = make_layout(Network(sizes), lanes, 0).plan.layers
+    unit = np.lcm(lanes, UNIT)
+    assert layers["fan_in"].tolist() == sizes[:-1]
+    assert layers["fan_out"].tolist() == sizes[1:]
+    for name in ("fan_in", "fan_out"):
+        true, padded = layers[name], layers[f"{name}_p"]
         assert (padded % unit == 0).all()
         assert ((padded >= true) & (padded - true < unit)).all()
+
+
+# ------------------------------------------------------------------------------------------------ buffers
 
 
 def overlaps(pieces: list[tuple[int, int]], size: int) -> str:
@@ -115,102 +116,82 @@ def overlaps(pieces: list[tuple[int, int]], size: int) -> str:
     return ""
 
 
-def pieces_of(plan: Plan, rows: int) -> list[tuple[int, int]]:
-    """The buffers of the arena."""
-    starts = np.array([plan.y_at, plan.s_at, plan.dz_at])
-    return [(int(at), rows * int(ld)) for kind in starts for at, ld in zip(kind, plan.ld, strict=True)]
+def pieces_of_arena(layout: Layout, rows: int) -> list[tuple[int, int]]:
+    """The inputs, and activations, slopes and gradients of every other width."""
+    inputs, *others = layout.plan.widths
+    inner = [(int(width[kind]), rows * int(width["ld"])) for width in others for kind in ("y_at", "s_at", "dz_at")]
+    return [(int(inputs["y_at"]), rows * int(inputs["ld"])), *inner]
 
 
-@given(sizes=some_sizes, lanes=some_lanes, rows=st.integers(1, 100))
+def weight_tasks(layout: Layout) -> Any:
+    phases = layout.plan.phases
+    (of_weights,) = phases[phases["kind"] == WEIGHTS]
+    return layout.plan.tasks[of_weights["first"] : of_weights["first"] + of_weights["tasks"]]
+
+
+def pieces_of_packed(layout: Layout, lanes: int, rows: int) -> list[tuple[int, int]]:
+    """The packed copies of dz that the tasks of WEIGHTS read, each once."""
+    return list({(int(task["packed_at"]), rows * int(task["panels"]) * lanes) for task in weight_tasks(layout)})
+
+
+@given(sizes=some_sizes, lanes=some_lanes, rows=st.integers(1, 100), threads=st.integers(1, 9))
 @every_size
-def test_buffers_lie_apart_and_inside(sizes: list[int], lanes: int, rows: int) -> None:
-    plan, store, transposed, arena = make_layout(Network(sizes), lanes, rows)
-    weights = plan.fan_in_p * plan.fan_out_p
-    assert overlaps(pieces_of(plan, rows), arena) == ""
-    assert overlaps([*zip(plan.w_at, weights, strict=True), *zip(plan.b_at, plan.fan_out_p, strict=True)], store) == ""
-    assert overlaps(list(zip(plan.t_at[1:], weights[1:], strict=True)), transposed) == ""
+def test_buffers_lie_apart_and_inside(sizes: list[int], lanes: int, rows: int, threads: int) -> None:
+    layout = make_layout(Network(sizes), lanes, rows, threads)
+    layers = layout.plan.layers
+    weights = layers["fan_in_p"] * layers["fan_out_p"]
+    in_store = [*zip(layers["w_at"], weights, strict=True), *zip(layers["b_at"], layers["fan_out_p"], strict=True)]
+    assert overlaps(pieces_of_arena(layout, rows), layout.arena) == ""
+    assert overlaps(in_store, layout.store) == ""
+    assert overlaps(list(zip(layers["t_at"][1:], weights[1:], strict=True)), layout.transposed) == ""
+    assert overlaps(pieces_of_packed(layout, lanes, rows), layout.packed) == ""
 
 
 def test_the_check_of_buffers_sees_an_overlap_and_an_end_that_is_too_near() -> None:
-    plan, _, _, arena = make_layout(Network((5, 20, 3)), 8, 10)
-    assert overlaps(pieces_of(plan, 10), arena - 1) != ""
-    assert overlaps(pieces_of(plan, 11), arena + 1000) != ""
-    plan.s_at[1] -= 1
-    assert overlaps(pieces_of(plan, 10), arena) != ""
+    layout = make_layout(Network((5, 20, 3)), 8, 10)
+    assert overlaps(pieces_of_arena(layout, 10), layout.arena - 1) != ""
+    assert overlaps(pieces_of_arena(layout, 11), layout.arena + 1000) != ""
+    assert overlaps(pieces_of_packed(layout, 8, 10), layout.packed - 1) != ""
+    assert overlaps(pieces_of_packed(layout, 8, 11), layout.packed + 1000) != ""
+    layout.plan.widths["s_at"][2] -= 1
+    assert overlaps(pieces_of_arena(layout, 10), layout.arena) != ""
+
+
+@given(sizes=some_sizes, lanes=some_lanes, rows=st.integers(1, 100), threads=st.integers(1, 9))
+@every_size
+def test_blocks_of_dz_are_numbered_one_by_one(sizes: list[int], lanes: int, rows: int, threads: int) -> None:
+    """Tasks that read the same columns share a number and a packed copy, all others differ in both."""
+    layout = make_layout(Network(sizes), lanes, rows, threads)
+    tasks = weight_tasks(layout)
+    columns = {(int(task["layer"]), int(task["panel"])) for task in tasks}
+    for name in ("block", "packed_at"):
+        places = {(int(task["layer"]), int(task["panel"]), int(task[name])) for task in tasks}
+        assert len(places) == len({place for *_, place in places}) == len(columns)
+    assert 0 <= tasks["block"].min() <= tasks["block"].max() < layout.blocks
 
 
 @given(sizes=some_sizes, lanes=some_lanes)
 @every_size
 def test_rows_lie_an_odd_number_of_cache_lines_apart(sizes: list[int], lanes: int) -> None:
     plan = make_layout(Network(sizes), lanes, 1).plan
-    widths = np.array([*plan.fan_in_p, plan.fan_out_p[-1]])
-    assert (plan.ld >= widths).all()
-    assert (plan.ld - widths <= 2 * CACHE_LINE).all()
-    assert (plan.ld // CACHE_LINE % 2 == 1).all()
+    widths = np.array([*plan.layers["fan_in_p"], plan.layers["fan_out_p"][-1]])
+    lds = plan.widths["ld"]
+    assert (lds >= widths).all()
+    assert (lds - widths <= 2 * CACHE_LINE).all()
+    assert (lds // CACHE_LINE % 2 == 1).all()
     if lanes == CACHE_LINE:  # shorter vectors may leave half a line over
-        assert (plan.ld % CACHE_LINE == 0).all()
+        assert (lds % CACHE_LINE == 0).all()
 
 
-def test_only_the_arena_grows_with_the_rows() -> None:
+def test_only_what_holds_rows_grows_with_them() -> None:
     small, large = (make_layout(Network((13, 9, 4)), 16, rows) for rows in (8, 80))
-    assert large.arena == 10 * small.arena
-    assert (large.store, large.transposed) == (small.store, small.transposed)
-    assert same_bits(large.plan.w_at, small.plan.w_at)
-    assert same_bits(large.plan.tasks, small.plan.tasks)
-
-
-# ------------------------------------------------------------------------------------------------ gradient tasks
-
-
-def uneven(layout: Layout, lanes: int, tasks: Any) -> str:
-    """The first weight or bias that the tasks do not cover exactly once; empty if there is none."""
-    row = np.zeros(layout.store, np.float32)
-    for layer, panel, panels, first, rows in tasks:
-        weights, biases = packed_views(layout.plan, lanes, row, layer)
-        covered = weights[panel : panel + panels, first : first + rows]
-        if covered.shape[:2] != (panels, rows) or not 1 <= panels <= TILE_VECTORS:
-            return f"task {layer, panel, panels, first, rows} leaves the matrix"
-        covered += 1
-        if first == 0:  # the topmost rectangle brings its columns' biases
-            biases[panel * lanes : (panel + panels) * lanes] += 1
-    wrong = np.flatnonzero(row != 1)
-    return f"entry {wrong[0]} is covered {row[wrong[0]]:.0f} times" if wrong.size else ""
-
-
-@given(sizes=some_sizes, lanes=some_lanes)
-@every_size
-def test_tasks_cover_every_weight_once(sizes: list[int], lanes: int) -> None:
-    layout = make_layout(Network(sizes), lanes, 0)
-    assert uneven(layout, lanes, layout.plan.tasks) == ""
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda tasks: tasks[:-1],
-        lambda tasks: np.r_[tasks, tasks[:1]],
-        lambda tasks: np.add(tasks, [0, 0, 0, 0, 8]),
-        lambda tasks: np.subtract(tasks, [0, 0, 0, 0, 8]),
-        lambda tasks: np.add(tasks, [0, 1, 0, 0, 0]),
-        lambda tasks: np.subtract(tasks, [0, 0, 1, 0, 0]),
-    ],
-)
-def test_the_check_of_tasks_sees_damage(damage: Any) -> None:
-    layout = make_layout(Network((130, 40, 17)), 16, 0)
-    assert uneven(layout, 16, layout.plan.tasks) == ""
-    assert uneven(layout, 16, damage(layout.plan.tasks)) != ""
-
-
-@pytest.mark.parametrize("lanes", WIDTHS)
-@pytest.mark.parametrize("sizes", AWKWARD)
-def test_tasks_are_whole_tiles_and_whole_vectors(sizes: tuple[int, ...], lanes: int) -> None:
-    tasks = make_layout(Network(sizes), lanes, 0).plan.tasks
-    first, rows = tasks[:, 3], tasks[:, 4]
-    assert (first % CHUNK_ROWS == 0).all()
-    assert (rows % TILE_ROWS == 0).all()
-    assert (rows % lanes == 0).all()  # squares of the transposition
-    assert ((rows > 0) & (rows <= CHUNK_ROWS)).all()
-    assert CHUNK_ROWS % np.lcm.reduce([TILE_ROWS, *WIDTHS]) == 0
+    for name in ("arena", "packed"):
+        assert getattr(large, name) == 10 * getattr(small, name) > 0
+    for name in ("store", "transposed", "blocks"):
+        assert getattr(large, name) == getattr(small, name) > 0
+    assert same_bits(large.plan.layers, small.plan.layers)
+    where = ["layer", "panel", "panels", "first", "rows", "block"]
+    assert weight_tasks(large)[where].tolist() == weight_tasks(small)[where].tolist()
 
 
 # ------------------------------------------------------------------------------------------------ what is no place
@@ -218,9 +199,9 @@ def test_tasks_are_whole_tiles_and_whole_vectors(sizes: tuple[int, ...], lanes: 
 
 def test_activations_and_dropout_become_numbers() -> None:
     network = Network((5, 4, 4, 4, 3), ["tanh", "leaky-relu:0.25", "elu"], dropout=[0.0, 0.25, 0.5])
-    plan = make_layout(network, 8, 0).plan
+    layers = make_layout(network, 8, 0).plan.layers[:-1]
     assert activation_names(network) == ("elu", "leaky-relu", "tanh")
-    assert plan.code.tolist() == [2, 1, 0]
-    assert plan.parameter.tolist() == [0.0, 0.25, 1.0]
-    assert plan.threshold.tolist() == [0, drop_threshold(0.25), drop_threshold(0.5)]
-    assert plan.keep_scale.tolist() == [1.0, np.float32(4 / 3), 2.0]
+    assert layers["code"].tolist() == [2, 1, 0]
+    assert layers["parameter"].tolist() == [0.0, 0.25, 1.0]
+    assert layers["threshold"].tolist() == [0, drop_threshold(0.25), drop_threshold(0.5)]
+    assert layers["keep_scale"].tolist() == [1.0, np.float32(4 / 3), 2.0]

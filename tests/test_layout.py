@@ -21,15 +21,16 @@ OTHERS = [*sorted((ROOT / "cnn").glob("*.py")), ROOT / "cli.py"]
 # Data flow one way: a module imports only from modules above it, at its top or within a function.
 GROUPS = (
     ("errors", "philox", "functions", "optimizers", "network", "rows", "preprocess", "contract", "reference", "checks"),
-    ("cpu_cache", "cpu_simd", "cpu_threads", "cpu_plan", "cpu_pieces", "cpu_kernels", "cpu", "backends"),
-    ("model", "metrics", "evaluation", "artifacts", "modelfile", "signals", "training"),
+    ("cpu_cache", "cpu_simd", "cpu_instructions", "cpu_math", "cpu_compile", "cpu_threads"),
+    ("cpu_plan", "cpu_products", "cpu_pieces", "cpu_kernels", "cpu", "backends"),
+    ("model", "metrics", "evaluation", "artifacts", "modelfile", "signals", "training", "many"),
     ("data_files", "data_npy", "data_images", "data_fetch", "data", "tables", "report", "progress"),
     ("config_kinds", "config", "config_sources", "runs", "saved", "predictions", "console", "doctor"),
     ("bench_machine", "bench_cases", "bench_contest", "bench_torch", "bench_rivals", "bench", "bench_report"),
 )
 ORDER = [name for group in GROUPS for name in group]
 
-KERNEL_FILES = ("cpu_simd", "cpu_pieces", "cpu_kernels")
+KERNEL_FILES = ("cpu_simd", "cpu_instructions", "cpu_math", "cpu_compile", "cpu_products", "cpu_pieces", "cpu_kernels")
 MOST_LINES = 400
 MOST_FUNCTION_LINES = 40
 MOST_KERNEL_LINES = 60
@@ -82,18 +83,18 @@ def check_reference(name: str, text: str) -> list[str]:
 # package: files that may use all of it, and what others may import, to ask for versions and devices
 HOMES: dict[str, tuple[tuple[str, ...], dict[str, set[str]]]] = {
     "llvmlite": (
-        ("cpu_simd",),
+        ("cpu_simd", "cpu_instructions"),
         {
             "cpu_cache": {"llvmlite"},
             "doctor": {"llvmlite", "llvmlite.binding"},
-            "bench_machine": {"llvmlite.ir", "llvmlite.binding"},
+            "bench_machine": {"llvmlite.binding"},
         },
     ),
     "numba": (
         (*KERNEL_FILES, "cpu_cache"),
         {
             "doctor": {"numba", "numba.cuda"},
-            "bench_machine": {"numba.njit", "numba.types", "numba.extending.intrinsic"},
+            "bench_machine": {"numba.njit"},
         },
     ),
     "pickle": (("cpu_cache",), {}),

@@ -1,0 +1,119 @@
+"""Whole steps, whole epochs and prediction, by the contract of engines: every engine that is there takes part.
+
+    python -m pytest benchmarks/bench_steps.py --benchmark-columns=median,iqr,rounds
+
+Plain SGD, relu, softmax cross-entropy, float32. The figures of README come from interleaved rounds, not from here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.cases import ROWS, Case
+from benchmarks.measuring import CASES, Subject, blas_threads, check, measure, rounding, sized
+from fastmlp.backends import BACKENDS, make_engine
+from fastmlp.contract import Engine, Job, State, steps_of
+from fastmlp.errors import UnavailableError
+from fastmlp.network import Network
+from fastmlp.optimizers import Optimizer
+
+EPOCH_ROWS, PREDICT_ROWS = sized((ROWS, 10_000), (60, 40))
+RATE = 0.01
+PROBE = 8  # batches after which rounding has not grown yet
+# Relative difference of mean losses over an epoch, in which rounding grows from update to update
+EPOCH_TOLERANCE = 5e-3
+
+
+@functools.cache
+def random_rows(rows: int, features: int, outputs: int) -> Any:
+    """Rows x (rows, features) float32 in [0, 1) and classes y (rows,) int32."""
+    draw = np.random.default_rng(0)
+    return draw.random((rows, features), np.float32), draw.integers(0, outputs, rows, np.int32)
+
+
+@contextmanager
+def engine_for(backend: str, case: Case, dtype: Any = np.float32) -> Iterator[Engine]:
+    """An engine at the start of a case; skips the benchmark where its package or device is missing."""
+    network = Network(case.sizes)
+    try:
+        engine = make_engine(backend, Job(network, Optimizer(), batch_size=case.batch, dtype=dtype))
+    except UnavailableError as error:
+        pytest.skip(str(error))
+    with closing(engine):
+        engine.load(State(network.initial_parameters(0), np.empty((0, network.parameters), np.float32), 0))
+        yield engine
+
+
+def threads_of(engine: Engine) -> int | None:
+    """Threads that an engine may use; None for a device."""
+    return {"numpy": blas_threads(), "numba": engine.threads}.get(engine.name)
+
+
+def train(engine: Engine, case: Case, rows: Any) -> Any:
+    """Losses of an engine that trains on these rows."""
+    x, y = random_rows(EPOCH_ROWS, case.sizes[0], case.sizes[-1])
+    return engine.train(x, y, rows, np.full(steps_of(len(rows), case.batch), RATE)).loss
+
+
+@functools.cache
+def specified_losses(case: Case) -> Any:
+    """Losses of all rows of an epoch, (rows,), of the specification in float64."""
+    with engine_for("numpy", case, np.float64) as engine:
+        return train(engine, case, np.arange(EPOCH_ROWS))
+
+
+def stepping(engine: Engine, case: Case) -> Subject:
+    """Step after step over the batches of an epoch, and again."""
+    batches = cycle(np.split(np.arange(EPOCH_ROWS), range(case.batch, EPOCH_ROWS, case.batch)))
+
+    def run() -> Any:
+        return train(engine, case, next(batches))
+
+    return Subject(run, lambda: (np.concatenate([run() for _ in range(PROBE)]),), threads_of(engine))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
+def test_step(benchmark: Any, case: Case, backend: str) -> None:
+    with engine_for(backend, case) as engine:
+        subject = stepping(engine, case)
+        check(subject.answer(), (specified_losses(case)[: PROBE * case.batch],), rounding(sum(case.sizes)))
+        measure(benchmark, f"step {case.label}", backend, subject)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
+def test_epoch(benchmark: Any, case: Case, backend: str) -> None:
+    order, wanted, probe = np.arange(EPOCH_ROWS), specified_losses(case), PROBE * case.batch
+    with engine_for(backend, case) as engine:
+
+        def answer() -> Any:
+            losses = train(engine, case, order)
+            return losses[:probe], losses.mean(dtype=np.float64)
+
+        subject = Subject(lambda: train(engine, case, order), answer, threads_of(engine))
+        check(subject.answer(), (wanted[:probe], wanted.mean()), (rounding(sum(case.sizes)), EPOCH_TOLERANCE))
+        measure(benchmark, f"epoch {case.label}, {EPOCH_ROWS} rows", backend, subject)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", CASES[:2], ids=lambda case: case.label)
+def test_predict(benchmark: Any, case: Case, backend: str) -> None:
+    x, _ = random_rows(PREDICT_ROWS, case.sizes[0], case.sizes[-1])
+    with engine_for("numpy", case, np.float64) as engine:
+        wanted = engine.forward(x)
+    with engine_for(backend, case) as engine:
+
+        def run() -> Any:
+            return (engine.forward(x),)
+
+        subject = Subject(run, run, threads_of(engine))
+        check(subject.answer(), (wanted,), rounding(sum(case.sizes)))
+        measure(benchmark, f"predict {Network(case.sizes).label}, {PREDICT_ROWS} rows", backend, subject)

@@ -1,0 +1,112 @@
+"""Optimisers: each update rule over a vector, and with the gradient that it follows.
+
+    python -m pytest benchmarks/bench_updates.py --benchmark-columns=median,iqr,rounds
+
+The CPU engine updates weights where a gradient ends, in registers; the rule over a vector is what it does with biases, and
+with everything where the gradient is clipped.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from benchmarks.measuring import Subject, blas_threads, check, exact, measure, numbers, rounding, sized
+from benchmarks.workbench import RATE, STEP, Workbench, on_bench, one_layer, update_kernel
+from fastmlp.cpu import SLOT_ROWS
+from fastmlp.cpu_pieces import GRADIENT, PARAMETERS
+from fastmlp.network import Network
+from fastmlp.optimizers import RULES, Optimizer
+from fastmlp.reference import Pass, backward, update
+
+FAN_IN, FAN_OUT, ROWS = sized((784, 128, 64), (13, 9, 7))
+SIZE = f"{FAN_IN}x{FAN_OUT}"
+
+
+class Start(NamedTuple):
+    """Where an update starts: parameters p (P,), slots (slots of the rule, P) and the weight decay of each parameter (P,)."""
+
+    p: Any
+    slots: Any
+    decay: Any
+
+    @classmethod
+    def of(cls, optimizer: Optimizer, network: Network) -> Start:
+        """Slots are positive, as means of squares must be; biases do not decay."""
+        p, slots = numbers(network.parameters), numbers(len(optimizer.slots), network.parameters, seed=1)
+        decay = np.zeros_like(p)
+        network.views(decay)[0][0][:] = optimizer.weight_decay
+        return cls(p, np.abs(slots), decay)
+
+
+# ------------------------------------------------------------------------------------------------ a rule over a vector
+
+
+def numpy_update(optimizer: Optimizer, start: Start, g: Any) -> Subject:
+    p, slots = start.p.copy(), start.slots.copy()
+    return on_bench(lambda: update(optimizer, p, g, slots, STEP, RATE, start.decay), lambda: (p, *slots))
+
+
+def numba_update(optimizer: Optimizer, start: Start, g: Any) -> Subject:
+    places = [PARAMETERS, *(SLOT_ROWS[name] for name in optimizer.slots)]
+    store = np.zeros((GRADIENT + 1, len(g)), np.float32)
+    store[places], store[GRADIENT] = [start.p, *start.slots], g
+    kernel, scalars = update_kernel(optimizer.name), optimizer.scalars(np.array([RATE]), STEP)[0]
+    return on_bench(lambda: kernel(store, scalars), lambda: tuple(store[places]))
+
+
+UPDATE = {"numpy": numpy_update, "numba": numba_update}
+
+
+@pytest.mark.parametrize("backend", UPDATE)
+@pytest.mark.parametrize("rule", RULES)
+def test_update(benchmark: Any, rule: str, backend: str) -> None:
+    optimizer, network = Optimizer(rule), one_layer(FAN_IN, FAN_OUT)
+    start, g = Start.of(optimizer, network), numbers(network.parameters, seed=2)
+    start.decay[:] = optimizer.weight_decay  # of every entry: a vector knows no biases
+    subject = UPDATE[backend](optimizer, start, g)
+    check(subject.answer(), numpy_update(optimizer, Start(*exact(*start)), *exact(g)).answer(), rounding(0))
+    measure(benchmark, f"optimiser {rule}, {SIZE}", backend, subject)
+
+
+# ------------------------------------------------------------------------------------------------ gradient and update
+
+
+def numpy_gradient_update(optimizer: Optimizer, start: Start, x: Any, dz: Any) -> Subject:
+    network = one_layer(FAN_IN, FAN_OUT)
+    p, slots = start.p.copy(), start.slots.copy()
+
+    def run() -> None:
+        g = backward(network, network.views(p), Pass([x], [], dz), dz)
+        update(optimizer, p, g, slots, STEP, RATE, start.decay)
+
+    return on_bench(run, lambda: (p, *slots), blas_threads())
+
+
+def numba_gradient_update(optimizer: Optimizer, start: Start, x: Any, dz: Any) -> Subject:
+    bench = Workbench(one_layer(FAN_IN, FAN_OUT), len(x), optimizer)
+    bench.load(start.p, start.slots)
+    bench.fill([x], [], dz)
+
+    def results() -> Any:
+        state = bench.engine.state()
+        return state.parameters, *state.slots
+
+    return on_bench(bench.weight_gradients(optimizer.name), results)
+
+
+GRADIENT_UPDATE = {"numpy": numpy_gradient_update, "numba": numba_gradient_update}
+
+
+@pytest.mark.parametrize("backend", GRADIENT_UPDATE)
+@pytest.mark.parametrize("rule", RULES)
+def test_gradient_update(benchmark: Any, rule: str, backend: str) -> None:
+    optimizer = Optimizer(rule)
+    start = Start.of(optimizer, one_layer(FAN_IN, FAN_OUT))
+    operands = numbers(ROWS, FAN_IN), numbers(ROWS, FAN_OUT)
+    subject = GRADIENT_UPDATE[backend](optimizer, start, *operands)
+    wanted = numpy_gradient_update(optimizer, Start(*exact(*start)), *exact(*operands)).answer()
+    check(subject.answer(), wanted, rounding(ROWS))
+    measure(benchmark, f"gradient and optimiser {rule}, {SIZE}, {ROWS} rows", backend, subject)

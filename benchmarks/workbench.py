@@ -1,0 +1,191 @@
+"""Pieces of the CPU engine called one by one: its memory filled by hand, its compiled parts without the threads around them.
+
+What is timed is the engine's own code, on the engine's own layout, on one thread.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from benchmarks.measuring import Arrays, Subject
+from fastmlp.contract import Job, State
+from fastmlp.cpu import NumbaEngine
+from fastmlp.cpu_compile import compiled
+from fastmlp.cpu_kernels import Code, Prediction, Specialisation, make_backward, make_forward, make_losses
+from fastmlp.cpu_pieces import GRADIENT, make_activate, make_finish, make_gradient, make_pack, make_update, scalars_of
+from fastmlp.cpu_plan import WEIGHTS, activation_names, unpack
+from fastmlp.cpu_products import gradient_address, product_address
+from fastmlp.cpu_simd import lanes
+from fastmlp.network import FloatArray, Network
+from fastmlp.optimizers import Optimizer
+
+RATE, STEP = 1e-3, 3  # of updates that are measured: learning rate, and updates made before
+
+
+def one_layer(fan_in: int, fan_out: int) -> Network:
+    """A network whose parameters are one matrix of weights and its biases."""
+    return Network((fan_in, fan_out), loss="squared-error")
+
+
+class Workbench:
+    """The memory of a CPU engine with one thread, for one batch of `rows` rows.
+
+    Width 0 is the input, width n the output of layer n - 1. Views have true sizes.
+    """
+
+    def __init__(self, network: Network, rows: int, optimizer: Optimizer | None = None) -> None:
+        self.network = network
+        self.rows = rows
+        self.engine = NumbaEngine(Job(network, optimizer or Optimizer(), batch_size=rows, threads=1))
+        self.engine.make_room(rows, 1)
+        self.plan = self.engine.layout.plan
+        self.prediction = Prediction(lanes(), activation_names(network))
+
+    def block(self, name: str, width: int) -> FloatArray:
+        """The rows of "y", "s" (slopes) or "dz" of a width, (rows, size)."""
+        ld = int(self.plan.widths[width]["ld"])
+        at = int(self.plan.widths[width][f"{name}_at"])
+        return self.engine.arena[at : at + self.rows * ld].reshape(self.rows, ld)[:, : self.network.sizes[width]]
+
+    def load(self, parameters: FloatArray, slots: FloatArray | None = None) -> None:
+        """Parameters and slots, as in `State`; None for a rule without slots."""
+        self.engine.load(State(parameters, np.empty((0, len(parameters)), np.float32) if slots is None else slots, STEP))
+
+    def fill(self, ys: list[FloatArray], slopes: list[FloatArray], dz: FloatArray) -> None:
+        """What a forward pass and the loss leave behind: inputs of all layers, slopes of hidden ones, dz of the output."""
+        for width, y in enumerate(ys):
+            self.block("y", width)[:] = y
+        for width, s in enumerate(slopes, start=1):
+            self.block("s", width)[:] = s
+        self.block("dz", len(self.network.layers))[:] = dz
+
+    def gradient(self) -> FloatArray:
+        """The flat gradient, (parameters,)."""
+        return unpack(self.network, self.plan, lanes(), self.engine.store[GRADIENT])
+
+    def forward(self, layer: int) -> Callable[[], None]:
+        """A call of the forward product of a layer with its epilogue."""
+        run, e = forward_kernel(self.prediction), self.engine
+        code = Code(product_address(lanes()), 0)
+        return lambda: run(code, self.plan, e.store, e.arena, e.scratch[0], layer, self.rows)
+
+    def input_gradients(self) -> Callable[[], None]:
+        """A call of the products dx = (dz w') f'(z) of all layers but the first, last to first."""
+        run, e = input_gradients_kernel(self.prediction), self.engine
+        code = Code(product_address(lanes()), 0)
+        return lambda: run(code, self.plan, e.transposed, e.arena, self.rows)
+
+    def weight_gradients(self, rule: str = "") -> Callable[[], None]:
+        """A call of the products dw = x' dz and sums db of all layers; with a rule, of the updates that end them, too."""
+        run, e = weight_gradients_kernel(lanes(), rule), self.engine
+        code = Code(0, gradient_address(lanes(), rule, False))
+        optimizer = e.job.optimizer
+        rates = np.array([RATE])
+        scalars = np.stack([optimizer.scalars(rates, STEP)[0], replace(optimizer, weight_decay=0).scalars(rates, STEP)[0]])
+        phase = self.plan.phases[self.plan.phases["kind"] == WEIGHTS][0]
+        tasks = self.plan.tasks[phase["first"] : phase["first"] + phase["tasks"]]
+        memory = e.store, e.transposed, e.arena, e.packed[0], e.blocks[0], e.scratch[0]
+        return lambda: run(code, self.plan, tasks, scalars, memory, self.rows)
+
+
+def on_bench(run: Callable[[], Any], results: Callable[[], Arrays], threads: int = 1) -> Subject:
+    """A subject whose results lie in memory after a run."""
+
+    def answer() -> Arrays:
+        run()
+        return results()
+
+    return Subject(run, answer, threads)
+
+
+# ------------------------------------------------------------------------------------------------ compiled callers
+
+
+@functools.cache
+def forward_kernel(spec: Prediction) -> Any:
+    """Compiled run(code, plan, store, arena, own, layer, rows)."""
+    forward, width = make_forward(spec), spec.lanes
+
+    def run(code, plan, store, arena, own, layer, rows):  # type: ignore[no-untyped-def]
+        panels = plan.layers[layer].fan_out_p // width
+        forward(code, plan, store, arena, own, layer, 0, panels, 0, rows, -1, np.uint64(0))
+
+    return compiled(run, entry=True)
+
+
+@functools.cache
+def input_gradients_kernel(spec: Prediction) -> Any:
+    """Compiled run(code, plan, transposed, arena, rows)."""
+    backward, width = make_backward(spec), spec.lanes
+
+    def run(code, plan, transposed, arena, rows):  # type: ignore[no-untyped-def]
+        for layer in range(len(plan.layers) - 1, 0, -1):
+            backward(code, plan, transposed, arena, layer, 0, plan.layers[layer].fan_in_p // width, 0, rows)
+
+    return compiled(run, entry=True)
+
+
+# One of each for all rules: that halves the time to compile them.
+gradient_piece, pack_piece = functools.cache(make_gradient), functools.cache(make_pack)
+
+
+@functools.cache
+def weight_gradients_kernel(width: int, rule: str) -> Any:
+    """Compiled run(code, plan, tasks, scalars, (store, transposed, arena, packed, blocks, own), rows)."""
+    gradient, pack = gradient_piece(width, False, bool(rule)), pack_piece(width)
+    finish = make_finish(width, rule) if rule else compiled(lambda plan, store, transposed, scalars, task, weights: None)
+
+    def run(code, plan, tasks, scalars, memory, rows):  # type: ignore[no-untyped-def]
+        store, transposed, arena, packed, blocks, own = memory
+        blocks[:] = 0
+        for i in range(len(tasks)):
+            task = tasks[i]
+            if blocks[task.block] == 0:
+                pack(plan, arena, packed, task, rows)
+                blocks[task.block] = 1
+            gradient(code, plan, store, arena, packed, own, scalars, task, rows)
+            finish(plan, store, transposed, scalars, task, False)
+
+    return compiled(run, entry=True)
+
+
+@functools.cache
+def activation_kernel(name: str) -> Any:
+    """Compiled run(a, z, y, s): y = f(z) and s = f'(z), row by row; z is copied first, for the engine's loop works in place."""
+    activate = make_activate((name,))
+
+    def run(a, z, y, s):  # type: ignore[no-untyped-def]
+        for r in range(len(z)):
+            z_row, y_row = z[r], y[r]
+            for j in range(len(z_row)):
+                y_row[j] = z_row[j]
+            activate(0, a, y_row, s[r])
+
+    return compiled(run, entry=True)
+
+
+@functools.cache
+def losses_kernel(spec: Specialisation) -> Any:
+    """Compiled run(plan, batches, arena, targets, loss, correct, rows)."""
+    losses = make_losses(spec)
+
+    def run(plan, batches, arena, targets, loss, correct, rows):  # type: ignore[no-untyped-def]
+        losses(plan, batches, arena, targets, loss, correct, 0, 0, rows)
+
+    return compiled(run, entry=True)
+
+
+@functools.cache
+def update_kernel(rule: str) -> Any:
+    """Compiled run(store, scalars): the rule over all parameters of `store`."""
+    update = make_update(lanes(), rule)
+
+    def run(store, scalars):  # type: ignore[no-untyped-def]
+        update(store, 0, store.shape[1], scalars_of(scalars))
+
+    return compiled(run, entry=True)

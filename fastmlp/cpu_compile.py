@@ -1,0 +1,71 @@
+"""How the CPU engine compiles: Numba's settings, entry kernels that are kept on disk, scalar formulas with their callees."""
+
+from __future__ import annotations
+
+import functools
+import secrets
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+from numba import njit, types
+
+from fastmlp.cpu_cache import KernelCache
+from fastmlp.cpu_math import vector_math
+
+
+def compiled(function: Callable[..., Any], *, entry: bool = False) -> Any:
+    """njit as every kernel wants it: no GIL, IEEE arithmetic (no fastmath: a NaN must be seen), no exceptions.
+
+    Only an `entry` can be called from Python or by its address; the others become part of it, without calls.
+
+    Numba makes a function's symbol from its name and a counter that starts anew in every process. Machine code from the
+    cache would meet symbols of other code under the same name, and the linker would silently take one for the other. So
+    each function gets a name that no other process has.
+    """
+    unique = copy_of(function, function.__globals__)
+    unique.__qualname__ = f"{function.__qualname__}_{secrets.token_hex(8)}"
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+    options["_nrt"] = False  # kernels own no memory; counting references to slices would cost a tenth of their time
+    if not entry:
+        options |= {"forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return njit(**options)(unique)
+
+
+def copy_of(function: Callable[..., Any], names: dict[str, Any]) -> FunctionType:
+    """The same code with other global names."""
+    assert isinstance(function, FunctionType)
+    copy = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    copy.__qualname__ = function.__qualname__
+    return copy
+
+
+def cached(function: Callable[..., Any], name: str) -> Any:
+    """An entry kernel: compiled, and kept on disk under `name`."""
+    dispatcher = compiled(function, entry=True)
+    dispatcher._cache = KernelCache(name)
+    return dispatcher
+
+
+def address_of(kernel: Any, arguments: int) -> int:
+    """Address of an entry kernel of so many int64 arguments, as a C function; compiles it, or takes it from the cache."""
+    signature = (types.int64,) * arguments
+    kernel.compile(signature)
+    compiled_kernel = kernel.overloads[signature]
+    return compiled_kernel.library.get_pointer_to_function(compiled_kernel.fndesc.llvm_cfunc_wrapper_name)
+
+
+@functools.cache
+def compiled_with_callees(function: Callable[..., Any]) -> Any:
+    """Compile a scalar formula together with the plain functions of its own file that it calls.
+
+    In place of `math` it gets `cpu_math`, whose functions become vector instructions.
+    """
+    names = [name for name in function.__code__.co_names if isinstance(function.__globals__.get(name), FunctionType)]
+    replaced = {name: compiled_with_callees(function.__globals__[name]) for name in names}
+    if "math" in function.__code__.co_names:
+        replaced["math"] = VECTOR_MATH
+    return compiled(copy_of(function, {**function.__globals__, **replaced}))
+
+
+VECTOR_MATH = vector_math(compiled_with_callees)

@@ -1,0 +1,132 @@
+"""Single LLVM instructions for the CPU engine's kernels: atomics, pauses, calls by address, fused multiply-add.
+
+Only this file and cpu_simd.py speak LLVM. Addresses are int64, in bytes; nothing is checked and nothing can raise.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+FLOAT = ir.FloatType()
+INT32 = ir.IntType(32)
+INT64 = ir.IntType(64)
+
+
+@intrinsic
+def fetch_add(typing, at, amount):
+    """LLVM `atomicrmw add … seq_cst` on the int64 at address `at`: returns the value before."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.atomic_rmw("add", builder.inttoptr(args[0], INT64.as_pointer()), args[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), build
+
+
+@intrinsic
+def swap_if(typing, at, expected, new):
+    """LLVM `cmpxchg … seq_cst` on the int64 at address `at`: True if it held `expected` and now holds `new`."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = builder.inttoptr(args[0], INT64.as_pointer())
+        return builder.extract_value(builder.cmpxchg(pointer, args[1], args[2], "seq_cst", "seq_cst"), 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), build
+
+
+@intrinsic
+def atomic_load(typing, at):
+    """LLVM `load atomic … acquire` of the int64 at address `at`."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load_atomic(builder.inttoptr(args[0], INT64.as_pointer()), "acquire", 8)
+
+    return types.int64(types.int64), build
+
+
+@intrinsic
+def atomic_store(typing, at, value):
+    """LLVM `store atomic … release` of an int64 to address `at`."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store_atomic(args[1], builder.inttoptr(args[0], INT64.as_pointer()), "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), build
+
+
+@intrinsic
+def pause(typing):
+    """Tell the core that this is a spin loop: `llvm.x86.sse2.pause` on x86, `llvm.aarch64.hint(1)` (yield) on ARM."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        triple = builder.module.triple
+        if triple.startswith(("x86_64", "i686")):
+            name, arguments = "llvm.x86.sse2.pause", []
+        elif triple.startswith(("aarch64", "arm64")):
+            name, arguments = "llvm.aarch64.hint", [INT32(1)]
+        else:
+            return context.get_dummy_value()
+        kind = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
+        return context.get_dummy_value()
+
+    return types.void(), build
+
+
+@intrinsic
+def yield_core(typing):
+    """Call the C library's `sched_yield`: let another thread have the core."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(INT32, [])
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])
+        return context.get_dummy_value()
+
+    return types.void(), build
+
+
+@intrinsic
+def call(typing, address, args):
+    """Call the C function at an address with a tuple of int64; it returns nothing."""
+
+    def build(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [INT64] * len(args))
+        function = builder.inttoptr(values[0], kind.as_pointer())
+        builder.call(function, cgutils.unpack_tuple(builder, values[1], len(args)))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.UniTuple(types.int64, len(args))), build
+
+
+def multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """LLVM `llvm.fmuladd`: a b + c, rounded once if the processor can do that, else twice; never a call."""
+    kind = ir.FunctionType(FLOAT, [FLOAT] * 3)
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.fmuladd.f32"), [a, b, c])
+
+
+@intrinsic
+def fused(typing, a, b, c):
+    """a b + c of float32, rounded once where the processor has fused multiply-add."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return multiply_add(builder, *args)
+
+    return types.float32(types.float32, types.float32, types.float32), build
+
+
+@intrinsic
+def polynomial(typing, x, coefficients):
+    """c[0] + c[1] x + c[2] x^2 + … by Horner's rule with `fused`, for float32 and a tuple of float32."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        *lower, value = cgutils.unpack_tuple(builder, args[1])
+        for coefficient in reversed(lower):
+            value = multiply_add(builder, value, args[0], coefficient)
+        return value
+
+    return types.float32(types.float32, coefficients), build

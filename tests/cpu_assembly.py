@@ -1,0 +1,95 @@
+"""Assembly of the CPU engine's micro-kernels for processors that need not be there, and what its inner loops do."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from llvmlite import binding, ir
+
+FMA = re.compile(r"v?fn?m(add\w*ps|la)\s")
+VECTOR = re.compile(r"%([xyz]mm)\d+|v\d+\.(\w+)")
+JUMP = re.compile(r"(j\w+|b(\.\w+)?|cbn?z|tbn?z)\s")
+LABEL = re.compile(r"([.\w$]+):")
+FRAME = re.compile(r"movq\s+%rsp, %rbp")
+
+
+class Loop(NamedTuple):
+    """An innermost loop that does fused multiply-adds.
+
+    fmas : instructions
+    registers : what they write: "zmm", "ymm", "xmm" or, on ARM, an arrangement as "4s"
+    spills : instructions that touch the stack
+    """
+
+    fmas: int
+    registers: set[str]
+    spills: int
+
+
+def loops(assembly: str) -> list[Loop]:
+    """The innermost loops with fused multiply-adds, each a block of instructions that ends with a jump to its own start."""
+    stack = r"\(%rsp|\[sp" + (r"|\(%rbp" if FRAME.search(assembly) else "")
+    found, label, block = [], "", list[str]()
+    for line in map(str.strip, assembly.splitlines()):
+        if start := LABEL.match(line):
+            label, block = start[1], []
+        elif line and line[0] not in ".#/":
+            block.append(line)
+            if JUMP.match(line):
+                fmas = [text for text in block if FMA.match(text)]
+                if fmas and line.split()[-1] == label:
+                    spills = sum(bool(re.search(stack, text)) for text in block)
+                    found.append(Loop(len(fmas), {written(text) for text in fmas}, spills))
+                block = []
+    return found
+
+
+def written(instruction: str) -> str:
+    """The kind of register that an instruction writes: the last operand on x86 (AT&T), the first on ARM."""
+    kinds = [x86 or arm for x86, arm in VECTOR.findall(instruction)]
+    return kinds[-1] if "%" in instruction else kinds[0]
+
+
+def wrong(found: list[Loop], fmas: int, register: str) -> list[str]:
+    """What is wrong with the loops of one micro-kernel that should do so many fused multiply-adds in a turn."""
+    if not found:
+        return ["no loop with fused multiply-adds"]
+    reasons = []
+    for loop in found:
+        if loop.fmas % fmas or loop.fmas // fmas not in (1, 2, 4, 8):  # turns unrolled
+            reasons.append(f"{loop.fmas} multiply-adds instead of {fmas}")
+        if loop.registers != {register}:
+            reasons.append(f"registers {loop.registers} instead of {register}")
+        if loop.spills:
+            reasons.append(f"{loop.spills} instructions that touch the stack")
+    return reasons
+
+
+def assembly_of(intrinsic: Any, triple: str, cpu: str) -> str:
+    """An intrinsic of int64 arguments as a function of its own, optimised for a processor."""
+    definition = intrinsic._defn
+    count = len(inspect.signature(definition).parameters) - 1
+    signature, build = definition(None, *[None] * count)
+    module = ir.Module("kernel")
+    module.triple = triple
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * count), "kernel")
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    build(SimpleNamespace(get_dummy_value=lambda: None), builder, signature, function.args)
+    builder.ret_void()
+    return optimised(str(module), triple, cpu)
+
+
+def optimised(text: str, triple: str, cpu: str) -> str:
+    """LLVM's assembly of a module for a processor, with the optimisation that Numba asks for."""
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    module = binding.parse_assembly(text)
+    module.verify()
+    machine = binding.Target.from_triple(triple).create_target_machine(cpu=cpu, opt=3)
+    tuning = binding.create_pipeline_tuning_options(speed_level=3)
+    passes = binding.create_pass_builder(machine, tuning)
+    passes.getModulePassManager().run(module, passes)
+    return str(machine.emit_assembly(module))

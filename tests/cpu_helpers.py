@@ -1,0 +1,131 @@
+"""What the tests of the CPU engine share: blocks among guard values, the tolerance of epilogues, jobs, trained engines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from conftest import EPS, Course, product_tolerance, start_state
+
+from fastmlp.contract import Job, RowResults
+from fastmlp.cpu import NumbaEngine
+from fastmlp.cpu_simd import BIAS, BIAS_RELU, KEEP, TIMES, WHERE_POSITIVE
+from fastmlp.functions import ACTIVATIONS
+from fastmlp.network import Network
+from fastmlp.optimizers import Optimizer
+
+GUARD = np.float32(-12345.678)
+FLOAT_BYTES = 4
+
+
+class Placed(NamedTuple):
+    """A block inside a larger buffer full of guard values."""
+
+    buffer: Any
+    block: Any
+    strides: tuple[int, ...]
+
+    @property
+    def at(self) -> int:
+        """Address of the block."""
+        return int(self.block.ctypes.data)
+
+    def stray(self) -> int:
+        """How many entries outside the block are no longer what they were."""
+        outside = self.buffer.copy()
+        place(outside, self.block.shape, self.strides)[...] = GUARD
+        return int((outside != GUARD).sum())
+
+
+def place(buffer: Any, shape: tuple[int, ...], strides: tuple[int, ...]) -> Any:
+    """A view of the given strides (elements) that starts off every vector's alignment."""
+    return np.lib.stride_tricks.as_strided(buffer[33:], shape, [FLOAT_BYTES * s for s in strides])
+
+
+def placed(values: Any, strides: tuple[int, ...]) -> Placed:
+    """The values at these strides, guard values before, between and behind."""
+    size = 66 + sum((n - 1) * s for n, s in zip(values.shape, strides, strict=True))
+    buffer = np.full(size, GUARD)
+    block = place(buffer, values.shape, strides)
+    block[...] = values
+    return Placed(buffer, block, strides)
+
+
+class Meaning(NamedTuple):
+    """What an epilogue must do, in NumPy: value(product, extra), and the tolerance of that from the product's."""
+
+    value: Callable[[Any, Any], Any]
+    tolerance: Callable[[Any, Any, Any], Any]
+    extra_like_c: bool
+
+
+MEANINGS = {
+    KEEP: Meaning(lambda p, e: p, lambda t, p, e: t, True),
+    BIAS: Meaning(lambda p, e: p + e, lambda t, p, e: t + EPS * abs(p + e), False),
+    BIAS_RELU: Meaning(lambda p, e: np.maximum(p + e, 0), lambda t, p, e: t + EPS * abs(p + e), False),
+    TIMES: Meaning(lambda p, e: p * e, lambda t, p, e: t * abs(e) + EPS * abs(p * e), True),
+    WHERE_POSITIVE: Meaning(lambda p, e: np.where(e > 0, p, 0), lambda t, p, e: t * (e > 0), True),
+}
+
+
+class Case(NamedTuple):
+    """Operands of a product: a (rows, k), b (k, columns), extra (columns,) or (rows, columns)."""
+
+    a: Any
+    b: Any
+    extra: Any
+
+
+def make_case(epilogue: int, rows: int, columns: int, k: int, seed: int = 0) -> Case:
+    rng = np.random.default_rng([seed, rows, columns, k])
+    a, b, extra = (rng.normal(size=shape).astype(np.float32) for shape in ((rows, k), (k, columns), (rows, columns)))
+    extra[:, ::3] = 0  # where-positive must tell 0 from positive
+    return Case(a, b, extra if MEANINGS[epilogue].extra_like_c else extra[0])
+
+
+def excess_of(epilogue: int, case: Case, c: Any) -> float:
+    """By how much the worst entry of C is beyond its tolerance; infinite for NaN."""
+    meaning = MEANINGS[epilogue]
+    a, b, extra = (array.astype(np.float64) for array in case)
+    product = a @ b
+    wanted = meaning.value(product, extra)
+    beyond = abs(c - wanted) - meaning.tolerance(product_tolerance(a, b), product, extra)
+    return float(np.nan_to_num(beyond, nan=np.inf).max())
+
+
+# ------------------------------------------------------------------------------------------------ engines
+
+# Few kernels serve all tests of the engine, since each takes seconds to compile: sizes are data.
+FUSED_NAMES = ["relu", "linear"]
+EVERY_NAME = [f"{name}:0.5" if entry.default is not None else name for name, entry in ACTIVATIONS.items()]
+PENALISED = Optimizer("adam", clip_norm=0.5)
+EVERY_IDS = ["clipped adam", "momentum with dropout"]
+
+
+def fused_job(sizes: tuple[int, ...] = (13, 21, 9, 5), optimizer: Optimizer | None = None, **settings: Any) -> Job:
+    """Hidden layers relu and linear in turn, sgd, classes: all activations run as epilogues."""
+    names = (FUSED_NAMES * len(sizes))[: len(sizes) - 2]
+    return Job(Network(sizes, names), optimizer or Optimizer("sgd"), **{"batch_size": 7, "seed": 3, "threads": 1} | settings)
+
+
+def every_job(optimizer: Optimizer, dropout: float = 0.0, **settings: Any) -> Job:
+    """A hidden layer of each activation, none of a size that needs no padding, with penalties."""
+    sizes = (11, *(9 + 2 * (n % 5) for n in range(len(EVERY_NAME))), 5)
+    network = Network(sizes, EVERY_NAME, dropout=dropout, l1=1e-3, l2=1e-2)
+    return Job(network, optimizer, **{"batch_size": 7, "seed": 3, "threads": 2} | settings)
+
+
+def trained_engine(job: Job, course: Course) -> tuple[NumbaEngine, RowResults]:
+    engine = NumbaEngine(job)
+    engine.load(start_state(job))
+    return engine, engine.train(*course)
+
+
+def outcome(job: Job, course: Course) -> tuple[Any, ...]:
+    """State, row results and predictions after a training."""
+    engine, results = trained_engine(job, course)
+    z = engine.forward(course.x)
+    state = engine.state()
+    engine.close()
+    return state, results, z
