@@ -1,4 +1,4 @@
-"""GFLOP/s of the micro-kernel alone, by shape of the tile: python -m benchmarks.tiles [--rounds 15]
+"""GFLOP/s of the micro-kernels alone, by shape of the tile: python -m benchmarks.tiles [--rounds 15]
 
 Products of an MLP's sizes by tiles and nothing else: 64 rows, K 784 (weights come from the second cache) and K 128 (all in the
 first). Then the engine's own tile on every core at once, each thread with matrices of its own: what more threads can give here.
@@ -15,19 +15,18 @@ import numpy as np
 from numba import njit
 
 from benchmarks.epochs import machine
-from fastmlp.cpu_pieces import FLOAT_BYTES
-from fastmlp.cpu_plan import TILE_ROWS, TILE_VECTORS
-from fastmlp.cpu_simd import lanes, make_tile
+from fastmlp.cpu_products import FLOAT_BYTES
+from fastmlp.cpu_simd import KEEP, TILES, lanes, make_tile
 from fastmlp.cpu_threads import available_cores
 
-SHAPES = ((8, 1), (8, 2), (12, 2), (4, 4))
-COLUMNS = 128
-FLOP_PER_CALL = 4e9  # some 25 milliseconds, far above the cost of starting a thread
+SHAPES = ((4, 2), (5, 2), (6, 2), (8, 1), (8, 2), (12, 2), (3, 4), (4, 3), (4, 4))
+PANELS = 24  # of columns: a multiple of every number of vectors
+FLOP_PER_CALL = 4e9  # some tens of milliseconds, far above the cost of starting a thread
 
 
 def make_product(rows: int, vectors: int, width: int) -> Any:
     """product(a, b, c, repeats): c = a b, a (m, k), b (panels, k, width), c (m, n), by whole tiles."""
-    tile = make_tile(rows, vectors, width, "keep")
+    tile = make_tile(rows, vectors, width)
 
     @njit(nogil=True)
     def product(a, b, c, repeats):  # type: ignore[no-untyped-def]
@@ -38,7 +37,7 @@ def make_product(rows: int, vectors: int, width: int) -> Any:
                 for i in range(0, m, rows):
                     a_at = a.ctypes.data + i * k * FLOAT_BYTES
                     c_at = c.ctypes.data + (i * n + p * width) * FLOAT_BYTES
-                    tile(a_at, k, 1, b_at, width, k * width, c_at, n, width, k, 0, 1, 1)
+                    tile(a_at, k, b_at, k * width, c_at, n, k, 1, KEEP, 0, 0)
 
     return product
 
@@ -47,8 +46,8 @@ def matrices(m: int, k: int, width: int) -> tuple[Any, Any, Any]:
     rng = np.random.default_rng(0)
     return (
         rng.random((m, k), np.float32),
-        rng.random((COLUMNS // width, k, width), np.float32),
-        np.empty((m, COLUMNS), np.float32),
+        rng.random((PANELS, k, width), np.float32),
+        np.empty((m, PANELS * width), np.float32),
     )
 
 
@@ -60,8 +59,8 @@ def measure(rows: int, vectors: int, k: int, rounds: int, threads: int = 1) -> f
     sets = [matrices(m, k, width) for _ in range(threads)]
     for a, b, c in sets:
         product(a, b, c, 1)
-        np.testing.assert_allclose(c, a @ b.transpose(1, 0, 2).reshape(k, COLUMNS), rtol=1e-4)
-    flop = 2 * m * k * COLUMNS
+        np.testing.assert_allclose(c, a @ b.transpose(1, 0, 2).reshape(k, PANELS * width), rtol=1e-4)
+    flop = 2 * m * k * PANELS * width
     repeats = max(1, int(FLOP_PER_CALL / flop))
     best = float("inf")
     for _ in range(rounds):
@@ -83,8 +82,9 @@ def main() -> None:
     for rows, vectors in SHAPES:
         figures = ", ".join(f"K {k}: {measure(rows, vectors, k, rounds):.0f}" for k in (784, 128))
         print(f"{rows} x {vectors}, 1 thread, GFLOP/s: {figures}", flush=True)
+    own = TILES[lanes()]
     for threads in sorted({1, available_cores()}):
-        rate = measure(TILE_ROWS, TILE_VECTORS, 128, rounds, threads)
+        rate = measure(own.rows, own.vectors, 128, rounds, threads)
         print(f"the engine's tile, {threads} threads, K 128: {rate:.0f} GFLOP/s", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""How many cores the engine takes: affinity and quota, at least one."""
+"""How many cores the engine takes: affinity and quota, at least one, and no more than there is work for."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 
 import fastmlp
-from fastmlp import cpu_threads
+from fastmlp import cpu, cpu_threads
+from fastmlp.contract import Job
+from fastmlp.cpu import LEAST_FLOPS, LEAST_ROWS, MUCH_FLOPS, NumbaEngine, worthwhile
 from fastmlp.cpu_threads import available_cores
+from fastmlp.network import Network
+from fastmlp.optimizers import Optimizer
 
 AFFINITY = """
 import os
@@ -45,6 +49,25 @@ def test_cores_are_within_the_quota(quota: str, most: int, tmp_path: Path, monke
     monkeypatch.setattr(cpu_threads, "Path", lambda _: file)
     without_quota = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     assert available_cores() == min(without_quota or 1, most)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5, 64])
+def test_threads_are_as_many_as_have_enough_to_do(threads: int) -> None:
+    for count in range(1, threads + 1):
+        rows, flops = LEAST_ROWS * count, LEAST_FLOPS * count
+        assert worthwhile(threads, rows, flops) == count
+        assert worthwhile(threads, 10**9, flops) == worthwhile(threads, rows, max(flops, MUCH_FLOPS * count - 1)) == count
+        assert worthwhile(threads, rows - 1, flops) == worthwhile(threads, rows, flops - 1) == max(count - 1, 1)
+        assert worthwhile(threads, 1, MUCH_FLOPS * count) == count
+    assert worthwhile(threads, 0, 0) == 1
+    assert worthwhile(threads, 10**9, 10**15) == threads
+
+
+def test_an_engine_has_no_more_threads_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network((3, 4, 2))
+    for cores, asked, wanted in ((2, 5, 2), (2, 1, 1), (8, 5, 5), (3, None, min(3, available_cores()))):
+        monkeypatch.setattr(cpu, "most_threads", lambda cores=cores: cores)
+        assert NumbaEngine(Job(network, Optimizer(), threads=asked)).threads == wanted
 
 
 FORKED = """

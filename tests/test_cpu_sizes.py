@@ -81,21 +81,23 @@ def test_a_short_last_batch_is_a_batch_of_its_own(left: int) -> None:
     assert same_bits(np.r_[first_results.loss, parts[1].loss], results.loss)
 
 
-def test_batches_may_be_larger_and_smaller_than_before() -> None:
-    """One engine plans anew for a larger batch, and keeps its plan for a smaller one."""
-    job = fused_job((13, 70, 21, 3), batch_size=200, threads=3)
+def test_batches_may_be_larger_and_smaller_than_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One engine plans anew for a larger batch, and keeps its plan for a smaller one, though fewer threads run it."""
+    job = fused_job((13, 70, 21, 3), batch_size=200, threads=5)
     whole = make_course(job.network, rows=200, batch=200, epochs=1, rate=0.01)
     engine = NumbaEngine(job)
     engine.load(start_state(job))
     state, planned = start_state(job), []
-    for rows in (1, 20, 7, 150, 149, 200, 3):
+    for rows, threads in ((1, 1), (20, 2), (7, 1), (150, 5), (149, 4), (200, 5), (3, 1), (199, 5)):
         course = whole._replace(order=whole.order[:rows], rates=whole.rates[:1])
+        monkeypatch.setattr(cpu, "worthwhile", lambda most, rows, flops, threads=threads: min(most, threads))
         results = engine.train(*course)
-        state, wanted = run_course("numba", dataclasses.replace(job, batch_size=rows), state, course)
+        alone = dataclasses.replace(job, batch_size=rows, threads=1)
+        state, wanted = run_course("numba", alone, state, course)
         assert same_bits(results, wanted), rows
         assert same_bits(engine.state(), state), rows
-        planned.append(engine.rows)
-    assert planned == [1, 20, 20, 150, 150, 200, 200]
+        planned.append((engine.rows, engine.layout.plan.shares.shape[1] - 1))
+    assert planned == [(1, 1), (20, 2), (20, 2), (150, 5), (150, 5), (200, 5), (200, 5), (200, 5)]
     engine.close()
 
 

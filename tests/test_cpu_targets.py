@@ -70,7 +70,7 @@ def read_and_find(kernel, arguments):
 
 cpu_products.address_of = read_and_find
 if sys.argv[1] == "train":
-    cpu.MUCH_FLOPS = 0
+    cpu.MUCH_FLOPS, cpu.most_threads = 0, lambda: 64
     job = Job(Network((13, 70, 21, 3), ["relu", "tanh"], l2=1e-3), Optimizer("adam"), batch_size=70, seed=3, threads=2)
     check_against_reference("numba", job, make_course(job.network, rows=151, batch=70))
 else:

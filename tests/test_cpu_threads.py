@@ -21,7 +21,7 @@ from conftest import Course, make_course, run_course, same_bits, start_state
 import fastmlp
 from fastmlp import cpu
 from fastmlp.contract import Job
-from fastmlp.cpu import NumbaEngine
+from fastmlp.cpu import NumbaEngine, worthwhile
 from fastmlp.cpu_threads import Team
 from fastmlp.network import Network
 from fastmlp.optimizers import Optimizer
@@ -81,6 +81,22 @@ def test_every_number_runs_once_and_the_caller_is_0(threads: int) -> None:
     assert idents[0] == threading.get_ident()
     assert len(set(idents.values())) == threads
     team.close()
+
+
+def test_a_run_may_take_fewer_threads_and_the_others_sleep_on() -> None:
+    team = Team(5)
+    for count in (1, 3, 2, 5, 4, 1):
+        seen: list[int] = []
+        team.run(seen.append, threads=count)
+        assert sorted(seen) == list(range(count))
+    team.close()
+
+
+def test_a_run_on_one_thread_starts_none() -> None:
+    before = set(threading.enumerate())
+    team = Team(5)
+    team.run(lambda t: None, threads=1)
+    assert new_threads(before) == []
 
 
 def test_all_numbers_run_at_the_same_time() -> None:
@@ -304,7 +320,7 @@ def trained(job: Job, seed: int = 0) -> Any:
 
 @pytest.mark.usefixtures("always_teams")
 def test_more_threads_than_cores_and_rows_give_the_same_bits_in_time() -> None:
-    assert NumbaEngine(make_job(16)).team(1, 1).threads == 16
+    assert NumbaEngine(make_job(16)).threads == worthwhile(16, 1, 1) == 16
     alone = trained(make_job(1))
     for threads in (2, 5, 16):
         assert same_bits(within_patience(lambda threads=threads: trained(make_job(threads))), alone)
@@ -369,7 +385,7 @@ from fastmlp.network import Network
 from fastmlp.optimizers import Optimizer
 
 warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # Python 3.12: that is the test
-cpu.MUCH_FLOPS = 0
+cpu.MUCH_FLOPS, cpu.most_threads = 0, lambda: 64
 network = Network((13, 21, 9, 5), ["relu", "linear"])
 engine = cpu.NumbaEngine(Job(network, Optimizer("sgd"), batch_size=7, threads=3))
 engine.load(State(network.initial_parameters(0), np.zeros((0, network.parameters), np.float32), 0))

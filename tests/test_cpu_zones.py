@@ -17,7 +17,7 @@ from fastmlp.cpu_plan import Layout, make_layout
 from fastmlp.network import Network
 from fastmlp.optimizers import Optimizer
 
-ALIGNED, SUMS_SIZE = cpu.aligned, cpu.sums_size  # as they are before a test puts guard zones around buffers
+ALIGNED, SCRATCH_SIZE = cpu.aligned, cpu.scratch_size  # as they are before a test puts guard zones around buffers
 KINDS = ("y_at", "s_at", "dz_at")
 
 
@@ -72,7 +72,7 @@ class Zones:
         sizes = {int(task["packed_at"]): engine.rows * int(task["panels"]) * engine.lanes for task in tasks}
         self.fence(engine.arena, pieces_of_arena(engine.layout, engine.rows))
         self.fence(engine.packed, list(sizes.items()))
-        self.fence(engine.scratch, [(0, SUMS_SIZE(engine.lanes) + engine.job.network.sizes[-1])])
+        self.fence(engine.scratch, [(0, SCRATCH_SIZE() + engine.job.network.sizes[-1])])
 
     def stray(self) -> int:
         """Bytes of the guard zones that have changed."""
@@ -103,7 +103,7 @@ def zones_around_engines(monkeypatch: pytest.MonkeyPatch) -> Zones:
     monkeypatch.setattr(cpu, "aligned", lambda *args: found.guarded(ALIGNED(*args)))
     monkeypatch.setattr(cpu, "RowResults", lambda *arrays: RowResults(*map(found.guarded, arrays)))
     monkeypatch.setattr(cpu, "make_layout", found.spread)
-    monkeypatch.setattr(cpu, "sums_size", lambda lanes: SUMS_SIZE(lanes) + Zones.GAP)
+    monkeypatch.setattr(cpu, "scratch_size", lambda: SCRATCH_SIZE() + Zones.GAP)
     monkeypatch.setattr(NumbaEngine, "__init__", make_fenced)
     monkeypatch.setattr(NumbaEngine, "make_room", make_fenced_room)
     return found

@@ -1,0 +1,185 @@
+"""What the CPU engine promises beside whole epochs: python -m benchmarks.claims [--rounds 7] [--out FILE.json]
+
+Each is a ratio of two times measured in turn, in one process, in several rounds, or a time; it is printed beside its limit.
+
+updates, dropout, activations : seconds per epoch against sgd without dropout and with relu
+tiny : microseconds a step of 32-16-16-10 at batch 64 with Adam
+one row : microseconds of a prediction of one row inside the kernel (a call with one row less a call with none)
+predict : share of the ceiling of predicting 10,000 rows
+threads : time with all threads over time with one, the worst of 30 shapes
+busy : with a process that spins on one of the cores, time with all threads over time with one on the free cores
+crowd : time of four times as many threads as cores, asked for, over the time with one thread per core
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import pairwise, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastmlp import Network, Optimizer
+from fastmlp.backends import make_engine
+from fastmlp.bench_machine import Ceilings, machine, versions
+from fastmlp.contract import Engine, Job, State, steps_of
+from fastmlp.cpu_threads import available_cores
+
+ROWS = 48_000
+RNG = np.random.default_rng(0)
+X = RNG.random((ROWS, 784), np.float32)
+Y = RNG.integers(0, 10, ROWS).astype(np.int32)
+VARIANTS: dict[str, tuple[dict[str, Any], float]] = {  # settings, and the limit of the ratio to plain sgd with relu
+    "momentum": ({"optimizer": "momentum"}, 1.15),
+    "adam": ({"optimizer": "adam"}, 1.15),
+    "dropout 0.2": ({"dropout": 0.2}, 1.10),
+    "gelu": ({"activation": "gelu"}, 1.15),
+    "tanh": ({"activation": "tanh"}, 1.15),
+    "sigmoid": ({"activation": "sigmoid"}, 1.15),
+}
+WIDTHS = ((20, 40, 10), (40, 45, 10), (64, 50, 10), (64, 48, 48, 10), (100, 50, 10), (128, 64, 10))
+WIDTHS = (*WIDTHS, (784, 32, 10), (784, 40, 10), (784, 50, 10), (256, 128, 10))
+SPIN = "while True: pass"
+
+
+def engine_of(sizes: tuple[int, ...], batch: int, threads: int | None = None, optimizer: str = "sgd", **network: Any) -> Engine:
+    """A loaded engine, compiled by two batches."""
+    described, rule = Network(sizes, **network), Optimizer(optimizer)
+    engine = make_engine("numba", Job(described, rule, batch_size=batch, threads=threads))
+    slots = np.zeros((len(rule.slots), described.parameters), np.float32)
+    engine.load(State(described.initial_parameters(0), slots, 0))
+    epoch_of(engine, sizes, batch, 2 * batch)()
+    return engine
+
+
+def epoch_of(engine: Engine, sizes: tuple[int, ...], batch: int, rows: int = ROWS) -> Callable[[], Any]:
+    """A function that trains on the first `rows` rows once."""
+    x, order = np.ascontiguousarray(X[:rows, : sizes[0]]), np.random.default_rng(1).permutation(rows)
+    rates = np.full(steps_of(rows, batch), 0.001)
+    return lambda: engine.train(x, Y[:rows], order, rates)
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def ratios(call: Callable[[], Any], base: Callable[[], Any], rounds: int) -> dict[str, float]:
+    """Median and range of the ratio of two calls' times, taken in turn within each round."""
+    found = [seconds(call) / seconds(base) for _ in range(rounds)]
+    return {"value": statistics.median(found), "least": min(found), "most": max(found)}
+
+
+def variants(rounds: int) -> dict[str, Any]:
+    results = {}
+    for sizes, batch in (((784, 128, 10), 128), ((784, 400, 250, 100, 10), 128), ((784, 512, 256, 128, 64, 32, 10), 1024)):
+        base = epoch_of(engine_of(sizes, batch), sizes, batch)
+        for name, (settings, limit) in VARIANTS.items():
+            call = epoch_of(engine_of(sizes, batch, **settings), sizes, batch)
+            key = f"{name}, {'-'.join(map(str, sizes))}, {batch}"
+            results[key] = ratios(call, base, rounds) | {"limit": limit, "unit": "x sgd with relu"}
+    return results
+
+
+def small(rounds: int) -> dict[str, Any]:
+    sizes = (32, 16, 16, 10)
+    call = epoch_of(engine_of(sizes, 64, optimizer="adam"), sizes, 64)
+    steps = [seconds(call) / steps_of(ROWS, 64) * 1e6 for _ in range(rounds)]
+    engine = engine_of((784, 128, 10), 64)
+    engine.forward(X[:1])
+    pairs = [(seconds(lambda: engine.forward(X[:1])), seconds(lambda: engine.forward(X[:0]))) for _ in range(200)]
+    one = statistics.median([a for a, _ in pairs]) - statistics.median([b for _, b in pairs])
+    return {
+        "tiny: 32-16-16-10, 64, adam": summary(steps) | {"limit": 20, "unit": "us a step"},
+        "one row: 784-128-10": {"value": one * 1e6, "limit": 10, "unit": "us"},
+    }
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    return {"value": statistics.median(values), "least": min(values), "most": max(values)}
+
+
+def prediction(rounds: int) -> dict[str, Any]:
+    network = Network((784, 128, 10))
+    engine = engine_of(network.sizes, 64)
+    ceilings, x = Ceilings([engine.threads]), X[:10_000]
+    flop = 2 * len(x) * sum(a * b for a, b in pairwise(network.sizes))
+    shares = []
+    for _ in range(rounds):
+        ceilings.measure()
+        shares.append(flop / seconds(lambda: engine.forward(x)) / 1e9 / ceilings.gflops[engine.threads])
+    return {"predict: 784-128-10, 10,000 rows": summary(shares) | {"limit": 0.85, "unit": "of the ceiling", "at least": True}}
+
+
+def threads_never_hurt(rounds: int) -> dict[str, Any]:
+    found = {}
+    for sizes, batch in product(WIDTHS, (16, 64, 256)):
+        rows = min(ROWS, max(20 * batch, int(3e8 / Network(sizes).flops_per_row))) // batch * batch
+        calls = [epoch_of(engine_of(sizes, batch, threads), sizes, batch, rows) for threads in (None, 1)]
+        found[f"{'-'.join(map(str, sizes))}, {batch}"] = ratios(*calls, rounds)["value"]
+    worst = max(found, key=lambda key: found[key])
+    return {f"threads: worst of {len(found)} shapes, {worst}": {"value": found[worst], "limit": 1.05, "unit": "x one thread"}}
+
+
+def busy(rounds: int) -> dict[str, Any]:
+    """A spinning process pinned to the last core; one thread pinned to the others for comparison."""
+    sizes, cores = (784, 128, 10), sorted(os.sched_getaffinity(0))
+    spinner = subprocess.Popen([sys.executable, "-c", f"import os; os.sched_setaffinity(0, {{{cores[-1]}}})\n{SPIN}"])
+    try:
+        time.sleep(0.5)
+        call, base = (epoch_of(engine_of(sizes, 64, threads), sizes, 64) for threads in (None, 1))
+        return {
+            "busy: 784-128-10, 64": ratios(call, on_free_cores(base, cores), rounds) | {"limit": 1.3, "unit": "x one thread"}
+        }
+    finally:
+        spinner.kill()
+        spinner.wait()
+
+
+def on_free_cores(call: Callable[[], Any], cores: list[int]) -> Callable[[], Any]:
+    def pinned() -> None:
+        os.sched_setaffinity(0, cores[:-1])
+        try:
+            call()
+        finally:
+            os.sched_setaffinity(0, cores)
+
+    return pinned
+
+
+def crowd(rounds: int) -> dict[str, Any]:
+    sizes, cores = (784, 128, 10), available_cores()
+    call, base = (epoch_of(engine_of(sizes, 64, threads), sizes, 64) for threads in (4 * cores, cores))
+    return {f"crowd: {4 * cores} threads": ratios(call, base, rounds) | {"limit": 1.3, "unit": "x one thread per core"}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    claims: dict[str, Any] = {}
+    for part in (variants, small, prediction, threads_never_hurt, busy, crowd):
+        for name, found in part(options.rounds).items():
+            met = found["value"] >= found["limit"] if found.get("at least") else found["value"] <= found["limit"]
+            claims[name] = found | {"met": bool(met)}
+            print(
+                f"{'met   ' if met else 'MISSED'} {name}: {found['value']:.3g} (limit {found['limit']}) {found['unit']}",
+                flush=True,
+            )
+    if options.out:
+        about = {"machine": machine(), "versions": versions(), "rounds": options.rounds, "claims": claims}
+        options.out.write_text(json.dumps(about, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
