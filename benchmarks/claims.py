@@ -112,12 +112,13 @@ def prediction(rounds: int) -> dict[str, Any]:
     network = Network((784, 128, 10))
     engine = engine_of(network.sizes, 64)
     ceilings, x = Ceilings([engine.threads]), X[:10_000]
+    engine.forward(x)
     flop = 2 * len(x) * sum(a * b for a, b in pairwise(network.sizes))
     shares = []
     for _ in range(rounds):
         ceilings.measure()
         shares.append(flop / seconds(lambda: engine.forward(x)) / 1e9 / ceilings.gflops[engine.threads])
-    return {"predict: 784-128-10, 10,000 rows": summary(shares) | {"limit": 0.85, "unit": "of the ceiling", "at least": True}}
+    return {"predict: 784-128-10, 10,000 rows": summary(shares) | {"limit": 0.85, "unit": "of the ceiling", "at_least": True}}
 
 
 def threads_never_hurt(rounds: int) -> dict[str, Any]:
@@ -170,7 +171,7 @@ def main() -> None:
     claims: dict[str, Any] = {}
     for part in (variants, small, prediction, threads_never_hurt, busy, crowd):
         for name, found in part(options.rounds).items():
-            met = found["value"] >= found["limit"] if found.get("at least") else found["value"] <= found["limit"]
+            met = found["value"] >= found["limit"] if found.get("at_least") else found["value"] <= found["limit"]
             claims[name] = found | {"met": bool(met)}
             print(
                 f"{'met   ' if met else 'MISSED'} {name}: {found['value']:.3g} (limit {found['limit']}) {found['unit']}",

@@ -39,8 +39,6 @@ def about(machine: dict[str, Any]) -> str:
 
 def epochs_table(result: dict[str, Any]) -> str:
     """Seconds of each library on its best number of threads, and how the fastest of them stands to us."""
-    if "verdicts" not in result:
-        return first_epochs_table(result)
     rows, verdicts = result["rows"], result["verdicts"]
     ours_last = sorted(rows, key=lambda row: (row["backend"] in OURS, NAMES.index(row["backend"])))
     columns = list(dict.fromkeys(map(column_of, ours_last)))
@@ -91,21 +89,14 @@ def epochs_note(result: dict[str, Any]) -> str:
     )
 
 
-def first_epochs_table(result: dict[str, Any]) -> str:
-    """Of the object that was kept before `fastmlp bench`; goes when results/epochs.json is measured anew."""
-    lines = [
-        "| network, batch | NumPy, s (threads) | Numba, s | GFLOP/s | times faster (range over the rounds) |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for row in result["rows"]:
-        seconds, ratio = row["seconds"], row["ratio"]
-        lines.append(
-            f"| {row['network']}, {row['batch']} | {seconds['numpy']:.3f} ({row['numpy_threads']}) | {seconds['numba']:.3f} "
-            f"| {row['gflops']['numba']:.0f} | {ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f}) |"
-        )
-    machine = result["machine"]
-    threads = f"Numba on {machine['cores']} threads, NumPy on its better number"
-    note = f"{about(machine)}; median of {result['rounds']} rounds; {threads}."
+def claims_table(result: dict[str, Any]) -> str:
+    """What the engine promises, what was measured, and whether it holds."""
+    lines = ["| promise | measured (range) | limit | met |", "| --- | --- | --- | --- |"]
+    for name, row in result["claims"].items():
+        spread = f" ({row['least']:.3g} to {row['most']:.3g})" if "least" in row else ""
+        limit = f"{'at least' if row.get('at_least') else 'at most'} {row['limit']:g} {row['unit']}"
+        lines.append(f"| {name} | {row['value']:.3g}{spread} | {limit} | {'yes' if row['met'] else '**no**'} |")
+    note = f"{about(result['machine'] | result['versions'])}; {result['rounds']} rounds."
     return "\n".join([*lines, "", note])
 
 
@@ -141,6 +132,7 @@ def twins_table(result: dict[str, Any]) -> str:
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "epochs": epochs_table,
+    "claims": claims_table,
     "accuracy": accuracy_table,
     "twins": twins_table,
 }

@@ -35,8 +35,8 @@ from fastmlp.network import FloatArray
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 HUGE_PAGE = 2**21  # bytes
-# Measured by benchmarks/threads.py, see benchmarks/NOTES.md. Below, handing over costs more than it saves.
-LEAST_ROWS, LEAST_FLOPS = 16, 150_000  # of a step, for each thread
+# Measured, see benchmarks/NOTES.md. Below, handing over costs more than it saves.
+LEAST_ROWS, LEAST_FLOPS = 16, 500_000  # of a step, for each thread
 MUCH_FLOPS = 2_000_000  # of a step, for each thread, that make up for fewer rows
 
 SLOT_ROWS = {"m": SLOT_M, "v": SLOT_V}

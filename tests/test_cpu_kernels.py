@@ -138,8 +138,12 @@ def test_the_checks_of_padding_see_the_least_number() -> None:
 
 # ------------------------------------------------------------------------------------------------ bits
 
-EITHER = [fused_job(batch_size=150), every_job(PENALISED, batch_size=150)]
-EITHER_IDS = ["fused", "every activation"]
+EITHER = [
+    fused_job(batch_size=150),
+    every_job(PENALISED, batch_size=150),
+    every_job(Optimizer("momentum"), dropout=0.25, batch_size=150),
+]
+EITHER_IDS = ["fused", *EVERY_IDS]
 
 
 @pytest.mark.parametrize("job", EITHER, ids=EITHER_IDS)

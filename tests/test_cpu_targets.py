@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,8 +20,9 @@ from cpu_assembly import assembly_of, loops, wrong
 from llvmlite import binding
 
 import fastmlp
+from fastmlp.cpu_instructions import atomic_load, atomic_store, fetch_add, pause, swap_if
 from fastmlp.cpu_products import traced_rule
-from fastmlp.cpu_simd import SINGLE_VECTORS, TILES, make_gradient_tile, make_tile
+from fastmlp.cpu_simd import SINGLE_VECTORS, TILES, make_gradient_tile, make_tile, make_transpose
 
 ROOT = Path(fastmlp.__file__).parents[1]
 PATIENCE = 300  # seconds
@@ -174,6 +176,29 @@ def test_gradients_in_registers(triple: str, cpu: str, lanes: int) -> None:
             for vectors in (pair, 1):
                 found = loops(assembly_of(make_gradient_tile(rows, vectors, lanes, rule), triple, cpu))
                 assert wrong(found, rows * vectors, REGISTERS[lanes]) == [], (rows, vectors)
+
+
+@pytest.mark.parametrize(("triple", "cpu", "lanes"), [(X86, "haswell", 8), (X86, "znver4", 16), (ARM, "apple-m1", 4)])
+def test_transposes_stay_in_registers(triple: str, cpu: str, lanes: int) -> None:
+    assembly = assembly_of(make_transpose(lanes), triple, cpu)
+    assert not re.search(r"\(%rsp|\[sp|call", assembly)
+    assert len(re.findall(rf"\b{'q' if triple == ARM else REGISTERS[lanes]}\d", assembly)) >= 2 * lanes
+
+
+# What keeps threads apart, as each family of processors does it; ARM's weaker order needs acquire and release by name.
+INSTRUCTIONS = {
+    pause: ("pause", "yield"),
+    fetch_add: ("lock", "ldaddal"),
+    swap_if: ("lock.*cmpxchg", "casal"),
+    atomic_load: ("movq", "ldap?r"),
+    atomic_store: ("movq", "stlr"),
+}
+
+
+@pytest.mark.parametrize("instruction", INSTRUCTIONS, ids=lambda instruction: instruction._name)
+def test_instructions_for_threads_exist_on_both_families(instruction: Any) -> None:
+    for triple, cpu, wanted in zip((X86, ARM), ("x86-64", "apple-m1"), INSTRUCTIONS[instruction], strict=True):
+        assert re.search(rf"(?m)^\s*{wanted}\b", assembly_of(instruction, triple, cpu))
 
 
 def test_the_check_of_loops_sees_spills_other_registers_and_other_numbers() -> None:
