@@ -203,6 +203,37 @@ def test_each_task_of_each_phase_is_claimed_once_and_each_phase_opened_once() ->
     assert words[PHASE] == phases
 
 
+def test_claims_give_every_ticket_once() -> None:
+    """As `fetch_add` above: so many claims of one share that some meet."""
+    seconds, tasks = 0.5, 2**31
+
+    @njit(nogil=True)
+    def draw(shared, stop):
+        """Claim until told to stop: how many, and the sum of their tickets modulo 2^64; -1 if they do not rise."""
+        count, total, last = 0, 0, -1
+        while atomic_load(stop) == 0:
+            ticket = claim(shared, 0, 5, tasks)
+            if ticket <= last:
+                return -1, 0
+            count, total, last = count + 1, total + ticket, ticket
+        return count, total
+
+    words, stop = shared_words(1), np.ones(1, np.int64)
+    open_one(words.ctypes.data, 1, 5)
+    assert draw(words.ctypes.data, stop.ctypes.data) == (0, 0)  # compiles
+    stop[0] = 0
+    drawn: list[tuple[int, int]] = []
+    timer = threading.Timer(seconds, lambda: stop.__setitem__(0, 1))
+    timer.start()
+    in_threads(THREADS, lambda t: drawn.append(draw(words.ctypes.data, stop.ctypes.data)))
+    timer.join()
+    counts, totals = zip(*drawn, strict=True)
+    tickets = int(words[SHARES]) & ((1 << TICKETS) - 1)
+    assert min(counts) > 1000
+    assert sum(counts) == tickets
+    assert sum(totals) % 2**64 == (tickets * (tickets - 1) // 2) % 2**64
+
+
 @njit(nogil=True)
 def claim_many(shared, share, phases, stop, claimed):
     """Claim in whatever phase is open, and, as one who comes late, in the phase before; counts what the latter got."""

@@ -182,14 +182,14 @@ def test_gradients_in_registers(triple: str, cpu: str, lanes: int) -> None:
 def test_transposes_stay_in_registers(triple: str, cpu: str, lanes: int) -> None:
     assembly = assembly_of(make_transpose(lanes), triple, cpu)
     assert not re.search(r"\(%rsp|\[sp|call", assembly)
-    assert len(re.findall(rf"\b{'q' if triple == ARM else REGISTERS[lanes]}\d", assembly)) >= 2 * lanes
+    assert len(re.findall(rf"\b{'q' if triple == ARM else REGISTERS[lanes]}\d", assembly)) >= lanes
 
 
 # What keeps threads apart, as each family of processors does it; ARM's weaker order needs acquire and release by name.
 INSTRUCTIONS = {
     pause: ("pause", "yield"),
     fetch_add: ("lock", "ldaddal"),
-    swap_if: ("lock.*cmpxchg", "casal"),
+    swap_if: (r"lock\s+cmpxchgq", "casal"),
     atomic_load: ("movq", "ldap?r"),
     atomic_store: ("movq", "stlr"),
 }
