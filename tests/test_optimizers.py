@@ -113,7 +113,7 @@ def test_the_comparison_sees_a_wrong_constant(rules: Any) -> None:
 
 def test_scalars_are_the_settings_and_the_corrections() -> None:
     o = Optimizer("adam", momentum=0.375, beta1=0.5, beta2=0.75, epsilon=0.125, weight_decay=0.0625)
-    table = o.scalars(np.array([0.5, 0.25]), step=1)
+    table = o.scalars(np.array([0.5, 0.25]), step=1, l1=0.5, l2=0.125)
     assert table.dtype == np.float32
     assert dict(zip(SCALARS, table[1].tolist(), strict=True)) == {
         "rate": 0.25,
@@ -124,6 +124,8 @@ def test_scalars_are_the_settings_and_the_corrections() -> None:
         "correction1": float(np.float32(1 / (1 - 0.5**3))),
         "correction2": float(np.float32(1 / (1 - 0.75**3))),
         "decay": 0.0625,
+        "l1": 0.5,
+        "l2": 0.125,
     }
 
 
