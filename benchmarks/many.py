@@ -56,15 +56,17 @@ def settings(seed: int, epochs: int, optimizer: str = "sgd", batch: int = 64) ->
 
 def make_cases(models: int) -> tuple[Case, ...]:
     """What is measured, with `models` models each."""
-    digits = [(Network((64, 32, 10)), settings(seed, 60, "adam", 32)) for seed in range(models)]
+    tiny = [(Network((64, 32, 10)), settings(seed, 60, "adam", 32)) for seed in range(models)]
+    small = [(Network((784, 64, 10)), settings(seed, 20, "adam", 32)) for seed in range(models)]
     fashion = [(Network((784, 128, 10)), settings(seed, 3)) for seed in range(models)]
     mix = [
         (NETWORKS[seed % len(NETWORKS)], settings(seed, 2 + seed % 3, OPTIMIZERS[seed % len(OPTIMIZERS)], 32 << seed % 3))
         for seed in range(models)
     ]
     return (
-        Case("64-32-10 on digits", "digits", 1797, digits),
-        Case("784-128-10", "fashion-mnist", 12_000, fashion),
+        Case("64-32-10 on digits", "digits", 1797, tiny),
+        Case("784-64-10 on digits", "digits", 1797, small),
+        Case("784-128-10 on Fashion-MNIST", "fashion-mnist", 12_000, fashion),
         Case("a mix of shapes", "fashion-mnist", 12_000, mix),
     )
 

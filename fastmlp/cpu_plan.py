@@ -11,9 +11,10 @@ odd number of cache lines (and a part of one, where vectors are shorter than a l
 into few sets of the cache.
 
 A step is a sequence of phases, each a number of tasks that may run in any order on any thread. Layers with many weights are
-*wide*: their products are cut by columns, and the tasks of the same columns always go to the same thread first, so that
-every weight stays in the cache of the one core that reads and updates it. (A line that another core has written takes ten
-times as long to read as one of the core's own cache.) Layers with few weights, from `tail` on, are cut by rows of the batch:
+*wide*: their products are cut by columns, and the tasks of the same columns go to the same thread first, as far as the cuts
+allow, so that a weight stays in the cache of the one core that reads and updates it. (A line that another core has written
+takes ten times as long to read as one of the core's own cache.)
+Layers with few weights, from `tail` on, are cut by rows of the batch:
 one phase takes a block of rows through all of them, the loss, and back.
 """
 

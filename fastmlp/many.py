@@ -1,8 +1,9 @@
 """Many models at once: networks of different shapes, rates and seeds, trained on the same data in one process.
 
 Each model has one thread from its first step to its last, and no thread waits for another; the kernels run without the
-interpreter's lock. What a model becomes is what `train` makes of it alone, bit for bit. Not here: how a model is trained
-(training.py).
+interpreter's lock. What a model becomes is what `train` makes of it alone, bit for bit. Between kernels Python takes some
+tenths of a millisecond for each epoch, one thread at a time: models with epochs of a few milliseconds or less gain less from
+more threads. Not here: how a model is trained (training.py).
 """
 
 from __future__ import annotations

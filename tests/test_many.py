@@ -27,6 +27,7 @@ from fastmlp.many import Task, make_tasks, train_many
 from fastmlp.network import Network
 from fastmlp.optimizers import Optimizer, Schedule
 from fastmlp.preprocess import fit_scaling
+from fastmlp.rows import Subset
 from fastmlp.training import Diverged, Training, TrainingData, train
 
 
@@ -238,6 +239,15 @@ def test_engines_see_the_callers_own_rows(monkeypatch: pytest.MonkeyPatch) -> No
     assert same_bits(x, copy)
 
 
+def test_a_subset_of_rows_is_trained_on_as_its_copy() -> None:
+    x, y = problem(60)
+    rows = np.random.default_rng(0).permutation(60)[:40]
+    copied = train_many(SMALL, x[rows], y[rows], threads=2)
+    for one, other in zip(train_many(SMALL, Subset(x, rows), y[rows], threads=2), copied, strict=True):
+        assert isinstance(one, Training) and isinstance(other, Training)
+        assert same_training(one, other)
+
+
 REFUSED: list[tuple[tuple[Network, Any], dict[str, Any], type[Exception], str]] = [
     ((Network((5, 3)), set_up()), {}, DataError, r"jobs\[5\]: the network takes rows of 5 features"),
     ((Network((4, 2)), set_up()), {}, DataError, r"jobs\[5\]: training classes run from 0 to 2"),
@@ -344,12 +354,12 @@ def test_the_benchmark_times_no_models_that_differ(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_cases_are_what_they_are_called() -> None:
-    small, large, mix = benchmark.make_cases(15)
-    assert {network.label for network, _ in small.jobs} == {"64x32x10"}
-    assert {network.label for network, _ in large.jobs} == {"784x128x10"}
+    tiny, small, large, mix = benchmark.make_cases(15)
+    for case, label in ((tiny, "64x32x10"), (small, "784x64x10"), (large, "784x128x10")):
+        assert {network.label for network, _ in case.jobs} == {label}
     assert len({network.label for network, _ in mix.jobs}) == 5
     assert {settings.optimizer.name for _, settings in mix.jobs} == set(benchmark.OPTIMIZERS)
-    for case in (small, large, mix):
+    for case in (tiny, small, large, mix):
         assert len({settings.seed for _, settings in case.jobs}) == 15
         assert len({settings.schedule.rate for _, settings in case.jobs}) == 15
         assert len({task.kind for task in (Task(*job, data=None) for job in case.jobs)}) == (5 if case is mix else 1)  # type: ignore[arg-type]
