@@ -79,6 +79,20 @@ def pause(typing):
 
 
 @intrinsic
+def prefetch(typing, at):
+    """LLVM `llvm.prefetch`: ask for the cache line of address `at`, into the first cache, without waiting for it."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, INT32, INT32, INT32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(function, [pointer, INT32(0), INT32(3), INT32(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), build
+
+
+@intrinsic
 def yield_core(typing):
     """Call the C library's `sched_yield`: let another thread have the core."""
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastmlp.cpu_compile import compiled, compiled_with_callees
-from fastmlp.cpu_instructions import atomic_load, atomic_store, call, fetch_add, pause, swap_if, yield_core
+from fastmlp.cpu_instructions import atomic_load, atomic_store, call, fetch_add, pause, prefetch, swap_if, yield_core
 from fastmlp.cpu_plan import CHUNK_ROWS, GROUP_COLUMNS
 from fastmlp.cpu_products import FLOAT_BYTES
 from fastmlp.cpu_simd import TILES, make_transpose
@@ -196,11 +196,12 @@ def make_finish(lanes: int, rule_name: str) -> Any:
             at = size.w_at + (panel * size.fan_in_p + task.first) * lanes
             if weights:
                 update(store, at, task.rows * lanes, scalars_of(scalars[0]))
-            if task.layer > 0:
-                source = store.ctypes.data + at * FLOAT_BYTES
-                for k in range(0, task.rows, lanes):
+        if task.layer > 0:
+            for k in range(0, task.rows, lanes):
+                for panel in range(task.panel, task.panel + task.panels):
+                    source = size.w_at + (panel * size.fan_in_p + task.first + k) * lanes
                     to = size.t_at + ((task.first + k) // lanes * size.fan_out_p + panel * lanes) * lanes
-                    transpose(source + k * lanes * FLOAT_BYTES, lanes, transposed.ctypes.data + to * FLOAT_BYTES, lanes)
+                    transpose(store.ctypes.data + source * FLOAT_BYTES, lanes, transposed.ctypes.data + to * FLOAT_BYTES, lanes)
         if task.first == 0:
             update(store, size.b_at + task.panel * lanes, task.panels * lanes, scalars_of(scalars[1]))
 
@@ -283,8 +284,10 @@ def gather(batches, start, first, rows, width, arena):
     """Scaled inputs of the rows [first, first + rows) of the batch that starts at `start` in the order."""
     features = len(batches.shift)
     for r in range(first, first + rows):
-        at = width.y_at + r * width.ld
-        scale_row(batches.x[batches.order[start + r]], batches.shift, batches.factor, arena[at : at + features])
+        at, source = width.y_at + r * width.ld, batches.order[start + r]
+        if len(batches.labels):
+            prefetch(batches.labels.ctypes.data + source * batches.labels.itemsize)
+        scale_row(batches.x[source], batches.shift, batches.factor, arena[at : at + features])
 
 
 @compiled

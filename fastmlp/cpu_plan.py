@@ -194,12 +194,13 @@ def column_tasks(layer: int, panels: int, rows: int, threads: int) -> list[tuple
     """Blocks of columns, each a pair of panels, by blocks of rows, as few as give every thread its number of tasks."""
     pairs = -(-panels // PAIR)
     cuts = min(-(-threads * TASKS_PER_THREAD // pairs), -(-rows // UNIT))
-    block = round_up(-(-rows // max(cuts, 1)), UNIT) if rows else UNIT
-    return [
-        (layer, panel, min(PAIR, panels - panel), first, min(block, rows - first))
+    block = min(round_up(-(-rows // max(cuts, 1)), UNIT), MOST_ROWS) if rows else UNIT
+    tasks = [
+        (panel * threads // panels, first, panel)
         for panel in range(0, panels, PAIR)
         for first in range(0, rows, block)
     ]
+    return [(layer, panel, min(PAIR, panels - panel), first, min(block, rows - first)) for _, first, panel in sorted(tasks)]
 
 
 def weight_tasks(pairs: list[tuple[int, int]], lanes: int, threads: int) -> list[tuple[int, int, int, int, int]]:

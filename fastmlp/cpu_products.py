@@ -12,6 +12,7 @@ from typing import Any
 
 from fastmlp import optimizers
 from fastmlp.cpu_compile import address_of, cached, compiled, copy_of
+from fastmlp.cpu_instructions import prefetch
 from fastmlp.cpu_simd import KEEP, SINGLE_VECTORS, TILES, TRACED_NAMES, make_gradient_tile, make_tile
 from fastmlp.optimizers import RULES, with_penalties
 
@@ -113,6 +114,8 @@ def gradient_address(lanes: int, rule_name: str, penalised: bool) -> int:
 
     def gradient(a, a_k, b, b_pair, panels, c, c_panel, r, depth, p, p_panel, rows, slot, scalars, last):
         first, i = r == 0, 0
+        for j in range(r, r + depth):  # the tiles ask for the next columns of A, but nobody has asked for the first
+            prefetch(a + j * a_k * FLOAT_BYTES)
         while i < rows:
             h = height(rows - i)
             a_i = a + (r * a_k + i) * FLOAT_BYTES
