@@ -131,7 +131,6 @@ class NumbaEngine:
                 self.transposed,
                 self.arena,
                 self.packed,
-                self.blocks,
                 self.scratch,
                 self.shared.ctypes.data,
                 *results,
@@ -207,8 +206,7 @@ class NumbaEngine:
         if rows > self.rows:
             self.layout = make_layout(self.job.network, self.lanes, rows, threads, self.clip)
             self.arena, self.rows = aligned((self.layout.arena,)), rows
-            self.packed = aligned((threads, self.layout.packed))
-            self.blocks = aligned((threads, self.layout.blocks), np.int64)
+            self.packed = aligned((self.layout.packed,))
 
     def close(self) -> None:
         self.team.close()

@@ -216,7 +216,7 @@ def code_of(spec: Specialisation) -> Code:
 
 @functools.cache
 def train_kernel(spec: Specialisation) -> Any:
-    """train(t, code, plan, batches, store, transposed, arena, packed, blocks, scratch, shared, loss, correct).
+    """train(t, code, plan, batches, store, transposed, arena, packed, scratch, shared, loss, correct).
 
     For thread t of a team.
     Compiled at its first call, or taken from the cache on disk; one per specialisation and process.
@@ -238,7 +238,7 @@ def make_task(spec: Specialisation) -> Any:
     lanes, clipped, in_registers = spec.forward.lanes, spec.clip, spec.in_registers
     forward, backward, losses = make_forward(spec.forward), make_backward(spec.forward), make_losses(spec)
     gradient, finish = make_gradient(lanes, spec.penalised, in_registers), make_finish(lanes, spec.rule)
-    targets_at = scratch_size()
+    targets_at, pack = scratch_size(), make_pack(lanes)
 
     @compiled
     def run_task(
@@ -269,22 +269,22 @@ def make_task(spec: Specialisation) -> Any:
             forward(code, plan, store, arena, own, layer, task.panel, panels, first, count, batches.step + step, batches.seed)
         if rest:
             losses(plan, batches, arena, own[targets_at:], loss, correct, start, first, count)
+            pack(plan, arena, packed, top + 1, 0, plan.layers[top].fan_out_p // lanes, first, count)
         lowest = max(wide, 1) if kind != FORWARD else top + 1
         for layer in range(top if rest else wide, lowest - 1, -1):
             panels = plan.layers[layer].fan_in_p // lanes if rest else task.panels
             backward(code, plan, transposed, arena, layer, task.panel, panels, first, count)
+            pack(plan, arena, packed, layer, task.panel, panels, first, count)
 
     return run_task
 
 
 def make_train(spec: Specialisation) -> Callable[..., None]:
     """Training steps: every loop of a chunk of steps, for one thread."""
-    clipped = spec.clip
-    run_task, pack = make_task(spec), make_pack(spec.forward.lanes)
+    clipped, run_task = spec.clip, make_task(spec)
 
-    def train(t, code, plan, batches, store, transposed, arena, packed, blocks, scratch, shared, loss, correct):
+    def train(t, code, plan, batches, store, transposed, arena, packed, scratch, shared, loss, correct):
         steps, phases, threads = len(batches.scalars), len(plan.phases), plan.shares.shape[1] - 1
-        blocks[t] = -1  # the steps whose dz are in the thread's packed copies
         while True:
             now = atomic_load(shared + 8 * PHASE)
             step, index = now // phases, now % phases
@@ -302,11 +302,8 @@ def make_train(spec: Specialisation) -> Callable[..., None]:
                     if ticket < 0:
                         break
                     task = plan.tasks[phase.first + first + ticket]
-                    if phase.kind == WEIGHTS and blocks[t, task.block] != step:
-                        pack(plan, arena, packed[t], task, rows)
-                        blocks[t, task.block] = step
                     run_task(
-                        code, phase.kind, phase.layer, task, plan, batches, store, transposed, arena, packed[t], scratch[t],
+                        code, phase.kind, phase.layer, task, plan, batches, store, transposed, arena, packed, scratch[t],
                         loss, correct, step, start, rows,
                     )  # fmt: skip
                     done += 1

@@ -28,8 +28,9 @@ ZERO = np.float32(0)
 # Rows of `store`
 PARAMETERS, SLOT_M, SLOT_V, GRADIENT = 0, 1, 2, 3
 
-# Rows of the batch in a piece of a gradient's sum: 64 x 48 of x and 64 x 2 vectors of dz are 16 to 20 KiB
-BATCH_DEPTH = 64
+# Rows of the batch in a piece of a gradient's sum: 128 x 2 vectors of dz are 8 KiB (AVX2), and with the tile's columns of x
+# stay in the first cache
+BATCH_DEPTH = 128
 
 DROP_ROWS, DROP_COLUMNS = 48, 64  # of units whose random numbers are drawn together
 DROPPED = DROP_ROWS * DROP_COLUMNS
@@ -76,22 +77,21 @@ def scratch_size() -> int:
 
 
 def make_pack(lanes: int) -> Any:
-    """pack(plan, arena, packed, task, rows): copy the columns of dz that a WEIGHTS task reads, pair by pair without gaps.
+    """pack(plan, arena, packed, width, panel, panels, first, rows): copy a block of dz to its packed place.
 
-    In dz itself its rows are as far apart as the layer is wide, which costs the micro-kernel a tenth of its speed.
+    Panels [panel, panel + panels), an even first, of the rows [first, first + rows), while they are fresh in the cache.
     """
     pair = TILES[lanes].vectors
+    two = pair * lanes
 
     @compiled
-    def pack(plan, arena, packed, task, rows):
-        width = plan.widths[task.layer + 1]
-        for q in range(0, task.panels, pair):
-            columns = min(pair, task.panels - q) * lanes
-            for r in range(rows):
-                source, to = (
-                    width.dz_at + r * width.ld + (task.panel + q) * lanes,
-                    task.packed_at + q * lanes * rows + r * columns,
-                )
+    def pack(plan, arena, packed, width, panel, panels, first, rows):
+        size = plan.widths[width]
+        for q in range(panel, panel + panels, pair):
+            columns = min(pair, panel + panels - q) * lanes
+            pair_at = size.packed_at + q // pair * plan.rows * two
+            for r in range(first, first + rows):
+                source, to = size.dz_at + r * size.ld + q * lanes, pair_at + r * two
                 dz, copy = arena[source : source + columns], packed[to : to + columns]
                 for j in range(columns):
                     copy[j] = dz[j]
@@ -100,17 +100,17 @@ def make_pack(lanes: int) -> Any:
 
 
 @compiled
-def add_rows(rows, sums):
-    """sums += each row of a matrix without gaps, in order but four at a time: adding one by one would wait for each sum."""
+def add_rows(matrix, rows, ld, sums):
+    """sums += each row of a matrix, in order but four at a time: adding one by one would wait for each sum."""
     n = len(sums)
-    fours = len(rows) // (4 * n)
+    fours = rows // 4
     for r in range(fours):
-        block = rows[4 * r * n : 4 * (r + 1) * n]
-        a, b, c, d = block[:n], block[n : 2 * n], block[2 * n : 3 * n], block[3 * n :]
+        block = matrix[4 * r * ld :]
+        a, b, c, d = block[:n], block[ld : ld + n], block[2 * ld : 2 * ld + n], block[3 * ld : 3 * ld + n]
         for j in range(n):
             sums[j] += (a[j] + b[j]) + (c[j] + d[j])
-    for r in range(4 * fours, len(rows) // n):
-        a = rows[r * n : (r + 1) * n]
+    for r in range(4 * fours, rows):
+        a = matrix[r * ld : r * ld + n]
         for j in range(n):
             sums[j] += a[j]
 
@@ -128,7 +128,9 @@ def make_gradient(lanes: int, penalised: bool, in_registers: bool) -> Any:
         layer, panel, panels = task.layer, task.panel, task.panels
         size, below = plan.layers[layer], plan.widths[layer]
         a = arena.ctypes.data + (below.y_at + task.first) * FLOAT_BYTES
-        b = packed.ctypes.data + task.packed_at * FLOAT_BYTES
+        dz_pair = plan.rows * pair * lanes
+        dz_at = plan.widths[layer + 1].packed_at + panel // pair * dz_pair
+        b = packed.ctypes.data + dz_at * FLOAT_BYTES
         start = size.w_at + (panel * size.fan_in_p + task.first) * lanes
         panel_size, slot = size.fan_in_p * lanes, store.shape[1]
         p = store.ctypes.data + ((PARAMETERS if in_registers else GRADIENT) * slot + start) * FLOAT_BYTES
@@ -137,7 +139,7 @@ def make_gradient(lanes: int, penalised: bool, in_registers: bool) -> Any:
             call(
                 code.gradient,
                 (
-                    a, below.ld, b, rows * pair * lanes, panels, own.ctypes.data, CHUNK_ROWS * lanes, r, depth,
+                    a, below.ld, b, dz_pair, panels, own.ctypes.data, CHUNK_ROWS * lanes, r, depth,
                     p, panel_size, task.rows, slot, scalars.ctypes.data, np.int64(r + depth == rows),
                 ),
             )  # fmt: skip
@@ -153,8 +155,8 @@ def make_gradient(lanes: int, penalised: bool, in_registers: bool) -> Any:
                 columns, b_at = min(pair, panels - q) * lanes, size.b_at + (panel + q) * lanes
                 sums = store[GRADIENT, b_at : b_at + columns]
                 sums[:] = ZERO
-                at = task.packed_at + q * lanes * rows
-                add_rows(packed[at : at + rows * columns], sums)
+                at = dz_at + q // pair * dz_pair
+                add_rows(packed[at : at + dz_pair], rows, pair * lanes, sums)
 
     return gradient
 

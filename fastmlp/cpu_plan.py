@@ -52,9 +52,9 @@ LAYER = np.dtype(
         ("keep_scale", np.float32),
     ]
 )
-WIDTH = np.dtype([(name, np.int64) for name in ("ld", "y_at", "s_at", "dz_at")])
+WIDTH = np.dtype([(name, np.int64) for name in ("ld", "y_at", "s_at", "dz_at", "packed_at")])
 PHASE = np.dtype([(name, np.int64) for name in ("kind", "layer", "first", "tasks")])
-TASK = np.dtype([(name, np.int64) for name in ("layer", "panel", "panels", "first", "rows", "block", "packed_at")])
+TASK = np.dtype([(name, np.int64) for name in ("layer", "panel", "panels", "first", "rows")])
 
 
 class Plan(NamedTuple):
@@ -64,12 +64,13 @@ class Plan(NamedTuple):
         the transposed weights, the activation (an index into the sorted names in use) with its parameter, and dropout
         (threshold 0 drops nothing)
     widths : of each width (0: the input) its leading dimension, and the places of its activations (the last: output
-        pre-activations), slopes and gradients in `arena`
+        pre-activations), slopes and gradients in `arena`, and of the packed copy of the gradients in `packed`: rows of a pair
+        of panels side by side, `rows` of them, pair after pair. What reads dz by columns finds them there without gaps
     phases : of a step: kind, layer, first task and number of tasks
     tasks : panels [panel, panel + panels) of a layer, and either rows of the batch or (WEIGHTS, UPDATE) rows of w;
-        BACKWARD counts the transposed panels. For WEIGHTS, block numbers the panels' dz over all layers, and packed_at is
-        the place of its packed copy in a thread's own `packed`
+        BACKWARD counts the transposed panels
     shares : (phases, threads + 1) int64: thread t begins with the tasks shares[p, t] … shares[p, t + 1] of phase p
+    rows : of the largest batch
     """
 
     layers: Any
@@ -77,6 +78,7 @@ class Plan(NamedTuple):
     phases: Any
     tasks: Any
     shares: Any
+    rows: int
 
 
 class Batches(NamedTuple):
@@ -107,17 +109,13 @@ class Batches(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """A plan and the sizes of the buffers it speaks of, in elements.
-
-    packed, blocks : size of a thread's packed copies of dz, and their number
-    """
+    """A plan and the sizes of the buffers it speaks of, in elements."""
 
     plan: Plan
     store: int
     transposed: int
     arena: int
     packed: int
-    blocks: int
 
 
 def round_up(n: int, multiple: int) -> int:
@@ -155,9 +153,9 @@ def make_layout(network: Network, lanes: int, rows: int, threads: int = 1, clip:
     places = np.zeros(len(widths), WIDTH)
     places["ld"] = lds
     places["y_at"], places["s_at"], places["dz_at"] = buffers.reshape(3, -1)
-    plan = make_plan(layers, places, make_phases(pairs, lanes, rows, threads, clip), threads)
-    blocks = number_blocks(plan, lanes, rows)
-    return Layout(plan, end, transposed, arena, rows * sum(widths[1:]), blocks)
+    places["packed_at"], packed = offsets([0, *(rows * round_up(width, PAIR * lanes) for width in widths[1:])])
+    plan = make_plan(layers, places, make_phases(pairs, lanes, rows, threads, clip), threads, rows)
+    return Layout(plan, end, transposed, arena, packed)
 
 
 # ------------------------------------------------------------------------------------------------ phases and tasks
@@ -195,11 +193,7 @@ def column_tasks(layer: int, panels: int, rows: int, threads: int) -> list[tuple
     pairs = -(-panels // PAIR)
     cuts = min(-(-threads * TASKS_PER_THREAD // pairs), -(-rows // UNIT))
     block = min(round_up(-(-rows // max(cuts, 1)), UNIT), MOST_ROWS) if rows else UNIT
-    tasks = [
-        (panel * threads // panels, first, panel)
-        for panel in range(0, panels, PAIR)
-        for first in range(0, rows, block)
-    ]
+    tasks = [(panel * threads // panels, first, panel) for panel in range(0, panels, PAIR) for first in range(0, rows, block)]
     return [(layer, panel, min(PAIR, panels - panel), first, min(block, rows - first)) for _, first, panel in sorted(tasks)]
 
 
@@ -220,27 +214,13 @@ def weight_tasks(pairs: list[tuple[int, int]], lanes: int, threads: int) -> list
     return [(layer, panel, panels, first, rows) for _, layer, first, panel, panels, rows in sorted(tasks)]
 
 
-def as_records(tasks: list[tuple[int, int, int, int, int]]) -> Any:
-    """The tasks with room for `number_blocks`."""
-    return np.array([(*task, 0, 0) for task in tasks], TASK)
-
-
-def number_blocks(plan: Plan, lanes: int, rows: int) -> int:
-    """Number the blocks of dz that the WEIGHTS tasks read, and place their packed copies; returns how many there are."""
-    columns = offsets([int(n) for n in plan.layers["fan_out_p"]])[0]
-    keys = columns[plan.tasks["layer"]] + plan.tasks["panel"] * lanes  # the block's first column, over all layers
-    found, plan.tasks["block"] = np.unique(keys, return_inverse=True)
-    plan.tasks["packed_at"] = rows * keys
-    return len(found)
-
-
-def make_plan(layers: Any, widths: Any, phases: list[Phase], threads: int) -> Plan:
+def make_plan(layers: Any, widths: Any, phases: list[Phase], threads: int, rows: int) -> Plan:
     """The records of a plan; each phase's tasks are shared out evenly, in order."""
     firsts, _ = offsets([len(phase.tasks) for phase in phases])
     heads = [(phase.kind, phase.layer, first, len(phase.tasks)) for phase, first in zip(phases, firsts, strict=True)]
     shares = [[len(phase.tasks) * t // threads for t in range(threads + 1)] for phase in phases]
     tasks = [task for phase in phases for task in phase.tasks]
-    return Plan(layers, widths, np.array(heads, PHASE), as_records(tasks), np.array(shares, np.int64))
+    return Plan(layers, widths, np.array(heads, PHASE), np.array(tasks, TASK), np.array(shares, np.int64), rows)
 
 
 def pack(network: Network, plan: Plan, lanes: int, vector: FloatArray, row: npt.NDArray[np.float32]) -> None:

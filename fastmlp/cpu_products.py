@@ -17,7 +17,7 @@ from fastmlp.cpu_simd import KEEP, SINGLE_VECTORS, TILES, TRACED_NAMES, make_gra
 from fastmlp.optimizers import RULES, with_penalties
 
 FLOAT_BYTES = 4
-DEPTH = 256  # of a piece of a product's sum: 256 x 2 vectors of B are 16 KiB (AVX2) or 32 KiB
+PIECE_BYTES = 12_800  # of a panel of B, of which two stay in the first cache while all rows pass
 
 
 @functools.cache
@@ -41,13 +41,18 @@ def make_height(lanes: int) -> Any:
     return height
 
 
+def deepest_piece(lanes: int) -> int:
+    """Rows of a panel in a piece of a product's sum, at most."""
+    return PIECE_BYTES // (lanes * FLOAT_BYTES)
+
+
 @functools.cache
 def product_address(lanes: int) -> int:  # noqa: C901 - the shapes of tiles, each once
     """Address of product(a, a_row, b, b_panel, c, c_row, k, rows, panels, epilogue, extra, extra_row): C = epilogue(A B).
 
     A (rows, k) and C are row-major with rows a_row and c_row apart; B lies in panels of `lanes` columns, b_panel apart,
     each k rows of `lanes`. For the epilogues and what `extra` holds for them see cpu_simd.py. The sum over k is cut into
-    pieces of DEPTH, whose panels stay in the first cache while all rows pass; no bit depends on it. Addresses in bytes,
+    equal pieces, whose panels stay in the first cache while all rows pass; no bit depends on it. Addresses in bytes,
     strides in elements.
     """
     tall, low, pair = TILES[lanes]
@@ -56,11 +61,13 @@ def product_address(lanes: int) -> int:  # noqa: C901 - the shapes of tiles, eac
     single, single_narrow = make_tile(1, SINGLE_VECTORS, lanes), make_tile(1, 1, lanes)
     height, granule = make_height(lanes), math.gcd(tall, low)
     column = lanes * FLOAT_BYTES  # bytes from panel to panel of C
+    deepest = deepest_piece(lanes)
 
     def product(a, a_row, b, b_panel, c, c_row, k, rows, panels, epilogue, extra, extra_row):
         in_tiles = rows - rows % granule if rows >= low else 0  # the others pass one by one
-        for j in range(0, k, DEPTH):
-            depth, first = min(DEPTH, k - j), j == 0
+        piece = -(-k // -(-k // deepest))
+        for j in range(0, k, piece):
+            depth, first = min(piece, k - j), j == 0
             finish = epilogue if j + depth == k else KEEP
             a_j, b_j = a + j * FLOAT_BYTES, b + j * column
             for p in range(0, panels, pair):
@@ -102,7 +109,7 @@ def gradient_address(lanes: int, rule_name: str, penalised: bool) -> int:
     """Address of gradient(a, a_k, b, b_pair, panels, c, c_panel, r, depth, p, p_panel, rows, slot, scalars, last).
 
     `make_gradient_tile` over `rows` rows of a rectangle of `panels` panels, summed over the rows [r, r + depth) of a and b.
-    b holds rows of a pair of vectors (the last, if panels is odd, of one), b_pair from pair to pair. All columns pass
+    b holds rows of a pair of vectors, b_pair from pair to pair. All columns pass
     before the next rows, so that those of A are read once. rule_name "" keeps the gradient.
     """
     tall, low, pair = TILES[lanes]
@@ -110,7 +117,7 @@ def gradient_address(lanes: int, rule_name: str, penalised: bool) -> int:
     wide, low_wide = (make_gradient_tile(rows, pair, lanes, rule) for rows in (tall, low))
     narrow, low_narrow = (make_gradient_tile(rows, 1, lanes, rule) for rows in (tall, low))
     height, line = make_height(lanes), lanes * FLOAT_BYTES
-    two, one = pair * lanes, lanes  # floats of a row of b
+    two = pair * lanes  # floats of a row of b
 
     def gradient(a, a_k, b, b_pair, panels, c, c_panel, r, depth, p, p_panel, rows, slot, scalars, last):
         first, i = r == 0, 0
@@ -120,7 +127,7 @@ def gradient_address(lanes: int, rule_name: str, penalised: bool) -> int:
             h = height(rows - i)
             a_i = a + (r * a_k + i) * FLOAT_BYTES
             for q in range(0, panels, pair):
-                b_q = b + (q // pair * b_pair + r * (two if q + pair <= panels else one)) * FLOAT_BYTES
+                b_q = b + (q // pair * b_pair + r * two) * FLOAT_BYTES
                 c_q, p_q = c + i * line + q * c_panel * FLOAT_BYTES, p + i * line + q * p_panel * FLOAT_BYTES
                 if q + pair <= panels:
                     if h == tall:
@@ -128,9 +135,9 @@ def gradient_address(lanes: int, rule_name: str, penalised: bool) -> int:
                     else:
                         low_wide(a_i, a_k, b_q, two, c_q, c_panel, depth, p_q, p_panel, slot, scalars, first, last)
                 elif h == tall:
-                    narrow(a_i, a_k, b_q, one, c_q, c_panel, depth, p_q, p_panel, slot, scalars, first, last)
+                    narrow(a_i, a_k, b_q, two, c_q, c_panel, depth, p_q, p_panel, slot, scalars, first, last)
                 else:
-                    low_narrow(a_i, a_k, b_q, one, c_q, c_panel, depth, p_q, p_panel, slot, scalars, first, last)
+                    low_narrow(a_i, a_k, b_q, two, c_q, c_panel, depth, p_q, p_panel, slot, scalars, first, last)
             i += h
 
     return address_of(cached(gradient, f"gradient {lanes} {rule_name} {penalised}"), 15)

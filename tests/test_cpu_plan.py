@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from fastmlp.cpu_plan import (
     CACHE_LINE,
+    PAIR,
     UNIT,
     WEIGHTS,
     Layout,
@@ -20,6 +21,7 @@ from fastmlp.cpu_plan import (
     make_layout,
     pack,
     pack_transposed,
+    round_up,
     unpack,
 )
 from fastmlp.network import Network
@@ -130,8 +132,10 @@ def weight_tasks(layout: Layout) -> Any:
 
 
 def pieces_of_packed(layout: Layout, lanes: int, rows: int) -> list[tuple[int, int]]:
-    """The packed copies of dz that the tasks of WEIGHTS read, each once."""
-    return list({(int(task["packed_at"]), rows * int(task["panels"]) * lanes) for task in weight_tasks(layout)})
+    """The packed copies of dz of every width but the input's: whole pairs of panels."""
+    sizes = layout.plan.layers["fan_out_p"].tolist()
+    places = layout.plan.widths["packed_at"][1:].tolist()
+    return [(at, rows * round_up(size, PAIR * lanes)) for at, size in zip(places, sizes, strict=True)]
 
 
 @given(sizes=some_sizes, lanes=some_lanes, rows=st.integers(1, 100), threads=st.integers(1, 9))
@@ -157,19 +161,6 @@ def test_the_check_of_buffers_sees_an_overlap_and_an_end_that_is_too_near() -> N
     assert overlaps(pieces_of_arena(layout, 10), layout.arena) != ""
 
 
-@given(sizes=some_sizes, lanes=some_lanes, rows=st.integers(1, 100), threads=st.integers(1, 9))
-@every_size
-def test_blocks_of_dz_are_numbered_one_by_one(sizes: list[int], lanes: int, rows: int, threads: int) -> None:
-    """Tasks that read the same columns share a number and a packed copy, all others differ in both."""
-    layout = make_layout(Network(sizes), lanes, rows, threads)
-    tasks = weight_tasks(layout)
-    columns = {(int(task["layer"]), int(task["panel"])) for task in tasks}
-    for name in ("block", "packed_at"):
-        places = {(int(task["layer"]), int(task["panel"]), int(task[name])) for task in tasks}
-        assert len(places) == len({place for *_, place in places}) == len(columns)
-    assert 0 <= tasks["block"].min() <= tasks["block"].max() < layout.blocks
-
-
 @given(sizes=some_sizes, lanes=some_lanes)
 @every_size
 def test_rows_lie_an_odd_number_of_cache_lines_apart(sizes: list[int], lanes: int) -> None:
@@ -187,11 +178,10 @@ def test_only_what_holds_rows_grows_with_them() -> None:
     small, large = (make_layout(Network((13, 9, 4)), 16, rows) for rows in (8, 80))
     for name in ("arena", "packed"):
         assert getattr(large, name) == 10 * getattr(small, name) > 0
-    for name in ("store", "transposed", "blocks"):
+    for name in ("store", "transposed"):
         assert getattr(large, name) == getattr(small, name) > 0
     assert same_bits(large.plan.layers, small.plan.layers)
-    where = ["layer", "panel", "panels", "first", "rows", "block"]
-    assert weight_tasks(large)[where].tolist() == weight_tasks(small)[where].tolist()
+    assert weight_tasks(large).tolist() == weight_tasks(small).tolist()
 
 
 # ------------------------------------------------------------------------------------------------ what is no place

@@ -18,7 +18,8 @@ from fastmlp import cpu, cpu_plan
 from fastmlp.cpu import ALIGNMENT, HUGE_PAGE, NumbaEngine, aligned
 from fastmlp.cpu_pieces import BATCH_DEPTH
 from fastmlp.cpu_plan import CHUNK_ROWS, GROUP_COLUMNS
-from fastmlp.cpu_products import DEPTH
+from fastmlp.cpu_products import deepest_piece
+from fastmlp.cpu_simd import lanes
 from fastmlp.reference import NumpyEngine
 
 SOME_THREADS = 2
@@ -39,7 +40,9 @@ def test_every_number_of_rows(batch: int, tail: int, monkeypatch: pytest.MonkeyP
     check_against_reference("numba", job, make_course(job.network, rows=2 * batch + max(batch - 1, 1), batch=batch, epochs=1))
 
 
-AROUND = sorted({n + d for n in (8, 16, 32, CHUNK_ROWS, GROUP_COLUMNS, 2 * CHUNK_ROWS, DEPTH) for d in (-1, 0, 1)})
+AROUND = sorted(
+    {n + d for n in (8, 16, 32, CHUNK_ROWS, GROUP_COLUMNS, 2 * CHUNK_ROWS, deepest_piece(lanes())) for d in (-1, 0, 1)}
+)
 
 
 @pytest.mark.parametrize("tail", [0, 10**9], ids=["by columns", "by rows"])

@@ -13,7 +13,7 @@ from cpu_helpers import EVERY_IDS, PENALISED, every_job, fused_job, outcome
 from fastmlp import cpu, cpu_plan
 from fastmlp.contract import Job, RowResults
 from fastmlp.cpu import NumbaEngine
-from fastmlp.cpu_plan import Layout, make_layout
+from fastmlp.cpu_plan import PAIR, Layout, make_layout, round_up
 from fastmlp.network import Network
 from fastmlp.optimizers import Optimizer
 
@@ -50,12 +50,12 @@ class Zones:
     def spread(self, network: Network, lanes: int, rows: int, threads: int = 1, clip: bool = False) -> Layout:
         """The layout with gaps between the pieces of the arena and between the packed copies."""
         layout = make_layout(network, lanes, rows, threads, clip)
-        widths, tasks = layout.plan.widths, layout.plan.tasks
+        widths = layout.plan.widths
         for n, kind in enumerate(KINDS):
             widths[kind] += self.GAP * (1 + n * len(widths) + np.arange(len(widths)))
-        tasks["packed_at"] += self.GAP * (1 + tasks["block"])
+        widths["packed_at"] += self.GAP * (1 + np.arange(len(widths)))
         arena = layout.arena + self.GAP * (3 * len(widths) + 1)
-        return layout._replace(arena=arena, packed=layout.packed + self.GAP * (layout.blocks + 1))
+        return layout._replace(arena=arena, packed=layout.packed + self.GAP * (len(widths) + 1))
 
     def fence(self, array: Any, pieces: list[tuple[int, int]]) -> None:
         """Make guard zones of what lies outside the pieces (start, length) of an array's rows."""
@@ -68,10 +68,10 @@ class Zones:
 
     def fence_training(self, engine: NumbaEngine) -> None:
         """Gaps in the arena, in the packed copies, and behind each thread's scratch."""
-        tasks = engine.layout.plan.tasks
-        sizes = {int(task["packed_at"]): engine.rows * int(task["panels"]) * engine.lanes for task in tasks}
+        plan = engine.layout.plan
+        sizes = [engine.rows * round_up(int(size), PAIR * engine.lanes) for size in plan.layers["fan_out_p"]]
         self.fence(engine.arena, pieces_of_arena(engine.layout, engine.rows))
-        self.fence(engine.packed, list(sizes.items()))
+        self.fence(engine.packed, list(zip(plan.widths["packed_at"][1:].tolist(), sizes, strict=True)))
         self.fence(engine.scratch, [(0, SCRATCH_SIZE() + engine.job.network.sizes[-1])])
 
     def stray(self) -> int:
@@ -151,7 +151,7 @@ def test_guard_zones_see_stray_writes_and_spoil_stray_reads(monkeypatch: pytest.
     assert len(found.all) == 6  # store, transposed, scratch, shared, and for predictions the arena and its gaps
     engine.load(start_state(job))
     engine.train(*course)
-    assert len(found.all) == 14  # and arena, packed, blocks, the gaps of arena, packed and scratch, loss, correct
+    assert len(found.all) == 13  # and arena, packed, the gaps of arena, packed and scratch, loss, correct
     assert found.stray() == 0
     assert np.isfinite(engine.forward(course.x)).all()
 
