@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import secrets
 from collections.abc import Callable
@@ -9,9 +10,41 @@ from types import FunctionType
 from typing import Any
 
 from numba import njit, types
+from numba._dynfunc import make_function
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
 
 from fastmlp.cpu_cache import KernelCache
 from fastmlp.cpu_math import vector_math
+
+
+class PartLibrary(JITCodeLibrary):
+    """LLVM code that only ever becomes part of other code: not optimised by itself, and no machine code is made of it.
+
+    Numba would do both for every function, and once more at each level of inlining: two thirds of LLVM's time.
+    """
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        self._finalized = True
+
+
+def no_executable(library: PartLibrary, description: Any, environment: Any) -> Any:
+    """What Numba's dispatcher keeps of a function that cannot be called by itself."""
+    return make_function(description.lookup_module(), description.qualname, "", 0, environment, (library,))
+
+
+class PartCompiler(Compiler):
+    """Numba's compiler into a `PartLibrary`."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.state.targetctx = copy.copy(self.state.targetctx)
+        self.state.targetctx.get_executable = no_executable
+        self.state.library = PartLibrary(self.state.targetctx.codegen(), "part")
 
 
 def compiled(function: Callable[..., Any], *, entry: bool = False) -> Any:
@@ -28,16 +61,16 @@ def compiled(function: Callable[..., Any], *, entry: bool = False) -> Any:
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
     options["_nrt"] = False  # kernels own no memory; counting references to slices would cost a tenth of their time
     if not entry:
-        options |= {"forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+        options |= {"forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "pipeline_class": PartCompiler}
     return njit(**options)(unique)
 
 
 def copy_of(function: Callable[..., Any], names: dict[str, Any]) -> FunctionType:
     """The same code with other global names."""
     assert isinstance(function, FunctionType)
-    copy = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
-    copy.__qualname__ = function.__qualname__
-    return copy
+    twin = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    twin.__qualname__ = function.__qualname__
+    return twin
 
 
 def cached(function: Callable[..., Any], name: str) -> Any:

@@ -269,7 +269,7 @@ def make_task(spec: Specialisation) -> Any:
             forward(code, plan, store, arena, own, layer, task.panel, panels, first, count, batches.step + step, batches.seed)
         if rest:
             losses(plan, batches, arena, own[targets_at:], loss, correct, start, first, count)
-            pack(plan, arena, packed, top + 1, 0, plan.layers[top].fan_out_p // lanes, first, count)
+            pack(plan, arena, packed, top + 1, task.panel, plan.layers[top].fan_out_p // lanes, first, count)
         lowest = max(wide, 1) if kind != FORWARD else top + 1
         for layer in range(top if rest else wide, lowest - 1, -1):
             panels = plan.layers[layer].fan_in_p // lanes if rest else task.panels
@@ -293,7 +293,7 @@ def make_train(spec: Specialisation) -> Callable[..., None]:
             phase = plan.phases[index]
             start = step * batches.batch_size
             rows = min(batches.batch_size, len(batches.order) - start)
-            done = 0
+            done = np.int64(0)  # a literal would have Numba compile what takes it twice
             for turn in range(threads):
                 share = (t + turn) % threads
                 first, end = plan.shares[index, share], plan.shares[index, share + 1]

@@ -155,7 +155,7 @@ def test_guard_zones_see_stray_writes_and_spoil_stray_reads(monkeypatch: pytest.
     assert found.stray() == 0
     assert np.isfinite(engine.forward(course.x)).all()
 
-    layers, widths, tasks = engine.predicting.plan.layers, engine.layout.plan.widths, engine.layout.plan.tasks
+    layers, widths = engine.predicting.plan.layers, engine.layout.plan.widths
     b_at = int(layers["b_at"][0])
     layers["b_at"][0] = engine.store.size - 1  # the biases now are read from beyond the store
     assert np.isnan(engine.forward(course.x)).any()
@@ -176,7 +176,7 @@ def test_guard_zones_see_stray_writes_and_spoil_stray_reads(monkeypatch: pytest.
     strays_when(widths, "y_at", 0, int(widths["y_at"][0]) - 16)  # the scaled inputs begin in the gap before them
     strays_when(widths, "dz_at", 2, int(widths["dz_at"][2]) + 16)  # gradients reach into the gap behind them
     strays_when(widths, "s_at", 2, engine.arena.size + 64)  # nobody writes slopes: linear and relu run fused
-    strays_when(tasks, "packed_at", len(tasks) - 1, engine.layout.packed - 64)  # in the gap behind the last copy
+    strays_when(widths, "packed_at", len(widths) - 1, engine.layout.packed - 64)  # in the gap behind the last copy
     strays_when(engine.layout.plan.layers, "t_at", 1, engine.transposed.size + 16)
     assert [after > before for before, after in pairwise(counts)] == [True, True, False, True, True]
     engine.close()
