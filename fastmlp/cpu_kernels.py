@@ -20,6 +20,7 @@ from fastmlp.cpu_compile import cached, compiled, compiled_with_callees
 from fastmlp.cpu_instructions import atomic_load, call
 from fastmlp.cpu_pieces import (
     GRADIENT,
+    ONE,
     PARAMETERS,
     PHASE,
     ZERO,
@@ -66,6 +67,13 @@ class Prediction(NamedTuple):
         """Codes of the activations of FUSED, -1 for those that do not run as epilogues."""
         return tuple(self.activations.index(f) if self.fused and f in self.activations else -1 for f in FUSED)
 
+    @property
+    def always_fused(self) -> tuple[str, ...]:
+        """Activations that never run over rows: the slope of a linear unit that may be dropped needs a place."""
+        if not self.fused:
+            return ()
+        return tuple(f for f in FUSED if f != "linear" or not self.dropout)
+
 
 class Specialisation(NamedTuple):
     """What training is compiled for; sizes are data.
@@ -111,7 +119,7 @@ def make_forward(spec: Prediction) -> Any:
     """
     lanes, dropout = spec.lanes, spec.dropout
     relu, linear = spec.fused_codes
-    activate = make_activate(spec.activations, FUSED if spec.fused and not dropout else ())
+    activate = make_activate(spec.activations, spec.always_fused)
 
     @compiled
     def forward(code, plan, store, arena, own, layer, panel, panels, first, rows, step, seed):
@@ -124,21 +132,24 @@ def make_forward(spec: Prediction) -> Any:
         w = store.ctypes.data + (size.w_at + panel * panel_size) * FLOAT_BYTES
         b = store.ctypes.data + (size.b_at + panel * lanes) * FLOAT_BYTES
         drops = dropout and hidden and step >= 0 and size.threshold > 0
-        epilogue = BIAS_RELU if hidden and size.code == relu and not drops else BIAS
+        epilogue = BIAS_RELU if hidden and size.code == relu else BIAS
         call(code.product, (inputs, ld_x, w, panel_size, y, ld_y, k, rows, panels, epilogue, b, 0))
-        if not hidden or epilogue == BIAS_RELU or (size.code == linear and not drops):
+        if not hidden or ((epilogue == BIAS_RELU or size.code == linear) and not drops):
             return
         columns, size_of_block = panels * lanes, (rows - 1) * ld_y + panels * lanes
         y_at, s_at = plan.widths[layer + 1].y_at + block, plan.widths[layer + 1].s_at + block
         y_block, s_block = arena[y_at : y_at + size_of_block], arena[s_at : s_at + size_of_block]
-        for r in range(rows):
-            at = r * ld_y
-            activate(size.code, size.parameter, y_block[at : at + columns], s_block[at : at + columns])
+        if epilogue != BIAS_RELU:
+            for r in range(rows):
+                at = r * ld_y
+                activate(size.code, size.parameter, y_block[at : at + columns], s_block[at : at + columns])
         if drops:
             drop_rows(
-                y_block, s_block, ld_y, own, panel * lanes, columns, layer, first, rows, step, seed,
+                y_block, s_block, epilogue != BIAS_RELU, ld_y, own, panel * lanes, columns, layer, first, rows, step, seed,
                 np.uint32(size.threshold), size.keep_scale,
             )  # fmt: skip
+        if epilogue == BIAS_RELU:
+            return
         true_columns = min(columns, size.fan_out - panel * lanes)
         for r in range(rows):  # padding stays zero, whatever f(0) is
             y_block[r * ld_y + true_columns : r * ld_y + columns] = ZERO
@@ -168,7 +179,7 @@ def make_backward(spec: Prediction) -> Any:
         w = transposed.ctypes.data + (size.t_at + panel * panel_size) * FLOAT_BYTES
         drops = dropout and below.threshold > 0
         epilogue, extra = TIMES, width.s_at
-        if below.code == relu and not drops:
+        if below.code == relu:  # dropped units are zeros too; `pack` scales the others
             epilogue, extra = WHERE_POSITIVE, width.y_at
         elif below.code == linear and not drops:
             epilogue = KEEP
@@ -239,6 +250,7 @@ def make_task(spec: Specialisation) -> Any:
     forward, backward, losses = make_forward(spec.forward), make_backward(spec.forward), make_losses(spec)
     gradient, finish = make_gradient(lanes, spec.penalised, in_registers), make_finish(lanes, spec.rule)
     targets_at, pack = scratch_size(), make_pack(lanes)
+    relu, _ = spec.forward.fused_codes
 
     @compiled
     def run_task(
@@ -269,12 +281,14 @@ def make_task(spec: Specialisation) -> Any:
             forward(code, plan, store, arena, own, layer, task.panel, panels, first, count, batches.step + step, batches.seed)
         if rest:
             losses(plan, batches, arena, own[targets_at:], loss, correct, start, first, count)
-            pack(plan, arena, packed, top + 1, task.panel, plan.layers[top].fan_out_p // lanes, first, count)
+            pack(plan, arena, packed, top + 1, task.panel, plan.layers[top].fan_out_p // lanes, first, count, ONE)
         lowest = max(wide, 1) if kind != FORWARD else top + 1
         for layer in range(top if rest else wide, lowest - 1, -1):
             panels = plan.layers[layer].fan_in_p // lanes if rest else task.panels
             backward(code, plan, transposed, arena, layer, task.panel, panels, first, count)
-            pack(plan, arena, packed, layer, task.panel, panels, first, count)
+            below = plan.layers[layer - 1]
+            scale = below.keep_scale if below.code == relu and below.threshold > 0 else ONE
+            pack(plan, arena, packed, layer, task.panel, panels, first, count, scale)
 
     return run_task
 

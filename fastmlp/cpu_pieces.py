@@ -23,7 +23,7 @@ from fastmlp.functions import ACTIVATIONS
 from fastmlp.optimizers import RULES, with_penalties
 from fastmlp.philox import MASK32, ROUNDS, SHIFT32, WEYL_0, WEYL_1, philox_round
 
-ZERO = np.float32(0)
+ZERO, ONE = np.float32(0), np.float32(1)
 
 # Rows of `store`
 PARAMETERS, SLOT_M, SLOT_V, GRADIENT = 0, 1, 2, 3
@@ -77,7 +77,7 @@ def scratch_size() -> int:
 
 
 def make_pack(lanes: int) -> Any:
-    """pack(plan, arena, packed, width, panel, panels, first, rows): copy a block of dz to its packed place.
+    """pack(plan, arena, packed, width, panel, panels, first, rows, scale): multiply a block of dz, copy it to its packed place.
 
     Panels [panel, panel + panels), an even first, of the rows [first, first + rows), while they are fresh in the cache.
     """
@@ -85,7 +85,7 @@ def make_pack(lanes: int) -> Any:
     two = pair * lanes
 
     @compiled
-    def pack(plan, arena, packed, width, panel, panels, first, rows):
+    def pack(plan, arena, packed, width, panel, panels, first, rows, scale):
         size = plan.widths[width]
         for q in range(panel, panel + panels, pair):
             columns = min(pair, panel + panels - q) * lanes
@@ -93,6 +93,9 @@ def make_pack(lanes: int) -> Any:
             for r in range(first, first + rows):
                 source, to = size.dz_at + r * size.ld + q * lanes, pair_at + r * two
                 dz, copy = arena[source : source + columns], packed[to : to + columns]
+                if scale != ONE:
+                    for j in range(columns):
+                        dz[j] *= scale
                 for j in range(columns):
                     copy[j] = dz[j]
 
@@ -242,8 +245,8 @@ def draw_words(words, group, groups, row, rows, layer, step, seed):
 
 
 @compiled
-def drop_rows(y, s, ld, own, column, columns, layer, row, rows, step, seed, threshold, scale):
-    """Multiply a block of activations and slopes by the dropout factors of `philox.keep_mask`.
+def drop_rows(y, s, slopes, ld, own, column, columns, layer, row, rows, step, seed, threshold, scale):
+    """Multiply a block of activations, and of their slopes if asked, by the dropout factors of `philox.keep_mask`.
 
     Columns [column, column + columns), multiples of 4, of rows [row, row + rows), which are `ld` apart in y and s. own: a
     thread's scratch, at least `scratch_size()`.
@@ -268,7 +271,9 @@ def drop_rows(y, s, ld, own, column, columns, layer, row, rows, step, seed, thre
                 y_row, s_row, factor = y[at : at + width], s[at : at + width], factors[i * width : (i + 1) * width]
                 for j in range(len(factor)):
                     y_row[j] *= factor[j]
-                    s_row[j] *= factor[j]
+                if slopes:
+                    for j in range(len(factor)):
+                        s_row[j] *= factor[j]
 
 
 @compiled
