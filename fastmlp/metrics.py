@@ -1,7 +1,8 @@
 """Figures of merit of predictions, as plain Python numbers that go into JSON unchanged.
 
-Here: the classification and the regression table, computed by scikit-learn. Not here: the loss (the engines
-compute it), tables and pictures for people (tables.py, report.py).
+Here: the classification and the regression table. Not here: the loss (the engines compute it), tables and pictures
+for people (tables.py, report.py). The definitions are scikit-learn's, which the tests compare with; importing it would
+take longer than training a small network.
 """
 
 from __future__ import annotations
@@ -56,21 +57,15 @@ def classification_metrics(
     _check_same_shape(y_true, y_pred)
     k = len(classes)
     confusion = np.bincount(y_true.astype(np.int64) * k + y_pred, minlength=k * k).reshape(k, k)
-    precision, recall, f1, support = _scores(confusion, None)
+    scores, support = _scores(confusion), confusion.sum(axis=1)
     return {
         "accuracy": float(np.trace(confusion) / y_true.size),
         "per_class": [
-            {
-                "class": name,
-                "precision": float(precision[i]),
-                "recall": float(recall[i]),
-                "f1": float(f1[i]),
-                "support": int(support[i]),
-            }
+            {"class": name, **{key: float(score[i]) for key, score in scores.items()}, "support": int(support[i])}
             for i, name in enumerate(classes)
         ],
-        "macro": _averages(confusion, "macro"),
-        "weighted": _averages(confusion, "weighted"),
+        "macro": {key: float(np.average(score)) for key, score in scores.items()},
+        "weighted": {key: float(np.average(score, weights=support)) for key, score in scores.items()},
         "confusion": confusion.tolist(),
     }
 
@@ -88,7 +83,7 @@ def regression_metrics(y_true: NDArray[np.floating], y_pred: NDArray[np.floating
     dict
         `mse`: mean squared error; `mae`: mean absolute error; `r2`: coefficient of determination, the plain
         mean over the k targets (1 is perfect, 0 is as good as the mean of the targets; None for a single row,
-        where it is undefined).
+        where it is undefined; a target that is constant counts as 1 if it is predicted exactly, else as 0).
 
     Raises
     ------
@@ -107,41 +102,31 @@ def regression_metrics(y_true: NDArray[np.floating], y_pred: NDArray[np.floating
         if not np.isfinite(y).all():
             raise DataError(f"{name} holds NaN or infinity; check the data and the training loss")
     _check_same_shape(y_true, y_pred)
-    from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
-
     # float64 first: the square of a large float32 error would overflow
-    y_true, y_pred = y_true.astype(np.float64), y_pred.astype(np.float64)
+    true = y_true.astype(np.float64)
+    error = true - y_pred.astype(np.float64)
     return {
-        "mse": float(mean_squared_error(y_true, y_pred)),
-        "mae": float(mean_absolute_error(y_true, y_pred)),
-        "r2": float(r2_score(y_true, y_pred)) if len(y_true) > 1 else None,
+        "mse": float(np.square(error).mean(axis=0).mean()),
+        "mae": float(np.abs(error).mean(axis=0).mean()),
+        "r2": _r2(true, error) if len(true) > 1 else None,
     }
 
 
-def _scores(confusion: NDArray[np.int64], average: str | None) -> tuple[Any, Any, Any, Any]:
-    """Precision, recall, F1, support of a (k, k) confusion matrix; (k,) each, or scalars of an average.
-
-    scikit-learn gets each pair (true, predicted) once, weighted by its count: the same figures as from the
-    rows, but without its warning that many classes in few rows look like a regression problem.
-    """
-    from sklearn.metrics import precision_recall_fscore_support
-
-    true, predicted = np.indices(confusion.shape)
-    result: tuple[Any, Any, Any, Any] = precision_recall_fscore_support(
-        true.ravel(),
-        predicted.ravel(),
-        labels=np.arange(len(confusion)),
-        average=average,
-        sample_weight=confusion.ravel(),
-        zero_division=0,
-    )
-    return result
+def _scores(confusion: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+    """Precision, recall and F1 of each class, (k,) each, from a (k, k) confusion matrix."""
+    right, true, predicted = np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    return {
+        "precision": right / np.maximum(predicted, 1),  # none right either where the denominator is 0
+        "recall": right / np.maximum(true, 1),
+        "f1": 2 * right / np.maximum(true + predicted, 1),
+    }
 
 
-def _averages(confusion: NDArray[np.int64], average: str) -> dict[str, float]:
-    """One row of averages, "macro" or "weighted", of a (k, k) confusion matrix."""
-    precision, recall, f1, _ = _scores(confusion, average)
-    return {"precision": float(precision), "recall": float(recall), "f1": float(f1)}
+def _r2(true: NDArray[np.float64], error: NDArray[np.float64]) -> float:
+    """Mean over the targets of 1 - (squared errors) / (squared deviations from the mean); true, error (n, k)."""
+    errors, deviations = np.square(error).sum(axis=0), np.square(true - true.mean(axis=0)).sum(axis=0)
+    constant = deviations == 0
+    return float(np.where(constant, errors == 0, 1 - errors / np.where(constant, 1, deviations)).mean())
 
 
 def _check_labels(name: str, y: NDArray[np.integer], k: int) -> None:

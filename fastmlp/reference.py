@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import erfc, expit
 
 from fastmlp.contract import Job, RowResults, State, row_scales, steps_of
 from fastmlp.network import FloatArray, Network
@@ -27,7 +26,17 @@ Layers = list[tuple[FloatArray, FloatArray]]
 # ------------------------------------------------------------------------------------------------ activations
 
 
+def sigmoid(z: FloatArray) -> FloatArray:
+    """1 / (1 + exp(-z)); scipy is imported by those who need it, since its import takes longer than a small training."""
+    from scipy.special import expit
+
+    return expit(z)
+
+
 def normal_cdf(z: FloatArray) -> FloatArray:
+    """The standard normal distribution's share below z."""
+    from scipy.special import erfc
+
     return 0.5 * erfc(-z * np.sqrt(0.5).astype(z.dtype))
 
 
@@ -45,13 +54,13 @@ ACTIVATIONS: dict[str, tuple[Callable[..., FloatArray], Callable[..., FloatArray
     "relu": (lambda z, a: np.maximum(z, 0), lambda z, y, a: (z > 0).astype(z.dtype)),
     "leaky-relu": (lambda z, a: np.where(z > 0, z, a * z), lambda z, y, a: np.where(z > 0, 1, a).astype(z.dtype)),
     "tanh": (lambda z, a: np.tanh(z), lambda z, y, a: 1 - y * y),
-    "sigmoid": (lambda z, a: expit(z), lambda z, y, a: y * (1 - y)),
+    "sigmoid": (lambda z, a: sigmoid(z), lambda z, y, a: y * (1 - y)),
     "gelu": (lambda z, a: z * normal_cdf(z), lambda z, y, a: gelu_slope(z)),
     "leaky-gelu": (
         lambda z, a: a * z + (1 - a) * z * normal_cdf(z),
         lambda z, y, a: a + (1 - a) * gelu_slope(z),
     ),
-    "silu": (lambda z, a: z * expit(z), lambda z, y, a: expit(z) * (1 + z * (1 - expit(z)))),
+    "silu": (lambda z, a: z * sigmoid(z), lambda z, y, a: sigmoid(z) * (1 + z * (1 - sigmoid(z)))),
     "elu": (
         lambda z, a: np.where(z > 0, z, a * np.expm1(np.minimum(z, 0))),
         lambda z, y, a: np.where(z > 0, 1, a * np.exp(np.minimum(z, 0))).astype(z.dtype),
@@ -71,7 +80,7 @@ def softmax(z: FloatArray) -> FloatArray:
     return np.exp(z - log_sum_exp(z))
 
 
-OUTPUTS: dict[str, Callable[[FloatArray], FloatArray]] = {"softmax": softmax, "sigmoid": expit, "linear": lambda z: z}
+OUTPUTS: dict[str, Callable[[FloatArray], FloatArray]] = {"softmax": softmax, "sigmoid": sigmoid, "linear": lambda z: z}
 
 
 def target_rows(network: Network, y: npt.NDArray[Any], dtype: npt.DTypeLike) -> FloatArray:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.text import Text
 
 DPI = 150
+PADDING = 0.1  # inches around a picture
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#8A8A8A"
 LOG_FROM = 50  # a loss whose largest value is so many times its smallest gets a logarithmic axis
 # For class names in scripts that DejaVu Sans, which comes with matplotlib, does not have.
@@ -124,23 +125,33 @@ def _own_style() -> Iterator[None]:
 
 
 def _new_figure(width: float, height: float, title: str) -> Figure:
-    """Figure of this size in inches, drawn by Agg, that arranges its parts so that none overlap."""
+    """Figure of this size in inches, drawn by Agg; `_arrange` it when all its parts are there."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=DPI)
     FigureCanvasAgg(figure)
     figure.suptitle(title, parse_math=False)
+    return figure
+
+
+def _arrange(figure: Figure) -> Figure:
+    """Move the parts of a figure so that none overlap. Once: a figure with `layout` does it anew at each drawing."""
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    ConstrainedLayoutEngine().execute(figure)
     return figure
 
 
 def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
     """PNG without a note of the program's version, so that equal pictures are equal files.
 
-    "tight" takes in what the layout cannot foresee: labels beside a matrix that must stay square.
+    The box takes in what the layout cannot foresee: labels beside a matrix that must stay square. Asked for as "tight",
+    it would cost a further drawing.
     """
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", metadata={"Software": None})
+    box = figure.get_tightbbox().padded(PADDING)
+    figure.savefig(buffer, format="png", dpi=DPI, bbox_inches=box, metadata={"Software": None})
     write_bytes(path, buffer.getvalue())
 
 
@@ -162,7 +173,7 @@ def _curves_figure(history: Sequence[Mapping[str, Any]], best_epoch: int | None,
         handles.update(zip(labels, lines, strict=True))
     if handles:
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
-    return figure
+    return _arrange(figure)
 
 
 def _measured(history: Sequence[Mapping[str, Any]], key: str) -> bool:
@@ -247,7 +258,7 @@ def _confusion_figure(counts: NDArray[np.int64], names: Sequence[str], title: st
     bar = figure.colorbar(image, cax=axes.inset_axes((1 + 0.15 / side, 0, 0.16 / side, 1)))
     bar.set_ticks([0, 0.01, 0.05, 0.2, 0.5, 1], labels=["0", "1 %", "5 %", "20 %", "50 %", "100 %"])
     bar.set_label("share of the true class")
-    return figure
+    return _arrange(figure)
 
 
 def _tilt(labels: Sequence[Text], degrees: int) -> None:
@@ -262,7 +273,8 @@ def _write_counts(axes: Axes, counts: NDArray[np.int64], colors: NDArray[np.floa
     size = min(10.0, 0.85 * cell / (0.64 * digits))
     for (i, j), count in np.ndenumerate(counts):
         ink = GREY if count == 0 else _readable(colors[i, j])
-        axes.text(j, i, str(count), ha="center", va="center", color=ink, fontsize=size)
+        text = axes.text(j, i, str(count), ha="center", va="center", color=ink, fontsize=size)
+        text.set_in_layout(False)  # it cannot leave its cell
 
 
 def _readable(color: NDArray[np.float64]) -> str:

@@ -121,7 +121,6 @@ def run_folder(plan: Plan) -> Iterator[Path]:
 
 def load_for_the_end() -> None:
     """Load now what only the end needs, fonts and file formats included: after Ctrl-C there is no time for it."""
-    import sklearn.metrics  # noqa: F401
     from matplotlib.figure import Figure
 
     Figure().savefig(io.BytesIO())

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from data_helpers import message
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from fastmlp.data import Dataset, Parts, check_dataset, load_data
+from fastmlp.data_fetch import DIGITS
 from fastmlp.errors import ConfigError, DataError
 
 NAN, INF = float("nan"), float("inf")
@@ -150,6 +152,19 @@ def test_digits_are_the_same_everywhere():
     assert digits.classes == tuple("0123456789") and digits.x_test is None
     assert (int(digits.x.min()), int(digits.x.max())) == (0, 255)
     assert digits.sha256 == "fb2c1416c96510faaf0689ca615d8ebb403070bcaca18dd5a297f4bf820c1a3c"
+
+
+def test_digits_are_those_of_scikit_learn():
+    table = np.loadtxt(DIGITS, delimiter=",")
+    theirs = load_digits()
+    assert np.array_equal(table[:, :-1], theirs.data) and np.array_equal(table[:, -1], theirs.target)
+    assert load_data("digits").y.tolist() == theirs.target.tolist()
+
+
+def test_digits_are_enlarged_as_pillow_does_it():
+    small = np.rint(load_digits().images[:3] * (255 / 16)).astype(np.uint8)
+    alone = [np.asarray(Image.fromarray(image).resize((28, 28), Image.Resampling.BILINEAR)) for image in small]
+    assert np.array_equal(load_data("digits").x[:3], np.stack(alone).reshape(3, -1))
 
 
 def test_sources_by_path(tmp_path):

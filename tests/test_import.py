@@ -65,9 +65,47 @@ def test_help_of_the_program_is_light() -> None:
     assert names & HEAVY == set()
 
 
+TRAIN = """
+import os, tempfile
+import cli
+folder = tempfile.TemporaryDirectory()
+out = os.path.join(folder.name, "run")
+arguments = ["train", "--epochs", "1", "--hidden", "8", "--backend", "numpy", "--quiet", "--out", out, *{options}]
+assert cli.program(arguments, standalone_mode=False) in (None, 0)
+assert {{"curves.png", "confusion.png"}} <= set(os.listdir(out))
+assert "matplotlib.pyplot" not in sys.modules
+folder.cleanup()
+"""
+
+
+def trained(*options: str) -> set[str]:
+    """The heavy packages that a training of digits by the program loads; of the engines only the one without any."""
+    return fresh(TRAIN.format(options=options))[1] & HEAVY
+
+
+def test_training_digits_loads_only_what_it_uses() -> None:
+    assert trained() == {"matplotlib", "PIL", "rich", "safetensors"}
+
+
 def test_the_check_sees_a_heavy_import() -> None:
-    _, names = fresh("import fastmlp.reference")
-    assert names & HEAVY == {"scipy"}
+    assert trained("--activation", "silu") == {"matplotlib", "PIL", "rich", "safetensors", "scipy"}
+
+
+LEAVE = """
+import atexit, gc, cli
+sys.argv = ["fastmlp", "--version"]
+atexit.register(lambda: print(gc.get_freeze_count() > 10_000, gc.get_threshold()[0] > 100_000))
+try:
+    cli.main()
+except SystemExit:
+    print("left")
+"""
+
+
+def test_the_program_looks_for_no_garbage_in_what_it_imported() -> None:
+    """The hook was registered before the program's own, so it runs after it."""
+    done = subprocess.run([sys.executable, "-c", f"import sys{LEAVE}"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[1:] == ["left", "True True"]
 
 
 def test_public_names_are_found_at_their_first_use() -> None:
