@@ -17,7 +17,7 @@ from fastmlp.contract import Job, State
 from fastmlp.cpu import NumbaEngine
 from fastmlp.cpu_compile import compiled
 from fastmlp.cpu_kernels import Code, Prediction, Specialisation, make_backward, make_forward, make_losses
-from fastmlp.cpu_pieces import GRADIENT, make_activate, make_finish, make_gradient, make_pack, make_update, scalars_of
+from fastmlp.cpu_pieces import GRADIENT, ONE, make_activate, make_finish, make_gradient, make_pack, make_update, scalars_of
 from fastmlp.cpu_plan import WEIGHTS, activation_names, unpack
 from fastmlp.cpu_products import gradient_address, product_address
 from fastmlp.cpu_simd import lanes
@@ -89,7 +89,7 @@ class Workbench:
         scalars = np.stack([optimizer.scalars(rates, STEP)[0], replace(optimizer, weight_decay=0).scalars(rates, STEP)[0]])
         phase = self.plan.phases[self.plan.phases["kind"] == WEIGHTS][0]
         tasks = self.plan.tasks[phase["first"] : phase["first"] + phase["tasks"]]
-        memory = e.store, e.transposed, e.arena, e.packed[0], e.blocks[0], e.scratch[0]
+        memory = e.store, e.transposed, e.arena, e.packed, e.scratch[0]
         return lambda: run(code, self.plan, tasks, scalars, memory, self.rows)
 
 
@@ -136,18 +136,16 @@ gradient_piece, pack_piece = functools.cache(make_gradient), functools.cache(mak
 
 @functools.cache
 def weight_gradients_kernel(width: int, rule: str) -> Any:
-    """Compiled run(code, plan, tasks, scalars, (store, transposed, arena, packed, blocks, own), rows)."""
+    """Compiled run(code, plan, tasks, scalars, (store, transposed, arena, packed, own), rows)."""
     gradient, pack = gradient_piece(width, False, bool(rule)), pack_piece(width)
     finish = make_finish(width, rule) if rule else compiled(lambda plan, store, transposed, scalars, task, weights: None)
 
     def run(code, plan, tasks, scalars, memory, rows):  # type: ignore[no-untyped-def]
-        store, transposed, arena, packed, blocks, own = memory
-        blocks[:] = 0
+        store, transposed, arena, packed, own = memory
+        for layer in range(len(plan.layers)):
+            pack(plan, arena, packed, layer + 1, 0, plan.layers[layer].fan_out_p // width, 0, rows, ONE)
         for i in range(len(tasks)):
             task = tasks[i]
-            if blocks[task.block] == 0:
-                pack(plan, arena, packed, task, rows)
-                blocks[task.block] = 1
             gradient(code, plan, store, arena, packed, own, scalars, task, rows)
             finish(plan, store, transposed, scalars, task, False)
 
