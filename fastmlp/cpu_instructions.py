@@ -12,9 +12,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-FLOAT = ir.FloatType()
-INT32 = ir.IntType(32)
-INT64 = ir.IntType(64)
+from fastmlp.cpu_simd import BYTE, FLOAT, INT32, INT64, emit_prefetch
 
 
 @intrinsic
@@ -80,13 +78,10 @@ def pause(typing):
 
 @intrinsic
 def prefetch(typing, at):
-    """LLVM `llvm.prefetch`: ask for the cache line of address `at`, into the first cache, without waiting for it."""
+    """`emit_prefetch` of the cache line of address `at`."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = builder.inttoptr(args[0], ir.IntType(8).as_pointer())
-        kind = ir.FunctionType(ir.VoidType(), [pointer.type, INT32, INT32, INT32])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        builder.call(function, [pointer, INT32(0), INT32(3), INT32(1)])
+        emit_prefetch(builder, builder.inttoptr(args[0], BYTE.as_pointer()))
         return context.get_dummy_value()
 
     return types.void(types.int64), build

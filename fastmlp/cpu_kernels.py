@@ -132,23 +132,24 @@ def make_forward(spec: Prediction) -> Any:
         w = store.ctypes.data + (size.w_at + panel * panel_size) * FLOAT_BYTES
         b = store.ctypes.data + (size.b_at + panel * lanes) * FLOAT_BYTES
         drops = dropout and hidden and step >= 0 and size.threshold > 0
-        epilogue = BIAS_RELU if hidden and size.code == relu else BIAS
+        fused = hidden and size.code == relu
+        epilogue = BIAS_RELU if fused else BIAS
         call(code.product, (inputs, ld_x, w, panel_size, y, ld_y, k, rows, panels, epilogue, b, 0))
-        if not hidden or ((epilogue == BIAS_RELU or size.code == linear) and not drops):
+        if not hidden or ((fused or size.code == linear) and not drops):
             return
         columns, size_of_block = panels * lanes, (rows - 1) * ld_y + panels * lanes
         y_at, s_at = plan.widths[layer + 1].y_at + block, plan.widths[layer + 1].s_at + block
         y_block, s_block = arena[y_at : y_at + size_of_block], arena[s_at : s_at + size_of_block]
-        if epilogue != BIAS_RELU:
+        if not fused:
             for r in range(rows):
                 at = r * ld_y
                 activate(size.code, size.parameter, y_block[at : at + columns], s_block[at : at + columns])
         if drops:
             drop_rows(
-                y_block, s_block, epilogue != BIAS_RELU, ld_y, own, panel * lanes, columns, layer, first, rows, step, seed,
+                y_block, s_block, not fused, ld_y, own, panel * lanes, columns, layer, first, rows, step, seed,
                 np.uint32(size.threshold), size.keep_scale,
             )  # fmt: skip
-        if epilogue == BIAS_RELU:
+        if fused:
             return
         true_columns = min(columns, size.fan_out - panel * lanes)
         for r in range(rows):  # padding stays zero, whatever f(0) is

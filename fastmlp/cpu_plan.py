@@ -32,11 +32,11 @@ from fastmlp.philox import drop_threshold
 UNIT = 8  # widths are multiples of it
 CHUNK_ROWS = 48  # rows of w in a gradient task: a multiple of every tile's rows and of every vector's width
 PAIR = 2  # panels that a tile takes side by side
-GROUP_COLUMNS = 64  # of w in a gradient task at most: with 64 rows of the batch, 16 KiB of dz and 12 KiB of x
+GROUP_COLUMNS = 64  # of w in a gradient task at most: wider ones were slower, see benchmarks/NOTES.md
 CACHE_LINE = 16  # floats
 TAIL_WEIGHTS = 16_384  # a layer with fewer weights is not wide: 64 KiB travel faster than a phase takes to open
 TASKS_PER_THREAD = 4  # of a phase, at least, so that a slow thread delays a step by little
-FEWEST_ROWS, MOST_ROWS = 16, 64  # of the batch in a task of the rows phase
+FEWEST_ROWS, MOST_ROWS = 16, 64  # of the batch in a task of the rows phase; the most in one by columns, too
 
 # Kinds of phases
 GATHER, FORWARD, ROWS, BACKWARD, WEIGHTS, UPDATE = range(6)
@@ -189,7 +189,11 @@ def row_tasks(rows: int, threads: int) -> list[tuple[int, int, int, int, int]]:
 
 
 def column_tasks(layer: int, panels: int, rows: int, threads: int) -> list[tuple[int, int, int, int, int]]:
-    """Blocks of columns, each a pair of panels, by blocks of rows, as few as give every thread its number of tasks."""
+    """Blocks of columns, each a pair of panels, by blocks of rows: enough to give every thread its number of tasks.
+
+    A thread has the columns that it has in the other phases. All of these pass over a block of rows before the next, so that
+    the rows stay in the cache.
+    """
     pairs = -(-panels // PAIR)
     cuts = min(-(-threads * TASKS_PER_THREAD // pairs), -(-rows // UNIT))
     block = min(round_up(-(-rows // max(cuts, 1)), UNIT), MOST_ROWS) if rows else UNIT

@@ -23,6 +23,7 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 FLOAT = ir.FloatType()
+BYTE = ir.IntType(8)
 INT32 = ir.IntType(32)
 INT64 = ir.IntType(64)
 LINE = 16  # floats of a cache line
@@ -59,6 +60,13 @@ def address(builder: Any, base: Any, offset: Any) -> Any:
     return builder.inttoptr(byte, FLOAT.as_pointer())
 
 
+def emit_prefetch(builder: Any, pointer: Any) -> None:
+    """LLVM `llvm.prefetch`: ask for the cache line of a byte, for reading, into the first cache, without waiting for it."""
+    kind = ir.FunctionType(ir.VoidType(), [pointer.type, INT32, INT32, INT32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    builder.call(function, [pointer, INT32(0), INT32(3), INT32(1)])
+
+
 class VectorBuilder:
     """Loads, stores and arithmetic of float vectors through an LLVM builder."""
 
@@ -87,11 +95,8 @@ class VectorBuilder:
         return self.builder.shuffle_vector(first, first, mask)
 
     def prefetch(self, base: Any, offset: Any) -> None:
-        """Ask for the cache line of a float, into the first cache, without waiting for it."""
-        pointer = self.builder.bitcast(address(self.builder, base, offset), ir.IntType(8).as_pointer())
-        kind = ir.FunctionType(ir.VoidType(), [pointer.type, INT32, INT32, INT32])
-        function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0i8")
-        self.builder.call(function, [pointer, INT32(0), INT32(3), INT32(1)])
+        """`emit_prefetch` of a float's cache line."""
+        emit_prefetch(self.builder, self.builder.bitcast(address(self.builder, base, offset), BYTE.as_pointer()))
 
     def fma(self, a: Any, b: Any, c: Any) -> Any:
         return self.builder.call(self.fused, [a, b, c])
