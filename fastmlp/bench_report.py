@@ -16,7 +16,7 @@ from fastmlp.artifacts import write_json
 from fastmlp.bench import label
 from fastmlp.bench_rivals import OURS
 from fastmlp.errors import DataError
-from fastmlp.report import BLUE, GREY, ORANGE, _arrange, _new_figure, _own_style, _save
+from fastmlp.report import BLUE, GREY, ORANGE, _new_figure, _own_style, _save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -179,7 +179,7 @@ def _bench_figure(result: Mapping[str, Any]) -> Figure:
         lines, labels = axes.get_legend_handles_labels()
         handles = _color_handles() | dict(zip(labels, lines, strict=True))
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
-    return _arrange(figure)
+    return figure
 
 
 def _color_handles() -> dict[str, Any]:

@@ -125,30 +125,25 @@ def _own_style() -> Iterator[None]:
 
 
 def _new_figure(width: float, height: float, title: str) -> Figure:
-    """Figure of this size in inches, drawn by Agg; `_arrange` it when all its parts are there."""
+    """Figure of this size in inches, drawn by Agg, that arranges its parts so that none overlap."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=DPI)
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, parse_math=False)
-    return figure
-
-
-def _arrange(figure: Figure) -> Figure:
-    """Move the parts of a figure so that none overlap. Once: a figure with `layout` does it anew at each drawing."""
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    ConstrainedLayoutEngine().execute(figure)
     return figure
 
 
 def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
     """PNG without a note of the program's version, so that equal pictures are equal files.
 
-    The box takes in what the layout cannot foresee: labels beside a matrix that must stay square. Asked for as "tight",
-    it would cost a further drawing.
+    The parts are arranged once; left to itself, the figure would do it anew at each drawing. The box takes in what the
+    layout cannot foresee: labels beside a matrix that must stay square. Asked for as "tight", it would cost a further drawing.
     """
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
+    figure.set_layout_engine("none")
     buffer = io.BytesIO()
     box = figure.get_tightbbox().padded(PADDING)
     figure.savefig(buffer, format="png", dpi=DPI, bbox_inches=box, metadata={"Software": None})
@@ -173,7 +168,7 @@ def _curves_figure(history: Sequence[Mapping[str, Any]], best_epoch: int | None,
         handles.update(zip(labels, lines, strict=True))
     if handles:
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
-    return _arrange(figure)
+    return figure
 
 
 def _measured(history: Sequence[Mapping[str, Any]], key: str) -> bool:
@@ -258,7 +253,7 @@ def _confusion_figure(counts: NDArray[np.int64], names: Sequence[str], title: st
     bar = figure.colorbar(image, cax=axes.inset_axes((1 + 0.15 / side, 0, 0.16 / side, 1)))
     bar.set_ticks([0, 0.01, 0.05, 0.2, 0.5, 1], labels=["0", "1 %", "5 %", "20 %", "50 %", "100 %"])
     bar.set_label("share of the true class")
-    return _arrange(figure)
+    return figure
 
 
 def _tilt(labels: Sequence[Text], degrees: int) -> None:
