@@ -1,13 +1,18 @@
-"""What the tests of the CPU engine share: blocks among guard values, the tolerance of epilogues, jobs, trained engines."""
+"""What the tests of the CPU engine share: guarded blocks, tolerances of epilogues, jobs, engines, scripts in processes."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from conftest import EPS, Course, product_tolerance, start_state
 
+import fastmlp
 from fastmlp.contract import Job, RowResults
 from fastmlp.cpu import NumbaEngine
 from fastmlp.cpu_simd import BIAS, BIAS_RELU, KEEP, TIMES, WHERE_POSITIVE
@@ -17,6 +22,8 @@ from fastmlp.optimizers import Optimizer
 
 GUARD = np.float32(-12345.678)
 FLOAT_BYTES = 4
+ROOT = Path(fastmlp.__file__).parents[1]
+PATIENCE = 120  # seconds for a script
 
 
 class Placed(NamedTuple):
@@ -129,3 +136,18 @@ def outcome(job: Job, course: Course) -> tuple[Any, ...]:
     state = engine.state()
     engine.close()
     return state, results, z
+
+
+def run_script(script: str, *arguments: str) -> str:
+    """Standard output of a Python script in a process of its own, which must end well."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

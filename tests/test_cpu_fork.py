@@ -3,34 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-
-import fastmlp
+from cpu_helpers import run_script
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-
-ROOT = Path(fastmlp.__file__).parents[1]
-PATIENCE = 120  # seconds
-
-
-def run_script(script: str, *arguments: str) -> list[str]:
-    """Words that a Python script prints in a process of its own, which must end well."""
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
-
 
 FORK = """
 import hashlib, os, sys, warnings
@@ -66,9 +43,9 @@ else:
 
 
 def test_parent_and_child_both_train_on_after_a_fork() -> None:
-    first, *rest = run_script(FORK, "alone")
+    first, *rest = run_script(FORK, "alone").split()
     assert len({first, *rest}) == 3  # each training changes the numbers
-    assert run_script(FORK, "fork") == [first, *rest, "child", *rest, "0"]
+    assert run_script(FORK, "fork").split() == [first, *rest, "child", *rest, "0"]
 
 
 FORKED = """
@@ -108,4 +85,4 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), engine.state().step)
 
 
 def test_a_child_forked_while_the_engine_works_is_refused_and_does_not_hang() -> None:
-    assert run_script(FORKED) == ["7", "0"]
+    assert run_script(FORKED).split() == ["7", "0"]

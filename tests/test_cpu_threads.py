@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import gc
-import os
-import subprocess
-import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import Course, make_course, run_course, same_bits, start_state
+from cpu_helpers import run_script
 
-import fastmlp
 from fastmlp import cpu
 from fastmlp.contract import Job
 from fastmlp.cpu import NumbaEngine, worthwhile
@@ -26,7 +22,6 @@ from fastmlp.cpu_threads import Team
 from fastmlp.network import Network
 from fastmlp.optimizers import Optimizer
 
-ROOT = Path(fastmlp.__file__).parents[1]
 PATIENCE = 60  # seconds after which a test calls a wait a hang
 
 
@@ -39,21 +34,6 @@ def within_patience(function: Callable[[], Any]) -> Any:
     assert not thread.is_alive(), "still waiting"
     assert results, "raised, see the warning of the thread"
     return results[0]
-
-
-def run_script(script: str, *arguments: str) -> str:
-    """Standard output of a Python script in a process of its own, which must end well."""
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=2 * PATIENCE,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def new_threads(before: set[threading.Thread]) -> list[threading.Thread]:
