@@ -70,11 +70,11 @@ def numba_loss(network: Network, z: Any, y: Any) -> Subject:
     bench, rows = Workbench(network, len(z)), len(z)
     bench.load(np.zeros(network.parameters, np.float32))
     bench.block("y", 1)[:] = z
-    kernel = losses_kernel(bench.engine.specialisation(True))
+    kernel, code = losses_kernel(), bench.engine.code(np.float32, training=True)
     batches = bench.engine.batches(np.zeros((rows, 1), np.float32), y, np.arange(rows), np.ones(1), None)
     targets, loss, correct = np.empty(OUTPUTS, np.float32), np.empty(rows, np.float32), np.empty(rows, bool)
-    memory = bench.plan, batches, bench.engine.arena, targets, loss, correct
-    return on_bench(lambda: kernel(*memory, rows), lambda: (loss, bench.block("dz", 1), correct))
+    memory = bench.engine.arena, targets, loss, correct
+    return on_bench(lambda: kernel(code, bench.plan, batches, memory, rows), lambda: (loss, bench.block("dz", 1), correct))
 
 
 LOSS = {"numpy": numpy_loss, "numba": numba_loss}

@@ -16,10 +16,12 @@ from benchmarks.measuring import Arrays, Subject
 from fastmlp.contract import Job, State
 from fastmlp.cpu import NumbaEngine
 from fastmlp.cpu_compile import compiled
-from fastmlp.cpu_kernels import Code, Prediction, Specialisation, make_backward, make_forward, make_losses
-from fastmlp.cpu_pieces import GRADIENT, ONE, make_activate, make_finish, make_gradient, make_pack, make_update, scalars_of
-from fastmlp.cpu_plan import WEIGHTS, activation_names, unpack
-from fastmlp.cpu_products import gradient_address, product_address
+from fastmlp.cpu_formulas import activation_address, update_address
+from fastmlp.cpu_instructions import call
+from fastmlp.cpu_kernels import losses, make_backward, make_forward
+from fastmlp.cpu_pieces import GRADIENT, ONE, make_finish, make_gradient, make_pack, update
+from fastmlp.cpu_plan import WEIGHTS, unpack
+from fastmlp.cpu_products import gradient_address
 from fastmlp.cpu_simd import lanes
 from fastmlp.network import FloatArray, Network
 from fastmlp.optimizers import Optimizer
@@ -44,7 +46,7 @@ class Workbench:
         self.engine = NumbaEngine(Job(network, optimizer or Optimizer(), batch_size=rows, threads=1))
         self.engine.make_room(rows, 1)
         self.plan = self.engine.layout.plan
-        self.prediction = Prediction(lanes(), activation_names(network))
+        self.code = self.engine.code(np.float32, training=False)
 
     def block(self, name: str, width: int) -> FloatArray:
         """The rows of "y", "s" (slopes) or "dz" of a width, (rows, size)."""
@@ -70,20 +72,20 @@ class Workbench:
 
     def forward(self, layer: int) -> Callable[[], None]:
         """A call of the forward product of a layer with its epilogue."""
-        run, e = forward_kernel(self.prediction), self.engine
-        code = Code(product_address(lanes()), 0)
-        return lambda: run(code, self.plan, e.store, e.arena, e.scratch[0], layer, self.rows)
+        run, e = forward_kernel(lanes()), self.engine
+        return lambda: run(self.code, self.plan, e.store, e.arena, e.scratch[0], layer, self.rows)
 
     def input_gradients(self) -> Callable[[], None]:
         """A call of the products dx = (dz w') f'(z) of all layers but the first, last to first."""
-        run, e = input_gradients_kernel(self.prediction), self.engine
-        code = Code(product_address(lanes()), 0)
-        return lambda: run(code, self.plan, e.transposed, e.arena, self.rows)
+        run, e = input_gradients_kernel(lanes()), self.engine
+        return lambda: run(self.code, self.plan, e.transposed, e.arena, self.rows)
 
     def weight_gradients(self, rule: str = "") -> Callable[[], None]:
         """A call of the products dw = x' dz and sums db of all layers; with a rule, of the updates that end them, too."""
-        run, e = weight_gradients_kernel(lanes(), rule), self.engine
-        code = Code(0, gradient_address(lanes(), rule, False))
+        run, e = weight_gradients_kernel(lanes(), bool(rule)), self.engine
+        code = self.code._replace(gradient=gradient_address(lanes(), rule, False), in_registers=bool(rule))
+        if rule:
+            code = code._replace(update=update_address(rule))
         optimizer = e.job.optimizer
         rates = np.array([RATE])
         scalars = np.stack([optimizer.scalars(rates, STEP)[0], replace(optimizer, weight_decay=0).scalars(rates, STEP)[0]])
@@ -107,38 +109,33 @@ def on_bench(run: Callable[[], Any], results: Callable[[], Arrays], threads: int
 
 
 @functools.cache
-def forward_kernel(spec: Prediction) -> Any:
+def forward_kernel(width: int) -> Any:
     """Compiled run(code, plan, store, arena, own, layer, rows)."""
-    forward, width = make_forward(spec), spec.lanes
+    forward = make_forward(width)
 
     def run(code, plan, store, arena, own, layer, rows):  # type: ignore[no-untyped-def]
         panels = plan.layers[layer].fan_out_p // width
         forward(code, plan, store, arena, own, layer, 0, panels, 0, rows, -1, np.uint64(0))
 
-    return compiled(run, entry=True)
+    return compiled(run, called="python")
 
 
 @functools.cache
-def input_gradients_kernel(spec: Prediction) -> Any:
+def input_gradients_kernel(width: int) -> Any:
     """Compiled run(code, plan, transposed, arena, rows)."""
-    backward, width = make_backward(spec), spec.lanes
+    backward = make_backward(width)
 
     def run(code, plan, transposed, arena, rows):  # type: ignore[no-untyped-def]
         for layer in range(len(plan.layers) - 1, 0, -1):
             backward(code, plan, transposed, arena, layer, 0, plan.layers[layer].fan_in_p // width, 0, rows)
 
-    return compiled(run, entry=True)
-
-
-# One of each for all rules: that halves the time to compile them.
-gradient_piece, pack_piece = functools.cache(make_gradient), functools.cache(make_pack)
+    return compiled(run, called="python")
 
 
 @functools.cache
-def weight_gradients_kernel(width: int, rule: str) -> Any:
+def weight_gradients_kernel(width: int, updates: bool) -> Any:
     """Compiled run(code, plan, tasks, scalars, (store, transposed, arena, packed, own), rows)."""
-    gradient, pack = gradient_piece(width, False, bool(rule)), pack_piece(width)
-    finish = make_finish(width, rule) if rule else compiled(lambda plan, store, transposed, scalars, task, weights: None)
+    gradient, pack, finish = make_gradient(width), make_pack(width), make_finish(width)
 
     def run(code, plan, tasks, scalars, memory, rows):  # type: ignore[no-untyped-def]
         store, transposed, arena, packed, own = memory
@@ -147,43 +144,44 @@ def weight_gradients_kernel(width: int, rule: str) -> Any:
         for i in range(len(tasks)):
             task = tasks[i]
             gradient(code, plan, store, arena, packed, own, scalars, task, rows)
-            finish(plan, store, transposed, scalars, task, False)
+            if updates:
+                finish(code, plan, store, transposed, scalars, task)
 
-    return compiled(run, entry=True)
+    return compiled(run, called="python")
 
 
 @functools.cache
 def activation_kernel(name: str) -> Any:
     """Compiled run(a, z, y, s): y = f(z) and s = f'(z), row by row; z is copied first, for the engine's loop works in place."""
-    activate = make_activate((name,))
+    activate = activation_address(name)
 
     def run(a, z, y, s):  # type: ignore[no-untyped-def]
-        for r in range(len(z)):
+        rows, columns = z.shape
+        for r in range(rows):
             z_row, y_row = z[r], y[r]
-            for j in range(len(z_row)):
+            for j in range(columns):
                 y_row[j] = z_row[j]
-            activate(0, a, y_row, s[r])
+            call(activate, (y_row.ctypes.data, s[r].ctypes.data, columns, 1, columns, columns, a))
 
-    return compiled(run, entry=True)
-
-
-@functools.cache
-def losses_kernel(spec: Specialisation) -> Any:
-    """Compiled run(plan, batches, arena, targets, loss, correct, rows)."""
-    losses = make_losses(spec)
-
-    def run(plan, batches, arena, targets, loss, correct, rows):  # type: ignore[no-untyped-def]
-        losses(plan, batches, arena, targets, loss, correct, 0, 0, rows)
-
-    return compiled(run, entry=True)
+    return compiled(run, called="python")
 
 
 @functools.cache
-def update_kernel(rule: str) -> Any:
-    """Compiled run(store, scalars): the rule over all parameters of `store`."""
-    update = make_update(lanes(), rule)
+def losses_kernel() -> Any:
+    """Compiled run(code, plan, batches, (arena, targets, loss, correct), rows)."""
 
-    def run(store, scalars):  # type: ignore[no-untyped-def]
-        update(store, 0, store.shape[1], scalars_of(scalars))
+    def run(code, plan, batches, memory, rows):  # type: ignore[no-untyped-def]
+        arena, targets, loss, correct = memory
+        losses(code, plan, batches, arena, targets, loss, correct, 0, 0, rows)
 
-    return compiled(run, entry=True)
+    return compiled(run, called="python")
+
+
+@functools.cache
+def update_kernel() -> Any:
+    """Compiled run(code, store, scalars): the rule over all parameters of `store`."""
+
+    def run(code, store, scalars):  # type: ignore[no-untyped-def]
+        update(code, store, 0, store.shape[1], scalars)
+
+    return compiled(run, called="python")

@@ -15,19 +15,18 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.contract import Job, RowResults, State, row_scales
-from fastmlp.cpu_kernels import Code, Prediction, Specialisation, code_of, predict_kernel, train_kernel
+from fastmlp.cpu_formulas import Code, prediction_code, training_code
+from fastmlp.cpu_kernels import predict_kernel, train_kernel
 from fastmlp.cpu_pieces import GRADIENT, PARAMETERS, SHARES, SLOT_M, SLOT_V, WORDS_APART, scratch_size
 from fastmlp.cpu_plan import (
     MOST_ROWS,
     Batches,
-    activation_names,
     make_layout,
     pack,
     pack_transposed,
     round_up,
     unpack,
 )
-from fastmlp.cpu_products import product_address
 from fastmlp.cpu_simd import lanes as host_lanes
 from fastmlp.cpu_threads import Team, available_cores
 from fastmlp.errors import ConfigError, UnavailableError
@@ -53,6 +52,7 @@ class NumbaEngine:
     """
 
     name = "numba"
+    fused = True  # whether activations and updates may run as epilogues of the products; without, all is slower
 
     def __init__(self, job: Job) -> None:
         if np.dtype(job.dtype) != np.float32:
@@ -64,29 +64,32 @@ class NumbaEngine:
         self.team = Team(self.threads)
         self.lock = threading.Lock()
         self.process = os.getpid()
+        self.codes: dict[tuple[np.dtype[Any], bool], Code] = {}
         self.rows = 0  # rows of a batch that the buffers have room for
         self.clip = job.optimizer.clip_norm > 0
-        self.layout = make_layout(network, self.lanes, 0)
+        self.layout = make_layout(network, self.lanes, 0, fused=self.fused)
         self.store = aligned((GRADIENT + 1, self.layout.store))
         self.transposed = aligned((max(self.layout.transposed, 1),))
         self.scratch = aligned((self.threads, round_up(scratch_size() + network.sizes[-1], ALIGNMENT // 4)))
         self.shared = aligned((SHARES + WORDS_APART * self.threads,), np.int64)
-        self.predicting = make_layout(network, self.lanes, MOST_ROWS)
+        self.predicting = make_layout(network, self.lanes, MOST_ROWS, fused=self.fused)
         self.predict_arena = aligned((self.threads, self.predicting.arena))
         features = network.sizes[0]
         scaling = job.scaling
         self.shift = np.zeros(features, np.float32) if scaling is None else vector(scaling.shift, features)
         self.factor = np.ones(features, np.float32) if scaling is None else vector(scaling.factor, features)
 
-    def prediction(self, dropout: bool = False) -> Prediction:
-        return Prediction(self.lanes, activation_names(self.job.network), dropout)
-
-    def specialisation(self, classes: bool) -> Specialisation:
-        network, optimizer = self.job.network, self.job.optimizer
-        dropout = any(layer.dropout for layer in network.layers)
-        penalised = network.l1 > 0 or network.l2 > 0
-        forward = self.prediction(dropout)
-        return Specialisation(forward, network.loss, network.output or "", optimizer.name, penalised, self.clip, classes)
+    def code(self, pixels: npt.DTypeLike, training: bool) -> Code:
+        """The kernels for rows of a type; compiles those that are new on this machine."""
+        key = np.dtype(pixels), training
+        if key not in self.codes:
+            network, rule = self.job.network, self.job.optimizer.name
+            self.codes[key] = (
+                training_code(network, rule, self.clip, pixels, self.lanes, self.fused)
+                if training
+                else prediction_code(network, pixels, self.lanes, self.fused)
+            )
+        return self.codes[key]
 
     def load(self, state: State) -> None:
         network = self.job.network
@@ -119,12 +122,12 @@ class NumbaEngine:
         with self.alone():
             self.make_room(batch, threads)
             self.shared[:] = 0
+            x = with_plain_rows(x)
             batches = self.batches(x, y, order, rates, weights)
             self.step += len(rates)  # before: the kernel makes all its steps even if Ctrl-C is raised on its return
-            spec = self.specialisation(y.ndim == 1)
             self.team.run(
-                train_kernel(spec),
-                code_of(spec),
+                train_kernel(self.lanes),
+                self.code(x.dtype, training=True),
                 self.layout.plan,
                 batches,
                 self.store,
@@ -153,7 +156,8 @@ class NumbaEngine:
         biases_scalars = replace(job.optimizer, weight_decay=0).scalars(rates, self.step)
         share = network.label_smoothing / network.sizes[-1]
         return Batches(
-            x=writable(x),
+            x=x.ctypes.data,
+            x_row=x.strides[0],
             labels=writable(y) if classes else np.empty(0, np.int32),
             targets=np.empty((0, 0), np.float32) if classes else writable(y),
             order=writable(np.ascontiguousarray(order, np.int64)),
@@ -175,12 +179,14 @@ class NumbaEngine:
         threads = worthwhile(self.threads, len(x), network.flops_per_row // 3 * len(x))
         with self.alone():
             self.shared[:] = 0
+            x = with_plain_rows(x)
             self.team.run(
-                predict_kernel(self.prediction()),
-                Code(product_address(self.lanes), 0),
+                predict_kernel(self.lanes),
+                self.code(x.dtype, training=False),
                 self.predicting.plan,
                 MOST_ROWS,
-                writable(x),
+                x.ctypes.data,
+                x.strides[0],
                 self.shift,
                 self.factor,
                 self.store,
@@ -204,7 +210,7 @@ class NumbaEngine:
     def make_room(self, rows: int, threads: int) -> None:
         """Let the buffers hold batches of at least `rows` rows. What they hold between calls does not matter."""
         if rows > self.rows:
-            self.layout = make_layout(self.job.network, self.lanes, rows, threads, self.clip)
+            self.layout = make_layout(self.job.network, self.lanes, rows, threads, self.clip, self.fused)
             self.arena, self.rows = aligned((self.layout.arena,)), rows
             self.packed = aligned((self.layout.packed,))
 
@@ -241,6 +247,11 @@ def aligned(shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> npt.ND
 def vector(values: npt.NDArray[Any], features: int) -> npt.NDArray[np.float32]:
     """One float32 per feature, from one per feature or one for all."""
     return np.array(np.broadcast_to(values, (features,)), np.float32)
+
+
+def with_plain_rows(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same rows, each without gaps: what the kernels read. Copies only where it must."""
+    return x if x.strides[1] == x.itemsize else np.ascontiguousarray(x)
 
 
 def writable(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

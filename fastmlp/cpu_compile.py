@@ -18,8 +18,15 @@ from fastmlp.cpu_cache import KernelCache
 from fastmlp.cpu_math import vector_math
 
 
-class PartLibrary(JITCodeLibrary):
-    """LLVM code that only ever becomes part of other code: not optimised by itself, and no machine code is made of it.
+class Library(JITCodeLibrary):
+    """LLVM code of one of our functions. Numba would optimise each function alone before it optimises the whole."""
+
+    def _optimize_functions(self, ll_module: Any) -> None:
+        ll_module.data_layout = self._codegen._data_layout
+
+
+class PartLibrary(Library):
+    """Code that only ever becomes part of other code: not optimised by itself, and no machine code is made of it.
 
     Numba would do both for every function, and once more at each level of inlining: two thirds of LLVM's time.
     """
@@ -30,6 +37,16 @@ class PartLibrary(JITCodeLibrary):
     def _finalize_final_module(self) -> None:
         self._finalize_dynamic_globals()
         self._finalized = True
+
+
+class EntryLibrary(Library):
+    """Code with one way in, the wrapper: what that calls becomes part of it, and is not made machine code once more."""
+
+    def _optimize_final_module(self) -> None:
+        for function in self._final_module.functions:
+            if not function.is_declaration and not any(way_in in function.name for way_in in ("cfunc", "cpython")):
+                function.linkage = "internal"
+        super()._optimize_final_module()
 
 
 def no_executable(library: PartLibrary, description: Any, environment: Any) -> Any:
@@ -47,10 +64,19 @@ class PartCompiler(Compiler):
         self.state.library = PartLibrary(self.state.targetctx.codegen(), "part")
 
 
-def compiled(function: Callable[..., Any], *, entry: bool = False) -> Any:
+class EntryCompiler(Compiler):
+    """Numba's compiler into an `EntryLibrary`."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.state.library = EntryLibrary(self.state.targetctx.codegen(), "entry")
+        self.state.library.enable_object_caching()
+
+
+def compiled(function: Callable[..., Any], *, called: str = "inlined") -> Any:
     """njit as every kernel wants it: no GIL, IEEE arithmetic (no fastmath: a NaN must be seen), no exceptions.
 
-    Only an `entry` can be called from Python or by its address; the others become part of it, without calls.
+    called : from "python", by "address", or "inlined": part of what calls it, without a call
 
     Numba makes a function's symbol from its name and a counter that starts anew in every process. Machine code from the
     cache would meet symbols of other code under the same name, and the linker would silently take one for the other. So
@@ -60,8 +86,8 @@ def compiled(function: Callable[..., Any], *, entry: bool = False) -> Any:
     unique.__qualname__ = f"{function.__qualname__}_{secrets.token_hex(8)}"
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
     options["_nrt"] = False  # kernels own no memory; counting references to slices would cost a tenth of their time
-    if not entry:
-        options |= {"forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "pipeline_class": PartCompiler}
+    options |= {"forceinline": True, "no_cpython_wrapper": called != "python", "no_cfunc_wrapper": called != "address"}
+    options["pipeline_class"] = PartCompiler if called == "inlined" else EntryCompiler
     return njit(**options)(unique)
 
 
@@ -73,16 +99,20 @@ def copy_of(function: Callable[..., Any], names: dict[str, Any]) -> FunctionType
     return twin
 
 
-def cached(function: Callable[..., Any], name: str) -> Any:
-    """An entry kernel: compiled, and kept on disk under `name`."""
-    dispatcher = compiled(function, entry=True)
+def cached(function: Callable[..., Any], name: str, called: str = "python") -> Any:
+    """A kernel that is called from Python (or by "address"): compiled, and kept on disk under `name`."""
+    dispatcher = compiled(function, called=called)
     dispatcher._cache = KernelCache(name)
     return dispatcher
 
 
-def address_of(kernel: Any, arguments: int) -> int:
-    """Address of an entry kernel of so many int64 arguments, as a C function; compiles it, or takes it from the cache."""
-    signature = (types.int64,) * arguments
+def address_of(function: Callable[..., Any], name: str, integers: int, floats: int = 0) -> int:
+    """Address of a kernel of so many int64 and then float32 arguments, as a C function.
+
+    Compiles it, or takes what the cache holds under `name`.
+    """
+    kernel = cached(function, name, "address")
+    signature = (types.int64,) * integers + (types.float32,) * floats
     kernel.compile(signature)
     compiled_kernel = kernel.overloads[signature]
     return compiled_kernel.library.get_pointer_to_function(compiled_kernel.fndesc.llvm_cfunc_wrapper_name)

@@ -11,6 +11,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
 
 from fastmlp.cpu_simd import BYTE, FLOAT, INT32, INT64, emit_prefetch
 
@@ -101,15 +102,31 @@ def yield_core(typing):
 
 @intrinsic
 def call(typing, address, args):
-    """Call the C function at an address with a tuple of int64; it returns nothing."""
+    """Call the C function at an address with a tuple of int64 and float32; it returns nothing."""
+    kinds = [types.float32 if argument == types.float32 else types.int64 for argument in args]
 
     def build(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        kind = ir.FunctionType(ir.VoidType(), [INT64] * len(args))
+        kind = ir.FunctionType(ir.VoidType(), [context.get_value_type(argument) for argument in kinds])
         function = builder.inttoptr(values[0], kind.as_pointer())
-        builder.call(function, cgutils.unpack_tuple(builder, values[1], len(args)))
+        builder.call(function, cgutils.unpack_tuple(builder, values[1], len(kinds)))
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.UniTuple(types.int64, len(args))), build
+    return types.void(types.int64, types.BaseTuple.from_types(kinds)), build
+
+
+@intrinsic
+def array_at(typing, address, n, dtype):
+    """The n numbers at an address as a contiguous array."""
+    kind = types.Array(dtype.dtype, 1, "C")
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(kind)(context, builder)
+        size = INT64(context.get_abi_sizeof(context.get_data_type(kind.dtype)))
+        data = builder.inttoptr(args[0], context.get_data_type(kind.dtype).as_pointer())
+        populate_array(array, data=data, shape=[args[1]], strides=[size], itemsize=size, meminfo=None)
+        return array._getvalue()
+
+    return kind(types.int64, types.int64, dtype), build
 
 
 def multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:

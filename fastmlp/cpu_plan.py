@@ -38,6 +38,10 @@ TAIL_WEIGHTS = 16_384  # a layer with fewer weights is not wide: 64 KiB travel f
 TASKS_PER_THREAD = 4  # of a phase, at least, so that a slow thread delays a step by little
 FEWEST_ROWS, MOST_ROWS = 16, 64  # of the batch in a task of the rows phase; the most in one by columns, too
 
+# Activations that can run as epilogues of the tiles, and how plans call them; the others run over rows still in the cache.
+BY_ROWS, RELU, LINEAR = range(3)
+FUSED = {"relu": RELU, "linear": LINEAR}
+
 # Kinds of phases
 GATHER, FORWARD, ROWS, BACKWARD, WEIGHTS, UPDATE = range(6)
 
@@ -46,7 +50,7 @@ Ints = npt.NDArray[np.int64]
 
 LAYER = np.dtype(
     [
-        *((name, np.int64) for name in ("fan_in", "fan_in_p", "fan_out", "fan_out_p", "w_at", "b_at", "t_at", "code")),
+        *((name, np.int64) for name in ("fan_in", "fan_in_p", "fan_out", "fan_out_p", "w_at", "b_at", "t_at", "fused")),
         ("threshold", np.uint64),
         ("parameter", np.float32),
         ("keep_scale", np.float32),
@@ -61,8 +65,8 @@ class Plan(NamedTuple):
     """What kernels know of a network's size: records of the types above. Offsets and sizes are in elements.
 
     layers : of each layer of weights its true and padded sizes, the places of weights and biases in a row of `store` and of
-        the transposed weights, the activation (an index into the sorted names in use) with its parameter, and dropout
-        (threshold 0 drops nothing)
+        the transposed weights, how the activation may be fused (BY_ROWS: not) with its parameter, and dropout (threshold 0
+        drops nothing)
     widths : of each width (0: the input) its leading dimension, and the places of its activations (the last: output
         pre-activations), slopes and gradients in `arena`, and of the packed copy of the gradients in `packed`: rows of a pair
         of panels side by side, `rows` of them, pair after pair. What reads dz by columns finds them there without gaps
@@ -84,7 +88,8 @@ class Plan(NamedTuple):
 class Batches(NamedTuple):
     """What a run of steps trains on.
 
-    x (n, features) uint8 or float32; labels (n,) int32 and targets (n, outputs) float32, one of them empty
+    x : address of rows of features, uint8 or float32, `x_row` bytes apart
+    labels (n,) int32 and targets (n, outputs) float32, one of them empty
     order (rows,) int64; row_scale (rows,) float32: share of each row in its batch's mean
     shift, factor (features,) float32: x is scaled to (x - shift) factor
     scalars (steps, 2, len(SCALARS)) float32: `Optimizer.scalars`, for weights and (no penalty, no decay) for biases
@@ -92,7 +97,8 @@ class Batches(NamedTuple):
     hot, cold, clip_norm: target of the row's class and of the others; largest gradient norm
     """
 
-    x: Any
+    x: int
+    x_row: int
     labels: Any
     targets: Any
     order: Any
@@ -122,19 +128,17 @@ def round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
-def activation_names(network: Network) -> tuple[str, ...]:
-    """The activations in use, sorted: what `Plan` counts in."""
-    return tuple(sorted({layer.activation for layer in network.layers[:-1]}))
-
-
 def offsets(sizes: list[int]) -> tuple[Ints, int]:
     """Start of each piece when pieces follow each other, and the end."""
     ends = np.cumsum([0, *sizes])
     return ends[:-1].astype(np.int64), int(ends[-1])
 
 
-def make_layout(network: Network, lanes: int, rows: int, threads: int = 1, clip: bool = False) -> Layout:
-    """Layout for batches of up to `rows` rows, on vectors of `lanes` floats; with `clip` gradients and updates part."""
+def make_layout(network: Network, lanes: int, rows: int, threads: int = 1, clip: bool = False, fused: bool = True) -> Layout:
+    """Layout for batches of up to `rows` rows, on vectors of `lanes` floats.
+
+    With `clip` gradients and updates part. Without `fused` all activations run over rows.
+    """
     widths = [round_up(size, max(lanes, UNIT)) for size in network.sizes]
     lds = [width + CACHE_LINE if (width // CACHE_LINE) % 2 == 0 else width for width in widths]
     pairs = list(pairwise(widths))
@@ -142,13 +146,12 @@ def make_layout(network: Network, lanes: int, rows: int, threads: int = 1, clip:
     t_at, transposed = offsets([k * n if index else 0 for index, (k, n) in enumerate(pairs)])
     inner = [rows * ld for ld in lds[1:]]
     buffers, arena = offsets([rows * lds[0], *inner, 0, *inner, 0, *inner])
-    names = activation_names(network)
     layers = np.zeros(len(pairs), LAYER)
     layers["fan_in"], layers["fan_out"] = network.sizes[:-1], network.sizes[1:]
     layers["fan_in_p"], layers["fan_out_p"] = widths[:-1], widths[1:]
     layers["w_at"], layers["b_at"], layers["t_at"] = w_at, w_at + [k * n for k, n in pairs], t_at
     for record, layer in zip(layers, network.layers[:-1], strict=False):
-        record["code"], record["parameter"] = names.index(layer.activation), layer.parameter
+        record["fused"], record["parameter"] = FUSED.get(layer.activation, BY_ROWS) if fused else BY_ROWS, layer.parameter
         record["threshold"], record["keep_scale"] = drop_threshold(layer.dropout), 1 / (1 - layer.dropout)
     places = np.zeros(len(widths), WIDTH)
     places["ld"] = lds

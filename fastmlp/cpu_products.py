@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fastmlp import optimizers
-from fastmlp.cpu_compile import address_of, cached, compiled, copy_of
+from fastmlp.cpu_compile import address_of, compiled, copy_of
 from fastmlp.cpu_instructions import prefetch
 from fastmlp.cpu_simd import KEEP, SINGLE_VECTORS, TILES, TRACED_NAMES, make_gradient_tile, make_tile
 from fastmlp.optimizers import RULES, with_penalties
@@ -101,7 +101,7 @@ def product_address(lanes: int) -> int:  # noqa: C901 - the shapes of tiles, eac
                         single_narrow(a_i, a_row, b_p, b_panel, c_p, c_row, depth, first, finish, e_p, extra_row)
                         p += 1
 
-    return address_of(cached(product, f"product {lanes}"), 12)
+    return address_of(product, f"product {lanes}", 12)
 
 
 @functools.cache
@@ -140,4 +140,4 @@ def gradient_address(lanes: int, rule_name: str, penalised: bool) -> int:
                     low_narrow(a_i, a_k, b_q, two, c_q, c_panel, depth, p_q, p_panel, slot, scalars, first, last)
             i += h
 
-    return address_of(cached(gradient, f"gradient {lanes} {rule_name} {penalised}"), 15)
+    return address_of(gradient, f"gradient {lanes} {rule_name} {penalised}", 15)

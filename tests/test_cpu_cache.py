@@ -64,7 +64,8 @@ seconds = time.perf_counter() - start
 print(json.dumps([numbers, sum(c.hits for c in caches), sum(c.misses for c in caches), seconds, messages]))
 """
 PREDICTED = 31  # of the numbers, the first so many come without training
-PREDICTION, ALL = 3, 5  # kernels: the small one, product and prediction; and gradient and training
+PREDICTION = 5  # kernels: the small one, product, scaling of rows, activation and prediction itself
+ALL = PREDICTION + 4  # and gradient, loss, update of the biases and training
 
 
 class Outcome(NamedTuple):

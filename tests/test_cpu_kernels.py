@@ -17,7 +17,7 @@ from fastmlp.contract import Job
 from fastmlp.cpu import NumbaEngine
 from fastmlp.cpu_kernels import train_kernel
 from fastmlp.cpu_pieces import GRADIENT, PARAMETERS, SLOT_M, SLOT_V
-from fastmlp.cpu_plan import FORWARD, GATHER, UPDATE, pack, pack_transposed
+from fastmlp.cpu_plan import BY_ROWS, FORWARD, GATHER, LINEAR, RELU, UPDATE, pack, pack_transposed
 from fastmlp.optimizers import Optimizer
 
 PATIENCE = 60  # seconds after which a test calls a wait a hang
@@ -40,21 +40,16 @@ def test_without_epilogues_of_activations_and_updates_the_bits_are_the_same(
     network = dataclasses.replace(job.network, l1=1e-3, l2=1e-2) if penalised else job.network
     job = dataclasses.replace(job, network=network)
     course = make_course(network, rows=30, batch=7, epochs=3)
-    fast_spec = NumbaEngine(job).specialisation(True)
-    assert fast_spec.in_registers
-    assert min(fast_spec.forward.fused_codes) >= 0
+    engine = NumbaEngine(job)
+    assert engine.code(np.float32, training=True).in_registers
+    assert {RELU, LINEAR} <= set(engine.layout.plan.layers["fused"])
     fast = outcome(job, course)
-    prediction = NumbaEngine.prediction
-
-    def without(engine: NumbaEngine, dropout: bool = False) -> Any:
-        return prediction(engine, dropout)._replace(fused=False)
-
-    monkeypatch.setattr(NumbaEngine, "prediction", without)
-    plain_spec = NumbaEngine(job).specialisation(True)
-    assert plain_spec.forward.fused_codes == (-1, -1)
-    assert not plain_spec.in_registers
+    monkeypatch.setattr(NumbaEngine, "fused", False)
+    engine = NumbaEngine(job)
+    assert not engine.code(np.float32, training=True).in_registers
+    assert all(engine.code(np.float32, training=True).activations)
+    assert set(engine.layout.plan.layers["fused"]) == {BY_ROWS}
     assert same_bits(outcome(job, course), fast)
-    assert train_kernel(plain_spec).signatures  # it has run
     assert not same_bits(fast[0].parameters, start_state(job).parameters)
 
 
@@ -200,7 +195,7 @@ def test_a_thread_that_sleeps_delays_nobody(tail: int, monkeypatch: pytest.Monke
     wanted, wanted_results = run_course("numba", dataclasses.replace(job, threads=1), start_state(job), course)
     engine = NumbaEngine(job)
     engine.load(start_state(job))
-    train = train_kernel(engine.specialisation(True))
+    train = train_kernel(engine.lanes)
     returned = [threading.Event() for _ in range(3)]
     late: list[bool] = []
 
@@ -210,7 +205,7 @@ def test_a_thread_that_sleeps_delays_nobody(tail: int, monkeypatch: pytest.Monke
         train(t, *args)
         returned[t].set()
 
-    monkeypatch.setattr(cpu, "train_kernel", lambda spec: sleepy)
+    monkeypatch.setattr(cpu, "train_kernel", lambda lanes: sleepy)
     results = engine.train(*course)
     assert late == [True, True]
     assert same_bits(engine.state(), wanted)

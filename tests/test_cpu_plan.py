@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastmlp.cpu_plan import (
+    BY_ROWS,
     CACHE_LINE,
     PAIR,
+    RELU,
     UNIT,
     WEIGHTS,
     Layout,
-    activation_names,
     make_layout,
     pack,
     pack_transposed,
@@ -188,10 +189,10 @@ def test_only_what_holds_rows_grows_with_them() -> None:
 
 
 def test_activations_and_dropout_become_numbers() -> None:
-    network = Network((5, 4, 4, 4, 3), ["tanh", "leaky-relu:0.25", "elu"], dropout=[0.0, 0.25, 0.5])
+    network = Network((5, 4, 4, 4, 3), ["relu", "leaky-relu:0.25", "elu"], dropout=[0.0, 0.25, 0.5])
     layers = make_layout(network, 8, 0).plan.layers[:-1]
-    assert activation_names(network) == ("elu", "leaky-relu", "tanh")
-    assert layers["code"].tolist() == [2, 1, 0]
+    assert layers["fused"].tolist() == [RELU, BY_ROWS, BY_ROWS]
+    assert make_layout(network, 8, 0, fused=False).plan.layers["fused"].tolist() == [BY_ROWS] * 4
     assert layers["parameter"].tolist() == [0.0, 0.25, 1.0]
     assert layers["threshold"].tolist() == [0, drop_threshold(0.25), drop_threshold(0.5)]
     assert layers["keep_scale"].tolist() == [1.0, np.float32(4 / 3), 2.0]

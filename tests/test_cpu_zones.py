@@ -47,9 +47,9 @@ class Zones:
         self.all.append((raw, guards))
         return view
 
-    def spread(self, network: Network, lanes: int, rows: int, threads: int = 1, clip: bool = False) -> Layout:
-        """The layout with gaps between the pieces of the arena and between the packed copies."""
-        layout = make_layout(network, lanes, rows, threads, clip)
+    def spread(self, *given: Any, **options: Any) -> Layout:
+        """The layout of `make_layout` with gaps between the pieces of the arena and between the packed copies."""
+        layout = make_layout(*given, **options)
         widths = layout.plan.widths
         for n, kind in enumerate(KINDS):
             widths[kind] += self.GAP * (1 + n * len(widths) + np.arange(len(widths)))

@@ -22,7 +22,7 @@ OTHERS = [*sorted((ROOT / "cnn").glob("*.py")), ROOT / "cli.py"]
 GROUPS = (
     ("errors", "philox", "functions", "optimizers", "network", "rows", "preprocess", "contract", "reference", "checks"),
     ("cpu_cache", "cpu_simd", "cpu_instructions", "cpu_math", "cpu_compile", "cpu_threads"),
-    ("cpu_plan", "cpu_products", "cpu_pieces", "cpu_kernels", "cpu", "backends"),
+    ("cpu_plan", "cpu_products", "cpu_formulas", "cpu_pieces", "cpu_kernels", "cpu", "backends"),
     ("model", "metrics", "evaluation", "artifacts", "modelfile", "signals", "training", "many"),
     ("data_files", "data_npy", "data_images", "data_fetch", "data", "tables", "report", "progress"),
     ("config_kinds", "config", "config_sources", "runs", "saved", "predictions", "console", "doctor"),
@@ -30,7 +30,16 @@ GROUPS = (
 )
 ORDER = [name for group in GROUPS for name in group]
 
-KERNEL_FILES = ("cpu_simd", "cpu_instructions", "cpu_math", "cpu_compile", "cpu_products", "cpu_pieces", "cpu_kernels")
+KERNEL_FILES = (
+    "cpu_simd",
+    "cpu_instructions",
+    "cpu_math",
+    "cpu_compile",
+    "cpu_products",
+    "cpu_formulas",
+    "cpu_pieces",
+    "cpu_kernels",
+)
 MOST_LINES = 400
 MOST_FUNCTION_LINES = 40
 MOST_KERNEL_LINES = 60
