@@ -14,7 +14,6 @@ crowd : time of four times as many threads as cores, asked for, over the time wi
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -27,9 +26,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.promises import publish
 from fastmlp import Network, Optimizer
 from fastmlp.backends import make_engine
-from fastmlp.bench_machine import Ceilings, machine, versions
+from fastmlp.bench_machine import Ceilings
 from fastmlp.contract import Engine, Job, State, steps_of
 from fastmlp.cpu_threads import available_cores
 
@@ -168,18 +168,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    claims: dict[str, Any] = {}
-    for part in (variants, small, prediction, threads_never_hurt, busy, crowd):
-        for name, found in part(options.rounds).items():
-            met = found["value"] >= found["limit"] if found.get("at_least") else found["value"] <= found["limit"]
-            claims[name] = found | {"met": bool(met)}
-            print(
-                f"{'met   ' if met else 'MISSED'} {name}: {found['value']:.3g} (limit {found['limit']}) {found['unit']}",
-                flush=True,
-            )
-    if options.out:
-        about = {"machine": machine(), "versions": versions(), "rounds": options.rounds, "claims": claims}
-        options.out.write_text(json.dumps(about, indent=2) + "\n")
+    parts = (variants, small, prediction, threads_never_hurt, busy, crowd)
+    publish((part(options.rounds) for part in parts), options.rounds, options.out)
 
 
 if __name__ == "__main__":

@@ -133,6 +133,7 @@ def twins_table(result: dict[str, Any]) -> str:
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "epochs": epochs_table,
     "claims": claims_table,
+    "start": claims_table,
     "accuracy": accuracy_table,
     "twins": twins_table,
 }

@@ -66,8 +66,8 @@ class Engine(Protocol):
     def load(self, state: State) -> None:
         """Take over parameters, slots and step."""
 
-    def state(self) -> State:
-        """A copy of parameters, slots and step."""
+    def state(self, slots: bool = True) -> State:
+        """A copy of parameters, slots (none if they are not asked for, which takes less time) and step."""
 
     def train(
         self,
@@ -97,7 +97,9 @@ def steps_of(rows: int, batch_size: int) -> int:
 
 def row_scales(order: npt.NDArray[np.int64], batch_size: int, weights: FloatArray | None) -> FloatArray:
     """Share of each row in its batch's mean loss, (len(order),) float64: weight over the batch's sum of weights."""
-    picked = np.ones(len(order)) if weights is None else weights[order].astype(np.float64)
     starts = np.arange(0, len(order), batch_size)
-    sums = np.add.reduceat(picked, starts)
-    return picked / np.repeat(sums, np.diff([*starts, len(order)]))
+    counts = np.minimum(batch_size, len(order) - starts)
+    if weights is None:
+        return np.repeat(1 / counts, counts)
+    picked = weights[order].astype(np.float64)
+    return picked / np.repeat(np.add.reduceat(picked, starts), counts)

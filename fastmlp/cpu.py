@@ -8,7 +8,6 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +30,7 @@ from fastmlp.cpu_simd import lanes as host_lanes
 from fastmlp.cpu_threads import Team, available_cores
 from fastmlp.errors import ConfigError, UnavailableError
 from fastmlp.network import FloatArray
+from fastmlp.optimizers import DECAY, L1, L2
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 HUGE_PAGE = 2**21  # bytes
@@ -38,6 +38,7 @@ HUGE_PAGE = 2**21  # bytes
 LEAST_ROWS, LEAST_FLOPS = 16, 500_000  # of a step, for each thread
 MUCH_FLOPS = 2_000_000  # of a step, for each thread, that make up for fewer rows
 
+OF_WEIGHTS_ONLY = [DECAY, L1, L2]  # columns of the table of scalars
 SLOT_ROWS = {"m": SLOT_M, "v": SLOT_V}
 
 
@@ -100,13 +101,12 @@ class NumbaEngine:
                 pack(network, self.layout.plan, self.lanes, slot, self.store[SLOT_ROWS[name]])
             self.step = state.step
 
-    def state(self) -> State:
+    def state(self, slots: bool = True) -> State:
         network = self.job.network
         with self.alone():
-            rows = [PARAMETERS, *(SLOT_ROWS[name] for name in self.job.optimizer.slots)]
+            rows = [PARAMETERS, *(SLOT_ROWS[name] for name in self.job.optimizer.slots if slots)]
             vectors = [unpack(network, self.layout.plan, self.lanes, self.store[row]) for row in rows]
-        slots = np.array(vectors[1:], np.float32).reshape(-1, network.parameters)
-        return State(vectors[0], slots, self.step)
+        return State(vectors[0], np.array(vectors[1:], np.float32).reshape(-1, network.parameters), self.step)
 
     def train(
         self,
@@ -152,8 +152,8 @@ class NumbaEngine:
         """What the kernel reads of a call to `train`."""
         job, network = self.job, self.job.network
         classes = y.ndim == 1
-        weights_scalars = job.optimizer.scalars(rates, self.step, network.l1, network.l2)
-        biases_scalars = replace(job.optimizer, weight_decay=0).scalars(rates, self.step)
+        scalars = np.repeat(job.optimizer.scalars(rates, self.step, network.l1, network.l2)[:, None], 2, axis=1)
+        scalars[:, 1, OF_WEIGHTS_ONLY] = 0
         share = network.label_smoothing / network.sizes[-1]
         return Batches(
             x=x.ctypes.data,
@@ -164,7 +164,7 @@ class NumbaEngine:
             row_scale=row_scales(order, job.batch_size, weights).astype(np.float32),
             shift=self.shift,
             factor=self.factor,
-            scalars=np.stack([weights_scalars, biases_scalars], axis=1),
+            scalars=scalars,
             batch_size=job.batch_size,
             step=self.step,
             seed=np.uint64(job.seed),

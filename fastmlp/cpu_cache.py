@@ -4,7 +4,7 @@ Numba's `cache=True` keys an entry by the bytecode of one function. It serves st
 intrinsic in another file changes, dies on a truncated file, and writes beside the installed package. Here
 
 - the key is a hash over every source file that takes part in a kernel, the versions of Python, Numba and llvmlite, the
-  processor as LLVM sees it, the kernel's specialisation and the signature: what changed is simply not found;
+  processor as LLVM sees it, the kernel's name and the signature: what changed is simply not found;
 - each file carries its own SHA-256, checked before anything is unpickled: a damaged file is removed and compiled anew;
 - the folder belongs to the user alone (mode 0700); one that another user owns or may write is refused;
 - where the folder cannot be used, kernels are compiled in memory, with one warning.
@@ -112,15 +112,15 @@ class KernelCache:
     Put in place of `dispatcher._cache`; `hits` and `misses` count.
     """
 
-    def __init__(self, specialisation: str) -> None:
-        self.specialisation = specialisation
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.cache_path = str(cache_folder())
         self.hits = 0
         self.misses = 0
 
     def file(self, signature: Any, codegen: Any) -> Path:
         """The entry's file."""
-        text = f"{build_hash()} {self.specialisation} {signature} {codegen.magic_tuple()}"
+        text = f"{build_hash()} {self.name} {signature} {codegen.magic_tuple()}"
         return Path(self.cache_path) / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.kernel"
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:

@@ -1,4 +1,4 @@
-"""How the CPU engine compiles: Numba's settings, entry kernels that are kept on disk, scalar formulas with their callees."""
+"""How the CPU engine compiles: Numba's settings, kernels that are kept on disk, scalar formulas with their callees."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What differs from network to network: activations, losses, update rules, penalties, dropout, the type of the pixels.
 
-Each is an entry kernel of its own that the training and prediction kernels call by its address, over whole rows or blocks;
+Each is a kernel of its own that the training and prediction kernels call by its address, over whole rows or blocks;
 so those two are compiled once for all networks, and a new network compiles only the formulas that no other had before.
 
 Addresses in bytes, strides and sizes in elements.

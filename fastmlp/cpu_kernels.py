@@ -131,7 +131,7 @@ def losses(code, plan, batches, arena, targets, loss, correct, start, first, row
         call(code.loss, (z, targets.ctypes.data, dz, n, result, batches.row_scale[start + r]))
 
 
-# ------------------------------------------------------------------------------------------------ the entry kernels
+# ------------------------------------------------------------------------------------------------ the two kernels
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Matrix products by tiles, the only kernels that do much arithmetic. Each is an entry kernel of its own, called by address.
+"""Matrix products by tiles, the only kernels that do much arithmetic. Each is a kernel of its own, called by address.
 
 So one product serves every network and is compiled once per machine; the kernels that call it stay small.
 """

@@ -94,9 +94,10 @@ def target_rows(network: Network, y: npt.NDArray[Any], dtype: npt.DTypeLike) -> 
 
 def row_losses(network: Network, z: FloatArray, t: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Loss of each row, (rows,), and its gradient dz, (rows, outputs), from output pre-activations z."""
-    y = OUTPUTS[network.output or ""](z)
     if network.loss == "cross-entropy":
-        return (t * (log_sum_exp(z) - z)).sum(axis=1), y - t
+        log_total = log_sum_exp(z)
+        return (t * (log_total - z)).sum(axis=1), np.exp(z - log_total) - t
+    y = OUTPUTS[network.output or ""](z)
     error = y - t
     if network.output == "softmax":  # the Jacobian: dy_i/dz_j = y_i (1[i=j] - y_j)
         dz = y * (error - (error * y).sum(axis=1, keepdims=True))
@@ -216,8 +217,8 @@ class NumpyEngine:
         self.slots = state.slots.astype(self.job.dtype)
         self.step = state.step
 
-    def state(self) -> State:
-        return State(self.parameters.copy(), self.slots.copy(), self.step)
+    def state(self, slots: bool = True) -> State:
+        return State(self.parameters.copy(), self.slots[: len(self.slots) * slots].copy(), self.step)
 
     def rows(self, x: npt.NDArray[Any]) -> FloatArray:
         scaled: FloatArray = x if self.job.scaling is None else self.job.scaling.apply(x)

@@ -255,7 +255,7 @@ class Best:
         """Keep the engine's parameters if this epoch is better; without a validation part the last epoch is the best."""
         score = self.sign * row[self.key] if self.key else -math.inf
         if self.key is None or self.parameters is None or score < self.score - self.settings.min_delta:
-            parameters = engine.state().parameters
+            parameters = engine.state(slots=False).parameters
             if not np.isfinite(parameters).all():
                 raise DivergedError(diverged_message(f"weights became infinite after epoch {row['epoch']}", self.settings))
             self.score, self.epoch, self.parameters = score, row["epoch"], parameters

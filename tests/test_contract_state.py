@@ -43,6 +43,9 @@ def test_what_is_loaded_comes_out_bit_by_bit(backend: str, job: Job) -> None:
     state = State(parameters, rng.random((len(job.optimizer.slots), size)).astype(np.float32), 7)
     with engine_of(backend, job, state) as engine:
         assert same_bits(engine.state(), state)
+        alone = engine.state(slots=False)
+        assert same_bits((alone.parameters, alone.step), (state.parameters, state.step))
+        assert alone.slots.shape == (0, job.network.parameters)
         engine.load(start_state(job))
         assert same_bits(engine.state(), start_state(job))
 

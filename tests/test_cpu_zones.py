@@ -14,7 +14,6 @@ from fastmlp import cpu, cpu_plan
 from fastmlp.contract import Job, RowResults
 from fastmlp.cpu import NumbaEngine
 from fastmlp.cpu_plan import PAIR, Layout, make_layout, round_up
-from fastmlp.network import Network
 from fastmlp.optimizers import Optimizer
 
 ALIGNED, SCRATCH_SIZE = cpu.aligned, cpu.scratch_size  # as they are before a test puts guard zones around buffers

@@ -50,8 +50,8 @@ class Recorder:
     def load(self, state: State) -> None:
         self.engine.load(state)
 
-    def state(self) -> State:
-        return self.engine.state()
+    def state(self, slots: bool = True) -> State:
+        return self.engine.state(slots)
 
     def train(self, x: Any, y: Any, order: Any, rates: Any, weights: Any = None) -> RowResults:
         self.calls.append((order.copy(), rates.copy(), weights))

@@ -1,0 +1,93 @@
+"""What a start costs, in processes of their own: python -m benchmarks.start [--rounds 5] [--out FILE.json]
+
+kernels, cold : compiling all that training and prediction with 784-128-10, relu and sgd need, in an empty cache folder
+kernels, another network : what a second one (gelu, adam, squared error, dropout) still needs in the same folder
+kernels, cached : the first network again, from the folder
+command : `fastmlp train` on digits, kernels in the cache, from the start of the process to its end
+
+Kernels' seconds are counted from a loaded engine to its first steps and predictions, Numba's own start included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.promises import publish
+
+ROOT = Path(__file__).parent.parent
+FIRST = "Network((784, 128, 10)), Optimizer('sgd')"
+OTHER = "Network((784, 100, 10), 'gelu', loss='squared-error', dropout=0.2), Optimizer('adam')"
+COMPILE = """
+import sys, time
+import numpy as np
+from fastmlp import Network, Optimizer
+from fastmlp.backends import make_engine
+from fastmlp.contract import Job, State
+
+network, optimizer = {job}
+engine = make_engine("numba", Job(network, optimizer))
+slots = np.zeros((len(optimizer.slots), network.parameters), np.float32)
+engine.load(State(network.initial_parameters(0), slots, 0))
+x, y = np.zeros((64, 784), np.float32), np.zeros(64, np.int32)
+began = time.perf_counter()
+engine.train(x, y, np.arange(64), np.full(1, 0.1))
+engine.forward(x)
+print(time.perf_counter() - began)
+"""
+LIMITS = {
+    "kernels, cold": 3.0,
+    "kernels, another network": 3.0,
+    "kernels, cached": 0.4,
+    "command: fastmlp train, digits": 2.0,
+}
+
+
+def printed_by(arguments: list[str], cache: str, folder: str) -> str:
+    """What a fresh Python prints, with its kernels in `cache`."""
+    env = os.environ | {"FASTMLP_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, *arguments], env=env, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def kernels(job: str, cache: str, folder: str) -> float:
+    """Seconds until a network's kernels have run once."""
+    return float(printed_by(["-c", COMPILE.format(job=job)], cache, folder))
+
+
+def one_round() -> list[float]:
+    """Seconds in the order of LIMITS."""
+    with tempfile.TemporaryDirectory() as folder:
+        cache = str(Path(folder) / "kernels")
+        found = [kernels(job, cache, folder) for job in (FIRST, OTHER, FIRST)]
+        command = ["-m", "cli", "train", "--out", "first"]
+        printed_by(command, cache, folder)
+        began = time.perf_counter()
+        printed_by([*command[:-1], "second"], cache, folder)
+        return [*found, time.perf_counter() - began]
+
+
+def measure(rounds: int) -> dict[str, dict[str, Any]]:
+    columns = zip(*(one_round() for _ in range(rounds)), strict=True)
+    return {
+        name: {"value": statistics.median(values), "least": min(values), "most": max(values), "limit": limit, "unit": "s"}
+        for (name, limit), values in zip(LIMITS.items(), columns, strict=True)
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    publish([measure(options.rounds)], options.rounds, options.out)
+
+
+if __name__ == "__main__":
+    main()
