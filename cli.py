@@ -14,9 +14,14 @@ from typing import Any
 import click
 
 from fastmlp import __version__
+from fastmlp.config import Config
+from fastmlp.config_extract import OF_EXTRACT, ExtractConfig
 from fastmlp.console import (
+    SOURCE,
+    Chain,
     Program,
     Sections,
+    bench_options,
     common_options,
     data_dir_option,
     end_by_signal,
@@ -28,14 +33,14 @@ from fastmlp.console import (
     say,
     setting_options,
     show,
+    show_extraction,
     show_figures,
+    show_files,
     show_json,
-    threads_option,
 )
 from fastmlp.errors import DataError, UnavailableError
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-SOURCE = "NAME|FILE|FOLDER"
 
 
 @click.group(cls=Program, context_settings=CONTEXT)
@@ -48,13 +53,14 @@ def program() -> None:
     fastmlp train --data fashion-mnist --hidden 400,250,100 --dropout 0.2 --out runs/a
     fastmlp evaluate runs/a                 the same figures once more
     fastmlp predict runs/a shirt.png        a label and its probability
+    fastmlp extract --data photos/ train    a convolutional network's features into the same
     fastmlp doctor                          what this machine has, and whether it works
     fastmlp bench                           how fast it trains, and how fast others do
     """
 
 
 @program.command(cls=Sections)
-@setting_options
+@setting_options(Config)
 @click.option("--config", metavar="FILE", envvar="FASTMLP_CONFIG", help="TOML file with settings as keys.")
 @click.option("--print-config", is_flag=True, help="Print the settings as TOML, fit for --config, and end.")
 @common_options
@@ -77,18 +83,90 @@ def train(config: str | None, print_config: bool, as_json: bool, **flags: Any) -
     weights so far.
     """
     from fastmlp.config_sources import resolve
-    from fastmlp.runs import check_accuracy, train_run
 
     settings = resolve(flags, os.environ, config)
     if print_config:
         show(settings.text())
         return
+    run_training(settings, as_json)
+
+
+def run_training(settings: Config, as_json: bool, features: Any = None) -> None:
+    """What `train` does with its settings; `features` are what `extract` has just made."""
+    from fastmlp.runs import check_accuracy, train_run
+
     if is_verbose():
         note(settings.text())
-    outcome = train_run(settings, quiet=is_quiet(), say=say)
+    outcome = train_run(settings, quiet=is_quiet(), say=say, data=features)
     show_figures(outcome.result, as_json)
     end_by_signal(outcome.signal)
     check_accuracy(outcome.result, "test", settings.min_accuracy)
+
+
+@program.group(cls=Chain, invoke_without_command=True)
+@setting_options(ExtractConfig)
+@click.option("--config", metavar="FILE", envvar="FASTMLP_CONFIG", help="TOML file with settings as keys.")
+@click.option("--print-config", is_flag=True, help="Print the settings as TOML, fit for --config, and end.")
+@common_options
+@click.pass_context
+def extract(ctx: click.Context, /, config: str | None, print_config: bool, as_json: bool, **flags: Any) -> None:
+    """Train a convolutional network on images, and make features of them for `train`.
+
+    \b
+    fastmlp extract --data fashion-mnist --filters 16,32,64,128,256 --init xavier --out features.npz
+    fastmlp train --data features.npz --hidden 512
+    fastmlp extract --data fashion-mnist --epochs 10 train --hidden 512        the same in one line
+    fastmlp extract --data photos/ --image-size 64,64 --backbone resnet18 --flip 0.5
+    fastmlp extract --kernel 5,4 --padding 2,1 --filters 8,12 --pool avg,avg --pool-kernel 4 --regularize batch
+
+    The file is a data set with the parts of the images, and has the network in it: a model that was trained on it
+    knows where its inputs come from, and `evaluate` and `predict` take images. The same settings and images make the
+    same file; if it is there, nothing is done. Ctrl-C leaves a checkpoint, and the same command goes on from it.
+
+    Needs PyTorch: pip install 'fastmlp[cnn]'.
+    """
+    from fastmlp.config_sources import resolve_as
+    from fastmlp.extraction import extract_run
+
+    settings = resolve_as(ExtractConfig, flags, os.environ, config)
+    if print_config:
+        show(settings.text())
+        ctx.exit()
+    chained = ctx.invoked_subcommand is not None
+    ctx.obj = found = extract_run(settings, extraction_tools(), chained=chained, quiet=is_quiet(), say=say)
+    if not chained:
+        show_extraction(found.result, as_json)
+    end_by_signal(found.signal)
+
+
+@extract.command("train", cls=Sections)
+@setting_options(Config, OF_EXTRACT)
+@click.option("--config", metavar="FILE", envvar="FASTMLP_CONFIG", help="TOML file with settings as keys.")
+@common_options
+@click.pass_obj
+def extract_train(extracted: Any, /, config: str | None, as_json: bool, **flags: Any) -> None:
+    """Train a network on the features that have just been made; as `fastmlp train`, without the options of data."""
+    from fastmlp.config_sources import resolve
+
+    settings = resolve(flags | extracted.chained_flags(), os.environ, config)
+    run_training(settings, as_json, extracted.data)
+
+
+def extraction_tools() -> Any:
+    """Package cnn, or an error that tells what to install."""
+    try:
+        from cnn import toolkit
+    except ModuleNotFoundError as error:
+        raise UnavailableError(f"extract needs PyTorch ({error}); install it with: pip install 'fastmlp[cnn]'") from error
+    return toolkit
+
+
+def open_extractor(data: bytes, name: str) -> Any:
+    """An extractor from its bytes, for models that take features of images."""
+    from cnn.extractor import from_bytes
+
+    extraction_tools()
+    return from_bytes(data, name)
 
 
 @program.command()
@@ -123,7 +201,7 @@ def evaluate(run: str, part: str, min_accuracy: float | None, as_json: bool, **c
     from fastmlp.runs import check_accuracy
     from fastmlp.saved import evaluate_run
 
-    result = evaluate_run(run, part=part, **choices)
+    result = evaluate_run(run, part=part, open_extractor=open_extractor, **choices)
     show_figures(result, as_json)
     check_accuracy(result, "test" if part == "all" else part, min_accuracy)
 
@@ -156,7 +234,7 @@ def predict(run: str, inputs: tuple[str, ...], top: int | None, out: str | None,
     from fastmlp.artifacts import write_bytes
     from fastmlp.predictions import as_csv, as_lines, predict_files
 
-    found = predict_files(run, inputs, top, **engine)
+    found = predict_files(run, inputs, top, open_extractor=open_extractor, **engine)
     if out is not None:
         write_bytes(out, as_csv(found))
     if as_json:
@@ -213,14 +291,6 @@ def data_verify(names: tuple[str, ...], data_dir: str | None, as_json: bool) -> 
         raise DataError(f"damaged or missing: {', '.join(bad)}; get them with `fastmlp data fetch`")
 
 
-def show_files(files: list[Any], as_json: bool) -> None:
-    """The state of files: an object, or a line each."""
-    if as_json:
-        show_json({"files": [row._asdict() for row in files]})
-    elif files:
-        show("\n".join(f"{row.status:<8} {row.file}" for row in files))
-
-
 @program.command()
 @data_dir_option
 @common_options
@@ -242,43 +312,7 @@ def doctor(data_dir: str | None, as_json: bool) -> None:
 
 
 @program.command()
-@click.option(
-    *("--network", "networks"),
-    multiple=True,
-    envvar="FASTMLP_NETWORK",
-    metavar="N-N-N",
-    help="Sizes of all layers; may be given more than once [default: 784-128-10].",
-)
-@click.option(
-    *("--batch-size", "batches"),
-    multiple=True,
-    type=int,
-    envvar="FASTMLP_BATCH_SIZE",
-    help="Rows of one update, for each network; may be given more than once [default: 64].",
-)
-@click.option("--all", "everything", is_flag=True, envvar="FASTMLP_ALL", help="The seven rows of README's table instead.")
-@click.option("--rows", type=int, default=48_000, show_default=True, envvar="FASTMLP_ROWS", help="Rows of an epoch, at most.")
-@click.option("--rounds", type=int, default=5, show_default=True, envvar="FASTMLP_ROUNDS", help="Epochs of each to be timed.")
-@click.option(
-    "--backends",
-    envvar="FASTMLP_BACKENDS",
-    metavar="NAME,...",
-    help="Whom to measure: engines of fastmlp, torch, torch-compile, sklearn, jax [default: all that are there].",
-)
-@threads_option
-@click.option("--optimizer", default="sgd", show_default=True, envvar="FASTMLP_OPTIMIZER", help="Update rule.")
-@click.option("--activation", default="relu", show_default=True, envvar="FASTMLP_ACTIVATION", help="Of all hidden layers.")
-@click.option("--dropout", type=float, default=0.0, show_default=True, envvar="FASTMLP_DROPOUT", help="After hidden layers.")
-@click.option(
-    "--data",
-    default="fashion-mnist",
-    show_default=True,
-    envvar="FASTMLP_DATASET",
-    metavar=f"{SOURCE}|synthetic",
-    help="Rows to train on; made-up ones where a named set is not there, or does not fit the network.",
-)
-@data_dir_option
-@click.option("--out", metavar="FOLDER", envvar="FASTMLP_OUT", help="Write bench.json and bench.png into it.")
+@bench_options
 @common_options
 def bench(
     networks: tuple[str, ...],

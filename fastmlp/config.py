@@ -66,18 +66,12 @@ def of_run(kind: Kind, default: Any, text: str) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
-    """Everything that decides a `train` run.
+class DataSettings:
+    """Which data, and their parts: what every command that trains has.
 
     Raises
     ------
-    ConfigError : settings that contradict each other
-
-    Examples
-    --------
-    >>> config = Config(hidden=(16,), optimizer="sgd")
-    >>> config.lr, config.network(64, 10).label
-    (0.05, '64x16x10')
+    ConfigError : a share or a number of rows that cannot be
     """
 
     data: str = of_data(SOURCE, "digits", "Data set by name, .npz or .csv file, folder of x.npy and y.npy or of image folders.")
@@ -90,6 +84,50 @@ class Config:
     test_count: int | None = of_data(WHOLE, None, "Test rows as a number, instead of --test-fraction.")
     stratify: bool = of_data(FLAG, False, "Give each part the same mix of classes.")
     scale: str = of_data(one_of("scaling", SCALINGS), "zscore", "Scaling of inputs, fitted on the training part.")
+    seed: int = of_data(WHOLE, 0, "For the split, the initial weights, the order of rows, and all else at random.")
+
+    def __post_init__(self) -> None:
+        for name in ("val_fraction", "test_fraction"):
+            if not 0 <= (getattr(self, name) or 0) <= 1:
+                raise ConfigError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
+        for name in ("val_count", "test_count"):
+            if (getattr(self, name) or 0) < 0:
+                raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
+
+    def table(self) -> dict[str, Any]:
+        """The settings that are set, as TOML takes them; `resolve` reads them back."""
+        table = {name: getattr(self, name) for name in fields_of(type(self)) if getattr(self, name) is not None}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in table.items()}
+
+    def text(self) -> str:
+        """The settings that are set, as TOML.
+
+        >>> print(Config(seed=7).text().splitlines()[0])
+        data = "digits"
+        """
+        return tomli_w.dumps(self.table())
+
+    def complete(self, values: dict[str, Any]) -> None:
+        """Give settings that are not set their values; only for the time of making one."""
+        for name, value in values.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)  # the way a frozen dataclass completes itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(DataSettings):
+    """Everything that decides a `train` run.
+
+    Raises
+    ------
+    ConfigError : settings that contradict each other
+
+    Examples
+    --------
+    >>> config = Config(hidden=(16,), optimizer="sgd")
+    >>> config.lr, config.network(64, 10).label
+    (0.05, '64x16x10')
+    """
 
     hidden: tuple[int, ...] = of_network(WHOLES, (128,), "Sizes of the hidden layers; none gives softmax regression.")
     activation: tuple[str, ...] = of_network(
@@ -132,7 +170,6 @@ class Config:
     monitor: str = of_training(one_of("monitor", ("loss", "accuracy")), "loss", "Validation figure whose best epoch is kept.")
     min_delta: float = of_training(NUMBER, 0.0, "By how much --monitor must be better to count.")
     max_time: float | None = of_training(DURATION, None, "Stop after this time, such as 30s, 2m, 1h.")
-    seed: int = of_training(WHOLE, 0, "For the split, the initial weights, the order of rows, and dropout.")
 
     backend: str = of_run(one_of("backend", CHOICES), "auto", "Engine; auto takes the fastest that runs here.")
     threads: int | None = of_run(WHOLE, None, "Threads of the engine [default: as many as cores may be used].")
@@ -142,25 +179,24 @@ class Config:
     min_accuracy: float | None = of_run(NUMBER, None, "Exit with code 6 if the test accuracy is lower.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.dtype == "float64" and self.backend not in ("auto", "numpy"):
             raise ConfigError(f"dtype float64 needs backend numpy, not {self.backend}; give --backend numpy")
-        for name in ("val_fraction", "test_fraction", "min_accuracy"):
-            if not 0 <= (getattr(self, name) or 0) <= 1:
-                raise ConfigError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
-        for name in ("val_count", "test_count", "patience", "min_delta"):
+        if not 0 <= (self.min_accuracy or 0) <= 1:
+            raise ConfigError(f"min_accuracy must be between 0 and 1, not {self.min_accuracy}")
+        for name in ("patience", "min_delta"):
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if self.target == "value":
             self._check_regression()
         watched = bool(self.val_count or self.val_fraction)
-        by_rule = {
-            "lr": RATES[self.optimizer],
-            "loss": "cross-entropy" if self.target == "class" else "squared-error",
-            "patience": PATIENCE if watched else 0,
-        }
-        for name, value in by_rule.items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)  # the way a frozen dataclass completes itself
+        self.complete(
+            {
+                "lr": RATES[self.optimizer],
+                "loss": "cross-entropy" if self.target == "class" else "squared-error",
+                "patience": PATIENCE if watched else 0,
+            }
+        )
 
     def _check_regression(self) -> None:
         for name, value in (("loss", "cross-entropy"), ("monitor", "accuracy"), ("stratify", True)):
@@ -188,21 +224,13 @@ class Config:
         names = [one.name for one in dataclasses.fields(description) if one.name in FIELDS]
         return {name: getattr(self, name) for name in names}
 
-    def table(self) -> dict[str, Any]:
-        """The settings that are set, as TOML takes them; `resolve` reads them back."""
-        table = {name: getattr(self, name) for name in FIELDS if getattr(self, name) is not None}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in table.items()}
 
-    def text(self) -> str:
-        """The settings that are set, as TOML.
-
-        >>> print(Config(seed=7).text().splitlines()[0])
-        data = "digits"
-        """
-        return tomli_w.dumps(self.table())
+def fields_of(settings: type[DataSettings]) -> dict[str, dataclasses.Field[Any]]:
+    """The settings of a class, by name."""
+    return {one.name: one for one in dataclasses.fields(settings)}
 
 
-FIELDS = {one.name: one for one in dataclasses.fields(Config)}
+FIELDS = fields_of(Config)
 
 
 def flag(name: str) -> str:

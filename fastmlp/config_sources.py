@@ -8,22 +8,53 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from fastmlp.config import FIELDS, Config, flag
+from fastmlp.config import FIELDS, Config, DataSettings, fields_of, flag
 from fastmlp.config_kinds import Kind
 from fastmlp.errors import ConfigError, unknown_name
+
+Chosen = TypeVar("Chosen", bound=DataSettings)
+Kinds = Mapping[str, Kind]
 
 # Two ways to say one thing: where a source gives one of them, it replaces the other one of the sources below.
 PAIRS = {"val_fraction": "val_count", "test_fraction": "test_count"}
 PAIRS |= {two: one for one, two in PAIRS.items()}
 # FASTMLP_DATA is the data folder everywhere in fastmlp, so the data set needs another name.
-VARIABLES = {name: f"FASTMLP_{name.upper()}" for name in FIELDS}
-VARIABLES |= {"data": "FASTMLP_DATASET", "data_dir": "FASTMLP_DATA"}
+OTHER_NAMES = {"data": "FASTMLP_DATASET", "data_dir": "FASTMLP_DATA"}
+
+
+def variable(name: str) -> str:
+    """The variable of a setting.
+
+    >>> variable("batch_size"), variable("data")
+    ('FASTMLP_BATCH_SIZE', 'FASTMLP_DATASET')
+    """
+    return OTHER_NAMES.get(name, f"FASTMLP_{name.upper()}")
+
+
+VARIABLES = {name: variable(name) for name in FIELDS}
 
 
 def resolve(flags: Mapping[str, Any], environment: Mapping[str, str], file: str | Path | None = None) -> Config:
-    """The settings of a run, each from its flag, else its variable, else the file, else the default.
+    """The settings of a `train` run, see `resolve_as`.
+
+    Examples
+    --------
+    >>> config = resolve({"hidden": "32,16"}, {"FASTMLP_LR": "0.1", "FASTMLP_HIDDEN": "8"})
+    >>> config.hidden, config.lr, config.epochs
+    ((32, 16), 0.1, 50)
+    """
+    return resolve_as(Config, flags, environment, file)
+
+
+def resolve_as(
+    settings: type[Chosen],
+    flags: Mapping[str, Any],
+    environment: Mapping[str, str],
+    file: str | Path | None = None,
+) -> Chosen:
+    """The settings of a command, each from its flag, else its variable, else the file, else the default.
 
     Parameters
     ----------
@@ -34,36 +65,33 @@ def resolve(flags: Mapping[str, Any], environment: Mapping[str, str], file: str 
     Raises
     ------
     ConfigError : a value of the wrong kind, an unusable file, or settings that contradict each other
-
-    Examples
-    --------
-    >>> config = resolve({"hidden": "32,16"}, {"FASTMLP_LR": "0.1", "FASTMLP_HIDDEN": "8"})
-    >>> config.hidden, config.lr, config.epochs
-    ((32, 16), 0.1, 50)
     """
-    chosen: dict[str, Any] = {name: one.default for name, one in FIELDS.items()}
-    for source in (read_file(Path(file)) if file else {}, read_environment(environment), read_flags(flags)):
+    fields = fields_of(settings)
+    kinds: Kinds = {name: one.metadata["kind"] for name, one in fields.items()}
+    chosen: dict[str, Any] = {name: one.default for name, one in fields.items()}
+    given = read_file(Path(file), kinds) if file else {}
+    for source in (given, read_environment(environment, kinds), read_flags(flags, kinds)):
         for name in sorted(source.keys() & PAIRS.keys()):
             if PAIRS[name] in source:
                 raise ConfigError(f"{name} and {PAIRS[name]} say the same thing; give one of them")
             chosen[PAIRS[name]] = None
         chosen |= source
-    return Config(**chosen)
+    return settings(**chosen)
 
 
-def read_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+def read_flags(flags: Mapping[str, Any], kinds: Kinds) -> dict[str, Any]:
     """The settings that the command line gives."""
     given = {name: value for name, value in flags.items() if value is not None}
-    return {name: kind(name).value(flag(name), value, text=isinstance(value, str)) for name, value in given.items()}
+    return {name: kinds[name].value(flag(name), value, text=isinstance(value, str)) for name, value in given.items()}
 
 
-def read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+def read_environment(environment: Mapping[str, str], kinds: Kinds) -> dict[str, Any]:
     """The settings that variables give."""
-    given = {name: environment[variable] for name, variable in VARIABLES.items() if environment.get(variable)}
-    return {name: kind(name).value(VARIABLES[name], text, text=True) for name, text in given.items()}
+    given = {name: environment[variable(name)] for name in kinds if environment.get(variable(name))}
+    return {name: kinds[name].value(variable(name), text, text=True) for name, text in given.items()}
 
 
-def read_file(path: Path) -> dict[str, Any]:
+def read_file(path: Path, kinds: Kinds) -> dict[str, Any]:
     """The settings in a TOML file; keys may have hyphens instead of underscores.
 
     Raises
@@ -84,15 +112,9 @@ def read_file(path: Path) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for key, value in table.items():
         name = key.replace("-", "_")
-        if name not in FIELDS:
-            raise ConfigError(f"{path}: {unknown_name('key', key, FIELDS)}")
+        if name not in kinds:
+            raise ConfigError(f"{path}: {unknown_name('key', key, kinds)}")
         if name in settings:
             raise ConfigError(f"{path}: {name} stands there twice, as {name} and as {flag(name)[2:]}; keep one")
-        settings[name] = kind(name).value(f"{path}: {name}", value)
+        settings[name] = kinds[name].value(f"{path}: {name}", value)
     return settings
-
-
-def kind(name: str) -> Kind:
-    """The kind of a setting."""
-    found: Kind = FIELDS[name].metadata["kind"]
-    return found

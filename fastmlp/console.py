@@ -14,22 +14,23 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import FrameType
 from typing import Any, TextIO
 
 import click
 
 from fastmlp.backends import CHOICES
-from fastmlp.config import FIELDS, flag
+from fastmlp.config import FIELDS, DataSettings, fields_of, flag
 from fastmlp.config_kinds import FLAG
-from fastmlp.errors import DataError, FastMLPError, UnavailableError
+from fastmlp.errors import DataError, UnavailableError
 
 Function = Callable[..., Any]
 
 REPORT = "fastmlp: this is a bug in fastmlp; please report it with the lines above and with `fastmlp doctor`"
 SIGNAL_CODE = 128  # plus the signal's number: the exit code of a program that a signal ended
 GARBAGE = 200_000  # objects made and not deleted before Python looks for cycles among them
+SOURCE = "NAME|FILE|FOLDER"
 QUIET, VERBOSE = "fastmlp.quiet", "fastmlp.verbose"  # keys of ctx.meta, which all contexts of a call share
 
 # ------------------------------------------------------------------------------------------------ streams
@@ -81,8 +82,29 @@ def show_figures(result: Mapping[str, Any], as_json: bool) -> None:
         show_json(result)
         return
     names = {"data": result["data"]["name"], "network": result["network"]["label"]}
+    if "extracted" in result["data"]:
+        names["cnn"] = result["data"]["extracted"]["cnn"]
     with writing_results():
         print_result({**result, **names})
+
+
+def show_files(files: list[Any], as_json: bool) -> None:
+    """The state of files: an object, or a line each."""
+    if as_json:
+        show_json({"files": [row._asdict() for row in files]})
+    elif files:
+        show("\n".join(f"{row.status:<8} {row.file}" for row in files))
+
+
+def show_extraction(result: Mapping[str, Any], as_json: bool) -> None:
+    """What `extract` has made: an object, or a few lines."""
+    if as_json:
+        show_json(result)
+        return
+    figures = result["cnn"]
+    shown = {"features": result["out"], "epochs": f"{figures['epochs']} (best {figures['best_epoch']})"}
+    shown |= {f"{part} accuracy": f"{figures[part]['accuracy']:.4f}" for part in ("validation", "test") if part in figures}
+    show("\n".join(f"{name:<20}{value}" for name, value in shown.items()))
 
 
 # ------------------------------------------------------------------------------------------------ the program
@@ -99,16 +121,16 @@ class Program(click.Group):
         except KeyboardInterrupt:
             note("fastmlp: interrupted")
             ctx.exit(SIGNAL_CODE + signal.SIGINT)
-        except FastMLPError as error:
-            fail(ctx, error)
         except MemoryError as error:
             fail(ctx, UnavailableError(f"not enough memory: {error}; take smaller --hidden or --batch-size"))
-        except Exception:
+        except Exception as error:
+            if isinstance(getattr(error, "exit_code", None), int):  # FastMLPError, and what package cnn raises on purpose
+                fail(ctx, error)
             note(f"{traceback.format_exc()}{REPORT}")
             ctx.exit(1)
 
 
-def fail(ctx: click.Context, error: FastMLPError) -> None:
+def fail(ctx: click.Context, error: Any) -> None:
     """One line and the exit code; with -v -v or FASTMLP_DEBUG also the way to it."""
     if ctx.meta.get(VERBOSE, 0) > 1 or os.environ.get("FASTMLP_DEBUG"):
         note(traceback.format_exc())
@@ -148,7 +170,13 @@ def prepare_process() -> None:
     signal.signal(signal.SIGTERM, terminate)
     # What imports make stays to the end; looking for garbage in it, then and at the end, took an eighth of a short run.
     gc.set_threshold(GARBAGE)
-    atexit.register(gc.freeze)
+    atexit.register(freeze)
+
+
+def freeze() -> None:
+    """Leave what is in memory to the system; but PyTorch's libraries complain of what is not taken down in order."""
+    if "torch" not in sys.modules:
+        gc.freeze()
 
 
 # ------------------------------------------------------------------------------------------------ options
@@ -160,8 +188,7 @@ class Sections(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
         for option in self.get_params(ctx):
-            known = FIELDS.get(option.name or "")
-            heading = known.metadata["group"] if known else "Other options"
+            heading = getattr(option, "heading", "Other options")
             record = option.get_help_record(ctx)
             sections.setdefault(heading, []).extend([record] if record else [])
         for heading, records in sections.items():
@@ -169,23 +196,44 @@ class Sections(click.Command):
                 formatter.write_dl(records)
 
 
-def setting_options(command: Function) -> Function:
-    """A flag for each setting of a run; its text goes to `config_sources.resolve` as it is."""
-    for name in reversed(FIELDS):
-        command = setting_option(name)(command)
-    return command
+class Chain(Sections, click.Group):
+    """A command with settings that another one can follow."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_options(ctx, formatter)
+        self.format_commands(ctx, formatter)
 
 
-def setting_option(name: str) -> Function:
+class Setting(click.Option):
+    """The flag of a setting, under a heading of --help."""
+
+    def __init__(self, *args: Any, heading: str, **given: Any) -> None:
+        super().__init__(*args, **given)
+        self.heading = heading
+
+
+def setting_options(settings: type[DataSettings], left_out: Collection[str] = ()) -> Function:
+    """A flag for each setting of a class; its text goes to `config_sources.resolve_as` as it is."""
+
+    def decorate(command: Function) -> Function:
+        for one in reversed(fields_of(settings).values()):
+            if one.name not in left_out:
+                command = setting_option(one.name, one.metadata, one.default)(command)
+        return command
+
+    return decorate
+
+
+def setting_option(name: str, metadata: Mapping[str, Any], default: Any) -> Function:
     """The flag of one setting, with its kind and its default in --help."""
-    metadata, default = FIELDS[name].metadata, FIELDS[name].default
+    common = {"cls": Setting, "heading": metadata["group"]}
     if metadata["kind"] is FLAG:
         names = f"{flag(name)}/--no-{flag(name).removeprefix('--')}"
-        return click.option(names, name, default=None, help=metadata["help"])
+        return click.option(names, name, default=None, help=metadata["help"], **common)
     values = default if isinstance(default, tuple) else (default,)
     shown = ",".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
     text = metadata["help"] + (f" [default: {shown}]" if default is not None else "")
-    return click.option(flag(name), name, metavar=metadata["kind"].metavar, help=text)
+    return click.option(flag(name), name, metavar=metadata["kind"].metavar, help=text, **common)
 
 
 def remember(key: str) -> Function:
@@ -242,3 +290,57 @@ def common_options(command: Function) -> Function:
 def engine_options(command: Function) -> Function:
     """How a saved model computes."""
     return backend_option(threads_option(command))
+
+
+BENCH_OPTIONS = (
+    click.option(
+        *("--network", "networks"),
+        multiple=True,
+        envvar="FASTMLP_NETWORK",
+        metavar="N-N-N",
+        help="Sizes of all layers; may be given more than once [default: 784-128-10].",
+    ),
+    click.option(
+        *("--batch-size", "batches"),
+        multiple=True,
+        type=int,
+        envvar="FASTMLP_BATCH_SIZE",
+        help="Rows of one update, for each network; may be given more than once [default: 64].",
+    ),
+    click.option("--all", "everything", is_flag=True, envvar="FASTMLP_ALL", help="The seven rows of README's table instead."),
+    click.option(
+        "--rows", type=int, default=48_000, show_default=True, envvar="FASTMLP_ROWS", help="Rows of an epoch, at most."
+    ),
+    click.option(
+        "--rounds", type=int, default=5, show_default=True, envvar="FASTMLP_ROUNDS", help="Epochs of each to be timed."
+    ),
+    click.option(
+        "--backends",
+        envvar="FASTMLP_BACKENDS",
+        metavar="NAME,...",
+        help="Whom to measure: engines of fastmlp, torch, torch-compile, sklearn, jax [default: all that are there].",
+    ),
+    threads_option,
+    click.option("--optimizer", default="sgd", show_default=True, envvar="FASTMLP_OPTIMIZER", help="Update rule."),
+    click.option("--activation", default="relu", show_default=True, envvar="FASTMLP_ACTIVATION", help="Of all hidden layers."),
+    click.option(
+        "--dropout", type=float, default=0.0, show_default=True, envvar="FASTMLP_DROPOUT", help="After hidden layers."
+    ),
+    click.option(
+        "--data",
+        default="fashion-mnist",
+        show_default=True,
+        envvar="FASTMLP_DATASET",
+        metavar=f"{SOURCE}|synthetic",
+        help="Rows to train on; made-up ones where a named set is not there, or does not fit the network.",
+    ),
+    data_dir_option,
+    click.option("--out", metavar="FOLDER", envvar="FASTMLP_OUT", help="Write bench.json and bench.png into it."),
+)
+
+
+def bench_options(command: Function) -> Function:
+    """What `bench` is asked to measure."""
+    for option in reversed(BENCH_OPTIONS):
+        command = option(command)
+    return command

@@ -8,7 +8,9 @@ Not here: file formats (`data_files.py`, `data_npy.py`, `data_images.py`); named
 from __future__ import annotations
 
 import hashlib
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.data_fetch import DATASETS, data_folder, fetch_data, list_data, named_parts, verify_data
-from fastmlp.data_files import Parts, read_csv, read_npz, reading
+from fastmlp.data_files import ARRAYS, Parts, read_csv, read_npz, reading
 from fastmlp.data_images import load_images, read_image_folder
 from fastmlp.data_npy import is_npy_folder, read_npy_folder
 from fastmlp.errors import ConfigError, DataError, unknown_name
@@ -43,6 +45,9 @@ class Dataset:
     classes : names of the classes; empty for regression
     image_shape : (height, width, channels) if the rows are images
     x_test, y_test : the test part, in the same types; None if there is none
+    validation : rows of x that validate, ascending; None lets the settings choose
+    about : of features, what `features` tells of them
+    extractor : of features, the network that made them of images, in the bytes of package cnn
     """
 
     name: str
@@ -52,12 +57,15 @@ class Dataset:
     image_shape: tuple[int, int, int] | None = None
     x_test: Array | None = None
     y_test: Array | None = None
+    validation: npt.NDArray[np.int64] | None = None
+    about: Mapping[str, Any] | None = None
+    extractor: bytes | None = None
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 over dtype, shape and bytes of x, y, x_test, y_test in this order; computed once."""
+        """SHA-256 over dtype, shape and bytes of x, y, x_test, y_test, validation in this order; computed once."""
         total = hashlib.sha256()
-        for array in (self.x, self.y, self.x_test, self.y_test):
+        for array in (self.x, self.y, self.x_test, self.y_test, self.validation):
             if array is not None:
                 total.update(f"{array.dtype.str} {array.shape} ".encode())
                 total.update(np.ascontiguousarray(array).data)
@@ -92,7 +100,7 @@ def check_dataset(parts: Parts, name: str = "data", target: str = "class") -> Da
     """
     if target not in TARGETS:
         raise ConfigError(unknown_name("target", target, TARGETS))
-    places = {key: Place(key) for key in ("x", "y", "x_test", "y_test", "classes")} | dict(parts.places or {})
+    places = {key: Place(key) for key in ARRAYS} | dict(parts.places or {})
     classes = _class_names(parts.classes, places["classes"]) if target == "class" else ()
     x, shape, y, classes = _check_part(parts.x, parts.y, target, classes, (places["x"], places["y"]))
     shape = parts.image_shape or shape
@@ -102,7 +110,7 @@ def check_dataset(parts: Parts, name: str = "data", target: str = "class") -> Da
         alone = "x_test" if parts.y_test is None else "y_test"
         raise DataError(f"{places[alone].text} without its partner; give both x_test and y_test, or neither")
     if parts.x_test is None:
-        return Dataset(name, x, y, classes, shape)
+        return Dataset(name, x, y, classes, shape, **_of_features(parts, len(x), places))
     where = (places["x_test"], places["y_test"])
     x_test, test_shape, y_test, _ = _check_part(parts.x_test, parts.y_test, target, classes, where)
     if x_test.shape[1] != x.shape[1] or (test_shape and shape and test_shape != shape):
@@ -112,7 +120,28 @@ def check_dataset(parts: Parts, name: str = "data", target: str = "class") -> Da
         raise DataError(f"{where[1].text} has targets of {y_test.shape[1]} columns, y of {y.shape[1]}; make them equal")
     if x_test.dtype != x.dtype:
         x, x_test = x.astype(np.float32), x_test.astype(np.float32)
-    return Dataset(name, x, y, classes, shape, x_test, y_test)
+    return Dataset(name, x, y, classes, shape, x_test, y_test, **_of_features(parts, len(x), places))
+
+
+def _of_features(parts: Parts, rows: int, places: Mapping[str, Place]) -> dict[str, Any]:
+    """What feature files have besides, checked."""
+    found: dict[str, Any] = {}
+    if parts.validation is not None:
+        chosen = np.asarray(parts.validation)
+        whole = chosen.ndim == 1 and chosen.dtype.kind in "iu"
+        if not whole or (
+            len(chosen) and not (chosen[0] >= 0 and chosen[-1] < rows and (np.diff(chosen.astype(np.int64)) > 0).all())
+        ):
+            raise DataError(f"{places['validation'].text}: must be ascending numbers of rows of x; extract the features again")
+        found["validation"] = chosen.astype(np.int64)
+    if parts.about is not None:
+        try:
+            found["about"] = dict(json.loads(str(parts.about)))
+        except ValueError:
+            raise DataError(f"{places['about'].text}: not a JSON object; extract the features again") from None
+    if parts.extractor is not None:
+        found["extractor"] = np.asarray(parts.extractor, np.uint8).tobytes()
+    return found
 
 
 def _check_part(

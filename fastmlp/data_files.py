@@ -34,8 +34,15 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 REFETCH = "delete it and get it again with `fastmlp data fetch`"
 
 
+# Arrays of a data set in one file: .npz, or a folder of .npy files.
+ARRAYS = ("x", "y", "x_test", "y_test", "classes", "validation", "about", "extractor")
+
+
 class Parts(NamedTuple):
-    """What a reader found: arrays as they are in the file, not yet checked (`data.check_dataset` does)."""
+    """What a reader found: arrays as they are in the file, not yet checked (`data.check_dataset` does).
+
+    validation, about, extractor : of feature files, see `features`
+    """
 
     x: Any
     y: Any
@@ -43,6 +50,9 @@ class Parts(NamedTuple):
     image_shape: tuple[int, int, int] | None = None
     x_test: Any = None
     y_test: Any = None
+    validation: Any = None
+    about: Any = None
+    extractor: Any = None
     places: Mapping[str, Place] | None = None
 
 
@@ -132,7 +142,7 @@ def _read_at_most(stream: io.BufferedIOBase, limit: int) -> bytearray:
 
 
 def read_npz(path: str | Path) -> Parts:
-    """Read `x`, `y` and, where present, `x_test`, `y_test`, `classes` of an `.npz` file; pickles are refused.
+    """Read `x`, `y` and what else `ARRAYS` names of an `.npz` file; pickles are refused.
 
     Other keys are ignored. Raises DataError for a damaged file, a missing key or an array of Python objects.
 
@@ -146,13 +156,12 @@ def read_npz(path: str | Path) -> Parts:
     ['no', 'yes']
     """
     path = Path(path)
-    names = ("x", "y", "x_test", "y_test", "classes")
     with open_npz(path) as archive:
         listed = ", ".join(archive.files) or "nothing"
-        found: dict[str, Any] = {name: npz_array(path, archive, name) for name in names if name in archive.files}
+        found: dict[str, Any] = {name: npz_array(path, archive, name) for name in ARRAYS if name in archive.files}
     if missing := [name for name in ("x", "y") if name not in found]:
         raise DataError(f"{path}: no array named {' nor '.join(missing)} (it holds: {listed}); save x and y")
-    return Parts(**found, places={name: Place(f"{path}: array {name!r}") for name in names})
+    return Parts(**found, places={name: Place(f"{path}: array {name!r}") for name in ARRAYS})
 
 
 @contextmanager

@@ -18,11 +18,10 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
-from fastmlp.data_files import Parts, reading
+from fastmlp.data_files import ARRAYS, Parts, reading
 from fastmlp.errors import DataError
 from fastmlp.preprocess import Place
 
-NAMES = ("x", "y", "x_test", "y_test", "classes")
 # A file larger than this share of the machine's memory will not stay in it. Training asks for rows in random order: reading
 # ahead, up to megabytes for each row, would then only drop pages that are still to be used.
 READ_AHEAD_SHARE = 0.5
@@ -32,11 +31,11 @@ HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 def is_npy_folder(path: Path) -> bool:
     """Whether a folder is one of arrays: `x.npy` or `y.npy` is in it."""
     with reading(path):
-        return any((path / f"{name}.npy").is_file() for name in NAMES[:2])
+        return any((path / f"{name}.npy").is_file() for name in ARRAYS[:2])
 
 
 def read_npy_folder(path: str | Path) -> Parts:
-    """Map `x.npy`, `y.npy` and, where present, `x_test.npy`, `y_test.npy`, `classes.npy`: an `.npz` file unpacked.
+    """Map `x.npy`, `y.npy` and what else `ARRAYS` names: an `.npz` file unpacked.
 
     Nothing is read but headers. Rows of uint8 or float32 (of this machine's byte order, C order) then stay in their file:
     the system reads them when they are used and drops them when memory is short. A file larger than READ_AHEAD_SHARE of
@@ -58,10 +57,10 @@ def read_npy_folder(path: str | Path) -> Parts:
     >>> type(parts.x).__name__, parts.x.tolist(), parts.y.tolist()
     ('memmap', [[1, 0], [0, 1]], ['no', 'yes'])
     """
-    files = {name: Path(path) / f"{name}.npy" for name in NAMES}
+    files = {name: Path(path) / f"{name}.npy" for name in ARRAYS}
     with reading(Path(path)):
         found: dict[str, Any] = {name: map_npy(file) for name, file in files.items() if file.is_file()}
-    if missing := [name for name in NAMES[:2] if name not in found]:
+    if missing := [name for name in ARRAYS[:2] if name not in found]:
         raise DataError(f"{files[missing[0]]}: no such file; a folder of arrays needs x.npy and y.npy")
     return Parts(**found, places={name: Place(str(file)) for name, file in files.items()})
 

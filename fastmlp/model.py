@@ -31,8 +31,9 @@ class Model:
     parameters : (P,) float32 or float64, the flat vector of `Network.views`
     scaling : what is done to inputs first; None for nothing
     classes : names of the classes, empty for regression
-    image_shape : (height, width, channels) if the inputs are images
+    image_shape : (height, width, channels) if the inputs are images, or come from images by `extractor`
     backend, threads : how predictions are computed; see `backends.make_engine`
+    extractor : a network that turns images into inputs, in the bytes of package cnn; None takes inputs as they are
 
     Raises
     ------
@@ -46,11 +47,12 @@ class Model:
     image_shape: tuple[int, int, int] | None = None
     backend: str = "auto"
     threads: int | None = None
+    extractor: bytes | None = None
     _engines: list[Engine] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         features = None if self.scaling is None else len(self.scaling.shift)
-        check_description(self.network, features, len(self.classes), self.image_shape)
+        check_description(self.network, features, len(self.classes), self.image_shape if self.extractor is None else None)
 
     def engine(self) -> Engine:
         """The engine that holds this model's parameters, made at the first use."""

@@ -1,8 +1,8 @@
 """Model files: safetensors with the weights, the description, the scaling and the class names. No pickle.
 
-Tensors: `layers.N.weight` [fan_in, fan_out], `layers.N.bias` [fan_out], and with a scaling `scaling.shift` and
-`scaling.factor`. Metadata: one JSON object under "fastmlp", and "sha256" over that object and all tensors, since the format
-itself does not notice a flipped bit.
+Tensors: `layers.N.weight` [fan_in, fan_out], `layers.N.bias` [fan_out], with a scaling `scaling.shift` and `scaling.factor`,
+and with an extractor `extractor` [bytes] uint8, a file of package cnn. Metadata: one JSON object under "fastmlp", and "sha256"
+over that object and all tensors, since the format itself does not notice a flipped bit.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from fastmlp.preprocess import Scaling
 
 VERSION = 1
 FILE_NAME = "model.safetensors"
+EXTRACTOR = "extractor"  # a tensor of bytes
 LARGEST_FILE = 4 << 30  # bytes; a multi-layer perceptron of a billion weights
 
 
@@ -55,6 +56,8 @@ def save(model: Model, path: str | Path) -> None:
         tensors[f"layers.{index}.weight"], tensors[f"layers.{index}.bias"] = w, b
     if model.scaling is not None:
         tensors["scaling.shift"], tensors["scaling.factor"] = model.scaling.shift, model.scaling.factor
+    if model.extractor is not None:
+        tensors[EXTRACTOR] = np.frombuffer(model.extractor, np.uint8)
     header = {
         "version": VERSION,
         "network": asdict(model.network),
@@ -99,13 +102,13 @@ def load(path: str | Path, *, backend: str = "auto", threads: int | None = None)
         raise DataError(f"{file}: damaged, its content does not match its SHA-256; train again or restore a copy")
     header = read_header(file, metadata["fastmlp"])
     try:
-        scaling = take_scaling(header.scaling, tensors)
+        scaling, extractor = take_scaling(header.scaling, tensors), take_extractor(tensors)
         features = None if scaling is None else len(scaling.shift)
-        check_description(header.network, features, len(header.classes), header.image_shape)
+        check_description(header.network, features, len(header.classes), None if extractor else header.image_shape)
         parameters = gather(header.network, tensors)
     except DataError as error:
         raise DataError(f"{file}: {error}") from None
-    return Model(header.network, parameters, scaling, header.classes, header.image_shape, backend, threads)
+    return Model(header.network, parameters, scaling, header.classes, header.image_shape, backend, threads, extractor)
 
 
 def read_header(file: Path, text: str) -> Header:
@@ -135,6 +138,12 @@ def take_scaling(kind: str | None, tensors: dict[str, npt.NDArray[Any]]) -> Scal
             raise DataError(f"tensor scaling.{name} is missing")
         arrays[name] = tensors.pop(f"scaling.{name}")
     return Scaling(kind, **arrays)
+
+
+def take_extractor(tensors: dict[str, npt.NDArray[Any]]) -> bytes | None:
+    """The extractor of a file; it is taken out of `tensors`."""
+    found = tensors.pop(EXTRACTOR, None)
+    return None if found is None else found.tobytes()
 
 
 def read_safetensors(file: Path) -> tuple[dict[str, str], dict[str, npt.NDArray[Any]]]:

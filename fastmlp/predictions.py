@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from fastmlp.data_files import csv_rows, csv_table, is_number, npz_array, open_npz, read_csv
 from fastmlp.data_images import load_images
 from fastmlp.errors import DataError
+from fastmlp.features import OpenExtractor, inputs_of
 from fastmlp.model import Model
 from fastmlp.modelfile import load
 from fastmlp.preprocess import Place, check_features
@@ -31,6 +33,7 @@ def predict_files(
     top: int | None = None,
     backend: str | None = None,
     threads: int | None = None,
+    open_extractor: OpenExtractor | None = None,
 ) -> list[Prediction]:
     """Predict every row of some files.
 
@@ -43,6 +46,8 @@ def predict_files(
         of `data_files.read_csv` hold.
     top : how many classes to tell of each row, the likeliest first; None for all
     backend, threads : see `backends.make_engine`; None takes auto
+    open_extractor : for models that take features: how their extractor is opened. Images, and rows of as many columns as
+        an image has pixels, pass through it
 
     Returns
     -------
@@ -69,23 +74,27 @@ def predict_files(
     """
     model = load(path, backend=backend or "auto", threads=threads)
     files = [Path(one) for one in inputs]
-    rows = [read_rows(file, model) for file in files]  # all of them first: one bad file gives no answer at all
+    rows = [read_rows(file, model, open_extractor) for file in files]  # all of them first: one bad file gives no answer at all
     return [answer for file, x in zip(files, rows, strict=True) for answer in answers(model, file, x, top)]
 
 
-def read_rows(file: Path, model: Model) -> npt.NDArray[Any]:
+def read_rows(file: Path, model: Model, open_extractor: OpenExtractor | None) -> npt.NDArray[Any]:
     """The rows of a file, (n, features)."""
+    features = model.network.sizes[0]
+    pixels = math.prod(model.image_shape) if model.extractor is not None and model.image_shape else features
     match file.suffix.lower():
         case ".csv":
-            x = read_table(file, model.network.sizes[0])
+            x = read_table(file, pixels)
         case ".npz":
             x = read_arrays(file)
         case _ if model.image_shape is None:
             raise DataError(f"{file}: the model was not trained on images; give a .csv or an .npz file")
         case _:
-            return load_images([file], model.image_shape)
-    if x.shape[1] != model.network.sizes[0]:
-        raise DataError(f"{file}: rows of {x.shape[1]} features, but the model takes {model.network.sizes[0]}")
+            x = load_images([file], model.image_shape)
+    if model.extractor is not None and x.shape[1] == pixels:
+        return inputs_of(model, x, open_extractor)
+    if x.shape[1] != features:
+        raise DataError(f"{file}: rows of {x.shape[1]} features, but the model takes {features}")
     return x
 
 

@@ -19,10 +19,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from fastmlp import __version__
 from fastmlp.artifacts import METRICS_NAME, append_line, new_run_folder, write_json, write_manifest, write_toml
 from fastmlp.checks import Rows
-from fastmlp.config import Config
+from fastmlp.config import Config, DataSettings
 from fastmlp.data import DATASETS, Dataset, load_data
 from fastmlp.errors import ConfigError, DivergedError, ThresholdError
 from fastmlp.evaluation import evaluate
@@ -73,10 +76,11 @@ class Outcome(NamedTuple):
 # ------------------------------------------------------------------------------------------------ before
 
 
-def make_plan(config: Config, progress: bool = False) -> Plan:
-    """Load and split the data, and describe the network that fits them."""
+def make_plan(config: Config, progress: bool = False, data: Dataset | None = None) -> Plan:
+    """Load and split the data, unless they are given, and describe the network that fits them."""
     settings = config.settings()  # first, since wrong settings show at once, and data may take long
-    data = load_data(config.data, config.data_dir, image_size=config.image_size, target=config.target, progress=progress)
+    if data is None:
+        data = load_data(config.data, config.data_dir, image_size=config.image_size, target=config.target, progress=progress)
     parts = split(data, config)
     if config.min_accuracy is not None and "test" not in parts:
         raise ConfigError("min_accuracy needs a test part; give --test-fraction, or leave --min-accuracy out")
@@ -84,21 +88,27 @@ def make_plan(config: Config, progress: bool = False) -> Plan:
     return Plan(config, settings, data, parts, network)
 
 
-def split(data: Dataset, config: Config) -> Parts:
-    """The parts of a data set: a pure function of its rows, the sizes, `stratify` and the seed.
+def split(data: Dataset, config: DataSettings) -> Parts:
+    """The parts of a data set that have rows. Parts of memory-mapped rows are subsets, not copies."""
+    parts: Parts = {name: (take(data.x, rows), data.y[rows]) for name, rows in split_numbers(data, config).items()}
+    if data.x_test is not None and data.y_test is not None:
+        parts["test"] = (data.x_test, data.y_test)
+    return parts
 
-    The test part is the data's own, if it has one; else it is cut off together with the validation part. Parts of
-    memory-mapped rows are subsets, not copies.
+
+def split_numbers(data: Dataset, config: DataSettings) -> dict[str, npt.NDArray[np.int64]]:
+    """The rows of `data.x` in each part that has any: a pure function of y, the sizes, `stratify` and the seed.
+
+    Test and validation part are the data's own, if it has them; else they are cut off together.
     """
+    if data.validation is not None:
+        rest = np.setdiff1d(np.arange(len(data.y)), data.validation, assume_unique=True)
+        return {name: rows for name, rows in (("train", rest), ("validation", data.validation)) if len(rows)}
     sizes = {"validation": size(config.val_count, config.val_fraction)}
     if data.x_test is None:
         sizes["test"] = size(config.test_count, config.test_fraction)
     rest, *cut = split_rows(data.y, [*sizes.values()], config.stratify, config.seed)
-    chosen = {"train": rest, **dict(zip(sizes, cut, strict=True))}
-    parts: Parts = {name: (take(data.x, rows), data.y[rows]) for name, rows in chosen.items() if len(rows)}
-    if data.x_test is not None and data.y_test is not None:
-        parts["test"] = (data.x_test, data.y_test)
-    return parts
+    return {name: rows for name, rows in {"train": rest, **dict(zip(sizes, cut, strict=True))}.items() if len(rows)}
 
 
 def size(count: int | None, fraction: float | None) -> float | int:
@@ -129,7 +139,7 @@ def load_for_the_end() -> None:
 # ------------------------------------------------------------------------------------------------ the run
 
 
-def train_run(config: Config, *, quiet: bool = False, say: Say = lambda text: None) -> Outcome:
+def train_run(config: Config, *, quiet: bool = False, say: Say = lambda text: None, data: Dataset | None = None) -> Outcome:
     """Train as the settings say, measure the best weights, and write the run folder.
 
     Parameters
@@ -137,6 +147,7 @@ def train_run(config: Config, *, quiet: bool = False, say: Say = lambda text: No
     config : the settings
     quiet : no progress on stderr
     say : takes a line for a person on what is being done
+    data : what to train on instead of what the settings name: features that an extractor has just made
 
     Returns
     -------
@@ -157,7 +168,7 @@ def train_run(config: Config, *, quiet: bool = False, say: Say = lambda text: No
     ['config.toml', 'confusion.png', 'curves.png', 'manifest.json', 'metrics.jsonl', 'model.safetensors',
      'result.json']
     """
-    plan = make_plan(config, progress=not quiet)
+    plan = make_plan(config, progress=not quiet, data=data)
     rows = ", ".join(f"{len(x):,} {name}" for name, (x, _) in plan.parts.items())
     say(f"{plan.data.name}: {rows} rows; network {plan.network.label}, {plan.network.parameters:,} parameters")
     load_for_the_end()
@@ -205,8 +216,15 @@ def run_training(plan: Plan, recorder: Recorder) -> Ended:
         if stop.training is None:
             raise
         training, error = stop.training, stop
-    model = dataclasses.replace(training.model, image_shape=plan.data.image_shape)
+    model = dataclasses.replace(training.model, **of_images(plan.data))
     return Ended(training._replace(model=model), signal, error, time.perf_counter() - began)
+
+
+def of_images(data: Dataset) -> dict[str, Any]:
+    """What a model knows of the images that it is applied to, and of the network that turns them into its inputs."""
+    if data.extractor is None or data.about is None:
+        return {"image_shape": data.image_shape}
+    return {"image_shape": tuple(data.about["network"]["image_shape"]), "extractor": data.extractor}
 
 
 def portable(config: Config) -> dict[str, Any]:
@@ -271,6 +289,7 @@ def describe_data(data: Dataset, parts: Parts) -> dict[str, Any]:
         "sha256": data.sha256,
         "features": data.x.shape[1],
         "classes": list(data.classes),
+        **({} if data.about is None else {"extracted": dict(data.about)}),
         "rows": {name: len(x) for name, (x, _) in parts.items()},
     }
 

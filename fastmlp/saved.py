@@ -14,13 +14,17 @@ import numpy as np
 from fastmlp.artifacts import check_manifest, read_json
 from fastmlp.checks import Rows
 from fastmlp.config import Config
+from fastmlp.config_extract import ExtractConfig
 from fastmlp.config_sources import resolve
 from fastmlp.data import DATASETS, Dataset, is_image_folder, load_data
 from fastmlp.errors import ConfigError, DataError, unknown_name
 from fastmlp.evaluation import evaluate
+from fastmlp.features import OpenExtractor, inputs_of
 from fastmlp.model import Model
 from fastmlp.modelfile import load
 from fastmlp.runs import CONFIG_NAME, PART_NAMES, RESULT_NAME, Parts, describe_data, describe_network, split
+
+NO_DATA: dict[str, Any] = {"sha256": ""}  # of a model without a run
 
 
 def evaluate_run(
@@ -30,6 +34,7 @@ def evaluate_run(
     part: str = "test",
     backend: str | None = None,
     threads: int | None = None,
+    open_extractor: OpenExtractor | None = None,
 ) -> dict[str, Any]:
     """Measure a saved model on data.
 
@@ -41,6 +46,7 @@ def evaluate_run(
         name, the parts are those of the run. Other data have the test and training part that they come with, or
         else all their rows are the test part.
     backend, threads : None takes those of the run
+    open_extractor : for models that take features: how their extractor is opened, so that the data may be images too
 
     Returns
     -------
@@ -51,19 +57,25 @@ def evaluate_run(
     FastMLPError : no model, no such part, or data that do not fit the model
     """
     run = Path(path)
-    config, own_sha256 = read_run(run) if run.is_dir() else (Config(), "")
+    config, own = read_run(run) if run.is_dir() else (Config(), NO_DATA)
     if run.is_file() and source is None:
         raise ConfigError(f"{run} is not a run folder, so its data are not known; give --data")
     model = load(run, backend=backend or config.backend, threads=threads or config.threads)
     data = load_for(model, source or config.data, data_dir or config.data_dir)
-    if data.sha256 == own_sha256:
+    images = model.extractor is not None and data.about is None
+    extracted = own.get("extracted")
+    if data.sha256 == own["sha256"]:
         parts = split(data, config)
+    elif images and extracted and data.sha256 == extracted["images"]["sha256"]:
+        parts = split(data, ExtractConfig.from_table(extracted["settings"]))
     elif source is None:
         raise DataError(f"{config.data} has changed since the run; give --data {config.data} to take it as new data")
     else:
         parts = given_parts(data)
     wanted = PART_NAMES if part == "all" else (part,)
     chosen = {name: fit(model, data, parts[name]) for name in wanted if name in parts}
+    if images:
+        chosen = {name: (inputs_of(model, x, open_extractor), y) for name, (x, y) in chosen.items()}
     if not chosen:
         raise ConfigError(f"{data.name} has no part {part!r}, only {', '.join(parts)}; choose with --part")
     figures: dict[str, Any] = {name: evaluate(model, *rows) for name, rows in chosen.items()}
@@ -73,17 +85,20 @@ def evaluate_run(
     return {**figures, **about, "data": describe_data(data, chosen)}
 
 
-def read_run(folder: Path) -> tuple[Config, str]:
-    """The settings of a run, and the hash of its data."""
+def read_run(folder: Path) -> tuple[Config, dict[str, Any]]:
+    """The settings of a run, and what its result tells of its data."""
     check_manifest(folder)
-    return resolve({}, {}, folder / CONFIG_NAME), str(read_json(folder / RESULT_NAME)["data"]["sha256"])
+    return resolve({}, {}, folder / CONFIG_NAME), dict(read_json(folder / RESULT_NAME)["data"])
 
 
 def load_for(model: Model, source: str, data_dir: str | None) -> Dataset:
     """The data in the form that the model was trained on: labels or values, images of its size."""
     folder = source not in DATASETS and is_image_folder(Path(source))
     size = model.image_shape[:2] if folder and model.image_shape else None
-    return load_data(source, data_dir, image_size=size, target="class" if model.classes else "value")
+    data = load_data(source, data_dir, image_size=size, target="class" if model.classes else "value")
+    if model.extractor is not None and data.about is None and data.image_shape != model.image_shape:
+        raise DataError(f"{source}: the model takes images of {model.image_shape}, these are of {data.image_shape}")
+    return data
 
 
 def given_parts(data: Dataset) -> Parts:

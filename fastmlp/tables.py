@@ -55,7 +55,7 @@ def result_table(result: Mapping[str, Any], *, color: bool = False) -> str:
     ----------
     result : what `result.json` holds: any of `data`, `network`, `test` and `validation` (metrics or None),
         `epochs`, `best_epoch`, `seconds_per_epoch`, `gflops`, `parameters`, `backend`, `threads`, `seed`,
-        `out`; what is absent is left out, None shows as -
+        `out`, and `cnn`, the figures of the network that made the features; what is absent is left out, None shows as -
     color : bold headings, by terminal codes
 
     Returns
@@ -106,6 +106,8 @@ def _summary(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         for key, form in metrics.items():
             if key in figures:
                 yield f"{part} {key}", _number(figures[key], form)
+    if alone := (result.get("cnn") or {}).get("test"):
+        yield "CNN alone, test", _number(alone["accuracy"], ".4f")
     if "best_epoch" in result:
         yield "best epoch", f"{_number(result['best_epoch'], 'd')} of {_number(result.get('epochs'), 'd')}"
     for key, (name, form) in others.items():

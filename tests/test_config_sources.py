@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fastmlp.config import FIELDS, Config, flag
-from fastmlp.config_sources import PAIRS, VARIABLES, kind, resolve
+from fastmlp.config_sources import PAIRS, VARIABLES, resolve
 from fastmlp.errors import ConfigError
 
 # For every setting two valid texts that mean two different values, neither of them the default.
@@ -62,7 +62,7 @@ TEXTS = {
 
 
 def value_of(name: str, text: str) -> Any:
-    return kind(name).value(name, text, text=True)
+    return FIELDS[name].metadata["kind"].value(name, text, text=True)
 
 
 def write(path: Path, name: str, text: str) -> Path:

@@ -24,8 +24,19 @@ GROUPS = (
     ("cpu_cache", "cpu_simd", "cpu_instructions", "cpu_math", "cpu_compile", "cpu_threads"),
     ("cpu_plan", "cpu_products", "cpu_formulas", "cpu_pieces", "cpu_kernels", "cpu", "backends"),
     ("model", "metrics", "evaluation", "artifacts", "modelfile", "signals", "training", "many"),
-    ("data_files", "data_npy", "data_images", "data_fetch", "data", "tables", "report", "progress"),
-    ("config_kinds", "config", "config_sources", "runs", "saved", "predictions", "console", "doctor"),
+    ("data_files", "data_npy", "data_images", "data_fetch", "data", "features", "tables", "report", "progress"),
+    (
+        "config_kinds",
+        "config",
+        "config_extract",
+        "config_sources",
+        "runs",
+        "extraction",
+        "saved",
+        "predictions",
+        "console",
+        "doctor",
+    ),
     ("bench_machine", "bench_cases", "bench_contest", "bench_torch", "bench_rivals", "bench", "bench_report"),
 )
 ORDER = [name for group in GROUPS for name in group]

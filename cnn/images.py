@@ -1,0 +1,122 @@
+"""Images on their way into a network: from arrays (n, height, width, channels) to scaled batches (n, channels, height, width).
+
+Augmentation runs on training batches only, image by image, by the transforms of torchvision (v2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cnn.errors import DescriptionError
+from cnn.network import load_torchvision
+
+Transform = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """x becomes (x - shift) factor.
+
+    shift, factor : (1,) for all pixels, (channels,), or (height * width * channels,) for each pixel its own
+    """
+
+    shift: npt.NDArray[np.float32]
+    factor: npt.NDArray[np.float32]
+
+    def tensors(self, image_shape: tuple[int, int, int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both, in a shape that fits batches (n, channels, height, width)."""
+        return tuple(self._tensor(values, image_shape, device) for values in (self.shift, self.factor))  # type: ignore[return-value]
+
+    @staticmethod
+    def _tensor(values: npt.NDArray[np.float32], image_shape: tuple[int, int, int], device: torch.device) -> torch.Tensor:
+        shape = image_shape if values.size == np.prod(image_shape) else (1, 1, values.size)
+        return torch.from_numpy(np.array(values, np.float32).reshape(shape)).permute(2, 0, 1).to(device)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done to training images at random.
+
+    Parameters
+    ----------
+    flip : probability of a left-right flip
+    shift : pixels by which an image may be moved each way; what comes in is black
+    erase : probability that a rectangle (2 to 33 % of the image) is blanked
+
+    Raises
+    ------
+    DescriptionError : a value that cannot be
+    """
+
+    flip: float = 0.0
+    shift: int = 0
+    erase: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "erase"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise DescriptionError(f"{name} is a probability between 0 and 1, not {getattr(self, name):g}")
+        if self.shift < 0:
+            raise DescriptionError(f"shift must be 0 or more pixels, not {self.shift}")
+
+    def transform(self, height: int, width: int) -> Transform | None:
+        """For one image (channels, height, width); None if nothing is to be done."""
+        if not (self.flip or self.shift or self.erase):
+            return None
+        load_torchvision()
+        from torchvision.transforms import v2
+
+        steps: list[Any] = []
+        if self.flip:
+            steps.append(v2.RandomHorizontalFlip(self.flip))
+        if self.shift:
+            steps.append(v2.RandomCrop((height, width), padding=self.shift))
+        if self.erase:
+            steps.append(v2.RandomErasing(self.erase))
+        composed: Transform = v2.Compose(steps)
+        return composed
+
+
+class Images:
+    """Images in memory, or memory-mapped, and their way to the device.
+
+    Parameters
+    ----------
+    pixels : (n, height * width * channels) uint8 or float32, rows of an image with the channels last
+    image_shape : (height, width, channels)
+    scaling : what is done to pixels first; None for nothing
+    device : where batches go
+    """
+
+    def __init__(
+        self,
+        pixels: npt.NDArray[Any],
+        image_shape: tuple[int, int, int],
+        scaling: Scaling | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.pixels = pixels.reshape(len(pixels), *image_shape)
+        self.image_shape = image_shape
+        self.device = torch.device(device)
+        self.scaling = None if scaling is None else scaling.tensors(image_shape, self.device)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def batch(self, rows: npt.NDArray[np.int64] | slice, transform: Transform | None = None) -> torch.Tensor:
+        """Scaled images (rows, channels, height, width) float32 on the device, in the memory order of channels_last."""
+        picked = np.ascontiguousarray(self.pixels[rows])
+        x = torch.from_numpy(picked).permute(0, 3, 1, 2)
+        if transform is not None:
+            x = torch.stack([transform(image) for image in x]).contiguous(memory_format=torch.channels_last)
+        x = x.to(self.device, non_blocking=True).to(torch.float32)
+        if self.scaling is not None:
+            shift, factor = self.scaling
+            x = (x - shift) * factor
+        return x

@@ -1,0 +1,111 @@
+"""What a program needs to train an extractor from plain settings, and to open one again: the door of this package.
+
+Settings are named as in `description.Block`, `description.Description`, `training.Settings` and `images.Augmentation`;
+besides there are `filters`, `backbone`, `weights`, `weights_sha256`, `layer`, `compile` and `device`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cnn.description import Block, Description, make_blocks
+from cnn.extractor import AnyDescription, BackboneDescription, Extractor, make_network
+from cnn.images import Augmentation, Images, Scaling
+from cnn.network import Backbone, load_weights
+from cnn.training import Part, Settings, Trained, Trainer, Watch, evaluate, pick_device
+
+OWN = "cnn"  # the backbone that the settings describe block by block
+
+Rows = tuple[npt.NDArray[Any], npt.NDArray[Any]]  # pixels (n, height * width * channels), class numbers (n,)
+
+
+class Prepared(NamedTuple):
+    """Settings that have been checked, before any data is looked at."""
+
+    description: AnyDescription
+    settings: Settings
+    device: torch.device
+    options: Mapping[str, Any]
+
+    @property
+    def label(self) -> str:
+        return self.description.label
+
+
+class Made(NamedTuple):
+    """A trained extractor, how its training went, and loss and accuracy of the network alone on each part."""
+
+    extractor: Extractor
+    trained: Trained
+    figures: dict[str, tuple[float, float]]
+
+
+def prepare(options: Mapping[str, Any], image_shape: tuple[int, int, int], classes: int) -> Prepared:
+    """Check the settings for images (height, width, channels).
+
+    Raises
+    ------
+    DescriptionError : settings that cannot be
+    MissingError : a device or a package is not there
+    """
+    description: AnyDescription
+    if options["backbone"] == OWN:
+        of_blocks = {one.name: options[one.name] for one in fields(Block) if one.name != "filters"}
+        blocks = make_blocks(options["filters"], **of_blocks)
+        dense, init = tuple(options["dense"]), options["init"]
+        description = Description(image_shape=image_shape, classes=classes, blocks=blocks, dense=dense, init=init)
+    else:
+        description = BackboneDescription(options["backbone"], image_shape, classes)
+    shared = {one.name: options[one.name] for one in fields(Settings) if one.name in options}
+    augmentation = Augmentation(options["flip"], options["shift"], options["erase"])
+    settings = Settings(**shared, augmentation=augmentation, compiled=options["compile"])
+    prepared = Prepared(description, settings, pick_device(options["device"]), options)
+    Extractor(description, fresh(prepared), None, options["layer"])  # a layer that is not there shows now, not after hours
+    return prepared
+
+
+def fresh(prepared: Prepared) -> torch.nn.Module:
+    """The network before training."""
+    network = make_network(prepared.description, prepared.settings.seed)
+    if isinstance(network, Backbone) and prepared.options["weights"] is not None:
+        load_weights(network, Path(prepared.options["weights"]), prepared.options["weights_sha256"])
+    return network
+
+
+def train(
+    prepared: Prepared,
+    parts: Mapping[str, Rows],
+    scaling: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
+    watch: Watch,
+    checkpoint: tuple[bytes, str] | None = None,
+) -> Made:
+    """Train on the part "train", watch "validation" if there is one, and measure all parts.
+
+    Parameters
+    ----------
+    scaling : shift and factor, see `images.Scaling`
+    checkpoint : bytes and name of one to go on from
+
+    Raises
+    ------
+    DivergedError : the loss became no number
+    FileError : a checkpoint that does not fit
+    """
+    scale = Scaling(*scaling)
+    shape = prepared.description.image_shape
+    loaded = {name: Part(Images(x, shape, scale, prepared.device), y) for name, (x, y) in parts.items()}
+    network = fresh(prepared)
+    trainer = Trainer(network, loaded["train"], loaded.get("validation"), prepared.settings, watch)
+    if checkpoint is not None:
+        trainer.resume(*checkpoint)
+    trained = trainer.run()
+    ended = trained.stopped != "signal"
+    figures = {name: evaluate(network, part, prepared.settings.autocast) for name, part in loaded.items() if ended}
+    return Made(Extractor(prepared.description, network, scale, prepared.options["layer"]), trained, figures)

@@ -1,0 +1,300 @@
+"""Training a network: the loop, its checkpoints, and going on from one.
+
+Every epoch seeds itself from the run's seed and its number: the order of rows, dropout, augmentation. So an epoch is the same
+whether the epochs before it ran in this process or in one that was interrupted, and on a CPU, with the same number of threads,
+a resumed training ends in the same bits as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from cnn.description import check_name
+from cnn.errors import DescriptionError, DivergedError, FileError, MissingError
+from cnn.images import Augmentation, Images
+from cnn.network import read_state
+
+OPTIMIZERS = ("adam", "adamw", "sgd")
+SCHEDULES = ("constant", "step", "cosine")
+EVALUATED = 1024  # images at once where no gradient is needed
+VERSION = 1  # of checkpoints
+
+Row = dict[str, Any]
+Labels = npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to train.
+
+    Parameters
+    ----------
+    optimizer : a name of `OPTIMIZERS`, as in torch.optim
+    lr, momentum, weight_decay : learning rate; momentum of sgd; decay of all weights, decoupled for adamw
+    schedule : a name of `SCHEDULES`: "step" multiplies the rate by `factor` every `every` epochs, "cosine" takes it to 0 at
+        the last step (Loshchilov & Hutter 2017, without restarts)
+    batch_size, epochs : rows of an update, passes over the training part
+    patience : epochs without a better validation loss after which training ends; None for no end
+    label_smoothing : share of each target spread over all classes
+    augmentation : of training images
+    seed : for the order of rows, dropout and augmentation
+    autocast : whether convolutions and products compute in bfloat16
+    compiled : whether torch.compile is used
+
+    Raises
+    ------
+    DescriptionError : a value that cannot be
+    """
+
+    optimizer: str = "adam"
+    lr: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    factor: float = 0.5
+    every: int = 10
+    batch_size: int = 64
+    epochs: int = 10
+    patience: int | None = None
+    label_smoothing: float = 0.0
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    seed: int = 0
+    autocast: bool = False
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        check_name("optimizer", self.optimizer, OPTIMIZERS)
+        check_name("schedule", self.schedule, SCHEDULES)
+        for name in ("batch_size", "epochs", "every"):
+            if getattr(self, name) < 1:
+                raise DescriptionError(f"{name} must be 1 or more, not {getattr(self, name)}")
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise DescriptionError(f"lr must be a positive number, not {self.lr}")
+        for name in ("weight_decay", "momentum", "label_smoothing"):
+            if not 0 <= getattr(self, name) < (math.inf if name == "weight_decay" else 1):
+                raise DescriptionError(f"{name} must be at least 0{'' if name == 'weight_decay' else ' and below 1'}")
+        if self.patience is not None and self.patience < 1:
+            raise DescriptionError(f"patience must be 1 or more, not {self.patience}")
+
+    def rate(self, epoch: float) -> float:
+        """Learning rate after so many epochs, from 0."""
+        if self.schedule == "step":
+            return self.lr * self.factor ** (int(epoch) // self.every)
+        if self.schedule == "cosine":
+            return self.lr * 0.5 * (1 + math.cos(math.pi * min(epoch / self.epochs, 1)))
+        return self.lr
+
+
+class Part(NamedTuple):
+    """Images with the numbers of their classes, (n,)."""
+
+    images: Images
+    labels: Labels
+
+
+class Trained(NamedTuple):
+    """history : a row per epoch; best_epoch : whose weights the network has; stopped : "epochs", "patience" or "signal"."""
+
+    history: list[Row]
+    best_epoch: int
+    stopped: str
+
+
+@dataclass
+class Watch:
+    """What the training tells, and asks.
+
+    batch : (epoch, rows done, rows in all, mean loss, accuracy, rows per second), after each batch
+    epoch : the row of the history, after each epoch
+    checkpoint : bytes to keep, after each epoch; the newest replaces those before
+    stop : whether to end now, asked after each batch; the epoch under way is given up
+    """
+
+    batch: Callable[[int, int, int, float, float, float], None] = lambda *figures: None
+    epoch: Callable[[Row], None] = lambda row: None
+    checkpoint: Callable[[bytes], None] | None = None
+    stop: Callable[[], bool] = lambda: False
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a name; "auto" takes CUDA where it works.
+
+    Raises
+    ------
+    MissingError : the device is not there
+    DescriptionError : no such kind of device
+    """
+    cuda = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if cuda else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise DescriptionError(f"device must be auto, cpu or cuda, not {name!r}") from None
+    if device.type == "cuda" and not cuda:
+        raise MissingError("no CUDA device is usable; take --device cpu, or look at `fastmlp doctor`")
+    return device
+
+
+class Trainer:
+    """One training of a network; `run` reads top to bottom.
+
+    Raises DivergedError, from `run`, when the loss is no number; the network then has the best weights so far.
+    """
+
+    def __init__(
+        self, network: nn.Module, train: Part, validation: Part | None, settings: Settings, watch: Watch | None = None
+    ) -> None:
+        self.network = network.to(train.images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.train, self.validation, self.settings, self.watch = train, validation, settings, watch or Watch()
+        self.optimizer = make_optimizer(network, settings)
+        self.step = torch.compile(network) if settings.compiled else network
+        self.transform = settings.augmentation.transform(*train.images.image_shape[:2])
+        self.history: list[Row] = []
+        self.best_epoch, self.best_loss, self.best = 0, math.inf, copy.deepcopy(network.state_dict())
+
+    def resume(self, data: bytes, name: str) -> None:
+        """Go on from a checkpoint; raises FileError if it is damaged, or of another network or optimizer."""
+        state = read_state(data, name)
+        if state.get("version") != VERSION:
+            raise FileError(f"{name}: not a checkpoint of version {VERSION}; train again")
+        if state.get("rule") != self.settings.optimizer:
+            raise FileError(f"{name}: of another optimizer, {state.get('rule')}; train again, or with that one")
+        try:
+            self.network.load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.best = state["best"]
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise FileError(f"{name}: of another network: {' '.join(str(error).split())[:200]}") from None
+        self.history, self.best_epoch, self.best_loss = state["history"], state["best_epoch"], state["best_loss"]
+
+    def checkpoint(self) -> bytes:
+        """All that `resume` needs."""
+        buffer = io.BytesIO()
+        state = {
+            "version": VERSION,
+            "rule": self.settings.optimizer,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        figures = {"history": self.history, "best_epoch": self.best_epoch, "best_loss": self.best_loss, "best": self.best}
+        torch.save(state | figures, buffer)
+        return buffer.getvalue()
+
+    def run(self) -> Trained:
+        """Train to the end; the network then has the weights of its best epoch."""
+        stopped = self._reason()
+        while stopped == "" and not self.watch.stop():
+            row = self._epoch(len(self.history) + 1)
+            if row is None:
+                break
+            self.history.append(row)
+            watched = row["val_loss"] if self.validation else -len(self.history)  # unwatched, the last is the best
+            if watched < self.best_loss:
+                self.best_epoch, self.best_loss = row["epoch"], watched
+                self.best = copy.deepcopy(self.network.state_dict())
+            if self.watch.checkpoint:
+                self.watch.checkpoint(self.checkpoint())
+            self.watch.epoch(row)
+            stopped = self._reason()
+        self.network.load_state_dict(self.best)
+        return Trained(self.history, self.best_epoch, stopped or "signal")
+
+    def _reason(self) -> str:
+        """Why training ends after the epochs so far; "" if it goes on."""
+        done, patience = len(self.history), self.settings.patience
+        if self.validation and patience is not None and done - self.best_epoch >= patience:
+            return "patience"
+        return "epochs" if done >= self.settings.epochs else ""
+
+    def _epoch(self, epoch: int) -> Row | None:
+        """One pass over the training part, and the validation after it; None if it was given up."""
+        settings, rows = self.settings, len(self.train.labels)
+        torch.manual_seed(settings.seed * 1_000_003 + epoch)
+        order = torch.randperm(rows).numpy()
+        self.network.train()
+        began, done, total, right = time.perf_counter(), 0, 0.0, 0
+        for start in range(0, rows, settings.batch_size):
+            loss, hits = self._update(order[start : start + settings.batch_size], epoch - 1 + start / rows)
+            count = min(settings.batch_size, rows - start)
+            done, total, right = done + count, total + loss * count, right + hits
+            if not math.isfinite(loss):
+                self.network.load_state_dict(self.best)
+                raise DivergedError(f"the loss became {loss} in epoch {epoch}: lower the learning rate (now {settings.lr:g})")
+            self.watch.batch(epoch, done, rows, total / done, right / done, done / (time.perf_counter() - began))
+            if self.watch.stop():
+                return None
+        seconds = time.perf_counter() - began
+        figures = evaluate(self.network, self.validation, settings.autocast) if self.validation else None
+        return {
+            "epoch": epoch,
+            "loss": total / rows,
+            "accuracy": right / rows,
+            "val_loss": figures[0] if figures else None,
+            "val_accuracy": figures[1] if figures else None,
+            "rate": settings.rate(epoch - 1),
+            "seconds": seconds,
+            "eval_seconds": time.perf_counter() - began - seconds,
+            "rows_per_second": rows / seconds,
+        }
+
+    def _update(self, rows: npt.NDArray[np.int64], epoch: float) -> tuple[float, int]:
+        """One step of the optimizer; the batch's mean loss and hits before it."""
+        x = self.train.images.batch(rows, self.transform)
+        y = torch.from_numpy(self.train.labels[rows].astype(np.int64)).to(x.device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.rate(epoch)
+        self.optimizer.zero_grad()
+        with computing(x.device, self.settings.autocast):
+            z = self.step(x)
+            loss = cross_entropy(z.float(), y, label_smoothing=self.settings.label_smoothing)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return float(loss.detach()), int((z.detach().argmax(1) == y).sum())
+
+
+def make_optimizer(network: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    """The optimizer of the settings, for all parameters of a network."""
+    parameters = network.parameters()
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(parameters, settings.lr, settings.momentum, weight_decay=settings.weight_decay)
+    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, settings.lr, weight_decay=settings.weight_decay)
+
+
+def computing(device: torch.device, autocast: bool) -> AbstractContextManager[Any]:
+    """bfloat16 for convolutions and products, or plain float32."""
+    return torch.autocast(device.type, torch.bfloat16) if autocast else nullcontext()
+
+
+def outputs(network: nn.Module, images: Images, autocast: bool = False, at_once: int = EVALUATED) -> Iterator[torch.Tensor]:
+    """What a network in evaluation mode gives of all images, in blocks, (rows, …) float32 on the device."""
+    network.eval()
+    for start in range(0, len(images), at_once):
+        with torch.inference_mode(), computing(images.device, autocast):
+            found = network(images.batch(slice(start, start + at_once)))
+        yield found.float()
+
+
+def evaluate(network: nn.Module, part: Part, autocast: bool = False) -> tuple[float, float]:
+    """Mean cross-entropy, without label smoothing, and accuracy."""
+    total, right, start = 0.0, 0, 0
+    for z in outputs(network, part.images, autocast):
+        y = torch.from_numpy(part.labels[start : start + len(z)].astype(np.int64)).to(z.device)
+        total += float(cross_entropy(z.double(), y, reduction="sum"))
+        right += int((z.argmax(1) == y).sum())
+        start += len(z)
+    return total / len(part.labels), right / len(part.labels)

@@ -1,0 +1,224 @@
+"""From images to features: one `extract` run from its settings to its data set of features, and its file.
+
+Here: data loaded, checked and split, the steps of a run, the checkpoint that an interrupted run leaves. Not here: networks,
+which package cnn trains (it comes in as `Tools`), and what features are (features.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from fastmlp.artifacts import json_bytes, write_bytes
+from fastmlp.config_extract import ExtractConfig
+from fastmlp.data import Dataset, load_data
+from fastmlp.errors import ConfigError, DataError
+from fastmlp.features import Extractor, extract_rows, featured, write_features
+from fastmlp.preprocess import fit_scaling
+from fastmlp.progress import make_progress
+from fastmlp.runs import Say, split, split_numbers
+from fastmlp.signals import Signals
+
+PIXEL = ("none", "unit", "symmetric", "zscore-global")  # scalings with the same numbers for every pixel
+
+
+class Tools(Protocol):
+    """What package cnn does for us; `cnn.toolkit` has functions of these names, and the class `Watch`."""
+
+    def prepare(self, options: Mapping[str, Any], image_shape: tuple[int, int, int], classes: int) -> Any: ...
+
+    def train(self, prepared: Any, parts: Any, scaling: Any, watch: Any, checkpoint: tuple[bytes, str] | None) -> Any: ...
+
+    def Watch(
+        self,
+        batch: Callable[..., None],
+        epoch: Callable[[dict[str, Any]], None],
+        checkpoint: Callable[[bytes], None] | None,
+        stop: Callable[[], bool],
+    ) -> Any: ...
+
+
+class Extracted(NamedTuple):
+    """The features, None if a signal came before they were made; what --json prints; the signal or 0."""
+
+    data: Dataset | None
+    result: dict[str, Any]
+    signal: int
+    config: ExtractConfig
+
+    def chained_flags(self) -> dict[str, Any]:
+        """What a training on these features takes from the settings of the images."""
+        given = {name: getattr(self.config, name) for name in ("data", "data_dir")}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+class Job(NamedTuple):
+    """A run that has been checked: the images, how they are cut, the network, and the key of all that decides the features."""
+
+    config: ExtractConfig
+    images: Dataset
+    prepared: Any
+    key: str
+    out: Path | None
+
+    @property
+    def kept(self) -> Path:
+        """Where an interrupted run leaves its checkpoint."""
+        beside = self.out or Path(f"{self.images.name}-{self.prepared.label}.npz")
+        return beside.with_name(f"{beside.name}.{self.key[:12]}.checkpoint")
+
+
+def plan(config: ExtractConfig, tools: Tools, *, chained: bool, progress: bool) -> Job:
+    """Load the images and check the settings; nothing is written.
+
+    chained : whether the features pass on in memory; then a file is written only if it was asked for
+    """
+    images = load_data(config.data, config.data_dir, image_size=config.image_size, progress=progress)
+    if images.image_shape is None:
+        raise DataError(f"{config.data}: not images; extract needs images, such as a folder of class folders or fashion-mnist")
+    prepared = tools.prepare(vars(config), images.image_shape, len(images.classes))
+    text = json_bytes({"settings": config.key(), "data": images.sha256})
+    key = hashlib.sha256(text).hexdigest()
+    out = Path(config.out) if config.out else None if chained else Path(f"{images.name}-{prepared.label}.npz")
+    if out is not None and out.suffix != ".npz":
+        raise ConfigError(f"out: {out} must end in .npz")
+    return Job(config, images, prepared, key, out)
+
+
+def extract_run(
+    config: ExtractConfig, tools: Tools, *, chained: bool = False, quiet: bool = False, say: Say = lambda text: None
+) -> Extracted:
+    """Train a network on images, and make features of all parts.
+
+    Parameters
+    ----------
+    config : the settings
+    tools : package cnn
+    chained : whether the features pass on in memory; then a file is written only if it was asked for
+    quiet : no progress on stderr
+    say : takes a line for a person on what is being done
+
+    Returns
+    -------
+    Extracted : after SIGINT or SIGTERM `signal` is set, and a checkpoint lies beside the file that would have come: the same
+        command goes on from it
+
+    Raises
+    ------
+    FastMLPError : settings or data that cannot be used, a file that is there with other features
+    """
+    job = plan(config, tools, chained=chained, progress=not quiet)
+    if (found := existing(job)) is not None:
+        say(f"{job.out}: has been made with these settings before; nothing to do")
+        return found
+    made, signal = train(job, tools, quiet, say)
+    if signal:
+        say(f"interrupted after epoch {len(made.trained.history)}; the same command goes on from {job.kept}")
+        return Extracted(None, describe(job, made, None), signal, config)
+    data, rate = make_features(job, made.extractor)
+    data = data_with(data, job, made)
+    if job.out is not None:
+        write_features(job.out, data, config.feature_dtype)
+        say(f"{len(data.x):,} rows of {data.x.shape[1]} features, {rate:,.0f} images/s: {job.out}")
+    job.kept.unlink(missing_ok=True)
+    return Extracted(data, describe(job, made, rate), 0, config)
+
+
+def existing(job: Job) -> Extracted | None:
+    """The features of a file that this very run has written before.
+
+    Raises ConfigError if another run has written it, unless it may be replaced.
+    """
+    if job.out is None or not job.out.exists() or job.config.force:
+        return None
+    data = load_data(job.out)
+    if data.about is None or data.about.get("key") != job.key:
+        raise ConfigError(f"out: {job.out} is there and was made otherwise; give another --out, or --force to replace it")
+    return Extracted(data, dict(data.about) | {"out": str(job.out)}, 0, job.config)
+
+
+def train(job: Job, tools: Tools, quiet: bool, say: Say) -> tuple[Any, int]:
+    """The trained extractor, and the signal that ended the training early or 0."""
+    config, parts = job.config, split(job.images, job.config)
+    rows = ", ".join(f"{len(x):,} {name}" for name, (x, _) in parts.items())
+    say(f"{job.images.name}: {rows} images; network {job.prepared.label} on {job.prepared.device}")
+    arrays = {name: (np.asarray(x[:]), y) for name, (x, y) in parts.items()}
+    scaling = fit_scaling(config.scale, arrays["train"][0])
+    each = slice(None, 1) if config.scale in PIXEL else slice(None)
+    checkpoint = None
+    if config.resume and job.kept.exists():
+        checkpoint = (job.kept.read_bytes(), str(job.kept))
+        say(f"going on from {job.kept}")
+    with Signals() as signals, make_progress(quiet=quiet, epochs=config.epochs) as display:
+        watch = tools.Watch(
+            display.update, display.epoch_done, lambda data: write_bytes(job.kept, data), lambda: bool(signals.received)
+        )
+        made = tools.train(job.prepared, arrays, (scaling.shift[each], scaling.factor[each]), watch, checkpoint)
+    return made, signals.received if made.trained.stopped == "signal" else 0
+
+
+def make_features(job: Job, extractor: Extractor) -> tuple[Dataset, float]:
+    """The features of all parts, and the images a second."""
+    seconds, images = 0.0, 0
+
+    def extract(pixels: Any) -> Any:
+        nonlocal seconds, images
+        began = time.perf_counter()
+        found = extract_rows(extractor, pixels, job.prepared.device, job.config.feature_dtype)
+        seconds, images = seconds + time.perf_counter() - began, images + len(pixels)
+        return found
+
+    data = featured(job.images, extract, split_numbers(job.images, job.config))
+    return data, images / seconds
+
+
+def data_with(data: Dataset, job: Job, made: Any) -> Dataset:
+    """The features with what is to be known of them."""
+    about = {
+        "key": job.key,
+        "settings": job.config.key(),
+        **made.extractor.table(),
+        "extractor_sha256": made.extractor.sha256,
+        "images": {"name": job.images.name, "sha256": job.images.sha256},
+        "cnn": figures_of(made),
+    }
+    return Dataset(**vars_of(data) | {"about": about, "extractor": made.extractor.to_bytes()})
+
+
+def vars_of(data: Dataset) -> dict[str, Any]:
+    """The fields of a data set, without what it has computed."""
+    return {name: getattr(data, name) for name in data.__dataclass_fields__}
+
+
+def figures_of(made: Any) -> dict[str, Any]:
+    """Loss and accuracy of the network alone, by part, and its epochs."""
+    figures = {name: {"loss": loss, "accuracy": accuracy} for name, (loss, accuracy) in made.figures.items()}
+    trained = made.trained
+    seconds = sum(row["seconds"] for row in trained.history)
+    return {
+        **figures,
+        "epochs": len(trained.history),
+        "best_epoch": trained.best_epoch,
+        "stopped": trained.stopped,
+        "seconds": seconds,
+        "history": trained.history,
+    }
+
+
+def describe(job: Job, made: Any, rate: float | None) -> dict[str, Any]:
+    """What --json prints."""
+    return {
+        "cnn": figures_of(made),
+        "network": job.prepared.description.table(),
+        "layer": made.extractor.table()["layer"],
+        "features": None if rate is None else made.extractor.width,
+        "images_per_second": rate,
+        "data": {"name": job.images.name, "sha256": job.images.sha256},
+        "key": job.key,
+        "out": None if job.out is None else str(job.out),
+    }
