@@ -32,17 +32,12 @@ from fastmlp.preprocess import Place
 CHUNK = 1 << 20  # bytes read at a time, so that no buffer is ever sized by what a header claims
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 REFETCH = "delete it and get it again with `fastmlp data fetch`"
-
-
-# Arrays of a data set in one file: .npz, or a folder of .npy files.
+# Of a data set in an .npz file, or in a folder of .npy files; the last three are those of `features`.
 ARRAYS = ("x", "y", "x_test", "y_test", "classes", "validation", "about", "extractor")
 
 
 class Parts(NamedTuple):
-    """What a reader found: arrays as they are in the file, not yet checked (`data.check_dataset` does).
-
-    validation, about, extractor : of feature files, see `features`
-    """
+    """What a reader found: arrays as they are in the file, not yet checked (`data.check_dataset` does)."""
 
     x: Any
     y: Any
@@ -50,10 +45,10 @@ class Parts(NamedTuple):
     image_shape: tuple[int, int, int] | None = None
     x_test: Any = None
     y_test: Any = None
+    places: Mapping[str, Place] | None = None
     validation: Any = None
     about: Any = None
     extractor: Any = None
-    places: Mapping[str, Place] | None = None
 
 
 @contextmanager
@@ -146,8 +141,6 @@ def read_npz(path: str | Path) -> Parts:
 
     Other keys are ignored. Raises DataError for a damaged file, a missing key or an array of Python objects.
 
-    Examples
-    --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder) / "a.npz"

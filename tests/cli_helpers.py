@@ -8,7 +8,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 import cli
-from fastmlp.config_sources import VARIABLES
+from fastmlp.config import fields_of
+from fastmlp.config_extract import ExtractConfig
+from fastmlp.config_sources import VARIABLES, variable
 
 FAST = ["--hidden", "16", "--epochs", "3", "--backend", "numpy"]
 OTHER_VARIABLES = ["FASTMLP_CONFIG", "FASTMLP_JSON", "FASTMLP_QUIET", "FASTMLP_VERBOSE", "FASTMLP_DEBUG"]
@@ -16,8 +18,8 @@ OTHER_VARIABLES = ["FASTMLP_CONFIG", "FASTMLP_JSON", "FASTMLP_QUIET", "FASTMLP_V
 
 def forget_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Variables of the tester's shell must not change a test."""
-    for variable in [*VARIABLES.values(), *OTHER_VARIABLES]:
-        monkeypatch.delenv(variable, raising=False)
+    for name in [*VARIABLES.values(), *map(variable, fields_of(ExtractConfig)), *OTHER_VARIABLES]:
+        monkeypatch.delenv(name, raising=False)
 
 
 def call(*arguments: str | Path, **variables: str) -> Result:

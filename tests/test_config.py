@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fastmlp.config import FIELDS, PATIENCE, RATES, Config, flag
-from fastmlp.config_sources import kind, resolve
+from fastmlp.config_sources import resolve
 from fastmlp.errors import ConfigError
 from fastmlp.network import Network
 from fastmlp.optimizers import RULES, Optimizer, Schedule
@@ -18,7 +18,7 @@ from fastmlp.optimizers import RULES, Optimizer, Schedule
 
 @pytest.mark.parametrize("name", ["target", "scale", "loss", "output", "optimizer", "schedule", "monitor", "backend"])
 def test_an_unknown_name_is_answered_with_the_valid_ones(name: str) -> None:
-    valid = kind(name).metavar.split("|")[0]
+    valid = FIELDS[name].metadata["kind"].metavar.split("|")[0]
     with pytest.raises(ConfigError) as caught:
         resolve({name: valid + "x"}, {})
     assert str(caught.value).startswith(f"{flag(name)}: unknown ")
