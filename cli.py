@@ -9,6 +9,7 @@ Exit codes: 0 done, 1 a bug, 2 usage or configuration, 3 bad data or file, 4 som
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import click
@@ -91,13 +92,17 @@ def train(config: str | None, print_config: bool, as_json: bool, **flags: Any) -
     run_training(settings, as_json)
 
 
-def run_training(settings: Config, as_json: bool, features: Any = None) -> None:
-    """What `train` does with its settings; `features` are what `extract` has just made."""
+def run_training(settings: Config, as_json: bool, extracted: Any = None) -> None:
+    """What `train` does with its settings; `extracted` is what `extract` has just made."""
     from fastmlp.runs import check_accuracy, train_run
 
     if is_verbose():
         note(settings.text())
-    outcome = train_run(settings, quiet=is_quiet(), say=say, data=features)
+    outcome = train_run(settings, quiet=is_quiet(), say=say, data=extracted and extracted.data)
+    if extracted is not None and not outcome.signal:
+        from fastmlp.extraction_pictures import draw_chain
+
+        draw_chain(extracted, Path(outcome.result["out"]))
     show_figures(outcome.result, as_json)
     end_by_signal(outcome.signal)
     check_accuracy(outcome.result, "test", settings.min_accuracy)
@@ -127,6 +132,7 @@ def extract(ctx: click.Context, /, config: str | None, print_config: bool, as_js
     """
     from fastmlp.config_sources import resolve_as
     from fastmlp.extraction import extract_run
+    from fastmlp.extraction_pictures import draw_extraction
 
     settings = resolve_as(ExtractConfig, flags, os.environ, config)
     if print_config:
@@ -135,6 +141,7 @@ def extract(ctx: click.Context, /, config: str | None, print_config: bool, as_js
     chained = ctx.invoked_subcommand is not None
     ctx.obj = found = extract_run(settings, extraction_tools(), chained=chained, quiet=is_quiet(), say=say)
     if not chained:
+        draw_extraction(found, found.job.pictures)
         show_extraction(found.result, as_json)
     end_by_signal(found.signal)
 
@@ -149,7 +156,7 @@ def extract_train(extracted: Any, /, config: str | None, as_json: bool, **flags:
     from fastmlp.config_sources import resolve
 
     settings = resolve(flags | extracted.chained_flags(), os.environ, config)
-    run_training(settings, as_json, extracted.data)
+    run_training(settings, as_json, extracted)
 
 
 def extraction_tools() -> Any:

@@ -108,6 +108,27 @@ class Extractor:
         """Features of all images at once, (n, features) float32."""
         return np.concatenate([*self.blocks(pixels, device)])
 
+    def first_filters(self) -> npt.NDArray[np.float32]:
+        """The filters of the first convolution, the mean over its input channels: (filters, height, width)."""
+        weight: npt.NDArray[np.float32] = self._first().weight.detach().cpu().numpy()
+        return weight.mean(axis=1)
+
+    def first_maps(self, pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """What the first convolution and ReLU make of one image (1, pixels): (filters, height, width)."""
+        found: list[torch.Tensor] = []
+        handle = self._first().register_forward_hook(lambda module, given, output: found.append(output.relu()))
+        try:
+            self.network.cpu()
+            for _ in outputs(self.network, Images(pixels, self.description.image_shape, self.scaling)):
+                pass
+        finally:
+            handle.remove()
+        return found[0][0].numpy()
+
+    def _first(self) -> nn.Conv2d:
+        """The first convolution."""
+        return next(module for module in self.network.modules() if isinstance(module, nn.Conv2d))
+
     def table(self) -> dict[str, Any]:
         """What the extractor is, as plain values."""
         return {"network": self.description.table(), "layer": self.layer or default_layer(self.network)}

@@ -19,7 +19,7 @@ from cnn.description import Block, Description, make_blocks
 from cnn.extractor import AnyDescription, BackboneDescription, Extractor, make_network
 from cnn.images import Augmentation, Images, Scaling
 from cnn.network import Backbone, load_weights
-from cnn.training import Part, Settings, Trained, Trainer, Watch, evaluate, pick_device
+from cnn.training import Evaluation, Part, Settings, Trained, Trainer, Watch, evaluate, pick_device
 
 OWN = "cnn"  # the backbone that the settings describe block by block
 
@@ -40,11 +40,11 @@ class Prepared(NamedTuple):
 
 
 class Made(NamedTuple):
-    """A trained extractor, how its training went, and loss and accuracy of the network alone on each part."""
+    """A trained extractor, how its training went, and what the network alone makes of each part."""
 
     extractor: Extractor
     trained: Trained
-    figures: dict[str, tuple[float, float]]
+    figures: dict[str, Evaluation]
 
 
 def prepare(options: Mapping[str, Any], image_shape: tuple[int, int, int], classes: int) -> Prepared:

@@ -243,8 +243,8 @@ class Trainer:
             "epoch": epoch,
             "loss": total / rows,
             "accuracy": right / rows,
-            "val_loss": figures[0] if figures else None,
-            "val_accuracy": figures[1] if figures else None,
+            "val_loss": figures.loss if figures else None,
+            "val_accuracy": figures.accuracy if figures else None,
             "rate": settings.rate(epoch - 1),
             "seconds": seconds,
             "eval_seconds": time.perf_counter() - began - seconds,
@@ -289,12 +289,31 @@ def outputs(network: nn.Module, images: Images, autocast: bool = False, at_once:
         yield found.float()
 
 
-def evaluate(network: nn.Module, part: Part, autocast: bool = False) -> tuple[float, float]:
-    """Mean cross-entropy, without label smoothing, and accuracy."""
-    total, right, start = 0.0, 0, 0
+class Evaluation(NamedTuple):
+    """What a network makes of a part.
+
+    loss : mean cross-entropy, without label smoothing
+    accuracy : share of the images whose likeliest class is theirs
+    predicted : (n,) int64, the likeliest class of each image
+    probability : (n,) float64, its probability
+    """
+
+    loss: float
+    accuracy: float
+    predicted: npt.NDArray[np.int64]
+    probability: npt.NDArray[np.float64]
+
+
+def evaluate(network: nn.Module, part: Part, autocast: bool = False) -> Evaluation:
+    """Measure a network on a part."""
+    losses, predicted, probability, start = [], [], [], 0
     for z in outputs(network, part.images, autocast):
         y = torch.from_numpy(part.labels[start : start + len(z)].astype(np.int64)).to(z.device)
-        total += float(cross_entropy(z.double(), y, reduction="sum"))
-        right += int((z.argmax(1) == y).sum())
+        shares = z.double().softmax(1).max(1)
+        losses.append(cross_entropy(z.double(), y, reduction="none").cpu().numpy())
+        predicted.append(shares.indices.cpu().numpy())
+        probability.append(shares.values.cpu().numpy())
         start += len(z)
-    return total / len(part.labels), right / len(part.labels)
+    classes = np.concatenate(predicted)
+    right = float((classes == part.labels).mean())
+    return Evaluation(float(np.concatenate(losses).mean()), right, classes, np.concatenate(probability))

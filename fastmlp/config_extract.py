@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastmlp.config import DataSettings, fields_of, of_data, setting
-from fastmlp.config_kinds import FILE, FLAG, NAME, NAMES, NUMBER, NUMBERS, TEXT, WHOLE, WHOLES, Kind, one_of
+from fastmlp.config_kinds import FILE, FLAG, FOLDER, NAME, NAMES, NUMBER, NUMBERS, TEXT, WHOLE, WHOLES, Kind, one_of
 from fastmlp.errors import ConfigError
 from fastmlp.preprocess import SCALINGS
 
@@ -84,6 +84,7 @@ class ExtractConfig(DataSettings):
     feature_dtype: str = of_result(one_of("feature dtype", ("float32", "float16")), "float32", "Type of features in the file.")
     device: str = of_result(NAME, "auto", "auto, cpu or cuda.")
     out: str | None = of_result(FILE, None, "File of the features, .npz [default: DATA-NETWORK.npz].")
+    pictures: str | None = of_result(FOLDER, None, "Folder of the pictures [default: beside --out; in a chain the run folder].")
     force: bool = of_result(FLAG, False, "Replace --out if it was made with other settings.")
     resume: bool = of_result(FLAG, True, "Go on from the checkpoint that an interrupted run has left.")
 
@@ -106,5 +107,7 @@ class ExtractConfig(DataSettings):
     def key(self) -> dict[str, Any]:
         """The settings that decide the features: all but where they are computed and written."""
         return {
-            name: value for name, value in self.table().items() if name not in ("out", "force", "resume", "device", "data_dir")
+            name: value
+            for name, value in self.table().items()
+            if name not in ("out", "pictures", "force", "resume", "device", "data_dir")
         }

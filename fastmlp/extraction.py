@@ -43,20 +43,6 @@ class Tools(Protocol):
     ) -> Any: ...
 
 
-class Extracted(NamedTuple):
-    """The features, None if a signal came before they were made; what --json prints; the signal or 0."""
-
-    data: Dataset | None
-    result: dict[str, Any]
-    signal: int
-    config: ExtractConfig
-
-    def chained_flags(self) -> dict[str, Any]:
-        """What a training on these features takes from the settings of the images."""
-        given = {name: getattr(self.config, name) for name in ("data", "data_dir")}
-        return {name: value for name, value in given.items() if value is not None}
-
-
 class Job(NamedTuple):
     """A run that has been checked: the images, how they are cut, the network, and the key of all that decides the features."""
 
@@ -67,10 +53,38 @@ class Job(NamedTuple):
     out: Path | None
 
     @property
+    def pictures(self) -> Path | None:
+        """Where the pictures go that no run folder takes."""
+        beside = None if self.out is None else self.out.with_name(f"{self.out.stem}-pictures")
+        return Path(self.config.pictures) if self.config.pictures else beside
+
+    @property
     def kept(self) -> Path:
         """Where an interrupted run leaves its checkpoint."""
         beside = self.out or Path(f"{self.images.name}-{self.prepared.label}.npz")
         return beside.with_name(f"{beside.name}.{self.key[:12]}.checkpoint")
+
+
+class Extracted(NamedTuple):
+    """What an `extract` run has made.
+
+    data : the features; None if a signal came before they were made
+    result : what --json prints
+    signal : that ended the training early, or 0
+    job : what was asked for
+    made : what package cnn gave; None if the features were there before
+    """
+
+    data: Dataset | None
+    result: dict[str, Any]
+    signal: int
+    job: Job
+    made: Any
+
+    def chained_flags(self) -> dict[str, Any]:
+        """What a training on these features takes from the settings of the images."""
+        given = {name: getattr(self.job.config, name) for name in ("data", "data_dir")}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 def plan(config: ExtractConfig, tools: Tools, *, chained: bool, progress: bool) -> Job:
@@ -119,14 +133,14 @@ def extract_run(
     made, signal = train(job, tools, quiet, say)
     if signal:
         say(f"interrupted after epoch {len(made.trained.history)}; the same command goes on from {job.kept}")
-        return Extracted(None, describe(job, made, None), signal, config)
+        return Extracted(None, describe(job, made, None), signal, job, made)
     data, rate = make_features(job, made.extractor)
     data = data_with(data, job, made)
     if job.out is not None:
         write_features(job.out, data, config.feature_dtype)
         say(f"{len(data.x):,} rows of {data.x.shape[1]} features, {rate:,.0f} images/s: {job.out}")
     job.kept.unlink(missing_ok=True)
-    return Extracted(data, describe(job, made, rate), 0, config)
+    return Extracted(data, describe(job, made, rate), 0, job, made)
 
 
 def existing(job: Job) -> Extracted | None:
@@ -139,7 +153,7 @@ def existing(job: Job) -> Extracted | None:
     data = load_data(job.out)
     if data.about is None or data.about.get("key") != job.key:
         raise ConfigError(f"out: {job.out} is there and was made otherwise; give another --out, or --force to replace it")
-    return Extracted(data, dict(data.about) | {"out": str(job.out)}, 0, job.config)
+    return Extracted(data, dict(data.about) | {"out": str(job.out)}, 0, job, None)
 
 
 def train(job: Job, tools: Tools, quiet: bool, say: Say) -> tuple[Any, int]:
@@ -197,7 +211,7 @@ def vars_of(data: Dataset) -> dict[str, Any]:
 
 def figures_of(made: Any) -> dict[str, Any]:
     """Loss and accuracy of the network alone, by part, and its epochs."""
-    figures = {name: {"loss": loss, "accuracy": accuracy} for name, (loss, accuracy) in made.figures.items()}
+    figures = {name: {"loss": one.loss, "accuracy": one.accuracy} for name, one in made.figures.items()}
     trained = made.trained
     seconds = sum(row["seconds"] for row in trained.history)
     return {

@@ -20,14 +20,14 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def short_name(name: str) -> str:
-    """A class name on one line, cut to 28 characters so that it leaves room for the figures.
+def short_name(name: str, longest: int = LONGEST_NAME) -> str:
+    """A class name on one line, cut to 28 characters, or so many, so that it leaves room for the figures.
 
     >>> short_name("a class name that is far too long to be shown")
     'a class name that is far to…'
     """
     clean = _printable(name)
-    return clean if len(clean) <= LONGEST_NAME else clean[: LONGEST_NAME - 1] + "…"
+    return clean if len(clean) <= longest else clean[: longest - 1] + "…"
 
 
 def print_result(result: Mapping[str, Any], stream: TextIO | None = None) -> None:

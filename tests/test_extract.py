@@ -127,6 +127,19 @@ def test_a_chained_model_takes_images(home: Path, made: dict[str, Any]) -> None:
     assert len(ok("predict", "one", "features.npz").stdout.splitlines()) == 1
 
 
+CNN_PICTURES = {"cnn-curves", "filters", "maps", "projection", "cnn-mistakes"}
+PARTS = ("train", "validation", "test")
+
+
+def test_pictures_of_both_stages(home: Path, made: dict[str, Any]) -> None:
+    ok("extract", "--data", home / "images.npz", *SMALL, "train", *MLP, "--out", "run", "-q")
+    beside = {file.stem for file in (home / "features-pictures").iterdir()}
+    assert beside == CNN_PICTURES | {f"cnn-confusion-{part}" for part in PARTS}
+    in_run = {file.stem for file in Path("run").glob("*.png")}
+    assert in_run == beside | {f"confusion-{part}" for part in PARTS} | {"confusion", "curves", "mistakes"}
+    assert all(Image.open(file).size[0] > 300 for file in Path("run").glob("*.png"))
+
+
 def test_the_same_settings_make_nothing_anew(home: Path, made: dict[str, Any]) -> None:
     file = home / "features.npz"
     before = file.stat().st_mtime_ns
@@ -166,7 +179,7 @@ REFUSED: list[tuple[int, list[str], str]] = [
 def test_what_cannot_be_is_refused_in_one_line(code: int, arguments: list[str], message: str, home: Path) -> None:
     line = refused(code, "extract", "--data", home / "images.npz", *SMALL, *arguments, "-q")
     assert message in line
-    assert list(Path.cwd().iterdir()) == []
+    assert [*Path.cwd().iterdir()] == []
 
 
 def test_only_images_have_features() -> None:

@@ -24,7 +24,7 @@ GROUPS = (
     ("cpu_cache", "cpu_simd", "cpu_instructions", "cpu_math", "cpu_compile", "cpu_threads"),
     ("cpu_plan", "cpu_products", "cpu_formulas", "cpu_pieces", "cpu_kernels", "cpu", "backends"),
     ("model", "metrics", "evaluation", "artifacts", "modelfile", "signals", "training", "many"),
-    ("data_files", "data_npy", "data_images", "data_fetch", "data", "features", "tables", "report", "progress"),
+    ("data_files", "data_npy", "data_images", "data_fetch", "data", "features", "tables", "report", "pictures", "progress"),
     (
         "config_kinds",
         "config",
@@ -32,6 +32,7 @@ GROUPS = (
         "config_sources",
         "runs",
         "extraction",
+        "extraction_pictures",
         "saved",
         "predictions",
         "console",

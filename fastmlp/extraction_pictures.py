@@ -1,0 +1,84 @@
+"""The pictures of an `extract` run, and of a training on its features.
+
+Here: which pictures a run gets, and from what. Not here: how they are drawn (report.py, pictures.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmlp.artifacts import read_json
+from fastmlp.extraction import Extracted, Job
+from fastmlp.metrics import classification_metrics
+from fastmlp.modelfile import load
+from fastmlp.pictures import plot_filters, plot_maps, plot_mistakes, plot_projection
+from fastmlp.report import plot_confusion, plot_curves
+from fastmlp.runs import RESULT_NAME, split
+
+Array = npt.NDArray[Any]
+
+
+def draw_extraction(found: Extracted, folder: Path | None) -> list[Path]:
+    """Write the pictures of the network itself; nothing for features that were there before. The files are returned."""
+    job, made, data = found.job, found.made, found.data
+    if folder is None or made is None or data is None:
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    classes, label, trained = data.classes, job.prepared.label, made.trained
+    names = ["cnn-curves", *(f"cnn-confusion-{part}" for part in made.figures), "filters", "maps", "projection"]
+    files = {name: folder / f"{name}.png" for name in names}
+    plot_curves(trained.history, trained.best_epoch, files["cnn-curves"], f"{job.images.name}, {label}")
+    parts = split(job.images, job.config)
+    for part, figures in made.figures.items():
+        counts = classification_metrics(parts[part][1], figures.predicted, classes)["confusion"]
+        plot_confusion(counts, classes, files[f"cnn-confusion-{part}"], f"CNN alone, {part}")
+    shown = "test" if "test" in parts else "validation" if "validation" in parts else "train"
+    pixels, truth = parts[shown]
+    one = np.asarray(pixels[:1])
+    plot_filters(made.extractor.first_filters(), files["filters"], "Filters of the first layer")
+    plot_maps(pictures_of(job, one)[0], made.extractor.first_maps(one), files["maps"], "Maps of the first layer")
+    if data.x_test is not None and data.y_test is not None:
+        plot_projection(data.x_test, data.y_test, classes, files["projection"], "Features of the test part")
+    else:
+        plot_projection(data.x, data.y, classes, files["projection"], "Features")
+    if shown in made.figures:
+        files["cnn-mistakes"] = folder / "cnn-mistakes.png"
+        figures = made.figures[shown]
+        title = f"CNN alone, {shown}: the most confident mistakes"
+        images = pictures_of(job, np.asarray(pixels[:]))
+        plot_mistakes(images, truth, figures.predicted, figures.probability, classes, files["cnn-mistakes"], title)
+    return list(files.values())
+
+
+def draw_chain(found: Extracted, run: Path) -> None:
+    """Write into a finished run's folder what its training on the features got wrong, and the pictures of the network."""
+    draw_extraction(found, run)
+    result, model, data = read_json(run / RESULT_NAME), load(run), found.data
+    assert data is not None
+    for part in ("train", "validation", "test"):
+        if result[part] is not None:
+            title = f"MLP on features, {part}"
+            plot_confusion(result[part]["confusion"], model.classes, run / f"confusion-{part}.png", title)
+    if data.x_test is None or data.y_test is None:
+        return
+    probabilities = model.predict_proba(data.x_test)
+    predicted = probabilities.argmax(axis=1)
+    sure = probabilities[np.arange(len(predicted)), predicted]
+    images = pictures_of(found.job, np.asarray(split(found.job.images, found.job.config)["test"][0][:]))
+    title = "MLP on features, test: the most confident mistakes"
+    plot_mistakes(images, data.y_test, predicted, sure, model.classes, run / "mistakes.png", title)
+
+
+def pictures_of(job: Job, pixels: Array) -> Array:
+    """Images (n, height, width) or (n, height, width, 3) uint8 from rows of pixels; other numbers are stretched to 0 … 255."""
+    shape = job.images.image_shape
+    assert shape is not None
+    images = pixels.reshape(len(pixels), *shape)
+    if images.dtype != np.uint8:
+        low, high = float(job.images.x.min()), float(job.images.x.max())
+        images = ((images - low) * (255 / max(high - low, 1e-30))).clip(0, 255).astype(np.uint8)
+    return images if shape[2] == 3 else images[..., 0]

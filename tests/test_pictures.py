@@ -1,0 +1,123 @@
+"""Pictures of filters, maps, features and mistakes: what they show, that nothing overlaps, equal files from equal input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_report import check_legend_beside_panels, check_no_overlap, draw
+
+from fastmlp import pictures
+from fastmlp.pictures import plot_filters, plot_maps, plot_mistakes, plot_projection, principal
+
+RNG = np.random.default_rng(0)
+LONG = [f"a class with a rather long name {number}" for number in range(12)]
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures that were saved, arranged as in their files."""
+    found: list[Any] = []
+    save = pictures._save
+
+    def kept(figure: Any, path: Path) -> None:
+        save(figure, path)
+        found.append(draw(figure))
+
+    monkeypatch.setattr(pictures, "_save", kept)
+    return found
+
+
+def tiles_of(figure: Any) -> list[Any]:
+    return [axes for axes in figure.axes if axes.images]
+
+
+@pytest.mark.parametrize("count", [1, 7, 200])
+def test_filters_and_maps(count: int, figures: list[Any], tmp_path: Path) -> None:
+    filters, maps = RNG.normal(size=(count, 5, 5)), RNG.random((count, 14, 14))
+    plot_filters(filters, tmp_path / "a.png", "Filters")
+    plot_maps(RNG.integers(0, 256, (28, 28)), maps, tmp_path / "b.png", "Maps")
+    shown = min(count, 64)
+    for figure, more in zip(figures, (0, 1), strict=True):
+        check_no_overlap(figure)
+        tiles = tiles_of(figure)
+        assert len(tiles) == shown + more
+        assert [axes.get_title() for axes in tiles[more:]] == [str(number) for number in range(1, shown + 1)]
+        assert figure.axes[-1].get_ylabel() == ("output after ReLU" if more else "weight")
+    assert ("the first 64 of 200" in figures[0].get_suptitle()) == (count == 200)
+    np.testing.assert_array_equal(tiles_of(figures[0])[-1].images[0].get_array(), filters[shown - 1])
+    bound = np.abs(filters).max()
+    assert tiles_of(figures[0])[0].images[0].get_clim() == (-bound, bound)
+    assert tiles_of(figures[1])[0].get_title() == "input"
+
+
+def test_filters_of_zeros(figures: list[Any], tmp_path: Path) -> None:
+    plot_filters(np.zeros((2, 3, 3)), tmp_path / "a.png", "Filters")
+    plot_maps(np.zeros((4, 4)), np.zeros((2, 3, 3)), tmp_path / "b.png", "Maps")
+    assert all(tiles_of(figure)[-1].images[0].get_clim()[1] == 1 for figure in figures)
+
+
+@pytest.mark.parametrize("classes", [["no", "yes"], [str(digit) for digit in range(10)], LONG, [str(n) for n in range(60)]])
+def test_a_projection_shows_every_class_by_name(classes: list[str], figures: list[Any], tmp_path: Path) -> None:
+    labels = RNG.integers(0, len(classes), 500)
+    plot_projection(RNG.normal(size=(500, 7)) + labels[:, None], labels, classes, tmp_path / "a.png", "Features")
+    (figure,) = figures
+    check_no_overlap(figure)
+    check_legend_beside_panels(figure)
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == len(classes)
+    (axes,) = figure.axes
+    assert [len(points.get_offsets()) for points in axes.collections] == np.bincount(labels, minlength=len(classes)).tolist()
+    assert "first principal component (" in axes.get_xlabel()
+    looks = {(points.get_facecolor().tobytes(), points.get_paths()[0].vertices.tobytes()) for points in axes.collections}
+    assert len(looks) == min(len(classes), 50)
+
+
+def test_principal_components_are_those_of_the_covariance() -> None:
+    features = RNG.normal(size=(300, 5)) @ RNG.normal(size=(5, 5)) + 3
+    points, shares = principal(features.astype(np.float32))
+    values, vectors = np.linalg.eigh(np.cov(features.T))
+    wanted = (features - features.mean(axis=0)) @ vectors[:, [-1, -2]]
+    np.testing.assert_allclose(np.abs(points), np.abs(wanted), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(shares, values[[-1, -2]] / values.sum(), rtol=1e-4)
+    assert (points[np.abs(points).argmax(axis=0), [0, 1]] > 0).all()
+    for flat in (np.ones((4, 3)), np.arange(4.0)[:, None], np.zeros((1, 2))):
+        points, shares = principal(flat)
+        assert points.shape == (len(flat), 2)
+        assert np.isfinite(points).all()
+        assert np.isfinite(shares).all()
+
+
+@pytest.mark.parametrize("wrong", [0, 7, 60])
+@pytest.mark.parametrize("colour", [(), (3,)])
+def test_the_most_confident_mistakes_come_first(
+    wrong: int, colour: tuple[int, ...], figures: list[Any], tmp_path: Path
+) -> None:
+    images = RNG.integers(0, 256, (100, 9, 9, *colour), np.uint8)
+    truth, probability = RNG.integers(0, 12, 100), RNG.random(100)
+    predicted = truth.copy()
+    predicted[:wrong] = (truth[:wrong] + 1) % 12
+    plot_mistakes(images, truth, predicted, probability, LONG, tmp_path / "a.png", "Mistakes")
+    (figure,) = figures
+    assert f"{wrong} mistakes in 100 rows" in figure.get_suptitle()
+    tiles = tiles_of(figure)
+    worst = np.argsort(-probability[:wrong])[:24]
+    assert len(tiles) == len(worst)
+    boxes = []
+    for axes, row in zip(tiles, worst, strict=True):
+        np.testing.assert_array_equal(axes.images[0].get_array(), images[row])
+        assert axes.get_title().endswith(f"{probability[row]:.1%} sure")
+        boxes.append(axes.title.get_window_extent())
+    for number, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[number + 1 :])
+        assert not any(box.overlaps(axes.images[0].get_window_extent()) for axes in tiles)
+
+
+def test_equal_input_gives_equal_files(tmp_path: Path) -> None:
+    labels = RNG.integers(0, 3, 5000)
+    features = RNG.normal(size=(5000, 4))
+    for name in ("a.png", "b.png"):
+        plot_projection(features, labels, ["a", "b", "$c$"], tmp_path / name, "Features")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
