@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -52,8 +53,9 @@ def execute(name: str, chain: Chain) -> dict[str, Any]:
     """Run the command and pick its figures."""
     words = ["extract", *chain.extract.split(), "train", *chain.train.split()]
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", "import cli; cli.main()", *words, "--out", f"{folder}/run", "--json"]
-        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
+        command = [sys.executable, "-c", "import cli; cli.main()", *words, "--out", "run", "--json"]
+        env = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=folder, env=env, stdout=subprocess.PIPE, check=True)
     result = json.loads(done.stdout)
     alone = result["data"]["extracted"]["cnn"]
     return {
