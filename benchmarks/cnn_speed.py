@@ -1,0 +1,131 @@
+"""How fast the convolutional network trains and extracts: python -m benchmarks.cnn_speed [--rounds 7] [--out FILE.json]
+
+training : images a second of whole steps (cs776-cnn-4, batch 64, Adam) in channels_last as package cnn does it, and of the
+    same with contiguous memory, in bfloat16 (autocast), and by torch.compile; all in turn, round by round
+extraction : images a second of `Extractor.blocks`, from uint8 rows to features, and of a bare forward pass of the same layers
+    over a float32 batch that is there already, on the same number of images at once
+
+Made-up images; speeds do not depend on what they show. What cannot run here is left out, with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from benchmarks.epochs import machine
+from cnn.description import Description, make_blocks
+from cnn.extractor import Extractor, make_network
+from cnn.images import Scaling
+from cnn.network import up_to
+from cnn.training import EVALUATED
+from fastmlp.artifacts import write_json
+
+SHAPE, BATCH, STEPS = (28, 28, 1), 64, 20
+NETWORK = Description(image_shape=SHAPE, classes=10, blocks=make_blocks((16, 32, 64, 128, 256), pool="max"), dense=(512,))
+IMAGES = 8 * EVALUATED
+
+
+def stepper(memory: Any, autocast: bool = False, compiled: bool = False) -> Callable[[], None]:
+    """A function that makes STEPS steps."""
+    network = make_network(NETWORK, 0).to(memory_format=memory)  # type: ignore[call-overload]
+    optimizer = torch.optim.Adam(network.parameters(), fused=False)
+    called = torch.compile(network) if compiled else network
+    x = torch.rand(BATCH, 1, *SHAPE[:2]).contiguous(memory_format=memory)
+    y = torch.randint(0, 10, (BATCH,))
+
+    def steps() -> None:
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext():
+                z = called(x)
+            cross_entropy(z.float(), y).backward()
+            optimizer.step()
+
+    return steps
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "channels_last": {"memory": torch.channels_last},
+    "contiguous": {"memory": torch.contiguous_format},
+    "channels_last, bfloat16": {"memory": torch.channels_last, "autocast": True},
+    "channels_last, torch.compile": {"memory": torch.channels_last, "compiled": True},
+}
+
+
+def extraction() -> dict[str, Callable[[], None]]:
+    """Both ways from images to features."""
+    pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 784), np.uint8)
+    scaling = Scaling(np.full(1, 127.5, np.float32), np.full(1, 1 / 127.5, np.float32))
+    extractor = Extractor(NETWORK, make_network(NETWORK, 0), scaling)
+    part = up_to(make_network(NETWORK, 0), "flatten").eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = torch.from_numpy(extractor_input(pixels)).permute(0, 3, 1, 2)
+
+    def bare() -> None:
+        with torch.inference_mode():
+            for start in range(0, IMAGES, EVALUATED):
+                part(x[start : start + EVALUATED])
+
+    def ours() -> None:
+        for _ in extractor.blocks(pixels):
+            pass
+
+    return {"extraction": ours, "bare forward pass": bare}
+
+
+def extractor_input(pixels: Any) -> Any:
+    """The batch that a bare forward pass finds ready."""
+    return ((pixels.astype(np.float32) - 127.5) / 127.5).reshape(-1, *SHAPE)
+
+
+def rates(calls: dict[str, Callable[[], None]], images: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Images a second of each call, in turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds + 1):  # the first round warms up
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call()
+            if number:
+                seconds[name].append(images / (time.perf_counter() - began))
+    return {name: {"median": statistics.median(one), "least": min(one), "most": max(one)} for name, one in seconds.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    calls, left_out = {}, {}
+    for name, variant in VARIANTS.items():
+        try:
+            call = stepper(**variant)
+            call()
+            calls[name] = call
+        except Exception as error:  # a compiler that is missing, a type that the processor lacks: whatever torch raises
+            left_out[name] = " ".join(str(error).split())[:200]
+    found = rates(calls, STEPS * BATCH, options.rounds) | rates(extraction(), IMAGES, options.rounds)
+    for name, row in found.items():
+        print(f"{name}: {row['median']:,.0f} images/s ({row['least']:,.0f} to {row['most']:,.0f})")
+    share = found["extraction"]["median"] / found["bare forward pass"]["median"]
+    print(f"extraction: {share:.1%} of a bare forward pass; left out: {left_out or 'nothing'}")
+    if options.out:
+        about = {
+            "machine": machine(),
+            "torch": torch.__version__,
+            "torch_threads": torch.get_num_threads(),
+            "rounds": options.rounds,
+        }
+        write_json(options.out, about | {"images_per_second": found, "extraction_share": share, "left_out": left_out})
+
+
+if __name__ == "__main__":
+    main()
