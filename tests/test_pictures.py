@@ -34,19 +34,20 @@ def tiles_of(figure: Any) -> list[Any]:
     return [axes for axes in figure.axes if axes.images]
 
 
-@pytest.mark.parametrize("count", [1, 7, 200])
-def test_filters_and_maps(count: int, figures: list[Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [1, 7, 20])
+def test_filters_and_maps(count: int, figures: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "MOST_TILES", 12)
     filters, maps = RNG.normal(size=(count, 5, 5)), RNG.random((count, 14, 14))
     plot_filters(filters, tmp_path / "a.png", "Filters")
     plot_maps(RNG.integers(0, 256, (28, 28)), maps, tmp_path / "b.png", "Maps")
-    shown = min(count, 64)
+    shown = min(count, 12)
     for figure, more in zip(figures, (0, 1), strict=True):
         check_no_overlap(figure)
         tiles = tiles_of(figure)
         assert len(tiles) == shown + more
         assert [axes.get_title() for axes in tiles[more:]] == [str(number) for number in range(1, shown + 1)]
         assert figure.axes[-1].get_ylabel() == ("output after ReLU" if more else "weight")
-    assert ("the first 64 of 200" in figures[0].get_suptitle()) == (count == 200)
+    assert ("the first 12 of 20" in figures[0].get_suptitle()) == (count == 20)
     np.testing.assert_array_equal(tiles_of(figures[0])[-1].images[0].get_array(), filters[shown - 1])
     bound = np.abs(filters).max()
     assert tiles_of(figures[0])[0].images[0].get_clim() == (-bound, bound)
