@@ -18,18 +18,14 @@ from fastmlp.cpu_cache import KernelCache
 from fastmlp.cpu_math import vector_math
 
 
-class Library(JITCodeLibrary):
-    """LLVM code of one of our functions. Numba would optimise each function alone before it optimises the whole."""
-
-    def _optimize_functions(self, ll_module: Any) -> None:
-        ll_module.data_layout = self._codegen._data_layout
-
-
-class PartLibrary(Library):
+class PartLibrary(JITCodeLibrary):
     """Code that only ever becomes part of other code: not optimised by itself, and no machine code is made of it.
 
     Numba would do both for every function, and once more at each level of inlining: two thirds of LLVM's time.
     """
+
+    def _optimize_functions(self, ll_module: Any) -> None:
+        ll_module.data_layout = self._codegen._data_layout
 
     def _optimize_final_module(self) -> None:
         pass
@@ -37,16 +33,6 @@ class PartLibrary(Library):
     def _finalize_final_module(self) -> None:
         self._finalize_dynamic_globals()
         self._finalized = True
-
-
-class EntryLibrary(Library):
-    """Code with one way in, the wrapper: what that calls becomes part of it, and is not made machine code once more."""
-
-    def _optimize_final_module(self) -> None:
-        for function in self._final_module.functions:
-            if not function.is_declaration and not any(way_in in function.name for way_in in ("cfunc", "cpython")):
-                function.linkage = "internal"
-        super()._optimize_final_module()
 
 
 def no_executable(library: PartLibrary, description: Any, environment: Any) -> Any:
@@ -64,15 +50,6 @@ class PartCompiler(Compiler):
         self.state.library = PartLibrary(self.state.targetctx.codegen(), "part")
 
 
-class EntryCompiler(Compiler):
-    """Numba's compiler into an `EntryLibrary`."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.state.library = EntryLibrary(self.state.targetctx.codegen(), "entry")
-        self.state.library.enable_object_caching()
-
-
 def compiled(function: Callable[..., Any], *, called: str = "inlined") -> Any:
     """njit as every kernel wants it: no GIL, IEEE arithmetic (no fastmath: a NaN must be seen), no exceptions.
 
@@ -86,8 +63,9 @@ def compiled(function: Callable[..., Any], *, called: str = "inlined") -> Any:
     unique.__qualname__ = f"{function.__qualname__}_{secrets.token_hex(8)}"
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
     options["_nrt"] = False  # kernels own no memory; counting references to slices would cost a tenth of their time
-    options |= {"forceinline": True, "no_cpython_wrapper": called != "python", "no_cfunc_wrapper": called != "address"}
-    options["pipeline_class"] = PartCompiler if called == "inlined" else EntryCompiler
+    options |= {"no_cpython_wrapper": called != "python", "no_cfunc_wrapper": called != "address"}
+    if called == "inlined":
+        options |= {"forceinline": True, "pipeline_class": PartCompiler}
     return njit(**options)(unique)
 
 

@@ -306,6 +306,38 @@ def test_forward_of_a_row_does_not_depend_on_the_others(backend: str) -> None:
         assert same_bits(np.ascontiguousarray(backwards), whole)
 
 
+def read_only(x: Any) -> Any:
+    copy = x.copy()
+    copy.flags.writeable = False
+    return copy
+
+
+WAYS = {
+    "every second row": lambda x: np.repeat(x, 2, axis=0)[::2],
+    "backwards": lambda x: x[::-1].copy()[::-1],
+    "Fortran order": np.asfortranarray,
+    "every second column": lambda x: np.repeat(x, 2, axis=1)[:, ::2],
+    "read-only": read_only,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("pixels", [False, True])
+def test_rows_may_lie_in_memory_in_any_way(backend: str, way: str, pixels: bool) -> None:
+    network = Network((13, 18, 5))
+    job = Job(network, Optimizer("sgd"), batch_size=8)
+    course = make_course(network)
+    course = course._replace(x=(course.x * 50).clip(0, 255).astype(np.uint8)) if pixels else course
+    other = WAYS[way](course.x)
+    assert np.array_equal(other, course.x)
+    assert way == "read-only" or not other.flags.c_contiguous
+    assert same_bits(
+        run_course(backend, job, start_state(job), course._replace(x=other)), run_course(backend, job, start_state(job), course)
+    )
+    with engine_of(backend, job) as engine:
+        assert same_bits(engine.forward(other), engine.forward(course.x))
+
+
 def test_forward_has_no_dropout_and_changes_nothing(backend: str) -> None:
     network = Network((13, 18, 5), dropout=0.5)
     job = Job(network, Optimizer("sgd"), batch_size=8)
