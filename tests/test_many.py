@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import re
 import resource
@@ -289,16 +290,23 @@ def resident_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def settled_bytes() -> int:
+    """Resident memory without garbage, and without what the allocator keeps of freed memory: new growth would hide in it."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc
+    if trim is not None:
+        trim(0)
+    return resident_bytes()
+
+
 def growth(call: Callable[[int], Any]) -> int:
     """Bytes by which repeated calls let the process grow, after as many that let it settle."""
     for index in range(FITS // 50):
         call(index)
-    gc.collect()
-    before = resident_bytes()
+    before = settled_bytes()
     for index in range(FITS // 50):
         call(index)
-    gc.collect()
-    return resident_bytes() - before
+    return settled_bytes() - before
 
 
 def test_memory_stays_flat(numba_backend: str) -> None:
