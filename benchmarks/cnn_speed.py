@@ -120,7 +120,7 @@ def main() -> None:
     if options.out:
         about = {
             "machine": machine(),
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "torch_threads": torch.get_num_threads(),
             "rounds": options.rounds,
         }
