@@ -1,4 +1,4 @@
-"""What a program needs to train an extractor from plain settings, and to open one again: the door of this package.
+"""What a program needs to train an extractor from plain settings: the door of this package.
 
 Settings are named as in `description.Block`, `description.Description`, `training.Settings` and `images.Augmentation`;
 besides there are `filters`, `backbone`, `weights`, `weights_sha256`, `layer`, `compile` and `device`.

@@ -6,6 +6,7 @@ which package cnn trains (it comes in as `Tools`), and what features are (featur
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Mapping
@@ -61,8 +62,13 @@ class Job(NamedTuple):
     @property
     def kept(self) -> Path:
         """Where an interrupted run leaves its checkpoint."""
-        beside = self.out or Path(f"{self.images.name}-{self.prepared.label}.npz")
+        beside = self.out or default_file(self.images, self.prepared)
         return beside.with_name(f"{beside.name}.{self.key[:12]}.checkpoint")
+
+
+def default_file(images: Dataset, prepared: Any) -> Path:
+    """The file of the features where none is named."""
+    return Path(f"{images.name}-{prepared.label}.npz")
 
 
 class Extracted(NamedTuple):
@@ -98,7 +104,7 @@ def plan(config: ExtractConfig, tools: Tools, *, chained: bool, progress: bool) 
     prepared = tools.prepare(vars(config), images.image_shape, len(images.classes))
     text = json_bytes({"settings": config.key(), "data": images.sha256})
     key = hashlib.sha256(text).hexdigest()
-    out = Path(config.out) if config.out else None if chained else Path(f"{images.name}-{prepared.label}.npz")
+    out = Path(config.out) if config.out else None if chained else default_file(images, prepared)
     if out is not None and out.suffix != ".npz":
         raise ConfigError(f"out: {out} must end in .npz")
     return Job(config, images, prepared, key, out)
@@ -201,12 +207,7 @@ def data_with(data: Dataset, job: Job, made: Any) -> Dataset:
         "images": {"name": job.images.name, "sha256": job.images.sha256},
         "cnn": figures_of(made),
     }
-    return Dataset(**vars_of(data) | {"about": about, "extractor": made.extractor.to_bytes()})
-
-
-def vars_of(data: Dataset) -> dict[str, Any]:
-    """The fields of a data set, without what it has computed."""
-    return {name: getattr(data, name) for name in data.__dataclass_fields__}
+    return dataclasses.replace(data, about=about, extractor=made.extractor.to_bytes())
 
 
 def figures_of(made: Any) -> dict[str, Any]:

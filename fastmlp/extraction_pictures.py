@@ -22,36 +22,32 @@ from fastmlp.runs import RESULT_NAME, split
 Array = npt.NDArray[Any]
 
 
-def draw_extraction(found: Extracted, folder: Path | None) -> list[Path]:
-    """Write the pictures of the network itself; nothing for features that were there before. The files are returned."""
+def draw_extraction(found: Extracted, folder: Path | None) -> None:
+    """Write the pictures of the network itself; nothing for features that were there before."""
     job, made, data = found.job, found.made, found.data
     if folder is None or made is None or data is None:
-        return []
+        return
     folder.mkdir(parents=True, exist_ok=True)
     classes, label, trained = data.classes, job.prepared.label, made.trained
-    names = ["cnn-curves", *(f"cnn-confusion-{part}" for part in made.figures), "filters", "maps", "projection"]
-    files = {name: folder / f"{name}.png" for name in names}
-    plot_curves(trained.history, trained.best_epoch, files["cnn-curves"], f"{job.images.name}, {label}")
+    plot_curves(trained.history, trained.best_epoch, folder / "cnn-curves.png", f"{job.images.name}, {label}")
     parts = split(job.images, job.config)
     for part, figures in made.figures.items():
         counts = classification_metrics(parts[part][1], figures.predicted, classes)["confusion"]
-        plot_confusion(counts, classes, files[f"cnn-confusion-{part}"], f"CNN alone, {part}")
+        plot_confusion(counts, classes, folder / f"cnn-confusion-{part}.png", f"CNN alone, {part}")
     shown = "test" if "test" in parts else "validation" if "validation" in parts else "train"
     pixels, truth = parts[shown]
     one = np.asarray(pixels[:1])
-    plot_filters(made.extractor.first_filters(), files["filters"], "Filters of the first layer")
-    plot_maps(pictures_of(job, one)[0], made.extractor.first_maps(one), files["maps"], "Maps of the first layer")
+    plot_filters(made.extractor.first_filters(), folder / "filters.png", "Filters of the first layer")
+    plot_maps(pictures_of(job, one)[0], made.extractor.first_maps(one), folder / "maps.png", "Maps of the first layer")
     if data.x_test is not None and data.y_test is not None:
-        plot_projection(data.x_test, data.y_test, classes, files["projection"], "Features of the test part")
+        plot_projection(data.x_test, data.y_test, classes, folder / "projection.png", "Features of the test part")
     else:
-        plot_projection(data.x, data.y, classes, files["projection"], "Features")
+        plot_projection(data.x, data.y, classes, folder / "projection.png", "Features")
     if shown in made.figures:
-        files["cnn-mistakes"] = folder / "cnn-mistakes.png"
         figures = made.figures[shown]
         title = f"CNN alone, {shown}: the most confident mistakes"
         images = pictures_of(job, np.asarray(pixels[:]))
-        plot_mistakes(images, truth, figures.predicted, figures.probability, classes, files["cnn-mistakes"], title)
-    return list(files.values())
+        plot_mistakes(images, truth, figures.predicted, figures.probability, classes, folder / "cnn-mistakes.png", title)
 
 
 def draw_chain(found: Extracted, run: Path) -> None:

@@ -10,6 +10,7 @@ settings, the description and the hash of the network, the layer, and the hash o
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -52,20 +53,26 @@ OpenExtractor = Callable[[bytes, str], Extractor]
 def extract_rows(extractor: Extractor, pixels: Array, device: Any = "cpu", dtype: str = "float32") -> Array:
     """Features of images (n, pixels): (n, features) float32, rounded to `dtype` on the way."""
     found = [block.astype(dtype).astype(np.float32) for block in extractor.blocks(pixels, device)]
-    return np.concatenate([np.empty((0, extractor.width), np.float32), *found])
+    return np.concatenate(found) if found else np.empty((0, extractor.width), np.float32)
 
 
-def inputs_of(model: Model, pixels: Features, open_extractor: OpenExtractor | None) -> Array:
-    """The inputs of a model from images (n, pixels): what its extractor makes of them.
+def input_maker(model: Model, open_extractor: OpenExtractor | None) -> Callable[[Features], Array]:
+    """A function from images (n, pixels) to a model's inputs, by the model's extractor, which its first call opens.
 
-    Raises
-    ------
-    UnavailableError : nobody has said how to open an extractor
+    The call raises UnavailableError if nobody has said how to open an extractor.
     """
-    assert model.extractor is not None
-    if open_extractor is None:
-        raise UnavailableError("this model takes features of images; give open_extractor=cnn.extractor.from_bytes, or features")
-    return extract_rows(open_extractor(model.extractor, "the model's extractor"), np.asarray(pixels[:]))
+
+    @functools.cache
+    def extractor() -> Extractor:
+        """The extractor, opened once for all images."""
+        assert model.extractor is not None
+        if open_extractor is None:
+            raise UnavailableError(
+                "this model takes features of images; give open_extractor=cnn.extractor.from_bytes, or features"
+            )
+        return open_extractor(model.extractor, "the model's extractor")
+
+    return lambda pixels: extract_rows(extractor(), np.asarray(pixels[:]))
 
 
 def featured(data: Dataset, extract: Callable[[Array], Array], numbers: Mapping[str, npt.NDArray[np.int64]]) -> Dataset:

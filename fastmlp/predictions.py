@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from fastmlp.data_files import csv_rows, csv_table, is_number, npz_array, open_npz, read_csv
 from fastmlp.data_images import load_images
 from fastmlp.errors import DataError
-from fastmlp.features import OpenExtractor, inputs_of
+from fastmlp.features import OpenExtractor, input_maker
 from fastmlp.model import Model
 from fastmlp.modelfile import load
 from fastmlp.preprocess import Place, check_features
@@ -74,12 +74,13 @@ def predict_files(
     """
     model = load(path, backend=backend or "auto", threads=threads)
     files = [Path(one) for one in inputs]
-    rows = [read_rows(file, model, open_extractor) for file in files]  # all of them first: one bad file gives no answer at all
+    inputs_of = input_maker(model, open_extractor)
+    rows = [read_rows(file, model, inputs_of) for file in files]  # all of them first: one bad file gives no answer at all
     return [answer for file, x in zip(files, rows, strict=True) for answer in answers(model, file, x, top)]
 
 
-def read_rows(file: Path, model: Model, open_extractor: OpenExtractor | None) -> npt.NDArray[Any]:
-    """The rows of a file, (n, features)."""
+def read_rows(file: Path, model: Model, inputs_of: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """The rows of a file, (n, features); `inputs_of` makes them of images for a model that takes features."""
     features = model.network.sizes[0]
     pixels = math.prod(model.image_shape) if model.extractor is not None and model.image_shape else features
     match file.suffix.lower():
@@ -92,7 +93,7 @@ def read_rows(file: Path, model: Model, open_extractor: OpenExtractor | None) ->
         case _:
             x = load_images([file], model.image_shape)
     if model.extractor is not None and x.shape[1] == pixels:
-        return inputs_of(model, x, open_extractor)
+        return inputs_of(x)
     if x.shape[1] != features:
         raise DataError(f"{file}: rows of {x.shape[1]} features, but the model takes {features}")
     return x

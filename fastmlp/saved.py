@@ -19,7 +19,7 @@ from fastmlp.config_sources import resolve
 from fastmlp.data import DATASETS, Dataset, is_image_folder, load_data
 from fastmlp.errors import ConfigError, DataError, unknown_name
 from fastmlp.evaluation import evaluate
-from fastmlp.features import OpenExtractor, inputs_of
+from fastmlp.features import OpenExtractor, input_maker
 from fastmlp.model import Model
 from fastmlp.modelfile import load
 from fastmlp.runs import CONFIG_NAME, PART_NAMES, RESULT_NAME, Parts, describe_data, describe_network, split
@@ -75,7 +75,8 @@ def evaluate_run(
     wanted = PART_NAMES if part == "all" else (part,)
     chosen = {name: fit(model, data, parts[name]) for name in wanted if name in parts}
     if images:
-        chosen = {name: (inputs_of(model, x, open_extractor), y) for name, (x, y) in chosen.items()}
+        inputs_of = input_maker(model, open_extractor)
+        chosen = {name: (inputs_of(x), y) for name, (x, y) in chosen.items()}
     if not chosen:
         raise ConfigError(f"{data.name} has no part {part!r}, only {', '.join(parts)}; choose with --part")
     figures: dict[str, Any] = {name: evaluate(model, *rows) for name, rows in chosen.items()}
