@@ -109,7 +109,7 @@ def run_training(settings: Config, as_json: bool, extracted: Any = None) -> None
 
 
 @program.group(cls=Chain, invoke_without_command=True)
-@setting_options(ExtractConfig)
+@setting_options(ExtractConfig, ["target"])
 @click.option("--config", metavar="FILE", envvar="FASTMLP_CONFIG", help="TOML file with settings as keys.")
 @click.option("--print-config", is_flag=True, help="Print the settings as TOML, fit for --config, and end.")
 @common_options
@@ -134,15 +134,15 @@ def extract(ctx: click.Context, /, config: str | None, print_config: bool, as_js
     from fastmlp.extraction import extract_run
     from fastmlp.extraction_pictures import draw_extraction
 
-    settings = resolve_as(ExtractConfig, flags, os.environ, config)
+    ctx.obj = settings = resolve_as(ExtractConfig, flags, os.environ, config)
     if print_config:
         show(settings.text())
         ctx.exit()
-    chained = ctx.invoked_subcommand is not None
-    ctx.obj = found = extract_run(settings, extraction_tools(), chained=chained, quiet=is_quiet(), say=say)
-    if not chained:
-        draw_extraction(found, found.job.pictures)
-        show_extraction(found.result, as_json)
+    if ctx.invoked_subcommand is not None:  # it runs the extraction, after its own settings have been checked
+        return
+    found = extract_run(settings, extraction_tools(), quiet=is_quiet(), say=say)
+    draw_extraction(found, found.job.pictures)
+    show_extraction(found.result, as_json)
     end_by_signal(found.signal)
 
 
@@ -151,11 +151,16 @@ def extract(ctx: click.Context, /, config: str | None, print_config: bool, as_js
 @click.option("--config", metavar="FILE", envvar="FASTMLP_CONFIG", help="TOML file with settings as keys.")
 @common_options
 @click.pass_obj
-def extract_train(extracted: Any, /, config: str | None, as_json: bool, **flags: Any) -> None:
-    """Train a network on the features that have just been made; as `fastmlp train`, without the options of data."""
+def extract_train(images: ExtractConfig, /, config: str | None, as_json: bool, **flags: Any) -> None:
+    """Make the features, and train a network on them; as `fastmlp train`, without the options of data."""
     from fastmlp.config_sources import resolve
+    from fastmlp.extraction import extract_run
+    from fastmlp.runs import check_settings
 
-    settings = resolve(flags | extracted.chained_flags(), os.environ, config)
+    settings = resolve(flags | images.chained_flags(), os.environ, config)
+    check_settings(settings)
+    extracted = extract_run(images, extraction_tools(), chained=True, quiet=is_quiet(), say=say)
+    end_by_signal(extracted.signal)
     run_training(settings, as_json, extracted)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch import nn
 
 from cnn.description import Description, from_table
 from cnn.errors import DescriptionError, FileError
-from cnn.images import Images, Scaling
+from cnn.images import Images, Pixels, Scaling
 from cnn.network import build, build_backbone, default_layer, read_state, up_to
 from cnn.training import EVALUATED, outputs
 
@@ -89,24 +88,17 @@ class Extractor:
     def width(self) -> int:
         """Features of an image."""
         height, width, channels = self.description.image_shape
-        blank = np.zeros((1, height * width * channels), np.float32)
-        return int(next(self.blocks(blank)).shape[1])
+        return int(self.features(np.zeros((1, height * width * channels), np.float32)).shape[1])
 
-    def blocks(
-        self, pixels: npt.NDArray[Any], device: torch.device | str = "cpu", at_once: int = EVALUATED
-    ) -> Iterator[npt.NDArray[np.float32]]:
-        """Features of images (n, height * width * channels), block by block: (rows, features) float32.
+    def features(self, pixels: Pixels, device: torch.device | str = "cpu", at_once: int = EVALUATED) -> npt.NDArray[np.float32]:
+        """Features of images (n, height * width * channels): (n, features) float32; n is 1 or more.
 
-        In evaluation mode and without gradients (torch.inference_mode); the network is moved to the device.
+        In evaluation mode and without gradients (torch.inference_mode); the network is moved to the device. at_once : images of
+        one forward pass.
         """
         images = Images(pixels, self.description.image_shape, self.scaling, device)
         part = self._part[0].to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        for features in outputs(part, images, at_once=at_once):
-            yield features.cpu().numpy()
-
-    def features(self, pixels: npt.NDArray[Any], device: torch.device | str = "cpu") -> npt.NDArray[np.float32]:
-        """Features of all images at once, (n, features) float32."""
-        return np.concatenate([*self.blocks(pixels, device)])
+        return np.concatenate([found.cpu().numpy() for found in outputs(part, images, at_once=at_once)])
 
     def first_filters(self) -> npt.NDArray[np.float32]:
         """The filters of the first convolution, the mean over its input channels: (filters, height, width)."""

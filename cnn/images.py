@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -83,8 +83,16 @@ class Augmentation:
         return composed
 
 
+class Pixels(Protocol):
+    """Rows that can be counted and picked: an array in memory, a memory-mapped one, or some rows of either."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> npt.NDArray[Any]: ...
+
+
 class Images:
-    """Images in memory, or memory-mapped, and their way to the device.
+    """Images in memory, or memory-mapped, and their way to the device; only the rows of a batch are read at once.
 
     Parameters
     ----------
@@ -96,12 +104,12 @@ class Images:
 
     def __init__(
         self,
-        pixels: npt.NDArray[Any],
+        pixels: Pixels,
         image_shape: tuple[int, int, int],
         scaling: Scaling | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.pixels = pixels.reshape(len(pixels), *image_shape)
+        self.pixels = pixels
         self.image_shape = image_shape
         self.device = torch.device(device)
         self.scaling = None if scaling is None else scaling.tensors(image_shape, self.device)
@@ -111,7 +119,7 @@ class Images:
 
     def batch(self, rows: npt.NDArray[np.int64] | slice, transform: Transform | None = None) -> torch.Tensor:
         """Scaled images (rows, channels, height, width) float32 on the device, in the memory order of channels_last."""
-        picked = np.ascontiguousarray(self.pixels[rows])
+        picked = np.ascontiguousarray(self.pixels[rows]).reshape(-1, *self.image_shape)
         x = torch.from_numpy(picked).permute(0, 3, 1, 2)
         if transform is not None:
             x = torch.stack([transform(image) for image in x]).contiguous(memory_format=torch.channels_last)

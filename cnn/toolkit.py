@@ -17,22 +17,23 @@ import torch
 
 from cnn.description import Block, Description, make_blocks
 from cnn.extractor import AnyDescription, BackboneDescription, Extractor, make_network
-from cnn.images import Augmentation, Images, Scaling
+from cnn.images import Augmentation, Images, Pixels, Scaling
 from cnn.network import Backbone, load_weights
 from cnn.training import Evaluation, Part, Settings, Trained, Trainer, Watch, evaluate, pick_device
 
 OWN = "cnn"  # the backbone that the settings describe block by block
 
-Rows = tuple[npt.NDArray[Any], npt.NDArray[Any]]  # pixels (n, height * width * channels), class numbers (n,)
+Rows = tuple[Pixels, npt.NDArray[Any]]  # pixels (n, height * width * channels), class numbers (n,)
 
 
 class Prepared(NamedTuple):
-    """Settings that have been checked, before any data is looked at."""
+    """Settings that have been checked, before any data is looked at; `width` is the number of features of an image."""
 
     description: AnyDescription
     settings: Settings
     device: torch.device
     options: Mapping[str, Any]
+    width: int
 
     @property
     def label(self) -> str:
@@ -66,16 +67,16 @@ def prepare(options: Mapping[str, Any], image_shape: tuple[int, int, int], class
     shared = {one.name: options[one.name] for one in fields(Settings) if one.name in options}
     augmentation = Augmentation(options["flip"], options["shift"], options["erase"])
     settings = Settings(**shared, augmentation=augmentation, compiled=options["compile"])
-    prepared = Prepared(description, settings, pick_device(options["device"]), options)
-    Extractor(description, fresh(prepared), None, options["layer"])  # a layer that is not there shows now, not after hours
-    return prepared
+    # Weights that do not fit and a layer that is not there show now, not after hours.
+    width = Extractor(description, fresh(description, settings, options), None, options["layer"]).width
+    return Prepared(description, settings, pick_device(options["device"]), options, width)
 
 
-def fresh(prepared: Prepared) -> torch.nn.Module:
+def fresh(description: AnyDescription, settings: Settings, options: Mapping[str, Any]) -> torch.nn.Module:
     """The network before training."""
-    network = make_network(prepared.description, prepared.settings.seed)
-    if isinstance(network, Backbone) and prepared.options["weights"] is not None:
-        load_weights(network, Path(prepared.options["weights"]), prepared.options["weights_sha256"])
+    network = make_network(description, settings.seed)
+    if isinstance(network, Backbone) and options["weights"] is not None:
+        load_weights(network, Path(options["weights"]), options["weights_sha256"])
     return network
 
 
@@ -101,7 +102,7 @@ def train(
     scale = Scaling(*scaling)
     shape = prepared.description.image_shape
     loaded = {name: Part(Images(x, shape, scale, prepared.device), y) for name, (x, y) in parts.items()}
-    network = fresh(prepared)
+    network = fresh(prepared.description, prepared.settings, prepared.options)
     trainer = Trainer(network, loaded["train"], loaded.get("validation"), prepared.settings, watch)
     if checkpoint is not None:
         trainer.resume(*checkpoint)

@@ -61,7 +61,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """
     path = Path(path)
     temporary = path.with_name(f".fastmlp-{secrets.token_hex(8)}.tmp")
-    with _one_line_error("write", path):
+    with one_line_error("write", path):
         if path.exists() and not path.is_file():
             raise DataError(f"cannot write {path}: it is not a regular file; choose another name")
         try:
@@ -132,7 +132,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     fastmlp.errors.DataError: cannot read no-such.json: No such file or directory; check the path; ...
     """
     try:
-        with _one_line_error("read", path):
+        with one_line_error("read", path):
             return msgspec.json.decode(Path(path).read_bytes())
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{os.fspath(path)} is not valid JSON ({error}); {_RESTORE}") from error
@@ -189,7 +189,7 @@ def append_line(path: str | os.PathLike[str], value: object) -> None:
     ['{"epoch":1}', '{"epoch":2}']
     """
     line = json_bytes(value)
-    with _one_line_error("write", path):
+    with one_line_error("write", path):
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
             before = os.fstat(descriptor).st_size
@@ -239,18 +239,25 @@ def new_run_folder(out: str | os.PathLike[str] | None, data: str, network: str, 
     if not str(folder).isprintable():  # also true of the stand-ins for bytes that are not Unicode
         raise ConfigError(f"out: the name {str(folder)!r} cannot be printed; choose another --out")
     try:
-        with _one_line_error("make the folder", folder):
+        with one_line_error("make the folder", folder):
             folder.mkdir(parents=True, exist_ok=True)
-            used = any(folder.iterdir())
-            if used and force:
+            if force:
                 (folder / METRICS_NAME).unlink(missing_ok=True)
     except DataError as error:
         if isinstance(error.__cause__, FileExistsError | NotADirectoryError):
             raise ConfigError(f"out: {folder} is a file or lies under one; choose another --out") from error
         raise
-    if used and not force:
-        raise ConfigError(f"out: the folder {folder} is not empty; use --force to write into it, or another --out")
+    check_free(folder, force)
     return folder
+
+
+def check_free(folder: Path, force: bool) -> None:
+    """Raise ConfigError if a folder is in use, unless it may be written into all the same, or if it is a file."""
+    with one_line_error("read", folder):
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"out: {folder} is a file or lies under one; choose another --out")
+        if not force and folder.exists() and any(folder.iterdir()):
+            raise ConfigError(f"out: the folder {folder} is not empty; use --force to write into it, or another --out")
 
 
 def write_manifest(folder: str | os.PathLike[str], names: Sequence[str] = MANIFEST_FILES) -> None:
@@ -260,7 +267,7 @@ def write_manifest(folder: str | os.PathLike[str], names: Sequence[str] = MANIFE
     an example see `check_manifest`.
     """
     folder = Path(folder)
-    hashes = {name: _sha256(folder / name) for name in names}
+    hashes = {name: file_sha256(folder / name) for name in names}
     write_json(folder / MANIFEST_NAME, {"version": 1, "sha256": hashes})
 
 
@@ -293,7 +300,7 @@ def check_manifest(folder: str | os.PathLike[str], names: Sequence[str] = MANIFE
     for name in names:
         if name not in hashes:
             raise DataError(f"{folder / MANIFEST_NAME} does not list {name}; {_RESTORE}")
-        if _sha256(folder / name) != hashes[name]:
+        if file_sha256(folder / name) != hashes[name]:
             raise DataError(
                 f"{folder / name} differs from its SHA-256 in {MANIFEST_NAME}: one of the two was changed or"
                 f" damaged; {_RESTORE}"
@@ -301,7 +308,7 @@ def check_manifest(folder: str | os.PathLike[str], names: Sequence[str] = MANIFE
 
 
 @contextlib.contextmanager
-def _one_line_error(verb: str, path: str | os.PathLike[str]) -> Iterator[None]:
+def one_line_error(verb: str, path: str | os.PathLike[str]) -> Iterator[None]:
     """Turn an OSError into one line that names the file, what went wrong, and what to do."""
     try:
         yield
@@ -368,7 +375,7 @@ def _slug(text: str, longest: int) -> str:
 
 def _make_numbered(parent: Path, name: str) -> Path:
     """Make parent/name, or parent/name-2, parent/name-3, ...: mkdir itself decides who is first."""
-    with _one_line_error("make the folder", parent / name):
+    with one_line_error("make the folder", parent / name):
         parent.mkdir(parents=True, exist_ok=True)
         number = 1
         while True:
@@ -381,7 +388,7 @@ def _make_numbered(parent: Path, name: str) -> Path:
                 return folder
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
-    with _one_line_error("read", path), path.open("rb") as file:
+    with one_line_error("read", path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

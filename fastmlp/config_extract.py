@@ -83,7 +83,12 @@ class ExtractConfig(DataSettings):
     layer: str | None = of_result(NAME, None, "Layer whose output are the features [default: the flattened last block].")
     feature_dtype: str = of_result(one_of("feature dtype", ("float32", "float16")), "float32", "Type of features in the file.")
     device: str = of_result(NAME, "auto", "auto, cpu or cuda.")
-    out: str | None = of_result(FILE, None, "File of the features, .npz [default: DATA-NETWORK.npz].")
+    out: str | None = of_result(
+        FILE,
+        None,
+        "File of the features, .npz or .safetensors, or a folder, from which training reads without loading it "
+        "[default: DATA-NETWORK.npz, above 1 GiB a folder].",
+    )
     pictures: str | None = of_result(FOLDER, None, "Folder of the pictures [default: beside --out; in a chain the run folder].")
     force: bool = of_result(FLAG, False, "Replace --out if it was made with other settings.")
     resume: bool = of_result(FLAG, True, "Go on from the checkpoint that an interrupted run has left.")
@@ -91,7 +96,7 @@ class ExtractConfig(DataSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.target != "class":
-            raise ConfigError("extract trains a classifier, so target must be class; leave --target out")
+            raise ConfigError("extract trains a classifier, so target must be class; leave it out")
         if self.weights is not None and self.backbone == CNN:
             raise ConfigError("weights are for a backbone; give --backbone too, or leave --weights out")
         if self.weights_sha256 is not None and self.weights is None:
@@ -103,6 +108,10 @@ class ExtractConfig(DataSettings):
         """The settings that `key` gave, also after JSON made lists of tuples."""
         kinds = {name: one.metadata["kind"] for name, one in fields_of(cls).items()}
         return cls(**{name: kinds[name].value(name, value) for name, value in table.items() if name in kinds})
+
+    def chained_flags(self) -> dict[str, Any]:
+        """What a training on the features takes from the settings of the images."""
+        return {name: value for name in ("data", "data_dir") if (value := getattr(self, name)) is not None}
 
     def key(self) -> dict[str, Any]:
         """The settings that decide the features: all but where they are computed and written."""

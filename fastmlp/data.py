@@ -1,8 +1,8 @@
 """Data sets: any of them by name or by path, and the one check that all pass.
 
 Here: `Dataset`, `load_data`, `check_dataset`; what else callers need of data can be imported from here too.
-Not here: file formats (`data_files.py`, `data_npy.py`, `data_images.py`); named data sets and their downloads
-(`data_fetch.py`); checks of single arrays, splitting and scaling (`preprocess.py`).
+Not here: file formats (`data_files.py`, `data_tensors.py`, `data_npy.py`, `data_images.py`); named data sets and their
+downloads (`data_fetch.py`); checks of single arrays, splitting and scaling (`preprocess.py`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from fastmlp.data_fetch import DATASETS, data_folder, fetch_data, list_data, nam
 from fastmlp.data_files import ARRAYS, Parts, read_csv, read_npz, reading
 from fastmlp.data_images import load_images, read_image_folder
 from fastmlp.data_npy import is_npy_folder, read_npy_folder
+from fastmlp.data_tensors import read_safetensors
 from fastmlp.errors import ConfigError, DataError, unknown_name
 from fastmlp.preprocess import Place, check_features, check_labels, check_values
 
@@ -175,9 +176,9 @@ def load_data(
 
     Parameters
     ----------
-    source : a name in `DATASETS`, or the path of an .npz file, a .csv file, a folder with x.npy and y.npy,
-        or a folder of class folders of images (see `data_files`, `data_npy`, `data_images`). A name wins over a path:
-        write ./mnist for a folder called mnist.
+    source : a name in `DATASETS`, or the path of an .npz, .safetensors or .csv file, a folder with x.npy and y.npy,
+        or a folder of class folders of images (see `data_files`, `data_tensors`, `data_npy`, `data_images`). A name
+        wins over a path: write ./mnist for a folder called mnist.
     data_dir : folder of the named data sets (see `data_folder`); what is missing is downloaded to it
     image_size : (height, width) that all images of a folder are resized to
     target : "class" reads y as labels, "value" as targets of regression
@@ -224,8 +225,12 @@ def _read(path: Path, image_size: tuple[int, int] | None, target: str) -> Parts:
     match path.suffix.lower():
         case ".npz":
             return read_npz(path)
+        case ".safetensors":
+            return read_safetensors(path)
         case ".csv":
             return read_csv(path, target)
         case ".npy":
             raise DataError(f"{path}: one array alone; give the folder that holds x.npy and y.npy")
-    raise DataError(f"{path}: not a kind of file that can be read; give .npz, .csv or a folder of class folders or .npy files")
+    raise DataError(
+        f"{path}: not a kind of file that can be read; give .npz, .safetensors, .csv or a folder of class folders or .npy files"
+    )

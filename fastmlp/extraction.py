@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-
-from fastmlp.artifacts import json_bytes, write_bytes
+from fastmlp.artifacts import file_sha256, json_bytes, write_bytes
 from fastmlp.config_extract import ExtractConfig
 from fastmlp.data import Dataset, load_data
 from fastmlp.errors import ConfigError, DataError
-from fastmlp.features import Extractor, extract_rows, featured, write_features
+from fastmlp.feature_files import Growing, choose_form, read_features, write_features
+from fastmlp.features import Extractor, extract_rows, featured
 from fastmlp.preprocess import fit_scaling
 from fastmlp.progress import make_progress
 from fastmlp.runs import Say, split, split_numbers
@@ -62,13 +62,15 @@ class Job(NamedTuple):
     @property
     def kept(self) -> Path:
         """Where an interrupted run leaves its checkpoint."""
-        beside = self.out or default_file(self.images, self.prepared)
+        beside = self.out or Path(f"{self.images.name}-{self.prepared.label}")
         return beside.with_name(f"{beside.name}.{self.key[:12]}.checkpoint")
 
-
-def default_file(images: Dataset, prepared: Any) -> Path:
-    """The file of the features where none is named."""
-    return Path(f"{images.name}-{prepared.label}.npz")
+    def growing(self, extractor: Extractor) -> Growing | None:
+        """Where the features of a trained network grow; None if they stay in memory."""
+        if self.out is None:
+            return None
+        folder = self.out.with_name(f"{self.out.name}.{extractor.sha256[:12]}.partial")
+        return Growing(folder, extractor, self.prepared.device, self.config.feature_dtype)
 
 
 class Extracted(NamedTuple):
@@ -87,11 +89,6 @@ class Extracted(NamedTuple):
     job: Job
     made: Any
 
-    def chained_flags(self) -> dict[str, Any]:
-        """What a training on these features takes from the settings of the images."""
-        given = {name: getattr(self.job.config, name) for name in ("data", "data_dir")}
-        return {name: value for name, value in given.items() if value is not None}
-
 
 def plan(config: ExtractConfig, tools: Tools, *, chained: bool, progress: bool) -> Job:
     """Load the images and check the settings; nothing is written.
@@ -102,12 +99,19 @@ def plan(config: ExtractConfig, tools: Tools, *, chained: bool, progress: bool) 
     if images.image_shape is None:
         raise DataError(f"{config.data}: not images; extract needs images, such as a folder of class folders or fashion-mnist")
     prepared = tools.prepare(vars(config), images.image_shape, len(images.classes))
-    text = json_bytes({"settings": config.key(), "data": images.sha256})
+    settings = config.key()
+    if config.weights is not None:  # what is in the file counts, not where it lies
+        settings = settings | {"weights": file_sha256(Path(config.weights)), "weights_sha256": None}
+    text = json_bytes({"settings": settings, "data": images.sha256})
     key = hashlib.sha256(text).hexdigest()
-    out = Path(config.out) if config.out else None if chained else default_file(images, prepared)
-    if out is not None and out.suffix != ".npz":
-        raise ConfigError(f"out: {out} must end in .npz")
+    rows, default = len(images.x) + (0 if images.x_test is None else len(images.x_test)), f"{images.name}-{prepared.label}"
+    in_memory = chained and not config.out
+    out = None if in_memory else choose_form(config.out, default, rows, prepared.width, config.feature_dtype)
     return Job(config, images, prepared, key, out)
+
+
+class Stopped(Exception):
+    """A signal came while features were being made."""
 
 
 def extract_run(
@@ -136,15 +140,17 @@ def extract_run(
     if (found := existing(job)) is not None:
         say(f"{job.out}: has been made with these settings before; nothing to do")
         return found
-    made, signal = train(job, tools, quiet, say)
-    if signal:
-        say(f"interrupted after epoch {len(made.trained.history)}; the same command goes on from {job.kept}")
-        return Extracted(None, describe(job, made, None), signal, job, made)
-    data, rate = make_features(job, made.extractor)
-    data = data_with(data, job, made)
-    if job.out is not None:
-        write_features(job.out, data, config.feature_dtype)
-        say(f"{len(data.x):,} rows of {data.x.shape[1]} features, {rate:,.0f} images/s: {job.out}")
+    with Signals() as signals:
+        made = train(job, tools, signals, quiet, say)
+        if made.trained.stopped == "signal":
+            say(f"interrupted after epoch {len(made.trained.history)}; the same command goes on from {job.kept}")
+            return Extracted(None, describe(job, made, None), signals.received, job, made)
+        data, rate = make_features(job, made, signals)
+    if data is None:
+        say("interrupted while making features; the same command goes on from there")
+        return Extracted(None, describe(job, made, rate), signals.received, job, made)
+    where = "in memory" if job.out is None else str(job.out)
+    say(f"{len(data.x):,} rows of {data.x.shape[1]} features, {rate:,.0f} images/s: {where}")
     job.kept.unlink(missing_ok=True)
     return Extracted(data, describe(job, made, rate), 0, job, made)
 
@@ -154,47 +160,60 @@ def existing(job: Job) -> Extracted | None:
 
     Raises ConfigError if another run has written it, unless it may be replaced.
     """
-    if job.out is None or not job.out.exists() or job.config.force:
+    if job.out is None or not job.out.exists() or (job.config.force and job.out.is_file()):
         return None
-    data = load_data(job.out)
-    if data.about is None or data.about.get("key") != job.key:
+    data = read_features(job.out)  # also before a folder is replaced: nobody else's may be
+    if job.config.force:
+        return None
+    if data.about is None or data.about["key"] != job.key:
         raise ConfigError(f"out: {job.out} is there and was made otherwise; give another --out, or --force to replace it")
     return Extracted(data, dict(data.about) | {"out": str(job.out)}, 0, job, None)
 
 
-def train(job: Job, tools: Tools, quiet: bool, say: Say) -> tuple[Any, int]:
-    """The trained extractor, and the signal that ended the training early or 0."""
+def train(job: Job, tools: Tools, signals: Signals, quiet: bool, say: Say) -> Any:
+    """The trained extractor with its figures; stopped is "signal" if a signal ended its training early."""
     config, parts = job.config, split(job.images, job.config)
     rows = ", ".join(f"{len(x):,} {name}" for name, (x, _) in parts.items())
     say(f"{job.images.name}: {rows} images; network {job.prepared.label} on {job.prepared.device}")
-    arrays = {name: (np.asarray(x[:]), y) for name, (x, y) in parts.items()}
-    scaling = fit_scaling(config.scale, arrays["train"][0])
+    scaling = fit_scaling(config.scale, parts["train"][0])
     each = slice(None, 1) if config.scale in PIXEL else slice(None)
     checkpoint = None
     if config.resume and job.kept.exists():
         checkpoint = (job.kept.read_bytes(), str(job.kept))
         say(f"going on from {job.kept}")
-    with Signals() as signals, make_progress(quiet=quiet, epochs=config.epochs) as display:
+    with make_progress(quiet=quiet, epochs=config.epochs) as display:
         watch = tools.Watch(
             display.update, display.epoch_done, lambda data: write_bytes(job.kept, data), lambda: bool(signals.received)
         )
-        made = tools.train(job.prepared, arrays, (scaling.shift[each], scaling.factor[each]), watch, checkpoint)
-    return made, signals.received if made.trained.stopped == "signal" else 0
+        return tools.train(job.prepared, parts, (scaling.shift[each], scaling.factor[each]), watch, checkpoint)
 
 
-def make_features(job: Job, extractor: Extractor) -> tuple[Dataset, float]:
-    """The features of all parts, and the images a second."""
-    seconds, images = 0.0, 0
+def make_features(job: Job, made: Any, signals: Signals) -> tuple[Dataset | None, float]:
+    """The features of all parts, None after a signal, and the images a second."""
+    growing, began, images = job.growing(made.extractor), time.perf_counter(), 0
+    if growing is not None and not job.config.resume:
+        shutil.rmtree(growing.folder, ignore_errors=True)
 
-    def extract(pixels: Any) -> Any:
-        nonlocal seconds, images
-        began = time.perf_counter()
-        found = extract_rows(extractor, pixels, job.prepared.device, job.config.feature_dtype)
-        seconds, images = seconds + time.perf_counter() - began, images + len(pixels)
-        return found
+    def extract(name: str, pixels: Any) -> Any:
+        nonlocal images
+        if growing is None:
+            found = extract_rows(made.extractor, pixels, job.prepared.device, job.config.feature_dtype)
+            images += len(pixels)
+        else:
+            images += growing.grow(name, pixels, lambda: bool(signals.received))
+        if signals.received:
+            raise Stopped
+        return found if growing is None else growing.mapped(name)
 
-    data = featured(job.images, extract, split_numbers(job.images, job.config))
-    return data, images / seconds
+    try:
+        data = data_with(featured(job.images, extract, split_numbers(job.images, job.config)), job, made)
+    except Stopped:
+        return None, images / (time.perf_counter() - began)
+    rate = images / (time.perf_counter() - began)
+    if growing is None or job.out is None:
+        return data, rate
+    write_features(job.out, data, growing.folder)
+    return read_features(job.out), rate
 
 
 def data_with(data: Dataset, job: Job, made: Any) -> Dataset:

@@ -1,32 +1,26 @@
-"""Features that a convolutional network made of images: what makes them, the data set they are, the file they lie in.
+"""Features that a convolutional network made of images: what makes them, and the data set they are.
 
-Here: `featured`, `write_features`, and what an extractor must be able to do. Not here: the network (package cnn, which only the
-command line knows), and how the files are read (data_files.py, data_npy.py).
-
-A feature file is a data set like any other, with x (n, features), y, x_test, y_test and classes, and besides `validation` (the
-rows of x that validate), `extractor` (the network, in bytes that package cnn reads), and `about`: a JSON object with the
-settings, the description and the hash of the network, the layer, and the hash of the images.
+Here: `featured`, `extract_rows`, and what an extractor must be able to do. Not here: the network (package cnn, which only the
+command line knows), and the files that features lie in (feature_files.py).
 """
 
 from __future__ import annotations
 
 import functools
-import io
-import json
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.artifacts import write_bytes
 from fastmlp.data import Dataset
 from fastmlp.errors import UnavailableError
 from fastmlp.model import Model
-from fastmlp.rows import Features
+from fastmlp.rows import Features, blocks, take
 
 Array = npt.NDArray[Any]
+
+AT_ONCE = 1024  # images of a forward pass, at most
 
 
 class Extractor(Protocol):
@@ -40,8 +34,8 @@ class Extractor(Protocol):
     def sha256(self) -> str:
         """Hash over description, layer, scaling and weights."""
 
-    def blocks(self, pixels: Array, device: Any = "cpu") -> Iterator[npt.NDArray[np.float32]]:
-        """Features of images (n, pixels), block by block."""
+    def features(self, pixels: Any, device: Any = "cpu") -> npt.NDArray[np.float32]:
+        """Features of images (n, pixels), n at least 1: (n, features)."""
 
     def to_bytes(self) -> bytes:
         """A file that an `OpenExtractor` reads."""
@@ -50,10 +44,12 @@ class Extractor(Protocol):
 OpenExtractor = Callable[[bytes, str], Extractor]
 
 
-def extract_rows(extractor: Extractor, pixels: Array, device: Any = "cpu", dtype: str = "float32") -> Array:
-    """Features of images (n, pixels): (n, features) float32, rounded to `dtype` on the way."""
-    found = [block.astype(dtype).astype(np.float32) for block in extractor.blocks(pixels, device)]
-    return np.concatenate(found) if found else np.empty((0, extractor.width), np.float32)
+def extract_rows(extractor: Extractor, pixels: Features, device: Any = "cpu", dtype: str = "float32") -> Array:
+    """Features of images (n, pixels), in memory: (n, features) float32, rounded to `dtype` on the way."""
+    found = np.empty((len(pixels), extractor.width), np.float32)
+    for place, block in blocks(pixels, AT_ONCE):
+        found[place] = extractor.features(block, device).astype(dtype)
+    return found
 
 
 def input_maker(model: Model, open_extractor: OpenExtractor | None) -> Callable[[Features], Array]:
@@ -72,34 +68,23 @@ def input_maker(model: Model, open_extractor: OpenExtractor | None) -> Callable[
             )
         return open_extractor(model.extractor, "the model's extractor")
 
-    return lambda pixels: extract_rows(extractor(), np.asarray(pixels[:]))
+    return lambda pixels: extract_rows(extractor(), pixels)
 
 
-def featured(data: Dataset, extract: Callable[[Array], Array], numbers: Mapping[str, npt.NDArray[np.int64]]) -> Dataset:
+def featured(data: Dataset, extract: Callable[[str, Features], Array], numbers: Mapping[str, npt.NDArray[np.int64]]) -> Dataset:
     """The features of a data set of images, as a data set that has its parts.
 
     Parameters
     ----------
-    extract : from images (n, pixels) to features (n, features)
+    extract : from "x" or "x_test" and its images (n, pixels) to their features (n, features)
     numbers : the rows of `data.x` in each of its parts, as `runs.split_numbers` gives them
     """
     kept = np.sort(np.concatenate([rows for name, rows in numbers.items() if name != "test"]))
     validation = np.flatnonzero(np.isin(kept, numbers["validation"])) if "validation" in numbers else None
-    x_test, y_test = data.x_test, data.y_test
+    x_test: Features | None = data.x_test
+    y_test = data.y_test
     if "test" in numbers:
-        x_test, y_test = data.x[numbers["test"]], data.y[numbers["test"]]
-    x = data.x if len(kept) == len(data.x) else data.x[kept]
-    tested = None if x_test is None else extract(x_test)
-    return Dataset(data.name, extract(x), data.y[kept], data.classes, None, tested, y_test, validation)
-
-
-def write_features(path: Path, data: Dataset, dtype: str) -> None:
-    """Write a feature file, atomically. Raises DataError if it cannot be written."""
-    assert data.about is not None and data.extractor is not None
-    arrays = {name: getattr(data, name) for name in ("x", "y", "x_test", "y_test", "validation")}
-    arrays |= {name: None if arrays[name] is None else arrays[name].astype(dtype) for name in ("x", "x_test")}
-    texts = {"classes": np.array(data.classes), "about": np.array(json.dumps(dict(data.about)))}
-    present = {name: values for name, values in arrays.items() if values is not None}
-    buffer = io.BytesIO()
-    np.savez(buffer, **present, **texts, extractor=np.frombuffer(data.extractor, np.uint8))  # type: ignore[arg-type]
-    write_bytes(path, buffer.getvalue())
+        x_test, y_test = take(data.x, numbers["test"]), data.y[numbers["test"]]
+    x = extract("x", data.x if len(kept) == len(data.x) else take(data.x, kept))
+    tested = None if x_test is None else extract("x_test", x_test)
+    return Dataset(data.name, x, data.y[kept], data.classes, None, tested, y_test, validation)

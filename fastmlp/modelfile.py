@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -25,6 +24,7 @@ from fastmlp.errors import ConfigError, DataError
 from fastmlp.model import Model
 from fastmlp.network import Network
 from fastmlp.preprocess import Scaling
+from fastmlp.tensorfile import read_tensors, tensor_bytes
 
 VERSION = 1
 FILE_NAME = "model.safetensors"
@@ -49,8 +49,6 @@ def save(model: Model, path: str | Path) -> None:
     ------
     DataError : the file cannot be written
     """
-    from safetensors.numpy import save as to_bytes
-
     tensors: dict[str, npt.NDArray[Any]] = {}
     for index, (w, b) in enumerate(model.network.views(model.parameters)):
         tensors[f"layers.{index}.weight"], tensors[f"layers.{index}.bias"] = w, b
@@ -66,7 +64,7 @@ def save(model: Model, path: str | Path) -> None:
         "scaling": model.scaling.kind if model.scaling is not None else None,
     }
     text = json.dumps(header)
-    write_bytes(Path(path), canonical(to_bytes(tensors, {"fastmlp": text, "sha256": digest(text, tensors)})))
+    write_bytes(Path(path), tensor_bytes(tensors, {"fastmlp": text, "sha256": digest(text, tensors)}))
 
 
 def load(path: str | Path, *, backend: str = "auto", threads: int | None = None) -> Model:
@@ -95,7 +93,7 @@ def load(path: str | Path, *, backend: str = "auto", threads: int | None = None)
     file = Path(path)
     if file.is_dir():
         file = file / FILE_NAME
-    metadata, tensors = read_safetensors(file)
+    metadata, tensors = read_file(file)
     if "fastmlp" not in metadata or "sha256" not in metadata:
         raise DataError(f"{file}: not a fastmlp model (its metadata lacks 'fastmlp' or 'sha256')")
     if digest(metadata["fastmlp"], tensors) != metadata["sha256"]:
@@ -146,22 +144,17 @@ def take_extractor(tensors: dict[str, npt.NDArray[Any]]) -> bytes | None:
     return None if found is None else found.tobytes()
 
 
-def read_safetensors(file: Path) -> tuple[dict[str, str], dict[str, npt.NDArray[Any]]]:
-    """Metadata and tensors of a safetensors file, or a DataError that says what is wrong with it."""
-    from safetensors import SafetensorError, safe_open
-
+def read_file(file: Path) -> tuple[dict[str, str], dict[str, npt.NDArray[Any]]]:
+    """Metadata and tensors of a model file, or a DataError that says what is wrong with it."""
     try:
         size = file.stat().st_size
         if size > LARGEST_FILE:
             raise DataError(f"{file}: {size} bytes are more than the {LARGEST_FILE} that a model file may have")
-        with safe_open(file, framework="numpy") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is not a mapping
+        return read_tensors(file)
     except FileNotFoundError:
         raise DataError(f"{file}: no such model; `fastmlp train --out FOLDER` writes one") from None
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{file}: not a readable safetensors file ({error})") from error
-    return metadata, tensors
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
 
 
 def gather(network: Network, tensors: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
@@ -184,19 +177,6 @@ def gather(network: Network, tensors: Mapping[str, npt.NDArray[Any]]) -> npt.NDA
     if not np.isfinite(vector).all():
         raise DataError("the weights hold values that are not finite")
     return vector
-
-
-def canonical(data: bytes) -> bytes:
-    """The same safetensors file with its header's metadata in order: the library writes them in a random one.
-
-    Layout of the format: 8 bytes with the header's length, the header (JSON, padded with spaces), the tensors' bytes.
-    """
-    (length,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text + data[8 + length :]
 
 
 def digest(text: str, tensors: Mapping[str, npt.NDArray[Any]]) -> str:

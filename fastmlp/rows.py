@@ -1,6 +1,6 @@
 """Rows of arrays that are too large to copy: parts by their row numbers, and passes in blocks.
 
-Here: `Subset`, `take`, `in_whole`, `is_mapped`; `blocks`, `first_not_finite`. Not here: how files are mapped
+Here: `Subset`, `take`, `in_whole`, `is_mapped`; `blocks`, `block_rows`, `first_not_finite`. Not here: how files are mapped
 (`data_npy.py`), and what is asked of rows (`checks.py`, `preprocess.py`).
 """
 
@@ -121,14 +121,16 @@ def in_whole(x: Features, y: Array, weights: Array | None) -> tuple[Array, int |
     return x.array, x.rows, x.spread(y), None if weights is None else x.spread(weights)
 
 
-def blocks(x: Features, most: int | None = None) -> Iterator[tuple[slice, Array]]:
-    """x (n, ...) from its first row to its last: the place of each block and its rows.
-
-    A block has one row at least, and else at most BLOCK_BYTES and `most` rows, so that what is made of it stays small.
-    """
+def block_rows(x: Features, most: int | None = None) -> int:
+    """Rows of a block of x: at most BLOCK_BYTES and `most`, so that what is made of a block stays small; one at least."""
     size = max(1, x.dtype.itemsize * int(np.prod(x.shape[1:])))
-    step = max(1, min(BLOCK_BYTES // size, most or len(x)))
-    for start in range(0, len(x), step):
+    return max(1, min(BLOCK_BYTES // size, most or len(x)))
+
+
+def blocks(x: Features, most: int | None = None, first: int = 0) -> Iterator[tuple[slice, Array]]:
+    """x (n, ...) from a row to its last: the place of each block (see `block_rows`) and its rows."""
+    step = block_rows(x, most)
+    for start in range(first, len(x), step):
         place = slice(start, min(start + step, len(x)))
         yield place, x[place]
 

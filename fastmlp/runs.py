@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp import __version__
-from fastmlp.artifacts import METRICS_NAME, append_line, new_run_folder, write_json, write_manifest, write_toml
+from fastmlp.artifacts import METRICS_NAME, append_line, check_free, new_run_folder, write_json, write_manifest, write_toml
 from fastmlp.checks import Rows
 from fastmlp.config import Config, DataSettings
 from fastmlp.data import DATASETS, Dataset, load_data
@@ -113,6 +113,14 @@ def split_numbers(data: Dataset, config: DataSettings) -> dict[str, npt.NDArray[
 
 def size(count: int | None, fraction: float | None) -> float | int:
     return count if count is not None else fraction or 0
+
+
+def check_settings(config: Config) -> None:
+    """Check what needs no data, for those whose data take long: raises ConfigError as `train_run` would."""
+    config.settings()
+    config.network(1, 2)
+    if config.out is not None:
+        check_free(Path(config.out), config.force)
 
 
 @contextmanager

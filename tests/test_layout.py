@@ -23,8 +23,9 @@ GROUPS = (
     ("errors", "philox", "functions", "optimizers", "network", "rows", "preprocess", "contract", "reference", "checks"),
     ("cpu_cache", "cpu_simd", "cpu_instructions", "cpu_math", "cpu_compile", "cpu_threads"),
     ("cpu_plan", "cpu_products", "cpu_formulas", "cpu_pieces", "cpu_kernels", "cpu", "backends"),
-    ("model", "metrics", "evaluation", "artifacts", "modelfile", "signals", "training", "many"),
-    ("data_files", "data_npy", "data_images", "data_fetch", "data", "features", "tables", "report", "pictures", "progress"),
+    ("model", "metrics", "evaluation", "artifacts", "tensorfile", "modelfile", "signals", "training", "many"),
+    ("data_files", "data_npy", "data_tensors", "data_images", "data_fetch", "data", "features", "feature_files"),
+    ("tables", "report", "pictures", "progress"),
     (
         "config_kinds",
         "config",

@@ -1,0 +1,275 @@
+"""The three forms of feature files, features that grow block by block, and what is on the way refused."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cli_helpers import call, forget_settings, ok, refused
+from PIL import Image
+from safetensors.numpy import save_file
+from test_cnn_training import SHAPE, bars
+
+from cnn.extractor import Extractor
+from fastmlp import extraction_pictures, feature_files, rows
+from fastmlp.data import load_data
+from fastmlp.rows import is_mapped
+
+SMALL = ["--filters", "4,6", "--dense", "8", "--epochs", "1", "--batch-size", "16", "--device", "cpu"]
+MLP = ["--hidden", "8", "--epochs", "3", "--backend", "numpy"]
+FORMS = ("features.npz", "features.safetensors", "features")
+
+
+@pytest.fixture(autouse=True)
+def own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    forget_settings(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_pictures() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("draw_extraction", "draw_chain"):
+            patch.setattr(extraction_pictures, name, lambda *given: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the same images as one file and as a folder of mapped arrays, and their features in all forms."""
+    folder: Path = tmp_path_factory.mktemp("home")
+    pixels, labels = bars(200, 0)
+    images = {"x": pixels.reshape(-1, *SHAPE[:2]), "y": np.array(["row", "column", "none"])[labels]}
+    np.savez(folder / "images.npz", **images)
+    (folder / "images").mkdir()
+    for name, values in images.items():
+        np.save(folder / "images" / f"{name}.npy", values)
+    for form in FORMS:
+        ok("extract", "--data", folder / "images.npz", *SMALL, "--out", folder / form, "-q")
+    return folder
+
+
+def content(path: Path) -> dict[str, Any]:
+    """All that a feature file has."""
+    data = load_data(path)
+    assert data.about is not None
+    assert data.extractor is not None
+    about = {name: value for name, value in data.about.items() if name not in ("cnn", "key")}
+    return {"sha256": data.sha256, "classes": data.classes, "about": about, "extractor": len(data.extractor)}
+
+
+def test_all_forms_hold_the_same(home: Path) -> None:
+    assert content(home / FORMS[0]) == content(home / FORMS[1]) == content(home / FORMS[2])
+    assert [is_mapped(load_data(home / form).x) for form in FORMS] == [False, False, True]
+    assert not [*home.glob("*.partial"), *home.glob("*.checkpoint")]
+
+
+def test_all_forms_train_the_same_model(home: Path) -> None:
+    for form in FORMS:
+        ok("train", "--data", home / form, *MLP, "--out", f"run-{form}", "-q")
+        ok("extract", "--data", home / "images.npz", *SMALL, "--out", home / form, "train", *MLP, "--out", f"one-{form}", "-q")
+    models = {Path(f"{kind}-{form}/model.safetensors").read_bytes() for form in FORMS for kind in ("run", "one")}
+    assert len(models) == 1
+    ok("evaluate", "run-features", "--data", home / "images")
+
+
+def test_the_same_content_has_the_same_bytes(home: Path) -> None:
+    ok("extract", "--data", home / "images.npz", *SMALL, "--out", "again.safetensors", "-q")
+    one, other = (load_data(path) for path in (home / FORMS[1], Path("again.safetensors")))
+    assert one.sha256 == other.sha256
+    assert json.dumps(dict(one.about or {}))[:200] == json.dumps(dict(other.about or {}))[:200]
+
+
+def test_mapped_images_give_the_same_features(home: Path) -> None:
+    ok("extract", "--data", home / "images", *SMALL, "--out", "f.npz", "-q")
+    assert load_data("f.npz").sha256 == load_data(home / "features.npz").sha256
+
+
+def test_what_is_too_large_for_a_file_becomes_a_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature_files, "LARGEST_FILE", 200 * 96 * 4 - 1)
+    small = ["extract", "--data", home / "images.npz", *SMALL]
+    found = json.loads(ok(*small, "--json", "-q").stdout)
+    assert found["out"] == "images-8x8x1-4-6-d8"
+    assert Path(found["out"], "x.npy").exists()
+    line = refused(2, *small, "--out", "f.npz", "-q")
+    assert line.endswith("GiB of features are too many for one file; give a folder, --out f")
+    ok(*small, "--out", "f.npz", "--feature-dtype", "float16", "-q")
+    line = refused(2, *small, "--out", "f", "--feature-dtype", "float16", "-q")
+    assert line.startswith("feature_dtype: float16 is for one file")
+
+
+def test_a_folder_of_somebody_else_stays(home: Path) -> None:
+    small = ["extract", "--data", home / "images.npz", *SMALL]
+    Path("mine").mkdir()
+    Path("mine/letter.txt").write_text("dear")
+    shutil.copytree(home / "images", "data")
+    for name, force in itertools.product(("mine", "data"), ([], ["--force"])):
+        line = refused(2, *small, "--out", name, *force, "-q")
+        assert line == f"out: {name} is there and was not made by extract; give another --out"
+    assert Path("mine/letter.txt").exists()
+    shutil.copytree(home / "features", "theirs")
+    assert "was made otherwise" in refused(2, *small, "--seed", "1", "--out", "theirs", "-q")
+    ok(*small, "--seed", "1", "--out", "theirs", "--force", "-q")
+    assert load_data("theirs").sha256 != load_data(home / "features").sha256
+
+
+# ------------------------------------------------------------------------------------------------ interrupted
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Images of each forward pass of the extraction, in blocks of 16; a SIGINT comes in the pass that `passes[0]` counts to."""
+    monkeypatch.setattr(feature_files, "AT_ONCE", 16)
+    seen = [0]
+    honest = Extractor.features
+
+    def features(self: Extractor, pixels: Any, *given: Any) -> Any:
+        if len(pixels) > 1:  # one image asks for the width
+            seen.append(len(pixels))
+            if len(seen) - 1 == seen[0]:
+                os.kill(os.getpid(), signal.SIGINT)
+        return honest(self, pixels, *given)
+
+    monkeypatch.setattr(Extractor, "features", features)
+    return seen
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_interrupted_extraction_goes_on(form: str, passes: list[int], home: Path) -> None:
+    small = ["extract", "--data", home / "images.npz", *SMALL, "--out", form]
+    passes[0] = 4
+    stopped = call(*small)
+    assert stopped.exit_code == 130, stopped.output
+    assert "interrupted while making features; the same command goes on" in stopped.stderr
+    assert not Path(form).exists()
+    (partial,) = Path.cwd().glob("*.partial")
+    with (partial / "x.npy").open("ab") as stream:
+        stream.write(b"torn")
+    done = len(passes) - 1
+    assert done == 4
+    ok(*small)
+    assert passes[1:] == [16] * 10 + [16, 16, 8]  # 160 rows of x, 40 of x_test, none of them twice
+    assert load_data(form).sha256 == load_data(home / form).sha256 == load_data(home / "features.npz").sha256
+    assert [path.name for path in Path.cwd().iterdir()] == [form]
+
+
+def test_a_stop_in_a_chain_ends_it(passes: list[int], home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes[0] = 1
+    stopped = call("extract", "--data", home / "images.npz", *SMALL, "train", *MLP, "--out", "run")
+    assert stopped.exit_code == 130, stopped.output
+    assert not Path("run").exists()
+    again = ok("extract", "--data", home / "images.npz", *SMALL, "train", *MLP, "--out", "run")
+    assert "going on from" in again.stderr
+    ok("train", "--data", home / "features.npz", *MLP, "--out", "two", "-q")
+    assert Path("run/model.safetensors").read_bytes() == Path("two/model.safetensors").read_bytes()
+
+
+def test_blocks_left_by_other_settings_are_not_used(passes: list[int], home: Path) -> None:
+    small = ["extract", "--data", home / "images.npz", *SMALL, "--out", "f.npz"]
+    passes[0] = 4
+    assert call(*small).exit_code == 130
+    (partial,) = Path.cwd().glob("*.partial")
+    head = feature_files.npy_header((7, 96), np.dtype(np.float32))
+    (partial / "x.npy").write_bytes(head + b"\1" * 96 * 4 * 7)
+    ok(*small, "-q")
+    assert load_data("f.npz").sha256 == load_data(home / "features.npz").sha256
+
+
+def test_a_full_disk_is_one_line(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(number: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(feature_files, "os", SimpleNamespace(fsync=full, SEEK_END=os.SEEK_END))
+    line = refused(3, "extract", "--data", home / "images.npz", *SMALL, "--out", "f", "-q")
+    assert line.endswith("x.npy: No space left on device; free some space or choose another folder")
+
+
+def test_blocks_begin_where_they_are_asked_to() -> None:
+    x = np.arange(10)[:, None]
+    assert [place for place, _ in rows.blocks(x, 4, 4)] == [slice(4, 8), slice(8, 10)]
+    assert [*rows.blocks(x, 4, 10)] == []
+
+
+# ------------------------------------------------------------------------------------------------ a chain's own settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["--hidden", "x"], "--hidden"),
+        (["--activation", "rleu"], "unknown activation 'rleu'"),
+        (["--lr", "-1"], "rate"),
+        (["--out", "used"], "the folder used is not empty"),
+        (["--out", "used/file"], "used/file is a file"),
+    ],
+)
+def test_the_training_is_checked_before_the_network_trains(settings: list[str], message: str, home: Path) -> None:
+    Path("used").mkdir()
+    Path("used/file").touch()
+    line = refused(2, "extract", "--data", home / "images.npz", *SMALL, "--epochs", "1000000", "train", *settings)
+    assert message in line
+
+
+def test_the_help_offers_no_target() -> None:
+    assert "--target" not in ok("extract", "--help").stdout
+    Path("a.toml").write_text('target = "value"\n')
+    assert refused(2, "extract", "--config", "a.toml") == "extract trains a classifier, so target must be class; leave it out"
+
+
+# ------------------------------------------------------------------------------------------------ safetensors
+
+
+def test_safetensors_are_data() -> None:
+    x, y = np.arange(12, dtype=np.float32).reshape(6, 2), np.arange(6, dtype=np.int32) % 2
+    save_file({"x": x, "y": y, "x_test": x[:2], "y_test": y[:2]}, "a.safetensors", {"classes": '["no", "yes"]'})
+    data = load_data("a.safetensors")
+    assert (data.x.tolist(), data.classes, len(data.x_test)) == (x.tolist(), ("no", "yes"), 2)  # type: ignore[arg-type]
+    save_file({"x": x, "y": y}, "b.safetensors")
+    assert load_data("b.safetensors").classes == ("0", "1")
+    save_file({"x": x}, "c.safetensors")
+    assert "c.safetensors: no tensor named y (it holds: x)" in refused(3, "train", "--data", "c.safetensors")
+    for text in ("no, yes", "3", "[1, 2]"):
+        save_file({"x": x, "y": y}, "d.safetensors", {"classes": text})
+        assert "'classes' in the metadata is not a list of names" in refused(3, "train", "--data", "d.safetensors")
+    Path("e.safetensors").write_bytes(Path("a.safetensors").read_bytes()[:90])
+    assert "e.safetensors: not a readable safetensors file" in refused(3, "train", "--data", "e.safetensors")
+
+
+# ------------------------------------------------------------------------------------------------ backbones
+
+
+def test_a_backbone_with_local_weights_chains() -> None:
+    from torchvision.models import mobilenet_v3_small
+
+    pixels, labels = bars(40, 0)
+    large = pixels.reshape(-1, *SHAPE[:2]).repeat(4, axis=1).repeat(4, axis=2)
+    np.savez("large.npz", x=large, y=labels)
+    for seed in (3, 4):
+        torch.manual_seed(seed)
+        torch.save(mobilenet_v3_small(weights=None).state_dict(), f"{seed}.pth")
+    digest = hashlib.sha256(Path("3.pth").read_bytes()).hexdigest()
+    settings = ["--data", "large.npz", "--backbone", "mobilenet_v3_small", "--epochs", "1", "--lr", "1e-6", "-q"]
+    assert f"4.pth: SHA-256 is {hashlib.sha256(Path('4.pth').read_bytes()).hexdigest()}, not {digest}" in refused(
+        3, "extract", *settings, "--weights", "4.pth", "--weights-sha256", digest
+    )
+    ok("extract", *settings, "--weights", "3.pth", "--weights-sha256", digest, "train", *MLP, "--out", "run")
+    ok("extract", *settings, "--weights", "3.pth", "--out", "f")
+    ok("train", "--data", "f", *MLP, "--out", "two", "-q")
+    assert Path("run/model.safetensors").read_bytes() == Path("two/model.safetensors").read_bytes()
+    Image.fromarray(large[0]).save("first.png")
+    assert len(ok("predict", "run", "first.png").stdout.split("\t")) == 3
+    Path("3.pth").rename("moved.pth")
+    ok("extract", *settings, "--weights", "moved.pth", "--out", "f")  # the same weights: nothing to do
+    Path("4.pth").rename("3.pth")
+    assert "was made otherwise" in refused(2, "extract", *settings, "--weights", "3.pth", "--out", "f")
