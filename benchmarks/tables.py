@@ -130,12 +130,30 @@ def twins_table(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"{about(result['machine'])}, PyTorch {result['torch']}; one run each, seed 0."])
 
 
+def chains_table(result: dict[str, Any]) -> str:
+    heads = ["recipe", "CNN: published", "ours", "MLP on its features: published", "ours", "epochs (best), CNN and MLP"]
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    for row in result["rows"]:
+        cells = [row["name"]]
+        for kind in ("cnn", "mlp"):
+            published = row[kind]["published"]
+            part = "" if published["part"] == "test" else f" ({published['part']})"
+            cells += [f"{published['accuracy']:.2%}{part}", f"{row[kind][published['part']]:.2%}{part}"]
+        epochs = [f"{row[kind]['epochs']} ({row[kind]['best_epoch']})" for kind in ("cnn", "mlp")]
+        lines.append(f"| {' | '.join([*cells, ', '.join(epochs)])} |")
+    torch = ", ".join(sorted({row["machine"]["torch"] for row in result["rows"]}))
+    where = f"{about(result['rows'][0]['machine'])}, PyTorch {torch}"
+    note = f"{where}; one run each, seed 0, on the test part unless a part is named."
+    return "\n".join([*lines, "", note])
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "epochs": epochs_table,
     "claims": claims_table,
     "start": claims_table,
     "accuracy": accuracy_table,
     "twins": twins_table,
+    "chains": chains_table,
 }
 
 

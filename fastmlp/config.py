@@ -74,7 +74,9 @@ class DataSettings:
     ConfigError : a share or a number of rows that cannot be
     """
 
-    data: str = of_data(SOURCE, "digits", "Data set by name, .npz or .csv file, folder of x.npy and y.npy or of image folders.")
+    data: str = of_data(
+        SOURCE, "digits", "Data set by name, .npz, .safetensors or .csv file, folder of x.npy and y.npy or of image folders."
+    )
     data_dir: str | None = of_data(FOLDER, None, "Where named data sets lie [default: in the user's cache].")
     image_size: tuple[int, int] | None = of_data(SIZE, None, "Resize the images of a folder.")
     target: str = of_data(one_of("target", ("class", "value")), "class", "What is predicted; value is regression.")

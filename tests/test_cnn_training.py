@@ -76,7 +76,7 @@ def test_a_step_is_the_optimizers() -> None:
         own = network()
         torch.manual_seed(0 * 1_000_003 + 1)
         order = torch.randperm(16).numpy()
-        x = torch.from_numpy(data.images.pixels[order]).permute(0, 3, 1, 2).float() / 255
+        x = torch.from_numpy(data.images.pixels[order].reshape(-1, *SHAPE)).permute(0, 3, 1, 2).float() / 255
         loss = cross_entropy(own(x), torch.from_numpy(data.labels[order]), label_smoothing=0.1)
         loss.backward()
         assert done.history[0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
