@@ -54,12 +54,8 @@ class Block:
     dropout: float = 0.25
 
     def __post_init__(self) -> None:
-        for name in ("filters", "kernel", "stride", "pool_kernel"):
-            if getattr(self, name) < 1:
-                raise DescriptionError(f"{name} must be 1 or more, not {getattr(self, name)}")
-        for name in ("padding", "pool_stride", "pool_padding"):
-            if getattr(self, name) < 0:
-                raise DescriptionError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        check_least(self, 1, "filters", "kernel", "stride", "pool_kernel")
+        check_least(self, 0, "padding", "pool_stride", "pool_padding")
         check_name("pool", self.pool, POOLINGS)
         check_name("regularize", self.regularize, REGULARISATIONS)
         if not 0 <= self.dropout < 1:
@@ -220,6 +216,13 @@ def spread(name: str, value: Any, count: int) -> list[Any]:
     if len(value) != count:
         raise DescriptionError(f"{name} has {len(value)} values for {count} blocks; give one, or one for each block")
     return [*value]
+
+
+def check_least(settings: Any, least: int, *names: str) -> None:
+    """Raise DescriptionError if a whole number among the settings is too small."""
+    for name in names:
+        if getattr(settings, name) < least:
+            raise DescriptionError(f"{name} must be {least} or more, not {getattr(settings, name)}")
 
 
 def check_name(what: str, name: str, known: Sequence[str]) -> None:

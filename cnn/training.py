@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from cnn.description import check_name
+from cnn.description import check_least, check_name
 from cnn.errors import DescriptionError, DivergedError, FileError, MissingError
 from cnn.images import Augmentation, Images
 from cnn.network import read_state
@@ -78,16 +78,12 @@ class Settings:
     def __post_init__(self) -> None:
         check_name("optimizer", self.optimizer, OPTIMIZERS)
         check_name("schedule", self.schedule, SCHEDULES)
-        for name in ("batch_size", "epochs", "every"):
-            if getattr(self, name) < 1:
-                raise DescriptionError(f"{name} must be 1 or more, not {getattr(self, name)}")
+        check_least(self, 1, "batch_size", "epochs", "every", *(["patience"] if self.patience is not None else []))
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise DescriptionError(f"lr must be a positive number, not {self.lr}")
         for name in ("weight_decay", "momentum", "label_smoothing"):
             if not 0 <= getattr(self, name) < (math.inf if name == "weight_decay" else 1):
                 raise DescriptionError(f"{name} must be at least 0{'' if name == 'weight_decay' else ' and below 1'}")
-        if self.patience is not None and self.patience < 1:
-            raise DescriptionError(f"patience must be 1 or more, not {self.patience}")
 
     def rate(self, epoch: float) -> float:
         """Learning rate after so many epochs, from 0."""
