@@ -150,7 +150,8 @@ def extract_run(
         say("interrupted while making features; the same command goes on from there")
         return Extracted(None, describe(job, made, rate), signals.received, job, made)
     where = "in memory" if job.out is None else str(job.out)
-    say(f"{len(data.x):,} rows of {data.x.shape[1]} features, {rate:,.0f} images/s: {where}")
+    images = sum(len(x) for x in (data.x, data.x_test) if x is not None)
+    say(f"{data.x.shape[1]} features of {images:,} images, {rate:,.0f} images/s: {where}")
     job.kept.unlink(missing_ok=True)
     return Extracted(data, describe(job, made, rate), 0, job, made)
 
