@@ -30,7 +30,7 @@ class State(NamedTuple):
 
 
 class RowResults(NamedTuple):
-    """What training on rows gave, in their order, measured before each batch's update with its dropout.
+    """What rows gave, in their order; in training measured before each batch's update, with its dropout.
 
     loss : (n,) float32 or float64, penalties left out
     correct : (n,) bool, whether the largest output was the row's class (all False for plain targets)
@@ -85,6 +85,9 @@ class Engine(Protocol):
 
     def forward(self, x: npt.NDArray[Any]) -> FloatArray:
         """Pre-activations z of the output layer for each row of x, (n, outputs), dropout off."""
+
+    def score(self, z: FloatArray, y: npt.NDArray[Any]) -> RowResults:
+        """Loss and hit of each row by what `forward` gave of it; y as in `train`, without penalties and label smoothing."""
 
     def close(self) -> None:
         """Give back threads and memory; the engine must not be used afterwards."""

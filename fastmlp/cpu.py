@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.contract import Job, RowResults, State, row_scales
-from fastmlp.cpu_formulas import Code, prediction_code, training_code
-from fastmlp.cpu_kernels import predict_kernel, train_kernel
+from fastmlp.cpu_formulas import Code, loss_address, prediction_code, training_code
+from fastmlp.cpu_kernels import predict_kernel, score_kernel, train_kernel
 from fastmlp.cpu_pieces import GRADIENT, PARAMETERS, SHARES, SLOT_M, SLOT_V, WORDS_APART, scratch_size
 from fastmlp.cpu_plan import (
     MOST_ROWS,
@@ -151,15 +151,15 @@ class NumbaEngine:
     ) -> Batches:
         """What the kernel reads of a call to `train`."""
         job, network = self.job, self.job.network
-        classes = y.ndim == 1
+        labels, targets = targets_of(y)
         scalars = np.repeat(job.optimizer.scalars(rates, self.step, network.l1, network.l2)[:, None], 2, axis=1)
         scalars[:, 1, OF_WEIGHTS_ONLY] = 0
         share = network.label_smoothing / network.sizes[-1]
         return Batches(
             x=x.ctypes.data,
             x_row=x.strides[0],
-            labels=writable(y) if classes else np.empty(0, np.int32),
-            targets=np.empty((0, 0), np.float32) if classes else writable(y),
+            labels=labels,
+            targets=targets,
             order=writable(np.ascontiguousarray(order, np.int64)),
             row_scale=row_scales(order, job.batch_size, weights).astype(np.float32),
             shift=self.shift,
@@ -196,6 +196,13 @@ class NumbaEngine:
                 threads=threads,
             )
         return z
+
+    def score(self, z: FloatArray, y: npt.NDArray[Any]) -> RowResults:
+        network = self.job.network
+        results = RowResults(np.empty(len(z), np.float32), np.zeros(len(z), bool))
+        spare = np.zeros((2, network.sizes[-1]), np.float32)
+        score_kernel()(loss_address(network.loss, network.output or ""), z, *targets_of(y), spare, *results)
+        return results
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -247,6 +254,13 @@ def aligned(shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> npt.ND
 def vector(values: npt.NDArray[Any], features: int) -> npt.NDArray[np.float32]:
     """One float32 per feature, from one per feature or one for all."""
     return np.array(np.broadcast_to(values, (features,)), np.float32)
+
+
+def targets_of(y: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Labels and targets as the kernels take them: y as one of them, the other one empty."""
+    if y.ndim == 1:
+        return writable(y), np.empty((0, 0), np.float32)
+    return np.empty(0, np.int32), writable(y)
 
 
 def with_plain_rows(x: npt.NDArray[Any]) -> npt.NDArray[Any]:

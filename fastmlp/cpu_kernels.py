@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from fastmlp.cpu_compile import cached, compiled
+from fastmlp.cpu_formulas import ZERO
 from fastmlp.cpu_instructions import atomic_load, call
 from fastmlp.cpu_pieces import (
     GRADIENT,
@@ -150,6 +151,30 @@ def predict_kernel(lanes: int) -> Any:
     x is the address of the first row of features, x_row the bytes from row to row.
     """
     return cached(make_predict(lanes), f"predict {lanes}")
+
+
+@functools.cache
+def score_kernel() -> Any:
+    """score(row_loss, z, labels, targets, spare, loss, correct), likewise; row_loss is the address of the loss of a row.
+
+    z (n, outputs); labels (n,), or none and targets (n, outputs); spare (2, outputs) zeros.
+    """
+    return cached(score, "score")
+
+
+def score(row_loss, z, labels, targets, spare, loss, correct):
+    """Loss and hit of rows by their pre-activations, on one thread: little beside the products that made them."""
+    one_hot, unused = spare
+    outputs = z.shape[1]
+    for r in range(len(z)):
+        t = one_hot.ctypes.data if len(labels) else targets.ctypes.data + r * outputs * FLOAT_BYTES
+        if len(labels):
+            one_hot[labels[r]] = ONE
+        at, result = z.ctypes.data + r * outputs * FLOAT_BYTES, loss.ctypes.data + r * FLOAT_BYTES
+        call(row_loss, (at, t, unused.ctypes.data, outputs, result, ONE))
+        if len(labels):
+            one_hot[labels[r]] = ZERO
+            correct[r] = first_peak(z[r]) == labels[r]
 
 
 def make_task(lanes: int) -> Any:

@@ -5,7 +5,6 @@ Rows pass in blocks, and no more is kept of a row than its loss and its predicti
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,37 +18,28 @@ from fastmlp.network import FloatArray, Network
 from fastmlp.rows import Features
 
 
-def row_figures(network: Network, z: FloatArray, y: npt.NDArray[Any]) -> tuple[FloatArray, npt.NDArray[Any]]:
-    """Loss of each row, (n,) float64, and its prediction, (n,) int64 classes or (n, outputs) float64, from pre-activations z.
-
-    The loss is without penalties and without label smoothing, which is part of training only, so that losses of smoothed
-    and plain networks compare. y (n,) classes or (n, outputs) targets says which of the two predictions.
-    """
-    from fastmlp.reference import OUTPUTS, row_losses, target_rows
-
-    plain, exact = without_smoothing(network), z.astype(np.float64)
-    losses, _ = row_losses(plain, exact, target_rows(plain, y, np.float64))
-    return losses, z.argmax(axis=1) if y.ndim == 1 else OUTPUTS[network.output or ""](exact)
-
-
-def without_smoothing(network: Network) -> Network:
-    """The same network, or its twin without label smoothing: making a twin checks every layer again, which takes its time."""
-    return replace(network, label_smoothing=0.0) if network.label_smoothing else network
-
-
 def measure(network: Network, engine: Engine, x: Features, y: npt.NDArray[Any]) -> tuple[FloatArray, npt.NDArray[Any]]:
-    """`row_figures` of all rows of a data part, x and y as `checks.check_part` gives them."""
+    """Loss and prediction of each row of a data part, x and y as `checks.check_part` gives them.
+
+    Losses (n,) are without penalties and without label smoothing, which is part of training only, so that losses of smoothed
+    and plain networks compare. Predictions are (n,) int64 classes for classes y, else (n, outputs) float64.
+    """
+    from fastmlp.reference import OUTPUTS
+
     losses = np.empty(len(x))
     predictions = np.empty(y.shape, np.int64 if y.ndim == 1 else np.float64)
     for rows, z in forward_blocks(engine, x):
-        losses[rows], predictions[rows] = row_figures(network, z, y[rows])
+        losses[rows] = engine.score(z, y[rows]).loss
+        predictions[rows] = z.argmax(axis=1) if y.ndim == 1 else OUTPUTS[network.output or ""](z.astype(np.float64))
     return losses, predictions
 
 
-def epoch_figures(network: Network, engine: Engine, x: Features, y: npt.NDArray[Any]) -> tuple[float, float | None]:
-    """Mean loss and accuracy (None for plain targets) of a data part; see `measure`."""
-    losses, predictions = measure(network, engine, x, y)
-    return float(losses.mean()), float((predictions == y).mean()) if y.ndim == 1 else None
+def epoch_figures(engine: Engine, x: Features, y: npt.NDArray[Any]) -> tuple[float, float | None]:
+    """Mean loss and accuracy (None for plain targets) of a data part; the same figures as by `measure`."""
+    losses, correct = np.empty(len(x)), np.empty(len(x), bool)
+    for rows, z in forward_blocks(engine, x):
+        losses[rows], correct[rows] = engine.score(z, y[rows])
+    return float(losses.mean()), float(correct.mean()) if y.ndim == 1 else None
 
 
 def evaluate(model: Model, x: Features, y: npt.NDArray[Any]) -> dict[str, Any]:

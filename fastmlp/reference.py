@@ -11,6 +11,7 @@ Srivastava et al. 2014, section 10.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,6 +107,13 @@ def row_losses(network: Network, z: FloatArray, t: FloatArray) -> tuple[FloatArr
     else:
         dz = error
     return 0.5 * (error * error).sum(axis=1), dz
+
+
+def plain_losses(network: Network, z: FloatArray, y: npt.NDArray[Any]) -> FloatArray:
+    """Loss of each row, (rows,) float64, without label smoothing, which is part of training only: so that losses compare."""
+    # Making a twin of the network checks every layer again, which takes its time.
+    plain = replace(network, label_smoothing=0.0) if network.label_smoothing else network
+    return row_losses(plain, z.astype(np.float64), target_rows(plain, y, np.float64))[0]
 
 
 # ------------------------------------------------------------------------------------------------ forward and backward
@@ -264,6 +272,10 @@ class NumpyEngine:
     def forward(self, x: npt.NDArray[Any]) -> FloatArray:
         with np.errstate(over="ignore", invalid="ignore"):
             return forward(self.job.network, self.job.network.views(self.parameters), self.rows(x)).z
+
+    def score(self, z: FloatArray, y: npt.NDArray[Any]) -> RowResults:
+        correct = z.argmax(axis=1) == y if y.ndim == 1 else np.zeros(len(z), bool)
+        return RowResults(plain_losses(self.job.network, z, y), correct)
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -285,7 +285,8 @@ class Loop:
         self.engine.train(self.x, self.y, np.empty(0, np.int64), np.empty(0))
         self.engine.forward(self.x[:0])
         if self.data.validation is not None:
-            self.engine.forward(self.data.validation[0][:0])  # one part may be uint8 and the other not
+            x, y = self.data.validation  # one part may be uint8 and the other not
+            self.engine.score(self.engine.forward(x[:0]), y[:0])
 
     def run(self, signals: Signals, callbacks: Sequence[Callback] = ()) -> Training:
         """Train to the end, or until `signals`, which loops in other threads may share, has received one."""
@@ -364,11 +365,10 @@ class Loop:
         weights = None if self.weights is None else self.weights[order].astype(np.float64)
         val_loss = val_accuracy = None
         if self.data.validation is not None:
-            val_loss, val_accuracy = epoch_figures(self.network, self.engine, *self.data.validation)
+            val_loss, val_accuracy = epoch_figures(self.engine, *self.data.validation)
             if not math.isfinite(val_loss):
-                raise DivergedError(
-                    diverged_message(f"the validation loss became {val_loss} after epoch {epoch}", self.settings)
-                )
+                what = f"the validation loss became {val_loss} after epoch {epoch}"
+                raise DivergedError(diverged_message(what, self.settings))
         return {
             "epoch": epoch,
             "rows": len(order),

@@ -21,7 +21,7 @@ from fastmlp.backends import BACKENDS, make_engine
 from fastmlp.contract import Engine, Job, RowResults, State, steps_of
 from fastmlp.network import Network
 from fastmlp.optimizers import Schedule
-from fastmlp.reference import ACTIVATIONS, NumpyEngine
+from fastmlp.reference import ACTIVATIONS, NumpyEngine, plain_losses
 from fastmlp.training import Settings
 
 EPS = float(np.finfo(np.float32).eps)
@@ -281,11 +281,22 @@ def check_against_reference(backend: str, job: Job, course: Course, step: int = 
         state = engine.state()
         check_course(want, state, results)
         z = engine.forward(course.x)
+        check_scored(job.network, z, course.y, engine.score(z, course.y))
     exact = NumpyEngine(dataclasses.replace(job, dtype=np.float64))
     exact.load(state)
     rows = exact.rows(course.x)
     assert z.shape == (len(course.x), job.network.sizes[-1])
     assert excess(z, exact.forward(course.x), forward_tolerance(job.network, state.parameters, rows)) == 0
+
+
+def check_scored(network: Network, z: Any, y: Any, scored: RowResults) -> None:
+    """Losses and hits of rows against those of the same pre-activations in float64."""
+    wanted = plain_losses(network, z, y)
+    scale = 1 + np.abs(z).max() + (np.abs(y).max() if y.ndim == 2 else 0)  # what sums in float32 are rounded at
+    tolerance = 2e-7 * z.shape[1] * scale ** (1 if network.loss == "cross-entropy" else 2)
+    assert np.abs(scored.loss - wanted).max() <= tolerance
+    hits = z.argmax(axis=1) == y if y.ndim == 1 else np.zeros(len(z), bool)
+    assert np.array_equal(scored.correct, hits)
 
 
 # ------------------------------------------------------------------------------------------------ training

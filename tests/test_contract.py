@@ -15,6 +15,7 @@ from conftest import (
     Course,
     check_against_reference,
     check_course,
+    check_scored,
     engine_of,
     excess,
     expected,
@@ -28,13 +29,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastmlp.backends import BACKENDS, make_engine
-from fastmlp.contract import Job, State, row_scales, steps_of
+from fastmlp.contract import Job, RowResults, State, row_scales, steps_of
 from fastmlp.errors import ConfigError
 from fastmlp.functions import ACTIVATIONS, LOSSES
 from fastmlp.network import Network
 from fastmlp.optimizers import RULES, Optimizer
 from fastmlp.preprocess import fit_scaling
-from fastmlp.reference import clip
+from fastmlp.reference import clip, plain_losses
 
 pytestmark = pytest.mark.usefixtures("eager_threads")
 
@@ -283,6 +284,34 @@ def test_correct_is_the_first_largest_output(backend: str) -> None:
     _, results = run_course(backend, job, start, course)
     assert results.correct.tolist() == [True, False, False]
     assert results.correct.dtype == bool
+
+
+@pytest.mark.parametrize("classes", [True, False])
+def test_score_by_hand(backend: str, classes: bool) -> None:
+    """Without smoothing, dropout and penalties; nothing changes; no rows are no rows."""
+    of_training: dict[str, Any] = {"label_smoothing": 0.3} if classes else {"loss": "squared-error"}
+    network = Network((4, 6, 3), dropout=0.5, l2=1.0, **of_training)
+    zeros = State(np.zeros(network.parameters, np.float32), np.empty((0, network.parameters), np.float32), 0)
+    x, labels = np.ones((3, 4), np.float32), np.arange(3, dtype=np.int32)
+    y = labels if classes else np.diag(np.array([1, 2, 3], np.float32))
+    with engine_of(backend, Job(network, Optimizer("sgd")), zeros) as engine:
+        before = engine.state()
+        loss, correct = engine.score(engine.forward(x), y)
+        assert same_bits(engine.state(), before)
+        assert [len(part) for part in engine.score(engine.forward(x[:0]), y[:0])] == [0, 0]
+    np.testing.assert_allclose(loss, np.full(3, np.log(3)) if classes else [0.5, 2, 4.5], rtol=1e-6)
+    assert correct.tolist() == [classes, False, False]
+    assert correct.dtype == bool
+
+
+def test_the_check_of_scores_sees_a_wrong_entry() -> None:
+    network, rng = Network((4, 3)), np.random.default_rng(0)
+    z, y = rng.normal(size=(5, 3)).astype(np.float32), np.array([0, 1, 2, 0, 1], np.int32)
+    right = RowResults(plain_losses(network, z, y).astype(np.float32), z.argmax(axis=1) == y)
+    check_scored(network, z, y, right)
+    for wrong in (right._replace(loss=right.loss + np.float32(1e-5)), right._replace(correct=~right.correct)):
+        with pytest.raises(AssertionError):
+            check_scored(network, z, y, wrong)
 
 
 # ------------------------------------------------------------------------------------------------ properties

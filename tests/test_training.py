@@ -61,6 +61,9 @@ class Recorder:
         self.forwards.append((x.dtype.name, len(x)))
         return self.engine.forward(x)
 
+    def score(self, z: Any, y: Any) -> RowResults:
+        return self.engine.score(z, y)
+
     def close(self) -> None:
         self.closed += 1
         self.engine.close()
