@@ -24,6 +24,7 @@ from fastmlp.console import (
     Sections,
     bench_options,
     common_options,
+    config_option,
     data_dir_option,
     end_by_signal,
     engine_options,
@@ -31,6 +32,7 @@ from fastmlp.console import (
     is_verbose,
     note,
     prepare_process,
+    recipe_option,
     say,
     setting_options,
     show,
@@ -38,8 +40,10 @@ from fastmlp.console import (
     show_figures,
     show_files,
     show_json,
+    source_options,
 )
 from fastmlp.errors import DataError, UnavailableError
+from fastmlp.recipe_commands import recipes
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -55,6 +59,7 @@ def program() -> None:
     fastmlp evaluate runs/a                 the same figures once more
     fastmlp predict runs/a shirt.png        a label and its probability
     fastmlp extract --data photos/ train    a convolutional network's features into the same
+    fastmlp recipes                         published experiments, by name
     fastmlp doctor                          what this machine has, and whether it works
     fastmlp bench                           how fast it trains, and how fast others do
     """
@@ -62,10 +67,10 @@ def program() -> None:
 
 @program.command(cls=Sections)
 @setting_options(Config)
-@click.option("--config", metavar="FILE", envvar="FASTMLP_CONFIG", help="TOML file with settings as keys.")
-@click.option("--print-config", is_flag=True, help="Print the settings as TOML, fit for --config, and end.")
+@source_options
+@recipe_option
 @common_options
-def train(config: str | None, print_config: bool, as_json: bool, **flags: Any) -> None:
+def train(recipe: str | None, config: str | None, print_config: bool, as_json: bool, **flags: Any) -> None:
     """Train a network, measure it, and write a run folder.
 
     \b
@@ -74,6 +79,7 @@ def train(config: str | None, print_config: bool, as_json: bool, **flags: Any) -
     fastmlp train --data prices.csv --target value --hidden 64,64 --activation silu
     fastmlp train --data photos/ --image-size 32,32 --max-time 2m --json
     fastmlp train --config runs/a/config.toml --seed 1
+    fastmlp train --recipe cs776-mlp-6 --seed 1
 
     Every setting can also come from a variable, such as FASTMLP_BATCH_SIZE for --batch-size, or from a key in
     the --config file, such as batch_size = 64. The flag wins over the variable, the variable over the file.
@@ -84,8 +90,9 @@ def train(config: str | None, print_config: bool, as_json: bool, **flags: Any) -
     weights so far.
     """
     from fastmlp.config_sources import resolve
+    from fastmlp.recipes import settings_of
 
-    settings = resolve(flags, os.environ, config)
+    settings = resolve(flags, os.environ, config, settings_of(recipe, "train"))
     if print_config:
         show(settings.text())
         return
@@ -110,11 +117,13 @@ def run_training(settings: Config, as_json: bool, extracted: Any = None) -> None
 
 @program.group(cls=Chain, invoke_without_command=True)
 @setting_options(ExtractConfig, ["target"])
-@click.option("--config", metavar="FILE", envvar="FASTMLP_CONFIG", help="TOML file with settings as keys.")
-@click.option("--print-config", is_flag=True, help="Print the settings as TOML, fit for --config, and end.")
+@source_options
+@recipe_option
 @common_options
 @click.pass_context
-def extract(ctx: click.Context, /, config: str | None, print_config: bool, as_json: bool, **flags: Any) -> None:
+def extract(
+    ctx: click.Context, /, recipe: str | None, config: str | None, print_config: bool, as_json: bool, **flags: Any
+) -> None:
     """Train a convolutional network on images, and make features of them for `train`.
 
     \b
@@ -133,8 +142,10 @@ def extract(ctx: click.Context, /, config: str | None, print_config: bool, as_js
     from fastmlp.config_sources import resolve_as
     from fastmlp.extraction import extract_run
     from fastmlp.extraction_pictures import draw_extraction
+    from fastmlp.recipes import find, settings_of
 
-    ctx.obj = settings = resolve_as(ExtractConfig, flags, os.environ, config)
+    settings = resolve_as(ExtractConfig, flags, os.environ, config, settings_of(recipe, "extract"))
+    ctx.obj = settings, find(recipe).train or {} if recipe else {}
     if print_config:
         show(settings.text())
         ctx.exit()
@@ -148,16 +159,17 @@ def extract(ctx: click.Context, /, config: str | None, print_config: bool, as_js
 
 @extract.command("train", cls=Sections)
 @setting_options(Config, OF_EXTRACT)
-@click.option("--config", metavar="FILE", envvar="FASTMLP_CONFIG", help="TOML file with settings as keys.")
+@config_option
 @common_options
 @click.pass_obj
-def extract_train(images: ExtractConfig, /, config: str | None, as_json: bool, **flags: Any) -> None:
+def extract_train(chained: tuple[ExtractConfig, Any], /, config: str | None, as_json: bool, **flags: Any) -> None:
     """Make the features, and train a network on them; as `fastmlp train`, without the options of data."""
     from fastmlp.config_sources import resolve
     from fastmlp.extraction import extract_run
     from fastmlp.runs import check_settings
 
-    settings = resolve(flags | images.chained_flags(), os.environ, config)
+    images, recipe = chained
+    settings = resolve(flags | images.chained_flags(), os.environ, config, recipe)
     check_settings(settings)
     extracted = extract_run(images, extraction_tools(), chained=True, quiet=is_quiet(), say=say)
     end_by_signal(extracted.signal)
@@ -362,6 +374,9 @@ def bench(
         show_json(result)
     else:
         show(bench_text(result))
+
+
+program.add_command(recipes)
 
 
 def main() -> None:

@@ -134,17 +134,24 @@ def chains_table(result: dict[str, Any]) -> str:
     heads = ["recipe", "CNN: published", "ours", "MLP on its features: published", "ours", "epochs (best), CNN and MLP"]
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for row in result["rows"]:
-        cells = [row["name"]]
-        for kind in ("cnn", "mlp"):
-            published = row[kind]["published"]
-            part = "" if published["part"] == "test" else f" ({published['part']})"
-            cells += [f"{published['accuracy']:.2%}{part}", f"{row[kind][published['part']]:.2%}{part}"]
-        epochs = [f"{row[kind]['epochs']} ({row[kind]['best_epoch']})" for kind in ("cnn", "mlp")]
-        lines.append(f"| {' | '.join([*cells, ', '.join(epochs)])} |")
+        trained = [row[kind] for kind in ("cnn", "mlp") if row[kind]]
+        cells = [cell for kind in ("cnn", "mlp") for cell in beside(row[kind])]
+        epochs = ", ".join(f"{one['epochs']} ({one['best_epoch']})" for one in trained)
+        lines.append(f"| {' | '.join([row['name'], *cells, epochs])} |")
     torch = ", ".join(sorted({row["machine"]["torch"] for row in result["rows"]}))
     where = f"{about(result['rows'][0]['machine'])}, PyTorch {torch}"
-    note = f"{where}; one run each, seed 0, on the test part unless a part is named."
+    note = f"{where}; one run each, seed 0, on the test part unless another is named."
     return "\n".join([*lines, "", note])
+
+
+def beside(figures: dict[str, Any] | None) -> list[str]:
+    """A published accuracy and ours on the same part; ours on the test part where none was published."""
+    if figures is None:
+        return ["–", "–"]
+    part = next((part for part in ("test", "validation") if part in figures["published"]), "test")
+    named = "" if part == "test" else f" ({part})"
+    published = f"{figures['published'][part]:.2%}{named}" if part in figures["published"] else "–"
+    return [published, f"{figures[part]:.2%}{named}"]
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {

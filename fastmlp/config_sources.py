@@ -8,6 +8,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from fastmlp.config import FIELDS, Config, DataSettings, fields_of, flag
@@ -36,7 +37,12 @@ def variable(name: str) -> str:
 VARIABLES = {name: variable(name) for name in FIELDS}
 
 
-def resolve(flags: Mapping[str, Any], environment: Mapping[str, str], file: str | Path | None = None) -> Config:
+def resolve(
+    flags: Mapping[str, Any],
+    environment: Mapping[str, str],
+    file: str | Path | None = None,
+    recipe: Mapping[str, Any] = MappingProxyType({}),
+) -> Config:
     """The settings of a `train` run, see `resolve_as`.
 
     Examples
@@ -45,7 +51,7 @@ def resolve(flags: Mapping[str, Any], environment: Mapping[str, str], file: str 
     >>> config.hidden, config.lr, config.epochs
     ((32, 16), 0.1, 50)
     """
-    return resolve_as(Config, flags, environment, file)
+    return resolve_as(Config, flags, environment, file, recipe)
 
 
 def resolve_as(
@@ -53,14 +59,16 @@ def resolve_as(
     flags: Mapping[str, Any],
     environment: Mapping[str, str],
     file: str | Path | None = None,
+    recipe: Mapping[str, Any] = MappingProxyType({}),
 ) -> Chosen:
-    """The settings of a command, each from its flag, else its variable, else the file, else the default.
+    """The settings of a command, each from its flag, else its variable, else the file, else the recipe, else the default.
 
     Parameters
     ----------
     flags : by name of the setting, the text given, or a bool for a flag without one; None counts as not given
     environment : variables, by the names in `VARIABLES`; an empty one counts as not given
     file : a TOML file with settings as keys
+    recipe : settings of a published experiment
 
     Raises
     ------
@@ -70,7 +78,8 @@ def resolve_as(
     kinds: Kinds = {name: one.metadata["kind"] for name, one in fields.items()}
     chosen: dict[str, Any] = {name: one.default for name, one in fields.items()}
     given = read_file(Path(file), kinds) if file else {}
-    for source in (given, read_environment(environment, kinds), read_flags(flags, kinds)):
+    named = read_table(recipe, kinds, "recipe")
+    for source in (named, given, read_environment(environment, kinds), read_flags(flags, kinds)):
         for name in sorted(source.keys() & PAIRS.keys()):
             if PAIRS[name] in source:
                 raise ConfigError(f"{name} and {PAIRS[name]} say the same thing; give one of them")
@@ -109,12 +118,17 @@ def read_file(path: Path, kinds: Kinds) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         reason = str(error).replace("at end of document", f"at line {text.count(chr(10)) + 1}, the end")
         raise ConfigError(f"{path}: not TOML: {reason}; correct it there") from error
+    return read_table(table, kinds, str(path))
+
+
+def read_table(table: Mapping[str, Any], kinds: Kinds, where: str) -> dict[str, Any]:
+    """The settings in a table; raises ConfigError as `read_file`, naming where the table stands."""
     settings: dict[str, Any] = {}
     for key, value in table.items():
         name = key.replace("-", "_")
         if name not in kinds:
-            raise ConfigError(f"{path}: {unknown_name('key', key, kinds)}")
+            raise ConfigError(f"{where}: {unknown_name('key', key, kinds)}")
         if name in settings:
-            raise ConfigError(f"{path}: {name} stands there twice, as {name} and as {flag(name)[2:]}; keep one")
-        settings[name] = kinds[name].value(f"{path}: {name}", value)
+            raise ConfigError(f"{where}: {name} stands there twice, as {name} and as {flag(name)[2:]}; keep one")
+        settings[name] = kinds[name].value(f"{where}: {name}", value)
     return settings

@@ -282,6 +282,18 @@ threads_option = click.option(
 )
 
 
+config_option = click.option("--config", metavar="FILE", envvar="FASTMLP_CONFIG", help="TOML file with settings as keys.")
+print_option = click.option("--print-config", is_flag=True, help="Print the settings as TOML, fit for --config, and end.")
+recipe_option = click.option(
+    "--recipe", metavar="NAME", envvar="FASTMLP_RECIPE", help="Settings of a published experiment; see `fastmlp recipes`."
+)
+
+
+def source_options(command: Function) -> Function:
+    """Where settings come from besides their flags."""
+    return config_option(print_option(command))
+
+
 def common_options(command: Function) -> Function:
     """What every command has."""
     return json_option(quiet_option(verbose_option(command)))

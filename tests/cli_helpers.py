@@ -13,7 +13,7 @@ from fastmlp.config_extract import ExtractConfig
 from fastmlp.config_sources import VARIABLES, variable
 
 FAST = ["--hidden", "16", "--epochs", "3", "--backend", "numpy"]
-OTHER_VARIABLES = ["FASTMLP_CONFIG", "FASTMLP_JSON", "FASTMLP_QUIET", "FASTMLP_VERBOSE", "FASTMLP_DEBUG"]
+OTHER_VARIABLES = ["FASTMLP_CONFIG", "FASTMLP_RECIPE", "FASTMLP_JSON", "FASTMLP_QUIET", "FASTMLP_VERBOSE", "FASTMLP_DEBUG"]
 
 
 def forget_settings(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,12 +31,14 @@ GROUPS = (
         "config",
         "config_extract",
         "config_sources",
+        "recipes",
         "runs",
         "extraction",
         "extraction_pictures",
         "saved",
         "predictions",
         "console",
+        "recipe_commands",
         "doctor",
     ),
     ("bench_machine", "bench_cases", "bench_contest", "bench_torch", "bench_rivals", "bench", "bench_report"),
@@ -272,7 +274,8 @@ def test_the_table_names_every_module_once() -> None:
 
 def test_the_package_is_flat() -> None:
     folders = {path.name for path in PACKAGE.iterdir() if path.is_dir()}
-    assert folders <= {"__pycache__"}
+    assert folders <= {"__pycache__", "published"}
+    assert {path.suffix for path in (PACKAGE / "published").iterdir()} == {".toml"}
 
 
 LONG = "def f():\n    '''Doc.'''\n" + "    x = 1\n" * 41

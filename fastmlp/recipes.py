@@ -1,0 +1,143 @@
+"""The published experiments as recipes: settings of `train` and `extract` by name, beside what was published.
+
+Here: `all_recipes`, `find`, `Recipe`. They are data, TOML files in the folder `published`: a file for each report, a table for
+each row of it, `[mlp.NAME]` for a network on pixels, `[cnn.NAME]` for a convolutional one, and what the rows share in `[mlp]`,
+`[cnn]` and `[features]`, the MLP on a CNN's features. Not here: how settings are read (config_sources.py), and running.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fastmlp.errors import ConfigError, unknown_name
+
+FOLDER = Path(__file__).parent / "published"
+NOT_SETTINGS = ("published", "choices", "features")
+
+
+class Recipe(NamedTuple):
+    """One row of a report.
+
+    Parameters
+    ----------
+    name : such as "cs776-mlp-1"
+    source : the report, its data and their split
+    extract : settings of `fastmlp extract`; None for networks on pixels
+    train : settings of `fastmlp train`; None if the report knows the convolutional network alone
+    published : accuracies by part, such as {"test": 0.8825}, of the network that `train` trains; "cnn" has those of the
+        convolutional network; `epochs`, `loss` and a `note` where the report gives them
+    choices : what was chosen where the report is silent, and why
+    """
+
+    name: str
+    source: str
+    extract: Mapping[str, Any] | None
+    train: Mapping[str, Any] | None
+    published: Mapping[str, Any]
+    choices: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """The network in a few words.
+
+        >>> find("cs776-mlp-3").title, find("cs776-cnn-2").title
+        ('MLP 128, gelu, dropout 0.2', 'CNN 16-16-16-16-16, avg, dense 32')
+        """
+        if self.extract is not None:
+            given, words = self.extract, [f"CNN {'-'.join(map(str, self.extract['filters']))}", self.extract["pool"][0]]
+            words += [given[name] for name in ("init",) if name in given] + given.get("regularize", [])
+            return ", ".join([*words, f"dense {'-'.join(map(str, given['dense']))}"])
+        assert self.train is not None
+        words = [f"MLP {'-'.join(map(str, self.train['hidden']))}", self.train.get("activation", ["relu"])[0]]
+        words += [f"{name} {self.train[name]}" for name in ("l2", "decay") if name in self.train]
+        return ", ".join(words + [f"dropout {rate:g}" for rate in self.train.get("dropout", [])])
+
+    def table(self) -> dict[str, Any]:
+        """All of it, as JSON and TOML take it."""
+        return {"title": self.title, **self._asdict(), "choices": list(self.choices)}
+
+
+@functools.cache
+def all_recipes() -> Mapping[str, Recipe]:
+    """All recipes by name, report after report, each in the order of its rows."""
+    return {recipe.name: recipe for file in sorted(FOLDER.glob("*.toml")) for recipe in read_recipes(file)}
+
+
+def find(name: str) -> Recipe:
+    """The recipe of a name; raises ConfigError if there is none."""
+    if name not in all_recipes():
+        raise ConfigError(unknown_name("recipe", name, all_recipes()))
+    return all_recipes()[name]
+
+
+def read_recipes(file: Path) -> Iterator[Recipe]:
+    """The recipes of a report's file."""
+    report = tomllib.loads(file.read_text(encoding="utf-8"))
+    for kind in ("mlp", "cnn"):
+        shared = {name: value for name, value in report[kind].items() if not isinstance(value, dict)} if kind in report else {}
+        for name, row in report.get(kind, {}).items():
+            if not isinstance(row, dict):
+                continue
+            settings = {key: value for key, value in (shared | row).items() if key not in NOT_SETTINGS}
+            of_features = report.get("features", {}) | row["features"] if "features" in row else None
+            choices = [*report.get("choices", ()), *shared.get("choices", ()), *row.get("choices", ())]
+            yield Recipe(
+                name=name,
+                source=report["source"],
+                extract=settings if kind == "cnn" else None,
+                train=settings if kind == "mlp" else of_features,
+                published=row["published"],
+                choices=tuple(choices),
+            )
+
+
+def settings_of(name: str | None, command: str) -> Mapping[str, Any]:
+    """The settings that a recipe gives `train` or `extract`; none without a name.
+
+    Raises ConfigError for an unknown name, and for a recipe of the other command.
+    """
+    if name is None:
+        return {}
+    recipe = find(name)
+    if command == "train" and recipe.extract is not None:
+        raise ConfigError(f"recipe {name} is of a convolutional network; run `fastmlp extract --recipe {name} train`")
+    if command == "extract" and recipe.extract is None:
+        raise ConfigError(f"recipe {name} is of a network on pixels; run `fastmlp train --recipe {name}`")
+    found = recipe.extract if command == "extract" else recipe.train
+    return found or {}
+
+
+def as_lines(found: Mapping[str, Recipe]) -> str:
+    """A line for each recipe: name, network, and what was published."""
+    rows = [(recipe.name, recipe.title, published_text(recipe.published)) for recipe in found.values()]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    return "\n".join(f"{name:<{widths[0]}}  {title:<{widths[1]}}  {text}".rstrip() for name, title, text in rows)
+
+
+def published_text(published: Mapping[str, Any]) -> str:
+    """What was published, in words.
+
+    >>> published_text({"cnn": {"test": 0.8769}, "test": 0.8868, "note": "their best"})
+    'CNN: test 87.69 %; MLP: test 88.68 %; their best'
+    """
+    texts = []
+    for kind, figures in (("CNN", published.get("cnn", {})), ("MLP", published)):
+        parts = [f"{part} {100 * figures[part]:.4g} %" for part in ("train", "validation", "test") if part in figures]
+        if parts:
+            texts.append(f"{kind}: {', '.join(parts)}" if "cnn" in published else ", ".join(parts))
+    return "; ".join([*texts, *([published["note"]] if "note" in published else [])])
+
+
+def as_text(recipe: Recipe) -> str:
+    """A recipe for a person to read, its settings as TOML."""
+    lines = [f"{recipe.name}: {recipe.title}", recipe.source, f"published: {published_text(recipe.published) or 'no figure'}"]
+    lines += [f"chosen: {text}" for text in recipe.choices]
+    for command, settings in (("extract", recipe.extract), ("train", recipe.train)):
+        if settings is not None:
+            lines += ["", f"[{command}]", *(f"{name} = {json.dumps(value)}" for name, value in settings.items())]
+    return "\n".join(lines)
