@@ -45,7 +45,8 @@ from fastmlp.console import (
 from fastmlp.errors import DataError, UnavailableError
 from fastmlp.recipe_commands import recipes
 
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+# The object is what commands below the program's own that train convolutional networks ask for package cnn.
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "obj": lambda: extraction_tools()}  # noqa: PLW0108
 
 
 @click.group(cls=Program, context_settings=CONTEXT)

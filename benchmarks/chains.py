@@ -1,4 +1,4 @@
-"""Convolutional networks and MLPs on their features, on real data: python -m benchmarks.chains [--only NAME,…] [--out FILE.json]
+"""Convolutional networks and MLPs on features, on real data: python -m benchmarks.chains [--only NAME,…] [--out FILE.json]
 
 Each row is one command, `fastmlp extract --recipe NAME train`, or without `train` where the report knows the network alone; its
 accuracies stand beside the published ones. With --out, rows of a file that is there stay unless they are measured anew; with

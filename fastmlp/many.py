@@ -38,6 +38,7 @@ from fastmlp.training import (
 
 Result = Training | Diverged
 RowSeen = Callable[[int, Row], None]
+Ended = Callable[[int, Result], None]
 
 # While it waits, the caller's thread looks this often whether a signal came that the system gave to another thread.
 WAIT_SECONDS = 0.2
@@ -92,6 +93,7 @@ def train_many(  # noqa: PLR0913 - as `train`
     classes: Sequence[str] | None = None,
     threads: int | None = None,
     progress: RowSeen | None = None,
+    finished: Ended | None = None,
 ) -> list[Result]:
     """Train many networks on the same data at once, each on one thread, to the same bits as `train` would alone.
 
@@ -103,6 +105,7 @@ def train_many(  # noqa: PLR0913 - as `train`
     x, y, validation, scaling, sample_weight, classes : as `train` takes them, the same for all models
     threads : models under way at a time; None takes a thread for each core that this process may use
     progress : called in the caller's thread with a model's place in `jobs` and each new row of its history
+    finished : called there with a model's place and what the list will have of it, when it has ended, unless by a signal
 
     Returns
     -------
@@ -114,7 +117,7 @@ def train_many(  # noqa: PLR0913 - as `train`
     ConfigError, DataError : as from `train`, naming the job, before any model begins
     ManyInterrupted : SIGINT or SIGTERM came (only seen in the main thread): all models have ended within a chunk of steps
 
-    What `progress` raises comes out when all models have ended likewise; so does an error that is nobody's divergence.
+    What `progress` and `finished` raise comes out when all models have ended likewise; so does any other error but divergence.
 
     Examples
     --------
@@ -130,7 +133,7 @@ def train_many(  # noqa: PLR0913 - as `train`
     tasks = make_tasks(jobs, TrainingData(x, y, validation, sample_weight, scaling, names))
     compile_kinds(tasks)
     with Signals() as signals:
-        pool = Pool(tasks, signals, progress)
+        pool = Pool(tasks, signals, progress, finished)
         pool.run(min(threads, len(tasks)))
         if signals.received:
             raise ManyInterrupted(pool.results, signals.received)
@@ -176,13 +179,14 @@ class Pool:
     results : of each task, None until it has ended
     """
 
-    def __init__(self, tasks: list[Task], signals: Signals, progress: RowSeen | None) -> None:
-        self.tasks, self.signals, self.progress = tasks, signals, progress
+    def __init__(self, tasks: list[Task], signals: Signals, progress: RowSeen | None, finished: Ended | None) -> None:
+        self.tasks, self.signals, self.progress, self.finished = tasks, signals, progress, finished
         self.results: list[Result | None] = [None] * len(tasks)
         # Shared by the threads: the next number is taken in one step, under the interpreter's lock.
         self.next = iter(sorted(range(len(tasks)), key=lambda index: tasks[index].cost, reverse=True))
         self.errors: list[BaseException] = []
-        self.inbox: SimpleQueue[tuple[int, Row] | None] = SimpleQueue()  # rows for `progress`; None from a thread that ends
+        # Rows for `progress`, results for `finished`, and None from a thread that ends.
+        self.inbox: SimpleQueue[tuple[int, Row | Result] | None] = SimpleQueue()
 
     def run(self, threads: int) -> None:
         """Train all models; return, or raise, when no thread runs any more."""
@@ -209,8 +213,16 @@ class Pool:
                 continue
             if message is None:
                 running -= 1
-            elif self.progress is not None:
-                self.progress(*message)
+            else:
+                self._tell(*message)
+
+    def _tell(self, index: int, what: Row | Result) -> None:
+        """Hand on what a thread has sent."""
+        if isinstance(what, Training | Diverged):
+            if self.finished is not None:
+                self.finished(index, what)
+        elif self.progress is not None:
+            self.progress(index, what)
 
     def _work(self) -> None:
         """The life of a thread."""
@@ -218,7 +230,9 @@ class Pool:
             for index in self.next:
                 if self.signals.received:
                     break
-                self.results[index] = self._train(index)
+                self.results[index] = result = self._train(index)
+                if not self.signals.received:
+                    self.inbox.put((index, result))
         except BaseException as error:  # it is raised again in the caller's thread
             self.errors.append(error)
             self.signals.end()

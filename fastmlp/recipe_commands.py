@@ -5,9 +5,13 @@ Not here: what recipes are (recipes.py), and --recipe of `train` and `extract` (
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from typing import Any
+
 import click
 
-from fastmlp.console import common_options, show, show_json
+from fastmlp.console import common_options, data_dir_option, end_by_signal, is_quiet, say, show, show_json
 
 
 @click.group(invoke_without_command=True)
@@ -37,3 +41,33 @@ def recipes_show(name: str, as_json: bool) -> None:
         show_json(recipe.table())
     else:
         show(as_text(recipe))
+
+
+@recipes.command("run")
+@click.argument("patterns", metavar="PATTERN...", nargs=-1, required=True)
+@click.option("--jobs", type=click.IntRange(1), help="Networks on pixels under way at a time [default: one for each core].")
+@click.option("--out", metavar="FOLDER", default="runs/recipes", show_default=True, help="Each recipe gets a run folder in it.")
+@click.option("--seed", type=int, help="Instead of 0.")
+@data_dir_option
+@common_options
+@click.pass_obj
+def recipes_run(tools: Any, /, patterns: tuple[str, ...], jobs: int | None, out: str, as_json: bool, **flags: Any) -> None:
+    """Run recipes, and print their figures beside the published ones.
+
+    \b
+    fastmlp recipes run cs776-mlp-1
+    fastmlp recipes run 'cs776-mlp-*' 'ee5179-*' --jobs 2
+
+    What has been finished before stays as it is, so that the same command goes on after an interruption. Networks on pixels
+    that share their data train side by side. Variables such as FASTMLP_EPOCHS win over the recipes.
+    """
+    from fastmlp.recipe_runs import comparison, comparison_text, make_job, run_recipes, select
+
+    found = [make_job(name, Path(out), os.environ, flags) for name in select(patterns)]
+    number = run_recipes(found, tools, jobs, quiet=is_quiet(), say=say)
+    rows = [comparison(job) for job in found]
+    if as_json:
+        show_json({"recipes": rows})
+    else:
+        show(comparison_text(rows))
+    end_by_signal(number)

@@ -224,8 +224,7 @@ def run_training(plan: Plan, recorder: Recorder) -> Ended:
         if stop.training is None:
             raise
         training, error = stop.training, stop
-    model = dataclasses.replace(training.model, **of_images(plan.data))
-    return Ended(training._replace(model=model), signal, error, time.perf_counter() - began)
+    return Ended(training, signal, error, time.perf_counter() - began)
 
 
 def of_images(data: Dataset) -> dict[str, Any]:
@@ -250,9 +249,10 @@ def portable(config: Config) -> dict[str, Any]:
 
 def finish(plan: Plan, ended: Ended, folder: Path) -> dict[str, Any]:
     """Write what a run leaves behind, first what cannot be had again; the object in result.json."""
-    training = ended.training
-    save(training.model, folder / FILE_NAME)
-    result = describe(plan, ended) | {"out": str(folder)}
+    model = dataclasses.replace(ended.training.model, **of_images(plan.data))
+    training = ended.training._replace(model=model)
+    save(model, folder / FILE_NAME)
+    result = describe(plan, ended._replace(training=training)) | {"out": str(folder)}
     write_json(folder / RESULT_NAME, result)
     write_manifest(folder)
     from fastmlp.report import plot_confusion, plot_curves

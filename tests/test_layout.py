@@ -35,6 +35,7 @@ GROUPS = (
         "runs",
         "extraction",
         "extraction_pictures",
+        "recipe_runs",
         "saved",
         "predictions",
         "console",

@@ -1,0 +1,180 @@
+"""`fastmlp recipes run`: real runs on tiny images, left alone when they are finished, gone on with when they are not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cli_helpers import forget_settings, ok, refused
+from conftest import problem, set_up
+from many_helpers import NETWORK
+from test_cnn_training import SHAPE, bars
+
+from fastmlp import extraction_pictures
+from fastmlp.many import train_many
+from fastmlp.optimizers import Schedule
+from fastmlp.recipe_runs import Job, beside, comparison_text, select
+from fastmlp.recipes import all_recipes, find
+from fastmlp.training import Diverged, Training
+
+PATIENCE = 60  # seconds of a slow, busy machine for what takes one
+TINY = {"FASTMLP_DATASET": "images.npz", "FASTMLP_EPOCHS": "2", "FASTMLP_BACKEND": "numpy", "FASTMLP_VAL_COUNT": "40"}
+CNN = {"FASTMLP_FILTERS": "4,6", "FASTMLP_DENSE": "8", "FASTMLP_DEVICE": "cpu"}
+
+
+@pytest.fixture(autouse=True)
+def own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    forget_settings(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    for name in ("draw_extraction", "draw_chain"):
+        monkeypatch.setattr(extraction_pictures, name, lambda *given: None)
+    pixels, labels = bars(200, 0)
+    np.savez("images.npz", x=pixels.reshape(-1, *SHAPE[:2]), y=labels)
+
+
+def test_patterns_select_in_the_order_of_the_list() -> None:
+    assert select(["iisc-cnn-8", "cs776-mlp-*"]) == [*[f"cs776-mlp-{row}" for row in range(1, 9)], "iisc-cnn-8"]
+    assert select(["*"]) == [*all_recipes()]
+    assert refused(2, "recipes", "run", "cs776-mlp-1", "cs777-*").startswith("unknown recipe 'cs777-*'")
+
+
+def test_networks_on_pixels_come_out_as_train_makes_them() -> None:
+    found = json.loads(ok("recipes", "run", "group7-mlp-[13]", "iisc-mlp-2", "--json", "-q", **TINY).stdout)["recipes"]
+    assert [row["name"] for row in found] == ["group7-mlp-1", "group7-mlp-3", "iisc-mlp-2"]
+    for row in found:
+        ok("train", "--recipe", row["name"], "--out", f"alone-{row['name']}", "-q", **TINY)
+        alone, run = Path(f"alone-{row['name']}"), Path("runs/recipes") / row["name"]
+        assert (run / "model.safetensors").read_bytes() == (alone / "model.safetensors").read_bytes()
+        assert {path.name for path in run.iterdir()} == {path.name for path in alone.iterdir()}
+        result, other = (json.loads((folder / "result.json").read_text()) for folder in (run, alone))
+        part = row["mlp"]["part"]
+        assert row["mlp"]["ours"] == result[part]["accuracy"] == other[part]["accuracy"]
+        assert result["test"] == other["test"]
+        assert len((run / "metrics.jsonl").read_text().splitlines()) == row["mlp"]["epochs"] == 2
+
+
+def test_what_is_finished_stays_and_what_is_not_is_made() -> None:
+    arguments = ["recipes", "run", "group7-mlp-*", "--out", "set"]
+    ok(*arguments, "-q", **TINY)
+    files = [Path("set") / f"group7-mlp-{row}" / "result.json" for row in range(1, 5)]
+    before = [file.stat().st_mtime_ns for file in files]
+    files[2].unlink()
+    again = ok(*arguments, **TINY)
+    assert "side by side: group7-mlp-3\n" in again.stderr
+    assert [file.stat().st_mtime_ns != time for file, time in zip(files, before, strict=True)] == [False, False, True, False]
+    assert len((files[2].parent / "metrics.jsonl").read_text().splitlines()) == 2
+    line = refused(2, *arguments, **TINY | {"FASTMLP_EPOCHS": "3"}, FASTMLP_QUIET="1")
+    assert line == "set/group7-mlp-1 has a run with other settings; give another --out, or take the folder away"
+
+
+def test_convolutional_networks_run_too() -> None:
+    arguments = ["recipes", "run", "cs776-cnn-1", "iisc-cnn-3", "--out", "set"]
+    small = TINY | CNN
+    table = ok(*arguments, "-q", **small).stdout.splitlines()
+    assert [line.split()[:3] for line in table[1:]] == [
+        ["cs776-cnn-1", "CNN", "test"],
+        ["cs776-cnn-1", "MLP", "test"],
+        ["iisc-cnn-3", "CNN", "test"],
+    ]
+    ok("extract", "--recipe", "cs776-cnn-1", "-q", "train", "--out", "alone", "-q", **small)
+    assert Path("set/cs776-cnn-1/model.safetensors").read_bytes() == Path("alone/model.safetensors").read_bytes()
+    before = Path("set/iisc-cnn-3/cnn.json").stat().st_mtime_ns
+    assert ok(*arguments, "-q", **small).stdout.splitlines() == table
+    assert Path("set/iisc-cnn-3/cnn.json").stat().st_mtime_ns == before
+    for name in ("cs776-cnn-1", "iisc-cnn-3"):
+        other = small | {"FASTMLP_DENSE": "9"}
+        assert "has a run with other settings" in refused(2, "recipes", "run", name, "--out", "set", "-q", **other)
+
+
+def test_an_interrupted_set_goes_on() -> None:
+    arguments = ["recipes", "run", "group7-mlp-*", "--out", "set"]
+    settings = TINY | {"FASTMLP_EPOCHS": "1000000"}
+    command = [sys.executable, "-c", "import cli; cli.main()", *arguments]
+    process = subprocess.Popen(command, env=os.environ | settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = [Path(f"set/group7-mlp-{row}/metrics.jsonl") for row in (1, 2)]
+    until = time.monotonic() + PATIENCE
+    while not all(file.exists() for file in metrics[:1]):
+        assert time.monotonic() < until
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130, err
+    assert "–" in out
+    assert not [*Path("set").rglob("result.json")]
+    ok(*arguments, "-q", **TINY)
+    assert len(metrics[0].read_text().splitlines()) == 2
+    assert len([*Path("set").rglob("result.json")]) == 4
+
+
+def test_without_torch_networks_on_pixels_run_all_the_same() -> None:
+    block = "import sys; sys.modules['torch'] = None; import cli; cli.main()"
+    command = [sys.executable, "-c", block, "recipes", "run", "group7-mlp-1", "cs776-cnn-1", "--out", "set"]
+    done = subprocess.run(command, env=os.environ | TINY, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 4, done.stderr
+    assert "extract needs PyTorch" in done.stderr
+    assert Path("set/group7-mlp-1/result.json").exists()
+
+
+# ------------------------------------------------------------------------------------------------ the table
+
+
+def test_figures_stand_beside_the_published_ones() -> None:
+    ours: dict[str, Any] = {part: {"accuracy": value} for part, value in (("train", 0.9), ("validation", 0.8), ("test", 0.7))}
+    ours |= {"epochs": 12, "seconds": 3.21}
+    one = beside({"train": 0.95, "validation": 0.75}, ours)
+    assert one["difference"] == pytest.approx(0.05)
+    assert one == {
+        "part": "validation",
+        "published": 0.75,
+        "ours": 0.8,
+        "difference": one["difference"],
+        "epochs": 12,
+        "seconds": 3.21,
+    }
+    assert beside({}, ours) | {"seconds": 0} == {
+        "part": "test", "published": None, "ours": 0.7, "difference": None, "epochs": 12, "seconds": 0,
+    }  # fmt: skip
+    unfinished = beside({"test": 0.5}, None)
+    assert (unfinished["ours"], unfinished["difference"]) == (None, None)
+    lines = comparison_text([{"name": "a", "cnn": one, "mlp": unfinished}]).splitlines()
+    assert [line.split() for line in lines] == [
+        ["recipe", "part", "published", "ours", "difference", "epochs", "seconds"],
+        ["a", "CNN", "validation", "75.00", "80.00", "+5.00", "12", "3.2"],
+        ["a", "MLP", "test", "50.00", "–", "–", "–", "–"],
+    ]
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_a_job_that_has_not_run_has_no_result() -> None:
+    assert Job(find("ee5179-1"), None, None, Path("nowhere")).result is None
+
+
+# ------------------------------------------------------------------------------------------------ many models
+
+
+def test_many_models_tell_when_each_has_ended() -> None:
+    x, y = problem()
+    seen: list[tuple[int, Any, bool]] = []
+    jobs = [(NETWORK, set_up(epochs=epochs, schedule=Schedule(rate))) for epochs, rate in ((6, 0.1), (1, 0.1), (2, 1e30))]
+    rows: list[int] = []
+    results = train_many(
+        jobs,
+        x,
+        y,
+        threads=1,
+        progress=lambda index, row: rows.append(index),
+        finished=lambda index, result: seen.append((index, result, index in rows)),
+    )
+    assert sorted(index for index, _, _ in seen) == [0, 1, 2]
+    assert all(result is results[index] for index, result, _ in seen)
+    assert {index: type(result) for index, result, _ in seen} == {0: Training, 1: Training, 2: Diverged}
+    assert [after for index, _, after in sorted(seen) if index < 2] == [True, True]  # its rows come first
