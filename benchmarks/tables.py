@@ -130,28 +130,28 @@ def twins_table(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"{about(result['machine'])}, PyTorch {result['torch']}; one run each, seed 0."])
 
 
-def chains_table(result: dict[str, Any]) -> str:
-    heads = ["recipe", "CNN: published", "ours", "MLP on its features: published", "ours", "epochs (best), CNN and MLP"]
-    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+def recipes_table(result: dict[str, Any]) -> str:
+    """A row for each network of a recipe: published, ours, the difference."""
+    lines = [
+        "| recipe | network | part | published | ours | difference | epochs (best) | s |",
+        "| --- " * 8 + "|",
+    ]
     for row in result["rows"]:
-        trained = [row[kind] for kind in ("cnn", "mlp") if row[kind]]
-        cells = [cell for kind in ("cnn", "mlp") for cell in beside(row[kind])]
-        epochs = ", ".join(f"{one['epochs']} ({one['best_epoch']})" for one in trained)
-        lines.append(f"| {' | '.join([row['name'], *cells, epochs])} |")
+        for kind, name in (("cnn", row["title"]), ("mlp", "MLP on its features" if row["cnn"] else row["title"])):
+            if row[kind]:
+                lines.append(f"| {row['name']} | {name} | {recipe_cells(row[kind])} |")
     torch = ", ".join(sorted({row["machine"]["torch"] for row in result["rows"]}))
     where = f"{about(result['rows'][0]['machine'])}, PyTorch {torch}"
-    note = f"{where}; one run each, seed 0, on the test part unless another is named."
-    return "\n".join([*lines, "", note])
+    return "\n".join([*lines, "", f"{where}; one run each, seed 0. The part is the published one, else the test part."])
 
 
-def beside(figures: dict[str, Any] | None) -> list[str]:
-    """A published accuracy and ours on the same part; ours on the test part where none was published."""
-    if figures is None:
-        return ["–", "–"]
-    part = next((part for part in ("test", "validation") if part in figures["published"]), "test")
-    named = "" if part == "test" else f" ({part})"
-    published = f"{figures['published'][part]:.2%}{named}" if part in figures["published"] else "–"
-    return [published, f"{figures[part]:.2%}{named}"]
+def recipe_cells(figures: dict[str, Any]) -> str:
+    """Part, published, ours, difference, epochs and seconds of one network."""
+    published = figures["published"]
+    part = next((part for part in ("test", "validation", "train") if part in published), "test")
+    theirs = [f"{published[part]:.2%}", f"{100 * (figures[part] - published[part]):+.2f}"] if part in published else ["–", "–"]
+    epochs = f"{figures['epochs']} ({figures['best_epoch']})"
+    return " | ".join([part, theirs[0], f"{figures[part]:.2%}", theirs[1], epochs, f"{figures['seconds']:.0f}"])
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -160,7 +160,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "start": claims_table,
     "accuracy": accuracy_table,
     "twins": twins_table,
-    "chains": chains_table,
+    "recipes": recipes_table,
 }
 
 

@@ -18,10 +18,13 @@ from conftest import problem, set_up
 from many_helpers import NETWORK
 from test_cnn_training import SHAPE, bars
 
+from benchmarks import recipes as benchmark
+from benchmarks.epochs import machine
+from benchmarks.tables import recipes_table
 from fastmlp import extraction_pictures
 from fastmlp.many import train_many
 from fastmlp.optimizers import Schedule
-from fastmlp.recipe_runs import Job, beside, comparison_text, select
+from fastmlp.recipe_runs import Job, beside, comparison_text, make_job, select
 from fastmlp.recipes import all_recipes, find
 from fastmlp.training import Diverged, Training
 
@@ -178,3 +181,33 @@ def test_many_models_tell_when_each_has_ended() -> None:
     assert all(result is results[index] for index, result, _ in seen)
     assert {index: type(result) for index, result, _ in seen} == {0: Training, 1: Training, 2: Diverged}
     assert [after for index, _, after in sorted(seen) if index < 2] == [True, True]  # its rows come first
+
+
+# ------------------------------------------------------------------------------------------------ the committed figures
+
+
+def test_figures_are_collected_and_misses_are_named() -> None:
+    small = TINY | CNN
+    names = ["cs776-cnn-1", "iisc-cnn-3", "group7-mlp-1"]
+    ok("recipes", "run", *names, "--out", "set", "-q", **small)
+    rows = {name: benchmark.collect(make_job(name, Path("set"), small, {})) for name in names}
+    assert rows["cs776-cnn-1"]["command"] == "fastmlp extract --recipe cs776-cnn-1 train"
+    assert rows["iisc-cnn-3"]["command"] == "fastmlp extract --recipe iisc-cnn-3"
+    assert rows["group7-mlp-1"]["command"] == "fastmlp train --recipe group7-mlp-1"
+    result = json.loads(Path("set/cs776-cnn-1/result.json").read_text())
+    assert rows["cs776-cnn-1"]["mlp"]["test"] == result["test"]["accuracy"]
+    assert rows["cs776-cnn-1"]["cnn"]["test"] == result["data"]["extracted"]["cnn"]["test"]["accuracy"]
+    assert rows["iisc-cnn-3"]["mlp"] is None
+    table = recipes_table({"rows": [row | {"machine": machine()} for row in rows.values()]})
+    assert "| cs776-cnn-1 | MLP on its features | test | 88.68% |" in table
+
+
+def test_a_miss_is_half_a_point_below() -> None:
+    def row(published: dict[str, float], **ours: float) -> dict[str, Any]:
+        return {"name": "a", "cnn": None, "mlp": {"published": published, **ours}}
+
+    assert benchmark.missed(row({"test": 0.9, "train": 0.99}, test=0.896, train=0.5)) == []
+    assert benchmark.missed(row({"test": 0.9}, test=0.894)) == ["a: mlp 0.8940 on test, published 0.9000"]
+    assert benchmark.missed(row({"validation": 0.9}, validation=0.8, test=0.95)) == [
+        "a: mlp 0.8000 on validation, published 0.9000"
+    ]

@@ -1,0 +1,86 @@
+"""Published experiments on the real data: python -m benchmarks.recipes PATTERN… [--folder FOLDER] [--out FILE.json]
+
+Runs the recipes whose names match (`fastmlp recipes run`), and writes what came out beside the published figures. Runs that
+are finished in --folder are not made again; rows of --out that are not asked for stay. Ends with an error if a row is more than
+half a point below what was published, after all has been written. Needs the real data sets (FASTMLP_DATA); seed 0. What was
+chosen where a report is silent: `fastmlp recipes show NAME`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.epochs import machine
+from fastmlp.artifacts import read_json, write_json
+from fastmlp.recipe_runs import PARTS, Job, make_job, select
+from fastmlp.recipes import all_recipes
+
+ROOT = Path(__file__).parent.parent
+MARGIN = 0.005  # below the published accuracy that counts as reproduced
+
+
+def run(patterns: list[str], folder: Path) -> None:
+    """What a user would type."""
+    command = [sys.executable, "-c", "import cli; cli.main()", "recipes", "run", *patterns, "--out", str(folder)]
+    subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+
+
+def collect(job: Job) -> dict[str, Any]:
+    """The figures of a finished run, and the command that makes them alone."""
+    result, recipe = job.result, job.recipe
+    assert result is not None
+    published = dict(recipe.published)
+    of_cnn = published.pop("cnn", {})
+    row: dict[str, Any] = {"name": recipe.name, "title": recipe.title, "seed": 0}
+    if job.images is None:
+        return row | {"command": f"fastmlp train --recipe {recipe.name}", "cnn": None, "mlp": figures(result, published)}
+    if job.config is None:
+        alone, mlp = result["cnn"], None
+    else:
+        alone, mlp = result["data"]["extracted"]["cnn"], figures(result, published)
+    command = f"fastmlp extract --recipe {recipe.name}" + " train" * (job.config is not None)
+    return row | {"command": command, "cnn": figures(alone, of_cnn), "mlp": mlp}
+
+
+def figures(result: dict[str, Any], published: dict[str, Any]) -> dict[str, Any]:
+    """Our accuracies beside the published ones."""
+    ours = {part: result[part]["accuracy"] for part in PARTS if result.get(part)}
+    times = {"epochs": result["epochs"], "best_epoch": result["best_epoch"], "seconds": round(result["seconds"], 1)}
+    return ours | times | {"published": published}
+
+
+def missed(row: dict[str, Any]) -> list[str]:
+    """What is further below its published figure than the margin; accuracy on the training part is no aim."""
+    texts = []
+    for kind in ("cnn", "mlp"):
+        of_kind = row[kind] or {"published": {}}
+        for part in ("validation", "test"):
+            published = of_kind["published"].get(part)
+            if published is not None and of_kind[part] < published - MARGIN:
+                texts.append(f"{row['name']}: {kind} {of_kind[part]:.4f} on {part}, published {published:.4f}")
+    return texts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("patterns", nargs="+")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "recipes")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    run(options.patterns, options.folder)
+    rows = {row["name"]: row for row in read_json(options.out)["rows"]} if options.out and options.out.exists() else {}
+    for name in select(options.patterns):
+        rows[name] = collect(make_job(name, options.folder, os.environ, {})) | {"machine": machine()}
+    if options.out:
+        write_json(options.out, {"rows": [rows[name] for name in all_recipes() if name in rows]})
+    if short := [text for row in rows.values() for text in missed(row)]:
+        sys.exit("\n".join(short))
+
+
+if __name__ == "__main__":
+    main()
