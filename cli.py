@@ -136,7 +136,7 @@ def extract(
 
     The file is a data set with the parts of the images, and has the network in it: a model that was trained on it
     knows where its inputs come from, and `evaluate` and `predict` take images. The same settings and images make the
-    same file; if it is there, nothing is done. Ctrl-C leaves a checkpoint, and the same command goes on from it.
+    same features; if the file is there, nothing is done. Ctrl-C leaves a checkpoint, and the same command goes on from it.
 
     Needs PyTorch: pip install 'fastmlp[cnn]'.
     """
@@ -146,7 +146,7 @@ def extract(
     from fastmlp.recipes import find, settings_of
 
     settings = resolve_as(ExtractConfig, flags, os.environ, config, settings_of(recipe, "extract"))
-    ctx.obj = settings, find(recipe).train or {} if recipe else {}
+    ctx.obj = settings, find(recipe).train or {} if recipe else {}, as_json
     if print_config:
         show(settings.text())
         ctx.exit()
@@ -163,18 +163,19 @@ def extract(
 @config_option
 @common_options
 @click.pass_obj
-def extract_train(chained: tuple[ExtractConfig, Any], /, config: str | None, as_json: bool, **flags: Any) -> None:
+def extract_train(chained: tuple[ExtractConfig, Any, bool], /, config: str | None, as_json: bool, **flags: Any) -> None:
     """Make the features, and train a network on them; as `fastmlp train`, without the options of data."""
-    from fastmlp.config_sources import resolve
-    from fastmlp.extraction import extract_run
-    from fastmlp.runs import check_settings
+    from dataclasses import replace
 
-    images, recipe = chained
+    from fastmlp.config_sources import resolve
+    from fastmlp.extraction import check_chain, extract_run
+
+    images, recipe, json_before = chained
     settings = resolve(flags | images.chained_flags(), os.environ, config, recipe)
-    check_settings(settings)
+    check_chain(images, settings)
     extracted = extract_run(images, extraction_tools(), chained=True, quiet=is_quiet(), say=say)
     end_by_signal(extracted.signal)
-    run_training(settings, as_json, extracted)
+    run_training(replace(settings, data=extracted.source), as_json or json_before, extracted)
 
 
 def extraction_tools() -> Any:

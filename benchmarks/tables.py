@@ -142,7 +142,8 @@ def recipes_table(result: dict[str, Any]) -> str:
                 lines.append(f"| {row['name']} | {name} | {recipe_cells(row[kind])} |")
     torch = ", ".join(sorted({row["machine"]["torch"] for row in result["rows"]}))
     where = f"{about(result['rows'][0]['machine'])}, PyTorch {torch}"
-    return "\n".join([*lines, "", f"{where}; one run each, seed 0. The part is the published one, else the test part."])
+    note = f"{where}; one run each, seed 0. The part is the published one, else the test "
+    return "\n".join([*lines, "", f"{note}part. Seconds are of networks side by side, a thread each, on a busy machine."])
 
 
 def recipe_cells(figures: dict[str, Any]) -> str:

@@ -254,7 +254,7 @@ def new_run_folder(out: str | os.PathLike[str] | None, data: str, network: str, 
 def check_free(folder: Path, force: bool) -> None:
     """Raise ConfigError if a folder is in use, unless it may be written into all the same, or if it is a file."""
     with one_line_error("read", folder):
-        if folder.exists() and not folder.is_dir():
+        if any(path.is_file() for path in (folder, *folder.parents)):
             raise ConfigError(f"out: {folder} is a file or lies under one; choose another --out")
         if not force and folder.exists() and any(folder.iterdir()):
             raise ConfigError(f"out: the folder {folder} is not empty; use --force to write into it, or another --out")

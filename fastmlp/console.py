@@ -102,7 +102,8 @@ def show_extraction(result: Mapping[str, Any], as_json: bool) -> None:
         show_json(result)
         return
     figures = result["cnn"]
-    shown = {"features": result["out"], "epochs": f"{figures['epochs']} (best {figures['best_epoch']})"}
+    shown = {"features": result["out"]} if result["out"] else {}
+    shown |= {"epochs": f"{figures['epochs']} (best {figures['best_epoch']})"}
     shown |= {f"{part} accuracy": f"{figures[part]['accuracy']:.4f}" for part in ("validation", "test") if part in figures}
     show("\n".join(f"{name:<20}{value}" for name, value in shown.items()))
 
@@ -237,10 +238,10 @@ def setting_option(name: str, metadata: Mapping[str, Any], default: Any) -> Func
 
 
 def remember(key: str) -> Function:
-    """A callback that keeps an option's value for the whole call."""
+    """A callback that keeps an option's value for the whole call; of a command and the one below it either may have it."""
 
     def callback(ctx: click.Context, option: click.Parameter, value: Any) -> None:
-        ctx.meta[key] = value
+        ctx.meta[key] = value or ctx.meta.get(key, value)
 
     return callback
 

@@ -87,7 +87,10 @@ class Engine(Protocol):
         """Pre-activations z of the output layer for each row of x, (n, outputs), dropout off."""
 
     def score(self, z: FloatArray, y: npt.NDArray[Any]) -> RowResults:
-        """Loss and hit of each row by what `forward` gave of it; y as in `train`, without penalties and label smoothing."""
+        """Loss and hit of each row by what `forward` gave of it; y as in `train`, without penalties and label smoothing.
+
+        z (n, outputs) is as `forward` gives it: of the engine's dtype, without gaps.
+        """
 
     def close(self) -> None:
         """Give back threads and memory; the engine must not be used afterwards."""

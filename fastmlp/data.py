@@ -32,6 +32,7 @@ __all__ += ["load_data", "load_images", "verify_data"]
 
 Array = npt.NDArray[Any]
 TARGETS = ("class", "value")
+ABOUT = {"key", "settings", "network", "layer", "images", "cnn"}  # of features, what others rely on
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,14 +136,21 @@ def _of_features(parts: Parts, rows: int, places: Mapping[str, Place]) -> dict[s
         ):
             raise DataError(f"{places['validation'].text}: must be ascending numbers of rows of x; extract the features again")
         found["validation"] = chosen.astype(np.int64)
-    if parts.about is not None:
-        try:
-            found["about"] = dict(json.loads(str(parts.about)))
-        except ValueError:
-            raise DataError(f"{places['about'].text}: not a JSON object; extract the features again") from None
     if parts.extractor is not None:
+        found["about"] = _about(str(parts.about), places["about"])
         found["extractor"] = np.asarray(parts.extractor, np.uint8).tobytes()
     return found
+
+
+def _about(text: str, place: Place) -> dict[str, Any]:
+    """What `features` tells of features. Without an extractor, an array of this name is somebody else's and not read."""
+    try:
+        about = json.loads(text)
+    except ValueError:
+        about = None
+    if not isinstance(about, dict) or not about.keys() >= ABOUT:
+        raise DataError(f"{place.text}: not what is known of features; extract them again")
+    return about
 
 
 def _check_part(

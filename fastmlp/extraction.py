@@ -7,6 +7,7 @@ which package cnn trains (it comes in as `Tools`), and what features are (featur
 from __future__ import annotations
 
 import dataclasses
+import glob
 import hashlib
 import shutil
 import time
@@ -15,14 +16,15 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from fastmlp.artifacts import file_sha256, json_bytes, write_bytes
+from fastmlp.config import Config
 from fastmlp.config_extract import ExtractConfig
-from fastmlp.data import Dataset, load_data
+from fastmlp.data import DATASETS, Dataset, load_data
 from fastmlp.errors import ConfigError, DataError
-from fastmlp.feature_files import Growing, choose_form, read_features, write_features
+from fastmlp.feature_files import Growing, check_replaceable, choose_form, read_features, write_features
 from fastmlp.features import Extractor, extract_rows, featured
 from fastmlp.preprocess import fit_scaling
 from fastmlp.progress import make_progress
-from fastmlp.runs import Say, split, split_numbers
+from fastmlp.runs import FEATURES_OF, Say, check_settings, split, split_numbers
 from fastmlp.signals import Signals
 
 PIXEL = ("none", "unit", "symmetric", "zscore-global")  # scalings with the same numbers for every pixel
@@ -69,8 +71,16 @@ class Job(NamedTuple):
         """Where the features of a trained network grow; None if they stay in memory."""
         if self.out is None:
             return None
-        folder = self.out.with_name(f"{self.out.name}.{extractor.sha256[:12]}.partial")
+        # By its key too: images may change that the network was not trained on.
+        folder = self.out.with_name(f"{self.out.name}.{self.key[:12]}-{extractor.sha256[:12]}.partial")
         return Growing(folder, extractor, self.prepared.device, self.config.feature_dtype)
+
+    def clear(self) -> None:
+        """Take away what an interrupted run has left."""
+        self.kept.unlink(missing_ok=True)
+        if self.out is not None:
+            for folder in self.out.parent.glob(f"{glob.escape(self.out.name)}.{self.key[:12]}-*.partial"):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 class Extracted(NamedTuple):
@@ -78,7 +88,7 @@ class Extracted(NamedTuple):
 
     data : the features; None if a signal came before they were made
     result : what --json prints
-    signal : that ended the training early, or 0
+    signal : that came, or 0
     job : what was asked for
     made : what package cnn gave; None if the features were there before
     """
@@ -88,6 +98,16 @@ class Extracted(NamedTuple):
     signal: int
     job: Job
     made: Any
+
+    @property
+    def source(self) -> str:
+        """What a training on the features names as its data: their file, or that they had none."""
+        given = self.job.config.data
+        return (
+            FEATURES_OF + (given if given in DATASETS else str(Path(given).absolute()))
+            if self.job.out is None
+            else str(self.job.out)
+        )
 
 
 def plan(config: ExtractConfig, tools: Tools, *, chained: bool, progress: bool) -> Job:
@@ -99,7 +119,7 @@ def plan(config: ExtractConfig, tools: Tools, *, chained: bool, progress: bool) 
     if images.image_shape is None:
         raise DataError(f"{config.data}: not images; extract needs images, such as a folder of class folders or fashion-mnist")
     prepared = tools.prepare(vars(config), images.image_shape, len(images.classes))
-    settings = config.key()
+    settings = {name: value for name, value in config.key().items() if name != "data"}  # the images count, not their name
     if config.weights is not None:  # what is in the file counts, not where it lies
         settings = settings | {"weights": file_sha256(Path(config.weights)), "weights_sha256": None}
     text = json_bytes({"settings": settings, "data": images.sha256})
@@ -107,7 +127,16 @@ def plan(config: ExtractConfig, tools: Tools, *, chained: bool, progress: bool) 
     rows, default = len(images.x) + (0 if images.x_test is None else len(images.x_test)), f"{images.name}-{prepared.label}"
     in_memory = chained and not config.out
     out = None if in_memory else choose_form(config.out, default, rows, prepared.width, config.feature_dtype)
+    if config.pictures is not None and Path(config.pictures).is_file():
+        raise ConfigError(f"pictures: {config.pictures} is a file; give a folder")
     return Job(config, images, prepared, key, out)
+
+
+def check_chain(images: ExtractConfig, config: Config) -> None:
+    """Check what would show only after the network has been trained; raises ConfigError."""
+    check_settings(config)
+    if images.out is not None and config.out is not None and Path(images.out).absolute() == Path(config.out).absolute():
+        raise ConfigError(f"out: {images.out} cannot be both the features and the run; give `train` another --out")
 
 
 class Stopped(Exception):
@@ -139,21 +168,23 @@ def extract_run(
     job = plan(config, tools, chained=chained, progress=not quiet)
     if (found := existing(job)) is not None:
         say(f"{job.out}: has been made with these settings before; nothing to do")
+        job.clear()
         return found
     with Signals() as signals:
         made = train(job, tools, signals, quiet, say)
         if made.trained.stopped == "signal":
             say(f"interrupted after epoch {len(made.trained.history)}; the same command goes on from {job.kept}")
-            return Extracted(None, describe(job, made, None), signals.received, job, made)
+            return Extracted(None, describe(job, about_of(job, made)), signals.received, job, made)
         data, rate = make_features(job, made, signals)
+    about = about_of(job, made)
     if data is None:
-        say("interrupted while making features; the same command goes on from there")
-        return Extracted(None, describe(job, made, rate), signals.received, job, made)
-    where = "in memory" if job.out is None else str(job.out)
+        say(f"interrupted while making features; the same command goes on from {job.kept}")
+        return Extracted(None, describe(job, about), signals.received, job, made)
     images = sum(len(x) for x in (data.x, data.x_test) if x is not None)
-    say(f"{data.x.shape[1]} features of {images:,} images, {rate:,.0f} images/s: {where}")
-    job.kept.unlink(missing_ok=True)
-    return Extracted(data, describe(job, made, rate), 0, job, made)
+    speed = "" if rate is None else f", {rate:,.0f} images/s"
+    say(f"{data.x.shape[1]} features of {images:,} images{speed}: {'in memory' if job.out is None else job.out}")
+    job.clear()
+    return Extracted(data, describe(job, about, data, rate), signals.received, job, made)
 
 
 def existing(job: Job) -> Extracted | None:
@@ -161,14 +192,16 @@ def existing(job: Job) -> Extracted | None:
 
     Raises ConfigError if another run has written it, unless it may be replaced.
     """
-    if job.out is None or not job.out.exists() or (job.config.force and job.out.is_file()):
+    if job.out is None or not job.out.exists():
         return None
-    data = read_features(job.out)  # also before a folder is replaced: nobody else's may be
     if job.config.force:
+        check_replaceable(job.out, Path(job.config.data))
         return None
-    if data.about is None or data.about["key"] != job.key:
+    data = read_features(job.out)
+    assert data.about is not None
+    if data.about["key"] != job.key:
         raise ConfigError(f"out: {job.out} is there and was made otherwise; give another --out, or --force to replace it")
-    return Extracted(data, dict(data.about) | {"out": str(job.out)}, 0, job, None)
+    return Extracted(data, describe(job, data.about, data), 0, job, None)
 
 
 def train(job: Job, tools: Tools, signals: Signals, quiet: bool, say: Say) -> Any:
@@ -189,8 +222,8 @@ def train(job: Job, tools: Tools, signals: Signals, quiet: bool, say: Say) -> An
         return tools.train(job.prepared, parts, (scaling.shift[each], scaling.factor[each]), watch, checkpoint)
 
 
-def make_features(job: Job, made: Any, signals: Signals) -> tuple[Dataset | None, float]:
-    """The features of all parts, None after a signal, and the images a second."""
+def make_features(job: Job, made: Any, signals: Signals) -> tuple[Dataset | None, float | None]:
+    """The features of all parts, None after a signal, and the images a second, None if all had been made before."""
     growing, began, images = job.growing(made.extractor), time.perf_counter(), 0
     if growing is not None and not job.config.resume:
         shutil.rmtree(growing.folder, ignore_errors=True)
@@ -207,19 +240,20 @@ def make_features(job: Job, made: Any, signals: Signals) -> tuple[Dataset | None
         return found if growing is None else growing.mapped(name)
 
     try:
-        data = data_with(featured(job.images, extract, split_numbers(job.images, job.config)), job, made)
+        data = featured(job.images, extract, split_numbers(job.images, job.config))
     except Stopped:
-        return None, images / (time.perf_counter() - began)
-    rate = images / (time.perf_counter() - began)
+        return None, None
+    rate = images / (time.perf_counter() - began) if images else None
+    data = dataclasses.replace(data, about=about_of(job, made), extractor=made.extractor.to_bytes())
     if growing is None or job.out is None:
         return data, rate
     write_features(job.out, data, growing.folder)
     return read_features(job.out), rate
 
 
-def data_with(data: Dataset, job: Job, made: Any) -> Dataset:
-    """The features with what is to be known of them."""
-    about = {
+def about_of(job: Job, made: Any) -> dict[str, Any]:
+    """What is to be known of the features."""
+    return {
         "key": job.key,
         "settings": job.config.key(),
         **made.extractor.table(),
@@ -227,7 +261,6 @@ def data_with(data: Dataset, job: Job, made: Any) -> Dataset:
         "images": {"name": job.images.name, "sha256": job.images.sha256},
         "cnn": figures_of(made),
     }
-    return dataclasses.replace(data, about=about, extractor=made.extractor.to_bytes())
 
 
 def figures_of(made: Any) -> dict[str, Any]:
@@ -245,15 +278,7 @@ def figures_of(made: Any) -> dict[str, Any]:
     }
 
 
-def describe(job: Job, made: Any, rate: float | None) -> dict[str, Any]:
-    """What --json prints."""
-    return {
-        "cnn": figures_of(made),
-        "network": job.prepared.description.table(),
-        "layer": made.extractor.table()["layer"],
-        "features": None if rate is None else made.extractor.width,
-        "images_per_second": rate,
-        "data": {"name": job.images.name, "sha256": job.images.sha256},
-        "key": job.key,
-        "out": None if job.out is None else str(job.out),
-    }
+def describe(job: Job, about: Mapping[str, Any], data: Dataset | None = None, rate: float | None = None) -> dict[str, Any]:
+    """What --json prints: what is known of the features, how many there are and where; both None if they were not made."""
+    made = {} if data is None else {"features": data.x.shape[1], "out": None if job.out is None else str(job.out)}
+    return {**about, "features": None, "out": None, **made, "images_per_second": rate}

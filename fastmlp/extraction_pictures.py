@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.artifacts import read_json
+from fastmlp.artifacts import one_line_error, read_json
 from fastmlp.extraction import Extracted, Job
 from fastmlp.metrics import classification_metrics
 from fastmlp.modelfile import load
@@ -27,7 +27,8 @@ def draw_extraction(found: Extracted, folder: Path | None) -> None:
     job, made, data = found.job, found.made, found.data
     if folder is None or made is None or data is None:
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    with one_line_error("make the folder", folder):
+        folder.mkdir(parents=True, exist_ok=True)
     classes, label, trained = data.classes, job.prepared.label, made.trained
     plot_curves(trained.history, trained.best_epoch, folder / "cnn-curves.png", f"{job.images.name}, {label}")
     parts = split(job.images, job.config)

@@ -12,10 +12,12 @@ killed, goes on where it was.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -27,15 +29,18 @@ from numpy.lib import format as npy
 
 from fastmlp.artifacts import one_line_error, write_bytes
 from fastmlp.data import Dataset, load_data
+from fastmlp.data_files import ARRAYS
 from fastmlp.data_npy import is_npy_folder, map_npy
-from fastmlp.errors import ConfigError
-from fastmlp.features import AT_ONCE, Array, Extractor
+from fastmlp.errors import ConfigError, DataError
+from fastmlp.features import AT_ONCE, Array, Extractor, rounded
 from fastmlp.rows import Features, block_rows, blocks
 from fastmlp.tensorfile import Tensors, tensor_bytes
 
 FILES = (".npz", ".safetensors")
 LARGEST_FILE = 1 << 30  # bytes of features
-ARRAYS = ("x", "y", "x_test", "y_test", "validation")
+LONGEST_NAME = 200  # bytes; the names of what lies beside it meanwhile are longer
+PARTS = ("x", "y", "x_test", "y_test", "validation")
+FOLDER_FILES = {f"{name}.npy" for name in ARRAYS}
 
 
 # ------------------------------------------------------------------------------------------------ before
@@ -47,27 +52,52 @@ def choose_form(out: str | None, default: str, rows: int, width: int, dtype: str
     Raises
     ------
     ConfigError : an ending that says nothing, too much for one file, or float16 in a folder, which could not be trained from
-        without loading
+        without loading; a place that cannot be written to
     """
     size = rows * width * np.dtype(dtype).itemsize
-    if out is None:
-        return Path(default + ".npz" * (size <= LARGEST_FILE))
-    path = Path(out)
-    if path.suffix not in ("", *FILES):
+    path = Path(default + ".npz" * (size <= LARGEST_FILE) if out is None else out)
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise ConfigError(f"out: the name is longer than {LONGEST_NAME} bytes; choose a shorter one")
+    with one_line_error("write", path):
+        if path.is_symlink() or not path.name:
+            path = path.resolve()
+    is_file = path.suffix in FILES
+    if out is not None and path.suffix and not is_file:
         raise ConfigError(f"out: {path} must end in {' or '.join(FILES)}, or have no ending for a folder of .npy files")
-    if path.suffix and size > LARGEST_FILE:
-        folder = path.with_suffix("")
-        raise ConfigError(f"out: {size / 2**30:.1f} GiB of features are too many for one file; give a folder, --out {folder}")
-    if not path.suffix and dtype != "float32":
+    if is_file and size > LARGEST_FILE:
+        remedy = f"give a folder, --out {path.with_suffix('')}" + ", and float32" * (dtype != "float32")
+        raise ConfigError(f"out: {size / 2**30:.1f} GiB of features are too many for one file; {remedy}")
+    if not is_file and dtype != "float32":
         raise ConfigError(f"feature_dtype: {dtype} is for one file; a folder is trained from as it is, in float32")
+    check_place(path)
     return path
+
+
+def check_place(path: Path) -> None:
+    """Raise ConfigError if nothing can be written at a path: it would show only after the network has been trained."""
+    with one_line_error("write", path):
+        if not path.parent.is_dir():
+            raise ConfigError(f"out: there is no folder {path.parent}; make it, or choose another --out")
+        if not os.access(path.parent, os.W_OK):
+            raise ConfigError(f"out: the folder {path.parent} cannot be written to; choose another --out")
+
+
+def check_replaceable(path: Path, images: Path) -> None:
+    """Raise ConfigError if what is at a path is not features, or more: only these may be replaced; damaged ones may, too."""
+    with one_line_error("read", path):
+        if images.exists() and path.samefile(images):
+            raise ConfigError(f"out: {path} are the images; give another --out")
+        if path.is_dir() and (others := [one.name for one in path.iterdir() if one.name not in FOLDER_FILES]):
+            raise ConfigError(f"out: {path} also holds {others[0]}; give another --out")
+    with contextlib.suppress(DataError):  # damaged ones
+        read_features(path)
 
 
 def read_features(path: Path) -> Dataset:
     """Features from their file, under the name of the images. Raises ConfigError if `extract` has not written it."""
     if not path.is_dir() or is_npy_folder(path):
         data = load_data(path)
-        if data.about is not None and "key" in data.about:
+        if data.about is not None:
             return dataclasses.replace(data, name=data.about["images"]["name"])
     raise ConfigError(f"out: {path} is there and was not made by extract; give another --out")
 
@@ -104,7 +134,7 @@ class Growing(NamedTuple):
                 for place, block in blocks(pixels, AT_ONCE, first):
                     if stop():
                         break
-                    stream.write(self.extractor.features(block, self.device).astype(kind).tobytes())
+                    stream.write(rounded(self.extractor.features(block, self.device), kind).tobytes())
                     done = place.stop
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -127,13 +157,15 @@ def npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
 
 
 def write_features(path: Path, data: Dataset, grown: Path) -> None:
-    """Write a feature file, atomically; `grown` is the folder in which its features have grown, and is gone afterwards.
+    """Write a feature file, atomically; an old folder is moved aside just before the new one comes.
+
+    grown : the folder in which its features have grown; gone afterwards
 
     Raises
     ------
     DataError : it cannot be written
     """
-    arrays = {name: values for name in ARRAYS if (values := getattr(data, name)) is not None}
+    arrays = {name: values for name in PARTS if (values := getattr(data, name)) is not None}
     arrays["extractor"] = np.frombuffer(data.extractor or b"", np.uint8)
     if path.suffix == ".npz":
         write_bytes(path, npz_bytes(arrays | texts(data)))
@@ -165,6 +197,8 @@ def write_folder(path: Path, arrays: dict[str, npt.NDArray[Any]], grown: Path) -
             np.save(buffer, values)
             write_bytes(grown / f"{name}.npy", buffer.getvalue())
     with one_line_error("write", path):
+        aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
         if path.exists():
-            shutil.rmtree(path)
+            path.rename(aside)
         grown.rename(path)
+        shutil.rmtree(aside, ignore_errors=True)

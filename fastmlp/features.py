@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.data import Dataset
-from fastmlp.errors import UnavailableError
+from fastmlp.errors import DataError, UnavailableError
 from fastmlp.model import Model
 from fastmlp.rows import Features, blocks, take
 
@@ -48,7 +48,22 @@ def extract_rows(extractor: Extractor, pixels: Features, device: Any = "cpu", dt
     """Features of images (n, pixels), in memory: (n, features) float32, rounded to `dtype` on the way."""
     found = np.empty((len(pixels), extractor.width), np.float32)
     for place, block in blocks(pixels, AT_ONCE):
-        found[place] = extractor.features(block, device).astype(dtype)
+        found[place] = rounded(extractor.features(block, device), dtype)
+    return found
+
+
+def rounded(features: Array, dtype: npt.DTypeLike) -> Array:
+    """Features (n, features) in the type in which they are kept.
+
+    Raises DataError if they are not finite, or not in that type.
+    """
+    with np.errstate(over="ignore"):
+        found = features.astype(dtype)
+    if not np.isfinite(found).all():
+        largest = np.abs(features).max()
+        raise DataError(
+            f"features up to {largest:g} are beyond {np.dtype(dtype)}; take --feature-dtype float32, or scale the images"
+        )
     return found
 
 
@@ -80,7 +95,8 @@ def featured(data: Dataset, extract: Callable[[str, Features], Array], numbers: 
     numbers : the rows of `data.x` in each of its parts, as `runs.split_numbers` gives them
     """
     kept = np.sort(np.concatenate([rows for name, rows in numbers.items() if name != "test"]))
-    validation = np.flatnonzero(np.isin(kept, numbers["validation"])) if "validation" in numbers else None
+    # Also where it is empty: rows that the network was trained on must not become a part that judges what is trained on them.
+    validation = np.flatnonzero(np.isin(kept, numbers.get("validation", [])))
     x_test: Features | None = data.x_test
     y_test = data.y_test
     if "test" in numbers:

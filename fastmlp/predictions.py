@@ -87,7 +87,9 @@ def read_rows(file: Path, model: Model, inputs_of: Callable[[npt.NDArray[Any]], 
         case ".csv":
             x = read_table(file, pixels)
         case ".npz":
-            x = read_arrays(file)
+            x, made = read_arrays(file)
+            if made and model.extractor is not None and x.shape[1] == features:
+                return x
         case _ if model.image_shape is None:
             raise DataError(f"{file}: the model was not trained on images; give a .csv or an .npz file")
         case _:
@@ -114,12 +116,13 @@ def read_table(file: Path, features: int) -> npt.NDArray[Any]:
     return csv_table(file, int(header), text=False)[0]
 
 
-def read_arrays(file: Path) -> npt.NDArray[Any]:
-    """The array x of an .npz file as rows; others are ignored."""
+def read_arrays(file: Path) -> tuple[npt.NDArray[Any], bool]:
+    """The array x of an .npz file as rows, and whether `extract` has made them; other arrays are ignored."""
     with open_npz(file, "x=...") as archive:
         if "x" not in archive.files:
             raise DataError(f"{file}: no array x (it holds: {', '.join(archive.files) or 'nothing'}); save x")
-        return check_features(npz_array(file, archive, "x"), Place(f"{file}: array 'x'"))[0]
+        x = check_features(npz_array(file, archive, "x"), Place(f"{file}: array 'x'"))[0]
+        return x, {"about", "extractor"} <= set(archive.files)
 
 
 def answers(model: Model, file: Path, x: npt.NDArray[Any], top: int | None) -> list[Prediction]:

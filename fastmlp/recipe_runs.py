@@ -78,7 +78,7 @@ def make_job(name: str, out: Path, environment: Mapping[str, str], flags: Mappin
         kept = {"out": str(folder / "features.npz"), "pictures": str(folder)}
         images = resolve_as(ExtractConfig, given | kept, environment, recipe=recipe.extract)
     if recipe.train is not None:
-        of_images = {} if images is None else images.chained_flags()
+        of_images = {} if images is None else {"data": images.out}
         config = resolve(dict(flags) | own | of_images, environment, recipe=recipe.train)
     return Job(recipe, images, config, folder)
 
@@ -176,7 +176,7 @@ def run_images(job: Job, tools: Tools, quiet: bool, say: Say) -> int:
         return extracted.signal
     if job.config is None:
         draw_extraction(extracted, job.folder)
-        write_json(job.folder / CNN_NAME, extracted.result | {"settings": job.images.key()})
+        write_json(job.folder / CNN_NAME, extracted.result)
         return 0
     outcome = train_run(job.config, quiet=quiet, say=say, data=extracted.data)
     if not outcome.signal:

@@ -41,6 +41,7 @@ RESULT_NAME = "result.json"
 CURVES_NAME = "curves.png"
 CONFUSION_NAME = "confusion.png"
 PART_NAMES = ("test", "validation", "train")
+FEATURES_OF = "features of "  # begins what stands in place of the data of a run whose features have no file
 PACKAGES = ("numpy", "numba", "llvmlite", "scikit-learn")
 
 Parts = dict[str, Rows]  # the parts that have rows, by their names in PART_NAMES
@@ -79,9 +80,15 @@ class Outcome(NamedTuple):
 def make_plan(config: Config, progress: bool = False, data: Dataset | None = None) -> Plan:
     """Load and split the data, unless they are given, and describe the network that fits them."""
     settings = config.settings()  # first, since wrong settings show at once, and data may take long
+    if data is None and config.data.startswith(FEATURES_OF):
+        raise ConfigError(
+            f"{config.data} were made in memory; run `fastmlp extract … train` again, or give a file of them as --data"
+        )
     if data is None:
         data = load_data(config.data, config.data_dir, image_size=config.image_size, target=config.target, progress=progress)
     parts = split(data, config)
+    if data.validation is not None and "validation" not in parts:  # the settings cannot know it
+        settings = dataclasses.replace(settings, patience=None)
     if config.min_accuracy is not None and "test" not in parts:
         raise ConfigError("min_accuracy needs a test part; give --test-fraction, or leave --min-accuracy out")
     network = config.network(data.x.shape[1], len(data.classes) or data.y.shape[1])
@@ -237,7 +244,7 @@ def of_images(data: Dataset) -> dict[str, Any]:
 def portable(config: Config) -> dict[str, Any]:
     """The settings as a run keeps them: they give the same run from any folder, into a folder of its own."""
     table = {name: value for name, value in config.table().items() if name not in ("out", "force")}
-    if config.data not in DATASETS:
+    if config.data not in DATASETS and not config.data.startswith(FEATURES_OF):
         table["data"] = str(Path(config.data).absolute())
     if config.data_dir is not None:
         table["data_dir"] = str(Path(config.data_dir).absolute())

@@ -22,7 +22,7 @@ from fastmlp.evaluation import evaluate
 from fastmlp.features import OpenExtractor, input_maker
 from fastmlp.model import Model
 from fastmlp.modelfile import load
-from fastmlp.runs import CONFIG_NAME, PART_NAMES, RESULT_NAME, Parts, describe_data, describe_network, split
+from fastmlp.runs import CONFIG_NAME, FEATURES_OF, PART_NAMES, RESULT_NAME, Parts, describe_data, describe_network, split
 
 NO_DATA: dict[str, Any] = {"sha256": ""}  # of a model without a run
 
@@ -61,7 +61,7 @@ def evaluate_run(
     if run.is_file() and source is None:
         raise ConfigError(f"{run} is not a run folder, so its data are not known; give --data")
     model = load(run, backend=backend or config.backend, threads=threads or config.threads)
-    data = load_for(model, source or config.data, data_dir or config.data_dir)
+    data = load_for(model, source or config.data.removeprefix(FEATURES_OF), data_dir or config.data_dir)
     images = model.extractor is not None and data.about is None
     extracted = own.get("extracted")
     if data.sha256 == own["sha256"]:

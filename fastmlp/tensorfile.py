@@ -35,7 +35,7 @@ def read_tensors(file: Path) -> tuple[dict[str, str], Tensors]:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is not a mapping
     except FileNotFoundError:
         raise
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, TypeError) as error:  # TypeError: a type that NumPy has not, such as bfloat16
         raise DataError(f"{file}: not a readable safetensors file ({error})") from error
     return metadata, tensors
 

@@ -206,7 +206,7 @@ def test_damaged_feature_files(home: Path, made: dict[str, Any]) -> None:
     for changed, message in (
         ({"validation": np.array([3, 2])}, "array 'validation': must be ascending numbers of rows of x"),
         ({"validation": np.array([999])}, "array 'validation': must be ascending"),
-        ({"about": np.array("{")}, "array 'about': not a JSON object"),
+        ({"about": np.array("{")}, "array 'about': not what is known of features"),
     ):
         np.savez("bad.npz", **(arrays | changed))  # type: ignore[arg-type]
         assert message in refused(3, "train", "--data", "bad.npz", *MLP)

@@ -19,11 +19,13 @@ import torch
 from cli_helpers import call, forget_settings, ok, refused
 from PIL import Image
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch_file
 from test_cnn_training import SHAPE, bars
 
 from cnn.extractor import Extractor
-from fastmlp import extraction_pictures, feature_files, rows
+from fastmlp import extraction, extraction_pictures, feature_files, rows
 from fastmlp.data import load_data
+from fastmlp.modelfile import load
 from fastmlp.rows import is_mapped
 
 SMALL = ["--filters", "4,6", "--dense", "8", "--epochs", "1", "--batch-size", "16", "--device", "cpu"]
@@ -105,6 +107,8 @@ def test_what_is_too_large_for_a_file_becomes_a_folder(home: Path, monkeypatch: 
     line = refused(2, *small, "--out", "f.npz", "-q")
     assert line.endswith("GiB of features are too many for one file; give a folder, --out f")
     ok(*small, "--out", "f.npz", "--feature-dtype", "float16", "-q")
+    monkeypatch.setattr(feature_files, "LARGEST_FILE", 200 * 96 * 2 - 1)
+    assert refused(2, *small, "--feature-dtype", "float16", "-q").startswith("feature_dtype: float16 is for one file")
     line = refused(2, *small, "--out", "f", "--feature-dtype", "float16", "-q")
     assert line.startswith("feature_dtype: float16 is for one file")
 
@@ -116,7 +120,8 @@ def test_a_folder_of_somebody_else_stays(home: Path) -> None:
     shutil.copytree(home / "images", "data")
     for name, force in itertools.product(("mine", "data"), ([], ["--force"])):
         line = refused(2, *small, "--out", name, *force, "-q")
-        assert line == f"out: {name} is there and was not made by extract; give another --out"
+        what = "also holds letter.txt" if force and name == "mine" else "is there and was not made by extract"
+        assert line == f"out: {name} {what}; give another --out"
     assert Path("mine/letter.txt").exists()
     shutil.copytree(home / "features", "theirs")
     assert "was made otherwise" in refused(2, *small, "--seed", "1", "--out", "theirs", "-q")
@@ -190,7 +195,7 @@ def test_a_full_disk_is_one_line(home: Path, monkeypatch: pytest.MonkeyPatch) ->
     def full(number: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(feature_files, "os", SimpleNamespace(fsync=full, SEEK_END=os.SEEK_END))
+    monkeypatch.setattr(feature_files, "os", SimpleNamespace(**vars(os) | {"fsync": full}))
     line = refused(3, "extract", "--data", home / "images.npz", *SMALL, "--out", "f", "-q")
     assert line.endswith("x.npy: No space left on device; free some space or choose another folder")
 
@@ -201,7 +206,176 @@ def test_blocks_begin_where_they_are_asked_to() -> None:
     assert [*rows.blocks(x, 4, 10)] == []
 
 
+@pytest.mark.parametrize("chained", [False, True])
+def test_a_signal_at_the_last_moment_is_not_lost(chained: bool, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = extraction.write_features
+
+    def interrupted(*given: Any) -> None:
+        honest(*given)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(extraction, "write_features", interrupted)
+    arguments = ["extract", "--data", home / "images.npz", *SMALL, "--out", "f.npz"]
+    assert call(*arguments, *["train", *MLP, "--out", "run"] * chained).exit_code == 130
+    assert load_data("f.npz").sha256 == load_data(home / "features.npz").sha256
+    assert not Path("run").exists()
+
+
+def test_images_that_changed_meanwhile_are_seen(passes: list[int], home: Path) -> None:
+    """Also those of the test part, which the network is not trained on."""
+    arrays = {"x": load_data(home / "images.npz").x.reshape(-1, *SHAPE[:2]), "y": np.load(home / "images.npz")["y"]}
+    tested = {name: values[:150] for name, values in arrays.items()} | {
+        f"{name}_test": values[150:] for name, values in arrays.items()
+    }
+    np.savez("i.npz", **tested)
+    arguments = ["extract", "--data", "i.npz", *SMALL, "--out", "f.npz"]
+    passes[0] = 13  # the last block of x_test
+    assert call(*arguments).exit_code == 130
+    np.savez("i.npz", **tested | {"x_test": tested["x_test"][::-1]})  # type: ignore[arg-type]
+    ok(*arguments, "-q")
+    ok(*arguments[:-1], "clean.npz", "-q")
+    assert load_data("f.npz").sha256 == load_data("clean.npz").sha256
+
+
+def test_what_an_interrupted_run_left_goes_once_it_is_of_no_use(home: Path) -> None:
+    arguments = ["extract", "--data", home / "images.npz", *SMALL, "--out", "f.npz"]
+    key = json.loads(ok(*arguments, "--json", "-q").stdout)["key"]
+    left = [Path(f"f.npz.{key[:12]}.checkpoint"), Path(f"f.npz.{key[:12]}-0123456789ab.partial")]
+    left[0].touch()
+    left[1].mkdir()
+    assert "nothing to do" in ok(*arguments).stderr
+    assert [path.name for path in Path.cwd().iterdir()] == ["f.npz"]
+
+
+def test_an_interrupted_run_claims_no_features(passes: list[int], home: Path) -> None:
+    passes[0] = 2
+    stopped = call("extract", "--data", home / "images.npz", *SMALL, "--out", "f.npz", "--json", "-q")
+    found = json.loads(stopped.stdout)
+    assert (stopped.exit_code, found["features"], found["out"]) == (130, None, None)
+
+
+def test_json_has_the_same_keys_when_nothing_is_done(home: Path) -> None:
+    arguments = ["extract", "--data", home / "images.npz", *SMALL, "--out", "f.npz", "--json", "-q"]
+    first, second = (json.loads(ok(*arguments).stdout) for _ in range(2))
+    assert first.keys() == second.keys()
+    assert first | {"images_per_second": None} == second
+
+
+def test_the_images_count_and_not_their_name(home: Path) -> None:
+    shutil.copy(home / "images.npz", "images.npz")
+    ok("extract", "--data", "images.npz", *SMALL, "--out", "f.npz", "-q")
+    assert "nothing to do" in ok("extract", "--data", Path("images.npz").absolute(), *SMALL, "--out", "f.npz").stderr
+
+
+# ------------------------------------------------------------------------------------------------ the parts
+
+
+def test_rows_that_the_network_saw_do_not_judge_the_other(home: Path) -> None:
+    """Without a validation or a test part of the images, the network on the features has none either."""
+    none = ["--val-fraction", "0", "--test-fraction", "0"]
+    for form in FORMS:
+        ok("extract", "--data", home / "images.npz", *SMALL, *none, "--out", form, "-q")
+        result = json.loads(ok("train", "--data", form, *MLP, "--out", f"run-{form}", "--json", "-q").stdout)
+        assert result["data"]["rows"] == {"train": 200}
+    chained = [
+        "extract",
+        "--data",
+        home / "images.npz",
+        *SMALL,
+        "--val-fraction",
+        "0",
+        "train",
+        *MLP,
+        "--out",
+        "one",
+        "--json",
+        "-q",
+    ]
+    assert json.loads(ok(*chained).stdout)["data"]["rows"] == {"train": 160, "test": 40}
+    assert json.loads(ok("evaluate", "one", "--json").stdout)["data"]["rows"] == {"test": 40}
+
+
+def test_a_chain_says_where_its_features_are(home: Path) -> None:
+    chain = ["extract", "--data", home / "images.npz", *SMALL]
+    ok(*chain, "train", *MLP, "--out", "one", "-q")
+    line = refused(2, "train", "--config", "one/config.toml", "--out", "again")
+    assert line.startswith(f"features of {home / 'images.npz'} were made in memory; run `fastmlp extract … train` again")
+    ok(*chain, "--out", "f.npz", "train", *MLP, "--out", "two", "-q")
+    ok("train", "--config", "two/config.toml", "--out", "again", "-q")
+    assert Path("again/model.safetensors").read_bytes() == Path("one/model.safetensors").read_bytes()
+    for run in ("one", "two"):
+        assert json.loads(ok("evaluate", run, "--json").stdout)["data"]["rows"] == {"test": 40}
+
+
+def test_json_may_stand_on_either_side_of_a_chain(home: Path) -> None:
+    found = ok("extract", "--data", home / "images.npz", *SMALL, "--json", "-q", "train", *MLP, "--out", "one").stdout
+    assert json.loads(found)["data"]["extracted"]["settings"]["filters"] == [4, 6]
+
+
+def test_features_of_as_many_columns_as_pixels_are_features(home: Path) -> None:
+    ok("extract", "--data", home / "images.npz", *SMALL, "--filters", "4,4", "--out", "f.npz", "-q")
+    ok("train", "--data", "f.npz", *MLP, "--out", "run", "-q")
+    data, model = load_data("f.npz"), load("run", backend="numpy")
+    assert data.x.shape[1] == 64
+    labels = [line.split("\t")[1] for line in ok("predict", "run", "f.npz").stdout.splitlines()]
+    assert labels == [model.classes[k] for k in model.predict(data.x)]
+
+
 # ------------------------------------------------------------------------------------------------ a chain's own settings
+
+
+OUTS: list[tuple[str, str]] = [
+    ("none/x/f.npz", "there is no folder none/x; make it"),
+    ("used/file/f.npz", "there is no folder used/file"),
+    ("x" * 210 + ".npz", "the name is longer than 200 bytes"),
+    ("x" * 300, "the name is longer than 200 bytes"),
+    (".", "was not made by extract"),
+]
+
+
+@pytest.mark.parametrize(("out", "message"), OUTS)
+def test_where_nothing_can_be_written_shows_at_once(out: str, message: str, home: Path) -> None:
+    Path("used").mkdir()
+    Path("used/file").touch()
+    line = refused(2, "extract", "--data", home / "images.npz", *SMALL, "--epochs", "1000000", "--out", out, "-q")
+    assert message in line
+    assert not [*Path.cwd().glob("*.checkpoint")]
+
+
+def test_force_replaces_features_only(home: Path) -> None:
+    shutil.copy(home / "images.npz", "i.npz")
+    arguments = ["extract", "--data", "i.npz", *SMALL, "--force", "--out"]
+    assert refused(2, *arguments, "i.npz", "-q") == "out: i.npz are the images; give another --out"
+    shutil.copy(home / "images.npz", "j.npz")
+    assert "j.npz is there and was not made by extract" in refused(2, *arguments, "j.npz", "-q")
+    shutil.copytree(home / "features", "f")
+    Path("f/notes.txt").write_text("mine")
+    assert refused(2, *arguments, "f", "-q") == "out: f also holds notes.txt; give another --out"
+    Path("f/notes.txt").unlink()
+    Path("f/x.npy").write_bytes(b"damaged")
+    ok(*arguments, "f", "-q")
+    assert load_data("f").sha256 == load_data(home / "features").sha256
+    Path("g.npz").write_bytes(b"damaged")
+    ok(*arguments, "g.npz", "-q")
+    Path("link").symlink_to("f")
+    ok(*arguments, "link", "-q")
+    assert Path("link").is_symlink()
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ["f", "g.npz", "i.npz", "j.npz", "link"]
+
+
+def test_what_float16_cannot_hold_is_refused(home: Path) -> None:
+    np.savez(
+        "huge.npz", x=1e6 * load_data(home / "images.npz").x.reshape(-1, *SHAPE[:2]).astype(np.float32), y=np.arange(200) % 3
+    )
+    arguments = ["extract", "--data", "huge.npz", *SMALL, "--scale", "none", "--feature-dtype", "float16"]
+    for chain in (["--out", "f.npz"], ["train", *MLP]):
+        assert "are beyond float16; take --feature-dtype float32" in refused(3, *arguments, "-q", *chain)
+    assert not Path("f.npz").exists()
+
+
+def test_pictures_need_a_folder(home: Path) -> None:
+    Path("p").touch()
+    assert "pictures: p is a file" in refused(2, "extract", "--data", home / "images.npz", *SMALL, "--pictures", "p", "-q")
 
 
 @pytest.mark.parametrize(
@@ -212,13 +386,15 @@ def test_blocks_begin_where_they_are_asked_to() -> None:
         (["--lr", "-1"], "rate"),
         (["--out", "used"], "the folder used is not empty"),
         (["--out", "used/file"], "used/file is a file"),
+        (["--out", "used/file/run"], "used/file/run is a file or lies under one"),
+        (["--out", "f.npz"], "f.npz cannot be both the features and the run"),
     ],
 )
 def test_the_training_is_checked_before_the_network_trains(settings: list[str], message: str, home: Path) -> None:
     Path("used").mkdir()
     Path("used/file").touch()
-    line = refused(2, "extract", "--data", home / "images.npz", *SMALL, "--epochs", "1000000", "train", *settings)
-    assert message in line
+    chain = ["extract", "--data", home / "images.npz", *SMALL, "--epochs", "1000000", "--out", "f.npz"]
+    assert message in refused(2, *chain, "train", *settings)
 
 
 def test_the_help_offers_no_target() -> None:
@@ -242,6 +418,11 @@ def test_safetensors_are_data() -> None:
     for text in ("no, yes", "3", "[1, 2]"):
         save_file({"x": x, "y": y}, "d.safetensors", {"classes": text})
         assert "'classes' in the metadata is not a list of names" in refused(3, "train", "--data", "d.safetensors")
+    save_torch_file({"x": torch.ones(2, 2, dtype=torch.bfloat16), "y": torch.arange(2)}, "f.safetensors")
+    assert "f.safetensors: not a readable safetensors file" in refused(3, "train", "--data", "f.safetensors")
+    for about in ("hello", "5", "{}"):
+        save_file({"x": x, "y": y}, "g.safetensors", {"about": about})
+        assert load_data("g.safetensors").about is None
     Path("e.safetensors").write_bytes(Path("a.safetensors").read_bytes()[:90])
     assert "e.safetensors: not a readable safetensors file" in refused(3, "train", "--data", "e.safetensors")
 
