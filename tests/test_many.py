@@ -181,7 +181,7 @@ tasks = make_tasks(jobs, TrainingData(x, y, (x, y)))
 with event.install_recorder("numba:compiler_lock") as before:
     compile_kinds(tasks)
 with event.install_recorder("numba:compiler_lock") as after:
-    Pool(tasks, Signals(), None).run(2)
+    Pool(tasks, Signals(), None, None).run(2)
 print(len(before.buffer), len(after.buffer))
 """
 
