@@ -40,11 +40,13 @@ class Job(NamedTuple):
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What the finished run has told; None if it is not finished. Raises ConfigError if it had other settings."""
+        """What the finished run has told; None if it did not come to its end. Raises ConfigError if it had other settings."""
         file = self.folder / (RESULT_NAME if self.config is not None else CNN_NAME)
         if not file.exists():
             return None
         result: dict[str, Any] = read_json(file)
+        if result.get("stopped") == "interrupted":
+            return None
         same = self.config is None or tomllib.loads((self.folder / CONFIG_NAME).read_text("utf-8")) == portable(self.config)
         if self.images is not None:
             extracted = result if self.config is None else result["data"]["extracted"]

@@ -76,6 +76,10 @@ def test_what_is_finished_stays_and_what_is_not_is_made() -> None:
     assert "side by side: group7-mlp-3\n" in again.stderr
     assert [file.stat().st_mtime_ns != time for file, time in zip(files, before, strict=True)] == [False, False, True, False]
     assert len((files[2].parent / "metrics.jsonl").read_text().splitlines()) == 2
+    result = json.loads(files[0].read_text())
+    files[0].write_text(json.dumps(result | {"stopped": "interrupted"}))
+    assert "side by side: group7-mlp-1\n" in ok(*arguments, **TINY).stderr
+    assert json.loads(files[0].read_text())["stopped"] == "epochs"
     line = refused(2, *arguments, **TINY | {"FASTMLP_EPOCHS": "3"}, FASTMLP_QUIET="1")
     assert line == "set/group7-mlp-1 has a run with other settings; give another --out, or take the folder away"
 
