@@ -143,10 +143,10 @@ def extract(
     from fastmlp.config_sources import resolve_as
     from fastmlp.extraction import extract_run
     from fastmlp.extraction_pictures import draw_extraction
-    from fastmlp.recipes import find, settings_of
+    from fastmlp.recipes import settings_of
 
     settings = resolve_as(ExtractConfig, flags, os.environ, config, settings_of(recipe, "extract"))
-    ctx.obj = settings, find(recipe).train or {} if recipe else {}, as_json
+    ctx.obj = settings, settings_of(recipe, "extract train"), as_json
     if print_config:
         show(settings.text())
         ctx.exit()

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.epochs import machine
 from fastmlp.artifacts import read_json, write_json
-from fastmlp.recipe_runs import PARTS, Job, make_job, select
+from fastmlp.recipe_runs import PARTS, Job, make_job, networks, select
 from fastmlp.recipes import all_recipes
 
 ROOT = Path(__file__).parent.parent
@@ -32,19 +32,10 @@ def run(patterns: list[str], folder: Path) -> None:
 
 def collect(job: Job) -> dict[str, Any]:
     """The figures of a finished run, and the command that makes them alone."""
-    result, recipe = job.result, job.recipe
-    assert result is not None
-    published = dict(recipe.published)
-    of_cnn = published.pop("cnn", {})
-    row: dict[str, Any] = {"name": recipe.name, "title": recipe.title, "seed": 0}
-    if job.images is None:
-        return row | {"command": f"fastmlp train --recipe {recipe.name}", "cnn": None, "mlp": figures(result, published)}
-    if job.config is None:
-        alone, mlp = result["cnn"], None
-    else:
-        alone, mlp = result["data"]["extracted"]["cnn"], figures(result, published)
-    command = f"fastmlp extract --recipe {recipe.name}" + " train" * (job.config is not None)
-    return row | {"command": command, "cnn": figures(alone, of_cnn), "mlp": mlp}
+    recipe, command = job.recipe, "train" if job.images is None else "extract"
+    both = " train" if job.images is not None and job.config is not None else ""
+    row = {"name": recipe.name, "title": recipe.title, "seed": 0, "command": f"fastmlp {command} --recipe {recipe.name}{both}"}
+    return row | {"cnn": None, "mlp": None} | {kind: figures(ours, theirs) for kind, (theirs, ours) in networks(job).items()}
 
 
 def figures(result: dict[str, Any], published: dict[str, Any]) -> dict[str, Any]:

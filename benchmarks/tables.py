@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmlp.bench_rivals import NAMES, OURS
+from fastmlp.recipe_runs import shown_part
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -142,14 +143,15 @@ def recipes_table(result: dict[str, Any]) -> str:
                 lines.append(f"| {row['name']} | {name} | {recipe_cells(row[kind])} |")
     torch = ", ".join(sorted({row["machine"]["torch"] for row in result["rows"]}))
     where = f"{about(result['rows'][0]['machine'])}, PyTorch {torch}"
-    note = f"{where}; one run each, seed 0. The part is the published one, else the test "
-    return "\n".join([*lines, "", f"{note}part. Seconds are of networks side by side, a thread each, on a busy machine."])
+    part = "The part is the published one, else the test part."
+    seconds = "Seconds are of networks side by side, a thread each, on a busy machine."
+    return "\n".join([*lines, "", f"{where}; one run each, seed 0. {part} {seconds}"])
 
 
 def recipe_cells(figures: dict[str, Any]) -> str:
     """Part, published, ours, difference, epochs and seconds of one network."""
     published = figures["published"]
-    part = next((part for part in ("test", "validation", "train") if part in published), "test")
+    part = shown_part(published)
     theirs = [f"{published[part]:.2%}", f"{100 * (figures[part] - published[part]):+.2f}"] if part in published else ["–", "–"]
     epochs = f"{figures['epochs']} ({figures['best_epoch']})"
     return " | ".join([part, theirs[0], f"{figures[part]:.2%}", theirs[1], epochs, f"{figures['seconds']:.0f}"])

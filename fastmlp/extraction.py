@@ -67,12 +67,12 @@ class Job(NamedTuple):
         beside = self.out or Path(f"{self.images.name}-{self.prepared.label}")
         return beside.with_name(f"{beside.name}.{self.key[:12]}.checkpoint")
 
-    def growing(self, extractor: Extractor) -> Growing | None:
+    def growing(self, extractor: Extractor, about: Mapping[str, Any]) -> Growing | None:
         """Where the features of a trained network grow; None if they stay in memory."""
         if self.out is None:
             return None
         # By its key too: images may change that the network was not trained on.
-        folder = self.out.with_name(f"{self.out.name}.{self.key[:12]}-{extractor.sha256[:12]}.partial")
+        folder = self.out.with_name(f"{self.out.name}.{self.key[:12]}-{about['extractor_sha256'][:12]}.partial")
         return Growing(folder, extractor, self.prepared.device, self.config.feature_dtype)
 
     def clear(self) -> None:
@@ -172,11 +172,11 @@ def extract_run(
         return found
     with Signals() as signals:
         made = train(job, tools, signals, quiet, say)
+        about = about_of(job, made)
         if made.trained.stopped == "signal":
             say(f"interrupted after epoch {len(made.trained.history)}; the same command goes on from {job.kept}")
-            return Extracted(None, describe(job, about_of(job, made)), signals.received, job, made)
-        data, rate = make_features(job, made, signals)
-    about = about_of(job, made)
+            return Extracted(None, describe(job, about), signals.received, job, made)
+        data, rate = make_features(job, made, about, signals)
     if data is None:
         say(f"interrupted while making features; the same command goes on from {job.kept}")
         return Extracted(None, describe(job, about), signals.received, job, made)
@@ -222,9 +222,9 @@ def train(job: Job, tools: Tools, signals: Signals, quiet: bool, say: Say) -> An
         return tools.train(job.prepared, parts, (scaling.shift[each], scaling.factor[each]), watch, checkpoint)
 
 
-def make_features(job: Job, made: Any, signals: Signals) -> tuple[Dataset | None, float | None]:
+def make_features(job: Job, made: Any, about: Mapping[str, Any], signals: Signals) -> tuple[Dataset | None, float | None]:
     """The features of all parts, None after a signal, and the images a second, None if all had been made before."""
-    growing, began, images = job.growing(made.extractor), time.perf_counter(), 0
+    growing, began, images = job.growing(made.extractor, about), time.perf_counter(), 0
     if growing is not None and not job.config.resume:
         shutil.rmtree(growing.folder, ignore_errors=True)
 
@@ -244,7 +244,7 @@ def make_features(job: Job, made: Any, signals: Signals) -> tuple[Dataset | None
     except Stopped:
         return None, None
     rate = images / (time.perf_counter() - began) if images else None
-    data = dataclasses.replace(data, about=about_of(job, made), extractor=made.extractor.to_bytes())
+    data = dataclasses.replace(data, about=about, extractor=made.extractor.to_bytes())
     if growing is None or job.out is None:
         return data, rate
     write_features(job.out, data, growing.folder)

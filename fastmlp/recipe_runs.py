@@ -190,23 +190,31 @@ def run_images(job: Job, tools: Tools, quiet: bool, say: Say) -> int:
 
 
 def comparison(job: Job) -> dict[str, Any]:
-    """Our figures of a recipe beside the published ones; None for what is not there.
+    """Our figures of a recipe beside the published ones; None for what is not there."""
+    rows = {kind: beside(published, ours) for kind, (published, ours) in networks(job).items()}
+    return {"name": job.recipe.name, "done": job.result is not None, **rows}
 
-    Of each network the part that was published, the test part first, else the test part.
-    """
-    result = job.result
-    published = dict(job.recipe.published)
-    cnn = {} if result is None else result["cnn"] if job.config is None else result["data"].get("extracted", {}).get("cnn", {})
-    mlp = None if result is None or job.config is None else result
-    of_cnn = published.pop("cnn", {})
-    rows = {"cnn": beside(of_cnn, cnn or None)} if job.images is not None else {}
-    rows |= {"mlp": beside(published, mlp)} if job.config is not None else {}
-    return {"name": job.recipe.name, "done": result is not None, **rows}
+
+def networks(job: Job) -> dict[str, tuple[dict[str, Any], Any]]:
+    """Of each network that a recipe trains, "cnn" and "mlp": what was published, and what its training told, or None."""
+    result, published = job.result, dict(job.recipe.published)
+    found = {}
+    if job.images is not None:
+        extracted = result if result is None or job.config is None else result["data"]["extracted"]
+        found["cnn"] = (published.pop("cnn", {}), extracted and extracted["cnn"])
+    if job.config is not None:
+        found["mlp"] = (published, result)
+    return found
+
+
+def shown_part(published: Mapping[str, Any]) -> str:
+    """The part of the data whose accuracy is compared: what was published, the test part first, else the test part."""
+    return next((part for part in PARTS if part in published), "test")
 
 
 def beside(published: Mapping[str, Any], ours: Mapping[str, Any] | None) -> dict[str, Any]:
     """The figures of one network."""
-    part = next((part for part in PARTS if part in published), "test")
+    part = shown_part(published)
     theirs = published.get(part)
     accuracy = None if ours is None else ours[part]["accuracy"]
     return {

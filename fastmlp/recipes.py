@@ -97,7 +97,7 @@ def read_recipes(file: Path) -> Iterator[Recipe]:
 
 
 def settings_of(name: str | None, command: str) -> Mapping[str, Any]:
-    """The settings that a recipe gives `train` or `extract`; none without a name.
+    """The settings that a recipe gives "train", "extract" or "extract train"; none without a name.
 
     Raises ConfigError for an unknown name, and for a recipe of the other command.
     """
@@ -106,7 +106,7 @@ def settings_of(name: str | None, command: str) -> Mapping[str, Any]:
     recipe = find(name)
     if command == "train" and recipe.extract is not None:
         raise ConfigError(f"recipe {name} is of a convolutional network; run `fastmlp extract --recipe {name} train`")
-    if command == "extract" and recipe.extract is None:
+    if command != "train" and recipe.extract is None:
         raise ConfigError(f"recipe {name} is of a network on pixels; run `fastmlp train --recipe {name}`")
     found = recipe.extract if command == "extract" else recipe.train
     return found or {}

@@ -7,13 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from cli_helpers import forget_settings, ok, refused
+from cli_helpers import ok, refused
+from extract_helpers import DRAWN, own_folder, without_pictures  # noqa: F401 - fixtures of every test here
 from PIL import Image
 from test_cnn_training import SHAPE, bars
 
@@ -25,22 +25,6 @@ PATIENCE = 60  # seconds of a slow, busy machine for what takes one
 SMALL = ["--filters", "4,6", "--dense", "8", "--epochs", "3", "--lr", "0.003", "--batch-size", "16", "--device", "cpu"]
 MLP = ["--hidden", "8", "--epochs", "3", "--backend", "numpy"]
 NAMES = ("row", "column", "none")
-DRAWN = {name: getattr(extraction_pictures, name) for name in ("draw_extraction", "draw_chain")}
-
-
-@pytest.fixture(autouse=True)
-def own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    forget_settings(monkeypatch)
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def without_pictures() -> Iterator[None]:
-    """Pictures take longer than the rest; they have a test of their own."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in DRAWN:
-            patch.setattr(extraction_pictures, name, lambda *given: None)
-        yield
 
 
 @pytest.fixture(scope="module")

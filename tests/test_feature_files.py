@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,14 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cli_helpers import call, forget_settings, ok, refused
+from cli_helpers import call, ok, refused
+from extract_helpers import own_folder, without_pictures  # noqa: F401 - fixtures of every test here
 from PIL import Image
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
 from test_cnn_training import SHAPE, bars
 
 from cnn.extractor import Extractor
-from fastmlp import extraction, extraction_pictures, feature_files, rows
+from fastmlp import extraction, feature_files, rows
 from fastmlp.data import load_data
 from fastmlp.modelfile import load
 from fastmlp.rows import is_mapped
@@ -31,20 +31,6 @@ from fastmlp.rows import is_mapped
 SMALL = ["--filters", "4,6", "--dense", "8", "--epochs", "1", "--batch-size", "16", "--device", "cpu"]
 MLP = ["--hidden", "8", "--epochs", "3", "--backend", "numpy"]
 FORMS = ("features.npz", "features.safetensors", "features")
-
-
-@pytest.fixture(autouse=True)
-def own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    forget_settings(monkeypatch)
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def without_pictures() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("draw_extraction", "draw_chain"):
-            patch.setattr(extraction_pictures, name, lambda *given: None)
-        yield
 
 
 @pytest.fixture(scope="module")

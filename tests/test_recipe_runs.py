@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_helpers import forget_settings, ok, refused
+from cli_helpers import ok, refused
 from conftest import problem, set_up
+from extract_helpers import own_folder, without_pictures  # noqa: F401 - fixtures of every test here
 from many_helpers import NETWORK
 from test_cnn_training import SHAPE, bars
 
 from benchmarks import recipes as benchmark
 from benchmarks.epochs import machine
 from benchmarks.tables import recipes_table
-from fastmlp import extraction_pictures
 from fastmlp.many import train_many
 from fastmlp.optimizers import Schedule
 from fastmlp.recipe_runs import Job, beside, comparison_text, make_job, select
@@ -34,13 +34,9 @@ CNN = {"FASTMLP_FILTERS": "4,6", "FASTMLP_DENSE": "8", "FASTMLP_DEVICE": "cpu"}
 
 
 @pytest.fixture(autouse=True)
-def own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    forget_settings(monkeypatch)
-    monkeypatch.chdir(tmp_path)
-    for name in ("draw_extraction", "draw_chain"):
-        monkeypatch.setattr(extraction_pictures, name, lambda *given: None)
+def images(tmp_path: Path) -> None:
     pixels, labels = bars(200, 0)
-    np.savez("images.npz", x=pixels.reshape(-1, *SHAPE[:2]), y=labels)
+    np.savez(tmp_path / "images.npz", x=pixels.reshape(-1, *SHAPE[:2]), y=labels)
 
 
 def test_patterns_select_in_the_order_of_the_list() -> None:

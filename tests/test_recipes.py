@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_helpers import forget_settings, ok, refused
+from cli_helpers import ok, refused
+from extract_helpers import own_folder  # noqa: F401 - a fixture of every test here
 from test_cnn_training import SHAPE, bars
 
 from cnn import toolkit
@@ -30,12 +31,6 @@ ROWS = {
     "group7": 1,
 }
 IMAGE = (28, 28, 1)
-
-
-@pytest.fixture(autouse=True)
-def own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    forget_settings(monkeypatch)
-    monkeypatch.chdir(tmp_path)
 
 
 def test_every_row_is_there() -> None:

@@ -1,0 +1,27 @@
+"""What the tests of `extract` share: a folder of their own, and no pictures, which take longer than the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cli_helpers import forget_settings
+
+from fastmlp import extraction_pictures
+
+DRAWN = {name: getattr(extraction_pictures, name) for name in ("draw_extraction", "draw_chain")}
+
+
+@pytest.fixture(autouse=True)
+def own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    forget_settings(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_pictures() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in DRAWN:
+            patch.setattr(extraction_pictures, name, lambda *given: None)
+        yield
