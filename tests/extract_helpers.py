@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from cli_helpers import forget_settings
 
 from fastmlp import extraction_pictures
 
 DRAWN = {name: getattr(extraction_pictures, name) for name in ("draw_extraction", "draw_chain")}
+
+
+def arrays_of(file: str | Path) -> dict[str, np.ndarray[Any, Any]]:
+    """The arrays of an .npz; its file is closed, not left to the collector, whose warning would fail another test."""
+    with np.load(file) as archive:
+        return dict(archive)
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cli_helpers import ok, refused
-from extract_helpers import DRAWN, own_folder, without_pictures  # noqa: F401 - fixtures of every test here
+from extract_helpers import DRAWN, arrays_of, own_folder, without_pictures  # noqa: F401 - fixtures of every test here
 from PIL import Image
 from test_cnn_training import SHAPE, bars
 
@@ -93,9 +93,9 @@ def test_one_line_gives_what_two_give(dtype: str, home: Path, made: dict[str, An
     for part in ("train", "validation", "test"):
         assert one[part] == two[part]
     assert one["data"]["extracted"]["cnn"]["test"] == two["data"]["extracted"]["cnn"]["test"]
-    half = np.load("f.npz")["x"]
+    half = arrays_of("f.npz")["x"]
     assert half.dtype == dtype
-    assert np.array_equal(half, np.load(home / "features.npz")["x"].astype(dtype))
+    assert np.array_equal(half, arrays_of(home / "features.npz")["x"].astype(dtype))
 
 
 def test_the_table_shows_both_accuracies(home: Path, made: dict[str, Any]) -> None:
@@ -119,7 +119,7 @@ def test_a_chained_model_takes_images(home: Path, made: dict[str, Any]) -> None:
     np.savez("first.npz", x=load_data(home / "images.npz").x[:1].reshape(1, 8, 8))
     of_picture, of_array = (ok("predict", "one", file).stdout.split("\t")[1:] for file in (home / "first.png", "first.npz"))
     assert of_picture == of_array
-    np.savez("features.npz", x=np.load(home / "features.npz")["x"][:1])
+    np.savez("features.npz", x=arrays_of(home / "features.npz")["x"][:1])
     assert len(ok("predict", "one", "features.npz").stdout.splitlines()) == 1
 
 
@@ -149,7 +149,7 @@ def test_the_same_settings_make_nothing_anew(home: Path, made: dict[str, Any]) -
     assert line.startswith(f"out: {file} is there and was made otherwise; give another --out, or --force")
     shutil.copy(file, "copy.npz")
     ok("extract", "--data", home / "images.npz", *SMALL, "--seed", "1", "--out", "copy.npz", "--force", "-q")
-    assert np.load("copy.npz")["about"] != np.load(file)["about"]
+    assert arrays_of("copy.npz")["about"] != arrays_of(file)["about"]
 
 
 def test_any_layer_can_be_the_features(home: Path) -> None:
@@ -186,7 +186,7 @@ def test_only_images_have_features() -> None:
 
 
 def test_damaged_feature_files(home: Path, made: dict[str, Any]) -> None:
-    arrays = dict(np.load(home / "features.npz"))
+    arrays = arrays_of(home / "features.npz")
     for changed, message in (
         ({"validation": np.array([3, 2])}, "array 'validation': must be ascending numbers of rows of x"),
         ({"validation": np.array([999])}, "array 'validation': must be ascending"),
@@ -233,7 +233,7 @@ def test_an_interrupted_run_goes_on_to_the_same_features(home: Path) -> None:
     assert f"going on from {checkpoint.name}" in later.stderr
     assert "epoch 1/12" not in later.stderr
     assert not checkpoint.exists()
-    one, other = np.load("whole.npz"), np.load("cut.npz")
+    one, other = arrays_of("whole.npz"), arrays_of("cut.npz")
     assert all(np.array_equal(one[name], other[name]) for name in ("x", "y", "x_test", "validation"))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from cli_helpers import call, ok, refused
-from extract_helpers import own_folder, without_pictures  # noqa: F401 - fixtures of every test here
+from extract_helpers import arrays_of, own_folder, without_pictures  # noqa: F401 - fixtures of every test here
 from PIL import Image
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
@@ -209,7 +209,7 @@ def test_a_signal_at_the_last_moment_is_not_lost(chained: bool, home: Path, monk
 
 def test_images_that_changed_meanwhile_are_seen(passes: list[int], home: Path) -> None:
     """Also those of the test part, which the network is not trained on."""
-    arrays = {"x": load_data(home / "images.npz").x.reshape(-1, *SHAPE[:2]), "y": np.load(home / "images.npz")["y"]}
+    arrays = {"x": load_data(home / "images.npz").x.reshape(-1, *SHAPE[:2]), "y": arrays_of(home / "images.npz")["y"]}
     tested = {name: values[:150] for name, values in arrays.items()} | {
         f"{name}_test": values[150:] for name, values in arrays.items()
     }

@@ -153,6 +153,15 @@ def check_calls(name: str, text: str) -> list[str]:
     return found
 
 
+def check_archives(name: str, text: str) -> list[str]:
+    """Archives are closed by whoever opens them: `np.load` stands in a `with`, or maps the file."""
+    tree = ast.parse(text)
+    opened = {item.context_expr for node in ast.walk(tree) if isinstance(node, ast.With) for item in node.items}
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "np.load"]
+    open_still = [node for node in calls if node not in opened and not any(key.arg == "mmap_mode" for key in node.keywords)]
+    return [f"{name}:{node.lineno}: {ast.unparse(node)} is not closed" for node in open_still]
+
+
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -263,6 +272,13 @@ def test_the_program_and_the_extractor_follow_the_general_rules() -> None:
     assert not found, "\n" + "\n".join(found)
 
 
+def test_tests_close_what_they_open() -> None:
+    found = [
+        line for path in sorted(Path(__file__).parent.glob("*.py")) for line in check_archives(path.stem, path.read_text())
+    ]
+    assert not found, "\n" + "\n".join(found)
+
+
 def test_the_extractor_knows_nothing_of_the_engine() -> None:
     targets = [target for path in (ROOT / "cnn").glob("*.py") for _, target in imported(ast.parse(path.read_text()))]
     assert [target for target in targets if target.split(".")[0] in ("fastmlp", "cli")] == []
@@ -313,6 +329,7 @@ VIOLATIONS: list[tuple[Callable[[str, str], list[str]], str, str, str]] = [
     (check_calls, "data_files", "np.load(path, allow_pickle=True)", "allow_pickle=True"),
     (check_calls, "data_files", "np.load(path, allow_pickle=flag)", "allow_pickle=flag"),
     (check_calls, "config", "eval(text)", "eval"),
+    (check_archives, "test_extract", "x = np.load('a.npz')['x']", "not closed"),
     (check_sizes, "model", "x = 1\n" * 401, "401 lines"),
     (check_sizes, "model", LONG, "f has 41 lines"),
     (check_docstrings, "model", "x = 1", "no module docstring"),
@@ -338,6 +355,7 @@ INNOCENT: list[tuple[Callable[[str, str], list[str]], str, str]] = [
     (check_packages, "doctor", "def f():\n    import llvmlite\n    import numba"),
     (check_packages, "cpu_cache", "import pickle"),
     (check_calls, "data_files", "np.load(path, allow_pickle=False)"),
+    (check_archives, "test_extract", "with np.load('a.npz') as a:\n    x = np.load('a.npy', mmap_mode='r')"),
     (check_docstrings, "model", TABLE + "\ndef adam_rule(p):\n    p += 1\n    return p"),
     (check_sizes, "model", NESTED),
     (check_sizes, "cpu_kernels", LONG),
