@@ -24,7 +24,7 @@ import numpy as np
 from benchmarks.cases import Case
 from benchmarks.epochs import machine
 from fastmlp import Network, Schedule, Settings, fit_scaling, train
-from fastmlp.training import Progress
+from fastmlp.loop import Progress
 
 CASE = Case((784, 128, 10), 64)
 TILE_ROWS = 50_000

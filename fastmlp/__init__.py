@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastmlp.data import Dataset, load_data
     from fastmlp.evaluation import evaluate
+    from fastmlp.loop import Training
     from fastmlp.many import train_many
     from fastmlp.model import Model
     from fastmlp.modelfile import load, save
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from fastmlp.optimizers import Optimizer, Schedule
     from fastmlp.preprocess import Scaling, fit_scaling, split_rows
     from fastmlp.rows import Subset
-    from fastmlp.training import Settings, Training, train
+    from fastmlp.settings import Settings
+    from fastmlp.training import train
 
 __version__ = "0.1.0"
 
@@ -43,8 +45,8 @@ _HOME = {
     "fit_scaling": "preprocess",
     "split_rows": "preprocess",
     "Subset": "rows",
-    "Settings": "training",
-    "Training": "training",
+    "Settings": "settings",
+    "Training": "loop",
     "train": "training",
 }
 

@@ -34,7 +34,7 @@ from fastmlp.functions import ACTIVATIONS, LOSSES
 from fastmlp.network import ALIASES, INITIALIZERS, Network
 from fastmlp.optimizers import RULES, SCHEDULES, Optimizer, Schedule
 from fastmlp.preprocess import SCALINGS
-from fastmlp.training import Settings
+from fastmlp.settings import Settings
 
 # Learning rates that train most networks without care; those of rmsprop, adam and adamw are their authors'.
 RATES = {"sgd": 0.05, "momentum": 0.01, "nesterov": 0.01, "rmsprop": 0.001, "adam": 0.001, "adamw": 0.001}

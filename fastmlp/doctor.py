@@ -24,7 +24,8 @@ from fastmlp.data import data_folder, list_data
 from fastmlp.errors import FastMLPError
 from fastmlp.network import Network
 from fastmlp.optimizers import Schedule
-from fastmlp.training import Settings, train
+from fastmlp.settings import Settings
+from fastmlp.training import train
 
 OK, NOTE, BROKEN = "ok", "note", "broken"
 

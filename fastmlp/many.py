@@ -3,7 +3,7 @@
 Each model has one thread from its first step to its last, and no thread waits for another; the kernels run without the
 interpreter's lock. What a model becomes is what `train` makes of it alone, bit for bit. Between kernels Python takes some
 tenths of a millisecond for each epoch, one thread at a time: models with epochs of a few milliseconds or less gain less from
-more threads. Not here: how a model is trained (training.py).
+more threads. Not here: how a model is trained (loop.py).
 """
 
 from __future__ import annotations
@@ -20,21 +20,12 @@ import numpy.typing as npt
 from fastmlp.checks import Rows
 from fastmlp.cpu_threads import available_cores
 from fastmlp.errors import FastMLPError
+from fastmlp.loop import Diverged, Interrupted, Row, Training, loop_for
 from fastmlp.network import FloatArray, Network
 from fastmlp.preprocess import Scaling
 from fastmlp.rows import Features
+from fastmlp.settings import Settings, TrainingData, check_data, check_settings
 from fastmlp.signals import Signals
-from fastmlp.training import (
-    Diverged,
-    Interrupted,
-    Row,
-    Settings,
-    Training,
-    TrainingData,
-    check_data,
-    check_settings,
-    loop_for,
-)
 
 Result = Training | Diverged
 RowSeen = Callable[[int, Row], None]

@@ -19,12 +19,12 @@ from fastmlp.config_extract import ExtractConfig
 from fastmlp.config_sources import resolve, resolve_as
 from fastmlp.errors import ConfigError
 from fastmlp.extraction import Tools, extract_run
+from fastmlp.loop import Diverged, Row
 from fastmlp.many import ManyInterrupted, Result, train_many
 from fastmlp.preprocess import fit_scaling
 from fastmlp.progress import make_progress
 from fastmlp.recipes import Recipe, all_recipes, find
 from fastmlp.runs import CONFIG_NAME, RESULT_NAME, Ended, Plan, Recorder, Say, finish, make_plan, portable, train_run
-from fastmlp.training import Diverged, Row
 
 CNN_NAME = "cnn.json"  # what `extract` tells, for recipes without a network on its features
 PARTS = ("test", "validation", "train")

@@ -1,7 +1,7 @@
 """One training run from its settings to its folder.
 
 Here: data loaded and split, `train_run`, and what goes into result.json. Not here: the training loop
-(training.py), figures (evaluation.py), how files are written (artifacts.py), pictures and tables (report.py, tables.py),
+(loop.py), figures (evaluation.py), how files are written (artifacts.py), pictures and tables (report.py, tables.py),
 and what is done with a run afterwards (saved.py).
 """
 
@@ -29,12 +29,14 @@ from fastmlp.config import Config, DataSettings
 from fastmlp.data import DATASETS, Dataset, load_data
 from fastmlp.errors import ConfigError, DivergedError, ThresholdError
 from fastmlp.evaluation import evaluate
+from fastmlp.loop import Diverged, Interrupted, Row, Training
 from fastmlp.modelfile import FILE_NAME, save
 from fastmlp.network import Network
 from fastmlp.preprocess import fit_scaling, split_rows
 from fastmlp.progress import Progress, make_progress
 from fastmlp.rows import take
-from fastmlp.training import Diverged, Interrupted, Row, Settings, Training, train
+from fastmlp.settings import Settings
+from fastmlp.training import train
 
 CONFIG_NAME = "config.toml"
 RESULT_NAME = "result.json"

@@ -22,7 +22,7 @@ from fastmlp.contract import Engine, Job, RowResults, State, steps_of
 from fastmlp.network import Network
 from fastmlp.optimizers import Schedule
 from fastmlp.reference import ACTIVATIONS, NumpyEngine, plain_losses
-from fastmlp.training import Settings
+from fastmlp.settings import Settings
 
 EPS = float(np.finfo(np.float32).eps)
 SAFETY = 1.0  # c of the tolerances: K eps is twice the proven bound of a sum of K products in any order

@@ -22,17 +22,19 @@ import pytest
 from conftest import problem, same_bits, set_up
 from many_helpers import NETWORK, SMALL, same_training, timeless
 
-import fastmlp.training
+import fastmlp.loop
 from benchmarks import many as benchmark
 from fastmlp.backends import make_engine
 from fastmlp.contract import Engine, Job
 from fastmlp.errors import ConfigError, DataError
+from fastmlp.loop import Diverged, Training
 from fastmlp.many import Task, make_tasks, train_many
 from fastmlp.network import Network
 from fastmlp.optimizers import Optimizer, Schedule
 from fastmlp.preprocess import fit_scaling
 from fastmlp.rows import Subset
-from fastmlp.training import Diverged, Training, TrainingData, train
+from fastmlp.settings import TrainingData
+from fastmlp.training import train
 
 
 def many_jobs(numba_backend: str) -> list[tuple[Network, Any]]:
@@ -123,7 +125,7 @@ def test_models_run_at_the_same_time_and_the_costliest_begin_first() -> None:
 
     jobs = [(Network((4, 8, 3)), set_up(seed=0)), (Network((4, 30, 3)), set_up(seed=1)), (NETWORK, set_up(seed=2, epochs=90))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fastmlp.training, "make_engine", make)
+        patch.setattr(fastmlp.loop, "make_engine", make)
         train_many(jobs, x, y, threads=2)
     assert set(begun[:2]) == {1, 2}
     assert begun[2] == 0
@@ -171,7 +173,7 @@ from fastmlp.many import Pool, compile_kinds, make_tasks
 from fastmlp.network import Network
 from fastmlp.optimizers import Optimizer
 from fastmlp.signals import Signals
-from fastmlp.training import Settings, TrainingData
+from fastmlp.settings import Settings, TrainingData
 
 x, y = np.ones((9, 4), np.float32), np.arange(9) % 3
 adam = Settings(optimizer=Optimizer("adam"), epochs=1)
@@ -236,7 +238,7 @@ def test_engines_see_the_callers_own_rows(monkeypatch: pytest.MonkeyPatch) -> No
             seen.append(rows)
             return self.engine.train(rows, *args)
 
-    monkeypatch.setattr(fastmlp.training, "make_engine", lambda *args: Watched(make_engine(*args)))
+    monkeypatch.setattr(fastmlp.loop, "make_engine", lambda *args: Watched(make_engine(*args)))
     train_many(SMALL, x, y, threads=2)
     assert len(seen) > len(SMALL)
     assert all(rows is x for rows in seen)

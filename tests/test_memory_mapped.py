@@ -101,7 +101,7 @@ def test_a_subset_takes_weights_and_plain_targets() -> None:
 
 
 def test_a_time_budget_ends_a_subset_within_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastmlp.training.CHUNK_SECONDS", 1e-9)  # a batch in each call
+    monkeypatch.setattr("fastmlp.loop.CHUNK_SECONDS", 1e-9)  # a batch in each call
     training = train(NETWORK, Subset(PIXELS, TRAIN), Y[TRAIN], settings=set_up(max_time=1e-9))
     assert training.stopped == "time" and 0 < training.history[0]["rows"] < len(TRAIN)
 

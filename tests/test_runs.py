@@ -16,8 +16,8 @@ from fastmlp.config import Config
 from fastmlp.config_sources import resolve
 from fastmlp.data import Dataset
 from fastmlp.errors import ConfigError, DataError, ThresholdError
+from fastmlp.loop import Diverged
 from fastmlp.runs import PART_NAMES, check_accuracy, make_plan, split, train_run
-from fastmlp.training import Diverged
 
 FILES = ["config.toml", "confusion.png", "curves.png", "manifest.json", "metrics.jsonl", "model.safetensors"]
 FILES += ["result.json"]

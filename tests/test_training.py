@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import problem, same_bits, set_up
 
-import fastmlp.training
+import fastmlp.loop
 from fastmlp.backends import make_engine
 from fastmlp.contract import Engine, Job, RowResults, State
 from fastmlp.evaluation import evaluate
@@ -78,7 +78,7 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
         made.append(Recorder(make_engine(backend, job)))
         return made[-1]
 
-    monkeypatch.setattr(fastmlp.training, "make_engine", make)
+    monkeypatch.setattr(fastmlp.loop, "make_engine", make)
     return made
 
 
@@ -155,7 +155,7 @@ def test_how_often_the_engine_returns_changes_nothing(backend: str, monkeypatch:
     network = Network((4, 18, 3), dropout=0.3)
     found = []
     for seconds in (1e-9, 1e9):
-        monkeypatch.setattr(fastmlp.training, "CHUNK_SECONDS", seconds)
+        monkeypatch.setattr(fastmlp.loop, "CHUNK_SECONDS", seconds)
         found.append(train(network, x, y, settings=set_up(backend=backend), sample_weight=np.linspace(1, 2, 150)))
     assert same_bits(found[0].state, found[1].state)
     assert timeless(found[0].history) == timeless(found[1].history)
@@ -174,7 +174,7 @@ def test_the_number_of_threads_changes_nothing(numba_backend: str, monkeypatch: 
 def test_orders_and_rates_that_the_engine_sees(
     recorders: list[Recorder], monkeypatch: pytest.MonkeyPatch, chunk_seconds: float
 ) -> None:
-    monkeypatch.setattr(fastmlp.training, "CHUNK_SECONDS", chunk_seconds)
+    monkeypatch.setattr(fastmlp.loop, "CHUNK_SECONDS", chunk_seconds)
     x, y = problem(50)
     schedule = Schedule(0.1, "cosine", epochs=3, warmup=0.5)
     train(NETWORK, x, y, settings=set_up(schedule=schedule, epochs=3))
@@ -325,7 +325,7 @@ class Show:
 
 
 def test_progress_is_shown_as_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fastmlp.training, "CHUNK_SECONDS", 1e-9)
+    monkeypatch.setattr(fastmlp.loop, "CHUNK_SECONDS", 1e-9)
     x, y = problem(50)
     show = Show()
     training = train(NETWORK, x, y, settings=set_up(epochs=2), progress=show)

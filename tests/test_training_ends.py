@@ -17,10 +17,11 @@ from conftest import Keeper, problem, same_bits, set_up
 from fastmlp.backends import make_engine
 from fastmlp.contract import Engine, Job, State
 from fastmlp.errors import DivergedError
+from fastmlp.loop import Diverged, Interrupted, Training
 from fastmlp.network import Network
 from fastmlp.optimizers import Optimizer, Schedule
 from fastmlp.philox import generator
-from fastmlp.training import Diverged, Interrupted, Training, train
+from fastmlp.training import train
 
 NETWORK = Network((4, 12, 3))
 

@@ -11,7 +11,8 @@ from conftest import EPS, problem, same_bits, set_up
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.network import Network
 from fastmlp.preprocess import fit_scaling
-from fastmlp.training import Settings, train
+from fastmlp.settings import Settings
+from fastmlp.training import train
 
 NETWORK = Network((4, 12, 3))
 

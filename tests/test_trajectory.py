@@ -19,7 +19,8 @@ from threadpoolctl import threadpool_limits
 from fastmlp.network import Network
 from fastmlp.optimizers import Schedule
 from fastmlp.preprocess import fit_scaling
-from fastmlp.training import Settings, train
+from fastmlp.settings import Settings
+from fastmlp.training import train
 
 RAW = Path(os.environ.get("FASTMLP_DATA", "no folder")) / "FashionMNIST" / "raw"
 

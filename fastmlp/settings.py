@@ -1,0 +1,106 @@
+"""How to train, and on what: the settings of a training, its data, and whether they go together.
+
+Not here: the training loop (loop.py), settings of commands (config.py).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmlp.checks import Rows, check_description, check_part, check_weights
+from fastmlp.errors import ConfigError, DataError
+from fastmlp.network import FloatArray, Network
+from fastmlp.optimizers import Optimizer, Schedule
+from fastmlp.preprocess import Scaling
+from fastmlp.rows import Features
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train.
+
+    Parameters
+    ----------
+    schedule : learning rate and its course
+    optimizer : the update rule
+    epochs : passes over the training part at most
+    batch_size : rows of a step; the last batch of an epoch may be shorter
+    patience : stop after this many epochs without a better `monitor`; None never stops early
+    monitor : "loss" or "accuracy" of the validation part; its best epoch's weights are kept
+    min_delta : by how much the monitor must be better to count
+    max_time : seconds after which training stops, mid-epoch if need be; None for no limit
+    seed : of initial weights, row order and dropout, 0 to 2^64 - 1
+    backend, threads, dtype : see `backends.make_engine` and `contract.Job`
+
+    Raises
+    ------
+    ConfigError : a value that cannot be
+    """
+
+    schedule: Schedule = field(default_factory=lambda: Schedule(0.01))
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    epochs: int = 50
+    batch_size: int = 64
+    patience: int | None = None
+    monitor: str = "loss"
+    min_delta: float = 0.0
+    max_time: float | None = None
+    seed: int = 0
+    backend: str = "auto"
+    threads: int | None = None
+    dtype: npt.DTypeLike = np.float32
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 1), ("patience", 1), ("threads", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, Integral) and int(value) >= least):
+                raise ConfigError(f"{name} must be at least {least}, a whole number, not {value!r}")
+        if not (self.min_delta >= 0 and math.isfinite(self.min_delta)):
+            raise ConfigError(f"min_delta must be zero or a positive number, not {self.min_delta}")
+        if self.monitor not in ("loss", "accuracy"):
+            raise ConfigError(f"monitor must be loss or accuracy, not {self.monitor!r}")
+        if self.max_time is not None and not self.max_time > 0:
+            raise ConfigError(f"max_time must be a positive number of seconds, not {self.max_time}")
+        if self.seed >= 2**64:
+            raise ConfigError(f"seed must be between 0 and 2^64 - 1, not {self.seed}")
+
+
+class TrainingData(NamedTuple):
+    """What networks are trained on, as `train` takes it; `check_data` puts it into the types that engines take."""
+
+    x: Features
+    y: npt.NDArray[Any]
+    validation: Rows | None = None
+    weights: FloatArray | None = None
+    scaling: Scaling | None = None
+    classes: tuple[str, ...] | None = None
+
+
+def check_data(network: Network, dtype: npt.DTypeLike, given: TrainingData) -> TrainingData:
+    """The data in the types that engines take, for networks with this one's inputs, outputs and loss; or a DataError.
+
+    What has these types already is not copied.
+    """
+    x, y = check_part(network, given.x, given.y, "training", dtype)
+    validation = None if given.validation is None else check_part(network, *given.validation, "validation", dtype)
+    if validation is not None and validation[1].ndim != y.ndim:
+        raise DataError("training and validation targets must both be classes or both be numbers")
+    weights = None if given.weights is None else check_weights(given.weights, len(x))
+    numbered = tuple(map(str, range(network.sizes[-1]))) if y.ndim == 1 else ()
+    names = numbered if given.classes is None else given.classes
+    check_description(network, None if given.scaling is None else len(given.scaling.shift), len(names), None)
+    return TrainingData(x, y, validation, weights, given.scaling, names)
+
+
+def check_settings(settings: Settings, data: TrainingData) -> None:
+    """Raise ConfigError if there is nothing in the data that the settings want watched."""
+    if settings.patience is not None and data.validation is None:
+        raise ConfigError("patience needs a validation part to watch; give one (--val-fraction) or leave patience out")
+    if settings.monitor == "accuracy" and data.y.ndim == 2:
+        raise ConfigError("monitor 'accuracy' needs classes; regression watches 'loss'")
