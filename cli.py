@@ -38,11 +38,12 @@ from fastmlp.console import (
     show,
     show_extraction,
     show_figures,
-    show_files,
     show_json,
+    show_reports,
     source_options,
 )
-from fastmlp.errors import DataError, UnavailableError
+from fastmlp.data_commands import data
+from fastmlp.errors import UnavailableError
 from fastmlp.recipe_commands import recipes
 
 # The object is what commands below the program's own that train convolutional networks ask for package cnn.
@@ -87,7 +88,7 @@ def train(recipe: str | None, config: str | None, print_config: bool, as_json: b
     FASTMLP_DATA is the variable of --data-dir, that of --data is FASTMLP_DATASET.
 
     The run folder gets config.toml, metrics.jsonl (a line per epoch), result.json (what --json prints),
-    model.safetensors, curves.png, confusion.png and manifest.json. Ctrl-C ends the training and keeps the best
+    model.safetensors, curves.png, confusion.png, report.txt and manifest.json. Ctrl-C ends the training and keeps the best
     weights so far.
     """
     from fastmlp.config_sources import resolve
@@ -209,6 +210,8 @@ def open_extractor(data: bytes, name: str) -> Any:
     "all rows are the test part.",
 )
 @engine_options
+@click.option("--report", is_flag=True, envvar="FASTMLP_REPORT", help="Print a classification report as scikit-learn does.")
+@click.option("--predictions", metavar="FILE", help="Write loss, accuracy, and true,predicted class of each row of the part.")
 @click.option(
     "--min-accuracy",
     type=click.FloatRange(0, 1),
@@ -216,19 +219,23 @@ def open_extractor(data: bytes, name: str) -> Any:
     help="Exit with code 6 if the accuracy is lower.",
 )
 @common_options
-def evaluate(run: str, part: str, min_accuracy: float | None, as_json: bool, **choices: Any) -> None:
+def evaluate(run: str, part: str, report: bool, min_accuracy: float | None, as_json: bool, **choices: Any) -> None:
     """Measure a saved model on data.
 
     \b
     fastmlp evaluate runs/a
     fastmlp evaluate runs/a --part all --json
+    fastmlp evaluate runs/a --report --predictions predictions.txt
     fastmlp evaluate runs/a/model.safetensors --data new.csv --min-accuracy 0.9
     """
     from fastmlp.runs import check_accuracy
     from fastmlp.saved import evaluate_run
 
     result = evaluate_run(run, part=part, open_extractor=open_extractor, **choices)
-    show_figures(result, as_json)
+    if report and not as_json:
+        show_reports(result)
+    else:
+        show_figures(result, as_json)
     check_accuracy(result, "test" if part == "all" else part, min_accuracy)
 
 
@@ -267,54 +274,6 @@ def predict(run: str, inputs: tuple[str, ...], top: int | None, out: str | None,
         show_json({"predictions": found})
     elif out is None:
         show("\n".join(as_lines(found, top or 1)))
-
-
-@program.group()
-def data() -> None:
-    """List, fetch and verify the data sets that have a name."""
-
-
-@data.command("list")
-@data_dir_option
-@common_options
-def data_list(data_dir: str | None, as_json: bool) -> None:
-    """List the data sets, and whether their files are there."""
-    from fastmlp.data import list_data
-
-    rows = [row._asdict() for row in list_data(data_dir)]
-    if as_json:
-        show_json({"datasets": rows})
-    else:
-        show("\n".join("{name:<14} {state:<11} {description}".format(**row) for row in rows))
-
-
-@data.command("fetch")
-@click.argument("names", metavar="[NAME]...", nargs=-1)
-@data_dir_option
-@common_options
-def data_fetch(names: tuple[str, ...], data_dir: str | None, as_json: bool) -> None:
-    """Download what is missing, of all data sets if no NAME is given. SHA-256 is checked."""
-    from fastmlp.data import DATASETS, fetch_data
-
-    files = [row for name in names or DATASETS for row in fetch_data(name, data_dir, progress=not is_quiet())]
-    show_files(files, as_json)
-
-
-@data.command("verify")
-@click.argument("names", metavar="[NAME]...", nargs=-1)
-@data_dir_option
-@common_options
-def data_verify(names: tuple[str, ...], data_dir: str | None, as_json: bool) -> None:
-    """Compare files with their SHA-256, of all data sets that are there if no NAME is given."""
-    from fastmlp.data import list_data, verify_data
-
-    there = [row.name for row in list_data(data_dir) if row.state != "missing"]
-    files = [row for name in names or there for row in verify_data(name, data_dir)]
-    show_files(files, as_json)
-    if not files:
-        say("no files of data sets are there; `fastmlp data list` tells where they would be, `fastmlp data fetch` gets them")
-    if bad := [row.file for row in files if row.status != "ok"]:
-        raise DataError(f"damaged or missing: {', '.join(bad)}; get them with `fastmlp data fetch`")
 
 
 @program.command()
@@ -378,6 +337,7 @@ def bench(
         show(bench_text(result))
 
 
+program.add_command(data)
 program.add_command(recipes)
 
 

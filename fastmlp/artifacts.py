@@ -1,8 +1,7 @@
 """Files of a run: written so that a crash leaves the old file or the new one, never a torn one.
 
-Here: atomic writing, JSON and TOML, the line-by-line metrics file, the run folder, and its manifest of
-SHA-256 hashes. Not here: what the files mean (the model's header, the pictures). Every failure of the file
-system becomes a DataError of one line that names the file and the remedy.
+Here: atomic writing, JSON and TOML, the line-by-line metrics file, the run folder, and its manifest of SHA-256 hashes.
+Not here: what the files mean. Every failure of the file system becomes a DataError of one line that names the file and the remedy.
 """
 
 from __future__ import annotations
@@ -25,6 +24,8 @@ from fastmlp.errors import ConfigError, DataError
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FILES = ("model.safetensors", "config.toml", "result.json")
 METRICS_NAME = "metrics.jsonl"
+CLASSES_NAME = "classes.jsonl"
+CHECKPOINTS_NAME = "checkpoints"
 
 _RESTORE = "restore it from a copy or repeat the run"
 _REMEDIES = {
@@ -205,9 +206,9 @@ def append_line(path: str | os.PathLike[str], value: object) -> None:
 def new_run_folder(out: str | os.PathLike[str] | None, data: str, network: str, now: datetime, *, force: bool = False) -> Path:
     """Make the folder of a run and return its path.
 
-    Without `out`: `runs/DATE-data-network` under the current folder, with -2, -3, ... where that exists; two
-    processes never get the same one. With `out`: that folder, which must be absent or empty, unless `force`:
-    then its files stay until the new run replaces them, except `metrics.jsonl`, which would grow on.
+    Without `out`: `runs/DATE-data-network` under the current folder, with -2, -3, ... where that exists; two processes never
+    get the same one. With `out`: that folder, which must be absent or empty, unless `force`: then its files stay until the new
+    run replaces them, except those that `clear_course` takes away.
 
     Parameters
     ----------
@@ -242,13 +243,19 @@ def new_run_folder(out: str | os.PathLike[str] | None, data: str, network: str, 
         with one_line_error("make the folder", folder):
             folder.mkdir(parents=True, exist_ok=True)
             if force:
-                (folder / METRICS_NAME).unlink(missing_ok=True)
+                clear_course(folder)
     except DataError as error:
         if isinstance(error.__cause__, FileExistsError | NotADirectoryError):
             raise ConfigError(f"out: {folder} is a file or lies under one; choose another --out") from error
         raise
     check_free(folder, force)
     return folder
+
+
+def clear_course(folder: Path) -> None:
+    """Take away what an earlier run kept while it trained: its files would grow on, its checkpoints lie among new ones."""
+    for path in (folder / METRICS_NAME, folder / CLASSES_NAME, *(folder / CHECKPOINTS_NAME).glob("epoch-*.safetensors")):
+        path.unlink(missing_ok=True)
 
 
 def check_free(folder: Path, force: bool) -> None:

@@ -171,11 +171,17 @@ class Config(DataSettings):
     )
     monitor: str = of_training(one_of("monitor", ("loss", "accuracy")), "loss", "Validation figure whose best epoch is kept.")
     min_delta: float = of_training(NUMBER, 0.0, "By how much --monitor must be better to count.")
+    val_steps: int | None = of_training(WHOLE, None, "Measure the validation part also after every so many updates.")
     max_time: float | None = of_training(DURATION, None, "Stop after this time, such as 30s, 2m, 1h.")
 
     backend: str = of_run(one_of("backend", CHOICES), "auto", "Engine; auto takes the fastest that runs here.")
     threads: int | None = of_run(WHOLE, None, "Threads of the engine [default: as many as cores may be used].")
     dtype: str = of_run(one_of("dtype", ("float32", "float64")), "float32", "The numba engine has float32 alone.")
+    classes_every: int | None = of_run(
+        WHOLE, None, "Epochs between figures and confusion matrices of the classes, in classes.jsonl and classes.png."
+    )
+    checkpoint_every: int | None = of_run(WHOLE, None, "Epochs between models that are kept in the folder checkpoints.")
+    predictions: bool = of_run(FLAG, False, "Write predictions.txt: test loss, accuracy, true,predicted class of each row.")
     out: str | None = of_run(FOLDER, None, "Folder of the run [default: runs/DATE-data-network].")
     force: bool = of_run(FLAG, False, "Write into --out even if it is not empty.")
     min_accuracy: float | None = of_run(NUMBER, None, "Exit with code 6 if the test accuracy is lower.")
@@ -189,6 +195,9 @@ class Config(DataSettings):
         for name in ("patience", "min_delta"):
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        for name in ("classes_every", "checkpoint_every"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"{name} must be 1 or more, not {value}; leave {flag(name)} out for none")
         if self.target == "value":
             self._check_regression()
         watched = bool(self.val_count or self.val_fraction)
@@ -204,7 +213,7 @@ class Config(DataSettings):
         for name, value in (("loss", "cross-entropy"), ("monitor", "accuracy"), ("stratify", True)):
             if getattr(self, name) == value:
                 raise ConfigError(f"{name} {value} is for classes, but target is value; leave {flag(name)} out")
-        for name in ("min_accuracy", "label_smoothing"):
+        for name in ("min_accuracy", "label_smoothing", "classes_every", "predictions"):
             if getattr(self, name):
                 raise ConfigError(f"{name} is for classes, but target is value; leave {flag(name)} out")
 

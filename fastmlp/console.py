@@ -23,7 +23,7 @@ import click
 from fastmlp.backends import CHOICES
 from fastmlp.config import FIELDS, DataSettings, fields_of, flag
 from fastmlp.config_kinds import FLAG
-from fastmlp.errors import DataError, UnavailableError
+from fastmlp.errors import ConfigError, DataError, UnavailableError
 
 Function = Callable[..., Any]
 
@@ -86,6 +86,17 @@ def show_figures(result: Mapping[str, Any], as_json: bool) -> None:
         names["cnn"] = result["data"]["extracted"]["cnn"]
     with writing_results():
         print_result({**result, **names})
+
+
+def show_reports(result: Mapping[str, Any]) -> None:
+    """The classification report of each part that was measured."""
+    from fastmlp.listings import classification_report
+
+    parts = {name: result[name] for name in ("test", "validation", "train") if result.get(name)}
+    if not all("per_class" in figures for figures in parts.values()):
+        raise ConfigError("a classification report is of classes, but this model predicts values; leave --report out")
+    head = "{}\n" if len(parts) > 1 else ""
+    show("\n".join(head.format(name) + classification_report(figures) for name, figures in parts.items()).removesuffix("\n"))
 
 
 def show_files(files: list[Any], as_json: bool) -> None:

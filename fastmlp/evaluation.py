@@ -58,9 +58,14 @@ def evaluate(model: Model, x: Features, y: npt.NDArray[Any]) -> dict[str, Any]:
     ------
     DataError : x or y do not fit the network
     """
+    return judge(model, x, y)[0]
+
+
+def judge(model: Model, x: Features, y: npt.NDArray[Any]) -> tuple[dict[str, Any], npt.NDArray[Any]]:
+    """The figures of `evaluate`, and the predictions of `measure` that they are of."""
     x, y = check_part(model.network, x, y, "evaluation", model.parameters.dtype)
     losses, predictions = measure(model.network, model.engine(), x, y)
     loss = {"loss": float(losses.mean())}
     if y.ndim == 1:
-        return loss | classification_metrics(y, predictions, model.classes)
-    return loss | regression_metrics(y, predictions)
+        return loss | classification_metrics(y, predictions, model.classes), predictions
+    return loss | regression_metrics(y, predictions), predictions

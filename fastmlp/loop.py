@@ -6,6 +6,7 @@ Not here: arithmetic (engines), settings (settings.py), files and pictures (runs
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.backends import make_engine
+from fastmlp.checks import Rows
 from fastmlp.contract import Engine, Job, RowResults, State, steps_of
 from fastmlp.errors import DivergedError
 from fastmlp.evaluation import epoch_figures
@@ -46,7 +48,9 @@ class Training(NamedTuple):
     model : with the best weights
     history : a dict per epoch: epoch (from 1), rows, loss, accuracy, val_loss, val_accuracy, rate, seconds (training
         alone), eval_seconds, rows_per_second. loss and accuracy are means over the epoch as it ran (dropout on, weights
-        moving); accuracy is None for plain targets, val_* without a validation part
+        moving); accuracy is None for plain targets, val_* without a validation part. With `Settings.val_steps` also
+        steps: a dict per measurement within the epoch, with step (updates since the start), epoch (a fraction), loss (mean
+        over the rows of the epoch since the measurement before), val_loss and val_accuracy
     best_epoch : the epoch whose weights the model has
     stopped : why it ended: "epochs", "patience", "time", "callback", "interrupted" or "diverged"
     state : parameters, slots and step at the very end
@@ -121,6 +125,42 @@ class Best:
         return patience is not None and epoch - self.epoch >= patience
 
 
+class Measured:
+    """Measurements of the validation part within an epoch, every `Settings.val_steps` updates; nothing without them."""
+
+    def __init__(self, settings: Settings, data: TrainingData, before: int, steps: int) -> None:
+        self.settings, self.data, self.before, self.steps = settings, data, before, steps
+        self.found: list[Row] = []
+        self.losses: list[FloatArray] = []
+        self.seconds = 0.0
+
+    def rows_left(self, done: int) -> int:
+        """Rows of this epoch until the next measurement, after so many whole batches of it."""
+        every, batch = self.settings.val_steps, self.settings.batch_size
+        return sys.maxsize if every is None else (every - (self.before + done // batch) % every) * batch
+
+    def saw(self, part: RowResults, done: int, engine: Engine) -> None:
+        """Measure if it is time; `part` are the rows that were trained on since the last call."""
+        every, step = self.settings.val_steps, steps_of(done, self.settings.batch_size)
+        if every is None or self.data.validation is None:
+            return
+        self.losses.append(part.loss.astype(np.float64))
+        if (self.before + step) % every == 0:
+            began = time.perf_counter()
+            loss, accuracy = validate(engine, self.data.validation, self.settings, f"step {self.before + step}")
+            at = {"step": self.before + step, "epoch": (self.before + step) / self.steps}
+            mean = float(np.concatenate(self.losses).mean())
+            self.found.append({**at, "loss": mean, "val_loss": loss, "val_accuracy": accuracy})
+            self.losses = []
+            self.seconds += time.perf_counter() - began
+
+    def into(self, row: Row) -> Row:
+        """The epoch's row with them."""
+        if self.settings.val_steps is None:
+            return row
+        return row | {"steps": self.found, "eval_seconds": row["eval_seconds"] + self.seconds}
+
+
 class Loop:
     """One training from start to end; `run` reads top to bottom."""
 
@@ -189,9 +229,10 @@ class Loop:
         steps = steps_of(len(order), settings.batch_size)
         rates = settings.schedule.rates((epoch - 1) * steps, steps, steps)
         results: list[RowResults] = []
+        measured = Measured(settings, self.data, (epoch - 1) * steps, steps)
         done, seconds, total, right = 0, 0.0, 0.0, 0
         while done < len(order) and not (done and (signals.received or time.monotonic() >= self.deadline)):
-            rows = order[done : done + self.chunk]
+            rows = order[done : done + min(self.chunk, measured.rows_left(done))]
             first_step = done // settings.batch_size
             chunk_rates = rates[first_step:][: steps_of(len(rows), settings.batch_size)]
             began = time.perf_counter()
@@ -200,12 +241,13 @@ class Loop:
             check_finite(part.loss, epoch, first_step, settings)
             results.append(part)
             done, seconds = done + len(rows), seconds + elapsed
+            measured.saw(part, done, self.engine)
             if self.progress is not None:
                 total, right = total + float(part.loss.sum(dtype=np.float64)), right + int(part.correct.sum())
                 accuracy = right / done if self.y.ndim == 1 else None
                 self.progress.update(epoch, done, len(order), total / done, accuracy, done / seconds)
             self._adapt(len(rows), elapsed)
-        return self._row(epoch, order[:done], results, seconds, float(rates[0]))
+        return measured.into(self._row(epoch, order[:done], results, seconds, float(rates[0])))
 
     def _adapt(self, rows: int, elapsed: float) -> None:
         self.chunk = self._whole_batches(min(rows * CHUNK_SECONDS / max(elapsed, 1e-6), 4 * rows))
@@ -221,10 +263,7 @@ class Loop:
         weights = None if self.weights is None else self.weights[order].astype(np.float64)
         val_loss = val_accuracy = None
         if self.data.validation is not None:
-            val_loss, val_accuracy = epoch_figures(self.engine, *self.data.validation)
-            if not math.isfinite(val_loss):
-                what = f"the validation loss became {val_loss} after epoch {epoch}"
-                raise DivergedError(diverged_message(what, self.settings))
+            val_loss, val_accuracy = validate(self.engine, self.data.validation, self.settings, f"epoch {epoch}")
         return {
             "epoch": epoch,
             "rows": len(order),
@@ -237,6 +276,14 @@ class Loop:
             "eval_seconds": time.perf_counter() - began,
             "rows_per_second": len(order) / seconds,
         }
+
+
+def validate(engine: Engine, part: Rows, settings: Settings, when: str) -> tuple[float, float | None]:
+    """Loss and accuracy of the validation part; raises DivergedError if the loss is NaN or infinite."""
+    loss, accuracy = epoch_figures(engine, *part)
+    if not math.isfinite(loss):
+        raise DivergedError(diverged_message(f"the validation loss became {loss} after {when}", settings))
+    return loss, accuracy
 
 
 def check_finite(loss: FloatArray, epoch: int, first_step: int, settings: Settings) -> None:

@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from fastmlp.checks import Rows
 from fastmlp.cpu_threads import available_cores
-from fastmlp.errors import FastMLPError
-from fastmlp.loop import Diverged, Interrupted, Row, Training, loop_for
+from fastmlp.errors import ConfigError, FastMLPError
+from fastmlp.loop import Callback, Diverged, Interrupted, Row, Training, loop_for
 from fastmlp.network import FloatArray, Network
 from fastmlp.preprocess import Scaling
 from fastmlp.rows import Features
@@ -83,6 +83,7 @@ def train_many(  # noqa: PLR0913 - as `train`
     sample_weight: FloatArray | None = None,
     classes: Sequence[str] | None = None,
     threads: int | None = None,
+    callbacks: Sequence[Sequence[Callback]] | None = None,
     progress: RowSeen | None = None,
     finished: Ended | None = None,
 ) -> list[Result]:
@@ -95,6 +96,7 @@ def train_many(  # noqa: PLR0913 - as `train`
     jobs : a network and its settings for each model; `Settings.threads` counts for the model's predictions only
     x, y, validation, scaling, sample_weight, classes : as `train` takes them, the same for all models
     threads : models under way at a time; None takes a thread for each core that this process may use
+    callbacks : of each job, called as `train` calls them, in the thread that trains the model
     progress : called in the caller's thread with a model's place in `jobs` and each new row of its history
     finished : called there with a model's place and what the list will have of it, when it has ended, unless by a signal
 
@@ -122,9 +124,11 @@ def train_many(  # noqa: PLR0913 - as `train`
     threads = Settings(threads=threads).threads or available_cores()  # one check for all numbers of threads
     names = None if classes is None else tuple(classes)
     tasks = make_tasks(jobs, TrainingData(x, y, validation, sample_weight, scaling, names))
+    if callbacks is not None and len(callbacks) != len(tasks):
+        raise ConfigError(f"callbacks for {len(callbacks)} jobs, but there are {len(tasks)}; give a sequence for each")
     compile_kinds(tasks)
     with Signals() as signals:
-        pool = Pool(tasks, signals, progress, finished)
+        pool = Pool(tasks, signals, progress, finished, callbacks)
         pool.run(min(threads, len(tasks)))
         if signals.received:
             raise ManyInterrupted(pool.results, signals.received)
@@ -170,8 +174,16 @@ class Pool:
     results : of each task, None until it has ended
     """
 
-    def __init__(self, tasks: list[Task], signals: Signals, progress: RowSeen | None, finished: Ended | None) -> None:
+    def __init__(
+        self,
+        tasks: list[Task],
+        signals: Signals,
+        progress: RowSeen | None,
+        finished: Ended | None,
+        callbacks: Sequence[Sequence[Callback]] | None = None,
+    ) -> None:
         self.tasks, self.signals, self.progress, self.finished = tasks, signals, progress, finished
+        self.callbacks = callbacks or [()] * len(tasks)
         self.results: list[Result | None] = [None] * len(tasks)
         # Shared by the threads: the next number is taken in one step, under the interpreter's lock.
         self.next = iter(sorted(range(len(tasks)), key=lambda index: tasks[index].cost, reverse=True))
@@ -231,10 +243,10 @@ class Pool:
             self.inbox.put(None)
 
     def _train(self, index: int) -> Result:
-        callbacks = [lambda row, engine: self.inbox.put((index, row))] if self.progress is not None else []
+        told: list[Callback] = [lambda row, engine: self.inbox.put((index, row))] if self.progress is not None else []
         with loop_for(*self.tasks[index], threads=1) as loop:
             try:
-                return loop.run(self.signals, callbacks)
+                return loop.run(self.signals, [*self.callbacks[index], *told])
             except Interrupted as stop:
                 return stop.training
             except Diverged as error:

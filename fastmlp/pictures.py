@@ -7,7 +7,7 @@ and confusion matrices (report.py), whose style these share.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.report import GREY, _new_figure, _own_style, _save
-from fastmlp.tables import short_name
+from fastmlp.tables import MOST_CLASSES, short_name
 
 Array = npt.NDArray[Any]
+MATRICES = 5  # confusion matrices below the curves of the classes
 MOST_TILES = 64  # of filters or maps in a picture
 MOST_POINTS = 3000  # of a projection
 SHEET = (4, 6)  # rows and columns of mistakes
@@ -103,6 +104,56 @@ def plot_mistakes(
             axes.set_title(text, fontsize=8, parse_math=False)
             axes.set_axis_off()
         _save(figure, path)
+
+
+def plot_classes(measured: Sequence[Mapping[str, Any]], classes: Sequence[str], path: Path) -> None:
+    """Write how the accuracy of each class went, and confusion matrices of some of the epochs.
+
+    Parameters
+    ----------
+    measured : a dict per measured epoch: epoch, and by part ("validation", else "train") what
+        `metrics.classification_metrics` tells; the accuracy of a class is its recall
+    classes : names; the first 25 are drawn as curves
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    part = "validation" if "validation" in measured[0] else "train"
+    places = sorted({round(at) for at in np.linspace(0, len(measured) - 1, MATRICES)})
+    with _own_style():
+        figure = _new_figure(11, 8.2, f"Classes, {part} part")
+        grid = figure.add_gridspec(2, MATRICES, height_ratios=[1.6, 1])
+        axes = figure.add_subplot(grid[0, :])
+        epochs = [row["epoch"] for row in measured]
+        for number, name in enumerate(classes[:MOST_CLASSES]):
+            values = [row[part]["per_class"][number]["recall"] for row in measured]
+            marker = MARKERS[number // len(COLORS) % len(MARKERS)]
+            label = short_name(name).replace("$", r"\$")
+            axes.plot(epochs, values, marker=marker, ms=3.5, lw=1.3, color=COLORS[number % len(COLORS)], label=label)
+        axes.set(xlabel="epoch", ylabel="accuracy of the class")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.grid(color="#DDDDDD", lw=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.legend(loc="outside right upper", frameon=False)
+        for column, at in enumerate(places):
+            _small_matrix(figure.add_subplot(grid[1, column]), measured[at], part, first=column == 0)
+        _save(figure, path)
+
+
+def _small_matrix(axes: Any, row: Mapping[str, Any], part: str, first: bool) -> None:
+    """A confusion matrix without numbers: classes by their places, colour by the share of the true class."""
+    from matplotlib.colors import PowerNorm
+    from matplotlib.ticker import MaxNLocator
+
+    counts = np.asarray(row[part]["confusion"])
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
+    axes.set_title(f"epoch {row['epoch']}: {row[part]['accuracy']:.4f}", fontsize=9)
+    axes.set_xlabel("predicted class", fontsize=8)
+    if first:
+        axes.set_ylabel("true class", fontsize=8)
+    axes.tick_params(labelsize=7)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def principal(features: Array) -> tuple[Array, Array]:

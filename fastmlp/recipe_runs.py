@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastmlp.artifacts import METRICS_NAME, read_json, write_json
+from fastmlp.artifacts import clear_course, read_json, write_json
 from fastmlp.config import Config, DataSettings, fields_of
 from fastmlp.config_extract import ExtractConfig
 from fastmlp.config_sources import resolve, resolve_as
@@ -24,7 +24,19 @@ from fastmlp.many import ManyInterrupted, Result, train_many
 from fastmlp.preprocess import fit_scaling
 from fastmlp.progress import make_progress
 from fastmlp.recipes import Recipe, all_recipes, find
-from fastmlp.runs import CONFIG_NAME, RESULT_NAME, Ended, Plan, Recorder, Say, finish, make_plan, portable, train_run
+from fastmlp.runs import (
+    CONFIG_NAME,
+    RESULT_NAME,
+    Ended,
+    Plan,
+    Recorder,
+    Say,
+    finish,
+    make_plan,
+    portable,
+    snapshots_of,
+    train_run,
+)
 
 CNN_NAME = "cnn.json"  # what `extract` tells, for recipes without a network on its features
 PARTS = ("test", "validation", "train")
@@ -120,9 +132,10 @@ def run_pixels(jobs: Sequence[Job], threads: int | None, say: Say) -> int:
     """Train networks on the same parts of the same data, each to its own run folder; the signal that came, or 0."""
     plans = plans_of(jobs)
     parts, data = plans[0].parts, plans[0].data
+    scaling = fit_scaling(plans[0].config.scale, parts["train"][0])
     for job in jobs:
         job.folder.mkdir(parents=True, exist_ok=True)
-        (job.folder / METRICS_NAME).unlink(missing_ok=True)
+        clear_course(job.folder)
 
     def finished(index: int, result: Result) -> None:
         plan, job = plans[index], jobs[index]
@@ -145,10 +158,11 @@ def run_pixels(jobs: Sequence[Job], threads: int | None, say: Say) -> int:
                 [(plan.network, plan.settings) for plan in plans],
                 *parts["train"],
                 validation=parts.get("validation"),
-                scaling=fit_scaling(plans[0].config.scale, parts["train"][0]),
+                scaling=scaling,
                 classes=data.classes or None,
                 threads=threads,
                 progress=seen,
+                callbacks=[[snapshots_of(plan, job.folder, scaling)] for job, plan in zip(jobs, plans, strict=True)],
                 finished=finished,
             )
         except ManyInterrupted as stop:

@@ -52,7 +52,8 @@ def plot_curves(
 
     Parameters
     ----------
-    history : a dict per epoch with `epoch` and any of `loss`, `accuracy`, `val_loss`, `val_accuracy`
+    history : a dict per epoch with `epoch` and any of `loss`, `accuracy`, `val_loss`, `val_accuracy`, and `steps`, dicts
+        with the same, measured within the epoch, whose `epoch` is a fraction
     best_epoch : epoch whose weights were kept, or None
     path : file to write; replaced whole or not at all
     title : heading
@@ -195,6 +196,7 @@ def _draw_panel(axes: Axes, history: Sequence[Mapping[str, Any]], key: str, best
             crosses = np.full(int((~finite).sum()), height)
             axes.plot(epochs[~finite], crosses, "x", color=color, transform=edge, label="not finite")
         shown.append(values[finite])
+        _draw_steps(axes, history, name, label, color)
     if key == "loss":
         _scale_loss(axes, np.concatenate([*shown, np.empty(0)]))
     else:
@@ -203,11 +205,20 @@ def _draw_panel(axes: Axes, history: Sequence[Mapping[str, Any]], key: str, best
         axes.axvline(best_epoch, color=GREEN, lw=1.4, ls="--", zorder=1, label=f"best epoch {best_epoch}")
     first, last = history[0]["epoch"], history[-1]["epoch"]
     margin = max(0.5, 0.02 * (last - first))
-    axes.set_xlim(first - min(margin, 0.9), last + margin)  # an epoch 0 does not exist
+    within = any(row.get("steps") for row in history)
+    axes.set_xlim(first - (1 if within else min(margin, 0.9)), last + margin)  # an epoch 0 does not exist
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     axes.grid(color="#DDDDDD", lw=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_steps(axes: Axes, history: Sequence[Mapping[str, Any]], name: str, label: str, color: str) -> None:
+    """The same quantity as it was measured within epochs, if it was."""
+    steps = [step for row in history for step in row.get("steps", ()) if step.get(name) is not None]
+    if steps:
+        places, values = [step["epoch"] for step in steps], [step[name] for step in steps]
+        axes.plot(places, values, lw=0.8, alpha=0.6, color=color, label=f"{label}, within epochs")
 
 
 def _scale_loss(axes: Axes, values: NDArray[np.float64]) -> None:

@@ -23,25 +23,39 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp import __version__
-from fastmlp.artifacts import METRICS_NAME, append_line, check_free, new_run_folder, write_json, write_manifest, write_toml
+from fastmlp.artifacts import (
+    CLASSES_NAME,
+    METRICS_NAME,
+    append_line,
+    check_free,
+    new_run_folder,
+    write_bytes,
+    write_json,
+    write_manifest,
+    write_toml,
+)
 from fastmlp.checks import Rows
 from fastmlp.config import Config, DataSettings
 from fastmlp.data import DATASETS, Dataset, load_data
 from fastmlp.errors import ConfigError, DivergedError, ThresholdError
-from fastmlp.evaluation import evaluate
+from fastmlp.evaluation import judge
+from fastmlp.listings import PREDICTIONS_NAME, REPORT_NAME, classification_report, predictions_text
 from fastmlp.loop import Diverged, Interrupted, Row, Training
+from fastmlp.model import Model
 from fastmlp.modelfile import FILE_NAME, save
 from fastmlp.network import Network
-from fastmlp.preprocess import fit_scaling, split_rows
+from fastmlp.preprocess import Scaling, fit_scaling, split_rows
 from fastmlp.progress import Progress, make_progress
 from fastmlp.rows import take
 from fastmlp.settings import Settings
+from fastmlp.snapshots import Snapshots, read_lines
 from fastmlp.training import train
 
 CONFIG_NAME = "config.toml"
 RESULT_NAME = "result.json"
 CURVES_NAME = "curves.png"
 CONFUSION_NAME = "confusion.png"
+CLASSES_PICTURE = "classes.png"
 PART_NAMES = ("test", "validation", "train")
 FEATURES_OF = "features of "  # begins what stands in place of the data of a run whose features have no file
 PACKAGES = ("numpy", "numba", "llvmlite", "scikit-learn")
@@ -183,7 +197,7 @@ def train_run(config: Config, *, quiet: bool = False, say: Say = lambda text: No
     ...     result, signal = train_run(config, quiet=True)
     ...     sorted(path.name for path in Path(folder, "run").iterdir())  # doctest: +NORMALIZE_WHITESPACE
     ['config.toml', 'confusion.png', 'curves.png', 'manifest.json', 'metrics.jsonl', 'model.safetensors',
-     'result.json']
+     'report.txt', 'result.json']
     """
     plan = make_plan(config, progress=not quiet, data=data)
     rows = ", ".join(f"{len(x):,} {name}" for name, (x, _) in plan.parts.items())
@@ -191,7 +205,7 @@ def train_run(config: Config, *, quiet: bool = False, say: Say = lambda text: No
     load_for_the_end()
     with run_folder(plan) as folder:
         with make_progress(quiet=quiet, epochs=config.epochs) as display:
-            ended = run_training(plan, Recorder(display, folder, portable(config)))
+            ended = run_training(plan, Recorder(display, folder, portable(config)), folder)
         result = finish(plan, ended, folder)
     say(f"{ended.training.stopped} after epoch {result['epochs']}, best {result['best_epoch']}: {folder}")
     if ended.error is not None:
@@ -213,9 +227,10 @@ class Recorder:
         self.display.epoch_done(row)
 
 
-def run_training(plan: Plan, recorder: Recorder) -> Ended:
+def run_training(plan: Plan, recorder: Recorder, folder: Path) -> Ended:
     """Train to the end, to a signal, or to the epoch before the one that diverged."""
     signal, error = 0, None
+    scaling = fit_scaling(plan.config.scale, plan.parts["train"][0])
     began = time.perf_counter()
     try:
         training = train(
@@ -223,8 +238,9 @@ def run_training(plan: Plan, recorder: Recorder) -> Ended:
             *plan.parts["train"],
             settings=plan.settings,
             validation=plan.parts.get("validation"),
-            scaling=fit_scaling(plan.config.scale, plan.parts["train"][0]),
+            scaling=scaling,
             classes=plan.data.classes or None,
+            callbacks=[snapshots_of(plan, folder, scaling)],
             progress=recorder,
         )
     except Interrupted as stop:
@@ -234,6 +250,13 @@ def run_training(plan: Plan, recorder: Recorder) -> Ended:
             raise
         training, error = stop.training, stop
     return Ended(training, signal, error, time.perf_counter() - began)
+
+
+def snapshots_of(plan: Plan, folder: Path, scaling: Scaling) -> Snapshots:
+    """What is to be kept of a network while it trains."""
+    network, start = plan.network, np.zeros(plan.network.parameters, plan.settings.dtype)
+    model = Model(network, start, scaling, plan.data.classes, backend=plan.settings.backend, **of_images(plan.data))
+    return Snapshots(folder, plan.config, model, plan.parts)
 
 
 def of_images(data: Dataset) -> dict[str, Any]:
@@ -261,23 +284,38 @@ def finish(plan: Plan, ended: Ended, folder: Path) -> dict[str, Any]:
     model = dataclasses.replace(ended.training.model, **of_images(plan.data))
     training = ended.training._replace(model=model)
     save(model, folder / FILE_NAME)
-    result = describe(plan, ended._replace(training=training)) | {"out": str(folder)}
+    left_out = ("train",) if ended.signal else ()  # to end soon
+    judged = {name: judge(model, *plan.parts[name]) for name in plan.parts if name not in left_out}
+    figures = {name: found for name, (found, _) in judged.items()}
+    result = describe(plan, ended._replace(training=training), figures) | {"out": str(folder)}
     write_json(folder / RESULT_NAME, result)
     write_manifest(folder)
-    from fastmlp.report import plot_confusion, plot_curves
-
-    plot_curves(training.history, training.best_epoch, folder / CURVES_NAME)
+    if plan.config.predictions and "test" in judged:
+        found, predicted = judged["test"]
+        write_bytes(folder / PREDICTIONS_NAME, predictions_text(plan.parts["test"][1], predicted, found).encode())
     shown = result["test"] or result["validation"] or result["train"]
-    if training.model.classes and shown is not None:
-        plot_confusion(shown["confusion"], training.model.classes, folder / CONFUSION_NAME)
+    if model.classes and shown is not None:
+        write_bytes(folder / REPORT_NAME, classification_report(shown).encode())
+    draw(training, shown, folder)
     return result
 
 
-def describe(plan: Plan, ended: Ended) -> dict[str, Any]:
-    """The object in result.json but "out". After a signal the training part is not measured, to end soon."""
+def draw(training: Training, shown: dict[str, Any] | None, folder: Path) -> None:
+    """The pictures of a run; `shown` are the figures of the part whose confusions are to be seen."""
+    from fastmlp.pictures import plot_classes
+    from fastmlp.report import plot_confusion, plot_curves
+
+    classes = training.model.classes
+    plot_curves(training.history, training.best_epoch, folder / CURVES_NAME)
+    if classes and shown is not None:
+        plot_confusion(shown["confusion"], classes, folder / CONFUSION_NAME)
+    if measured := read_lines(folder / CLASSES_NAME):
+        plot_classes(measured, classes, folder / CLASSES_PICTURE)
+
+
+def describe(plan: Plan, ended: Ended, figures: dict[str, Any]) -> dict[str, Any]:
+    """The object in result.json but "out", with the figures of each part that was measured."""
     training, history = ended.training, ended.training.history
-    left_out = ("train",) if ended.signal else ()
-    figures = {name: evaluate(training.model, *plan.parts[name]) for name in plan.parts if name not in left_out}
     rows = len(plan.parts["train"][0])
     whole = [row["seconds"] for row in history if row["rows"] == rows]
     epoch = statistics.median(whole or [row["seconds"] * rows / row["rows"] for row in history])

@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from fastmlp.artifacts import check_manifest, read_json
+from fastmlp.artifacts import check_manifest, read_json, write_bytes
 from fastmlp.checks import Rows
 from fastmlp.config import Config
 from fastmlp.config_extract import ExtractConfig
 from fastmlp.config_sources import resolve
 from fastmlp.data import DATASETS, Dataset, is_image_folder, load_data
 from fastmlp.errors import ConfigError, DataError, unknown_name
-from fastmlp.evaluation import evaluate
+from fastmlp.evaluation import judge
 from fastmlp.features import OpenExtractor, input_maker
+from fastmlp.listings import predictions_text
 from fastmlp.model import Model
 from fastmlp.modelfile import load
 from fastmlp.runs import CONFIG_NAME, FEATURES_OF, PART_NAMES, RESULT_NAME, Parts, describe_data, describe_network, split
@@ -27,13 +28,15 @@ from fastmlp.runs import CONFIG_NAME, FEATURES_OF, PART_NAMES, RESULT_NAME, Part
 NO_DATA: dict[str, Any] = {"sha256": ""}  # of a model without a run
 
 
-def evaluate_run(
+def evaluate_run(  # noqa: PLR0913 - the options of a command
     path: str | Path,
     source: str | None = None,
     data_dir: str | None = None,
+    *,
     part: str = "test",
     backend: str | None = None,
     threads: int | None = None,
+    predictions: str | Path | None = None,
     open_extractor: OpenExtractor | None = None,
 ) -> dict[str, Any]:
     """Measure a saved model on data.
@@ -46,6 +49,7 @@ def evaluate_run(
         name, the parts are those of the run. Other data have the test and training part that they come with, or
         else all their rows are the test part.
     backend, threads : None takes those of the run
+    predictions : file to write: see `listings.predictions_text`; for one part and classes
     open_extractor : for models that take features: how their extractor is opened, so that the data may be images too
 
     Returns
@@ -60,7 +64,11 @@ def evaluate_run(
     config, own = read_run(run) if run.is_dir() else (Config(), NO_DATA)
     if run.is_file() and source is None:
         raise ConfigError(f"{run} is not a run folder, so its data are not known; give --data")
+    if predictions is not None and part == "all":
+        raise ConfigError("predictions are of one part; choose it with --part, or leave --predictions out")
     model = load(run, backend=backend or config.backend, threads=threads or config.threads)
+    if predictions is not None and not model.classes:
+        raise ConfigError("predictions are of classes, but this model predicts values; `fastmlp predict` writes them")
     data = load_for(model, source or config.data.removeprefix(FEATURES_OF), data_dir or config.data_dir)
     images = model.extractor is not None and data.about is None
     extracted = own.get("extracted")
@@ -79,7 +87,11 @@ def evaluate_run(
         chosen = {name: (inputs_of(x), y) for name, (x, y) in chosen.items()}
     if not chosen:
         raise ConfigError(f"{data.name} has no part {part!r}, only {', '.join(parts)}; choose with --part")
-    figures: dict[str, Any] = {name: evaluate(model, *rows) for name, rows in chosen.items()}
+    judged = {name: judge(model, *rows) for name, rows in chosen.items()}
+    figures: dict[str, Any] = {name: found for name, (found, _) in judged.items()}
+    if predictions is not None:
+        ((name, (found, predicted)),) = judged.items()
+        write_bytes(predictions, predictions_text(chosen[name][1], predicted, found).encode())
     engine = model.engine()
     about = {"model": str(run), "backend": engine.name, "threads": engine.threads}
     about |= {"network": describe_network(model.network), "parameters": model.network.parameters}

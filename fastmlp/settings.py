@@ -34,6 +34,7 @@ class Settings:
     patience : stop after this many epochs without a better `monitor`; None never stops early
     monitor : "loss" or "accuracy" of the validation part; its best epoch's weights are kept
     min_delta : by how much the monitor must be better to count
+    val_steps : measure the validation part also after every so many updates; None only after epochs
     max_time : seconds after which training stops, mid-epoch if need be; None for no limit
     seed : of initial weights, row order and dropout, 0 to 2^64 - 1
     backend, threads, dtype : see `backends.make_engine` and `contract.Job`
@@ -50,6 +51,7 @@ class Settings:
     patience: int | None = None
     monitor: str = "loss"
     min_delta: float = 0.0
+    val_steps: int | None = None
     max_time: float | None = None
     seed: int = 0
     backend: str = "auto"
@@ -57,7 +59,7 @@ class Settings:
     dtype: npt.DTypeLike = np.float32
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("patience", 1), ("threads", 1), ("seed", 0)):
+        for name, least in (("epochs", 1), ("batch_size", 1), ("patience", 1), ("val_steps", 1), ("threads", 1), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, Integral) and int(value) >= least):
                 raise ConfigError(f"{name} must be at least {least}, a whole number, not {value!r}")
@@ -102,5 +104,7 @@ def check_settings(settings: Settings, data: TrainingData) -> None:
     """Raise ConfigError if there is nothing in the data that the settings want watched."""
     if settings.patience is not None and data.validation is None:
         raise ConfigError("patience needs a validation part to watch; give one (--val-fraction) or leave patience out")
+    if settings.val_steps is not None and data.validation is None:
+        raise ConfigError("val_steps needs a validation part to measure; give one (--val-fraction) or leave val_steps out")
     if settings.monitor == "accuracy" and data.y.ndim == 2:
         raise ConfigError("monitor 'accuracy' needs classes; regression watches 'loss'")

@@ -25,7 +25,16 @@ from fastmlp.config_sources import VARIABLES
 ROOT = Path(__file__).parent.parent
 MAIN = [sys.executable, "-W", "error", "-c", "import cli; cli.main()"]
 ENDLESS = ["train", "--hidden", "16", "--epochs", "1000000", "--patience", "0"]
-ALL_FILES = {"config.toml", "confusion.png", "curves.png", "manifest.json", "metrics.jsonl", "model.safetensors", "result.json"}
+ALL_FILES = {
+    "config.toml",
+    "confusion.png",
+    "curves.png",
+    "manifest.json",
+    "metrics.jsonl",
+    "model.safetensors",
+    "report.txt",
+    "result.json",
+}
 PATIENCE = 60  # seconds of a slow, busy machine for what takes one
 
 

@@ -131,6 +131,30 @@ def test_models_run_at_the_same_time_and_the_costliest_begin_first() -> None:
     assert begun[2] == 0
 
 
+def test_each_job_has_its_own_callbacks() -> None:
+    """They are called with the rows and the engine of their model, in another thread, and may end it."""
+    x, y = problem(40)
+    seen: dict[int, list[int]] = {0: [], 1: []}
+    parameters: dict[int, Any] = {}
+
+    def keep(job: int, last: int) -> Any:
+        def callback(row: Any, engine: Engine) -> bool:
+            assert threading.current_thread() is not threading.main_thread()
+            seen[job].append(row["epoch"])
+            parameters[job] = engine.state().parameters
+            return bool(row["epoch"] == last)
+
+        return callback
+
+    found = train_many([(NETWORK, set_up()), (NETWORK, set_up(seed=1))], x, y, callbacks=[[keep(0, 2)], [keep(1, 99)]])
+    assert seen == {0: [1, 2], 1: [1, 2, 3, 4]}
+    assert [training.stopped for training in found] == ["callback", "epochs"]
+    for job, training in enumerate(found):
+        assert same_bits(training.state.parameters, parameters[job])
+    with pytest.raises(ConfigError, match="callbacks for 1 jobs, but there are 2"):
+        train_many([(NETWORK, set_up())] * 2, x, y, callbacks=[[]])
+
+
 # Changes of a network and of its optimiser, each alone.
 CHANGES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {}),

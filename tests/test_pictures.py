@@ -10,7 +10,8 @@ import pytest
 from test_report import check_legend_beside_panels, check_no_overlap, draw
 
 from fastmlp import pictures
-from fastmlp.pictures import plot_filters, plot_maps, plot_mistakes, plot_projection, principal
+from fastmlp.metrics import classification_metrics
+from fastmlp.pictures import plot_classes, plot_filters, plot_maps, plot_mistakes, plot_projection, principal
 
 RNG = np.random.default_rng(0)
 LONG = [f"a class with a rather long name {number}" for number in range(12)]
@@ -121,4 +122,33 @@ def test_equal_input_gives_equal_files(tmp_path: Path) -> None:
     features = RNG.normal(size=(5000, 4))
     for name in ("a.png", "b.png"):
         plot_projection(features, labels, ["a", "b", "$c$"], tmp_path / name, "Features")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def measured(k: int, epochs: int, part: str) -> list[dict[str, Any]]:
+    rows = []
+    for epoch in range(2, 2 * epochs + 1, 2):
+        truth = RNG.integers(0, k, 400)
+        predicted = np.where(RNG.random(400) < epoch / (2 * epochs + 1), truth, RNG.integers(0, k, 400))
+        rows.append({"epoch": epoch, part: classification_metrics(truth, predicted, tuple(map(str, range(k))))})
+    return rows
+
+
+@pytest.mark.parametrize(("k", "epochs", "part"), [(2, 1, "train"), (10, 4, "validation"), (40, 25, "validation")])
+def test_classes_over_epochs(k: int, epochs: int, part: str, figures: list[Any], tmp_path: Path) -> None:
+    rows, names = measured(k, epochs, part), [f"class ${number}" for number in range(k)]
+    plot_classes(rows, names, tmp_path / "a.png")
+    (figure,) = figures
+    check_no_overlap(figure)
+    curves, *matrices = figure.axes
+    assert len(curves.lines) == min(k, 25)
+    assert curves.lines[1].get_xdata().tolist() == [row["epoch"] for row in rows]
+    assert list(curves.lines[1].get_ydata()) == [row[part]["per_class"][1]["recall"] for row in rows]
+    assert part in figure.get_suptitle()
+    shown = [axes.get_title() for axes in matrices]
+    assert len(shown) == min(epochs, pictures.MATRICES)
+    assert shown[-1] == f"epoch {rows[-1]['epoch']}: {rows[-1][part]['accuracy']:.4f}"
+    counts = np.array(rows[0][part]["confusion"])
+    assert np.allclose(matrices[0].images[0].get_array(), counts / np.maximum(counts.sum(1, keepdims=True), 1))
+    plot_classes(rows, names, tmp_path / "b.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

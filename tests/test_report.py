@@ -145,6 +145,23 @@ def test_resumed_history_starts_where_it_starts() -> None:
     assert 50 <= figure.axes[0].get_xlim()[0] < 51
 
 
+def test_what_was_measured_within_epochs_is_drawn_there() -> None:
+    history = make_history(4)
+    for row in history:
+        at = [row["epoch"] - 1 + part for part in (0.4, 0.8)]
+        row["steps"] = [{"epoch": e, "loss": row["loss"], "val_loss": 2 - e / 10, "val_accuracy": e / 10} for e in at]
+    figure = draw(report._curves_figure(history, 2, "steps"))
+    check_no_overlap(figure)
+    lines = {(axes.get_ylabel(), line.get_label()): line for axes in figure.axes for line in axes.lines}
+    places = [0.4, 0.8, 1.4, 1.8, 2.4, 2.8, 3.4, 3.8]
+    line = lines["loss", "validation, within epochs"]
+    np.testing.assert_allclose(line.get_xdata(), places)
+    np.testing.assert_allclose(line.get_ydata(), [2 - place / 10 for place in places])
+    assert ("accuracy", "validation, within epochs") in lines
+    assert ("accuracy", "training, within epochs") not in lines  # it was not measured
+    assert figure.axes[0].get_xlim()[0] == 0
+
+
 def test_no_epoch_at_all() -> None:
     figure = draw(report._curves_figure([], None, "stopped at once"))
     assert {text.get_text() for text in texts(figure)} == {"stopped at once", "no epoch was finished"}

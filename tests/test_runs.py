@@ -19,7 +19,7 @@ from fastmlp.errors import ConfigError, DataError, ThresholdError
 from fastmlp.loop import Diverged
 from fastmlp.runs import PART_NAMES, check_accuracy, make_plan, split, train_run
 
-FILES = ["config.toml", "confusion.png", "curves.png", "manifest.json", "metrics.jsonl", "model.safetensors"]
+FILES = ["config.toml", "confusion.png", "curves.png", "manifest.json", "metrics.jsonl", "model.safetensors", "report.txt"]
 FILES += ["result.json"]
 
 
@@ -185,7 +185,7 @@ def test_regression(tmp_path: Path) -> None:
     np.savez(tmp_path / "values.npz", x=x, y=np.c_[x.sum(axis=1), x[:, 0]])
     config = config_for(tmp_path / "values.npz", tmp_path / "a", target="value", epochs=40)
     result, _ = train_run(config, quiet=True)
-    assert names(tmp_path / "a") == [name for name in FILES if name != "confusion.png"]
+    assert names(tmp_path / "a") == [name for name in FILES if name not in ("confusion.png", "report.txt")]
     assert result["test"].keys() == {"loss", "mse", "mae", "r2"}
     assert result["test"]["r2"] > 0.9
     assert load(tmp_path / "a", backend="numpy").classes == ()

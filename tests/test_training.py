@@ -11,7 +11,8 @@ from conftest import problem, same_bits, set_up
 import fastmlp.loop
 from fastmlp.backends import make_engine
 from fastmlp.contract import Engine, Job, RowResults, State
-from fastmlp.evaluation import evaluate
+from fastmlp.errors import ConfigError
+from fastmlp.evaluation import epoch_figures, evaluate
 from fastmlp.network import Network
 from fastmlp.optimizers import Optimizer, Schedule
 from fastmlp.philox import generator
@@ -147,6 +148,45 @@ def test_the_seed_decides_everything(backend: str) -> None:
     assert timeless(one.history) == timeless(same.history)
     assert not same_bits(one.state, other.state)
     assert timeless(one.history) != timeless(other.history)
+
+
+STEP_KEYS = ["step", "epoch", "loss", "val_loss", "val_accuracy"]
+
+
+@pytest.mark.parametrize("chunk_seconds", [1e-9, 1e9])
+@pytest.mark.parametrize("every", [1, 3, 4, 7, 100])
+def test_validation_every_so_many_updates(every: int, chunk_seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """4 updates an epoch, the last of 2 rows: the measured steps, and what an engine driven by hand gives at them."""
+    monkeypatch.setattr(fastmlp.loop, "CHUNK_SECONDS", chunk_seconds)
+    x, y = problem(50)
+    validation = problem(30, 1)
+    training = train(NETWORK, x, y, settings=set_up(epochs=3, val_steps=every, backend="numpy"), validation=validation)
+    steps = [step for row in training.history for step in row["steps"]]
+    assert [step["step"] for step in steps] == [step for step in range(1, 13) if step % every == 0]
+    assert all(list(step) == STEP_KEYS for step in steps)
+    assert all(step["epoch"] == step["step"] / 4 for step in steps)
+    engine = make_engine("numpy", Job(NETWORK, Optimizer(), batch_size=16))
+    engine.load(State(NETWORK.initial_parameters(0), np.empty((0, NETWORK.parameters), np.float32), 0))
+    course, losses = {}, []
+    for step in range(1, 13):
+        order = generator(0, "order", (step - 1) // 4 + 1).permutation(50)[(step - 1) % 4 * 16 :][:16]
+        losses = losses[len(losses) * ((step - 1) % 4 == 0) :]  # of this epoch
+        losses.append(engine.train(x, y.astype(np.int32), order, np.full(1, 0.1)).loss.astype(np.float64))
+        course[step] = (np.concatenate(losses).mean(), *epoch_figures(engine, validation[0], validation[1].astype(np.int32)))
+        losses = losses[len(losses) * (step % every == 0) :]
+    found = [(step["loss"], step["val_loss"], step["val_accuracy"]) for step in steps]
+    np.testing.assert_allclose(found, [course[step["step"]] for step in steps] or np.empty((0, 3)).tolist(), rtol=1e-12)
+    plain = train(NETWORK, x, y, settings=set_up(epochs=3, backend="numpy"), validation=validation)
+    assert same_bits(plain.state, training.state)
+    assert timeless(plain.history) == [{k: v for k, v in row.items() if k != "steps"} for row in timeless(training.history)]
+
+
+def test_validation_between_epochs_needs_a_part_and_a_whole_number() -> None:
+    x, y = problem()
+    with pytest.raises(ConfigError, match="val_steps needs a validation part"):
+        train(NETWORK, x, y, settings=set_up(val_steps=5))
+    with pytest.raises(ConfigError, match="val_steps must be at least 1"):
+        set_up(val_steps=0)
 
 
 def test_how_often_the_engine_returns_changes_nothing(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
