@@ -1,7 +1,7 @@
 """Files of a run: written so that a crash leaves the old file or the new one, never a torn one.
 
-Here: atomic writing, JSON and TOML, the line-by-line metrics file, the run folder, and its manifest of SHA-256 hashes.
-Not here: what the files mean. Every failure of the file system becomes a DataError of one line that names the file and the remedy.
+Here: atomic writing, JSON and TOML, the line-by-line metrics file, the run folder, and its manifest of hashes. Not here: what
+the files mean. Every failure of the file system becomes a DataError of one line that names the file and the remedy.
 """
 
 from __future__ import annotations
@@ -270,8 +270,7 @@ def check_free(folder: Path, force: bool) -> None:
 def write_manifest(folder: str | os.PathLike[str], names: Sequence[str] = MANIFEST_FILES) -> None:
     """Write `manifest.json` with the SHA-256 of the named files of a run folder; do it last.
 
-    Raises DataError if one of the files is missing or cannot be read, or the manifest cannot be written. For
-    an example see `check_manifest`.
+    Raises DataError if one of the files is missing or cannot be read, or the manifest cannot be written.
     """
     folder = Path(folder)
     hashes = {name: file_sha256(folder / name) for name in names}
