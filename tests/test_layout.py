@@ -25,7 +25,7 @@ GROUPS = (
     ("cpu_plan", "cpu_products", "cpu_formulas", "cpu_pieces", "cpu_kernels", "cpu", "backends"),
     ("model", "metrics", "evaluation", "artifacts", "tensorfile", "modelfile", "signals", "training", "many"),
     ("data_files", "data_npy", "data_tensors", "data_images", "data_fetch", "data", "features", "feature_files"),
-    ("tables", "report", "pictures", "progress"),
+    ("tables", "report", "pictures", "comparison_pictures", "progress"),
     (
         "config_kinds",
         "config",
@@ -36,6 +36,7 @@ GROUPS = (
         "extraction",
         "extraction_pictures",
         "recipe_runs",
+        "recipe_plots",
         "saved",
         "predictions",
         "console",
