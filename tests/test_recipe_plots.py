@@ -191,6 +191,26 @@ def test_a_curve_keeps_its_colour_when_another_is_missing() -> None:
     }
 
 
+def test_a_recipe_of_a_cnn_alone_can_be_compared() -> None:
+    """None is in the reports' comparisons; its figures lie in another file, and its published figure is the CNN's."""
+    one = Comparison("a", "iisc: a", ["cnn"], ["accuracy"], {"iisc-cnn-1": "average", "iisc-cnn-2": "max"})
+    for name, ends in (("iisc-cnn-1", 0.84), ("iisc-cnn-2", 0.9)):
+        folder = Path("set") / name
+        folder.mkdir(parents=True)
+        (folder / "cnn.json").write_text(json.dumps({"cnn": {"history": history(20, ends), "best_epoch": 19}}))
+    found = {name: kept for name in one.curves if (kept := trainings(one, name, Path("set")))}
+    figure = draw(comparison_figure(panels_of(one, found), one.title))
+    lines = curves(figure, 0)
+    assert lines["average"].get_ydata().tolist() == [row["val_accuracy"] for row in history(20, 0.84)]
+    marked = [(mark.get_ydata()[0], mark.get_color()) for mark in triangles(figure, 0)]
+    assert marked == [(0.86, lines["average"].get_color()), (0.89, lines["max"].get_color())]
+    make_run("group7-both", history(10, 0.9), history(10, 0.88))
+    both = one._replace(networks=["cnn", "mlp"], curves={"group7-both": "both"})
+    kept = trainings(both, "group7-both", Path("set"))
+    assert kept is not None
+    assert (kept["cnn"].published, kept["mlp"].published) == (None, 0.9047)
+
+
 def triangles(figure: Figure, panel: int) -> list[Any]:
     return [line for line in figure.axes[panel].get_lines() if line.get_marker() == "<"]
 
@@ -247,6 +267,8 @@ def test_what_flattens_nothing_is_shown_whole_and_so_is_a_bad_network() -> None:
     assert panel_of("accuracy", gentle).get_ylim()[0] < 0.5
     late = [row | {"val_loss": 0.3 + row["epoch"] / 50} for row in good]  # overfits: the end counts
     assert panel_of("loss", late).get_ylim()[1] > 2.3
+    early = [row | {"val_loss": 0.5 if row["epoch"] == 9 else 2 + row["epoch"] / 1000} for row in good]  # so does the best
+    assert panel_of("loss", early).get_ylim()[0] < 0.5
 
 
 def test_scales_of_odd_curves() -> None:
