@@ -1,7 +1,7 @@
 """Files of a run: written so that a crash leaves the old file or the new one, never a torn one.
 
-Here: atomic writing, JSON and TOML, the line-by-line metrics file, the run folder, and its manifest of hashes. Not here: what
-the files mean. Every failure of the file system becomes a DataError of one line that names the file and the remedy.
+Here: atomic writing, JSON and TOML, files of lines, hashes. Not here: the folder of a run (run_folders.py). Every failure of
+the file system becomes a DataError of one line that names the file and the remedy.
 """
 
 from __future__ import annotations
@@ -11,23 +11,16 @@ import errno
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import tomli_w
 
-from fastmlp.errors import ConfigError, DataError
+from fastmlp.errors import DataError
 
-MANIFEST_NAME = "manifest.json"
-MANIFEST_FILES = ("model.safetensors", "config.toml", "result.json")
-METRICS_NAME = "metrics.jsonl"
-CLASSES_NAME = "classes.jsonl"
-CHECKPOINTS_NAME = "checkpoints"
-
-_RESTORE = "restore it from a copy or repeat the run"
+RESTORE = "restore it from a copy or repeat the run"
 _REMEDIES = {
     errno.ENOSPC: "free some space or choose another folder",
     errno.EFBIG: "raise the limit on file sizes (ulimit -f) or choose another folder",
@@ -136,7 +129,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         with one_line_error("read", path):
             return msgspec.json.decode(Path(path).read_bytes())
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{os.fspath(path)} is not valid JSON ({error}); {_RESTORE}") from error
+        raise DataError(f"{os.fspath(path)} is not valid JSON ({error}); {RESTORE}") from error
 
 
 def write_toml(path: str | os.PathLike[str], table: Mapping[str, object]) -> None:
@@ -166,6 +159,19 @@ def write_toml(path: str | os.PathLike[str], table: Mapping[str, object]) -> Non
         line = text.count("\n", 0, error.start) + 1
         raise DataError(f"cannot write {path}: line {line} is not valid Unicode; rename the file in it") from error
     write_bytes(path, data)
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The objects of a file that `append_line` wrote.
+
+    Raises DataError if the file is missing or cannot be read, or a line is no object.
+    """
+    with one_line_error("read", path):
+        lines = Path(path).read_bytes().splitlines()
+    try:
+        return [msgspec.json.decode(line, type=dict[str, Any]) for line in lines]
+    except msgspec.DecodeError as error:
+        raise DataError(f"{path} is damaged ({error}); {RESTORE}") from error
 
 
 def append_line(path: str | os.PathLike[str], value: object) -> None:
@@ -201,116 +207,6 @@ def append_line(path: str | os.PathLike[str], value: object) -> None:
                 raise
         finally:
             os.close(descriptor)
-
-
-def new_run_folder(out: str | os.PathLike[str] | None, data: str, network: str, now: datetime, *, force: bool = False) -> Path:
-    """Make the folder of a run and return its path.
-
-    Without `out`: `runs/DATE-data-network` under the current folder, with -2, -3, ... where that exists; two processes never
-    get the same one. With `out`: that folder, which must be absent or empty, unless `force`: then its files stay until the new
-    run replaces them, except those that `clear_course` takes away.
-
-    Parameters
-    ----------
-    out : folder asked for, or None
-    data : name or path of the data set; of a path, the last part without its ending is used
-    network : short description such as 784x128x10
-    now : time that goes into the name
-
-    Raises
-    ------
-    ConfigError
-        `out` is a file, is not empty (without `force`), or its name cannot be printed.
-    DataError
-        The folder could not be made.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-    ...     for _ in range(2):
-    ...         print(new_run_folder(None, "digits", "784x128x10", datetime(2026, 11, 20, 13, 5)).as_posix())
-    runs/2026-11-20_130500-digits-784x128x10
-    runs/2026-11-20_130500-digits-784x128x10-2
-    """
-    if out is None:
-        name = f"{now:%Y-%m-%d_%H%M%S}-{_slug(Path(data).stem, 40)}-{_slug(network, 60)}"
-        return _make_numbered(Path("runs"), name)
-    folder = Path(out)
-    if not str(folder).isprintable():  # also true of the stand-ins for bytes that are not Unicode
-        raise ConfigError(f"out: the name {str(folder)!r} cannot be printed; choose another --out")
-    try:
-        with one_line_error("make the folder", folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            if force:
-                clear_course(folder)
-    except DataError as error:
-        if isinstance(error.__cause__, FileExistsError | NotADirectoryError):
-            raise ConfigError(f"out: {folder} is a file or lies under one; choose another --out") from error
-        raise
-    check_free(folder, force)
-    return folder
-
-
-def clear_course(folder: Path) -> None:
-    """Take away what an earlier run kept while it trained: its files would grow on, its checkpoints lie among new ones."""
-    for path in (folder / METRICS_NAME, folder / CLASSES_NAME, *(folder / CHECKPOINTS_NAME).glob("epoch-*.safetensors")):
-        path.unlink(missing_ok=True)
-
-
-def check_free(folder: Path, force: bool) -> None:
-    """Raise ConfigError if a folder is in use, unless it may be written into all the same, or if it is a file."""
-    with one_line_error("read", folder):
-        if any(path.is_file() for path in (folder, *folder.parents)):
-            raise ConfigError(f"out: {folder} is a file or lies under one; choose another --out")
-        if not force and folder.exists() and any(folder.iterdir()):
-            raise ConfigError(f"out: the folder {folder} is not empty; use --force to write into it, or another --out")
-
-
-def write_manifest(folder: str | os.PathLike[str], names: Sequence[str] = MANIFEST_FILES) -> None:
-    """Write `manifest.json` with the SHA-256 of the named files of a run folder; do it last.
-
-    Raises DataError if one of the files is missing or cannot be read, or the manifest cannot be written.
-    """
-    folder = Path(folder)
-    hashes = {name: file_sha256(folder / name) for name in names}
-    write_json(folder / MANIFEST_NAME, {"version": 1, "sha256": hashes})
-
-
-def check_manifest(folder: str | os.PathLike[str], names: Sequence[str] = MANIFEST_FILES) -> None:
-    """Check the named files of a run folder against `manifest.json`.
-
-    Raises
-    ------
-    DataError
-        The manifest is missing, damaged or does not list one of the files; or a file is missing or differs
-        from its SHA-256, by as little as one bit. The message names the file.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:  # doctest: +ELLIPSIS
-    ...     write_bytes(Path(folder, "config.toml"), b"seed = 0")
-    ...     write_manifest(folder, ["config.toml"])
-    ...     check_manifest(folder, ["config.toml"])
-    ...     write_bytes(Path(folder, "config.toml"), b"seed = 1")
-    ...     check_manifest(folder, ["config.toml"])
-    Traceback (most recent call last):
-    fastmlp.errors.DataError: ...config.toml differs from its SHA-256 in manifest.json...
-    """
-    folder = Path(folder)
-    manifest = read_json(folder / MANIFEST_NAME)
-    hashes = manifest.get("sha256") if isinstance(manifest, dict) and manifest.get("version") == 1 else None
-    if not isinstance(hashes, dict):
-        raise DataError(f"{folder / MANIFEST_NAME} is not a manifest of version 1; {_RESTORE}")
-    for name in names:
-        if name not in hashes:
-            raise DataError(f"{folder / MANIFEST_NAME} does not list {name}; {_RESTORE}")
-        if file_sha256(folder / name) != hashes[name]:
-            raise DataError(
-                f"{folder / name} differs from its SHA-256 in {MANIFEST_NAME}: one of the two was changed or"
-                f" damaged; {_RESTORE}"
-            )
 
 
 @contextlib.contextmanager
@@ -371,27 +267,6 @@ def _without_none(value: object) -> Any:
     if isinstance(value, list | tuple):
         return [_without_none(item) for item in value]
     return value if isinstance(value, str | bool | int | float) else _plain_scalar(value)
-
-
-def _slug(text: str, longest: int) -> str:
-    """A text as part of a file name: all but letters, digits, dot, hyphen and underscore become a hyphen."""
-    safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in text)[:longest].strip(".-")
-    return safe or "data"
-
-
-def _make_numbered(parent: Path, name: str) -> Path:
-    """Make parent/name, or parent/name-2, parent/name-3, ...: mkdir itself decides who is first."""
-    with one_line_error("make the folder", parent / name):
-        parent.mkdir(parents=True, exist_ok=True)
-        number = 1
-        while True:
-            folder = parent / (name if number == 1 else f"{name}-{number}")
-            try:
-                folder.mkdir()
-            except FileExistsError:
-                number += 1
-            else:
-                return folder
 
 
 def file_sha256(path: Path) -> str:

@@ -71,3 +71,29 @@ def recipes_run(tools: Any, /, patterns: tuple[str, ...], jobs: int | None, out:
     else:
         show(comparison_text(rows))
     end_by_signal(number)
+
+
+@recipes.command("plot")
+@click.argument("patterns", metavar="[PATTERN...]", nargs=-1)
+@click.option("--runs", metavar="FOLDER", default="runs/recipes", show_default=True, help="Where `recipes run` put its runs.")
+@click.option("--out", metavar="FOLDER", help="Where the pictures go [default: the folder of the runs].")
+@common_options
+def recipes_plot(patterns: tuple[str, ...], runs: str, out: str | None, as_json: bool) -> None:
+    """Draw finished recipes over each other, as the reports do: accuracy and loss of the validation part per epoch.
+
+    \b
+    fastmlp recipes plot
+    fastmlp recipes plot 'cs776-pooling-*' iisc-depth-relu --out pictures
+
+    A comparison is drawn from those of its runs that are finished; without any it is left out. PATTERN chooses some by name.
+    """
+    from fastmlp.recipe_plots import missing_text, plot_recipes
+
+    rows = plot_recipes(patterns, Path(runs), Path(out or runs))
+    for row in rows:
+        if row.missing:
+            say(missing_text(row, Path(runs)))
+    if as_json:
+        show_json({"comparisons": [row._asdict() for row in rows]})
+    else:
+        show("\n".join(row.file for row in rows if row.file))

@@ -6,14 +6,13 @@ on pixels that share their data and its split train side by side (many.py), conv
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastmlp.artifacts import clear_course, read_json, write_json
+from fastmlp.artifacts import read_json, write_json
 from fastmlp.config import Config, DataSettings, fields_of
 from fastmlp.config_extract import ExtractConfig
 from fastmlp.config_sources import resolve, resolve_as
@@ -23,7 +22,8 @@ from fastmlp.loop import Diverged, Row
 from fastmlp.many import ManyInterrupted, Result, train_many
 from fastmlp.preprocess import fit_scaling
 from fastmlp.progress import make_progress
-from fastmlp.recipes import Recipe, all_recipes, find
+from fastmlp.recipes import Recipe, all_recipes, find, matching
+from fastmlp.run_folders import clear_course
 from fastmlp.runs import (
     CONFIG_NAME,
     RESULT_NAME,
@@ -53,19 +53,29 @@ class Job(NamedTuple):
     @property
     def result(self) -> dict[str, Any] | None:
         """What the finished run has told; None if it did not come to its end. Raises ConfigError if it had other settings."""
-        file = self.folder / (RESULT_NAME if self.config is not None else CNN_NAME)
-        if not file.exists():
-            return None
-        result: dict[str, Any] = read_json(file)
-        if result.get("stopped") == "interrupted":
+        result = finished_result(self.recipe, self.folder)
+        if result is None:
             return None
         same = self.config is None or tomllib.loads((self.folder / CONFIG_NAME).read_text("utf-8")) == portable(self.config)
         if self.images is not None:
-            extracted = result if self.config is None else result["data"]["extracted"]
-            same = same and extracted["settings"] == json.loads(json.dumps(self.images.key()))
+            same = same and extracted_of(self.recipe, result).get("settings") == json.loads(json.dumps(self.images.key()))
         if not same:
             raise ConfigError(f"{self.folder} has a run with other settings; give another --out, or take the folder away")
         return result
+
+
+def finished_result(recipe: Recipe, folder: Path) -> dict[str, Any] | None:
+    """What the run in a recipe's folder has told, whatever its settings; None if it did not come to its end."""
+    file = folder / (CNN_NAME if recipe.train is None else RESULT_NAME)
+    if not file.exists():
+        return None
+    result: dict[str, Any] = read_json(file)
+    return None if result.get("stopped") == "interrupted" else result
+
+
+def extracted_of(recipe: Recipe, result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What `extract` told, as part of a recipe's result; empty if another data set was trained on in its folder."""
+    return result if recipe.train is None else result["data"].get("extracted", {})
 
 
 def select(patterns: Sequence[str]) -> list[str]:
@@ -76,10 +86,7 @@ def select(patterns: Sequence[str]) -> list[str]:
     >>> select(["group7-mlp-[12]", "ee5179-1"])
     ['ee5179-1', 'group7-mlp-1', 'group7-mlp-2']
     """
-    for pattern in patterns:
-        if not fnmatch.filter(all_recipes(), pattern):
-            find(pattern)  # its message has the nearest name
-    return [name for name in all_recipes() if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+    return matching("recipe", patterns, all_recipes())
 
 
 def make_job(name: str, out: Path, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Job:
@@ -214,8 +221,7 @@ def networks(job: Job) -> dict[str, tuple[dict[str, Any], Any]]:
     result, published = job.result, dict(job.recipe.published)
     found = {}
     if job.images is not None:
-        extracted = result if result is None or job.config is None else result["data"]["extracted"]
-        found["cnn"] = (published.pop("cnn", {}), extracted and extracted["cnn"])
+        found["cnn"] = (published.pop("cnn", {}), result and extracted_of(job.recipe, result)["cnn"])
     if job.config is not None:
         found["mlp"] = (published, result)
     return found

@@ -1,16 +1,18 @@
 """The published experiments as recipes: settings of `train` and `extract` by name, beside what was published.
 
-Here: `all_recipes`, `find`, `Recipe`. They are data, TOML files in the folder `published`: a file for each report, a table for
-each row of it, `[mlp.NAME]` for a network on pixels, `[cnn.NAME]` for a convolutional one, and what the rows share in `[mlp]`,
-`[cnn]` and `[features]`, the MLP on a CNN's features. Not here: how settings are read (config_sources.py), and running.
+Here: `all_recipes`, `find`, `matching`, `Recipe`. They are data, TOML files in the folder `published`: a file for each report,
+a table for each row of it, `[mlp.NAME]` for a network on pixels, `[cnn.NAME]` for a convolutional one, and what the rows share
+in `[mlp]`, `[cnn]` and `[features]`, the MLP on a CNN's features; `[comparison.NAME]` is a picture of several rows. Not here:
+how settings are read (config_sources.py), running, and drawing (recipe_plots.py).
 """
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,6 +75,18 @@ def find(name: str) -> Recipe:
     if name not in all_recipes():
         raise ConfigError(unknown_name("recipe", name, all_recipes()))
     return all_recipes()[name]
+
+
+def matching(kind: str, patterns: Sequence[str], names: Collection[str]) -> list[str]:
+    """The names that match one of the patterns, in their own order; raises ConfigError if a pattern matches none.
+
+    >>> matching("recipe", ["b?", "a1"], ["a1", "a2", "b1"])
+    ['a1', 'b1']
+    """
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            raise ConfigError(unknown_name(kind, pattern, names))
+    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def read_recipes(file: Path) -> Iterator[Recipe]:

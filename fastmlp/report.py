@@ -178,8 +178,6 @@ def _measured(history: Sequence[Mapping[str, Any]], key: str) -> bool:
 
 def _draw_panel(axes: Axes, history: Sequence[Mapping[str, Any]], key: str, best_epoch: int | None) -> None:
     """Training and validation curve of one quantity, and the best epoch."""
-    from matplotlib.ticker import MaxNLocator
-
     shown: list[NDArray[np.float64]] = []
     curves = ((key, "training", BLUE, 0.97), (f"val_{key}", "validation", ORANGE, 0.92))
     for name, label, color, height in curves:
@@ -203,10 +201,16 @@ def _draw_panel(axes: Axes, history: Sequence[Mapping[str, Any]], key: str, best
         axes.set_ylim(top=min(1.01, axes.get_ylim()[1]))  # no accuracy is above 1
     if best_epoch is not None:
         axes.axvline(best_epoch, color=GREEN, lw=1.4, ls="--", zorder=1, label=f"best epoch {best_epoch}")
-    first, last = history[0]["epoch"], history[-1]["epoch"]
-    margin = max(0.5, 0.02 * (last - first))
     within = any(row.get("steps") for row in history)
-    axes.set_xlim(first - (1 if within else min(margin, 0.9)), last + margin)  # an epoch 0 does not exist
+    _epoch_axis(axes, history[0]["epoch"] - within, history[-1]["epoch"])
+
+
+def _epoch_axis(axes: Axes, first: int, last: int) -> None:
+    """Whole epochs below a panel, and a light grid behind its curves."""
+    from matplotlib.ticker import MaxNLocator
+
+    margin = max(0.5, 0.02 * (last - first))
+    axes.set_xlim(max(first - min(margin, 0.9), 0), last + margin)  # an epoch 0 does not exist
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     axes.grid(color="#DDDDDD", lw=0.6)
     axes.set_axisbelow(True)

@@ -23,17 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp import __version__
-from fastmlp.artifacts import (
-    CLASSES_NAME,
-    METRICS_NAME,
-    append_line,
-    check_free,
-    new_run_folder,
-    write_bytes,
-    write_json,
-    write_manifest,
-    write_toml,
-)
+from fastmlp.artifacts import append_line, read_lines, write_bytes, write_json, write_toml
 from fastmlp.checks import Rows
 from fastmlp.config import Config, DataSettings
 from fastmlp.data import DATASETS, Dataset, load_data
@@ -47,8 +37,9 @@ from fastmlp.network import Network
 from fastmlp.preprocess import Scaling, fit_scaling, split_rows
 from fastmlp.progress import Progress, make_progress
 from fastmlp.rows import take
+from fastmlp.run_folders import CLASSES_NAME, METRICS_NAME, check_free, new_run_folder, write_manifest
 from fastmlp.settings import Settings
-from fastmlp.snapshots import Snapshots, read_lines
+from fastmlp.snapshots import Snapshots
 from fastmlp.training import train
 
 CONFIG_NAME = "config.toml"
@@ -309,8 +300,8 @@ def draw(training: Training, shown: dict[str, Any] | None, folder: Path) -> None
     plot_curves(training.history, training.best_epoch, folder / CURVES_NAME)
     if classes and shown is not None:
         plot_confusion(shown["confusion"], classes, folder / CONFUSION_NAME)
-    if measured := read_lines(folder / CLASSES_NAME):
-        plot_classes(measured, classes, folder / CLASSES_PICTURE)
+    if (folder / CLASSES_NAME).exists():
+        plot_classes(read_lines(folder / CLASSES_NAME), classes, folder / CLASSES_PICTURE)
 
 
 def describe(plan: Plan, ended: Ended, figures: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fastmlp.artifacts import check_manifest, read_json, write_bytes
+from fastmlp.artifacts import read_json, write_bytes
 from fastmlp.checks import Rows
 from fastmlp.config import Config
 from fastmlp.config_extract import ExtractConfig
@@ -23,6 +23,7 @@ from fastmlp.features import OpenExtractor, input_maker
 from fastmlp.listings import predictions_text
 from fastmlp.model import Model
 from fastmlp.modelfile import load
+from fastmlp.run_folders import check_manifest
 from fastmlp.runs import CONFIG_NAME, FEATURES_OF, PART_NAMES, RESULT_NAME, Parts, describe_data, describe_network, split
 
 NO_DATA: dict[str, Any] = {"sha256": ""}  # of a model without a run

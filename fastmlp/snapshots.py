@@ -1,17 +1,16 @@
 """What a run keeps of its network while it trains: the figures of each class, and checkpoints, every so many epochs.
 
-Here: `Snapshots`, a callback of the training loop, and `read_lines`. Not here: the course of loss and accuracy (runs.py), and
+Here: `Snapshots`, a callback of the training loop. Not here: the course of loss and accuracy (runs.py), and
 pictures (pictures.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
-from fastmlp.artifacts import CHECKPOINTS_NAME, CLASSES_NAME, append_line, one_line_error
+from fastmlp.artifacts import append_line, one_line_error
 from fastmlp.checks import Rows
 from fastmlp.config import Config
 from fastmlp.contract import Engine
@@ -20,6 +19,7 @@ from fastmlp.loop import Row
 from fastmlp.metrics import classification_metrics
 from fastmlp.model import Model
 from fastmlp.modelfile import save
+from fastmlp.run_folders import CHECKPOINTS_NAME, CLASSES_NAME
 
 
 class Snapshots:
@@ -55,11 +55,3 @@ class Snapshots:
     def _figures(self, engine: Engine, x: Any, y: Any) -> dict[str, Any]:
         _, predicted = measure(self.model.network, engine, x, y)
         return classification_metrics(y, predicted, self.model.classes)
-
-
-def read_lines(path: Path) -> list[Row]:
-    """The objects of a file that `append_line` wrote; none if it is not there."""
-    if not path.exists():
-        return []
-    with one_line_error("read", path):
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

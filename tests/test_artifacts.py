@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastmlp import artifacts
+from fastmlp import artifacts, run_folders
 from fastmlp.errors import ConfigError, DataError
 
 NOW = datetime(2026, 11, 20, 13, 5, 1)
@@ -271,7 +271,7 @@ def test_damaged_json(tmp_path: Path, data: bytes, part: str) -> None:
 
 def test_run_folder_without_out_is_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    made = [artifacts.new_run_folder(None, "digits", "784x128x10", NOW) for _ in range(3)]
+    made = [run_folders.new_run_folder(None, "digits", "784x128x10", NOW) for _ in range(3)]
     base = "runs/2026-11-20_130501-digits-784x128x10"
     assert [folder.as_posix() for folder in made] == [base, f"{base}-2", f"{base}-3"]
     assert all(folder.is_dir() for folder in made)
@@ -280,7 +280,7 @@ def test_run_folder_without_out_is_numbered(tmp_path: Path, monkeypatch: pytest.
 def test_run_folders_of_a_crowd_are_all_different(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with ThreadPoolExecutor(20) as pool:
-        made = set(pool.map(lambda _: artifacts.new_run_folder(None, "digits", "1x1", NOW), range(20)))
+        made = set(pool.map(lambda _: run_folders.new_run_folder(None, "digits", "1x1", NOW), range(20)))
     assert len(made) == 20
 
 
@@ -299,15 +299,15 @@ def test_run_folders_of_a_crowd_are_all_different(tmp_path: Path, monkeypatch: p
 )
 def test_run_folder_name_from_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str, part: str) -> None:
     monkeypatch.chdir(tmp_path)
-    assert artifacts.new_run_folder(None, data, "x".join(["784"] * 100), NOW).is_dir()
-    folder = artifacts.new_run_folder(None, data, "4x2", NOW)
+    assert run_folders.new_run_folder(None, data, "x".join(["784"] * 100), NOW).is_dir()
+    folder = run_folders.new_run_folder(None, data, "4x2", NOW)
     assert folder.as_posix() == f"runs/2026-11-20_130501-{part}-4x2"
     assert folder.resolve().parent == (tmp_path / "runs").resolve()
 
 
 def test_out_is_made_or_used_when_empty(tmp_path: Path) -> None:
     for out in (tmp_path / "deep/er", str(tmp_path / "deep/er")):
-        assert artifacts.new_run_folder(out, "digits", "1x1", NOW) == tmp_path / "deep/er"
+        assert run_folders.new_run_folder(out, "digits", "1x1", NOW) == tmp_path / "deep/er"
     assert (tmp_path / "deep/er").is_dir()
 
 
@@ -315,9 +315,9 @@ def test_out_that_is_not_empty_needs_force(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(OLD)
     (tmp_path / "metrics.jsonl").write_bytes(b'{"epoch":1}\n')
     with one_line(ConfigError, tmp_path, "not empty", "--force", "another --out"):
-        artifacts.new_run_folder(tmp_path, "digits", "1x1", NOW)
+        run_folders.new_run_folder(tmp_path, "digits", "1x1", NOW)
     assert (tmp_path / "metrics.jsonl").exists()
-    assert artifacts.new_run_folder(tmp_path, "digits", "1x1", NOW, force=True) == tmp_path
+    assert run_folders.new_run_folder(tmp_path, "digits", "1x1", NOW, force=True) == tmp_path
     assert names(tmp_path) == ["model.safetensors"]  # the old model stays until it is replaced
 
 
@@ -325,36 +325,37 @@ def test_out_that_is_not_empty_needs_force(tmp_path: Path) -> None:
 def test_out_that_cannot_be_a_folder(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_bytes(OLD)
     with one_line(ConfigError, f"{tmp_path}/", "choose another --out"):
-        artifacts.new_run_folder(tmp_path / name, "digits", "1x1", NOW, force=True)
+        run_folders.new_run_folder(tmp_path / name, "digits", "1x1", NOW, force=True)
     assert names(tmp_path) == ["file"]
     assert (tmp_path / "file").read_bytes() == OLD
 
 
 def test_out_where_nothing_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with one_line(DataError, "/proc/no-such-place"):
-        artifacts.new_run_folder("/proc/no-such-place", "digits", "1x1", NOW)
+        run_folders.new_run_folder("/proc/no-such-place", "digits", "1x1", NOW)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "mkdir", raise_errno(errno.EROFS))
     with one_line(DataError, "runs", "disk that can be written"):
-        artifacts.new_run_folder(None, "digits", "1x1", NOW)
+        run_folders.new_run_folder(None, "digits", "1x1", NOW)
 
 
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
-    for number, name in enumerate(artifacts.MANIFEST_FILES):
+    for number, name in enumerate(run_folders.MANIFEST_FILES):
         (tmp_path / name).write_bytes(bytes([number]) * 5000)
-    artifacts.write_manifest(tmp_path)
+    run_folders.write_manifest(tmp_path)
     return tmp_path
 
 
 def test_manifest_of_an_untouched_folder_passes(run_folder: Path) -> None:
-    artifacts.check_manifest(run_folder)
+    run_folders.check_manifest(run_folder)
     hashes = artifacts.read_json(run_folder / "manifest.json")["sha256"]
-    shell = subprocess.run(["sha256sum", *artifacts.MANIFEST_FILES], cwd=run_folder, capture_output=True, text=True, check=True)
+    sealed = run_folders.MANIFEST_FILES
+    shell = subprocess.run(["sha256sum", *sealed], cwd=run_folder, capture_output=True, text=True, check=True)
     assert {line.split()[1]: line.split()[0] for line in shell.stdout.splitlines()} == hashes
 
 
-@pytest.mark.parametrize("name", artifacts.MANIFEST_FILES)
+@pytest.mark.parametrize("name", run_folders.MANIFEST_FILES)
 @pytest.mark.parametrize("damage", ["flip", "truncate", "grow", "missing"])
 def test_manifest_names_the_damaged_file(run_folder: Path, name: str, damage: str) -> None:
     path = run_folder / name
@@ -364,7 +365,7 @@ def test_manifest_names_the_damaged_file(run_folder: Path, name: str, damage: st
     if damage != "missing":
         path.write_bytes({"flip": flipped, "truncate": data[:-1], "grow": data + b"\0"}[damage])
     with one_line(DataError, path):
-        artifacts.check_manifest(run_folder)
+        run_folders.check_manifest(run_folder)
 
 
 @pytest.mark.parametrize(
@@ -381,14 +382,14 @@ def test_manifest_names_the_damaged_file(run_folder: Path, name: str, damage: st
 def test_damaged_manifest(run_folder: Path, text: str, part: str) -> None:
     (run_folder / "manifest.json").write_text(text)
     with one_line(DataError, run_folder, part, "repeat the run"):
-        artifacts.check_manifest(run_folder)
+        run_folders.check_manifest(run_folder)
 
 
 def test_missing_manifest_and_missing_files(run_folder: Path) -> None:
     (run_folder / "manifest.json").unlink()
     with one_line(DataError, run_folder / "manifest.json", "cannot read"):
-        artifacts.check_manifest(run_folder)
+        run_folders.check_manifest(run_folder)
     (run_folder / "result.json").unlink()
     with one_line(DataError, run_folder / "result.json", "cannot read"):
-        artifacts.write_manifest(run_folder)
+        run_folders.write_manifest(run_folder)
     assert not (run_folder / "manifest.json").exists()

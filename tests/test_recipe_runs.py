@@ -163,6 +163,13 @@ def test_a_job_that_has_not_run_has_no_result() -> None:
     assert Job(find("ee5179-1"), None, None, Path("nowhere")).result is None
 
 
+def test_a_run_on_other_data_in_the_folder_is_refused() -> None:
+    """`train --out` of a file, where features were expected."""
+    ok("train", "--data", "images.npz", "--out", "set/cs776-cnn-1", "-q", **TINY)
+    line = refused(2, "recipes", "run", "cs776-cnn-1", "--out", "set", "-q", **TINY, **CNN)
+    assert line == "set/cs776-cnn-1 has a run with other settings; give another --out, or take the folder away"
+
+
 # ------------------------------------------------------------------------------------------------ many models
 
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from fastmlp import load
-from fastmlp.artifacts import check_manifest
 from fastmlp.config import Config
 from fastmlp.config_sources import resolve
 from fastmlp.data import Dataset
 from fastmlp.errors import ConfigError, DataError, ThresholdError
 from fastmlp.loop import Diverged
+from fastmlp.run_folders import check_manifest
 from fastmlp.runs import PART_NAMES, check_accuracy, make_plan, split, train_run
 
 FILES = ["config.toml", "confusion.png", "curves.png", "manifest.json", "metrics.jsonl", "model.safetensors", "report.txt"]

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from cli_helpers import forget_settings, ok, refused
 
+from fastmlp.artifacts import read_lines
 from fastmlp.config import Config
 from fastmlp.evaluation import evaluate
 from fastmlp.model import Model
 from fastmlp.modelfile import load
 from fastmlp.runs import make_plan, train_run
-from fastmlp.snapshots import read_lines
 
 COMMON: dict[str, Any] = {"hidden": (8,), "dropout": (0.2,), "backend": "numpy", "lr": 0.01}
 
