@@ -12,6 +12,7 @@ several engines may be at work, and `threads` is what PyTorch was told (OMP_NUM_
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -26,6 +27,10 @@ from fastmlp.optimizers import Optimizer
 from fastmlp.philox import keep_mask
 
 Function = Callable[[torch.Tensor], torch.Tensor]
+
+# PyTorch's threads are not there in a forked child, which would wait for them for ever; a single one needs no other.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
 
 # ------------------------------------------------------------------------------------------------ definitions
 
@@ -59,9 +64,9 @@ def row_losses(network: Network, z: torch.Tensor, y: npt.NDArray[Any], smoothing
     target = torch.tensor(y, dtype=torch.int64 if classes else z.dtype)
     if network.loss == "cross-entropy":
         return functional.cross_entropy(z, target, reduction="none", label_smoothing=smoothing if classes else 0.0)
-    if classes:
-        target = functional.one_hot(target, z.shape[1]) * (1 - smoothing) + smoothing / z.shape[1]
-    error = OUTPUTS[network.output or ""](z) - target.to(z.dtype)
+    if classes:  # in z's type first: whole numbers times a fraction would be float32
+        target = functional.one_hot(target, z.shape[1]).to(z.dtype) * (1 - smoothing) + smoothing / z.shape[1]
+    error = OUTPUTS[network.output or ""](z) - target
     return 0.5 * error.square().sum(1)
 
 
