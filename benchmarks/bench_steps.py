@@ -1,4 +1,4 @@
-"""Whole steps, whole epochs and prediction, by the contract of engines: every engine that is there takes part.
+"""Whole steps, whole epochs and prediction, by the contract of engines: those that `fastmlp bench` measures as ours.
 
     python -m pytest benchmarks/bench_steps.py --benchmark-columns=median,iqr,rounds
 
@@ -18,7 +18,8 @@ import pytest
 
 from benchmarks.cases import ROWS, Case
 from benchmarks.measuring import CASES, Subject, blas_threads, check, measure, rounding, sized
-from fastmlp.backends import BACKENDS, make_engine
+from fastmlp.backends import make_engine
+from fastmlp.bench_rivals import ENGINES
 from fastmlp.contract import Engine, Job, State, steps_of
 from fastmlp.errors import UnavailableError
 from fastmlp.network import Network
@@ -79,7 +80,7 @@ def stepping(engine: Engine, case: Case) -> Subject:
     return Subject(run, lambda: (np.concatenate([run() for _ in range(PROBE)]),), threads_of(engine))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ENGINES)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
 def test_step(benchmark: Any, case: Case, backend: str) -> None:
     with engine_for(backend, case) as engine:
@@ -88,7 +89,7 @@ def test_step(benchmark: Any, case: Case, backend: str) -> None:
         measure(benchmark, f"step {case.label}", backend, subject)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ENGINES)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
 def test_epoch(benchmark: Any, case: Case, backend: str) -> None:
     order, wanted, probe = np.arange(EPOCH_ROWS), specified_losses(case), PROBE * case.batch
@@ -103,7 +104,7 @@ def test_epoch(benchmark: Any, case: Case, backend: str) -> None:
         measure(benchmark, f"epoch {case.label}, {EPOCH_ROWS} rows", backend, subject)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ENGINES)
 @pytest.mark.parametrize("case", CASES[:2], ids=lambda case: case.label)
 def test_predict(benchmark: Any, case: Case, backend: str) -> None:
     x, _ = random_rows(PREDICT_ROWS, case.sizes[0], case.sizes[-1])

@@ -38,6 +38,12 @@ def about(machine: dict[str, Any]) -> str:
     )
 
 
+def where(result: dict[str, Any]) -> str:
+    """Machine of a result whose rows were measured one by one, and all versions of PyTorch."""
+    torch = ", ".join(sorted({row["machine"]["torch"] for row in result["rows"]}))
+    return f"{about(result['rows'][0]['machine'])}, PyTorch {torch}"
+
+
 def epochs_table(result: dict[str, Any]) -> str:
     """Seconds of each library on its best number of threads, and how the fastest of them stands to us."""
     rows, verdicts = result["rows"], result["verdicts"]
@@ -128,7 +134,7 @@ def twins_table(result: dict[str, Any]) -> str:
                 f"| {twin['network']}, {twin['dropout'][0]:g} | {name} | {row['epoch']} | {row['validation_loss']:.4f} "
                 f"| {row['validation_accuracy']:.2%} | {row['test_accuracy']:.2%} |"
             )
-    return "\n".join([*lines, "", f"{about(result['machine'])}, PyTorch {result['torch']}; one run each, seed 0."])
+    return "\n".join([*lines, "", f"{where(result)}; one run each, seed 0."])
 
 
 def recipes_table(result: dict[str, Any]) -> str:
@@ -141,11 +147,9 @@ def recipes_table(result: dict[str, Any]) -> str:
         for kind, name in (("cnn", row["title"]), ("mlp", "MLP on its features" if row["cnn"] else row["title"])):
             if row[kind]:
                 lines.append(f"| {row['name']} | {name} | {recipe_cells(row[kind])} |")
-    torch = ", ".join(sorted({row["machine"]["torch"] for row in result["rows"]}))
-    where = f"{about(result['rows'][0]['machine'])}, PyTorch {torch}"
     part = "The part is the published one, else the test part."
     seconds = "Seconds are of networks side by side, a thread each, on a busy machine."
-    return "\n".join([*lines, "", f"{where}; one run each, seed 0. {part} {seconds}"])
+    return "\n".join([*lines, "", f"{where(result)}; one run each, seed 0. {part} {seconds}"])
 
 
 def recipe_cells(figures: dict[str, Any]) -> str:

@@ -1,79 +1,119 @@
-"""The same training in PyTorch: python -m benchmarks.torch_twin RUN… [--out FILE.json]
+"""The same training by PyTorch: python -m benchmarks.torch_twin RUN… [--out FILE.json]
 
-Takes finished run folders (relu, cross-entropy, plain SGD, dropout or not), and trains their networks once more with PyTorch:
-the same rows in each part, the same scaling, the same initial weights, the same order of rows in every epoch, the best epoch by
-the same validation loss. Only dropout masks are PyTorch's own. Shows how far the figures of a run are fastmlp's doing, and
-how far they are the experiment's.
+Takes finished run folders, and trains their networks once more by the engine `torch`: the same rows in each part, the same
+scaling, initial weights, order of rows and dropout masks, but PyTorch's activations, losses, gradients and updates. Shows how
+far the figures of a run are fastmlp's doing, and how far they are the experiment's. Beside FILE.json comes a picture of both
+loss curves for each run, twin-NAME.png, NAME being the run's folder; rows of FILE.json that are not asked for stay. Rows
+without a history were made by an earlier script, whose dropout masks were PyTorch's own.
+
+In float64 both walk one path (tests/test_torch_engine.py). In float32 they part by rounding, first by as little as it makes,
+then suddenly: where a relu's z is so near 0 that rounding decides its sign, the slope is 0 for one and 1 for the other.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks.epochs import machine
-from fastmlp.artifacts import read_json
+from fastmlp.artifacts import METRICS_NAME, read_json, write_json
 from fastmlp.config_sources import resolve
-from fastmlp.philox import generator
+from fastmlp.evaluation import evaluate
 from fastmlp.preprocess import fit_scaling
+from fastmlp.report import BLUE, ORANGE, _new_figure, _own_style, _save
 from fastmlp.runs import CONFIG_NAME, RESULT_NAME, Plan, make_plan
+from fastmlp.training import Training, train
+
+DIGITS = 6  # of the losses that are kept: float32 has about seven
+CURVES = {"loss": ("training", BLUE), "val_loss": ("validation", ORANGE)}
 
 
-def twin_of(plan: Plan) -> torch.nn.Sequential:
-    """The run's network with its initial weights."""
-    network = plan.network
-    pieces: list[torch.nn.Module] = []
-    for layer, (w, b) in zip(network.layers, network.views(network.initial_parameters(plan.config.seed)), strict=True):
-        linear = torch.nn.Linear(layer.fan_in, layer.fan_out)
-        linear.weight.data, linear.bias.data = torch.from_numpy(w.T.copy()), torch.from_numpy(b.copy())
-        pieces += [linear, torch.nn.ReLU(), torch.nn.Dropout(layer.dropout)]
-    return torch.nn.Sequential(*pieces[:-2])
+def train_twin(plan: Plan) -> Training:
+    """The run's training by PyTorch's definitions."""
+    settings = dataclasses.replace(plan.settings, backend="torch")
+    scaling = fit_scaling(plan.config.scale, plan.parts["train"][0])
+    validation, classes = plan.parts.get("validation"), plan.data.classes or None
+    return train(plan.network, *plan.parts["train"], settings=settings, validation=validation, scaling=scaling, classes=classes)
 
 
-def train_twin(plan: Plan) -> dict[str, Any]:
-    """Train, and give the figures of the epoch with the least validation loss."""
-    config, rows = plan.config, plan.parts
-    scaling = fit_scaling(config.scale, rows["train"][0])
-    parts = {name: (torch.from_numpy(scaling.apply(x)), torch.from_numpy(y.astype(np.int64))) for name, (x, y) in rows.items()}
-    x, y = parts["train"]
-    torch.manual_seed(config.seed)
-    model = twin_of(plan)
-    optimizer = torch.optim.SGD(model.parameters(), lr=config.lr or 0.0)
-    measure = torch.nn.CrossEntropyLoss()
-    best: dict[str, Any] = {"validation_loss": float("inf"), "epoch": 0}
-    for epoch in range(1, config.epochs + 1):
-        model.train()
-        order = torch.from_numpy(generator(config.seed, "order", epoch).permutation(len(x)))
-        for picked in order.split(config.batch_size):
-            optimizer.zero_grad()
-            measure(model(x[picked]), y[picked]).backward()
-            optimizer.step()
-        model.eval()
-        with torch.no_grad():
-            z = {name: model(parts[name][0]) for name in ("validation", "test")}
-        loss = measure(z["validation"], parts["validation"][1]).item()
-        if loss < best["validation_loss"]:
-            accuracy = {f"{name}_accuracy": (z[name].argmax(1) == parts[name][1]).double().mean().item() for name in z}
-            best = {"validation_loss": loss, "epoch": epoch, **accuracy}
-        if config.patience and epoch - best["epoch"] >= config.patience:
-            break
-    return best
+def figures(epoch: int, of_part: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What is kept of a training: figures of the best epoch on each part that there is, and the losses of all epochs."""
+    found: dict[str, Any] = {"epoch": epoch}
+    for part in ("validation", "test"):
+        found |= {f"{part}_{name}": of_part[part][name] for name in ("loss", "accuracy") if name in (of_part.get(part) or {})}
+    found.pop("test_loss", None)
+    return found | {"history": losses(history)}
+
+
+def losses(history: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """The curves that a history has."""
+    return {key: [row[key] for row in history] for key in CURVES if history[0][key] is not None}
+
+
+def largest_difference(one: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[float]]) -> float:
+    """Between two trainings' curves, relative to the first, over the epochs that both have."""
+    both = min(len(one["loss"]), len(other["loss"]))
+    first, second = (np.array([curves[key][:both] for key in one]) for curves in (one, other))
+    return float(np.max(np.abs(second - first) / np.abs(first)))
 
 
 def compare(run: Path) -> dict[str, Any]:
     """Our figures of a run, and PyTorch's."""
     plan = make_plan(resolve({}, {}, run / CONFIG_NAME))
     result = read_json(run / RESULT_NAME)
-    ours = {"epoch": result["best_epoch"], "validation_loss": result["validation"]["loss"]}
-    ours |= {f"{part}_accuracy": result[part]["accuracy"] for part in ("validation", "test")}
-    row = {"network": plan.network.label, "dropout": list(plan.config.dropout), "ours": ours, "pytorch": train_twin(plan)}
-    print(json.dumps(row), flush=True)
-    return row
+    ours = [json.loads(line) for line in (run / METRICS_NAME).read_text().splitlines()]
+    twin = train_twin(plan)
+    parts = {part: evaluate(twin.model, *plan.parts[part]) for part in ("validation", "test") if part in plan.parts}
+    return {
+        "name": run.resolve().name,
+        "network": plan.network.label,
+        "data": plan.data.name,
+        "dropout": list(plan.config.dropout),
+        "ours": figures(result["best_epoch"], result, ours),
+        "pytorch": figures(twin.best_epoch, parts, twin.history),
+        "largest_difference": largest_difference(losses(ours), losses(twin.history)),
+        "machine": machine(),
+    }
+
+
+def rounded(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with as many digits of its curves as are worth keeping."""
+    short: dict[str, Any] = {"largest_difference": float(f"{row['largest_difference']:.3g}")}
+    for who in ("ours", "pytorch"):
+        curves = row[who]["history"].items()
+        short[who] = row[who] | {"history": {key: [float(f"{x:.{DIGITS}g}") for x in curve] for key, curve in curves}}
+    return row | short
+
+
+def draw(row: Mapping[str, Any], path: Path) -> None:
+    """Write a PNG of both trainings' curves on each other: ours wide and light, PyTorch's thin, dark and dashed on top."""
+    from matplotlib.ticker import MaxNLocator
+
+    with _own_style():
+        figure = _new_figure(7.0, 4.6, f"{row['network']} on {row['data']}, trained by fastmlp and by PyTorch")
+        axes = figure.add_subplot()
+        for key, curve in row["ours"]["history"].items():
+            label, color = CURVES[key]
+            epochs = range(1, len(curve) + 1)
+            axes.plot(epochs, curve, color=color, lw=7, alpha=0.35, solid_capstyle="round", label=f"{label}, fastmlp")
+        for key, curve in row["pytorch"]["history"].items():
+            label = "both, PyTorch" if key == "loss" else None
+            axes.plot(range(1, len(curve) + 1), curve, color="black", lw=1.3, ls=(0, (4, 2)), label=label)
+        axes.set_title(f"largest relative difference of the curves {row['largest_difference']:.2g}", fontsize=9)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("loss")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+        axes.grid(color="#DDDDDD", lw=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+        _save(figure, path)
 
 
 def main() -> None:
@@ -81,10 +121,14 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    rows = [compare(run) for run in options.runs]
-    if options.out:
-        found = {"machine": machine(), "torch": torch.__version__, "rows": rows}
-        options.out.write_text(json.dumps(found, indent=2) + "\n")
+    rows = {row["name"]: row for row in read_json(options.out)["rows"]} if options.out and options.out.exists() else {}
+    for run in options.runs:
+        row = rounded(compare(run))
+        rows[row["name"]] = row
+        print(json.dumps(row), flush=True)
+        if options.out:
+            write_json(options.out, {"rows": [*rows.values()]})
+            draw(row, options.out.parent / f"twin-{row['name']}.png")
 
 
 if __name__ == "__main__":

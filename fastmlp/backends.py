@@ -24,7 +24,14 @@ def make_numba(job: Job) -> Engine:
     return NumbaEngine(job)
 
 
-BACKENDS: dict[str, Callable[[Job], Engine]] = {"numpy": make_numpy, "numba": make_numba}
+def make_torch(job: Job) -> Engine:
+    """PyTorch's definitions; never taken unasked."""
+    from fastmlp.torch_engine import TorchEngine
+
+    return TorchEngine(job)
+
+
+BACKENDS: dict[str, Callable[[Job], Engine]] = {"numpy": make_numpy, "numba": make_numba, "torch": make_torch}
 CHOICES = ("auto", *BACKENDS)
 
 

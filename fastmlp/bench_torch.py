@@ -7,7 +7,6 @@ in place instead of torch.optim.SGD, foreach or fused, whose steps cost more Pyt
 from __future__ import annotations
 
 import contextlib
-import functools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -40,37 +39,17 @@ class Torch:
         self.update = self.in_place if task.optimizer.name == "sgd" else self.by_optimizer(task.optimizer)
 
     def activation(self, layer: Layer) -> Callable[[Any], Any]:
-        f, a = self.torch.nn.functional, layer.parameter
-        table = {
-            "linear": lambda z: z,
-            "relu": f.relu,
-            "leaky-relu": functools.partial(f.leaky_relu, negative_slope=a),
-            "tanh": self.torch.tanh,
-            "sigmoid": self.torch.sigmoid,
-            "gelu": f.gelu,
-            "silu": f.silu,
-            "elu": functools.partial(f.elu, alpha=a),
-        }
-        found: Callable[[Any], Any] = pick(table, layer.activation, "PyTorch")
+        from fastmlp.torch_engine import activations
+
+        found: Callable[[Any], Any] = pick(activations(layer.parameter), layer.activation, "PyTorch")
         return found
 
     def by_optimizer(self, o: Optimizer) -> Callable[[Any, Any], None]:
-        """torch.optim's rule of the same name."""
-        made = self.torch.optim
-        groups = [
-            {"params": self.parameters[0::2], "weight_decay": o.weight_decay if o.name == "adamw" else 0.0},
-            {"params": self.parameters[1::2], "weight_decay": 0.0},
-        ]
-        heavy = {"momentum": o.momentum, "fused": True}
-        betas = {"betas": (o.beta1, o.beta2), "eps": o.epsilon, "fused": True}
-        table = {
-            "momentum": functools.partial(made.SGD, **heavy),
-            "nesterov": functools.partial(made.SGD, nesterov=True, **heavy),
-            "rmsprop": functools.partial(made.RMSprop, alpha=o.beta2, eps=o.epsilon, foreach=True),
-            "adam": functools.partial(made.Adam, **betas),
-            "adamw": functools.partial(made.AdamW, **betas),
-        }
-        rule = pick(table, o.name, "PyTorch")(groups, lr=self.task.rate)
+        """torch.optim's rule of the same name, in its fastest implementation."""
+        from fastmlp.torch_engine import make_optimizer
+
+        how = {"foreach" if o.name == "rmsprop" else "fused": True}  # rmsprop has no fused one
+        rule = make_optimizer(o, self.parameters[0::2], self.parameters[1::2], self.task.rate, **how)
 
         def update(parameters: Any, gradients: Any) -> None:
             for p, g in zip(parameters, gradients, strict=True):

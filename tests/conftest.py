@@ -58,9 +58,11 @@ def no_global_random_numbers() -> Iterator[None]:
 
 
 def need_backend(name: str) -> str:
-    """The name of an engine; skips the test while the engine's module does not exist."""
+    """The name of an engine; skips the test while the engine's module, or the package it needs, is not there."""
     if name in MODULES and importlib.util.find_spec(MODULES[name]) is None:
         pytest.skip(f"the module {MODULES[name]} of backend {name!r} does not exist yet")
+    if name == "torch" and importlib.util.find_spec("torch") is None:
+        pytest.skip("the package of backend 'torch' is not installed: pip install torch")
     return name
 
 

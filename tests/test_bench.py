@@ -13,6 +13,7 @@ import pytest
 from cli_helpers import forget_settings, ok, refused
 
 from fastmlp import bench
+from fastmlp.backends import BACKENDS
 from fastmlp.bench import BenchSettings, Entry, run_bench, verdict
 from fastmlp.bench_cases import CASES, Case, Source, choose_cases, parse_sizes, synthetic_rows
 from fastmlp.bench_contest import OwnEngine, Task
@@ -106,7 +107,7 @@ def test_an_engine_that_lacks_its_device_is_left_out_by_itself(monkeypatch: pyte
     def make_cuda(job: Any) -> Any:
         raise UnavailableError("no CUDA device")
 
-    monkeypatch.setitem(bench.contestants.__globals__["BACKENDS"], "cuda", make_cuda)
+    monkeypatch.setitem(BACKENDS, "cuda", make_cuda)
     monkeypatch.setattr("fastmlp.bench_rivals.NAMES", ("numpy", "cuda"))
     found = run_bench(replace(TINY, backends=("numpy", "cuda"), rounds=1))
     assert found["left_out"] == [

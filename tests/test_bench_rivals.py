@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastmlp.backends import BACKENDS
 from fastmlp.bench_cases import synthetic_rows
 from fastmlp.bench_contest import OwnEngine, Task, library
 from fastmlp.bench_rivals import NAMES, RIVALS, Jax, Sklearn, contestants, parse_names
@@ -227,7 +226,8 @@ def test_a_machine_without_a_compiler_is_told_of(tmp_path: Path) -> None:
 
 
 def test_names_are_those_of_engines_and_libraries() -> None:
-    assert (*BACKENDS, *RIVALS) == NAMES
+    assert NAMES == ("numpy", "numba", "torch", "torch-compile", "sklearn", "jax")
+    assert [type(one) for one in contestants(["torch", "numba"], 1)] == [Torch, OwnEngine]  # not the engine of this name
     assert parse_names(None) == NAMES
     assert parse_names("numba,jax,numba") == ("numba", "jax")
     with pytest.raises(ConfigError, match="did you mean 'sklearn'"):

@@ -85,7 +85,7 @@ def test_pieces_are_the_whole(backend: str, monkeypatch: pytest.MonkeyPatch) -> 
     whole = make_model(backend=backend).forward(X)
     monkeypatch.setattr(fastmlp.model, "ROWS_AT_ONCE", 7)
     pieces = make_model(backend=backend).forward(X)
-    if backend == "numpy":
+    if backend != "numba":
         assert excess(pieces, whole, 2 * forward_tolerance(NETWORK, NETWORK.initial_parameters(0), X)) == 0
     else:
         assert same_bits(pieces, whole)
