@@ -16,7 +16,7 @@ from fastmlp.artifacts import read_json, write_json
 from fastmlp.config import Config, DataSettings, fields_of
 from fastmlp.config_extract import ExtractConfig
 from fastmlp.config_sources import resolve, resolve_as
-from fastmlp.errors import ConfigError
+from fastmlp.errors import ConfigError, DivergedError
 from fastmlp.extraction import Tools, extract_run
 from fastmlp.loop import Diverged, Row
 from fastmlp.many import ManyInterrupted, Result, train_many
@@ -121,11 +121,13 @@ def run_recipes(
     groups: dict[tuple[Any, ...], list[Job]] = {}
     for job in todo:
         if job.images is None and job.config is not None:
-            shared = tuple(getattr(job.config, name) for name in fields_of(DataSettings))
+            # By backend too: one that is missing here ends its own group alone, and the slow ones come after the fast.
+            shared = tuple(getattr(job.config, name) for name in (*fields_of(DataSettings), "backend"))
             groups.setdefault(shared, []).append(job)
     for group in groups.values():
-        say(f"side by side: {', '.join(job.recipe.name for job in group)}")
-        if signal := run_pixels(group, threads, say):
+        say(f"{'side by side: ' if len(group) > 1 else ''}{', '.join(job.recipe.name for job in group)}")
+        signal = run_pixels(group, threads, say) if len(group) > 1 else run_alone(group[0], quiet, say)
+        if signal:
             return signal
     for job in todo:
         if job.images is not None:
@@ -133,6 +135,16 @@ def run_recipes(
             if signal := run_images(job, tools(), quiet, say):
                 return signal
     return 0
+
+
+def run_alone(job: Job, quiet: bool, say: Say) -> int:
+    """Train a network on pixels that shares its data with no other: on all cores, as `fastmlp train` does."""
+    assert job.config is not None
+    try:
+        return train_run(job.config, quiet=quiet, say=say).signal
+    except DivergedError as error:
+        say(f"{job.recipe.name}: {error}")
+        return 0
 
 
 def run_pixels(jobs: Sequence[Job], threads: int | None, say: Say) -> int:
@@ -174,6 +186,10 @@ def run_pixels(jobs: Sequence[Job], threads: int | None, say: Say) -> int:
             )
         except ManyInterrupted as stop:
             return stop.signal
+        finally:
+            for job in jobs:
+                if not any(job.folder.iterdir()):
+                    job.folder.rmdir()
     return 0
 
 

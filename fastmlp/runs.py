@@ -324,7 +324,7 @@ def describe(plan: Plan, ended: Ended, figures: dict[str, Any]) -> dict[str, Any
         "seed": plan.config.seed,
         "data": describe_data(plan.data, plan.parts),
         "network": describe_network(plan.network),
-        "versions": versions(),
+        "versions": versions(training.backend),
     }
 
 
@@ -346,9 +346,10 @@ def describe_network(network: Network) -> dict[str, Any]:
     return {"label": network.label, **fields}
 
 
-def versions() -> dict[str, str]:
+def versions(backend: str) -> dict[str, str]:
     """Versions of Python and of the packages that compute, without importing them."""
-    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    names = (*PACKAGES, "torch") if backend == "torch" else PACKAGES
+    packages = {name: importlib.metadata.version(name) for name in names}
     return {"python": platform.python_version(), "fastmlp": __version__, **packages}
 
 

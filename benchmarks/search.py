@@ -1,0 +1,171 @@
+"""Settings compared on the validation part: python -m benchmarks.search NAME… [--out FILE.json]
+
+Trains every variant of a search of searches.toml on the real data (FASTMLP_DATA), networks on pixels side by side, and keeps
+what came out in FILE.json (default: results/searches.json), a row each; rows that are there with the same settings are not made
+again. The test part is not even loaded into the parts, unless the search says that the test figure is what it is about.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import os
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from benchmarks.epochs import machine
+from fastmlp.artifacts import read_json, write_json
+from fastmlp.config import Config
+from fastmlp.config_extract import ExtractConfig
+from fastmlp.config_sources import resolve, resolve_as
+from fastmlp.data import Dataset, load_data
+from fastmlp.evaluation import evaluate
+from fastmlp.extraction import Tools, extract_run
+from fastmlp.loop import Diverged
+from fastmlp.many import Result, train_many
+from fastmlp.preprocess import fit_scaling
+from fastmlp.recipes import find
+from fastmlp.runs import Parts, make_plan
+from fastmlp.training import train
+
+HERE = Path(__file__).parent
+SEARCHES = HERE / "searches.toml"
+RESULTS = HERE / "results" / "searches.json"
+
+Row = dict[str, Any]
+Keep = Callable[[Row], None]
+
+
+def searches() -> Mapping[str, Any]:
+    """All searches by name."""
+    return tomllib.loads(SEARCHES.read_text(encoding="utf-8"))
+
+
+def variants(search: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The settings that each variant changes.
+
+    >>> list(variants({"grid": {"a": [1, 2], "b": [3]}, "variants": [{"a": 5}]}))
+    [{'a': 1, 'b': 3}, {'a': 2, 'b': 3}, {'a': 5}]
+    """
+    if grid := search.get("grid"):
+        for values in itertools.product(*grid.values()):
+            yield dict(zip(grid, values, strict=True))
+    yield from search.get("variants", [])
+
+
+def images_of(search: Mapping[str, Any], data: str) -> Dataset:
+    """The images of a search; without their test part, so that nothing can be chosen by it."""
+    found = load_data(data, os.environ.get("FASTMLP_DATA"))
+    return found if search.get("test") else dataclasses.replace(found, x_test=None, y_test=None)
+
+
+def figures(search: Mapping[str, Any], result: Result, parts: Parts) -> Row:
+    """What is kept of a training."""
+    if isinstance(result, Diverged):
+        return {"diverged": str(result)}
+    history, best = result.history, result.history[result.best_epoch - 1]
+    row = {"epochs": len(history), "best_epoch": result.best_epoch, "validation": best["val_accuracy"]}
+    row |= {key: best[key] for key in ("loss", "val_loss")}
+    row["seconds"] = round(sum(one["seconds"] + one["eval_seconds"] for one in history), 1)
+    if (epoch := search.get("epoch", len(history) + 1)) <= len(history):
+        row |= {f"{key} in epoch {epoch}": history[epoch - 1][key] for key in ("loss", "val_loss")}
+    if search.get("test"):
+        row["test"] = evaluate(result.model, *parts["test"])["accuracy"]
+    return row
+
+
+def on_pixels(search: Mapping[str, Any], todo: Sequence[dict[str, Any]], keep: Keep) -> None:
+    """Train the variants, those that have the same data and scaling side by side."""
+    configs = [(changed, resolve({}, {}, recipe=base_of(search) | changed)) for changed in todo]
+    for _, group in itertools.groupby(configs, key=lambda one: (one[1].scale, one[1].seed)):
+        side_by_side(search, list(group), keep)
+
+
+def side_by_side(search: Mapping[str, Any], group: Sequence[tuple[dict[str, Any], Config]], keep: Keep) -> None:
+    """Train variants that share their data and its parts."""
+    data = images_of(search, group[0][1].data)
+    plans = [make_plan(dataclasses.replace(config, test_fraction=0.0), data=data) for _, config in group]
+    parts = plans[0].parts
+    train_many(
+        [(plan.network, plan.settings) for plan in plans],
+        *parts["train"],
+        validation=parts["validation"],
+        scaling=fit_scaling(plans[0].config.scale, parts["train"][0]),
+        classes=data.classes,
+        finished=lambda index, result: keep({"settings": group[index][0]} | figures(search, result, parts)),
+    )
+
+
+def on_features(search: Mapping[str, Any], todo: Sequence[dict[str, Any]], folder: Path, keep: Keep) -> None:
+    """Train a convolutional network for each variant, and a network on its features; both are told."""
+    from cnn import toolkit
+
+    base, tools = base_of(search), cast("Tools", toolkit)
+    images = folder / "images.npz"  # in a file of their own, in which there is no test part
+    save_images(images_of(search, base["data"]), images)
+    own = resolve({}, {}, recipe=search["train"])
+    for changed in todo:
+        config = resolve_as(ExtractConfig, {}, {}, recipe=base | changed | {"data": str(images), "test_fraction": 0.0})
+        extracted = extract_run(config, tools, chained=True, say=print)
+        plan = make_plan(own, data=extracted.data)
+        rows, validation = plan.parts["train"], plan.parts["validation"]
+        scaling = fit_scaling(own.scale, rows[0])
+        trained = train(plan.network, *rows, settings=plan.settings, validation=validation, scaling=scaling)
+        told = extracted.result["cnn"]
+        cnn = {"validation": told["validation"]["accuracy"]} | {key: told[key] for key in ("epochs", "best_epoch", "seconds")}
+        keep({"settings": changed, "cnn": cnn} | figures(search, trained, plan.parts))
+
+
+def save_images(data: Dataset, path: Path) -> None:
+    """The training part of a data set as a file of images."""
+    assert data.image_shape is not None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = data.image_shape[:2] if data.image_shape[2] == 1 else data.image_shape
+    np.savez(path, x=np.asarray(data.x[:]).reshape(-1, *shape), y=data.y, classes=np.array(data.classes))
+
+
+def base_of(search: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that all variants share, but for what each changes."""
+    if "recipe" in search:
+        return dict(find(search["recipe"]).train or {})
+    return dict(search["extract"] if "extract" in search else search["train"])
+
+
+def run(name: str, folder: Path, out: Path) -> None:
+    """Train the variants of a search that the file does not have, and write each when it has ended."""
+    search, found = searches()[name], read_json(out) if out.exists() else {}
+    shared = {key: search[key] for key in ("extract", "train") if key in search} or base_of(search)
+    kept = found.get(name, {})
+    rows = list(kept["rows"]) if kept.get("shared") == shared else []  # those of other settings compare with nothing
+    todo = [changed for changed in variants(search) if changed not in [row["settings"] for row in rows]]
+
+    def keep(row: Row) -> None:
+        print(row, flush=True)
+        rows.append(row | {"machine": machine()})
+        found[name] = {"about": search["about"], "shared": shared, "rows": rows}
+        write_json(out, found)
+
+    print(f"{name}: {len(todo)} to train", flush=True)
+    if "extract" in search:
+        on_features(search, todo, folder, keep)
+    else:
+        on_pixels(search, todo, keep)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="+", choices=list(searches()))
+    parser.add_argument("--folder", type=Path, default=HERE.parent / "runs" / "searches", help="where images lie meanwhile")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    for name in options.names:
+        run(name, options.folder, options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""benchmarks.search: every variant once, nothing chosen by the test part, rows kept and taken up again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_helpers import forget_settings
+
+from benchmarks import search
+from fastmlp.artifacts import read_json
+from fastmlp.config_sources import resolve
+from fastmlp.runs import train_run
+
+BASE: dict[str, Any] = {"data": "digits", "hidden": [8], "epochs": 3, "backend": "numpy", "val_count": 300, "patience": 0}
+PIXELS = {"about": "a", "train": BASE, "grid": {"lr": [0.01, 0.001], "scale": ["unit", "zscore"]}, "variants": [{"seed": 1}]}
+IMAGES = {
+    "about": "b",
+    "extract": {"data": "digits", "filters": [4], "dense": [8], "epochs": 2, "val_count": 300},
+    "train": {"hidden": [8], "epochs": 2, "backend": "numpy"},
+    "variants": [{}, {"flip": 0.5}],
+}
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    forget_settings(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    found = {"pixels": dict(PIXELS), "images": dict(IMAGES)}
+    monkeypatch.setattr(search, "searches", lambda: found)
+    return found
+
+
+def rows_of(name: str) -> list[dict[str, Any]]:
+    search.run(name, Path("images"), Path("found.json"))
+    rows: list[dict[str, Any]] = read_json("found.json")[name]["rows"]
+    return rows
+
+
+def test_each_variant_is_a_row_of_what_train_makes_of_it() -> None:
+    rows = rows_of("pixels")
+    wanted = list(search.variants(PIXELS))
+    assert len(rows) == len(wanted) == 5
+    assert all(row["settings"] in wanted for row in rows)
+    assert all("test" not in row and row["epochs"] == 3 for row in rows)
+    changed = {"lr": 0.01, "scale": "unit"}
+    (row,) = [row for row in rows if row["settings"] == changed]
+    # The test part that `train` cuts off is 0 here too, so that both train on the same rows.
+    result = train_run(resolve({"out": "run"}, {}, recipe=BASE | changed | {"test_fraction": 0.0}), quiet=True).result
+    assert row["validation"] == result["validation"]["accuracy"]
+    assert row["best_epoch"] == result["best_epoch"]
+
+
+def test_what_is_there_is_not_made_again(few: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    before = rows_of("pixels")
+    made: list[Any] = []
+    monkeypatch.setattr(search, "side_by_side", lambda search, group, keep: made.extend(changed for changed, _ in group))
+    assert rows_of("pixels") == before
+    assert made == []
+    few["pixels"] |= {"variants": [{"seed": 1}, {"seed": 2}]}
+    rows_of("pixels")
+    assert made == [{"seed": 2}]
+    few["pixels"] |= {"train": BASE | {"epochs": 4}}
+    rows_of("pixels")
+    assert len(made) == 7  # with other settings for all, none of the rows counts
+
+
+def test_no_search_for_the_best_sees_the_test_part() -> None:
+    for name, one in search.tomllib.loads(search.SEARCHES.read_text()).items():
+        assert not one.get("test") or name == "cs776-readings"
+    images = search.images_of(IMAGES, "digits")
+    assert images.x_test is None
+    search.save_images(images, Path("a.npz"))
+    assert Path("a.npz").stat().st_size > 1797 * 64
+
+
+def test_a_search_on_features_tells_both_networks() -> None:
+    rows = rows_of("images")
+    assert [row["settings"] for row in rows] == [{}, {"flip": 0.5}]
+    for row in rows:
+        assert row["cnn"]["epochs"] == row["epochs"] == 2
+        assert 0 < row["cnn"]["validation"] <= 1
+        assert 0 < row["validation"] <= 1
+        assert "test" not in row
+    assert rows[0]["cnn"] != rows[1]["cnn"]
+
+
+def test_a_variant_that_diverges_is_told(few: dict[str, Any]) -> None:
+    few["pixels"] |= {"grid": {"lr": [1e30]}, "variants": [], "train": BASE | {"optimizer": "sgd"}}
+    (row,) = rows_of("pixels")
+    assert "loss became" in row["diverged"]
