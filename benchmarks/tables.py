@@ -107,21 +107,6 @@ def claims_table(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", note])
 
 
-def accuracy_table(result: dict[str, Any]) -> str:
-    lines = [
-        "| command | published | ours | epochs (best) | training, s |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for row in result["rows"]:
-        published = f"{row['published']:.2%}" if row["published"] else "–"
-        lines.append(
-            f"| `{row['command']}` | {published} | {row['test_accuracy']:.2%} | {row['epochs']} ({row['best_epoch']}) "
-            f"| {row['training_seconds']:.1f} |"
-        )
-    note = f"{about(result['machine'])}; one run each, seed 0. Training is the median epoch times the epochs."
-    return "\n".join([*lines, "", note])
-
-
 def twins_table(result: dict[str, Any]) -> str:
     lines = [
         "| network, dropout | trained by | best epoch | validation loss | validation | test |",
@@ -149,23 +134,27 @@ def recipes_table(result: dict[str, Any]) -> str:
                 lines.append(f"| {row['name']} | {name} | {recipe_cells(row[kind])} |")
     part = "The part is the published one, else the test part."
     seconds = "Seconds are of networks side by side, a thread each, on a busy machine."
-    return "\n".join([*lines, "", f"{where(result)}; one run each, seed 0. {part} {seconds}"])
+    seeds = "One run each, seed 0, unless a mean and standard deviation over seeds are given."
+    return "\n".join([*lines, "", f"{where(result)}. {seeds} {part} {seconds}"])
 
 
 def recipe_cells(figures: dict[str, Any]) -> str:
     """Part, published, ours, difference, epochs and seconds of one network."""
     published = figures["published"]
     part = shown_part(published)
-    theirs = [f"{published[part]:.2%}", f"{100 * (figures[part] - published[part]):+.2f}"] if part in published else ["–", "–"]
+    ours, shown = figures[part], f"{figures[part]:.2%}"
+    if "seeds" in figures:
+        over = figures["seeds"][part]
+        ours, shown = over["mean"], f"{over['mean']:.2%} ± {100 * over['deviation']:.2f} ({len(over['values'])} seeds)"
+    theirs = [f"{published[part]:.2%}", f"{100 * (ours - published[part]):+.2f}"] if part in published else ["–", "–"]
     epochs = f"{figures['epochs']} ({figures['best_epoch']})"
-    return " | ".join([part, theirs[0], f"{figures[part]:.2%}", theirs[1], epochs, f"{figures['seconds']:.0f}"])
+    return " | ".join([part, theirs[0], shown, theirs[1], epochs, f"{figures['seconds']:.0f}"])
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "epochs": epochs_table,
     "claims": claims_table,
     "start": claims_table,
-    "accuracy": accuracy_table,
     "twins": twins_table,
     "recipes": recipes_table,
 }

@@ -3,8 +3,7 @@
 Takes finished run folders, and trains their networks once more by the engine `torch`: the same rows in each part, the same
 scaling, initial weights, order of rows and dropout masks, but PyTorch's activations, losses, gradients and updates. Shows how
 far the figures of a run are fastmlp's doing, and how far they are the experiment's. Beside FILE.json comes a picture of both
-loss curves for each run, twin-NAME.png, NAME being the run's folder; rows of FILE.json that are not asked for stay. Rows
-without a history were made by an earlier script, whose dropout masks were PyTorch's own.
+loss curves for each run, twin-NAME.png, NAME being the run's folder; rows of FILE.json that are not asked for stay.
 
 In float64 both walk one path (tests/test_torch_engine.py). In float32 they part by rounding, first by as little as it makes,
 then suddenly: where a relu's z is so near 0 that rounding decides its sign, the slope is 0 for one and 1 for the other.
@@ -22,11 +21,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.epochs import machine
-from fastmlp.artifacts import METRICS_NAME, read_json, write_json
+from fastmlp.artifacts import read_json, read_lines, write_json
 from fastmlp.config_sources import resolve
 from fastmlp.evaluation import evaluate
 from fastmlp.preprocess import fit_scaling
-from fastmlp.report import BLUE, ORANGE, _new_figure, _own_style, _save
+from fastmlp.report import BLUE, ORANGE, _epoch_axis, _new_figure, _own_style, _save
+from fastmlp.run_folders import METRICS_NAME
 from fastmlp.runs import CONFIG_NAME, RESULT_NAME, Plan, make_plan
 from fastmlp.training import Training, train
 
@@ -67,7 +67,7 @@ def compare(run: Path) -> dict[str, Any]:
     """Our figures of a run, and PyTorch's."""
     plan = make_plan(resolve({}, {}, run / CONFIG_NAME))
     result = read_json(run / RESULT_NAME)
-    ours = [json.loads(line) for line in (run / METRICS_NAME).read_text().splitlines()]
+    ours = read_lines(run / METRICS_NAME)
     twin = train_twin(plan)
     parts = {part: evaluate(twin.model, *plan.parts[part]) for part in ("validation", "test") if part in plan.parts}
     return {
@@ -93,8 +93,6 @@ def rounded(row: dict[str, Any]) -> dict[str, Any]:
 
 def draw(row: Mapping[str, Any], path: Path) -> None:
     """Write a PNG of both trainings' curves on each other: ours wide and light, PyTorch's thin, dark and dashed on top."""
-    from matplotlib.ticker import MaxNLocator
-
     with _own_style():
         figure = _new_figure(7.0, 4.6, f"{row['network']} on {row['data']}, trained by fastmlp and by PyTorch")
         axes = figure.add_subplot()
@@ -108,10 +106,7 @@ def draw(row: Mapping[str, Any], path: Path) -> None:
         axes.set_title(f"largest relative difference of the curves {row['largest_difference']:.2g}", fontsize=9)
         axes.set_xlabel("epoch")
         axes.set_ylabel("loss")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
-        axes.grid(color="#DDDDDD", lw=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        _epoch_axis(axes, 1, len(row["ours"]["history"]["loss"]))
         axes.legend(frameon=False)
         _save(figure, path)
 

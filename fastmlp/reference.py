@@ -275,7 +275,8 @@ class NumpyEngine:
 
     def score(self, z: FloatArray, y: npt.NDArray[Any]) -> RowResults:
         correct = z.argmax(axis=1) == y if y.ndim == 1 else np.zeros(len(z), bool)
-        return RowResults(plain_losses(self.job.network, z, y), correct)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return RowResults(plain_losses(self.job.network, z, y), correct)
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -304,6 +304,16 @@ def test_score_by_hand(backend: str, classes: bool) -> None:
     assert correct.dtype == bool
 
 
+def test_scores_of_outputs_that_diverged_are_not_finite(backend: str) -> None:
+    """And no warning is raised on the way: the loop has one message for it."""
+    engine = make_engine(backend, BASE)
+    engine.load(start_state(BASE))
+    for bad in (np.inf, -np.inf, np.nan):
+        z = np.full((3, 5), bad, np.float32)
+        assert not np.isfinite(engine.score(z, np.array([0, 1, 4], np.int32)).loss).any()
+    engine.close()
+
+
 def test_the_check_of_scores_sees_a_wrong_entry() -> None:
     network, rng = Network((4, 3)), np.random.default_rng(0)
     z, y = rng.normal(size=(5, 3)).astype(np.float32), np.array([0, 1, 2, 0, 1], np.int32)

@@ -22,6 +22,7 @@ from test_cnn_training import SHAPE, bars
 from benchmarks import recipes as benchmark
 from benchmarks.epochs import machine
 from benchmarks.tables import recipes_table
+from fastmlp.artifacts import read_lines
 from fastmlp.loop import Diverged, Training
 from fastmlp.many import train_many
 from fastmlp.optimizers import Schedule
@@ -69,15 +70,49 @@ def test_what_is_finished_stays_and_what_is_not_is_made() -> None:
     before = [file.stat().st_mtime_ns for file in files]
     files[2].unlink()
     again = ok(*arguments, **TINY)
-    assert "side by side: group7-mlp-3\n" in again.stderr
+    assert again.stderr.startswith("group7-mlp-3\n")
+    assert "side by side" not in again.stderr
     assert [file.stat().st_mtime_ns != time for file, time in zip(files, before, strict=True)] == [False, False, True, False]
     assert len((files[2].parent / "metrics.jsonl").read_text().splitlines()) == 2
     result = json.loads(files[0].read_text())
     files[0].write_text(json.dumps(result | {"stopped": "interrupted"}))
-    assert "side by side: group7-mlp-1\n" in ok(*arguments, **TINY).stderr
+    assert ok(*arguments, **TINY).stderr.startswith("group7-mlp-1\n")
     assert json.loads(files[0].read_text())["stopped"] == "epochs"
     line = refused(2, *arguments, **TINY | {"FASTMLP_EPOCHS": "3"}, FASTMLP_QUIET="1")
     assert line == "set/group7-mlp-1 has a run with other settings; give another --out, or take the folder away"
+
+
+def test_what_a_report_watches_is_kept_of_networks_side_by_side() -> None:
+    """As of each alone: class figures at their epochs, predictions, and validation between updates."""
+    watched = TINY | {"FASTMLP_CLASSES_EVERY": "1", "FASTMLP_VAL_STEPS": "2", "FASTMLP_PREDICTIONS": "1"}
+    ok("recipes", "run", "iisc-mlp-1", "iisc-mlp-2", "--out", "set", "-q", **watched)
+    for name in ("iisc-mlp-1", "iisc-mlp-2"):
+        ok("train", "--recipe", name, "--out", name, "-q", **watched)
+        lines = read_lines(Path("set") / name / "classes.jsonl")
+        assert [line["epoch"] for line in lines] == [1, 2]
+        assert [line["validation"].keys() for line in lines] == [lines[0]["train"].keys()] * 2
+        assert (Path("set") / name / "predictions.txt").read_text().count("\n") == 2 + 40
+        assert [len(row["steps"]) for row in read_lines(Path("set") / name / "metrics.jsonl")]
+        for file in ("classes.png", "report.txt"):
+            assert (Path("set") / name / file).exists() == (Path(name) / file).exists() is True
+
+
+def test_a_network_alone_that_diverges_ends_no_other() -> None:
+    wild = TINY | {"FASTMLP_LR": "1e30"}
+    done = ok("recipes", "run", "group7-mlp-1", "iisc-mlp-1", "--out", "set", **wild)
+    assert done.stderr.count("loss became") == 2
+    assert "lower the learning rate" in done.stderr
+    assert not [*Path("set").rglob("result.json")]
+
+
+def test_an_engine_that_is_missing_ends_its_group_alone() -> None:
+    block = "import sys; sys.modules['torch'] = None; import cli; cli.main()"
+    environment = {name: value for name, value in TINY.items() if name != "FASTMLP_BACKEND"}
+    command = [sys.executable, "-c", block, "recipes", "run", "ee5179-[234]", "--out", "set"]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 4, done.stderr
+    assert "backend 'torch' needs torch" in done.stderr
+    assert sorted(path.name for path in Path("set").iterdir()) == ["ee5179-2", "ee5179-3"]
 
 
 def test_convolutional_networks_run_too() -> None:
@@ -220,3 +255,22 @@ def test_a_miss_is_half_a_point_below() -> None:
     assert benchmark.missed(row({"validation": 0.9}, validation=0.8, test=0.95)) == [
         "a: mlp 0.8000 on validation, published 0.9000"
     ]
+
+
+def test_figures_over_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in TINY.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["recipes", "group7-mlp-2", "--seeds", "3", "--folder", "set", "--out", "rows.json"])
+    benchmark.main()
+    (row,) = json.loads(Path("rows.json").read_text())["rows"]
+    runs = [Path("set") / folder / "group7-mlp-2" / "result.json" for folder in ("", "seed-1", "seed-2")]
+    results = [json.loads(run.read_text()) for run in runs]
+    assert [result["seed"] for result in results] == [0, 1, 2]
+    values = [result["test"]["accuracy"] for result in results]
+    found = row["mlp"]["seeds"]["test"]
+    assert found["values"] == values
+    assert (found["mean"], found["deviation"]) == (pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1)))
+    assert row["mlp"]["test"] == values[0]
+    assert f"| {np.mean(values):.2%} ± {100 * np.std(values, ddof=1):.2f} (3 seeds) |" in recipes_table({"rows": [row]})
+    low = {"published": {"test": np.mean(values) + 0.006}, "seeds": row["mlp"]["seeds"], "test": 1.0}
+    assert len(benchmark.missed({"name": "a", "cnn": None, "mlp": low})) == 1  # by the mean, not by seed 0
