@@ -25,6 +25,8 @@ Array = npt.NDArray[np.float64]
 INKS = tuple(color for color in COLORS if color != "#F0E442")  # a line in yellow can hardly be seen on white
 DASHES: tuple[Any, ...] = ("-", (0, (6, 1.4)), (0, (2.6, 1.2)), (0, (7, 1.2, 1.4, 1.2)))
 FEW = 30  # epochs that are drawn with a dot each
+MANY = 100  # epochs; of more, the curve is a running median of a fortieth of them, and the epochs themselves lie pale behind it
+SMOOTHED = 40
 BEGINNING = 5  # a curve's first fifth does not set the scale where it would flatten the rest …
 FLATTENED = 1.5  # … to less than one part in so many of the height
 NEAR = 0.03  # of the height: published figures nearer than that are drawn beside each other
@@ -61,7 +63,7 @@ def plot_comparison(panels: Sequence[Panel], path: Path, title: str) -> None:
     """Write a PNG of panels beside each other, with one legend; their curves have the same labels.
 
     The best epoch of a curve has a dot, and a published figure a triangle at the right edge in the curve's colour. Beginnings
-    that would flatten the rest are cut off.
+    that would flatten the rest are cut off. Of long trainings the curve is a running median, the epochs lie pale behind it.
 
     Raises
     ------
@@ -87,6 +89,8 @@ def comparison_figure(panels: Sequence[Panel], title: str) -> Figure:
         for curve in panel.curves:
             handles[curve.label] = Line2D([], [], lw=1.6, **_look(curve.place))
     curves = [curve for panel in panels for curve in panel.curves]
+    if any(len(curve.history) > MANY for curve in curves):
+        handles["each epoch"] = Line2D([], [], lw=2.5, alpha=0.35, color=GREY)
     if any(curve.best_epoch is not None for curve in curves):
         handles["best epoch"] = Line2D([], [], ls="", marker="o", ms=7, color=GREY, markeredgecolor="white")
     if any(curve.published is not None for curve in curves):
@@ -107,7 +111,10 @@ def _draw_curves(axes: Axes, panel: Panel) -> None:
         epochs = np.array([row["epoch"] for row in curve.history])
         values = _values(curve, panel.figure)
         size: dict[str, Any] = {"lw": 1.6, "marker": "o", "ms": 3.5} if len(epochs) <= FEW else {"lw": 1.0}
-        axes.plot(epochs, values, label=curve.label, **_look(curve.place), **size)
+        if len(epochs) > MANY:
+            size["lw"] = 1.4
+            axes.plot(epochs, values, lw=0.6, alpha=0.35, color=_look(curve.place)["color"], zorder=1)
+        axes.plot(epochs, _median(values), label=curve.label, **_look(curve.place), **size)
         best = epochs == curve.best_epoch
         axes.plot(epochs[best], values[best], "o", ms=7, color=_look(curve.place)["color"], markeredgecolor="white", zorder=3)
         shown.append(values)
@@ -122,6 +129,15 @@ def _values(curve: Curve, figure: str) -> Array:
     """The figure's values, one an epoch; NaN, which interrupts the curve, for what is not finite."""
     values = np.array([row.get(f"val_{figure}") for row in curve.history], dtype=np.float64)  # None becomes NaN
     return np.where(np.isfinite(values), values, np.nan)
+
+
+def _median(values: Array) -> Array:
+    """Of many values a running median; its windows are symmetric, so shorter at both ends. Few stay as they are."""
+    count = len(values)
+    half = count // SMOOTHED // 2 if count > MANY else 0
+    reach = [min(half, at, count - 1 - at) for at in range(count)]
+    windows = [values[at - far : at + far + 1] for at, far in enumerate(reach)]
+    return np.array([np.nan if np.isnan(values[at]) else np.nanmedian(window) for at, window in enumerate(windows)])
 
 
 def _scale(axes: Axes, figure: str, shown: Sequence[Array], published: Sequence[float]) -> None:

@@ -175,7 +175,7 @@ def test_accuracy_and_loss_stand_beside_each_other() -> None:
         looks = [(line.get_color(), str(line._dash_pattern)) for line in lines.values()]
         assert len({color for color, _ in looks}) == 8
         assert len({dashes for _, dashes in looks}) == 4
-        assert {line.get_linewidth() for line in lines.values()} == {1.0}
+        assert {line.get_linewidth() for line in lines.values()} == {1.4}
     check_no_overlap(figure)
     check_legend_beside_panels(figure)
 
@@ -403,3 +403,23 @@ def test_the_command_that_makes_a_run_can_be_pasted() -> None:
 def test_rows_of_a_metrics_file() -> None:
     folder = make_run("ee5179-1", history(3, 0.9))
     assert read_lines(folder / "metrics.jsonl") == history(3, 0.9)
+
+
+def test_of_long_trainings_a_running_median_is_drawn_over_the_epochs() -> None:
+    rng = np.random.default_rng(0)
+    values = 0.8 + 0.01 * rng.normal(size=400)
+    values[100] = 0.1  # a spike
+    rows = [{"epoch": epoch, "val_accuracy": value} for epoch, value in enumerate(values, start=1)]
+    figure = comparison_figure([Panel("", "accuracy", [Curve("a", 0, rows, 7, None)])], "long")
+    pale, smooth, best = figure.axes[0].get_lines()[:3]
+    assert pale.get_ydata().tolist() == values.tolist()
+    found = smooth.get_ydata()
+    assert found[100] == np.median(values[95:106])
+    assert found[2] == np.median(values[:5])
+    assert (found[0], found[-1]) == (values[0], values[-1])
+    assert np.std(found) < 0.5 * np.std(values)
+    assert best.get_ydata().tolist() == [values[6]]
+    assert "each epoch" in [text.get_text() for text in figure.legends[0].get_texts()]
+    short = comparison_figure([Panel("", "accuracy", [Curve("a", 0, rows[:100], 7, None)])], "short")
+    assert short.axes[0].get_lines()[0].get_ydata().tolist() == values[:100].tolist()
+    assert "each epoch" not in [text.get_text() for text in short.legends[0].get_texts()]
