@@ -23,7 +23,7 @@ from fastmlp.many import ManyInterrupted, Result, train_many
 from fastmlp.preprocess import fit_scaling
 from fastmlp.progress import make_progress
 from fastmlp.recipes import Recipe, all_recipes, find, matching
-from fastmlp.run_folders import clear_course
+from fastmlp.run_folders import clear_course, make_folder
 from fastmlp.runs import (
     CONFIG_NAME,
     RESULT_NAME,
@@ -153,7 +153,7 @@ def run_pixels(jobs: Sequence[Job], threads: int | None, say: Say) -> int:
     parts, data = plans[0].parts, plans[0].data
     scaling = fit_scaling(plans[0].config.scale, parts["train"][0])
     for job in jobs:
-        job.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(job.folder)
         clear_course(job.folder)
 
     def finished(index: int, result: Result) -> None:
@@ -208,7 +208,7 @@ def run_images(job: Job, tools: Tools, quiet: bool, say: Say) -> int:
     from fastmlp.extraction_pictures import draw_chain, draw_extraction
 
     assert job.images is not None
-    job.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(job.folder)
     chained = job.config is not None
     extracted = extract_run(job.images, tools, chained=chained, quiet=quiet, say=say)
     if extracted.signal:

@@ -56,23 +56,29 @@ def new_run_folder(out: str | os.PathLike[str] | None, data: str, network: str, 
     folder = Path(out)
     if not str(folder).isprintable():  # also true of the stand-ins for bytes that are not Unicode
         raise ConfigError(f"out: the name {str(folder)!r} cannot be printed; choose another --out")
+    make_folder(folder)
+    check_free(folder, force)
+    if force:
+        clear_course(folder)
+    return folder
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, unless it is there. Raises ConfigError if it is a file or under one, DataError if it cannot be made."""
     try:
         with one_line_error("make the folder", folder):
             folder.mkdir(parents=True, exist_ok=True)
-            if force:
-                clear_course(folder)
     except DataError as error:
         if isinstance(error.__cause__, FileExistsError | NotADirectoryError):
             raise ConfigError(f"out: {folder} is a file or lies under one; choose another --out") from error
         raise
-    check_free(folder, force)
-    return folder
 
 
 def clear_course(folder: Path) -> None:
     """Take away what an earlier run kept while it trained: its files would grow on, its checkpoints lie among new ones."""
-    for path in (folder / METRICS_NAME, folder / CLASSES_NAME, *(folder / CHECKPOINTS_NAME).glob("epoch-*.safetensors")):
-        path.unlink(missing_ok=True)
+    with one_line_error("clear the folder", folder):
+        for path in (folder / METRICS_NAME, folder / CLASSES_NAME, *(folder / CHECKPOINTS_NAME).glob("epoch-*.safetensors")):
+            path.unlink(missing_ok=True)
 
 
 def check_free(folder: Path, force: bool) -> None:

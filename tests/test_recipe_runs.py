@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_helpers import ok, refused
+from cli_helpers import call, ok, refused
 from conftest import problem, set_up
 from extract_helpers import own_folder, without_pictures  # noqa: F401 - fixtures of every test here
 from many_helpers import NETWORK
@@ -95,6 +95,16 @@ def test_what_a_report_watches_is_kept_of_networks_side_by_side() -> None:
         assert [len(row["steps"]) for row in read_lines(Path("set") / name / "metrics.jsonl")]
         for file in ("classes.png", "report.txt"):
             assert (Path("set") / name / file).exists() == (Path(name) / file).exists() is True
+
+
+@pytest.mark.parametrize("names", [["iisc-mlp-1", "iisc-mlp-2"], ["iisc-mlp-1"], ["iisc-cnn-3"]])
+def test_a_folder_that_cannot_be_made_is_one_line(names: list[str]) -> None:
+    Path("file").touch()
+    for out, code in (("file", 2), ("/proc/nowhere", 3)):
+        done = call("recipes", "run", *names, "--out", out, "-q", **TINY | CNN)
+        assert done.exit_code == code, done.output
+        (line,) = done.stderr.splitlines()
+        assert f"{out}/{names[0]}" in line
 
 
 def test_a_network_alone_that_diverges_ends_no_other() -> None:
