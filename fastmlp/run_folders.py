@@ -25,7 +25,7 @@ def new_run_folder(out: str | os.PathLike[str] | None, data: str, network: str, 
 
     Without `out`: `runs/DATE-data-network` under the current folder, with -2, -3, ... where that exists; two processes never
     get the same one. With `out`: that folder, which must be absent or empty, unless `force`: then its files stay until the new
-    run replaces them, except those that `clear_course` takes away.
+    run replaces them or has none of their kind, except those that `clear_course` takes away.
 
     Parameters
     ----------
@@ -76,8 +76,13 @@ def make_folder(folder: Path) -> None:
 
 def clear_course(folder: Path) -> None:
     """Take away what an earlier run kept while it trained: its files would grow on, its checkpoints lie among new ones."""
+    take_away(folder, [METRICS_NAME, CLASSES_NAME, f"{CHECKPOINTS_NAME}/epoch-*.safetensors"])
+
+
+def take_away(folder: Path, patterns: Sequence[str]) -> None:
+    """Delete the files of a folder that match one of the patterns."""
     with one_line_error("clear the folder", folder):
-        for path in (folder / METRICS_NAME, folder / CLASSES_NAME, *(folder / CHECKPOINTS_NAME).glob("epoch-*.safetensors")):
+        for path in [path for pattern in patterns for path in folder.glob(pattern)]:
             path.unlink(missing_ok=True)
 
 

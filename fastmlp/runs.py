@@ -37,7 +37,7 @@ from fastmlp.network import Network
 from fastmlp.preprocess import Scaling, fit_scaling, split_rows
 from fastmlp.progress import Progress, make_progress
 from fastmlp.rows import take
-from fastmlp.run_folders import CLASSES_NAME, METRICS_NAME, check_free, new_run_folder, write_manifest
+from fastmlp.run_folders import CLASSES_NAME, METRICS_NAME, check_free, new_run_folder, take_away, write_manifest
 from fastmlp.settings import Settings
 from fastmlp.snapshots import Snapshots
 from fastmlp.training import train
@@ -47,6 +47,7 @@ RESULT_NAME = "result.json"
 CURVES_NAME = "curves.png"
 CONFUSION_NAME = "confusion.png"
 CLASSES_PICTURE = "classes.png"
+NOT_ALWAYS = (CONFUSION_NAME, CLASSES_PICTURE, REPORT_NAME, PREDICTIONS_NAME)  # what some runs do not write
 PART_NAMES = ("test", "validation", "train")
 FEATURES_OF = "features of "  # begins what stands in place of the data of a run whose features have no file
 PACKAGES = ("numpy", "numba", "llvmlite", "scikit-learn")
@@ -281,6 +282,7 @@ def finish(plan: Plan, ended: Ended, folder: Path) -> dict[str, Any]:
     result = describe(plan, ended._replace(training=training), figures) | {"out": str(folder)}
     write_json(folder / RESULT_NAME, result)
     write_manifest(folder)
+    take_away(folder, NOT_ALWAYS)  # those of an earlier run
     if plan.config.predictions and "test" in judged:
         found, predicted = judged["test"]
         write_bytes(folder / PREDICTIONS_NAME, predictions_text(plan.parts["test"][1], predicted, found).encode())

@@ -75,6 +75,13 @@ def test_a_second_run_into_the_folder_leaves_none_of_the_first() -> None:
     assert [path.name for path in Path("a/checkpoints").iterdir()] == ["epoch-0002.safetensors"]
 
 
+def test_nothing_is_left_of_a_first_run_that_the_second_does_not_write() -> None:
+    run("a", epochs=1, classes_every=1, predictions=True)
+    run("a", epochs=1, force=True)
+    run("plain", epochs=1)
+    assert sorted(path.name for path in Path("a").iterdir()) == sorted(path.name for path in Path("plain").iterdir())
+
+
 @pytest.mark.parametrize("name", ["classes-every", "checkpoint-every"])
 @pytest.mark.parametrize("value", ["0", "-2"])
 def test_impossible_numbers_are_refused(name: str, value: str) -> None:
