@@ -111,7 +111,7 @@ def on_features(search: Mapping[str, Any], todo: Sequence[dict[str, Any]], folde
     own = resolve({}, {}, recipe=search["train"])
     for changed in todo:
         config = resolve_as(ExtractConfig, {}, {}, recipe=base | changed | {"data": str(images), "test_fraction": 0.0})
-        extracted = extract_run(config, tools, chained=True, say=print)
+        extracted = extract_run(config, tools, follows=own, say=print)
         plan = make_plan(own, data=extracted.data)
         rows, validation = plan.parts["train"], plan.parts["validation"]
         scaling = fit_scaling(own.scale, rows[0])

@@ -219,8 +219,7 @@ def run_images(job: Job, tools: Tools, quiet: bool, say: Say) -> int:
 
     assert job.images is not None
     make_folder(job.folder)
-    chained = job.config is not None
-    extracted = extract_run(job.images, tools, chained=chained, quiet=quiet, say=say)
+    extracted = extract_run(job.images, tools, follows=job.config, quiet=quiet, say=say)
     if extracted.signal:
         return extracted.signal
     if job.config is None:
