@@ -43,7 +43,7 @@ def new_run_folder(out: str | os.PathLike[str] | None, data: str, network: str, 
 
     Examples
     --------
-    >>> import tempfile
+    >>> import contextlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
     ...     for _ in range(2):
     ...         print(new_run_folder(None, "digits", "784x128x10", datetime(2026, 11, 20, 13, 5)).as_posix())
@@ -117,6 +117,7 @@ def check_manifest(folder: str | os.PathLike[str], names: Sequence[str] = MANIFE
     Examples
     --------
     >>> import tempfile
+    >>> from fastmlp.artifacts import write_bytes
     >>> with tempfile.TemporaryDirectory() as folder:  # doctest: +ELLIPSIS
     ...     write_bytes(Path(folder, "config.toml"), b"seed = 0")
     ...     write_manifest(folder, ["config.toml"])
