@@ -53,6 +53,14 @@ def test_each_variant_is_a_row_of_what_train_makes_of_it() -> None:
     assert row["best_epoch"] == result["best_epoch"]
 
 
+def test_a_variant_of_the_parts_has_parts_of_its_own(few: dict[str, Any]) -> None:
+    few["pixels"] |= {"grid": {"val_count": [300, 600]}, "variants": []}
+    changed = {"val_count": 600}
+    (row,) = [row for row in rows_of("pixels") if row["settings"] == changed]
+    result = train_run(resolve({"out": "run"}, {}, recipe=BASE | changed | {"test_fraction": 0.0}), quiet=True).result
+    assert (row["validation"], row["val_loss"]) == (result["validation"]["accuracy"], result["validation"]["loss"])
+
+
 def test_what_is_there_is_not_made_again(few: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     before = rows_of("pixels")
     made: list[Any] = []
