@@ -74,7 +74,7 @@ def test_some_rows_as_they_are_published() -> None:
         "scale": "zscore",
         "optimizer": "sgd",
         "lr": 0.001,
-        "batch_size": 64,
+        "batch_size": 32,
         "epochs": 200,
         "patience": 5,
         "hidden": [400, 250, 100],
