@@ -174,7 +174,7 @@ def extract_train(chained: tuple[ExtractConfig, Any, bool], /, config: str | Non
     images, recipe, json_before = chained
     settings = resolve(flags | images.chained_flags(), os.environ, config, recipe)
     check_chain(images, settings)
-    extracted = extract_run(images, extraction_tools(), chained=True, quiet=is_quiet(), say=say)
+    extracted = extract_run(images, extraction_tools(), follows=settings, quiet=is_quiet(), say=say)
     end_by_signal(extracted.signal)
     run_training(replace(settings, data=extracted.source), as_json or json_before, extracted)
 

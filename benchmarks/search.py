@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.epochs import machine
 from fastmlp.artifacts import read_json, write_json
-from fastmlp.config import Config
+from fastmlp.config import Config, DataSettings, fields_of
 from fastmlp.config_extract import ExtractConfig
 from fastmlp.config_sources import resolve, resolve_as
 from fastmlp.data import Dataset, load_data
@@ -80,9 +80,10 @@ def figures(search: Mapping[str, Any], result: Result, parts: Parts) -> Row:
 
 
 def on_pixels(search: Mapping[str, Any], todo: Sequence[dict[str, Any]], keep: Keep) -> None:
-    """Train the variants, those that have the same data and scaling side by side."""
+    """Train the variants, those that have the same data, parts and scaling side by side."""
     configs = [(changed, resolve({}, {}, recipe=base_of(search) | changed)) for changed in todo]
-    for _, group in itertools.groupby(configs, key=lambda one: (one[1].scale, one[1].seed)):
+    shared = [*fields_of(DataSettings)]
+    for _, group in itertools.groupby(configs, key=lambda one: [getattr(one[1], name) for name in shared]):
         side_by_side(search, list(group), keep)
 
 
@@ -111,7 +112,7 @@ def on_features(search: Mapping[str, Any], todo: Sequence[dict[str, Any]], folde
     own = resolve({}, {}, recipe=search["train"])
     for changed in todo:
         config = resolve_as(ExtractConfig, {}, {}, recipe=base | changed | {"data": str(images), "test_fraction": 0.0})
-        extracted = extract_run(config, tools, chained=True, say=print)
+        extracted = extract_run(config, tools, follows=own, say=print)
         plan = make_plan(own, data=extracted.data)
         rows, validation = plan.parts["train"], plan.parts["validation"]
         scaling = fit_scaling(own.scale, rows[0])

@@ -188,8 +188,8 @@ class Config(DataSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dtype == "float64" and self.backend not in ("auto", "numpy"):
-            raise ConfigError(f"dtype float64 needs backend numpy, not {self.backend}; give --backend numpy")
+        if self.dtype == "float64" and self.backend == "numba":
+            raise ConfigError("dtype float64 needs backend numpy or torch, not numba; give --backend numpy")
         if not 0 <= (self.min_accuracy or 0) <= 1:
             raise ConfigError(f"min_accuracy must be between 0 and 1, not {self.min_accuracy}")
         for name in ("patience", "min_delta"):

@@ -24,7 +24,7 @@ from fastmlp.feature_files import Growing, check_replaceable, choose_form, read_
 from fastmlp.features import Extractor, extract_rows, featured
 from fastmlp.preprocess import fit_scaling
 from fastmlp.progress import make_progress
-from fastmlp.runs import FEATURES_OF, Say, check_settings, split, split_numbers
+from fastmlp.runs import FEATURES_OF, Say, check_parts, check_settings, split, split_numbers
 from fastmlp.signals import Signals
 
 PIXEL = ("none", "unit", "symmetric", "zscore-global")  # scalings with the same numbers for every pixel
@@ -110,14 +110,16 @@ class Extracted(NamedTuple):
         )
 
 
-def plan(config: ExtractConfig, tools: Tools, *, chained: bool, progress: bool) -> Job:
+def plan(config: ExtractConfig, tools: Tools, *, follows: Config | None, progress: bool) -> Job:
     """Load the images and check the settings; nothing is written.
 
-    chained : whether the features pass on in memory; then a file is written only if it was asked for
+    follows : the training to which the features pass on in memory; then a file is written only if it was asked for
     """
     images = load_data(config.data, config.data_dir, image_size=config.image_size, progress=progress)
     if images.image_shape is None:
         raise DataError(f"{config.data}: not images; extract needs images, such as a folder of class folders or fashion-mnist")
+    if follows is not None:
+        check_parts(follows, {*split_numbers(images, config), *(() if images.x_test is None else ("test",))})
     prepared = tools.prepare(vars(config), images.image_shape, len(images.classes))
     settings = {name: value for name, value in config.key().items() if name != "data"}  # the images count, not their name
     if config.weights is not None:  # what is in the file counts, not where it lies
@@ -125,7 +127,7 @@ def plan(config: ExtractConfig, tools: Tools, *, chained: bool, progress: bool) 
     text = json_bytes({"settings": settings, "data": images.sha256})
     key = hashlib.sha256(text).hexdigest()
     rows, default = len(images.x) + (0 if images.x_test is None else len(images.x_test)), f"{images.name}-{prepared.label}"
-    in_memory = chained and not config.out
+    in_memory = follows is not None and not config.out
     out = None if in_memory else choose_form(config.out, default, rows, prepared.width, config.feature_dtype)
     if config.pictures is not None and Path(config.pictures).is_file():
         raise ConfigError(f"pictures: {config.pictures} is a file; give a folder")
@@ -144,7 +146,7 @@ class Stopped(Exception):
 
 
 def extract_run(
-    config: ExtractConfig, tools: Tools, *, chained: bool = False, quiet: bool = False, say: Say = lambda text: None
+    config: ExtractConfig, tools: Tools, *, follows: Config | None = None, quiet: bool = False, say: Say = lambda text: None
 ) -> Extracted:
     """Train a network on images, and make features of all parts.
 
@@ -152,7 +154,7 @@ def extract_run(
     ----------
     config : the settings
     tools : package cnn
-    chained : whether the features pass on in memory; then a file is written only if it was asked for
+    follows : the training to which the features pass on in memory; then a file is written only if it was asked for
     quiet : no progress on stderr
     say : takes a line for a person on what is being done
 
@@ -165,7 +167,7 @@ def extract_run(
     ------
     FastMLPError : settings or data that cannot be used, a file that is there with other features
     """
-    job = plan(config, tools, chained=chained, progress=not quiet)
+    job = plan(config, tools, follows=follows, progress=not quiet)
     if (found := existing(job)) is not None:
         say(f"{job.out}: has been made with these settings before; nothing to do")
         job.clear()

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy.typing as npt
 
+from fastmlp.tables import printable
+
 REPORT_NAME = "report.txt"
 PREDICTIONS_NAME = "predictions.txt"
 HEADINGS = ("precision", "recall", "f1-score", "support")
@@ -17,6 +19,8 @@ HEADINGS = ("precision", "recall", "f1-score", "support")
 
 def classification_report(figures: Mapping[str, Any], digits: int = 2) -> str:
     """The text that `sklearn.metrics.classification_report` gives, from what `metrics.classification_metrics` tells.
+
+    What a terminal would take for a command, line breaks included, is a question mark in our names, as in `print_result`.
 
     >>> import numpy as np
     >>> from fastmlp.metrics import classification_metrics
@@ -32,7 +36,7 @@ def classification_report(figures: Mapping[str, Any], digits: int = 2) -> str:
     weighted avg       0.83      0.75      0.73         4
     <BLANKLINE>
     """
-    rows = figures["per_class"]
+    rows = [row | {"class": printable(row["class"])} for row in figures["per_class"]]
     total = sum(row["support"] for row in rows)
     width = max(len("weighted avg"), *(len(row["class"]) for row in rows))
 

@@ -126,12 +126,17 @@ class Best:
 
 
 class Measured:
-    """Measurements of the validation part within an epoch, every `Settings.val_steps` updates; nothing without them."""
+    """Measurements of the validation part within an epoch, every `Settings.val_steps` updates; nothing without them.
 
-    def __init__(self, settings: Settings, data: TrainingData, before: int, steps: int) -> None:
-        self.settings, self.data, self.before, self.steps = settings, data, before, steps
+    before : updates of the epochs before
+    weights : of the epoch's rows in their order, or None
+    """
+
+    def __init__(self, settings: Settings, data: TrainingData, before: int, steps: int, weights: FloatArray | None) -> None:
+        self.settings, self.data, self.before, self.steps, self.weights = settings, data, before, steps, weights
         self.found: list[Row] = []
         self.losses: list[FloatArray] = []
+        self.since = 0  # rows of this epoch at the last measurement
         self.seconds = 0.0
 
     def rows_left(self, done: int) -> int:
@@ -149,9 +154,10 @@ class Measured:
             began = time.perf_counter()
             loss, accuracy = validate(engine, self.data.validation, self.settings, f"step {self.before + step}")
             at = {"step": self.before + step, "epoch": (self.before + step) / self.steps}
-            mean = float(np.concatenate(self.losses).mean())
+            weights = None if self.weights is None else self.weights[self.since : done]
+            mean = float(np.average(np.concatenate(self.losses), weights=weights))
             self.found.append({**at, "loss": mean, "val_loss": loss, "val_accuracy": accuracy})
-            self.losses = []
+            self.losses, self.since = [], done
             self.seconds += time.perf_counter() - began
 
     def into(self, row: Row) -> Row:
@@ -229,7 +235,7 @@ class Loop:
         steps = steps_of(len(order), settings.batch_size)
         rates = settings.schedule.rates((epoch - 1) * steps, steps, steps)
         results: list[RowResults] = []
-        measured = Measured(settings, self.data, (epoch - 1) * steps, steps)
+        measured = Measured(settings, self.data, (epoch - 1) * steps, steps, self._weights(order))
         done, seconds, total, right = 0, 0.0, 0.0, 0
         while done < len(order) and not (done and (signals.received or time.monotonic() >= self.deadline)):
             rows = order[done : done + min(self.chunk, measured.rows_left(done))]
@@ -256,11 +262,15 @@ class Loop:
         """At most so many rows, but a batch at least."""
         return max(1, int(rows // self.settings.batch_size)) * self.settings.batch_size
 
+    def _weights(self, order: npt.NDArray[np.int64]) -> FloatArray | None:
+        """The weights of these rows."""
+        return None if self.weights is None else self.weights[order].astype(np.float64)
+
     def _row(self, epoch: int, order: npt.NDArray[np.int64], results: list[RowResults], seconds: float, rate: float) -> Row:
         began = time.perf_counter()
         loss = np.concatenate([part.loss for part in results]).astype(np.float64)
         correct = np.concatenate([part.correct for part in results])
-        weights = None if self.weights is None else self.weights[order].astype(np.float64)
+        weights = self._weights(order)
         val_loss = val_accuracy = None
         if self.data.validation is not None:
             val_loss, val_accuracy = validate(self.engine, self.data.validation, self.settings, f"epoch {epoch}")

@@ -60,7 +60,8 @@ def plot_projection(features: Array, labels: Array, classes: Sequence[str], path
     with _own_style():
         figure = _new_figure(8.4, 6.2, f"{title}: {len(chosen):,} rows")
         axes = figure.add_subplot()
-        for number, name in enumerate(classes):
+        shown = []
+        for number in range(len(classes)):
             mine = labels[chosen] == number
             marker = MARKERS[number // len(COLORS) % len(MARKERS)]
             style: dict[str, Any] = {
@@ -70,11 +71,11 @@ def plot_projection(features: Array, labels: Array, classes: Sequence[str], path
                 "marker": marker,
                 "color": COLORS[number % len(COLORS)],
             }
-            axes.scatter(*points[mine].T, label=short_name(name).replace("$", r"\$"), **style)
+            shown.append(axes.scatter(*points[mine].T, **style))
         axes.set_xlabel(f"first principal component ({shares[0]:.0%} of the variance)")
         axes.set_ylabel(f"second principal component ({shares[1]:.0%})")
         axes.spines[["top", "right"]].set_visible(False)
-        figure.legend(loc="outside right upper", frameon=False, markerscale=2.5, ncols=math.ceil(len(classes) / 25))
+        _class_legend(figure, shown, classes, markerscale=2.5, ncols=math.ceil(len(classes) / 25))
         _save(figure, path)
 
 
@@ -124,19 +125,26 @@ def plot_classes(measured: Sequence[Mapping[str, Any]], classes: Sequence[str], 
         grid = figure.add_gridspec(2, MATRICES, height_ratios=[1.6, 1])
         axes = figure.add_subplot(grid[0, :])
         epochs = [row["epoch"] for row in measured]
-        for number, name in enumerate(classes[:MOST_CLASSES]):
+        shown: list[Any] = []
+        for number in range(min(len(classes), MOST_CLASSES)):
             values = [row[part]["per_class"][number]["recall"] for row in measured]
             marker = MARKERS[number // len(COLORS) % len(MARKERS)]
-            label = short_name(name).replace("$", r"\$")
-            axes.plot(epochs, values, marker=marker, ms=3.5, lw=1.3, color=COLORS[number % len(COLORS)], label=label)
+            shown += axes.plot(epochs, values, marker=marker, ms=3.5, lw=1.3, color=COLORS[number % len(COLORS)])
         axes.set(xlabel="epoch", ylabel="accuracy of the class")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(color="#DDDDDD", lw=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-        figure.legend(loc="outside right upper", frameon=False)
+        _class_legend(figure, shown, classes[:MOST_CLASSES])
         for column, at in enumerate(places):
             _small_matrix(figure.add_subplot(grid[1, column]), measured[at], part, first=column == 0)
         _save(figure, path)
+
+
+def _class_legend(figure: Any, shown: Sequence[Any], classes: Sequence[str], **style: Any) -> None:
+    """A legend of all classes; matplotlib leaves out labels that begin with an underscore, and sets dollars as mathematics."""
+    legend = figure.legend(shown, ["class"] * len(shown), loc="outside right upper", frameon=False, **style)
+    for text, name in zip(legend.get_texts(), classes, strict=True):
+        text.set(text=short_name(name), parse_math=False)
 
 
 def _small_matrix(axes: Any, row: Mapping[str, Any], part: str, first: bool) -> None:

@@ -13,12 +13,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastmlp.artifacts import one_line_error, read_lines
+from fastmlp.artifacts import read_lines
 from fastmlp.comparison_pictures import Curve, Panel, plot_comparison
 from fastmlp.errors import ConfigError
 from fastmlp.recipe_runs import extracted_of, finished_result
 from fastmlp.recipes import FOLDER, find, matching
-from fastmlp.run_folders import METRICS_NAME, check_free
+from fastmlp.run_folders import METRICS_NAME, make_folder
 
 RUNS = "runs/recipes"  # where `recipes run` puts them
 HEADINGS = {"cnn": "the CNN alone", "mlp": "the MLP on its features"}
@@ -87,9 +87,7 @@ def plot_recipes(patterns: Sequence[str], runs: Path, out: Path) -> list[Drawn]:
     if not any(found.values()):
         makes = command(chosen[0].curves, runs)
         raise ConfigError(f"runs: no run in {runs} that could be drawn has been finished; make some, such as by `{makes}`")
-    check_free(out, force=True)
-    with one_line_error("make the folder", out):
-        out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     return [draw(one, found[one.name], out) for one in chosen]
 
 

@@ -16,14 +16,14 @@ from fastmlp.artifacts import read_json, write_json
 from fastmlp.config import Config, DataSettings, fields_of
 from fastmlp.config_extract import ExtractConfig
 from fastmlp.config_sources import resolve, resolve_as
-from fastmlp.errors import ConfigError, DivergedError
+from fastmlp.errors import ConfigError, DivergedError, UnavailableError
 from fastmlp.extraction import Tools, extract_run
 from fastmlp.loop import Diverged, Row
 from fastmlp.many import ManyInterrupted, Result, train_many
 from fastmlp.preprocess import fit_scaling
 from fastmlp.progress import make_progress
 from fastmlp.recipes import Recipe, all_recipes, find, matching
-from fastmlp.run_folders import clear_course
+from fastmlp.run_folders import clear_course, make_folder
 from fastmlp.runs import (
     CONFIG_NAME,
     RESULT_NAME,
@@ -116,17 +116,25 @@ def run_recipes(
     ----------
     tools : gives package cnn, or raises UnavailableError; asked only if a convolutional network is to be trained
     threads : networks on pixels under way at a time; None takes a thread for each core
+
+    Raises
+    ------
+    UnavailableError : an engine or package cnn is missing; after all jobs have run that need none
     """
     todo = [job for job in jobs if job.result is None]
     groups: dict[tuple[Any, ...], list[Job]] = {}
     for job in todo:
         if job.images is None and job.config is not None:
-            # By backend too: one that is missing here ends its own group alone, and the slow ones come after the fast.
+            # By backend too: one that is missing here ends its own group alone.
             shared = tuple(getattr(job.config, name) for name in (*fields_of(DataSettings), "backend"))
             groups.setdefault(shared, []).append(job)
+    missing: UnavailableError | None = None
     for group in groups.values():
         say(f"{'side by side: ' if len(group) > 1 else ''}{', '.join(job.recipe.name for job in group)}")
-        signal = run_pixels(group, threads, say) if len(group) > 1 else run_alone(group[0], quiet, say)
+        try:
+            signal = run_pixels(group, threads, say) if len(group) > 1 else run_alone(group[0], quiet, say)
+        except UnavailableError as error:
+            signal, missing = 0, error
         if signal:
             return signal
     for job in todo:
@@ -134,6 +142,8 @@ def run_recipes(
             say(f"{job.recipe.name}: {job.recipe.title}")
             if signal := run_images(job, tools(), quiet, say):
                 return signal
+    if missing is not None:
+        raise missing
     return 0
 
 
@@ -153,7 +163,7 @@ def run_pixels(jobs: Sequence[Job], threads: int | None, say: Say) -> int:
     parts, data = plans[0].parts, plans[0].data
     scaling = fit_scaling(plans[0].config.scale, parts["train"][0])
     for job in jobs:
-        job.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(job.folder)
         clear_course(job.folder)
 
     def finished(index: int, result: Result) -> None:
@@ -208,9 +218,8 @@ def run_images(job: Job, tools: Tools, quiet: bool, say: Say) -> int:
     from fastmlp.extraction_pictures import draw_chain, draw_extraction
 
     assert job.images is not None
-    job.folder.mkdir(parents=True, exist_ok=True)
-    chained = job.config is not None
-    extracted = extract_run(job.images, tools, chained=chained, quiet=quiet, say=say)
+    make_folder(job.folder)
+    extracted = extract_run(job.images, tools, follows=job.config, quiet=quiet, say=say)
     if extracted.signal:
         return extracted.signal
     if job.config is None:

@@ -25,7 +25,7 @@ def new_run_folder(out: str | os.PathLike[str] | None, data: str, network: str, 
 
     Without `out`: `runs/DATE-data-network` under the current folder, with -2, -3, ... where that exists; two processes never
     get the same one. With `out`: that folder, which must be absent or empty, unless `force`: then its files stay until the new
-    run replaces them, except those that `clear_course` takes away.
+    run replaces them or has none of their kind, except those that `clear_course` takes away.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ def new_run_folder(out: str | os.PathLike[str] | None, data: str, network: str, 
 
     Examples
     --------
-    >>> import tempfile
+    >>> import contextlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
     ...     for _ in range(2):
     ...         print(new_run_folder(None, "digits", "784x128x10", datetime(2026, 11, 20, 13, 5)).as_posix())
@@ -56,23 +56,34 @@ def new_run_folder(out: str | os.PathLike[str] | None, data: str, network: str, 
     folder = Path(out)
     if not str(folder).isprintable():  # also true of the stand-ins for bytes that are not Unicode
         raise ConfigError(f"out: the name {str(folder)!r} cannot be printed; choose another --out")
+    make_folder(folder)
+    check_free(folder, force)
+    if force:
+        clear_course(folder)
+    return folder
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, unless it is there. Raises ConfigError if it is a file or under one, DataError if it cannot be made."""
     try:
         with one_line_error("make the folder", folder):
             folder.mkdir(parents=True, exist_ok=True)
-            if force:
-                clear_course(folder)
     except DataError as error:
         if isinstance(error.__cause__, FileExistsError | NotADirectoryError):
             raise ConfigError(f"out: {folder} is a file or lies under one; choose another --out") from error
         raise
-    check_free(folder, force)
-    return folder
 
 
 def clear_course(folder: Path) -> None:
     """Take away what an earlier run kept while it trained: its files would grow on, its checkpoints lie among new ones."""
-    for path in (folder / METRICS_NAME, folder / CLASSES_NAME, *(folder / CHECKPOINTS_NAME).glob("epoch-*.safetensors")):
-        path.unlink(missing_ok=True)
+    take_away(folder, [METRICS_NAME, CLASSES_NAME, f"{CHECKPOINTS_NAME}/epoch-*.safetensors"])
+
+
+def take_away(folder: Path, patterns: Sequence[str]) -> None:
+    """Delete the files of a folder that match one of the patterns."""
+    with one_line_error("clear the folder", folder):
+        for path in [path for pattern in patterns for path in folder.glob(pattern)]:
+            path.unlink(missing_ok=True)
 
 
 def check_free(folder: Path, force: bool) -> None:
@@ -106,6 +117,7 @@ def check_manifest(folder: str | os.PathLike[str], names: Sequence[str] = MANIFE
     Examples
     --------
     >>> import tempfile
+    >>> from fastmlp.artifacts import write_bytes
     >>> with tempfile.TemporaryDirectory() as folder:  # doctest: +ELLIPSIS
     ...     write_bytes(Path(folder, "config.toml"), b"seed = 0")
     ...     write_manifest(folder, ["config.toml"])

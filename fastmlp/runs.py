@@ -13,7 +13,7 @@ import io
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ import numpy.typing as npt
 from fastmlp import __version__
 from fastmlp.artifacts import append_line, read_lines, write_bytes, write_json, write_toml
 from fastmlp.checks import Rows
-from fastmlp.config import Config, DataSettings
+from fastmlp.config import Config, DataSettings, flag
 from fastmlp.data import DATASETS, Dataset, load_data
 from fastmlp.errors import ConfigError, DivergedError, ThresholdError
 from fastmlp.evaluation import judge
@@ -37,7 +37,7 @@ from fastmlp.network import Network
 from fastmlp.preprocess import Scaling, fit_scaling, split_rows
 from fastmlp.progress import Progress, make_progress
 from fastmlp.rows import take
-from fastmlp.run_folders import CLASSES_NAME, METRICS_NAME, check_free, new_run_folder, write_manifest
+from fastmlp.run_folders import CLASSES_NAME, METRICS_NAME, check_free, new_run_folder, take_away, write_manifest
 from fastmlp.settings import Settings
 from fastmlp.snapshots import Snapshots
 from fastmlp.training import train
@@ -47,7 +47,9 @@ RESULT_NAME = "result.json"
 CURVES_NAME = "curves.png"
 CONFUSION_NAME = "confusion.png"
 CLASSES_PICTURE = "classes.png"
+NOT_ALWAYS = (CONFUSION_NAME, CLASSES_PICTURE, REPORT_NAME, PREDICTIONS_NAME)  # what some runs do not write
 PART_NAMES = ("test", "validation", "train")
+PART_FLAGS = {"test": "--test-fraction", "validation": "--val-fraction"}
 FEATURES_OF = "features of "  # begins what stands in place of the data of a run whose features have no file
 PACKAGES = ("numpy", "numba", "llvmlite", "scikit-learn")
 
@@ -96,8 +98,7 @@ def make_plan(config: Config, progress: bool = False, data: Dataset | None = Non
     parts = split(data, config)
     if data.validation is not None and "validation" not in parts:  # the settings cannot know it
         settings = dataclasses.replace(settings, patience=None)
-    if config.min_accuracy is not None and "test" not in parts:
-        raise ConfigError("min_accuracy needs a test part; give --test-fraction, or leave --min-accuracy out")
+    check_parts(config, parts)
     network = config.network(data.x.shape[1], len(data.classes) or data.y.shape[1])
     return Plan(config, settings, data, parts, network)
 
@@ -108,6 +109,13 @@ def split(data: Dataset, config: DataSettings) -> Parts:
     if data.x_test is not None and data.y_test is not None:
         parts["test"] = (data.x_test, data.y_test)
     return parts
+
+
+def check_parts(config: Config, names: Collection[str]) -> None:
+    """Raise ConfigError if a setting needs a part of the data that is not among these."""
+    for name, part in (("min_accuracy", "test"), ("predictions", "test"), ("val_steps", "validation")):
+        if (value := getattr(config, name)) is not None and value is not False and part not in names:
+            raise ConfigError(f"{name} needs a {part} part; give {PART_FLAGS[part]}, or leave {flag(name)} out")
 
 
 def split_numbers(data: Dataset, config: DataSettings) -> dict[str, npt.NDArray[np.int64]]:
@@ -281,7 +289,8 @@ def finish(plan: Plan, ended: Ended, folder: Path) -> dict[str, Any]:
     result = describe(plan, ended._replace(training=training), figures) | {"out": str(folder)}
     write_json(folder / RESULT_NAME, result)
     write_manifest(folder)
-    if plan.config.predictions and "test" in judged:
+    take_away(folder, NOT_ALWAYS)  # those of an earlier run
+    if plan.config.predictions:
         found, predicted = judged["test"]
         write_bytes(folder / PREDICTIONS_NAME, predictions_text(plan.parts["test"][1], predicted, found).encode())
     shown = result["test"] or result["validation"] or result["train"]

@@ -23,7 +23,7 @@ from fastmlp.features import OpenExtractor, input_maker
 from fastmlp.listings import predictions_text
 from fastmlp.model import Model
 from fastmlp.modelfile import load
-from fastmlp.run_folders import check_manifest
+from fastmlp.run_folders import CHECKPOINTS_NAME, MANIFEST_NAME, check_manifest
 from fastmlp.runs import CONFIG_NAME, FEATURES_OF, PART_NAMES, RESULT_NAME, Parts, describe_data, describe_network, split
 
 NO_DATA: dict[str, Any] = {"sha256": ""}  # of a model without a run
@@ -44,7 +44,7 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
 
     Parameters
     ----------
-    path : run folder, or model file
+    path : run folder, or model file; a checkpoint is of its run
     source, data_dir : the data, see `data.load_data`; None takes the run's own
     part : "test", "train", "validation" or "all". On the run's own data, which is the same bytes under any
         name, the parts are those of the run. Other data have the test and training part that they come with, or
@@ -62,8 +62,9 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
     FastMLPError : no model, no such part, or data that do not fit the model
     """
     run = Path(path)
-    config, own = read_run(run) if run.is_dir() else (Config(), NO_DATA)
-    if run.is_file() and source is None:
+    folder = run_of(run)
+    config, own = (Config(), NO_DATA) if folder is None else read_run(folder)
+    if folder is None and run.is_file() and source is None:
         raise ConfigError(f"{run} is not a run folder, so its data are not known; give --data")
     if predictions is not None and part == "all":
         raise ConfigError("predictions are of one part; choose it with --part, or leave --predictions out")
@@ -97,6 +98,14 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
     about = {"model": str(run), "backend": engine.name, "threads": engine.threads}
     about |= {"network": describe_network(model.network), "parameters": model.network.parameters}
     return {**figures, **about, "data": describe_data(data, chosen)}
+
+
+def run_of(path: Path) -> Path | None:
+    """The folder of the run that a path is of: itself, or of a checkpoint that of its finished run; None of other files."""
+    if path.is_dir():
+        return path
+    folder = path.absolute().parent.parent
+    return folder if path.absolute().parent.name == CHECKPOINTS_NAME and (folder / MANIFEST_NAME).exists() else None
 
 
 def read_run(folder: Path) -> tuple[Config, dict[str, Any]]:

@@ -15,7 +15,7 @@ MOST_CLASSES = 25  # beyond, the table is cut, and the cells of the picture are 
 LONGEST_NAME = 28
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Text on one line, without control characters that could move a terminal's cursor."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
@@ -26,7 +26,7 @@ def short_name(name: str, longest: int = LONGEST_NAME) -> str:
     >>> short_name("a class name that is far too long to be shown")
     'a class name that is far to…'
     """
-    clean = _printable(name)
+    clean = printable(name)
     return clean if len(clean) <= longest else clean[: longest - 1] + "…"
 
 
@@ -100,7 +100,7 @@ def _summary(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     }
     for key, name in (("data", "data set"), ("network", "network")):
         if key in result:
-            yield name, _printable(str(result[key]))
+            yield name, printable(str(result[key]))
     for part in ("test", "validation", "train"):
         figures = result.get(part) or {}
         for key, form in metrics.items():

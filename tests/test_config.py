@@ -26,7 +26,7 @@ def test_an_unknown_name_is_answered_with_the_valid_ones(name: str) -> None:
 
 
 CONTRADICTIONS = [
-    ({"dtype": "float64", "backend": "numba"}, "dtype float64 needs backend numpy"),
+    ({"dtype": "float64", "backend": "numba"}, "dtype float64 needs backend numpy or torch, not numba"),
     ({"min_accuracy": "1.5"}, "min_accuracy must be between 0 and 1"),
     ({"val_fraction": "-0.1"}, "val_fraction must be between 0 and 1"),
     ({"test_fraction": "2"}, "test_fraction must be between 0 and 1"),
@@ -45,6 +45,11 @@ CONTRADICTIONS = [
 def test_contradictions(flags: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         resolve(flags, {})
+
+
+@pytest.mark.parametrize("backend", ["auto", "numpy", "torch"])
+def test_float64_is_refused_for_the_engine_without_it_alone(backend: str) -> None:
+    assert resolve({"dtype": "float64", "backend": backend}, {}).settings().dtype == "float64"
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -383,6 +383,21 @@ def test_the_training_is_checked_before_the_network_trains(settings: list[str], 
     assert message in refused(2, *chain, "train", *settings)
 
 
+@pytest.mark.parametrize(
+    ("part", "setting"), [("test", "--predictions"), ("test", "--min-accuracy=0"), ("val", "--val-steps=3")]
+)
+def test_the_parts_are_checked_before_the_network_trains(part: str, setting: str, home: Path) -> None:
+    """Those of the images; data that bring a test part of their own are not refused."""
+    endless = ["--epochs", "1000000", f"--{part}-fraction", "0", "-q"]
+    line = refused(2, "extract", "--data", home / "images.npz", *SMALL, *endless, "train", setting)
+    assert f"part; give --{part}-fraction, or leave {setting.split('=', maxsplit=1)[0]} out" in line
+    if part == "test":
+        images = arrays_of(home / "images.npz")
+        np.savez("tested.npz", **images, x_test=images["x"][:9], y_test=images["y"][:9])
+        own = ["extract", "--data", "tested.npz", *SMALL, "--epochs", "1", "--test-fraction", "0", "-q"]
+        ok(*own, "train", *MLP, setting, "--out", "run")
+
+
 def test_the_help_offers_no_target() -> None:
     assert "--target" not in ok("extract", "--help").stdout
     Path("a.toml").write_text('target = "value"\n')

@@ -39,6 +39,14 @@ def test_the_report_is_scikit_learns(rows: int, k: int, digits: int) -> None:
     assert classification_report(other, digits) != by_sklearn(truth, predicted, NAMES[k], digits)
 
 
+def test_names_keep_to_their_lines() -> None:
+    """One column of names, whatever is in them, and nothing that a terminal obeys."""
+    names = ("a,b", "c\nd", "\x1b[2J", "$x$", "_", "日本語")
+    truth = np.arange(6)
+    text = classification_report(classification_metrics(truth, truth, names))
+    assert [line.split()[0] for line in text.splitlines()[2:8]] == ["a,b", "c?d", "?[2J", "$x$", "_", "日本語"]
+
+
 def test_predictions_are_read_back() -> None:
     truth, predicted = np.array([3, 1, 2, 1]), np.array([3, 1, 1, 1])
     loss, accuracy, *rows = predictions_text(truth, predicted, {"loss": 0.1 + 0.2, "accuracy": 0.75}).splitlines()

@@ -125,6 +125,17 @@ def test_equal_input_gives_equal_files(tmp_path: Path) -> None:
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
+def test_legends_tell_classes_as_they_are_called(figures: list[Any], tmp_path: Path) -> None:
+    classes = ["_background_", "$x^2$", "a\nb", "back\\slash$", "日本"]
+    labels = np.arange(10) % 5
+    plot_projection(RNG.normal(size=(10, 3)), labels, classes, tmp_path / "a.png", "Features")
+    plot_classes([{"epoch": 1, "train": classification_metrics(labels, labels, tuple(classes))}], classes, tmp_path / "b.png")
+    for figure in figures:
+        (legend,) = figure.legends
+        assert [text.get_text() for text in legend.get_texts()] == ["_background_", "$x^2$", "a?b", "back\\slash$", "日本"]
+        assert not any(text.get_parse_math() for text in legend.get_texts())
+
+
 def measured(k: int, epochs: int, part: str) -> list[dict[str, Any]]:
     rows = []
     for epoch in range(2, 2 * epochs + 1, 2):

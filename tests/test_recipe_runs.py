@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_helpers import ok, refused
+from cli_helpers import call, ok, refused
 from conftest import problem, set_up
 from extract_helpers import own_folder, without_pictures  # noqa: F401 - fixtures of every test here
 from many_helpers import NETWORK
@@ -92,9 +92,21 @@ def test_what_a_report_watches_is_kept_of_networks_side_by_side() -> None:
         assert [line["epoch"] for line in lines] == [1, 2]
         assert [line["validation"].keys() for line in lines] == [lines[0]["train"].keys()] * 2
         assert (Path("set") / name / "predictions.txt").read_text().count("\n") == 2 + 40
-        assert [len(row["steps"]) for row in read_lines(Path("set") / name / "metrics.jsonl")]
+        files = (folder / name / "metrics.jsonl" for folder in (Path("set"), Path()))
+        found, alone = ([len(row["steps"]) for row in read_lines(file)] for file in files)
+        assert found == alone != [0, 0]
         for file in ("classes.png", "report.txt"):
             assert (Path("set") / name / file).exists() == (Path(name) / file).exists() is True
+
+
+@pytest.mark.parametrize("names", [["iisc-mlp-1", "iisc-mlp-2"], ["iisc-mlp-1"], ["iisc-cnn-3"]])
+def test_a_folder_that_cannot_be_made_is_one_line(names: list[str]) -> None:
+    Path("file").touch()
+    for out, code in (("file", 2), ("/proc/nowhere", 3)):
+        done = call("recipes", "run", *names, "--out", out, "-q", **TINY | CNN)
+        assert done.exit_code == code, done.output
+        (line,) = done.stderr.splitlines()
+        assert f"{out}/{names[0]}" in line
 
 
 def test_a_network_alone_that_diverges_ends_no_other() -> None:
@@ -108,11 +120,11 @@ def test_a_network_alone_that_diverges_ends_no_other() -> None:
 def test_an_engine_that_is_missing_ends_its_group_alone() -> None:
     block = "import sys; sys.modules['torch'] = None; import cli; cli.main()"
     environment = {name: value for name, value in TINY.items() if name != "FASTMLP_BACKEND"}
-    command = [sys.executable, "-c", block, "recipes", "run", "ee5179-[234]", "--out", "set"]
+    command = [sys.executable, "-c", block, "recipes", "run", "ee5179-[234]", "group7-mlp-1", "--out", "set"]
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 4, done.stderr
     assert "backend 'torch' needs torch" in done.stderr
-    assert sorted(path.name for path in Path("set").iterdir()) == ["ee5179-2", "ee5179-3"]
+    assert sorted(path.parent.name for path in Path("set").rglob("result.json")) == ["ee5179-2", "ee5179-3", "group7-mlp-1"]
 
 
 def test_convolutional_networks_run_too() -> None:

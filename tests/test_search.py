@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cli_helpers import forget_settings
 
@@ -52,6 +53,14 @@ def test_each_variant_is_a_row_of_what_train_makes_of_it() -> None:
     assert row["best_epoch"] == result["best_epoch"]
 
 
+def test_a_variant_of_the_parts_has_parts_of_its_own(few: dict[str, Any]) -> None:
+    few["pixels"] |= {"grid": {"val_count": [300, 600]}, "variants": []}
+    changed = {"val_count": 600}
+    (row,) = [row for row in rows_of("pixels") if row["settings"] == changed]
+    result = train_run(resolve({"out": "run"}, {}, recipe=BASE | changed | {"test_fraction": 0.0}), quiet=True).result
+    assert (row["validation"], row["val_loss"]) == (result["validation"]["accuracy"], result["validation"]["loss"])
+
+
 def test_what_is_there_is_not_made_again(few: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     before = rows_of("pixels")
     made: list[Any] = []
@@ -69,8 +78,11 @@ def test_what_is_there_is_not_made_again(few: dict[str, Any], monkeypatch: pytes
 def test_no_search_for_the_best_sees_the_test_part() -> None:
     for name, one in search.tomllib.loads(search.SEARCHES.read_text()).items():
         assert not one.get("test") or name == "cs776-readings"
+    pixels, classes = np.arange(20 * 64).reshape(20, 8, 8) % 256, np.arange(20) % 2
+    np.savez("parts.npz", x=pixels.astype(np.uint8), y=classes, x_test=pixels[:6].astype(np.uint8), y_test=classes[:6])
+    assert search.images_of({"test": True}, "parts.npz").x_test is not None
+    assert search.images_of(IMAGES, "parts.npz").x_test is None
     images = search.images_of(IMAGES, "digits")
-    assert images.x_test is None
     search.save_images(images, Path("a.npz"))
     assert Path("a.npz").stat().st_size > 1797 * 64
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,22 @@ def test_checkpoints_are_the_models_of_their_epochs() -> None:
         assert model.image_shape == plan.data.image_shape
     last = load(run("short", epochs=6, val_fraction=0, test_fraction=0.2) / "model.safetensors")
     assert not np.array_equal(last.parameters, model.parameters)  # of other rows
-    assert ok("evaluate", "long/checkpoints/epoch-0003.safetensors", "--data", "digits").stdout
+
+
+def test_a_checkpoint_is_evaluated_on_the_parts_of_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not on all rows, of which most were trained on; of a run that did not come to its end, on the data given."""
+    folder = run("a", epochs=2, patience=0, checkpoint_every=2)
+    file = folder / "checkpoints" / "epoch-0002.safetensors"
+    row = read_lines(folder / "metrics.jsonl")[1]
+    for source in ([], ["--data", "digits"]):
+        told = json.loads(ok("evaluate", file, *source, "--part", "validation", "--json").stdout)
+        assert told["validation"]["accuracy"] == row["val_accuracy"]
+        assert told["data"]["rows"] == {"validation": 359}
+    monkeypatch.chdir(file.parent)
+    assert json.loads(ok("evaluate", file.name, "--json").stdout)["data"]["rows"] == {"test": 359}
+    Path("../manifest.json").unlink()
+    assert "give --data" in refused(2, "evaluate", file.name)
+    assert json.loads(ok("evaluate", file.name, "--data", "digits", "--json").stdout)["data"]["rows"] == {"test": 1797}
 
 
 def test_classes_are_told_of_their_epochs() -> None:
@@ -73,6 +89,13 @@ def test_a_second_run_into_the_folder_leaves_none_of_the_first() -> None:
     run("a", epochs=2, patience=0, classes_every=2, checkpoint_every=2, force=True, seed=1)
     assert [line["epoch"] for line in read_lines(Path("a/classes.jsonl"))] == [2]
     assert [path.name for path in Path("a/checkpoints").iterdir()] == ["epoch-0002.safetensors"]
+
+
+def test_nothing_is_left_of_a_first_run_that_the_second_does_not_write() -> None:
+    run("a", epochs=1, classes_every=1, predictions=True)
+    run("a", epochs=1, force=True)
+    run("plain", epochs=1)
+    assert sorted(path.name for path in Path("a").iterdir()) == sorted(path.name for path in Path("plain").iterdir())
 
 
 @pytest.mark.parametrize("name", ["classes-every", "checkpoint-every"])

@@ -332,12 +332,15 @@ def test_weights_are_repetitions() -> None:
     x, y = problem(40)
     times = np.random.default_rng(0).integers(1, 4, 40)
     of_all = {"dtype": np.float64, "schedule": Schedule(0.3)}
-    weighted = train(NETWORK, x, y, settings=set_up(batch_size=40, **of_all), sample_weight=times)
+    measured = set_up(batch_size=40, val_steps=1, **of_all)
+    weighted = train(NETWORK, x, y, settings=measured, sample_weight=times, validation=(x, y))
     repeated = train(NETWORK, np.repeat(x, times, 0), np.repeat(y, times), settings=set_up(batch_size=times.sum(), **of_all))
     np.testing.assert_allclose(weighted.state.parameters, repeated.state.parameters, rtol=1e-10)
     for key in ("loss", "accuracy"):
         found, wanted = ([row[key] for row in t.history] for t in (weighted, repeated))
         assert found == pytest.approx(wanted, rel=1e-10)
+    whole = [(row["loss"], [step["loss"] for step in row["steps"]]) for row in weighted.history]
+    assert all(steps == [loss] for loss, steps in whole)  # a measurement an epoch is of the epoch's rows
     plain = train(NETWORK, x, y, settings=set_up(batch_size=40, **of_all))
     assert not np.allclose(plain.state.parameters, weighted.state.parameters, rtol=1e-6)
 
