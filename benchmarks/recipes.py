@@ -79,6 +79,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "recipes")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if options.seeds < 1:
+        parser.error("--seeds must be 1 or more")
     folders = [options.folder / f"seed-{seed}" if seed else options.folder for seed in range(options.seeds)]
     for seed, folder in enumerate(folders):
         run(options.patterns, folder, seed)

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import os
 import secrets
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,15 @@ def read_json(path: str | os.PathLike[str]) -> Any:
             return msgspec.json.decode(Path(path).read_bytes())
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{os.fspath(path)} is not valid JSON ({error}); {RESTORE}") from error
+
+
+def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The table in a TOML file. Raises DataError if it is missing, unreadable, or not TOML in UTF-8."""
+    try:
+        with one_line_error("read", path):
+            return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{os.fspath(path)} is not valid TOML ({error}); {RESTORE}") from error
 
 
 def write_toml(path: str | os.PathLike[str], table: Mapping[str, object]) -> None:

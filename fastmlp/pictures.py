@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.report import GREY, _new_figure, _own_style, _save
+from fastmlp.report import GREY, _epoch_axis, _new_figure, _own_style, _save
 from fastmlp.tables import MOST_CLASSES, short_name
 
 Array = npt.NDArray[Any]
@@ -114,10 +114,8 @@ def plot_classes(measured: Sequence[Mapping[str, Any]], classes: Sequence[str], 
     ----------
     measured : a dict per measured epoch: epoch, and by part ("validation", else "train") what
         `metrics.classification_metrics` tells; the accuracy of a class is its recall
-    classes : names; the first 25 are drawn as curves
+    classes : names; the first 25 are drawn as curves, but for those that have no rows in the part
     """
-    from matplotlib.ticker import MaxNLocator
-
     part = "validation" if "validation" in measured[0] else "train"
     places = sorted({round(at) for at in np.linspace(0, len(measured) - 1, MATRICES)})
     with _own_style():
@@ -127,14 +125,14 @@ def plot_classes(measured: Sequence[Mapping[str, Any]], classes: Sequence[str], 
         epochs = [row["epoch"] for row in measured]
         shown: list[Any] = []
         for number in range(min(len(classes), MOST_CLASSES)):
-            values = [row[part]["per_class"][number]["recall"] for row in measured]
+            found = [row[part]["per_class"][number] for row in measured]
+            values = [one["recall"] if one["support"] else np.nan for one in found]
             marker = MARKERS[number // len(COLORS) % len(MARKERS)]
             shown += axes.plot(epochs, values, marker=marker, ms=3.5, lw=1.3, color=COLORS[number % len(COLORS)])
         axes.set(xlabel="epoch", ylabel="accuracy of the class")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.grid(color="#DDDDDD", lw=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-        _class_legend(figure, shown, classes[:MOST_CLASSES])
+        _epoch_axis(axes, epochs[0], epochs[-1])
+        numbered = [name if name == str(number) else f"{number}  {name}" for number, name in enumerate(classes)]
+        _class_legend(figure, shown, numbered[:MOST_CLASSES])
         for column, at in enumerate(places):
             _small_matrix(figure.add_subplot(grid[1, column]), measured[at], part, first=column == 0)
         _save(figure, path)

@@ -7,16 +7,15 @@ on pixels that share their data and its split train side by side (many.py), conv
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastmlp.artifacts import read_json, write_json
+from fastmlp.artifacts import read_json, read_toml, write_json
 from fastmlp.config import Config, DataSettings, fields_of
 from fastmlp.config_extract import ExtractConfig
 from fastmlp.config_sources import resolve, resolve_as
-from fastmlp.errors import ConfigError, DivergedError, UnavailableError
+from fastmlp.errors import ConfigError, DataError, DivergedError, UnavailableError
 from fastmlp.extraction import Tools, extract_run
 from fastmlp.loop import Diverged, Row
 from fastmlp.many import ManyInterrupted, Result, train_many
@@ -56,7 +55,7 @@ class Job(NamedTuple):
         result = finished_result(self.recipe, self.folder)
         if result is None:
             return None
-        same = self.config is None or tomllib.loads((self.folder / CONFIG_NAME).read_text("utf-8")) == portable(self.config)
+        same = self.config is None or read_toml(self.folder / CONFIG_NAME) == portable(self.config)
         if self.images is not None:
             same = same and extracted_of(self.recipe, result).get("settings") == json.loads(json.dumps(self.images.key()))
         if not same:
@@ -69,7 +68,9 @@ def finished_result(recipe: Recipe, folder: Path) -> dict[str, Any] | None:
     file = folder / (CNN_NAME if recipe.train is None else RESULT_NAME)
     if not file.exists():
         return None
-    result: dict[str, Any] = read_json(file)
+    result = read_json(file)
+    if not isinstance(result, dict):
+        raise DataError(f"{file} is not the result of a run; take the folder away and run the recipe again")
     return None if result.get("stopped") == "interrupted" else result
 
 

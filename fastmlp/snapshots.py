@@ -23,7 +23,8 @@ from fastmlp.run_folders import CHECKPOINTS_NAME, CLASSES_NAME
 
 
 class Snapshots:
-    """Called after each epoch with its row and the engine, as it is then, not as the best epoch left it.
+    """Called after each epoch with its row and the engine, as it is then, not as the best epoch left it. An epoch that was cut
+    short is left out.
 
     Every `Config.classes_every` epochs a line goes to classes.jsonl: the epoch, and for the training and the validation part
     what `metrics.classification_metrics` tells, dropout off. Every `Config.checkpoint_every` epochs a model goes to
@@ -42,6 +43,8 @@ class Snapshots:
 
     def __call__(self, row: Row, engine: Engine) -> None:
         epoch = row["epoch"]
+        if row["rows"] < len(self.parts["train"][0]):  # cut short, by a signal or the time
+            return
         if self.config.classes_every and epoch % self.config.classes_every == 0:
             figures = {name: self._figures(engine, *part) for name, part in self.parts.items()}
             append_line(self.folder / CLASSES_NAME, {"epoch": epoch} | figures)

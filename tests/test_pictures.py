@@ -130,9 +130,10 @@ def test_legends_tell_classes_as_they_are_called(figures: list[Any], tmp_path: P
     labels = np.arange(10) % 5
     plot_projection(RNG.normal(size=(10, 3)), labels, classes, tmp_path / "a.png", "Features")
     plot_classes([{"epoch": 1, "train": classification_metrics(labels, labels, tuple(classes))}], classes, tmp_path / "b.png")
-    for figure in figures:
+    names = ["_background_", "$x^2$", "a?b", "back\\slash$", "日本"]
+    for figure, wanted in zip(figures, (names, [f"{number}  {name}" for number, name in enumerate(names)]), strict=True):
         (legend,) = figure.legends
-        assert [text.get_text() for text in legend.get_texts()] == ["_background_", "$x^2$", "a?b", "back\\slash$", "日本"]
+        assert [text.get_text() for text in legend.get_texts()] == wanted
         assert not any(text.get_parse_math() for text in legend.get_texts())
 
 

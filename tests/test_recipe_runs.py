@@ -286,3 +286,18 @@ def test_figures_over_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"| {np.mean(values):.2%} ± {100 * np.std(values, ddof=1):.2f} (3 seeds) |" in recipes_table({"rows": [row]})
     low = {"published": {"test": np.mean(values) + 0.006}, "seeds": row["mlp"]["seeds"], "test": 1.0}
     assert len(benchmark.missed({"name": "a", "cnn": None, "mlp": low})) == 1  # by the mean, not by seed 0
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("result.json", "[]", "set/group7-mlp-2/result.json is not the result of a run; take the folder away"),
+        ("config.toml", "a = ", "set/group7-mlp-2/config.toml is not valid TOML"),
+        ("config.toml", None, "cannot read set/group7-mlp-2/config.toml"),
+    ],
+)
+def test_damaged_runs_are_named(name: str, text: str | None, message: str) -> None:
+    ok("recipes", "run", "group7-mlp-2", "--out", "set", "-q", **TINY)
+    file = Path("set/group7-mlp-2") / name
+    file.unlink() if text is None else file.write_text(text)
+    assert refused(3, "recipes", "run", "group7-mlp-2", "--out", "set", "-q", **TINY).startswith(message)

@@ -125,3 +125,13 @@ def test_models_hold_their_own_parameters() -> None:
     first, second, third = (model.parameters for model in seen)
     assert not np.array_equal(first, second)
     assert not np.array_equal(second, third)
+
+
+def test_an_epoch_that_was_cut_short_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastmlp.loop.CHUNK_SECONDS", 1e-9)
+    folder = run("a", epochs=1000, max_time=1e-9, classes_every=1, checkpoint_every=1)
+    (row,) = read_lines(folder / "metrics.jsonl")
+    assert row["rows"] < json.loads((folder / "result.json").read_text())["data"]["rows"]["train"]
+    assert not (folder / "classes.jsonl").exists()
+    assert not (folder / "checkpoints").exists()
+    assert not (folder / "classes.png").exists()
