@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from fastmlp.backends import make_engine
 from fastmlp.checks import Rows
@@ -235,7 +234,8 @@ class Loop:
         steps = steps_of(len(order), settings.batch_size)
         rates = settings.schedule.rates((epoch - 1) * steps, steps, steps)
         results: list[RowResults] = []
-        measured = Measured(settings, self.data, (epoch - 1) * steps, steps, self._weights(order))
+        weights = None if self.weights is None else self.weights[order].astype(np.float64)
+        measured = Measured(settings, self.data, (epoch - 1) * steps, steps, weights)
         done, seconds, total, right = 0, 0.0, 0.0, 0
         while done < len(order) and not (done and (signals.received or time.monotonic() >= self.deadline)):
             rows = order[done : done + min(self.chunk, measured.rows_left(done))]
@@ -253,7 +253,8 @@ class Loop:
                 accuracy = right / done if self.y.ndim == 1 else None
                 self.progress.update(epoch, done, len(order), total / done, accuracy, done / seconds)
             self._adapt(len(rows), elapsed)
-        return measured.into(self._row(epoch, order[:done], results, seconds, float(rates[0])))
+        weights = None if weights is None else weights[:done]
+        return measured.into(self._row(epoch, done, results, weights, seconds, float(rates[0])))
 
     def _adapt(self, rows: int, elapsed: float) -> None:
         self.chunk = self._whole_batches(min(rows * CHUNK_SECONDS / max(elapsed, 1e-6), 4 * rows))
@@ -262,21 +263,18 @@ class Loop:
         """At most so many rows, but a batch at least."""
         return max(1, int(rows // self.settings.batch_size)) * self.settings.batch_size
 
-    def _weights(self, order: npt.NDArray[np.int64]) -> FloatArray | None:
-        """The weights of these rows."""
-        return None if self.weights is None else self.weights[order].astype(np.float64)
-
-    def _row(self, epoch: int, order: npt.NDArray[np.int64], results: list[RowResults], seconds: float, rate: float) -> Row:
+    def _row(
+        self, epoch: int, rows: int, results: list[RowResults], weights: FloatArray | None, seconds: float, rate: float
+    ) -> Row:
         began = time.perf_counter()
         loss = np.concatenate([part.loss for part in results]).astype(np.float64)
         correct = np.concatenate([part.correct for part in results])
-        weights = self._weights(order)
         val_loss = val_accuracy = None
         if self.data.validation is not None:
             val_loss, val_accuracy = validate(self.engine, self.data.validation, self.settings, f"epoch {epoch}")
         return {
             "epoch": epoch,
-            "rows": len(order),
+            "rows": rows,
             "loss": float(np.average(loss, weights=weights)),
             "accuracy": float(np.average(correct, weights=weights)) if self.y.ndim == 1 else None,
             "val_loss": val_loss,
@@ -284,7 +282,7 @@ class Loop:
             "rate": rate,
             "seconds": seconds,
             "eval_seconds": time.perf_counter() - began,
-            "rows_per_second": len(order) / seconds,
+            "rows_per_second": rows / seconds,
         }
 
 

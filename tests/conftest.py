@@ -11,7 +11,8 @@ import dataclasses
 import importlib.util
 import os
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -156,6 +157,21 @@ def engine_of(backend: str, job: Job, state: State | None = None) -> Iterator[En
         yield engine
     finally:
         engine.close()
+
+
+def check_in_a_forked_child(holds: Callable[[], bool], seconds: float) -> None:
+    """Fail if a child of this process finds that something does not hold, or hangs longer than so many seconds."""
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if holds() else 9)
+    until = time.monotonic() + seconds
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+        if time.monotonic() > until:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+            pytest.fail("the child hangs")
+        time.sleep(0.01)
+    assert os.waitstatus_to_exitcode(ended[1]) == 0
 
 
 # ------------------------------------------------------------------------------------------------ tolerances

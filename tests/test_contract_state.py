@@ -14,6 +14,7 @@ import pytest
 from conftest import (
     Course,
     check_against_reference,
+    check_in_a_forked_child,
     engine_of,
     make_course,
     run_course,
@@ -275,16 +276,14 @@ def test_an_engine_works_in_a_forked_child(backend: str) -> None:
     course = make_course(BASE.network)
     with engine_of(backend, BASE) as engine:
         wanted = engine.forward(course.x)
-        child = os.fork()
-        if child == 0:
-            os._exit(0 if same_bits(engine.forward(course.x), wanted) else 9)
-        for _ in range(1000):
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                break
-            time.sleep(0.01)
-        else:
-            os.kill(child, 9)
-            os.waitpid(child, 0)
-        assert done, "the child hangs"
-        assert os.waitstatus_to_exitcode(status) == 0
+        check_in_a_forked_child(lambda: same_bits(engine.forward(course.x), wanted), seconds=10)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_child_that_errs_or_hangs_is_seen() -> None:
+    check_in_a_forked_child(lambda: True, seconds=10)
+    with pytest.raises(AssertionError):
+        check_in_a_forked_child(lambda: False, seconds=10)
+    with pytest.raises(pytest.fail.Exception, match="hangs"):
+        check_in_a_forked_child(lambda: bool(time.sleep(60)), seconds=0.2)

@@ -6,14 +6,13 @@ import functools
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from cli_helpers import ok, refused
-from conftest import Course, engine_of, make_course, run_course, start_state
+from conftest import Course, check_in_a_forked_child, engine_of, make_course, run_course, start_state
 from extract_helpers import own_folder  # noqa: F401 - a fixture of every test here
 
 from fastmlp.backends import make_engine
@@ -162,19 +161,7 @@ def test_much_work_in_a_forked_child_does_not_hang() -> None:
     try:
         with engine_of("torch", Job(network, Optimizer())) as engine:
             wanted = engine.forward(x)
-            child = os.fork()
-            if child == 0:
-                os._exit(0 if np.allclose(engine.forward(x), wanted, atol=1e-4) else 9)
-            for _ in range(3000):
-                done, status = os.waitpid(child, os.WNOHANG)
-                if done:
-                    break
-                time.sleep(0.01)
-            else:
-                os.kill(child, 9)
-                os.waitpid(child, 0)
-        assert done, "the child hangs"
-        assert os.waitstatus_to_exitcode(status) == 0
+            check_in_a_forked_child(lambda: np.allclose(engine.forward(x), wanted, atol=1e-4), seconds=30)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
