@@ -98,6 +98,7 @@ def side_by_side(search: Mapping[str, Any], group: Sequence[tuple[dict[str, Any]
         validation=parts["validation"],
         scaling=fit_scaling(plans[0].config.scale, parts["train"][0]),
         classes=data.classes,
+        image_shape=data.image_shape,
         finished=lambda index, result: keep({"settings": group[index][0]} | figures(search, result, parts)),
     )
 

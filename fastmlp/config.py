@@ -171,6 +171,8 @@ class Config(DataSettings):
     )
     monitor: str = of_training(one_of("monitor", ("loss", "accuracy")), "loss", "Validation figure whose best epoch is kept.")
     min_delta: float = of_training(NUMBER, 0.0, "By how much --monitor must be better to count.")
+    flip: float = of_training(NUMBER, 0.0, "Probability that a training image is mirrored, anew in each epoch.")
+    shift: int = of_training(WHOLE, 0, "Pixels by which training images are moved each way, at most, anew in each epoch.")
     val_steps: int | None = of_training(WHOLE, None, "Measure the validation part also after every so many updates.")
     max_time: float | None = of_training(DURATION, None, "Stop after this time, such as 30s, 2m, 1h.")
 

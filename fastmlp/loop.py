@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from fastmlp.augment import Moves, augmented, draw_moves
 from fastmlp.backends import make_engine
 from fastmlp.checks import Rows
 from fastmlp.contract import Engine, Job, RowResults, State, steps_of
@@ -22,7 +23,7 @@ from fastmlp.evaluation import epoch_figures
 from fastmlp.model import Model
 from fastmlp.network import FloatArray, Network
 from fastmlp.philox import generator
-from fastmlp.rows import in_whole
+from fastmlp.rows import Array, Indices, in_whole
 from fastmlp.settings import Settings, TrainingData
 from fastmlp.signals import Signals
 
@@ -215,8 +216,8 @@ class Loop:
     def _result(self, stopped: str) -> Training:
         assert self.best.parameters is not None
         settings, data = self.settings, self.data
-        names = data.classes or ()
-        model = Model(self.network, self.best.parameters, data.scaling, names, None, settings.backend, settings.threads)
+        known = (data.scaling, data.classes or (), data.image_shape)
+        model = Model(self.network, self.best.parameters, *known, settings.backend, settings.threads)
         state = self.engine.state()
         return Training(model, self.history, self.best.epoch, stopped, state, self.engine.name, self.engine.threads)
 
@@ -236,13 +237,16 @@ class Loop:
         results: list[RowResults] = []
         weights = None if self.weights is None else self.weights[order].astype(np.float64)
         measured = Measured(settings, self.data, (epoch - 1) * steps, steps, weights)
+        moving = settings.flip or settings.shift
+        moves = draw_moves(settings.seed, epoch, len(order), settings.flip, settings.shift) if moving else None
         done, seconds, total, right = 0, 0.0, 0.0, 0
         while done < len(order) and not (done and (signals.received or time.monotonic() >= self.deadline)):
             rows = order[done : done + min(self.chunk, measured.rows_left(done))]
             first_step = done // settings.batch_size
             chunk_rates = rates[first_step:][: steps_of(len(rows), settings.batch_size)]
             began = time.perf_counter()
-            part = self.engine.train(self.x, self.y, rows, chunk_rates, self.weights)
+            x, y, rows, weighted = self._given(rows, moves and moves.part(done, done + len(rows)))
+            part = self.engine.train(x, y, rows, chunk_rates, weighted)
             elapsed = time.perf_counter() - began
             check_finite(part.loss, epoch, first_step, settings)
             results.append(part)
@@ -255,6 +259,13 @@ class Loop:
             self._adapt(len(rows), elapsed)
         weights = None if weights is None else weights[:done]
         return measured.into(self._row(epoch, done, results, weights, seconds, float(rates[0])))
+
+    def _given(self, rows: Indices, moves: Moves | None) -> tuple[Array, Array, Indices, FloatArray | None]:
+        """What the engine takes to train on these rows: x, y, which rows of them, and weights; copies only of moved images."""
+        if moves is None or self.data.image_shape is None:
+            return self.x, self.y, rows, self.weights
+        x = augmented(self.x[rows], self.data.image_shape, moves)
+        return x, self.y[rows], np.arange(len(rows)), None if self.weights is None else self.weights[rows]
 
     def _adapt(self, rows: int, elapsed: float) -> None:
         self.chunk = self._whole_batches(min(rows * CHUNK_SECONDS / max(elapsed, 1e-6), 4 * rows))

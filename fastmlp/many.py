@@ -82,6 +82,7 @@ def train_many(  # noqa: PLR0913 - as `train`
     scaling: Scaling | None = None,
     sample_weight: FloatArray | None = None,
     classes: Sequence[str] | None = None,
+    image_shape: tuple[int, int, int] | None = None,
     threads: int | None = None,
     callbacks: Sequence[Sequence[Callback]] | None = None,
     progress: RowSeen | None = None,
@@ -94,7 +95,7 @@ def train_many(  # noqa: PLR0913 - as `train`
     Parameters
     ----------
     jobs : a network and its settings for each model; `Settings.threads` counts for the model's predictions only
-    x, y, validation, scaling, sample_weight, classes : as `train` takes them, the same for all models
+    x, y, validation, scaling, sample_weight, classes, image_shape : as `train` takes them, the same for all models
     threads : models under way at a time; None takes a thread for each core that this process may use
     callbacks : of each job, called as `train` calls them, in the thread that trains the model
     progress : called in the caller's thread with a model's place in `jobs` and each new row of its history
@@ -123,7 +124,7 @@ def train_many(  # noqa: PLR0913 - as `train`
     """
     threads = Settings(threads=threads).threads or available_cores()  # one check for all numbers of threads
     names = None if classes is None else tuple(classes)
-    tasks = make_tasks(jobs, TrainingData(x, y, validation, sample_weight, scaling, names))
+    tasks = make_tasks(jobs, TrainingData(x, y, validation, sample_weight, scaling, names, image_shape))
     if callbacks is not None and len(callbacks) != len(tasks):
         raise ConfigError(f"callbacks for {len(callbacks)} jobs, but there are {len(tasks)}; give a sequence for each")
     compile_kinds(tasks)

@@ -24,7 +24,7 @@ WEYL_0 = np.uint64(0x9E3779B9)
 WEYL_1 = np.uint64(0xBB67AE85)
 ROUNDS = 10
 
-STREAMS = {"weights": 0, "order": 1, "split": 2}
+STREAMS = {"weights": 0, "order": 1, "split": 2, "augment": 3}
 
 
 def philox_round(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> tuple[Any, Any, Any, Any]:

@@ -190,6 +190,7 @@ def run_pixels(jobs: Sequence[Job], threads: int | None, say: Say) -> int:
                 validation=parts.get("validation"),
                 scaling=scaling,
                 classes=data.classes or None,
+                image_shape=data.image_shape,
                 threads=threads,
                 progress=seen,
                 callbacks=[[snapshots_of(plan, job.folder, scaling)] for job, plan in zip(jobs, plans, strict=True)],

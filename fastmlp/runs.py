@@ -38,7 +38,7 @@ from fastmlp.preprocess import Scaling, fit_scaling, split_rows
 from fastmlp.progress import Progress, make_progress
 from fastmlp.rows import take
 from fastmlp.run_folders import CLASSES_NAME, METRICS_NAME, check_free, new_run_folder, take_away, write_manifest
-from fastmlp.settings import Settings
+from fastmlp.settings import Settings, check_moves
 from fastmlp.snapshots import Snapshots
 from fastmlp.training import train
 
@@ -99,6 +99,7 @@ def make_plan(config: Config, progress: bool = False, data: Dataset | None = Non
     if data.validation is not None and "validation" not in parts:  # the settings cannot know it
         settings = dataclasses.replace(settings, patience=None)
     check_parts(config, parts)
+    check_moves(settings, data.image_shape)
     network = config.network(data.x.shape[1], len(data.classes) or data.y.shape[1])
     return Plan(config, settings, data, parts, network)
 
@@ -138,8 +139,8 @@ def size(count: int | None, fraction: float | None) -> float | int:
 
 
 def check_settings(config: Config) -> None:
-    """Check what needs no data, for those whose data take long: raises ConfigError as `train_run` would."""
-    config.settings()
+    """Check what needs no data, for those whose data are features that take long: raises ConfigError as `train_run` would."""
+    check_moves(config.settings(), None)
     config.network(1, 2)
     if config.out is not None:
         check_free(Path(config.out), config.force)
@@ -239,6 +240,7 @@ def run_training(plan: Plan, recorder: Recorder, folder: Path) -> Ended:
             validation=plan.parts.get("validation"),
             scaling=scaling,
             classes=plan.data.classes or None,
+            image_shape=plan.data.image_shape,
             callbacks=[snapshots_of(plan, folder, scaling)],
             progress=recorder,
         )

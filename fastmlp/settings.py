@@ -34,6 +34,8 @@ class Settings:
     patience : stop after this many epochs without a better `monitor`; None never stops early
     monitor : "loss" or "accuracy" of the validation part; its best epoch's weights are kept
     min_delta : by how much the monitor must be better to count
+    flip, shift : what is done to training images anew in each epoch: mirrored with this probability, moved by up to so many
+        pixels each way; see augment.py
     val_steps : measure the validation part also after every so many updates; None only after epochs
     max_time : seconds after which training stops, mid-epoch if need be; None for no limit
     seed : of initial weights, row order and dropout, 0 to 2^64 - 1
@@ -51,6 +53,8 @@ class Settings:
     patience: int | None = None
     monitor: str = "loss"
     min_delta: float = 0.0
+    flip: float = 0.0
+    shift: int = 0
     val_steps: int | None = None
     max_time: float | None = None
     seed: int = 0
@@ -59,10 +63,13 @@ class Settings:
     dtype: npt.DTypeLike = np.float32
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("patience", 1), ("val_steps", 1), ("threads", 1), ("seed", 0)):
+        from_1 = ("epochs", "batch_size", "patience", "val_steps", "threads")
+        for name, least in (*((name, 1) for name in from_1), ("seed", 0), ("shift", 0)):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, Integral) and int(value) >= least):
                 raise ConfigError(f"{name} must be at least {least}, a whole number, not {value!r}")
+        if not 0 <= self.flip <= 1:
+            raise ConfigError(f"flip is a probability between 0 and 1, not {self.flip}")
         if not (self.min_delta >= 0 and math.isfinite(self.min_delta)):
             raise ConfigError(f"min_delta must be zero or a positive number, not {self.min_delta}")
         if self.monitor not in ("loss", "accuracy"):
@@ -82,6 +89,7 @@ class TrainingData(NamedTuple):
     weights: FloatArray | None = None
     scaling: Scaling | None = None
     classes: tuple[str, ...] | None = None
+    image_shape: tuple[int, int, int] | None = None
 
 
 def check_data(network: Network, dtype: npt.DTypeLike, given: TrainingData) -> TrainingData:
@@ -96,8 +104,8 @@ def check_data(network: Network, dtype: npt.DTypeLike, given: TrainingData) -> T
     weights = None if given.weights is None else check_weights(given.weights, len(x))
     numbered = tuple(map(str, range(network.sizes[-1]))) if y.ndim == 1 else ()
     names = numbered if given.classes is None else given.classes
-    check_description(network, None if given.scaling is None else len(given.scaling.shift), len(names), None)
-    return TrainingData(x, y, validation, weights, given.scaling, names)
+    check_description(network, None if given.scaling is None else len(given.scaling.shift), len(names), given.image_shape)
+    return TrainingData(x, y, validation, weights, given.scaling, names, given.image_shape)
 
 
 def check_settings(settings: Settings, data: TrainingData) -> None:
@@ -106,5 +114,12 @@ def check_settings(settings: Settings, data: TrainingData) -> None:
         raise ConfigError("patience needs a validation part to watch; give one (--val-fraction) or leave patience out")
     if settings.val_steps is not None and data.validation is None:
         raise ConfigError("val_steps needs a validation part to measure; give one (--val-fraction) or leave val_steps out")
+    check_moves(settings, data.image_shape)
     if settings.monitor == "accuracy" and data.y.ndim == 2:
         raise ConfigError("monitor 'accuracy' needs classes; regression watches 'loss'")
+
+
+def check_moves(settings: Settings, image_shape: tuple[int, int, int] | None) -> None:
+    """Raise ConfigError if something is to be moved that is no image."""
+    if (settings.flip or settings.shift) and image_shape is None:
+        raise ConfigError("flip and shift move images, and the rows are none; leave them out (extract has its own)")

@@ -26,6 +26,7 @@ def train(  # noqa: PLR0913 - the settings are one argument; what remains is dat
     scaling: Scaling | None = None,
     sample_weight: FloatArray | None = None,
     classes: Sequence[str] | None = None,
+    image_shape: tuple[int, int, int] | None = None,
     callbacks: Sequence[Callback] = (),
     progress: Progress | None = None,
 ) -> Training:
@@ -41,6 +42,7 @@ def train(  # noqa: PLR0913 - the settings are one argument; what remains is dat
     scaling : fitted on x, see `preprocess.fit_scaling`; stored with the model
     sample_weight : (n,) positive weights of the rows in the loss
     classes : names of the classes; None numbers them
+    image_shape : (height, width, channels) if the rows are images, which `Settings.flip` and `shift` move; kept in the model
     callbacks : each is called with the epoch's history row and the engine; True stops the training
     progress : shows the course, see `progress.make_progress`
 
@@ -64,7 +66,7 @@ def train(  # noqa: PLR0913 - the settings are one argument; what remains is dat
     """
     settings = settings or Settings()
     names = None if classes is None else tuple(classes)
-    data = check_data(network, settings.dtype, TrainingData(x, y, validation, sample_weight, scaling, names))
+    data = check_data(network, settings.dtype, TrainingData(x, y, validation, sample_weight, scaling, names, image_shape))
     check_settings(settings, data)
     with loop_for(network, settings, data, progress) as loop:
         loop.compile()

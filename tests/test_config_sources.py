@@ -51,6 +51,8 @@ TEXTS = {
     "patience": ("1", "2"),
     "monitor": ("accuracy", "loss"),
     "min_delta": ("0.1", "0.2"),
+    "flip": ("0.5", "0.1"),
+    "shift": ("1", "2"),
     "val_steps": ("1", "2"),
     "max_time": ("30s", "2m"),
     "backend": ("numpy", "numba"),

@@ -370,6 +370,7 @@ def test_pictures_need_a_folder(home: Path) -> None:
         (["--hidden", "x"], "--hidden"),
         (["--activation", "rleu"], "unknown activation 'rleu'"),
         (["--lr", "-1"], "rate"),
+        (["--shift", "1"], "flip and shift move images"),
         (["--out", "used"], "the folder used is not empty"),
         (["--out", "used/file"], "used/file is a file"),
         (["--out", "used/file/run"], "used/file/run is a file or lies under one"),

@@ -25,7 +25,7 @@ GROUPS = (
     ("cpu_cache", "cpu_simd", "cpu_instructions", "cpu_math", "cpu_compile", "cpu_threads"),
     ("cpu_plan", "cpu_products", "cpu_formulas", "cpu_pieces", "cpu_kernels", "cpu", "backends"),
     ("model", "metrics", "evaluation", "artifacts", "run_folders", "tensorfile", "modelfile"),
-    ("settings", "signals", "loop", "training", "many"),
+    ("augment", "settings", "signals", "loop", "training", "many"),
     ("data_files", "data_npy", "data_tensors", "data_images", "data_fetch", "data", "features", "feature_files"),
     ("tables", "listings", "report", "pictures", "comparison_pictures", "progress"),
     (

@@ -245,6 +245,7 @@ def test_bad_settings_and_bad_data_leave_no_folder(blobs: Path, tmp_path: Path) 
         config_for(blobs, out, min_accuracy=0.5, test_fraction=0.0),
         config_for(blobs, out, predictions=True, test_fraction=0.0),
         config_for(blobs, out, val_steps=3, patience=0, val_fraction=0.0),
+        config_for(blobs, out, flip=0.5),  # numbers, not images
         config_for(blobs, out, patience=3, val_fraction=0.0),  # found out only when the training starts
     ]
     for config in bad:

@@ -146,6 +146,10 @@ BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"epochs": 2.5}, "epochs must be"),
     ({"batch_size": 16.0}, "batch_size must be"),
     ({"seed": 1.5}, "seed must be"),
+    ({"flip": 1.5}, "flip is a probability"),
+    ({"flip": float("nan")}, "flip is a probability"),
+    ({"shift": -1}, "shift must be"),
+    ({"shift": 1.5}, "shift must be"),
 ]
 
 
