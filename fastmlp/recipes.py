@@ -1,4 +1,4 @@
-"""The published experiments as recipes: settings of `train` and `extract` by name, beside what was published.
+"""The published experiments, and the best of ours, as recipes: settings of `train` and `extract` by name, beside what was published.
 
 Here: `all_recipes`, `find`, `matching`, `Recipe`. They are data, TOML files in the folder `published`: a file for each report,
 a table for each row of it, `[mlp.NAME]` for a network on pixels, `[cnn.NAME]` for a convolutional one, and what the rows share
@@ -53,7 +53,7 @@ class Recipe(NamedTuple):
         if self.extract is not None:
             given, words = self.extract, [f"CNN {'-'.join(map(str, self.extract['filters']))}", self.extract["pool"][0]]
             words += [given[name] for name in ("init",) if name in given] + given.get("regularize", [])
-            return ", ".join([*words, f"dense {'-'.join(map(str, given['dense']))}"])
+            return ", ".join([*words, *([f"dense {'-'.join(map(str, given['dense']))}"] if given["dense"] else [])])
         assert self.train is not None
         words = [f"MLP {'-'.join(map(str, self.train['hidden']))}", self.train.get("activation", ["relu"])[0]]
         words += [f"{name} {self.train[name]}" for name in ("l2", "decay") if name in self.train]

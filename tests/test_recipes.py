@@ -29,13 +29,15 @@ ROWS = {
     "group7-mlp": 4,
     "group7-cnn": 6,
     "group7": 1,
+    "best-mlp": 1,
+    "best-cnn-mlp": 1,
 }
 IMAGE = (28, 28, 1)
 
 
 def test_every_row_is_there() -> None:
     assert Counter(re.sub(r"-(\d+|both)$", "", name) for name in all_recipes()) == ROWS
-    assert sum(ROWS.values()) == 64
+    assert sum(ROWS.values()) == 64 + 2
     numbers = [int(name.rpartition("-")[2]) for name in all_recipes() if name.startswith("iisc-mlp")]
     assert numbers == list(range(1, 19))
 
@@ -142,7 +144,7 @@ def test_a_recipe_chains(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_list_and_a_recipe() -> None:
     lines = ok("recipes").stdout.splitlines()
-    assert len(lines) == 64
+    assert len(lines) == 66
     assert lines[5] == "cs776-mlp-6   MLP 400-250-100, relu, dropout 0.2               test 88.55 %; their best"
     listed = json.loads(ok("recipes", "--json").stdout)["recipes"]
     assert [row["name"] for row in listed] == [*all_recipes()]
