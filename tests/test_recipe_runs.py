@@ -286,6 +286,8 @@ def test_figures_over_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"| {np.mean(values):.2%} ± {100 * np.std(values, ddof=1):.2f} (3 seeds) |" in recipes_table({"rows": [row]})
     low = {"published": {"test": np.mean(values) + 0.006}, "seeds": row["mlp"]["seeds"], "test": 1.0}
     assert len(benchmark.missed({"name": "a", "cnn": None, "mlp": low})) == 1  # by the mean, not by seed 0
+    alone = low | {"seeds": {"test": low["seeds"]["test"]}}  # trained on all rows, without a validation part
+    assert len(benchmark.missed({"name": "a", "cnn": None, "mlp": alone})) == 1
 
 
 @pytest.mark.parametrize(
