@@ -1,4 +1,4 @@
-"""The published experiments, and the best of ours, as recipes: settings of `train` and `extract` by name, beside what was published.
+"""The published experiments, and the best of ours: settings of `train` and `extract` by name, beside what was published.
 
 Here: `all_recipes`, `find`, `matching`, `Recipe`. They are data, TOML files in the folder `published`: a file for each report,
 a table for each row of it, `[mlp.NAME]` for a network on pixels, `[cnn.NAME]` for a convolutional one, and what the rows share
