@@ -6,16 +6,16 @@ convolutional network, which its own package knows.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
 from fastmlp.philox import generator
+from fastmlp.rows import Array
 
 Shape = tuple[int, int, int]  # height, width, channels
-Array = npt.NDArray[Any]
 
 
 class Moves(NamedTuple):

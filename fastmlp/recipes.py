@@ -53,7 +53,8 @@ class Recipe(NamedTuple):
         if self.extract is not None:
             given, words = self.extract, [f"CNN {'-'.join(map(str, self.extract['filters']))}", self.extract["pool"][0]]
             words += [given[name] for name in ("init",) if name in given] + given.get("regularize", [])
-            return ", ".join([*words, *([f"dense {'-'.join(map(str, given['dense']))}"] if given["dense"] else [])])
+            words += [f"dense {'-'.join(map(str, given['dense']))}"] if given["dense"] else []
+            return ", ".join(words)
         assert self.train is not None
         words = [f"MLP {'-'.join(map(str, self.train['hidden']))}", self.train.get("activation", ["relu"])[0]]
         words += [f"{name} {self.train[name]}" for name in ("l2", "decay") if name in self.train]

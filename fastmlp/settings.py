@@ -38,7 +38,7 @@ class Settings:
         pixels each way; see augment.py
     val_steps : measure the validation part also after every so many updates; None only after epochs
     max_time : seconds after which training stops, mid-epoch if need be; None for no limit
-    seed : of initial weights, row order and dropout, 0 to 2^64 - 1
+    seed : of initial weights, row order, dropout, flip and shift, 0 to 2^64 - 1
     backend, threads, dtype : see `backends.make_engine` and `contract.Job`
 
     Raises
@@ -63,9 +63,8 @@ class Settings:
     dtype: npt.DTypeLike = np.float32
 
     def __post_init__(self) -> None:
-        from_1 = ("epochs", "batch_size", "patience", "val_steps", "threads")
-        for name, least in (*((name, 1) for name in from_1), ("seed", 0), ("shift", 0)):
-            value = getattr(self, name)
+        for name in ("epochs", "batch_size", "patience", "val_steps", "threads", "seed", "shift"):
+            value, least = getattr(self, name), 0 if name in ("seed", "shift") else 1
             if value is not None and not (isinstance(value, Integral) and int(value) >= least):
                 raise ConfigError(f"{name} must be at least {least}, a whole number, not {value!r}")
         if not 0 <= self.flip <= 1:
