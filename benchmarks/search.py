@@ -81,7 +81,7 @@ def figures(search: Mapping[str, Any], result: Result, parts: Parts) -> Row:
 
 def on_pixels(search: Mapping[str, Any], todo: Sequence[dict[str, Any]], keep: Keep) -> None:
     """Train the variants, those that have the same data, parts and scaling side by side."""
-    configs = [(changed, resolve({}, {}, recipe=base_of(search) | changed)) for changed in todo]
+    configs = [(changed, resolve({}, {}, recipe=settings_of(search)[1] | changed)) for changed in todo]
     shared = [*fields_of(DataSettings)]
     for _, group in itertools.groupby(configs, key=lambda one: [getattr(one[1], name) for name in shared]):
         side_by_side(search, list(group), keep)
@@ -107,19 +107,22 @@ def on_features(search: Mapping[str, Any], todo: Sequence[dict[str, Any]], folde
     """Train a convolutional network for each variant, and a network on its features; both are told."""
     from cnn import toolkit
 
-    base, tools = base_of(search), cast("Tools", toolkit)
-    images = folder / "images.npz"  # in a file of their own, in which there is no test part
-    save_images(images_of(search, base["data"]), images)
-    own = resolve({}, {}, recipe=search["train"])
+    (base, follows), tools = settings_of(search), cast("Tools", toolkit)
+    if not search.get("test"):
+        images = folder / "images.npz"  # in a file of their own, in which there is no test part
+        save_images(images_of(search, base["data"]), images)
+        base |= {"data": str(images), "test_fraction": 0.0}
+    own = resolve({}, {}, recipe=follows)
     for changed in todo:
-        config = resolve_as(ExtractConfig, {}, {}, recipe=base | changed | {"data": str(images), "test_fraction": 0.0})
+        config = resolve_as(ExtractConfig, {"data_dir": os.environ.get("FASTMLP_DATA")}, {}, recipe=base | changed)
         extracted = extract_run(config, tools, follows=own, say=print)
         plan = make_plan(own, data=extracted.data)
         rows, validation = plan.parts["train"], plan.parts["validation"]
         scaling = fit_scaling(own.scale, rows[0])
         trained = train(plan.network, *rows, settings=plan.settings, validation=validation, scaling=scaling)
         told = extracted.result["cnn"]
-        cnn = {"validation": told["validation"]["accuracy"]} | {key: told[key] for key in ("epochs", "best_epoch", "seconds")}
+        cnn = {name: told[name]["accuracy"] for name in ("validation", "test") if name in told}
+        cnn |= {key: told[key] for key in ("epochs", "best_epoch", "seconds")}
         keep({"settings": changed, "cnn": cnn} | figures(search, trained, plan.parts))
 
 
@@ -131,18 +134,19 @@ def save_images(data: Dataset, path: Path) -> None:
     np.savez(path, x=np.asarray(data.x[:]).reshape(-1, *shape), y=data.y, classes=np.array(data.classes))
 
 
-def base_of(search: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that all variants share, but for what each changes."""
+def settings_of(search: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of `extract`, none for networks on pixels, and of `train`, that all variants share."""
     if "recipe" in search:
-        return dict(find(search["recipe"]).train or {})
-    return dict(search["extract"] if "extract" in search else search["train"])
+        found = find(search["recipe"])
+        return dict(found.extract or {}), dict(found.train or {})
+    return dict(search.get("extract", {})), dict(search["train"])
 
 
 def run(name: str, folder: Path, out: Path) -> None:
     """Train the variants of a search that the file does not have, and write each when it has ended."""
     search, found = searches()[name], read_json(out) if out.exists() else {}
-    shared = {key: search[key] for key in ("extract", "train") if key in search} or base_of(search)
-    kept = found.get(name, {})
+    extract, own = settings_of(search)
+    shared, kept = ({"extract": extract} if extract else {}) | {"train": own}, found.get(name, {})
     rows = list(kept["rows"]) if kept.get("shared") == shared else []  # those of other settings compare with nothing
     todo = [changed for changed in variants(search) if changed not in [row["settings"] for row in rows]]
 
@@ -153,7 +157,7 @@ def run(name: str, folder: Path, out: Path) -> None:
         write_json(out, found)
 
     print(f"{name}: {len(todo)} to train", flush=True)
-    if "extract" in search:
+    if extract:
         on_features(search, todo, folder, keep)
     else:
         on_pixels(search, todo, keep)

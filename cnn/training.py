@@ -28,9 +28,10 @@ from cnn.images import Augmentation, Images
 from cnn.network import read_state
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
+MONITORS = ("loss", "accuracy")
 SCHEDULES = ("constant", "step", "cosine")
 EVALUATED = 1024  # images at once where no gradient is needed
-VERSION = 1  # of checkpoints
+VERSION = 2  # of checkpoints
 
 Row = dict[str, Any]
 Labels = npt.NDArray[np.integer[Any]]
@@ -47,7 +48,8 @@ class Settings:
     schedule : a name of `SCHEDULES`: "step" multiplies the rate by `factor` every `every` epochs, "cosine" takes it to 0 at
         the last step (Loshchilov & Hutter 2017, without restarts)
     batch_size, epochs : rows of an update, passes over the training part
-    patience : epochs without a better validation loss after which training ends; None for no end
+    monitor : a name of `MONITORS`: the figure of the validation part whose best epoch is kept
+    patience : epochs without a better monitored figure after which training ends; None for no end
     label_smoothing : share of each target spread over all classes
     augmentation : of training images
     seed : for the order of rows, dropout and augmentation
@@ -68,6 +70,7 @@ class Settings:
     every: int = 10
     batch_size: int = 64
     epochs: int = 10
+    monitor: str = "loss"
     patience: int | None = None
     label_smoothing: float = 0.0
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -78,6 +81,7 @@ class Settings:
     def __post_init__(self) -> None:
         check_name("optimizer", self.optimizer, OPTIMIZERS)
         check_name("schedule", self.schedule, SCHEDULES)
+        check_name("monitor", self.monitor, MONITORS)
         check_least(self, 1, "batch_size", "epochs", "every", *(["patience"] if self.patience is not None else []))
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise DescriptionError(f"lr must be a positive number, not {self.lr}")
@@ -160,7 +164,7 @@ class Trainer:
         self.step = torch.compile(network) if settings.compiled else network
         self.transform = settings.augmentation.transform(*train.images.image_shape[:2])
         self.history: list[Row] = []
-        self.best_epoch, self.best_loss, self.best = 0, math.inf, copy.deepcopy(network.state_dict())
+        self.best_epoch, self.best_score, self.best = 0, -math.inf, copy.deepcopy(network.state_dict())
 
     def resume(self, data: bytes, name: str) -> None:
         """Go on from a checkpoint; raises FileError if it is damaged, or of another network or optimizer."""
@@ -175,7 +179,7 @@ class Trainer:
             self.best = state["best"]
         except (KeyError, ValueError, RuntimeError) as error:
             raise FileError(f"{name}: of another network: {' '.join(str(error).split())[:200]}") from None
-        self.history, self.best_epoch, self.best_loss = state["history"], state["best_epoch"], state["best_loss"]
+        self.history, self.best_epoch, self.best_score = state["history"], state["best_epoch"], state["best_score"]
 
     def checkpoint(self) -> bytes:
         """All that `resume` needs."""
@@ -186,7 +190,7 @@ class Trainer:
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        figures = {"history": self.history, "best_epoch": self.best_epoch, "best_loss": self.best_loss, "best": self.best}
+        figures = {"history": self.history, "best_epoch": self.best_epoch, "best_score": self.best_score, "best": self.best}
         torch.save(state | figures, buffer)
         return buffer.getvalue()
 
@@ -198,9 +202,8 @@ class Trainer:
             if row is None:
                 break
             self.history.append(row)
-            watched = row["val_loss"] if self.validation else -len(self.history)  # unwatched, the last is the best
-            if watched < self.best_loss:
-                self.best_epoch, self.best_loss = row["epoch"], watched
+            if (score := self._score(row)) > self.best_score:
+                self.best_epoch, self.best_score = row["epoch"], score
                 self.best = copy.deepcopy(self.network.state_dict())
             if self.watch.checkpoint:
                 self.watch.checkpoint(self.checkpoint())
@@ -208,6 +211,12 @@ class Trainer:
             stopped = self._reason()
         self.network.load_state_dict(self.best)
         return Trained(self.history, self.best_epoch, stopped or "signal")
+
+    def _score(self, row: Row) -> float:
+        """What the best epoch has most of; without a validation part the last epoch is the best."""
+        if not self.validation:
+            return float(row["epoch"])
+        return float(row["val_accuracy"] if self.settings.monitor == "accuracy" else -row["val_loss"])
 
     def _reason(self) -> str:
         """Why training ends after the epochs so far; "" if it goes on."""

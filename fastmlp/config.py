@@ -39,6 +39,7 @@ from fastmlp.settings import Settings
 # Learning rates that train most networks without care; those of rmsprop, adam and adamw are their authors'.
 RATES = {"sgd": 0.05, "momentum": 0.01, "nesterov": 0.01, "rmsprop": 0.001, "adam": 0.001, "adamw": 0.001}
 PATIENCE = 10
+MONITORS = ("loss", "accuracy")  # figures of the validation part by which the best epoch is kept
 
 OUTPUTS = tuple(dict.fromkeys(output for outputs in LOSSES.values() for output in outputs))
 RATES_HELP = ", ".join(f"{rate:g} for {name}" for name, rate in RATES.items())
@@ -169,7 +170,7 @@ class Config(DataSettings):
         None,
         f"Epochs without a better --monitor, 0: no end [default: {PATIENCE}, without validation 0].",
     )
-    monitor: str = of_training(one_of("monitor", ("loss", "accuracy")), "loss", "Validation figure whose best epoch is kept.")
+    monitor: str = of_training(one_of("monitor", MONITORS), "loss", "Validation figure whose best epoch is kept.")
     min_delta: float = of_training(NUMBER, 0.0, "By how much --monitor must be better to count.")
     flip: float = of_training(NUMBER, 0.0, "Probability that a training image is mirrored, anew in each epoch.")
     shift: int = of_training(WHOLE, 0, "Pixels by which training images are moved each way, at most, anew in each epoch.")

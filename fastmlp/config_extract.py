@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fastmlp.config import DataSettings, fields_of, of_data, setting
+from fastmlp.config import MONITORS, DataSettings, fields_of, of_data, setting
 from fastmlp.config_kinds import FILE, FLAG, FOLDER, NAME, NAMES, NUMBER, NUMBERS, TEXT, WHOLE, WHOLES, Kind, one_of
 from fastmlp.errors import ConfigError
 from fastmlp.preprocess import SCALINGS
@@ -72,7 +72,8 @@ class ExtractConfig(DataSettings):
     every: int = of_training(WHOLE, 10, "For step: epochs between steps.")
     batch_size: int = of_training(WHOLE, 64, "Images of one update.")
     epochs: int = of_training(WHOLE, 10, "Passes over the training part, at most.")
-    patience: int | None = of_training(WHOLE, None, "Epochs without a better validation loss before the end [default: no end].")
+    patience: int | None = of_training(WHOLE, None, "Epochs without a better --monitor before the end [default: no end].")
+    monitor: str = of_training(one_of("monitor", MONITORS), "loss", "Validation figure whose best epoch is kept.")
     label_smoothing: float = of_training(NUMBER, 0.0, "Share of each target spread over all classes.")
     flip: float = of_training(NUMBER, 0.0, "Probability that a training image is mirrored.")
     shift: int = of_training(WHOLE, 0, "Pixels by which training images are moved each way, at most.")

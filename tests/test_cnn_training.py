@@ -16,7 +16,7 @@ from cnn.description import Description, make_blocks
 from cnn.errors import DescriptionError, DivergedError, FileError, MissingError
 from cnn.images import Augmentation, Images, Scaling
 from cnn.network import build
-from cnn.training import Part, Settings, Trainer, Watch, evaluate, pick_device
+from cnn.training import MONITORS, Part, Settings, Trainer, Watch, evaluate, pick_device
 
 SHAPE = (8, 8, 1)
 NO_TORCHVISION = importlib.util.find_spec("torchvision") is None
@@ -123,13 +123,15 @@ def test_an_epoch_that_is_stopped_is_given_up() -> None:
     assert same_weights(later.network, whole.network)
 
 
-def test_the_best_epoch_is_kept_and_patience_ends() -> None:
-    run = trainer(Settings(epochs=60, lr=2e-2, batch_size=8, patience=3), rows=40)
+@pytest.mark.parametrize("monitor", MONITORS)
+def test_the_best_epoch_is_kept_and_patience_ends(monitor: str) -> None:
+    run = trainer(Settings(epochs=60, lr=2e-2, batch_size=8, patience=3, monitor=monitor), rows=40)
     done = run.run()
-    losses = [row["val_loss"] for row in done.history]
+    figures = [row[f"val_{monitor}"] for row in done.history]
     assert done.stopped == "patience"
-    assert done.best_epoch == 1 + losses.index(min(losses)) == len(losses) - 3
-    assert evaluate(run.network, part(60, 2))[:2] == (min(losses), done.history[done.best_epoch - 1]["val_accuracy"])
+    assert done.best_epoch == 1 + figures.index(min(figures) if monitor == "loss" else max(figures)) == len(figures) - 3
+    best = done.history[done.best_epoch - 1]
+    assert evaluate(run.network, part(60, 2))[:2] == (best["val_loss"], best["val_accuracy"])
 
 
 def test_without_validation_the_last_epoch_is_the_best() -> None:
@@ -168,6 +170,7 @@ def test_damaged_and_foreign_checkpoints() -> None:
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"optimizer": "lion"}, "optimizer must be one of adam, adamw, sgd, not 'lion'"),
     ({"schedule": "linear"}, "schedule must be one of"),
+    ({"monitor": "f1"}, "monitor must be one of loss, accuracy, not 'f1'"),
     ({"batch_size": 0}, "batch_size must be 1 or more"),
     ({"epochs": 0}, "epochs must be 1 or more"),
     ({"lr": 0.0}, "lr must be a positive number"),

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from cli_helpers import forget_settings
 
 from benchmarks import search
+from cnn import toolkit
 from fastmlp.artifacts import read_json
-from fastmlp.config_sources import resolve
+from fastmlp.config_extract import ExtractConfig
+from fastmlp.config_sources import resolve, resolve_as
+from fastmlp.extraction import Tools, extract_run
+from fastmlp.recipes import Recipe
 from fastmlp.runs import train_run
 
 BASE: dict[str, Any] = {"data": "digits", "hidden": [8], "epochs": 3, "backend": "numpy", "val_count": 300, "patience": 0}
 PIXELS = {"about": "a", "train": BASE, "grid": {"lr": [0.01, 0.001], "scale": ["unit", "zscore"]}, "variants": [{"seed": 1}]}
-IMAGES = {
+IMAGES: dict[str, Any] = {
     "about": "b",
     "extract": {"data": "digits", "filters": [4], "dense": [8], "epochs": 2, "val_count": 300},
     "train": {"hidden": [8], "epochs": 2, "backend": "numpy"},
@@ -76,8 +81,8 @@ def test_what_is_there_is_not_made_again(few: dict[str, Any], monkeypatch: pytes
 
 
 def test_no_search_for_the_best_sees_the_test_part() -> None:
-    for name, one in search.tomllib.loads(search.SEARCHES.read_text()).items():
-        assert not one.get("test") or name == "cs776-readings"
+    for name, one in tomllib.loads(search.SEARCHES.read_text()).items():
+        assert not one.get("test") or name in ("cs776-readings", "cs776-cnn-13")
     pixels, classes = np.arange(20 * 64).reshape(20, 8, 8) % 256, np.arange(20) % 2
     np.savez("parts.npz", x=pixels.astype(np.uint8), y=classes, x_test=pixels[:6].astype(np.uint8), y_test=classes[:6])
     assert search.images_of({"test": True}, "parts.npz").x_test is not None
@@ -96,6 +101,20 @@ def test_a_search_on_features_tells_both_networks() -> None:
         assert 0 < row["validation"] <= 1
         assert "test" not in row
     assert rows[0]["cnn"] != rows[1]["cnn"]
+
+
+def test_the_search_that_explains_a_recipe_tells_test_figures(few: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe("of-images", "", IMAGES["extract"], IMAGES["train"], {}, ())
+    monkeypatch.setattr(search, "find", {"of-images": recipe}.__getitem__)
+    few["images"] = {"about": "c", "recipe": "of-images", "variants": [{"monitor": "accuracy"}], "test": True}
+    (row,) = rows_of("images")
+    config = resolve_as(ExtractConfig, {}, {}, recipe=IMAGES["extract"] | {"monitor": "accuracy"})
+    own = resolve({"out": "run"}, {}, recipe=IMAGES["train"])
+    extracted = extract_run(config, cast("Tools", toolkit), follows=own, quiet=True)
+    assert (row["cnn"]["test"], row["test"]) == (
+        extracted.result["cnn"]["test"]["accuracy"],
+        train_run(own, data=extracted.data, quiet=True).result["test"]["accuracy"],
+    )
 
 
 def test_a_variant_that_diverges_is_told(few: dict[str, Any]) -> None:
