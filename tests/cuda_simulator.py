@@ -1,0 +1,266 @@
+"""A small simulator of an NVIDIA GPU, in which kernels run as they stand: every word of cuda_device.py by the same name.
+
+The whole grid is alive, each thread a greenlet, so that barriers over all blocks work; warps have their collectives. It is made
+to find mistakes: shared and local memory begin as NaN, indices below zero and misaligned vectors are errors, threads that wait
+for ever are reported, and the order in which threads run can be natural, reversed or random, by a seed.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from greenlet import getcurrent, greenlet
+from numpy import float32, float64, int32, int64, uint32, uint64
+
+WARP = 32
+MOST_SPINS = 100_000  # looks at a counter that does not move
+POISON: dict[str, Any] = {"f": np.nan, "i": -77, "u": 77, "b": True}
+
+
+class StuckError(RuntimeError):
+    """Threads wait for what will not come."""
+
+
+class Index(NamedTuple):
+    x: int
+    y: int = 0
+    z: int = 0
+
+
+class Group:
+    """Threads that wait for each other, and what each brings to a collective."""
+
+    def __init__(self, name: str, size: int) -> None:
+        self.name, self.size = name, size
+        self.waiting: list[Thread] = []
+        self.brought: dict[int, Any] = {}
+        self.found: Sequence[Any] = ()
+
+
+class Block:
+    """The threads of a block, and their shared memory by the place in the source that asks for it."""
+
+    def __init__(self, number: int, threads: int) -> None:
+        self.index = Index(number)
+        self.shared: dict[Any, Any] = {}
+        self.all = Group(f"block {number}", threads)
+        self.warps = [Group(f"block {number}, warp {w}", min(WARP, threads - WARP * w)) for w in range(-(-threads // WARP))]
+
+
+class Thread:
+    """One thread of the grid."""
+
+    def __init__(self, block: Block, number: int, run: Callable[[], None]) -> None:
+        self.block, self.index = block, Index(number)
+        self.lane, self.warp = number % WARP, block.warps[number // WARP]
+        self.spins = 0
+        self.run = greenlet(run)
+
+
+class Grid:
+    """A launch: which threads may run, and which runs."""
+
+    def __init__(self, function: Callable[..., None], blocks: int, threads: int, arguments: Sequence[Any], seed: int) -> None:
+        self.size, self.block_size, self.seed = Index(blocks), Index(threads), seed
+        self.main = getcurrent()
+        self.blocks = [Block(number, threads) for number in range(blocks)]
+        self.ready = [
+            Thread(block, number, lambda: function(*arguments)) for block in self.blocks for number in range(threads)
+        ]
+        self.current = self.ready[0]
+        self.random = random.Random(seed)
+
+    def next(self) -> Thread:
+        """The thread that runs next: the first for seed 0, the last for a negative one, any for a positive one."""
+        if self.seed > 0:
+            at = self.random.randrange(len(self.ready))
+            self.ready[at], self.ready[-1] = self.ready[-1], self.ready[at]
+        return self.ready.pop(0 if self.seed == 0 else -1)
+
+    def run(self) -> None:
+        live = len(self.ready)
+        while live:
+            if not self.ready:
+                groups = [group for block in self.blocks for group in (block.all, *block.warps) if group.waiting]
+                raise StuckError("; ".join(f"{len(group.waiting)} of {group.size} wait in {group.name}" for group in groups)[:400])
+            self.current = self.next()
+            self.current.run.switch()
+            live -= self.current.run.dead
+
+    def wait(self, group: Group) -> None:
+        """Let the current thread wait until its whole group does."""
+        group.waiting.append(self.current)
+        if len(group.waiting) == group.size:
+            self.ready += group.waiting
+            group.waiting = []
+        self.main.switch()
+
+    def pause(self) -> None:
+        """Let others run, since the current thread looks at what they may change."""
+        self.current.spins += 1
+        if self.current.spins > MOST_SPINS:
+            raise StuckError(f"thread {self.current.index.x} of {self.current.block.all.name} looks in vain")
+        self.ready.insert(0 if self.seed < 0 else len(self.ready), self.current)
+        self.main.switch()
+
+
+grid: Any = None
+
+
+def together(collective: Callable[[list[Any]], Sequence[Any]], brought: Any) -> Any:
+    """What a collective of the warp makes for the current lane of what all lanes bring."""
+    thread, group = grid.current, grid.current.warp
+    group.brought[thread.lane] = brought
+    if len(group.brought) == group.size:
+        group.found, group.brought = collective([group.brought[lane] for lane in range(group.size)]), {}
+    grid.wait(group)
+    return group.found[thread.lane]
+
+
+def poisoned(shape: int, dtype: Any) -> Any:
+    return np.full(shape, POISON[np.dtype(dtype).kind], dtype)
+
+
+class Shared:
+    """cuda.shared"""
+
+    @staticmethod
+    def array(shape: int, dtype: Any, alignment: int | None = None) -> Any:
+        """The array of this place in the source, made at its first use in a block."""
+        frame, memory = sys._getframe(1), grid.current.block.shared
+        place = frame.f_code, frame.f_lasti
+        if place not in memory:
+            memory[place] = poisoned(shape, dtype)
+        return memory[place]
+
+
+class Local:
+    """cuda.local"""
+
+    @staticmethod
+    def array(shape: int, dtype: Any, alignment: int | None = None) -> Any:
+        return poisoned(shape, dtype)
+
+
+class Cuda:
+    """What Numba's own module `cuda` has, as far as kernels use it."""
+
+    shared, local = Shared(), Local()
+    threadIdx = property(lambda self: grid.current.index)
+    blockIdx = property(lambda self: grid.current.block.index)
+    blockDim = property(lambda self: grid.block_size)
+    gridDim = property(lambda self: grid.size)
+
+    @staticmethod
+    def syncthreads() -> None:
+        grid.wait(grid.current.block.all)
+
+    @staticmethod
+    def syncwarp() -> None:
+        grid.wait(grid.current.warp)
+
+    @staticmethod
+    def shfl_xor_sync(mask: int, value: Any, other: int) -> Any:
+        return together(lambda values: [values[lane ^ other] for lane in range(len(values))], value)
+
+
+cuda = Cuda()
+
+
+def device(function: Callable[..., Any]) -> Callable[..., Any]:
+    return function
+
+
+def formula(function: Callable[..., Any]) -> Callable[..., Any]:
+    return function
+
+
+class Kernel:
+    """A kernel that a launch runs."""
+
+    def __init__(self, function: Callable[..., None], threads: int) -> None:
+        self.function, self.threads = function, threads
+
+    def launch(self, blocks: int, arguments: Sequence[Any], seed: int = 0) -> None:
+        global grid
+        assert grid is None, "a launch within a launch"
+        grid = Grid(self.function, blocks, self.threads, arguments, seed)
+        try:
+            grid.run()
+        finally:
+            grid = None
+
+
+def kernel(threads: int, blocks: int = 1) -> Callable[[Callable[..., None]], Kernel]:
+    return lambda function: Kernel(function, threads)
+
+
+# ------------------------------------------------------------------------------------------------ words of cuda_device.py
+
+
+def load(a: Any, i: int) -> Any:
+    assert i >= 0, "an index below zero"
+    return a[i]
+
+
+def store(a: Any, i: int, value: Any) -> None:
+    assert i >= 0, "an index below zero"
+    a[i] = value
+
+
+def load_aligned(a: Any, i: int, count: int) -> Any:
+    assert i >= 0, "an index below zero"
+    assert i % count == 0, "a vector that is not aligned"
+    assert i + count <= len(a), "a vector beyond the end"
+    return a[i : i + count]
+
+
+def load2(a: Any, i: int) -> tuple[Any, ...]:
+    return tuple(load_aligned(a, i, 2))
+
+
+def load4(a: Any, i: int) -> tuple[Any, ...]:
+    return tuple(load_aligned(a, i, 4))
+
+
+def store2(a: Any, i: int, values: tuple[Any, ...]) -> None:
+    load_aligned(a, i, 2)[:] = values
+
+
+def store4(a: Any, i: int, values: tuple[Any, ...]) -> None:
+    load_aligned(a, i, 4)[:] = values
+
+
+def load_word(a: Any, i: int) -> Any:
+    return load_aligned(a, i, 4).view(uint32)[0]
+
+
+def divide(a: int, b: int) -> int:
+    assert a >= 0, "division of a number below zero"
+    return int(a) // int(b)
+
+
+def remainder(a: int, b: int) -> int:
+    assert a >= 0, "division of a number below zero"
+    return int(a) % int(b)
+
+
+def bits_of(x: Any) -> Any:
+    return float32(x).view(uint32)
+
+
+def number_of(x: Any) -> Any:
+    return uint32(x).view(float32)
+
+
+def arrive(counter: Any, i: int) -> None:
+    counter[i] += 1
+
+
+def arrived(counter: Any, i: int) -> Any:
+    grid.pause()
+    return counter[i]
