@@ -31,7 +31,14 @@ def make_torch(job: Job) -> Engine:
     return TorchEngine(job)
 
 
-BACKENDS: dict[str, Callable[[Job], Engine]] = {"numpy": make_numpy, "numba": make_numba, "torch": make_torch}
+def make_cuda(job: Job) -> Engine:
+    """The GPU engine."""
+    from fastmlp.cuda import CudaEngine
+
+    return CudaEngine(job)
+
+
+BACKENDS: dict[str, Callable[[Job], Engine]] = {"numpy": make_numpy, "numba": make_numba, "torch": make_torch, "cuda": make_cuda}
 CHOICES = ("auto", *BACKENDS)
 
 

@@ -16,6 +16,7 @@ from numba.core.compiler import Compiler
 
 from fastmlp.cpu_cache import KernelCache
 from fastmlp.cpu_math import vector_math
+from fastmlp.functions import copy_of
 
 
 class PartLibrary(JITCodeLibrary):
@@ -67,14 +68,6 @@ def compiled(function: Callable[..., Any], *, called: str = "inlined") -> Any:
     if called == "inlined":
         options |= {"forceinline": True, "pipeline_class": PartCompiler}
     return njit(**options)(unique)
-
-
-def copy_of(function: Callable[..., Any], names: dict[str, Any]) -> FunctionType:
-    """The same code with other global names."""
-    assert isinstance(function, FunctionType)
-    twin = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
-    twin.__qualname__ = function.__qualname__
-    return twin
 
 
 def cached(function: Callable[..., Any], name: str, called: str = "python") -> Any:

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 from fastmlp import optimizers
-from fastmlp.cpu_compile import address_of, compiled, copy_of
+from fastmlp.cpu_compile import address_of, compiled
 from fastmlp.cpu_instructions import prefetch
 from fastmlp.cpu_simd import KEEP, SINGLE_VECTORS, TILES, TRACED_NAMES, make_gradient_tile, make_tile
+from fastmlp.functions import copy_of
 from fastmlp.optimizers import RULES, with_penalties
 
 FLOAT_BYTES = 4

@@ -1,6 +1,6 @@
 """What kernels say to an NVIDIA GPU beyond what Numba has words for. The only file that knows PTX and LLVM's IR.
 
-Kernels are made by factories that take this module, or a simulator with the same names (see `WORDS`), so that their source
+Kernels are made by factories that take this module, or a simulator with the same names (cuda_words.py lists them), so that their source
 runs on a device, is compiled for one that is not there, and is checked without one.
 
 Numba's own indexing handles negative indices and 64-bit numbers, at several instructions an access; `load` and `store` do not.
@@ -17,8 +17,8 @@ from typing import Any
 
 from llvmlite import ir
 
-from fastmlp.cpu_compile import copy_of
 from fastmlp.cuda_shim import load_cuda
+from fastmlp.functions import copy_of
 
 cuda: Any = load_cuda()
 
@@ -31,13 +31,6 @@ GLOBAL, SHARED = 1, 3  # address spaces
 
 # By the letters of PTX's constraints: LLVM's type, Numba's type.
 OPERANDS = {"f": (F32, types.float32), "r": (I32, types.uint32), "l": (I64, types.uint64)}
-
-WORDS = (
-    *("WARP", "cuda", "float32", "float64", "int32", "int64", "uint32", "uint64", "device", "kernel", "formula"),
-    *("load", "store", "load2", "store2", "load4", "store4", "load_word"),
-    *("divide", "remainder", "bits_of", "number_of", "arrive", "arrived"),
-)
-
 
 def device(function: Callable[..., Any]) -> Any:
     """A function that kernels call; always inlined."""
@@ -107,7 +100,7 @@ def load(context, a, i):
     """a[i]."""
 
     def generate(context, builder, signature, values):
-        return builder.load(address(context, builder, signature.args[0], *values))
+        return context.unpack_value(builder, a.dtype, address(context, builder, signature.args[0], *values))
 
     return a.dtype(a, types.int64), generate
 
@@ -117,7 +110,7 @@ def store(context, a, i, value):
     """a[i] = value."""
 
     def generate(context, builder, signature, values):
-        builder.store(values[2], address(context, builder, signature.args[0], *values[:2]))
+        context.pack_value(builder, a.dtype, values[2], address(context, builder, signature.args[0], *values[:2]))
         return context.get_dummy_value()
 
     return types.void(a, types.int64, a.dtype), generate

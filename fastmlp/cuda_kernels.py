@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from fastmlp.cuda_pieces import (
     SCALAR_COUNT,
+    SUMS,
     make_barrier,
     make_change,
     make_delta,
@@ -60,10 +61,9 @@ class Shape(NamedTuple):
     threads: int = 256
     staged: int = 32
 
-    @property
-    def shared(self) -> int:
+    def shared(self, lanes: int) -> int:
         """Floats of shared memory: for the sums of the warps, and for the staged rows of both factors."""
-        return max(2 * self.threads, 2 * self.staged * 2 * round(self.threads**0.5))
+        return max(SUMS * self.threads // lanes, 2 * self.staged * 2 * round(self.threads**0.5))
 
 
 def phases(layers: int, clips: bool) -> int:
@@ -145,7 +145,7 @@ def make_train(dev: Any, kind: Kind, shape: Shape) -> Any:
     use = make_use(dev, kind.rule, kind.penalised, kind.clips)
     gradient = make_gradient(dev, shape.threads, shape.staged, kind.pixels, use)
     squares, clip = make_clip(dev, shape.threads, kind.rule)
-    memory, clips = shape.shared, kind.clips
+    memory, clips = shape.shared(dev.WARP), kind.clips
 
     @dev.kernel(shape.threads)
     def train(
@@ -181,3 +181,26 @@ def make_train(dev: Any, kind: Kind, shape: Shape) -> Any:
                 barrier(counter, target)
 
     return train
+
+
+def make_apply(dev: Any, kind: Kind, shape: Shape) -> Any:
+    """The kernel apply(table … scales, x, shift, factor, order, parameters, arena, counter, rows): the forward pass alone.
+
+    Arguments as those of `make_train`; without dropout.
+    """
+    cuda, uint32, float32, uint64 = dev.cuda, dev.uint32, dev.float32, dev.uint64
+    barrier, forward = make_barrier(dev), make_forward(dev, shape.threads, kind.pixels, kind.activations, False)
+    memory = shape.shared(dev.WARP)
+
+    @dev.kernel(shape.threads)
+    def apply(table, alpha, thresholds, scales, x, shift, factor, order, parameters, arena, counter, rows):
+        shared = cuda.shared.array(memory, float32, alignment=16)
+        layers, target = len(table) // COLUMNS, uint32(0)
+        tables, inputs = (table, alpha, thresholds, scales), (x, shift, factor)
+        for layer in range(layers):
+            forward(layer, layers - 1, tables, inputs, order, 0, rows, 0, uint64(0), parameters, arena, shared)
+            if layer + 1 < layers:
+                target += uint32(cuda.gridDim.x)
+                barrier(counter, target)
+
+    return apply

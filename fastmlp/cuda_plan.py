@@ -43,6 +43,11 @@ class Plan(NamedTuple):
     parameters: int
     arena: int
 
+    @property
+    def last_output(self) -> int:
+        """Where the z of the last layer lie in the arena."""
+        return int(self.table[OUTPUT - COLUMNS])
+
 
 def padded(width: int) -> int:
     return -(-width // PAD) * PAD

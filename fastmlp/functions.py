@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -253,3 +254,11 @@ def parse_number(where: str, text: str) -> float:
     if not math.isfinite(number):
         raise ConfigError(f"{where}: {text!r} is not a finite number; write for example leaky-relu:0.01")
     return number
+
+
+def copy_of(function: Callable[..., Any], names: dict[str, Any]) -> FunctionType:
+    """The same code with other global names, as those who compile formulas need it."""
+    assert isinstance(function, FunctionType)
+    twin = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    twin.__qualname__ = function.__qualname__
+    return twin

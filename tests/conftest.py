@@ -62,6 +62,8 @@ def need_backend(name: str) -> str:
     """The name of an engine; skips the test while the engine's module, or the package it needs, is not there."""
     if name in MODULES and importlib.util.find_spec(MODULES[name]) is None:
         pytest.skip(f"the module {MODULES[name]} of backend {name!r} does not exist yet")
+    if name == "cuda" and importlib.util.find_spec("greenlet") is None:
+        pytest.skip("the simulator of backend 'cuda' needs greenlet: pip install greenlet")
     if name == "torch" and importlib.util.find_spec("torch") is None:
         pytest.skip("the package of backend 'torch' is not installed: pip install torch")
     return name
@@ -77,6 +79,21 @@ def backend(request: pytest.FixtureRequest) -> str:
 def numba_backend() -> str:
     """The compiled engine, for what only it promises (bits)."""
     return need_backend("numba")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def simulated_gpu() -> Iterator[None]:
+    """Backend "cuda" runs in a simulator, in small blocks: no GPU is promised where tests run."""
+    if importlib.util.find_spec("greenlet") is None:
+        yield
+        return
+    import cuda_simulator
+    from fastmlp.cuda_kernels import Shape
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastmlp.cuda.Runtime", cuda_simulator.Runtime)
+        patch.setattr("fastmlp.cuda.SHAPE", Shape(16, 4))
+        yield
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ import numpy as np
 from greenlet import getcurrent, greenlet
 from numpy import float32, float64, int32, int64, uint32, uint64
 
-WARP = 32
+from fastmlp.cuda_words import WORDS
+
 MOST_SPINS = 100_000  # looks at a counter that does not move
 POISON: dict[str, Any] = {"f": np.nan, "i": -77, "u": 77, "b": True}
 
@@ -44,19 +45,19 @@ class Group:
 class Block:
     """The threads of a block, and their shared memory by the place in the source that asks for it."""
 
-    def __init__(self, number: int, threads: int) -> None:
+    def __init__(self, number: int, threads: int, lanes: int) -> None:
         self.index = Index(number)
         self.shared: dict[Any, Any] = {}
         self.all = Group(f"block {number}", threads)
-        self.warps = [Group(f"block {number}, warp {w}", min(WARP, threads - WARP * w)) for w in range(-(-threads // WARP))]
+        self.warps = [Group(f"block {number}, warp {w}", lanes) for w in range(threads // lanes)]
 
 
 class Thread:
     """One thread of the grid."""
 
-    def __init__(self, block: Block, number: int, run: Callable[[], None]) -> None:
+    def __init__(self, block: Block, number: int, lanes: int, run: Callable[[], None]) -> None:
         self.block, self.index = block, Index(number)
-        self.lane, self.warp = number % WARP, block.warps[number // WARP]
+        self.lane, self.warp = number % lanes, block.warps[number // lanes]
         self.spins = 0
         self.run = greenlet(run)
 
@@ -64,12 +65,15 @@ class Thread:
 class Grid:
     """A launch: which threads may run, and which runs."""
 
-    def __init__(self, function: Callable[..., None], blocks: int, threads: int, arguments: Sequence[Any], seed: int) -> None:
+    def __init__(self, kernel: Kernel, blocks: int, arguments: Sequence[Any], seed: int) -> None:
+        threads, lanes = kernel.threads, kernel.lanes
         self.size, self.block_size, self.seed = Index(blocks), Index(threads), seed
         self.main = getcurrent()
-        self.blocks = [Block(number, threads) for number in range(blocks)]
+        self.blocks = [Block(number, threads, lanes) for number in range(blocks)]
         self.ready = [
-            Thread(block, number, lambda: function(*arguments)) for block in self.blocks for number in range(threads)
+            Thread(block, number, lanes, lambda: kernel.function(*arguments))
+            for block in self.blocks
+            for number in range(threads)
         ]
         self.current = self.ready[0]
         self.random = random.Random(seed)
@@ -182,21 +186,19 @@ def formula(function: Callable[..., Any]) -> Callable[..., Any]:
 class Kernel:
     """A kernel that a launch runs."""
 
-    def __init__(self, function: Callable[..., None], threads: int) -> None:
-        self.function, self.threads = function, threads
+    def __init__(self, function: Callable[..., None], threads: int, lanes: int) -> None:
+        assert threads % lanes == 0
+        self.function, self.threads, self.lanes = function, threads, lanes
 
     def launch(self, blocks: int, arguments: Sequence[Any], seed: int = 0) -> None:
-        global grid
+        """Run all threads of so many blocks, in the order of `Grid.next`."""
+        global grid  # noqa: PLW0603 - as on a device, where a kernel finds its thread by words that take no argument
         assert grid is None, "a launch within a launch"
-        grid = Grid(self.function, blocks, self.threads, arguments, seed)
+        grid = Grid(self, blocks, arguments, seed)
         try:
             grid.run()
         finally:
             grid = None
-
-
-def kernel(threads: int, blocks: int = 1) -> Callable[[Callable[..., None]], Kernel]:
-    return lambda function: Kernel(function, threads)
 
 
 # ------------------------------------------------------------------------------------------------ words of cuda_device.py
@@ -264,3 +266,46 @@ def arrive(counter: Any, i: int) -> None:
 def arrived(counter: Any, i: int) -> Any:
     grid.pause()
     return counter[i]
+
+
+# ------------------------------------------------------------------------------------------------ the whole
+
+
+class Words:
+    """The words of cuda_device.py, for warps of so many lanes: few are soon simulated."""
+
+    def __init__(self, lanes: int) -> None:
+        self.WARP = lanes
+        vars(self).update({name: globals()[name] for name in WORDS if name not in ("WARP", "kernel")})
+
+    def kernel(self, threads: int, blocks: int = 1) -> Callable[[Callable[..., None]], Kernel]:
+        return lambda function: Kernel(function, threads, self.WARP)
+
+
+FEW_LANES, ALL_LANES = Words(4), Words(32)
+
+
+class Runtime:
+    """What cuda_runtime.Runtime has, on the host; each launch runs its threads in an order of its own."""
+
+    name = "simulator"
+
+    def __init__(self, blocks: int = 2, seed: int = 1, words: Words = FEW_LANES) -> None:
+        self.blocks, self.seed, self.words = blocks, seed, words
+
+    @staticmethod
+    def put(array: Any) -> Any:
+        return np.array(array, order="C")
+
+    @staticmethod
+    def fill(handle: Any, array: Any) -> None:
+        handle[:] = array
+
+    @staticmethod
+    def get(handle: Any) -> Any:
+        return handle.copy()
+
+    def launch(self, kernel: Kernel, blocks: int, threads: int, arguments: Sequence[Any], together: bool = False) -> None:
+        assert threads == kernel.threads
+        self.seed += 1
+        kernel.launch(blocks, arguments, self.seed)

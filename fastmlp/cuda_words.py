@@ -1,0 +1,8 @@
+"""The words that kernels for an NVIDIA GPU are made of, by name. cuda_device.py has them for a device, the tests for a simulator."""
+
+WORDS = (
+    *("WARP", "cuda", "device", "kernel", "formula"),
+    *("float32", "float64", "int32", "int64", "uint32", "uint64"),
+    *("load", "store", "load2", "store2", "load4", "store4", "load_word"),
+    *("divide", "remainder", "bits_of", "number_of", "arrive", "arrived"),
+)
