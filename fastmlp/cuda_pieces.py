@@ -207,20 +207,20 @@ def make_forward(dev: Any, threads: int, pixels: bool, names: Sequence[str], dro
     last layer are its z.
     """
     cuda, load, divide, remainder = dev.cuda, dev.load, dev.divide, dev.remainder
-    lanes, warps, zero, float32, int64 = dev.WARP, threads // dev.WARP, dev.float32(0), dev.float32, dev.int64
+    lanes, warps, zero, float32, int32, int64 = dev.WARP, threads // dev.WARP, dev.float32(0), dev.float32, dev.int32, dev.int64
     fetch, four, team_of = make_fetch(dev, pixels), make_four(dev), make_team(dev, threads)
     finish, settle = make_finish(dev, threads), make_settle(dev, names, drops)
 
     @dev.device
-    def multiply(sums, layer, own, step, chunks, n0, places, width, weights, inputs, parameters, arena):
+    def multiply(sums, layer, own, step, n0, places, height, width, source, weights, inputs, parameters, arena):
         a, b = cuda.local.array(32, float32), cuda.local.array(8, float32)
         x, shift, factor = inputs
-        for c in range(own, chunks, step):
+        for c in range(own, divide(height, 4), step):
             for i in range(TILE):
                 if layer == 0:
-                    fetch(a, 4 * i, x, places[i], shift, factor, 4 * c)
+                    fetch(a, 4 * i, x, int64(places[i]) * height, shift, factor, 4 * c)
                 else:
-                    four(a, 4 * i, arena, places[i] + 4 * c)
+                    four(a, 4 * i, arena, source + places[i] * height + 4 * c)
             for k in range(4):
                 at = weights + (4 * c + k) * width + n0
                 four(b, 0, parameters, at)
@@ -233,12 +233,11 @@ def make_forward(dev: Any, threads: int, pixels: bool, names: Sequence[str], dro
     def forward(layer, last, tables, inputs, order, start, rows, step, seed, parameters, arena, shared):
         t, row, table = cuda.threadIdx.x, layer * COLUMNS, tables[0]
         height, width, source = load(table, row + IN_WIDTH), load(table, row + OUT_WIDTH), load(table, row + INPUT)
-        chunks, columns = divide(height, 4), divide(width, TILE)
-        size = team_of(chunks)
+        columns, size = divide(width, TILE), team_of(divide(height, 4))
         together = lanes << size
         team, teams = divide(t, together), warps >> size
         own, tiles = t - team * together, divide(rows + TILE - 1, TILE) * columns
-        sums, places = cuda.local.array(64, float32), cuda.local.array(8, int64)
+        sums, places = cuda.local.array(64, float32), cuda.local.array(8, int32)
         for first in range(cuda.blockIdx.x * teams, tiles, cuda.gridDim.x * teams):
             m0, n0 = divide(first + team, columns) * TILE, remainder(first + team, columns) * TILE
             for i in range(SUMS):
@@ -246,10 +245,9 @@ def make_forward(dev: Any, threads: int, pixels: bool, names: Sequence[str], dro
             if first + team < tiles:
                 for i in range(TILE):  # beyond the batch its last row again, which is then not written
                     m = min(m0 + i, rows - 1)
-                    places[i] = load(order, start + m) * height if layer == 0 else source + m * height
-                multiply(
-                    sums, layer, own, together, chunks, n0, places, width, load(table, row + WEIGHTS), inputs, parameters, arena
-                )
+                    places[i] = load(order, start + m) if layer == 0 else m
+                weights = load(table, row + WEIGHTS)
+                multiply(sums, layer, own, together, n0, places, height, width, source, weights, inputs, parameters, arena)
             finish(sums, shared, t)
             if first + team < tiles:
                 for o in range(own, SUMS, together):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -112,7 +113,8 @@ class Grid:
         self.main.switch()
 
 
-grid: Any = None
+grid: Any = None  # of the launch under way
+ONE_AT_A_TIME = threading.Lock()
 
 
 def together(collective: Callable[[list[Any]], Sequence[Any]], brought: Any) -> Any:
@@ -193,12 +195,9 @@ class Kernel:
     def launch(self, blocks: int, arguments: Sequence[Any], seed: int = 0) -> None:
         """Run all threads of so many blocks, in the order of `Grid.next`."""
         global grid  # noqa: PLW0603 - as on a device, where a kernel finds its thread by words that take no argument
-        assert grid is None, "a launch within a launch"
-        grid = Grid(self, blocks, arguments, seed)
-        try:
+        with ONE_AT_A_TIME:
+            grid = Grid(self, blocks, arguments, seed)
             grid.run()
-        finally:
-            grid = None
 
 
 # ------------------------------------------------------------------------------------------------ words of cuda_device.py
