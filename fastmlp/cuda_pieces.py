@@ -200,27 +200,23 @@ def make_four(dev: Any) -> Any:
     return four
 
 
-def make_forward(dev: Any, threads: int, pixels: bool, names: Sequence[str], drops: bool) -> Any:
-    """forward(layer, last, tables, inputs, order, start, rows, step, seed, parameters, arena, shared): outputs of a layer.
+def make_multiply(dev: Any, pixels: bool | None) -> Any:
+    """multiply(sums, own, step, n0, places, height, width, source, weights, inputs, parameters, arena): a lane's share of a tile.
 
-    z = x w + b and what `settle` makes of it, for the batch x[order[start]], …; inputs: x, shift, factor; the outputs of the
-    last layer are its z.
+    The rows are in the data, uint8 pixels or not, by their numbers in `places`; or in the arena from `source`, if `pixels` is None.
     """
-    cuda, load, divide, remainder = dev.cuda, dev.load, dev.divide, dev.remainder
-    lanes, warps, zero, float32, int32, int64 = dev.WARP, threads // dev.WARP, dev.float32(0), dev.float32, dev.int32, dev.int64
-    fetch, four, team_of = make_fetch(dev, pixels), make_four(dev), make_team(dev, threads)
-    finish, settle = make_finish(dev, threads), make_settle(dev, names, drops)
+    cuda, divide, float32, int64 = dev.cuda, dev.divide, dev.float32, dev.int64
+    fetch, four = make_fetch(dev, bool(pixels)), make_four(dev)
 
     @dev.device
-    def multiply(sums, layer, own, step, n0, places, height, width, source, weights, inputs, parameters, arena):
+    def multiply(sums, own, step, n0, places, height, width, source, weights, inputs, parameters, arena):
         a, b = cuda.local.array(32, float32), cuda.local.array(8, float32)
-        x, shift, factor = inputs
         for c in range(own, divide(height, 4), step):
             for i in range(TILE):
-                if layer == 0:
-                    fetch(a, 4 * i, x, int64(places[i]) * height, shift, factor, 4 * c)
-                else:
+                if pixels is None:
                     four(a, 4 * i, arena, source + places[i] * height + 4 * c)
+                else:
+                    fetch(a, 4 * i, inputs[0], int64(places[i]) * height, inputs[1], inputs[2], 4 * c)
             for k in range(4):
                 at = weights + (4 * c + k) * width + n0
                 four(b, 0, parameters, at)
@@ -228,6 +224,20 @@ def make_forward(dev: Any, threads: int, pixels: bool, names: Sequence[str], dro
                 for i in range(TILE):
                     for j in range(TILE):
                         sums[TILE * i + j] += a[4 * i + k] * b[j]
+
+    return multiply
+
+
+def make_forward(dev: Any, threads: int, pixels: bool, names: Sequence[str], drops: bool) -> Any:
+    """forward(layer, last, tables, inputs, order, start, rows, step, seed, parameters, arena, shared): outputs of a layer.
+
+    z = x w + b and what `settle` makes of it, for the batch x[order[start]], …; inputs: x, shift, factor; the outputs of the
+    last layer are its z.
+    """
+    cuda, load, divide, remainder = dev.cuda, dev.load, dev.divide, dev.remainder
+    lanes, warps, zero, float32, int32 = dev.WARP, threads // dev.WARP, dev.float32(0), dev.float32, dev.int32
+    first_multiply, multiply, team_of = make_multiply(dev, pixels), make_multiply(dev, None), make_team(dev, threads)
+    finish, settle = make_finish(dev, threads), make_settle(dev, names, drops)
 
     @dev.device
     def forward(layer, last, tables, inputs, order, start, rows, step, seed, parameters, arena, shared):
@@ -246,8 +256,11 @@ def make_forward(dev: Any, threads: int, pixels: bool, names: Sequence[str], dro
                 for i in range(TILE):  # beyond the batch its last row again, which is then not written
                     m = min(m0 + i, rows - 1)
                     places[i] = load(order, start + m) if layer == 0 else m
-                weights = load(table, row + WEIGHTS)
-                multiply(sums, layer, own, together, n0, places, height, width, source, weights, inputs, parameters, arena)
+                at = load(table, row + WEIGHTS)
+                if layer == 0:
+                    first_multiply(sums, own, together, n0, places, height, width, source, at, inputs, parameters, arena)
+                else:
+                    multiply(sums, own, together, n0, places, height, width, source, at, inputs, parameters, arena)
             finish(sums, shared, t)
             if first + team < tiles:
                 for o in range(own, SUMS, together):
