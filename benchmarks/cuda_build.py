@@ -114,7 +114,8 @@ def build_all(kind: Kind, capability: Capability) -> dict[str, Built]:
 
     made = {"train": make_train, "apply": make_apply}
     return {
-        name: build(made[name](cuda_device, kind, Shape()), signature, capability) for name, signature in signatures(kind).items()
+        name: build(made[name](cuda_device, kind, Shape()), signature, capability)
+        for name, signature in signatures(kind).items()
     }
 
 

@@ -38,7 +38,12 @@ def make_cuda(job: Job) -> Engine:
     return CudaEngine(job)
 
 
-BACKENDS: dict[str, Callable[[Job], Engine]] = {"numpy": make_numpy, "numba": make_numba, "torch": make_torch, "cuda": make_cuda}
+BACKENDS: dict[str, Callable[[Job], Engine]] = {
+    "numpy": make_numpy,
+    "numba": make_numba,
+    "torch": make_torch,
+    "cuda": make_cuda,
+}
 CHOICES = ("auto", *BACKENDS)
 
 

@@ -22,7 +22,7 @@ from fastmlp.functions import copy_of
 
 cuda: Any = load_cuda()
 
-from numba import float32, float64, int32, int64, types, uint32, uint64  # noqa: E402 - after numba-cuda has taken its place
+from numba import types, uint32  # noqa: E402 - after numba-cuda has taken its place
 from numba.cuda.extending import intrinsic  # noqa: E402
 
 WARP = 32  # lanes
@@ -31,6 +31,7 @@ GLOBAL, SHARED = 1, 3  # address spaces
 
 # By the letters of PTX's constraints: LLVM's type, Numba's type.
 OPERANDS = {"f": (F32, types.float32), "r": (I32, types.uint32), "l": (I64, types.uint64)}
+
 
 def device(function: Callable[..., Any]) -> Any:
     """A function that kernels call; always inlined."""
@@ -69,7 +70,9 @@ def statement(text: str, result: str, operands: str, effect: bool = True) -> Any
             return context.get_dummy_value()
         if len(results) == 1:
             return found
-        return context.make_tuple(builder, signature.return_type, [builder.extract_value(found, i) for i in range(len(results))])
+        return context.make_tuple(
+            builder, signature.return_type, [builder.extract_value(found, i) for i in range(len(results))]
+        )
 
     kinds = [kind for _, kind in results]
     whole = types.void if not kinds else kinds[0] if len(kinds) == 1 else types.UniTuple(kinds[0], len(kinds))

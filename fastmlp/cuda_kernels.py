@@ -33,6 +33,8 @@ from fastmlp.cuda_pieces import (
     make_use,
 )
 from fastmlp.cuda_plan import BIAS, COLUMNS, OUT_WIDTH, WEIGHTS
+from fastmlp.cuda_tiled import make_tiled_delta, make_tiled_forward, make_tiled_gradient
+from fastmlp.cuda_tiles import Tile
 
 CHUNK = 1024  # parameters whose squares a warp adds
 
@@ -128,7 +130,19 @@ def make_clip(dev: Any, threads: int, rule: str) -> tuple[Any, Any]:
     return squares, clip
 
 
-def make_train(dev: Any, kind: Kind, shape: Shape) -> Any:
+def forward_of(dev: Any, kind: Kind, shape: Shape | Tile, drops: bool | None = None) -> Any:
+    """The forward phase for small batches, or by tiles."""
+    make = make_tiled_forward if isinstance(shape, Tile) else make_forward
+    return make(
+        dev,
+        shape if isinstance(shape, Tile) else shape.threads,
+        kind.pixels,
+        kind.activations,
+        kind.drops if drops is None else drops,
+    )
+
+
+def make_train(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
     """The kernel train(…): phases `first` to before `end` of a call to `Engine.train`.
 
     All blocks must be at work at once, since they wait for each other; or each launch has one phase, and none waits.
@@ -140,10 +154,16 @@ def make_train(dev: Any, kind: Kind, shape: Shape) -> Any:
     counter : (1,) uint32, 0 before each launch; batch, count : rows of a batch and of the call; step : updates before this call
     """
     cuda, uint32, float32 = dev.cuda, dev.uint32, dev.float32
-    barrier, forward = make_barrier(dev), make_forward(dev, shape.threads, kind.pixels, kind.activations, kind.drops)
-    losses, delta = make_losses(dev, kind.loss, kind.output, kind.classes), make_delta(dev, shape.threads)
+    barrier, forward, losses = (
+        make_barrier(dev),
+        forward_of(dev, kind, shape),
+        make_losses(dev, kind.loss, kind.output, kind.classes),
+    )
     use = make_use(dev, kind.rule, kind.penalised, kind.clips)
-    gradient = make_gradient(dev, shape.threads, shape.staged, kind.pixels, use)
+    if isinstance(shape, Tile):
+        delta, gradient = make_tiled_delta(dev, shape), make_tiled_gradient(dev, shape, kind.pixels, use)
+    else:
+        delta, gradient = make_delta(dev, shape.threads), make_gradient(dev, shape.threads, shape.staged, kind.pixels, use)
     squares, clip = make_clip(dev, shape.threads, kind.rule)
     memory, clips = shape.shared(dev.WARP), kind.clips
 
@@ -183,13 +203,13 @@ def make_train(dev: Any, kind: Kind, shape: Shape) -> Any:
     return train
 
 
-def make_apply(dev: Any, kind: Kind, shape: Shape) -> Any:
+def make_apply(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
     """The kernel apply(table … scales, x, shift, factor, order, parameters, arena, counter, rows): the forward pass alone.
 
     Arguments as those of `make_train`; without dropout.
     """
     cuda, uint32, float32, uint64 = dev.cuda, dev.uint32, dev.float32, dev.uint64
-    barrier, forward = make_barrier(dev), make_forward(dev, shape.threads, kind.pixels, kind.activations, False)
+    barrier, forward = make_barrier(dev), forward_of(dev, kind, shape, drops=False)
     memory = shape.shared(dev.WARP)
 
     @dev.kernel(shape.threads)

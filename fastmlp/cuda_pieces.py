@@ -14,7 +14,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastmlp.cuda_plan import (
-    ACTIVATION, BIAS, COLUMNS, FAN_OUT, GRADIENT, IN_WIDTH, INPUT, OUT_WIDTH, OUTPUT, SLOPES, WEIGHTS,
+    ACTIVATION,
+    BIAS,
+    COLUMNS,
+    FAN_OUT,
+    GRADIENT,
+    IN_WIDTH,
+    INPUT,
+    OUT_WIDTH,
+    OUTPUT,
+    SLOPES,
+    WEIGHTS,
 )  # fmt: skip
 from fastmlp.functions import ACTIVATIONS, LOSSES
 from fastmlp.optimizers import RULES, SCALARS, with_penalties
@@ -344,7 +354,9 @@ def make_delta(dev: Any, threads: int) -> Any:
             for i in range(SUMS):
                 sums[i] = zero
             if first + team < tiles:
-                multiply(sums, own, together, chunks, source, load(table, row + WEIGHTS), width, m0, k0, rows, parameters, arena)
+                multiply(
+                    sums, own, together, chunks, source, load(table, row + WEIGHTS), width, m0, k0, rows, parameters, arena
+                )
             finish(sums, shared, t)
             if first + team < tiles:
                 for o in range(own, SUMS, together):

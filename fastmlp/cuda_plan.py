@@ -18,7 +18,19 @@ from fastmlp.philox import drop_threshold
 PAD = 8
 
 # The columns of the table, one row for each layer of weights; places are offsets in floats.
-FIELDS = ("fan_in", "fan_out", "in_width", "out_width", "weights", "bias", "input", "output", "slopes", "gradient", "activation")
+FIELDS = (
+    "fan_in",
+    "fan_out",
+    "in_width",
+    "out_width",
+    "weights",
+    "bias",
+    "input",
+    "output",
+    "slopes",
+    "gradient",
+    "activation",
+)
 FAN_IN, FAN_OUT, IN_WIDTH, OUT_WIDTH, WEIGHTS, BIAS, INPUT, OUTPUT, SLOPES, GRADIENT, ACTIVATION = range(len(FIELDS))
 COLUMNS = len(FIELDS)
 

@@ -24,11 +24,13 @@ def load_cuda() -> object:
     if importlib.util.find_spec("numba_cuda") is None:
         raise UnavailableError(f"backend 'cuda' needs numba-cuda: {INSTALL}")
     if not hasattr(np, "row_stack"):  # numba-cuda up to 0.30 asks for it by name; NumPy 2.5 has dropped the alias
-        np.row_stack = np.vstack  # type: ignore[attr-defined]
+        np.vstack = np.vstack  # type: ignore[attr-defined]
     if importlib.util.find_spec("_numba_cuda_redirector") is not None:  # installed into a folder, its .pth file is not read
         import _numba_cuda_redirector  # noqa: F401
     from numba import cuda
 
     if getattr(cuda, "implementation", "") != "NVIDIA":
-        raise UnavailableError(f"numba.cuda is Numba's own, not that of numba-cuda; install it into this environment: {INSTALL}")
+        raise UnavailableError(
+            f"numba.cuda is Numba's own, not that of numba-cuda; install it into this environment: {INSTALL}"
+        )
     return cuda

@@ -27,8 +27,7 @@ class Tile(NamedTuple):
     def threads(self) -> int:
         return (self.rows // self.high) * (self.columns // self.wide)
 
-    @property
-    def shared(self) -> int:
+    def shared(self, lanes: int) -> int:
         """Floats of shared memory, both stages."""
         return 2 * self.terms * (pitch(self.rows) + pitch(self.columns))
 

@@ -88,6 +88,7 @@ def simulated_gpu() -> Iterator[None]:
         yield
         return
     import cuda_simulator
+
     from fastmlp.cuda_kernels import Shape
 
     with pytest.MonkeyPatch.context() as patch:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from greenlet import getcurrent, greenlet
-from numpy import float32, float64, int32, int64, uint32, uint64
+from numpy import float32, uint32
 
 from fastmlp.cuda_words import WORDS
 
@@ -91,7 +91,9 @@ class Grid:
         while live:
             if not self.ready:
                 groups = [group for block in self.blocks for group in (block.all, *block.warps) if group.waiting]
-                raise StuckError("; ".join(f"{len(group.waiting)} of {group.size} wait in {group.name}" for group in groups)[:400])
+                raise StuckError(
+                    "; ".join(f"{len(group.waiting)} of {group.size} wait in {group.name}" for group in groups)[:400]
+                )
             self.current = self.next()
             self.current.run.switch()
             live -= self.current.run.dead

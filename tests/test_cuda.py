@@ -185,9 +185,21 @@ PLANTED = {
         "range(i + 1 if i > 0 else 0, min(i + 2, layers))",
         "range(i, min(i + 1 if i else 2, layers))",
     ),
-    "a row beyond the batch": ("pieces", "if m < rows:\n                        at =", "if m < rows + 1:\n                        at ="),
-    "a tile forgotten": ("pieces", "divide(rows + TILE - 1, TILE) * columns\n        sums, places", "divide(rows, TILE) * columns\n        sums, places"),
-    "the norm of half the gradient": ("kernels", "min(size, (chunk + 1) * CHUNK), lanes)", "min(size, (chunk + 1) * CHUNK), 2 * lanes)"),
+    "a row beyond the batch": (
+        "pieces",
+        "if m < rows:\n                        at =",
+        "if m < rows + 1:\n                        at =",
+    ),
+    "a tile forgotten": (
+        "pieces",
+        "divide(rows + TILE - 1, TILE) * columns\n        sums, places",
+        "divide(rows, TILE) * columns\n        sums, places",
+    ),
+    "the norm of half the gradient": (
+        "kernels",
+        "min(size, (chunk + 1) * CHUNK), lanes)",
+        "min(size, (chunk + 1) * CHUNK), 2 * lanes)",
+    ),
 }
 
 
@@ -200,10 +212,12 @@ def planted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     assert right in source
     for name in ("pieces", "kernels"):  # kernels takes its pieces from the module that it finds
         full = f"fastmlp.cuda_{name}"
-        text = source.replace(right, wrong, 1) if name == where else Path(str(modules[name].__file__)).read_text(encoding="utf-8")
+        text = (
+            source.replace(right, wrong, 1) if name == where else Path(str(modules[name].__file__)).read_text(encoding="utf-8")
+        )
         module = ModuleType(full)
         monkeypatch.setitem(sys.modules, full, module)
-        exec(compile(text, f"<{full} with a mistake>", "exec"), vars(module))  # noqa: S102 - our own source
+        exec(compile(text, f"<{full} with a mistake>", "exec"), vars(module))
     monkeypatch.setattr("fastmlp.cuda.train_kernel", sys.modules["fastmlp.cuda_kernels"].make_train)
     yield
 
