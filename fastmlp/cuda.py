@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fastmlp.contract import Job, RowResults, State, row_scales
-from fastmlp.cuda_kernels import CHUNK, Kind, Shape, make_apply, make_train, phases
+from fastmlp.cuda_kernels import Kind, Shape, phases
+from fastmlp.cuda_pieces import CHUNK
 from fastmlp.cuda_plan import gathered, make_plan, padded, spread
-from fastmlp.cuda_runtime import Runtime
+from fastmlp.cuda_runtime import Launch, the_runtime
+from fastmlp.cuda_tiles import Tile
 from fastmlp.errors import ConfigError
 from fastmlp.network import FloatArray
 from fastmlp.optimizers import DECAY, L1, L2
@@ -19,10 +21,15 @@ from fastmlp.reference import NumpyEngine
 
 OF_WEIGHTS_ONLY = [DECAY, L1, L2]  # columns of the table of scalars
 APPLIED = 4096  # rows that pass through a network at once where nothing is trained
-SHAPE = Shape()
-
-train_kernel = functools.cache(make_train)
-apply_kernel = functools.cache(make_apply)
+# Batches of at most so many rows are latency, and train in one launch; larger ones are arithmetic, and train by tiles, a launch
+# for each phase. By counting what both move, not by measuring: no GPU has been at hand.
+SMALL_BATCH = 256
+SHAPE, TILE = Shape(), Tile()
+TABLES = ("table", "alpha", "thresholds", "scales")
+OF_TRAINING = (
+    *("order", "row_scale", "loss", "correct", "scalars"),
+    *("parameters", "m", "v", "kept", "partial", "arena", "counter", "clock"),
+)  # fmt: skip
 
 
 class CudaEngine:
@@ -40,37 +47,38 @@ class CudaEngine:
     name = "cuda"
     threads = 1
 
-    def __init__(self, job: Job, runtime: Any = None, shape: Shape | None = None) -> None:
+    def __init__(self, job: Job, runtime: Any = None) -> None:
         if np.dtype(job.dtype) != np.float32:
             raise ConfigError(f"backend 'cuda' computes in float32, not {np.dtype(job.dtype)}; take backend 'numpy'")
-        self.job, self.runtime, self.shape = job, runtime or Runtime(), shape or SHAPE
+        self.job, self.runtime = job, runtime or the_runtime()
         self.rows = 0  # rows of a batch that the arena has room for
-        self.resident: tuple[Any, Any] = (None, None)  # an array of the caller's, and its copy on the device
-        put, network, scaling = self.runtime.put, job.network, job.scaling
+        self.handles: dict[str, Any] = {}  # on the device, by what is in them
+        self.resident: dict[str, Any] = {}  # arrays of the caller's of which the device has copies
+        self.recorded: tuple[tuple[Any, ...], Any] = ((), None)  # arguments, and the graph of their launches
+        network, scaling = job.network, job.scaling
         width = padded(network.sizes[0])
-        self.shift, self.factor = (
-            put(vector(values, network.sizes[0], width))
-            for values in ((0.0, 1.0) if scaling is None else (scaling.shift, scaling.factor))
-        )
-        self.counter = put(np.zeros(1, np.uint32))
+        for name, neutral in (("shift", 0.0), ("factor", 1.0)):
+            values = neutral if scaling is None else getattr(scaling, name)
+            self.upload(name, vector(values, network.sizes[0], width))
+        self.upload("counter", np.zeros(1, np.uint32))
 
     def load(self, state: State) -> None:
-        network, put = self.job.network, self.runtime.put
+        network = self.job.network
         size = make_plan(network, 1).parameters
         slots = dict(zip(self.job.optimizer.slots, state.slots, strict=False))
         empty = np.zeros(1, np.float32)
-        self.parameters = put(spread(network, state.parameters, size))
-        self.slots = [put(spread(network, slots[name], size) if name in slots else empty) for name in ("m", "v")]
-        clips = self.job.optimizer.clip_norm > 0
-        self.kept, self.partial = put(np.zeros(size if clips else 1, np.float32)), put(np.zeros(-(-size // CHUNK)))
+        self.upload("parameters", spread(network, state.parameters, size))
+        for name in ("m", "v"):
+            self.upload(name, spread(network, slots[name], size) if name in slots else empty)
+        self.upload("kept", np.zeros(size if self.job.optimizer.clip_norm > 0 else 1, np.float32))
+        self.upload("partial", np.zeros(-(-size // CHUNK)))
         self.step = state.step
 
     def state(self, slots: bool = True) -> State:
         network, get = self.job.network, self.runtime.get
-        named = dict(zip(("m", "v"), self.slots, strict=True))
-        vectors = [gathered(network, get(named[name])) for name in self.job.optimizer.slots if slots]
+        vectors = [gathered(network, get(self.handles[name])) for name in self.job.optimizer.slots if slots]
         whole = np.array(vectors, np.float32).reshape(-1, network.parameters)
-        return State(gathered(network, get(self.parameters)), whole, self.step)
+        return State(gathered(network, get(self.handles["parameters"])), whole, self.step)
 
     def train(
         self,
@@ -80,39 +88,42 @@ class CudaEngine:
         rates: npt.NDArray[np.float64],
         weights: FloatArray | None = None,
     ) -> RowResults:
-        job, network, put = self.job, self.job.network, self.runtime.put
-        optimizer, count = job.optimizer, len(order)
-        self.make_room(max(1, min(job.batch_size, count)))
-        scalars = np.repeat(optimizer.scalars(rates, self.step, network.l1, network.l2)[:, None], 2, axis=1)
+        job, count = self.job, len(order)
+        if count == 0:
+            return RowResults(np.empty(0, np.float32), np.empty(0, bool))
+        self.make_room(min(job.batch_size, count))
+        self.keep("x", x, widened)
+        self.keep("y", y, np.ravel)
+        self.upload("order", order.astype(np.int32))
+        self.upload("row_scale", row_scales(order, job.batch_size, weights).astype(np.float32))
+        for name, dtype in (("loss", np.float32), ("correct", np.bool_)):
+            if name not in self.handles or self.handles[name].size != count:
+                self.upload(name, np.empty(count, dtype))
+        scalars = np.repeat(job.optimizer.scalars(rates, self.step, job.network.l1, job.network.l2)[:, None], 2, axis=1)
         scalars[:, 1, OF_WEIGHTS_ONLY] = 0
-        share = network.label_smoothing / network.sizes[-1]
-        results = put(np.empty(max(count, 1), np.float32)), put(np.empty(max(count, 1), bool))
-        kind = self.kind(x, y)
-        arguments = (
-            *self.tables, self.on_device(x), self.shift, self.factor, put(y.reshape(-1)),
-            np.float32(1 - network.label_smoothing + share), np.float32(share),
-            put(order.astype(np.int32)), put(row_scales(order, job.batch_size, weights).astype(np.float32)), *results,
-            put(scalars.reshape(-1)), self.parameters, *self.slots, self.kept, self.partial, self.arena, self.counter,
-            job.batch_size, count, 0, len(rates) * phases(len(network.layers), kind.clips), np.int64(self.step),
-            np.uint64(job.seed), np.float32(optimizer.clip_norm),
-        )  # fmt: skip
-        self.start(train_kernel(self.runtime.words, kind, self.shape), arguments)
+        self.upload("scalars", scalars)
+        self.upload("clock", np.full(1, self.step))
+        self.start(self.kind(x, y), count, len(rates))
         self.step += len(rates)
-        loss, correct = (self.runtime.get(one)[:count] for one in results)
-        return RowResults(loss, correct)
+        return RowResults(self.runtime.get(self.handles["loss"]), self.runtime.get(self.handles["correct"]))
 
     def forward(self, x: npt.NDArray[Any]) -> FloatArray:
-        network, put = self.job.network, self.runtime.put
-        outputs = network.sizes[-1]
+        network, runtime, here = self.job.network, self.runtime, self.handles
+        outputs, most = network.sizes[-1], min(APPLIED, max(len(x), 1))
         z = np.empty((len(x), outputs), np.float32)
-        kernel = apply_kernel(self.runtime.words, self.kind(x, np.empty(0)), self.shape)
-        order = put(np.arange(min(APPLIED, max(len(x), 1)), dtype=np.int32))
-        for first in range(0, len(x), APPLIED):
-            part = x[first : first + APPLIED]
-            self.make_room(len(part))
-            arguments = (*self.tables, put(self.widened(part)), self.shift, self.factor, order, self.parameters, self.arena)
-            self.start(kernel, (*arguments, self.counter, len(part)))
-            z[first : first + len(part)] = self.outputs(len(part))
+        shape = SHAPE if most <= SMALL_BATCH else TILE
+        program = runtime.program("apply", self.kind(x, np.empty(0)), shape)
+        self.upload("rows", np.arange(most, dtype=np.int32))
+        self.make_room(most)
+        width, at = padded(outputs), self.plan.last_output
+        for first in range(0, len(x), most):
+            part = x[first : first + most]
+            self.upload("part", widened(part))
+            self.upload("counter", np.zeros(1, np.uint32))
+            names = (*TABLES, "part", "shift", "factor", "rows", "parameters", "arena", "counter")
+            arguments = (*[here[name] for name in names], len(part))
+            runtime.launch(Launch(program, shape.resident * runtime.blocks, arguments, together=True))
+            z[first : first + len(part)] = runtime.get(here["arena"], at, len(part) * width).reshape(-1, width)[:, :outputs]
         return z
 
     def score(self, z: FloatArray, y: npt.NDArray[Any]) -> RowResults:
@@ -121,9 +132,9 @@ class CudaEngine:
 
     def close(self) -> None:
         """Give the device's memory back."""
-        self.resident = (None, None)
-        for name in ("parameters", "slots", "kept", "partial", "arena", "tables", "shift", "factor", "counter"):
-            self.__dict__.pop(name, None)
+        self.recorded = ((), None)
+        self.handles.clear()
+        self.resident.clear()
 
     # -------------------------------------------------------------------------------------------- the device
 
@@ -142,36 +153,67 @@ class CudaEngine:
             optimizer.clip_norm > 0,
         )
 
+    def upload(self, name: str, array: npt.NDArray[Any]) -> None:
+        """Numbers of their own place on the device, the same place as long as there are as many."""
+        handle = self.handles.get(name)
+        if handle is not None and (handle.size, handle.dtype) == (array.size, array.dtype):
+            self.runtime.fill(handle, array)
+        else:
+            self.handles[name] = None  # given back before more is asked for
+            self.handles[name] = self.runtime.put(array)
+
+    def keep(self, name: str, array: npt.NDArray[Any], flat: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]) -> None:
+        """The caller's rows, copied once."""
+        if self.resident.get(name) is not array:
+            self.resident[name] = None
+            self.upload(name, flat(array))
+            self.resident[name] = array
+
     def make_room(self, rows: int) -> None:
         """Let the arena hold a batch of so many rows; what it holds between calls does not matter."""
         if rows > self.rows:
             self.plan = make_plan(self.job.network, rows)
-            self.tables = [self.runtime.put(one) for one in self.plan[:4]]
-            self.arena = self.runtime.put(np.zeros(self.plan.arena, np.float32))
+            for name, values in zip(TABLES, self.plan, strict=False):
+                self.upload(name, values)
+            self.upload("arena", np.zeros(self.plan.arena, np.float32))
             self.rows = rows
 
-    def start(self, kernel: Any, arguments: tuple[Any, ...]) -> None:
-        """Launch over the whole device, whose blocks wait for each other."""
-        self.runtime.fill(self.counter, np.zeros(1, np.uint32))
-        self.runtime.launch(kernel, self.runtime.blocks, self.shape.threads, arguments, together=True)
+    def start(self, kind: Kind, count: int, steps: int) -> None:
+        """Launch all phases of so many steps: in one kernel, whose blocks wait for each other, or each by itself in a graph."""
+        job, runtime, here = self.job, self.runtime, self.handles
+        small = job.batch_size <= SMALL_BATCH
+        shape = SHAPE if small else TILE
+        program, blocks = runtime.program("train", kind, shape), shape.resident * runtime.blocks
+        share = job.network.label_smoothing / job.network.sizes[-1]
+        hot, cold = np.float32(1 - job.network.label_smoothing + share), np.float32(share)
+        last = steps * phases(len(job.network.layers), kind.clips)
+        shared = (
+            *[here[name] for name in (*TABLES, "x", "shift", "factor", "y")], hot, cold,
+            *[here[name] for name in OF_TRAINING], job.batch_size, count,
+        )  # fmt: skip
 
-    def on_device(self, x: npt.NDArray[Any]) -> Any:
-        """The caller's rows, copied once."""
-        if self.resident[0] is not x:
-            self.resident = x, self.runtime.put(self.widened(x))
-        return self.resident[1]
+        def launch(first: int, end: int) -> Launch:
+            arguments = (*shared, first, end, np.uint64(job.seed), np.float32(job.optimizer.clip_norm))
+            return Launch(program, blocks, arguments, together=small)
 
-    def widened(self, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Rows as kernels read them, flat, padded with zeros to the width of the plan."""
-        whole = np.zeros((len(x), padded(x.shape[1])), x.dtype)
-        whole[:, : x.shape[1]] = x
-        return whole.reshape(-1)
+        if small:
+            self.upload("counter", np.zeros(1, np.uint32))
+            runtime.launch(launch(0, last))
+            return
+        key = (program, last, *shared)
+        if not (
+            len(key) == len(self.recorded[0]) and all(a is b or a == b for a, b in zip(key, self.recorded[0], strict=True))
+        ):
+            self.recorded = ((), None)
+            self.recorded = key, runtime.record([launch(phase, phase + 1) for phase in range(last)])
+        self.recorded[1]()
 
-    def outputs(self, rows: int) -> FloatArray:
-        """z of the last layer of so many rows, from the arena."""
-        outputs = self.job.network.sizes[-1]
-        width, at = padded(outputs), self.plan.last_output
-        return self.runtime.get(self.arena[at : at + rows * width]).reshape(rows, width)[:, :outputs]
+
+def widened(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Rows as kernels read them, flat, padded with zeros to the width of the plan."""
+    whole = np.zeros((len(x), padded(x.shape[1])), x.dtype)
+    whole[:, : x.shape[1]] = x
+    return whole.reshape(-1)
 
 
 def vector(values: Any, features: int, width: int) -> npt.NDArray[np.float32]:

@@ -1,7 +1,7 @@
 """What kernels say to an NVIDIA GPU beyond what Numba has words for. The only file that knows PTX and LLVM's IR.
 
-Kernels are made by factories that take this module, or a simulator with the same names (cuda_words.py lists them), so that their source
-runs on a device, is compiled for one that is not there, and is checked without one.
+Kernels are made by factories that take this module, or a simulator with the same names (cuda_words.py lists them), so that
+their source runs on a device, is compiled for one that is not there, and is checked without one.
 
 Numba's own indexing handles negative indices and 64-bit numbers, at several instructions an access; `load` and `store` do not.
 Arrays are flat and contiguous. Indices count elements. Vectors of two and four are aligned to their size.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 
@@ -22,10 +22,12 @@ from fastmlp.functions import copy_of
 
 cuda: Any = load_cuda()
 
-from numba import types, uint32  # noqa: E402 - after numba-cuda has taken its place
+from numba import types  # noqa: E402 - after numba-cuda has taken its place
 from numba.cuda.extending import intrinsic  # noqa: E402
 
 WARP = 32  # lanes
+float32, float64 = types.float32, types.float64
+int32, int64, uint32, uint64 = types.int32, types.int64, types.uint32, types.uint64
 F32, I32, I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 GLOBAL, SHARED = 1, 3  # address spaces
 
@@ -38,9 +40,17 @@ def device(function: Callable[..., Any]) -> Any:
     return cuda.jit(device=True, forceinline=True)(function)
 
 
-def kernel(threads: int, blocks: int = 1) -> Callable[[Callable[..., Any]], Any]:
+class Source(NamedTuple):
+    """A kernel before it is compiled: for blocks of so many threads, so many blocks at a time on a multiprocessor."""
+
+    function: Callable[..., Any]
+    threads: int
+    blocks: int
+
+
+def kernel(threads: int, blocks: int = 1) -> Callable[[Callable[..., Any]], Source]:
     """A kernel for blocks of so many threads, so many of them at a time on a multiprocessor."""
-    return cuda.jit(launch_bounds=(threads, blocks))
+    return lambda function: Source(function, threads, blocks)
 
 
 def formula(function: Callable[..., Any]) -> Any:

@@ -17,26 +17,14 @@ L+1 … 2L delta of layer i = 2L - phase; update of layer i+1,  the next delta a
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fastmlp.cuda_pieces import (
-    SCALAR_COUNT,
-    SUMS,
-    make_barrier,
-    make_change,
-    make_delta,
-    make_forward,
-    make_gradient,
-    make_losses,
-    make_use,
-)
-from fastmlp.cuda_plan import BIAS, COLUMNS, OUT_WIDTH, WEIGHTS
+from fastmlp.cuda_pieces import SCALAR_COUNT, make_barrier, make_clip, make_losses, make_use
+from fastmlp.cuda_plan import COLUMNS
+from fastmlp.cuda_teams import SUMS, make_delta, make_forward, make_gradient
 from fastmlp.cuda_tiled import make_tiled_delta, make_tiled_forward, make_tiled_gradient
 from fastmlp.cuda_tiles import Tile
-
-CHUNK = 1024  # parameters whose squares a warp adds
 
 
 class Kind(NamedTuple):
@@ -58,10 +46,15 @@ class Kind(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """Threads of a block, a square of twice a power of two, and how many rows of the batch `gradient` stages at a time."""
+    """A block of small batches.
+
+    threads : a square of twice a power of two; staged : rows of the batch that `gradient` stages at a time
+    resident : blocks at once on a multiprocessor, at least
+    """
 
     threads: int = 256
     staged: int = 32
+    resident: int = 1
 
     def shared(self, lanes: int) -> int:
         """Floats of shared memory: for the sums of the warps, and for the staged rows of both factors."""
@@ -75,59 +68,6 @@ def phases(layers: int, clips: bool) -> int:
     (5, 5)
     """
     return 2 * layers + 1 + 2 * clips
-
-
-def make_warp_sum(dev: Any) -> Any:
-    """warp_sum(value): the sum over the lanes of a warp, in each of them."""
-    shuffle, lanes = dev.cuda.shfl_xor_sync, dev.WARP
-
-    @dev.device
-    def warp_sum(value):
-        distance = 1
-        while distance < lanes:
-            value += shuffle(0xFFFFFFFF, value, distance)
-            distance *= 2
-        return value
-
-    return warp_sum
-
-
-def make_clip(dev: Any, threads: int, rule: str) -> tuple[Any, Any]:
-    """squares(size, gradient, partial), and clip(size, layers, table, s, largest, gradient, partial, parameters, slots).
-
-    The norm is taken in float64 over chunks of fixed size, so that it depends on no grid.
-    """
-    cuda, load, store, divide, remainder = dev.cuda, dev.load, dev.store, dev.divide, dev.remainder
-    float32, float64, lanes, warps = dev.float32, dev.float64, dev.WARP, threads // dev.WARP
-    warp_sum, change = make_warp_sum(dev), make_change(dev, rule)
-    nothing = float64(0)
-
-    @dev.device
-    def squares(size, gradient, partial):
-        t = cuda.threadIdx.x
-        for chunk in range(cuda.blockIdx.x * warps + divide(t, lanes), divide(size + CHUNK - 1, CHUNK), cuda.gridDim.x * warps):
-            total = nothing
-            for i in range(chunk * CHUNK + remainder(t, lanes), min(size, (chunk + 1) * CHUNK), lanes):
-                g = float64(load(gradient, i))
-                total += g * g
-            total = warp_sum(total)
-            if remainder(t, lanes) == 0:
-                store(partial, chunk, total)
-
-    @dev.device
-    def clip(size, layers, table, s, largest, gradient, partial, parameters, slots):
-        t, total = cuda.threadIdx.x, nothing
-        for chunk in range(remainder(t, lanes), divide(size + CHUNK - 1, CHUNK), lanes):  # each warp of the grid the same
-            total += load(partial, chunk)
-        norm = math.sqrt(warp_sum(total))
-        scale = float32(float64(largest) / norm) if norm > float64(largest) else float32(1)
-        for layer in range(layers):
-            first, bias = load(table, layer * COLUMNS + WEIGHTS), load(table, layer * COLUMNS + BIAS)
-            end = bias + load(table, layer * COLUMNS + OUT_WIDTH)
-            for i in range(first + cuda.blockIdx.x * threads + t, end, cuda.gridDim.x * threads):
-                change(i, load(gradient, i) * scale, s[0] if i < bias else s[1], parameters, slots[0], slots[1])
-
-    return squares, clip
 
 
 def forward_of(dev: Any, kind: Kind, shape: Shape | Tile, drops: bool | None = None) -> Any:
@@ -151,7 +91,8 @@ def make_train(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
     hot, cold : targets of a label's class and of the others
     order, row_scale, loss, correct : (rows of the call,): which rows, their share in the batch's loss, and what came out
     scalars : (steps * 2 * SCALAR_COUNT,), of weights and of biases; parameters, m, v, kept : (size,); partial : sums of squares
-    counter : (1,) uint32, 0 before each launch; batch, count : rows of a batch and of the call; step : updates before this call
+    counter : (1,) uint32, 0 before each launch; clock : (1,) int64, updates before this call
+    batch, count : rows of a batch and of the call
     """
     cuda, uint32, float32 = dev.cuda, dev.uint32, dev.float32
     barrier, forward, losses = (
@@ -167,10 +108,10 @@ def make_train(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
     squares, clip = make_clip(dev, shape.threads, kind.rule)
     memory, clips = shape.shared(dev.WARP), kind.clips
 
-    @dev.kernel(shape.threads)
+    @dev.kernel(shape.threads, shape.resident)
     def train(
         table, alpha, thresholds, scales, x, shift, factor, y, hot, cold, order, row_scale, loss, correct, scalars,
-        parameters, m, v, kept, partial, arena, counter, batch, count, first, end, step, seed, largest,
+        parameters, m, v, kept, partial, arena, counter, clock, batch, count, first, end, seed, largest,
     ):  # fmt: skip
         shared = cuda.shared.array(memory, float32, alignment=16)
         layers = len(table) // COLUMNS
@@ -182,7 +123,7 @@ def make_train(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
             rows = min(batch, count - start)
             s = (scalars[at : at + SCALAR_COUNT], scalars[at + SCALAR_COUNT : at + 2 * SCALAR_COUNT])
             if q < layers:
-                forward(q, layers - 1, tables, inputs, order, start, rows, step + now, seed, parameters, arena, shared)
+                forward(q, layers - 1, tables, inputs, order, start, rows, clock[0] + now, seed, parameters, arena, shared)
             elif q == layers:
                 losses(layers - 1, table, y, hot, cold, order, row_scale, start, rows, arena, loss, correct)
             elif q <= 2 * layers:
@@ -212,7 +153,7 @@ def make_apply(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
     barrier, forward = make_barrier(dev), forward_of(dev, kind, shape, drops=False)
     memory = shape.shared(dev.WARP)
 
-    @dev.kernel(shape.threads)
+    @dev.kernel(shape.threads, shape.resident)
     def apply(table, alpha, thresholds, scales, x, shift, factor, order, parameters, arena, counter, rows):
         shared = cuda.shared.array(memory, float32, alignment=16)
         layers, target = len(table) // COLUMNS, uint32(0)
@@ -224,3 +165,6 @@ def make_apply(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
                 barrier(counter, target)
 
     return apply
+
+
+KERNELS: Mapping[str, Callable[[Any, Kind, Shape | Tile], Any]] = {"train": make_train, "apply": make_apply}

@@ -123,6 +123,7 @@ def gathered(network: Network, whole: FloatArray) -> FloatArray:
 
 
 def copy(source: Any, target: Any) -> None:
+    """Overwrite arrays, pair by pair."""
     for ours, theirs in zip(source, target, strict=True):
         for one, other in zip(ours, theirs, strict=True):
             other[:] = one

@@ -1,88 +1,233 @@
-"""An NVIDIA GPU as the engine sees it: its memory, its size, and launches. No arithmetic, and nothing of networks.
+"""An NVIDIA GPU as the engine sees it: memory, launches, graphs, and errors in plain words. No arithmetic, nothing of networks.
 
-A simulator in the tests has the same methods and runs the same kernels.
+A simulator in the tests has the same methods and runs the same kernels; there is also a driver made of plain memory, over which
+this file runs without a GPU.
+
+Source: CUDA Driver API 12 and 13, sections 6.7 to 6.24 (contexts, modules, memory, streams, execution, graphs).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+import ctypes
+import functools
+import importlib.util
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.cuda_shim import INSTALL, load_cuda
+from fastmlp.cuda_compile import Built, compiled
+from fastmlp.cuda_kernels import Kind, Shape, Tile
+from fastmlp.cuda_shim import load_driver
 from fastmlp.errors import UnavailableError
 
 Array = npt.NDArray[Any]
+
+SCALARS: dict[type, Any] = {
+    int: ctypes.c_int32,
+    np.int32: ctypes.c_int32,
+    np.float32: ctypes.c_float,
+    np.uint64: ctypes.c_uint64,
+}
+OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
+REMEDY = "take --backend numba, and look at `fastmlp doctor`"
+
+
+class Handle:
+    """An array in the device's memory, which is given back with it."""
+
+    def __init__(self, runtime: Runtime, address: int, size: int, dtype: npt.DTypeLike) -> None:
+        self.runtime, self.address, self.size, self.dtype = runtime, address, size, np.dtype(dtype)
+
+    def __del__(self) -> None:
+        self.runtime.give_back(self.address)
+
+    def values(self) -> list[Any]:
+        """As a kernel of Numba's takes an array: owner, parent, elements, bytes of one, address, shape, strides."""
+        sizes = (0, 0, self.size, self.dtype.itemsize, self.address, self.size, self.dtype.itemsize)
+        return [ctypes.c_uint64(value) for value in sizes]
+
+
+class Graph:
+    """Launches that are started as one; they are kept, since so their arrays are."""
+
+    def __init__(self, runtime: Runtime, whole: Any, launches: Sequence[Launch]) -> None:
+        self.runtime, self.whole, self.launches = runtime, whole, launches
+
+    def __call__(self) -> None:
+        self.runtime.enter()
+        self.runtime.ask("cuGraphLaunch", self.whole, self.runtime.stream)
+
+    def __del__(self) -> None:
+        self.runtime.driver.cuGraphExecDestroy(self.whole)
+
+
+class Program(NamedTuple):
+    """A kernel that is loaded."""
+
+    function: Any
+    built: Built
+
+
+class Launch(NamedTuple):
+    """What a launch is made of; `together` asks that all blocks are at work at once, or fails."""
+
+    program: Any
+    blocks: int
+    arguments: Sequence[Any]
+    together: bool = False
 
 
 class Runtime:
     """The first device that CUDA_VISIBLE_DEVICES leaves.
 
-    words : what kernels are made with
-    blocks : multiprocessors, as many blocks as are at work at once whatever they need
     name : of the card
+    blocks : multiprocessors, as many blocks as are at work at once whatever they need
+    capability : compute capability
 
     Raises
     ------
-    UnavailableError : no package, no driver, no device
+    UnavailableError : from here, and from every method: a package, the driver or a device is missing, too old, or fails
     """
 
-    def __init__(self) -> None:
-        cuda: Any = load_cuda()
-        with explained(cuda):
-            device = cuda.get_current_device()
-            self.blocks = int(device.MULTIPROCESSOR_COUNT)
-            self.name = device.name.decode() if isinstance(device.name, bytes) else str(device.name)
-        from fastmlp import cuda_device
+    def __init__(self, driver: Any = None) -> None:
+        self.driver = driver or load_driver()
+        try:
+            self.ask("cuInit", 0)
+        except RuntimeError as error:  # the bindings find no driver, or one without what they need
+            if isinstance(error, UnavailableError):
+                raise
+            reason = " ".join(str(error).split())
+            raise UnavailableError(f"backend 'cuda' needs an NVIDIA GPU and its driver ({reason}); {REMEDY}") from error
+        device = self.ask("cuDeviceGet", 0)
+        attributes = self.driver.CUdevice_attribute
+        major, minor, blocks = (
+            int(self.ask("cuDeviceGetAttribute", getattr(attributes, f"CU_DEVICE_ATTRIBUTE_{name}"), device))
+            for name in ("COMPUTE_CAPABILITY_MAJOR", "COMPUTE_CAPABILITY_MINOR", "MULTIPROCESSOR_COUNT")
+        )
+        self.capability, self.blocks = (major, minor), blocks
+        self.name = self.ask("cuDeviceGetName", 256, device).split(b"\0")[0].decode()
+        self.context = self.ask("cuDevicePrimaryCtxRetain", device)
+        self.enter()
+        self.stream = self.ask("cuStreamCreate", 0)
+        self.programs: dict[Any, Program] = {}
 
-        self.cuda, self.words = cuda, cuda_device
+    def ask(self, function: str, *arguments: Any) -> Any:
+        """Call the driver; what it gives, or an error in words."""
+        result, *found = getattr(self.driver, function)(*arguments)
+        if int(result) != 0:
+            text = self.driver.cuGetErrorString(result)[1] or b"an unknown error"
+            raise UnavailableError(f"the GPU failed in {function}: {text.decode()} (error {int(result)}); {REMEDY}")
+        return found[0] if len(found) == 1 else found
 
-    def put(self, array: Array) -> Any:
-        """A copy in the device's memory."""
-        with explained(self.cuda):
-            return self.cuda.to_device(np.ascontiguousarray(array))
+    def enter(self) -> None:
+        """Let the calling thread use the device."""
+        self.ask("cuCtxSetCurrent", self.context)
 
-    def fill(self, handle: Any, array: Array) -> None:
-        """Overwrite what `put` gave."""
-        with explained(self.cuda):
-            handle.copy_to_device(np.ascontiguousarray(array))
+    # -------------------------------------------------------------------------------------------- memory
 
-    def get(self, handle: Any) -> Array:
-        """A copy in the host's memory; waits for the launches before."""
-        with explained(self.cuda):
-            found: Array = handle.copy_to_host()
-            return found
+    def put(self, array: Array) -> Handle:
+        """A copy in the device's memory, flat."""
+        handle = self.empty(array.size, array.dtype)
+        self.fill(handle, array)
+        return handle
 
-    def launch(self, kernel: Any, blocks: int, threads: int, arguments: Sequence[Any], together: bool = False) -> None:
-        """Start a kernel; `together` asks that all its blocks are at work at once, or fails.
+    def empty(self, size: int, dtype: npt.DTypeLike) -> Handle:
+        """Memory for so many numbers, whatever is in it."""
+        self.enter()
+        wanted = max(1, size) * np.dtype(dtype).itemsize
+        result, address = self.driver.cuMemAlloc(wanted)
+        if int(result) == OUT_OF_MEMORY:
+            free, whole = self.ask("cuMemGetInfo")
+            raise UnavailableError(
+                f"the GPU's memory is full: {wanted:,} bytes wanted, {free:,} of {whole:,} free; "
+                "take fewer rows, a smaller --batch-size, or --backend numba"
+            )
+        if int(result) != 0:
+            self.ask("cuMemAlloc", wanted)
+        return Handle(self, int(address), size, dtype)
 
-        Whole numbers of Python are int32 to a kernel.
-        """
-        typed = [np.int32(value) if isinstance(value, int) else value for value in arguments]
-        with explained(self.cuda):
-            signature = tuple(self.cuda.typeof(value) for value in typed)
-            if signature not in kernel.overloads:
-                kernel.compile(signature)
-                kernel.overloads[signature].cooperative = together
-            kernel[blocks, threads](*typed)
+    def fill(self, handle: Handle, array: Array) -> None:
+        """Overwrite what `put` gave; waits for the launches before."""
+        whole = np.ascontiguousarray(array, handle.dtype)
+        assert whole.size == handle.size
+        if whole.size:
+            self.enter()
+            self.ask("cuMemcpyHtoD", handle.address, whole.ctypes.data, whole.nbytes)
+
+    def get(self, handle: Handle, first: int = 0, count: int | None = None) -> Array:
+        """A copy of so many numbers in the host's memory; waits for the launches before."""
+        found = np.empty(handle.size - first if count is None else count, handle.dtype)
+        if found.size:
+            self.enter()
+            self.ask("cuMemcpyDtoH", found.ctypes.data, handle.address + first * found.itemsize, found.nbytes)
+        return found
+
+    def give_back(self, address: int) -> None:
+        """Free memory; what the driver says at the end of a process, when all is freed anyway, does not matter."""
+        self.driver.cuMemFree(address)
+
+    # -------------------------------------------------------------------------------------------- launches
+
+    def program(self, name: str, kind: Kind, shape: Shape | Tile) -> Program:
+        """A kernel of `cuda_kernels.KERNELS`."""
+        key = (name, kind, shape)
+        if key not in self.programs:
+            built = compiled(name, kind, shape, self.capability)
+            self.enter()
+            module = self.ask("cuModuleLoadData", built.cubin)
+            self.programs[key] = Program(self.ask("cuModuleGetFunction", module, built.entry.encode()), built)
+        return self.programs[key]
+
+    def launch(self, launch: Launch) -> None:
+        """Start a kernel; whole numbers of Python are int32 to it."""
+        self.enter()
+        self._start(launch)
+
+    def _start(self, launch: Launch) -> None:
+        values: list[Any] = []
+        for value in launch.arguments:
+            values += value.values() if isinstance(value, Handle) else [SCALARS[type(value)](value)]
+        pointers = (ctypes.c_void_p * len(values))(*[ctypes.addressof(value) for value in values])
+        shape = (launch.blocks, 1, 1, launch.program.built.threads, 1, 1, 0, self.stream, ctypes.addressof(pointers))
+        if launch.together:
+            self.ask("cuLaunchCooperativeKernel", launch.program.function, *shape)
+        else:
+            self.ask("cuLaunchKernel", launch.program.function, *shape, 0)
+
+    def record(self, launches: Sequence[Launch]) -> Graph:
+        """What starts all of them, one after another, when it is called."""
+        self.enter()
+        self.ask("cuStreamBeginCapture", self.stream, self.driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+        try:
+            for launch in launches:
+                self._start(launch)
+        finally:  # a stream that is left capturing can be used for nothing else
+            graph = self.ask("cuStreamEndCapture", self.stream)
+        found = Graph(self, self.ask("cuGraphInstantiate", graph, 0), launches)
+        self.ask("cuGraphDestroy", graph)
+        return found
+
+    def wait(self) -> None:
+        """Wait until all is done that was started."""
+        self.enter()
+        self.ask("cuStreamSynchronize", self.stream)
 
 
-@contextmanager
-def explained(cuda: Any) -> Iterator[None]:
-    """Errors of the driver as one line with the remedy."""
-    from numba.cuda.cudadrv.driver import CudaAPIError
-    from numba.cuda.cudadrv.error import CudaSupportError
+@functools.cache
+def the_runtime() -> Runtime:
+    """The device of this process."""
+    return Runtime()
 
+
+@functools.cache
+def usable() -> bool:
+    """Whether a device is there, and a package that compiles for it; costs little where there is none."""
+    if importlib.util.find_spec("numba_cuda") is None:
+        return False
     try:
-        yield
-    except CudaSupportError as error:
-        reason = " ".join(str(error).split())
-        raise UnavailableError(f"backend 'cuda' needs an NVIDIA GPU and its driver ({reason}); take --backend numba") from error
-    except CudaAPIError as error:
-        raise UnavailableError(f"the GPU failed: {' '.join(str(error).split())}; take --backend numba") from error
-
-
-__all__ = ["INSTALL", "Runtime"]
+        the_runtime()
+    except UnavailableError:
+        return False
+    return True

@@ -1,36 +1,51 @@
-"""The one place that imports numba-cuda: what is there, what is wrong with it, and the remedy. A port to its successor begins here.
+"""The one place that imports what NVIDIA publishes for Python: numba-cuda, which compiles, and cuda.bindings, which drives.
 
-Here: `cuda`, Numba's module of that name as numba-cuda gives it, and `need_device`. Not here: what kernels say (cuda_device.py).
+A port to numba-cuda's successor begins here, and ends in cuda_device.py and cuda_compile.py. Not here: what kernels say, and
+what is asked of a device.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 import numpy as np
 
 from fastmlp.errors import UnavailableError
 
-INSTALL = "pip install 'fastmlp[cuda13]' (cuda12 for drivers older than 580)"
+DROPPED = "row_stack"  # an alias of vstack that NumPy 2.5 no longer has, and numba-cuda up to 0.30 asks for
+INSTALL = "pip install 'fastmlp[cuda13]', or fastmlp[cuda12] for a driver older than 580"
 
 
-def load_cuda() -> object:
-    """Numba's CUDA as package numba-cuda has it; the one that comes with Numba itself is older, and lacks what kernels need.
+def load_cuda() -> Any:
+    """Numba's CUDA as numba-cuda has it; the one that comes with Numba itself is older, and lacks what kernels need.
 
     Raises
     ------
     UnavailableError : the package is missing, or does not take its place
     """
     if importlib.util.find_spec("numba_cuda") is None:
-        raise UnavailableError(f"backend 'cuda' needs numba-cuda: {INSTALL}")
-    if not hasattr(np, "row_stack"):  # numba-cuda up to 0.30 asks for it by name; NumPy 2.5 has dropped the alias
-        np.vstack = np.vstack  # type: ignore[attr-defined]
-    if importlib.util.find_spec("_numba_cuda_redirector") is not None:  # installed into a folder, its .pth file is not read
+        raise UnavailableError(f"kernels for a GPU are compiled by numba-cuda, which is missing: {INSTALL}")
+    if not hasattr(np, DROPPED):
+        setattr(np, DROPPED, np.vstack)
+    if importlib.util.find_spec("_numba_cuda_redirector") is not None:  # in a folder on PYTHONPATH its .pth file is not read
         import _numba_cuda_redirector  # noqa: F401
     from numba import cuda
 
     if getattr(cuda, "implementation", "") != "NVIDIA":
-        raise UnavailableError(
-            f"numba.cuda is Numba's own, not that of numba-cuda; install it into this environment: {INSTALL}"
-        )
+        raise UnavailableError(f"numba.cuda is Numba's own, not that of numba-cuda; install it anew: {INSTALL}")
     return cuda
+
+
+def load_driver() -> Any:
+    """The driver's functions, such as cuMemAlloc, by cuda.bindings, which comes with numba-cuda and with PyTorch.
+
+    Raises
+    ------
+    UnavailableError : the package is missing
+    """
+    if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.bindings") is None:
+        raise UnavailableError(f"backend 'cuda' needs cuda-bindings, which comes with numba-cuda: {INSTALL}")
+    from cuda.bindings import driver
+
+    return driver

@@ -43,14 +43,14 @@ def make_get_data(dev: Any, pixels: bool) -> Any:
     return get
 
 
-def with_ones(dev: Any, get: Any, width_at: int) -> Any:
-    """The same with a feature more, which is 1 in each row: the gradient of its weights is that of the bias, which follows them."""
+def with_ones(dev: Any, get: Any) -> Any:
+    """The same with a feature more, 1 in each row: the gradient of its weights is that of the bias, which follows them."""
     one = dev.float32(1)
 
     @dev.device
     def get_with_ones(to, o, factor, row, column):
         get(to, o, factor, row, column)
-        if column == factor[width_at] and row < factor[width_at + 1]:
+        if column == factor[-2] and row < factor[-1]:  # width and rows
             to[o] = one
 
     return get_with_ones
@@ -134,8 +134,8 @@ def make_tiled_gradient(dev: Any, tile: Tile, pixels: bool, use: Any) -> Any:
             use(weights + k * width + n, g, s[0] if k < height else s[1], parameters, slots, kept)
 
     first_walk, walk = (
-        make_walk(dev, tile, make_product(dev, tile, (False, with_ones(dev, rows_of, width_at)), (False, get), put))
-        for rows_of, width_at in ((make_get_data(dev, pixels), 5), (get, 2))
+        make_walk(dev, tile, make_product(dev, tile, (False, with_ones(dev, rows_of)), (False, get), put))
+        for rows_of in (make_get_data(dev, pixels), get)
     )
 
     @dev.device

@@ -15,21 +15,25 @@ from typing import Any, NamedTuple
 
 
 class Tile(NamedTuple):
-    """A block's tile: rows, columns, terms staged at once; each thread has `high` x `wide` of its sums, multiples of four."""
+    """A block's tile: rows, columns, terms staged at once; each thread has `high` x `wide` of its sums, multiples of four.
+
+    resident : blocks at once on a multiprocessor, at least
+    """
 
     rows: int = 64
     columns: int = 64
     terms: int = 16
     high: int = 8
     wide: int = 4
+    resident: int = 2
 
     @property
     def threads(self) -> int:
         return (self.rows // self.high) * (self.columns // self.wide)
 
     def shared(self, lanes: int) -> int:
-        """Floats of shared memory, both stages."""
-        return 2 * self.terms * (pitch(self.rows) + pitch(self.columns))
+        """Floats of shared memory: both stages, and in their place, at the end, the sums."""
+        return max(2 * self.terms * (pitch(self.rows) + pitch(self.columns)), self.rows * self.columns)
 
 
 def pitch(extent: int) -> int:
@@ -77,8 +81,8 @@ def make_product(dev: Any, tile: Tile, left: tuple[bool, Any], right: tuple[bool
 
     left, right : whether the factor lies across, and its `get`; a and b are what those read from
     """
-    cuda, float32, zero, load4 = dev.cuda, dev.float32, dev.float32(0), dev.load4
-    divide, remainder = dev.divide, dev.remainder
+    cuda, float32, zero, load, load4, store4 = dev.cuda, dev.float32, dev.float32(0), dev.load, dev.load4, dev.store4
+    divide, remainder, width, size, threads = dev.divide, dev.remainder, tile.columns, tile.rows * tile.columns, tile.threads
     high, wide, depth, right_threads = tile.high, tile.wide, tile.terms, tile.columns // tile.wide
     left_threads, at_b = tile.rows // tile.high, tile.terms * pitch(tile.rows)
     stage = at_b + tile.terms * pitch(tile.columns)
@@ -126,9 +130,14 @@ def make_product(dev: Any, tile: Tile, left: tuple[bool, Any], right: tuple[bool
                 stash_b(shared, stage - base + at_b, next_b, t)
             base = stage - base
             cuda.syncthreads()  # written: the next stage; read: this one
+        # By way of shared memory: neighbours in a row are then written by neighbouring threads, and `put` is there once.
         for i in range(high):
-            for j in range(wide):
-                m = m0 + divide(i, 4) * 4 * left_threads + 4 * down + remainder(i, 4)
-                put(to, m, n0 + divide(j, 4) * 4 * right_threads + 4 * over + remainder(j, 4), sums[wide * i + j])
+            m = i // 4 * 4 * left_threads + 4 * down + i % 4
+            for q in range(wide // 4):
+                at, n = wide * i + 4 * q, 4 * (q * right_threads + over)
+                store4(shared, m * width + n, (sums[at], sums[at + 1], sums[at + 2], sums[at + 3]))
+        cuda.syncthreads()  # written: the sums
+        for o in range(t, size, threads):
+            put(to, m0 + divide(o, width), n0 + remainder(o, width), load(shared, o))
 
     return product

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastmlp import __version__
-from fastmlp.cpu_cache import UnsafeFolder, cache_folder, check_private
 from fastmlp.data import data_folder, list_data
 from fastmlp.errors import FastMLPError
+from fastmlp.kernel_files import UnsafeFolder, cache_folder, check_private
 from fastmlp.network import Network
 from fastmlp.optimizers import Schedule
 from fastmlp.settings import Settings

@@ -90,10 +90,12 @@ def simulated_gpu() -> Iterator[None]:
     import cuda_simulator
 
     from fastmlp.cuda_kernels import Shape
+    from fastmlp.cuda_tiles import Tile
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastmlp.cuda.Runtime", cuda_simulator.Runtime)
+        patch.setattr("fastmlp.cuda.the_runtime", cuda_simulator.Runtime)
         patch.setattr("fastmlp.cuda.SHAPE", Shape(16, 4))
+        patch.setattr("fastmlp.cuda.TILE", Tile(8, 8, 4, 4, 4, 1))
         yield
 
 

@@ -7,6 +7,7 @@ for ever are reported, and the order in which threads run can be natural, revers
 
 from __future__ import annotations
 
+import functools
 import random
 import sys
 import threading
@@ -15,8 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from greenlet import getcurrent, greenlet
-from numpy import float32, uint32
+from numpy import float32, float64, int32, int64, uint32, uint64
 
+from fastmlp.cuda_kernels import KERNELS
+from fastmlp.cuda_runtime import Launch
 from fastmlp.cuda_words import WORDS
 
 MOST_SPINS = 100_000  # looks at a counter that does not move
@@ -286,6 +289,11 @@ class Words:
 FEW_LANES, ALL_LANES = Words(4), Words(32)
 
 
+@functools.cache
+def made(maker: Callable[..., Kernel], words: Words, kind: Any, shape: Any) -> Kernel:
+    return maker(words, kind, shape)
+
+
 class Runtime:
     """What cuda_runtime.Runtime has, on the host; each launch runs its threads in an order of its own."""
 
@@ -296,17 +304,29 @@ class Runtime:
 
     @staticmethod
     def put(array: Any) -> Any:
-        return np.array(array, order="C")
+        return np.array(array).reshape(-1)
 
     @staticmethod
     def fill(handle: Any, array: Any) -> None:
-        handle[:] = array
+        handle[:] = array.reshape(-1)
 
     @staticmethod
-    def get(handle: Any) -> Any:
-        return handle.copy()
+    def get(handle: Any, first: int = 0, count: int | None = None) -> Any:
+        return handle[first : None if count is None else first + count].copy()
 
-    def launch(self, kernel: Kernel, blocks: int, threads: int, arguments: Sequence[Any], together: bool = False) -> None:
-        assert threads == kernel.threads
+    def program(self, name: str, kind: Any, shape: Any) -> Kernel:
+        return made(KERNELS[name], self.words, kind, shape)
+
+    def launch(self, launch: Launch) -> None:
         self.seed += 1
-        kernel.launch(blocks, arguments, self.seed)
+        launch.program.launch(launch.blocks, launch.arguments, self.seed)
+
+    def record(self, launches: Sequence[Launch]) -> Callable[[], None]:
+        def replay() -> None:
+            for launch in launches:
+                self.launch(launch)
+
+        return replay
+
+    def wait(self) -> None:
+        """A launch has ended when it returns."""

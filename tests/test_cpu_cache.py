@@ -18,7 +18,7 @@ import pytest
 
 import fastmlp
 from fastmlp.contract import Job, State
-from fastmlp.cpu_cache import DIGEST_BYTES
+from fastmlp.kernel_files import DIGEST_BYTES
 from fastmlp.network import Network
 from fastmlp.optimizers import Optimizer
 from fastmlp.reference import NumpyEngine

@@ -1,4 +1,4 @@
-"""What the cache of compiled kernels hashes, and which folders it takes; real processes are in test_cpu_cache.py."""
+"""What files of compiled kernels are named by, and which folders are taken; real processes are in test_cpu_cache.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 import fastmlp
-from fastmlp.cpu_cache import SOURCES, UnsafeFolder, cache_folder, check_private
+from fastmlp import cpu_cache, cuda_compile
+from fastmlp.kernel_files import UnsafeFolder, cache_folder, check_private
 
 PACKAGE = Path(fastmlp.__file__).parent
 
@@ -33,9 +34,13 @@ def imports_of(file: Path) -> set[str]:
     return {name for name in found if (file.parent / name).exists()}
 
 
-def missing_sources(listed: tuple[str, ...], folder: Path = PACKAGE) -> set[str]:
+# What is listed, by the file from which all that takes part is reached.
+LISTED = {"cpu_kernels.py": cpu_cache.SOURCES, "cuda_compile.py": cuda_compile.SOURCES}
+
+
+def missing_sources(root: str, listed: tuple[str, ...], folder: Path = PACKAGE) -> set[str]:
     """What takes part in the kernels and is not listed; a listed file that does not exist is an error."""
-    reached, waiting = set(), {"cpu_kernels.py"}
+    reached, waiting = set(), {root}
     while waiting:
         name = waiting.pop()
         reached.add(name)
@@ -44,24 +49,28 @@ def missing_sources(listed: tuple[str, ...], folder: Path = PACKAGE) -> set[str]
     return reached - NOT_COMPILED - set(listed)
 
 
-def test_every_source_of_the_kernels_is_in_the_key() -> None:
-    assert missing_sources(SOURCES) == set()
-    assert all((PACKAGE / name).exists() for name in SOURCES)
-    assert len(set(SOURCES)) == len(SOURCES)
+@pytest.mark.parametrize("root", LISTED)
+def test_every_source_of_the_kernels_is_in_the_key(root: str) -> None:
+    listed = LISTED[root]
+    assert missing_sources(root, listed) == set()
+    assert all((PACKAGE / name).exists() for name in listed)
+    assert len(set(listed)) == len(listed)
 
 
-@pytest.mark.parametrize("left_out", SOURCES)
-def test_the_check_of_sources_sees_one_that_is_left_out(left_out: str) -> None:
-    assert missing_sources(tuple(name for name in SOURCES if name != left_out)) == {left_out}
+@pytest.mark.parametrize(("root", "left_out"), [(root, name) for root, names in LISTED.items() for name in names])
+def test_the_check_of_sources_sees_one_that_is_left_out(root: str, left_out: str) -> None:
+    assert missing_sources(root, tuple(name for name in LISTED[root] if name != left_out)) == {left_out}
 
 
-def test_the_check_of_sources_follows_a_new_import(tmp_path: Path) -> None:
-    for name in {*SOURCES, *NOT_COMPILED}:
+@pytest.mark.parametrize("root", LISTED)
+def test_the_check_of_sources_follows_a_new_import(root: str, tmp_path: Path) -> None:
+    listed = LISTED[root]
+    for name in {*listed, *NOT_COMPILED}:
         shutil.copy(PACKAGE / name, tmp_path)
     (tmp_path / "cpu_new.py").write_text("ONE = 1\n")
     for line in ("from fastmlp.cpu_new import ONE", "from fastmlp import cpu_new", "import fastmlp.cpu_new"):
         (tmp_path / "philox.py").write_text((PACKAGE / "philox.py").read_text() + f"\n{line}\n")
-        assert missing_sources(SOURCES, tmp_path) == {"cpu_new.py"}, line
+        assert missing_sources(root, listed, tmp_path) == {"cpu_new.py"}, line
 
 
 # ------------------------------------------------------------------------------------------------ folders

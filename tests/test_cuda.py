@@ -1,15 +1,11 @@
-"""The CUDA engine's kernels in a simulator: the same bits for any grid and order of threads, and planted mistakes are caught.
+"""The CUDA engine over a simulator: both its designs compute the same as the specification, in the same bits for any grid.
 
-What the engine computes is judged by the contract's tests, which run over it as over the other engines.
+What the engine computes for small batches is judged by the contract's tests too, which run over it as over the other engines.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,48 +13,108 @@ import pytest
 
 pytest.importorskip("greenlet", reason="the simulator of backend 'cuda' needs greenlet: pip install greenlet")
 
-import cuda_simulator
-from conftest import check_course, expected, make_course, same_bits, start_state
-from cuda_simulator import ALL_LANES, FEW_LANES, Runtime, StuckError
+from conftest import check_against_reference, check_course, expected, make_course, same_bits, start_state
+from cuda_simulator import ALL_LANES, FEW_LANES, Runtime
 
-import fastmlp.cuda_kernels
 import fastmlp.cuda_pieces
 from fastmlp.contract import Job, RowResults, State
 from fastmlp.cuda import CudaEngine
 from fastmlp.cuda_kernels import Shape
 from fastmlp.cuda_plan import gathered, make_plan, places, spread
-from fastmlp.cuda_words import WORDS
+from fastmlp.functions import ACTIVATIONS
 from fastmlp.network import Network
 from fastmlp.optimizers import Optimizer
 from fastmlp.philox import drop_threshold, keep_mask
 
-SMALL = Shape(16, 4)
 # Every phase, two tiles for a block, rows beyond a tile, a short last batch, dropout, and an optimiser with slots.
 JOB = Job(Network((20, 13, 9, 5), ("relu", "silu"), dropout=(0.3, 0.0), l2=0.1), Optimizer("momentum"), batch_size=9, seed=7)
 CLIPPED = Job(Network((20, 40, 5), "tanh", l1=1e-2), Optimizer("adamw", clip_norm=1.0), batch_size=9)
 
 
-def trained(job: Job, runtime: Runtime, shape: Shape = SMALL) -> tuple[State, RowResults]:
+@pytest.fixture(params=["one launch", "tiles"])
+def design(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to train, whatever the size of a batch."""
+    name: str = request.param
+    monkeypatch.setattr("fastmlp.cuda.SMALL_BATCH", 256 if name == "one launch" else 0)
+    return name
+
+
+@pytest.fixture
+def tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Small batches train as large ones do."""
+    monkeypatch.setattr("fastmlp.cuda.SMALL_BATCH", 0)
+    yield
+
+
+def trained(job: Job, runtime: Runtime) -> tuple[State, RowResults]:
     """State and row results after two steps and a short one."""
     course = make_course(job.network, 22, job.batch_size, epochs=1, weighted=True)
-    engine = CudaEngine(job, runtime, shape)
+    engine = CudaEngine(job, runtime)
     engine.load(start_state(job))
     results = engine.train(*course)
     return engine.state(), results
 
 
 @pytest.mark.parametrize("job", [JOB, CLIPPED])
-def test_the_grid_and_the_order_of_threads_change_no_bit(job: Job) -> None:
+def test_the_grid_and_the_order_of_threads_change_no_bit(job: Job, design: str) -> None:
     wanted = trained(job, Runtime(1, 0))
     for blocks, seed in ((1, -5), (2, 1), (3, 8), (7, 3)):
         assert same_bits(trained(job, Runtime(blocks, seed)), wanted)
 
 
-def test_warps_of_all_lanes() -> None:
+def test_warps_of_all_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a device: 32 lanes a warp, two warps a block."""
+    monkeypatch.setattr("fastmlp.cuda.SHAPE", Shape(64, 8))
     course = make_course(JOB.network, 22, 9, epochs=1, weighted=True)
-    found = trained(JOB, Runtime(2, 1, ALL_LANES), Shape(64, 8))
-    check_course(expected(JOB, start_state(JOB), course), *found)
+    check_course(expected(JOB, start_state(JOB), course), *trained(JOB, Runtime(2, 1, ALL_LANES)))
+
+
+# Everything that a network and a training may have, each at least once; widths that are no multiple of a tile.
+LARGE: list[tuple[Job, dict[str, Any]]] = [
+    (Job(Network((13, 18, 5)), Optimizer("sgd"), batch_size=8), {"rate": 1e-4, "uint8": True}),
+    (Job(Network((13, 10)), Optimizer("adam"), batch_size=8), {"rows": 20}),
+    (Job(Network((13, 31, 29, 11), dropout=0.3, l2=0.1), Optimizer("momentum"), 7, 2**63 + 5), {"rows": 37, "weighted": True}),
+    (
+        Job(Network((13, 18, 11, 5), l1=1e-2), Optimizer("adamw", weight_decay=0.3, clip_norm=2.0), 8),
+        {"rows": 21, "rate": 0.003},
+    ),
+    (
+        Job(Network((7, *range(6, 15), 4), tuple(ACTIVATIONS), loss="squared-error"), Optimizer("nesterov"), 8),
+        {"rows": 20, "targets": True, "rate": 0.01},
+    ),
+]
+
+
+@pytest.mark.parametrize(("job", "of_course"), LARGE)
+def test_large_batches_train_and_predict_as_the_specification(job: Job, of_course: dict[str, Any], tiles: None) -> None:
+    course = make_course(job.network, **{"rows": 24, "batch": job.batch_size} | of_course)
+    check_against_reference("cuda", job, course)
+
+
+def test_a_graph_is_recorded_once_for_all_epochs_of_a_size(tiles: None) -> None:
+    recorded: list[int] = []
+
+    class Counted(Runtime):
+        def record(self, launches: Any) -> Any:
+            recorded.append(len(launches))
+            return super().record(launches)
+
+    course = make_course(JOB.network, 22, 9, epochs=1)
+    engine = CudaEngine(JOB, Counted())
+    engine.load(start_state(JOB))
+    for change in (
+        {},
+        {"order": course.order[::-1].copy()},
+        {"x": course.x.copy()},
+        {"order": course.order[:9], "rates": course.rates[:1]},
+    ):
+        engine.train(*course._replace(**change))
+    assert recorded == [21, 7]  # three steps of seven phases; one step
+    whole = CudaEngine(JOB, Runtime())
+    whole.load(start_state(JOB))
+    for order in (course.order, course.order[::-1].copy(), course.order, course.order[:9]):
+        whole.train(*course._replace(order=order, rates=course.rates[: -(-len(order) // 9)]))
+    assert same_bits(engine.state(), whole.state())
 
 
 def test_parameters_there_and_back() -> None:
@@ -70,11 +126,12 @@ def test_parameters_there_and_back() -> None:
     assert [w.shape for w, _ in places(network, whole)] == [(13, 18), (18, 5)]
 
 
-def test_what_is_padded_stays_zero() -> None:
-    engine = CudaEngine(JOB, Runtime(), SMALL)
+def test_what_is_padded_stays_zero(design: str) -> None:
+    engine = CudaEngine(JOB, Runtime())
     engine.load(start_state(JOB))
     engine.train(*make_course(JOB.network, 22, 9))
-    for whole in (engine.parameters, engine.slots[0]):
+    for name in ("parameters", "m"):
+        whole = engine.handles[name]
         beyond = np.ones(len(whole), bool)
         for w, b in places(JOB.network, beyond):
             w[:] = b[:] = False
@@ -98,139 +155,14 @@ def test_rows_stay_on_the_device_until_others_come() -> None:
             put.append(array.nbytes)
             return super().put(array)
 
+        def fill(self, handle: Any, array: Any) -> None:  # type: ignore[override]
+            put.append(array.nbytes)
+            super().fill(handle, array)
+
     course = make_course(JOB.network, 2000, 9, epochs=1)._replace(order=np.arange(9), rates=np.full(1, 0.1))
-    engine = CudaEngine(JOB, Counted(), SMALL)
+    engine = CudaEngine(JOB, Counted())
     engine.load(start_state(JOB))
     for x, copies in ((course.x, 1), (course.x, 0), (course.x.copy(), 1)):
         put.clear()
         engine.train(*course._replace(x=x))
         assert sum(size >= course.x.nbytes for size in put) == copies
-
-
-# ------------------------------------------------------------------------------------------------ the simulator
-
-
-def test_the_simulator_has_every_word() -> None:
-    for words in (FEW_LANES, ALL_LANES):
-        assert set(WORDS) <= set(vars(words)) | {"kernel"}
-
-
-@pytest.mark.skipif(importlib.util.find_spec("numba_cuda") is None, reason="numba-cuda is not installed")
-def test_a_device_has_every_word() -> None:
-    from fastmlp import cuda_device
-
-    assert set(WORDS) <= set(vars(cuda_device))
-
-
-def launched(function: Any, *arguments: Any, blocks: int = 1, threads: int = 4, seed: int = 0) -> None:
-    FEW_LANES.kernel(threads)(function).launch(blocks, arguments, seed)
-
-
-def test_the_simulator_reports_what_a_device_would_not() -> None:
-    cuda, a = FEW_LANES.cuda, np.zeros(8, np.float32)  # type: ignore[attr-defined]
-
-    def some_wait() -> None:
-        if cuda.threadIdx.x:
-            cuda.syncthreads()
-
-    def look_in_vain(counter: Any) -> None:
-        while cuda_simulator.arrived(counter, 0) == 0:
-            pass
-
-    def poisoned(out: Any) -> None:
-        out[0] = cuda.shared.array(4, np.float32)[0] + cuda.local.array(4, np.float32)[0]
-
-    with pytest.raises(StuckError, match="3 of 4 wait in block 0"):
-        launched(some_wait)
-    with pytest.raises(StuckError, match="looks in vain"):
-        launched(look_in_vain, np.zeros(1, np.uint32))
-    for bad in (lambda: cuda_simulator.load(a, -1), lambda: cuda_simulator.load4(a, 2), lambda: cuda_simulator.load4(a, 8)):
-        with pytest.raises(AssertionError):
-            launched(bad)
-    launched(poisoned, a)
-    assert np.isnan(a[0])
-
-
-# file, what stands there (where it stands first), what stands there instead
-PLANTED = {
-    "no barrier between phases": ("kernels", "barrier(counter, target)", "pass"),
-    "a barrier for the first thread alone": (
-        "pieces",
-        "                pass\n        cuda.syncthreads()",
-        "                pass",
-    ),
-    "a barrier before the block has written": (
-        "pieces",
-        "        cuda.syncthreads()  # what the block has written is seen by its first thread, which tells the others\n",
-        "",
-    ),
-    "sums overwritten before they are read": ("pieces", "        cuda.syncthreads()  # the tile before has been read\n", ""),
-    "sums read before they are written": (
-        "pieces",
-        "            store(shared, warp * SUMS + lane * each + i, sums[i])\n        cuda.syncthreads()",
-        "            store(shared, warp * SUMS + lane * each + i, sums[i])",
-    ),
-    "rows staged before those before are read": (
-        "pieces",
-        "        cuda.syncthreads()  # the rows before have been read\n",
-        "",
-    ),
-    "rows read before they are staged": (
-        "pieces",
-        "(four[0], four[1], four[2], four[3]))\n        cuda.syncthreads()",
-        "(four[0], four[1], four[2], four[3]))",
-    ),
-    "weights updated while delta reads them": (
-        "kernels",
-        "range(i + 1 if i > 0 else 0, min(i + 2, layers))",
-        "range(i, min(i + 1 if i else 2, layers))",
-    ),
-    "a row beyond the batch": (
-        "pieces",
-        "if m < rows:\n                        at =",
-        "if m < rows + 1:\n                        at =",
-    ),
-    "a tile forgotten": (
-        "pieces",
-        "divide(rows + TILE - 1, TILE) * columns\n        sums, places",
-        "divide(rows, TILE) * columns\n        sums, places",
-    ),
-    "the norm of half the gradient": (
-        "kernels",
-        "min(size, (chunk + 1) * CHUNK), lanes)",
-        "min(size, (chunk + 1) * CHUNK), 2 * lanes)",
-    ),
-}
-
-
-@pytest.fixture
-def planted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Kernels whose source has a mistake."""
-    where, right, wrong = PLANTED[request.param]
-    modules = {"pieces": fastmlp.cuda_pieces, "kernels": fastmlp.cuda_kernels}
-    source = Path(str(modules[where].__file__)).read_text(encoding="utf-8")
-    assert right in source
-    for name in ("pieces", "kernels"):  # kernels takes its pieces from the module that it finds
-        full = f"fastmlp.cuda_{name}"
-        text = (
-            source.replace(right, wrong, 1) if name == where else Path(str(modules[name].__file__)).read_text(encoding="utf-8")
-        )
-        module = ModuleType(full)
-        monkeypatch.setitem(sys.modules, full, module)
-        exec(compile(text, f"<{full} with a mistake>", "exec"), vars(module))
-    monkeypatch.setattr("fastmlp.cuda.train_kernel", sys.modules["fastmlp.cuda_kernels"].make_train)
-    yield
-
-
-@pytest.mark.parametrize("planted", PLANTED, indirect=True)
-def test_planted_mistakes_are_caught(planted: None) -> None:
-    """By some order of threads, as stuck threads, an index that cannot be, or figures beyond the tolerance."""
-    for job in (JOB, CLIPPED):
-        course = make_course(job.network, 22, job.batch_size, epochs=1, weighted=True)
-        want = expected(job, start_state(job), course)
-        for seed in (0, -9, 1, 5, 9):
-            try:
-                check_course(want, *trained(job, Runtime(2, seed)))
-            except (AssertionError, StuckError, IndexError):
-                return
-    pytest.fail("the mistake went through")

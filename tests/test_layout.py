@@ -22,8 +22,10 @@ OTHERS = [*sorted((ROOT / "cnn").glob("*.py")), ROOT / "cli.py"]
 GROUPS = (
     ("errors", "philox", "functions", "optimizers", "network", "rows", "preprocess", "contract", "reference"),
     ("torch_engine", "checks"),
-    ("cpu_cache", "cpu_simd", "cpu_instructions", "cpu_math", "cpu_compile", "cpu_threads"),
-    ("cpu_plan", "cpu_products", "cpu_formulas", "cpu_pieces", "cpu_kernels", "cpu", "backends"),
+    ("kernel_files", "cpu_cache", "cpu_simd", "cpu_instructions", "cpu_math", "cpu_compile", "cpu_threads"),
+    ("cpu_plan", "cpu_products", "cpu_formulas", "cpu_pieces", "cpu_kernels", "cpu"),
+    ("cuda_shim", "cuda_words", "cuda_device", "cuda_plan", "cuda_pieces", "cuda_teams", "cuda_tiles", "cuda_tiled"),
+    ("cuda_kernels", "cuda_compile", "cuda_runtime", "cuda", "backends"),
     ("model", "metrics", "evaluation", "artifacts", "run_folders", "tensorfile", "modelfile"),
     ("augment", "settings", "signals", "loop", "training", "many"),
     ("data_files", "data_npy", "data_tensors", "data_images", "data_fetch", "data", "features", "feature_files"),
@@ -60,6 +62,12 @@ KERNEL_FILES = (
     "cpu_formulas",
     "cpu_pieces",
     "cpu_kernels",
+    "cuda_device",
+    "cuda_pieces",
+    "cuda_teams",
+    "cuda_tiles",
+    "cuda_tiled",
+    "cuda_kernels",
 )
 MOST_LINES = 400
 MOST_FUNCTION_LINES = 40
@@ -113,7 +121,7 @@ def check_reference(name: str, text: str) -> list[str]:
 # package: files that may use all of it, and what others may import, to ask for versions and devices
 HOMES: dict[str, tuple[tuple[str, ...], dict[str, set[str]]]] = {
     "llvmlite": (
-        ("cpu_simd", "cpu_instructions"),
+        ("cpu_simd", "cpu_instructions", "cuda_device"),
         {
             "cpu_cache": {"llvmlite"},
             "doctor": {"llvmlite", "llvmlite.binding"},
@@ -121,12 +129,13 @@ HOMES: dict[str, tuple[tuple[str, ...], dict[str, set[str]]]] = {
         },
     ),
     "numba": (
-        (*KERNEL_FILES, "cpu_cache"),
+        (*KERNEL_FILES, "cpu_cache", "cuda_shim", "cuda_compile"),
         {
             "doctor": {"numba", "numba.cuda"},
             "bench_machine": {"numba.njit"},
         },
     ),
+    "cuda": (("cuda_shim",), {}),
     "pickle": (("cpu_cache",), {}),
 }
 NEVER = ("cloudpickle", "dill", "joblib", "marshal", "shelve", "multiprocessing")
