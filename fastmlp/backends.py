@@ -47,8 +47,17 @@ BACKENDS: dict[str, Callable[[Job], Engine]] = {
 CHOICES = ("auto", *BACKENDS)
 
 
+def fastest(job: Job) -> str:
+    """The engine that `auto` takes."""
+    from fastmlp.cuda_runtime import usable
+
+    if np.dtype(job.dtype) != np.float32:
+        return "numpy"
+    return "cuda" if usable() else "numba"
+
+
 def make_engine(backend: str, job: Job) -> Engine:
-    """An engine for the job. `auto` takes the fastest one that runs here.
+    """An engine for the job. `auto` takes the fastest one that runs here: a GPU only if a real one is there.
 
     Raises
     ------
@@ -56,7 +65,7 @@ def make_engine(backend: str, job: Job) -> Engine:
     UnavailableError : the engine needs a package or a device that is missing
     """
     if backend == "auto":
-        backend = "numba" if np.dtype(job.dtype) == np.float32 else "numpy"
+        backend = fastest(job)
     if backend not in BACKENDS:
         raise ConfigError(unknown_name("backend", backend, CHOICES))
     try:

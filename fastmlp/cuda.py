@@ -173,8 +173,8 @@ class CudaEngine:
         """Let the arena hold a batch of so many rows; what it holds between calls does not matter."""
         if rows > self.rows:
             self.plan = make_plan(self.job.network, rows)
-            for name, values in zip(TABLES, self.plan, strict=False):
-                self.upload(name, values)
+            for name in TABLES:
+                self.upload(name, getattr(self.plan, name))
             self.upload("arena", np.zeros(self.plan.arena, np.float32))
             self.rows = rows
 

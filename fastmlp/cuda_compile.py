@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastmlp.cuda_kernels import KERNELS, Kind, Shape, Tile
+from fastmlp.cuda_kernels import KERNELS, Kind, Shape
 from fastmlp.cuda_shim import load_cuda
+from fastmlp.cuda_tiles import Tile
 from fastmlp.errors import UnavailableError
 from fastmlp.kernel_files import cache_folder, read_entry, sources_hash, write_entry
 
@@ -113,8 +114,8 @@ def lowered(name: str, kind: Kind, shape: Shape | Tile, capability: Capability) 
     """Numba's library of a kernel, in NVVM's intermediate code; it is the same for all capabilities."""
     load_cuda()
     from numba.core import types
-    from numba.cuda.compiler import compile_cuda, kernel_fixup
-    from numba.cuda.cudadrv import nvvm
+    from numba.cuda.compiler import compile_cuda, kernel_fixup  # type: ignore[attr-defined]
+    from numba.cuda.cudadrv.nvvm import set_launch_bounds  # type: ignore[attr-defined]
 
     from fastmlp import cuda_device
 
@@ -125,23 +126,23 @@ def lowered(name: str, kind: Kind, shape: Shape | Tile, capability: Capability) 
         entry = made.library.get_function(made.fndesc.llvm_func_name)
         made.library._entry_name = entry.name
         kernel_fixup(entry, False)
-        nvvm.set_launch_bounds(entry, (kernel.threads, kernel.blocks))
+        set_launch_bounds(entry, (kernel.threads, kernel.blocks))
     return made.library
 
 
 def linked(library: Any, threads: int, capability: Capability) -> Built:
     """Machine code for a capability."""
-    from numba.cuda.cudadrv import driver
+    from numba.cuda.cudadrv.driver import _Linker  # type: ignore[attr-defined]
 
     full = (*capability, "a" if capability >= (9, 0) else "")  # what only this one architecture has, too
-    plain = driver._Linker._get_linker_options
+    plain = _Linker._get_linker_options
 
     def telling(linker: Any, ptx: Any) -> Any:
         options = plain(linker, ptx)
         options.ptxas_options = ["-v"]
         return options
 
-    with standing_in(capability), replaced(driver._Linker, "_get_linker_options", telling):
+    with standing_in(capability), replaced(_Linker, "_get_linker_options", telling):
         cubin = bytes(library.get_cubin(cc=full).code)
         log = library.get_linkerinfo(full)
     found, shared = re.search(r"Used (\d+) registers", log), re.search(r"(\d+) bytes smem", log)

@@ -70,16 +70,11 @@ def phases(layers: int, clips: bool) -> int:
     return 2 * layers + 1 + 2 * clips
 
 
-def forward_of(dev: Any, kind: Kind, shape: Shape | Tile, drops: bool | None = None) -> Any:
+def forward_of(dev: Any, kind: Kind, shape: Shape | Tile, drops: bool) -> Any:
     """The forward phase for small batches, or by tiles."""
-    make = make_tiled_forward if isinstance(shape, Tile) else make_forward
-    return make(
-        dev,
-        shape if isinstance(shape, Tile) else shape.threads,
-        kind.pixels,
-        kind.activations,
-        kind.drops if drops is None else drops,
-    )
+    if isinstance(shape, Tile):
+        return make_tiled_forward(dev, shape, kind.pixels, kind.activations, drops)
+    return make_forward(dev, shape.threads, kind.pixels, kind.activations, drops)
 
 
 def make_train(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
@@ -97,7 +92,7 @@ def make_train(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
     cuda, uint32, float32 = dev.cuda, dev.uint32, dev.float32
     barrier, forward, losses = (
         make_barrier(dev),
-        forward_of(dev, kind, shape),
+        forward_of(dev, kind, shape, kind.drops),
         make_losses(dev, kind.loss, kind.output, kind.classes),
     )
     use = make_use(dev, kind.rule, kind.penalised, kind.clips)

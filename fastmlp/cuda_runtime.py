@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.cuda_compile import Built, compiled
-from fastmlp.cuda_kernels import Kind, Shape, Tile
+from fastmlp.cuda_kernels import Kind, Shape
 from fastmlp.cuda_shim import load_driver
+from fastmlp.cuda_tiles import Tile
 from fastmlp.errors import UnavailableError
 
 Array = npt.NDArray[Any]

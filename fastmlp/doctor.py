@@ -19,8 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastmlp import __version__
+from fastmlp.cuda_runtime import Runtime
+from fastmlp.cuda_shim import INSTALL
 from fastmlp.data import data_folder, list_data
-from fastmlp.errors import FastMLPError
+from fastmlp.errors import FastMLPError, UnavailableError
 from fastmlp.kernel_files import UnsafeFolder, cache_folder, check_private
 from fastmlp.network import Network
 from fastmlp.optimizers import Schedule
@@ -32,7 +34,6 @@ OK, NOTE, BROKEN = "ok", "note", "broken"
 CORE = ("numpy", "numba", "llvmlite", "scikit-learn", "scipy", "matplotlib", "safetensors")
 CNN = ("torch", "torchvision")
 INSTALL_CNN = "for `extract`: pip install 'fastmlp[cnn]'"
-INSTALL_CUDA = "for a CUDA GPU: pip install 'fastmlp[cuda13]', or fastmlp[cuda12] with an older driver"
 INSTRUCTION_SETS = ("avx512f", "avx2", "fma", "neon", "sve")  # names of LLVM's features
 
 SELF_TEST_TOLERANCE = 1e-4  # relative difference of losses that rounding in float32 explains
@@ -187,24 +188,24 @@ def check_data(data_dir: str | None) -> Iterator[Check]:
             yield Check(f"data {row.name}", row.state, NOTE, fetch)
 
 
-def check_cuda(version: Version) -> Iterator[Check]:
+def check_cuda(version: Version, runtime: Callable[[], Any] = Runtime) -> Iterator[Check]:
     """numba-cuda, its quarrel with NumPy 2.5, and the device."""
     found, numpy = version("numba-cuda"), version("numpy") or "0"
     if found is None:
-        yield Check("numba-cuda", "not installed", NOTE, INSTALL_CUDA)
+        yield Check("numba-cuda", "not installed", NOTE, f"for a CUDA GPU: {INSTALL}")
         return
     if tuple(map(int, numpy.split(".")[:2])) >= (2, 5):
-        yield Check("numba-cuda", f"{found} cannot compile with numpy {numpy}", BROKEN, "pip install 'numpy<2.5'")
-        return
-    yield Check("numba-cuda", found)
-    if os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0"):
-        yield Check("cuda device", "simulator", NOTE, "unset NUMBA_ENABLE_CUDASIM to see the real device")
-        return
-    cuda: Any = importlib.import_module("numba.cuda")
-    if cuda.is_available():
-        yield Check("cuda device", str(cuda.get_current_device().name))
+        yield Check(
+            "numba-cuda", f"{found}, made for NumPy before 2.5, not {numpy}", NOTE, "if it fails: pip install 'numpy<2.5'"
+        )
     else:
-        yield Check("cuda device", "none found", NOTE, "check the driver with nvidia-smi")
+        yield Check("numba-cuda", found)
+    try:
+        device = runtime()
+        major, minor = device.capability
+        yield Check("cuda device", f"{device.name}, compute capability {major}.{minor}, {device.blocks} multiprocessors")
+    except UnavailableError as error:
+        yield Check("cuda device", str(error), NOTE, "check the driver with nvidia-smi")
 
 
 # ------------------------------------------------------------------------------------------------ self-test

@@ -10,6 +10,7 @@ from conftest import need_backend
 
 from fastmlp import doctor
 from fastmlp.doctor import BROKEN, NOTE, OK, Check, Version
+from fastmlp.errors import UnavailableError
 
 
 def versions(**installed: str) -> Version:
@@ -61,18 +62,26 @@ def test_cuda_is_not_installed() -> None:
     assert "pip install 'fastmlp[cuda13]'" in check.remedy
 
 
-@pytest.mark.parametrize(("numpy", "state"), [("2.5.0", BROKEN), ("2.5.5", BROKEN), ("3.0.0rc1", BROKEN), ("2.4.6", OK)])
-def test_cuda_needs_numpy_below_2_5(numpy: str, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", "1")  # so that no driver is asked
-    first, *_ = doctor.check_cuda(versions(numba_cuda="0.30.4", numpy=numpy))
+class Card:
+    """What is asked of a device."""
+
+    name, capability, blocks = "A card", (9, 0), 132
+
+
+@pytest.mark.parametrize(("numpy", "state"), [("2.5.0", NOTE), ("2.5.5", NOTE), ("3.0.0rc1", NOTE), ("2.4.6", OK)])
+def test_cuda_is_made_for_numpy_before_2_5(numpy: str, state: str) -> None:
+    first, device = doctor.check_cuda(versions(numba_cuda="0.30.4", numpy=numpy), Card)
     assert first.state == state
-    assert (first.remedy == "pip install 'numpy<2.5'") == (state == BROKEN)
+    assert ("pip install 'numpy<2.5'" in first.remedy) == (state == NOTE)
+    assert (device.value, device.state) == ("A card, compute capability 9.0, 132 multiprocessors", OK)
 
 
-def test_the_simulator_is_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", "1")
-    _, device = doctor.check_cuda(versions(numba_cuda="0.30.4", numpy="2.4.6"))
-    assert (device.value, device.state) == ("simulator", NOTE)
+def test_no_cuda_device_is_a_note() -> None:
+    def missing() -> Card:
+        raise UnavailableError("no driver")
+
+    _, device = doctor.check_cuda(versions(numba_cuda="0.30.4", numpy="2.4.6"), missing)
+    assert (device.value, device.state, device.remedy) == ("no driver", NOTE, "check the driver with nvidia-smi")
 
 
 def test_torchvision_of_the_same_build() -> None:

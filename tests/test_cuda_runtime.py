@@ -1,0 +1,180 @@
+"""cuda_runtime.py over a driver made of plain memory: arguments arrive, memory comes back, errors are a line with a remedy."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("greenlet", reason="the simulator of backend 'cuda' needs greenlet: pip install greenlet")
+
+from cli_helpers import forget_settings, ok, refused
+from conftest import check_course, expected, make_course, same_bits, start_state
+from cuda_simulator import ALL_LANES
+from cuda_simulator import Runtime as Simulated
+from fake_driver import WHOLE_MEMORY, FakeDriver, Result
+from test_cuda import CLIPPED, JOB
+
+from fastmlp import cuda_compile
+from fastmlp.contract import Job
+from fastmlp.cuda import CudaEngine
+from fastmlp.cuda_compile import Built, packed, unpacked
+from fastmlp.cuda_kernels import Shape
+from fastmlp.cuda_runtime import Runtime, usable
+from fastmlp.cuda_shim import load_cuda, load_driver
+from fastmlp.cuda_tiles import Tile
+from fastmlp.errors import UnavailableError
+from fastmlp.modelfile import load
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    """What stands in for a GPU, in warps of 32 lanes."""
+    found = FakeDriver()
+    monkeypatch.setattr("fastmlp.cuda_runtime.compiled", found.compiled)
+    monkeypatch.setattr("fastmlp.cuda.SHAPE", Shape(64, 8))
+    monkeypatch.setattr("fastmlp.cuda.TILE", Tile(16, 32, 8, 4, 4, 1))
+    return found
+
+
+@pytest.mark.parametrize("small", [256, 0])
+@pytest.mark.parametrize("job", [JOB, CLIPPED])
+def test_an_engine_over_the_driver(job: Job, small: int, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All arguments arrive as they were meant, for training in one launch and as a graph, and for prediction."""
+    monkeypatch.setattr("fastmlp.cuda.SMALL_BATCH", small)
+    course = make_course(job.network, 22, job.batch_size, epochs=1, weighted=True)
+    engine, other = (CudaEngine(job, one) for one in (Runtime(driver), Simulated(3, 2, ALL_LANES)))
+    for one in (engine, other):
+        one.load(start_state(job))
+    results = engine.train(*course)
+    check_course(expected(job, start_state(job), course), engine.state(), results)
+    assert same_bits(other.train(*course), results)
+    assert same_bits(other.state(), engine.state())
+    assert same_bits(other.forward(course.x), engine.forward(course.x))
+    assert driver.graphs == (0 if small else 1)
+    assert driver.used() > 0
+    engine.close()
+    gc.collect()
+    assert (driver.used(), driver.graphs) == (0, 0)
+
+
+def test_what_a_device_is(driver: FakeDriver) -> None:
+    runtime = Runtime(driver)
+    assert (runtime.name, runtime.capability, runtime.blocks) == ("A card", (9, 0), 3)
+
+
+def test_arrays_there_and_back(driver: FakeDriver) -> None:
+    runtime = Runtime(driver)
+    array = np.arange(12, dtype=np.int32).reshape(3, 4)
+    handle = runtime.put(array[:, ::-1])
+    assert np.array_equal(runtime.get(handle, 4, 3), [7, 6, 5])
+    runtime.fill(handle, array)
+    assert np.array_equal(runtime.get(handle), np.arange(12))
+    assert runtime.get(runtime.put(np.empty(0, np.float32))).shape == (0,)
+
+
+# ------------------------------------------------------------------------------------------------ errors
+
+
+def test_memory_that_is_full_tells_how_much_is_wanted_and_free(driver: FakeDriver) -> None:
+    runtime = Runtime(driver)
+    held = runtime.empty(1000, np.float32)
+    with pytest.raises(UnavailableError) as caught:
+        runtime.empty(WHOLE_MEMORY, np.float32)
+    assert str(caught.value) == (
+        "the GPU's memory is full: 4,294,967,296 bytes wanted, 1,073,737,824 of 1,073,741,824 free; "
+        "take fewer rows, a smaller --batch-size, or --backend numba"
+    )
+    assert held.size == 1000
+
+
+@pytest.mark.parametrize(
+    "function", ["cuMemAlloc", "cuMemcpyHtoD", "cuMemcpyDtoH", "cuModuleLoadData", "cuLaunchCooperativeKernel"]
+)
+def test_a_device_that_fails_is_a_line(function: str, driver: FakeDriver) -> None:
+    course = make_course(JOB.network, 22, 9, epochs=1)
+    engine = CudaEngine(JOB, Runtime(driver))
+    engine.load(start_state(JOB))
+    driver.fails[function] = Result.LAUNCH_FAILED
+    with pytest.raises(
+        UnavailableError, match=rf"^the GPU failed in {function}: launch failed \(error 719\); take --backend numba"
+    ):
+        engine.train(*course)
+
+
+def test_a_stream_is_not_left_capturing(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastmlp.cuda.SMALL_BATCH", 0)
+    engine = CudaEngine(JOB, Runtime(driver))
+    engine.load(start_state(JOB))
+    driver.fails["cuLaunchKernel"] = Result.LAUNCH_FAILED
+    with pytest.raises(UnavailableError):
+        engine.train(*make_course(JOB.network, 22, 9, epochs=1))
+    assert driver.capturing is None
+
+
+def test_without_a_driver(driver: FakeDriver) -> None:
+    def missing(flags: int) -> Any:
+        raise RuntimeError("libcuda.so.1:\n  cannot open shared object file")
+
+    driver.cuInit = missing  # type: ignore[method-assign]
+    with pytest.raises(
+        UnavailableError, match=r"needs an NVIDIA GPU and its driver \(libcuda.so.1: cannot open shared object file\)"
+    ):
+        Runtime(driver)
+    usable.cache_clear()
+    assert not usable()
+
+
+@pytest.mark.parametrize(("load", "package"), [(load_cuda, "numba_cuda"), (load_driver, "cuda.bindings")])
+def test_a_package_that_is_missing(load: Any, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = __import__("importlib.util").util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == package else found(name))
+    with pytest.raises(UnavailableError, match=r"pip install 'fastmlp\[cuda13\]'"):
+        load()
+
+
+def test_a_kernel_that_cannot_be_compiled_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*given: Any) -> Any:
+        raise ValueError("NVVM:\n no such thing")
+
+    monkeypatch.setattr(cuda_compile, "lowered", broken)
+    kind = CudaEngine(JOB, Simulated()).kind(np.empty((1, 20), np.float32), np.empty(1))
+    with pytest.raises(
+        UnavailableError, match=r"compute capability 6.1 could not be compiled \(ValueError: NVVM: no such thing\); take"
+    ):
+        cuda_compile.compiled("train", kind, Shape(), (6, 1))
+
+
+def test_kernels_as_bytes() -> None:
+    built = Built(b"\x7fELF\n\n\0", "entry", 256, 255, 8192, 0)
+    assert unpacked(packed(built)) == built
+
+
+# ------------------------------------------------------------------------------------------------ a device that is lost
+
+
+class Dying(Simulated):
+    """A device that is lost at its fourth launch."""
+
+    def launch(self, launch: Any) -> None:
+        if self.seed > 4:
+            raise UnavailableError("the GPU failed in cuLaunchKernel: lost (error 719); take --backend numba")
+        super().launch(launch)
+
+
+def test_a_lost_device_leaves_checkpoints_and_the_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    forget_settings(monkeypatch)
+    monkeypatch.setattr("fastmlp.cuda.the_runtime", Dying)
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "rows.npz", x=rng.normal(size=(60, 6)).astype(np.float32), y=np.arange(60) % 3)
+    data = ["--data", str(tmp_path / "rows.npz"), "--val-count", "12", "--batch-size", "16", "--hidden", "8"]
+    flags = [*data, "--epochs", "6", "--checkpoint-every", "1"]
+    line = refused(4, "train", "-q", "--backend", "cuda", *flags, "--out", tmp_path / "a")
+    assert line == "the GPU failed in cuLaunchKernel: lost (error 719); take --backend numba"
+    kept = sorted((tmp_path / "a" / "checkpoints").iterdir())
+    assert kept
+    assert load(kept[-1], backend="numpy").network.sizes == (6, 8, 3)
+    assert "epoch 2/2" in ok("train", "--backend", "numba", *data, "--epochs", "2", "--out", tmp_path / "b").output
