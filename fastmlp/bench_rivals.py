@@ -199,9 +199,9 @@ RIVALS: dict[str, Callable[[int], Contestant]] = {
     "jax": Jax,
 }
 # Of fastmlp's engines. Not the one that trains by PyTorch's definitions: "torch" is here the fastest step in PyTorch.
-ENGINES = ("numpy", "numba")
+ENGINES = ("numpy", "numba", "cuda")
 NAMES = (*ENGINES, *RIVALS)
-OURS = ("numba",)  # NumPy's engine is the specification, not made to be fast
+OURS = ("numba", "cuda")  # NumPy's engine is the specification, not made to be fast
 
 
 def parse_names(text: str | None) -> tuple[str, ...]:
@@ -233,8 +233,8 @@ def contestants(names: Iterable[str], threads: int | None = None) -> list[Contes
         numbers: Sequence[int] = [most] if name == "jax" else sorted({1, most})
         if name in RIVALS:
             found += [RIVALS[name](number) for number in numbers]
-        elif name in ENGINES:
-            found += [OwnEngine(name, number) for number in numbers]
+        elif name == "cuda":
+            found.append(OwnEngine(name, None))
         else:
-            found.append(OwnEngine(name, None))  # a device
+            found += [OwnEngine(name, number) for number in numbers]
     return found

@@ -35,6 +35,8 @@ MODULES = {"numba": "fastmlp.cpu"}
 
 def pytest_configure(config: pytest.Config) -> None:
     """One compilation per session, in a temporary folder that child processes inherit; before anything is compiled."""
+    if hasattr(config, "workerinput"):  # a process of pytest-xdist has it from the one that started it
+        return
     folder = tempfile.TemporaryDirectory(prefix="fastmlp-tests-", ignore_cleanup_errors=True)
     config.add_cleanup(folder.cleanup)
     os.environ["FASTMLP_CACHE_DIR"] = folder.name
@@ -70,9 +72,11 @@ def need_backend(name: str) -> str:
 
 
 @pytest.fixture(scope="session", params=list(BACKENDS))
-def backend(request: pytest.FixtureRequest) -> str:
-    """Each engine in turn."""
-    return need_backend(request.param)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each engine in turn; "cuda" in the simulator."""
+    name = need_backend(request.param)
+    with simulation() if name == "cuda" else contextlib.nullcontext():
+        yield name
 
 
 @pytest.fixture(scope="session")
@@ -81,12 +85,9 @@ def numba_backend() -> str:
     return need_backend("numba")
 
 
-@pytest.fixture(autouse=True, scope="session")
-def simulated_gpu() -> Iterator[None]:
+@contextlib.contextmanager
+def simulation() -> Iterator[None]:
     """Backend "cuda" runs in a simulator, in small blocks: no GPU is promised where tests run."""
-    if importlib.util.find_spec("greenlet") is None:
-        yield
-        return
     import cuda_simulator
 
     from fastmlp.cuda_kernels import Shape
@@ -96,6 +97,13 @@ def simulated_gpu() -> Iterator[None]:
         patch.setattr("fastmlp.cuda.the_runtime", cuda_simulator.Runtime)
         patch.setattr("fastmlp.cuda.SHAPE", Shape(16, 4))
         patch.setattr("fastmlp.cuda.TILE", Tile(8, 8, 4, 4, 4, 1))
+        yield
+
+
+@pytest.fixture
+def simulated_gpu() -> Iterator[None]:
+    """The same for tests of backend "cuda" alone."""
+    with simulation():
         yield
 
 

@@ -108,7 +108,6 @@ def test_an_engine_that_lacks_its_device_is_left_out_by_itself(monkeypatch: pyte
         raise UnavailableError("no CUDA device")
 
     monkeypatch.setitem(BACKENDS, "cuda", make_cuda)
-    monkeypatch.setattr("fastmlp.bench_rivals.NAMES", ("numpy", "cuda"))
     found = run_bench(replace(TINY, backends=("numpy", "cuda"), rounds=1))
     assert found["left_out"] == [
         {"network": "20-16-10", "batch": 24, "backend": "cuda", "threads": None, "reason": "no CUDA device"}

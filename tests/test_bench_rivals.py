@@ -226,7 +226,7 @@ def test_a_machine_without_a_compiler_is_told_of(tmp_path: Path) -> None:
 
 
 def test_names_are_those_of_engines_and_libraries() -> None:
-    assert NAMES == ("numpy", "numba", "torch", "torch-compile", "sklearn", "jax")
+    assert NAMES == ("numpy", "numba", "cuda", "torch", "torch-compile", "sklearn", "jax")
     assert [type(one) for one in contestants(["torch", "numba"], 1)] == [Torch, OwnEngine]  # not the engine of this name
     assert parse_names(None) == NAMES
     assert parse_names("numba,jax,numba") == ("numba", "jax")
@@ -239,8 +239,7 @@ def test_numbers_of_threads() -> None:
     assert {one.threads for one in contestants(["torch"])} == {1, available_cores()}
 
 
-def test_an_engine_on_a_device_has_no_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastmlp.bench_rivals.NAMES", ("cuda",))
+def test_an_engine_on_a_device_has_no_number_of_threads() -> None:
     (found,) = contestants(["cuda"], 2)
     assert (found.backend, found.threads) == ("cuda", None)
 

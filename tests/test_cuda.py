@@ -26,6 +26,8 @@ from fastmlp.network import Network
 from fastmlp.optimizers import Optimizer
 from fastmlp.philox import drop_threshold, keep_mask
 
+pytestmark = pytest.mark.usefixtures("simulated_gpu")
+
 # Every phase, two tiles for a block, rows beyond a tile, a short last batch, dropout, and an optimiser with slots.
 JOB = Job(Network((20, 13, 9, 5), ("relu", "silu"), dropout=(0.3, 0.0), l2=0.1), Optimizer("momentum"), batch_size=9, seed=7)
 CLIPPED = Job(Network((20, 40, 5), "tanh", l1=1e-2), Optimizer("adamw", clip_norm=1.0), batch_size=9)

@@ -17,6 +17,8 @@ from test_cuda import CLIPPED, JOB, trained
 
 from fastmlp import cuda_kernels, cuda_pieces, cuda_teams, cuda_tiled, cuda_tiles
 
+pytestmark = pytest.mark.usefixtures("simulated_gpu")
+
 MODULES = {"pieces": cuda_pieces, "teams": cuda_teams, "tiles": cuda_tiles, "tiled": cuda_tiled, "kernels": cuda_kernels}
 
 # file, what stands there, what stands there instead
