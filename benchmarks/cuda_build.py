@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from fastmlp.cuda import SHAPE, TILE
 from fastmlp.cuda_compile import Built, Capability, entry_of, linked, lowered, packed
@@ -40,23 +40,24 @@ class Row(NamedTuple):
 
 
 def kinds() -> Iterator[tuple[str, Kind]]:
-    """The plain kernel, and every option, several in a kernel."""
+    """The plain kernel, and every option, several in a kernel; the first of these has all activations."""
     yield "relu, sgd", PLAIN
     losses = [(loss, output) for loss, outputs in LOSSES.items() for output in outputs]
-    for number, (loss, output) in enumerate(losses):
-        rule = list(RULES)[number % len(RULES)]
-        options = {"pixels": number % 2 == 0, "classes": number > 1, "drops": True, "penalised": True, "clips": number % 2 == 1}
-        yield f"all activations, {loss}, {output}, {rule}", Kind(tuple(ACTIVATIONS), loss, output, rule, **options)
+    for number, rule in enumerate(reversed([rule for rule in RULES if rule != PLAIN.rule])):
+        loss, output = losses[number % len(losses)]
+        names, odd = (tuple(ACTIVATIONS) if number == 0 else ("silu",)), number % 2 == 1
+        label = f"{'all activations' if number == 0 else 'silu'}, {rule}, {loss}, {output}"
+        yield label, Kind(names, loss, output, rule, pixels=not odd, classes=odd, drops=True, penalised=True, clips=odd)
 
 
-def build_all(kinds: Iterator[tuple[str, Kind]], capabilities: tuple[Capability, ...]) -> Iterator[Row]:
+def build_all(kinds: Iterable[tuple[str, Kind]], capabilities: tuple[Capability, ...]) -> Iterator[Row]:
     """All kernels of some kinds, each lowered once and linked for every capability."""
     for label, kind in kinds:
         for name in KERNELS:
             for shape in (SHAPE, TILE):
-                library: Any = lowered(name, kind, shape, capabilities[0])
+                kernel = lowered(name, kind, shape, capabilities[0])
                 for capability in capabilities:
-                    built = linked(library, shape.threads, capability)
+                    built = linked(kernel, capability)
                     write_entry(entry_of(name, kind, shape, capability), packed(built))
                     yield Row(name, label, type(shape).__name__.lower(), capability, built)
 
@@ -66,7 +67,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     spilled = 0
-    for row in build_all(iter([("relu, sgd", PLAIN)]) if options.quick else kinds(), CAPABILITIES):
+    for row in build_all([("relu, sgd", PLAIN)] if options.quick else kinds(), CAPABILITIES):
         spilled += row.built.spilled
         print(row, flush=True)
     if spilled:

@@ -11,12 +11,12 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastmlp.cuda_kernels import KERNELS, Kind, Shape
+from fastmlp.cuda_kernels import KERNELS, Kind, Shape, arguments_of
 from fastmlp.cuda_shim import load_cuda
 from fastmlp.cuda_tiles import Tile
 from fastmlp.errors import UnavailableError
@@ -47,12 +47,14 @@ class Built(NamedTuple):
     """A kernel for one compute capability.
 
     cubin : its machine code; entry : its name in there
+    arguments : their types, such as "float32" and, for an array, "float32[]"
     threads : of a block
     registers, shared, spilled : of a thread, bytes of a block, bytes of a thread that did not fit into registers
     """
 
     cubin: bytes
     entry: str
+    arguments: tuple[str, ...]
     threads: int
     registers: int
     shared: int
@@ -83,7 +85,7 @@ def compiled(name: str, kind: Kind, shape: Shape | Tile, capability: Capability)
         return unpacked(body)
     try:
         with ONE_AT_A_TIME:
-            built = linked(lowered(name, kind, shape, capability), shape.threads, capability)
+            built = linked(lowered(name, kind, shape, capability), capability)
     except UnavailableError:
         raise
     except Exception as error:  # whatever Numba, NVVM or the linker raise
@@ -104,14 +106,23 @@ def packed(built: Built) -> bytes:
 def unpacked(body: bytes) -> Built:
     """The kernel of `packed`."""
     head, cubin = body.split(b"\n", 1)
-    return Built(**json.loads(head) | {"cubin": cubin})
+    told = json.loads(head)
+    return Built(**told | {"cubin": cubin, "arguments": tuple(told["arguments"])})
 
 
 # ------------------------------------------------------------------------------------------------ the steps
 
 
-def lowered(name: str, kind: Kind, shape: Shape | Tile, capability: Capability) -> Any:
-    """Numba's library of a kernel, in NVVM's intermediate code; it is the same for all capabilities."""
+class Lowered(NamedTuple):
+    """Numba's library of a kernel, in intermediate code that is the same for all capabilities; the rest as in `Built`."""
+
+    library: Any
+    arguments: tuple[str, ...]
+    threads: int
+
+
+def lowered(name: str, kind: Kind, shape: Shape | Tile, capability: Capability) -> Lowered:
+    """A kernel of `KERNELS`, typed."""
     load_cuda()
     from numba.core import types
     from numba.cuda.compiler import compile_cuda, kernel_fixup  # type: ignore[attr-defined]
@@ -120,18 +131,19 @@ def lowered(name: str, kind: Kind, shape: Shape | Tile, capability: Capability) 
     from fastmlp import cuda_device
 
     with standing_in(capability):
-        kernel = KERNELS[name](cuda_device, kind, shape)
+        kernel, arguments = KERNELS[name](cuda_device, kind, shape), arguments_of(name, kind)
         options = {"fastmath": False, "opt": 3}
-        made = compile_cuda(kernel.function, types.void, signature(name, kind), nvvm_options=options, cc=capability, lto=True)
+        made = compile_cuda(kernel.function, types.void, signature(arguments), nvvm_options=options, cc=capability, lto=True)
         entry = made.library.get_function(made.fndesc.llvm_func_name)
         made.library._entry_name = entry.name
         kernel_fixup(entry, False)
         set_launch_bounds(entry, (kernel.threads, kernel.blocks))
-    return made.library
+    return Lowered(made.library, arguments, kernel.threads)
 
 
-def linked(library: Any, threads: int, capability: Capability) -> Built:
+def linked(kernel: Lowered, capability: Capability) -> Built:
     """Machine code for a capability."""
+    library, arguments, threads = kernel
     from numba.cuda.cudadrv.driver import _Linker  # type: ignore[attr-defined]
 
     full = (*capability, "a" if capability >= (9, 0) else "")  # what only this one architecture has, too
@@ -149,7 +161,8 @@ def linked(library: Any, threads: int, capability: Capability) -> Built:
     if found is None:
         raise RuntimeError(f"nothing on registers in the linker's log: {log[:300]}")
     spilled = sum(int(count) for count in re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", log))
-    return Built(cubin, library._entry_name, threads, int(found[1]), int(shared[1]) if shared else 0, spilled)
+    needs = int(found[1]), int(shared[1]) if shared else 0, spilled
+    return Built(cubin, library._entry_name, arguments, threads, *needs)
 
 
 @contextmanager
@@ -175,16 +188,10 @@ def standing_in(capability: Capability) -> Iterator[None]:
         yield
 
 
-def signature(name: str, kind: Kind) -> tuple[Any, ...]:
+def signature(arguments: Sequence[str]) -> tuple[Any, ...]:
     """Numba's types of a kernel's arguments."""
     from numba.core import types
 
-    f, i, flags = types.float32[::1], types.int32[::1], types.boolean[::1]
-    x, y = types.uint8[::1] if kind.pixels else f, i if kind.classes else f
-    network, rows, counter = (i, f, types.uint32[::1], f), (x, f, f), types.uint32[::1]
-    if name == "apply":
-        return (*network, *rows, i, f, f, counter, types.int32)
-    number, one, clock = types.int32, types.float32, types.int64[::1]
-    of_rows = (y, one, one, i, f, f, flags)
-    stores = (f, f, f, f, f, types.float64[::1], f)
-    return (*network, *rows, *of_rows, *stores, counter, clock, number, number, number, number, types.uint64, one)
+    scalars = {"bool": types.boolean}
+    plain = [scalars.get(name) or getattr(types, name) for name in (one.removesuffix("[]") for one in arguments)]
+    return tuple(one[::1] if name.endswith("[]") else one for one, name in zip(plain, arguments, strict=True))

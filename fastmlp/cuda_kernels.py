@@ -163,3 +163,14 @@ def make_apply(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
 
 
 KERNELS: Mapping[str, Callable[[Any, Kind, Shape | Tile], Any]] = {"train": make_train, "apply": make_apply}
+
+
+def arguments_of(name: str, kind: Kind) -> tuple[str, ...]:
+    """The types of the arguments of a kernel of `KERNELS`, "[]" for an array."""
+    x, y = "uint8[]" if kind.pixels else "float32[]", "int32[]" if kind.classes else "float32[]"
+    network, rows = ("int32[]", "float32[]", "uint32[]", "float32[]"), (x, "float32[]", "float32[]")
+    if name == "apply":
+        return (*network, *rows, "int32[]", "float32[]", "float32[]", "uint32[]", "int32")
+    of_rows = (y, "float32", "float32", "int32[]", "float32[]", "float32[]", "bool[]")
+    stores = (*["float32[]"] * 5, "float64[]", "float32[]", "uint32[]", "int64[]")
+    return (*network, *rows, *of_rows, *stores, *["int32"] * 4, "uint64", "float32")

@@ -25,12 +25,8 @@ from fastmlp.errors import UnavailableError
 
 Array = npt.NDArray[Any]
 
-SCALARS: dict[type, Any] = {
-    int: ctypes.c_int32,
-    np.int32: ctypes.c_int32,
-    np.float32: ctypes.c_float,
-    np.uint64: ctypes.c_uint64,
-}
+# Types of numbers, by their names.
+SCALARS: dict[str, Any] = {"int32": ctypes.c_int32, "float32": ctypes.c_float, "uint64": ctypes.c_uint64}
 OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 REMEDY = "take --backend numba, and look at `fastmlp doctor`"
 
@@ -48,6 +44,13 @@ class Handle:
         """As a kernel of Numba's takes an array: owner, parent, elements, bytes of one, address, shape, strides."""
         sizes = (0, 0, self.size, self.dtype.itemsize, self.address, self.size, self.dtype.itemsize)
         return [ctypes.c_uint64(value) for value in sizes]
+
+
+def type_of(value: Any) -> str:
+    """The type of an argument; whole numbers of Python are int32 to a kernel."""
+    if isinstance(value, Handle):
+        return f"{value.dtype}[]"
+    return "int32" if isinstance(value, int) else type(value).__name__
 
 
 class Graph:
@@ -182,14 +185,21 @@ class Runtime:
         return self.programs[key]
 
     def launch(self, launch: Launch) -> None:
-        """Start a kernel; whole numbers of Python are int32 to it."""
+        """Start a kernel.
+
+        Raises
+        ------
+        TypeError : an argument is not of the type that the kernel was compiled for, which it would misread
+        """
         self.enter()
         self._start(launch)
 
     def _start(self, launch: Launch) -> None:
         values: list[Any] = []
-        for value in launch.arguments:
-            values += value.values() if isinstance(value, Handle) else [SCALARS[type(value)](value)]
+        for number, (value, wanted) in enumerate(zip(launch.arguments, launch.program.built.arguments, strict=True)):
+            if type_of(value) != wanted:
+                raise TypeError(f"argument {number} of a kernel is {type_of(value)}, not {wanted}")
+            values += value.values() if isinstance(value, Handle) else [SCALARS[wanted](value)]
         pointers = (ctypes.c_void_p * len(values))(*[ctypes.addressof(value) for value in values])
         shape = (launch.blocks, 1, 1, launch.program.built.threads, 1, 1, 0, self.stream, ctypes.addressof(pointers))
         if launch.together:

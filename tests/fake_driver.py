@@ -15,7 +15,7 @@ import numpy as np
 from cuda_simulator import ALL_LANES, Kernel
 
 from fastmlp.cuda_compile import Built, Capability
-from fastmlp.cuda_kernels import KERNELS, Kind
+from fastmlp.cuda_kernels import KERNELS, Kind, arguments_of
 
 WHOLE_MEMORY = 1 << 30
 
@@ -42,18 +42,19 @@ class Mode(IntEnum):
     CU_STREAM_CAPTURE_MODE_THREAD_LOCAL = 1
 
 
-class Scalar(NamedTuple):
-    """A number as the driver is given it, and as a kernel of the simulator takes it."""
-
-    of_c: Any
-    numpy: Any
-
-
 class Loaded(NamedTuple):
-    """A kernel, and the types of its arguments: a dtype for an array."""
+    """A kernel, and the types of its arguments."""
 
     kernel: Kernel
-    arguments: tuple[Any, ...]
+    arguments: tuple[str, ...]
+
+
+# A number as the driver is given it, and as a kernel of the simulator takes it.
+SCALARS: dict[str, tuple[Any, Any]] = {
+    "int32": (ctypes.c_int32, int),
+    "float32": (ctypes.c_float, np.float32),
+    "uint64": (ctypes.c_uint64, np.uint64),
+}
 
 
 class FakeDriver:
@@ -165,7 +166,7 @@ class FakeDriver:
             self.capturing.append(run)
         return (Result.SUCCESS,)
 
-    def decoded(self, kinds: tuple[Any, ...], pointers: int) -> list[Any]:
+    def decoded(self, kinds: tuple[str, ...], pointers: int) -> list[Any]:
         """The arguments that lie at the addresses in an array of pointers."""
         at, values = iter(range(pointers, pointers + 8 * 7 * len(kinds), 8)), []
 
@@ -173,13 +174,15 @@ class FakeDriver:
             return kind.from_address(ctypes.c_uint64.from_address(next(at)).value).value
 
         for kind in kinds:
-            if isinstance(kind, np.dtype):
+            if kind.endswith("[]"):
+                dtype = np.dtype(kind[:-2])
                 owner, parent, count, each, address, length, stride = (read(ctypes.c_uint64) for _ in range(7))
-                assert (owner, parent, length, stride, each) == (0, 0, count, kind.itemsize, kind.itemsize)
+                assert (owner, parent, length, stride, each) == (0, 0, count, dtype.itemsize, dtype.itemsize)
                 assert self.inside(address, count * each)
-                values.append(np.ctypeslib.as_array((ctypes.c_uint8 * (count * each)).from_address(address)).view(kind))
+                values.append(np.ctypeslib.as_array((ctypes.c_uint8 * (count * each)).from_address(address)).view(dtype))
             else:
-                values.append(kind.numpy(read(kind.of_c)))
+                of_c, of_numpy = SCALARS[kind]
+                values.append(of_numpy(read(of_c)))
         return values
 
     def cuStreamBeginCapture(self, stream: Any, mode: Mode) -> Any:
@@ -211,21 +214,6 @@ class FakeDriver:
     def compiled(self, name: str, kind: Kind, shape: Any, capability: Capability) -> Built:
         """In place of `cuda_compile.compiled`: machine code that this driver knows."""
         assert capability == (9, 0)
-        cubin = f"{name} {kind} {shape}".encode()
-        self.modules[cubin] = Loaded(KERNELS[name](ALL_LANES, kind, shape), arguments_of(name, kind))
-        return Built(cubin, f"entry of {cubin.decode()}", shape.threads, 0, 0, 0)
-
-
-def arguments_of(name: str, kind: Kind) -> tuple[Any, ...]:
-    """The types of a kernel's arguments, by cuda_compile.signature."""
-    from numba.core import types
-    from numba.np.numpy_support import as_dtype
-
-    from fastmlp.cuda_compile import signature
-
-    scalars = {
-        types.int32: Scalar(ctypes.c_int32, int),
-        types.float32: Scalar(ctypes.c_float, np.float32),
-        types.uint64: Scalar(ctypes.c_uint64, np.uint64),
-    }
-    return tuple(as_dtype(one.dtype) if isinstance(one, types.Array) else scalars[one] for one in signature(name, kind))
+        cubin, arguments = f"{name} {kind} {shape}".encode(), arguments_of(name, kind)
+        self.modules[cubin] = Loaded(KERNELS[name](ALL_LANES, kind, shape), arguments)
+        return Built(cubin, f"entry of {cubin.decode()}", arguments, shape.threads, 0, 0, 0)

@@ -148,8 +148,16 @@ def test_a_kernel_that_cannot_be_compiled_is_a_line(monkeypatch: pytest.MonkeyPa
         cuda_compile.compiled("train", kind, Shape(), (6, 1))
 
 
+def test_an_argument_of_another_type_is_refused(driver: FakeDriver) -> None:
+    engine = CudaEngine(JOB, Runtime(driver))
+    engine.load(start_state(JOB))
+    course = make_course(JOB.network, 22, 9, epochs=1)
+    with pytest.raises(TypeError, match=r"argument 4 of a kernel is float64\[\], not float32\[\]"):
+        engine.train(*course._replace(x=course.x.astype(np.float64)))
+
+
 def test_kernels_as_bytes() -> None:
-    built = Built(b"\x7fELF\n\n\0", "entry", 256, 255, 8192, 0)
+    built = Built(b"\x7fELF\n\n\0", "entry", ("float32[]", "int32"), 256, 255, 8192, 0)
     assert unpacked(packed(built)) == built
 
 

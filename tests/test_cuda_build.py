@@ -1,0 +1,61 @@
+"""Kernels compiled and linked for GPUs that are not here, as a launch would: none may spill, and all that was made is kept."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from benchmarks import cuda_build
+from fastmlp import cuda_compile
+from fastmlp.cuda import SHAPE, TILE
+from fastmlp.cuda_kernels import KERNELS
+from fastmlp.functions import ACTIVATIONS, LOSSES
+from fastmlp.optimizers import RULES
+
+COMPILER = pytest.mark.skipif(importlib.util.find_spec("numba_cuda") is None, reason="numba-cuda is not installed")
+
+
+@COMPILER
+def test_the_plain_kernels_fit_every_capability(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FASTMLP_CACHE_DIR", str(tmp_path / "kernels"))
+    rows = list(cuda_build.build_all([("relu, sgd", cuda_build.PLAIN)], cuda_build.CAPABILITIES))
+    assert len(rows) == len(KERNELS) * 2 * len(cuda_build.CAPABILITIES)
+    assert [str(row) for row in rows if row.built.spilled] == []
+    assert all(0 < row.built.registers <= 255 and row.built.cubin.startswith(b"\x7fELF") for row in rows)
+    # A device of the same capability finds them, and needs no compiler.
+    monkeypatch.setattr(cuda_compile, "lowered", None)
+    cuda_compile.compiled.cache_clear()
+    for row in rows:
+        shape = SHAPE if row.shape == "shape" else TILE
+        assert cuda_compile.compiled(row.kernel, cuda_build.PLAIN, shape, row.capability) == row.built
+
+
+@COMPILER
+@pytest.mark.parametrize("number", [0, 1])
+def test_every_option_fits(number: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On two capabilities; `python -m benchmarks.cuda_build` has them all."""
+    monkeypatch.setenv("FASTMLP_CACHE_DIR", str(tmp_path / "kernels"))
+    everything = list(cuda_build.kinds())[1:]
+    rows = cuda_build.build_all([everything[number]], ((7, 5), (9, 0)))
+    assert [str(row) for row in rows if row.built.spilled] == []
+
+
+def test_a_kernel_that_spills_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    built = cuda_compile.Built(b"", "train", (), 256, 255, 8192, 16)
+    row = cuda_build.Row("train", "relu, sgd", "shape", (9, 0), built)
+    monkeypatch.setattr(cuda_build, "build_all", lambda *given: iter([row]))
+    monkeypatch.setattr("sys.argv", ["cuda_build"])
+    with pytest.raises(SystemExit, match="a kernel spills registers"):
+        cuda_build.main()
+    assert "9.0 train by shape (relu, sgd): 255 registers, 8192 bytes shared, 16 bytes spilled" in capsys.readouterr().out
+
+
+def test_all_options_are_built() -> None:
+    kinds = [kind for _, kind in cuda_build.kinds()]
+    assert {rule for kind in kinds for rule in [kind.rule]} == set(RULES)
+    assert {(kind.loss, kind.output) for kind in kinds} == {(loss, output) for loss in LOSSES for output in LOSSES[loss]}
+    assert any(set(kind.activations) == set(ACTIVATIONS) for kind in kinds)
+    for flag in ("pixels", "classes", "drops", "penalised", "clips"):
+        assert {getattr(kind, flag) for kind in kinds} == {True, False}, flag
