@@ -29,8 +29,8 @@ MMA_TILES: Mapping[str, Tile] = {
 
 def check_tile(tile: Tile, precision: str, lanes: int) -> None:
     """Raise ValueError if the pieces of tensor cores do not fill the tile."""
-    words = tile.terms // tile.packed
-    if tile.high % 2 or tile.wide % 2 or words % WORDS or tile.packed != MMA_TILES[precision].packed or lanes != LANES:
+    uneven = tile.rows % (8 * tile.high), tile.columns % (4 * tile.wide), tile.high % 2, tile.wide % 2
+    if any(uneven) or tile.terms // tile.packed % WORDS or tile.packed != MMA_TILES[precision].packed or lanes != LANES:
         raise ValueError(f"tensor cores cannot multiply {tile} in {precision} with {lanes} lanes")
 
 

@@ -1,8 +1,8 @@
 """Products in tf32 and bf16 by tensor cores, in a simulator: within proven bounds, and no better than their precision.
 
 Unit roundoffs u are of p bits of significand, the hidden one included, rounded to nearest: u = 2^-p. Operands are rounded once;
-products of two such numbers have at most 2 p = 22 bits, so that float32 holds them exactly; sums of K terms in float32 are off
-by less than K eps of the sum of magnitudes in any order, rounded or truncated, where eps = 2^-23.
+products of two such numbers have at most 2 p = 22 bits, so that float32 holds them exactly (none here is near its least); sums
+of K terms in float32 are off by less than K eps of the sum of magnitudes in any order, rounded or truncated, where eps = 2^-23.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def test_rounding_is_that_of_a_device() -> None:
 
 
 def test_tiles_that_tensor_cores_cannot_fill_are_refused() -> None:
-    for wrong in ({"packed": 1}, {"high": 1}, {"wide": 3}, {"terms": 24}):
+    for wrong in ({"packed": 1}, {"high": 1}, {"wide": 3}, {"terms": 24}, {"rows": 48}):
         with pytest.raises(ValueError, match="tensor cores cannot multiply"):
             make_arithmetic(ALL_LANES, MMA_TILES["bf16"]._replace(**wrong), "bf16")
     with pytest.raises(ValueError, match="with 4 lanes"):
