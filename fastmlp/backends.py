@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fastmlp.contract import Engine, Job
+from fastmlp.contract import PRECISIONS, Engine, Job
 from fastmlp.errors import ConfigError, UnavailableError, unknown_name
 
 
@@ -61,9 +61,13 @@ def make_engine(backend: str, job: Job) -> Engine:
 
     Raises
     ------
-    ConfigError : an unknown name, or a dtype that the engine does not compute in
+    ConfigError : an unknown name, or a dtype or precision that the engine does not compute in
     UnavailableError : the engine needs a package or a device that is missing
     """
+    if job.precision not in PRECISIONS:
+        raise ConfigError(unknown_name("precision", job.precision, PRECISIONS))
+    if job.precision != "float32" and backend != "cuda" and backend in CHOICES:
+        raise ConfigError(f"precision {job.precision} is for backend cuda alone, not {backend}; give --backend cuda")
     if backend == "auto":
         backend = fastest(job)
     if backend not in BACKENDS:

@@ -29,6 +29,7 @@ from fastmlp.config_kinds import (
     Kind,
     one_of,
 )
+from fastmlp.contract import PRECISIONS
 from fastmlp.errors import ConfigError
 from fastmlp.functions import ACTIVATIONS, LOSSES
 from fastmlp.network import ALIASES, INITIALIZERS, Network
@@ -180,6 +181,9 @@ class Config(DataSettings):
     backend: str = of_run(one_of("backend", CHOICES), "auto", "Engine; auto takes the fastest that runs here.")
     threads: int | None = of_run(WHOLE, None, "Threads of the engine [default: as many as cores may be used].")
     dtype: str = of_run(one_of("dtype", ("float32", "float64")), "float32", "The numba engine has float32 alone.")
+    precision: str = of_run(
+        one_of("precision", PRECISIONS), "float32", "Of matrix products; tf32 and bf16, by tensor cores, need --backend cuda."
+    )
     classes_every: int | None = of_run(
         WHOLE, None, "Epochs between figures and confusion matrices of the classes, in classes.jsonl and classes.png."
     )

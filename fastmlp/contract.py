@@ -15,6 +15,8 @@ from fastmlp.network import FloatArray, Network
 from fastmlp.optimizers import Optimizer
 from fastmlp.preprocess import Scaling
 
+PRECISIONS = ("float32", "tf32", "bf16")  # 23, 10 and 7 bits of mantissa; the range of all is that of float32
+
 
 class State(NamedTuple):
     """Everything that training changes: enough to go on in another engine, or after a restart.
@@ -46,6 +48,7 @@ class Job:
 
     scaling is applied to rows as they are used, so that pixels may stay uint8; None takes rows as they are.
     threads None lets the engine choose; only engines with threads of their own read it.
+    precision, of `PRECISIONS`, is what the operands of matrix products are rounded to; all else is of the dtype.
     """
 
     network: Network
@@ -55,6 +58,7 @@ class Job:
     scaling: Scaling | None = None
     threads: int | None = None
     dtype: npt.DTypeLike = np.float32
+    precision: str = "float32"
 
 
 class Engine(Protocol):

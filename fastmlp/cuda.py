@@ -10,11 +10,12 @@ import numpy.typing as npt
 
 from fastmlp.contract import Job, RowResults, State, row_scales
 from fastmlp.cuda_kernels import Kind, Shape, phases
+from fastmlp.cuda_mma import FIRST_CAPABILITY, MMA_TILES
 from fastmlp.cuda_pieces import CHUNK
 from fastmlp.cuda_plan import gathered, make_plan, padded, spread
 from fastmlp.cuda_runtime import Launch, the_runtime
 from fastmlp.cuda_tiles import Tile
-from fastmlp.errors import ConfigError
+from fastmlp.errors import ConfigError, UnavailableError
 from fastmlp.network import FloatArray
 from fastmlp.optimizers import DECAY, L1, L2
 from fastmlp.reference import NumpyEngine
@@ -22,9 +23,10 @@ from fastmlp.reference import NumpyEngine
 OF_WEIGHTS_ONLY = [DECAY, L1, L2]  # columns of the table of scalars
 APPLIED = 4096  # rows that pass through a network at once where nothing is trained
 # Batches of at most so many rows are latency, and train in one launch; larger ones are arithmetic, and train by tiles, a launch
-# for each phase. By counting what both move, not by measuring: no GPU has been at hand.
+# for each phase. By counting what both move, not by measuring: no GPU has been at hand. Tensor cores need tiles for any batch.
 SMALL_BATCH = 256
-SHAPE, TILE = Shape(), Tile()
+SHAPE = Shape()
+TILES = {"float32": Tile(), **MMA_TILES}  # by precision
 TABLES = ("table", "alpha", "thresholds", "scales")
 OF_TRAINING = (
     *("order", "row_scale", "loss", "correct", "scalars"),
@@ -41,7 +43,7 @@ class CudaEngine:
     Raises
     ------
     ConfigError : the job asks for another dtype than float32
-    UnavailableError : no device, or a package is missing
+    UnavailableError : no device, one without what the job's precision needs, or a package is missing
     """
 
     name = "cuda"
@@ -51,6 +53,12 @@ class CudaEngine:
         if np.dtype(job.dtype) != np.float32:
             raise ConfigError(f"backend 'cuda' computes in float32, not {np.dtype(job.dtype)}; take backend 'numpy'")
         self.job, self.runtime = job, runtime or the_runtime()
+        if job.precision != "float32" and self.runtime.capability < FIRST_CAPABILITY:
+            found, needed = (".".join(map(str, pair)) for pair in (self.runtime.capability, FIRST_CAPABILITY))
+            raise UnavailableError(
+                f"precision {job.precision} needs a GPU of compute capability {needed} or more, "
+                f"and {self.runtime.name} has {found}; take --precision float32"
+            )
         self.rows = 0  # rows of a batch that the arena has room for
         self.handles: dict[str, Any] = {}  # on the device, by what is in them
         self.resident: dict[str, Any] = {}  # arrays of the caller's of which the device has copies
@@ -111,7 +119,7 @@ class CudaEngine:
         network, runtime, here = self.job.network, self.runtime, self.handles
         outputs, most = network.sizes[-1], min(APPLIED, max(len(x), 1))
         z = np.empty((len(x), outputs), np.float32)
-        shape = SHAPE if most <= SMALL_BATCH else TILE
+        shape = self.shape(most)
         program = runtime.program("apply", self.kind(x, np.empty(0)), shape)
         self.upload("rows", np.arange(most, dtype=np.int32))
         self.make_room(most)
@@ -151,7 +159,13 @@ class CudaEngine:
             any(layer.dropout for layer in network.layers),
             network.l1 > 0 or network.l2 > 0,
             optimizer.clip_norm > 0,
+            self.job.precision,
         )
+
+    def shape(self, rows: int) -> Shape | Tile:
+        """How batches of so many rows are divided among blocks."""
+        precision = self.job.precision
+        return SHAPE if rows <= SMALL_BATCH and precision == "float32" else TILES[precision]
 
     def upload(self, name: str, array: npt.NDArray[Any]) -> None:
         """Numbers of their own place on the device, the same place as long as there are as many."""
@@ -181,8 +195,8 @@ class CudaEngine:
     def start(self, kind: Kind, count: int, steps: int) -> None:
         """Launch all phases of so many steps: in one kernel, whose blocks wait for each other, or each by itself in a graph."""
         job, runtime, here = self.job, self.runtime, self.handles
-        small = job.batch_size <= SMALL_BATCH
-        shape = SHAPE if small else TILE
+        shape = self.shape(job.batch_size)
+        small = isinstance(shape, Shape)
         program, blocks = runtime.program("train", kind, shape), shape.resident * runtime.blocks
         share = job.network.label_smoothing / job.network.sizes[-1]
         hot, cold = np.float32(1 - job.network.label_smoothing + share), np.float32(share)

@@ -36,6 +36,7 @@ SOURCES = (
     "cuda_pieces.py",
     "cuda_teams.py",
     "cuda_tiles.py",
+    "cuda_mma.py",
     "cuda_tiled.py",
     "cuda_kernels.py",
     "cuda_compile.py",

@@ -62,10 +62,11 @@ def formula(function: Callable[..., Any]) -> Any:
 # ------------------------------------------------------------------------------------------------ statements of PTX
 
 
-def statement(text: str, result: str, operands: str, effect: bool = True) -> Any:
+def statement(text: str, result: str, operands: str, effect: bool = True, together: bool = False) -> Any:
     """A function of one PTX statement, $0 and on its results and operands, both given by letters of `OPERANDS`.
 
     effect : whether it does more than compute its results, so that it must stay where it stands
+    together : whether all lanes of a warp must be at it, so that it must not move to where only some come
     """
     results = [OPERANDS[letter] for letter in result]
     constraints = [f"={letter}" for letter in result] + [*operands] + (["~{memory}"] if effect else [])
@@ -75,7 +76,8 @@ def statement(text: str, result: str, operands: str, effect: bool = True) -> Any
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         shape = ir.FunctionType(returned, [OPERANDS[letter][0] for letter in operands])
-        found = builder.call(ir.InlineAsm(shape, text, ",".join(constraints), side_effect=effect), values)
+        code = ir.InlineAsm(shape, text, ",".join(constraints), side_effect=effect)
+        found = builder.call(code, values, attrs=["convergent"] if together else [])
         if not results:
             return context.get_dummy_value()
         if len(results) == 1:
@@ -97,6 +99,7 @@ TYPINGS: dict[int, Callable[[Any], Any]] = {
     1: lambda typed: lambda context, a: typed,
     2: lambda typed: lambda context, a, b: typed,
     3: lambda typed: lambda context, a, b, c: typed,
+    10: lambda typed: lambda context, a, b, c, d, e, f, g, h, i, j: typed,
 }
 
 
@@ -218,6 +221,30 @@ def bits_of(context, x):
 def number_of(context, x):
     """The float32 of these bits."""
     return types.float32(types.uint32), lambda context, builder, signature, values: builder.bitcast(values[0], F32)
+
+
+# ------------------------------------------------------------------------------------------------ tensor cores
+
+tf32_of = statement("cvt.rna.tf32.f32 $0, $1;", "r", "f", effect=False)
+
+
+@device
+def bf16_pair(low, high):
+    """Two float32, each rounded to the nearest bf16, as one word."""
+    return upper_and_lower(high, low)
+
+
+upper_and_lower = statement("cvt.rn.bf16x2.f32 $0, $1, $2;", "r", "ff", effect=False)
+
+
+def multiply_add(shape: str, kind: str) -> Any:
+    """d = a b + c by a warp, of which each lane has four words of a, two of b, and four sums, as the PTX ISA lays them out."""
+    operands = "{$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};"
+    text = f"mma.sync.aligned.{shape}.row.col.f32.{kind}.{kind}.f32 {operands}"
+    return statement(text, "ffff", "rrrrrrffff", effect=False, together=True)
+
+
+mma_tf32, mma_bf16 = multiply_add("m16n8k8", "tf32"), multiply_add("m16n8k16", "bf16")
 
 
 # ------------------------------------------------------------------------------------------------ between blocks

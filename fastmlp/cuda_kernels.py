@@ -32,6 +32,7 @@ class Kind(NamedTuple):
 
     activations : names, each once, in the order of the plan
     pixels : whether inputs are uint8; classes : whether targets are labels
+    precision : what the operands of products are rounded to; small batches know float32 alone
     """
 
     activations: Sequence[str]
@@ -43,6 +44,7 @@ class Kind(NamedTuple):
     drops: bool
     penalised: bool
     clips: bool
+    precision: str = "float32"
 
 
 class Shape(NamedTuple):
@@ -73,7 +75,7 @@ def phases(layers: int, clips: bool) -> int:
 def forward_of(dev: Any, kind: Kind, shape: Shape | Tile, drops: bool) -> Any:
     """The forward phase for small batches, or by tiles."""
     if isinstance(shape, Tile):
-        return make_tiled_forward(dev, shape, kind.pixels, kind.activations, drops)
+        return make_tiled_forward(dev, shape, kind.precision, kind.pixels, kind.activations, drops)
     return make_forward(dev, shape.threads, kind.pixels, kind.activations, drops)
 
 
@@ -97,7 +99,8 @@ def make_train(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
     )
     use = make_use(dev, kind.rule, kind.penalised, kind.clips)
     if isinstance(shape, Tile):
-        delta, gradient = make_tiled_delta(dev, shape), make_tiled_gradient(dev, shape, kind.pixels, use)
+        delta = make_tiled_delta(dev, shape, kind.precision)
+        gradient = make_tiled_gradient(dev, shape, kind.precision, kind.pixels, use)
     else:
         delta, gradient = make_delta(dev, shape.threads), make_gradient(dev, shape.threads, shape.staged, kind.pixels, use)
     squares, clip = make_clip(dev, shape.threads, kind.rule)

@@ -8,9 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from fastmlp.cuda_mma import make_warp_sums
 from fastmlp.cuda_pieces import make_fetch, make_four, make_settle
 from fastmlp.cuda_plan import BIAS, COLUMNS, GRADIENT, IN_WIDTH, INPUT, OUT_WIDTH, SLOPES, WEIGHTS
-from fastmlp.cuda_tiles import Tile, make_product
+from fastmlp.cuda_tiles import Arithmetic, Tile, make_product, make_sums
+
+
+def make_arithmetic(dev: Any, tile: Tile, precision: str) -> Arithmetic:
+    """How products are made in a precision of `contract.PRECISIONS`."""
+    return make_sums(dev, tile) if precision == "float32" else make_warp_sums(dev, tile, precision)
 
 
 def make_get(dev: Any) -> Any:
@@ -69,9 +75,10 @@ def make_walk(dev: Any, tile: Tile, product: Any) -> Any:
     return walk
 
 
-def make_tiled_forward(dev: Any, tile: Tile, pixels: bool, names: Sequence[str], drops: bool) -> Any:
-    """forward, as `cuda_pieces.make_forward` has it."""
+def make_tiled_forward(dev: Any, tile: Tile, precision: str, pixels: bool, names: Sequence[str], drops: bool) -> Any:
+    """forward, as `cuda_teams.make_forward` has it."""
     load, settle, get = dev.load, make_settle(dev, names, drops), make_get(dev)
+    arithmetic = make_arithmetic(dev, tile, precision)
 
     @dev.device
     def put(to, m, n, z):
@@ -81,7 +88,7 @@ def make_tiled_forward(dev: Any, tile: Tile, pixels: bool, names: Sequence[str],
             settle(z + load(parameters, load(tables[0], row + BIAS) + n), layer, last, m, n, step, seed, tables, arena)
 
     first_walk, walk = (
-        make_walk(dev, tile, make_product(dev, tile, (True, rows_of), (False, get), put))
+        make_walk(dev, tile, make_product(dev, tile, arithmetic, (True, rows_of), (False, get), put))
         for rows_of in (make_get_data(dev, pixels), get)
     )
 
@@ -100,9 +107,9 @@ def make_tiled_forward(dev: Any, tile: Tile, pixels: bool, names: Sequence[str],
     return forward
 
 
-def make_tiled_delta(dev: Any, tile: Tile) -> Any:
-    """delta, as `cuda_pieces.make_delta` has it."""
-    load, store, get = dev.load, dev.store, make_get(dev)
+def make_tiled_delta(dev: Any, tile: Tile, precision: str) -> Any:
+    """delta, as `cuda_teams.make_delta` has it."""
+    load, store, get, arithmetic = dev.load, dev.store, make_get(dev), make_arithmetic(dev, tile, precision)
 
     @dev.device
     def put(to, m, k, value):
@@ -110,7 +117,7 @@ def make_tiled_delta(dev: Any, tile: Tile) -> Any:
         if m < rows and k < width:
             store(arena, gradient + m * width + k, value * load(arena, slopes + m * width + k))
 
-    walk = make_walk(dev, tile, make_product(dev, tile, (True, get), (True, get), put))
+    walk = make_walk(dev, tile, make_product(dev, tile, arithmetic, (True, get), (True, get), put))
 
     @dev.device
     def delta(layer, table, rows, parameters, arena, shared):
@@ -123,9 +130,9 @@ def make_tiled_delta(dev: Any, tile: Tile) -> Any:
     return delta
 
 
-def make_tiled_gradient(dev: Any, tile: Tile, pixels: bool, use: Any) -> Any:
-    """gradient, as `cuda_pieces.make_gradient` has it."""
-    load, get = dev.load, make_get(dev)
+def make_tiled_gradient(dev: Any, tile: Tile, precision: str, pixels: bool, use: Any) -> Any:
+    """gradient, as `cuda_teams.make_gradient` has it."""
+    load, get, arithmetic = dev.load, make_get(dev), make_arithmetic(dev, tile, precision)
 
     @dev.device
     def put(to, k, n, g):
@@ -134,7 +141,7 @@ def make_tiled_gradient(dev: Any, tile: Tile, pixels: bool, use: Any) -> Any:
             use(weights + k * width + n, g, s[0] if k < height else s[1], parameters, slots, kept)
 
     first_walk, walk = (
-        make_walk(dev, tile, make_product(dev, tile, (False, with_ones(dev, rows_of)), (False, get), put))
+        make_walk(dev, tile, make_product(dev, tile, arithmetic, (False, with_ones(dev, rows_of)), (False, get), put))
         for rows_of in (make_get_data(dev, pixels), get)
     )
 

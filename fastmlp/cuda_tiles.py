@@ -1,10 +1,11 @@
 """Products of large batches on an NVIDIA GPU: a block has a tile of the result, whose factors it stages in shared memory.
 
 Two stages of shared memory: while a block multiplies from one, its threads hold the next terms in registers and write them to
-the other. A factor is staged term by term, so that a thread reads its rows, and its columns, as vectors of four.
+the other. A factor is staged term by term, so that a thread reads its rows, and its columns, as vectors of four. How a stage is
+multiplied is given: here for the arithmetic of float32, in cuda_mma.py for tensor cores.
 
 Names: a product has rows m, columns n and terms k. A factor lies *across* if the four numbers that are read at once from its
-memory are terms, and *along* if they are rows (or columns) of the result.
+memory are terms, and *along* if they are rows (or columns) of the result. A word of shared memory holds a term, or two.
 
 Source: Volkov & Demmel, "Benchmarking GPUs to tune dense linear algebra", SC 2008; the shape is CUTLASS's of simt gemm.
 """
@@ -15,9 +16,11 @@ from typing import Any, NamedTuple
 
 
 class Tile(NamedTuple):
-    """A block's tile: rows, columns, terms staged at once; each thread has `high` x `wide` of its sums, multiples of four.
+    """A block's tile: rows, columns, terms staged at once; each thread has `high` x `wide` of its sums.
 
     resident : blocks at once on a multiprocessor, at least
+    gap : words more from a term to the next than needed, so that what a warp reads or writes at once meets different banks
+    packed : terms in a word
     """
 
     rows: int = 64
@@ -26,29 +29,46 @@ class Tile(NamedTuple):
     high: int = 8
     wide: int = 4
     resident: int = 2
+    gap: int = 4
+    packed: int = 1
 
     @property
     def threads(self) -> int:
         return (self.rows // self.high) * (self.columns // self.wide)
 
+    def words(self, extent: int) -> int:
+        """Words of a stage of a factor."""
+        return self.terms // self.packed * (extent + self.gap)
+
     def shared(self, lanes: int) -> int:
         """Floats of shared memory: both stages, and in their place, at the end, the sums."""
-        return max(2 * self.terms * (pitch(self.rows) + pitch(self.columns)), self.rows * self.columns)
+        return max(2 * (self.words(self.rows) + self.words(self.columns)), self.rows * self.columns)
 
 
-def pitch(extent: int) -> int:
-    """Floats from a term to the next: four more than needed, so that terms written one below the other meet different banks."""
-    return extent + 4
+Factor = tuple[bool, Any]  # whether it lies across, and its `get`
 
 
-def make_factor(dev: Any, tile: Tile, extent: int, across: bool, get: Any) -> tuple[Any, Any]:
+class Arithmetic(NamedTuple):
+    """How a block multiplies what is staged; made for its tile.
+
+    word(held, i, j) : what is staged of a number that is held, or of two
+    multiply(sums, shared, at_a, at_b, t) : add the products of a stage to a thread's sums
+    lay(shared, sums, t) : write a thread's sums into the tile, row by row
+    """
+
+    word: Any
+    multiply: Any
+    lay: Any
+
+
+def make_factor(dev: Any, tile: Tile, extent: int, across: bool, get: Any, word: Any) -> tuple[Any, Any]:
     """fetch(held, factor, first, k0, t) into registers, and stash(shared, base, held, t) from there, of one factor.
 
     extent : rows or columns of the tile; get(to, o, factor, row, column) reads four numbers of the factor's memory, or zeros
     """
-    divide, remainder, store, store4 = dev.divide, dev.remainder, dev.store, dev.store4
-    lines, quads = (extent, tile.terms // 4) if across else (tile.terms, extent // 4)
-    threads, each, apart = tile.threads, lines * quads // tile.threads, pitch(extent)
+    divide, remainder, store, store4, packed = dev.divide, dev.remainder, dev.store, dev.store4, tile.packed
+    lines, quads = (extent, tile.terms // 4) if across else (tile.terms // packed, extent // 4)
+    threads, each, apart = tile.threads, lines * quads // tile.threads, extent + tile.gap
     if each * threads != lines * quads:
         raise ValueError(f"{threads} threads cannot share {lines * quads} vectors evenly")
 
@@ -60,56 +80,85 @@ def make_factor(dev: Any, tile: Tile, extent: int, across: bool, get: Any) -> tu
             if across:
                 get(held, 4 * i, factor, first + line, k0 + four)
             else:
-                get(held, 4 * i, factor, k0 + line, first + four)
+                for j in range(packed):
+                    get(held, 4 * (packed * i + j), factor, k0 + packed * line + j, first + four)
 
     @dev.device
     def stash(shared, base, held, t):
         for i in range(each):
-            q = t + i * threads
+            q, o = t + i * threads, 4 * packed * i
             line, four = divide(q, quads), 4 * remainder(q, quads)
             if across:
-                for j in range(4):
-                    store(shared, base + (four + j) * apart + line, held[4 * i + j])
+                for j in range(4 // packed):
+                    at = 4 * i + packed * j
+                    store(shared, base + (divide(four, packed) + j) * apart + line, word(held, at, at + packed - 1))
             else:
-                store4(shared, base + line * apart + four, (held[4 * i], held[4 * i + 1], held[4 * i + 2], held[4 * i + 3]))
+                p = o + 4 * (packed - 1)  # of the same rows, the other term of the word
+                values = word(held, o, p), word(held, o + 1, p + 1), word(held, o + 2, p + 2), word(held, o + 3, p + 3)
+                store4(shared, base + line * apart + four, values)
 
     return fetch, stash
 
 
-def make_product(dev: Any, tile: Tile, left: tuple[bool, Any], right: tuple[bool, Any], put: Any) -> Any:
-    """product(a, b, m0, n0, terms, shared, to): one tile of a b, each sum of which `put(to, m, n, sum)` has.
-
-    left, right : whether the factor lies across, and its `get`; a and b are what those read from
-    """
-    cuda, float32, zero, load, load4, store4 = dev.cuda, dev.float32, dev.float32(0), dev.load, dev.load4, dev.store4
-    divide, remainder, width, size, threads = dev.divide, dev.remainder, tile.columns, tile.rows * tile.columns, tile.threads
-    high, wide, depth, right_threads = tile.high, tile.wide, tile.terms, tile.columns // tile.wide
-    left_threads, at_b = tile.rows // tile.high, tile.terms * pitch(tile.rows)
-    stage = at_b + tile.terms * pitch(tile.columns)
-    fetch_a, stash_a = make_factor(dev, tile, tile.rows, *left)
-    fetch_b, stash_b = make_factor(dev, tile, tile.columns, *right)
-    held_a, held_b = tile.terms * tile.rows // tile.threads, tile.terms * tile.columns // tile.threads
-    sums_of, apart_a, apart_b = high * wide, pitch(tile.rows), pitch(tile.columns)
+def make_sums(dev: Any, tile: Tile) -> Arithmetic:
+    """Products and sums in float32; a thread's rows, and its columns, are vectors of four, so many threads apart."""
+    cuda, float32, load4, store4, width = dev.cuda, dev.float32, dev.load4, dev.store4, tile.columns
+    divide, remainder, high, wide, depth = dev.divide, dev.remainder, tile.high, tile.wide, tile.terms
+    left_threads, right_threads = tile.rows // high, tile.columns // wide
+    apart_a, apart_b = tile.rows + tile.gap, tile.columns + tile.gap
 
     @dev.device
-    def term(sums, row, column, shared, base, k, down, over):
+    def word(held, i, j):
+        return held[i]
+
+    @dev.device
+    def term(sums, row, column, shared, at_a, at_b):
         for q in range(high // 4):
-            row[4 * q], row[4 * q + 1], row[4 * q + 2], row[4 * q + 3] = load4(
-                shared, base + k * apart_a + 4 * (q * left_threads + down)
-            )
+            at = at_a + 4 * q * left_threads
+            row[4 * q], row[4 * q + 1], row[4 * q + 2], row[4 * q + 3] = load4(shared, at)
         for q in range(wide // 4):
-            column[4 * q], column[4 * q + 1], column[4 * q + 2], column[4 * q + 3] = load4(
-                shared, base + at_b + k * apart_b + 4 * (q * right_threads + over)
-            )
+            at = at_b + 4 * q * right_threads
+            column[4 * q], column[4 * q + 1], column[4 * q + 2], column[4 * q + 3] = load4(shared, at)
         for i in range(high):
             for j in range(wide):
                 sums[wide * i + j] += row[i] * column[j]
 
     @dev.device
+    def multiply(sums, shared, at_a, at_b, t):
+        row, column = cuda.local.array(high, float32), cuda.local.array(wide, float32)
+        down, over = 4 * divide(t, right_threads), 4 * remainder(t, right_threads)
+        for k in range(depth):
+            term(sums, row, column, shared, at_a + k * apart_a + down, at_b + k * apart_b + over)
+
+    @dev.device
+    def lay(shared, sums, t):
+        down, over = divide(t, right_threads), remainder(t, right_threads)
+        for i in range(high):
+            m = i // 4 * 4 * left_threads + 4 * down + i % 4
+            for q in range(wide // 4):
+                at, n = wide * i + 4 * q, 4 * (q * right_threads + over)
+                store4(shared, m * width + n, (sums[at], sums[at + 1], sums[at + 2], sums[at + 3]))
+
+    return Arithmetic(word, multiply, lay)
+
+
+def make_product(dev: Any, tile: Tile, arithmetic: Arithmetic, left: Factor, right: Factor, put: Any) -> Any:
+    """product(a, b, m0, n0, terms, shared, to): one tile of a b, each sum of which `put(to, m, n, sum)` has.
+
+    a and b are what the `get` of either factor reads from.
+    """
+    cuda, float32, zero, load, divide, remainder = dev.cuda, dev.float32, dev.float32(0), dev.load, dev.divide, dev.remainder
+    width, size, threads, depth = tile.columns, tile.rows * tile.columns, tile.threads, tile.terms
+    sums_of, held_a, held_b = tile.high * tile.wide, depth * tile.rows // threads, depth * tile.columns // threads
+    at_b, stage = tile.words(tile.rows), tile.words(tile.rows) + tile.words(tile.columns)
+    word, multiply, lay = arithmetic
+    fetch_a, stash_a = make_factor(dev, tile, tile.rows, *left, word)
+    fetch_b, stash_b = make_factor(dev, tile, tile.columns, *right, word)
+
+    @dev.device
     def product(a, b, m0, n0, terms, shared, to):
-        t = cuda.threadIdx.x
-        down, over, base = divide(t, right_threads), remainder(t, right_threads), 0
-        sums, row, column = cuda.local.array(sums_of, float32), cuda.local.array(high, float32), cuda.local.array(wide, float32)
+        t, base = cuda.threadIdx.x, 0
+        sums = cuda.local.array(sums_of, float32)
         next_a, next_b = cuda.local.array(held_a, float32), cuda.local.array(held_b, float32)
         for i in range(sums_of):
             sums[i] = zero
@@ -123,19 +172,14 @@ def make_product(dev: Any, tile: Tile, left: tuple[bool, Any], right: tuple[bool
             if k0 + depth < terms:
                 fetch_a(next_a, a, m0, k0 + depth, t)
                 fetch_b(next_b, b, n0, k0 + depth, t)
-            for k in range(depth):
-                term(sums, row, column, shared, base, k, down, over)
+            multiply(sums, shared, base, base + at_b, t)
             if k0 + depth < terms:
                 stash_a(shared, stage - base, next_a, t)
                 stash_b(shared, stage - base + at_b, next_b, t)
             base = stage - base
             cuda.syncthreads()  # written: the next stage; read: this one
         # By way of shared memory: neighbours in a row are then written by neighbouring threads, and `put` is there once.
-        for i in range(high):
-            m = i // 4 * 4 * left_threads + 4 * down + i % 4
-            for q in range(wide // 4):
-                at, n = wide * i + 4 * q, 4 * (q * right_threads + over)
-                store4(shared, m * width + n, (sums[at], sums[at + 1], sums[at + 2], sums[at + 3]))
+        lay(shared, sums, t)
         cuda.syncthreads()  # written: the sums
         for o in range(t, size, threads):
             put(to, m0 + divide(o, width), n0 + remainder(o, width), load(shared, o))

@@ -5,4 +5,5 @@ WORDS = (
     *("float32", "float64", "int32", "int64", "uint32", "uint64"),
     *("load", "store", "load2", "store2", "load4", "store4", "load_word"),
     *("divide", "remainder", "bits_of", "number_of", "arrive", "arrived"),
+    *("tf32_of", "bf16_pair", "mma_tf32", "mma_bf16"),
 )

@@ -92,7 +92,7 @@ def loop_for(
     data are what `check_data` gives. threads are the engine's; None takes those of the settings.
     """
     batch, seed, threads = settings.batch_size, settings.seed, threads or settings.threads
-    job = Job(network, settings.optimizer, batch, seed, data.scaling, threads, settings.dtype)
+    job = Job(network, settings.optimizer, batch, seed, data.scaling, threads, settings.dtype, settings.precision)
     engine = make_engine(settings.backend, job)
     try:
         yield Loop(engine, network, settings, data, progress)

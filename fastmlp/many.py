@@ -69,7 +69,7 @@ class Task(NamedTuple):
         activations = frozenset(layer.activation for layer in network.layers[:-1])
         dropout = any(layer.dropout for layer in network.layers)
         switches = (dropout, network.l1 > 0, network.l2 > 0, network.label_smoothing > 0, optimizer.clip_norm > 0)
-        types = (self.settings.backend, np.dtype(self.settings.dtype))
+        types = (self.settings.backend, np.dtype(self.settings.dtype), self.settings.precision)
         return (*types, activations, network.loss, network.output, optimizer.name, switches)
 
 

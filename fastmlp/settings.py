@@ -39,7 +39,7 @@ class Settings:
     val_steps : measure the validation part also after every so many updates; None only after epochs
     max_time : seconds after which training stops, mid-epoch if need be; None for no limit
     seed : of initial weights, row order, dropout, flip and shift, 0 to 2^64 - 1
-    backend, threads, dtype : see `backends.make_engine` and `contract.Job`
+    backend, threads, dtype, precision : see `backends.make_engine` and `contract.Job`
 
     Raises
     ------
@@ -61,6 +61,7 @@ class Settings:
     backend: str = "auto"
     threads: int | None = None
     dtype: npt.DTypeLike = np.float32
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "patience", "val_steps", "threads", "seed", "shift"):

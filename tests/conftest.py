@@ -90,13 +90,16 @@ def simulation() -> Iterator[None]:
     """Backend "cuda" runs in a simulator, in small blocks: no GPU is promised where tests run."""
     import cuda_simulator
 
+    from fastmlp import cuda
     from fastmlp.cuda_kernels import Shape
     from fastmlp.cuda_tiles import Tile
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fastmlp.cuda.the_runtime", cuda_simulator.Runtime)
         patch.setattr("fastmlp.cuda.SHAPE", Shape(16, 4))
-        patch.setattr("fastmlp.cuda.TILE", Tile(8, 8, 4, 4, 4, 1))
+        patch.setitem(cuda.TILES, "float32", Tile(8, 8, 4, 4, 4, 1))
+        patch.setitem(cuda.TILES, "tf32", Tile(32, 16, 16, 2, 4, 1, gap=8))
+        patch.setitem(cuda.TILES, "bf16", Tile(32, 16, 32, 2, 4, 1, gap=8, packed=2))
         yield
 
 

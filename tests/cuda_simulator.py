@@ -263,6 +263,52 @@ def number_of(x: Any) -> Any:
     return uint32(x).view(float32)
 
 
+def tf32_of(x: Any) -> Any:
+    """cvt.rna.tf32.f32: 10 bits of mantissa, nearest, ties away from zero."""
+    return uint32(0x7FFFFFFF) if np.isnan(x) else (bits_of(x) + uint32(0x1000)) & uint32(0xFFFFE000)
+
+
+def bf16_of(x: Any) -> Any:
+    """cvt.rn.bf16.f32: 7 bits of mantissa, nearest, ties to even."""
+    bits = bits_of(x)
+    return uint32(0x7FFF) if np.isnan(x) else (bits + uint32(0x7FFF) + ((bits >> uint32(16)) & uint32(1))) >> uint32(16)
+
+
+def bf16_pair(low: Any, high: Any) -> Any:
+    return bf16_of(low) | (bf16_of(high) << uint32(16))
+
+
+def terms_of(words: Any, packed: int) -> Any:
+    """Rows of words as rows of terms: one in a word (tf32: what is beyond its mantissa is not looked at), or two (bf16)."""
+    if packed == 1:
+        return (words & uint32(0xFFFFE000)).view(float32)
+    both = np.stack([words << uint32(16), words & uint32(0xFFFF0000)], axis=2)  # the lower half comes first
+    return both.reshape(len(words), -1).view(float32)
+
+
+def multiplied(lanes: list[Any], packed: int) -> list[tuple[Any, ...]]:
+    """c + a b of a warp, each product and each sum rounded to float32; the layouts are those of the PTX ISA."""
+    left, right, c = np.empty((16, 8), uint32), np.empty((8, 8), uint32), np.empty((16, 8), float32)
+    for lane, brought in enumerate(lanes):
+        g, p = lane // 4, lane % 4
+        left[g, p], left[g + 8, p], left[g, p + 4], left[g + 8, p + 4], right[g, p], right[g, p + 4] = brought[:6]
+        c[g, 2 * p], c[g, 2 * p + 1], c[g + 8, 2 * p], c[g + 8, 2 * p + 1] = brought[6:]
+    for a, b in zip(terms_of(left, packed).T, terms_of(right, packed).T, strict=True):
+        c += np.outer(a, b)
+    places = [(lane // 4, lane % 4 * 2) for lane in range(32)]
+    return [(c[g, n], c[g, n + 1], c[g + 8, n], c[g + 8, n + 1]) for g, n in places]
+
+
+def mma_tf32(*brought: Any) -> tuple[Any, ...]:
+    assert grid.current.warp.size == 32, "tensor cores take warps of 32 lanes"
+    return together(lambda lanes: multiplied(lanes, 1), brought)
+
+
+def mma_bf16(*brought: Any) -> tuple[Any, ...]:
+    assert grid.current.warp.size == 32, "tensor cores take warps of 32 lanes"
+    return together(lambda lanes: multiplied(lanes, 2), brought)
+
+
 def arrive(counter: Any, i: int) -> None:
     counter[i] += 1
 
@@ -297,7 +343,7 @@ def made(maker: Callable[..., Kernel], words: Words, kind: Any, shape: Any) -> K
 class Runtime:
     """What cuda_runtime.Runtime has, on the host; each launch runs its threads in an order of its own."""
 
-    name = "simulator"
+    name, capability = "simulator", (9, 0)
 
     def __init__(self, blocks: int = 2, seed: int = 1, words: Words = FEW_LANES) -> None:
         self.blocks, self.seed, self.words = blocks, seed, words

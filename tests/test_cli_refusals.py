@@ -108,6 +108,7 @@ BAD_FLAGS = {
     "--backend": "gpu",
     "--threads": "0",
     "--dtype": "float16",
+    "--precision": "tf32",
     "--min-accuracy": "2",
     "--image-size": "8,8",
 }

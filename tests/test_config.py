@@ -16,7 +16,9 @@ from fastmlp.network import Network
 from fastmlp.optimizers import RULES, Optimizer, Schedule
 
 
-@pytest.mark.parametrize("name", ["target", "scale", "loss", "output", "optimizer", "schedule", "monitor", "backend"])
+@pytest.mark.parametrize(
+    "name", ["target", "scale", "loss", "output", "optimizer", "schedule", "monitor", "backend", "precision"]
+)
 def test_an_unknown_name_is_answered_with_the_valid_ones(name: str) -> None:
     valid = FIELDS[name].metadata["kind"].metavar.split("|")[0]
     with pytest.raises(ConfigError) as caught:
@@ -118,6 +120,7 @@ def test_settings_get_every_setting_of_their_own() -> None:
         backend="numpy",
         threads=2,
         dtype="float64",
+        precision="tf32",
     )
     settings = config.settings()
     assert settings.optimizer == Optimizer("rmsprop", **numbers)

@@ -58,6 +58,7 @@ TEXTS = {
     "backend": ("numpy", "numba"),
     "threads": ("1", "2"),
     "dtype": ("float64", "float32"),
+    "precision": ("tf32", "bf16"),
     "classes_every": ("1", "2"),
     "checkpoint_every": ("1", "2"),
     "predictions": ("on", "0"),

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import cuda_build
 from fastmlp import cuda_compile
-from fastmlp.cuda import SHAPE, TILE
+from fastmlp.cuda import SHAPE, TILES
 from fastmlp.cuda_kernels import KERNELS
 from fastmlp.functions import ACTIVATIONS, LOSSES
 from fastmlp.optimizers import RULES
@@ -28,7 +28,7 @@ def test_the_plain_kernels_fit_every_capability(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(cuda_compile, "lowered", None)
     cuda_compile.compiled.cache_clear()
     for row in rows:
-        shape = SHAPE if row.shape == "shape" else TILE
+        shape = SHAPE if row.shape == "shape" else TILES["float32"]
         assert cuda_compile.compiled(row.kernel, cuda_build.PLAIN, shape, row.capability) == row.built
 
 

@@ -14,12 +14,20 @@ import cuda_simulator
 from conftest import check_course, expected, make_course, start_state
 from cuda_simulator import Runtime, StuckError
 from test_cuda import CLIPPED, JOB, trained
+from test_cuda_precision import ROUNDED, SMALL_TILES, check_product
 
-from fastmlp import cuda_kernels, cuda_pieces, cuda_teams, cuda_tiled, cuda_tiles
+from fastmlp import cuda_kernels, cuda_mma, cuda_pieces, cuda_teams, cuda_tiled, cuda_tiles
 
 pytestmark = pytest.mark.usefixtures("simulated_gpu")
 
-MODULES = {"pieces": cuda_pieces, "teams": cuda_teams, "tiles": cuda_tiles, "tiled": cuda_tiled, "kernels": cuda_kernels}
+MODULES = {
+    "pieces": cuda_pieces,
+    "teams": cuda_teams,
+    "tiles": cuda_tiles,
+    "mma": cuda_mma,
+    "tiled": cuda_tiled,
+    "kernels": cuda_kernels,
+}
 
 # file, what stands there, what stands there instead
 PLANTED = {
@@ -80,13 +88,35 @@ PLANTED = {
         "            cuda.syncthreads()  # written: the next stage; read: this one\n",
         "",
     ),
+    "sums read before they are laid": ("tiles", "        cuda.syncthreads()  # written: the sums\n", ""),
     "biases that no tile updates": ("tiled", "if k <= height and n < width:", "if k < height and n < width:"),
     "terms beyond the batch": (
         "tiled",
         "if row < rows and column < width:\n            fetch",
         "if column < width:\n            fetch",
     ),
+    "operands that are not rounded": ("mma", "number_of(tf32_of(held[i]))", "held[i]"),
+    "the terms of a word exchanged in one factor": (
+        "tiles",
+        "store(shared, base + (divide(four, packed) + j) * apart + line, word(held, at, at + packed - 1))",
+        "store(shared, base + (divide(four, packed) + j) * apart + line, word(held, at + packed - 1, at))",
+    ),
+    "rows of a piece exchanged": (
+        "mma",
+        "bits_of(load(shared, at)), bits_of(load(shared, at + 8))\n            at +=",
+        "bits_of(load(shared, at + 8)), bits_of(load(shared, at))\n            at +=",
+    ),
+    "words of a column from the wrong terms": (
+        "mma",
+        "bits_of(load(shared, at + 4 * apart_b))",
+        "bits_of(load(shared, at + apart_b))",
+    ),
+    "sums laid where those of the next lane belong": ("mma", "WIDE * j + 2 * p\n", "WIDE * j + 2 * (p ^ 1)\n"),
+    "half of the terms of a stage": ("mma", "range(0, words, WORDS)", "range(0, words, 2 * WORDS)"),
+    "the second warp at the rows of the first": ("mma", "divide(warp, across) * high,", "0 * high,"),
 }
+# Mistakes that only products by tensor cores can have.
+ROUNDED_ALONE = [name for name, (where, _, _) in PLANTED.items() if where == "mma" or name.startswith("the terms of a word")]
 
 
 @pytest.fixture
@@ -108,7 +138,7 @@ def planted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     cuda_simulator.made.cache_clear()
 
 
-@pytest.mark.parametrize("planted", PLANTED, indirect=True)
+@pytest.mark.parametrize("planted", [name for name in PLANTED if name not in ROUNDED_ALONE], indirect=True)
 def test_planted_mistakes_are_caught(planted: None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """As stuck threads, an index that cannot be, or figures beyond the tolerance."""
     where = PLANTED[request.node.callspec.params["planted"]][0]
@@ -121,5 +151,16 @@ def test_planted_mistakes_are_caught(planted: None, request: pytest.FixtureReque
             try:
                 check_course(want, *trained(job, Runtime(2, seed)))
             except (AssertionError, StuckError, IndexError):
+                return
+    pytest.fail("the mistake went through")
+
+
+@pytest.mark.parametrize("planted", ROUNDED_ALONE, indirect=True)
+def test_mistakes_with_tensor_cores_are_caught(planted: None) -> None:
+    for precision in ROUNDED:
+        for tile in SMALL_TILES[precision]:
+            try:
+                check_product(precision, tile, (True, False), 0)
+            except AssertionError:
                 return
     pytest.fail("the mistake went through")

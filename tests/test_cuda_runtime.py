@@ -20,7 +20,7 @@ from test_cuda import CLIPPED, JOB
 
 from fastmlp import cuda_compile
 from fastmlp.contract import Job
-from fastmlp.cuda import CudaEngine
+from fastmlp.cuda import TILES, CudaEngine
 from fastmlp.cuda_compile import Built, packed, unpacked
 from fastmlp.cuda_kernels import Shape
 from fastmlp.cuda_runtime import Runtime, usable
@@ -36,7 +36,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
     found = FakeDriver()
     monkeypatch.setattr("fastmlp.cuda_runtime.compiled", found.compiled)
     monkeypatch.setattr("fastmlp.cuda.SHAPE", Shape(64, 8))
-    monkeypatch.setattr("fastmlp.cuda.TILE", Tile(16, 32, 8, 4, 4, 1))
+    monkeypatch.setitem(TILES, "float32", Tile(16, 32, 8, 4, 4, 1))
     return found
 
 

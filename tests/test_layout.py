@@ -24,8 +24,8 @@ GROUPS = (
     ("torch_engine", "checks"),
     ("kernel_files", "cpu_cache", "cpu_simd", "cpu_instructions", "cpu_math", "cpu_compile", "cpu_threads"),
     ("cpu_plan", "cpu_products", "cpu_formulas", "cpu_pieces", "cpu_kernels", "cpu"),
-    ("cuda_shim", "cuda_words", "cuda_device", "cuda_plan", "cuda_pieces", "cuda_teams", "cuda_tiles", "cuda_tiled"),
-    ("cuda_kernels", "cuda_compile", "cuda_runtime", "cuda", "backends"),
+    ("cuda_shim", "cuda_words", "cuda_device", "cuda_plan", "cuda_pieces", "cuda_teams", "cuda_tiles", "cuda_mma"),
+    ("cuda_tiled", "cuda_kernels", "cuda_compile", "cuda_runtime", "cuda", "backends"),
     ("model", "metrics", "evaluation", "artifacts", "run_folders", "tensorfile", "modelfile"),
     ("augment", "settings", "signals", "loop", "training", "many"),
     ("data_files", "data_npy", "data_tensors", "data_images", "data_fetch", "data", "features", "feature_files"),
@@ -66,6 +66,7 @@ KERNEL_FILES = (
     "cuda_pieces",
     "cuda_teams",
     "cuda_tiles",
+    "cuda_mma",
     "cuda_tiled",
     "cuda_kernels",
 )
