@@ -181,6 +181,8 @@ def signature(name: str, kind: Kind) -> tuple[Any, ...]:
     f, i, flags = types.float32[::1], types.int32[::1], types.boolean[::1]
     x, y = types.uint8[::1] if kind.pixels else f, i if kind.classes else f
     network, rows, counter = (i, f, types.uint32[::1], f), (x, f, f), types.uint32[::1]
+    if name == "barriers":
+        return counter, types.int32
     if name == "apply":
         return (*network, *rows, i, f, f, counter, types.int32)
     number, one, clock = types.int32, types.float32, types.int64[::1]

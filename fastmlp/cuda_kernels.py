@@ -167,4 +167,25 @@ def make_apply(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
     return apply
 
 
-KERNELS: Mapping[str, Callable[[Any, Kind, Shape | Tile], Any]] = {"train": make_train, "apply": make_apply}
+def make_barriers(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
+    """The kernel barriers(counter, count): so many barriers over the whole grid and nothing else, whatever the kind.
+
+    counter : (1,) uint32, 0 before each launch. Nothing trains by it: what a barrier costs is measured with it.
+    """
+    cuda, uint32, barrier = dev.cuda, dev.uint32, make_barrier(dev)
+
+    @dev.kernel(shape.threads, shape.resident)
+    def barriers(counter, count):
+        target = uint32(0)
+        for _ in range(count):
+            target += uint32(cuda.gridDim.x)
+            barrier(counter, target)
+
+    return barriers
+
+
+KERNELS: Mapping[str, Callable[[Any, Kind, Shape | Tile], Any]] = {
+    "train": make_train,
+    "apply": make_apply,
+    "barriers": make_barriers,
+}

@@ -298,9 +298,15 @@ class Runtime:
     """What cuda_runtime.Runtime has, on the host; each launch runs its threads in an order of its own."""
 
     name = "simulator"
+    capability = (9, 0)  # of what it stands for
 
     def __init__(self, blocks: int = 2, seed: int = 1, words: Words = FEW_LANES) -> None:
         self.blocks, self.seed, self.words = blocks, seed, words
+
+    @staticmethod
+    def facts() -> dict[str, Any]:
+        """There is no driver, no memory of its own, and no clock."""
+        return {"cuda": None, "memory_bytes": None, "clock_hz": None}
 
     @staticmethod
     def put(array: Any) -> Any:
