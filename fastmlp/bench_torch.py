@@ -20,7 +20,7 @@ from fastmlp.optimizers import Optimizer
 
 
 class Torch:
-    """PyTorch without a compiler, on one device. Update rules other than plain SGD are torch.optim's, fused where that exists."""
+    """PyTorch without a compiler, on one device. Update rules but plain SGD are torch.optim's, fused where that exists."""
 
     backend = "torch"
 
