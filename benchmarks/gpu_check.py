@@ -47,6 +47,7 @@ from benchmarks.gpu_measures import (
 from benchmarks.gpu_rivals import measure_contest, torch_device
 from fastmlp import bench_machine, cuda
 from fastmlp.artifacts import write_json
+from fastmlp.bench import PROBE_AGREEMENT, RATE
 from fastmlp.bench_cases import Case
 from fastmlp.cuda_compile import entry_of, linked, lowered
 from fastmlp.doctor import installed_version
@@ -85,6 +86,16 @@ TESTS = (
 NOT_ON_A_GPU = {"forked": "a child of fork cannot use CUDA that its parent has used"}
 
 
+def kept_kernels() -> tuple[set[str], str | None]:
+    """Files of kernels that are there before anything is compiled; and why none of them is taken, if so."""
+    folder = cache_folder()
+    try:
+        check_private(folder)
+    except (OSError, UnsafeFolder) as error:
+        return set(), str(error)
+    return {path.name for path in folder.glob("*.cubin")}, None
+
+
 class Check:
     """Stages, what they found so far, and the seconds that are left.
 
@@ -94,10 +105,10 @@ class Check:
 
     def __init__(self, out: Path, seconds: float) -> None:
         self.out, self.began, self.seconds = out, time.monotonic(), seconds
-        self.folder = {path.name for path in cache_folder().glob("*.cubin")}
+        self.folder, self.refusal = kept_kernels()
         self.watch: Watch | None = None
         self.torch: str | None = None
-        self.longest: dict[str, float] = {}
+        self.took: dict[str, float] = {}  # the last stage of a kind
         lists = ("stages", "products", "rows", "rivals", "left_out", "errors", "kernels")
         self.result: dict[str, Any] = {"settings": {"seconds": seconds}, **{name: [] for name in lists}}
 
@@ -108,7 +119,7 @@ class Check:
     def stage(self, name: str, work: Callable[[], None], needs: float = 1.0, device: bool = True) -> None:
         """Do a part of the check if there is time for it, and a device if it asks for one; write what is known then."""
         kind = name.partition(":")[0]
-        needs = self.longest.get(kind, needs)
+        needs = self.took.get(kind, needs)
         if self.left < needs:
             self.leave_out(name, f"needs about {needs:.0f} s, and {max(0.0, self.left):.0f} s are left")
             return
@@ -121,10 +132,9 @@ class Check:
             work()
         except Exception as error:
             self.trouble(name, error)
-        took = time.monotonic() - began
-        self.longest[kind] = max(self.longest.get(kind, 0.0), took)
+        self.took[kind] = time.monotonic() - began
         state = "done" if len(self.result["errors"]) == errors else "failed"
-        self.result["stages"].append({"name": name, "state": state, "seconds": took})
+        self.result["stages"].append({"name": name, "state": state, "seconds": self.took[kind]})
         self.save()
 
     def leave_out(self, name: str, reason: str) -> None:
@@ -165,13 +175,7 @@ def look_around(check: Check) -> None:
         name: installed_version(name) for name in ("cuda-bindings", "greenlet", "pytest", "nvidia-cuda-nvcc", "nvidia-nvvm")
     }
     check.result |= {"machine": bench_machine.machine(), "versions": versions | more}
-    folder = cache_folder()
-    found: dict[str, Any] = {"path": folder, "prebuilt": len(check.folder), "usable": True, "reason": None}
-    try:
-        check_private(folder)
-    except (OSError, UnsafeFolder) as error:
-        found |= {"usable": False, "reason": str(error)}
-    check.result["kernel_folder"] = found
+    check.result["kernel_folder"] = {"path": cache_folder(), "prebuilt": len(check.folder), "refusal": check.refusal}
     asked = "name,driver_version,memory.total,clocks.max.sm,power.limit"
     if (tool := shutil.which("nvidia-smi")) is None:
         check.result["driver"] = {"reason": "there is no nvidia-smi"}
@@ -295,6 +299,8 @@ def contest(check: Check, subject: Subject, sizes: Sizes) -> None:
 def run_check(check: Check, sizes: Sizes, runtime: Any = None, tests: bool = False) -> None:
     """All stages, in their order; what needs no more than our engine comes first."""
     result: Any = check.result
+    result["settings"] |= {"rows": sizes.rows, "rounds": sizes.rounds, "rate": RATE, "dtype": "float32", "tf32": False}
+    result["settings"] |= {"agreement": PROBE_AGREEMENT, "products": "forward pass of one layer of float32 rows, one launch"}
 
     def keep(key: str, measure: Callable[..., Any], *arguments: Any) -> Callable[[], None]:
         """Put what is measured into the result: under its key, or at the end of the list that is there."""
