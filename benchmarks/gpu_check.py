@@ -172,7 +172,7 @@ def look_around(check: Check) -> None:
     """Machine, packages, and the folder of kernels."""
     versions = bench_machine.versions()
     more = {
-        name: installed_version(name) for name in ("cuda-bindings", "greenlet", "pytest", "nvidia-cuda-nvcc", "nvidia-nvvm")
+        name: installed_version(name) for name in ("cuda-bindings", "greenlet", "pytest", "nvidia-nvvm", "nvidia-nvjitlink")
     }
     check.result |= {"machine": bench_machine.machine(), "versions": versions | more}
     check.result["kernel_folder"] = {"path": cache_folder(), "prebuilt": len(check.folder), "refusal": check.refusal}

@@ -218,20 +218,19 @@ def check_product(network: Network, start: Any, x: Any, z: Any) -> float:
 def measure_product(watch: Watch, inputs: int, outputs: int, sizes: Sizes) -> dict[str, Any]:
     """GFLOP/s of the forward pass of one layer, rows resident on the device: products, biases and the reading of rows."""
     network, n, count = Network((inputs, outputs)), sizes.product_rows, sizes.product_launches
-    engine = cuda.CudaEngine(Job(network, Optimizer(), n), watch)
     start = network.initial_parameters(0)
-    engine.load(State(start, np.empty((0, len(start)), np.float32), 0))
-    x = np.random.default_rng(0).random((n, inputs), np.float32)
-    error = check_product(network, start, x[:PRODUCT_ROWS], engine.forward(x)[:PRODUCT_ROWS])
-    launch: Any = watch.last
+    with contextlib.closing(cuda.CudaEngine(Job(network, Optimizer(), n), watch)) as engine:
+        engine.load(State(start, np.empty((0, len(start)), np.float32), 0))
+        x = np.random.default_rng(0).random((n, inputs), np.float32)
+        error = check_product(network, start, x[:PRODUCT_ROWS], engine.forward(x)[:PRODUCT_ROWS])
+        launch: Any = watch.last
 
-    def launched() -> None:
-        for _ in range(count):
-            watch.launch(launch)
-        watch.wait()
+        def launched() -> None:
+            for _ in range(count):
+                watch.launch(launch)
+            watch.wait()
 
-    rates = [2 * n * inputs * outputs * count / one / 1e9 for one in seconds_of(launched, sizes.rounds)]
-    engine.close()
+        rates = [2 * n * inputs * outputs * count / one / 1e9 for one in seconds_of(launched, sizes.rounds)]
     peak, what = peak_gflops(watch), {"rows": n, "inputs": inputs, "outputs": outputs, "relative_error": error}
     return what | {"gflops": spread(rates), "share_of_peak": None if peak is None else statistics.median(rates) / peak}
 
