@@ -1,9 +1,10 @@
-"""Kernels for GPUs that are not here: python -m benchmarks.cuda_build [--quick]
+"""Kernels for GPUs that are not here: python -m benchmarks.cuda_build [--quick | --for-check CAPABILITY]
 
 Compiles the kernels for every compute capability through the steps that a launch goes through (cuda_compile.py), without a
 driver, and prints what each needs: registers, shared memory, and bytes spilled out of registers. Ends with an error if any
 spills. What was compiled is kept where compiled kernels are (FASTMLP_CACHE_DIR): such a folder serves a machine with a driver
-and without a compiler. --quick: the plain kernels alone, in every precision; --precision: those of one precision alone.
+and without a compiler. --quick: the plain kernels alone, in every precision. --for-check 9.0: for this capability alone, what
+gpu_check.py asks for and what most of the contract's tests do.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import NamedTuple
 from fastmlp.contract import PRECISIONS
 from fastmlp.cuda import SHAPE, TILES
 from fastmlp.cuda_compile import Built, Capability, entry_of, linked, lowered, packed
-from fastmlp.cuda_kernels import KERNELS, Kind, Shape
+from fastmlp.cuda_kernels import Kind, Shape
 from fastmlp.cuda_mma import FIRST_CAPABILITY
 from fastmlp.cuda_tiles import Tile
 from fastmlp.functions import ACTIVATIONS, LOSSES
@@ -48,6 +49,15 @@ def plain_kinds() -> Iterator[tuple[str, Kind]]:
         yield f"relu, sgd, {precision}", PLAIN._replace(precision=precision)
 
 
+class Wanted(NamedTuple):
+    """A kernel to be built; `label` : its kind in words."""
+
+    name: str
+    label: str
+    kind: Kind
+    shape: Shape | Tile
+
+
 def kinds() -> Iterator[tuple[str, Kind]]:
     """The plain kernel in every precision, and every option, several in a kernel; the first of these has all activations."""
     yield from plain_kinds()
@@ -61,38 +71,69 @@ def kinds() -> Iterator[tuple[str, Kind]]:
             yield f"{label}, {precision}", kind._replace(precision=precision)
 
 
-def designs(kind: Kind, capabilities: Sequence[Capability]) -> tuple[list[Shape | Tile], list[Capability]]:
-    """The shapes of blocks that a kind has, and the capabilities that have what it needs."""
-    if kind.precision == "float32":
-        return [SHAPE, TILES["float32"]], list(capabilities)
-    return [TILES[kind.precision]], [capability for capability in capabilities if capability >= FIRST_CAPABILITY]
-
-
-def build_all(kinds: Iterable[tuple[str, Kind]], capabilities: Sequence[Capability]) -> Iterator[Row]:
-    """All kernels of some kinds, each lowered once and linked for every capability that has what it needs."""
+def kernels(kinds: Iterable[tuple[str, Kind]]) -> Iterator[Wanted]:
+    """All kernels of some kinds, of both designs where a precision has both; barriers, which know no kind, once."""
+    yield Wanted("barriers", "any", PLAIN, SHAPE)
     for label, kind in kinds:
-        shapes, fit = designs(kind, capabilities)
-        for name in KERNELS:
-            for shape in shapes:
-                kernel = lowered(name, kind, shape, fit[0])
-                for capability in fit:
-                    built = linked(kernel, capability)
-                    write_entry(entry_of(name, kind, shape, capability), packed(built))
-                    yield Row(name, label, type(shape).__name__.lower(), capability, built)
+        for name in ("train", "apply"):
+            for shape in (*([SHAPE] if kind.precision == "float32" else []), TILES[kind.precision]):
+                yield Wanted(name, label, kind, shape)
+
+
+def kernels_of_check() -> Iterator[Wanted]:
+    """What gpu_check.py asks for, and what most of the contract's tests do."""
+    yield Wanted("barriers", "any", PLAIN, SHAPE)
+    alone = PLAIN._replace(activations=())
+    yield Wanted("apply", "one layer", alone, TILES["float32"])
+    for shape in (SHAPE, TILES["float32"]):
+        for pixels in (True, False):
+            yield Wanted("train", "relu, sgd, uint8" if pixels else "relu, sgd", PLAIN._replace(pixels=pixels), shape)
+    of_tests = {
+        "one layer": alone,
+        "relu, sgd, dropout": PLAIN._replace(drops=True),
+        "relu, adamw, clipped": PLAIN._replace(rule="adamw", clips=True),
+    }
+    for label, kind in of_tests.items():
+        yield Wanted("train", label, kind, SHAPE)
+    for label, kind in {"relu, sgd": PLAIN, "relu, sgd, uint8": PLAIN._replace(pixels=True), **of_tests}.items():
+        yield Wanted("apply", label, kind, SHAPE)
+
+
+def build_all(wanted: Iterable[Wanted], capabilities: Sequence[Capability]) -> Iterator[Row]:
+    """Each kernel lowered once and linked for every capability that has what it needs."""
+    for name, label, kind, shape in wanted:
+        fit = [one for one in capabilities if kind.precision == "float32" or one >= FIRST_CAPABILITY]
+        kernel = lowered(name, kind, shape, fit[0])
+        for capability in fit:
+            built = linked(kernel, capability)
+            write_entry(entry_of(name, kind, shape, capability), packed(built))
+            yield Row(name, label, type(shape).__name__.lower(), capability, built)
+
+
+def parse_capability(text: str) -> Capability:
+    """A compute capability from text.
+
+    >>> parse_capability("9.0")
+    (9, 0)
+    """
+    major, point, minor = text.partition(".")
+    if not (point and major.isdecimal() and minor.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no compute capability, such as 9.0")
+    return int(major), int(minor)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--precision", choices=PRECISIONS)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--quick", action="store_true")
+    which.add_argument("--for-check", type=parse_capability, metavar="CAPABILITY")
     options = parser.parse_args()
-    wanted = [
-        (label, kind)
-        for label, kind in (plain_kinds() if options.quick else kinds())
-        if options.precision in (None, kind.precision)
-    ]
+    if options.for_check:
+        wanted, capabilities = kernels_of_check(), [options.for_check]
+    else:
+        wanted, capabilities = kernels(plain_kinds() if options.quick else kinds()), CAPABILITIES
     spilled = 0
-    for row in build_all(wanted, CAPABILITIES):
+    for row in build_all(wanted, capabilities):
         spilled += row.built.spilled
         print(row, flush=True)
     least = ".".join(map(str, FIRST_CAPABILITY))

@@ -20,22 +20,22 @@ from fastmlp.optimizers import Optimizer
 
 
 class Torch:
-    """PyTorch without a compiler. Update rules other than plain SGD are torch.optim's, fused where that exists."""
+    """PyTorch without a compiler, on one device. Update rules but plain SGD are torch.optim's, fused where that exists."""
 
     backend = "torch"
 
-    def __init__(self, threads: int) -> None:
-        self.threads: int | None = threads
+    def __init__(self, threads: int | None, device: str = "cpu") -> None:
+        self.threads, self.device = threads, device
 
     def prepare(self, task: Task) -> None:
         self.torch = torch = library("torch", "torch")
         self.task = task
-        self.x = torch.from_numpy(task.x)
-        self.y = torch.from_numpy(task.y.astype(np.int64))
+        self.x = torch.from_numpy(task.x).to(self.device)
+        self.y = torch.from_numpy(task.y.astype(np.int64)).to(self.device)
         self.layers = task.network.layers
         self.activations = [self.activation(layer) for layer in self.layers[:-1]]
         views = task.network.views(task.start)
-        self.parameters = [torch.from_numpy(a.copy()).requires_grad_() for w, b in views for a in (w.T, b)]
+        self.parameters = [torch.from_numpy(a.copy()).to(self.device).requires_grad_() for w, b in views for a in (w.T, b)]
         self.update = self.in_place if task.optimizer.name == "sgd" else self.by_optimizer(task.optimizer)
 
     def activation(self, layer: Layer) -> Callable[[Any], Any]:
@@ -79,9 +79,9 @@ class Torch:
         return loss.detach()
 
     def epoch(self, order: Order) -> float:
-        batches = self.torch.from_numpy(order).split(self.task.batch)
+        batches = self.torch.from_numpy(order).to(self.device).split(self.task.batch)
         losses = self.torch.stack([self.step(picked) for picked in batches])
-        sizes = self.torch.tensor([len(picked) for picked in batches])
+        sizes = self.torch.tensor([len(picked) for picked in batches], device=self.device)
         return float((losses * sizes).sum() / len(order))
 
     @contextlib.contextmanager

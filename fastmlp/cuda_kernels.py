@@ -165,13 +165,36 @@ def make_apply(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
     return apply
 
 
-KERNELS: Mapping[str, Callable[[Any, Kind, Shape | Tile], Any]] = {"train": make_train, "apply": make_apply}
+def make_barriers(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
+    """The kernel barriers(counter, count): so many barriers over the whole grid and nothing else, whatever the kind.
+
+    counter : (1,) uint32, 0 before each launch. Nothing trains by it: what a barrier costs is measured with it.
+    """
+    cuda, uint32, barrier = dev.cuda, dev.uint32, make_barrier(dev)
+
+    @dev.kernel(shape.threads, shape.resident)
+    def barriers(counter, count):
+        target = uint32(0)
+        for _ in range(count):
+            target += uint32(cuda.gridDim.x)
+            barrier(counter, target)
+
+    return barriers
+
+
+KERNELS: Mapping[str, Callable[[Any, Kind, Shape | Tile], Any]] = {
+    "train": make_train,
+    "apply": make_apply,
+    "barriers": make_barriers,
+}
 
 
 def arguments_of(name: str, kind: Kind) -> tuple[str, ...]:
     """The types of the arguments of a kernel of `KERNELS`, "[]" for an array."""
     x, y = "uint8[]" if kind.pixels else "float32[]", "int32[]" if kind.classes else "float32[]"
     network, rows = ("int32[]", "float32[]", "uint32[]", "float32[]"), (x, "float32[]", "float32[]")
+    if name == "barriers":
+        return "uint32[]", "int32"
     if name == "apply":
         return (*network, *rows, "int32[]", "float32[]", "float32[]", "uint32[]", "int32")
     of_rows = (y, "float32", "float32", "int32[]", "float32[]", "float32[]", "bool[]")

@@ -117,6 +117,16 @@ class Runtime:
         self.stream = self.ask("cuStreamCreate", 0)
         self.programs: dict[Any, Program] = {}
 
+    def facts(self) -> dict[str, Any]:
+        """What the driver tells of itself and of the card: CUDA's version, bytes of memory, highest clock in Hz."""
+        version, clock = int(self.ask("cuDriverGetVersion")), self.driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_CLOCK_RATE
+        device = self.ask("cuDeviceGet", 0)
+        return {
+            "cuda": f"{version // 1000}.{version % 1000 // 10}",
+            "memory_bytes": int(self.ask("cuDeviceTotalMem", device)),
+            "clock_hz": 1000 * int(self.ask("cuDeviceGetAttribute", clock, device)),
+        }
+
     def ask(self, function: str, *arguments: Any) -> Any:
         """Call the driver; what it gives, or an error in words."""
         result, *found = getattr(self.driver, function)(*arguments)

@@ -32,9 +32,16 @@ ELEMENTWISE = 8  # roundings of what follows a sum (activation, loss, update), c
 # Modules of engines that are still to be written: their cases are skipped until the module exists.
 MODULES = {"numba": "fastmlp.cpu"}
 
+REAL_GPU = os.environ.get("FASTMLP_TEST_GPU") == "1"  # backend "cuda" runs on a device, not in the simulator
+
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One compilation per session, in a temporary folder that child processes inherit; before anything is compiled."""
+    """One compilation per session, in a temporary folder that child processes inherit; before anything is compiled.
+
+    On a real GPU kernels may have been brought along, for there may be no compiler for them: then the folder is kept.
+    """
+    if REAL_GPU and "FASTMLP_CACHE_DIR" in os.environ:
+        return
     if hasattr(config, "workerinput"):  # a process of pytest-xdist has it from the one that started it
         return
     folder = tempfile.TemporaryDirectory(prefix="fastmlp-tests-", ignore_cleanup_errors=True)
@@ -64,7 +71,7 @@ def need_backend(name: str) -> str:
     """The name of an engine; skips the test while the engine's module, or the package it needs, is not there."""
     if name in MODULES and importlib.util.find_spec(MODULES[name]) is None:
         pytest.skip(f"the module {MODULES[name]} of backend {name!r} does not exist yet")
-    if name == "cuda" and importlib.util.find_spec("greenlet") is None:
+    if name == "cuda" and not REAL_GPU and importlib.util.find_spec("greenlet") is None:
         pytest.skip("the simulator of backend 'cuda' needs greenlet: pip install greenlet")
     if name == "torch" and importlib.util.find_spec("torch") is None:
         pytest.skip("the package of backend 'torch' is not installed: pip install torch")
@@ -87,7 +94,13 @@ def numba_backend() -> str:
 
 @contextlib.contextmanager
 def simulation() -> Iterator[None]:
-    """Backend "cuda" runs in a simulator, in small blocks: no GPU is promised where tests run."""
+    """Backend "cuda" runs in a simulator, in small blocks: no GPU is promised where tests run.
+
+    With FASTMLP_TEST_GPU=1 it runs on the GPU that is there, in its own blocks.
+    """
+    if REAL_GPU:
+        yield
+        return
     import cuda_simulator
 
     from fastmlp import cuda

@@ -349,6 +349,11 @@ class Runtime:
         self.blocks, self.seed, self.words = blocks, seed, words
 
     @staticmethod
+    def facts() -> dict[str, Any]:
+        """There is no driver, no memory of its own, and no clock."""
+        return {"cuda": None, "memory_bytes": None, "clock_hz": None}
+
+    @staticmethod
     def put(array: Any) -> Any:
         return np.array(array).reshape(-1)
 
