@@ -17,7 +17,7 @@ from typing import NamedTuple
 from fastmlp.contract import PRECISIONS
 from fastmlp.cuda import SHAPE, TILES
 from fastmlp.cuda_compile import Built, Capability, entry_of, linked, lowered, packed
-from fastmlp.cuda_kernels import Kind, Shape
+from fastmlp.cuda_kernels import Kind, Shape, applied
 from fastmlp.cuda_mma import FIRST_CAPABILITY
 from fastmlp.cuda_tiles import Tile
 from fastmlp.functions import ACTIVATIONS, LOSSES
@@ -75,16 +75,16 @@ def kernels(kinds: Iterable[tuple[str, Kind]]) -> Iterator[Wanted]:
     """All kernels of some kinds, of both designs where a precision has both; barriers, which know no kind, once."""
     yield Wanted("barriers", "any", PLAIN, SHAPE)
     for label, kind in kinds:
-        for name in ("train", "apply"):
-            for shape in (*([SHAPE] if kind.precision == "float32" else []), TILES[kind.precision]):
-                yield Wanted(name, label, kind, shape)
+        for shape in (*([SHAPE] if kind.precision == "float32" else []), TILES[kind.precision]):
+            yield Wanted("train", label, kind, shape)
+            yield Wanted("apply", label, applied(kind), shape)
 
 
 def kernels_of_check() -> Iterator[Wanted]:
     """What gpu_check.py asks for, and what most of the contract's tests do."""
     yield Wanted("barriers", "any", PLAIN, SHAPE)
     alone = PLAIN._replace(activations=())
-    yield Wanted("apply", "one layer", alone, TILES["float32"])
+    yield Wanted("apply", "one layer", applied(alone), TILES["float32"])
     for shape in (SHAPE, TILES["float32"]):
         for pixels in (True, False):
             yield Wanted("train", "relu, sgd, uint8" if pixels else "relu, sgd", PLAIN._replace(pixels=pixels), shape)
@@ -95,8 +95,8 @@ def kernels_of_check() -> Iterator[Wanted]:
     }
     for label, kind in of_tests.items():
         yield Wanted("train", label, kind, SHAPE)
-    for label, kind in {"relu, sgd": PLAIN, "relu, sgd, uint8": PLAIN._replace(pixels=True), **of_tests}.items():
-        yield Wanted("apply", label, kind, SHAPE)
+    for label, kind in {"relu": PLAIN, "relu, uint8": PLAIN._replace(pixels=True), "one layer": alone}.items():
+        yield Wanted("apply", label, applied(kind), SHAPE)
 
 
 def build_all(wanted: Iterable[Wanted], capabilities: Sequence[Capability]) -> Iterator[Row]:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.contract import Job, RowResults, State, row_scales
-from fastmlp.cuda_kernels import Kind, Shape, phases
+from fastmlp.cuda_kernels import Kind, Shape, applied, phases
 from fastmlp.cuda_mma import FIRST_CAPABILITY, MMA_TILES
 from fastmlp.cuda_pieces import CHUNK
 from fastmlp.cuda_plan import gathered, make_plan, padded, spread
@@ -120,7 +120,7 @@ class CudaEngine:
         outputs, most = network.sizes[-1], min(APPLIED, max(len(x), 1))
         z = np.empty((len(x), outputs), np.float32)
         shape = self.shape(most)
-        program = runtime.program("apply", self.kind(x, np.empty(0)), shape)
+        program = runtime.program("apply", applied(self.kind(x, np.empty(0))), shape)
         self.upload("rows", np.arange(most, dtype=np.int32))
         self.make_room(most)
         width, at = padded(outputs), self.plan.last_output

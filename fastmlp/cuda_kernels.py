@@ -142,6 +142,12 @@ def make_train(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
     return train
 
 
+def applied(kind: Kind) -> Kind:
+    """What a forward pass is compiled for: losses and updates do not matter to it."""
+    plain = {"loss": "", "output": "", "rule": "", "classes": True, "drops": False, "penalised": False, "clips": False}
+    return kind._replace(**plain)
+
+
 def make_apply(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
     """The kernel apply(table … scales, x, shift, factor, order, parameters, arena, counter, rows): the forward pass alone.
 
