@@ -78,9 +78,15 @@ def need_backend(name: str) -> str:
     return name
 
 
+@pytest.fixture(scope="session", params=[name for name in BACKENDS if name != "cuda"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each engine in turn that runs on any machine."""
+    return need_backend(request.param)
+
+
 @pytest.fixture(scope="session", params=list(BACKENDS))
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each engine in turn; "cuda" in the simulator."""
+def every_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each engine in turn; "cuda" in the simulator, in which much work takes long."""
     name = need_backend(request.param)
     with simulation() if name == "cuda" else contextlib.nullcontext():
         yield name

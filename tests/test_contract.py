@@ -76,6 +76,12 @@ SHAPES: dict[str, tuple[tuple[int, ...], int, int]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def backend(every_backend: str) -> str:
+    """Each engine in turn, the simulated one too."""
+    return every_backend
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_awkward_shapes(backend: str, shape: str) -> None:
     sizes, rows, batch = SHAPES[shape]
