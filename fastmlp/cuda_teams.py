@@ -1,6 +1,6 @@
 """The phases of a training step on an NVIDIA GPU, for small batches: products by teams of warps.
 
-Small products are latency, not arithmetic, so a team of warps shares a tile of 8 x 8 sums and splits its terms. No sum depends
+Small products are latency, not arithmetic, so a team of warps shares a tile of 8 x 4 sums and splits its terms. No sum depends
 on how many blocks there are: the same bits for any grid. What is done with a sum (cuda_pieces.py) is not here.
 
 Names: x, y, z, dz as in network.py; `table` and the places in `arena` as in cuda_plan.py; t, lane, warp are of a thread in its
@@ -15,14 +15,14 @@ from typing import Any
 from fastmlp.cuda_pieces import make_fetch, make_four, make_settle
 from fastmlp.cuda_plan import BIAS, COLUMNS, GRADIENT, IN_WIDTH, INPUT, OUT_WIDTH, SLOPES, WEIGHTS
 
-TILE = 8  # rows and columns of a team's tile
-SUMS = TILE * TILE
+HIGH, WIDE = 8, 4  # rows and columns of a team's tile; with eight columns registers spill in kernels of many options
+SUMS = HIGH * WIDE
 
 
 def make_reduce(dev: Any) -> Any:
-    """reduce(sums, lane): add 64 sums over the lanes of a warp; lane i then has numbers 64 i / lanes and on in sums[0], ….
+    """reduce(sums, lane): add 32 sums over the lanes of a warp; lane i then has numbers 32 i / lanes and on in sums[0], ….
 
-    In each round a lane keeps one half of what it has and gives the other away: 63 shuffles instead of 320.
+    In each round a lane keeps one half of what it has and gives the other away: 31 shuffles instead of 160.
     """
     shuffle = dev.cuda.shfl_xor_sync
 
@@ -62,7 +62,7 @@ def make_team(dev: Any, threads: int) -> Any:
 
 
 def make_finish(dev: Any, threads: int) -> Any:
-    """finish(sums, shared, t): the sums of each warp of the block, in shared memory, 64 for each."""
+    """finish(sums, shared, t): the sums of each warp of the block, in shared memory, 32 for each."""
     cuda, store, divide, remainder = dev.cuda, dev.store, dev.divide, dev.remainder
     reduce, lanes, each = make_reduce(dev), dev.WARP, SUMS // dev.WARP
 
@@ -91,20 +91,18 @@ def make_multiply(dev: Any, pixels: bool | None) -> Any:
 
     @dev.device
     def multiply(sums, own, step, n0, places, height, width, source, weights, inputs, parameters, arena):
-        a, b = cuda.local.array(32, float32), cuda.local.array(8, float32)
+        a, b = cuda.local.array(32, float32), cuda.local.array(4, float32)
         for c in range(own, divide(height, 4), step):
-            for i in range(TILE):
+            for i in range(HIGH):
                 if pixels is None:
                     four(a, 4 * i, arena, source + places[i] * height + 4 * c)
                 else:
                     fetch(a, 4 * i, inputs[0], int64(places[i]) * height, inputs[1], inputs[2], 4 * c)
             for k in range(4):
-                at = weights + (4 * c + k) * width + n0
-                four(b, 0, parameters, at)
-                four(b, 4, parameters, at + 4)
-                for i in range(TILE):
-                    for j in range(TILE):
-                        sums[TILE * i + j] += a[4 * i + k] * b[j]
+                four(b, 0, parameters, weights + (4 * c + k) * width + n0)
+                for i in range(HIGH):
+                    for j in range(WIDE):
+                        sums[WIDE * i + j] += a[4 * i + k] * b[j]
 
     return multiply
 
@@ -124,17 +122,17 @@ def make_forward(dev: Any, threads: int, pixels: bool, names: Sequence[str], dro
     def forward(layer, last, tables, inputs, order, start, rows, step, seed, parameters, arena, shared):
         t, row, table = cuda.threadIdx.x, layer * COLUMNS, tables[0]
         height, width, source = load(table, row + IN_WIDTH), load(table, row + OUT_WIDTH), load(table, row + INPUT)
-        columns, size = divide(width, TILE), team_of(divide(height, 4))
+        columns, size = divide(width, WIDE), team_of(divide(height, 4))
         together = lanes << size
         team, teams = divide(t, together), warps >> size
-        own, tiles = t - team * together, divide(rows + TILE - 1, TILE) * columns
-        sums, places = cuda.local.array(64, float32), cuda.local.array(8, int32)
+        own, tiles = t - team * together, divide(rows + HIGH - 1, HIGH) * columns
+        sums, places = cuda.local.array(SUMS, float32), cuda.local.array(8, int32)
         for first in range(cuda.blockIdx.x * teams, tiles, cuda.gridDim.x * teams):
-            m0, n0 = divide(first + team, columns) * TILE, remainder(first + team, columns) * TILE
+            m0, n0 = divide(first + team, columns) * HIGH, remainder(first + team, columns) * WIDE
             for i in range(SUMS):
                 sums[i] = zero
             if first + team < tiles:
-                for i in range(TILE):  # beyond the batch its last row again, which is then not written
+                for i in range(HIGH):  # beyond the batch its last row again, which is then not written
                     m = min(m0 + i, rows - 1)
                     places[i] = load(order, start + m) if layer == 0 else m
                 at = load(table, row + WEIGHTS)
@@ -145,7 +143,7 @@ def make_forward(dev: Any, threads: int, pixels: bool, names: Sequence[str], dro
             finish(sums, shared, t)
             if first + team < tiles:
                 for o in range(own, SUMS, together):
-                    m, n, z = m0 + divide(o, TILE), n0 + remainder(o, TILE), zero
+                    m, n, z = m0 + divide(o, WIDE), n0 + remainder(o, WIDE), zero
                     for w in range(1 << size):
                         z += load(shared, ((team << size) + w) * SUMS + o)
                     if m < rows:
@@ -165,26 +163,26 @@ def make_delta(dev: Any, threads: int) -> Any:
     def multiply(sums, own, step, chunks, source, weights, width, m0, k0, rows, parameters, arena):
         a, b = cuda.local.array(32, float32), cuda.local.array(4, float32)
         for c in range(own, chunks, step):
-            for i in range(TILE):
+            for i in range(HIGH):
                 four(a, 4 * i, arena, source + min(m0 + i, rows - 1) * width + 4 * c)
-            for j in range(TILE):
+            for j in range(WIDE):
                 four(b, 0, parameters, weights + (k0 + j) * width + 4 * c)
-                for i in range(TILE):
+                for i in range(HIGH):
                     for k in range(4):
-                        sums[TILE * i + j] += a[4 * i + k] * b[k]
+                        sums[WIDE * i + j] += a[4 * i + k] * b[k]
 
     @dev.device
     def delta(layer, table, rows, parameters, arena, shared):
         t, row, below = cuda.threadIdx.x, layer * COLUMNS, (layer - 1) * COLUMNS
         height, width, source = load(table, row + IN_WIDTH), load(table, row + OUT_WIDTH), load(table, row + GRADIENT)
-        chunks, columns = divide(width, 4), divide(height, TILE)
+        chunks, columns = divide(width, 4), divide(height, WIDE)
         size = team_of(chunks)
         together = lanes << size
         team, teams = divide(t, together), warps >> size
-        own, tiles = t - team * together, divide(rows + TILE - 1, TILE) * columns
-        sums = cuda.local.array(64, float32)
+        own, tiles = t - team * together, divide(rows + HIGH - 1, HIGH) * columns
+        sums = cuda.local.array(SUMS, float32)
         for first in range(cuda.blockIdx.x * teams, tiles, cuda.gridDim.x * teams):
-            m0, k0 = divide(first + team, columns) * TILE, remainder(first + team, columns) * TILE
+            m0, k0 = divide(first + team, columns) * HIGH, remainder(first + team, columns) * WIDE
             for i in range(SUMS):
                 sums[i] = zero
             if first + team < tiles:
@@ -194,7 +192,7 @@ def make_delta(dev: Any, threads: int) -> Any:
             finish(sums, shared, t)
             if first + team < tiles:
                 for o in range(own, SUMS, together):
-                    m, k, sum_ = m0 + divide(o, TILE), k0 + remainder(o, TILE), zero
+                    m, k, sum_ = m0 + divide(o, WIDE), k0 + remainder(o, WIDE), zero
                     for w in range(1 << size):
                         sum_ += load(shared, ((team << size) + w) * SUMS + o)
                     if m < rows:

@@ -74,8 +74,8 @@ PLANTED = {
     ),
     "a tile forgotten": (
         "teams",
-        "divide(rows + TILE - 1, TILE) * columns\n        sums, places",
-        "divide(rows, TILE) * columns\n        sums, places",
+        "divide(rows + HIGH - 1, HIGH) * columns\n        sums, places",
+        "divide(rows, HIGH) * columns\n        sums, places",
     ),
     "the norm of half the gradient": (
         "pieces",
