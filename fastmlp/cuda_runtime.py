@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from fastmlp.cuda_compile import Built, compiled
 from fastmlp.cuda_kernels import Kind, Shape
-from fastmlp.cuda_shim import load_driver
+from fastmlp.cuda_shim import INSTALL, load_driver
 from fastmlp.cuda_tiles import Tile
 from fastmlp.errors import UnavailableError
 
@@ -28,7 +28,19 @@ Array = npt.NDArray[Any]
 # Types of numbers, by their names.
 SCALARS: dict[str, Any] = {"int32": ctypes.c_int32, "float32": ctypes.c_float, "uint64": ctypes.c_uint64}
 OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
+OLDEST_DRIVER = 12000  # CUDA 12.0, as the driver tells it
+# What may help, by the function that failed.
+HINTS = {"cuModuleLoadData": f"kernels may be newer than the driver: {INSTALL}; "}
 REMEDY = "take --backend numba, and look at `fastmlp doctor`"
+
+
+def cuda_version(number: int) -> str:
+    """The version that the driver gives as a number.
+
+    >>> cuda_version(12040)
+    '12.4'
+    """
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 class Handle:
@@ -104,6 +116,9 @@ class Runtime:
                 raise
             reason = " ".join(str(error).split())
             raise UnavailableError(f"backend 'cuda' needs an NVIDIA GPU and its driver ({reason}); {REMEDY}") from error
+        if (version := int(self.ask("cuDriverGetVersion"))) < OLDEST_DRIVER:
+            told, needed = cuda_version(version), cuda_version(OLDEST_DRIVER)
+            raise UnavailableError(f"the driver knows CUDA up to {told}, and {needed} is needed; update it, or {REMEDY}")
         device = self.ask("cuDeviceGet", 0)
         attributes = self.driver.CUdevice_attribute
         major, minor, blocks = (
@@ -122,7 +137,7 @@ class Runtime:
         version, clock = int(self.ask("cuDriverGetVersion")), self.driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_CLOCK_RATE
         device = self.ask("cuDeviceGet", 0)
         return {
-            "cuda": f"{version // 1000}.{version % 1000 // 10}",
+            "cuda": cuda_version(version),
             "memory_bytes": int(self.ask("cuDeviceTotalMem", device)),
             "clock_hz": 1000 * int(self.ask("cuDeviceGetAttribute", clock, device)),
         }
@@ -132,7 +147,8 @@ class Runtime:
         result, *found = getattr(self.driver, function)(*arguments)
         if int(result) != 0:
             text = self.driver.cuGetErrorString(result)[1] or b"an unknown error"
-            raise UnavailableError(f"the GPU failed in {function}: {text.decode()} (error {int(result)}); {REMEDY}")
+            remedy = f"{HINTS.get(function, '')}{REMEDY}"
+            raise UnavailableError(f"the GPU failed in {function}: {text.decode()} (error {int(result)}); {remedy}")
         return found[0] if len(found) == 1 else found
 
     def enter(self) -> None:

@@ -69,6 +69,7 @@ class FakeDriver:
         self.fails: dict[str, Result] = {}
         self.calls: list[str] = []
         self.graphs = 0
+        self.version = 13000
 
     def __getattribute__(self, name: str) -> Any:
         if name.startswith("cu") and not name.startswith("cuGetError"):
@@ -79,6 +80,9 @@ class FakeDriver:
 
     def cuInit(self, flags: int) -> Any:
         return (Result.SUCCESS,)
+
+    def cuDriverGetVersion(self) -> Any:
+        return Result.SUCCESS, self.version
 
     def cuGetErrorString(self, result: Result) -> Any:
         return Result.SUCCESS, result.name.lower().replace("_", " ").encode()

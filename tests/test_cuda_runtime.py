@@ -100,9 +100,24 @@ def test_a_device_that_fails_is_a_line(function: str, driver: FakeDriver) -> Non
     engine.load(start_state(JOB))
     driver.fails[function] = Result.LAUNCH_FAILED
     with pytest.raises(
-        UnavailableError, match=rf"^the GPU failed in {function}: launch failed \(error 719\); take --backend numba"
+        UnavailableError,
+        match=rf"^the GPU failed in {function}: launch failed \(error 719\); .*take --backend numba, and look at",
     ):
         engine.train(*course)
+
+
+def test_kernels_that_the_driver_cannot_load_tell_what_to_install(driver: FakeDriver) -> None:
+    engine = CudaEngine(JOB, Runtime(driver))
+    engine.load(start_state(JOB))
+    driver.fails["cuModuleLoadData"] = Result.LAUNCH_FAILED
+    with pytest.raises(UnavailableError, match=r"kernels may be newer than the driver: pip install 'fastmlp\[cuda13\]'"):
+        engine.train(*make_course(JOB.network, 22, 9, epochs=1))
+
+
+def test_a_driver_that_is_too_old(driver: FakeDriver) -> None:
+    driver.version = 11080
+    with pytest.raises(UnavailableError, match=r"^the driver knows CUDA up to 11.8, and 12.0 is needed; update it, or take --"):
+        Runtime(driver)
 
 
 def test_a_stream_is_not_left_capturing(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
