@@ -108,13 +108,14 @@ def on_features(search: Mapping[str, Any], todo: Sequence[dict[str, Any]], folde
     from cnn import toolkit
 
     (base, follows), tools = settings_of(search), cast("Tools", toolkit)
+    blind: dict[str, Any] = {}
     if not search.get("test"):
         images = folder / "images.npz"  # in a file of their own, in which there is no test part
         save_images(images_of(search, base["data"]), images)
-        base |= {"data": str(images), "test_fraction": 0.0}
+        blind = {"data": str(images), "test_fraction": 0.0}  # whatever a variant changes
     own = resolve({}, {}, recipe=follows)
     for changed in todo:
-        config = resolve_as(ExtractConfig, {"data_dir": os.environ.get("FASTMLP_DATA")}, {}, recipe=base | changed)
+        config = resolve_as(ExtractConfig, {"data_dir": os.environ.get("FASTMLP_DATA")}, {}, recipe=base | changed | blind)
         extracted = extract_run(config, tools, follows=own, say=print)
         plan = make_plan(own, data=extracted.data)
         rows, validation = plan.parts["train"], plan.parts["validation"]

@@ -35,12 +35,11 @@ from fastmlp.functions import ACTIVATIONS, LOSSES
 from fastmlp.network import ALIASES, INITIALIZERS, Network
 from fastmlp.optimizers import RULES, SCHEDULES, Optimizer, Schedule
 from fastmlp.preprocess import SCALINGS
-from fastmlp.settings import Settings
+from fastmlp.settings import MONITORS, Settings
 
 # Learning rates that train most networks without care; those of rmsprop, adam and adamw are their authors'.
 RATES = {"sgd": 0.05, "momentum": 0.01, "nesterov": 0.01, "rmsprop": 0.001, "adam": 0.001, "adamw": 0.001}
 PATIENCE = 10
-MONITORS = ("loss", "accuracy")  # figures of the validation part by which the best epoch is kept
 
 OUTPUTS = tuple(dict.fromkeys(output for outputs in LOSSES.values() for output in outputs))
 RATES_HELP = ", ".join(f"{rate:g} for {name}" for name, rate in RATES.items())

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fastmlp.config import MONITORS, DataSettings, fields_of, of_data, setting
+from fastmlp.config import DataSettings, fields_of, of_data, setting
 from fastmlp.config_kinds import FILE, FLAG, FOLDER, NAME, NAMES, NUMBER, NUMBERS, TEXT, WHOLE, WHOLES, Kind, one_of
 from fastmlp.errors import ConfigError
 from fastmlp.preprocess import SCALINGS
+from fastmlp.settings import MONITORS
 
 # Learning rates where none is given: those of the authors of adam and adamw; for sgd with momentum a common one.
 RATES = {"adam": 0.001, "adamw": 0.001, "sgd": 0.01}

@@ -20,6 +20,8 @@ from fastmlp.optimizers import Optimizer, Schedule
 from fastmlp.preprocess import Scaling
 from fastmlp.rows import Features
 
+MONITORS = ("loss", "accuracy")  # figures of the validation part by which the best epoch is kept
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -72,7 +74,7 @@ class Settings:
             raise ConfigError(f"flip is a probability between 0 and 1, not {self.flip}")
         if not (self.min_delta >= 0 and math.isfinite(self.min_delta)):
             raise ConfigError(f"min_delta must be zero or a positive number, not {self.min_delta}")
-        if self.monitor not in ("loss", "accuracy"):
+        if self.monitor not in MONITORS:
             raise ConfigError(f"monitor must be loss or accuracy, not {self.monitor!r}")
         if self.max_time is not None and not self.max_time > 0:
             raise ConfigError(f"max_time must be a positive number of seconds, not {self.max_time}")

@@ -103,6 +103,12 @@ def test_a_search_on_features_tells_both_networks() -> None:
     assert rows[0]["cnn"] != rows[1]["cnn"]
 
 
+def test_no_variant_brings_the_test_part_back(few: dict[str, Any]) -> None:
+    few["images"] |= {"variants": [{"test_fraction": 0.3, "data": "digits"}]}
+    (row,) = rows_of("images")
+    assert "test" not in row["cnn"]
+
+
 def test_the_search_that_explains_a_recipe_tells_test_figures(few: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe("of-images", "", IMAGES["extract"], IMAGES["train"], {}, ())
     monkeypatch.setattr(search, "find", {"of-images": recipe}.__getitem__)
