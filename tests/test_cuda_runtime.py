@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 pytest.importorskip("greenlet", reason="the simulator of backend 'cuda' needs greenlet: pip install greenlet")
 
-from cli_helpers import forget_settings, ok, refused
+from cli_helpers import call, forget_settings, ok, refused
 from conftest import check_course, expected, make_course, same_bits, start_state
 from cuda_simulator import ALL_LANES
 from cuda_simulator import Runtime as Simulated
@@ -176,7 +177,25 @@ def test_kernels_as_bytes() -> None:
     assert unpacked(packed(built)) == built
 
 
-# ------------------------------------------------------------------------------------------------ a device that is lost
+# ------------------------------------------------------------------------------------------------ runs that end early
+
+
+@pytest.fixture
+def flags(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """A small training with a checkpoint for each epoch."""
+    forget_settings(monkeypatch)
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "rows.npz", x=rng.normal(size=(60, 6)).astype(np.float32), y=np.arange(60) % 3)
+    data = ["--data", str(tmp_path / "rows.npz"), "--val-count", "12", "--batch-size", "16", "--hidden", "8"]
+    return [*data, "--epochs", "6", "--checkpoint-every", "1"]
+
+
+def check_what_is_left(run: Path, flags: list[str]) -> None:
+    """The last checkpoint is whole, and the process trains on with the CPU."""
+    kept = sorted((run / "checkpoints").iterdir())
+    assert kept
+    assert load(kept[-1], backend="numba").network.sizes == (6, 8, 3)
+    assert "epoch 6/6" in ok("train", "--backend", "numba", *flags, "--patience", "0", "--out", f"{run}-cpu").output
 
 
 class Dying(Simulated):
@@ -188,16 +207,30 @@ class Dying(Simulated):
         super().launch(launch)
 
 
-def test_a_lost_device_leaves_checkpoints_and_the_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    forget_settings(monkeypatch)
+def test_a_lost_device_leaves_checkpoints_and_the_process(
+    flags: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("fastmlp.cuda.the_runtime", Dying)
-    rng = np.random.default_rng(0)
-    np.savez(tmp_path / "rows.npz", x=rng.normal(size=(60, 6)).astype(np.float32), y=np.arange(60) % 3)
-    data = ["--data", str(tmp_path / "rows.npz"), "--val-count", "12", "--batch-size", "16", "--hidden", "8"]
-    flags = [*data, "--epochs", "6", "--checkpoint-every", "1"]
     line = refused(4, "train", "-q", "--backend", "cuda", *flags, "--out", tmp_path / "a")
     assert line == "the GPU failed in cuLaunchKernel: lost (error 719); take --backend numba"
-    kept = sorted((tmp_path / "a" / "checkpoints").iterdir())
-    assert kept
-    assert load(kept[-1], backend="numpy").network.sizes == (6, 8, 3)
-    assert "epoch 2/2" in ok("train", "--backend", "numba", *data, "--epochs", "2", "--out", tmp_path / "b").output
+    check_what_is_left(tmp_path / "a", flags)
+
+
+class Interrupted(Simulated):
+    """Ctrl-C comes while the fourth launch is at work."""
+
+    def launch(self, launch: Any) -> None:
+        if self.seed == 4:
+            signal.raise_signal(signal.SIGINT)
+        super().launch(launch)
+
+
+def test_ctrl_c_leaves_the_best_weights_checkpoints_and_the_process(
+    flags: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("fastmlp.cuda.the_runtime", Interrupted)
+    result = call("train", "--backend", "cuda", *flags, "--out", tmp_path / "a")
+    assert result.exit_code == 130
+    assert "interrupted after epoch" in result.stderr
+    assert load(tmp_path / "a", backend="numpy").network.sizes == (6, 8, 3)
+    check_what_is_left(tmp_path / "a", flags)
