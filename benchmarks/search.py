@@ -3,12 +3,14 @@
 Trains every variant of a search of searches.toml on the real data (FASTMLP_DATA), networks on pixels side by side, and keeps
 what came out in FILE.json (default: results/searches.json), a row each; rows that are there with the same settings are not made
 again. The test part is not even loaded into the parts, unless the search says that the test figure is what it is about.
+Features that convolutional networks make stay in --folder, so that a variant of what follows them trains no such network again.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import itertools
 import os
 import tomllib
@@ -19,7 +21,7 @@ from typing import Any, cast
 import numpy as np
 
 from benchmarks.epochs import machine
-from fastmlp.artifacts import read_json, write_json
+from fastmlp.artifacts import json_bytes, read_json, write_json
 from fastmlp.config import Config, DataSettings, fields_of
 from fastmlp.config_extract import ExtractConfig
 from fastmlp.config_sources import resolve, resolve_as
@@ -104,19 +106,28 @@ def side_by_side(search: Mapping[str, Any], group: Sequence[tuple[dict[str, Any]
 
 
 def on_features(search: Mapping[str, Any], todo: Sequence[dict[str, Any]], folder: Path, keep: Keep) -> None:
-    """Train a convolutional network for each variant, and a network on its features; both are told."""
+    """Train a convolutional network for each variant, and a network on its features; both are told.
+
+    A variant's table `follows` changes settings of the latter.
+    """
     from cnn import toolkit
 
     (base, follows), tools = settings_of(search), cast("Tools", toolkit)
+    folder.mkdir(parents=True, exist_ok=True)
     blind: dict[str, Any] = {}
     if not search.get("test"):
         images = folder / "images.npz"  # in a file of their own, in which there is no test part
         save_images(images_of(search, base["data"]), images)
         blind = {"data": str(images), "test_fraction": 0.0}  # whatever a variant changes
-    own = resolve({}, {}, recipe=follows)
     for changed in todo:
-        config = resolve_as(ExtractConfig, {"data_dir": os.environ.get("FASTMLP_DATA")}, {}, recipe=base | changed | blind)
+        own = resolve({}, {}, recipe=follows | changed.get("follows", {}))
+        cnn_changed = {name: value for name, value in changed.items() if name != "follows"}
+        config = resolve_as(ExtractConfig, {"data_dir": os.environ.get("FASTMLP_DATA")}, {}, recipe=base | cnn_changed | blind)
+        key = hashlib.sha256(json_bytes(config.key())).hexdigest()
+        config = dataclasses.replace(config, out=str(folder / f"features-{key[:12]}.safetensors"))
         extracted = extract_run(config, tools, follows=own, say=print)
+        if extracted.data is None:
+            raise SystemExit(128 + extracted.signal)  # the same command goes on
         plan = make_plan(own, data=extracted.data)
         rows, validation = plan.parts["train"], plan.parts["validation"]
         scaling = fit_scaling(own.scale, rows[0])
@@ -130,7 +141,6 @@ def on_features(search: Mapping[str, Any], todo: Sequence[dict[str, Any]], folde
 def save_images(data: Dataset, path: Path) -> None:
     """The training part of a data set as a file of images."""
     assert data.image_shape is not None
-    path.parent.mkdir(parents=True, exist_ok=True)
     shape = data.image_shape[:2] if data.image_shape[2] == 1 else data.image_shape
     np.savez(path, x=np.asarray(data.x[:]).reshape(-1, *shape), y=data.y, classes=np.array(data.classes))
 
@@ -167,7 +177,7 @@ def run(name: str, folder: Path, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="+", choices=list(searches()))
-    parser.add_argument("--folder", type=Path, default=HERE.parent / "runs" / "searches", help="where images lie meanwhile")
+    parser.add_argument("--folder", type=Path, default=HERE.parent / "runs" / "searches", help="where images and features lie")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     for name in options.names:

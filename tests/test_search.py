@@ -103,6 +103,21 @@ def test_a_search_on_features_tells_both_networks() -> None:
     assert rows[0]["cnn"] != rows[1]["cnn"]
 
 
+def test_variants_of_what_follows_share_their_features(few: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    few["images"] |= {"test": True, "variants": [{"seed": 1}, {"seed": 1, "follows": {"hidden": [3], "epochs": 3}}]}
+    trained: list[Any] = []
+    train = toolkit.train
+    monkeypatch.setattr(toolkit, "train", lambda *given: trained.append(0) or train(*given))
+    first, second = rows_of("images")
+    assert len(trained) == 1
+    assert first["cnn"] == second["cnn"]
+    assert (first["epochs"], second["epochs"]) == (2, 3)
+    config = resolve_as(ExtractConfig, {}, {}, recipe=IMAGES["extract"] | {"seed": 1})
+    own = resolve({"out": "run"}, {}, recipe=IMAGES["train"] | {"hidden": [3], "epochs": 3})
+    data = extract_run(config, cast("Tools", toolkit), follows=own, quiet=True).data
+    assert second["validation"] == train_run(own, data=data, quiet=True).result["validation"]["accuracy"]
+
+
 def test_no_variant_brings_the_test_part_back(few: dict[str, Any]) -> None:
     few["images"] |= {"variants": [{"test_fraction": 0.3, "data": "digits"}]}
     (row,) = rows_of("images")
