@@ -16,7 +16,7 @@ from fastmlp.cuda_pieces import make_fetch, make_four, make_settle
 from fastmlp.cuda_plan import BIAS, COLUMNS, GRADIENT, IN_WIDTH, INPUT, OUT_WIDTH, SLOPES, WEIGHTS
 
 HIGH, WIDE = 8, 4  # rows and columns of a team's tile; with eight columns registers spill in kernels of many options
-SUMS = HIGH * WIDE
+SUMS, FACTORS = HIGH * WIDE, 4 * WIDE  # of a tile, and of its columns in a chunk of four terms
 
 
 def make_reduce(dev: Any) -> Any:
@@ -91,18 +91,18 @@ def make_multiply(dev: Any, pixels: bool | None) -> Any:
 
     @dev.device
     def multiply(sums, own, step, n0, places, height, width, source, weights, inputs, parameters, arena):
-        a, b = cuda.local.array(32, float32), cuda.local.array(4, float32)
+        a, b = cuda.local.array(4, float32), cuda.local.array(FACTORS, float32)
         for c in range(own, divide(height, 4), step):
+            for k in range(4):
+                four(b, WIDE * k, parameters, weights + (4 * c + k) * width + n0)
             for i in range(HIGH):
                 if pixels is None:
-                    four(a, 4 * i, arena, source + places[i] * height + 4 * c)
+                    four(a, 0, arena, source + places[i] * height + 4 * c)
                 else:
-                    fetch(a, 4 * i, inputs[0], int64(places[i]) * height, inputs[1], inputs[2], 4 * c)
-            for k in range(4):
-                four(b, 0, parameters, weights + (4 * c + k) * width + n0)
-                for i in range(HIGH):
+                    fetch(a, 0, inputs[0], int64(places[i]) * height, inputs[1], inputs[2], 4 * c)
+                for k in range(4):
                     for j in range(WIDE):
-                        sums[WIDE * i + j] += a[4 * i + k] * b[j]
+                        sums[WIDE * i + j] += a[k] * b[WIDE * k + j]
 
     return multiply
 
@@ -161,15 +161,15 @@ def make_delta(dev: Any, threads: int) -> Any:
 
     @dev.device
     def multiply(sums, own, step, chunks, source, weights, width, m0, k0, rows, parameters, arena):
-        a, b = cuda.local.array(32, float32), cuda.local.array(4, float32)
+        a, b = cuda.local.array(4, float32), cuda.local.array(FACTORS, float32)
         for c in range(own, chunks, step):
-            for i in range(HIGH):
-                four(a, 4 * i, arena, source + min(m0 + i, rows - 1) * width + 4 * c)
             for j in range(WIDE):
-                four(b, 0, parameters, weights + (k0 + j) * width + 4 * c)
-                for i in range(HIGH):
+                four(b, 4 * j, parameters, weights + (k0 + j) * width + 4 * c)
+            for i in range(HIGH):
+                four(a, 0, arena, source + min(m0 + i, rows - 1) * width + 4 * c)
+                for j in range(WIDE):
                     for k in range(4):
-                        sums[WIDE * i + j] += a[4 * i + k] * b[k]
+                        sums[WIDE * i + j] += a[k] * b[4 * j + k]
 
     @dev.device
     def delta(layer, table, rows, parameters, arena, shared):
