@@ -35,6 +35,7 @@ SOURCES = (
     "cpu_compile.py",
     "cpu_plan.py",
     "cpu_products.py",
+    "cpu_dropout.py",
     "cpu_formulas.py",
     "cpu_pieces.py",
     "cpu_kernels.py",

@@ -1,4 +1,4 @@
-"""What differs from network to network: activations, losses, update rules, penalties, dropout, the type of the pixels.
+"""What differs from network to network: activations, losses, update rules, penalties, the type of the pixels.
 
 Each is a kernel of its own that the training and prediction kernels call by its address, over whole rows or blocks;
 so those two are compiled once for all networks, and a new network compiles only the formulas that no other had before.
@@ -9,24 +9,22 @@ Addresses in bytes, strides and sizes in elements.
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from fastmlp.cpu_compile import address_of, compiled, compiled_with_callees
+from fastmlp.cpu_dropout import drop_address
 from fastmlp.cpu_instructions import array_at
 from fastmlp.cpu_plan import FUSED
 from fastmlp.cpu_products import FLOAT_BYTES, gradient_address, product_address
 from fastmlp.functions import ACTIVATIONS, LOSSES
 from fastmlp.network import Network
 from fastmlp.optimizers import RULES, SCALARS, with_penalties
-from fastmlp.philox import MASK32, ROUNDS, SHIFT32, WEYL_0, WEYL_1, philox_round
 
 ZERO = np.float32(0)
 SCALAR_COUNT = len(SCALARS)
-DROP_ROWS, DROP_COLUMNS = 48, 64  # of units whose random numbers are drawn together
-DROPPED = DROP_ROWS * DROP_COLUMNS
 
 
 class Code(NamedTuple):
@@ -34,7 +32,8 @@ class Code(NamedTuple):
 
     product : see `product_address`
     gradient : see `gradient_address`
-    scale, loss, update, penalise, drop : see the functions below
+    drop : see cpu_dropout.py
+    scale, loss, update, penalise : see the functions below
     activations : (hidden layers,) int64, of those activations that run over rows
     in_registers : whether the update is an epilogue of the gradient; clipping needs all gradients before the first update
     """
@@ -77,7 +76,7 @@ def training_code(network: Network, rule: str, clip: bool, pixels: npt.DTypeLike
         loss=loss_address(network.loss, network.output or ""),
         update=update_address(rule),
         penalise=penalise_address() if penalised and not in_registers else 0,
-        drop=drop_address() if any(dropped) else 0,
+        drop=drop_address(lanes) if any(dropped) else 0,
         in_registers=in_registers,
     )
 
@@ -170,72 +169,3 @@ def penalise_address() -> int:
             gs[i] = formula(ps[i], gs[i], s)
 
     return address_of(penalise, "penalise", 4)
-
-
-# ------------------------------------------------------------------------------------------------ dropout
-
-
-def make_draw() -> Any:
-    """draw(words, group, groups, row, rows, layer, step, seed): `philox.philox4x32` of the counters
-    (group + g, row + r, layer, step), word w of each in words[w, r groups + g].
-
-    Round by round over all of them, so that each round becomes vector instructions. words: (4, at least rows groups) uint32.
-    """
-    one_round = compiled(philox_round)
-
-    @compiled
-    def draw(words, group, groups, row, rows, layer, step, seed):
-        k0, k1 = np.uint64(seed) & MASK32, np.uint64(seed) >> SHIFT32
-        n = rows * groups  # slices of whole rows of `words` stay contiguous, which vector instructions need
-        w0, w1, w2, w3 = words[0][:n], words[1][:n], words[2][:n], words[3][:n]
-        for r in range(rows):
-            groups_of_row, row_of_groups = w0[r * groups : (r + 1) * groups], w1[r * groups : (r + 1) * groups]
-            for g in range(len(groups_of_row)):
-                groups_of_row[g], row_of_groups[g] = np.uint32(group + g), np.uint32(row + r)
-        w2[:], w3[:] = np.uint32(layer), np.uint32(step)
-        for _ in range(ROUNDS):
-            for i in range(len(w0)):
-                a, b, c, d = one_round(np.uint64(w0[i]), np.uint64(w1[i]), np.uint64(w2[i]), np.uint64(w3[i]), k0, k1)
-                w0[i], w1[i], w2[i], w3[i] = np.uint32(a), np.uint32(b), np.uint32(c), np.uint32(d)
-            k0, k1 = (k0 + WEYL_0) & MASK32, (k1 + WEYL_1) & MASK32
-
-    return draw
-
-
-@functools.cache
-def drop_address() -> int:
-    """Address of drop(y, s, slopes, ld, own, column, columns, layer, row, rows, step, seed, threshold, scale).
-
-    Multiplies a block of activations, and of their slopes if asked, by the dropout factors of `philox.keep_mask`: columns
-    [column, column + columns), multiples of 4, of rows [row, row + rows), which are `ld` apart in y and s. own: a thread's
-    scratch, at least 2 DROPPED floats.
-    """
-    draw = make_draw()
-
-    def drop(y, s, slopes, ld, own, column, columns, layer, row, rows, step, seed, threshold, scale):
-        words = array_at(own, DROPPED, np.uint32).reshape(4, DROPPED // 4)
-        factors, least = array_at(own + DROPPED * FLOAT_BYTES, DROPPED, np.float32), np.uint32(threshold)
-        for c in range(0, columns, DROP_COLUMNS):
-            width = min(DROP_COLUMNS, columns - c)
-            groups = width // 4
-            for r in range(0, rows, DROP_ROWS):
-                count = min(DROP_ROWS, rows - r)
-                draw(words, (column + c) // 4, groups, row + r, count, layer, step, seed)
-                w0, w1, w2, w3 = words[0], words[1], words[2], words[3]
-                for i in range(count * groups):
-                    j = np.uint64(4 * i)  # unsigned, or Numba would ask whether it is negative
-                    factors[j] = scale if w0[i] >= least else ZERO
-                    factors[j + np.uint64(1)] = scale if w1[i] >= least else ZERO
-                    factors[j + np.uint64(2)] = scale if w2[i] >= least else ZERO
-                    factors[j + np.uint64(3)] = scale if w3[i] >= least else ZERO
-                for i in range(count):
-                    at = ((r + i) * ld + c) * FLOAT_BYTES
-                    factor, y_row = factors[i * width : (i + 1) * width], array_at(y + at, width, np.float32)
-                    for j in range(len(factor)):
-                        y_row[j] *= factor[j]
-                    if slopes:
-                        s_row = array_at(s + at, width, np.float32)
-                        for j in range(len(factor)):
-                            s_row[j] *= factor[j]
-
-    return address_of(drop, "drop", 13, 1)

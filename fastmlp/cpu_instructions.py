@@ -1,6 +1,7 @@
 """Single LLVM instructions for the CPU engine's kernels: atomics, pauses, calls by address, fused multiply-add.
 
-Only this file and cpu_simd.py speak LLVM. Addresses are int64, in bytes; nothing is checked and nothing can raise.
+Only this file, cpu_simd.py and cpu_dropout.py speak LLVM. Addresses are int64, in bytes; nothing is checked and nothing can
+raise.
 """
 
 from __future__ import annotations

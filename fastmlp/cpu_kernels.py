@@ -44,15 +44,14 @@ from fastmlp.cpu_simd import BIAS, BIAS_RELU, KEEP, TIMES, WHERE_POSITIVE
 
 
 def make_forward(lanes: int) -> Any:
-    """forward(code, plan, store, arena, own, layer, panel, panels, first, rows, step, seed): a block of y = f(x w + b).
+    """forward(code, plan, store, arena, layer, panel, panels, first, rows, step, seed): a block of y = f(x w + b).
 
     Columns of the panels [panel, panel + panels) of rows [first, first + rows) of a layer's output. The output layer keeps
     its pre-activations. Writes slopes but for activations that run fused. step < 0 means prediction: no dropout.
-    `own` is the thread's scratch.
     """
 
     @compiled
-    def forward(code, plan, store, arena, own, layer, panel, panels, first, rows, step, seed):
+    def forward(code, plan, store, arena, layer, panel, panels, first, rows, step, seed):
         size, ld_x, ld_y = plan.layers[layer], plan.widths[layer].ld, plan.widths[layer + 1].ld
         hidden = layer < len(plan.layers) - 1
         inputs = arena.ctypes.data + (plan.widths[layer].y_at + first * ld_x) * FLOAT_BYTES
@@ -76,7 +75,7 @@ def make_forward(lanes: int) -> Any:
             call(
                 code.drop,
                 (
-                    y, s, not relu, ld_y, own.ctypes.data, panel * lanes, columns, layer, first, rows, step, seed,
+                    y, s, not relu, ld_y, panel * lanes, columns, layer, first, rows, step, seed,
                     size.threshold, size.keep_scale,
                 ),
             )  # fmt: skip
@@ -211,7 +210,7 @@ def make_task(lanes: int) -> Any:
         rest, top = kind == ROWS, len(plan.layers) - 1
         for layer in range(wide, (top if rest else wide if kind == FORWARD else wide - 1) + 1):
             panels = plan.layers[layer].fan_out_p // lanes if rest else task.panels
-            forward(code, plan, store, arena, own, layer, task.panel, panels, first, count, batches.step + step, batches.seed)
+            forward(code, plan, store, arena, layer, task.panel, panels, first, count, batches.step + step, batches.seed)
         if rest:
             losses(code, plan, batches, arena, own[targets_at:], loss, correct, start, first, count)
             pack(plan, arena, packed, top + 1, task.panel, plan.layers[top].fan_out_p // lanes, first, count, ONE)
@@ -283,7 +282,7 @@ def make_predict(lanes: int) -> Callable[..., None]:
                 call(code.scale, (x + (start + r) * x_row, shift.ctypes.data, factor.ctypes.data, to, len(shift)))
             for layer in range(last):
                 panels = plan.layers[layer].fan_out_p // lanes
-                forward(code, plan, store[PARAMETERS], own, own, layer, 0, panels, 0, rows, -1, np.uint64(0))
+                forward(code, plan, store[PARAMETERS], own, layer, 0, panels, 0, rows, -1, np.uint64(0))
             for r in range(rows):
                 at = outputs.y_at + r * outputs.ld
                 z_row, row = z[start + r], own[at : at + outputs.ld]

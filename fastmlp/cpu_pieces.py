@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastmlp.cpu_compile import compiled
-from fastmlp.cpu_formulas import DROPPED, ZERO
+from fastmlp.cpu_formulas import ZERO
 from fastmlp.cpu_instructions import atomic_load, atomic_store, call, fetch_add, pause, prefetch, swap_if, yield_core
 from fastmlp.cpu_plan import CHUNK_ROWS, GROUP_COLUMNS
 from fastmlp.cpu_products import FLOAT_BYTES
@@ -41,8 +41,8 @@ SPINS = 2000  # pauses before a waiting thread offers its core to another, about
 
 
 def scratch_size() -> int:
-    """Floats of a thread's scratch: sums that go on in `gradient`, or numbers drawn for dropout."""
-    return max(GROUP_COLUMNS * CHUNK_ROWS, 2 * DROPPED)
+    """Floats of a thread's scratch: sums that go on in `gradient`."""
+    return GROUP_COLUMNS * CHUNK_ROWS
 
 
 def make_pack(lanes: int) -> Any:

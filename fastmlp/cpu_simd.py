@@ -1,7 +1,7 @@
 """The vector layer of the CPU engine: the matrix micro-kernels, as LLVM instructions.
 
-Only this file and cpu_instructions.py speak LLVM. Everything takes addresses as int64 and strides in elements, checks
-nothing and cannot raise.
+Only this file, cpu_instructions.py and cpu_dropout.py speak LLVM. Everything takes addresses as int64 and strides in
+elements, checks nothing and cannot raise.
 
 The micro-kernel computes one tile of C = A B in registers: a few rows by a few vectors of `lanes` columns, all of K, each
 element of A broadcast against vectors of B, fused multiply-add. Every element of C is one sum in the order of k by one

@@ -144,8 +144,7 @@ def make_train(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
 
 def applied(kind: Kind) -> Kind:
     """What a forward pass is compiled for: losses and updates do not matter to it."""
-    plain = {"loss": "", "output": "", "rule": "", "classes": True, "drops": False, "penalised": False, "clips": False}
-    return kind._replace(**plain)
+    return kind._replace(loss="", output="", rule="", classes=True, drops=False, penalised=False, clips=False)
 
 
 def make_apply(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:

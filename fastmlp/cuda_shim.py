@@ -29,7 +29,7 @@ def load_cuda() -> Any:
     if not hasattr(np, DROPPED):
         setattr(np, DROPPED, np.vstack)
     if importlib.util.find_spec("_numba_cuda_redirector") is not None:  # in a folder on PYTHONPATH its .pth file is not read
-        import _numba_cuda_redirector  # type: ignore[import-not-found]  # noqa: F401
+        importlib.import_module("_numba_cuda_redirector")
     from numba import cuda
 
     if getattr(cuda, "implementation", "") != "NVIDIA":
