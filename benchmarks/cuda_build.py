@@ -1,4 +1,4 @@
-"""Kernels for GPUs that are not here: python -m benchmarks.cuda_build [--quick | --for-check CAPABILITY]
+"""Kernels for GPUs that are not here: python -m benchmarks.cuda_build [--quick | --for-check CAPABILITY] [--out FILE.json]
 
 Compiles the kernels for every compute capability through the steps that a launch goes through (cuda_compile.py), without a
 driver, and prints what each needs: registers, shared memory, and bytes spilled out of registers. Ends with an error if any
@@ -10,13 +10,17 @@ gpu_check.py asks for and what most of the contract's tests do.
 from __future__ import annotations
 
 import argparse
+import datetime
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from fastmlp.artifacts import write_json
 from fastmlp.contract import PRECISIONS
 from fastmlp.cuda import SHAPE, TILES
-from fastmlp.cuda_compile import Built, Capability, entry_of, linked, lowered, packed
+from fastmlp.cuda_compile import Built, Capability, entry_of, linked, lowered, packed, sources
 from fastmlp.cuda_kernels import Kind, Shape, applied
 from fastmlp.cuda_mma import FIRST_CAPABILITY
 from fastmlp.cuda_tiles import Tile
@@ -41,6 +45,11 @@ class Row(NamedTuple):
         major, minor = self.capability
         needs = f"{self.built.registers} registers, {self.built.shared} bytes shared, {self.built.spilled} bytes spilled"
         return f"{major}.{minor} {self.kernel} by {self.shape} ({self.kind}): {needs}"
+
+    def table(self) -> dict[str, Any]:
+        """What --out keeps."""
+        named = {"capability": ".".join(map(str, self.capability)), "kernel": self.kernel, "by": self.shape, "kind": self.kind}
+        return named | {key: getattr(self.built, key) for key in ("registers", "shared", "spilled")}
 
 
 def plain_kinds() -> Iterator[tuple[str, Kind]]:
@@ -110,6 +119,12 @@ def build_all(wanted: Iterable[Wanted], capabilities: Sequence[Capability]) -> I
             yield Row(name, label, type(shape).__name__.lower(), capability, built)
 
 
+def toolchain() -> dict[str, str]:
+    """Versions of what compiles."""
+    found = {one.metadata["Name"]: one.version for one in distributions()}
+    return {name: found[name] for name in ("numba", "numba-cuda", "nvidia-nvvm", "nvidia-nvjitlink") if name in found}
+
+
 def parse_capability(text: str) -> Capability:
     """A compute capability from text.
 
@@ -127,18 +142,22 @@ def main() -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--quick", action="store_true")
     which.add_argument("--for-check", type=parse_capability, metavar="CAPABILITY")
+    parser.add_argument("--out", type=Path, help="keeps the table")
     options = parser.parse_args()
     if options.for_check:
         wanted, capabilities = kernels_of_check(), [options.for_check]
     else:
         wanted, capabilities = kernels(plain_kinds() if options.quick else kinds()), CAPABILITIES
-    spilled = 0
+    rows = []
     for row in build_all(wanted, capabilities):
-        spilled += row.built.spilled
+        rows.append(row)
         print(row, flush=True)
+    if options.out:
+        about = {"date": datetime.date.today().isoformat(), "versions": toolchain(), "sources": sources()}
+        write_json(options.out, about | {"rows": [row.table() for row in rows]})
     least = ".".join(map(str, FIRST_CAPABILITY))
     print(f"below {least} there is no tf32 and no bf16: tensor cores take them from there on")
-    if spilled:
+    if any(row.built.spilled for row in rows):
         sys.exit("a kernel spills registers")
 
 

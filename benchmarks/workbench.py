@@ -73,7 +73,7 @@ class Workbench:
     def forward(self, layer: int) -> Callable[[], None]:
         """A call of the forward product of a layer with its epilogue."""
         run, e = forward_kernel(lanes()), self.engine
-        return lambda: run(self.code, self.plan, e.store, e.arena, e.scratch[0], layer, self.rows)
+        return lambda: run(self.code, self.plan, e.store, e.arena, layer, self.rows)
 
     def input_gradients(self) -> Callable[[], None]:
         """A call of the products dx = (dz w') f'(z) of all layers but the first, last to first."""
@@ -110,12 +110,12 @@ def on_bench(run: Callable[[], Any], results: Callable[[], Arrays], threads: int
 
 @functools.cache
 def forward_kernel(width: int) -> Any:
-    """Compiled run(code, plan, store, arena, own, layer, rows)."""
+    """Compiled run(code, plan, store, arena, layer, rows)."""
     forward = make_forward(width)
 
-    def run(code, plan, store, arena, own, layer, rows):  # type: ignore[no-untyped-def]
+    def run(code, plan, store, arena, layer, rows):  # type: ignore[no-untyped-def]
         panels = plan.layers[layer].fan_out_p // width
-        forward(code, plan, store, arena, own, layer, 0, panels, 0, rows, -1, np.uint64(0))
+        forward(code, plan, store, arena, layer, 0, panels, 0, rows, -1, np.uint64(0))
 
     return compiled(run, called="python")
 

@@ -132,8 +132,8 @@ def test_a_signal_before_the_training_leaves_nothing(number: int, code: int, tmp
     process = start("train", "--config", tmp_path / "a.toml", "--out", tmp_path / "a")  # waits for a writer
     descriptor = os.open(tmp_path / "a.toml", os.O_WRONLY)  # returns when the process is there
     process.send_signal(number)
+    os.close(descriptor)  # ends a read that began after the signal came, and so was not interrupted by it
     stdout, stderr = process.communicate(timeout=PATIENCE)
-    os.close(descriptor)
     assert (process.returncode, stdout) == (code, b"")
     assert b"Traceback" not in stderr
     assert not (tmp_path / "a").exists()

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import cuda_build
 from fastmlp import cuda_compile
+from fastmlp.artifacts import read_json
 from fastmlp.cuda import SHAPE, TILES
 from fastmlp.cuda_kernels import KERNELS, applied
 from fastmlp.functions import ACTIVATIONS, LOSSES
@@ -54,14 +55,18 @@ def test_tensor_cores_fit(precision: str, monkeypatch: pytest.MonkeyPatch, tmp_p
     assert [str(row) for row in rows if row.built.spilled] == []
 
 
-def test_a_kernel_that_spills_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_kernel_that_spills_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     built = cuda_compile.Built(b"", "train", (), 256, 255, 8192, 16)
     row = cuda_build.Row("train", "relu, sgd", "shape", (9, 0), built)
     monkeypatch.setattr(cuda_build, "build_all", lambda *given: iter([row]))
-    monkeypatch.setattr("sys.argv", ["cuda_build"])
+    monkeypatch.setattr("sys.argv", ["cuda_build", "--out", str(tmp_path / "found.json")])
     with pytest.raises(SystemExit, match="a kernel spills registers"):
         cuda_build.main()
     assert "9.0 train by shape (relu, sgd): 255 registers, 8192 bytes shared, 16 bytes spilled" in capsys.readouterr().out
+    kept = {"capability": "9.0", "kernel": "train", "by": "shape", "kind": "relu, sgd"}
+    assert read_json(tmp_path / "found.json")["rows"] == [kept | {"registers": 255, "shared": 8192, "spilled": 16}]
 
 
 def test_all_options_are_built() -> None:
