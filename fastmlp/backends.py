@@ -49,10 +49,14 @@ CHOICES = ("auto", *BACKENDS)
 
 def fastest(job: Job) -> str:
     """The engine that `auto` takes."""
-    from fastmlp.cuda_runtime import usable
+    from fastmlp.cuda_shim import compiler_is_installed
 
     if np.dtype(job.dtype) != np.float32:
         return "numpy"
+    if not compiler_is_installed():  # most machines: nothing else of CUDA is imported
+        return "numba"
+    from fastmlp.cuda_runtime import usable
+
     return "cuda" if usable() else "numba"
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.util
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -260,9 +259,7 @@ def the_runtime() -> Runtime:
 
 @functools.cache
 def usable() -> bool:
-    """Whether a device is there, and a package that compiles for it; costs little where there is none."""
-    if importlib.util.find_spec("numba_cuda") is None:
-        return False
+    """Whether a device is there; costs little where there is none."""
     try:
         the_runtime()
     except UnavailableError:

@@ -17,6 +17,11 @@ DROPPED = "row_stack"  # an alias of vstack that NumPy 2.5 no longer has, and nu
 INSTALL = "pip install 'fastmlp[cuda13]', or fastmlp[cuda12] for a driver older than 580"
 
 
+def compiler_is_installed() -> bool:
+    """Whether numba-cuda is there."""
+    return importlib.util.find_spec("numba_cuda") is not None
+
+
 def load_cuda() -> Any:
     """Numba's CUDA as numba-cuda has it; the one that comes with Numba itself is older, and lacks what kernels need.
 
@@ -24,7 +29,7 @@ def load_cuda() -> Any:
     ------
     UnavailableError : the package is missing, or does not take its place
     """
-    if importlib.util.find_spec("numba_cuda") is None:
+    if not compiler_is_installed():
         raise UnavailableError(f"kernels for a GPU are compiled by numba-cuda, which is missing: {INSTALL}")
     if not hasattr(np, DROPPED):
         setattr(np, DROPPED, np.vstack)
