@@ -28,6 +28,7 @@ from fastmlp.functions import ACTIVATIONS, LOSSES
 from fastmlp.kernel_files import write_entry
 from fastmlp.optimizers import RULES
 
+RESULTS = Path(__file__).parent / "results" / "cuda_build.json"
 CAPABILITIES: tuple[Capability, ...] = ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0))
 PLAIN = Kind(("relu",), "cross-entropy", "softmax", "sgd", False, True, False, False, False)
 
@@ -108,10 +109,15 @@ def kernels_of_check() -> Iterator[Wanted]:
         yield Wanted("apply", label, applied(kind), SHAPE)
 
 
+def fitting(kind: Kind, capabilities: Sequence[Capability]) -> list[Capability]:
+    """Those that have what a kind needs."""
+    return [one for one in capabilities if kind.precision == "float32" or one >= FIRST_CAPABILITY]
+
+
 def build_all(wanted: Iterable[Wanted], capabilities: Sequence[Capability]) -> Iterator[Row]:
-    """Each kernel lowered once and linked for every capability that has what it needs."""
+    """Each kernel lowered once and linked for every capability that it fits."""
     for name, label, kind, shape in wanted:
-        fit = [one for one in capabilities if kind.precision == "float32" or one >= FIRST_CAPABILITY]
+        fit = fitting(kind, capabilities)
         kernel = lowered(name, kind, shape, fit[0])
         for capability in fit:
             built = linked(kernel, capability)

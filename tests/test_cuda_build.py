@@ -55,6 +55,20 @@ def test_tensor_cores_fit(precision: str, monkeypatch: pytest.MonkeyPatch, tmp_p
     assert [str(row) for row in rows if row.built.spilled] == []
 
 
+def test_the_table_of_all_options_on_all_capabilities_has_no_spill() -> None:
+    """It takes ten minutes to make, so it is kept, with a hash of the sources that it is of."""
+    table = read_json(cuda_build.RESULTS)
+    if table["sources"] != cuda_compile.sources():
+        pytest.skip(f"{cuda_build.RESULTS} is of other sources: python -m benchmarks.cuda_build --out {cuda_build.RESULTS}")
+    found = {(row["capability"], row["kernel"], row["by"], row["kind"]) for row in table["rows"]}
+    assert found == {
+        (f"{major}.{minor}", one.name, type(one.shape).__name__.lower(), one.label)
+        for one in cuda_build.kernels(cuda_build.kinds())
+        for major, minor in cuda_build.fitting(one.kind, cuda_build.CAPABILITIES)
+    }
+    assert [row for row in table["rows"] if row["spilled"] or not 0 < row["registers"] <= 255] == []
+
+
 def test_a_kernel_that_spills_is_an_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
