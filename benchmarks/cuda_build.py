@@ -13,7 +13,6 @@ import argparse
 import datetime
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,13 +23,20 @@ from fastmlp.cuda_compile import Built, Capability, entry_of, linked, lowered, p
 from fastmlp.cuda_kernels import Kind, Shape, applied
 from fastmlp.cuda_mma import FIRST_CAPABILITY
 from fastmlp.cuda_tiles import Tile
+from fastmlp.doctor import installed_version
 from fastmlp.functions import ACTIVATIONS, LOSSES
 from fastmlp.kernel_files import write_entry
 from fastmlp.optimizers import RULES
 
 RESULTS = Path(__file__).parent / "results" / "cuda_build.json"
 CAPABILITIES: tuple[Capability, ...] = ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0))
+TOOLCHAIN = ("numba", "numba-cuda", "nvidia-nvvm", "nvidia-nvjitlink")  # what compiles
 PLAIN = Kind(("relu",), "cross-entropy", "softmax", "sgd", False, True, False, False, False)
+
+
+def told(capability: Capability) -> str:
+    """A compute capability as people write it: 9.0."""
+    return ".".join(map(str, capability))
 
 
 class Row(NamedTuple):
@@ -43,13 +49,12 @@ class Row(NamedTuple):
     built: Built
 
     def __str__(self) -> str:
-        major, minor = self.capability
         needs = f"{self.built.registers} registers, {self.built.shared} bytes shared, {self.built.spilled} bytes spilled"
-        return f"{major}.{minor} {self.kernel} by {self.shape} ({self.kind}): {needs}"
+        return f"{told(self.capability)} {self.kernel} by {self.shape} ({self.kind}): {needs}"
 
     def table(self) -> dict[str, Any]:
         """What --out keeps."""
-        named = {"capability": ".".join(map(str, self.capability)), "kernel": self.kernel, "by": self.shape, "kind": self.kind}
+        named = {"capability": told(self.capability), "kernel": self.kernel, "by": self.shape, "kind": self.kind}
         return named | {key: getattr(self.built, key) for key in ("registers", "shared", "spilled")}
 
 
@@ -125,12 +130,6 @@ def build_all(wanted: Iterable[Wanted], capabilities: Sequence[Capability]) -> I
             yield Row(name, label, type(shape).__name__.lower(), capability, built)
 
 
-def toolchain() -> dict[str, str]:
-    """Versions of what compiles."""
-    found = {one.metadata["Name"]: one.version for one in distributions()}
-    return {name: found[name] for name in ("numba", "numba-cuda", "nvidia-nvvm", "nvidia-nvjitlink") if name in found}
-
-
 def parse_capability(text: str) -> Capability:
     """A compute capability from text.
 
@@ -159,10 +158,10 @@ def main() -> None:
         rows.append(row)
         print(row, flush=True)
     if options.out:
-        about = {"date": datetime.date.today().isoformat(), "versions": toolchain(), "sources": sources()}
+        versions = {name: installed_version(name) for name in TOOLCHAIN}
+        about = {"date": datetime.date.today().isoformat(), "versions": versions, "sources": sources()}
         write_json(options.out, about | {"rows": [row.table() for row in rows]})
-    least = ".".join(map(str, FIRST_CAPABILITY))
-    print(f"below {least} there is no tf32 and no bf16: tensor cores take them from there on")
+    print(f"below {told(FIRST_CAPABILITY)} there is no tf32 and no bf16: tensor cores take them from there on")
     if any(row.built.spilled for row in rows):
         sys.exit("a kernel spills registers")
 

@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 
 from fastmlp.cpu_compile import address_of
 from fastmlp.cpu_products import FLOAT_BYTES
-from fastmlp.cpu_simd import INT32, INT64, VectorBuilder
+from fastmlp.cpu_simd import INT32, INT64, VectorBuilder, emit_spread
 from fastmlp.philox import MASK32, SHIFT32, philox4x32
 
 
@@ -63,12 +63,6 @@ class Words:
         return self.all(self.builder.xor, other)
 
 
-def emit_spread(builder: Any, number: Any, kind: Any) -> Any:
-    """A vector of a kind with one number in every lane."""
-    first = builder.insert_element(ir.Constant(kind, ir.Undefined), number, INT32(0))
-    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(INT32, kind.count), [0] * kind.count))
-
-
 def emit_words(builder: Any, rows: int, count: int, place: Any) -> list[list[Any]]:
     """Emit the draw for the units of `count` groups of four, for so many rows: two vectors a row, unit after unit.
 
@@ -101,15 +95,15 @@ def make_drop(width: int, rows: int, vectors: int) -> Callable[..., None]:
         y, s, slopes, ld, *place, threshold, scale = args
         v, kind = VectorBuilder(builder, width), ir.VectorType(INT32, width)
         least, kept = emit_spread(builder, builder.trunc(threshold, INT32), kind), emit_spread(builder, scale, v.type)
-        factors = {}
+        factors = []
         for i, words in enumerate(emit_words(builder, rows, width // 2, place)):
             for n, word in enumerate(words[:vectors]):
                 keeps = builder.icmp_unsigned(">=", builder.bitcast(word, kind), least)
                 at = builder.add(builder.mul(ld, INT64(i)), INT64(n * width))
-                factors[at] = builder.select(keeps, kept, v.zero)
+                factors.append((at, builder.select(keeps, kept, v.zero)))
 
         def multiply(base: Any) -> None:
-            for at, factor in factors.items():
+            for at, factor in factors:
                 v.store(builder.fmul(v.load(base, at), factor), base, at)
 
         multiply(y)
@@ -137,12 +131,10 @@ def drop_address(lanes: int) -> int:
     def drop(y, s, slopes, ld, column, columns, layer, row, rows, step, seed, threshold, scale):
         in_pairs = columns - columns % wide
         for r in range(0, rows, 2):
-            end = 0
-            if r + 1 < rows:
-                end = in_pairs
-                for c in range(0, in_pairs, wide):
-                    at, group = (r * ld + c) * FLOAT_BYTES, (column + c) // 4
-                    pair(y + at, s + at, slopes, ld, group, row + r, layer, step, seed, threshold, scale)
+            end = in_pairs if r + 1 < rows else 0
+            for c in range(0, end, wide):
+                at, group = (r * ld + c) * FLOAT_BYTES, (column + c) // 4
+                pair(y + at, s + at, slopes, ld, group, row + r, layer, step, seed, threshold, scale)
             for i in range(r, min(r + 2, rows)):
                 for c in range(end, columns, lanes):
                     at, group = (i * ld + c) * FLOAT_BYTES, (column + c) // 4

@@ -60,6 +60,12 @@ def address(builder: Any, base: Any, offset: Any) -> Any:
     return builder.inttoptr(byte, FLOAT.as_pointer())
 
 
+def emit_spread(builder: Any, number: Any, kind: Any) -> Any:
+    """A vector of a kind with one number in every lane."""
+    first = builder.insert_element(ir.Constant(kind, ir.Undefined), number, INT32(0))
+    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(INT32, kind.count), [0] * kind.count))
+
+
 def emit_prefetch(builder: Any, pointer: Any) -> None:
     """LLVM `llvm.prefetch`: ask for the cache line of a byte, for reading, into the first cache, without waiting for it."""
     kind = ir.FunctionType(ir.VoidType(), [pointer.type, INT32, INT32, INT32])
@@ -89,10 +95,7 @@ class VectorBuilder:
         self.builder.store(value, pointer, align=4)
 
     def broadcast(self, base: Any, offset: Any) -> Any:
-        scalar = self.builder.load(address(self.builder, base, offset), align=4)
-        first = self.builder.insert_element(ir.Constant(self.type, ir.Undefined), scalar, INT32(0))
-        mask = ir.Constant(ir.VectorType(INT32, self.width), [0] * self.width)
-        return self.builder.shuffle_vector(first, first, mask)
+        return emit_spread(self.builder, self.builder.load(address(self.builder, base, offset), align=4), self.type)
 
     def prefetch(self, base: Any, offset: Any) -> None:
         """`emit_prefetch` of a float's cache line."""
@@ -373,8 +376,7 @@ def make_fma_loop(count: int, width: int) -> Callable[..., Any]:
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         steps, x = args
         v = VectorBuilder(builder, width)
-        first = builder.insert_element(ir.Constant(v.type, ir.Undefined), x, INT32(0))
-        factor = builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(INT32, width), [0] * width))
+        factor = emit_spread(builder, x, v.type)
         before, body, end = builder.block, builder.append_basic_block("step"), builder.append_basic_block("end")
         builder.branch(body)
         builder.position_at_end(body)

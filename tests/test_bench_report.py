@@ -74,6 +74,8 @@ def test_text_of_a_device_and_without_us() -> None:
     result = make_result(1)
     result["rows"] = [row("784-128-10", "cuda", None, [1.0, 1.0])]
     assert " ".join(bench_text(result).splitlines()[2].split()) == "cuda - 1 1 to 1 110.0 - 1"
+    result["rows"] = [row("784-128-10", "torch", None, [1.0, 1.0])]
+    assert " ".join(bench_text(result).splitlines()[2].split()) == "torch - 1 1 to 1 110.0 -"
 
 
 def test_the_text_is_the_same_from_a_file(tmp_path: Path) -> None:

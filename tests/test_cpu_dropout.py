@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,6 +12,11 @@ from fastmlp.cpu_dropout import drop_address
 from fastmlp.philox import drop_threshold, keep_mask, philox4x32
 
 SCALE = np.float32(1.25)
+
+
+def drop_of(lanes: int) -> Callable[..., None]:
+    """The kernel, to be called from Python."""
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 12, ctypes.c_float)(drop_address(lanes))
 
 
 @pytest.mark.parametrize("slopes", [False, True])
@@ -27,9 +33,8 @@ def test_a_block_is_multiplied_by_the_factors_of_the_specification(lanes: int, r
     wanted_y[:rows, :columns] *= np.where(mask, SCALE, np.float32(0))
     if slopes:
         wanted_s[:rows, :columns] *= np.where(mask, SCALE, np.float32(0))
-    drop = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 12, ctypes.c_float)(drop_address(lanes))
     place = (slopes, ld, column, columns, layer, first, rows, step, seed - 2**64, int(drop_threshold(rate)))
-    drop(y.ctypes.data, s.ctypes.data, *place, SCALE)
+    drop_of(lanes)(y.ctypes.data, s.ctypes.data, *place, SCALE)
     assert np.array_equal(y, wanted_y)
     assert np.array_equal(s, wanted_s)
     assert 0 < mask.mean() < 1
@@ -38,15 +43,13 @@ def test_a_block_is_multiplied_by_the_factors_of_the_specification(lanes: int, r
 def test_a_word_at_the_threshold_keeps_its_unit() -> None:
     least = int(philox4x32(*[np.uint64(0)] * 6)[0])
     y = np.ones((1, 8), np.float32)
-    drop = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 12, ctypes.c_float)(drop_address(4))
     for threshold, wanted in ((least, SCALE), (least + 1, 0)):
-        drop(y.ctypes.data, 0, 0, 8, 0, 8, 0, 0, 1, 0, 0, threshold, SCALE)
+        drop_of(4)(y.ctypes.data, 0, 0, 8, 0, 8, 0, 0, 1, 0, 0, threshold, SCALE)
         assert y[0, 0] == wanted
 
 
 def test_what_is_no_number_stays_none() -> None:
     """A dropped unit is multiplied by 0, as in the specification, and not set to 0."""
     y = np.full((1, 8), np.nan, np.float32)
-    drop = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 12, ctypes.c_float)(drop_address(4))
-    drop(y.ctypes.data, 0, 0, 8, 0, 8, 0, 0, 1, 0, 0, 2**31, SCALE)
+    drop_of(4)(y.ctypes.data, 0, 0, 8, 0, 8, 0, 0, 1, 0, 0, 2**31, SCALE)
     assert np.isnan(y).all()

@@ -62,9 +62,9 @@ def test_the_table_of_all_options_on_all_capabilities_has_no_spill() -> None:
         pytest.skip(f"{cuda_build.RESULTS} is of other sources: python -m benchmarks.cuda_build --out {cuda_build.RESULTS}")
     found = {(row["capability"], row["kernel"], row["by"], row["kind"]) for row in table["rows"]}
     assert found == {
-        (f"{major}.{minor}", one.name, type(one.shape).__name__.lower(), one.label)
+        (cuda_build.told(capability), one.name, type(one.shape).__name__.lower(), one.label)
         for one in cuda_build.kernels(cuda_build.kinds())
-        for major, minor in cuda_build.fitting(one.kind, cuda_build.CAPABILITIES)
+        for capability in cuda_build.fitting(one.kind, cuda_build.CAPABILITIES)
     }
     assert [row for row in table["rows"] if row["spilled"] or not 0 < row["registers"] <= 255] == []
 
