@@ -18,7 +18,7 @@ from fastmlp.cpu import NumbaEngine
 from fastmlp.cpu_compile import compiled
 from fastmlp.cpu_formulas import activation_address, update_address
 from fastmlp.cpu_instructions import call
-from fastmlp.cpu_kernels import losses, make_backward, make_forward
+from fastmlp.cpu_kernels import activations_at, losses, make_backward, make_forward
 from fastmlp.cpu_pieces import GRADIENT, ONE, make_finish, make_gradient, make_pack, update
 from fastmlp.cpu_plan import WEIGHTS, unpack
 from fastmlp.cpu_products import gradient_address
@@ -115,7 +115,8 @@ def forward_kernel(width: int) -> Any:
 
     def run(code, plan, store, arena, layer, rows):  # type: ignore[no-untyped-def]
         panels = plan.layers[layer].fan_out_p // width
-        forward(code, plan, store, arena, layer, 0, panels, 0, rows, -1, np.uint64(0))
+        x, ld_x = activations_at(plan, arena, layer, 0)
+        forward(code, plan, store, arena, x, ld_x, layer, 0, panels, 0, rows, -1, np.uint64(0))
 
     return compiled(run, called="python")
 

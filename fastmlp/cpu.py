@@ -54,6 +54,7 @@ class NumbaEngine:
 
     name = "numba"
     fused = True  # whether activations and updates may run as epilogues of the products; without, all is slower
+    in_place = True  # whether predictions may read rows that need no scaling where they are; without, slower
 
     def __init__(self, job: Job) -> None:
         if np.dtype(job.dtype) != np.float32:
@@ -65,7 +66,7 @@ class NumbaEngine:
         self.team = Team(self.threads)
         self.lock = threading.Lock()
         self.process = os.getpid()
-        self.codes: dict[tuple[np.dtype[Any], bool], Code] = {}
+        self.codes: dict[tuple[np.dtype[Any], bool, bool], Code] = {}
         self.rows = 0  # rows of a batch that the buffers have room for
         self.clip = job.optimizer.clip_norm > 0
         self.layout = make_layout(network, self.lanes, 0, fused=self.fused)
@@ -77,18 +78,19 @@ class NumbaEngine:
         self.predict_arena = aligned((self.threads, self.predicting.arena))
         features = network.sizes[0]
         scaling = job.scaling
+        self.as_they_are = self.in_place and scaling is None
         self.shift = np.zeros(features, np.float32) if scaling is None else vector(scaling.shift, features)
         self.factor = np.ones(features, np.float32) if scaling is None else vector(scaling.factor, features)
 
-    def code(self, pixels: npt.DTypeLike, training: bool) -> Code:
-        """The kernels for rows of a type; compiles those that are new on this machine."""
-        key = np.dtype(pixels), training
+    def code(self, pixels: npt.DTypeLike, training: bool, scaled: bool = True) -> Code:
+        """The kernels for rows of a type; compiles those that are new on this machine. Only predictions do without scaling."""
+        key = np.dtype(pixels), training, scaled
         if key not in self.codes:
             network, rule = self.job.network, self.job.optimizer.name
             self.codes[key] = (
                 training_code(network, rule, self.clip, pixels, self.lanes, self.fused)
                 if training
-                else prediction_code(network, pixels, self.lanes, self.fused)
+                else prediction_code(network, pixels, self.lanes, self.fused, scaled)
             )
         return self.codes[key]
 
@@ -180,9 +182,10 @@ class NumbaEngine:
         with self.alone():
             self.shared[:] = 0
             x = with_plain_rows(x)
+            scaled = not self.as_they_are or x.dtype != np.float32 or x.strides[0] % x.itemsize != 0
             self.team.run(
                 predict_kernel(self.lanes),
-                self.code(x.dtype, training=False),
+                self.code(x.dtype, training=False, scaled=scaled),
                 self.predicting.plan,
                 MOST_ROWS,
                 x.ctypes.data,

@@ -31,9 +31,10 @@ class Code(NamedTuple):
     """What the training and prediction kernels call for one network: addresses, 0 for what it does without.
 
     product : see `product_address`
+    scale : see `scale_address`; 0 for predictions from rows that need no scaling
     gradient : see `gradient_address`
     drop : see cpu_dropout.py
-    scale, loss, update, penalise : see the functions below
+    loss, update, penalise : see the functions below
     activations : (hidden layers,) int64, of those activations that run over rows
     in_registers : whether the update is an epilogue of the gradient; clipping needs all gradients before the first update
     """
@@ -49,12 +50,15 @@ class Code(NamedTuple):
     in_registers: bool
 
 
-def prediction_code(network: Network, pixels: npt.DTypeLike, lanes: int, fused: bool = True) -> Code:
-    """What prediction calls for rows of the type `pixels`; `fused` as in `training_code`."""
+def prediction_code(network: Network, pixels: npt.DTypeLike, lanes: int, fused: bool = True, scaled: bool = True) -> Code:
+    """What prediction calls for rows of the type `pixels`; `fused` as in `training_code`.
+
+    scaled : whether the rows are scaled; without it they must be float32, and are taken as they are
+    """
     activations = [
         0 if fused and layer.activation in FUSED else activation_address(layer.activation) for layer in network.layers[:-1]
     ]
-    scale = scale_address(np.dtype(pixels).name)
+    scale = scale_address(np.dtype(pixels).name) if scaled else 0
     return Code(product_address(lanes), 0, scale, 0, 0, 0, 0, np.array(activations, np.int64), False)
 
 

@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from conftest import check_against_reference, make_course, run_course, same_bits, start_state
 from cpu_helpers import EVERY_IDS, PENALISED, every_job, fused_job, outcome, trained_engine
@@ -19,6 +20,8 @@ from fastmlp.cpu_kernels import train_kernel
 from fastmlp.cpu_pieces import GRADIENT, PARAMETERS, SLOT_M, SLOT_V
 from fastmlp.cpu_plan import BY_ROWS, FORWARD, GATHER, LINEAR, RELU, UPDATE, pack, pack_transposed
 from fastmlp.optimizers import Optimizer
+from fastmlp.preprocess import Scaling
+from fastmlp.reference import NumpyEngine
 
 PATIENCE = 60  # seconds after which a test calls a wait a hang
 
@@ -51,6 +54,50 @@ def test_without_epilogues_of_activations_and_updates_the_bits_are_the_same(
     assert set(engine.layout.plan.layers["fused"]) == {BY_ROWS}
     assert same_bits(outcome(job, course), fast)
     assert not same_bits(fast[0].parameters, start_state(job).parameters)
+
+
+def views(rows: int, features: int) -> dict[str, npt.NDArray[np.float32]]:
+    """The same rows, laid out in all the ways that predictions meet."""
+    plain = np.random.default_rng(0).normal(size=(rows, features)).astype(np.float32)
+    plain[3, 2] = -0.0
+    wider = np.full((rows, features + 7), np.float32(np.nan))
+    wider[:, :features] = plain
+    gaps = np.zeros(rows, np.dtype([("x", np.float32, features), ("gap", np.uint8)]))  # no whole number of floats apart
+    gaps["x"] = plain
+    return {"plain": plain, "wider": wider[:, :features], "upwards": plain[::-1].copy()[::-1], "gaps": gaps["x"]}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_rows_that_need_no_scaling_are_read_where_they_are(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = fused_job((13, 21, 5), threads=threads)
+    assert job.scaling is None
+    given = views(130, 13)
+    outputs, in_place = {}, {}
+    for path in (False, True):
+        monkeypatch.setattr(NumbaEngine, "in_place", path)
+        for name, x in given.items():
+            engine = NumbaEngine(job)
+            engine.load(start_state(job))
+            outputs[path, name] = engine.forward(x)
+            in_place[path, name] = [code.scale == 0 for code in engine.codes.values()]
+            engine.close()
+    assert all(same_bits(z, outputs[False, "plain"]) for z in outputs.values())
+    assert {name for (path, name), found in in_place.items() if found == [True]} == {"plain", "wider", "upwards"}
+    assert [in_place[path, "gaps"] for path in (False, True)] == [[False], [False]]
+    assert not any(found == [True] for (path, _), found in in_place.items() if not path)
+
+
+def test_rows_that_need_scaling_are_scaled() -> None:
+    job = fused_job((13, 21, 5))
+    x = views(70, 13)["plain"]
+    scaled = dataclasses.replace(job, scaling=Scaling("unit", np.full(13, 0.5, np.float32), np.full(13, 2, np.float32)))
+    for one, rows in ((scaled, x), (job, np.abs(x * 100).astype(np.uint8))):
+        engine, exact = NumbaEngine(one), NumpyEngine(dataclasses.replace(one, dtype=np.float64))
+        for each in (engine, exact):
+            each.load(start_state(job))
+        np.testing.assert_allclose(engine.forward(rows), exact.forward(rows), rtol=1e-4, atol=1e-3)
+        assert all(code.scale != 0 for code in engine.codes.values())
+        engine.close()
 
 
 def test_a_clip_that_never_clips_changes_no_bit() -> None:
