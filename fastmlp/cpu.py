@@ -16,7 +16,7 @@ import numpy.typing as npt
 from fastmlp.contract import Job, RowResults, State, row_scales
 from fastmlp.cpu_formulas import Code, loss_address, prediction_code, training_code
 from fastmlp.cpu_kernels import predict_kernel, score_kernel, train_kernel
-from fastmlp.cpu_pieces import GRADIENT, PARAMETERS, SHARES, SLOT_M, SLOT_V, WORDS_APART, scratch_size
+from fastmlp.cpu_pieces import GRADIENT, PARAMETERS, SHARES, SLOT_M, SLOT_V, TURN, WORDS_APART, scratch_size
 from fastmlp.cpu_plan import (
     MOST_ROWS,
     Batches,
@@ -37,6 +37,8 @@ HUGE_PAGE = 2**21  # bytes
 # Measured, see benchmarks/NOTES.md. Below, handing over costs more than it saves.
 LEAST_ROWS, LEAST_FLOPS = 16, 500_000  # of a step, for each thread
 MUCH_FLOPS = 2_000_000  # of a step, for each thread, that make up for fewer rows
+TURN_FLOPS = 5_000_000  # of a call, for one thread to let others have the interpreter meanwhile
+INTERPRETER = np.zeros(1, np.int64)  # whose turn it is to run Python, see cpu_pieces.py; one for the process
 
 OF_WEIGHTS_ONLY = [DECAY, L1, L2]  # columns of the table of scalars
 SLOT_ROWS = {"m": SLOT_M, "v": SLOT_V}
@@ -119,11 +121,12 @@ class NumbaEngine:
         weights: FloatArray | None = None,
     ) -> RowResults:
         batch = max(1, min(self.job.batch_size, len(order)))
-        threads = worthwhile(self.threads, batch, self.job.network.flops_per_row * batch)
+        flops = self.job.network.flops_per_row
+        threads = worthwhile(self.threads, batch, flops * batch)
         results = RowResults(np.empty(len(order), np.float32), np.zeros(len(order), bool))
         with self.alone():
             self.make_room(batch, threads)
-            self.shared[:] = 0
+            self.open_words(threads, flops * len(order))
             x = with_plain_rows(x)
             batches = self.batches(x, y, order, rates, weights)
             self.step += len(rates)  # before: the kernel makes all its steps even if Ctrl-C is raised on its return
@@ -178,9 +181,10 @@ class NumbaEngine:
     def forward(self, x: npt.NDArray[Any]) -> FloatArray:
         network = self.job.network
         z = np.empty((len(x), network.sizes[-1]), np.float32)
-        threads = worthwhile(self.threads, len(x), network.flops_per_row // 3 * len(x))
+        flops = network.flops_per_row // 3 * len(x)
+        threads = worthwhile(self.threads, len(x), flops)
         with self.alone():
-            self.shared[:] = 0
+            self.open_words(threads, flops)
             x = with_plain_rows(x)
             scaled = not self.as_they_are or x.dtype != np.float32 or x.strides[0] % x.itemsize != 0
             self.team.run(
@@ -216,6 +220,12 @@ class NumbaEngine:
             self.process = os.getpid()
         with self.lock:
             yield
+
+    def open_words(self, threads: int, flops: int) -> None:
+        """Words for a call of so many operations: no task claimed yet, and whether the engine takes turns with others."""
+        self.shared[:] = 0
+        if threads == 1 and flops >= TURN_FLOPS:
+            self.shared[TURN] = INTERPRETER.ctypes.data
 
     def make_room(self, rows: int, threads: int) -> None:
         """Let the buffers hold batches of at least `rows` rows. What they hold between calls does not matter."""

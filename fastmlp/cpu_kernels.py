@@ -24,8 +24,10 @@ from fastmlp.cpu_pieces import (
     ONE,
     PARAMETERS,
     PHASE,
+    await_turn,
     claim,
     clip,
+    end_turn,
     first_peak,
     gather,
     last_of_phase,
@@ -241,11 +243,12 @@ def make_train(lanes: int) -> Callable[..., None]:
 
     def train(t, code, plan, batches, store, transposed, arena, packed, scratch, shared, loss, correct):
         steps, phases, threads = len(batches.scalars), len(plan.phases), plan.shares.shape[1] - 1
+        end_turn(shared)
         while True:
             now = atomic_load(shared + 8 * PHASE)
             step, index = now // phases, now % phases
             if step >= steps:
-                return
+                break
             phase = plan.phases[index]
             start = step * batches.batch_size
             rows = min(batches.batch_size, len(batches.order) - start)
@@ -269,6 +272,7 @@ def make_train(lanes: int) -> Callable[..., None]:
                 open_phase(shared, threads, now + 1)
             else:
                 wait_for_end_of(shared, now)
+        await_turn(shared)
 
     return train
 
@@ -281,10 +285,11 @@ def make_predict(lanes: int) -> Callable[..., None]:
         own, last = arena[t], len(plan.layers)
         outputs = plan.widths[last]
         tasks, rows_of_x = -(-len(z) // block), len(z)
+        end_turn(shared)
         while True:
             ticket = claim(shared, 0, 0, tasks)
             if ticket < 0:
-                return
+                break
             start = ticket * block
             rows = min(block, rows_of_x - start)
             row, inputs, ld = x + start * x_row, x + start * x_row, x_row // FLOAT_BYTES
@@ -302,5 +307,6 @@ def make_predict(lanes: int) -> Callable[..., None]:
                 z_row, row = z[start + r], own[at : at + outputs.ld]
                 for j in range(len(z_row)):
                     z_row[j] = row[j]
+        await_turn(shared)
 
     return predict

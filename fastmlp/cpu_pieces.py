@@ -5,6 +5,11 @@ Each is a small compiled function, or a factory of one; cpu_kernels.py puts them
 How threads share work: the tasks of a phase are shared out in order, a share for each thread, and each share has a word that
 holds the number of the phase and the next ticket. A thread claims tasks of its own share, then helps with the others'.
 Whoever finishes the last task of a phase opens the next.
+
+How engines share the interpreter: only one thread of a process can run Python at a time, and one that finds the interpreter's
+lock taken sleeps; being woken takes longer than many an epoch of Python between two kernels. So a thread that leaves a kernel
+first waits inside, spinning, for its turn: a word of the whole process holds whose it is. A turn ends with the next kernel. It
+is advice and no lock: who has waited too long goes ahead, and the interpreter's own lock keeps order.
 """
 
 from __future__ import annotations
@@ -30,11 +35,13 @@ PARAMETERS, SLOT_M, SLOT_V, GRADIENT = 0, 1, 2, 3
 # stay in the first cache
 BATCH_DEPTH = 128
 
-# Words of `shared`, each on a cache line of its own: the phase, its finished tasks, and from SHARES on a word for each thread.
-PHASE, DONE, SHARES = 0, 8, 16
+# Words of `shared`, each on a cache line of its own: the phase, its finished tasks, the address of the word that tells whose
+# turn it is (0: takes no part), and from SHARES on a word for each thread.
+PHASE, DONE, TURN, SHARES = 0, 8, 16, 24
 WORDS_APART = 8
 TICKETS = 32  # the low bits of a share's word hold the ticket, the high ones the phase
 SPINS = 2000  # pauses before a waiting thread offers its core to another, about 50 microseconds
+TURN_OFFERS = 500  # such offers before a thread goes ahead without its turn, some tenths of a millisecond in all
 
 
 # ------------------------------------------------------------------------------------------------ pieces
@@ -243,3 +250,29 @@ def wait_for_end_of(shared, phase):
         spins += 1
         if spins > SPINS:
             yield_core()
+
+
+@compiled
+def end_turn(shared):
+    """Let another engine's thread have the interpreter, if it was this one's turn."""
+    word = atomic_load(shared + 8 * TURN)
+    if word:
+        swap_if(word, shared, 0)
+
+
+@compiled
+def await_turn(shared):
+    """Wait until it is this engine's turn to run Python, or for too long."""
+    word = atomic_load(shared + 8 * TURN)
+    if not word:
+        return
+    spins = 0
+    while not swap_if(word, 0, shared):
+        while atomic_load(word) and spins < SPINS + TURN_OFFERS:
+            pause()
+            spins += 1
+            if spins > SPINS:
+                yield_core()
+        if spins == SPINS + TURN_OFFERS:
+            atomic_store(word, shared)
+            return

@@ -100,6 +100,25 @@ def test_rows_that_need_scaling_are_scaled() -> None:
         engine.close()
 
 
+def test_long_work_of_one_thread_takes_turns_with_the_interpreter_and_short_work_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cpu, "INTERPRETER", np.zeros(1, np.int64))
+    job = fused_job(threads=1)
+    course = make_course(job.network, rows=30, batch=7)
+    plain = outcome(job, course)
+    assert cpu.INTERPRETER[0] == 0
+    flops = job.network.flops_per_row * len(course.order)
+    for threads, most, taken in ((1, flops, True), (2, flops, False), (1, flops + 1, False)):
+        monkeypatch.setattr(cpu, "TURN_FLOPS", most)
+        cpu.INTERPRETER[:] = 0
+        engine, results = trained_engine(dataclasses.replace(job, threads=threads), course)
+        assert (cpu.INTERPRETER[0] == engine.shared.ctypes.data) == taken
+        assert bool(cpu.INTERPRETER[0]) == taken
+        assert same_bits((engine.state(), results), plain[:2])
+        engine.close()
+
+
 def test_a_clip_that_never_clips_changes_no_bit() -> None:
     """The path of clipping: all gradients first, then the updates."""
     plain = fused_job(batch_size=19, threads=2)
