@@ -31,9 +31,9 @@ ONE = np.float32(1)
 # Rows of `store`
 PARAMETERS, SLOT_M, SLOT_V, GRADIENT = 0, 1, 2, 3
 
-# Rows of the batch in a piece of a gradient's sum: 128 x 2 vectors of dz are 8 KiB (AVX2), and with the tile's columns of x
-# stay in the first cache
-BATCH_DEPTH = 128
+# Rows of the batch in a piece of a gradient's sum, by lanes, as measured (benchmarks/NOTES.md). On AVX2 128 x 2 vectors of dz
+# are 8 KiB and stay in the first cache with the tile's columns of x; on AVX-512 the second cache is large and quick enough.
+BATCH_DEPTHS = {16: 256, 8: 128, 4: 128}
 
 # Words of `shared`, each on a cache line of its own: the phase, its finished tasks, the address of the word that tells whose
 # turn it is (0: takes no part), and from SHARES on a word for each thread.
@@ -100,7 +100,7 @@ def make_gradient(lanes: int) -> Any:
     For a rectangle of weights and, with the topmost one, its columns' biases. In registers, each tile ends with the update
     of its weights; otherwise the gradient with its penalties goes to the row GRADIENT of `store`. Biases always go there.
     """
-    pair = TILES[lanes].vectors
+    pair, deepest = TILES[lanes].vectors, BATCH_DEPTHS[lanes]
 
     @compiled
     def gradient(code, plan, store, arena, packed, own, scalars, task, rows):
@@ -113,8 +113,8 @@ def make_gradient(lanes: int) -> Any:
         start = size.w_at + (panel * size.fan_in_p + task.first) * lanes
         panel_size, slot = size.fan_in_p * lanes, store.shape[1]
         p = store.ctypes.data + ((PARAMETERS if code.in_registers else GRADIENT) * slot + start) * FLOAT_BYTES
-        for r in range(0, rows, BATCH_DEPTH):
-            depth = min(BATCH_DEPTH, rows - r)
+        for r in range(0, rows, deepest):
+            depth = min(deepest, rows - r)
             call(
                 code.gradient,
                 (

@@ -16,13 +16,15 @@ from hypothesis import strategies as st
 
 from fastmlp import cpu, cpu_plan
 from fastmlp.cpu import ALIGNMENT, HUGE_PAGE, NumbaEngine, aligned
-from fastmlp.cpu_pieces import BATCH_DEPTH
+from fastmlp.cpu_pieces import BATCH_DEPTHS
 from fastmlp.cpu_plan import CHUNK_ROWS, GROUP_COLUMNS
 from fastmlp.cpu_products import deepest_piece
 from fastmlp.cpu_simd import lanes
+from fastmlp.optimizers import Optimizer
 from fastmlp.reference import NumpyEngine
 
 SOME_THREADS = 2
+BEYOND = BATCH_DEPTHS[lanes()] + 1  # rows of a batch whose gradients are sums in two pieces
 
 
 @pytest.fixture(autouse=True)
@@ -51,8 +53,8 @@ def test_widths_around_tiles_vectors_and_pieces(width: int, tail: int, monkeypat
     """As inputs, hidden units and outputs; batches just beyond a piece of a gradient's sum."""
     monkeypatch.setattr(cpu_plan, "TAIL_WEIGHTS", tail)
     for sizes in ((width, 13, 5), (6, width, width, 4), (7, 9, width)):
-        job = fused_job(sizes, batch_size=BATCH_DEPTH + 1, threads=SOME_THREADS)
-        check_against_reference("numba", job, make_course(job.network, rows=90, batch=BATCH_DEPTH + 1, epochs=1, rate=0.01))
+        job = fused_job(sizes, Optimizer("momentum"), batch_size=BEYOND, threads=SOME_THREADS)
+        check_against_reference("numba", job, make_course(job.network, rows=BEYOND + 90, batch=BEYOND, epochs=1, rate=0.01))
 
 
 @given(

@@ -50,7 +50,7 @@ BUILDS = {
 }
 
 # Trains and predicts with the tolerances of the contract, if the argument asks for it, and tells what it was compiled for.
-# Batches of 70 rows cut the gradients' sums; widths leave odd panels and padding for every vector.
+# Batches of 300 rows cut the gradients' sums; widths leave odd panels and padding for every vector.
 WORK = """
 import json, sys
 from conftest import check_against_reference, make_course
@@ -76,8 +76,8 @@ def cached_and_noted(function, name, called):
 cpu_compile.cached = cached_and_noted
 if sys.argv[1] == "train":
     cpu.MUCH_FLOPS, cpu.most_threads = 0, lambda: 64
-    job = Job(Network((13, 70, 21, 3), ["relu", "tanh"], l2=1e-3), Optimizer("adam"), batch_size=70, seed=3, threads=2)
-    check_against_reference("numba", job, make_course(job.network, rows=151, batch=70))
+    job = Job(Network((13, 70, 21, 3), ["relu", "tanh"], l2=1e-3), Optimizer("adam"), batch_size=300, seed=3, threads=2)
+    check_against_reference("numba", job, make_course(job.network, rows=640, batch=300))
 else:
     cpu_products.product_address(lanes())
     cpu_products.gradient_address(lanes(), "adam", True)
