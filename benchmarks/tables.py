@@ -1,4 +1,4 @@
-"""Write README's tables from the committed JSON files: python -m benchmarks.tables [--check]
+"""Write the tables of README and of other machines' pages from the committed JSON files: python -m benchmarks.tables [--check]
 
 A table stands between `<!-- table NAME -->` and `<!-- end -->`. With --check nothing is written, and a table that differs
 from its JSON is an error; the tests run it.
@@ -10,7 +10,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,22 @@ def claims_table(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", note])
 
 
+def many_table(result: dict[str, Any]) -> str:
+    """How much of several threads many models at once keep busy."""
+    threads = result["threads"]
+    lines = [
+        f"| models at once, {threads} threads | one by one | at once | share of {threads} x one thread (range) |",
+        "| --- " * 4 + "|",
+    ]
+    for row in result["rows"]:
+        seconds = [f"{row[name]['median']:.2f} s" for name in ("alone_seconds", "together_seconds")]
+        share = row["efficiency"]
+        spread = f"{share['median']:.0%} ({share['least']:.0%} to {share['most']:.0%})"
+        lines.append(f"| {row['models']} x {row['case']} | {' | '.join(seconds)} | {spread} |")
+    machine = f"the machine's own multiply-adds give {result['machine_scaling']:.0%}"
+    return "\n".join([*lines, "", f"{about(result['machine'])}; median of {result['rounds']} rounds; {machine}."])
+
+
 def twins_table(result: dict[str, Any]) -> str:
     lines = [
         "| network, dropout | trained by | best epoch | validation loss | validation | test |",
@@ -155,19 +171,27 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "epochs": epochs_table,
     "claims": claims_table,
     "start": claims_table,
+    "many": many_table,
     "twins": twins_table,
     "recipes": recipes_table,
 }
 
 
-def filled(text: str) -> str:
-    """The text with each table made anew from its JSON file."""
-    for name, make in TABLES.items():
-        table = make(json.loads((RESULTS / f"{name}.json").read_text()))
+# Each page, the folder whose results it shows, and its tables.
+PAGES = {
+    ROOT / "README.md": (RESULTS, tuple(TABLES)),
+    RESULTS / "znver3" / "README.md": (RESULTS / "znver3", ("epochs", "claims", "start", "many")),
+}
+
+
+def filled(text: str, folder: Path = RESULTS, names: Sequence[str] = tuple(TABLES)) -> str:
+    """The text of a page with each table made anew from its JSON file."""
+    for name in names:
+        table = TABLES[name](json.loads((folder / f"{name}.json").read_text()))
         pattern = re.compile(rf"(<!-- table {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         text, count = pattern.subn(lambda found, table=table: f"{found[1]}\n{table}\n\n{found[2]}", text)
         if count != 1:
-            sys.exit(f"README must have one table {name!r}, but has {count}")
+            sys.exit(f"there must be one table {name!r}, but there are {count}")
     return text
 
 
@@ -175,13 +199,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
-    readme = ROOT / "README.md"
-    before = readme.read_text()
-    after = filled(before)
-    if options.check and after != before:
-        sys.exit("README's tables differ from benchmarks/results; run python -m benchmarks.tables")
-    if not options.check:
-        readme.write_text(after)
+    for page, shown in PAGES.items():
+        before = page.read_text()
+        after = filled(before, *shown)
+        if options.check and after != before:
+            sys.exit(f"the tables of {page} differ from benchmarks/results; run python -m benchmarks.tables")
+        if not options.check:
+            page.write_text(after)
 
 
 if __name__ == "__main__":

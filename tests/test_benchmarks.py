@@ -18,9 +18,12 @@ from fastmlp.network import Network
 README = Path(tables.ROOT) / "README.md"
 
 
-def test_readme_has_the_tables_of_the_committed_results() -> None:
-    text = README.read_text()
-    assert tables.filled(text) == text
+def test_pages_have_the_tables_of_the_committed_results() -> None:
+    assert README in tables.PAGES
+    for page, shown in tables.PAGES.items():
+        text = page.read_text()
+        assert tables.filled(text, *shown) == text, page
+        assert len(set(shown[1])) == text.count("<!-- table ")
 
 
 def test_a_figure_that_no_result_has_is_noticed() -> None:
