@@ -16,7 +16,7 @@ import numpy.typing as npt
 from fastmlp.contract import Job, RowResults, State, row_scales
 from fastmlp.cpu_formulas import Code, loss_address, prediction_code, training_code
 from fastmlp.cpu_kernels import predict_kernel, score_kernel, train_kernel
-from fastmlp.cpu_pieces import GRADIENT, PARAMETERS, SHARES, SLOT_M, SLOT_V, TURN, WORDS_APART, scratch_size
+from fastmlp.cpu_pieces import CALLER, GRADIENT, PARAMETERS, SHARES, SLOT_M, SLOT_V, TURN, WORDS_APART, scratch_size
 from fastmlp.cpu_plan import (
     MOST_ROWS,
     Batches,
@@ -222,10 +222,10 @@ class NumbaEngine:
             yield
 
     def open_words(self, threads: int, flops: int) -> None:
-        """Words for a call of so many operations: no task claimed yet, and whether the engine takes turns with others."""
+        """Words for a call of so many operations: no task claimed yet, and whether its thread takes turns with others."""
         self.shared[:] = 0
         if threads == 1 and flops >= TURN_FLOPS:
-            self.shared[TURN] = INTERPRETER.ctypes.data
+            self.shared[TURN], self.shared[CALLER] = INTERPRETER.ctypes.data, threading.get_ident()
 
     def make_room(self, rows: int, threads: int) -> None:
         """Let the buffers hold batches of at least `rows` rows. What they hold between calls does not matter."""

@@ -8,8 +8,8 @@ Whoever finishes the last task of a phase opens the next.
 
 How engines share the interpreter: only one thread of a process can run Python at a time, and one that finds the interpreter's
 lock taken sleeps; being woken takes longer than many an epoch of Python between two kernels. So a thread that leaves a kernel
-first waits inside, spinning, for its turn: a word of the whole process holds whose it is. A turn ends with the next kernel. It
-is advice and no lock: who has waited too long goes ahead, and the interpreter's own lock keeps order.
+first waits inside, spinning, for its turn: a word of the whole process holds which thread's it is. A turn ends with that
+thread's next kernel. It is advice and no lock: who has waited too long goes ahead, and the interpreter's own lock keeps order.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ PARAMETERS, SLOT_M, SLOT_V, GRADIENT = 0, 1, 2, 3
 # are 8 KiB and stay in the first cache with the tile's columns of x; on AVX-512 the second cache is large and quick enough.
 BATCH_DEPTHS = {16: 256, 8: 128, 4: 128}
 
-# Words of `shared`, each on a cache line of its own: the phase, its finished tasks, the address of the word that tells whose
-# turn it is (0: takes no part), and from SHARES on a word for each thread.
-PHASE, DONE, TURN, SHARES = 0, 8, 16, 24
+# Words of `shared`: the phase, its finished tasks, the address of the word that tells whose turn it is (0: takes no part) and
+# the caller's name there, and from SHARES on a word for each thread; those that change on cache lines of their own.
+PHASE, DONE, TURN, CALLER, SHARES = 0, 8, 16, 17, 24
 WORDS_APART = 8
 TICKETS = 32  # the low bits of a share's word hold the ticket, the high ones the phase
 SPINS = 2000  # pauses before a waiting thread offers its core to another, about 50 microseconds
@@ -254,25 +254,25 @@ def wait_for_end_of(shared, phase):
 
 @compiled
 def end_turn(shared):
-    """Let another engine's thread have the interpreter, if it was this one's turn."""
+    """Let another thread have the interpreter, if it was the caller's turn."""
     word = atomic_load(shared + 8 * TURN)
     if word:
-        swap_if(word, shared, 0)
+        swap_if(word, atomic_load(shared + 8 * CALLER), 0)
 
 
 @compiled
 def await_turn(shared):
-    """Wait until it is this engine's turn to run Python, or for too long."""
-    word = atomic_load(shared + 8 * TURN)
+    """Wait until it is the caller's turn to run Python, or for too long."""
+    word, caller = atomic_load(shared + 8 * TURN), atomic_load(shared + 8 * CALLER)
     if not word:
         return
     spins = 0
-    while not swap_if(word, 0, shared):
+    while not swap_if(word, 0, caller):
         while atomic_load(word) and spins < SPINS + TURN_OFFERS:
             pause()
             spins += 1
             if spins > SPINS:
                 yield_core()
         if spins == SPINS + TURN_OFFERS:
-            atomic_store(word, shared)
+            atomic_store(word, caller)
             return

@@ -12,6 +12,7 @@ from numba import njit
 
 from fastmlp.cpu_instructions import atomic_load, atomic_store, fetch_add, pause, swap_if, yield_core
 from fastmlp.cpu_pieces import (
+    CALLER,
     DONE,
     PHASE,
     SHARES,
@@ -308,21 +309,21 @@ def await_one(shared):
     await_turn(shared)
 
 
-def taking_turns(word: Any, engines: int = 2) -> list[Any]:
-    """The words of so many engines that take turns by `word`."""
-    engine_words = [shared_words(1) for _ in range(engines)]
-    for words in engine_words:
-        words[TURN] = word.ctypes.data
-    return engine_words
+def taking_turns(word: Any, callers: tuple[int, ...] = (1, 2)) -> list[Any]:
+    """The words of an engine for each of the callers, who take turns by `word`."""
+    engines = [shared_words(1) for _ in callers]
+    for words, caller in zip(engines, callers, strict=True):
+        words[TURN], words[CALLER] = word.ctypes.data, caller
+    return engines
 
 
 def test_a_turn_is_taken_kept_from_others_and_ended_by_its_owner() -> None:
     word = np.zeros(1, np.int64)
     mine, other = taking_turns(word)
     await_one(mine.ctypes.data)
-    assert word[0] == mine.ctypes.data
+    assert word[0] == mine[CALLER]
     end_one(other.ctypes.data)
-    assert word[0] == mine.ctypes.data  # not the other's to end
+    assert word[0] == mine[CALLER]  # not the other's to end
     end_one(mine.ctypes.data)
     assert word[0] == 0
     end_one(mine.ctypes.data)
@@ -334,9 +335,19 @@ def test_who_waits_too_long_goes_ahead() -> None:
     gone, mine = taking_turns(word)
     await_one(gone.ctypes.data)
     in_threads(1, lambda t: await_one(mine.ctypes.data))
-    assert word[0] == mine.ctypes.data
+    assert word[0] == mine[CALLER]
     end_one(gone.ctypes.data)  # back again, its turn long lost
-    assert word[0] == mine.ctypes.data
+    assert word[0] == mine[CALLER]
+
+
+def test_engines_of_one_thread_have_one_turn() -> None:
+    """None waits for another that is not at work."""
+    word = np.zeros(1, np.int64)
+    for engine in taking_turns(word, (7, 7)):
+        end_one(engine.ctypes.data)
+        assert word[0] == 0
+        await_one(engine.ctypes.data)
+        assert word[0] == 7
 
 
 def test_an_engine_that_takes_no_turns_neither_waits_nor_writes() -> None:
@@ -356,7 +367,7 @@ def make_taker(wait: Any) -> Any:
             wait(shared)
             for _ in range(10):
                 pause()
-            lost += atomic_load(atomic_load(shared + 8 * TURN)) != shared
+            lost += atomic_load(atomic_load(shared + 8 * TURN)) != atomic_load(shared + 8 * CALLER)
             end_turn(shared)
         return lost
 
