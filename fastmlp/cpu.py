@@ -80,7 +80,6 @@ class NumbaEngine:
         self.predict_arena = aligned((self.threads, self.predicting.arena))
         features = network.sizes[0]
         scaling = job.scaling
-        self.as_they_are = self.in_place and scaling is None
         self.shift = np.zeros(features, np.float32) if scaling is None else vector(scaling.shift, features)
         self.factor = np.ones(features, np.float32) if scaling is None else vector(scaling.factor, features)
 
@@ -186,10 +185,10 @@ class NumbaEngine:
         with self.alone():
             self.open_words(threads, flops)
             x = with_plain_rows(x)
-            scaled = not self.as_they_are or x.dtype != np.float32 or x.strides[0] % x.itemsize != 0
+            in_place = self.in_place and self.job.scaling is None and x.dtype == np.float32 and x.strides[0] % x.itemsize == 0
             self.team.run(
                 predict_kernel(self.lanes),
-                self.code(x.dtype, training=False, scaled=scaled),
+                self.code(x.dtype, training=False, scaled=not in_place),
                 self.predicting.plan,
                 MOST_ROWS,
                 x.ctypes.data,

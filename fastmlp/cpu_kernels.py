@@ -292,12 +292,13 @@ def make_predict(lanes: int) -> Callable[..., None]:
                 break
             start = ticket * block
             rows = min(block, rows_of_x - start)
-            row, inputs, ld = x + start * x_row, x + start * x_row, x_row // FLOAT_BYTES
+            inputs, ld = x + start * x_row, x_row // FLOAT_BYTES
             if code.scale:
+                given = inputs
                 inputs, ld = activations_at(plan, own, 0, 0)
                 for r in range(rows):
                     to = inputs + r * ld * FLOAT_BYTES
-                    call(code.scale, (row + r * x_row, shift.ctypes.data, factor.ctypes.data, to, len(shift)))
+                    call(code.scale, (given + r * x_row, shift.ctypes.data, factor.ctypes.data, to, len(shift)))
             for layer in range(last):
                 panels = plan.layers[layer].fan_out_p // lanes
                 forward(code, plan, store[PARAMETERS], own, inputs, ld, layer, 0, panels, 0, rows, -1, np.uint64(0))

@@ -242,14 +242,20 @@ def open_phase(shared, threads, phase):
 
 
 @compiled
+def spin(spins):
+    """One more turn of a loop that waits: a pause, and after many the core is offered to others; how many there were."""
+    pause()
+    if spins >= SPINS:
+        yield_core()
+    return spins + 1
+
+
+@compiled
 def wait_for_end_of(shared, phase):
-    """Wait until another phase is open: spin, then let others have the core."""
+    """Wait until another phase is open."""
     spins = 0
     while atomic_load(shared + 8 * PHASE) == phase:
-        pause()
-        spins += 1
-        if spins > SPINS:
-            yield_core()
+        spins = spin(spins)
 
 
 @compiled
@@ -267,12 +273,8 @@ def await_turn(shared):
     if not word:
         return
     spins = 0
-    while not swap_if(word, 0, caller):
-        while atomic_load(word) and spins < SPINS + TURN_OFFERS:
-            pause()
-            spins += 1
-            if spins > SPINS:
-                yield_core()
+    while atomic_load(word) or not swap_if(word, 0, caller):  # who only looks does not disturb the others
         if spins == SPINS + TURN_OFFERS:
             atomic_store(word, caller)
             return
+        spins = spin(spins)
