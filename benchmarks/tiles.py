@@ -31,13 +31,14 @@ def make_product(rows: int, vectors: int, width: int) -> Any:
     @njit(nogil=True)
     def product(a, b, c, repeats):  # type: ignore[no-untyped-def]
         m, k, n = a.shape[0], a.shape[1], c.shape[1]
+        a_rows = np.arange(rows) * k * FLOAT_BYTES
         for _ in range(repeats):
             for p in range(0, n // width, vectors):
                 b_at = b.ctypes.data + p * k * width * FLOAT_BYTES
                 for i in range(0, m, rows):
                     a_at = a.ctypes.data + i * k * FLOAT_BYTES
                     c_at = c.ctypes.data + (i * n + p * width) * FLOAT_BYTES
-                    tile(a_at, k, b_at, k * width, c_at, n, k, 1, KEEP, 0, 0)
+                    tile(a_at, a_rows.ctypes.data, b_at, k * width, c_at, n, k, 1, KEEP, 0, 0)
 
     return product
 

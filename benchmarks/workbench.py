@@ -44,7 +44,7 @@ class Workbench:
         self.network = network
         self.rows = rows
         self.engine = NumbaEngine(Job(network, optimizer or Optimizer(), batch_size=rows, threads=1))
-        self.engine.make_room(rows, 1)
+        self.engine.make_room(rows, 1, gathers=True)
         self.plan = self.engine.layout.plan
         self.code = self.engine.code(np.float32, training=False)
 
@@ -115,8 +115,8 @@ def forward_kernel(width: int) -> Any:
 
     def run(code, plan, store, arena, layer, rows):  # type: ignore[no-untyped-def]
         panels = plan.layers[layer].fan_out_p // width
-        x, ld_x = activations_at(plan, arena, layer, 0)
-        forward(code, plan, store, arena, x, ld_x, layer, 0, panels, 0, rows, -1, np.uint64(0))
+        x, x_rows = activations_at(plan, arena, layer, 0)
+        forward(code, plan, store, arena, x, x_rows, layer, 0, panels, 0, rows, -1, np.uint64(0))
 
     return compiled(run, called="python")
 
@@ -144,7 +144,8 @@ def weight_gradients_kernel(width: int, updates: bool) -> Any:
             pack(plan, arena, packed, layer + 1, 0, plan.layers[layer].fan_out_p // width, 0, rows, ONE)
         for i in range(len(tasks)):
             task = tasks[i]
-            gradient(code, plan, store, arena, packed, own, scalars, task, rows)
+            x, x_rows = activations_at(plan, arena, task.layer, 0)
+            gradient(code, plan, store, x, x_rows, packed, own, scalars, task, rows)
             if updates:
                 finish(code, plan, store, transposed, scalars, task)
 

@@ -50,7 +50,8 @@ def make_kernels() -> tuple[Any, Any]:
     """Compiled fmas(t, steps, x, results) and triad(t, threads, a, b, c, s), each the share of thread t."""
     from numba import njit
 
-    from fastmlp.cpu_simd import lanes, make_fma_loop
+    from fastmlp.cpu_instructions import make_fma_loop
+    from fastmlp.cpu_simd import lanes
 
     loop = make_fma_loop(accumulators(), lanes())
 

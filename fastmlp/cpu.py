@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
 import os
 import threading
@@ -23,6 +24,7 @@ from fastmlp.cpu_plan import (
     make_layout,
     pack,
     pack_transposed,
+    padded_width,
     round_up,
     unpack,
 )
@@ -37,6 +39,9 @@ HUGE_PAGE = 2**21  # bytes
 # Measured, see benchmarks/NOTES.md. Below, handing over costs more than it saves.
 LEAST_ROWS, LEAST_FLOPS = 16, 500_000  # of a step, for each thread
 MUCH_FLOPS = 2_000_000  # of a step, for each thread, that make up for fewer rows
+# By lanes: outputs of the first layer, at most, for which training reads rows where they are. Its gradient reads a row again
+# for every few of its columns, and rows from anywhere fall into few sets of the first cache; long vectors read less often.
+IN_PLACE_WIDTHS = {16: math.inf, 8: 32, 4: 32}
 TURN_FLOPS = 5_000_000  # of a call, for one thread to let others have the interpreter meanwhile
 INTERPRETER = np.zeros(1, np.int64)  # whose turn it is to run Python, see cpu_pieces.py; one for the process
 
@@ -56,7 +61,7 @@ class NumbaEngine:
 
     name = "numba"
     fused = True  # whether activations and updates may run as epilogues of the products; without, all is slower
-    in_place = True  # whether predictions may read rows that need no scaling where they are; without, slower
+    in_place = True  # whether rows that need no scaling may be read where they are; without, slower
 
     def __init__(self, job: Job) -> None:
         if np.dtype(job.dtype) != np.float32:
@@ -69,7 +74,7 @@ class NumbaEngine:
         self.lock = threading.Lock()
         self.process = os.getpid()
         self.codes: dict[tuple[np.dtype[Any], bool, bool], Code] = {}
-        self.rows = 0  # rows of a batch that the buffers have room for
+        self.rows, self.gathers = 0, True  # rows of a batch that the buffers have room for, and whether inputs are among them
         self.clip = job.optimizer.clip_norm > 0
         self.layout = make_layout(network, self.lanes, 0, fused=self.fused)
         self.store = aligned((GRADIENT + 1, self.layout.store))
@@ -84,12 +89,12 @@ class NumbaEngine:
         self.factor = np.ones(features, np.float32) if scaling is None else vector(scaling.factor, features)
 
     def code(self, pixels: npt.DTypeLike, training: bool, scaled: bool = True) -> Code:
-        """The kernels for rows of a type; compiles those that are new on this machine. Only predictions do without scaling."""
+        """The kernels for rows of a type; compiles those that are new on this machine."""
         key = np.dtype(pixels), training, scaled
         if key not in self.codes:
             network, rule = self.job.network, self.job.optimizer.name
             self.codes[key] = (
-                training_code(network, rule, self.clip, pixels, self.lanes, self.fused)
+                training_code(network, rule, self.clip, pixels, self.lanes, self.fused, scaled)
                 if training
                 else prediction_code(network, pixels, self.lanes, self.fused, scaled)
             )
@@ -124,14 +129,15 @@ class NumbaEngine:
         threads = worthwhile(self.threads, batch, flops * batch)
         results = RowResults(np.empty(len(order), np.float32), np.zeros(len(order), bool))
         with self.alone():
-            self.make_room(batch, threads)
-            self.open_words(threads, flops * len(order))
             x = with_plain_rows(x)
+            gathers = not self.can_stay(x, training=True)
+            self.make_room(batch, threads, gathers)
+            self.open_words(threads, flops * len(order))
             batches = self.batches(x, y, order, rates, weights)
             self.step += len(rates)  # before: the kernel makes all its steps even if Ctrl-C is raised on its return
             self.team.run(
                 train_kernel(self.lanes),
-                self.code(x.dtype, training=True),
+                self.code(x.dtype, training=True, scaled=gathers),
                 self.layout.plan,
                 batches,
                 self.store,
@@ -161,7 +167,7 @@ class NumbaEngine:
         share = network.label_smoothing / network.sizes[-1]
         return Batches(
             x=x.ctypes.data,
-            x_row=x.strides[0],
+            x_at=np.asarray(order, np.int64) * x.strides[0],
             labels=labels,
             targets=targets,
             order=writable(np.ascontiguousarray(order, np.int64)),
@@ -185,14 +191,14 @@ class NumbaEngine:
         with self.alone():
             self.open_words(threads, flops)
             x = with_plain_rows(x)
-            in_place = self.in_place and self.job.scaling is None and x.dtype == np.float32 and x.strides[0] % x.itemsize == 0
             self.team.run(
                 predict_kernel(self.lanes),
-                self.code(x.dtype, training=False, scaled=not in_place),
+                self.code(x.dtype, training=False, scaled=not self.can_stay(x, training=False)),
                 self.predicting.plan,
                 MOST_ROWS,
                 x.ctypes.data,
                 x.strides[0],
+                x.strides[0] * np.arange(MOST_ROWS),
                 self.shift,
                 self.factor,
                 self.store,
@@ -226,11 +232,19 @@ class NumbaEngine:
         if threads == 1 and flops >= TURN_FLOPS:
             self.shared[TURN], self.shared[CALLER] = INTERPRETER.ctypes.data, threading.get_ident()
 
-    def make_room(self, rows: int, threads: int) -> None:
+    def can_stay(self, x: npt.NDArray[Any], training: bool) -> bool:
+        """Whether rows are read where they are. Gradients read all of a padded width, and its padding must be zeros."""
+        features, outputs = self.job.network.sizes[:2]
+        if training and (features != padded_width(features, self.lanes) or outputs > IN_PLACE_WIDTHS[self.lanes]):
+            return False
+        return self.in_place and self.job.scaling is None and x.dtype == np.float32 and x.strides[0] % x.itemsize == 0
+
+    def make_room(self, rows: int, threads: int, gathers: bool) -> None:
         """Let the buffers hold batches of at least `rows` rows. What they hold between calls does not matter."""
-        if rows > self.rows:
-            self.layout = make_layout(self.job.network, self.lanes, rows, threads, self.clip, self.fused)
-            self.arena, self.rows = aligned((self.layout.arena,)), rows
+        if rows > self.rows or gathers != self.gathers:
+            self.rows, self.gathers = max(rows, self.rows), gathers
+            self.layout = make_layout(self.job.network, self.lanes, self.rows, threads, self.clip, self.fused, gathers)
+            self.arena = aligned((self.layout.arena,))
             self.packed = aligned((self.layout.packed,))
 
     def close(self) -> None:

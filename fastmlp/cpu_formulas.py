@@ -31,7 +31,7 @@ class Code(NamedTuple):
     """What the training and prediction kernels call for one network: addresses, 0 for what it does without.
 
     product : see `product_address`
-    scale : see `scale_address`; 0 for predictions from rows that need no scaling
+    scale : see `scale_address`; 0 for rows that need no scaling and are read where they are
     gradient : see `gradient_address`
     drop : see cpu_dropout.py
     loss, update, penalise : see the functions below
@@ -62,16 +62,25 @@ def prediction_code(network: Network, pixels: npt.DTypeLike, lanes: int, fused: 
     return Code(product_address(lanes), 0, scale, 0, 0, 0, 0, np.array(activations, np.int64), False)
 
 
-def training_code(network: Network, rule: str, clip: bool, pixels: npt.DTypeLike, lanes: int, fused: bool = True) -> Code:
+def training_code(
+    network: Network,
+    rule: str,
+    clip: bool,
+    pixels: npt.DTypeLike,
+    lanes: int,
+    fused: bool = True,
+    scaled: bool = True,
+) -> Code:
     """What training calls for rows of the type `pixels` (uint8 or float32).
 
     rule : name of the update rule
     clip : whether the gradient is clipped
     fused : whether activations and updates may run as epilogues of the tiles; without it everything runs, slower
+    scaled : as in `prediction_code`
     """
     in_registers, penalised = fused and not clip, network.l1 > 0 or network.l2 > 0
     dropped = [layer.dropout > 0 for layer in network.layers[:-1]]
-    code = prediction_code(network, pixels, lanes, fused)
+    code = prediction_code(network, pixels, lanes, fused, scaled)
     for number, (layer, drops) in enumerate(zip(network.layers[:-1], dropped, strict=True)):
         if drops and layer.activation == "linear":  # the slope of a unit that may be dropped needs a place
             code.activations[number] = activation_address("linear")

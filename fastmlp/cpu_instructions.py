@@ -6,6 +6,8 @@ raise.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -14,7 +16,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
-from fastmlp.cpu_simd import BYTE, FLOAT, INT32, INT64, emit_prefetch
+from fastmlp.cpu_simd import BYTE, FLOAT, INT32, INT64, VectorBuilder, emit_prefetch, emit_spread
 
 
 @intrinsic
@@ -157,3 +159,37 @@ def polynomial(typing, x, coefficients):
         return value
 
     return types.float32(types.float32, coefficients), build
+
+
+@functools.cache
+def make_fma_loop(count: int, width: int) -> Callable[..., Any]:
+    """fma_loop(steps, x): `steps` times `count` fused multiply-adds of vectors of `width` floats, all in registers.
+
+    Gives a float that depends on all of them, so that none can be left out; 2 count width steps operations.
+    """
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        steps, x = args
+        v = VectorBuilder(builder, width)
+        factor = emit_spread(builder, x, v.type)
+        before, body, end = builder.block, builder.append_basic_block("step"), builder.append_basic_block("end")
+        builder.branch(body)
+        builder.position_at_end(body)
+        step = builder.phi(INT64)
+        sums = [builder.phi(v.type) for _ in range(count)]
+        new = [v.fma(factor, factor, one) for one in sums]
+        following = builder.add(step, INT64(1))
+        step.add_incoming(INT64(0), before)
+        step.add_incoming(following, body)
+        for number, one in enumerate(sums):  # equal starts could be computed once for all
+            one.add_incoming(ir.Constant(v.type, [float(number)] * width), before)
+            one.add_incoming(new[number], body)
+        builder.cbranch(builder.icmp_signed("<", following, steps), body, end)
+        builder.position_at_end(end)
+        return builder.extract_element(functools.reduce(builder.fadd, new), INT32(0))
+
+    @intrinsic
+    def fma_loop(typing, steps, x):
+        return types.float32(types.int64, types.float32), build
+
+    return fma_loop

@@ -18,7 +18,7 @@ import numpy as np
 
 from fastmlp.cpu_compile import cached, compiled
 from fastmlp.cpu_formulas import ZERO
-from fastmlp.cpu_instructions import atomic_load, call
+from fastmlp.cpu_instructions import atomic_load, call, prefetch
 from fastmlp.cpu_pieces import (
     GRADIENT,
     ONE,
@@ -39,29 +39,39 @@ from fastmlp.cpu_pieces import (
     wait_for_end_of,
 )
 from fastmlp.cpu_plan import FORWARD, GATHER, LINEAR, RELU, ROWS, UPDATE, WEIGHTS
-from fastmlp.cpu_products import FLOAT_BYTES
+from fastmlp.cpu_products import FLOAT_BYTES, ROW_BYTES
 from fastmlp.cpu_simd import BIAS, BIAS_RELU, KEEP, TIMES, WHERE_POSITIVE
+
+LABELS_AHEAD = 16  # rows: about a microsecond of losses, and no more than a processor can wait for at once
 
 # ------------------------------------------------------------------------------------------------ one layer
 
 
 @compiled
 def activations_at(plan, arena, width, row):
-    """Address of a row of a width's activations, and how far its rows lie apart."""
-    ld = plan.widths[width].ld
-    return arena.ctypes.data + (plan.widths[width].y_at + row * ld) * FLOAT_BYTES, ld
+    """Address of a width's activations, and that of the table of its rows (`cpu_simd.emit_row`) from `row` on."""
+    rows = plan.row_at[width]
+    return arena.ctypes.data + plan.widths[width].y_at * FLOAT_BYTES, rows.ctypes.data + row * ROW_BYTES
+
+
+@compiled
+def inputs_at(code, plan, batches, arena, layer, start, row):
+    """What a layer reads, as `activations_at`: the first one the batch that starts at `start`, gathered or where it is."""
+    if layer == 0 and code.scale == 0:
+        return batches.x, batches.x_at.ctypes.data + (start + row) * ROW_BYTES
+    return activations_at(plan, arena, layer, row)
 
 
 def make_forward(lanes: int) -> Any:
-    """forward(code, plan, store, arena, x, ld_x, layer, panel, panels, first, rows, step, seed): a block of y = f(x w + b).
+    """forward(code, plan, store, arena, x, x_rows, layer, panel, panels, first, rows, step, seed): a block of y = f(x w + b).
 
-    Columns of the panels [panel, panel + panels) of rows [first, first + rows) of a layer's output; x is the address of the
-    first of its rows of inputs, which lie ld_x apart. The output layer keeps its pre-activations. Writes slopes but for
-    activations that run fused. step < 0 means prediction: no dropout.
+    Columns of the panels [panel, panel + panels) of rows [first, first + rows) of a layer's output; x and x_rows tell where
+    their inputs are (`inputs_at`). The output layer keeps its pre-activations. Writes slopes but for activations that run
+    fused. step < 0 means prediction: no dropout.
     """
 
     @compiled
-    def forward(code, plan, store, arena, x, ld_x, layer, panel, panels, first, rows, step, seed):
+    def forward(code, plan, store, arena, x, x_rows, layer, panel, panels, first, rows, step, seed):
         size, ld_y = plan.layers[layer], plan.widths[layer + 1].ld
         hidden = layer < len(plan.layers) - 1
         block = first * ld_y + panel * lanes
@@ -72,7 +82,7 @@ def make_forward(lanes: int) -> Any:
         drops = hidden and step >= 0 and size.threshold > 0
         relu = hidden and size.fused == RELU
         epilogue = BIAS_RELU if relu else BIAS
-        call(code.product, (x, ld_x, w, panel_size, y, ld_y, k, rows, panels, epilogue, b, 0))
+        call(code.product, (x, x_rows, w, panel_size, y, ld_y, k, rows, panels, epilogue, b, 0))
         if not hidden or ((relu or size.fused == LINEAR) and not drops):
             return
         s = arena.ctypes.data + (plan.widths[layer + 1].s_at + block) * FLOAT_BYTES
@@ -102,9 +112,9 @@ def make_backward(lanes: int) -> Any:
     @compiled
     def backward(code, plan, transposed, arena, layer, panel, panels, first, rows):
         size, below, width = plan.layers[layer], plan.layers[layer - 1], plan.widths[layer]
-        ld_dz, ld = plan.widths[layer + 1].ld, width.ld
-        base, block = arena.ctypes.data, first * ld + panel * lanes
-        dz = base + (plan.widths[layer + 1].dz_at + first * ld_dz) * FLOAT_BYTES
+        ld, base = width.ld, arena.ctypes.data
+        block = first * ld + panel * lanes
+        dz, dz_rows = base + plan.widths[layer + 1].dz_at * FLOAT_BYTES, plan.row_at[layer + 1].ctypes.data + first * ROW_BYTES
         dx = base + (width.dz_at + block) * FLOAT_BYTES
         k, panel_size = size.fan_out, size.fan_out_p * lanes
         w = transposed.ctypes.data + (size.t_at + panel * panel_size) * FLOAT_BYTES
@@ -114,21 +124,29 @@ def make_backward(lanes: int) -> Any:
         elif below.fused == LINEAR and below.threshold == 0:
             epilogue = KEEP
         e = base + (extra + block) * FLOAT_BYTES
-        call(code.product, (dz, ld_dz, w, panel_size, dx, ld, k, rows, panels, epilogue, e, ld))
+        call(code.product, (dz, dz_rows, w, panel_size, dx, ld, k, rows, panels, epilogue, e, ld))
 
     return backward
+
+
+@compiled
+def prefetch_label(batches, row):
+    """Ask for the label of a row of the order."""
+    prefetch(batches.labels.ctypes.data + batches.order[row] * batches.labels.itemsize)
 
 
 @compiled
 def losses(code, plan, batches, arena, targets, loss, correct, start, first, rows):
     """Loss, hit and dz of output rows: rows [first, first + rows) of the batch that starts at `start` in the order.
 
-    `targets` (outputs,) is the thread's own.
+    `targets` (outputs,) is the thread's own. Labels are anywhere in memory: each row asks for that of a later one.
     """
     width, n = plan.widths[len(plan.layers)], plan.layers[len(plan.layers) - 1].fan_out
     classes = len(batches.labels) > 0
     for r in range(first, first + rows):
         source = batches.order[start + r]
+        if classes and r + LABELS_AHEAD < first + rows:
+            prefetch_label(batches, start + r + LABELS_AHEAD)
         z_at, dz_at = width.y_at + r * width.ld, width.dz_at + r * width.ld
         for j in range(n):
             targets[j] = batches.cold if classes else batches.targets[source, j]
@@ -154,10 +172,10 @@ def train_kernel(lanes: int) -> Any:
 
 @functools.cache
 def predict_kernel(lanes: int) -> Any:
-    """predict(t, code, plan, block, x, x_row, shift, factor, store, arena, shared, z), likewise; `block` rows at a time.
+    """predict(t, code, plan, block, x, x_row, x_rows, shift, factor, store, arena, shared, z), likewise; `block` rows a task.
 
-    x is the address of the first row of features, x_row the bytes from row to row. Without code.scale the rows are float32
-    and taken as they are, from where they are: copying them first would take a tenth of the time.
+    x is the address of the first row of features, x_row the bytes from row to row, x_rows the table of a block's rows.
+    Without code.scale the rows are float32 and read where they are: copying them first would take a tenth of the time.
     """
     return cached(make_predict(lanes), f"predict {lanes}")
 
@@ -202,15 +220,16 @@ def make_task(lanes: int) -> Any:
             # WEIGHTS reads all rows of x, y and dz; writes its rectangle of weights, slots and transposed weights (clipped:
             # of the gradient). UPDATE reads its rectangle of the clipped gradient; writes that of the others.
             if kind == WEIGHTS:
-                gradient(code, plan, store, arena, packed, own, batches.scalars[step], task, rows)
+                x, x_rows = inputs_at(code, plan, batches, arena, task.layer, start, 0)
+                gradient(code, plan, store, x, x_rows, packed, own, batches.scalars[step], task, rows)
             if kind == UPDATE or batches.clip_norm == 0:
                 finish(code, plan, store, transposed, batches.scalars[step], task)
             return
         first, count = task.first, min(task.rows, rows - task.first)  # the last batch may be short
         if count <= 0:
             return
-        if kind == GATHER or (kind == ROWS and wide == 0):
-            # Writes its rows of the scaled inputs.
+        if kind == GATHER or (kind == ROWS and wide == 0 and code.scale != 0):
+            # Writes its rows of the scaled inputs. Rows that need no scaling are read where they are instead.
             gather(code, batches, start, first, count, plan.widths[0], arena)
         if kind == GATHER:
             return
@@ -218,11 +237,14 @@ def make_task(lanes: int) -> Any:
         # its columns of the transposed w, its rows of dz above and its block of y or s; writes its block of dz. ROWS does
         # both for all columns of its rows, in every layer from `wide` on, and writes their loss and hits.
         rest, top = kind == ROWS, len(plan.layers) - 1
+        if rest and len(batches.labels):
+            for r in range(min(count, LABELS_AHEAD)):
+                prefetch_label(batches, start + first + r)
         for layer in range(wide, (top if rest else wide if kind == FORWARD else wide - 1) + 1):
             panels = plan.layers[layer].fan_out_p // lanes if rest else task.panels
-            x, ld_x = activations_at(plan, arena, layer, first)
+            x, x_rows = inputs_at(code, plan, batches, arena, layer, start, first)
             now = batches.step + step
-            forward(code, plan, store, arena, x, ld_x, layer, task.panel, panels, first, count, now, batches.seed)
+            forward(code, plan, store, arena, x, x_rows, layer, task.panel, panels, first, count, now, batches.seed)
         if rest:
             losses(code, plan, batches, arena, own[targets_at:], loss, correct, start, first, count)
             pack(plan, arena, packed, top + 1, task.panel, plan.layers[top].fan_out_p // lanes, first, count, ONE)
@@ -281,7 +303,7 @@ def make_predict(lanes: int) -> Callable[..., None]:
     """Prediction: one phase, a task is a block of rows that passes through the thread's own rows of the arena."""
     forward = make_forward(lanes)
 
-    def predict(t, code, plan, block, x, x_row, shift, factor, store, arena, shared, z):
+    def predict(t, code, plan, block, x, x_row, x_rows, shift, factor, store, arena, shared, z):
         own, last = arena[t], len(plan.layers)
         outputs = plan.widths[last]
         tasks, rows_of_x = -(-len(z) // block), len(z)
@@ -292,17 +314,17 @@ def make_predict(lanes: int) -> Callable[..., None]:
                 break
             start = ticket * block
             rows = min(block, rows_of_x - start)
-            inputs, ld = x + start * x_row, x_row // FLOAT_BYTES
+            inputs, input_rows = x + start * x_row, x_rows.ctypes.data
             if code.scale:
                 given = inputs
-                inputs, ld = activations_at(plan, own, 0, 0)
+                inputs, input_rows = activations_at(plan, own, 0, 0)
                 for r in range(rows):
-                    to = inputs + r * ld * FLOAT_BYTES
+                    to = inputs + plan.row_at[0, r]
                     call(code.scale, (given + r * x_row, shift.ctypes.data, factor.ctypes.data, to, len(shift)))
             for layer in range(last):
                 panels = plan.layers[layer].fan_out_p // lanes
-                forward(code, plan, store[PARAMETERS], own, inputs, ld, layer, 0, panels, 0, rows, -1, np.uint64(0))
-                inputs, ld = activations_at(plan, own, layer + 1, 0)
+                forward(code, plan, store[PARAMETERS], own, inputs, input_rows, layer, 0, panels, 0, rows, -1, np.uint64(0))
+                inputs, input_rows = activations_at(plan, own, layer + 1, 0)
             for r in range(rows):
                 at = outputs.y_at + r * outputs.ld
                 z_row, row = z[start + r], own[at : at + outputs.ld]

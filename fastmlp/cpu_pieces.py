@@ -21,7 +21,7 @@ import numpy as np
 
 from fastmlp.cpu_compile import compiled
 from fastmlp.cpu_formulas import ZERO
-from fastmlp.cpu_instructions import atomic_load, atomic_store, call, fetch_add, pause, prefetch, swap_if, yield_core
+from fastmlp.cpu_instructions import atomic_load, atomic_store, call, fetch_add, pause, swap_if, yield_core
 from fastmlp.cpu_plan import CHUNK_ROWS, GROUP_COLUMNS
 from fastmlp.cpu_products import FLOAT_BYTES
 from fastmlp.cpu_simd import TILES, make_transpose
@@ -95,18 +95,18 @@ def add_rows(matrix, rows, ld, sums):
 
 
 def make_gradient(lanes: int) -> Any:
-    """gradient(code, plan, store, arena, packed, own, scalars, task, rows): dw = x' dz, db = 1' dz over `rows` rows.
+    """gradient(code, plan, store, x, x_rows, packed, own, scalars, task, rows): dw = x' dz, db = 1' dz over `rows` rows.
 
-    For a rectangle of weights and, with the topmost one, its columns' biases. In registers, each tile ends with the update
+    For a rectangle of weights and, with the topmost one, its columns' biases; x and x_rows tell where the layer's inputs are
+    (`cpu_kernels.inputs_at`). In registers, each tile ends with the update
     of its weights; otherwise the gradient with its penalties goes to the row GRADIENT of `store`. Biases always go there.
     """
     pair, deepest = TILES[lanes].vectors, BATCH_DEPTHS[lanes]
 
     @compiled
-    def gradient(code, plan, store, arena, packed, own, scalars, task, rows):
+    def gradient(code, plan, store, x, x_rows, packed, own, scalars, task, rows):
         layer, panel, panels = task.layer, task.panel, task.panels
-        size, below = plan.layers[layer], plan.widths[layer]
-        a = arena.ctypes.data + (below.y_at + task.first) * FLOAT_BYTES
+        size, a = plan.layers[layer], x + task.first * FLOAT_BYTES
         dz_pair = plan.rows * pair * lanes
         dz_at = plan.widths[layer + 1].packed_at + panel // pair * dz_pair
         b = packed.ctypes.data + dz_at * FLOAT_BYTES
@@ -118,7 +118,7 @@ def make_gradient(lanes: int) -> Any:
             call(
                 code.gradient,
                 (
-                    a, below.ld, b, dz_pair, panels, own.ctypes.data, CHUNK_ROWS * lanes, r, depth,
+                    a, x_rows, b, dz_pair, panels, own.ctypes.data, CHUNK_ROWS * lanes, r, depth,
                     p, panel_size, task.rows, slot, scalars.ctypes.data, np.int64(r + depth == rows),
                 ),
             )  # fmt: skip
@@ -187,11 +187,8 @@ def gather(code, batches, start, first, rows, width, arena):
     """Scaled inputs of the rows [first, first + rows) of the batch that starts at `start` in the order."""
     features, shift, factor = len(batches.shift), batches.shift.ctypes.data, batches.factor.ctypes.data
     for r in range(first, first + rows):
-        source = batches.order[start + r]
-        if len(batches.labels):
-            prefetch(batches.labels.ctypes.data + source * batches.labels.itemsize)
         to = arena.ctypes.data + (width.y_at + r * width.ld) * FLOAT_BYTES
-        call(code.scale, (batches.x + source * batches.x_row, shift, factor, to, features))
+        call(code.scale, (batches.x + batches.x_at[start + r], shift, factor, to, features))
 
 
 @compiled

@@ -75,6 +75,7 @@ class Plan(NamedTuple):
         BACKWARD counts the transposed panels
     shares : (phases, threads + 1) int64: thread t begins with the tasks shares[p, t] … shares[p, t + 1] of phase p
     rows : of the largest batch
+    row_at : (widths, rows) int64: bytes from a width's first row, of activations or gradients, to each
     """
 
     layers: Any
@@ -83,12 +84,13 @@ class Plan(NamedTuple):
     tasks: Any
     shares: Any
     rows: int
+    row_at: Any
 
 
 class Batches(NamedTuple):
     """What a run of steps trains on.
 
-    x : address of rows of features, uint8 or float32, `x_row` bytes apart
+    x : address of rows of features, uint8 or float32; x_at (rows,) int64: bytes from there to each row of the order
     labels (n,) int32 and targets (n, outputs) float32, one of them empty
     order (rows,) int64; row_scale (rows,) float32: share of each row in its batch's mean
     shift, factor (features,) float32: x is scaled to (x - shift) factor
@@ -98,7 +100,7 @@ class Batches(NamedTuple):
     """
 
     x: int
-    x_row: int
+    x_at: Any
     labels: Any
     targets: Any
     order: Any
@@ -128,24 +130,38 @@ def round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
+def padded_width(size: int, lanes: int) -> int:
+    """A width with its zeros."""
+    return round_up(size, max(lanes, UNIT))
+
+
 def offsets(sizes: list[int]) -> tuple[Ints, int]:
     """Start of each piece when pieces follow each other, and the end."""
     ends = np.cumsum([0, *sizes])
     return ends[:-1].astype(np.int64), int(ends[-1])
 
 
-def make_layout(network: Network, lanes: int, rows: int, threads: int = 1, clip: bool = False, fused: bool = True) -> Layout:
+def make_layout(
+    network: Network,
+    lanes: int,
+    rows: int,
+    threads: int = 1,
+    clip: bool = False,
+    fused: bool = True,
+    gathers: bool = True,
+) -> Layout:
     """Layout for batches of up to `rows` rows, on vectors of `lanes` floats.
 
-    With `clip` gradients and updates part. Without `fused` all activations run over rows.
+    With `clip` gradients and updates part. Without `fused` all activations run over rows. Without `gathers` inputs are read
+    where they are, and have no place in the arena.
     """
-    widths = [round_up(size, max(lanes, UNIT)) for size in network.sizes]
+    widths = [padded_width(size, lanes) for size in network.sizes]
     lds = [width + CACHE_LINE if (width // CACHE_LINE) % 2 == 0 else width for width in widths]
     pairs = list(pairwise(widths))
     w_at, end = offsets([k * n + n for k, n in pairs])
     t_at, transposed = offsets([k * n if index else 0 for index, (k, n) in enumerate(pairs)])
     inner = [rows * ld for ld in lds[1:]]
-    buffers, arena = offsets([rows * lds[0], *inner, 0, *inner, 0, *inner])
+    buffers, arena = offsets([rows * lds[0] * gathers, *inner, 0, *inner, 0, *inner])
     layers = np.zeros(len(pairs), LAYER)
     layers["fan_in"], layers["fan_out"] = network.sizes[:-1], network.sizes[1:]
     layers["fan_in_p"], layers["fan_out_p"] = widths[:-1], widths[1:]
@@ -157,7 +173,7 @@ def make_layout(network: Network, lanes: int, rows: int, threads: int = 1, clip:
     places["ld"] = lds
     places["y_at"], places["s_at"], places["dz_at"] = buffers.reshape(3, -1)
     places["packed_at"], packed = offsets([0, *(rows * round_up(width, PAIR * lanes) for width in widths[1:])])
-    plan = make_plan(layers, places, make_phases(pairs, lanes, rows, threads, clip), threads, rows)
+    plan = make_plan(layers, places, make_phases(pairs, lanes, rows, threads, clip, gathers), threads, rows)
     return Layout(plan, end, transposed, arena, packed)
 
 
@@ -172,7 +188,7 @@ class Phase(NamedTuple):
     tasks: list[tuple[int, int, int, int, int]]
 
 
-def make_phases(pairs: list[tuple[int, int]], lanes: int, rows: int, threads: int, clip: bool) -> list[Phase]:
+def make_phases(pairs: list[tuple[int, int]], lanes: int, rows: int, threads: int, clip: bool, gathers: bool) -> list[Phase]:
     """The phases of a step for padded layer sizes `pairs`. Without wide layers, ROWS gathers its own inputs."""
     wide = 0
     while wide < len(pairs) - 1 and pairs[wide][0] * pairs[wide][1] >= TAIL_WEIGHTS:
@@ -181,7 +197,7 @@ def make_phases(pairs: list[tuple[int, int]], lanes: int, rows: int, threads: in
     backward = [Phase(BACKWARD, n, column_tasks(n, pairs[n][0] // lanes, rows, threads)) for n in range(wide - 1, 0, -1)]
     weights = weight_tasks(pairs, lanes, threads)
     updates = [Phase(UPDATE, 0, weights)] if clip else []
-    gather = [Phase(GATHER, 0, row_tasks(rows, threads))] if wide else []
+    gather = [Phase(GATHER, 0, row_tasks(rows, threads))] if wide and gathers else []
     return [*gather, *forward, Phase(ROWS, wide, row_tasks(rows, threads)), *backward, Phase(WEIGHTS, 0, weights), *updates]
 
 
@@ -227,7 +243,8 @@ def make_plan(layers: Any, widths: Any, phases: list[Phase], threads: int, rows:
     heads = [(phase.kind, phase.layer, first, len(phase.tasks)) for phase, first in zip(phases, firsts, strict=True)]
     shares = [[len(phase.tasks) * t // threads for t in range(threads + 1)] for phase in phases]
     tasks = [task for phase in phases for task in phase.tasks]
-    return Plan(layers, widths, np.array(heads, PHASE), np.array(tasks, TASK), np.array(shares, np.int64), rows)
+    row_at = np.outer(widths["ld"] * np.dtype(np.float32).itemsize, np.arange(rows))
+    return Plan(layers, widths, np.array(heads, PHASE), np.array(tasks, TASK), np.array(shares, np.int64), rows, row_at)
 
 
 def pack(network: Network, plan: Plan, lanes: int, vector: FloatArray, row: npt.NDArray[np.float32]) -> None:

@@ -10,14 +10,17 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from fastmlp import optimizers
 from fastmlp.cpu_compile import address_of, compiled
-from fastmlp.cpu_instructions import prefetch
+from fastmlp.cpu_instructions import array_at, prefetch
 from fastmlp.cpu_simd import KEEP, SINGLE_VECTORS, TILES, TRACED_NAMES, make_gradient_tile, make_tile
 from fastmlp.functions import copy_of
 from fastmlp.optimizers import RULES, with_penalties
 
 FLOAT_BYTES = 4
+ROW_BYTES = 8  # of a row in a table of rows
 PIECE_BYTES = 12_800  # of a panel of B, of which two stay in the first cache while all rows pass
 
 
@@ -49,12 +52,12 @@ def deepest_piece(lanes: int) -> int:
 
 @functools.cache
 def product_address(lanes: int) -> int:  # noqa: C901 - the shapes of tiles, each once
-    """Address of product(a, a_row, b, b_panel, c, c_row, k, rows, panels, epilogue, extra, extra_row): C = epilogue(A B).
+    """Address of product(a, a_rows, b, b_panel, c, c_row, k, rows, panels, epilogue, extra, extra_row): C = epilogue(A B).
 
-    A (rows, k) and C are row-major with rows a_row and c_row apart; B lies in panels of `lanes` columns, b_panel apart,
-    each k rows of `lanes`. For the epilogues and what `extra` holds for them see cpu_simd.py. The sum over k is cut into
-    equal pieces, whose panels stay in the first cache while all rows pass; no bit depends on it. Addresses in bytes,
-    strides in elements.
+    A (rows, k) is row-major, its rows where the table a_rows says (`emit_row`), and C with rows c_row apart; B lies in panels
+    of `lanes` columns, b_panel apart, each k rows of `lanes`. For the epilogues and what `extra` holds for them see
+    cpu_simd.py. The sum over k is cut into equal pieces, whose panels stay in the first cache while all rows pass; no bit
+    depends on it. Addresses in bytes, strides in elements.
     """
     tall, low, pair = TILES[lanes]
     wide, low_wide = make_tile(tall, pair, lanes), make_tile(low, pair, lanes)
@@ -64,7 +67,7 @@ def product_address(lanes: int) -> int:  # noqa: C901 - the shapes of tiles, eac
     column = lanes * FLOAT_BYTES  # bytes from panel to panel of C
     deepest = deepest_piece(lanes)
 
-    def product(a, a_row, b, b_panel, c, c_row, k, rows, panels, epilogue, extra, extra_row):
+    def product(a, a_rows, b, b_panel, c, c_row, k, rows, panels, epilogue, extra, extra_row):
         in_tiles = rows - rows % granule if rows >= low else 0  # the others pass one by one
         piece = -(-k // -(-k // deepest))
         for j in range(0, k, piece):
@@ -76,30 +79,30 @@ def product_address(lanes: int) -> int:  # noqa: C901 - the shapes of tiles, eac
                 i = 0
                 while i < in_tiles:
                     h = height(in_tiles - i)
-                    a_i, c_i = a_j + i * a_row * FLOAT_BYTES, c + i * c_row * FLOAT_BYTES + p * column
+                    rows_i, c_i = a_rows + i * ROW_BYTES, c + i * c_row * FLOAT_BYTES + p * column
                     e_i = extra + i * extra_row * FLOAT_BYTES + p * column
                     if p + pair <= panels:
                         if h == tall:
-                            wide(a_i, a_row, b_p, b_panel, c_i, c_row, depth, first, finish, e_i, extra_row)
+                            wide(a_j, rows_i, b_p, b_panel, c_i, c_row, depth, first, finish, e_i, extra_row)
                         else:
-                            low_wide(a_i, a_row, b_p, b_panel, c_i, c_row, depth, first, finish, e_i, extra_row)
+                            low_wide(a_j, rows_i, b_p, b_panel, c_i, c_row, depth, first, finish, e_i, extra_row)
                     elif h == tall:
-                        narrow(a_i, a_row, b_p, b_panel, c_i, c_row, depth, first, finish, e_i, extra_row)
+                        narrow(a_j, rows_i, b_p, b_panel, c_i, c_row, depth, first, finish, e_i, extra_row)
                     else:
-                        low_narrow(a_i, a_row, b_p, b_panel, c_i, c_row, depth, first, finish, e_i, extra_row)
+                        low_narrow(a_j, rows_i, b_p, b_panel, c_i, c_row, depth, first, finish, e_i, extra_row)
                     i += h
             for i in range(in_tiles, rows):
-                a_i, c_i = a_j + i * a_row * FLOAT_BYTES, c + i * c_row * FLOAT_BYTES
+                rows_i, c_i = a_rows + i * ROW_BYTES, c + i * c_row * FLOAT_BYTES
                 e_i = extra + i * extra_row * FLOAT_BYTES
                 p = 0
                 while p < panels:
                     b_p = b_j + p * b_panel * FLOAT_BYTES
                     c_p, e_p = c_i + p * column, e_i + p * column
                     if p + SINGLE_VECTORS <= panels:
-                        single(a_i, a_row, b_p, b_panel, c_p, c_row, depth, first, finish, e_p, extra_row)
+                        single(a_j, rows_i, b_p, b_panel, c_p, c_row, depth, first, finish, e_p, extra_row)
                         p += SINGLE_VECTORS
                     else:
-                        single_narrow(a_i, a_row, b_p, b_panel, c_p, c_row, depth, first, finish, e_p, extra_row)
+                        single_narrow(a_j, rows_i, b_p, b_panel, c_p, c_row, depth, first, finish, e_p, extra_row)
                         p += 1
 
     return address_of(product, f"product {lanes}", 12)
@@ -107,11 +110,11 @@ def product_address(lanes: int) -> int:  # noqa: C901 - the shapes of tiles, eac
 
 @functools.cache
 def gradient_address(lanes: int, rule_name: str, penalised: bool) -> int:
-    """Address of gradient(a, a_k, b, b_pair, panels, c, c_panel, r, depth, p, p_panel, rows, slot, scalars, last).
+    """Address of gradient(a, a_rows, b, b_pair, panels, c, c_panel, r, depth, p, p_panel, rows, slot, scalars, last).
 
     `make_gradient_tile` over `rows` rows of a rectangle of `panels` panels, summed over the rows [r, r + depth) of a and b.
-    b holds rows of a pair of vectors, b_pair from pair to pair. All columns pass
-    before the next rows, so that those of A are read once. rule_name "" keeps the gradient.
+    a_rows tells where the rows of A are (`emit_row`); b holds rows of a pair of vectors, b_pair from pair to pair. All
+    columns pass before the next rows, so that those of A are read once. rule_name "" keeps the gradient.
     """
     tall, low, pair = TILES[lanes]
     rule = traced_rule(rule_name, penalised) if rule_name else None
@@ -120,25 +123,25 @@ def gradient_address(lanes: int, rule_name: str, penalised: bool) -> int:
     height, line = make_height(lanes), lanes * FLOAT_BYTES
     two = pair * lanes  # floats of a row of b
 
-    def gradient(a, a_k, b, b_pair, panels, c, c_panel, r, depth, p, p_panel, rows, slot, scalars, last):
-        first, i = r == 0, 0
-        for j in range(r, r + depth):  # the tiles ask for the next columns of A, but nobody has asked for the first
-            prefetch(a + j * a_k * FLOAT_BYTES)
+    def gradient(a, a_rows, b, b_pair, panels, c, c_panel, r, depth, p, p_panel, rows, slot, scalars, last):
+        first, i, rows_r = r == 0, 0, a_rows + r * ROW_BYTES
+        for j in range(depth):  # the tiles ask for the next columns of A, but nobody has asked for the first
+            prefetch(a + array_at(rows_r, depth, np.int64)[j])
         while i < rows:
             h = height(rows - i)
-            a_i = a + (r * a_k + i) * FLOAT_BYTES
+            a_i = a + i * FLOAT_BYTES
             for q in range(0, panels, pair):
                 b_q = b + (q // pair * b_pair + r * two) * FLOAT_BYTES
                 c_q, p_q = c + i * line + q * c_panel * FLOAT_BYTES, p + i * line + q * p_panel * FLOAT_BYTES
                 if q + pair <= panels:
                     if h == tall:
-                        wide(a_i, a_k, b_q, two, c_q, c_panel, depth, p_q, p_panel, slot, scalars, first, last)
+                        wide(a_i, rows_r, b_q, two, c_q, c_panel, depth, p_q, p_panel, slot, scalars, first, last)
                     else:
-                        low_wide(a_i, a_k, b_q, two, c_q, c_panel, depth, p_q, p_panel, slot, scalars, first, last)
+                        low_wide(a_i, rows_r, b_q, two, c_q, c_panel, depth, p_q, p_panel, slot, scalars, first, last)
                 elif h == tall:
-                    narrow(a_i, a_k, b_q, two, c_q, c_panel, depth, p_q, p_panel, slot, scalars, first, last)
+                    narrow(a_i, rows_r, b_q, two, c_q, c_panel, depth, p_q, p_panel, slot, scalars, first, last)
                 else:
-                    low_narrow(a_i, a_k, b_q, two, c_q, c_panel, depth, p_q, p_panel, slot, scalars, first, last)
+                    low_narrow(a_i, rows_r, b_q, two, c_q, c_panel, depth, p_q, p_panel, slot, scalars, first, last)
             i += h
 
     return address_of(gradient, f"gradient {lanes} {rule_name} {penalised}", 15)

@@ -6,7 +6,8 @@ elements, checks nothing and cannot raise.
 The micro-kernel computes one tile of C = A B in registers: a few rows by a few vectors of `lanes` columns, all of K, each
 element of A broadcast against vectors of B, fused multiply-add. Every element of C is one sum in the order of k by one
 thread, so its bits depend on nothing but A and B. Terms (micro-kernel, micro-tile, panel) as in Van Zee & van de Geijn,
-"BLIS", 2015.
+"BLIS", 2015. Rows of A may lie anywhere: a table of int64 tells how many bytes from its address each begins, so that a batch
+is multiplied where its rows are, in whatever order the data set has them.
 """
 
 from __future__ import annotations
@@ -58,6 +59,12 @@ def address(builder: Any, base: Any, offset: Any) -> Any:
     """Pointer to float number `offset` from the integer address `base`."""
     byte = builder.add(base, builder.mul(offset, INT64(4)))
     return builder.inttoptr(byte, FLOAT.as_pointer())
+
+
+def emit_row(builder: Any, a: Any, a_rows: Any, row: Any) -> Any:
+    """Address of a row of A: `a` and as many bytes as the int64 number `row` at address `a_rows` says."""
+    place = builder.inttoptr(builder.add(a_rows, builder.mul(row, INT64(8))), INT64.as_pointer())
+    return builder.add(a, builder.load(place, align=8))
 
 
 def emit_spread(builder: Any, number: Any, kind: Any) -> Any:
@@ -142,13 +149,12 @@ def emit_sums(v: VectorBuilder, shape: Any, a: Any, b: Any, k: Any, first: Any, 
 
     With `ahead`, each turn asks for the cache line that many elements after its first element of A.
 
-    shape (rows, vectors); a (address, [offset of each row], step of k), b likewise with the offset of each vector;
-    held() emits the loads of the sums to go on from where `first` is 0. In each turn a row's broadcast is followed by
-    its own FMAs: with all broadcasts first, LLVM keeps them all and runs out of registers.
+    shape (rows, vectors); a(j) emits the places of column j of A, (address, offset) for each row; b (address, [offset of
+    each vector], step of k); held() emits the loads of the sums to go on from where `first` is 0. In each turn a row's
+    broadcast is followed by its own FMAs: with all broadcasts first, LLVM keeps them all and runs out of registers.
     """
     builder = v.builder
     rows, vectors = shape
-    a_at, a_starts, a_k = a
     b_at, b_starts, b_k = b
     tile = [(i, p) for p in range(vectors) for i in range(rows)]
     before = builder.block
@@ -161,11 +167,13 @@ def emit_sums(v: VectorBuilder, shape: Any, a: Any, b: Any, k: Any, first: Any, 
     j = builder.phi(INT64)
     sums = {at: builder.phi(v.type) for at in tile}
     b_vectors = [v.load(b_at, builder.add(builder.mul(j, b_k), start)) for start in b_starts]
+    column = a(j)
     if ahead:
-        v.prefetch(a_at, builder.add(builder.mul(j, a_k), INT64(ahead)))
+        a_at, offset = column[0]
+        v.prefetch(a_at, builder.add(offset, INT64(ahead)))
     new = {}
     for i in range(rows):
-        scalar = v.broadcast(a_at, builder.add(builder.mul(j, a_k), a_starts[i]))
+        scalar = v.broadcast(*column[i])
         for p in range(vectors):
             new[i, p] = v.fma(scalar, b_vectors[p], sums[i, p])
     following = builder.add(j, INT64(1))
@@ -185,10 +193,10 @@ def starts(builder: Any, stride: Any, count: int) -> list[Any]:
 
 @functools.cache
 def make_tile(rows: int, vectors: int, width: int) -> Callable[..., None]:
-    """The micro-kernel tile(a, a_row, b, b_panel, c, c_row, k, first, epilogue, extra, extra_row).
+    """The micro-kernel tile(a, a_rows, b, b_panel, c, c_row, k, first, epilogue, extra, extra_row).
 
-    C[i, v] = epilogue(sum over j < k of A[i, j] B[j, v]) for i < rows and v < vectors, where A[i, j] is the float at
-    a + i a_row + j, B[j, v] the vector of `width` floats at b + j width + v b_panel, C[i, v] the vector at
+    C[i, v] = epilogue(sum over j < k of A[i, j] B[j, v]) for i < rows and v < vectors, where A[i, j] is float number j of
+    row i (see `emit_row`), B[j, v] the vector of `width` floats at b + j width + v b_panel, C[i, v] the vector at
     c + i c_row + v width, and what the epilogue (a number, see EPILOGUES) reads the one at extra + i extra_row + v width.
     k >= 1. C may alias nothing but `extra`; A and B are only read; no alignment beyond that of a float is needed.
     Addresses a, b, c, extra in bytes, strides in elements.
@@ -198,14 +206,18 @@ def make_tile(rows: int, vectors: int, width: int) -> Callable[..., None]:
     """
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        a, a_row, b, b_panel, c, c_row, k, first, epilogue, extra, extra_row = args
+        a, a_rows, b, b_panel, c, c_row, k, first, epilogue, extra, extra_row = args
         v = VectorBuilder(builder, width)
         tile = [(i, p) for p in range(vectors) for i in range(rows)]
         c_rows, extra_rows = starts(builder, c_row, rows), starts(builder, extra_row, rows)
         c_at = {(i, p): builder.add(c_rows[i], INT64(p * width)) for i, p in tile}
         b_side = (b, starts(builder, b_panel, vectors), INT64(width))
-        a_side = (a, starts(builder, a_row, rows), INT64(1))
-        sums = emit_sums(v, (rows, vectors), a_side, b_side, k, first, lambda: {at: v.load(c, c_at[at]) for at in tile})
+        starts_of_a = [emit_row(builder, a, a_rows, INT64(i)) for i in range(rows)]
+
+        def column(j: Any) -> Any:
+            return [(row, j) for row in starts_of_a]
+
+        sums = emit_sums(v, (rows, vectors), column, b_side, k, first, lambda: {at: v.load(c, c_at[at]) for at in tile})
         end = builder.append_basic_block("tile_done")
         cases = [builder.append_basic_block(finish.__name__) for finish in EPILOGUES]
         switch = builder.switch(epilogue, cases[KEEP])
@@ -219,7 +231,7 @@ def make_tile(rows: int, vectors: int, width: int) -> Callable[..., None]:
         return context.get_dummy_value()
 
     @intrinsic
-    def tile(typing, a, a_row, b, b_panel, c, c_row, k, first, epilogue, extra, extra_row):
+    def tile(typing, a, a_rows, b, b_panel, c, c_row, k, first, epilogue, extra, extra_row):
         return types.void(*[types.int64] * 11), build
 
     return tile
@@ -299,26 +311,30 @@ def emit_update(v: VectorBuilder, rule: Any, gradient: Any, p: Any, offset: Any,
 
 @functools.cache
 def make_gradient_tile(rows: int, vectors: int, width: int, rule: Callable[..., Any] | None) -> Callable[..., None]:
-    """The micro-kernel of gradients, tile(a, a_k, b, b_k, c, c_panel, k, p, p_panel, slot, scalars, first, last).
+    """The micro-kernel of gradients, tile(a, a_rows, b, b_k, c, c_panel, k, p, p_panel, slot, scalars, first, last).
 
-    The sum of `make_tile` with rows of A one apart. Where it ends (`last`), its epilogue is the optimiser's step: the
-    gradient never leaves the registers. `rule` is a scalar formula, (p, g, m, v, s) -> (p, m, v), traced with vectors:
+    The sum of `make_tile` with A', whose row i is column i of A. Where it ends (`last`), its epilogue is the optimiser's step:
+    the gradient never leaves the registers. `rule` is a scalar formula, (p, g, m, v, s) -> (p, m, v), traced with vectors:
     P[i, v] is the vector at p + i width + v p_panel, m and v lie `slot` and 2 `slot` elements behind it, s are the floats
     from address `scalars` on. Slots that the rule hands back unchanged are not written. Without a rule P becomes the
     gradient itself. A cut sum is kept at c + i width + v c_panel.
     """
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        a, a_k, b, b_k, c, c_panel, k, p, p_panel, slot, scalars, first, last = args
+        a, a_rows, b, b_k, c, c_panel, k, p, p_panel, slot, scalars, first, last = args
         v = VectorBuilder(builder, width)
         lines = [INT64(i * width) for i in range(rows)]
         c_at = {(i, q): builder.add(builder.mul(c_panel, INT64(q)), lines[i]) for q in range(vectors) for i in range(rows)}
-        a_rows, b_panels = [INT64(i) for i in range(rows)], [INT64(q * width) for q in range(vectors)]
         for q in range(vectors):
             for start in range(0, rows * width, LINE):
                 v.prefetch(p, builder.add(builder.mul(p_panel, INT64(q)), INT64(start)))
-        a_side, b_side = (a, a_rows, a_k), (b, b_panels, b_k)
-        sums = emit_sums(v, (rows, vectors), a_side, b_side, k, first, lambda: {at: v.load(c, c_at[at]) for at in c_at}, LINE)
+        b_side = (b, [INT64(q * width) for q in range(vectors)], b_k)
+
+        def column(j: Any) -> Any:
+            row = emit_row(builder, a, a_rows, j)
+            return [(row, INT64(i)) for i in range(rows)]
+
+        sums = emit_sums(v, (rows, vectors), column, b_side, k, first, lambda: {at: v.load(c, c_at[at]) for at in c_at}, LINE)
         with builder.if_else(builder.icmp_signed("!=", last, INT64(0))) as (done, cut):
             with done:
                 s = Scalars(v, scalars)
@@ -331,7 +347,7 @@ def make_gradient_tile(rows: int, vectors: int, width: int, rule: Callable[..., 
         return context.get_dummy_value()
 
     @intrinsic
-    def tile(typing, a, a_k, b, b_k, c, c_panel, k, p, p_panel, slot, scalars, first, last):
+    def tile(typing, a, a_rows, b, b_k, c, c_panel, k, p, p_panel, slot, scalars, first, last):
         return types.void(*[types.int64] * 13), build
 
     return tile
@@ -364,37 +380,3 @@ def make_transpose(width: int) -> Callable[..., None]:
         return types.void(*[types.int64] * 4), build
 
     return transpose
-
-
-@functools.cache
-def make_fma_loop(count: int, width: int) -> Callable[..., Any]:
-    """fma_loop(steps, x): `steps` times `count` fused multiply-adds of vectors of `width` floats, all in registers.
-
-    Gives a float that depends on all of them, so that none can be left out; 2 count width steps operations.
-    """
-
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        steps, x = args
-        v = VectorBuilder(builder, width)
-        factor = emit_spread(builder, x, v.type)
-        before, body, end = builder.block, builder.append_basic_block("step"), builder.append_basic_block("end")
-        builder.branch(body)
-        builder.position_at_end(body)
-        step = builder.phi(INT64)
-        sums = [builder.phi(v.type) for _ in range(count)]
-        new = [v.fma(factor, factor, one) for one in sums]
-        following = builder.add(step, INT64(1))
-        step.add_incoming(INT64(0), before)
-        step.add_incoming(following, body)
-        for number, one in enumerate(sums):  # equal starts could be computed once for all
-            one.add_incoming(ir.Constant(v.type, [float(number)] * width), before)
-            one.add_incoming(new[number], body)
-        builder.cbranch(builder.icmp_signed("<", following, steps), body, end)
-        builder.position_at_end(end)
-        return builder.extract_element(functools.reduce(builder.fadd, new), INT32(0))
-
-    @intrinsic
-    def fma_loop(typing, steps, x):
-        return types.float32(types.int64, types.float32), build
-
-    return fma_loop

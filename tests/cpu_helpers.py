@@ -59,6 +59,30 @@ def placed(values: Any, strides: tuple[int, ...]) -> Placed:
     return Placed(buffer, block, strides)
 
 
+class Scattered(NamedTuple):
+    """Rows of floats in no order inside a larger buffer full of guard values, some of them before the address `at`."""
+
+    buffer: Any
+    at: int
+    table: Any
+
+    @property
+    def rows(self) -> int:
+        """Address of the table that tells how many bytes from `at` each row begins."""
+        return int(self.table.ctypes.data)
+
+
+def scattered(values: Any) -> Scattered:
+    """Copies of the rows of a matrix, guard values before, between and behind."""
+    rows, size = values.shape
+    starts = 33 + np.random.default_rng(rows).permutation(rows) * (size + 5)
+    buffer = np.full(66 + rows * (size + 5), GUARD)
+    for start, row in zip(starts, values, strict=True):
+        buffer[start : start + size] = row
+    middle = len(buffer) // 2
+    return Scattered(buffer, buffer[middle:].ctypes.data, (starts - middle) * FLOAT_BYTES)
+
+
 class Meaning(NamedTuple):
     """What an epilogue must do, in NumPy: value(product, extra), and the tolerance of that from the product's."""
 

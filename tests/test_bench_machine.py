@@ -17,7 +17,8 @@ from fastmlp.bench_machine import (
     make_kernels,
     versions,
 )
-from fastmlp.cpu_simd import lanes, make_fma_loop
+from fastmlp.cpu_instructions import make_fma_loop
+from fastmlp.cpu_simd import lanes
 
 
 @pytest.mark.parametrize(("count", "width"), [(12, 8), (3, 4), (1, 16)])

@@ -86,6 +86,68 @@ def test_rows_that_need_no_scaling_are_read_where_they_are(threads: int, monkeyp
     assert in_place == {(path, name): [path and name != "gaps"] for path in (False, True) for name in given}
 
 
+WIDE, NARROW = (32, 640, 9, 5), (16, 9, 5)  # with and without layers that are cut by columns
+
+
+@pytest.mark.parametrize("sizes", [WIDE, NARROW], ids=["wide", "narrow"])
+@pytest.mark.parametrize("changes", [{}, {"dropout": 0.3}, {"optimizer": PENALISED}], ids=["sgd", "dropout", "clipped adam"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_training_reads_rows_where_they_are(
+    sizes: tuple[int, ...], changes: dict[str, Any], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All layouts of the data have the bits of gathered rows; the last batch is short, and sums are cut."""
+    monkeypatch.setattr(cpu, "IN_PLACE_WIDTHS", dict.fromkeys(cpu.IN_PLACE_WIDTHS, 640))
+    job = fused_job(sizes, changes.get("optimizer"), threads=threads, batch_size=300)
+    job = dataclasses.replace(job, network=dataclasses.replace(job.network, dropout=changes.get("dropout", 0.0)))
+    course = make_course(job.network, rows=640, batch=300, epochs=2)
+    given = views(len(course.x), sizes[0])
+    states, gathers = {}, {}
+    for path in (False, True):
+        monkeypatch.setattr(NumbaEngine, "in_place", path)
+        for name, x in given.items():
+            engine, results = trained_engine(job, course._replace(x=x))
+            states[path, name] = engine.state(), results
+            gathers[path, name] = (
+                GATHER in engine.layout.plan.phases["kind"],
+                [code.scale != 0 for code in engine.codes.values()],
+            )
+            engine.close()
+    assert all(same_bits(state, states[False, "plain"]) for state in states.values())
+    wide = sizes == WIDE
+    here, gathered = (False, [False]), (wide, [True])  # narrow networks gather without a phase of its own
+    assert gathers == {(path, name): here if path and name != "gaps" else gathered for path in (False, True) for name in given}
+
+
+@pytest.mark.parametrize("sizes", [(13, 21, 5), (16, 33, 5)], ids=["padding", "columns"])
+def test_training_gathers_rows_that_have_padding_or_are_read_too_often(
+    sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "IN_PLACE_WIDTHS", dict.fromkeys(cpu.IN_PLACE_WIDTHS, 32))
+    job = fused_job(sizes)
+    engine, _ = trained_engine(job, make_course(job.network, rows=30, batch=7))
+    assert [code.scale != 0 for code in engine.codes.values()] == [True]
+    engine.close()
+
+
+def test_one_engine_trains_on_rows_of_all_kinds_in_turn() -> None:
+    """Rows that stay and rows that are gathered, batches that grow: the buffers follow."""
+    job = fused_job(NARROW, threads=2, batch_size=9)
+    as_they_are = Scaling("none", np.zeros(16, np.float32), np.ones(16, np.float32))
+    pixels = np.random.default_rng(0).integers(0, 3, (30, 16)).astype(np.uint8)
+    floats, y = pixels.astype(np.float32), np.arange(30, dtype=np.int32) % 5
+    states, gathers = [], []
+    for one in (job, dataclasses.replace(job, scaling=as_they_are)):
+        engine = NumbaEngine(one)
+        engine.load(start_state(job))
+        for x, rows in ((floats, 5), (pixels, 4), (floats, 3), (pixels, 30), (floats, 30)):
+            engine.train(x, y, np.arange(rows)[::-1], np.full(-(-rows // 9), 0.1))
+            gathers.append(engine.gathers)
+        states.append(engine.state())
+        engine.close()
+    assert gathers == [False, True, False, True, False] + [True] * 5
+    assert same_bits(*states)
+
+
 def test_rows_that_need_scaling_are_scaled() -> None:
     job = fused_job((13, 21, 5))
     x = views(70, 13)["plain"]

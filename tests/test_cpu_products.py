@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from conftest import excess, product_tolerance, same_bits
-from cpu_helpers import FLOAT_BYTES, MEANINGS, Case, Placed, excess_of, make_case, placed
+from cpu_helpers import FLOAT_BYTES, MEANINGS, Case, Placed, excess_of, make_case, placed, scattered
 from numba import njit
 
 from fastmlp.cpu_compile import compiled_with_callees
@@ -51,13 +51,13 @@ def run_product(width: int, epilogue: int, case: Case) -> Placed:
     """C of a product, placed among guard values; A, B and extra are checked to be left alone."""
     (rows, k), panels = case.a.shape, case.b.shape[1] // width
     like_c = MEANINGS[epilogue].extra_like_c
-    a = placed(case.a, (k + 5, 1))
+    a = scattered(case.a)
     b = placed(case.b.reshape(k, panels, width), (width, (k + 2) * width, 1))
     c = placed(np.full((rows, panels, width), np.float32(np.nan)), (panels * width + 9, width, 1))
     extra = placed(case.extra.reshape(-1, panels, width), (panels * width + 4, width, 1))
     before = [operand.buffer.copy() for operand in (a, b, extra)]
     at_address(product_address(width), 12)(
-        *(a.at, a.strides[0], b.at, b.strides[1], c.at, c.strides[0], k, rows, panels),
+        *(a.at, a.rows, b.at, b.strides[1], c.at, c.strides[0], k, rows, panels),
         *(epilogue, extra.at, extra.strides[0] if like_c else 0),
     )
     assert same_bits(tuple(before), tuple(operand.buffer for operand in (a, b, extra)))
@@ -109,7 +109,8 @@ def test_no_rows_and_no_panels_are_no_work() -> None:
     case = make_case(KEEP, 4, 16, 5)
     for rows, panels in ((0, 2), (4, 0), (0, 0)):
         c = placed(np.full((4, 16), np.float32(7)), (20, 1))
-        arguments = (case.a.ctypes.data, 5, case.b.ctypes.data, 40, c.at, 20, 5, rows, panels, KEEP, 0, 0)
+        a_rows = np.arange(4) * 5 * FLOAT_BYTES
+        arguments = (case.a.ctypes.data, a_rows.ctypes.data, case.b.ctypes.data, 40, c.at, 20, 5, rows, panels, KEEP, 0, 0)
         at_address(product_address(8), 12)(*arguments)
         assert (c.block == 7).all()
 
@@ -125,12 +126,12 @@ def test_extra_may_be_c_itself_and_kernels_call_by_address() -> None:
 
     b = np.ascontiguousarray(case.b.reshape(9, 2, 8).swapaxes(0, 1))
     c = np.full((5, 16), np.float32(np.nan))
-    address = c.ctypes.data
-    run((case.a.ctypes.data, 9, b.ctypes.data, 72, address, 16, 9, 5, 2, BIAS_RELU, case.extra.ctypes.data, 0))
+    address, a_rows = c.ctypes.data, np.arange(5) * 9 * FLOAT_BYTES
+    run((case.a.ctypes.data, a_rows.ctypes.data, b.ctypes.data, 72, address, 16, 9, 5, 2, BIAS_RELU, case.extra.ctypes.data, 0))
     assert excess_of(BIAS_RELU, case, c) <= 0
     slopes = np.random.default_rng(0).normal(size=c.shape).astype(np.float32)
     c[...] = slopes
-    run((case.a.ctypes.data, 9, b.ctypes.data, 72, address, 16, 9, 5, 2, TIMES, address, 16))
+    run((case.a.ctypes.data, a_rows.ctypes.data, b.ctypes.data, 72, address, 16, 9, 5, 2, TIMES, address, 16))
     assert excess_of(TIMES, case._replace(extra=slopes), c) <= 0
 
 
@@ -203,19 +204,20 @@ def run_gradient(rule: str, penalised: bool, g: Gradients, width: int, cuts: tup
     """The weights after the kernel; operands are checked to be left alone. The sum is cut into one call for each piece."""
     batch, rows = g.a.shape
     panels, pair = g.b.shape[1] // width, TILES[width].vectors
-    a, b = placed(g.a, (rows + 3, 1)), in_pairs(g.b, width)
+    a, b = scattered(g.a), in_pairs(g.b, width)
+    before = a.buffer.copy()
     sums = placed(np.full((panels, CHUNK_ROWS, width), np.float32(np.nan)), (CHUNK_ROWS * width, width, 1))
     weights = place_weights(g.weights)
     scalars = g.scalars.copy()
     kernel = at_address(gradient_address(width, rule, penalised), 15)
     for start, stop in pairwise((0, *cuts, batch)):
         kernel(
-            *(a.at, a.strides[0], b.ctypes.data, batch * pair * width, panels, sums.at, sums.strides[0]),
+            *(a.at, a.rows, b.ctypes.data, batch * pair * width, panels, sums.at, sums.strides[0]),
             *(start, stop - start, weights.places[0].ctypes.data, weights.panel, rows),
             *(weights.slot, scalars.ctypes.data, int(stop == batch)),
         )
-    assert same_bits((a.block.copy(), b, scalars), (g.a, in_pairs(g.b, width), g.scalars))
-    assert a.stray() == sums.stray() == 0
+    assert same_bits((a.buffer, b, scalars), (before, in_pairs(g.b, width), g.scalars))
+    assert sums.stray() == 0
     return weights
 
 

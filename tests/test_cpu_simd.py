@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import EPS, same_bits
-from cpu_helpers import MEANINGS, Case, Placed, excess_of, make_case, placed
+from cpu_helpers import FLOAT_BYTES, MEANINGS, Case, Placed, excess_of, make_case, placed, scattered
 from llvmlite import binding
 from numba import njit
 
@@ -56,7 +56,7 @@ def run_tile(epilogue: int, width: int, case: Case, cuts: tuple[int, ...] = (), 
     The sum over k is cut into one call for each piece between `cuts`; unless `finished`, none of them is the last one.
     """
     (rows, k), vectors = case.a.shape, case.b.shape[1] // width
-    a = placed(case.a, (k + 5, 1))
+    a = scattered(case.a)
     b = placed(case.b.reshape(k, vectors, width), (width, (k + 2) * width, 1))
     c = placed(np.full((rows, vectors, width), np.float32(np.nan)), (vectors * width + 9, width, 1))
     like_c = MEANINGS[epilogue].extra_like_c
@@ -66,7 +66,7 @@ def run_tile(epilogue: int, width: int, case: Case, cuts: tuple[int, ...] = (), 
         last = stop == k and finished
         runner(rows, vectors, width)(
             (
-                *(a.block[:, start:].ctypes.data, a.strides[0]),
+                *(a.at + start * FLOAT_BYTES, a.rows),
                 *(b.block[start:].ctypes.data, b.strides[1]),
                 *(c.at, c.strides[0], stop - start, int(start == 0)),
                 *(epilogue if last else KEEP, extra.at, extra.strides[0] if like_c else 0),
