@@ -16,6 +16,8 @@ import pytest
 from benchmarks.measuring import Subject, check, exact, measure, numbers, rounding, sized
 from benchmarks.workbench import Workbench, activation_kernel, losses_kernel, on_bench
 from fastmlp import functions
+from fastmlp.cpu_formulas import loss_block
+from fastmlp.cpu_simd import lanes
 from fastmlp.network import Network
 from fastmlp.reference import ACTIVATIONS, row_losses, target_rows
 
@@ -72,8 +74,9 @@ def numba_loss(network: Network, z: Any, y: Any) -> Subject:
     bench.block("y", 1)[:] = z
     kernel, code = losses_kernel(), bench.engine.code(np.float32, training=True)
     batches = bench.engine.batches(np.zeros((rows, 1), np.float32), y, np.arange(rows), np.ones(1), None)
-    targets, loss, correct = np.empty(OUTPUTS, np.float32), np.empty(rows, np.float32), np.empty(rows, bool)
-    memory = bench.engine.arena, targets, loss, correct
+    block = np.zeros(loss_block(network, lanes()), np.float32)
+    loss, correct = np.empty(rows, np.float32), np.empty(rows, bool)
+    memory = bench.engine.arena, block, loss, correct
     return on_bench(lambda: kernel(code, bench.plan, batches, memory, rows), lambda: (loss, bench.block("dz", 1), correct))
 
 

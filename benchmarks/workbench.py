@@ -18,7 +18,7 @@ from fastmlp.cpu import NumbaEngine
 from fastmlp.cpu_compile import compiled
 from fastmlp.cpu_formulas import activation_address, update_address
 from fastmlp.cpu_instructions import call
-from fastmlp.cpu_kernels import activations_at, losses, make_backward, make_forward
+from fastmlp.cpu_kernels import activations_at, losses_of_batch, make_backward, make_forward
 from fastmlp.cpu_pieces import GRADIENT, ONE, make_finish, make_gradient, make_pack, update
 from fastmlp.cpu_plan import WEIGHTS, unpack
 from fastmlp.cpu_products import gradient_address
@@ -170,11 +170,11 @@ def activation_kernel(name: str) -> Any:
 
 @functools.cache
 def losses_kernel() -> Any:
-    """Compiled run(code, plan, batches, (arena, targets, loss, correct), rows)."""
+    """Compiled run(code, plan, batches, (arena, block, loss, correct), rows)."""
 
     def run(code, plan, batches, memory, rows):  # type: ignore[no-untyped-def]
-        arena, targets, loss, correct = memory
-        losses(code, plan, batches, arena, targets, loss, correct, 0, 0, rows)
+        arena, block, loss, correct = memory
+        losses_of_batch(code, plan, batches, arena, block, loss, correct, 0, 0, rows)
 
     return compiled(run, called="python")
 

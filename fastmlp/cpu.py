@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.contract import Job, RowResults, State, row_scales
-from fastmlp.cpu_formulas import Code, loss_address, prediction_code, training_code
+from fastmlp.cpu_formulas import Code, loss_address, loss_block, loss_side, prediction_code, training_code
 from fastmlp.cpu_kernels import predict_kernel, score_kernel, train_kernel
 from fastmlp.cpu_pieces import CALLER, GRADIENT, PARAMETERS, SHARES, SLOT_M, SLOT_V, TURN, WORDS_APART, scratch_size
 from fastmlp.cpu_plan import (
@@ -79,7 +79,7 @@ class NumbaEngine:
         self.layout = make_layout(network, self.lanes, 0, fused=self.fused)
         self.store = aligned((GRADIENT + 1, self.layout.store))
         self.transposed = aligned((max(self.layout.transposed, 1),))
-        self.scratch = aligned((self.threads, round_up(scratch_size() + network.sizes[-1], ALIGNMENT // 4)))
+        self.scratch = aligned((self.threads, round_up(scratch_size() + loss_block(network, self.lanes), ALIGNMENT // 4)))
         self.shared = aligned((SHARES + WORDS_APART * self.threads,), np.int64)
         self.predicting = make_layout(network, self.lanes, MOST_ROWS, fused=self.fused)
         self.predict_arena = aligned((self.threads, self.predicting.arena))
@@ -212,8 +212,9 @@ class NumbaEngine:
     def score(self, z: FloatArray, y: npt.NDArray[Any]) -> RowResults:
         network = self.job.network
         results = RowResults(np.empty(len(z), np.float32), np.zeros(len(z), bool))
-        spare = np.zeros((2, network.sizes[-1]), np.float32)
-        score_kernel()(loss_address(network.loss, network.output or ""), z, *targets_of(y), spare, *results)
+        loss, side = loss_address(network, self.lanes), loss_side(network, self.lanes)
+        block, scales = np.zeros(loss_block(network, self.lanes), np.float32), np.ones(len(z), np.float32)
+        score_kernel()(loss, side, block, z, np.arange(len(z)), *targets_of(y), scales, *results)
         return results
 
     @contextmanager

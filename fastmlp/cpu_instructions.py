@@ -132,6 +132,27 @@ def array_at(typing, address, n, dtype):
     return kind(types.int64, types.int64, dtype), build
 
 
+@intrinsic
+def column_of(typing, array, first, n, stride):
+    """n numbers of an array, from number `first` on and `stride` apart, as an array.
+
+    A plain slice would do, but LLVM would lose sight of how far its numbers lie apart.
+    """
+    kind = types.Array(array.dtype, 1, "A")
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        column, size = (
+            context.make_array(kind)(context, builder),
+            INT64(context.get_abi_sizeof(context.get_data_type(kind.dtype))),
+        )
+        data = builder.gep(context.make_array(array)(context, builder, args[0]).data, [args[1]])
+        strides = [builder.mul(args[3], size)]
+        populate_array(column, data=data, shape=[args[2]], strides=strides, itemsize=size, meminfo=None)
+        return column._getvalue()
+
+    return kind(array, types.int64, types.int64, types.int64), build
+
+
 def multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
     """LLVM `llvm.fmuladd`: a b + c, rounded once if the processor can do that, else twice; never a call."""
     kind = ir.FunctionType(FLOAT, [FLOAT] * 3)

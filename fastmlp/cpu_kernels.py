@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from fastmlp.cpu_compile import cached, compiled
-from fastmlp.cpu_formulas import ZERO
-from fastmlp.cpu_instructions import atomic_load, call, prefetch
+from fastmlp.cpu_formulas import LOSS, PEAK, SCALE, ZERO
+from fastmlp.cpu_instructions import array_at, atomic_load, call, prefetch
 from fastmlp.cpu_pieces import (
     GRADIENT,
     ONE,
@@ -28,7 +28,6 @@ from fastmlp.cpu_pieces import (
     claim,
     clip,
     end_turn,
-    first_peak,
     gather,
     last_of_phase,
     make_finish,
@@ -130,32 +129,55 @@ def make_backward(lanes: int) -> Any:
 
 
 @compiled
-def prefetch_label(batches, row):
-    """Ask for the label of a row of the order."""
-    prefetch(batches.labels.ctypes.data + batches.order[row] * batches.labels.itemsize)
+def prefetch_label(labels, source):
+    """Ask for the label of a row of the data."""
+    prefetch(labels.ctypes.data + source * labels.itemsize)
 
 
 @compiled
-def losses(code, plan, batches, arena, targets, loss, correct, start, first, rows):
-    """Loss, hit and dz of output rows: rows [first, first + rows) of the batch that starts at `start` in the order.
+def losses(loss, side, block, z, dz, ld, outputs, sources, labels, targets, hot, cold, scales, row_loss, correct):
+    """Loss, hit and dz of rows of outputs, `side` at a time, see `cpu_formulas.loss_address`.
 
-    `targets` (outputs,) is the thread's own. Labels are anywhere in memory: each row asks for that of a later one.
+    z and dz (0: not wanted) are the addresses of the first row, others ld apart; sources (rows,) int64, their rows in the data;
+    scales, row_loss, correct (rows,) float32, float32, bool. Labels are anywhere in memory: each row asks for that of a later
+    one.
     """
-    width, n = plan.widths[len(plan.layers)], plan.layers[len(plan.layers) - 1].fan_out
-    classes = len(batches.labels) > 0
-    for r in range(first, first + rows):
-        source = batches.order[start + r]
-        if classes and r + LABELS_AHEAD < first + rows:
-            prefetch_label(batches, start + r + LABELS_AHEAD)
-        z_at, dz_at = width.y_at + r * width.ld, width.dz_at + r * width.ld
-        for j in range(n):
-            targets[j] = batches.cold if classes else batches.targets[source, j]
-        if classes:
-            targets[batches.labels[source]] = batches.hot
-            correct[start + r] = first_peak(arena[z_at : z_at + n]) == batches.labels[source]
-        z, dz = arena.ctypes.data + z_at * FLOAT_BYTES, arena.ctypes.data + dz_at * FLOAT_BYTES
-        result = loss.ctypes.data + (start + r) * FLOAT_BYTES
-        call(code.loss, (z, targets.ctypes.data, dz, n, result, batches.row_scale[start + r]))
+    classes, rows, besides = len(labels) > 0, len(sources), 3 * outputs * side
+    for first in range(0, rows, side):
+        count = min(side, rows - first)
+        for r in range(count):
+            z_row = array_at(z + (first + r) * ld * FLOAT_BYTES, outputs, np.float32)
+            source = sources[first + r]
+            for j in range(outputs):
+                block[j * side + r] = z_row[j]
+                block[(outputs + j) * side + r] = cold if classes else targets[source, j]
+            if classes:
+                block[(outputs + labels[source]) * side + r] = hot
+                if first + r + LABELS_AHEAD < rows:
+                    prefetch_label(labels, sources[first + r + LABELS_AHEAD])
+            block[besides + SCALE * side + r] = scales[first + r]
+        call(loss, (block.ctypes.data,))
+        for r in range(count):
+            row_loss[first + r] = block[besides + LOSS * side + r]
+            if classes:
+                correct[first + r] = block[besides + PEAK * side + r] == labels[sources[first + r]]
+            if dz:
+                dz_row = array_at(dz + (first + r) * ld * FLOAT_BYTES, outputs, np.float32)
+                for j in range(outputs):
+                    dz_row[j] = block[(2 * outputs + j) * side + r]
+
+
+@compiled
+def losses_of_batch(code, plan, batches, arena, block, loss, correct, start, first, rows):
+    """Loss, hit and dz of rows [first, first + rows) of the batch that starts at `start` in the order."""
+    width, outputs = plan.widths[len(plan.layers)], plan.layers[len(plan.layers) - 1].fan_out
+    begin, end = start + first, start + first + rows
+    z = arena.ctypes.data + (width.y_at + first * width.ld) * FLOAT_BYTES
+    dz = arena.ctypes.data + (width.dz_at + first * width.ld) * FLOAT_BYTES
+    losses(
+        code.loss, code.side, block, z, dz, width.ld, outputs, batches.order[begin:end], batches.labels, batches.targets,
+        batches.hot, batches.cold, batches.row_scale[begin:end], loss[begin:end], correct[begin:end],
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------ the two kernels
@@ -182,26 +204,14 @@ def predict_kernel(lanes: int) -> Any:
 
 @functools.cache
 def score_kernel() -> Any:
-    """score(row_loss, z, labels, targets, spare, loss, correct), likewise; row_loss is the address of the loss of a row.
-
-    z (n, outputs); labels (n,), or none and targets (n, outputs); spare (2, outputs) zeros.
-    """
+    """score(loss, side, block, z, sources, labels, targets, scales, row_loss, correct), likewise: `losses` of z."""
     return cached(score, "score")
 
 
-def score(row_loss, z, labels, targets, spare, loss, correct):
-    """Loss and hit of rows by their pre-activations, on one thread: little beside the products that made them."""
-    one_hot, unused = spare
-    outputs = z.shape[1]
-    for r in range(len(z)):
-        t = one_hot.ctypes.data if len(labels) else targets.ctypes.data + r * outputs * FLOAT_BYTES
-        if len(labels):
-            one_hot[labels[r]] = ONE
-        at, result = z.ctypes.data + r * outputs * FLOAT_BYTES, loss.ctypes.data + r * FLOAT_BYTES
-        call(row_loss, (at, t, unused.ctypes.data, outputs, result, ONE))
-        if len(labels):
-            one_hot[labels[r]] = ZERO
-            correct[r] = first_peak(z[r]) == labels[r]
+def score(loss, side, block, z, sources, labels, targets, scales, row_loss, correct):
+    """Loss and hit of rows by their pre-activations (rows, outputs), on one thread: little beside the products behind them."""
+    n = z.shape[1]
+    losses(loss, side, block, z.ctypes.data, 0, n, n, sources, labels, targets, ONE, ZERO, scales, row_loss, correct)
 
 
 def make_task(lanes: int) -> Any:
@@ -210,7 +220,7 @@ def make_task(lanes: int) -> Any:
     What each kind of phase reads was written in earlier phases, and what a task writes no other task of its phase touches.
     """
     forward, backward, gradient = make_forward(lanes), make_backward(lanes), make_gradient(lanes)
-    finish, targets_at, pack = make_finish(lanes), scratch_size(), make_pack(lanes)
+    finish, block_at, pack = make_finish(lanes), scratch_size(), make_pack(lanes)
 
     @compiled
     def run_task(
@@ -239,14 +249,14 @@ def make_task(lanes: int) -> Any:
         rest, top = kind == ROWS, len(plan.layers) - 1
         if rest and len(batches.labels):
             for r in range(min(count, LABELS_AHEAD)):
-                prefetch_label(batches, start + first + r)
+                prefetch_label(batches.labels, batches.order[start + first + r])
         for layer in range(wide, (top if rest else wide if kind == FORWARD else wide - 1) + 1):
             panels = plan.layers[layer].fan_out_p // lanes if rest else task.panels
             x, x_rows = inputs_at(code, plan, batches, arena, layer, start, first)
             now = batches.step + step
             forward(code, plan, store, arena, x, x_rows, layer, task.panel, panels, first, count, now, batches.seed)
         if rest:
-            losses(code, plan, batches, arena, own[targets_at:], loss, correct, start, first, count)
+            losses_of_batch(code, plan, batches, arena, own[block_at:], loss, correct, start, first, count)
             pack(plan, arena, packed, top + 1, task.panel, plan.layers[top].fan_out_p // lanes, first, count, ONE)
         lowest = max(wide, 1) if kind != FORWARD else top + 1
         for layer in range(top if rest else wide, lowest - 1, -1):

@@ -173,16 +173,6 @@ def make_finish(lanes: int) -> Any:
 
 
 @compiled
-def first_peak(z):
-    """Index of the first largest element, as np.argmax for finite numbers."""
-    best = 0
-    for j in range(1, len(z)):
-        if z[j] > z[best]:
-            best = j
-    return best
-
-
-@compiled
 def gather(code, batches, start, first, rows, width, arena):
     """Scaled inputs of the rows [first, first + rows) of the batch that starts at `start` in the order."""
     features, shift, factor = len(batches.shift), batches.shift.ctypes.data, batches.factor.ctypes.data
