@@ -119,11 +119,11 @@ def overlaps(pieces: list[tuple[int, int]], size: int) -> str:
     return ""
 
 
-def pieces_of_arena(layout: Layout, rows: int) -> list[tuple[int, int]]:
-    """The inputs, and activations, slopes and gradients of every other width."""
+def pieces_of_arena(layout: Layout, rows: int, gathers: bool = True) -> list[tuple[int, int]]:
+    """The inputs, if they are gathered, and activations, slopes and gradients of every other width."""
     inputs, *others = layout.plan.widths
     inner = [(int(width[kind]), rows * int(width["ld"])) for width in others for kind in ("y_at", "s_at", "dz_at")]
-    return [(int(inputs["y_at"]), rows * int(inputs["ld"])), *inner]
+    return [(int(inputs["y_at"]), rows * int(inputs["ld"])), *inner] if gathers else inner
 
 
 def weight_tasks(layout: Layout) -> Any:
@@ -150,6 +150,10 @@ def test_buffers_lie_apart_and_inside(sizes: list[int], lanes: int, rows: int, t
     assert overlaps(in_store, layout.store) == ""
     assert overlaps(list(zip(layers["t_at"][1:], weights[1:], strict=True)), layout.transposed) == ""
     assert overlaps(pieces_of_packed(layout, lanes, rows), layout.packed) == ""
+    assert (layout.plan.row_at == layout.plan.widths["ld"][:, None] * 4 * np.arange(rows)).all()
+    without = make_layout(Network(sizes), lanes, rows, threads, gathers=False)
+    assert overlaps(pieces_of_arena(without, rows, gathers=False), without.arena) == ""
+    assert layout.arena - without.arena == rows * layout.plan.widths["ld"][0]
 
 
 def test_the_check_of_buffers_sees_an_overlap_and_an_end_that_is_too_near() -> None:

@@ -61,7 +61,10 @@ def test_phases_follow_the_network_there_and_back(sizes: list[int], lanes: int, 
     forward = [(GATHER, 0)] * (wide > 0) + [(FORWARD, layer) for layer in range(wide)]
     backward = [(BACKWARD, layer) for layer in range(wide - 1, 0, -1)]
     update = [(UPDATE, 0)] * clip
-    assert kinds_and_layers(layout) == [*forward, (ROWS, wide), *backward, (WEIGHTS, 0), *update]
+    found = kinds_and_layers(layout)
+    assert found == [*forward, (ROWS, wide), *backward, (WEIGHTS, 0), *update]
+    without = make_layout(Network(sizes), lanes, rows, threads, clip, gathers=False)
+    assert kinds_and_layers(without) == [kind for kind in found if kind[0] != GATHER]
 
 
 # ------------------------------------------------------------------------------------------------ tasks
