@@ -47,10 +47,15 @@ LABELS_AHEAD = 16  # rows: about a microsecond of losses, and no more than a pro
 
 
 @compiled
+def rows_at(plan, width, row):
+    """Address of the table of a width's rows (`cpu_simd.emit_row`) from `row` on."""
+    return plan.row_at.ctypes.data + (width * plan.rows + row) * ROW_BYTES
+
+
+@compiled
 def activations_at(plan, arena, width, row):
-    """Address of a width's activations, and that of the table of its rows (`cpu_simd.emit_row`) from `row` on."""
-    rows = plan.row_at[width]
-    return arena.ctypes.data + plan.widths[width].y_at * FLOAT_BYTES, rows.ctypes.data + row * ROW_BYTES
+    """Address of a width's activations, and that of the table of its rows from `row` on."""
+    return arena.ctypes.data + plan.widths[width].y_at * FLOAT_BYTES, rows_at(plan, width, row)
 
 
 @compiled
@@ -113,7 +118,7 @@ def make_backward(lanes: int) -> Any:
         size, below, width = plan.layers[layer], plan.layers[layer - 1], plan.widths[layer]
         ld, base = width.ld, arena.ctypes.data
         block = first * ld + panel * lanes
-        dz, dz_rows = base + plan.widths[layer + 1].dz_at * FLOAT_BYTES, plan.row_at[layer + 1].ctypes.data + first * ROW_BYTES
+        dz, dz_rows = base + plan.widths[layer + 1].dz_at * FLOAT_BYTES, rows_at(plan, layer + 1, first)
         dx = base + (width.dz_at + block) * FLOAT_BYTES
         k, panel_size = size.fan_out, size.fan_out_p * lanes
         w = transposed.ctypes.data + (size.t_at + panel * panel_size) * FLOAT_BYTES
@@ -135,16 +140,16 @@ def prefetch_label(labels, source):
 
 
 @compiled
-def losses(loss, side, block, z, dz, ld, outputs, sources, labels, targets, hot, cold, scales, row_loss, correct):
-    """Loss, hit and dz of rows of outputs, `side` at a time, see `cpu_formulas.loss_address`.
+def losses(loss, side, block, z, dz, ld, outputs, start, rows, sources, labels, targets, hot, cold, scales, row_loss, correct):
+    """Loss, hit and dz of rows [start, start + rows), `side` at a time, see `cpu_formulas.loss_address`.
 
-    z and dz (0: not wanted) are the addresses of the first row, others ld apart; sources (rows,) int64, their rows in the data;
-    scales, row_loss, correct (rows,) float32, float32, bool. Labels are anywhere in memory: each row asks for that of a later
-    one.
+    z and dz (0: not wanted) are the addresses of row 0 of their outputs, others ld apart; sources, int64, their rows in the
+    data; scales, row_loss, correct, float32, float32 and bool, one for each. Labels are anywhere in memory: each row asks for
+    that of a later one.
     """
-    classes, rows, besides = len(labels) > 0, len(sources), 3 * outputs * side
-    for first in range(0, rows, side):
-        count = min(side, rows - first)
+    classes, besides, end = len(labels) > 0, 3 * outputs * side, start + rows
+    for first in range(start, end, side):
+        count = min(side, end - first)
         for r in range(count):
             z_row = array_at(z + (first + r) * ld * FLOAT_BYTES, outputs, np.float32)
             source = sources[first + r]
@@ -153,7 +158,7 @@ def losses(loss, side, block, z, dz, ld, outputs, sources, labels, targets, hot,
                 block[(outputs + j) * side + r] = cold if classes else targets[source, j]
             if classes:
                 block[(outputs + labels[source]) * side + r] = hot
-                if first + r + LABELS_AHEAD < rows:
+                if first + r + LABELS_AHEAD < end:
                     prefetch_label(labels, sources[first + r + LABELS_AHEAD])
             block[besides + SCALE * side + r] = scales[first + r]
         call(loss, (block.ctypes.data,))
@@ -171,12 +176,11 @@ def losses(loss, side, block, z, dz, ld, outputs, sources, labels, targets, hot,
 def losses_of_batch(code, plan, batches, arena, block, loss, correct, start, first, rows):
     """Loss, hit and dz of rows [first, first + rows) of the batch that starts at `start` in the order."""
     width, outputs = plan.widths[len(plan.layers)], plan.layers[len(plan.layers) - 1].fan_out
-    begin, end = start + first, start + first + rows
-    z = arena.ctypes.data + (width.y_at + first * width.ld) * FLOAT_BYTES
-    dz = arena.ctypes.data + (width.dz_at + first * width.ld) * FLOAT_BYTES
+    z = arena.ctypes.data + (width.y_at - start * width.ld) * FLOAT_BYTES
+    dz = arena.ctypes.data + (width.dz_at - start * width.ld) * FLOAT_BYTES
     losses(
-        code.loss, code.side, block, z, dz, width.ld, outputs, batches.order[begin:end], batches.labels, batches.targets,
-        batches.hot, batches.cold, batches.row_scale[begin:end], loss[begin:end], correct[begin:end],
+        code.loss, code.side, block, z, dz, width.ld, outputs, start + first, rows, batches.order, batches.labels,
+        batches.targets, batches.hot, batches.cold, batches.row_scale, loss, correct,
     )  # fmt: skip
 
 
@@ -210,8 +214,8 @@ def score_kernel() -> Any:
 
 def score(loss, side, block, z, sources, labels, targets, scales, row_loss, correct):
     """Loss and hit of rows by their pre-activations (rows, outputs), on one thread: little beside the products behind them."""
-    n = z.shape[1]
-    losses(loss, side, block, z.ctypes.data, 0, n, n, sources, labels, targets, ONE, ZERO, scales, row_loss, correct)
+    rows, n = z.shape
+    losses(loss, side, block, z.ctypes.data, 0, n, n, 0, rows, sources, labels, targets, ONE, ZERO, scales, row_loss, correct)
 
 
 def make_task(lanes: int) -> Any:
