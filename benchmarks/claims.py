@@ -126,11 +126,10 @@ def threads_never_hurt(rounds: int) -> dict[str, Any]:
     pairs = {}
     for sizes, batch in product(WIDTHS, (16, 64, 256)):
         rows = min(ROWS, max(20 * batch, int(3e8 / Network(sizes).flops_per_row))) // batch * batch
-        pairs["-".join(map(str, sizes)), batch] = [
-            epoch_of(engine_of(sizes, batch, threads), sizes, batch, rows) for threads in (None, 1)
-        ]
-    in_turn = [{f"{sizes}, {batch}": ratios(*pairs[sizes, batch], 1)["value"] for sizes, batch in pairs} for _ in range(rounds)]
-    found = {name: statistics.median(one[name] for one in in_turn) for name in in_turn[0]}
+        calls = [epoch_of(engine_of(sizes, batch, threads), sizes, batch, rows) for threads in (None, 1)]
+        pairs[f"{'-'.join(map(str, sizes))}, {batch}"] = calls
+    in_turn = [{name: ratios(*calls, 1)["value"] for name, calls in pairs.items()} for _ in range(rounds)]
+    found = {name: statistics.median(one[name] for one in in_turn) for name in pairs}
     worst = max(found, key=lambda key: found[key])
     return {f"threads: worst of {len(found)} shapes, {worst}": {"value": found[worst], "limit": 1.05, "unit": "x one thread"}}
 

@@ -1,5 +1,7 @@
 """Single LLVM instructions for the CPU engine's kernels: atomics, pauses, calls by address, fused multiply-add.
 
+And a loop of nothing but these, the machine's ceiling.
+
 Only this file, cpu_simd.py and cpu_dropout.py speak LLVM. Addresses are int64, in bytes; nothing is checked and nothing can
 raise.
 """
@@ -141,10 +143,8 @@ def column_of(typing, array, first, n, stride):
     kind = types.Array(array.dtype, 1, "A")
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        column, size = (
-            context.make_array(kind)(context, builder),
-            INT64(context.get_abi_sizeof(context.get_data_type(kind.dtype))),
-        )
+        column = context.make_array(kind)(context, builder)
+        size = INT64(context.get_abi_sizeof(context.get_data_type(kind.dtype)))
         data = builder.gep(context.make_array(array)(context, builder, args[0]).data, [args[1]])
         strides = [builder.mul(args[3], size)]
         populate_array(column, data=data, shape=[args[2]], strides=strides, itemsize=size, meminfo=None)

@@ -38,8 +38,8 @@ from fastmlp.cpu_pieces import (
     wait_for_end_of,
 )
 from fastmlp.cpu_plan import FORWARD, GATHER, LINEAR, RELU, ROWS, UPDATE, WEIGHTS
-from fastmlp.cpu_products import FLOAT_BYTES, ROW_BYTES
-from fastmlp.cpu_simd import BIAS, BIAS_RELU, KEEP, TIMES, WHERE_POSITIVE
+from fastmlp.cpu_products import FLOAT_BYTES
+from fastmlp.cpu_simd import BIAS, BIAS_RELU, KEEP, ROW_BYTES, TIMES, WHERE_POSITIVE
 
 LABELS_AHEAD = 16  # rows: about a microsecond of losses, and no more than a processor can wait for at once
 

@@ -98,8 +98,8 @@ def make_gradient(lanes: int) -> Any:
     """gradient(code, plan, store, x, x_rows, packed, own, scalars, task, rows): dw = x' dz, db = 1' dz over `rows` rows.
 
     For a rectangle of weights and, with the topmost one, its columns' biases; x and x_rows tell where the layer's inputs are
-    (`cpu_kernels.inputs_at`). In registers, each tile ends with the update
-    of its weights; otherwise the gradient with its penalties goes to the row GRADIENT of `store`. Biases always go there.
+    (`cpu_kernels.inputs_at`). In registers, each tile ends with the update of its weights; otherwise the gradient with its
+    penalties goes to the row GRADIENT of `store`. Biases always go there.
     """
     pair, deepest = TILES[lanes].vectors, BATCH_DEPTHS[lanes]
 

@@ -15,12 +15,11 @@ import numpy as np
 from fastmlp import optimizers
 from fastmlp.cpu_compile import address_of, compiled
 from fastmlp.cpu_instructions import array_at, prefetch
-from fastmlp.cpu_simd import KEEP, SINGLE_VECTORS, TILES, TRACED_NAMES, make_gradient_tile, make_tile
+from fastmlp.cpu_simd import KEEP, ROW_BYTES, SINGLE_VECTORS, TILES, TRACED_NAMES, make_gradient_tile, make_tile
 from fastmlp.functions import copy_of
 from fastmlp.optimizers import RULES, with_penalties
 
 FLOAT_BYTES = 4
-ROW_BYTES = 8  # of a row in a table of rows
 PIECE_BYTES = 12_800  # of a panel of B, of which two stay in the first cache while all rows pass
 
 

@@ -28,6 +28,7 @@ BYTE = ir.IntType(8)
 INT32 = ir.IntType(32)
 INT64 = ir.IntType(64)
 LINE = 16  # floats of a cache line
+ROW_BYTES = 8  # of a row in a table of rows, see `emit_row`
 
 
 class TileShape(NamedTuple):
@@ -63,7 +64,7 @@ def address(builder: Any, base: Any, offset: Any) -> Any:
 
 def emit_row(builder: Any, a: Any, a_rows: Any, row: Any) -> Any:
     """Address of a row of A: `a` and as many bytes as the int64 number `row` at address `a_rows` says."""
-    place = builder.inttoptr(builder.add(a_rows, builder.mul(row, INT64(8))), INT64.as_pointer())
+    place = builder.inttoptr(builder.add(a_rows, builder.mul(row, INT64(ROW_BYTES))), INT64.as_pointer())
     return builder.add(a, builder.load(place, align=8))
 
 

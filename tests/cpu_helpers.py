@@ -15,6 +15,7 @@ from conftest import EPS, Course, product_tolerance, start_state
 import fastmlp
 from fastmlp.contract import Job, RowResults
 from fastmlp.cpu import NumbaEngine
+from fastmlp.cpu_plan import Layout
 from fastmlp.cpu_simd import BIAS, BIAS_RELU, KEEP, TIMES, WHERE_POSITIVE
 from fastmlp.functions import ACTIVATIONS
 from fastmlp.network import Network
@@ -160,6 +161,13 @@ def outcome(job: Job, course: Course) -> tuple[Any, ...]:
     state = engine.state()
     engine.close()
     return state, results, z
+
+
+def pieces_of_arena(layout: Layout, rows: int, gathers: bool = True) -> list[tuple[int, int]]:
+    """The inputs, if they are gathered, and activations, slopes and gradients of every other width."""
+    inputs, *others = layout.plan.widths
+    inner = [(int(width[kind]), rows * int(width["ld"])) for width in others for kind in ("y_at", "s_at", "dz_at")]
+    return [(int(inputs["y_at"]), rows * int(inputs["ld"])), *inner] if gathers else inner
 
 
 def run_script(script: str, *arguments: str) -> str:

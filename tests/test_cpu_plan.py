@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import same_bits
+from cpu_helpers import pieces_of_arena
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -117,13 +118,6 @@ def overlaps(pieces: list[tuple[int, int]], size: int) -> str:
         if start < 0 or start + length > following:
             return f"[{start}, {start + length}) reaches beyond {following}"
     return ""
-
-
-def pieces_of_arena(layout: Layout, rows: int, gathers: bool = True) -> list[tuple[int, int]]:
-    """The inputs, if they are gathered, and activations, slopes and gradients of every other width."""
-    inputs, *others = layout.plan.widths
-    inner = [(int(width[kind]), rows * int(width["ld"])) for width in others for kind in ("y_at", "s_at", "dz_at")]
-    return [(int(inputs["y_at"]), rows * int(inputs["ld"])), *inner] if gathers else inner
 
 
 def weight_tasks(layout: Layout) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Course, make_course, same_bits, start_state
-from cpu_helpers import EVERY_IDS, PENALISED, every_job, fused_job, outcome
+from cpu_helpers import EVERY_IDS, PENALISED, every_job, fused_job, outcome, pieces_of_arena
 
 from fastmlp import cpu, cpu_plan
 from fastmlp.contract import Job, RowResults
@@ -77,13 +77,6 @@ class Zones:
     def stray(self) -> int:
         """Bytes of the guard zones that have changed."""
         return sum(int((raw[guards] != 0xFF).sum()) for raw, guards in self.all)
-
-
-def pieces_of_arena(layout: Layout, rows: int, gathers: bool) -> list[tuple[int, int]]:
-    inputs, *others = layout.plan.widths
-    return [(int(width[kind]), rows * int(width["ld"])) for width in others for kind in KINDS] + [
-        (int(inputs["y_at"]), rows * int(inputs["ld"]) * gathers)
-    ]
 
 
 def zones_around_engines(monkeypatch: pytest.MonkeyPatch) -> Zones:
