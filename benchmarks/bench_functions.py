@@ -16,7 +16,7 @@ import pytest
 from benchmarks.measuring import Subject, check, exact, measure, numbers, rounding, sized
 from benchmarks.workbench import Workbench, activation_kernel, losses_kernel, on_bench
 from fastmlp import functions
-from fastmlp.cpu_formulas import loss_block
+from fastmlp.cpu_losses import loss_block
 from fastmlp.cpu_simd import lanes
 from fastmlp.network import Network
 from fastmlp.reference import ACTIVATIONS, row_losses, target_rows

@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.contract import Job, RowResults, State, row_scales
-from fastmlp.cpu_formulas import Code, loss_address, loss_block, loss_side, prediction_code, training_code
-from fastmlp.cpu_kernels import predict_kernel, score_kernel, train_kernel
+from fastmlp.cpu_formulas import Code, prediction_code, training_code
+from fastmlp.cpu_kernels import predict_kernel, train_kernel
+from fastmlp.cpu_losses import loss_block, loss_function
 from fastmlp.cpu_pieces import CALLER, GRADIENT, PARAMETERS, SHARES, SLOT_M, SLOT_V, TURN, WORDS_APART, scratch_size
 from fastmlp.cpu_plan import (
     MOST_ROWS,
@@ -129,7 +130,7 @@ class NumbaEngine:
         threads = worthwhile(self.threads, batch, flops * batch)
         results = RowResults(np.empty(len(order), np.float32), np.zeros(len(order), bool))
         with self.alone():
-            x = with_plain_rows(x)
+            x, y = with_plain_rows(x), plain_targets(y)
             gathers = not self.can_stay(x, training=True)
             self.make_room(batch, threads, gathers)
             self.open_words(threads, flops * len(order))
@@ -159,9 +160,9 @@ class NumbaEngine:
         rates: npt.NDArray[np.float64],
         weights: FloatArray | None,
     ) -> Batches:
-        """What the kernel reads of a call to `train`."""
+        """What the kernel reads of a call to `train`; x and y as `with_plain_rows` and `plain_targets` give them."""
         job, network = self.job, self.job.network
-        labels, targets = targets_of(y)
+        labels, targets = addresses_of(y)
         scalars = np.repeat(job.optimizer.scalars(rates, self.step, network.l1, network.l2)[:, None], 2, axis=1)
         scalars[:, 1, OF_WEIGHTS_ONLY] = 0
         share = network.label_smoothing / network.sizes[-1]
@@ -191,6 +192,7 @@ class NumbaEngine:
         with self.alone():
             self.open_words(threads, flops)
             x = with_plain_rows(x)
+            x_rows = x.strides[0] * np.arange(MOST_ROWS)
             self.team.run(
                 predict_kernel(self.lanes),
                 self.code(x.dtype, training=False, scaled=not self.can_stay(x, training=False)),
@@ -198,7 +200,7 @@ class NumbaEngine:
                 MOST_ROWS,
                 x.ctypes.data,
                 x.strides[0],
-                x.strides[0] * np.arange(MOST_ROWS),
+                x_rows.ctypes.data,
                 self.shift,
                 self.factor,
                 self.store,
@@ -212,9 +214,10 @@ class NumbaEngine:
     def score(self, z: FloatArray, y: npt.NDArray[Any]) -> RowResults:
         network = self.job.network
         results = RowResults(np.empty(len(z), np.float32), np.zeros(len(z), bool))
-        loss, side = loss_address(network, self.lanes), loss_side(network, self.lanes)
-        block, scales = np.zeros(loss_block(network, self.lanes), np.float32), np.ones(len(z), np.float32)
-        score_kernel()(loss, side, block, z, np.arange(len(z)), *targets_of(y), scales, *results)
+        block, y = np.empty(loss_block(network, self.lanes), np.float32), plain_targets(y)
+        rows, scales, n = np.arange(len(z)), np.ones(len(z), np.float32), network.sizes[-1]
+        given = block.ctypes.data, z.ctypes.data, 0, n, len(z), rows.ctypes.data, *addresses_of(y), scales.ctypes.data
+        loss_function(network, self.lanes)(*given, results.loss.ctypes.data, results.correct.ctypes.data, 1.0, 0.0)
         return results
 
     @contextmanager
@@ -283,11 +286,14 @@ def vector(values: npt.NDArray[Any], features: int) -> npt.NDArray[np.float32]:
     return np.array(np.broadcast_to(values, (features,)), np.float32)
 
 
-def targets_of(y: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Labels and targets as the kernels take them: y as one of them, the other one empty."""
-    if y.ndim == 1:
-        return writable(y), np.empty((0, 0), np.float32)
-    return np.empty(0, np.int32), writable(y)
+def plain_targets(y: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Labels or targets as the kernels read them, without gaps. Copies only where it must."""
+    return np.ascontiguousarray(y, np.int32 if y.ndim == 1 else np.float32)
+
+
+def addresses_of(y: npt.NDArray[Any]) -> tuple[int, int]:
+    """Addresses of labels and of targets, of which y is one; 0 for the other. The caller keeps y alive."""
+    return (y.ctypes.data, 0) if y.ndim == 1 else (0, y.ctypes.data)
 
 
 def with_plain_rows(x: npt.NDArray[Any]) -> npt.NDArray[Any]:

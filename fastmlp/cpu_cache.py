@@ -36,6 +36,7 @@ SOURCES = (
     "cpu_plan.py",
     "cpu_products.py",
     "cpu_dropout.py",
+    "cpu_losses.py",
     "cpu_formulas.py",
     "cpu_pieces.py",
     "cpu_kernels.py",

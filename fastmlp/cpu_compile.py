@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import functools
 import secrets
 from collections.abc import Callable
@@ -51,6 +52,30 @@ class PartCompiler(Compiler):
         self.state.library = PartLibrary(self.state.targetctx.codegen(), "part")
 
 
+class KernelLibrary(JITCodeLibrary):
+    """A kernel with all its parts, optimised once.
+
+    Numba would do it three times, first each function and then the whole without vectors, to find pairs of counts of
+    references that cancel out. Kernels count no references.
+    """
+
+    def _optimize_functions(self, ll_module: Any) -> None:
+        ll_module.data_layout = self._codegen._data_layout
+
+    def _optimize_final_module(self) -> None:
+        passes, builder = self._codegen._module_pass_manager()
+        passes.run(self._final_module, builder)
+
+
+class KernelCompiler(Compiler):
+    """Numba's compiler into a `KernelLibrary`."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.state.library = KernelLibrary(self.state.targetctx.codegen(), "kernel")
+        self.state.library.enable_object_caching()
+
+
 def compiled(function: Callable[..., Any], *, called: str = "inlined") -> Any:
     """njit as every kernel wants it: no GIL, IEEE arithmetic (no fastmath: a NaN must be seen), no exceptions.
 
@@ -65,9 +90,8 @@ def compiled(function: Callable[..., Any], *, called: str = "inlined") -> Any:
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
     options["_nrt"] = False  # kernels own no memory; counting references to slices would cost a tenth of their time
     options |= {"no_cpython_wrapper": called != "python", "no_cfunc_wrapper": called != "address"}
-    if called == "inlined":
-        options |= {"forceinline": True, "pipeline_class": PartCompiler}
-    return njit(**options)(unique)
+    options["pipeline_class"] = PartCompiler if called == "inlined" else KernelCompiler
+    return njit(**options, forceinline=called == "inlined")(unique)
 
 
 def cached(function: Callable[..., Any], name: str, called: str = "python") -> Any:
@@ -87,6 +111,12 @@ def address_of(function: Callable[..., Any], name: str, integers: int, floats: i
     kernel.compile(signature)
     compiled_kernel = kernel.overloads[signature]
     return compiled_kernel.library.get_pointer_to_function(compiled_kernel.fndesc.llvm_cfunc_wrapper_name)
+
+
+@functools.cache
+def from_python(address: int, integers: int, floats: int = 0) -> Callable[..., None]:
+    """A kernel of `address_of` to be called from Python, which meanwhile does not hold the interpreter's lock."""
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * integers, *[ctypes.c_float] * floats)(address)
 
 
 @functools.cache

@@ -16,17 +16,15 @@ import numpy.typing as npt
 
 from fastmlp.cpu_compile import address_of, compiled, compiled_with_callees
 from fastmlp.cpu_dropout import drop_address
-from fastmlp.cpu_instructions import array_at, column_of
+from fastmlp.cpu_instructions import array_at
+from fastmlp.cpu_losses import loss_address
 from fastmlp.cpu_plan import FUSED
 from fastmlp.cpu_products import FLOAT_BYTES, gradient_address, product_address
-from fastmlp.functions import ACTIVATIONS, LOSSES
+from fastmlp.functions import ACTIVATIONS
 from fastmlp.network import Network
 from fastmlp.optimizers import RULES, SCALARS, with_penalties
 
 ZERO = np.float32(0)
-FEW_OUTPUTS = {16: 10, 8: 10, 4: 0}  # by lanes; LLVM unrolls no loop over more, and makes no short vectors of this one
-MANY_ROWS = 16  # a multiple of long vectors
-LOSS, SCALE, PEAK, BESIDES = range(4)  # what a loss has beside z, targets and dz
 SCALAR_COUNT = len(SCALARS)
 
 
@@ -37,7 +35,7 @@ class Code(NamedTuple):
     scale : see `scale_address`; 0 for rows that need no scaling and are read where they are
     gradient : see `gradient_address`
     drop : see cpu_dropout.py
-    loss : see `loss_address`; side: rows that it takes at once
+    loss : see cpu_losses.py
     update, penalise : see the functions below
     activations : (hidden layers,) int64, of those activations that run over rows
     in_registers : whether the update is an epilogue of the gradient; clipping needs all gradients before the first update
@@ -47,7 +45,6 @@ class Code(NamedTuple):
     gradient: int
     scale: int
     loss: int
-    side: int
     update: int
     penalise: int
     drop: int
@@ -64,7 +61,7 @@ def prediction_code(network: Network, pixels: npt.DTypeLike, lanes: int, fused: 
         0 if fused and layer.activation in FUSED else activation_address(layer.activation) for layer in network.layers[:-1]
     ]
     scale = scale_address(np.dtype(pixels).name) if scaled else 0
-    return Code(product_address(lanes), 0, scale, 0, 0, 0, 0, 0, np.array(activations, np.int64), False)
+    return Code(product_address(lanes), 0, scale, 0, 0, 0, 0, np.array(activations, np.int64), False)
 
 
 def training_code(
@@ -92,7 +89,6 @@ def training_code(
     return code._replace(
         gradient=gradient_address(lanes, rule if in_registers else "", penalised and in_registers),
         loss=loss_address(network, lanes),
-        side=loss_side(network, lanes),
         update=update_address(rule),
         penalise=penalise_address() if penalised and not in_registers else 0,
         drop=drop_address(lanes) if any(dropped) else 0,
@@ -134,49 +130,6 @@ def activation_address(name: str) -> int:
                 y_row[i] = s_row[i] = ZERO
 
     return address_of(activate, f"activate {name}", 6, 1)
-
-
-def loss_side(network: Network, lanes: int) -> int:
-    """Rows that a loss takes at once: many if there are few outputs, else one."""
-    return MANY_ROWS if network.sizes[-1] <= FEW_OUTPUTS[lanes] else 1
-
-
-def loss_block(network: Network, lanes: int) -> int:
-    """Floats of the block that a loss works on."""
-    return (BESIDES + 3 * network.sizes[-1]) * loss_side(network, lanes)
-
-
-def loss_address(network: Network, lanes: int) -> int:
-    """Address of loss(block): `functions.LOSSES` of `loss_side` rows, with n outputs each.
-
-    `block` is the address of 3 n + BESIDES rows of a float for each of them: n rows of z, n of targets, n that become dz, and
-    at LOSS the losses, at SCALE what dz is multiplied by, at PEAK what becomes the number of the first largest z. LLVM unrolls
-    a formula's loops over few outputs, and makes vectors of the loop over rows: a seventh of the time, and the same bits.
-    """
-    return loss_of_rows(network.loss, network.output or "", network.sizes[-1], loss_side(network, lanes))
-
-
-@functools.cache
-def loss_of_rows(loss: str, output: str, n: int, side: int) -> int:
-    """See `loss_address`."""
-    formula = compiled_with_callees(LOSSES[loss][output])
-    loss_at, scale_at, peak_at = ((3 * n + place) * side for place in (LOSS, SCALE, PEAK))
-
-    def losses(block):
-        own = array_at(block, (3 * n + BESIDES) * side, np.float32)
-        for r in range(side):
-            z, t = column_of(own, r, n, side), column_of(own, n * side + r, n, side)
-            dz = column_of(own, 2 * n * side + r, n, side)
-            own[loss_at + r] = formula(z, t, dz, n)
-            highest, peak = z[0], ZERO
-            for j in range(1, n):
-                higher = z[j] > highest
-                highest, peak = z[j] if higher else highest, np.float32(j) if higher else peak
-            own[peak_at + r] = peak
-            for j in range(n):
-                dz[j] *= own[scale_at + r]
-
-    return address_of(losses, f"loss {loss} {output} {n} {side}", 1)
 
 
 @compiled

@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 
 from fastmlp.cpu_compile import cached, compiled
-from fastmlp.cpu_formulas import LOSS, PEAK, SCALE, ZERO
-from fastmlp.cpu_instructions import array_at, atomic_load, call, prefetch
+from fastmlp.cpu_instructions import atomic_load, call
+from fastmlp.cpu_losses import LABELS_AHEAD, prefetch_label
 from fastmlp.cpu_pieces import (
     GRADIENT,
     ONE,
-    PARAMETERS,
     PHASE,
     await_turn,
     claim,
@@ -41,7 +40,9 @@ from fastmlp.cpu_plan import FORWARD, GATHER, LINEAR, RELU, ROWS, UPDATE, WEIGHT
 from fastmlp.cpu_products import FLOAT_BYTES
 from fastmlp.cpu_simd import BIAS, BIAS_RELU, KEEP, ROW_BYTES, TIMES, WHERE_POSITIVE
 
-LABELS_AHEAD = 16  # rows: about a microsecond of losses, and no more than a processor can wait for at once
+# Arguments that other calls have as numbers of these types. A literal is a type of its own: Numba would compile what takes it
+# once more.
+FIRST, NO_STEP, NO_SEED = np.int64(0), np.int64(-1), np.uint64(0)
 
 # ------------------------------------------------------------------------------------------------ one layer
 
@@ -66,6 +67,7 @@ def inputs_at(code, plan, batches, arena, layer, start, row):
     return activations_at(plan, arena, layer, row)
 
 
+@functools.cache
 def make_forward(lanes: int) -> Any:
     """forward(code, plan, store, arena, x, x_rows, layer, panel, panels, first, rows, step, seed): a block of y = f(x w + b).
 
@@ -134,53 +136,17 @@ def make_backward(lanes: int) -> Any:
 
 
 @compiled
-def prefetch_label(labels, source):
-    """Ask for the label of a row of the data."""
-    prefetch(labels.ctypes.data + source * labels.itemsize)
-
-
-@compiled
-def losses(loss, side, block, z, dz, ld, outputs, start, rows, sources, labels, targets, hot, cold, scales, row_loss, correct):
-    """Loss, hit and dz of rows [start, start + rows), `side` at a time, see `cpu_formulas.loss_address`.
-
-    z and dz (0: not wanted) are the addresses of row 0 of their outputs, others ld apart; sources, int64, their rows in the
-    data; scales, row_loss, correct, float32, float32 and bool, one for each. Labels are anywhere in memory: each row asks for
-    that of a later one.
-    """
-    classes, besides, end = len(labels) > 0, 3 * outputs * side, start + rows
-    for first in range(start, end, side):
-        count = min(side, end - first)
-        for r in range(count):
-            z_row = array_at(z + (first + r) * ld * FLOAT_BYTES, outputs, np.float32)
-            source = sources[first + r]
-            for j in range(outputs):
-                block[j * side + r] = z_row[j]
-                block[(outputs + j) * side + r] = cold if classes else targets[source, j]
-            if classes:
-                block[(outputs + labels[source]) * side + r] = hot
-                if first + r + LABELS_AHEAD < end:
-                    prefetch_label(labels, sources[first + r + LABELS_AHEAD])
-            block[besides + SCALE * side + r] = scales[first + r]
-        call(loss, (block.ctypes.data,))
-        for r in range(count):
-            row_loss[first + r] = block[besides + LOSS * side + r]
-            if classes:
-                correct[first + r] = block[besides + PEAK * side + r] == labels[sources[first + r]]
-            if dz:
-                dz_row = array_at(dz + (first + r) * ld * FLOAT_BYTES, outputs, np.float32)
-                for j in range(outputs):
-                    dz_row[j] = block[(2 * outputs + j) * side + r]
-
-
-@compiled
 def losses_of_batch(code, plan, batches, arena, block, loss, correct, start, first, rows):
     """Loss, hit and dz of rows [first, first + rows) of the batch that starts at `start` in the order."""
-    width, outputs = plan.widths[len(plan.layers)], plan.layers[len(plan.layers) - 1].fan_out
-    z = arena.ctypes.data + (width.y_at - start * width.ld) * FLOAT_BYTES
-    dz = arena.ctypes.data + (width.dz_at - start * width.ld) * FLOAT_BYTES
-    losses(
-        code.loss, code.side, block, z, dz, width.ld, outputs, start + first, rows, batches.order, batches.labels,
-        batches.targets, batches.hot, batches.cold, batches.row_scale, loss, correct,
+    width, row = plan.widths[len(plan.layers)], start + first
+    z = arena.ctypes.data + (width.y_at + first * width.ld) * FLOAT_BYTES
+    dz = arena.ctypes.data + (width.dz_at + first * width.ld) * FLOAT_BYTES
+    call(
+        code.loss,
+        (
+            block.ctypes.data, z, dz, width.ld, rows, batches.order[row:].ctypes.data, batches.labels, batches.targets,
+            batches.row_scale[row:].ctypes.data, loss[row:].ctypes.data, correct[row:].ctypes.data, batches.hot, batches.cold,
+        ),
     )  # fmt: skip
 
 
@@ -200,22 +166,10 @@ def train_kernel(lanes: int) -> Any:
 def predict_kernel(lanes: int) -> Any:
     """predict(t, code, plan, block, x, x_row, x_rows, shift, factor, store, arena, shared, z), likewise; `block` rows a task.
 
-    x is the address of the first row of features, x_row the bytes from row to row, x_rows the table of a block's rows.
+    x is the address of the first row of features, x_row the bytes from row to row, x_rows that of the table of a block's rows.
     Without code.scale the rows are float32 and read where they are: copying them first would take a tenth of the time.
     """
     return cached(make_predict(lanes), f"predict {lanes}")
-
-
-@functools.cache
-def score_kernel() -> Any:
-    """score(loss, side, block, z, sources, labels, targets, scales, row_loss, correct), likewise: `losses` of z."""
-    return cached(score, "score")
-
-
-def score(loss, side, block, z, sources, labels, targets, scales, row_loss, correct):
-    """Loss and hit of rows by their pre-activations (rows, outputs), on one thread: little beside the products behind them."""
-    rows, n = z.shape
-    losses(loss, side, block, z.ctypes.data, 0, n, n, 0, rows, sources, labels, targets, ONE, ZERO, scales, row_loss, correct)
 
 
 def make_task(lanes: int) -> Any:
@@ -234,7 +188,7 @@ def make_task(lanes: int) -> Any:
             # WEIGHTS reads all rows of x, y and dz; writes its rectangle of weights, slots and transposed weights (clipped:
             # of the gradient). UPDATE reads its rectangle of the clipped gradient; writes that of the others.
             if kind == WEIGHTS:
-                x, x_rows = inputs_at(code, plan, batches, arena, task.layer, start, 0)
+                x, x_rows = inputs_at(code, plan, batches, arena, task.layer, start, FIRST)
                 gradient(code, plan, store, x, x_rows, packed, own, batches.scalars[step], task, rows)
             if kind == UPDATE or batches.clip_norm == 0:
                 finish(code, plan, store, transposed, batches.scalars[step], task)
@@ -251,7 +205,7 @@ def make_task(lanes: int) -> Any:
         # its columns of the transposed w, its rows of dz above and its block of y or s; writes its block of dz. ROWS does
         # both for all columns of its rows, in every layer from `wide` on, and writes their loss and hits.
         rest, top = kind == ROWS, len(plan.layers) - 1
-        if rest and len(batches.labels):
+        if rest and batches.labels:
             for r in range(min(count, LABELS_AHEAD)):
                 prefetch_label(batches.labels, batches.order[start + first + r])
         for layer in range(wide, (top if rest else wide if kind == FORWARD else wide - 1) + 1):
@@ -288,7 +242,7 @@ def make_train(lanes: int) -> Callable[..., None]:
             phase = plan.phases[index]
             start = step * batches.batch_size
             rows = min(batches.batch_size, len(batches.order) - start)
-            done = np.int64(0)  # a literal would have Numba compile what takes it twice
+            done = np.int64(0)
             for turn in range(threads):
                 share = (t + turn) % threads
                 first, end = plan.shares[index, share], plan.shares[index, share + 1]
@@ -323,22 +277,22 @@ def make_predict(lanes: int) -> Callable[..., None]:
         tasks, rows_of_x = -(-len(z) // block), len(z)
         end_turn(shared)
         while True:
-            ticket = claim(shared, 0, 0, tasks)
+            ticket = claim(shared, FIRST, FIRST, tasks)
             if ticket < 0:
                 break
             start = ticket * block
             rows = min(block, rows_of_x - start)
-            inputs, input_rows = x + start * x_row, x_rows.ctypes.data
+            inputs, input_rows = x + start * x_row, x_rows
             if code.scale:
                 given = inputs
-                inputs, input_rows = activations_at(plan, own, 0, 0)
+                inputs, input_rows = activations_at(plan, own, FIRST, FIRST)
                 for r in range(rows):
                     to = inputs + plan.row_at[0, r]
                     call(code.scale, (given + r * x_row, shift.ctypes.data, factor.ctypes.data, to, len(shift)))
             for layer in range(last):
                 panels = plan.layers[layer].fan_out_p // lanes
-                forward(code, plan, store[PARAMETERS], own, inputs, input_rows, layer, 0, panels, 0, rows, -1, np.uint64(0))
-                inputs, input_rows = activations_at(plan, own, layer + 1, 0)
+                forward(code, plan, store, own, inputs, input_rows, layer, FIRST, panels, FIRST, rows, NO_STEP, NO_SEED)
+                inputs, input_rows = activations_at(plan, own, layer + 1, FIRST)
             for r in range(rows):
                 at = outputs.y_at + r * outputs.ld
                 z_row, row = z[start + r], own[at : at + outputs.ld]

@@ -240,7 +240,7 @@ def spin(spins):
 @compiled
 def wait_for_end_of(shared, phase):
     """Wait until another phase is open."""
-    spins = 0
+    spins = np.int64(0)  # a literal would be compiled once more
     while atomic_load(shared + 8 * PHASE) == phase:
         spins = spin(spins)
 
@@ -259,7 +259,7 @@ def await_turn(shared):
     word, caller = atomic_load(shared + 8 * TURN), atomic_load(shared + 8 * CALLER)
     if not word:
         return
-    spins = 0
+    spins = np.int64(0)
     while atomic_load(word) or not swap_if(word, 0, caller):  # who only looks does not disturb the others
         if spins == SPINS + TURN_OFFERS:
             atomic_store(word, caller)

@@ -91,7 +91,7 @@ class Batches(NamedTuple):
     """What a run of steps trains on.
 
     x : address of rows of features, uint8 or float32; x_at (rows,) int64: bytes from there to each row of the order
-    labels (n,) int32 and targets (n, outputs) float32, one of them empty
+    labels, targets : addresses of (n,) int32 and of (n, outputs) float32, one of them 0
     order (rows,) int64; row_scale (rows,) float32: share of each row in its batch's mean
     shift, factor (features,) float32: x is scaled to (x - shift) factor
     scalars (steps, 2, len(SCALARS)) float32: `Optimizer.scalars`, for weights and (no penalty, no decay) for biases
@@ -101,8 +101,8 @@ class Batches(NamedTuple):
 
     x: int
     x_at: Any
-    labels: Any
-    targets: Any
+    labels: int
+    targets: int
     order: Any
     row_scale: Any
     shift: Any

@@ -33,6 +33,7 @@ def traced_rule(rule_name: str, penalised: bool) -> Callable[..., Any]:
     return lambda p, g, m, v, s: rule(p, penalise(p, g, s), m, v, s)
 
 
+@functools.cache
 def make_height(lanes: int) -> Any:
     """height(left): rows of the tile to take where `left` remain, a sum of the two heights of tiles."""
     tall, low, _ = TILES[lanes]

@@ -1,8 +1,14 @@
-"""How kernels are compiled: nothing that nobody calls, calls by address with integers and floats, arrays from addresses."""
+"""How kernels are compiled: each piece once, nothing that nobody calls, calls by address, arrays from addresses."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,3 +52,45 @@ def test_a_call_by_address_hands_over_integers_floats_and_arrays(dtype: Any) -> 
     source, to = np.arange(9).astype(dtype), np.full(11, -1, np.float32)
     compiled(caller, called="python")(source, to, np.float32(0.5))
     np.testing.assert_array_equal(to, [*(0.5 * source), -1, -1])
+
+
+# Every piece that Numba compiles, with the types of its arguments, for a network that needs most of them.
+PIECES = """
+import json, re
+import numpy as np
+from numba.core.event import install_recorder
+from fastmlp.contract import Job, State
+from fastmlp.cpu import NumbaEngine
+from fastmlp.cpu_compile import compiled
+from fastmlp.network import Network
+from fastmlp.optimizers import Optimizer
+
+def both(x):
+    return plus(x) + plus(3)
+
+network = Network((20, 12, 3), "tanh", dropout=0.2)
+x, y = np.zeros((9, 20), np.float32), np.zeros(9, np.int32)
+engine = NumbaEngine(Job(network, Optimizer("adam", clip_norm=1.0), batch_size=4, threads=1))
+engine.load(State(network.initial_parameters(0), np.zeros((2, network.parameters), np.float32), 0))
+plus = compiled(lambda x: x + 1)
+with install_recorder("numba:compile") as recorder:
+    engine.train(x, y, np.arange(9), np.full(3, 0.1))
+    engine.forward(x)
+    compiled(both, called="python")(np.int64(2))
+started = [event.data for _, event in recorder.buffer if event.is_start]
+own = [data for data in started if data["dispatcher"].py_func.__module__.startswith(("fastmlp", "__main__"))]
+names = [re.sub("_[0-9a-f]{16}$", "", data["dispatcher"].py_func.__qualname__) for data in own]
+print(json.dumps([[name, [str(kind) for kind in data["args"]]] for name, data in zip(names, own)]))
+"""
+
+
+def test_pieces_of_kernels_are_compiled_once(tmp_path: Path) -> None:
+    """No second time for a literal or for another kernel; and no address has become a float64, as one of two types would."""
+    env = os.environ | {"FASTMLP_CACHE_DIR": str(tmp_path), "NUMBA_OPT": "0"}
+    done = subprocess.run([sys.executable, "-c", PIECES], env=env, capture_output=True, text=True, check=True)
+    pieces = [(name, kinds) for name, kinds in json.loads(done.stdout)]
+    times = Counter(name for name, _ in pieces)
+    assert times.pop("<lambda>") == 2  # what the test must see: a function that is called with a literal, too
+    assert {"make_train.<locals>.train", "make_forward.<locals>.forward", "make_predict.<locals>.predict"} <= set(times)
+    assert [name for name, count in times.items() if count > 1] == []
+    assert [name for name, kinds in pieces if "float64" in kinds] == ["clip"]

@@ -13,7 +13,7 @@ from cpu_helpers import EVERY_IDS, PENALISED, every_job, fused_job, outcome, pie
 from fastmlp import cpu, cpu_plan
 from fastmlp.contract import Job, RowResults
 from fastmlp.cpu import NumbaEngine
-from fastmlp.cpu_formulas import loss_block
+from fastmlp.cpu_losses import loss_block
 from fastmlp.cpu_plan import PAIR, Layout, make_layout, round_up
 from fastmlp.optimizers import Optimizer
 

@@ -23,7 +23,7 @@ GROUPS = (
     ("errors", "philox", "functions", "optimizers", "network", "rows", "preprocess", "contract", "reference"),
     ("torch_engine", "checks"),
     ("kernel_files", "cpu_cache", "cpu_simd", "cpu_instructions", "cpu_math", "cpu_compile", "cpu_threads"),
-    ("cpu_plan", "cpu_products", "cpu_dropout", "cpu_formulas", "cpu_pieces", "cpu_kernels", "cpu"),
+    ("cpu_plan", "cpu_products", "cpu_dropout", "cpu_losses", "cpu_formulas", "cpu_pieces", "cpu_kernels", "cpu"),
     ("cuda_shim", "cuda_words", "cuda_device", "cuda_plan", "cuda_pieces", "cuda_teams", "cuda_tiles", "cuda_mma"),
     ("cuda_tiled", "cuda_kernels", "cuda_compile", "cuda_runtime", "cuda", "backends"),
     ("model", "metrics", "evaluation", "artifacts", "run_folders", "tensorfile", "modelfile"),
