@@ -107,9 +107,10 @@ def steps_of(rows: int, batch_size: int) -> int:
 
 def row_scales(order: npt.NDArray[np.int64], batch_size: int, weights: FloatArray | None) -> FloatArray:
     """Share of each row in its batch's mean loss, (len(order),) float64: weight over the batch's sum of weights."""
-    starts = np.arange(0, len(order), batch_size)
-    counts = np.minimum(batch_size, len(order) - starts)
     if weights is None:
-        return np.repeat(1 / counts, counts)
+        scales, rest = np.full(len(order), 1 / batch_size), len(order) % batch_size
+        scales[len(order) - rest :] = 1 / max(rest, 1)
+        return scales
+    starts = np.arange(0, len(order), batch_size)
     picked = weights[order].astype(np.float64)
-    return picked / np.repeat(np.add.reduceat(picked, starts), counts)
+    return picked / np.repeat(np.add.reduceat(picked, starts), np.minimum(batch_size, len(order) - starts))

@@ -7,8 +7,6 @@ import math
 import mmap
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -33,7 +31,6 @@ from fastmlp.cpu_simd import lanes as host_lanes
 from fastmlp.cpu_threads import Team, available_cores
 from fastmlp.errors import ConfigError, UnavailableError
 from fastmlp.network import FloatArray
-from fastmlp.optimizers import DECAY, L1, L2
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 HUGE_PAGE = 2**21  # bytes
@@ -45,8 +42,8 @@ MUCH_FLOPS = 2_000_000  # of a step, for each thread, that make up for fewer row
 IN_PLACE_WIDTHS = {16: math.inf, 8: 32, 4: 32}
 TURN_FLOPS = 5_000_000  # of a call, for one thread to let others have the interpreter meanwhile
 INTERPRETER = np.zeros(1, np.int64)  # whose turn it is to run Python, see cpu_pieces.py; one for the process
+INTERPRETER_AT = INTERPRETER.ctypes.data  # NumPy takes a microsecond to tell
 
-OF_WEIGHTS_ONLY = [DECAY, L1, L2]  # columns of the table of scalars
 SLOT_ROWS = {"m": SLOT_M, "v": SLOT_V}
 
 
@@ -82,6 +79,7 @@ class NumbaEngine:
         self.transposed = aligned((max(self.layout.transposed, 1),))
         self.scratch = aligned((self.threads, round_up(scratch_size() + loss_block(network, self.lanes), ALIGNMENT // 4)))
         self.shared = aligned((SHARES + WORDS_APART * self.threads,), np.int64)
+        self.shared_at = self.shared.ctypes.data
         self.predicting = make_layout(network, self.lanes, MOST_ROWS, fused=self.fused)
         self.predict_arena = aligned((self.threads, self.predicting.arena))
         features = network.sizes[0]
@@ -146,7 +144,7 @@ class NumbaEngine:
                 self.arena,
                 self.packed,
                 self.scratch,
-                self.shared.ctypes.data,
+                self.shared_at,
                 *results,
                 threads=threads,
             )
@@ -163,8 +161,6 @@ class NumbaEngine:
         """What the kernel reads of a call to `train`; x and y as `with_plain_rows` and `plain_targets` give them."""
         job, network = self.job, self.job.network
         labels, targets = addresses_of(y)
-        scalars = np.repeat(job.optimizer.scalars(rates, self.step, network.l1, network.l2)[:, None], 2, axis=1)
-        scalars[:, 1, OF_WEIGHTS_ONLY] = 0
         share = network.label_smoothing / network.sizes[-1]
         return Batches(
             x=x.ctypes.data,
@@ -175,7 +171,7 @@ class NumbaEngine:
             row_scale=row_scales(order, job.batch_size, weights).astype(np.float32),
             shift=self.shift,
             factor=self.factor,
-            scalars=scalars,
+            scalars=job.optimizer.scalars_by_kind(rates, self.step, network.l1, network.l2),
             batch_size=job.batch_size,
             step=self.step,
             seed=np.uint64(job.seed),
@@ -205,7 +201,7 @@ class NumbaEngine:
                 self.factor,
                 self.store,
                 self.predict_arena,
-                self.shared.ctypes.data,
+                self.shared_at,
                 z,
                 threads=threads,
             )
@@ -215,26 +211,23 @@ class NumbaEngine:
         network = self.job.network
         results = RowResults(np.empty(len(z), np.float32), np.zeros(len(z), bool))
         block, y = np.empty(loss_block(network, self.lanes), np.float32), plain_targets(y)
-        rows, scales, n = np.arange(len(z)), np.ones(len(z), np.float32), network.sizes[-1]
-        given = block.ctypes.data, z.ctypes.data, 0, n, len(z), rows.ctypes.data, *addresses_of(y), scales.ctypes.data
+        given = block.ctypes.data, z.ctypes.data, 0, network.sizes[-1], len(z), 0, *addresses_of(y), 0
         loss_function(network, self.lanes)(*given, results.loss.ctypes.data, results.correct.ctypes.data, 1.0, 0.0)
         return results
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """One caller at a time. A child forked while another thread was in here can never enter, and is told so."""
+    def alone(self) -> threading.Lock:
+        """To be held by one caller at a time. A child forked while another thread held it can never do so, and is told."""
         if self.process != os.getpid():
             if self.lock.locked():
                 raise UnavailableError("this process was forked while the engine was at work; make a new engine in it")
             self.process = os.getpid()
-        with self.lock:
-            yield
+        return self.lock
 
     def open_words(self, threads: int, flops: int) -> None:
         """Words for a call of so many operations: no task claimed yet, and whether its thread takes turns with others."""
         self.shared[:] = 0
         if threads == 1 and flops >= TURN_FLOPS:
-            self.shared[TURN], self.shared[CALLER] = INTERPRETER.ctypes.data, threading.get_ident()
+            self.shared[TURN], self.shared[CALLER] = INTERPRETER_AT, threading.get_ident()
 
     def can_stay(self, x: npt.NDArray[Any], training: bool) -> bool:
         """Whether rows are read where they are. Gradients read all of a padded width, and its padding must be zeros."""

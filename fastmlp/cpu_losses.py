@@ -47,9 +47,9 @@ def loss_address(network: Network, lanes: int) -> int:
 
     Loss, hit and dz of some rows, by `functions.LOSSES`. All but the last two are addresses and sizes: a block of `loss_block`
     floats to work on; z and dz (0: not wanted) of the first row, ld floats from row to row; the rows' places in the data
-    (int64); there the labels (int32), or 0 and the targets (float32); for each row what its dz is multiplied by (float32), its
-    loss (float32) and whether the first largest z is that of its class (bool, False without labels). hot and cold are the
-    targets of a row's class and of the others.
+    (int64; 0: in order); there the labels (int32), or 0 and the targets (float32); for each row what its dz is multiplied by
+    (float32, not read without dz), its loss (float32) and whether the first largest z is that of its class (bool, False
+    without labels). hot and cold are the targets of a row's class and of the others.
     """
     return loss_of_rows(network.loss, network.output or "", network.sizes[-1], loss_side(network, lanes))
 
@@ -79,36 +79,49 @@ def loss_of_rows(loss: str, output: str, n: int, side: int) -> int:
 
 def make_losses(loss: str, output: str, n: int, side: int) -> Callable[..., None]:
     """The kernel, not compiled yet."""
-    compute = make_compute(compiled_with_callees(LOSSES[loss][output]), n, side)
+    fill, compute = make_fill(n, side), make_compute(compiled_with_callees(LOSSES[loss][output]), n, side)
     beside, size = 3 * n * side, block_size(n, side)
 
     def losses(block, z, dz, ld, rows, sources, labels, targets, scales, row_loss, correct, hot, cold):
-        own, sources_of = array_at(block, size, np.float32), array_at(sources, rows, np.int64)
+        own, source_of = array_at(block, size, np.float32), array_at(sources, rows, np.int64)
         scale_of, loss_of = array_at(scales, rows, np.float32), array_at(row_loss, rows, np.float32)
         hit_of = array_at(correct, rows, np.bool_)
         for first in range(0, rows, side):
             count = min(side, rows - first)
             for r in range(count):
-                z_row, source = array_at(z + (first + r) * ld * FLOAT_BYTES, n, np.float32), sources_of[first + r]
-                label = label_of(labels, source) if labels else -1
-                t_row = array_at(targets + source * n * FLOAT_BYTES, n, np.float32)
-                for j in range(n):
-                    own[j * side + r] = z_row[j]
-                    own[(n + j) * side + r] = cold if labels else t_row[j]
-                if labels:
-                    own[(n + label) * side + r] = hot
-                    if first + r + LABELS_AHEAD < rows:
-                        prefetch_label(labels, sources_of[first + r + LABELS_AHEAD])
-                own[beside + SCALE * side + r], own[beside + LABEL * side + r] = scale_of[first + r], label
+                row = first + r
+                fill(own, r, z + row * ld * FLOAT_BYTES, source_of[row] if sources else row, labels, targets, hot, cold)
+                if labels and sources and row + LABELS_AHEAD < rows:
+                    prefetch_label(labels, source_of[row + LABELS_AHEAD])
+                if dz:
+                    own[beside + SCALE * side + r] = scale_of[row]
             compute(own)
             for r in range(count):
-                loss_of[first + r], hit_of[first + r] = own[beside + LOSS * side + r], own[beside + HIT * side + r] != 0
+                row = first + r
+                loss_of[row], hit_of[row] = own[beside + LOSS * side + r], own[beside + HIT * side + r] != 0
                 if dz:
-                    dz_row = array_at(dz + (first + r) * ld * FLOAT_BYTES, n, np.float32)
+                    dz_row = array_at(dz + row * ld * FLOAT_BYTES, n, np.float32)
                     for j in range(n):
                         dz_row[j] = own[(2 * n + j) * side + r]
 
     return losses
+
+
+def make_fill(n: int, side: int) -> Any:
+    """fill(own, r, z, source, labels, targets, hot, cold): column r of a block gets z and targets of a row, and its label."""
+
+    @compiled
+    def fill(own, r, z, source, labels, targets, hot, cold):
+        z_row, t_row = array_at(z, n, np.float32), array_at(targets + source * n * FLOAT_BYTES, n, np.float32)
+        for j in range(n):
+            own[j * side + r] = z_row[j]
+            own[(n + j) * side + r] = cold if labels else t_row[j]
+        label = label_of(labels, source) if labels else -1
+        if labels:
+            own[(n + label) * side + r] = hot
+        own[(3 * n + LABEL) * side + r] = label
+
+    return fill
 
 
 def make_compute(formula: Any, n: int, side: int) -> Any:
@@ -116,7 +129,7 @@ def make_compute(formula: Any, n: int, side: int) -> Any:
 
     z, targets and dz lie in one block: of three addresses LLVM could not know that they do not overlap.
     """
-    beside = 3 * n * side
+    beside = 3 * n * side  # where what is not z, targets or dz begins
 
     @compiled
     def compute(own):

@@ -94,7 +94,7 @@ class Batches(NamedTuple):
     labels, targets : addresses of (n,) int32 and of (n, outputs) float32, one of them 0
     order (rows,) int64; row_scale (rows,) float32: share of each row in its batch's mean
     shift, factor (features,) float32: x is scaled to (x - shift) factor
-    scalars (steps, 2, len(SCALARS)) float32: `Optimizer.scalars`, for weights and (no penalty, no decay) for biases
+    scalars (steps, 2, len(SCALARS)) float32: `Optimizer.scalars_by_kind`
     batch_size; step: updates made before; seed
     hot, cold, clip_norm: target of the row's class and of the others; largest gradient norm
     """

@@ -17,10 +17,8 @@ from fastmlp.cuda_runtime import Launch, the_runtime
 from fastmlp.cuda_tiles import Tile
 from fastmlp.errors import ConfigError, UnavailableError
 from fastmlp.network import FloatArray
-from fastmlp.optimizers import DECAY, L1, L2
 from fastmlp.reference import NumpyEngine
 
-OF_WEIGHTS_ONLY = [DECAY, L1, L2]  # columns of the table of scalars
 APPLIED = 4096  # rows that pass through a network at once where nothing is trained
 # Batches of at most so many rows are latency, and train in one launch; larger ones are arithmetic, and train by tiles, a launch
 # for each phase. By counting what both move, not by measuring: no GPU has been at hand. Tensor cores need tiles for any batch.
@@ -107,9 +105,7 @@ class CudaEngine:
         for name, dtype in (("loss", np.float32), ("correct", np.bool_)):
             if name not in self.handles or self.handles[name].size != count:
                 self.upload(name, np.empty(count, dtype))
-        scalars = np.repeat(job.optimizer.scalars(rates, self.step, job.network.l1, job.network.l2)[:, None], 2, axis=1)
-        scalars[:, 1, OF_WEIGHTS_ONLY] = 0
-        self.upload("scalars", scalars)
+        self.upload("scalars", job.optimizer.scalars_by_kind(rates, self.step, job.network.l1, job.network.l2))
         self.upload("clock", np.full(1, self.step))
         self.start(self.kind(x, y), count, len(rates))
         self.step += len(rates)

@@ -155,8 +155,9 @@ class Measured:
             loss, accuracy = validate(engine, self.data.validation, self.settings, f"step {self.before + step}")
             at = {"step": self.before + step, "epoch": (self.before + step) / self.steps}
             weights = None if self.weights is None else self.weights[self.since : done]
-            mean = float(np.average(np.concatenate(self.losses), weights=weights))
-            self.found.append({**at, "loss": mean, "val_loss": loss, "val_accuracy": accuracy})
+            self.found.append(
+                {**at, "loss": mean(np.concatenate(self.losses), weights), "val_loss": loss, "val_accuracy": accuracy}
+            )
             self.losses, self.since = [], done
             self.seconds += time.perf_counter() - began
 
@@ -286,8 +287,8 @@ class Loop:
         return {
             "epoch": epoch,
             "rows": rows,
-            "loss": float(np.average(loss, weights=weights)),
-            "accuracy": float(np.average(correct, weights=weights)) if self.y.ndim == 1 else None,
+            "loss": mean(loss, weights),
+            "accuracy": mean(correct, weights) if self.y.ndim == 1 else None,
             "val_loss": val_loss,
             "val_accuracy": val_accuracy,
             "rate": rate,
@@ -295,6 +296,11 @@ class Loop:
             "eval_seconds": time.perf_counter() - began,
             "rows_per_second": rows / seconds,
         }
+
+
+def mean(values: Array, weights: FloatArray | None) -> float:
+    """Mean of rows' figures, weighted if there are weights."""
+    return float(values.mean() if weights is None else np.average(values, weights=weights))
 
 
 def validate(engine: Engine, part: Rows, settings: Settings, when: str) -> tuple[float, float | None]:

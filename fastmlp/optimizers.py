@@ -40,6 +40,8 @@ ZERO = np.float32(0)
 # 1 - beta is a column of its own: in float32 it could not be had from beta.
 SCALARS = ("rate", "momentum", "complement1", "complement2", "epsilon", "correction1", "correction2", "decay", "l1", "l2")
 RATE, MOMENTUM, COMPLEMENT1, COMPLEMENT2, EPSILON, CORRECTION1, CORRECTION2, DECAY, L1, L2 = range(10)
+FIXED = [MOMENTUM, COMPLEMENT1, COMPLEMENT2, EPSILON, DECAY, L1, L2]  # the same in all steps
+OF_WEIGHTS_ONLY = [DECAY, L1, L2]
 
 
 def sign(p: Any) -> Any:
@@ -155,20 +157,24 @@ class Optimizer:
         `step` counts the updates already made; the powers of the bias correction are taken in float64. l1 and l2 are the
         network's penalties.
         """
-        table = np.empty((len(rates), len(SCALARS)), np.float64)
-        count = step + 1 + np.arange(len(rates))
+        row = np.empty(len(SCALARS))
+        row[FIXED] = self.momentum, 1 - self.beta1, 1 - self.beta2, self.epsilon, self.weight_decay, l1, l2
+        table = np.empty((len(rates), len(SCALARS)))
+        table[:] = row
+        count = np.arange(step + 1, step + 1 + len(rates))
         table[:, RATE] = rates
-        table[:, MOMENTUM] = self.momentum
-        table[:, COMPLEMENT1] = 1 - self.beta1
-        table[:, COMPLEMENT2] = 1 - self.beta2
-        table[:, EPSILON] = self.epsilon
         table[:, CORRECTION1] = 1 / (1 - self.beta1**count)
         table[:, CORRECTION2] = 1 / (1 - self.beta2**count)
-        table[:, DECAY] = self.weight_decay
-        table[:, L1] = l1
-        table[:, L2] = l2
         with np.errstate(over="ignore"):  # an infinite rate diverges, and is reported as that
             return table.astype(np.float32)
+
+    def scalars_by_kind(
+        self, rates: npt.NDArray[np.float64], step: int, l1: float = 0.0, l2: float = 0.0
+    ) -> npt.NDArray[np.float32]:
+        """`scalars` of weights and of biases, (len(rates), 2, len(SCALARS)) float32: these have no decay and no penalties."""
+        both = np.repeat(self.scalars(rates, step, l1, l2)[:, None], 2, axis=1)
+        both[:, 1, OF_WEIGHTS_ONLY] = 0
+        return both
 
 
 def constant(t: float, schedule: Schedule) -> float:
@@ -258,6 +264,8 @@ class Schedule:
         """Learning rates of the updates number `first`, `first` + 1, … (from 0): (count,) float64."""
         shape = SCHEDULES[self.kind]
         warm = self.warmup * steps_per_epoch
+        if shape is constant and first >= warm:
+            return np.full(count, self.rate)  # what follows, without a call for each
         return np.array(
             [
                 self.rate * (min((k + 1) / warm, 1.0) if k < warm else shape((k - warm) / steps_per_epoch, self))

@@ -6,6 +6,7 @@ Here: `Subset`, `take`, `in_whole`, `is_mapped`; `blocks`, `block_rows`, `first_
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -123,7 +124,7 @@ def in_whole(x: Features, y: Array, weights: Array | None) -> tuple[Array, int |
 
 def block_rows(x: Features, most: int | None = None) -> int:
     """Rows of a block of x: at most BLOCK_BYTES and `most`, so that what is made of a block stays small; one at least."""
-    size = max(1, x.dtype.itemsize * int(np.prod(x.shape[1:])))
+    size = max(1, x.dtype.itemsize * math.prod(x.shape[1:]))
     return max(1, min(BLOCK_BYTES // size, most or len(x)))
 
 
