@@ -144,8 +144,9 @@ def losses_of_batch(code, plan, batches, arena, block, loss, correct, start, fir
     call(
         code.loss,
         (
-            block.ctypes.data, z, dz, width.ld, rows, batches.order[row:].ctypes.data, batches.labels, batches.targets,
-            batches.row_scale[row:].ctypes.data, loss[row:].ctypes.data, correct[row:].ctypes.data, batches.hot, batches.cold,
+            block.ctypes.data, z, dz, width.ld, rows, batches.order.ctypes.data + row * batches.order.itemsize,
+            batches.labels, batches.targets, batches.row_scale.ctypes.data + row * FLOAT_BYTES,
+            loss.ctypes.data + row * FLOAT_BYTES, correct.ctypes.data + row * correct.itemsize, batches.hot, batches.cold,
         ),
     )  # fmt: skip
 
@@ -295,9 +296,8 @@ def make_predict(lanes: int) -> Callable[..., None]:
                 inputs, input_rows = activations_at(plan, own, layer + 1, FIRST)
             for r in range(rows):
                 at = outputs.y_at + r * outputs.ld
-                z_row, row = z[start + r], own[at : at + outputs.ld]
-                for j in range(len(z_row)):
-                    z_row[j] = row[j]
+                for j in range(z.shape[1]):
+                    z[start + r, j] = own[at + j]
         await_turn(shared)
 
     return predict

@@ -21,7 +21,7 @@ import numpy as np
 
 from fastmlp.cpu_compile import compiled
 from fastmlp.cpu_formulas import ZERO
-from fastmlp.cpu_instructions import atomic_load, atomic_store, call, fetch_add, pause, swap_if, yield_core
+from fastmlp.cpu_instructions import array_at, atomic_load, atomic_store, call, fetch_add, pause, swap_if, yield_core
 from fastmlp.cpu_plan import CHUNK_ROWS, GROUP_COLUMNS
 from fastmlp.cpu_products import FLOAT_BYTES
 from fastmlp.cpu_simd import TILES, make_transpose
@@ -68,7 +68,8 @@ def make_pack(lanes: int) -> Any:
             pair_at = size.packed_at + q // pair * plan.rows * two
             for r in range(first, first + rows):
                 source, to = size.dz_at + r * size.ld + q * lanes, pair_at + r * two
-                dz, copy = arena[source : source + columns], packed[to : to + columns]
+                dz = array_at(arena.ctypes.data + source * FLOAT_BYTES, columns, np.float32)
+                copy = array_at(packed.ctypes.data + to * FLOAT_BYTES, columns, np.float32)
                 if scale != ONE:
                     for j in range(columns):
                         dz[j] *= scale
@@ -79,19 +80,23 @@ def make_pack(lanes: int) -> Any:
 
 
 @compiled
-def add_rows(matrix, rows, ld, sums):
-    """sums += each row of a matrix, in order but four at a time: adding one by one would wait for each sum."""
-    n = len(sums)
-    fours = rows // 4
-    for r in range(fours):
-        block = matrix[4 * r * ld :]
-        a, b, c, d = block[:n], block[ld : ld + n], block[2 * ld : 2 * ld + n], block[3 * ld : 3 * ld + n]
+def add_rows(matrix, rows, ld, n, sums):
+    """sums = the sum of the rows of a matrix, in order but four at a time: adding one by one would wait for each sum.
+
+    matrix and sums are addresses, n the columns that count.
+    """
+    total, fours, row = array_at(sums, n, np.float32), rows // 4, ld * FLOAT_BYTES
+    for j in range(n):
+        total[j] = ZERO
+    for r in range(0, 4 * fours, 4):
+        a, b = array_at(matrix + r * row, n, np.float32), array_at(matrix + (r + 1) * row, n, np.float32)
+        c, d = array_at(matrix + (r + 2) * row, n, np.float32), array_at(matrix + (r + 3) * row, n, np.float32)
         for j in range(n):
-            sums[j] += (a[j] + b[j]) + (c[j] + d[j])
+            total[j] += (a[j] + b[j]) + (c[j] + d[j])
     for r in range(4 * fours, rows):
-        a = matrix[r * ld : r * ld + n]
+        a = array_at(matrix + r * row, n, np.float32)
         for j in range(n):
-            sums[j] += a[j]
+            total[j] += a[j]
 
 
 def make_gradient(lanes: int) -> Any:
@@ -130,10 +135,8 @@ def make_gradient(lanes: int) -> Any:
         if task.first == 0:
             for q in range(0, panels, pair):
                 columns, b_at = min(pair, panels - q) * lanes, size.b_at + (panel + q) * lanes
-                sums = store[GRADIENT, b_at : b_at + columns]
-                sums[:] = ZERO
-                at = dz_at + q // pair * dz_pair
-                add_rows(packed[at : at + dz_pair], rows, pair * lanes, sums)
+                sums = store.ctypes.data + (GRADIENT * slot + b_at) * FLOAT_BYTES
+                add_rows(b + q // pair * dz_pair * FLOAT_BYTES, rows, pair * lanes, columns, sums)
 
     return gradient
 

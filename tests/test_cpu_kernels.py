@@ -164,17 +164,18 @@ def test_rows_that_need_scaling_are_scaled() -> None:
 def test_long_work_of_one_thread_takes_turns_with_the_interpreter_and_short_work_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cpu, "INTERPRETER", np.zeros(1, np.int64))
+    word = np.zeros(1, np.int64)
+    monkeypatch.setattr(cpu, "INTERPRETER_AT", word.ctypes.data)
     job = fused_job(threads=1)
     course = make_course(job.network, rows=30, batch=7)
     plain = outcome(job, course)
-    assert cpu.INTERPRETER[0] == 0
+    assert word[0] == 0
     flops = job.network.flops_per_row * len(course.order)
     for threads, most, taken in ((1, flops, True), (2, flops, False), (1, flops + 1, False)):
         monkeypatch.setattr(cpu, "TURN_FLOPS", most)
-        cpu.INTERPRETER[:] = 0
+        word[:] = 0
         engine, results = trained_engine(dataclasses.replace(job, threads=threads), course)
-        assert cpu.INTERPRETER[0] == (threading.get_ident() if taken else 0)
+        assert word[0] == (threading.get_ident() if taken else 0)
         assert same_bits((engine.state(), results), plain[:2])
         engine.close()
 
