@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from fastmlp.cpu_compile import cached, compiled
-from fastmlp.cpu_instructions import atomic_load, call
+from fastmlp.cpu_instructions import array_at, atomic_load, call
 from fastmlp.cpu_losses import LABELS_AHEAD, prefetch_label
 from fastmlp.cpu_pieces import (
     GRADIENT,
@@ -274,7 +274,7 @@ def make_predict(lanes: int) -> Callable[..., None]:
 
     def predict(t, code, plan, block, x, x_row, x_rows, shift, factor, store, arena, shared, z):
         own, last = arena[t], len(plan.layers)
-        outputs = plan.widths[last]
+        outputs, n = plan.widths[last], z.shape[1]
         tasks, rows_of_x = -(-len(z) // block), len(z)
         end_turn(shared)
         while True:
@@ -295,9 +295,10 @@ def make_predict(lanes: int) -> Callable[..., None]:
                 forward(code, plan, store, own, inputs, input_rows, layer, FIRST, panels, FIRST, rows, NO_STEP, NO_SEED)
                 inputs, input_rows = activations_at(plan, own, layer + 1, FIRST)
             for r in range(rows):
-                at = outputs.y_at + r * outputs.ld
-                for j in range(z.shape[1]):
-                    z[start + r, j] = own[at + j]
+                row = array_at(own.ctypes.data + (outputs.y_at + r * outputs.ld) * FLOAT_BYTES, n, np.float32)
+                z_row = array_at(z.ctypes.data + (start + r) * n * FLOAT_BYTES, n, np.float32)
+                for j in range(n):
+                    z_row[j] = row[j]
         await_turn(shared)
 
     return predict
