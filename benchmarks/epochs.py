@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)  # what is wrong with it should be known before a quarter of an hour
     result = run_bench(BenchSettings(EPOCHS, rounds=options.rounds, data=DATA), lambda text: print(text, flush=True))
     print(bench_text(result))
     if {row["data"] for row in result["rows"]} != {DATA}:

@@ -210,7 +210,8 @@ class NumbaEngine:
     def score(self, z: FloatArray, y: npt.NDArray[Any]) -> RowResults:
         network = self.job.network
         results = RowResults(np.empty(len(z), np.float32), np.zeros(len(z), bool))
-        block, y = np.empty(loss_block(network, self.lanes), np.float32), plain_targets(y)
+        block = np.empty(loss_block(network, self.lanes), np.float32)
+        z, y = np.ascontiguousarray(z, np.float32), plain_targets(y)
         given = block.ctypes.data, z.ctypes.data, 0, network.sizes[-1], len(z), 0, *addresses_of(y), 0
         loss_function(network, self.lanes)(*given, results.loss.ctypes.data, results.correct.ctypes.data, 1.0, 0.0)
         return results

@@ -88,7 +88,7 @@ def compiled(function: Callable[..., Any], *, called: str = "inlined") -> Any:
     unique = copy_of(function, function.__globals__)
     unique.__qualname__ = f"{function.__qualname__}_{secrets.token_hex(8)}"
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
-    options["no_rewrites"] = True  # of expressions of whole arrays, of branches that are never taken: kernels have none
+    options["no_rewrites"] = True  # they fuse expressions of whole arrays and prune branches; LLVM does what is left of that
     options["_nrt"] = False  # kernels own no memory; counting references to slices would cost a tenth of their time
     options |= {"no_cpython_wrapper": called != "python", "no_cfunc_wrapper": called != "address"}
     options["pipeline_class"] = PartCompiler if called == "inlined" else KernelCompiler

@@ -116,6 +116,14 @@ def test_the_script_writes_the_result_and_the_chart(monkeypatch: pytest.MonkeyPa
     assert tables.epochs_table(json.loads((tmp_path / "epochs.json").read_text())).startswith("| network, batch | NumPy |")
 
 
+def test_a_file_in_place_of_the_folder_is_told_before_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "epochs.json").touch()
+    monkeypatch.setattr(epochs, "run_bench", lambda settings, say: pytest.fail("has measured"))
+    monkeypatch.setattr("sys.argv", ["epochs", "--out", str(tmp_path / "epochs.json")])
+    with pytest.raises(FileExistsError):
+        epochs.main()
+
+
 def small(settings: BenchSettings) -> BenchSettings:
     return replace(settings, rows=64, backends=("numpy", "numba"), rest=0.0, triad_bytes=4096)
 
