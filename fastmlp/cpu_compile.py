@@ -20,14 +20,26 @@ from fastmlp.cpu_math import vector_math
 from fastmlp.functions import copy_of
 
 
-class PartLibrary(JITCodeLibrary):
-    """Code that only ever becomes part of other code: not optimised by itself, and no machine code is made of it.
+class KernelLibrary(JITCodeLibrary):
+    """A kernel with all its parts, optimised once.
 
-    Numba would do both for every function, and once more at each level of inlining: two thirds of LLVM's time.
+    Numba would do it three times, first each function and then the whole without vectors, to find pairs of counts of
+    references that cancel out. Kernels count no references.
     """
 
     def _optimize_functions(self, ll_module: Any) -> None:
         ll_module.data_layout = self._codegen._data_layout
+
+    def _optimize_final_module(self) -> None:
+        passes, builder = self._codegen._module_pass_manager()
+        passes.run(self._final_module, builder)
+
+
+class PartLibrary(KernelLibrary):
+    """Code that only ever becomes part of other code: not optimised by itself, and no machine code is made of it.
+
+    Numba would do both for every function, and once more at each level of inlining: two thirds of LLVM's time.
+    """
 
     def _optimize_final_module(self) -> None:
         pass
@@ -50,21 +62,6 @@ class PartCompiler(Compiler):
         self.state.targetctx = copy.copy(self.state.targetctx)
         self.state.targetctx.get_executable = no_executable
         self.state.library = PartLibrary(self.state.targetctx.codegen(), "part")
-
-
-class KernelLibrary(JITCodeLibrary):
-    """A kernel with all its parts, optimised once.
-
-    Numba would do it three times, first each function and then the whole without vectors, to find pairs of counts of
-    references that cancel out. Kernels count no references.
-    """
-
-    def _optimize_functions(self, ll_module: Any) -> None:
-        ll_module.data_layout = self._codegen._data_layout
-
-    def _optimize_final_module(self) -> None:
-        passes, builder = self._codegen._module_pass_manager()
-        passes.run(self._final_module, builder)
 
 
 class KernelCompiler(Compiler):

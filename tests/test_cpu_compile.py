@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from cpu_helpers import run_script
 from numba import types
 
 from fastmlp.cpu_compile import address_of, compiled
@@ -84,11 +81,10 @@ print(json.dumps([[name, [str(kind) for kind in data["args"]]] for name, data in
 """
 
 
-def test_pieces_of_kernels_are_compiled_once(tmp_path: Path) -> None:
+def test_pieces_of_kernels_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """No second time for a literal or for another kernel; and no address has become a float64, as one of two types would."""
-    env = os.environ | {"FASTMLP_CACHE_DIR": str(tmp_path), "NUMBA_OPT": "0"}
-    done = subprocess.run([sys.executable, "-c", PIECES], env=env, capture_output=True, text=True, check=True)
-    pieces = [(name, kinds) for name, kinds in json.loads(done.stdout)]
+    monkeypatch.setenv("NUMBA_OPT", "0")
+    pieces = [(name, kinds) for name, kinds in json.loads(run_script(PIECES))]
     times = Counter(name for name, _ in pieces)
     assert times.pop("<lambda>") == 2  # what the test must see: a function that is called with a literal, too
     assert {"make_train.<locals>.train", "make_forward.<locals>.forward", "make_predict.<locals>.predict"} <= set(times)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
+from fastmlp.cpu_compile import from_python
 from fastmlp.cpu_dropout import drop_address
 from fastmlp.philox import drop_threshold, keep_mask, philox4x32
 
@@ -16,7 +16,7 @@ SCALE = np.float32(1.25)
 
 def drop_of(lanes: int) -> Callable[..., None]:
     """The kernel, to be called from Python."""
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 12, ctypes.c_float)(drop_address(lanes))
+    return from_python(drop_address(lanes), 12, 1)
 
 
 @pytest.mark.parametrize("slopes", [False, True])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from conftest import excess, product_tolerance, same_bits
 from cpu_helpers import FLOAT_BYTES, MEANINGS, Case, Placed, excess_of, make_case, placed, scattered
 from numba import njit
 
-from fastmlp.cpu_compile import compiled_with_callees
+from fastmlp.cpu_compile import compiled_with_callees, from_python
 from fastmlp.cpu_instructions import call
 from fastmlp.cpu_plan import CHUNK_ROWS
 from fastmlp.cpu_products import deepest_piece, gradient_address, make_height, product_address
@@ -21,11 +20,6 @@ from fastmlp.cpu_simd import BIAS_RELU, EPILOGUES, KEEP, SINGLE_VECTORS, TILES, 
 from fastmlp.optimizers import RULES, Optimizer, with_penalties
 
 WIDTHS = (4, 8, 16)
-
-
-def at_address(address: int, arguments: int) -> Any:
-    """The C function of so many int64."""
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)(address)
 
 
 # ------------------------------------------------------------------------------------------------ heights of tiles
@@ -56,7 +50,7 @@ def run_product(width: int, epilogue: int, case: Case) -> Placed:
     c = placed(np.full((rows, panels, width), np.float32(np.nan)), (panels * width + 9, width, 1))
     extra = placed(case.extra.reshape(-1, panels, width), (panels * width + 4, width, 1))
     before = [operand.buffer.copy() for operand in (a, b, extra)]
-    at_address(product_address(width), 12)(
+    from_python(product_address(width), 12)(
         *(a.at, a.rows, b.at, b.strides[1], c.at, c.strides[0], k, rows, panels),
         *(epilogue, extra.at, extra.strides[0] if like_c else 0),
     )
@@ -111,7 +105,7 @@ def test_no_rows_and_no_panels_are_no_work() -> None:
         c = placed(np.full((4, 16), np.float32(7)), (20, 1))
         a_rows = np.arange(4) * 5 * FLOAT_BYTES
         arguments = (case.a.ctypes.data, a_rows.ctypes.data, case.b.ctypes.data, 40, c.at, 20, 5, rows, panels, KEEP, 0, 0)
-        at_address(product_address(8), 12)(*arguments)
+        from_python(product_address(8), 12)(*arguments)
         assert (c.block == 7).all()
 
 
@@ -209,7 +203,7 @@ def run_gradient(rule: str, penalised: bool, g: Gradients, width: int, cuts: tup
     sums = placed(np.full((panels, CHUNK_ROWS, width), np.float32(np.nan)), (CHUNK_ROWS * width, width, 1))
     weights = place_weights(g.weights)
     scalars = g.scalars.copy()
-    kernel = at_address(gradient_address(width, rule, penalised), 15)
+    kernel = from_python(gradient_address(width, rule, penalised), 15)
     for start, stop in pairwise((0, *cuts, batch)):
         kernel(
             *(a.at, a.rows, b.ctypes.data, batch * pair * width, panels, sums.at, sums.strides[0]),
