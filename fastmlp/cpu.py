@@ -20,6 +20,7 @@ from fastmlp.cpu_pieces import CALLER, GRADIENT, PARAMETERS, SHARES, SLOT_M, SLO
 from fastmlp.cpu_plan import (
     MOST_ROWS,
     Batches,
+    Layout,
     make_layout,
     pack,
     pack_transposed,
@@ -28,15 +29,12 @@ from fastmlp.cpu_plan import (
     unpack,
 )
 from fastmlp.cpu_simd import lanes as host_lanes
-from fastmlp.cpu_threads import Team, available_cores
+from fastmlp.cpu_threads import Team, Trials, available_cores, trials_for
 from fastmlp.errors import ConfigError, UnavailableError
 from fastmlp.network import FloatArray
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 HUGE_PAGE = 2**21  # bytes
-# Measured, see benchmarks/NOTES.md. Below, handing over costs more than it saves.
-LEAST_ROWS, LEAST_FLOPS = 16, 500_000  # of a step, for each thread
-MUCH_FLOPS = 2_000_000  # of a step, for each thread, that make up for fewer rows
 # By lanes: outputs of the first layer, at most, for which training reads rows where they are. Its gradient reads a row again
 # for every few of its columns, and rows from anywhere fall into few sets of the first cache; long vectors read less often.
 IN_PLACE_WIDTHS = {16: math.inf, 8: 32, 4: 32}
@@ -50,7 +48,8 @@ SLOT_ROWS = {"m": SLOT_M, "v": SLOT_V}
 class NumbaEngine:
     """Compiled kernels on the engine's own threads; see `contract.Engine` for the methods.
 
-    The number of threads changes no bit of any result. Calls from several Python threads wait for each other.
+    The number of threads changes no bit of any result, so small steps run on as many as prove fastest. Calls from several
+    Python threads wait for each other.
 
     Raises
     ------
@@ -72,6 +71,8 @@ class NumbaEngine:
         self.lock = threading.Lock()
         self.process = os.getpid()
         self.codes: dict[tuple[np.dtype[Any], bool, bool], Code] = {}
+        self.trials: dict[tuple[str, int], Trials] = {}
+        self.layouts: dict[int, Layout] = {}  # by threads
         self.rows, self.gathers = 0, True  # rows of a batch that the buffers have room for, and whether inputs are among them
         self.clip = job.optimizer.clip_norm > 0
         self.layout = make_layout(network, self.lanes, 0, fused=self.fused)
@@ -125,15 +126,17 @@ class NumbaEngine:
     ) -> RowResults:
         batch = max(1, min(self.job.batch_size, len(order)))
         flops = self.job.network.flops_per_row
-        threads = worthwhile(self.threads, batch, flops * batch)
         results = RowResults(np.empty(len(order), np.float32), np.zeros(len(order), bool))
         with self.alone():
             x, y = with_plain_rows(x), plain_targets(y)
             gathers = not self.can_stay(x, training=True)
+            trials = self.trials_of("train", len(order), batch, flops * batch)
+            threads = trials.next()
             self.make_room(batch, threads, gathers)
             self.open_words(threads, flops * len(order))
             batches = self.batches(x, y, order, rates, weights)
             self.step += len(rates)  # before: the kernel makes all its steps even if Ctrl-C is raised on its return
+            trials.begin()
             self.team.run(
                 train_kernel(self.lanes),
                 self.code(x.dtype, training=True, scaled=gathers),
@@ -148,7 +151,15 @@ class NumbaEngine:
                 *results,
                 threads=threads,
             )
+            trials.end(threads, len(order))
         return results
+
+    def trials_of(self, method: str, rows: int, at_once: int, flops: int) -> Trials:
+        """Which number of threads suits calls of about so many rows, `at_once` of them at a time in so many operations."""
+        key = method, rows.bit_length()
+        if key not in self.trials:
+            self.trials[key] = trials_for(self.threads, at_once, flops)
+        return self.trials[key]
 
     def batches(
         self,
@@ -184,11 +195,13 @@ class NumbaEngine:
         network = self.job.network
         z = np.empty((len(x), network.sizes[-1]), np.float32)
         flops = network.flops_per_row // 3 * len(x)
-        threads = worthwhile(self.threads, len(x), flops)
         with self.alone():
+            trials = self.trials_of("forward", len(x), len(x), flops)
+            threads = trials.next()
             self.open_words(threads, flops)
             x = with_plain_rows(x)
             x_rows = x.strides[0] * np.arange(MOST_ROWS)
+            trials.begin()
             self.team.run(
                 predict_kernel(self.lanes),
                 self.code(x.dtype, training=False, scaled=not self.can_stay(x, training=False)),
@@ -205,6 +218,7 @@ class NumbaEngine:
                 z,
                 threads=threads,
             )
+            trials.end(threads, len(x))
         return z
 
     def score(self, z: FloatArray, y: npt.NDArray[Any]) -> RowResults:
@@ -239,9 +253,15 @@ class NumbaEngine:
 
     def make_room(self, rows: int, threads: int, gathers: bool) -> None:
         """Let the buffers hold batches of at least `rows` rows. What they hold between calls does not matter."""
-        if rows > self.rows or gathers != self.gathers:
+        grows = rows > self.rows or gathers != self.gathers
+        if grows:
             self.rows, self.gathers = max(rows, self.rows), gathers
-            self.layout = make_layout(self.job.network, self.lanes, self.rows, threads, self.clip, self.fused, gathers)
+            self.layouts.clear()
+        if threads not in self.layouts:
+            planned = self.rows, threads, self.clip, self.fused, gathers
+            self.layouts[threads] = make_layout(self.job.network, self.lanes, *planned)
+        self.layout = self.layouts[threads]
+        if grows:
             self.arena = aligned((self.layout.arena,))
             self.packed = aligned((self.layout.packed,))
 
@@ -252,14 +272,6 @@ class NumbaEngine:
 def most_threads() -> int:
     """More threads than cores would only wait for each other."""
     return available_cores()
-
-
-def worthwhile(threads: int, rows: int, flops: int) -> int:
-    """How many of `threads` threads make a step faster: each must have some rows, or much to do."""
-    for count in range(threads, 1, -1):
-        if (rows >= LEAST_ROWS * count and flops >= LEAST_FLOPS * count) or flops >= MUCH_FLOPS * count:
-            return count
-    return 1
 
 
 def aligned(shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:

@@ -8,12 +8,21 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
+from collections import deque
 from collections.abc import Callable
 from itertools import repeat
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
+
+# Measured, see benchmarks/NOTES.md. Below, handing over always costs more than it saves.
+LEAST_ROWS, LEAST_FLOPS = 16, 200_000  # of a step, for each thread
+MUCH_FLOPS = 500_000  # of a step, for each thread, that make up for fewer rows
+SURE_FLOPS = 10_000_000  # of a step, for each thread, that are faster on more threads whatever handing over costs
+FEWEST_CALLS, MOST_CALLS = 2, 32  # between two trials of another number of threads
+SLOWER = 1.2  # times as slow as the calls before: another number of threads may now be better
 
 
 class Round(NamedTuple):
@@ -42,6 +51,68 @@ def available_cores() -> int:
         if limit != "max":
             cores = min(cores, max(1, int(limit) // int(period)))
     return cores
+
+
+def worthwhile(threads: int, rows: int, flops: int) -> int:
+    """How many of `threads` threads may make a step faster: each must have some rows, or much to do."""
+    for count in range(threads, 1, -1):
+        if (rows >= LEAST_ROWS * count and flops >= LEAST_FLOPS * count) or flops >= MUCH_FLOPS * count:
+            return count
+    return 1
+
+
+def trials_for(threads: int, rows: int, flops: int) -> Trials:
+    """Which of up to `threads` threads suit steps of so many rows and operations; no trials where there is much to do."""
+    most = worthwhile(threads, rows, flops)
+    return Trials(most, fewest=most if flops >= SURE_FLOPS * most else 1)
+
+
+class Trials:
+    """How many threads small steps take, found by trying: what handing over costs differs between machines and minutes.
+
+    Calls run on the usual number of threads. After some of them, and after one that was suddenly slower, a call runs on the
+    next power of two below or above; if that is faster than the calls before, it becomes the usual number. Trials become rare
+    while they change nothing.
+    """
+
+    def __init__(self, most: int, fewest: int = 1) -> None:
+        self.most, self.fewest, self.usual = most, fewest, most
+        self.recent: deque[float] = deque(maxlen=2)  # what the usual number took
+        self.gap = self.left = FEWEST_CALLS
+        self.tries_fewer = True
+
+    def next(self) -> int:
+        """Threads for the next call, which `tell` hears about."""
+        if self.left > 0:
+            return self.usual
+        fewer, more = max(1 << (self.usual - 1).bit_length() >> 1, self.fewest), min(1 << self.usual.bit_length(), self.most)
+        return fewer if more == self.usual or (self.tries_fewer and fewer < self.usual) else more
+
+    def begin(self) -> None:
+        """A call begins."""
+        self.began = time.perf_counter()
+
+    def end(self, threads: int, rows: int) -> None:
+        """The call that `begin` saw has ended, on the threads that `next` said."""
+        self.tell(threads, (time.perf_counter() - self.began) / max(rows, 1))
+
+    def tell(self, threads: int, seconds: float) -> None:
+        """What a call took for each row."""
+        if threads == self.usual:
+            self.left -= 1
+            if self.recent and seconds > SLOWER * max(self.recent):
+                self.left = 0
+                self.recent.clear()
+            self.recent.append(seconds)
+            return
+        faster = seconds < min(self.recent)
+        self.tries_fewer = (threads < self.usual) == faster  # further the same way, or the other one next time
+        self.gap = FEWEST_CALLS if faster else min(4 * self.gap, MOST_CALLS)
+        self.left = self.gap
+        if faster:
+            self.usual = threads
+            self.recent.clear()
+            self.recent.append(seconds)
 
 
 class Team:

@@ -12,8 +12,8 @@ import pytest
 import fastmlp
 from fastmlp import cpu, cpu_threads
 from fastmlp.contract import Job
-from fastmlp.cpu import LEAST_FLOPS, LEAST_ROWS, MUCH_FLOPS, NumbaEngine, worthwhile
-from fastmlp.cpu_threads import available_cores
+from fastmlp.cpu import NumbaEngine
+from fastmlp.cpu_threads import LEAST_FLOPS, LEAST_ROWS, MUCH_FLOPS, available_cores, worthwhile
 from fastmlp.network import Network
 from fastmlp.optimizers import Optimizer
 

@@ -26,10 +26,7 @@ from fastmlp.reference import NumpyEngine
 PATIENCE = 60  # seconds after which a test calls a wait a hang
 
 
-@pytest.fixture(autouse=True)
-def always_teams(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the smallest step use all threads."""
-    monkeypatch.setattr(cpu, "MUCH_FLOPS", 0)
+pytestmark = pytest.mark.usefixtures("eager_threads")
 
 
 # ------------------------------------------------------------------------------------------------ the fast path

@@ -14,12 +14,13 @@ from cpu_helpers import fused_job
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastmlp import cpu, cpu_plan
+from fastmlp import cpu_plan
 from fastmlp.cpu import ALIGNMENT, HUGE_PAGE, NumbaEngine, aligned
 from fastmlp.cpu_pieces import BATCH_DEPTHS
 from fastmlp.cpu_plan import CHUNK_ROWS, GROUP_COLUMNS
 from fastmlp.cpu_products import deepest_piece
 from fastmlp.cpu_simd import lanes
+from fastmlp.cpu_threads import Trials
 from fastmlp.optimizers import Optimizer
 from fastmlp.reference import NumpyEngine
 
@@ -27,10 +28,7 @@ SOME_THREADS = 2
 BEYOND = BATCH_DEPTHS[lanes()] + 1  # rows of a batch whose gradients are sums in two pieces
 
 
-@pytest.fixture(autouse=True)
-def always_teams(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the smallest step use all threads."""
-    monkeypatch.setattr(cpu, "MUCH_FLOPS", 0)
+pytestmark = pytest.mark.usefixtures("eager_threads")
 
 
 @pytest.mark.parametrize("tail", [0, 10**9], ids=["by columns", "by rows"])
@@ -87,7 +85,7 @@ def test_a_short_last_batch_is_a_batch_of_its_own(left: int) -> None:
 
 
 def test_batches_may_be_larger_and_smaller_than_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One engine plans anew for a larger batch, and keeps its plan for a smaller one, though fewer threads run it."""
+    """One engine plans anew for a larger batch, and keeps its plan for a smaller one on as many threads."""
     job = fused_job((13, 70, 21, 3), batch_size=200, threads=5)
     whole = make_course(job.network, rows=200, batch=200, epochs=1, rate=0.01)
     engine = NumbaEngine(job)
@@ -95,14 +93,15 @@ def test_batches_may_be_larger_and_smaller_than_before(monkeypatch: pytest.Monke
     state, planned = start_state(job), []
     for rows, threads in ((1, 1), (20, 2), (7, 1), (150, 5), (149, 4), (200, 5), (3, 1), (199, 5)):
         course = whole._replace(order=whole.order[:rows], rates=whole.rates[:1])
-        monkeypatch.setattr(cpu, "worthwhile", lambda most, rows, flops, threads=threads: min(most, threads))
+        trials = Trials(threads, fewest=threads)
+        monkeypatch.setattr(engine, "trials_of", lambda *call, trials=trials: trials)
         results = engine.train(*course)
         alone = dataclasses.replace(job, batch_size=rows, threads=1)
         state, wanted = run_course("numba", alone, state, course)
         assert same_bits(results, wanted), rows
         assert same_bits(engine.state(), state), rows
         planned.append((engine.rows, engine.layout.plan.shares.shape[1] - 1))
-    assert planned == [(1, 1), (20, 2), (20, 2), (150, 5), (150, 5), (200, 5), (200, 5), (200, 5)]
+    assert planned == [(1, 1), (20, 2), (20, 1), (150, 5), (150, 4), (200, 5), (200, 1), (200, 5)]
     engine.close()
 
 

@@ -17,7 +17,7 @@ from cpu_helpers import run_script
 
 from fastmlp import cpu
 from fastmlp.contract import Job
-from fastmlp.cpu import NumbaEngine, worthwhile
+from fastmlp.cpu import NumbaEngine
 from fastmlp.cpu_threads import Team
 from fastmlp.network import Network
 from fastmlp.optimizers import Optimizer
@@ -278,12 +278,6 @@ def test_one_ctrl_c_at_any_moment_neither_hangs_nor_returns_early() -> None:
 # ------------------------------------------------------------------------------------------------ engines
 
 
-@pytest.fixture
-def always_teams(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the smallest step use all threads."""
-    monkeypatch.setattr(cpu, "MUCH_FLOPS", 0)
-
-
 def make_job(threads: int, sizes: tuple[int, ...] = (13, 21, 9, 5), batch: int = 7) -> Job:
     network = Network(sizes, ["relu", *["linear"] * (len(sizes) - 3)])
     return Job(network, Optimizer("sgd"), batch_size=batch, seed=3, threads=threads)
@@ -298,15 +292,15 @@ def trained(job: Job, seed: int = 0) -> Any:
     return run_course("numba", job, start_state(job), course_of(job, seed))
 
 
-@pytest.mark.usefixtures("always_teams")
+@pytest.mark.usefixtures("eager_threads")
 def test_more_threads_than_cores_and_rows_give_the_same_bits_in_time() -> None:
-    assert NumbaEngine(make_job(16)).threads == worthwhile(16, 1, 1) == 16
+    assert NumbaEngine(make_job(16)).threads == cpu.trials_for(16, 1, 1).next() == 16
     alone = trained(make_job(1))
     for threads in (2, 5, 16):
         assert same_bits(within_patience(lambda threads=threads: trained(make_job(threads))), alone)
 
 
-@pytest.mark.usefixtures("always_teams")
+@pytest.mark.usefixtures("eager_threads")
 def test_engines_train_at_the_same_time() -> None:
     jobs = [make_job(2), make_job(3, (6, 17, 40, 3), 16)]
     alone = [[trained(job, seed) for seed in range(6)] for job in jobs]
@@ -317,7 +311,7 @@ def test_engines_train_at_the_same_time() -> None:
     assert not same_bits(alone[0][0], alone[0][1])
 
 
-@pytest.mark.usefixtures("always_teams")
+@pytest.mark.usefixtures("eager_threads")
 def test_many_callers_of_one_engine_get_what_one_gets() -> None:
     job = make_job(2)
     engine = NumbaEngine(job)
@@ -338,7 +332,7 @@ def test_many_callers_of_one_engine_get_what_one_gets() -> None:
     engine.close()
 
 
-@pytest.mark.usefixtures("always_teams")
+@pytest.mark.usefixtures("eager_threads")
 @pytest.mark.parametrize("closed", [True, False])
 def test_an_engine_leaves_no_threads_behind(closed: bool) -> None:
     before = set(threading.enumerate())

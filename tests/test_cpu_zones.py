@@ -21,10 +21,7 @@ ALIGNED, SCRATCH_SIZE = cpu.aligned, cpu.scratch_size  # as they are before a te
 KINDS = ("y_at", "s_at", "dz_at")
 
 
-@pytest.fixture(autouse=True)
-def always_teams(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the smallest step use all threads."""
-    monkeypatch.setattr(cpu, "MUCH_FLOPS", 0)
+pytestmark = pytest.mark.usefixtures("eager_threads")
 
 
 class Zones:

@@ -126,9 +126,8 @@ def test_a_model_can_be_compared_and_replaced() -> None:
     assert model != other
 
 
-def test_a_dropped_model_gives_its_threads_back(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if backend == "numba":
-        monkeypatch.setattr("fastmlp.cpu.MUCH_FLOPS", 0)
+@pytest.mark.usefixtures("eager_threads")
+def test_a_dropped_model_gives_its_threads_back(backend: str) -> None:
     make_model(backend=backend, threads=3).forward(X)
     gc.collect()
     for _ in range(500):
@@ -139,10 +138,9 @@ def test_a_dropped_model_gives_its_threads_back(backend: str, monkeypatch: pytes
     assert names == set()
 
 
-def test_predictions_from_many_threads_are_those_of_one(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("eager_threads")
+def test_predictions_from_many_threads_are_those_of_one(backend: str) -> None:
     """One model, eight Python threads, the first use among them."""
-    if backend == "numba":
-        monkeypatch.setattr("fastmlp.cpu.MUCH_FLOPS", 0)
     parts = [np.random.default_rng(seed).normal(size=(200, 7)).astype(np.float32) for seed in range(16)]
     wanted = [make_model(backend=backend).forward(part) for part in parts]
     for _ in range(3):

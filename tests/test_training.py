@@ -201,8 +201,8 @@ def test_how_often_the_engine_returns_changes_nothing(backend: str, monkeypatch:
     assert timeless(found[0].history) == timeless(found[1].history)
 
 
-def test_the_number_of_threads_changes_nothing(numba_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastmlp.cpu.MUCH_FLOPS", 0)
+@pytest.mark.usefixtures("eager_threads")
+def test_the_number_of_threads_changes_nothing(numba_backend: str) -> None:
     x, y = problem()
     found = [train(NETWORK, x, y, settings=set_up(backend=numba_backend, threads=t)) for t in (1, 2, 3)]
     assert [training.threads for training in found] == [1, 2, 3]
