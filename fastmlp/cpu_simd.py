@@ -74,11 +74,11 @@ def emit_spread(builder: Any, number: Any, kind: Any) -> Any:
     return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(INT32, kind.count), [0] * kind.count))
 
 
-def emit_prefetch(builder: Any, pointer: Any) -> None:
-    """LLVM `llvm.prefetch`: ask for the cache line of a byte, for reading, into the first cache, without waiting for it."""
+def emit_prefetch(builder: Any, pointer: Any, to_write: bool = False) -> None:
+    """LLVM `llvm.prefetch`: ask for the cache line of a byte, into the first cache, without waiting for it."""
     kind = ir.FunctionType(ir.VoidType(), [pointer.type, INT32, INT32, INT32])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-    builder.call(function, [pointer, INT32(0), INT32(3), INT32(1)])
+    builder.call(function, [pointer, INT32(int(to_write)), INT32(3), INT32(1)])
 
 
 class VectorBuilder:
@@ -105,9 +105,10 @@ class VectorBuilder:
     def broadcast(self, base: Any, offset: Any) -> Any:
         return emit_spread(self.builder, self.builder.load(address(self.builder, base, offset), align=4), self.type)
 
-    def prefetch(self, base: Any, offset: Any) -> None:
+    def prefetch(self, base: Any, offset: Any, to_write: bool = False) -> None:
         """`emit_prefetch` of a float's cache line."""
-        emit_prefetch(self.builder, self.builder.bitcast(address(self.builder, base, offset), BYTE.as_pointer()))
+        pointer = self.builder.bitcast(address(self.builder, base, offset), BYTE.as_pointer())
+        emit_prefetch(self.builder, pointer, to_write)
 
     def fma(self, a: Any, b: Any, c: Any) -> Any:
         return self.builder.call(self.fused, [a, b, c])
@@ -212,6 +213,10 @@ def make_tile(rows: int, vectors: int, width: int) -> Callable[..., None]:
         tile = [(i, p) for p in range(vectors) for i in range(rows)]
         c_rows, extra_rows = starts(builder, c_row, rows), starts(builder, extra_row, rows)
         c_at = {(i, p): builder.add(c_rows[i], INT64(p * width)) for i, p in tile}
+        with builder.if_then(builder.icmp_signed(">=", epilogue, INT64(TIMES))):
+            for i, p in tile:  # of other tiles C is rarely far, and asking costs more than it gives
+                v.prefetch(c, c_at[i, p], to_write=True)
+                v.prefetch(extra, builder.add(extra_rows[i], INT64(p * width)))
         b_side = (b, starts(builder, b_panel, vectors), INT64(width))
         starts_of_a = [emit_row(builder, a, a_rows, INT64(i)) for i in range(rows)]
 
