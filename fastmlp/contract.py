@@ -47,7 +47,7 @@ class Job:
     """What an engine is built for.
 
     scaling is applied to rows as they are used, so that pixels may stay uint8; None takes rows as they are.
-    threads None lets the engine choose; only engines with threads of their own read it.
+    threads None lets the engine choose; only engines with threads of their own read it. They may take fewer for small steps.
     precision, of `PRECISIONS`, is what the operands of matrix products are rounded to; all else is of the dtype.
     """
 
