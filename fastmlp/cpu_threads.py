@@ -21,8 +21,11 @@ from typing import Any, NamedTuple
 LEAST_ROWS, LEAST_FLOPS = 16, 200_000  # of a step, for each thread
 MUCH_FLOPS = 500_000  # of a step, for each thread, that make up for fewer rows
 SURE_FLOPS = 10_000_000  # of a step, for each thread, that are faster on more threads whatever handing over costs
-FEWEST_CALLS, MOST_CALLS = 2, 32  # between two trials of another number of threads
-SLOWER = 1.2  # times as slow as the calls before: another number of threads may now be better
+# Of trials of other numbers of threads: the share of all time that they may cost; calls between two, at least and at most.
+TRIALS_SHARE, FEWEST_CALLS, MOST_CALLS = 0.02, 2, 2000
+CLOCK_GRAIN = 1e-9  # seconds
+SLOWER = 1.2  # times as slow as the calls before: another number of threads may now be better, so
+WORTH_CALLS = 25  # such a call counts as so many more
 
 
 class Round(NamedTuple):
@@ -70,15 +73,15 @@ def trials_for(threads: int, rows: int, flops: int) -> Trials:
 class Trials:
     """How many threads small steps take, found by trying: what handing over costs differs between machines and minutes.
 
-    Calls run on the usual number of threads. After some of them, and after one that was suddenly slower, a call runs on the
-    next power of two below or above; if that is faster than the calls before, it becomes the usual number. Trials become rare
-    while they change nothing.
+    Calls run on the usual number of threads. Now and then, and after one that was suddenly slower, a call runs on the next
+    power of two below or above; if that is faster than the calls before, it becomes the usual number. The more a trial that
+    failed cost, the longer the wait for the next: waking a thread for a call of few microseconds takes ten times as long.
     """
 
     def __init__(self, most: int, fewest: int = 1) -> None:
         self.most, self.fewest, self.usual = most, fewest, most
         self.recent: deque[float] = deque(maxlen=2)  # what the usual number took
-        self.gap = self.left = FEWEST_CALLS
+        self.left: float = FEWEST_CALLS  # calls until the next trial
         self.tries_fewer = True
 
     def next(self) -> int:
@@ -94,21 +97,21 @@ class Trials:
 
     def end(self, threads: int, rows: int) -> None:
         """The call that `begin` saw has ended, on the threads that `next` said."""
-        self.tell(threads, (time.perf_counter() - self.began) / max(rows, 1))
+        self.tell(threads, max(time.perf_counter() - self.began, CLOCK_GRAIN) / max(rows, 1))
 
     def tell(self, threads: int, seconds: float) -> None:
         """What a call took for each row."""
         if threads == self.usual:
             self.left -= 1
             if self.recent and seconds > SLOWER * max(self.recent):
-                self.left = 0
+                self.left -= WORTH_CALLS
                 self.recent.clear()
             self.recent.append(seconds)
             return
-        faster = seconds < min(self.recent)
+        lost = seconds / min(self.recent) - 1  # in calls on the usual number
+        faster = lost < 0
         self.tries_fewer = (threads < self.usual) == faster  # further the same way, or the other one next time
-        self.gap = FEWEST_CALLS if faster else min(4 * self.gap, MOST_CALLS)
-        self.left = self.gap
+        self.left = min(max(lost / TRIALS_SHARE, FEWEST_CALLS), MOST_CALLS)
         if faster:
             self.usual = threads
             self.recent.clear()

@@ -14,7 +14,7 @@ from cpu_helpers import fused_job
 
 from fastmlp.contract import Job
 from fastmlp.cpu import NumbaEngine
-from fastmlp.cpu_threads import LEAST_FLOPS, LEAST_ROWS, MOST_CALLS, MUCH_FLOPS, SURE_FLOPS, Trials, trials_for
+from fastmlp.cpu_threads import LEAST_FLOPS, LEAST_ROWS, MUCH_FLOPS, SURE_FLOPS, TRIALS_SHARE, Trials, trials_for
 from fastmlp.network import Network
 from fastmlp.optimizers import Optimizer
 
@@ -39,7 +39,7 @@ def test_two_threads_are_taken_where_they_are_faster(seconds: dict[int, float], 
     counts = counts_of(Trials(2), lambda call, threads: seconds[threads], 500)
     assert counts[:2] == [2, 2]
     assert set(counts) == {1, 2}
-    assert counts[3:].count(best) >= 0.96 * len(counts[3:])
+    assert counts[3:].count(best) >= 0.95 * len(counts[3:])
     assert total(counts, seconds) <= 1.03 * seconds[best] * len(counts)
 
 
@@ -53,7 +53,7 @@ def test_a_machine_that_changes_is_followed() -> None:
     first = next(call for call in range(200, 400) if counts[call] == 2)  # sees that it is slow
     assert counts[first : first + 4] == [2, 1, 1, 1]
     back = next(call for call in range(400, 700) if counts[call : call + 3] == [2, 2, 2])
-    assert back <= 400 + MOST_CALLS
+    assert back <= 400 + (BAD[2] / BAD[1] - 1) / TRIALS_SHARE + 2
     assert counts[back:].count(2) >= 0.9 * (700 - back)
 
 
@@ -81,6 +81,15 @@ def test_calls_that_something_else_delays_cost_little(seconds: dict[int, float],
     assert total(counts, seconds) <= 1.1 * seconds[best] * len(counts)
 
 
+@pytest.mark.parametrize("jitter", [0.0, 0.3])
+def test_trials_that_cost_much_are_rare(jitter: float) -> None:
+    """A short call, for which a second thread would have to be woken up; with jitter some calls seem suddenly slower."""
+    rng, seconds = np.random.default_rng(0), {1: 1.0, 2: 10.0}
+    counts = counts_of(Trials(2), lambda call, threads: seconds[threads] * (1 + jitter * rng.random()), 5000)
+    assert 2 in counts[5:]
+    assert total(counts[5:], seconds) <= (1.025 if jitter == 0 else 1.06) * len(counts[5:])
+
+
 def test_no_number_below_the_fewest_is_tried() -> None:
     assert set(counts_of(Trials(8, fewest=8), lambda call, threads: 1.0 + call % 7, 100)) == {8}
     assert set(counts_of(Trials(8, fewest=4), lambda call, threads: threads, 100)) == {4, 8}
@@ -93,6 +102,17 @@ def test_large_steps_take_all_threads_untried() -> None:
     assert (sure.most, sure.fewest) == (2, 2)
     assert trials_for(2, LEAST_ROWS * 2, LEAST_FLOPS * 2).most == trials_for(2, 1, MUCH_FLOPS * 2).most == 2
     assert trials_for(2, LEAST_ROWS * 2, LEAST_FLOPS * 2 - 1).most == 1
+
+
+def test_a_clock_that_stands_still_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of some systems move only every so many microseconds."""
+    monkeypatch.setattr("fastmlp.cpu_threads.time.perf_counter", lambda: 5.0)
+    trials, counts = Trials(2), []
+    for _ in range(20):
+        counts.append(trials.next())
+        trials.begin()
+        trials.end(counts[-1], 10)
+    assert set(counts) == {1, 2}
 
 
 # ------------------------------------------------------------------------------------------------ in the engine
