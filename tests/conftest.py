@@ -20,7 +20,6 @@ import pytest
 
 from fastmlp.backends import BACKENDS, make_engine
 from fastmlp.contract import Engine, Job, RowResults, State, steps_of
-from fastmlp.cpu_threads import Trials
 from fastmlp.network import Network
 from fastmlp.optimizers import Schedule
 from fastmlp.reference import ACTIVATIONS, NumpyEngine, plain_losses
@@ -134,7 +133,8 @@ def simulated_gpu() -> Iterator[None]:
 def eager_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines hand work to their threads however little it is, so that small shapes test the sharing."""
     if importlib.util.find_spec(MODULES["numba"]) is not None:
-        monkeypatch.setattr("fastmlp.cpu.trials_for", lambda threads, rows, flops: Trials(threads, fewest=threads))
+        for least in ("MUCH_FLOPS", "SURE_FLOPS"):
+            monkeypatch.setattr(f"fastmlp.cpu_threads.{least}", 0)
 
 
 class Course(NamedTuple):

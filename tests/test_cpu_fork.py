@@ -12,14 +12,13 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
 FORK = """
 import hashlib, os, sys, warnings
 import numpy as np
-from fastmlp import cpu
+from fastmlp import cpu, cpu_threads
 from fastmlp.contract import Job, State
-from fastmlp.cpu_threads import Trials
 from fastmlp.network import Network
 from fastmlp.optimizers import Optimizer
 
 warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # Python 3.12: that is the test
-cpu.trials_for, cpu.most_threads = lambda threads, rows, flops: Trials(threads, fewest=threads), lambda: 64
+cpu_threads.MUCH_FLOPS, cpu_threads.SURE_FLOPS, cpu.most_threads = 0, 0, lambda: 64
 network = Network((13, 21, 9, 5), ["relu", "linear"])
 engine = cpu.NumbaEngine(Job(network, Optimizer("sgd"), batch_size=7, threads=3))
 engine.load(State(network.initial_parameters(0), np.zeros((0, network.parameters), np.float32), 0))

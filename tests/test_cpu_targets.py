@@ -57,11 +57,10 @@ from conftest import check_against_reference, make_course
 from numba import types
 from numba.core.caching import NullCache
 from numba.core.registry import cpu_target
-from fastmlp import cpu, cpu_compile, cpu_products
+from fastmlp import cpu, cpu_compile, cpu_products, cpu_threads
 from fastmlp.contract import Job
 from fastmlp.cpu_cache import KernelCache
 from fastmlp.cpu_simd import lanes
-from fastmlp.cpu_threads import Trials
 from fastmlp.network import Network
 from fastmlp.optimizers import Optimizer
 
@@ -76,7 +75,7 @@ def cached_and_noted(function, name, called):
 
 cpu_compile.cached = cached_and_noted
 if sys.argv[1] == "train":
-    cpu.trials_for, cpu.most_threads = lambda threads, rows, flops: Trials(threads, fewest=threads), lambda: 64
+    cpu_threads.MUCH_FLOPS, cpu_threads.SURE_FLOPS, cpu.most_threads = 0, 0, lambda: 64
     job = Job(Network((13, 70, 21, 3), ["relu", "tanh"], l2=1e-3), Optimizer("adam"), batch_size=300, seed=3, threads=2)
     check_against_reference("numba", job, make_course(job.network, rows=640, batch=300))
 else:
