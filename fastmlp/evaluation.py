@@ -39,7 +39,12 @@ def epoch_figures(engine: Engine, x: Features, y: npt.NDArray[Any]) -> tuple[flo
     losses, correct = np.empty(len(x)), np.empty(len(x), bool)
     for rows, z in forward_blocks(engine, x):
         losses[rows], correct[rows] = engine.score(z, y[rows])
-    return float(losses.mean()), float(correct.mean()) if y.ndim == 1 else None
+    return mean(losses), mean(correct) if y.ndim == 1 else None
+
+
+def mean(values: npt.NDArray[Any], weights: FloatArray | None = None) -> float:
+    """Mean of rows' figures, weighted if there are weights; as `ndarray.mean`, which takes twice the time for few rows."""
+    return float(values.sum(dtype=np.float64) / len(values) if weights is None else np.average(values, weights=weights))
 
 
 def evaluate(model: Model, x: Features, y: npt.NDArray[Any]) -> dict[str, Any]:
@@ -65,7 +70,7 @@ def judge(model: Model, x: Features, y: npt.NDArray[Any]) -> tuple[dict[str, Any
     """The figures of `evaluate`, and the predictions of `measure` that they are of."""
     x, y = check_part(model.network, x, y, "evaluation", model.parameters.dtype)
     losses, predictions = measure(model.network, model.engine(), x, y)
-    loss = {"loss": float(losses.mean())}
+    loss = {"loss": mean(losses)}
     if y.ndim == 1:
         return loss | classification_metrics(y, predictions, model.classes), predictions
     return loss | regression_metrics(y, predictions), predictions

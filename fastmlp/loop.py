@@ -19,7 +19,7 @@ from fastmlp.backends import make_engine
 from fastmlp.checks import Rows
 from fastmlp.contract import Engine, Job, RowResults, State, steps_of
 from fastmlp.errors import DivergedError
-from fastmlp.evaluation import epoch_figures
+from fastmlp.evaluation import epoch_figures, mean
 from fastmlp.model import Model
 from fastmlp.network import FloatArray, Network
 from fastmlp.philox import generator
@@ -296,11 +296,6 @@ class Loop:
             "eval_seconds": time.perf_counter() - began,
             "rows_per_second": rows / seconds,
         }
-
-
-def mean(values: Array, weights: FloatArray | None) -> float:
-    """Mean of rows' figures, weighted if there are weights."""
-    return float(values.mean() if weights is None else np.average(values, weights=weights))
 
 
 def validate(engine: Engine, part: Rows, settings: Settings, when: str) -> tuple[float, float | None]:

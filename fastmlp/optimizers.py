@@ -24,6 +24,7 @@ algorithm 2. Each equals torch.optim's of the same name, which a test holds it t
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -157,24 +158,29 @@ class Optimizer:
         `step` counts the updates already made; the powers of the bias correction are taken in float64. l1 and l2 are the
         network's penalties.
         """
-        row = np.empty(len(SCALARS))
-        row[FIXED] = self.momentum, 1 - self.beta1, 1 - self.beta2, self.epsilon, self.weight_decay, l1, l2
-        table = np.empty((len(rates), len(SCALARS)))
-        table[:] = row
-        count = np.arange(step + 1, step + 1 + len(rates))
-        table[:, RATE] = rates
-        table[:, CORRECTION1] = 1 / (1 - self.beta1**count)
-        table[:, CORRECTION2] = 1 / (1 - self.beta2**count)
-        with np.errstate(over="ignore"):  # an infinite rate diverges, and is reported as that
-            return table.astype(np.float32)
+        return self.scalars_by_kind(rates, step, l1, l2)[:, 0]
 
     def scalars_by_kind(
         self, rates: npt.NDArray[np.float64], step: int, l1: float = 0.0, l2: float = 0.0
     ) -> npt.NDArray[np.float32]:
         """`scalars` of weights and of biases, (len(rates), 2, len(SCALARS)) float32: these have no decay and no penalties."""
-        both = np.repeat(self.scalars(rates, step, l1, l2)[:, None], 2, axis=1)
-        both[:, 1, OF_WEIGHTS_ONLY] = 0
-        return both
+        table = np.empty((len(rates), 2, len(SCALARS)), np.float32)
+        table[:], betas = constants(self, l1, l2)
+        count = np.arange(step + 1, step + 1 + len(rates))[:, None]
+        table[..., CORRECTION1 : CORRECTION2 + 1] = (1 / (1 - betas**count))[:, None]
+        with np.errstate(over="ignore"):  # an infinite rate diverges, and is reported as that
+            table[..., RATE] = rates[:, None]
+        return table
+
+
+@functools.lru_cache
+def constants(optimizer: Optimizer, l1: float, l2: float) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+    """What all steps have in common: scalars of weights and of biases, (2, len(SCALARS)), the others zeros; both betas."""
+    table = np.zeros((2, len(SCALARS)), np.float32)
+    complements = 1 - optimizer.beta1, 1 - optimizer.beta2
+    table[:, FIXED] = optimizer.momentum, *complements, optimizer.epsilon, optimizer.weight_decay, l1, l2
+    table[1, OF_WEIGHTS_ONLY] = 0
+    return table, np.array((optimizer.beta1, optimizer.beta2))
 
 
 def constant(t: float, schedule: Schedule) -> float:
