@@ -42,6 +42,8 @@ TURN_FLOPS = 5_000_000  # of a call, for one thread to let others have the inter
 INTERPRETER = np.zeros(1, np.int64)  # whose turn it is to run Python, see cpu_pieces.py; one for the process
 INTERPRETER_AT = INTERPRETER.ctypes.data  # NumPy takes a microsecond to tell
 
+ROW_NUMBERS = np.arange(MOST_ROWS)
+
 SLOT_ROWS = {"m": SLOT_M, "v": SLOT_V}
 
 
@@ -200,7 +202,7 @@ class NumbaEngine:
             threads = trials.next()
             self.open_words(threads, flops)
             x = with_plain_rows(x)
-            x_rows = x.strides[0] * np.arange(MOST_ROWS)
+            x_rows = x.strides[0] * ROW_NUMBERS
             trials.begin()
             self.team.run(
                 predict_kernel(self.lanes),

@@ -101,6 +101,8 @@ class Trials:
 
     def tell(self, threads: int, seconds: float) -> None:
         """What a call took for each row."""
+        if self.fewest == self.most:  # there is nothing to try
+            return
         if threads == self.usual:
             self.left -= 1
             if self.recent and seconds > SLOWER * max(self.recent):

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any, NamedTuple
@@ -136,7 +137,7 @@ class Network:
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(f"label_smoothing must be at least 0 and below 1, not {self.label_smoothing}")
 
-    @property
+    @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """The layers of weights, first to last."""
         hidden = zip(self.activation, self.dropout, strict=True)  # type: ignore[arg-type]  # tuples since __post_init__
@@ -146,12 +147,12 @@ class Network:
             for (fan_in, fan_out), (name, parameter, rate) in zip(pairwise(self.sizes), after, strict=True)
         )
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         """Number of weights and biases."""
         return sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(self.sizes))
 
-    @property
+    @cached_property
     def flops_per_row(self) -> int:
         """Floating-point operations to train on one row: forward, weight gradient, and input gradient but for layer 0."""
         return sum(2 * fan_in * fan_out * (3 if index else 2) for index, (fan_in, fan_out) in enumerate(pairwise(self.sizes)))
