@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.contract import Job, RowResults, State, row_scales
-from fastmlp.cpu_formulas import Code, prediction_code, training_code
+from fastmlp.cpu_beside import compiled_beside
+from fastmlp.cpu_formulas import NO_CODE, Code, prediction_code, training_code
 from fastmlp.cpu_kernels import predict_kernel, train_kernel
 from fastmlp.cpu_losses import loss_block, loss_function
 from fastmlp.cpu_pieces import CALLER, GRADIENT, PARAMETERS, SHARES, SLOT_M, SLOT_V, TURN, WORDS_APART, scratch_size
@@ -43,6 +44,7 @@ INTERPRETER = np.zeros(1, np.int64)  # whose turn it is to run Python, see cpu_p
 INTERPRETER_AT = INTERPRETER.ctypes.data  # NumPy takes a microsecond to tell
 
 ROW_NUMBERS = np.arange(MOST_ROWS)
+NO_OUTPUTS = np.empty((0, 1), np.float32)
 
 SLOT_ROWS = {"m": SLOT_M, "v": SLOT_V}
 
@@ -137,24 +139,25 @@ class NumbaEngine:
             self.make_room(batch, threads, gathers)
             self.open_words(threads, flops * len(order))
             batches = self.batches(x, y, order, rates, weights)
+            buffers = self.store, self.transposed, self.arena, self.packed, self.scratch, self.shared_at
+            given = self.layout.plan, batches, *buffers, *results
+            kernel = train_kernel(self.lanes)
+            if self.threads > 1 and not kernel.overloads:
+                self.compile_beside(x, (0, NO_CODE, *given))
+            code = self.code(x.dtype, training=True, scaled=gathers)
             self.step += len(rates)  # before: the kernel makes all its steps even if Ctrl-C is raised on its return
             trials.begin()
-            self.team.run(
-                train_kernel(self.lanes),
-                self.code(x.dtype, training=True, scaled=gathers),
-                self.layout.plan,
-                batches,
-                self.store,
-                self.transposed,
-                self.arena,
-                self.packed,
-                self.scratch,
-                self.shared_at,
-                *results,
-                threads=threads,
-            )
+            self.team.run(kernel, code, *given, threads=threads)
             trials.end(threads, len(order))
         return results
+
+    def compile_beside(self, x: npt.NDArray[Any], args: tuple[Any, ...]) -> None:
+        """Compile what training and prediction need, the training kernel, for such arguments, in a second process."""
+        with compiled_beside(train_kernel(self.lanes), args) as beside:
+            if beside:
+                self.code(x.dtype, training=True, scaled=not self.can_stay(x, training=True))
+                kernel, given = predict_kernel(self.lanes), self.given_to_predict(x, ROW_NUMBERS, NO_OUTPUTS)
+                kernel.compile(tuple(map(kernel.typeof_pyval, (0, *given))))
 
     def trials_of(self, method: str, rows: int, at_once: int, flops: int) -> Trials:
         """Which number of threads suits calls of about so many rows, `at_once` of them at a time in so many operations."""
@@ -203,25 +206,30 @@ class NumbaEngine:
             self.open_words(threads, flops)
             x = with_plain_rows(x)
             x_rows = x.strides[0] * ROW_NUMBERS
+            given = self.given_to_predict(x, x_rows, z)
             trials.begin()
-            self.team.run(
-                predict_kernel(self.lanes),
-                self.code(x.dtype, training=False, scaled=not self.can_stay(x, training=False)),
-                self.predicting.plan,
-                MOST_ROWS,
-                x.ctypes.data,
-                x.strides[0],
-                x_rows.ctypes.data,
-                self.shift,
-                self.factor,
-                self.store,
-                self.predict_arena,
-                self.shared_at,
-                z,
-                threads=threads,
-            )
+            self.team.run(predict_kernel(self.lanes), *given, threads=threads)
             trials.end(threads, len(x))
         return z
+
+    def given_to_predict(
+        self, x: npt.NDArray[Any], x_rows: npt.NDArray[np.int64], z: npt.NDArray[np.float32]
+    ) -> tuple[Any, ...]:
+        """What the prediction kernel takes after the thread's number. The caller keeps x and x_rows alive."""
+        return (
+            self.code(x.dtype, training=False, scaled=not self.can_stay(x, training=False)),
+            self.predicting.plan,
+            MOST_ROWS,
+            x.ctypes.data,
+            x.strides[0],
+            x_rows.ctypes.data,
+            self.shift,
+            self.factor,
+            self.store,
+            self.predict_arena,
+            self.shared_at,
+            z,
+        )
 
     def score(self, z: FloatArray, y: npt.NDArray[Any]) -> RowResults:
         network = self.job.network

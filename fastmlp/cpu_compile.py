@@ -7,13 +7,14 @@ import ctypes
 import functools
 import secrets
 from collections.abc import Callable
-from types import FunctionType
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 from numba import njit, types
 from numba._dynfunc import make_function
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
+from numba.core.typing.context import Context
 
 from fastmlp.cpu_cache import KernelCache
 from fastmlp.cpu_math import vector_math
@@ -54,14 +55,28 @@ def no_executable(library: PartLibrary, description: Any, environment: Any) -> A
     return make_function(description.lookup_module(), description.qualname, "", 0, environment, (library,))
 
 
-class PartCompiler(Compiler):
-    """Numba's compiler into a `PartLibrary`."""
+class RememberedTypes(Context):
+    """Numba's types of calls, each found once: kernels ask thousands of times what the sum of two integers is.
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.state.targetctx = copy.copy(self.state.targetctx)
-        self.state.targetctx.get_executable = no_executable
-        self.state.library = PartLibrary(self.state.targetctx.codegen(), "part")
+    Numba would try one signature after the other each time.
+    """
+
+    def __init__(self, context: Context) -> None:
+        vars(self).update(vars(context))  # what it knows of functions, which it goes on to share
+        self.known: dict[tuple[Any, tuple[Any, ...]], Any] = {}
+
+    def resolve_function_type(self, func: Any, args: Any, kws: Any) -> Any:
+        """Signature of a call to a function with arguments of these types."""
+        if kws or not isinstance(func, types.Function | BuiltinFunctionType):
+            return super().resolve_function_type(func, args, kws)
+        call = func, tuple(args)
+        found = self.known.get(call) or super().resolve_function_type(func, args, kws)
+        if found is not None:
+            self.known[call] = found
+        return found
+
+
+remembered_types = functools.cache(RememberedTypes)
 
 
 class KernelCompiler(Compiler):
@@ -69,8 +84,25 @@ class KernelCompiler(Compiler):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.state.library = KernelLibrary(self.state.targetctx.codegen(), "kernel")
-        self.state.library.enable_object_caching()
+        state = self.state
+        state.typingctx = remembered_types(state.typingctx)
+        state.targetctx = copy.copy(state.targetctx)
+        state.targetctx.typing_context = state.typingctx
+        state.targetctx.get_abi_sizeof = functools.cache(state.targetctx.get_abi_sizeof)  # LLVM parses a module for each answer
+        state.library = self.make_library(state.targetctx)
+
+    def make_library(self, context: Any) -> KernelLibrary:
+        library = KernelLibrary(context.codegen(), "kernel")
+        library.enable_object_caching()
+        return library
+
+
+class PartCompiler(KernelCompiler):
+    """Numba's compiler into a `PartLibrary`."""
+
+    def make_library(self, context: Any) -> KernelLibrary:
+        context.get_executable = no_executable
+        return PartLibrary(context.codegen(), "part")
 
 
 def compiled(function: Callable[..., Any], *, called: str = "inlined") -> Any:

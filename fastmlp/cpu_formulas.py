@@ -52,6 +52,9 @@ class Code(NamedTuple):
     in_registers: bool
 
 
+NO_CODE = Code(0, 0, 0, 0, 0, 0, 0, np.empty(0, np.int64), False)
+
+
 def prediction_code(network: Network, pixels: npt.DTypeLike, lanes: int, fused: bool = True, scaled: bool = True) -> Code:
     """What prediction calls for rows of the type `pixels`; `fused` as in `training_code`.
 

@@ -74,6 +74,21 @@ def reason(folder: Path, error: OSError | UnsafeFolder) -> str:
     return f"{folder}: {error.strerror}" if isinstance(error, OSError) else str(error)
 
 
+def make_private(folder: Path) -> None:
+    """Let there be such a folder; OSError or UnsafeFolder if there cannot be."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    check_private(folder)
+
+
+def can_keep(folder: Path) -> bool:
+    """Whether `write_entry` can be expected to keep something there."""
+    try:
+        make_private(folder)
+    except (OSError, UnsafeFolder):
+        return False
+    return os.access(folder, os.W_OK)
+
+
 def read_entry(file: Path) -> bytes | None:
     """What `write_entry` kept; None if there is nothing that can be used."""
     try:
@@ -94,8 +109,7 @@ def read_entry(file: Path) -> bytes | None:
 def write_entry(file: Path, body: bytes) -> None:
     """Keep what was compiled, if the folder can be used."""
     try:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        check_private(file.parent)
+        make_private(file.parent)
         with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as opened:
             try:
                 opened.write(hashlib.sha256(body).digest() + body)

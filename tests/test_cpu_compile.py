@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
 import re
 from collections import Counter
 from typing import Any
@@ -11,8 +13,10 @@ import numpy as np
 import pytest
 from cpu_helpers import run_script
 from numba import types
+from numba.core.typing.context import Context
 
-from fastmlp.cpu_compile import address_of, compiled
+from fastmlp import cpu_compile
+from fastmlp.cpu_compile import RememberedTypes, address_of, compiled
 from fastmlp.cpu_instructions import array_at, call
 
 
@@ -49,6 +53,25 @@ def test_a_call_by_address_hands_over_integers_floats_and_arrays(dtype: Any) -> 
     source, to = np.arange(9).astype(dtype), np.full(11, -1, np.float32)
     compiled(caller, called="python")(source, to, np.float32(0.5))
     np.testing.assert_array_equal(to, [*(0.5 * source), -1, -1])
+
+
+def test_the_type_of_a_call_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And of another function with the same name, or with other arguments, anew."""
+    asked: Counter[tuple[str, ...]] = Counter()
+    answer = Context.resolve_function_type
+
+    def counted(self: Any, func: Any, args: Any, kws: Any) -> Any:
+        if isinstance(func, types.Function):
+            asked[str(func.key[0]), *map(str, args)] += 1
+        return answer(self, func, args, kws)
+
+    monkeypatch.setattr(Context, "resolve_function_type", counted)
+    monkeypatch.setattr(cpu_compile, "remembered_types", functools.cache(RememberedTypes))
+    part = compiled(lambda x: x + x + x)
+    kernel = compiled(lambda x, y: part(x) + x + part(y) * x, called="python")
+    assert kernel(2, 0.5) == 2 * 3 + 2 + 1.5 * 2
+    assert asked[str(operator.add), "int64", "int64"] == asked[str(operator.add), "float64", "float64"] == 1
+    assert asked[str(operator.mul), "float64", "int64"] == 1
 
 
 # Every piece that Numba compiles, with the types of its arguments, for a network that needs most of them.

@@ -22,7 +22,7 @@ OTHERS = [*sorted((ROOT / "cnn").glob("*.py")), ROOT / "cli.py"]
 GROUPS = (
     ("errors", "philox", "functions", "optimizers", "network", "rows", "preprocess", "contract", "reference"),
     ("torch_engine", "checks"),
-    ("kernel_files", "cpu_cache", "cpu_simd", "cpu_instructions", "cpu_math", "cpu_compile", "cpu_threads"),
+    ("kernel_files", "cpu_cache", "cpu_simd", "cpu_instructions", "cpu_math", "cpu_compile", "cpu_beside", "cpu_threads"),
     ("cpu_plan", "cpu_products", "cpu_dropout", "cpu_losses", "cpu_formulas", "cpu_pieces", "cpu_kernels", "cpu"),
     ("cuda_shim", "cuda_words", "cuda_device", "cuda_plan", "cuda_pieces", "cuda_teams", "cuda_tiles", "cuda_mma"),
     ("cuda_tiled", "cuda_kernels", "cuda_compile", "cuda_runtime", "cuda", "backends"),
@@ -135,6 +135,7 @@ HOMES: dict[str, tuple[tuple[str, ...], dict[str, set[str]]]] = {
         {
             "doctor": {"numba", "numba.cuda"},
             "bench_machine": {"numba.njit"},
+            "cpu_beside": {"numba.core.compiler_lock.global_compiler_lock"},
         },
     ),
     "cuda": (("cuda_shim",), {}),
