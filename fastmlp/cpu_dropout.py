@@ -15,6 +15,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from fastmlp.cpu_compile import address_of
+from fastmlp.cpu_instructions import smaller
 from fastmlp.cpu_products import FLOAT_BYTES
 from fastmlp.cpu_simd import INT32, INT64, VectorBuilder, emit_spread
 from fastmlp.philox import MASK32, SHIFT32, philox4x32
@@ -135,7 +136,7 @@ def drop_address(lanes: int) -> int:
             for c in range(0, end, wide):
                 at, group = (r * ld + c) * FLOAT_BYTES, (column + c) // 4
                 pair(y + at, s + at, slopes, ld, group, row + r, layer, step, seed, threshold, scale)
-            for i in range(r, min(r + 2, rows)):
+            for i in range(r, smaller(r + 2, rows)):
                 for c in range(end, columns, lanes):
                     at, group = (i * ld + c) * FLOAT_BYTES, (column + c) // 4
                     single(y + at, s + at, slopes, ld, group, row + i, layer, step, seed, threshold, scale)

@@ -64,6 +64,16 @@ def atomic_store(typing, at, value):
 
 
 @intrinsic
+def smaller(typing, a, b):
+    """The smaller of two int64. For `min` Numba compiles a function for each combination of types."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.select(builder.icmp_signed("<", *args), *args)
+
+    return types.int64(types.int64, types.int64), build
+
+
+@intrinsic
 def pause(typing):
     """Tell the core that this is a spin loop: `llvm.x86.sse2.pause` on x86, `llvm.aarch64.hint(1)` (yield) on ARM."""
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from fastmlp.cpu_compile import cached, compiled
-from fastmlp.cpu_instructions import array_at, atomic_load, call
+from fastmlp.cpu_instructions import array_at, atomic_load, call, smaller
 from fastmlp.cpu_losses import LABELS_AHEAD, prefetch_label
 from fastmlp.cpu_pieces import (
     GRADIENT,
@@ -94,7 +94,7 @@ def make_forward(lanes: int) -> Any:
         s = arena.ctypes.data + (plan.widths[layer + 1].s_at + block) * FLOAT_BYTES
         columns = panels * lanes
         if not relu:
-            true_columns = min(columns, size.fan_out - panel * lanes)
+            true_columns = smaller(columns, size.fan_out - panel * lanes)
             call(code.activations[layer], (y, s, ld_y, rows, true_columns, columns, size.parameter))
         if drops:
             call(
@@ -194,7 +194,7 @@ def make_task(lanes: int) -> Any:
             if kind == UPDATE or batches.clip_norm == 0:
                 finish(code, plan, store, transposed, batches.scalars[step], task)
             return
-        first, count = task.first, min(task.rows, rows - task.first)  # the last batch may be short
+        first, count = task.first, smaller(task.rows, rows - task.first)  # the last batch may be short
         if count <= 0:
             return
         if kind == GATHER or (kind == ROWS and wide == 0 and code.scale != 0):
@@ -207,7 +207,7 @@ def make_task(lanes: int) -> Any:
         # both for all columns of its rows, in every layer from `wide` on, and writes their loss and hits.
         rest, top = kind == ROWS, len(plan.layers) - 1
         if rest and batches.labels:
-            for r in range(min(count, LABELS_AHEAD)):
+            for r in range(smaller(count, LABELS_AHEAD)):
                 prefetch_label(batches.labels, batches.order[start + first + r])
         for layer in range(wide, (top if rest else wide if kind == FORWARD else wide - 1) + 1):
             panels = plan.layers[layer].fan_out_p // lanes if rest else task.panels
@@ -217,7 +217,7 @@ def make_task(lanes: int) -> Any:
         if rest:
             losses_of_batch(code, plan, batches, arena, own[block_at:], loss, correct, start, first, count)
             pack(plan, arena, packed, top + 1, task.panel, plan.layers[top].fan_out_p // lanes, first, count, ONE)
-        lowest = max(wide, 1) if kind != FORWARD else top + 1
+        lowest = (wide or 1) if kind != FORWARD else top + 1
         for layer in range(top if rest else wide, lowest - 1, -1):
             panels = plan.layers[layer].fan_in_p // lanes if rest else task.panels
             backward(code, plan, transposed, arena, layer, task.panel, panels, first, count)
@@ -242,7 +242,7 @@ def make_train(lanes: int) -> Callable[..., None]:
                 break
             phase = plan.phases[index]
             start = step * batches.batch_size
-            rows = min(batches.batch_size, len(batches.order) - start)
+            rows = smaller(batches.batch_size, len(batches.order) - start)
             done = np.int64(0)
             for turn in range(threads):
                 share = (t + turn) % threads
@@ -282,7 +282,7 @@ def make_predict(lanes: int) -> Callable[..., None]:
             if ticket < 0:
                 break
             start = ticket * block
-            rows = min(block, rows_of_x - start)
+            rows = smaller(block, rows_of_x - start)
             inputs, input_rows = x + start * x_row, x_rows
             if code.scale:
                 given = inputs

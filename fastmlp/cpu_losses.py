@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastmlp.cpu_compile import address_of, compiled, compiled_with_callees, from_python
-from fastmlp.cpu_instructions import array_at, column_of, prefetch
+from fastmlp.cpu_instructions import array_at, column_of, prefetch, smaller
 from fastmlp.cpu_products import FLOAT_BYTES
 from fastmlp.functions import LOSSES
 from fastmlp.network import Network
@@ -87,7 +87,7 @@ def make_losses(loss: str, output: str, n: int, side: int) -> Callable[..., None
         scale_of, loss_of = array_at(scales, rows, np.float32), array_at(row_loss, rows, np.float32)
         hit_of = array_at(correct, rows, np.bool_)
         for first in range(0, rows, side):
-            count = min(side, rows - first)
+            count = smaller(side, rows - first)
             for r in range(count):
                 row = first + r
                 fill(own, r, z + row * ld * FLOAT_BYTES, source_of[row] if sources else row, labels, targets, hot, cold)

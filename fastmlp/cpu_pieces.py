@@ -21,7 +21,17 @@ import numpy as np
 
 from fastmlp.cpu_compile import compiled
 from fastmlp.cpu_formulas import ZERO
-from fastmlp.cpu_instructions import array_at, atomic_load, atomic_store, call, fetch_add, pause, swap_if, yield_core
+from fastmlp.cpu_instructions import (
+    array_at,
+    atomic_load,
+    atomic_store,
+    call,
+    fetch_add,
+    pause,
+    smaller,
+    swap_if,
+    yield_core,
+)
 from fastmlp.cpu_plan import CHUNK_ROWS, GROUP_COLUMNS
 from fastmlp.cpu_products import FLOAT_BYTES
 from fastmlp.cpu_simd import TILES, make_transpose
@@ -64,7 +74,7 @@ def make_pack(lanes: int) -> Any:
     def pack(plan, arena, packed, width, panel, panels, first, rows, scale):
         size = plan.widths[width]
         for q in range(panel, panel + panels, pair):
-            columns = min(pair, panel + panels - q) * lanes
+            columns = smaller(pair, panel + panels - q) * lanes
             pair_at = size.packed_at + q // pair * plan.rows * two
             for r in range(first, first + rows):
                 source, to = size.dz_at + r * size.ld + q * lanes, pair_at + r * two
@@ -119,7 +129,7 @@ def make_gradient(lanes: int) -> Any:
         panel_size, slot = size.fan_in_p * lanes, store.shape[1]
         p = store.ctypes.data + ((PARAMETERS if code.in_registers else GRADIENT) * slot + start) * FLOAT_BYTES
         for r in range(0, rows, deepest):
-            depth = min(deepest, rows - r)
+            depth = smaller(deepest, rows - r)
             call(
                 code.gradient,
                 (
@@ -134,7 +144,7 @@ def make_gradient(lanes: int) -> Any:
                 call(code.penalise, (w, g, task.rows * lanes, scalars.ctypes.data))
         if task.first == 0:
             for q in range(0, panels, pair):
-                columns, b_at = min(pair, panels - q) * lanes, size.b_at + (panel + q) * lanes
+                columns, b_at = smaller(pair, panels - q) * lanes, size.b_at + (panel + q) * lanes
                 sums = store.ctypes.data + (GRADIENT * slot + b_at) * FLOAT_BYTES
                 add_rows(b + q // pair * dz_pair * FLOAT_BYTES, rows, pair * lanes, columns, sums)
 

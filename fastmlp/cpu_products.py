@@ -14,7 +14,7 @@ import numpy as np
 
 from fastmlp import optimizers
 from fastmlp.cpu_compile import address_of, compiled
-from fastmlp.cpu_instructions import array_at, prefetch
+from fastmlp.cpu_instructions import array_at, prefetch, smaller
 from fastmlp.cpu_simd import KEEP, ROW_BYTES, SINGLE_VECTORS, TILES, TRACED_NAMES, make_gradient_tile, make_tile
 from fastmlp.functions import copy_of
 from fastmlp.optimizers import RULES, with_penalties
@@ -71,7 +71,7 @@ def product_address(lanes: int) -> int:  # noqa: C901 - the shapes of tiles, eac
         in_tiles = rows - rows % granule if rows >= low else 0  # the others pass one by one
         piece = -(-k // -(-k // deepest))
         for j in range(0, k, piece):
-            depth, first = min(piece, k - j), j == 0
+            depth, first = smaller(piece, k - j), j == 0
             finish = epilogue if j + depth == k else KEEP
             a_j, b_j = a + j * FLOAT_BYTES, b + j * column
             for p in range(0, panels, pair):
