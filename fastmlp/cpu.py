@@ -75,7 +75,7 @@ class NumbaEngine:
         self.lock = threading.Lock()
         self.process = os.getpid()
         self.codes: dict[tuple[np.dtype[Any], bool, bool], Code] = {}
-        self.trials: dict[tuple[str, int], Trials] = {}
+        self.trials: dict[tuple[str, int, int], Trials] = {}
         self.layouts: dict[int, Layout] = {}  # by threads
         self.rows, self.gathers = 0, True  # rows of a batch that the buffers have room for, and whether inputs are among them
         self.clip = job.optimizer.clip_norm > 0
@@ -134,7 +134,7 @@ class NumbaEngine:
         with self.alone():
             x, y = with_plain_rows(x), plain_targets(y)
             gathers = not self.can_stay(x, training=True)
-            trials = self.trials_of("train", len(order), batch, flops * batch)
+            trials = self.trials_of("train", len(order), self.threads, batch, flops * batch)
             threads = trials.next()
             self.make_room(batch, threads, gathers)
             self.open_words(threads, flops * len(order))
@@ -159,11 +159,11 @@ class NumbaEngine:
                 kernel, given = predict_kernel(self.lanes), self.given_to_predict(x, ROW_NUMBERS, NO_OUTPUTS)
                 kernel.compile(tuple(map(kernel.typeof_pyval, (0, *given))))
 
-    def trials_of(self, method: str, rows: int, at_once: int, flops: int) -> Trials:
-        """Which number of threads suits calls of about so many rows, `at_once` of them at a time in so many operations."""
-        key = method, rows.bit_length()
+    def trials_of(self, method: str, rows: int, most: int, at_once: int, flops: int) -> Trials:
+        """Which number of threads, at most `most`, suits calls of so many rows, `at_once` at a time in so many operations."""
+        key = method, rows.bit_length(), most
         if key not in self.trials:
-            self.trials[key] = trials_for(self.threads, at_once, flops)
+            self.trials[key] = trials_for(most, at_once, flops)
         return self.trials[key]
 
     def batches(
@@ -201,7 +201,8 @@ class NumbaEngine:
         z = np.empty((len(x), network.sizes[-1]), np.float32)
         flops = network.flops_per_row // 3 * len(x)
         with self.alone():
-            trials = self.trials_of("forward", len(x), len(x), flops)
+            blocks = max(1, -(-len(x) // MOST_ROWS))  # a thread takes whole ones
+            trials = self.trials_of("forward", len(x), min(self.threads, blocks), len(x), flops)
             threads = trials.next()
             self.open_words(threads, flops)
             x = with_plain_rows(x)

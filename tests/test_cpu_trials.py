@@ -14,6 +14,7 @@ from cpu_helpers import fused_job
 
 from fastmlp.contract import Job
 from fastmlp.cpu import NumbaEngine
+from fastmlp.cpu_plan import MOST_ROWS
 from fastmlp.cpu_threads import LEAST_FLOPS, LEAST_ROWS, MUCH_FLOPS, SURE_FLOPS, TRIALS_SHARE, Trials, trials_for
 from fastmlp.network import Network
 from fastmlp.optimizers import Optimizer
@@ -157,6 +158,16 @@ def test_threads_that_change_from_call_to_call_change_no_bit(tail: int, monkeypa
     engine.close()
 
 
+def test_a_second_thread_is_not_woken_for_one_block_of_rows() -> None:
+    network = Network((64, 64, 10))
+    engine = NumbaEngine(Job(network, Optimizer("sgd"), threads=2))
+    engine.load(start_state(engine.job))
+    for rows in (0, MOST_ROWS, MOST_ROWS + 1):
+        engine.forward(np.zeros((rows, 64), np.float32))
+    assert {(rows, most): trials.most for (_, rows, most), trials in engine.trials.items()} == {(0, 1): 1, (7, 1): 1, (7, 2): 2}
+    engine.close()
+
+
 def test_an_engine_asks_trials_of_calls_of_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training and predictions, long calls and short ones, each by themselves; rates of calls are seconds a row."""
     heard: list[tuple[int, float]] = []
@@ -182,5 +193,5 @@ def test_an_engine_asks_trials_of_calls_of_its_kind(monkeypatch: pytest.MonkeyPa
     engine.forward(whole.x[:1])
     two, one = [(2, 1 / 512), (2, 1 / 128)], [(1, 1 / 512), (1, 1 / 128)]
     assert heard == [*two, *two, *one, (2, 1 / 512), (1, 1.0)]
-    assert sorted(engine.trials) == [("forward", 1), ("forward", 10), ("train", 8), ("train", 10)]
+    assert sorted(engine.trials) == [("forward", 1, 1), ("forward", 10, 2), ("train", 8, 2), ("train", 10, 2)]
     engine.close()
