@@ -353,7 +353,7 @@ def describe_data(data: Dataset, parts: Parts) -> dict[str, Any]:
 
 def describe_network(network: Network) -> dict[str, Any]:
     """What result.json tells of the network."""
-    fields = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(network).items()}
+    fields = {name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(network).items()}
     return {"label": network.label, **fields}
 
 
