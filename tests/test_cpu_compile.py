@@ -55,6 +55,21 @@ def test_a_call_by_address_hands_over_integers_floats_and_arrays(dtype: Any) -> 
     np.testing.assert_array_equal(to, [*(0.5 * source), -1, -1])
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_while_llvm_hands_over_machine_code_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python runs the handler of a signal in the first Python that it meets, which is the callback; ctypes ends it there."""
+
+    def interrupted(module: Any, machine_code: Any) -> None:
+        raise KeyboardInterrupt
+
+    kernel = cpu_compile.cached(lambda x: x + 1, "next")
+    with monkeypatch.context() as while_llvm_works:
+        while_llvm_works.setattr(kernel.targetctx.codegen()._engine._ee, "_object_cache_notify", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            kernel(3)
+    assert kernel(3) == 4
+
+
 def test_the_type_of_a_call_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """And of another function with the same name, or with other arguments, anew."""
     asked: Counter[tuple[str, ...]] = Counter()
