@@ -140,7 +140,10 @@ class Team:
         The function must let any of its threads do all the work: a thread that starts late must delay nobody.
         """
         threads = threads or self.threads
-        if threads > 1 and self._process != os.getpid():
+        if threads == 1:
+            function(0, *args)
+            return
+        if self._process != os.getpid():
             self._start()
         this = Round(function, args, [], SimpleQueue())
         sent: list[None] = []

@@ -43,6 +43,7 @@ SCALARS = ("rate", "momentum", "complement1", "complement2", "epsilon", "correct
 RATE, MOMENTUM, COMPLEMENT1, COMPLEMENT2, EPSILON, CORRECTION1, CORRECTION2, DECAY, L1, L2 = range(10)
 FIXED = [MOMENTUM, COMPLEMENT1, COMPLEMENT2, EPSILON, DECAY, L1, L2]  # the same in all steps
 OF_WEIGHTS_ONLY = [DECAY, L1, L2]
+STEPS_AT_ONCE = 256  # for which `scalars_without_rates` is kept
 
 
 def sign(p: Any) -> Any:
@@ -164,23 +165,25 @@ class Optimizer:
         self, rates: npt.NDArray[np.float64], step: int, l1: float = 0.0, l2: float = 0.0
     ) -> npt.NDArray[np.float32]:
         """`scalars` of weights and of biases, (len(rates), 2, len(SCALARS)) float32: these have no decay and no penalties."""
-        table = np.empty((len(rates), 2, len(SCALARS)), np.float32)
-        table[:], betas = constants(self, l1, l2)
-        count = np.arange(step + 1, step + 1 + len(rates))[:, None]
-        table[..., CORRECTION1 : CORRECTION2 + 1] = (1 / (1 - betas**count))[:, None]
+        first, end = step // STEPS_AT_ONCE, (step + len(rates)) // STEPS_AT_ONCE + 1
+        tables = [scalars_without_rates(self, l1, l2, block) for block in range(first, end)]
+        start = step - first * STEPS_AT_ONCE
+        table = (tables[0] if len(tables) == 1 else np.concatenate(tables))[start : start + len(rates)].copy()
         with np.errstate(over="ignore"):  # an infinite rate diverges, and is reported as that
             table[..., RATE] = rates[:, None]
         return table
 
 
 @functools.lru_cache
-def constants(optimizer: Optimizer, l1: float, l2: float) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-    """What all steps have in common: scalars of weights and of biases, (2, len(SCALARS)), the others zeros; both betas."""
-    table = np.zeros((2, len(SCALARS)), np.float32)
+def scalars_without_rates(optimizer: Optimizer, l1: float, l2: float, block: int) -> npt.NDArray[np.float32]:
+    """`Optimizer.scalars_by_kind` of a block of STEPS_AT_ONCE steps, rates zero: kept, since epochs of few steps share one."""
+    table = np.zeros((STEPS_AT_ONCE, 2, len(SCALARS)), np.float32)
     complements = 1 - optimizer.beta1, 1 - optimizer.beta2
-    table[:, FIXED] = optimizer.momentum, *complements, optimizer.epsilon, optimizer.weight_decay, l1, l2
-    table[1, OF_WEIGHTS_ONLY] = 0
-    return table, np.array((optimizer.beta1, optimizer.beta2))
+    table[..., FIXED] = optimizer.momentum, *complements, optimizer.epsilon, optimizer.weight_decay, l1, l2
+    table[:, 1, OF_WEIGHTS_ONLY] = 0
+    count = np.arange(1, STEPS_AT_ONCE + 1)[:, None] + block * STEPS_AT_ONCE
+    table[..., CORRECTION1 : CORRECTION2 + 1] = (1 / (1 - np.array((optimizer.beta1, optimizer.beta2)) ** count))[:, None]
+    return table
 
 
 def constant(t: float, schedule: Schedule) -> float:

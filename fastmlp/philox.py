@@ -66,12 +66,23 @@ def keep_mask(seed: int, step: int, layer: int, rows: int, columns: int, rate: f
     return kept
 
 
+class Key(np.random.bit_generator.ISeedSequence):
+    """A key for NumPy's Philox to take as it is. Given as `key=`, NumPy would ask the system for entropy first, and drop it."""
+
+    def __init__(self, *words: int) -> None:
+        self.words = np.array(words, np.uint64)  # from a list without a type, NumPy would pass large seeds through float64
+
+    def generate_state(self, n_words: int, dtype: npt.DTypeLike = np.uint64) -> npt.NDArray[Any]:
+        """The words of the key, of which Philox asks for two."""
+        return self.words
+
+
 def generator(seed: int, stream: str, *counter: int) -> np.random.Generator:
     """NumPy generator of a named stream; `counter` (at most two numbers) picks an epoch or a layer within it.
 
     >>> generator(1, "order", 5).permutation(4).tolist() == generator(1, "order", 5).permutation(4).tolist()
     True
     """
-    key = np.array([seed, STREAMS[stream]], np.uint64)  # from a list, NumPy would pass large seeds through float64
     high = np.array([0, 0, *counter, 0, 0][:4], np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=high))
+    key: Any = Key(seed, STREAMS[stream])  # NumPy takes any ISeedSequence, but its annotations do not say so
+    return np.random.Generator(np.random.Philox(key, counter=high))

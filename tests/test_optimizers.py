@@ -11,7 +11,7 @@ from conftest import EPS
 from numba import float32, njit, types
 
 from fastmlp.errors import ConfigError
-from fastmlp.optimizers import RULES, SCALARS, SCHEDULES, Optimizer, Schedule
+from fastmlp.optimizers import RULES, SCALARS, SCHEDULES, STEPS_AT_ONCE, Optimizer, Schedule
 from fastmlp.reference import update
 
 STEPS = 12
@@ -127,6 +127,20 @@ def test_scalars_are_the_settings_and_the_corrections() -> None:
         "l1": 0.5,
         "l2": 0.125,
     }
+
+
+@pytest.mark.parametrize("step", [0, 1, STEPS_AT_ONCE - 1, STEPS_AT_ONCE, 5 * STEPS_AT_ONCE + 7])
+@pytest.mark.parametrize("count", [0, 1, STEPS_AT_ONCE, 2 * STEPS_AT_ONCE + 3])
+def test_scalars_of_many_steps_are_those_of_each(step: int, count: int) -> None:
+    o, rates = Optimizer("adam"), np.linspace(1, 2, count)
+    table = o.scalars_by_kind(rates, step, 0.5, 0.25)
+    each = [o.scalars_by_kind(rates[i : i + 1], step + i, 0.5, 0.25)[0] for i in range(count)]
+    assert np.array_equal(table, np.reshape(each, table.shape))
+    assert table.shape == (count, 2, len(SCALARS))
+    powers = np.arange(step + 1, step + count + 1)
+    assert np.array_equal(table[:, 0, SCALARS.index("correction2")], (1 / (1 - 0.999**powers)).astype(np.float32))
+    table.fill(-1)  # the caller's own
+    assert not (o.scalars_by_kind(rates, step, 0.5, 0.25) < 0).any()
 
 
 def test_complements_keep_their_digits() -> None:

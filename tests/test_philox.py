@@ -122,6 +122,19 @@ def test_generators_repeat_and_streams_differ(seeds: tuple[int, ...]) -> None:
     assert len(set(draws.values())) == len(draws)
 
 
+@pytest.mark.parametrize("seed", [0, 2**53 + 1, 2**64 - 1])
+def test_generators_are_numpys_philox_of_the_key(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = np.random.Philox(key=np.array([seed, STREAMS["split"]], np.uint64), counter=np.array([0, 0, 7, 0], np.uint64))
+
+    def ask(bits: int) -> int:
+        raise AssertionError("the system was asked for entropy")
+
+    monkeypatch.setattr("numpy.random.bit_generator.randbits", ask)
+    with pytest.raises(AssertionError, match="asked for entropy"):
+        np.random.Philox(key=1)
+    assert np.array_equal(generator(seed, "split", 7).bit_generator.random_raw(9), wanted.random_raw(9))
+
+
 def test_long_draws_of_neighbouring_counters_do_not_overlap() -> None:
     first = generator(0, "order", 1).integers(0, 2**63, 100_000)
     second = generator(0, "order", 2).integers(0, 2**63, 100_000)
