@@ -15,12 +15,14 @@ import numpy as np
 from fastmlp import optimizers
 from fastmlp.cpu_compile import address_of, compiled
 from fastmlp.cpu_instructions import array_at, prefetch, smaller
-from fastmlp.cpu_simd import KEEP, ROW_BYTES, SINGLE_VECTORS, TILES, TRACED_NAMES, make_gradient_tile, make_tile
+from fastmlp.cpu_simd import KEEP, ROW_BYTES, SINGLE_VECTORS, TILES, TRACED_NAMES, make_gradient_tile, make_tile, processor
 from fastmlp.functions import copy_of
 from fastmlp.optimizers import RULES, with_penalties
 
 FLOAT_BYTES = 4
 PIECE_BYTES = 12_800  # of a panel of B, of which two stay in the first cache while all rows pass
+# By processor and lanes: where the second cache keeps pace, fewer ends of tiles are worth more, see benchmarks/NOTES.md.
+LARGER_PIECES = {("znver4", 16): 102_400}
 
 
 @functools.cache
@@ -47,7 +49,7 @@ def make_height(lanes: int) -> Any:
 
 def deepest_piece(lanes: int) -> int:
     """Rows of a panel in a piece of a product's sum, at most."""
-    return PIECE_BYTES // (lanes * FLOAT_BYTES)
+    return LARGER_PIECES.get((processor(), lanes), PIECE_BYTES) // (lanes * FLOAT_BYTES)
 
 
 @functools.cache
@@ -56,7 +58,7 @@ def product_address(lanes: int) -> int:  # noqa: C901 - the shapes of tiles, eac
 
     A (rows, k) is row-major, its rows where the table a_rows says (`emit_row`), and C with rows c_row apart; B lies in panels
     of `lanes` columns, b_panel apart, each k rows of `lanes`. For the epilogues and what `extra` holds for them see
-    cpu_simd.py. The sum over k is cut into equal pieces, whose panels stay in the first cache while all rows pass; no bit
+    cpu_simd.py. The sum over k is cut into equal pieces, whose panels stay in a near cache while all rows pass; no bit
     depends on it. Addresses in bytes, strides in elements.
     """
     tall, low, pair = TILES[lanes]

@@ -56,6 +56,11 @@ def lanes() -> int:
     return 8 if "+avx2" in features and "+fma" in features else 4
 
 
+def processor() -> str:
+    """The processor that Numba compiles for, as LLVM names it."""
+    return str(cpu_target.target_context.codegen()._get_host_cpu_name())
+
+
 def address(builder: Any, base: Any, offset: Any) -> Any:
     """Pointer to float number `offset` from the integer address `base`."""
     byte = builder.add(base, builder.mul(offset, INT64(4)))

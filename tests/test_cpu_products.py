@@ -12,6 +12,7 @@ from conftest import excess, product_tolerance, same_bits
 from cpu_helpers import FLOAT_BYTES, MEANINGS, Case, Placed, excess_of, make_case, placed, scattered
 from numba import njit
 
+from fastmlp import cpu_products
 from fastmlp.cpu_compile import compiled_with_callees, from_python
 from fastmlp.cpu_instructions import call
 from fastmlp.cpu_plan import CHUNK_ROWS
@@ -97,6 +98,12 @@ def test_long_sums_in_pieces_keep_their_epilogue_and_their_bits(pieces: int, mor
         assert excess_of(epilogue, case, values_of(c)) <= 0
         assert c.stray() == 0
         assert same_bits(values_of(c).copy(), row_by_row(epilogue, 15, 3 * 16, k))
+
+
+@pytest.mark.parametrize(("name", "width", "rows"), [("znver4", 16, 1600), ("znver4", 8, 400), ("skylake-avx512", 16, 200)])
+def test_pieces_are_as_large_as_the_processor_likes(name: str, width: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_products, "processor", lambda: name)
+    assert deepest_piece(width) == rows
 
 
 def test_no_rows_and_no_panels_are_no_work() -> None:
