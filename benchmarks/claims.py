@@ -8,7 +8,8 @@ updates, dropout, activations : seconds per epoch against sgd without dropout an
 tiny : microseconds a step of 32-16-16-10 at batch 64 with Adam
 one row : microseconds of a prediction of one row inside the kernel (a call with one row less a call with none)
 predict : share of the ceiling of predicting 10,000 rows
-threads : time of five epochs with all threads over their time with one, the worst of 30 shapes; the same of predictions
+threads : time of five epochs with all threads over their time with one, the worst of 30 shapes; the same of predictions;
+    those that seem worst are measured twice, and the second time counts
 busy : with a process that spins on one of the cores, time with all threads over time with one on the free cores
 crowd : time of four times as many threads as cores, asked for, over the time with one thread per core
 """
@@ -30,7 +31,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.promises import publish
+from benchmarks.promises import publish, ratios, seconds, summary, worst_of
 from fastmlp import Network, Optimizer
 from fastmlp.backends import make_engine
 from fastmlp.bench_cases import Case, Source
@@ -51,6 +52,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], float]] = {  # settings, and the limit
 WIDTHS = ((20, 40, 10), (40, 45, 10), (64, 50, 10), (64, 48, 48, 10), (100, 50, 10), (128, 64, 10))
 WIDTHS = (*WIDTHS, (784, 32, 10), (784, 40, 10), (784, 50, 10), (256, 128, 10))
 PREDICTED_WIDTHS = ((64, 50, 10), (784, 50, 10), (784, 128, 10))
+NEVER_SLOWER = {"limit": 1.05, "unit": "x one thread"}
 SPIN = "while True: pass"
 
 
@@ -76,18 +78,6 @@ def pixels(rows: int, features: int) -> npt.NDArray[np.float32]:
     """The middle `features` pixels of the first rows: one array for all that are compared, as its place in memory matters."""
     first = (DATA.x.shape[1] - features) // 2
     return np.ascontiguousarray(DATA.x[:rows, first : first + features])
-
-
-def seconds(call: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
-
-
-def ratios(call: Callable[[], Any], base: Callable[[], Any], rounds: int) -> dict[str, float]:
-    """Median and range of the ratio of two calls' times, taken in turn within each round."""
-    found = [seconds(call) / seconds(base) for _ in range(rounds)]
-    return {"value": statistics.median(found), "least": min(found), "most": max(found)}
 
 
 def variants(rounds: int) -> dict[str, Any]:
@@ -116,10 +106,6 @@ def small(rounds: int) -> dict[str, Any]:
     }
 
 
-def summary(values: list[float]) -> dict[str, float]:
-    return {"value": statistics.median(values), "least": min(values), "most": max(values)}
-
-
 def prediction(rounds: int) -> dict[str, Any]:
     network = Network((784, 128, 10))
     engine = engine_of(network.sizes, 64)
@@ -136,14 +122,15 @@ def prediction(rounds: int) -> dict[str, Any]:
 def threads_never_hurt(rounds: int) -> dict[str, Any]:
     """All shapes in each round: the worst of so many would else be the one that met the machine's worst minute.
 
-    The epochs of a round are several, for the engine tries other numbers of threads now and then; the first round is a warm-up.
+    The epochs of a round are several, for the engine tries other numbers of threads now and then.
     """
     pairs = {}
     for sizes, batch in product(WIDTHS, (16, 64, 256)):
         rows = min(ROWS, max(20 * batch, int(3e8 / Network(sizes).flops_per_row))) // batch * batch
         calls = [epoch_of(engine_of(sizes, batch, threads), sizes, batch, rows) for threads in (None, 1)]
         pairs[f"{'-'.join(map(str, sizes))}, {batch}"] = calls
-    return worst_of("threads: worst of {} shapes, {}", pairs, rounds)
+    worst, ratio = worst_of(pairs, rounds)
+    return {f"threads: worst of {len(pairs)} shapes, {worst}": {"value": ratio, **NEVER_SLOWER}}
 
 
 def threads_never_hurt_predictions(rounds: int) -> dict[str, Any]:
@@ -154,27 +141,13 @@ def threads_never_hurt_predictions(rounds: int) -> dict[str, Any]:
         engines = [engine_of(sizes, 64, threads) for threads in (None, 1)]
         calls = [functools.partial(predict_often, engine, x, max(10, int(3e8 / flops))) for engine in engines]
         pairs[f"{'-'.join(map(str, sizes))}, {rows} rows"] = calls
-    return worst_of("threads, predictions: worst of {} sizes, {}", pairs, rounds)
+    worst, ratio = worst_of(pairs, rounds)
+    return {f"threads, predictions: worst of {len(pairs)} sizes, {worst}": {"value": ratio, **NEVER_SLOWER}}
 
 
 def predict_often(engine: Engine, x: npt.NDArray[np.float32], times: int) -> None:
     for _ in range(times):
         engine.forward(x)
-
-
-def worst_of(name: str, pairs: dict[str, list[Callable[[], Any]]], rounds: int) -> dict[str, Any]:
-    """The largest of the ratios of pairs of calls, each the median of its rounds."""
-    in_turn = [{key: ratio_of_sums(*calls) for key, calls in pairs.items()} for _ in range(rounds + 1)]
-    found = {key: statistics.median(one[key] for one in in_turn[1:]) for key in pairs}
-    worst = max(found, key=lambda key: found[key])
-    return {name.format(len(found), worst): {"value": found[worst], "limit": 1.05, "unit": "x one thread"}}
-
-
-def ratio_of_sums(call: Callable[[], Any], base: Callable[[], Any], calls: int = 5) -> float:
-    """Ratio of two calls' times, each the sum of several, taken in turn. One more goes first, to fill the caches."""
-    base()
-    pairs = [(seconds(call), seconds(base)) for _ in range(calls)]
-    return sum(a for a, _ in pairs) / sum(b for _, b in pairs)
 
 
 def busy(rounds: int) -> dict[str, Any]:

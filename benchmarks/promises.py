@@ -1,13 +1,58 @@
-"""Figures beside their limits: what the scripts of promises print and write."""
+"""Figures beside their limits: how the scripts of promises time calls, what they print and write."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import statistics
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from fastmlp.bench_machine import machine, versions
+
+Call = Callable[[], Any]
+SUSPECTS = 3  # of many ratios, the worst ones that are measured again
+
+
+def seconds(call: Call) -> float:
+    """Time of a call."""
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Median and range."""
+    return {"value": statistics.median(values), "least": min(values), "most": max(values)}
+
+
+def ratios(call: Call, base: Call, rounds: int) -> dict[str, float]:
+    """Median and range of the ratio of two calls' times, taken in turn within each round."""
+    return summary([seconds(call) / seconds(base) for _ in range(rounds)])
+
+
+def worst_of(pairs: dict[str, list[Call]], rounds: int) -> tuple[str, float]:
+    """Name and value of the largest of the ratios of pairs of calls, each the median of its rounds.
+
+    The largest of so many is also the unluckiest, so those that seem worst are measured once more, and only this counts.
+    """
+    first = medians_in_turn(pairs, rounds)
+    found = medians_in_turn({key: pairs[key] for key in sorted(first, key=lambda key: -first[key])[:SUSPECTS]}, rounds)
+    return max(found.items(), key=lambda item: item[1])
+
+
+def medians_in_turn(pairs: dict[str, list[Call]], rounds: int) -> dict[str, float]:
+    """Of each pair of calls the median ratio of the rounds, all in turn; the first round is a warm-up."""
+    in_turn = [{key: ratio_of_sums(*calls) for key, calls in pairs.items()} for _ in range(rounds + 1)]
+    return {key: statistics.median(one[key] for one in in_turn[1:]) for key in pairs}
+
+
+def ratio_of_sums(call: Call, base: Call, calls: int = 5) -> float:
+    """Ratio of two calls' times, each the sum of several, taken in turn. One more goes first, to fill the caches."""
+    base()
+    pairs = [(seconds(call), seconds(base)) for _ in range(calls)]
+    return sum(a for a, _ in pairs) / sum(b for _, b in pairs)
 
 
 def judged(found: dict[str, Any]) -> dict[str, Any]:
