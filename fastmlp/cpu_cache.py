@@ -88,15 +88,9 @@ class KernelCache:
         return CompileResult._rebuild(target_context, *pickle.loads(body))  # noqa: S301 - see the module docstring
 
     def save_overload(self, signature: Any, compiled: Any) -> None:
-        """Keep the compiled function if the folder can be used.
-
-        Raises KeyboardInterrupt if there is nothing to keep: LLVM hands machine code over in a callback, and what is raised
-        in there, as Ctrl-C is, would be lost.
-        """
+        """Keep the compiled function if the folder can be used."""
         from numba.core.serialize import dumps
 
-        if compiled.library._compiled_object is None:
-            raise KeyboardInterrupt
         write_entry(self.file(signature, compiled.codegen), dumps(compiled._reduce()))
 
     def flush(self) -> None:

@@ -6,6 +6,7 @@ import copy
 import ctypes
 import functools
 import secrets
+import signal
 from collections.abc import Callable
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
@@ -19,6 +20,7 @@ from numba.core.typing.context import Context
 from fastmlp.cpu_cache import KernelCache
 from fastmlp.cpu_math import vector_math
 from fastmlp.functions import copy_of
+from fastmlp.signals import Signals
 
 
 class KernelLibrary(JITCodeLibrary):
@@ -128,7 +130,25 @@ def cached(function: Callable[..., Any], name: str, called: str = "python") -> A
     """A kernel that is called from Python (or by "address"): compiled, and kept on disk under `name`."""
     dispatcher = compiled(function, called=called)
     dispatcher._cache = KernelCache(name)
+    dispatcher.compile = undisturbed(dispatcher.compile)
     return dispatcher
+
+
+def undisturbed(compile_it: Callable[..., Any]) -> Callable[..., Any]:
+    """Let Ctrl-C and SIGTERM wait until a kernel is compiled, a second Ctrl-C not.
+
+    LLVM calls Python back, and Python ends LLVM's objects: what is raised in there is lost, or leaves them half made.
+    """
+
+    @functools.wraps(compile_it)
+    def compile_in_peace(signature: Any) -> Any:
+        with Signals() as signals:
+            entry = compile_it(signature)
+        if signals.received:
+            signal.raise_signal(signals.received)
+        return entry
+
+    return compile_in_peace
 
 
 def address_of(function: Callable[..., Any], name: str, integers: int, floats: int = 0) -> int:

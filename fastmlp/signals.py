@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM during training: noted, and acted upon where the state is whole."""
+"""SIGINT and SIGTERM while something must not be torn apart: noted, and acted upon where the state is whole."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import functools
 import json
 import operator
 import re
+import signal
 from collections import Counter
 from typing import Any
 
@@ -55,19 +56,40 @@ def test_a_call_by_address_hands_over_integers_floats_and_arrays(dtype: Any) -> 
     np.testing.assert_array_equal(to, [*(0.5 * source), -1, -1])
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_ctrl_c_while_llvm_hands_over_machine_code_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python runs the handler of a signal in the first Python that it meets, which is the callback; ctypes ends it there."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_llvm_hands_over_machine_code_waits_until_all_is_compiled(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the callback, in which LLVM does, an exception would be lost."""
+    kernel, before = cpu_compile.cached(lambda x: x + 1, "next"), signal.getsignal(number)
+    engine = kernel.targetctx.codegen()._engine._ee
+    hand_over = engine._object_cache_notify
 
     def interrupted(module: Any, machine_code: Any) -> None:
-        raise KeyboardInterrupt
+        signal.raise_signal(number)
+        hand_over(module, machine_code)
 
-    kernel = cpu_compile.cached(lambda x: x + 1, "next")
-    with monkeypatch.context() as while_llvm_works:
-        while_llvm_works.setattr(kernel.targetctx.codegen()._engine._ee, "_object_cache_notify", interrupted)
+    monkeypatch.setattr(engine, "_object_cache_notify", interrupted)
+    signal.signal(number, signal.default_int_handler)
+    try:
         with pytest.raises(KeyboardInterrupt):
             kernel(3)
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
+    monkeypatch.undo()
+    assert len(kernel.overloads) == 1
     assert kernel(3) == 4
+
+
+def test_a_second_ctrl_c_ends_compiling_at_once() -> None:
+    def compile_twice_interrupted(signature: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("compiled on")
+
+    with pytest.raises(KeyboardInterrupt):
+        cpu_compile.undisturbed(compile_twice_interrupted)(())
 
 
 def test_the_type_of_a_call_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,13 +21,13 @@ OTHERS = [*sorted((ROOT / "cnn").glob("*.py")), ROOT / "cli.py"]
 # Data flow one way: a module imports only from modules above it, at its top or within a function.
 GROUPS = (
     ("errors", "philox", "functions", "optimizers", "network", "rows", "preprocess", "contract", "reference"),
-    ("torch_engine", "checks"),
+    ("torch_engine", "checks", "signals"),
     ("kernel_files", "cpu_cache", "cpu_simd", "cpu_instructions", "cpu_math", "cpu_compile", "cpu_beside", "cpu_threads"),
     ("cpu_plan", "cpu_products", "cpu_dropout", "cpu_losses", "cpu_formulas", "cpu_pieces", "cpu_kernels", "cpu"),
     ("cuda_shim", "cuda_words", "cuda_device", "cuda_plan", "cuda_pieces", "cuda_teams", "cuda_tiles", "cuda_mma"),
     ("cuda_tiled", "cuda_kernels", "cuda_compile", "cuda_runtime", "cuda", "backends"),
     ("model", "metrics", "evaluation", "artifacts", "run_folders", "tensorfile", "modelfile"),
-    ("augment", "settings", "signals", "loop", "training", "many"),
+    ("augment", "settings", "loop", "training", "many"),
     ("data_files", "data_npy", "data_tensors", "data_images", "data_fetch", "data", "features", "feature_files"),
     ("tables", "listings", "report", "pictures", "comparison_pictures", "progress"),
     (
