@@ -27,7 +27,8 @@ class Signals:
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
+                if signal.getsignal(number) is not None:  # one that is not Python's could not be put back
+                    self._before[number] = signal.signal(number, self._note)
         return self
 
     def end(self) -> None:

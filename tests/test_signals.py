@@ -48,6 +48,17 @@ def test_a_signal_from_outside_is_noted_while_python_sleeps() -> None:
         assert signals.received == signal.SIGINT
 
 
+def test_a_handler_that_is_not_pythons_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a program in C that runs Python: `signal` tells None of it, and could not put it back."""
+    before, ask = handlers(), signal.getsignal
+    with monkeypatch.context() as embedded:
+        embedded.setattr(signal, "getsignal", lambda number: None if number == signal.SIGTERM else ask(number))
+        signals = Signals().__enter__()
+    assert handlers() == (signals._note, before[1])
+    signals.__exit__(None, None, None)
+    assert handlers() == before
+
+
 def test_handlers_are_put_back() -> None:
     def own(number: int, frame: object) -> None:
         pass
