@@ -26,6 +26,7 @@ from fastmlp.kernel_files import cache_folder, read_entry, sources_hash, write_e
 SOURCES = (
     "philox.py",
     "functions.py",
+    "signals.py",
     "optimizers.py",
     "kernel_files.py",
     "cpu_cache.py",
