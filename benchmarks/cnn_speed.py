@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +28,7 @@ from cnn.images import Scaling
 from cnn.network import up_to
 from cnn.training import EVALUATED
 from fastmlp.artifacts import write_json
+from fastmlp.bench import spread
 from fastmlp.features import extract_rows
 
 SHAPE, BATCH, STEPS = (28, 28, 1), 64, 20
@@ -96,7 +96,7 @@ def rates(calls: dict[str, Callable[[], None]], images: int, rounds: int) -> dic
             call()
             if number:
                 seconds[name].append(images / (time.perf_counter() - began))
-    return {name: {"median": statistics.median(one), "least": min(one), "most": max(one)} for name, one in seconds.items()}
+    return {name: spread(one) for name, one in seconds.items()}
 
 
 def main() -> None:

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.epochs import machine
+from benchmarks.promises import seconds
 from fastmlp import Network, Optimizer, Schedule, Settings, Training, train, train_many
 from fastmlp.artifacts import write_json
+from fastmlp.bench import spread
 from fastmlp.bench_machine import Ceilings
 from fastmlp.cpu_threads import available_cores
 from fastmlp.data import Dataset, load_data
@@ -90,12 +91,6 @@ def together(case: Case, parts: dict[str, Any], threads: int) -> list[Training]:
     return [found for found in train_many(case.jobs, **parts, threads=threads) if isinstance(found, Training)]
 
 
-def timed(function: Callable[..., Any], *args: Any) -> float:
-    began = time.perf_counter()
-    function(*args)
-    return time.perf_counter() - began
-
-
 def check_agreement(case: Case, parts: dict[str, Any], threads: int) -> None:
     """Train all models both ways, which also compiles everything, and end with an error unless the weights are the same."""
     for index, (one, other) in enumerate(zip(alone(case, parts), together(case, parts, threads), strict=True)):
@@ -103,21 +98,18 @@ def check_agreement(case: Case, parts: dict[str, Any], threads: int) -> None:
             sys.exit(f"{case.name}: model {index} came out differently alone and among others")
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
-
-
 def measure(case: Case, parts: dict[str, Any], threads: int, rounds: int) -> dict[str, Any]:
     """Seconds and efficiency of a case."""
     check_agreement(case, parts, threads)
-    seconds = [(timed(alone, case, parts), timed(together, case, parts, threads)) for _ in range(rounds)]
+    ways = partial(alone, case, parts), partial(together, case, parts, threads)
+    times = [[seconds(way) for way in ways] for _ in range(rounds)]
     return {
         "case": case.name,
         "models": len(case.jobs),
         "rows": len(parts["x"]),
-        "alone_seconds": spread([one for one, _ in seconds]),
-        "together_seconds": spread([many for _, many in seconds]),
-        "efficiency": spread([one / (threads * many) for one, many in seconds]),
+        "alone_seconds": spread([one for one, _ in times]),
+        "together_seconds": spread([many for _, many in times]),
+        "efficiency": spread([one / (threads * many) for one, many in times]),
     }
 
 

@@ -24,6 +24,7 @@ import numpy as np
 from benchmarks.cases import Case
 from benchmarks.epochs import machine
 from fastmlp import Network, Schedule, Settings, fit_scaling, train
+from fastmlp.bench import spread
 from fastmlp.loop import Progress
 
 CASE = Case((784, 128, 10), 64)
@@ -99,7 +100,7 @@ def measure(case: Case, path: Path, rounds: int) -> dict[str, Any]:
         "rows": len(y),
         "gib": memory.nbytes / 2**30,
         "seconds": {name: round(statistics.median(e.seconds for e in part), 4) for name, part in epochs.items()},
-        "speed": {"median": statistics.median(speeds), "least": min(speeds), "most": max(speeds)},
+        "speed": spread(speeds),
         "disk_reads": sum(e.disk_reads for e in epochs["mapped"]),
         "owned_mib": round((watch.most - watch.start) / 2**20, 1),
     }

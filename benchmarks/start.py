@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.promises import publish
+from benchmarks.promises import publish, summary
 
 ROOT = Path(__file__).parent.parent
 FIRST = "Network((784, 128, 10)), Optimizer('sgd')"
@@ -76,7 +75,7 @@ def one_round() -> list[float]:
 def measure(rounds: int) -> dict[str, dict[str, Any]]:
     columns = zip(*(one_round() for _ in range(rounds)), strict=True)
     return {
-        name: {"value": statistics.median(values), "least": min(values), "most": max(values), "limit": limit, "unit": "s"}
+        name: summary(list(values)) | {"limit": limit, "unit": "s"}
         for (name, limit), values in zip(LIMITS.items(), columns, strict=True)
     }
 
