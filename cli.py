@@ -15,9 +15,7 @@ from typing import Any
 import click
 
 from fastmlp import __version__
-from fastmlp.config import Config
-from fastmlp.config_extract import OF_EXTRACT, ExtractConfig
-from fastmlp.console import (
+from fastmlp.commands.console import (
     SOURCE,
     Chain,
     Program,
@@ -42,9 +40,11 @@ from fastmlp.console import (
     show_reports,
     source_options,
 )
-from fastmlp.data_commands import data
+from fastmlp.commands.data import data
+from fastmlp.commands.recipes import recipes
 from fastmlp.errors import UnavailableError
-from fastmlp.recipe_commands import recipes
+from fastmlp.experiments.config.extract import OF_EXTRACT, ExtractConfig
+from fastmlp.experiments.config.train import Config
 
 # The object is what commands below the program's own that train convolutional networks ask for package cnn.
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "obj": lambda: extraction_tools()}  # noqa: PLW0108
@@ -91,8 +91,8 @@ def train(recipe: str | None, config: str | None, print_config: bool, as_json: b
     model.safetensors, curves.png, confusion.png, report.txt and manifest.json. Ctrl-C ends the training and keeps the best
     weights so far.
     """
-    from fastmlp.config_sources import resolve
-    from fastmlp.recipes import settings_of
+    from fastmlp.experiments.config.sources import resolve
+    from fastmlp.experiments.recipes.recipe import settings_of
 
     settings = resolve(flags, os.environ, config, settings_of(recipe, "train"))
     if print_config:
@@ -103,13 +103,13 @@ def train(recipe: str | None, config: str | None, print_config: bool, as_json: b
 
 def run_training(settings: Config, as_json: bool, extracted: Any = None) -> None:
     """What `train` does with its settings; `extracted` is what `extract` has just made."""
-    from fastmlp.runs import check_accuracy, train_run
+    from fastmlp.experiments.training_run import check_accuracy, train_run
 
     if is_verbose():
         note(settings.text())
     outcome = train_run(settings, quiet=is_quiet(), say=say, data=extracted and extracted.data)
     if extracted is not None and not outcome.signal:
-        from fastmlp.extraction_pictures import draw_chain
+        from fastmlp.experiments.chain import draw_chain
 
         draw_chain(extracted, Path(outcome.result["out"]))
     show_figures(outcome.result, as_json)
@@ -141,10 +141,10 @@ def extract(
 
     Needs PyTorch: pip install 'fastmlp[cnn]'.
     """
-    from fastmlp.config_sources import resolve_as
-    from fastmlp.extraction import extract_run
-    from fastmlp.extraction_pictures import draw_extraction
-    from fastmlp.recipes import settings_of
+    from fastmlp.experiments.chain import draw_extraction
+    from fastmlp.experiments.config.sources import resolve_as
+    from fastmlp.experiments.extraction import extract_run
+    from fastmlp.experiments.recipes.recipe import settings_of
 
     settings = resolve_as(ExtractConfig, flags, os.environ, config, settings_of(recipe, "extract"))
     ctx.obj = settings, settings_of(recipe, "extract train"), as_json
@@ -168,8 +168,8 @@ def extract_train(chained: tuple[ExtractConfig, Any, bool], /, config: str | Non
     """Make the features, and train a network on them; as `fastmlp train`, without the options of data."""
     from dataclasses import replace
 
-    from fastmlp.config_sources import resolve
-    from fastmlp.extraction import check_chain, extract_run
+    from fastmlp.experiments.config.sources import resolve
+    from fastmlp.experiments.extraction import check_chain, extract_run
 
     images, recipe, json_before = chained
     settings = resolve(flags | images.chained_flags(), os.environ, config, recipe)
@@ -228,8 +228,8 @@ def evaluate(run: str, part: str, report: bool, min_accuracy: float | None, as_j
     fastmlp evaluate runs/a --report --predictions predictions.txt
     fastmlp evaluate runs/a/model.safetensors --data new.csv --min-accuracy 0.9
     """
-    from fastmlp.runs import check_accuracy
-    from fastmlp.saved import evaluate_run
+    from fastmlp.experiments.evaluation import evaluate_run
+    from fastmlp.experiments.training_run import check_accuracy
 
     result = evaluate_run(run, part=part, open_extractor=open_extractor, **choices)
     if report and not as_json:
@@ -264,8 +264,8 @@ def predict(run: str, inputs: tuple[str, ...], top: int | None, out: str | None,
     channel is luma (ITU-R BT.601), transparency lies over black, resizing is bilinear; nothing is inverted.
     A .csv file has the features, or a label and then the features; an .npz file has them in its array x.
     """
-    from fastmlp.artifacts import write_bytes
-    from fastmlp.predictions import as_csv, as_lines, predict_files
+    from fastmlp.experiments.prediction import as_csv, as_lines, predict_files
+    from fastmlp.files import write_bytes
 
     found = predict_files(run, inputs, top, open_extractor=open_extractor, **engine)
     if out is not None:
@@ -284,7 +284,7 @@ def doctor(data_dir: str | None, as_json: bool) -> None:
 
     The exit code is 4 if something is broken; what is merely not there is noted.
     """
-    from fastmlp.doctor import BROKEN, as_table, examine
+    from fastmlp.commands.doctor import BROKEN, as_table, examine
 
     checks = examine(data_dir)
     broken = [check.name for check in checks if check.state == BROKEN]
@@ -321,10 +321,10 @@ def bench(
     the matrix products; the ceiling is what as many threads reach by multiply-adds in registers, measured in the
     same rounds. Networks are classifiers (softmax cross-entropy) in float32.
     """
-    from fastmlp.bench import BenchSettings, run_bench
-    from fastmlp.bench_cases import choose_cases
-    from fastmlp.bench_report import bench_text, make_folder, write_bench
-    from fastmlp.bench_rivals import parse_names
+    from fastmlp.bench.cases import choose_cases
+    from fastmlp.bench.report import bench_text, make_folder, write_bench
+    from fastmlp.bench.rivals import parse_names
+    from fastmlp.bench.rounds import BenchSettings, run_bench
 
     settings = BenchSettings(choose_cases(networks, batches, everything), backends=parse_names(backends), **flags)
     folder = None if out is None else make_folder(out)

@@ -15,10 +15,10 @@ import pytest
 
 from benchmarks.measuring import Subject, check, exact, measure, numbers, rounding, sized
 from benchmarks.workbench import Workbench, activation_kernel, losses_kernel, on_bench
-from fastmlp import functions
-from fastmlp.cpu_losses import loss_block
-from fastmlp.cpu_simd import lanes
-from fastmlp.network import Network
+from fastmlp.engines.cpu.codegen.simd import lanes
+from fastmlp.engines.cpu.kernels.losses import loss_block
+from fastmlp.nn import activations as functions
+from fastmlp.nn.network import Network
 from fastmlp.reference import ACTIVATIONS, row_losses, target_rows
 
 ROWS, UNITS = sized((64, 500), (7, 9))

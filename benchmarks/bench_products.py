@@ -15,7 +15,7 @@ import pytest
 from benchmarks.cases import Case
 from benchmarks.measuring import CASES, Subject, blas_threads, check, exact, measure, numbers, rounding, sized
 from benchmarks.workbench import Workbench, on_bench, one_layer
-from fastmlp.network import Network
+from fastmlp.nn.network import Network
 from fastmlp.reference import Pass, backward, forward
 
 

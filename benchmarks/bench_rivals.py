@@ -19,11 +19,13 @@ from benchmarks.cases import ROWS, Case
 from benchmarks.measuring import CASES, Subject, check, measure, sized
 from fastmlp.errors import UnavailableError
 
-bench = pytest.importorskip("fastmlp.bench", reason="this version has no module fastmlp.bench, where the rivals are")
+bench = pytest.importorskip(
+    "fastmlp.bench.rounds", reason="this version has no module fastmlp.bench.rounds, where the rivals are"
+)
 
-from fastmlp.bench_cases import SYNTHETIC, Source  # noqa: E402 - there only if fastmlp.bench is
-from fastmlp.bench_contest import Task  # noqa: E402
-from fastmlp.bench_rivals import NAMES, contestants  # noqa: E402
+from fastmlp.bench.cases import SYNTHETIC, Source  # noqa: E402 - there only if fastmlp.bench.rounds is
+from fastmlp.bench.contestant import Task  # noqa: E402
+from fastmlp.bench.rivals import NAMES, contestants  # noqa: E402
 
 EPOCH_ROWS = sized([ROWS], [60])[0]
 # torch.compile keeps a C++ compiler busy for many seconds, however small the shapes are.

@@ -18,12 +18,12 @@ import pytest
 
 from benchmarks.cases import ROWS, Case
 from benchmarks.measuring import CASES, Subject, blas_threads, check, measure, rounding, sized
-from fastmlp.backends import make_engine
-from fastmlp.bench_rivals import ENGINES
-from fastmlp.contract import Engine, Job, State, steps_of
+from fastmlp.bench.rivals import ENGINES
+from fastmlp.engines import make_engine
+from fastmlp.engines.base import Engine, Job, State, steps_of
 from fastmlp.errors import UnavailableError
-from fastmlp.network import Network
-from fastmlp.optimizers import Optimizer
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import Optimizer
 
 EPOCH_ROWS, PREDICT_ROWS = sized((ROWS, 10_000), (60, 40))
 RATE = 0.01

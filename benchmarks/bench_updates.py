@@ -15,10 +15,10 @@ import pytest
 
 from benchmarks.measuring import Subject, blas_threads, check, exact, measure, numbers, rounding, sized
 from benchmarks.workbench import RATE, STEP, Workbench, on_bench, one_layer, update_kernel
-from fastmlp.cpu import SLOT_ROWS
-from fastmlp.cpu_pieces import GRADIENT, PARAMETERS
-from fastmlp.network import Network
-from fastmlp.optimizers import RULES, Optimizer
+from fastmlp.engines.cpu.engine import SLOT_ROWS
+from fastmlp.engines.cpu.kernels.passes import GRADIENT, PARAMETERS
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import RULES, Optimizer
 from fastmlp.reference import Pass, backward, update
 
 FAN_IN, FAN_OUT, ROWS = sized((784, 128, 64), (13, 9, 7))

@@ -33,11 +33,11 @@ import numpy.typing as npt
 
 from benchmarks.promises import publish, ratios, seconds, summary, worst_of
 from fastmlp import Network, Optimizer
-from fastmlp.backends import make_engine
-from fastmlp.bench_cases import Case, Source
-from fastmlp.bench_machine import Ceilings
-from fastmlp.contract import Engine, Job, State, steps_of
-from fastmlp.cpu_threads import available_cores
+from fastmlp.bench.cases import Case, Source
+from fastmlp.bench.machine import Ceilings
+from fastmlp.engines import make_engine
+from fastmlp.engines.base import Engine, Job, State, steps_of
+from fastmlp.engines.cpu.threads import available_cores
 
 ROWS = 48_000
 DATA = Source("fashion-mnist", ROWS).rows_for(Case((784, 10), batch=64))

@@ -27,9 +27,9 @@ from cnn.extractor import Extractor, make_network
 from cnn.images import Scaling
 from cnn.network import up_to
 from cnn.training import EVALUATED
-from fastmlp.artifacts import write_json
-from fastmlp.bench import spread
-from fastmlp.features import extract_rows
+from fastmlp.bench.rounds import spread
+from fastmlp.data.feature_rows import extract_rows
+from fastmlp.files import write_json
 
 SHAPE, BATCH, STEPS = (28, 28, 1), 64, 20
 NETWORK = Description(image_shape=SHAPE, classes=10, blocks=make_blocks((16, 32, 64, 128, 256), pool="max"), dense=(512,))

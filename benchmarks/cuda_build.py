@@ -16,17 +16,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastmlp.artifacts import write_json
-from fastmlp.contract import PRECISIONS
-from fastmlp.cuda import SHAPE, TILES
-from fastmlp.cuda_compile import Built, Capability, entry_of, linked, lowered, packed, sources
-from fastmlp.cuda_kernels import Kind, Shape, applied
-from fastmlp.cuda_mma import FIRST_CAPABILITY
-from fastmlp.cuda_tiles import Tile
-from fastmlp.doctor import installed_version
-from fastmlp.functions import ACTIVATIONS, LOSSES
-from fastmlp.kernel_files import write_entry
-from fastmlp.optimizers import RULES
+from fastmlp.commands.doctor import installed_version
+from fastmlp.engines.base import PRECISIONS
+from fastmlp.engines.cuda.compiler import Built, Capability, entry_of, linked, lowered, packed, sources
+from fastmlp.engines.cuda.engine import SHAPE, TILES
+from fastmlp.engines.cuda.kernels.programs import Kind, Shape, applied
+from fastmlp.engines.cuda.kernels.tensor_cores import FIRST_CAPABILITY
+from fastmlp.engines.cuda.kernels.tiles import Tile
+from fastmlp.engines.kernel_cache import write_entry
+from fastmlp.files import write_json
+from fastmlp.nn.activations import ACTIVATIONS, LOSSES
+from fastmlp.nn.optimizers import RULES
 
 RESULTS = Path(__file__).parent / "results" / "cuda_build.json"
 CAPABILITIES: tuple[Capability, ...] = ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0))

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import EPOCHS
-from fastmlp import bench_machine
-from fastmlp.artifacts import write_json
-from fastmlp.bench import BenchSettings, run_bench
-from fastmlp.bench_report import bench_text, plot_bench
+from fastmlp.bench.report import bench_text, plot_bench
+from fastmlp.bench.rounds import BenchSettings, run_bench
+from fastmlp.bench.rounds import machine as bench_machine
+from fastmlp.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 DATA = "fashion-mnist"

@@ -45,14 +45,15 @@ from benchmarks.gpu_measures import (
     peak_gflops,
 )
 from benchmarks.gpu_rivals import measure_contest, torch_device
-from fastmlp import bench_machine, cuda
-from fastmlp.artifacts import write_json
-from fastmlp.bench import PROBE_AGREEMENT, RATE
-from fastmlp.bench_cases import Case
-from fastmlp.cuda_compile import entry_of, linked, lowered
-from fastmlp.doctor import installed_version
+from fastmlp.bench.cases import Case
+from fastmlp.bench.rounds import PROBE_AGREEMENT, RATE
+from fastmlp.bench.rounds import machine as bench_machine
+from fastmlp.commands.doctor import installed_version
+from fastmlp.engines.cuda import engine as cuda
+from fastmlp.engines.cuda.compiler import entry_of, linked, lowered
+from fastmlp.engines.kernel_cache import UnsafeFolder, cache_folder, check_private
 from fastmlp.errors import FastMLPError, UnavailableError
-from fastmlp.kernel_files import UnsafeFolder, cache_folder, check_private
+from fastmlp.files import write_json
 
 ROOT = Path(__file__).parents[1]
 BATCHES: tuple[tuple[tuple[int, ...], tuple[int, ...], bool], ...] = (

@@ -16,17 +16,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.cuda_build import PLAIN
-from fastmlp import cuda
-from fastmlp.bench import PROBE, PROBE_AGREEMENT, RATE, order_of
-from fastmlp.bench_cases import Case
-from fastmlp.contract import Engine, Job, State
-from fastmlp.cuda_kernels import Kind, Shape
-from fastmlp.cuda_runtime import Launch
-from fastmlp.cuda_tiles import Tile
+from fastmlp.bench.cases import Case
+from fastmlp.bench.rounds import PROBE, PROBE_AGREEMENT, RATE, order_of
+from fastmlp.data.scaling import Scaling, fit_scaling
+from fastmlp.engines.base import Engine, Job, State
+from fastmlp.engines.cuda import engine as cuda
+from fastmlp.engines.cuda.kernels.programs import Kind, Shape
+from fastmlp.engines.cuda.kernels.tiles import Tile
+from fastmlp.engines.cuda.runtime import Launch
 from fastmlp.errors import FastMLPError
-from fastmlp.network import Network
-from fastmlp.optimizers import Optimizer
-from fastmlp.preprocess import Scaling, fit_scaling
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import Optimizer
 from fastmlp.reference import NumpyEngine
 
 # Multiply-add units for float32 of a multiprocessor by compute capability. Source: CUDA C++ Programming Guide 13,

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.gpu_measures import Ours, Sizes, Subject, check_same, row_of, seconds_of_epoch
-from fastmlp.bench import RATE
-from fastmlp.bench_contest import Order, Task, library
-from fastmlp.bench_torch import Torch
+from fastmlp.bench.contestant import Order, Task, library
+from fastmlp.bench.pytorch import Torch
+from fastmlp.bench.rounds import RATE
 from fastmlp.errors import FastMLPError, UnavailableError
 
 WARM = 3  # steps before a graph is captured, in which libraries set themselves up

@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 from benchmarks.epochs import machine
 from benchmarks.promises import seconds
 from fastmlp import Network, Optimizer, Schedule, Settings, Training, train, train_many
-from fastmlp.artifacts import write_json
-from fastmlp.bench import spread
-from fastmlp.bench_machine import Ceilings
-from fastmlp.cpu_threads import available_cores
-from fastmlp.data import Dataset, load_data
-from fastmlp.preprocess import fit_scaling, split_rows
+from fastmlp.bench.machine import Ceilings
+from fastmlp.bench.rounds import spread
+from fastmlp.data.dataset import Dataset, load_data
+from fastmlp.data.scaling import fit_scaling, split_rows
+from fastmlp.engines.cpu.threads import available_cores
+from fastmlp.files import write_json
 
 FLOOR = 0.95
 MODELS_PER_THREAD = 4  # enough for the end, when threads run out of models, to be short

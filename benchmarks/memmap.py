@@ -24,8 +24,8 @@ import numpy as np
 from benchmarks.cases import Case
 from benchmarks.epochs import machine
 from fastmlp import Network, Schedule, Settings, fit_scaling, train
-from fastmlp.bench import spread
-from fastmlp.loop import Progress
+from fastmlp.bench.rounds import spread
+from fastmlp.training.loop import Progress
 
 CASE = Case((784, 128, 10), 64)
 TILE_ROWS = 50_000

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from fastmlp.bench_machine import machine, versions
+from fastmlp.bench.machine import machine, versions
 
 Call = Callable[[], Any]
 SUSPECTS = 3  # of many ratios, the worst ones that are measured again

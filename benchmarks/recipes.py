@@ -18,9 +18,9 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.epochs import machine
-from fastmlp.artifacts import read_json, write_json
-from fastmlp.recipe_runs import PARTS, Job, make_job, networks, select
-from fastmlp.recipes import all_recipes
+from fastmlp.experiments.recipes.recipe import all_recipes
+from fastmlp.experiments.recipes.run import PARTS, Job, make_job, networks, select
+from fastmlp.files import read_json, write_json
 
 ROOT = Path(__file__).parent.parent
 MARGIN = 0.005  # below the published accuracy that counts as reproduced

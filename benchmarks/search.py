@@ -21,19 +21,19 @@ from typing import Any, cast
 import numpy as np
 
 from benchmarks.epochs import machine
-from fastmlp.artifacts import json_bytes, read_json, write_json
-from fastmlp.config import Config, DataSettings, fields_of
-from fastmlp.config_extract import ExtractConfig
-from fastmlp.config_sources import resolve, resolve_as
-from fastmlp.data import Dataset, load_data
-from fastmlp.evaluation import evaluate
-from fastmlp.extraction import Tools, extract_run
-from fastmlp.loop import Diverged
-from fastmlp.many import Result, train_many
-from fastmlp.preprocess import fit_scaling
-from fastmlp.recipes import find
-from fastmlp.runs import Parts, make_plan
-from fastmlp.training import train
+from fastmlp.data.dataset import Dataset, load_data
+from fastmlp.data.scaling import fit_scaling
+from fastmlp.experiments.config.extract import ExtractConfig
+from fastmlp.experiments.config.sources import resolve, resolve_as
+from fastmlp.experiments.config.train import Config, DataSettings, fields_of
+from fastmlp.experiments.extraction import Tools, extract_run
+from fastmlp.experiments.recipes.recipe import find
+from fastmlp.experiments.training_run import Parts, make_plan
+from fastmlp.files import json_bytes, read_json, write_json
+from fastmlp.models.evaluation import evaluate
+from fastmlp.training.loop import Diverged
+from fastmlp.training.many import Result, train_many
+from fastmlp.training.training import train
 
 HERE = Path(__file__).parent
 SEARCHES = HERE / "searches.toml"

@@ -28,8 +28,8 @@ COMPILE = """
 import sys, time
 import numpy as np
 from fastmlp import Network, Optimizer
-from fastmlp.backends import make_engine
-from fastmlp.contract import Job, State
+from fastmlp.engines import make_engine
+from fastmlp.engines.base import Job, State
 
 network, optimizer = {job}
 engine = make_engine("numba", Job(network, optimizer))

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastmlp.bench_rivals import NAMES, OURS
-from fastmlp.recipe_runs import shown_part
+from fastmlp.bench.rivals import NAMES, OURS
+from fastmlp.experiments.recipes.run import shown_part
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

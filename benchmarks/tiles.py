@@ -15,9 +15,9 @@ import numpy as np
 from numba import njit
 
 from benchmarks.epochs import machine
-from fastmlp.cpu_products import FLOAT_BYTES
-from fastmlp.cpu_simd import KEEP, TILES, lanes, make_tile
-from fastmlp.cpu_threads import available_cores
+from fastmlp.engines.cpu.codegen.simd import KEEP, TILES, lanes, make_tile
+from fastmlp.engines.cpu.kernels.gemm import FLOAT_BYTES
+from fastmlp.engines.cpu.threads import available_cores
 
 SHAPES = ((4, 2), (5, 2), (6, 2), (8, 1), (8, 2), (12, 2), (3, 4), (4, 3), (4, 4))
 PANELS = 24  # of columns: a multiple of every number of vectors

@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks.epochs import machine
-from fastmlp.artifacts import read_json, read_lines, write_json
-from fastmlp.config_sources import resolve
-from fastmlp.evaluation import evaluate
-from fastmlp.preprocess import fit_scaling
-from fastmlp.report import BLUE, ORANGE, _epoch_axis, _new_figure, _own_style, _save
-from fastmlp.run_folders import METRICS_NAME
-from fastmlp.runs import CONFIG_NAME, RESULT_NAME, Plan, make_plan
-from fastmlp.training import Training, train
+from fastmlp.data.scaling import fit_scaling
+from fastmlp.experiments.config.sources import resolve
+from fastmlp.experiments.folder import METRICS_NAME
+from fastmlp.experiments.training_run import CONFIG_NAME, RESULT_NAME, Plan, make_plan
+from fastmlp.files import read_json, read_lines, write_json
+from fastmlp.models.evaluation import evaluate
+from fastmlp.reports.curves import BLUE, ORANGE, _epoch_axis, _new_figure, _own_style, _save
+from fastmlp.training.training import Training, train
 
 DIGITS = 6  # of the losses that are kept: float32 has about seven
 CURVES = {"loss": ("training", BLUE), "val_loss": ("validation", ORANGE)}

@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measuring import Arrays, Subject
-from fastmlp.contract import Job, State
-from fastmlp.cpu import NumbaEngine
-from fastmlp.cpu_compile import compiled
-from fastmlp.cpu_formulas import activation_address, update_address
-from fastmlp.cpu_instructions import call
-from fastmlp.cpu_kernels import activations_at, losses_of_batch, make_backward, make_forward
-from fastmlp.cpu_pieces import GRADIENT, ONE, make_finish, make_gradient, make_pack, update
-from fastmlp.cpu_plan import WEIGHTS, unpack
-from fastmlp.cpu_products import gradient_address
-from fastmlp.cpu_simd import lanes
-from fastmlp.network import FloatArray, Network
-from fastmlp.optimizers import Optimizer
+from fastmlp.engines.base import Job, State
+from fastmlp.engines.cpu.codegen.compiler import compiled
+from fastmlp.engines.cpu.codegen.intrinsics import call
+from fastmlp.engines.cpu.codegen.simd import lanes
+from fastmlp.engines.cpu.engine import NumbaEngine
+from fastmlp.engines.cpu.kernels.formulas import activation_address, update_address
+from fastmlp.engines.cpu.kernels.gemm import gradient_address
+from fastmlp.engines.cpu.kernels.passes import GRADIENT, ONE, make_finish, make_gradient, make_pack, update
+from fastmlp.engines.cpu.kernels.programs import activations_at, losses_of_batch, make_backward, make_forward
+from fastmlp.engines.cpu.plan import WEIGHTS, unpack
+from fastmlp.nn.network import FloatArray, Network
+from fastmlp.nn.optimizers import Optimizer
 
 RATE, STEP = 1e-3, 3  # of updates that are measured: learning rate, and updates made before
 

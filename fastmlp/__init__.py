@@ -14,40 +14,40 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastmlp.data import Dataset, load_data
-    from fastmlp.evaluation import evaluate
-    from fastmlp.loop import Training
-    from fastmlp.many import train_many
-    from fastmlp.model import Model
-    from fastmlp.modelfile import load, save
-    from fastmlp.network import Network
-    from fastmlp.optimizers import Optimizer, Schedule
-    from fastmlp.preprocess import Scaling, fit_scaling, split_rows
-    from fastmlp.rows import Subset
-    from fastmlp.settings import Settings
-    from fastmlp.training import train
+    from fastmlp.data.dataset import Dataset, load_data
+    from fastmlp.data.rows import Subset
+    from fastmlp.data.scaling import Scaling, fit_scaling, split_rows
+    from fastmlp.models.evaluation import evaluate
+    from fastmlp.models.file import load, save
+    from fastmlp.models.model import Model
+    from fastmlp.nn.network import Network
+    from fastmlp.nn.optimizers import Optimizer, Schedule
+    from fastmlp.training.loop import Training
+    from fastmlp.training.many import train_many
+    from fastmlp.training.settings import Settings
+    from fastmlp.training.training import train
 
 __version__ = "0.1.0"
 
 # The module of each public name.
 _HOME = {
-    "Dataset": "data",
-    "load_data": "data",
-    "evaluate": "evaluation",
-    "train_many": "many",
-    "Model": "model",
-    "load": "modelfile",
-    "save": "modelfile",
-    "Network": "network",
-    "Optimizer": "optimizers",
-    "Schedule": "optimizers",
-    "Scaling": "preprocess",
-    "fit_scaling": "preprocess",
-    "split_rows": "preprocess",
-    "Subset": "rows",
-    "Settings": "settings",
-    "Training": "loop",
-    "train": "training",
+    "Dataset": "data.dataset",
+    "load_data": "data.dataset",
+    "evaluate": "models.evaluation",
+    "train_many": "training.many",
+    "Model": "models.model",
+    "load": "models.file",
+    "save": "models.file",
+    "Network": "nn.network",
+    "Optimizer": "nn.optimizers",
+    "Schedule": "nn.optimizers",
+    "Scaling": "data.scaling",
+    "fit_scaling": "data.scaling",
+    "split_rows": "data.scaling",
+    "Subset": "data.rows",
+    "Settings": "training.settings",
+    "Training": "training.loop",
+    "train": "training.training",
 }
 
 __all__ = [

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.contract import Job, RowResults, State, row_scales, steps_of
-from fastmlp.network import FloatArray, Network
-from fastmlp.optimizers import Optimizer
-from fastmlp.philox import keep_mask
+from fastmlp.engines.base import Job, RowResults, State, row_scales, steps_of
+from fastmlp.nn.network import FloatArray, Network
+from fastmlp.nn.optimizers import Optimizer
+from fastmlp.nn.philox import keep_mask
 
 Layers = list[tuple[FloatArray, FloatArray]]
 

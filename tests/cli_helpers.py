@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 import cli
-from fastmlp.config import fields_of
-from fastmlp.config_extract import ExtractConfig
-from fastmlp.config_sources import VARIABLES, variable
+from fastmlp.experiments.config.extract import ExtractConfig
+from fastmlp.experiments.config.sources import VARIABLES, variable
+from fastmlp.experiments.config.train import fields_of
 
 FAST = ["--hidden", "16", "--epochs", "3", "--backend", "numpy"]
 OTHER_VARIABLES = ["FASTMLP_CONFIG", "FASTMLP_RECIPE", "FASTMLP_JSON", "FASTMLP_QUIET", "FASTMLP_VERBOSE", "FASTMLP_DEBUG"]

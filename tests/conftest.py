@@ -18,19 +18,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from fastmlp.backends import BACKENDS, make_engine
-from fastmlp.contract import Engine, Job, RowResults, State, steps_of
-from fastmlp.network import Network
-from fastmlp.optimizers import Schedule
+from fastmlp.engines import BACKENDS, make_engine
+from fastmlp.engines.base import Engine, Job, RowResults, State, steps_of
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import Schedule
 from fastmlp.reference import ACTIVATIONS, NumpyEngine, plain_losses
-from fastmlp.settings import Settings
+from fastmlp.training.settings import Settings
 
 EPS = float(np.finfo(np.float32).eps)
 SAFETY = 1.0  # c of the tolerances: K eps is twice the proven bound of a sum of K products in any order
 ELEMENTWISE = 8  # roundings of what follows a sum (activation, loss, update), counted as so many more terms
 
 # Modules of engines that are still to be written: their cases are skipped until the module exists.
-MODULES = {"numba": "fastmlp.cpu"}
+MODULES = {"numba": "fastmlp.engines.cpu.engine"}
 
 REAL_GPU = os.environ.get("FASTMLP_TEST_GPU") == "1"  # backend "cuda" runs on a device, not in the simulator
 
@@ -53,7 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def more_threads_than_cores() -> Iterator[None]:
     """Let engines have as many threads as a test asks for: which thread computes what must not matter on any machine."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastmlp.cpu.most_threads", lambda: 64)
+        patch.setattr("fastmlp.engines.cpu.engine.most_threads", lambda: 64)
         yield
 
 
@@ -109,13 +109,13 @@ def simulation() -> Iterator[None]:
         return
     import cuda_simulator
 
-    from fastmlp import cuda
-    from fastmlp.cuda_kernels import Shape
-    from fastmlp.cuda_tiles import Tile
+    from fastmlp.engines.cuda import engine as cuda
+    from fastmlp.engines.cuda.kernels.programs import Shape
+    from fastmlp.engines.cuda.kernels.tiles import Tile
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastmlp.cuda.the_runtime", cuda_simulator.Runtime)
-        patch.setattr("fastmlp.cuda.SHAPE", Shape(16, 4))
+        patch.setattr("fastmlp.engines.cuda.engine.the_runtime", cuda_simulator.Runtime)
+        patch.setattr("fastmlp.engines.cuda.engine.SHAPE", Shape(16, 4))
         patch.setitem(cuda.TILES, "float32", Tile(8, 8, 4, 4, 4, 1))
         patch.setitem(cuda.TILES, "tf32", Tile(32, 16, 16, 2, 4, 1, gap=8))
         patch.setitem(cuda.TILES, "bf16", Tile(32, 16, 32, 2, 4, 1, gap=8, packed=2))
@@ -134,7 +134,7 @@ def eager_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines hand work to their threads however little it is, so that small shapes test the sharing."""
     if importlib.util.find_spec(MODULES["numba"]) is not None:
         for least in ("MUCH_FLOPS", "SURE_FLOPS"):
-            monkeypatch.setattr(f"fastmlp.cpu_threads.{least}", 0)
+            monkeypatch.setattr(f"fastmlp.engines.cpu.threads.{least}", 0)
 
 
 class Course(NamedTuple):

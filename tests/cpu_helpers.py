@@ -13,13 +13,13 @@ import numpy as np
 from conftest import EPS, Course, product_tolerance, start_state
 
 import fastmlp
-from fastmlp.contract import Job, RowResults
-from fastmlp.cpu import NumbaEngine
-from fastmlp.cpu_plan import Layout
-from fastmlp.cpu_simd import BIAS, BIAS_RELU, KEEP, TIMES, WHERE_POSITIVE
-from fastmlp.functions import ACTIVATIONS
-from fastmlp.network import Network
-from fastmlp.optimizers import Optimizer
+from fastmlp.engines.base import Job, RowResults
+from fastmlp.engines.cpu.codegen.simd import BIAS, BIAS_RELU, KEEP, TIMES, WHERE_POSITIVE
+from fastmlp.engines.cpu.engine import NumbaEngine
+from fastmlp.engines.cpu.plan import Layout
+from fastmlp.nn.activations import ACTIVATIONS
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import Optimizer
 
 GUARD = np.float32(-12345.678)
 FLOAT_BYTES = 4

@@ -18,9 +18,9 @@ import numpy as np
 from greenlet import getcurrent, greenlet
 from numpy import float32, float64, int32, int64, uint32, uint64
 
-from fastmlp.cuda_kernels import KERNELS
-from fastmlp.cuda_runtime import Launch
-from fastmlp.cuda_words import WORDS
+from fastmlp.engines.cuda.kernels import WORDS
+from fastmlp.engines.cuda.kernels.programs import KERNELS
+from fastmlp.engines.cuda.runtime import Launch
 
 MOST_SPINS = 100_000  # looks at a counter that does not move
 POISON: dict[str, Any] = {"f": np.nan, "i": -77, "u": 77, "b": True}

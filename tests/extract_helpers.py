@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cli_helpers import forget_settings
 
-from fastmlp import extraction_pictures
+from fastmlp.experiments import chain as extraction_pictures
 
 DRAWN = {name: getattr(extraction_pictures, name) for name in ("draw_extraction", "draw_chain")}
 

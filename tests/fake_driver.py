@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from cuda_simulator import ALL_LANES, Kernel
 
-from fastmlp.cuda_compile import Built, Capability
-from fastmlp.cuda_kernels import KERNELS, Kind, arguments_of
+from fastmlp.engines.cuda.compiler import Built, Capability
+from fastmlp.engines.cuda.kernels.programs import KERNELS, Kind, arguments_of
 
 WHOLE_MEMORY = 1 << 30
 

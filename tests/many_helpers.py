@@ -6,8 +6,8 @@ from typing import Any
 
 from conftest import same_bits, set_up
 
-from fastmlp.loop import Training
-from fastmlp.network import Network
+from fastmlp.nn.network import Network
+from fastmlp.training.loop import Training
 
 TIMES = ("seconds", "eval_seconds", "rows_per_second")
 NETWORK = Network((4, 12, 3))

@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastmlp import artifacts, run_folders
+from fastmlp import files as artifacts
 from fastmlp.errors import ConfigError, DataError
+from fastmlp.experiments import folder as run_folders
 
 NOW = datetime(2026, 11, 20, 13, 5, 1)
 OLD = b"the old contents\n"
@@ -156,7 +157,7 @@ def test_ctrl_c_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.Mon
 def test_kill_leaves_a_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     code = (
-        "import sys\nfrom fastmlp.artifacts import write_bytes\n"
+        "import sys\nfrom fastmlp.files import write_bytes\n"
         "while True:\n  for c in b'ab':\n    write_bytes(sys.argv[1], bytes([c]) * 10**6); print(flush=True)"
     )
     for lines in (1, 4, 7):

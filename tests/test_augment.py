@@ -10,19 +10,19 @@ import pytest
 from cli_helpers import ok
 from conftest import same_bits, set_up
 
-import fastmlp.loop
-from fastmlp.augment import Moves, augmented, draw_moves
-from fastmlp.backends import make_engine
-from fastmlp.contract import Job, State
+import fastmlp.training.loop
+from fastmlp.data.rows import Subset
+from fastmlp.data.scaling import fit_scaling
+from fastmlp.engines import make_engine
+from fastmlp.engines.base import Job, State
 from fastmlp.errors import ConfigError, DataError
-from fastmlp.many import train_many
-from fastmlp.modelfile import load
-from fastmlp.network import Network
-from fastmlp.optimizers import Optimizer
-from fastmlp.philox import generator
-from fastmlp.preprocess import fit_scaling
-from fastmlp.rows import Subset
-from fastmlp.training import train
+from fastmlp.models.file import load
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import Optimizer
+from fastmlp.nn.philox import generator
+from fastmlp.training.augment import Moves, augmented, draw_moves
+from fastmlp.training.many import train_many
+from fastmlp.training.training import train
 
 SHAPE = (5, 4, 2)
 NETWORK = Network((40, 12, 3), dropout=0.2)
@@ -104,7 +104,7 @@ def test_chunks_subsets_weights_and_company_change_nothing(backend: str, monkeyp
     settings = set_up(backend=backend, threads=1, **MOVED)
     given: dict[str, Any] = {"scaling": fit_scaling("unit", x), "image_shape": SHAPE}
     whole = train(NETWORK, x, y, settings=settings, sample_weight=weights, **given)
-    monkeypatch.setattr(fastmlp.loop, "CHUNK_SECONDS", 1e-9)
+    monkeypatch.setattr(fastmlp.training.loop, "CHUNK_SECONDS", 1e-9)
     places = np.random.default_rng(1).permutation(80)[:50]
     spread = np.zeros((80, 40), np.uint8)
     spread[places] = x

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from cli_helpers import forget_settings, ok, refused
 
-from fastmlp import bench
-from fastmlp.backends import BACKENDS
-from fastmlp.bench import BenchSettings, Entry, run_bench, verdict
-from fastmlp.bench_cases import CASES, Case, Source, choose_cases, parse_sizes, synthetic_rows
-from fastmlp.bench_contest import OwnEngine, Task
-from fastmlp.bench_rivals import RIVALS, Sklearn, contestants
-from fastmlp.data import Dataset
+from fastmlp.bench.cases import CASES, Case, Source, choose_cases, parse_sizes, synthetic_rows
+from fastmlp.bench.contestant import OwnEngine, Task
+from fastmlp.bench.rivals import RIVALS, Sklearn, contestants
+from fastmlp.bench.rounds import BenchSettings, Entry, run_bench, verdict
+from fastmlp.bench.rounds import rounds as bench
+from fastmlp.data.dataset import Dataset
+from fastmlp.engines import BACKENDS
 from fastmlp.errors import ConfigError, DivergedError, FastMLPError, UnavailableError
-from fastmlp.network import Network
+from fastmlp.nn.network import Network
 
 TINY = BenchSettings(
     (Case((20, 16, 10), 24),),
@@ -279,7 +279,7 @@ def test_made_up_pixels_are_half_zero_and_learnable() -> None:
 
 def test_data_without_classes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = Dataset("prices", np.zeros((4, 3), np.float32), np.zeros((4, 1), np.float32))
-    monkeypatch.setattr("fastmlp.bench_cases.load_data", lambda name, data_dir: plain)
+    monkeypatch.setattr("fastmlp.bench.cases.load_data", lambda name, data_dir: plain)
     with pytest.raises(ConfigError, match="no classes"):
         Source("prices.csv", 4).rows_for(Case((3, 2), 2))
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numba import njit
 
-from fastmlp.bench_machine import (
+from fastmlp.bench.machine import (
     USUAL_CACHE,
     Ceilings,
     accumulators,
@@ -17,8 +17,8 @@ from fastmlp.bench_machine import (
     make_kernels,
     versions,
 )
-from fastmlp.cpu_instructions import make_fma_loop
-from fastmlp.cpu_simd import lanes
+from fastmlp.engines.cpu.codegen.intrinsics import make_fma_loop
+from fastmlp.engines.cpu.codegen.simd import lanes
 
 
 @pytest.mark.parametrize(("count", "width"), [(12, 8), (3, 4), (1, 16)])

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastmlp import bench_report
-from fastmlp.bench_report import bench_text, make_folder, plot_bench, write_bench
+from fastmlp.bench.report import bench_text, make_folder, plot_bench, write_bench
+from fastmlp.bench.rounds import report as bench_report
 from fastmlp.errors import DataError
 
 SPEEDS = {("numba", 2): [1.0, 1.2], ("numba", 1): [2.0, 2.0], ("jax", 2): [1.5, 1.5], ("torch-compile", 1): [3.0, 3.6]}

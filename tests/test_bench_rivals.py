@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastmlp.bench_cases import synthetic_rows
-from fastmlp.bench_contest import OwnEngine, Task, library
-from fastmlp.bench_rivals import NAMES, RIVALS, Jax, Sklearn, contestants, parse_names
-from fastmlp.bench_torch import Torch
-from fastmlp.config import RATES
-from fastmlp.cpu_threads import available_cores
+from fastmlp.bench.cases import synthetic_rows
+from fastmlp.bench.contestant import OwnEngine, Task, library
+from fastmlp.bench.pytorch import Torch
+from fastmlp.bench.rivals import NAMES, RIVALS, Jax, Sklearn, contestants, parse_names
+from fastmlp.engines.cpu.threads import available_cores
 from fastmlp.errors import ConfigError, UnavailableError
-from fastmlp.network import Network
-from fastmlp.optimizers import RULES, Optimizer
+from fastmlp.experiments.config.train import RATES
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import RULES, Optimizer
 
 ROOT = Path(__file__).parent.parent
 ROWS, BATCH = 200, 48  # the last batch is short
@@ -165,7 +165,7 @@ import sys
 sys.path[:0] = sys.argv[1:3]
 import json
 from test_bench_rivals import *
-from fastmlp.bench_rivals import contestants
+from fastmlp.bench.rivals import contestants
 name, threads, cases = sys.argv[3], int(sys.argv[4]), json.loads(sys.argv[5])
 for case in cases:
     task = make_task(*case)

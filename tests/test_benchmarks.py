@@ -12,8 +12,8 @@ import pytest
 
 from benchmarks import epochs, tables
 from benchmarks.cases import EPOCHS, Case
-from fastmlp.bench import BenchSettings, run_bench
-from fastmlp.network import Network
+from fastmlp.bench.rounds import BenchSettings, run_bench
+from fastmlp.nn.network import Network
 
 README = Path(tables.ROOT) / "README.md"
 

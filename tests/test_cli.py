@@ -12,7 +12,7 @@ from cli_helpers import FAST, call, forget_settings, ok, refused
 from PIL import Image
 
 import fastmlp
-from fastmlp.console import warn
+from fastmlp.commands.console import warn
 
 
 @pytest.fixture(autouse=True)

@@ -19,8 +19,8 @@ import pytest
 from conftest import need_backend
 
 from fastmlp import load
-from fastmlp.config_sources import VARIABLES
-from fastmlp.run_folders import check_manifest
+from fastmlp.experiments.config.sources import VARIABLES
+from fastmlp.experiments.folder import check_manifest
 
 ROOT = Path(__file__).parent.parent
 MAIN = [sys.executable, "-W", "error", "-c", "import cli; cli.main()"]

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from fastmlp.config import FIELDS, PATIENCE, RATES, Config, flag
-from fastmlp.config_sources import resolve
 from fastmlp.errors import ConfigError
-from fastmlp.network import Network
-from fastmlp.optimizers import RULES, Optimizer, Schedule
+from fastmlp.experiments.config.sources import resolve
+from fastmlp.experiments.config.train import FIELDS, PATIENCE, RATES, Config, flag
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import RULES, Optimizer, Schedule
 
 
 @pytest.mark.parametrize(

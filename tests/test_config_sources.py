@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from fastmlp.config import FIELDS, Config, flag
-from fastmlp.config_sources import PAIRS, VARIABLES, resolve
 from fastmlp.errors import ConfigError
+from fastmlp.experiments.config.sources import PAIRS, VARIABLES, resolve
+from fastmlp.experiments.config.train import FIELDS, Config, flag
 
 # For every setting two valid texts that mean two different values, neither of them the default.
 TEXTS = {

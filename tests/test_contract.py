@@ -28,13 +28,13 @@ from conftest import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastmlp.backends import BACKENDS, make_engine
-from fastmlp.contract import Job, RowResults, State, row_scales, steps_of
+from fastmlp.data.scaling import fit_scaling
+from fastmlp.engines import BACKENDS, make_engine
+from fastmlp.engines.base import Job, RowResults, State, row_scales, steps_of
 from fastmlp.errors import ConfigError
-from fastmlp.functions import ACTIVATIONS, LOSSES
-from fastmlp.network import Network
-from fastmlp.optimizers import RULES, Optimizer
-from fastmlp.preprocess import fit_scaling
+from fastmlp.nn.activations import ACTIVATIONS, LOSSES
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import RULES, Optimizer
 from fastmlp.reference import clip, plain_losses
 
 pytestmark = pytest.mark.usefixtures("eager_threads")

@@ -22,10 +22,10 @@ from conftest import (
     start_state,
 )
 
-from fastmlp.backends import make_engine
-from fastmlp.contract import Job, RowResults, State
-from fastmlp.network import Network
-from fastmlp.optimizers import Optimizer
+from fastmlp.engines import make_engine
+from fastmlp.engines.base import Job, RowResults, State
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import Optimizer
 
 pytestmark = pytest.mark.usefixtures("eager_threads")
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from numba import njit
 
-from fastmlp.cpu_instructions import atomic_load, atomic_store, fetch_add, pause, swap_if, yield_core
-from fastmlp.cpu_pieces import (
+from fastmlp.engines.cpu.codegen.intrinsics import atomic_load, atomic_store, fetch_add, pause, swap_if, yield_core
+from fastmlp.engines.cpu.kernels.passes import (
     CALLER,
     DONE,
     PHASE,

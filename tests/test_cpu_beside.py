@@ -13,9 +13,9 @@ import pytest
 from cpu_helpers import run_script
 from numba.core.compiler_lock import global_compiler_lock
 
-from fastmlp import cpu_beside
-from fastmlp.cpu_beside import compiled_beside
-from fastmlp.cpu_compile import cached
+from fastmlp.engines.cpu.codegen import fork as cpu_beside
+from fastmlp.engines.cpu.codegen.compiler import cached
+from fastmlp.engines.cpu.codegen.fork import compiled_beside
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only on Linux does another process compile")
 SOON = 5.0  # seconds, much less than PATIENCE
@@ -173,7 +173,7 @@ def test_no_fork_while_another_thread_compiles(kernel: Any, children: list[int])
 QUIET = """
 import atexit, gc, os, signal, sys, time
 from fastmlp import cpu_beside
-from fastmlp.cpu_compile import cached
+from fastmlp.engines.cpu.codegen.compiler import cached
 
 class Garbage:
     def __del__(self):
@@ -217,10 +217,10 @@ ENGINE = """
 import os, sys
 import numpy as np
 from fastmlp import cpu, cpu_beside
-from fastmlp.contract import Job, State
-from fastmlp.cpu_kernels import predict_kernel, train_kernel
-from fastmlp.network import Network
-from fastmlp.optimizers import Optimizer
+from fastmlp.engines.base import Job, State
+from fastmlp.engines.cpu.kernels.programs import predict_kernel, train_kernel
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import Optimizer
 
 forks, fork = [], os.fork
 os.fork = lambda: forks.append(1) or fork()

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 import fastmlp
-from fastmlp.contract import Job, State
-from fastmlp.kernel_files import DIGEST_BYTES
-from fastmlp.network import Network
-from fastmlp.optimizers import Optimizer
+from fastmlp.engines.base import Job, State
+from fastmlp.engines.kernel_cache import DIGEST_BYTES
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import Optimizer
 from fastmlp.reference import NumpyEngine
 
 PACKAGE = Path(fastmlp.__file__).parent
@@ -35,11 +35,11 @@ warnings.showwarning = lambda message, category, *rest: messages.append([categor
 import numba
 import numpy as np
 from fastmlp import cpu_compile
-from fastmlp.contract import Job, State
-from fastmlp.cpu import NumbaEngine
-from fastmlp.cpu_cache import KernelCache
-from fastmlp.network import Network
-from fastmlp.optimizers import Optimizer
+from fastmlp.engines.base import Job, State
+from fastmlp.engines.cpu.engine import NumbaEngine
+from fastmlp.engines.cpu.codegen.cache import KernelCache
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import Optimizer
 
 caches = []
 
@@ -279,7 +279,7 @@ def test_an_edited_formula_is_never_served_from_the_old_kernels(package: Path, w
     unedited = run(tmp_path, folder, "train")
     assert (unedited.hits, unedited.misses) == (ALL, 0)  # the kernels would be found
     assert unedited.numbers == warm.outcome.numbers
-    with (tmp_path / "fastmlp" / "functions.py").open("a") as file:
+    with (tmp_path / "fastmlp" / "nn" / "activations.py").open("a") as file:
         file.write('\n\nACTIVATIONS["leaky-relu"] = ACTIVATIONS["linear"]\n')
     edited = run(tmp_path, folder, "train")
     assert (edited.hits, edited.misses, edited.warnings) == (0, ALL, [])

@@ -11,66 +11,91 @@ from typing import Any
 import pytest
 
 import fastmlp
-from fastmlp import cpu_cache, cuda_compile
-from fastmlp.kernel_files import UnsafeFolder, cache_folder, check_private
+from fastmlp.engines.cpu.codegen import cache as cpu_cache
+from fastmlp.engines.cuda import compiler as cuda_compile
+from fastmlp.engines.kernel_cache import UnsafeFolder, cache_folder, check_private, sources_hash, sources_of
 
 PACKAGE = Path(fastmlp.__file__).parent
 
-# Modules that the kernels' sources import, but of which nothing is compiled: exceptions, and the description of networks,
-# which reaches the kernels as numbers in arrays.
-NOT_COMPILED = {"errors.py", "network.py"}
+# Modules that the kernels' sources import, but of which nothing is compiled: exceptions, and the doors of packages, which only
+# say what their folder is.
+NOT_COMPILED = {"errors.py", "__init__.py", "engines/__init__.py", "engines/cpu/__init__.py"}
 
 
-def imports_of(file: Path) -> set[str]:
-    """File names of the fastmlp modules that a file imports, anywhere in it."""
+def imports_of(name: str, package: Path) -> set[str]:
+    """Names of the files of fastmlp that a file imports, anywhere in it, with the doors of the folders on the way."""
     found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(ast.parse((package / name).read_text())):
         names: list[Any] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        found |= {f"{name.split('.')[1]}.py" for name in names if name and name.startswith("fastmlp.")}
-    return {name for name in found if (file.parent / name).exists()}
+        for full in names:
+            parts = str(full).split(".")
+            for length in range(1, len(parts) + 1) if parts[0] == "fastmlp" else ():
+                place = "/".join(parts[1:length])
+                found |= {place + ".py", f"{place}/__init__.py".removeprefix("/")}
+    return {one for one in found if (package / one).is_file()}
 
 
-# What is listed, by the file from which all that takes part is reached.
-LISTED = {"cpu_kernels.py": cpu_cache.SOURCES, "cuda_compile.py": cuda_compile.SOURCES}
+# What is hashed, by the file from which all that takes part is reached.
+LISTED = {"engines/cpu/kernels/programs.py": cpu_cache.SOURCES, "engines/cuda/compiler.py": cuda_compile.SOURCES}
 
 
-def missing_sources(root: str, listed: tuple[str, ...], folder: Path = PACKAGE) -> set[str]:
-    """What takes part in the kernels and is not listed; a listed file that does not exist is an error."""
+def missing_sources(root: str, listed: tuple[str, ...], package: Path = PACKAGE) -> set[str]:
+    """What takes part in the kernels and is not hashed."""
     reached, waiting = set(), {root}
     while waiting:
         name = waiting.pop()
         reached.add(name)
         if name not in NOT_COMPILED:
-            waiting |= imports_of(folder / name) - reached
-    return reached - NOT_COMPILED - set(listed)
+            waiting |= imports_of(name, package) - reached
+    return reached - NOT_COMPILED - set(sources_of(listed, package))
 
 
 @pytest.mark.parametrize("root", LISTED)
 def test_every_source_of_the_kernels_is_in_the_key(root: str) -> None:
-    listed = LISTED[root]
-    assert missing_sources(root, listed) == set()
-    assert all((PACKAGE / name).exists() for name in listed)
-    assert len(set(listed)) == len(listed)
+    assert missing_sources(root, LISTED[root]) == set()
+    assert root in sources_of(LISTED[root])
 
 
 @pytest.mark.parametrize(("root", "left_out"), [(root, name) for root, names in LISTED.items() for name in names])
 def test_the_check_of_sources_sees_one_that_is_left_out(root: str, left_out: str) -> None:
-    assert missing_sources(root, tuple(name for name in LISTED[root] if name != left_out)) == {left_out}
+    missing = missing_sources(root, tuple(name for name in LISTED[root] if name != left_out))
+    assert missing
+    assert missing <= set(sources_of([left_out]))
 
 
 @pytest.mark.parametrize("root", LISTED)
 def test_the_check_of_sources_follows_a_new_import(root: str, tmp_path: Path) -> None:
-    listed = LISTED[root]
-    for name in {*listed, *NOT_COMPILED}:
-        shutil.copy(PACKAGE / name, tmp_path)
-    (tmp_path / "cpu_new.py").write_text("ONE = 1\n")
-    for line in ("from fastmlp.cpu_new import ONE", "from fastmlp import cpu_new", "import fastmlp.cpu_new"):
-        (tmp_path / "philox.py").write_text((PACKAGE / "philox.py").read_text() + f"\n{line}\n")
-        assert missing_sources(root, listed, tmp_path) == {"cpu_new.py"}, line
+    for name in {*sources_of(LISTED[root]), *NOT_COMPILED}:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(PACKAGE / name, tmp_path / name)
+    (tmp_path / "engines" / "new.py").write_text("ONE = 1\n")
+    for line in ("from fastmlp.engines.new import ONE", "from fastmlp.engines import new", "import fastmlp.engines.new"):
+        (tmp_path / "nn" / "philox.py").write_text((PACKAGE / "nn" / "philox.py").read_text() + f"\n{line}\n")
+        assert missing_sources(root, LISTED[root], tmp_path) == {"engines/new.py"}, line
+
+
+def test_a_new_file_in_a_hashed_folder_changes_the_key_without_being_listed(tmp_path: Path) -> None:
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "one.py").write_text("ONE = 1\n")
+    (tmp_path / "plan.py").write_text("")
+    places = ("kernels", "plan.py")
+    seen = [sources_hash(places, "", tmp_path)]
+    for change in (
+        lambda: (tmp_path / "kernels" / "two.py").write_text("TWO = 2\n"),
+        lambda: (tmp_path / "kernels" / "two.py").rename(tmp_path / "kernels" / "three.py"),
+        lambda: (tmp_path / "plan.py").write_text("A = 1\n"),
+        (tmp_path / "kernels" / "three.py").unlink,
+    ):
+        change()
+        seen.append(sources_hash(places, "", tmp_path))
+    assert len(set(seen)) == len(seen)
+    assert sources_hash(places, "other versions", tmp_path) not in seen
+    with pytest.raises(FileNotFoundError):
+        sources_hash(("kernel",), "", tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------ folders

@@ -9,10 +9,10 @@ from pathlib import Path
 SCRIPT = """
 import sys
 import numpy as np
-from fastmlp.contract import Job, State
-from fastmlp.cpu import NumbaEngine
-from fastmlp.network import Network
-from fastmlp.optimizers import Optimizer
+from fastmlp.engines.base import Job, State
+from fastmlp.engines.cpu.engine import NumbaEngine
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import Optimizer
 
 network = Network((5, 7, 3), activation="tanh")
 x = np.random.default_rng(0).normal(size=(64, 5)).astype(np.float32)

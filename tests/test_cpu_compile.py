@@ -16,9 +16,9 @@ from cpu_helpers import run_script
 from numba import types
 from numba.core.typing.context import Context
 
-from fastmlp import cpu_compile
-from fastmlp.cpu_compile import RememberedTypes, address_of, compiled
-from fastmlp.cpu_instructions import array_at, call
+from fastmlp.engines.cpu.codegen import compiler as cpu_compile
+from fastmlp.engines.cpu.codegen.compiler import RememberedTypes, address_of, compiled
+from fastmlp.engines.cpu.codegen.intrinsics import array_at, call
 
 
 @pytest.fixture(autouse=True)
@@ -116,11 +116,11 @@ PIECES = """
 import json, re
 import numpy as np
 from numba.core.event import install_recorder
-from fastmlp.contract import Job, State
-from fastmlp.cpu import NumbaEngine
-from fastmlp.cpu_compile import compiled
-from fastmlp.network import Network
-from fastmlp.optimizers import Optimizer
+from fastmlp.engines.base import Job, State
+from fastmlp.engines.cpu.engine import NumbaEngine
+from fastmlp.engines.cpu.codegen.compiler import compiled
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import Optimizer
 
 def both(x):
     return plus(x) + plus(3)

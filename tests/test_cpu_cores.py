@@ -10,16 +10,17 @@ from pathlib import Path
 import pytest
 
 import fastmlp
-from fastmlp import cpu, cpu_threads
-from fastmlp.contract import Job
-from fastmlp.cpu import NumbaEngine
-from fastmlp.cpu_threads import LEAST_FLOPS, LEAST_ROWS, MUCH_FLOPS, available_cores, worthwhile
-from fastmlp.network import Network
-from fastmlp.optimizers import Optimizer
+from fastmlp.engines.base import Job
+from fastmlp.engines.cpu import engine as cpu
+from fastmlp.engines.cpu import threads as cpu_threads
+from fastmlp.engines.cpu.engine import NumbaEngine
+from fastmlp.engines.cpu.threads import LEAST_FLOPS, LEAST_ROWS, MUCH_FLOPS, available_cores, worthwhile
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import Optimizer
 
 AFFINITY = """
 import os
-from fastmlp.cpu_threads import available_cores
+from fastmlp.engines.cpu.threads import available_cores
 cores = sorted(os.sched_getaffinity(0))
 counts = [available_cores()]
 for keep in (cores[:1], cores[-1:], cores[:2], cores):

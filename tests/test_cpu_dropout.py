@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from fastmlp.cpu_compile import from_python
-from fastmlp.cpu_dropout import drop_address
-from fastmlp.philox import drop_threshold, keep_mask, philox4x32
+from fastmlp.engines.cpu.codegen.compiler import from_python
+from fastmlp.engines.cpu.codegen.vector_random import drop_address
+from fastmlp.nn.philox import drop_threshold, keep_mask, philox4x32
 
 SCALE = np.float32(1.25)
 

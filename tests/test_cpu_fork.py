@@ -13,9 +13,9 @@ FORK = """
 import hashlib, os, sys, warnings
 import numpy as np
 from fastmlp import cpu, cpu_threads
-from fastmlp.contract import Job, State
-from fastmlp.network import Network
-from fastmlp.optimizers import Optimizer
+from fastmlp.engines.base import Job, State
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import Optimizer
 
 warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # Python 3.12: that is the test
 cpu_threads.MUCH_FLOPS, cpu_threads.SURE_FLOPS, cpu.most_threads = 0, 0, lambda: 64
@@ -51,11 +51,11 @@ def test_parent_and_child_both_train_on_after_a_fork() -> None:
 FORKED = """
 import os, threading, warnings
 import numpy as np
-from fastmlp.contract import Job, State
-from fastmlp.cpu import NumbaEngine
+from fastmlp.engines.base import Job, State
+from fastmlp.engines.cpu.engine import NumbaEngine
 from fastmlp.errors import UnavailableError
-from fastmlp.network import Network
-from fastmlp.optimizers import Optimizer
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import Optimizer
 
 warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: this process has threads, and is forked
 network = Network((3, 4, 2))

@@ -13,14 +13,15 @@ import pytest
 from conftest import check_against_reference, make_course, run_course, same_bits, start_state
 from cpu_helpers import EVERY_IDS, PENALISED, every_job, fused_job, outcome, trained_engine
 
-from fastmlp import cpu, cpu_plan
-from fastmlp.contract import Job
-from fastmlp.cpu import NumbaEngine
-from fastmlp.cpu_kernels import train_kernel
-from fastmlp.cpu_pieces import GRADIENT, PARAMETERS, SLOT_M, SLOT_V
-from fastmlp.cpu_plan import BY_ROWS, FORWARD, GATHER, LINEAR, RELU, UPDATE, pack, pack_transposed
-from fastmlp.optimizers import Optimizer
-from fastmlp.preprocess import Scaling
+from fastmlp.data.scaling import Scaling
+from fastmlp.engines.base import Job
+from fastmlp.engines.cpu import engine as cpu
+from fastmlp.engines.cpu import plan as cpu_plan
+from fastmlp.engines.cpu.engine import NumbaEngine
+from fastmlp.engines.cpu.kernels.passes import GRADIENT, PARAMETERS, SLOT_M, SLOT_V
+from fastmlp.engines.cpu.kernels.programs import train_kernel
+from fastmlp.engines.cpu.plan import BY_ROWS, FORWARD, GATHER, LINEAR, RELU, UPDATE, pack, pack_transposed
+from fastmlp.nn.optimizers import Optimizer
 from fastmlp.reference import NumpyEngine
 
 PATIENCE = 60  # seconds after which a test calls a wait a hang

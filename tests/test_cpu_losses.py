@@ -11,11 +11,12 @@ import pytest
 from conftest import same_bits, start_state
 from numba import njit, types
 
-from fastmlp import cpu_losses
-from fastmlp.contract import Job
-from fastmlp.cpu import NumbaEngine
-from fastmlp.cpu_compile import compiled, compiled_with_callees, from_python
-from fastmlp.cpu_losses import (
+from fastmlp.engines.base import Job
+from fastmlp.engines.cpu.codegen.compiler import compiled, compiled_with_callees, from_python
+from fastmlp.engines.cpu.codegen.simd import lanes
+from fastmlp.engines.cpu.engine import NumbaEngine
+from fastmlp.engines.cpu.kernels import losses as cpu_losses
+from fastmlp.engines.cpu.kernels.losses import (
     BESIDES,
     FEW_OUTPUTS,
     FLOATS,
@@ -27,10 +28,9 @@ from fastmlp.cpu_losses import (
     loss_side,
     make_losses,
 )
-from fastmlp.cpu_simd import lanes
-from fastmlp.functions import LOSSES
-from fastmlp.network import Network
-from fastmlp.optimizers import Optimizer
+from fastmlp.nn.activations import LOSSES
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import Optimizer
 
 PAIRS = [(loss, output) for loss, outputs in LOSSES.items() for output in outputs]
 every_loss = pytest.mark.parametrize(("loss", "output"), PAIRS)

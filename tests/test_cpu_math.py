@@ -17,10 +17,11 @@ import scipy.special
 from conftest import EPS, same_bits
 from numba import float32, njit
 
-from fastmlp import cpu_math, reference
-from fastmlp.cpu_math import FUNCTIONS, fused, vector_math
-from fastmlp.functions import ACTIVATIONS, LOSSES
-from fastmlp.optimizers import RULES
+from fastmlp import reference
+from fastmlp.engines.cpu.codegen import vector_math as cpu_math
+from fastmlp.engines.cpu.codegen.vector_math import FUNCTIONS, fused, vector_math
+from fastmlp.nn.activations import ACTIVATIONS, LOSSES
+from fastmlp.nn.optimizers import RULES
 
 TINY = 1.2e-38  # below, float32 loses digits
 EXACT: dict[str, Callable[[Any], Any]] = {

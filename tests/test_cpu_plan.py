@@ -12,7 +12,7 @@ from cpu_helpers import pieces_of_arena
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastmlp.cpu_plan import (
+from fastmlp.engines.cpu.plan import (
     BY_ROWS,
     CACHE_LINE,
     PAIR,
@@ -26,8 +26,8 @@ from fastmlp.cpu_plan import (
     round_up,
     unpack,
 )
-from fastmlp.network import Network
-from fastmlp.philox import drop_threshold
+from fastmlp.nn.network import Network
+from fastmlp.nn.philox import drop_threshold
 
 WIDTHS = (4, 8, 16)
 AWKWARD = [

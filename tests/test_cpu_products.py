@@ -12,13 +12,13 @@ from conftest import excess, product_tolerance, same_bits
 from cpu_helpers import FLOAT_BYTES, MEANINGS, Case, Placed, excess_of, make_case, placed, scattered
 from numba import njit
 
-from fastmlp import cpu_products
-from fastmlp.cpu_compile import compiled_with_callees, from_python
-from fastmlp.cpu_instructions import call
-from fastmlp.cpu_plan import CHUNK_ROWS
-from fastmlp.cpu_products import deepest_piece, gradient_address, make_height, product_address
-from fastmlp.cpu_simd import BIAS_RELU, EPILOGUES, KEEP, SINGLE_VECTORS, TILES, TIMES, lanes
-from fastmlp.optimizers import RULES, Optimizer, with_penalties
+from fastmlp.engines.cpu.codegen.compiler import compiled_with_callees, from_python
+from fastmlp.engines.cpu.codegen.intrinsics import call
+from fastmlp.engines.cpu.codegen.simd import BIAS_RELU, EPILOGUES, KEEP, SINGLE_VECTORS, TILES, TIMES, lanes
+from fastmlp.engines.cpu.kernels import gemm as cpu_products
+from fastmlp.engines.cpu.kernels.gemm import deepest_piece, gradient_address, make_height, product_address
+from fastmlp.engines.cpu.plan import CHUNK_ROWS
+from fastmlp.nn.optimizers import RULES, Optimizer, with_penalties
 
 WIDTHS = (4, 8, 16)
 

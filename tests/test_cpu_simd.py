@@ -15,7 +15,7 @@ from cpu_helpers import FLOAT_BYTES, MEANINGS, Case, Placed, excess_of, make_cas
 from llvmlite import binding
 from numba import njit
 
-from fastmlp.cpu_simd import (
+from fastmlp.engines.cpu.codegen.simd import (
     BIAS_RELU,
     EPILOGUES,
     KEEP,

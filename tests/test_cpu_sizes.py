@@ -14,14 +14,14 @@ from cpu_helpers import fused_job
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastmlp import cpu_plan
-from fastmlp.cpu import ALIGNMENT, HUGE_PAGE, NumbaEngine, aligned
-from fastmlp.cpu_pieces import BATCH_DEPTHS
-from fastmlp.cpu_plan import CHUNK_ROWS, GROUP_COLUMNS
-from fastmlp.cpu_products import deepest_piece
-from fastmlp.cpu_simd import lanes
-from fastmlp.cpu_threads import Trials
-from fastmlp.optimizers import Optimizer
+from fastmlp.engines.cpu import plan as cpu_plan
+from fastmlp.engines.cpu.codegen.simd import lanes
+from fastmlp.engines.cpu.engine import ALIGNMENT, HUGE_PAGE, NumbaEngine, aligned
+from fastmlp.engines.cpu.kernels.gemm import deepest_piece
+from fastmlp.engines.cpu.kernels.passes import BATCH_DEPTHS
+from fastmlp.engines.cpu.plan import CHUNK_ROWS, GROUP_COLUMNS
+from fastmlp.engines.cpu.threads import Trials
+from fastmlp.nn.optimizers import Optimizer
 from fastmlp.reference import NumpyEngine
 
 SOME_THREADS = 2

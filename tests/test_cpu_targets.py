@@ -20,9 +20,9 @@ from cpu_assembly import assembly_of, loops, wrong
 from llvmlite import binding
 
 import fastmlp
-from fastmlp.cpu_instructions import atomic_load, atomic_store, fetch_add, pause, swap_if
-from fastmlp.cpu_products import traced_rule
-from fastmlp.cpu_simd import SINGLE_VECTORS, TILES, make_gradient_tile, make_tile, make_transpose
+from fastmlp.engines.cpu.codegen.intrinsics import atomic_load, atomic_store, fetch_add, pause, swap_if
+from fastmlp.engines.cpu.codegen.simd import SINGLE_VECTORS, TILES, make_gradient_tile, make_tile, make_transpose
+from fastmlp.engines.cpu.kernels.gemm import traced_rule
 
 ROOT = Path(fastmlp.__file__).parents[1]
 PATIENCE = 300  # seconds
@@ -58,11 +58,11 @@ from numba import types
 from numba.core.caching import NullCache
 from numba.core.registry import cpu_target
 from fastmlp import cpu, cpu_compile, cpu_products, cpu_threads
-from fastmlp.contract import Job
-from fastmlp.cpu_cache import KernelCache
-from fastmlp.cpu_simd import lanes
-from fastmlp.network import Network
-from fastmlp.optimizers import Optimizer
+from fastmlp.engines.base import Job
+from fastmlp.engines.cpu.codegen.cache import KernelCache
+from fastmlp.engines.cpu.codegen.simd import lanes
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import Optimizer
 
 products, cached = [], cpu_compile.cached
 

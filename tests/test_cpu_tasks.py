@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastmlp import cpu_plan
-from fastmlp.cpu_plan import (
+from fastmlp.engines.cpu import plan as cpu_plan
+from fastmlp.engines.cpu.codegen.simd import TILES
+from fastmlp.engines.cpu.kernels.gemm import make_height
+from fastmlp.engines.cpu.plan import (
     BACKWARD,
     CHUNK_ROWS,
     FORWARD,
@@ -27,9 +29,7 @@ from fastmlp.cpu_plan import (
     make_layout,
     packed_views,
 )
-from fastmlp.cpu_products import make_height
-from fastmlp.cpu_simd import TILES
-from fastmlp.network import Network
+from fastmlp.nn.network import Network
 
 WIDTHS = (4, 8, 16)
 AWKWARD = [(1, 1), (7, 8, 9), (13, 31, 33, 10), (129, 257, 11), (784, 128, 10), (300, 130, 140, 260, 70, 3)]

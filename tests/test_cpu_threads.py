@@ -15,12 +15,12 @@ import pytest
 from conftest import Course, make_course, run_course, same_bits, start_state
 from cpu_helpers import run_script
 
-from fastmlp import cpu
-from fastmlp.contract import Job
-from fastmlp.cpu import NumbaEngine
-from fastmlp.cpu_threads import Team
-from fastmlp.network import Network
-from fastmlp.optimizers import Optimizer
+from fastmlp.engines.base import Job
+from fastmlp.engines.cpu import engine as cpu
+from fastmlp.engines.cpu.engine import NumbaEngine
+from fastmlp.engines.cpu.threads import Team
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import Optimizer
 
 PATIENCE = 60  # seconds after which a test calls a wait a hang
 
@@ -204,7 +204,7 @@ def test_a_thread_that_cannot_start_is_an_error_and_not_a_hang(monkeypatch: pyte
 # In processes of their own, because what fails here hangs or interrupts the whole session.
 INTERRUPT_WHILE_WAITING = """
 import faulthandler, signal, sys, threading, time
-from fastmlp.cpu_threads import Team
+from fastmlp.engines.cpu.threads import Team
 
 faulthandler.dump_traceback_later(40, exit=True)  # a hang says where
 late = int(sys.argv[1])
@@ -239,7 +239,7 @@ def test_ctrl_c_while_waiting_waits_on_and_is_raised_then(late: int) -> None:
 
 INTERRUPT_ANYWHERE = """
 import faulthandler, random, signal, sys, time
-from fastmlp.cpu_threads import Team
+from fastmlp.engines.cpu.threads import Team
 
 faulthandler.dump_traceback_later(40, exit=True)  # a hang says where
 inside = False

@@ -12,12 +12,12 @@ import pytest
 from conftest import make_course, run_course, same_bits, start_state
 from cpu_helpers import fused_job
 
-from fastmlp.contract import Job
-from fastmlp.cpu import NumbaEngine
-from fastmlp.cpu_plan import MOST_ROWS
-from fastmlp.cpu_threads import LEAST_FLOPS, LEAST_ROWS, MUCH_FLOPS, SURE_FLOPS, TRIALS_SHARE, Trials, trials_for
-from fastmlp.network import Network
-from fastmlp.optimizers import Optimizer
+from fastmlp.engines.base import Job
+from fastmlp.engines.cpu.engine import NumbaEngine
+from fastmlp.engines.cpu.plan import MOST_ROWS
+from fastmlp.engines.cpu.threads import LEAST_FLOPS, LEAST_ROWS, MUCH_FLOPS, SURE_FLOPS, TRIALS_SHARE, Trials, trials_for
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import Optimizer
 
 GOOD, BAD = {1: 1.0, 2: 0.65}, {1: 1.0, 2: 1.5}  # seconds by threads, as seen in good and bad moments of a machine
 
@@ -107,7 +107,7 @@ def test_large_steps_take_all_threads_untried() -> None:
 
 def test_a_clock_that_stands_still_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of some systems move only every so many microseconds."""
-    monkeypatch.setattr("fastmlp.cpu_threads.time.perf_counter", lambda: 5.0)
+    monkeypatch.setattr("fastmlp.engines.cpu.threads.time.perf_counter", lambda: 5.0)
     trials, counts = Trials(2), []
     for _ in range(20):
         counts.append(trials.next())
@@ -138,7 +138,7 @@ class Script:
 
 @pytest.mark.parametrize("tail", [0, 10**9], ids=["by columns", "by rows"])
 def test_threads_that_change_from_call_to_call_change_no_bit(tail: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastmlp.cpu_plan.TAIL_WEIGHTS", tail)
+    monkeypatch.setattr("fastmlp.engines.cpu.plan.TAIL_WEIGHTS", tail)
     job = fused_job((13, 70, 21, 3), batch_size=50, threads=5)
     course = make_course(job.network, rows=150, batch=50, epochs=1, rate=0.01)
     state, engine, script = start_state(job), NumbaEngine(job), Script([5, 2, 1, 3])
@@ -178,7 +178,7 @@ def test_an_engine_asks_trials_of_calls_of_its_kind(monkeypatch: pytest.MonkeyPa
         heard.append((threads, seconds))
         tell(trials, threads, seconds)
 
-    monkeypatch.setattr("fastmlp.cpu_threads.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("fastmlp.engines.cpu.threads.time.perf_counter", lambda: next(clock))
     monkeypatch.setattr(Trials, "tell", noted)
     network = Network((64, 64, 10))
     job = Job(network, Optimizer("sgd"), batch_size=64, threads=2)

@@ -10,12 +10,13 @@ import pytest
 from conftest import Course, make_course, same_bits, start_state
 from cpu_helpers import EVERY_IDS, PENALISED, every_job, fused_job, outcome, pieces_of_arena
 
-from fastmlp import cpu, cpu_plan
-from fastmlp.contract import Job, RowResults
-from fastmlp.cpu import NumbaEngine
-from fastmlp.cpu_losses import loss_block
-from fastmlp.cpu_plan import PAIR, Layout, make_layout, round_up
-from fastmlp.optimizers import Optimizer
+from fastmlp.engines.base import Job, RowResults
+from fastmlp.engines.cpu import engine as cpu
+from fastmlp.engines.cpu import plan as cpu_plan
+from fastmlp.engines.cpu.engine import NumbaEngine
+from fastmlp.engines.cpu.kernels.losses import loss_block
+from fastmlp.engines.cpu.plan import PAIR, Layout, make_layout, round_up
+from fastmlp.nn.optimizers import Optimizer
 
 ALIGNED, SCRATCH_SIZE = cpu.aligned, cpu.scratch_size  # as they are before a test puts guard zones around buffers
 KINDS = ("y_at", "s_at", "dz_at")

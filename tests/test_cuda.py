@@ -16,15 +16,15 @@ pytest.importorskip("greenlet", reason="the simulator of backend 'cuda' needs gr
 from conftest import check_against_reference, check_course, expected, make_course, same_bits, start_state
 from cuda_simulator import ALL_LANES, FEW_LANES, Runtime
 
-import fastmlp.cuda_pieces
-from fastmlp.contract import Job, RowResults, State
-from fastmlp.cuda import CudaEngine
-from fastmlp.cuda_kernels import Shape
-from fastmlp.cuda_plan import gathered, make_plan, places, spread
-from fastmlp.functions import ACTIVATIONS
-from fastmlp.network import Network
-from fastmlp.optimizers import Optimizer
-from fastmlp.philox import drop_threshold, keep_mask
+import fastmlp.engines.cuda.kernels.passes
+from fastmlp.engines.base import Job, RowResults, State
+from fastmlp.engines.cuda.engine import CudaEngine
+from fastmlp.engines.cuda.kernels.layout import gathered, make_plan, places, spread
+from fastmlp.engines.cuda.kernels.programs import Shape
+from fastmlp.nn.activations import ACTIVATIONS
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import Optimizer
+from fastmlp.nn.philox import drop_threshold, keep_mask
 
 pytestmark = pytest.mark.usefixtures("simulated_gpu")
 
@@ -37,14 +37,14 @@ CLIPPED = Job(Network((20, 40, 5), "tanh", l1=1e-2), Optimizer("adamw", clip_nor
 def design(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to train, whatever the size of a batch."""
     name: str = request.param
-    monkeypatch.setattr("fastmlp.cuda.SMALL_BATCH", 256 if name == "one launch" else 0)
+    monkeypatch.setattr("fastmlp.engines.cuda.engine.SMALL_BATCH", 256 if name == "one launch" else 0)
     return name
 
 
 @pytest.fixture
 def tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Small batches train as large ones do."""
-    monkeypatch.setattr("fastmlp.cuda.SMALL_BATCH", 0)
+    monkeypatch.setattr("fastmlp.engines.cuda.engine.SMALL_BATCH", 0)
     yield
 
 
@@ -66,7 +66,7 @@ def test_the_grid_and_the_order_of_threads_change_no_bit(job: Job, design: str) 
 
 def test_warps_of_all_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a device: 32 lanes a warp, two warps a block."""
-    monkeypatch.setattr("fastmlp.cuda.SHAPE", Shape(64, 8))
+    monkeypatch.setattr("fastmlp.engines.cuda.engine.SHAPE", Shape(64, 8))
     course = make_course(JOB.network, 22, 9, epochs=1, weighted=True)
     check_course(expected(JOB, start_state(JOB), course), *trained(JOB, Runtime(2, 1, ALL_LANES)))
 
@@ -142,7 +142,7 @@ def test_what_is_padded_stays_zero(design: str) -> None:
 
 
 def test_dropout_masks_are_those_of_the_specification() -> None:
-    kept = fastmlp.cuda_pieces.make_kept(FEW_LANES)
+    kept = fastmlp.engines.cuda.kernels.passes.make_kept(FEW_LANES)
     seed = 2**63 + 5
     wanted = keep_mask(seed, 1_000_000, 1, 3, 9, 0.3)
     found = [[kept(np.uint64(seed), 1_000_000, 1, m, n, drop_threshold(0.3)) for n in range(9)] for m in range(3)]

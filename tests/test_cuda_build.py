@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks import cuda_build
-from fastmlp import cuda_compile
-from fastmlp.artifacts import read_json
-from fastmlp.cuda import SHAPE, TILES
-from fastmlp.cuda_kernels import KERNELS, applied
-from fastmlp.functions import ACTIVATIONS, LOSSES
-from fastmlp.optimizers import RULES
+from fastmlp.engines.cuda import compiler as cuda_compile
+from fastmlp.engines.cuda.engine import SHAPE, TILES
+from fastmlp.engines.cuda.kernels.programs import KERNELS, applied
+from fastmlp.files import read_json
+from fastmlp.nn.activations import ACTIVATIONS, LOSSES
+from fastmlp.nn.optimizers import RULES
 
 COMPILER = pytest.mark.skipif(importlib.util.find_spec("numba_cuda") is None, reason="numba-cuda is not installed")
 

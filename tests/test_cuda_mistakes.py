@@ -16,7 +16,12 @@ from cuda_simulator import Runtime, StuckError
 from test_cuda import CLIPPED, JOB, trained
 from test_cuda_precision import ROUNDED, SMALL_TILES, check_product
 
-from fastmlp import cuda_kernels, cuda_mma, cuda_pieces, cuda_teams, cuda_tiled, cuda_tiles
+from fastmlp.engines.cuda.kernels import passes as cuda_pieces
+from fastmlp.engines.cuda.kernels import programs as cuda_kernels
+from fastmlp.engines.cuda.kernels import tensor_cores as cuda_mma
+from fastmlp.engines.cuda.kernels import tiled as cuda_tiled
+from fastmlp.engines.cuda.kernels import tiles as cuda_tiles
+from fastmlp.engines.cuda.kernels import warps as cuda_teams
 
 pytestmark = pytest.mark.usefixtures("simulated_gpu")
 
@@ -143,7 +148,7 @@ def test_planted_mistakes_are_caught(planted: None, request: pytest.FixtureReque
     """As stuck threads, an index that cannot be, or figures beyond the tolerance."""
     where = PLANTED[request.node.callspec.params["planted"]][0]
     if where in ("tiles", "tiled"):
-        monkeypatch.setattr("fastmlp.cuda.SMALL_BATCH", 0)
+        monkeypatch.setattr("fastmlp.engines.cuda.engine.SMALL_BATCH", 0)
     for job in (JOB, CLIPPED):
         course = make_course(job.network, 22, job.batch_size, epochs=1, weighted=True)
         want = expected(job, start_state(job), course)

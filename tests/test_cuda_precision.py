@@ -19,15 +19,15 @@ import cuda_simulator
 from conftest import ELEMENTWISE, EPS, Course, exact_job, excess, same_bits, start_state
 from cuda_simulator import ALL_LANES, FEW_LANES, Runtime
 
-from fastmlp.backends import BACKENDS, make_engine
-from fastmlp.contract import PRECISIONS, Job
-from fastmlp.cuda import TILES, CudaEngine
-from fastmlp.cuda_mma import MMA_TILES
-from fastmlp.cuda_tiled import make_arithmetic, make_get, make_walk
-from fastmlp.cuda_tiles import Tile, make_product
+from fastmlp.engines import BACKENDS, make_engine
+from fastmlp.engines.base import PRECISIONS, Job
+from fastmlp.engines.cuda.engine import TILES, CudaEngine
+from fastmlp.engines.cuda.kernels.tensor_cores import MMA_TILES
+from fastmlp.engines.cuda.kernels.tiled import make_arithmetic, make_get, make_walk
+from fastmlp.engines.cuda.kernels.tiles import Tile, make_product
 from fastmlp.errors import ConfigError, UnavailableError
-from fastmlp.network import Network
-from fastmlp.optimizers import Optimizer
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import Optimizer
 from fastmlp.reference import NumpyEngine
 
 BITS = {"tf32": 11, "bf16": 8}

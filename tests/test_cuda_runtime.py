@@ -19,24 +19,24 @@ from cuda_simulator import Runtime as Simulated
 from fake_driver import WHOLE_MEMORY, FakeDriver, Result
 from test_cuda import CLIPPED, JOB
 
-from fastmlp import cuda_compile
-from fastmlp.contract import Job
-from fastmlp.cuda import TILES, CudaEngine
-from fastmlp.cuda_compile import Built, packed, unpacked
-from fastmlp.cuda_kernels import Shape
-from fastmlp.cuda_runtime import Runtime, usable
-from fastmlp.cuda_shim import load_cuda, load_driver
-from fastmlp.cuda_tiles import Tile
+from fastmlp.engines.base import Job
+from fastmlp.engines.cuda import compiler as cuda_compile
+from fastmlp.engines.cuda import load_cuda, load_driver
+from fastmlp.engines.cuda.compiler import Built, packed, unpacked
+from fastmlp.engines.cuda.engine import TILES, CudaEngine
+from fastmlp.engines.cuda.kernels.programs import Shape
+from fastmlp.engines.cuda.kernels.tiles import Tile
+from fastmlp.engines.cuda.runtime import Runtime, usable
 from fastmlp.errors import UnavailableError
-from fastmlp.modelfile import load
+from fastmlp.models.file import load
 
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
     """What stands in for a GPU, in warps of 32 lanes."""
     found = FakeDriver()
-    monkeypatch.setattr("fastmlp.cuda_runtime.compiled", found.compiled)
-    monkeypatch.setattr("fastmlp.cuda.SHAPE", Shape(64, 8))
+    monkeypatch.setattr("fastmlp.engines.cuda.runtime.compiled", found.compiled)
+    monkeypatch.setattr("fastmlp.engines.cuda.engine.SHAPE", Shape(64, 8))
     monkeypatch.setitem(TILES, "float32", Tile(16, 32, 8, 4, 4, 1))
     return found
 
@@ -45,7 +45,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
 @pytest.mark.parametrize("job", [JOB, CLIPPED])
 def test_an_engine_over_the_driver(job: Job, small: int, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     """All arguments arrive as they were meant, for training in one launch and as a graph, and for prediction."""
-    monkeypatch.setattr("fastmlp.cuda.SMALL_BATCH", small)
+    monkeypatch.setattr("fastmlp.engines.cuda.engine.SMALL_BATCH", small)
     course = make_course(job.network, 22, job.batch_size, epochs=1, weighted=True)
     engine, other = (CudaEngine(job, one) for one in (Runtime(driver), Simulated(3, 2, ALL_LANES)))
     for one in (engine, other):
@@ -122,7 +122,7 @@ def test_a_driver_that_is_too_old(driver: FakeDriver) -> None:
 
 
 def test_a_stream_is_not_left_capturing(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastmlp.cuda.SMALL_BATCH", 0)
+    monkeypatch.setattr("fastmlp.engines.cuda.engine.SMALL_BATCH", 0)
     engine = CudaEngine(JOB, Runtime(driver))
     engine.load(start_state(JOB))
     driver.fails["cuLaunchKernel"] = Result.LAUNCH_FAILED
@@ -210,7 +210,7 @@ class Dying(Simulated):
 def test_a_lost_device_leaves_checkpoints_and_the_process(
     flags: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("fastmlp.cuda.the_runtime", Dying)
+    monkeypatch.setattr("fastmlp.engines.cuda.engine.the_runtime", Dying)
     line = refused(4, "train", "-q", "--backend", "cuda", *flags, "--out", tmp_path / "a")
     assert line == "the GPU failed in cuLaunchKernel: lost (error 719); take --backend numba"
     check_what_is_left(tmp_path / "a", flags)
@@ -228,7 +228,7 @@ class Interrupted(Simulated):
 def test_ctrl_c_leaves_the_best_weights_checkpoints_and_the_process(
     flags: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("fastmlp.cuda.the_runtime", Interrupted)
+    monkeypatch.setattr("fastmlp.engines.cuda.engine.the_runtime", Interrupted)
     result = call("train", "--backend", "cuda", *flags, "--out", tmp_path / "a")
     assert result.exit_code == 130
     assert "interrupted after epoch" in result.stderr

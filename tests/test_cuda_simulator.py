@@ -13,7 +13,7 @@ pytest.importorskip("greenlet", reason="the simulator of backend 'cuda' needs gr
 import cuda_simulator
 from cuda_simulator import ALL_LANES, FEW_LANES, StuckError
 
-from fastmlp.cuda_words import WORDS
+from fastmlp.engines.cuda.kernels import WORDS
 
 
 def test_the_simulator_has_every_word() -> None:
@@ -23,7 +23,7 @@ def test_the_simulator_has_every_word() -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("numba_cuda") is None, reason="numba-cuda is not installed")
 def test_a_device_has_every_word() -> None:
-    from fastmlp import cuda_device
+    from fastmlp.engines.cuda.kernels import device as cuda_device
 
     assert set(WORDS) <= set(vars(cuda_device))
 

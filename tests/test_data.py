@@ -11,8 +11,8 @@ from data_helpers import message
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from fastmlp.data import Dataset, Parts, check_dataset, load_data
-from fastmlp.data_fetch import DIGITS
+from fastmlp.data.dataset import Dataset, Parts, check_dataset, load_data
+from fastmlp.data.download import DIGITS
 from fastmlp.errors import ConfigError, DataError
 
 NAN, INF = float("nan"), float("inf")
@@ -203,6 +203,6 @@ def test_settings_that_do_not_fit_the_source(tmp_path):
 
 def test_heavy_packages_are_imported_only_when_needed():
     heavy = ["numba", "torch", "sklearn", "matplotlib", "scipy", "rich", "pooch", "requests", "PIL"]
-    code = f"import sys, fastmlp.data; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, fastmlp.data.dataset; print([name for name in {heavy} if name in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"

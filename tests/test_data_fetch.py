@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from data_helpers import idx, message
 
-from fastmlp.data import load_data
-from fastmlp.data_fetch import DATASETS, DataEntry, DataFile, data_folder, fetch_data, list_data, verify_data
+from fastmlp.data.dataset import load_data
+from fastmlp.data.download import DATASETS, DataEntry, DataFile, data_folder, fetch_data, list_data, verify_data
 from fastmlp.errors import DataError, UnavailableError
 
 

@@ -13,7 +13,7 @@ import pytest
 from data_helpers import idx
 from data_helpers import message as message_of
 
-from fastmlp.data_files import read_csv, read_idx, read_npz
+from fastmlp.data.csv_table import read_csv, read_idx, read_npz
 from fastmlp.errors import DataError
 
 message = partial(message_of, DataError)

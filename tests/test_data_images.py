@@ -10,7 +10,7 @@ import pytest
 from data_helpers import message as message_of
 from PIL import Image
 
-from fastmlp.data_images import load_images, read_image_folder
+from fastmlp.data.images import load_images, read_image_folder
 from fastmlp.errors import DataError
 
 message = partial(message_of, DataError)

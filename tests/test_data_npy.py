@@ -14,11 +14,11 @@ import pytest
 from cli_helpers import FAST, forget_settings, ok, refused
 from data_helpers import message as message_of
 
-from fastmlp import data_npy
-from fastmlp.data import load_data
-from fastmlp.data_npy import read_npy_folder
+from fastmlp.data.arrays import read_npy_folder
+from fastmlp.data.dataset import arrays as data_npy
+from fastmlp.data.dataset import load_data
+from fastmlp.data.rows import is_mapped
 from fastmlp.errors import ConfigError, DataError
-from fastmlp.rows import is_mapped
 
 message = partial(message_of, DataError)
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 6, 2), np.uint8)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import need_backend
 
-from fastmlp import doctor
-from fastmlp.doctor import BROKEN, NOTE, OK, Check, Version
+from fastmlp.commands import doctor
+from fastmlp.commands.doctor import BROKEN, NOTE, OK, Check, Version
 from fastmlp.errors import UnavailableError
 
 

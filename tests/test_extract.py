@@ -18,8 +18,8 @@ from PIL import Image
 from test_cnn_training import SHAPE, bars
 
 from cnn.extractor import from_bytes
-from fastmlp import extraction_pictures
-from fastmlp.data import load_data
+from fastmlp.data.dataset import load_data
+from fastmlp.experiments import chain as extraction_pictures
 
 PATIENCE = 60  # seconds of a slow, busy machine for what takes one
 SMALL = ["--filters", "4,6", "--dense", "8", "--epochs", "3", "--lr", "0.003", "--batch-size", "16", "--device", "cpu"]

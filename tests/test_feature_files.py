@@ -23,10 +23,11 @@ from safetensors.torch import save_file as save_torch_file
 from test_cnn_training import SHAPE, bars
 
 from cnn.extractor import Extractor
-from fastmlp import extraction, feature_files, rows
-from fastmlp.data import load_data
-from fastmlp.modelfile import load
-from fastmlp.rows import is_mapped
+from fastmlp.data.dataset import features as feature_files
+from fastmlp.data.dataset import load_data, rows
+from fastmlp.data.rows import is_mapped
+from fastmlp.experiments import extraction
+from fastmlp.models.file import load
 
 SMALL = ["--filters", "4,6", "--dense", "8", "--epochs", "1", "--batch-size", "16", "--device", "cpu"]
 MLP = ["--hidden", "8", "--epochs", "3", "--backend", "numpy"]

@@ -12,10 +12,11 @@ import pytest
 from conftest import EPS
 from numba import float32, int64, njit
 
-from fastmlp import functions, reference
+from fastmlp import reference
 from fastmlp.errors import ConfigError
-from fastmlp.functions import ACTIVATIONS, LOSSES, parse_activation, parse_number
-from fastmlp.network import Network
+from fastmlp.nn import activations as functions
+from fastmlp.nn.activations import ACTIVATIONS, LOSSES, parse_activation, parse_number
+from fastmlp.nn.network import Network
 
 # dense where the functions bend; then what overflows, underflows and divides
 DENSE = np.linspace(-12, 12, 4801).astype(np.float32)

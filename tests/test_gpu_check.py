@@ -16,9 +16,9 @@ import cuda_simulator
 from benchmarks import cuda_build, gpu_check, gpu_rivals
 from benchmarks.gpu_measures import Ours, Sizes, Subject, Watch, check_same, measure_barriers, measure_product
 from benchmarks.gpu_rivals import WARM, Captured, Compiled, Eager, measure_contest
-from fastmlp.artifacts import read_json
-from fastmlp.bench_cases import Case
+from fastmlp.bench.cases import Case
 from fastmlp.errors import FastMLPError, UnavailableError
+from fastmlp.files import read_json
 
 SUBJECTS = (Subject(Case((9, 6, 3), 4)), Subject(Case((9, 6, 3), 12)), Subject(Case((6, 5, 3), 4), pixels=False))
 TINY = Sizes(
@@ -40,7 +40,7 @@ CONTESTS = [f"contest: {subject.case.label}" for subject in SUBJECTS]
 @pytest.fixture(autouse=True)
 def both_designs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch of 12 rows is large."""
-    monkeypatch.setattr("fastmlp.cuda.SMALL_BATCH", 8)
+    monkeypatch.setattr("fastmlp.engines.cuda.engine.SMALL_BATCH", 8)
 
 
 def checked(folder: Path, *arguments: str) -> tuple[int, Any]:
@@ -103,7 +103,7 @@ def test_without_a_device_the_machine_is_described(tmp_path: Path, monkeypatch: 
     def missing() -> None:
         raise UnavailableError("no GPU")
 
-    monkeypatch.setattr("fastmlp.cuda.the_runtime", missing)
+    monkeypatch.setattr("fastmlp.engines.cuda.engine.the_runtime", missing)
     out = tmp_path / "gpu.json"
     assert gpu_check.main(["--out", str(out)], None, TINY) == 1
     found = read_json(out)

@@ -22,19 +22,19 @@ import pytest
 from conftest import problem, same_bits, set_up
 from many_helpers import NETWORK, SMALL, same_training, timeless
 
-import fastmlp.loop
+import fastmlp.training.loop
 from benchmarks import many as benchmark
-from fastmlp.backends import make_engine
-from fastmlp.contract import Engine, Job
+from fastmlp.data.rows import Subset
+from fastmlp.data.scaling import fit_scaling
+from fastmlp.engines import make_engine
+from fastmlp.engines.base import Engine, Job
 from fastmlp.errors import ConfigError, DataError
-from fastmlp.loop import Diverged, Training
-from fastmlp.many import Task, make_tasks, train_many
-from fastmlp.network import Network
-from fastmlp.optimizers import Optimizer, Schedule
-from fastmlp.preprocess import fit_scaling
-from fastmlp.rows import Subset
-from fastmlp.settings import TrainingData
-from fastmlp.training import train
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import Optimizer, Schedule
+from fastmlp.training.loop import Diverged, Training
+from fastmlp.training.many import Task, make_tasks, train_many
+from fastmlp.training.settings import TrainingData
+from fastmlp.training.training import train
 
 
 def many_jobs(numba_backend: str) -> list[tuple[Network, Any]]:
@@ -125,7 +125,7 @@ def test_models_run_at_the_same_time_and_the_costliest_begin_first() -> None:
 
     jobs = [(Network((4, 8, 3)), set_up(seed=0)), (Network((4, 30, 3)), set_up(seed=1)), (NETWORK, set_up(seed=2, epochs=90))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fastmlp.loop, "make_engine", make)
+        patch.setattr(fastmlp.training.loop, "make_engine", make)
         train_many(jobs, x, y, threads=2)
     assert set(begun[:2]) == {1, 2}
     assert begun[2] == 0
@@ -193,11 +193,11 @@ def test_models_of_one_kind_have_the_same_kernels(numba_backend: str) -> None:
 NO_COMPILATION_IN_THE_THREADS = """
 from numba.core import event
 import numpy as np
-from fastmlp.many import Pool, compile_kinds, make_tasks
-from fastmlp.network import Network
-from fastmlp.optimizers import Optimizer
-from fastmlp.signals import Signals
-from fastmlp.settings import Settings, TrainingData
+from fastmlp.training.many import Pool, compile_kinds, make_tasks
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import Optimizer
+from fastmlp.engines.interrupts import Signals
+from fastmlp.training.settings import Settings, TrainingData
 
 x, y = np.ones((9, 4), np.float32), np.arange(9) % 3
 adam = Settings(optimizer=Optimizer("adam"), epochs=1)
@@ -262,7 +262,7 @@ def test_engines_see_the_callers_own_rows(monkeypatch: pytest.MonkeyPatch) -> No
             seen.append(rows)
             return self.engine.train(rows, *args)
 
-    monkeypatch.setattr(fastmlp.loop, "make_engine", lambda *args: Watched(make_engine(*args)))
+    monkeypatch.setattr(fastmlp.training.loop, "make_engine", lambda *args: Watched(make_engine(*args)))
     train_many(SMALL, x, y, threads=2)
     assert len(seen) > len(SMALL)
     assert all(rows is x for rows in seen)

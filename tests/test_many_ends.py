@@ -16,15 +16,15 @@ import pytest
 from conftest import problem, set_up
 from many_helpers import SMALL, same_training, timeless
 
-import fastmlp.loop
-from fastmlp.backends import make_engine
-from fastmlp.contract import Engine, Job
-from fastmlp.loop import Diverged, Interrupted, Training
-from fastmlp.many import ManyInterrupted, train_many
-from fastmlp.network import Network
-from fastmlp.optimizers import Schedule
-from fastmlp.signals import Signals
-from fastmlp.training import train
+import fastmlp.training.loop
+from fastmlp.engines import make_engine
+from fastmlp.engines.base import Engine, Job
+from fastmlp.engines.interrupts import Signals
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import Schedule
+from fastmlp.training.loop import Diverged, Interrupted, Training
+from fastmlp.training.many import ManyInterrupted, train_many
+from fastmlp.training.training import train
 
 # With the NumPy engine an epoch takes a twentieth of a second; products are too small for threads of the BLAS, which would
 # wait for each other on a busy machine.
@@ -94,7 +94,7 @@ def test_an_error_in_a_thread_ends_all_and_comes_out(monkeypatch: pytest.MonkeyP
         engine.close = lambda: closed.append(engine)  # type: ignore[method-assign]
         return engine
 
-    monkeypatch.setattr(fastmlp.loop, "make_engine", make)
+    monkeypatch.setattr(fastmlp.training.loop, "make_engine", make)
     began = time.monotonic()
     with pytest.raises(MemoryError, match="no room"):
         train_many([long_job(seed, max_time=30.0) for seed in range(4)], x, y, threads=2)
@@ -136,7 +136,7 @@ def test_results_keep_no_engine_alive(monkeypatch: pytest.MonkeyPatch) -> None:
         engines.append(weakref.ref(engine))
         return engine
 
-    monkeypatch.setattr(fastmlp.loop, "make_engine", make)
+    monkeypatch.setattr(fastmlp.training.loop, "make_engine", make)
     diverging = Network((4, 12, 12, 3)), set_up(schedule=Schedule(1e12))
     results = train_many([*SMALL, diverging], x, y)
     assert isinstance(results[-1], Diverged)

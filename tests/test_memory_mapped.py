@@ -20,16 +20,16 @@ from conftest import Keeper, same_bits, set_up
 
 from benchmarks import memmap
 from benchmarks.cases import Case
-from fastmlp import rows as rows_module
-from fastmlp.config import Config
-from fastmlp.data import Parts, check_dataset, load_data
-from fastmlp.evaluation import evaluate
-from fastmlp.network import Network
-from fastmlp.preprocess import SCALINGS, fit_scaling, split_rows
-from fastmlp.rows import Subset, is_mapped
-from fastmlp.runs import make_plan, split, train_run
-from fastmlp.saved import evaluate_run
-from fastmlp.training import train
+from fastmlp.data.dataset import Parts, check_dataset, load_data
+from fastmlp.data.dataset import rows as rows_module
+from fastmlp.data.rows import Subset, is_mapped
+from fastmlp.data.scaling import SCALINGS, fit_scaling, split_rows
+from fastmlp.experiments.config.train import Config
+from fastmlp.experiments.evaluation import evaluate_run
+from fastmlp.experiments.training_run import make_plan, split, train_run
+from fastmlp.models.evaluation import evaluate
+from fastmlp.nn.network import Network
+from fastmlp.training.training import train
 
 BOUND, BOUND_PER_ROW = 64 << 20, 64
 
@@ -101,7 +101,7 @@ def test_a_subset_takes_weights_and_plain_targets() -> None:
 
 
 def test_a_time_budget_ends_a_subset_within_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastmlp.loop.CHUNK_SECONDS", 1e-9)  # a batch in each call
+    monkeypatch.setattr("fastmlp.training.loop.CHUNK_SECONDS", 1e-9)  # a batch in each call
     training = train(NETWORK, Subset(PIXELS, TRAIN), Y[TRAIN], settings=set_up(max_time=1e-9))
     assert training.stopped == "time" and 0 < training.history[0]["rows"] < len(TRAIN)
 
@@ -174,7 +174,7 @@ def traced(call: Any) -> int:
 def test_no_pass_over_the_rows_copies_them(dtype: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also not for a moment, and not as truth values: in blocks of 64 KiB, an epoch of 10 MB makes no 2 MB."""
     monkeypatch.setattr(rows_module, "BLOCK_BYTES", 1 << 16)
-    monkeypatch.setattr("fastmlp.preprocess.CHUNK_VALUES", 1 << 13)
+    monkeypatch.setattr("fastmlp.data.scaling.CHUNK_VALUES", 1 << 13)
     count = 10_000_000 // (1000 * np.dtype(dtype).itemsize)
     (tmp_path / "a").mkdir()
     np.save(tmp_path / "a" / "x.npy", np.tile(np.arange(1000).astype(dtype), (count, 1)))
@@ -220,8 +220,8 @@ def test_pixels_are_scaled_as_they_are_used(backend: str) -> None:
 CHILD = """
 import re, resource, sys, threading, time
 import numpy as np
-from fastmlp.config import Config
-from fastmlp.runs import train_run
+from fastmlp.experiments.config.train import Config
+from fastmlp.experiments.training_run import train_run
 
 def owned(field):
     return int(re.search(rf"{field}:\\s+(\\d+)", open("/proc/self/status").read())[1]) << 10

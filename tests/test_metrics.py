@@ -18,7 +18,7 @@ from sklearn.metrics import (
 )
 
 from fastmlp.errors import DataError
-from fastmlp.metrics import classification_metrics, regression_metrics
+from fastmlp.models.metrics import classification_metrics, regression_metrics
 
 # truth 0 0 0 0 1 1 2, prediction 0 0 1 2 1 0 2; class 3 is absent
 TRUE = np.array([0, 0, 0, 0, 1, 1, 2], dtype=np.int32)
@@ -195,7 +195,7 @@ def test_figures_need_no_scikit_learn() -> None:
     code = """
 import sys
 import numpy as np
-from fastmlp.metrics import classification_metrics, regression_metrics
+from fastmlp.models.metrics import classification_metrics, regression_metrics
 classification_metrics(np.zeros(3, int), np.ones(3, int), ("x", "y"))
 regression_metrics(np.ones((3, 1)), np.zeros((3, 1)))
 sys.exit("sklearn" in sys.modules)

@@ -14,15 +14,15 @@ import pytest
 from conftest import excess, forward_tolerance, same_bits
 
 import fastmlp
-import fastmlp.model
-from fastmlp.contract import Job
+import fastmlp.models.model
+from fastmlp.data.scaling import fit_scaling
+from fastmlp.engines.base import Job
 from fastmlp.errors import DataError
-from fastmlp.evaluation import epoch_figures, evaluate, measure
-from fastmlp.functions import LOSSES
-from fastmlp.model import Model, check_rows
-from fastmlp.network import Network
-from fastmlp.optimizers import Optimizer
-from fastmlp.preprocess import fit_scaling
+from fastmlp.models.evaluation import epoch_figures, evaluate, measure
+from fastmlp.models.model import Model, check_rows
+from fastmlp.nn.activations import LOSSES
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import Optimizer
 from fastmlp.reference import NumpyEngine, plain_losses
 
 NETWORK = Network((7, 9, 3))
@@ -83,7 +83,7 @@ def test_inputs_are_scaled_first(backend: str) -> None:
 def test_pieces_are_the_whole(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many rows pass in pieces; a row's output does not depend on where the cuts are."""
     whole = make_model(backend=backend).forward(X)
-    monkeypatch.setattr(fastmlp.model, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(fastmlp.models.model, "ROWS_AT_ONCE", 7)
     pieces = make_model(backend=backend).forward(X)
     if backend != "numba":
         assert excess(pieces, whole, 2 * forward_tolerance(NETWORK, NETWORK.initial_parameters(0), X)) == 0
@@ -111,7 +111,7 @@ def test_float64_models_compute_in_float64() -> None:
         model = make_model(parameters=parameters, backend=backend)
         assert model.forward(X).dtype == np.float64
         engine = NumpyEngine(Job(NETWORK, Optimizer(), dtype=np.float64))
-        engine.load(fastmlp.model.State(parameters, np.empty((0, NETWORK.parameters)), 0))
+        engine.load(fastmlp.models.model.State(parameters, np.empty((0, NETWORK.parameters)), 0))
         assert same_bits(model.forward(X), engine.forward(X))
 
 

@@ -16,11 +16,11 @@ from conftest import same_bits
 from safetensors.numpy import load as parse
 from safetensors.numpy import save as to_bytes
 
+from fastmlp.data.scaling import fit_scaling
 from fastmlp.errors import DataError
-from fastmlp.model import Model
-from fastmlp.modelfile import FILE_NAME, digest, load, save
-from fastmlp.network import Network
-from fastmlp.preprocess import fit_scaling
+from fastmlp.models.file import FILE_NAME, digest, load, save
+from fastmlp.models.model import Model
+from fastmlp.nn.network import Network
 
 NETWORK = Network((4, 3, 2), activation="leaky-relu:0.25", dropout=0.5, l2=0.125, label_smoothing=0.25)
 X = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
@@ -362,12 +362,12 @@ def test_a_file_too_large_is_refused_unread(tmp_path: Path) -> None:
 
 WATCH = """
 import sys
-import numpy, msgspec, safetensors.numpy, fastmlp.modelfile, fastmlp.model, fastmlp.reference
+import numpy, msgspec, safetensors.numpy, fastmlp.models.file, fastmlp.models.model, fastmlp.reference
 seen = []
 sys.addaudithook(lambda event, args: seen.append(event) if event.startswith(("pickle", "marshal.loads", "exec")) else None)
 kind, path = sys.argv[1:]
 if kind == "model":
-    model = fastmlp.modelfile.load(path, backend="numpy")
+    model = fastmlp.models.file.load(path, backend="numpy")
     model.predict(numpy.zeros((2, 4), numpy.float32))
     print(model.classes)
 else:

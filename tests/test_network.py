@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from fastmlp.errors import ConfigError
-from fastmlp.functions import ACTIVATIONS, LOSSES
-from fastmlp.network import ALIASES, INITIALIZERS, Layer, Network
+from fastmlp.nn.activations import ACTIVATIONS, LOSSES
+from fastmlp.nn.network import ALIASES, INITIALIZERS, Layer, Network
 
 
 def test_layers_are_the_description_in_order() -> None:

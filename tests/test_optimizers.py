@@ -11,7 +11,7 @@ from conftest import EPS
 from numba import float32, njit, types
 
 from fastmlp.errors import ConfigError
-from fastmlp.optimizers import RULES, SCALARS, SCHEDULES, STEPS_AT_ONCE, Optimizer, Schedule
+from fastmlp.nn.optimizers import RULES, SCALARS, SCHEDULES, STEPS_AT_ONCE, Optimizer, Schedule
 from fastmlp.reference import update
 
 STEPS = 12

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastmlp.philox import STREAMS, drop_threshold, generator, keep_mask, philox4x32
+from fastmlp.nn.philox import STREAMS, drop_threshold, generator, keep_mask, philox4x32
 
 # kat_vectors of Random123 (Salmon et al.): counter, key, answer of philox4x32 with 10 rounds
 KNOWN = [
@@ -27,7 +27,7 @@ def test_known_answers(counter: str, key: str, answer: str) -> None:
 def test_known_answers_in_arrays_and_compiled() -> None:
     from numba import njit
 
-    from fastmlp.cpu_compile import compiled_with_callees
+    from fastmlp.engines.cpu.codegen.compiler import compiled_with_callees
 
     counters = np.array([words(counter) for counter, _, _ in KNOWN])
     keys = np.array([words(key) for _, key, _ in KNOWN])

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from test_report import check_legend_beside_panels, check_no_overlap, draw
 
-from fastmlp import pictures
-from fastmlp.metrics import classification_metrics
-from fastmlp.pictures import plot_classes, plot_filters, plot_maps, plot_mistakes, plot_projection, principal
+from fastmlp.models.metrics import classification_metrics
+from fastmlp.reports import images as pictures
+from fastmlp.reports.images import plot_classes, plot_filters, plot_maps, plot_mistakes, plot_projection, principal
 
 RNG = np.random.default_rng(0)
 LONG = [f"a class with a rather long name {number}" for number in range(12)]

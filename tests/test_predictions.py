@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from fastmlp import Model, Network, load_data, save
-from fastmlp.config import Config
 from fastmlp.errors import DataError
-from fastmlp.predictions import as_csv, as_lines, predict_files
-from fastmlp.runs import train_run
+from fastmlp.experiments.config.train import Config
+from fastmlp.experiments.prediction import as_csv, as_lines, predict_files
+from fastmlp.experiments.training_run import train_run
 
 
 def make_model(path: Path, **settings: Any) -> Model:

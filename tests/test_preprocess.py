@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from sklearn.preprocessing import StandardScaler
 
+from fastmlp.data.scaling import CHUNK_ROWS, SCALINGS, Scaling, fit_scaling, split_rows
 from fastmlp.errors import ConfigError, DataError
-from fastmlp.preprocess import CHUNK_ROWS, SCALINGS, Scaling, fit_scaling, split_rows
 
 # --- splitting ---
 

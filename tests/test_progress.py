@@ -21,7 +21,7 @@ from typing import Any, TextIO
 import pytest
 from rich.progress_bar import ProgressBar  # here: the first import of rich draws from the global generator
 
-from fastmlp.progress import Progress, make_progress
+from fastmlp.training.progress import Progress, make_progress
 
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 ROOT = Path(__file__).parent.parent
@@ -298,7 +298,7 @@ def test_terminal_that_is_closed_does_not_stop_training(monkeypatch: pytest.Monk
 
 CHILD = """
 import sys
-from fastmlp.progress import make_progress
+from fastmlp.training.progress import make_progress
 with make_progress(epochs=3) as progress:
     for epoch in (1, 2, 3):
         progress.epoch_done({"epoch": epoch, "loss": 0.5})

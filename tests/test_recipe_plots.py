@@ -17,12 +17,12 @@ from matplotlib.figure import Figure
 from test_cnn_training import SHAPE, bars
 from test_report import check_legend_beside_panels, check_no_overlap, draw, shown_ticks
 
-from fastmlp import recipe_plots
-from fastmlp.artifacts import read_lines
-from fastmlp.comparison_pictures import Curve, Panel, comparison_figure
-from fastmlp.recipe_plots import Comparison, all_comparisons, command, panels_of, trainings
-from fastmlp.recipes import all_recipes, find
-from fastmlp.report import _own_style
+from fastmlp.experiments.recipes import plot as recipe_plots
+from fastmlp.experiments.recipes.plot import Comparison, all_comparisons, command, panels_of, trainings
+from fastmlp.experiments.recipes.recipe import all_recipes, find
+from fastmlp.files import read_lines
+from fastmlp.reports.comparison import Curve, Panel, comparison_figure
+from fastmlp.reports.curves import _own_style
 
 NAN, INF = float("nan"), float("inf")
 RECIPES = {

@@ -22,12 +22,12 @@ from test_cnn_training import SHAPE, bars
 from benchmarks import recipes as benchmark
 from benchmarks.epochs import machine
 from benchmarks.tables import recipes_table
-from fastmlp.artifacts import read_lines
-from fastmlp.loop import Diverged, Training
-from fastmlp.many import train_many
-from fastmlp.optimizers import Schedule
-from fastmlp.recipe_runs import Job, beside, comparison_text, make_job, select
-from fastmlp.recipes import all_recipes, find
+from fastmlp.experiments.recipes.recipe import all_recipes, find
+from fastmlp.experiments.recipes.run import Job, beside, comparison_text, make_job, select
+from fastmlp.files import read_lines
+from fastmlp.nn.optimizers import Schedule
+from fastmlp.training.loop import Diverged, Training
+from fastmlp.training.many import train_many
 
 PATIENCE = 60  # seconds of a slow, busy machine for what takes one
 TINY = {"FASTMLP_DATASET": "images.npz", "FASTMLP_EPOCHS": "2", "FASTMLP_BACKEND": "numpy", "FASTMLP_VAL_COUNT": "40"}

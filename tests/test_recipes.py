@@ -14,11 +14,11 @@ from extract_helpers import own_folder  # noqa: F401 - a fixture of every test h
 from test_cnn_training import SHAPE, bars
 
 from cnn import toolkit
-from fastmlp import extraction_pictures
-from fastmlp.config import Config
-from fastmlp.config_extract import ExtractConfig
-from fastmlp.config_sources import resolve_as
-from fastmlp.recipes import all_recipes, find, published_text
+from fastmlp.experiments import chain as extraction_pictures
+from fastmlp.experiments.config.extract import ExtractConfig
+from fastmlp.experiments.config.sources import resolve_as
+from fastmlp.experiments.config.train import Config
+from fastmlp.experiments.recipes.recipe import all_recipes, find, published_text
 
 ROWS = {
     "cs776-mlp": 8,

@@ -22,12 +22,12 @@ from conftest import (
     start_state,
 )
 
-from fastmlp.contract import Job, State, steps_of
-from fastmlp.functions import ACTIVATIONS as SCALAR_ACTIVATIONS
-from fastmlp.functions import LOSSES
-from fastmlp.network import Network
-from fastmlp.optimizers import RULES, Optimizer
-from fastmlp.philox import keep_mask
+from fastmlp.engines.base import Job, State, steps_of
+from fastmlp.nn.activations import ACTIVATIONS as SCALAR_ACTIVATIONS
+from fastmlp.nn.activations import LOSSES
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import RULES, Optimizer
+from fastmlp.nn.philox import keep_mask
 from fastmlp.reference import ACTIVATIONS, OUTPUTS, NumpyEngine, backward, clip, forward, objective, row_losses
 
 F = torch.nn.functional

@@ -22,9 +22,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from fastmlp import report
 from fastmlp.errors import DataError
-from fastmlp.tables import short_name
+from fastmlp.reports import curves as report
+from fastmlp.reports.text import short_name
 
 ROOT = Path(__file__).parent.parent
 NAN, INF = float("nan"), float("inf")
@@ -336,7 +336,7 @@ PLOT = """
 import sys
 from pathlib import Path
 sys.path.insert(0, "tests")
-from fastmlp.report import plot_confusion, plot_curves
+from fastmlp.reports.curves import plot_confusion, plot_curves
 assert "matplotlib" not in sys.modules
 folder = Path(sys.argv[1])
 rows = [{"epoch": i, "loss": 3 / i, "accuracy": 1 - 1 / (i + 1), "val_loss": 4 / i, "val_accuracy": 0.9} for i in range(1, 9)]

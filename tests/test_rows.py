@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastmlp import rows as rows_module
-from fastmlp.checks import check_part, check_rows
+from fastmlp.data.checks import check_part, check_rows
+from fastmlp.data.dataset import rows as rows_module
+from fastmlp.data.rows import Subset, blocks, first_not_finite, is_mapped, take
+from fastmlp.data.scaling import fit_scaling
 from fastmlp.errors import DataError
-from fastmlp.network import Network
-from fastmlp.preprocess import fit_scaling
-from fastmlp.rows import Subset, blocks, first_not_finite, is_mapped, take
+from fastmlp.nn.network import Network
 
 X = np.arange(30, dtype=np.float32).reshape(10, 3)
 CHOSEN = np.array([7, 2, 2, 9])

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from fastmlp import load
-from fastmlp.config import Config
-from fastmlp.config_sources import resolve
-from fastmlp.data import Dataset
+from fastmlp.data.dataset import Dataset
 from fastmlp.errors import ConfigError, DataError, ThresholdError
-from fastmlp.loop import Diverged
-from fastmlp.run_folders import check_manifest
-from fastmlp.runs import PART_NAMES, check_accuracy, make_plan, split, train_run
+from fastmlp.experiments.config.sources import resolve
+from fastmlp.experiments.config.train import Config
+from fastmlp.experiments.folder import check_manifest
+from fastmlp.experiments.training_run import PART_NAMES, check_accuracy, make_plan, split, train_run
+from fastmlp.training.loop import Diverged
 
 FILES = ["config.toml", "confusion.png", "curves.png", "manifest.json", "metrics.jsonl", "model.safetensors", "report.txt"]
 FILES += ["result.json"]

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from conftest import need_backend
 
-from fastmlp.config import Config
-from fastmlp.data import load_data
+from fastmlp.data.dataset import load_data
 from fastmlp.errors import ConfigError, DataError
-from fastmlp.runs import describe_data, train_run
-from fastmlp.saved import evaluate_run
+from fastmlp.experiments.config.train import Config
+from fastmlp.experiments.evaluation import evaluate_run
+from fastmlp.experiments.training_run import describe_data, train_run
 
 COLOURS = np.array(["red", "green", "blue"])
 

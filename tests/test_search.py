@@ -12,12 +12,12 @@ from cli_helpers import forget_settings
 
 from benchmarks import search
 from cnn import toolkit
-from fastmlp.artifacts import read_json
-from fastmlp.config_extract import ExtractConfig
-from fastmlp.config_sources import resolve, resolve_as
-from fastmlp.extraction import Tools, extract_run
-from fastmlp.recipes import Recipe
-from fastmlp.runs import train_run
+from fastmlp.experiments.config.extract import ExtractConfig
+from fastmlp.experiments.config.sources import resolve, resolve_as
+from fastmlp.experiments.extraction import Tools, extract_run
+from fastmlp.experiments.recipes.recipe import Recipe
+from fastmlp.experiments.training_run import train_run
+from fastmlp.files import read_json
 
 BASE: dict[str, Any] = {"data": "digits", "hidden": [8], "epochs": 3, "backend": "numpy", "val_count": 300, "patience": 0}
 PIXELS = {"about": "a", "train": BASE, "grid": {"lr": [0.01, 0.001], "scale": ["unit", "zscore"]}, "variants": [{"seed": 1}]}

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from fastmlp.signals import Signals
+from fastmlp.engines.interrupts import Signals
 
 
 def handlers() -> tuple[object, object]:

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from cli_helpers import forget_settings, ok, refused
 
-from fastmlp.artifacts import read_lines
-from fastmlp.config import Config
-from fastmlp.evaluation import evaluate
-from fastmlp.model import Model
-from fastmlp.modelfile import load
-from fastmlp.runs import make_plan, train_run
+from fastmlp.experiments.config.train import Config
+from fastmlp.experiments.training_run import make_plan, train_run
+from fastmlp.files import read_lines
+from fastmlp.models.evaluation import evaluate
+from fastmlp.models.file import load
+from fastmlp.models.model import Model
 
 COMMON: dict[str, Any] = {"hidden": (8,), "dropout": (0.2,), "backend": "numpy", "lr": 0.01}
 
@@ -120,7 +120,7 @@ def test_models_hold_their_own_parameters() -> None:
         seen.append(model)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastmlp.snapshots.save", keep)
+        patch.setattr("fastmlp.experiments.snapshots.save", keep)
         run("a", epochs=3, patience=0, checkpoint_every=1)
     first, second, third = (model.parameters for model in seen)
     assert not np.array_equal(first, second)
@@ -128,7 +128,7 @@ def test_models_hold_their_own_parameters() -> None:
 
 
 def test_an_epoch_that_was_cut_short_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastmlp.loop.CHUNK_SECONDS", 1e-9)
+    monkeypatch.setattr("fastmlp.training.loop.CHUNK_SECONDS", 1e-9)
     folder = run("a", epochs=1000, max_time=1e-9, classes_every=1, checkpoint_every=1)
     (row,) = read_lines(folder / "metrics.jsonl")
     assert row["rows"] < json.loads((folder / "result.json").read_text())["data"]["rows"]["train"]

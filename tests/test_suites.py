@@ -17,9 +17,9 @@ from benchmarks import bench_functions, bench_products, bench_steps, bench_updat
 from benchmarks.bench_products import Shape
 from benchmarks.cases import Case
 from benchmarks.measuring import Subject, blas_threads, check, rounding
-from fastmlp.backends import BACKENDS
-from fastmlp.contract import RowResults
-from fastmlp.cpu_threads import available_cores
+from fastmlp.engines import BACKENDS
+from fastmlp.engines.base import RowResults
+from fastmlp.engines.cpu.threads import available_cores
 from fastmlp.reference import NumpyEngine
 
 ROOT = Path(__file__).parent.parent
@@ -123,9 +123,9 @@ def test_a_wrong_answer_is_not_timed(kind: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_rival_that_computes_something_else_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("fastmlp.bench", reason="this version has no module fastmlp.bench")
+    pytest.importorskip("fastmlp.bench.rounds", reason="this version has no module fastmlp.bench.rounds")
     from benchmarks import bench_rivals
-    from fastmlp.bench_contest import OwnEngine, Task
+    from fastmlp.bench.contestant import OwnEngine, Task
 
     class OfAnotherRate(OwnEngine):
         def prepare(self, task: Task) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastmlp.metrics import classification_metrics
-from fastmlp.tables import print_result, result_table
+from fastmlp.models.metrics import classification_metrics
+from fastmlp.reports.text import print_result, result_table
 
 
 def make_result(**changes: Any) -> dict[str, Any]:

@@ -15,14 +15,14 @@ from cli_helpers import ok, refused
 from conftest import Course, check_in_a_forked_child, engine_of, make_course, run_course, start_state
 from extract_helpers import own_folder  # noqa: F401 - a fixture of every test here
 
-from fastmlp.backends import make_engine
-from fastmlp.contract import Job, State
-from fastmlp.data import load_data
+from fastmlp.data.dataset import load_data
+from fastmlp.data.scaling import fit_scaling
+from fastmlp.engines import make_engine
+from fastmlp.engines.base import Job, State
 from fastmlp.errors import UnavailableError
-from fastmlp.network import Network
-from fastmlp.optimizers import RULES, Optimizer, Schedule
-from fastmlp.preprocess import fit_scaling
-from fastmlp.training import Settings, train
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import RULES, Optimizer, Schedule
+from fastmlp.training.training import Settings, train
 
 torch = pytest.importorskip("torch", reason="the package of backend 'torch' is not installed: pip install torch")
 
@@ -130,7 +130,7 @@ def test_a_gradient_is_clipped_to_the_norm_that_was_asked_for(monkeypatch: pytes
         return float(np.linalg.norm(run_course("torch", job, start, course)[0].parameters - start.parameters))
 
     assert moved() == pytest.approx(1e-5, rel=1e-8)
-    monkeypatch.setattr("fastmlp.torch_engine.clip", torch.nn.utils.clip_grad_norm_)
+    monkeypatch.setattr("fastmlp.engines.torch_engine.clip", torch.nn.utils.clip_grad_norm_)
     assert moved() < 1e-5 * (1 - 1e-7)
 
 
@@ -185,7 +185,7 @@ def test_a_huge_rate_is_a_loss_that_is_not_finite(name: str, dtype: Any) -> None
 @pytest.fixture
 def no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "fastmlp.torch_engine", raising=False)
+    monkeypatch.delitem(sys.modules, "fastmlp.engines.torch_engine", raising=False)
 
 
 MISSING = "backend 'torch' needs torch: pip install torch"

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from conftest import problem, same_bits, set_up
 
-import fastmlp.loop
-from fastmlp.backends import make_engine
-from fastmlp.contract import Engine, Job, RowResults, State
+import fastmlp.training.loop
+from fastmlp.data.scaling import fit_scaling
+from fastmlp.engines import make_engine
+from fastmlp.engines.base import Engine, Job, RowResults, State
 from fastmlp.errors import ConfigError
-from fastmlp.evaluation import epoch_figures, evaluate
-from fastmlp.network import Network
-from fastmlp.optimizers import Optimizer, Schedule
-from fastmlp.philox import generator
-from fastmlp.preprocess import fit_scaling
-from fastmlp.training import train
+from fastmlp.models.evaluation import epoch_figures, evaluate
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import Optimizer, Schedule
+from fastmlp.nn.philox import generator
+from fastmlp.training.training import train
 
 KEYS = [
     "epoch",
@@ -79,7 +79,7 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
         made.append(Recorder(make_engine(backend, job)))
         return made[-1]
 
-    monkeypatch.setattr(fastmlp.loop, "make_engine", make)
+    monkeypatch.setattr(fastmlp.training.loop, "make_engine", make)
     return made
 
 
@@ -157,7 +157,7 @@ STEP_KEYS = ["step", "epoch", "loss", "val_loss", "val_accuracy"]
 @pytest.mark.parametrize("every", [1, 3, 4, 7, 100])
 def test_validation_every_so_many_updates(every: int, chunk_seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """4 updates an epoch, the last of 2 rows: the measured steps, and what an engine driven by hand gives at them."""
-    monkeypatch.setattr(fastmlp.loop, "CHUNK_SECONDS", chunk_seconds)
+    monkeypatch.setattr(fastmlp.training.loop, "CHUNK_SECONDS", chunk_seconds)
     x, y = problem(50)
     validation = problem(30, 1)
     training = train(NETWORK, x, y, settings=set_up(epochs=3, val_steps=every, backend="numpy"), validation=validation)
@@ -195,7 +195,7 @@ def test_how_often_the_engine_returns_changes_nothing(backend: str, monkeypatch:
     network = Network((4, 18, 3), dropout=0.3)
     found = []
     for seconds in (1e-9, 1e9):
-        monkeypatch.setattr(fastmlp.loop, "CHUNK_SECONDS", seconds)
+        monkeypatch.setattr(fastmlp.training.loop, "CHUNK_SECONDS", seconds)
         found.append(train(network, x, y, settings=set_up(backend=backend), sample_weight=np.linspace(1, 2, 150)))
     assert same_bits(found[0].state, found[1].state)
     assert timeless(found[0].history) == timeless(found[1].history)
@@ -214,7 +214,7 @@ def test_the_number_of_threads_changes_nothing(numba_backend: str) -> None:
 def test_orders_and_rates_that_the_engine_sees(
     recorders: list[Recorder], monkeypatch: pytest.MonkeyPatch, chunk_seconds: float
 ) -> None:
-    monkeypatch.setattr(fastmlp.loop, "CHUNK_SECONDS", chunk_seconds)
+    monkeypatch.setattr(fastmlp.training.loop, "CHUNK_SECONDS", chunk_seconds)
     x, y = problem(50)
     schedule = Schedule(0.1, "cosine", epochs=3, warmup=0.5)
     train(NETWORK, x, y, settings=set_up(schedule=schedule, epochs=3))
@@ -368,7 +368,7 @@ class Show:
 
 
 def test_progress_is_shown_as_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fastmlp.loop, "CHUNK_SECONDS", 1e-9)
+    monkeypatch.setattr(fastmlp.training.loop, "CHUNK_SECONDS", 1e-9)
     x, y = problem(50)
     show = Show()
     training = train(NETWORK, x, y, settings=set_up(epochs=2), progress=show)

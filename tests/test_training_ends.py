@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from conftest import Keeper, problem, same_bits, set_up
 
-from fastmlp.backends import make_engine
-from fastmlp.contract import Engine, Job, State
+from fastmlp.engines import make_engine
+from fastmlp.engines.base import Engine, Job, State
 from fastmlp.errors import DivergedError
-from fastmlp.loop import Diverged, Interrupted, Training
-from fastmlp.network import Network
-from fastmlp.optimizers import Optimizer, Schedule
-from fastmlp.philox import generator
-from fastmlp.training import train
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import Optimizer, Schedule
+from fastmlp.nn.philox import generator
+from fastmlp.training.loop import Diverged, Interrupted, Training
+from fastmlp.training.training import train
 
 NETWORK = Network((4, 12, 3))
 

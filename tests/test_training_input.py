@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from conftest import EPS, problem, same_bits, set_up
 
+from fastmlp.data.scaling import fit_scaling
 from fastmlp.errors import ConfigError, DataError
-from fastmlp.network import Network
-from fastmlp.preprocess import fit_scaling
-from fastmlp.settings import Settings
-from fastmlp.training import train
+from fastmlp.nn.network import Network
+from fastmlp.training.settings import Settings
+from fastmlp.training.training import train
 
 NETWORK = Network((4, 12, 3))
 

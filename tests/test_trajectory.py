@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from fastmlp.network import Network
-from fastmlp.optimizers import Schedule
-from fastmlp.preprocess import fit_scaling
-from fastmlp.settings import Settings
-from fastmlp.training import train
+from fastmlp.data.scaling import fit_scaling
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import Schedule
+from fastmlp.training.settings import Settings
+from fastmlp.training.training import train
 
 RAW = Path(os.environ.get("FASTMLP_DATA", "no folder")) / "FashionMNIST" / "raw"
 

@@ -1,0 +1,1 @@
+"""`fastmlp bench`: engines and other libraries, timed on the same work."""

@@ -1,0 +1,148 @@
+"""What is measured: networks with their batches, and the rows that they are trained on.
+
+Here: `Case`, the seven `CASES` of README's table, and `Source`, which gives each case its rows. Not here: who trains on them
+(bench_rivals.py), and the clock (bench.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmlp.data.dataset import Dataset, list_data, load_data
+from fastmlp.data.scaling import fit_scaling
+from fastmlp.errors import ConfigError
+from fastmlp.nn.network import FloatArray
+
+ROWS = 48_000
+SYNTHETIC = "synthetic"
+
+
+class Case(NamedTuple):
+    """Sizes of a network, inputs and outputs included, and the rows of a batch."""
+
+    sizes: tuple[int, ...]
+    batch: int
+
+    @property
+    def network(self) -> str:
+        return "-".join(map(str, self.sizes))
+
+    @property
+    def label(self) -> str:
+        return f"{self.network}, batch {self.batch}"
+
+
+CASES = (
+    Case((784, 128, 10), 64),
+    Case((784, 128, 10), 128),
+    Case((784, 500, 250, 100, 10), 64),
+    Case((784, 400, 250, 100, 10), 128),
+    Case((256, 512, 10), 64),
+    Case((784, 128, 10), 1024),
+    Case((784, 512, 256, 128, 64, 32, 10), 1024),
+)
+
+
+def parse_sizes(text: str) -> tuple[int, ...]:
+    """Sizes of a network from text.
+
+    >>> parse_sizes("784-128-10")
+    (784, 128, 10)
+    """
+    parts = text.split("-")
+    if len(parts) < 2 or not all(part.isdecimal() and int(part) > 0 for part in parts) or int(parts[-1]) < 2:
+        raise ConfigError(f"network {text!r}: give the sizes of all layers, at least 2 classes last, such as 784-128-10")
+    return tuple(map(int, parts))
+
+
+def choose_cases(networks: Sequence[str], batches: Sequence[int], everything: bool = False) -> tuple[Case, ...]:
+    """Each network with each batch size, or all of README's table.
+
+    >>> [case.label for case in choose_cases(["20-16-10"], [32, 64])]
+    ['20-16-10, batch 32', '20-16-10, batch 64']
+    """
+    if everything and (networks or batches):
+        raise ConfigError("--all has its own networks and batch sizes; leave out --network and --batch-size, or --all")
+    if min(batches, default=1) < 1:
+        raise ConfigError(f"batch size must be at least 1, not {min(batches)}")
+    if everything:
+        return CASES
+    sizes = [parse_sizes(text) for text in networks] or [CASES[0].sizes]
+    return tuple(dict.fromkeys(Case(one, batch) for one in sizes for batch in batches or [CASES[0].batch]))
+
+
+class Rows(NamedTuple):
+    """Rows for one case, and where they come from.
+
+    x : (n, features) float32, C-contiguous; y : (n,) int32 classes; name : of the data
+    """
+
+    x: FloatArray
+    y: npt.NDArray[np.int32]
+    name: str
+
+
+class Source:
+    """Rows for any case: the first columns of a data set, or made-up pixels where there is none that fits.
+
+    Nothing is downloaded. Pixels are scaled to [0, 1]; of each made-up row about half are zero, as in pictures of clothes.
+
+    Parameters
+    ----------
+    name : a data set, as for `load_data`, or "synthetic"
+    rows : how many at most
+
+    Examples
+    --------
+    >>> rows = Source("synthetic", 100).rows_for(Case((20, 16, 10), 64))
+    >>> rows.x.shape, rows.y.shape, rows.name
+    ((100, 20), (100,), 'synthetic')
+    """
+
+    def __init__(self, name: str, rows: int = ROWS, data_dir: str | Path | None = None) -> None:
+        self.name = name
+        self.rows = rows
+        self.data_dir = data_dir
+
+    @cached_property
+    def data(self) -> Dataset | None:
+        """The data set, or None if its files are not there.
+
+        Raises
+        ------
+        ConfigError : its targets are no classes
+        DataError : there is no such data set, or it is damaged
+        """
+        states = {row.name: row.state for row in list_data(self.data_dir)}
+        if self.name == SYNTHETIC or states.get(self.name, "present") not in ("embedded", "present"):
+            return None
+        found = load_data(self.name, self.data_dir)
+        if found.y.ndim != 1:
+            raise ConfigError(f"data {self.name!r} has no classes, and bench trains classifiers; give other --data")
+        return found
+
+    def rows_for(self, case: Case) -> Rows:
+        """Rows with as many features as the network has inputs, and no more classes than it has outputs."""
+        features, outputs = case.sizes[0], case.sizes[-1]
+        data = self.data
+        if data is None or data.x.shape[1] < features or len(data.classes) > outputs:
+            return synthetic_rows(self.rows, features, outputs)
+        x = np.ascontiguousarray(data.x[: self.rows, :features])
+        return Rows(fit_scaling("unit", x).apply(x), data.y[: self.rows], data.name)
+
+
+def synthetic_rows(rows: int, features: int, outputs: int) -> Rows:
+    """Pixels in [0, 1], about half of them zero, around a picture of each class, so that there is something to learn."""
+    draw = np.random.default_rng(0)
+    y = draw.integers(0, outputs, rows, np.int32)
+    pictures = draw.uniform(-1, 1, (outputs, features)).astype(np.float32)
+    x = draw.standard_normal((rows, features), np.float32)
+    x *= np.float32(0.3)
+    x += pictures[y]
+    return Rows(np.clip(x, 0, 1, out=x), y, SYNTHETIC)

@@ -1,0 +1,149 @@
+"""PyTorch as a contestant, without and with its compiler. Needs the package torch.
+
+Of the ways to write a step, the fastest is taken that was found: rows by index_select, functions instead of modules, plain SGD
+in place instead of torch.optim.SGD, foreach or fused, whose steps cost more Python.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from fastmlp.bench.contestant import Order, Task, library, pick
+from fastmlp.errors import UnavailableError
+from fastmlp.nn.network import Layer
+from fastmlp.nn.optimizers import Optimizer
+
+
+class Torch:
+    """PyTorch without a compiler, on one device. Update rules but plain SGD are torch.optim's, fused where that exists."""
+
+    backend = "torch"
+
+    def __init__(self, threads: int | None, device: str = "cpu") -> None:
+        self.threads, self.device = threads, device
+
+    def prepare(self, task: Task) -> None:
+        self.torch = torch = library("torch", "torch")
+        self.task = task
+        self.x = torch.from_numpy(task.x).to(self.device)
+        self.y = torch.from_numpy(task.y.astype(np.int64)).to(self.device)
+        self.layers = task.network.layers
+        self.activations = [self.activation(layer) for layer in self.layers[:-1]]
+        views = task.network.views(task.start)
+        self.parameters = [torch.from_numpy(a.copy()).to(self.device).requires_grad_() for w, b in views for a in (w.T, b)]
+        self.update = self.in_place if task.optimizer.name == "sgd" else self.by_optimizer(task.optimizer)
+
+    def activation(self, layer: Layer) -> Callable[[Any], Any]:
+        from fastmlp.engines.torch_engine import activations
+
+        found: Callable[[Any], Any] = pick(activations(layer.parameter), layer.activation, "PyTorch")
+        return found
+
+    def by_optimizer(self, o: Optimizer) -> Callable[[Any, Any], None]:
+        """torch.optim's rule of the same name, in its fastest implementation."""
+        from fastmlp.engines.torch_engine import make_optimizer
+
+        how = {"foreach" if o.name == "rmsprop" else "fused": True}  # rmsprop has no fused one
+        rule = make_optimizer(o, self.parameters[0::2], self.parameters[1::2], self.task.rate, **how)
+
+        def update(parameters: Any, gradients: Any) -> None:
+            for p, g in zip(parameters, gradients, strict=True):
+                p.grad = g
+            rule.step()
+
+        return update
+
+    def in_place(self, parameters: Any, gradients: Any) -> None:
+        for p, g in zip(parameters, gradients, strict=True):
+            p.sub_(g, alpha=self.task.rate)
+
+    def loss(self, parameters: Any, x: Any, y: Any) -> Any:
+        f = self.torch.nn.functional
+        for number, activation in enumerate(self.activations):
+            x = activation(f.linear(x, parameters[2 * number], parameters[2 * number + 1]))
+            if rate := self.layers[number].dropout:
+                x = f.dropout(x, rate)
+        return f.cross_entropy(f.linear(x, parameters[-2], parameters[-1]), y)
+
+    def step(self, picked: Any) -> Any:
+        """One update; the batch's mean loss."""
+        loss = self.loss(self.parameters, self.x.index_select(0, picked), self.y[picked])
+        gradients = self.torch.autograd.grad(loss, self.parameters)
+        with self.torch.no_grad():
+            self.update(self.parameters, gradients)
+        return loss.detach()
+
+    def epoch(self, order: Order) -> float:
+        batches = self.torch.from_numpy(order).to(self.device).split(self.task.batch)
+        losses = self.torch.stack([self.step(picked) for picked in batches])
+        sizes = self.torch.tensor([len(picked) for picked in batches], device=self.device)
+        return float((losses * sizes).sum() / len(order))
+
+    @contextlib.contextmanager
+    def limited(self) -> Iterator[None]:
+        before = self.torch.get_num_threads()
+        self.torch.set_num_threads(self.threads)
+        try:
+            yield
+        finally:
+            self.torch.set_num_threads(before)
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+class TorchCompiled(Torch):
+    """PyTorch with the whole step in one torch.compile: rows, loss, gradients and plain SGD, called from C++.
+
+    Faster than compiling loss and gradients alone. Needs a C++ compiler.
+    """
+
+    backend = "torch-compile"
+
+    def prepare(self, task: Task) -> None:
+        super().prepare(task)
+        torch = self.torch
+        config = library("torch", "torch._inductor.config")
+        config.compile_threads = 1  # else a pool of processes stays behind
+        inside = task.optimizer.name == "sgd"
+
+        def step(parameters: Any, x: Any, y: Any, picked: Any) -> Any:
+            gradients, loss = torch.func.grad_and_value(self.loss)(parameters, x.index_select(0, picked), y[picked])
+            if inside:
+                self.update(parameters, gradients)
+            return loss, gradients
+
+        self.inside = inside
+        self.parameters = [p.detach() for p in self.parameters]
+        if not inside:
+            self.update = self.by_optimizer(task.optimizer)
+        self.compiled = torch.compile(step, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})
+        self.try_compiler()
+
+    def try_compiler(self) -> None:
+        """Compile for a whole batch, so that a machine without a compiler is known before the first epoch."""
+        torch = self.torch
+        start = [p.clone() for p in self.parameters]
+        try:
+            with self.limited(), torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PyTorch's about its own use of what it deprecates
+                self.compiled(start, self.x, self.y, torch.arange(min(self.task.batch, len(self.x))))
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = " ".join(str(error).strip().partition("\n\n")[0].split())
+            raise UnavailableError(f"torch.compile does not work here: {reason}") from error
+
+    def step(self, picked: Any) -> Any:
+        with self.torch.no_grad():
+            loss, gradients = self.compiled(self.parameters, self.x, self.y, picked)
+            if not self.inside:
+                self.update(self.parameters, gradients)
+        return loss
+
+    def close(self) -> None:
+        if hasattr(self, "compiled"):
+            self.torch.compiler.reset()  # what is compiled counts against a limit of PyTorch's

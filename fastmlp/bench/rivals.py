@@ -1,0 +1,240 @@
+"""The other contestants, and all of them by name.
+
+Here: scikit-learn, JAX, and `contestants`. Not here: PyTorch (bench_torch.py), fastmlp's own engines (bench_contest.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+
+from fastmlp.bench.contestant import Contestant, Order, OwnEngine, Task, library, limit_blas, pick
+from fastmlp.bench.pytorch import Torch, TorchCompiled
+from fastmlp.engines.cpu.threads import available_cores
+from fastmlp.errors import ConfigError, UnavailableError, unknown_name
+from fastmlp.nn.network import Layer, Network
+from fastmlp.nn.optimizers import Optimizer
+
+# ------------------------------------------------------------------------------------------------ scikit-learn
+
+
+class Sklearn:
+    """scikit-learn's MLPClassifier: one `partial_fit` of all rows is one epoch, in batches in the order of the rows.
+
+    Its first call draws a start of its own, which ours replaces. Its shuffling is off: the rows are brought into the order
+    inside the clock, as the others do batch by batch. Its checks of the values are off.
+    """
+
+    backend = "sklearn"
+
+    def __init__(self, threads: int) -> None:
+        self.threads: int | None = threads
+
+    def prepare(self, task: Task) -> None:
+        networks = library("scikit-learn", "sklearn.neural_network")
+        network = task.network
+        self.model = networks.MLPClassifier(
+            hidden_layer_sizes=network.sizes[1:-1],
+            activation=self.activation(network),
+            **self.rule(task.optimizer),
+            alpha=0.0,
+            batch_size=min(task.batch, len(task.x)),
+            learning_rate_init=task.rate,
+            shuffle=False,
+            n_iter_no_change=np.inf,
+            random_state=0,
+        )
+        self.task = task
+        self.x = np.empty_like(task.x)
+        few = slice(0, self.model.batch_size)
+        self.model.partial_fit(task.x[few], task.y[few], classes=np.arange(network.sizes[-1]))
+        for w, b, (w_start, b_start) in zip(self.model.coefs_, self.model.intercepts_, network.views(task.start), strict=True):
+            w[:], b[:] = w_start, b_start
+        del self.model._optimizer  # and with it the momentum of the first call; the next call makes another
+
+    def activation(self, network: Network) -> Any:
+        """scikit-learn's name of the one activation of all hidden layers."""
+        if any(layer.dropout for layer in network.layers):
+            raise UnavailableError("scikit-learn has no dropout")
+        if network.sizes[-1] < 3:
+            raise UnavailableError("scikit-learn has no softmax for two classes")
+        table = {"relu": "relu", "tanh": "tanh", "sigmoid": "logistic", "linear": "identity"}
+        names = {layer.activation for layer in network.layers[:-1]} or {"linear"}
+        return pick(table, " and ".join(sorted(names)), "scikit-learn")
+
+    def rule(self, o: Optimizer) -> Any:
+        """scikit-learn's settings of the update rule."""
+        table: dict[str, dict[str, Any]] = {
+            "sgd": {"solver": "sgd", "momentum": 0.0, "nesterovs_momentum": False},
+            "momentum": {"solver": "sgd", "momentum": o.momentum, "nesterovs_momentum": False},
+            "nesterov": {"solver": "sgd", "momentum": o.momentum, "nesterovs_momentum": True},
+            "adam": {"solver": "adam", "beta_1": o.beta1, "beta_2": o.beta2, "epsilon": o.epsilon},
+        }
+        return pick(table, o.name, "scikit-learn")
+
+    def limited(self) -> AbstractContextManager[Any]:
+        stack = contextlib.ExitStack()
+        stack.enter_context(library("scikit-learn", "sklearn").config_context(assume_finite=True))
+        stack.enter_context(limit_blas(self.threads or 1))
+        return stack
+
+    def epoch(self, order: Order) -> float:
+        task = self.task
+        x = self.x[: len(order)]
+        np.take(task.x, order, axis=0, out=x, mode="clip")  # "clip" writes straight into out
+        self.model.partial_fit(x, task.y[order])
+        return float(self.model.loss_)
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+# ------------------------------------------------------------------------------------------------ JAX
+
+
+class Jax:
+    """JAX on the CPU: a whole epoch in one jit, a scan over batches, parameters donated.
+
+    XLA fixes its threads when the process first uses it, one a core, and offers no other number afterwards.
+    """
+
+    backend = "jax"
+
+    def __init__(self, threads: int) -> None:
+        self.threads: int | None = threads
+
+    def prepare(self, task: Task) -> None:
+        if self.threads != available_cores():
+            raise UnavailableError(f"JAX takes one thread a core, {available_cores()}, and cannot be given {self.threads}")
+        self.jax = jax = library("jax", "jax")
+        self.task = task
+        self.device = jax.devices("cpu")[0]
+        self.layers = task.network.layers
+        self.activations = [self.activation(layer) for layer in self.layers[:-1]]
+        self.x, self.y = (jax.device_put(a, self.device) for a in (task.x, task.y))
+        init, self.update, self.get = self.rule(task.optimizer, task.rate)
+        self.state = init([(w.copy(), b.copy()) for w, b in task.network.views(task.start)])
+        self.state = jax.device_put(self.state, self.device)
+        self.steps = jax.device_put(np.int32(0), self.device)
+        self.jitted = jax.jit(self.whole_epoch, donate_argnums=(0, 1))
+
+    def activation(self, layer: Layer) -> Callable[[Any], Any]:
+        nn, a = self.jax.nn, layer.parameter
+        table = {
+            "linear": lambda z: z,
+            "relu": nn.relu,
+            "leaky-relu": functools.partial(nn.leaky_relu, negative_slope=a),
+            "tanh": nn.tanh,
+            "sigmoid": nn.sigmoid,
+            "gelu": functools.partial(nn.gelu, approximate=False),
+            "silu": nn.silu,
+            "elu": functools.partial(nn.elu, alpha=a),
+        }
+        found: Callable[[Any], Any] = pick(table, layer.activation, "JAX")
+        return found
+
+    def rule(self, o: Optimizer, rate: float) -> Any:
+        """init, update and get of the rule, from the optimizers that come with JAX; its rmsprop is another one."""
+        made = library("jax", "jax.example_libraries.optimizers")
+        table = {
+            "sgd": lambda: made.sgd(rate),
+            "momentum": lambda: made.momentum(rate, o.momentum),
+            "nesterov": lambda: made.nesterov(rate, o.momentum),
+            "adam": lambda: made.adam(rate, o.beta1, o.beta2, o.epsilon),
+        }
+        return pick(table, o.name, "JAX")()
+
+    def loss(self, layers: Any, x: Any, y: Any, step: Any) -> Any:
+        jax = self.jax
+        for number, activation in enumerate(self.activations):
+            w, b = layers[number]
+            x = activation(x @ w + b)
+            if rate := self.layers[number].dropout:
+                key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.task.seed), step), number)
+                x = jax.numpy.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+        w, b = layers[-1]
+        return -jax.numpy.take_along_axis(jax.nn.log_softmax(x @ w + b), y[:, None], 1).mean()
+
+    def whole_epoch(self, state: Any, steps: Any, x: Any, y: Any, order: Any) -> Any:
+        """State and step after the epoch, and the mean loss. The last batch may be short."""
+        jax, batch = self.jax, self.task.batch
+
+        def one(carry: Any, picked: Any) -> Any:
+            state, step = carry
+            rows = x.at[picked].get(mode="promise_in_bounds"), y.at[picked].get(mode="promise_in_bounds")
+            loss, gradients = jax.value_and_grad(self.loss)(self.get(state), *rows, step)
+            return (self.update(step, gradients, state), step + 1), loss * len(picked)
+
+        whole = len(order) - len(order) % batch
+        carry, losses = jax.lax.scan(one, (state, steps), order[:whole].reshape(-1, batch))
+        total = losses.sum()
+        if whole < len(order):
+            carry, last = one(carry, order[whole:])
+            total += last
+        return *carry, total / len(order)
+
+    def limited(self) -> AbstractContextManager[Any]:
+        return contextlib.nullcontext()
+
+    def epoch(self, order: Order) -> float:
+        picked = self.jax.device_put(order.astype(np.int32), self.device)
+        self.state, self.steps, loss = self.jitted(self.state, self.steps, self.x, self.y, picked)
+        return float(loss)
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+# ------------------------------------------------------------------------------------------------ by name
+
+RIVALS: dict[str, Callable[[int], Contestant]] = {
+    "torch": Torch,
+    "torch-compile": TorchCompiled,
+    "sklearn": Sklearn,
+    "jax": Jax,
+}
+# Of fastmlp's engines. Not the one that trains by PyTorch's definitions: "torch" is here the fastest step in PyTorch.
+ENGINES = ("numpy", "numba", "cuda")
+NAMES = (*ENGINES, *RIVALS)
+OURS = ("numba", "cuda")  # NumPy's engine is the specification, not made to be fast
+
+
+def parse_names(text: str | None) -> tuple[str, ...]:
+    """Names with commas between them; None is all.
+
+    >>> parse_names("numba, jax"), parse_names(None) == NAMES
+    (('numba', 'jax'), True)
+    """
+    return NAMES if text is None else tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+
+
+def contestants(names: Iterable[str], threads: int | None = None) -> list[Contestant]:
+    """New contestants, not prepared: each name with one thread and with `threads` (None: one a core), where it has a choice.
+
+    Raises
+    ------
+    ConfigError : an unknown name
+
+    Examples
+    --------
+    >>> [(one.backend, one.threads) for one in contestants(["numpy", "jax"], 2)]
+    [('numpy', 1), ('numpy', 2), ('jax', 2)]
+    """
+    most = threads or available_cores()
+    found: list[Contestant] = []
+    for name in names:
+        if name not in NAMES:
+            raise ConfigError(unknown_name("backend", name, NAMES))
+        numbers: Sequence[int] = [most] if name == "jax" else sorted({1, most})
+        if name in RIVALS:
+            found += [RIVALS[name](number) for number in numbers]
+        elif name == "cuda":
+            found.append(OwnEngine(name, None))
+        else:
+            found += [OwnEngine(name, number) for number in numbers]
+    return found

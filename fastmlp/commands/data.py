@@ -1,0 +1,59 @@
+"""The commands below `fastmlp data`: parse, call, print.
+
+Not here: what data sets are and where they come from (data.py, data_fetch.py).
+"""
+
+from __future__ import annotations
+
+import click
+
+from fastmlp.commands.console import common_options, data_dir_option, is_quiet, say, show, show_files, show_json
+from fastmlp.errors import DataError
+
+
+@click.group()
+def data() -> None:
+    """List, fetch and verify the data sets that have a name."""
+
+
+@data.command("list")
+@data_dir_option
+@common_options
+def data_list(data_dir: str | None, as_json: bool) -> None:
+    """List the data sets, and whether their files are there."""
+    from fastmlp.data.dataset import list_data
+
+    rows = [row._asdict() for row in list_data(data_dir)]
+    if as_json:
+        show_json({"datasets": rows})
+    else:
+        show("\n".join("{name:<14} {state:<11} {description}".format(**row) for row in rows))
+
+
+@data.command("fetch")
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@data_dir_option
+@common_options
+def data_fetch(names: tuple[str, ...], data_dir: str | None, as_json: bool) -> None:
+    """Download what is missing, of all data sets if no NAME is given. SHA-256 is checked."""
+    from fastmlp.data.dataset import DATASETS, fetch_data
+
+    files = [row for name in names or DATASETS for row in fetch_data(name, data_dir, progress=not is_quiet())]
+    show_files(files, as_json)
+
+
+@data.command("verify")
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@data_dir_option
+@common_options
+def data_verify(names: tuple[str, ...], data_dir: str | None, as_json: bool) -> None:
+    """Compare files with their SHA-256, of all data sets that are there if no NAME is given."""
+    from fastmlp.data.dataset import list_data, verify_data
+
+    there = [row.name for row in list_data(data_dir) if row.state != "missing"]
+    files = [row for name in names or there for row in verify_data(name, data_dir)]
+    show_files(files, as_json)
+    if not files:
+        say("no files of data sets are there; `fastmlp data list` tells where they would be, `fastmlp data fetch` gets them")
+    if bad := [row.file for row in files if row.status != "ok"]:
+        raise DataError(f"damaged or missing: {', '.join(bad)}; get them with `fastmlp data fetch`")

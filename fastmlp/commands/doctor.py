@@ -1,0 +1,238 @@
+"""`fastmlp doctor`: what there is on this machine, what is missing, and whether the engines agree.
+
+Here: `examine` and its checks, each in words for a person. Not here: any repair. Nothing is downloaded, and no
+package is imported that a check does not need.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastmlp import __version__
+from fastmlp.data.dataset import data_folder, list_data
+from fastmlp.engines.cuda import INSTALL
+from fastmlp.engines.cuda.runtime import Runtime
+from fastmlp.engines.kernel_cache import UnsafeFolder, cache_folder, check_private
+from fastmlp.errors import FastMLPError, UnavailableError
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import Schedule
+from fastmlp.training.settings import Settings
+from fastmlp.training.training import train
+
+OK, NOTE, BROKEN = "ok", "note", "broken"
+
+CORE = ("numpy", "numba", "llvmlite", "scikit-learn", "scipy", "matplotlib", "safetensors")
+CNN = ("torch", "torchvision")
+INSTALL_CNN = "for `extract`: pip install 'fastmlp[cnn]'"
+INSTRUCTION_SETS = ("avx512f", "avx2", "fma", "neon", "sve")  # names of LLVM's features
+
+SELF_TEST_TOLERANCE = 1e-4  # relative difference of losses that rounding in float32 explains
+Version = Callable[[str], str | None]
+
+
+class Check(NamedTuple):
+    """name, what was found, "ok", "note" or "broken", and what to do about it."""
+
+    name: str
+    value: str
+    state: str = OK
+    remedy: str = ""
+
+
+def examine(data_dir: str | None = None) -> list[Check]:
+    """All checks, in the order of the table.
+
+    Parameters
+    ----------
+    data_dir : folder of the named data sets, see `data.data_folder`
+
+    Examples
+    --------
+    >>> [check.value for check in examine() if check.name == "fastmlp"] == [__version__]
+    True
+    """
+    return [
+        *check_versions(installed_version),
+        check_processor(),
+        *check_threads(),
+        check_cache(cache_folder()),
+        *check_data(data_dir),
+        *check_cuda(installed_version),
+        *check_torchvision(installed_version),
+        self_test(),
+    ]
+
+
+def is_broken(checks: list[Check]) -> bool:
+    """Whether something does not work that is meant to."""
+    return any(check.state == BROKEN for check in checks)
+
+
+def as_table(checks: list[Check]) -> str:
+    """The checks for a person.
+
+    >>> print(as_table([Check("numpy", "2.4.6"), Check("torch", "not installed", NOTE, "pip install torch")]))
+    ok      numpy  2.4.6
+    note    torch  not installed (pip install torch)
+    """
+    width = max(len(check.name) for check in checks)
+    ends = {check: f" ({check.remedy})" if check.remedy else "" for check in checks}
+    return "\n".join(f"{one.state:<6}  {one.name:<{width}}  {one.value}{ends[one]}" for one in checks)
+
+
+# ------------------------------------------------------------------------------------------------ packages
+
+
+def installed_version(package: str) -> str | None:
+    """Version of a package, without importing it."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def check_versions(version: Version) -> Iterator[Check]:
+    """Python and the packages that fastmlp needs, or can use."""
+    yield Check("fastmlp", __version__)
+    yield Check("python", f"{platform.python_version()} ({sys.executable})")
+    for package in CORE:
+        found = version(package)
+        broken = Check(package, "missing", BROKEN, f"pip install {package}")
+        yield broken if found is None else Check(package, found)
+    for package in CNN:
+        found = version(package)
+        yield Check(package, "not installed", NOTE, INSTALL_CNN) if found is None else Check(package, found)
+
+
+def check_torchvision(version: Version) -> Iterator[Check]:
+    """Whether the two fit: a CPU build of torch lacks the operators of another torchvision, which then fails."""
+    torch, torchvision = (version(package) for package in CNN)
+    if torch is None or torchvision is None:
+        return
+    builds = [found.partition("+")[2] for found in (torch, torchvision)]
+    if builds[0] == builds[1]:  # importing them would take seconds
+        yield Check("torchvision build", builds[0] or "as torch")
+        return
+    command = [sys.executable, "-c", "import torchvision"]
+    tried = subprocess.run(command, capture_output=True, text=True, check=False)
+    if tried.returncode == 0:
+        yield Check("torchvision build", "can be imported beside this torch")
+        return
+    reason = (tried.stderr.strip().splitlines() or ["no message"])[-1]
+    remedy = f"pip install torchvision --index-url https://download.pytorch.org/whl/{builds[0] or 'cpu'}"
+    yield Check("torchvision build", f"does not fit torch {torch}: {reason}", BROKEN, remedy)
+
+
+# ------------------------------------------------------------------------------------------------ machine
+
+
+def check_processor() -> Check:
+    """Name and vector instructions of the processor, as LLVM sees it."""
+    try:
+        llvm: Any = importlib.import_module("llvmlite.binding")
+    except (ImportError, OSError) as error:
+        return Check("processor", f"llvmlite cannot be imported: {error}", BROKEN, "pip install --force-reinstall llvmlite")
+    features = llvm.get_host_cpu_features()
+    sets = [name for name in INSTRUCTION_SETS if features.get(name)]
+    return Check("processor", f"{llvm.get_host_cpu_name()}, {platform.machine()}, {' '.join(sets) or 'no vectors'}")
+
+
+def check_threads() -> Iterator[Check]:
+    """Cores of the machine, those that this process may use, and what the engine makes of it."""
+    from fastmlp.engines.cpu.threads import available_cores
+
+    cores, usable = os.cpu_count() or 1, available_cores()
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    limit = quota.read_text().split()[0] if quota.exists() else "none"
+    yield Check("cores", f"{cores}, by affinity {affinity}, limit of the control group {limit}")
+    yield Check("threads", f"{usable} unless --threads says otherwise")
+
+
+def check_cache(folder: Path) -> Check:
+    """Whether compiled kernels can be kept."""
+    remedy = "kernels are compiled at each start; name a folder of your own by FASTMLP_CACHE_DIR"
+    there = folder
+    while not there.exists():
+        there = there.parent
+    if not os.access(there, os.W_OK | os.X_OK):
+        return Check("kernel cache", f"{folder}: {there} cannot be written", NOTE, remedy)
+    if there != folder:
+        return Check("kernel cache", f"{folder}: made when first needed")
+    try:
+        check_private(folder)
+    except UnsafeFolder as error:
+        return Check("kernel cache", str(error), NOTE, remedy)
+    sizes = [file.stat().st_size for file in folder.iterdir()]
+    return Check("kernel cache", f"{folder}: {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB, private")
+
+
+def check_data(data_dir: str | None) -> Iterator[Check]:
+    """The data folder, and which of the named data sets are in it."""
+    yield Check("data folder", str(data_folder(data_dir)))
+    for row in list_data(data_dir):
+        fetch = f"fastmlp data fetch {row.name}"
+        if row.state in ("embedded", "present"):
+            yield Check(f"data {row.name}", row.state)
+        else:
+            yield Check(f"data {row.name}", row.state, NOTE, fetch)
+
+
+def check_cuda(version: Version, runtime: Callable[[], Any] = Runtime) -> Iterator[Check]:
+    """numba-cuda, its quarrel with NumPy 2.5, and the device."""
+    found, numpy = version("numba-cuda"), version("numpy") or "0"
+    if found is None:
+        yield Check("numba-cuda", "not installed", NOTE, f"for a CUDA GPU: {INSTALL}")
+        return
+    if tuple(map(int, numpy.split(".")[:2])) >= (2, 5):
+        yield Check(
+            "numba-cuda", f"{found}, made for NumPy before 2.5, not {numpy}", NOTE, "if it fails: pip install 'numpy<2.5'"
+        )
+    else:
+        yield Check("numba-cuda", found)
+    try:
+        device = runtime()
+        major, minor = device.capability
+        yield Check("cuda device", f"{device.name}, compute capability {major}.{minor}, {device.blocks} multiprocessors")
+    except UnavailableError as error:
+        yield Check("cuda device", str(error), NOTE, "check the driver with nvidia-smi")
+
+
+# ------------------------------------------------------------------------------------------------ self-test
+
+
+def self_test() -> Check:
+    """Train a tiny network with both engines; their losses may differ by rounding only."""
+    try:
+        first, second = (tiny_losses(backend) for backend in ("numpy", "numba"))
+    except (FastMLPError, ImportError) as error:
+        return Check("self-test", str(error), BROKEN, "pip install --force-reinstall numba numpy")
+    return compare_losses(first, second)
+
+
+def compare_losses(first: list[float], second: list[float]) -> Check:
+    """Whether two lists of losses are equal but for rounding."""
+    worst = float(np.max(np.abs(np.subtract(first, second)) / np.abs(first)))
+    text = f"losses of numpy and numba engine differ by {worst:.1e} at most"
+    if worst <= SELF_TEST_TOLERANCE:
+        return Check("self-test", text)
+    return Check("self-test", text, BROKEN, "work with --backend numpy, and report this with the whole table")
+
+
+def tiny_losses(backend: str) -> list[float]:
+    """Loss of each epoch of a small training, the same whatever the engine."""
+    draw = np.random.default_rng(0)
+    x, y = draw.normal(size=(128, 16)).astype(np.float32), draw.integers(0, 4, 128)
+    settings = Settings(Schedule(0.1), epochs=5, batch_size=20, backend=backend)
+    history: list[dict[str, Any]] = train(Network((16, 24, 4)), x, y, settings=settings).history
+    return [row["loss"] for row in history]

@@ -1,0 +1,1 @@
+"""From files and arrays to checked data sets, their splits and their scaling."""

@@ -1,0 +1,109 @@
+"""The public door: rows and targets are checked here once, and put into the types that engines take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmlp.data.rows import Features, Subset, blocks, first_not_finite
+from fastmlp.errors import DataError
+from fastmlp.nn.network import FloatArray, Network
+
+Rows = tuple[Features, npt.NDArray[Any]]  # x and y of a data part
+
+
+def as_array(values: Any, what: str) -> npt.NDArray[Any]:
+    """The values as an array of any kind, or a DataError if they have no common shape."""
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{what} cannot be made an array; its rows must all be of one length") from error
+
+
+def finite(array: npt.NDArray[Any], dtype: npt.DTypeLike) -> tuple[npt.NDArray[Any], tuple[int, ...] | None]:
+    """The array in `dtype`, C-contiguous, and the place of the first value that is not finite in it."""
+    with np.errstate(over="ignore"):  # what overflows becomes infinite, and is found
+        cast = np.ascontiguousarray(array, dtype)
+    return cast, first_not_finite(cast)
+
+
+def check_rows(x: Any, features: int, dtype: npt.DTypeLike) -> Features:
+    """x as a C-contiguous (n, features) array of uint8 (kept as it is) or `dtype`, finite, or a DataError.
+
+    A `rows.Subset` of such an array stays one, one of any other array is copied; an array that is such is not copied.
+    """
+    rows = x if isinstance(x, Subset) else as_array(x, "the data")
+    if rows.ndim != 2 or rows.shape[1] != features:
+        raise DataError(f"the network takes rows of {features} features, but the data has shape {rows.shape}")
+    if rows.dtype.kind not in "buif":
+        raise DataError(f"the data must be numbers, not {rows.dtype}; convert it first")
+    if isinstance(rows, Subset) and not (rows.dtype in (np.uint8, dtype) and rows.array.flags.c_contiguous):
+        rows = np.asarray(rows)
+    if rows.dtype == np.uint8:
+        return rows if isinstance(rows, Subset) else np.ascontiguousarray(rows)
+    cast, place = (rows, first_not_finite(rows)) if isinstance(rows, Subset) else finite(rows, dtype)
+    if place is not None:
+        value = rows[place[0]][place[1]]
+        raise DataError(f"row {place[0]}, feature {place[1]} is {value}; remove or fill such values first")
+    return cast
+
+
+def check_targets(network: Network, y: Any, rows: int, part: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """y as (rows,) int32 classes or (rows, outputs) `dtype` targets that the network's loss can take, or a DataError."""
+    y = as_array(y, f"{part} targets")
+    outputs = network.sizes[-1]
+    if y.ndim == 0:
+        raise DataError(f"the {part} part has no targets, but {y.dtype} {y}")
+    if len(y) != rows:
+        raise DataError(f"the {part} part has {rows} rows but {len(y)} targets")
+    if y.ndim == 1 and y.dtype.kind in "iu":
+        if rows and (y.min() < 0 or y.max() >= outputs):
+            raise DataError(f"{part} classes run from {y.min()} to {y.max()}, but the network has outputs 0 to {outputs - 1}")
+        return y.astype(np.int32)
+    if y.ndim != 2 or y.shape[1] != outputs or y.dtype.kind not in "buif":
+        raise DataError(
+            f"{part} targets must be (n,) integer classes or (n, {outputs}) numbers, not {y.dtype} of shape {y.shape}"
+        )
+    y, place = finite(y, dtype)
+    if place is not None:
+        raise DataError(f"{part} targets are not finite in row {place[0]}, output {place[1]}; remove such rows first")
+    if network.loss == "cross-entropy" and not all(are_probabilities(block) for _, block in blocks(y)):
+        raise DataError(
+            f"{part} targets of cross-entropy must sum to 1 and not be negative; for regression use loss='squared-error'"
+        )
+    return y
+
+
+def are_probabilities(y: FloatArray) -> bool:
+    return bool(np.allclose(y.sum(axis=1), 1, atol=1e-4) and (y >= 0).all())
+
+
+def check_part(network: Network, x: Any, y: Any, part: str, dtype: npt.DTypeLike) -> Rows:
+    """Rows and targets of a data part that is not empty, or a DataError."""
+    x = check_rows(x, network.sizes[0], dtype)
+    if len(x) == 0:
+        raise DataError(f"the {part} part has no rows")
+    return x, check_targets(network, y, len(x), part, dtype)
+
+
+def check_weights(sample_weight: Any, rows: int) -> FloatArray:
+    """Sample weights as (rows,) float32, positive and finite, or a DataError."""
+    given = as_array(sample_weight, "sample_weight")
+    if given.dtype.kind in "buif" and given.shape == (rows,):
+        weights, place = finite(given, np.float32)
+        if place is None and (weights > 0).all():
+            return weights
+    raise DataError(f"sample_weight must be {rows} positive finite numbers")
+
+
+def check_description(network: Network, features: int | None, classes: int, shape: tuple[int, ...] | None) -> None:
+    """Raise DataError unless scaling features, class names and image shape fit the network."""
+    first, last = network.sizes[0], network.sizes[-1]
+    if features is not None and features != first:
+        raise DataError(f"the scaling is for {features} features, but the network takes {first}")
+    if classes not in (0, last):
+        raise DataError(f"classes has {classes} names, but the network has {last} outputs")
+    if shape is not None and int(np.prod(shape)) != first:
+        raise DataError(f"image_shape {shape} has {int(np.prod(shape))} pixels, but the network takes {first} features")

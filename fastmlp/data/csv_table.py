@@ -1,0 +1,399 @@
+"""Readers of data files: IDX, `.npz`, `.csv`.
+
+Here: from bytes on disk to plain arrays (`Parts`), every kind of damage named by file and place.
+Not here: images (`data_images.py`), named data sets (`data_fetch.py`), checks that all sources share (`data.py`).
+Source: the IDX format as on the MNIST page (http://yann.lecun.com/exdb/mnist).
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import itertools
+import math
+import re
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib.npyio import NpzFile
+
+from fastmlp.data.scaling import Place
+from fastmlp.errors import DataError
+
+CHUNK = 1 << 20  # bytes read at a time, so that no buffer is ever sized by what a header claims
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+REFETCH = "delete it and get it again with `fastmlp data fetch`"
+# Of a data set in an .npz file, or in a folder of .npy files; the last three are those of `features`.
+ARRAYS = ("x", "y", "x_test", "y_test", "classes", "validation", "about", "extractor")
+
+
+class Parts(NamedTuple):
+    """What a reader found: arrays as they are in the file, not yet checked (`data.check_dataset` does)."""
+
+    x: Any
+    y: Any
+    classes: Sequence[str] | None = None
+    image_shape: tuple[int, int, int] | None = None
+    x_test: Any = None
+    y_test: Any = None
+    places: Mapping[str, Place] | None = None
+    validation: Any = None
+    about: Any = None
+    extractor: Any = None
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn the errors of the file system and of gzip into one line that names the file."""
+    try:
+        yield
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: damaged gzip file ({error}); {REFETCH}") from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"{path}: cannot be read ({reason}); check the path and its permissions") from error
+
+
+# --- IDX ----------------------------------------------------------------------------------------------------
+
+
+def read_idx(path: str | Path, dims: int) -> npt.NDArray[np.uint8]:
+    """Read an IDX file of unsigned bytes, gzipped if its name ends in `.gz`.
+
+    Parameters
+    ----------
+    path : bytes 0, 0, 8 (unsigned byte), number of dimensions, the dimensions (big-endian uint32), the values
+    dims : number of dimensions that the file must have: 3 for images, 1 for labels
+
+    Returns
+    -------
+    array of uint8, with the shape that the header gives
+
+    Raises
+    ------
+    DataError : wrong magic, type or dimensions, an empty array, too few or too many bytes, damaged gzip
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "labels-idx1-ubyte"
+    ...     _ = path.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 3, 7, 8, 9]))
+    ...     read_idx(path, 1)
+    array([7, 8, 9], dtype=uint8)
+    """
+    path = Path(path)
+    with reading(path), _open_bytes(path) as stream:
+        shape = _idx_shape(path, stream.read(4 + 4 * dims), dims)
+        claimed = math.prod(shape)
+        # One byte more than claimed shows trailing bytes; reading to the end makes gzip compare its checksum.
+        content = _read_at_most(stream, claimed + 1)
+    if len(content) != claimed:
+        found = "more" if len(content) > claimed else f"only {len(content)}"
+        size = "x".join(map(str, shape))
+        raise DataError(f"{path}: the header claims {size} = {claimed} bytes, the file holds {found}; {REFETCH}")
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _open_bytes(path: Path) -> io.BufferedIOBase:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+
+
+def _idx_shape(path: Path, head: bytes, dims: int) -> tuple[int, ...]:
+    """Shape from the `4 + 4 * dims` bytes of an IDX header."""
+    magic = bytes((0, 0, 8, dims))
+    if len(head) >= 4 and head[:4] != magic:
+        hint = "it is gzipped: add .gz to its name" if head[:2] == b"\x1f\x8b" else REFETCH
+        raise DataError(
+            f"{path}: starts with 0x{head[:4].hex()} instead of 0x{magic.hex()} "
+            f"(IDX of unsigned bytes with {dims} dimensions); {hint}"
+        )
+    if len(head) < 4 + 4 * dims:
+        raise DataError(f"{path}: only {len(head)} bytes, less than an IDX header; {REFETCH}")
+    shape = struct.unpack(f">{dims}I", head[4:])
+    if 0 in shape:
+        raise DataError(f"{path}: the header claims an empty array {shape}; {REFETCH}")
+    return shape
+
+
+def _read_at_most(stream: io.BufferedIOBase, limit: int) -> bytearray:
+    """Up to `limit` bytes, in chunks: memory grows with the content, not with the limit."""
+    content = bytearray()
+    while chunk := stream.read(min(CHUNK, limit - len(content))):
+        content += chunk
+    return content
+
+
+# --- .npz ---------------------------------------------------------------------------------------------------
+
+
+def read_npz(path: str | Path) -> Parts:
+    """Read `x`, `y` and what else `ARRAYS` names of an `.npz` file; pickles are refused.
+
+    Other keys are ignored. Raises DataError for a damaged file, a missing key or an array of Python objects.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "a.npz"
+    ...     np.savez(path, x=np.eye(2), y=["no", "yes"])
+    ...     read_npz(path).y.tolist()
+    ['no', 'yes']
+    """
+    path = Path(path)
+    with open_npz(path) as archive:
+        listed = ", ".join(archive.files) or "nothing"
+        found: dict[str, Any] = {name: npz_array(path, archive, name) for name in ARRAYS if name in archive.files}
+    if missing := [name for name in ("x", "y") if name not in found]:
+        raise DataError(f"{path}: no array named {' nor '.join(missing)} (it holds: {listed}); save x and y")
+    return Parts(**found, places={name: Place(f"{path}: array {name!r}") for name in ARRAYS})
+
+
+@contextmanager
+def open_npz(path: Path, example: str = "x=..., y=...") -> Iterator[NpzFile]:
+    """Open an `.npz` file; pickles are refused. `example` is for the message that tells how to write one.
+
+    Raises DataError if it cannot be opened or is no archive of arrays (`numpy.save` writes none).
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "a.npz"
+    ...     np.savez(path, x=np.eye(2))
+    ...     with open_npz(path) as archive:
+    ...         archive.files, npz_array(path, archive, "x").shape
+    (['x'], (2, 2))
+    """
+    strange = DataError(f"{path}: not a readable .npz file; write it with numpy.savez(file, {example})")
+    with reading(path), path.open("rb") as stream:
+        try:
+            archive = np.load(stream, allow_pickle=False)
+        except (ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile) as error:
+            raise strange from error
+        if not isinstance(archive, NpzFile):
+            raise strange
+        yield archive
+
+
+def npz_array(path: Path, archive: Mapping[str, Any], name: str) -> npt.NDArray[Any]:
+    """One array of an archive, see `open_npz`. Raises DataError for a damaged one, or one of Python objects."""
+    try:  # the errors are those of zip members, of their compression, and of numpy's parser of headers
+        array = archive[name]
+        if not isinstance(array, np.ndarray):  # numpy gives the bytes of a member that has no array in it
+            raise ValueError("not in the format of numpy.save")
+    except (
+        *(ValueError, EOFError, SyntaxError, RuntimeError, MemoryError),
+        *(zlib.error, zipfile.BadZipFile, tokenize.TokenError),
+    ) as error:
+        reason = " ".join(str(error).split())
+        remedy = "save plain arrays of numbers or strings, without Python objects or ragged rows"
+        raise DataError(f"{path}: array {name!r} cannot be read ({reason}); {remedy}") from error
+    return array
+
+
+# --- .csv ---------------------------------------------------------------------------------------------------
+
+
+def read_csv(path: str | Path, target: str = "class") -> Parts:
+    """Read a comma-separated table: label (or value) first, then numbers, as in Kaggle's files. UTF-8.
+
+    The first line is data if its first cell is a number, and a header if no cell of it is a number and none
+    is empty. Anything else is an error, so that no row of data is ever taken for a header.
+    Labels may be text if there is a header and the label of the first data line is text; then all are text.
+    Features that are all whole numbers in 0..255 become uint8, others float32. Blank lines may be at the end.
+    A header ...,pixel0,pixel1,... or ...,pixel1,... with a square number of pixels gives the image shape.
+
+    Parameters
+    ----------
+    path : the file
+    target : "class" or "value" (the first column must then be a number)
+
+    Raises
+    ------
+    DataError : with line and column: ragged or blank lines, empty cells, text, NaN, numbers beyond float32
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "a.csv"
+    ...     _ = path.write_text("label,pixel0,pixel1,pixel2,pixel3\\ncat,0,255,0,1\\ndog,3,4,5,6\\n")
+    ...     parts = read_csv(path)
+    >>> parts.y.tolist(), parts.classes, parts.x.dtype, parts.image_shape
+    ([0, 1], ['cat', 'dog'], dtype('uint8'), (2, 2, 1))
+    """
+    path = Path(path)
+    first = list(itertools.islice(csv_rows(path), 2))
+    if not first or not any(cell.strip() for cell in first[0]):
+        raise DataError(f"{path}: line 1 is empty; a label and numbers, separated by commas, are needed")
+    if len(first[0]) < 2:
+        raise DataError(f"{path}: line 1 has one column; a label and numbers, separated by commas, are needed")
+    header = first[0] if _is_header(path, first) else None
+    skip = int(header is not None)
+    label = first[skip][0].strip() if len(first) > skip and first[skip] else ""
+    text = target == "class" and header is not None and label != "" and not is_number(label)
+    table, names = csv_table(path, skip, text)
+    if table.shape[1] != len(first[0]):
+        raise DataError(f"{path}: line 2 has {table.shape[1]} columns, line 1 has {len(first[0])}; make them equal")
+    place = Place(str(path), "line", 1 + skip)
+    x, y, places = _narrow(table[:, 1:]), table[:, 0].copy(), {"x": place, "y": place}
+    if not text:
+        return Parts(x, y, None, _pixel_shape(header), places=places)
+    rank = np.argsort(np.argsort(np.array(names, object)))  # from the order of appearance to sorted order
+    return Parts(x, rank[y.astype(np.intp)], sorted(names), _pixel_shape(header), places=places)
+
+
+def csv_rows(path: Path) -> Iterator[list[str]]:
+    """The cells of each line, as text; see `csv_table`. Raises DataError for a file that is not UTF-8 or not csv."""
+    with reading(path), path.open(encoding="utf-8-sig", newline="") as handle:
+        try:
+            yield from csv.reader(handle, strict=True)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8 csv") from error
+        except csv.Error as error:
+            raise DataError(f"{path}: not a csv file ({error}); save it as comma-separated text") from error
+
+
+def is_number(cell: str) -> bool:
+    """True if numpy's parser takes the cell for a number (Python's takes more: 1_000, other scripts).
+
+    >>> [is_number(cell) for cell in (" 1e3", "nan", "1_000", "")]
+    [True, True, False, False]
+    """
+    if "_" in cell or not cell.isascii():
+        return False
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _all_good(cells: list[str]) -> bool:
+    """Quick look at a whole line: all are finite numbers, and so is their sum (False may be wrong, True is not)."""
+    line = "".join(cells)
+    try:
+        return line.isascii() and "_" not in line and sum(map(abs, map(float, cells))) <= FLOAT32_MAX
+    except ValueError:
+        return False
+
+
+def _is_header(path: Path, rows: list[list[str]]) -> bool:
+    """Apply the rule in `read_csv` to the first two lines."""
+    label, features = rows[0][0].strip(), [cell.strip() for cell in rows[0][1:]]
+    if not label:
+        raise DataError(f"{path}: line 1, column 1 is empty; put the label first (pandas: to_csv(index=False))")
+    if is_number(label):
+        return False
+    if all(features) and not any(map(is_number, features)):
+        if re.fullmatch(r"pixel\d+", label):
+            raise DataError(f"{path}: the header starts with {label!r}; put a label column first")
+        return True
+    raise DataError(
+        f"{path}: line 1 starts with {label!r} but is neither a header nor data; "
+        "give the file a header line of names without numbers, such as label,pixel0,pixel1"
+    )
+
+
+def csv_table(path: Path, skip: int, text: bool) -> tuple[npt.NDArray[np.float32], list[str]]:
+    """All numbers of a table, (rows, columns), finite, and the names that the codes of its text labels stand for.
+
+    skip: lines before the data, 0 or 1. text: the first column is text, coded 0, 1, … in the order of appearance.
+    Raises DataError, with line and column, as `read_csv`.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "a.csv"
+    ...     _ = path.write_text("kind,a\\nplum,1\\nfig,2\\nplum,3\\n")
+    ...     header, (table, names) = next(csv_rows(path)), csv_table(path, skip=1, text=True)
+    >>> header, table.tolist(), names
+    (['kind', 'a'], [[0.0, 1.0], [1.0, 2.0], [0.0, 3.0]], ['plum', 'fig'])
+    """
+    codes: dict[str, int] = {}
+
+    def code(cell: str) -> int:
+        if not cell.strip():
+            raise ValueError("empty label")
+        return codes.setdefault(cell.strip(), len(codes))
+
+    try:
+        with reading(path), path.open(encoding="utf-8-sig") as handle:
+            lines = itertools.islice(_without_blank_lines(path, handle), skip, None)
+            if (line := next(lines, None)) is None:  # numpy would only warn
+                raise DataError(f"{path}: no line of data after the header; add rows")
+            table: npt.NDArray[np.float32] = np.loadtxt(
+                itertools.chain([line], lines),
+                np.float32,
+                delimiter=",",
+                comments=None,
+                quotechar='"',
+                ndmin=2,
+                converters={0: code} if text else None,
+            )
+    except DataError:
+        raise
+    except ValueError as error:
+        raise DataError(_csv_fault(path, skip, text) or f"{path}: {error}") from error
+    if not np.isfinite(table).all():
+        raise DataError(_csv_fault(path, skip, text))
+    return table, list(codes)
+
+
+def _without_blank_lines(path: Path, lines: Iterable[str]) -> Iterator[str]:
+    """The lines; blank ones, which numpy would skip unnoticed, are allowed at the end only."""
+    blank = 0
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            blank = blank or number
+        elif blank:
+            raise DataError(f"{path}: line {blank} is blank; remove it")
+        else:
+            yield line
+
+
+def _csv_fault(path: Path, skip: int, text: bool) -> str:
+    """Describe the first bad line; slow, so only for files that the fast parser has refused."""
+    width = 0
+    for number, cells in enumerate(csv_rows(path), 1):
+        if not cells:  # a blank line at the end; inside, it is refused before
+            continue
+        width = width or len(cells)
+        if len(cells) != width:
+            return f"{path}: line {number} has {len(cells)} columns, line 1 has {width}; make them equal"
+        if number <= skip or (_all_good(cells[text:]) and not (text and not cells[0].strip())):
+            continue
+        for column, cell in enumerate(cells, 1):
+            place = f"{path}: line {number}, column {column}"
+            if not cell.strip():
+                return f"{place} is empty; fill it or remove the line"
+            if text and column == 1:
+                continue
+            if not is_number(cell):
+                return f"{place}: {cell!r} is not a number; correct it or remove the line"
+            if not abs(float(cell)) <= FLOAT32_MAX:
+                return f"{place}: {cell!r} is not a finite float32 number; correct it or remove the line"
+    return ""
+
+
+def _narrow(x: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+    """The same values as uint8 if all are whole numbers in 0..255, as pixels are; else as they are."""
+    if x.min() >= 0 and x.max() <= 255:
+        pixels = x.astype(np.uint8)
+        if np.array_equal(pixels, x):
+            return pixels
+    return x
+
+
+def _pixel_shape(header: list[str] | None) -> tuple[int, int, int] | None:
+    """Image shape that Kaggle's header tells: pixel0 … or pixel1 …, a square number of them."""
+    names = [] if header is None else [cell.strip() for cell in header[1:]]
+    side = math.isqrt(len(names))
+    kaggle = any(names == [f"pixel{i + start}" for i in range(len(names))] for start in (0, 1))
+    return (side, side, 1) if names and kaggle and side * side == len(names) else None

@@ -1,0 +1,244 @@
+"""Data sets: any of them by name or by path, and the one check that all pass.
+
+Here: `Dataset`, `load_data`, `check_dataset`; what else callers need of data can be imported from here too.
+Not here: file formats (`data_files.py`, `data_tensors.py`, `data_npy.py`, `data_images.py`); named data sets and their
+downloads (`data_fetch.py`); checks of single arrays, splitting and scaling (`preprocess.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmlp.data.arrays import is_npy_folder, read_npy_folder
+from fastmlp.data.csv_table import ARRAYS, Parts, read_csv, read_npz, reading
+from fastmlp.data.download import DATASETS, data_folder, fetch_data, list_data, named_parts, verify_data
+from fastmlp.data.images import load_images, read_image_folder
+from fastmlp.data.scaling import Place, check_features, check_labels, check_values
+from fastmlp.data.tensors import read_safetensors
+from fastmlp.errors import ConfigError, DataError, unknown_name
+
+__all__ = ["DATASETS", "Dataset", "Parts", "check_dataset", "data_folder", "fetch_data", "list_data"]
+__all__ += ["load_data", "load_images", "verify_data"]
+
+Array = npt.NDArray[Any]
+TARGETS = ("class", "value")
+ABOUT = {"key", "settings", "network", "layer", "images", "cnn"}  # of features, what others rely on
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Rows with their targets, checked.
+
+    Parameters
+    ----------
+    name : what it is called, for titles and folder names
+    x : (n, features) uint8 or float32, C-contiguous, finite; from a folder of `.npy` files memory-mapped (see `data_npy`)
+    y : (n,) int32 class numbers, or (n, k) float32 targets of regression
+    classes : names of the classes; empty for regression
+    image_shape : (height, width, channels) if the rows are images
+    x_test, y_test : the test part, in the same types; None if there is none
+    validation : rows of x that validate, ascending; None lets the settings choose
+    about : of features, what `features` tells of them
+    extractor : of features, the network that made them of images, in the bytes of package cnn
+    """
+
+    name: str
+    x: Array
+    y: Array
+    classes: tuple[str, ...] = ()
+    image_shape: tuple[int, int, int] | None = None
+    x_test: Array | None = None
+    y_test: Array | None = None
+    validation: npt.NDArray[np.int64] | None = None
+    about: Mapping[str, Any] | None = None
+    extractor: bytes | None = None
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 over dtype, shape and bytes of x, y, x_test, y_test, validation in this order; computed once."""
+        total = hashlib.sha256()
+        for array in (self.x, self.y, self.x_test, self.y_test, self.validation):
+            if array is not None:
+                total.update(f"{array.dtype.str} {array.shape} ".encode())
+                total.update(np.ascontiguousarray(array).data)
+        return total.hexdigest()
+
+
+def check_dataset(parts: Parts, name: str = "data", target: str = "class") -> Dataset:
+    """Check arrays and bring them into the types of `Dataset`: the one door that all data pass.
+
+    Parameters
+    ----------
+    parts : Parts
+        x: (n, f), (n, height, width) or (n, height, width, channels); uint8 is kept, other numbers become
+        float32. If one of x and x_test is uint8, the other not, both become float32.
+        y for target "class": whole numbers from 0, or strings, (n,) or (n, 1). Strings are numbered in the
+        order of `classes`, or sorted. A test label that is no class of the training part is an error.
+        y for target "value": numbers (n,) or (n, k); `classes` is then not used.
+    name : name of the result
+    target : "class" or "value"
+
+    Raises
+    ------
+    ConfigError : unknown target
+    DataError : arrays that are ragged, empty, not finite in float32 or of different lengths; labels that are
+        no classes
+
+    Examples
+    --------
+    >>> data = check_dataset(Parts(x=[[0.5, 1.0], [2.0, 3.0]], y=["spam", "ham"]))
+    >>> data.classes, data.y.tolist(), data.x.dtype
+    (('ham', 'spam'), [1, 0], dtype('float32'))
+    """
+    if target not in TARGETS:
+        raise ConfigError(unknown_name("target", target, TARGETS))
+    places = {key: Place(key) for key in ARRAYS} | dict(parts.places or {})
+    classes = _class_names(parts.classes, places["classes"]) if target == "class" else ()
+    x, shape, y, classes = _check_part(parts.x, parts.y, target, classes, (places["x"], places["y"]))
+    shape = parts.image_shape or shape
+    if shape and math.prod(shape) != x.shape[1]:
+        raise DataError(f"{places['x'].text} has {x.shape[1]} features, images of {shape} have {math.prod(shape)}")
+    if (parts.x_test is None) != (parts.y_test is None):
+        alone = "x_test" if parts.y_test is None else "y_test"
+        raise DataError(f"{places[alone].text} without its partner; give both x_test and y_test, or neither")
+    if parts.x_test is None:
+        return Dataset(name, x, y, classes, shape, **_of_features(parts, len(x), places))
+    where = (places["x_test"], places["y_test"])
+    x_test, test_shape, y_test, _ = _check_part(parts.x_test, parts.y_test, target, classes, where)
+    if x_test.shape[1] != x.shape[1] or (test_shape and shape and test_shape != shape):
+        found, needed = test_shape or x_test.shape[1], shape or x.shape[1]
+        raise DataError(f"{where[0].text} has rows of {found}, {places['x'].text} of {needed}; make them equal")
+    if y_test.shape[1:] != y.shape[1:]:
+        raise DataError(f"{where[1].text} has targets of {y_test.shape[1]} columns, y of {y.shape[1]}; make them equal")
+    if x_test.dtype != x.dtype:
+        x, x_test = x.astype(np.float32), x_test.astype(np.float32)
+    return Dataset(name, x, y, classes, shape, x_test, y_test, **_of_features(parts, len(x), places))
+
+
+def _of_features(parts: Parts, rows: int, places: Mapping[str, Place]) -> dict[str, Any]:
+    """What feature files have besides, checked."""
+    found: dict[str, Any] = {}
+    if parts.validation is not None:
+        chosen = np.asarray(parts.validation)
+        whole = chosen.ndim == 1 and chosen.dtype.kind in "iu"
+        if not whole or (
+            len(chosen) and not (chosen[0] >= 0 and chosen[-1] < rows and (np.diff(chosen.astype(np.int64)) > 0).all())
+        ):
+            raise DataError(f"{places['validation'].text}: must be ascending numbers of rows of x; extract the features again")
+        found["validation"] = chosen.astype(np.int64)
+    if parts.extractor is not None:
+        found["about"] = _about(str(parts.about), places["about"])
+        found["extractor"] = np.asarray(parts.extractor, np.uint8).tobytes()
+    return found
+
+
+def _about(text: str, place: Place) -> dict[str, Any]:
+    """What `features` tells of features. Without an extractor, an array of this name is somebody else's and not read."""
+    try:
+        about = json.loads(text)
+    except ValueError:
+        about = None
+    if not isinstance(about, dict) or not about.keys() >= ABOUT:
+        raise DataError(f"{place.text}: not what is known of features; extract them again")
+    return about
+
+
+def _check_part(
+    x: Any, y: Any, target: str, classes: tuple[str, ...], places: tuple[Place, Place]
+) -> tuple[Array, tuple[int, int, int] | None, Array, tuple[str, ...]]:
+    """x, image shape, y and classes of one part."""
+    x, shape = check_features(x, places[0])
+    y, classes = (check_values(y, places[1]), ()) if target == "value" else check_labels(y, classes, places[1])
+    if len(x) != len(y):
+        raise DataError(f"{places[0].text} has {len(x)} rows, {places[1].text} has {len(y)}; give each row its target")
+    return x, shape, y, classes
+
+
+def _class_names(values: Any, place: Place) -> tuple[str, ...]:
+    array = np.asarray([] if values is None else values)
+    names = tuple(map(str, array.tolist()))
+    if array.ndim != 1 or (names and array.dtype.kind not in "Uui") or len(set(names)) < len(names):
+        raise DataError(f"{place.text}: class names must be a list of different strings; correct it or leave it out")
+    return names
+
+
+def load_data(
+    source: str | Path,
+    data_dir: str | Path | None = None,
+    *,
+    image_size: tuple[int, int] | None = None,
+    target: str = "class",
+    progress: bool = False,
+) -> Dataset:
+    """Load a data set by name or by path.
+
+    Parameters
+    ----------
+    source : a name in `DATASETS`, or the path of an .npz, .safetensors or .csv file, a folder with x.npy and y.npy,
+        or a folder of class folders of images (see `data_files`, `data_tensors`, `data_npy`, `data_images`). A name
+        wins over a path: write ./mnist for a folder called mnist.
+    data_dir : folder of the named data sets (see `data_folder`); what is missing is downloaded to it
+    image_size : (height, width) that all images of a folder are resized to
+    target : "class" reads y as labels, "value" as targets of regression
+    progress : show a bar on stderr while downloading
+
+    Raises
+    ------
+    ConfigError : settings that do not fit the source
+    DataError : no such data, or damaged data
+    UnavailableError : a file is missing and cannot be downloaded
+
+    Examples
+    --------
+    >>> data = load_data("digits")
+    >>> data.x.shape, data.x.dtype, len(data.classes), data.image_shape
+    ((1797, 784), dtype('uint8'), 10, (28, 28, 1))
+    """
+    name, path = str(source), Path(source)
+    named = name in DATASETS
+    with reading(path):
+        images = not named and is_image_folder(path)
+        if not (named or path.exists()):
+            hint = "or give the path of an .npz file, a .csv file or a folder"
+            raise DataError(f"{unknown_name('data set', name, DATASETS)}; no such file or folder either; {hint}")
+        if image_size is not None and not images:
+            raise ConfigError(f"image size is for folders of images, {name!r} is none; leave it out")
+        if image_size is not None and (len(image_size) != 2 or min(image_size) < 1):
+            raise ConfigError(f"image size {image_size}: give height and width, both at least 1")
+        if target == "value" and images:
+            raise ConfigError(f"{path}: a folder of images has classes, no values; use target 'class'")
+        if named:
+            return check_dataset(named_parts(name, data_dir, progress), name, target)
+        return check_dataset(_read(path, image_size, target), path.resolve().stem, target)
+
+
+def is_image_folder(path: Path) -> bool:
+    """Whether a path is a folder that is read as class folders of images."""
+    return path.is_dir() and not is_npy_folder(path)
+
+
+def _read(path: Path, image_size: tuple[int, int] | None, target: str) -> Parts:
+    if path.is_dir():
+        return read_npy_folder(path) if is_npy_folder(path) else read_image_folder(path, image_size)
+    match path.suffix.lower():
+        case ".npz":
+            return read_npz(path)
+        case ".safetensors":
+            return read_safetensors(path)
+        case ".csv":
+            return read_csv(path, target)
+        case ".npy":
+            raise DataError(f"{path}: one array alone; give the folder that holds x.npy and y.npy")
+    raise DataError(
+        f"{path}: not a kind of file that can be read; give .npz, .safetensors, .csv or a folder of class folders or .npy files"
+    )

@@ -1,0 +1,189 @@
+"""Images as rows of pixels: a folder of class folders, single files.
+
+Here: `read_image_folder` and `load_images`, and the one conversion of size and mode that both use.
+Not here: the other file formats (`data_files.py`); checks that all sources share (`data.py`).
+Source: grey is luma as in ITU-R BT.601.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmlp.data.csv_table import Parts, reading
+from fastmlp.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pbm", ".pgm", ".ppm", ".pnm"})
+
+
+def read_image_folder(path: str | Path, image_size: tuple[int, int] | None = None) -> Parts:
+    """Read a folder of class folders of images; the folders' names, sorted, are the classes.
+
+    A folder that holds just `train/`, or `train/` and `test/`, gives a training and a test part. Hidden files
+    and files without one of `IMAGE_SUFFIXES` are ignored. Pixels are converted as by `load_images`: to one
+    channel if all images are stored as grey (Pillow modes 1, L, LA, I, I;16, F), else to three; a palette
+    counts as colour.
+
+    Parameters
+    ----------
+    path : the folder
+    image_size : (height, width) to which all are resized; None if all have one size
+
+    Raises
+    ------
+    DataError : an unreadable image, two sizes, an empty or nested class folder, fewer than two classes
+    """
+    path = Path(path)
+    inner = [item.name for item in _visible(path) if item.is_dir()]
+    split = inner in (["train"], ["test", "train"])
+    classes, files, y = _class_files(path / "train" if split else path)
+    if len(classes) < 2:
+        raise DataError(
+            f"{path}: {len(classes)} class folders; at least two are needed, one for each class; or x.npy and y.npy"
+        )
+    if not (split and "test" in inner):
+        shape = _common_shape(files, image_size)
+        return Parts(_stack(files, shape), y, classes, shape)
+    test_classes, test_files, test_y = _class_files(path / "test")
+    if not test_classes:
+        raise DataError(f"{path / 'test'}: no class folders; add them or remove the folder")
+    if strange := [name for name in test_classes if name not in classes]:
+        raise DataError(f"{path / 'test' / strange[0]}: no such class in train/; rename or remove the folder")
+    shape = _common_shape(files + test_files, image_size)
+    y_test = np.array([classes.index(name) for name in test_classes])[test_y]
+    return Parts(_stack(files, shape), y, classes, shape, _stack(test_files, shape), y_test)
+
+
+def load_images(paths: Iterable[str | Path], image_shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
+    """Read images of any size and mode as rows of pixels, for a model trained on `image_shape`.
+
+    Of each image the first frame is taken, EXIF rotation is not applied; 16-bit grey keeps its high byte,
+    floats are clipped to 0..255; transparency is laid over black; one channel is ITU-R BT.601 luma,
+    (299 R + 587 G + 114 B) / 1000, three are RGB; then it is resized, bilinear with antialiasing, aspect
+    ratio ignored. Nothing is inverted.
+
+    Parameters
+    ----------
+    paths : files of images
+    image_shape : (height, width, channels), channels 1 (grey) or 3 (colour)
+
+    Returns
+    -------
+    (n, height * width * channels) uint8
+
+    Raises
+    ------
+    DataError : no path, a file that is no image, damaged or absurdly large, or channels other than 1 or 3
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "red.png"
+    ...     Image.new("RGB", (5, 7), "red").save(path)
+    ...     load_images([path], (2, 2, 1)), load_images([path], (1, 1, 3))
+    (array([[76, 76, 76, 76]], dtype=uint8), array([[255,   0,   0]], dtype=uint8))
+    """
+    files = [Path(path) for path in paths]
+    if not files:
+        raise DataError("no image given; name at least one file")
+    if len(image_shape) != 3 or image_shape[2] not in (1, 3):
+        raise DataError(f"images cannot be turned into {image_shape}; needed: (height, width, 1 or 3)")
+    return _stack(files, image_shape)
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What a folder holds, sorted by name, without hidden files."""
+    with reading(folder):
+        return sorted(item for item in folder.iterdir() if not item.name.startswith("."))
+
+
+def _class_files(folder: Path) -> tuple[list[str], list[Path], list[int]]:
+    """Names of the classes, image files of all, and for each file the number of its class; sorted by name."""
+    groups = [(inner, _visible(inner)) for inner in _visible(folder) if inner.is_dir()]
+    files: list[Path] = []
+    numbers: list[int] = []
+    for number, (inner, items) in enumerate(groups):
+        if nested := [item for item in items if item.is_dir()]:
+            raise DataError(f"{nested[0]}: a folder in a class folder; only train/ and test/ may hold class folders")
+        images = [item for item in items if item.suffix.lower() in IMAGE_SUFFIXES]
+        if not images:
+            raise DataError(f"{inner}: no image in this class folder; add some or remove the folder")
+        files += images
+        numbers += [number] * len(images)
+    return [inner.name for inner, _ in groups], files, numbers
+
+
+def _common_shape(files: list[Path], image_size: tuple[int, int] | None) -> tuple[int, int, int]:
+    """Height, width and channels for all files, from their headers."""
+    sizes, modes = [], set()
+    for file in files:
+        with _open_image(file) as image:
+            sizes.append((image.height, image.width))
+            modes.add(image.mode)
+        if image_size is None and sizes[-1] != sizes[0]:
+            (height, width), (first_height, first_width) = sizes[-1], sizes[0]
+            raise DataError(
+                f"{file}: {height}x{width} pixels, {files[0]} has {first_height}x{first_width}; "
+                "resize all with --image-size HEIGHT,WIDTH (Python: image_size)"
+            )
+    grey = all(mode in {"1", "L", "LA", "La", "I", "F"} or mode.startswith("I;16") for mode in modes)
+    return (*(image_size or sizes[0]), 1 if grey else 3)
+
+
+@contextmanager
+def _open_image(path: Path) -> Iterator[PillowImage]:
+    """Open an image; what Pillow raises for damaged or hostile files becomes one line that names the file."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                yield image
+    except (
+        *(OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error),
+        *(Image.DecompressionBombError, Image.DecompressionBombWarning),
+    ) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise DataError(f"{path}: not a readable image ({reason}); replace or remove it") from error
+
+
+def _stack(files: list[Path], shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
+    """Pixels of all files, (n, height * width * channels)."""
+    try:
+        rows = np.empty((len(files), math.prod(shape)), np.uint8)
+    except MemoryError as error:
+        raise DataError(f"{len(files)} images of {shape} do not fit into memory; use --image-size") from error
+    for row, file in zip(rows, files, strict=True):
+        with _open_image(file) as image:
+            row[:] = _pixels(image, shape)
+    return rows
+
+
+def _pixels(image: PillowImage, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
+    """One image converted as `load_images` says, flat."""
+    from PIL import Image
+
+    height, width, channels = shape
+    if image.mode.startswith("I"):  # Pillow would clip 16 bits at 255
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    elif image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "black"), layer)
+    image = image.convert("L" if channels == 1 else "RGB")
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image).ravel()

@@ -1,0 +1,84 @@
+"""Choosing an engine by name. Engines are imported here, lazily, and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from fastmlp.engines.base import PRECISIONS, Engine, Job
+from fastmlp.errors import ConfigError, UnavailableError, unknown_name
+
+
+def make_numpy(job: Job) -> Engine:
+    """The specification."""
+    from fastmlp.reference import NumpyEngine
+
+    return NumpyEngine(job)
+
+
+def make_numba(job: Job) -> Engine:
+    """The CPU engine."""
+    from fastmlp.engines.cpu.engine import NumbaEngine
+
+    return NumbaEngine(job)
+
+
+def make_torch(job: Job) -> Engine:
+    """PyTorch's definitions; never taken unasked."""
+    from fastmlp.engines.torch_engine import TorchEngine
+
+    return TorchEngine(job)
+
+
+def make_cuda(job: Job) -> Engine:
+    """The GPU engine."""
+    from fastmlp.engines.cuda.engine import CudaEngine
+
+    return CudaEngine(job)
+
+
+BACKENDS: dict[str, Callable[[Job], Engine]] = {
+    "numpy": make_numpy,
+    "numba": make_numba,
+    "torch": make_torch,
+    "cuda": make_cuda,
+}
+CHOICES = ("auto", *BACKENDS)
+
+
+def fastest(job: Job) -> str:
+    """The engine that `auto` takes."""
+    from fastmlp.engines.cuda import compiler_is_installed
+
+    if np.dtype(job.dtype) != np.float32:
+        return "numpy"
+    if not compiler_is_installed():  # most machines: nothing else of CUDA is imported
+        return "numba"
+    from fastmlp.engines.cuda.runtime import usable
+
+    return "cuda" if usable() else "numba"
+
+
+def make_engine(backend: str, job: Job) -> Engine:
+    """An engine for the job. `auto` takes the fastest one that runs here: a GPU only if a real one is there.
+
+    Raises
+    ------
+    ConfigError : an unknown name, or a dtype or precision that the engine does not compute in
+    UnavailableError : the engine needs a package or a device that is missing
+    """
+    if job.precision not in PRECISIONS:
+        raise ConfigError(unknown_name("precision", job.precision, PRECISIONS))
+    if job.precision != "float32" and backend != "cuda" and backend in CHOICES:
+        raise ConfigError(f"precision {job.precision} is for backend cuda alone, not {backend}; give --backend cuda")
+    if backend == "auto":
+        backend = fastest(job)
+    if backend not in BACKENDS:
+        raise ConfigError(unknown_name("backend", backend, CHOICES))
+    try:
+        return BACKENDS[backend](job)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.startswith("fastmlp"):
+            raise
+        raise UnavailableError(f"backend {backend!r} needs {error.name}: pip install {error.name}") from error

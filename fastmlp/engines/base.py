@@ -1,0 +1,116 @@
+"""The contract between the training loop and the engines: what goes in, what comes out, and nothing about how.
+
+Padding, packing, transposed copies and device buffers are private to an engine: here only true sizes exist.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmlp.data.scaling import Scaling
+from fastmlp.nn.network import FloatArray, Network
+from fastmlp.nn.optimizers import Optimizer
+
+PRECISIONS = ("float32", "tf32", "bf16")  # 23, 10 and 7 bits of mantissa; the range of all is that of float32
+
+
+class State(NamedTuple):
+    """Everything that training changes: enough to go on in another engine, or after a restart.
+
+    parameters : (P,) float, the flat vector of `Network.views`
+    slots : (number of optimiser slots, P) float, in the order of `Optimizer.slots`
+    step : updates made so far
+    """
+
+    parameters: FloatArray
+    slots: FloatArray
+    step: int
+
+
+class RowResults(NamedTuple):
+    """What rows gave, in their order; in training measured before each batch's update, with its dropout.
+
+    loss : (n,) float32 or float64, penalties left out
+    correct : (n,) bool, whether the largest output was the row's class (all False for plain targets)
+    """
+
+    loss: FloatArray
+    correct: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an engine is built for.
+
+    scaling is applied to rows as they are used, so that pixels may stay uint8; None takes rows as they are.
+    threads None lets the engine choose; only engines with threads of their own read it. They may take fewer for small steps.
+    precision, of `PRECISIONS`, is what the operands of matrix products are rounded to; all else is of the dtype.
+    """
+
+    network: Network
+    optimizer: Optimizer
+    batch_size: int = 64
+    seed: int = 0
+    scaling: Scaling | None = None
+    threads: int | None = None
+    dtype: npt.DTypeLike = np.float32
+    precision: str = "float32"
+
+
+class Engine(Protocol):
+    """A way to train and apply a network. One thread at a time may call an engine."""
+
+    name: str
+    threads: int
+
+    def load(self, state: State) -> None:
+        """Take over parameters, slots and step."""
+
+    def state(self, slots: bool = True) -> State:
+        """A copy of parameters, slots (none if they are not asked for, which takes less time) and step."""
+
+    def train(
+        self,
+        x: npt.NDArray[Any],
+        y: npt.NDArray[Any],
+        order: npt.NDArray[np.int64],
+        rates: npt.NDArray[np.float64],
+        weights: FloatArray | None = None,
+    ) -> RowResults:
+        """Train on x[order], y[order] in batches of the job's size, one rate a batch; the last batch may be short.
+
+        x (n, features) uint8 or float32; y (n,) int32 classes or (n, outputs) float32 targets;
+        weights (n,) float32 sample weights, each batch's sum positive.
+        """
+
+    def forward(self, x: npt.NDArray[Any]) -> FloatArray:
+        """Pre-activations z of the output layer for each row of x, (n, outputs), dropout off."""
+
+    def score(self, z: FloatArray, y: npt.NDArray[Any]) -> RowResults:
+        """Loss and hit of each row by what `forward` gave of it; y as in `train`, without penalties and label smoothing.
+
+        z (n, outputs) is as `forward` gives it: of the engine's dtype, without gaps.
+        """
+
+    def close(self) -> None:
+        """Give back threads and memory; the engine must not be used afterwards."""
+
+
+def steps_of(rows: int, batch_size: int) -> int:
+    """Number of batches in `rows` rows."""
+    return -(-rows // batch_size)
+
+
+def row_scales(order: npt.NDArray[np.int64], batch_size: int, weights: FloatArray | None) -> FloatArray:
+    """Share of each row in its batch's mean loss, (len(order),) float64: weight over the batch's sum of weights."""
+    if weights is None:
+        scales, rest = np.full(len(order), 1 / batch_size), len(order) % batch_size
+        scales[len(order) - rest :] = 1 / max(rest, 1)
+        return scales
+    starts = np.arange(0, len(order), batch_size)
+    picked = weights[order].astype(np.float64)
+    return picked / np.repeat(np.add.reduceat(picked, starts), np.minimum(batch_size, len(order) - starts))

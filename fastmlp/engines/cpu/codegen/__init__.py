@@ -1,0 +1,1 @@
+"""How CPU kernels are made: LLVM micro-kernels, vector mathematics, the compiler and its cache."""

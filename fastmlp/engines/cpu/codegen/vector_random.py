@@ -1,0 +1,144 @@
+"""Dropout on the CPU: the random numbers of `philox.keep_mask`, drawn where they are used, in vector registers.
+
+The formula is `philox.philox4x32` itself, run once over LLVM's values instead of numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from fastmlp.engines.cpu.codegen.compiler import address_of
+from fastmlp.engines.cpu.codegen.intrinsics import smaller
+from fastmlp.engines.cpu.codegen.simd import INT32, INT64, VectorBuilder, emit_spread
+from fastmlp.engines.cpu.kernels.gemm import FLOAT_BYTES
+from fastmlp.nn.philox import MASK32, SHIFT32, philox4x32
+
+
+class Words:
+    """Vectors of 32-bit words, each word held in 64 bits, with the operators that `philox4x32` has for numbers.
+
+    Several vectors at once, because a draw is one long chain of operations, and a core keeps its units busy only with others
+    beside it.
+    """
+
+    __array_ufunc__ = None  # so that a number of NumPy's on the left leaves the operation to this class
+
+    def __init__(self, builder: Any, vectors: Sequence[Any]) -> None:
+        self.builder = builder
+        self.vectors = vectors
+
+    def all(self, operation: Callable[..., Any], other: Words | np.uint64) -> Words:
+        """The operation of each vector with the other's, or with a number in every lane."""
+        if isinstance(other, Words):
+            return Words(self.builder, [operation(*pair) for pair in zip(self.vectors, other.vectors, strict=True)])
+        kind = self.vectors[0].type
+        number = ir.Constant(kind, [int(other)] * kind.count)
+        return Words(self.builder, [operation(vector, number) for vector in self.vectors])
+
+    def __add__(self, other: Words | np.uint64) -> Words:
+        return self.all(self.builder.add, other)
+
+    def __rmul__(self, other: np.uint64) -> Words:
+        return self.all(self.builder.mul, other)
+
+    def __and__(self, other: np.uint64) -> Words:
+        return self.all(self.builder.and_, other)
+
+    def __or__(self, other: Words) -> Words:
+        return self.all(self.builder.or_, other)
+
+    def __lshift__(self, other: np.uint64) -> Words:
+        return self.all(self.builder.shl, other)
+
+    def __rshift__(self, other: np.uint64) -> Words:
+        return self.all(self.builder.lshr, other)
+
+    def __xor__(self, other: Words) -> Words:
+        return self.all(self.builder.xor, other)
+
+
+def emit_words(builder: Any, rows: int, count: int, place: Any) -> list[list[Any]]:
+    """Emit the draw for the units of `count` groups of four, for so many rows: two vectors a row, unit after unit.
+
+    place : the first group and the first row, the layer, the step and the seed
+    """
+    kind = ir.VectorType(INT64, count)
+    group, row, layer, step, seed = (emit_spread(builder, number, kind) for number in place)
+
+    def each(vector: Any, rise: int = 0) -> Words:
+        return Words(builder, [builder.add(vector, ir.Constant(kind, [rise * i] * count)) for i in range(rows)])
+
+    lanes = ir.Constant(kind, list(range(count)))
+    c0, c1, c2, c3 = (one & MASK32 for one in (each(builder.add(group, lanes)), each(row, 1), each(layer), each(step)))
+    a, b, c, d = philox4x32(c0, c1, c2, c3, each(seed) & MASK32, each(seed) >> SHIFT32)
+    order = [lane + side for lane in range(count) for side in (0, count)]
+    masks = [ir.Constant(ir.VectorType(INT32, count), order[at : at + count]) for at in (0, count)]
+    pairs = zip((a | b << SHIFT32).vectors, (c | d << SHIFT32).vectors, strict=True)  # units 0 and 1, 2 and 3 of each four
+    return [[builder.shuffle_vector(*pair, mask) for mask in masks] for pair in pairs]
+
+
+@functools.cache
+def make_drop(width: int, rows: int, vectors: int) -> Callable[..., None]:
+    """drop(y, s, slopes, ld, group, row, layer, step, seed, threshold, scale): of rows `ld` apart, 1 or 2 vectors of `width`.
+
+    Multiplies activations from address y on, and if asked slopes from s on, by 0 where the unit's word is below the threshold
+    and by `scale` elsewhere: units 4 group, … of rows row, … of the batch.
+    """
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        y, s, slopes, ld, *place, threshold, scale = args
+        v, kind = VectorBuilder(builder, width), ir.VectorType(INT32, width)
+        least, kept = emit_spread(builder, builder.trunc(threshold, INT32), kind), emit_spread(builder, scale, v.type)
+        factors = []
+        for i, words in enumerate(emit_words(builder, rows, width // 2, place)):
+            for n, word in enumerate(words[:vectors]):
+                keeps = builder.icmp_unsigned(">=", builder.bitcast(word, kind), least)
+                at = builder.add(builder.mul(ld, INT64(i)), INT64(n * width))
+                factors.append((at, builder.select(keeps, kept, v.zero)))
+
+        def multiply(base: Any) -> None:
+            for at, factor in factors:
+                v.store(builder.fmul(v.load(base, at), factor), base, at)
+
+        multiply(y)
+        with builder.if_then(builder.icmp_signed("!=", slopes, INT64(0))):
+            multiply(s)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def drop(typing, y, s, slopes, ld, group, row, layer, step, seed, threshold, scale):
+        return types.void(*[types.int64] * 10, types.float32), build
+
+    return drop
+
+
+@functools.cache
+def drop_address(lanes: int) -> int:
+    """Address of drop(y, s, slopes, ld, column, columns, layer, row, rows, step, seed, threshold, scale).
+
+    Multiplies a block of activations, and of their slopes if asked, by the dropout factors of `philox.keep_mask`: columns
+    [column, column + columns), multiples of the lanes, of rows [row, row + rows), which are `ld` apart in y and s. Addresses
+    in bytes, strides in elements.
+    """
+    pair, single, wide = make_drop(lanes, 2, 2), make_drop(lanes, 1, 1), 2 * lanes
+
+    def drop(y, s, slopes, ld, column, columns, layer, row, rows, step, seed, threshold, scale):
+        in_pairs = columns - columns % wide
+        for r in range(0, rows, 2):
+            end = in_pairs if r + 1 < rows else 0
+            for c in range(0, end, wide):
+                at, group = (r * ld + c) * FLOAT_BYTES, (column + c) // 4
+                pair(y + at, s + at, slopes, ld, group, row + r, layer, step, seed, threshold, scale)
+            for i in range(r, smaller(r + 2, rows)):
+                for c in range(end, columns, lanes):
+                    at, group = (i * ld + c) * FLOAT_BYTES, (column + c) // 4
+                    single(y + at, s + at, slopes, ld, group, row + i, layer, step, seed, threshold, scale)
+
+    return address_of(drop, f"drop {lanes}", 12, 1)

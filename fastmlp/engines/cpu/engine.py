@@ -1,0 +1,341 @@
+"""The CPU engine: `contract.Engine` over the compiled kernels. Holds the buffers and the threads; no arithmetic."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import mmap
+import os
+import threading
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmlp.engines.base import Job, RowResults, State, row_scales
+from fastmlp.engines.cpu.codegen.fork import compiled_beside
+from fastmlp.engines.cpu.codegen.simd import lanes as host_lanes
+from fastmlp.engines.cpu.kernels.formulas import NO_CODE, Code, prediction_code, training_code
+from fastmlp.engines.cpu.kernels.losses import loss_block, loss_function
+from fastmlp.engines.cpu.kernels.passes import (
+    CALLER,
+    GRADIENT,
+    PARAMETERS,
+    SHARES,
+    SLOT_M,
+    SLOT_V,
+    TURN,
+    WORDS_APART,
+    scratch_size,
+)
+from fastmlp.engines.cpu.kernels.programs import predict_kernel, train_kernel
+from fastmlp.engines.cpu.plan import (
+    MOST_ROWS,
+    Batches,
+    Layout,
+    make_layout,
+    pack,
+    pack_transposed,
+    padded_width,
+    round_up,
+    unpack,
+)
+from fastmlp.engines.cpu.threads import Team, Trials, available_cores, trials_for
+from fastmlp.errors import ConfigError, UnavailableError
+from fastmlp.nn.network import FloatArray
+
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector
+HUGE_PAGE = 2**21  # bytes
+# By lanes: outputs of the first layer, at most, for which training reads rows where they are. Its gradient reads a row again
+# for every few of its columns, and rows from anywhere fall into few sets of the first cache; long vectors read less often.
+IN_PLACE_WIDTHS = {16: math.inf, 8: 32, 4: 32}
+TURN_FLOPS = 5_000_000  # of a call, for one thread to let others have the interpreter meanwhile
+INTERPRETER = np.zeros(1, np.int64)  # whose turn it is to run Python, see cpu_pieces.py; one for the process
+INTERPRETER_AT = INTERPRETER.ctypes.data  # NumPy takes a microsecond to tell
+
+ROW_NUMBERS = np.arange(MOST_ROWS)
+NO_OUTPUTS = np.empty((0, 1), np.float32)
+
+SLOT_ROWS = {"m": SLOT_M, "v": SLOT_V}
+
+
+class NumbaEngine:
+    """Compiled kernels on the engine's own threads; see `contract.Engine` for the methods.
+
+    The number of threads changes no bit of any result, so small steps run on as many as prove fastest. Calls from several
+    Python threads wait for each other.
+
+    Raises
+    ------
+    ConfigError : the job asks for another dtype than float32
+    """
+
+    name = "numba"
+    fused = True  # whether activations and updates may run as epilogues of the products; without, all is slower
+    in_place = True  # whether rows that need no scaling may be read where they are; without, slower
+
+    def __init__(self, job: Job) -> None:
+        if np.dtype(job.dtype) != np.float32:
+            raise ConfigError(f"backend 'numba' computes in float32, not {np.dtype(job.dtype)}; take backend 'numpy'")
+        network = job.network
+        self.job = job
+        self.lanes = host_lanes()
+        self.threads = min(job.threads or available_cores(), most_threads())
+        self.team = Team(self.threads)
+        self.lock = threading.Lock()
+        self.process = os.getpid()
+        self.codes: dict[tuple[np.dtype[Any], bool, bool], Code] = {}
+        self.trials: dict[tuple[str, int, int], Trials] = {}
+        self.layouts: dict[int, Layout] = {}  # by threads
+        self.rows, self.gathers = 0, True  # rows of a batch that the buffers have room for, and whether inputs are among them
+        self.clip = job.optimizer.clip_norm > 0
+        self.layout = make_layout(network, self.lanes, 0, fused=self.fused)
+        self.store = aligned((GRADIENT + 1, self.layout.store))
+        self.transposed = aligned((max(self.layout.transposed, 1),))
+        self.scratch = aligned((self.threads, round_up(scratch_size() + loss_block(network, self.lanes), ALIGNMENT // 4)))
+        self.shared = aligned((SHARES + WORDS_APART * self.threads,), np.int64)
+        self.shared_at = self.shared.ctypes.data
+        self.predicting = make_layout(network, self.lanes, MOST_ROWS, fused=self.fused)
+        self.predict_arena = aligned((self.threads, self.predicting.arena))
+        features = network.sizes[0]
+        scaling = job.scaling
+        self.shift = np.zeros(features, np.float32) if scaling is None else vector(scaling.shift, features)
+        self.factor = np.ones(features, np.float32) if scaling is None else vector(scaling.factor, features)
+
+    def code(self, pixels: npt.DTypeLike, training: bool, scaled: bool = True) -> Code:
+        """The kernels for rows of a type; compiles those that are new on this machine."""
+        key = np.dtype(pixels), training, scaled
+        if key not in self.codes:
+            network, rule = self.job.network, self.job.optimizer.name
+            self.codes[key] = (
+                training_code(network, rule, self.clip, pixels, self.lanes, self.fused, scaled)
+                if training
+                else prediction_code(network, pixels, self.lanes, self.fused, scaled)
+            )
+        return self.codes[key]
+
+    def load(self, state: State) -> None:
+        network = self.job.network
+        with self.alone():
+            pack(network, self.layout.plan, self.lanes, state.parameters, self.store[PARAMETERS])
+            pack_transposed(network, self.layout.plan, self.lanes, state.parameters, self.transposed)
+            for name, slot in zip(self.job.optimizer.slots, state.slots, strict=False):
+                pack(network, self.layout.plan, self.lanes, slot, self.store[SLOT_ROWS[name]])
+            self.step = state.step
+
+    def state(self, slots: bool = True) -> State:
+        network = self.job.network
+        with self.alone():
+            rows = [PARAMETERS, *(SLOT_ROWS[name] for name in self.job.optimizer.slots if slots)]
+            vectors = [unpack(network, self.layout.plan, self.lanes, self.store[row]) for row in rows]
+        return State(vectors[0], np.array(vectors[1:], np.float32).reshape(-1, network.parameters), self.step)
+
+    def train(
+        self,
+        x: npt.NDArray[Any],
+        y: npt.NDArray[Any],
+        order: npt.NDArray[np.int64],
+        rates: npt.NDArray[np.float64],
+        weights: FloatArray | None = None,
+    ) -> RowResults:
+        batch = max(1, min(self.job.batch_size, len(order)))
+        flops = self.job.network.flops_per_row
+        results = RowResults(np.empty(len(order), np.float32), np.zeros(len(order), bool))
+        with self.alone():
+            x, y = with_plain_rows(x), plain_targets(y)
+            gathers = not self.can_stay(x, training=True)
+            trials = self.trials_of("train", len(order), self.threads, batch, flops * batch)
+            threads = trials.next()
+            self.make_room(batch, threads, gathers)
+            self.open_words(threads, flops * len(order))
+            batches = self.batches(x, y, order, rates, weights)
+            buffers = self.store, self.transposed, self.arena, self.packed, self.scratch, self.shared_at
+            given = self.layout.plan, batches, *buffers, *results
+            kernel = train_kernel(self.lanes)
+            if self.threads > 1 and not kernel.overloads:
+                self.compile_beside(x, (0, NO_CODE, *given))
+            code = self.code(x.dtype, training=True, scaled=gathers)
+            self.step += len(rates)  # before: the kernel makes all its steps even if Ctrl-C is raised on its return
+            trials.begin()
+            self.team.run(kernel, code, *given, threads=threads)
+            trials.end(threads, len(order))
+        return results
+
+    def compile_beside(self, x: npt.NDArray[Any], args: tuple[Any, ...]) -> None:
+        """Compile what training and prediction need, the training kernel, for such arguments, in a second process."""
+        with compiled_beside(train_kernel(self.lanes), args) as beside:
+            if beside:
+                self.code(x.dtype, training=True, scaled=not self.can_stay(x, training=True))
+                kernel, given = predict_kernel(self.lanes), self.given_to_predict(x, ROW_NUMBERS, NO_OUTPUTS)
+                kernel.compile(tuple(map(kernel.typeof_pyval, (0, *given))))
+
+    def trials_of(self, method: str, rows: int, most: int, at_once: int, flops: int) -> Trials:
+        """Which number of threads, at most `most`, suits calls of so many rows, `at_once` at a time in so many operations."""
+        key = method, rows.bit_length(), most
+        if key not in self.trials:
+            self.trials[key] = trials_for(most, at_once, flops)
+        return self.trials[key]
+
+    def batches(
+        self,
+        x: npt.NDArray[Any],
+        y: npt.NDArray[Any],
+        order: npt.NDArray[np.int64],
+        rates: npt.NDArray[np.float64],
+        weights: FloatArray | None,
+    ) -> Batches:
+        """What the kernel reads of a call to `train`; x and y as `with_plain_rows` and `plain_targets` give them."""
+        job, network = self.job, self.job.network
+        labels, targets = addresses_of(y)
+        share = network.label_smoothing / network.sizes[-1]
+        return Batches(
+            x=x.ctypes.data,
+            x_at=np.asarray(order, np.int64) * x.strides[0],
+            labels=labels,
+            targets=targets,
+            order=writable(np.ascontiguousarray(order, np.int64)),
+            row_scale=row_scales(order, job.batch_size, weights).astype(np.float32),
+            shift=self.shift,
+            factor=self.factor,
+            scalars=job.optimizer.scalars_by_kind(rates, self.step, network.l1, network.l2),
+            batch_size=job.batch_size,
+            step=self.step,
+            seed=np.uint64(job.seed),
+            hot=np.float32(1 - network.label_smoothing + share),
+            cold=np.float32(share),
+            clip_norm=job.optimizer.clip_norm,
+        )
+
+    def forward(self, x: npt.NDArray[Any]) -> FloatArray:
+        network = self.job.network
+        z = np.empty((len(x), network.sizes[-1]), np.float32)
+        flops = network.flops_per_row // 3 * len(x)
+        with self.alone():
+            blocks = max(1, -(-len(x) // MOST_ROWS))  # a thread takes whole ones
+            trials = self.trials_of("forward", len(x), min(self.threads, blocks), len(x), flops)
+            threads = trials.next()
+            self.open_words(threads, flops)
+            x = with_plain_rows(x)
+            x_rows = x.strides[0] * ROW_NUMBERS
+            given = self.given_to_predict(x, x_rows, z)
+            trials.begin()
+            self.team.run(predict_kernel(self.lanes), *given, threads=threads)
+            trials.end(threads, len(x))
+        return z
+
+    def given_to_predict(
+        self, x: npt.NDArray[Any], x_rows: npt.NDArray[np.int64], z: npt.NDArray[np.float32]
+    ) -> tuple[Any, ...]:
+        """What the prediction kernel takes after the thread's number. The caller keeps x and x_rows alive."""
+        return (
+            self.code(x.dtype, training=False, scaled=not self.can_stay(x, training=False)),
+            self.predicting.plan,
+            MOST_ROWS,
+            x.ctypes.data,
+            x.strides[0],
+            x_rows.ctypes.data,
+            self.shift,
+            self.factor,
+            self.store,
+            self.predict_arena,
+            self.shared_at,
+            z,
+        )
+
+    def score(self, z: FloatArray, y: npt.NDArray[Any]) -> RowResults:
+        network = self.job.network
+        results = RowResults(np.empty(len(z), np.float32), np.zeros(len(z), bool))
+        block = np.empty(loss_block(network, self.lanes), np.float32)
+        z, y = np.ascontiguousarray(z, np.float32), plain_targets(y)
+        given = block.ctypes.data, z.ctypes.data, 0, network.sizes[-1], len(z), 0, *addresses_of(y), 0
+        loss_function(network, self.lanes)(*given, results.loss.ctypes.data, results.correct.ctypes.data, 1.0, 0.0)
+        return results
+
+    def alone(self) -> threading.Lock:
+        """To be held by one caller at a time. A child forked while another thread held it can never do so, and is told."""
+        if self.process != os.getpid():
+            if self.lock.locked():
+                raise UnavailableError("this process was forked while the engine was at work; make a new engine in it")
+            self.process = os.getpid()
+        return self.lock
+
+    def open_words(self, threads: int, flops: int) -> None:
+        """Words for a call of so many operations: no task claimed yet, and whether its thread takes turns with others."""
+        self.shared[:] = 0
+        if threads == 1 and flops >= TURN_FLOPS:
+            self.shared[TURN], self.shared[CALLER] = INTERPRETER_AT, threading.get_ident()
+
+    def can_stay(self, x: npt.NDArray[Any], training: bool) -> bool:
+        """Whether rows are read where they are. Gradients read all of a padded width, and its padding must be zeros."""
+        features, outputs = self.job.network.sizes[:2]
+        if training and (features != padded_width(features, self.lanes) or outputs > IN_PLACE_WIDTHS[self.lanes]):
+            return False
+        return self.in_place and self.job.scaling is None and x.dtype == np.float32 and x.strides[0] % x.itemsize == 0
+
+    def make_room(self, rows: int, threads: int, gathers: bool) -> None:
+        """Let the buffers hold batches of at least `rows` rows. What they hold between calls does not matter."""
+        grows = rows > self.rows or gathers != self.gathers
+        if grows:
+            self.rows, self.gathers = max(rows, self.rows), gathers
+            self.layouts.clear()
+        if threads not in self.layouts:
+            planned = self.rows, threads, self.clip, self.fused, gathers
+            self.layouts[threads] = make_layout(self.job.network, self.lanes, *planned)
+        self.layout = self.layouts[threads]
+        if grows:
+            self.arena = aligned((self.layout.arena,))
+            self.packed = aligned((self.layout.packed,))
+
+    def close(self) -> None:
+        self.team.close()
+
+
+def most_threads() -> int:
+    """More threads than cores would only wait for each other."""
+    return available_cores()
+
+
+def aligned(shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
+    """Zeros that start on a cache line; large ones on a huge page where the system has them: fewer misses in the TLB."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    if size >= HUGE_PAGE // 2 and hasattr(mmap, "MADV_HUGEPAGE"):
+        memory = mmap.mmap(-1, round_up(size, HUGE_PAGE) + HUGE_PAGE)
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        raw, alignment = np.frombuffer(memory, np.uint8), HUGE_PAGE
+    else:
+        raw, alignment = np.zeros(size + ALIGNMENT, np.uint8), ALIGNMENT
+    start = -raw.ctypes.data % alignment
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def vector(values: npt.NDArray[Any], features: int) -> npt.NDArray[np.float32]:
+    """One float32 per feature, from one per feature or one for all."""
+    return np.array(np.broadcast_to(values, (features,)), np.float32)
+
+
+def plain_targets(y: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Labels or targets as the kernels read them, without gaps. Copies only where it must."""
+    return np.ascontiguousarray(y, np.int32 if y.ndim == 1 else np.float32)
+
+
+def addresses_of(y: npt.NDArray[Any]) -> tuple[int, int]:
+    """Addresses of labels and of targets, of which y is one; 0 for the other. The caller keeps y alive."""
+    return (y.ctypes.data, 0) if y.ndim == 1 else (0, y.ctypes.data)
+
+
+def with_plain_rows(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same rows, each without gaps: what the kernels read. Copies only where it must."""
+    return x if x.strides[1] == x.itemsize else np.ascontiguousarray(x)
+
+
+def writable(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same memory without NumPy's read-only flag, for which Numba would compile every kernel a second time.
+
+    Kernels only read it. The caller keeps the array alive.
+    """
+    if array.flags.writeable:
+        return array
+    if array.size == 0:
+        return array.copy()
+    memory = (ctypes.c_uint8 * array.nbytes).from_address(array.ctypes.data)
+    return np.ctypeslib.as_array(memory).view(array.dtype).reshape(array.shape)

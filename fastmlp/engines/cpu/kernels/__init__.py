@@ -1,0 +1,1 @@
+"""What CPU kernels do: products, losses, updates, and the programs that call them."""

@@ -1,0 +1,175 @@
+"""What differs from network to network: activations, losses, update rules, penalties, the type of the pixels.
+
+Each is a kernel of its own that the training and prediction kernels call by its address, over whole rows or blocks;
+so those two are compiled once for all networks, and a new network compiles only the formulas that no other had before.
+
+Addresses in bytes, strides and sizes in elements.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmlp.engines.cpu.codegen.compiler import address_of, compiled, compiled_with_callees
+from fastmlp.engines.cpu.codegen.intrinsics import array_at
+from fastmlp.engines.cpu.codegen.vector_random import drop_address
+from fastmlp.engines.cpu.kernels.gemm import FLOAT_BYTES, gradient_address, product_address
+from fastmlp.engines.cpu.kernels.losses import loss_address
+from fastmlp.engines.cpu.plan import FUSED
+from fastmlp.nn.activations import ACTIVATIONS
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import RULES, SCALARS, with_penalties
+
+ZERO = np.float32(0)
+SCALAR_COUNT = len(SCALARS)
+
+
+class Code(NamedTuple):
+    """What the training and prediction kernels call for one network: addresses, 0 for what it does without.
+
+    product : see `product_address`
+    scale : see `scale_address`; 0 for rows that need no scaling and are read where they are
+    gradient : see `gradient_address`
+    drop : see cpu_dropout.py
+    loss : see cpu_losses.py
+    update, penalise : see the functions below
+    activations : (hidden layers,) int64, of those activations that run over rows
+    in_registers : whether the update is an epilogue of the gradient; clipping needs all gradients before the first update
+    """
+
+    product: int
+    gradient: int
+    scale: int
+    loss: int
+    update: int
+    penalise: int
+    drop: int
+    activations: npt.NDArray[np.int64]
+    in_registers: bool
+
+
+NO_CODE = Code(0, 0, 0, 0, 0, 0, 0, np.empty(0, np.int64), False)
+
+
+def prediction_code(network: Network, pixels: npt.DTypeLike, lanes: int, fused: bool = True, scaled: bool = True) -> Code:
+    """What prediction calls for rows of the type `pixels`; `fused` as in `training_code`.
+
+    scaled : whether the rows are scaled; without it they must be float32, and are taken as they are
+    """
+    activations = [
+        0 if fused and layer.activation in FUSED else activation_address(layer.activation) for layer in network.layers[:-1]
+    ]
+    scale = scale_address(np.dtype(pixels).name) if scaled else 0
+    return Code(product_address(lanes), 0, scale, 0, 0, 0, 0, np.array(activations, np.int64), False)
+
+
+def training_code(
+    network: Network,
+    rule: str,
+    clip: bool,
+    pixels: npt.DTypeLike,
+    lanes: int,
+    fused: bool = True,
+    scaled: bool = True,
+) -> Code:
+    """What training calls for rows of the type `pixels` (uint8 or float32).
+
+    rule : name of the update rule
+    clip : whether the gradient is clipped
+    fused : whether activations and updates may run as epilogues of the tiles; without it everything runs, slower
+    scaled : as in `prediction_code`
+    """
+    in_registers, penalised = fused and not clip, network.l1 > 0 or network.l2 > 0
+    dropped = [layer.dropout > 0 for layer in network.layers[:-1]]
+    code = prediction_code(network, pixels, lanes, fused, scaled)
+    for number, (layer, drops) in enumerate(zip(network.layers[:-1], dropped, strict=True)):
+        if drops and layer.activation == "linear":  # the slope of a unit that may be dropped needs a place
+            code.activations[number] = activation_address("linear")
+    return code._replace(
+        gradient=gradient_address(lanes, rule if in_registers else "", penalised and in_registers),
+        loss=loss_address(network, lanes),
+        update=update_address(rule),
+        penalise=penalise_address() if penalised and not in_registers else 0,
+        drop=drop_address(lanes) if any(dropped) else 0,
+        in_registers=in_registers,
+    )
+
+
+@functools.cache
+def scale_address(pixels: str) -> int:
+    """Address of scale(x, shift, factor, out, n): out = (x - shift) factor for one row of n uint8 or float32."""
+    kind = np.dtype(pixels).type
+
+    def scale(x, shift, factor, out, n):
+        row, scaled = array_at(x, n, kind), array_at(out, n, np.float32)
+        shifts, factors = array_at(shift, n, np.float32), array_at(factor, n, np.float32)
+        for k in range(n):
+            scaled[k] = (np.float32(row[k]) - shifts[k]) * factors[k]
+
+    return address_of(scale, f"scale {pixels}", 5)
+
+
+@functools.cache
+def activation_address(name: str) -> int:
+    """Address of activate(y, s, ld, rows, columns, padded, a): y holds z and becomes f(z), s becomes f'(z).
+
+    A block of `rows` rows, ld apart; of its `padded` columns only `columns` count, the others become zero.
+    """
+    value, slope = (compiled_with_callees(f) for f in ACTIVATIONS[name][:2])
+
+    def activate(y, s, ld, rows, columns, padded, a):
+        for r in range(rows):
+            at = r * ld * FLOAT_BYTES
+            y_row, s_row = array_at(y + at, padded, np.float32), array_at(s + at, padded, np.float32)
+            for i in range(padded):
+                z = y_row[i]
+                y_row[i] = value(z, a)
+                s_row[i] = slope(z, y_row[i], a)
+            for i in range(columns, padded):  # whatever f(0) is
+                y_row[i] = s_row[i] = ZERO
+
+    return address_of(activate, f"activate {name}", 6, 1)
+
+
+@compiled
+def scalars_at(address):
+    """A row of the table of scalars as a tuple, so that loops over parameters keep it in registers."""
+    row = array_at(address, SCALAR_COUNT, np.float32)
+    return (row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8], row[9])
+
+
+@functools.cache
+def update_address(rule_name: str) -> int:
+    """Address of update(p, m, v, g, n, scalars): the rule over n parameters. Slots that the rule lacks are left alone."""
+    rule = compiled_with_callees(RULES[rule_name].update)
+    has_m, has_v = "m" in RULES[rule_name].slots, "v" in RULES[rule_name].slots
+
+    def update(p, m, v, g, n, scalars):
+        s, ps, gs = scalars_at(scalars), array_at(p, n, np.float32), array_at(g, n, np.float32)
+        ms, vs = array_at(m, n, np.float32), array_at(v, n, np.float32)
+        for i in range(n):
+            p_new, m_new, v_new = rule(ps[i], gs[i], ms[i] if has_m else ZERO, vs[i] if has_v else ZERO, s)
+            ps[i] = p_new
+            if has_m:
+                ms[i] = m_new
+            if has_v:
+                vs[i] = v_new
+
+    return address_of(update, f"update {rule_name}", 6)
+
+
+@functools.cache
+def penalise_address() -> int:
+    """Address of penalise(p, g, n, scalars): g becomes the gradient of the loss with the network's penalties."""
+    formula = compiled_with_callees(with_penalties)
+
+    def penalise(p, g, n, scalars):
+        s, ps, gs = scalars_at(scalars), array_at(p, n, np.float32), array_at(g, n, np.float32)
+        for i in range(n):
+            gs[i] = formula(ps[i], gs[i], s)
+
+    return address_of(penalise, "penalise", 4)

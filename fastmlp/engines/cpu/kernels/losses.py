@@ -1,0 +1,148 @@
+"""Losses of rows, as a kernel that training and scoring call by its address: many rows side by side if they have few outputs.
+
+LLVM unrolls a formula's loops over few outputs, and makes vectors of the loop over rows: a seventh of the time, the same bits.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fastmlp.engines.cpu.codegen.compiler import address_of, compiled, compiled_with_callees, from_python
+from fastmlp.engines.cpu.codegen.intrinsics import array_at, column_of, prefetch, smaller
+from fastmlp.engines.cpu.kernels.gemm import FLOAT_BYTES
+from fastmlp.nn.activations import LOSSES
+from fastmlp.nn.network import Network
+
+LABEL_BYTES = 4
+FEW_OUTPUTS = {16: 10, 8: 10, 4: 0}  # by lanes; LLVM unrolls no loop over more, and makes no short vectors of this one
+MANY_ROWS = 16  # a multiple of long vectors
+LABELS_AHEAD = 16  # rows: about a microsecond of losses, and no more than a processor can wait for at once
+# A block holds a column for each row: z, targets and dz, and then
+LOSS, SCALE, LABEL, HIT, BESIDES = range(5)
+
+INTEGERS, FLOATS = 11, 2  # arguments of the kernel
+
+
+def loss_side(network: Network, lanes: int) -> int:
+    """Rows that a loss takes at once: many if there are few outputs, else one."""
+    return MANY_ROWS if network.sizes[-1] <= FEW_OUTPUTS[lanes] else 1
+
+
+def block_size(n: int, side: int) -> int:
+    """Floats of a block of `side` rows of n outputs."""
+    return (3 * n + BESIDES) * side
+
+
+def loss_block(network: Network, lanes: int) -> int:
+    """Floats of the block that a network's loss works on."""
+    return block_size(network.sizes[-1], loss_side(network, lanes))
+
+
+def loss_address(network: Network, lanes: int) -> int:
+    """Address of losses(block, z, dz, ld, rows, sources, labels, targets, scales, row_loss, correct, hot, cold).
+
+    Loss, hit and dz of some rows, by `functions.LOSSES`. All but the last two are addresses and sizes: a block of `loss_block`
+    floats to work on; z and dz (0: not wanted) of the first row, ld floats from row to row; the rows' places in the data
+    (int64; 0: in order); there the labels (int32), or 0 and the targets (float32); for each row what its dz is multiplied by
+    (float32, not read without dz), its loss (float32) and whether the first largest z is that of its class (bool, False
+    without labels). hot and cold are the targets of a row's class and of the others.
+    """
+    return loss_of_rows(network.loss, network.output or "", network.sizes[-1], loss_side(network, lanes))
+
+
+def loss_function(network: Network, lanes: int) -> Callable[..., None]:
+    """The kernel at `loss_address`, to be called from Python."""
+    return from_python(loss_address(network, lanes), INTEGERS, FLOATS)
+
+
+@compiled
+def label_of(labels, source):
+    """A row's class."""
+    return array_at(labels + source * LABEL_BYTES, 1, np.int32)[0]
+
+
+@compiled
+def prefetch_label(labels, source):
+    """Ask for the label of a row of the data: they are anywhere in memory."""
+    prefetch(labels + source * LABEL_BYTES)
+
+
+@functools.cache
+def loss_of_rows(loss: str, output: str, n: int, side: int) -> int:
+    """See `loss_address`."""
+    return address_of(make_losses(loss, output, n, side), f"loss {loss} {output} {n} {side}", INTEGERS, FLOATS)
+
+
+def make_losses(loss: str, output: str, n: int, side: int) -> Callable[..., None]:
+    """The kernel, not compiled yet."""
+    fill, compute = make_fill(n, side), make_compute(compiled_with_callees(LOSSES[loss][output]), n, side)
+    beside, size = 3 * n * side, block_size(n, side)
+
+    def losses(block, z, dz, ld, rows, sources, labels, targets, scales, row_loss, correct, hot, cold):
+        own, source_of = array_at(block, size, np.float32), array_at(sources, rows, np.int64)
+        scale_of, loss_of = array_at(scales, rows, np.float32), array_at(row_loss, rows, np.float32)
+        hit_of = array_at(correct, rows, np.bool_)
+        for first in range(0, rows, side):
+            count = smaller(side, rows - first)
+            for r in range(count):
+                row = first + r
+                fill(own, r, z + row * ld * FLOAT_BYTES, source_of[row] if sources else row, labels, targets, hot, cold)
+                if labels and sources and row + LABELS_AHEAD < rows:
+                    prefetch_label(labels, source_of[row + LABELS_AHEAD])
+                if dz:
+                    own[beside + SCALE * side + r] = scale_of[row]
+            compute(own)
+            for r in range(count):
+                row = first + r
+                loss_of[row], hit_of[row] = own[beside + LOSS * side + r], own[beside + HIT * side + r] != 0
+                if dz:
+                    dz_row = array_at(dz + row * ld * FLOAT_BYTES, n, np.float32)
+                    for j in range(n):
+                        dz_row[j] = own[(2 * n + j) * side + r]
+
+    return losses
+
+
+def make_fill(n: int, side: int) -> Any:
+    """fill(own, r, z, source, labels, targets, hot, cold): column r of a block gets z and targets of a row, and its label."""
+
+    @compiled
+    def fill(own, r, z, source, labels, targets, hot, cold):
+        z_row, t_row = array_at(z, n, np.float32), array_at(targets + source * n * FLOAT_BYTES, n, np.float32)
+        for j in range(n):
+            own[j * side + r] = z_row[j]
+            own[(n + j) * side + r] = cold if labels else t_row[j]
+        label = label_of(labels, source) if labels else -1
+        if labels:
+            own[(n + label) * side + r] = hot
+        own[(3 * n + LABEL) * side + r] = label
+
+    return fill
+
+
+def make_compute(formula: Any, n: int, side: int) -> Any:
+    """compute(own): loss, dz and hit of each column of a block.
+
+    z, targets and dz lie in one block: of three addresses LLVM could not know that they do not overlap.
+    """
+    beside = 3 * n * side  # where what is not z, targets or dz begins
+
+    @compiled
+    def compute(own):
+        for r in range(side):
+            z, t = column_of(own, r, n, side), column_of(own, n * side + r, n, side)
+            dz = column_of(own, 2 * n * side + r, n, side)
+            own[beside + LOSS * side + r] = formula(z, t, dz, n)
+            highest, peak = z[0], np.float32(0)
+            for j in range(1, n):
+                higher = z[j] > highest
+                highest, peak = z[j] if higher else highest, np.float32(j) if higher else peak
+            own[beside + HIT * side + r] = peak == own[beside + LABEL * side + r]
+            for j in range(n):
+                dz[j] *= own[beside + SCALE * side + r]
+
+    return compute

@@ -1,0 +1,280 @@
+"""The pieces that the CPU engine's kernels are made of: products by tiles, passes over rows, updates, sharing of work.
+
+Each is a small compiled function, or a factory of one; cpu_kernels.py puts them together.
+
+How threads share work: the tasks of a phase are shared out in order, a share for each thread, and each share has a word that
+holds the number of the phase and the next ticket. A thread claims tasks of its own share, then helps with the others'.
+Whoever finishes the last task of a phase opens the next.
+
+How engines share the interpreter: only one thread of a process can run Python at a time, and one that finds the interpreter's
+lock taken sleeps; being woken takes longer than many an epoch of Python between two kernels. So a thread that leaves a kernel
+first waits inside, spinning, for its turn: a word of the whole process holds which thread's it is. A turn ends with that
+thread's next kernel. It is advice and no lock: who has waited too long goes ahead, and the interpreter's own lock keeps order.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from fastmlp.engines.cpu.codegen.compiler import compiled
+from fastmlp.engines.cpu.codegen.intrinsics import (
+    array_at,
+    atomic_load,
+    atomic_store,
+    call,
+    fetch_add,
+    pause,
+    smaller,
+    swap_if,
+    yield_core,
+)
+from fastmlp.engines.cpu.codegen.simd import TILES, make_transpose
+from fastmlp.engines.cpu.kernels.formulas import ZERO
+from fastmlp.engines.cpu.kernels.gemm import FLOAT_BYTES
+from fastmlp.engines.cpu.plan import CHUNK_ROWS, GROUP_COLUMNS
+
+ONE = np.float32(1)
+
+# Rows of `store`
+PARAMETERS, SLOT_M, SLOT_V, GRADIENT = 0, 1, 2, 3
+
+# Rows of the batch in a piece of a gradient's sum, by lanes, as measured (benchmarks/NOTES.md). On AVX2 128 x 2 vectors of dz
+# are 8 KiB and stay in the first cache with the tile's columns of x; on AVX-512 the second cache is large and quick enough.
+BATCH_DEPTHS = {16: 256, 8: 128, 4: 128}
+
+# Words of `shared`: the phase, its finished tasks, the address of the word that tells whose turn it is (0: takes no part) and
+# the caller's name there, and from SHARES on a word for each thread; those that change on cache lines of their own.
+PHASE, DONE, TURN, CALLER, SHARES = 0, 8, 16, 17, 24
+WORDS_APART = 8
+TICKETS = 32  # the low bits of a share's word hold the ticket, the high ones the phase
+SPINS = 2000  # pauses before a waiting thread offers its core to another, about 50 microseconds
+TURN_OFFERS = 500  # such offers before a thread goes ahead without its turn, some tenths of a millisecond in all
+
+
+# ------------------------------------------------------------------------------------------------ pieces
+
+
+def scratch_size() -> int:
+    """Floats of a thread's scratch: sums that go on in `gradient`."""
+    return GROUP_COLUMNS * CHUNK_ROWS
+
+
+def make_pack(lanes: int) -> Any:
+    """pack(plan, arena, packed, width, panel, panels, first, rows, scale): multiply a block of dz, copy it to its packed place.
+
+    Panels [panel, panel + panels), an even first, of the rows [first, first + rows), while they are fresh in the cache.
+    """
+    pair = TILES[lanes].vectors
+    two = pair * lanes
+
+    @compiled
+    def pack(plan, arena, packed, width, panel, panels, first, rows, scale):
+        size = plan.widths[width]
+        for q in range(panel, panel + panels, pair):
+            columns = smaller(pair, panel + panels - q) * lanes
+            pair_at = size.packed_at + q // pair * plan.rows * two
+            for r in range(first, first + rows):
+                source, to = size.dz_at + r * size.ld + q * lanes, pair_at + r * two
+                dz = array_at(arena.ctypes.data + source * FLOAT_BYTES, columns, np.float32)
+                copy = array_at(packed.ctypes.data + to * FLOAT_BYTES, columns, np.float32)
+                if scale != ONE:
+                    for j in range(columns):
+                        dz[j] *= scale
+                for j in range(columns):
+                    copy[j] = dz[j]
+
+    return pack
+
+
+@compiled
+def add_rows(matrix, rows, ld, n, sums):
+    """sums = the sum of the rows of a matrix, in order but four at a time: adding one by one would wait for each sum.
+
+    matrix and sums are addresses, n the columns that count.
+    """
+    total, fours, row = array_at(sums, n, np.float32), rows // 4, ld * FLOAT_BYTES
+    for j in range(n):
+        total[j] = ZERO
+    for r in range(0, 4 * fours, 4):
+        a, b = array_at(matrix + r * row, n, np.float32), array_at(matrix + (r + 1) * row, n, np.float32)
+        c, d = array_at(matrix + (r + 2) * row, n, np.float32), array_at(matrix + (r + 3) * row, n, np.float32)
+        for j in range(n):
+            total[j] += (a[j] + b[j]) + (c[j] + d[j])
+    for r in range(4 * fours, rows):
+        a = array_at(matrix + r * row, n, np.float32)
+        for j in range(n):
+            total[j] += a[j]
+
+
+def make_gradient(lanes: int) -> Any:
+    """gradient(code, plan, store, x, x_rows, packed, own, scalars, task, rows): dw = x' dz, db = 1' dz over `rows` rows.
+
+    For a rectangle of weights and, with the topmost one, its columns' biases; x and x_rows tell where the layer's inputs are
+    (`cpu_kernels.inputs_at`). In registers, each tile ends with the update of its weights; otherwise the gradient with its
+    penalties goes to the row GRADIENT of `store`. Biases always go there.
+    """
+    pair, deepest = TILES[lanes].vectors, BATCH_DEPTHS[lanes]
+
+    @compiled
+    def gradient(code, plan, store, x, x_rows, packed, own, scalars, task, rows):
+        layer, panel, panels = task.layer, task.panel, task.panels
+        size, a = plan.layers[layer], x + task.first * FLOAT_BYTES
+        dz_pair = plan.rows * pair * lanes
+        dz_at = plan.widths[layer + 1].packed_at + panel // pair * dz_pair
+        b = packed.ctypes.data + dz_at * FLOAT_BYTES
+        start = size.w_at + (panel * size.fan_in_p + task.first) * lanes
+        panel_size, slot = size.fan_in_p * lanes, store.shape[1]
+        p = store.ctypes.data + ((PARAMETERS if code.in_registers else GRADIENT) * slot + start) * FLOAT_BYTES
+        for r in range(0, rows, deepest):
+            depth = smaller(deepest, rows - r)
+            call(
+                code.gradient,
+                (
+                    a, x_rows, b, dz_pair, panels, own.ctypes.data, CHUNK_ROWS * lanes, r, depth,
+                    p, panel_size, task.rows, slot, scalars.ctypes.data, np.int64(r + depth == rows),
+                ),
+            )  # fmt: skip
+        if code.penalise:
+            for q in range(panels):
+                w = store.ctypes.data + (start + q * panel_size) * FLOAT_BYTES
+                g = w + GRADIENT * slot * FLOAT_BYTES
+                call(code.penalise, (w, g, task.rows * lanes, scalars.ctypes.data))
+        if task.first == 0:
+            for q in range(0, panels, pair):
+                columns, b_at = smaller(pair, panels - q) * lanes, size.b_at + (panel + q) * lanes
+                sums = store.ctypes.data + (GRADIENT * slot + b_at) * FLOAT_BYTES
+                add_rows(b + q // pair * dz_pair * FLOAT_BYTES, rows, pair * lanes, columns, sums)
+
+    return gradient
+
+
+@compiled
+def update(code, store, at, size, scalars):
+    """The rule over the parameters [at, at + size) with the gradients in their row of `store`."""
+    slot = store.shape[1] * FLOAT_BYTES
+    p = store.ctypes.data + at * FLOAT_BYTES
+    call(code.update, (p, p + SLOT_M * slot, p + SLOT_V * slot, p + GRADIENT * slot, size, scalars.ctypes.data))
+
+
+def make_finish(lanes: int) -> Any:
+    """finish(code, plan, store, transposed, scalars, task): the updates of a rectangle that the gradient has not made.
+
+    Those of its biases, and of its weights if they do not happen in registers. Renews the transposed copy, which the
+    gradient of the layer's input reads.
+    """
+    transpose = make_transpose(lanes)
+
+    @compiled
+    def finish(code, plan, store, transposed, scalars, task):
+        size = plan.layers[task.layer]
+        if not code.in_registers:
+            for panel in range(task.panel, task.panel + task.panels):
+                update(code, store, size.w_at + (panel * size.fan_in_p + task.first) * lanes, task.rows * lanes, scalars[0])
+        if task.layer > 0:
+            for k in range(0, task.rows, lanes):
+                for panel in range(task.panel, task.panel + task.panels):
+                    source = size.w_at + (panel * size.fan_in_p + task.first + k) * lanes
+                    to = size.t_at + ((task.first + k) // lanes * size.fan_out_p + panel * lanes) * lanes
+                    transpose(store.ctypes.data + source * FLOAT_BYTES, lanes, transposed.ctypes.data + to * FLOAT_BYTES, lanes)
+        if task.first == 0:
+            update(code, store, size.b_at + task.panel * lanes, task.panels * lanes, scalars[1])
+
+    return finish
+
+
+@compiled
+def gather(code, batches, start, first, rows, width, arena):
+    """Scaled inputs of the rows [first, first + rows) of the batch that starts at `start` in the order."""
+    features, shift, factor = len(batches.shift), batches.shift.ctypes.data, batches.factor.ctypes.data
+    for r in range(first, first + rows):
+        to = arena.ctypes.data + (width.y_at + r * width.ld) * FLOAT_BYTES
+        call(code.scale, (batches.x + batches.x_at[start + r], shift, factor, to, features))
+
+
+@compiled
+def clip(gradient, largest):
+    """Scale the whole gradient, padding (zeros) included, down to Euclidean norm `largest` if it is longer."""
+    total = 0.0
+    for i in range(len(gradient)):
+        total += np.float64(gradient[i]) * np.float64(gradient[i])
+    norm = math.sqrt(total)
+    if norm > largest:
+        scale = np.float32(largest / norm)
+        for i in range(len(gradient)):
+            gradient[i] *= scale
+
+
+# ------------------------------------------------------------------------------------------------ sharing work
+
+
+@compiled
+def claim(shared, share, phase, tasks):
+    """The next ticket of a share of `tasks` tasks, or -1 if there is none left or the phase is over."""
+    at = shared + 8 * (SHARES + WORDS_APART * share)
+    while True:
+        word = atomic_load(at)
+        ticket = word & ((1 << TICKETS) - 1)
+        if word >> TICKETS != phase or ticket >= tasks:
+            return -1
+        if swap_if(at, word, word + 1):
+            return ticket
+
+
+@compiled
+def last_of_phase(shared, done, tasks):
+    """Report `done` finished tasks; True to the thread that reports the last of all, which must then open the next phase.
+
+    The atomic add makes what every thread wrote in the phase visible to this one.
+    """
+    return done > 0 and fetch_add(shared + 8 * DONE, done) == tasks - done
+
+
+@compiled
+def open_phase(shared, threads, phase):
+    """Open a phase: the releases make all that was written before visible to whoever claims a task in it."""
+    atomic_store(shared + 8 * DONE, 0)
+    for t in range(threads):
+        atomic_store(shared + 8 * (SHARES + WORDS_APART * t), phase << TICKETS)
+    atomic_store(shared + 8 * PHASE, phase)
+
+
+@compiled
+def spin(spins):
+    """One more turn of a loop that waits: a pause, and after many the core is offered to others; how many there were."""
+    pause()
+    if spins >= SPINS:
+        yield_core()
+    return spins + 1
+
+
+@compiled
+def wait_for_end_of(shared, phase):
+    """Wait until another phase is open."""
+    spins = np.int64(0)  # a literal would be compiled once more
+    while atomic_load(shared + 8 * PHASE) == phase:
+        spins = spin(spins)
+
+
+@compiled
+def end_turn(shared):
+    """Let another thread have the interpreter, if it was the caller's turn."""
+    word = atomic_load(shared + 8 * TURN)
+    if word:
+        swap_if(word, atomic_load(shared + 8 * CALLER), 0)
+
+
+@compiled
+def await_turn(shared):
+    """Wait until it is the caller's turn to run Python, or for too long."""
+    word, caller = atomic_load(shared + 8 * TURN), atomic_load(shared + 8 * CALLER)
+    if not word:
+        return
+    spins = np.int64(0)
+    while atomic_load(word) or not swap_if(word, 0, caller):  # who only looks does not disturb the others
+        if spins == SPINS + TURN_OFFERS:
+            atomic_store(word, caller)
+            return
+        spins = spin(spins)

@@ -1,0 +1,304 @@
+"""The CPU engine's kernels: whole runs of training steps, and prediction, each one compiled function per thread.
+
+`train_kernel` and `predict_kernel` serve every network: its sizes are data (cpu_plan.py), its products and formulas are
+kernels that they call by address (cpu_products.py, cpu_formulas.py). Kernels check nothing and cannot raise.
+
+How threads share a step: see cpu_plan.py for its phases. No thread is waited for, only tasks are: a thread that the system
+has put to sleep delays at most the one task it holds, and more threads than cores do no harm. Which thread computes a task
+changes no bit of it: each task writes what nobody else writes, and each sum runs in a fixed order.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fastmlp.engines.cpu.codegen.compiler import cached, compiled
+from fastmlp.engines.cpu.codegen.intrinsics import array_at, atomic_load, call, smaller
+from fastmlp.engines.cpu.codegen.simd import BIAS, BIAS_RELU, KEEP, ROW_BYTES, TIMES, WHERE_POSITIVE
+from fastmlp.engines.cpu.kernels.gemm import FLOAT_BYTES
+from fastmlp.engines.cpu.kernels.losses import LABELS_AHEAD, prefetch_label
+from fastmlp.engines.cpu.kernels.passes import (
+    GRADIENT,
+    ONE,
+    PHASE,
+    await_turn,
+    claim,
+    clip,
+    end_turn,
+    gather,
+    last_of_phase,
+    make_finish,
+    make_gradient,
+    make_pack,
+    open_phase,
+    scratch_size,
+    wait_for_end_of,
+)
+from fastmlp.engines.cpu.plan import FORWARD, GATHER, LINEAR, RELU, ROWS, UPDATE, WEIGHTS
+
+# Arguments that other calls have as numbers of these types. A literal is a type of its own: Numba would compile what takes it
+# once more.
+FIRST, NO_STEP, NO_SEED = np.int64(0), np.int64(-1), np.uint64(0)
+
+# ------------------------------------------------------------------------------------------------ one layer
+
+
+@compiled
+def rows_at(plan, width, row):
+    """Address of the table of a width's rows (`cpu_simd.emit_row`) from `row` on."""
+    return plan.row_at.ctypes.data + (width * plan.rows + row) * ROW_BYTES
+
+
+@compiled
+def activations_at(plan, arena, width, row):
+    """Address of a width's activations, and that of the table of its rows from `row` on."""
+    return arena.ctypes.data + plan.widths[width].y_at * FLOAT_BYTES, rows_at(plan, width, row)
+
+
+@compiled
+def inputs_at(code, plan, batches, arena, layer, start, row):
+    """What a layer reads, as `activations_at`: the first one the batch that starts at `start`, gathered or where it is."""
+    if layer == 0 and code.scale == 0:
+        return batches.x, batches.x_at.ctypes.data + (start + row) * ROW_BYTES
+    return activations_at(plan, arena, layer, row)
+
+
+@functools.cache
+def make_forward(lanes: int) -> Any:
+    """forward(code, plan, store, arena, x, x_rows, layer, panel, panels, first, rows, step, seed): a block of y = f(x w + b).
+
+    Columns of the panels [panel, panel + panels) of rows [first, first + rows) of a layer's output; x and x_rows tell where
+    their inputs are (`inputs_at`). The output layer keeps its pre-activations. Writes slopes but for activations that run
+    fused. step < 0 means prediction: no dropout.
+    """
+
+    @compiled
+    def forward(code, plan, store, arena, x, x_rows, layer, panel, panels, first, rows, step, seed):
+        size, ld_y = plan.layers[layer], plan.widths[layer + 1].ld
+        hidden = layer < len(plan.layers) - 1
+        block = first * ld_y + panel * lanes
+        y = arena.ctypes.data + (plan.widths[layer + 1].y_at + block) * FLOAT_BYTES
+        k, panel_size = size.fan_in, size.fan_in_p * lanes
+        w = store.ctypes.data + (size.w_at + panel * panel_size) * FLOAT_BYTES
+        b = store.ctypes.data + (size.b_at + panel * lanes) * FLOAT_BYTES
+        drops = hidden and step >= 0 and size.threshold > 0
+        relu = hidden and size.fused == RELU
+        epilogue = BIAS_RELU if relu else BIAS
+        call(code.product, (x, x_rows, w, panel_size, y, ld_y, k, rows, panels, epilogue, b, 0))
+        if not hidden or ((relu or size.fused == LINEAR) and not drops):
+            return
+        s = arena.ctypes.data + (plan.widths[layer + 1].s_at + block) * FLOAT_BYTES
+        columns = panels * lanes
+        if not relu:
+            true_columns = smaller(columns, size.fan_out - panel * lanes)
+            call(code.activations[layer], (y, s, ld_y, rows, true_columns, columns, size.parameter))
+        if drops:
+            call(
+                code.drop,
+                (
+                    y, s, not relu, ld_y, panel * lanes, columns, layer, first, rows, step, seed,
+                    size.threshold, size.keep_scale,
+                ),
+            )  # fmt: skip
+
+    return forward
+
+
+def make_backward(lanes: int) -> Any:
+    """backward(code, plan, transposed, arena, layer, panel, panels, first, rows): a block of dx = (dz w') f'(z below).
+
+    Columns of the transposed panels [panel, panel + panels) of rows [first, first + rows); layer >= 1. Reads dz of the
+    layer's output, writes that of its input.
+    """
+
+    @compiled
+    def backward(code, plan, transposed, arena, layer, panel, panels, first, rows):
+        size, below, width = plan.layers[layer], plan.layers[layer - 1], plan.widths[layer]
+        ld, base = width.ld, arena.ctypes.data
+        block = first * ld + panel * lanes
+        dz, dz_rows = base + plan.widths[layer + 1].dz_at * FLOAT_BYTES, rows_at(plan, layer + 1, first)
+        dx = base + (width.dz_at + block) * FLOAT_BYTES
+        k, panel_size = size.fan_out, size.fan_out_p * lanes
+        w = transposed.ctypes.data + (size.t_at + panel * panel_size) * FLOAT_BYTES
+        epilogue, extra = TIMES, width.s_at
+        if below.fused == RELU:  # dropped units are zeros too; `pack` scales the others
+            epilogue, extra = WHERE_POSITIVE, width.y_at
+        elif below.fused == LINEAR and below.threshold == 0:
+            epilogue = KEEP
+        e = base + (extra + block) * FLOAT_BYTES
+        call(code.product, (dz, dz_rows, w, panel_size, dx, ld, k, rows, panels, epilogue, e, ld))
+
+    return backward
+
+
+@compiled
+def losses_of_batch(code, plan, batches, arena, block, loss, correct, start, first, rows):
+    """Loss, hit and dz of rows [first, first + rows) of the batch that starts at `start` in the order."""
+    width, row = plan.widths[len(plan.layers)], start + first
+    z = arena.ctypes.data + (width.y_at + first * width.ld) * FLOAT_BYTES
+    dz = arena.ctypes.data + (width.dz_at + first * width.ld) * FLOAT_BYTES
+    call(
+        code.loss,
+        (
+            block.ctypes.data, z, dz, width.ld, rows, batches.order.ctypes.data + row * batches.order.itemsize,
+            batches.labels, batches.targets, batches.row_scale.ctypes.data + row * FLOAT_BYTES,
+            loss.ctypes.data + row * FLOAT_BYTES, correct.ctypes.data + row * correct.itemsize, batches.hot, batches.cold,
+        ),
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ the two kernels
+
+
+@functools.cache
+def train_kernel(lanes: int) -> Any:
+    """train(t, code, plan, batches, store, transposed, arena, packed, scratch, shared, loss, correct).
+
+    For thread t of a team. Compiled at its first call, or taken from the cache on disk; one per machine.
+    """
+    return cached(make_train(lanes), f"train {lanes}")
+
+
+@functools.cache
+def predict_kernel(lanes: int) -> Any:
+    """predict(t, code, plan, block, x, x_row, x_rows, shift, factor, store, arena, shared, z), likewise; `block` rows a task.
+
+    x is the address of the first row of features, x_row the bytes from row to row, x_rows that of the table of a block's rows.
+    Without code.scale the rows are float32 and read where they are: copying them first would take a tenth of the time.
+    """
+    return cached(make_predict(lanes), f"predict {lanes}")
+
+
+def make_task(lanes: int) -> Any:
+    """run_task(code, kind, wide, task, plan, batches, buffers …, step, start, rows): one task of a phase of a step.
+
+    What each kind of phase reads was written in earlier phases, and what a task writes no other task of its phase touches.
+    """
+    forward, backward, gradient = make_forward(lanes), make_backward(lanes), make_gradient(lanes)
+    finish, block_at, pack = make_finish(lanes), scratch_size(), make_pack(lanes)
+
+    @compiled
+    def run_task(
+        code, kind, wide, task, plan, batches, store, transposed, arena, packed, own, loss, correct, step, start, rows
+    ):
+        if kind >= WEIGHTS:
+            # WEIGHTS reads all rows of x, y and dz; writes its rectangle of weights, slots and transposed weights (clipped:
+            # of the gradient). UPDATE reads its rectangle of the clipped gradient; writes that of the others.
+            if kind == WEIGHTS:
+                x, x_rows = inputs_at(code, plan, batches, arena, task.layer, start, FIRST)
+                gradient(code, plan, store, x, x_rows, packed, own, batches.scalars[step], task, rows)
+            if kind == UPDATE or batches.clip_norm == 0:
+                finish(code, plan, store, transposed, batches.scalars[step], task)
+            return
+        first, count = task.first, smaller(task.rows, rows - task.first)  # the last batch may be short
+        if count <= 0:
+            return
+        if kind == GATHER or (kind == ROWS and wide == 0 and code.scale != 0):
+            # Writes its rows of the scaled inputs. Rows that need no scaling are read where they are instead.
+            gather(code, batches, start, first, count, plan.widths[0], arena)
+        if kind == GATHER:
+            return
+        # FORWARD reads its columns of w and its rows of x or of the layer below; writes its block of y and s. BACKWARD reads
+        # its columns of the transposed w, its rows of dz above and its block of y or s; writes its block of dz. ROWS does
+        # both for all columns of its rows, in every layer from `wide` on, and writes their loss and hits.
+        rest, top = kind == ROWS, len(plan.layers) - 1
+        if rest and batches.labels:
+            for r in range(smaller(count, LABELS_AHEAD)):
+                prefetch_label(batches.labels, batches.order[start + first + r])
+        for layer in range(wide, (top if rest else wide if kind == FORWARD else wide - 1) + 1):
+            panels = plan.layers[layer].fan_out_p // lanes if rest else task.panels
+            x, x_rows = inputs_at(code, plan, batches, arena, layer, start, first)
+            now = batches.step + step
+            forward(code, plan, store, arena, x, x_rows, layer, task.panel, panels, first, count, now, batches.seed)
+        if rest:
+            losses_of_batch(code, plan, batches, arena, own[block_at:], loss, correct, start, first, count)
+            pack(plan, arena, packed, top + 1, task.panel, plan.layers[top].fan_out_p // lanes, first, count, ONE)
+        lowest = (wide or 1) if kind != FORWARD else top + 1
+        for layer in range(top if rest else wide, lowest - 1, -1):
+            panels = plan.layers[layer].fan_in_p // lanes if rest else task.panels
+            backward(code, plan, transposed, arena, layer, task.panel, panels, first, count)
+            below = plan.layers[layer - 1]
+            scale = below.keep_scale if below.fused == RELU and below.threshold > 0 else ONE
+            pack(plan, arena, packed, layer, task.panel, panels, first, count, scale)
+
+    return run_task
+
+
+def make_train(lanes: int) -> Callable[..., None]:
+    """Training steps: every loop of a chunk of steps, for one thread."""
+    run_task = make_task(lanes)
+
+    def train(t, code, plan, batches, store, transposed, arena, packed, scratch, shared, loss, correct):
+        steps, phases, threads = len(batches.scalars), len(plan.phases), plan.shares.shape[1] - 1
+        end_turn(shared)
+        while True:
+            now = atomic_load(shared + 8 * PHASE)
+            step, index = now // phases, now % phases
+            if step >= steps:
+                break
+            phase = plan.phases[index]
+            start = step * batches.batch_size
+            rows = smaller(batches.batch_size, len(batches.order) - start)
+            done = np.int64(0)
+            for turn in range(threads):
+                share = (t + turn) % threads
+                first, end = plan.shares[index, share], plan.shares[index, share + 1]
+                while True:
+                    ticket = claim(shared, share, now, end - first)
+                    if ticket < 0:
+                        break
+                    task = plan.tasks[phase.first + first + ticket]
+                    run_task(
+                        code, phase.kind, phase.layer, task, plan, batches, store, transposed, arena, packed, scratch[t],
+                        loss, correct, step, start, rows,
+                    )  # fmt: skip
+                    done += 1
+            if last_of_phase(shared, done, phase.tasks):
+                if batches.clip_norm > 0 and phase.kind == WEIGHTS:
+                    clip(store[GRADIENT], batches.clip_norm)
+                open_phase(shared, threads, now + 1)
+            else:
+                wait_for_end_of(shared, now)
+        await_turn(shared)
+
+    return train
+
+
+def make_predict(lanes: int) -> Callable[..., None]:
+    """Prediction: one phase, a task is a block of rows that passes through the thread's own rows of the arena."""
+    forward = make_forward(lanes)
+
+    def predict(t, code, plan, block, x, x_row, x_rows, shift, factor, store, arena, shared, z):
+        own, last = arena[t], len(plan.layers)
+        outputs, n = plan.widths[last], z.shape[1]
+        tasks, rows_of_x = -(-len(z) // block), len(z)
+        end_turn(shared)
+        while True:
+            ticket = claim(shared, FIRST, FIRST, tasks)
+            if ticket < 0:
+                break
+            start = ticket * block
+            rows = smaller(block, rows_of_x - start)
+            inputs, input_rows = x + start * x_row, x_rows
+            if code.scale:
+                given = inputs
+                inputs, input_rows = activations_at(plan, own, FIRST, FIRST)
+                for r in range(rows):
+                    to = inputs + plan.row_at[0, r]
+                    call(code.scale, (given + r * x_row, shift.ctypes.data, factor.ctypes.data, to, len(shift)))
+            for layer in range(last):
+                panels = plan.layers[layer].fan_out_p // lanes
+                forward(code, plan, store, own, inputs, input_rows, layer, FIRST, panels, FIRST, rows, NO_STEP, NO_SEED)
+                inputs, input_rows = activations_at(plan, own, layer + 1, FIRST)
+            for r in range(rows):
+                row = array_at(own.ctypes.data + (outputs.y_at + r * outputs.ld) * FLOAT_BYTES, n, np.float32)
+                z_row = array_at(z.ctypes.data + (start + r) * n * FLOAT_BYTES, n, np.float32)
+                for j in range(n):
+                    z_row[j] = row[j]
+        await_turn(shared)
+
+    return predict

@@ -1,0 +1,189 @@
+"""Kernels for an NVIDIA GPU as machine code: compiled by numba-cuda, linked by nvJitLink, kept on disk. Asks no device.
+
+So the kernels of a GPU that is not here are compiled by the very steps that a launch goes through, and files that were made on
+one machine serve on another that has a driver and no compiler: a file is named by sources, kernel and compute capability alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fastmlp.engines.cuda import load_cuda
+from fastmlp.engines.cuda.kernels.programs import KERNELS, Kind, Shape, arguments_of
+from fastmlp.engines.cuda.kernels.tiles import Tile
+from fastmlp.engines.kernel_cache import cache_folder, read_entry, sources_hash, write_entry
+from fastmlp.errors import UnavailableError
+
+Capability = tuple[int, int]
+
+# Folders and files whose sources take part in a kernel; a test holds them against what this file imports.
+SOURCES = (
+    "nn",
+    "engines/kernel_cache.py",
+    "engines/cuda/__init__.py",
+    "engines/cuda/compiler.py",
+    "engines/cuda/kernels",
+)
+ONE_AT_A_TIME = threading.Lock()  # what is put in the device's place is seen by all threads
+
+
+class Built(NamedTuple):
+    """A kernel for one compute capability.
+
+    cubin : its machine code; entry : its name in there
+    arguments : their types, such as "float32" and, for an array, "float32[]"
+    threads : of a block
+    registers, shared, spilled : of a thread, bytes of a block, bytes of a thread that did not fit into registers
+    """
+
+    cubin: bytes
+    entry: str
+    arguments: tuple[str, ...]
+    threads: int
+    registers: int
+    shared: int
+    spilled: int
+
+
+@functools.cache
+def sources() -> str:
+    return sources_hash(SOURCES, "")
+
+
+def entry_of(name: str, kind: Kind, shape: Shape | Tile, capability: Capability) -> Path:
+    """The file of a kernel."""
+    text = f"{sources()} {name} {kind} {shape} {capability}"
+    return cache_folder() / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.cubin"
+
+
+@functools.cache
+def compiled(name: str, kind: Kind, shape: Shape | Tile, capability: Capability) -> Built:
+    """A kernel of `KERNELS`, from disk or made now.
+
+    Raises
+    ------
+    UnavailableError : a package is missing, or it cannot be compiled
+    """
+    file = entry_of(name, kind, shape, capability)
+    if (body := read_entry(file)) is not None:
+        return unpacked(body)
+    try:
+        with ONE_AT_A_TIME:
+            built = linked(lowered(name, kind, shape, capability), capability)
+    except UnavailableError:
+        raise
+    except Exception as error:  # whatever Numba, NVVM or the linker raise
+        raise UnavailableError(
+            f"a kernel for compute capability {capability[0]}.{capability[1]} could not be compiled "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:300]}); "
+            "take --backend numba, and look at `fastmlp doctor`"
+        ) from error
+    write_entry(file, packed(built))
+    return built
+
+
+def packed(built: Built) -> bytes:
+    """A kernel as bytes: a line of JSON, and the machine code."""
+    return json.dumps(built._replace(cubin=b"")._asdict() | {"cubin": None}).encode() + b"\n" + built.cubin
+
+
+def unpacked(body: bytes) -> Built:
+    """The kernel of `packed`."""
+    head, cubin = body.split(b"\n", 1)
+    told = json.loads(head)
+    return Built(**told | {"cubin": cubin, "arguments": tuple(told["arguments"])})
+
+
+# ------------------------------------------------------------------------------------------------ the steps
+
+
+class Lowered(NamedTuple):
+    """Numba's library of a kernel, in intermediate code that is the same for all capabilities; the rest as in `Built`."""
+
+    library: Any
+    arguments: tuple[str, ...]
+    threads: int
+
+
+def lowered(name: str, kind: Kind, shape: Shape | Tile, capability: Capability) -> Lowered:
+    """A kernel of `KERNELS`, typed."""
+    load_cuda()
+    from numba.core import types
+    from numba.cuda.compiler import compile_cuda, kernel_fixup  # type: ignore[attr-defined]
+    from numba.cuda.cudadrv.nvvm import set_launch_bounds  # type: ignore[attr-defined]
+
+    from fastmlp.engines.cuda.kernels import device as cuda_device
+
+    with standing_in(capability):
+        kernel, arguments = KERNELS[name](cuda_device, kind, shape), arguments_of(name, kind)
+        options = {"fastmath": False, "opt": 3}
+        made = compile_cuda(kernel.function, types.void, signature(arguments), nvvm_options=options, cc=capability, lto=True)
+        entry = made.library.get_function(made.fndesc.llvm_func_name)
+        made.library._entry_name = entry.name
+        kernel_fixup(entry, False)
+        set_launch_bounds(entry, (kernel.threads, kernel.blocks))
+    return Lowered(made.library, arguments, kernel.threads)
+
+
+def linked(kernel: Lowered, capability: Capability) -> Built:
+    """Machine code for a capability."""
+    library, arguments, threads = kernel
+    from numba.cuda.cudadrv.driver import _Linker  # type: ignore[attr-defined]
+
+    full = (*capability, "a" if capability >= (9, 0) else "")  # what only this one architecture has, too
+    plain = _Linker._get_linker_options
+
+    def telling(linker: Any, ptx: Any) -> Any:
+        options = plain(linker, ptx)
+        options.ptxas_options = ["-v"]
+        return options
+
+    with standing_in(capability), replaced(_Linker, "_get_linker_options", telling):
+        cubin = bytes(library.get_cubin(cc=full).code)
+        log = library.get_linkerinfo(full)
+    found, shared = re.search(r"Used (\d+) registers", log), re.search(r"(\d+) bytes smem", log)
+    if found is None:
+        raise RuntimeError(f"nothing on registers in the linker's log: {log[:300]}")
+    spilled = sum(int(count) for count in re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", log))
+    needs = int(found[1]), int(shared[1]) if shared else 0, spilled
+    return Built(cubin, library._entry_name, arguments, threads, *needs)
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Another value for an attribute, for a while."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+@contextmanager
+def standing_in(capability: Capability) -> Iterator[None]:
+    """Numba asks the device at hand for its compute capability; here is something that has one."""
+    from numba.cuda import compiler, dispatcher
+
+    class Device:
+        compute_capability = capability
+
+    with replaced(dispatcher, "get_current_device", Device), replaced(compiler, "get_current_device", Device):
+        yield
+
+
+def signature(arguments: Sequence[str]) -> tuple[Any, ...]:
+    """Numba's types of a kernel's arguments."""
+    from numba.core import types
+
+    scalars = {"bool": types.boolean}
+    plain = [scalars.get(name) or getattr(types, name) for name in (one.removesuffix("[]") for one in arguments)]
+    return tuple(one[::1] if name.endswith("[]") else one for one, name in zip(plain, arguments, strict=True))

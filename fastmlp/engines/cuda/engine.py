@@ -1,0 +1,233 @@
+"""The CUDA engine: `contract.Engine` over kernels on an NVIDIA GPU. Holds the device's arrays; no arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmlp.engines.base import Job, RowResults, State, row_scales
+from fastmlp.engines.cuda.kernels.layout import gathered, make_plan, padded, spread
+from fastmlp.engines.cuda.kernels.passes import CHUNK
+from fastmlp.engines.cuda.kernels.programs import Kind, Shape, applied, phases
+from fastmlp.engines.cuda.kernels.tensor_cores import FIRST_CAPABILITY, MMA_TILES
+from fastmlp.engines.cuda.kernels.tiles import Tile
+from fastmlp.engines.cuda.runtime import Launch, the_runtime
+from fastmlp.errors import ConfigError, UnavailableError
+from fastmlp.nn.network import FloatArray
+from fastmlp.reference import NumpyEngine
+
+APPLIED = 4096  # rows that pass through a network at once where nothing is trained
+# Batches of at most so many rows are latency, and train in one launch; larger ones are arithmetic, and train by tiles, a launch
+# for each phase. By counting what both move, not by measuring: no GPU has been at hand. Tensor cores need tiles for any batch.
+SMALL_BATCH = 256
+SHAPE = Shape()
+TILES = {"float32": Tile(), **MMA_TILES}  # by precision
+TABLES = ("table", "alpha", "thresholds", "scales")
+OF_TRAINING = (
+    *("order", "row_scale", "loss", "correct", "scalars"),
+    *("parameters", "m", "v", "kept", "partial", "arena", "counter", "clock"),
+)  # fmt: skip
+
+
+class CudaEngine:
+    """Kernels on a GPU; see `contract.Engine` for the methods. One thread at a time may call.
+
+    Rows that training has seen stay on the device as long as the caller passes the same array: change them in place, and the
+    engine goes on with the old ones.
+
+    Raises
+    ------
+    ConfigError : the job asks for another dtype than float32
+    UnavailableError : no device, one without what the job's precision needs, or a package is missing
+    """
+
+    name = "cuda"
+    threads = 1
+
+    def __init__(self, job: Job, runtime: Any = None) -> None:
+        if np.dtype(job.dtype) != np.float32:
+            raise ConfigError(f"backend 'cuda' computes in float32, not {np.dtype(job.dtype)}; take backend 'numpy'")
+        self.job, self.runtime = job, runtime or the_runtime()
+        if job.precision != "float32" and self.runtime.capability < FIRST_CAPABILITY:
+            found, needed = (".".join(map(str, pair)) for pair in (self.runtime.capability, FIRST_CAPABILITY))
+            raise UnavailableError(
+                f"precision {job.precision} needs a GPU of compute capability {needed} or more, "
+                f"and {self.runtime.name} has {found}; take --precision float32"
+            )
+        self.rows = 0  # rows of a batch that the arena has room for
+        self.handles: dict[str, Any] = {}  # on the device, by what is in them
+        self.resident: dict[str, Any] = {}  # arrays of the caller's of which the device has copies
+        self.recorded: tuple[tuple[Any, ...], Any] = ((), None)  # arguments, and the graph of their launches
+        network, scaling = job.network, job.scaling
+        width = padded(network.sizes[0])
+        for name, neutral in (("shift", 0.0), ("factor", 1.0)):
+            values = neutral if scaling is None else getattr(scaling, name)
+            self.upload(name, vector(values, network.sizes[0], width))
+        self.upload("counter", np.zeros(1, np.uint32))
+
+    def load(self, state: State) -> None:
+        network = self.job.network
+        size = make_plan(network, 1).parameters
+        slots = dict(zip(self.job.optimizer.slots, state.slots, strict=False))
+        empty = np.zeros(1, np.float32)
+        self.upload("parameters", spread(network, state.parameters, size))
+        for name in ("m", "v"):
+            self.upload(name, spread(network, slots[name], size) if name in slots else empty)
+        self.upload("kept", np.zeros(size if self.job.optimizer.clip_norm > 0 else 1, np.float32))
+        self.upload("partial", np.zeros(-(-size // CHUNK)))
+        self.step = state.step
+
+    def state(self, slots: bool = True) -> State:
+        network, get = self.job.network, self.runtime.get
+        vectors = [gathered(network, get(self.handles[name])) for name in self.job.optimizer.slots if slots]
+        whole = np.array(vectors, np.float32).reshape(-1, network.parameters)
+        return State(gathered(network, get(self.handles["parameters"])), whole, self.step)
+
+    def train(
+        self,
+        x: npt.NDArray[Any],
+        y: npt.NDArray[Any],
+        order: npt.NDArray[np.int64],
+        rates: npt.NDArray[np.float64],
+        weights: FloatArray | None = None,
+    ) -> RowResults:
+        job, count = self.job, len(order)
+        if count == 0:
+            return RowResults(np.empty(0, np.float32), np.empty(0, bool))
+        self.make_room(min(job.batch_size, count))
+        self.keep("x", x, widened)
+        self.keep("y", y, np.ravel)
+        self.upload("order", order.astype(np.int32))
+        self.upload("row_scale", row_scales(order, job.batch_size, weights).astype(np.float32))
+        for name, dtype in (("loss", np.float32), ("correct", np.bool_)):
+            if name not in self.handles or self.handles[name].size != count:
+                self.upload(name, np.empty(count, dtype))
+        self.upload("scalars", job.optimizer.scalars_by_kind(rates, self.step, job.network.l1, job.network.l2))
+        self.upload("clock", np.full(1, self.step))
+        self.start(self.kind(x, y), count, len(rates))
+        self.step += len(rates)
+        return RowResults(self.runtime.get(self.handles["loss"]), self.runtime.get(self.handles["correct"]))
+
+    def forward(self, x: npt.NDArray[Any]) -> FloatArray:
+        network, runtime, here = self.job.network, self.runtime, self.handles
+        outputs, most = network.sizes[-1], min(APPLIED, max(len(x), 1))
+        z = np.empty((len(x), outputs), np.float32)
+        shape = self.shape(most)
+        program = runtime.program("apply", applied(self.kind(x, np.empty(0))), shape)
+        self.upload("rows", np.arange(most, dtype=np.int32))
+        self.make_room(most)
+        width, at = padded(outputs), self.plan.last_output
+        for first in range(0, len(x), most):
+            part = x[first : first + most]
+            self.upload("part", widened(part))
+            self.upload("counter", np.zeros(1, np.uint32))
+            names = (*TABLES, "part", "shift", "factor", "rows", "parameters", "arena", "counter")
+            arguments = (*[here[name] for name in names], len(part))
+            runtime.launch(Launch(program, shape.resident * runtime.blocks, arguments, together=True))
+            z[first : first + len(part)] = runtime.get(here["arena"], at, len(part) * width).reshape(-1, width)[:, :outputs]
+        return z
+
+    def score(self, z: FloatArray, y: npt.NDArray[Any]) -> RowResults:
+        """On the host, where z is, by the specification."""
+        return NumpyEngine(self.job).score(z, y)
+
+    def close(self) -> None:
+        """Give the device's memory back."""
+        self.recorded = ((), None)
+        self.handles.clear()
+        self.resident.clear()
+
+    # -------------------------------------------------------------------------------------------- the device
+
+    def kind(self, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Kind:
+        """What the kernels are compiled for."""
+        network, optimizer = self.job.network, self.job.optimizer
+        return Kind(
+            make_plan(network, 1).activations,
+            network.loss,
+            network.output or "",
+            optimizer.name,
+            x.dtype == np.uint8,
+            y.ndim == 1,
+            any(layer.dropout for layer in network.layers),
+            network.l1 > 0 or network.l2 > 0,
+            optimizer.clip_norm > 0,
+            self.job.precision,
+        )
+
+    def shape(self, rows: int) -> Shape | Tile:
+        """How batches of so many rows are divided among blocks."""
+        precision = self.job.precision
+        return SHAPE if rows <= SMALL_BATCH and precision == "float32" else TILES[precision]
+
+    def upload(self, name: str, array: npt.NDArray[Any]) -> None:
+        """Numbers of their own place on the device, the same place as long as there are as many."""
+        handle = self.handles.get(name)
+        if handle is not None and (handle.size, handle.dtype) == (array.size, array.dtype):
+            self.runtime.fill(handle, array)
+        else:
+            self.handles[name] = None  # given back before more is asked for
+            self.handles[name] = self.runtime.put(array)
+
+    def keep(self, name: str, array: npt.NDArray[Any], flat: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]) -> None:
+        """The caller's rows, copied once."""
+        if self.resident.get(name) is not array:
+            self.resident[name] = None
+            self.upload(name, flat(array))
+            self.resident[name] = array
+
+    def make_room(self, rows: int) -> None:
+        """Let the arena hold a batch of so many rows; what it holds between calls does not matter."""
+        if rows > self.rows:
+            self.plan = make_plan(self.job.network, rows)
+            for name in TABLES:
+                self.upload(name, getattr(self.plan, name))
+            self.upload("arena", np.zeros(self.plan.arena, np.float32))
+            self.rows = rows
+
+    def start(self, kind: Kind, count: int, steps: int) -> None:
+        """Launch all phases of so many steps: in one kernel, whose blocks wait for each other, or each by itself in a graph."""
+        job, runtime, here = self.job, self.runtime, self.handles
+        shape = self.shape(job.batch_size)
+        small = isinstance(shape, Shape)
+        program, blocks = runtime.program("train", kind, shape), shape.resident * runtime.blocks
+        share = job.network.label_smoothing / job.network.sizes[-1]
+        hot, cold = np.float32(1 - job.network.label_smoothing + share), np.float32(share)
+        last = steps * phases(len(job.network.layers), kind.clips)
+        shared = (
+            *[here[name] for name in (*TABLES, "x", "shift", "factor", "y")], hot, cold,
+            *[here[name] for name in OF_TRAINING], job.batch_size, count,
+        )  # fmt: skip
+
+        def launch(first: int, end: int) -> Launch:
+            arguments = (*shared, first, end, np.uint64(job.seed), np.float32(job.optimizer.clip_norm))
+            return Launch(program, blocks, arguments, together=small)
+
+        if small:
+            self.upload("counter", np.zeros(1, np.uint32))
+            runtime.launch(launch(0, last))
+            return
+        key = (program, last, *shared)
+        if not (
+            len(key) == len(self.recorded[0]) and all(a is b or a == b for a, b in zip(key, self.recorded[0], strict=True))
+        ):
+            self.recorded = ((), None)
+            self.recorded = key, runtime.record([launch(phase, phase + 1) for phase in range(last)])
+        self.recorded[1]()
+
+
+def widened(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Rows as kernels read them, flat, padded with zeros to the width of the plan."""
+    whole = np.zeros((len(x), padded(x.shape[1])), x.dtype)
+    whole[:, : x.shape[1]] = x
+    return whole.reshape(-1)
+
+
+def vector(values: Any, features: int, width: int) -> npt.NDArray[np.float32]:
+    """One float32 per feature, from one per feature or one for all; zeros beyond."""
+    whole = np.zeros(width, np.float32)
+    whole[:features] = values
+    return whole

@@ -1,0 +1,265 @@
+"""What kernels say to an NVIDIA GPU beyond what Numba has words for. The only file that knows PTX and LLVM's IR.
+
+Kernels are made by factories that take this module, or a simulator with the same names (cuda_words.py lists them), so that
+their source runs on a device, is compiled for one that is not there, and is checked without one.
+
+Numba's own indexing handles negative indices and 64-bit numbers, at several instructions an access; `load` and `store` do not.
+Arrays are flat and contiguous. Indices count elements. Vectors of two and four are aligned to their size.
+
+Sources: PTX ISA 8.0, sections 9.7.8 (data movement), 9.7.12 (synchronisation), 9.7.13 (matrix multiply-accumulate).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+
+from fastmlp.engines.cuda import load_cuda
+from fastmlp.nn.activations import copy_of
+
+cuda: Any = load_cuda()
+
+from numba import types  # noqa: E402 - after numba-cuda has taken its place
+from numba.cuda.extending import intrinsic  # noqa: E402
+
+WARP = 32  # lanes
+float32, float64 = types.float32, types.float64
+int32, int64, uint32, uint64 = types.int32, types.int64, types.uint32, types.uint64
+F32, I32, I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+GLOBAL, SHARED = 1, 3  # address spaces
+
+# By the letters of PTX's constraints: LLVM's type, Numba's type.
+OPERANDS = {"f": (F32, types.float32), "r": (I32, types.uint32), "l": (I64, types.uint64)}
+
+
+def device(function: Callable[..., Any]) -> Any:
+    """A function that kernels call; always inlined."""
+    return cuda.jit(device=True, forceinline=True)(function)
+
+
+class Source(NamedTuple):
+    """A kernel before it is compiled: for blocks of so many threads, so many blocks at a time on a multiprocessor."""
+
+    function: Callable[..., Any]
+    threads: int
+    blocks: int
+
+
+def kernel(threads: int, blocks: int = 1) -> Callable[[Callable[..., Any]], Source]:
+    """A kernel for blocks of so many threads, so many of them at a time on a multiprocessor."""
+    return lambda function: Source(function, threads, blocks)
+
+
+def formula(function: Callable[..., Any]) -> Any:
+    """A scalar formula, with the plain functions of its own file that it calls, as a function that kernels call."""
+    names = [name for name in function.__code__.co_names if isinstance(function.__globals__.get(name), FunctionType)]
+    return device(copy_of(function, {**function.__globals__, **{name: formula(function.__globals__[name]) for name in names}}))
+
+
+# ------------------------------------------------------------------------------------------------ statements of PTX
+
+
+def statement(text: str, result: str, operands: str, effect: bool = True, together: bool = False) -> Any:
+    """A function of one PTX statement, $0 and on its results and operands, both given by letters of `OPERANDS`.
+
+    effect : whether it does more than compute its results, so that it must stay where it stands
+    together : whether all lanes of a warp must be at it, so that it must not move to where only some come
+    """
+    results = [OPERANDS[letter] for letter in result]
+    constraints = [f"={letter}" for letter in result] + [*operands] + (["~{memory}"] if effect else [])
+    returned = ir.VoidType() if not results else results[0][0]
+    if len(results) > 1:
+        returned = ir.LiteralStructType([kind for kind, _ in results])
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        shape = ir.FunctionType(returned, [OPERANDS[letter][0] for letter in operands])
+        code = ir.InlineAsm(shape, text, ",".join(constraints), side_effect=effect)
+        found = builder.call(code, values, attrs=["convergent"] if together else [])
+        if not results:
+            return context.get_dummy_value()
+        if len(results) == 1:
+            return found
+        return context.make_tuple(
+            builder, signature.return_type, [builder.extract_value(found, i) for i in range(len(results))]
+        )
+
+    kinds = [kind for _, kind in results]
+    whole = types.void if not kinds else kinds[0] if len(kinds) == 1 else types.UniTuple(kinds[0], len(kinds))
+    signature = whole(*[OPERANDS[letter][1] for letter in operands])
+    typed = signature, generate
+    return intrinsic(TYPINGS[len(operands)](typed))
+
+
+# Numba reads the number of operands from the signature of the typing function.
+TYPINGS: dict[int, Callable[[Any], Any]] = {
+    0: lambda typed: lambda context: typed,
+    1: lambda typed: lambda context, a: typed,
+    2: lambda typed: lambda context, a, b: typed,
+    3: lambda typed: lambda context, a, b, c: typed,
+    10: lambda typed: lambda context, a, b, c, d, e, f, g, h, i, j: typed,
+}
+
+
+# ------------------------------------------------------------------------------------------------ memory
+
+
+def address(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
+    """Pointer to an element of an array."""
+    return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
+
+
+@intrinsic
+def load(context, a, i):
+    """a[i]."""
+
+    def generate(context, builder, signature, values):
+        return context.unpack_value(builder, a.dtype, address(context, builder, signature.args[0], *values))
+
+    return a.dtype(a, types.int64), generate
+
+
+@intrinsic
+def store(context, a, i, value):
+    """a[i] = value."""
+
+    def generate(context, builder, signature, values):
+        context.pack_value(builder, a.dtype, values[2], address(context, builder, signature.args[0], *values[:2]))
+        return context.get_dummy_value()
+
+    return types.void(a, types.int64, a.dtype), generate
+
+
+def vector_load(count: int) -> Any:
+    """load of so many float32 at once: a[i], a[i + 1], …"""
+    vector = ir.VectorType(F32, count)
+
+    def typing(context, a, i):
+        def generate(context, builder, signature, values):
+            place = builder.bitcast(address(context, builder, signature.args[0], *values), ir.PointerType(vector))
+            found = builder.load(place, align=4 * count)
+            parts = [builder.extract_element(found, ir.Constant(I32, k)) for k in range(count)]
+            return context.make_tuple(builder, signature.return_type, parts)
+
+        return types.UniTuple(types.float32, count)(a, types.int64), generate
+
+    return intrinsic(typing)
+
+
+def vector_store(count: int) -> Any:
+    """store of so many float32 at once, given as a tuple."""
+    vector = ir.VectorType(F32, count)
+
+    def typing(context, a, i, value):
+        def generate(context, builder, signature, values):
+            place = builder.bitcast(address(context, builder, signature.args[0], *values[:2]), ir.PointerType(vector))
+            whole = ir.Constant(vector, ir.Undefined)
+            for k in range(count):
+                whole = builder.insert_element(whole, builder.extract_value(values[2], k), ir.Constant(I32, k))
+            builder.store(whole, place, align=4 * count)
+            return context.get_dummy_value()
+
+        return types.void(a, types.int64, types.UniTuple(types.float32, count)), generate
+
+    return intrinsic(typing)
+
+
+load2, load4 = vector_load(2), vector_load(4)
+store2, store4 = vector_store(2), vector_store(4)
+
+
+@intrinsic
+def load_word(context, a, i):
+    """The bytes a[i] to a[i + 3] of an array of uint8 as one word, the first lowest; i is a multiple of 4."""
+
+    def generate(context, builder, signature, values):
+        place = builder.bitcast(address(context, builder, signature.args[0], *values), ir.PointerType(I32))
+        return builder.load(place, align=4)
+
+    return types.uint32(a, types.int64), generate
+
+
+@intrinsic
+def global_address(context, a, i):
+    """Address of a[i] in global memory."""
+
+    def generate(context, builder, signature, values):
+        place = address(context, builder, signature.args[0], *values)
+        return builder.ptrtoint(builder.addrspacecast(place, ir.PointerType(place.type.pointee, GLOBAL)), I64)
+
+    return types.uint64(a, types.int64), generate
+
+
+# ------------------------------------------------------------------------------------------------ arithmetic
+
+
+def unsigned(operation: str) -> Any:
+    """Division of whole numbers that are not negative, in 32 bits: Numba's takes 64, and 100 cycles."""
+
+    def typing(context, a, b):
+        def generate(context, builder, signature, values):
+            wide = [context.cast(builder, value, kind, types.int64) for value, kind in zip(values, signature.args, strict=True)]
+            return getattr(builder, operation)(*[builder.trunc(value, I32) for value in wide])
+
+        return types.int32(a, b), generate
+
+    return intrinsic(typing)
+
+
+divide, remainder = unsigned("udiv"), unsigned("urem")
+
+
+@intrinsic
+def bits_of(context, x):
+    """The bits of a float32 as a uint32."""
+    return types.uint32(types.float32), lambda context, builder, signature, values: builder.bitcast(values[0], I32)
+
+
+@intrinsic
+def number_of(context, x):
+    """The float32 of these bits."""
+    return types.float32(types.uint32), lambda context, builder, signature, values: builder.bitcast(values[0], F32)
+
+
+# ------------------------------------------------------------------------------------------------ tensor cores
+
+tf32_of = statement("cvt.rna.tf32.f32 $0, $1;", "r", "f", effect=False)
+
+
+@device
+def bf16_pair(low, high):
+    """Two float32, each rounded to the nearest bf16, as one word."""
+    return upper_and_lower(high, low)
+
+
+upper_and_lower = statement("cvt.rn.bf16x2.f32 $0, $1, $2;", "r", "ff", effect=False)
+
+
+def multiply_add(shape: str, kind: str) -> Any:
+    """d = a b + c by a warp, of which each lane has four words of a, two of b, and four sums, as the PTX ISA lays them out."""
+    operands = "{$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};"
+    text = f"mma.sync.aligned.{shape}.row.col.f32.{kind}.{kind}.f32 {operands}"
+    return statement(text, "ffff", "rrrrrrffff", effect=False, together=True)
+
+
+mma_tf32, mma_bf16 = multiply_add("m16n8k8", "tf32"), multiply_add("m16n8k16", "bf16")
+
+
+# ------------------------------------------------------------------------------------------------ between blocks
+
+release_add = statement("red.release.gpu.global.add.u32 [$0], $1;", "", "lr")
+acquire_load = statement("ld.acquire.gpu.global.u32 $0, [$1];", "r", "l")
+
+
+@device
+def arrive(counter, i):
+    """Add 1 to counter[i]; all that this thread has seen or written before is visible to whoever sees the sum by `arrived`."""
+    release_add(global_address(counter, i), uint32(1))
+
+
+@device
+def arrived(counter, i):
+    """counter[i], read anew."""
+    return acquire_load(global_address(counter, i))

@@ -1,0 +1,129 @@
+"""Where everything lies in a device's memory: padded weights, activations of a batch, and the table that kernels read of them.
+
+Every width is padded to a multiple of `PAD` with zeros, so that all vectors are aligned. What is padded stays zero: weights
+because their gradient there is zero, activations and slopes because kernels write zeros.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmlp.nn.activations import parse_activation
+from fastmlp.nn.network import FloatArray, Network
+from fastmlp.nn.philox import drop_threshold
+
+PAD = 8
+
+# The columns of the table, one row for each layer of weights; places are offsets in floats.
+FIELDS = (
+    "fan_in",
+    "fan_out",
+    "in_width",
+    "out_width",
+    "weights",
+    "bias",
+    "input",
+    "output",
+    "slopes",
+    "gradient",
+    "activation",
+)
+FAN_IN, FAN_OUT, IN_WIDTH, OUT_WIDTH, WEIGHTS, BIAS, INPUT, OUTPUT, SLOPES, GRADIENT, ACTIVATION = range(len(FIELDS))
+COLUMNS = len(FIELDS)
+
+
+class Plan(NamedTuple):
+    """A network on a device, for batches of so many rows.
+
+    table : (layers * COLUMNS,) int32: sizes; `weights` and `bias` in the parameters, `input`, `output`, `slopes` and `gradient`
+        (of the outputs) in the arena; `activation` counts in `activations`. The first layer's input is the data, not the arena
+    alpha : (layers,) float32, the parameters of the activations
+    thresholds : (layers,) uint32, of `philox.drop_threshold`; 0 drops nothing
+    scales : (layers,) float32, what dropout multiplies kept units by
+    activations : their names, each once
+    parameters, arena : floats
+    """
+
+    table: npt.NDArray[np.int32]
+    alpha: npt.NDArray[np.float32]
+    thresholds: npt.NDArray[np.uint32]
+    scales: npt.NDArray[np.float32]
+    activations: tuple[str, ...]
+    parameters: int
+    arena: int
+
+    @property
+    def last_output(self) -> int:
+        """Where the z of the last layer lie in the arena."""
+        return int(self.table[OUTPUT - COLUMNS])
+
+
+def padded(width: int) -> int:
+    return -(-width // PAD) * PAD
+
+
+def make_plan(network: Network, rows: int) -> Plan:
+    """The plan of a network for batches of at most `rows` rows.
+
+    >>> plan = make_plan(Network((3, 9, 2)), 4)
+    >>> plan.parameters, plan.arena, plan.table.reshape(2, -1)[1, :6].tolist()
+    (280, 288, [9, 2, 16, 8, 144, 272])
+    """
+    layers = network.layers
+    names = tuple(dict.fromkeys(layer.activation for layer in layers[:-1]))
+    table = np.zeros((len(layers), COLUMNS), np.int32)
+    parameters = arena = source = 0
+    for row, layer in zip(table, layers, strict=True):
+        width, height = padded(layer.fan_out), padded(layer.fan_in)
+        row[[FAN_IN, FAN_OUT, IN_WIDTH, OUT_WIDTH]] = layer.fan_in, layer.fan_out, height, width
+        row[[WEIGHTS, BIAS]] = parameters, parameters + height * width
+        row[[INPUT, OUTPUT, SLOPES, GRADIENT]] = source, arena, arena + rows * width, arena + 2 * rows * width
+        parameters, source, arena = parameters + (height + 1) * width, arena, arena + 3 * rows * width
+    for row, text in zip(table, network.activation, strict=False):
+        row[ACTIVATION] = names.index(parse_activation(text)[0])
+    rates = [layer.dropout for layer in layers]
+    return Plan(
+        table.reshape(-1),
+        np.array([layer.parameter for layer in layers], np.float32),
+        np.array([drop_threshold(rate) for rate in rates], np.uint32),
+        np.array([1 / (1 - rate) for rate in rates], np.float32),
+        names,
+        parameters,
+        arena,
+    )
+
+
+def places(network: Network, vector: FloatArray) -> list[tuple[FloatArray, FloatArray]]:
+    """Weights [fan_in, fan_out] and bias [fan_out] of each layer, as views into a device's padded parameters."""
+    found, at = [], 0
+    for layer in network.layers:
+        height, width = padded(layer.fan_in), padded(layer.fan_out)
+        w = vector[at : at + height * width].reshape(height, width)[: layer.fan_in, : layer.fan_out]
+        at += height * width
+        found.append((w, vector[at : at + layer.fan_out]))
+        at += width
+    return found
+
+
+def spread(network: Network, vector: FloatArray, size: int) -> FloatArray:
+    """Parameters (P,) as the device has them, (size,) float32."""
+    whole = np.zeros(size, np.float32)
+    copy(network.views(vector), places(network, whole))
+    return whole
+
+
+def gathered(network: Network, whole: FloatArray) -> FloatArray:
+    """Parameters (P,) float32 from how the device has them."""
+    vector = np.empty(network.parameters, np.float32)
+    copy(places(network, whole), network.views(vector))
+    return vector
+
+
+def copy(source: Any, target: Any) -> None:
+    """Overwrite arrays, pair by pair."""
+    for ours, theirs in zip(source, target, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            other[:] = one

@@ -1,0 +1,274 @@
+"""What a training step on an NVIDIA GPU does beside its products: barriers, inputs, activations, losses, updates, clipping.
+
+Each factory takes the words of a device (cuda_device.py, or a simulator's) and gives a function that every thread of a launch
+calls; what a block does is decided by its number alone. Products call `settle` and `use` with each of their sums.
+
+Names: x, y, z, dz as in network.py; `table` and the places in `arena` as in cuda_plan.py; m and n are of a row of the batch and
+a unit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from fastmlp.engines.cuda.kernels.layout import (
+    ACTIVATION,
+    BIAS,
+    COLUMNS,
+    FAN_OUT,
+    GRADIENT,
+    OUT_WIDTH,
+    OUTPUT,
+    SLOPES,
+    WEIGHTS,
+)  # fmt: skip
+from fastmlp.nn.activations import ACTIVATIONS, LOSSES
+from fastmlp.nn.optimizers import RULES, SCALARS, with_penalties
+from fastmlp.nn.philox import philox4x32
+
+SCALAR_COUNT = len(SCALARS)
+CHUNK = 1024  # parameters whose squares a warp adds
+
+
+def make_barrier(dev: Any) -> Any:
+    """barrier(counter, target): go on when all blocks are here; `target` is how many have arrived since the launch began."""
+    cuda, arrive, arrived = dev.cuda, dev.arrive, dev.arrived
+
+    @dev.device
+    def barrier(counter, target):
+        cuda.syncthreads()  # what the block has written is seen by its first thread, which tells the others
+        if cuda.threadIdx.x == 0:
+            arrive(counter, 0)
+            while arrived(counter, 0) < target:
+                pass
+        cuda.syncthreads()
+
+    return barrier
+
+
+def make_fetch(dev: Any, pixels: bool) -> Any:
+    """fetch(to, o, x, at, shift, factor, k): four inputs of a row that begins at x[at], from its feature k, scaled."""
+    load4, load_word, float32, uint32 = dev.load4, dev.load_word, dev.float32, dev.uint32
+    byte, bits = uint32(255), uint32(8)
+
+    @dev.device
+    def fetch(to, o, x, at, shift, factor, k):
+        s, f = load4(shift, k), load4(factor, k)
+        if pixels:
+            word = load_word(x, at + k)
+            to[o] = (float32(word & byte) - s[0]) * f[0]
+            to[o + 1] = (float32((word >> bits) & byte) - s[1]) * f[1]
+            to[o + 2] = (float32((word >> (bits + bits)) & byte) - s[2]) * f[2]
+            to[o + 3] = (float32(word >> (bits + bits + bits)) - s[3]) * f[3]
+        else:
+            v = load4(x, at + k)
+            to[o], to[o + 1] = (v[0] - s[0]) * f[0], (v[1] - s[1]) * f[1]
+            to[o + 2], to[o + 3] = (v[2] - s[2]) * f[2], (v[3] - s[3]) * f[3]
+
+    return fetch
+
+
+def make_four(dev: Any) -> Any:
+    """four(to, o, source, i): to[o + k] = source[i + k], k below 4."""
+    load4 = dev.load4
+
+    @dev.device
+    def four(to, o, source, i):
+        to[o], to[o + 1], to[o + 2], to[o + 3] = load4(source, i)
+
+    return four
+
+
+# ------------------------------------------------------------------------------------------------ outputs of a layer
+
+
+def make_activate(dev: Any, names: Sequence[str]) -> Any:
+    """activate(number, z, a): y = f(z) and f'(z) of the activation of this number among `names`."""
+
+    def chosen(number: int, value: Any, slope: Any, others: Any) -> Any:
+        @dev.device
+        def choose(wanted, z, a):
+            if wanted == number:
+                y = value(z, a)
+                return y, slope(z, y, a)
+            return others(wanted, z, a)
+
+        return choose
+
+    @dev.device
+    def linear(wanted, z, a):
+        return z, dev_one
+
+    dev_one = dev.float32(1)
+    found = linear
+    for number, name in enumerate(names):
+        value, slope = (dev.formula(function) for function in ACTIVATIONS[name][:2])
+        found = chosen(number, value, slope, found)
+    return found
+
+
+def make_kept(dev: Any) -> Any:
+    """kept(seed, step, layer, m, n, threshold): whether dropout keeps a unit, as `philox.keep_mask` has it."""
+    words = dev.formula(philox4x32)
+    uint64 = dev.uint64
+
+    @dev.device
+    def kept(seed, step, layer, m, n, threshold):
+        mask = uint64(0xFFFFFFFF)
+        four = words(uint64(n >> 2), uint64(m), uint64(layer), uint64(step), seed & mask, seed >> uint64(32))
+        low, high = (four[1] if n & 1 else four[0]), (four[3] if n & 1 else four[2])
+        return (high if n & 2 else low) >= uint64(threshold)
+
+    return kept
+
+
+def make_settle(dev: Any, names: Sequence[str], drops: bool) -> Any:
+    """settle(z, layer, last, m, n, step, seed, tables, arena): write y and f'(z), dropout included, of one unit of one row."""
+    load, store, zero = dev.load, dev.store, dev.float32(0)
+    activate, kept = make_activate(dev, names), make_kept(dev)
+
+    @dev.device
+    def settle(z, layer, last, m, n, step, seed, tables, arena):
+        table, alpha, thresholds, scales = tables
+        row = layer * COLUMNS
+        at, y, slope = m * load(table, row + OUT_WIDTH) + n, zero, zero
+        if n < load(table, row + FAN_OUT):
+            y = z
+            if layer < last:
+                y, slope = activate(load(table, row + ACTIVATION), z, load(alpha, layer))
+            if drops and load(thresholds, layer) > 0:
+                scale = load(scales, layer) if kept(seed, step, layer, m, n, load(thresholds, layer)) else zero
+                y, slope = y * scale, slope * scale
+        store(arena, load(table, row + OUTPUT) + at, y)
+        if layer < last:
+            store(arena, load(table, row + SLOPES) + at, slope)
+
+    return settle
+
+
+# ------------------------------------------------------------------------------------------------ losses and updates
+
+
+def make_losses(dev: Any, loss: str, output: str, classes: bool) -> Any:
+    """losses(last, table, y, hot, cold, order, row_scale, start, rows, arena, loss, correct): loss, hit and dz of each row.
+
+    y : labels (n,), or plain targets (n * outputs,); hot and cold are a smoothed label's target, and that of other classes
+    row_scale : (n,) in the order of `order`: what dz is multiplied by
+    A thread has a row: few outputs are the rule, and the formula is the one that the CPU compiles too.
+    """
+    cuda, load, store, zero = dev.cuda, dev.load, dev.store, dev.float32(0)
+    formula = dev.formula(LOSSES[loss][output])
+
+    @dev.device
+    def losses(last, table, y, hot, cold, order, row_scale, start, rows, arena, loss, correct):
+        row = last * COLUMNS
+        n, width = load(table, row + FAN_OUT), load(table, row + OUT_WIDTH)
+        for m in range(cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, rows, cuda.gridDim.x * cuda.blockDim.x):
+            at, chosen = load(table, row + SLOPES) + m * width, load(order, start + m)
+            z = arena[load(table, row + OUTPUT) + m * width :][:n]
+            t, dz = arena[at : at + n], arena[load(table, row + GRADIENT) + m * width :][:width]
+            best = 0
+            for j in range(n):
+                if classes:
+                    t[j] = hot if j == load(y, chosen) else cold
+                else:
+                    t[j] = load(y, chosen * n + j)
+                if z[j] > z[best]:
+                    best = j
+            store(loss, start + m, formula(z, t, dz, n))
+            store(correct, start + m, classes and best == load(y, chosen))
+            for j in range(width):
+                dz[j] = dz[j] * load(row_scale, start + m) if j < n else zero
+
+    return losses
+
+
+def make_change(dev: Any, rule: str) -> Any:
+    """change(i, g, s, parameters, m, v): update parameter i by its gradient; s are the step's scalars."""
+    load, store, zero = dev.load, dev.store, dev.float32(0)
+    update = dev.formula(RULES[rule].update)
+    has_m, has_v = "m" in RULES[rule].slots, "v" in RULES[rule].slots
+
+    @dev.device
+    def change(i, g, s, parameters, m, v):
+        m_i, v_i = load(m, i) if has_m else zero, load(v, i) if has_v else zero
+        p_i, m_i, v_i = update(load(parameters, i), g, m_i, v_i, s)
+        store(parameters, i, p_i)
+        if has_m:
+            store(m, i, m_i)
+        if has_v:
+            store(v, i, v_i)
+
+    return change
+
+
+def make_use(dev: Any, rule: str, penalised: bool, kept: bool) -> Any:
+    """use(i, g, s, parameters, slots, gradient): what is done with a gradient: the update, or it is kept for its norm."""
+    load, store = dev.load, dev.store
+    penalties, change = dev.formula(with_penalties), make_change(dev, rule)
+
+    @dev.device
+    def use(i, g, s, parameters, slots, gradient):
+        if penalised:
+            g = penalties(load(parameters, i), g, s)
+        if kept:
+            store(gradient, i, g)
+        else:
+            change(i, g, s, parameters, slots[0], slots[1])
+
+    return use
+
+
+def make_warp_sum(dev: Any) -> Any:
+    """warp_sum(value): the sum over the lanes of a warp, in each of them."""
+    shuffle, lanes = dev.cuda.shfl_xor_sync, dev.WARP
+
+    @dev.device
+    def warp_sum(value):
+        distance = 1
+        while distance < lanes:
+            value += shuffle(0xFFFFFFFF, value, distance)
+            distance *= 2
+        return value
+
+    return warp_sum
+
+
+def make_clip(dev: Any, threads: int, rule: str) -> tuple[Any, Any]:
+    """squares(size, gradient, partial), and clip(size, layers, table, s, largest, gradient, partial, parameters, slots).
+
+    The norm is taken in float64 over chunks of fixed size, so that it depends on no grid.
+    """
+    cuda, load, store, divide, remainder = dev.cuda, dev.load, dev.store, dev.divide, dev.remainder
+    float32, float64, lanes, warps = dev.float32, dev.float64, dev.WARP, threads // dev.WARP
+    warp_sum, change = make_warp_sum(dev), make_change(dev, rule)
+    nothing = float64(0)
+
+    @dev.device
+    def squares(size, gradient, partial):
+        t = cuda.threadIdx.x
+        for chunk in range(cuda.blockIdx.x * warps + divide(t, lanes), divide(size + CHUNK - 1, CHUNK), cuda.gridDim.x * warps):
+            total = nothing
+            for i in range(chunk * CHUNK + remainder(t, lanes), min(size, (chunk + 1) * CHUNK), lanes):
+                g = float64(load(gradient, i))
+                total += g * g
+            total = warp_sum(total)
+            if remainder(t, lanes) == 0:
+                store(partial, chunk, total)
+
+    @dev.device
+    def clip(size, layers, table, s, largest, gradient, partial, parameters, slots):
+        t, total = cuda.threadIdx.x, nothing
+        for chunk in range(remainder(t, lanes), divide(size + CHUNK - 1, CHUNK), lanes):  # each warp of the grid the same
+            total += load(partial, chunk)
+        norm = math.sqrt(warp_sum(total))
+        scale = float32(float64(largest) / norm) if norm > float64(largest) else float32(1)
+        for layer in range(layers):
+            first, bias = load(table, layer * COLUMNS + WEIGHTS), load(table, layer * COLUMNS + BIAS)
+            end = bias + load(table, layer * COLUMNS + OUT_WIDTH)
+            for i in range(first + cuda.blockIdx.x * threads + t, end, cuda.gridDim.x * threads):
+                change(i, load(gradient, i) * scale, s[0] if i < bias else s[1], parameters, slots[0], slots[1])
+
+    return squares, clip

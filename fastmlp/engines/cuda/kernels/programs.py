@@ -1,0 +1,207 @@
+"""Training on an NVIDIA GPU in one launch: all phases of all steps, with a barrier over the whole grid between two phases.
+
+A step of L layers of weights has 2 L + 1 phases, and two more if the gradient is clipped:
+
+======== =================================================== ===================================
+phase    what                                                who reads what it wrote
+======== =================================================== ===================================
+0 … L-1  forward of a layer, the last gives z                the next layer; its gradient
+L        losses of the rows, dz of the last layer            delta, gradient
+L+1 … 2L delta of layer i = 2L - phase; update of layer i+1,  the next delta and update; the next
+         whose weights no delta needs any more; in the last  step's forward
+         phase of layers 1 and 0
+2L+1     sums of squares of the gradient                     the next phase
+2L+2     its norm, and the update of all parameters          the next step's forward
+======== =================================================== ===================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from fastmlp.engines.cuda.kernels.layout import COLUMNS
+from fastmlp.engines.cuda.kernels.passes import SCALAR_COUNT, make_barrier, make_clip, make_losses, make_use
+from fastmlp.engines.cuda.kernels.tiled import make_tiled_delta, make_tiled_forward, make_tiled_gradient
+from fastmlp.engines.cuda.kernels.tiles import Tile
+from fastmlp.engines.cuda.kernels.warps import SUMS, make_delta, make_forward, make_gradient
+
+
+class Kind(NamedTuple):
+    """What a kernel is compiled for: everything but sizes and numbers.
+
+    activations : names, each once, in the order of the plan
+    pixels : whether inputs are uint8; classes : whether targets are labels
+    precision : what the operands of products are rounded to; small batches know float32 alone
+    """
+
+    activations: Sequence[str]
+    loss: str
+    output: str
+    rule: str
+    pixels: bool
+    classes: bool
+    drops: bool
+    penalised: bool
+    clips: bool
+    precision: str = "float32"
+
+
+class Shape(NamedTuple):
+    """A block of small batches.
+
+    threads : a square of twice a power of two; staged : rows of the batch that `gradient` stages at a time
+    resident : blocks at once on a multiprocessor, at least
+    """
+
+    threads: int = 256
+    staged: int = 32
+    resident: int = 1
+
+    def shared(self, lanes: int) -> int:
+        """Floats of shared memory: for the sums of the warps, and for the staged rows of both factors."""
+        return max(SUMS * self.threads // lanes, 2 * self.staged * 2 * round(self.threads**0.5))
+
+
+def phases(layers: int, clips: bool) -> int:
+    """Phases of a step.
+
+    >>> phases(2, False), phases(1, True)
+    (5, 5)
+    """
+    return 2 * layers + 1 + 2 * clips
+
+
+def forward_of(dev: Any, kind: Kind, shape: Shape | Tile, drops: bool) -> Any:
+    """The forward phase for small batches, or by tiles."""
+    if isinstance(shape, Tile):
+        return make_tiled_forward(dev, shape, kind.precision, kind.pixels, kind.activations, drops)
+    return make_forward(dev, shape.threads, kind.pixels, kind.activations, drops)
+
+
+def make_train(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
+    """The kernel train(…): phases `first` to before `end` of a call to `Engine.train`.
+
+    All blocks must be at work at once, since they wait for each other; or each launch has one phase, and none waits.
+
+    table … scales : of a `Plan`; x (n * width,), shift, factor (width,): inputs and their scaling; y : labels, or plain targets
+    hot, cold : targets of a label's class and of the others
+    order, row_scale, loss, correct : (rows of the call,): which rows, their share in the batch's loss, and what came out
+    scalars : (steps * 2 * SCALAR_COUNT,), of weights and of biases; parameters, m, v, kept : (size,); partial : sums of squares
+    counter : (1,) uint32, 0 before each launch; clock : (1,) int64, updates before this call
+    batch, count : rows of a batch and of the call
+    """
+    cuda, uint32, float32 = dev.cuda, dev.uint32, dev.float32
+    barrier, forward, losses = (
+        make_barrier(dev),
+        forward_of(dev, kind, shape, kind.drops),
+        make_losses(dev, kind.loss, kind.output, kind.classes),
+    )
+    use = make_use(dev, kind.rule, kind.penalised, kind.clips)
+    if isinstance(shape, Tile):
+        delta = make_tiled_delta(dev, shape, kind.precision)
+        gradient = make_tiled_gradient(dev, shape, kind.precision, kind.pixels, use)
+    else:
+        delta, gradient = make_delta(dev, shape.threads), make_gradient(dev, shape.threads, shape.staged, kind.pixels, use)
+    squares, clip = make_clip(dev, shape.threads, kind.rule)
+    memory, clips = shape.shared(dev.WARP), kind.clips
+
+    @dev.kernel(shape.threads, shape.resident)
+    def train(
+        table, alpha, thresholds, scales, x, shift, factor, y, hot, cold, order, row_scale, loss, correct, scalars,
+        parameters, m, v, kept, partial, arena, counter, clock, batch, count, first, end, seed, largest,
+    ):  # fmt: skip
+        shared = cuda.shared.array(memory, float32, alignment=16)
+        layers = len(table) // COLUMNS
+        each, target = 2 * layers + 1 + (2 if clips else 0), uint32(0)
+        tables, inputs, slots = (table, alpha, thresholds, scales), (x, shift, factor), (m, v)
+        for phase in range(first, end):
+            now = phase // each
+            start, q, at = now * batch, phase - now * each, 2 * SCALAR_COUNT * now
+            rows = min(batch, count - start)
+            s = (scalars[at : at + SCALAR_COUNT], scalars[at + SCALAR_COUNT : at + 2 * SCALAR_COUNT])
+            if q < layers:
+                forward(q, layers - 1, tables, inputs, order, start, rows, clock[0] + now, seed, parameters, arena, shared)
+            elif q == layers:
+                losses(layers - 1, table, y, hot, cold, order, row_scale, start, rows, arena, loss, correct)
+            elif q <= 2 * layers:
+                i = 2 * layers - q
+                if i > 0:
+                    delta(i, table, rows, parameters, arena, shared)
+                for layer in range(i + 1 if i > 0 else 0, min(i + 2, layers)):
+                    turn = cuda.gridDim.x // 2 if layer > 0 else 0
+                    gradient(layer, turn, table, inputs, order, start, rows, s, parameters, slots, kept, arena, shared)
+            elif q == 2 * layers + 1:
+                squares(len(parameters), kept, partial)
+            else:
+                clip(len(parameters), layers, table, s, largest, kept, partial, parameters, slots)
+            if phase + 1 < end:
+                target += uint32(cuda.gridDim.x)
+                barrier(counter, target)
+
+    return train
+
+
+def applied(kind: Kind) -> Kind:
+    """What a forward pass is compiled for: losses and updates do not matter to it."""
+    return kind._replace(loss="", output="", rule="", classes=True, drops=False, penalised=False, clips=False)
+
+
+def make_apply(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
+    """The kernel apply(table … scales, x, shift, factor, order, parameters, arena, counter, rows): the forward pass alone.
+
+    Arguments as those of `make_train`; without dropout.
+    """
+    cuda, uint32, float32, uint64 = dev.cuda, dev.uint32, dev.float32, dev.uint64
+    barrier, forward = make_barrier(dev), forward_of(dev, kind, shape, drops=False)
+    memory = shape.shared(dev.WARP)
+
+    @dev.kernel(shape.threads, shape.resident)
+    def apply(table, alpha, thresholds, scales, x, shift, factor, order, parameters, arena, counter, rows):
+        shared = cuda.shared.array(memory, float32, alignment=16)
+        layers, target = len(table) // COLUMNS, uint32(0)
+        tables, inputs = (table, alpha, thresholds, scales), (x, shift, factor)
+        for layer in range(layers):
+            forward(layer, layers - 1, tables, inputs, order, 0, rows, 0, uint64(0), parameters, arena, shared)
+            if layer + 1 < layers:
+                target += uint32(cuda.gridDim.x)
+                barrier(counter, target)
+
+    return apply
+
+
+def make_barriers(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
+    """The kernel barriers(counter, count): so many barriers over the whole grid and nothing else, whatever the kind.
+
+    counter : (1,) uint32, 0 before each launch. Nothing trains by it: what a barrier costs is measured with it.
+    """
+    cuda, uint32, barrier = dev.cuda, dev.uint32, make_barrier(dev)
+
+    @dev.kernel(shape.threads, shape.resident)
+    def barriers(counter, count):
+        target = uint32(0)
+        for _ in range(count):
+            target += uint32(cuda.gridDim.x)
+            barrier(counter, target)
+
+    return barriers
+
+
+KERNELS: Mapping[str, Callable[[Any, Kind, Shape | Tile], Any]] = {
+    "train": make_train,
+    "apply": make_apply,
+    "barriers": make_barriers,
+}
+
+
+def arguments_of(name: str, kind: Kind) -> tuple[str, ...]:
+    """The types of the arguments of a kernel of `KERNELS`, "[]" for an array."""
+    x, y = "uint8[]" if kind.pixels else "float32[]", "int32[]" if kind.classes else "float32[]"
+    network, rows = ("int32[]", "float32[]", "uint32[]", "float32[]"), (x, "float32[]", "float32[]")
+    if name == "barriers":
+        return "uint32[]", "int32"
+    if name == "apply":
+        return (*network, *rows, "int32[]", "float32[]", "float32[]", "uint32[]", "int32")
+    of_rows = (y, "float32", "float32", "int32[]", "float32[]", "float32[]", "bool[]")
+    stores = (*["float32[]"] * 5, "float64[]", "float32[]", "uint32[]", "int64[]")
+    return (*network, *rows, *of_rows, *stores, *["int32"] * 4, "uint64", "float32")

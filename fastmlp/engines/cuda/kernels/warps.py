@@ -1,0 +1,266 @@
+"""The phases of a training step on an NVIDIA GPU, for small batches: products by teams of warps.
+
+Small products are latency, not arithmetic, so a team of warps shares a tile of 8 x 4 sums and splits its terms. No sum depends
+on how many blocks there are: the same bits for any grid. What is done with a sum (cuda_pieces.py) is not here.
+
+Names: x, y, z, dz as in network.py; `table` and the places in `arena` as in cuda_plan.py; t, lane, warp are of a thread in its
+block, m and n of a row of the batch and a unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastmlp.engines.cuda.kernels.layout import BIAS, COLUMNS, GRADIENT, IN_WIDTH, INPUT, OUT_WIDTH, SLOPES, WEIGHTS
+from fastmlp.engines.cuda.kernels.passes import make_fetch, make_four, make_settle
+
+HIGH, WIDE = 8, 4  # rows and columns of a team's tile; with eight columns registers spill in kernels of many options
+SUMS, FACTORS = HIGH * WIDE, 4 * WIDE  # of a tile, and of its columns in a chunk of four terms
+
+
+def make_reduce(dev: Any) -> Any:
+    """reduce(sums, lane): add 32 sums over the lanes of a warp; lane i then has numbers 32 i / lanes and on in sums[0], ….
+
+    In each round a lane keeps one half of what it has and gives the other away: 31 shuffles instead of 160.
+    """
+    shuffle = dev.cuda.shfl_xor_sync
+
+    def level(distance: int, half: int, rest: Any) -> Any:
+        @dev.device
+        def halve(sums, lane):
+            upper = lane & distance
+            for i in range(half):
+                low, high = sums[i], sums[i + half]  # loaded first: a choice of addresses would push the array out of registers
+                sums[i] = (high if upper else low) + shuffle(0xFFFFFFFF, low if upper else high, distance)
+            rest(sums, lane)
+
+        return halve
+
+    @dev.device
+    def nothing(sums, lane):
+        pass
+
+    found, distance, half = nothing, 1, SUMS // dev.WARP
+    while distance < dev.WARP:
+        found, distance, half = level(distance, half, found), distance * 2, half * 2
+    return found
+
+
+def make_team(dev: Any, threads: int) -> Any:
+    """team_of(chunks): log2 of the warps that share a tile whose sums have so many chunks of four terms."""
+    lanes, warps = dev.WARP, threads // dev.WARP
+
+    @dev.device
+    def team_of(chunks):
+        size = 0
+        while (lanes << size) < chunks and (2 << size) <= warps:
+            size += 1
+        return size
+
+    return team_of
+
+
+def make_finish(dev: Any, threads: int) -> Any:
+    """finish(sums, shared, t): the sums of each warp of the block, in shared memory, 32 for each."""
+    cuda, store, divide, remainder = dev.cuda, dev.store, dev.divide, dev.remainder
+    reduce, lanes, each = make_reduce(dev), dev.WARP, SUMS // dev.WARP
+
+    @dev.device
+    def finish(sums, shared, t):
+        lane, warp = remainder(t, lanes), divide(t, lanes)
+        reduce(sums, lane)
+        cuda.syncthreads()  # the tile before has been read
+        for i in range(each):
+            store(shared, warp * SUMS + lane * each + i, sums[i])
+        cuda.syncthreads()
+
+    return finish
+
+
+# ------------------------------------------------------------------------------------------------ forward and backward
+
+
+def make_multiply(dev: Any, pixels: bool | None) -> Any:
+    """multiply(sums, own, step, n0, places, height, width, source, weights, inputs, parameters, arena): a lane's share.
+
+    The rows are in the data, uint8 pixels or not, by their numbers in `places`; with `pixels` None in the arena from `source`.
+    """
+    cuda, divide, float32, int64 = dev.cuda, dev.divide, dev.float32, dev.int64
+    fetch, four = make_fetch(dev, bool(pixels)), make_four(dev)
+
+    @dev.device
+    def multiply(sums, own, step, n0, places, height, width, source, weights, inputs, parameters, arena):
+        a, b = cuda.local.array(4, float32), cuda.local.array(FACTORS, float32)
+        for c in range(own, divide(height, 4), step):
+            for k in range(4):
+                four(b, WIDE * k, parameters, weights + (4 * c + k) * width + n0)
+            for i in range(HIGH):
+                if pixels is None:
+                    four(a, 0, arena, source + places[i] * height + 4 * c)
+                else:
+                    fetch(a, 0, inputs[0], int64(places[i]) * height, inputs[1], inputs[2], 4 * c)
+                for k in range(4):
+                    for j in range(WIDE):
+                        sums[WIDE * i + j] += a[k] * b[WIDE * k + j]
+
+    return multiply
+
+
+def make_forward(dev: Any, threads: int, pixels: bool, names: Sequence[str], drops: bool) -> Any:
+    """forward(layer, last, tables, inputs, order, start, rows, step, seed, parameters, arena, shared): outputs of a layer.
+
+    z = x w + b and what `settle` makes of it, for the batch x[order[start]], …; inputs: x, shift, factor; the outputs of the
+    last layer are its z.
+    """
+    cuda, load, divide, remainder = dev.cuda, dev.load, dev.divide, dev.remainder
+    lanes, warps, zero, float32, int32 = dev.WARP, threads // dev.WARP, dev.float32(0), dev.float32, dev.int32
+    first_multiply, multiply, team_of = make_multiply(dev, pixels), make_multiply(dev, None), make_team(dev, threads)
+    finish, settle = make_finish(dev, threads), make_settle(dev, names, drops)
+
+    @dev.device
+    def forward(layer, last, tables, inputs, order, start, rows, step, seed, parameters, arena, shared):
+        t, row, table = cuda.threadIdx.x, layer * COLUMNS, tables[0]
+        height, width, source = load(table, row + IN_WIDTH), load(table, row + OUT_WIDTH), load(table, row + INPUT)
+        columns, size = divide(width, WIDE), team_of(divide(height, 4))
+        together = lanes << size
+        team, teams = divide(t, together), warps >> size
+        own, tiles = t - team * together, divide(rows + HIGH - 1, HIGH) * columns
+        sums, places = cuda.local.array(SUMS, float32), cuda.local.array(8, int32)
+        for first in range(cuda.blockIdx.x * teams, tiles, cuda.gridDim.x * teams):
+            m0, n0 = divide(first + team, columns) * HIGH, remainder(first + team, columns) * WIDE
+            for i in range(SUMS):
+                sums[i] = zero
+            if first + team < tiles:
+                for i in range(HIGH):  # beyond the batch its last row again, which is then not written
+                    m = min(m0 + i, rows - 1)
+                    places[i] = load(order, start + m) if layer == 0 else m
+                at = load(table, row + WEIGHTS)
+                if layer == 0:
+                    first_multiply(sums, own, together, n0, places, height, width, source, at, inputs, parameters, arena)
+                else:
+                    multiply(sums, own, together, n0, places, height, width, source, at, inputs, parameters, arena)
+            finish(sums, shared, t)
+            if first + team < tiles:
+                for o in range(own, SUMS, together):
+                    m, n, z = m0 + divide(o, WIDE), n0 + remainder(o, WIDE), zero
+                    for w in range(1 << size):
+                        z += load(shared, ((team << size) + w) * SUMS + o)
+                    if m < rows:
+                        z += load(parameters, load(table, row + BIAS) + n)
+                        settle(z, layer, last, m, n, step, seed, tables, arena)
+
+    return forward
+
+
+def make_delta(dev: Any, threads: int) -> Any:
+    """delta(layer, table, rows, parameters, arena, shared): dz of the layer below, (dz w^T) times its f'(z)."""
+    cuda, load, store, divide, remainder = dev.cuda, dev.load, dev.store, dev.divide, dev.remainder
+    lanes, warps, zero, float32 = dev.WARP, threads // dev.WARP, dev.float32(0), dev.float32
+    four, team_of, finish = make_four(dev), make_team(dev, threads), make_finish(dev, threads)
+
+    @dev.device
+    def multiply(sums, own, step, chunks, source, weights, width, m0, k0, rows, parameters, arena):
+        a, b = cuda.local.array(4, float32), cuda.local.array(FACTORS, float32)
+        for c in range(own, chunks, step):
+            for j in range(WIDE):
+                four(b, 4 * j, parameters, weights + (k0 + j) * width + 4 * c)
+            for i in range(HIGH):
+                four(a, 0, arena, source + min(m0 + i, rows - 1) * width + 4 * c)
+                for j in range(WIDE):
+                    for k in range(4):
+                        sums[WIDE * i + j] += a[k] * b[4 * j + k]
+
+    @dev.device
+    def delta(layer, table, rows, parameters, arena, shared):
+        t, row, below = cuda.threadIdx.x, layer * COLUMNS, (layer - 1) * COLUMNS
+        height, width, source = load(table, row + IN_WIDTH), load(table, row + OUT_WIDTH), load(table, row + GRADIENT)
+        chunks, columns = divide(width, 4), divide(height, WIDE)
+        size = team_of(chunks)
+        together = lanes << size
+        team, teams = divide(t, together), warps >> size
+        own, tiles = t - team * together, divide(rows + HIGH - 1, HIGH) * columns
+        sums = cuda.local.array(SUMS, float32)
+        for first in range(cuda.blockIdx.x * teams, tiles, cuda.gridDim.x * teams):
+            m0, k0 = divide(first + team, columns) * HIGH, remainder(first + team, columns) * WIDE
+            for i in range(SUMS):
+                sums[i] = zero
+            if first + team < tiles:
+                multiply(
+                    sums, own, together, chunks, source, load(table, row + WEIGHTS), width, m0, k0, rows, parameters, arena
+                )
+            finish(sums, shared, t)
+            if first + team < tiles:
+                for o in range(own, SUMS, together):
+                    m, k, sum_ = m0 + divide(o, WIDE), k0 + remainder(o, WIDE), zero
+                    for w in range(1 << size):
+                        sum_ += load(shared, ((team << size) + w) * SUMS + o)
+                    if m < rows:
+                        at = m * height + k
+                        store(arena, load(table, below + GRADIENT) + at, sum_ * load(arena, load(table, below + SLOPES) + at))
+
+    return delta
+
+
+def make_gradient(dev: Any, threads: int, staged: int, pixels: bool, use: Any) -> Any:
+    """gradient(layer, turn, table, inputs, order, start, rows, s, parameters, slots, kept, arena, shared): dw = x^T dz, db.
+
+    turn : the block that takes the first tile, so that two layers in one phase begin at different blocks
+    s : the step's scalars for weights, then for biases
+    A block has a tile of as many weights as four times its threads, each thread 2 x 2 of them; `staged` rows of the batch at a
+    time lie in shared memory. `use` has each sum, so that gradients never reach memory unless it keeps them.
+    """
+    cuda, load, load2, load4, store4 = dev.cuda, dev.load, dev.load2, dev.load4, dev.store4
+    divide, remainder, zero, float32 = dev.divide, dev.remainder, dev.float32(0), dev.float32
+    side = 2 * round(threads**0.5)
+    half, quads = side // 2, side // 4
+    fetch = make_fetch(dev, pixels)
+
+    @dev.device
+    def stage(layer, table, inputs, order, start, rows, first, k0, n0, arena, shared):
+        row, t, four = layer * COLUMNS, cuda.threadIdx.x, cuda.local.array(4, float32)
+        height, width = load(table, row + IN_WIDTH), load(table, row + OUT_WIDTH)
+        x, shift, factor = inputs
+        cuda.syncthreads()  # the rows before have been read
+        for e in range(t, staged * quads, threads):
+            m, k, n = first + divide(e, quads), k0 + 4 * remainder(e, quads), n0 + 4 * remainder(e, quads)
+            four[0] = four[1] = four[2] = four[3] = zero
+            if m < rows and k < height:
+                if layer == 0:
+                    fetch(four, 0, x, load(order, start + m) * height, shift, factor, k)
+                else:
+                    four[0], four[1], four[2], four[3] = load4(arena, load(table, row + INPUT) + m * height + k)
+            store4(shared, 4 * e, (four[0], four[1], four[2], four[3]))
+            four[0] = four[1] = four[2] = four[3] = zero
+            if m < rows and n < width:
+                four[0], four[1], four[2], four[3] = load4(arena, load(table, row + GRADIENT) + m * width + n)
+            store4(shared, staged * side + 4 * e, (four[0], four[1], four[2], four[3]))
+        cuda.syncthreads()
+
+    @dev.device
+    def gradient(layer, turn, table, inputs, order, start, rows, s, parameters, slots, kept, arena, shared):
+        row, t, grid = layer * COLUMNS, cuda.threadIdx.x, cuda.gridDim.x
+        height, width = load(table, row + IN_WIDTH), load(table, row + OUT_WIDTH)
+        down, right, columns = divide(t, half), remainder(t, half), divide(width + side - 1, side)
+        for tile in range(remainder(cuda.blockIdx.x + turn, grid), divide(height + side - 1, side) * columns, grid):
+            k0, n0 = divide(tile, columns) * side, remainder(tile, columns) * side
+            g00, g01, g10, g11, b0, b1 = zero, zero, zero, zero, zero, zero
+            for first in range(0, rows, staged):
+                stage(layer, table, inputs, order, start, rows, first, k0, n0, arena, shared)
+                for m in range(staged):
+                    x = load2(shared, m * side + 2 * down)
+                    dz = load2(shared, staged * side + m * side + 2 * right)
+                    g00, g01, b0 = g00 + x[0] * dz[0], g01 + x[0] * dz[1], b0 + dz[0]
+                    g10, g11, b1 = g10 + x[1] * dz[0], g11 + x[1] * dz[1], b1 + dz[1]
+            k, n = k0 + 2 * down, n0 + 2 * right
+            if k < height and n < width:  # both are even, so there are two of each
+                at, bias = load(table, row + WEIGHTS) + k * width + n, load(table, row + BIAS) + n
+                use(at, g00, s[0], parameters, slots, kept)
+                use(at + 1, g01, s[0], parameters, slots, kept)
+                use(at + width, g10, s[0], parameters, slots, kept)
+                use(at + width + 1, g11, s[0], parameters, slots, kept)
+                if k == 0:
+                    use(bias, b0, s[1], parameters, slots, kept)
+                    use(bias + 1, b1, s[1], parameters, slots, kept)
+
+    return gradient

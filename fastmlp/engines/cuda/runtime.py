@@ -1,0 +1,267 @@
+"""An NVIDIA GPU as the engine sees it: memory, launches, graphs, and errors in plain words. No arithmetic, nothing of networks.
+
+A simulator in the tests has the same methods and runs the same kernels; there is also a driver made of plain memory, over which
+this file runs without a GPU.
+
+Source: CUDA Driver API 12 and 13, sections 6.7 to 6.24 (contexts, modules, memory, streams, execution, graphs).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmlp.engines.cuda import INSTALL, load_driver
+from fastmlp.engines.cuda.compiler import Built, compiled
+from fastmlp.engines.cuda.kernels.programs import Kind, Shape
+from fastmlp.engines.cuda.kernels.tiles import Tile
+from fastmlp.errors import UnavailableError
+
+Array = npt.NDArray[Any]
+
+# Types of numbers, by their names.
+SCALARS: dict[str, Any] = {"int32": ctypes.c_int32, "float32": ctypes.c_float, "uint64": ctypes.c_uint64}
+OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
+OLDEST_DRIVER = 12000  # CUDA 12.0, as the driver tells it
+# What may help, by the function that failed.
+HINTS = {"cuModuleLoadData": f"kernels may be newer than the driver: {INSTALL}; "}
+REMEDY = "take --backend numba, and look at `fastmlp doctor`"
+
+
+def cuda_version(number: int) -> str:
+    """The version that the driver gives as a number.
+
+    >>> cuda_version(12040)
+    '12.4'
+    """
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+class Handle:
+    """An array in the device's memory, which is given back with it."""
+
+    def __init__(self, runtime: Runtime, address: int, size: int, dtype: npt.DTypeLike) -> None:
+        self.runtime, self.address, self.size, self.dtype = runtime, address, size, np.dtype(dtype)
+
+    def __del__(self) -> None:
+        self.runtime.give_back(self.address)
+
+    def values(self) -> list[Any]:
+        """As a kernel of Numba's takes an array: owner, parent, elements, bytes of one, address, shape, strides."""
+        sizes = (0, 0, self.size, self.dtype.itemsize, self.address, self.size, self.dtype.itemsize)
+        return [ctypes.c_uint64(value) for value in sizes]
+
+
+def type_of(value: Any) -> str:
+    """The type of an argument; whole numbers of Python are int32 to a kernel."""
+    if isinstance(value, Handle):
+        return f"{value.dtype}[]"
+    return "int32" if isinstance(value, int) else type(value).__name__
+
+
+class Graph:
+    """Launches that are started as one; they are kept, since so their arrays are."""
+
+    def __init__(self, runtime: Runtime, whole: Any, launches: Sequence[Launch]) -> None:
+        self.runtime, self.whole, self.launches = runtime, whole, launches
+
+    def __call__(self) -> None:
+        self.runtime.enter()
+        self.runtime.ask("cuGraphLaunch", self.whole, self.runtime.stream)
+
+    def __del__(self) -> None:
+        self.runtime.driver.cuGraphExecDestroy(self.whole)
+
+
+class Program(NamedTuple):
+    """A kernel that is loaded."""
+
+    function: Any
+    built: Built
+
+
+class Launch(NamedTuple):
+    """What a launch is made of; `together` asks that all blocks are at work at once, or fails."""
+
+    program: Any
+    blocks: int
+    arguments: Sequence[Any]
+    together: bool = False
+
+
+class Runtime:
+    """The first device that CUDA_VISIBLE_DEVICES leaves.
+
+    name : of the card
+    blocks : multiprocessors, as many blocks as are at work at once whatever they need
+    capability : compute capability
+
+    Raises
+    ------
+    UnavailableError : from here, and from every method: a package, the driver or a device is missing, too old, or fails
+    """
+
+    def __init__(self, driver: Any = None) -> None:
+        self.driver = driver or load_driver()
+        try:
+            self.ask("cuInit", 0)
+        except RuntimeError as error:  # the bindings find no driver, or one without what they need
+            if isinstance(error, UnavailableError):
+                raise
+            reason = " ".join(str(error).split())
+            raise UnavailableError(f"backend 'cuda' needs an NVIDIA GPU and its driver ({reason}); {REMEDY}") from error
+        if (version := int(self.ask("cuDriverGetVersion"))) < OLDEST_DRIVER:
+            told, needed = cuda_version(version), cuda_version(OLDEST_DRIVER)
+            raise UnavailableError(f"the driver knows CUDA up to {told}, and {needed} is needed; update it, or {REMEDY}")
+        device = self.ask("cuDeviceGet", 0)
+        attributes = self.driver.CUdevice_attribute
+        major, minor, blocks = (
+            int(self.ask("cuDeviceGetAttribute", getattr(attributes, f"CU_DEVICE_ATTRIBUTE_{name}"), device))
+            for name in ("COMPUTE_CAPABILITY_MAJOR", "COMPUTE_CAPABILITY_MINOR", "MULTIPROCESSOR_COUNT")
+        )
+        self.capability, self.blocks = (major, minor), blocks
+        self.name = self.ask("cuDeviceGetName", 256, device).split(b"\0")[0].decode()
+        self.context = self.ask("cuDevicePrimaryCtxRetain", device)
+        self.enter()
+        self.stream = self.ask("cuStreamCreate", 0)
+        self.programs: dict[Any, Program] = {}
+
+    def facts(self) -> dict[str, Any]:
+        """What the driver tells of itself and of the card: CUDA's version, bytes of memory, highest clock in Hz."""
+        version, clock = int(self.ask("cuDriverGetVersion")), self.driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_CLOCK_RATE
+        device = self.ask("cuDeviceGet", 0)
+        return {
+            "cuda": cuda_version(version),
+            "memory_bytes": int(self.ask("cuDeviceTotalMem", device)),
+            "clock_hz": 1000 * int(self.ask("cuDeviceGetAttribute", clock, device)),
+        }
+
+    def ask(self, function: str, *arguments: Any) -> Any:
+        """Call the driver; what it gives, or an error in words."""
+        result, *found = getattr(self.driver, function)(*arguments)
+        if int(result) != 0:
+            text = self.driver.cuGetErrorString(result)[1] or b"an unknown error"
+            remedy = f"{HINTS.get(function, '')}{REMEDY}"
+            raise UnavailableError(f"the GPU failed in {function}: {text.decode()} (error {int(result)}); {remedy}")
+        return found[0] if len(found) == 1 else found
+
+    def enter(self) -> None:
+        """Let the calling thread use the device."""
+        self.ask("cuCtxSetCurrent", self.context)
+
+    # -------------------------------------------------------------------------------------------- memory
+
+    def put(self, array: Array) -> Handle:
+        """A copy in the device's memory, flat."""
+        handle = self.empty(array.size, array.dtype)
+        self.fill(handle, array)
+        return handle
+
+    def empty(self, size: int, dtype: npt.DTypeLike) -> Handle:
+        """Memory for so many numbers, whatever is in it."""
+        self.enter()
+        wanted = max(1, size) * np.dtype(dtype).itemsize
+        result, address = self.driver.cuMemAlloc(wanted)
+        if int(result) == OUT_OF_MEMORY:
+            free, whole = self.ask("cuMemGetInfo")
+            raise UnavailableError(
+                f"the GPU's memory is full: {wanted:,} bytes wanted, {free:,} of {whole:,} free; "
+                "take fewer rows, a smaller --batch-size, or --backend numba"
+            )
+        if int(result) != 0:
+            self.ask("cuMemAlloc", wanted)
+        return Handle(self, int(address), size, dtype)
+
+    def fill(self, handle: Handle, array: Array) -> None:
+        """Overwrite what `put` gave; waits for the launches before."""
+        whole = np.ascontiguousarray(array, handle.dtype)
+        assert whole.size == handle.size
+        if whole.size:
+            self.enter()
+            self.ask("cuMemcpyHtoD", handle.address, whole.ctypes.data, whole.nbytes)
+
+    def get(self, handle: Handle, first: int = 0, count: int | None = None) -> Array:
+        """A copy of so many numbers in the host's memory; waits for the launches before."""
+        found = np.empty(handle.size - first if count is None else count, handle.dtype)
+        if found.size:
+            self.enter()
+            self.ask("cuMemcpyDtoH", found.ctypes.data, handle.address + first * found.itemsize, found.nbytes)
+        return found
+
+    def give_back(self, address: int) -> None:
+        """Free memory; what the driver says at the end of a process, when all is freed anyway, does not matter."""
+        self.driver.cuMemFree(address)
+
+    # -------------------------------------------------------------------------------------------- launches
+
+    def program(self, name: str, kind: Kind, shape: Shape | Tile) -> Program:
+        """A kernel of `cuda_kernels.KERNELS`."""
+        key = (name, kind, shape)
+        if key not in self.programs:
+            built = compiled(name, kind, shape, self.capability)
+            self.enter()
+            module = self.ask("cuModuleLoadData", built.cubin)
+            self.programs[key] = Program(self.ask("cuModuleGetFunction", module, built.entry.encode()), built)
+        return self.programs[key]
+
+    def launch(self, launch: Launch) -> None:
+        """Start a kernel.
+
+        Raises
+        ------
+        TypeError : an argument is not of the type that the kernel was compiled for, which it would misread
+        """
+        self.enter()
+        self._start(launch)
+
+    def _start(self, launch: Launch) -> None:
+        values: list[Any] = []
+        for number, (value, wanted) in enumerate(zip(launch.arguments, launch.program.built.arguments, strict=True)):
+            if type_of(value) != wanted:
+                raise TypeError(f"argument {number} of a kernel is {type_of(value)}, not {wanted}")
+            values += value.values() if isinstance(value, Handle) else [SCALARS[wanted](value)]
+        pointers = (ctypes.c_void_p * len(values))(*[ctypes.addressof(value) for value in values])
+        shape = (launch.blocks, 1, 1, launch.program.built.threads, 1, 1, 0, self.stream, ctypes.addressof(pointers))
+        if launch.together:
+            self.ask("cuLaunchCooperativeKernel", launch.program.function, *shape)
+        else:
+            self.ask("cuLaunchKernel", launch.program.function, *shape, 0)
+
+    def record(self, launches: Sequence[Launch]) -> Graph:
+        """What starts all of them, one after another, when it is called."""
+        self.enter()
+        self.ask("cuStreamBeginCapture", self.stream, self.driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+        try:
+            for launch in launches:
+                self._start(launch)
+        finally:  # a stream that is left capturing can be used for nothing else
+            graph = self.ask("cuStreamEndCapture", self.stream)
+        found = Graph(self, self.ask("cuGraphInstantiate", graph, 0), launches)
+        self.ask("cuGraphDestroy", graph)
+        return found
+
+    def wait(self) -> None:
+        """Wait until all is done that was started."""
+        self.enter()
+        self.ask("cuStreamSynchronize", self.stream)
+
+
+@functools.cache
+def the_runtime() -> Runtime:
+    """The device of this process."""
+    return Runtime()
+
+
+@functools.cache
+def usable() -> bool:
+    """Whether a device is there; costs little where there is none."""
+    try:
+        the_runtime()
+    except UnavailableError:
+        return False
+    return True

@@ -1,0 +1,257 @@
+"""The PyTorch engine: the specification's training by somebody else's definitions. Needs the package torch.
+
+A second opinion on every other engine, and the twin of published experiments that were trained in PyTorch: the same rows in
+the same order, from the same start, under the same dropout masks, but activations and losses are torch.nn.functional's,
+gradients autograd's, updates torch.optim's. Not made for speed, and `auto` never takes it; the fastest way to write a step in
+PyTorch is what `fastmlp bench` measures (bench_torch.py, which shares the tables below).
+
+Float32 or float64, on the CPU. PyTorch's threads belong to the process, not to an engine: `Job.threads` is not read, since
+several engines may be at work, and `threads` is what PyTorch was told (OMP_NUM_THREADS, torch.set_num_threads).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional
+
+from fastmlp.engines.base import Job, RowResults, State, row_scales, steps_of
+from fastmlp.nn.network import FloatArray, Layer, Network
+from fastmlp.nn.optimizers import Optimizer
+from fastmlp.nn.philox import keep_mask
+
+Function = Callable[[torch.Tensor], torch.Tensor]
+
+# PyTorch's threads are not there in a forked child, which would wait for them for ever; a single one needs no other.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
+
+# ------------------------------------------------------------------------------------------------ definitions
+
+
+def activations(a: float) -> dict[str, Function]:
+    """The activations that PyTorch has, by our names; a is the parameter of those that take one."""
+    return {
+        "linear": lambda z: z,
+        "relu": functional.relu,
+        "leaky-relu": functools.partial(functional.leaky_relu, negative_slope=a),
+        "tanh": torch.tanh,
+        "sigmoid": torch.sigmoid,
+        "gelu": functional.gelu,
+        "silu": functional.silu,
+        "elu": functools.partial(functional.elu, alpha=a),
+    }
+
+
+def activation(layer: Layer) -> Function:
+    """The layer's activation, made of PyTorch's."""
+    a = layer.parameter
+    return {**activations(a), "leaky-gelu": lambda z: a * z + (1 - a) * functional.gelu(z)}[layer.activation]
+
+
+OUTPUTS: dict[str, Function] = {"softmax": lambda z: z.softmax(1), "sigmoid": torch.sigmoid, "linear": lambda z: z}
+
+
+def row_losses(network: Network, z: torch.Tensor, y: npt.NDArray[Any], smoothing: float) -> torch.Tensor:
+    """Loss of each row, (rows,), from output pre-activations z (rows, outputs); classes y are smoothed, targets are not."""
+    classes = y.ndim == 1
+    target = torch.tensor(y, dtype=torch.int64 if classes else z.dtype)
+    if network.loss == "cross-entropy":
+        return functional.cross_entropy(z, target, reduction="none", label_smoothing=smoothing if classes else 0.0)
+    if classes:  # in z's type first: whole numbers times a fraction would be float32
+        target = functional.one_hot(target, z.shape[1]).to(z.dtype) * (1 - smoothing) + smoothing / z.shape[1]
+    error = OUTPUTS[network.output or ""](z) - target
+    return 0.5 * error.square().sum(1)
+
+
+# name -> names of torch.optim's state, in the order of `Optimizer.slots`
+SLOTS: dict[str, tuple[str, ...]] = {
+    "sgd": (),
+    "momentum": ("momentum_buffer",),
+    "nesterov": ("momentum_buffer",),
+    "rmsprop": ("square_avg",),
+    "adam": ("exp_avg", "exp_avg_sq"),
+    "adamw": ("exp_avg", "exp_avg_sq"),
+}
+
+
+def make_optimizer(o: Optimizer, weights: Any, biases: Any, rate: float = 0.0, **how: bool) -> torch.optim.Optimizer:
+    """torch.optim's rule of the same name, with adamw's decay on weights only; `how` picks one of its implementations."""
+    made = torch.optim
+    # PyTorch refuses nesterov without momentum, which is plain SGD; without momentum it keeps no slot, which nobody reads then.
+    heavy = {"momentum": o.momentum, "nesterov": o.name == "nesterov" and o.momentum > 0}
+    means = {"betas": (o.beta1, o.beta2), "eps": o.epsilon}
+    rules: dict[str, tuple[Any, dict[str, Any]]] = {
+        "sgd": (made.SGD, {}),
+        "momentum": (made.SGD, heavy),
+        "nesterov": (made.SGD, heavy),
+        "rmsprop": (made.RMSprop, {"alpha": o.beta2, "eps": o.epsilon}),
+        "adam": (made.Adam, means),
+        "adamw": (made.AdamW, means),
+    }
+    rule, settings = rules[o.name]
+    groups = [
+        {"params": weights, "weight_decay": o.weight_decay if o.name == "adamw" else 0.0},
+        {"params": biases, "weight_decay": 0.0},
+    ]
+    found: torch.optim.Optimizer = rule(groups, lr=rate, **settings, **how)
+    return found
+
+
+# PyTorch raises an error where rate times something is too large for float32; we want the loss that is not finite.
+LARGEST_RATE = 1e35
+
+
+def clip(parameters: Iterable[torch.Tensor], largest: float) -> None:
+    """Scale the gradients down to the norm `largest`, if theirs is longer.
+
+    Not by torch.nn.utils.clip_grad_norm_: it adds 1e-6 to the norm, so that gradients come out shorter than `largest`, by a
+    tenth for a norm of 1e-5. The specification is Pascanu et al.'s, without it.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients]).norm().item()
+    if norm > largest:
+        for g in gradients:
+            g.mul_(largest / norm)
+
+
+# ------------------------------------------------------------------------------------------------ the engine
+
+
+class TorchEngine:
+    """Training by autograd and torch.optim; see `contract.Engine` for its methods."""
+
+    name = "torch"
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.dtype = {4: torch.float32, 8: torch.float64}[np.dtype(job.dtype).itemsize]
+        self.activations = [activation(layer) for layer in job.network.layers[:-1]]
+        self.threads = torch.get_num_threads()
+
+    def load(self, state: State) -> None:
+        self.weights, self.biases = self.tensors(state.parameters)
+        for p in self.leaves():
+            p.requires_grad_()
+        self.optimizer = make_optimizer(self.job.optimizer, self.weights, self.biases)
+        self.step = state.step
+        for key, slot in zip(SLOTS[self.job.optimizer.name], state.slots, strict=True):
+            weights, biases = self.tensors(slot)
+            for p, values in zip(self.leaves(), [*weights, *biases], strict=True):
+                # in float32, as PyTorch has it, steps would end at 2^24
+                entry = self.optimizer.state[p] or {"step": torch.tensor(state.step, dtype=torch.float64)}
+                self.optimizer.state[p] = {**entry, key: values}
+
+    def state(self, slots: bool = True) -> State:
+        keys = SLOTS[self.job.optimizer.name] if slots else ()
+        kept = [self.flat([self.optimizer.state[p][key] for p in self.leaves()]) for key in keys]
+        shape = (len(keys), self.job.network.parameters)
+        return State(self.flat(self.leaves()), np.array(kept, self.job.dtype).reshape(shape), self.step)
+
+    def leaves(self) -> list[torch.Tensor]:
+        """All weights, then all biases."""
+        return [*self.weights, *self.biases]
+
+    def tensors(self, vector: FloatArray) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """A flat vector as copies of each layer's weights, (fan_out, fan_in) as PyTorch has them, and biases."""
+        views = self.job.network.views(vector)
+        return [self.tensor(np.ascontiguousarray(w.T)) for w, _ in views], [self.tensor(b) for _, b in views]
+
+    def tensor(self, array: npt.NDArray[Any]) -> torch.Tensor:
+        """A copy, in memory that PyTorch has aligned: products round by where their operands lie."""
+        return torch.tensor(array, dtype=self.dtype)
+
+    def flat(self, tensors: list[torch.Tensor]) -> FloatArray:
+        """A new flat vector of what is in the order of `leaves`."""
+        vector = np.empty(self.job.network.parameters, self.job.dtype)
+        layers = len(tensors) // 2
+        for (w, b), weight, bias in zip(self.job.network.views(vector), tensors[:layers], tensors[layers:], strict=True):
+            w[:], b[:] = weight.detach().numpy().T, bias.detach().numpy()
+        return vector
+
+    def rows(self, x: npt.NDArray[Any]) -> torch.Tensor:
+        """Rows as the network sees them."""
+        return self.tensor(np.ascontiguousarray(x if self.job.scaling is None else self.job.scaling.apply(x)))
+
+    def dropout_factors(self, rows: int) -> list[torch.Tensor | None]:
+        """Factors 0 or 1/(1 - rate) of each hidden layer with dropout, else None: the masks of all engines."""
+        job = self.job
+        return [
+            self.tensor(keep_mask(job.seed, self.step, index, rows, layer.fan_out, layer.dropout)) / (1 - layer.dropout)
+            if layer.dropout
+            else None
+            for index, layer in enumerate(job.network.layers[:-1])
+        ]
+
+    def outputs(self, x: torch.Tensor, factors: list[torch.Tensor | None] | None = None) -> torch.Tensor:
+        """Pre-activations of the output layer; `factors` of the dropout in training."""
+        for index, function in enumerate(self.activations):
+            x = function(functional.linear(x, self.weights[index], self.biases[index]))
+            factor = None if factors is None else factors[index]
+            x = x if factor is None else x * factor
+        return functional.linear(x, self.weights[-1], self.biases[-1])
+
+    def penalty(self) -> torch.Tensor | float:
+        """l2/2 sum(w^2) + l1 sum(|w|)."""
+        network = self.job.network
+        l2 = sum(w.square().sum() for w in self.weights) if network.l2 else 0.0
+        l1 = sum(w.abs().sum() for w in self.weights) if network.l1 else 0.0
+        return network.l2 / 2 * l2 + network.l1 * l1
+
+    def update(self, objective: torch.Tensor, rate: float) -> None:
+        """One step down the objective's gradient."""
+        self.optimizer.zero_grad()
+        objective.backward()  # type: ignore[no-untyped-call]
+        if self.job.optimizer.clip_norm:
+            clip(self.leaves(), self.job.optimizer.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate if rate <= LARGEST_RATE else np.inf
+        self.optimizer.step()
+        self.step += 1
+
+    def train(
+        self,
+        x: npt.NDArray[Any],
+        y: npt.NDArray[Any],
+        order: npt.NDArray[np.int64],
+        rates: npt.NDArray[np.float64],
+        weights: FloatArray | None = None,
+    ) -> RowResults:
+        job = self.job
+        scales = self.tensor(row_scales(order, job.batch_size, weights))
+        results = RowResults(np.empty(len(order), job.dtype), np.zeros(len(order), bool))
+        for k in range(steps_of(len(order), job.batch_size)):
+            batch = slice(k * job.batch_size, (k + 1) * job.batch_size)
+            picked = order[batch]
+            z = self.outputs(self.rows(x[picked]), self.dropout_factors(len(picked)))
+            loss = row_losses(job.network, z, y[picked], job.network.label_smoothing)
+            self.update((loss * scales[batch]).sum() + self.penalty(), float(rates[k]))
+            results.loss[batch] = loss.detach().numpy()
+            results.correct[batch] = hits(z, y[picked])
+        return results
+
+    def forward(self, x: npt.NDArray[Any]) -> FloatArray:
+        with torch.no_grad():
+            found: FloatArray = self.outputs(self.rows(x)).numpy()
+        return found
+
+    def score(self, z: FloatArray, y: npt.NDArray[Any]) -> RowResults:
+        given = torch.tensor(z, dtype=torch.float64)
+        return RowResults(row_losses(self.job.network, given, y, 0.0).numpy(), hits(given, y))
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+def hits(z: torch.Tensor, y: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Whether the first largest output is the row's class; False for plain targets."""
+    if y.ndim == 2:
+        return np.zeros(len(y), bool)
+    found: npt.NDArray[np.bool_] = z.argmax(1).numpy() == y
+    return found

@@ -1,0 +1,1 @@
+"""Runs with a folder: train, evaluate, predict, extract, and the published recipes."""

@@ -1,0 +1,1 @@
+"""Settings of runs as data: their types, and the sources of their values."""

@@ -1,0 +1,157 @@
+"""A saved model measured on data.
+
+Here: `evaluate_run`. Not here: model files (modelfile.py), readers of data (data.py), figures (evaluation.py),
+and predictions (predictions.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastmlp.data.checks import Rows
+from fastmlp.data.dataset import DATASETS, Dataset, is_image_folder, load_data
+from fastmlp.data.feature_rows import OpenExtractor, input_maker
+from fastmlp.errors import ConfigError, DataError, unknown_name
+from fastmlp.experiments.config.extract import ExtractConfig
+from fastmlp.experiments.config.sources import resolve
+from fastmlp.experiments.config.train import Config
+from fastmlp.experiments.folder import CHECKPOINTS_NAME, MANIFEST_NAME, check_manifest
+from fastmlp.experiments.training_run import (
+    CONFIG_NAME,
+    FEATURES_OF,
+    PART_NAMES,
+    RESULT_NAME,
+    Parts,
+    describe_data,
+    describe_network,
+    split,
+)
+from fastmlp.files import read_json, write_bytes
+from fastmlp.models.evaluation import judge
+from fastmlp.models.file import load
+from fastmlp.models.model import Model
+from fastmlp.reports.listings import predictions_text
+
+NO_DATA: dict[str, Any] = {"sha256": ""}  # of a model without a run
+
+
+def evaluate_run(  # noqa: PLR0913 - the options of a command
+    path: str | Path,
+    source: str | None = None,
+    data_dir: str | None = None,
+    *,
+    part: str = "test",
+    backend: str | None = None,
+    threads: int | None = None,
+    predictions: str | Path | None = None,
+    open_extractor: OpenExtractor | None = None,
+) -> dict[str, Any]:
+    """Measure a saved model on data.
+
+    Parameters
+    ----------
+    path : run folder, or model file; a checkpoint is of its run
+    source, data_dir : the data, see `data.load_data`; None takes the run's own
+    part : "test", "train", "validation" or "all". On the run's own data, which is the same bytes under any
+        name, the parts are those of the run. Other data have the test and training part that they come with, or
+        else all their rows are the test part.
+    backend, threads : None takes those of the run
+    predictions : file to write: see `listings.predictions_text`; for one part and classes
+    open_extractor : for models that take features: how their extractor is opened, so that the data may be images too
+
+    Returns
+    -------
+    dict : the figures of `evaluation.evaluate` by name of the part, and "model", "data", "backend", "threads"
+
+    Raises
+    ------
+    FastMLPError : no model, no such part, or data that do not fit the model
+    """
+    run = Path(path)
+    folder = run_of(run)
+    config, own = (Config(), NO_DATA) if folder is None else read_run(folder)
+    if folder is None and run.is_file() and source is None:
+        raise ConfigError(f"{run} is not a run folder, so its data are not known; give --data")
+    if predictions is not None and part == "all":
+        raise ConfigError("predictions are of one part; choose it with --part, or leave --predictions out")
+    model = load(run, backend=backend or config.backend, threads=threads or config.threads)
+    if predictions is not None and not model.classes:
+        raise ConfigError("predictions are of classes, but this model predicts values; `fastmlp predict` writes them")
+    data = load_for(model, source or config.data.removeprefix(FEATURES_OF), data_dir or config.data_dir)
+    images = model.extractor is not None and data.about is None
+    extracted = own.get("extracted")
+    if data.sha256 == own["sha256"]:
+        parts = split(data, config)
+    elif images and extracted and data.sha256 == extracted["images"]["sha256"]:
+        parts = split(data, ExtractConfig.from_table(extracted["settings"]))
+    elif source is None:
+        raise DataError(f"{config.data} has changed since the run; give --data {config.data} to take it as new data")
+    else:
+        parts = given_parts(data)
+    wanted = PART_NAMES if part == "all" else (part,)
+    chosen = {name: fit(model, data, parts[name]) for name in wanted if name in parts}
+    if images:
+        inputs_of = input_maker(model, open_extractor)
+        chosen = {name: (inputs_of(x), y) for name, (x, y) in chosen.items()}
+    if not chosen:
+        raise ConfigError(f"{data.name} has no part {part!r}, only {', '.join(parts)}; choose with --part")
+    judged = {name: judge(model, *rows) for name, rows in chosen.items()}
+    figures: dict[str, Any] = {name: found for name, (found, _) in judged.items()}
+    if predictions is not None:
+        ((name, (found, predicted)),) = judged.items()
+        write_bytes(predictions, predictions_text(chosen[name][1], predicted, found).encode())
+    engine = model.engine()
+    about = {"model": str(run), "backend": engine.name, "threads": engine.threads}
+    about |= {"network": describe_network(model.network), "parameters": model.network.parameters}
+    return {**figures, **about, "data": describe_data(data, chosen)}
+
+
+def run_of(path: Path) -> Path | None:
+    """The folder of the run that a path is of: itself, or of a checkpoint that of its finished run; None of other files."""
+    if path.is_dir():
+        return path
+    folder = path.absolute().parent.parent
+    return folder if path.absolute().parent.name == CHECKPOINTS_NAME and (folder / MANIFEST_NAME).exists() else None
+
+
+def read_run(folder: Path) -> tuple[Config, dict[str, Any]]:
+    """The settings of a run, and what its result tells of its data."""
+    check_manifest(folder)
+    return resolve({}, {}, folder / CONFIG_NAME), dict(read_json(folder / RESULT_NAME)["data"])
+
+
+def load_for(model: Model, source: str, data_dir: str | None) -> Dataset:
+    """The data in the form that the model was trained on: labels or values, images of its size."""
+    folder = source not in DATASETS and is_image_folder(Path(source))
+    size = model.image_shape[:2] if folder and model.image_shape else None
+    data = load_data(source, data_dir, image_size=size, target="class" if model.classes else "value")
+    if model.extractor is not None and data.about is None and data.image_shape != model.image_shape:
+        raise DataError(f"{source}: the model takes images of {model.image_shape}, these are of {data.image_shape}")
+    return data
+
+
+def given_parts(data: Dataset) -> Parts:
+    """The parts of data that no run has split."""
+    if data.x_test is None or data.y_test is None:
+        return {"test": (data.x, data.y)}
+    return {"test": (data.x_test, data.y_test), "train": (data.x, data.y)}
+
+
+def fit(model: Model, data: Dataset, rows: Rows) -> Rows:
+    """Rows with their classes numbered as in the model, or a DataError."""
+    x, y = rows
+    if not model.classes:
+        if y.shape[1] != model.network.sizes[-1]:
+            raise DataError(f"the model gives {model.network.sizes[-1]} values, but {data.name} has {y.shape[1]}")
+        return rows
+    number = {name: index for index, name in enumerate(model.classes)}
+    used = {int(old): data.classes[old] for old in np.unique(y)}
+    if unknown := [name for name in used.values() if name not in number]:
+        raise DataError(f"{data.name}: {unknown_name('class', unknown[0], number)}; the model was not trained on it")
+    table = np.zeros(len(data.classes), np.int32)
+    for old, name in used.items():
+        table[old] = number[name]
+    return x, table[y]

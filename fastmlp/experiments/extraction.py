@@ -1,0 +1,286 @@
+"""From images to features: one `extract` run from its settings to its data set of features, and its file.
+
+Here: data loaded, checked and split, the steps of a run, the checkpoint that an interrupted run leaves. Not here: networks,
+which package cnn trains (it comes in as `Tools`), and what features are (features.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from fastmlp.data.dataset import DATASETS, Dataset, load_data
+from fastmlp.data.feature_rows import Extractor, extract_rows, featured
+from fastmlp.data.features import Growing, check_replaceable, choose_form, read_features, write_features
+from fastmlp.data.scaling import fit_scaling
+from fastmlp.engines.interrupts import Signals
+from fastmlp.errors import ConfigError, DataError
+from fastmlp.experiments.config.extract import ExtractConfig
+from fastmlp.experiments.config.train import Config
+from fastmlp.experiments.training_run import FEATURES_OF, Say, check_parts, check_settings, split, split_numbers
+from fastmlp.files import file_sha256, json_bytes, write_bytes
+from fastmlp.training.progress import make_progress
+
+PIXEL = ("none", "unit", "symmetric", "zscore-global")  # scalings with the same numbers for every pixel
+
+
+class Tools(Protocol):
+    """What package cnn does for us; `cnn.toolkit` has functions of these names, and the class `Watch`."""
+
+    def prepare(self, options: Mapping[str, Any], image_shape: tuple[int, int, int], classes: int) -> Any: ...
+
+    def train(self, prepared: Any, parts: Any, scaling: Any, watch: Any, checkpoint: tuple[bytes, str] | None) -> Any: ...
+
+    def Watch(
+        self,
+        batch: Callable[..., None],
+        epoch: Callable[[dict[str, Any]], None],
+        checkpoint: Callable[[bytes], None] | None,
+        stop: Callable[[], bool],
+    ) -> Any: ...
+
+
+class Job(NamedTuple):
+    """A run that has been checked: the images, how they are cut, the network, and the key of all that decides the features."""
+
+    config: ExtractConfig
+    images: Dataset
+    prepared: Any
+    key: str
+    out: Path | None
+
+    @property
+    def pictures(self) -> Path | None:
+        """Where the pictures go that no run folder takes."""
+        beside = None if self.out is None else self.out.with_name(f"{self.out.stem}-pictures")
+        return Path(self.config.pictures) if self.config.pictures else beside
+
+    @property
+    def kept(self) -> Path:
+        """Where an interrupted run leaves its checkpoint."""
+        beside = self.out or Path(f"{self.images.name}-{self.prepared.label}")
+        return beside.with_name(f"{beside.name}.{self.key[:12]}.checkpoint")
+
+    def growing(self, extractor: Extractor, about: Mapping[str, Any]) -> Growing | None:
+        """Where the features of a trained network grow; None if they stay in memory."""
+        if self.out is None:
+            return None
+        # By its key too: images may change that the network was not trained on.
+        folder = self.out.with_name(f"{self.out.name}.{self.key[:12]}-{about['extractor_sha256'][:12]}.partial")
+        return Growing(folder, extractor, self.prepared.device, self.config.feature_dtype)
+
+    def clear(self) -> None:
+        """Take away what an interrupted run has left."""
+        self.kept.unlink(missing_ok=True)
+        if self.out is not None:
+            for folder in self.out.parent.glob(f"{glob.escape(self.out.name)}.{self.key[:12]}-*.partial"):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+class Extracted(NamedTuple):
+    """What an `extract` run has made.
+
+    data : the features; None if a signal came before they were made
+    result : what --json prints
+    signal : that came, or 0
+    job : what was asked for
+    made : what package cnn gave; None if the features were there before
+    """
+
+    data: Dataset | None
+    result: dict[str, Any]
+    signal: int
+    job: Job
+    made: Any
+
+    @property
+    def source(self) -> str:
+        """What a training on the features names as its data: their file, or that they had none."""
+        given = self.job.config.data
+        return (
+            FEATURES_OF + (given if given in DATASETS else str(Path(given).absolute()))
+            if self.job.out is None
+            else str(self.job.out)
+        )
+
+
+def plan(config: ExtractConfig, tools: Tools, *, follows: Config | None, progress: bool) -> Job:
+    """Load the images and check the settings; nothing is written.
+
+    follows : the training to which the features pass on in memory; then a file is written only if it was asked for
+    """
+    images = load_data(config.data, config.data_dir, image_size=config.image_size, progress=progress)
+    if images.image_shape is None:
+        raise DataError(f"{config.data}: not images; extract needs images, such as a folder of class folders or fashion-mnist")
+    if follows is not None:
+        check_parts(follows, {*split_numbers(images, config), *(() if images.x_test is None else ("test",))})
+    prepared = tools.prepare(vars(config), images.image_shape, len(images.classes))
+    settings = {name: value for name, value in config.key().items() if name != "data"}  # the images count, not their name
+    if config.weights is not None:  # what is in the file counts, not where it lies
+        settings = settings | {"weights": file_sha256(Path(config.weights)), "weights_sha256": None}
+    text = json_bytes({"settings": settings, "data": images.sha256})
+    key = hashlib.sha256(text).hexdigest()
+    rows, default = len(images.x) + (0 if images.x_test is None else len(images.x_test)), f"{images.name}-{prepared.label}"
+    in_memory = follows is not None and not config.out
+    out = None if in_memory else choose_form(config.out, default, rows, prepared.width, config.feature_dtype)
+    if config.pictures is not None and Path(config.pictures).is_file():
+        raise ConfigError(f"pictures: {config.pictures} is a file; give a folder")
+    return Job(config, images, prepared, key, out)
+
+
+def check_chain(images: ExtractConfig, config: Config) -> None:
+    """Check what would show only after the network has been trained; raises ConfigError."""
+    check_settings(config)
+    if images.out is not None and config.out is not None and Path(images.out).absolute() == Path(config.out).absolute():
+        raise ConfigError(f"out: {images.out} cannot be both the features and the run; give `train` another --out")
+
+
+class Stopped(Exception):
+    """A signal came while features were being made."""
+
+
+def extract_run(
+    config: ExtractConfig, tools: Tools, *, follows: Config | None = None, quiet: bool = False, say: Say = lambda text: None
+) -> Extracted:
+    """Train a network on images, and make features of all parts.
+
+    Parameters
+    ----------
+    config : the settings
+    tools : package cnn
+    follows : the training to which the features pass on in memory; then a file is written only if it was asked for
+    quiet : no progress on stderr
+    say : takes a line for a person on what is being done
+
+    Returns
+    -------
+    Extracted : after SIGINT or SIGTERM `signal` is set, and a checkpoint lies beside the file that would have come: the same
+        command goes on from it
+
+    Raises
+    ------
+    FastMLPError : settings or data that cannot be used, a file that is there with other features
+    """
+    job = plan(config, tools, follows=follows, progress=not quiet)
+    if (found := existing(job)) is not None:
+        say(f"{job.out}: has been made with these settings before; nothing to do")
+        job.clear()
+        return found
+    with Signals() as signals:
+        made = train(job, tools, signals, quiet, say)
+        about = about_of(job, made)
+        if made.trained.stopped == "signal":
+            say(f"interrupted after epoch {len(made.trained.history)}; the same command goes on from {job.kept}")
+            return Extracted(None, describe(job, about), signals.received, job, made)
+        data, rate = make_features(job, made, about, signals)
+    if data is None:
+        say(f"interrupted while making features; the same command goes on from {job.kept}")
+        return Extracted(None, describe(job, about), signals.received, job, made)
+    images = sum(len(x) for x in (data.x, data.x_test) if x is not None)
+    speed = "" if rate is None else f", {rate:,.0f} images/s"
+    say(f"{data.x.shape[1]} features of {images:,} images{speed}: {'in memory' if job.out is None else job.out}")
+    job.clear()
+    return Extracted(data, describe(job, about, data, rate), signals.received, job, made)
+
+
+def existing(job: Job) -> Extracted | None:
+    """The features of a file that this very run has written before.
+
+    Raises ConfigError if another run has written it, unless it may be replaced.
+    """
+    if job.out is None or not job.out.exists():
+        return None
+    if job.config.force:
+        check_replaceable(job.out, Path(job.config.data))
+        return None
+    data = read_features(job.out)
+    assert data.about is not None
+    if data.about["key"] != job.key:
+        raise ConfigError(f"out: {job.out} is there and was made otherwise; give another --out, or --force to replace it")
+    return Extracted(data, describe(job, data.about, data), 0, job, None)
+
+
+def train(job: Job, tools: Tools, signals: Signals, quiet: bool, say: Say) -> Any:
+    """The trained extractor with its figures; stopped is "signal" if a signal ended its training early."""
+    config, parts = job.config, split(job.images, job.config)
+    rows = ", ".join(f"{len(x):,} {name}" for name, (x, _) in parts.items())
+    say(f"{job.images.name}: {rows} images; network {job.prepared.label} on {job.prepared.device}")
+    scaling = fit_scaling(config.scale, parts["train"][0])
+    each = slice(None, 1) if config.scale in PIXEL else slice(None)
+    checkpoint = None
+    if config.resume and job.kept.exists():
+        checkpoint = (job.kept.read_bytes(), str(job.kept))
+        say(f"going on from {job.kept}")
+    with make_progress(quiet=quiet, epochs=config.epochs) as display:
+        watch = tools.Watch(
+            display.update, display.epoch_done, lambda data: write_bytes(job.kept, data), lambda: bool(signals.received)
+        )
+        return tools.train(job.prepared, parts, (scaling.shift[each], scaling.factor[each]), watch, checkpoint)
+
+
+def make_features(job: Job, made: Any, about: Mapping[str, Any], signals: Signals) -> tuple[Dataset | None, float | None]:
+    """The features of all parts, None after a signal, and the images a second, None if all had been made before."""
+    growing, began, images = job.growing(made.extractor, about), time.perf_counter(), 0
+    if growing is not None and not job.config.resume:
+        shutil.rmtree(growing.folder, ignore_errors=True)
+
+    def extract(name: str, pixels: Any) -> Any:
+        nonlocal images
+        if growing is None:
+            found = extract_rows(made.extractor, pixels, job.prepared.device, job.config.feature_dtype)
+            images += len(pixels)
+        else:
+            images += growing.grow(name, pixels, lambda: bool(signals.received))
+        if signals.received:
+            raise Stopped
+        return found if growing is None else growing.mapped(name)
+
+    try:
+        data = featured(job.images, extract, split_numbers(job.images, job.config))
+    except Stopped:
+        return None, None
+    rate = images / (time.perf_counter() - began) if images else None
+    data = dataclasses.replace(data, about=about, extractor=made.extractor.to_bytes())
+    if growing is None or job.out is None:
+        return data, rate
+    write_features(job.out, data, growing.folder)
+    return read_features(job.out), rate
+
+
+def about_of(job: Job, made: Any) -> dict[str, Any]:
+    """What is to be known of the features."""
+    return {
+        "key": job.key,
+        "settings": job.config.key(),
+        **made.extractor.table(),
+        "extractor_sha256": made.extractor.sha256,
+        "images": {"name": job.images.name, "sha256": job.images.sha256},
+        "cnn": figures_of(made),
+    }
+
+
+def figures_of(made: Any) -> dict[str, Any]:
+    """Loss and accuracy of the network alone, by part, and its epochs."""
+    figures = {name: {"loss": one.loss, "accuracy": one.accuracy} for name, one in made.figures.items()}
+    trained = made.trained
+    seconds = sum(row["seconds"] for row in trained.history)
+    return {
+        **figures,
+        "epochs": len(trained.history),
+        "best_epoch": trained.best_epoch,
+        "stopped": trained.stopped,
+        "seconds": seconds,
+        "history": trained.history,
+    }
+
+
+def describe(job: Job, about: Mapping[str, Any], data: Dataset | None = None, rate: float | None = None) -> dict[str, Any]:
+    """What --json prints: what is known of the features, how many there are and where; both None if they were not made."""
+    made = {} if data is None else {"features": data.x.shape[1], "out": None if job.out is None else str(job.out)}
+    return {**about, "features": None, "out": None, **made, "images_per_second": rate}

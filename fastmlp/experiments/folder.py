@@ -1,0 +1,162 @@
+"""The folder of a run: made, cleared of an earlier run's course, sealed by a manifest of SHA-256 hashes.
+
+Not here: how files are written (artifacts.py), and what is in them (runs.py).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from fastmlp.errors import ConfigError, DataError
+from fastmlp.files import RESTORE, file_sha256, one_line_error, read_json, write_json
+
+MANIFEST_NAME = "manifest.json"
+MANIFEST_FILES = ("model.safetensors", "config.toml", "result.json")
+METRICS_NAME = "metrics.jsonl"
+CLASSES_NAME = "classes.jsonl"
+CHECKPOINTS_NAME = "checkpoints"
+
+
+def new_run_folder(out: str | os.PathLike[str] | None, data: str, network: str, now: datetime, *, force: bool = False) -> Path:
+    """Make the folder of a run and return its path.
+
+    Without `out`: `runs/DATE-data-network` under the current folder, with -2, -3, ... where that exists; two processes never
+    get the same one. With `out`: that folder, which must be absent or empty, unless `force`: then its files stay until the new
+    run replaces them or has none of their kind, except those that `clear_course` takes away.
+
+    Parameters
+    ----------
+    out : folder asked for, or None
+    data : name or path of the data set; of a path, the last part without its ending is used
+    network : short description such as 784x128x10
+    now : time that goes into the name
+
+    Raises
+    ------
+    ConfigError
+        `out` is a file, is not empty (without `force`), or its name cannot be printed.
+    DataError
+        The folder could not be made.
+
+    Examples
+    --------
+    >>> import contextlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+    ...     for _ in range(2):
+    ...         print(new_run_folder(None, "digits", "784x128x10", datetime(2026, 11, 20, 13, 5)).as_posix())
+    runs/2026-11-20_130500-digits-784x128x10
+    runs/2026-11-20_130500-digits-784x128x10-2
+    """
+    if out is None:
+        name = f"{now:%Y-%m-%d_%H%M%S}-{_slug(Path(data).stem, 40)}-{_slug(network, 60)}"
+        return _make_numbered(Path("runs"), name)
+    folder = Path(out)
+    if not str(folder).isprintable():  # also true of the stand-ins for bytes that are not Unicode
+        raise ConfigError(f"out: the name {str(folder)!r} cannot be printed; choose another --out")
+    make_folder(folder)
+    check_free(folder, force)
+    if force:
+        clear_course(folder)
+    return folder
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, unless it is there. Raises ConfigError if it is a file or under one, DataError if it cannot be made."""
+    try:
+        with one_line_error("make the folder", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    except DataError as error:
+        if isinstance(error.__cause__, FileExistsError | NotADirectoryError):
+            raise ConfigError(f"out: {folder} is a file or lies under one; choose another --out") from error
+        raise
+
+
+def clear_course(folder: Path) -> None:
+    """Take away what an earlier run kept while it trained: its files would grow on, its checkpoints lie among new ones."""
+    take_away(folder, [METRICS_NAME, CLASSES_NAME, f"{CHECKPOINTS_NAME}/epoch-*.safetensors"])
+
+
+def take_away(folder: Path, patterns: Sequence[str]) -> None:
+    """Delete the files of a folder that match one of the patterns."""
+    with one_line_error("clear the folder", folder):
+        for path in [path for pattern in patterns for path in folder.glob(pattern)]:
+            path.unlink(missing_ok=True)
+
+
+def check_free(folder: Path, force: bool) -> None:
+    """Raise ConfigError if a folder is in use, unless it may be written into all the same, or if it is a file."""
+    with one_line_error("read", folder):
+        if any(path.is_file() for path in (folder, *folder.parents)):
+            raise ConfigError(f"out: {folder} is a file or lies under one; choose another --out")
+        if not force and folder.exists() and any(folder.iterdir()):
+            raise ConfigError(f"out: the folder {folder} is not empty; use --force to write into it, or another --out")
+
+
+def write_manifest(folder: str | os.PathLike[str], names: Sequence[str] = MANIFEST_FILES) -> None:
+    """Write `manifest.json` with the SHA-256 of the named files of a run folder; do it last.
+
+    Raises DataError if one of the files is missing or cannot be read, or the manifest cannot be written.
+    """
+    folder = Path(folder)
+    hashes = {name: file_sha256(folder / name) for name in names}
+    write_json(folder / MANIFEST_NAME, {"version": 1, "sha256": hashes})
+
+
+def check_manifest(folder: str | os.PathLike[str], names: Sequence[str] = MANIFEST_FILES) -> None:
+    """Check the named files of a run folder against `manifest.json`.
+
+    Raises
+    ------
+    DataError
+        The manifest is missing, damaged or does not list one of the files; or a file is missing or differs
+        from its SHA-256, by as little as one bit. The message names the file.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from fastmlp.files import write_bytes
+    >>> with tempfile.TemporaryDirectory() as folder:  # doctest: +ELLIPSIS
+    ...     write_bytes(Path(folder, "config.toml"), b"seed = 0")
+    ...     write_manifest(folder, ["config.toml"])
+    ...     check_manifest(folder, ["config.toml"])
+    ...     write_bytes(Path(folder, "config.toml"), b"seed = 1")
+    ...     check_manifest(folder, ["config.toml"])
+    Traceback (most recent call last):
+    fastmlp.errors.DataError: ...config.toml differs from its SHA-256 in manifest.json...
+    """
+    folder = Path(folder)
+    manifest = read_json(folder / MANIFEST_NAME)
+    hashes = manifest.get("sha256") if isinstance(manifest, dict) and manifest.get("version") == 1 else None
+    if not isinstance(hashes, dict):
+        raise DataError(f"{folder / MANIFEST_NAME} is not a manifest of version 1; {RESTORE}")
+    for name in names:
+        if name not in hashes:
+            raise DataError(f"{folder / MANIFEST_NAME} does not list {name}; {RESTORE}")
+        if file_sha256(folder / name) != hashes[name]:
+            raise DataError(
+                f"{folder / name} differs from its SHA-256 in {MANIFEST_NAME}: one of the two was changed or damaged; {RESTORE}"
+            )
+
+
+def _slug(text: str, longest: int) -> str:
+    """A text as part of a file name: all but letters, digits, dot, hyphen and underscore become a hyphen."""
+    safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in text)[:longest].strip(".-")
+    return safe or "data"
+
+
+def _make_numbered(parent: Path, name: str) -> Path:
+    """Make parent/name, or parent/name-2, parent/name-3, ...: mkdir itself decides who is first."""
+    with one_line_error("make the folder", parent / name):
+        parent.mkdir(parents=True, exist_ok=True)
+        number = 1
+        while True:
+            folder = parent / (name if number == 1 else f"{name}-{number}")
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                number += 1
+            else:
+                return folder

@@ -1,0 +1,185 @@
+"""A saved model applied to files: images, tables, arrays.
+
+Here: `predict_files`, and its answers as text and as csv. Not here: the arithmetic (model.py), and how images
+become rows (data_images.load_images).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmlp.data.csv_table import csv_rows, csv_table, is_number, npz_array, open_npz, read_csv
+from fastmlp.data.feature_rows import OpenExtractor, input_maker
+from fastmlp.data.images import load_images
+from fastmlp.data.scaling import Place, check_features
+from fastmlp.errors import DataError
+from fastmlp.models.file import load
+from fastmlp.models.model import Model
+
+Prediction = dict[str, Any]
+
+
+def predict_files(
+    path: str | Path,
+    inputs: Iterable[str | Path],
+    top: int | None = None,
+    backend: str | None = None,
+    threads: int | None = None,
+    open_extractor: OpenExtractor | None = None,
+) -> list[Prediction]:
+    """Predict every row of some files.
+
+    Parameters
+    ----------
+    path : run folder, or model file
+    inputs : images (see `data_images.load_images` for what is done to them), .csv files, .npz files with an array x.
+        A .csv file has either the features alone, or one column more: then the first one is a label, which is
+        ignored. Without a label its first line is a header if no cell of it is a number; with one, the rules
+        of `data_files.read_csv` hold.
+    top : how many classes to tell of each row, the likeliest first; None for all
+    backend, threads : see `backends.make_engine`; None takes auto
+    open_extractor : for models that take features: how their extractor is opened. Images, and rows of as many columns as
+        an image has pixels, pass through it
+
+    Returns
+    -------
+    list : a dict per row: "input", "row" (from 1, in its file), and for classes "label", "probability",
+        "probabilities" by name of the class, the largest first; a network whose output is not softmax has "score"
+        and "scores" instead. For regression "values".
+
+    Raises
+    ------
+    DataError : a file that is missing or damaged, or does not fit the model
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from fastmlp import Network, save
+    >>> network = Network((2, 2))
+    >>> model = Model(network, network.initial_parameters(seed=0), classes=("no", "yes"))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(model, f"{folder}/model.safetensors")
+    ...     np.savez(f"{folder}/new.npz", x=np.zeros((1, 2), np.float32))
+    ...     (found,) = predict_files(f"{folder}/model.safetensors", [f"{folder}/new.npz"], backend="numpy")
+    >>> found["row"], found["label"], found["probabilities"]
+    (1, 'no', {'no': 0.5, 'yes': 0.5})
+    """
+    model = load(path, backend=backend or "auto", threads=threads)
+    files = [Path(one) for one in inputs]
+    inputs_of = input_maker(model, open_extractor)
+    rows = [read_rows(file, model, inputs_of) for file in files]  # all of them first: one bad file gives no answer at all
+    return [answer for file, x in zip(files, rows, strict=True) for answer in answers(model, file, x, top)]
+
+
+def read_rows(file: Path, model: Model, inputs_of: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """The rows of a file, (n, features); `inputs_of` makes them of images for a model that takes features."""
+    features = model.network.sizes[0]
+    pixels = math.prod(model.image_shape) if model.extractor is not None and model.image_shape else features
+    match file.suffix.lower():
+        case ".csv":
+            x = read_table(file, pixels)
+        case ".npz":
+            x, made = read_arrays(file)
+            if made and model.extractor is not None and x.shape[1] == features:
+                return x
+        case _ if model.image_shape is None:
+            raise DataError(f"{file}: the model was not trained on images; give a .csv or an .npz file")
+        case _:
+            x = load_images([file], model.image_shape)
+    if model.extractor is not None and x.shape[1] == pixels:
+        return inputs_of(x)
+    if x.shape[1] != features:
+        raise DataError(f"{file}: rows of {x.shape[1]} features, but the model takes {features}")
+    return x
+
+
+def read_table(file: Path, features: int) -> npt.NDArray[Any]:
+    """The features in a .csv file, with or without a label before them."""
+    first = next(csv_rows(file), [])
+    if len(first) == features + 1:
+        x: npt.NDArray[Any] = read_csv(file).x
+        return x
+    if len(first) != features:
+        raise DataError(
+            f"{file}: {len(first)} columns, but the model takes {features} features,"
+            f" or {features + 1} columns with a label first"
+        )
+    header = not any(is_number(cell.strip()) for cell in first)
+    return csv_table(file, int(header), text=False)[0]
+
+
+def read_arrays(file: Path) -> tuple[npt.NDArray[Any], bool]:
+    """The array x of an .npz file as rows, and whether `extract` has made them; other arrays are ignored."""
+    with open_npz(file, "x=...") as archive:
+        if "x" not in archive.files:
+            raise DataError(f"{file}: no array x (it holds: {', '.join(archive.files) or 'nothing'}); save x")
+        x = check_features(npz_array(file, archive, "x"), Place(f"{file}: array 'x'"))[0]
+        return x, {"about", "extractor"} <= set(archive.files)
+
+
+def answers(model: Model, file: Path, x: npt.NDArray[Any], top: int | None) -> list[Prediction]:
+    """A dict per row of x, as `predict_files` gives them."""
+    outputs = model.predict_proba(x)
+    start = [{"input": str(file), "row": number} for number in range(1, len(x) + 1)]
+    if not model.classes:
+        return [one | {"values": row.tolist()} for one, row in zip(start, outputs, strict=True)]
+    word, words = ("probability", "probabilities") if model.network.output == "softmax" else ("score", "scores")
+    found = []
+    for one, row in zip(start, outputs, strict=True):
+        ranks = np.argsort(-row, kind="stable")[:top]
+        shares = {model.classes[k]: float(row[k]) for k in ranks}
+        label = model.classes[ranks[0]]
+        found.append(one | {"label": label, word: shares[label], words: shares})
+    return found
+
+
+def as_lines(predictions: Sequence[Prediction], top: int) -> list[str]:
+    """A line per prediction, its fields apart by tabs: input (of a table with the row), then label and
+    probability of the likeliest class, or of the `top` likeliest; for regression the values.
+
+    >>> as_lines([{"input": "a.png", "row": 1, "label": "7", "probability": 0.75, "probabilities": {"7": 0.75}}], 1)
+    ['a.png\\t7\\t0.7500']
+    """
+    return ["\t".join([place(one), *fields(one, top)]) for one in predictions]
+
+
+def place(one: Prediction) -> str:
+    """Input of a prediction, and for a table the row in it."""
+    table = Path(one["input"]).suffix.lower() in (".csv", ".npz")
+    return f"{one['input']}:{one['row']}" if table else str(one["input"])
+
+
+def fields(one: Prediction, top: int) -> list[str]:
+    """What a line tells after the place."""
+    if "values" in one:
+        return [f"{value:.6g}" for value in one["values"]]
+    pairs = list(shares_of(one).items())[:top]
+    return [text for name, share in pairs for text in (name, f"{share:.4f}")]
+
+
+def shares_of(one: Prediction) -> Mapping[str, float]:
+    """Probability, or score, by class; the largest first."""
+    shares: Mapping[str, float] = one.get("probabilities") or one["scores"]
+    return shares
+
+
+def as_csv(predictions: Sequence[Prediction]) -> bytes:
+    """A table with a header: input, row, label and then a column per class that any row tells; or the values."""
+    if "values" in predictions[0]:
+        names = [f"value_{number}" for number in range(1, len(predictions[0]["values"]) + 1)]
+        body = [[one["input"], one["row"], *one["values"]] for one in predictions]
+    else:
+        told = sorted({name for one in predictions for name in shares_of(one)})
+        names = ["label", *told]
+        body = [[one["input"], one["row"], one["label"], *map(shares_of(one).get, told)] for one in predictions]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([["input", "row", *names], *body])
+    return text.getvalue().encode("utf-8", "backslashreplace")

@@ -1,0 +1,1 @@
+"""A trained network: predict, measure, save, load."""

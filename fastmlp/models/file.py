@@ -1,0 +1,189 @@
+"""Model files: safetensors with the weights, the description, the scaling and the class names. No pickle.
+
+Tensors: `layers.N.weight` [fan_in, fan_out], `layers.N.bias` [fan_out], with a scaling `scaling.shift` and `scaling.factor`,
+and with an extractor `extractor` [bytes] uint8, a file of package cnn. Metadata: one JSON object under "fastmlp", and "sha256"
+over that object and all tensors, since the format itself does not notice a flipped bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from fastmlp.data.checks import check_description
+from fastmlp.data.scaling import Scaling
+from fastmlp.errors import ConfigError, DataError
+from fastmlp.files import write_bytes
+from fastmlp.models.model import Model
+from fastmlp.nn.network import Network
+from fastmlp.tensorfile import read_tensors, tensor_bytes
+
+VERSION = 1
+FILE_NAME = "model.safetensors"
+EXTRACTOR = "extractor"  # a tensor of bytes
+LARGEST_FILE = 4 << 30  # bytes; a multi-layer perceptron of a billion weights
+
+
+class Header(msgspec.Struct, forbid_unknown_fields=True):
+    """The JSON object in a model file's metadata."""
+
+    version: int
+    network: Network
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int] | None
+    scaling: str | None
+
+
+def save(model: Model, path: str | Path) -> None:
+    """Write a model file, atomically: the old file or the new one exists at any moment.
+
+    Raises
+    ------
+    DataError : the file cannot be written
+    """
+    tensors: dict[str, npt.NDArray[Any]] = {}
+    for index, (w, b) in enumerate(model.network.views(model.parameters)):
+        tensors[f"layers.{index}.weight"], tensors[f"layers.{index}.bias"] = w, b
+    if model.scaling is not None:
+        tensors["scaling.shift"], tensors["scaling.factor"] = model.scaling.shift, model.scaling.factor
+    if model.extractor is not None:
+        tensors[EXTRACTOR] = np.frombuffer(model.extractor, np.uint8)
+    header = {
+        "version": VERSION,
+        "network": asdict(model.network),
+        "classes": model.classes,
+        "image_shape": model.image_shape,
+        "scaling": model.scaling.kind if model.scaling is not None else None,
+    }
+    text = json.dumps(header)
+    write_bytes(Path(path), tensor_bytes(tensors, {"fastmlp": text, "sha256": digest(text, tensors)}))
+
+
+def load(path: str | Path, *, backend: str = "auto", threads: int | None = None) -> Model:
+    """Read a model from a model file, or from a run folder that has one.
+
+    Parameters
+    ----------
+    path : file or folder
+    backend, threads : how the model will compute; see `backends.make_engine`
+
+    Raises
+    ------
+    DataError : the file is missing, damaged, or not a model of this version
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from fastmlp import Model, Network
+    >>> network = Network((4, 3, 2))
+    >>> model = Model(network, network.initial_parameters(seed=0), classes=("no", "yes"))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(model, f"{folder}/model.safetensors")
+    ...     bool((load(folder).parameters == model.parameters).all())
+    True
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / FILE_NAME
+    metadata, tensors = read_file(file)
+    if "fastmlp" not in metadata or "sha256" not in metadata:
+        raise DataError(f"{file}: not a fastmlp model (its metadata lacks 'fastmlp' or 'sha256')")
+    if digest(metadata["fastmlp"], tensors) != metadata["sha256"]:
+        raise DataError(f"{file}: damaged, its content does not match its SHA-256; train again or restore a copy")
+    header = read_header(file, metadata["fastmlp"])
+    try:
+        scaling, extractor = take_scaling(header.scaling, tensors), take_extractor(tensors)
+        features = None if scaling is None else len(scaling.shift)
+        check_description(header.network, features, len(header.classes), None if extractor else header.image_shape)
+        parameters = gather(header.network, tensors)
+    except DataError as error:
+        raise DataError(f"{file}: {error}") from None
+    return Model(header.network, parameters, scaling, header.classes, header.image_shape, backend, threads, extractor)
+
+
+def read_header(file: Path, text: str) -> Header:
+    """The description in a model file, every field known and of its type, or a DataError."""
+    try:
+        header = msgspec.json.decode(text, type=Header)
+        network = msgspec.json.decode(text, type=dict[str, Any])["network"]
+    except (msgspec.MsgspecError, ConfigError, TypeError, RecursionError, UnicodeError) as error:
+        raise DataError(f"{file}: the description cannot be read ({error}); it may come from another version") from error
+    unknown = set(network) - {field.name for field in fields(Network)}
+    if unknown:
+        raise DataError(
+            f"{file}: the network has unknown fields {', '.join(sorted(unknown))}; it may come from another version"
+        )
+    if header.version != VERSION:
+        raise DataError(f"{file}: format version {header.version}, but this fastmlp reads version {VERSION}")
+    return header
+
+
+def take_scaling(kind: str | None, tensors: dict[str, npt.NDArray[Any]]) -> Scaling | None:
+    """The scaling of a file; its tensors are taken out of `tensors`."""
+    if kind is None:
+        return None
+    arrays = {}
+    for name in ("shift", "factor"):
+        if f"scaling.{name}" not in tensors:
+            raise DataError(f"tensor scaling.{name} is missing")
+        arrays[name] = tensors.pop(f"scaling.{name}")
+    return Scaling(kind, **arrays)
+
+
+def take_extractor(tensors: dict[str, npt.NDArray[Any]]) -> bytes | None:
+    """The extractor of a file; it is taken out of `tensors`."""
+    found = tensors.pop(EXTRACTOR, None)
+    return None if found is None else found.tobytes()
+
+
+def read_file(file: Path) -> tuple[dict[str, str], dict[str, npt.NDArray[Any]]]:
+    """Metadata and tensors of a model file, or a DataError that says what is wrong with it."""
+    try:
+        size = file.stat().st_size
+        if size > LARGEST_FILE:
+            raise DataError(f"{file}: {size} bytes are more than the {LARGEST_FILE} that a model file may have")
+        return read_tensors(file)
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such model; `fastmlp train --out FOLDER` writes one") from None
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
+
+
+def gather(network: Network, tensors: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """The flat parameter vector from exactly the tensors that the description wants.
+
+    Names, shapes and types are checked before any memory is taken for what the description claims.
+    """
+    wanted: dict[str, tuple[int, ...]] = {}
+    for index, layer in enumerate(network.layers):
+        wanted[f"layers.{index}.weight"], wanted[f"layers.{index}.bias"] = (layer.fan_in, layer.fan_out), (layer.fan_out,)
+    for name in [*wanted, *tensors]:
+        if name not in tensors or name not in wanted:
+            raise DataError(f"tensor {name} is {'missing' if name in wanted else 'not one of the network'}")
+        if tensors[name].shape != wanted[name]:
+            raise DataError(f"tensor {name} must have shape {wanted[name]}, but is {tensors[name].shape}")
+        dtype = tensors["layers.0.weight"].dtype
+        if tensors[name].dtype != dtype or dtype not in (np.float32, np.float64):
+            raise DataError(f"tensor {name} is {tensors[name].dtype}; all must be float32, or all float64")
+    vector = np.concatenate([tensors[name].ravel() for name in wanted])
+    if not np.isfinite(vector).all():
+        raise DataError("the weights hold values that are not finite")
+    return vector
+
+
+def digest(text: str, tensors: Mapping[str, npt.NDArray[Any]]) -> str:
+    """SHA-256 over the description and every tensor's name, dtype, shape and bytes."""
+    total = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        total.update(f"{name} {tensor.dtype.str} {tensor.shape} ".encode())
+        total.update(np.ascontiguousarray(tensor).tobytes())
+    return total.hexdigest()

@@ -1,0 +1,102 @@
+"""`Model`: a network with its numbers, ready to predict; knows the scaling of its inputs and the names of its classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmlp.data.checks import check_description, check_rows
+from fastmlp.data.rows import Features, blocks
+from fastmlp.data.scaling import Scaling
+from fastmlp.engines import make_engine
+from fastmlp.engines.base import Engine, Job, State
+from fastmlp.nn.network import FloatArray, Network
+from fastmlp.nn.optimizers import Optimizer
+
+# Rows that pass through an engine at once in prediction: bounds the memory, and the time until Ctrl-C is seen.
+ROWS_AT_ONCE = 16384
+
+
+@dataclass(frozen=True, eq=False)  # arrays have no truth value to compare by
+class Model:
+    """A trained network.
+
+    Parameters
+    ----------
+    network : its description
+    parameters : (P,) float32 or float64, the flat vector of `Network.views`
+    scaling : what is done to inputs first; None for nothing
+    classes : names of the classes, empty for regression
+    image_shape : (height, width, channels) if the inputs are images, or come from images by `extractor`
+    backend, threads : how predictions are computed; see `backends.make_engine`
+    extractor : a network that turns images into inputs, in the bytes of package cnn; None takes inputs as they are
+
+    Raises
+    ------
+    DataError : scaling, class names or image shape do not fit the network
+    """
+
+    network: Network
+    parameters: FloatArray
+    scaling: Scaling | None = None
+    classes: tuple[str, ...] = ()
+    image_shape: tuple[int, int, int] | None = None
+    backend: str = "auto"
+    threads: int | None = None
+    extractor: bytes | None = None
+    _engines: list[Engine] = field(default_factory=list, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        features = None if self.scaling is None else len(self.scaling.shift)
+        check_description(self.network, features, len(self.classes), self.image_shape if self.extractor is None else None)
+
+    def engine(self) -> Engine:
+        """The engine that holds this model's parameters, made at the first use."""
+        if not self._engines:
+            job = Job(self.network, Optimizer(), scaling=self.scaling, threads=self.threads, dtype=self.parameters.dtype)
+            engine = make_engine(self.backend, job)
+            engine.load(State(self.parameters, np.empty((0, self.network.parameters), self.parameters.dtype), 0))
+            self._engines.append(engine)
+        return self._engines[0]
+
+    def forward(self, x: Features) -> FloatArray:
+        """Pre-activations of the output layer, (n, outputs), for rows x (n, features), raw as they came from the data."""
+        return forward_rows(self.engine(), check_rows(x, self.network.sizes[0], self.parameters.dtype))
+
+    def predict_proba(self, x: Features) -> FloatArray:
+        """Outputs of the network, (n, outputs) float64: probabilities for a softmax output.
+
+        x (n, features) is an array, which may be memory-mapped, or a `rows.Subset`, uint8 or numbers.
+
+        Raises
+        ------
+        DataError : x has the wrong number of features, or values that are not finite
+        """
+        from fastmlp.reference import OUTPUTS
+
+        return OUTPUTS[self.network.output or ""](self.forward(x).astype(np.float64))
+
+    def predict(self, x: Features) -> npt.NDArray[Any]:
+        """Class numbers (n,) int64, or for regression the outputs (n, outputs).
+
+        Raises
+        ------
+        DataError : as `predict_proba`
+        """
+        return self.forward(x).argmax(axis=1) if self.classes else self.predict_proba(x)
+
+
+def forward_blocks(engine: Engine, x: Features) -> Iterator[tuple[slice, FloatArray]]:
+    """`engine.forward` in blocks of ROWS_AT_ONCE rows at most: the place of each block and its pre-activations."""
+    for place, block in blocks(x, ROWS_AT_ONCE):
+        yield place, engine.forward(block)
+
+
+def forward_rows(engine: Engine, x: Features) -> FloatArray:
+    """`engine.forward` of all rows, in blocks."""
+    pieces = [z for _, z in forward_blocks(engine, x)]
+    return np.concatenate(pieces or [engine.forward(x[:0])])

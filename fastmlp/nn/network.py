@@ -1,0 +1,197 @@
+"""`Network`, the frozen description of a multi-layer perceptron, and the layout of its parameters.
+
+Legend, used in every file: `x` input, `w` weights [fan_in, fan_out], `b` bias, `z = x w + b` pre-activation, `y = f(z)`
+activation, `dz dw db dx` gradients of the loss; `n` rows, `B` rows of a batch; matrix products are M x N x K; tiles MR x NR;
+leading dimensions `ld` count elements; thread `t` of `T`; suffix `_p` for a padded size.
+
+Semantics, the same in every engine:
+
+- the loss is the mean over the rows of the actual batch, weighted by sample weights if given; the last short batch is used;
+- objective = loss + l2/2 sum(w^2) + l1 sum(|w|), over weights, not biases; reported losses leave the penalties out;
+- the slope of relu at 0 is 0, of |w| at 0 is 0;
+- dropout is inverted: kept activations are scaled by 1/(1 - rate) in training, nothing happens in prediction;
+- softmax cross-entropy is computed from pre-activations by log-sum-exp; squared error is half the squared distance;
+- classes are one-hot targets; label smoothing e turns them into (1 - e) one-hot + e / classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmlp.errors import ConfigError, unknown_name
+from fastmlp.nn.activations import LOSSES, parse_activation, parse_number
+from fastmlp.nn.philox import generator
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+# name -> (distribution, scale from fan_in and fan_out). The scale is a standard deviation or a half-width.
+# Sources: Glorot & Bengio 2010 equation 16; He et al. 2015 equation 10.
+INITIALIZERS: dict[str, tuple[str, Callable[[int, int], float]]] = {
+    "xavier-uniform": ("uniform", lambda i, o: math.sqrt(6 / (i + o))),
+    "xavier-normal": ("normal", lambda i, o: math.sqrt(2 / (i + o))),
+    "he-uniform": ("uniform", lambda i, o: math.sqrt(6 / i)),
+    "he-normal": ("normal", lambda i, o: math.sqrt(2 / i)),
+    "uniform": ("uniform", lambda i, o: 0.05),
+    "normal": ("normal", lambda i, o: 0.05),
+}
+ALIASES = {
+    "he": "he-normal",
+    "xavier": "xavier-uniform",
+    "glorot": "xavier-uniform",
+    "glorot-uniform": "xavier-uniform",
+    "glorot-normal": "xavier-normal",
+}
+
+
+class Layer(NamedTuple):
+    """One layer of weights and what follows it; the last layer is linear, its output function belongs to the loss."""
+
+    fan_in: int
+    fan_out: int
+    activation: str
+    parameter: float
+    dropout: float
+
+
+@dataclass(frozen=True)
+class Network:
+    """Description of a multi-layer perceptron: everything but the numbers in its weights.
+
+    Parameters
+    ----------
+    sizes : units of each layer, input and output included
+    activation : one for all hidden layers or one each; names in `functions.ACTIVATIONS`, "leaky-relu:0.2" sets the parameter
+    dropout : share of units dropped after each hidden layer, one for all or one each, in [0, 1)
+    loss : "cross-entropy" or "squared-error"
+    output : "softmax", "sigmoid" or "linear"; None takes softmax for cross-entropy, linear for squared error
+    l1, l2 : penalties on weights, see the module's semantics
+    label_smoothing : share of the target spread over all classes, in [0, 1); for class labels only
+    init : initial weights: he (= he-normal), he-uniform, xavier or glorot (= xavier-uniform), xavier-normal,
+        uniform (±0.05), normal (sd 0.05); "normal:0.1" sets the scale. Biases start at zero.
+
+    Raises
+    ------
+    ConfigError : a name or a value that cannot be
+
+    Examples
+    --------
+    >>> network = Network((784, 128, 10), activation="relu", dropout=0.2)
+    >>> network.parameters, network.label
+    (101770, '784x128x10')
+    """
+
+    sizes: Sequence[int]
+    activation: str | Sequence[str] = "relu"
+    dropout: float | Sequence[float] = 0.0
+    loss: str = "cross-entropy"
+    output: str | None = None
+    l1: float = 0.0
+    l2: float = 0.0
+    label_smoothing: float = 0.0
+    init: str = "he"
+
+    def __post_init__(self) -> None:
+        whole = all(isinstance(size, Integral) for size in self.sizes)
+        if not whole or len(self.sizes) < 2 or min(self.sizes) < 1:
+            raise ConfigError(f"sizes need whole numbers, at least 1, for an input and an output, not {self.sizes!r}")
+        sizes = tuple(int(size) for size in self.sizes)
+        hidden = len(sizes) - 2
+        set_field = object.__setattr__  # the way a frozen dataclass normalises its own fields
+        set_field(self, "sizes", sizes)
+        set_field(self, "activation", per_layer("activation", self.activation, hidden))
+        set_field(self, "dropout", per_layer("dropout", self.dropout, hidden))
+        for text in self.activation:
+            parse_activation(text)
+        for rate in self.dropout:  # type: ignore[union-attr]  # a tuple since three lines
+            if not 0 <= rate < 1:
+                raise ConfigError(f"dropout must be at least 0 and below 1, not {rate}")
+        self._check_loss()
+        name, _, scale = self.init.partition(":")
+        name = ALIASES.get(name, name)
+        if name not in INITIALIZERS:
+            raise ConfigError(unknown_name("init", name, [*INITIALIZERS, *ALIASES]))
+        set_field(self, "init", f"{name}:{scale}" if scale else name)
+        if scale and parse_number(f"init {self.init!r}", scale) < 0:
+            raise ConfigError(f"init {self.init!r}: the scale must not be negative")
+
+    def _check_loss(self) -> None:
+        if self.loss not in LOSSES:
+            raise ConfigError(unknown_name("loss", self.loss, LOSSES))
+        outputs = LOSSES[self.loss]
+        if self.output is None:
+            object.__setattr__(self, "output", next(iter(outputs)))
+        if self.output not in outputs:
+            raise ConfigError(f"loss {self.loss!r} takes output {' or '.join(outputs)}, not {self.output!r}")
+        for field in ("l1", "l2"):
+            if not (getattr(self, field) >= 0 and math.isfinite(getattr(self, field))):
+                raise ConfigError(f"{field} must be zero or a positive number, not {getattr(self, field)}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"label_smoothing must be at least 0 and below 1, not {self.label_smoothing}")
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers of weights, first to last."""
+        hidden = zip(self.activation, self.dropout, strict=True)  # type: ignore[arg-type]  # tuples since __post_init__
+        after = [(*parse_activation(text), float(rate)) for text, rate in hidden] + [("linear", 0.0, 0.0)]
+        return tuple(
+            Layer(fan_in, fan_out, name, parameter, rate)
+            for (fan_in, fan_out), (name, parameter, rate) in zip(pairwise(self.sizes), after, strict=True)
+        )
+
+    @cached_property
+    def parameters(self) -> int:
+        """Number of weights and biases."""
+        return sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(self.sizes))
+
+    @cached_property
+    def flops_per_row(self) -> int:
+        """Floating-point operations to train on one row: forward, weight gradient, and input gradient but for layer 0."""
+        return sum(2 * fan_in * fan_out * (3 if index else 2) for index, (fan_in, fan_out) in enumerate(pairwise(self.sizes)))
+
+    @property
+    def label(self) -> str:
+        """The sizes in one word, as in file names."""
+        return "x".join(map(str, self.sizes))
+
+    def views(self, vector: FloatArray) -> list[tuple[FloatArray, FloatArray]]:
+        """Weights [fan_in, fan_out] and bias [fan_out] of each layer, as views into a flat (parameters,) vector.
+
+        The vector holds w then b of each layer in turn, w by rows.
+        """
+        found, at = [], 0
+        for layer in self.layers:
+            end = at + layer.fan_in * layer.fan_out
+            w = vector[at:end].reshape(layer.fan_in, layer.fan_out)
+            found.append((w, vector[end : end + layer.fan_out]))
+            at = end + layer.fan_out
+        return found
+
+    def initial_parameters(self, seed: int, dtype: npt.DTypeLike = np.float32) -> FloatArray:
+        """Initial parameters, (parameters,) `dtype`: drawn in float64 from the stream "weights", one counter a layer."""
+        vector = np.zeros(self.parameters, np.float64)
+        name, _, text = self.init.partition(":")
+        distribution, scale_of = INITIALIZERS[name]
+        for index, (w, _b) in enumerate(self.views(vector)):
+            scale = float(text) if text else scale_of(*w.shape)
+            draw = generator(seed, "weights", index)
+            w[:] = draw.uniform(-scale, scale, w.shape) if distribution == "uniform" else draw.normal(0, scale, w.shape)
+        return vector.astype(dtype)
+
+
+def per_layer(what: str, given: Any, hidden: int) -> tuple[Any, ...]:
+    """One setting for each hidden layer, from a single one or a sequence of the right length."""
+    if isinstance(given, (str, Real)):
+        return (given,) * hidden
+    values = tuple(given)
+    if len(values) != hidden:
+        raise ConfigError(f"{what} names {len(values)} layers, but there are {hidden} hidden layers; give one or {hidden}")
+    return values

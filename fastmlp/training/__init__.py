@@ -1,0 +1,1 @@
+"""From data to a model: one, or many side by side."""

@@ -1,0 +1,255 @@
+"""Many models at once: networks of different shapes, rates and seeds, trained on the same data in one process.
+
+Each model has one thread from its first step to its last, and no thread waits for another; the kernels run without the
+interpreter's lock. What a model becomes is what `train` makes of it alone, bit for bit. Between kernels Python takes some
+tenths of a millisecond for each epoch, one thread at a time: models with epochs of a few milliseconds or less gain less from
+more threads. Not here: how a model is trained (loop.py).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmlp.data.checks import Rows
+from fastmlp.data.rows import Features
+from fastmlp.data.scaling import Scaling
+from fastmlp.engines.cpu.threads import available_cores
+from fastmlp.engines.interrupts import Signals
+from fastmlp.errors import ConfigError, FastMLPError
+from fastmlp.nn.network import FloatArray, Network
+from fastmlp.training.loop import Callback, Diverged, Interrupted, Row, Training, loop_for
+from fastmlp.training.settings import Settings, TrainingData, check_data, check_settings
+
+Result = Training | Diverged
+RowSeen = Callable[[int, Row], None]
+Ended = Callable[[int, Result], None]
+
+# While it waits, the caller's thread looks this often whether a signal came that the system gave to another thread.
+WAIT_SECONDS = 0.2
+
+
+class ManyInterrupted(KeyboardInterrupt):
+    """A signal ended the training of many models.
+
+    results : in the order of the jobs: finished models as `train_many` returns them, models under way with their best
+        weights so far (`stopped` is "interrupted"), None for models that were not begun
+    signal : the signal's number
+    """
+
+    def __init__(self, results: list[Result | None], signal: int) -> None:
+        begun = sum(result is not None for result in results)
+        super().__init__(f"training interrupted, {begun} of {len(results)} models begun")
+        self.results = results
+        self.signal = signal
+
+
+class Task(NamedTuple):
+    """A model to train, and the checked data, which all tasks share."""
+
+    network: Network
+    settings: Settings
+    data: TrainingData
+
+    @property
+    def cost(self) -> int:
+        """Floating-point operations of all epochs on one row: the rows are the same for all."""
+        return self.network.flops_per_row * self.settings.epochs
+
+    @property
+    def kind(self) -> Hashable:
+        """What an engine may compile for: names and switches. Sizes, rates and seeds are data to a kernel."""
+        network, optimizer = self.network, self.settings.optimizer
+        activations = frozenset(layer.activation for layer in network.layers[:-1])
+        dropout = any(layer.dropout for layer in network.layers)
+        switches = (dropout, network.l1 > 0, network.l2 > 0, network.label_smoothing > 0, optimizer.clip_norm > 0)
+        types = (self.settings.backend, np.dtype(self.settings.dtype), self.settings.precision)
+        return (*types, activations, network.loss, network.output, optimizer.name, switches)
+
+
+def train_many(  # noqa: PLR0913 - as `train`
+    jobs: Sequence[tuple[Network, Settings]],
+    x: Features,
+    y: npt.NDArray[Any],
+    *,
+    validation: Rows | None = None,
+    scaling: Scaling | None = None,
+    sample_weight: FloatArray | None = None,
+    classes: Sequence[str] | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+    threads: int | None = None,
+    callbacks: Sequence[Sequence[Callback]] | None = None,
+    progress: RowSeen | None = None,
+    finished: Ended | None = None,
+) -> list[Result]:
+    """Train many networks on the same data at once, each on one thread, to the same bits as `train` would alone.
+
+    The data are checked once and shared; the models that cost most begin first.
+
+    Parameters
+    ----------
+    jobs : a network and its settings for each model; `Settings.threads` counts for the model's predictions only
+    x, y, validation, scaling, sample_weight, classes, image_shape : as `train` takes them, the same for all models
+    threads : models under way at a time; None takes a thread for each core that this process may use
+    callbacks : of each job, called as `train` calls them, in the thread that trains the model
+    progress : called in the caller's thread with a model's place in `jobs` and each new row of its history
+    finished : called there with a model's place and what the list will have of it, when it has ended, unless by a signal
+
+    Returns
+    -------
+    list : in the order of `jobs`, the `Training` of each model, or the `Diverged` error that `train` would have raised,
+        which has the epochs before in its `training`. A model that diverges ends no other.
+
+    Raises
+    ------
+    ConfigError, DataError : as from `train`, naming the job, before any model begins
+    ManyInterrupted : SIGINT or SIGTERM came (only seen in the main thread): all models have ended within a chunk of steps
+
+    What `progress` and `finished` raise comes out when all models have ended likewise; so does any other error but divergence.
+
+    Examples
+    --------
+    >>> from fastmlp.nn.optimizers import Schedule
+    >>> x = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
+    >>> y = (x[:, 0] > x[:, 1]).astype(int)
+    >>> jobs = [(Network((2, width, 2)), Settings(Schedule(0.1), epochs=3, seed=width)) for width in (4, 8, 12)]
+    >>> [len(training.history) for training in train_many(jobs, x, y)]
+    [3, 3, 3]
+    """
+    threads = Settings(threads=threads).threads or available_cores()  # one check for all numbers of threads
+    names = None if classes is None else tuple(classes)
+    tasks = make_tasks(jobs, TrainingData(x, y, validation, sample_weight, scaling, names, image_shape))
+    if callbacks is not None and len(callbacks) != len(tasks):
+        raise ConfigError(f"callbacks for {len(callbacks)} jobs, but there are {len(tasks)}; give a sequence for each")
+    compile_kinds(tasks)
+    with Signals() as signals:
+        pool = Pool(tasks, signals, progress, finished, callbacks)
+        pool.run(min(threads, len(tasks)))
+        if signals.received:
+            raise ManyInterrupted(pool.results, signals.received)
+    return [result for result in pool.results if result is not None]
+
+
+@contextmanager
+def naming(index: int) -> Iterator[None]:
+    """Errors that a user can cure say which job they are about."""
+    try:
+        yield
+    except FastMLPError as error:
+        raise type(error)(f"jobs[{index}]: {error}") from None
+
+
+def make_tasks(jobs: Sequence[tuple[Network, Settings]], given: TrainingData) -> list[Task]:
+    """The jobs with their data, checked once for all networks that ask the same of them; arrays of one type are shared."""
+    checked: dict[tuple[Hashable, ...], TrainingData] = {}
+    tasks = []
+    for index, (network, settings) in enumerate(jobs):
+        dtype = np.dtype(settings.dtype)
+        key = (dtype, network.sizes[0], network.sizes[-1], network.loss)
+        with naming(index):
+            if key not in checked:
+                source = next((data for known, data in checked.items() if known[0] == dtype), given)
+                checked[key] = check_data(network, dtype, source._replace(classes=given.classes))
+            check_settings(settings, checked[key])
+        tasks.append(Task(network, settings, checked[key]))
+    return tasks
+
+
+def compile_kinds(tasks: list[Task]) -> None:
+    """Let each kind of task be compiled once, before threads start that would wait for it; the smallest of its kind is."""
+    largest_first = sorted(range(len(tasks)), key=lambda index: tasks[index].cost, reverse=True)
+    for index in {tasks[index].kind: index for index in largest_first}.values():
+        with naming(index), loop_for(*tasks[index], threads=1) as loop:
+            loop.compile()
+
+
+class Pool:
+    """Threads that each train the next model when they are free.
+
+    results : of each task, None until it has ended
+    """
+
+    def __init__(
+        self,
+        tasks: list[Task],
+        signals: Signals,
+        progress: RowSeen | None,
+        finished: Ended | None,
+        callbacks: Sequence[Sequence[Callback]] | None = None,
+    ) -> None:
+        self.tasks, self.signals, self.progress, self.finished = tasks, signals, progress, finished
+        self.callbacks = callbacks or [()] * len(tasks)
+        self.results: list[Result | None] = [None] * len(tasks)
+        # Shared by the threads: the next number is taken in one step, under the interpreter's lock.
+        self.next = iter(sorted(range(len(tasks)), key=lambda index: tasks[index].cost, reverse=True))
+        self.errors: list[BaseException] = []
+        # Rows for `progress`, results for `finished`, and None from a thread that ends.
+        self.inbox: SimpleQueue[tuple[int, Row | Result] | None] = SimpleQueue()
+
+    def run(self, threads: int) -> None:
+        """Train all models; return, or raise, when no thread runs any more."""
+        workers = [threading.Thread(target=self._work, name=f"fastmlp-model-{number}") for number in range(threads)]
+        try:
+            for worker in workers:
+                worker.start()
+            self._watch(threads)
+        except BaseException:  # from `progress`, a second Ctrl-C, no more threads to be had
+            self.signals.end()
+            raise
+        finally:
+            for worker in filter(lambda worker: worker.ident is not None, workers):
+                worker.join()
+        if self.errors:
+            raise self.errors[0]
+
+    def _watch(self, running: int) -> None:
+        """Show the rows that come until all threads have ended. Python runs the handlers of signals in here."""
+        while running:
+            try:
+                message = self.inbox.get(timeout=WAIT_SECONDS)
+            except Empty:
+                continue
+            if message is None:
+                running -= 1
+            else:
+                self._tell(*message)
+
+    def _tell(self, index: int, what: Row | Result) -> None:
+        """Hand on what a thread has sent."""
+        if isinstance(what, Training | Diverged):
+            if self.finished is not None:
+                self.finished(index, what)
+        elif self.progress is not None:
+            self.progress(index, what)
+
+    def _work(self) -> None:
+        """The life of a thread."""
+        try:
+            for index in self.next:
+                if self.signals.received:
+                    break
+                self.results[index] = result = self._train(index)
+                if not self.signals.received:
+                    self.inbox.put((index, result))
+        except BaseException as error:  # it is raised again in the caller's thread
+            self.errors.append(error)
+            self.signals.end()
+        finally:
+            self.inbox.put(None)
+
+    def _train(self, index: int) -> Result:
+        told: list[Callback] = [lambda row, engine: self.inbox.put((index, row))] if self.progress is not None else []
+        with loop_for(*self.tasks[index], threads=1) as loop:
+            try:
+                return loop.run(self.signals, [*self.callbacks[index], *told])
+            except Interrupted as stop:
+                return stop.training
+            except Diverged as error:
+                error.__context__ = None  # frames would keep the engine alive as long as the result
+                return error.with_traceback(None)
