@@ -18,6 +18,7 @@ from benchmarks.workbench import Workbench, activation_kernel, losses_kernel, on
 from fastmlp.engines.cpu.codegen.simd import lanes
 from fastmlp.engines.cpu.kernels.losses import loss_block
 from fastmlp.nn import activations as functions
+from fastmlp.nn.losses import LOSSES
 from fastmlp.nn.network import Network
 from fastmlp.reference import ACTIVATIONS, row_losses, target_rows
 
@@ -81,7 +82,7 @@ def numba_loss(network: Network, z: Any, y: Any) -> Subject:
 
 
 LOSS = {"numpy": numpy_loss, "numba": numba_loss}
-PAIRS = [(loss, output) for loss, outputs in functions.LOSSES.items() for output in outputs]
+PAIRS = [(loss, output) for loss, outputs in LOSSES.items() for output in outputs]
 
 
 @pytest.mark.parametrize("backend", LOSS)

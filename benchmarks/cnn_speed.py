@@ -28,7 +28,7 @@ from cnn.images import Scaling
 from cnn.network import up_to
 from cnn.training import EVALUATED
 from fastmlp.bench.rounds import spread
-from fastmlp.data.feature_rows import extract_rows
+from fastmlp.data.features import extract_rows
 from fastmlp.files import write_json
 
 SHAPE, BATCH, STEPS = (28, 28, 1), 64, 20

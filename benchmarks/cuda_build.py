@@ -25,7 +25,8 @@ from fastmlp.engines.cuda.kernels.tensor_cores import FIRST_CAPABILITY
 from fastmlp.engines.cuda.kernels.tiles import Tile
 from fastmlp.engines.kernel_cache import write_entry
 from fastmlp.files import write_json
-from fastmlp.nn.activations import ACTIVATIONS, LOSSES
+from fastmlp.nn.activations import ACTIVATIONS
+from fastmlp.nn.losses import LOSSES
 from fastmlp.nn.optimizers import RULES
 
 RESULTS = Path(__file__).parent / "results" / "cuda_build.json"

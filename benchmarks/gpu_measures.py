@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.cuda_build import PLAIN
 from fastmlp.bench.cases import Case
 from fastmlp.bench.rounds import PROBE, PROBE_AGREEMENT, RATE, order_of
-from fastmlp.data.scaling import Scaling, fit_scaling
+from fastmlp.data.scaling import fit_scaling
 from fastmlp.engines.base import Engine, Job, State
 from fastmlp.engines.cuda import engine as cuda
 from fastmlp.engines.cuda.kernels.programs import Kind, Shape
@@ -27,6 +27,7 @@ from fastmlp.engines.cuda.runtime import Launch
 from fastmlp.errors import FastMLPError
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
+from fastmlp.nn.scaling import Scaling
 from fastmlp.reference import NumpyEngine
 
 # Multiply-add units for float32 of a multiprocessor by compute capability. Source: CUDA C++ Programming Guide 13,

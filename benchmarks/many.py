@@ -23,7 +23,8 @@ from fastmlp import Network, Optimizer, Schedule, Settings, Training, train, tra
 from fastmlp.bench.machine import Ceilings
 from fastmlp.bench.rounds import spread
 from fastmlp.data.dataset import Dataset, load_data
-from fastmlp.data.scaling import fit_scaling, split_rows
+from fastmlp.data.scaling import fit_scaling
+from fastmlp.data.splits import split_rows
 from fastmlp.engines.cpu.threads import available_cores
 from fastmlp.files import write_json
 

@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastmlp.data.dataset import Dataset, load_data
     from fastmlp.data.rows import Subset
-    from fastmlp.data.scaling import Scaling, fit_scaling, split_rows
+    from fastmlp.data.scaling import fit_scaling
+    from fastmlp.data.splits import split_rows
     from fastmlp.models.evaluation import evaluate
     from fastmlp.models.file import load, save
     from fastmlp.models.model import Model
     from fastmlp.nn.network import Network
-    from fastmlp.nn.optimizers import Optimizer, Schedule
+    from fastmlp.nn.optimizers import Optimizer
+    from fastmlp.nn.scaling import Scaling
+    from fastmlp.nn.schedules import Schedule
     from fastmlp.training.loop import Training
     from fastmlp.training.many import train_many
     from fastmlp.training.settings import Settings
@@ -33,20 +36,20 @@ __version__ = "0.1.0"
 _HOME = {
     "Dataset": "data.dataset",
     "load_data": "data.dataset",
+    "Subset": "data.rows",
+    "fit_scaling": "data.scaling",
+    "split_rows": "data.splits",
     "evaluate": "models.evaluation",
-    "train_many": "training.many",
-    "Model": "models.model",
     "load": "models.file",
     "save": "models.file",
+    "Model": "models.model",
     "Network": "nn.network",
     "Optimizer": "nn.optimizers",
-    "Schedule": "nn.optimizers",
-    "Scaling": "data.scaling",
-    "fit_scaling": "data.scaling",
-    "split_rows": "data.scaling",
-    "Subset": "data.rows",
-    "Settings": "training.settings",
+    "Scaling": "nn.scaling",
+    "Schedule": "nn.schedules",
     "Training": "training.loop",
+    "train_many": "training.many",
+    "Settings": "training.settings",
     "train": "training.training",
 }
 

@@ -21,7 +21,7 @@ import pytest
 from fastmlp.engines import BACKENDS, make_engine
 from fastmlp.engines.base import Engine, Job, RowResults, State, steps_of
 from fastmlp.nn.network import Network
-from fastmlp.nn.optimizers import Schedule
+from fastmlp.nn.schedules import Schedule
 from fastmlp.reference import ACTIVATIONS, NumpyEngine, plain_losses
 from fastmlp.training.settings import Settings
 

@@ -13,7 +13,8 @@ from fastmlp.errors import ConfigError
 from fastmlp.experiments.config.sources import resolve
 from fastmlp.experiments.config.train import FIELDS, PATIENCE, RATES, Config, flag
 from fastmlp.nn.network import Network
-from fastmlp.nn.optimizers import RULES, Optimizer, Schedule
+from fastmlp.nn.optimizers import RULES, Optimizer
+from fastmlp.nn.schedules import Schedule
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,8 @@ from fastmlp.data.scaling import fit_scaling
 from fastmlp.engines import BACKENDS, make_engine
 from fastmlp.engines.base import Job, RowResults, State, row_scales, steps_of
 from fastmlp.errors import ConfigError
-from fastmlp.nn.activations import ACTIVATIONS, LOSSES
+from fastmlp.nn.activations import ACTIVATIONS
+from fastmlp.nn.losses import LOSSES
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import RULES, Optimizer
 from fastmlp.reference import clip, plain_losses

@@ -13,7 +13,6 @@ import pytest
 from conftest import check_against_reference, make_course, run_course, same_bits, start_state
 from cpu_helpers import EVERY_IDS, PENALISED, every_job, fused_job, outcome, trained_engine
 
-from fastmlp.data.scaling import Scaling
 from fastmlp.engines.base import Job
 from fastmlp.engines.cpu import engine as cpu
 from fastmlp.engines.cpu import plan as cpu_plan
@@ -22,6 +21,7 @@ from fastmlp.engines.cpu.kernels.passes import GRADIENT, PARAMETERS, SLOT_M, SLO
 from fastmlp.engines.cpu.kernels.programs import train_kernel
 from fastmlp.engines.cpu.plan import BY_ROWS, FORWARD, GATHER, LINEAR, RELU, UPDATE, pack, pack_transposed
 from fastmlp.nn.optimizers import Optimizer
+from fastmlp.nn.scaling import Scaling
 from fastmlp.reference import NumpyEngine
 
 PATIENCE = 60  # seconds after which a test calls a wait a hang

@@ -28,7 +28,7 @@ from fastmlp.engines.cpu.kernels.losses import (
     loss_side,
     make_losses,
 )
-from fastmlp.nn.activations import LOSSES
+from fastmlp.nn.losses import LOSSES
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
 

@@ -20,7 +20,8 @@ from numba import float32, njit
 from fastmlp import reference
 from fastmlp.engines.cpu.codegen import vector_math as cpu_math
 from fastmlp.engines.cpu.codegen.vector_math import FUNCTIONS, fused, vector_math
-from fastmlp.nn.activations import ACTIVATIONS, LOSSES
+from fastmlp.nn.activations import ACTIVATIONS
+from fastmlp.nn.losses import LOSSES
 from fastmlp.nn.optimizers import RULES
 
 TINY = 1.2e-38  # below, float32 loses digits

@@ -12,7 +12,8 @@ from fastmlp.engines.cuda import compiler as cuda_compile
 from fastmlp.engines.cuda.engine import SHAPE, TILES
 from fastmlp.engines.cuda.kernels.programs import KERNELS, applied
 from fastmlp.files import read_json
-from fastmlp.nn.activations import ACTIVATIONS, LOSSES
+from fastmlp.nn.activations import ACTIVATIONS
+from fastmlp.nn.losses import LOSSES
 from fastmlp.nn.optimizers import RULES
 
 COMPILER = pytest.mark.skipif(importlib.util.find_spec("numba_cuda") is None, reason="numba-cuda is not installed")

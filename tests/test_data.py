@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from fastmlp.data.dataset import Dataset, Parts, check_dataset, load_data
-from fastmlp.data.download import DIGITS
+from fastmlp.data.named import DIGITS
 from fastmlp.errors import ConfigError, DataError
 
 NAN, INF = float("nan"), float("inf")

@@ -15,7 +15,8 @@ import pytest
 from data_helpers import idx, message
 
 from fastmlp.data.dataset import load_data
-from fastmlp.data.download import DATASETS, DataEntry, DataFile, data_folder, fetch_data, list_data, verify_data
+from fastmlp.data.download import DataEntry, DataFile, data_folder
+from fastmlp.data.named import DATASETS, fetch_data, list_data, verify_data
 from fastmlp.errors import DataError, UnavailableError
 
 

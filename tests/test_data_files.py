@@ -13,7 +13,9 @@ import pytest
 from data_helpers import idx
 from data_helpers import message as message_of
 
-from fastmlp.data.csv_table import read_csv, read_idx, read_npz
+from fastmlp.data.arrays import read_npz
+from fastmlp.data.csv_table import read_csv
+from fastmlp.data.named import read_idx
 from fastmlp.errors import DataError
 
 message = partial(message_of, DataError)

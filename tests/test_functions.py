@@ -14,8 +14,8 @@ from numba import float32, int64, njit
 
 from fastmlp import reference
 from fastmlp.errors import ConfigError
-from fastmlp.nn import activations as functions
-from fastmlp.nn.activations import ACTIVATIONS, LOSSES, parse_activation, parse_number
+from fastmlp.nn.activations import ACTIVATIONS, parse_activation, parse_number
+from fastmlp.nn.losses import LOSSES
 from fastmlp.nn.network import Network
 
 # dense where the functions bend; then what overflows, underflows and divides
@@ -29,7 +29,7 @@ def with_callees(function: Callable[..., Any]) -> Any:
     """njit of a formula and of the formulas that it calls."""
     called = {
         name: with_callees(value)
-        for name, value in vars(functions).items()
+        for name, value in function.__globals__.items()
         if isinstance(value, FunctionType) and name in function.__code__.co_names
     }
     return njit(FunctionType(function.__code__, {**function.__globals__, **called}, function.__name__))

@@ -30,7 +30,8 @@ from fastmlp.engines import make_engine
 from fastmlp.engines.base import Engine, Job
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.nn.network import Network
-from fastmlp.nn.optimizers import Optimizer, Schedule
+from fastmlp.nn.optimizers import Optimizer
+from fastmlp.nn.schedules import Schedule
 from fastmlp.training.loop import Diverged, Training
 from fastmlp.training.many import Task, make_tasks, train_many
 from fastmlp.training.settings import TrainingData

@@ -21,7 +21,7 @@ from fastmlp.engines import make_engine
 from fastmlp.engines.base import Engine, Job
 from fastmlp.engines.interrupts import Signals
 from fastmlp.nn.network import Network
-from fastmlp.nn.optimizers import Schedule
+from fastmlp.nn.schedules import Schedule
 from fastmlp.training.loop import Diverged, Interrupted, Training
 from fastmlp.training.many import ManyInterrupted, train_many
 from fastmlp.training.training import train

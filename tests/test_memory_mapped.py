@@ -23,12 +23,14 @@ from benchmarks.cases import Case
 from fastmlp.data.dataset import Parts, check_dataset, load_data
 from fastmlp.data.dataset import rows as rows_module
 from fastmlp.data.rows import Subset, is_mapped
-from fastmlp.data.scaling import SCALINGS, fit_scaling, split_rows
+from fastmlp.data.scaling import fit_scaling
+from fastmlp.data.splits import split_rows
 from fastmlp.experiments.config.train import Config
 from fastmlp.experiments.evaluation import evaluate_run
 from fastmlp.experiments.training_run import make_plan, split, train_run
 from fastmlp.models.evaluation import evaluate
 from fastmlp.nn.network import Network
+from fastmlp.nn.scaling import SCALINGS
 from fastmlp.training.training import train
 
 BOUND, BOUND_PER_ROW = 64 << 20, 64

@@ -20,7 +20,7 @@ from fastmlp.engines.base import Job
 from fastmlp.errors import DataError
 from fastmlp.models.evaluation import epoch_figures, evaluate, measure
 from fastmlp.models.model import Model, check_rows
-from fastmlp.nn.activations import LOSSES
+from fastmlp.nn.losses import LOSSES
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
 from fastmlp.reference import NumpyEngine, plain_losses

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from fastmlp.errors import ConfigError
-from fastmlp.nn.activations import ACTIVATIONS, LOSSES
+from fastmlp.nn.activations import ACTIVATIONS
+from fastmlp.nn.losses import LOSSES
 from fastmlp.nn.network import ALIASES, INITIALIZERS, Layer, Network
 
 

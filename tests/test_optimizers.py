@@ -11,7 +11,8 @@ from conftest import EPS
 from numba import float32, njit, types
 
 from fastmlp.errors import ConfigError
-from fastmlp.nn.optimizers import RULES, SCALARS, SCHEDULES, STEPS_AT_ONCE, Optimizer, Schedule
+from fastmlp.nn.optimizers import RULES, SCALARS, STEPS_AT_ONCE, Optimizer
+from fastmlp.nn.schedules import SCHEDULES, Schedule
 from fastmlp.reference import update
 
 STEPS = 12

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from sklearn.preprocessing import StandardScaler
 
-from fastmlp.data.scaling import CHUNK_ROWS, SCALINGS, Scaling, fit_scaling, split_rows
+from fastmlp.data.scaling import CHUNK_ROWS, STATISTICS, fit_scaling
+from fastmlp.data.splits import split_rows
 from fastmlp.errors import ConfigError, DataError
+from fastmlp.nn.scaling import SCALINGS, Scaling
 
 # --- splitting ---
 
@@ -258,3 +260,7 @@ def test_a_damaged_scaling_is_refused(kind, shift, factor):
     Scaling("unit", ONES, ONES)
     with pytest.raises(DataError, match="scaling"):
         Scaling(kind, shift, factor)
+
+
+def test_each_kind_of_scaling_can_be_fitted() -> None:
+    assert tuple(STATISTICS) == SCALINGS

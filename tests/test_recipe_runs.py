@@ -25,7 +25,7 @@ from benchmarks.tables import recipes_table
 from fastmlp.experiments.recipes.recipe import all_recipes, find
 from fastmlp.experiments.recipes.run import Job, beside, comparison_text, make_job, select
 from fastmlp.files import read_lines
-from fastmlp.nn.optimizers import Schedule
+from fastmlp.nn.schedules import Schedule
 from fastmlp.training.loop import Diverged, Training
 from fastmlp.training.many import train_many
 

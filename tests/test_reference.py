@@ -24,7 +24,7 @@ from conftest import (
 
 from fastmlp.engines.base import Job, State, steps_of
 from fastmlp.nn.activations import ACTIVATIONS as SCALAR_ACTIVATIONS
-from fastmlp.nn.activations import LOSSES
+from fastmlp.nn.losses import LOSSES
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import RULES, Optimizer
 from fastmlp.nn.philox import keep_mask

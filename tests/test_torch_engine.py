@@ -21,7 +21,8 @@ from fastmlp.engines import make_engine
 from fastmlp.engines.base import Job, State
 from fastmlp.errors import UnavailableError
 from fastmlp.nn.network import Network
-from fastmlp.nn.optimizers import RULES, Optimizer, Schedule
+from fastmlp.nn.optimizers import RULES, Optimizer
+from fastmlp.nn.schedules import Schedule
 from fastmlp.training.training import Settings, train
 
 torch = pytest.importorskip("torch", reason="the package of backend 'torch' is not installed: pip install torch")

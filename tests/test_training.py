@@ -15,8 +15,9 @@ from fastmlp.engines.base import Engine, Job, RowResults, State
 from fastmlp.errors import ConfigError
 from fastmlp.models.evaluation import epoch_figures, evaluate
 from fastmlp.nn.network import Network
-from fastmlp.nn.optimizers import Optimizer, Schedule
+from fastmlp.nn.optimizers import Optimizer
 from fastmlp.nn.philox import generator
+from fastmlp.nn.schedules import Schedule
 from fastmlp.training.training import train
 
 KEYS = [

@@ -18,8 +18,9 @@ from fastmlp.engines import make_engine
 from fastmlp.engines.base import Engine, Job, State
 from fastmlp.errors import DivergedError
 from fastmlp.nn.network import Network
-from fastmlp.nn.optimizers import Optimizer, Schedule
+from fastmlp.nn.optimizers import Optimizer
 from fastmlp.nn.philox import generator
+from fastmlp.nn.schedules import Schedule
 from fastmlp.training.loop import Diverged, Interrupted, Training
 from fastmlp.training.training import train
 

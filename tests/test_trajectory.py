@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.nn.network import Network
-from fastmlp.nn.optimizers import Schedule
+from fastmlp.nn.schedules import Schedule
 from fastmlp.training.settings import Settings
 from fastmlp.training.training import train
 

@@ -25,7 +25,7 @@ from fastmlp.engines.cuda.runtime import Runtime
 from fastmlp.engines.kernel_cache import UnsafeFolder, cache_folder, check_private
 from fastmlp.errors import FastMLPError, UnavailableError
 from fastmlp.nn.network import Network
-from fastmlp.nn.optimizers import Schedule
+from fastmlp.nn.schedules import Schedule
 from fastmlp.training.settings import Settings
 from fastmlp.training.training import train
 

@@ -1,31 +1,68 @@
-"""Folders of `.npy` files, memory-mapped: training sets that may be larger than memory.
+"""Files of named arrays: `.npz`, `.safetensors`, and folders of `.npy`, which are memory-mapped and may be larger than memory.
 
-Here: from files on disk to arrays (`Parts`) whose bytes stay in the files. Not here: `.npz`, which is read whole
-(`data_files.py`); checks that all sources share (`data.py`).
-Source: the format as in numpy.lib.format.
+Here: from files on disk to plain arrays (`Parts`), every kind of damage named by file and place. `Parts` and `reading` serve
+the other readers too. Not here: checks that all sources share (dataset.py).
+Sources: the `.npy` format as in numpy.lib.format; safetensors as in its own documentation.
 """
 
 from __future__ import annotations
 
+import gzip
+import json
 import math
 import mmap
 import os
 import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
+from numpy.lib.npyio import NpzFile
 
-from fastmlp.data.csv_table import ARRAYS, Parts, reading
-from fastmlp.data.scaling import Place
+from fastmlp.data.checks import Place
 from fastmlp.errors import DataError
+from fastmlp.tensorfile import read_tensors
 
 # A file larger than this share of the machine's memory will not stay in it. Training asks for rows in random order: reading
 # ahead, up to megabytes for each row, would then only drop pages that are still to be used.
 READ_AHEAD_SHARE = 0.5
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+# Of a data set in an .npz file, or in a folder of .npy files; the last three are those of `features`.
+ARRAYS = ("x", "y", "x_test", "y_test", "classes", "validation", "about", "extractor")
+REFETCH = "delete it and get it again with `fastmlp data fetch`"
+
+
+class Parts(NamedTuple):
+    """What a reader found: arrays as they are in the file, not yet checked (`data.check_dataset` does)."""
+
+    x: Any
+    y: Any
+    classes: Sequence[str] | None = None
+    image_shape: tuple[int, int, int] | None = None
+    x_test: Any = None
+    y_test: Any = None
+    places: Mapping[str, Place] | None = None
+    validation: Any = None
+    about: Any = None
+    extractor: Any = None
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn the errors of the file system and of gzip into one line that names the file."""
+    try:
+        yield
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: damaged gzip file ({error}); {REFETCH}") from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"{path}: cannot be read ({reason}); check the path and its permissions") from error
 
 
 def is_npy_folder(path: Path) -> bool:
@@ -94,3 +131,101 @@ def _header(path: Path, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dt
     except (ValueError, EOFError, SyntaxError, TypeError, RecursionError, MemoryError, tokenize.TokenError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path}: not a readable .npy file ({reason}); write it with numpy.save") from error
+
+
+def read_npz(path: str | Path) -> Parts:
+    """Read `x`, `y` and what else `ARRAYS` names of an `.npz` file; pickles are refused.
+
+    Other keys are ignored. Raises DataError for a damaged file, a missing key or an array of Python objects.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "a.npz"
+    ...     np.savez(path, x=np.eye(2), y=["no", "yes"])
+    ...     read_npz(path).y.tolist()
+    ['no', 'yes']
+    """
+    path = Path(path)
+    with open_npz(path) as archive:
+        listed = ", ".join(archive.files) or "nothing"
+        found: dict[str, Any] = {name: npz_array(path, archive, name) for name in ARRAYS if name in archive.files}
+    if missing := [name for name in ("x", "y") if name not in found]:
+        raise DataError(f"{path}: no array named {' nor '.join(missing)} (it holds: {listed}); save x and y")
+    return Parts(**found, places={name: Place(f"{path}: array {name!r}") for name in ARRAYS})
+
+
+@contextmanager
+def open_npz(path: Path, example: str = "x=..., y=...") -> Iterator[NpzFile]:
+    """Open an `.npz` file; pickles are refused. `example` is for the message that tells how to write one.
+
+    Raises DataError if it cannot be opened or is no archive of arrays (`numpy.save` writes none).
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "a.npz"
+    ...     np.savez(path, x=np.eye(2))
+    ...     with open_npz(path) as archive:
+    ...         archive.files, npz_array(path, archive, "x").shape
+    (['x'], (2, 2))
+    """
+    strange = DataError(f"{path}: not a readable .npz file; write it with numpy.savez(file, {example})")
+    with reading(path), path.open("rb") as stream:
+        try:
+            archive = np.load(stream, allow_pickle=False)
+        except (ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile) as error:
+            raise strange from error
+        if not isinstance(archive, NpzFile):
+            raise strange
+        yield archive
+
+
+def npz_array(path: Path, archive: Mapping[str, Any], name: str) -> npt.NDArray[Any]:
+    """One array of an archive, see `open_npz`. Raises DataError for a damaged one, or one of Python objects."""
+    try:  # the errors are those of zip members, of their compression, and of numpy's parser of headers
+        array = archive[name]
+        if not isinstance(array, np.ndarray):  # numpy gives the bytes of a member that has no array in it
+            raise ValueError("not in the format of numpy.save")
+    except (
+        *(ValueError, EOFError, SyntaxError, RuntimeError, MemoryError),
+        *(zlib.error, zipfile.BadZipFile, tokenize.TokenError),
+    ) as error:
+        reason = " ".join(str(error).split())
+        remedy = "save plain arrays of numbers or strings, without Python objects or ragged rows"
+        raise DataError(f"{path}: array {name!r} cannot be read ({reason}); {remedy}") from error
+    return array
+
+
+def read_safetensors(path: str | Path) -> Parts:
+    """Read `x`, `y` and what else `ARRAYS` names of a safetensors file; other tensors are ignored.
+
+    Class names are a list in JSON under "classes" in the metadata. Raises DataError for a damaged file or a missing tensor.
+
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from safetensors.numpy import save_file
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_file({"x": np.eye(2), "y": np.arange(2)}, f"{folder}/a.safetensors", {"classes": '["no", "yes"]'})
+    ...     parts = read_safetensors(f"{folder}/a.safetensors")
+    >>> parts.y.tolist(), parts.classes
+    ([0, 1], ['no', 'yes'])
+    """
+    path = Path(path)
+    with reading(path):
+        metadata, tensors = read_tensors(path)
+    if missing := [name for name in ARRAYS[:2] if name not in tensors]:
+        listed = ", ".join(sorted(tensors)) or "nothing"
+        raise DataError(f"{path}: no tensor named {' nor '.join(missing)} (it holds: {listed}); save x and y")
+    found: dict[str, Any] = {name: tensors[name] for name in ARRAYS if name in tensors}
+    found |= {"about": metadata.get("about"), "classes": class_names(path, metadata.get("classes"))}
+    return Parts(**found, places={name: Place(f"{path}: tensor {name!r}") for name in ARRAYS})
+
+
+def class_names(path: Path, text: str | None) -> list[str] | None:
+    """The class names in the metadata."""
+    try:
+        names = json.loads(text or "null")
+    except ValueError:
+        names = text
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise DataError(f"{path}: 'classes' in the metadata is not a list of names in JSON; correct it or leave it out")
+    return names

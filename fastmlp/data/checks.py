@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.rows import Features, Subset, blocks, first_not_finite
-from fastmlp.errors import DataError
+from fastmlp.data.rows import Array, Features, Subset, blocks, first_not_finite
+from fastmlp.errors import DataError, unknown_name
 from fastmlp.nn.network import FloatArray, Network
 
 Rows = tuple[Features, npt.NDArray[Any]]  # x and y of a data part
+MOST_CLASSES = 65536  # a larger label is taken for damage, not for a reason to allocate that many outputs
+
+
+class Place(NamedTuple):
+    """Where an array came from, so that an error can name one row of it.
+
+    >>> Place("a.csv", "line", 2).row(5)
+    'a.csv: line 7'
+    """
+
+    text: str
+    unit: str = "row"
+    first: int = 0
+
+    def row(self, index: int) -> str:
+        """Place of row `index` (from 0)."""
+        return f"{self.text}: {self.unit} {self.first + index}"
 
 
 def as_array(values: Any, what: str) -> npt.NDArray[Any]:
@@ -107,3 +124,81 @@ def check_description(network: Network, features: int | None, classes: int, shap
         raise DataError(f"classes has {classes} names, but the network has {last} outputs")
     if shape is not None and int(np.prod(shape)) != first:
         raise DataError(f"image_shape {shape} has {int(np.prod(shape))} pixels, but the network takes {first} features")
+
+
+def check_features(values: Any, place: Place) -> tuple[Array, tuple[int, int, int] | None]:
+    """Rows (n, features), uint8 or finite float32, and the image shape if values are images (n, h, w[, c]).
+
+    >>> check_features([[1, 2], [3, 4]], Place("x"))[0].dtype
+    dtype('float32')
+    """
+    array = _array(values, place)
+    if array.ndim not in (2, 3, 4):
+        raise DataError(f"{place.text}: shape {array.shape}; needed (n, features) or (n, height, width[, channels])")
+    height, width, channels = (*array.shape[1:], 1, 1)[:3]
+    rows = array.reshape(len(array), -1)
+    x = np.ascontiguousarray(rows) if rows.dtype == np.uint8 else _float32(rows, place)
+    return x, None if array.ndim == 2 else (height, width, channels)
+
+
+def check_values(values: Any, place: Place) -> Array:
+    """Targets of regression, (n, k) float32, from (n,) or (n, k).
+
+    >>> check_values([1, 2], Place("y")).tolist()
+    [[1.0], [2.0]]
+    """
+    array = _array(values, place)
+    if array.ndim > 2:
+        raise DataError(f"{place.text}: shape {array.shape}; targets must be (n,) or (n, k)")
+    return _float32(array.reshape(len(array), -1), place)
+
+
+def check_labels(values: Any, classes: tuple[str, ...], place: Place) -> tuple[Array, tuple[str, ...]]:
+    """Class numbers (n,) int32 and the names of all classes; if none are given, those that the labels show.
+
+    >>> check_labels(["b", "a", "b"], (), Place("y"))
+    (array([1, 0, 1], dtype=int32), ('a', 'b'))
+    """
+    array = _array(values, place)
+    if array.ndim != 1 and array.shape != (len(array), 1):
+        raise DataError(f"{place.text}: shape {array.shape}; labels must be (n,)")
+    array = array.ravel()
+    if array.dtype.kind == "U":
+        names, codes = np.unique(array, return_inverse=True)
+        number = {name: index for index, name in enumerate(classes or names.tolist())}
+        if unknown := [name for name in names.tolist() if name not in number]:
+            row = int((array == unknown[0]).argmax())
+            raise DataError(f"{place.row(row)}: {unknown_name('class', unknown[0], number)}")
+        return np.array([number[name] for name in names.tolist()], np.int32)[codes], tuple(number)
+    if array.dtype.kind not in "buif":
+        raise DataError(f"{place.text}: labels of type {array.dtype}; whole numbers or strings are needed")
+    last = len(classes or range(MOST_CLASSES)) - 1
+    good = np.isfinite(array) & (array >= 0) & (array <= last) & (np.floor(array) == array)
+    if not good.all():
+        row = int(good.argmin())
+        remedy = "correct it, or for regression use target 'value'"
+        raise DataError(f"{place.row(row)}: label {array[row]} is not a whole number in 0..{last}; {remedy}")
+    labels = array.astype(np.int32)
+    return labels, classes or tuple(map(str, range(int(labels.max()) + 1)))
+
+
+def _array(values: Any, place: Place) -> Array:
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise DataError(f"{place.text}: rows of different lengths; make them equal") from error
+    if array.size == 0 or array.ndim == 0:
+        raise DataError(f"{place.text}: empty (shape {array.shape}); give at least one row")
+    return array
+
+
+def _float32(rows: Array, place: Place) -> Array:
+    """(n, k) numbers as C-contiguous float32, all finite."""
+    if rows.dtype.kind not in "buif":
+        raise DataError(f"{place.text}: values of type {rows.dtype}; numbers are needed")
+    result, place_of_fault = finite(rows, np.float32)
+    if place_of_fault is not None:
+        row, column = place_of_fault
+        reason = f"{rows[row, column]} is not a finite float32 number"
+        raise DataError(f"{place.row(row)}, column {column}: {reason}; correct or remove it")
+    return result

@@ -1,204 +1,27 @@
-"""Readers of data files: IDX, `.npz`, `.csv`.
+"""Tables in `.csv` files.
 
-Here: from bytes on disk to plain arrays (`Parts`), every kind of damage named by file and place.
-Not here: images (`data_images.py`), named data sets (`data_fetch.py`), checks that all sources share (`data.py`).
-Source: the IDX format as on the MNIST page (http://yann.lecun.com/exdb/mnist).
+Here: from a file to plain arrays (`Parts`), every fault named by line and column. Not here: checks that all sources share
+(dataset.py).
 """
 
 from __future__ import annotations
 
 import csv
-import gzip
-import io
 import itertools
 import math
 import re
-import struct
-import tokenize
-import zipfile
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib.npyio import NpzFile
 
-from fastmlp.data.scaling import Place
+from fastmlp.data.arrays import Parts, reading
+from fastmlp.data.checks import Place
 from fastmlp.errors import DataError
 
-CHUNK = 1 << 20  # bytes read at a time, so that no buffer is ever sized by what a header claims
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-REFETCH = "delete it and get it again with `fastmlp data fetch`"
-# Of a data set in an .npz file, or in a folder of .npy files; the last three are those of `features`.
-ARRAYS = ("x", "y", "x_test", "y_test", "classes", "validation", "about", "extractor")
-
-
-class Parts(NamedTuple):
-    """What a reader found: arrays as they are in the file, not yet checked (`data.check_dataset` does)."""
-
-    x: Any
-    y: Any
-    classes: Sequence[str] | None = None
-    image_shape: tuple[int, int, int] | None = None
-    x_test: Any = None
-    y_test: Any = None
-    places: Mapping[str, Place] | None = None
-    validation: Any = None
-    about: Any = None
-    extractor: Any = None
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn the errors of the file system and of gzip into one line that names the file."""
-    try:
-        yield
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: damaged gzip file ({error}); {REFETCH}") from error
-    except OSError as error:
-        reason = error.strerror or error
-        raise DataError(f"{path}: cannot be read ({reason}); check the path and its permissions") from error
-
-
-# --- IDX ----------------------------------------------------------------------------------------------------
-
-
-def read_idx(path: str | Path, dims: int) -> npt.NDArray[np.uint8]:
-    """Read an IDX file of unsigned bytes, gzipped if its name ends in `.gz`.
-
-    Parameters
-    ----------
-    path : bytes 0, 0, 8 (unsigned byte), number of dimensions, the dimensions (big-endian uint32), the values
-    dims : number of dimensions that the file must have: 3 for images, 1 for labels
-
-    Returns
-    -------
-    array of uint8, with the shape that the header gives
-
-    Raises
-    ------
-    DataError : wrong magic, type or dimensions, an empty array, too few or too many bytes, damaged gzip
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = Path(folder) / "labels-idx1-ubyte"
-    ...     _ = path.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 3, 7, 8, 9]))
-    ...     read_idx(path, 1)
-    array([7, 8, 9], dtype=uint8)
-    """
-    path = Path(path)
-    with reading(path), _open_bytes(path) as stream:
-        shape = _idx_shape(path, stream.read(4 + 4 * dims), dims)
-        claimed = math.prod(shape)
-        # One byte more than claimed shows trailing bytes; reading to the end makes gzip compare its checksum.
-        content = _read_at_most(stream, claimed + 1)
-    if len(content) != claimed:
-        found = "more" if len(content) > claimed else f"only {len(content)}"
-        size = "x".join(map(str, shape))
-        raise DataError(f"{path}: the header claims {size} = {claimed} bytes, the file holds {found}; {REFETCH}")
-    return np.frombuffer(content, np.uint8).reshape(shape)
-
-
-def _open_bytes(path: Path) -> io.BufferedIOBase:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
-
-
-def _idx_shape(path: Path, head: bytes, dims: int) -> tuple[int, ...]:
-    """Shape from the `4 + 4 * dims` bytes of an IDX header."""
-    magic = bytes((0, 0, 8, dims))
-    if len(head) >= 4 and head[:4] != magic:
-        hint = "it is gzipped: add .gz to its name" if head[:2] == b"\x1f\x8b" else REFETCH
-        raise DataError(
-            f"{path}: starts with 0x{head[:4].hex()} instead of 0x{magic.hex()} "
-            f"(IDX of unsigned bytes with {dims} dimensions); {hint}"
-        )
-    if len(head) < 4 + 4 * dims:
-        raise DataError(f"{path}: only {len(head)} bytes, less than an IDX header; {REFETCH}")
-    shape = struct.unpack(f">{dims}I", head[4:])
-    if 0 in shape:
-        raise DataError(f"{path}: the header claims an empty array {shape}; {REFETCH}")
-    return shape
-
-
-def _read_at_most(stream: io.BufferedIOBase, limit: int) -> bytearray:
-    """Up to `limit` bytes, in chunks: memory grows with the content, not with the limit."""
-    content = bytearray()
-    while chunk := stream.read(min(CHUNK, limit - len(content))):
-        content += chunk
-    return content
-
-
-# --- .npz ---------------------------------------------------------------------------------------------------
-
-
-def read_npz(path: str | Path) -> Parts:
-    """Read `x`, `y` and what else `ARRAYS` names of an `.npz` file; pickles are refused.
-
-    Other keys are ignored. Raises DataError for a damaged file, a missing key or an array of Python objects.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = Path(folder) / "a.npz"
-    ...     np.savez(path, x=np.eye(2), y=["no", "yes"])
-    ...     read_npz(path).y.tolist()
-    ['no', 'yes']
-    """
-    path = Path(path)
-    with open_npz(path) as archive:
-        listed = ", ".join(archive.files) or "nothing"
-        found: dict[str, Any] = {name: npz_array(path, archive, name) for name in ARRAYS if name in archive.files}
-    if missing := [name for name in ("x", "y") if name not in found]:
-        raise DataError(f"{path}: no array named {' nor '.join(missing)} (it holds: {listed}); save x and y")
-    return Parts(**found, places={name: Place(f"{path}: array {name!r}") for name in ARRAYS})
-
-
-@contextmanager
-def open_npz(path: Path, example: str = "x=..., y=...") -> Iterator[NpzFile]:
-    """Open an `.npz` file; pickles are refused. `example` is for the message that tells how to write one.
-
-    Raises DataError if it cannot be opened or is no archive of arrays (`numpy.save` writes none).
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = Path(folder) / "a.npz"
-    ...     np.savez(path, x=np.eye(2))
-    ...     with open_npz(path) as archive:
-    ...         archive.files, npz_array(path, archive, "x").shape
-    (['x'], (2, 2))
-    """
-    strange = DataError(f"{path}: not a readable .npz file; write it with numpy.savez(file, {example})")
-    with reading(path), path.open("rb") as stream:
-        try:
-            archive = np.load(stream, allow_pickle=False)
-        except (ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile) as error:
-            raise strange from error
-        if not isinstance(archive, NpzFile):
-            raise strange
-        yield archive
-
-
-def npz_array(path: Path, archive: Mapping[str, Any], name: str) -> npt.NDArray[Any]:
-    """One array of an archive, see `open_npz`. Raises DataError for a damaged one, or one of Python objects."""
-    try:  # the errors are those of zip members, of their compression, and of numpy's parser of headers
-        array = archive[name]
-        if not isinstance(array, np.ndarray):  # numpy gives the bytes of a member that has no array in it
-            raise ValueError("not in the format of numpy.save")
-    except (
-        *(ValueError, EOFError, SyntaxError, RuntimeError, MemoryError),
-        *(zlib.error, zipfile.BadZipFile, tokenize.TokenError),
-    ) as error:
-        reason = " ".join(str(error).split())
-        remedy = "save plain arrays of numbers or strings, without Python objects or ragged rows"
-        raise DataError(f"{path}: array {name!r} cannot be read ({reason}); {remedy}") from error
-    return array
-
-
-# --- .csv ---------------------------------------------------------------------------------------------------
 
 
 def read_csv(path: str | Path, target: str = "class") -> Parts:

@@ -19,18 +19,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.arrays import is_npy_folder, read_npy_folder
-from fastmlp.data.csv_table import ARRAYS, Parts, read_csv, read_npz, reading
-from fastmlp.data.download import DATASETS, data_folder, fetch_data, list_data, named_parts, verify_data
+from fastmlp.data.arrays import ARRAYS, Parts, is_npy_folder, read_npy_folder, read_npz, read_safetensors, reading
+from fastmlp.data.checks import Place, check_features, check_labels, check_values
+from fastmlp.data.csv_table import read_csv
+from fastmlp.data.download import data_folder
 from fastmlp.data.images import load_images, read_image_folder
-from fastmlp.data.scaling import Place, check_features, check_labels, check_values
-from fastmlp.data.tensors import read_safetensors
+from fastmlp.data.named import DATASETS, fetch_data, list_data, named_parts, verify_data
+from fastmlp.data.rows import Array
 from fastmlp.errors import ConfigError, DataError, unknown_name
 
 __all__ = ["DATASETS", "Dataset", "Parts", "check_dataset", "data_folder", "fetch_data", "list_data"]
 __all__ += ["load_data", "load_images", "verify_data"]
 
-Array = npt.NDArray[Any]
 TARGETS = ("class", "value")
 ABOUT = {"key", "settings", "network", "layer", "images", "cnn"}  # of features, what others rely on
 

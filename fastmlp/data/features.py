@@ -19,19 +19,17 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
-from fastmlp.data.arrays import is_npy_folder, map_npy
-from fastmlp.data.csv_table import ARRAYS
+from fastmlp.data.arrays import ARRAYS, is_npy_folder, map_npy
 from fastmlp.data.dataset import Dataset, load_data
-from fastmlp.data.feature_rows import AT_ONCE, Array, Extractor, rounded
-from fastmlp.data.rows import Features, block_rows, blocks
+from fastmlp.data.rows import Array, Features, block_rows, blocks, take
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.files import one_line_error, write_bytes
 from fastmlp.tensorfile import Tensors, tensor_bytes
@@ -41,6 +39,28 @@ LARGEST_FILE = 1 << 30  # bytes of features
 LONGEST_NAME = 200  # bytes; the names of what lies beside it meanwhile are longer
 PARTS = ("x", "y", "x_test", "y_test", "validation")
 FOLDER_FILES = {f"{name}.npy" for name in ARRAYS}
+AT_ONCE = 1024  # images of a forward pass, at most
+
+
+class Extractor(Protocol):
+    """What turns images into features; `cnn.extractor.Extractor` does."""
+
+    @property
+    def width(self) -> int:
+        """Features of an image."""
+
+    @property
+    def sha256(self) -> str:
+        """Hash over description, layer, scaling and weights."""
+
+    def features(self, pixels: Any, device: Any = "cpu") -> npt.NDArray[np.float32]:
+        """Features of images (n, pixels), n at least 1: (n, features)."""
+
+    def to_bytes(self) -> bytes:
+        """A file that an `OpenExtractor` reads."""
+
+
+OpenExtractor = Callable[[bytes, str], Extractor]
 
 
 # ------------------------------------------------------------------------------------------------ before
@@ -202,3 +222,46 @@ def write_folder(path: Path, arrays: dict[str, npt.NDArray[Any]], grown: Path) -
             path.rename(aside)
         grown.rename(path)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def extract_rows(extractor: Extractor, pixels: Features, device: Any = "cpu", dtype: str = "float32") -> Array:
+    """Features of images (n, pixels), in memory: (n, features) float32, rounded to `dtype` on the way."""
+    found = np.empty((len(pixels), extractor.width), np.float32)
+    for place, block in blocks(pixels, AT_ONCE):
+        found[place] = rounded(extractor.features(block, device), dtype)
+    return found
+
+
+def rounded(features: Array, dtype: npt.DTypeLike) -> Array:
+    """Features (n, features) in the type in which they are kept.
+
+    Raises DataError if they are not finite, or not in that type.
+    """
+    with np.errstate(over="ignore"):
+        found = features.astype(dtype)
+    if not np.isfinite(found).all():
+        largest = np.abs(features).max()
+        raise DataError(
+            f"features up to {largest:g} are beyond {np.dtype(dtype)}; take --feature-dtype float32, or scale the images"
+        )
+    return found
+
+
+def featured(data: Dataset, extract: Callable[[str, Features], Array], numbers: Mapping[str, npt.NDArray[np.int64]]) -> Dataset:
+    """The features of a data set of images, as a data set that has its parts.
+
+    Parameters
+    ----------
+    extract : from "x" or "x_test" and its images (n, pixels) to their features (n, features)
+    numbers : the rows of `data.x` in each of its parts, as `runs.split_numbers` gives them
+    """
+    kept = np.sort(np.concatenate([rows for name, rows in numbers.items() if name != "test"]))
+    # Also where it is empty: rows that the network was trained on must not become a part that judges what is trained on them.
+    validation = np.flatnonzero(np.isin(kept, numbers.get("validation", [])))
+    x_test: Features | None = data.x_test
+    y_test = data.y_test
+    if "test" in numbers:
+        x_test, y_test = take(data.x, numbers["test"]), data.y[numbers["test"]]
+    x = extract("x", data.x if len(kept) == len(data.x) else take(data.x, kept))
+    tested = None if x_test is None else extract("x_test", x_test)
+    return Dataset(data.name, x, data.y[kept], data.classes, None, tested, y_test, validation)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.csv_table import Parts, reading
+from fastmlp.data.arrays import Parts, reading
 from fastmlp.errors import DataError
 
 if TYPE_CHECKING:

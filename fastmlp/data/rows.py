@@ -21,6 +21,7 @@ Array = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]
 
 BLOCK_BYTES = 1 << 24  # of the rows that a pass holds at once
+Float64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,263 +1,18 @@
-"""What happens to arrays before training: checked, split into parts, scaled.
-
-Here: `check_features`, `check_labels`, `check_values`, `split_rows`, `Scaling` with `fit_scaling`.
-Not here: where data come from (`data.py`) and file formats (`data_files.py`).
-Source of the stratified counts: Hamilton's method of largest remainders.
-"""
+"""Scalings fitted to the training part: `fit_scaling`. What is fitted, and how it is applied: nn/scaling.py."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
-from fastmlp.data.rows import Features, blocks, first_not_finite
+from fastmlp.data.rows import Array, Features, Float64, blocks
 from fastmlp.errors import ConfigError, DataError, unknown_name
-from fastmlp.nn.philox import generator
+from fastmlp.nn.scaling import Scaling
 
-Array = npt.NDArray[Any]
-Float64 = npt.NDArray[np.float64]
-Indices = npt.NDArray[np.int64]
-MOST_CLASSES = 65536  # a larger label is taken for damage, not for a reason to allocate that many outputs
 CHUNK_ROWS = 1024  # rows turned into float64 at a time while statistics are summed,
 CHUNK_VALUES = 1 << 22  # but no more than this many values
-
-
-class Place(NamedTuple):
-    """Where an array came from, so that an error can name one row of it.
-
-    >>> Place("a.csv", "line", 2).row(5)
-    'a.csv: line 7'
-    """
-
-    text: str
-    unit: str = "row"
-    first: int = 0
-
-    def row(self, index: int) -> str:
-        """Place of row `index` (from 0)."""
-        return f"{self.text}: {self.unit} {self.first + index}"
-
-
-# --- checks: any array → the types of `data.Dataset`, or a DataError that names the place -------------------
-
-
-def check_features(values: Any, place: Place) -> tuple[Array, tuple[int, int, int] | None]:
-    """Rows (n, features), uint8 or finite float32, and the image shape if values are images (n, h, w[, c]).
-
-    >>> check_features([[1, 2], [3, 4]], Place("x"))[0].dtype
-    dtype('float32')
-    """
-    array = _array(values, place)
-    if array.ndim not in (2, 3, 4):
-        raise DataError(f"{place.text}: shape {array.shape}; needed (n, features) or (n, height, width[, channels])")
-    height, width, channels = (*array.shape[1:], 1, 1)[:3]
-    rows = array.reshape(len(array), -1)
-    x = np.ascontiguousarray(rows) if rows.dtype == np.uint8 else _float32(rows, place)
-    return x, None if array.ndim == 2 else (height, width, channels)
-
-
-def check_values(values: Any, place: Place) -> Array:
-    """Targets of regression, (n, k) float32, from (n,) or (n, k).
-
-    >>> check_values([1, 2], Place("y")).tolist()
-    [[1.0], [2.0]]
-    """
-    array = _array(values, place)
-    if array.ndim > 2:
-        raise DataError(f"{place.text}: shape {array.shape}; targets must be (n,) or (n, k)")
-    return _float32(array.reshape(len(array), -1), place)
-
-
-def check_labels(values: Any, classes: tuple[str, ...], place: Place) -> tuple[Array, tuple[str, ...]]:
-    """Class numbers (n,) int32 and the names of all classes; if none are given, those that the labels show.
-
-    >>> check_labels(["b", "a", "b"], (), Place("y"))
-    (array([1, 0, 1], dtype=int32), ('a', 'b'))
-    """
-    array = _array(values, place)
-    if array.ndim != 1 and array.shape != (len(array), 1):
-        raise DataError(f"{place.text}: shape {array.shape}; labels must be (n,)")
-    array = array.ravel()
-    if array.dtype.kind == "U":
-        names, codes = np.unique(array, return_inverse=True)
-        number = {name: index for index, name in enumerate(classes or names.tolist())}
-        if unknown := [name for name in names.tolist() if name not in number]:
-            row = int((array == unknown[0]).argmax())
-            raise DataError(f"{place.row(row)}: {unknown_name('class', unknown[0], number)}")
-        return np.array([number[name] for name in names.tolist()], np.int32)[codes], tuple(number)
-    if array.dtype.kind not in "buif":
-        raise DataError(f"{place.text}: labels of type {array.dtype}; whole numbers or strings are needed")
-    last = len(classes or range(MOST_CLASSES)) - 1
-    good = np.isfinite(array) & (array >= 0) & (array <= last) & (np.floor(array) == array)
-    if not good.all():
-        row = int(good.argmin())
-        remedy = "correct it, or for regression use target 'value'"
-        raise DataError(f"{place.row(row)}: label {array[row]} is not a whole number in 0..{last}; {remedy}")
-    labels = array.astype(np.int32)
-    return labels, classes or tuple(map(str, range(int(labels.max()) + 1)))
-
-
-def _array(values: Any, place: Place) -> Array:
-    try:
-        array = np.asarray(values)
-    except ValueError as error:
-        raise DataError(f"{place.text}: rows of different lengths; make them equal") from error
-    if array.size == 0 or array.ndim == 0:
-        raise DataError(f"{place.text}: empty (shape {array.shape}); give at least one row")
-    return array
-
-
-def _float32(rows: Array, place: Place) -> Array:
-    """(n, k) numbers as C-contiguous float32, all finite."""
-    if rows.dtype.kind not in "buif":
-        raise DataError(f"{place.text}: values of type {rows.dtype}; numbers are needed")
-    with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused below by its place
-        result: Array = np.ascontiguousarray(rows, np.float32)
-    if (at := first_not_finite(result)) is not None:
-        row, column = at
-        reason = f"{rows[row, column]} is not a finite float32 number"
-        raise DataError(f"{place.row(row)}, column {column}: {reason}; correct or remove it")
-    return result
-
-
-# --- splitting ----------------------------------------------------------------------------------------------
-
-
-def split_rows(y: npt.ArrayLike, parts: Sequence[float | int], stratify: bool = False, seed: int = 0) -> tuple[Indices, ...]:
-    """Split rows at random into a rest, which comes first, and parts of given sizes.
-
-    Parameters
-    ----------
-    y : (n,) labels; unless `stratify`, only its length is used
-    parts : sizes of the parts: a float in [0, 1) is a fraction of all n rows, rounded to the nearest whole
-        number; an int is a number of rows. A part of size 0 is empty.
-    stratify : of a part of size s each class c gets s n_c / n rows: rounded down, then one row more for the
-        classes with the largest remainders (the lower class in a tie) until the sum is s
-    seed : 0 ≤ seed < 2^64; the split is a function of n, the sizes and the seed, with `stratify` also of y
-
-    Returns
-    -------
-    tuple of (rows,) int64: the rest, then the parts; each in the order of one shuffle of all rows, not sorted
-
-    Raises
-    ------
-    ConfigError : a size that is neither fraction nor count, a fraction of no row, parts that leave no rest,
-        a seed out of range, stratifying without classes
-    DataError : a class with too few rows to be in the rest and in each part that is not empty
-
-    Examples
-    --------
-    >>> train, validation, test = split_rows([0, 1] * 50, (0.2, 6), stratify=True)
-    >>> len(train), len(validation), len(test), int((validation % 2).sum())
-    (74, 20, 6, 10)
-    """
-    y = np.asarray(y)
-    n = len(y)
-    sizes = [_rows_of(part, n) for part in parts]
-    if sum(sizes) >= n:
-        raise ConfigError(f"parts of {sizes} rows leave nothing of {n} rows to train on; make them smaller")
-    if not 0 <= seed < 2**64:
-        raise ConfigError(f"seed {seed} is out of range; give a whole number from 0 to 2^64 - 1")
-    order = generator(seed, "split").permutation(n).astype(np.int64)
-    sizes.append(n - sum(sizes))
-    number = _stratified(y[order], sizes) if stratify else np.repeat(np.arange(len(sizes)), sizes)
-    *cut, rest = (order[number == part] for part in range(len(sizes)))
-    return (rest, *cut)
-
-
-def _rows_of(part: float | int, n: int) -> int:
-    """Rows of a part that is given as a fraction or as a count."""
-    if isinstance(part, int | np.integer) and not isinstance(part, bool) and part >= 0:
-        return int(part)
-    if isinstance(part, float | np.floating) and 0 <= part < 1:
-        rows = round(float(part) * n)
-        if rows == 0 and part > 0:
-            raise ConfigError(f"a fraction of {part} of {n} rows is no row; give a larger fraction, or a count")
-        return rows
-    raise ConfigError(f"a part of {part!r} rows: give a fraction as a float in [0, 1), or a count as a whole number")
-
-
-def _stratified(y: Array, sizes: list[int]) -> Indices:
-    """Number of the part for each row; the last part is the rest."""
-    if y.ndim != 1 or y.dtype.kind not in "iu":
-        raise ConfigError("stratified splitting needs class labels; leave it out for regression")
-    names, codes, counts = np.unique(y, return_inverse=True, return_counts=True)
-    table = np.array([_largest_remainder(counts, size) for size in sizes[:-1]], np.int64).reshape(-1, len(counts))
-    table = np.vstack([table, counts - table.sum(axis=0)])
-    short = table < (np.array(sizes) > 0)[:, None]
-    if short.any():
-        which = int(short.any(axis=0).argmax())
-        raise DataError(
-            f"class {names[which]} has {counts[which]} rows, too few for parts of {sizes} rows; "
-            "add rows, change the sizes, or split without stratifying"
-        )
-    # Rows of one class, in shuffled order, fill the parts one after another.
-    number = np.empty(len(y), np.int64)
-    number[np.argsort(codes, kind="stable")] = np.repeat(np.tile(np.arange(len(sizes)), len(counts)), table.T.ravel())
-    return number
-
-
-def _largest_remainder(counts: Indices, size: int) -> Indices:
-    """Whole numbers near size * counts / sum(counts) that sum to size."""
-    whole, remainder = np.divmod(size * counts.astype(np.int64), counts.sum())
-    first = np.argsort(-remainder, kind="stable")[: size - int(whole.sum())]
-    whole[first] += 1
-    return whole
-
-
-# --- scaling ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Scaling:
-    """What is done to inputs: (x - shift) * factor per feature, exactly two float32 operations.
-
-    Parameters
-    ----------
-    kind : a name in `SCALINGS`
-    shift, factor : (features,) float32
-
-    Raises
-    ------
-    DataError : unknown kind, or numbers that cannot be a scaling (from a damaged model file)
-    """
-
-    kind: str
-    shift: npt.NDArray[np.float32]
-    factor: npt.NDArray[np.float32]
-
-    def __post_init__(self) -> None:
-        if self.kind not in SCALINGS:
-            raise DataError(unknown_name("scaling", self.kind, SCALINGS))
-        for name, array in self.to_arrays().items():
-            if array.dtype != np.float32 or array.shape != self.shift.shape or array.ndim != 1:
-                given = f"{array.dtype} {array.shape}, shift has {self.shift.shape}"
-                raise DataError(f"scaling {name} must be (features,) float32, but is {given}")
-            if not np.isfinite(array).all():
-                raise DataError(f"scaling {name} holds values that are not finite; fit it again")
-
-    def apply(self, x: Array) -> npt.NDArray[np.float32]:
-        """Scaled copy of x (n, features), float32. Raises DataError if the number of features differs.
-
-        >>> scaling = fit_scaling("symmetric", np.array([[0, 9]], np.uint8))
-        >>> scaling.apply(np.array([[0, 255]], np.uint8)).tolist()
-        [[-1.0, 1.0]]
-        """
-        if x.ndim != 2 or x.shape[1] != len(self.shift):
-            raise DataError(f"scaling was fitted on {len(self.shift)} features, but the data has shape {x.shape}")
-        scaled = x.astype(np.float32)  # in place from here: (x.astype(float32) - shift) * factor
-        scaled -= self.shift
-        scaled *= self.factor
-        return scaled
-
-    def to_arrays(self) -> dict[str, npt.NDArray[np.float32]]:
-        """The arrays by name; with `kind`, they make the scaling again: `Scaling(kind, **arrays)`."""
-        return {"shift": self.shift, "factor": self.factor}
 
 
 def fit_scaling(kind: str, x: Features) -> Scaling:
@@ -286,11 +41,11 @@ def fit_scaling(kind: str, x: Features) -> Scaling:
     >>> scaling.shift.tolist(), scaling.factor.tolist()
     ([2.0, 5.0], [1.0, 1.0])
     """
-    if kind not in SCALINGS:
-        raise ConfigError(unknown_name("scaling", kind, SCALINGS))
+    if kind not in STATISTICS:
+        raise ConfigError(unknown_name("scaling", kind, STATISTICS))
     if x.ndim != 2 or 0 in x.shape:
         raise DataError(f"a scaling needs rows (n, features) to be fitted on, not an array of shape {x.shape}")
-    shift, spread = SCALINGS[kind](x)
+    shift, spread = STATISTICS[kind](x)
     # Below the smallest normal float32, 1 / spread could overflow; such a feature is as good as constant.
     factor = 1 / np.where(spread >= np.finfo(np.float32).tiny, spread, 1)
     return Scaling(kind, shift.astype(np.float32), factor.astype(np.float32))
@@ -360,8 +115,8 @@ def _zscore_global(x: Features) -> tuple[Float64, Float64]:
     return np.full_like(mean, mean.mean()), np.full_like(mean, deviation)
 
 
-# Each gives shift and spread (features,) float64; the factor is 1 / spread.
-SCALINGS: dict[str, Callable[[Features], tuple[Float64, Float64]]] = {
+# The kinds of nn/scaling.py: each gives shift and spread (features,) float64; the factor is 1 / spread.
+STATISTICS: dict[str, Callable[[Features], tuple[Float64, Float64]]] = {
     "none": _nothing,
     "unit": _unit,
     "symmetric": _symmetric,

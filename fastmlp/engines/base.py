@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.scaling import Scaling
 from fastmlp.nn.network import FloatArray, Network
 from fastmlp.nn.optimizers import Optimizer
+from fastmlp.nn.scaling import Scaling
 
 PRECISIONS = ("float32", "tf32", "bf16")  # 23, 10 and 7 bits of mantissa; the range of all is that of float32
 

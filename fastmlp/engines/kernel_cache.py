@@ -16,8 +16,10 @@ import os
 import stat
 import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import FunctionType
+from typing import Any
 
 import platformdirs
 
@@ -136,3 +138,11 @@ def write_entry(file: Path, body: bytes) -> None:
                 raise
     except (OSError, UnsafeFolder) as error:
         warn_once(reason(file.parent, error))
+
+
+def with_globals(function: Callable[..., Any], names: dict[str, Any]) -> FunctionType:
+    """The same code with other global names, as those who compile formulas need it."""
+    assert isinstance(function, FunctionType)
+    twin = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    twin.__qualname__ = function.__qualname__
+    return twin

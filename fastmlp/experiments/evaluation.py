@@ -13,12 +13,13 @@ import numpy as np
 
 from fastmlp.data.checks import Rows
 from fastmlp.data.dataset import DATASETS, Dataset, is_image_folder, load_data
-from fastmlp.data.feature_rows import OpenExtractor, input_maker
+from fastmlp.data.features import OpenExtractor
 from fastmlp.errors import ConfigError, DataError, unknown_name
 from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.sources import resolve
 from fastmlp.experiments.config.train import Config
 from fastmlp.experiments.folder import CHECKPOINTS_NAME, MANIFEST_NAME, check_manifest
+from fastmlp.experiments.prediction import input_maker
 from fastmlp.experiments.training_run import (
     CONFIG_NAME,
     FEATURES_OF,

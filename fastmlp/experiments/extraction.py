@@ -16,8 +16,16 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from fastmlp.data.dataset import DATASETS, Dataset, load_data
-from fastmlp.data.feature_rows import Extractor, extract_rows, featured
-from fastmlp.data.features import Growing, check_replaceable, choose_form, read_features, write_features
+from fastmlp.data.features import (
+    Extractor,
+    Growing,
+    check_replaceable,
+    choose_form,
+    extract_rows,
+    featured,
+    read_features,
+    write_features,
+)
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.engines.interrupts import Signals
 from fastmlp.errors import ConfigError, DataError

@@ -7,6 +7,7 @@ become rows (data_images.load_images).
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,11 +17,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.csv_table import csv_rows, csv_table, is_number, npz_array, open_npz, read_csv
-from fastmlp.data.feature_rows import OpenExtractor, input_maker
+from fastmlp.data.arrays import npz_array, open_npz
+from fastmlp.data.checks import Place, check_features
+from fastmlp.data.csv_table import csv_rows, csv_table, is_number, read_csv
+from fastmlp.data.features import Extractor, OpenExtractor, extract_rows
 from fastmlp.data.images import load_images
-from fastmlp.data.scaling import Place, check_features
-from fastmlp.errors import DataError
+from fastmlp.data.rows import Array, Features
+from fastmlp.errors import DataError, UnavailableError
 from fastmlp.models.file import load
 from fastmlp.models.model import Model
 
@@ -183,3 +186,22 @@ def as_csv(predictions: Sequence[Prediction]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([["input", "row", *names], *body])
     return text.getvalue().encode("utf-8", "backslashreplace")
+
+
+def input_maker(model: Model, open_extractor: OpenExtractor | None) -> Callable[[Features], Array]:
+    """A function from images (n, pixels) to a model's inputs, by the model's extractor, which its first call opens.
+
+    The call raises UnavailableError if nobody has said how to open an extractor.
+    """
+
+    @functools.cache
+    def extractor() -> Extractor:
+        """The extractor, opened once for all images."""
+        assert model.extractor is not None
+        if open_extractor is None:
+            raise UnavailableError(
+                "this model takes features of images; give open_extractor=cnn.extractor.from_bytes, or features"
+            )
+        return open_extractor(model.extractor, "the model's extractor")
+
+    return lambda pixels: extract_rows(extractor(), pixels)

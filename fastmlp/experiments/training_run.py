@@ -26,7 +26,8 @@ from fastmlp import __version__
 from fastmlp.data.checks import Rows
 from fastmlp.data.dataset import DATASETS, Dataset, load_data
 from fastmlp.data.rows import take
-from fastmlp.data.scaling import Scaling, fit_scaling, split_rows
+from fastmlp.data.scaling import fit_scaling
+from fastmlp.data.splits import split_rows
 from fastmlp.errors import ConfigError, DivergedError, ThresholdError
 from fastmlp.experiments.config.train import Config, DataSettings, flag
 from fastmlp.experiments.folder import CLASSES_NAME, METRICS_NAME, check_free, new_run_folder, take_away, write_manifest
@@ -36,6 +37,7 @@ from fastmlp.models.evaluation import judge
 from fastmlp.models.file import FILE_NAME, save
 from fastmlp.models.model import Model
 from fastmlp.nn.network import Network
+from fastmlp.nn.scaling import Scaling
 from fastmlp.reports.listings import PREDICTIONS_NAME, REPORT_NAME, classification_report, predictions_text
 from fastmlp.training.loop import Diverged, Interrupted, Row, Training
 from fastmlp.training.progress import Progress, make_progress

@@ -19,11 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.data.checks import check_description
-from fastmlp.data.scaling import Scaling
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.files import write_bytes
 from fastmlp.models.model import Model
 from fastmlp.nn.network import Network
+from fastmlp.nn.scaling import Scaling
 from fastmlp.tensorfile import read_tensors, tensor_bytes
 
 VERSION = 1

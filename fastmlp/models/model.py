@@ -11,11 +11,11 @@ import numpy.typing as npt
 
 from fastmlp.data.checks import check_description, check_rows
 from fastmlp.data.rows import Features, blocks
-from fastmlp.data.scaling import Scaling
 from fastmlp.engines import make_engine
 from fastmlp.engines.base import Engine, Job, State
 from fastmlp.nn.network import FloatArray, Network
 from fastmlp.nn.optimizers import Optimizer
+from fastmlp.nn.scaling import Scaling
 
 # Rows that pass through an engine at once in prediction: bounds the memory, and the time until Ctrl-C is seen.
 ROWS_AT_ONCE = 16384

@@ -28,7 +28,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.errors import ConfigError, unknown_name
-from fastmlp.nn.activations import LOSSES, parse_activation, parse_number
+from fastmlp.nn.activations import parse_activation, parse_number
+from fastmlp.nn.losses import LOSSES
 from fastmlp.nn.philox import generator
 
 FloatArray = npt.NDArray[np.floating[Any]]

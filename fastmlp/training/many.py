@@ -19,11 +19,11 @@ import numpy.typing as npt
 
 from fastmlp.data.checks import Rows
 from fastmlp.data.rows import Features
-from fastmlp.data.scaling import Scaling
 from fastmlp.engines.cpu.threads import available_cores
 from fastmlp.engines.interrupts import Signals
 from fastmlp.errors import ConfigError, FastMLPError
 from fastmlp.nn.network import FloatArray, Network
+from fastmlp.nn.scaling import Scaling
 from fastmlp.training.loop import Callback, Diverged, Interrupted, Row, Training, loop_for
 from fastmlp.training.settings import Settings, TrainingData, check_data, check_settings
 
@@ -115,7 +115,7 @@ def train_many(  # noqa: PLR0913 - as `train`
 
     Examples
     --------
-    >>> from fastmlp.nn.optimizers import Schedule
+    >>> from fastmlp.nn.schedules import Schedule
     >>> x = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
     >>> y = (x[:, 0] > x[:, 1]).astype(int)
     >>> jobs = [(Network((2, width, 2)), Settings(Schedule(0.1), epochs=3, seed=width)) for width in (4, 8, 12)]

@@ -15,10 +15,11 @@ import numpy.typing as npt
 
 from fastmlp.data.checks import Rows, check_description, check_part, check_weights
 from fastmlp.data.rows import Features
-from fastmlp.data.scaling import Scaling
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.nn.network import FloatArray, Network
-from fastmlp.nn.optimizers import Optimizer, Schedule
+from fastmlp.nn.optimizers import Optimizer
+from fastmlp.nn.scaling import Scaling
+from fastmlp.nn.schedules import Schedule
 
 MONITORS = ("loss", "accuracy")  # figures of the validation part by which the best epoch is kept
 

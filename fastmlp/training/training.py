@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from fastmlp.data.checks import Rows
 from fastmlp.data.rows import Features
-from fastmlp.data.scaling import Scaling
 from fastmlp.engines.interrupts import Signals
 from fastmlp.nn.network import FloatArray, Network
+from fastmlp.nn.scaling import Scaling
 from fastmlp.training.loop import Callback, Progress, Training, loop_for
 from fastmlp.training.settings import Settings, TrainingData, check_data, check_settings
 

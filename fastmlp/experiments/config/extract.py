@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fastmlp.data.scaling import SCALINGS
 from fastmlp.errors import ConfigError
 from fastmlp.experiments.config.fields import (
     FILE,
@@ -27,6 +26,7 @@ from fastmlp.experiments.config.fields import (
     one_of,
 )
 from fastmlp.experiments.config.train import DataSettings, fields_of, of_data, setting
+from fastmlp.nn.scaling import SCALINGS
 from fastmlp.training.settings import MONITORS
 
 # Learning rates where none is given: those of the authors of adam and adamw; for sgd with momentum a common one.

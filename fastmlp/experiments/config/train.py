@@ -13,7 +13,6 @@ from typing import Any
 
 import tomli_w
 
-from fastmlp.data.scaling import SCALINGS
 from fastmlp.engines import CHOICES
 from fastmlp.engines.base import PRECISIONS
 from fastmlp.errors import ConfigError
@@ -32,9 +31,12 @@ from fastmlp.experiments.config.fields import (
     Kind,
     one_of,
 )
-from fastmlp.nn.activations import ACTIVATIONS, LOSSES
+from fastmlp.nn.activations import ACTIVATIONS
+from fastmlp.nn.losses import LOSSES
 from fastmlp.nn.network import ALIASES, INITIALIZERS, Network
-from fastmlp.nn.optimizers import RULES, SCHEDULES, Optimizer, Schedule
+from fastmlp.nn.optimizers import RULES, Optimizer
+from fastmlp.nn.scaling import SCALINGS
+from fastmlp.nn.schedules import SCHEDULES, Schedule
 from fastmlp.training.settings import MONITORS, Settings
 
 # Learning rates that train most networks without care; those of rmsprop, adam and adamw are their authors'.

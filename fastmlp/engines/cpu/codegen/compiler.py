@@ -20,7 +20,7 @@ from numba.core.typing.context import Context
 from fastmlp.engines.cpu.codegen.cache import KernelCache
 from fastmlp.engines.cpu.codegen.vector_math import vector_math
 from fastmlp.engines.interrupts import Signals
-from fastmlp.nn.activations import copy_of
+from fastmlp.engines.kernel_cache import with_globals
 
 
 class KernelLibrary(JITCodeLibrary):
@@ -116,7 +116,7 @@ def compiled(function: Callable[..., Any], *, called: str = "inlined") -> Any:
     cache would meet symbols of other code under the same name, and the linker would silently take one for the other. So
     each function gets a name that no other process has.
     """
-    unique = copy_of(function, function.__globals__)
+    unique = with_globals(function, function.__globals__)
     unique.__qualname__ = f"{function.__qualname__}_{secrets.token_hex(8)}"
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
     options["no_rewrites"] = True  # they fuse expressions of whole arrays and prune branches; LLVM does what is left of that
@@ -179,7 +179,7 @@ def compiled_with_callees(function: Callable[..., Any]) -> Any:
     replaced = {name: compiled_with_callees(function.__globals__[name]) for name in names}
     if "math" in function.__code__.co_names:
         replaced["math"] = VECTOR_MATH
-    return compiled(copy_of(function, {**function.__globals__, **replaced}))
+    return compiled(with_globals(function, {**function.__globals__, **replaced}))
 
 
 VECTOR_MATH = vector_math(compiled_with_callees)

@@ -24,8 +24,8 @@ from fastmlp.engines.cpu.codegen.simd import (
     make_tile,
     processor,
 )
+from fastmlp.engines.kernel_cache import with_globals
 from fastmlp.nn import optimizers
-from fastmlp.nn.activations import copy_of
 from fastmlp.nn.optimizers import RULES, with_penalties
 
 FLOAT_BYTES = 4
@@ -37,10 +37,10 @@ LARGER_PIECES = {("znver4", 16): 102_400}
 @functools.cache
 def traced_rule(rule_name: str, penalised: bool) -> Callable[..., Any]:
     """The rule as a formula to trace with vectors, of the gradient with the network's penalties if there are any."""
-    rule = copy_of(RULES[rule_name].update, {**vars(optimizers), **TRACED_NAMES})
+    rule = with_globals(RULES[rule_name].update, {**vars(optimizers), **TRACED_NAMES})
     if not penalised:
         return rule
-    penalise = copy_of(with_penalties, {**vars(optimizers), **TRACED_NAMES})
+    penalise = with_globals(with_penalties, {**vars(optimizers), **TRACED_NAMES})
     return lambda p, g, m, v, s: rule(p, penalise(p, g, s), m, v, s)
 
 

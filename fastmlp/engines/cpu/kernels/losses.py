@@ -14,7 +14,7 @@ import numpy as np
 from fastmlp.engines.cpu.codegen.compiler import address_of, compiled, compiled_with_callees, from_python
 from fastmlp.engines.cpu.codegen.intrinsics import array_at, column_of, prefetch, smaller
 from fastmlp.engines.cpu.kernels.gemm import FLOAT_BYTES
-from fastmlp.nn.activations import LOSSES
+from fastmlp.nn.losses import LOSSES
 from fastmlp.nn.network import Network
 
 LABEL_BYTES = 4

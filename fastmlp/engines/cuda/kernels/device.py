@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 
 from fastmlp.engines.cuda import load_cuda
-from fastmlp.nn.activations import copy_of
+from fastmlp.engines.kernel_cache import with_globals
 
 cuda: Any = load_cuda()
 
@@ -56,7 +56,9 @@ def kernel(threads: int, blocks: int = 1) -> Callable[[Callable[..., Any]], Sour
 def formula(function: Callable[..., Any]) -> Any:
     """A scalar formula, with the plain functions of its own file that it calls, as a function that kernels call."""
     names = [name for name in function.__code__.co_names if isinstance(function.__globals__.get(name), FunctionType)]
-    return device(copy_of(function, {**function.__globals__, **{name: formula(function.__globals__[name]) for name in names}}))
+    return device(
+        with_globals(function, {**function.__globals__, **{name: formula(function.__globals__[name]) for name in names}})
+    )
 
 
 # ------------------------------------------------------------------------------------------------ statements of PTX

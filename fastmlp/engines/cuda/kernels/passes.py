@@ -24,7 +24,8 @@ from fastmlp.engines.cuda.kernels.layout import (
     SLOPES,
     WEIGHTS,
 )  # fmt: skip
-from fastmlp.nn.activations import ACTIVATIONS, LOSSES
+from fastmlp.nn.activations import ACTIVATIONS
+from fastmlp.nn.losses import LOSSES
 from fastmlp.nn.optimizers import RULES, SCALARS, with_penalties
 from fastmlp.nn.philox import philox4x32
 

@@ -1,0 +1,261 @@
+"""Named data sets: digits, MNIST, Fashion-MNIST.
+
+Here: the registry `DATASETS`, `list_data`, `fetch_data`, `verify_data`, `named_parts`, which gives the arrays, and IDX files.
+Not here: downloads (download.py); data by their path, and the checks that all sources share (dataset.py).
+Sources: scikit-learn's copy of the UCI optical digits (Alpaydin, Kaynak 1998, CC BY 4.0), kept beside this file, since
+importing scikit-learn takes longer than training on them; Fashion-MNIST (Xiao, Rasul, Vollgraf 2017, MIT licence);
+MNIST (LeCun, Cortes, Burges, CC BY-SA 3.0). The SHA-256 pins are those of the published files. The IDX format is as on the
+MNIST page (http://yann.lecun.com/exdb/mnist).
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numpy.typing import NDArray
+
+from fastmlp.data.arrays import REFETCH, Parts, reading
+from fastmlp.data.checks import Place
+from fastmlp.data.download import DataEntry, DataFile, FileStatus, data_folder, download, present, verify_file
+from fastmlp.errors import DataError, unknown_name
+
+CHUNK = 1 << 20  # bytes read at a time, so that no buffer is ever sized by what a header claims
+DIGITS = Path(__file__).with_name("digits.csv.gz")  # 64 pixels 0..16 and the label in each line
+
+
+def read_idx(path: str | Path, dims: int) -> npt.NDArray[np.uint8]:
+    """Read an IDX file of unsigned bytes, gzipped if its name ends in `.gz`.
+
+    Parameters
+    ----------
+    path : bytes 0, 0, 8 (unsigned byte), number of dimensions, the dimensions (big-endian uint32), the values
+    dims : number of dimensions that the file must have: 3 for images, 1 for labels
+
+    Returns
+    -------
+    array of uint8, with the shape that the header gives
+
+    Raises
+    ------
+    DataError : wrong magic, type or dimensions, an empty array, too few or too many bytes, damaged gzip
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "labels-idx1-ubyte"
+    ...     _ = path.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 3, 7, 8, 9]))
+    ...     read_idx(path, 1)
+    array([7, 8, 9], dtype=uint8)
+    """
+    path = Path(path)
+    with reading(path), _open_bytes(path) as stream:
+        shape = _idx_shape(path, stream.read(4 + 4 * dims), dims)
+        claimed = math.prod(shape)
+        # One byte more than claimed shows trailing bytes; reading to the end makes gzip compare its checksum.
+        content = _read_at_most(stream, claimed + 1)
+    if len(content) != claimed:
+        found = "more" if len(content) > claimed else f"only {len(content)}"
+        size = "x".join(map(str, shape))
+        raise DataError(f"{path}: the header claims {size} = {claimed} bytes, the file holds {found}; {REFETCH}")
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _open_bytes(path: Path) -> io.BufferedIOBase:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+
+
+def _idx_shape(path: Path, head: bytes, dims: int) -> tuple[int, ...]:
+    """Shape from the `4 + 4 * dims` bytes of an IDX header."""
+    magic = bytes((0, 0, 8, dims))
+    if len(head) >= 4 and head[:4] != magic:
+        hint = "it is gzipped: add .gz to its name" if head[:2] == b"\x1f\x8b" else REFETCH
+        raise DataError(
+            f"{path}: starts with 0x{head[:4].hex()} instead of 0x{magic.hex()} "
+            f"(IDX of unsigned bytes with {dims} dimensions); {hint}"
+        )
+    if len(head) < 4 + 4 * dims:
+        raise DataError(f"{path}: only {len(head)} bytes, less than an IDX header; {REFETCH}")
+    shape = struct.unpack(f">{dims}I", head[4:])
+    if 0 in shape:
+        raise DataError(f"{path}: the header claims an empty array {shape}; {REFETCH}")
+    return shape
+
+
+def _read_at_most(stream: io.BufferedIOBase, limit: int) -> bytearray:
+    """Up to `limit` bytes, in chunks: memory grows with the content, not with the limit."""
+    content = bytearray()
+    while chunk := stream.read(min(CHUNK, limit - len(content))):
+        content += chunk
+    return content
+
+
+def _idx_files(*pins: str) -> tuple[DataFile, ...]:
+    """The four files of MNIST's layout, from the hashes of the .gz files and then those of their contents."""
+    parts = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+    return tuple(DataFile(f"{part}-ubyte.gz", pins[i], pins[i + 4]) for i, part in enumerate(parts))
+
+
+DATASETS: dict[str, DataEntry] = {
+    "digits": DataEntry(
+        "1,797 handwritten digits of scikit-learn, enlarged from 8x8 to 28x28; embedded, no test part",
+        tuple("0123456789"),
+    ),
+    "fashion-mnist": DataEntry(
+        "60,000 + 10,000 pictures of clothes, 28x28 grey",
+        (
+            *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+            *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+        ),
+        "FashionMNIST/raw",
+        (
+            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+            "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
+        ),
+        _idx_files(
+            "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+            "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+            "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+            "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+        ),
+    ),
+    "mnist": DataEntry(
+        "60,000 + 10,000 handwritten digits, 28x28 grey",
+        tuple("0123456789"),
+        "MNIST/raw",
+        (
+            "https://ossci-datasets.s3.amazonaws.com/mnist/",
+            "https://storage.googleapis.com/cvdf-datasets/mnist/",
+        ),
+        _idx_files(
+            "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+            "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+            "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+            "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        ),
+    ),
+}
+
+
+class Listing(NamedTuple):
+    """A row of `list_data`; `state` is "embedded", "present", "incomplete" or "missing"."""
+
+    name: str
+    description: str
+    state: str
+    folder: str
+
+
+def list_data(data_dir: str | Path | None = None) -> list[Listing]:
+    """The named data sets, and whether their files are there (not whether they are sound: `verify_data`).
+
+    >>> list_data("/nowhere")[0].state, list_data("/nowhere")[1].state
+    ('embedded', 'missing')
+    """
+    rows = []
+    for name, entry in DATASETS.items():
+        folder = data_folder(data_dir) / entry.folder
+        there = sum(present(folder, file) is not None for file in entry.files)
+        states = {len(entry.files): "present", 0: "missing"} if entry.files else {0: "embedded"}
+        rows.append(Listing(name, entry.description, states.get(there, "incomplete"), str(folder) * bool(entry.files)))
+    return rows
+
+
+def fetch_data(name: str, data_dir: str | Path | None = None, progress: bool = False) -> list[FileStatus]:
+    """Download what is missing or damaged of a named data set; gives the rows of `verify_data`.
+
+    progress: show a bar on stderr. Raises UnavailableError if no mirror gives the file or FASTMLP_OFFLINE=1
+    forbids it; DataError for an unknown name, a folder that cannot be written, or a damaged unpacked file.
+
+    >>> fetch_data("digits")
+    []
+    """
+    entry = _entry(name)
+    folder = data_folder(data_dir) / entry.folder
+    for file in entry.files:
+        rows = verify_file(folder, file)
+        for row in rows:
+            if row.status == "damaged" and not row.file.endswith(".gz"):
+                raise DataError(f"{row.file}: damaged (SHA-256 {row.found}); delete it, then fetch again")
+        if any(row.status != "ok" for row in rows):
+            download(entry, file, folder, progress)
+    return verify_data(name, data_dir)
+
+
+def verify_data(name: str, data_dir: str | Path | None = None) -> list[FileStatus]:
+    """Compare the files of a named data set, packed or not, with their SHA-256; embedded sets have no rows.
+
+    >>> [row.status for row in verify_data("mnist", "/nowhere")]
+    ['missing', 'missing', 'missing', 'missing']
+    """
+    entry = _entry(name)
+    folder = data_folder(data_dir) / entry.folder
+    return [row for file in entry.files for row in verify_file(folder, file)]
+
+
+def named_parts(name: str, data_dir: str | Path | None = None, progress: bool = False) -> Parts:
+    """Arrays of a named data set, downloaded where missing; files that are there are used as they are.
+
+    progress: show a bar on stderr. Raises DataError for an unknown name and for damaged files, UnavailableError
+    as `fetch_data`.
+
+    >>> named_parts("digits").x.shape
+    (1797, 28, 28)
+    """
+    entry = _entry(name)
+    if not entry.files:
+        return _digits()
+    folder = data_folder(data_dir) / entry.folder
+    for file in entry.files:
+        if present(folder, file) is None:
+            download(entry, file, folder, progress)
+    paths = [path for file in entry.files if (path := present(folder, file))]
+    x, y, x_test, y_test = (read_idx(path, dims) for path, dims in zip(paths, (3, 1, 3, 1), strict=True))
+    places = {key: Place(str(path)) for key, path in zip(("x", "y", "x_test", "y_test"), paths, strict=True)}
+    return Parts(x, y, entry.classes, None, x_test, y_test, places)
+
+
+def _digits() -> Parts:
+    """The embedded digits, 0..16 brought to 0..255, then enlarged to 28x28.
+
+    Rounding to bytes comes first: Pillow resizes bytes in whole numbers, so all machines get the same pixels.
+    """
+    table = np.loadtxt(DIGITS, np.uint8, delimiter=",")
+    small = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
+    wide = _widened(small, 28)
+    x = _widened(wide.transpose(0, 2, 1), 28).transpose(0, 2, 1)
+    return Parts(x, table[:, -1], DATASETS["digits"].classes)
+
+
+def _widened(images: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
+    """Images (n, height, any) of this width, (n, height, width), by Pillow's bilinear filter.
+
+    Pillow resizes one axis after the other, so all rows of all images can be given as one picture: a call for each image
+    would take longer than to train on it for an epoch.
+    """
+    from PIL import Image
+
+    count, height, _ = images.shape
+    rows = Image.fromarray(images.reshape(count * height, -1))
+    return np.asarray(rows.resize((width, count * height), Image.Resampling.BILINEAR)).reshape(count, height, width)
+
+
+def _entry(name: str) -> DataEntry:
+    if name not in DATASETS:
+        raise DataError(unknown_name("data set", name, DATASETS))
+    return DATASETS[name]

@@ -1,0 +1,97 @@
+"""Train, validation and test: rows split at random, plain or stratified.
+
+Source of the stratified counts: Hamilton's method of largest remainders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmlp.data.rows import Array, Indices
+from fastmlp.errors import ConfigError, DataError
+from fastmlp.nn.philox import generator
+
+
+def split_rows(y: npt.ArrayLike, parts: Sequence[float | int], stratify: bool = False, seed: int = 0) -> tuple[Indices, ...]:
+    """Split rows at random into a rest, which comes first, and parts of given sizes.
+
+    Parameters
+    ----------
+    y : (n,) labels; unless `stratify`, only its length is used
+    parts : sizes of the parts: a float in [0, 1) is a fraction of all n rows, rounded to the nearest whole
+        number; an int is a number of rows. A part of size 0 is empty.
+    stratify : of a part of size s each class c gets s n_c / n rows: rounded down, then one row more for the
+        classes with the largest remainders (the lower class in a tie) until the sum is s
+    seed : 0 ≤ seed < 2^64; the split is a function of n, the sizes and the seed, with `stratify` also of y
+
+    Returns
+    -------
+    tuple of (rows,) int64: the rest, then the parts; each in the order of one shuffle of all rows, not sorted
+
+    Raises
+    ------
+    ConfigError : a size that is neither fraction nor count, a fraction of no row, parts that leave no rest,
+        a seed out of range, stratifying without classes
+    DataError : a class with too few rows to be in the rest and in each part that is not empty
+
+    Examples
+    --------
+    >>> train, validation, test = split_rows([0, 1] * 50, (0.2, 6), stratify=True)
+    >>> len(train), len(validation), len(test), int((validation % 2).sum())
+    (74, 20, 6, 10)
+    """
+    y = np.asarray(y)
+    n = len(y)
+    sizes = [_rows_of(part, n) for part in parts]
+    if sum(sizes) >= n:
+        raise ConfigError(f"parts of {sizes} rows leave nothing of {n} rows to train on; make them smaller")
+    if not 0 <= seed < 2**64:
+        raise ConfigError(f"seed {seed} is out of range; give a whole number from 0 to 2^64 - 1")
+    order = generator(seed, "split").permutation(n).astype(np.int64)
+    sizes.append(n - sum(sizes))
+    number = _stratified(y[order], sizes) if stratify else np.repeat(np.arange(len(sizes)), sizes)
+    *cut, rest = (order[number == part] for part in range(len(sizes)))
+    return (rest, *cut)
+
+
+def _rows_of(part: float | int, n: int) -> int:
+    """Rows of a part that is given as a fraction or as a count."""
+    if isinstance(part, int | np.integer) and not isinstance(part, bool) and part >= 0:
+        return int(part)
+    if isinstance(part, float | np.floating) and 0 <= part < 1:
+        rows = round(float(part) * n)
+        if rows == 0 and part > 0:
+            raise ConfigError(f"a fraction of {part} of {n} rows is no row; give a larger fraction, or a count")
+        return rows
+    raise ConfigError(f"a part of {part!r} rows: give a fraction as a float in [0, 1), or a count as a whole number")
+
+
+def _stratified(y: Array, sizes: list[int]) -> Indices:
+    """Number of the part for each row; the last part is the rest."""
+    if y.ndim != 1 or y.dtype.kind not in "iu":
+        raise ConfigError("stratified splitting needs class labels; leave it out for regression")
+    names, codes, counts = np.unique(y, return_inverse=True, return_counts=True)
+    table = np.array([_largest_remainder(counts, size) for size in sizes[:-1]], np.int64).reshape(-1, len(counts))
+    table = np.vstack([table, counts - table.sum(axis=0)])
+    short = table < (np.array(sizes) > 0)[:, None]
+    if short.any():
+        which = int(short.any(axis=0).argmax())
+        raise DataError(
+            f"class {names[which]} has {counts[which]} rows, too few for parts of {sizes} rows; "
+            "add rows, change the sizes, or split without stratifying"
+        )
+    # Rows of one class, in shuffled order, fill the parts one after another.
+    number = np.empty(len(y), np.int64)
+    number[np.argsort(codes, kind="stable")] = np.repeat(np.tile(np.arange(len(sizes)), len(counts)), table.T.ravel())
+    return number
+
+
+def _largest_remainder(counts: Indices, size: int) -> Indices:
+    """Whole numbers near size * counts / sum(counts) that sum to size."""
+    whole, remainder = np.divmod(size * counts.astype(np.int64), counts.sum())
+    first = np.argsort(-remainder, kind="stable")[: size - int(whole.sum())]
+    whole[first] += 1
+    return whole

@@ -1,0 +1,87 @@
+"""Scalar formulas of the outputs and the losses, a row at a time, and the registry that names them.
+
+A row function takes pre-activations and targets, gives the loss, and writes its gradient with respect to the pre-activations.
+As the formulas of activations.py, they are compiled for the CPU, and for CUDA devices, as they stand; the same mathematics in
+array form, the specification, is in reference.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from fastmlp.nn.activations import HALF, ZERO, sigmoid_slope, sigmoid_value
+
+
+def softmax_row(z: Any, y: Any, n: int) -> Any:
+    """y = softmax(z); returns log(sum(exp(z))). The peak is subtracted first, so nothing overflows."""
+    peak = z[0]
+    for j in range(1, n):
+        peak = max(peak, z[j])
+    total = ZERO
+    for j in range(n):
+        y[j] = math.exp(z[j] - peak)
+    for j in range(n):
+        total += y[j]
+    for j in range(n):
+        y[j] = y[j] / total
+    return math.log(total) + peak
+
+
+def cross_entropy_row(z: Any, t: Any, dz: Any, n: int) -> Any:
+    """Softmax cross-entropy, sum_j t_j (logsumexp(z) - z_j), for targets that sum to 1; dz = softmax(z) - t."""
+    log_total = softmax_row(z, dz, n)
+    loss = ZERO
+    for j in range(n):
+        if t[j] != ZERO:
+            loss += t[j] * (log_total - z[j])
+        dz[j] = dz[j] - t[j]
+    return loss
+
+
+def squared_error_linear_row(z: Any, t: Any, dz: Any, n: int) -> Any:
+    """Half the squared distance of y = z from t; dz = y - t."""
+    loss = ZERO
+    for j in range(n):
+        error = z[j] - t[j]
+        loss += HALF * error * error
+        dz[j] = error
+    return loss
+
+
+def squared_error_sigmoid_row(z: Any, t: Any, dz: Any, n: int) -> Any:
+    """Half the squared distance of y = sigmoid(z) from t; dz = (y - t) y (1 - y)."""
+    loss = ZERO
+    for j in range(n):
+        y = sigmoid_value(z[j], ZERO)
+        error = y - t[j]
+        loss += HALF * error * error
+        dz[j] = error * sigmoid_slope(z[j], y, ZERO)
+    return loss
+
+
+def squared_error_softmax_row(z: Any, t: Any, dz: Any, n: int) -> Any:
+    """Half the squared distance of y = softmax(z) from t. The Jacobian dy_i/dz_j = y_i (1[i=j] - y_j) gives
+    dz_j = y_j ((y_j - t_j) - sum_i (y_i - t_i) y_i).
+    """
+    softmax_row(z, dz, n)
+    loss = ZERO
+    mean_error = ZERO
+    for j in range(n):
+        error = dz[j] - t[j]
+        loss += HALF * error * error
+        mean_error += error * dz[j]
+    for j in range(n):
+        dz[j] = dz[j] * (dz[j] - t[j] - mean_error)
+    return loss
+
+
+LOSSES: dict[str, dict[str, Callable[..., Any]]] = {
+    "cross-entropy": {"softmax": cross_entropy_row},
+    "squared-error": {
+        "linear": squared_error_linear_row,
+        "sigmoid": squared_error_sigmoid_row,
+        "softmax": squared_error_softmax_row,
+    },
+}
