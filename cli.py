@@ -103,7 +103,8 @@ def train(recipe: str | None, config: str | None, print_config: bool, as_json: b
 
 def run_training(settings: Config, as_json: bool, extracted: Any = None) -> None:
     """What `train` does with its settings; `extracted` is what `extract` has just made."""
-    from fastmlp.experiments.training_run import check_accuracy, train_run
+    from fastmlp.experiments.result import check_accuracy
+    from fastmlp.experiments.training_run import train_run
 
     if is_verbose():
         note(settings.text())
@@ -141,9 +142,8 @@ def extract(
 
     Needs PyTorch: pip install 'fastmlp[cnn]'.
     """
-    from fastmlp.experiments.chain import draw_extraction
     from fastmlp.experiments.config.sources import resolve_as
-    from fastmlp.experiments.extraction import extract_run
+    from fastmlp.experiments.extraction import draw_extraction, extract_run
     from fastmlp.experiments.recipes.recipe import settings_of
 
     settings = resolve_as(ExtractConfig, flags, os.environ, config, settings_of(recipe, "extract"))
@@ -229,7 +229,7 @@ def evaluate(run: str, part: str, report: bool, min_accuracy: float | None, as_j
     fastmlp evaluate runs/a/model.safetensors --data new.csv --min-accuracy 0.9
     """
     from fastmlp.experiments.evaluation import evaluate_run
-    from fastmlp.experiments.training_run import check_accuracy
+    from fastmlp.experiments.result import check_accuracy
 
     result = evaluate_run(run, part=part, open_extractor=open_extractor, **choices)
     if report and not as_json:

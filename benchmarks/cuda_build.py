@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastmlp.commands.doctor import installed_version
+from fastmlp.engines import installed_version
 from fastmlp.engines.base import PRECISIONS
 from fastmlp.engines.cuda.compiler import Built, Capability, entry_of, linked, lowered, packed, sources
 from fastmlp.engines.cuda.engine import SHAPE, TILES

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import EPOCHS
+from fastmlp.bench import machine as bench_machine
 from fastmlp.bench.report import bench_text, plot_bench
 from fastmlp.bench.rounds import BenchSettings, run_bench
-from fastmlp.bench.rounds import machine as bench_machine
+from fastmlp.engines import installed_versions
 from fastmlp.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -23,7 +24,7 @@ DATA = "fashion-mnist"
 
 def machine() -> dict[str, Any]:
     """Machine and versions in one, as other scripts' results have them."""
-    return bench_machine.machine() | bench_machine.versions()
+    return bench_machine.machine() | installed_versions(bench_machine.PACKAGES)
 
 
 def lost(result: dict[str, Any]) -> list[str]:

@@ -45,10 +45,10 @@ from benchmarks.gpu_measures import (
     peak_gflops,
 )
 from benchmarks.gpu_rivals import measure_contest, torch_device
+from fastmlp.bench import machine as bench_machine
 from fastmlp.bench.cases import Case
 from fastmlp.bench.rounds import PROBE_AGREEMENT, RATE
-from fastmlp.bench.rounds import machine as bench_machine
-from fastmlp.commands.doctor import installed_version
+from fastmlp.engines import installed_version, installed_versions
 from fastmlp.engines.cuda import engine as cuda
 from fastmlp.engines.cuda.compiler import entry_of, linked, lowered
 from fastmlp.engines.kernel_cache import UnsafeFolder, cache_folder, check_private
@@ -170,7 +170,7 @@ class Check:
 
 def look_around(check: Check) -> None:
     """Machine, packages, and the folder of kernels."""
-    versions = bench_machine.versions()
+    versions = installed_versions(bench_machine.PACKAGES)
     more = {
         name: installed_version(name) for name in ("cuda-bindings", "greenlet", "pytest", "nvidia-nvvm", "nvidia-nvjitlink")
     }

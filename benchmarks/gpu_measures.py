@@ -24,11 +24,11 @@ from fastmlp.engines.cuda import engine as cuda
 from fastmlp.engines.cuda.kernels.programs import Kind, Shape
 from fastmlp.engines.cuda.kernels.tiles import Tile
 from fastmlp.engines.cuda.runtime import Launch
+from fastmlp.engines.numpy_engine import NumpyEngine
 from fastmlp.errors import FastMLPError
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
 from fastmlp.nn.scaling import Scaling
-from fastmlp.reference import NumpyEngine
 
 # Multiply-add units for float32 of a multiprocessor by compute capability. Source: CUDA C++ Programming Guide 13,
 # "Arithmetic Instructions", results per clock cycle of 32-bit add, multiply and multiply-add.

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from fastmlp.bench.machine import machine, versions
+from fastmlp.bench.machine import PACKAGES, machine
+from fastmlp.engines import installed_versions
 
 Call = Callable[[], Any]
 SUSPECTS = 3  # of many ratios, the worst ones that are measured again
@@ -70,5 +71,5 @@ def publish(parts: Iterable[dict[str, dict[str, Any]]], rounds: int, out: Path |
             verdict = "met   " if row["met"] else "MISSED"
             print(f"{verdict} {name}: {row['value']:.3g} (limit {row['limit']}) {row['unit']}", flush=True)
     if out:
-        about = {"machine": machine(), "versions": versions(), "rounds": rounds, "claims": claims}
+        about = {"machine": machine(), "versions": installed_versions(PACKAGES), "rounds": rounds, "claims": claims}
         out.write_text(json.dumps(about, indent=2) + "\n")

@@ -23,17 +23,17 @@ import numpy as np
 from benchmarks.epochs import machine
 from fastmlp.data.dataset import Dataset, load_data
 from fastmlp.data.scaling import fit_scaling
+from fastmlp.data.splits import Parts
 from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.sources import resolve, resolve_as
 from fastmlp.experiments.config.train import Config, DataSettings, fields_of
 from fastmlp.experiments.extraction import Tools, extract_run
+from fastmlp.experiments.plan import make_plan
 from fastmlp.experiments.recipes.recipe import find
-from fastmlp.experiments.training_run import Parts, make_plan
 from fastmlp.files import json_bytes, read_json, write_json
-from fastmlp.models.evaluation import evaluate
-from fastmlp.training.loop import Diverged
+from fastmlp.models.metrics import evaluate
+from fastmlp.training.loop import Diverged, train
 from fastmlp.training.many import Result, train_many
-from fastmlp.training.training import train
 
 HERE = Path(__file__).parent
 SEARCHES = HERE / "searches.toml"

@@ -23,12 +23,12 @@ import numpy as np
 from benchmarks.epochs import machine
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.experiments.config.sources import resolve
-from fastmlp.experiments.folder import METRICS_NAME
-from fastmlp.experiments.training_run import CONFIG_NAME, RESULT_NAME, Plan, make_plan
+from fastmlp.experiments.folder import CONFIG_NAME, METRICS_NAME, RESULT_NAME
+from fastmlp.experiments.plan import Plan, make_plan
 from fastmlp.files import read_json, read_lines, write_json
-from fastmlp.models.evaluation import evaluate
-from fastmlp.reports.curves import BLUE, ORANGE, _epoch_axis, _new_figure, _own_style, _save
-from fastmlp.training.training import Training, train
+from fastmlp.models.metrics import evaluate
+from fastmlp.reports.style import BLUE, ORANGE, epoch_axis, new_figure, own_style, save
+from fastmlp.training.loop import Training, train
 
 DIGITS = 6  # of the losses that are kept: float32 has about seven
 CURVES = {"loss": ("training", BLUE), "val_loss": ("validation", ORANGE)}
@@ -93,8 +93,8 @@ def rounded(row: dict[str, Any]) -> dict[str, Any]:
 
 def draw(row: Mapping[str, Any], path: Path) -> None:
     """Write a PNG of both trainings' curves on each other: ours wide and light, PyTorch's thin, dark and dashed on top."""
-    with _own_style():
-        figure = _new_figure(7.0, 4.6, f"{row['network']} on {row['data']}, trained by fastmlp and by PyTorch")
+    with own_style():
+        figure = new_figure(7.0, 4.6, f"{row['network']} on {row['data']}, trained by fastmlp and by PyTorch")
         axes = figure.add_subplot()
         for key, curve in row["ours"]["history"].items():
             label, color = CURVES[key]
@@ -106,9 +106,9 @@ def draw(row: Mapping[str, Any], path: Path) -> None:
         axes.set_title(f"largest relative difference of the curves {row['largest_difference']:.2g}", fontsize=9)
         axes.set_xlabel("epoch")
         axes.set_ylabel("loss")
-        _epoch_axis(axes, 1, len(row["ours"]["history"]["loss"]))
+        epoch_axis(axes, 1, len(row["ours"]["history"]["loss"]))
         axes.legend(frameon=False)
-        _save(figure, path)
+        save(figure, path)
 
 
 def main() -> None:

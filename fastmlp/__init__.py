@@ -18,17 +18,16 @@ if TYPE_CHECKING:
     from fastmlp.data.rows import Subset
     from fastmlp.data.scaling import fit_scaling
     from fastmlp.data.splits import split_rows
-    from fastmlp.models.evaluation import evaluate
     from fastmlp.models.file import load, save
+    from fastmlp.models.metrics import evaluate
     from fastmlp.models.model import Model
     from fastmlp.nn.network import Network
     from fastmlp.nn.optimizers import Optimizer
     from fastmlp.nn.scaling import Scaling
     from fastmlp.nn.schedules import Schedule
-    from fastmlp.training.loop import Training
+    from fastmlp.training.loop import Training, train
     from fastmlp.training.many import train_many
     from fastmlp.training.settings import Settings
-    from fastmlp.training.training import train
 
 __version__ = "0.1.0"
 
@@ -39,18 +38,18 @@ _HOME = {
     "Subset": "data.rows",
     "fit_scaling": "data.scaling",
     "split_rows": "data.splits",
-    "evaluate": "models.evaluation",
     "load": "models.file",
     "save": "models.file",
+    "evaluate": "models.metrics",
     "Model": "models.model",
     "Network": "nn.network",
     "Optimizer": "nn.optimizers",
     "Scaling": "nn.scaling",
     "Schedule": "nn.schedules",
     "Training": "training.loop",
+    "train": "training.loop",
     "train_many": "training.many",
     "Settings": "training.settings",
-    "train": "training.training",
 }
 
 __all__ = [

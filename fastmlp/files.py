@@ -1,7 +1,9 @@
 """Files of a run: written so that a crash leaves the old file or the new one, never a torn one.
 
-Here: atomic writing, JSON and TOML, files of lines, hashes. Not here: the folder of a run (run_folders.py). Every failure of
-the file system becomes a DataError of one line that names the file and the remedy.
+Here: atomic writing, JSON and TOML, files of lines, safetensors, hashes. Not here: the folder of a run (experiments/folder.py),
+and what the tensors of a file mean (models/file.py, data/features.py). Every failure of the file system becomes a DataError of
+one line that names the file and the remedy. Source of the tensor format: https://huggingface.co/docs/safetensors (8 bytes with
+the header's length, the header in JSON, the tensors).
 """
 
 from __future__ import annotations
@@ -9,14 +11,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import secrets
+import struct
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy.typing as npt
 import tomli_w
 
 from fastmlp.errors import DataError
@@ -32,6 +37,7 @@ _REMEDIES = {
     errno.ENOTDIR: "check the path; a part of it is a file, not a folder",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
+Tensors = dict[str, npt.NDArray[Any]]
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
@@ -283,3 +289,37 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with one_line_error("read", path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_tensors(file: Path) -> tuple[dict[str, str], Tensors]:
+    """Metadata and tensors of a safetensors file.
+
+    Raises
+    ------
+    FileNotFoundError : no such file
+    DataError : what is wrong with it
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            metadata = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is not a mapping
+    except FileNotFoundError:
+        raise
+    except (SafetensorError, OSError, TypeError) as error:  # TypeError: a type that NumPy has not, such as bfloat16
+        raise DataError(f"{file}: not a readable safetensors file ({error})") from error
+    return metadata, tensors
+
+
+def tensor_bytes(tensors: Tensors, metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file; its metadata in order, since the library writes them in a random one."""
+    from safetensors.numpy import save
+
+    data = save(tensors, dict(metadata))
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + data[8 + length :]

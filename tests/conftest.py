@@ -20,9 +20,10 @@ import pytest
 
 from fastmlp.engines import BACKENDS, make_engine
 from fastmlp.engines.base import Engine, Job, RowResults, State, steps_of
+from fastmlp.engines.numpy_engine import NumpyEngine
 from fastmlp.nn.network import Network
 from fastmlp.nn.schedules import Schedule
-from fastmlp.reference import ACTIVATIONS, NumpyEngine, plain_losses
+from fastmlp.reference import ACTIVATIONS, plain_losses
 from fastmlp.training.settings import Settings
 
 EPS = float(np.finfo(np.float32).eps)

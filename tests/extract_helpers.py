@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 from cli_helpers import forget_settings
 
-from fastmlp.experiments import chain as extraction_pictures
+from fastmlp.experiments import chain, extraction
 
-DRAWN = {name: getattr(extraction_pictures, name) for name in ("draw_extraction", "draw_chain")}
+# What draws, by the module where it is looked up.
+DRAWN = [
+    (module, name, getattr(module, name))
+    for module, name in ((extraction, "draw_extraction"), (chain, "draw_extraction"), (chain, "draw_chain"))
+]
 
 
 def arrays_of(file: str | Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -30,6 +34,6 @@ def own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture(autouse=True, scope="module")
 def without_pictures() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for name in DRAWN:
-            patch.setattr(extraction_pictures, name, lambda *given: None)
+        for module, name, _ in DRAWN:
+            patch.setattr(module, name, lambda *given: None)
         yield

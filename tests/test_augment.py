@@ -21,8 +21,8 @@ from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
 from fastmlp.nn.philox import generator
 from fastmlp.training.augment import Moves, augmented, draw_moves
+from fastmlp.training.loop import train
 from fastmlp.training.many import train_many
-from fastmlp.training.training import train
 
 SHAPE = (5, 4, 2)
 NETWORK = Network((40, 12, 3), dropout=0.2)

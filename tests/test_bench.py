@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from cli_helpers import forget_settings, ok, refused
 
+from fastmlp.bench import rounds as bench
 from fastmlp.bench.cases import CASES, Case, Source, choose_cases, parse_sizes, synthetic_rows
 from fastmlp.bench.contestant import OwnEngine, Task
 from fastmlp.bench.rivals import RIVALS, Sklearn, contestants
 from fastmlp.bench.rounds import BenchSettings, Entry, run_bench, verdict
-from fastmlp.bench.rounds import rounds as bench
 from fastmlp.data.dataset import Dataset
 from fastmlp.engines import BACKENDS
 from fastmlp.errors import ConfigError, DivergedError, FastMLPError, UnavailableError
@@ -196,7 +196,7 @@ def test_masks_of_other_libraries_may_differ_and_ours_may_not() -> None:
 
 def test_a_training_that_diverges_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "RATE", 1e30)
-    monkeypatch.setitem(bench.RATES, "sgd", 1e30)
+    monkeypatch.setitem(bench.DEFAULT_LEARNING_RATE, "sgd", 1e30)
     with pytest.raises(DivergedError, match="diverges"):
         run_bench(TINY)
 

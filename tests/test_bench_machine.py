@@ -9,14 +9,15 @@ import pytest
 from numba import njit
 
 from fastmlp.bench.machine import (
+    PACKAGES,
     USUAL_CACHE,
     Ceilings,
     accumulators,
     last_cache_bytes,
     machine,
     make_kernels,
-    versions,
 )
+from fastmlp.engines import installed_versions
 from fastmlp.engines.cpu.codegen.intrinsics import make_fma_loop
 from fastmlp.engines.cpu.codegen.simd import lanes
 
@@ -98,7 +99,7 @@ def test_the_machine_and_its_versions_are_described() -> None:
     about = machine()
     assert {"date", "processor", "name", "cores", "threads", "load"} <= set(about)
     assert about["cores"] >= 1
-    found = versions()
+    found = installed_versions(PACKAGES)
     assert {"python", "fastmlp", "numpy", "numba", "llvmlite", "scikit-learn"} <= set(found)
     assert found["numpy"] == np.__version__
     assert "no-such-package" not in found

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastmlp.bench import report as bench_report
 from fastmlp.bench.report import bench_text, make_folder, plot_bench, write_bench
-from fastmlp.bench.rounds import report as bench_report
 from fastmlp.errors import DataError
+from fastmlp.reports.style import own_style
 
 SPEEDS = {("numba", 2): [1.0, 1.2], ("numba", 1): [2.0, 2.0], ("jax", 2): [1.5, 1.5], ("torch-compile", 1): [3.0, 3.6]}
 
@@ -106,7 +107,7 @@ def test_nothing_in_the_chart_overlaps() -> None:
     """Boxes of all texts: names, seconds beside the bars, headings, ticks, the legend."""
     from matplotlib.text import Text
 
-    with bench_report._own_style():
+    with own_style():
         figure = bench_report._bench_figure(make_result(3))
         figure.canvas.draw()
         texts = [one for one in figure.findobj(Text) if one.get_visible() and one.get_text().strip()]
@@ -118,7 +119,7 @@ def test_nothing_in_the_chart_overlaps() -> None:
 
 
 def test_the_chart_has_axes_and_a_legend() -> None:
-    with bench_report._own_style():
+    with own_style():
         figure = bench_report._bench_figure(make_result(2))
     first, last = figure.axes
     assert "GFLOP/s" in last.get_xlabel()

@@ -21,9 +21,8 @@ from fastmlp.bench.pytorch import Torch
 from fastmlp.bench.rivals import NAMES, RIVALS, Jax, Sklearn, contestants, parse_names
 from fastmlp.engines.cpu.threads import available_cores
 from fastmlp.errors import ConfigError, UnavailableError
-from fastmlp.experiments.config.train import RATES
 from fastmlp.nn.network import Network
-from fastmlp.nn.optimizers import RULES, Optimizer
+from fastmlp.nn.optimizers import DEFAULT_LEARNING_RATE, RULES, Optimizer
 
 ROOT = Path(__file__).parent.parent
 ROWS, BATCH = 200, 48  # the last batch is short
@@ -35,7 +34,7 @@ ORDERS = [np.random.default_rng(epoch).permutation(ROWS) for epoch in range(2)]
 def make_task(optimizer: str = "sgd", activation: str = "relu", dropout: float = 0.0) -> Task:
     network = Network((20, 16, 12, 10), activation=activation, dropout=dropout)
     rows = synthetic_rows(ROWS, 20, 10)
-    rate = 0.2 if optimizer == "sgd" else RATES[optimizer]
+    rate = 0.2 if optimizer == "sgd" else DEFAULT_LEARNING_RATE[optimizer]
     return Task(network, rows.x, rows.y, network.initial_parameters(3), BATCH, rate, Optimizer(optimizer, momentum=0.7))
 
 

@@ -11,9 +11,9 @@ import pytest
 
 from fastmlp.errors import ConfigError
 from fastmlp.experiments.config.sources import resolve
-from fastmlp.experiments.config.train import FIELDS, PATIENCE, RATES, Config, flag
+from fastmlp.experiments.config.train import FIELDS, PATIENCE, Config, flag
 from fastmlp.nn.network import Network
-from fastmlp.nn.optimizers import RULES, Optimizer
+from fastmlp.nn.optimizers import DEFAULT_LEARNING_RATE, RULES, Optimizer
 from fastmlp.nn.schedules import Schedule
 
 
@@ -57,8 +57,8 @@ def test_float64_is_refused_for_the_engine_without_it_alone(backend: str) -> Non
 
 @pytest.mark.parametrize("name", RULES)
 def test_every_optimizer_has_a_default_rate(name: str) -> None:
-    assert resolve({"optimizer": name}, {}).lr == RATES[name]
-    assert f"{RATES[name]:g} for {name}" in FIELDS["lr"].metadata["help"]
+    assert resolve({"optimizer": name}, {}).lr == DEFAULT_LEARNING_RATE[name]
+    assert f"{DEFAULT_LEARNING_RATE[name]:g} for {name}" in FIELDS["lr"].metadata["help"]
 
 
 def test_what_is_chosen_by_rule() -> None:

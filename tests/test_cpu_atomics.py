@@ -12,7 +12,7 @@ import pytest
 from numba import njit
 
 from fastmlp.engines.cpu.codegen.intrinsics import atomic_load, atomic_store, fetch_add, pause, swap_if, yield_core
-from fastmlp.engines.cpu.kernels.passes import (
+from fastmlp.engines.cpu.kernels.sync import (
     CALLER,
     DONE,
     PHASE,

@@ -172,7 +172,7 @@ def test_no_fork_while_another_thread_compiles(kernel: Any, children: list[int])
 
 QUIET = """
 import atexit, gc, os, signal, sys, time
-from fastmlp import cpu_beside
+from fastmlp.engines.cpu.codegen import fork as cpu_beside
 from fastmlp.engines.cpu.codegen.compiler import cached
 
 class Garbage:
@@ -216,7 +216,8 @@ def test_a_child_tidies_up_nothing_and_handles_nothing(how: str, hits: int, monk
 ENGINE = """
 import os, sys
 import numpy as np
-from fastmlp import cpu, cpu_beside
+from fastmlp.engines.cpu import engine as cpu
+from fastmlp.engines.cpu.codegen import fork as cpu_beside
 from fastmlp.engines.base import Job, State
 from fastmlp.engines.cpu.kernels.programs import predict_kernel, train_kernel
 from fastmlp.nn.network import Network

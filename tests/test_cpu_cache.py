@@ -19,9 +19,9 @@ import pytest
 import fastmlp
 from fastmlp.engines.base import Job, State
 from fastmlp.engines.kernel_cache import DIGEST_BYTES
+from fastmlp.engines.numpy_engine import NumpyEngine
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
-from fastmlp.reference import NumpyEngine
 
 PACKAGE = Path(fastmlp.__file__).parent
 PATIENCE = 200  # seconds
@@ -34,7 +34,7 @@ warnings.simplefilter("always")
 warnings.showwarning = lambda message, category, *rest: messages.append([category.__name__, str(message)])
 import numba
 import numpy as np
-from fastmlp import cpu_compile
+from fastmlp.engines.cpu.codegen import compiler as cpu_compile
 from fastmlp.engines.base import Job, State
 from fastmlp.engines.cpu.engine import NumbaEngine
 from fastmlp.engines.cpu.codegen.cache import KernelCache

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fastmlp.engines.cpu.codegen.compiler import from_python
-from fastmlp.engines.cpu.codegen.vector_random import drop_address
+from fastmlp.engines.cpu.kernels.formulas import drop_address
 from fastmlp.nn.philox import drop_threshold, keep_mask, philox4x32
 
 SCALE = np.float32(1.25)

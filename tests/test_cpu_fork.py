@@ -12,7 +12,8 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
 FORK = """
 import hashlib, os, sys, warnings
 import numpy as np
-from fastmlp import cpu, cpu_threads
+from fastmlp.engines.cpu import engine as cpu
+from fastmlp.engines.cpu import threads as cpu_threads
 from fastmlp.engines.base import Job, State
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer

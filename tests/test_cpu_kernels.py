@@ -20,9 +20,9 @@ from fastmlp.engines.cpu.engine import NumbaEngine
 from fastmlp.engines.cpu.kernels.passes import GRADIENT, PARAMETERS, SLOT_M, SLOT_V
 from fastmlp.engines.cpu.kernels.programs import train_kernel
 from fastmlp.engines.cpu.plan import BY_ROWS, FORWARD, GATHER, LINEAR, RELU, UPDATE, pack, pack_transposed
+from fastmlp.engines.numpy_engine import NumpyEngine
 from fastmlp.nn.optimizers import Optimizer
 from fastmlp.nn.scaling import Scaling
-from fastmlp.reference import NumpyEngine
 
 PATIENCE = 60  # seconds after which a test calls a wait a hang
 

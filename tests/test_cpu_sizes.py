@@ -21,8 +21,8 @@ from fastmlp.engines.cpu.kernels.gemm import deepest_piece
 from fastmlp.engines.cpu.kernels.passes import BATCH_DEPTHS
 from fastmlp.engines.cpu.plan import CHUNK_ROWS, GROUP_COLUMNS
 from fastmlp.engines.cpu.threads import Trials
+from fastmlp.engines.numpy_engine import NumpyEngine
 from fastmlp.nn.optimizers import Optimizer
-from fastmlp.reference import NumpyEngine
 
 SOME_THREADS = 2
 BEYOND = BATCH_DEPTHS[lanes()] + 1  # rows of a batch whose gradients are sums in two pieces

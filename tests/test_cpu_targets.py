@@ -57,7 +57,10 @@ from conftest import check_against_reference, make_course
 from numba import types
 from numba.core.caching import NullCache
 from numba.core.registry import cpu_target
-from fastmlp import cpu, cpu_compile, cpu_products, cpu_threads
+from fastmlp.engines.cpu import engine as cpu
+from fastmlp.engines.cpu.codegen import compiler as cpu_compile
+from fastmlp.engines.cpu.kernels import gemm as cpu_products
+from fastmlp.engines.cpu import threads as cpu_threads
 from fastmlp.engines.base import Job
 from fastmlp.engines.cpu.codegen.cache import KernelCache
 from fastmlp.engines.cpu.codegen.simd import lanes

@@ -25,10 +25,10 @@ from fastmlp.engines.cuda.engine import TILES, CudaEngine
 from fastmlp.engines.cuda.kernels.tensor_cores import MMA_TILES
 from fastmlp.engines.cuda.kernels.tiled import make_arithmetic, make_get, make_walk
 from fastmlp.engines.cuda.kernels.tiles import Tile, make_product
+from fastmlp.engines.numpy_engine import NumpyEngine
 from fastmlp.errors import ConfigError, UnavailableError
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
-from fastmlp.reference import NumpyEngine
 
 BITS = {"tf32": 11, "bf16": 8}
 ROUNDED = tuple(BITS)

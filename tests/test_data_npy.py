@@ -14,8 +14,8 @@ import pytest
 from cli_helpers import FAST, forget_settings, ok, refused
 from data_helpers import message as message_of
 
+from fastmlp.data import arrays as data_npy
 from fastmlp.data.arrays import read_npy_folder
-from fastmlp.data.dataset import arrays as data_npy
 from fastmlp.data.dataset import load_data
 from fastmlp.data.rows import is_mapped
 from fastmlp.errors import ConfigError, DataError

@@ -9,7 +9,8 @@ import pytest
 from conftest import need_backend
 
 from fastmlp.commands import doctor
-from fastmlp.commands.doctor import BROKEN, NOTE, OK, Check, Version
+from fastmlp.commands.doctor import BROKEN, NOTE, OK, Check
+from fastmlp.engines import Version
 from fastmlp.errors import UnavailableError
 
 

@@ -19,7 +19,6 @@ from test_cnn_training import SHAPE, bars
 
 from cnn.extractor import from_bytes
 from fastmlp.data.dataset import load_data
-from fastmlp.experiments import chain as extraction_pictures
 
 PATIENCE = 60  # seconds of a slow, busy machine for what takes one
 SMALL = ["--filters", "4,6", "--dense", "8", "--epochs", "3", "--lr", "0.003", "--batch-size", "16", "--device", "cpu"]
@@ -128,8 +127,8 @@ PARTS = ("train", "validation", "test")
 
 
 def test_pictures_of_both_stages(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, draw in DRAWN.items():
-        monkeypatch.setattr(extraction_pictures, name, draw)
+    for module, name, draw in DRAWN:
+        monkeypatch.setattr(module, name, draw)
     ok("extract", "--data", home / "images.npz", *SMALL, "--epochs", "1", "--out", "features.npz", "-q")
     ok("extract", "--data", home / "images.npz", *SMALL, "--epochs", "1", "train", *MLP, "--out", "run", "-q")
     beside = {file.stem for file in Path("features-pictures").iterdir()}

@@ -23,8 +23,9 @@ from safetensors.torch import save_file as save_torch_file
 from test_cnn_training import SHAPE, bars
 
 from cnn.extractor import Extractor
-from fastmlp.data.dataset import features as feature_files
-from fastmlp.data.dataset import load_data, rows
+from fastmlp.data import features as feature_files
+from fastmlp.data import rows
+from fastmlp.data.dataset import load_data
 from fastmlp.data.rows import is_mapped
 from fastmlp.experiments import extraction
 from fastmlp.models.file import load

@@ -12,7 +12,7 @@ import sklearn.metrics
 from cli_helpers import forget_settings, ok, refused
 
 from fastmlp.models.metrics import classification_metrics
-from fastmlp.reports.listings import classification_report, predictions_text
+from fastmlp.reports.text import classification_report, predictions_text
 
 NAMES = {3: ("a", "bb", "ccc"), 10: tuple(f"a class with a long name {k}" for k in range(10))}
 

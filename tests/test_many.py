@@ -32,10 +32,9 @@ from fastmlp.errors import ConfigError, DataError
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
 from fastmlp.nn.schedules import Schedule
-from fastmlp.training.loop import Diverged, Training
+from fastmlp.training.loop import Diverged, Training, train
 from fastmlp.training.many import Task, make_tasks, train_many
 from fastmlp.training.settings import TrainingData
-from fastmlp.training.training import train
 
 
 def many_jobs(numba_backend: str) -> list[tuple[Network, Any]]:

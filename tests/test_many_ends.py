@@ -22,9 +22,8 @@ from fastmlp.engines.base import Engine, Job
 from fastmlp.engines.interrupts import Signals
 from fastmlp.nn.network import Network
 from fastmlp.nn.schedules import Schedule
-from fastmlp.training.loop import Diverged, Interrupted, Training
+from fastmlp.training.loop import Diverged, Interrupted, Training, train
 from fastmlp.training.many import ManyInterrupted, train_many
-from fastmlp.training.training import train
 
 # With the NumPy engine an epoch takes a twentieth of a second; products are too small for threads of the BLAS, which would
 # wait for each other on a busy machine.

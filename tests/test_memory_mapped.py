@@ -20,18 +20,19 @@ from conftest import Keeper, same_bits, set_up
 
 from benchmarks import memmap
 from benchmarks.cases import Case
+from fastmlp.data import rows as rows_module
 from fastmlp.data.dataset import Parts, check_dataset, load_data
-from fastmlp.data.dataset import rows as rows_module
 from fastmlp.data.rows import Subset, is_mapped
 from fastmlp.data.scaling import fit_scaling
-from fastmlp.data.splits import split_rows
+from fastmlp.data.splits import split, split_rows
 from fastmlp.experiments.config.train import Config
 from fastmlp.experiments.evaluation import evaluate_run
-from fastmlp.experiments.training_run import make_plan, split, train_run
-from fastmlp.models.evaluation import evaluate
+from fastmlp.experiments.plan import make_plan
+from fastmlp.experiments.training_run import train_run
+from fastmlp.models.metrics import evaluate
 from fastmlp.nn.network import Network
 from fastmlp.nn.scaling import SCALINGS
-from fastmlp.training.training import train
+from fastmlp.training.loop import train
 
 BOUND, BOUND_PER_ROW = 64 << 20, 64
 
@@ -155,7 +156,7 @@ def test_a_run_on_a_folder_is_the_run_on_its_npz(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [np.ndarray, Subset])
 def test_parts_of_a_mapped_file_are_subsets_and_others_copies(kind: Any, tmp_path: Path) -> None:
     data = check_dataset(Parts(mapped(tmp_path, PIXELS) if kind is Subset else PIXELS, Y))
-    parts = split(data, Config(seed=5))
+    parts = split(data, **Config(seed=5).split_sizes())
     numbers = split_rows(Y, (0.2, 0.2), seed=5)
     for name, rows in zip(("train", "validation", "test"), numbers, strict=True):
         x, y = parts[name]
@@ -186,7 +187,7 @@ def test_no_pass_over_the_rows_copies_them(dtype: Any, tmp_path: Path, monkeypat
     def run() -> None:
         data = load_data(tmp_path / "a")
         assert is_mapped(data.x) and data.sha256
-        parts = split(data, Config())
+        parts = split(data, **Config().split_sizes())
         scaling = fit_scaling("zscore", parts["train"][0])
         settings = set_up(epochs=1)
         training = train(network, *parts["train"], settings=settings, scaling=scaling, validation=parts["validation"])

@@ -17,13 +17,14 @@ import fastmlp
 import fastmlp.models.model
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.engines.base import Job
+from fastmlp.engines.numpy_engine import NumpyEngine
 from fastmlp.errors import DataError
-from fastmlp.models.evaluation import epoch_figures, evaluate, measure
+from fastmlp.models.metrics import epoch_figures, evaluate, measure
 from fastmlp.models.model import Model, check_rows
 from fastmlp.nn.losses import LOSSES
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
-from fastmlp.reference import NumpyEngine, plain_losses
+from fastmlp.reference import plain_losses
 
 NETWORK = Network((7, 9, 3))
 X = np.random.default_rng(0).normal(size=(40, 7)).astype(np.float32)

@@ -10,8 +10,10 @@ import pytest
 from test_report import check_legend_beside_panels, check_no_overlap, draw
 
 from fastmlp.models.metrics import classification_metrics
+from fastmlp.reports import confusion
 from fastmlp.reports import images as pictures
-from fastmlp.reports.images import plot_classes, plot_filters, plot_maps, plot_mistakes, plot_projection, principal
+from fastmlp.reports.confusion import MATRICES, plot_classes
+from fastmlp.reports.images import plot_filters, plot_maps, plot_mistakes, plot_projection, principal
 
 RNG = np.random.default_rng(0)
 LONG = [f"a class with a rather long name {number}" for number in range(12)]
@@ -27,7 +29,8 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         save(figure, path)
         found.append(draw(figure))
 
-    monkeypatch.setattr(pictures, "_save", kept)
+    for module in (pictures, confusion):
+        monkeypatch.setattr(module, "save", kept)
     return found
 
 
@@ -158,7 +161,7 @@ def test_classes_over_epochs(k: int, epochs: int, part: str, figures: list[Any],
     assert list(curves.lines[1].get_ydata()) == [row[part]["per_class"][1]["recall"] for row in rows]
     assert part in figure.get_suptitle()
     shown = [axes.get_title() for axes in matrices]
-    assert len(shown) == min(epochs, pictures.MATRICES)
+    assert len(shown) == min(epochs, MATRICES)
     assert shown[-1] == f"epoch {rows[-1]['epoch']}: {rows[-1][part]['accuracy']:.4f}"
     counts = np.array(rows[0][part]["confusion"])
     assert np.allclose(matrices[0].images[0].get_array(), counts / np.maximum(counts.sum(1, keepdims=True), 1))

@@ -22,7 +22,7 @@ from fastmlp.experiments.recipes.plot import Comparison, all_comparisons, comman
 from fastmlp.experiments.recipes.recipe import all_recipes, find
 from fastmlp.files import read_lines
 from fastmlp.reports.comparison import Curve, Panel, comparison_figure
-from fastmlp.reports.curves import _own_style
+from fastmlp.reports.style import own_style
 
 NAN, INF = float("nan"), float("inf")
 RECIPES = {
@@ -44,8 +44,8 @@ RECIPES = {
 
 
 @pytest.fixture(autouse=True)
-def own_style() -> Iterator[None]:
-    with _own_style():
+def in_own_style() -> Iterator[None]:
+    with own_style():
         yield
 
 

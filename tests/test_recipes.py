@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_helpers import ok, refused
-from extract_helpers import own_folder  # noqa: F401 - a fixture of every test here
+from extract_helpers import DRAWN, own_folder  # noqa: F401 - a fixture of every test here
 from test_cnn_training import SHAPE, bars
 
 from cnn import toolkit
-from fastmlp.experiments import chain as extraction_pictures
 from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.sources import resolve_as
 from fastmlp.experiments.config.train import Config
@@ -129,8 +128,8 @@ def test_a_recipe_of_the_other_command_is_refused() -> None:
 
 
 def test_a_recipe_chains(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("draw_extraction", "draw_chain"):
-        monkeypatch.setattr(extraction_pictures, name, lambda *given: None)
+    for module, name, _ in DRAWN:
+        monkeypatch.setattr(module, name, lambda *given: None)
     pixels, labels = bars(120, 0)
     np.savez("images.npz", x=pixels.reshape(-1, *SHAPE[:2]), y=labels)
     small = ["--data", "images.npz", "--filters", "4,6", "--dense", "8", "--epochs", "1"]

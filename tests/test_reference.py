@@ -23,12 +23,13 @@ from conftest import (
 )
 
 from fastmlp.engines.base import Job, State, steps_of
+from fastmlp.engines.numpy_engine import NumpyEngine
 from fastmlp.nn.activations import ACTIVATIONS as SCALAR_ACTIVATIONS
 from fastmlp.nn.losses import LOSSES
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import RULES, Optimizer
 from fastmlp.nn.philox import keep_mask
-from fastmlp.reference import ACTIVATIONS, OUTPUTS, NumpyEngine, backward, clip, forward, objective, row_losses
+from fastmlp.reference import ACTIVATIONS, OUTPUTS, backward, clip, forward, objective, row_losses
 
 F = torch.nn.functional
 OUTPUT_PAIRS = [(loss, output) for loss, outputs in LOSSES.items() for output in outputs]

@@ -1,4 +1,4 @@
-"""report.py: what the pictures hold and that nothing in them overlaps."""
+"""Curves and confusion matrices: what the pictures hold and that nothing in them overlaps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from matplotlib.text import Text
 from PIL import Image
 
 from fastmlp.errors import DataError
-from fastmlp.reports import curves as report
+from fastmlp.reports import confusion as confusion_pictures
+from fastmlp.reports import curves, style
 from fastmlp.reports.text import short_name
 
 ROOT = Path(__file__).parent.parent
@@ -50,7 +51,7 @@ def make_confusion(k: int, rows: int = 1000) -> list[list[int]]:
 @pytest.fixture(autouse=True)
 def own_style() -> Iterator[None]:
     """As inside the public functions."""
-    with report._own_style():
+    with style.own_style():
         yield
 
 
@@ -114,7 +115,7 @@ def lines_of(axes: Axes) -> dict[str, Any]:
 def test_curves_hold_the_history_and_nothing_overlaps(epochs: int, keys: tuple[str, ...]) -> None:
     history = make_history(epochs, *keys)
     best = max(1, epochs * 2 // 3)
-    figure = draw(report._curves_figure(history, best, "fashion-mnist 784x400x250x100x10"))
+    figure = draw(curves._curves_figure(history, best, "fashion-mnist 784x400x250x100x10"))
     check_no_overlap(figure)
     check_legend_beside_panels(figure)
     quantities = ["loss"] if keys and "accuracy" not in keys else ["loss", "accuracy"]
@@ -141,7 +142,7 @@ def test_curves_hold_the_history_and_nothing_overlaps(epochs: int, keys: tuple[s
 
 
 def test_resumed_history_starts_where_it_starts() -> None:
-    figure = draw(report._curves_figure(make_history(5, first=51), 53, "resumed"))
+    figure = draw(curves._curves_figure(make_history(5, first=51), 53, "resumed"))
     assert 50 <= figure.axes[0].get_xlim()[0] < 51
 
 
@@ -150,7 +151,7 @@ def test_what_was_measured_within_epochs_is_drawn_there() -> None:
     for row in history:
         at = [row["epoch"] - 1 + part for part in (0.4, 0.8)]
         row["steps"] = [{"epoch": e, "loss": row["loss"], "val_loss": 2 - e / 10, "val_accuracy": e / 10} for e in at]
-    figure = draw(report._curves_figure(history, 2, "steps"))
+    figure = draw(curves._curves_figure(history, 2, "steps"))
     check_no_overlap(figure)
     lines = {(axes.get_ylabel(), line.get_label()): line for axes in figure.axes for line in axes.lines}
     places = [0.4, 0.8, 1.4, 1.8, 2.4, 2.8, 3.4, 3.8]
@@ -163,7 +164,7 @@ def test_what_was_measured_within_epochs_is_drawn_there() -> None:
 
 
 def test_no_epoch_at_all() -> None:
-    figure = draw(report._curves_figure([], None, "stopped at once"))
+    figure = draw(curves._curves_figure([], None, "stopped at once"))
     assert {text.get_text() for text in texts(figure)} == {"stopped at once", "no epoch was finished"}
 
 
@@ -179,7 +180,7 @@ def test_no_epoch_at_all() -> None:
 )
 def test_losses_that_span_decades_get_a_logarithmic_axis(scale: str, losses: list[float]) -> None:
     history = [{"epoch": i, "loss": loss} for i, loss in enumerate(losses, 1)]
-    figure = draw(report._curves_figure(history, 1, "t"))
+    figure = draw(curves._curves_figure(history, 1, "t"))
     check_no_overlap(figure)
     axis = figure.axes[0].yaxis
     assert axis.get_scale() == scale
@@ -191,7 +192,7 @@ def test_losses_that_span_decades_get_a_logarithmic_axis(scale: str, losses: lis
 def test_values_that_are_not_finite_leave_a_gap_and_a_cross() -> None:
     history = make_history(6)
     history[2]["loss"], history[3]["loss"], history[5]["val_loss"] = NAN, INF, -INF
-    figure = draw(report._curves_figure(history, 2, "t"))
+    figure = draw(curves._curves_figure(history, 2, "t"))
     check_no_overlap(figure)
     training, crosses, *_ = figure.axes[0].get_lines()
     assert np.isnan(np.asarray(training.get_ydata())).tolist() == [False, False, True, True, False, False]
@@ -203,21 +204,21 @@ def test_values_that_are_not_finite_leave_a_gap_and_a_cross() -> None:
 
 
 def test_only_values_that_are_not_finite() -> None:
-    figure = draw(report._curves_figure([{"epoch": 1, "loss": NAN}, {"epoch": 2, "loss": INF}], None, "t"))
+    figure = draw(curves._curves_figure([{"epoch": 1, "loss": NAN}, {"epoch": 2, "loss": INF}], None, "t"))
     check_no_overlap(figure)
 
 
 def test_values_that_were_not_measured_are_bridged_and_no_epoch_need_be_best() -> None:
     history = make_history(4)
     history[1]["val_loss"] = None
-    lines = lines_of(draw(report._curves_figure(history, None, "t")).axes[0])
+    lines = lines_of(draw(curves._curves_figure(history, None, "t")).axes[0])
     assert set(lines) == {"training", "validation"}
     assert lines["validation"].get_xdata().tolist() == [1, 3, 4]
 
 
 def confusion_figure(k: int, names: tuple[str, ...], rows: int = 1000) -> tuple[Any, Figure]:
     counts = np.array(make_confusion(k, rows))
-    return counts, draw(report._confusion_figure(counts, [short_name(name) for name in names], "digits"))
+    return counts, draw(confusion_pictures._confusion_figure(counts, [short_name(name) for name in names], "digits"))
 
 
 CHINESE = tuple("甲" * i for i in range(1, 11))
@@ -283,14 +284,14 @@ def luminance(color: tuple[float, ...]) -> float:
 
 def test_counts_are_readable_on_every_colour() -> None:
     for color in matplotlib.colormaps["Blues"](np.linspace(0, 1, 256)):
-        dark, light = sorted((luminance(to_rgb(report._readable(color))), luminance(tuple(color))))
+        dark, light = sorted((luminance(to_rgb(confusion_pictures._readable(color))), luminance(tuple(color))))
         assert (light + 0.05) / (dark + 0.05) >= 4.5
     _, figure = confusion_figure(10, CLOTHES)
     assert {text.get_color() for text in figure.axes[0].texts if len(set(text.get_position())) == 1} == {"white"}
 
 
 def test_colour_follows_the_share_of_the_row() -> None:
-    figure = draw(report._confusion_figure(np.array([[1, 3], [0, 0]]), ["a", "b"], "t"))
+    figure = draw(confusion_pictures._confusion_figure(np.array([[1, 3], [0, 0]]), ["a", "b"], "t"))
     (image,) = figure.axes[0].images
     assert np.asarray(image.get_array()).tolist() == [[0.25, 0.75], [0.0, 0.0]]
     assert image.norm.vmin == 0
@@ -299,11 +300,11 @@ def test_colour_follows_the_share_of_the_row() -> None:
 
 def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
     names = ["$a_1$", "b\x1b[31m\nx", "鱼类", "\U0001f600", "%s {x}"]
-    figure = draw(report._confusion_figure(np.eye(5, dtype=int), [short_name(name) for name in names], "$t_1$"))
+    figure = draw(confusion_pictures._confusion_figure(np.eye(5, dtype=int), [short_name(name) for name in names], "$t_1$"))
     labels = [*figure.axes[0].get_xticklabels(), *figure.axes[0].get_yticklabels()]
     assert not any(label.get_parse_math() for label in labels)
     assert labels[1].get_text() == "b?[31m?x"
-    report.plot_confusion(np.eye(5, dtype=int).tolist(), names, tmp_path / "a.png")
+    confusion_pictures.plot_confusion(np.eye(5, dtype=int).tolist(), names, tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(
@@ -312,13 +313,13 @@ def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
 )
 def test_confusion_that_does_not_fit_the_names(tmp_path: Path, confusion: Any, classes: list[str]) -> None:
     with pytest.raises(DataError, match=f"for {len(classes)} classes; it must be square"):
-        report.plot_confusion(confusion, classes, tmp_path / "a.png")
+        confusion_pictures.plot_confusion(confusion, classes, tmp_path / "a.png")
     assert not list(tmp_path.iterdir())
 
 
 def test_files_are_whole_and_plain(tmp_path: Path) -> None:
-    report.plot_curves(make_history(9), 4, tmp_path / "curves.png")
-    report.plot_confusion(make_confusion(10), CLOTHES, str(tmp_path / "confusion.png"))
+    curves.plot_curves(make_history(9), 4, tmp_path / "curves.png")
+    confusion_pictures.plot_confusion(make_confusion(10), CLOTHES, str(tmp_path / "confusion.png"))
     for name in ("curves.png", "confusion.png"):
         with Image.open(tmp_path / name) as picture:
             picture.load()
@@ -329,14 +330,15 @@ def test_files_are_whole_and_plain(tmp_path: Path) -> None:
         for edge in (pixels[:8], pixels[-8:], pixels[:, :8], pixels[:, -8:]):
             assert (edge == 255).all()  # nothing is cut off
     with pytest.raises(DataError, match="missing"):
-        report.plot_curves(make_history(2), 1, tmp_path / "missing" / "curves.png")
+        curves.plot_curves(make_history(2), 1, tmp_path / "missing" / "curves.png")
 
 
 PLOT = """
 import sys
 from pathlib import Path
 sys.path.insert(0, "tests")
-from fastmlp.reports.curves import plot_confusion, plot_curves
+from fastmlp.reports.confusion import plot_confusion
+from fastmlp.reports.curves import plot_curves
 assert "matplotlib" not in sys.modules
 folder = Path(sys.argv[1])
 rows = [{"epoch": i, "loss": 3 / i, "accuracy": 1 - 1 / (i + 1), "val_loss": 4 / i, "val_accuracy": 0.9} for i in range(1, 9)]
@@ -366,6 +368,6 @@ def test_same_bytes_in_every_process_and_setting(tmp_path: Path) -> None:
 def test_settings_of_the_user_are_left_alone(tmp_path: Path) -> None:
     matplotlib.rcParams["axes.facecolor"] = "black"
     before = dict(matplotlib.rcParams)
-    report.plot_curves(make_history(3), 2, tmp_path / "a.png")
-    report.plot_confusion([[1, 0], [0, 1]], ["a", "b"], tmp_path / "b.png")
+    curves.plot_curves(make_history(3), 2, tmp_path / "a.png")
+    confusion_pictures.plot_confusion([[1, 0], [0, 1]], ["a", "b"], tmp_path / "b.png")
     assert dict(matplotlib.rcParams) == before

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastmlp.data import rows as rows_module
 from fastmlp.data.checks import check_part, check_rows
-from fastmlp.data.dataset import rows as rows_module
 from fastmlp.data.rows import Subset, blocks, first_not_finite, is_mapped, take
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.errors import DataError

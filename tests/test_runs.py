@@ -12,11 +12,14 @@ import pytest
 
 from fastmlp import load
 from fastmlp.data.dataset import Dataset
+from fastmlp.data.splits import split
 from fastmlp.errors import ConfigError, DataError, ThresholdError
 from fastmlp.experiments.config.sources import resolve
 from fastmlp.experiments.config.train import Config
 from fastmlp.experiments.folder import check_manifest
-from fastmlp.experiments.training_run import PART_NAMES, check_accuracy, make_plan, split, train_run
+from fastmlp.experiments.plan import PART_NAMES, make_plan
+from fastmlp.experiments.result import check_accuracy
+from fastmlp.experiments.training_run import train_run
 from fastmlp.training.loop import Diverged
 
 FILES = ["config.toml", "confusion.png", "curves.png", "manifest.json", "metrics.jsonl", "model.safetensors", "report.txt"]
@@ -68,7 +71,7 @@ def run(blobs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
 
 @pytest.mark.parametrize("stratify", [False, True])
 def test_parts_share_no_row_and_lose_none(stratify: bool) -> None:
-    parts = split(dataset(), Config(stratify=stratify))
+    parts = split(dataset(), **Config(stratify=stratify).split_sizes())
     assert {name: len(x) for name, (x, _) in parts.items()} == {"train": 60, "validation": 20, "test": 20}
     assert sorted(np.concatenate([x[:, 0] for x, _ in parts.values()])) == list(range(100))
     assert all((x[:, 0] % 4 == y).all() for x, y in parts.values())
@@ -78,24 +81,24 @@ def test_parts_share_no_row_and_lose_none(stratify: bool) -> None:
 
 def test_the_test_part_of_the_data_is_kept_as_it_is() -> None:
     data = dataset(test_rows=7)
-    parts = split(data, Config(val_fraction=None, val_count=30))
+    parts = split(data, **Config(val_fraction=None, val_count=30).split_sizes())
     assert {name: len(x) for name, (x, _) in parts.items()} == {"train": 70, "validation": 30, "test": 7}
     assert parts["test"][0] is data.x_test
 
 
 def test_the_split_is_a_function_of_the_seed() -> None:
-    one, same, other = (split(dataset(), Config(seed=seed))["train"][0] for seed in (5, 5, 6))
+    one, same, other = (split(dataset(), **Config(seed=seed).split_sizes())["train"][0] for seed in (5, 5, 6))
     assert np.array_equal(one, same)
     assert not np.array_equal(one, other)
 
 
 def test_parts_of_no_rows_are_left_out() -> None:
-    assert list(split(dataset(), Config(val_fraction=0.0, test_fraction=0.0))) == ["train"]
+    assert list(split(dataset(), **Config(val_fraction=0.0, test_fraction=0.0).split_sizes())) == ["train"]
 
 
 def test_counts_beyond_the_data_are_refused() -> None:
     with pytest.raises(ConfigError, match="leave nothing of 100 rows"):
-        split(dataset(), Config(val_fraction=None, val_count=90))
+        split(dataset(), **Config(val_fraction=None, val_count=90).split_sizes())
 
 
 def test_pixels_stay_bytes_in_every_part() -> None:

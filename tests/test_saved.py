@@ -14,7 +14,8 @@ from fastmlp.data.dataset import load_data
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.experiments.config.train import Config
 from fastmlp.experiments.evaluation import evaluate_run
-from fastmlp.experiments.training_run import describe_data, train_run
+from fastmlp.experiments.result import describe_data
+from fastmlp.experiments.training_run import train_run
 
 COLOURS = np.array(["red", "green", "blue"])
 

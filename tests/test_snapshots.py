@@ -11,10 +11,11 @@ import pytest
 from cli_helpers import forget_settings, ok, refused
 
 from fastmlp.experiments.config.train import Config
-from fastmlp.experiments.training_run import make_plan, train_run
+from fastmlp.experiments.plan import make_plan
+from fastmlp.experiments.training_run import train_run
 from fastmlp.files import read_lines
-from fastmlp.models.evaluation import evaluate
 from fastmlp.models.file import load
+from fastmlp.models.metrics import evaluate
 from fastmlp.models.model import Model
 
 COMMON: dict[str, Any] = {"hidden": (8,), "dropout": (0.2,), "backend": "numpy", "lr": 0.01}
@@ -120,7 +121,7 @@ def test_models_hold_their_own_parameters() -> None:
         seen.append(model)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastmlp.experiments.snapshots.save", keep)
+        patch.setattr("fastmlp.experiments.record.save", keep)
         run("a", epochs=3, patience=0, checkpoint_every=1)
     first, second, third = (model.parameters for model in seen)
     assert not np.array_equal(first, second)

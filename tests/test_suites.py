@@ -20,7 +20,7 @@ from benchmarks.measuring import Subject, blas_threads, check, rounding
 from fastmlp.engines import BACKENDS
 from fastmlp.engines.base import RowResults
 from fastmlp.engines.cpu.threads import available_cores
-from fastmlp.reference import NumpyEngine
+from fastmlp.engines.numpy_engine import NumpyEngine
 
 ROOT = Path(__file__).parent.parent
 SUITES = sorted((ROOT / "benchmarks").glob("bench_*.py"))

@@ -23,7 +23,7 @@ from fastmlp.errors import UnavailableError
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import RULES, Optimizer
 from fastmlp.nn.schedules import Schedule
-from fastmlp.training.training import Settings, train
+from fastmlp.training.loop import Settings, train
 
 torch = pytest.importorskip("torch", reason="the package of backend 'torch' is not installed: pip install torch")
 

@@ -13,12 +13,12 @@ from fastmlp.data.scaling import fit_scaling
 from fastmlp.engines import make_engine
 from fastmlp.engines.base import Engine, Job, RowResults, State
 from fastmlp.errors import ConfigError
-from fastmlp.models.evaluation import epoch_figures, evaluate
+from fastmlp.models.metrics import epoch_figures, evaluate
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
 from fastmlp.nn.philox import generator
 from fastmlp.nn.schedules import Schedule
-from fastmlp.training.training import train
+from fastmlp.training.loop import train
 
 KEYS = [
     "epoch",

@@ -21,8 +21,7 @@ from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
 from fastmlp.nn.philox import generator
 from fastmlp.nn.schedules import Schedule
-from fastmlp.training.loop import Diverged, Interrupted, Training
-from fastmlp.training.training import train
+from fastmlp.training.loop import Diverged, Interrupted, Training, train
 
 NETWORK = Network((4, 12, 3))
 

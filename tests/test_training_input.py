@@ -11,8 +11,8 @@ from conftest import EPS, problem, same_bits, set_up
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.nn.network import Network
+from fastmlp.training.loop import train
 from fastmlp.training.settings import Settings
-from fastmlp.training.training import train
 
 NETWORK = Network((4, 12, 3))
 

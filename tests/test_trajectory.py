@@ -19,8 +19,8 @@ from threadpoolctl import threadpool_limits
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.nn.network import Network
 from fastmlp.nn.schedules import Schedule
+from fastmlp.training.loop import train
 from fastmlp.training.settings import Settings
-from fastmlp.training.training import train
 
 RAW = Path(os.environ.get("FASTMLP_DATA", "no folder")) / "FashionMNIST" / "raw"
 

@@ -21,8 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from fastmlp import __version__
-from fastmlp.commands.doctor import installed_version
 from fastmlp.engines.cpu.threads import Team, available_cores
 
 PACKAGES = ("numpy", "numba", "llvmlite", "scikit-learn", "torch", "jax", "numba-cuda")
@@ -142,13 +140,6 @@ def last_cache_bytes(folder: Path = CPU_FILES) -> int:
 
 
 # ------------------------------------------------------------------------------------------------ description
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python, fastmlp, and of what else is installed and can be measured."""
-    found = {package: installed_version(package) for package in PACKAGES}
-    known = {package: version for package, version in found.items() if version is not None}
-    return {"python": platform.python_version(), "fastmlp": __version__} | known
 
 
 def processor_name() -> str:

@@ -16,7 +16,7 @@ from fastmlp.bench.rivals import OURS
 from fastmlp.bench.rounds import label
 from fastmlp.errors import DataError
 from fastmlp.files import write_json
-from fastmlp.reports.curves import BLUE, GREY, ORANGE, _new_figure, _own_style, _save
+from fastmlp.reports.style import BLUE, GREY, ORANGE, new_figure, own_style, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -154,8 +154,8 @@ def plot_bench(result: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     ------
     DataError : the file could not be written
     """
-    with _own_style():
-        _save(_bench_figure(result), path)
+    with own_style():
+        save(_bench_figure(result), path)
 
 
 def _bench_figure(result: Mapping[str, Any]) -> Figure:
@@ -164,7 +164,7 @@ def _bench_figure(result: Mapping[str, Any]) -> Figure:
     bars = [len(rows) for _, rows in cases]
     about = result["machine"]
     title = f"Training speed, {about['cores']} cores ({about['processor']}), {about['date']}"
-    figure = _new_figure(WIDTH, 1.4 + sum(BAR * number + 0.5 for number in bars), title)
+    figure = new_figure(WIDTH, 1.4 + sum(BAR * number + 0.5 for number in bars), title)
     ceilings = result["ceiling"]
     fastest = [row["gflops"] * row["seconds_per_epoch"] / row["least"] for row in result["rows"]]
     right = max([ceiling["gflops"] for ceiling in ceilings] + fastest)

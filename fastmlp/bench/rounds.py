@@ -24,13 +24,13 @@ import numpy as np
 
 from fastmlp.bench.cases import CASES, ROWS, Case, Rows, Source
 from fastmlp.bench.contestant import Contestant, OwnEngine, Task
-from fastmlp.bench.machine import Ceilings, machine, versions
+from fastmlp.bench.machine import PACKAGES, Ceilings, machine
 from fastmlp.bench.rivals import NAMES, OURS, contestants
+from fastmlp.engines import installed_versions
 from fastmlp.engines.cpu.threads import available_cores
 from fastmlp.errors import ConfigError, DivergedError, FastMLPError, UnavailableError
-from fastmlp.experiments.config.train import RATES
 from fastmlp.nn.network import Network
-from fastmlp.nn.optimizers import Optimizer
+from fastmlp.nn.optimizers import DEFAULT_LEARNING_RATE, Optimizer
 
 RATE = 0.01  # or less, where the update rule wants less
 REST = 0.2  # seconds before each epoch: the threads of a BLAS or of OpenMP spin on for a while after their work
@@ -99,7 +99,7 @@ class BenchSettings:
     @property
     def rate(self) -> float:
         """Learning rate of all contestants."""
-        return min(RATE, RATES[self.optimizer])
+        return min(RATE, DEFAULT_LEARNING_RATE[self.optimizer])
 
 
 @dataclass(eq=False)
@@ -179,7 +179,7 @@ def run_bench(settings: BenchSettings, say: Say = lambda text: None) -> dict[str
         row["ceiling_share"] = None if ceiling is None else row["gflops"] / ceiling
     return {
         "machine": about,
-        "versions": versions(),
+        "versions": installed_versions(PACKAGES),
         "settings": describe(settings, most),
         "ceiling": [{"threads": n, "gflops": ceilings.gflops[n], "triad": ceilings.triad[n]} for n in ceilings.gflops],
         **found,

@@ -90,7 +90,7 @@ def show_figures(result: Mapping[str, Any], as_json: bool) -> None:
 
 def show_reports(result: Mapping[str, Any]) -> None:
     """The classification report of each part that was measured."""
-    from fastmlp.reports.listings import classification_report
+    from fastmlp.reports.text import classification_report
 
     parts = {name: result[name] for name in ("test", "validation", "train") if result.get(name)}
     if not all("per_class" in figures for figures in parts.values()):

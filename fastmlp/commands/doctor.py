@@ -20,14 +20,15 @@ import numpy as np
 
 from fastmlp import __version__
 from fastmlp.data.dataset import data_folder, list_data
+from fastmlp.engines import Version, installed_version
 from fastmlp.engines.cuda import INSTALL
 from fastmlp.engines.cuda.runtime import Runtime
 from fastmlp.engines.kernel_cache import UnsafeFolder, cache_folder, check_private
 from fastmlp.errors import FastMLPError, UnavailableError
 from fastmlp.nn.network import Network
 from fastmlp.nn.schedules import Schedule
+from fastmlp.training.loop import train
 from fastmlp.training.settings import Settings
-from fastmlp.training.training import train
 
 OK, NOTE, BROKEN = "ok", "note", "broken"
 
@@ -37,7 +38,6 @@ INSTALL_CNN = "for `extract`: pip install 'fastmlp[cnn]'"
 INSTRUCTION_SETS = ("avx512f", "avx2", "fma", "neon", "sve")  # names of LLVM's features
 
 SELF_TEST_TOLERANCE = 1e-4  # relative difference of losses that rounding in float32 explains
-Version = Callable[[str], str | None]
 
 
 class Check(NamedTuple):
@@ -91,14 +91,6 @@ def as_table(checks: list[Check]) -> str:
 
 
 # ------------------------------------------------------------------------------------------------ packages
-
-
-def installed_version(package: str) -> str | None:
-    """Version of a package, without importing it."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def check_versions(version: Version) -> Iterator[Check]:

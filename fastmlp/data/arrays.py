@@ -27,7 +27,7 @@ from numpy.lib.npyio import NpzFile
 
 from fastmlp.data.checks import Place
 from fastmlp.errors import DataError
-from fastmlp.tensorfile import read_tensors
+from fastmlp.files import read_tensors
 
 # A file larger than this share of the machine's memory will not stay in it. Training asks for rows in random order: reading
 # ahead, up to megabytes for each row, would then only drop pages that are still to be used.

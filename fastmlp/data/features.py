@@ -31,8 +31,7 @@ from fastmlp.data.arrays import ARRAYS, is_npy_folder, map_npy
 from fastmlp.data.dataset import Dataset, load_data
 from fastmlp.data.rows import Array, Features, block_rows, blocks, take
 from fastmlp.errors import ConfigError, DataError
-from fastmlp.files import one_line_error, write_bytes
-from fastmlp.tensorfile import Tensors, tensor_bytes
+from fastmlp.files import Tensors, one_line_error, tensor_bytes, write_bytes
 
 FILES = (".npz", ".safetensors")
 LARGEST_FILE = 1 << 30  # bytes of features

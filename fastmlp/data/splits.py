@@ -10,9 +10,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.rows import Array, Indices
+from fastmlp.data.checks import Rows
+from fastmlp.data.dataset import Dataset
+from fastmlp.data.rows import Array, Indices, take
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.nn.philox import generator
+
+Parts = dict[str, Rows]  # the parts that have rows, by their names in PART_NAMES
 
 
 def split_rows(y: npt.ArrayLike, parts: Sequence[float | int], stratify: bool = False, seed: int = 0) -> tuple[Indices, ...]:
@@ -95,3 +99,30 @@ def _largest_remainder(counts: Indices, size: int) -> Indices:
     first = np.argsort(-remainder, kind="stable")[: size - int(whole.sum())]
     whole[first] += 1
     return whole
+
+
+def split(data: Dataset, validation: float | int, test: float | int, stratify: bool = False, seed: int = 0) -> Parts:
+    """The parts of a data set that have rows. Parts of memory-mapped rows are subsets, not copies.
+
+    validation, test : sizes as in `split_rows`; of no effect for a part that the data set has of its own
+    """
+    numbers = split_numbers(data, validation, test, stratify, seed)
+    parts: Parts = {name: (take(data.x, rows), data.y[rows]) for name, rows in numbers.items()}
+    if data.x_test is not None and data.y_test is not None:
+        parts["test"] = (data.x_test, data.y_test)
+    return parts
+
+
+def split_numbers(
+    data: Dataset, validation: float | int, test: float | int, stratify: bool = False, seed: int = 0
+) -> dict[str, npt.NDArray[np.int64]]:
+    """The rows of `data.x` in each part that has any: a pure function of y, the sizes, `stratify` and the seed.
+
+    Test and validation part are the data's own, if it has them; else they are cut off together.
+    """
+    if data.validation is not None:
+        rest = np.setdiff1d(np.arange(len(data.y)), data.validation, assume_unique=True)
+        return {name: rows for name, rows in (("train", rest), ("validation", data.validation)) if len(rows)}
+    sizes = {"validation": validation} | ({"test": test} if data.x_test is None else {})
+    rest, *cut = split_rows(data.y, [*sizes.values()], stratify, seed)
+    return {name: rows for name, rows in {"train": rest, **dict(zip(sizes, cut, strict=True))}.items() if len(rows)}

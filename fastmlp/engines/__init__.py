@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib.metadata
+import platform
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from fastmlp import __version__
 from fastmlp.engines.base import PRECISIONS, Engine, Job
 from fastmlp.errors import ConfigError, UnavailableError, unknown_name
 
 
 def make_numpy(job: Job) -> Engine:
     """The specification."""
-    from fastmlp.reference import NumpyEngine
+    from fastmlp.engines.numpy_engine import NumpyEngine
 
     return NumpyEngine(job)
 
@@ -38,6 +41,7 @@ def make_cuda(job: Job) -> Engine:
     return CudaEngine(job)
 
 
+Version = Callable[[str], str | None]  # of a package, None if it is not installed
 BACKENDS: dict[str, Callable[[Job], Engine]] = {
     "numpy": make_numpy,
     "numba": make_numba,
@@ -82,3 +86,18 @@ def make_engine(backend: str, job: Job) -> Engine:
         if error.name and error.name.startswith("fastmlp"):
             raise
         raise UnavailableError(f"backend {backend!r} needs {error.name}: pip install {error.name}") from error
+
+
+def installed_version(package: str) -> str | None:
+    """Version of a package, without importing it."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of Python, fastmlp, and those of these packages that are installed, without importing them."""
+    found = {package: installed_version(package) for package in packages}
+    known = {package: version for package, version in found.items() if version is not None}
+    return {"python": platform.python_version(), "fastmlp": __version__} | known

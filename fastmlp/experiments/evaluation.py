@@ -14,27 +14,20 @@ import numpy as np
 from fastmlp.data.checks import Rows
 from fastmlp.data.dataset import DATASETS, Dataset, is_image_folder, load_data
 from fastmlp.data.features import OpenExtractor
+from fastmlp.data.splits import Parts, split
 from fastmlp.errors import ConfigError, DataError, unknown_name
 from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.sources import resolve
 from fastmlp.experiments.config.train import Config
-from fastmlp.experiments.folder import CHECKPOINTS_NAME, MANIFEST_NAME, check_manifest
+from fastmlp.experiments.folder import CHECKPOINTS_NAME, CONFIG_NAME, MANIFEST_NAME, RESULT_NAME, check_manifest
+from fastmlp.experiments.plan import FEATURES_OF, PART_NAMES
 from fastmlp.experiments.prediction import input_maker
-from fastmlp.experiments.training_run import (
-    CONFIG_NAME,
-    FEATURES_OF,
-    PART_NAMES,
-    RESULT_NAME,
-    Parts,
-    describe_data,
-    describe_network,
-    split,
-)
+from fastmlp.experiments.result import describe_data, describe_network
 from fastmlp.files import read_json, write_bytes
-from fastmlp.models.evaluation import judge
 from fastmlp.models.file import load
+from fastmlp.models.metrics import judge
 from fastmlp.models.model import Model
-from fastmlp.reports.listings import predictions_text
+from fastmlp.reports.text import predictions_text
 
 NO_DATA: dict[str, Any] = {"sha256": ""}  # of a model without a run
 
@@ -85,9 +78,9 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
     images = model.extractor is not None and data.about is None
     extracted = own.get("extracted")
     if data.sha256 == own["sha256"]:
-        parts = split(data, config)
+        parts = split(data, **config.split_sizes())
     elif images and extracted and data.sha256 == extracted["images"]["sha256"]:
-        parts = split(data, ExtractConfig.from_table(extracted["settings"]))
+        parts = split(data, **ExtractConfig.from_table(extracted["settings"]).split_sizes())
     elif source is None:
         raise DataError(f"{config.data} has changed since the run; give --data {config.data} to take it as new data")
     else:

@@ -15,6 +15,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from fastmlp.data.dataset import DATASETS, Dataset, load_data
 from fastmlp.data.features import (
     Extractor,
@@ -27,12 +30,17 @@ from fastmlp.data.features import (
     write_features,
 )
 from fastmlp.data.scaling import fit_scaling
+from fastmlp.data.splits import split, split_numbers
 from fastmlp.engines.interrupts import Signals
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.train import Config
-from fastmlp.experiments.training_run import FEATURES_OF, Say, check_parts, check_settings, split, split_numbers
-from fastmlp.files import file_sha256, json_bytes, write_bytes
+from fastmlp.experiments.plan import FEATURES_OF, Say, check_parts, check_settings
+from fastmlp.files import file_sha256, json_bytes, one_line_error, write_bytes
+from fastmlp.models.metrics import classification_metrics
+from fastmlp.reports.confusion import plot_confusion
+from fastmlp.reports.curves import plot_curves
+from fastmlp.reports.images import plot_filters, plot_maps, plot_mistakes, plot_projection
 from fastmlp.training.progress import make_progress
 
 PIXEL = ("none", "unit", "symmetric", "zscore-global")  # scalings with the same numbers for every pixel
@@ -127,7 +135,7 @@ def plan(config: ExtractConfig, tools: Tools, *, follows: Config | None, progres
     if images.image_shape is None:
         raise DataError(f"{config.data}: not images; extract needs images, such as a folder of class folders or fashion-mnist")
     if follows is not None:
-        check_parts(follows, {*split_numbers(images, config), *(() if images.x_test is None else ("test",))})
+        check_parts(follows, {*split_numbers(images, **config.split_sizes()), *(() if images.x_test is None else ("test",))})
     prepared = tools.prepare(vars(config), images.image_shape, len(images.classes))
     settings = {name: value for name, value in config.key().items() if name != "data"}  # the images count, not their name
     if config.weights is not None:  # what is in the file counts, not where it lies
@@ -216,7 +224,7 @@ def existing(job: Job) -> Extracted | None:
 
 def train(job: Job, tools: Tools, signals: Signals, quiet: bool, say: Say) -> Any:
     """The trained extractor with its figures; stopped is "signal" if a signal ended its training early."""
-    config, parts = job.config, split(job.images, job.config)
+    config, parts = job.config, split(job.images, **job.config.split_sizes())
     rows = ", ".join(f"{len(x):,} {name}" for name, (x, _) in parts.items())
     say(f"{job.images.name}: {rows} images; network {job.prepared.label} on {job.prepared.device}")
     scaling = fit_scaling(config.scale, parts["train"][0])
@@ -250,7 +258,7 @@ def make_features(job: Job, made: Any, about: Mapping[str, Any], signals: Signal
         return found if growing is None else growing.mapped(name)
 
     try:
-        data = featured(job.images, extract, split_numbers(job.images, job.config))
+        data = featured(job.images, extract, split_numbers(job.images, **job.config.split_sizes()))
     except Stopped:
         return None, None
     rate = images / (time.perf_counter() - began) if images else None
@@ -292,3 +300,46 @@ def describe(job: Job, about: Mapping[str, Any], data: Dataset | None = None, ra
     """What --json prints: what is known of the features, how many there are and where; both None if they were not made."""
     made = {} if data is None else {"features": data.x.shape[1], "out": None if job.out is None else str(job.out)}
     return {**about, "features": None, "out": None, **made, "images_per_second": rate}
+
+
+Array = npt.NDArray[Any]
+
+
+def draw_extraction(found: Extracted, folder: Path | None) -> None:
+    """Write the pictures of the network itself; nothing for features that were there before."""
+    job, made, data = found.job, found.made, found.data
+    if folder is None or made is None or data is None:
+        return
+    with one_line_error("make the folder", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    classes, label, trained = data.classes, job.prepared.label, made.trained
+    plot_curves(trained.history, trained.best_epoch, folder / "cnn-curves.png", f"{job.images.name}, {label}")
+    parts = split(job.images, **job.config.split_sizes())
+    for part, figures in made.figures.items():
+        counts = classification_metrics(parts[part][1], figures.predicted, classes)["confusion"]
+        plot_confusion(counts, classes, folder / f"cnn-confusion-{part}.png", f"CNN alone, {part}")
+    shown = "test" if "test" in parts else "validation" if "validation" in parts else "train"
+    pixels, truth = parts[shown]
+    one = np.asarray(pixels[:1])
+    plot_filters(made.extractor.first_filters(), folder / "filters.png", "Filters of the first layer")
+    plot_maps(pictures_of(job, one)[0], made.extractor.first_maps(one), folder / "maps.png", "Maps of the first layer")
+    if data.x_test is not None and data.y_test is not None:
+        plot_projection(data.x_test, data.y_test, classes, folder / "projection.png", "Features of the test part")
+    else:
+        plot_projection(data.x, data.y, classes, folder / "projection.png", "Features")
+    if shown in made.figures:
+        figures = made.figures[shown]
+        title = f"CNN alone, {shown}: the most confident mistakes"
+        images = pictures_of(job, np.asarray(pixels[:]))
+        plot_mistakes(images, truth, figures.predicted, figures.probability, classes, folder / "cnn-mistakes.png", title)
+
+
+def pictures_of(job: Job, pixels: Array) -> Array:
+    """Images (n, height, width) or (n, height, width, 3) uint8 from rows of pixels; other numbers are stretched to 0 … 255."""
+    shape = job.images.image_shape
+    assert shape is not None
+    images = pixels.reshape(len(pixels), *shape)
+    if images.dtype != np.uint8:
+        low, high = float(job.images.x.min()), float(job.images.x.max())
+        images = ((images - low) * (255 / max(high - low, 1e-30))).clip(0, 255).astype(np.uint8)
+    return images if shape[2] == 3 else images[..., 0]

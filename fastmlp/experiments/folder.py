@@ -18,6 +18,8 @@ MANIFEST_FILES = ("model.safetensors", "config.toml", "result.json")
 METRICS_NAME = "metrics.jsonl"
 CLASSES_NAME = "classes.jsonl"
 CHECKPOINTS_NAME = "checkpoints"
+CONFIG_NAME = "config.toml"
+RESULT_NAME = "result.json"
 
 
 def new_run_folder(out: str | os.PathLike[str] | None, data: str, network: str, now: datetime, *, force: bool = False) -> Path:

@@ -20,11 +20,10 @@ import numpy.typing as npt
 
 from fastmlp.data.checks import check_description
 from fastmlp.errors import ConfigError, DataError
-from fastmlp.files import write_bytes
+from fastmlp.files import read_tensors, tensor_bytes, write_bytes
 from fastmlp.models.model import Model
 from fastmlp.nn.network import Network
 from fastmlp.nn.scaling import Scaling
-from fastmlp.tensorfile import read_tensors, tensor_bytes
 
 VERSION = 1
 FILE_NAME = "model.safetensors"

@@ -44,6 +44,8 @@ RATE, MOMENTUM, COMPLEMENT1, COMPLEMENT2, EPSILON, CORRECTION1, CORRECTION2, DEC
 FIXED = [MOMENTUM, COMPLEMENT1, COMPLEMENT2, EPSILON, DECAY, L1, L2]  # the same in all steps
 OF_WEIGHTS_ONLY = [DECAY, L1, L2]
 STEPS_AT_ONCE = 256  # for which `scalars_without_rates` is kept
+# Learning rates that train most networks without care; those of rmsprop, adam and adamw are their authors'.
+DEFAULT_LEARNING_RATE = {"sgd": 0.05, "momentum": 0.01, "nesterov": 0.01, "rmsprop": 0.001, "adam": 0.001, "adamw": 0.001}
 
 
 def sign(p: Any) -> Any:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.reports.curves import GREY, _epoch_axis, _new_figure, _own_style, _save, _scale_loss
-from fastmlp.reports.images import COLORS
+from fastmlp.reports.style import COLORS, GREY, epoch_axis, new_figure, own_style, save, scale_loss
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,15 +69,15 @@ def plot_comparison(panels: Sequence[Panel], path: Path, title: str) -> None:
     DataError
         The file could not be written.
     """
-    with _own_style():
-        _save(comparison_figure(panels, title), path)
+    with own_style():
+        save(comparison_figure(panels, title), path)
 
 
 def comparison_figure(panels: Sequence[Panel], title: str) -> Figure:
     """The figure itself, not yet written."""
     from matplotlib.lines import Line2D
 
-    figure = _new_figure(2.6 + 4.6 * len(panels), 4.4, title)
+    figure = new_figure(2.6 + 4.6 * len(panels), 4.4, title)
     handles: dict[str, Line2D] = {}
     for number, panel in enumerate(panels, start=1):
         axes = figure.add_subplot(1, len(panels), number)
@@ -122,7 +121,7 @@ def _draw_curves(axes: Axes, panel: Panel) -> None:
     _scale(axes, panel.figure, shown, [value for _, value in given])
     _mark_published(axes, given)
     every = [row["epoch"] for curve in panel.curves for row in curve.history]
-    _epoch_axis(axes, min(every), max(every))
+    epoch_axis(axes, min(every), max(every))
 
 
 def _values(curve: Curve, figure: str) -> Array:
@@ -150,7 +149,7 @@ def _scale(axes: Axes, figure: str, shown: Sequence[Array], published: Sequence[
         return
     if figure == "loss":
         low, high = whole.min(), late.max()
-        _scale_loss(axes, np.array([low, high]))
+        scale_loss(axes, np.array([low, high]))
     else:
         low, high = late.min(), whole.max()
     to, back = (np.log, np.exp) if axes.get_yscale() == "log" else (np.asarray, np.asarray)

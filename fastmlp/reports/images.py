@@ -7,40 +7,36 @@ and confusion matrices (report.py), whose style these share.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.reports.curves import GREY, _epoch_axis, _new_figure, _own_style, _save
-from fastmlp.reports.text import MOST_CLASSES, short_name
+from fastmlp.reports.style import COLORS, GREY, MARKERS, class_legend, new_figure, own_style, save
+from fastmlp.reports.text import short_name
 
 Array = npt.NDArray[Any]
-MATRICES = 5  # confusion matrices below the curves of the classes
 MOST_TILES = 64  # of filters or maps in a picture
 MOST_POINTS = 3000  # of a projection
 SHEET = (4, 6)  # rows and columns of mistakes
 LONGEST_NAME = 14  # letters of a class name above a mistake
-# Okabe and Ito's colours, then four that can be told from them; with more classes they repeat with another marker.
-COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000", "#7A5195", "#8C613C")
-MARKERS = "os^Dv"
 
 
 def plot_filters(filters: Array, path: Path, title: str) -> None:
     """Write the filters (n, height, width) of a layer; grey is zero, of the same scale in all."""
     bound = float(np.abs(filters).max()) or 1.0
-    with _own_style():
+    with own_style():
         figure = _tiles(
             filters[:MOST_TILES], f"{title}: {_shown(len(filters))}", "weight", cmap="gray", vmin=-bound, vmax=bound
         )
-        _save(figure, path)
+        save(figure, path)
 
 
 def plot_maps(image: Array, maps: Array, path: Path, title: str) -> None:
     """Write an image (height, width[, 3]), 0 to 255, and what a layer makes of it, (n, height, width), not negative."""
-    with _own_style():
+    with own_style():
         figure = _tiles(
             maps[:MOST_TILES],
             f"{title}: {_shown(len(maps))}",
@@ -50,15 +46,15 @@ def plot_maps(image: Array, maps: Array, path: Path, title: str) -> None:
             vmin=0,
             vmax=float(maps.max()) or 1,
         )
-        _save(figure, path)
+        save(figure, path)
 
 
 def plot_projection(features: Array, labels: Array, classes: Sequence[str], path: Path, title: str) -> None:
     """Write features (n, width) in the plane of their first two principal components, coloured by class (n,)."""
     chosen = np.random.default_rng(0).permutation(len(features))[:MOST_POINTS]
     points, shares = principal(features[chosen])
-    with _own_style():
-        figure = _new_figure(8.4, 6.2, f"{title}: {len(chosen):,} rows")
+    with own_style():
+        figure = new_figure(8.4, 6.2, f"{title}: {len(chosen):,} rows")
         axes = figure.add_subplot()
         shown = []
         for number in range(len(classes)):
@@ -75,8 +71,8 @@ def plot_projection(features: Array, labels: Array, classes: Sequence[str], path
         axes.set_xlabel(f"first principal component ({shares[0]:.0%} of the variance)")
         axes.set_ylabel(f"second principal component ({shares[1]:.0%})")
         axes.spines[["top", "right"]].set_visible(False)
-        _class_legend(figure, shown, classes, markerscale=2.5, ncols=math.ceil(len(classes) / 25))
-        _save(figure, path)
+        class_legend(figure, shown, classes, markerscale=2.5, ncols=math.ceil(len(classes) / 25))
+        save(figure, path)
 
 
 def plot_mistakes(
@@ -92,9 +88,9 @@ def plot_mistakes(
     """
     wrong = np.flatnonzero(truth != predicted)
     worst = wrong[np.argsort(-probability[wrong], kind="stable")][: SHEET[0] * SHEET[1]]
-    with _own_style():
+    with own_style():
         count = f"{len(wrong):,} mistakes in {len(truth):,} rows"
-        figure = _new_figure(1.7 * SHEET[1], 0.6 + 2.1 * max(1, math.ceil(len(worst) / SHEET[1])), f"{title}: {count}")
+        figure = new_figure(1.7 * SHEET[1], 0.6 + 2.1 * max(1, math.ceil(len(worst) / SHEET[1])), f"{title}: {count}")
         if not len(worst):
             figure.add_subplot().set_axis_off()
         for number, row in enumerate(worst):
@@ -104,62 +100,7 @@ def plot_mistakes(
             text = f"is {names[0]}\nsaid {names[1]}\n{probability[row]:.1%} sure"
             axes.set_title(text, fontsize=8, parse_math=False)
             axes.set_axis_off()
-        _save(figure, path)
-
-
-def plot_classes(measured: Sequence[Mapping[str, Any]], classes: Sequence[str], path: Path) -> None:
-    """Write how the accuracy of each class went, and confusion matrices of some of the epochs.
-
-    Parameters
-    ----------
-    measured : a dict per measured epoch: epoch, and by part ("validation", else "train") what
-        `metrics.classification_metrics` tells; the accuracy of a class is its recall
-    classes : names; the first 25 are drawn as curves, but for those that have no rows in the part
-    """
-    part = "validation" if "validation" in measured[0] else "train"
-    places = sorted({round(at) for at in np.linspace(0, len(measured) - 1, MATRICES)})
-    with _own_style():
-        figure = _new_figure(11, 8.2, f"Classes, {part} part")
-        grid = figure.add_gridspec(2, MATRICES, height_ratios=[1.6, 1])
-        axes = figure.add_subplot(grid[0, :])
-        epochs = [row["epoch"] for row in measured]
-        shown: list[Any] = []
-        for number in range(min(len(classes), MOST_CLASSES)):
-            found = [row[part]["per_class"][number] for row in measured]
-            values = [one["recall"] if one["support"] else np.nan for one in found]
-            marker = MARKERS[number // len(COLORS) % len(MARKERS)]
-            shown += axes.plot(epochs, values, marker=marker, ms=3.5, lw=1.3, color=COLORS[number % len(COLORS)])
-        axes.set(xlabel="epoch", ylabel="accuracy of the class")
-        _epoch_axis(axes, epochs[0], epochs[-1])
-        numbered = [name if name == str(number) else f"{number}  {name}" for number, name in enumerate(classes)]
-        _class_legend(figure, shown, numbered[:MOST_CLASSES])
-        for column, at in enumerate(places):
-            _small_matrix(figure.add_subplot(grid[1, column]), measured[at], part, first=column == 0)
-        _save(figure, path)
-
-
-def _class_legend(figure: Any, shown: Sequence[Any], classes: Sequence[str], **style: Any) -> None:
-    """A legend of all classes; matplotlib leaves out labels that begin with an underscore, and sets dollars as mathematics."""
-    legend = figure.legend(shown, ["class"] * len(shown), loc="outside right upper", frameon=False, **style)
-    for text, name in zip(legend.get_texts(), classes, strict=True):
-        text.set(text=short_name(name), parse_math=False)
-
-
-def _small_matrix(axes: Any, row: Mapping[str, Any], part: str, first: bool) -> None:
-    """A confusion matrix without numbers: classes by their places, colour by the share of the true class."""
-    from matplotlib.colors import PowerNorm
-    from matplotlib.ticker import MaxNLocator
-
-    counts = np.asarray(row[part]["confusion"])
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
-    axes.set_title(f"epoch {row['epoch']}: {row[part]['accuracy']:.4f}", fontsize=9)
-    axes.set_xlabel("predicted class", fontsize=8)
-    if first:
-        axes.set_ylabel("true class", fontsize=8)
-    axes.tick_params(labelsize=7)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        save(figure, path)
 
 
 def principal(features: Array) -> tuple[Array, Array]:
@@ -185,7 +126,7 @@ def _tiles(tiles: Array, title: str, scale: str, first: Array | None = None, **s
     count = len(tiles) + (first is not None)
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
-    figure = _new_figure(1.4 + max(4.0, 0.95 * columns), 0.8 + max(1.5, 0.95 * rows), title)
+    figure = new_figure(1.4 + max(4.0, 0.95 * columns), 0.8 + max(1.5, 0.95 * rows), title)
     cells = [figure.add_subplot(rows, columns, number + 1) for number in range(count)]
     for axes in cells:
         axes.set_xticks([])

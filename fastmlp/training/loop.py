@@ -6,28 +6,29 @@ Not here: arithmetic (engines), settings (settings.py), files and pictures (runs
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from fastmlp.data.checks import Rows
-from fastmlp.data.rows import Array, Indices, in_whole
+from fastmlp.data.rows import Array, Features, Indices, in_whole
 from fastmlp.engines import make_engine
 from fastmlp.engines.base import Engine, Job, RowResults, State, steps_of
 from fastmlp.engines.interrupts import Signals
 from fastmlp.errors import DivergedError
-from fastmlp.models.evaluation import epoch_figures, mean
+from fastmlp.models.metrics import mean
 from fastmlp.models.model import Model
 from fastmlp.nn.network import FloatArray, Network
 from fastmlp.nn.philox import generator
+from fastmlp.nn.scaling import Scaling
 from fastmlp.training.augment import Moves, augmented, draw_moves
-from fastmlp.training.settings import Settings, TrainingData
+from fastmlp.training.monitor import Best, Measured, Row, check_finite, validate
+from fastmlp.training.settings import Settings, TrainingData, check_data, check_settings
 
-Row = dict[str, Any]  # a line of the history; see `Training`
 Callback = Callable[[Row, Engine], bool | None]
 
 # A chunk of steps returns to Python after about this many seconds: for progress, signals, and the time budget.
@@ -98,74 +99,6 @@ def loop_for(
         yield Loop(engine, network, settings, data, progress)
     finally:
         engine.close()
-
-
-class Best:
-    """The best epoch so far by the monitored figure, its parameters, and how long ago it was."""
-
-    def __init__(self, settings: Settings, watched: bool) -> None:
-        self.key = f"val_{settings.monitor}" if watched else None
-        self.settings = settings
-        self.sign = -1.0 if settings.monitor == "accuracy" else 1.0
-        self.score = math.inf
-        self.epoch = 0
-        self.parameters: FloatArray | None = None
-
-    def saw(self, row: Row, engine: Engine) -> None:
-        """Keep the engine's parameters if this epoch is better; without a validation part the last epoch is the best."""
-        score = self.sign * row[self.key] if self.key else -math.inf
-        if self.key is None or self.parameters is None or score < self.score - self.settings.min_delta:
-            parameters = engine.state(slots=False).parameters
-            if not np.isfinite(parameters).all():
-                raise DivergedError(diverged_message(f"weights became infinite after epoch {row['epoch']}", self.settings))
-            self.score, self.epoch, self.parameters = score, row["epoch"], parameters
-
-    def tired(self, epoch: int) -> bool:
-        patience = self.settings.patience
-        return patience is not None and epoch - self.epoch >= patience
-
-
-class Measured:
-    """Measurements of the validation part within an epoch, every `Settings.val_steps` updates; nothing without them.
-
-    before : updates of the epochs before
-    weights : of the epoch's rows in their order, or None
-    """
-
-    def __init__(self, settings: Settings, data: TrainingData, before: int, steps: int, weights: FloatArray | None) -> None:
-        self.settings, self.data, self.before, self.steps, self.weights = settings, data, before, steps, weights
-        self.found: list[Row] = []
-        self.losses: list[FloatArray] = []
-        self.since = 0  # rows of this epoch at the last measurement
-        self.seconds = 0.0
-
-    def rows_left(self, done: int) -> int:
-        """Rows of this epoch until the next measurement, after so many whole batches of it."""
-        every, batch = self.settings.val_steps, self.settings.batch_size
-        return sys.maxsize if every is None else (every - (self.before + done // batch) % every) * batch
-
-    def saw(self, part: RowResults, done: int, engine: Engine) -> None:
-        """Measure if it is time; `part` are the rows that were trained on since the last call."""
-        every, step = self.settings.val_steps, steps_of(done, self.settings.batch_size)
-        if every is None or self.data.validation is None:
-            return
-        self.losses.append(part.loss.astype(np.float64))
-        if (self.before + step) % every == 0:
-            began = time.perf_counter()
-            loss, accuracy = validate(engine, self.data.validation, self.settings, f"step {self.before + step}")
-            at = {"step": self.before + step, "epoch": (self.before + step) / self.steps}
-            weights = None if self.weights is None else self.weights[self.since : done]
-            self.found.append(
-                {**at, "loss": mean(np.concatenate(self.losses), weights), "val_loss": loss, "val_accuracy": accuracy}
-            )
-            self.losses, self.since = [], done
-            self.seconds += time.perf_counter() - began
-
-    def into(self, row: Row) -> Row:
-        """The epoch's row with them."""
-        if self.settings.val_steps is None:
-            return row
-        return row | {"steps": self.found, "eval_seconds": row["eval_seconds"] + self.seconds}
 
 
 class Loop:
@@ -298,26 +231,59 @@ class Loop:
         }
 
 
-def validate(engine: Engine, part: Rows, settings: Settings, when: str) -> tuple[float, float | None]:
-    """Loss and accuracy of the validation part; raises DivergedError if the loss is NaN or infinite."""
-    loss, accuracy = epoch_figures(engine, *part)
-    if not math.isfinite(loss):
-        raise DivergedError(diverged_message(f"the validation loss became {loss} after {when}", settings))
-    return loss, accuracy
+def train(  # noqa: PLR0913 - the settings are one argument; what remains is data
+    network: Network,
+    x: Features,
+    y: npt.NDArray[Any],
+    *,
+    settings: Settings | None = None,
+    validation: Rows | None = None,
+    scaling: Scaling | None = None,
+    sample_weight: FloatArray | None = None,
+    classes: Sequence[str] | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+    callbacks: Sequence[Callback] = (),
+    progress: Progress | None = None,
+) -> Training:
+    """Train a network.
 
+    Parameters
+    ----------
+    network : its description
+    x : (n, features) uint8 or float, memory-mapped or not, or a `rows.Subset`; scaled by `scaling` as rows are used
+    y : (n,) integer classes 0 … outputs - 1, or (n, outputs) targets
+    settings : how to train
+    validation : (x, y) to measure after each epoch; the weights of the best epoch are kept
+    scaling : fitted on x, see `preprocess.fit_scaling`; stored with the model
+    sample_weight : (n,) positive weights of the rows in the loss
+    classes : names of the classes; None numbers them
+    image_shape : (height, width, channels) if the rows are images, which `Settings.flip` and `shift` move; kept in the model
+    callbacks : each is called with the epoch's history row and the engine; True stops the training
+    progress : shows the course, see `progress.make_progress`
 
-def check_finite(loss: FloatArray, epoch: int, first_step: int, settings: Settings) -> None:
-    """Raise DivergedError naming epoch and step if a row's loss is NaN or infinite."""
-    if np.isfinite(loss).all():
-        return
-    at = int(np.flatnonzero(~np.isfinite(loss))[0])
-    step = first_step + at // settings.batch_size + 1
-    raise DivergedError(diverged_message(f"the loss became {loss[at]} in epoch {epoch}, step {step}", settings))
+    Raises
+    ------
+    ConfigError : settings that contradict each other or the data
+    DataError : data that do not fit the network
+    Diverged : the loss became NaN or infinite
+    Interrupted : SIGINT or SIGTERM came (only seen in the main thread); carries the training so far
 
-
-def diverged_message(what: str, settings: Settings) -> str:
-    """What happened, and the remedies that these settings leave open."""
-    remedies = [f"lower the learning rate (now {settings.schedule.rate:g})"]
-    if not settings.optimizer.clip_norm:
-        remedies.append("clip the gradient (--clip-norm 1)")
-    return f"{what}: {', or '.join(remedies)}, or scale the data (--scale zscore)"
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastmlp.nn.optimizers import Optimizer, Schedule
+    >>> x = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
+    >>> y = (x[:, 0] * x[:, 1] > 0).astype(int)
+    >>> settings = Settings(Schedule(0.03), Optimizer("adam"), epochs=40, batch_size=16)
+    >>> training = train(Network((2, 16, 2), activation="tanh"), x, y, settings=settings)
+    >>> bool((training.model.predict(x) == y).mean() > 0.9)
+    True
+    """
+    settings = settings or Settings()
+    names = None if classes is None else tuple(classes)
+    data = check_data(network, settings.dtype, TrainingData(x, y, validation, sample_weight, scaling, names, image_shape))
+    check_settings(settings, data)
+    with loop_for(network, settings, data, progress) as loop:
+        loop.compile()
+        with Signals() as signals:
+            return loop.run(signals, callbacks)

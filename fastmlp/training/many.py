@@ -24,7 +24,8 @@ from fastmlp.engines.interrupts import Signals
 from fastmlp.errors import ConfigError, FastMLPError
 from fastmlp.nn.network import FloatArray, Network
 from fastmlp.nn.scaling import Scaling
-from fastmlp.training.loop import Callback, Diverged, Interrupted, Row, Training, loop_for
+from fastmlp.training.loop import Callback, Diverged, Interrupted, Training, loop_for
+from fastmlp.training.monitor import Row
 from fastmlp.training.settings import Settings, TrainingData, check_data, check_settings
 
 Result = Training | Diverged

@@ -17,18 +17,9 @@ from fastmlp.engines.cpu.codegen.fork import compiled_beside
 from fastmlp.engines.cpu.codegen.simd import lanes as host_lanes
 from fastmlp.engines.cpu.kernels.formulas import NO_CODE, Code, prediction_code, training_code
 from fastmlp.engines.cpu.kernels.losses import loss_block, loss_function
-from fastmlp.engines.cpu.kernels.passes import (
-    CALLER,
-    GRADIENT,
-    PARAMETERS,
-    SHARES,
-    SLOT_M,
-    SLOT_V,
-    TURN,
-    WORDS_APART,
-    scratch_size,
-)
+from fastmlp.engines.cpu.kernels.passes import GRADIENT, PARAMETERS, SLOT_M, SLOT_V, scratch_size
 from fastmlp.engines.cpu.kernels.programs import predict_kernel, train_kernel
+from fastmlp.engines.cpu.kernels.sync import CALLER, SHARES, TURN, WORDS_APART
 from fastmlp.engines.cpu.plan import (
     MOST_ROWS,
     Batches,

@@ -15,9 +15,9 @@ from fastmlp.engines.cuda.kernels.programs import Kind, Shape, applied, phases
 from fastmlp.engines.cuda.kernels.tensor_cores import FIRST_CAPABILITY, MMA_TILES
 from fastmlp.engines.cuda.kernels.tiles import Tile
 from fastmlp.engines.cuda.runtime import Launch, the_runtime
+from fastmlp.engines.numpy_engine import NumpyEngine
 from fastmlp.errors import ConfigError, UnavailableError
 from fastmlp.nn.network import FloatArray
-from fastmlp.reference import NumpyEngine
 
 APPLIED = 4096  # rows that pass through a network at once where nothing is trained
 # Batches of at most so many rows are latency, and train in one launch; larger ones are arithmetic, and train by tiles, a launch

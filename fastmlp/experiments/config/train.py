@@ -34,17 +34,15 @@ from fastmlp.experiments.config.fields import (
 from fastmlp.nn.activations import ACTIVATIONS
 from fastmlp.nn.losses import LOSSES
 from fastmlp.nn.network import ALIASES, INITIALIZERS, Network
-from fastmlp.nn.optimizers import RULES, Optimizer
+from fastmlp.nn.optimizers import DEFAULT_LEARNING_RATE, RULES, Optimizer
 from fastmlp.nn.scaling import SCALINGS
 from fastmlp.nn.schedules import SCHEDULES, Schedule
 from fastmlp.training.settings import MONITORS, Settings
 
-# Learning rates that train most networks without care; those of rmsprop, adam and adamw are their authors'.
-RATES = {"sgd": 0.05, "momentum": 0.01, "nesterov": 0.01, "rmsprop": 0.001, "adam": 0.001, "adamw": 0.001}
 PATIENCE = 10
 
 OUTPUTS = tuple(dict.fromkeys(output for outputs in LOSSES.values() for output in outputs))
-RATES_HELP = ", ".join(f"{rate:g} for {name}" for name, rate in RATES.items())
+RATES_HELP = ", ".join(f"{rate:g} for {name}" for name, rate in DEFAULT_LEARNING_RATE.items())
 
 
 def setting(group: str, kind: Kind, default: Any, text: str) -> Any:
@@ -98,6 +96,12 @@ class DataSettings:
         for name in ("val_count", "test_count"):
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
+
+    def split_sizes(self) -> dict[str, Any]:
+        """What `data.splits.split` takes beside the data set."""
+        validation = self.val_count if self.val_count is not None else self.val_fraction or 0
+        test = self.test_count if self.test_count is not None else self.test_fraction or 0
+        return {"validation": validation, "test": test, "stratify": self.stratify, "seed": self.seed}
 
     def table(self) -> dict[str, Any]:
         """The settings that are set, as TOML takes them; `resolve` reads them back."""
@@ -211,7 +215,7 @@ class Config(DataSettings):
         watched = bool(self.val_count or self.val_fraction)
         self.complete(
             {
-                "lr": RATES[self.optimizer],
+                "lr": DEFAULT_LEARNING_RATE[self.optimizer],
                 "loss": "cross-entropy" if self.target == "class" else "squared-error",
                 "patience": PATIENCE if watched else 0,
             }

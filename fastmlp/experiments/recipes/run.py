@@ -17,24 +17,16 @@ from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.sources import resolve, resolve_as
 from fastmlp.experiments.config.train import Config, DataSettings, fields_of
 from fastmlp.experiments.extraction import Tools, extract_run
-from fastmlp.experiments.folder import clear_course, make_folder
+from fastmlp.experiments.folder import CONFIG_NAME, RESULT_NAME, clear_course, make_folder
+from fastmlp.experiments.plan import Plan, Say, make_plan, portable
 from fastmlp.experiments.recipes.recipe import Recipe, all_recipes, find, matching
-from fastmlp.experiments.training_run import (
-    CONFIG_NAME,
-    RESULT_NAME,
-    Ended,
-    Plan,
-    Recorder,
-    Say,
-    finish,
-    make_plan,
-    portable,
-    snapshots_of,
-    train_run,
-)
+from fastmlp.experiments.record import Recorder
+from fastmlp.experiments.result import Ended, finish
+from fastmlp.experiments.training_run import snapshots_of, train_run
 from fastmlp.files import read_json, read_toml, write_json
-from fastmlp.training.loop import Diverged, Row
+from fastmlp.training.loop import Diverged
 from fastmlp.training.many import ManyInterrupted, Result, train_many
+from fastmlp.training.monitor import Row
 from fastmlp.training.progress import make_progress
 
 CNN_NAME = "cnn.json"  # what `extract` tells, for recipes without a network on its features
@@ -217,7 +209,8 @@ def plans_of(jobs: Sequence[Job]) -> list[Plan]:
 
 def run_images(job: Job, tools: Tools, quiet: bool, say: Say) -> int:
     """Train a convolutional network and, if the recipe has one, a network on its features; the signal that came, or 0."""
-    from fastmlp.experiments.chain import draw_chain, draw_extraction
+    from fastmlp.experiments.chain import draw_chain
+    from fastmlp.experiments.extraction import draw_extraction
 
     assert job.images is not None
     make_folder(job.folder)

@@ -14,10 +14,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from fastmlp.engines.cpu.codegen.compiler import address_of
-from fastmlp.engines.cpu.codegen.intrinsics import smaller
 from fastmlp.engines.cpu.codegen.simd import INT32, INT64, VectorBuilder, emit_spread
-from fastmlp.engines.cpu.kernels.gemm import FLOAT_BYTES
 from fastmlp.nn.philox import MASK32, SHIFT32, philox4x32
 
 
@@ -117,28 +114,3 @@ def make_drop(width: int, rows: int, vectors: int) -> Callable[..., None]:
         return types.void(*[types.int64] * 10, types.float32), build
 
     return drop
-
-
-@functools.cache
-def drop_address(lanes: int) -> int:
-    """Address of drop(y, s, slopes, ld, column, columns, layer, row, rows, step, seed, threshold, scale).
-
-    Multiplies a block of activations, and of their slopes if asked, by the dropout factors of `philox.keep_mask`: columns
-    [column, column + columns), multiples of the lanes, of rows [row, row + rows), which are `ld` apart in y and s. Addresses
-    in bytes, strides in elements.
-    """
-    pair, single, wide = make_drop(lanes, 2, 2), make_drop(lanes, 1, 1), 2 * lanes
-
-    def drop(y, s, slopes, ld, column, columns, layer, row, rows, step, seed, threshold, scale):
-        in_pairs = columns - columns % wide
-        for r in range(0, rows, 2):
-            end = in_pairs if r + 1 < rows else 0
-            for c in range(0, end, wide):
-                at, group = (r * ld + c) * FLOAT_BYTES, (column + c) // 4
-                pair(y + at, s + at, slopes, ld, group, row + r, layer, step, seed, threshold, scale)
-            for i in range(r, smaller(r + 2, rows)):
-                for c in range(end, columns, lanes):
-                    at, group = (i * ld + c) * FLOAT_BYTES, (column + c) // 4
-                    single(y + at, s + at, slopes, ld, group, row + i, layer, step, seed, threshold, scale)
-
-    return address_of(drop, f"drop {lanes}", 12, 1)

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.engines.cpu.codegen.compiler import address_of, compiled, compiled_with_callees
-from fastmlp.engines.cpu.codegen.intrinsics import array_at
-from fastmlp.engines.cpu.codegen.vector_random import drop_address
+from fastmlp.engines.cpu.codegen.intrinsics import array_at, smaller
+from fastmlp.engines.cpu.codegen.vector_random import make_drop
 from fastmlp.engines.cpu.kernels.gemm import FLOAT_BYTES, gradient_address, product_address
 from fastmlp.engines.cpu.kernels.losses import loss_address
 from fastmlp.engines.cpu.plan import FUSED
@@ -173,3 +173,28 @@ def penalise_address() -> int:
             gs[i] = formula(ps[i], gs[i], s)
 
     return address_of(penalise, "penalise", 4)
+
+
+@functools.cache
+def drop_address(lanes: int) -> int:
+    """Address of drop(y, s, slopes, ld, column, columns, layer, row, rows, step, seed, threshold, scale).
+
+    Multiplies a block of activations, and of their slopes if asked, by the dropout factors of `philox.keep_mask`: columns
+    [column, column + columns), multiples of the lanes, of rows [row, row + rows), which are `ld` apart in y and s. Addresses
+    in bytes, strides in elements.
+    """
+    pair, single, wide = make_drop(lanes, 2, 2), make_drop(lanes, 1, 1), 2 * lanes
+
+    def drop(y, s, slopes, ld, column, columns, layer, row, rows, step, seed, threshold, scale):
+        in_pairs = columns - columns % wide
+        for r in range(0, rows, 2):
+            end = in_pairs if r + 1 < rows else 0
+            for c in range(0, end, wide):
+                at, group = (r * ld + c) * FLOAT_BYTES, (column + c) // 4
+                pair(y + at, s + at, slopes, ld, group, row + r, layer, step, seed, threshold, scale)
+            for i in range(r, smaller(r + 2, rows)):
+                for c in range(end, columns, lanes):
+                    at, group = (i * ld + c) * FLOAT_BYTES, (column + c) // 4
+                    single(y + at, s + at, slopes, ld, group, row + i, layer, step, seed, threshold, scale)
+
+    return address_of(drop, f"drop {lanes}", 12, 1)

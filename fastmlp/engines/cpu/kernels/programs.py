@@ -21,23 +21,8 @@ from fastmlp.engines.cpu.codegen.intrinsics import array_at, atomic_load, call, 
 from fastmlp.engines.cpu.codegen.simd import BIAS, BIAS_RELU, KEEP, ROW_BYTES, TIMES, WHERE_POSITIVE
 from fastmlp.engines.cpu.kernels.gemm import FLOAT_BYTES
 from fastmlp.engines.cpu.kernels.losses import LABELS_AHEAD, prefetch_label
-from fastmlp.engines.cpu.kernels.passes import (
-    GRADIENT,
-    ONE,
-    PHASE,
-    await_turn,
-    claim,
-    clip,
-    end_turn,
-    gather,
-    last_of_phase,
-    make_finish,
-    make_gradient,
-    make_pack,
-    open_phase,
-    scratch_size,
-    wait_for_end_of,
-)
+from fastmlp.engines.cpu.kernels.passes import GRADIENT, ONE, clip, gather, make_finish, make_gradient, make_pack, scratch_size
+from fastmlp.engines.cpu.kernels.sync import PHASE, await_turn, claim, end_turn, last_of_phase, open_phase, wait_for_end_of
 from fastmlp.engines.cpu.plan import FORWARD, GATHER, LINEAR, RELU, ROWS, UPDATE, WEIGHTS
 
 # Arguments that other calls have as numbers of these types. A literal is a type of its own: Numba would compile what takes it

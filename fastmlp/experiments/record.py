@@ -7,19 +7,20 @@ pictures (pictures.py).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fastmlp.data.checks import Rows
 from fastmlp.engines.base import Engine
 from fastmlp.experiments.config.train import Config
-from fastmlp.experiments.folder import CHECKPOINTS_NAME, CLASSES_NAME
-from fastmlp.files import append_line, one_line_error
-from fastmlp.models.evaluation import measure
+from fastmlp.experiments.folder import CHECKPOINTS_NAME, CLASSES_NAME, CONFIG_NAME, METRICS_NAME
+from fastmlp.files import append_line, one_line_error, write_toml
 from fastmlp.models.file import save
-from fastmlp.models.metrics import classification_metrics
+from fastmlp.models.metrics import classification_metrics, measure
 from fastmlp.models.model import Model
-from fastmlp.training.loop import Row
+from fastmlp.training.monitor import Row
+from fastmlp.training.progress import Progress
 
 
 class Snapshots:
@@ -58,3 +59,17 @@ class Snapshots:
     def _figures(self, engine: Engine, x: Any, y: Any) -> dict[str, Any]:
         _, predicted = measure(self.model.network, engine, x, y)
         return classification_metrics(y, predicted, self.model.classes)
+
+
+class Recorder:
+    """Progress that also writes metrics.jsonl; the files of a run begin with its first finished epoch."""
+
+    def __init__(self, display: Progress, folder: Path, config: Mapping[str, Any]) -> None:
+        self.display, self.folder, self.config = display, folder, config
+        self.update = display.update
+
+    def epoch_done(self, row: Row) -> None:
+        if row["epoch"] == 1:
+            write_toml(self.folder / CONFIG_NAME, self.config)
+        append_line(self.folder / METRICS_NAME, row)
+        self.display.epoch_done(row)
