@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from fastmlp.cnn.description import Description, make_blocks
+from fastmlp.cnn.extractor import Extractor, make_network
+from fastmlp.cnn.images import Scaling
+from fastmlp.cnn.network import up_to
+from fastmlp.cnn.training import EVALUATED
 from torch.nn.functional import cross_entropy
 
 from benchmarks.epochs import machine
-from cnn.description import Description, make_blocks
-from cnn.extractor import Extractor, make_network
-from cnn.images import Scaling
-from cnn.network import up_to
-from cnn.training import EVALUATED
 from fastmlp.bench.rounds import spread
 from fastmlp.data.features import extract_rows
 from fastmlp.files import write_json

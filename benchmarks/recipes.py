@@ -28,7 +28,16 @@ MARGIN = 0.005  # below the published accuracy that counts as reproduced
 
 def run(patterns: list[str], folder: Path, seed: int) -> None:
     """What a user would type."""
-    command = [sys.executable, "-c", "import cli; cli.main()", "recipes", "run", *patterns, "--out", str(folder)]
+    command = [
+        sys.executable,
+        "-c",
+        "from fastmlp.commands import main; main()",
+        "recipes",
+        "run",
+        *patterns,
+        "--out",
+        str(folder),
+    ]
     command += ["--seed", str(seed)] if seed else []
     subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
 

@@ -110,7 +110,7 @@ def on_features(search: Mapping[str, Any], todo: Sequence[dict[str, Any]], folde
 
     A variant's table `follows` changes settings of the latter.
     """
-    from cnn import toolkit
+    from fastmlp.cnn import toolkit
 
     (base, follows), tools = settings_of(search), cast("Tools", toolkit)
     folder.mkdir(parents=True, exist_ok=True)

@@ -65,7 +65,7 @@ def one_round() -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         cache = str(Path(folder) / "kernels")
         found = [kernels(job, cache, folder) for job in (FIRST, OTHER, FIRST)]
-        command = ["-m", "cli", "train", "--out", "first"]
+        command = ["-m", "fastmlp", "train", "--out", "first"]
         printed_by(command, cache, folder)
         began = time.perf_counter()
         printed_by([*command[:-1], "second"], cache, folder)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cnn.errors import DescriptionError
+from .errors import DescriptionError
 
 POOLINGS = ("none", "max", "avg", "global")
 REGULARISATIONS = ("none", "batch", "dropout")

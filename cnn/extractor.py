@@ -17,11 +17,11 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from cnn.description import Description, from_table
-from cnn.errors import DescriptionError, FileError
-from cnn.images import Images, Pixels, Scaling
-from cnn.network import build, build_backbone, default_layer, read_state, up_to
-from cnn.training import EVALUATED, outputs
+from .description import Description, from_table
+from .errors import DescriptionError, FileError
+from .images import Images, Pixels, Scaling
+from .network import build, build_backbone, default_layer, read_state, up_to
+from .training import EVALUATED, outputs
 
 VERSION = 1  # of files
 

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cnn.errors import DescriptionError
-from cnn.network import load_torchvision
+from .errors import DescriptionError
+from .network import load_torchvision
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from cnn.description import FLATTEN, Block, Description
-from cnn.errors import DescriptionError, FileError, MissingError
+from .description import FLATTEN, Block, Description
+from .errors import DescriptionError, FileError, MissingError
 
 OUTPUT = "output"
 

@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cnn.description import Block, Description, make_blocks
-from cnn.extractor import AnyDescription, BackboneDescription, Extractor, make_network
-from cnn.images import Augmentation, Images, Pixels, Scaling
-from cnn.network import Backbone, load_weights
-from cnn.training import Evaluation, Part, Settings, Trained, Trainer, Watch, evaluate, pick_device
+from .description import Block, Description, make_blocks
+from .extractor import AnyDescription, BackboneDescription, Extractor, make_network
+from .images import Augmentation, Images, Pixels, Scaling
+from .network import Backbone, load_weights
+from .training import Evaluation, Part, Settings, Trained, Trainer, Watch, evaluate, pick_device
 
 OWN = "cnn"  # the backbone that the settings describe block by block
 

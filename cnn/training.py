@@ -22,10 +22,10 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from cnn.description import check_least, check_name
-from cnn.errors import DescriptionError, DivergedError, FileError, MissingError
-from cnn.images import Augmentation, Images
-from cnn.network import read_state
+from .description import check_least, check_name
+from .errors import DescriptionError, DivergedError, FileError, MissingError
+from .images import Augmentation, Images
+from .network import read_state
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 MONITORS = ("loss", "accuracy")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-import cli
+from fastmlp.commands.program import program
 from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.sources import VARIABLES, variable
 from fastmlp.experiments.config.train import fields_of
@@ -23,7 +23,7 @@ def forget_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def call(*arguments: str | Path, **variables: str) -> Result:
-    return CliRunner(env=variables).invoke(cli.program, [str(one) for one in arguments], prog_name="fastmlp")
+    return CliRunner(env=variables).invoke(program, [str(one) for one in arguments], prog_name="fastmlp")
 
 
 def ok(*arguments: str | Path, **variables: str) -> Result:

@@ -252,21 +252,11 @@ def test_append_line_that_does_not_fit_is_taken_back(tmp_path: Path) -> None:
     assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [1, 2]
 
 
-@pytest.mark.parametrize(
-    ("data", "part"),
-    [
-        (b'{"a": [1, 2', "truncated"),
-        (b"", "truncated"),
-        (b'{"a": NaN}', "byte 6"),
-        (b'{"a": 1} x', "trailing"),
-        (b'{"a": "\xff"}', "utf-8"),
-        (b"[" * 100_000, "recursion"),
-    ],
-)
-def test_damaged_json(tmp_path: Path, data: bytes, part: str) -> None:
+@pytest.mark.parametrize("data", [b'{"a": [1, 2', b"", b'{"a": NaN}', b'{"a": 1} x', b'{"a": "\xff"}', b"[" * 100_000])
+def test_damaged_json(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "result.json"
     path.write_bytes(data)
-    with one_line(DataError, path, part, "repeat the run"):
+    with one_line(DataError, path, "is not valid JSON", "repeat the run"):
         artifacts.read_json(path)
 
 

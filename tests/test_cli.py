@@ -1,4 +1,4 @@
-"""cli.py in this process: help, streams, settings, and what each command prints."""
+"""The program in this process: help, streams, settings, and what each command prints."""
 
 from __future__ import annotations
 

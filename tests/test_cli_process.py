@@ -1,4 +1,4 @@
-"""cli.main in processes of its own: signals, pipes, terminals, encodings, and the exit codes that a shell sees."""
+"""The program in processes of its own: signals, pipes, terminals, encodings, and the exit codes that a shell sees."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fastmlp.experiments.config.sources import VARIABLES
 from fastmlp.experiments.folder import check_manifest
 
 ROOT = Path(__file__).parent.parent
-MAIN = [sys.executable, "-W", "error", "-c", "import cli; cli.main()"]
+MAIN = [sys.executable, "-W", "error", "-c", "from fastmlp.commands import main; main()"]
 ENDLESS = ["train", "--hidden", "16", "--epochs", "1000000", "--patience", "0"]
 ALL_FILES = {
     "config.toml",

@@ -1,4 +1,4 @@
-"""cli.py in this process: every kind of refusal, with its exit code and its one line."""
+"""The program in this process: every kind of refusal, with its exit code and its one line."""
 
 from __future__ import annotations
 

@@ -8,9 +8,8 @@ import sys
 from typing import Any
 
 import pytest
-
-from cnn.description import Block, Description, from_table, make_blocks
-from cnn.errors import DescriptionError
+from fastmlp.cnn.description import Block, Description, from_table, make_blocks
+from fastmlp.cnn.errors import DescriptionError
 
 
 def describe(*blocks: Block, shape: tuple[int, int, int] = (28, 28, 1), **more: Any) -> Description:
@@ -134,5 +133,5 @@ def test_labels_and_names() -> None:
 
 
 def test_no_torch_is_needed() -> None:
-    script = "import sys; sys.modules['torch'] = None; import cnn.description, cnn.errors"
+    script = "import sys; sys.modules['torch'] = None; import fastmlp.cnn.description, fastmlp.cnn.errors"
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from fastmlp.cnn.description import Description, make_blocks
+from fastmlp.cnn.errors import DescriptionError, FileError
+from fastmlp.cnn.extractor import Extractor, from_bytes, make_network
+from fastmlp.cnn.images import Scaling
 from test_cnn_training import SHAPE, bars, network
 from torch.nn.functional import conv2d, max_pool2d
-
-from cnn.description import Description, make_blocks
-from cnn.errors import DescriptionError, FileError
-from cnn.extractor import Extractor, from_bytes, make_network
-from cnn.images import Scaling
 
 SYMMETRIC = Scaling(np.full(1, 127.5, np.float32), np.full(1, 1 / 127.5, np.float32))
 DESCRIPTION = Description(

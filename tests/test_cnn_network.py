@@ -11,13 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from fastmlp.cnn import network as cnn_network
+from fastmlp.cnn.description import INITIALISATIONS, Description, make_blocks
+from fastmlp.cnn.errors import DescriptionError, FileError, MissingError
+from fastmlp.cnn.network import build, build_backbone, default_layer, layer_names, load_weights, up_to
 from test_cnn_description import PUBLISHED
 from torch import nn
-
-from cnn import network as cnn_network
-from cnn.description import INITIALISATIONS, Description, make_blocks
-from cnn.errors import DescriptionError, FileError, MissingError
-from cnn.network import build, build_backbone, default_layer, layer_names, load_weights, up_to
 
 NO_TORCHVISION = importlib.util.find_spec("torchvision") is None
 needs_torchvision = pytest.mark.skipif(NO_TORCHVISION, reason="torchvision is not installed")

@@ -10,13 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from fastmlp.cnn.description import Description, make_blocks
+from fastmlp.cnn.errors import DescriptionError, DivergedError, FileError, MissingError
+from fastmlp.cnn.images import Augmentation, Images, Scaling
+from fastmlp.cnn.network import build
+from fastmlp.cnn.training import MONITORS, Part, Settings, Trainer, Watch, evaluate, pick_device
 from torch.nn.functional import cross_entropy
-
-from cnn.description import Description, make_blocks
-from cnn.errors import DescriptionError, DivergedError, FileError, MissingError
-from cnn.images import Augmentation, Images, Scaling
-from cnn.network import build
-from cnn.training import MONITORS, Part, Settings, Trainer, Watch, evaluate, pick_device
 
 SHAPE = (8, 8, 1)
 NO_TORCHVISION = importlib.util.find_spec("torchvision") is None

@@ -230,8 +230,8 @@ def test_no_phase_multiplies_in_float32(precision: str, monkeypatch: pytest.Monk
     def never(*arguments: Any) -> None:
         pytest.fail("a product in float32")
 
-    for name in ("cuda_tiled.make_sums", "cuda_kernels.make_forward", "cuda_kernels.make_delta", "cuda_kernels.make_gradient"):
-        monkeypatch.setattr(f"fastmlp.{name}", never)
+    for name in ("tiled.make_sums", "programs.make_forward", "programs.make_delta", "programs.make_gradient"):
+        monkeypatch.setattr(f"fastmlp.engines.cuda.kernels.{name}", never)
     cuda_simulator.made.cache_clear()
     check_step(precision, 1, 6)
 

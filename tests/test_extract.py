@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from cli_helpers import ok, refused
 from extract_helpers import DRAWN, arrays_of, own_folder, without_pictures  # noqa: F401 - fixtures of every test here
+from fastmlp.cnn.extractor import from_bytes
 from PIL import Image
 from test_cnn_training import SHAPE, bars
 
-from cnn.extractor import from_bytes
 from fastmlp.data.dataset import load_data
 
 PATIENCE = 60  # seconds of a slow, busy machine for what takes one
@@ -209,7 +209,7 @@ def test_print_config_gives_the_same_run(home: Path, made: dict[str, Any]) -> No
 
 
 def start(*arguments: str | Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", "import cli; cli.main()", *map(str, arguments)]
+    command = [sys.executable, "-c", "from fastmlp.commands import main; main()", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -237,7 +237,7 @@ def test_an_interrupted_run_goes_on_to_the_same_features(home: Path) -> None:
 
 
 def test_without_torch_all_else_works(home: Path) -> None:
-    block = "import sys; sys.modules['torch'] = None; import cli; cli.main()"
+    block = "import sys; sys.modules['torch'] = None; from fastmlp.commands import main; main()"
     for arguments, code in ((["extract"], 4), (["train", *MLP, "--out", "run"], 0), (["evaluate", "run"], 0)):
         done = subprocess.run(
             [sys.executable, "-c", block, *arguments], capture_output=True, text=True, timeout=PATIENCE, check=False

@@ -17,12 +17,12 @@ import pytest
 import torch
 from cli_helpers import call, ok, refused
 from extract_helpers import arrays_of, own_folder, without_pictures  # noqa: F401 - fixtures of every test here
+from fastmlp.cnn.extractor import Extractor
 from PIL import Image
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
 from test_cnn_training import SHAPE, bars
 
-from cnn.extractor import Extractor
 from fastmlp.data import features as feature_files
 from fastmlp.data import rows
 from fastmlp.data.dataset import load_data

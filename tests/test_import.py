@@ -48,10 +48,10 @@ def test_a_network_can_be_described_without_anything_heavy() -> None:
 
 
 HELP = """
-import cli
 from click.testing import CliRunner
-for arguments in [["--help"], *([name, "--help"] for name in cli.program.commands)]:
-    result = CliRunner().invoke(cli.program, arguments)
+from fastmlp.commands.program import program
+for arguments in [["--help"], *([name, "--help"] for name in program.commands)]:
+    result = CliRunner().invoke(program, arguments)
     assert result.exit_code == 0, result.output
     print(result.output)
 """
@@ -66,11 +66,11 @@ def test_help_of_the_program_is_light() -> None:
 
 TRAIN = """
 import os, tempfile
-import cli
+from fastmlp.commands.program import program
 folder = tempfile.TemporaryDirectory()
 out = os.path.join(folder.name, "run")
 arguments = ["train", "--epochs", "1", "--hidden", "8", "--backend", "numpy", "--quiet", "--out", out, *{options}]
-assert cli.program(arguments, standalone_mode=False) in (None, 0)
+assert program(arguments, standalone_mode=False) in (None, 0)
 assert {{"curves.png", "confusion.png"}} <= set(os.listdir(out))
 assert "matplotlib.pyplot" not in sys.modules
 folder.cleanup()
@@ -91,11 +91,12 @@ def test_the_check_sees_a_heavy_import() -> None:
 
 
 LEAVE = """
-import atexit, gc, cli
+import atexit, gc
+from fastmlp.commands import main
 sys.argv = ["fastmlp", "--version"]
 atexit.register(lambda: print(gc.get_freeze_count() > 10_000, gc.get_threshold()[0] > 100_000))
 try:
-    cli.main()
+    main()
 except SystemExit:
     print("left")
 """

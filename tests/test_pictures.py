@@ -23,7 +23,7 @@ LONG = [f"a class with a rather long name {number}" for number in range(12)]
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The figures that were saved, arranged as in their files."""
     found: list[Any] = []
-    save = pictures._save
+    save = pictures.save
 
     def kept(figure: Any, path: Path) -> None:
         save(figure, path)

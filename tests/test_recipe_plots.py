@@ -198,7 +198,7 @@ def test_a_recipe_of_a_cnn_alone_can_be_compared() -> None:
     for name, ends in (("iisc-cnn-1", 0.84), ("iisc-cnn-2", 0.9)):
         folder = Path("set") / name
         folder.mkdir(parents=True)
-        (folder / "cnn.json").write_text(json.dumps({"cnn": {"history": history(20, ends), "best_epoch": 19}}))
+        (folder / "fastmlp.cnn.json").write_text(json.dumps({"cnn": {"history": history(20, ends), "best_epoch": 19}}))
     found = {name: kept for name in one.curves if (kept := trainings(one, name, Path("set")))}
     figure = draw(comparison_figure(panels_of(one, found), one.title))
     lines = curves(figure, 0)

@@ -118,7 +118,7 @@ def test_a_network_alone_that_diverges_ends_no_other() -> None:
 
 
 def test_an_engine_that_is_missing_ends_its_group_alone() -> None:
-    block = "import sys; sys.modules['torch'] = None; import cli; cli.main()"
+    block = "import sys; sys.modules['torch'] = None; from fastmlp.commands import main; main()"
     environment = {name: value for name, value in TINY.items() if name != "FASTMLP_BACKEND"}
     command = [sys.executable, "-c", block, "recipes", "run", "ee5179-[234]", "group7-mlp-1", "--out", "set"]
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
@@ -149,7 +149,7 @@ def test_convolutional_networks_run_too() -> None:
 def test_an_interrupted_set_goes_on() -> None:
     arguments = ["recipes", "run", "group7-mlp-*", "--out", "set"]
     settings = TINY | {"FASTMLP_EPOCHS": "1000000"}
-    command = [sys.executable, "-c", "import cli; cli.main()", *arguments]
+    command = [sys.executable, "-c", "from fastmlp.commands import main; main()", *arguments]
     process = subprocess.Popen(command, env=os.environ | settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     metrics = [Path(f"set/group7-mlp-{row}/metrics.jsonl") for row in (1, 2)]
     until = time.monotonic() + PATIENCE
@@ -168,7 +168,7 @@ def test_an_interrupted_set_goes_on() -> None:
 
 
 def test_without_torch_networks_on_pixels_run_all_the_same() -> None:
-    block = "import sys; sys.modules['torch'] = None; import cli; cli.main()"
+    block = "import sys; sys.modules['torch'] = None; from fastmlp.commands import main; main()"
     command = [sys.executable, "-c", block, "recipes", "run", "group7-mlp-1", "cs776-cnn-1", "--out", "set"]
     done = subprocess.run(command, env=os.environ | TINY, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 4, done.stderr

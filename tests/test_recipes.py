@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from cli_helpers import ok, refused
 from extract_helpers import DRAWN, own_folder  # noqa: F401 - a fixture of every test here
+from fastmlp.cnn import toolkit
 from test_cnn_training import SHAPE, bars
 
-from cnn import toolkit
 from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.sources import resolve_as
 from fastmlp.experiments.config.train import Config

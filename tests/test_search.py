@@ -9,9 +9,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from cli_helpers import forget_settings
+from fastmlp.cnn import toolkit
 
 from benchmarks import search
-from cnn import toolkit
 from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.sources import resolve, resolve_as
 from fastmlp.experiments.extraction import Tools, extract_run

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import click
 
-from fastmlp.commands.console import common_options, data_dir_option, is_quiet, say, show, show_files, show_json
+from fastmlp.commands.console import is_quiet, say, show, show_files, show_json
+from fastmlp.commands.options import common_options, data_dir_option
 from fastmlp.errors import DataError
 
 

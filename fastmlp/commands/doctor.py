@@ -16,9 +16,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import click
 import numpy as np
 
 from fastmlp import __version__
+from fastmlp.commands.console import show, show_json
+from fastmlp.commands.options import common_options, data_dir_option
 from fastmlp.data.dataset import data_folder, list_data
 from fastmlp.engines import Version, installed_version
 from fastmlp.engines.cuda import INSTALL
@@ -228,3 +231,21 @@ def tiny_losses(backend: str) -> list[float]:
     settings = Settings(Schedule(0.1), epochs=5, batch_size=20, backend=backend)
     history: list[dict[str, Any]] = train(Network((16, 24, 4)), x, y, settings=settings).history
     return [row["loss"] for row in history]
+
+
+@click.command()
+@data_dir_option
+@common_options
+def doctor(data_dir: str | None, as_json: bool) -> None:
+    """Tell what this machine has, and test in a second whether it works.
+
+    The exit code is 4 if something is broken; what is merely not there is noted.
+    """
+    checks = examine(data_dir)
+    broken = [check.name for check in checks if check.state == BROKEN]
+    if as_json:
+        show_json({"ok": not broken, "checks": [check._asdict() for check in checks]})
+    else:
+        show(as_table(checks))
+    if broken:
+        raise UnavailableError(f"broken: {', '.join(broken)}; the remedy stands beside it in the table")

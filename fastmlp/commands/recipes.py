@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from fastmlp.commands.console import common_options, data_dir_option, end_by_signal, is_quiet, say, show, show_json
+from fastmlp.commands.console import end_by_signal, is_quiet, say, show, show_json
+from fastmlp.commands.options import common_options, data_dir_option
 
 
 @click.group(invoke_without_command=True)

@@ -42,7 +42,7 @@ AT_ONCE = 1024  # images of a forward pass, at most
 
 
 class Extractor(Protocol):
-    """What turns images into features; `cnn.extractor.Extractor` does."""
+    """What turns images into features; `fastmlp.cnn.extractor.Extractor` does."""
 
     @property
     def width(self) -> int:

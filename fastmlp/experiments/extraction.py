@@ -47,7 +47,7 @@ PIXEL = ("none", "unit", "symmetric", "zscore-global")  # scalings with the same
 
 
 class Tools(Protocol):
-    """What package cnn does for us; `cnn.toolkit` has functions of these names, and the class `Watch`."""
+    """What fastmlp.cnn does for us; `fastmlp.cnn.toolkit` has functions of these names, and the class `Watch`."""
 
     def prepare(self, options: Mapping[str, Any], image_shape: tuple[int, int, int], classes: int) -> Any: ...
 

@@ -200,7 +200,7 @@ def input_maker(model: Model, open_extractor: OpenExtractor | None) -> Callable[
         assert model.extractor is not None
         if open_extractor is None:
             raise UnavailableError(
-                "this model takes features of images; give open_extractor=cnn.extractor.from_bytes, or features"
+                "this model takes features of images; give open_extractor=fastmlp.cnn.extractor.from_bytes, or features"
             )
         return open_extractor(model.extractor, "the model's extractor")
 

@@ -271,7 +271,8 @@ def train(  # noqa: PLR0913 - the settings are one argument; what remains is dat
     Examples
     --------
     >>> import numpy as np
-    >>> from fastmlp.nn.optimizers import Optimizer, Schedule
+    >>> from fastmlp.nn.optimizers import Optimizer
+    >>> from fastmlp.nn.schedules import Schedule
     >>> x = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
     >>> y = (x[:, 0] * x[:, 1] > 0).astype(int)
     >>> settings = Settings(Schedule(0.03), Optimizer("adam"), epochs=40, batch_size=16)

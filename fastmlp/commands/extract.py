@@ -1,0 +1,90 @@
+"""`fastmlp extract`, and `extract … train` in one line."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from fastmlp.commands.console import (
+    end_by_signal,
+    is_quiet,
+    say,
+    show,
+    show_extraction,
+)
+from fastmlp.commands.options import (
+    Chain,
+    Sections,
+    common_options,
+    config_option,
+    recipe_option,
+    setting_options,
+    source_options,
+)
+from fastmlp.commands.toolkit import extraction_tools
+from fastmlp.commands.train import run_training
+from fastmlp.experiments.config.extract import OF_EXTRACT, ExtractConfig
+from fastmlp.experiments.config.train import Config
+
+
+@click.group(cls=Chain, invoke_without_command=True)
+@setting_options(ExtractConfig, ["target"])
+@source_options
+@recipe_option
+@common_options
+@click.pass_context
+def extract(
+    ctx: click.Context, /, recipe: str | None, config: str | None, print_config: bool, as_json: bool, **flags: Any
+) -> None:
+    """Train a convolutional network on images, and make features of them for `train`.
+
+    \b
+    fastmlp extract --data fashion-mnist --filters 16,32,64,128,256 --init xavier --out features.npz
+    fastmlp train --data features.npz --hidden 512
+    fastmlp extract --data fashion-mnist --epochs 10 train --hidden 512        the same in one line
+    fastmlp extract --data photos/ --image-size 64,64 --backbone resnet18 --flip 0.5
+    fastmlp extract --kernel 5,4 --padding 2,1 --filters 8,12 --pool avg,avg --pool-kernel 4 --regularize batch
+
+    The file is a data set with the parts of the images, and has the network in it: a model that was trained on it
+    knows where its inputs come from, and `evaluate` and `predict` take images. The same settings and images make the
+    same features; if the file is there, nothing is done. Ctrl-C leaves a checkpoint, and the same command goes on from it.
+
+    Needs PyTorch: pip install 'fastmlp[cnn]'.
+    """
+    from fastmlp.experiments.config.sources import resolve_as
+    from fastmlp.experiments.extraction import draw_extraction, extract_run
+    from fastmlp.experiments.recipes.recipe import settings_of
+
+    settings = resolve_as(ExtractConfig, flags, os.environ, config, settings_of(recipe, "extract"))
+    ctx.obj = settings, settings_of(recipe, "extract train"), as_json
+    if print_config:
+        show(settings.text())
+        ctx.exit()
+    if ctx.invoked_subcommand is not None:  # it runs the extraction, after its own settings have been checked
+        return
+    found = extract_run(settings, extraction_tools(), quiet=is_quiet(), say=say)
+    draw_extraction(found, found.job.pictures)
+    show_extraction(found.result, as_json)
+    end_by_signal(found.signal)
+
+
+@extract.command("train", cls=Sections)
+@setting_options(Config, OF_EXTRACT)
+@config_option
+@common_options
+@click.pass_obj
+def extract_train(chained: tuple[ExtractConfig, Any, bool], /, config: str | None, as_json: bool, **flags: Any) -> None:
+    """Make the features, and train a network on them; as `fastmlp train`, without the options of data."""
+    from dataclasses import replace
+
+    from fastmlp.experiments.config.sources import resolve
+    from fastmlp.experiments.extraction import check_chain, extract_run
+
+    images, recipe, json_before = chained
+    settings = resolve(flags | images.chained_flags(), os.environ, config, recipe)
+    check_chain(images, settings)
+    extracted = extract_run(images, extraction_tools(), follows=settings, quiet=is_quiet(), say=say)
+    end_by_signal(extracted.signal)
+    run_training(replace(settings, data=extracted.source), as_json or json_before, extracted)
