@@ -79,9 +79,9 @@ TESTS_SHARE = 0.5  # of the seconds that are left, at most
 CONTEST_SECONDS = 40.0
 # On a GPU the tests of both designs: of the contract for small batches, and of tiles for large ones.
 TESTS = (
-    "tests/test_contract.py",
-    "tests/test_contract_state.py",
-    "tests/test_cuda.py::test_large_batches_train_and_predict_as_the_specification",
+    "tests/engines/test_contract.py",
+    "tests/engines/test_contract_state.py",
+    "tests/engines/cuda/test_engine.py::test_large_batches_train_and_predict_as_the_specification",
 )
 NOT_ON_A_GPU = {"forked": "a child of fork cannot use CUDA that its parent has used"}
 

@@ -5,7 +5,7 @@ scaling, initial weights, order of rows and dropout masks, but PyTorch's activat
 far the figures of a run are fastmlp's doing, and how far they are the experiment's. Beside FILE.json comes a picture of both
 loss curves for each run, twin-NAME.png, NAME being the run's folder; rows of FILE.json that are not asked for stay.
 
-In float64 both walk one path (tests/test_torch_engine.py). In float32 they part by rounding, first by as little as it makes,
+In float64 both walk one path (tests/engines/test_torch_engine.py). In float32 they part by rounding, little at first,
 then suddenly: where a relu's z is so near 0 that rounding decides its sign, the slope is 0 for one and 1 for the other.
 """
 

@@ -26,6 +26,7 @@ import tomli_w
 
 from fastmlp.errors import DataError
 
+O_BINARY = getattr(os, "O_BINARY", 0)  # Windows would write "\r\n" for each "\n"
 RESTORE = "restore it from a copy or repeat the run"
 _REMEDIES = {
     errno.ENOSPC: "free some space or choose another folder",
@@ -213,7 +214,7 @@ def append_line(path: str | os.PathLike[str], value: object) -> None:
     """
     line = json_bytes(value)
     with one_line_error("write", path):
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | O_BINARY, 0o666)
         try:
             before = os.fstat(descriptor).st_size
             try:
@@ -237,7 +238,7 @@ def one_line_error(verb: str, path: str | os.PathLike[str]) -> Iterator[None]:
 
 def _write_and_sync(path: Path, data: bytes) -> None:
     """Make a new file with these bytes and wait until they are on the disk."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | O_BINARY, 0o666)
     try:
         _write_all(descriptor, data)
         os.fsync(descriptor)

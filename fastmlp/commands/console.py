@@ -172,7 +172,8 @@ def prepare_process() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name in another encoding must not end it
     warnings.showwarning = warn
-    signal.signal(signal.SIGTERM, terminate)
+    if hasattr(signal, "SIGTERM"):
+        signal.signal(signal.SIGTERM, terminate)
     # What imports make stays to the end; looking for garbage in it, then and at the end, took an eighth of a short run.
     gc.set_threshold(GARBAGE)
     atexit.register(freeze)

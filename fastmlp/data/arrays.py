@@ -116,8 +116,8 @@ def map_npy(path: Path) -> npt.NDArray[Any]:
             )
         array = np.memmap(stream, dtype, "r", stream.tell(), shape, "F" if fortran else "C")
     pages: Any = array.base  # the mmap object
-    if array.nbytes > READ_AHEAD_SHARE * os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE:
-        pages.madvise(mmap.MADV_RANDOM)
+    if hasattr(mmap, "MADV_RANDOM") and array.nbytes > READ_AHEAD_SHARE * os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE:
+        pages.madvise(mmap.MADV_RANDOM)  # Windows has nothing of it
     return array
 
 

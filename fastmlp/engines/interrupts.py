@@ -7,6 +7,9 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+# What asks a process to end, as Ctrl-C does; not every system has the second.
+ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM") if hasattr(signal, name))
+
 
 class Signals:
     """Context in which the first SIGINT or SIGTERM is only noted in `received`; a second SIGINT interrupts at once.
@@ -26,14 +29,14 @@ class Signals:
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in ENDING:
                 if signal.getsignal(number) is not None:  # one that is not Python's could not be put back
                     self._before[number] = signal.signal(number, self._note)
         return self
 
     def end(self) -> None:
-        """Make all that watch this end, as if SIGTERM had come."""
-        self.received = self.received or signal.SIGTERM
+        """Make all that watch this end, as if SIGTERM, or SIGINT where there is no such signal, had come."""
+        self.received = self.received or ENDING[-1]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received:

@@ -47,6 +47,8 @@ def check_private(folder: Path) -> None:
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode):
         raise UnsafeFolder(f"{folder} is not a folder")
+    if not hasattr(os, "geteuid"):  # Windows: the user's cache belongs to the user, and the mode says nothing of others
+        return
     if found.st_uid != os.geteuid():
         raise UnsafeFolder(f"{folder} belongs to user {found.st_uid}, not to you ({os.geteuid()})")
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):

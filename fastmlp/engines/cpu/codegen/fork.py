@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from numba.core.compiler_lock import global_compiler_lock
 
+from fastmlp.engines.interrupts import ENDING
 from fastmlp.engines.kernel_cache import can_keep
 
 PATIENCE = 10.0  # seconds that this process waits when it has compiled its own part; the shares are about equal
@@ -37,7 +38,13 @@ def compiled_beside(kernel: Any, args: tuple[Any, ...]) -> Iterator[bool]:
     signature = tuple(map(kernel.typeof_pyval, args))
     file = kernel._cache.file(signature, kernel.targetctx.codegen())
     child = None
-    if sys.platform == "linux" and signature not in kernel.overloads and not file.exists() and can_keep(file.parent):
+    if (
+        sys.platform == "linux"
+        and hasattr(os, "fork")
+        and signature not in kernel.overloads
+        and not file.exists()
+        and can_keep(file.parent)
+    ):
         child = forked(kernel, signature)
     deadline = 0.0
     try:
@@ -66,7 +73,7 @@ def compile_and_exit(kernel: Any, signature: tuple[Any, ...]) -> NoReturn:
     """What the child does. Nothing of its parent's is tidied up here, be it garbage or at the exit."""
     try:
         gc.disable()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ENDING:
             signal.signal(number, signal.SIG_DFL)
         kernel.compile(signature)
     finally:

@@ -9,6 +9,7 @@ raise.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -105,11 +106,12 @@ def prefetch(typing, at):
 
 @intrinsic
 def yield_core(typing):
-    """Call the C library's `sched_yield`: let another thread have the core."""
+    """Call the C library's `sched_yield`: let another thread have the core. Nothing on Windows, whose library lacks it."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(INT32, [])
-        builder.call(cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])
+        if hasattr(os, "sched_yield"):
+            kind = ir.FunctionType(INT32, [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])
         return context.get_dummy_value()
 
     return types.void(), build

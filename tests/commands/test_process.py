@@ -1,0 +1,271 @@
+"""The program in processes of its own: signals, pipes, terminals, encodings, and the exit codes that a shell sees."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.engines import need_backend
+from support.processes import ROOT
+
+from fastmlp import load
+from fastmlp.experiments.config.sources import VARIABLES
+from fastmlp.experiments.folder import check_manifest
+
+MAIN = [sys.executable, "-W", "error", "-c", "from fastmlp.commands import main; main()"]
+ENDLESS = ["train", "--hidden", "16", "--epochs", "1000000", "--patience", "0"]
+ALL_FILES = {
+    "config.toml",
+    "confusion.png",
+    "curves.png",
+    "manifest.json",
+    "metrics.jsonl",
+    "model.safetensors",
+    "report.txt",
+    "result.json",
+}
+PATIENCE = 60  # seconds of a slow, busy machine for what takes one
+
+
+def environment(**variables: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in VARIABLES.values()}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return kept | {"PYTHONPATH": path} | variables
+
+
+def start(*arguments: str | Path, **more: Any) -> subprocess.Popen[bytes]:
+    variables = more.pop("variables", {})
+    streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | more
+    process: subprocess.Popen[bytes] = subprocess.Popen([*MAIN, *map(str, arguments)], env=environment(**variables), **streams)
+    return process
+
+
+def finish(*arguments: str | Path, **more: Any) -> tuple[int, bytes, bytes]:
+    process = start(*arguments, **more)
+    stdout, stderr = process.communicate(timeout=PATIENCE)
+    return process.returncode, stdout, stderr
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run, a table of 20,000 rows for it, and names that are not ASCII."""
+    folder = tmp_path_factory.mktemp("home")
+    x = np.repeat(np.eye(2, dtype=np.float32), 20, axis=0)
+    np.savez(folder / "data.npz", x=x, y=np.repeat(["crème", "brûlée"], 20))
+    settings = ["--hidden", "4", "--epochs", "20", "--lr", "0.1", "--backend", "numpy", "-q"]
+    code, _, stderr = finish("train", "--data", folder / "data.npz", *settings, "--out", folder / "run")
+    assert (code, stderr) == (0, b"")
+    (folder / "row.csv").write_text("0,1\n")
+    (folder / "table.csv").write_text("0,1\n" * 20_000)
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------ signals
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+def processor_seconds(pid: int) -> float:
+    """Processor time of a running process and its threads; see proc(5), fields 14 and 15 of stat."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.fixture(scope="module")
+def one_epoch_seconds(tmp_path_factory: pytest.TempPathFactory) -> float:
+    """Seconds of the processor for a whole run of one epoch, imports and pictures included: what ending a run may take."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    out = tmp_path_factory.mktemp("one") / "run"
+    code, _, _ = finish("train", "--hidden", "16", "--epochs", "1", "--backend", "numpy", "--out", out)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert code == 0
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processor time of another process is read from /proc")
+@pytest.mark.parametrize("name", ["numpy", "numba"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_training_and_keeps_the_best_weights(
+    number: int, code: int, name: str, one_epoch_seconds: float, tmp_path: Path
+) -> None:
+    out = tmp_path / "a"
+    process = start(*ENDLESS, "--backend", need_backend(name), "--out", out, "--json")
+    wait_for(out / "metrics.jsonl")
+    time.sleep(0.3)
+    before = processor_seconds(process.pid)
+    process.send_signal(number)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == code
+    assert used.ru_utime + used.ru_stime - before < one_epoch_seconds  # the wall's clock would measure the neighbours, too
+    stdout, stderr = process.communicate()
+    assert {path.name for path in out.iterdir()} == ALL_FILES
+    check_manifest(out)
+    assert np.isfinite(load(out, backend="numpy").parameters).all()
+    result = json.loads(stdout)
+    assert result == json.loads((out / "result.json").read_text())
+    assert result["stopped"] == "interrupted"
+    assert result["validation"]["accuracy"] > 0.5
+    assert result["epochs"] == len((out / "metrics.jsonl").read_text().splitlines())
+    assert b"interrupted after epoch" in stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_before_the_training_leaves_nothing(number: int, code: int, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.toml")
+    process = start("train", "--config", tmp_path / "a.toml", "--out", tmp_path / "a")  # waits for a writer
+    descriptor = os.open(tmp_path / "a.toml", os.O_WRONLY)  # returns when the process is there
+    process.send_signal(number)
+    os.close(descriptor)  # ends a read that began after the signal came, and so was not interrupted by it
+    stdout, stderr = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, stdout) == (code, b"")
+    assert b"Traceback" not in stderr
+    assert not (tmp_path / "a").exists()
+
+
+# ------------------------------------------------------------------------------------------------ pipes and disks
+
+
+def test_a_reader_that_leaves_early_is_no_error(home: Path) -> None:
+    for arguments in (["--json"], []):
+        with start("predict", home / "run", home / "table.csv", *arguments) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            process.stdout.close()
+            assert process.stderr is not None
+            assert process.stderr.read() == b""
+        assert process.returncode == 0
+
+
+def test_a_full_disk_behind_stdout_is_a_line_and_exit_3(home: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        code, _, stderr = finish("evaluate", home / "run", stdout=full)
+    assert code == 3
+    assert stderr.decode() == "fastmlp: error: the result cannot be written to stdout: No space left on device\n"
+
+
+def test_progress_that_nobody_reads_does_not_stop_the_training(tmp_path: Path) -> None:
+    command = ["train", "--hidden", "4", "--epochs", "30", "--patience", "0", "--backend", "numpy", "--json"]
+    with start(*command, "--out", tmp_path / "a") as process:
+        assert process.stderr is not None
+        process.stderr.close()
+        assert process.stdout is not None
+        assert json.loads(process.stdout.read())["epochs"] == 30
+    assert process.returncode == 0
+
+
+# ------------------------------------------------------------------------------------------------ terminals and encodings
+
+
+def on_a_terminal(*arguments: str | Path, stream: str, **variables: str) -> str:
+    """What a command writes to stdout or stderr if that is a terminal."""
+    ours, theirs = pty.openpty()
+    process = start(*arguments, variables={"TERM": "xterm", **variables}, **{stream: theirs})
+    os.close(theirs)
+    text = b""
+    while True:
+        try:
+            piece = os.read(ours, 65536)
+        except OSError:  # Linux tells so that the other end is closed
+            piece = b""
+        if not piece:
+            break
+        text += piece
+    os.close(ours)
+    process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0
+    return text.decode()
+
+
+def test_colours_only_on_a_terminal_and_not_with_no_color(home: Path) -> None:
+    command: list[str | Path] = ["evaluate", home / "run"]
+    assert "\x1b[1m" in on_a_terminal(*command, stream="stdout")
+    assert "\x1b" not in on_a_terminal(*command, stream="stdout", NO_COLOR="1")
+    assert b"\x1b" not in finish(*command)[1]
+
+
+def test_a_bar_only_on_a_terminal(tmp_path: Path) -> None:
+    command = ["train", "--hidden", "4", "--epochs", "20", "--backend", "numpy", "--out"]
+    bar = on_a_terminal(*command, tmp_path / "a", stream="stderr")
+    assert re.search("\x1b\\[[0-9;]*[AK]", bar)  # the cursor moves up, or a line is cleared
+    lines = finish(*command, tmp_path / "b")[2].decode()
+    assert "\x1b" not in lines
+    assert "epoch 20/20" in lines
+
+
+def test_names_in_any_encoding(home: Path) -> None:
+    for variables in ({}, {"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
+        code, stdout, stderr = finish("predict", home / "run", home / "row.csv", "--json", variables=variables)
+        assert (code, stderr) == (0, b"")
+        assert json.loads(stdout)["predictions"][0]["label"] == "brûlée"
+        code, stdout, stderr = finish("predict", home / "run", home / "row.csv", variables=variables)
+        assert (code, stderr) == (0, b"")
+        assert len(stdout.splitlines()) == 1
+        code, stdout, stderr = finish("evaluate", home / "run", variables=variables)
+        assert (code, stderr) == (0, b"")
+
+
+def test_a_file_name_that_is_no_text(home: Path, tmp_path: Path) -> None:
+    strange = os.fsencode(tmp_path) + b"/\xff.csv"
+    Path(os.fsdecode(strange)).write_text("0,1\n")
+    process = subprocess.run(
+        [*MAIN, "predict", str(home / "run"), strange], env=environment(), capture_output=True, timeout=PATIENCE, check=False
+    )
+    assert (process.returncode, process.stderr) == (0, b"")
+    assert b"\\udcff.csv:1\tbr" in process.stdout
+
+
+# ------------------------------------------------------------------------------------------------ exit codes in a shell
+
+
+def test_exit_codes_reach_the_shell(home: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken" / "numba"  # an installation in which Numba cannot be imported
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise ImportError('Numba needs another NumPy')\n")
+    without_numba = {"PYTHONPATH": os.pathsep.join([str(broken.parent), str(ROOT)])}
+    diverging = ["--optimizer", "sgd", "--lr", "1e30", "--loss", "squared-error", "--backend", "numpy", "-q"]
+    cases: list[tuple[int, list[str | Path], dict[str, str]]] = [
+        (0, ["data", "list"], {}),
+        (2, ["train", "--epochs", "none"], {}),
+        (2, ["train", "--nonsense"], {}),
+        (3, ["evaluate", tmp_path / "none"], {}),
+        (4, ["doctor"], without_numba),
+        (5, ["train", *diverging, "--scale", "none", "--out", tmp_path / "a"], {}),
+        (6, ["evaluate", home / "run", "--data", tmp_path / "wrong.npz", "--min-accuracy", "0.5"], {}),
+    ]
+    np.savez(tmp_path / "wrong.npz", x=np.eye(2), y=["brûlée", "crème"])  # the other way round
+    for code, arguments, variables in cases:
+        found, stdout, stderr = finish(*arguments, variables=variables)
+        assert found == code, (arguments, stdout, stderr)
+        assert b"Traceback" not in stderr
+        assert (stderr != b"") == (code != 0)
+
+
+def test_doctor_tells_what_is_broken(tmp_path: Path) -> None:
+    broken = tmp_path / "numba"
+    broken.mkdir()
+    (broken / "__init__.py").write_text("raise ImportError('Numba needs another NumPy')\n")
+    variables = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    code, stdout, stderr = finish("doctor", "--json", variables=variables)
+    assert code == 4
+    found = json.loads(stdout)
+    assert found["ok"] is False
+    (check,) = [check for check in found["checks"] if check["state"] == "broken"]
+    assert (check["name"], check["value"]) == ("self-test", "Numba needs another NumPy")
+    assert stderr.decode().startswith("fastmlp: error: broken: self-test")

@@ -1,0 +1,195 @@
+"""The program in this process: every kind of refusal, with its exit code and its one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.cli import FAST, call, forget_settings, ok, refused
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Runs without --out go to a folder of the test."""
+    forget_settings(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on digits."""
+    out = tmp_path_factory.mktemp("runs") / "a"
+    ok("train", *FAST, "--epochs", "8", "--scale", "unit", "--out", out, "-q")
+    return out
+
+
+# ------------------------------------------------------------------------------------------------ 2: usage and configuration
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tarin"], "No such command 'tarin'"),
+        (["train", "--hiden", "3"], "--hidden"),
+        (["train", "extra"], "unexpected extra argument"),
+        (["evaluate"], "Missing argument 'RUN|MODEL'"),
+        (["predict", "runs/a"], "Missing argument 'INPUT...'"),
+        (["evaluate", "a", "--part", "tset"], "'tset' is not one of"),
+        (["evaluate", "a", "--min-accuracy", "2"], "not in the range"),
+        (["predict", "a", "b", "--top", "0"], "not in the range"),
+        ([], "Usage"),
+    ],
+)
+def test_usage_errors(arguments: list[str], message: str) -> None:
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optimiser = 'sgd'", "unknown key 'optimiser'; did you mean 'optimizer'?"),
+        ("epochs = 'five'", "epochs must be a whole number, not 'five'"),
+        ("hidden = [1, 2", "line 1"),
+        ("optimizer = 'adm'", "unknown optimizer 'adm'; did you mean 'adam'?"),
+        ("val_count = 3\nval_fraction = 0.1", "say the same thing"),
+    ],
+)
+def test_a_bad_config_file(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(text)
+    line = refused(2, "train", "--config", tmp_path / "a.toml")
+    assert message in line
+    assert "a.toml" in line or "val_count" in line
+
+
+def test_a_missing_config_file() -> None:
+    assert "none.toml: cannot be read" in refused(2, "train", "--config", "none.toml")
+
+
+BAD_FLAGS = {
+    "--target": "price",
+    "--val-fraction": "1",
+    "--val-count": "5000",
+    "--test-count": "5000",
+    "--scale": "minmax",
+    "--hidden": "0",
+    "--activation": "relu,relu",
+    "--dropout": "1",
+    "--loss": "hinge",
+    "--output": "linear",
+    "--label-smoothing": "1",
+    "--l1": "-1",
+    "--l2": "-1",
+    "--init": "normal:-1",
+    "--optimizer": "lion",
+    "--lr": "0",
+    "--momentum": "1",
+    "--beta1": "1",
+    "--beta2": "-0.1",
+    "--epsilon": "0",
+    "--weight-decay": "-1",
+    "--clip-norm": "-1",
+    "--schedule": "triangle",
+    "--decay": "-1",
+    "--factor": "0",
+    "--every": "0",
+    "--warmup": "-1",
+    "--batch-size": "0",
+    "--epochs": "0",
+    "--patience": "-1",
+    "--monitor": "f1",
+    "--min-delta": "-1",
+    "--max-time": "0s",
+    "--seed": "-1",
+    "--backend": "gpu",
+    "--threads": "0",
+    "--dtype": "float16",
+    "--precision": "tf32",
+    "--min-accuracy": "2",
+    "--image-size": "8,8",
+}
+
+
+@pytest.mark.parametrize("flag", BAD_FLAGS)
+def test_a_bad_value_is_a_line_and_exit_2(flag: str, tmp_path: Path) -> None:
+    refused(2, "train", "-q", flag, BAD_FLAGS[flag], "--out", tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_used_folder_needs_force(run: Path) -> None:
+    assert "not empty; use --force" in refused(2, "train", "-q", "--out", run)
+
+
+# ------------------------------------------------------------------------------------------------ 1, 3 to 6
+
+
+def test_a_bug_tells_where_and_how_to_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastmlp.experiments.training_run.train_run", lambda *settings, **more: 1 / 0)
+    result = call("train")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert "ZeroDivisionError" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("fastmlp: this is a bug in fastmlp; please report it")
+
+
+def test_bad_data_is_3(tmp_path: Path) -> None:
+    (tmp_path / "bad.csv").write_text("1,2,3\n0,4\n")
+    assert "bad.csv: line 2" in refused(3, "train", "-q", "--data", tmp_path / "bad.csv")
+    assert "no such file or folder" in refused(3, "train", "-q", "--data", "none.npz")
+    assert "no such model" in refused(3, "evaluate", "none", "--data", "digits")
+
+
+def test_what_cannot_be_had_is_4(tmp_path: Path) -> None:
+    offline = {"FASTMLP_OFFLINE": "1", "FASTMLP_DATA": str(tmp_path / "data")}
+    assert "FASTMLP_OFFLINE" in refused(4, "data", "fetch", "mnist", "-q", **offline)
+    assert "FASTMLP_OFFLINE" in refused(4, "train", "--data", "mnist", "-q", **offline)
+
+
+def test_not_enough_memory_is_4(tmp_path: Path) -> None:
+    line = refused(4, "train", "-q", "--hidden", "10000000000000", "--backend", "numpy", "--out", tmp_path / "a")
+    assert "not enough memory" in line
+    assert not (tmp_path / "a").exists()
+
+
+def test_divergence_is_5() -> None:
+    arguments = ["--optimizer", "sgd", "--lr", "1e30", "--loss", "squared-error", "--scale", "none"]
+    line = refused(5, "train", "-q", *FAST, *arguments)
+    assert "epoch 1, step" in line
+    assert "lower the learning rate" in line
+
+
+def test_a_missed_threshold_is_6_after_the_result(run: Path) -> None:
+    for command in (["train", *FAST, "-q"], ["evaluate", run], ["evaluate", run, "--part", "all"]):
+        result = call(*command, "--json", "--min-accuracy", "1")
+        assert result.exit_code == 6
+        assert json.loads(result.stdout)["test"]["accuracy"] < 1
+        assert result.stderr.startswith("fastmlp: error: test accuracy 0.")
+        ok(*command, "--min-accuracy", "0.5")
+
+
+def test_twice_verbose_or_debug_tells_where_an_error_arose() -> None:
+    for result in (call("train", "-v", "-v", "--lr", "0"), call("train", "--lr", "0", FASTMLP_DEBUG="1")):
+        assert result.exit_code == 2
+        assert "Traceback" in result.stderr
+        assert "fastmlp: error: the learning rate" in result.stderr
+
+
+def test_evaluate_on_data_that_do_not_fit_is_3(run: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "narrow.npz", x=np.ones((4, 5)), y=[0, 1, 2, 3])
+    assert "takes rows of 784 features" in refused(3, "evaluate", run, "--data", tmp_path / "narrow.npz")
+    np.savez(tmp_path / "words.npz", x=np.ones((2, 784)), y=["one", "two"])
+    assert "unknown class 'one'" in refused(3, "evaluate", run, "--data", tmp_path / "words.npz")
+
+
+def test_a_text_file_or_no_file_instead_of_an_image_is_3(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("not an image")
+    assert "notes.txt: not a readable image" in refused(3, "predict", run, tmp_path / "notes.txt")
+    assert "none.png" in refused(3, "predict", run, tmp_path / "none.png")
+
+
+def test_an_unknown_data_set_names_the_nearest() -> None:
+    assert "did you mean 'mnist'?" in refused(3, "data", "fetch", "mnits")

@@ -1,0 +1,460 @@
+"""The three forms of feature files, features that grow block by block, and what is on the way refused."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fastmlp.cnn.extractor import Extractor
+from PIL import Image
+from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch_file
+from support.cli import call, ok, refused
+from support.cnn import SHAPE, bars
+from support.extract import arrays_of, own_folder, without_pictures  # noqa: F401 - fixtures of every test here
+
+from fastmlp.data import features as feature_files
+from fastmlp.data import rows
+from fastmlp.data.dataset import load_data
+from fastmlp.data.rows import is_mapped
+from fastmlp.experiments import extraction
+from fastmlp.models.file import load
+
+SMALL = ["--filters", "4,6", "--dense", "8", "--epochs", "1", "--batch-size", "16", "--device", "cpu"]
+MLP = ["--hidden", "8", "--epochs", "3", "--backend", "numpy"]
+FORMS = ("features.npz", "features.safetensors", "features")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the same images as one file and as a folder of mapped arrays, and their features in all forms."""
+    folder: Path = tmp_path_factory.mktemp("home")
+    pixels, labels = bars(200, 0)
+    images = {"x": pixels.reshape(-1, *SHAPE[:2]), "y": np.array(["row", "column", "none"])[labels]}
+    np.savez(folder / "images.npz", **images)
+    (folder / "images").mkdir()
+    for name, values in images.items():
+        np.save(folder / "images" / f"{name}.npy", values)
+    for form in FORMS:
+        ok("extract", "--data", folder / "images.npz", *SMALL, "--out", folder / form, "-q")
+    return folder
+
+
+def content(path: Path) -> dict[str, Any]:
+    """All that a feature file has."""
+    data = load_data(path)
+    assert data.about is not None
+    assert data.extractor is not None
+    about = {name: value for name, value in data.about.items() if name not in ("cnn", "key")}
+    return {"sha256": data.sha256, "classes": data.classes, "about": about, "extractor": len(data.extractor)}
+
+
+def test_all_forms_hold_the_same(home: Path) -> None:
+    assert content(home / FORMS[0]) == content(home / FORMS[1]) == content(home / FORMS[2])
+    assert [is_mapped(load_data(home / form).x) for form in FORMS] == [False, False, True]
+    assert not [*home.glob("*.partial"), *home.glob("*.checkpoint")]
+
+
+def test_all_forms_train_the_same_model(home: Path) -> None:
+    for form in FORMS:
+        ok("train", "--data", home / form, *MLP, "--out", f"run-{form}", "-q")
+        ok("extract", "--data", home / "images.npz", *SMALL, "--out", home / form, "train", *MLP, "--out", f"one-{form}", "-q")
+    models = {Path(f"{kind}-{form}/model.safetensors").read_bytes() for form in FORMS for kind in ("run", "one")}
+    assert len(models) == 1
+    ok("evaluate", "run-features", "--data", home / "images")
+
+
+def test_the_same_content_has_the_same_bytes(home: Path) -> None:
+    ok("extract", "--data", home / "images.npz", *SMALL, "--out", "again.safetensors", "-q")
+    one, other = (load_data(path) for path in (home / FORMS[1], Path("again.safetensors")))
+    assert one.sha256 == other.sha256
+    assert json.dumps(dict(one.about or {}))[:200] == json.dumps(dict(other.about or {}))[:200]
+
+
+def test_mapped_images_give_the_same_features(home: Path) -> None:
+    ok("extract", "--data", home / "images", *SMALL, "--out", "f.npz", "-q")
+    assert load_data("f.npz").sha256 == load_data(home / "features.npz").sha256
+
+
+def test_what_is_too_large_for_a_file_becomes_a_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature_files, "LARGEST_FILE", 200 * 96 * 4 - 1)
+    small = ["extract", "--data", home / "images.npz", *SMALL]
+    found = json.loads(ok(*small, "--json", "-q").stdout)
+    assert found["out"] == "images-8x8x1-4-6-d8"
+    assert Path(found["out"], "x.npy").exists()
+    line = refused(2, *small, "--out", "f.npz", "-q")
+    assert line.endswith("GiB of features are too many for one file; give a folder, --out f")
+    ok(*small, "--out", "f.npz", "--feature-dtype", "float16", "-q")
+    monkeypatch.setattr(feature_files, "LARGEST_FILE", 200 * 96 * 2 - 1)
+    assert refused(2, *small, "--feature-dtype", "float16", "-q").startswith("feature_dtype: float16 is for one file")
+    line = refused(2, *small, "--out", "f", "--feature-dtype", "float16", "-q")
+    assert line.startswith("feature_dtype: float16 is for one file")
+
+
+def test_a_folder_of_somebody_else_stays(home: Path) -> None:
+    small = ["extract", "--data", home / "images.npz", *SMALL]
+    Path("mine").mkdir()
+    Path("mine/letter.txt").write_text("dear")
+    shutil.copytree(home / "images", "data")
+    for name, force in itertools.product(("mine", "data"), ([], ["--force"])):
+        line = refused(2, *small, "--out", name, *force, "-q")
+        what = "also holds letter.txt" if force and name == "mine" else "is there and was not made by extract"
+        assert line == f"out: {name} {what}; give another --out"
+    assert Path("mine/letter.txt").exists()
+    shutil.copytree(home / "features", "theirs")
+    assert "was made otherwise" in refused(2, *small, "--seed", "1", "--out", "theirs", "-q")
+    ok(*small, "--seed", "1", "--out", "theirs", "--force", "-q")
+    assert load_data("theirs").sha256 != load_data(home / "features").sha256
+
+
+# ------------------------------------------------------------------------------------------------ interrupted
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Images of each forward pass of the extraction, in blocks of 16; a SIGINT comes in the pass that `passes[0]` counts to."""
+    monkeypatch.setattr(feature_files, "AT_ONCE", 16)
+    seen = [0]
+    honest = Extractor.features
+
+    def features(self: Extractor, pixels: Any, *given: Any) -> Any:
+        if len(pixels) > 1:  # one image asks for the width
+            seen.append(len(pixels))
+            if len(seen) - 1 == seen[0]:
+                os.kill(os.getpid(), signal.SIGINT)
+        return honest(self, pixels, *given)
+
+    monkeypatch.setattr(Extractor, "features", features)
+    return seen
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_interrupted_extraction_goes_on(form: str, passes: list[int], home: Path) -> None:
+    small = ["extract", "--data", home / "images.npz", *SMALL, "--out", form]
+    passes[0] = 4
+    stopped = call(*small)
+    assert stopped.exit_code == 130, stopped.output
+    assert "interrupted while making features; the same command goes on" in stopped.stderr
+    assert not Path(form).exists()
+    (partial,) = Path.cwd().glob("*.partial")
+    with (partial / "x.npy").open("ab") as stream:
+        stream.write(b"torn")
+    done = len(passes) - 1
+    assert done == 4
+    ok(*small)
+    assert passes[1:] == [16] * 10 + [16, 16, 8]  # 160 rows of x, 40 of x_test, none of them twice
+    assert load_data(form).sha256 == load_data(home / form).sha256 == load_data(home / "features.npz").sha256
+    assert [path.name for path in Path.cwd().iterdir()] == [form]
+
+
+def test_a_stop_in_a_chain_ends_it(passes: list[int], home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes[0] = 1
+    stopped = call("extract", "--data", home / "images.npz", *SMALL, "train", *MLP, "--out", "run")
+    assert stopped.exit_code == 130, stopped.output
+    assert not Path("run").exists()
+    again = ok("extract", "--data", home / "images.npz", *SMALL, "train", *MLP, "--out", "run")
+    assert "going on from" in again.stderr
+    ok("train", "--data", home / "features.npz", *MLP, "--out", "two", "-q")
+    assert Path("run/model.safetensors").read_bytes() == Path("two/model.safetensors").read_bytes()
+
+
+def test_blocks_left_by_other_settings_are_not_used(passes: list[int], home: Path) -> None:
+    small = ["extract", "--data", home / "images.npz", *SMALL, "--out", "f.npz"]
+    passes[0] = 4
+    assert call(*small).exit_code == 130
+    (partial,) = Path.cwd().glob("*.partial")
+    head = feature_files.npy_header((7, 96), np.dtype(np.float32))
+    (partial / "x.npy").write_bytes(head + b"\1" * 96 * 4 * 7)
+    ok(*small, "-q")
+    assert load_data("f.npz").sha256 == load_data(home / "features.npz").sha256
+
+
+def test_a_full_disk_is_one_line(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(number: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(feature_files, "os", SimpleNamespace(**vars(os) | {"fsync": full}))
+    line = refused(3, "extract", "--data", home / "images.npz", *SMALL, "--out", "f", "-q")
+    assert line.endswith("x.npy: No space left on device; free some space or choose another folder")
+
+
+def test_blocks_begin_where_they_are_asked_to() -> None:
+    x = np.arange(10)[:, None]
+    assert [place for place, _ in rows.blocks(x, 4, 4)] == [slice(4, 8), slice(8, 10)]
+    assert [*rows.blocks(x, 4, 10)] == []
+
+
+@pytest.mark.parametrize("chained", [False, True])
+def test_a_signal_at_the_last_moment_is_not_lost(chained: bool, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = extraction.write_features
+
+    def interrupted(*given: Any) -> None:
+        honest(*given)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(extraction, "write_features", interrupted)
+    arguments = ["extract", "--data", home / "images.npz", *SMALL, "--out", "f.npz"]
+    assert call(*arguments, *["train", *MLP, "--out", "run"] * chained).exit_code == 130
+    assert load_data("f.npz").sha256 == load_data(home / "features.npz").sha256
+    assert not Path("run").exists()
+
+
+def test_images_that_changed_meanwhile_are_seen(passes: list[int], home: Path) -> None:
+    """Also those of the test part, which the network is not trained on."""
+    arrays = {"x": load_data(home / "images.npz").x.reshape(-1, *SHAPE[:2]), "y": arrays_of(home / "images.npz")["y"]}
+    tested = {name: values[:150] for name, values in arrays.items()} | {
+        f"{name}_test": values[150:] for name, values in arrays.items()
+    }
+    np.savez("i.npz", **tested)
+    arguments = ["extract", "--data", "i.npz", *SMALL, "--out", "f.npz"]
+    passes[0] = 13  # the last block of x_test
+    assert call(*arguments).exit_code == 130
+    np.savez("i.npz", **tested | {"x_test": tested["x_test"][::-1]})  # type: ignore[arg-type]
+    ok(*arguments, "-q")
+    ok(*arguments[:-1], "clean.npz", "-q")
+    assert load_data("f.npz").sha256 == load_data("clean.npz").sha256
+
+
+def test_what_an_interrupted_run_left_goes_once_it_is_of_no_use(home: Path) -> None:
+    arguments = ["extract", "--data", home / "images.npz", *SMALL, "--out", "f.npz"]
+    key = json.loads(ok(*arguments, "--json", "-q").stdout)["key"]
+    left = [Path(f"f.npz.{key[:12]}.checkpoint"), Path(f"f.npz.{key[:12]}-0123456789ab.partial")]
+    left[0].touch()
+    left[1].mkdir()
+    assert "nothing to do" in ok(*arguments).stderr
+    assert [path.name for path in Path.cwd().iterdir()] == ["f.npz"]
+
+
+def test_an_interrupted_run_claims_no_features(passes: list[int], home: Path) -> None:
+    passes[0] = 2
+    stopped = call("extract", "--data", home / "images.npz", *SMALL, "--out", "f.npz", "--json", "-q")
+    found = json.loads(stopped.stdout)
+    assert (stopped.exit_code, found["features"], found["out"]) == (130, None, None)
+
+
+def test_json_has_the_same_keys_when_nothing_is_done(home: Path) -> None:
+    arguments = ["extract", "--data", home / "images.npz", *SMALL, "--out", "f.npz", "--json", "-q"]
+    first, second = (json.loads(ok(*arguments).stdout) for _ in range(2))
+    assert first.keys() == second.keys()
+    assert first | {"images_per_second": None} == second
+
+
+def test_the_images_count_and_not_their_name(home: Path) -> None:
+    shutil.copy(home / "images.npz", "images.npz")
+    ok("extract", "--data", "images.npz", *SMALL, "--out", "f.npz", "-q")
+    assert "nothing to do" in ok("extract", "--data", Path("images.npz").absolute(), *SMALL, "--out", "f.npz").stderr
+
+
+# ------------------------------------------------------------------------------------------------ the parts
+
+
+def test_rows_that_the_network_saw_do_not_judge_the_other(home: Path) -> None:
+    """Without a validation or a test part of the images, the network on the features has none either."""
+    none = ["--val-fraction", "0", "--test-fraction", "0"]
+    for form in FORMS:
+        ok("extract", "--data", home / "images.npz", *SMALL, *none, "--out", form, "-q")
+        result = json.loads(ok("train", "--data", form, *MLP, "--out", f"run-{form}", "--json", "-q").stdout)
+        assert result["data"]["rows"] == {"train": 200}
+    chained = [
+        "extract",
+        "--data",
+        home / "images.npz",
+        *SMALL,
+        "--val-fraction",
+        "0",
+        "train",
+        *MLP,
+        "--out",
+        "one",
+        "--json",
+        "-q",
+    ]
+    assert json.loads(ok(*chained).stdout)["data"]["rows"] == {"train": 160, "test": 40}
+    assert json.loads(ok("evaluate", "one", "--json").stdout)["data"]["rows"] == {"test": 40}
+
+
+def test_a_chain_says_where_its_features_are(home: Path) -> None:
+    chain = ["extract", "--data", home / "images.npz", *SMALL]
+    ok(*chain, "train", *MLP, "--out", "one", "-q")
+    line = refused(2, "train", "--config", "one/config.toml", "--out", "again")
+    assert line.startswith(f"features of {home / 'images.npz'} were made in memory; run `fastmlp extract … train` again")
+    ok(*chain, "--out", "f.npz", "train", *MLP, "--out", "two", "-q")
+    ok("train", "--config", "two/config.toml", "--out", "again", "-q")
+    assert Path("again/model.safetensors").read_bytes() == Path("one/model.safetensors").read_bytes()
+    for run in ("one", "two"):
+        assert json.loads(ok("evaluate", run, "--json").stdout)["data"]["rows"] == {"test": 40}
+
+
+def test_json_may_stand_on_either_side_of_a_chain(home: Path) -> None:
+    found = ok("extract", "--data", home / "images.npz", *SMALL, "--json", "-q", "train", *MLP, "--out", "one").stdout
+    assert json.loads(found)["data"]["extracted"]["settings"]["filters"] == [4, 6]
+
+
+def test_features_of_as_many_columns_as_pixels_are_features(home: Path) -> None:
+    ok("extract", "--data", home / "images.npz", *SMALL, "--filters", "4,4", "--out", "f.npz", "-q")
+    ok("train", "--data", "f.npz", *MLP, "--out", "run", "-q")
+    data, model = load_data("f.npz"), load("run", backend="numpy")
+    assert data.x.shape[1] == 64
+    labels = [line.split("\t")[1] for line in ok("predict", "run", "f.npz").stdout.splitlines()]
+    assert labels == [model.classes[k] for k in model.predict(data.x)]
+
+
+# ------------------------------------------------------------------------------------------------ a chain's own settings
+
+
+OUTS: list[tuple[str, str]] = [
+    ("none/x/f.npz", "there is no folder none/x; make it"),
+    ("used/file/f.npz", "there is no folder used/file"),
+    ("x" * 210 + ".npz", "the name is longer than 200 bytes"),
+    ("x" * 300, "the name is longer than 200 bytes"),
+    (".", "was not made by extract"),
+]
+
+
+@pytest.mark.parametrize(("out", "message"), OUTS)
+def test_where_nothing_can_be_written_shows_at_once(out: str, message: str, home: Path) -> None:
+    Path("used").mkdir()
+    Path("used/file").touch()
+    line = refused(2, "extract", "--data", home / "images.npz", *SMALL, "--epochs", "1000000", "--out", out, "-q")
+    assert message in line
+    assert not [*Path.cwd().glob("*.checkpoint")]
+
+
+def test_force_replaces_features_only(home: Path) -> None:
+    shutil.copy(home / "images.npz", "i.npz")
+    arguments = ["extract", "--data", "i.npz", *SMALL, "--force", "--out"]
+    assert refused(2, *arguments, "i.npz", "-q") == "out: i.npz are the images; give another --out"
+    shutil.copy(home / "images.npz", "j.npz")
+    assert "j.npz is there and was not made by extract" in refused(2, *arguments, "j.npz", "-q")
+    shutil.copytree(home / "features", "f")
+    Path("f/notes.txt").write_text("mine")
+    assert refused(2, *arguments, "f", "-q") == "out: f also holds notes.txt; give another --out"
+    Path("f/notes.txt").unlink()
+    Path("f/x.npy").write_bytes(b"damaged")
+    ok(*arguments, "f", "-q")
+    assert load_data("f").sha256 == load_data(home / "features").sha256
+    Path("g.npz").write_bytes(b"damaged")
+    ok(*arguments, "g.npz", "-q")
+    Path("link").symlink_to("f")
+    ok(*arguments, "link", "-q")
+    assert Path("link").is_symlink()
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ["f", "g.npz", "i.npz", "j.npz", "link"]
+
+
+def test_what_float16_cannot_hold_is_refused(home: Path) -> None:
+    np.savez(
+        "huge.npz", x=1e6 * load_data(home / "images.npz").x.reshape(-1, *SHAPE[:2]).astype(np.float32), y=np.arange(200) % 3
+    )
+    arguments = ["extract", "--data", "huge.npz", *SMALL, "--scale", "none", "--feature-dtype", "float16"]
+    for chain in (["--out", "f.npz"], ["train", *MLP]):
+        assert "are beyond float16; take --feature-dtype float32" in refused(3, *arguments, "-q", *chain)
+    assert not Path("f.npz").exists()
+
+
+def test_pictures_need_a_folder(home: Path) -> None:
+    Path("p").touch()
+    assert "pictures: p is a file" in refused(2, "extract", "--data", home / "images.npz", *SMALL, "--pictures", "p", "-q")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["--hidden", "x"], "--hidden"),
+        (["--activation", "rleu"], "unknown activation 'rleu'"),
+        (["--lr", "-1"], "rate"),
+        (["--shift", "1"], "flip and shift move images"),
+        (["--out", "used"], "the folder used is not empty"),
+        (["--out", "used/file"], "used/file is a file"),
+        (["--out", "used/file/run"], "used/file/run is a file or lies under one"),
+        (["--out", "f.npz"], "f.npz cannot be both the features and the run"),
+    ],
+)
+def test_the_training_is_checked_before_the_network_trains(settings: list[str], message: str, home: Path) -> None:
+    Path("used").mkdir()
+    Path("used/file").touch()
+    chain = ["extract", "--data", home / "images.npz", *SMALL, "--epochs", "1000000", "--out", "f.npz"]
+    assert message in refused(2, *chain, "train", *settings)
+
+
+@pytest.mark.parametrize(
+    ("part", "setting"), [("test", "--predictions"), ("test", "--min-accuracy=0"), ("val", "--val-steps=3")]
+)
+def test_the_parts_are_checked_before_the_network_trains(part: str, setting: str, home: Path) -> None:
+    """Those of the images; data that bring a test part of their own are not refused."""
+    endless = ["--epochs", "1000000", f"--{part}-fraction", "0", "-q"]
+    line = refused(2, "extract", "--data", home / "images.npz", *SMALL, *endless, "train", setting)
+    assert f"part; give --{part}-fraction, or leave {setting.split('=', maxsplit=1)[0]} out" in line
+    if part == "test":
+        images = arrays_of(home / "images.npz")
+        np.savez("tested.npz", **images, x_test=images["x"][:9], y_test=images["y"][:9])
+        own = ["extract", "--data", "tested.npz", *SMALL, "--epochs", "1", "--test-fraction", "0", "-q"]
+        ok(*own, "train", *MLP, setting, "--out", "run")
+
+
+def test_the_help_offers_no_target() -> None:
+    assert "--target" not in ok("extract", "--help").stdout
+    Path("a.toml").write_text('target = "value"\n')
+    assert refused(2, "extract", "--config", "a.toml") == "extract trains a classifier, so target must be class; leave it out"
+
+
+# ------------------------------------------------------------------------------------------------ safetensors
+
+
+def test_safetensors_are_data() -> None:
+    x, y = np.arange(12, dtype=np.float32).reshape(6, 2), np.arange(6, dtype=np.int32) % 2
+    save_file({"x": x, "y": y, "x_test": x[:2], "y_test": y[:2]}, "a.safetensors", {"classes": '["no", "yes"]'})
+    data = load_data("a.safetensors")
+    assert (data.x.tolist(), data.classes, len(data.x_test)) == (x.tolist(), ("no", "yes"), 2)  # type: ignore[arg-type]
+    save_file({"x": x, "y": y}, "b.safetensors")
+    assert load_data("b.safetensors").classes == ("0", "1")
+    save_file({"x": x}, "c.safetensors")
+    assert "c.safetensors: no tensor named y (it holds: x)" in refused(3, "train", "--data", "c.safetensors")
+    for text in ("no, yes", "3", "[1, 2]"):
+        save_file({"x": x, "y": y}, "d.safetensors", {"classes": text})
+        assert "'classes' in the metadata is not a list of names" in refused(3, "train", "--data", "d.safetensors")
+    save_torch_file({"x": torch.ones(2, 2, dtype=torch.bfloat16), "y": torch.arange(2)}, "f.safetensors")
+    assert "f.safetensors: not a readable safetensors file" in refused(3, "train", "--data", "f.safetensors")
+    for about in ("hello", "5", "{}"):
+        save_file({"x": x, "y": y}, "g.safetensors", {"about": about})
+        assert load_data("g.safetensors").about is None
+    Path("e.safetensors").write_bytes(Path("a.safetensors").read_bytes()[:90])
+    assert "e.safetensors: not a readable safetensors file" in refused(3, "train", "--data", "e.safetensors")
+
+
+# ------------------------------------------------------------------------------------------------ backbones
+
+
+def test_a_backbone_with_local_weights_chains() -> None:
+    from torchvision.models import mobilenet_v3_small
+
+    pixels, labels = bars(40, 0)
+    large = pixels.reshape(-1, *SHAPE[:2]).repeat(4, axis=1).repeat(4, axis=2)
+    np.savez("large.npz", x=large, y=labels)
+    for seed in (3, 4):
+        torch.manual_seed(seed)
+        torch.save(mobilenet_v3_small(weights=None).state_dict(), f"{seed}.pth")
+    digest = hashlib.sha256(Path("3.pth").read_bytes()).hexdigest()
+    settings = ["--data", "large.npz", "--backbone", "mobilenet_v3_small", "--epochs", "1", "--lr", "1e-6", "-q"]
+    assert f"4.pth: SHA-256 is {hashlib.sha256(Path('4.pth').read_bytes()).hexdigest()}, not {digest}" in refused(
+        3, "extract", *settings, "--weights", "4.pth", "--weights-sha256", digest
+    )
+    ok("extract", *settings, "--weights", "3.pth", "--weights-sha256", digest, "train", *MLP, "--out", "run")
+    ok("extract", *settings, "--weights", "3.pth", "--out", "f")
+    ok("train", "--data", "f", *MLP, "--out", "two", "-q")
+    assert Path("run/model.safetensors").read_bytes() == Path("two/model.safetensors").read_bytes()
+    Image.fromarray(large[0]).save("first.png")
+    assert len(ok("predict", "run", "first.png").stdout.split("\t")) == 3
+    Path("3.pth").rename("moved.pth")
+    ok("extract", *settings, "--weights", "moved.pth", "--out", "f")  # the same weights: nothing to do
+    Path("4.pth").rename("3.pth")
+    assert "was made otherwise" in refused(2, "extract", *settings, "--weights", "3.pth", "--out", "f")

@@ -1,0 +1,171 @@
+"""Images: folders of class folders, every conversion, and one test per kind of damage."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.data import message as message_of
+
+from fastmlp.data.images import load_images, read_image_folder
+from fastmlp.errors import DataError
+
+message = partial(message_of, DataError)
+
+
+def save(path: Path, mode="L", size=(4, 3), colour=7, **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, colour).save(path, **options)
+    return path
+
+
+def folder_of(path: Path, **options) -> Path:
+    for name, shade in (("cat", 10), ("dog", 20)):
+        for number in range(2):
+            save(path / name / f"{number}.png", colour=shade + number, **options)
+    return path
+
+
+def test_image_folder_gives_classes_sorted_and_grey_pixels(tmp_path):
+    folder = folder_of(tmp_path)
+    for junk in (".DS_Store", "cat/.hidden.png", "cat/Thumbs.db", "dog/notes.txt", "README"):
+        (folder / junk).write_text("not an image")
+    (folder / ".git").mkdir()
+    parts = read_image_folder(folder)
+    assert (parts.classes, list(parts.y), parts.image_shape) == (["cat", "dog"], [0, 0, 1, 1], (3, 4, 1))
+    assert parts.x.dtype == np.uint8 and parts.x.tolist() == [[shade] * 12 for shade in (10, 11, 20, 21)]
+    assert parts.x_test is None and parts.y_test is None
+
+
+def test_image_folder_with_one_colour_image_becomes_colour(tmp_path):
+    folder = folder_of(tmp_path)
+    save(folder / "dog" / "2.png", "RGB", colour=(1, 2, 3))
+    parts = read_image_folder(folder)
+    assert parts.image_shape == (3, 4, 3)
+    assert parts.x[0].tolist() == [10] * 36 and parts.x[4].tolist() == [1, 2, 3] * 12
+
+
+def test_image_folder_with_train_and_test(tmp_path):
+    folder_of(tmp_path / "train")
+    save(tmp_path / "test" / "dog" / "x.png", colour=99)
+    parts = read_image_folder(tmp_path)
+    assert list(parts.y) == [0, 0, 1, 1] and list(parts.y_test) == [1] and parts.x_test.tolist() == [[99] * 12]
+
+
+def test_train_is_a_class_beside_others(tmp_path):
+    for name in ("train", "plane"):
+        save(tmp_path / name / "a.png")
+    assert read_image_folder(tmp_path).classes == ["plane", "train"]
+
+
+def test_image_folder_of_two_sizes_names_the_first_that_differs(tmp_path):
+    folder = folder_of(tmp_path)
+    odd = save(folder / "dog" / "1.png", size=(8, 3), colour=21)
+    text = message(read_image_folder, folder)
+    assert text.startswith(f"{odd}: 3x8 pixels") and "3x4" in text and "--image-size" in text
+    parts = read_image_folder(folder, (2, 5))
+    assert parts.image_shape == (2, 5, 1) and parts.x[3].tolist() == [21] * 10
+
+
+def break_folder(folder: Path, kind: str) -> str:
+    """Damage a good folder; gives what the message must contain."""
+    bad = folder / "cat" / "0.png"
+    if kind == "text file":
+        bad.write_text("hello")
+    elif kind == "truncated":
+        image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (3, 4), dtype=np.uint8))
+        image.save(bad)
+        bad.write_bytes(bad.read_bytes()[:-30])
+    elif kind == "empty file":
+        bad.write_bytes(b"")
+    elif kind == "empty class":
+        (folder / "ant").mkdir()
+        return f"{folder / 'ant'}: no image"
+    elif kind == "nested":
+        save(folder / "cat" / "inner" / "a.png")
+        return f"{folder / 'cat' / 'inner'}: a folder in a class folder"
+    elif kind == "single class":
+        for path in (folder / "dog").iterdir():
+            path.unlink()
+        (folder / "dog").rmdir()
+        return f"{folder}: 1 class folders"
+    return f"{bad}: not a readable image"
+
+
+@pytest.mark.parametrize("kind", ["text file", "truncated", "empty file", "empty class", "nested", "single class"])
+def test_image_folder_damage_is_named(tmp_path, kind):
+    folder = folder_of(tmp_path / "data")
+    read_image_folder(folder)
+    assert break_folder(folder, kind) in message(read_image_folder, folder)
+
+
+def test_an_empty_folder_is_named(tmp_path):
+    assert f"{tmp_path}: 0 class folders" in message(read_image_folder, tmp_path)
+
+
+def test_test_part_damage_is_named(tmp_path):
+    folder_of(tmp_path / "train")
+    (tmp_path / "test").mkdir()
+    assert f"{tmp_path / 'test'}: no class folders" in message(read_image_folder, tmp_path)
+    save(tmp_path / "test" / "cow" / "a.png")
+    assert f"{tmp_path / 'test' / 'cow'}: no such class" in message(read_image_folder, tmp_path)
+
+
+def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.png", size=(40, 30))
+    assert load_images([path], (1, 1, 1)).tolist() == [[7]]
+    for limit in (1000, 500):  # Pillow warns above its limit and refuses above twice the limit
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        text = message(load_images, [path], (1, 1, 1))
+        assert str(path) in text and "decompression bomb" in text
+
+
+# Each: mode, colour, options of saving, expected grey, expected red, green, blue.
+CONVERSIONS = {
+    "grey": ("L", 200, "png", 200, (200, 200, 200)),
+    "black and white": ("1", 1, "png", 255, (255, 255, 255)),
+    "colour by BT.601": ("RGB", (250, 100, 50), "png", 139, (250, 100, 50)),
+    "half transparent grey over black": ("LA", (200, 128), "png", 100, (100, 100, 100)),
+    "transparent colour over black": ("RGBA", (250, 100, 50, 0), "png", 0, (0, 0, 0)),
+    "16 bits keep the high byte": ("I;16", 0x8C40, "png", 0x8C, (0x8C,) * 3),
+    "floats are clipped": ("F", 300.0, "tif", 255, (255, 255, 255)),
+    "ink": ("CMYK", (0, 255, 255, 0), "tif", 76, (255, 0, 0)),
+}
+
+
+@pytest.mark.parametrize("kind", CONVERSIONS)
+def test_load_images_converts_every_mode(tmp_path, kind):
+    mode, colour, suffix, grey, rgb = CONVERSIONS[kind]
+    path = save(tmp_path / f"a.{suffix}", mode, (5, 4), colour)
+    assert load_images([path], (2, 3, 1)).tolist() == [[grey] * 6]
+    assert load_images([str(path)], (2, 3, 3)).tolist() == [list(rgb) * 6]
+
+
+def test_a_palette_with_a_transparent_colour_goes_over_black(tmp_path):
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 255, 0])
+    image.putpixel((1, 0), 1)
+    image.save(tmp_path / "a.png", transparency=0)
+    assert load_images([tmp_path / "a.png"], (1, 2, 3)).tolist() == [[0, 0, 0, 0, 255, 0]]
+
+
+def test_load_images_keeps_pixels_of_the_right_size_and_averages_larger_ones(tmp_path):
+    Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4)).save(tmp_path / "a.png")
+    assert load_images([tmp_path / "a.png"], (3, 4, 1)).tolist() == [list(range(12))]
+    checks = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    Image.fromarray(checks).save(tmp_path / "b.png")
+    small = load_images([tmp_path / "b.png"], (4, 4, 1))
+    assert abs(small.astype(int) - 128).max() <= 2  # antialiased: no pixel is picked alone
+
+
+def test_load_images_names_what_is_wrong(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_text("hello")
+    assert f"{path}: not a readable image" in message(load_images, [path], (2, 2, 1))
+    assert "No such file" in message(load_images, [tmp_path / "none.png"], (2, 2, 1))
+    assert "Is a directory" in message(load_images, [tmp_path], (2, 2, 1))
+    assert "no image given" in message(load_images, [], (2, 2, 1))
+    assert "(2, 2, 4)" in message(load_images, [save(tmp_path / "b.png")], (2, 2, 4))

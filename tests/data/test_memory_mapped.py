@@ -1,0 +1,295 @@
+"""Memory-mapped training sets: the same bits as from memory, no copy of the rows, and a stated bound of memory.
+
+The bound: besides what the network needs, and besides the mapped files, whose pages the system drops when it needs them, a run
+with the compiled engine owns no more than BOUND bytes and BOUND_PER_ROW for each row with its class. (That is RssAnon; what
+the system counts as the process's pages of files, RssFile, is not owned.)
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.engines import same_bits
+from support.problems import Keeper, set_up
+
+from benchmarks import memmap
+from benchmarks.cases import Case
+from fastmlp.data import rows as rows_module
+from fastmlp.data.dataset import Parts, check_dataset, load_data
+from fastmlp.data.rows import Subset, is_mapped
+from fastmlp.data.scaling import fit_scaling
+from fastmlp.data.splits import split, split_rows
+from fastmlp.experiments.config.train import Config
+from fastmlp.experiments.evaluation import evaluate_run
+from fastmlp.experiments.plan import make_plan
+from fastmlp.experiments.training_run import train_run
+from fastmlp.models.metrics import evaluate
+from fastmlp.nn.network import Network
+from fastmlp.nn.scaling import SCALINGS
+from fastmlp.training.loop import train
+
+BOUND, BOUND_PER_ROW = 64 << 20, 64
+
+NETWORK = Network((12, 9, 3))  # relu and plain SGD, as in the process below: one kernel to compile for each type of x
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (400, 12), np.uint8)
+Y = RNG.integers(0, 3, 400)
+TRAIN, VALIDATION = split_rows(Y, (0.3,), seed=4)
+
+
+def mapped(path: Path, x: np.ndarray) -> np.ndarray:
+    np.save(path / "rows.npy", x)
+    return np.load(path / "rows.npy", mmap_mode="r")
+
+
+@pytest.fixture(params=[np.uint8, np.float32])
+def x(request: pytest.FixtureRequest) -> np.ndarray:
+    return PIXELS if request.param == np.uint8 else PIXELS / np.float32(200)
+
+
+# ------------------------------------------------------------------------------------------------ the same bits
+
+
+def figures(training: Any) -> list[dict[str, Any]]:
+    """The history without what a clock measured."""
+    clock = ("seconds", "eval_seconds", "rows_per_second")
+    return [{key: value for key, value in row.items() if key not in clock} for row in training.history]
+
+
+def outcome(backend: str, rows: Any, validation: Any, **changes: Any) -> tuple[Any, ...]:
+    """All that a training on these rows and targets gives: parameters after each epoch, state, history, model."""
+    keeper = Keeper()
+    settings = set_up(backend=backend, seed=3, **changes)
+    scaling = fit_scaling("zscore", rows[0])
+    training = train(NETWORK, *rows, settings=settings, validation=validation, scaling=scaling, callbacks=[keeper])
+    return tuple(keeper.parameters), training.state, training.model.parameters, str(figures(training))
+
+
+def test_a_mapped_file_trains_to_the_same_bits(backend: str, x: np.ndarray, tmp_path: Path) -> None:
+    assert same_bits(outcome(backend, (mapped(tmp_path, x), Y), None), outcome(backend, (x, Y), None))
+
+
+def test_a_subset_trains_to_the_bits_of_its_copy(backend: str, x: np.ndarray, tmp_path: Path) -> None:
+    whole = mapped(tmp_path, x)
+    subsets = [(Subset(whole, part), Y[part]) for part in (TRAIN, VALIDATION)]
+    copies = [(x[part], Y[part]) for part in (TRAIN, VALIDATION)]
+    assert same_bits(outcome(backend, *subsets), outcome(backend, *copies))
+    other = [copies[0], (x[VALIDATION], (Y[VALIDATION] + 1) % 3)]
+    assert not same_bits(outcome(backend, *subsets), outcome(backend, *other))
+
+
+def test_a_subset_takes_weights_and_plain_targets() -> None:
+    network = Network((12, 9, 2), loss="squared-error")
+    targets = np.random.default_rng(1).random((400, 2))
+    weights = np.random.default_rng(2).random(400) + 0.5
+    found, wanted = (
+        train(
+            network,
+            rows,
+            targets[TRAIN],
+            settings=set_up(),
+            scaling=fit_scaling("unit", rows),
+            sample_weight=weights[TRAIN],
+        )
+        for rows in (Subset(PIXELS, TRAIN), PIXELS[TRAIN])
+    )
+    assert same_bits(found.state, wanted.state)
+    assert figures(found) == figures(wanted)
+
+
+def test_a_time_budget_ends_a_subset_within_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastmlp.training.loop.CHUNK_SECONDS", 1e-9)  # a batch in each call
+    training = train(NETWORK, Subset(PIXELS, TRAIN), Y[TRAIN], settings=set_up(max_time=1e-9))
+    assert training.stopped == "time" and 0 < training.history[0]["rows"] < len(TRAIN)
+
+
+@pytest.mark.parametrize("kind", SCALINGS)
+def test_scalings_of_a_subset_are_those_of_its_copy(kind: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    chosen = rng.permutation(3000)[:2500]
+    for values in (
+        rng.integers(0, 9, (3000, 5), np.uint8),
+        rng.normal(1e3, 1, (3000, 5)).astype(np.float32),
+        np.ones((3000, 5)),
+    ):
+        found, wanted = fit_scaling(kind, Subset(mapped(tmp_path, values), chosen)), fit_scaling(kind, values[chosen])
+        assert same_bits((found.shift, found.factor), (wanted.shift, wanted.factor))
+
+
+def test_a_model_measures_a_subset_as_its_copy(backend: str, x: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = train(NETWORK, x, Y, settings=set_up(backend=backend)).model
+    monkeypatch.setattr(rows_module, "BLOCK_BYTES", 7 * x.itemsize * 12)
+    part = Subset(x, VALIDATION)
+    assert evaluate(model, part, Y[VALIDATION]) == evaluate(model, x[VALIDATION], Y[VALIDATION])
+    assert same_bits(model.predict_proba(part), model.predict_proba(x[VALIDATION]))
+
+
+def test_a_run_on_a_folder_is_the_run_on_its_npz(tmp_path: Path) -> None:
+    classes = ["a", "b", "c"]
+    np.savez(tmp_path / "data.npz", x=PIXELS, y=Y, classes=classes)
+    (tmp_path / "data").mkdir()
+    for name, array in {"x": PIXELS, "y": Y, "classes": classes}.items():
+        np.save(tmp_path / "data" / f"{name}.npy", array)
+
+    def run(source: str) -> dict[str, Any]:
+        config = Config(data=str(tmp_path / source), out=f"{tmp_path}/{source} run", hidden=(9,), epochs=3, backend="numpy")
+        result = train_run(config, quiet=True).result
+        return {key: result[key] for key in ("test", "validation", "train", "best_epoch")} | {"sha": result["data"]["sha256"]}
+
+    found = run("data")
+    assert found == run("data.npz")
+    one, other = (Path(f"{tmp_path}/{name} run", "model.safetensors").read_bytes() for name in ("data", "data.npz"))
+    assert one == other
+    again = evaluate_run(tmp_path / "data run", part="all")
+    assert all(again[part] == found[part] for part in ("test", "validation", "train"))
+
+
+# ------------------------------------------------------------------------------------------------ no copies
+
+
+@pytest.mark.parametrize("kind", [np.ndarray, Subset])
+def test_parts_of_a_mapped_file_are_subsets_and_others_copies(kind: Any, tmp_path: Path) -> None:
+    data = check_dataset(Parts(mapped(tmp_path, PIXELS) if kind is Subset else PIXELS, Y))
+    parts = split(data, **Config(seed=5).split_sizes())
+    numbers = split_rows(Y, (0.2, 0.2), seed=5)
+    for name, rows in zip(("train", "validation", "test"), numbers, strict=True):
+        x, y = parts[name]
+        assert type(x) is kind
+        assert np.array_equal(np.asarray(x), PIXELS[rows]) and np.array_equal(y, Y[rows])
+
+
+def traced(call: Any) -> int:
+    """Bytes that NumPy and Python had at most beyond those before."""
+    tracemalloc.start()
+    call()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_no_pass_over_the_rows_copies_them(dtype: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also not for a moment, and not as truth values: in blocks of 64 KiB, an epoch of 10 MB makes no 2 MB."""
+    monkeypatch.setattr(rows_module, "BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr("fastmlp.data.scaling.CHUNK_VALUES", 1 << 13)
+    count = 10_000_000 // (1000 * np.dtype(dtype).itemsize)
+    (tmp_path / "a").mkdir()
+    np.save(tmp_path / "a" / "x.npy", np.tile(np.arange(1000).astype(dtype), (count, 1)))
+    np.save(tmp_path / "a" / "y.npy", np.arange(count) % 3)
+    network = Network((1000, 3))
+
+    def run() -> None:
+        data = load_data(tmp_path / "a")
+        assert is_mapped(data.x) and data.sha256
+        parts = split(data, **Config().split_sizes())
+        scaling = fit_scaling("zscore", parts["train"][0])
+        settings = set_up(epochs=1)
+        training = train(network, *parts["train"], settings=settings, scaling=scaling, validation=parts["validation"])
+        for part in parts.values():
+            evaluate(training.model, *part)
+
+    run()  # what is imported late is not counted
+    assert traced(run) < 2_000_000
+    x = load_data(tmp_path / "a").x
+    assert traced(lambda: x[TRAIN].astype(np.float32)) > 1_000_000  # the measure sees a copy
+
+
+def test_pixels_of_named_data_stay_bytes() -> None:
+    plan = make_plan(Config())
+    assert plan.data.x.dtype == np.uint8
+    assert {rows.dtype for rows, _ in plan.parts.values()} == {np.dtype(np.uint8)}
+
+
+def test_pixels_are_scaled_as_they_are_used(backend: str) -> None:
+    """Training makes no float copy of them."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20_000, 784), np.uint8)
+    labels = np.arange(20_000) % 3
+    network, settings = Network((784, 4, 3)), set_up(epochs=1, batch_size=1000, backend=backend)
+    scaling = fit_scaling("unit", pixels)
+    train(network, pixels[:9], labels[:9], settings=settings, scaling=scaling)
+    assert traced(lambda: train(network, pixels, labels, settings=settings, scaling=scaling)) < pixels.nbytes
+
+
+# ------------------------------------------------------------------------------------------------ bounded memory
+
+# A process that may not own more than the bound: its first run loads and compiles all that a run needs, then RLIMIT_DATA
+# (private writable memory, which is what mapped files are not) is set to what it has and the bound.
+CHILD = """
+import re, resource, sys, threading, time
+import numpy as np
+from fastmlp.experiments.config.train import Config
+from fastmlp.experiments.training_run import train_run
+
+def owned(field):
+    return int(re.search(rf"{field}:\\s+(\\d+)", open("/proc/self/status").read())[1]) << 10
+
+def run(name):
+    data, out = f"{folder}/{name}", f"{folder}/{name} run"
+    config = Config(data=data, out=out, hidden=(8,), batch_size=256, epochs=1, optimizer="sgd", threads=2)
+    return train_run(config, quiet=True).result
+
+def watch():
+    while not done.wait(0.005):
+        peaks.append(owned("RssAnon"))
+
+folder, bound = sys.argv[1], int(sys.argv[2])
+run("small")
+limit = owned("VmData") + bound
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+before, done, peaks = owned("RssAnon"), threading.Event(), []
+watcher = threading.Thread(target=watch, daemon=True)
+watcher.start()
+result = run("large")
+done.set()
+watcher.join()
+try:
+    np.load(f"{folder}/large/x.npy").sum()
+    copied = "in memory"
+except MemoryError:
+    copied = "refused"
+print(copied, limit, max(peaks) - before, sum(result["data"]["rows"].values()))
+"""
+
+
+def write_set(folder: Path, rows: int, features: int) -> int:
+    """x.npy and y.npy, with numbers in the first rows of x and a hole after them that takes no place on disk; bytes of x."""
+    folder.mkdir()
+    with (folder / "x.npy").open("wb") as stream:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (rows, features)}
+        np.lib.format.write_array_header_1_0(stream, header)
+        end = stream.tell() + rows * features
+        stream.write(np.random.default_rng(0).integers(0, 256, (1000, features), np.uint8).tobytes())
+        stream.truncate(end)
+    np.save(folder / "y.npy", (np.arange(rows) % 10).astype(np.uint8))
+    return rows * features
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA and /proc are Linux's")
+def test_a_set_larger_than_the_memory_that_a_process_may_own_trains(tmp_path: Path, numba_backend: str) -> None:
+    rows, features = 250_000, 3072
+    write_set(tmp_path / "small", 2_000, features)
+    size = write_set(tmp_path / "large", rows, features)
+    bound = BOUND + BOUND_PER_ROW * rows
+    command = [sys.executable, "-c", CHILD, str(tmp_path), str(bound)]
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # stacks of many threads would make the limit larger than the set
+    shown = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+    assert shown.returncode == 0, shown.stderr
+    copied, limit, grown, trained = shown.stdout.split()
+    assert copied == "refused", "the limit does not limit"
+    assert size > int(limit)
+    assert int(grown) <= bound
+    assert int(trained) == rows
+
+
+def test_the_benchmark_measures(tmp_path: Path, numba_backend: str) -> None:
+    memmap.write_pixels(tmp_path / "x.npy", 1_000, 12)
+    row = memmap.measure(Case((12, 9, 3), 16), tmp_path / "x.npy", rounds=2)
+    assert (row["rows"], row["network"], set(row["seconds"])) == (1_000, "12-9-3", {"mapped", "memory"})
+    assert 0 < row["speed"]["least"] <= row["speed"]["median"] <= row["speed"]["most"]

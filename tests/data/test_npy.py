@@ -1,0 +1,170 @@
+"""Folders of `.npy` files: what is mapped, what is copied, and one test per kind of damage."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.cli import FAST, forget_settings, ok, refused
+from support.data import message as message_of
+
+from fastmlp.data import arrays as data_npy
+from fastmlp.data.arrays import read_npy_folder
+from fastmlp.data.dataset import load_data
+from fastmlp.data.rows import is_mapped
+from fastmlp.errors import ConfigError, DataError
+
+message = partial(message_of, DataError)
+PIXELS = np.random.default_rng(0).integers(0, 256, (40, 6, 2), np.uint8)
+LABELS = np.arange(40) % 3
+
+
+def folder_of(path: Path, **arrays: object) -> Path:
+    path.mkdir()
+    for name, array in arrays.items():
+        np.save(path / f"{name}.npy", array)
+    return path
+
+
+def as_bytes(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def test_a_folder_is_an_unpacked_npz(tmp_path):
+    arrays = {"x": PIXELS, "y": LABELS, "x_test": PIXELS[:9], "y_test": LABELS[:9], "classes": ["a", "b", "c"]}
+    np.savez(tmp_path / "a.npz", **arrays)
+    shutil.unpack_archive(tmp_path / "a.npz", tmp_path / "a", "zip")
+    packed, mapped = load_data(tmp_path / "a.npz"), load_data(tmp_path / "a")
+    assert mapped.sha256 == packed.sha256
+    assert (mapped.name, mapped.classes, mapped.image_shape) == ("a", ("a", "b", "c"), (6, 2, 1))
+    assert is_mapped(mapped.x) and mapped.x_test is not None and is_mapped(mapped.x_test)
+    assert not is_mapped(packed.x)
+
+
+@pytest.mark.parametrize(
+    ("x", "stays"),
+    [
+        (PIXELS, True),
+        (PIXELS[:, :, 0].astype(np.float32), True),
+        (PIXELS[:, :, 0].astype(">f4"), False),
+        (PIXELS[:, :, 0].astype(np.float64), False),
+        (np.asfortranarray(PIXELS[:, :, 0]), False),
+        (PIXELS[:, :, 0] > 9, False),
+    ],
+)
+def test_only_what_engines_read_stays_in_its_file(tmp_path, x, stays):
+    data = load_data(folder_of(tmp_path / "a", x=x, y=LABELS))
+    assert is_mapped(data.x) == stays
+    assert np.array_equal(data.x, x.reshape(40, -1))
+    assert data.x.dtype == (np.uint8 if x.dtype == np.uint8 else np.float32) and data.x.flags.c_contiguous
+    if stays:
+        with pytest.raises(ValueError, match="read-only"):
+            data.x[0, 0] = 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+@pytest.mark.parametrize("share", [0.5, 0.0])
+def test_no_reading_ahead_in_files_that_will_not_stay_in_memory(tmp_path, monkeypatch, share):
+    monkeypatch.setattr(data_npy, "READ_AHEAD_SHARE", share)
+    data = load_data(folder_of(tmp_path / "a", x=PIXELS, y=LABELS))
+    ranges = Path("/proc/self/smaps").read_text().split(str(tmp_path / "a" / "x.npy"))
+    flags = re.search(r"VmFlags:(.*)", ranges[1])
+    assert is_mapped(data.x) and flags is not None
+    assert ("rr" in flags[1].split()) == (share == 0)  # random read
+
+
+def test_targets_of_regression(tmp_path):
+    data = load_data(folder_of(tmp_path / "a", x=PIXELS, y=LABELS / 7), target="value")
+    assert data.y.shape == (40, 1) and data.classes == ()
+
+
+def test_settings_of_image_folders_are_refused(tmp_path):
+    folder = folder_of(tmp_path / "a", x=PIXELS, y=LABELS)
+    assert "image size is for folders of images" in message_of(ConfigError, load_data, folder, image_size=(2, 2))
+
+
+def test_a_run_on_a_folder_of_images_as_arrays_is_evaluated_again(tmp_path, monkeypatch):
+    """The model knows the shape of its images, which must not be taken for a size to bring images to."""
+    forget_settings(monkeypatch)
+    folder = folder_of(tmp_path / "a", x=PIXELS, y=LABELS)
+    ok("train", "--data", folder, "--out", tmp_path / "run", *FAST)
+    ok("evaluate", tmp_path / "run")
+
+
+# --- damage ---
+
+GOOD = as_bytes(PIXELS)
+HEADER = len(GOOD) - PIXELS.nbytes
+
+
+def headed(*shape: int) -> bytes:
+    """The bytes of the pixels under a header of another shape."""
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return stream.getvalue() + PIXELS.tobytes()
+
+
+DAMAGE = {
+    "empty file": (b"", "not a readable .npy file"),
+    "no .npy file": (b"x" * 999, "not a readable .npy file (the magic string is not correct"),
+    "another version": (GOOD[:6] + b"\x09" + GOOD[7:], "not a readable .npy file"),
+    "header cut off": (GOOD[: HEADER - 9], "not a readable .npy file"),
+    "header that is no Python": (GOOD.replace(b"(40, 6, 2)", b"(40, 6, 2("), "not a readable .npy file"),
+    "an archive": (b"PK\x03\x04" + GOOD, "not a readable .npy file"),
+    "no bytes": (GOOD[:HEADER], "claims 40x6x2 uint8 = 480 bytes, the file holds 0; save"),
+    "truncated": (GOOD[:-1], "claims 40x6x2 uint8 = 480 bytes, the file holds 479; save"),
+    "trailing byte": (GOOD + b"\0", "claims 40x6x2 uint8 = 480 bytes, the file holds 481; save"),
+    "absurd size": (headed(1 << 40, 6, 2), "the file holds 480"),
+    "beyond 64 bits": (headed(1 << 60, 1 << 60), "the file holds 480"),
+    "negative sizes": (headed(-40, 6, -2), "claims -40x6x-2 uint8 = 480 bytes"),
+    "Python objects": (as_bytes(np.array([1, None] * 20)), "holds Python objects"),
+    "no rows": (as_bytes(PIXELS[:0]), "empty (shape (0, 6, 2))"),
+    "text": (as_bytes(PIXELS[:, :, 0].astype(str)), "values of type <U3; numbers are needed"),
+    "complex": (as_bytes(PIXELS[:, :, 0].astype(complex)), "values of type complex128"),
+    "records": (as_bytes(np.zeros((40, 2), [("a", "f4"), ("b", "u1")])), "numbers are needed"),
+    "one number": (as_bytes(np.float32(3)), "empty (shape ())"),
+    "one dimension": (as_bytes(PIXELS[:, 0, 0].copy()), "shape (40,); needed (n, features)"),
+    "fewer rows than labels": (as_bytes(PIXELS[:39]), "has 39 rows"),
+    "NaN": (as_bytes(np.where(np.arange(40) == 7, np.nan, 0)[:, None].astype("f4")), "row 7, column 0: nan"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_is_named_by_file(tmp_path, kind):
+    content, expected = DAMAGE[kind]
+    folder = folder_of(tmp_path / "a", x=PIXELS, y=LABELS)
+    load_data(folder)
+    (folder / "x.npy").write_bytes(content)
+    text = message(load_data, folder)
+    assert text.startswith(str(folder / "x.npy")) and expected in text
+
+
+def test_the_program_ends_with_code_3_before_it_trains(tmp_path, monkeypatch):
+    forget_settings(monkeypatch)
+    folder = folder_of(tmp_path / "a", x=PIXELS, y=LABELS)
+    (folder / "x.npy").write_bytes(GOOD[:-1])
+    assert "the file holds 479" in refused(3, "train", "--data", folder, "--out", tmp_path / "run", *FAST)
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_files_are_named(tmp_path):
+    folder = folder_of(tmp_path / "a", x=PIXELS)
+    assert f"{folder / 'y.npy'}: no such file" in message(load_data, folder)
+    (folder / "x.npy").rename(folder / "y.npy")
+    assert f"{folder / 'x.npy'}: no such file" in message(read_npy_folder, folder)
+    assert "give the folder that holds x.npy and y.npy" in message(load_data, folder / "y.npy")
+    (folder / "y.npy").unlink()
+    assert "0 class folders" in message(load_data, folder)
+
+
+def test_a_test_part_without_its_targets_is_refused(tmp_path):
+    folder = folder_of(tmp_path / "a", x=PIXELS, y=LABELS, x_test=PIXELS)
+    assert f"{folder / 'x_test.npy'} without its partner" in message(load_data, folder)

@@ -1,0 +1,252 @@
+"""A kernel compiled by a forked process: handed over by the cache, compiled here if it was not, and nobody is left behind."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from numba.core.compiler_lock import global_compiler_lock
+from support.cpu import run_script
+
+from fastmlp.engines.cpu.codegen import fork as cpu_beside
+from fastmlp.engines.cpu.codegen.compiler import cached
+from fastmlp.engines.cpu.codegen.fork import compiled_beside
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only on Linux does another process compile")
+SOON = 5.0  # seconds, much less than PATIENCE
+
+
+def next_number(x):  # type: ignore[no-untyped-def]
+    return x + 1
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    monkeypatch.setenv("FASTMLP_CACHE_DIR", str(tmp_path / "kernels"))
+    return cached(next_number, "next number")
+
+
+@pytest.fixture
+def children(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Numbers of the processes that are forked."""
+    found: list[int] = []
+    fork = os.fork
+
+    def noted() -> int:
+        child = fork()
+        if child:
+            found.append(child)
+        return child
+
+    monkeypatch.setattr(os, "fork", noted)
+    return found
+
+
+def check_gone(children: list[int]) -> None:
+    """One was forked; it has ended, and somebody has asked how."""
+    (child,) = children
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+
+
+def test_another_process_compiles(kernel: Any, children: list[int]) -> None:
+    with compiled_beside(kernel, (3,)) as beside:
+        assert beside
+    check_gone(children)
+    assert not kernel.overloads
+    assert kernel(3) == 4
+    assert (kernel._cache.hits, kernel._cache.misses) == (1, 0)
+
+
+def test_nobody_is_forked_for_a_kernel_that_is_there(kernel: Any, children: list[int]) -> None:
+    with compiled_beside(kernel, (3,)):
+        pass
+    assert len(children) == 1
+    with compiled_beside(kernel, (3,)) as beside:
+        assert not beside  # it is on disk
+    assert kernel(3) == 4
+    for file in Path(kernel._cache.cache_path).iterdir():
+        file.unlink()
+    with compiled_beside(kernel, (3,)) as beside:
+        assert not beside  # it is in memory
+    assert len(children) == 1
+
+
+def test_types_of_arguments_count(kernel: Any, children: list[int]) -> None:
+    assert kernel(3) == 4
+    with compiled_beside(kernel, (0.5,)) as beside:
+        assert beside
+    assert kernel(0.5) == 1.5
+    assert (kernel._cache.hits, kernel._cache.misses) == (1, 1)
+
+
+@pytest.mark.parametrize("why", ["no folder", "only to be read", "not Linux", "no more processes"])
+def test_where_it_cannot_work_it_is_compiled_here(
+    why: str, kernel: Any, children: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if why == "no folder":
+        (tmp_path / "file").touch()
+        kernel._cache.cache_path = str(tmp_path / "file" / "kernels")
+    if why == "only to be read":
+        monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write everywhere
+    if why == "not Linux":
+        monkeypatch.setattr(sys, "platform", "darwin")
+    if why == "no more processes":
+        monkeypatch.setattr(os, "fork", lambda: os.open(os.devnull + "/none", os.O_RDONLY))  # an OSError
+    with compiled_beside(kernel, (3,)) as beside:
+        assert not beside
+    assert children == []
+    if why == "no folder":
+        with pytest.warns(RuntimeWarning, match="not kept on disk"):
+            assert kernel(3) == 4
+    assert kernel(3) == 4
+    assert kernel._cache.misses == 1
+
+
+def test_what_a_child_fails_to_do_is_done_here(kernel: Any, children: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_beside, "compile_and_exit", lambda *given: os._exit(1))
+    with compiled_beside(kernel, (3,)) as beside:
+        assert beside
+    check_gone(children)
+    assert kernel(3) == 4
+    assert (kernel._cache.hits, kernel._cache.misses) == (0, 1)
+
+
+def sleep_and_exit(*given: Any) -> None:
+    time.sleep(60)
+    os._exit(0)
+
+
+def test_a_child_that_hangs_is_ended(kernel: Any, children: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_beside, "compile_and_exit", sleep_and_exit)
+    monkeypatch.setattr(cpu_beside, "PATIENCE", 0.2)
+    began = time.monotonic()
+    with compiled_beside(kernel, (3,)):
+        pass
+    assert 0.2 < time.monotonic() - began < SOON
+    check_gone(children)
+    assert kernel(3) == 4
+
+
+def test_ctrl_c_ends_the_child_too(kernel: Any, children: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_beside, "compile_and_exit", sleep_and_exit)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), compiled_beside(kernel, (3,)):
+        raise KeyboardInterrupt
+    assert time.monotonic() - began < SOON
+    check_gone(children)
+
+
+def test_somebody_else_may_have_asked_how_the_child_ended(kernel: Any, children: list[int]) -> None:
+    with compiled_beside(kernel, (3,)):
+        os.waitpid(children[0], 0)
+    assert kernel(3) == 4
+
+
+def test_no_fork_while_another_thread_compiles(kernel: Any, children: list[int]) -> None:
+    """The child would have that thread's locks, and nobody to open them."""
+    holds, may_end = threading.Event(), threading.Event()
+
+    def compile_for_long() -> None:
+        with global_compiler_lock:
+            holds.set()
+            may_end.wait(SOON)
+            assert children == []
+
+    other = threading.Thread(target=compile_for_long)
+    other.start()
+    assert holds.wait(SOON)
+    threading.Timer(0.3, may_end.set).start()
+    began = time.monotonic()
+    with compiled_beside(kernel, (3,)) as beside:
+        assert beside
+        assert time.monotonic() - began > 0.2
+    other.join()
+    assert kernel(3) == 4
+
+
+QUIET = """
+import atexit, gc, os, signal, sys, time
+from fastmlp.engines.cpu.codegen import fork as cpu_beside
+from fastmlp.engines.cpu.codegen.compiler import cached
+
+class Garbage:
+    def __del__(self):
+        os.write(1, b"collected ")
+
+def handler(number, frame):
+    os.write(1, b"handled ")
+
+signal.signal(signal.SIGINT, handler)
+atexit.register(os.write, 1, b"exit ")
+print("buffered", end=" ")
+kernel = cached(lambda x: x + 1, "next")
+compile = kernel.compile
+
+def compile_twice(signature):
+    if os.getpid() != parent:
+        garbage = Garbage()
+        garbage.own = garbage
+        del garbage
+        list([] for _ in range(100_000))
+        if sys.argv[1] == "interrupted":
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+    return compile(signature)
+
+parent, kernel.compile = os.getpid(), compile_twice
+with cpu_beside.compiled_beside(kernel, (3,)) as beside:
+    assert beside
+print(kernel(3), kernel._cache.hits, end=" ", flush=True)
+"""
+
+
+@pytest.mark.parametrize(("how", "hits"), [("left alone", 1), ("interrupted", 0)])
+def test_a_child_tidies_up_nothing_and_handles_nothing(how: str, hits: int, monkeypatch: Any, tmp_path: Path) -> None:
+    """What its parent has in buffers, has registered or left as garbage is the parent's; Ctrl-C just ends the child."""
+    monkeypatch.setenv("FASTMLP_CACHE_DIR", str(tmp_path / "kernels"))
+    assert run_script(QUIET, how).split() == ["buffered", "4", str(hits), "exit"]
+
+
+ENGINE = """
+import os, sys
+import numpy as np
+from fastmlp.engines.cpu import engine as cpu
+from fastmlp.engines.cpu.codegen import fork as cpu_beside
+from fastmlp.engines.base import Job, State
+from fastmlp.engines.cpu.kernels.programs import predict_kernel, train_kernel
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import Optimizer
+
+forks, fork = [], os.fork
+os.fork = lambda: forks.append(1) or fork()
+cpu.most_threads = lambda: 2
+network = Network((5, 6, 3), "leaky-relu")
+x, y = np.random.default_rng(0).normal(size=(20, 5)).astype(np.float32), np.arange(20, dtype=np.int32) % 3
+engine = cpu.NumbaEngine(Job(network, Optimizer("sgd"), batch_size=4, threads=int(sys.argv[1])))
+engine.load(State(network.initial_parameters(0), np.zeros((0, network.parameters), np.float32), 0))
+losses = [engine.train(x, y, np.arange(20), np.full(5, 0.1)).loss for _ in range(2)]
+z = engine.forward(x)
+train, predict = (kernel(engine.lanes)._cache for kernel in (train_kernel, predict_kernel))
+numbers = np.concatenate([*losses, z.ravel()])
+print(len(forks), train.hits, train.misses, predict.hits, predict.misses, numbers.tobytes().hex())
+"""
+
+
+def test_an_engine_of_more_threads_compiles_its_training_kernel_beside(monkeypatch: Any, tmp_path: Path) -> None:
+    monkeypatch.setenv("NUMBA_OPT", "0")
+    outcomes = {}
+    for threads in ("2", "1"):
+        monkeypatch.setenv("FASTMLP_CACHE_DIR", str(tmp_path / threads))
+        outcomes[threads] = run_script(ENGINE, threads).split()
+    assert outcomes["2"][:5] == ["1", "1", "0", "0", "1"]
+    assert outcomes["1"][:5] == ["0", "0", "1", "0", "1"]
+    monkeypatch.setenv("FASTMLP_CACHE_DIR", str(tmp_path / "2"))
+    again = run_script(ENGINE, "2").split()
+    assert again[:5] == ["0", "1", "0", "1", "0"]
+    assert outcomes["1"][5] == outcomes["2"][5] == again[5]

@@ -1,0 +1,341 @@
+"""The compiled engine's kernels: plain and fused alike, padding that stays zero, bits that never vary, sleeping threads."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from itertools import product
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from support.cpu import EVERY_IDS, PENALISED, every_job, fused_job, outcome, trained_engine
+from support.engines import make_course, run_course, same_bits, start_state
+from support.tolerances import check_against_reference
+
+from fastmlp.engines.base import Job
+from fastmlp.engines.cpu import engine as cpu
+from fastmlp.engines.cpu import plan as cpu_plan
+from fastmlp.engines.cpu.engine import NumbaEngine
+from fastmlp.engines.cpu.kernels.passes import GRADIENT, PARAMETERS, SLOT_M, SLOT_V
+from fastmlp.engines.cpu.kernels.programs import train_kernel
+from fastmlp.engines.cpu.plan import BY_ROWS, FORWARD, GATHER, LINEAR, RELU, UPDATE, pack, pack_transposed
+from fastmlp.engines.numpy_engine import NumpyEngine
+from fastmlp.nn.optimizers import Optimizer
+from fastmlp.nn.scaling import Scaling
+
+PATIENCE = 60  # seconds after which a test calls a wait a hang
+
+
+pytestmark = pytest.mark.usefixtures("eager_threads")
+
+
+# ------------------------------------------------------------------------------------------------ the fast path
+
+
+@pytest.mark.parametrize(("rule", "penalised"), [("sgd", False), ("adamw", True)])
+def test_without_epilogues_of_activations_and_updates_the_bits_are_the_same(
+    rule: str, penalised: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = fused_job((13, 21, 34, 9, 5), Optimizer(rule), threads=2)
+    network = dataclasses.replace(job.network, l1=1e-3, l2=1e-2) if penalised else job.network
+    job = dataclasses.replace(job, network=network)
+    course = make_course(network, rows=30, batch=7, epochs=3)
+    engine = NumbaEngine(job)
+    assert engine.code(np.float32, training=True).in_registers
+    assert {RELU, LINEAR} <= set(engine.layout.plan.layers["fused"])
+    fast = outcome(job, course)
+    monkeypatch.setattr(NumbaEngine, "fused", False)
+    engine = NumbaEngine(job)
+    assert not engine.code(np.float32, training=True).in_registers
+    assert all(engine.code(np.float32, training=True).activations)
+    assert set(engine.layout.plan.layers["fused"]) == {BY_ROWS}
+    assert same_bits(outcome(job, course), fast)
+    assert not same_bits(fast[0].parameters, start_state(job).parameters)
+
+
+def views(rows: int, features: int) -> dict[str, npt.NDArray[np.float32]]:
+    """The same rows, laid out in all the ways that predictions meet."""
+    plain = np.random.default_rng(0).normal(size=(rows, features)).astype(np.float32)
+    plain[3, 2] = -0.0
+    wider = np.full((rows, features + 7), np.float32(np.nan))
+    wider[:, :features] = plain
+    gaps = np.zeros(rows, np.dtype([("x", np.float32, features), ("gap", np.uint8)]))  # no whole number of floats apart
+    gaps["x"] = plain
+    return {"plain": plain, "wider": wider[:, :features], "upwards": plain[::-1].copy()[::-1], "gaps": gaps["x"]}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_rows_that_need_no_scaling_are_read_where_they_are(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = fused_job((13, 21, 5), threads=threads)
+    assert job.scaling is None
+    given = views(130, 13)
+    outputs, in_place = {}, {}
+    for path in (False, True):
+        monkeypatch.setattr(NumbaEngine, "in_place", path)
+        for name, x in given.items():
+            engine = NumbaEngine(job)
+            engine.load(start_state(job))
+            outputs[path, name] = engine.forward(x)
+            in_place[path, name] = [code.scale == 0 for code in engine.codes.values()]
+            engine.close()
+    assert all(same_bits(z, outputs[False, "plain"]) for z in outputs.values())
+    assert set(given) == {"plain", "wider", "upwards", "gaps"}
+    assert in_place == {(path, name): [path and name != "gaps"] for path in (False, True) for name in given}
+
+
+WIDE, NARROW = (32, 640, 9, 5), (16, 9, 5)  # with and without layers that are cut by columns
+
+
+@pytest.mark.parametrize("sizes", [WIDE, NARROW], ids=["wide", "narrow"])
+@pytest.mark.parametrize("changes", [{}, {"dropout": 0.3}, {"optimizer": PENALISED}], ids=["sgd", "dropout", "clipped adam"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_training_reads_rows_where_they_are(
+    sizes: tuple[int, ...], changes: dict[str, Any], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All layouts of the data have the bits of gathered rows; the last batch is short, and sums are cut."""
+    monkeypatch.setattr(cpu, "IN_PLACE_WIDTHS", dict.fromkeys(cpu.IN_PLACE_WIDTHS, 640))
+    job = fused_job(sizes, changes.get("optimizer"), threads=threads, batch_size=300)
+    job = dataclasses.replace(job, network=dataclasses.replace(job.network, dropout=changes.get("dropout", 0.0)))
+    course = make_course(job.network, rows=640, batch=300, epochs=2)
+    given = views(len(course.x), sizes[0])
+    states, gathers = {}, {}
+    for path in (False, True):
+        monkeypatch.setattr(NumbaEngine, "in_place", path)
+        for name, x in given.items():
+            engine, results = trained_engine(job, course._replace(x=x))
+            states[path, name] = engine.state(), results
+            gathers[path, name] = (
+                GATHER in engine.layout.plan.phases["kind"],
+                [code.scale != 0 for code in engine.codes.values()],
+            )
+            engine.close()
+    assert all(same_bits(state, states[False, "plain"]) for state in states.values())
+    wide = sizes == WIDE
+    here, gathered = (False, [False]), (wide, [True])  # narrow networks gather without a phase of its own
+    assert gathers == {(path, name): here if path and name != "gaps" else gathered for path in (False, True) for name in given}
+
+
+@pytest.mark.parametrize("sizes", [(13, 21, 5), (16, 33, 5)], ids=["padding", "columns"])
+def test_training_gathers_rows_that_have_padding_or_are_read_too_often(
+    sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "IN_PLACE_WIDTHS", dict.fromkeys(cpu.IN_PLACE_WIDTHS, 32))
+    job = fused_job(sizes)
+    engine, _ = trained_engine(job, make_course(job.network, rows=30, batch=7))
+    assert [code.scale != 0 for code in engine.codes.values()] == [True]
+    engine.close()
+
+
+def test_one_engine_trains_on_rows_of_all_kinds_in_turn() -> None:
+    """Rows that stay and rows that are gathered, batches that grow: the buffers follow."""
+    job = fused_job(NARROW, threads=2, batch_size=9)
+    as_they_are = Scaling("none", np.zeros(16, np.float32), np.ones(16, np.float32))
+    pixels = np.random.default_rng(0).integers(0, 3, (30, 16)).astype(np.uint8)
+    floats, y = pixels.astype(np.float32), np.arange(30, dtype=np.int32) % 5
+    states, gathers = [], []
+    for one in (job, dataclasses.replace(job, scaling=as_they_are)):
+        engine = NumbaEngine(one)
+        engine.load(start_state(job))
+        for x, rows in ((floats, 5), (pixels, 4), (floats, 3), (pixels, 30), (floats, 30)):
+            engine.train(x, y, np.arange(rows)[::-1], np.full(-(-rows // 9), 0.1))
+            gathers.append(engine.gathers)
+        states.append(engine.state())
+        engine.close()
+    assert gathers == [False, True, False, True, False] + [True] * 5
+    assert same_bits(*states)
+
+
+def test_rows_that_need_scaling_are_scaled() -> None:
+    job = fused_job((13, 21, 5))
+    x = views(70, 13)["plain"]
+    scaled = dataclasses.replace(job, scaling=Scaling("unit", np.full(13, 0.5, np.float32), np.full(13, 2, np.float32)))
+    for one, rows in ((scaled, x), (job, np.abs(x * 100).astype(np.uint8))):
+        engine, exact = NumbaEngine(one), NumpyEngine(dataclasses.replace(one, dtype=np.float64))
+        for each in (engine, exact):
+            each.load(start_state(job))
+        np.testing.assert_allclose(engine.forward(rows), exact.forward(rows), rtol=1e-4, atol=1e-3)
+        assert all(code.scale != 0 for code in engine.codes.values())
+        engine.close()
+
+
+def test_long_work_of_one_thread_takes_turns_with_the_interpreter_and_short_work_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    word = np.zeros(1, np.int64)
+    monkeypatch.setattr(cpu, "INTERPRETER_AT", word.ctypes.data)
+    job = fused_job(threads=1)
+    course = make_course(job.network, rows=30, batch=7)
+    plain = outcome(job, course)
+    assert word[0] == 0
+    flops = job.network.flops_per_row * len(course.order)
+    for threads, most, taken in ((1, flops, True), (2, flops, False), (1, flops + 1, False)):
+        monkeypatch.setattr(cpu, "TURN_FLOPS", most)
+        word[:] = 0
+        engine, results = trained_engine(dataclasses.replace(job, threads=threads), course)
+        assert word[0] == (threading.get_ident() if taken else 0)
+        assert same_bits((engine.state(), results), plain[:2])
+        engine.close()
+
+
+def test_a_clip_that_never_clips_changes_no_bit() -> None:
+    """The path of clipping: all gradients first, then the updates."""
+    plain = fused_job(batch_size=19, threads=2)
+    clipped = dataclasses.replace(plain, optimizer=Optimizer("sgd", clip_norm=1e9))
+    course = make_course(plain.network, rows=30, batch=19, epochs=3)
+    assert same_bits(outcome(clipped, course), outcome(plain, course))
+    short = dataclasses.replace(plain, optimizer=Optimizer("sgd", clip_norm=1e-3))
+    assert not same_bits(outcome(short, course)[0], outcome(plain, course)[0])
+    check_against_reference("numba", short, course)
+
+
+# ------------------------------------------------------------------------------------------------ padding
+
+
+def dirty(engine: NumbaEngine) -> list[str]:
+    """Where padding of weights, slots, gradients or transposed weights is not exactly zero."""
+    network, plan, lanes = engine.job.network, engine.layout.plan, engine.lanes
+    ones = np.ones(network.parameters, np.float32)
+    real, real_transposed = np.empty_like(engine.store[0]), np.empty_like(engine.transposed)
+    pack(network, plan, lanes, ones, real)
+    pack_transposed(network, plan, lanes, ones, real_transposed)
+    assert real.sum() == network.parameters < real.size
+    rows = {"parameters": PARAMETERS, "m": SLOT_M, "v": SLOT_V, "gradient": GRADIENT}
+    padding = {name: engine.store[row][real == 0] for name, row in rows.items()}
+    padding["transposed"] = engine.transposed[real_transposed == 0]
+    widths, layers = plan.widths, plan.layers
+    for index, (true, padded) in enumerate(zip(network.sizes, [*layers["fan_in_p"], layers["fan_out_p"][-1]], strict=True)):
+        for kind in ("y_at", "s_at", "dz_at") if index else ("y_at",):
+            at, ld = widths[kind][index], widths["ld"][index]
+            block = engine.arena[at : at + engine.rows * ld].reshape(engine.rows, ld)
+            if index < len(layers) or kind != "y_at":  # nobody reads the output layer's pre-activations beyond its width
+                padding[f"{kind} {index}"] = block[:, true:padded]
+    return [name for name, values in padding.items() if values.view(np.int32).any()]  # -0 is not zero
+
+
+def wrong_transposes(engine: NumbaEngine) -> int:
+    """How many transposed weights differ from the weights."""
+    wanted = np.empty_like(engine.transposed)
+    pack_transposed(engine.job.network, engine.layout.plan, engine.lanes, engine.state().parameters, wanted)
+    return int((wanted != engine.transposed).sum())
+
+
+@pytest.mark.parametrize(
+    "job",
+    [every_job(PENALISED), every_job(Optimizer("momentum"), dropout=0.25), fused_job(threads=2)],
+    ids=[*EVERY_IDS, "fused"],
+)
+def test_padding_stays_zero(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    course = make_course(job.network, rows=30, batch=7, epochs=3)
+    for tail in (0, cpu_plan.TAIL_WEIGHTS):
+        monkeypatch.setattr(cpu_plan, "TAIL_WEIGHTS", tail)
+        engine, results = trained_engine(job, course)
+        assert np.isfinite(results.loss).all()
+        assert not same_bits(engine.state().parameters, start_state(job).parameters)
+        assert dirty(engine) == []
+        assert wrong_transposes(engine) == 0
+        last_batch = len(course.order) % 7
+        for layer in range(1, len(job.network.layers)):
+            at, ld = (engine.layout.plan.widths[name][layer] for name in ("y_at", "ld"))
+            rows = engine.arena[at : at + last_batch * ld].reshape(last_batch, ld)
+            assert rows[:, : job.network.sizes[layer]].any(), f"no activations in layer {layer}"
+        engine.close()
+
+
+def test_the_checks_of_padding_see_the_least_number() -> None:
+    job = fused_job()
+    engine, _ = trained_engine(job, make_course(job.network, rows=8, batch=7))
+    assert dirty(engine) == []
+    assert wrong_transposes(engine) == 0
+    engine.store[SLOT_V, -1] = np.float32(1e-45)
+    engine.transposed[-1] = np.nan
+    engine.arena[engine.layout.plan.widths["y_at"][0] + 13] = -0.0
+    engine.arena[engine.layout.plan.widths["s_at"][1] + 21] = np.float32(1e-45)
+    assert dirty(engine) == ["v", "transposed", "y_at 0", "s_at 1"]
+    assert wrong_transposes(engine) == 1
+    engine.close()
+
+
+# ------------------------------------------------------------------------------------------------ bits
+
+EITHER = [
+    fused_job(batch_size=150),
+    every_job(PENALISED, batch_size=150),
+    every_job(Optimizer("momentum"), dropout=0.25, batch_size=150),
+]
+EITHER_IDS = ["fused", *EVERY_IDS]
+
+
+@pytest.mark.parametrize("job", EITHER, ids=EITHER_IDS)
+def test_neither_blocks_of_rows_nor_threads_change_a_bit(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    course = make_course(job.network, rows=170, batch=150, rate=0.01)
+    wanted = outcome(dataclasses.replace(job, threads=1), course)
+    for block in (8, 16, 64):
+        monkeypatch.setattr(cpu_plan, "MOST_ROWS", block)
+        monkeypatch.setattr(cpu_plan, "FEWEST_ROWS", block)
+        for threads in (1, 2, 5, 16):
+            assert same_bits(outcome(dataclasses.replace(job, threads=threads), course), wanted), (block, threads)
+
+
+@pytest.mark.parametrize("job", EITHER, ids=EITHER_IDS)
+def test_neither_wide_layers_nor_groups_of_columns_change_a_bit(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers by columns, with a phase that gathers the inputs, or by rows; gradients in rectangles of any width."""
+    course = make_course(job.network, rows=170, batch=150, rate=0.01)
+    wanted = outcome(dataclasses.replace(job, threads=1), course)
+    for tail, threads, group in product((0, 150, 10**9), (1, 2, 5), (16, 64)):
+        monkeypatch.setattr(cpu_plan, "TAIL_WEIGHTS", tail)
+        monkeypatch.setattr(cpu_plan, "GROUP_COLUMNS", group)
+        engine, results = trained_engine(dataclasses.replace(job, threads=threads), course)
+        kinds = set(engine.layout.plan.phases["kind"].tolist())
+        assert ({GATHER, FORWARD} <= kinds) == (tail < 10**9)
+        assert ({GATHER, FORWARD}.isdisjoint(kinds)) == (tail == 10**9)
+        assert (UPDATE in kinds) == (job.optimizer.clip_norm > 0)
+        assert same_bits((engine.state(), results, engine.forward(course.x)), wanted), (tail, threads, group)
+        engine.close()
+
+
+def test_one_call_or_many_change_no_bit() -> None:
+    job = every_job(Optimizer("momentum"), dropout=0.25)
+    course = make_course(job.network, rows=30, batch=7, epochs=2)
+    whole, results = run_course("numba", job, start_state(job), course)
+    engine = NumbaEngine(job)
+    engine.load(start_state(job))
+    parts = []
+    for step in range(len(course.rates)):
+        rows = course.order[7 * step : 7 * step + 7]
+        parts.append(engine.train(course.x, course.y, rows, course.rates[step : step + 1]))
+    assert same_bits(engine.state(), whole)
+    assert same_bits(np.concatenate([part.loss for part in parts]), results.loss)
+    engine.close()
+
+
+# ------------------------------------------------------------------------------------------------ a thread that sleeps
+
+
+@pytest.mark.parametrize("tail", [0, cpu_plan.TAIL_WEIGHTS])
+def test_a_thread_that_sleeps_delays_nobody(tail: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_plan, "TAIL_WEIGHTS", tail)
+    job = fused_job(threads=3)
+    course = make_course(job.network, rows=30, batch=7, epochs=20)
+    wanted, wanted_results = run_course("numba", dataclasses.replace(job, threads=1), start_state(job), course)
+    engine = NumbaEngine(job)
+    engine.load(start_state(job))
+    train = train_kernel(engine.lanes)
+    returned = [threading.Event() for _ in range(3)]
+    late: list[bool] = []
+
+    def sleepy(t: int, *args: Any) -> None:
+        if t == 2:  # as if the system had put it to sleep: it comes when the others have done all the work
+            late.extend(event.wait(PATIENCE) for event in returned[:2])
+        train(t, *args)
+        returned[t].set()
+
+    monkeypatch.setattr(sleepy, "overloads", train.overloads, raising=False)
+    monkeypatch.setattr(cpu, "train_kernel", lambda lanes: sleepy)
+    results = engine.train(*course)
+    assert late == [True, True]
+    assert same_bits(engine.state(), wanted)
+    assert same_bits(results, wanted_results)
+    assert engine.layout.plan.shares.shape[1] == 4  # the one that slept had a share
+    engine.close()

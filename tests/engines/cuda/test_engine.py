@@ -1,0 +1,159 @@
+"""The CUDA engine over a simulator: both its designs compute the same as the specification, in the same bits for any grid.
+
+What the engine computes for small batches is judged by the contract's tests too, which run over it as over the other engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from support.cuda import CLIPPED, JOB, trained
+
+pytest.importorskip("greenlet", reason="the simulator of backend 'cuda' needs greenlet: pip install greenlet")
+
+from support.cuda_simulator import ALL_LANES, FEW_LANES, Runtime
+from support.engines import make_course, same_bits, start_state
+from support.tolerances import check_against_reference, check_course, expected
+
+import fastmlp.engines.cuda.kernels.passes
+from fastmlp.engines.base import Job
+from fastmlp.engines.cuda.engine import CudaEngine
+from fastmlp.engines.cuda.kernels.layout import gathered, make_plan, places, spread
+from fastmlp.engines.cuda.kernels.programs import Shape
+from fastmlp.nn.activations import ACTIVATIONS
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import Optimizer
+from fastmlp.nn.philox import drop_threshold, keep_mask
+
+pytestmark = pytest.mark.usefixtures("simulated_gpu")
+
+
+@pytest.fixture(params=["one launch", "tiles"])
+def design(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to train, whatever the size of a batch."""
+    name: str = request.param
+    monkeypatch.setattr("fastmlp.engines.cuda.engine.SMALL_BATCH", 256 if name == "one launch" else 0)
+    return name
+
+
+@pytest.fixture
+def tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Small batches train as large ones do."""
+    monkeypatch.setattr("fastmlp.engines.cuda.engine.SMALL_BATCH", 0)
+    yield
+
+
+@pytest.mark.parametrize("job", [JOB, CLIPPED])
+def test_the_grid_and_the_order_of_threads_change_no_bit(job: Job, design: str) -> None:
+    wanted = trained(job, Runtime(1, 0))
+    for blocks, seed in ((1, -5), (2, 1), (3, 8), (7, 3)):
+        assert same_bits(trained(job, Runtime(blocks, seed)), wanted)
+
+
+def test_warps_of_all_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a device: 32 lanes a warp, two warps a block."""
+    monkeypatch.setattr("fastmlp.engines.cuda.engine.SHAPE", Shape(64, 8))
+    course = make_course(JOB.network, 22, 9, epochs=1, weighted=True)
+    check_course(expected(JOB, start_state(JOB), course), *trained(JOB, Runtime(2, 1, ALL_LANES)))
+
+
+# Everything that a network and a training may have, each at least once; widths that are no multiple of a tile.
+LARGE: list[tuple[Job, dict[str, Any]]] = [
+    (Job(Network((13, 18, 5)), Optimizer("sgd"), batch_size=8), {"rate": 1e-4, "uint8": True}),
+    (Job(Network((13, 10)), Optimizer("adam"), batch_size=8), {"rows": 20}),
+    (Job(Network((13, 31, 29, 11), dropout=0.3, l2=0.1), Optimizer("momentum"), 7, 2**63 + 5), {"rows": 37, "weighted": True}),
+    (
+        Job(Network((13, 18, 11, 5), l1=1e-2), Optimizer("adamw", weight_decay=0.3, clip_norm=2.0), 8),
+        {"rows": 21, "rate": 0.003},
+    ),
+    (
+        Job(Network((7, *range(6, 15), 4), tuple(ACTIVATIONS), loss="squared-error"), Optimizer("nesterov"), 8),
+        {"rows": 20, "targets": True, "rate": 0.01},
+    ),
+]
+
+
+@pytest.mark.parametrize(("job", "of_course"), LARGE)
+def test_large_batches_train_and_predict_as_the_specification(job: Job, of_course: dict[str, Any], tiles: None) -> None:
+    course = make_course(job.network, **{"rows": 24, "batch": job.batch_size} | of_course)
+    check_against_reference("cuda", job, course)
+
+
+def test_a_graph_is_recorded_once_for_all_epochs_of_a_size(tiles: None) -> None:
+    recorded: list[int] = []
+
+    class Counted(Runtime):
+        def record(self, launches: Any) -> Any:
+            recorded.append(len(launches))
+            return super().record(launches)
+
+    course = make_course(JOB.network, 22, 9, epochs=1)
+    engine = CudaEngine(JOB, Counted())
+    engine.load(start_state(JOB))
+    for change in (
+        {},
+        {"order": course.order[::-1].copy()},
+        {"x": course.x.copy()},
+        {"order": course.order[:9], "rates": course.rates[:1]},
+    ):
+        engine.train(*course._replace(**change))
+    assert recorded == [21, 7]  # three steps of seven phases; one step
+    whole = CudaEngine(JOB, Runtime())
+    whole.load(start_state(JOB))
+    for order in (course.order, course.order[::-1].copy(), course.order, course.order[:9]):
+        whole.train(*course._replace(order=order, rates=course.rates[: -(-len(order) // 9)]))
+    assert same_bits(engine.state(), whole.state())
+
+
+def test_parameters_there_and_back() -> None:
+    network = Network((13, 18, 5))
+    vector = start_state(Job(network, Optimizer())).parameters
+    whole = spread(network, vector, make_plan(network, 1).parameters)
+    assert same_bits(gathered(network, whole), vector)
+    assert np.count_nonzero(whole) == np.count_nonzero(vector)
+    assert [w.shape for w, _ in places(network, whole)] == [(13, 18), (18, 5)]
+
+
+def test_what_is_padded_stays_zero(design: str) -> None:
+    engine = CudaEngine(JOB, Runtime())
+    engine.load(start_state(JOB))
+    engine.train(*make_course(JOB.network, 22, 9))
+    for name in ("parameters", "m"):
+        whole = engine.handles[name]
+        beyond = np.ones(len(whole), bool)
+        for w, b in places(JOB.network, beyond):
+            w[:] = b[:] = False
+        assert not whole[beyond].any()
+        assert whole[~beyond].all()
+
+
+def test_dropout_masks_are_those_of_the_specification() -> None:
+    kept = fastmlp.engines.cuda.kernels.passes.make_kept(FEW_LANES)
+    seed = 2**63 + 5
+    wanted = keep_mask(seed, 1_000_000, 1, 3, 9, 0.3)
+    found = [[kept(np.uint64(seed), 1_000_000, 1, m, n, drop_threshold(0.3)) for n in range(9)] for m in range(3)]
+    assert np.array_equal(found, wanted)
+
+
+def test_rows_stay_on_the_device_until_others_come() -> None:
+    put: list[int] = []
+
+    class Counted(Runtime):
+        def put(self, array: Any) -> Any:  # type: ignore[override]
+            put.append(array.nbytes)
+            return super().put(array)
+
+        def fill(self, handle: Any, array: Any) -> None:  # type: ignore[override]
+            put.append(array.nbytes)
+            super().fill(handle, array)
+
+    course = make_course(JOB.network, 2000, 9, epochs=1)._replace(order=np.arange(9), rates=np.full(1, 0.1))
+    engine = CudaEngine(JOB, Counted())
+    engine.load(start_state(JOB))
+    for x, copies in ((course.x, 1), (course.x, 0), (course.x.copy(), 1)):
+        put.clear()
+        engine.train(*course._replace(x=x))
+        assert sum(size >= course.x.nbytes for size in put) == copies

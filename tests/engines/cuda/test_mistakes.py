@@ -1,0 +1,171 @@
+"""Mistakes planted in the kernels of backend "cuda": each is caught in the simulator, by some order of threads."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+pytest.importorskip("greenlet", reason="the simulator of backend 'cuda' needs greenlet: pip install greenlet")
+
+from support import cuda_simulator
+from support.cuda import CLIPPED, JOB, ROUNDED, SMALL_TILES, check_product, trained
+from support.cuda_simulator import Runtime, StuckError
+from support.engines import make_course, start_state
+from support.tolerances import check_course, expected
+
+from fastmlp.engines.cuda.kernels import passes as cuda_pieces
+from fastmlp.engines.cuda.kernels import programs as cuda_kernels
+from fastmlp.engines.cuda.kernels import tensor_cores as cuda_mma
+from fastmlp.engines.cuda.kernels import tiled as cuda_tiled
+from fastmlp.engines.cuda.kernels import tiles as cuda_tiles
+from fastmlp.engines.cuda.kernels import warps as cuda_teams
+
+pytestmark = pytest.mark.usefixtures("simulated_gpu")
+
+MODULES = {
+    "pieces": cuda_pieces,
+    "teams": cuda_teams,
+    "tiles": cuda_tiles,
+    "mma": cuda_mma,
+    "tiled": cuda_tiled,
+    "kernels": cuda_kernels,
+}
+
+# file, what stands there, what stands there instead
+PLANTED = {
+    "no barrier between phases": (
+        "kernels",
+        "                barrier(counter, target)\n\n    return train",
+        "                pass\n\n    return train",
+    ),
+    "a barrier for the first thread alone": (
+        "pieces",
+        "                pass\n        cuda.syncthreads()",
+        "                pass",
+    ),
+    "a barrier before the block has written": (
+        "pieces",
+        "        cuda.syncthreads()  # what the block has written is seen by its first thread, which tells the others\n",
+        "",
+    ),
+    "sums overwritten before they are read": ("teams", "        cuda.syncthreads()  # the tile before has been read\n", ""),
+    "sums read before they are written": (
+        "teams",
+        "            store(shared, warp * SUMS + lane * each + i, sums[i])\n        cuda.syncthreads()",
+        "            store(shared, warp * SUMS + lane * each + i, sums[i])",
+    ),
+    "rows staged before those before are read": (
+        "teams",
+        "        cuda.syncthreads()  # the rows before have been read\n",
+        "",
+    ),
+    "rows read before they are staged": (
+        "teams",
+        "(four[0], four[1], four[2], four[3]))\n        cuda.syncthreads()",
+        "(four[0], four[1], four[2], four[3]))",
+    ),
+    "weights updated while delta reads them": (
+        "kernels",
+        "range(i + 1 if i > 0 else 0, min(i + 2, layers))",
+        "range(i, min(i + 1 if i else 2, layers))",
+    ),
+    "a row beyond the batch": (
+        "teams",
+        "if m < rows:\n                        at =",
+        "if m < rows + 1:\n                        at =",
+    ),
+    "a tile forgotten": (
+        "teams",
+        "divide(rows + HIGH - 1, HIGH) * columns\n        sums, places",
+        "divide(rows, HIGH) * columns\n        sums, places",
+    ),
+    "the norm of half the gradient": (
+        "pieces",
+        "min(size, (chunk + 1) * CHUNK), lanes)",
+        "min(size, (chunk + 1) * CHUNK), 2 * lanes)",
+    ),
+    "terms staged before those before are read": ("tiles", "        cuda.syncthreads()  # the tile before has been read\n", ""),
+    "a stage read before it is written": (
+        "tiles",
+        "            cuda.syncthreads()  # written: the next stage; read: this one\n",
+        "",
+    ),
+    "sums read before they are laid": ("tiles", "        cuda.syncthreads()  # written: the sums\n", ""),
+    "biases that no tile updates": ("tiled", "if k <= height and n < width:", "if k < height and n < width:"),
+    "terms beyond the batch": (
+        "tiled",
+        "if row < rows and column < width:\n            fetch",
+        "if column < width:\n            fetch",
+    ),
+    "operands that are not rounded": ("mma", "number_of(tf32_of(held[i]))", "held[i]"),
+    "the terms of a word exchanged in one factor": (
+        "tiles",
+        "store(shared, base + (divide(four, packed) + j) * apart + line, word(held, at, at + packed - 1))",
+        "store(shared, base + (divide(four, packed) + j) * apart + line, word(held, at + packed - 1, at))",
+    ),
+    "rows of a piece exchanged": (
+        "mma",
+        "bits_of(load(shared, at)), bits_of(load(shared, at + 8))\n            at +=",
+        "bits_of(load(shared, at + 8)), bits_of(load(shared, at))\n            at +=",
+    ),
+    "words of a column from the wrong terms": (
+        "mma",
+        "bits_of(load(shared, at + 4 * apart_b))",
+        "bits_of(load(shared, at + apart_b))",
+    ),
+    "sums laid where those of the next lane belong": ("mma", "WIDE * j + 2 * p\n", "WIDE * j + 2 * (p ^ 1)\n"),
+    "half of the terms of a stage": ("mma", "range(0, words, WORDS)", "range(0, words, 2 * WORDS)"),
+    "the second warp at the rows of the first": ("mma", "divide(warp, across) * high,", "0 * high,"),
+}
+# Mistakes that only products by tensor cores can have.
+ROUNDED_ALONE = [name for name, (where, _, _) in PLANTED.items() if where == "mma" or name.startswith("the terms of a word")]
+
+
+@pytest.fixture
+def planted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels whose source has a mistake: the functions of one file, wherever they are used."""
+    where, right, wrong = PLANTED[request.param]
+    source = Path(str(MODULES[where].__file__)).read_text(encoding="utf-8")
+    assert source.count(right) == 1
+    changed = ModuleType(f"{where} with a mistake")
+    monkeypatch.setitem(sys.modules, changed.__name__, changed)
+    exec(compile(source.replace(right, wrong), f"<{changed.__name__}>", "exec"), vars(changed))
+    for name, value in list(vars(MODULES[where]).items()):
+        if name.startswith("make_"):
+            for module in MODULES.values():
+                if getattr(module, name, None) is value:
+                    monkeypatch.setattr(module, name, getattr(changed, name))
+    if where == "kernels":
+        monkeypatch.setitem(cuda_kernels.KERNELS, "train", changed.make_train)
+    cuda_simulator.made.cache_clear()
+
+
+@pytest.mark.parametrize("planted", [name for name in PLANTED if name not in ROUNDED_ALONE], indirect=True)
+def test_planted_mistakes_are_caught(planted: None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As stuck threads, an index that cannot be, or figures beyond the tolerance."""
+    where = PLANTED[request.node.callspec.params["planted"]][0]
+    if where in ("tiles", "tiled"):
+        monkeypatch.setattr("fastmlp.engines.cuda.engine.SMALL_BATCH", 0)
+    for job in (JOB, CLIPPED):
+        course = make_course(job.network, 22, job.batch_size, epochs=1, weighted=True)
+        want = expected(job, start_state(job), course)
+        for seed in (0, -9, 1, 5, 9):
+            try:
+                check_course(want, *trained(job, Runtime(2, seed)))
+            except (AssertionError, StuckError, IndexError):
+                return
+    pytest.fail("the mistake went through")
+
+
+@pytest.mark.parametrize("planted", ROUNDED_ALONE, indirect=True)
+def test_mistakes_with_tensor_cores_are_caught(planted: None) -> None:
+    for precision in ROUNDED:
+        for tile in SMALL_TILES[precision]:
+            try:
+                check_product(precision, tile, (True, False), 0)
+            except AssertionError:
+                return
+    pytest.fail("the mistake went through")

@@ -1,0 +1,237 @@
+"""cuda_runtime.py over a driver made of plain memory: arguments arrive, memory comes back, errors are a line with a remedy."""
+
+from __future__ import annotations
+
+import gc
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("greenlet", reason="the simulator of backend 'cuda' needs greenlet: pip install greenlet")
+
+from support.cli import call, forget_settings, ok, refused
+from support.cuda import CLIPPED, JOB
+from support.cuda_simulator import ALL_LANES
+from support.cuda_simulator import Runtime as Simulated
+from support.engines import make_course, same_bits, start_state
+from support.fake_driver import WHOLE_MEMORY, FakeDriver, Result
+from support.tolerances import check_course, expected
+
+from fastmlp.engines.base import Job
+from fastmlp.engines.cuda import compiler as cuda_compile
+from fastmlp.engines.cuda import load_cuda, load_driver
+from fastmlp.engines.cuda.compiler import Built, packed, unpacked
+from fastmlp.engines.cuda.engine import TILES, CudaEngine
+from fastmlp.engines.cuda.kernels.programs import Shape
+from fastmlp.engines.cuda.kernels.tiles import Tile
+from fastmlp.engines.cuda.runtime import Runtime, usable
+from fastmlp.errors import UnavailableError
+from fastmlp.models.file import load
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    """What stands in for a GPU, in warps of 32 lanes."""
+    found = FakeDriver()
+    monkeypatch.setattr("fastmlp.engines.cuda.runtime.compiled", found.compiled)
+    monkeypatch.setattr("fastmlp.engines.cuda.engine.SHAPE", Shape(64, 8))
+    monkeypatch.setitem(TILES, "float32", Tile(16, 32, 8, 4, 4, 1))
+    return found
+
+
+@pytest.mark.parametrize("small", [256, 0])
+@pytest.mark.parametrize("job", [JOB, CLIPPED])
+def test_an_engine_over_the_driver(job: Job, small: int, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All arguments arrive as they were meant, for training in one launch and as a graph, and for prediction."""
+    monkeypatch.setattr("fastmlp.engines.cuda.engine.SMALL_BATCH", small)
+    course = make_course(job.network, 22, job.batch_size, epochs=1, weighted=True)
+    engine, other = (CudaEngine(job, one) for one in (Runtime(driver), Simulated(3, 2, ALL_LANES)))
+    for one in (engine, other):
+        one.load(start_state(job))
+    results = engine.train(*course)
+    check_course(expected(job, start_state(job), course), engine.state(), results)
+    assert same_bits(other.train(*course), results)
+    assert same_bits(other.state(), engine.state())
+    assert same_bits(other.forward(course.x), engine.forward(course.x))
+    assert driver.graphs == (0 if small else 1)
+    assert driver.used() > 0
+    engine.close()
+    gc.collect()
+    assert (driver.used(), driver.graphs) == (0, 0)
+
+
+def test_what_a_device_is(driver: FakeDriver) -> None:
+    runtime = Runtime(driver)
+    assert (runtime.name, runtime.capability, runtime.blocks) == ("A card", (9, 0), 3)
+
+
+def test_arrays_there_and_back(driver: FakeDriver) -> None:
+    runtime = Runtime(driver)
+    array = np.arange(12, dtype=np.int32).reshape(3, 4)
+    handle = runtime.put(array[:, ::-1])
+    assert np.array_equal(runtime.get(handle, 4, 3), [7, 6, 5])
+    runtime.fill(handle, array)
+    assert np.array_equal(runtime.get(handle), np.arange(12))
+    assert runtime.get(runtime.put(np.empty(0, np.float32))).shape == (0,)
+
+
+# ------------------------------------------------------------------------------------------------ errors
+
+
+def test_memory_that_is_full_tells_how_much_is_wanted_and_free(driver: FakeDriver) -> None:
+    runtime = Runtime(driver)
+    held = runtime.empty(1000, np.float32)
+    with pytest.raises(UnavailableError) as caught:
+        runtime.empty(WHOLE_MEMORY, np.float32)
+    assert str(caught.value) == (
+        "the GPU's memory is full: 4,294,967,296 bytes wanted, 1,073,737,824 of 1,073,741,824 free; "
+        "take fewer rows, a smaller --batch-size, or --backend numba"
+    )
+    assert held.size == 1000
+
+
+@pytest.mark.parametrize(
+    "function", ["cuMemAlloc", "cuMemcpyHtoD", "cuMemcpyDtoH", "cuModuleLoadData", "cuLaunchCooperativeKernel"]
+)
+def test_a_device_that_fails_is_a_line(function: str, driver: FakeDriver) -> None:
+    course = make_course(JOB.network, 22, 9, epochs=1)
+    engine = CudaEngine(JOB, Runtime(driver))
+    engine.load(start_state(JOB))
+    driver.fails[function] = Result.LAUNCH_FAILED
+    with pytest.raises(
+        UnavailableError,
+        match=rf"^the GPU failed in {function}: launch failed \(error 719\); .*take --backend numba, and look at",
+    ):
+        engine.train(*course)
+
+
+def test_kernels_that_the_driver_cannot_load_tell_what_to_install(driver: FakeDriver) -> None:
+    engine = CudaEngine(JOB, Runtime(driver))
+    engine.load(start_state(JOB))
+    driver.fails["cuModuleLoadData"] = Result.LAUNCH_FAILED
+    with pytest.raises(UnavailableError, match=r"kernels may be newer than the driver: pip install 'fastmlp\[cuda13\]'"):
+        engine.train(*make_course(JOB.network, 22, 9, epochs=1))
+
+
+def test_a_driver_that_is_too_old(driver: FakeDriver) -> None:
+    driver.version = 11080
+    with pytest.raises(UnavailableError, match=r"^the driver knows CUDA up to 11.8, and 12.0 is needed; update it, or take --"):
+        Runtime(driver)
+
+
+def test_a_stream_is_not_left_capturing(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastmlp.engines.cuda.engine.SMALL_BATCH", 0)
+    engine = CudaEngine(JOB, Runtime(driver))
+    engine.load(start_state(JOB))
+    driver.fails["cuLaunchKernel"] = Result.LAUNCH_FAILED
+    with pytest.raises(UnavailableError):
+        engine.train(*make_course(JOB.network, 22, 9, epochs=1))
+    assert driver.capturing is None
+
+
+def test_without_a_driver(driver: FakeDriver) -> None:
+    def missing(flags: int) -> Any:
+        raise RuntimeError("libcuda.so.1:\n  cannot open shared object file")
+
+    driver.cuInit = missing  # type: ignore[method-assign]
+    with pytest.raises(
+        UnavailableError, match=r"needs an NVIDIA GPU and its driver \(libcuda.so.1: cannot open shared object file\)"
+    ):
+        Runtime(driver)
+    usable.cache_clear()
+    assert not usable()
+
+
+@pytest.mark.parametrize(("load", "package"), [(load_cuda, "numba_cuda"), (load_driver, "cuda.bindings")])
+def test_a_package_that_is_missing(load: Any, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = __import__("importlib.util").util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == package else found(name))
+    with pytest.raises(UnavailableError, match=r"pip install 'fastmlp\[cuda13\]'"):
+        load()
+
+
+def test_a_kernel_that_cannot_be_compiled_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*given: Any) -> Any:
+        raise ValueError("NVVM:\n no such thing")
+
+    monkeypatch.setattr(cuda_compile, "lowered", broken)
+    kind = CudaEngine(JOB, Simulated()).kind(np.empty((1, 20), np.float32), np.empty(1))
+    with pytest.raises(
+        UnavailableError, match=r"compute capability 6.1 could not be compiled \(ValueError: NVVM: no such thing\); take"
+    ):
+        cuda_compile.compiled("train", kind, Shape(), (6, 1))
+
+
+def test_an_argument_of_another_type_is_refused(driver: FakeDriver) -> None:
+    engine = CudaEngine(JOB, Runtime(driver))
+    engine.load(start_state(JOB))
+    course = make_course(JOB.network, 22, 9, epochs=1)
+    with pytest.raises(TypeError, match=r"argument 4 of a kernel is float64\[\], not float32\[\]"):
+        engine.train(*course._replace(x=course.x.astype(np.float64)))
+
+
+def test_kernels_as_bytes() -> None:
+    built = Built(b"\x7fELF\n\n\0", "entry", ("float32[]", "int32"), 256, 255, 8192, 0)
+    assert unpacked(packed(built)) == built
+
+
+# ------------------------------------------------------------------------------------------------ runs that end early
+
+
+@pytest.fixture
+def flags(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """A small training with a checkpoint for each epoch."""
+    forget_settings(monkeypatch)
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "rows.npz", x=rng.normal(size=(60, 6)).astype(np.float32), y=np.arange(60) % 3)
+    data = ["--data", str(tmp_path / "rows.npz"), "--val-count", "12", "--batch-size", "16", "--hidden", "8"]
+    return [*data, "--epochs", "6", "--checkpoint-every", "1"]
+
+
+def check_what_is_left(run: Path, flags: list[str]) -> None:
+    """The last checkpoint is whole, and the process trains on with the CPU."""
+    kept = sorted((run / "checkpoints").iterdir())
+    assert kept
+    assert load(kept[-1], backend="numba").network.sizes == (6, 8, 3)
+    assert "epoch 6/6" in ok("train", "--backend", "numba", *flags, "--patience", "0", "--out", f"{run}-cpu").output
+
+
+class Dying(Simulated):
+    """A device that is lost at its fourth launch."""
+
+    def launch(self, launch: Any) -> None:
+        if self.seed > 4:
+            raise UnavailableError("the GPU failed in cuLaunchKernel: lost (error 719); take --backend numba")
+        super().launch(launch)
+
+
+def test_a_lost_device_leaves_checkpoints_and_the_process(
+    flags: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("fastmlp.engines.cuda.engine.the_runtime", Dying)
+    line = refused(4, "train", "-q", "--backend", "cuda", *flags, "--out", tmp_path / "a")
+    assert line == "the GPU failed in cuLaunchKernel: lost (error 719); take --backend numba"
+    check_what_is_left(tmp_path / "a", flags)
+
+
+class Interrupted(Simulated):
+    """Ctrl-C comes while the fourth launch is at work."""
+
+    def launch(self, launch: Any) -> None:
+        if self.seed == 4:
+            signal.raise_signal(signal.SIGINT)
+        super().launch(launch)
+
+
+def test_ctrl_c_leaves_the_best_weights_checkpoints_and_the_process(
+    flags: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("fastmlp.engines.cuda.engine.the_runtime", Interrupted)
+    result = call("train", "--backend", "cuda", *flags, "--out", tmp_path / "a")
+    assert result.exit_code == 130
+    assert "interrupted after epoch" in result.stderr
+    assert load(tmp_path / "a", backend="numpy").network.sizes == (6, 8, 3)
+    check_what_is_left(tmp_path / "a", flags)

@@ -1,0 +1,57 @@
+"""The simulator of a GPU itself: it has every word that kernels use, and reports what a device would not."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("greenlet", reason="the simulator of backend 'cuda' needs greenlet: pip install greenlet")
+
+from support import cuda_simulator
+from support.cuda_simulator import ALL_LANES, FEW_LANES, StuckError
+
+from fastmlp.engines.cuda.kernels import WORDS
+
+
+def test_the_simulator_has_every_word() -> None:
+    for words in (FEW_LANES, ALL_LANES):
+        assert set(WORDS) <= set(vars(words)) | {"kernel"}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("numba_cuda") is None, reason="numba-cuda is not installed")
+def test_a_device_has_every_word() -> None:
+    from fastmlp.engines.cuda.kernels import device as cuda_device
+
+    assert set(WORDS) <= set(vars(cuda_device))
+
+
+def launched(function: Any, *arguments: Any, blocks: int = 1, threads: int = 4, seed: int = 0) -> None:
+    FEW_LANES.kernel(threads)(function).launch(blocks, arguments, seed)
+
+
+def test_the_simulator_reports_what_a_device_would_not() -> None:
+    cuda, a = FEW_LANES.cuda, np.zeros(8, np.float32)  # type: ignore[attr-defined]
+
+    def some_wait() -> None:
+        if cuda.threadIdx.x:
+            cuda.syncthreads()
+
+    def look_in_vain(counter: Any) -> None:
+        while cuda_simulator.arrived(counter, 0) == 0:
+            pass
+
+    def poisoned(out: Any) -> None:
+        out[0] = cuda.shared.array(4, np.float32)[0] + cuda.local.array(4, np.float32)[0]
+
+    with pytest.raises(StuckError, match="3 of 4 wait in block 0"):
+        launched(some_wait)
+    with pytest.raises(StuckError, match="looks in vain"):
+        launched(look_in_vain, np.zeros(1, np.uint32))
+    for bad in (lambda: cuda_simulator.load(a, -1), lambda: cuda_simulator.load4(a, 2), lambda: cuda_simulator.load4(a, 8)):
+        with pytest.raises(AssertionError):
+            launched(bad)
+    launched(poisoned, a)
+    assert np.isnan(a[0])

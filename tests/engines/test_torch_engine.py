@@ -1,0 +1,212 @@
+"""What the engine by PyTorch's definitions promises beside the contract: whole trainings, handing over, threads, errors."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.cli import ok, refused
+from support.engines import Course, engine_of, make_course, run_course, start_state
+from support.extract import own_folder  # noqa: F401 - a fixture of every test here
+from support.processes import check_in_a_forked_child
+
+from fastmlp.data.dataset import load_data
+from fastmlp.data.scaling import fit_scaling
+from fastmlp.engines import make_engine
+from fastmlp.engines.base import Job, State
+from fastmlp.errors import UnavailableError
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import RULES, Optimizer
+from fastmlp.nn.schedules import Schedule
+from fastmlp.training.loop import Settings, train
+
+torch = pytest.importorskip("torch", reason="the package of backend 'torch' is not installed: pip install torch")
+
+# ------------------------------------------------------------------------------------------------ curves
+
+# Relative difference of losses. In float64 the engines part by 2e-15 at most: the definitions are the same. In float32 rounding
+# makes up to 2e-6 of it in these trainings; a rate a thousandth higher makes 1e-4 at least.
+SAME, ROUNDED = 1e-12, 2e-5
+ROWS, VALIDATION = 800, 200
+
+# loss, output, optimiser, rate
+TRAININGS: dict[str, tuple[str, str, Optimizer, float]] = {
+    "cross-entropy": ("cross-entropy", "softmax", Optimizer("adamw", clip_norm=1.0), 0.002),
+    "linear": ("squared-error", "linear", Optimizer("nesterov"), 0.01),
+    "sigmoid": ("squared-error", "sigmoid", Optimizer("adam"), 0.002),
+    "softmax": ("squared-error", "softmax", Optimizer("rmsprop", beta2=0.9), 0.0005),
+}
+
+
+@functools.cache
+def curves(kind: str, backend: str, dtype: Any = np.float32, seed: int = 0, stretch: float = 1.0) -> Any:
+    """Loss and validation loss of each epoch on digits, with dropout, smoothing and a penalty."""
+    loss, output, optimizer, rate = TRAININGS[kind]
+    activation = ("leaky-gelu:0.1", "tanh")
+    network = Network((784, 24, 16, 10), activation, dropout=0.2, loss=loss, output=output, l2=1e-4, label_smoothing=0.05)
+    schedule = Schedule(rate * stretch, "inverse-time", decay=0.1)
+    settings = Settings(schedule, optimizer, epochs=3, batch_size=32, seed=seed, backend=backend, dtype=dtype)
+    data = load_data("digits")
+    (x, y), validation = ((data.x[part], data.y[part]) for part in (slice(ROWS), slice(ROWS, ROWS + VALIDATION)))
+    history = train(network, x, y, settings=settings, validation=validation, scaling=fit_scaling("unit", x)).history
+    return np.array([(row["loss"], row["val_loss"]) for row in history])
+
+
+def apart(one: Any, other: Any) -> float:
+    """The largest relative difference of two trainings' losses."""
+    return float(np.abs(one / other - 1).max())
+
+
+@pytest.mark.parametrize("kind", TRAININGS)
+def test_losses_lie_on_those_of_the_other_engines(kind: str, numba_backend: str) -> None:
+    specified = curves(kind, "numpy", np.float64)
+    assert apart(curves(kind, "torch", np.float64), specified) < SAME
+    assert apart(curves(kind, "torch"), specified) < ROUNDED
+    assert apart(curves(kind, "torch"), curves(kind, numba_backend)) < ROUNDED
+    assert specified[-1, 0] < 0.9 * specified[0, 0]  # it went somewhere
+
+
+@pytest.mark.parametrize("kind", TRAININGS)
+def test_another_seed_and_another_rate_are_seen(kind: str) -> None:
+    specified = curves(kind, "numpy", np.float64)
+    assert apart(curves(kind, "torch", seed=1), specified) > 1e-2
+    assert apart(curves(kind, "torch", stretch=1.001), specified) > 2 * ROUNDED
+
+
+# ------------------------------------------------------------------------------------------------ states
+
+JOBS = {
+    name: Job(Network((13, 18, 5), l1=1e-3), Optimizer(name, clip_norm=1.0), batch_size=8, dtype=np.float64) for name in RULES
+}
+
+
+def relay(job: Job, runners: tuple[str, ...], spoil: Any = lambda state: state) -> State:
+    """The state after a course of which each runner does its share in turn; `spoil` is done to what is handed on."""
+    course, state = make_course(job.network, 24, epochs=len(runners), rate=0.01), start_state(job)
+    for leg, runner in enumerate(runners):
+        rows, steps = slice(24 * leg, 24 * (leg + 1)), slice(3 * leg, 3 * (leg + 1))
+        part = course._replace(order=course.order[rows], rates=course.rates[steps])
+        state = spoil(run_course(runner, job, state, part)[0])
+    return state
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_state_goes_to_another_engine_and_back(name: str) -> None:
+    wanted = relay(JOBS[name], ("numpy",) * 4)
+    found = relay(JOBS[name], ("numpy", "torch", "numpy", "torch"))
+    np.testing.assert_allclose(found.parameters, wanted.parameters, rtol=1e-11, atol=1e-13)
+    np.testing.assert_allclose(found.slots, wanted.slots, rtol=1e-11, atol=1e-13)
+    assert found.step == wanted.step == 12
+
+
+@pytest.mark.parametrize("name", [name for name, rule in RULES.items() if rule.slots])
+def test_a_lost_slot_or_step_is_seen(name: str) -> None:
+    runners = ("torch", "numpy") * 2
+    right = relay(JOBS[name], runners).parameters
+    lost = relay(JOBS[name], runners, lambda state: state._replace(slots=0 * state.slots)).parameters
+    assert np.abs(lost - right).max() > 1e-4
+    late = relay(JOBS[name], runners, lambda state: state._replace(step=state.step + 1)).parameters
+    assert (np.abs(late - right).max() > 1e-5) == name.startswith("adam")
+
+
+@pytest.mark.parametrize("name", ["momentum", "nesterov"])
+def test_no_momentum_is_plain_descent(name: str) -> None:
+    """PyTorch refuses nesterov without momentum; the specification does not."""
+    job = Job(Network((13, 18, 5)), Optimizer(name, momentum=0.0), batch_size=8, dtype=np.float64)
+    found, wanted = (relay(job, (backend,)).parameters for backend in ("torch", "numpy"))
+    np.testing.assert_allclose(found, wanted, rtol=1e-11, atol=1e-13)
+
+
+def test_a_gradient_is_clipped_to_the_norm_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which PyTorch's own function does not do: the check sees it."""
+    job = Job(Network((13, 18, 5)), Optimizer("sgd", clip_norm=1e-5), batch_size=24, dtype=np.float64)
+    course, start = make_course(job.network, 24, 24, epochs=1, rate=1.0), start_state(job)
+
+    def moved() -> float:
+        return float(np.linalg.norm(run_course("torch", job, start, course)[0].parameters - start.parameters))
+
+    assert moved() == pytest.approx(1e-5, rel=1e-8)
+    monkeypatch.setattr("fastmlp.engines.torch_engine.clip", torch.nn.utils.clip_grad_norm_)
+    assert moved() < 1e-5 * (1 - 1e-7)
+
+
+# ------------------------------------------------------------------------------------------------ threads
+
+
+def test_the_process_keeps_its_number_of_threads() -> None:
+    """Engines may be at work in several threads, and PyTorch's number is the process's: nobody sets it, and it is told."""
+    before = torch.get_num_threads()
+    job = Job(Network((13, 18, 5)), Optimizer(), batch_size=8, threads=before + 3)
+    with engine_of("torch", job) as engine:
+        engine.train(*make_course(job.network))
+        assert engine.threads == torch.get_num_threads() == before
+    torch.set_num_threads(before + 1)
+    try:
+        with engine_of("torch", job) as engine:
+            assert engine.threads == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_much_work_in_a_forked_child_does_not_hang() -> None:
+    network, before = Network((400, 300, 10)), torch.get_num_threads()
+    x = np.random.default_rng(0).random((3000, 400), np.float32)
+    torch.set_num_threads(2)
+    try:
+        with engine_of("torch", Job(network, Optimizer())) as engine:
+            wanted = engine.forward(x)
+            check_in_a_forked_child(lambda: np.allclose(engine.forward(x), wanted, atol=1e-4), seconds=30)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+# ------------------------------------------------------------------------------------------------ errors
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", RULES)
+def test_a_huge_rate_is_a_loss_that_is_not_finite(name: str, dtype: Any) -> None:
+    """PyTorch itself raises an error for numbers that float32 cannot hold."""
+    job = Job(Network((13, 18, 5), loss="squared-error"), Optimizer(name), batch_size=8, dtype=dtype)
+    for rate in (1e30, 1e37, 1e39, 1e300, np.inf):
+        course = make_course(job.network, 24, epochs=20)
+        losses = run_course("torch", job, start_state(job), Course(*course[:3], np.full(60, rate)))[1].loss
+        assert np.isfinite(losses[:8]).all()
+        assert rate == 1e30 or not np.isfinite(losses[-8:]).any()
+
+
+@pytest.fixture
+def no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "fastmlp.engines.torch_engine", raising=False)
+
+
+MISSING = "backend 'torch' needs torch: pip install torch"
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_a_missing_package_is_named() -> None:
+    with pytest.raises(UnavailableError, match=MISSING):
+        make_engine("torch", Job(Network((3, 2)), Optimizer()))
+    small = {"FASTMLP_DATASET": "digits", "FASTMLP_VAL_COUNT": "100", "FASTMLP_EPOCHS": "1"}
+    assert refused(4, "train", "--recipe", "ee5179-4", "--out", "run", "-q", **small) == MISSING
+    assert MISSING in refused(4, "recipes", "run", "ee5179-4", "--out", "set", "-q", **small)
+    assert not Path("run").exists()
+
+
+def test_it_is_taken_when_asked_for_and_never_else(numba_backend: str) -> None:
+    for dtype, name in ((np.float32, numba_backend), (np.float64, "numpy")):
+        with engine_of("auto", Job(Network((3, 2)), Optimizer(), dtype=dtype)) as engine:
+            assert engine.name == name
+    ok("train", "--hidden", "8", "--epochs", "1", "--backend", "torch", "--out", "run", "-q")
+    result = json.loads(Path("run/result.json").read_text())
+    assert (result["backend"], result["threads"]) == ("torch", torch.get_num_threads())

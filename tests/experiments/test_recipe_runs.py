@@ -1,0 +1,305 @@
+"""`fastmlp recipes run`: real runs on tiny images, left alone when they are finished, gone on with when they are not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.cli import call, ok, refused
+from support.cnn import SHAPE, bars
+from support.extract import own_folder, without_pictures  # noqa: F401 - fixtures of every test here
+from support.many import NETWORK
+from support.problems import problem, set_up
+
+from benchmarks import recipes as benchmark
+from benchmarks.epochs import machine
+from benchmarks.tables import recipes_table
+from fastmlp.experiments.recipes.recipe import all_recipes, find
+from fastmlp.experiments.recipes.run import Job, beside, comparison_text, make_job, select
+from fastmlp.files import read_lines
+from fastmlp.nn.schedules import Schedule
+from fastmlp.training.loop import Diverged, Training
+from fastmlp.training.many import train_many
+
+PATIENCE = 60  # seconds of a slow, busy machine for what takes one
+TINY = {"FASTMLP_DATASET": "images.npz", "FASTMLP_EPOCHS": "2", "FASTMLP_BACKEND": "numpy", "FASTMLP_VAL_COUNT": "40"}
+CNN = {"FASTMLP_FILTERS": "4,6", "FASTMLP_DENSE": "8", "FASTMLP_DEVICE": "cpu"}
+
+
+@pytest.fixture(autouse=True)
+def images(tmp_path: Path) -> None:
+    pixels, labels = bars(200, 0)
+    np.savez(tmp_path / "images.npz", x=pixels.reshape(-1, *SHAPE[:2]), y=labels)
+
+
+def test_patterns_select_in_the_order_of_the_list() -> None:
+    assert select(["iisc-cnn-8", "cs776-mlp-*"]) == [*[f"cs776-mlp-{row}" for row in range(1, 9)], "iisc-cnn-8"]
+    assert select(["*"]) == [*all_recipes()]
+    assert refused(2, "recipes", "run", "cs776-mlp-1", "cs777-*").startswith("unknown recipe 'cs777-*'")
+
+
+def test_networks_on_pixels_come_out_as_train_makes_them(numba_backend: str) -> None:
+    """By the compiled engine: NumPy's products round as BLAS and the place in memory have it."""
+    tiny = TINY | {"FASTMLP_BACKEND": numba_backend}
+    found = json.loads(ok("recipes", "run", "group7-mlp-[13]", "iisc-mlp-2", "--json", "-q", **tiny).stdout)["recipes"]
+    assert [row["name"] for row in found] == ["group7-mlp-1", "group7-mlp-3", "iisc-mlp-2"]
+    for row in found:
+        ok("train", "--recipe", row["name"], "--out", f"alone-{row['name']}", "-q", **tiny)
+        alone, run = Path(f"alone-{row['name']}"), Path("runs/recipes") / row["name"]
+        assert (run / "model.safetensors").read_bytes() == (alone / "model.safetensors").read_bytes()
+        assert {path.name for path in run.iterdir()} == {path.name for path in alone.iterdir()}
+        result, other = (json.loads((folder / "result.json").read_text()) for folder in (run, alone))
+        part = row["mlp"]["part"]
+        assert row["mlp"]["ours"] == result[part]["accuracy"] == other[part]["accuracy"]
+        assert result["test"] == other["test"]
+        assert len((run / "metrics.jsonl").read_text().splitlines()) == row["mlp"]["epochs"] == 2
+
+
+def test_what_is_finished_stays_and_what_is_not_is_made() -> None:
+    arguments = ["recipes", "run", "group7-mlp-*", "--out", "set"]
+    ok(*arguments, "-q", **TINY)
+    files = [Path("set") / f"group7-mlp-{row}" / "result.json" for row in range(1, 5)]
+    before = [file.stat().st_mtime_ns for file in files]
+    files[2].unlink()
+    again = ok(*arguments, **TINY)
+    assert again.stderr.startswith("group7-mlp-3\n")
+    assert "side by side" not in again.stderr
+    assert [file.stat().st_mtime_ns != time for file, time in zip(files, before, strict=True)] == [False, False, True, False]
+    assert len((files[2].parent / "metrics.jsonl").read_text().splitlines()) == 2
+    result = json.loads(files[0].read_text())
+    files[0].write_text(json.dumps(result | {"stopped": "interrupted"}))
+    assert ok(*arguments, **TINY).stderr.startswith("group7-mlp-1\n")
+    assert json.loads(files[0].read_text())["stopped"] == "epochs"
+    line = refused(2, *arguments, **TINY | {"FASTMLP_EPOCHS": "3"}, FASTMLP_QUIET="1")
+    assert line == "set/group7-mlp-1 has a run with other settings; give another --out, or take the folder away"
+
+
+def test_what_a_report_watches_is_kept_of_networks_side_by_side() -> None:
+    """As of each alone: class figures at their epochs, predictions, and validation between updates."""
+    watched = TINY | {"FASTMLP_CLASSES_EVERY": "1", "FASTMLP_VAL_STEPS": "2", "FASTMLP_PREDICTIONS": "1"}
+    ok("recipes", "run", "iisc-mlp-1", "iisc-mlp-2", "--out", "set", "-q", **watched)
+    for name in ("iisc-mlp-1", "iisc-mlp-2"):
+        ok("train", "--recipe", name, "--out", name, "-q", **watched)
+        lines = read_lines(Path("set") / name / "classes.jsonl")
+        assert [line["epoch"] for line in lines] == [1, 2]
+        assert [line["validation"].keys() for line in lines] == [lines[0]["train"].keys()] * 2
+        assert (Path("set") / name / "predictions.txt").read_text().count("\n") == 2 + 40
+        files = (folder / name / "metrics.jsonl" for folder in (Path("set"), Path()))
+        found, alone = ([len(row["steps"]) for row in read_lines(file)] for file in files)
+        assert found == alone != [0, 0]
+        for file in ("classes.png", "report.txt"):
+            assert (Path("set") / name / file).exists() == (Path(name) / file).exists() is True
+
+
+@pytest.mark.parametrize("names", [["iisc-mlp-1", "iisc-mlp-2"], ["iisc-mlp-1"], ["iisc-cnn-3"]])
+def test_a_folder_that_cannot_be_made_is_one_line(names: list[str]) -> None:
+    Path("file").touch()
+    for out, code in (("file", 2), ("/proc/nowhere", 3)):
+        done = call("recipes", "run", *names, "--out", out, "-q", **TINY | CNN)
+        assert done.exit_code == code, done.output
+        (line,) = done.stderr.splitlines()
+        assert f"{out}/{names[0]}" in line
+
+
+def test_a_network_alone_that_diverges_ends_no_other() -> None:
+    wild = TINY | {"FASTMLP_LR": "1e30"}
+    done = ok("recipes", "run", "group7-mlp-1", "iisc-mlp-1", "--out", "set", **wild)
+    assert done.stderr.count("loss became") == 2
+    assert "lower the learning rate" in done.stderr
+    assert not [*Path("set").rglob("result.json")]
+
+
+def test_an_engine_that_is_missing_ends_its_group_alone() -> None:
+    block = "import sys; sys.modules['torch'] = None; from fastmlp.commands import main; main()"
+    environment = {name: value for name, value in TINY.items() if name != "FASTMLP_BACKEND"}
+    command = [sys.executable, "-c", block, "recipes", "run", "ee5179-[234]", "group7-mlp-1", "--out", "set"]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 4, done.stderr
+    assert "backend 'torch' needs torch" in done.stderr
+    assert sorted(path.parent.name for path in Path("set").rglob("result.json")) == ["ee5179-2", "ee5179-3", "group7-mlp-1"]
+
+
+def test_convolutional_networks_run_too() -> None:
+    arguments = ["recipes", "run", "cs776-cnn-1", "iisc-cnn-3", "--out", "set"]
+    small = TINY | CNN
+    table = ok(*arguments, "-q", **small).stdout.splitlines()
+    assert [line.split()[:3] for line in table[1:]] == [
+        ["cs776-cnn-1", "CNN", "test"],
+        ["cs776-cnn-1", "MLP", "test"],
+        ["iisc-cnn-3", "CNN", "test"],
+    ]
+    ok("extract", "--recipe", "cs776-cnn-1", "-q", "train", "--out", "alone", "-q", **small)
+    assert Path("set/cs776-cnn-1/model.safetensors").read_bytes() == Path("alone/model.safetensors").read_bytes()
+    before = Path("set/iisc-cnn-3/cnn.json").stat().st_mtime_ns
+    assert ok(*arguments, "-q", **small).stdout.splitlines() == table
+    assert Path("set/iisc-cnn-3/cnn.json").stat().st_mtime_ns == before
+    for name in ("cs776-cnn-1", "iisc-cnn-3"):
+        other = small | {"FASTMLP_DENSE": "9"}
+        assert "has a run with other settings" in refused(2, "recipes", "run", name, "--out", "set", "-q", **other)
+
+
+def test_an_interrupted_set_goes_on() -> None:
+    arguments = ["recipes", "run", "group7-mlp-*", "--out", "set"]
+    settings = TINY | {"FASTMLP_EPOCHS": "1000000"}
+    command = [sys.executable, "-c", "from fastmlp.commands import main; main()", *arguments]
+    process = subprocess.Popen(command, env=os.environ | settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = [Path(f"set/group7-mlp-{row}/metrics.jsonl") for row in (1, 2)]
+    until = time.monotonic() + PATIENCE
+    while not all(file.exists() for file in metrics[:1]):
+        assert time.monotonic() < until
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130, err
+    assert "–" in out
+    assert not [*Path("set").rglob("result.json")]
+    ok(*arguments, "-q", **TINY)
+    assert len(metrics[0].read_text().splitlines()) == 2
+    assert len([*Path("set").rglob("result.json")]) == 4
+
+
+def test_without_torch_networks_on_pixels_run_all_the_same() -> None:
+    block = "import sys; sys.modules['torch'] = None; from fastmlp.commands import main; main()"
+    command = [sys.executable, "-c", block, "recipes", "run", "group7-mlp-1", "cs776-cnn-1", "--out", "set"]
+    done = subprocess.run(command, env=os.environ | TINY, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 4, done.stderr
+    assert "extract needs PyTorch" in done.stderr
+    assert Path("set/group7-mlp-1/result.json").exists()
+
+
+# ------------------------------------------------------------------------------------------------ the table
+
+
+def test_figures_stand_beside_the_published_ones() -> None:
+    ours: dict[str, Any] = {part: {"accuracy": value} for part, value in (("train", 0.9), ("validation", 0.8), ("test", 0.7))}
+    ours |= {"epochs": 12, "seconds": 3.21}
+    one = beside({"train": 0.95, "validation": 0.75}, ours)
+    assert one["difference"] == pytest.approx(0.05)
+    assert one == {
+        "part": "validation",
+        "published": 0.75,
+        "ours": 0.8,
+        "difference": one["difference"],
+        "epochs": 12,
+        "seconds": 3.21,
+    }
+    assert beside({}, ours) | {"seconds": 0} == {
+        "part": "test", "published": None, "ours": 0.7, "difference": None, "epochs": 12, "seconds": 0,
+    }  # fmt: skip
+    unfinished = beside({"test": 0.5}, None)
+    assert (unfinished["ours"], unfinished["difference"]) == (None, None)
+    lines = comparison_text([{"name": "a", "cnn": one, "mlp": unfinished}]).splitlines()
+    assert [line.split() for line in lines] == [
+        ["recipe", "part", "published", "ours", "difference", "epochs", "seconds"],
+        ["a", "CNN", "validation", "75.00", "80.00", "+5.00", "12", "3.2"],
+        ["a", "MLP", "test", "50.00", "–", "–", "–", "–"],
+    ]
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_a_job_that_has_not_run_has_no_result() -> None:
+    assert Job(find("ee5179-1"), None, None, Path("nowhere")).result is None
+
+
+def test_a_run_on_other_data_in_the_folder_is_refused() -> None:
+    """`train --out` of a file, where features were expected."""
+    ok("train", "--data", "images.npz", "--out", "set/cs776-cnn-1", "-q", **TINY)
+    line = refused(2, "recipes", "run", "cs776-cnn-1", "--out", "set", "-q", **TINY, **CNN)
+    assert line == "set/cs776-cnn-1 has a run with other settings; give another --out, or take the folder away"
+
+
+# ------------------------------------------------------------------------------------------------ many models
+
+
+def test_many_models_tell_when_each_has_ended() -> None:
+    x, y = problem()
+    seen: list[tuple[int, Any, bool]] = []
+    jobs = [(NETWORK, set_up(epochs=epochs, schedule=Schedule(rate))) for epochs, rate in ((6, 0.1), (1, 0.1), (2, 1e30))]
+    rows: list[int] = []
+    results = train_many(
+        jobs,
+        x,
+        y,
+        threads=1,
+        progress=lambda index, row: rows.append(index),
+        finished=lambda index, result: seen.append((index, result, index in rows)),
+    )
+    assert sorted(index for index, _, _ in seen) == [0, 1, 2]
+    assert all(result is results[index] for index, result, _ in seen)
+    assert {index: type(result) for index, result, _ in seen} == {0: Training, 1: Training, 2: Diverged}
+    assert [after for index, _, after in sorted(seen) if index < 2] == [True, True]  # its rows come first
+
+
+# ------------------------------------------------------------------------------------------------ the committed figures
+
+
+def test_figures_are_collected_and_misses_are_named() -> None:
+    small = TINY | CNN
+    names = ["cs776-cnn-1", "iisc-cnn-3", "group7-mlp-1"]
+    ok("recipes", "run", *names, "--out", "set", "-q", **small)
+    rows = {name: benchmark.collect(make_job(name, Path("set"), small, {})) for name in names}
+    assert rows["cs776-cnn-1"]["command"] == "fastmlp extract --recipe cs776-cnn-1 train"
+    assert rows["iisc-cnn-3"]["command"] == "fastmlp extract --recipe iisc-cnn-3"
+    assert rows["group7-mlp-1"]["command"] == "fastmlp train --recipe group7-mlp-1"
+    result = json.loads(Path("set/cs776-cnn-1/result.json").read_text())
+    assert rows["cs776-cnn-1"]["mlp"]["test"] == result["test"]["accuracy"]
+    assert rows["cs776-cnn-1"]["cnn"]["test"] == result["data"]["extracted"]["cnn"]["test"]["accuracy"]
+    assert rows["iisc-cnn-3"]["mlp"] is None
+    table = recipes_table({"rows": [row | {"machine": machine()} for row in rows.values()]})
+    assert "| cs776-cnn-1 | MLP on its features | test | 88.68% |" in table
+
+
+def test_a_miss_is_half_a_point_below() -> None:
+    def row(published: dict[str, float], **ours: float) -> dict[str, Any]:
+        return {"name": "a", "cnn": None, "mlp": {"published": published, **ours}}
+
+    assert benchmark.missed(row({"test": 0.9, "train": 0.99}, test=0.896, train=0.5)) == []
+    assert benchmark.missed(row({"test": 0.9}, test=0.894)) == ["a: mlp 0.8940 on test, published 0.9000"]
+    assert benchmark.missed(row({"validation": 0.9}, validation=0.8, test=0.95)) == [
+        "a: mlp 0.8000 on validation, published 0.9000"
+    ]
+
+
+def test_figures_over_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in TINY.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["recipes", "group7-mlp-2", "--seeds", "3", "--folder", "set", "--out", "rows.json"])
+    benchmark.main()
+    (row,) = json.loads(Path("rows.json").read_text())["rows"]
+    runs = [Path("set") / folder / "group7-mlp-2" / "result.json" for folder in ("", "seed-1", "seed-2")]
+    results = [json.loads(run.read_text()) for run in runs]
+    assert [result["seed"] for result in results] == [0, 1, 2]
+    values = [result["test"]["accuracy"] for result in results]
+    found = row["mlp"]["seeds"]["test"]
+    assert found["values"] == values
+    assert (found["mean"], found["deviation"]) == (pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1)))
+    assert row["mlp"]["test"] == values[0]
+    assert f"| {np.mean(values):.2%} ± {100 * np.std(values, ddof=1):.2f} (3 seeds) |" in recipes_table({"rows": [row]})
+    low = {"published": {"test": np.mean(values) + 0.006}, "seeds": row["mlp"]["seeds"], "test": 1.0}
+    assert len(benchmark.missed({"name": "a", "cnn": None, "mlp": low})) == 1  # by the mean, not by seed 0
+    alone = low | {"seeds": {"test": low["seeds"]["test"]}}  # trained on all rows, without a validation part
+    assert len(benchmark.missed({"name": "a", "cnn": None, "mlp": alone})) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("result.json", "[]", "set/group7-mlp-2/result.json is not the result of a run; take the folder away"),
+        ("config.toml", "a = ", "set/group7-mlp-2/config.toml is not valid TOML"),
+        ("config.toml", None, "cannot read set/group7-mlp-2/config.toml"),
+    ],
+)
+def test_damaged_runs_are_named(name: str, text: str | None, message: str) -> None:
+    ok("recipes", "run", "group7-mlp-2", "--out", "set", "-q", **TINY)
+    file = Path("set/group7-mlp-2") / name
+    file.unlink() if text is None else file.write_text(text)
+    assert refused(3, "recipes", "run", "group7-mlp-2", "--out", "set", "-q", **TINY).startswith(message)

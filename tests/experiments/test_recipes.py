@@ -1,0 +1,155 @@
+"""The published experiments: all rows are there, each is a run that can be made, and flags win over them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastmlp.cnn import toolkit
+from support.cli import ok, refused
+from support.cnn import SHAPE, bars
+from support.extract import DRAWN, own_folder  # noqa: F401 - a fixture of every test here
+
+from fastmlp.experiments.config.extract import ExtractConfig
+from fastmlp.experiments.config.sources import resolve_as
+from fastmlp.experiments.config.train import Config
+from fastmlp.experiments.recipes.recipe import all_recipes, find, published_text
+
+ROWS = {
+    "cs776-mlp": 8,
+    "cs776-cnn": 14,
+    "iisc-mlp": 18,
+    "iisc-cnn": 8,
+    "ee5179": 5,
+    "group7-mlp": 4,
+    "group7-cnn": 6,
+    "group7": 1,
+    "best-mlp": 1,
+    "best-cnn-mlp": 1,
+}
+IMAGE = (28, 28, 1)
+
+
+def test_every_row_is_there() -> None:
+    assert Counter(re.sub(r"-(\d+|both)$", "", name) for name in all_recipes()) == ROWS
+    assert sum(ROWS.values()) == 64 + 2
+    numbers = [int(name.rpartition("-")[2]) for name in all_recipes() if name.startswith("iisc-mlp")]
+    assert numbers == list(range(1, 19))
+
+
+@pytest.mark.parametrize("name", all_recipes())
+def test_every_recipe_is_a_run_that_can_be_made(name: str) -> None:
+    recipe = find(name)
+    assert recipe.source.startswith(name.partition("-")[0])
+    assert all(text.endswith(".") for text in recipe.choices)
+    width = IMAGE[0] * IMAGE[1]
+    if recipe.extract is not None:
+        settings = resolve_as(ExtractConfig, {}, {}, recipe=recipe.extract)
+        width = toolkit.prepare(vars(settings), IMAGE, 10).width
+        assert settings.data == "fashion-mnist"
+    if recipe.train is not None:
+        config = resolve_as(Config, {}, {}, recipe=recipe.train)
+        config.settings()
+        assert config.network(width, 10).sizes == (width, *config.hidden, 10)
+    assert recipe.extract is not None or recipe.train is not None
+
+
+@pytest.mark.parametrize("name", all_recipes())
+def test_published_figures_are_of_networks_that_are_trained(name: str) -> None:
+    recipe = find(name)
+    for figures, trained in ((recipe.published, recipe.train), (recipe.published.get("cnn", {}), recipe.extract)):
+        accuracies = [value for part, value in figures.items() if part in ("train", "validation", "test")]
+        assert all(0.4 < value < 1 for value in accuracies)
+        assert trained is not None or not accuracies
+    assert set(recipe.published) <= {"train", "validation", "test", "cnn", "epochs", "note"}
+
+
+def test_some_rows_as_they_are_published() -> None:
+    """By hand: shapes of networks and figures."""
+    assert find("cs776-mlp-6").train == {
+        "data": "fashion-mnist",
+        "scale": "zscore",
+        "optimizer": "sgd",
+        "lr": 0.001,
+        "batch_size": 32,
+        "epochs": 200,
+        "patience": 5,
+        "hidden": [400, 250, 100],
+        "dropout": [0.2],
+    }
+    assert find("cs776-mlp-6").published == {"test": 0.8855, "epochs": 106, "note": "their best"}
+    assert find("cs776-cnn-10").published == {"cnn": {"test": 0.9142}, "test": 0.9179}
+    assert find("iisc-mlp-18").published["test"] == 0.8739
+    assert find("group7-both").published["validation"] == 0.9047
+    widths = {"cs776-cnn-1": 16, "cs776-cnn-14": 512, "iisc-cnn-3": 12 * 6 * 6, "group7-cnn-1": 784, "group7-cnn-6": 784}
+    for name, width in widths.items():
+        settings = resolve_as(ExtractConfig, {}, {}, recipe=find(name).extract or {})
+        assert toolkit.prepare(vars(settings), IMAGE, 10).width == width
+
+
+def test_published_text() -> None:
+    assert published_text({}) == ""
+    assert published_text({"train": 0.94, "validation": 0.91, "test": 0.9062}) == "train 94 %, validation 91 %, test 90.62 %"
+    assert published_text({"cnn": {"test": 0.9}}) == "CNN: test 90 %"
+
+
+# ------------------------------------------------------------------------------------------------ the command line
+
+
+def settings_printed(*arguments: str | Path, **variables: str) -> str:
+    return ok(*arguments, "--print-config", **variables).stdout
+
+
+def test_a_recipe_gives_the_settings_and_all_else_wins_over_it() -> None:
+    text = settings_printed("train", "--recipe", "iisc-mlp-3")
+    assert 'activation = [\n    "tanh",\n]' in text
+    assert "batch_size = 128\n" in text
+    assert "stratify = true\n" in text
+    assert "val_count = 10000\n" in text
+    assert "val_fraction" not in text  # the recipe's count takes the place of the default share
+    Path("a.toml").write_text("batch_size = 32\nepochs = 9\n")
+    text = settings_printed("train", "--recipe", "iisc-mlp-3", "--config", "a.toml", "--epochs", "7", FASTMLP_LR="0.5")
+    for line in ("batch_size = 32\n", "epochs = 7\n", "lr = 0.5\n"):
+        assert line in text
+    assert settings_printed("train", FASTMLP_RECIPE="iisc-mlp-3") == settings_printed("train", "--recipe", "iisc-mlp-3")
+    assert "filters = [\n    8,\n    12,\n]" in settings_printed("extract", "--recipe", "iisc-cnn-3")
+
+
+def test_a_recipe_of_the_other_command_is_refused() -> None:
+    assert refused(2, "train", "--recipe", "cs776-cnn-1").endswith("run `fastmlp extract --recipe cs776-cnn-1 train`")
+    assert refused(2, "extract", "--recipe", "cs776-mlp-1").endswith("run `fastmlp train --recipe cs776-mlp-1`")
+    assert refused(2, "train", "--recipe", "cs776-mlp-66").startswith(
+        "unknown recipe 'cs776-mlp-66'; did you mean 'cs776-mlp-6'?"
+    )
+
+
+def test_a_recipe_chains(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name, _ in DRAWN:
+        monkeypatch.setattr(module, name, lambda *given: None)
+    pixels, labels = bars(120, 0)
+    np.savez("images.npz", x=pixels.reshape(-1, *SHAPE[:2]), y=labels)
+    small = ["--data", "images.npz", "--filters", "4,6", "--dense", "8", "--epochs", "1"]
+    ok("extract", "--recipe", "cs776-cnn-1", *small, "train", "--epochs", "2", "--backend", "numpy", "--out", "run", "-q")
+    config = Path("run/config.toml").read_text()
+    for line in ('optimizer = "sgd"\n', "lr = 0.001\n", "hidden = [\n    32,\n]", "epochs = 2\n", "patience = 5\n"):
+        assert line in config
+    about = json.loads(Path("run/result.json").read_text())["data"]["extracted"]
+    assert about["settings"]["label_smoothing"] == 0.1
+
+
+def test_the_list_and_a_recipe() -> None:
+    lines = ok("recipes").stdout.splitlines()
+    assert len(lines) == 66
+    assert lines[5] == "cs776-mlp-6   MLP 400-250-100, relu, dropout 0.2               test 88.55 %; their best"
+    listed = json.loads(ok("recipes", "--json").stdout)["recipes"]
+    assert [row["name"] for row in listed] == [*all_recipes()]
+    shown = ok("recipes", "show", "cs776-cnn-14").stdout
+    assert "published: test 92.35 %\n" in shown
+    assert "chosen: Padding 2, so that" in shown
+    assert '[extract]\ndata = "fashion-mnist"\n' in shown
+    assert json.loads(ok("recipes", "show", "cs776-cnn-14", "--json").stdout) == listed[21]
+    assert refused(2, "recipes", "show", "nothing").startswith("unknown recipe 'nothing'")

@@ -1,0 +1,138 @@
+"""snapshots.py: what is kept of a network while it trains is what it was at that epoch, alone and among many."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.cli import forget_settings, ok, refused
+
+from fastmlp.experiments.config.train import Config
+from fastmlp.experiments.plan import make_plan
+from fastmlp.experiments.training_run import train_run
+from fastmlp.files import read_lines
+from fastmlp.models.file import load
+from fastmlp.models.metrics import evaluate
+from fastmlp.models.model import Model
+
+COMMON: dict[str, Any] = {"hidden": (8,), "dropout": (0.2,), "backend": "numpy", "lr": 0.01}
+
+
+@pytest.fixture(autouse=True)
+def own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    forget_settings(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+
+
+def run(out: str, **settings: Any) -> Path:
+    train_run(Config(**COMMON | settings, out=out), quiet=True)
+    return Path(out)
+
+
+def test_checkpoints_are_the_models_of_their_epochs() -> None:
+    """Each is what a training ends with that has so many epochs, when none is better than the last."""
+    folder = run("long", epochs=7, patience=0, checkpoint_every=3)
+    kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert kept == ["epoch-0003.safetensors", "epoch-0006.safetensors"]
+    plan = make_plan(Config(**COMMON))
+    for epoch in (3, 6):
+        model = load(folder / "checkpoints" / f"epoch-{epoch:04d}.safetensors", backend="numpy")
+        row = read_lines(folder / "metrics.jsonl")[epoch - 1]
+        found = evaluate(model, *plan.parts["validation"])
+        assert (found["loss"], found["accuracy"]) == (row["val_loss"], row["val_accuracy"])
+        assert model.classes == plan.data.classes
+        assert model.image_shape == plan.data.image_shape
+    last = load(run("short", epochs=6, val_fraction=0, test_fraction=0.2) / "model.safetensors")
+    assert not np.array_equal(last.parameters, model.parameters)  # of other rows
+
+
+def test_a_checkpoint_is_evaluated_on_the_parts_of_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not on all rows, of which most were trained on; of a run that did not come to its end, on the data given."""
+    folder = run("a", epochs=2, patience=0, checkpoint_every=2)
+    file = folder / "checkpoints" / "epoch-0002.safetensors"
+    row = read_lines(folder / "metrics.jsonl")[1]
+    for source in ([], ["--data", "digits"]):
+        told = json.loads(ok("evaluate", file, *source, "--part", "validation", "--json").stdout)
+        assert told["validation"]["accuracy"] == row["val_accuracy"]
+        assert told["data"]["rows"] == {"validation": 359}
+    monkeypatch.chdir(file.parent)
+    assert json.loads(ok("evaluate", file.name, "--json").stdout)["data"]["rows"] == {"test": 359}
+    Path("../manifest.json").unlink()
+    assert "give --data" in refused(2, "evaluate", file.name)
+    assert json.loads(ok("evaluate", file.name, "--data", "digits", "--json").stdout)["data"]["rows"] == {"test": 1797}
+
+
+def test_classes_are_told_of_their_epochs() -> None:
+    folder = run("a", epochs=5, patience=0, classes_every=2, checkpoint_every=2)
+    lines, plan = read_lines(folder / "classes.jsonl"), make_plan(Config(**COMMON))
+    assert [line["epoch"] for line in lines] == [2, 4]
+    for line in lines:
+        model = load(folder / "checkpoints" / f"epoch-{line['epoch']:04d}.safetensors", backend="numpy")
+        for part in ("train", "validation"):
+            figures = evaluate(model, *plan.parts[part])
+            del figures["loss"]
+            assert line[part] == figures
+    assert lines[0]["validation"] != lines[1]["validation"]
+    assert (folder / "classes.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_nothing_is_kept_unasked_and_nothing_changes_by_it() -> None:
+    plain, watched = run("plain", epochs=3), run("watched", epochs=3, classes_every=1, checkpoint_every=1, val_steps=5)
+    assert not [name for name in ("checkpoints", "classes.jsonl", "classes.png") if (plain / name).exists()]
+    assert (plain / "model.safetensors").read_bytes() == (watched / "model.safetensors").read_bytes()
+
+
+def test_a_second_run_into_the_folder_leaves_none_of_the_first() -> None:
+    run("a", epochs=4, patience=0, classes_every=1, checkpoint_every=1)
+    run("a", epochs=2, patience=0, classes_every=2, checkpoint_every=2, force=True, seed=1)
+    assert [line["epoch"] for line in read_lines(Path("a/classes.jsonl"))] == [2]
+    assert [path.name for path in Path("a/checkpoints").iterdir()] == ["epoch-0002.safetensors"]
+
+
+def test_nothing_is_left_of_a_first_run_that_the_second_does_not_write() -> None:
+    run("a", epochs=1, classes_every=1, predictions=True)
+    run("a", epochs=1, force=True)
+    run("plain", epochs=1)
+    assert sorted(path.name for path in Path("a").iterdir()) == sorted(path.name for path in Path("plain").iterdir())
+
+
+@pytest.mark.parametrize("name", ["classes-every", "checkpoint-every"])
+@pytest.mark.parametrize("value", ["0", "-2"])
+def test_impossible_numbers_are_refused(name: str, value: str) -> None:
+    line = refused(2, "train", f"--{name}", value)
+    assert line == f"{name.replace('-', '_')} must be 1 or more, not {value}; leave --{name} out for none"
+
+
+def test_a_folder_that_cannot_be_made_is_one_line() -> None:
+    Path("a").mkdir()
+    Path("a/checkpoints").write_text("not a folder")
+    line = refused(3, "train", "--epochs", "2", "--backend", "numpy", "--checkpoint-every", "1", "--out", "a", "--force", "-q")
+    assert "a/checkpoints" in line
+
+
+def test_models_hold_their_own_parameters() -> None:
+    """The next epochs do not write into a kept model."""
+    seen: list[Model] = []
+
+    def keep(model: Model, path: Path) -> None:
+        seen.append(model)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastmlp.experiments.record.save", keep)
+        run("a", epochs=3, patience=0, checkpoint_every=1)
+    first, second, third = (model.parameters for model in seen)
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(second, third)
+
+
+def test_an_epoch_that_was_cut_short_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastmlp.training.loop.CHUNK_SECONDS", 1e-9)
+    folder = run("a", epochs=1000, max_time=1e-9, classes_every=1, checkpoint_every=1)
+    (row,) = read_lines(folder / "metrics.jsonl")
+    assert row["rows"] < json.loads((folder / "result.json").read_text())["data"]["rows"]["train"]
+    assert not (folder / "classes.jsonl").exists()
+    assert not (folder / "checkpoints").exists()
+    assert not (folder / "classes.png").exists()

@@ -1,0 +1,395 @@
+"""Model files: what is saved is loaded, and every kind of damage is one line that names the file."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load as parse
+from safetensors.numpy import save as to_bytes
+from support.engines import same_bits
+
+from fastmlp.data.scaling import fit_scaling
+from fastmlp.errors import DataError
+from fastmlp.models.file import FILE_NAME, digest, load, save
+from fastmlp.models.model import Model
+from fastmlp.nn.network import Network
+
+NETWORK = Network((4, 3, 2), activation="leaky-relu:0.25", dropout=0.5, l2=0.125, label_smoothing=0.25)
+X = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
+
+
+def make_model(network: Network = NETWORK, **changes: Any) -> Model:
+    defaults: dict[str, Any] = {
+        "parameters": network.initial_parameters(3),
+        "scaling": fit_scaling("zscore", X),
+        "classes": ("no", "yes"),
+        "image_shape": (2, 2, 1),
+        "backend": "numpy",
+    }
+    return Model(network, **{**defaults, **changes})
+
+
+MODELS: dict[str, Model] = {
+    "everything": make_model(),
+    "nothing": make_model(scaling=None, classes=("a", "b"), image_shape=None),
+    "float64": make_model(parameters=NETWORK.initial_parameters(3, np.float64)),
+    "regression": make_model(
+        Network((4, 5, 3, 2), ("gelu", "elu:0.3"), (0.0, 0.2), "squared-error", "sigmoid", l1=1e-3, init="normal:0.3"),
+        classes=(),
+        image_shape=None,
+    ),
+    "no hidden layer": make_model(Network((4, 2))),
+    "names of all kinds": make_model(classes=('Größe "1"\n', "猫\\")),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_saved_and_loaded_is_equal(tmp_path: Path, name: str) -> None:
+    model = MODELS[name]
+    save(model, tmp_path / "a.safetensors")
+    other = load(tmp_path / "a.safetensors", backend="numpy")
+    assert other.network == model.network
+    assert (other.classes, other.image_shape) == (model.classes, model.image_shape)
+    assert same_bits(other.parameters, model.parameters)
+    if model.scaling is None:
+        assert other.scaling is None
+    else:
+        assert other.scaling is not None
+        assert other.scaling.kind == model.scaling.kind
+        assert same_bits(other.scaling.shift, model.scaling.shift)
+        assert same_bits(other.scaling.factor, model.scaling.factor)
+    assert same_bits(other.forward(X), model.forward(X))
+    assert same_bits(other.predict(X), model.predict(X))
+
+
+def test_a_loaded_model_predicts_alike_in_every_engine(tmp_path: Path, backend: str) -> None:
+    network = Network((4, 12, 3))
+    model = make_model(network, classes=("a", "b", "c"), backend=backend)
+    save(model, tmp_path / "a.safetensors")
+    other = load(tmp_path / "a.safetensors", backend=backend, threads=2)
+    assert (other.backend, other.threads) == (backend, 2)
+    assert same_bits(other.forward(X), model.forward(X))
+
+
+def test_a_run_folder_is_taken_for_its_model(tmp_path: Path) -> None:
+    save(make_model(), tmp_path / FILE_NAME)
+    assert same_bits(load(tmp_path).parameters, make_model().parameters)
+    assert same_bits(load(str(tmp_path)).parameters, make_model().parameters)
+
+
+def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
+    """So that files can be compared, and a manifest's hash is one of the model."""
+    contents = set()
+    for number in range(16):
+        save(make_model(), tmp_path / str(number))
+        contents.add((tmp_path / str(number)).read_bytes())
+    assert len(contents) == 1
+
+
+def test_other_programs_can_read_the_file(tmp_path: Path) -> None:
+    """Plain safetensors, tensors by name, shapes as in the documentation."""
+    save(make_model(), tmp_path / "a")
+    tensors = parse((tmp_path / "a").read_bytes())
+    assert {name: tensor.shape for name, tensor in tensors.items()} == {
+        "layers.0.weight": (4, 3),
+        "layers.0.bias": (3,),
+        "layers.1.weight": (3, 2),
+        "layers.1.bias": (2,),
+        "scaling.shift": (4,),
+        "scaling.factor": (4,),
+    }
+    (w, _), _ = NETWORK.views(make_model().parameters)
+    assert same_bits(tensors["layers.0.weight"], np.ascontiguousarray(w))
+
+
+def test_saving_replaces_the_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    save(make_model(), tmp_path / "a")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert load(tmp_path / "a").network == NETWORK
+
+
+def test_saving_into_no_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no/a"):
+        save(make_model(), tmp_path / "no" / "a")
+
+
+# ------------------------------------------------------------------------------------------------ damage
+
+
+def refused(path: Path, message: str | None = None) -> str:
+    """The error's text: one line that names the file."""
+    with pytest.raises(DataError, match=message) as caught:
+        load(path)
+    text = str(caught.value)
+    assert str(path) in text
+    assert "\n" not in text
+    return text
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> tuple[Path, bytes]:
+    """A small model file and its bytes."""
+    save(make_model(Network((4, 2)), image_shape=None), tmp_path / "a")
+    return tmp_path / "b", (tmp_path / "a").read_bytes()
+
+
+def test_every_single_flipped_bit_is_noticed(small: tuple[Path, bytes]) -> None:
+    path, content = small
+    damaged = bytearray(content)
+    for position in range(len(content)):
+        for bit in range(8):
+            damaged[position] ^= 1 << bit
+            path.write_bytes(damaged)
+            try:
+                refused(path)
+            except BaseException as error:
+                error.add_note(f"byte {position}, bit {bit}, near {content[max(0, position - 20) : position + 20]!r}")
+                raise
+            damaged[position] ^= 1 << bit
+    path.write_bytes(damaged)
+    assert load(path).network == Network((4, 2))
+
+
+def test_every_truncation_is_noticed(small: tuple[Path, bytes]) -> None:
+    path, content = small
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        refused(path)
+
+
+def test_appended_bytes_are_noticed(small: tuple[Path, bytes]) -> None:
+    path, content = small
+    for tail in (b"\0", b"\0" * 64, content):
+        path.write_bytes(content + tail)
+        refused(path)
+
+
+def test_exchanged_blocks_are_noticed(tmp_path: Path) -> None:
+    """Two tensors of equal shape that changed places: the format itself would not notice."""
+    model = make_model()
+    save(model, tmp_path / "a")
+    tensors, metadata = contents(tmp_path / "a")
+    swap = {"scaling.shift": "scaling.factor", "scaling.factor": "scaling.shift"}
+    (tmp_path / "b").write_bytes(to_bytes({swap.get(k, k): v for k, v in tensors.items()}, metadata))
+    assert "damaged" in refused(tmp_path / "b")
+
+
+def contents(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Tensors and metadata."""
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    return parse(data), json.loads(data[8 : 8 + length])["__metadata__"]
+
+
+def forge(path: Path, tensors: dict[str, Any] | None = None, text: str | None = None, **header: Any) -> Path:
+    """A file with a right SHA-256 and wrong contents: tensors and header fields replaced, None leaves them out."""
+    save(make_model(), path)
+    found, metadata = contents(path)
+    fields = json.loads(metadata["fastmlp"])
+    fields.update(header)
+    text = json.dumps({k: v for k, v in fields.items() if v is not ...}) if text is None else text
+    found = {k: v for k, v in {**found, **(tensors or {})}.items() if v is not None}
+    path.write_bytes(to_bytes(found, {"fastmlp": text, "sha256": digest(text, found)}))
+    return path
+
+
+def test_forging_nothing_gives_a_good_file(tmp_path: Path) -> None:
+    assert load(forge(tmp_path / "a")).network == NETWORK
+
+
+W = np.ones((4, 3), np.float32)
+BAD_TENSORS: dict[str, tuple[dict[str, Any], str]] = {
+    "weight missing": ({"layers.1.weight": None}, "layers.1.weight"),
+    "bias missing": ({"layers.0.bias": None}, "layers.0.bias"),
+    "first weight missing": ({"layers.0.weight": None}, "layers.0.weight"),
+    "transposed": ({"layers.0.weight": np.ascontiguousarray(W.T)}, r"layers.0.weight .*\(4, 3\)"),
+    "too wide": ({"layers.0.weight": np.ones((4, 4), np.float32)}, r"layers.0.weight .*\(4, 3\)"),
+    "flat": ({"layers.0.weight": W.ravel()}, "layers.0.weight"),
+    "one bias for all": ({"layers.0.bias": np.ones(1, np.float32)}, "layers.0.bias"),
+    "NaN": ({"layers.0.weight": W * np.float32(np.nan)}, "not finite"),
+    "infinite": ({"layers.1.bias": np.full(2, np.inf, np.float32)}, "not finite"),
+    "unknown tensor": ({"layers.2.weight": W}, "layers.2.weight"),
+    "whole numbers": ({"layers.0.weight": W.astype(np.int64)}, "layers.0.weight"),
+    "half precision": ({"layers.0.weight": W.astype(np.float16)}, "layers.0.weight"),
+    "two precisions": ({"layers.1.weight": np.ones((3, 2), np.float64)}, "layers.1.weight"),
+    "shift missing": ({"scaling.shift": None}, "scaling.shift"),
+    "factor missing": ({"scaling.factor": None}, "scaling.factor"),
+    "NaN in the scaling": ({"scaling.factor": np.full(4, np.nan, np.float32)}, "not finite"),
+    "scaling of other features": (
+        {"scaling.shift": np.ones(5, np.float32), "scaling.factor": np.ones(5, np.float32)},
+        "scaling",
+    ),
+    "scaling of two lengths": ({"scaling.shift": np.ones(5, np.float32)}, "scaling"),
+    "scaling in float64": ({"scaling.shift": np.ones(4)}, "scaling"),
+}
+
+
+@pytest.mark.parametrize("damage", BAD_TENSORS)
+def test_tensors_must_be_those_of_the_description(tmp_path: Path, damage: str) -> None:
+    tensors, message = BAD_TENSORS[damage]
+    refused(forge(tmp_path / "a", tensors), message)
+
+
+GOOD = {"sizes": [4, 3, 2], "activation": ["relu"], "dropout": [0.0]}
+BAD_HEADERS: dict[str, tuple[dict[str, Any], str]] = {
+    "newer version": ({"version": 2}, "version 2"),
+    "version zero": ({"version": 0}, "version 0"),
+    "version missing": ({"version": ...}, "version"),
+    "version in words": ({"version": "one"}, "version"),
+    "unknown field": ({"colour": "red"}, "colour"),
+    "network missing": ({"network": ...}, "network"),
+    "network of another kind": ({"network": [4, 3, 2]}, "network"),
+    "sizes missing": ({"network": {"activation": ["relu"]}}, "sizes"),
+    "unknown field of the network": ({"network": {**GOOD, "colour": "red"}}, "colour"),
+    "sizes in words": ({"network": {**GOOD, "sizes": ["four", 3, 2]}}, "sizes"),
+    "sizes not whole": ({"network": {**GOOD, "sizes": [4.5, 3, 2]}}, "sizes"),
+    "one size": ({"network": {**GOOD, "sizes": [4]}}, "sizes"),
+    "negative size": ({"network": {**GOOD, "sizes": [4, -3, 2]}}, "sizes"),
+    "unknown activation": ({"network": {**GOOD, "activation": ["rleu"]}}, "relu"),
+    "activation too many": ({"network": {**GOOD, "activation": ["relu", "relu"]}}, "activation"),
+    "dropout of one": ({"network": {**GOOD, "dropout": [1.0]}}, "dropout"),
+    "unknown loss": ({"network": {**GOOD, "loss": "hinge"}}, "loss"),
+    "unknown init": ({"network": {**GOOD, "init": "random"}}, "init"),
+    "classes missing": ({"classes": ...}, "classes"),
+    "class numbers": ({"classes": [0, 1]}, "classes"),
+    "too few classes": ({"classes": ["only"]}, "classes"),
+    "too many classes": ({"classes": ["a", "b", "c"]}, "classes"),
+    "image shape of two": ({"image_shape": [2, 2]}, "image_shape"),
+    "image shape of other features": ({"image_shape": [28, 28, 1]}, "image_shape"),
+    "unknown scaling": ({"scaling": "zscor"}, "zscore"),
+    "scaling that is a number": ({"scaling": 3}, "scaling"),
+    "scaling left out, its tensors not": ({"scaling": None}, "scaling"),
+}
+
+
+@pytest.mark.parametrize("damage", BAD_HEADERS)
+def test_the_description_must_be_one(tmp_path: Path, damage: str) -> None:
+    header, message = BAD_HEADERS[damage]
+    refused(forge(tmp_path / "a", **header), message)
+
+
+BAD_TEXTS = {
+    "not JSON": "version = 1",
+    "empty": "",
+    "truncated": '{"version": 1, "network": {"sizes": [4',
+    "a list": "[]",
+    "null": "null",
+    "not Unicode's": '{"version": 1, "network": "\\ud800"}',
+    "deep": '{"version": 1, "network": ' + "[" * 100_000 + "]" * 100_000 + "}",
+    "deep in an unknown field": '{"version": 1, "network": {"colour": ' + "[" * 100_000 + "]" * 100_000 + "}}",
+    "a number without end": '{"version": ' + "1" * 5000 + "}",
+}
+
+
+@pytest.mark.parametrize("damage", BAD_TEXTS)
+def test_the_description_must_be_json(tmp_path: Path, damage: str) -> None:
+    refused(forge(tmp_path / "a", text=BAD_TEXTS[damage]))
+
+
+@pytest.mark.parametrize("sizes", [[10**6, 10**6, 2], [2**31, 2**31, 2**31], [2**62, 2**62], [10**30, 3, 2], [4, 10**11, 2]])
+def test_claimed_sizes_are_checked_before_memory_is_taken(tmp_path: Path, sizes: list[int]) -> None:
+    network = {"sizes": sizes, "activation": ["relu"] * (len(sizes) - 2), "dropout": [0.0] * (len(sizes) - 2)}
+    refused(forge(tmp_path / "a", network=network))
+
+
+@pytest.mark.parametrize("missing", ["fastmlp", "sha256", "both"])
+def test_a_safetensors_file_of_others_is_no_model(tmp_path: Path, missing: str) -> None:
+    save(make_model(), tmp_path / "a")
+    tensors, metadata = contents(tmp_path / "a")
+    left = {} if missing == "both" else {key: value for key, value in metadata.items() if key != missing}
+    (tmp_path / "b").write_bytes(to_bytes(tensors, left or None))
+    refused(tmp_path / "b", "not a fastmlp model")
+
+
+OTHER_FILES: dict[str, bytes] = {
+    "empty": b"",
+    "text": b"hello, this is not a model\n" * 40,
+    "zeros": bytes(4096),
+    "PNG": b"\x89PNG\r\n\x1a\n" + bytes(1000),
+    "a pickle": pickle.dumps({"layers.0.weight": W}),
+    "zip": b"PK\x03\x04" + bytes(1000),
+    "a header longer than the file": struct.pack("<Q", 10**6) + b"{}",
+    "a header of 2^63 bytes": struct.pack("<Q", 2**63) + b"{}" + bytes(100),
+    "a header of 2^64 - 1 bytes": struct.pack("<Q", 2**64 - 1) + b"{}" + bytes(100),
+    "a header that is not JSON": struct.pack("<Q", 8) + b"notjson!" + bytes(100),
+    "a header that is a list": struct.pack("<Q", 8) + b"[]      " + bytes(100),
+    "an empty header": struct.pack("<Q", 8) + b"{}      ",
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_FILES)
+def test_other_files_are_refused(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "a").write_bytes(OTHER_FILES[kind])
+    refused(tmp_path / "a")
+
+
+@pytest.mark.parametrize("offsets", [[0, 10**15], [10**15, 10**15 + 48], [48, 0], [0, 47], [-48, 0]])
+def test_tensor_offsets_outside_the_file_are_refused(tmp_path: Path, offsets: list[int]) -> None:
+    header = {"layers.0.weight": {"dtype": "F32", "shape": [4, 3], "data_offsets": offsets}}
+    text = json.dumps(header).encode()
+    (tmp_path / "a").write_bytes(struct.pack("<Q", len(text)) + text + bytes(48))
+    refused(tmp_path / "a")
+
+
+def test_a_missing_file_names_the_remedy(tmp_path: Path) -> None:
+    assert "fastmlp train" in refused(tmp_path / "a", "no such model")
+    with pytest.raises(DataError, match=FILE_NAME):
+        load(tmp_path)  # an empty folder
+
+
+def test_a_folder_in_place_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).mkdir()
+    with pytest.raises(DataError, match=FILE_NAME):
+        load(tmp_path)
+
+
+def test_a_file_too_large_is_refused_unread(tmp_path: Path) -> None:
+    with (tmp_path / "a").open("wb") as file:
+        file.truncate(5 << 30)  # a hole: it takes no space
+    refused(tmp_path / "a", "bytes")
+
+
+# ------------------------------------------------------------------------------------------------ no pickle
+
+WATCH = """
+import sys
+import numpy, msgspec, safetensors.numpy, fastmlp.models.file, fastmlp.models.model, fastmlp.reference
+seen = []
+sys.addaudithook(lambda event, args: seen.append(event) if event.startswith(("pickle", "marshal.loads", "exec")) else None)
+kind, path = sys.argv[1:]
+if kind == "model":
+    model = fastmlp.models.file.load(path, backend="numpy")
+    model.predict(numpy.zeros((2, 4), numpy.float32))
+    print(model.classes)
+else:
+    import pickle
+    with open(path, "rb") as file:
+        pickle.load(file)
+print(",".join(sorted({event for event in seen if event.startswith("pickle")})) or "no pickle")
+"""
+
+
+def watch(kind: str, path: Path) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", WATCH, kind, str(path)], capture_output=True, text=True, check=True, timeout=60
+    )
+    return done.stdout.splitlines()
+
+
+def test_loading_unpickles_nothing(tmp_path: Path) -> None:
+    save(make_model(), tmp_path / "a")
+    assert watch("model", tmp_path / "a") == ["('no', 'yes')", "no pickle"]
+
+
+def test_the_watch_sees_a_pickle(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(pickle.dumps(NETWORK))
+    assert watch("pickle", tmp_path / "a") == ["pickle.find_class"]

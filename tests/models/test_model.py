@@ -1,0 +1,270 @@
+"""A model predicts what its network's specification says, refuses what does not fit, and is evaluated by its outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from support.engines import same_bits
+from support.tolerances import excess, forward_tolerance
+
+import fastmlp
+import fastmlp.models.model
+from fastmlp.data.scaling import fit_scaling
+from fastmlp.engines.base import Job
+from fastmlp.engines.numpy_engine import NumpyEngine
+from fastmlp.errors import DataError
+from fastmlp.models.metrics import epoch_figures, evaluate, measure
+from fastmlp.models.model import Model, check_rows
+from fastmlp.nn.losses import LOSSES
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import Optimizer
+from fastmlp.reference import plain_losses
+
+NETWORK = Network((7, 9, 3))
+X = np.random.default_rng(0).normal(size=(40, 7)).astype(np.float32)
+Y = np.random.default_rng(1).integers(0, 3, 40)
+
+
+def make_model(network: Network = NETWORK, backend: str = "numpy", **changes: Any) -> Model:
+    defaults: dict[str, Any] = {
+        "parameters": network.initial_parameters(0),
+        "classes": ("a", "b", "c"),
+        "backend": backend,
+    }
+    return Model(network, **{**defaults, **changes})
+
+
+def by_hand(x: Any) -> Any:
+    """Pre-activations of NETWORK's outputs in float64."""
+    (w0, b0), (w1, b1) = NETWORK.views(NETWORK.initial_parameters(0).astype(np.float64))
+    return np.maximum(x @ w0 + b0, 0) @ w1 + b1
+
+
+def test_outputs_are_those_of_the_network(backend: str) -> None:
+    model = make_model(backend=backend)
+    z = by_hand(X.astype(np.float64))
+    tolerance = forward_tolerance(NETWORK, model.parameters, X)
+    assert excess(model.forward(X), z, tolerance) == 0
+    probabilities = model.predict_proba(X)
+    assert probabilities.dtype == np.float64
+    wanted = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    assert excess(probabilities, wanted, tolerance.max()) == 0
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-14)
+    assert np.array_equal(model.predict(X), z.argmax(axis=1))
+    assert np.array_equal(model.predict(X), probabilities.argmax(axis=1))
+
+
+@pytest.mark.parametrize("output", LOSSES["squared-error"])
+def test_regression_predicts_its_outputs(output: str) -> None:
+    network = Network((7, 9, 3), loss="squared-error", output=output)
+    model = make_model(network, classes=())
+    z = by_hand(X.astype(np.float64))
+    wanted = {
+        "linear": z,
+        "sigmoid": 1 / (1 + np.exp(-z)),
+        "softmax": np.exp(z) / np.exp(z).sum(axis=1, keepdims=True),
+    }[output]
+    np.testing.assert_allclose(model.predict(X), wanted, rtol=1e-4, atol=1e-6)
+    assert same_bits(model.predict(X), model.predict_proba(X))
+
+
+def test_inputs_are_scaled_first(backend: str) -> None:
+    pixels = np.random.default_rng(2).integers(0, 256, (40, 7), np.uint8)
+    scaling = fit_scaling("zscore", pixels)
+    scaled = make_model(backend=backend, scaling=scaling).forward(pixels)
+    assert same_bits(scaled, make_model(backend=backend).forward(scaling.apply(pixels)))
+
+
+def test_pieces_are_the_whole(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many rows pass in pieces; a row's output does not depend on where the cuts are."""
+    whole = make_model(backend=backend).forward(X)
+    monkeypatch.setattr(fastmlp.models.model, "ROWS_AT_ONCE", 7)
+    pieces = make_model(backend=backend).forward(X)
+    if backend != "numba":
+        assert excess(pieces, whole, 2 * forward_tolerance(NETWORK, NETWORK.initial_parameters(0), X)) == 0
+    else:
+        assert same_bits(pieces, whole)
+
+
+def test_no_rows_give_no_outputs(backend: str) -> None:
+    model = make_model(backend=backend)
+    assert model.forward(X[:0]).shape == (0, 3)
+    assert model.predict_proba(X[:0]).shape == (0, 3)
+    assert model.predict(X[:0]).shape == (0,)
+
+
+def test_rows_may_come_as_lists_and_in_other_types() -> None:
+    model = make_model()
+    wanted = model.forward(X)
+    for same in (X.tolist(), X.astype(np.float64), np.asfortranarray(X), np.repeat(X, 2, axis=0)[::2]):
+        assert same_bits(model.forward(same), wanted)
+
+
+def test_float64_models_compute_in_float64() -> None:
+    parameters = NETWORK.initial_parameters(0, np.float64)
+    for backend in ("numpy", "auto"):
+        model = make_model(parameters=parameters, backend=backend)
+        assert model.forward(X).dtype == np.float64
+        engine = NumpyEngine(Job(NETWORK, Optimizer(), dtype=np.float64))
+        engine.load(fastmlp.models.model.State(parameters, np.empty((0, NETWORK.parameters)), 0))
+        assert same_bits(model.forward(X), engine.forward(X))
+
+
+def test_a_model_can_be_compared_and_replaced() -> None:
+    model = make_model()
+    assert dataclasses.replace(model, threads=2).threads == 2
+    before = model.forward(X)
+    other = dataclasses.replace(model, parameters=model.parameters * 2)
+    assert not np.array_equal(other.forward(X), before)  # not the engine of the first
+    assert same_bits(model.forward(X), before)
+    assert model == model  # noqa: PLR0124 - that comparing works at all
+    assert model != other
+
+
+@pytest.mark.usefixtures("eager_threads")
+def test_a_dropped_model_gives_its_threads_back(backend: str) -> None:
+    make_model(backend=backend, threads=3).forward(X)
+    gc.collect()
+    for _ in range(500):
+        names = {thread.name for thread in threading.enumerate() if thread.name.startswith("fastmlp")}
+        if not names:
+            break
+        time.sleep(0.01)
+    assert names == set()
+
+
+@pytest.mark.usefixtures("eager_threads")
+def test_predictions_from_many_threads_are_those_of_one(backend: str) -> None:
+    """One model, eight Python threads, the first use among them."""
+    parts = [np.random.default_rng(seed).normal(size=(200, 7)).astype(np.float32) for seed in range(16)]
+    wanted = [make_model(backend=backend).forward(part) for part in parts]
+    for _ in range(3):
+        model = make_model(backend=backend, threads=2)
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(model.forward, parts, timeout=60))
+        assert same_bits(tuple(found), tuple(wanted))
+
+
+# ------------------------------------------------------------------------------------------------ bad input
+
+
+def with_entry(value: float) -> Any:
+    x = X.astype(np.float64)
+    x[3, 5] = value
+    return x
+
+
+BAD_ROWS: dict[str, tuple[Any, str]] = {
+    "too few features": (X[:, :6], r"rows of 7 features, but the data has shape \(40, 6\)"),
+    "too many features": (np.c_[X, X], r"\(40, 14\)"),
+    "one row": (X[0], r"\(7,\)"),
+    "images": (X.reshape(40, 7, 1), r"\(40, 7, 1\)"),
+    "a number": (3.0, r"\(\)"),
+    "NaN": (with_entry(np.nan), "row 3, feature 5 is nan"),
+    "infinite": (with_entry(np.inf), "row 3, feature 5 is inf"),
+    "too large": (with_entry(1e300), "row 3, feature 5"),
+    "text": (X.astype(str), "must be numbers"),
+    "objects": (X.astype(object), "must be numbers, not object"),
+    "complex": (X.astype(complex), "must be numbers"),
+    "dates": (X.astype("datetime64[s]"), "must be numbers"),
+    "ragged": ([[1.0] * 7, [1.0] * 6], "rows"),
+}
+
+
+@pytest.mark.parametrize("damage", BAD_ROWS)
+def test_bad_rows_are_refused_with_one_line(damage: str) -> None:
+    x, message = BAD_ROWS[damage]
+    model = make_model()
+    for method in (model.forward, model.predict, model.predict_proba):
+        with pytest.raises(DataError, match=message) as caught:
+            method(x)
+        assert "\n" not in str(caught.value)
+
+
+def test_checked_rows_are_contiguous_and_of_the_engines_types() -> None:
+    for given, wanted in (
+        (np.asfortranarray(X), np.float32),
+        (X.astype(np.float64), np.float32),
+        (X > 0, np.float32),
+        (X.astype(np.int64), np.float32),
+        (X.astype(np.float16), np.float32),
+        ((X > 0).astype(np.uint8)[:, ::-1], np.uint8),
+    ):
+        rows = check_rows(given, 7, np.float32)
+        assert rows.dtype == wanted
+        assert rows.flags.c_contiguous
+        assert np.array_equal(rows, given)
+
+
+# ------------------------------------------------------------------------------------------------ evaluation
+
+
+def test_losses_of_rows_by_hand() -> None:
+    z = np.log([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]])
+    losses = plain_losses(NETWORK, z, np.array([0, 1]))
+    assert losses == pytest.approx([-np.log(0.5), -np.log(0.2)])
+    smoothed = dataclasses.replace(NETWORK, label_smoothing=0.3, l2=1.0)
+    assert same_bits(plain_losses(smoothed, z, np.array([0, 1])), losses)
+    regression = Network((7, 9, 3), loss="squared-error")
+    assert plain_losses(regression, np.ones((2, 3)), np.array([[2.0, 3, 1], [1, 1, 4]])).tolist() == [2.5, 4.5]
+
+
+def test_figures_of_an_epoch_are_means_over_its_rows(backend: str) -> None:
+    model, labels = make_model(backend=backend), Y.astype(np.int32)
+    z = model.forward(X)
+    losses, classes = measure(NETWORK, model.engine(), X, labels)
+    assert losses == pytest.approx(plain_losses(NETWORK, z, Y), rel=1e-6)
+    assert classes.tolist() == z.argmax(axis=1).tolist()
+    assert epoch_figures(model.engine(), X, labels) == (losses.mean(), (classes == Y).mean())
+    regression = make_model(Network((7, 9, 3), loss="squared-error"), classes=(), backend=backend)
+    targets = np.eye(3, dtype=np.float32)[Y]
+    losses, values = measure(regression.network, regression.engine(), X, targets)
+    assert losses == pytest.approx(plain_losses(regression.network, regression.forward(X), targets), rel=1e-5)
+    assert np.array_equal(values, regression.predict(X))
+    assert epoch_figures(regression.engine(), X, targets) == (losses.mean(), None)
+
+
+def test_evaluate_gives_the_loss_and_the_metrics(backend: str) -> None:
+    figures = evaluate(make_model(backend=backend), X, Y)
+    p = make_model(backend=backend).predict_proba(X)
+    rounding = 1e-12 if backend == "numpy" else 3e-7  # the compiled engine's losses are float32, as in training
+    assert figures["loss"] == pytest.approx(-np.log(p[np.arange(40), Y]).mean(), rel=rounding)
+    assert figures["accuracy"] == (p.argmax(axis=1) == Y).mean()
+    assert np.trace(figures["confusion"]) == 40 * figures["accuracy"]
+    assert [row["class"] for row in figures["per_class"]] == ["a", "b", "c"]
+
+
+def test_evaluate_of_a_regression() -> None:
+    network = Network((7, 9, 3), loss="squared-error", output="sigmoid")
+    model = make_model(network, classes=())
+    targets = np.random.default_rng(3).random((40, 3))
+    figures = evaluate(model, X, targets)
+    assert figures["loss"] == pytest.approx(1.5 * figures["mse"], rel=1e-12)
+    assert figures["mse"] == pytest.approx(((model.predict(X) - targets) ** 2).mean(), rel=1e-6)
+
+
+BAD_TARGETS: dict[str, Any] = {
+    "too few": Y[:39],
+    "too many": np.r_[Y, 0],
+    "class too high": Y + 1,
+    "class negative": Y - 1,
+    "one class too high": np.r_[Y[:39], 10**6],
+    "wrong width": np.zeros((40, 4)),
+    "one column": np.zeros((40, 1)),
+    "float classes": Y.astype(float),
+    "strings": Y.astype(str),
+}
+
+
+@pytest.mark.parametrize("damage", BAD_TARGETS)
+def test_bad_targets_are_refused_with_one_line(damage: str) -> None:
+    with pytest.raises(DataError) as caught:
+        evaluate(make_model(), X, BAD_TARGETS[damage])
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,260 @@
+"""The scalar formulas against the array maths of the specification, as the engines use them: compiled, in float32."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+import pytest
+from numba import float32, int64, njit
+from support.tolerances import EPS
+
+from fastmlp import reference
+from fastmlp.errors import ConfigError
+from fastmlp.nn.activations import ACTIVATIONS, parse_activation, parse_number
+from fastmlp.nn.losses import LOSSES
+from fastmlp.nn.network import Network
+
+# dense where the functions bend; then what overflows, underflows and divides
+DENSE = np.linspace(-12, 12, 4801).astype(np.float32)
+EXTREME = np.array([0.0, -0.0, 1e-30, -1e-30, 30, -30, 100, -100, 1e30, -1e30], np.float32)
+TINY = 1.2e-38  # below, float32 loses digits
+PARAMETERS = {"leaky-relu": (0.0, 0.01, 0.3), "leaky-gelu": (0.0, 0.01, 0.3, 1.0), "elu": (0.5, 1.0, 2.0)}
+
+
+def with_callees(function: Callable[..., Any]) -> Any:
+    """njit of a formula and of the formulas that it calls."""
+    called = {
+        name: with_callees(value)
+        for name, value in function.__globals__.items()
+        if isinstance(value, FunctionType) and name in function.__code__.co_names
+    }
+    return njit(FunctionType(function.__code__, {**function.__globals__, **called}, function.__name__))
+
+
+def compiled(function: Callable[..., Any], *arguments: Any) -> Any:
+    """A formula compiled for float32, its return type checked: a bare 1.0 in it would make this float64."""
+    dispatcher = with_callees(function)
+    dispatcher.compile(arguments)
+    (signature,) = dispatcher.nopython_signatures
+    assert signature.return_type == float32, f"{function.__name__} returns {signature.return_type}"
+    return dispatcher
+
+
+@pytest.fixture(scope="module")
+def formulas() -> dict[str, tuple[Any, Any]]:
+    """name -> (value, slope) of every activation, on arrays of float32."""
+
+    def over_array(value: Any, slope: Any) -> tuple[Any, Any]:
+        @njit
+        def values(z: Any, a: Any) -> Any:
+            out = np.empty_like(z)
+            for i in range(len(z)):
+                out[i] = value(z[i], a)
+            return out
+
+        @njit
+        def slopes(z: Any, a: Any) -> Any:
+            out = np.empty_like(z)
+            for i in range(len(z)):
+                out[i] = slope(z[i], value(z[i], a), a)
+            return out
+
+        return values, slopes
+
+    return {
+        name: over_array(compiled(entry.value, *[float32] * 2), compiled(entry.slope, *[float32] * 3))
+        for name, entry in ACTIVATIONS.items()
+    }
+
+
+def in_float64(name: str, z: Any, a: float) -> tuple[Any, Any]:
+    """Value and slope by the specification, in float64, at the same float32 points."""
+    value, slope = reference.ACTIVATIONS[name]
+    z = z.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        y = value(z, float(np.float32(a)))
+        return y, slope(z, y, float(np.float32(a)))
+
+
+def cases() -> list[tuple[str, float]]:
+    return [(name, a) for name in ACTIVATIONS for a in PARAMETERS.get(name, (0.0,))]
+
+
+@pytest.mark.parametrize(("name", "a"), cases())
+def test_activations_equal_the_specification(formulas: Any, name: str, a: float) -> None:
+    """Values to a few roundings of the result and of the argument, which steep functions enlarge; slopes absolutely."""
+    z = np.concatenate([DENSE, EXTREME])
+    wanted, wanted_slope = in_float64(name, z, a)
+    value, slope = formulas[name]
+    with np.errstate(over="ignore", invalid="ignore"):
+        condition = np.abs(z.astype(np.float64) * wanted_slope)
+    y = value(z, np.float32(a))
+    assert y.dtype == np.float32
+    assert (np.abs(y - wanted) <= 8 * EPS * (np.abs(wanted) + condition) + TINY).all()
+    assert (np.abs(slope(z, np.float32(a)) - wanted_slope) <= 16 * EPS * max(1, a)).all()
+
+
+@pytest.mark.parametrize(("name", "a"), cases())
+def test_infinities_and_nan_as_in_the_specification(formulas: Any, name: str, a: float) -> None:
+    """Where the specification has a limit or a NaN at ±inf, so have the compiled formulas."""
+    z = np.array([np.inf, -np.inf, np.nan], np.float32)
+    wanted, _ = in_float64(name, z, a)
+    y = formulas[name][0](z, np.float32(a))
+    np.testing.assert_array_equal(y, wanted.astype(np.float32))
+    assert np.isnan(y[2])
+
+
+@pytest.mark.parametrize(("name", "a"), cases())
+def test_a_nan_stays_a_nan_in_both_definitions(formulas: Any, name: str, a: float) -> None:
+    """Otherwise a diverged network would look healthy."""
+    z = np.array([np.nan, 1.0], np.float32)
+    assert np.isnan(formulas[name][0](z, np.float32(a))).tolist() == [True, False]
+    for dtype in (np.float32, np.float64):
+        assert np.isnan(reference.ACTIVATIONS[name][0](z.astype(dtype), a)).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_formulas_run_uncompiled_too(name: str) -> None:
+    """As plain Python, where a reader can step through them."""
+    a = ACTIVATIONS[name].default or 0.0
+    for z in (-3.0, -0.5, 0.0, 0.5, 3.0):
+        y, slope = (float(v[0]) for v in reference_pair(name, z, a))
+        assert ACTIVATIONS[name].value(z, a) == pytest.approx(y, rel=1e-6, abs=1e-7)
+        assert ACTIVATIONS[name].slope(z, y, a) == pytest.approx(slope, rel=1e-6, abs=1e-7)
+
+
+def reference_pair(name: str, z: float, a: float) -> tuple[Any, Any]:
+    value, slope = reference.ACTIVATIONS[name]
+    point = np.array([z])
+    y = value(point, a)
+    return y, slope(point, y, a)
+
+
+def test_the_comparison_sees_the_other_gelu(formulas: Any) -> None:
+    """The tanh approximation of gelu, which others ship, is outside the tolerance."""
+    z = DENSE.astype(np.float64)
+    approximate = 0.5 * z * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
+    wanted, slope = in_float64("gelu", DENSE, 0)
+    assert (np.abs(approximate - wanted) > 8 * EPS * (np.abs(wanted) + np.abs(z * slope)) + TINY).any()
+
+
+def test_return_types_are_checked_by_a_check_that_fails() -> None:
+    with pytest.raises(AssertionError, match="float64"):
+        compiled(lambda z, a: 1.0 / (1.0 + math.exp(-z)), float32, float32)
+
+
+def test_slopes_at_zero() -> None:
+    """Fixed by the semantics in network.py, and not what every library does."""
+    zero, a = np.float32(0), np.float32(0.25)
+    assert ACTIVATIONS["relu"].slope(zero, zero, a) == 0
+    assert ACTIVATIONS["leaky-relu"].slope(zero, zero, a) == a
+    assert ACTIVATIONS["elu"].slope(zero, zero, a) == a
+    for name, wanted in (("relu", 0), ("leaky-relu", 0.25), ("elu", 0.25)):
+        assert reference.ACTIVATIONS[name][1](np.zeros(1), np.zeros(1), 0.25)[0] == wanted
+
+
+@pytest.mark.parametrize("a", [0.0, 0.01, 0.3, 1.0])
+def test_leaky_gelu_is_to_gelu_what_leaky_relu_is_to_relu(a: float) -> None:
+    z = np.linspace(-6, 6, 601)
+    value = {name: reference.ACTIVATIONS[name][0](z, a) for name in ("relu", "leaky-relu", "gelu", "leaky-gelu")}
+    slope = {name: reference.ACTIVATIONS[name][1](z, value[name], a) for name in ("gelu", "leaky-gelu")}
+    np.testing.assert_allclose(value["leaky-relu"], a * z + (1 - a) * value["relu"], atol=1e-15)
+    np.testing.assert_allclose(value["leaky-gelu"], a * z + (1 - a) * value["gelu"], rtol=1e-13, atol=1e-15)
+    np.testing.assert_allclose(slope["leaky-gelu"], a + (1 - a) * slope["gelu"], rtol=1e-13, atol=1e-15)
+    far = np.array([-40.0, 40.0])
+    y = reference.ACTIVATIONS["leaky-gelu"][0](far, a)
+    np.testing.assert_allclose(reference.ACTIVATIONS["leaky-gelu"][1](far, y, a), [a, 1], rtol=1e-13)
+
+
+# ------------------------------------------------------------------------------------------------ losses
+
+ROWS = [(loss, output) for loss, outputs in LOSSES.items() for output in outputs]
+
+
+@pytest.fixture(scope="module")
+def row_functions() -> dict[tuple[str, str], Any]:
+    """The row losses compiled for float32 arrays, their return type checked."""
+    arguments = (float32[::1], float32[::1], float32[::1], int64)
+    return {(loss, output): compiled(LOSSES[loss][output], *arguments) for loss, output in ROWS}
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 30.0, 1e4])
+@pytest.mark.parametrize("n", [1, 2, 7, 10, 17, 33])
+@pytest.mark.parametrize(("loss", "output"), ROWS)
+def test_row_losses_equal_the_specification(row_functions: Any, loss: str, output: str, n: int, scale: float) -> None:
+    network = Network((3, n), loss=loss, output=output)
+    rng = np.random.default_rng(n)
+    z = (scale * rng.normal(size=(20, n))).astype(np.float32)
+    hot = np.eye(n)[rng.integers(0, n, 20)]
+    t = np.where(rng.random((20, 1)) < 0.5, hot, rng.dirichlet(np.ones(n), 20)).astype(np.float32)
+    wanted, wanted_dz = reference.row_losses(network, z.astype(np.float64), t.astype(np.float64))
+    dz = np.empty_like(z)
+    losses = [row_functions[loss, output](z[i], t[i], dz[i], n) for i in range(20)]
+    size = np.abs(z).max(axis=1).astype(np.float64)
+    if output == "linear":
+        tolerance, dz_tolerance = 4 * n * EPS * (wanted + 1), 4 * EPS * (size + 1)
+    else:  # an error of z's size in the exponent is a relative error of the outputs, which are at most 1
+        tolerance, dz_tolerance = 4 * n * EPS * (1 + size), 8 * n * EPS * (1 + np.minimum(size, 30))
+    assert (np.abs(losses - wanted) <= tolerance).all()
+    assert (np.abs(dz - wanted_dz) <= dz_tolerance[:, None]).all()
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+@pytest.mark.parametrize(("loss", "output"), ROWS)
+def test_a_nan_in_a_row_is_a_nan_in_its_loss(row_functions: Any, loss: str, output: str, position: int) -> None:
+    z, dz = np.array([0.5, -1, 2], np.float32), np.empty(3, np.float32)
+    t = np.array([0, 1, 0], np.float32)
+    assert math.isfinite(row_functions[loss, output](z, t, dz, 3))
+    z[position] = np.nan
+    assert math.isnan(row_functions[loss, output](z, t, dz, 3))
+    network = Network((1, 3), loss=loss, output=output)
+    assert np.isnan(reference.row_losses(network, z[None], t[None])[0]).all()
+
+
+def test_probabilities_are_never_logged(row_functions: Any) -> None:
+    """Log-sum-exp on pre-activations: where the probability underflows the loss is still right."""
+    z, dz = np.array([200, 0], np.float32), np.empty(2, np.float32)
+    assert row_functions["cross-entropy", "softmax"](z, np.array([0, 1], np.float32), dz, 2) == 200
+    assert dz.tolist() == [1, -1]
+
+
+# ------------------------------------------------------------------------------------------------ names
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_activation_parses(name: str) -> None:
+    default = ACTIVATIONS[name].default
+    assert parse_activation(name) == (name, default or 0.0)
+    if default is None:
+        with pytest.raises(ConfigError, match="takes no parameter"):
+            parse_activation(f"{name}:0.5")
+    else:
+        assert parse_activation(f"{name}:0.5") == (name, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("given", "nearest"), [("rleu", "relu"), ("leaky_relu", "leaky-relu"), ("sigmod", "sigmoid"), ("gleu", "gelu")]
+)
+def test_an_unknown_activation_names_the_nearest_and_lists_all(given: str, nearest: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_activation(given)
+    message = str(caught.value)
+    assert f"did you mean {nearest!r}?" in message
+    assert all(name in message for name in ACTIVATIONS)
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("text", ["leaky-relu:x", "elu:nan", "elu:inf", "leaky-gelu:1e999"])
+def test_a_parameter_that_is_no_finite_number_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="not a finite number"):
+        parse_activation(text)
+
+
+def test_numbers_are_parsed_with_their_place_in_the_message() -> None:
+    assert parse_number("here", "2.5") == 2.5
+    with pytest.raises(ConfigError, match=r"^here: 'two' is not"):
+        parse_number("here", "two")

@@ -1,0 +1,298 @@
+"""The scalar update rules against the specification, schedules at points worked out by hand, and bad settings."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from numba import float32, njit, types
+from support.tolerances import EPS
+
+from fastmlp.errors import ConfigError
+from fastmlp.nn.optimizers import RULES, SCALARS, STEPS_AT_ONCE, Optimizer
+from fastmlp.nn.schedules import SCHEDULES, Schedule
+from fastmlp.reference import update
+
+STEPS = 12
+PARAMETERS = 500
+
+
+@pytest.fixture(scope="module")
+def rules() -> dict[str, Any]:
+    """Every rule compiled for float32, its return types checked."""
+    found = {}
+    for name, rule in RULES.items():
+        dispatcher = njit(rule.update)
+        dispatcher.compile((*[float32] * 4, float32[::1]))
+        (signature,) = dispatcher.nopython_signatures
+        assert signature.return_type == types.UniTuple(float32, 3), f"{name}: {signature.return_type}"
+        found[name] = dispatcher
+    return found
+
+
+def by_the_rule(rule: Any, o: Optimizer, p: Any, gradients: Any, rates: Any, decays: Any) -> Any:
+    """Parameters and slots (m, v) after the steps, parameter by parameter, in float32."""
+    p, m, v = p.astype(np.float32), np.zeros(len(p), np.float32), np.zeros(len(p), np.float32)
+    scalars = o.scalars(rates, 0)
+    without_decay = scalars.copy()
+    without_decay[:, SCALARS.index("decay")] = 0
+    for step, g in enumerate(gradients.astype(np.float32)):
+        for i in range(len(p)):
+            s = scalars[step] if decays[i] else without_decay[step]
+            p[i], m[i], v[i] = rule(p[i], g[i], m[i], v[i], s)
+    return p, {"m": m, "v": v}
+
+
+def by_the_specification(o: Optimizer, p: Any, gradients: Any, rates: Any, decays: Any) -> Any:
+    """The same in float64."""
+    p, slots = p.copy(), np.zeros((len(o.slots), len(p)))
+    for step, g in enumerate(gradients):
+        update(o, p, g, slots, step, float(rates[step]), decays)
+    return p, dict(zip(o.slots, slots, strict=True))
+
+
+def course(seed: int = 0) -> tuple[Any, Any, Any]:
+    """Start, gradients (steps, parameters) of many sizes, and falling rates, all exact in float32."""
+    rng = np.random.default_rng(seed)
+    p = rng.normal(size=PARAMETERS).astype(np.float32).astype(np.float64)
+    # one sign per parameter: no sum cancels, so that every number has its full relative accuracy
+    gradients = (
+        rng.choice([-1, 1], PARAMETERS) * 10.0 ** rng.uniform(-6, 2, PARAMETERS) * rng.uniform(0.5, 2, (STEPS, PARAMETERS))
+    )
+    rates = (0.01 / (1 + np.arange(STEPS))).astype(np.float32).astype(np.float64)
+    return p, gradients.astype(np.float32).astype(np.float64), rates
+
+
+def largest_error(rule: Any, o: Optimizer) -> float:
+    """Worst error of slots and of what the steps took from the parameters, in roundings of float32.
+
+    One rounding is relative to the value itself; the parameters' own rounding in each step is granted on top.
+    """
+    p, gradients, rates = course()
+    decays = np.where(np.arange(PARAMETERS) % 3 == 0, 0.0, o.weight_decay)
+    found, slots = by_the_rule(rule, o, p, gradients, rates, decays)
+    wanted, wanted_slots = by_the_specification(o, p, gradients, rates, decays)
+    moved = np.abs(wanted - p)
+    largest = np.maximum(np.abs(p), np.abs(wanted))
+    errors = [np.maximum(np.abs(found - wanted) - STEPS * EPS * largest, 0) / (EPS * moved)]
+    for name, values in wanted_slots.items():
+        errors.append(np.abs(slots[name] - values) / (EPS * np.abs(values)))
+    return float(np.max(errors))
+
+
+SETTINGS = [
+    *(Optimizer(name) for name in RULES),
+    Optimizer("momentum", momentum=0.0),
+    Optimizer("nesterov", momentum=0.99),
+    Optimizer("rmsprop", beta2=0.5, epsilon=1e-3),
+    Optimizer("rmsprop", beta2=0.99999),
+    Optimizer("adam", beta1=0.5, beta2=0.75, epsilon=1e-4),
+    Optimizer("adam", beta1=0.99, beta2=0.99999),
+    Optimizer("adamw", weight_decay=0.5),
+]
+
+
+@pytest.mark.parametrize("o", SETTINGS, ids=lambda o: f"{o.name}-{o.momentum:g}-{o.beta1:g}-{o.beta2:g}")
+def test_rules_equal_the_specification(rules: Any, o: Optimizer) -> None:
+    """Twelve steps in float32 within some roundings a step of the specification in float64."""
+    assert largest_error(rules[o.name], o) < 4 * STEPS
+
+
+def test_the_comparison_sees_a_wrong_constant(rules: Any) -> None:
+    """A rate off by one part in a hundred thousand is beyond the tolerance."""
+
+    class Off(Optimizer):
+        def scalars(self, rates: Any, step: int) -> Any:
+            table = super().scalars(rates, step)
+            table[:, SCALARS.index("rate")] *= np.float32(1 + 1e-5)
+            return table
+
+    assert largest_error(rules["sgd"], Off("sgd")) > 4 * STEPS
+
+
+def test_scalars_are_the_settings_and_the_corrections() -> None:
+    o = Optimizer("adam", momentum=0.375, beta1=0.5, beta2=0.75, epsilon=0.125, weight_decay=0.0625)
+    table = o.scalars(np.array([0.5, 0.25]), step=1, l1=0.5, l2=0.125)
+    assert table.dtype == np.float32
+    assert dict(zip(SCALARS, table[1].tolist(), strict=True)) == {
+        "rate": 0.25,
+        "momentum": 0.375,
+        "complement1": 0.5,
+        "complement2": 0.25,
+        "epsilon": 0.125,
+        "correction1": float(np.float32(1 / (1 - 0.5**3))),
+        "correction2": float(np.float32(1 / (1 - 0.75**3))),
+        "decay": 0.0625,
+        "l1": 0.5,
+        "l2": 0.125,
+    }
+
+
+@pytest.mark.parametrize("step", [0, 1, STEPS_AT_ONCE - 1, STEPS_AT_ONCE, 5 * STEPS_AT_ONCE + 7])
+@pytest.mark.parametrize("count", [0, 1, STEPS_AT_ONCE, 2 * STEPS_AT_ONCE + 3])
+def test_scalars_of_many_steps_are_those_of_each(step: int, count: int) -> None:
+    o, rates = Optimizer("adam"), np.linspace(1, 2, count)
+    table = o.scalars_by_kind(rates, step, 0.5, 0.25)
+    each = [o.scalars_by_kind(rates[i : i + 1], step + i, 0.5, 0.25)[0] for i in range(count)]
+    assert np.array_equal(table, np.reshape(each, table.shape))
+    assert table.shape == (count, 2, len(SCALARS))
+    powers = np.arange(step + 1, step + count + 1)
+    assert np.array_equal(table[:, 0, SCALARS.index("correction2")], (1 / (1 - 0.999**powers)).astype(np.float32))
+    table.fill(-1)  # the caller's own
+    assert not (o.scalars_by_kind(rates, step, 0.5, 0.25) < 0).any()
+
+
+def test_complements_keep_their_digits() -> None:
+    """1 - beta from beta rounded to float32 would be wrong from the fifth digit on, or zero."""
+    row = dict(zip(SCALARS, Optimizer("adam", beta2=1 - 1e-9).scalars(np.ones(1), 0)[0].tolist(), strict=True))
+    assert row["complement2"] == pytest.approx(1e-9, rel=1e-6)
+    assert row["complement1"] == pytest.approx(0.1, rel=1e-7)
+
+
+def test_corrections_stay_finite_and_reach_one() -> None:
+    late = dict(zip(SCALARS, Optimizer("adam").scalars(np.ones(1), 10**7)[0].tolist(), strict=True))
+    assert late["correction1"] == late["correction2"] == 1
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_zero_gradient_moves_nothing(rules: Any, name: str) -> None:
+    """Not even by 0/0: a dead unit's weights stay where they are."""
+    o = Optimizer(name, weight_decay=0.0)
+    s = o.scalars(np.array([0.1]), 0)[0]
+    zero = np.float32(0)
+    assert rules[name](np.float32(1.5), zero, zero, zero, s) == (1.5, 0, 0)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_nan_gradient_shows(rules: Any, name: str) -> None:
+    s = Optimizer(name).scalars(np.array([0.1]), 0)[0]
+    zero = np.float32(0)
+    assert math.isnan(rules[name](np.float32(1), np.float32(np.nan), zero, zero, s)[0])
+
+
+def test_slots_of_each_rule() -> None:
+    slots = {name: Optimizer(name).slots for name in RULES}
+    assert slots == {
+        "sgd": (),
+        "momentum": ("m",),
+        "nesterov": ("m",),
+        "rmsprop": ("v",),
+        "adam": ("m", "v"),
+        "adamw": ("m", "v"),
+    }
+
+
+BAD_OPTIMIZERS: list[tuple[dict[str, Any], str]] = [
+    ({"name": "adaam"}, "did you mean 'adam'"),
+    ({"momentum": 1.0}, "momentum must be"),
+    ({"momentum": -0.1}, "momentum must be"),
+    ({"beta1": 1.0}, "beta1 must be"),
+    ({"beta1": math.nan}, "beta1 must be"),
+    ({"beta2": 1.5}, "beta2 must be"),
+    ({"epsilon": 0.0}, "epsilon must be"),
+    ({"epsilon": 1e-50}, "epsilon must be"),
+    ({"epsilon": math.inf}, "epsilon must be"),
+    ({"weight_decay": -1e-3}, "weight_decay must be"),
+    ({"weight_decay": math.nan}, "weight_decay must be"),
+    ({"clip_norm": -1.0}, "clip_norm must be"),
+    ({"clip_norm": math.inf}, "clip_norm must be"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), BAD_OPTIMIZERS)
+def test_bad_optimizer_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Optimizer(**settings)
+
+
+# ------------------------------------------------------------------------------------------------ schedules
+
+# at 10 steps an epoch: settings, update number, rate
+POINTS: list[tuple[dict[str, Any], int, float]] = [
+    ({}, 0, 0.5),
+    ({}, 12345, 0.5),
+    ({"kind": "inverse-time", "decay": 0.5}, 0, 0.5),
+    ({"kind": "inverse-time", "decay": 0.5}, 20, 0.25),
+    ({"kind": "inverse-time", "decay": 0.5}, 5, 0.5 / 1.25),
+    ({"kind": "exponential", "decay": 0.1}, 100, 0.5 / math.e),
+    ({"kind": "step", "factor": 0.5, "every": 2}, 19, 0.5),
+    ({"kind": "step", "factor": 0.5, "every": 2}, 20, 0.25),
+    ({"kind": "step", "factor": 0.5, "every": 2}, 39, 0.25),
+    ({"kind": "step", "factor": 0.5, "every": 2}, 40, 0.125),
+    ({"kind": "step", "factor": 0.1, "every": 0.5}, 5, 0.05),
+    ({"kind": "cosine", "epochs": 4}, 0, 0.5),
+    ({"kind": "cosine", "epochs": 4}, 10, 0.25 * (1 + math.sqrt(0.5))),
+    ({"kind": "cosine", "epochs": 4}, 20, 0.25),
+    ({"kind": "cosine", "epochs": 4}, 40, 0.0),
+    ({"kind": "cosine", "epochs": 4}, 400, 0.0),  # past the end it stays there, and does not rise again
+    ({"warmup": 2}, 0, 0.5 / 20),
+    ({"warmup": 2}, 9, 0.25),
+    ({"warmup": 2}, 19, 0.5),
+    ({"warmup": 2}, 20, 0.5),
+    ({"warmup": 0.25}, 1, 0.5 * 2 / 2.5),
+    ({"warmup": 0.25}, 3, 0.5),
+    ({"kind": "cosine", "epochs": 4, "warmup": 2}, 20, 0.5),
+    ({"kind": "cosine", "epochs": 4, "warmup": 2}, 30, 0.25),
+    ({"kind": "cosine", "epochs": 4, "warmup": 2}, 40, 0.0),
+    ({"kind": "cosine", "epochs": 2, "warmup": 2}, 20, 0.5),
+    ({"kind": "inverse-time", "decay": 0.5, "warmup": 2}, 40, 0.25),
+    ({"kind": "step", "factor": 0.5, "every": 1, "warmup": 1}, 20, 0.25),
+]
+
+
+@pytest.mark.parametrize(("settings", "update_number", "wanted"), POINTS)
+def test_schedules_at_known_points(settings: dict[str, Any], update_number: int, wanted: float) -> None:
+    found = Schedule(0.5, **settings).rates(update_number, 1, steps_per_epoch=10)
+    assert found.dtype == np.float64
+    assert found.tolist() == [pytest.approx(wanted, rel=1e-12, abs=1e-16)]
+
+
+@pytest.mark.parametrize("warmup", [0.0, 1.3])
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_a_schedule_is_a_function_of_the_update_number(kind: str, warmup: float) -> None:
+    """Chunks of any length, or a resumed run, see the rates of the whole."""
+    schedule = Schedule(0.1, kind, warmup=warmup, epochs=5, every=2)
+    whole = schedule.rates(0, 35, 7)
+    pieces = [schedule.rates(first, min(4, 35 - first), 7) for first in range(0, 35, 4)]
+    assert np.array_equal(whole, np.concatenate(pieces))
+    assert schedule.rates(3, 0, 7).shape == (0,)
+    assert (whole > 0).all()
+    assert whole.max() <= 0.1
+
+
+@pytest.mark.parametrize("kind", sorted(set(SCHEDULES) - {"constant"}))
+def test_schedules_but_the_constant_one_fall(kind: str) -> None:
+    rates = Schedule(0.1, kind, epochs=5, every=1).rates(0, 50, 10)
+    assert (np.diff(rates) <= 0).all()
+    assert rates[-1] < rates[0]
+
+
+BAD_SCHEDULES: list[tuple[dict[str, Any], str]] = [
+    ({"kind": "cosin"}, "did you mean 'cosine'"),
+    ({"rate": 0.0}, "learning rate must be"),
+    ({"rate": -0.1}, "learning rate must be"),
+    ({"rate": math.nan}, "learning rate must be"),
+    ({"rate": math.inf}, "learning rate must be"),
+    ({"factor": 0.0}, "factor"),
+    ({"factor": 1.5}, "factor"),
+    ({"every": 0.0}, "every"),
+    ({"every": math.nan}, "every"),
+    ({"decay": -0.1}, "decay"),
+    ({"decay": math.nan}, "decay"),
+    ({"decay": math.inf}, "decay"),
+    ({"warmup": -1.0}, "warmup"),
+    ({"warmup": math.nan}, "warmup"),
+    ({"warmup": math.inf}, "warmup"),
+    ({"kind": "cosine", "epochs": math.nan}, "epochs"),
+    ({"kind": "cosine", "epochs": -5.0}, "epochs"),
+    ({"kind": "step", "every": math.inf}, "every"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), BAD_SCHEDULES)
+def test_bad_schedule_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        Schedule(**{"rate": 0.1, **settings})
+    assert "\n" not in str(caught.value)

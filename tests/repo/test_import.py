@@ -1,0 +1,117 @@
+"""What importing costs: in a fresh process neither the package nor the program's help load anything heavy."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from support.processes import ROOT
+
+HEAVY = {"numba", "llvmlite", "torch", "sklearn", "matplotlib", "scipy", "rich", "pooch", "PIL", "safetensors"}
+SECONDS = 10  # of a slow, busy machine; it takes a tenth of one
+
+REPORT = """
+print("imported", *sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+
+
+def fresh(code: str) -> tuple[str, set[str]]:
+    """What the code printed in a fresh process, and the top-level packages it had imported at the end."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", f"import sys\n{code}\n{REPORT}"],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        env={**os.environ, "PYTHONPATH": path},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    output, _, names = done.stdout.rpartition("imported ")
+    return output, set(names.split())
+
+
+def test_import_fastmlp_is_light() -> None:
+    _, names = fresh("import fastmlp")
+    assert "fastmlp" in names
+    assert names & HEAVY == set()
+    assert "numpy" not in names
+
+
+def test_a_network_can_be_described_without_anything_heavy() -> None:
+    _, names = fresh("import fastmlp; fastmlp.Network((4, 3, 2)); fastmlp.Optimizer('adam'); dir(fastmlp)")
+    assert names & HEAVY == set()
+
+
+HELP = """
+from click.testing import CliRunner
+from fastmlp.commands.program import program
+for arguments in [["--help"], *([name, "--help"] for name in program.commands)]:
+    result = CliRunner().invoke(program, arguments)
+    assert result.exit_code == 0, result.output
+    print(result.output)
+"""
+
+
+def test_help_of_the_program_is_light() -> None:
+    output, names = fresh(HELP)
+    for command in ("train", "extract", "evaluate", "predict", "data", "recipes", "doctor", "bench"):
+        assert f"Usage: program {command} " in output
+    assert names & HEAVY == set()
+
+
+TRAIN = """
+import os, tempfile
+from fastmlp.commands.program import program
+folder = tempfile.TemporaryDirectory()
+out = os.path.join(folder.name, "run")
+arguments = ["train", "--epochs", "1", "--hidden", "8", "--backend", "numpy", "--quiet", "--out", out, *{options}]
+assert program(arguments, standalone_mode=False) in (None, 0)
+assert {{"curves.png", "confusion.png"}} <= set(os.listdir(out))
+assert "matplotlib.pyplot" not in sys.modules
+folder.cleanup()
+"""
+
+
+def trained(*options: str) -> set[str]:
+    """The heavy packages that a training of digits by the program loads; of the engines only the one without any."""
+    return fresh(TRAIN.format(options=options))[1] & HEAVY
+
+
+def test_training_digits_loads_only_what_it_uses() -> None:
+    assert trained() == {"matplotlib", "PIL", "rich", "safetensors"}
+
+
+def test_the_check_sees_a_heavy_import() -> None:
+    assert trained("--activation", "silu") == {"matplotlib", "PIL", "rich", "safetensors", "scipy"}
+
+
+LEAVE = """
+import atexit, gc
+from fastmlp.commands import main
+sys.argv = ["fastmlp", "--version"]
+atexit.register(lambda: print(gc.get_freeze_count() > 10_000, gc.get_threshold()[0] > 100_000))
+try:
+    main()
+except SystemExit:
+    print("left")
+"""
+
+
+def test_the_program_looks_for_no_garbage_in_what_it_imported() -> None:
+    """The hook was registered before the program's own, so it runs after it."""
+    done = subprocess.run([sys.executable, "-c", f"import sys{LEAVE}"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[1:] == ["left", "True True"]
+
+
+def test_public_names_are_found_at_their_first_use() -> None:
+    import fastmlp
+
+    assert set(fastmlp.__all__) == set(dir(fastmlp))
+    for name in fastmlp.__all__:
+        assert getattr(fastmlp, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        fastmlp.nonsense  # noqa: B018 - the access is the test

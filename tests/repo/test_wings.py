@@ -1,0 +1,65 @@
+"""The contracts of import-linter (setup.cfg): each is kept, and each is seen to break by a planted import."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.processes import ROOT
+
+pytest.importorskip("importlinter", reason="import-linter is not installed")
+pytestmark = pytest.mark.full  # processes
+
+LINT = """
+import sys
+from importlinter.cli import lint_imports
+sys.exit(lint_imports(limit_to_contracts=tuple(sys.argv[1:]), no_cache=True))
+"""
+
+# contract, file, and an import that breaks it there
+PLANTS = [
+    ("wings", "nn/network.py", "from fastmlp.data.rows import Subset"),
+    ("wings", "models/model.py", "def f():\n    from fastmlp.training.loop import train\n    return train"),
+    ("wings", "reports/text.py", "from fastmlp.data.rows import Subset"),
+    ("wings", "experiments/plan.py", "import fastmlp.bench.machine"),
+    ("wings", "files.py", "from fastmlp.nn.network import Network"),
+    ("engines", "engines/base.py", "from fastmlp.files import read_json"),
+    ("reports", "reports/style.py", "from fastmlp.nn.network import Network"),
+    ("bench", "bench/cases.py", "from fastmlp.training.loop import train"),
+    ("specification", "reference.py", "from fastmlp.nn.activations import relu_value"),
+    ("specification", "engines/torch_engine.py", "from fastmlp.nn.losses import LOSSES"),
+    ("circles", "data/rows.py", "from fastmlp.data.splits import split_rows"),
+]
+
+
+def lint(folder: Path, *contracts: str) -> int:
+    """The exit code of import-linter: 0 if the contracts, of all if none is named, are kept."""
+    command = [sys.executable, "-c", LINT, *contracts]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).returncode
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what import-linter reads."""
+    folder = tmp_path_factory.mktemp("wings")
+    shutil.copytree(ROOT / "fastmlp", folder / "fastmlp", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "setup.cfg", folder)
+    return folder
+
+
+def test_the_contracts_are_kept(copied: Path) -> None:
+    assert lint(copied) == 0
+
+
+@pytest.mark.parametrize(("contract", "name", "plant"), PLANTS)
+def test_each_contract_sees_a_planted_import(copied: Path, contract: str, name: str, plant: str) -> None:
+    file = copied / "fastmlp" / name
+    before = file.read_text()
+    try:
+        file.write_text(f"{before}\n{plant}\n")
+        assert lint(copied, contract) == 1
+    finally:
+        file.write_text(before)

@@ -1,0 +1,137 @@
+"""Engines by name for tests, the simulated GPU, and one call of training."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from fastmlp.engines import make_engine
+from fastmlp.engines.base import Engine, Job, RowResults, State, steps_of
+from fastmlp.nn.network import Network
+
+REAL_GPU = os.environ.get("FASTMLP_TEST_GPU") == "1"  # backend "cuda" runs on a device, not in the simulator
+
+
+def need_backend(name: str) -> str:
+    """The name of an engine; skips the test if the package that it needs is not there."""
+    if name == "cuda" and not REAL_GPU and importlib.util.find_spec("greenlet") is None:
+        pytest.skip("the simulator of backend 'cuda' needs greenlet: pip install greenlet")
+    if name == "torch" and importlib.util.find_spec("torch") is None:
+        pytest.skip("the package of backend 'torch' is not installed: pip install torch")
+    return name
+
+
+@contextlib.contextmanager
+def simulation() -> Iterator[None]:
+    """Backend "cuda" runs in a simulator, in small blocks: no GPU is promised where tests run.
+
+    With FASTMLP_TEST_GPU=1 it runs on the GPU that is there, in its own blocks.
+    """
+    if REAL_GPU:
+        yield
+        return
+    from fastmlp.engines.cuda import engine as cuda
+    from fastmlp.engines.cuda.kernels.programs import Shape
+    from fastmlp.engines.cuda.kernels.tiles import Tile
+    from support import cuda_simulator
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastmlp.engines.cuda.engine.the_runtime", cuda_simulator.Runtime)
+        patch.setattr("fastmlp.engines.cuda.engine.SHAPE", Shape(16, 4))
+        patch.setitem(cuda.TILES, "float32", Tile(8, 8, 4, 4, 4, 1))
+        patch.setitem(cuda.TILES, "tf32", Tile(32, 16, 16, 2, 4, 1, gap=8))
+        patch.setitem(cuda.TILES, "bf16", Tile(32, 16, 32, 2, 4, 1, gap=8, packed=2))
+        yield
+
+
+class Course(NamedTuple):
+    """One call of `Engine.train`."""
+
+    x: Any
+    y: Any
+    order: Any
+    rates: Any
+    weights: Any = None
+
+
+def make_course(
+    network: Network,
+    rows: int = 24,
+    batch: int = 8,
+    *,
+    epochs: int = 2,
+    rate: float = 0.05,
+    targets: bool = False,
+    weighted: bool = False,
+    uint8: bool = False,
+    seed: int = 0,
+) -> Course:
+    """Random data for a network and a walk over them; rates fall slowly, as those of a schedule."""
+    rng = np.random.default_rng([seed, rows, batch, *network.sizes])
+    features, outputs = network.sizes[0], network.sizes[-1]
+    x = rng.integers(0, 256, (rows, features), np.uint8) if uint8 else rng.normal(size=(rows, features))
+    if targets and network.loss == "cross-entropy":
+        y = rng.dirichlet(np.ones(outputs), rows)
+    elif targets:
+        y = rng.normal(size=(rows, outputs))
+    else:
+        y = rng.integers(0, outputs, rows)
+    return Course(
+        x if uint8 else x.astype(np.float32),
+        y.astype(np.float32 if targets else np.int32),
+        np.concatenate([rng.permutation(rows) for _ in range(epochs)]),
+        rate / (1 + 0.1 * np.arange(steps_of(epochs * rows, batch))),
+        rng.uniform(0.5, 2, rows).astype(np.float32) if weighted else None,
+    )
+
+
+def start_state(job: Job, seed: int = 1) -> State:
+    """Initial parameters, with biases that are not zero, and empty slots."""
+    network = job.network
+    parameters = network.initial_parameters(seed, job.dtype)
+    rng = np.random.default_rng(seed)
+    for _, b in network.views(parameters):
+        b[:] = rng.normal(0, 0.1, b.shape)
+    return State(parameters, np.zeros((len(job.optimizer.slots), network.parameters), job.dtype), 0)
+
+
+def run_course(backend: str, job: Job, state: State, course: Course) -> tuple[State, RowResults]:
+    """State and row results after training on a course in one call, by an engine made for it."""
+    engine = make_engine(backend, job)
+    try:
+        engine.load(state)
+        results = engine.train(*course)
+        return engine.state(), results
+    finally:
+        engine.close()
+
+
+@contextlib.contextmanager
+def engine_of(backend: str, job: Job, state: State | None = None) -> Iterator[Engine]:
+    """An engine that holds a state, closed at the end."""
+    engine = make_engine(backend, job)
+    try:
+        engine.load(start_state(job) if state is None else state)
+        yield engine
+    finally:
+        engine.close()
+
+
+def exact_job(job: Job) -> Job:
+    """The same job in float64."""
+    return dataclasses.replace(job, dtype=np.float64)
+
+
+def same_bits(one: Any, other: Any) -> bool:
+    """Whether two arrays, or tuples of arrays and numbers, agree in every bit and in type."""
+    if isinstance(one, tuple):
+        return len(one) == len(other) and all(same_bits(a, b) for a, b in zip(one, other, strict=True))
+    a, b = np.asarray(one), np.asarray(other)
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()

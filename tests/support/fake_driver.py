@@ -1,0 +1,223 @@
+"""A driver without a GPU: those functions of cuda.bindings.driver that cuda_runtime.py calls, over memory and the simulator.
+
+Memory is the host's, so that addresses are real ones; a kernel finds its arguments where a device would, by the addresses that
+a launch was given, laid out as Numba's kernels take them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastmlp.engines.cuda.compiler import Built, Capability
+from fastmlp.engines.cuda.kernels.programs import KERNELS, Kind, arguments_of
+from support.cuda_simulator import ALL_LANES, Kernel
+
+WHOLE_MEMORY = 1 << 30
+
+
+class Result(IntEnum):
+    """CUresult."""
+
+    SUCCESS = 0
+    OUT_OF_MEMORY = 2
+    LAUNCH_FAILED = 719
+
+
+class Attribute(IntEnum):
+    """CUdevice_attribute."""
+
+    CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR = 75
+    CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR = 76
+    CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT = 16
+
+
+class Mode(IntEnum):
+    """CUstreamCaptureMode."""
+
+    CU_STREAM_CAPTURE_MODE_THREAD_LOCAL = 1
+
+
+class Loaded(NamedTuple):
+    """A kernel, and the types of its arguments."""
+
+    kernel: Kernel
+    arguments: tuple[str, ...]
+
+
+# A number as the driver is given it, and as a kernel of the simulator takes it.
+SCALARS: dict[str, tuple[Any, Any]] = {
+    "int32": (ctypes.c_int32, int),
+    "float32": (ctypes.c_float, np.float32),
+    "uint64": (ctypes.c_uint64, np.uint64),
+}
+
+
+class FakeDriver:
+    """A device with `WHOLE_MEMORY` bytes; `fails` are functions that give an error, `calls` all that were called."""
+
+    CUdevice_attribute, CUstreamCaptureMode = Attribute, Mode
+
+    def __init__(self) -> None:
+        self.memory: dict[int, Any] = {}
+        self.modules: dict[bytes, Loaded] = {}
+        self.capturing: list[Callable[[], None]] | None = None
+        self.fails: dict[str, Result] = {}
+        self.calls: list[str] = []
+        self.graphs = 0
+        self.version = 13000
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("cu") and not name.startswith("cuGetError"):
+            self.calls.append(name)
+            if name in self.fails:
+                return lambda *arguments: (self.fails[name], None)
+        return super().__getattribute__(name)
+
+    def cuInit(self, flags: int) -> Any:
+        return (Result.SUCCESS,)
+
+    def cuDriverGetVersion(self) -> Any:
+        return Result.SUCCESS, self.version
+
+    def cuGetErrorString(self, result: Result) -> Any:
+        return Result.SUCCESS, result.name.lower().replace("_", " ").encode()
+
+    def cuDeviceGet(self, ordinal: int) -> Any:
+        return Result.SUCCESS, 7
+
+    def cuDeviceGetAttribute(self, attribute: Attribute, device: int) -> Any:
+        values = {Attribute.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT: 3}
+        major = attribute is Attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
+        return Result.SUCCESS, values.get(attribute, 9 if major else 0)
+
+    def cuDeviceGetName(self, length: int, device: int) -> Any:
+        return Result.SUCCESS, b"A card\0\0"
+
+    def cuDevicePrimaryCtxRetain(self, device: int) -> Any:
+        return Result.SUCCESS, "context"
+
+    def cuCtxSetCurrent(self, context: Any) -> Any:
+        return (Result.SUCCESS,)
+
+    def cuStreamCreate(self, flags: int) -> Any:
+        return Result.SUCCESS, "stream"
+
+    def cuStreamSynchronize(self, stream: Any) -> Any:
+        return (Result.SUCCESS,)
+
+    # -------------------------------------------------------------------------------------------- memory
+
+    def used(self) -> int:
+        return sum(len(block) for block in self.memory.values())
+
+    def cuMemAlloc(self, size: int) -> Any:
+        if self.used() + size > WHOLE_MEMORY:
+            return Result.OUT_OF_MEMORY, None
+        block = ctypes.create_string_buffer(b"\xff" * size, size)  # NaN as float32
+        self.memory[ctypes.addressof(block)] = block
+        return Result.SUCCESS, ctypes.addressof(block)
+
+    def cuMemFree(self, address: int) -> Any:
+        del self.memory[address]
+        return (Result.SUCCESS,)
+
+    def cuMemGetInfo(self) -> Any:
+        return Result.SUCCESS, WHOLE_MEMORY - self.used(), WHOLE_MEMORY
+
+    def cuMemcpyHtoD(self, target: int, source: int, size: int) -> Any:
+        assert self.inside(target, size)
+        ctypes.memmove(target, source, size)
+        return (Result.SUCCESS,)
+
+    def cuMemcpyDtoH(self, target: int, source: int, size: int) -> Any:
+        assert self.inside(source, size)
+        ctypes.memmove(target, source, size)
+        return (Result.SUCCESS,)
+
+    def inside(self, address: int, size: int) -> bool:
+        """Whether all of it has been asked for."""
+        return any(first <= address and address + size <= first + len(block) for first, block in self.memory.items())
+
+    # -------------------------------------------------------------------------------------------- launches
+
+    def cuModuleLoadData(self, cubin: bytes) -> Any:
+        return Result.SUCCESS, cubin
+
+    def cuModuleGetFunction(self, module: bytes, entry: bytes) -> Any:
+        assert entry == b"entry of " + module
+        return Result.SUCCESS, self.modules[module]
+
+    def cuLaunchCooperativeKernel(self, function: Loaded, *shape: Any) -> Any:
+        return self.cuLaunchKernel(function, *shape, 0)
+
+    def cuLaunchKernel(self, function: Loaded, *shape: Any) -> Any:
+        blocks, _, _, threads, _, _, shared, stream, pointers, extra = shape
+        assert (shape[1:3], shape[4:6], shared, stream, extra) == ((1, 1), (1, 1), 0, "stream", 0)
+        assert threads == function.kernel.threads
+        values = self.decoded(function.arguments, pointers)
+
+        def run() -> None:
+            function.kernel.launch(blocks, values, 3)
+
+        if self.capturing is None:
+            run()
+        else:
+            self.capturing.append(run)
+        return (Result.SUCCESS,)
+
+    def decoded(self, kinds: tuple[str, ...], pointers: int) -> list[Any]:
+        """The arguments that lie at the addresses in an array of pointers."""
+        at, values = iter(range(pointers, pointers + 8 * 7 * len(kinds), 8)), []
+
+        def read(kind: Any) -> Any:
+            return kind.from_address(ctypes.c_uint64.from_address(next(at)).value).value
+
+        for kind in kinds:
+            if kind.endswith("[]"):
+                dtype = np.dtype(kind[:-2])
+                owner, parent, count, each, address, length, stride = (read(ctypes.c_uint64) for _ in range(7))
+                assert (owner, parent, length, stride, each) == (0, 0, count, dtype.itemsize, dtype.itemsize)
+                assert self.inside(address, count * each)
+                values.append(np.ctypeslib.as_array((ctypes.c_uint8 * (count * each)).from_address(address)).view(dtype))
+            else:
+                of_c, of_numpy = SCALARS[kind]
+                values.append(of_numpy(read(of_c)))
+        return values
+
+    def cuStreamBeginCapture(self, stream: Any, mode: Mode) -> Any:
+        self.capturing = []
+        return (Result.SUCCESS,)
+
+    def cuStreamEndCapture(self, stream: Any) -> Any:
+        found, self.capturing = self.capturing, None
+        return Result.SUCCESS, found
+
+    def cuGraphInstantiate(self, graph: Any, flags: int) -> Any:
+        self.graphs += 1
+        return Result.SUCCESS, graph
+
+    def cuGraphDestroy(self, graph: Any) -> Any:
+        return (Result.SUCCESS,)
+
+    def cuGraphExecDestroy(self, graph: Any) -> Any:
+        self.graphs -= 1
+        return (Result.SUCCESS,)
+
+    def cuGraphLaunch(self, graph: Any, stream: Any) -> Any:
+        for run in graph:
+            run()
+        return (Result.SUCCESS,)
+
+    # -------------------------------------------------------------------------------------------- instead of a compiler
+
+    def compiled(self, name: str, kind: Kind, shape: Any, capability: Capability) -> Built:
+        """In place of `cuda_compile.compiled`: machine code that this driver knows."""
+        assert capability == (9, 0)
+        cubin, arguments = f"{name} {kind} {shape}".encode(), arguments_of(name, kind)
+        self.modules[cubin] = Loaded(KERNELS[name](ALL_LANES, kind, shape), arguments)
+        return Built(cubin, f"entry of {cubin.decode()}", arguments, shape.threads, 0, 0, 0)

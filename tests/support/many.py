@@ -1,0 +1,25 @@
+"""What the tests of many models share: models, and when two trainings are the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastmlp.nn.network import Network
+from fastmlp.training.loop import Training
+from support.engines import same_bits
+from support.problems import set_up
+
+TIMES = ("seconds", "eval_seconds", "rows_per_second")
+NETWORK = Network((4, 12, 3))
+SMALL = [(NETWORK, set_up(seed=seed)) for seed in range(5)]
+
+
+def timeless(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in history]
+
+
+def same_training(one: Training, other: Training) -> bool:
+    """Whether two trainings came to the same, but for the clock."""
+    same = same_bits(one.state, other.state) and same_bits(one.model.parameters, other.model.parameters)
+    ends = [(training.best_epoch, training.stopped, training.backend) for training in (one, other)]
+    return same and ends[0] == ends[1] and timeless(one.history) == timeless(other.history)

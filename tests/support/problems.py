@@ -1,0 +1,37 @@
+"""Small trainings: a problem to learn, settings, a callback that keeps what it sees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastmlp.engines.base import Engine
+from fastmlp.nn.schedules import Schedule
+from fastmlp.training.settings import Settings
+
+
+def problem(rows: int = 150, seed: int = 0, noise: float = 0.0) -> tuple[Any, Any]:
+    """Three classes that a line can nearly part; `noise` is the share of random labels."""
+    rng = np.random.default_rng([seed, rows])
+    x = rng.normal(size=(rows, 4)).astype(np.float32)
+    y = (x @ np.random.default_rng(9).normal(size=(4, 3))).argmax(axis=1)
+    random = rng.random(rows) < noise
+    y[random] = rng.integers(0, 3, random.sum())
+    return x, y
+
+
+def set_up(**changes: Any) -> Settings:
+    defaults: dict[str, Any] = {"schedule": Schedule(0.1), "epochs": 4, "batch_size": 16, "backend": "numpy"}
+    return Settings(**{**defaults, **changes})
+
+
+class Keeper:
+    """A callback that keeps the parameters at the end of each epoch."""
+
+    def __init__(self) -> None:
+        self.parameters: list[Any] = []
+
+    def __call__(self, row: dict[str, Any], engine: Engine) -> None:
+        self.parameters.append(engine.state().parameters)
+        assert row["epoch"] == len(self.parameters)

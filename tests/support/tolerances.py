@@ -1,0 +1,153 @@
+"""What rounding may do: bounds of products and of trainings, and checks of engines against the reference.
+
+A tolerance is never a guess: products of K terms get c K eps |A||B|, carried through the layers; a training is
+compared with the float64 reference within what rounding errors of such sums grow to in the reference itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastmlp.engines.base import Job, RowResults, State
+from fastmlp.engines.numpy_engine import NumpyEngine
+from fastmlp.nn.network import Network
+from fastmlp.reference import ACTIVATIONS, plain_losses
+from support.engines import Course, engine_of, exact_job, start_state
+
+EPS = float(np.finfo(np.float32).eps)
+
+
+SAFETY = 1.0  # c of the tolerances: K eps is twice the proven bound of a sum of K products in any order
+
+
+ELEMENTWISE = 8  # roundings of what follows a sum (activation, loss, update), counted as so many more terms
+
+
+def product_tolerance(a: Any, b: Any, extra: int = 0) -> Any:
+    """Bound of the rounding errors of a @ b summed in float32 in any order: c K eps |A||B|, entry by entry.
+
+    `extra` counts further roundings of each entry as more terms.
+    """
+    return SAFETY * (a.shape[-1] + extra) * EPS * (np.abs(a) @ np.abs(b))
+
+
+def forward_tolerance(network: Network, parameters: Any, x: Any) -> Any:
+    """Bound of the rounding errors of the forward pass in float32, (rows, outputs), carried layer by layer.
+
+    An error e in y becomes e |w| in z; an activation stretches it by its steepest slope and adds its own rounding.
+    """
+    y, error = x.astype(np.float64), np.zeros(x.shape)
+    for layer, (w, b) in zip(network.layers, network.views(parameters.astype(np.float64)), strict=True):
+        own = product_tolerance(np.c_[y, np.ones(len(y))], np.r_[w, b[None]], ELEMENTWISE)
+        error = error @ np.abs(w) + own
+        value, slope = ACTIVATIONS[layer.activation]
+        z = y @ w + b
+        y = value(z, layer.parameter)
+        steepest = max(1.2, np.abs(slope(z, y, layer.parameter)).max(initial=0))
+        error = error * steepest + SAFETY * ELEMENTWISE * EPS * np.abs(y)
+    return error
+
+
+def nudged(job: Job, state: State, course: Course, size: float, seed: int) -> tuple[State, RowResults]:
+    """The reference in float64, each parameter moved by the relative `size`, up or down, before every batch."""
+    rng = np.random.default_rng(seed)
+    engine = NumpyEngine(exact_job(job))
+    engine.load(state)
+    parts = []
+    for k, at in enumerate(range(0, len(course.order), job.batch_size)):
+        now = engine.state()
+        factors = 1 + size * rng.choice([-1.0, 1.0], len(now.parameters))
+        engine.load(State(now.parameters * factors, now.slots, now.step))
+        rows = course.order[at : at + job.batch_size]
+        parts.append(engine.train(course.x, course.y, rows, course.rates[k : k + 1], course.weights))
+    losses, correct = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return engine.state(), RowResults(losses, correct)
+
+
+class Expected(NamedTuple):
+    """What the reference gives in float64, and how far a float32 engine may be from it."""
+
+    state: State
+    results: RowResults
+    parameters_tolerance: Any  # (P,)
+    slots_tolerance: Any  # (slots, P)
+    loss_tolerance: float
+
+
+def expected(job: Job, state: State, course: Course) -> Expected:
+    """The reference's course and its tolerance: c times what nudges of sqrt(K) eps before each batch do to it.
+
+    K is the longest sum of the job; rounding errors of its terms add up like sqrt(K) (Higham & Mary, "A new approach to
+    probabilistic rounding error analysis", 2019, theorem 2.4). Each array of weights or biases has one tolerance, its
+    largest deviation plus the rounding of its largest entry, so that no entry hides behind another layer's.
+    """
+    longest = max(*job.network.sizes, min(job.batch_size, len(course.order)))
+    size = (longest + ELEMENTWISE) ** 0.5 * EPS
+    end, results = nudged(job, state, course, 0, 0)
+    others = [nudged(job, state, course, size, seed) for seed in (1, 2, 3)]
+
+    def per_array(vector: Any, deviants: Any) -> Any:
+        deviation = np.max([np.abs(other - vector) for other in deviants], axis=0)
+        views = zip(job.network.views(vector), job.network.views(deviation), strict=True)
+        for arrays, spreads in views:
+            for values, spread in zip(arrays, spreads, strict=True):
+                spread[...] = SAFETY * (spread.max() + size * np.abs(values).max())
+        return deviation
+
+    slots = [per_array(slot, [o.slots[i] for o, _ in others]) for i, slot in enumerate(end.slots)]
+    loss_deviation = max(np.abs(r.loss - results.loss).max(initial=0) for _, r in others)
+    # a loss is a difference of terms of order one, however small it is itself
+    loss_rounding = size * np.abs(results.loss).max(initial=0) + ELEMENTWISE * EPS
+    return Expected(
+        end,
+        results,
+        per_array(end.parameters, [o.parameters for o, _ in others]),
+        np.array(slots).reshape(end.slots.shape),
+        SAFETY * float(loss_deviation + loss_rounding),
+    )
+
+
+def excess(found: Any, wanted: Any, tolerance: Any) -> float:
+    """By how much the worst entry is beyond its tolerance; 0 if none is, NaN counts as infinitely wrong."""
+    beyond = np.abs(np.asarray(found, np.float64) - wanted) - tolerance
+    return float(np.nan_to_num(beyond, nan=np.inf).max(initial=0.0).clip(0))
+
+
+def check_course(want: Expected, state: State, results: RowResults) -> None:
+    """Parameters, slots, step, row losses and correct flags of an engine against the reference."""
+    assert excess(state.parameters, want.state.parameters, want.parameters_tolerance) == 0
+    assert state.slots.shape == want.state.slots.shape
+    assert excess(state.slots, want.state.slots, want.slots_tolerance) == 0
+    assert state.step == want.state.step
+    assert excess(results.loss, want.results.loss, want.loss_tolerance) == 0
+    assert np.array_equal(results.correct, want.results.correct)
+
+
+def check_against_reference(backend: str, job: Job, course: Course, step: int = 0) -> None:
+    """Several steps and a forward pass of an engine against the specification in float64."""
+    start = start_state(job)._replace(step=step)
+    want = expected(job, start, course)
+    with engine_of(backend, job, start) as engine:
+        results = engine.train(*course)
+        state = engine.state()
+        check_course(want, state, results)
+        z = engine.forward(course.x)
+        check_scored(job.network, z, course.y, engine.score(z, course.y))
+    exact = NumpyEngine(dataclasses.replace(job, dtype=np.float64))
+    exact.load(state)
+    rows = exact.rows(course.x)
+    assert z.shape == (len(course.x), job.network.sizes[-1])
+    assert excess(z, exact.forward(course.x), forward_tolerance(job.network, state.parameters, rows)) == 0
+
+
+def check_scored(network: Network, z: Any, y: Any, scored: RowResults) -> None:
+    """Losses and hits of rows against those of the same pre-activations in float64."""
+    wanted = plain_losses(network, z, y)
+    scale = 1 + np.abs(z).max() + (np.abs(y).max() if y.ndim == 2 else 0)  # what sums in float32 are rounded at
+    tolerance = 2e-7 * z.shape[1] * scale ** (1 if network.loss == "cross-entropy" else 2)
+    assert np.abs(scored.loss - wanted).max() <= tolerance
+    hits = z.argmax(axis=1) == y if y.ndim == 1 else np.zeros(len(z), bool)
+    assert np.array_equal(scored.correct, hits)

@@ -1,0 +1,420 @@
+"""Many models at once: each comes out as if alone, the data are shared, memory stays flat; the benchmark."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import re
+import resource
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.engines import same_bits
+from support.many import NETWORK, SMALL, same_training, timeless
+from support.problems import problem, set_up
+from support.processes import ROOT
+
+import fastmlp.training.loop
+from benchmarks import many as benchmark
+from fastmlp.data.rows import Subset
+from fastmlp.data.scaling import fit_scaling
+from fastmlp.engines import make_engine
+from fastmlp.engines.base import Engine, Job
+from fastmlp.errors import ConfigError, DataError
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import Optimizer
+from fastmlp.nn.schedules import Schedule
+from fastmlp.training.loop import Diverged, Training, train
+from fastmlp.training.many import Task, make_tasks, train_many
+from fastmlp.training.settings import TrainingData
+
+
+def many_jobs(numba_backend: str) -> list[tuple[Network, Any]]:
+    """Shapes, rules, rates, batches, epochs, dropout and seeds of all kinds; few kernels to compile."""
+    adam = {"optimizer": Optimizer("adam"), "backend": numba_backend}
+    wide = Network((4, 70, 33, 3), dropout=(0.4, 0.0))
+    return [
+        (NETWORK, set_up(backend=numba_backend, epochs=3)),
+        (
+            Network((4, 40, 9, 3)),
+            set_up(backend=numba_backend, seed=7, batch_size=7, schedule=Schedule(0.05, "cosine", epochs=6)),
+        ),
+        (wide, set_up(**adam, seed=2**63, epochs=12, schedule=Schedule(0.003))),
+        (wide, set_up(**adam, seed=1, epochs=9, patience=2, monitor="accuracy", schedule=Schedule(0.01, warmup=2))),
+        (Network((4, 8, 3), label_smoothing=0.1), set_up(backend=numba_backend, batch_size=150, seed=3)),
+        (Network((4, 20, 3), activation="gelu", l2=0.01), set_up(optimizer=Optimizer("nesterov", clip_norm=1.0), seed=4)),
+        (
+            Network((4, 6, 6, 3), activation="tanh", loss="squared-error"),
+            set_up(optimizer=Optimizer("rmsprop"), dtype=np.float64),
+        ),
+        (Network((4, 3)), set_up(optimizer=Optimizer("momentum"), epochs=20)),
+    ]
+
+
+# ------------------------------------------------------------------------------------------------ as if alone
+
+
+@pytest.fixture(scope="module")
+def data() -> dict[str, Any]:
+    x, y = problem()
+    weights = np.random.default_rng(1).uniform(0.5, 2, 150).astype(np.float32)
+    return {"x": x, "y": y, "validation": problem(50, 1), "scaling": fit_scaling("zscore", x), "sample_weight": weights}
+
+
+@pytest.fixture(scope="module")
+def alone(numba_backend: str, data: dict[str, Any]) -> list[Training]:
+    return [train(network, settings=settings, **data) for network, settings in many_jobs(numba_backend)]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_each_model_comes_out_as_if_alone(
+    numba_backend: str, data: dict[str, Any], alone: list[Training], threads: int
+) -> None:
+    results = train_many(many_jobs(numba_backend), **data, threads=threads)
+    assert len(results) == len(alone)
+    for one, result in zip(alone, results, strict=True):
+        assert isinstance(result, Training)
+        assert same_training(result, one)
+        assert result.threads == 1
+
+
+def test_the_comparison_sees_a_difference(alone: list[Training]) -> None:
+    one = alone[0]
+    assert not same_training(one, alone[1])
+    assert not same_training(one, one._replace(stopped="time"))
+    assert not same_training(one, one._replace(history=[*one.history[:-1], {**one.history[-1], "loss": 0.1}]))
+    assert same_training(one, one._replace(history=[{**row, "seconds": 9.0} for row in one.history]))
+
+
+def test_the_model_keeps_the_threads_of_its_settings() -> None:
+    x, y = problem(40)
+    results = train_many([(NETWORK, set_up(threads=3)), (NETWORK, set_up())], x, y)
+    assert [result.model.threads for result in results if isinstance(result, Training)] == [3, None]
+
+
+@pytest.mark.parametrize("threads", [None, 1, 9])
+def test_any_number_of_models_and_threads(threads: int | None) -> None:
+    x, y = problem(40)
+    for count in (0, 1, 5):
+        results = train_many(SMALL[:count], x, y, threads=threads)
+        assert [timeless(r.history) for r in results if isinstance(r, Training)] == [
+            timeless(train(network, x, y, settings=settings).history) for network, settings in SMALL[:count]
+        ]
+
+
+def test_models_run_at_the_same_time_and_the_costliest_begin_first() -> None:
+    x, y = problem(40)
+    begun: list[int] = []
+    together = threading.Barrier(2, timeout=20)  # broken unless two models are under way at once
+
+    def make(backend: str, job: Job) -> Engine:
+        engine = make_engine(backend, job)
+        if threading.current_thread() is not threading.main_thread():
+            begun.append(job.seed)
+            if len(begun) <= 2:
+                together.wait()
+        return engine
+
+    jobs = [(Network((4, 8, 3)), set_up(seed=0)), (Network((4, 30, 3)), set_up(seed=1)), (NETWORK, set_up(seed=2, epochs=90))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fastmlp.training.loop, "make_engine", make)
+        train_many(jobs, x, y, threads=2)
+    assert set(begun[:2]) == {1, 2}
+    assert begun[2] == 0
+
+
+def test_each_job_has_its_own_callbacks() -> None:
+    """They are called with the rows and the engine of their model, in another thread, and may end it."""
+    x, y = problem(40)
+    seen: dict[int, list[int]] = {0: [], 1: []}
+    parameters: dict[int, Any] = {}
+
+    def keep(job: int, last: int) -> Any:
+        def callback(row: Any, engine: Engine) -> bool:
+            assert threading.current_thread() is not threading.main_thread()
+            seen[job].append(row["epoch"])
+            parameters[job] = engine.state().parameters
+            return bool(row["epoch"] == last)
+
+        return callback
+
+    found = train_many([(NETWORK, set_up()), (NETWORK, set_up(seed=1))], x, y, callbacks=[[keep(0, 2)], [keep(1, 99)]])
+    assert seen == {0: [1, 2], 1: [1, 2, 3, 4]}
+    assert [training.stopped for training in found] == ["callback", "epochs"]
+    for job, training in enumerate(found):
+        assert same_bits(training.state.parameters, parameters[job])
+    with pytest.raises(ConfigError, match="callbacks for 1 jobs, but there are 2"):
+        train_many([(NETWORK, set_up())] * 2, x, y, callbacks=[[]])
+
+
+# Changes of a network and of its optimiser, each alone.
+CHANGES: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({}, {}),
+    ({"activation": "silu"}, {}),
+    ({"dropout": 0.1}, {}),
+    ({"dropout": (0.0, 0.2)}, {}),
+    ({"loss": "squared-error"}, {}),
+    ({"loss": "squared-error", "output": "sigmoid"}, {}),
+    ({"loss": "squared-error", "output": "softmax"}, {}),
+    ({"l1": 0.1}, {}),
+    ({"l2": 0.1}, {}),
+    ({"label_smoothing": 0.1}, {}),
+    ({"init": "normal"}, {}),
+    ({}, {"name": "adam"}),
+    ({}, {"clip_norm": 1.0}),
+    ({}, {"momentum": 0.5}),
+]
+
+
+def test_models_of_one_kind_have_the_same_kernels(numba_backend: str) -> None:
+    """Whatever the engine compiles for makes another kind, so that each kind is compiled before the threads start."""
+    kinds, kernels = [], []
+    for of_network, of_optimizer in CHANGES:
+        for sizes, seed in (((4, 6, 7, 3), 0), ((4, 9, 5, 3), 1)):
+            network, optimizer = Network(sizes, **of_network), Optimizer(**of_optimizer)
+            settings = set_up(optimizer=optimizer, schedule=Schedule(0.1 + seed), seed=seed, batch_size=8 + seed)
+            kinds.append(Task(network, settings, TrainingData(*problem(9))).kind)
+            engine: Any = make_engine(numba_backend, Job(network, optimizer, threads=1))
+            kernels.append(repr(engine.code(np.float32, training=True)))
+    kernels_of = {kind: {kernel for other, kernel in zip(kinds, kernels, strict=True) if other == kind} for kind in kinds}
+    assert all(len(found) == 1 for found in kernels_of.values())
+    assert len(set(kernels)) >= 7
+    assert len(kernels_of) < len(kinds) / 2
+
+
+NO_COMPILATION_IN_THE_THREADS = """
+from numba.core import event
+import numpy as np
+from fastmlp.training.many import Pool, compile_kinds, make_tasks
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import Optimizer
+from fastmlp.engines.interrupts import Signals
+from fastmlp.training.settings import Settings, TrainingData
+
+x, y = np.ones((9, 4), np.float32), np.arange(9) % 3
+adam = Settings(optimizer=Optimizer("adam"), epochs=1)
+jobs = [(Network((4, 5, 3)), Settings(epochs=1)), (Network((4, 9, 6, 3)), Settings(epochs=2, seed=1))]
+jobs += [(Network((4, 5, 5, 3), dropout=(0.0, 0.1)), adam), (Network((4, 7, 3), dropout=0.2), adam)]
+tasks = make_tasks(jobs, TrainingData(x, y, (x, y)))
+with event.install_recorder("numba:compiler_lock") as before:
+    compile_kinds(tasks)
+with event.install_recorder("numba:compiler_lock") as after:
+    Pool(tasks, Signals(), None, None).run(2)
+print(len(before.buffer), len(after.buffer))
+"""
+
+
+def test_everything_is_compiled_before_the_threads_start(numba_backend: str) -> None:
+    """In a fresh process, where each kernel has to be loaded, under Numba's one lock."""
+    root = ROOT
+    command = [sys.executable, "-W", "error", "-c", NO_COMPILATION_IN_THE_THREADS]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    before, after = map(int, done.stdout.split())
+    assert before > 0
+    assert after == 0
+
+
+# ------------------------------------------------------------------------------------------------ data
+
+
+def test_the_data_are_checked_once_and_shared() -> None:
+    x, y = problem(40)
+    regression = Network((4, 5, 3), loss="squared-error")
+    jobs = [*SMALL, (Network((4, 5, 6)), set_up()), (regression, set_up()), (NETWORK, set_up(dtype=np.float64))]
+    *singles, double = make_tasks(jobs, TrainingData(x, y, (x[:9], y[:9]), np.ones(40, np.float32)))
+    assert all(task.data.x is x for task in singles)
+    assert all(task.data is singles[0].data for task in singles[:5])
+    assert double.data.x.dtype == np.float64
+    assert singles[5].data.classes == tuple("012345")
+    assert singles[6].data.classes == tuple("012")
+
+    as_lists = make_tasks(jobs[:-1], TrainingData(x.tolist(), y.tolist(), (x[:9].tolist(), y[:9].tolist())))
+    for task in as_lists:
+        assert task.data.x is as_lists[0].data.x
+        assert task.data.validation is not None and as_lists[0].data.validation is not None
+        assert task.data.validation[0] is as_lists[0].data.validation[0]
+
+
+def test_engines_see_the_callers_own_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read-only ones, which are the same afterwards."""
+    x, y = problem(40)
+    copy = x.copy()
+    x.flags.writeable = False
+    seen: list[Any] = []
+
+    class Watched:
+        def __init__(self, engine: Engine) -> None:
+            self.engine = engine
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.engine, name)
+
+        def train(self, rows: Any, *args: Any) -> Any:
+            seen.append(rows)
+            return self.engine.train(rows, *args)
+
+    monkeypatch.setattr(fastmlp.training.loop, "make_engine", lambda *args: Watched(make_engine(*args)))
+    train_many(SMALL, x, y, threads=2)
+    assert len(seen) > len(SMALL)
+    assert all(rows is x for rows in seen)
+    assert same_bits(x, copy)
+
+
+def test_a_subset_of_rows_is_trained_on_as_its_copy() -> None:
+    x, y = problem(60)
+    rows = np.random.default_rng(0).permutation(60)[:40]
+    copied = train_many(SMALL, x[rows], y[rows], threads=2)
+    for one, other in zip(train_many(SMALL, Subset(x, rows), y[rows], threads=2), copied, strict=True):
+        assert isinstance(one, Training) and isinstance(other, Training)
+        assert same_training(one, other)
+
+
+REFUSED: list[tuple[tuple[Network, Any], dict[str, Any], type[Exception], str]] = [
+    ((Network((5, 3)), set_up()), {}, DataError, r"jobs\[5\]: the network takes rows of 5 features"),
+    ((Network((4, 2)), set_up()), {}, DataError, r"jobs\[5\]: training classes run from 0 to 2"),
+    ((NETWORK, set_up(patience=1)), {}, ConfigError, r"jobs\[5\]: patience needs a validation part"),
+    ((NETWORK, set_up(backend="nunba")), {}, ConfigError, r"jobs\[5\]: unknown backend"),
+    ((NETWORK, set_up(backend="numba", dtype=np.float64)), {}, ConfigError, r"jobs\[5\]: backend 'numba' computes in float32"),
+    (SMALL[0], {"threads": 0}, ConfigError, "threads must be at least 1"),
+    (SMALL[0], {"threads": 1.5}, ConfigError, "threads must be at least 1"),
+    (SMALL[0], {"classes": ["a", "b"]}, DataError, r"jobs\[0\]: classes has 2 names"),
+    (SMALL[0], {"sample_weight": np.zeros(40)}, DataError, r"jobs\[0\]: sample_weight"),
+]
+
+
+@pytest.mark.parametrize(("job", "changes", "error", "message"), REFUSED)
+def test_what_cannot_be_is_refused_before_any_model_begins(
+    job: Any, changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    x, y = problem(40)
+    rows: list[Any] = []
+    with pytest.raises(error, match=message) as caught:
+        train_many([*SMALL, job], x, y, progress=lambda *row: rows.append(row), **changes)
+    assert "\n" not in str(caught.value)
+    assert rows == []
+
+
+# ------------------------------------------------------------------------------------------------ memory
+
+FITS = 300
+BOUND = 8 * 2**20  # bytes: what the allocator of each thread may keep; 300 engines of TINY would be 30 MB
+TINY = Network((32, 16, 16, 10))
+
+
+def owned_bytes() -> int:
+    """Memory of this process that belongs to no file, counted page by page (Linux), else its peak of all memory.
+
+    Not the counters of statm: pages of files come and go in them, and they lag by some megabytes on machines of many cores.
+    """
+    rollup = Path("/proc/self/smaps_rollup")
+    if rollup.exists():
+        return sum(int(found) << 10 for found in re.findall(r"(?m)^(?:Anonymous|Swap):\s+(\d+) kB", rollup.read_text()))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def settled_bytes() -> int:
+    """Memory without garbage, and without what the allocator keeps of freed memory: new growth would hide in it."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc
+    if trim is not None:
+        trim(0)
+    return owned_bytes()
+
+
+def growth(call: Callable[[int], Any]) -> tuple[int, int]:
+    """Bytes and threads by which repeated calls let the process grow, after as many that let it settle."""
+    for index in range(FITS // 50):
+        call(index)
+    before, threads = settled_bytes(), threading.active_count()
+    for index in range(FITS // 50):
+        call(index)
+    return settled_bytes() - before, threading.active_count() - threads
+
+
+def growth_alone(call: Callable[[int], Any]) -> tuple[int, int]:
+    """The same in a process of its own, where nothing else is freed or kept meanwhile."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(growth, call).result()
+
+
+def fifty(backend: str, index: int) -> None:
+    """Fifty fits of a tiny model, two of which diverge."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(100, 32)).astype(np.float32), rng.integers(0, 10, 100)
+    settings = set_up(backend=backend, epochs=5, batch_size=32)
+    jobs = [(TINY, replace(settings, seed=50 * index + seed)) for seed in range(48)]
+    diverging = [(TINY, replace(settings, schedule=Schedule(rate))) for rate in (1e20, 1e30)]
+    results = train_many(jobs + diverging, x, y, validation=(x[:40], y[:40]), threads=2)
+    assert [type(result) for result in results] == [Training] * 48 + [Diverged] * 2
+
+
+KEPT: list[Any] = []
+
+
+def keep(rows: int, index: int) -> None:
+    """What a leak of an engine's size in each of fifty fits would be."""
+    KEPT.extend(np.ones(rows, np.uint8) for _ in range(50))
+
+
+def test_memory_stays_flat(numba_backend: str) -> None:
+    grown, threads = growth_alone(partial(fifty, numba_backend))
+    assert grown < BOUND
+    assert threads == 0
+
+
+def test_growth_is_noticed() -> None:
+    grown, _ = growth_alone(partial(keep, 100_000))
+    assert grown > BOUND
+
+
+# ------------------------------------------------------------------------------------------------ the benchmark
+
+
+def small_case() -> tuple[benchmark.Case, dict[str, Any]]:
+    x, y = problem(60)
+    case = benchmark.Case("small", "made up", 60, SMALL)
+    return case, {"x": x, "y": y, "validation": problem(20, 1)}
+
+
+def test_the_benchmark_measures() -> None:
+    row = benchmark.measure(*small_case(), threads=2, rounds=3)
+    assert row["models"] == 5
+    for key in ("alone_seconds", "together_seconds", "efficiency"):
+        assert 0 < row[key]["least"] <= row[key]["median"] <= row[key]["most"]
+    assert re.fullmatch(r"small, 5 models: alone .* s, together .* s, efficiency .*% \(.*% to .*%\)", benchmark.text_of(row))
+
+
+def test_the_benchmark_times_no_models_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = benchmark.together
+
+    def of_other_seeds(case: benchmark.Case, parts: dict[str, Any], threads: int) -> Any:
+        others = [(network, replace(settings, seed=settings.seed + 1)) for network, settings in case.jobs]
+        return honest(case._replace(jobs=others), parts, threads)
+
+    monkeypatch.setattr(benchmark, "together", of_other_seeds)
+    with pytest.raises(SystemExit, match="model 0 came out differently"):
+        benchmark.measure(*small_case(), threads=2, rounds=1)
+
+
+def test_the_cases_are_what_they_are_called() -> None:
+    tiny, small, large, mix = benchmark.make_cases(15)
+    for case, label in ((tiny, "64x32x10"), (small, "784x64x10"), (large, "784x128x10")):
+        assert {network.label for network, _ in case.jobs} == {label}
+    assert len({network.label for network, _ in mix.jobs}) == 5
+    assert {settings.optimizer.name for _, settings in mix.jobs} == set(benchmark.OPTIMIZERS)
+    for case in (tiny, small, large, mix):
+        assert len({settings.seed for _, settings in case.jobs}) == 15
+        assert len({settings.schedule.rate for _, settings in case.jobs}) == 15
+        assert len({task.kind for task in (Task(*job, data=None) for job in case.jobs)}) == (5 if case is mix else 1)  # type: ignore[arg-type]

@@ -1,0 +1,270 @@
+"""How many models at once end: rows shown as they come, failures of one model, signals; and nothing stays behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import threading
+import time
+import weakref
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from support.many import SMALL, same_training, timeless
+from support.problems import problem, set_up
+
+import fastmlp.training.loop
+from fastmlp.engines import make_engine
+from fastmlp.engines.base import Engine, Job
+from fastmlp.engines.interrupts import Signals
+from fastmlp.nn.network import Network
+from fastmlp.nn.schedules import Schedule
+from fastmlp.training.loop import Diverged, Interrupted, Training, train
+from fastmlp.training.many import ManyInterrupted, train_many
+
+# With the NumPy engine an epoch takes a twentieth of a second; products are too small for threads of the BLAS, which would
+# wait for each other on a busy machine.
+LONG = Network((50, 60, 10))
+
+
+def long_problem() -> tuple[Any, Any]:
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(5000, 50)).astype(np.float32), rng.integers(0, 10, 5000)
+
+
+def long_job(seed: int, **changes: Any) -> tuple[Network, Any]:
+    return LONG, set_up(**{"schedule": Schedule(0.01), "epochs": 10_000, "batch_size": 16, "seed": seed, **changes})
+
+
+# ------------------------------------------------------------------------------------------------ progress and failures
+
+
+def test_progress_gets_every_row_in_the_callers_thread() -> None:
+    x, y = problem(60)
+    rows: dict[int, list[dict[str, Any]]] = {index: [] for index in range(5)}
+    callers = set()
+
+    def progress(index: int, row: dict[str, Any]) -> None:
+        rows[index].append(row)
+        callers.add(threading.current_thread())
+
+    results = train_many(SMALL, x, y, threads=3, progress=progress)
+    assert [result.history for result in results if isinstance(result, Training)] == list(rows.values())
+    assert callers == {threading.current_thread()}
+
+
+def model_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("fastmlp-model")]
+
+
+def test_an_error_in_progress_ends_all_models() -> None:
+    x, y = long_problem()
+
+    def progress(index: int, row: dict[str, Any]) -> None:
+        assert len(model_threads()) == 2
+        raise ZeroDivisionError("mine")
+
+    began = time.monotonic()
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        train_many([long_job(seed) for seed in range(4)], x, y, threads=2, progress=progress)
+    assert time.monotonic() - began < 10
+    assert model_threads() == []
+
+
+def test_an_error_in_a_thread_ends_all_and_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = long_problem()
+    engines: list[Engine] = []
+    closed: list[Engine] = []
+
+    def make(backend: str, job: Job) -> Engine:
+        engine = make_engine(backend, job)
+        engines.append(engine)
+        honest = engine.train
+
+        def failing(rows: Any, targets: Any, order: Any, *args: Any) -> Any:
+            if len(order) and job.seed == 1:
+                raise MemoryError("no room")
+            return honest(rows, targets, order, *args)
+
+        engine.train = failing  # type: ignore[method-assign]
+        engine.close = lambda: closed.append(engine)  # type: ignore[method-assign]
+        return engine
+
+    monkeypatch.setattr(fastmlp.training.loop, "make_engine", make)
+    began = time.monotonic()
+    with pytest.raises(MemoryError, match="no room"):
+        train_many([long_job(seed, max_time=30.0) for seed in range(4)], x, y, threads=2)
+    assert time.monotonic() - began < 20
+    assert len(engines) in (2, 3)  # one compiled; one or two models begun
+    assert {id(engine) for engine in closed} == {id(engine) for engine in engines}
+    assert model_threads() == []
+
+
+def test_a_model_that_diverges_ends_no_other() -> None:
+    x, y = problem(60)
+    spoilt = [
+        (Network((4, 12, 12, 3)), set_up(schedule=Schedule(1e12))),  # at once, and after some epochs
+        (Network((4, 12, 3), l2=1.0), set_up(schedule=Schedule(1e7, warmup=1e6), epochs=40)),
+    ]
+    alone = [train(network, x, y, settings=settings) for network, settings in SMALL]
+    results = train_many([*SMALL[:3], *spoilt, *SMALL[3:]], x, y, threads=2)
+    good = results[:3] + results[5:]
+    assert all(isinstance(result, Training) and same_training(result, one) for result, one in zip(good, alone, strict=True))
+    for (network, settings), result in zip(spoilt, results[3:5], strict=True):
+        with pytest.raises(Diverged) as caught:
+            train(network, x, y, settings=settings)
+        assert isinstance(result, Diverged)
+        assert str(result) == str(caught.value)
+        assert (result.training is None) == (caught.value.training is None)
+        if result.training is not None and caught.value.training is not None:
+            assert same_training(result.training, caught.value.training)
+            assert result.training.stopped == "diverged"
+    assert [result.training is None for result in results[3:5] if isinstance(result, Diverged)] == [True, False]
+
+
+def test_results_keep_no_engine_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even through the frames of a divergence, as the error that `train` raises does while somebody holds it."""
+    x, y = problem(60)
+    engines: list[weakref.ref[Engine]] = []
+
+    def make(backend: str, job: Job) -> Engine:
+        engine = make_engine(backend, job)
+        engines.append(weakref.ref(engine))
+        return engine
+
+    monkeypatch.setattr(fastmlp.training.loop, "make_engine", make)
+    diverging = Network((4, 12, 12, 3)), set_up(schedule=Schedule(1e12))
+    results = train_many([*SMALL, diverging], x, y)
+    assert isinstance(results[-1], Diverged)
+    assert len(engines) == 6 + 1  # one kind of kernel
+    gc.collect()
+    assert [engine() for engine in engines] == [None] * len(engines)
+
+    with pytest.raises(Diverged) as caught:
+        train(diverging[0], x, y, settings=diverging[1])
+    assert engines[-1]() is not None, caught.value
+
+
+# ------------------------------------------------------------------------------------------------ signals
+
+
+def interrupted(number: int, jobs: list[Any]) -> tuple[ManyInterrupted, float]:
+    """Train, send a signal from another thread when three models have finished an epoch; what was raised, seconds after."""
+    x, y = long_problem()
+    sent: list[float] = []
+    seen: set[int] = set()
+
+    def kill() -> None:
+        sent.append(time.monotonic())
+        os.kill(os.getpid(), number)
+
+    def progress(index: int, row: dict[str, Any]) -> None:
+        before = len(seen)
+        seen.add(index)
+        if before < 3 <= len(seen):
+            threading.Timer(0.15, kill).start()
+
+    with pytest.raises(ManyInterrupted) as caught:
+        train_many(jobs, x, y, threads=2, progress=progress)
+    return caught.value, time.monotonic() - sent[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_all_models_and_gives_what_there_is(number: int) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    finished = long_job(0, epochs=20_000, max_time=0.01)
+    jobs = [long_job(1), long_job(2, epochs=9_000), finished, long_job(3, epochs=5)]
+    error, seconds = interrupted(number, jobs)
+    assert seconds < 5
+    assert error.signal == number
+    assert isinstance(error, KeyboardInterrupt) and not isinstance(error, Interrupted)
+    assert "3 of 4 models" in str(error)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert model_threads() == []
+    one, two, done, never = error.results
+    assert never is None
+    assert isinstance(done, Training) and done.stopped == "time"
+    x, y = long_problem()
+    for job, result in ((jobs[0], one), (jobs[1], two)):
+        assert isinstance(result, Training)
+        assert result.stopped == "interrupted"
+        assert result.history
+        epochs = sum(row["rows"] == len(x) for row in result.history)  # the last may have been cut
+        whole = train(job[0], x, y, settings=replace(job[1], epochs=max(epochs, 1)))
+        assert timeless(result.history)[:epochs] == timeless(whole.history)[:epochs]
+
+
+def test_a_signal_that_another_thread_gets_is_seen() -> None:
+    """The system may hand it to any thread; the caller's, which sleeps while no rows come, must notice."""
+    x, y = long_problem()
+    sent: list[float] = []
+
+    def send() -> None:
+        while not model_threads():
+            time.sleep(0.01)
+        time.sleep(0.1)
+        worker = next(thread for thread in threading.enumerate() if thread.name == "fastmlp-model-0")
+        assert worker.ident is not None
+        sent.append(time.monotonic())
+        signal.pthread_kill(worker.ident, signal.SIGINT)
+
+    threading.Thread(target=send).start()
+    with pytest.raises(ManyInterrupted) as caught:
+        train_many([long_job(seed, max_time=20.0) for seed in range(2)], x, y, threads=2)
+    assert time.monotonic() - sent[0] < 5
+    assert caught.value.signal == signal.SIGINT
+
+
+def test_a_second_ctrl_c_interrupts_at_once() -> None:
+    x, y = long_problem()
+
+    def twice(index: int, row: dict[str, Any]) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        train_many([long_job(seed) for seed in range(3)], x, y, threads=2, progress=twice)
+    assert not isinstance(caught.value, ManyInterrupted)
+    assert model_threads() == []
+
+
+def test_a_signal_in_the_last_epoch_is_not_lost() -> None:
+    x, y = problem(40)
+
+    def last(index: int, row: dict[str, Any]) -> None:
+        if (index, row["epoch"]) == (0, 4):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(ManyInterrupted) as caught:
+        train_many(SMALL[:1], x, y, progress=last)
+    (result,) = caught.value.results
+    assert isinstance(result, Training)
+    assert len(result.history) == 4
+
+
+def test_outside_the_main_thread_signals_are_left_alone() -> None:
+    x, y = problem(40)
+    found: list[Any] = []
+    handlers: set[Any] = set()
+
+    def progress(index: int, row: dict[str, Any]) -> None:
+        handlers.add(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=lambda: found.extend(train_many(SMALL, x, y, progress=progress)))
+    thread.start()
+    thread.join()
+    assert len(found) == 5
+    assert handlers == {signal.getsignal(signal.SIGINT)}
+
+
+def test_whoever_shares_signals_can_end_all() -> None:
+    with Signals() as signals:
+        signals.end()
+        assert signals.received == signal.SIGTERM
+    with Signals() as signals:
+        signal.raise_signal(signal.SIGINT)
+        signals.end()
+        assert signals.received == signal.SIGINT

@@ -1,0 +1,359 @@
+"""progress.py: a bar on a real (pseudo) terminal, plain lines elsewhere, and no harm from a broken stream."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import timeit
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import pytest
+from rich.progress_bar import ProgressBar  # here: the first import of rich draws from the global generator
+from support.processes import ROOT
+
+from fastmlp.training.progress import Progress, make_progress
+
+HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
+
+
+def row(epoch: int, **changes: Any) -> dict[str, Any]:
+    figures = {
+        "epoch": epoch,
+        "loss": 0.51234,
+        "accuracy": 0.83,
+        "val_loss": 0.49,
+        "val_accuracy": 0.8425,
+        "rate": 0.001,
+        "seconds": 0.3,
+        "eval_seconds": 0.1,
+        "rows_per_second": 412345.6,
+    }
+    return figures | changes
+
+
+class Clock:
+    """A time that moves only when told to."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Terminal:
+    """A pseudo terminal of 100 columns, with a thread that keeps what was written to it."""
+
+    def __init__(self) -> None:
+        self.master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+        self.stream: TextIO = os.fdopen(slave, "w", encoding="utf-8")
+        self._bytes = b""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                data = os.read(self.master, 65536)
+            except OSError:  # Linux: the other side is closed
+                return
+            if not data:
+                return
+            self._bytes += data
+
+    def text(self) -> str:
+        """All that was written; closes the terminal."""
+        self.stream.close()
+        self._reader.join()
+        os.close(self.master)
+        return self._bytes.decode()
+
+
+@contextmanager
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    yield Terminal()
+
+
+def visible(text: str) -> str:
+    """Without control sequences, in one line per drawn line."""
+    return re.sub(r"[\r\n]+", "\n", re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", text))
+
+
+def run_epochs(progress: Progress, clock: Clock, epochs: int) -> None:
+    for epoch in range(1, epochs + 1):
+        for done in range(0, 48000, 6000):
+            clock.now += 0.05
+            progress.update(epoch, done, 48000, 0.6789, 0.75, 412345.6)
+        progress.epoch_done(row(epoch))
+
+
+def test_lines_one_per_epoch() -> None:
+    stream = io.StringIO()
+    clock = Clock()
+    with make_progress(stream, epochs=200, clock=clock) as progress:
+        run_epochs(progress, clock, 3)
+    lines = stream.getvalue().splitlines()
+    assert lines[2] == (
+        "epoch 3/200  loss 0.5123  accuracy 0.8300  val loss 0.49  val accuracy 0.8425  412k rows/s  1 min 19 s left at most"
+    )
+    assert [line.split()[1] for line in lines] == ["1/200", "2/200", "3/200"]
+    assert "\x1b" not in stream.getvalue()
+    assert "\r" not in stream.getvalue()
+
+
+def test_line_leaves_out_what_is_absent_and_the_end() -> None:
+    stream = io.StringIO()
+    progress = make_progress(stream, epochs=2)
+    progress.epoch_done(row(1, accuracy=None, val_loss=None, val_accuracy=None))
+    progress.epoch_done({"epoch": 2, "loss": float("nan")})
+    assert stream.getvalue().splitlines() == [
+        "epoch 1/2  loss 0.5123  412k rows/s  1 s left at most",
+        "epoch 2/2  loss nan",
+    ]
+
+
+def test_time_left_follows_the_last_five_epochs() -> None:
+    stream = io.StringIO()
+    progress = make_progress(stream, epochs=16)
+    for epoch in range(1, 7):  # the first epoch is slow; after six it has left the mean
+        progress.epoch_done(row(epoch, seconds=500.0 if epoch == 1 else 9.0, eval_seconds=1.0))
+    lines = stream.getvalue().splitlines()
+    assert "2 h 5 min left at most" in lines[0]  # 15 x 501 s
+    assert lines[4].endswith("19 min 50 s left at most")  # 11 x (501 + 4 x 10) / 5 s
+    assert lines[5].endswith("1 min 40 s left at most")  # 10 x 10 s
+
+
+@pytest.mark.parametrize("loss", [0.5, 1.234567e-30, 9.9999e30, -1.2345e-300, float("inf")])
+@pytest.mark.parametrize("epochs", [200, 10**6])
+@pytest.mark.parametrize("seconds", [0.01, 86399.0, 1e9])
+def test_line_is_never_longer_than_120(loss: float, epochs: int, seconds: float) -> None:
+    stream = io.StringIO()
+    figures = row(epochs // 2 + 1, loss=loss, val_loss=loss, seconds=seconds, rows_per_second=999.4e6)
+    make_progress(stream, epochs=epochs).epoch_done(figures)
+    line = stream.getvalue()
+    assert line.endswith("\n")
+    assert len(line) <= 121
+    assert "val accuracy 0.8425" in line
+
+
+def test_quiet_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    clock = Clock()
+    with make_progress(stream, quiet=True, epochs=2, clock=clock) as progress:
+        run_epochs(progress, clock, 2)
+    assert stream.getvalue() == ""
+    monkeypatch.setattr(sys, "stderr", None)  # Python without a console
+    with make_progress(epochs=2, clock=clock) as progress:
+        run_epochs(progress, clock, 2)
+
+
+def test_terminal_shows_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    with terminal(monkeypatch) as screen:
+        with make_progress(screen.stream, epochs=4, clock=clock) as progress:
+            run_epochs(progress, clock, 4)
+        text = screen.text()
+    shown = visible(text)
+    assert "━" in shown
+    assert "epoch 1/4" in shown
+    assert "loss 0.6789  accuracy 0.7500  412k rows/s" in shown
+    assert re.search(r"left at most\s*\nloss 0.6789  accuracy 0.7500  val loss 0.49  val accuracy 0.8425", shown)
+    last = shown.rstrip().splitlines()[-2:]
+    assert last[0].startswith("epoch 4/4 ━")
+    assert last[0].rstrip().endswith("100%")  # and no time left
+    assert last[1] == "loss 0.5123  accuracy 0.8300  val loss 0.49  val accuracy 0.8425  412k rows/s"
+    assert text.index(HIDE) < text.index(SHOW)
+    assert text.endswith(SHOW)
+
+
+def test_bar_claims_no_time_left_after_an_early_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    with terminal(monkeypatch) as screen:
+        with make_progress(screen.stream, epochs=200, clock=clock) as progress:
+            run_epochs(progress, clock, 3)
+        shown = visible(screen.text()).rstrip().splitlines()
+    assert "1 min 19 s left at most" in "".join(shown)
+    assert shown[-2].startswith("epoch 3/200")
+    assert shown[-2].rstrip().endswith("2%")
+
+
+def test_bar_is_redrawn_ten_times_a_second_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    with terminal(monkeypatch) as screen:
+        with make_progress(screen.stream, epochs=1000, clock=clock) as progress:
+            for epoch in range(1, 1001):  # a second in all
+                clock.now += 0.001
+                progress.update(epoch, 1, 2, 0.5, 0.5, 1.0)
+                progress.epoch_done(row(epoch))
+        text = screen.text()
+    pictures = text.count("epoch ")
+    assert 9 <= pictures <= 12  # ten, and one each at start and end
+    assert "epoch 1000/1000" in text
+
+
+def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    with terminal(monkeypatch) as screen:
+        monkeypatch.setenv("NO_COLOR", "1")
+        with make_progress(screen.stream, epochs=2, clock=clock) as progress:
+            run_epochs(progress, clock, 2)
+        text = screen.text()
+    assert "━" in text
+    assert not re.search(r"\x1b\[[0-9;]*(3[0-9]|4[0-9]|9[0-7])[0-9;]*m", text)
+
+
+def test_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    with terminal(monkeypatch) as screen:
+        monkeypatch.setenv("TERM", "dumb")
+        with make_progress(screen.stream, epochs=2) as progress:
+            progress.epoch_done(row(1))
+        text = screen.text()
+    assert text.startswith("epoch 1/2  loss")
+    assert "\x1b" not in text
+
+
+def test_environment_cannot_force_a_bar_into_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TTY_INTERACTIVE", "1")
+    stream = io.StringIO()
+    with make_progress(stream, epochs=2) as progress:
+        progress.epoch_done(row(1))
+    assert stream.getvalue().count("\n") == 1
+    assert "\x1b" not in stream.getvalue()
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_cursor_comes_back_after_an_exception(monkeypatch: pytest.MonkeyPatch, error: type[BaseException]) -> None:
+    clock = Clock()
+    with terminal(monkeypatch) as screen:
+        with pytest.raises(error), make_progress(screen.stream, epochs=4, clock=clock) as progress:
+            progress.update(1, 1, 2, 0.5, 0.5, 1.0)
+            raise error
+        progress.close()  # once more does no harm
+        run_epochs(progress, clock, 4)
+        text = screen.text()
+    assert text.count(HIDE) == text.count(SHOW) == 1
+    assert text.endswith(SHOW)  # nothing is drawn after the end
+
+
+def test_cursor_comes_back_when_the_start_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_arguments: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    with terminal(monkeypatch) as screen:
+        monkeypatch.setattr(ProgressBar, "__rich_console__", interrupt)
+        with pytest.raises(KeyboardInterrupt), make_progress(screen.stream, epochs=4):
+            pass
+        assert screen.text().endswith(SHOW)
+
+
+@pytest.mark.parametrize("broken", ["pipe", "closed", "full"])
+def test_broken_stream_does_not_stop_training(broken: str) -> None:
+    if broken == "full":
+        stream: TextIO = Path("/dev/full").open("w")  # noqa: SIM115 - closing it fails, that is the point
+    else:
+        reader, writer = os.pipe()
+        stream = os.fdopen(writer, "w")
+        os.close(reader)
+    if broken == "closed":
+        stream.close()
+    with make_progress(stream, epochs=3) as progress:
+        for epoch in (1, 2, 3):
+            progress.epoch_done(row(epoch))
+    if broken != "closed":
+        with pytest.raises(OSError, match=r"No space|Broken pipe"):  # it is broken indeed
+            stream.close()
+
+
+def test_terminal_that_is_closed_does_not_stop_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    clock = Clock()
+    master, slave = pty.openpty()
+    stream = os.fdopen(slave, "w")
+    with make_progress(stream, epochs=3, clock=clock) as progress:
+        progress.update(1, 1, 2, 0.5, 0.5, 1.0)
+        os.close(master)
+        run_epochs(progress, clock, 3)
+        monkeypatch.setattr(ProgressBar, "__rich_console__", pytest.fail)
+        run_epochs(progress, clock, 3)  # nothing is drawn any more
+        monkeypatch.undo()
+    with pytest.raises(OSError, match="Input/output"):  # it is broken indeed
+        stream.close()
+
+
+CHILD = """
+import sys
+from fastmlp.training.progress import make_progress
+with make_progress(epochs=3) as progress:
+    for epoch in (1, 2, 3):
+        progress.epoch_done({"epoch": epoch, "loss": 0.5})
+        print("a result", flush=True)
+        print("a warning", file=sys.stderr, flush=True)
+sys.exit("rich" in sys.modules)
+"""
+
+
+def run_child(stderr: int, code: str = CHILD) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        cwd=ROOT,
+        env={**os.environ, "TERM": "xterm"},
+        text=True,
+        check=False,
+    )
+
+
+def test_process_with_a_file_never_loads_rich() -> None:
+    child = run_child(subprocess.PIPE)
+    assert child.returncode == 0, child.stderr
+    assert child.stdout == "a result\n" * 3
+    assert [line.split("  ")[0] for line in child.stderr.splitlines()] == [
+        word for epoch in (1, 2, 3) for word in (f"epoch {epoch}/3", "a warning")
+    ]
+
+
+def test_process_on_a_terminal_keeps_stdout_clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    with terminal(monkeypatch) as screen:
+        child = run_child(screen.stream.fileno())
+        text = screen.text()
+    assert child.stdout == "a result\n" * 3
+    assert child.returncode == 1  # rich was loaded
+    assert visible(text).count("a warning\n") == 3  # each on a line of its own above the bar
+    assert text.endswith(SHOW)
+
+
+def test_process_with_a_broken_stderr_ends_well() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    child = run_child(writer, CHILD.replace('print("a warning", file=sys.stderr, flush=True)', "pass"))
+    os.close(writer)
+    assert child.stdout == "a result\n" * 3
+    assert child.returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["lines", "bar", "quiet"])
+def test_update_costs_nothing_when_nothing_is_due(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    with terminal(monkeypatch) as screen:
+        stream = screen.stream if kind == "bar" else io.StringIO()
+        with make_progress(stream, kind == "quiet", epochs=3) as progress:
+            times = timeit.repeat(lambda: progress.update(1, 64, 48000, 0.5, 0.5, 4e5), number=1000, repeat=20)
+        screen.text()
+    assert min(times) / 1000 < 10e-6

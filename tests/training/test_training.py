@@ -1,0 +1,394 @@
+"""The training loop: what it draws, what the engine sees, what it records, and what the model has of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from support.engines import same_bits
+from support.problems import problem, set_up
+
+import fastmlp.training.loop
+from fastmlp.data.scaling import fit_scaling
+from fastmlp.engines import make_engine
+from fastmlp.engines.base import Engine, Job, RowResults, State
+from fastmlp.errors import ConfigError
+from fastmlp.models.metrics import epoch_figures, evaluate
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import Optimizer
+from fastmlp.nn.philox import generator
+from fastmlp.nn.schedules import Schedule
+from fastmlp.training.loop import train
+
+KEYS = [
+    "epoch",
+    "rows",
+    "loss",
+    "accuracy",
+    "val_loss",
+    "val_accuracy",
+    "rate",
+    "seconds",
+    "eval_seconds",
+    "rows_per_second",
+]
+TIMES = ("seconds", "eval_seconds", "rows_per_second")
+NETWORK = Network((4, 12, 3))
+
+
+def timeless(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in history]
+
+
+class Recorder:
+    """A real engine that also notes what it is called with."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.name, self.threads = engine, engine.name, engine.threads
+        self.calls: list[tuple[Any, Any, Any]] = []
+        self.forwards: list[tuple[str, int]] = []
+        self.closed = 0
+
+    def load(self, state: State) -> None:
+        self.engine.load(state)
+
+    def state(self, slots: bool = True) -> State:
+        return self.engine.state(slots)
+
+    def train(self, x: Any, y: Any, order: Any, rates: Any, weights: Any = None) -> RowResults:
+        self.calls.append((order.copy(), rates.copy(), weights))
+        return self.engine.train(x, y, order, rates, weights)
+
+    def forward(self, x: Any) -> Any:
+        self.forwards.append((x.dtype.name, len(x)))
+        return self.engine.forward(x)
+
+    def score(self, z: Any, y: Any) -> RowResults:
+        return self.engine.score(z, y)
+
+    def close(self) -> None:
+        self.closed += 1
+        self.engine.close()
+
+
+@pytest.fixture
+def recorders(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
+    """The engines that `train` makes in this test, each within a recorder."""
+    made: list[Recorder] = []
+
+    def make(backend: str, job: Job) -> Recorder:
+        made.append(Recorder(make_engine(backend, job)))
+        return made[-1]
+
+    monkeypatch.setattr(fastmlp.training.loop, "make_engine", make)
+    return made
+
+
+def test_training_is_the_documented_walk(backend: str) -> None:
+    """Start, order and rates are functions of the seed; history and state are those of an engine driven by hand."""
+    x, y = problem(50)
+    schedule = Schedule(0.2, "inverse-time", decay=0.5, warmup=0.5)
+    training = train(NETWORK, x, y, settings=set_up(schedule=schedule, epochs=3, seed=5, backend=backend))
+    engine = make_engine(backend, Job(NETWORK, Optimizer(), batch_size=16, seed=5))
+    engine.load(State(NETWORK.initial_parameters(5), np.empty((0, NETWORK.parameters), np.float32), 0))
+    history = []
+    for epoch in range(1, 4):
+        rates = schedule.rates(4 * (epoch - 1), 4, 4)
+        results = engine.train(x, y.astype(np.int32), generator(5, "order", epoch).permutation(50), rates)
+        history.append((float(results.loss.astype(np.float64).mean()), float(results.correct.mean()), rates[0]))
+    assert same_bits(training.state, engine.state())
+    engine.close()
+    found = [(row["loss"], row["accuracy"], row["rate"]) for row in training.history]
+    np.testing.assert_allclose(found, history, rtol=1e-12)
+    assert training.stopped == "epochs"
+    assert training.state.step == 12
+    assert (training.backend, training.best_epoch) == (backend, 3)
+
+
+def test_history_has_a_row_per_epoch_with_the_documented_keys() -> None:
+    x, y = problem()
+    with_part = train(NETWORK, x, y, settings=set_up(), validation=problem(30, 1)).history
+    without = train(NETWORK, x, y, settings=set_up()).history
+    for history in (with_part, without):
+        assert [row["epoch"] for row in history] == [1, 2, 3, 4]
+        assert all(list(row) == KEYS for row in history)
+        assert all(row["rows"] == 150 and row["rate"] == 0.1 for row in history)
+        assert all(row["seconds"] > 0 and row["eval_seconds"] >= 0 for row in history)
+        assert all(row["rows_per_second"] == pytest.approx(row["rows"] / row["seconds"]) for row in history)
+        assert all(0 <= row["accuracy"] <= 1 for row in history)
+        assert {type(row[key]) for row in history for key in ("loss", "accuracy", "rate", "seconds")} == {float}
+    assert all(row["val_loss"] is None and row["val_accuracy"] is None for row in without)
+    assert all(type(row["val_loss"]) is type(row["val_accuracy"]) is float for row in with_part)
+
+
+def test_training_learns(backend: str) -> None:
+    x, y = problem(300)
+    training = train(NETWORK, x, y, settings=set_up(schedule=Schedule(0.3), epochs=60, backend=backend))
+    assert (training.model.predict(x) == y).mean() > 0.95
+    assert training.history[-1]["loss"] < 0.5 * training.history[0]["loss"]
+
+
+def test_validation_figures_are_those_of_the_model(backend: str) -> None:
+    """Measured with dropout off, without penalties and without label smoothing."""
+    x, y = problem()
+    validation = problem(40, 1)
+    network = Network((4, 12, 3), l2=0.1, label_smoothing=0.2)
+    training = train(network, x, y, settings=set_up(backend=backend), validation=validation)
+    row = training.history[training.best_epoch - 1]
+    figures = evaluate(training.model, *validation)
+    assert (row["val_loss"], row["val_accuracy"]) == (figures["loss"], figures["accuracy"])
+    plain = np.log(training.model.predict_proba(validation[0]))[np.arange(40), validation[1]]
+    assert row["val_loss"] == pytest.approx(-plain.mean(), rel=1e-6)
+
+
+def test_the_seed_decides_everything(backend: str) -> None:
+    x, y = problem()
+    one, same, other = (train(NETWORK, x, y, settings=set_up(seed=s, backend=backend)) for s in (1, 1, 2))
+    assert same_bits(one.state, same.state)
+    assert same_bits(one.model.parameters, same.model.parameters)
+    assert timeless(one.history) == timeless(same.history)
+    assert not same_bits(one.state, other.state)
+    assert timeless(one.history) != timeless(other.history)
+
+
+STEP_KEYS = ["step", "epoch", "loss", "val_loss", "val_accuracy"]
+
+
+@pytest.mark.parametrize("chunk_seconds", [1e-9, 1e9])
+@pytest.mark.parametrize("every", [1, 3, 4, 7, 100])
+def test_validation_every_so_many_updates(every: int, chunk_seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """4 updates an epoch, the last of 2 rows: the measured steps, and what an engine driven by hand gives at them."""
+    monkeypatch.setattr(fastmlp.training.loop, "CHUNK_SECONDS", chunk_seconds)
+    x, y = problem(50)
+    validation = problem(30, 1)
+    training = train(NETWORK, x, y, settings=set_up(epochs=3, val_steps=every, backend="numpy"), validation=validation)
+    steps = [step for row in training.history for step in row["steps"]]
+    assert [step["step"] for step in steps] == [step for step in range(1, 13) if step % every == 0]
+    assert all(list(step) == STEP_KEYS for step in steps)
+    assert all(step["epoch"] == step["step"] / 4 for step in steps)
+    engine = make_engine("numpy", Job(NETWORK, Optimizer(), batch_size=16))
+    engine.load(State(NETWORK.initial_parameters(0), np.empty((0, NETWORK.parameters), np.float32), 0))
+    course, losses = {}, []
+    for step in range(1, 13):
+        order = generator(0, "order", (step - 1) // 4 + 1).permutation(50)[(step - 1) % 4 * 16 :][:16]
+        losses = losses[len(losses) * ((step - 1) % 4 == 0) :]  # of this epoch
+        losses.append(engine.train(x, y.astype(np.int32), order, np.full(1, 0.1)).loss.astype(np.float64))
+        course[step] = (np.concatenate(losses).mean(), *epoch_figures(engine, validation[0], validation[1].astype(np.int32)))
+        losses = losses[len(losses) * (step % every == 0) :]
+    found = [(step["loss"], step["val_loss"], step["val_accuracy"]) for step in steps]
+    np.testing.assert_allclose(found, [course[step["step"]] for step in steps] or np.empty((0, 3)).tolist(), rtol=1e-12)
+    plain = train(NETWORK, x, y, settings=set_up(epochs=3, backend="numpy"), validation=validation)
+    assert same_bits(plain.state, training.state)
+    assert timeless(plain.history) == [{k: v for k, v in row.items() if k != "steps"} for row in timeless(training.history)]
+
+
+def test_validation_between_epochs_needs_a_part_and_a_whole_number() -> None:
+    x, y = problem()
+    with pytest.raises(ConfigError, match="val_steps needs a validation part"):
+        train(NETWORK, x, y, settings=set_up(val_steps=5))
+    with pytest.raises(ConfigError, match="val_steps must be at least 1"):
+        set_up(val_steps=0)
+
+
+def test_how_often_the_engine_returns_changes_nothing(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks follow the clock; what is computed must not."""
+    x, y = problem()
+    network = Network((4, 18, 3), dropout=0.3)
+    found = []
+    for seconds in (1e-9, 1e9):
+        monkeypatch.setattr(fastmlp.training.loop, "CHUNK_SECONDS", seconds)
+        found.append(train(network, x, y, settings=set_up(backend=backend), sample_weight=np.linspace(1, 2, 150)))
+    assert same_bits(found[0].state, found[1].state)
+    assert timeless(found[0].history) == timeless(found[1].history)
+
+
+@pytest.mark.usefixtures("eager_threads")
+def test_the_number_of_threads_changes_nothing(numba_backend: str) -> None:
+    x, y = problem()
+    found = [train(NETWORK, x, y, settings=set_up(backend=numba_backend, threads=t)) for t in (1, 2, 3)]
+    assert [training.threads for training in found] == [1, 2, 3]
+    assert same_bits(found[0].state, found[1].state)
+    assert same_bits(found[0].state, found[2].state)
+
+
+@pytest.mark.parametrize("chunk_seconds", [1e-9, 1e9])
+def test_orders_and_rates_that_the_engine_sees(
+    recorders: list[Recorder], monkeypatch: pytest.MonkeyPatch, chunk_seconds: float
+) -> None:
+    monkeypatch.setattr(fastmlp.training.loop, "CHUNK_SECONDS", chunk_seconds)
+    x, y = problem(50)
+    schedule = Schedule(0.1, "cosine", epochs=3, warmup=0.5)
+    train(NETWORK, x, y, settings=set_up(schedule=schedule, epochs=3))
+    (recorder,) = recorders
+    calls = [call for call in recorder.calls if len(call[0])]
+    assert all(len(order) % 16 == 0 or len(order) % 16 == 2 for order, _, _ in calls)  # whole batches
+    assert all(len(rates) == -(-len(order) // 16) for order, rates, _ in calls)
+    orders = np.concatenate([order for order, _, _ in calls]).reshape(3, 50)
+    assert np.array_equal(np.sort(orders, axis=1), np.tile(np.arange(50), (3, 1)))
+    assert len({order.tobytes() for order in orders}) == 3
+    assert not any(np.array_equal(order, np.arange(50)) for order in orders)
+    rates = np.concatenate([rates for _, rates, _ in calls])
+    assert np.array_equal(rates, schedule.rates(0, 12, 4))
+    assert len(set(rates)) > 8
+    if chunk_seconds < 1:
+        assert len(calls) == 12
+    assert recorder.closed == 1
+
+
+def test_a_small_epoch_is_one_call_and_the_first_of_a_large_one_is_short(recorders: list[Recorder]) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(500, 300)).astype(np.float32), rng.integers(0, 3, 500)
+    train(Network((300, 3)), x, y, settings=set_up(epochs=1))
+    train(Network((300, 300, 3)), x, y, settings=set_up(epochs=1))
+    small, large = ([len(order) for order, _, _ in recorder.calls if len(order)] for recorder in recorders)
+    assert small == [500]
+    assert large[0] == 16
+
+
+def test_all_is_compiled_before_the_first_step(recorders: list[Recorder]) -> None:
+    """For the types of both parts, of which one may be uint8 and the other not."""
+    pixels = np.arange(160, dtype=np.uint8).reshape(40, 4)
+    y = np.arange(40) % 3
+    train(NETWORK, pixels, y, settings=set_up(epochs=1), validation=(pixels / 255, y))
+    (recorder,) = recorders
+    assert recorder.forwards == [("uint8", 0), ("float32", 0), ("float32", 40)]
+    assert len(recorder.calls[0][0]) == 0
+
+
+def test_the_data_may_come_as_lists_and_in_other_types() -> None:
+    x, y = problem(40)
+    wanted = train(NETWORK, x, y, settings=set_up()).state
+    for same_x, same_y in (
+        (x.tolist(), y.tolist()),
+        (x.astype(np.float64), y.astype(np.uint8)),
+        (np.asfortranarray(x), y.astype(np.int16)),
+        (np.repeat(x, 2, axis=0)[::2], np.repeat(y, 2)[::2]),
+    ):
+        assert same_bits(train(NETWORK, same_x, same_y, settings=set_up()).state, wanted)
+    ints = np.arange(160).reshape(40, 4) % 7
+    as_float = train(NETWORK, ints.astype(np.float32), y, settings=set_up()).state
+    assert same_bits(train(NETWORK, ints, y, settings=set_up()).state, as_float)
+
+
+def test_the_data_are_not_changed_nor_kept_writable() -> None:
+    x, y = problem(40)
+    copies = x.copy(), y.copy()
+    x.flags.writeable = y.flags.writeable = False
+    train(NETWORK, x, y, settings=set_up(), validation=(x, y))
+    assert same_bits((x, y), copies)
+
+
+def test_scaling_is_applied_and_stored_with_the_model(backend: str) -> None:
+    x, y = problem()
+    pixels = (128 + 30 * x).clip(0, 255).astype(np.uint8)
+    scaling = fit_scaling("zscore", pixels)
+    training = train(NETWORK, pixels, y, settings=set_up(backend=backend), scaling=scaling)
+    by_hand = train(NETWORK, scaling.apply(pixels), y, settings=set_up(backend=backend))
+    assert same_bits(training.state, by_hand.state)
+    assert training.model.scaling is scaling
+    assert same_bits(training.model.forward(pixels), by_hand.model.forward(scaling.apply(pixels)))
+
+
+def test_regression_has_no_accuracy() -> None:
+    x, _ = problem(100)
+    network = Network((4, 12, 2), activation="tanh", loss="squared-error")
+    targets = np.stack([x[:, 0] * x[:, 1], np.sin(x[:, 2])], axis=1)
+    training = train(network, x, targets, settings=set_up(epochs=60), validation=(x, targets))
+    assert all(row["accuracy"] is None and row["val_accuracy"] is None for row in training.history)
+    assert training.history[-1]["val_loss"] < 0.5 * training.history[0]["val_loss"]
+    assert training.model.classes == ()
+    assert training.model.predict(x).shape == (100, 2)
+
+
+def test_one_hot_targets_are_classes_given_differently() -> None:
+    x, y = problem(50)
+    one = train(NETWORK, x, y, settings=set_up(dtype=np.float64))
+    other = train(NETWORK, x, np.eye(3)[y], settings=set_up(dtype=np.float64))
+    np.testing.assert_allclose(other.state.parameters, one.state.parameters, rtol=1e-12)
+    assert one.history[0]["accuracy"] is not None
+    assert other.history[0]["accuracy"] is None
+
+
+def test_float64_is_kept_from_data_to_model() -> None:
+    x, y = problem(50)
+    x = x.astype(np.float64) + 1e-9  # digits that float32 has not
+    one = train(NETWORK, x, y, settings=set_up(dtype=np.float64))
+    assert one.state.parameters.dtype == one.model.parameters.dtype == np.float64
+    other = train(NETWORK, x.astype(np.float32), y, settings=set_up(dtype=np.float64))
+    assert not np.array_equal(one.state.parameters, other.state.parameters)
+
+
+def test_class_names_are_stored_or_numbered() -> None:
+    x, y = problem(40)
+    assert train(NETWORK, x, y, settings=set_up()).model.classes == ("0", "1", "2")
+    named = train(NETWORK, x, y, settings=set_up(), classes=["low", "mid", "high"])
+    assert named.model.classes == ("low", "mid", "high")
+
+
+# ------------------------------------------------------------------------------------------------ sample weights
+
+
+def test_weights_are_repetitions() -> None:
+    """A row of weight 3 in one batch with all others is three rows."""
+    x, y = problem(40)
+    times = np.random.default_rng(0).integers(1, 4, 40)
+    of_all = {"dtype": np.float64, "schedule": Schedule(0.3)}
+    measured = set_up(batch_size=40, val_steps=1, **of_all)
+    weighted = train(NETWORK, x, y, settings=measured, sample_weight=times, validation=(x, y))
+    repeated = train(NETWORK, np.repeat(x, times, 0), np.repeat(y, times), settings=set_up(batch_size=times.sum(), **of_all))
+    np.testing.assert_allclose(weighted.state.parameters, repeated.state.parameters, rtol=1e-10)
+    for key in ("loss", "accuracy"):
+        found, wanted = ([row[key] for row in t.history] for t in (weighted, repeated))
+        assert found == pytest.approx(wanted, rel=1e-10)
+    whole = [(row["loss"], [step["loss"] for step in row["steps"]]) for row in weighted.history]
+    assert all(steps == [loss] for loss, steps in whole)  # a measurement an epoch is of the epoch's rows
+    plain = train(NETWORK, x, y, settings=set_up(batch_size=40, **of_all))
+    assert not np.allclose(plain.state.parameters, weighted.state.parameters, rtol=1e-6)
+
+
+def test_weights_reach_the_engine(recorders: list[Recorder]) -> None:
+    x, y = problem(40)
+    weights = np.random.default_rng(0).uniform(0.5, 2, 40)
+    train(NETWORK, x, y, settings=set_up(), sample_weight=weights.tolist())
+    for order, _, seen in recorders[0].calls:
+        assert len(order) == 0 or np.array_equal(seen, weights.astype(np.float32))
+
+
+class Show:
+    """A progress display that keeps what it is shown."""
+
+    def __init__(self) -> None:
+        self.updates: list[tuple[Any, ...]] = []
+        self.rows: list[dict[str, Any]] = []
+
+    def update(self, *args: Any) -> None:
+        self.updates.append(args)
+
+    def epoch_done(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+
+
+def test_progress_is_shown_as_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fastmlp.training.loop, "CHUNK_SECONDS", 1e-9)
+    x, y = problem(50)
+    show = Show()
+    training = train(NETWORK, x, y, settings=set_up(epochs=2), progress=show)
+    assert show.rows == training.history
+    assert [(epoch, done, total) for epoch, done, total, *_ in show.updates] == [
+        (epoch, done, 50) for epoch in (1, 2) for done in (16, 32, 48, 50)
+    ]
+    for _, _, _, loss, accuracy, rate in show.updates:
+        assert loss > 0
+        assert 0 <= accuracy <= 1
+        assert rate > 0
+
+
+def test_an_error_in_a_callback_comes_out_and_the_engine_is_closed(recorders: list[Recorder]) -> None:
+    def callback(row: dict[str, Any], engine: Engine) -> None:
+        raise ZeroDivisionError("mine")
+
+    x, y = problem(60)
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        train(NETWORK, x, y, settings=set_up(), callbacks=[callback])
+    assert recorders[0].closed == 1

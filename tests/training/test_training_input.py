@@ -1,0 +1,187 @@
+"""Data and settings that training refuses, one test per kind of damage, and defaults that it finds by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from support.engines import same_bits
+from support.problems import problem, set_up
+from support.tolerances import EPS
+
+from fastmlp.data.scaling import fit_scaling
+from fastmlp.errors import ConfigError, DataError
+from fastmlp.nn.network import Network
+from fastmlp.training.loop import train
+from fastmlp.training.settings import Settings
+
+NETWORK = Network((4, 12, 3))
+
+X, Y = problem(20)[0], np.arange(20) % 3
+
+
+def with_entry(value: float) -> Any:
+    x = X.astype(np.float64)
+    x[3, 2] = value
+    return x
+
+
+BAD_DATA: dict[str, tuple[Any, Any, str]] = {
+    "NaN": (with_entry(np.nan), Y, "row 3, feature 2 is nan"),
+    "infinite": (with_entry(-np.inf), Y, "row 3, feature 2 is -inf"),
+    "too large for float32": (with_entry(1e300), Y, "row 3, feature 2"),
+    "wrong features": (X[:, :3], Y, "rows of 4 features, but the data has shape"),
+    "no features": (X[:, :0], Y, "rows of 4 features"),
+    "flat": (X.ravel(), Y, "rows of 4 features"),
+    "images": (X.reshape(20, 2, 2), Y, "rows of 4 features"),
+    "object": (X.astype(object), Y, "must be numbers, not object"),
+    "strings": (X.astype(str), Y, "must be numbers"),
+    "complex": (X.astype(complex), Y, "must be numbers, not complex"),
+    "ragged": ([[1, 2, 3, 4], [1, 2]], [0, 1], "rows"),
+    "none": (None, Y, "rows of 4 features"),
+    "empty": (X[:0], Y[:0], "no rows"),
+    "more rows than classes": (X, Y[:19], "20 rows but 19 targets"),
+    "more classes than rows": (X[:19], Y, "19 rows but 20 targets"),
+    "class too high": (X, Y + 1, "classes run from 1 to 3, but the network has outputs 0 to 2"),
+    "class negative": (X, Y - 1, "classes run from -1 to 1"),
+    "float classes": (X, Y.astype(float), "integer classes"),
+    "classes in a column": (X, Y[:, None], "targets must be"),
+    "object classes": (X, Y.astype(object), "targets must be"),
+    "string classes": (X, Y.astype(str), "targets must be"),
+    "no classes": (X, None, "targets"),
+    "wrong number of outputs": (X, np.eye(4)[Y], r"\(n, 3\) numbers"),
+    "object targets": (X, np.eye(3)[Y].astype(object), "targets must be"),
+    "targets that do not sum to 1": (X, 2 * np.eye(3)[Y], "must sum to 1"),
+    "targets below 0": (X, 2 * np.eye(3)[Y] - 1 / 3, "negative|below 0"),
+    "NaN among the targets": (X, np.eye(3)[Y] + np.where(np.arange(60) == 7, np.nan, 0).reshape(20, 3), "targets"),
+}
+
+
+@pytest.mark.parametrize("part", ["training", "validation"])
+@pytest.mark.parametrize("damage", BAD_DATA)
+def test_bad_data_are_refused_with_one_line(damage: str, part: str) -> None:
+    x, y, message = BAD_DATA[damage]
+    good, bad = (X, Y), (x, y)
+    data, validation = (bad, good) if part == "training" else (good, bad)
+    with pytest.raises(DataError, match=message) as caught:
+        train(NETWORK, *data, settings=set_up(), validation=validation)
+    assert "\n" not in str(caught.value)
+    if damage not in ("NaN", "infinite", "too large for float32"):
+        return
+    assert "remove or fill" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_targets_of_regression_must_be_finite(value: float) -> None:
+    network = Network((4, 5, 2), loss="squared-error")
+    targets = np.zeros((20, 2))
+    targets[4, 1] = value
+    with pytest.raises(DataError, match="not finite"):
+        train(network, X, targets, settings=set_up())
+
+
+BAD_WEIGHTS: dict[str, Any] = {
+    "too few": np.ones(19),
+    "too many": np.ones(21),
+    "a column": np.ones((20, 1)),
+    "a number": 1.0,
+    "zero": np.where(np.arange(20) == 3, 0, 1),
+    "negative": np.where(np.arange(20) == 3, -1, 1),
+    "NaN": np.where(np.arange(20) == 3, np.nan, 1),
+    "infinite": np.where(np.arange(20) == 3, np.inf, 1),
+    "too large for float32": np.where(np.arange(20) == 3, 1e300, 1),
+    "too small for float32": np.where(np.arange(20) == 3, 1e-300, 1),
+    "strings": np.array(["heavy"] * 20),
+    "objects": np.array([None] * 20),
+}
+
+
+@pytest.mark.parametrize("damage", BAD_WEIGHTS)
+def test_bad_sample_weights_are_refused(damage: str) -> None:
+    with pytest.raises(DataError, match="sample_weight must be 20 positive finite numbers"):
+        train(NETWORK, X, Y, settings=set_up(), sample_weight=BAD_WEIGHTS[damage])
+
+
+def test_a_scaling_of_other_features_is_refused(backend: str) -> None:
+    for features in (1, 3, 5):
+        scaling = fit_scaling("zscore", np.random.default_rng(0).random((9, features)).astype(np.float32))
+        with pytest.raises(DataError, match="features"):
+            train(NETWORK, X, Y, settings=set_up(backend=backend), scaling=scaling)
+
+
+def test_the_wrong_number_of_class_names_is_refused() -> None:
+    with pytest.raises((ConfigError, DataError), match="class"):
+        train(NETWORK, X, Y, settings=set_up(), classes=("only", "two"))
+
+
+def test_patience_needs_a_validation_part() -> None:
+    with pytest.raises(ConfigError, match="patience needs a validation part"):
+        train(NETWORK, X, Y, settings=set_up(patience=3))
+
+
+def test_accuracy_cannot_be_monitored_in_regression() -> None:
+    network = Network((4, 5, 3), loss="squared-error")
+    with pytest.raises(ConfigError, match="needs classes"):
+        train(network, X, X[:, :3], settings=set_up(monitor="accuracy"), validation=(X, X[:, :3]))
+
+
+def test_training_and_validation_must_be_of_one_kind() -> None:
+    """Classes here and plain targets there: there is no accuracy to watch."""
+    with pytest.raises((ConfigError, DataError)):
+        train(NETWORK, X, Y, settings=set_up(monitor="accuracy"), validation=(X, np.eye(3)[Y]))
+
+
+BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [
+    ({"epochs": 0}, "epochs must be at least 1"),
+    ({"batch_size": 0}, "batch_size must be at least 1"),
+    ({"patience": 0}, "patience must be at least 1"),
+    ({"threads": 0}, "threads must be at least 1"),
+    ({"monitor": "acuracy"}, "monitor must be loss or accuracy"),
+    ({"max_time": 0.0}, "max_time must be"),
+    ({"max_time": -1.0}, "max_time must be"),
+    ({"max_time": float("nan")}, "max_time must be"),
+    ({"seed": -1}, "seed must be"),
+    ({"seed": 2**64}, "seed must be"),
+    ({"min_delta": -0.1}, "min_delta must"),
+    ({"min_delta": float("nan")}, "min_delta must"),
+    ({"epochs": 2.5}, "epochs must be"),
+    ({"batch_size": 16.0}, "batch_size must be"),
+    ({"seed": 1.5}, "seed must be"),
+    ({"flip": 1.5}, "flip is a probability"),
+    ({"flip": float("nan")}, "flip is a probability"),
+    ({"shift": -1}, "shift must be"),
+    ({"shift": 1.5}, "shift must be"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD_SETTINGS)
+def test_bad_settings(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        set_up(**changes)
+
+
+def test_an_unknown_backend_is_named_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'numba'"):
+        train(NETWORK, X, Y, settings=set_up(backend="nunba"))
+
+
+def test_auto_takes_an_engine_that_computes_in_the_dtype() -> None:
+    training = train(NETWORK, X, Y, settings=set_up(backend="auto", dtype=np.float64))
+    assert training.backend == "numpy"
+    assert training.model.predict(X).shape == (20,)
+
+
+def test_the_largest_seed_works() -> None:
+    states = [train(NETWORK, X, Y, settings=set_up(seed=seed)).state for seed in (2**64 - 1, 2**64 - 2)]
+    assert not same_bits(*states)
+
+
+def test_the_defaults_train(numba_backend: str) -> None:
+    """No settings at all: the fastest engine, SGD; the figures of its first epoch are those of the specification."""
+    x, y = problem(100)
+    training = train(NETWORK, x, y)
+    assert training.backend == numba_backend
+    assert len(training.history) == Settings().epochs
+    reference = train(NETWORK, x, y, settings=Settings(backend="numpy", epochs=1))
+    assert training.history[0]["loss"] == pytest.approx(reference.history[0]["loss"], rel=100 * EPS)
