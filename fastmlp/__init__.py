@@ -10,75 +10,55 @@ Names are imported at their first use, so that `import fastmlp` costs nothing: n
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fastmlp._lazy import lazy
 
 if TYPE_CHECKING:
-    from fastmlp.data.dataset import Dataset, load_data
-    from fastmlp.data.rows import Subset
-    from fastmlp.data.scaling import fit_scaling
-    from fastmlp.data.splits import split_rows
-    from fastmlp.models.file import load, save
-    from fastmlp.models.metrics import evaluate
-    from fastmlp.models.model import Model
-    from fastmlp.nn.network import Network
-    from fastmlp.nn.optimizers import Optimizer
-    from fastmlp.nn.scaling import Scaling
-    from fastmlp.nn.schedules import Schedule
-    from fastmlp.training.loop import Training, train
-    from fastmlp.training.many import train_many
-    from fastmlp.training.settings import Settings
+    from fastmlp.data.dataset import Dataset as Dataset
+    from fastmlp.data.dataset import load_data as load_data
+    from fastmlp.data.rows import Subset as Subset
+    from fastmlp.data.scaling import fit_scaling as fit_scaling
+    from fastmlp.data.splits import split_rows as split_rows
+    from fastmlp.errors import ConfigError as ConfigError
+    from fastmlp.errors import DataError as DataError
+    from fastmlp.errors import DivergedError as DivergedError
+    from fastmlp.errors import FastMLPError as FastMLPError
+    from fastmlp.errors import ThresholdError as ThresholdError
+    from fastmlp.errors import UnavailableError as UnavailableError
+    from fastmlp.models.file import load as load
+    from fastmlp.models.file import save as save
+    from fastmlp.models.metrics import evaluate as evaluate
+    from fastmlp.models.model import Model as Model
+    from fastmlp.nn.network import Network as Network
+    from fastmlp.nn.optimizers import Optimizer as Optimizer
+    from fastmlp.nn.scaling import Scaling as Scaling
+    from fastmlp.nn.schedules import Schedule as Schedule
+    from fastmlp.training.loop import Training as Training
+    from fastmlp.training.loop import train as train
+    from fastmlp.training.many import train_many as train_many
+    from fastmlp.training.settings import Settings as Settings
 
 __version__ = "0.1.0"
 
-# The module of each public name.
-_HOME = {
-    "Dataset": "data.dataset",
-    "load_data": "data.dataset",
-    "Subset": "data.rows",
-    "fit_scaling": "data.scaling",
-    "split_rows": "data.splits",
-    "load": "models.file",
-    "save": "models.file",
-    "evaluate": "models.metrics",
-    "Model": "models.model",
-    "Network": "nn.network",
-    "Optimizer": "nn.optimizers",
-    "Scaling": "nn.scaling",
-    "Schedule": "nn.schedules",
-    "Training": "training.loop",
-    "train": "training.loop",
-    "train_many": "training.many",
-    "Settings": "training.settings",
-}
-
-__all__ = [
-    "Dataset",
-    "Model",
-    "Network",
-    "Optimizer",
-    "Scaling",
-    "Schedule",
-    "Settings",
-    "Subset",
-    "Training",
-    "__version__",
-    "evaluate",
-    "fit_scaling",
-    "load",
-    "load_data",
-    "save",
-    "split_rows",
-    "train",
-    "train_many",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'fastmlp' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"fastmlp.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "data.dataset": ["Dataset", "load_data"],
+        "data.rows": ["Subset"],
+        "data.scaling": ["fit_scaling"],
+        "data.splits": ["split_rows"],
+        "errors": ["ConfigError", "DataError", "DivergedError", "FastMLPError", "ThresholdError", "UnavailableError"],
+        "models.file": ["load", "save"],
+        "models.metrics": ["evaluate"],
+        "models.model": ["Model"],
+        "nn.network": ["Network"],
+        "nn.optimizers": ["Optimizer"],
+        "nn.scaling": ["Scaling"],
+        "nn.schedules": ["Schedule"],
+        "training.loop": ["Training", "train"],
+        "training.many": ["train_many"],
+        "training.settings": ["Settings"],
+    },
+    also=["__version__"],
+)

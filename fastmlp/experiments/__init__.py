@@ -1,1 +1,27 @@
 """Runs with a folder: train, evaluate, predict, extract, and the published recipes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastmlp._lazy import lazy
+
+if TYPE_CHECKING:
+    from fastmlp.experiments.config.extract import ExtractConfig as ExtractConfig
+    from fastmlp.experiments.config.train import Config as Config
+    from fastmlp.experiments.evaluation import evaluate_run as evaluate_run
+    from fastmlp.experiments.extraction import extract_run as extract_run
+    from fastmlp.experiments.prediction import predict_files as predict_files
+    from fastmlp.experiments.training_run import train_run as train_run
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "config.extract": ["ExtractConfig"],
+        "config.train": ["Config"],
+        "evaluation": ["evaluate_run"],
+        "extraction": ["extract_run"],
+        "prediction": ["predict_files"],
+        "training_run": ["train_run"],
+    },
+)

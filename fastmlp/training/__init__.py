@@ -1,1 +1,22 @@
 """From data to a model: one, or many side by side."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastmlp._lazy import lazy
+
+if TYPE_CHECKING:
+    from fastmlp.training.loop import Training as Training
+    from fastmlp.training.loop import train as train
+    from fastmlp.training.many import train_many as train_many
+    from fastmlp.training.settings import Settings as Settings
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "loop": ["Training", "train"],
+        "many": ["train_many"],
+        "settings": ["Settings"],
+    },
+)

@@ -19,7 +19,7 @@ PACKAGE = Path(fastmlp.__file__).parent
 
 # Modules that the kernels' sources import, but of which nothing is compiled: exceptions, and the doors of packages, which only
 # say what their folder is.
-NOT_COMPILED = {"errors.py", "__init__.py", "engines/__init__.py", "engines/cpu/__init__.py"}
+NOT_COMPILED = {"errors.py", "_lazy.py", "__init__.py", "engines/__init__.py", "engines/cpu/__init__.py"}
 
 
 def imports_of(name: str, package: Path) -> set[str]:

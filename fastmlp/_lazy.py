@@ -1,0 +1,26 @@
+"""Names of a package that are imported at their first use (PEP 562)."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+
+def lazy(
+    package: str, homes: Mapping[str, Sequence[str]], also: Sequence[str] = ()
+) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """`__getattr__`, `__dir__` and `__all__` of a package, from the names that it offers, by the module below it that has them.
+
+    `also` are names that the package has itself. A name must not be that of a module of the package: the import of the module
+    would take its place.
+    """
+    offered = sorted([*(name for names in homes.values() for name in names), *also])
+    module_of = {name: f"{package}.{module}" for module, names in homes.items() for name in names}
+
+    def get(name: str) -> Any:
+        if name not in module_of:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(module_of[name]), name)
+
+    return get, lambda: offered, offered
