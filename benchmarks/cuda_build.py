@@ -1,6 +1,6 @@
 """Kernels for GPUs that are not here: python -m benchmarks.cuda_build [--quick | --for-check CAPABILITY] [--out FILE.json]
 
-Compiles the kernels for every compute capability through the steps that a launch goes through (cuda_compile.py), without a
+Compiles the kernels for every compute capability by the steps of a launch (engines/cuda/compiler.py), without a
 driver, and prints what each needs: registers, shared memory, and bytes spilled out of registers. Ends with an error if any
 spills. What was compiled is kept where compiled kernels are (FASTMLP_CACHE_DIR): such a folder serves a machine with a driver
 and without a compiler. --quick: the plain kernels alone, in every precision. --for-check 9.0: for this capability alone, what

@@ -13,7 +13,7 @@ second runs there:
     chmod 700 kernels && FASTMLP_CACHE_DIR=kernels python -m benchmarks.gpu_check --tests --out gpu.json
 
 What is not in the folder is compiled there if that is possible; the file tells for each kernel which it was. NumPy 2.5 lacks a
-name that numba-cuda 0.30 asks for, which cuda_shim.load_cuda gives back; so both run there. Needs fastmlp's own requirements
+name that numba-cuda 0.30 asks for, which engines.cuda.load_cuda gives back; so both run there. Needs fastmlp's own requirements
 and cuda-bindings; PyTorch for rivals, pytest and hypothesis for --tests, greenlet for those of large batches among them.
 """
 

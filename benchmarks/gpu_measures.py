@@ -1,6 +1,6 @@
 """What gpu_check.py measures of a GPU and of our engine on it: copies, barriers, products, and epochs with their copies apart.
 
-All of it goes through the runtime that the engine itself uses (fastmlp/cuda_runtime.py), so the tests' simulator runs it too.
+All of it goes through the runtime that the engine uses (fastmlp/engines/cuda/runtime.py), so the tests' simulator runs it too.
 """
 
 from __future__ import annotations

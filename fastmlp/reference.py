@@ -1,7 +1,7 @@
-"""The NumPy engine, which is also the specification: what every other engine must compute, as array maths.
+"""The specification: what every engine must compute, as array mathematics. The NumPy engine (engines/numpy_engine.py) runs it.
 
 Read it beside the textbook. Float32 or float64, one thread (NumPy's matrix product may use more). The legend and the
-semantics are in network.py. Formulas here are written on their own, from the mathematics: nothing is imported from the
+semantics are in nn/network.py. Formulas here are written on their own, from the mathematics: nothing is imported from the
 scalar functions that this file judges.
 
 Source of the backward pass: Goodfellow, Bengio, Courville, "Deep Learning", 2016, algorithm 6.4; inverted dropout:
@@ -173,7 +173,7 @@ def penalty(network: Network, layers: Layers) -> float:
 def update(o: Optimizer, p: FloatArray, g: FloatArray, slots: FloatArray, step: int, rate: float, decay: FloatArray) -> None:
     """One update in place: parameters p (P,), slots (number of slots, P). `step` counts updates made before this one.
 
-    decay (P,) is adamw's weight decay, zero for biases. The rules, with sources, are tabled in optimizers.py.
+    decay (P,) is adamw's weight decay, zero for biases. The rules, with sources, are tabled in nn/optimizers.py.
     """
     t = step + 1
     if o.name == "sgd":

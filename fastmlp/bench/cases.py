@@ -1,7 +1,7 @@
 """What is measured: networks with their batches, and the rows that they are trained on.
 
 Here: `Case`, the seven `CASES` of README's table, and `Source`, which gives each case its rows. Not here: who trains on them
-(bench_rivals.py), and the clock (bench.py).
+(rivals.py), and the clock (rounds.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.dataset import Dataset, list_data, load_data
+from fastmlp.data.dataset import Dataset, load_data
+from fastmlp.data.named import list_data
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.errors import ConfigError
 from fastmlp.nn.network import FloatArray

@@ -1,7 +1,7 @@
 """What takes part in a benchmark: the task, the interface of a contestant, and fastmlp's own engines behind it.
 
-Here: `Task`, `Contestant`, `OwnEngine`. Not here: other libraries (bench_torch.py, bench_rivals.py), the clock and the check
-that all compute the same (bench.py).
+Here: `Task`, `Contestant`, `OwnEngine`. Not here: other libraries (pytorch.py, rivals.py), the clock and the check
+that all compute the same (rounds.py).
 
 Each contestant trains the same network from the same parameters, in float32, on the same rows in the same order. Its first
 epoch must not be timed: in it everything is compiled.

@@ -1,7 +1,7 @@
 """What the machine can do and what it is: ceiling of arithmetic, memory bandwidth, processor, versions.
 
 Here: `Ceilings`, measured by kernels of its own, and the descriptions that go into a result. Not here: the training that is
-held against them (bench.py).
+held against them (rounds.py).
 
 The ceiling is what fused multiply-adds in registers reach, without any memory: no program of float32 arithmetic on these
 cores is faster. The bandwidth is STREAM's triad a = b + s c (McCalpin 1995) over arrays far larger than the last cache,

@@ -1,6 +1,6 @@
 """What a person gets to see of a benchmark: the table in words, and the chart.
 
-Here: `bench_text`, `plot_bench`, `write_bench`. They read what `bench.run_bench` gives, or the same from a JSON file.
+Here: `bench_text`, `plot_bench`, `write_bench`. They read what `rounds.run_bench` gives, or the same from a JSON file.
 """
 
 from __future__ import annotations

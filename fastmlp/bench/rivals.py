@@ -1,6 +1,6 @@
 """The other contestants, and all of them by name.
 
-Here: scikit-learn, JAX, and `contestants`. Not here: PyTorch (bench_torch.py), fastmlp's own engines (bench_contest.py).
+Here: scikit-learn, JAX, and `contestants`. Not here: PyTorch (pytorch.py), fastmlp's own engines (contestant.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Measuring whole epochs of contestants against each other, in one process, in turn.
 
 Here: `BenchSettings`, `run_bench`, the JSON object that comes of it, and `ready` for other clocks. Not here: the contestants
-(bench_contest.py and the files after it), the ceiling (bench_machine.py), the table and the chart (bench_report.py).
+(contestant.py and the files after it), the ceiling (machine.py), the table and the chart (report.py).
 
 For each case every contestant first trains a few batches and an epoch that are not timed: everything is compiled in them, and
 from the same start their mean losses must be those of the specification, else the contestant is left out. Then come rounds:

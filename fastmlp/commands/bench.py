@@ -1,4 +1,4 @@
-"""`fastmlp bench`."""
+"""`fastmlp bench`: parse, call, print. The measuring: fastmlp/bench."""
 
 from __future__ import annotations
 

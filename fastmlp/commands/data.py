@@ -1,6 +1,6 @@
 """The commands below `fastmlp data`: parse, call, print.
 
-Not here: what data sets are and where they come from (data.py, data_fetch.py).
+Not here: what data sets are and where they come from (data/dataset.py, data/download.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def data() -> None:
 @common_options
 def data_list(data_dir: str | None, as_json: bool) -> None:
     """List the data sets, and whether their files are there."""
-    from fastmlp.data.dataset import list_data
+    from fastmlp.data.named import list_data
 
     rows = [row._asdict() for row in list_data(data_dir)]
     if as_json:
@@ -37,7 +37,7 @@ def data_list(data_dir: str | None, as_json: bool) -> None:
 @common_options
 def data_fetch(names: tuple[str, ...], data_dir: str | None, as_json: bool) -> None:
     """Download what is missing, of all data sets if no NAME is given. SHA-256 is checked."""
-    from fastmlp.data.dataset import DATASETS, fetch_data
+    from fastmlp.data.named import DATASETS, fetch_data
 
     files = [row for name in names or DATASETS for row in fetch_data(name, data_dir, progress=not is_quiet())]
     show_files(files, as_json)
@@ -49,7 +49,7 @@ def data_fetch(names: tuple[str, ...], data_dir: str | None, as_json: bool) -> N
 @common_options
 def data_verify(names: tuple[str, ...], data_dir: str | None, as_json: bool) -> None:
     """Compare files with their SHA-256, of all data sets that are there if no NAME is given."""
-    from fastmlp.data.dataset import list_data, verify_data
+    from fastmlp.data.named import list_data, verify_data
 
     there = [row.name for row in list_data(data_dir) if row.state != "missing"]
     files = [row for name in names or there for row in verify_data(name, data_dir)]

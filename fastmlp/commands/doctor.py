@@ -22,7 +22,8 @@ import numpy as np
 from fastmlp import __version__
 from fastmlp.commands.console import show, show_json
 from fastmlp.commands.options import common_options, data_dir_option
-from fastmlp.data.dataset import data_folder, list_data
+from fastmlp.data.download import data_folder
+from fastmlp.data.named import list_data
 from fastmlp.engines import Version, installed_version
 from fastmlp.engines.cuda import INSTALL
 from fastmlp.engines.cuda.runtime import Runtime
@@ -57,7 +58,7 @@ def examine(data_dir: str | None = None) -> list[Check]:
 
     Parameters
     ----------
-    data_dir : folder of the named data sets, see `data.data_folder`
+    data_dir : folder of the named data sets, see `download.data_folder`
 
     Examples
     --------

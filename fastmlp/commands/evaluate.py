@@ -1,4 +1,4 @@
-"""`fastmlp evaluate`."""
+"""`fastmlp evaluate`: parse, call, print. The measuring: experiments/evaluation.py."""
 
 from __future__ import annotations
 

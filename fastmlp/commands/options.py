@@ -49,7 +49,7 @@ class Setting(click.Option):
 
 
 def setting_options(settings: type[DataSettings], left_out: Collection[str] = ()) -> Function:
-    """A flag for each setting of a class; its text goes to `config_sources.resolve_as` as it is."""
+    """A flag for each setting of a class; its text goes to `sources.resolve_as` as it is."""
 
     def decorate(command: Function) -> Function:
         for one in reversed(fields_of(settings).values()):

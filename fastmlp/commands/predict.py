@@ -1,4 +1,4 @@
-"""`fastmlp predict`."""
+"""`fastmlp predict`: parse, call, print. The predictions: experiments/prediction.py."""
 
 from __future__ import annotations
 

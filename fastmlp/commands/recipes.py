@@ -1,6 +1,6 @@
 """The commands below `fastmlp recipes`: parse, call, print.
 
-Not here: what recipes are (recipes.py), and --recipe of `train` and `extract` (cli.py).
+Not here: what recipes are (experiments/recipes/recipe.py), and --recipe of `train` and `extract` (options.py).
 """
 
 from __future__ import annotations

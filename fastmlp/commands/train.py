@@ -1,4 +1,4 @@
-"""`fastmlp train`."""
+"""`fastmlp train`: parse, call, print. The run itself: experiments/training_run.py."""
 
 from __future__ import annotations
 

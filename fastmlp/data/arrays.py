@@ -39,7 +39,7 @@ REFETCH = "delete it and get it again with `fastmlp data fetch`"
 
 
 class Parts(NamedTuple):
-    """What a reader found: arrays as they are in the file, not yet checked (`data.check_dataset` does)."""
+    """What a reader found: arrays as they are in the file, not yet checked (`dataset.check_dataset` does)."""
 
     x: Any
     y: Any
@@ -77,7 +77,7 @@ def read_npy_folder(path: str | Path) -> Parts:
     Nothing is read but headers. Rows of uint8 or float32 (of this machine's byte order, C order) then stay in their file:
     the system reads them when they are used and drops them when memory is short. A file larger than READ_AHEAD_SHARE of
     the memory is read page by page, without reading ahead. Other types are converted in memory by
-    `data.check_dataset`. A file must not be changed while it is mapped: if it becomes shorter, the system ends the process
+    `dataset.check_dataset`. A file must not be changed while it is mapped: if it becomes shorter, the system ends the process
     by SIGBUS, which no program can turn into a message.
 
     Raises

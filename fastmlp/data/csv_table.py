@@ -1,4 +1,4 @@
-"""Tables in `.csv` files.
+"""Tables in `.csv` files, read as Kaggle's are: label or value first, then numbers.
 
 Here: from a file to plain arrays (`Parts`), every fault named by line and column. Not here: checks that all sources share
 (dataset.py).

@@ -1,8 +1,7 @@
 """Data sets: any of them by name or by path, and the one check that all pass.
 
-Here: `Dataset`, `load_data`, `check_dataset`; what else callers need of data can be imported from here too.
-Not here: file formats (`data_files.py`, `data_tensors.py`, `data_npy.py`, `data_images.py`); named data sets and their
-downloads (`data_fetch.py`); checks of single arrays, splitting and scaling (`preprocess.py`).
+Here: `Dataset`, `load_data`, `check_dataset`. Not here: file formats (csv_table.py, arrays.py, images.py); named data sets and
+their downloads (named.py, download.py); checks of single arrays, splits and scalings (checks.py, splits.py, scaling.py).
 """
 
 from __future__ import annotations
@@ -22,14 +21,10 @@ import numpy.typing as npt
 from fastmlp.data.arrays import ARRAYS, Parts, is_npy_folder, read_npy_folder, read_npz, read_safetensors, reading
 from fastmlp.data.checks import Place, check_features, check_labels, check_values
 from fastmlp.data.csv_table import read_csv
-from fastmlp.data.download import data_folder
-from fastmlp.data.images import load_images, read_image_folder
-from fastmlp.data.named import DATASETS, fetch_data, list_data, named_parts, verify_data
+from fastmlp.data.images import read_image_folder
+from fastmlp.data.named import DATASETS, named_parts
 from fastmlp.data.rows import Array
 from fastmlp.errors import ConfigError, DataError, unknown_name
-
-__all__ = ["DATASETS", "Dataset", "Parts", "check_dataset", "data_folder", "fetch_data", "list_data"]
-__all__ += ["load_data", "load_images", "verify_data"]
 
 TARGETS = ("class", "value")
 ABOUT = {"key", "settings", "network", "layer", "images", "cnn"}  # of features, what others rely on
@@ -42,7 +37,7 @@ class Dataset:
     Parameters
     ----------
     name : what it is called, for titles and folder names
-    x : (n, features) uint8 or float32, C-contiguous, finite; from a folder of `.npy` files memory-mapped (see `data_npy`)
+    x : (n, features) uint8 or float32, C-contiguous, finite; from a folder of `.npy` files memory-mapped (see arrays.py)
     y : (n,) int32 class numbers, or (n, k) float32 targets of regression
     classes : names of the classes; empty for regression
     image_shape : (height, width, channels) if the rows are images
@@ -185,9 +180,9 @@ def load_data(
     Parameters
     ----------
     source : a name in `DATASETS`, or the path of an .npz, .safetensors or .csv file, a folder with x.npy and y.npy,
-        or a folder of class folders of images (see `data_files`, `data_tensors`, `data_npy`, `data_images`). A name
+        or a folder of class folders of images (see arrays.py, csv_table.py, images.py). A name
         wins over a path: write ./mnist for a folder called mnist.
-    data_dir : folder of the named data sets (see `data_folder`); what is missing is downloaded to it
+    data_dir : folder of the named data sets (see `download.data_folder`); what is missing is downloaded to it
     image_size : (height, width) that all images of a folder are resized to
     target : "class" reads y as labels, "value" as targets of regression
     progress : show a bar on stderr while downloading

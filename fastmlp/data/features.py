@@ -252,7 +252,7 @@ def featured(data: Dataset, extract: Callable[[str, Features], Array], numbers: 
     Parameters
     ----------
     extract : from "x" or "x_test" and its images (n, pixels) to their features (n, features)
-    numbers : the rows of `data.x` in each of its parts, as `runs.split_numbers` gives them
+    numbers : the rows of `data.x` in each of its parts, as `splits.split_numbers` gives them
     """
     kept = np.sort(np.concatenate([rows for name, rows in numbers.items() if name != "test"]))
     # Also where it is empty: rows that the network was trained on must not become a part that judges what is trained on them.

@@ -1,7 +1,7 @@
 """Rows of arrays that are too large to copy: parts by their row numbers, and passes in blocks.
 
 Here: `Subset`, `take`, `in_whole`, `is_mapped`; `blocks`, `block_rows`, `first_not_finite`. Not here: how files are mapped
-(`data_npy.py`), and what is asked of rows (`checks.py`, `preprocess.py`).
+(`arrays.py`), and what is asked of rows (`checks.py`, `splits.py`, `scaling.py`).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 - Where the folder cannot be used, kernels are compiled in memory, with one warning.
 
 Folder: FASTMLP_CACHE_DIR, else `fastmlp/kernels` in the user's cache. What a file is named by, and what is in it, is told by
-those who compile (cpu_cache.py, cuda_compile.py).
+those who compile (engines/cpu/codegen/cache.py, engines/cuda/compiler.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The NumPy engine: reference.py behind the contract of engines."""
+"""The NumPy engine: the specification, reference.py, behind the contract of engines (base.py)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastmlp.reference import backward, clip, forward, plain_losses, row_losses,
 
 
 class NumpyEngine:
-    """The specification as an engine; see `contract.Engine` for its methods."""
+    """The specification as an engine; see `base.Engine` for its methods."""
 
     name = "numpy"
 

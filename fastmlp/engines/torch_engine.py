@@ -3,7 +3,7 @@
 A second opinion on every other engine, and the twin of published experiments that were trained in PyTorch: the same rows in
 the same order, from the same start, under the same dropout masks, but activations and losses are torch.nn.functional's,
 gradients autograd's, updates torch.optim's. Not made for speed, and `auto` never takes it; the fastest way to write a step in
-PyTorch is what `fastmlp bench` measures (bench_torch.py, which shares the tables below).
+PyTorch is what `fastmlp bench` measures (bench/pytorch.py, which shares the tables below).
 
 Float32 or float64, on the CPU. PyTorch's threads belong to the process, not to an engine: `Job.threads` is not read, since
 several engines may be at work, and `threads` is what PyTorch was told (OMP_NUM_THREADS, torch.set_num_threads).
@@ -125,7 +125,7 @@ def clip(parameters: Iterable[torch.Tensor], largest: float) -> None:
 
 
 class TorchEngine:
-    """Training by autograd and torch.optim; see `contract.Engine` for its methods."""
+    """Training by autograd and torch.optim; see `base.Engine` for its methods."""
 
     name = "torch"
 

@@ -1,6 +1,6 @@
-"""The pictures of an `extract` run, and of a training on its features.
+"""A training on the features of an `extract` run: the pictures that its run folder gets beside its own.
 
-Here: which pictures a run gets, and from what. Not here: how they are drawn (report.py, pictures.py).
+Not here: the pictures of the extraction itself (extraction.py), and how they are drawn (reports/).
 """
 
 from __future__ import annotations

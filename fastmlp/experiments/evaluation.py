@@ -1,7 +1,7 @@
 """A saved model measured on data.
 
-Here: `evaluate_run`. Not here: model files (modelfile.py), readers of data (data.py), figures (evaluation.py),
-and predictions (predictions.py).
+Here: `evaluate_run`. Not here: model files (models/file.py), readers of data (data/dataset.py), figures (models/metrics.py),
+and predictions (prediction.py).
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from fastmlp.data.checks import Rows
-from fastmlp.data.dataset import DATASETS, Dataset, is_image_folder, load_data
+from fastmlp.data.dataset import Dataset, is_image_folder, load_data
 from fastmlp.data.features import OpenExtractor
+from fastmlp.data.named import DATASETS
 from fastmlp.data.splits import Parts, split
 from fastmlp.errors import ConfigError, DataError, unknown_name
 from fastmlp.experiments.config.extract import ExtractConfig
@@ -48,17 +49,17 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
     Parameters
     ----------
     path : run folder, or model file; a checkpoint is of its run
-    source, data_dir : the data, see `data.load_data`; None takes the run's own
+    source, data_dir : the data, see `load_data`; None takes the run's own
     part : "test", "train", "validation" or "all". On the run's own data, which is the same bytes under any
         name, the parts are those of the run. Other data have the test and training part that they come with, or
         else all their rows are the test part.
     backend, threads : None takes those of the run
-    predictions : file to write: see `listings.predictions_text`; for one part and classes
+    predictions : file to write: see `text.predictions_text`; for one part and classes
     open_extractor : for models that take features: how their extractor is opened, so that the data may be images too
 
     Returns
     -------
-    dict : the figures of `evaluation.evaluate` by name of the part, and "model", "data", "backend", "threads"
+    dict : the figures of `metrics.evaluate` by name of the part, and "model", "data", "backend", "threads"
 
     Raises
     ------

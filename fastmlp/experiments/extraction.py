@@ -1,7 +1,7 @@
-"""From images to features: one `extract` run from its settings to its data set of features, and its file.
+"""From images to features: one `extract` run from its settings to its data set of features, its file, and its pictures.
 
 Here: data loaded, checked and split, the steps of a run, the checkpoint that an interrupted run leaves. Not here: networks,
-which package cnn trains (it comes in as `Tools`), and what features are (features.py).
+which fastmlp.cnn trains (it comes in as `Tools`), what features are (data/features.py), and how pictures are drawn (reports/).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.dataset import DATASETS, Dataset, load_data
+from fastmlp.data.dataset import Dataset, load_data
 from fastmlp.data.features import (
     Extractor,
     Growing,
@@ -29,6 +29,7 @@ from fastmlp.data.features import (
     read_features,
     write_features,
 )
+from fastmlp.data.named import DATASETS
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.data.splits import split, split_numbers
 from fastmlp.engines.interrupts import Signals

@@ -1,6 +1,6 @@
 """The folder of a run: made, cleared of an earlier run's course, sealed by a manifest of SHA-256 hashes.
 
-Not here: how files are written (artifacts.py), and what is in them (runs.py).
+Not here: how files are written (files.py), and what is in them (record.py, result.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A run before it starts: its data, how they are split, its network."""
+"""A run before it starts: its data, how they are split, its network; all that can be refused is refused here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastmlp.data.dataset import DATASETS, Dataset, load_data
+from fastmlp.data.dataset import Dataset, load_data
+from fastmlp.data.named import DATASETS
 from fastmlp.data.splits import Parts, split
 from fastmlp.errors import ConfigError
 from fastmlp.experiments.config.train import Config, flag

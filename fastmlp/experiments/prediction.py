@@ -1,7 +1,7 @@
 """A saved model applied to files: images, tables, arrays.
 
-Here: `predict_files`, and its answers as text and as csv. Not here: the arithmetic (model.py), and how images
-become rows (data_images.load_images).
+Here: `predict_files`, and its answers as text and as csv. Not here: the arithmetic (models/model.py), and how images
+become rows (data/images.py).
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def predict_files(
     Parameters
     ----------
     path : run folder, or model file
-    inputs : images (see `data_images.load_images` for what is done to them), .csv files, .npz files with an array x.
+    inputs : images (see `images.load_images` for what is done to them), .csv files, .npz files with an array x.
         A .csv file has either the features alone, or one column more: then the first one is a label, which is
         ignored. Without a label its first line is a header if no cell of it is a number; with one, the rules
-        of `data_files.read_csv` hold.
+        of `csv_table.read_csv` hold.
     top : how many classes to tell of each row, the likeliest first; None for all
-    backend, threads : see `backends.make_engine`; None takes auto
+    backend, threads : see `engines.make_engine`; None takes auto
     open_extractor : for models that take features: how their extractor is opened. Images, and rows of as many columns as
         an image has pixels, pass through it
 

@@ -1,7 +1,7 @@
-"""What a run keeps of its network while it trains: the figures of each class, and checkpoints, every so many epochs.
+"""What a run writes while it trains: a line for each epoch, the figures of each class, and checkpoints, every so many epochs.
 
-Here: `Snapshots`, a callback of the training loop. Not here: the course of loss and accuracy (runs.py), and
-pictures (pictures.py).
+Here: `Recorder`, which also shows progress, and `Snapshots`, a callback of the training loop. Not here: what is written at the
+end (result.py).
 """
 
 from __future__ import annotations

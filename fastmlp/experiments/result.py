@@ -1,4 +1,4 @@
-"""What a run leaves behind: result.json, the model, pictures and reports."""
+"""What a run leaves behind: the model, result.json, pictures and reports, and the manifest that seals them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""One training run from its settings to its folder.
+"""One training run from its settings to its folder: `train_run`.
 
-Here: data loaded and split, `train_run`, and what goes into result.json. Not here: the training loop
-(loop.py), figures (evaluation.py), how files are written (artifacts.py), pictures and tables (report.py, tables.py),
-and what is done with a run afterwards (saved.py).
+Not here: what is known before it starts (plan.py), what is written while it trains (record.py) and at its end (result.py), the
+training loop (training/loop.py), and what is done with a run afterwards (evaluation.py, prediction.py).
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def load(path: str | Path, *, backend: str = "auto", threads: int | None = None)
     Parameters
     ----------
     path : file or folder
-    backend, threads : how the model will compute; see `backends.make_engine`
+    backend, threads : how the model will compute; see `engines.make_engine`
 
     Raises
     ------

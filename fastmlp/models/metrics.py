@@ -1,8 +1,8 @@
 """Figures of merit of predictions, as plain Python numbers that go into JSON unchanged.
 
-Here: the classification and the regression table. Not here: the loss (the engines compute it), tables and pictures
-for people (tables.py, report.py). The definitions are scikit-learn's, which the tests compare with; importing it would
-take longer than training a small network.
+Here: the classification and the regression table, and `evaluate`, a model measured on data. Not here: the loss (the engines
+compute it), tables and pictures for people (reports/). The definitions are scikit-learn's, which the tests compare with;
+importing it would take longer than training a small network.
 """
 
 from __future__ import annotations

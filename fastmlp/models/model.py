@@ -32,7 +32,7 @@ class Model:
     scaling : what is done to inputs first; None for nothing
     classes : names of the classes, empty for regression
     image_shape : (height, width, channels) if the inputs are images, or come from images by `extractor`
-    backend, threads : how predictions are computed; see `backends.make_engine`
+    backend, threads : how predictions are computed; see `engines.make_engine`
     extractor : a network that turns images into inputs, in the bytes of package cnn; None takes inputs as they are
 
     Raises

@@ -70,7 +70,7 @@ class Network:
     Parameters
     ----------
     sizes : units of each layer, input and output included
-    activation : one for all hidden layers or one each; names in `functions.ACTIVATIONS`, "leaky-relu:0.2" sets the parameter
+    activation : one for all hidden layers or one each; names in `activations.ACTIVATIONS`, "leaky-relu:0.2" sets the parameter
     dropout : share of units dropped after each hidden layer, one for all or one each, in [0, 1)
     loss : "cross-entropy" or "squared-error"
     output : "softmax", "sigmoid" or "linear"; None takes softmax for cross-entropy, linear for squared error

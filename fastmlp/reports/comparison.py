@@ -1,7 +1,7 @@
 """Pictures of several trainings over each other: accuracy or loss per epoch, a curve for each.
 
-Here: PNG files of panels of curves. Not here: one training's own curves (report.py, whose style these share), and which
-trainings are compared (recipe_plots.py).
+Here: PNG files of panels of curves. Not here: one training's own curves (curves.py, whose style these share), and which
+trainings are compared (experiments/recipes/plot.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Pictures of images, filters and features: what a convolutional network sees, and where a classifier errs.
 
 Here: PNG files of the first layer's filters and maps, a projection of features, the most confident mistakes. Not here: curves
-and confusion matrices (report.py), whose style these share.
+and confusion matrices (curves.py, confusion.py), whose style these share.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The training loop: epochs, chunks, validation, early stopping, time budget, signals. Readable Python over any engine.
 
-Not here: arithmetic (engines), settings (settings.py), files and pictures (runs.py, report.py).
+Here: `train`. Not here: arithmetic (engines), settings (settings.py), what is watched (monitor.py), files and pictures
+(experiments).
 """
 
 from __future__ import annotations
@@ -254,7 +255,7 @@ def train(  # noqa: PLR0913 - the settings are one argument; what remains is dat
     y : (n,) integer classes 0 … outputs - 1, or (n, outputs) targets
     settings : how to train
     validation : (x, y) to measure after each epoch; the weights of the best epoch are kept
-    scaling : fitted on x, see `preprocess.fit_scaling`; stored with the model
+    scaling : fitted on x, see `fit_scaling`; stored with the model
     sample_weight : (n,) positive weights of the rows in the loss
     classes : names of the classes; None numbers them
     image_shape : (height, width, channels) if the rows are images, which `Settings.flip` and `shift` move; kept in the model

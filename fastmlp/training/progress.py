@@ -1,7 +1,7 @@
 """What a person sees on stderr while a network trains.
 
 Here: a live bar on a terminal, one plain line per epoch elsewhere, nothing when quiet, all behind one small
-interface. Not here: results (tables.py, report.py) and the training loop, which calls `update` as often as it likes.
+interface. Not here: results (reports) and the training loop, which calls `update` as often as it likes.
 
 A stream that breaks (the reader of a pipe is gone, the terminal was closed, the disk of a log file is full)
 must not cost the user a training run: at the first failure to write, progress falls silent for good and

@@ -1,6 +1,6 @@
 """How to train, and on what: the settings of a training, its data, and whether they go together.
 
-Not here: the training loop (loop.py), settings of commands (config.py).
+Not here: the training loop (loop.py), settings of commands (experiments/config/train.py).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Settings:
     val_steps : measure the validation part also after every so many updates; None only after epochs
     max_time : seconds after which training stops, mid-epoch if need be; None for no limit
     seed : of initial weights, row order, dropout, flip and shift, 0 to 2^64 - 1
-    backend, threads, dtype, precision : see `backends.make_engine` and `contract.Job`
+    backend, threads, dtype, precision : see `engines.make_engine` and `base.Job`
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The CPU engine: `contract.Engine` over the compiled kernels. Holds the buffers and the threads; no arithmetic."""
+"""The CPU engine: `base.Engine` over the compiled kernels. Holds the buffers and the threads; no arithmetic."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ HUGE_PAGE = 2**21  # bytes
 # for every few of its columns, and rows from anywhere fall into few sets of the first cache; long vectors read less often.
 IN_PLACE_WIDTHS = {16: math.inf, 8: 32, 4: 32}
 TURN_FLOPS = 5_000_000  # of a call, for one thread to let others have the interpreter meanwhile
-INTERPRETER = np.zeros(1, np.int64)  # whose turn it is to run Python, see cpu_pieces.py; one for the process
+INTERPRETER = np.zeros(1, np.int64)  # whose turn it is to run Python, see kernels/sync.py; one for the process
 INTERPRETER_AT = INTERPRETER.ctypes.data  # NumPy takes a microsecond to tell
 
 ROW_NUMBERS = np.arange(MOST_ROWS)
@@ -51,7 +51,7 @@ SLOT_ROWS = {"m": SLOT_M, "v": SLOT_V}
 
 
 class NumbaEngine:
-    """Compiled kernels on the engine's own threads; see `contract.Engine` for the methods.
+    """Compiled kernels on the engine's own threads; see `base.Engine` for the methods.
 
     The number of threads changes no bit of any result, so small steps run on as many as prove fastest. Calls from several
     Python threads wait for each other.

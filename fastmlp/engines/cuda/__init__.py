@@ -1,6 +1,6 @@
 """The one place that imports what NVIDIA publishes for Python: numba-cuda, which compiles, and cuda.bindings, which drives.
 
-A port to numba-cuda's successor begins here, and ends in cuda_device.py and cuda_compile.py. Not here: what kernels say, and
+A port to numba-cuda's successor begins here, and ends in kernels/device.py and compiler.py. Not here: what kernels say, and
 what is asked of a device.
 """
 

@@ -1,4 +1,4 @@
-"""The CUDA engine: `contract.Engine` over kernels on an NVIDIA GPU. Holds the device's arrays; no arithmetic."""
+"""The CUDA engine: `base.Engine` over kernels on an NVIDIA GPU. Holds the device's arrays; no arithmetic."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OF_TRAINING = (
 
 
 class CudaEngine:
-    """Kernels on a GPU; see `contract.Engine` for the methods. One thread at a time may call.
+    """Kernels on a GPU; see `base.Engine` for the methods. One thread at a time may call.
 
     Rows that training has seen stay on the device as long as the caller passes the same array: change them in place, and the
     engine goes on with the old ones.

@@ -200,7 +200,7 @@ class Runtime:
     # -------------------------------------------------------------------------------------------- launches
 
     def program(self, name: str, kind: Kind, shape: Shape | Tile) -> Program:
-        """A kernel of `cuda_kernels.KERNELS`."""
+        """A kernel of `programs.KERNELS`."""
         key = (name, kind, shape)
         if key not in self.programs:
             built = compiled(name, kind, shape, self.capability)

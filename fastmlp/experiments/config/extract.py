@@ -1,7 +1,7 @@
 """The settings of `extract`: one description from which flags, variables and a TOML file are made.
 
 Here: `ExtractConfig`. Not here: what the settings mean for a network, which package cnn knows and checks; how a value is
-read (config_kinds.py) and where it comes from (config_sources.py).
+read (fields.py) and where it comes from (sources.py).
 """
 
 from __future__ import annotations

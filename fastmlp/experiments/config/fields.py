@@ -1,6 +1,6 @@
 """Kinds of values that a setting can have: how each is read from text and from TOML, and its name in --help.
 
-Here: `Kind` and its members. Not here: the settings themselves (config.py).
+Here: `Kind` and its members. Not here: the settings themselves (train.py).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Where the settings of a `train` run come from: flags, variables, a TOML file.
 
-Here: `resolve`. Not here: the settings (config.py), and Click, which only hands over the flags (cli.py).
+Here: `resolve`. Not here: the settings (train.py), and Click, which only hands over the flags (commands/options.py).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The settings of a `train` run: one description from which flags, variables and config.toml are made.
 
 Here: `Config`, a field per setting with its kind, default and help, and its way into `Network` and
-`Settings`, which check what they are given. Not here: how a value is read (config_kinds.py), where it comes
-from (config_sources.py), and Click (cli.py).
+`Settings`, which check what they are given. Not here: how a value is read (fields.py), where it comes
+from (sources.py), and Click (commands/options.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The comparisons that the reports draw, as pictures of the finished runs in a folder.
 
 Here: `all_comparisons`, which are data in the reports' own files, the curves of a run folder, and what is missing. Not here:
-how a picture is drawn (comparison_pictures.py), and the runs themselves (recipe_runs.py).
+how a picture is drawn (reports/comparison.py), and the runs themselves (run.py).
 """
 
 from __future__ import annotations

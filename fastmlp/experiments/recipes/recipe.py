@@ -3,7 +3,7 @@
 Here: `all_recipes`, `find`, `matching`, `Recipe`. They are data, TOML files in the folder `published`: a file for each report,
 a table for each row of it, `[mlp.NAME]` for a network on pixels, `[cnn.NAME]` for a convolutional one, and what the rows share
 in `[mlp]`, `[cnn]` and `[features]`, the MLP on a CNN's features; `[comparison.NAME]` is a picture of several rows. Not here:
-how settings are read (config_sources.py), running, and drawing (recipe_plots.py).
+how settings are read (experiments/config/sources.py), running, and drawing (plot.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Recipes as runs: a set of them trained, the finished ones left as they are, and ours beside the published figures.
 
 Each recipe has a run folder below one folder, as `fastmlp train --out` makes it; one that has its result is finished. Networks
-on pixels that share their data and its split train side by side (many.py), convolutional ones one after the other.
+on pixels that share their data and its split train side by side (training/many.py), convolutional ones one after the other.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ intrinsic in another file changes, dies on a truncated file, and writes beside t
 
 - the key is a hash over every source file that takes part in a kernel, the versions of Python, Numba and llvmlite, the
   processor as LLVM sees it, the kernel's name and the signature: what changed is simply not found;
-- files are checked before anything is unpickled (kernel_files.py).
+- files are checked before anything is unpickled (engines/kernel_cache.py).
 
 The entries are pickles, because that is how Numba serialises machine code. They are the only pickles fastmlp reads, and
 never come from the user's hands.

@@ -30,7 +30,7 @@ LOOK_SECONDS = 0.005
 
 @contextmanager
 def compiled_beside(kernel: Any, args: tuple[Any, ...]) -> Iterator[bool]:
-    """A block in which a kernel of `cpu_compile.cached` is compiled by another process, for arguments of these types.
+    """A block in which a kernel of `compiler.cached` is compiled by another process, for arguments of these types.
 
     Yields whether that happens: not if the kernel is there already, or could not be handed over. After the block the cache
     has it.

@@ -2,7 +2,7 @@
 
 And a loop of nothing but these, the machine's ceiling.
 
-Only this file, cpu_simd.py and cpu_dropout.py speak LLVM. Addresses are int64, in bytes; nothing is checked and nothing can
+Only this file, simd.py and vector_random.py speak LLVM. Addresses are int64, in bytes; nothing is checked and nothing can
 raise.
 """
 

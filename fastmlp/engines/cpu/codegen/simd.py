@@ -1,6 +1,6 @@
 """The vector layer of the CPU engine: the matrix micro-kernels, as LLVM instructions.
 
-Only this file, cpu_instructions.py and cpu_dropout.py speak LLVM. Everything takes addresses as int64 and strides in
+Only this file, intrinsics.py and vector_random.py speak LLVM. Everything takes addresses as int64 and strides in
 elements, checks nothing and cannot raise.
 
 The micro-kernel computes one tile of C = A B in registers: a few rows by a few vectors of `lanes` columns, all of K, each

@@ -1,4 +1,4 @@
-"""What differs from network to network: activations, losses, update rules, penalties, the type of the pixels.
+"""What differs from network to network: activations, losses, update rules, penalties, dropout, the type of the pixels.
 
 Each is a kernel of its own that the training and prediction kernels call by its address, over whole rows or blocks;
 so those two are compiled once for all networks, and a new network compiles only the formulas that no other had before.
@@ -34,8 +34,8 @@ class Code(NamedTuple):
     product : see `product_address`
     scale : see `scale_address`; 0 for rows that need no scaling and are read where they are
     gradient : see `gradient_address`
-    drop : see cpu_dropout.py
-    loss : see cpu_losses.py
+    drop : see codegen/vector_random.py
+    loss : see losses.py
     update, penalise : see the functions below
     activations : (hidden layers,) int64, of those activations that run over rows
     in_registers : whether the update is an epilogue of the gradient; clipping needs all gradients before the first update

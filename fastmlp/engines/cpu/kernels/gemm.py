@@ -67,7 +67,7 @@ def product_address(lanes: int) -> int:
 
     A (rows, k) is row-major, its rows where the table a_rows says (`emit_row`), and C with rows c_row apart; B lies in panels
     of `lanes` columns, b_panel apart, each k rows of `lanes`. For the epilogues and what `extra` holds for them see
-    cpu_simd.py. The sum over k is cut into equal pieces, whose panels stay in a near cache while all rows pass; no bit
+    codegen/simd.py. The sum over k is cut into equal pieces, whose panels stay in a near cache while all rows pass; no bit
     depends on it. Addresses in bytes, strides in elements.
     """
     tall, low, pair = TILES[lanes]

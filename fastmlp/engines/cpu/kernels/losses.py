@@ -45,7 +45,7 @@ def loss_block(network: Network, lanes: int) -> int:
 def loss_address(network: Network, lanes: int) -> int:
     """Address of losses(block, z, dz, ld, rows, sources, labels, targets, scales, row_loss, correct, hot, cold).
 
-    Loss, hit and dz of some rows, by `functions.LOSSES`. All but the last two are addresses and sizes: a block of `loss_block`
+    Loss, hit and dz of some rows, by `nn.losses.LOSSES`. All but the last two are addresses and sizes: a block of `loss_block`
     floats to work on; z and dz (0: not wanted) of the first row, ld floats from row to row; the rows' places in the data
     (int64; 0: in order); there the labels (int32), or 0 and the targets (float32); for each row what its dz is multiplied by
     (float32, not read without dz), its loss (float32) and whether the first largest z is that of its class (bool, False

@@ -1,15 +1,6 @@
-"""The pieces that the CPU engine's kernels are made of: products by tiles, passes over rows, updates, sharing of work.
+"""The pieces that the CPU engine's kernels are made of: products by tiles, passes over rows, updates.
 
-Each is a small compiled function, or a factory of one; cpu_kernels.py puts them together.
-
-How threads share work: the tasks of a phase are shared out in order, a share for each thread, and each share has a word that
-holds the number of the phase and the next ticket. A thread claims tasks of its own share, then helps with the others'.
-Whoever finishes the last task of a phase opens the next.
-
-How engines share the interpreter: only one thread of a process can run Python at a time, and one that finds the interpreter's
-lock taken sleeps; being woken takes longer than many an epoch of Python between two kernels. So a thread that leaves a kernel
-first waits inside, spinning, for its turn: a word of the whole process holds which thread's it is. A turn ends with that
-thread's next kernel. It is advice and no lock: who has waited too long goes ahead, and the interpreter's own lock keeps order.
+Each is a small compiled function, or a factory of one; programs.py puts them together.
 """
 
 from __future__ import annotations
@@ -99,7 +90,7 @@ def make_gradient(lanes: int) -> Any:
     """gradient(code, plan, store, x, x_rows, packed, own, scalars, task, rows): dw = x' dz, db = 1' dz over `rows` rows.
 
     For a rectangle of weights and, with the topmost one, its columns' biases; x and x_rows tell where the layer's inputs are
-    (`cpu_kernels.inputs_at`). In registers, each tile ends with the update of its weights; otherwise the gradient with its
+    (`programs.inputs_at`). In registers, each tile ends with the update of its weights; otherwise the gradient with its
     penalties goes to the row GRADIENT of `store`. Biases always go there.
     """
     pair, deepest = TILES[lanes].vectors, BATCH_DEPTHS[lanes]

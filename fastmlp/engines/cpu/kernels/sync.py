@@ -1,4 +1,14 @@
-"""How threads share the tasks of a step: claims, phases, turns."""
+"""How threads share the tasks of a step, and how engines share the interpreter: claims, phases, turns.
+
+How threads share work: the tasks of a phase are shared out in order, a share for each thread, and each share has a word that
+holds the number of the phase and the next ticket. A thread claims tasks of its own share, then helps with the others'.
+Whoever finishes the last task of a phase opens the next.
+
+How engines share the interpreter: only one thread of a process can run Python at a time, and one that finds the interpreter's
+lock taken sleeps; being woken takes longer than many an epoch of Python between two kernels. So a thread that leaves a kernel
+first waits inside, spinning, for its turn: a word of the whole process holds which thread's it is. A turn ends with that
+thread's next kernel. It is advice and no lock: who has waited too long goes ahead, and the interpreter's own lock keeps order.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The words that kernels for an NVIDIA GPU are made of: cuda_device.py has them for a device, the tests for a simulator."""
+"""The words that kernels for an NVIDIA GPU are made of: device.py has them for a device, the tests for a simulator."""
 
 WORDS = (
     *("WARP", "cuda", "device", "kernel", "formula"),

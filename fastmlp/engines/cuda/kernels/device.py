@@ -1,6 +1,6 @@
 """What kernels say to an NVIDIA GPU beyond what Numba has words for. The only file that knows PTX and LLVM's IR.
 
-Kernels are made by factories that take this module, or a simulator with the same names (cuda_words.py lists them), so that
+Kernels are made by factories that take this module, or a simulator with the same names (__init__.py lists them), so that
 their source runs on a device, is compiled for one that is not there, and is checked without one.
 
 Numba's own indexing handles negative indices and 64-bit numbers, at several instructions an access; `load` and `store` do not.

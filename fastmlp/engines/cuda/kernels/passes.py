@@ -1,9 +1,9 @@
 """What a training step on an NVIDIA GPU does beside its products: barriers, inputs, activations, losses, updates, clipping.
 
-Each factory takes the words of a device (cuda_device.py, or a simulator's) and gives a function that every thread of a launch
+Each factory takes the words of a device (device.py, or a simulator's) and gives a function that every thread of a launch
 calls; what a block does is decided by its number alone. Products call `settle` and `use` with each of their sums.
 
-Names: x, y, z, dz as in network.py; `table` and the places in `arena` as in cuda_plan.py; m and n are of a row of the batch and
+Names: x, y, z, dz as in nn/network.py; `table` and the places in `arena` as in layout.py; m and n are of a row of the batch and
 a unit.
 """
 

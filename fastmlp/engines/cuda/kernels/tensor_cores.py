@@ -1,4 +1,4 @@
-"""Products of large batches by the tensor cores of an NVIDIA GPU: a warp at a time multiplies what cuda_tiles.py has staged.
+"""Products of large batches by the tensor cores of an NVIDIA GPU: a warp at a time multiplies what tiles.py has staged.
 
 The operands of a product are rounded once, as they are staged: to tf32 (10 bits of mantissa), or to bf16 (7 bits), two terms in
 a word. Their products are exact in float32, in which they are summed; all else, weights included, stays float32.

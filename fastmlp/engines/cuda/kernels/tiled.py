@@ -1,4 +1,4 @@
-"""The phases of a training step on an NVIDIA GPU, for large batches: what cuda_pieces.py has, by the tiles of cuda_tiles.py.
+"""The phases of a training step on an NVIDIA GPU, for large batches: what passes.py has, by the tiles of tiles.py.
 
 Each phase is a launch of its own, since tiles keep every multiprocessor at work and a launch costs less than a tile.
 """
@@ -15,7 +15,7 @@ from fastmlp.engines.cuda.kernels.tiles import Arithmetic, Tile, make_product, m
 
 
 def make_arithmetic(dev: Any, tile: Tile, precision: str) -> Arithmetic:
-    """How products are made in a precision of `contract.PRECISIONS`."""
+    """How products are made in a precision of `base.PRECISIONS`."""
     return make_sums(dev, tile) if precision == "float32" else make_warp_sums(dev, tile, precision)
 
 
@@ -76,7 +76,7 @@ def make_walk(dev: Any, tile: Tile, product: Any) -> Any:
 
 
 def make_tiled_forward(dev: Any, tile: Tile, precision: str, pixels: bool, names: Sequence[str], drops: bool) -> Any:
-    """forward, as `cuda_teams.make_forward` has it."""
+    """forward, as `warps.make_forward` has it."""
     load, settle, get = dev.load, make_settle(dev, names, drops), make_get(dev)
     arithmetic = make_arithmetic(dev, tile, precision)
 
@@ -108,7 +108,7 @@ def make_tiled_forward(dev: Any, tile: Tile, precision: str, pixels: bool, names
 
 
 def make_tiled_delta(dev: Any, tile: Tile, precision: str) -> Any:
-    """delta, as `cuda_teams.make_delta` has it."""
+    """delta, as `warps.make_delta` has it."""
     load, store, get, arithmetic = dev.load, dev.store, make_get(dev), make_arithmetic(dev, tile, precision)
 
     @dev.device
@@ -131,7 +131,7 @@ def make_tiled_delta(dev: Any, tile: Tile, precision: str) -> Any:
 
 
 def make_tiled_gradient(dev: Any, tile: Tile, precision: str, pixels: bool, use: Any) -> Any:
-    """gradient, as `cuda_teams.make_gradient` has it."""
+    """gradient, as `warps.make_gradient` has it."""
     load, get, arithmetic = dev.load, make_get(dev), make_arithmetic(dev, tile, precision)
 
     @dev.device

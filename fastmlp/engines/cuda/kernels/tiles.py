@@ -2,7 +2,7 @@
 
 Two stages of shared memory: while a block multiplies from one, its threads hold the next terms in registers and write them to
 the other. A factor is staged term by term, so that a thread reads its rows, and its columns, as vectors of four. How a stage is
-multiplied is given: here for the arithmetic of float32, in cuda_mma.py for tensor cores.
+multiplied is given: here for the arithmetic of float32, in tensor_cores.py for tensor cores.
 
 Names: a product has rows m, columns n and terms k. A factor lies *across* if the four numbers that are read at once from its
 memory are terms, and *along* if they are rows (or columns) of the result. A word of shared memory holds a term, or two.

@@ -1,9 +1,9 @@
 """The phases of a training step on an NVIDIA GPU, for small batches: products by teams of warps.
 
 Small products are latency, not arithmetic, so a team of warps shares a tile of 8 x 4 sums and splits its terms. No sum depends
-on how many blocks there are: the same bits for any grid. What is done with a sum (cuda_pieces.py) is not here.
+on how many blocks there are: the same bits for any grid. What is done with a sum (passes.py) is not here.
 
-Names: x, y, z, dz as in network.py; `table` and the places in `arena` as in cuda_plan.py; t, lane, warp are of a thread in its
+Names: x, y, z, dz as in nn/network.py; `table` and the places in `arena` as in layout.py; t, lane, warp are of a thread in its
 block, m and n of a row of the batch and a unit.
 """
 
