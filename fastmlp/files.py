@@ -131,7 +131,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     --------
     >>> read_json("no-such.json")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    fastmlp.errors.DataError: cannot read no-such.json: No such file or directory; check the path; ...
+    fastmlp.errors.DataError: cannot read no-such.json: ...; check the path; ...
     """
     try:
         with one_line_error("read", path):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from fastmlp.engines import BACKENDS
 
 pytest.register_assert_rewrite("support")  # before its first import
 
-from support.engines import REAL_GPU, need_backend, simulation  # noqa: E402
+from support.engines import REAL_GPU, marks_of, need_backend, simulation  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -55,7 +58,30 @@ def backend(request: pytest.FixtureRequest) -> str:
     return need_backend(request.param)
 
 
-@pytest.fixture(scope="session", params=list(BACKENDS))
+@pytest.fixture(autouse=True)
+def quick_tests_are_quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test without the marker "full" starts no Python, simulates no GPU and trains no convolutional network."""
+    if request.node.get_closest_marker("full") is not None:
+        return
+
+    def refuse(*given: Any, **named: Any) -> NoReturn:
+        pytest.fail("a quick test starts a process, simulates a GPU or trains a CNN: mark it full")
+
+    start = subprocess.Popen.__init__
+
+    def started(self: Any, args: Any, *given: Any, **named: Any) -> None:
+        if not isinstance(args, str) and sys.executable in list(args):  # others are of libraries, at their first import
+            refuse()
+        start(self, args, *given, **named)
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", started)
+    if "support.cuda_simulator" in sys.modules:
+        monkeypatch.setattr("support.cuda_simulator.Grid.run", refuse)
+    if "fastmlp.cnn.training" in sys.modules:
+        monkeypatch.setattr("fastmlp.cnn.training.Trainer.run", refuse)
+
+
+@pytest.fixture(scope="session", params=[pytest.param(name, marks=marks_of(name)) for name in BACKENDS])
 def every_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each engine in turn; "cuda" in the simulator, in which much work takes long."""
     name = need_backend(request.param)

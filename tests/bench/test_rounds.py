@@ -338,4 +338,4 @@ def test_the_command_refuses_what_it_cannot_measure(tmp_path: Path) -> None:
 def test_help_shows_examples_before_options() -> None:
     text = ok("bench", "--help").stdout
     assert text == ok("bench", "-h").stdout
-    assert text.index("\n  fastmlp bench") < text.index("Options:")
+    assert text.index("\n  fastmlp bench") < text.index("\n  --network ")

@@ -19,6 +19,8 @@ from fastmlp.experiments.recipes.recipe import Recipe
 from fastmlp.experiments.training_run import train_run
 from fastmlp.files import read_json
 
+pytestmark = pytest.mark.full
+
 BASE: dict[str, Any] = {"data": "digits", "hidden": [8], "epochs": 3, "backend": "numpy", "val_count": 300, "patience": 0}
 PIXELS = {"about": "a", "train": BASE, "grid": {"lr": [0.01, 0.001], "scale": ["unit", "zscore"]}, "variants": [{"seed": 1}]}
 IMAGES: dict[str, Any] = {

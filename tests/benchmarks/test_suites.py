@@ -22,6 +22,8 @@ from fastmlp.engines.base import RowResults
 from fastmlp.engines.cpu.threads import available_cores
 from fastmlp.engines.numpy_engine import NumpyEngine
 
+pytestmark = pytest.mark.full
+
 SUITES = sorted((ROOT / "benchmarks").glob("bench_*.py"))
 SHAPE, CASE = Shape(7, 13, 9), Case((13, 9, 5), 7)
 
@@ -147,7 +149,7 @@ def test_the_check_sees_nan_and_another_shape() -> None:
     for wrong, message in (([1.0, np.nan], "off by nan"), ([1.0, -2.0, 0.0], "has shape"), ([1.0, -2.00001], "off by 1e-05")):
         with pytest.raises(AssertionError, match=message):
             check((np.array(wrong),), wanted, rounding(1))
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError):  # another number of arrays
         check((), wanted, rounding(1))
 
 

@@ -14,6 +14,8 @@ from support.extract import own_folder  # noqa: F401 - a fixture of every test h
 from benchmarks import torch_twin
 from benchmarks.tables import twins_table
 
+pytestmark = pytest.mark.full
+
 pytest.importorskip("torch", reason="the package of backend 'torch' is not installed: pip install torch")
 
 KEPT = {"name": "other", "network": "1x1", "dropout": [0.0]}

@@ -90,6 +90,7 @@ def test_labels_and_names() -> None:
     assert list(network.shapes()) == ["block1.conv", "block1.pool", "block2.conv"]
 
 
+@pytest.mark.full
 def test_no_torch_is_needed() -> None:
     script = "import sys; sys.modules['torch'] = None; import fastmlp.cnn.description, fastmlp.cnn.errors"
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -12,6 +12,8 @@ from fastmlp.cnn.images import Scaling
 from support.cnn import SHAPE, bars, network
 from torch.nn.functional import conv2d, max_pool2d
 
+pytestmark = pytest.mark.full
+
 SYMMETRIC = Scaling(np.full(1, 127.5, np.float32), np.full(1, 1 / 127.5, np.float32))
 DESCRIPTION = Description(
     image_shape=SHAPE, classes=3, blocks=make_blocks((6, 8), pool="max", regularize="dropout"), dense=(8,)

@@ -15,6 +15,8 @@ from fastmlp.cnn.training import MONITORS, Part, Settings, Trainer, Watch, evalu
 from support.cnn import SHAPE, bars, network
 from torch.nn.functional import cross_entropy
 
+pytestmark = pytest.mark.full
+
 NO_TORCHVISION = importlib.util.find_spec("torchvision") is None
 needs_torchvision = pytest.mark.skipif(NO_TORCHVISION, reason="torchvision is not installed")
 

@@ -1,4 +1,4 @@
-"""doctor.py: every check on this machine, and each shown what it must object to."""
+"""commands/doctor.py: every check on this machine, and each shown what it must object to."""
 
 from __future__ import annotations
 
@@ -92,6 +92,7 @@ def test_torchvision_of_the_same_build() -> None:
     assert list(doctor.check_torchvision(versions(torch="2.13.0+cpu"))) == []
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("module", "state"),
     [("raise RuntimeError('operator torchvision::nms does not exist')", BROKEN), ("", OK)],

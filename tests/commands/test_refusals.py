@@ -29,24 +29,32 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "named"),
     [
-        (["tarin"], "No such command 'tarin'"),
-        (["train", "--hiden", "3"], "--hidden"),
-        (["train", "extra"], "unexpected extra argument"),
-        (["evaluate"], "Missing argument 'RUN|MODEL'"),
-        (["predict", "runs/a"], "Missing argument 'INPUT...'"),
-        (["evaluate", "a", "--part", "tset"], "'tset' is not one of"),
-        (["evaluate", "a", "--min-accuracy", "2"], "not in the range"),
-        (["predict", "a", "b", "--top", "0"], "not in the range"),
-        ([], "Usage"),
+        (["tarin"], ["tarin"]),
+        (["train", "--hiden", "3"], ["--hiden"]),
+        (["train", "surplus"], ["surplus"]),
+        (["evaluate"], ["RUN|MODEL"]),
+        (["predict", "runs/a"], ["INPUT"]),
+        (["evaluate", "a", "--part", "tset"], ["--part", "tset", "validation"]),
+        (["evaluate", "a", "--min-accuracy", "2"], ["--min-accuracy", "2"]),
+        (["predict", "a", "b", "--top", "0"], ["--top", "0"]),
     ],
 )
-def test_usage_errors(arguments: list[str], message: str) -> None:
+def test_usage_errors(arguments: list[str], named: list[str]) -> None:
+    """The words are Click's; what was wrong is named in the last line."""
     result = call(*arguments)
     assert result.exit_code == 2
     assert result.stdout == ""
-    assert message in result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert [name for name in named if name not in last] == []
+
+
+def test_without_a_command_the_help_is_shown() -> None:
+    result = call()
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr == ok("--help").stdout
 
 
 @pytest.mark.parametrize(
@@ -54,7 +62,7 @@ def test_usage_errors(arguments: list[str], message: str) -> None:
     [
         ("optimiser = 'sgd'", "unknown key 'optimiser'; did you mean 'optimizer'?"),
         ("epochs = 'five'", "epochs must be a whole number, not 'five'"),
-        ("hidden = [1, 2", "line 1"),
+        ("hidden = [1, 2", "not TOML: "),
         ("optimizer = 'adm'", "unknown optimizer 'adm'; did you mean 'adam'?"),
         ("val_count = 3\nval_fraction = 0.1", "say the same thing"),
     ],
@@ -174,7 +182,7 @@ def test_a_missed_threshold_is_6_after_the_result(run: Path) -> None:
 def test_twice_verbose_or_debug_tells_where_an_error_arose() -> None:
     for result in (call("train", "-v", "-v", "--lr", "0"), call("train", "--lr", "0", FASTMLP_DEBUG="1")):
         assert result.exit_code == 2
-        assert "Traceback" in result.stderr
+        assert "schedules.py" in result.stderr
         assert "fastmlp: error: the learning rate" in result.stderr
 
 

@@ -201,6 +201,7 @@ def test_settings_that_do_not_fit_the_source(tmp_path):
     assert "no values" in message(ConfigError, load_data, tmp_path, target="value")
 
 
+@pytest.mark.full
 def test_heavy_packages_are_imported_only_when_needed():
     heavy = ["numba", "torch", "sklearn", "matplotlib", "scipy", "rich", "pooch", "requests", "PIL"]
     code = f"import sys, fastmlp.data.dataset; print([name for name in {heavy} if name in sys.modules])"

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import http.server
 import os
+import re
 import threading
 from functools import partial
 from pathlib import Path
@@ -126,7 +127,7 @@ def test_all_mirrors_failing_leaves_nothing_and_names_what_was_tried(server, tin
     tiny(f"{server}/nothing-here/", f"{server}/corrupt/", f"{server}/cut/", "http://127.0.0.1:9/")
     text = message(UnavailableError, load_data, "tiny", tmp_path / "data")
     assert "nothing-here/train-images.gz (HTTP 404)" in text and "/cut/train-images.gz (" in text
-    assert "corrupt/train-images.gz (wrong SHA-256)" in text and ":9/train-images.gz (ConnectionError)" in text
+    assert "corrupt/train-images.gz (wrong SHA-256)" in text and ":9/train-images.gz (" in text
     raw = tmp_path / "data" / "Tiny" / "raw"
     assert f"copy the files to {raw}" in text and "FASTMLP_DATA" in text
     assert list(raw.iterdir()) == []
@@ -203,8 +204,7 @@ def test_a_bar_is_drawn_on_stderr_only_when_asked(server, tiny, tmp_path, capfd)
     fetch_data("tiny", tmp_path, progress=True)
     shown = capfd.readouterr()
     assert shown.out == "" and all(name in shown.err for name in PACKED)
-    size = len(PACKED["train-images.gz"])
-    assert f"{size}/{size} bytes" in shown.err
+    assert re.search(rf"\b{len(PACKED['train-images.gz'])}\b", shown.err)  # bytes
 
 
 def test_unknown_names_of_data_sets():

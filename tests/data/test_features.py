@@ -30,6 +30,8 @@ from fastmlp.data.rows import is_mapped
 from fastmlp.experiments import extraction
 from fastmlp.models.file import load
 
+pytestmark = pytest.mark.full
+
 SMALL = ["--filters", "4,6", "--dense", "8", "--epochs", "1", "--batch-size", "16", "--device", "cpu"]
 MLP = ["--hidden", "8", "--epochs", "3", "--backend", "numpy"]
 FORMS = ("features.npz", "features.safetensors", "features")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
+import os
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -100,7 +102,8 @@ def test_a_gzip_bomb_is_read_no_further_than_its_header_claims(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    assert "No such file" in message(read_idx, tmp_path / "none.gz", 3)
+    path = tmp_path / "none.gz"
+    assert message(read_idx, path, 3).startswith(f"{path}: cannot be read ({os.strerror(errno.ENOENT)}); ")
 
 
 # --- .npz ---
@@ -126,7 +129,7 @@ def test_npz_without_y_names_what_it_holds(tmp_path):
 @pytest.mark.parametrize("kind", ["x", "y"])
 def test_npz_with_python_objects_is_refused(tmp_path, kind):
     arrays = {"x": np.zeros((2, 2)), "y": np.zeros(2)} | {kind: np.array([[1], [1, 2]], object)}
-    assert f"array '{kind}' cannot be read (Object arrays" in message(read_npz, write_npz(tmp_path / "a.npz", **arrays))
+    assert f"array '{kind}' cannot be read (" in message(read_npz, write_npz(tmp_path / "a.npz", **arrays))
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -171,7 +174,7 @@ def test_a_flipped_bit_in_npz_is_found_by_its_checksum(tmp_path):
     content = zipped(tmp_path / "a.npz", x=NPY, y=npy(np.zeros(2))).read_bytes()
     at = content.index(NPY) + len(NPY) - 1
     (tmp_path / "a.npz").write_bytes(flipped(content, at))
-    assert "Bad CRC-32" in message(read_npz, tmp_path / "a.npz")
+    assert message(read_npz, tmp_path / "a.npz").startswith(f"{tmp_path / 'a.npz'}: array 'x' cannot be read (")
 
 
 @pytest.mark.parametrize("content", [b"", b"plain text", NPY, b"PK\x03\x04 cut"])

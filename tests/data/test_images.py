@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from functools import partial
 from pathlib import Path
 
@@ -120,7 +122,7 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
     for limit in (1000, 500):  # Pillow warns above its limit and refuses above twice the limit
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         text = message(load_images, [path], (1, 1, 1))
-        assert str(path) in text and "decompression bomb" in text
+        assert text.startswith(f"{path}: not a readable image (")
 
 
 # Each: mode, colour, options of saving, expected grey, expected red, green, blue.
@@ -165,7 +167,9 @@ def test_load_images_names_what_is_wrong(tmp_path):
     path = tmp_path / "a.png"
     path.write_text("hello")
     assert f"{path}: not a readable image" in message(load_images, [path], (2, 2, 1))
-    assert "No such file" in message(load_images, [tmp_path / "none.png"], (2, 2, 1))
-    assert "Is a directory" in message(load_images, [tmp_path], (2, 2, 1))
+    assert f"none.png: not a readable image ({os.strerror(errno.ENOENT)})" in message(
+        load_images, [tmp_path / "none.png"], (2, 2, 1)
+    )
+    assert f"{tmp_path}: not a readable image ({os.strerror(errno.EISDIR)})" in message(load_images, [tmp_path], (2, 2, 1))
     assert "no image given" in message(load_images, [], (2, 2, 1))
     assert "(2, 2, 4)" in message(load_images, [save(tmp_path / "b.png")], (2, 2, 4))

@@ -271,6 +271,7 @@ def write_set(folder: Path, rows: int, features: int) -> int:
     return rows * features
 
 
+@pytest.mark.full
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA and /proc are Linux's")
 def test_a_set_larger_than_the_memory_that_a_process_may_own_trains(tmp_path: Path, numba_backend: str) -> None:
     rows, features = 250_000, 3072

@@ -66,8 +66,7 @@ def test_only_what_engines_read_stays_in_its_file(tmp_path, x, stays):
     assert np.array_equal(data.x, x.reshape(40, -1))
     assert data.x.dtype == (np.uint8 if x.dtype == np.uint8 else np.float32) and data.x.flags.c_contiguous
     if stays:
-        with pytest.raises(ValueError, match="read-only"):
-            data.x[0, 0] = 1
+        assert not data.x.flags.writeable
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
@@ -114,7 +113,7 @@ def headed(*shape: int) -> bytes:
 
 DAMAGE = {
     "empty file": (b"", "not a readable .npy file"),
-    "no .npy file": (b"x" * 999, "not a readable .npy file (the magic string is not correct"),
+    "no .npy file": (b"x" * 999, "not a readable .npy file"),
     "another version": (GOOD[:6] + b"\x09" + GOOD[7:], "not a readable .npy file"),
     "header cut off": (GOOD[: HEADER - 9], "not a readable .npy file"),
     "header that is no Python": (GOOD.replace(b"(40, 6, 2)", b"(40, 6, 2("), "not a readable .npy file"),

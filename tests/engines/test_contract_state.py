@@ -234,8 +234,8 @@ def quiet_count() -> int:
 
 
 def settles_at(count: int) -> bool:
-    """Whether the number of threads comes down to `count` within ten seconds; a thread takes a moment to end."""
-    for _ in range(1000):
+    """Whether the number of threads comes down to `count` within a minute; a thread takes a moment to end."""
+    for _ in range(6000):
         if threading.active_count() <= count and system_threads() <= count:
             return True
         time.sleep(0.01)
@@ -270,19 +270,19 @@ def test_dropped_engines_leave_no_threads_either(backend: str) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_an_engine_works_in_a_forked_child(backend: str) -> None:
     course = make_course(BASE.network)
     with engine_of(backend, BASE) as engine:
         wanted = engine.forward(course.x)
-        check_in_a_forked_child(lambda: same_bits(engine.forward(course.x), wanted), seconds=10)
+        check_in_a_forked_child(lambda: same_bits(engine.forward(course.x), wanted), seconds=60)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_child_that_errs_or_hangs_is_seen() -> None:
-    check_in_a_forked_child(lambda: True, seconds=10)
+    check_in_a_forked_child(lambda: True, seconds=60)
     with pytest.raises(AssertionError):
-        check_in_a_forked_child(lambda: False, seconds=10)
+        check_in_a_forked_child(lambda: False, seconds=60)
     with pytest.raises(pytest.fail.Exception, match="hangs"):
         check_in_a_forked_child(lambda: bool(time.sleep(60)), seconds=0.2)

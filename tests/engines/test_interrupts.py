@@ -40,7 +40,7 @@ def test_a_signal_from_outside_is_noted_while_python_sleeps() -> None:
     with Signals() as signals:
         timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
         timer.start()
-        for _ in range(500):
+        for _ in range(6000):
             if signals.received:
                 break
             time.sleep(0.01)

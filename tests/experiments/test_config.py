@@ -1,4 +1,4 @@
-"""config.py: what goes together, what is chosen by rule, and the way into Network and Settings."""
+"""experiments/config/train.py: what goes together, what is chosen by rule, and the way into Network and Settings."""
 
 from __future__ import annotations
 

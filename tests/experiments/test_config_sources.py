@@ -1,7 +1,11 @@
-"""config_kinds.py and config_sources.py: kinds of values, sources and their order, damaged files."""
+"""experiments/config/fields.py and experiments/config/sources.py: kinds of values, sources and their order, damaged files."""
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -243,18 +247,36 @@ def test_a_table_is_an_unknown_key(tmp_path: Path) -> None:
         resolve({}, {}, file)
 
 
-def test_a_syntax_error_names_file_and_line(tmp_path: Path) -> None:
+def test_a_syntax_error_names_the_file(tmp_path: Path) -> None:
     file = tmp_path / "a.toml"
     file.write_text("lr = 1\nepochs = = 2\n")
-    with pytest.raises(ConfigError, match=r"a\.toml: not TOML: .*line 2"):
+    with pytest.raises(ConfigError, match=r"a\.toml.*: not TOML: .+; correct it there$"):
+        resolve({}, {}, file)
+
+
+class Located(tomllib.TOMLDecodeError):
+    """As Python 3.14 raises it."""
+
+    def __init__(self) -> None:
+        ValueError.__init__(self, "planted")
+        self.lineno = 2
+
+
+def test_a_syntax_error_names_the_line_where_python_tells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(text: str) -> None:
+        raise Located
+
+    file = tmp_path / "a.toml"
+    file.write_text("lr = 1\nepochs = = 2\n")
+    monkeypatch.setattr(tomllib, "loads", refuse)
+    with pytest.raises(ConfigError, match=r"a\.toml, line 2: not TOML: planted; correct it there$"):
         resolve({}, {}, file)
 
 
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none\.toml: cannot be read \(No such file"):
-        resolve({}, {}, tmp_path / "none.toml")
-    with pytest.raises(ConfigError, match="cannot be read"):
-        resolve({}, {}, tmp_path)
+    for path, number in ((tmp_path / "none.toml", errno.ENOENT), (tmp_path, errno.EISDIR)):
+        with pytest.raises(ConfigError, match=re.escape(f"{path}: cannot be read ({os.strerror(number)})")):
+            resolve({}, {}, path)
 
 
 def test_a_file_that_is_not_text(tmp_path: Path) -> None:

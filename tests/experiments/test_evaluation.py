@@ -1,4 +1,4 @@
-"""saved.py: a run measured again gives its own figures; other data are matched by the names of their classes."""
+"""evaluation.py: a run measured again gives its own figures; other data are matched by the names of their classes."""
 
 from __future__ import annotations
 

@@ -328,6 +328,7 @@ def test_damaged_metrics_are_named(text: str) -> None:
     assert "cannot read set/ee5179-1/metrics.jsonl" in refused(3, "recipes", "plot", "ee5179-*", "--runs", "set")
 
 
+@pytest.mark.full
 def test_a_run_of_recipes_run_is_drawn(tmp_path: Path) -> None:
     """The real files, of tiny networks: no file that this test has made up."""
     pixels, labels = bars(200, 0)

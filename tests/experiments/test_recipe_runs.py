@@ -29,7 +29,9 @@ from fastmlp.nn.schedules import Schedule
 from fastmlp.training.loop import Diverged, Training
 from fastmlp.training.many import train_many
 
-PATIENCE = 60  # seconds of a slow, busy machine for what takes one
+pytestmark = pytest.mark.full
+
+PATIENCE = 120  # seconds of a slow, busy machine for what takes one
 TINY = {"FASTMLP_DATASET": "images.npz", "FASTMLP_EPOCHS": "2", "FASTMLP_BACKEND": "numpy", "FASTMLP_VAL_COUNT": "40"}
 CNN = {"FASTMLP_FILTERS": "4,6", "FASTMLP_DENSE": "8", "FASTMLP_DEVICE": "cpu"}
 

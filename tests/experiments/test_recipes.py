@@ -127,6 +127,7 @@ def test_a_recipe_of_the_other_command_is_refused() -> None:
     )
 
 
+@pytest.mark.full
 def test_a_recipe_chains(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name, _ in DRAWN:
         monkeypatch.setattr(module, name, lambda *given: None)

@@ -1,4 +1,4 @@
-"""snapshots.py: what is kept of a network while it trains is what it was at that epoch, alone and among many."""
+"""experiments/record.py: what is kept of a network while it trains is what it was at that epoch, alone and among many."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from fastmlp.files import read_lines
 from fastmlp.models.file import load
 from fastmlp.models.metrics import evaluate
 from fastmlp.models.model import Model
+
+pytestmark = pytest.mark.full  # ten seconds
 
 COMMON: dict[str, Any] = {"hidden": (8,), "dropout": (0.2,), "backend": "numpy", "lr": 0.01}
 

@@ -1,4 +1,4 @@
-"""metrics.py against values computed by hand, and one test per kind of bad input."""
+"""models/metrics.py against values computed by hand, and one test per kind of bad input."""
 
 from __future__ import annotations
 
@@ -191,6 +191,7 @@ def test_bad_targets(y_true: np.ndarray, y_pred: np.ndarray, message: str) -> No
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.full
 def test_figures_need_no_scikit_learn() -> None:
     code = """
 import sys

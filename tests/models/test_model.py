@@ -132,7 +132,7 @@ def test_a_model_can_be_compared_and_replaced() -> None:
 def test_a_dropped_model_gives_its_threads_back(backend: str) -> None:
     make_model(backend=backend, threads=3).forward(X)
     gc.collect()
-    for _ in range(500):
+    for _ in range(6000):
         names = {thread.name for thread in threading.enumerate() if thread.name.startswith("fastmlp")}
         if not names:
             break

@@ -148,7 +148,7 @@ def test_return_types_are_checked_by_a_check_that_fails() -> None:
 
 
 def test_slopes_at_zero() -> None:
-    """Fixed by the semantics in network.py, and not what every library does."""
+    """Fixed by the semantics in nn/network.py, and not what every library does."""
     zero, a = np.float32(0), np.float32(0.25)
     assert ACTIVATIONS["relu"].slope(zero, zero, a) == 0
     assert ACTIVATIONS["leaky-relu"].slope(zero, zero, a) == a

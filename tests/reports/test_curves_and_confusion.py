@@ -310,6 +310,7 @@ def plot_in_child(folder: Path, **environment: str) -> list[bytes]:
     return [(folder / name).read_bytes() for name in ("curves.png", "confusion.png")]
 
 
+@pytest.mark.full
 def test_same_bytes_in_every_process_and_setting(tmp_path: Path) -> None:
     settings = tmp_path / "matplotlibrc"
     settings.write_text("axes.facecolor: black\nfont.size: 30\nsavefig.dpi: 20\ntext.usetex: True\nbackend: TkAgg\n")

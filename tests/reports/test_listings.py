@@ -1,4 +1,4 @@
-"""listings.py against scikit-learn, letter by letter, and predictions that can be read back."""
+"""reports/text.py against scikit-learn, letter by letter, and predictions that can be read back."""
 
 from __future__ import annotations
 

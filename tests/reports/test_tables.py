@@ -1,4 +1,4 @@
-"""tables.py: the table of a result, with and without a terminal."""
+"""reports/text.py: the table of a result, with and without a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small simulator of an NVIDIA GPU, in which kernels run as they stand: every word of cuda_device.py by the same name.
+"""A small simulator of an NVIDIA GPU, in which kernels run as they stand: every word of kernels/device.py by the same name.
 
 The whole grid is alive, each thread a greenlet, so that barriers over all blocks work; warps have their collectives. It is made
 to find mistakes: shared and local memory begin as NaN, indices below zero and misaligned vectors are errors, threads that wait
@@ -205,7 +205,7 @@ class Kernel:
             grid.run()
 
 
-# ------------------------------------------------------------------------------------------------ words of cuda_device.py
+# ------------------------------------------------------------------------------------------ words of kernels/device.py
 
 
 def load(a: Any, i: int) -> Any:
@@ -322,7 +322,7 @@ def arrived(counter: Any, i: int) -> Any:
 
 
 class Words:
-    """The words of cuda_device.py, for warps of so many lanes: few are soon simulated."""
+    """The words of kernels/device.py, for warps of so many lanes: few are soon simulated."""
 
     def __init__(self, lanes: int) -> None:
         self.WARP = lanes

@@ -19,6 +19,11 @@ from fastmlp.nn.network import Network
 REAL_GPU = os.environ.get("FASTMLP_TEST_GPU") == "1"  # backend "cuda" runs on a device, not in the simulator
 
 
+def marks_of(name: str) -> list[pytest.MarkDecorator]:
+    """The markers of a test with an engine: the one for GPUs is simulated where there is none, which takes long."""
+    return [pytest.mark.full, pytest.mark.gpu] if name == "cuda" else []
+
+
 def need_backend(name: str) -> str:
     """The name of an engine; skips the test if the package that it needs is not there."""
     if name == "cuda" and not REAL_GPU and importlib.util.find_spec("greenlet") is None:

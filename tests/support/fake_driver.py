@@ -1,4 +1,4 @@
-"""A driver without a GPU: those functions of cuda.bindings.driver that cuda_runtime.py calls, over memory and the simulator.
+"""A driver without a GPU: those functions of cuda.bindings.driver that cuda/runtime.py calls, over memory and the simulator.
 
 Memory is the host's, so that addresses are real ones; a kernel finds its arguments where a device would, by the addresses that
 a launch was given, laid out as Numba's kernels take them.

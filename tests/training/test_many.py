@@ -115,7 +115,7 @@ def test_any_number_of_models_and_threads(threads: int | None) -> None:
 def test_models_run_at_the_same_time_and_the_costliest_begin_first() -> None:
     x, y = problem(40)
     begun: list[int] = []
-    together = threading.Barrier(2, timeout=20)  # broken unless two models are under way at once
+    together = threading.Barrier(2, timeout=120)  # broken unless two models are under way at once
 
     def make(backend: str, job: Job) -> Engine:
         engine = make_engine(backend, job)
@@ -214,6 +214,7 @@ print(len(before.buffer), len(after.buffer))
 """
 
 
+@pytest.mark.full
 def test_everything_is_compiled_before_the_threads_start(numba_backend: str) -> None:
     """In a fresh process, where each kernel has to be loaded, under Numba's one lock."""
     root = ROOT

@@ -1,7 +1,8 @@
-"""progress.py: a bar on a real (pseudo) terminal, plain lines elsewhere, and no harm from a broken stream."""
+"""training/progress.py: a bar on a real (pseudo) terminal, plain lines elsewhere, and no harm from a broken stream."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
 import os
@@ -12,7 +13,6 @@ import subprocess
 import sys
 import termios
 import threading
-import timeit
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,8 +46,10 @@ class Clock:
     """A time that moves only when told to."""
 
     now = 0.0
+    looks = 0  # how often somebody has asked
 
     def __call__(self) -> float:
+        self.looks += 1
         return self.now
 
 
@@ -276,8 +278,9 @@ def test_broken_stream_does_not_stop_training(broken: str) -> None:
         for epoch in (1, 2, 3):
             progress.epoch_done(row(epoch))
     if broken != "closed":
-        with pytest.raises(OSError, match=r"No space|Broken pipe"):  # it is broken indeed
+        with pytest.raises(OSError) as caught:
             stream.close()
+        assert caught.value.errno == (errno.ENOSPC if broken == "full" else errno.EPIPE)  # it is broken indeed
 
 
 def test_terminal_that_is_closed_does_not_stop_training(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,8 +295,9 @@ def test_terminal_that_is_closed_does_not_stop_training(monkeypatch: pytest.Monk
         monkeypatch.setattr(ProgressBar, "__rich_console__", pytest.fail)
         run_epochs(progress, clock, 3)  # nothing is drawn any more
         monkeypatch.undo()
-    with pytest.raises(OSError, match="Input/output"):  # it is broken indeed
+    with pytest.raises(OSError) as caught:
         stream.close()
+    assert caught.value.errno == errno.EIO  # it is broken indeed
 
 
 CHILD = """
@@ -321,6 +325,7 @@ def run_child(stderr: int, code: str = CHILD) -> subprocess.CompletedProcess[str
     )
 
 
+@pytest.mark.full
 def test_process_with_a_file_never_loads_rich() -> None:
     child = run_child(subprocess.PIPE)
     assert child.returncode == 0, child.stderr
@@ -330,6 +335,7 @@ def test_process_with_a_file_never_loads_rich() -> None:
     ]
 
 
+@pytest.mark.full
 def test_process_on_a_terminal_keeps_stdout_clean(monkeypatch: pytest.MonkeyPatch) -> None:
     with terminal(monkeypatch) as screen:
         child = run_child(screen.stream.fileno())
@@ -340,6 +346,7 @@ def test_process_on_a_terminal_keeps_stdout_clean(monkeypatch: pytest.MonkeyPatc
     assert text.endswith(SHOW)
 
 
+@pytest.mark.full
 def test_process_with_a_broken_stderr_ends_well() -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -349,11 +356,32 @@ def test_process_with_a_broken_stderr_ends_well() -> None:
     assert child.returncode == 0
 
 
+class Counted(io.StringIO):
+    """Counts how often something is written to it; a terminal if it is told to be one."""
+
+    writes = 0
+    interactive = False
+
+    def isatty(self) -> bool:
+        return self.interactive
+
+    def write(self, text: str) -> int:
+        self.writes += 1
+        return super().write(text)
+
+
 @pytest.mark.parametrize("kind", ["lines", "bar", "quiet"])
-def test_update_costs_nothing_when_nothing_is_due(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    with terminal(monkeypatch) as screen:
-        stream = screen.stream if kind == "bar" else io.StringIO()
-        with make_progress(stream, kind == "quiet", epochs=3) as progress:
-            times = timeit.repeat(lambda: progress.update(1, 64, 48000, 0.5, 0.5, 4e5), number=1000, repeat=20)
-        screen.text()
-    assert min(times) / 1000 < 10e-6
+def test_update_does_nothing_when_nothing_is_due(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Training calls it as often as it likes: a look at the clock is all that it may cost."""
+    monkeypatch.setenv("TERM", "xterm")
+    clock, stream = Clock(), Counted()
+    stream.interactive = kind == "bar"
+    with make_progress(stream, kind == "quiet", epochs=3, clock=clock) as progress:
+        writes, looks = stream.writes, clock.looks
+        for _ in range(1000):
+            progress.update(1, 64, 48000, 0.5, 0.5, 4e5)
+        assert stream.writes == writes
+        assert clock.looks - looks <= 1000
+        clock.now += 1
+        progress.update(1, 64, 48000, 0.5, 0.5, 4e5)
+        assert (stream.writes > writes) == (kind == "bar")  # a bar is due

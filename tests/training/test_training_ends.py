@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +13,7 @@ import pytest
 from support.engines import same_bits
 from support.problems import Keeper, problem, set_up
 
+import fastmlp.training.loop
 from fastmlp.engines import make_engine
 from fastmlp.engines.base import Engine, Job, State
 from fastmlp.errors import DivergedError
@@ -22,7 +21,7 @@ from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
 from fastmlp.nn.philox import generator
 from fastmlp.nn.schedules import Schedule
-from fastmlp.training.loop import Diverged, Interrupted, Training, train
+from fastmlp.training.loop import CHUNK_SECONDS, Diverged, Interrupted, Training, train
 
 NETWORK = Network((4, 12, 3))
 
@@ -92,22 +91,70 @@ def test_a_callback_that_returns_true_stops_and_all_are_called() -> None:
 BIG = Network((200, 400, 10))
 
 
-def big_problem(rows: int = 20_000) -> tuple[Any, Any]:
-    """Seconds of work for an epoch of BIG with the NumPy engine, tenths for the compiled one."""
+def big_problem(rows: int) -> tuple[Any, Any]:
     rng = np.random.default_rng(0)
     return rng.normal(size=(rows, 200)).astype(np.float32), rng.integers(0, 10, rows)
 
 
-def test_a_time_budget_stops_within_an_epoch() -> None:
-    x, y = big_problem()
-    settings = set_up(schedule=Schedule(0.01), epochs=100, batch_size=8, max_time=0.3)
-    began = time.monotonic()
+class Clock:
+    """The loop's clock in place of the machine's, moved by the engine: each row that it trains on takes `row_seconds`.
+
+    calls : rows of each call of `Engine.train`, but for those without rows, which compile
+    before : told the number of each such call, from 1
+    """
+
+    def __init__(self) -> None:
+        self.now, self.row_seconds = 0.0, 1.0
+        self.calls: list[int] = []
+        self.before: Callable[[int], None] = lambda call: None
+
+    def monotonic(self) -> float:
+        return self.now
+
+    perf_counter = monotonic
+
+    def make_engine(self, backend: str, job: Job) -> Engine:
+        engine = make_engine(backend, job)
+        honest = engine.train
+
+        def train(x: Any, y: Any, order: Any, *rest: Any) -> Any:
+            if len(order):
+                self.calls.append(len(order))
+                self.before(len(self.calls))
+                self.now += len(order) * self.row_seconds
+            return honest(x, y, order, *rest)
+
+        engine.train = train  # type: ignore[method-assign]
+        return engine
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(fastmlp.training.loop, "make_engine", clock.make_engine)
+    monkeypatch.setattr(fastmlp.training.loop, "time", clock)
+    return clock
+
+
+def test_a_time_budget_stops_within_an_epoch(clock: Clock) -> None:
+    x, y = big_problem(100)
+    settings = set_up(schedule=Schedule(0.01), epochs=10, batch_size=16, max_time=130.0)
     training = train(BIG, x, y, settings=settings)
-    assert time.monotonic() - began < 2
     assert training.stopped == "time"
-    assert 0 < training.history[-1]["rows"] < len(x)
-    assert training.state.step == -(-training.history[-1]["rows"] // 8) + 2500 * (len(training.history) - 1)
+    assert clock.calls == [16] * 6 + [4] + [16] * 2  # the last ends after 132 seconds
+    assert [row["rows"] for row in training.history] == [100, 32]
+    assert training.state.step == 7 + 2
     assert np.isfinite(training.history[-1]["loss"])
+
+
+def test_calls_of_the_engine_are_short(clock: Clock) -> None:
+    """Only between them are signals and the time seen."""
+    x, y = big_problem(1000)
+    clock.row_seconds = 0.9e-3
+    training = train(BIG, x, y, settings=set_up(schedule=Schedule(0.01), epochs=2, batch_size=8))
+    assert sum(clock.calls) == sum(row["rows"] for row in training.history) == 2000
+    assert max(clock.calls) * clock.row_seconds <= CHUNK_SECONDS
+    assert clock.calls[2] == max(clock.calls) == 88  # and as long as they may be: fewer calls cost less
 
 
 def test_a_time_budget_that_suffices_changes_nothing() -> None:
@@ -120,52 +167,47 @@ def test_a_time_budget_that_suffices_changes_nothing() -> None:
 # ------------------------------------------------------------------------------------------------ signals
 
 
-def interrupted(number: int, backend: str, **arguments: Any) -> tuple[Interrupted, float, Keeper]:
-    """Train, send a signal from another thread amid an epoch; what was raised, seconds after the signal, the epochs."""
-    x, y = big_problem()
+def interrupted(number: int, backend: str, clock: Clock, **arguments: Any) -> tuple[Interrupted, Keeper]:
+    """Train, let a signal come in the third of the 16 calls of the engine of epoch 3; what was raised, the epochs."""
+    x, y = big_problem(1000)
     keeper = Keeper()
-    sent: list[float] = []
 
-    def kill() -> None:
-        sent.append(time.monotonic())
-        os.kill(os.getpid(), number)
+    def send(call: int) -> None:
+        if call == 16 + 16 + 3:
+            signal.raise_signal(number)
 
-    def start_timer(row: dict[str, Any], engine: Engine) -> None:
-        if row["epoch"] == 2:
-            threading.Timer(0.15, kill).start()
-
+    clock.before = send
     settings = set_up(schedule=Schedule(0.05), epochs=10_000, batch_size=64, backend=backend)
     with pytest.raises(Interrupted) as caught:
-        train(BIG, x[:3000], y[:3000], settings=settings, callbacks=[keeper, start_timer], **arguments)
-    return caught.value, time.monotonic() - sent[0], keeper
+        train(BIG, x, y, settings=settings, callbacks=[keeper], **arguments)
+    return caught.value, keeper
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_training_within_a_second_with_the_best_weights(backend: str, number: int) -> None:
-    x, y = big_problem()
+def test_a_signal_ends_the_training_with_the_best_weights(backend: str, number: int, clock: Clock) -> None:
+    x, y = big_problem(200)
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    error, seconds, keeper = interrupted(number, backend, validation=(x[3000:4000], y[3000:4000]))
-    assert seconds < 1
+    error, keeper = interrupted(number, backend, clock, validation=(x, y))
+    assert len(clock.calls) == 16 + 16 + 3  # none after the one in which the signal came
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     assert isinstance(error, KeyboardInterrupt)
     assert error.signal == number
     training = error.training
     assert training.stopped == "interrupted"
     losses = [row["val_loss"] for row in training.history]
-    assert training.best_epoch == 1 + int(np.argmin(losses))  # random labels: the first epochs are the best
-    finished = [*keeper.parameters, training.state.parameters]  # the epoch under way has no callback
-    assert len(finished) in (len(losses), len(losses) + 1)
+    assert training.best_epoch == 1 + int(np.argmin(losses)) < 3  # random labels: the first epochs are the best
+    finished = keeper.parameters  # the epoch under way ends as any other
+    assert len(finished) == len(losses) == 3
     assert same_bits(training.model.parameters, finished[training.best_epoch - 1])
-    assert f"epoch {len(losses)}" in str(error)
+    assert "epoch 3" in str(error)
     assert training.model.predict(x[:5]).shape == (5,)
 
 
-def test_an_interrupted_epoch_is_recorded_as_far_as_it_went() -> None:
-    error, _, _ = interrupted(signal.SIGINT, "numpy")
-    rows = [row["rows"] for row in error.training.history]
-    assert rows[:2] == [3000, 3000]
-    assert error.training.state.step == sum(-(-count // 64) for count in rows)
-    assert error.training.best_epoch == len(rows)
+def test_an_interrupted_epoch_is_recorded_as_far_as_it_went(clock: Clock) -> None:
+    error, _ = interrupted(signal.SIGINT, "numpy", clock)
+    assert [row["rows"] for row in error.training.history] == [1000, 1000, 3 * 64]
+    assert error.training.state.step == 16 + 16 + 3
+    assert error.training.best_epoch == 3
     assert same_bits(error.training.model.parameters, error.training.state.parameters)
 
 

@@ -107,17 +107,16 @@ def read_file(path: Path, kinds: Kinds) -> dict[str, Any]:
     ------
     ConfigError : the file is missing or not TOML, or has an unknown key or a value of the wrong kind
     """
-    text = ""
     try:
-        text = path.read_text(encoding="utf-8")
-        table = tomllib.loads(text)
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the path after --config") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
-        reason = str(error).replace("at end of document", f"at line {text.count(chr(10)) + 1}, the end")
-        raise ConfigError(f"{path}: not TOML: {reason}; correct it there") from error
+        line = getattr(error, "lineno", None)  # from Python 3.14 on; before, only the words of the error may tell it
+        place = path if line is None else f"{path}, line {line}"
+        raise ConfigError(f"{place}: not TOML: {error}; correct it there") from error
     return read_table(table, kinds, str(path))
 
 

@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from support.processes import ROOT
+
+pytestmark = pytest.mark.full
 
 SCRIPT = """
 import sys

@@ -141,6 +141,7 @@ print(json.dumps([[name, [str(kind) for kind in data["args"]]] for name, data in
 """
 
 
+@pytest.mark.full
 def test_pieces_of_kernels_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """No second time for a literal or for another kernel; and no address has become a float64, as one of two types would."""
     monkeypatch.setenv("NUMBA_OPT", "0")

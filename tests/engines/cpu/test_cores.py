@@ -30,6 +30,7 @@ print(*counts)
 """
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity of processes")
 def test_cores_are_those_of_the_affinity() -> None:
     if Path("/sys/fs/cgroup/cpu.max").exists() and not Path("/sys/fs/cgroup/cpu.max").read_text().startswith("max"):

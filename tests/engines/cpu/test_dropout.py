@@ -1,4 +1,4 @@
-"""cpu_dropout.py: a block is multiplied by the factors of the specification, whatever the width of the vectors."""
+"""codegen/vector_random.py: a block is multiplied by the factors of the specification, whatever the width of the vectors."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import os
 import pytest
 from support.cpu import run_script
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+pytestmark = [pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork"), pytest.mark.full]
 
 FORK = """
 import hashlib, os, sys, warnings
@@ -18,7 +18,7 @@ from fastmlp.engines.base import Job, State
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
 
-warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # Python 3.12: that is the test
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: that is the test
 cpu_threads.MUCH_FLOPS, cpu_threads.SURE_FLOPS, cpu.most_threads = 0, 0, lambda: 64
 network = Network((13, 21, 9, 5), ["relu", "linear"])
 engine = cpu.NumbaEngine(Job(network, Optimizer("sgd"), batch_size=7, threads=3))

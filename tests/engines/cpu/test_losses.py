@@ -96,6 +96,7 @@ def by_kernel(  # noqa: PLR0917 - as the kernel
     return Found(*found, spread[1, :, :n].copy())
 
 
+@pytest.mark.full  # seventeen seconds
 @every_loss
 @pytest.mark.parametrize("n", [1, 2, 10, 11, 37])
 def test_many_rows_have_the_bits_of_one_after_the_other(loss: str, output: str, n: int) -> None:

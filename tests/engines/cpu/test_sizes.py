@@ -29,7 +29,7 @@ SOME_THREADS = 2
 BEYOND = BATCH_DEPTHS[lanes()] + 1  # rows of a batch whose gradients are sums in two pieces
 
 
-pytestmark = pytest.mark.usefixtures("eager_threads")
+pytestmark = [pytest.mark.usefixtures("eager_threads"), pytest.mark.full]
 
 
 @pytest.mark.parametrize("tail", [0, 10**9], ids=["by columns", "by rows"])

@@ -24,6 +24,8 @@ from fastmlp.engines.cpu.codegen.intrinsics import atomic_load, atomic_store, fe
 from fastmlp.engines.cpu.codegen.simd import SINGLE_VECTORS, TILES, make_gradient_tile, make_tile, make_transpose
 from fastmlp.engines.cpu.kernels.gemm import traced_rule
 
+pytestmark = pytest.mark.full
+
 PATIENCE = 300  # seconds
 X86, ARM = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
 REGISTERS = {16: "zmm", 8: "ymm", 4: "4s"}

@@ -22,7 +22,7 @@ from fastmlp.engines.cpu.threads import Team
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
 
-PATIENCE = 60  # seconds after which a test calls a wait a hang
+PATIENCE = 120  # seconds after which a test calls a wait a hang
 
 
 def within_patience(function: Callable[[], Any]) -> Any:
@@ -42,7 +42,7 @@ def new_threads(before: set[threading.Thread]) -> list[threading.Thread]:
 
 def all_end(threads: list[threading.Thread]) -> bool:
     for thread in threads:
-        thread.join(10)
+        thread.join(PATIENCE)
     return not any(thread.is_alive() for thread in threads)
 
 
@@ -206,7 +206,7 @@ INTERRUPT_WHILE_WAITING = """
 import faulthandler, signal, sys, threading, time
 from fastmlp.engines.cpu.threads import Team
 
-faulthandler.dump_traceback_later(40, exit=True)  # a hang says where
+faulthandler.dump_traceback_later(100, exit=True)  # a hang says where
 late = int(sys.argv[1])
 team, main = Team(3), threading.main_thread().ident
 for n in range(20):
@@ -218,7 +218,7 @@ for n in range(20):
             signal.pthread_kill(main, signal.SIGINT)
             interrupted.set()
         elif t == late:
-            interrupted.wait(30)
+            interrupted.wait(60)
             time.sleep(0.01)
         returned.append(t)
 
@@ -232,6 +232,7 @@ for n in range(20):
 """
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("late", [0, 2])
 def test_ctrl_c_while_waiting_waits_on_and_is_raised_then(late: int) -> None:
     assert run_script(INTERRUPT_WHILE_WAITING, str(late)).splitlines() == ["interrupted True True", "0 1 2"] * 20
@@ -241,7 +242,7 @@ INTERRUPT_ANYWHERE = """
 import faulthandler, random, signal, sys, time
 from fastmlp.engines.cpu.threads import Team
 
-faulthandler.dump_traceback_later(40, exit=True)  # a hang says where
+faulthandler.dump_traceback_later(110, exit=True)  # a hang says where
 inside = False
 
 def interrupt(*_):
@@ -251,8 +252,8 @@ def interrupt(*_):
 signal.signal(signal.SIGALRM, interrupt)
 team, rng, rounds, interrupts = Team(4), random.Random(0), [], 0
 team.run(lambda t: None)  # Python's own Thread.start may turn an interrupt into a RuntimeError
-end = time.monotonic() + 3
-while time.monotonic() < end:
+end = time.monotonic() + 100
+while interrupts < 2000 and time.monotonic() < end:
     done = []
     signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-6, 4e-4))
     try:
@@ -267,12 +268,13 @@ while time.monotonic() < end:
 time.sleep(0.2)
 late = sum(len(done) != count for done, count in rounds)
 partial = sum(len(set(done) - {0}) not in (0, 3) for done, _ in rounds)
-print(interrupts > 100, late, partial)
+print(interrupts, late, partial)
 """
 
 
+@pytest.mark.full
 def test_one_ctrl_c_at_any_moment_neither_hangs_nor_returns_early() -> None:
-    assert run_script(INTERRUPT_ANYWHERE).split() == ["True", "0", "0"]
+    assert run_script(INTERRUPT_ANYWHERE).split() == ["2000", "0", "0"]
 
 
 # ------------------------------------------------------------------------------------------------ engines

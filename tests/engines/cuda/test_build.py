@@ -16,6 +16,8 @@ from fastmlp.nn.activations import ACTIVATIONS
 from fastmlp.nn.losses import LOSSES
 from fastmlp.nn.optimizers import RULES
 
+pytestmark = pytest.mark.full
+
 COMPILER = pytest.mark.skipif(importlib.util.find_spec("numba_cuda") is None, reason="numba-cuda is not installed")
 
 

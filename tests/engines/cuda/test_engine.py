@@ -28,7 +28,7 @@ from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
 from fastmlp.nn.philox import drop_threshold, keep_mask
 
-pytestmark = pytest.mark.usefixtures("simulated_gpu")
+pytestmark = [pytest.mark.usefixtures("simulated_gpu"), pytest.mark.full]
 
 
 @pytest.fixture(params=["one launch", "tiles"])
@@ -76,6 +76,7 @@ LARGE: list[tuple[Job, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(("job", "of_course"), LARGE)
 def test_large_batches_train_and_predict_as_the_specification(job: Job, of_course: dict[str, Any], tiles: None) -> None:
     course = make_course(job.network, **{"rows": 24, "batch": job.batch_size} | of_course)

@@ -23,7 +23,7 @@ from fastmlp.engines.cuda.kernels import tiled as cuda_tiled
 from fastmlp.engines.cuda.kernels import tiles as cuda_tiles
 from fastmlp.engines.cuda.kernels import warps as cuda_teams
 
-pytestmark = pytest.mark.usefixtures("simulated_gpu")
+pytestmark = [pytest.mark.usefixtures("simulated_gpu"), pytest.mark.full]
 
 MODULES = {
     "pieces": cuda_pieces,

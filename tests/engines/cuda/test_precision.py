@@ -31,6 +31,8 @@ from fastmlp.errors import ConfigError, UnavailableError
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
 
+pytestmark = pytest.mark.full
+
 NETWORK = Network((35, 19, 5), "tanh")
 
 

@@ -1,4 +1,4 @@
-"""cuda_runtime.py over a driver made of plain memory: arguments arrive, memory comes back, errors are a line with a remedy."""
+"""cuda/runtime.py over a driver made of plain memory: arguments arrive, memory comes back, errors are a line with a remedy."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ from fastmlp.engines.cuda.kernels.tiles import Tile
 from fastmlp.engines.cuda.runtime import Runtime, usable
 from fastmlp.errors import UnavailableError
 from fastmlp.models.file import load
+
+pytestmark = pytest.mark.full
 
 
 @pytest.fixture

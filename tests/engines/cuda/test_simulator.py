@@ -15,6 +15,8 @@ from support.cuda_simulator import ALL_LANES, FEW_LANES, StuckError
 
 from fastmlp.engines.cuda.kernels import WORDS
 
+pytestmark = pytest.mark.full
+
 
 def test_the_simulator_has_every_word() -> None:
     for words in (FEW_LANES, ALL_LANES):
