@@ -1,6 +1,7 @@
-"""The program of this checkout, as `python cli.py …`; with an installation it is `fastmlp …` or `python -m fastmlp …`.
+"""The command line of a checkout: `python cli.py …`. Once installed, use `fastmlp …` or `python -m fastmlp …`.
 
-Not installed: an installed module `cli` would run in place of a user's own, or the user's in place of ours.
+`extract` needs the installation, at least an editable one, for fastmlp.cnn lies in cnn/. This file is not installed: a module
+`cli` would shadow a user's own, or be shadowed by it.
 """
 
 from __future__ import annotations

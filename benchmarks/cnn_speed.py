@@ -1,6 +1,6 @@
 """How fast the convolutional network trains and extracts: python -m benchmarks.cnn_speed [--rounds 7] [--out FILE.json]
 
-training : images a second of whole steps (cs776-cnn-4, batch 64, Adam) in channels_last as package cnn does it, and of the
+training : images a second of whole steps (cs776-cnn-4, batch 64, Adam) in channels_last as fastmlp.cnn does it, and of the
     same with contiguous memory, in bfloat16 (autocast), and by torch.compile; all in turn, round by round
 extraction : images a second of `Extractor.blocks`, from uint8 rows to features, and of a bare forward pass of the same layers
     over a float32 batch that is there already, on the same number of images at once

@@ -10,10 +10,10 @@ from typing import Any
 def lazy(
     package: str, homes: Mapping[str, Sequence[str]], also: Sequence[str] = ()
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """`__getattr__`, `__dir__` and `__all__` of a package, from the names that it offers, by the module below it that has them.
+    """`__getattr__`, `__dir__` and `__all__` of a package, given its public names, grouped by the submodule that defines them.
 
-    `also` are names that the package has itself. A name must not be that of a module of the package: the import of the module
-    would take its place.
+    `also` are public names that the package defines itself. A name must not be that of a submodule: once imported, the
+    submodule would take its place.
     """
     offered = sorted([*(name for names in homes.values() for name in names), *also])
     module_of = {name: f"{package}.{module}" for module, names in homes.items() for name in names}

@@ -1,4 +1,4 @@
-"""The command line: one file a command, put together in program.py."""
+"""The command line: one file per command, put together in program.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`fastmlp bench`: parse, call, print. The measuring: fastmlp/bench."""
+"""Command `fastmlp bench`; the measurements are in fastmlp/bench."""
 
 from __future__ import annotations
 

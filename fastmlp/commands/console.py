@@ -129,7 +129,7 @@ class Program(click.Group):
         except MemoryError as error:
             fail(ctx, UnavailableError(f"not enough memory: {error}; take smaller --hidden or --batch-size"))
         except Exception as error:
-            if isinstance(getattr(error, "exit_code", None), int):  # FastMLPError, and what package cnn raises on purpose
+            if isinstance(getattr(error, "exit_code", None), int):  # FastMLPError, and what fastmlp.cnn raises on purpose
                 fail(ctx, error)
             note(f"{traceback.format_exc()}{REPORT}")
             ctx.exit(1)

@@ -1,7 +1,4 @@
-"""The commands below `fastmlp data`: parse, call, print.
-
-Not here: what data sets are and where they come from (data/dataset.py, data/download.py).
-"""
+"""Commands `fastmlp data list`, `fetch` and `verify`; which data sets there are: data/named.py, downloads: data/download.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`fastmlp evaluate`: parse, call, print. The measuring: experiments/evaluation.py."""
+"""Command `fastmlp evaluate`; the measuring is in experiments/evaluation.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`fastmlp extract`, and `extract … train` in one line: parse, call, print. The run itself: experiments/extraction.py."""
+"""Command `fastmlp extract`, and `extract … train` in one line; the run itself is in experiments/extraction.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`fastmlp predict`: parse, call, print. The predictions: experiments/prediction.py."""
+"""Command `fastmlp predict`; the predictions are made in experiments/prediction.py."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from fastmlp.commands.recipes import recipes
 from fastmlp.commands.toolkit import extraction_tools
 from fastmlp.commands.train import train
 
-# The object is what commands below the program's own that train convolutional networks ask for package cnn.
+# The object is what commands below the program's own that train convolutional networks ask for fastmlp.cnn.
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "obj": extraction_tools}
 
 

@@ -1,4 +1,4 @@
-"""The extractor of images, package fastmlp.cnn: the one place that imports it, since it needs PyTorch."""
+"""The feature extractor, fastmlp.cnn: the one file that imports it, since it needs PyTorch."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ def extraction_tools() -> Any:
     try:
         from fastmlp.cnn import toolkit
     except ModuleNotFoundError as error:
+        if error.name == "fastmlp.cnn":
+            raise UnavailableError("extract needs fastmlp installed, not just its folder: pip install -e '.[cnn]'") from error
         raise UnavailableError(f"extract needs PyTorch ({error}); install it with: pip install 'fastmlp[cnn]'") from error
     return toolkit
 

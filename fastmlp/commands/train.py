@@ -1,4 +1,4 @@
-"""`fastmlp train`: parse, call, print. The run itself: experiments/training_run.py."""
+"""Command `fastmlp train`; the run itself is in experiments/training_run.py."""
 
 from __future__ import annotations
 

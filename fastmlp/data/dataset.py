@@ -44,7 +44,7 @@ class Dataset:
     x_test, y_test : the test part, in the same types; None if there is none
     validation : rows of x that validate, ascending; None lets the settings choose
     about : of features, what `features` tells of them
-    extractor : of features, the network that made them of images, in the bytes of package cnn
+    extractor : of features, the network that made them of images, in the bytes of fastmlp.cnn
     """
 
     name: str

@@ -1,7 +1,7 @@
 """The files that features lie in, and how features get into them.
 
 A feature file is a data set like any other, with x (n, features), y, x_test, y_test and classes, and besides `validation` (the
-rows of x that validate), `extractor` (the network, in bytes that package cnn reads), and `about`: a JSON object with the
+rows of x that validate), `extractor` (the network, in bytes that fastmlp.cnn reads), and `about`: a JSON object with the
 settings, the description and the hash of the network, the layer, and the hash of the images. It has one of three forms, by its
 ending: `.npz`, `.safetensors` (classes and `about` are metadata), or none for a folder of `.npy` files, which are mapped
 and not loaded: training reads from it the rows that it is about to use. One file holds up to LARGEST_FILE of features.

@@ -1,7 +1,7 @@
 """Images as rows of pixels: a folder of class folders, single files.
 
 Here: `read_image_folder` and `load_images`, and the one conversion of size and mode that both use.
-Not here: the other file formats (`csv_table.py`); checks that all sources share (`dataset.py`).
+Not here: the other file formats (`arrays.py`, `csv_table.py`); checks that all sources share (`dataset.py`).
 Source: grey is luma as in ITU-R BT.601.
 """
 

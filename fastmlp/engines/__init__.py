@@ -1,4 +1,4 @@
-"""Choosing an engine by name. Engines are imported here, lazily, and nowhere else."""
+"""The compute engines: `make_engine` constructs one by name, and imports only that one."""
 
 from __future__ import annotations
 

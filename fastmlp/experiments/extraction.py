@@ -107,7 +107,7 @@ class Extracted(NamedTuple):
     result : what --json prints
     signal : that came, or 0
     job : what was asked for
-    made : what package cnn gave; None if the features were there before
+    made : what fastmlp.cnn gave; None if the features were there before
     """
 
     data: Dataset | None
@@ -170,7 +170,7 @@ def extract_run(
     Parameters
     ----------
     config : the settings
-    tools : package cnn
+    tools : fastmlp.cnn
     follows : the training to which the features pass on in memory; then a file is written only if it was asked for
     quiet : no progress on stderr
     say : takes a line for a person on what is being done

@@ -1,4 +1,4 @@
-"""A run before it starts: its data, how they are split, its network; all that can be refused is refused here."""
+"""A run before it starts: its data, how they are split, its network; all invalid input is rejected here."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Model files: safetensors with the weights, the description, the scaling and the class names. No pickle.
+"""Model files: safetensors with the weights, the description, the scaling and the class names.
 
 Tensors: `layers.N.weight` [fan_in, fan_out], `layers.N.bias` [fan_out], with a scaling `scaling.shift` and `scaling.factor`,
-and with an extractor `extractor` [bytes] uint8, a file of package cnn. Metadata: one JSON object under "fastmlp", and "sha256"
+and with an extractor `extractor` [bytes] uint8, a file of fastmlp.cnn. Metadata: one JSON object under "fastmlp", and "sha256"
 over that object and all tensors, since the format itself does not notice a flipped bit.
 """
 

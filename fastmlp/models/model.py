@@ -33,7 +33,7 @@ class Model:
     classes : names of the classes, empty for regression
     image_shape : (height, width, channels) if the inputs are images, or come from images by `extractor`
     backend, threads : how predictions are computed; see `engines.make_engine`
-    extractor : a network that turns images into inputs, in the bytes of package cnn; None takes inputs as they are
+    extractor : a network that turns images into inputs, in the bytes of fastmlp.cnn; None takes inputs as they are
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What a person gets to see: pictures, tables, text."""
+"""Plots, tables and text reports."""
 
 from __future__ import annotations
 

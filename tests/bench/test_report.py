@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastmlp.bench import report as bench_report
+from fastmlp.bench import report
 from fastmlp.bench.report import bench_text, make_folder, plot_bench, write_bench
 from fastmlp.errors import DataError
 from fastmlp.reports.style import own_style
@@ -108,7 +108,7 @@ def test_nothing_in_the_chart_overlaps() -> None:
     from matplotlib.text import Text
 
     with own_style():
-        figure = bench_report._bench_figure(make_result(3))
+        figure = report._bench_figure(make_result(3))
         figure.canvas.draw()
         texts = [one for one in figure.findobj(Text) if one.get_visible() and one.get_text().strip()]
         boxes = [(one.get_text(), one.get_window_extent()) for one in texts]
@@ -120,7 +120,7 @@ def test_nothing_in_the_chart_overlaps() -> None:
 
 def test_the_chart_has_axes_and_a_legend() -> None:
     with own_style():
-        figure = bench_report._bench_figure(make_result(2))
+        figure = report._bench_figure(make_result(2))
     first, last = figure.axes
     assert "GFLOP/s" in last.get_xlabel()
     assert [label.get_text() for label in first.get_yticklabels()][:2] == ["numba (2 threads)", "jax (2 threads)"]

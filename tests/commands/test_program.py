@@ -82,7 +82,7 @@ def test_quiet_leaves_stderr_empty(tmp_path: Path) -> None:
 
 
 def test_a_warning_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    warn("compiled kernels are not kept", RuntimeWarning, "cpu_cache.py", 74)
+    warn("compiled kernels are not kept", RuntimeWarning, "kernel_cache.py", 74)
     assert capsys.readouterr().err == "fastmlp: warning: compiled kernels are not kept\n"
 
 

@@ -17,7 +17,7 @@ from support.cnn import SHAPE, bars
 from support.extract import own_folder, without_pictures  # noqa: F401 - fixtures of every test here
 from support.figures import check_legend_beside_panels, check_no_overlap, draw, shown_ticks
 
-from fastmlp.experiments.recipes import plot as recipe_plots
+from fastmlp.experiments.recipes import plot
 from fastmlp.experiments.recipes.plot import Comparison, all_comparisons, command, panels_of, trainings
 from fastmlp.experiments.recipes.recipe import all_recipes, find
 from fastmlp.files import read_lines
@@ -397,7 +397,7 @@ def test_refusals() -> None:
 
 
 def test_the_command_that_makes_a_run_can_be_pasted() -> None:
-    assert command(["a"], Path(recipe_plots.RUNS)) == "fastmlp recipes run a"
+    assert command(["a"], Path(plot.RUNS)) == "fastmlp recipes run a"
     assert command(["a", "b"], Path("my runs")) == "fastmlp recipes run a b --out 'my runs'"
 
 

@@ -93,7 +93,7 @@ NEVER = ("cloudpickle", "dill", "joblib", "marshal", "shelve", "multiprocessing"
 
 
 def check_packages(name: str, text: str) -> list[str]:
-    """LLVM in one file; pickle where Numba needs it, and nowhere else."""
+    """LLVM, Numba and pickle at their homes, and nowhere else."""
     found = []
     for line, target in imported(ast.parse(text)):
         package = target.split(".")[0]

@@ -1,6 +1,6 @@
 """The settings of `extract`: one description from which flags, variables and a TOML file are made.
 
-Here: `ExtractConfig`. Not here: what the settings mean for a network, which package cnn knows and checks; how a value is
+Here: `ExtractConfig`. Not here: what the settings mean for a network, which fastmlp.cnn knows and checks; how a value is
 read (fields.py) and where it comes from (sources.py).
 """
 

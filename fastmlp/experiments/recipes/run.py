@@ -107,12 +107,12 @@ def run_recipes(
 
     Parameters
     ----------
-    tools : gives package cnn, or raises UnavailableError; asked only if a convolutional network is to be trained
+    tools : gives fastmlp.cnn, or raises UnavailableError; asked only if a convolutional network is to be trained
     threads : networks on pixels under way at a time; None takes a thread for each core
 
     Raises
     ------
-    UnavailableError : an engine or package cnn is missing; after all jobs have run that need none
+    UnavailableError : an engine or fastmlp.cnn is missing; after all jobs have run that need none
     """
     todo = [job for job in jobs if job.result is None]
     groups: dict[tuple[Any, ...], list[Job]] = {}

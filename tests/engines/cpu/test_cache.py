@@ -36,7 +36,7 @@ warnings.simplefilter("always")
 warnings.showwarning = lambda message, category, *rest: messages.append([category.__name__, str(message)])
 import numba
 import numpy as np
-from fastmlp.engines.cpu.codegen import compiler as cpu_compile
+from fastmlp.engines.cpu.codegen import compiler
 from fastmlp.engines.base import Job, State
 from fastmlp.engines.cpu.engine import NumbaEngine
 from fastmlp.engines.cpu.codegen.cache import KernelCache
@@ -50,7 +50,7 @@ class Counted(KernelCache):
         super().__init__(name)
         caches.append(self)
 
-cpu_compile.KernelCache = Counted
+compiler.KernelCache = Counted
 rng = np.random.default_rng(0)
 x, y = rng.normal(size=(10, 5)).astype(np.float32), rng.integers(0, 3, 10).astype(np.int32)
 network = Network((5, 6, 3), "leaky-relu")

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 import fastmlp
-from fastmlp.engines.cpu.codegen import cache as cpu_cache
-from fastmlp.engines.cuda import compiler as cuda_compile
+from fastmlp.engines.cpu.codegen import cache
+from fastmlp.engines.cuda import compiler
 from fastmlp.engines.kernel_cache import UnsafeFolder, cache_folder, check_private, sources_hash, sources_of
 
 PACKAGE = Path(fastmlp.__file__).parent
@@ -40,7 +40,7 @@ def imports_of(name: str, package: Path) -> set[str]:
 
 
 # What is hashed, by the file from which all that takes part is reached.
-LISTED = {"engines/cpu/kernels/programs.py": cpu_cache.SOURCES, "engines/cuda/compiler.py": cuda_compile.SOURCES}
+LISTED = {"engines/cpu/kernels/programs.py": cache.SOURCES, "engines/cuda/compiler.py": compiler.SOURCES}
 
 
 def missing_sources(root: str, listed: tuple[str, ...], package: Path = PACKAGE) -> set[str]:

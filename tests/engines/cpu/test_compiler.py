@@ -16,7 +16,7 @@ from numba import types
 from numba.core.typing.context import Context
 from support.cpu import run_script
 
-from fastmlp.engines.cpu.codegen import compiler as cpu_compile
+from fastmlp.engines.cpu.codegen import compiler
 from fastmlp.engines.cpu.codegen.compiler import RememberedTypes, address_of, compiled
 from fastmlp.engines.cpu.codegen.intrinsics import array_at, call
 
@@ -61,7 +61,7 @@ def test_a_signal_while_llvm_hands_over_machine_code_waits_until_all_is_compiled
     number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the callback, in which LLVM does, an exception would be lost."""
-    kernel, before = cpu_compile.cached(lambda x: x + 1, "next"), signal.getsignal(number)
+    kernel, before = compiler.cached(lambda x: x + 1, "next"), signal.getsignal(number)
     engine = kernel.targetctx.codegen()._engine._ee
     hand_over = engine._object_cache_notify
 
@@ -89,7 +89,7 @@ def test_a_second_ctrl_c_ends_compiling_at_once() -> None:
         raise AssertionError("compiled on")
 
     with pytest.raises(KeyboardInterrupt):
-        cpu_compile.undisturbed(compile_twice_interrupted)(())
+        compiler.undisturbed(compile_twice_interrupted)(())
 
 
 def test_the_type_of_a_call_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ def test_the_type_of_a_call_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -
         return answer(self, func, args, kws)
 
     monkeypatch.setattr(Context, "resolve_function_type", counted)
-    monkeypatch.setattr(cpu_compile, "remembered_types", functools.cache(RememberedTypes))
+    monkeypatch.setattr(compiler, "remembered_types", functools.cache(RememberedTypes))
     part = compiled(lambda x: x + x + x)
     kernel = compiled(lambda x, y: part(x) + x + part(y) * x, called="python")
     assert kernel(2, 0.5) == 2 * 3 + 2 + 1.5 * 2

@@ -16,7 +16,7 @@ from support.tolerances import excess, product_tolerance
 from fastmlp.engines.cpu.codegen.compiler import compiled_with_callees, from_python
 from fastmlp.engines.cpu.codegen.intrinsics import call
 from fastmlp.engines.cpu.codegen.simd import BIAS_RELU, EPILOGUES, KEEP, SINGLE_VECTORS, TILES, TIMES, lanes
-from fastmlp.engines.cpu.kernels import gemm as cpu_products
+from fastmlp.engines.cpu.kernels import gemm
 from fastmlp.engines.cpu.kernels.gemm import deepest_piece, gradient_address, make_height, product_address
 from fastmlp.engines.cpu.plan import CHUNK_ROWS
 from fastmlp.nn.optimizers import RULES, Optimizer, with_penalties
@@ -103,7 +103,7 @@ def test_long_sums_in_pieces_keep_their_epilogue_and_their_bits(pieces: int, mor
 
 @pytest.mark.parametrize(("name", "width", "rows"), [("znver4", 16, 1600), ("znver4", 8, 400), ("skylake-avx512", 16, 200)])
 def test_pieces_are_as_large_as_the_processor_likes(name: str, width: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_products, "processor", lambda: name)
+    monkeypatch.setattr(gemm, "processor", lambda: name)
     assert deepest_piece(width) == rows
 
 

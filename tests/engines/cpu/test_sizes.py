@@ -15,7 +15,7 @@ from support.engines import make_course, run_course, same_bits, start_state
 from support.tolerances import check_against_reference, forward_tolerance
 from support.tolerances import excess as beyond
 
-from fastmlp.engines.cpu import plan as cpu_plan
+from fastmlp.engines.cpu import plan
 from fastmlp.engines.cpu.codegen.simd import lanes
 from fastmlp.engines.cpu.engine import ALIGNMENT, HUGE_PAGE, NumbaEngine, aligned
 from fastmlp.engines.cpu.kernels.gemm import deepest_piece
@@ -36,7 +36,7 @@ pytestmark = [pytest.mark.usefixtures("eager_threads"), pytest.mark.full]
 @pytest.mark.parametrize("batch", range(1, 21))
 def test_every_number_of_rows(batch: int, tail: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of one row and of all heights; the last batch is one row short, and has none left at all for batches of 1."""
-    monkeypatch.setattr(cpu_plan, "TAIL_WEIGHTS", tail)
+    monkeypatch.setattr(plan, "TAIL_WEIGHTS", tail)
     job = fused_job((9, 70, 33, 15, 3), batch_size=batch, threads=SOME_THREADS)
     check_against_reference("numba", job, make_course(job.network, rows=2 * batch + max(batch - 1, 1), batch=batch, epochs=1))
 
@@ -50,7 +50,7 @@ AROUND = sorted(
 @pytest.mark.parametrize("width", AROUND)
 def test_widths_around_tiles_vectors_and_pieces(width: int, tail: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As inputs, hidden units and outputs; batches just beyond a piece of a gradient's sum."""
-    monkeypatch.setattr(cpu_plan, "TAIL_WEIGHTS", tail)
+    monkeypatch.setattr(plan, "TAIL_WEIGHTS", tail)
     for sizes in ((width, 13, 5), (6, width, width, 4), (7, 9, width)):
         job = fused_job(sizes, Optimizer("momentum"), batch_size=BEYOND, threads=SOME_THREADS)
         check_against_reference("numba", job, make_course(job.network, rows=BEYOND + 90, batch=BEYOND, epochs=1, rate=0.01))
@@ -67,7 +67,7 @@ def test_widths_around_tiles_vectors_and_pieces(width: int, tail: int, monkeypat
 def test_any_sizes_train_as_the_reference(sizes: list[int], rows: int, batch: int, threads: int, tail: int) -> None:
     job = fused_job(tuple(sizes), batch_size=batch, threads=threads)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu_plan, "TAIL_WEIGHTS", tail)
+        patch.setattr(plan, "TAIL_WEIGHTS", tail)
         check_against_reference("numba", job, make_course(job.network, rows=rows, batch=batch, epochs=1, rate=0.01))
 
 

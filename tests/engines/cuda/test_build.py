@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import cuda_build
-from fastmlp.engines.cuda import compiler as cuda_compile
+from fastmlp.engines.cuda import compiler
 from fastmlp.engines.cuda.engine import SHAPE, TILES
 from fastmlp.engines.cuda.kernels.programs import KERNELS, applied
 from fastmlp.files import read_json
@@ -30,12 +30,12 @@ def test_the_plain_kernels_fit_every_capability(monkeypatch: pytest.MonkeyPatch,
     assert [str(row) for row in rows if row.built.spilled] == []
     assert all(0 < row.built.registers <= 255 and row.built.cubin.startswith(b"\x7fELF") for row in rows)
     # A device of the same capability finds them, and needs no compiler.
-    monkeypatch.setattr(cuda_compile, "lowered", None)
-    cuda_compile.compiled.cache_clear()
+    monkeypatch.setattr(compiler, "lowered", None)
+    compiler.compiled.cache_clear()
     for row in rows:
         shape = SHAPE if row.shape == "shape" else TILES["float32"]
         kind = applied(cuda_build.PLAIN) if row.kernel == "apply" else cuda_build.PLAIN
-        assert cuda_compile.compiled(row.kernel, kind, shape, row.capability) == row.built
+        assert compiler.compiled(row.kernel, kind, shape, row.capability) == row.built
 
 
 @COMPILER
@@ -61,7 +61,7 @@ def test_tensor_cores_fit(precision: str, monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_the_table_of_all_options_on_all_capabilities_has_no_spill() -> None:
     """It takes ten minutes to make, so it is kept, with a hash of the sources that it is of."""
     table = read_json(cuda_build.RESULTS)
-    if table["sources"] != cuda_compile.sources():
+    if table["sources"] != compiler.sources():
         pytest.skip(f"{cuda_build.RESULTS} is of other sources: python -m benchmarks.cuda_build --out {cuda_build.RESULTS}")
     found = {(row["capability"], row["kernel"], row["by"], row["kind"]) for row in table["rows"]}
     assert found == {
@@ -75,7 +75,7 @@ def test_the_table_of_all_options_on_all_capabilities_has_no_spill() -> None:
 def test_a_kernel_that_spills_is_an_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    built = cuda_compile.Built(b"", "train", (), 256, 255, 8192, 16)
+    built = compiler.Built(b"", "train", (), 256, 255, 8192, 16)
     row = cuda_build.Row("train", "relu, sgd", "shape", (9, 0), built)
     monkeypatch.setattr(cuda_build, "build_all", lambda *given: iter([row]))
     monkeypatch.setattr("sys.argv", ["cuda_build", "--out", str(tmp_path / "found.json")])

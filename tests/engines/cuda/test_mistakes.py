@@ -16,74 +16,69 @@ from support.cuda_simulator import Runtime, StuckError
 from support.engines import make_course, start_state
 from support.tolerances import check_course, expected
 
-from fastmlp.engines.cuda.kernels import passes as cuda_pieces
-from fastmlp.engines.cuda.kernels import programs as cuda_kernels
-from fastmlp.engines.cuda.kernels import tensor_cores as cuda_mma
-from fastmlp.engines.cuda.kernels import tiled as cuda_tiled
-from fastmlp.engines.cuda.kernels import tiles as cuda_tiles
-from fastmlp.engines.cuda.kernels import warps as cuda_teams
+from fastmlp.engines.cuda.kernels import passes, programs, tensor_cores, tiled, tiles, warps
 
 pytestmark = [pytest.mark.usefixtures("simulated_gpu"), pytest.mark.full]
 
 MODULES = {
-    "pieces": cuda_pieces,
-    "teams": cuda_teams,
-    "tiles": cuda_tiles,
-    "mma": cuda_mma,
-    "tiled": cuda_tiled,
-    "kernels": cuda_kernels,
+    "passes": passes,
+    "warps": warps,
+    "tiles": tiles,
+    "tensor_cores": tensor_cores,
+    "tiled": tiled,
+    "programs": programs,
 }
 
 # file, what stands there, what stands there instead
 PLANTED = {
     "no barrier between phases": (
-        "kernels",
+        "programs",
         "                barrier(counter, target)\n\n    return train",
         "                pass\n\n    return train",
     ),
     "a barrier for the first thread alone": (
-        "pieces",
+        "passes",
         "                pass\n        cuda.syncthreads()",
         "                pass",
     ),
     "a barrier before the block has written": (
-        "pieces",
+        "passes",
         "        cuda.syncthreads()  # what the block has written is seen by its first thread, which tells the others\n",
         "",
     ),
-    "sums overwritten before they are read": ("teams", "        cuda.syncthreads()  # the tile before has been read\n", ""),
+    "sums overwritten before they are read": ("warps", "        cuda.syncthreads()  # the tile before has been read\n", ""),
     "sums read before they are written": (
-        "teams",
+        "warps",
         "            store(shared, warp * SUMS + lane * each + i, sums[i])\n        cuda.syncthreads()",
         "            store(shared, warp * SUMS + lane * each + i, sums[i])",
     ),
     "rows staged before those before are read": (
-        "teams",
+        "warps",
         "        cuda.syncthreads()  # the rows before have been read\n",
         "",
     ),
     "rows read before they are staged": (
-        "teams",
+        "warps",
         "(four[0], four[1], four[2], four[3]))\n        cuda.syncthreads()",
         "(four[0], four[1], four[2], four[3]))",
     ),
     "weights updated while delta reads them": (
-        "kernels",
+        "programs",
         "range(i + 1 if i > 0 else 0, min(i + 2, layers))",
         "range(i, min(i + 1 if i else 2, layers))",
     ),
     "a row beyond the batch": (
-        "teams",
+        "warps",
         "if m < rows:\n                        at =",
         "if m < rows + 1:\n                        at =",
     ),
     "a tile forgotten": (
-        "teams",
+        "warps",
         "divide(rows + HIGH - 1, HIGH) * columns\n        sums, places",
         "divide(rows, HIGH) * columns\n        sums, places",
     ),
     "the norm of half the gradient": (
-        "pieces",
+        "passes",
         "min(size, (chunk + 1) * CHUNK), lanes)",
         "min(size, (chunk + 1) * CHUNK), 2 * lanes)",
     ),
@@ -100,28 +95,28 @@ PLANTED = {
         "if row < rows and column < width:\n            fetch",
         "if column < width:\n            fetch",
     ),
-    "operands that are not rounded": ("mma", "number_of(tf32_of(held[i]))", "held[i]"),
+    "operands that are not rounded": ("tensor_cores", "number_of(tf32_of(held[i]))", "held[i]"),
     "the terms of a word exchanged in one factor": (
         "tiles",
         "store(shared, base + (divide(four, packed) + j) * apart + line, word(held, at, at + packed - 1))",
         "store(shared, base + (divide(four, packed) + j) * apart + line, word(held, at + packed - 1, at))",
     ),
     "rows of a piece exchanged": (
-        "mma",
+        "tensor_cores",
         "bits_of(load(shared, at)), bits_of(load(shared, at + 8))\n            at +=",
         "bits_of(load(shared, at + 8)), bits_of(load(shared, at))\n            at +=",
     ),
     "words of a column from the wrong terms": (
-        "mma",
+        "tensor_cores",
         "bits_of(load(shared, at + 4 * apart_b))",
         "bits_of(load(shared, at + apart_b))",
     ),
-    "sums laid where those of the next lane belong": ("mma", "WIDE * j + 2 * p\n", "WIDE * j + 2 * (p ^ 1)\n"),
-    "half of the terms of a stage": ("mma", "range(0, words, WORDS)", "range(0, words, 2 * WORDS)"),
-    "the second warp at the rows of the first": ("mma", "divide(warp, across) * high,", "0 * high,"),
+    "sums laid where those of the next lane belong": ("tensor_cores", "WIDE * j + 2 * p\n", "WIDE * j + 2 * (p ^ 1)\n"),
+    "half of the terms of a stage": ("tensor_cores", "range(0, words, WORDS)", "range(0, words, 2 * WORDS)"),
+    "the second warp at the rows of the first": ("tensor_cores", "divide(warp, across) * high,", "0 * high,"),
 }
 # Mistakes that only products by tensor cores can have.
-ROUNDED_ALONE = [name for name, (where, _, _) in PLANTED.items() if where == "mma" or name.startswith("the terms of a word")]
+ROUNDED_ALONE = [name for name, (where, _, _) in PLANTED.items() if where == "tensor_cores" or name.startswith("the terms of a word")]
 
 
 @pytest.fixture
@@ -138,8 +133,8 @@ def planted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
             for module in MODULES.values():
                 if getattr(module, name, None) is value:
                     monkeypatch.setattr(module, name, getattr(changed, name))
-    if where == "kernels":
-        monkeypatch.setitem(cuda_kernels.KERNELS, "train", changed.make_train)
+    if where == "programs":
+        monkeypatch.setitem(programs.KERNELS, "train", changed.make_train)
     cuda_simulator.made.cache_clear()
 
 

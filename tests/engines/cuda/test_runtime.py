@@ -21,8 +21,7 @@ from support.fake_driver import WHOLE_MEMORY, FakeDriver, Result
 from support.tolerances import check_course, expected
 
 from fastmlp.engines.base import Job
-from fastmlp.engines.cuda import compiler as cuda_compile
-from fastmlp.engines.cuda import load_cuda, load_driver
+from fastmlp.engines.cuda import compiler, load_cuda, load_driver
 from fastmlp.engines.cuda.compiler import Built, packed, unpacked
 from fastmlp.engines.cuda.engine import TILES, CudaEngine
 from fastmlp.engines.cuda.kernels.programs import Shape
@@ -159,12 +158,12 @@ def test_a_kernel_that_cannot_be_compiled_is_a_line(monkeypatch: pytest.MonkeyPa
     def broken(*given: Any) -> Any:
         raise ValueError("NVVM:\n no such thing")
 
-    monkeypatch.setattr(cuda_compile, "lowered", broken)
+    monkeypatch.setattr(compiler, "lowered", broken)
     kind = CudaEngine(JOB, Simulated()).kind(np.empty((1, 20), np.float32), np.empty(1))
     with pytest.raises(
         UnavailableError, match=r"compute capability 6.1 could not be compiled \(ValueError: NVVM: no such thing\); take"
     ):
-        cuda_compile.compiled("train", kind, Shape(), (6, 1))
+        compiler.compiled("train", kind, Shape(), (6, 1))
 
 
 def test_an_argument_of_another_type_is_refused(driver: FakeDriver) -> None:

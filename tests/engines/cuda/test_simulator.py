@@ -25,9 +25,9 @@ def test_the_simulator_has_every_word() -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("numba_cuda") is None, reason="numba-cuda is not installed")
 def test_a_device_has_every_word() -> None:
-    from fastmlp.engines.cuda.kernels import device as cuda_device
+    from fastmlp.engines.cuda.kernels import device
 
-    assert set(WORDS) <= set(vars(cuda_device))
+    assert set(WORDS) <= set(vars(device))
 
 
 def launched(function: Any, *arguments: Any, blocks: int = 1, threads: int = 4, seed: int = 0) -> None:

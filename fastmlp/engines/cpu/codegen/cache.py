@@ -7,8 +7,8 @@ intrinsic in another file changes, dies on a truncated file, and writes beside t
   processor as LLVM sees it, the kernel's name and the signature: what changed is simply not found;
 - files are checked before anything is unpickled (engines/kernel_cache.py).
 
-The entries are pickles, because that is how Numba serialises machine code. They are the only pickles fastmlp reads, and
-never come from the user's hands.
+The entries are pickles, because that is how Numba serialises machine code. They are the only ones fastmlp loads
+without restriction, and never come from the user's hands.
 """
 
 from __future__ import annotations

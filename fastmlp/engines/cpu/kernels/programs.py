@@ -1,9 +1,9 @@
 """The CPU engine's kernels: whole runs of training steps, and prediction, each one compiled function per thread.
 
-`train_kernel` and `predict_kernel` serve every network: its sizes are data (plan.py), its products and formulas are
+`train_kernel` and `predict_kernel` serve every network: its sizes are data (cpu/plan.py), its products and formulas are
 kernels that they call by address (gemm.py, formulas.py). Kernels check nothing and cannot raise.
 
-How threads share a step: see plan.py for its phases. No thread is waited for, only tasks are: a thread that the system
+How threads share a step: see cpu/plan.py for its phases. No thread is waited for, only tasks are: a thread that the system
 has put to sleep delays at most the one task it holds, and more threads than cores do no harm. Which thread computes a task
 changes no bit of it: each task writes what nobody else writes, and each sum runs in a fixed order.
 """
