@@ -201,6 +201,3 @@ def clip(gradient: FloatArray, largest: float) -> FloatArray:
     """The gradient scaled down to Euclidean norm `largest` if it is longer; 0 leaves it (Pascanu et al. 2013, algorithm 1)."""
     norm = float(np.sqrt(np.square(gradient.astype(np.float64)).sum()))
     return gradient * gradient.dtype.type(largest / norm) if largest and norm > largest else gradient
-
-
-# ------------------------------------------------------------------------------------------------ the engine

@@ -6,15 +6,8 @@ from typing import Any
 
 import click
 
-from fastmlp.commands.console import (
-    say,
-    show,
-    show_json,
-)
-from fastmlp.commands.options import (
-    bench_options,
-    common_options,
-)
+from fastmlp.commands.console import say, show, show_json
+from fastmlp.commands.options import bench_options, common_options
 
 
 @click.command()

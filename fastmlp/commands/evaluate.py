@@ -6,16 +6,8 @@ from typing import Any
 
 import click
 
-from fastmlp.commands.console import (
-    show_figures,
-    show_reports,
-)
-from fastmlp.commands.options import (
-    SOURCE,
-    common_options,
-    data_dir_option,
-    engine_options,
-)
+from fastmlp.commands.console import show_figures, show_reports
+from fastmlp.commands.options import SOURCE, common_options, data_dir_option, engine_options
 from fastmlp.commands.toolkit import open_extractor
 
 

@@ -7,13 +7,7 @@ from typing import Any
 
 import click
 
-from fastmlp.commands.console import (
-    end_by_signal,
-    is_quiet,
-    say,
-    show,
-    show_extraction,
-)
+from fastmlp.commands.console import end_by_signal, is_quiet, say, show, show_extraction
 from fastmlp.commands.options import (
     Chain,
     Sections,

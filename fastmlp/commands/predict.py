@@ -6,14 +6,8 @@ from typing import Any
 
 import click
 
-from fastmlp.commands.console import (
-    show,
-    show_json,
-)
-from fastmlp.commands.options import (
-    common_options,
-    engine_options,
-)
+from fastmlp.commands.console import show, show_json
+from fastmlp.commands.options import common_options, engine_options
 from fastmlp.commands.toolkit import open_extractor
 
 

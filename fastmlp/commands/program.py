@@ -12,9 +12,7 @@ import click
 
 from fastmlp import __version__
 from fastmlp.commands.bench import bench
-from fastmlp.commands.console import (
-    Program,
-)
+from fastmlp.commands.console import Program
 from fastmlp.commands.data import data
 from fastmlp.commands.doctor import doctor
 from fastmlp.commands.evaluate import evaluate

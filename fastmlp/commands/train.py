@@ -8,22 +8,8 @@ from typing import Any
 
 import click
 
-from fastmlp.commands.console import (
-    end_by_signal,
-    is_quiet,
-    is_verbose,
-    note,
-    say,
-    show,
-    show_figures,
-)
-from fastmlp.commands.options import (
-    Sections,
-    common_options,
-    recipe_option,
-    setting_options,
-    source_options,
-)
+from fastmlp.commands.console import end_by_signal, is_quiet, is_verbose, note, say, show, show_figures
+from fastmlp.commands.options import Sections, common_options, recipe_option, setting_options, source_options
 from fastmlp.experiments.config.train import Config
 
 

@@ -19,9 +19,7 @@ import numpy as np
 from fastmlp.data.dataset import Dataset
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.experiments.config.train import Config
-from fastmlp.experiments.folder import (
-    new_run_folder,
-)
+from fastmlp.experiments.folder import new_run_folder
 from fastmlp.experiments.plan import Plan, Say, make_plan, of_images, portable
 from fastmlp.experiments.record import Recorder, Snapshots
 from fastmlp.experiments.result import Ended, finish
@@ -139,6 +137,3 @@ def snapshots_of(plan: Plan, folder: Path, scaling: Scaling) -> Snapshots:
     network, start = plan.network, np.zeros(plan.network.parameters, plan.settings.dtype)
     model = Model(network, start, scaling, plan.data.classes, backend=plan.settings.backend, **of_images(plan.data))
     return Snapshots(folder, plan.config, model, plan.parts)
-
-
-# ------------------------------------------------------------------------------------------------ after

@@ -8,15 +8,7 @@ import numpy as np
 import pytest
 from numba import njit
 
-from fastmlp.bench.machine import (
-    PACKAGES,
-    USUAL_CACHE,
-    Ceilings,
-    accumulators,
-    last_cache_bytes,
-    machine,
-    make_kernels,
-)
+from fastmlp.bench.machine import PACKAGES, USUAL_CACHE, Ceilings, accumulators, last_cache_bytes, machine, make_kernels
 from fastmlp.engines import installed_versions
 from fastmlp.engines.cpu.codegen.intrinsics import make_fma_loop
 from fastmlp.engines.cpu.codegen.simd import lanes

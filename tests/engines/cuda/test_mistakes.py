@@ -116,7 +116,9 @@ PLANTED = {
     "the second warp at the rows of the first": ("tensor_cores", "divide(warp, across) * high,", "0 * high,"),
 }
 # Mistakes that only products by tensor cores can have.
-ROUNDED_ALONE = [name for name, (where, _, _) in PLANTED.items() if where == "tensor_cores" or name.startswith("the terms of a word")]
+ROUNDED_ALONE = [
+    name for name, (where, _, _) in PLANTED.items() if where == "tensor_cores" or name.startswith("the terms of a word")
+]
 
 
 @pytest.fixture

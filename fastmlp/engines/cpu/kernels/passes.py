@@ -11,11 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastmlp.engines.cpu.codegen.compiler import compiled
-from fastmlp.engines.cpu.codegen.intrinsics import (
-    array_at,
-    call,
-    smaller,
-)
+from fastmlp.engines.cpu.codegen.intrinsics import array_at, call, smaller
 from fastmlp.engines.cpu.codegen.simd import TILES, make_transpose
 from fastmlp.engines.cpu.kernels.formulas import ZERO
 from fastmlp.engines.cpu.kernels.gemm import FLOAT_BYTES
@@ -182,6 +178,3 @@ def clip(gradient, largest):
         scale = np.float32(largest / norm)
         for i in range(len(gradient)):
             gradient[i] *= scale
-
-
-# ------------------------------------------------------------------------------------------------ sharing work
