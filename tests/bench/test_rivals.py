@@ -180,11 +180,12 @@ for case in cases:
 
 
 Case = tuple[str, str, float]
+SLOW_GUARDS = "ignore::RuntimeWarning:torch._dynamo.guards"  # on CPython 3.13.0 PyTorch says that compiled code may run slower
 
 
 def in_child(name: str, threads: int, cases: list[Case], **variables: str) -> list[Any]:
     """For each optimizer, activation and dropout: losses and specified losses, or why there are none."""
-    command = [sys.executable, "-W", "error", "-c", CHILD, str(ROOT), str(ROOT / "tests")]
+    command = [sys.executable, "-W", "error", "-W", SLOW_GUARDS, "-c", CHILD, str(ROOT), str(ROOT / "tests")]
     done = subprocess.run(
         [*command, name, str(threads), json.dumps(cases)],
         capture_output=True,

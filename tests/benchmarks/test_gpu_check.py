@@ -159,6 +159,7 @@ class Traced(Compiled):
     how: ClassVar = {"backend": "aot_eager"}
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:torch._dynamo.guards")  # of CPython 3.13.0, see bench/test_rivals.py
 def test_rivals_compute_the_same_and_are_measured_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU; one that cannot, one that does otherwise and one that errs are told, and the others go on."""
     pytest.importorskip("torch")
