@@ -1,7 +1,7 @@
 """`fastmlp doctor`: what there is on this machine, what is missing, and whether the engines agree.
 
 Here: `examine` and its checks, each in words for a person. Not here: any repair. Nothing is downloaded, and no
-package is imported that a check does not need.
+package is imported that a check does not need. Every start of the program loads this file, so the checks import what they need.
 """
 
 from __future__ import annotations
@@ -22,17 +22,9 @@ import numpy as np
 from fastmlp import __version__
 from fastmlp.commands.console import show, show_json
 from fastmlp.commands.options import common_options, data_dir_option
-from fastmlp.data.download import data_folder
-from fastmlp.data.named import list_data
 from fastmlp.engines import Version, installed_version
 from fastmlp.engines.cuda import INSTALL
-from fastmlp.engines.cuda.runtime import Runtime
-from fastmlp.engines.kernel_cache import UnsafeFolder, cache_folder, check_private
 from fastmlp.errors import FastMLPError, UnavailableError
-from fastmlp.nn.network import Network
-from fastmlp.nn.schedules import Schedule
-from fastmlp.training.loop import train
-from fastmlp.training.settings import Settings
 
 OK, NOTE, BROKEN = "ok", "note", "broken"
 
@@ -65,13 +57,16 @@ def examine(data_dir: str | None = None) -> list[Check]:
     >>> [check.value for check in examine() if check.name == "fastmlp"] == [__version__]
     True
     """
+    from fastmlp.engines.cuda.runtime import Runtime
+    from fastmlp.engines.kernel_cache import cache_folder
+
     return [
         *check_versions(installed_version),
         check_processor(),
         *check_threads(),
         check_cache(cache_folder()),
         *check_data(data_dir),
-        *check_cuda(installed_version),
+        *check_cuda(installed_version, Runtime),
         *check_torchvision(installed_version),
         self_test(),
     ]
@@ -157,6 +152,8 @@ def check_threads() -> Iterator[Check]:
 
 def check_cache(folder: Path) -> Check:
     """Whether compiled kernels can be kept."""
+    from fastmlp.engines.kernel_cache import UnsafeFolder, check_private
+
     remedy = "kernels are compiled at each start; name a folder of your own by FASTMLP_CACHE_DIR"
     there = folder
     while not there.exists():
@@ -175,6 +172,9 @@ def check_cache(folder: Path) -> Check:
 
 def check_data(data_dir: str | None) -> Iterator[Check]:
     """The data folder, and which of the named data sets are in it."""
+    from fastmlp.data.download import data_folder
+    from fastmlp.data.named import list_data
+
     yield Check("data folder", str(data_folder(data_dir)))
     for row in list_data(data_dir):
         fetch = f"fastmlp data fetch {row.name}"
@@ -184,8 +184,8 @@ def check_data(data_dir: str | None) -> Iterator[Check]:
             yield Check(f"data {row.name}", row.state, NOTE, fetch)
 
 
-def check_cuda(version: Version, runtime: Callable[[], Any] = Runtime) -> Iterator[Check]:
-    """numba-cuda, its quarrel with NumPy 2.5, and the device."""
+def check_cuda(version: Version, runtime: Callable[[], Any]) -> Iterator[Check]:
+    """numba-cuda, its quarrel with NumPy 2.5, and the device, by a function that opens it, such as `Runtime`."""
     found, numpy = version("numba-cuda"), version("numpy") or "0"
     if found is None:
         yield Check("numba-cuda", "not installed", NOTE, f"for a CUDA GPU: {INSTALL}")
@@ -227,6 +227,11 @@ def compare_losses(first: list[float], second: list[float]) -> Check:
 
 def tiny_losses(backend: str) -> list[float]:
     """Loss of each epoch of a small training, the same whatever the engine."""
+    from fastmlp.nn.network import Network
+    from fastmlp.nn.schedules import Schedule
+    from fastmlp.training.loop import train
+    from fastmlp.training.settings import Settings
+
     draw = np.random.default_rng(0)
     x, y = draw.normal(size=(128, 16)).astype(np.float32), draw.integers(0, 4, 128)
     settings = Settings(Schedule(0.1), epochs=5, batch_size=20, backend=backend)

@@ -58,7 +58,7 @@ def test_missing_packages() -> None:
 
 
 def test_cuda_is_not_installed() -> None:
-    (check,) = doctor.check_cuda(versions(numpy="2.5.0"))
+    (check,) = doctor.check_cuda(versions(numpy="2.5.0"), Card)
     assert check.state == NOTE
     assert "pip install 'fastmlp[cuda13]'" in check.remedy
 
