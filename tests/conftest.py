@@ -60,12 +60,15 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(autouse=True)
 def quick_tests_are_quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test without the marker "full" starts no Python, simulates no GPU and trains no convolutional network."""
+    """A test without the marker "full" starts no Python, simulates no GPU and trains no convolutional network.
+
+    The last two are seen if their modules are loaded, as they are once the tests of these have been collected.
+    """
     if request.node.get_closest_marker("full") is not None:
         return
 
     def refuse(*given: Any, **named: Any) -> NoReturn:
-        pytest.fail("a quick test starts a process, simulates a GPU or trains a CNN: mark it full")
+        pytest.fail("a quick test starts a Python, simulates a GPU or trains a CNN: mark it full")
 
     start = subprocess.Popen.__init__
 
