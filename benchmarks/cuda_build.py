@@ -20,7 +20,7 @@ from fastmlp.engines import installed_version
 from fastmlp.engines.base import PRECISIONS
 from fastmlp.engines.cuda.compiler import Built, Capability, entry_of, linked, lowered, packed, sources
 from fastmlp.engines.cuda.engine import SHAPE, TILES
-from fastmlp.engines.cuda.kernels.programs import Kind, Shape, applied
+from fastmlp.engines.cuda.kernels.programs import PLAIN, Kind, Shape, applied
 from fastmlp.engines.cuda.kernels.tensor_cores import FIRST_CAPABILITY
 from fastmlp.engines.cuda.kernels.tiles import Tile
 from fastmlp.engines.kernel_cache import write_entry
@@ -32,7 +32,6 @@ from fastmlp.nn.optimizers import RULES
 RESULTS = Path(__file__).parent / "results" / "cuda_build.json"
 CAPABILITIES: tuple[Capability, ...] = ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0))
 TOOLCHAIN = ("numba", "numba-cuda", "nvidia-nvvm", "nvidia-nvjitlink")  # what compiles
-PLAIN = Kind(("relu",), "cross-entropy", "softmax", "sgd", False, True, False, False, False)
 
 
 def told(capability: Capability) -> str:

@@ -33,7 +33,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cuda_build import PLAIN
 from benchmarks.gpu_measures import (
     Sizes,
     Subject,
@@ -51,6 +50,7 @@ from fastmlp.bench.rounds import PROBE_AGREEMENT, RATE
 from fastmlp.engines import installed_version, installed_versions
 from fastmlp.engines.cuda import engine as cuda
 from fastmlp.engines.cuda.compiler import entry_of, linked, lowered
+from fastmlp.engines.cuda.kernels.programs import PLAIN
 from fastmlp.engines.kernel_cache import UnsafeFolder, cache_folder, check_private
 from fastmlp.errors import FastMLPError, UnavailableError
 from fastmlp.files import write_json

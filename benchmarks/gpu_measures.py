@@ -15,13 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.cuda_build import PLAIN
 from fastmlp.bench.cases import Case
 from fastmlp.bench.rounds import PROBE, PROBE_AGREEMENT, RATE, order_of
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.engines.base import Engine, Job, State
 from fastmlp.engines.cuda import engine as cuda
-from fastmlp.engines.cuda.kernels.programs import Kind, Shape
+from fastmlp.engines.cuda.kernels.programs import PLAIN, Kind, Shape
 from fastmlp.engines.cuda.kernels.tiles import Tile
 from fastmlp.engines.cuda.runtime import Launch
 from fastmlp.engines.numpy_engine import NumpyEngine
@@ -186,11 +185,11 @@ def measure_barriers(watch: Watch, sizes: Sizes) -> list[dict[str, Any]]:
     `launch` is a launch with no barrier and the wait for its end.
     """
     program, rows = watch.program("barriers", PLAIN, cuda.SHAPE), []
-    counter = watch.put(np.zeros(1, np.uint32))
+    counter = watch.put(np.zeros(1, np.uint64))
     for blocks in sizes.blocks(watch.blocks):
 
         def launched(count: int, blocks: int = blocks) -> float:
-            watch.fill(counter, np.zeros(1, np.uint32))
+            watch.fill(counter, np.zeros(1, np.uint64))
             began = time.perf_counter()
             watch.launch(Launch(program, blocks, (counter, count), together=True))
             watch.wait()

@@ -59,13 +59,17 @@ def fastest(job: Job) -> str:
         return "numpy"
     if not compiler_is_installed():  # most machines: nothing else of CUDA is imported
         return "numba"
-    from fastmlp.engines.cuda.runtime import usable
+    from fastmlp.engines.cuda.engine import usable
 
     return "cuda" if usable() else "numba"
 
 
 def make_engine(backend: str, job: Job) -> Engine:
-    """An engine for the job. `auto` takes the fastest one that runs here: a GPU only if a real one is there.
+    """An engine for the job. `auto` takes the fastest one that runs here: a GPU only if a kernel ran on it.
+
+    Warns
+    -----
+    RuntimeWarning : `auto` found a GPU on which none runs, and takes the CPU
 
     Raises
     ------

@@ -7,7 +7,7 @@ a launch was given, laid out as Numba's kernels take them.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -25,6 +25,9 @@ class Result(IntEnum):
 
     SUCCESS = 0
     OUT_OF_MEMORY = 2
+    NO_DEVICE = 100
+    INVALID_CONTEXT = 201
+    NO_BINARY_FOR_GPU = 209
     LAUNCH_FAILED = 719
 
 
@@ -36,10 +39,8 @@ class Attribute(IntEnum):
     CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT = 16
 
 
-class Mode(IntEnum):
-    """CUstreamCaptureMode."""
-
-    CU_STREAM_CAPTURE_MODE_THREAD_LOCAL = 1
+class Node:
+    """CUDA_KERNEL_NODE_PARAMS: whatever is assigned."""
 
 
 class Loaded(NamedTuple):
@@ -57,15 +58,23 @@ SCALARS: dict[str, tuple[Any, Any]] = {
 }
 
 
-class FakeDriver:
-    """A device with `WHOLE_MEMORY` bytes; `fails` are functions that give an error, `calls` all that were called."""
+# Beginnings of the names of functions that work on the current context's device.
+OF_A_CONTEXT = ("cuMem", "cuStream", "cuModule", "cuLaunch", "cuGraphInst", "cuGraphExec", "cuGraphLaunch")
 
-    CUdevice_attribute, CUstreamCaptureMode = Attribute, Mode
+
+class FakeDriver:
+    """A device with `WHOLE_MEMORY` bytes.
+
+    fails : functions that give an error; calls : all that were called
+    contexts : of the calling thread, the current one last; graphs : that have been made and not destroyed, of both kinds
+    """
+
+    CUdevice_attribute, CUDA_KERNEL_NODE_PARAMS = Attribute, Node
 
     def __init__(self) -> None:
         self.memory: dict[int, Any] = {}
         self.modules: dict[bytes, Loaded] = {}
-        self.capturing: list[Callable[[], None]] | None = None
+        self.contexts: list[str] = []
         self.fails: dict[str, Result] = {}
         self.calls: list[str] = []
         self.graphs = 0
@@ -76,6 +85,8 @@ class FakeDriver:
             self.calls.append(name)
             if name in self.fails:
                 return lambda *arguments: (self.fails[name], None)
+            if name.startswith(OF_A_CONTEXT) and self.contexts[-1:] != ["context"]:
+                return lambda *arguments: (Result.INVALID_CONTEXT, None)
         return super().__getattribute__(name)
 
     def cuInit(self, flags: int) -> Any:
@@ -101,8 +112,12 @@ class FakeDriver:
     def cuDevicePrimaryCtxRetain(self, device: int) -> Any:
         return Result.SUCCESS, "context"
 
-    def cuCtxSetCurrent(self, context: Any) -> Any:
+    def cuCtxPushCurrent(self, context: str) -> Any:
+        self.contexts.append(context)
         return (Result.SUCCESS,)
+
+    def cuCtxPopCurrent(self) -> Any:
+        return Result.SUCCESS, self.contexts.pop()
 
     def cuStreamCreate(self, flags: int) -> Any:
         return Result.SUCCESS, "stream"
@@ -156,19 +171,18 @@ class FakeDriver:
         return self.cuLaunchKernel(function, *shape, 0)
 
     def cuLaunchKernel(self, function: Loaded, *shape: Any) -> Any:
-        blocks, _, _, threads, _, _, shared, stream, pointers, extra = shape
-        assert (shape[1:3], shape[4:6], shared, stream, extra) == ((1, 1), (1, 1), 0, "stream", 0)
+        *grid_block_shared, stream, pointers, extra = shape
+        assert (stream, extra) == ("stream", 0)
+        self.started(function, grid_block_shared, pointers)()
+        return (Result.SUCCESS,)
+
+    def started(self, function: Loaded, shape: Sequence[int], pointers: int) -> Callable[[], None]:
+        """What runs a kernel with the arguments as they are now."""
+        blocks, _, _, threads, _, _, shared = shape
+        assert (shape[1:3], shape[4:6], shared) == ([1, 1], [1, 1], 0)
         assert threads == function.kernel.threads
         values = self.decoded(function.arguments, pointers)
-
-        def run() -> None:
-            function.kernel.launch(blocks, values, 3)
-
-        if self.capturing is None:
-            run()
-        else:
-            self.capturing.append(run)
-        return (Result.SUCCESS,)
+        return lambda: function.kernel.launch(blocks, values, 3)
 
     def decoded(self, kinds: tuple[str, ...], pointers: int) -> list[Any]:
         """The arguments that lie at the addresses in an array of pointers."""
@@ -189,19 +203,24 @@ class FakeDriver:
                 values.append(of_numpy(read(of_c)))
         return values
 
-    def cuStreamBeginCapture(self, stream: Any, mode: Mode) -> Any:
-        self.capturing = []
-        return (Result.SUCCESS,)
+    def cuGraphCreate(self, flags: int) -> Any:
+        self.graphs += 1
+        return Result.SUCCESS, []
 
-    def cuStreamEndCapture(self, stream: Any) -> Any:
-        found, self.capturing = self.capturing, None
-        return Result.SUCCESS, found
+    def cuGraphAddKernelNode(self, graph: Any, before: Sequence[Any], count: int, node: Any) -> Any:
+        """Each node follows the one before, so that they run in the order of the list."""
+        assert [*before] == graph[-1:]
+        assert count == len(before)
+        shape = [node.gridDimX, node.gridDimY, node.gridDimZ, node.blockDimX, node.blockDimY, node.blockDimZ]
+        graph.append(self.started(node.func, [*shape, node.sharedMemBytes], node.kernelParams))
+        return Result.SUCCESS, graph[-1]
 
     def cuGraphInstantiate(self, graph: Any, flags: int) -> Any:
         self.graphs += 1
-        return Result.SUCCESS, graph
+        return Result.SUCCESS, [*graph]
 
     def cuGraphDestroy(self, graph: Any) -> Any:
+        self.graphs -= 1
         return (Result.SUCCESS,)
 
     def cuGraphExecDestroy(self, graph: Any) -> Any:

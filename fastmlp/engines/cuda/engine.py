@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +13,10 @@ import numpy.typing as npt
 from fastmlp.engines.base import Job, RowResults, State, row_scales
 from fastmlp.engines.cuda.kernels.layout import gathered, make_plan, padded, spread
 from fastmlp.engines.cuda.kernels.passes import CHUNK
-from fastmlp.engines.cuda.kernels.programs import Kind, Shape, applied, phases
+from fastmlp.engines.cuda.kernels.programs import PLAIN, Kind, Shape, applied, phases
 from fastmlp.engines.cuda.kernels.tensor_cores import FIRST_CAPABILITY, MMA_TILES
 from fastmlp.engines.cuda.kernels.tiles import Tile
-from fastmlp.engines.cuda.runtime import Launch, the_runtime
+from fastmlp.engines.cuda.runtime import Launch, NoDeviceError, the_runtime
 from fastmlp.engines.numpy_engine import NumpyEngine
 from fastmlp.errors import ConfigError, UnavailableError
 from fastmlp.nn.network import FloatArray
@@ -30,6 +32,39 @@ OF_TRAINING = (
     *("order", "row_scale", "loss", "correct", "scalars"),
     *("parameters", "m", "v", "kept", "partial", "arena", "counter", "clock"),
 )  # fmt: skip
+
+
+@functools.cache
+def usable() -> bool:
+    """Whether a small kernel was compiled, loaded and run on a device; False, with a warning, if there is one that cannot.
+
+    Costs little where there is no device.
+    """
+    try:
+        proven()
+    except NoDeviceError:
+        return False
+    except UnavailableError as error:
+        warnings.warn(f"backend cuda cannot be used, and the CPU computes: {error}", RuntimeWarning, stacklevel=2)
+        return False
+    return True
+
+
+def proven() -> Any:
+    """The device of this process, on which all blocks have met twice.
+
+    Raises
+    ------
+    NoDeviceError : there is none
+    UnavailableError : the kernel cannot be compiled, loaded or run
+    """
+    runtime = the_runtime()
+    program, blocks = runtime.program("barriers", PLAIN, SHAPE), SHAPE.resident * runtime.blocks
+    counter = runtime.put(np.zeros(1, np.uint64))
+    runtime.launch(Launch(program, blocks, (counter, 2), together=True))
+    if (arrived := int(runtime.get(counter)[0])) != 2 * blocks:
+        raise UnavailableError(f"{runtime.name} counted {arrived} arrivals at two barriers of {blocks} blocks")
+    return runtime
 
 
 class CudaEngine:
@@ -66,7 +101,7 @@ class CudaEngine:
         for name, neutral in (("shift", 0.0), ("factor", 1.0)):
             values = neutral if scaling is None else getattr(scaling, name)
             self.upload(name, vector(values, network.sizes[0], width))
-        self.upload("counter", np.zeros(1, np.uint32))
+        self.upload("counter", np.zeros(1, np.uint64))
 
     def load(self, state: State) -> None:
         network = self.job.network
@@ -123,7 +158,7 @@ class CudaEngine:
         for first in range(0, len(x), most):
             part = x[first : first + most]
             self.upload("part", widened(part))
-            self.upload("counter", np.zeros(1, np.uint32))
+            self.upload("counter", np.zeros(1, np.uint64))
             names = (*TABLES, "part", "shift", "factor", "rows", "parameters", "arena", "counter")
             arguments = (*[here[name] for name in names], len(part))
             runtime.launch(Launch(program, shape.resident * runtime.blocks, arguments, together=True))
@@ -207,7 +242,7 @@ class CudaEngine:
             return Launch(program, blocks, arguments, together=small)
 
         if small:
-            self.upload("counter", np.zeros(1, np.uint32))
+            self.upload("counter", np.zeros(1, np.uint64))
             runtime.launch(launch(0, last))
             return
         key = (program, last, *shared)

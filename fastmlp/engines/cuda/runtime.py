@@ -4,13 +4,17 @@ A simulator in the tests has the same methods and runs the same kernels; there i
 this file runs without a GPU.
 
 Source: CUDA Driver API 12 and 13, sections 6.7 to 6.24 (contexts, modules, memory, streams, execution, graphs).
+
+The calling thread may have another library's device as its current one. So each method makes ours current, and then the one
+before again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +34,9 @@ OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 OLDEST_DRIVER = 12000  # CUDA 12.0, as the driver tells it
 # What may help, by the function that failed.
 HINTS = {"cuModuleLoadData": f"kernels may be newer than the driver: {INSTALL}; "}
+# CUDA_ERROR_ILLEGAL_ADDRESS, LAUNCH_TIMEOUT, ILLEGAL_INSTRUCTION to LAUNCH_FAILED: every later call gives the same.
+FAULTS = {700, 702, *range(715, 720)}
+FAULT = "a kernel went wrong, and this process can use the GPU no more; "
 REMEDY = "take --backend numba, and look at `fastmlp doctor`"
 
 
@@ -42,6 +49,10 @@ def cuda_version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
+class NoDeviceError(UnavailableError):
+    """There is no GPU, or no driver for it: what most machines are like."""
+
+
 class Handle:
     """An array in the device's memory, which is given back with it."""
 
@@ -49,7 +60,7 @@ class Handle:
         self.runtime, self.address, self.size, self.dtype = runtime, address, size, np.dtype(dtype)
 
     def __del__(self) -> None:
-        self.runtime.give_back(self.address)
+        self.runtime.give_back("cuMemFree", self.address)
 
     def values(self) -> list[Any]:
         """As a kernel of Numba's takes an array: owner, parent, elements, bytes of one, address, shape, strides."""
@@ -71,11 +82,11 @@ class Graph:
         self.runtime, self.whole, self.launches = runtime, whole, launches
 
     def __call__(self) -> None:
-        self.runtime.enter()
-        self.runtime.ask("cuGraphLaunch", self.whole, self.runtime.stream)
+        with self.runtime.entered():
+            self.runtime.ask("cuGraphLaunch", self.whole, self.runtime.stream)
 
     def __del__(self) -> None:
-        self.runtime.driver.cuGraphExecDestroy(self.whole)
+        self.runtime.give_back("cuGraphExecDestroy", self.whole)
 
 
 class Program(NamedTuple):
@@ -94,6 +105,26 @@ class Launch(NamedTuple):
     together: bool = False
 
 
+def values_of(launch: Launch) -> list[Any]:
+    """The arguments of a launch as numbers of C.
+
+    Raises
+    ------
+    TypeError : an argument is not of the type that the kernel was compiled for, which it would misread
+    """
+    values: list[Any] = []
+    for number, (value, wanted) in enumerate(zip(launch.arguments, launch.program.built.arguments, strict=True)):
+        if type_of(value) != wanted:
+            raise TypeError(f"argument {number} of a kernel is {type_of(value)}, not {wanted}")
+        values += value.values() if isinstance(value, Handle) else [SCALARS[wanted](value)]
+    return values
+
+
+def addresses(values: Sequence[Any]) -> Any:
+    """An array of the addresses of numbers of C, which must be kept as long as it is read."""
+    return (ctypes.c_void_p * len(values))(*[ctypes.addressof(value) for value in values])
+
+
 class Runtime:
     """The first device that CUDA_VISIBLE_DEVICES leaves.
 
@@ -103,22 +134,21 @@ class Runtime:
 
     Raises
     ------
-    UnavailableError : from here, and from every method: a package, the driver or a device is missing, too old, or fails
+    NoDeviceError : no driver, or no device
+    UnavailableError : from here, and from every method: a package is missing, the driver is too old, or the device fails
     """
 
     def __init__(self, driver: Any = None) -> None:
         self.driver = driver or load_driver()
         try:
             self.ask("cuInit", 0)
-        except RuntimeError as error:  # the bindings find no driver, or one without what they need
-            if isinstance(error, UnavailableError):
-                raise
-            reason = " ".join(str(error).split())
-            raise UnavailableError(f"backend 'cuda' needs an NVIDIA GPU and its driver ({reason}); {REMEDY}") from error
+            device = self.ask("cuDeviceGet", 0)
+        except RuntimeError as error:  # of the driver; or of the bindings, which find none, or one without what they need
+            reason = " ".join(str(error).removesuffix(f"; {REMEDY}").split())
+            raise NoDeviceError(f"backend 'cuda' needs an NVIDIA GPU and its driver ({reason}); {REMEDY}") from error
         if (version := int(self.ask("cuDriverGetVersion"))) < OLDEST_DRIVER:
             told, needed = cuda_version(version), cuda_version(OLDEST_DRIVER)
             raise UnavailableError(f"the driver knows CUDA up to {told}, and {needed} is needed; update it, or {REMEDY}")
-        device = self.ask("cuDeviceGet", 0)
         attributes = self.driver.CUdevice_attribute
         major, minor, blocks = (
             int(self.ask("cuDeviceGetAttribute", getattr(attributes, f"CU_DEVICE_ATTRIBUTE_{name}"), device))
@@ -127,8 +157,8 @@ class Runtime:
         self.capability, self.blocks = (major, minor), blocks
         self.name = self.ask("cuDeviceGetName", 256, device).split(b"\0")[0].decode()
         self.context = self.ask("cuDevicePrimaryCtxRetain", device)
-        self.enter()
-        self.stream = self.ask("cuStreamCreate", 0)
+        with self.entered():
+            self.stream = self.ask("cuStreamCreate", 0)
         self.programs: dict[Any, Program] = {}
 
     def facts(self) -> dict[str, Any]:
@@ -144,15 +174,30 @@ class Runtime:
     def ask(self, function: str, *arguments: Any) -> Any:
         """Call the driver; what it gives, or an error in words."""
         result, *found = getattr(self.driver, function)(*arguments)
-        if int(result) != 0:
-            text = self.driver.cuGetErrorString(result)[1] or b"an unknown error"
-            remedy = f"{HINTS.get(function, '')}{REMEDY}"
-            raise UnavailableError(f"the GPU failed in {function}: {text.decode()} (error {int(result)}); {remedy}")
+        self.check(function, result)
         return found[0] if len(found) == 1 else found
 
-    def enter(self) -> None:
-        """Let the calling thread use the device."""
-        self.ask("cuCtxSetCurrent", self.context)
+    def check(self, function: str, result: Any) -> None:
+        """An error in words, unless the driver said that all is well."""
+        if int(result) != 0:
+            text = self.driver.cuGetErrorString(result)[1] or b"an unknown error"
+            remedy = f"{FAULT if int(result) in FAULTS else HINTS.get(function, '')}{REMEDY}"
+            raise UnavailableError(f"the GPU failed in {function}: {text.decode()} (error {int(result)}); {remedy}")
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """The device is the calling thread's current one; afterwards that is again what it was."""
+        self.ask("cuCtxPushCurrent", self.context)
+        try:
+            yield
+        finally:
+            self.driver.cuCtxPopCurrent()  # not asked: after a fault it gives that again, in place of the first error
+
+    def give_back(self, function: str, what: Any) -> None:
+        """Free memory or a graph. What the driver says does not matter: after a fault or a process all is free anyway."""
+        if int(self.driver.cuCtxPushCurrent(self.context)[0]) == 0:
+            getattr(self.driver, function)(what)
+            self.driver.cuCtxPopCurrent()
 
     # -------------------------------------------------------------------------------------------- memory
 
@@ -164,17 +209,16 @@ class Runtime:
 
     def empty(self, size: int, dtype: npt.DTypeLike) -> Handle:
         """Memory for so many numbers, whatever is in it."""
-        self.enter()
         wanted = max(1, size) * np.dtype(dtype).itemsize
-        result, address = self.driver.cuMemAlloc(wanted)
-        if int(result) == OUT_OF_MEMORY:
-            free, whole = self.ask("cuMemGetInfo")
-            raise UnavailableError(
-                f"the GPU's memory is full: {wanted:,} bytes wanted, {free:,} of {whole:,} free; "
-                "take fewer rows, a smaller --batch-size, or --backend numba"
-            )
-        if int(result) != 0:
-            self.ask("cuMemAlloc", wanted)
+        with self.entered():
+            result, address = self.driver.cuMemAlloc(wanted)
+            if int(result) == OUT_OF_MEMORY:
+                free, whole = self.ask("cuMemGetInfo")
+                raise UnavailableError(
+                    f"the GPU's memory is full: {wanted:,} bytes wanted, {free:,} of {whole:,} free; "
+                    "take fewer rows, a smaller --batch-size, or --backend numba"
+                )
+            self.check("cuMemAlloc", result)
         return Handle(self, int(address), size, dtype)
 
     def fill(self, handle: Handle, array: Array) -> None:
@@ -182,20 +226,16 @@ class Runtime:
         whole = np.ascontiguousarray(array, handle.dtype)
         assert whole.size == handle.size
         if whole.size:
-            self.enter()
-            self.ask("cuMemcpyHtoD", handle.address, whole.ctypes.data, whole.nbytes)
+            with self.entered():
+                self.ask("cuMemcpyHtoD", handle.address, whole.ctypes.data, whole.nbytes)
 
     def get(self, handle: Handle, first: int = 0, count: int | None = None) -> Array:
         """A copy of so many numbers in the host's memory; waits for the launches before."""
         found = np.empty(handle.size - first if count is None else count, handle.dtype)
         if found.size:
-            self.enter()
-            self.ask("cuMemcpyDtoH", found.ctypes.data, handle.address + first * found.itemsize, found.nbytes)
+            with self.entered():
+                self.ask("cuMemcpyDtoH", found.ctypes.data, handle.address + first * found.itemsize, found.nbytes)
         return found
-
-    def give_back(self, address: int) -> None:
-        """Free memory; what the driver says at the end of a process, when all is freed anyway, does not matter."""
-        self.driver.cuMemFree(address)
 
     # -------------------------------------------------------------------------------------------- launches
 
@@ -204,64 +244,56 @@ class Runtime:
         key = (name, kind, shape)
         if key not in self.programs:
             built = compiled(name, kind, shape, self.capability)
-            self.enter()
-            module = self.ask("cuModuleLoadData", built.cubin)
-            self.programs[key] = Program(self.ask("cuModuleGetFunction", module, built.entry.encode()), built)
+            with self.entered():
+                module = self.ask("cuModuleLoadData", built.cubin)
+                self.programs[key] = Program(self.ask("cuModuleGetFunction", module, built.entry.encode()), built)
         return self.programs[key]
 
     def launch(self, launch: Launch) -> None:
-        """Start a kernel.
-
-        Raises
-        ------
-        TypeError : an argument is not of the type that the kernel was compiled for, which it would misread
-        """
-        self.enter()
-        self._start(launch)
-
-    def _start(self, launch: Launch) -> None:
-        values: list[Any] = []
-        for number, (value, wanted) in enumerate(zip(launch.arguments, launch.program.built.arguments, strict=True)):
-            if type_of(value) != wanted:
-                raise TypeError(f"argument {number} of a kernel is {type_of(value)}, not {wanted}")
-            values += value.values() if isinstance(value, Handle) else [SCALARS[wanted](value)]
-        pointers = (ctypes.c_void_p * len(values))(*[ctypes.addressof(value) for value in values])
+        """Start a kernel; raises as `values_of`."""
+        values = values_of(launch)
+        pointers = addresses(values)
         shape = (launch.blocks, 1, 1, launch.program.built.threads, 1, 1, 0, self.stream, ctypes.addressof(pointers))
-        if launch.together:
-            self.ask("cuLaunchCooperativeKernel", launch.program.function, *shape)
-        else:
-            self.ask("cuLaunchKernel", launch.program.function, *shape, 0)
+        with self.entered():
+            if launch.together:
+                self.ask("cuLaunchCooperativeKernel", launch.program.function, *shape)
+            else:
+                self.ask("cuLaunchKernel", launch.program.function, *shape, 0)
 
     def record(self, launches: Sequence[Launch]) -> Graph:
-        """What starts all of them, one after another, when it is called."""
-        self.enter()
-        self.ask("cuStreamBeginCapture", self.stream, self.driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
-        try:
-            for launch in launches:
-                self._start(launch)
-        finally:  # a stream that is left capturing can be used for nothing else
-            graph = self.ask("cuStreamEndCapture", self.stream)
-        found = Graph(self, self.ask("cuGraphInstantiate", graph, 0), launches)
-        self.ask("cuGraphDestroy", graph)
+        """What starts all of them, one after another, when it is called.
+
+        The graph is built node by node. Captured from the stream, it would be lost if Python gave an array back in between, and
+        of two errors the second would be told, that of the end of the capture.
+        """
+        with self.entered():
+            graph = self.ask("cuGraphCreate", 0)
+            try:
+                last: list[Any] = []
+                for launch in launches:
+                    values = values_of(launch)
+                    pointers = addresses(values)  # read, like the values, while the node is added
+                    last = [self.ask("cuGraphAddKernelNode", graph, last, len(last), self.node(launch, pointers))]
+                whole = self.ask("cuGraphInstantiate", graph, 0)
+            finally:
+                self.driver.cuGraphDestroy(graph)  # not asked: see `entered`
+        return Graph(self, whole, launches)
+
+    def node(self, launch: Launch, pointers: Any) -> Any:
+        """A launch as graphs take it."""
+        found = self.driver.CUDA_KERNEL_NODE_PARAMS()
+        found.func, found.sharedMemBytes, found.kernelParams = launch.program.function, 0, ctypes.addressof(pointers)
+        found.gridDimX, found.gridDimY, found.gridDimZ = launch.blocks, 1, 1
+        found.blockDimX, found.blockDimY, found.blockDimZ = launch.program.built.threads, 1, 1
         return found
 
     def wait(self) -> None:
         """Wait until all is done that was started."""
-        self.enter()
-        self.ask("cuStreamSynchronize", self.stream)
+        with self.entered():
+            self.ask("cuStreamSynchronize", self.stream)
 
 
 @functools.cache
 def the_runtime() -> Runtime:
     """The device of this process."""
     return Runtime()
-
-
-@functools.cache
-def usable() -> bool:
-    """Whether a device is there; costs little where there is none."""
-    try:
-        the_runtime()
-    except UnavailableError:
-        return False
-    return True

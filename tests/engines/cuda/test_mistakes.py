@@ -38,8 +38,8 @@ PLANTED = {
     ),
     "a barrier for the first thread alone": (
         "passes",
-        "                pass\n        cuda.syncthreads()",
-        "                pass",
+        "                    trap()\n        cuda.syncthreads()",
+        "                    trap()",
     ),
     "a barrier before the block has written": (
         "passes",

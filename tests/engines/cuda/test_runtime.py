@@ -20,13 +20,14 @@ from support.engines import make_course, same_bits, start_state
 from support.fake_driver import WHOLE_MEMORY, FakeDriver, Result
 from support.tolerances import check_course, expected
 
+from fastmlp.engines import fastest
 from fastmlp.engines.base import Job
 from fastmlp.engines.cuda import compiler, load_cuda, load_driver
 from fastmlp.engines.cuda.compiler import Built, packed, unpacked
-from fastmlp.engines.cuda.engine import TILES, CudaEngine
-from fastmlp.engines.cuda.kernels.programs import Shape
+from fastmlp.engines.cuda.engine import TILES, CudaEngine, usable
+from fastmlp.engines.cuda.kernels.programs import PLAIN, Shape
 from fastmlp.engines.cuda.kernels.tiles import Tile
-from fastmlp.engines.cuda.runtime import Runtime, usable
+from fastmlp.engines.cuda.runtime import Launch, NoDeviceError, Runtime
 from fastmlp.errors import UnavailableError
 from fastmlp.models.file import load
 
@@ -112,7 +113,7 @@ def test_a_device_that_fails_is_a_line(function: str, driver: FakeDriver) -> Non
 def test_kernels_that_the_driver_cannot_load_tell_what_to_install(driver: FakeDriver) -> None:
     engine = CudaEngine(JOB, Runtime(driver))
     engine.load(start_state(JOB))
-    driver.fails["cuModuleLoadData"] = Result.LAUNCH_FAILED
+    driver.fails["cuModuleLoadData"] = Result.NO_BINARY_FOR_GPU
     with pytest.raises(UnavailableError, match=r"kernels may be newer than the driver: pip install 'fastmlp\[cuda13\]'"):
         engine.train(*make_course(JOB.network, 22, 9, epochs=1))
 
@@ -123,14 +124,124 @@ def test_a_driver_that_is_too_old(driver: FakeDriver) -> None:
         Runtime(driver)
 
 
-def test_a_stream_is_not_left_capturing(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("function", ["cuGraphCreate", "cuGraphAddKernelNode", "cuGraphInstantiate", "cuGraphLaunch"])
+def test_of_a_graph_that_fails_the_first_error_is_told_and_nothing_is_left(
+    function: str, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the driver says to what is done after it."""
     monkeypatch.setattr("fastmlp.engines.cuda.engine.SMALL_BATCH", 0)
     engine = CudaEngine(JOB, Runtime(driver))
     engine.load(start_state(JOB))
-    driver.fails["cuLaunchKernel"] = Result.LAUNCH_FAILED
-    with pytest.raises(UnavailableError):
+    driver.fails = {function: Result.OUT_OF_MEMORY}
+    with pytest.raises(UnavailableError, match=rf"^the GPU failed in {function}: .* \(error 2\); take --backend numba"):
         engine.train(*make_course(JOB.network, 22, 9, epochs=1))
-    assert driver.capturing is None
+    gc.collect()
+    assert (driver.graphs, driver.contexts) == (function == "cuGraphLaunch", [])  # a whole graph is kept
+    driver.fails |= {"cuGraphDestroy": Result.LAUNCH_FAILED, "cuCtxPopCurrent": Result.NO_DEVICE}
+    with pytest.raises(UnavailableError, match=rf"^the GPU failed in {function}: "):
+        engine.train(*make_course(JOB.network, 22, 9, epochs=1))
+
+
+def test_an_array_that_is_given_back_while_a_graph_is_built_does_not_disturb_it(driver: FakeDriver) -> None:
+    """As Python's collector may do at any moment: nothing is being captured, and no function of the driver is forbidden."""
+    runtime, add, freed = Runtime(driver), driver.cuGraphAddKernelNode, []
+    program = runtime.program("barriers", PLAIN, Shape(64, 8))
+    counter = runtime.put(np.zeros(1, np.uint64))
+    garbage = [runtime.put(np.zeros(9, np.float32))]
+
+    def collect(*arguments: Any) -> Any:
+        while garbage:
+            freed.append(garbage.pop().address)
+        return add(*arguments)
+
+    driver.cuGraphAddKernelNode = collect  # type: ignore[method-assign]
+    graph = runtime.record([Launch(program, 3, (counter, 2)) for _ in range(2)])
+    assert freed
+    assert not set(freed) & set(driver.memory)
+    graph()
+    assert runtime.get(counter)[0] == 2 * 2 * 3
+    assert not any("Capture" in call for call in driver.calls)
+
+
+# ------------------------------------------------------------------------------------------------ contexts
+
+
+def test_the_device_that_the_caller_uses_is_current_again_after_every_call(driver: FakeDriver) -> None:
+    """Another library's device, say; and each call, that of a destructor too, has ours while it works."""
+    runtime = Runtime(driver)
+    driver.contexts = ["another library's"]
+    engine = CudaEngine(JOB, runtime)
+    engine.load(start_state(JOB))
+    engine.train(*make_course(JOB.network, 22, 9, epochs=1))
+    graph = runtime.record([])
+    graph()
+    runtime.wait()
+    used = driver.used()
+    assert (used > 0, driver.graphs, driver.contexts) == (True, 1, ["another library's"])
+    engine.close()
+    del graph
+    gc.collect()
+    assert (driver.used(), driver.graphs, driver.contexts) == (0, 0, ["another library's"])
+
+
+def test_a_failure_leaves_the_callers_device_too(driver: FakeDriver) -> None:
+    runtime = Runtime(driver)
+    driver.contexts = ["another library's"]
+    held = runtime.put(np.zeros(3, np.float32))
+    driver.fails = dict.fromkeys(("cuMemcpyHtoD", "cuMemFree"), Result.LAUNCH_FAILED)
+    with pytest.raises(UnavailableError, match="a kernel went wrong, and this process can use the GPU no more; take"):
+        runtime.put(np.zeros(3, np.float32))
+    assert driver.contexts == ["another library's"]
+    driver.fails = {"cuCtxPushCurrent": Result.LAUNCH_FAILED}
+    del held  # nothing is freed in another library's device, and its context is not taken away
+    gc.collect()
+    assert driver.contexts == ["another library's"]
+
+
+# ------------------------------------------------------------------------------------------------ what auto takes
+
+
+def chosen(monkeypatch: pytest.MonkeyPatch, runtime: Any) -> str:
+    """The engine that auto takes, with another device for the real one."""
+    monkeypatch.setattr("fastmlp.engines.cuda.engine.the_runtime", runtime)
+    monkeypatch.setattr("fastmlp.engines.cuda.engine.usable", usable)  # in a simulation it is another
+    usable.cache_clear()
+    try:
+        return fastest(JOB)
+    finally:
+        usable.cache_clear()
+
+
+def test_auto_takes_a_gpu_on_which_a_kernel_ran(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert chosen(monkeypatch, lambda: Runtime(driver)) == "cuda"
+    assert {"cuModuleLoadData", "cuLaunchCooperativeKernel"} <= set(driver.calls)
+
+
+@pytest.mark.parametrize(
+    "fault", ["compiler", "cuModuleLoadData", "cuLaunchCooperativeKernel", "cuMemcpyDtoH", "driver", "count"]
+)
+def test_else_the_cpu_with_a_note(fault: str, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with numba-cuda and without NVVM, among others."""
+    if fault == "compiler":
+
+        def missing(*given: Any) -> Any:
+            raise UnavailableError("a kernel could not be compiled: no NVVM")
+
+        monkeypatch.setattr("fastmlp.engines.cuda.runtime.compiled", missing)
+    elif fault == "driver":
+        driver.version = 11080
+    elif fault == "count":
+        monkeypatch.setattr(Runtime, "launch", lambda *given: None)
+    else:
+        driver.fails[fault] = Result.LAUNCH_FAILED
+    with pytest.warns(RuntimeWarning, match="^backend cuda cannot be used, and the CPU computes: ") as told:
+        assert chosen(monkeypatch, lambda: Runtime(driver)) == "numba"
+    assert len(told) == 1
+
+
+def test_a_machine_without_a_gpu_needs_no_note(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver.fails["cuInit"] = Result.NO_DEVICE
+    assert chosen(monkeypatch, lambda: Runtime(driver)) == "numba"
 
 
 def test_without_a_driver(driver: FakeDriver) -> None:
@@ -139,11 +250,18 @@ def test_without_a_driver(driver: FakeDriver) -> None:
 
     driver.cuInit = missing  # type: ignore[method-assign]
     with pytest.raises(
-        UnavailableError, match=r"needs an NVIDIA GPU and its driver \(libcuda.so.1: cannot open shared object file\)"
+        NoDeviceError, match=r"needs an NVIDIA GPU and its driver \(libcuda.so.1: cannot open shared object file\)"
     ):
         Runtime(driver)
-    usable.cache_clear()
-    assert not usable()
+
+
+def test_without_a_device(driver: FakeDriver) -> None:
+    driver.fails["cuInit"] = Result.NO_DEVICE
+    with pytest.raises(NoDeviceError) as caught:
+        Runtime(driver)
+    reason = "the GPU failed in cuInit: no device (error 100)"
+    remedy = "take --backend numba, and look at `fastmlp doctor`"
+    assert str(caught.value) == f"backend 'cuda' needs an NVIDIA GPU and its driver ({reason}); {remedy}"
 
 
 @pytest.mark.parametrize(("load", "package"), [(load_cuda, "numba_cuda"), (load_driver, "cuda.bindings")])

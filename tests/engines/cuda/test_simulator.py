@@ -14,6 +14,8 @@ from support import cuda_simulator
 from support.cuda_simulator import ALL_LANES, FEW_LANES, StuckError
 
 from fastmlp.engines.cuda.kernels import WORDS
+from fastmlp.engines.cuda.kernels.passes import make_barrier
+from fastmlp.engines.cuda.kernels.programs import PLAIN, arguments_of
 
 pytestmark = pytest.mark.full
 
@@ -28,6 +30,31 @@ def test_a_device_has_every_word() -> None:
     from fastmlp.engines.cuda.kernels import device
 
     assert set(WORDS) <= set(vars(device))
+
+
+def test_a_barrier_counts_beyond_32_bits() -> None:
+    """As within a launch of more than 2 ** 32 arrivals, at which a counter of 32 bits begins anew and blocks wait for ever."""
+    barrier, start, past = make_barrier(FEW_LANES), 2**32 - 3, []
+
+    def meet(counter: Any) -> None:
+        target = np.uint64(start)
+        for _ in range(3):
+            target += np.uint64(2)
+            barrier(counter, target)
+        past.append(int(counter[0]))
+
+    counter = np.full(1, start, np.dtype(arguments_of("barriers", PLAIN)[0].removesuffix("[]")))
+    launched(meet, counter, blocks=2)
+    assert past == [start + 3 * 2] * 2 * 4
+    with pytest.raises((StuckError, RuntimeWarning)):
+        launched(meet, np.full(1, start, np.uint32), blocks=2)
+
+
+def test_a_block_that_waits_in_vain_ends_the_launch() -> None:
+    barrier = make_barrier(FEW_LANES, most=9)
+    with pytest.raises(StuckError, match=r"thread 0 of block [01] has given up"):
+        launched(lambda counter: barrier(counter, np.uint64(3)), np.zeros(1, np.uint64), blocks=2)
+    launched(lambda counter: barrier(counter, np.uint64(2)), np.zeros(1, np.uint64), blocks=2)
 
 
 def launched(function: Any, *arguments: Any, blocks: int = 1, threads: int = 4, seed: int = 0) -> None:
@@ -51,7 +78,7 @@ def test_the_simulator_reports_what_a_device_would_not() -> None:
     with pytest.raises(StuckError, match="3 of 4 wait in block 0"):
         launched(some_wait)
     with pytest.raises(StuckError, match="looks in vain"):
-        launched(look_in_vain, np.zeros(1, np.uint32))
+        launched(look_in_vain, np.zeros(1, np.uint64))
     for bad in (lambda: cuda_simulator.load(a, -1), lambda: cuda_simulator.load4(a, 2), lambda: cuda_simulator.load4(a, 8)):
         with pytest.raises(AssertionError):
             launched(bad)

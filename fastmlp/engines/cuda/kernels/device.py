@@ -251,14 +251,15 @@ mma_tf32, mma_bf16 = multiply_add("m16n8k8", "tf32"), multiply_add("m16n8k16", "
 
 # ------------------------------------------------------------------------------------------------ between blocks
 
-release_add = statement("red.release.gpu.global.add.u32 [$0], $1;", "", "lr")
-acquire_load = statement("ld.acquire.gpu.global.u32 $0, [$1];", "r", "l")
+release_add = statement("red.release.gpu.global.add.u64 [$0], $1;", "", "ll")
+acquire_load = statement("ld.acquire.gpu.global.u64 $0, [$1];", "l", "l")
+trap = statement("trap;", "", "")  # ends the launch: the driver gives an error to whoever waits for it, and from then on
 
 
 @device
 def arrive(counter, i):
     """Add 1 to counter[i]; all that this thread has seen or written before is visible to whoever sees the sum by `arrived`."""
-    release_add(global_address(counter, i), uint32(1))
+    release_add(global_address(counter, i), uint64(1))
 
 
 @device

@@ -31,19 +31,30 @@ from fastmlp.nn.philox import philox4x32
 
 SCALAR_COUNT = len(SCALARS)
 CHUNK = 1024  # parameters whose squares a warp adds
+# How often a block looks whether the others have come before it gives up. A look goes to the second cache and back, a third of
+# a microsecond at least: ten seconds, and no phase takes a tenth of that. Blocks that wait for ever would hold the device until
+# the process is killed, and on some machines longer.
+MOST_LOOKS = 1 << 25
 
 
-def make_barrier(dev: Any) -> Any:
-    """barrier(counter, target): go on when all blocks are here; `target` is how many have arrived since the launch began."""
-    cuda, arrive, arrived = dev.cuda, dev.arrive, dev.arrived
+def make_barrier(dev: Any, most: int = MOST_LOOKS) -> Any:
+    """barrier(counter, target): go on when all blocks are here; `target` is how many have arrived since the launch began.
+
+    counter : (1,) uint64: in 32 bits it would begin anew within a long launch, and the blocks wait for ever
+    most : looks at the counter after which the launch ends as a fault of the device
+    """
+    cuda, arrive, arrived, trap = dev.cuda, dev.arrive, dev.arrived, dev.trap
 
     @dev.device
     def barrier(counter, target):
         cuda.syncthreads()  # what the block has written is seen by its first thread, which tells the others
         if cuda.threadIdx.x == 0:
             arrive(counter, 0)
+            looks = 0
             while arrived(counter, 0) < target:
-                pass
+                looks += 1
+                if looks > most:
+                    trap()
         cuda.syncthreads()
 
     return barrier

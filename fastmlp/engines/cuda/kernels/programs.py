@@ -47,6 +47,9 @@ class Kind(NamedTuple):
     precision: str = "float32"
 
 
+PLAIN = Kind(("relu",), "cross-entropy", "softmax", "sgd", False, True, False, False, False)
+
+
 class Shape(NamedTuple):
     """A block of small batches.
 
@@ -88,10 +91,10 @@ def make_train(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
     hot, cold : targets of a label's class and of the others
     order, row_scale, loss, correct : (rows of the call,): which rows, their share in the batch's loss, and what came out
     scalars : (steps * 2 * SCALAR_COUNT,), of weights and of biases; parameters, m, v, kept : (size,); partial : sums of squares
-    counter : (1,) uint32, 0 before each launch; clock : (1,) int64, updates before this call
+    counter : (1,) uint64, 0 before each launch; clock : (1,) int64, updates before this call
     batch, count : rows of a batch and of the call
     """
-    cuda, uint32, float32 = dev.cuda, dev.uint32, dev.float32
+    cuda, uint64, float32 = dev.cuda, dev.uint64, dev.float32
     barrier, forward, losses = (
         make_barrier(dev),
         forward_of(dev, kind, shape, kind.drops),
@@ -113,7 +116,7 @@ def make_train(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
     ):  # fmt: skip
         shared = cuda.shared.array(memory, float32, alignment=16)
         layers = len(table) // COLUMNS
-        each, target = 2 * layers + 1 + (2 if clips else 0), uint32(0)
+        each, target = 2 * layers + 1 + (2 if clips else 0), uint64(0)
         tables, inputs, slots = (table, alpha, thresholds, scales), (x, shift, factor), (m, v)
         for phase in range(first, end):
             now = phase // each
@@ -136,7 +139,7 @@ def make_train(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
             else:
                 clip(len(parameters), layers, table, s, largest, kept, partial, parameters, slots)
             if phase + 1 < end:
-                target += uint32(cuda.gridDim.x)
+                target += uint64(cuda.gridDim.x)
                 barrier(counter, target)
 
     return train
@@ -152,19 +155,19 @@ def make_apply(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
 
     Arguments as those of `make_train`; without dropout.
     """
-    cuda, uint32, float32, uint64 = dev.cuda, dev.uint32, dev.float32, dev.uint64
+    cuda, float32, uint64 = dev.cuda, dev.float32, dev.uint64
     barrier, forward = make_barrier(dev), forward_of(dev, kind, shape, drops=False)
     memory = shape.shared(dev.WARP)
 
     @dev.kernel(shape.threads, shape.resident)
     def apply(table, alpha, thresholds, scales, x, shift, factor, order, parameters, arena, counter, rows):
         shared = cuda.shared.array(memory, float32, alignment=16)
-        layers, target = len(table) // COLUMNS, uint32(0)
+        layers, target = len(table) // COLUMNS, uint64(0)
         tables, inputs = (table, alpha, thresholds, scales), (x, shift, factor)
         for layer in range(layers):
             forward(layer, layers - 1, tables, inputs, order, 0, rows, 0, uint64(0), parameters, arena, shared)
             if layer + 1 < layers:
-                target += uint32(cuda.gridDim.x)
+                target += uint64(cuda.gridDim.x)
                 barrier(counter, target)
 
     return apply
@@ -173,15 +176,15 @@ def make_apply(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
 def make_barriers(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
     """The kernel barriers(counter, count): so many barriers over the whole grid and nothing else, whatever the kind.
 
-    counter : (1,) uint32, 0 before each launch. Nothing trains by it: what a barrier costs is measured with it.
+    counter : (1,) uint64, 0 before each launch. Nothing trains by it: what a barrier costs is measured with it.
     """
-    cuda, uint32, barrier = dev.cuda, dev.uint32, make_barrier(dev)
+    cuda, uint64, barrier = dev.cuda, dev.uint64, make_barrier(dev)
 
     @dev.kernel(shape.threads, shape.resident)
     def barriers(counter, count):
-        target = uint32(0)
+        target = uint64(0)
         for _ in range(count):
-            target += uint32(cuda.gridDim.x)
+            target += uint64(cuda.gridDim.x)
             barrier(counter, target)
 
     return barriers
@@ -199,9 +202,9 @@ def arguments_of(name: str, kind: Kind) -> tuple[str, ...]:
     x, y = "uint8[]" if kind.pixels else "float32[]", "int32[]" if kind.classes else "float32[]"
     network, rows = ("int32[]", "float32[]", "uint32[]", "float32[]"), (x, "float32[]", "float32[]")
     if name == "barriers":
-        return "uint32[]", "int32"
+        return "uint64[]", "int32"
     if name == "apply":
-        return (*network, *rows, "int32[]", "float32[]", "float32[]", "uint32[]", "int32")
+        return (*network, *rows, "int32[]", "float32[]", "float32[]", "uint64[]", "int32")
     of_rows = (y, "float32", "float32", "int32[]", "float32[]", "float32[]", "bool[]")
-    stores = (*["float32[]"] * 5, "float64[]", "float32[]", "uint32[]", "int64[]")
+    stores = (*["float32[]"] * 5, "float64[]", "float32[]", "uint64[]", "int64[]")
     return (*network, *rows, *of_rows, *stores, *["int32"] * 4, "uint64", "float32")
