@@ -87,9 +87,15 @@ def kinds() -> Iterator[tuple[str, Kind]]:
 
 
 def kernels(kinds: Iterable[tuple[str, Kind]]) -> Iterator[Wanted]:
-    """All kernels of some kinds, of both designs where a precision has both; barriers, which know no kind, once."""
-    yield Wanted("barriers", "any", PLAIN, SHAPE)
+    """All kernels of some kinds, of both designs where a precision has both; those that know no kind once.
+
+    Kernels that only measure (pieces.py) have no products, so one design and one precision are enough.
+    """
+    for name in ("barriers", "dropout"):
+        yield Wanted(name, "any", PLAIN, SHAPE)
     for label, kind in kinds:
+        for name in ("activations", "updates") if kind.precision == "float32" else ():
+            yield Wanted(name, label, kind, SHAPE)
         for shape in (*([SHAPE] if kind.precision == "float32" else []), TILES[kind.precision]):
             yield Wanted("train", label, kind, shape)
             yield Wanted("apply", label, applied(kind), shape)

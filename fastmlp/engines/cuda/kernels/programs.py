@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from fastmlp.engines.cuda.kernels.layout import COLUMNS
 from fastmlp.engines.cuda.kernels.passes import SCALAR_COUNT, make_barrier, make_clip, make_losses, make_use
+from fastmlp.engines.cuda.kernels.pieces import ARGUMENTS, make_activations, make_dropout, make_updates
 from fastmlp.engines.cuda.kernels.tiled import make_tiled_delta, make_tiled_forward, make_tiled_gradient
 from fastmlp.engines.cuda.kernels.tiles import Tile
 from fastmlp.engines.cuda.kernels.warps import SUMS, make_delta, make_forward, make_gradient
@@ -194,11 +195,16 @@ KERNELS: Mapping[str, Callable[[Any, Kind, Shape | Tile], Any]] = {
     "train": make_train,
     "apply": make_apply,
     "barriers": make_barriers,
+    "activations": lambda dev, kind, shape: make_activations(dev, shape.threads, shape.resident, kind.activations),
+    "updates": lambda dev, kind, shape: make_updates(dev, shape.threads, shape.resident, kind.rule),
+    "dropout": lambda dev, kind, shape: make_dropout(dev, shape.threads, shape.resident),
 }
 
 
 def arguments_of(name: str, kind: Kind) -> tuple[str, ...]:
     """The types of the arguments of a kernel of `KERNELS`, "[]" for an array."""
+    if name in ARGUMENTS:
+        return ARGUMENTS[name]
     x, y = "uint8[]" if kind.pixels else "float32[]", "int32[]" if kind.classes else "float32[]"
     network, rows = ("int32[]", "float32[]", "uint32[]", "float32[]"), (x, "float32[]", "float32[]")
     if name == "barriers":

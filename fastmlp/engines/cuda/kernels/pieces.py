@@ -1,0 +1,82 @@
+"""Kernels of single functions over vectors, by which nothing trains: what each costs is measured with them.
+
+They are made by the factories that the training kernel is made of (passes.py). Products and losses need no such kernels: they
+are phases of the training kernel, which can be launched for one of them alone (programs.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastmlp.engines.cuda.kernels.passes import make_activate, make_change, make_kept
+
+# The types of their arguments, as `programs.arguments_of` gives them.
+ARGUMENTS: Mapping[str, tuple[str, ...]] = {
+    "activations": ("int32", "float32", "float32[]", "float32[]", "float32[]"),
+    "updates": ("float32[]",) * 5,
+    "dropout": ("uint64", "int32", "int32", "uint64", "float32", "int32", "float32[]", "float32[]"),
+}
+
+
+def make_share(dev: Any) -> Any:
+    """share(): where in a vector a thread of the grid begins, and how far it goes from one of its elements to the next."""
+    cuda = dev.cuda
+
+    @dev.device
+    def share():
+        return cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.gridDim.x * cuda.blockDim.x
+
+    return share
+
+
+def make_activations(dev: Any, threads: int, blocks: int, names: Sequence[str]) -> Any:
+    """The kernel activations(number, a, z, y, s): y = f(z) and s = f'(z) of the activation of this number among `names`.
+
+    a : its parameter; z, y, s : (n,) float32
+    """
+    load, store, share, activate = dev.load, dev.store, make_share(dev), make_activate(dev, names)
+
+    @dev.kernel(threads, blocks)
+    def activations(number, a, z, y, s):
+        first, step = share()
+        for i in range(first, len(z), step):
+            value, slope = activate(number, load(z, i), a)
+            store(y, i, value)
+            store(s, i, slope)
+
+    return activations
+
+
+def make_updates(dev: Any, threads: int, blocks: int, rule: str) -> Any:
+    """The kernel updates(s, g, parameters, m, v): all parameters by their gradients.
+
+    s : (SCALAR_COUNT,) float32, the step's scalars; g, parameters : (n,) float32; m, v : the same, or (1,) if the rule has none
+    """
+    load, share, change = dev.load, make_share(dev), make_change(dev, rule)
+
+    @dev.kernel(threads, blocks)
+    def updates(s, g, parameters, m, v):
+        first, step = share()
+        for i in range(first, len(g), step):
+            change(i, load(g, i), s, parameters, m, v)
+
+    return updates
+
+
+def make_dropout(dev: Any, threads: int, blocks: int) -> Any:
+    """The kernel dropout(seed, step, layer, threshold, scale, width, x, y): y = x times 0, or `scale` where a unit is kept.
+
+    Units are kept as `philox.keep_mask` has it. threshold : of `philox.drop_threshold`; x, y : (rows * width,) float32
+    """
+    load, store, divide, remainder, zero = dev.load, dev.store, dev.divide, dev.remainder, dev.float32(0)
+    share, kept = make_share(dev), make_kept(dev)
+
+    @dev.kernel(threads, blocks)
+    def dropout(seed, step, layer, threshold, scale, width, x, y):
+        first, stride = share()
+        for i in range(first, len(x), stride):
+            keep = kept(seed, step, layer, divide(i, width), remainder(i, width), threshold)
+            store(y, i, load(x, i) * (scale if keep else zero))
+
+    return dropout
