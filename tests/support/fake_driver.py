@@ -12,9 +12,12 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 
 from fastmlp.engines.cuda.compiler import Built, Capability
-from fastmlp.engines.cuda.kernels.programs import KERNELS, Kind, arguments_of
+from fastmlp.engines.cuda.engine import TILES
+from fastmlp.engines.cuda.kernels.programs import KERNELS, Kind, Shape, arguments_of
+from fastmlp.engines.cuda.kernels.tiles import Tile
 from support.cuda_simulator import ALL_LANES, Kernel
 
 WHOLE_MEMORY = 1 << 30
@@ -240,3 +243,12 @@ class FakeDriver:
         cubin, arguments = f"{name} {kind} {shape}".encode(), arguments_of(name, kind)
         self.modules[cubin] = Loaded(KERNELS[name](ALL_LANES, kind, shape), arguments)
         return Built(cubin, f"entry of {cubin.decode()}", arguments, shape.threads, 0, 0, 0)
+
+
+def stand_in(patch: pytest.MonkeyPatch) -> FakeDriver:
+    """What stands in for a GPU, in warps of 32 lanes and small blocks: a driver, and kernels that it knows."""
+    driver = FakeDriver()
+    patch.setattr("fastmlp.engines.cuda.runtime.compiled", driver.compiled)
+    patch.setattr("fastmlp.engines.cuda.engine.SHAPE", Shape(64, 8))
+    patch.setitem(TILES, "float32", Tile(16, 32, 8, 4, 4, 1))
+    return driver

@@ -17,16 +17,15 @@ from support.cuda import CLIPPED, JOB
 from support.cuda_simulator import ALL_LANES
 from support.cuda_simulator import Runtime as Simulated
 from support.engines import make_course, same_bits, start_state
-from support.fake_driver import WHOLE_MEMORY, FakeDriver, Result
+from support.fake_driver import WHOLE_MEMORY, FakeDriver, Result, stand_in
 from support.tolerances import check_course, expected
 
 from fastmlp.engines import fastest
 from fastmlp.engines.base import Job
 from fastmlp.engines.cuda import compiler, load_cuda, load_driver
 from fastmlp.engines.cuda.compiler import Built, packed, unpacked
-from fastmlp.engines.cuda.engine import TILES, CudaEngine, usable
+from fastmlp.engines.cuda.engine import CudaEngine, usable
 from fastmlp.engines.cuda.kernels.programs import PLAIN, Shape
-from fastmlp.engines.cuda.kernels.tiles import Tile
 from fastmlp.engines.cuda.runtime import Launch, NoDeviceError, Runtime
 from fastmlp.errors import UnavailableError
 from fastmlp.models.file import load
@@ -37,11 +36,7 @@ pytestmark = pytest.mark.full
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
     """What stands in for a GPU, in warps of 32 lanes."""
-    found = FakeDriver()
-    monkeypatch.setattr("fastmlp.engines.cuda.runtime.compiled", found.compiled)
-    monkeypatch.setattr("fastmlp.engines.cuda.engine.SHAPE", Shape(64, 8))
-    monkeypatch.setitem(TILES, "float32", Tile(16, 32, 8, 4, 4, 1))
-    return found
+    return stand_in(monkeypatch)
 
 
 @pytest.mark.parametrize("small", [256, 0])
