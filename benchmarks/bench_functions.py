@@ -1,4 +1,4 @@
-"""Activations, forward and back, and losses with their gradients: NumPy's arrays, and the CPU engine's loops over rows.
+"""Activations, forward and back, dropout, and losses with their gradients: NumPy's arrays, the CPU engine's loops, and a GPU.
 
     python -m pytest benchmarks/bench_functions.py --benchmark-columns=median,iqr,rounds
 
@@ -13,17 +13,22 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.cuda_build import PLAIN
+from benchmarks.cuda_workbench import CudaWorkbench, device, on_vectors
 from benchmarks.measuring import Subject, check, exact, measure, numbers, rounding, sized
-from benchmarks.workbench import Workbench, activation_kernel, losses_kernel, on_bench
+from benchmarks.workbench import Workbench, activation_kernel, dropout_kernel, losses_kernel, on_bench
 from fastmlp.engines.cpu.codegen.simd import lanes
 from fastmlp.engines.cpu.kernels.losses import loss_block
+from fastmlp.engines.cuda.kernels.layout import GRADIENT, OUTPUT
 from fastmlp.nn import activations as functions
 from fastmlp.nn.losses import LOSSES
 from fastmlp.nn.network import Network
+from fastmlp.nn.philox import drop_threshold, keep_mask
 from fastmlp.reference import ACTIVATIONS, row_losses, target_rows
 
 ROWS, UNITS = sized((64, 500), (7, 9))
 OUTPUTS = 10
+RATE, SEED, STEP = 0.2, 7, 3  # of the dropout, in layer 0
 
 # ------------------------------------------------------------------------------------------------ activations
 
@@ -43,7 +48,12 @@ def numba_activation(name: str, a: Any, z: Any) -> Subject:
     return on_bench(lambda: kernel(a, z, y, s), lambda: (y, s))
 
 
-ACTIVATION = {"numpy": numpy_activation, "numba": numba_activation}
+def cuda_activation(name: str, a: Any, z: Any) -> Subject:
+    arguments = 0, a, z, np.empty_like(z), np.empty_like(z)
+    return on_vectors(device(), "activations", PLAIN._replace(activations=(name,)), arguments, (3, 4))
+
+
+ACTIVATION = {"numpy": numpy_activation, "numba": numba_activation, "cuda": cuda_activation}
 
 
 @pytest.mark.parametrize("backend", ACTIVATION)
@@ -53,6 +63,42 @@ def test_activation(benchmark: Any, name: str, backend: str) -> None:
     subject = ACTIVATION[backend](name, a, z)
     check(subject.answer(), numpy_activation(name, np.float64(a), *exact(z)).answer(), rounding(0))
     measure(benchmark, f"activation {name} forward + backward, {ROWS}x{UNITS}", backend, subject)
+
+
+# ------------------------------------------------------------------------------------------------ dropout
+
+
+def numpy_dropout(x: Any) -> Subject:
+    """Units times 0, or 1/(1 - rate) where the mask keeps them."""
+    scale = x.dtype.type(1 / (1 - RATE))
+
+    def run() -> Any:
+        return (x * (keep_mask(SEED, STEP, 0, *x.shape, RATE) * scale),)
+
+    return Subject(run, run)
+
+
+def numba_dropout(x: Any) -> Subject:
+    rows, units = x.shape
+    kernel, y = dropout_kernel(lanes()), np.zeros((rows, -(-units // lanes()) * lanes()), np.float32)
+    settings = STEP, SEED, int(drop_threshold(RATE)), np.float32(1 / (1 - RATE))
+    return on_bench(lambda: kernel(x, y, *settings), lambda: (y[:, :units],))
+
+
+def cuda_dropout(x: Any) -> Subject:
+    settings = np.uint64(SEED), STEP, 0, drop_threshold(RATE), np.float32(1 / (1 - RATE)), x.shape[1]
+    return on_vectors(device(), "dropout", PLAIN, (*settings, x, np.empty_like(x)), (7,))
+
+
+DROPOUT = {"numpy": numpy_dropout, "numba": numba_dropout, "cuda": cuda_dropout}
+
+
+@pytest.mark.parametrize("backend", DROPOUT)
+def test_dropout(benchmark: Any, backend: str) -> None:
+    x = numbers(ROWS, UNITS)
+    subject = DROPOUT[backend](x)
+    check(subject.answer(), numpy_dropout(*exact(x)).answer(), rounding(0))
+    measure(benchmark, f"dropout {RATE}, {ROWS}x{UNITS}", backend, subject)
 
 
 # ------------------------------------------------------------------------------------------------ losses
@@ -81,7 +127,14 @@ def numba_loss(network: Network, z: Any, y: Any) -> Subject:
     return on_bench(lambda: kernel(code, bench.plan, batches, memory, rows), lambda: (loss, bench.block("dz", 1), correct))
 
 
-LOSS = {"numpy": numpy_loss, "numba": numba_loss}
+def cuda_loss(network: Network, z: Any, y: Any) -> Subject:
+    bench = CudaWorkbench(network, len(z), device())
+    bench.labels(y)
+    bench.fill({(OUTPUT, 0): z})
+    return on_bench(bench.losses(), lambda: (bench.vector("loss"), bench.block(GRADIENT, 0), bench.vector("correct")), None)
+
+
+LOSS = {"numpy": numpy_loss, "numba": numba_loss, "cuda": cuda_loss}
 PAIRS = [(loss, output) for loss, outputs in LOSSES.items() for output in outputs]
 
 

@@ -1,8 +1,9 @@
-"""Matrix products of a layer, forward and back, and the whole backward pass: NumPy with its BLAS, and the CPU engine's tiles.
+"""Matrix products of a layer, forward and back, and the whole backward pass: NumPy with its BLAS, and our engines'.
 
     python -m pytest benchmarks/bench_products.py --benchmark-columns=median,iqr,rounds
 
-What follows a product is part of it, as in training: bias and relu, the slopes, the sums of the biases' gradient.
+What follows a product is part of it, as in training: bias and relu, the slopes, the sums of the biases' gradient. On a
+GPU 64 rows are computed by the engine's design for small batches, 1024 by that for large ones.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 
 from benchmarks.cases import Case
+from benchmarks.cuda_workbench import KEEPS, CudaWorkbench, device
 from benchmarks.measuring import CASES, Subject, blas_threads, check, exact, measure, numbers, rounding, sized
 from benchmarks.workbench import Workbench, on_bench, one_layer
+from fastmlp.engines.cuda.kernels.layout import GRADIENT, OUTPUT, SLOPES
 from fastmlp.nn.network import Network
 from fastmlp.reference import Pass, backward, forward
 
@@ -42,16 +45,29 @@ def numpy_forward(x: Any, w: Any, b: Any) -> Subject:
     return Subject(run, run, blas_threads())
 
 
+def with_output(w: Any, b: Any) -> tuple[Network, Any]:
+    """A network whose hidden layer is this one, and its parameters, zeros for the output's."""
+    zeros = np.zeros(w.shape[1] + 1, np.float32)
+    return Network((*w.shape, 1), activation="relu", loss="squared-error"), np.concatenate([w.ravel(), b, zeros])
+
+
 def numba_forward(x: Any, w: Any, b: Any) -> Subject:
-    network = Network((*w.shape, 1), activation="relu", loss="squared-error")
+    network, parameters = with_output(w, b)
     bench = Workbench(network, len(x))
-    parameters = np.concatenate([w.ravel(), b, np.zeros(w.shape[1] + 1, np.float32)])
     bench.load(parameters)
     bench.block("y", 0)[:] = x
     return on_bench(bench.forward(0), lambda: (bench.block("y", 1),))
 
 
-FORWARD = {"numpy": numpy_forward, "numba": numba_forward}
+def cuda_forward(x: Any, w: Any, b: Any) -> Subject:
+    network, parameters = with_output(w, b)
+    bench = CudaWorkbench(network, len(x), device())
+    bench.load(parameters)
+    bench.inputs(x)
+    return on_bench(bench.forward(0), lambda: (bench.block(OUTPUT, 0),), None)
+
+
+FORWARD = {"numpy": numpy_forward, "numba": numba_forward, "cuda": cuda_forward}
 
 
 @pytest.mark.parametrize("backend", FORWARD)
@@ -74,16 +90,30 @@ def numpy_input_gradient(dz: Any, w: Any, y: Any) -> Subject:
     return Subject(run, run, blas_threads())
 
 
-def numba_input_gradient(dz: Any, w: Any, y: Any) -> Subject:
+def with_input(w: Any) -> tuple[Network, Any]:
+    """A network whose output layer has these weights, and its parameters, zeros for the hidden layer's and for biases."""
     fan_in, fan_out = w.shape
-    bench = Workbench(Network((1, fan_in, fan_out), activation="relu", loss="squared-error"), len(dz))
     parameters = np.concatenate([np.zeros(2 * fan_in, np.float32), w.ravel(), np.zeros(fan_out, np.float32)])
+    return Network((1, fan_in, fan_out), activation="relu", loss="squared-error"), parameters
+
+
+def numba_input_gradient(dz: Any, w: Any, y: Any) -> Subject:
+    network, parameters = with_input(w)
+    bench = Workbench(network, len(dz))
     bench.load(parameters)
     bench.block("y", 1)[:], bench.block("dz", 2)[:] = y, dz
     return on_bench(bench.input_gradients(), lambda: (bench.block("dz", 1),))
 
 
-INPUT_GRADIENT = {"numpy": numpy_input_gradient, "numba": numba_input_gradient}
+def cuda_input_gradient(dz: Any, w: Any, y: Any) -> Subject:
+    network, parameters = with_input(w)
+    bench = CudaWorkbench(network, len(dz), device())
+    bench.load(parameters)
+    bench.fill({(SLOPES, 0): y > 0, (GRADIENT, 1): dz})
+    return on_bench(bench.input_gradient(), lambda: (bench.block(GRADIENT, 0),), None)
+
+
+INPUT_GRADIENT = {"numpy": numpy_input_gradient, "numba": numba_input_gradient, "cuda": cuda_input_gradient}
 
 
 @pytest.mark.parametrize("backend", INPUT_GRADIENT)
@@ -113,7 +143,15 @@ def numba_weight_gradient(x: Any, dz: Any) -> Subject:
     return on_bench(bench.weight_gradients(), lambda: network.views(bench.gradient())[0])
 
 
-WEIGHT_GRADIENT = {"numpy": numpy_weight_gradient, "numba": numba_weight_gradient}
+def cuda_weight_gradient(x: Any, dz: Any) -> Subject:
+    network = one_layer(x.shape[1], dz.shape[1])
+    bench = CudaWorkbench(network, len(x), device(), KEEPS)
+    bench.inputs(x)
+    bench.fill({(GRADIENT, 0): dz})
+    return on_bench(bench.backward(), lambda: network.views(bench.gradient())[0], None)
+
+
+WEIGHT_GRADIENT = {"numpy": numpy_weight_gradient, "numba": numba_weight_gradient, "cuda": cuda_weight_gradient}
 
 
 @pytest.mark.parametrize("backend", WEIGHT_GRADIENT)
@@ -156,7 +194,17 @@ def flat_views(network: Network, vector: Any) -> tuple[Any, ...]:
     return tuple(array for pair in network.views(vector) for array in pair)
 
 
-BACKWARD = {"numpy": numpy_backward, "numba": numba_backward}
+def cuda_backward(network: Network, parameters: Any, passed: Pass, dz: Any) -> Subject:
+    bench = CudaWorkbench(network, len(dz), device(), KEEPS)
+    bench.load(parameters)
+    bench.inputs(passed.inputs[0])
+    blocks = {(OUTPUT, layer): y for layer, y in enumerate(passed.inputs[1:])}
+    blocks |= {(SLOPES, layer): s for layer, s in enumerate(passed.slopes)}
+    bench.fill(blocks | {(GRADIENT, len(network.layers) - 1): dz})
+    return on_bench(bench.backward(), lambda: flat_views(network, bench.gradient()), None)
+
+
+BACKWARD = {"numpy": numpy_backward, "numba": numba_backward, "cuda": cuda_backward}
 
 
 @pytest.mark.parametrize("backend", BACKWARD)

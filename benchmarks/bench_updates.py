@@ -13,10 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from benchmarks.cuda_build import PLAIN
+from benchmarks.cuda_workbench import CudaWorkbench, device, on_vectors
 from benchmarks.measuring import Subject, blas_threads, check, exact, measure, numbers, rounding, sized
 from benchmarks.workbench import RATE, STEP, Workbench, on_bench, one_layer, update_kernel
+from fastmlp.engines.base import State
 from fastmlp.engines.cpu.engine import SLOT_ROWS
 from fastmlp.engines.cpu.kernels.passes import GRADIENT, PARAMETERS
+from fastmlp.engines.cuda.kernels import layout
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import RULES, Optimizer
 from fastmlp.reference import Pass, backward, update
@@ -58,7 +62,15 @@ def numba_update(optimizer: Optimizer, start: Start, g: Any) -> Subject:
     return on_bench(lambda: kernel(code, store, scalars), lambda: tuple(store[places]))
 
 
-UPDATE = {"numpy": numpy_update, "numba": numba_update}
+def cuda_update(optimizer: Optimizer, start: Start, g: Any) -> Subject:
+    slots, none = dict(zip(optimizer.slots, start.slots, strict=True)), np.zeros(1, np.float32)
+    scalars = optimizer.scalars(np.array([RATE]), STEP)[0]
+    arguments = scalars, g, start.p, slots.get("m", none), slots.get("v", none)
+    results = 2, *(3 + "mv".index(name) for name in optimizer.slots)
+    return on_vectors(device(), "updates", PLAIN._replace(rule=optimizer.name), arguments, results)
+
+
+UPDATE = {"numpy": numpy_update, "numba": numba_update, "cuda": cuda_update}
 
 
 @pytest.mark.parametrize("backend", UPDATE)
@@ -91,14 +103,23 @@ def numba_gradient_update(optimizer: Optimizer, start: Start, x: Any, dz: Any) -
     bench.load(start.p, start.slots)
     bench.fill([x], [], dz)
 
-    def results() -> Any:
-        state = bench.engine.state()
-        return state.parameters, *state.slots
-
-    return on_bench(bench.weight_gradients(optimizer.name), results)
+    return on_bench(bench.weight_gradients(optimizer.name), lambda: parameters_of(bench.engine.state()))
 
 
-GRADIENT_UPDATE = {"numpy": numpy_gradient_update, "numba": numba_gradient_update}
+def cuda_gradient_update(optimizer: Optimizer, start: Start, x: Any, dz: Any) -> Subject:
+    bench = CudaWorkbench(one_layer(FAN_IN, FAN_OUT), len(x), device(), optimizer)
+    bench.load(start.p, start.slots)
+    bench.inputs(x)
+    bench.fill({(layout.GRADIENT, 0): dz})
+    return on_bench(bench.backward(), lambda: parameters_of(bench.engine.state()), None)
+
+
+def parameters_of(state: State) -> Any:
+    """Parameters and slots, (parameters,) each."""
+    return state.parameters, *state.slots
+
+
+GRADIENT_UPDATE = {"numpy": numpy_gradient_update, "numba": numba_gradient_update, "cuda": cuda_gradient_update}
 
 
 @pytest.mark.parametrize("backend", GRADIENT_UPDATE)

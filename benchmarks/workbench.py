@@ -18,7 +18,7 @@ from fastmlp.engines.cpu.codegen.compiler import compiled
 from fastmlp.engines.cpu.codegen.intrinsics import call
 from fastmlp.engines.cpu.codegen.simd import lanes
 from fastmlp.engines.cpu.engine import NumbaEngine
-from fastmlp.engines.cpu.kernels.formulas import activation_address, update_address
+from fastmlp.engines.cpu.kernels.formulas import activation_address, drop_address, update_address
 from fastmlp.engines.cpu.kernels.gemm import gradient_address
 from fastmlp.engines.cpu.kernels.passes import GRADIENT, ONE, make_finish, make_gradient, make_pack, update
 from fastmlp.engines.cpu.kernels.programs import activations_at, losses_of_batch, make_backward, make_forward
@@ -95,7 +95,7 @@ class Workbench:
         return lambda: run(code, self.plan, tasks, scalars, memory, self.rows)
 
 
-def on_bench(run: Callable[[], Any], results: Callable[[], Arrays], threads: int = 1) -> Subject:
+def on_bench(run: Callable[[], Any], results: Callable[[], Arrays], threads: int | None = 1) -> Subject:
     """A subject whose results lie in memory after a run."""
 
     def answer() -> Arrays:
@@ -164,6 +164,26 @@ def activation_kernel(name: str) -> Any:
             for j in range(columns):
                 y_row[j] = z_row[j]
             call(activate, (y_row.ctypes.data, s[r].ctypes.data, columns, 1, columns, columns, a))
+
+    return compiled(run, called="python")
+
+
+@functools.cache
+def dropout_kernel(width: int) -> Any:
+    """Compiled run(x, y, step, seed, threshold, scale): y = x times the factors of layer 0. x is copied first, as above.
+
+    x : (rows, units) float32; y : (rows, ld) float32, ld the units or more, a multiple of `width`
+    """
+    drop = drop_address(width)
+
+    def run(x, y, step, seed, threshold, scale):  # type: ignore[no-untyped-def]
+        rows, columns = x.shape
+        for r in range(rows):
+            x_row, y_row = x[r], y[r]
+            for j in range(columns):
+                y_row[j] = x_row[j]
+        at, ld = y.ctypes.data, y.shape[1]
+        call(drop, (at, at, False, ld, 0, ld, 0, 0, rows, step, seed, threshold, scale))
 
     return compiled(run, called="python")
 

@@ -6,21 +6,29 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
+from support.engines import marks_of, need_backend, simulation
 from support.processes import ROOT
 
 from benchmarks import bench_functions, bench_products, bench_steps, bench_updates
 from benchmarks.bench_products import Shape
 from benchmarks.cases import Case
+from benchmarks.cuda_workbench import KEEPS, CudaWorkbench
 from benchmarks.measuring import Subject, blas_threads, check, rounding
 from fastmlp.engines import BACKENDS
 from fastmlp.engines.base import RowResults
 from fastmlp.engines.cpu.threads import available_cores
+from fastmlp.engines.cuda import engine as cuda
+from fastmlp.engines.cuda.runtime import Runtime
 from fastmlp.engines.numpy_engine import NumpyEngine
+from fastmlp.errors import UnavailableError
+from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import RULES
+from fastmlp.reference import ACTIVATIONS
 
 pytestmark = pytest.mark.full
 
@@ -95,6 +103,7 @@ KINDS: dict[str, tuple[Callable[..., None], dict[str, Any], Any, tuple[Any, ...]
     "weight gradient": (bench_products.test_weight_gradient, bench_products.WEIGHT_GRADIENT, None, (SHAPE,)),
     "backward": (bench_products.test_backward, bench_products.BACKWARD, None, (CASE,)),
     "activation": (bench_functions.test_activation, bench_functions.ACTIVATION, None, ("gelu",)),
+    "dropout": (bench_functions.test_dropout, bench_functions.DROPOUT, None, ()),
     "loss": (bench_functions.test_loss, bench_functions.LOSS, None, ("cross-entropy", "softmax")),
     "update": (bench_updates.test_update, bench_updates.UPDATE, None, ("adam",)),
     "gradient and update": (bench_updates.test_gradient_update, bench_updates.GRADIENT_UPDATE, None, ("adam",)),
@@ -105,13 +114,20 @@ KINDS: dict[str, tuple[Callable[..., None], dict[str, Any], Any, tuple[Any, ...]
 
 
 @pytest.fixture
-def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_steps, "EPOCH_ROWS", 60)
-    monkeypatch.setattr(bench_steps, "PREDICT_ROWS", 40)
+def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of FASTMLP_BENCH_SMALL=1, which is read when the suites are imported."""
+    sizes = {
+        bench_steps: {"EPOCH_ROWS": 60, "PREDICT_ROWS": 40},
+        bench_functions: {"ROWS": 7, "UNITS": 9},
+        bench_updates: {"FAN_IN": 13, "FAN_OUT": 9, "ROWS": 7, "SIZE": "13x9"},
+    }
+    for suite, values in sizes.items():
+        for name, value in values.items():
+            monkeypatch.setattr(suite, name, value)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.usefixtures("few_rows")
+@pytest.mark.usefixtures("small_sizes")
 def test_a_wrong_answer_is_not_timed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     test, table, wrong, arguments = KINDS[kind]
     honest, recorder = Recorder(), Recorder()
@@ -151,6 +167,128 @@ def test_the_check_sees_nan_and_another_shape() -> None:
             check((np.array(wrong),), wanted, rounding(1))
     with pytest.raises(ValueError):  # another number of arrays
         check((), wanted, rounding(1))
+
+
+# ------------------------------------------------------------------------------------------------ a GPU, or its simulator
+
+PIECES = {"activation": "activations", "update": "updates", "dropout": "dropout"}  # kernels over a vector alone
+SIMULATED = [kind for kind, (_, table, _, _) in KINDS.items() if kind != "product" and table is not BACKENDS]
+# All rows of the suites of kernels, kind and arguments; steps and epochs are the contract's, which has tests of its own.
+CUDA_ROWS = [
+    *[("activation", (name,)) for name in ACTIVATIONS],
+    *[("loss", pair) for pair in bench_functions.PAIRS],
+    *[(kind, (rule,)) for kind in ("update", "gradient and update") for rule in RULES],
+    *[(kind, KINDS[kind][3]) for kind in ("dropout", "forward", "input gradient", "weight gradient", "backward")],
+    *[("forward", (Shape(19, 21, 17),)), ("weight gradient", (Shape(19, 21, 17),)), ("backward", (Case((13, 18, 9, 5), 19),))],
+]
+
+
+class Watched:
+    """A runtime that remembers what it is asked for, and the kernels by the kinds of their shapes."""
+
+    def __init__(self, runtime: Any) -> None:
+        self.runtime, self.asked, self.kernels = runtime, [""], set[tuple[str, str]]()
+
+    def __getattr__(self, name: str) -> Any:
+        self.asked.append(name)
+        return getattr(self.runtime, name)
+
+    def program(self, name: str, kind: Any, shape: Any) -> Any:
+        self.kernels.add((name, type(shape).__name__))
+        return self.runtime.program(name, kind, shape)
+
+
+@pytest.fixture(params=["Shape", "Tile"])
+def design(request: pytest.FixtureRequest, small_sizes: None) -> Any:
+    """The designs of the engine in turn, for small and for large batches."""
+    return request.param
+
+
+@pytest.fixture
+def watched(design: str) -> Iterator[Watched]:
+    """The runtime of backend "cuda": the simulator, or with FASTMLP_TEST_GPU=1 the GPU. It takes all batches by one design."""
+    need_backend("cuda")
+    with simulation(), pytest.MonkeyPatch.context() as patch:
+        runtime = Watched(cuda.the_runtime())
+        patch.setattr(cuda, "the_runtime", lambda: runtime)
+        patch.setattr(cuda, "SMALL_BATCH", 0 if design == "Tile" else sys.maxsize)
+        yield runtime
+
+
+def cuda_test(test: Callable[..., None]) -> Callable[..., None]:
+    """The markers of a test with backend "cuda"."""
+    for mark in marks_of("cuda"):
+        test = mark(test)
+    return test
+
+
+def test_cuda_rows_are_of_all_kinds() -> None:
+    assert {kind for kind, _ in CUDA_ROWS} == set(SIMULATED)
+
+
+@cuda_test
+@pytest.mark.parametrize(("kind", "arguments"), CUDA_ROWS)
+def test_cuda_rows_agree_and_are_timed(kind: str, arguments: tuple[Any, ...], design: str, watched: Watched) -> None:
+    recorder = Recorder()
+    KINDS[kind][0](recorder, *arguments, "cuda")
+    assert recorder.timed == 1
+    assert watched.asked[-1] == "wait"  # so that what is timed has ended
+    assert watched.kernels == {(PIECES[kind], "Shape") if kind in PIECES else ("train", design)}
+    assert (recorder.name, recorder.extra_info) == ("cuda", {"backend": "cuda", "threads": None})
+
+
+@cuda_test
+@pytest.mark.usefixtures("watched")
+@pytest.mark.parametrize("kind", SIMULATED)
+def test_a_wrong_answer_of_cuda_is_not_timed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    test, table, _, arguments = KINDS[kind]
+    monkeypatch.setitem(table, "cuda", slightly_off(table["cuda"]))
+    recorder = Recorder()
+    with pytest.raises(AssertionError, match="is off by"):
+        test(recorder, *arguments, "cuda")
+    assert recorder.timed == 0
+
+
+@pytest.mark.parametrize("kind", SIMULATED)
+def test_cuda_rows_over_a_driver_of_plain_memory(kind: str, design: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arguments are of the types that a device takes, which the simulator does not ask for."""
+    need_backend("cuda")
+    from support.fake_driver import stand_in
+
+    driver, recorder = stand_in(monkeypatch), Recorder()
+    runtime = Runtime(driver)
+    monkeypatch.setattr(cuda, "the_runtime", lambda: runtime)
+    monkeypatch.setattr(cuda, "SMALL_BATCH", 0 if design == "Tile" else sys.maxsize)
+    KINDS[kind][0](recorder, *KINDS[kind][3], "cuda")
+    assert recorder.timed == 1
+    waiting = (kind, design) == ("backward", "Shape")  # for each other: its blocks
+    assert ("cuLaunchCooperativeKernel" in driver.calls) == waiting
+
+
+@cuda_test
+@pytest.mark.parametrize("design", ["Shape"], indirect=True)
+def test_blocks_wait_for_each_other_in_every_run(watched: Watched) -> None:
+    """The counter of the barriers is set to 0 before each launch, or only the first would have any."""
+    bench = CudaWorkbench(Network((13, 18, 9, 5)), 19, watched, KEEPS)
+    run, arrivals = bench.backward(), []
+    for _ in range(3):
+        run()
+        arrivals.append(int(bench.vector("counter")[0]))
+    assert arrivals[0] > 0
+    assert len(set(arrivals)) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("small_sizes")
+def test_without_a_device_cuda_rows_are_skipped(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> NoReturn:
+        raise UnavailableError("no device in this test")
+
+    monkeypatch.setattr(cuda, "the_runtime", missing)
+    recorder = Recorder()
+    with pytest.raises(pytest.skip.Exception, match="no device in this test"):
+        KINDS[kind][0](recorder, *KINDS[kind][3], "cuda")
+    assert recorder.timed == 0
 
 
 # ------------------------------------------------------------------------------------------------ tables
