@@ -1,0 +1,198 @@
+"""The driver of cuda_stub.c, under NVIDIA's own cuda.bindings: compiled, loaded by child processes, asked what it was given.
+
+`build` and `environment` are for the process that starts a child; in the child, `Stub` is the driver that the bindings loaded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shlex
+import shutil
+import struct
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+SOURCE = Path(__file__).with_suffix(".c")
+SONAME = "libcuda.so.1"  # what the bindings ask the loader for
+KINDS = ("context", "stream", "module", "function", "memory", "graph", "node", "exec")  # enum Kind of cuda_stub.c
+HOW = ("plain", "cooperative", "in a graph")  # enum How
+MOST_PARAMETERS, PARAMETER_BYTES = 512, 4096  # room in a layout, and in a record
+
+
+class NoStubError(Exception):
+    """The stub cannot be compiled here; the text is the reason."""
+
+
+def compiler() -> list[str]:
+    """The system's C compiler: CC, else the one that Python was built by, else the first that is there.
+
+    Raises
+    ------
+    NoStubError : there is none, or this is not Linux
+    """
+    if sys.platform != "linux":
+        raise NoStubError("the stub of the CUDA driver is for Linux")
+    if "CC" in os.environ:
+        return shlex.split(os.environ["CC"])
+    built_by = (sysconfig.get_config_var("CC") or "").split()[:1]
+    for name in (*built_by, "cc", "gcc", "clang"):
+        if found := shutil.which(name):
+            return [found]
+    raise NoStubError("the stub of the CUDA driver needs a C compiler")
+
+
+def build(folder: Path) -> Path:
+    """The stub as a library in a folder.
+
+    Raises
+    ------
+    NoStubError : there is no compiler that works
+    """
+    target = folder / SONAME
+    flags = ["-O1", "-Wall", "-Wextra", "-shared", "-fPIC", f"-Wl,-soname,{SONAME}"]
+    try:
+        done = subprocess.run([*compiler(), *flags, "-o", target, SOURCE], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise NoStubError(f"the stub of the CUDA driver needs a C compiler: {error}") from error
+    if done.returncode != 0:
+        raise RuntimeError(f"{SOURCE.name} does not compile:\n{done.stderr}")
+    return target
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """The variables of a child process whose cuda.bindings load the stub of a folder; the loader reads them at its start."""
+    others = os.environ.get("LD_LIBRARY_PATH")
+    return {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join([str(folder), *([others] if others else [])])}
+
+
+# ------------------------------------------------------------------------------------------------ machine code
+
+
+class Parameter(NamedTuple):
+    """Where a parameter of a kernel lies among all of them, in bytes."""
+
+    offset: int
+    size: int
+
+
+def sections(elf: bytes) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the sections of a 64-bit ELF file."""
+    (start,) = struct.unpack_from("<Q", elf, 0x28)
+    each, count, names = struct.unpack_from("<HHH", elf, 0x3A)
+    # Of a header: name, type, flags, address, offset, size, and what does not matter here.
+    headers = [struct.unpack_from("<IIQQQQ", elf, start + number * each) for number in range(count)]
+    text = elf[headers[names][4] :][: headers[names][5]]
+    for name, _, _, _, offset, size in headers:
+        yield text[name : text.index(b"\0", name)].decode(), elf[offset : offset + size]
+
+
+def attributes(info: bytes) -> Iterator[tuple[int, bytes]]:
+    """What a section .nv.info.* says: format, attribute, and two bytes that are a value or the length of what follows."""
+    at = 0
+    while at < len(info):
+        form, attribute, value = struct.unpack_from("<BBH", info, at)
+        length = value if form == 4 else 0
+        yield attribute, info[at + 4 : at + 4 + length]
+        at += 4 + length
+
+
+def parameters(cubin: bytes, entry: str) -> list[Parameter]:
+    """What a kernel takes, as its machine code has it: EIATTR_KPARAM_INFO, in their order.
+
+    A body is index, ordinal, offset, and flags with the size on top. Source: what `cuobjdump --dump-elf` of CUDA prints.
+    """
+    found: dict[int, Parameter] = {}
+    for attribute, body in attributes(dict(sections(cubin))[f".nv.info.{entry}"]):
+        if attribute == 0x17:
+            _, ordinal, offset, flags = struct.unpack("<IHHI", body)
+            found[ordinal] = Parameter(offset, flags >> 18)
+    assert sorted(found) == [*range(len(found))]
+    return [found[ordinal] for ordinal in range(len(found))]
+
+
+# ------------------------------------------------------------------------------------------------ in a child process
+
+
+class Layout(ctypes.Structure):
+    """Where the parameters of a kernel lie, as it was told; count is -1 if it was not."""
+
+    _fields_ = (
+        ("entry", ctypes.c_char * 1024),
+        ("count", ctypes.c_int),
+        ("offset", ctypes.c_int * MOST_PARAMETERS),
+        ("size", ctypes.c_int * MOST_PARAMETERS),
+        ("next", ctypes.c_void_p),
+    )
+
+
+class Record(ctypes.Structure):
+    """A launch or a node of a graph, as cuda_stub.c keeps it."""
+
+    _fields_ = (
+        ("layout", ctypes.POINTER(Layout)),
+        ("shape", ctypes.c_uint * 7),
+        ("how", ctypes.c_int),
+        ("after", ctypes.c_int),
+        ("bytes", ctypes.c_ubyte * PARAMETER_BYTES),
+    )
+
+
+class Received(NamedTuple):
+    """A launch as the driver was given it.
+
+    shape : grid, block, bytes of shared memory; how : one of `HOW`; after : the node before it, -1 if there is none
+    parameters : the bytes of each, empty if nobody told where they lie
+    """
+
+    entry: str
+    shape: list[int]
+    how: str
+    after: int
+    parameters: list[bytes]
+
+
+def received(record: Any) -> Received:
+    """A record in Python's own types."""
+    layout, memory = record.layout.contents, bytes(record.bytes)
+    found = [memory[at : at + size] for at, size in zip(layout.offset[: layout.count], layout.size, strict=False)]
+    return Received(layout.entry.decode(), list(record.shape), HOW[record.how], record.after, found if layout.count > 0 else [])
+
+
+class Stub:
+    """The driver of this process, which must have been started with `environment`."""
+
+    def __init__(self) -> None:
+        self.library: Any = ctypes.CDLL(SONAME)
+        self.library.stub_calls.restype = ctypes.c_long
+        self.library.stub_record.restype = ctypes.POINTER(Record)
+        self.library.stub_other_context.restype = ctypes.c_void_p
+
+    def calls(self, function: str) -> int:
+        """How often a function was called; its name is without a suffix such as _v2."""
+        return int(self.library.stub_calls(function.encode()))
+
+    def live(self) -> dict[str, int]:
+        """How many things there are, by what they are."""
+        return {name: self.library.stub_live(number) for number, name in enumerate(KINDS)}
+
+    def expect(self, entry: str, layout: list[Parameter]) -> None:
+        """Tell how a kernel's parameters lie, before it is looked up; from the first such call on others are not found."""
+        offsets, sizes = ((ctypes.c_int * len(layout))(*part) for part in zip(*layout, strict=True))
+        assert self.library.stub_expect(entry.encode(), offsets, sizes, len(layout))
+
+    def received(self) -> list[Received]:
+        """All launches and nodes since `forget`."""
+        return [received(self.library.stub_record(number).contents) for number in range(self.library.stub_recorded())]
+
+    def other_context(self) -> int:
+        """Another library's context, say; to be pushed."""
+        return int(self.library.stub_other_context())
+
+    def forget(self) -> None:
+        """Drop the records, and let a faulty device work again."""
+        self.library.stub_forget()
