@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shlex
 import shutil
 import struct
@@ -70,6 +71,11 @@ def environment(folder: Path) -> dict[str, str]:
     return {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join([str(folder), *([others] if others else [])])}
 
 
+def functions_of(source: str) -> set[str]:
+    """The driver's functions that a program in Python names: as attributes of `driver`, or as text."""
+    return set(re.findall(r"\bdriver\.(cu[A-Z]\w*)", source)) | set(re.findall(r'"(cu[A-Z]\w*)"', source))
+
+
 # ------------------------------------------------------------------------------------------------ machine code
 
 
@@ -115,6 +121,58 @@ def parameters(cubin: bytes, entry: str) -> list[Parameter]:
     return [found[ordinal] for ordinal in range(len(found))]
 
 
+# ------------------------------------------------------------------------------------------------ launches
+
+
+class Received(NamedTuple):
+    """A launch as the driver was given it.
+
+    shape : grid, block, bytes of shared memory; how : one of `HOW`; after : the node before it, -1 if there is none
+    parameters : the bytes of each, empty if nobody told where they lie
+    """
+
+    entry: str
+    shape: list[int]
+    how: str
+    after: int
+    parameters: list[bytes]
+
+
+class Meant(NamedTuple):
+    """A launch as the engine meant it; the layout is that of the kernel's machine code."""
+
+    entry: str
+    shape: list[int]
+    how: str
+    after: int
+    parameters: list[bytes]
+    layout: list[Parameter]
+
+
+def laid_out(sizes: list[int]) -> list[Parameter]:
+    """Parameters one after another, each at a multiple of its size, as in a structure of C."""
+    found, end = [], 0
+    for size in sizes:
+        offset = -(-end // size) * size
+        found.append(Parameter(offset, size))
+        end = offset + size
+    return found
+
+
+def mismatches(received: list[Received], meant: list[Meant]) -> list[str]:
+    """Where launches differ from what was meant, and what was meant from what the kernels take; empty if all is well."""
+    if len(received) != len(meant):
+        return [f"{len(received)} launches, not {len(meant)}"]
+    found = []
+    for number, (one, other) in enumerate(zip(received, meant, strict=True)):
+        if (wanted := laid_out([len(value) for value in other.parameters])) != other.layout:
+            found.append(f"launch {number}: the kernel takes {other.layout}, and is given {wanted}")
+        for name in Received._fields:
+            if getattr(one, name) != getattr(other, name):
+                found.append(f"launch {number}: {name} is {getattr(one, name)}, not {getattr(other, name)}")
+    return found
+
+
 # ------------------------------------------------------------------------------------------------ in a child process
 
 
@@ -140,20 +198,6 @@ class Record(ctypes.Structure):
         ("after", ctypes.c_int),
         ("bytes", ctypes.c_ubyte * PARAMETER_BYTES),
     )
-
-
-class Received(NamedTuple):
-    """A launch as the driver was given it.
-
-    shape : grid, block, bytes of shared memory; how : one of `HOW`; after : the node before it, -1 if there is none
-    parameters : the bytes of each, empty if nobody told where they lie
-    """
-
-    entry: str
-    shape: list[int]
-    how: str
-    after: int
-    parameters: list[bytes]
 
 
 def received(record: Any) -> Received:
@@ -182,8 +226,9 @@ class Stub:
 
     def expect(self, entry: str, layout: list[Parameter]) -> None:
         """Tell how a kernel's parameters lie, before it is looked up; from the first such call on others are not found."""
-        offsets, sizes = ((ctypes.c_int * len(layout))(*part) for part in zip(*layout, strict=True))
-        assert self.library.stub_expect(entry.encode(), offsets, sizes, len(layout))
+        offsets, sizes = ([getattr(one, name) for one in layout] for name in Parameter._fields)
+        numbers = ctypes.c_int * len(layout)
+        assert self.library.stub_expect(entry.encode(), numbers(*offsets), numbers(*sizes), len(layout))
 
     def received(self) -> list[Received]:
         """All launches and nodes since `forget`."""
