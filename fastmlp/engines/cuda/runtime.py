@@ -173,9 +173,27 @@ class Runtime:
 
     def ask(self, function: str, *arguments: Any) -> Any:
         """Call the driver; what it gives, or an error in words."""
-        result, *found = getattr(self.driver, function)(*arguments)
+        result, *found = self.call(function, *arguments)
         self.check(function, result)
         return found[0] if len(found) == 1 else found
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        """Call the driver; its result, whatever it is, and what it gives.
+
+        A driver that is newer than the bindings may have errors that these know no name for; then they raise.
+        """
+        try:
+            return getattr(self.driver, function)(*arguments)
+        except (KeyError, ValueError) as error:
+            reason = f"an error that cuda-bindings do not know ({error})"
+            raise UnavailableError(f"the GPU failed in {function}: {reason}; {REMEDY}") from error
+
+    def call_anyway(self, function: str, *arguments: Any) -> bool:
+        """Call the driver and do not mind an error: after a fault it gives that again, in place of the first one."""
+        try:
+            return int(self.call(function, *arguments)[0]) == 0
+        except UnavailableError:
+            return False
 
     def check(self, function: str, result: Any) -> None:
         """An error in words, unless the driver said that all is well."""
@@ -191,13 +209,13 @@ class Runtime:
         try:
             yield
         finally:
-            self.driver.cuCtxPopCurrent()  # not asked: after a fault it gives that again, in place of the first error
+            self.call_anyway("cuCtxPopCurrent")
 
     def give_back(self, function: str, what: Any) -> None:
         """Free memory or a graph. What the driver says does not matter: after a fault or a process all is free anyway."""
-        if int(self.driver.cuCtxPushCurrent(self.context)[0]) == 0:
-            getattr(self.driver, function)(what)
-            self.driver.cuCtxPopCurrent()
+        if self.call_anyway("cuCtxPushCurrent", self.context):
+            self.call_anyway(function, what)
+            self.call_anyway("cuCtxPopCurrent")
 
     # -------------------------------------------------------------------------------------------- memory
 
@@ -211,7 +229,7 @@ class Runtime:
         """Memory for so many numbers, whatever is in it."""
         wanted = max(1, size) * np.dtype(dtype).itemsize
         with self.entered():
-            result, address = self.driver.cuMemAlloc(wanted)
+            result, address = self.call("cuMemAlloc", wanted)
             if int(result) == OUT_OF_MEMORY:
                 free, whole = self.ask("cuMemGetInfo")
                 raise UnavailableError(
@@ -276,7 +294,7 @@ class Runtime:
                     last = [self.ask("cuGraphAddKernelNode", graph, last, len(last), self.node(launch, pointers))]
                 whole = self.ask("cuGraphInstantiate", graph, 0)
             finally:
-                self.driver.cuGraphDestroy(graph)  # not asked: see `entered`
+                self.call_anyway("cuGraphDestroy", graph)
         return Graph(self, whole, launches)
 
     def node(self, launch: Launch, pointers: Any) -> Any:

@@ -193,6 +193,28 @@ def test_a_failure_leaves_the_callers_device_too(driver: FakeDriver) -> None:
     assert driver.contexts == ["another library's"]
 
 
+def test_an_error_that_is_newer_than_the_bindings_is_a_line_and_leaves_the_callers_device(driver: FakeDriver) -> None:
+    """They raise what a table raises; also for what is called after it, which must not hide it."""
+    runtime = Runtime(driver)
+    driver.contexts = ["another library's"]
+    held, pop = runtime.put(np.zeros(3, np.float32)), driver.cuCtxPopCurrent
+
+    def unknown(*given: Any) -> Any:
+        raise KeyError(12345)
+
+    def popped() -> Any:
+        pop()
+        raise ValueError("6789 is not a valid CUresult")
+
+    driver.cuMemcpyHtoD = driver.cuMemFree = unknown  # type: ignore[method-assign]
+    driver.cuCtxPopCurrent = popped  # type: ignore[method-assign]
+    with pytest.raises(UnavailableError, match=r"in cuMemcpyHtoD: an error that cuda-bindings do not know \(12345\); take --"):
+        runtime.fill(held, np.zeros(3, np.float32))
+    del held  # an exception here would be pytest's warning, an error
+    gc.collect()
+    assert driver.contexts == ["another library's"]
+
+
 # ------------------------------------------------------------------------------------------------ what auto takes
 
 
