@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,6 +57,22 @@ def test_tensor_cores_fit(precision: str, monkeypatch: pytest.MonkeyPatch, tmp_p
     rows = list(cuda_build.build_all(cuda_build.kernels([kind]), ((7, 5), (8, 0))))
     assert {row.capability for row in rows if row.kind == precision} == {(8, 0)}
     assert [str(row) for row in rows if row.built.spilled] == []
+
+
+@COMPILER
+def test_functions_of_one_code_are_one_if_all_values_around_them_are() -> None:
+    """So they are typed once for all kernels, and none is that of another; 1 == 1.0 == True, and 0.0 == -0.0."""
+    from fastmlp.engines.cuda.kernels.device import device
+
+    def made(value: Any) -> Any:
+        def function(x: Any) -> Any:
+            return value
+
+        return device(function)
+
+    values: list[Any] = [1, 1.0, True, 0.0, -0.0, (1, 2), (1, 2.0), "1", None]
+    assert len({id(made(value)) for value in values}) == len(values)
+    assert all(made(value) is made(value) for value in values)
 
 
 def test_the_table_of_all_options_on_all_capabilities_has_no_spill() -> None:

@@ -21,7 +21,7 @@ from support.tolerances import check_against_reference, check_course, expected
 import fastmlp.engines.cuda.kernels.passes
 from fastmlp.engines.base import Job
 from fastmlp.engines.cuda.engine import CudaEngine
-from fastmlp.engines.cuda.kernels.layout import gathered, make_plan, places, spread
+from fastmlp.engines.cuda.kernels.layout import ACTIVATION, COLUMNS, gathered, make_plan, places, spread
 from fastmlp.engines.cuda.kernels.programs import Shape
 from fastmlp.nn.activations import ACTIVATIONS
 from fastmlp.nn.network import Network
@@ -44,6 +44,15 @@ def tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Small batches train as large ones do."""
     monkeypatch.setattr("fastmlp.engines.cuda.engine.SMALL_BATCH", 0)
     yield
+
+
+def test_networks_that_order_activations_otherwise_share_a_kernel() -> None:
+    """The table tells which activation a layer has, so the kernel need not be another."""
+    for names in (("tanh", "relu", "tanh"), ("relu", "tanh", "tanh"), ("tanh", "tanh", "relu")):
+        plan = make_plan(Network((3, 4, 4, 4, 2), names), 8)
+        assert plan.activations == ("relu", "tanh")
+        of_layers = plan.table.reshape(-1, COLUMNS)[:-1, ACTIVATION]
+        assert tuple(plan.activations[number] for number in of_layers) == names
 
 
 @pytest.mark.parametrize("job", [JOB, CLIPPED])

@@ -11,6 +11,7 @@ Sources: PTX ISA 8.0, sections 9.7.8 (data movement), 9.7.12 (synchronisation), 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -36,8 +37,26 @@ OPERANDS = {"f": (F32, types.float32), "r": (I32, types.uint32), "l": (I64, type
 
 
 def device(function: Callable[..., Any]) -> Any:
-    """A function that kernels call; always inlined."""
-    return cuda.jit(device=True, forceinline=True)(function)
+    """A function that kernels call; always inlined.
+
+    Factories make a new function for every kernel, and most of the time to compile a kernel is Numba's typing of its functions.
+    So functions with the same code and closure values share one compiled object, which is typed already.
+    """
+    cells = function.__closure__ or ()
+    key = function.__code__, id(function.__globals__), *(marked(cell.cell_contents) for cell in cells)
+    if key not in FUNCTIONS:
+        FUNCTIONS[key] = cuda.jit(device=True, forceinline=True)(function)
+    return FUNCTIONS[key]
+
+
+FUNCTIONS: dict[Any, Any] = {}
+
+
+def marked(value: Any) -> Any:
+    """A value as part of a key, in which 1, 1.0 and True differ, and 0.0 and -0.0 do, too."""
+    if isinstance(value, tuple):
+        return type(value), *map(marked, value)
+    return type(value), repr(value) if isinstance(value, float) else value
 
 
 class Source(NamedTuple):
@@ -53,6 +72,7 @@ def kernel(threads: int, blocks: int = 1) -> Callable[[Callable[..., Any]], Sour
     return lambda function: Source(function, threads, blocks)
 
 
+@functools.cache
 def formula(function: Callable[..., Any]) -> Any:
     """A scalar formula, with the plain functions of its own file that it calls, as a function that kernels call."""
     names = [name for name in function.__code__.co_names if isinstance(function.__globals__.get(name), FunctionType)]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.nn.activations import parse_activation
+from fastmlp.nn.activations import ACTIVATIONS, parse_activation
 from fastmlp.nn.network import FloatArray, Network
 from fastmlp.nn.philox import drop_threshold
 
@@ -43,7 +43,7 @@ class Plan(NamedTuple):
     alpha : (layers,) float32, the parameters of the activations
     thresholds : (layers,) uint32, of `philox.drop_threshold`; 0 drops nothing
     scales : (layers,) float32, what dropout multiplies kept units by
-    activations : their names, each once
+    activations : their names, each once, in the order of `ACTIVATIONS`: networks that order them otherwise share a kernel
     parameters, arena : floats
     """
 
@@ -73,7 +73,8 @@ def make_plan(network: Network, rows: int) -> Plan:
     (280, 288, [9, 2, 16, 8, 144, 272])
     """
     layers = network.layers
-    names = tuple(dict.fromkeys(layer.activation for layer in layers[:-1]))
+    used = {layer.activation for layer in layers[:-1]}
+    names = tuple(name for name in ACTIVATIONS if name in used)
     table = np.zeros((len(layers), COLUMNS), np.int32)
     parameters = arena = source = 0
     for row, layer in zip(table, layers, strict=True):

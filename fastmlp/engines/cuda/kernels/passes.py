@@ -31,17 +31,17 @@ from fastmlp.nn.philox import philox4x32
 
 SCALAR_COUNT = len(SCALARS)
 CHUNK = 1024  # parameters whose squares a warp adds
-# How often a block looks whether the others have come before it gives up. A look goes to the second cache and back, a third of
-# a microsecond at least: ten seconds, and no phase takes a tenth of that. Blocks that wait for ever would hold the device until
-# the process is killed, and on some machines longer.
-MOST_LOOKS = 1 << 25
+# Polls of the counter before a block gives up. A poll is a round trip to L2, a third of a microsecond or more, so this is ten
+# seconds at least, and no phase should take one. Without a limit, blocks that wait for ever would occupy the device until the
+# process is killed, or longer.
+MOST_POLLS = 1 << 25
 
 
-def make_barrier(dev: Any, most: int = MOST_LOOKS) -> Any:
+def make_barrier(dev: Any, most: int = MOST_POLLS) -> Any:
     """barrier(counter, target): go on when all blocks are here; `target` is how many have arrived since the launch began.
 
     counter : (1,) uint64: in 32 bits it would begin anew within a long launch, and the blocks wait for ever
-    most : looks at the counter after which the launch ends as a fault of the device
+    most : polls after which the kernel traps
     """
     cuda, arrive, arrived, trap = dev.cuda, dev.arrive, dev.arrived, dev.trap
 
@@ -50,10 +50,10 @@ def make_barrier(dev: Any, most: int = MOST_LOOKS) -> Any:
         cuda.syncthreads()  # what the block has written is seen by its first thread, which tells the others
         if cuda.threadIdx.x == 0:
             arrive(counter, 0)
-            looks = 0
+            polls = 0
             while arrived(counter, 0) < target:
-                looks += 1
-                if looks > most:
+                polls += 1
+                if polls > most:
                     trap()
         cuda.syncthreads()
 
@@ -109,11 +109,12 @@ def make_activate(dev: Any, names: Sequence[str]) -> Any:
 
         return choose
 
+    one = dev.float32(1)
+
     @dev.device
     def linear(wanted, z, a):
-        return z, dev_one
+        return z, one
 
-    dev_one = dev.float32(1)
     found = linear
     for number, name in enumerate(names):
         value, slope = (dev.formula(function) for function in ACTIVATIONS[name][:2])

@@ -1,4 +1,4 @@
-"""Kernels of single functions over vectors, by which nothing trains: what each costs is measured with them.
+"""Kernels for benchmarks only: activations, updates and dropout, each alone on vectors.
 
 They are made by the factories that the training kernel is made of (passes.py). Products and losses need no such kernels: they
 are phases of the training kernel, which can be launched for one of them alone (programs.py).
@@ -20,7 +20,7 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
 
 
 def make_share(dev: Any) -> Any:
-    """share(): where in a vector a thread of the grid begins, and how far it goes from one of its elements to the next."""
+    """share(): start and step of a thread in a grid-stride loop."""
     cuda = dev.cuda
 
     @dev.device
