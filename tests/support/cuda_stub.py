@@ -221,7 +221,7 @@ class Stub:
         return int(self.library.stub_calls(function.encode()))
 
     def live(self) -> dict[str, int]:
-        """How many things there are, by what they are."""
+        """Number of live objects by kind."""
         return {name: self.library.stub_live(number) for number, name in enumerate(KINDS)}
 
     def expect(self, entry: str, layout: list[Parameter]) -> None:

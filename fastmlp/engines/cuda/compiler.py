@@ -84,7 +84,7 @@ def compiled(name: str, kind: Kind, shape: Shape | Tile, capability: Capability)
         raise UnavailableError(
             f"a kernel for compute capability {capability[0]}.{capability[1]} could not be compiled "
             f"({type(error).__name__}: {' '.join(str(error).split())[:300]}); "
-            "take --backend numba, and look at `fastmlp doctor`"
+            "use backend 'numba'; `fastmlp doctor` shows what is missing"
         ) from error
     write_entry(file, packed(built))
     return built

@@ -22,8 +22,8 @@ from fastmlp.errors import ConfigError, UnavailableError
 from fastmlp.nn.network import FloatArray
 
 APPLIED = 4096  # rows that pass through a network at once where nothing is trained
-# Batches of at most so many rows are latency, and train in one launch; larger ones are arithmetic, and train by tiles, a launch
-# for each phase. By counting what both move, not by measuring: no GPU has been at hand. Tensor cores need tiles for any batch.
+# Batches up to this size are latency-bound and train in one launch; larger ones are compute-bound and train by tiles, with one
+# launch per phase. The limit is estimated from memory traffic, not measured. Tensor cores always need tiles.
 SMALL_BATCH = 256
 SHAPE = Shape()
 TILES = {"float32": Tile(), **MMA_TILES}  # by precision
@@ -45,13 +45,13 @@ def usable() -> bool:
     except NoDeviceError:
         return False
     except UnavailableError as error:
-        warnings.warn(f"backend cuda cannot be used, and the CPU computes: {error}", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"backend 'cuda' cannot be used, falling back to the CPU: {error}", RuntimeWarning, stacklevel=2)
         return False
     return True
 
 
 def proven() -> Any:
-    """The device of this process, on which all blocks have met twice.
+    """The device of this process, after a test kernel with two grid-wide barriers ran on it.
 
     Raises
     ------
@@ -70,8 +70,7 @@ def proven() -> Any:
 class CudaEngine:
     """Kernels on a GPU; see `base.Engine` for the methods. One thread at a time may call.
 
-    Rows that training has seen stay on the device as long as the caller passes the same array: change them in place, and the
-    engine goes on with the old ones.
+    Training data stay on the device as long as the caller passes the same array object, so in-place changes are not seen.
 
     Raises
     ------
@@ -90,7 +89,7 @@ class CudaEngine:
             found, needed = (".".join(map(str, pair)) for pair in (self.runtime.capability, FIRST_CAPABILITY))
             raise UnavailableError(
                 f"precision {job.precision} needs a GPU of compute capability {needed} or more, "
-                f"and {self.runtime.name} has {found}; take --precision float32"
+                f"and {self.runtime.name} has {found}; use precision 'float32'"
             )
         self.rows = 0  # rows of a batch that the arena has room for
         self.handles: dict[str, Any] = {}  # on the device, by what is in them
@@ -199,7 +198,7 @@ class CudaEngine:
         return SHAPE if rows <= SMALL_BATCH and precision == "float32" else TILES[precision]
 
     def upload(self, name: str, array: npt.NDArray[Any]) -> None:
-        """Numbers of their own place on the device, the same place as long as there are as many."""
+        """Copy an array to the device under this name; its memory is reused while size and dtype stay the same."""
         handle = self.handles.get(name)
         if handle is not None and (handle.size, handle.dtype) == (array.size, array.dtype):
             self.runtime.fill(handle, array)

@@ -1,12 +1,11 @@
 """An NVIDIA GPU as the engine sees it: memory, launches, graphs, and errors in plain words. No arithmetic, nothing of networks.
 
-A simulator in the tests has the same methods and runs the same kernels; there is also a driver made of plain memory, over which
-this file runs without a GPU.
+A simulator in the tests has the same methods and runs the same kernels. Tests also run this file over a fake driver in Python,
+and over a stub libcuda.so.1 under NVIDIA's cuda.bindings.
 
 Source: CUDA Driver API 12 and 13, sections 6.7 to 6.24 (contexts, modules, memory, streams, execution, graphs).
 
-The calling thread may have another library's device as its current one. So each method makes ours current, and then the one
-before again.
+The calling thread may use another library's CUDA context, so each method pushes ours and pops it at the end.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ OLDEST_DRIVER = 12000  # CUDA 12.0, as the driver tells it
 HINTS = {"cuModuleLoadData": f"kernels may be newer than the driver: {INSTALL}; "}
 # CUDA_ERROR_ILLEGAL_ADDRESS, LAUNCH_TIMEOUT, ILLEGAL_INSTRUCTION to LAUNCH_FAILED: every later call gives the same.
 FAULTS = {700, 702, *range(715, 720)}
-FAULT = "a kernel went wrong, and this process can use the GPU no more; "
-REMEDY = "take --backend numba, and look at `fastmlp doctor`"
+FAULT = "a kernel crashed, and this process can no longer use the GPU; "
+REMEDY = "use backend 'numba'; `fastmlp doctor` shows what is missing"
 
 
 def cuda_version(number: int) -> str:
@@ -97,7 +96,7 @@ class Program(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """What a launch is made of; `together` asks that all blocks are at work at once, or fails."""
+    """A launch; `together` : cooperative, all blocks must be resident at once."""
 
     program: Any
     blocks: int
@@ -129,7 +128,7 @@ class Runtime:
     """The first device that CUDA_VISIBLE_DEVICES leaves.
 
     name : of the card
-    blocks : multiprocessors, as many blocks as are at work at once whatever they need
+    blocks : number of multiprocessors; so many blocks are resident at once, whatever they need
     capability : compute capability
 
     Raises
@@ -204,7 +203,7 @@ class Runtime:
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
-        """The device is the calling thread's current one; afterwards that is again what it was."""
+        """Push the context for the calling thread, and pop it at the end."""
         self.ask("cuCtxPushCurrent", self.context)
         try:
             yield
@@ -212,7 +211,7 @@ class Runtime:
             self.call_anyway("cuCtxPopCurrent")
 
     def give_back(self, function: str, what: Any) -> None:
-        """Free memory or a graph. What the driver says does not matter: after a fault or a process all is free anyway."""
+        """Free memory or a graph. Errors are ignored: after a fault, or when the process ends, everything is freed anyway."""
         if self.call_anyway("cuCtxPushCurrent", self.context):
             self.call_anyway(function, what)
             self.call_anyway("cuCtxPopCurrent")
@@ -226,7 +225,7 @@ class Runtime:
         return handle
 
     def empty(self, size: int, dtype: npt.DTypeLike) -> Handle:
-        """Memory for so many numbers, whatever is in it."""
+        """Uninitialised memory for `size` elements."""
         wanted = max(1, size) * np.dtype(dtype).itemsize
         with self.entered():
             result, address = self.call("cuMemAlloc", wanted)
@@ -234,7 +233,7 @@ class Runtime:
                 free, whole = self.ask("cuMemGetInfo")
                 raise UnavailableError(
                     f"the GPU's memory is full: {wanted:,} bytes wanted, {free:,} of {whole:,} free; "
-                    "take fewer rows, a smaller --batch-size, or --backend numba"
+                    "use fewer rows, a smaller batch size, or backend 'numba'"
                 )
             self.check("cuMemAlloc", result)
         return Handle(self, int(address), size, dtype)
@@ -279,10 +278,10 @@ class Runtime:
                 self.ask("cuLaunchKernel", launch.program.function, *shape, 0)
 
     def record(self, launches: Sequence[Launch]) -> Graph:
-        """What starts all of them, one after another, when it is called.
+        """A CUDA graph that runs these launches in order when it is called.
 
-        The graph is built node by node. Captured from the stream, it would be lost if Python gave an array back in between, and
-        of two errors the second would be told, that of the end of the capture.
+        Built node by node: stream capture would be invalidated if Python freed an array meanwhile, and would report the error
+        of ending the capture instead of the first one.
         """
         with self.entered():
             graph = self.ask("cuGraphCreate", 0)

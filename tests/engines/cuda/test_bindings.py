@@ -42,15 +42,19 @@ FAILURES: dict[str, tuple[int, str, str]] = {
     "cuLaunchKernel": (
         719,
         "the GPU failed in cuLaunchKernel: ",
-        "a kernel went wrong, and this process can use the GPU no more",
+        "a kernel crashed, and this process can no longer use the GPU",
     ),
-    "cuLaunchCooperativeKernel": (719, "the GPU failed in cuLaunchCooperativeKernel: ", "a kernel went wrong"),
-    "cuGraphAddKernelNode": (2, "the GPU failed in cuGraphAddKernelNode: ", "(error 2); take --backend numba"),
-    "cuGraphLaunch": (700, "the GPU failed in cuGraphLaunch: ", "a kernel went wrong"),
+    "cuLaunchCooperativeKernel": (719, "the GPU failed in cuLaunchCooperativeKernel: ", "a kernel crashed"),
+    "cuGraphAddKernelNode": (2, "the GPU failed in cuGraphAddKernelNode: ", "(error 2); use backend 'numba'"),
+    "cuGraphLaunch": (700, "the GPU failed in cuGraphLaunch: ", "a kernel crashed"),
     "cuModuleLoadData": (209, "the GPU failed in cuModuleLoadData: ", "kernels may be newer than the driver"),
-    "cuMemcpyHtoD": (999, "the GPU failed in cuMemcpyHtoD: an unknown error (error 999); ", "take --backend numba"),
+    "cuMemcpyHtoD": (999, "the GPU failed in cuMemcpyHtoD: an unknown error (error 999); ", "use backend 'numba'"),
     "cuMemAlloc": (12345, "the GPU failed in cuMemAlloc: an error that cuda-bindings do not know (", "12345"),
-    "cuInit": (100, "backend 'cuda' needs an NVIDIA GPU and its driver (the GPU failed in cuInit: ", "(error 100)); take --"),
+    "cuInit": (
+        100,
+        "backend 'cuda' needs an NVIDIA GPU and its driver (the GPU failed in cuInit: ",
+        "(error 100)); use backend",
+    ),
 }
 
 

@@ -211,7 +211,7 @@ def test_a_gpu_without_these_tensor_cores_is_refused() -> None:
             CudaEngine(Job(NETWORK, Optimizer(), precision=precision), Old())
         assert str(caught.value) == (
             f"precision {precision} needs a GPU of compute capability 8.0 or more, and simulated Turing has 7.5; "
-            "take --precision float32"
+            "use precision 'float32'"
         )
     CudaEngine(Job(NETWORK, Optimizer()), Old())
 

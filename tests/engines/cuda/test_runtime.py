@@ -85,7 +85,7 @@ def test_memory_that_is_full_tells_how_much_is_wanted_and_free(driver: FakeDrive
         runtime.empty(WHOLE_MEMORY, np.float32)
     assert str(caught.value) == (
         "the GPU's memory is full: 4,294,967,296 bytes wanted, 1,073,737,824 of 1,073,741,824 free; "
-        "take fewer rows, a smaller --batch-size, or --backend numba"
+        "use fewer rows, a smaller batch size, or backend 'numba'"
     )
     assert held.size == 1000
 
@@ -100,7 +100,7 @@ def test_a_device_that_fails_is_a_line(function: str, driver: FakeDriver) -> Non
     driver.fails[function] = Result.LAUNCH_FAILED
     with pytest.raises(
         UnavailableError,
-        match=rf"^the GPU failed in {function}: launch failed \(error 719\); .*take --backend numba, and look at",
+        match=rf"^the GPU failed in {function}: launch failed \(error 719\); .*use backend 'numba'; ",
     ):
         engine.train(*course)
 
@@ -115,7 +115,9 @@ def test_kernels_that_the_driver_cannot_load_tell_what_to_install(driver: FakeDr
 
 def test_a_driver_that_is_too_old(driver: FakeDriver) -> None:
     driver.version = 11080
-    with pytest.raises(UnavailableError, match=r"^the driver knows CUDA up to 11.8, and 12.0 is needed; update it, or take --"):
+    with pytest.raises(
+        UnavailableError, match=r"^the driver knows CUDA up to 11.8, and 12.0 is needed; update it, or use backend"
+    ):
         Runtime(driver)
 
 
@@ -128,7 +130,7 @@ def test_of_a_graph_that_fails_the_first_error_is_told_and_nothing_is_left(
     engine = CudaEngine(JOB, Runtime(driver))
     engine.load(start_state(JOB))
     driver.fails = {function: Result.OUT_OF_MEMORY}
-    with pytest.raises(UnavailableError, match=rf"^the GPU failed in {function}: .* \(error 2\); take --backend numba"):
+    with pytest.raises(UnavailableError, match=rf"^the GPU failed in {function}: .* \(error 2\); use backend 'numba'"):
         engine.train(*make_course(JOB.network, 22, 9, epochs=1))
     gc.collect()
     assert (driver.graphs, driver.contexts) == (function == "cuGraphLaunch", [])  # a whole graph is kept
@@ -184,7 +186,7 @@ def test_a_failure_leaves_the_callers_device_too(driver: FakeDriver) -> None:
     driver.contexts = ["another library's"]
     held = runtime.put(np.zeros(3, np.float32))
     driver.fails = dict.fromkeys(("cuMemcpyHtoD", "cuMemFree"), Result.LAUNCH_FAILED)
-    with pytest.raises(UnavailableError, match="a kernel went wrong, and this process can use the GPU no more; take"):
+    with pytest.raises(UnavailableError, match="a kernel crashed, and this process can no longer use the GPU; use"):
         runtime.put(np.zeros(3, np.float32))
     assert driver.contexts == ["another library's"]
     driver.fails = {"cuCtxPushCurrent": Result.LAUNCH_FAILED}
@@ -208,7 +210,9 @@ def test_an_error_that_is_newer_than_the_bindings_is_a_line_and_leaves_the_calle
 
     driver.cuMemcpyHtoD = driver.cuMemFree = unknown  # type: ignore[method-assign]
     driver.cuCtxPopCurrent = popped  # type: ignore[method-assign]
-    with pytest.raises(UnavailableError, match=r"in cuMemcpyHtoD: an error that cuda-bindings do not know \(12345\); take --"):
+    with pytest.raises(
+        UnavailableError, match=r"in cuMemcpyHtoD: an error that cuda-bindings do not know \(12345\); use backend"
+    ):
         runtime.fill(held, np.zeros(3, np.float32))
     del held  # an exception here would be pytest's warning, an error
     gc.collect()
@@ -251,7 +255,7 @@ def test_else_the_cpu_with_a_note(fault: str, driver: FakeDriver, monkeypatch: p
         monkeypatch.setattr(Runtime, "launch", lambda *given: None)
     else:
         driver.fails[fault] = Result.LAUNCH_FAILED
-    with pytest.warns(RuntimeWarning, match="^backend cuda cannot be used, and the CPU computes: ") as told:
+    with pytest.warns(RuntimeWarning, match="^backend 'cuda' cannot be used, falling back to the CPU: ") as told:
         assert chosen(monkeypatch, lambda: Runtime(driver)) == "numba"
     assert len(told) == 1
 
@@ -277,7 +281,7 @@ def test_without_a_device(driver: FakeDriver) -> None:
     with pytest.raises(NoDeviceError) as caught:
         Runtime(driver)
     reason = "the GPU failed in cuInit: no device (error 100)"
-    remedy = "take --backend numba, and look at `fastmlp doctor`"
+    remedy = "use backend 'numba'; `fastmlp doctor` shows what is missing"
     assert str(caught.value) == f"backend 'cuda' needs an NVIDIA GPU and its driver ({reason}); {remedy}"
 
 
@@ -296,7 +300,7 @@ def test_a_kernel_that_cannot_be_compiled_is_a_line(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(compiler, "lowered", broken)
     kind = CudaEngine(JOB, Simulated()).kind(np.empty((1, 20), np.float32), np.empty(1))
     with pytest.raises(
-        UnavailableError, match=r"compute capability 6.1 could not be compiled \(ValueError: NVVM: no such thing\); take"
+        UnavailableError, match=r"compute capability 6.1 could not be compiled \(ValueError: NVVM: no such thing\); use backend"
     ):
         compiler.compiled("train", kind, Shape(), (6, 1))
 
@@ -340,7 +344,7 @@ class Dying(Simulated):
 
     def launch(self, launch: Any) -> None:
         if self.seed > 4:
-            raise UnavailableError("the GPU failed in cuLaunchKernel: lost (error 719); take --backend numba")
+            raise UnavailableError("the GPU failed in cuLaunchKernel: lost (error 719); use backend 'numba'")
         super().launch(launch)
 
 
@@ -349,7 +353,7 @@ def test_a_lost_device_leaves_checkpoints_and_the_process(
 ) -> None:
     monkeypatch.setattr("fastmlp.engines.cuda.engine.the_runtime", Dying)
     line = refused(4, "train", "-q", "--backend", "cuda", *flags, "--out", tmp_path / "a")
-    assert line == "the GPU failed in cuLaunchKernel: lost (error 719); take --backend numba"
+    assert line == "the GPU failed in cuLaunchKernel: lost (error 719); use backend 'numba'"
     check_what_is_left(tmp_path / "a", flags)
 
 
