@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.cuda_build import PLAIN
 from benchmarks.cuda_workbench import CudaWorkbench, device, on_vectors
 from benchmarks.measuring import Subject, check, exact, measure, numbers, rounding, sized
 from benchmarks.workbench import Workbench, activation_kernel, dropout_kernel, losses_kernel, on_bench
 from fastmlp.engines.cpu.codegen.simd import lanes
 from fastmlp.engines.cpu.kernels.losses import loss_block
 from fastmlp.engines.cuda.kernels.layout import GRADIENT, OUTPUT
+from fastmlp.engines.cuda.kernels.programs import PLAIN
 from fastmlp.nn import activations as functions
 from fastmlp.nn.losses import LOSSES
 from fastmlp.nn.network import Network

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from benchmarks.cuda_build import PLAIN
 from benchmarks.cuda_workbench import CudaWorkbench, device, on_vectors
 from benchmarks.measuring import Subject, blas_threads, check, exact, measure, numbers, rounding, sized
 from benchmarks.workbench import RATE, STEP, Workbench, on_bench, one_layer, update_kernel
@@ -21,6 +20,7 @@ from fastmlp.engines.base import State
 from fastmlp.engines.cpu.engine import SLOT_ROWS
 from fastmlp.engines.cpu.kernels.passes import GRADIENT, PARAMETERS
 from fastmlp.engines.cuda.kernels import layout
+from fastmlp.engines.cuda.kernels.programs import PLAIN
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import RULES, Optimizer
 from fastmlp.reference import Pass, backward, update

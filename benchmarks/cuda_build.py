@@ -1,10 +1,9 @@
-"""Kernels for GPUs that are not here: python -m benchmarks.cuda_build [--quick | --for-check CAPABILITY] [--out FILE.json]
+"""Kernels for GPUs that are not here: python -m benchmarks.cuda_build [--quick] [--out FILE.json]
 
 Compiles the kernels for every compute capability by the steps of a launch (engines/cuda/compiler.py), without a
 driver, and prints what each needs: registers, shared memory, and bytes spilled out of registers. Ends with an error if any
 spills. What was compiled is kept where compiled kernels are (FASTMLP_CACHE_DIR): such a folder serves a machine with a driver
-and without a compiler. --quick: the plain kernels alone, in every precision. --for-check 9.0: for this capability alone, what
-gpu_check.py asks for and what most of the contract's tests do.
+and without a compiler; gpu/carry.py packs one. --quick: the plain kernels alone, in every precision.
 """
 
 from __future__ import annotations
@@ -101,25 +100,6 @@ def kernels(kinds: Iterable[tuple[str, Kind]]) -> Iterator[Wanted]:
             yield Wanted("apply", label, applied(kind), shape)
 
 
-def kernels_of_check() -> Iterator[Wanted]:
-    """What gpu_check.py asks for, and what most of the contract's tests do."""
-    yield Wanted("barriers", "any", PLAIN, SHAPE)
-    alone = PLAIN._replace(activations=())
-    yield Wanted("apply", "one layer", applied(alone), TILES["float32"])
-    for shape in (SHAPE, TILES["float32"]):
-        for pixels in (True, False):
-            yield Wanted("train", "relu, sgd, uint8" if pixels else "relu, sgd", PLAIN._replace(pixels=pixels), shape)
-    of_tests = {
-        "one layer": alone,
-        "relu, sgd, dropout": PLAIN._replace(drops=True),
-        "relu, adamw, clipped": PLAIN._replace(rule="adamw", clips=True),
-    }
-    for label, kind in of_tests.items():
-        yield Wanted("train", label, kind, SHAPE)
-    for label, kind in {"relu": PLAIN, "relu, uint8": PLAIN._replace(pixels=True), "one layer": alone}.items():
-        yield Wanted("apply", label, applied(kind), SHAPE)
-
-
 def fitting(kind: Kind, capabilities: Sequence[Capability]) -> list[Capability]:
     """Those that have what a kind needs."""
     return [one for one in capabilities if kind.precision == "float32" or one >= FIRST_CAPABILITY]
@@ -150,17 +130,11 @@ def parse_capability(text: str) -> Capability:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--quick", action="store_true")
-    which.add_argument("--for-check", type=parse_capability, metavar="CAPABILITY")
+    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, help="keeps the table")
     options = parser.parse_args()
-    if options.for_check:
-        wanted, capabilities = kernels_of_check(), [options.for_check]
-    else:
-        wanted, capabilities = kernels(plain_kinds() if options.quick else kinds()), CAPABILITIES
     rows = []
-    for row in build_all(wanted, capabilities):
+    for row in build_all(kernels(plain_kinds() if options.quick else kinds()), CAPABILITIES):
         rows.append(row)
         print(row, flush=True)
     if options.out:

@@ -1,7 +1,7 @@
 """Pieces of the CUDA engine called one by one: its memory on the device filled by hand, its kernels launched for one phase.
 
-What is timed is the engine's own kernels, from a launch to its end: a run waits for the device, so it has the cost of a launch
-and of that wait in it, of which a step in training has a share only. Copies to and from the device are not timed.
+What is timed is the engine's own kernels, from a launch to its end: each time includes a launch and a wait for the device,
+which training spreads over many steps. Copies of data are not timed; resetting the barrier's counter is.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def device() -> Any:
 class CudaWorkbench:
     """The memory of a CUDA engine for one batch of `rows` rows, of the design that the engine takes for so many.
 
-    A block of the arena is told by a layer and a column of its table (OUTPUT, SLOPES, GRADIENT of kernels/layout.py). Blocks,
-    inputs, classes and parameters are zeros at first.
+    A block of the arena is identified by a layer and a column of its table (OUTPUT, SLOPES, GRADIENT of kernels/layout.py).
+    Blocks, inputs, classes and parameters are zeros at first.
     """
 
     def __init__(self, network: Network, rows: int, runtime: Any, optimizer: Optimizer | None = None) -> None:
@@ -137,7 +137,7 @@ class CudaWorkbench:
 
         return run_at_once
 
-    # What a step of L layers does in which phase stands in programs.py.
+    # programs.py lists the phases of a step of L layers.
 
     def forward(self, layer: int) -> Callable[[], None]:
         """A call of the forward product of a layer with what `settle` makes of it: outputs, and slopes of a hidden layer."""
@@ -161,7 +161,7 @@ def on_vectors(runtime: Any, name: str, kind: Kind, arguments: Sequence[Any], re
     """A kernel of kernels/pieces.py over vectors, on the device; a run waits for its end.
 
     arguments : its own; arrays of the host are copied to the device once, flat
-    results : the numbers of those arguments that it writes
+    results : indices of its output arguments
     """
     program = runtime.program(name, kind, cuda.SHAPE)
     given = [runtime.put(one) if isinstance(one, np.ndarray) else one for one in arguments]

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -17,7 +18,15 @@ from fastmlp.engines import BACKENDS
 
 pytest.register_assert_rewrite("support")  # before its first import
 
+from support.carried import only_carried_kernels  # noqa: E402
 from support.engines import REAL_GPU, marks_of, need_backend, simulation  # noqa: E402
+
+from benchmarks.gpu.tests_on_device import TESTS  # noqa: E402
+
+if REAL_GPU:  # a test that fails must not be shrunk for minutes: the machine is lent
+    NO_SHRINKING = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
+    hypothesis.settings.register_profile("gpu", phases=NO_SHRINKING, report_multiple_bugs=False)
+    hypothesis.settings.load_profile("gpu")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -50,6 +59,15 @@ def no_global_random_numbers() -> Iterator[None]:
     after = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
     assert np.array_equal(before["key"], after["key"]), "the test drew from np.random"
     assert before["pos"] == after["pos"], "the test drew from np.random"
+
+
+@pytest.fixture(autouse=True)
+def the_check_carries_all_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A simulated test that the check of a GPU runs asks for no kernel that a machine without a compiler would lack."""
+    simulated = request.node.get_closest_marker("gpu") is not None and not REAL_GPU
+    of_the_check = request.node.nodeid.partition("::")[0] in TESTS
+    with only_carried_kernels() if simulated and of_the_check else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture(scope="session", params=[name for name in BACKENDS if name != "cuda"])

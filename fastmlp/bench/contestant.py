@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.engines import make_engine
-from fastmlp.engines.base import Job, State, steps_of
+from fastmlp.engines.base import Engine, Job, State, steps_of
 from fastmlp.errors import UnavailableError
 from fastmlp.nn.network import FloatArray, Network
 from fastmlp.nn.optimizers import Optimizer
@@ -96,18 +96,25 @@ def limit_blas(threads: int) -> AbstractContextManager[Any]:
 
 
 class OwnEngine:
-    """One of fastmlp's engines. The threads of the NumPy engine are those of its matrix product."""
+    """One of fastmlp's engines. The threads of the NumPy engine are those of its matrix product.
+
+    roundoff : to which it rounds the operands of its products, beyond what float32 rounds
+    """
+
+    roundoff = 0.0
 
     def __init__(self, backend: str, threads: int | None) -> None:
         self.backend = backend
         self.threads = threads
         self.close: Callable[[], None] = lambda: None  # until there is an engine
 
+    def make(self, task: Task) -> Engine:
+        """The engine that trains."""
+        return make_engine(self.backend, Job(task.network, task.optimizer, task.batch, seed=task.seed, threads=self.threads))
+
     def prepare(self, task: Task) -> None:
         self.task = task
-        self.engine = make_engine(
-            self.backend, Job(task.network, task.optimizer, task.batch, seed=task.seed, threads=self.threads)
-        )
+        self.engine = self.make(task)
         self.close = self.engine.close
         slots = np.zeros((len(task.optimizer.slots), task.network.parameters), np.float32)
         self.engine.load(State(task.start, slots, 0))

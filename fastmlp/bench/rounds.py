@@ -46,6 +46,10 @@ DROPOUT_AGREEMENT = 0.02
 Say = Callable[[str], None]
 
 
+class Disagreement(FastMLPError):
+    """An engine does not compute what the specification says, and is not measured."""
+
+
 @dataclass(frozen=True)
 class BenchSettings:
     """What to measure.
@@ -260,7 +264,8 @@ def tolerances(contestant: Contestant, task: Task) -> tuple[float, float]:
     """How far a contestant's first losses may be from the specified ones, relatively."""
     own_masks = not isinstance(contestant, OwnEngine) and any(layer.dropout for layer in task.network.layers)
     counts = min(PROBE * task.batch, len(task.x)), len(task.x)
-    more = [DROPOUT_AGREEMENT + 1 / math.sqrt(count) if own_masks else 0.0 for count in counts]
+    rounded = contestant.roundoff if isinstance(contestant, OwnEngine) else 0.0
+    more = [rounded + (DROPOUT_AGREEMENT + 1 / math.sqrt(count) if own_masks else 0.0) for count in counts]
     return PROBE_AGREEMENT + more[0], AGREEMENT + more[1]
 
 
@@ -270,7 +275,7 @@ def warm_up(contestant: Contestant, task: Task, specified: tuple[float, float]) 
     Raises
     ------
     UnavailableError : the contestant cannot do the task, or does something else
-    FastMLPError : the same of an engine of ours, which is a bug
+    Disagreement : the same of an engine of ours, which is a bug
     """
     contestant.prepare(task)
     losses = first_losses(contestant, task)
@@ -279,7 +284,7 @@ def warm_up(contestant: Contestant, task: Task, specified: tuple[float, float]) 
     ):
         if not abs(loss / needed - 1) <= allowed:
             who = label(contestant.backend, contestant.threads)
-            raise (FastMLPError if isinstance(contestant, OwnEngine) else UnavailableError)(
+            raise (Disagreement if isinstance(contestant, OwnEngine) else UnavailableError)(
                 f"{who} does not compute the same: mean loss {loss:.6g} of the first {what}, specified {needed:.6g}, "
                 f"allowed relative difference {allowed:.2g}"
             )

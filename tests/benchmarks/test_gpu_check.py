@@ -1,191 +1,262 @@
-"""The check of a machine with a GPU, over the simulator: every stage runs, failures are told, and its kernels are prebuilt."""
+"""The check of a GPU from outside its stages: what a stage's process may do to it, what README shows, the sanitizer."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+import gzip
+import os
+import sys
+import time
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
-pytest.importorskip("greenlet", reason="the simulator of backend 'cuda' needs greenlet: pip install greenlet")
-
-from support import cuda_simulator
-
-from benchmarks import cuda_build, gpu_check, gpu_rivals
-from benchmarks.gpu_measures import Ours, Sizes, Subject, Watch, check_same, measure_barriers, measure_product
-from benchmarks.gpu_rivals import WARM, Captured, Compiled, Eager, measure_contest
-from fastmlp.bench.cases import Case
-from fastmlp.errors import FastMLPError, UnavailableError
+from benchmarks.gpu import carry, sanitizer, tests_on_device
+from benchmarks.gpu import check as gpu_check
+from benchmarks.gpu.check import Check, faults
+from benchmarks.gpu.kernels import RECORD, Asked, recorded, written
+from benchmarks.gpu.part import Part
+from benchmarks.gpu.report import NONE_YET, gpu_table
+from benchmarks.gpu.sizes import Sizes
+from benchmarks.gpu.stages import Stage
+from fastmlp.bench.rounds import Disagreement
+from fastmlp.data.download import present
+from fastmlp.data.named import DATASETS
+from fastmlp.engines.cuda.kernels.programs import KERNELS
+from fastmlp.errors import FastMLPError
 from fastmlp.files import read_json
 
 pytestmark = pytest.mark.full
 
-SUBJECTS = (Subject(Case((9, 6, 3), 4)), Subject(Case((9, 6, 3), 12)), Subject(Case((6, 5, 3), 4), pixels=False))
-TINY = Sizes(
-    SUBJECTS,
-    blocks=lambda multiprocessors: (1, multiprocessors + 1),
-    rows=13,
-    rounds=1,
-    copied=400,
-    barriers=(1, 3),
-    products=((12, 9),),
-    product_rows=12,
-    product_launches=2,
+# ------------------------------------------------------------------------------------------------ processes of stages
+
+
+def checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, seconds: float = 600.0) -> Any:
+    """The result of a check of one stage, whose process runs this code; `part` is where its findings go."""
+    run = gpu_check.in_a_process
+
+    def instead(name: str, part: Path, options: Any, limit: float) -> int | None:
+        monkeypatch.setattr(sys, "executable", str(python))
+        return run(name, part, options, limit)
+
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{code}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(gpu_check, "in_a_process", instead)
+    found = Check(tmp_path / "gpu.json", seconds)
+    found.run(Stage("planted", lambda *given: None, 0.5, 1.0), ())
+    written = read_json(tmp_path / "gpu.json")
+    assert written == found.result
+    return written
+
+
+FINDING = """printf '{"rows": [1], "errors": []}' > "$5"; """
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "rows", "told"),
+    [
+        (FINDING, "done", [1], []),
+        ("exit 0", "done", [], []),
+        (f"{FINDING} exit 1", "failed", [1], ["planted: process: it ended with status 1"]),
+        (f"{FINDING} kill -9 $$", "failed", [1], ["planted: process: it ended with status -9"]),
+        (f"{FINDING} sleep 600", "hung", [1], ["planted: hung"]),
+        (f"{FINDING} (sleep 600); exit 0", "hung", [1], ["planted: hung"]),
+        (f"{FINDING} sleep 600 & exit 0", "done", [1], []),
+    ],
 )
-STAGES = ["machine", "device", "compiler", "copies", "barriers", "products: 12-9"]
-STAGES += [*(f"epochs: {subject.case.label}" for subject in SUBJECTS), "rivals"]
-CONTESTS = [f"contest: {subject.case.label}" for subject in SUBJECTS]
-TIME = ["--seconds", "36000"]  # enough on any machine
+def test_a_stage_that_ends_badly_costs_only_itself(
+    code: str, state: str, rows: list[int], told: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it found before is kept; a process that it started ends with it."""
+    found = checked(tmp_path, monkeypatch, code)
+    assert [(stage["name"], stage["state"]) for stage in found["stages"]] == [("planted", state)]
+    assert found["rows"] == rows
+    assert faults(found) == told
 
 
-@pytest.fixture(autouse=True)
-def both_designs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch of 12 rows is large."""
-    monkeypatch.setattr("fastmlp.engines.cuda.engine.SMALL_BATCH", 8)
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="processes are looked up in /proc")
+@pytest.mark.parametrize("end", ["wait", "exit 0"])
+def test_no_process_of_a_stage_is_left(end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither of one that hangs nor of one that ended: it would hold the device."""
+    checked(tmp_path, monkeypatch, f"sleep 600 & echo $! > {tmp_path}/started; {end}")
+    command = Path("/proc") / (tmp_path / "started").read_text().strip() / "cmdline"
+    for _ in range(1000):
+        if not command.exists() or not command.read_bytes():  # a zombie has no command line
+            return
+        time.sleep(0.01)
+    pytest.fail("it is still there")
 
 
-def checked(folder: Path, *arguments: str) -> tuple[int, Any]:
-    """Exit status and what was written."""
-    out = folder / "gpu.json"
-    status = gpu_check.main(["--out", str(out), *arguments], cuda_simulator.Runtime(), TINY)
-    return status, read_json(out)
+def test_a_stage_that_no_longer_fits_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = checked(tmp_path, monkeypatch, "exit 1", seconds=0.5)
+    assert found["stages"] == []
+    assert [row["what"] for row in found["left_out"]] == ["planted"]
 
 
-def numbers(value: Any) -> Iterator[float]:
-    """All numbers in nested lists and objects."""
-    if isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from numbers(inner)
-    elif isinstance(value, int | float):
-        yield value
+def test_kernels_that_are_compiled_there_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTMLP_CACHE_DIR", str(tmp_path / "kernels"))
+    (tmp_path / "kernels").mkdir(mode=0o700)
+    found = checked(tmp_path, monkeypatch, f"touch {tmp_path}/kernels/new.cubin")
+    assert faults(found) == ["planted: compiled 1 kernels"]
 
 
-def test_every_stage_runs(tmp_path: Path) -> None:
-    status, found = checked(tmp_path, *TIME)
-    assert (status, found["errors"]) == (0, [])
-    assert [stage["name"] for stage in found["stages"]] == STAGES
-    assert {stage["state"] for stage in found["stages"]} == {"done"}
-    assert [row["stage"] for row in found["left_out"]] == ["tests", *CONTESTS]
-    ((engine, state),) = {(row["engine"], row["state"]) for row in found["rivals"]}
-    assert (engine, state) == ("torch", "missing")
-    assert {"python", "numpy", "fastmlp"} <= set(found["versions"])
-    assert found["device"]["card"] == "simulator"
-    figures = [found["copies"], found["barriers"], found["products"], found["rows"]]
-    assert all(figures)
-    assert all(math.isfinite(number) for number in numbers(figures))
-    for row, subject in zip(found["rows"], SUBJECTS, strict=True):
-        assert (row["network"], row["batch"], row["steps"]) == (subject.case.network, subject.case.batch, 13 // row["batch"])
-        assert row["microseconds_per_step"] == pytest.approx(1e6 * row["seconds_per_epoch"] / row["steps"])
-        assert sum(row["transfers"][way] for way in ("in", "out")) > 0
-        assert row["device_seconds_per_epoch"] > 0
+# ------------------------------------------------------------------------------------------------ tests on the device
 
 
-def test_a_stage_that_fails_is_told_and_the_others_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def planted(*arguments: Any) -> None:
-        raise ZeroDivisionError("planted\nin two lines")
-
-    monkeypatch.setattr(gpu_check, "measure_barriers", planted)
-    for slow in ("try_compiler", "find_rivals"):
-        monkeypatch.setattr(gpu_check, slow, lambda check: None)
-    status, found = checked(tmp_path, *TIME)
-    assert status == 1
-    assert found["errors"] == [{"stage": "barriers", "type": "ZeroDivisionError", "message": "planted in two lines"}]
-    states = {stage["name"]: stage["state"] for stage in found["stages"]}
-    assert states == dict.fromkeys(STAGES, "done") | {"barriers": "failed"}
-
-
-def test_without_time_all_is_left_out(tmp_path: Path) -> None:
-    status, found = checked(tmp_path, "--seconds", "0")
-    assert (status, found["stages"], found["rows"]) == (0, [], [])
-    assert [row["stage"] for row in found["left_out"] if row["stage"] != "tests"] == [*STAGES, *CONTESTS]
-
-
-def test_without_a_device_the_machine_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing() -> None:
-        raise UnavailableError("no GPU")
-
-    monkeypatch.setattr("fastmlp.engines.cuda.engine.the_runtime", missing)
-    out = tmp_path / "gpu.json"
-    assert gpu_check.main(["--out", str(out), *TIME], None, TINY) == 1
-    found = read_json(out)
-    assert [error["stage"] for error in found["errors"]] == ["device"]
-    reasons = {row["stage"]: row["reason"] for row in found["left_out"]}
-    assert {reasons[stage] for stage in STAGES[2:]} == {"there is no device"}
-    assert found["machine"]
+def test_outcomes_of_tests_are_counted_with_their_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that fail by an assertion alone are of numbers."""
+    lines = ["import pytest", "pytestmark = pytest.mark.gpu", "def test_fine(): pass", "def test_off(): assert 1 == 2"]
+    lines += ["@pytest.mark.skip(reason='no')", "def test_skipped(): pass", "def test_forked(): raise KeyError"]
+    (tmp_path / "test_planted.py").write_text("\n".join(lines))
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    gpu: on the device\n")
+    monkeypatch.setattr(tests_on_device, "ROOT", tmp_path)
+    monkeypatch.setattr(tests_on_device, "TESTS", ("test_planted.py",))
+    monkeypatch.setenv("PYTHONPATH", str(gpu_check.ROOT))
+    part = Part()
+    with pytest.raises(Disagreement, match=r"1 passed, failed with \{'AssertionError': 1\}"):
+        tests_on_device.run_tests(part, Sizes(), None)
+    found = part.found["tests"]
+    assert (found["passed"], found["skipped"], found["failed"]) == (1, 1, {"test_planted.py::test_off": "AssertionError"})
+    monkeypatch.setattr(tests_on_device, "NOT_ON_A_GPU", {"nothing": "else is left out"})
+    with pytest.raises(FastMLPError, match="'KeyError': 1") as caught:
+        tests_on_device.run_tests(part, Sizes(), None)
+    assert not isinstance(caught.value, Disagreement)
 
 
-def test_kernels_of_the_check_are_prebuilt() -> None:
-    """Those that any of its networks asks for, with the shapes that they have here."""
-    watch = Watch(cuda_simulator.Runtime())
-    measure_barriers(watch, TINY)
-    measure_product(watch, 12, 9, TINY)
-    for subject in (SUBJECTS[0], SUBJECTS[1], SUBJECTS[2], SUBJECTS[2]._replace(case=Case((6, 5, 3), 12))):
-        Ours(subject, watch, TINY).probe_losses()
-    wanted = {(one.name, one.kind, type(one.shape)) for one in cuda_build.kernels_of_check()}
-    asked = {(name, kind, type(shape)) for name, kind, shape in watch.kernels}
-    assert len(asked) == 6
-    assert asked <= wanted
+# ------------------------------------------------------------------------------------------------ what is carried
 
 
-def test_another_training_is_refused() -> None:
-    check_same([2.0, 1.0], [2.0001, 1.0])
-    for losses in ([2.0, 1.01], [2.0, float("nan")]):
-        with pytest.raises(FastMLPError, match="does not compute the same"):
-            check_same(losses, [2.0, 1.0])
+def test_data_that_are_here_are_carried_as_they_are_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unpacked files are packed; a set of which a file is missing stays behind."""
+    monkeypatch.setenv("FASTMLP_DATA", str(tmp_path / "here"))
+    for name, kept in (("fashion-mnist", 4), ("mnist", 3)):
+        entry = DATASETS[name]
+        folder = tmp_path / "here" / entry.folder
+        folder.mkdir(parents=True)
+        for number, file in enumerate(entry.files[:kept]):
+            plain = number == 1
+            path = folder / (file.name.removesuffix(".gz") if plain else file.name)
+            path.write_bytes(b"plain" if plain else gzip.compress(b"packed"))
+    assert carry.carry_data(tmp_path / "there") == ["fashion-mnist"]
+    found = sorted((tmp_path / "there").rglob("*.gz"))
+    assert [path.name for path in found] == sorted(file.name for file in DATASETS["fashion-mnist"].files)
+    assert sorted(gzip.decompress(path.read_bytes()) for path in found) == [b"packed", b"packed", b"packed", b"plain"]
+    assert all(present(path.parent, file) for path in found for file in DATASETS["fashion-mnist"].files)
 
 
-def test_tests_are_counted_that_ran_before_the_time_was_up() -> None:
-    text = "a.py::one PASSED  [ 1%]\na.py::two[x y] FAILED [ 2%]\na.py::three SKIPPED (none) [ 3%]\na.py::four"
-    assert gpu_check.counted(text) == {"passed": 1, "skipped": 1, "failed": ["a.py::two[x y]"]}
+def test_a_folder_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTMLP_DATA", str(tmp_path / "none"))
+    monkeypatch.setattr(carry, "carry_wheels", lambda folder: folder.mkdir())
+    monkeypatch.setattr(carry, "carry_kernels", lambda file, asked, capability: file.write_bytes(b"x" * 1000))
+    monkeypatch.setattr(carry, "repository_size", lambda: 10_000)
+    monkeypatch.setattr("sys.argv", ["carry", str(tmp_path / "folder")])
+    monkeypatch.setattr(carry, "LARGEST", 20_000)
+    carry.main()
+    assert read_json(tmp_path / "folder" / "about.json")["kernels"] == len(recorded())
+    monkeypatch.setattr(carry, "LARGEST", 11_000)
+    with pytest.raises(SystemExit, match="that is more than 0 MiB"):
+        carry.main()
 
 
-# ------------------------------------------------------------------------------------------------ rivals
+def test_every_kernel_of_the_record_is_one_that_the_engine_can_ask_for() -> None:
+    """And the record has no line twice."""
+    asked = recorded()
+    assert len(set(asked)) == len(asked) == len(RECORD.read_text(encoding="utf-8").splitlines())
+    for one in asked:
+        assert one.name in KERNELS
+        assert Asked.of(one.name, one.kind, one.shape()) == one
+    assert written(asked) == RECORD.read_text(encoding="utf-8")
 
 
-class Played(Captured):
-    """A graph on a device without graphs: the step is done, as often as a capture does it."""
-
-    def capture(self, work: Callable[[], Any]) -> Callable[[], None]:
-        for _ in range(WARM):
-            work()
-        return work
+# ------------------------------------------------------------------------------------------------ the sanitizer
 
 
-class Traced(Compiled):
-    """Compiled as far as it takes no C++ compiler."""
+@pytest.mark.parametrize(("status", "refused"), [(0, False), (99, True), (1, True)])
+def test_what_the_sanitizer_says(status: int, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "compute-sanitizer"
+    program.write_text(f'#!/bin/sh\necho "$@"\nexit {status}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    part = Part()
+    if refused:
+        with pytest.raises(FastMLPError, match=f"memcheck: exit status {status}"):
+            sanitizer.sanitize("memcheck", part, Sizes(), None)
+    else:
+        sanitizer.sanitize("memcheck", part, Sizes(), None)
+    (row,) = part.found["sanitizer"]
+    assert row["status"] == status
+    assert row["end_of_output"].startswith("--tool memcheck --error-exitcode 99 ")
+    assert row["end_of_output"].rstrip().endswith("-m benchmarks.gpu.stages small")
 
-    how: ClassVar = {"backend": "aot_eager"}
+
+def test_without_a_sanitizer_the_reason_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sanitizer, "PLACES", ())
+    part = Part()
+    sanitizer.sanitize("racecheck", part, Sizes(), None)
+    assert part.found == {"left_out": [{"what": "racecheck", "reason": "there is no compute-sanitizer"}]}
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning:torch._dynamo.guards")  # of CPython 3.13.0, see bench/test_rivals.py
-def test_rivals_compute_the_same_and_are_measured_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the CPU; one that cannot, one that does otherwise and one that errs are told, and the others go on."""
-    pytest.importorskip("torch")
+# ------------------------------------------------------------------------------------------------ README's table
 
-    class Slower(Eager):
-        backend = "slower"
 
-        def in_place(self, parameters: Any, gradients: Any) -> None:
-            super().in_place(parameters, [0.5 * g for g in gradients])
+def engine_row(backend: str, threads: int | None, seconds: float, over: float | None, batch: int = 64) -> dict[str, Any]:
+    spread = None if over is None else {"median": over, "least": over - 0.5, "most": over + 0.5}
+    row = {"network": "9-6-3", "batch": batch, "backend": backend, "threads": threads}
+    return row | {"seconds_per_epoch": seconds, "over_cuda": spread}
 
-    class Broken(Eager):
-        backend = "broken"
 
-        def prepare(self, task: Any) -> None:
-            raise TypeError("planted")
+MADE_UP: dict[str, Any] = {
+    "settings": {"rows": 48000, "rounds": 3, "device_rounds": 7},
+    "device": {"card": "A card", "capability": "9.0", "multiprocessors": 132, "cuda": "13.0"},
+    "machine": {"cores": 16, "processor": "a processor", "date": "2000-01-01"},
+    "versions": {"python": "3.12.3", "numpy": "2.5.2", "numba": None, "torch": "2.11.0"},
+    "stages": [{"name": "row: 9-6-3, batch 64", "state": "done"}, {"name": "bits", "state": "hung"}],
+    "rows": [
+        engine_row("cuda", None, 0.006, 1.0),
+        engine_row("numba", 1, 0.2, 33.0),
+        engine_row("numba", 16, 0.03, 5.0),
+        engine_row("numpy", 16, 0.4, 66.0),
+        engine_row("numba", 1, 0.1, None, batch=128),
+    ],
+}
 
-    told: list[str] = []
-    monkeypatch.setattr(gpu_rivals, "RIVALS", (Eager, Traced, Played, Captured, Slower, Broken))
-    rows, refused = measure_contest(
-        cuda_simulator.Runtime(), SUBJECTS[0], TINY, "cpu", lambda who, error: told.append(f"{who}: {error}")
+
+def test_the_table_of_a_gpu_has_the_figures_of_the_result() -> None:
+    assert gpu_table(None) == NONE_YET
+    head, ruler, first, second, empty, note = gpu_table(MADE_UP).splitlines()
+    assert head == "| network, batch | NumPy | Numba, 1 thread | Numba, 16 threads | CUDA | fastest CPU / CUDA (range) |"
+    assert ruler == "| --- " * 6 + "|"
+    assert first == "| 9-6-3, 64 | 400.00 | 200.00 | 30.00 | 6.00 | 5.00 (4.50 to 5.50) |"
+    assert second == "| 9-6-3, 128 | – | 100.00 | – | – | – |"
+    assert empty == ""
+    assert note.startswith(
+        "A card (compute capability 9.0, 132 multiprocessors, CUDA 13.0) and 16 cores (a processor), 2000-01-01, "
     )
-    assert [row["engine"] for row in rows] == ["cuda", Eager.backend, Traced.backend, Played.backend]
-    assert {row["stage"] for row in rows} == {"contest"}
-    assert [(row["engine"], row["state"]) for row in refused] == [
-        (Captured.backend, "missing"),
-        ("slower", "refused"),
-        ("broken", "failed"),
-    ]
-    assert told == ["broken: planted"]
+    assert "Python 3.12.3, numpy 2.5.2, torch 2.11.0; milliseconds per epoch of 48,000 rows" in note
+    assert "median of 3 rounds (7 for 'CUDA alone')" in note
+    assert note.endswith("engines in turn. Stages that failed: bits.")
+
+
+def test_the_tables_of_precisions_and_of_pytorch() -> None:
+    variant = {"network": "9-6-3", "batch": 64, "device_microseconds_per_step": 7.96, "pixels": False}
+    more = {
+        "variants": [
+            variant | {"optimizer": "sgd", "precision": "float32", "seconds_per_epoch": 0.006},
+            variant | {"optimizer": "adam", "precision": "tf32", "seconds_per_epoch": 0.005},
+        ],
+        "contests": [
+            engine_row("cuda", None, 0.006, 1.0),
+            engine_row("torch eager", None, 0.16, 26.0),
+            engine_row("torch CUDA graph", None, 0.024, 4.0),
+        ],
+        "accuracy": [
+            {"recipe": "a recipe", "network": "9x3", "epochs": 15, "engine": "cuda", "seconds": 1.25, "test_accuracy": 0.861}
+        ],
+    }
+    _, variants, contests, accuracy, _ = gpu_table(MADE_UP | more).split("\n\n")
+    assert variants.splitlines()[2] == "| 9-6-3, 64 | 6.00 | 5.00 | 8.0 |"
+    assert contests.splitlines()[0].split(" | ")[1:3] == ["PyTorch eager", "PyTorch, CUDA graph"]
+    assert contests.splitlines()[2] == "| 9-6-3, 64 | 160.00 | 24.00 | 4.00 (3.50 to 4.50) |"
+    assert accuracy == "15 epochs of 9x3 on MNIST (a recipe) by cuda: 1.2 s, test accuracy 86.10%."

@@ -1,8 +1,8 @@
-"""PyTorch on the device of gpu_check.py, three ways: eager, compiled, and a step captured as a CUDA graph by hand.
+"""PyTorch on the GPU, three ways: eager, compiled, and a step captured as a CUDA graph by hand; and its matrix product.
 
-All train as our engine does: float32 with TF32 off, plain SGD, the same initial weights, rows, and order of rows. They have
-their rows scaled and in float32 on the device beforehand, which costs them least; ours may be uint8. Each returns the mean loss
-of an epoch; ours also tells loss and hit of every row.
+All train as our engine does: float32 with TF32 off, plain SGD, the same initial weights, rows and order. Rows are on the device
+beforehand; the order is copied in each epoch, as ours is. Each returns the mean loss of an epoch; ours also gives the loss of
+each row, and whether it was classified correctly.
 
 On tensors of the CPU the same code runs, but for the capturing of a graph.
 """
@@ -13,15 +13,14 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.gpu_measures import Ours, Sizes, Subject, check_same, row_of, seconds_of_epoch
+from benchmarks.gpu.measures import seconds_of
+from benchmarks.gpu.sizes import Sizes
 from fastmlp.bench.contestant import Order, Task, library
 from fastmlp.bench.pytorch import Torch
-from fastmlp.bench.rounds import RATE
-from fastmlp.errors import FastMLPError, UnavailableError
+from fastmlp.bench.rounds import spread
+from fastmlp.errors import UnavailableError
 
-WARM = 3  # steps before a graph is captured, in which libraries set themselves up
-
-Trouble = Callable[[str, Exception], None]
+WARM = 3  # steps before a graph is captured, warm-up steps before the capture
 
 
 class Eager(Torch):
@@ -29,9 +28,16 @@ class Eager(Torch):
 
     backend = "torch eager"
 
+    def __init__(self, device: str) -> None:
+        super().__init__(None, device)
 
-class Summed(Torch):
-    """A step adds its loss to a sum on the device, since what it gives lies in memory that the next step overwrites."""
+    def limited(self) -> contextlib.AbstractContextManager[None]:
+        """The device has no number of threads."""
+        return contextlib.nullcontext()
+
+
+class Summed(Eager):
+    """A step adds its loss to a sum on the device, since the next step overwrites its output buffer."""
 
     def prepare(self, task: Task) -> None:
         super().prepare(task)
@@ -50,7 +56,7 @@ class Summed(Torch):
 
 
 class Compiled(Summed):
-    """The whole step by torch.compile; parameters and rows keep their places, so that it may replay graphs of its own."""
+    """The whole step by torch.compile; parameters and rows at static addresses, so that it can use CUDA graphs."""
 
     backend = "torch.compile reduce-overhead"
     how: dict[str, Any] = {"mode": "reduce-overhead"}  # noqa: RUF012 - replaced as a whole, never changed
@@ -87,7 +93,7 @@ class Compiled(Summed):
 
 
 class Captured(Summed):
-    """The eager step captured once and replayed; the numbers of its rows are copied to where it reads them."""
+    """The eager step captured once and replayed; row indices are copied into its static input."""
 
     backend = "torch CUDA graph"
 
@@ -129,9 +135,6 @@ class Captured(Summed):
         self.replay = lambda: None  # the graph's memory goes with it
 
 
-RIVALS: tuple[type[Torch], ...] = (Eager, Compiled, Captured)
-
-
 def torch_device() -> str:
     """PyTorch's name of the GPU; TF32 is off from here on.
 
@@ -144,52 +147,27 @@ def torch_device() -> str:
     return "cuda"
 
 
-def probe_losses(rival: Torch, ours: Ours) -> list[float]:
-    """A rival's mean losses of the first steps."""
-    batch = ours.batch
-    return [rival.epoch(ours.probe[at : at + batch]) for at in range(0, len(ours.probe), batch)]
+def measure_mm(inputs: int, outputs: int, sizes: Sizes, precision: str, device: str = "cuda") -> dict[str, Any]:
+    """GFLOP/s of torch.mm on tensors already on the device: of float32, of float32 with TF32 allowed, or of bfloat16."""
+    torch = library("torch", "torch")
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    draw = torch.Generator(device).manual_seed(0)
+    x, w = (
+        torch.rand(*shape, device=device, dtype=dtype, generator=draw)
+        for shape in ((sizes.product_rows, inputs), (inputs, outputs))
+    )
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    try:
 
+        def multiplied() -> None:
+            for _ in range(sizes.product_launches):
+                torch.mm(x, w)
+            wait()
 
-def admitted(
-    ours: Ours, device: str, stack: contextlib.ExitStack, trouble: Trouble
-) -> tuple[list[Torch], list[dict[str, Any]]]:
-    """Rivals that compute the same, prepared; and those that do not, with the reason."""
-    task = Task(ours.network, ours.given.scaled, ours.given.y, ours.start, ours.batch, RATE)
-    wanted, found, refused = ours.probe_losses(), [], []
-    for kind in RIVALS:
-        rival, state = kind(None, device), "missing"
-        stack.callback(rival.close)
-        try:
-            rival.prepare(task)
-            losses = probe_losses(rival, ours)
-            state = "refused"
-            check_same(losses, wanted)
-            found.append(rival)
-        except (UnavailableError, FastMLPError) as error:
-            refused.append({"engine": rival.backend, "state": state, "reason": str(error)})
-        except Exception as error:  # of PyTorch or its compiler: told, and the others are measured
-            trouble(rival.backend, error)
-            refused.append({"engine": rival.backend, "state": "failed", "reason": f"{type(error).__name__}: {error}"[:300]})
-    return found, refused
-
-
-def measure_contest(
-    runtime: Any, subject: Subject, sizes: Sizes, device: str, trouble: Trouble
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of our engine and of its rivals, an epoch of each in turn; and who was left out, with the reason."""
-    with contextlib.ExitStack() as stack:
-        ours = Ours(subject, runtime, sizes)
-        stack.callback(ours.close)
-        rivals, refused = admitted(ours, device, stack, trouble)
-        contestants: list[Ours | Torch] = [ours, *rivals]
-        seconds: dict[str, list[float]] = {one.backend: [] for one in contestants}
-        for index in range(sizes.rounds + 1):
-            order = ours.order(index)
-            for one in contestants:
-                seconds[one.backend].append(seconds_of_epoch(one, order))
-        rows = [row_of("contest", ours, subject, name, times[1:]) for name, times in seconds.items()]
-        for row, one in zip(rows, contestants, strict=True):
-            if isinstance(one, Compiled):
-                row["cudagraph_skips"] = one.skips() - one.skips_before
-        key = {"network": subject.case.network, "batch": subject.case.batch}
-        return rows, [key | row for row in refused]
+        flop = 2 * sizes.product_rows * inputs * outputs * sizes.product_launches
+        rates = [flop / one / 1e9 for one in seconds_of(multiplied, sizes.device_rounds)]
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    what = {"rows": sizes.product_rows, "inputs": inputs, "outputs": outputs, "precision": precision}
+    return what | {"engine": "torch.mm", "gflops": spread(rates)}

@@ -1,0 +1,41 @@
+"""How much the check of a GPU measures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastmlp.bench.cases import CASES, ROWS, Case
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured. Fewer rows and rounds serve to see that everything works.
+
+    cases : networks and batch sizes, those of README's table; data : name of the data set
+    rows : per epoch, with as many features as the network has inputs; rounds : timed rounds that compare engines
+    device_rounds : timed rounds of the device alone; rest : seconds before each epoch of a comparison
+    copied : bytes of a large copy; barriers : a small and a large number of them per launch
+    products : inputs and outputs of layers; steps : of the training whose results must not depend on the grid
+    """
+
+    cases: tuple[Case, ...] = CASES
+    data: str = "fashion-mnist"
+    rows: int = ROWS
+    rounds: int = 3
+    device_rounds: int = 7
+    rest: float = 0.05
+    copied: int = 2**28
+    barriers: tuple[int, int] = (100, 1100)
+    products: tuple[tuple[int, int], ...] = ((784, 128), (784, 512), (1024, 1024), (4096, 4096))
+    product_rows: int = 4096
+    product_launches: int = 20
+    steps: int = 200
+
+
+def grids(multiprocessors: int) -> list[int]:
+    """Numbers of blocks whose barriers are measured.
+
+    >>> grids(132)
+    [1, 16, 33, 66, 132]
+    """
+    return sorted({1, min(16, multiprocessors), *(max(1, multiprocessors // part) for part in (4, 2, 1))})
