@@ -42,7 +42,11 @@ def run_tests(part: Part, sizes: Sizes, watch: Any) -> None:
     command += ["-p", "no:cacheprovider", "-p", "benchmarks.gpu.outcomes", *TESTS]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "outcomes.jsonl"
-        environment = os.environ | {"FASTMLP_TEST_GPU": "1", OUTCOMES: str(file), "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = os.environ | {
+            "FASTMLP_TEST_GPU": "1",
+            OUTCOMES: str(file),
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # those of the machine's other packages
+        }
         with subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as run:

@@ -38,7 +38,7 @@ CASES = (Case((9, 6, 3), 4), Case((9, 6, 3), 12))  # a small batch and a large o
 SIZES = Sizes(
     CASES,
     data=SYNTHETIC,
-    rows=26,
+    rows=15,
     rounds=2,
     device_rounds=1,
     rest=0.0,
@@ -65,6 +65,7 @@ def toys() -> Iterator[None]:
         patch.setattr("fastmlp.engines.cuda.engine.SHAPE", Shape(64, 8))
         patch.setitem(TILES, "float32", Tile(16, 32, 8, 4, 4, 1))
         patch.setattr(bits, "JOBS", jobs)
+        patch.setattr(bits, "REPEATS", 2)
         patch.setattr(contests, "NUMBERS_OF_THREADS", (1,))
         yield
 
@@ -201,7 +202,7 @@ def small_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_training_ends_at_the_accuracy_of_the_cpu() -> None:
     found = done("accuracy")
     assert "errors" not in found
-    assert [(row["engine"], row["epochs"], row["rows"]) for row in found["accuracy"]] == [("cuda", 1, 26), ("numba", 1, 26)]
+    assert [(row["engine"], row["epochs"], row["rows"]) for row in found["accuracy"]] == [("cuda", 1, 15), ("numba", 1, 15)]
 
 
 @pytest.mark.usefixtures("small_recipe")
@@ -297,7 +298,7 @@ def test_rivals_compute_the_same_and_are_measured_in_turn(monkeypatch: pytest.Mo
     kinds = (Eager, Traced, Played, Captured, Slower, Broken)
     stages.measure_contest(kinds, CASES[0], part, SIZES, Watch(simulated()))
     assert [row["backend"] for row in part.found["contests"]] == ["cuda", Eager.backend, Traced.backend, Played.backend]
-    assert {row["rows"] for row in part.found["contests"]} == {24}  # whole batches
+    assert {row["rows"] for row in part.found["contests"]} == {12}  # whole batches
     assert [row["what"].rpartition(": ")[2] for row in part.found["left_out"]] == [Captured.backend, "slower"]
     assert [(error["who"], error["message"]) for error in part.found["errors"]] == [("broken", "planted")]
 
