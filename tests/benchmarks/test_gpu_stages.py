@@ -119,7 +119,7 @@ def test_a_row_of_readme_has_all_engines(case: Case) -> None:
     rows = done(f"row: {case.label}")["rows"]
     assert [(row["backend"], row["rounds"]) for row in rows] == [("cuda", 2), ("numba", 2), ("numpy", 2)]
     assert {(row["network"], row["batch"], row["rows"], row["data"]) for row in rows} == {
-        (case.network, case.batch, 26, SYNTHETIC)
+        (case.network, case.batch, 15, SYNTHETIC)
     }
     check_finite([row["seconds"] for row in rows])
 
