@@ -99,18 +99,9 @@ class CudaWorkbench:
         return gathered(self.network, self.vector("kept"))
 
     def launch(self, first: int, end: int) -> Launch:
-        """Phases `first` to before `end` of a step in one launch, as `CudaEngine.start` makes it."""
-        engine, here = self.engine, self.engine.handles
-        shape, kind = engine.shape(self.rows), engine.kind(np.empty(0, np.float32), np.empty(0, np.int32))
-        rows = [here[name] for name in (*cuda.TABLES, "x", "shift", "factor", "y")]
-        targets, numbers = (
-            (np.float32(1), np.float32(0)),
-            (np.uint64(engine.job.seed), np.float32(engine.job.optimizer.clip_norm)),
-        )
-        stores = [here[name] for name in cuda.OF_TRAINING]
-        arguments = (*rows, *targets, *stores, self.rows, self.rows, first, end, *numbers)
-        program, blocks = self.runtime.program("train", kind, shape), shape.resident * self.runtime.blocks
-        return Launch(program, blocks, arguments, together=end - first > 1)
+        """Phases `first` to before `end` of a step in one launch."""
+        kind = self.engine.kind(np.empty(0, np.float32), np.empty(0, np.int32))
+        return self.engine.launch(kind, self.rows, first, end)
 
     def phases(self, first: int, end: int) -> Callable[[], None]:
         """A call of phases `first` to before `end` of a step, launched as the engine does, that returns when they have ended.

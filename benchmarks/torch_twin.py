@@ -34,9 +34,9 @@ DIGITS = 6  # of the losses that are kept: float32 has about seven
 CURVES = {"loss": ("training", BLUE), "val_loss": ("validation", ORANGE)}
 
 
-def train_twin(plan: Plan) -> Training:
-    """The run's training by PyTorch's definitions."""
-    settings = dataclasses.replace(plan.settings, backend="torch")
+def train_by(backend: str, plan: Plan) -> Training:
+    """The training of a plan by another engine; "torch" has PyTorch's definitions."""
+    settings = dataclasses.replace(plan.settings, backend=backend)
     scaling = fit_scaling(plan.config.scale, plan.parts["train"][0])
     validation, classes = plan.parts.get("validation"), plan.data.classes or None
     return train(plan.network, *plan.parts["train"], settings=settings, validation=validation, scaling=scaling, classes=classes)
@@ -68,7 +68,7 @@ def compare(run: Path) -> dict[str, Any]:
     plan = make_plan(resolve({}, {}, run / CONFIG_NAME))
     result = read_json(run / RESULT_NAME)
     ours = read_lines(run / METRICS_NAME)
-    twin = train_twin(plan)
+    twin = train_by("torch", plan)
     parts = {part: evaluate(twin.model, *plan.parts[part]) for part in ("validation", "test") if part in plan.parts}
     return {
         "name": run.resolve().name,

@@ -18,10 +18,7 @@ from fastmlp.engines import BACKENDS
 
 pytest.register_assert_rewrite("support")  # before its first import
 
-from support.carried import only_carried_kernels  # noqa: E402
 from support.engines import REAL_GPU, marks_of, need_backend, simulation  # noqa: E402
-
-from benchmarks.gpu.tests_on_device import TESTS  # noqa: E402
 
 if REAL_GPU:  # a test that fails must not be shrunk for minutes: the machine is lent
     NO_SHRINKING = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
@@ -64,9 +61,15 @@ def no_global_random_numbers() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def the_check_carries_all_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
     """A simulated test that the check of a GPU runs asks for no kernel that a machine without a compiler would lack."""
-    simulated = request.node.get_closest_marker("gpu") is not None and not REAL_GPU
+    if REAL_GPU or request.node.get_closest_marker("gpu") is None:
+        yield
+        return
+    from support.carried import only_carried_kernels
+
+    from benchmarks.gpu.tests_on_device import TESTS
+
     of_the_check = request.node.nodeid.partition("::")[0] in TESTS
-    with only_carried_kernels() if simulated and of_the_check else contextlib.nullcontext():
+    with only_carried_kernels() if of_the_check else contextlib.nullcontext():
         yield
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from typing import Any
 
 from benchmarks.gpu.part import Part
 from benchmarks.gpu.sizes import Sizes
+from benchmarks.torch_twin import train_by
 from fastmlp.bench.rounds import Disagreement
-from fastmlp.data.scaling import fit_scaling
 from fastmlp.errors import DataError, UnavailableError
 from fastmlp.experiments.config.train import Config
 from fastmlp.experiments.plan import Plan, make_plan
 from fastmlp.experiments.recipes.recipe import settings_of
 from fastmlp.models.metrics import evaluate
-from fastmlp.training.loop import train
 
 RECIPE = "ee5179-1"  # 784-500-250-100-10, sigmoid, batch 64, 15 epochs
 ALLOWED = 0.003  # difference of test accuracies between GPU and CPU
@@ -31,25 +29,15 @@ def plan_of(sizes: Sizes) -> Plan:
 
 def trained_by(backend: str, plan: Plan) -> dict[str, Any]:
     """Seconds and figures of a training by one engine."""
-    settings = dataclasses.replace(plan.settings, backend=backend)
-    x, y = plan.parts["train"]
     began = time.perf_counter()
-    training = train(
-        plan.network,
-        x,
-        y,
-        settings=settings,
-        validation=plan.parts["validation"],
-        scaling=fit_scaling(plan.config.scale, x),
-        classes=plan.data.classes or None,
-    )
+    training = train_by(backend, plan)
     seconds = time.perf_counter() - began
     test = evaluate(training.model, *plan.parts["test"])
     return {
         "engine": backend,
         "seconds": seconds,
         "epochs": len(training.history),
-        "rows": len(x),
+        "rows": len(plan.parts["train"][0]),
         "test_accuracy": test["accuracy"],
         "loss": training.history[-1]["loss"],
     }

@@ -24,6 +24,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from benchmarks.cuda_build import parse_capability, told
+from benchmarks.gpu import ROOT
 from benchmarks.gpu.kernels import Asked, recorded
 from fastmlp.data.download import data_folder, present
 from fastmlp.data.named import DATASETS
@@ -31,7 +32,6 @@ from fastmlp.engines.cpu.threads import available_cores
 from fastmlp.engines.cuda.compiler import Capability, compiled, entry_of, sources
 from fastmlp.files import write_json
 
-ROOT = Path(__file__).resolve().parents[2]
 # What a machine with NumPy, PyTorch and Numba may lack of what the check imports; pip adds what these need themselves.
 PACKAGES = ("msgspec", "tomli-w", "platformdirs", "threadpoolctl", "pytest", "hypothesis", "greenlet")
 PYTHON = "3.12"
@@ -119,7 +119,6 @@ def main() -> None:
         "data": data,
         "python": PYTHON,
     }
-    about["python"] = PYTHON
     write_json(folder / "about.json", about)
     whole = size_of(folder) + repository_size()
     print(f"{folder}: {about}; {whole / 2**20:.1f} MiB with the repository")

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu import ROOT
 from benchmarks.gpu.part import joined
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.stages import Stage, add_sizes, sizes_of, stages
@@ -30,7 +31,6 @@ from fastmlp.engines.kernel_cache import cache_folder
 from fastmlp.files import read_json, write_json
 
 SECONDS = 345.0  # of six minutes, with what start.py unpacks before
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Check:

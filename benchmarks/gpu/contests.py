@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.gpu.measures import Watch
 from benchmarks.gpu.part import Part
 from benchmarks.gpu.sizes import Sizes
-from fastmlp.bench.cases import Case, Source
+from fastmlp.bench.cases import Case, Rows, Source
 from fastmlp.bench.contestant import Contestant, Order, OwnEngine, Task
 from fastmlp.bench.rounds import (
     BenchSettings,
@@ -81,14 +81,14 @@ class OnDevice(OwnEngine):
         super().prepare(task)
 
 
-@functools.lru_cache(maxsize=1)
-def source_of(data: str, rows: int) -> Source:
-    return Source(data, rows)
+@functools.lru_cache(maxsize=1)  # a process has one case
+def rows_of(case: Case, data: str, rows: int) -> Rows:
+    return Source(data, rows).rows_for(case)
 
 
 def task_of(case: Case, sizes: Sizes, optimizer: str = "sgd", whole: bool = False) -> tuple[Task, str]:
     """What is trained, and the name of its data: "synthetic" where `sizes.data` is missing; whole : no short last batch."""
-    rows = source_of(sizes.data, sizes.rows).rows_for(case)
+    rows = rows_of(case, sizes.data, sizes.rows)
     task = BenchSettings([case], rows=sizes.rows, optimizer=optimizer).task(case, rows)
     count = len(task.x) // task.batch * task.batch if whole else len(task.x)
     return dataclasses.replace(task, x=task.x[:count], y=task.y[:count]), rows.name
@@ -102,9 +102,7 @@ def admitted(part: Part, task: Task, contestants: Sequence[Contestant], stack: c
         stack.callback(contestant.close)
         try:
             found.append(Entry(contestant, warm_up(contestant, task, specified)))
-        except (
-            Exception
-        ) as error:  # whatever PyTorch's compiler raises; and ours, that lacks something or computes another thing
+        except Exception as error:  # of ours, or whatever PyTorch's compiler raises: the others are measured
             if isinstance(error, UnavailableError) and not isinstance(contestant, OwnEngine):
                 part.add("left_out", {"what": f"{task.network.label}, batch {task.batch}: {who}", "reason": str(error)})
             else:
@@ -204,7 +202,7 @@ def specified_of(case: Case, sizes: Sizes, optimizer: str) -> tuple[float, float
     return specified_losses(task_of(case, sizes, optimizer)[0])
 
 
-def variants(part: Part, case: Case, sizes: Sizes, watch: Watch) -> None:
+def measure_variants(case: Case, part: Part, sizes: Sizes, watch: Watch) -> None:
     """A row for each way in which the CUDA engine trains."""
     for variant in VARIANTS:
         try:

@@ -16,11 +16,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.gpu import ROOT
 from fastmlp.engines.cuda import engine as cuda
 from fastmlp.engines.cuda.kernels.programs import Kind, Shape
 from fastmlp.engines.cuda.kernels.tiles import Tile
 
-ROOT = Path(__file__).resolve().parents[2]
 RECORD = Path(__file__).with_name("kernels.jsonl")
 RECORD_TO = "FASTMLP_RECORD_KERNELS"  # a file to which the tests add what is asked for, instead of comparing it
 # What is run over the simulator.

@@ -88,10 +88,13 @@ def engine_of(row: Row) -> str:
 def engines_table(rows: Sequence[Row]) -> str:
     """Our engines beside each other: NumPy first, CUDA last."""
     order = ("numpy", "numba", "cuda")
-    ordered = sorted(rows, key=lambda row: (order.index(row["backend"]), row["threads"] or 0))
-    ordered.sort(key=lambda row: [(one["network"], one["batch"]) for one in rows].index((row["network"], row["batch"])))
+    cases = list(dict.fromkeys((row["network"], row["batch"]) for row in rows))
+
+    def place(row: Row) -> tuple[int, int, int]:
+        return cases.index((row["network"], row["batch"])), order.index(row["backend"]), row["threads"] or 0
+
     end = ("fastest CPU / CUDA (range)", fastest_but_ours)
-    return table(ordered, engine_of, milliseconds, first="network, batch", end=end)
+    return table(sorted(rows, key=place), engine_of, milliseconds, first="network, batch", end=end)
 
 
 def variants_table(rows: Sequence[Row]) -> str:

@@ -20,7 +20,7 @@ from fastmlp.bench.pytorch import Torch
 from fastmlp.bench.rounds import spread
 from fastmlp.errors import UnavailableError
 
-WARM = 3  # steps before a graph is captured, warm-up steps before the capture
+WARM = 3  # warm-up steps before the capture
 
 
 class Eager(Torch):
@@ -60,6 +60,7 @@ class Compiled(Summed):
 
     backend = "torch.compile reduce-overhead"
     how: dict[str, Any] = {"mode": "reduce-overhead"}  # noqa: RUF012 - replaced as a whole, never changed
+    compiled: Any = None  # until it is prepared
 
     def prepare(self, task: Task) -> None:
         super().prepare(task)
@@ -75,8 +76,8 @@ class Compiled(Summed):
             self.in_place(parameters, gradients)
             total.add_(loss)
 
-        self.compiled = torch.compile(step, fullgraph=True, dynamic=False, **self.how)
         self.skips_before = self.skips()
+        self.compiled = torch.compile(step, fullgraph=True, dynamic=False, **self.how)
 
     def advance(self, picked: Any) -> None:
         with self.torch.no_grad():
@@ -88,7 +89,7 @@ class Compiled(Summed):
         return count
 
     def close(self) -> None:
-        if hasattr(self, "compiled"):
+        if self.compiled is not None:
             self.torch.compiler.reset()
 
 

@@ -6,9 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu import ROOT
 from benchmarks.gpu.part import Part
 from benchmarks.gpu.sizes import Sizes
 from fastmlp.errors import FastMLPError
@@ -34,7 +34,7 @@ def sanitize(tool: str, part: Part, sizes: Sizes, watch: Any) -> None:
         part.add("left_out", {"what": tool, "reason": "there is no compute-sanitizer"})
         return
     command = [program, "--tool", tool, "--error-exitcode", str(FOUND), sys.executable, "-m", "benchmarks.gpu.stages", "small"]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).resolve().parents[2], check=False)
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     output = f"{run.stdout}{run.stderr}"
     part.add("sanitizer", {"tool": tool, "status": run.returncode, "end_of_output": output[-3000:]})
     if run.returncode != 0:

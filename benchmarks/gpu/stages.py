@@ -91,11 +91,6 @@ def measure_row(case: Case, part: Part, sizes: Sizes, watch: Any) -> None:
     contests.contest(part, "rows", case, sizes, contests.own_engines(watch))
 
 
-def measure_variants(case: Case, part: Part, sizes: Sizes, watch: Any) -> None:
-    """The CUDA engine by itself, in all precisions."""
-    contests.variants(part, case, sizes, watch)
-
-
 def measure_contest(kinds: Sequence[type[rivals.Eager]], case: Case, part: Part, sizes: Sizes, watch: Any) -> None:
     """Our CUDA engine against PyTorch on the device."""
     try:
@@ -105,7 +100,10 @@ def measure_contest(kinds: Sequence[type[rivals.Eager]], case: Case, part: Part,
         return
     found = [kind(device) for kind in kinds]
     contests.contest(part, "contests", case, sizes, [contests.OnDevice(watch), *found], whole=True)
-    part.put("cudagraph_skips", [one.skips() - one.skips_before for one in found if isinstance(one, rivals.Compiled)])
+    for one in found:
+        if isinstance(one, rivals.Compiled) and one.compiled is not None:
+            skips = {"network": case.network, "batch": case.batch, "count": one.skips() - one.skips_before}
+            part.add("cudagraph_skips", skips)
 
 
 def measure_products(part: Part, sizes: Sizes, watch: Any) -> None:
@@ -140,7 +138,9 @@ def stages(sizes: Sizes) -> list[Stage]:
         Stage("barriers", kept("barriers", measure_barriers), 20, 3),
         Stage("products", measure_products, 40, 5),
     ]
-    found += [Stage(f"variants: {case.label}", functools.partial(measure_variants, case), 30, 4) for case in sizes.cases]
+    found += [
+        Stage(f"variants: {case.label}", functools.partial(contests.measure_variants, case), 30, 4) for case in sizes.cases
+    ]
     plain, compiled = (rivals.Eager, rivals.Captured), (rivals.Compiled,)
     found += [Stage(f"PyTorch: {case.label}", functools.partial(measure_contest, plain, case), 30, 6) for case in sizes.cases]
     found += [Stage("copies", kept("copies", measure_copies), 20, 3)]

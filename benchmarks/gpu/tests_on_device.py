@@ -1,4 +1,4 @@
-"""The tests with marker "gpu" on the device, by pytest in a process of its own, whose outcomes are kept as they come."""
+"""The engine's tests on the device, by pytest in a process of its own, whose outcomes are kept as they come."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu import ROOT
 from benchmarks.gpu.part import Part
 from benchmarks.gpu.sizes import Sizes
 from fastmlp.bench.rounds import Disagreement
 from fastmlp.errors import FastMLPError, UnavailableError
 
-ROOT = Path(__file__).resolve().parents[2]
 NEEDED = ("pytest", "hypothesis", "greenlet")
 # Both designs: the contract for small batches, and tiles for large ones.
 TESTS = ("tests/engines/test_contract.py", "tests/engines/test_contract_state.py", "tests/engines/cuda/test_engine.py")

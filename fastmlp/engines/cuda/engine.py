@@ -224,33 +224,33 @@ class CudaEngine:
 
     def start(self, kind: Kind, count: int, steps: int) -> None:
         """Launch all phases of so many steps: in one kernel, whose blocks wait for each other, or each by itself in a graph."""
-        job, runtime, here = self.job, self.runtime, self.handles
-        shape = self.shape(job.batch_size)
-        small = isinstance(shape, Shape)
-        program, blocks = runtime.program("train", kind, shape), shape.resident * runtime.blocks
-        share = job.network.label_smoothing / job.network.sizes[-1]
-        hot, cold = np.float32(1 - job.network.label_smoothing + share), np.float32(share)
-        last = steps * phases(len(job.network.layers), kind.clips)
-        shared = (
-            *[here[name] for name in (*TABLES, "x", "shift", "factor", "y")], hot, cold,
-            *[here[name] for name in OF_TRAINING], job.batch_size, count,
-        )  # fmt: skip
-
-        def launch(first: int, end: int) -> Launch:
-            arguments = (*shared, first, end, np.uint64(job.seed), np.float32(job.optimizer.clip_norm))
-            return Launch(program, blocks, arguments, together=small)
-
-        if small:
+        last = steps * phases(len(self.job.network.layers), kind.clips)
+        whole = self.launch(kind, count, 0, last)
+        if isinstance(self.shape(self.job.batch_size), Shape):
             self.upload("counter", np.zeros(1, np.uint64))
-            runtime.launch(launch(0, last))
+            self.runtime.launch(whole)
             return
-        key = (program, last, *shared)
+        key = (whole.program, last, *whole.arguments)
         if not (
             len(key) == len(self.recorded[0]) and all(a is b or a == b for a, b in zip(key, self.recorded[0], strict=True))
         ):
             self.recorded = ((), None)
-            self.recorded = key, runtime.record([launch(phase, phase + 1) for phase in range(last)])
+            launches = [self.launch(kind, count, phase, phase + 1) for phase in range(last)]
+            self.recorded = key, self.runtime.record(launches)
         self.recorded[1]()
+
+    def launch(self, kind: Kind, count: int, first: int, end: int) -> Launch:
+        """Phases `first` to before `end` of a call with `count` rows, in one launch: cooperative if it has several."""
+        job, here, shape = self.job, self.handles, self.shape(self.job.batch_size)
+        share = job.network.label_smoothing / job.network.sizes[-1]
+        hot, cold = np.float32(1 - job.network.label_smoothing + share), np.float32(share)
+        arguments = (
+            *[here[name] for name in (*TABLES, "x", "shift", "factor", "y")], hot, cold,
+            *[here[name] for name in OF_TRAINING], job.batch_size, count,
+            first, end, np.uint64(job.seed), np.float32(job.optimizer.clip_norm),
+        )  # fmt: skip
+        program = self.runtime.program("train", kind, shape)
+        return Launch(program, shape.resident * self.runtime.blocks, arguments, together=end - first > 1)
 
 
 def widened(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
