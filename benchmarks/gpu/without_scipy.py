@@ -1,6 +1,6 @@
 """The two functions of SciPy that the specification needs (fastmlp/reference.py), for a machine that lacks it.
 
-SciPy's wheel is too large to be carried beside the data. By the C library, an element at a time.
+SciPy's wheel is too large to be carried beside the data.
 """
 
 from __future__ import annotations
@@ -8,34 +8,27 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 
-def sigmoid(z: float) -> float:
-    """1 / (1 + exp(-z)) without overflow.
+def expit(z: npt.ArrayLike) -> Any:
+    """1 / (1 + exp(-z)) of each element, as numbers of their type, without overflow.
 
-    >>> sigmoid(0.0), sigmoid(-1000.0)
-    (0.5, 0.0)
+    >>> expit(np.array([0.0, -1000.0])).tolist()
+    [0.5, 0.0]
     """
-    e = math.exp(-abs(z))
-    return (1.0 if z >= 0 else e) / (1.0 + e)
+    found = np.asarray(z)
+    e = np.exp(-np.abs(found))
+    return np.where(found >= 0, found.dtype.type(1), e) / (1 + e)
 
 
-def by_element(function: Callable[[float], float]) -> Callable[[npt.ArrayLike], Any]:
-    """The function of each element, as numbers of their type."""
-
-    def of_array(z: npt.ArrayLike) -> Any:
-        found = np.asarray(z)
-        return np.vectorize(function, otypes=[found.dtype])(found)
-
-    return of_array
-
-
-erfc, expit = by_element(math.erfc), by_element(sigmoid)
+def erfc(z: npt.ArrayLike) -> Any:
+    """The complementary error function of each element, as numbers of their type; by the C library, an element at a time."""
+    found = np.asarray(z)
+    return np.vectorize(math.erfc, otypes=[found.dtype])(found)
 
 
 def stand_in() -> None:
