@@ -6,17 +6,27 @@ Every message says what was given, what is needed, and what to do. Anything that
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class FastMLPError(Exception):
-    """Base of all errors that a user can cause or cure."""
+    """Base class of the errors that fastmlp raises on purpose.
+
+    Parameters
+    ----------
+    message : what was given, what is needed, and what to do; it names settings as Python does, never as command-line flags
+    settings : names of the settings to change, such as "val_fraction"; the command line shows their flags after the message
+    """
 
     exit_code = 1
 
+    def __init__(self, message: str = "", *, settings: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.settings = tuple(settings)
+
 
 class ConfigError(FastMLPError, ValueError):
-    """A setting, a flag or a key is wrong, or two of them contradict each other."""
+    """A setting is invalid, or two settings contradict each other."""
 
     exit_code = 2
 

@@ -135,11 +135,21 @@ class Program(click.Group):
             ctx.exit(1)
 
 
+def flag(setting: str) -> str:
+    """The flag of a setting.
+
+    >>> flag("batch_size")
+    '--batch-size'
+    """
+    return "--" + setting.replace("_", "-")
+
+
 def fail(ctx: click.Context, error: Any) -> None:
     """One line and the exit code; with -v -v or FASTMLP_DEBUG also the way to it."""
     if ctx.meta.get(VERBOSE, 0) > 1 or os.environ.get("FASTMLP_DEBUG"):
         note(traceback.format_exc())
-    note("fastmlp: error: " + " ".join(str(error).splitlines()))
+    flags = ", ".join(map(flag, getattr(error, "settings", ())))
+    note("fastmlp: error: " + " ".join(str(error).splitlines()) + (f" [{flags}]" if flags else ""))
     ctx.exit(error.exit_code)
 
 
