@@ -28,7 +28,7 @@ from fastmlp.reference import ACTIVATIONS, row_losses, target_rows
 
 ROWS, UNITS = sized((64, 500), (7, 9))
 OUTPUTS = 10
-RATE, SEED, STEP = 0.2, 7, 3  # of the dropout, in layer 0
+DROPOUT_RATE, SEED, STEP = 0.2, 7, 3  # of the dropout, in layer 0
 
 # ------------------------------------------------------------------------------------------------ activations
 
@@ -70,10 +70,10 @@ def test_activation(benchmark: Any, name: str, backend: str) -> None:
 
 def numpy_dropout(x: Any) -> Subject:
     """Units times 0, or 1/(1 - rate) where the mask keeps them."""
-    scale = x.dtype.type(1 / (1 - RATE))
+    scale = x.dtype.type(1 / (1 - DROPOUT_RATE))
 
     def run() -> Any:
-        return (x * (keep_mask(SEED, STEP, 0, *x.shape, RATE) * scale),)
+        return (x * (keep_mask(SEED, STEP, 0, *x.shape, DROPOUT_RATE) * scale),)
 
     return Subject(run, run)
 
@@ -81,12 +81,12 @@ def numpy_dropout(x: Any) -> Subject:
 def numba_dropout(x: Any) -> Subject:
     rows, units = x.shape
     kernel, y = dropout_kernel(lanes()), np.zeros((rows, -(-units // lanes()) * lanes()), np.float32)
-    settings = STEP, SEED, int(drop_threshold(RATE)), np.float32(1 / (1 - RATE))
+    settings = STEP, SEED, int(drop_threshold(DROPOUT_RATE)), np.float32(1 / (1 - DROPOUT_RATE))
     return on_bench(lambda: kernel(x, y, *settings), lambda: (y[:, :units],))
 
 
 def cuda_dropout(x: Any) -> Subject:
-    settings = np.uint64(SEED), STEP, 0, drop_threshold(RATE), np.float32(1 / (1 - RATE)), x.shape[1]
+    settings = np.uint64(SEED), STEP, 0, drop_threshold(DROPOUT_RATE), np.float32(1 / (1 - DROPOUT_RATE)), x.shape[1]
     return on_vectors(device(), "dropout", PLAIN, (*settings, x, np.empty_like(x)), (7,))
 
 
@@ -98,7 +98,7 @@ def test_dropout(benchmark: Any, backend: str) -> None:
     x = numbers(ROWS, UNITS)
     subject = DROPOUT[backend](x)
     check(subject.answer(), numpy_dropout(*exact(x)).answer(), rounding(0))
-    measure(benchmark, f"dropout {RATE}, {ROWS}x{UNITS}", backend, subject)
+    measure(benchmark, f"dropout {DROPOUT_RATE}, {ROWS}x{UNITS}", backend, subject)
 
 
 # ------------------------------------------------------------------------------------------------ losses

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from benchmarks.cases import Case
-from benchmarks.cuda_workbench import KEEPS, CudaWorkbench, device
+from benchmarks.cuda_workbench import KEEP_GRADIENT, CudaWorkbench, device
 from benchmarks.measuring import CASES, Subject, blas_threads, check, exact, measure, numbers, rounding, sized
 from benchmarks.workbench import Workbench, on_bench, one_layer
 from fastmlp.engines.cuda.kernels.layout import GRADIENT, OUTPUT, SLOPES
@@ -145,7 +145,7 @@ def numba_weight_gradient(x: Any, dz: Any) -> Subject:
 
 def cuda_weight_gradient(x: Any, dz: Any) -> Subject:
     network = one_layer(x.shape[1], dz.shape[1])
-    bench = CudaWorkbench(network, len(x), device(), KEEPS)
+    bench = CudaWorkbench(network, len(x), device(), KEEP_GRADIENT)
     bench.inputs(x)
     bench.fill({(GRADIENT, 0): dz})
     return on_bench(bench.backward(), lambda: network.views(bench.gradient())[0], None)
@@ -195,7 +195,7 @@ def flat_views(network: Network, vector: Any) -> tuple[Any, ...]:
 
 
 def cuda_backward(network: Network, parameters: Any, passed: Pass, dz: Any) -> Subject:
-    bench = CudaWorkbench(network, len(dz), device(), KEEPS)
+    bench = CudaWorkbench(network, len(dz), device(), KEEP_GRADIENT)
     bench.load(parameters)
     bench.inputs(passed.inputs[0])
     blocks = {(OUTPUT, layer): y for layer, y in enumerate(passed.inputs[1:])}

@@ -26,7 +26,7 @@ from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
 
 EPOCH_ROWS, PREDICT_ROWS = sized((ROWS, 10_000), (60, 40))
-RATE = 0.01
+LEARNING_RATE = 0.01
 PROBE = 8  # batches after which rounding has not grown yet
 # Relative difference of mean losses over an epoch, in which rounding grows from update to update
 EPOCH_TOLERANCE = 5e-3
@@ -60,7 +60,7 @@ def threads_of(engine: Engine) -> int | None:
 def train(engine: Engine, case: Case, rows: Any) -> Any:
     """Losses of an engine that trains on these rows."""
     x, y = random_rows(EPOCH_ROWS, case.sizes[0], case.sizes[-1])
-    return engine.train(x, y, rows, np.full(steps_of(len(rows), case.batch), RATE)).loss
+    return engine.train(x, y, rows, np.full(steps_of(len(rows), case.batch), LEARNING_RATE)).loss
 
 
 @functools.cache

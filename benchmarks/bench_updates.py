@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.cuda_workbench import CudaWorkbench, device, on_vectors
 from benchmarks.measuring import Subject, blas_threads, check, exact, measure, numbers, rounding, sized
-from benchmarks.workbench import RATE, STEP, Workbench, on_bench, one_layer, update_kernel
+from benchmarks.workbench import LEARNING_RATE, STEP, Workbench, on_bench, one_layer, update_kernel
 from fastmlp.engines.base import State
 from fastmlp.engines.cpu.engine import SLOT_ROWS
 from fastmlp.engines.cpu.kernels.passes import GRADIENT, PARAMETERS
@@ -50,7 +50,7 @@ class Start(NamedTuple):
 
 def numpy_update(optimizer: Optimizer, start: Start, g: Any) -> Subject:
     p, slots = start.p.copy(), start.slots.copy()
-    return on_bench(lambda: update(optimizer, p, g, slots, STEP, RATE, start.decay), lambda: (p, *slots))
+    return on_bench(lambda: update(optimizer, p, g, slots, STEP, LEARNING_RATE, start.decay), lambda: (p, *slots))
 
 
 def numba_update(optimizer: Optimizer, start: Start, g: Any) -> Subject:
@@ -58,13 +58,13 @@ def numba_update(optimizer: Optimizer, start: Start, g: Any) -> Subject:
     store = np.zeros((GRADIENT + 1, len(g)), np.float32)
     store[places], store[GRADIENT] = [start.p, *start.slots], g
     code = Workbench(one_layer(1, 1), 1, optimizer).engine.code(np.float32, training=True)
-    kernel, scalars = update_kernel(), optimizer.scalars(np.array([RATE]), STEP)[0]
+    kernel, scalars = update_kernel(), optimizer.scalars(np.array([LEARNING_RATE]), STEP)[0]
     return on_bench(lambda: kernel(code, store, scalars), lambda: tuple(store[places]))
 
 
 def cuda_update(optimizer: Optimizer, start: Start, g: Any) -> Subject:
     slots, none = dict(zip(optimizer.slots, start.slots, strict=True)), np.zeros(1, np.float32)
-    scalars = optimizer.scalars(np.array([RATE]), STEP)[0]
+    scalars = optimizer.scalars(np.array([LEARNING_RATE]), STEP)[0]
     arguments = scalars, g, start.p, slots.get("m", none), slots.get("v", none)
     results = 2, *(3 + "mv".index(name) for name in optimizer.slots)
     return on_vectors(device(), "updates", PLAIN._replace(rule=optimizer.name), arguments, results)
@@ -93,7 +93,7 @@ def numpy_gradient_update(optimizer: Optimizer, start: Start, x: Any, dz: Any) -
 
     def run() -> None:
         g = backward(network, network.views(p), Pass([x], [], dz), dz)
-        update(optimizer, p, g, slots, STEP, RATE, start.decay)
+        update(optimizer, p, g, slots, STEP, LEARNING_RATE, start.decay)
 
     return on_bench(run, lambda: (p, *slots), blas_threads())
 

@@ -69,8 +69,8 @@ def engine_of(sizes: tuple[int, ...], batch: int, threads: int | None = None, op
 def epoch_of(engine: Engine, sizes: tuple[int, ...], batch: int, rows: int = ROWS) -> Callable[[], Any]:
     """A function that trains on the first `rows` rows once."""
     x, order = pixels(rows, sizes[0]), np.random.default_rng(1).permutation(rows)
-    rates = np.full(steps_of(rows, batch), 0.001)
-    return lambda: engine.train(x, DATA.y[:rows], order, rates)
+    learning_rates = np.full(steps_of(rows, batch), 0.001)
+    return lambda: engine.train(x, DATA.y[:rows], order, learning_rates)
 
 
 @functools.cache

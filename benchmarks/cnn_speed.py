@@ -27,7 +27,7 @@ from fastmlp.cnn.training import EVALUATED
 from torch.nn.functional import cross_entropy
 
 from benchmarks.epochs import machine
-from fastmlp.bench.rounds import spread
+from fastmlp.bench.rounds import min_median_max
 from fastmlp.data.features import extract_rows
 from fastmlp.files import write_json
 
@@ -87,7 +87,7 @@ def extractor_input(pixels: Any) -> Any:
     return ((pixels.astype(np.float32) - 127.5) / 127.5).reshape(-1, *SHAPE)
 
 
-def rates(calls: dict[str, Callable[[], None]], images: int, rounds: int) -> dict[str, dict[str, float]]:
+def images_per_second(calls: dict[str, Callable[[], None]], images: int, rounds: int) -> dict[str, dict[str, float]]:
     """Images a second of each call, in turn."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 1):  # the first round warms up
@@ -96,7 +96,7 @@ def rates(calls: dict[str, Callable[[], None]], images: int, rounds: int) -> dic
             call()
             if number:
                 seconds[name].append(images / (time.perf_counter() - began))
-    return {name: spread(one) for name, one in seconds.items()}
+    return {name: min_median_max(one) for name, one in seconds.items()}
 
 
 def main() -> None:
@@ -112,7 +112,7 @@ def main() -> None:
             calls[name] = call
         except Exception as error:  # a compiler that is missing, a type that the processor lacks: whatever torch raises
             left_out[name] = " ".join(str(error).split())[:200]
-    found = rates(calls, STEPS * BATCH, options.rounds) | rates(extraction(), IMAGES, options.rounds)
+    found = images_per_second(calls, STEPS * BATCH, options.rounds) | images_per_second(extraction(), IMAGES, options.rounds)
     for name, row in found.items():
         print(f"{name}: {row['median']:,.0f} images/s ({row['least']:,.0f} to {row['most']:,.0f})")
     share = found["extraction"]["median"] / found["bare forward pass"]["median"]

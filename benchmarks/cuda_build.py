@@ -63,7 +63,7 @@ def plain_kinds() -> Iterator[tuple[str, Kind]]:
         yield f"relu, sgd, {precision}", PLAIN._replace(precision=precision)
 
 
-class Wanted(NamedTuple):
+class KernelRequest(NamedTuple):
     """A kernel to be built; `label` : its kind in words."""
 
     name: str
@@ -85,19 +85,19 @@ def kinds() -> Iterator[tuple[str, Kind]]:
             yield f"{label}, {precision}", kind._replace(precision=precision)
 
 
-def kernels(kinds: Iterable[tuple[str, Kind]]) -> Iterator[Wanted]:
+def kernels(kinds: Iterable[tuple[str, Kind]]) -> Iterator[KernelRequest]:
     """All kernels of some kinds, of both designs where a precision has both; those that know no kind once.
 
     Kernels that only measure (pieces.py) have no products, so one design and one precision are enough.
     """
     for name in ("barriers", "dropout"):
-        yield Wanted(name, "any", PLAIN, SHAPE)
+        yield KernelRequest(name, "any", PLAIN, SHAPE)
     for label, kind in kinds:
         for name in ("activations", "updates") if kind.precision == "float32" else ():
-            yield Wanted(name, label, kind, SHAPE)
+            yield KernelRequest(name, label, kind, SHAPE)
         for shape in (*([SHAPE] if kind.precision == "float32" else []), TILES[kind.precision]):
-            yield Wanted("train", label, kind, shape)
-            yield Wanted("apply", label, applied(kind), shape)
+            yield KernelRequest("train", label, kind, shape)
+            yield KernelRequest("apply", label, applied(kind), shape)
 
 
 def fitting(kind: Kind, capabilities: Sequence[Capability]) -> list[Capability]:
@@ -105,9 +105,9 @@ def fitting(kind: Kind, capabilities: Sequence[Capability]) -> list[Capability]:
     return [one for one in capabilities if kind.precision == "float32" or one >= FIRST_CAPABILITY]
 
 
-def build_all(wanted: Iterable[Wanted], capabilities: Sequence[Capability]) -> Iterator[Row]:
+def build_all(requests: Iterable[KernelRequest], capabilities: Sequence[Capability]) -> Iterator[Row]:
     """Each kernel lowered once and linked for every capability that it fits."""
-    for name, label, kind, shape in wanted:
+    for name, label, kind, shape in requests:
         fit = fitting(kind, capabilities)
         kernel = lowered(name, kind, shape, fit[0])
         for capability in fit:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks.measuring import Subject
-from benchmarks.workbench import RATE, STEP, on_bench
+from benchmarks.workbench import LEARNING_RATE, STEP, on_bench
 from fastmlp.engines.base import Job, State
 from fastmlp.engines.cuda import engine as cuda
 from fastmlp.engines.cuda.kernels.layout import COLUMNS, FAN_OUT, OUT_WIDTH, gathered
@@ -23,7 +23,9 @@ from fastmlp.errors import UnavailableError
 from fastmlp.nn.network import FloatArray, Network
 from fastmlp.nn.optimizers import Optimizer
 
-KEEPS = Optimizer(clip_norm=1.0)  # with it a gradient is written to memory, for its norm, and no weight changes in that phase
+KEEP_GRADIENT = Optimizer(
+    clip_norm=1.0
+)  # with it a gradient is written to memory, for its norm, and no weight changes in that phase
 
 
 def device() -> Any:
@@ -55,7 +57,7 @@ class CudaWorkbench:
             "row_scale": np.full(rows, 1 / rows, np.float32),
             "loss": np.full(rows, np.nan, np.float32),
             "correct": np.zeros(rows, np.bool_),
-            "scalars": job.optimizer.scalars_by_kind(np.array([RATE]), STEP),
+            "scalars": job.optimizer.scalars_by_kind(np.array([LEARNING_RATE]), STEP),
             "clock": np.full(1, STEP),
         }.items():
             engine.upload(name, array)
@@ -95,7 +97,7 @@ class CudaWorkbench:
         return self.runtime.get(self.engine.handles[name])
 
     def gradient(self) -> FloatArray:
-        """The flat gradient, (parameters,) float32; of a workbench with the optimiser `KEEPS`."""
+        """The flat gradient, (parameters,) float32; of a workbench with the optimiser `KEEP_GRADIENT`."""
         return gathered(self.network, self.vector("kept"))
 
     def launch(self, first: int, end: int) -> Launch:

@@ -21,7 +21,7 @@ from benchmarks.epochs import machine
 from benchmarks.promises import seconds
 from fastmlp import Network, Optimizer, Schedule, Settings, Training, train, train_many
 from fastmlp.bench.machine import Ceilings
-from fastmlp.bench.rounds import spread
+from fastmlp.bench.rounds import min_median_max
 from fastmlp.data.dataset import Dataset, load_data
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.data.splits import split_rows
@@ -39,8 +39,6 @@ NETWORKS = (
 )
 OPTIMIZERS = ("sgd", "adam", "nesterov", "adamw", "rmsprop")
 
-Job = tuple[Network, Settings]
-
 
 class Case(NamedTuple):
     """Models to train on so many rows of a data set; a fifth of them validates."""
@@ -48,7 +46,7 @@ class Case(NamedTuple):
     name: str
     data: str
     rows: int
-    jobs: Sequence[Job]
+    jobs: Sequence[tuple[Network, Settings]]
 
 
 def settings(seed: int, epochs: int, optimizer: str = "sgd", batch: int = 64) -> Settings:
@@ -73,7 +71,7 @@ def make_cases(models: int) -> tuple[Case, ...]:
     )
 
 
-def parts_of(case: Case, data: Dataset) -> dict[str, Any]:
+def data_of(case: Case, data: Dataset) -> dict[str, Any]:
     """What `train` and `train_many` get of the data: as many pixels as the networks take, and a part for validation."""
     features = case.jobs[0][0].sizes[0]
     x, y = data.x[: case.rows, :: data.x.shape[1] // features][:, :features], data.y[: case.rows]
@@ -108,9 +106,9 @@ def measure(case: Case, parts: dict[str, Any], threads: int, rounds: int) -> dic
         "case": case.name,
         "models": len(case.jobs),
         "rows": len(parts["x"]),
-        "alone_seconds": spread([one for one, _ in times]),
-        "together_seconds": spread([many for _, many in times]),
-        "efficiency": spread([one / (threads * many) for one, many in times]),
+        "alone_seconds": min_median_max([one for one, _ in times]),
+        "together_seconds": min_median_max([many for _, many in times]),
+        "efficiency": min_median_max([one / (threads * many) for one, many in times]),
     }
 
 
@@ -138,7 +136,7 @@ def main() -> None:
     about = machine()
     rows = []
     for case in make_cases(MODELS_PER_THREAD * options.threads):
-        rows.append(measure(case, parts_of(case, load_data(case.data)), options.threads, options.rounds))
+        rows.append(measure(case, data_of(case, load_data(case.data)), options.threads, options.rounds))
         print(text_of(rows[-1]), flush=True)
     machine_scaling = scaling_of_machine(options.threads, options.rounds)
     print(f"the machine's own: {machine_scaling:.1%} on {options.threads} threads")

@@ -24,7 +24,7 @@ import numpy as np
 from benchmarks.cases import Case
 from benchmarks.epochs import machine
 from fastmlp import Network, Schedule, Settings, fit_scaling, train
-from fastmlp.bench.rounds import spread
+from fastmlp.bench.rounds import min_median_max
 from fastmlp.training.loop import Progress
 
 CASE = Case((784, 128, 10), 64)
@@ -100,7 +100,7 @@ def measure(case: Case, path: Path, rounds: int) -> dict[str, Any]:
         "rows": len(y),
         "gib": memory.nbytes / 2**30,
         "seconds": {name: round(statistics.median(e.seconds for e in part), 4) for name, part in epochs.items()},
-        "speed": spread(speeds),
+        "speed": min_median_max(speeds),
         "disk_reads": sum(e.disk_reads for e in epochs["mapped"]),
         "owned_mib": round((watch.most - watch.start) / 2**20, 1),
     }

@@ -56,7 +56,7 @@ def ratio_of_sums(call: Call, base: Call, calls: int = 5) -> float:
     return sum(a for a, _ in pairs) / sum(b for _, b in pairs)
 
 
-def judged(found: dict[str, Any]) -> dict[str, Any]:
+def check_limit(found: dict[str, Any]) -> dict[str, Any]:
     """A figure (value, limit, unit, at_least if the limit is a least one) and whether its limit is met."""
     met = found["value"] >= found["limit"] if found.get("at_least") else found["value"] <= found["limit"]
     return found | {"met": bool(met)}
@@ -67,7 +67,7 @@ def publish(parts: Iterable[dict[str, dict[str, Any]]], rounds: int, out: Path |
     claims: dict[str, Any] = {}
     for part in parts:
         for name, found in part.items():
-            claims[name] = row = judged(found)
+            claims[name] = row = check_limit(found)
             verdict = "met   " if row["met"] else "MISSED"
             print(f"{verdict} {name}: {row['value']:.3g} (limit {row['limit']}) {row['unit']}", flush=True)
     if out:

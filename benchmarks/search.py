@@ -86,10 +86,10 @@ def on_pixels(search: Mapping[str, Any], todo: Sequence[dict[str, Any]], keep: K
     configs = [(changed, resolve({}, {}, recipe=settings_of(search)[1] | changed)) for changed in todo]
     shared = [*fields_of(DataSettings)]
     for _, group in itertools.groupby(configs, key=lambda one: [getattr(one[1], name) for name in shared]):
-        side_by_side(search, list(group), keep)
+        train_together(search, list(group), keep)
 
 
-def side_by_side(search: Mapping[str, Any], group: Sequence[tuple[dict[str, Any], Config]], keep: Keep) -> None:
+def train_together(search: Mapping[str, Any], group: Sequence[tuple[dict[str, Any], Config]], keep: Keep) -> None:
     """Train variants that share their data and its parts."""
     data = images_of(search, group[0][1].data)
     plans = [make_plan(dataclasses.replace(config, test_fraction=0.0), data=data) for _, config in group]
@@ -106,7 +106,7 @@ def side_by_side(search: Mapping[str, Any], group: Sequence[tuple[dict[str, Any]
 
 
 def on_features(search: Mapping[str, Any], todo: Sequence[dict[str, Any]], folder: Path, keep: Keep) -> None:
-    """Train a convolutional network for each variant, and a network on its features; both are told.
+    """Train a convolutional network for each variant, and a network on its features; both are cnn_result.
 
     A variant's table `follows` changes settings of the latter.
     """
@@ -114,15 +114,17 @@ def on_features(search: Mapping[str, Any], todo: Sequence[dict[str, Any]], folde
 
     (base, follows), tools = settings_of(search), cast("Tools", toolkit)
     folder.mkdir(parents=True, exist_ok=True)
-    blind: dict[str, Any] = {}
+    without_test: dict[str, Any] = {}
     if not search.get("test"):
         images = folder / "images.npz"  # in a file of their own, in which there is no test part
         save_images(images_of(search, base["data"]), images)
-        blind = {"data": str(images), "test_fraction": 0.0}  # whatever a variant changes
+        without_test = {"data": str(images), "test_fraction": 0.0}  # whatever a variant changes
     for changed in todo:
         own = resolve({}, {}, recipe=follows | changed.get("follows", {}))
         cnn_changed = {name: value for name, value in changed.items() if name != "follows"}
-        config = resolve_as(ExtractConfig, {"data_dir": os.environ.get("FASTMLP_DATA")}, {}, recipe=base | cnn_changed | blind)
+        config = resolve_as(
+            ExtractConfig, {"data_dir": os.environ.get("FASTMLP_DATA")}, {}, recipe=base | cnn_changed | without_test
+        )
         key = hashlib.sha256(json_bytes(config.key())).hexdigest()
         config = dataclasses.replace(config, out=str(folder / f"features-{key[:12]}.safetensors"))
         extracted = extract_run(config, tools, follows=own, say=print)
@@ -132,9 +134,9 @@ def on_features(search: Mapping[str, Any], todo: Sequence[dict[str, Any]], folde
         rows, validation = plan.parts["train"], plan.parts["validation"]
         scaling = fit_scaling(own.scale, rows[0])
         trained = train(plan.network, *rows, settings=plan.settings, validation=validation, scaling=scaling)
-        told = extracted.result["cnn"]
-        cnn = {name: told[name]["accuracy"] for name in ("validation", "test") if name in told}
-        cnn |= {key: told[key] for key in ("epochs", "best_epoch", "seconds")}
+        cnn_result = extracted.result["cnn"]
+        cnn = {name: cnn_result[name]["accuracy"] for name in ("validation", "test") if name in cnn_result}
+        cnn |= {key: cnn_result[key] for key in ("epochs", "best_epoch", "seconds")}
         keep({"settings": changed, "cnn": cnn} | figures(search, trained, plan.parts))
 
 

@@ -101,9 +101,9 @@ def claims_table(result: dict[str, Any]) -> str:
     """What the engine promises, what was measured, and whether it holds."""
     lines = ["| promise | measured (range) | limit | met |", "| --- | --- | --- | --- |"]
     for name, row in result["claims"].items():
-        spread = f" ({row['least']:.3g} to {row['most']:.3g})" if "least" in row else ""
+        value_range = f" ({row['least']:.3g} to {row['most']:.3g})" if "least" in row else ""
         limit = f"{'at least' if row.get('at_least') else 'at most'} {row['limit']:g} {row['unit']}"
-        lines.append(f"| {name} | {row['value']:.3g}{spread} | {limit} | {'yes' if row['met'] else '**no**'} |")
+        lines.append(f"| {name} | {row['value']:.3g}{value_range} | {limit} | {'yes' if row['met'] else '**no**'} |")
     note = f"{about(result['machine'] | result['versions'])}; {result['rounds']} rounds."
     return "\n".join([*lines, "", note])
 
@@ -118,8 +118,8 @@ def many_table(result: dict[str, Any]) -> str:
     for row in result["rows"]:
         seconds = [f"{row[name]['median']:.2f} s" for name in ("alone_seconds", "together_seconds")]
         share = row["efficiency"]
-        spread = f"{share['median']:.0%} ({share['least']:.0%} to {share['most']:.0%})"
-        lines.append(f"| {row['models']} x {row['case']} | {' | '.join(seconds)} | {spread} |")
+        value_range = f"{share['median']:.0%} ({share['least']:.0%} to {share['most']:.0%})"
+        lines.append(f"| {row['models']} x {row['case']} | {' | '.join(seconds)} | {value_range} |")
     machine = f"the machine's own multiply-adds give {result['machine_scaling']:.0%}"
     return "\n".join([*lines, "", f"{about(result['machine'])}; median of {result['rounds']} rounds; {machine}."])
 

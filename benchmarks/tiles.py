@@ -85,8 +85,8 @@ def main() -> None:
         print(f"{rows} x {vectors}, 1 thread, GFLOP/s: {figures}", flush=True)
     own = TILES[lanes()]
     for threads in sorted({1, available_cores()}):
-        rate = measure(own.rows, own.vectors, 128, rounds, threads)
-        print(f"the engine's tile, {threads} threads, K 128: {rate:.0f} GFLOP/s", flush=True)
+        gflops = measure(own.rows, own.vectors, 128, rounds, threads)
+        print(f"the engine's tile, {threads} threads, K 128: {gflops:.0f} GFLOP/s", flush=True)
 
 
 if __name__ == "__main__":

@@ -68,16 +68,16 @@ def compare(run: Path) -> dict[str, Any]:
     plan = make_plan(resolve({}, {}, run / CONFIG_NAME))
     result = read_json(run / RESULT_NAME)
     ours = read_lines(run / METRICS_NAME)
-    twin = train_by("torch", plan)
-    parts = {part: evaluate(twin.model, *plan.parts[part]) for part in ("validation", "test") if part in plan.parts}
+    retrained = train_by("torch", plan)
+    parts = {part: evaluate(retrained.model, *plan.parts[part]) for part in ("validation", "test") if part in plan.parts}
     return {
         "name": run.resolve().name,
         "network": plan.network.label,
         "data": plan.data.name,
         "dropout": list(plan.config.dropout),
         "ours": figures(result["best_epoch"], result, ours),
-        "pytorch": figures(twin.best_epoch, parts, twin.history),
-        "largest_difference": largest_difference(losses(ours), losses(twin.history)),
+        "pytorch": figures(retrained.best_epoch, parts, retrained.history),
+        "largest_difference": largest_difference(losses(ours), losses(retrained.history)),
         "machine": machine(),
     }
 

@@ -26,7 +26,7 @@ from fastmlp.engines.cpu.plan import WEIGHTS, unpack
 from fastmlp.nn.network import FloatArray, Network
 from fastmlp.nn.optimizers import Optimizer
 
-RATE, STEP = 1e-3, 3  # of updates that are measured: learning rate, and updates made before
+LEARNING_RATE, STEP = 1e-3, 3  # of updates that are measured: learning rate, and updates made before
 
 
 def one_layer(fan_in: int, fan_out: int) -> Network:
@@ -87,8 +87,10 @@ class Workbench:
         if rule:
             code = code._replace(update=update_address(rule))
         optimizer = e.job.optimizer
-        rates = np.array([RATE])
-        scalars = np.stack([optimizer.scalars(rates, STEP)[0], replace(optimizer, weight_decay=0).scalars(rates, STEP)[0]])
+        learning_rates = np.array([LEARNING_RATE])
+        scalars = np.stack(
+            [optimizer.scalars(learning_rates, STEP)[0], replace(optimizer, weight_decay=0).scalars(learning_rates, STEP)[0]]
+        )
         phase = self.plan.phases[self.plan.phases["kind"] == WEIGHTS][0]
         tasks = self.plan.tasks[phase["first"] : phase["first"] + phase["tasks"]]
         memory = e.store, e.transposed, e.arena, e.packed, e.scratch[0]

@@ -40,7 +40,7 @@ class Task:
     y: npt.NDArray[np.int32]
     start: FloatArray
     batch: int
-    rate: float
+    learning_rate: float
     optimizer: Optimizer = field(default_factory=Optimizer)
     seed: int = 0
 
@@ -82,7 +82,7 @@ def library(package: str, module: str) -> Any:
         raise UnavailableError(f"{package} cannot be imported ({error}); reinstall it") from error
 
 
-def pick(table: dict[str, Any], name: str, who: str) -> Any:
+def lookup(table: dict[str, Any], name: str, who: str) -> Any:
     """An entry of a library's table, or UnavailableError: it has none."""
     if name not in table:
         raise UnavailableError(f"{who} has no {name}")
@@ -124,5 +124,5 @@ class OwnEngine:
 
     def epoch(self, order: Order) -> float:
         task = self.task
-        rates = np.full(steps_of(len(order), task.batch), task.rate)
-        return float(self.engine.train(task.x, task.y, order, rates).loss.mean(dtype=np.float64))
+        learning_rates = np.full(steps_of(len(order), task.batch), task.learning_rate)
+        return float(self.engine.train(task.x, task.y, order, learning_rates).loss.mean(dtype=np.float64))

@@ -25,9 +25,9 @@ from fastmlp.engines.cpu.threads import Team, available_cores
 
 PACKAGES = ("numpy", "numba", "llvmlite", "scikit-learn", "torch", "jax", "numba-cuda")
 CPU_FILES = Path("/sys/devices/system/cpu")
-USUAL_CACHE = 32 * 2**20  # bytes, where the system does not tell
-MOST_TRIAD_BYTES = 2**30  # of one array
-CACHES = 4  # STREAM's rule: each array at least so many times the last cache
+DEFAULT_CACHE_BYTES = 32 * 2**20  # bytes, where the system does not tell
+MAX_TRIAD_BYTES = 2**30  # of one array
+CACHE_MULTIPLE = 4  # STREAM's rule: each array at least so many times the last cache
 FMA_FLOP = 4e9  # per thread and measurement: some 40 ms, far above the cost of waking a thread
 
 # ------------------------------------------------------------------------------------------------ kernels
@@ -82,19 +82,19 @@ class Ceilings:
     def __init__(self, threads: Sequence[int], array_bytes: int | None = None) -> None:
         self.gflops = dict.fromkeys(threads, 0.0)
         self.triad = dict.fromkeys(threads, 0.0)
-        size = array_bytes or min(CACHES * last_cache_bytes(), MOST_TRIAD_BYTES)
+        size = array_bytes or min(CACHE_MULTIPLE * last_cache_bytes(), MAX_TRIAD_BYTES)
         self.arrays = [np.ones(size // 4, np.float32) for _ in range(3)]
         self.teams = [Team(number) for number in self.gflops]
         for team in self.teams:  # compile, start the threads
             self.fma_gflops(team, 1)
-            self.triad_rate(team)
+            self.triad_gb_per_s(team)
 
     def measure(self) -> None:
         """Measure once, and keep what is better than before: GFLOP/s in `gflops`, GB/s in `triad`, by threads."""
         for team in self.teams:
             steps = int(FMA_FLOP / self.flop_per_step())
             self.gflops[team.threads] = max(self.gflops[team.threads], self.fma_gflops(team, steps))
-            self.triad[team.threads] = max(self.triad[team.threads], self.triad_rate(team))
+            self.triad[team.threads] = max(self.triad[team.threads], self.triad_gb_per_s(team))
 
     @staticmethod
     def flop_per_step() -> int:
@@ -111,7 +111,7 @@ class Ceilings:
         team.run(fmas, steps, np.float32(0.5), results)
         return steps * self.flop_per_step() * team.threads / (time.perf_counter() - began) / 1e9
 
-    def triad_rate(self, team: Team) -> float:
+    def triad_gb_per_s(self, team: Team) -> float:
         """GB/s of a = b + s c."""
         _, triad = make_kernels()
         began = time.perf_counter()
@@ -128,7 +128,7 @@ class Ceilings:
 def last_cache_bytes(folder: Path = CPU_FILES) -> int:
     """Bytes of all last-level caches together (Linux), else a usual size.
 
-    >>> last_cache_bytes(Path("/nowhere")) == USUAL_CACHE
+    >>> last_cache_bytes(Path("/nowhere")) == DEFAULT_CACHE_BYTES
     True
     """
     caches: dict[tuple[int, str], int] = {}
@@ -136,7 +136,7 @@ def last_cache_bytes(folder: Path = CPU_FILES) -> int:
         level, size, cpus = ((index / name).read_text().strip() for name in ("level", "size", "shared_cpu_list"))
         caches[int(level), cpus] = int(size.removesuffix("K")) * 1024
     last = max((level for level, _ in caches), default=0)
-    return sum(size for (level, _), size in caches.items() if level == last) or USUAL_CACHE
+    return sum(size for (level, _), size in caches.items() if level == last) or DEFAULT_CACHE_BYTES
 
 
 # ------------------------------------------------------------------------------------------------ description

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fastmlp.bench.contestant import Order, Task, library, pick
+from fastmlp.bench.contestant import Order, Task, library, lookup
 from fastmlp.errors import UnavailableError
 from fastmlp.nn.network import Layer
 from fastmlp.nn.optimizers import Optimizer
@@ -41,7 +41,7 @@ class Torch:
     def activation(self, layer: Layer) -> Callable[[Any], Any]:
         from fastmlp.engines.torch_engine import activations
 
-        found: Callable[[Any], Any] = pick(activations(layer.parameter), layer.activation, "PyTorch")
+        found: Callable[[Any], Any] = lookup(activations(layer.parameter), layer.activation, "PyTorch")
         return found
 
     def by_optimizer(self, o: Optimizer) -> Callable[[Any, Any], None]:
@@ -49,7 +49,7 @@ class Torch:
         from fastmlp.engines.torch_engine import make_optimizer
 
         how = {"foreach" if o.name == "rmsprop" else "fused": True}  # rmsprop has no fused one
-        rule = make_optimizer(o, self.parameters[0::2], self.parameters[1::2], self.task.rate, **how)
+        rule = make_optimizer(o, self.parameters[0::2], self.parameters[1::2], self.task.learning_rate, **how)
 
         def update(parameters: Any, gradients: Any) -> None:
             for p, g in zip(parameters, gradients, strict=True):
@@ -60,14 +60,14 @@ class Torch:
 
     def in_place(self, parameters: Any, gradients: Any) -> None:
         for p, g in zip(parameters, gradients, strict=True):
-            p.sub_(g, alpha=self.task.rate)
+            p.sub_(g, alpha=self.task.learning_rate)
 
     def loss(self, parameters: Any, x: Any, y: Any) -> Any:
         f = self.torch.nn.functional
         for number, activation in enumerate(self.activations):
             x = activation(f.linear(x, parameters[2 * number], parameters[2 * number + 1]))
-            if rate := self.layers[number].dropout:
-                x = f.dropout(x, rate)
+            if dropout := self.layers[number].dropout:
+                x = f.dropout(x, dropout)
         return f.cross_entropy(f.linear(x, parameters[-2], parameters[-1]), y)
 
     def step(self, picked: Any) -> Any:

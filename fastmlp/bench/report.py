@@ -42,7 +42,7 @@ def heading(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"{first['network']}, batch {first['batch']}, {first['rows']:,} rows of {first['data']} data"
 
 
-def against(row: Mapping[str, Any], ours: Mapping[str, Any] | None) -> str:
+def relative_time(row: Mapping[str, Any], ours: Mapping[str, Any] | None) -> str:
     """How many times as long as ours a row takes, the ratio taken within each round: median (least to most)."""
     if ours is None or ours is row:
         return "" if ours is None else "1"
@@ -59,7 +59,7 @@ def bench_text(result: Mapping[str, Any]) -> str:
     for verdict, rows in cases_of(result):
         blocks.append(f"{case_table(rows)}\n{verdict['text']}")
     if result["left_out"]:
-        blocks.append("\n".join(left_out(result["left_out"])))
+        blocks.append("\n".join(left_out_lines(result["left_out"])))
     blocks.append("\n".join(machine_lines(result)))
     return "\n\n".join(blocks)
 
@@ -82,14 +82,14 @@ def case_table(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{row['least']:.4g} to {row['most']:.4g}",
             f"{row['gflops']:.1f}",
             "-" if share is None else f"{share:.0%}",
-            against(row, ours),
+            relative_time(row, ours),
         )
     stream = io.StringIO()
     Console(file=stream, width=WIDEST, color_system=None).print(table)
     return "\n".join([heading(rows), *(line.rstrip() for line in stream.getvalue().splitlines())])
 
 
-def left_out(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def left_out_lines(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """A line for each reason, with whom it kept out."""
     reasons: dict[str, list[str]] = {}
     for entry in entries:

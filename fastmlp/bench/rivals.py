@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fastmlp.bench.contestant import Contestant, Order, OwnEngine, Task, library, limit_blas, pick
+from fastmlp.bench.contestant import Contestant, Order, OwnEngine, Task, library, limit_blas, lookup
 from fastmlp.bench.pytorch import Torch, TorchCompiled
 from fastmlp.engines.cpu.threads import available_cores
 from fastmlp.errors import ConfigError, UnavailableError, unknown_name
@@ -44,7 +44,7 @@ class Sklearn:
             **self.rule(task.optimizer),
             alpha=0.0,
             batch_size=min(task.batch, len(task.x)),
-            learning_rate_init=task.rate,
+            learning_rate_init=task.learning_rate,
             shuffle=False,
             n_iter_no_change=np.inf,
             random_state=0,
@@ -65,7 +65,7 @@ class Sklearn:
             raise UnavailableError("scikit-learn has no softmax for two classes")
         table = {"relu": "relu", "tanh": "tanh", "sigmoid": "logistic", "linear": "identity"}
         names = {layer.activation for layer in network.layers[:-1]} or {"linear"}
-        return pick(table, " and ".join(sorted(names)), "scikit-learn")
+        return lookup(table, " and ".join(sorted(names)), "scikit-learn")
 
     def rule(self, o: Optimizer) -> Any:
         """scikit-learn's settings of the update rule."""
@@ -75,7 +75,7 @@ class Sklearn:
             "nesterov": {"solver": "sgd", "momentum": o.momentum, "nesterovs_momentum": True},
             "adam": {"solver": "adam", "beta_1": o.beta1, "beta_2": o.beta2, "epsilon": o.epsilon},
         }
-        return pick(table, o.name, "scikit-learn")
+        return lookup(table, o.name, "scikit-learn")
 
     def limited(self) -> AbstractContextManager[Any]:
         stack = contextlib.ExitStack()
@@ -117,7 +117,7 @@ class Jax:
         self.layers = task.network.layers
         self.activations = [self.activation(layer) for layer in self.layers[:-1]]
         self.x, self.y = (jax.device_put(a, self.device) for a in (task.x, task.y))
-        init, self.update, self.get = self.rule(task.optimizer, task.rate)
+        init, self.update, self.get = self.rule(task.optimizer, task.learning_rate)
         self.state = init([(w.copy(), b.copy()) for w, b in task.network.views(task.start)])
         self.state = jax.device_put(self.state, self.device)
         self.steps = jax.device_put(np.int32(0), self.device)
@@ -135,28 +135,28 @@ class Jax:
             "silu": nn.silu,
             "elu": functools.partial(nn.elu, alpha=a),
         }
-        found: Callable[[Any], Any] = pick(table, layer.activation, "JAX")
+        found: Callable[[Any], Any] = lookup(table, layer.activation, "JAX")
         return found
 
-    def rule(self, o: Optimizer, rate: float) -> Any:
+    def rule(self, o: Optimizer, learning_rate: float) -> Any:
         """init, update and get of the rule, from the optimizers that come with JAX; its rmsprop is another one."""
         made = library("jax", "jax.example_libraries.optimizers")
         table = {
-            "sgd": lambda: made.sgd(rate),
-            "momentum": lambda: made.momentum(rate, o.momentum),
-            "nesterov": lambda: made.nesterov(rate, o.momentum),
-            "adam": lambda: made.adam(rate, o.beta1, o.beta2, o.epsilon),
+            "sgd": lambda: made.sgd(learning_rate),
+            "momentum": lambda: made.momentum(learning_rate, o.momentum),
+            "nesterov": lambda: made.nesterov(learning_rate, o.momentum),
+            "adam": lambda: made.adam(learning_rate, o.beta1, o.beta2, o.epsilon),
         }
-        return pick(table, o.name, "JAX")()
+        return lookup(table, o.name, "JAX")()
 
     def loss(self, layers: Any, x: Any, y: Any, step: Any) -> Any:
         jax = self.jax
         for number, activation in enumerate(self.activations):
             w, b = layers[number]
             x = activation(x @ w + b)
-            if rate := self.layers[number].dropout:
+            if dropout := self.layers[number].dropout:
                 key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.task.seed), step), number)
-                x = jax.numpy.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+                x = jax.numpy.where(jax.random.bernoulli(key, 1 - dropout, x.shape), x / (1 - dropout), 0)
         w, b = layers[-1]
         return -jax.numpy.take_along_axis(jax.nn.log_softmax(x @ w + b), y[:, None], 1).mean()
 

@@ -32,7 +32,7 @@ from fastmlp.errors import ConfigError, DivergedError, FastMLPError, Unavailable
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import DEFAULT_LEARNING_RATE, Optimizer
 
-RATE = 0.01  # or less, where the update rule wants less
+LEARNING_RATE = 0.01  # or less, where the update rule wants less
 REST = 0.2  # seconds before each epoch: the threads of a BLAS or of OpenMP spin on for a while after their work
 PROBE = 8  # batches of the first check
 # Relative difference of the mean loss over the probe that rounding explains: up to 7e-5 was seen with libraries, rules and
@@ -98,12 +98,12 @@ class BenchSettings:
         """What contestants train in a case."""
         network = self.network(case)
         start = network.initial_parameters(0)
-        return Task(network, rows.x, rows.y, start, case.batch, self.rate, Optimizer(self.optimizer))
+        return Task(network, rows.x, rows.y, start, case.batch, self.learning_rate, Optimizer(self.optimizer))
 
     @property
-    def rate(self) -> float:
+    def learning_rate(self) -> float:
         """Learning rate of all contestants."""
-        return min(RATE, DEFAULT_LEARNING_RATE[self.optimizer])
+        return min(LEARNING_RATE, DEFAULT_LEARNING_RATE[self.optimizer])
 
 
 @dataclass(eq=False)
@@ -198,7 +198,7 @@ def describe(settings: BenchSettings, threads: int) -> dict[str, Any]:
         "optimizer": settings.optimizer,
         "activation": settings.activation,
         "dropout": settings.dropout,
-        "rate": settings.rate,
+        "rate": settings.learning_rate,
         "dtype": "float32",
         "rest": settings.rest,
     }
@@ -252,9 +252,9 @@ def first_losses(contestant: Contestant, task: Task) -> tuple[float, float]:
 
 def specified_losses(task: Task) -> tuple[float, float]:
     """First losses of the NumPy engine, which is the specification."""
-    with contextlib.closing(OwnEngine("numpy", available_cores())) as judge:
-        judge.prepare(task)
-        losses = first_losses(judge, task)
+    with contextlib.closing(OwnEngine("numpy", available_cores())) as reference:
+        reference.prepare(task)
+        losses = first_losses(reference, task)
     if not all(map(math.isfinite, losses)):
         raise DivergedError("the training to be measured diverges; take other --data or another --optimizer")
     return losses
@@ -354,9 +354,9 @@ def verdict(entries: Sequence[Entry]) -> dict[str, Any]:
         return {"ours": None, "rival": None, "ratio": None, "text": f"fastest: {fastest}; nobody to compare with"}
     our, rival = (min(group, key=lambda entry: entry.median) for group in (ours, others))
     pairs = list(zip(rival.seconds, our.seconds, strict=True))
-    ratio = spread([a / b for a, b in pairs])
+    ratio = min_median_max([a / b for a, b in pairs])
     won = ratio["median"] >= 1
-    gain = ratio if won else spread([b / a for a, b in pairs])
+    gain = ratio if won else min_median_max([b / a for a, b in pairs])
     always = "" if gain["least"] >= 1 else ", not in every round"
     times = f"{gain['median']:.2f} times as fast as"
     rounds = f"({gain['least']:.2f} to {gain['most']:.2f} over {len(pairs)} round{'s' * (len(pairs) > 1)}{always})"
@@ -365,6 +365,9 @@ def verdict(entries: Sequence[Entry]) -> dict[str, Any]:
     return {"ours": our.label, "rival": rival.label, "ratio": ratio, "text": win if won else loss}
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
+def min_median_max(values: Sequence[float]) -> dict[str, float]:
     """Median, least and most."""
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
+spread = min_median_max  # the former name, which benchmarks/gpu imports

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numba import njit
 
-from fastmlp.bench.machine import PACKAGES, USUAL_CACHE, Ceilings, accumulators, last_cache_bytes, machine, make_kernels
+from fastmlp.bench.machine import DEFAULT_CACHE_BYTES, PACKAGES, Ceilings, accumulators, last_cache_bytes, machine, make_kernels
 from fastmlp.engines import installed_versions
 from fastmlp.engines.cpu.codegen.intrinsics import make_fma_loop
 from fastmlp.engines.cpu.codegen.simd import lanes
@@ -55,8 +55,8 @@ def test_the_best_measurement_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(ceilings.gflops.values()) == {0.0}  # warming up does not count
     ceilings.measure()
     assert min(*ceilings.gflops.values(), *ceilings.triad.values()) > 0
-    for rate in (7.0, 9.0, 8.0):
-        monkeypatch.setattr(ceilings, "fma_gflops", lambda team, steps, rate=rate: 1000 * rate * team.threads)
+    for gflops in (7.0, 9.0, 8.0):
+        monkeypatch.setattr(ceilings, "fma_gflops", lambda team, steps, gflops=gflops: 1000 * gflops * team.threads)
         ceilings.measure()
     assert ceilings.gflops == {1: 9000.0, 2: 18000.0}
     ceilings.close()
@@ -69,14 +69,14 @@ def test_the_rates_are_work_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     per_step = ceilings.flop_per_step()
     assert ceilings.fma_gflops(ceilings.teams[0], 1000) == 1000 * per_step * 2 / 2.0 / 1e9
-    assert ceilings.triad_rate(ceilings.teams[0]) == 3 * 4000 / 0.5 / 1e9
+    assert ceilings.triad_gb_per_s(ceilings.teams[0]) == 3 * 4000 / 0.5 / 1e9
     monkeypatch.undo()
     ceilings.close()
 
 
 def test_last_caches_are_added_up_once_each(tmp_path: Path) -> None:
     """Four cores; a first cache each, and two last ones that two cores share."""
-    assert last_cache_bytes(tmp_path) == USUAL_CACHE
+    assert last_cache_bytes(tmp_path) == DEFAULT_CACHE_BYTES
     for cpu in range(4):
         pair = f"{cpu // 2 * 2}-{cpu // 2 * 2 + 1}"
         for index, (level, size, cpus) in enumerate([("1", "32K", str(cpu)), ("3", "1024K", pair)]):

@@ -38,8 +38,10 @@ ORDERS = [np.random.default_rng(epoch).permutation(ROWS) for epoch in range(2)]
 def make_task(optimizer: str = "sgd", activation: str = "relu", dropout: float = 0.0) -> Task:
     network = Network((20, 16, 12, 10), activation=activation, dropout=dropout)
     rows = synthetic_rows(ROWS, 20, 10)
-    rate = 0.2 if optimizer == "sgd" else DEFAULT_LEARNING_RATE[optimizer]
-    return Task(network, rows.x, rows.y, network.initial_parameters(3), BATCH, rate, Optimizer(optimizer, momentum=0.7))
+    learning_rate = 0.2 if optimizer == "sgd" else DEFAULT_LEARNING_RATE[optimizer]
+    return Task(
+        network, rows.x, rows.y, network.initial_parameters(3), BATCH, learning_rate, Optimizer(optimizer, momentum=0.7)
+    )
 
 
 def losses(contestant: Any, task: Task, orders: Any = ORDERS) -> list[float]:
@@ -109,7 +111,7 @@ def agrees_or_lacks(name: str, what: str, task: Task) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        lambda task: replace(task, rate=task.rate * 1.1),
+        lambda task: replace(task, learning_rate=task.learning_rate * 1.1),
         lambda task: replace(task, start=task.start * np.float32(1.01)),
         lambda task: replace(task, batch=task.batch + 1),
         lambda task: replace(task, y=np.roll(task.y, 1)),

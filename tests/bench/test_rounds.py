@@ -83,11 +83,11 @@ def test_the_machine_and_the_settings_are_told(result: dict[str, Any]) -> None:
 def test_contestants_take_turns_on_the_same_orders(monkeypatch: pytest.MonkeyPatch) -> None:
     """Warm-up of each, then round by round, the order of rows new in each round and the same for all."""
     seen = []
-    honest = OwnEngine.epoch
+    original = OwnEngine.epoch
 
     def epoch(self: OwnEngine, order: Any) -> float:
         seen.append((self.backend, self.threads, tuple(order)))
-        return honest(self, order)
+        return original(self, order)
 
     monkeypatch.setattr(OwnEngine, "epoch", epoch)
     monkeypatch.setattr(bench, "PROBE", 2)
@@ -146,9 +146,9 @@ class LateMistake(Sklearn):
         return super().epoch(order) * (1.0 if self.calls == 1 else 1.01)
 
 
-class WrongRate(Sklearn):
+class WrongLearningRate(Sklearn):
     def prepare(self, task: Task) -> None:
-        super().prepare(replace(task, rate=task.rate * 1.5))
+        super().prepare(replace(task, learning_rate=task.learning_rate * 1.5))
 
 
 class WrongStart(Sklearn):
@@ -161,7 +161,7 @@ class WrongOrder(Sklearn):
         return super().epoch(np.arange(len(order)))
 
 
-@pytest.mark.parametrize("wrong", [WrongRate, WrongStart, WrongOrder, LateMistake])
+@pytest.mark.parametrize("wrong", [WrongLearningRate, WrongStart, WrongOrder, LateMistake])
 def test_who_computes_something_else_is_not_timed(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RIVALS, "sklearn", wrong)
     found = run_bench(AGAINST)
@@ -172,10 +172,10 @@ def test_who_computes_something_else_is_not_timed(wrong: Any, monkeypatch: pytes
 
 
 def test_an_engine_of_ours_that_computes_something_else_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = OwnEngine.prepare
+    original = OwnEngine.prepare
 
     def prepare(self: OwnEngine, task: Task) -> None:
-        honest(self, replace(task, rate=2 * task.rate) if self.backend == "numba" else task)
+        original(self, replace(task, learning_rate=2 * task.learning_rate) if self.backend == "numba" else task)
 
     monkeypatch.setattr(OwnEngine, "prepare", prepare)
     with pytest.raises(Disagreement, match=r"numba \(1 thread\) does not compute the same"):
@@ -194,7 +194,7 @@ def test_masks_of_other_libraries_may_differ_and_ours_may_not() -> None:
 
 
 def test_a_training_that_diverges_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "RATE", 1e30)
+    monkeypatch.setattr(bench, "LEARNING_RATE", 1e30)
     monkeypatch.setitem(bench.DEFAULT_LEARNING_RATE, "sgd", 1e30)
     with pytest.raises(DivergedError, match="diverges"):
         run_bench(TINY)

@@ -71,7 +71,7 @@ def test_a_variant_of_the_parts_has_parts_of_its_own(few: dict[str, Any]) -> Non
 def test_what_is_there_is_not_made_again(few: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     before = rows_of("pixels")
     made: list[Any] = []
-    monkeypatch.setattr(search, "side_by_side", lambda search, group, keep: made.extend(changed for changed, _ in group))
+    monkeypatch.setattr(search, "train_together", lambda search, group, keep: made.extend(changed for changed, _ in group))
     assert rows_of("pixels") == before
     assert made == []
     few["pixels"] |= {"variants": [{"seed": 1}, {"seed": 2}]}

@@ -17,7 +17,7 @@ from support.processes import ROOT
 from benchmarks import bench_functions, bench_products, bench_steps, bench_updates
 from benchmarks.bench_products import Shape
 from benchmarks.cases import Case
-from benchmarks.cuda_workbench import KEEPS, CudaWorkbench
+from benchmarks.cuda_workbench import KEEP_GRADIENT, CudaWorkbench
 from benchmarks.measuring import Subject, blas_threads, check, rounding
 from fastmlp.engines import BACKENDS
 from fastmlp.engines.base import RowResults
@@ -144,12 +144,12 @@ def test_a_rival_that_computes_something_else_is_not_timed(monkeypatch: pytest.M
     from benchmarks import bench_rivals
     from fastmlp.bench.contestant import OwnEngine, Task
 
-    class OfAnotherRate(OwnEngine):
+    class WrongLearningRate(OwnEngine):
         def prepare(self, task: Task) -> None:
-            super().prepare(dataclasses.replace(task, rate=2 * task.rate))
+            super().prepare(dataclasses.replace(task, learning_rate=2 * task.learning_rate))
 
     monkeypatch.setattr(bench_rivals, "EPOCH_ROWS", 60)
-    monkeypatch.setitem(bench_rivals.CONTESTANTS, ("wrong", 1), OfAnotherRate("numpy", 1))
+    monkeypatch.setitem(bench_rivals.CONTESTANTS, ("wrong", 1), WrongLearningRate("numpy", 1))
     honest, recorder = Recorder(), Recorder()
     bench_rivals.test_rivals(honest, CASE, ("numpy", 1))
     assert honest.timed == 1
@@ -269,7 +269,7 @@ def test_cuda_rows_over_a_driver_of_plain_memory(kind: str, design: str, monkeyp
 @pytest.mark.parametrize("design", ["Shape"], indirect=True)
 def test_blocks_wait_for_each_other_in_every_run(watched: Watched) -> None:
     """The counter of the barriers is set to 0 before each launch, or only the first would have any."""
-    bench = CudaWorkbench(Network((13, 18, 9, 5)), 19, watched, KEEPS)
+    bench = CudaWorkbench(Network((13, 18, 9, 5)), 19, watched, KEEP_GRADIENT)
     run, arrivals = bench.backward(), []
     for _ in range(3):
         run()
