@@ -58,7 +58,10 @@ def parse_sizes(text: str) -> tuple[int, ...]:
     """
     parts = text.split("-")
     if len(parts) < 2 or not all(part.isdecimal() and int(part) > 0 for part in parts) or int(parts[-1]) < 2:
-        raise ConfigError(f"network {text!r}: give the sizes of all layers, at least 2 classes last, such as 784-128-10")
+        raise ConfigError(
+            f"network {text!r}: give the sizes of all layers, with at least 2 classes at the end, such as 784-128-10",
+            settings=("network",),
+        )
     return tuple(map(int, parts))
 
 
@@ -69,9 +72,12 @@ def choose_cases(networks: Sequence[str], batches: Sequence[int], everything: bo
     ['20-16-10, batch 32', '20-16-10, batch 64']
     """
     if everything and (networks or batches):
-        raise ConfigError("--all has its own networks and batch sizes; leave out --network and --batch-size, or --all")
+        raise ConfigError(
+            "the full table fixes networks and batch sizes; give either it or networks and batch sizes of your own",
+            settings=("all", "network", "batch_size"),
+        )
     if min(batches, default=1) < 1:
-        raise ConfigError(f"batch size must be at least 1, not {min(batches)}")
+        raise ConfigError(f"batch size must be at least 1, not {min(batches)}", settings=("batch_size",))
     if everything:
         return CASES
     sizes = [parse_sizes(text) for text in networks] or [CASES[0].sizes]
@@ -125,7 +131,10 @@ class Source:
             return None
         found = load_data(self.name, self.data_dir)
         if found.y.ndim != 1:
-            raise ConfigError(f"data {self.name!r} has no classes, and bench trains classifiers; give other --data")
+            raise ConfigError(
+                f"data {self.name!r} has no classes, and the benchmark trains classifiers; choose other data",
+                settings=("data",),
+            )
         return found
 
     def rows_for(self, case: Case) -> Rows:

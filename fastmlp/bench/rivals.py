@@ -229,7 +229,7 @@ def contestants(names: Iterable[str], threads: int | None = None) -> list[Contes
     found: list[Contestant] = []
     for name in names:
         if name not in NAMES:
-            raise ConfigError(unknown_name("backend", name, NAMES))
+            raise ConfigError(unknown_name("backend", name, NAMES), settings=("backends",))
         numbers: Sequence[int] = [most] if name == "jax" else sorted({1, most})
         if name in RIVALS:
             found += [RIVALS[name](number) for number in numbers]

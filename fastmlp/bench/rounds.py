@@ -81,10 +81,12 @@ class BenchSettings:
 
     def __post_init__(self) -> None:
         if not self.cases:
-            raise ConfigError("nothing to measure; give --network and --batch-size, or --all")
+            raise ConfigError(
+                "no case to measure; give at least one network and batch size", settings=("network", "batch_size")
+            )
         for name in ("rows", "rounds", "threads"):
             if (value := getattr(self, name)) is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, not {value}")
+                raise ConfigError(f"{name} must be at least 1, not {value}", settings=(name,))
         Optimizer(self.optimizer)
         contestants(self.backends)
         for case in self.cases:
@@ -256,7 +258,9 @@ def specified_losses(task: Task) -> tuple[float, float]:
         reference.prepare(task)
         losses = first_losses(reference, task)
     if not all(map(math.isfinite, losses)):
-        raise DivergedError("the training to be measured diverges; take other --data or another --optimizer")
+        raise DivergedError(
+            "the training to be measured diverges; choose other data or another optimizer", settings=("data", "optimizer")
+        )
     return losses
 
 

@@ -196,8 +196,9 @@ def test_masks_of_other_libraries_may_differ_and_ours_may_not() -> None:
 def test_a_training_that_diverges_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "LEARNING_RATE", 1e30)
     monkeypatch.setitem(bench.DEFAULT_LEARNING_RATE, "sgd", 1e30)
-    with pytest.raises(DivergedError, match="diverges"):
+    with pytest.raises(DivergedError, match="diverges") as raised:
         run_bench(TINY)
+    assert raised.value.settings == ("data", "optimizer")
 
 
 # ------------------------------------------------------------------------------------------------ verdicts
@@ -239,8 +240,9 @@ def test_cases_from_flags() -> None:
     for text in ("784", "784-", "a-b", "784-0-10", "784--10", "4-1", ""):
         with pytest.raises(ConfigError, match="784-128-10"):
             parse_sizes(text)
-    with pytest.raises(ConfigError, match="--all"):
+    with pytest.raises(ConfigError, match="the full table fixes networks") as raised:
         choose_cases(["4-3"], [], everything=True)
+    assert raised.value.settings == ("all", "network", "batch_size")
     with pytest.raises(ConfigError, match="at least 1, not 0"):
         choose_cases([], [0])
 
@@ -286,7 +288,7 @@ def test_data_without_classes_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
 def test_settings_that_cannot_be_are_refused() -> None:
     with pytest.raises(ConfigError, match="rows must be at least 1"):
         replace(TINY, rows=0)
-    with pytest.raises(ConfigError, match="nothing to measure"):
+    with pytest.raises(ConfigError, match="no case to measure"):
         replace(TINY, cases=())
     with pytest.raises(ConfigError, match="unknown activation"):
         replace(TINY, activation="rleu")
@@ -331,7 +333,8 @@ def test_the_command_refuses_what_it_cannot_measure(tmp_path: Path) -> None:
     assert "unknown optimizer" in refused(2, "bench", "--optimizer", "adm")
     assert "unknown data set" in refused(3, "bench", "--data", "no-such-data")
     (tmp_path / "file").write_text("")
-    assert "choose another --out" in refused(3, "bench", "--out", tmp_path / "file")
+    assert "choose another folder [--out]" in refused(3, "bench", "--out", tmp_path / "file")
+    assert "[--all, --network, --batch-size]" in refused(2, "bench", "--all", "--network", "20-10")
 
 
 def test_help_shows_examples_before_options() -> None:
