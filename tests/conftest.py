@@ -1,4 +1,4 @@
-"""Fixtures of all tests, and one cache folder of compiled kernels for a session; helpers are in support/."""
+"""Fixtures of all tests, and a session-wide cache folder of compiled kernels; helpers are in support/."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ pytest.register_assert_rewrite("support")  # before its first import
 
 from support.engines import REAL_GPU, marks_of, need_backend, simulation  # noqa: E402
 
-if REAL_GPU:  # a test that fails must not be shrunk for minutes: the machine is lent
+if REAL_GPU:  # shrinking a failing example takes minutes, and time on a GPU machine is limited
     NO_SHRINKING = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
     hypothesis.settings.register_profile("gpu", phases=NO_SHRINKING, report_multiple_bugs=False)
     hypothesis.settings.load_profile("gpu")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One compilation per session, in a temporary folder that child processes inherit; before anything is compiled.
+    """Set a temporary cache folder before any compilation; child processes inherit it, so kernels are compiled once.
 
-    On a real GPU kernels may have been brought along, for there may be no compiler for them: then the folder is kept.
+    On a real GPU an existing FASTMLP_CACHE_DIR is kept: it may contain precompiled kernels for a machine without a compiler.
     """
     if REAL_GPU and "FASTMLP_CACHE_DIR" in os.environ:
         return
-    if hasattr(config, "workerinput"):  # a process of pytest-xdist has it from the one that started it
+    if hasattr(config, "workerinput"):  # a worker of pytest-xdist inherits the folder
         return
     folder = tempfile.TemporaryDirectory(prefix="fastmlp-tests-", ignore_cleanup_errors=True)
     config.add_cleanup(folder.cleanup)
@@ -42,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def more_threads_than_cores() -> Iterator[None]:
-    """Let engines have as many threads as a test asks for: which thread computes what must not matter on any machine."""
+    """Allow more threads than cores: results must not depend on which thread computes what, on any machine."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fastmlp.engines.cpu.engine.most_threads", lambda: 64)
         yield
@@ -50,8 +50,8 @@ def more_threads_than_cores() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def no_global_random_numbers() -> Iterator[None]:
-    """Seeds are in the tests, none is global: NumPy's global generator, which nobody seeds, must stay untouched."""
-    before = np.random.get_state(legacy=False)["state"]  # noqa: NPY002 - to see that nobody uses it
+    """Fail a test that draws from NumPy's global generator, which is not seeded; tests use seeded generators of their own."""
+    before = np.random.get_state(legacy=False)["state"]  # noqa: NPY002 - to detect its use
     yield
     after = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
     assert np.array_equal(before["key"], after["key"]), "the test drew from np.random"
@@ -59,8 +59,8 @@ def no_global_random_numbers() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def the_check_carries_all_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A simulated test that the check of a GPU runs asks for no kernel that a machine without a compiler would lack."""
+def the_check_packs_all_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a simulated test of the GPU check that uses a kernel not packed for machines without a compiler."""
     if REAL_GPU or request.node.get_closest_marker("gpu") is None:
         yield
         return
@@ -75,26 +75,26 @@ def the_check_carries_all_kernels(request: pytest.FixtureRequest) -> Iterator[No
 
 @pytest.fixture(scope="session", params=[name for name in BACKENDS if name != "cuda"])
 def backend(request: pytest.FixtureRequest) -> str:
-    """Each engine in turn that runs on any machine."""
+    """Each engine that runs on any machine, in turn."""
     return need_backend(request.param)
 
 
 @pytest.fixture(autouse=True)
 def quick_tests_are_quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test without the marker "full" starts no Python, simulates no GPU and trains no convolutional network.
+    """Fail a test without the marker "full" that starts Python, simulates a GPU or trains a convolutional network.
 
-    The last two are seen if their modules are loaded, as they are once the tests of these have been collected.
+    The last two are detected if their modules are loaded, which is the case once their own tests have been collected.
     """
     if request.node.get_closest_marker("full") is not None:
         return
 
     def refuse(*given: Any, **named: Any) -> NoReturn:
-        pytest.fail("a quick test starts a Python, simulates a GPU or trains a CNN: mark it full")
+        pytest.fail("a quick test starts Python, simulates a GPU or trains a CNN: mark it full")
 
     start = subprocess.Popen.__init__
 
     def started(self: Any, args: Any, *given: Any, **named: Any) -> None:
-        if not isinstance(args, str) and sys.executable in list(args):  # others are of libraries, at their first import
+        if not isinstance(args, str) and sys.executable in list(args):  # libraries may start other programs when imported
             refuse()
         start(self, args, *given, **named)
 
@@ -107,7 +107,7 @@ def quick_tests_are_quick(request: pytest.FixtureRequest, monkeypatch: pytest.Mo
 
 @pytest.fixture(scope="session", params=[pytest.param(name, marks=marks_of(name)) for name in BACKENDS])
 def every_backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each engine in turn; "cuda" in the simulator, in which much work takes long."""
+    """Each engine in turn; "cuda" runs in the simulator, which is slow."""
     name = need_backend(request.param)
     with simulation() if name == "cuda" else contextlib.nullcontext():
         yield name
@@ -115,19 +115,19 @@ def every_backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def numba_backend() -> str:
-    """The compiled engine, for what only it promises (bits)."""
+    """The Numba engine, for guarantees that only it gives (bit-identical results)."""
     return need_backend("numba")
 
 
 @pytest.fixture
 def simulated_gpu() -> Iterator[None]:
-    """The same for tests of backend "cuda" alone."""
+    """The simulator, for tests of backend "cuda" alone."""
     with simulation():
         yield
 
 
 @pytest.fixture
 def eager_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Engines hand work to their threads however little it is, so that small shapes test the sharing."""
-    for least in ("MUCH_FLOPS", "SURE_FLOPS"):
-        monkeypatch.setattr(f"fastmlp.engines.cpu.threads.{least}", 0)
+    """Use several threads even for little work, so that tests with small shapes cover multithreading."""
+    for threshold in ("MUCH_FLOPS", "SURE_FLOPS"):
+        monkeypatch.setattr(f"fastmlp.engines.cpu.threads.{threshold}", 0)

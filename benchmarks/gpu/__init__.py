@@ -1,5 +1,5 @@
-"""The check of a machine with a GPU: carry.py prepares a folder for it, start.py runs there, check.py is what it starts."""
+"""Check of fastmlp on a machine with a GPU: carry.py prepares a folder, start.py runs on the machine and starts check.py."""
 
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]  # of the repository
+ROOT = Path(__file__).resolve().parents[2]  # root of the repository

@@ -1,4 +1,4 @@
-"""The same training in grids of several sizes, several times: results must be identical, bit for bit."""
+"""Repeat a training with several grid sizes: the results must be bit-identical."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu.measures import Watch
-from benchmarks.gpu.part import Part
+from benchmarks.gpu.findings import Findings
+from benchmarks.gpu.measures import TimedRuntime
 from benchmarks.gpu.sizes import Sizes
 from fastmlp.bench.rounds import AGREEMENT, Disagreement
 from fastmlp.engines.base import Engine, Job, State
@@ -19,11 +19,11 @@ from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
 
 REPEATS = 3
-RATE = 1e-3
-# Dropout, slots and clipping; widths that are no multiple of a tile.
+LEARNING_RATE = 1e-3
+# Dropout, optimizer slots and gradient clipping; widths that are not multiples of the tile size.
 NETWORK = Network((784, 130, 61, 10), ("relu", "silu"), dropout=(0.2, 0.0), l2=1e-3)
 SMALL = Network((20, 13, 9, 5), ("relu", "silu"), dropout=(0.3, 0.0), l2=0.1)
-# The design of small batches, and tiles in every precision that has them.
+# The small-batch design, and the tiled design in every precision.
 JOBS = {
     "small batches": Job(NETWORK, Optimizer("adamw", clip_norm=1.0), 64, seed=7),
     **{
@@ -33,69 +33,69 @@ JOBS = {
 }
 
 
-def trained(engine: Engine, job: Job, steps: int) -> tuple[State, Any]:
-    """State and losses after so many steps from the same start, on made-up rows."""
+def train_steps(engine: Engine, job: Job, steps: int) -> tuple[State, Any]:
+    """Return the state and the row losses after `steps` steps on random rows, always from the same initial state."""
     network, batch = job.network, job.batch_size
-    draw = np.random.default_rng(3)
-    x = draw.random((4 * batch, network.sizes[0]), np.float32)
-    y = draw.integers(0, network.sizes[-1], len(x), np.int32)
-    order = np.concatenate([draw.permutation(len(x)) for _ in range(-(-steps // 4))])[: steps * batch]
+    rng = np.random.default_rng(3)
+    x = rng.random((4 * batch, network.sizes[0]), np.float32)
+    y = rng.integers(0, network.sizes[-1], len(x), np.int32)
+    order = np.concatenate([rng.permutation(len(x)) for _ in range(-(-steps // 4))])[: steps * batch]
     start = network.initial_parameters(0)
     engine.load(State(start, np.zeros((len(job.optimizer.slots), len(start)), np.float32), 0))
-    losses = engine.train(x, y, order, np.full(steps, RATE)).loss
+    losses = engine.train(x, y, order, np.full(steps, LEARNING_RATE)).loss
     return engine.state(), losses
 
 
 def digest(state: State, losses: Any) -> str:
-    """All bits of a training's end."""
-    return hashlib.sha256(b"".join(part.tobytes() for part in (state.parameters, state.slots, losses))).hexdigest()[:16]
+    """Hash all bits of a training's final state and losses."""
+    return hashlib.sha256(b"".join(array.tobytes() for array in (state.parameters, state.slots, losses))).hexdigest()[:16]
 
 
-def parts_of(blocks: int) -> list[int]:
-    """Numbers of multiprocessors to use: one, a quarter, all.
+def grid_sizes(blocks: int) -> list[int]:
+    """Return the numbers of multiprocessors to use: one, a quarter, and all.
 
-    >>> parts_of(132)
+    >>> grid_sizes(132)
     [1, 33, 132]
     """
     return sorted({1, max(1, blocks // 4), blocks})
 
 
-def measure_bits(part: Part, sizes: Sizes, watch: Watch) -> None:
-    """Digests of all trainings, by design and grid; an error for each design that has more than one."""
-    blocks = watch.blocks
+def measure_bits(findings: Findings, sizes: Sizes, runtime: TimedRuntime) -> None:
+    """Record the digests of all trainings by design and grid size; record an error for each design with differing digests."""
+    blocks = runtime.blocks
     for label, job in JOBS.items():
         found: dict[str, list[str]] = {}
         losses = None
-        for grid in parts_of(blocks):
-            watch.blocks = grid
+        for grid in grid_sizes(blocks):
+            runtime.blocks = grid
             for _ in range(REPEATS):
-                with contextlib.closing(cuda.CudaEngine(job, watch)) as engine:
-                    state, losses = trained(engine, job, sizes.steps)
+                with contextlib.closing(cuda.CudaEngine(job, runtime)) as engine:
+                    state, losses = train_steps(engine, job, sizes.steps)
                 found.setdefault(str(grid), []).append(digest(state, losses))
-        watch.blocks = blocks
-        part.add("bits", {"design": label, "steps": sizes.steps, "digests": found})
+        runtime.blocks = blocks
+        findings.add("bits", {"design": label, "steps": sizes.steps, "digests": found})
         if len({one for row in found.values() for one in row}) > 1:
-            part.error(f"bits of {label}", Disagreement(f"results differ between grids or repeated runs: {found}"))
+            findings.error(f"bits of {label}", Disagreement(f"results differ between grids or repeated runs: {found}"))
         if job.precision == "float32":
-            compare(part, label, job, sizes.steps, losses)
+            compare(findings, label, job, sizes.steps, losses)
 
 
-def compare(part: Part, label: str, job: Job, steps: int, losses: Any) -> None:
-    """An error if the losses are not those of the specification."""
-    _, wanted = trained(NumpyEngine(job), job, steps)
-    worst = abs(float(losses.mean(dtype=np.float64) / wanted.mean(dtype=np.float64)) - 1)
+def compare(findings: Findings, label: str, job: Job, steps: int, losses: Any) -> None:
+    """Record an error if the mean loss disagrees with the specification."""
+    _, expected = train_steps(NumpyEngine(job), job, steps)
+    worst = abs(float(losses.mean(dtype=np.float64) / expected.mean(dtype=np.float64)) - 1)
     if not worst <= AGREEMENT:
-        part.error(
+        findings.error(
             f"losses of {label}",
-            Disagreement(f"the mean differs by {worst:.2g} from the specification's, allowed {AGREEMENT:.2g}"),
+            Disagreement(f"mean loss differs from the specification by {worst:.2g}, allowed {AGREEMENT:.2g}"),
         )
 
 
-def train_small(part: Part, sizes: Sizes, watch: Watch) -> None:
-    """A few steps of a network of 20-13-9-5 by both designs, for a tool that watches every access to memory."""
+def train_small(findings: Findings, sizes: Sizes, runtime: TimedRuntime) -> None:
+    """Train a 20-13-9-5 network for a few steps with both designs; the workload of compute-sanitizer."""
     for batch in (9, cuda.SMALL_BATCH + 1):
         job = Job(SMALL, Optimizer("momentum"), batch, seed=7)
-        with contextlib.closing(cuda.CudaEngine(job, watch)) as engine:
-            _, losses = trained(engine, job, 5)
-        compare(part, f"batch {batch}", job, 5, losses)
-        part.add("small", {"batch": batch, "loss": float(losses.mean(dtype=np.float64))})
+        with contextlib.closing(cuda.CudaEngine(job, runtime)) as engine:
+            _, losses = train_steps(engine, job, 5)
+        compare(findings, f"batch {batch}", job, 5, losses)
+        findings.add("small", {"batch": batch, "loss": float(losses.mean(dtype=np.float64))})

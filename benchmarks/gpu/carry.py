@@ -1,13 +1,13 @@
-"""Prepare a folder for a machine with a GPU that lacks packages, a compiler and a network.
+"""Prepare a folder for a GPU machine that has few packages, no kernel compiler and no network.
 
     python -m benchmarks.gpu.carry [FOLDER]
 
-The folder gets wheels for that machine's Python, all kernels that the check asks for (kernels.jsonl) compiled for its GPU, and
-the data sets whose files are there (FASTMLP_DATA). It travels with the repository, and there one command does the rest:
+The folder contains wheels for that machine's Python, all kernels used by the check (kernels.jsonl) compiled for its GPU, and
+the data sets available locally (FASTMLP_DATA). Copy it to the machine together with the repository, then run there:
 
     python3 benchmarks/gpu/start.py FOLDER --out gpu.json
 
-NumPy, PyTorch, Numba and cuda-bindings are not carried: together they are larger than all else that may travel.
+NumPy, PyTorch, Numba and cuda-bindings are not packed: they would exceed the size limit of 55 MiB.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from pathlib import Path
 
 from benchmarks.cuda_build import parse_capability, told
 from benchmarks.gpu import ROOT
-from benchmarks.gpu.kernels import Asked, recorded
+from benchmarks.gpu.kernels import KernelRequest, read_record
 from fastmlp.data.download import data_folder, present
 from fastmlp.data.named import DATASETS
 from fastmlp.engines.cpu.threads import available_cores
 from fastmlp.engines.cuda.compiler import Capability, compiled, entry_of, sources
 from fastmlp.files import write_json
 
-# What a machine with NumPy, PyTorch and Numba may lack of what the check imports; pip adds what these need themselves.
+# Packages that the check imports and that a machine with NumPy, PyTorch and Numba may lack; pip adds their dependencies.
 PACKAGES = ("msgspec", "tomli-w", "platformdirs", "threadpoolctl", "pytest", "hypothesis", "greenlet")
 PYTHON = "3.12"
-# Wheels for any of these are taken; pip takes a tag as it is, and not that of an older system.
+# Accepted platform tags; pip matches the given tags only and does not add those of older systems.
 SYSTEMS = ("manylinux_2_28_x86_64", "manylinux_2_24_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 DATA = ("fashion-mnist", "mnist")
-LARGEST = 55 * 2**20  # bytes, with the repository
+LARGEST = 55 * 2**20  # bytes, including the repository
 
 
 def carry_wheels(folder: Path, packages: Sequence[str] = PACKAGES) -> None:
-    """Wheels of the packages and of what they need."""
+    """Download wheels of the packages and their dependencies."""
     folder.mkdir(parents=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]
     command += ["--python-version", PYTHON, "--implementation", "cp", "--dest", str(folder)]
@@ -50,29 +50,29 @@ def carry_wheels(folder: Path, packages: Sequence[str] = PACKAGES) -> None:
     subprocess.run([*command, *packages], check=True)
 
 
-def compile_one(asked: Asked, capability: Capability) -> Path:
-    """The file of a kernel, compiled now unless it is there."""
-    what = asked.name, asked.kind, asked.shape(), capability
+def compile_one(request: KernelRequest, capability: Capability) -> Path:
+    """Compile a kernel unless it is in the cache; return its file."""
+    what = request.name, request.kind, request.shape(), capability
     compiled(*what)
     return entry_of(*what)
 
 
-def carry_kernels(file: Path, asked: Sequence[Asked], capability: Capability) -> None:
-    """All kernels in one archive: they are much alike, so together they are packed far smaller than each alone."""
+def carry_kernels(file: Path, requests: Sequence[KernelRequest], capability: Capability) -> None:
+    """Pack all kernels into one archive: they are similar, so they compress far better together than separately."""
     with ProcessPoolExecutor(available_cores(), multiprocessing.get_context("spawn")) as pool:
-        paths = list(pool.map(compile_one, asked, [capability] * len(asked)))
+        paths = list(pool.map(compile_one, requests, [capability] * len(requests)))
     pack(file, paths)
 
 
 def pack(file: Path, paths: Iterable[Path]) -> None:
-    """Files in an archive, with no name of a folder; whoever unpacks it owns them."""
+    """Write the files to an archive without folder names; extracted files belong to the user who extracts them."""
     with tarfile.open(file, "w:xz") as archive:
         for path in paths:
             archive.add(path, path.name)
 
 
 def carry_data(folder: Path, names: Sequence[str] = DATA) -> list[str]:
-    """The files of the data sets that are here; their names."""
+    """Copy the files of the locally available data sets, compressed as published; return the names of these data sets."""
     found = []
     for name in names:
         entry = DATASETS[name]
@@ -89,12 +89,12 @@ def carry_data(folder: Path, names: Sequence[str] = DATA) -> list[str]:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all files below a folder."""
+    """Return the total size of all files below a folder, in bytes."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def repository_size() -> int:
-    """Bytes of the files that git has."""
+    """Return the total size of all files tracked by git, in bytes."""
     run = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
     return sum((ROOT / name).stat().st_size for name in run.stdout.split("\0") if name)
 
@@ -110,11 +110,11 @@ def main() -> None:
     folder.mkdir(parents=True)
     carry_wheels(folder / "wheels")
     data = carry_data(folder / "data")
-    asked = recorded()
-    carry_kernels(folder / "kernels.tar.xz", asked, options.capability)
+    requests = read_record()
+    carry_kernels(folder / "kernels.tar.xz", requests, options.capability)
     about = {
         "capability": told(options.capability),
-        "kernels": len(asked),
+        "kernels": len(requests),
         "sources": sources(),
         "data": data,
         "python": PYTHON,
@@ -123,9 +123,9 @@ def main() -> None:
     whole = size_of(folder) + repository_size()
     print(f"{folder}: {about}; {whole / 2**20:.1f} MiB with the repository")
     for name in set(DATA) - set(data):
-        print(f"{name} is not here and is not carried: name its folder by FASTMLP_DATA")
+        print(f"{name} was not found and is not packed: set FASTMLP_DATA to the folder that contains it")
     if whole > LARGEST:
-        sys.exit(f"that is more than {LARGEST / 2**20:.0f} MiB")
+        sys.exit(f"the total is more than {LARGEST / 2**20:.0f} MiB")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Epochs on a machine with a GPU: our engines and PyTorch in turn, and the CUDA engine with its copies timed apart.
+"""Time epochs on a machine with a GPU: fastmlp's engines and PyTorch in turn, and the CUDA engine with separately timed copies.
 
-Rows, checks and rounds are those of `fastmlp bench` (fastmlp/bench/rounds.py): what does not compute what the specification
-does is not measured.
+Rows, checks and rounds are those of `fastmlp bench` (fastmlp/bench/rounds.py): implementations whose losses disagree with the
+specification are not timed.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.gpu.measures import Watch
-from benchmarks.gpu.part import Part
+from benchmarks.gpu.findings import Findings
+from benchmarks.gpu.measures import TimedRuntime
 from benchmarks.gpu.sizes import Sizes
 from fastmlp.bench.cases import Case, Rows, Source
 from fastmlp.bench.contestant import Contestant, Order, OwnEngine, Task
@@ -39,13 +39,13 @@ from fastmlp.engines.cuda import engine as cuda
 from fastmlp.errors import UnavailableError
 from fastmlp.nn.scaling import Scaling
 
-NUMBERS_OF_THREADS = (1, 2, 4, 8, 16)
+THREAD_COUNTS = (1, 2, 4, 8, 16)
 ROUNDOFF = {"float32": 0.0, "tf32": 2.0**-11, "bf16": 2.0**-8}  # unit roundoff
-PIXELS = 255  # what the scaling "unit" divides by
+PIXEL_MAX = 255  # divisor of the scaling "unit"
 
 
 class Variant(NamedTuple):
-    """A way in which the CUDA engine trains; pixels : its rows are uint8, scaled as they are used, else float32."""
+    """A configuration of the CUDA engine; pixels : rows are uint8 and are scaled on the fly, otherwise float32."""
 
     optimizer: str = "sgd"
     precision: str = "float32"
@@ -62,7 +62,7 @@ VARIANTS = (
 
 
 class OnDevice(OwnEngine):
-    """The CUDA engine, over a runtime that is given."""
+    """The CUDA engine on a given runtime."""
 
     def __init__(self, runtime: Any, variant: Variant = PLAIN) -> None:
         super().__init__("cuda", None)
@@ -76,110 +76,117 @@ class OnDevice(OwnEngine):
 
     def prepare(self, task: Task) -> None:
         if self.variant.pixels:
-            pixels: Any = np.rint(task.x * PIXELS).astype(np.uint8)
+            pixels: Any = np.rint(task.x * PIXEL_MAX).astype(np.uint8)
             self.scaling, task = fit_scaling("unit", pixels), dataclasses.replace(task, x=pixels)
         super().prepare(task)
 
 
-@functools.lru_cache(maxsize=1)  # a process has one case
+@functools.lru_cache(maxsize=1)  # each process measures one case
 def rows_of(case: Case, data: str, rows: int) -> Rows:
     return Source(data, rows).rows_for(case)
 
 
-def task_of(case: Case, sizes: Sizes, optimizer: str = "sgd", whole: bool = False) -> tuple[Task, str]:
-    """What is trained, and the name of its data: "synthetic" where `sizes.data` is missing; whole : no short last batch."""
+def task_of(case: Case, sizes: Sizes, optimizer: str = "sgd", whole_batches: bool = False) -> tuple[Task, str]:
+    """Return the training task and the name of its data: "synthetic" if `sizes.data` is missing.
+
+    whole_batches : drop the rows of an incomplete last batch
+    """
     rows = rows_of(case, sizes.data, sizes.rows)
     task = BenchSettings([case], rows=sizes.rows, optimizer=optimizer).task(case, rows)
-    count = len(task.x) // task.batch * task.batch if whole else len(task.x)
+    count = len(task.x) // task.batch * task.batch if whole_batches else len(task.x)
     return dataclasses.replace(task, x=task.x[:count], y=task.y[:count]), rows.name
 
 
-def admitted(part: Part, task: Task, contestants: Sequence[Contestant], stack: contextlib.ExitStack) -> list[Entry]:
-    """Those that compute the same, warmed up; the others are reported with the reason."""
+def valid_entries(
+    findings: Findings, task: Task, contestants: Sequence[Contestant], stack: contextlib.ExitStack
+) -> list[Entry]:
+    """Warm up all contestants; return those whose losses agree with the specification, and record why the others do not."""
     specified, found = specified_losses(task), []
     for contestant in contestants:
-        who = label(contestant.backend, contestant.threads)
+        name = label(contestant.backend, contestant.threads)
         stack.callback(contestant.close)
         try:
             found.append(Entry(contestant, warm_up(contestant, task, specified)))
-        except Exception as error:  # of ours, or whatever PyTorch's compiler raises: the others are measured
+        except Exception as error:  # PyTorch's compiler may raise anything; continue with the others
             if isinstance(error, UnavailableError) and not isinstance(contestant, OwnEngine):
-                part.add("left_out", {"what": f"{task.network.label}, batch {task.batch}: {who}", "reason": str(error)})
+                findings.add("left_out", {"what": f"{task.network.label}, batch {task.batch}: {name}", "reason": str(error)})
             else:
-                part.error(who, error)
+                findings.error(name, error)
     return found
 
 
 def row_of(case: Case, entry: Entry, entries: Sequence[Entry], gflop: float) -> dict[str, Any]:
-    """A row; over_cuda : its seconds over those of the CUDA engine in the same round, None where that is missing."""
+    """Return a result row; over_cuda : ratio of its seconds to the CUDA engine's in the same round, None if that is missing."""
     pairs = [zip(entry.seconds, other.seconds, strict=True) for other in entries if other.backend == "cuda"]
     over = spread([one / ours for one, ours in pairs[0]]) if pairs else None
     return result_row(case, entry, gflop) | {"over_cuda": over}
 
 
-def contest(part: Part, key: str, case: Case, sizes: Sizes, contestants: Sequence[Contestant], whole: bool = False) -> None:
-    """Rows of all contestants in a case, an epoch of each in turn; they are kept after each round."""
-    task, data = task_of(case, sizes, whole=whole)
+def contest(
+    findings: Findings, key: str, case: Case, sizes: Sizes, contestants: Sequence[Contestant], whole_batches: bool = False
+) -> None:
+    """Time all contestants on a case, one epoch of each per round; the rows are saved after each round."""
+    task, data = task_of(case, sizes, whole_batches=whole_batches)
     gflop = task.network.flops_per_row * len(task.x) / 1e9
     with contextlib.ExitStack() as stack:
-        entries = admitted(part, task, contestants, stack)
+        entries = valid_entries(findings, task, contestants, stack)
         for index in range(1, sizes.rounds + 1):
             one_round(entries, order_of(index, len(task.x)), sizes.rest)
-            part.put(key, [row_of(case, entry, entries, gflop) | {"rows": len(task.x), "data": data} for entry in entries])
+            findings.put(key, [row_of(case, entry, entries, gflop) | {"rows": len(task.x), "data": data} for entry in entries])
 
 
 def own_engines(runtime: Any) -> list[Contestant]:
-    """Our engines: CUDA first, then the compiled one on several numbers of threads, and NumPy on all cores."""
+    """Return fastmlp's engines: CUDA first, then Numba with several numbers of threads, and NumPy on all cores."""
     cores = available_cores()
-    several = [OwnEngine("numba", threads) for threads in NUMBERS_OF_THREADS if threads <= cores]
+    several = [OwnEngine("numba", threads) for threads in THREAD_COUNTS if threads <= cores]
     return [OnDevice(runtime), *several, OwnEngine("numpy", cores)]
 
 
 # ------------------------------------------------------------------------------------------------ the CUDA engine alone
 
 
-class Timed(NamedTuple):
-    """Seconds of epochs of the CUDA engine: on the host's clock, of copies in and out, and from launches to their end."""
+class EpochTimes(NamedTuple):
+    """Seconds per epoch of the CUDA engine: wall time, copies in and out, and from the first launch to the end of the last."""
 
-    whole: list[float]
+    wall: list[float]
     copied: list[dict[str, float]]
     computed: list[float]
 
 
-def timed_epochs(watch: Watch, contestant: Contestant, orders: Sequence[Order]) -> Timed:
-    """Each epoch twice: as it is, and once more with copies and computing timed apart, which adds overhead."""
-    found = Timed([], [], [])
+def timed_epochs(runtime: TimedRuntime, contestant: Contestant, orders: Sequence[Order]) -> EpochTimes:
+    """Time each epoch twice: as is, and with copies and computation timed separately, which adds overhead."""
+    found = EpochTimes([], [], [])
     for order in orders:
         began = time.perf_counter()
         contestant.epoch(order)
-        found.whole.append(time.perf_counter() - began)
-    watch.apart = True
+        found.wall.append(time.perf_counter() - began)
+    runtime.separate = True
     try:
         for order in orders:
-            watch.reset()
+            runtime.reset()
             contestant.epoch(order)
-            found.copied.append(watch.copied)
-            found.computed.append(watch.computed)
+            found.copied.append(runtime.copied)
+            found.computed.append(runtime.computed)
     finally:
-        watch.apart = False
+        runtime.separate = False
     return found
 
 
-def measure_variant(watch: Watch, case: Case, sizes: Sizes, variant: Variant) -> dict[str, Any]:
-    """A row of the CUDA engine alone.
+def measure_variant(runtime: TimedRuntime, case: Case, sizes: Sizes, variant: Variant) -> dict[str, Any]:
+    """Return a row for one configuration of the CUDA engine.
 
-    seconds_per_epoch : median on the host's clock; device_seconds : from the start of an epoch's launches to their end
-    copies : seconds `in` and `out` of an epoch, rows of the data left out, which stay on the device
+    seconds_per_epoch : median wall time; device_seconds : from an epoch's first launch to the end of its last
+    copies : seconds of copies `in` and `out` per epoch, without the training rows, which stay on the device
 
     Raises
     ------
-    Disagreement : it does not compute what the specification does
+    Disagreement : the losses disagree with the specification
     """
     task, data = task_of(case, sizes, variant.optimizer)
-    with contextlib.closing(OnDevice(watch, variant)) as contestant:
+    with contextlib.closing(OnDevice(runtime, variant)) as contestant:
         warm_up(contestant, task, specified_of(case, sizes, variant.optimizer))
         orders = [order_of(index, len(task.x)) for index in range(1, sizes.device_rounds + 1)]
-        found = timed_epochs(watch, contestant, orders)
+        found = timed_epochs(runtime, contestant, orders)
     steps = steps_of(len(task.x), task.batch)
     return {
         "network": case.network,
@@ -187,25 +194,25 @@ def measure_variant(watch: Watch, case: Case, sizes: Sizes, variant: Variant) ->
         **variant._asdict(),
         "data": data,
         "rows": len(task.x),
-        "seconds_per_epoch": statistics.median(found.whole),
-        "spread": spread(found.whole),
+        "seconds_per_epoch": statistics.median(found.wall),
+        "spread": spread(found.wall),
         "device_seconds": statistics.median(found.computed),
         "device_microseconds_per_step": 1e6 * statistics.median(found.computed) / steps,
         "copies": {way: statistics.median(one[way] for one in found.copied) for way in ("in", "out")},
-        "gflops": task.network.flops_per_row * len(task.x) / 1e9 / statistics.median(found.whole),
+        "gflops": task.network.flops_per_row * len(task.x) / 1e9 / statistics.median(found.wall),
     }
 
 
 @functools.lru_cache(maxsize=4)
 def specified_of(case: Case, sizes: Sizes, optimizer: str) -> tuple[float, float]:
-    """First losses of the specification, the same for all precisions."""
+    """Return the first losses of the specification; they are the same for all precisions."""
     return specified_losses(task_of(case, sizes, optimizer)[0])
 
 
-def measure_variants(case: Case, part: Part, sizes: Sizes, watch: Watch) -> None:
-    """A row for each way in which the CUDA engine trains."""
+def measure_variants(case: Case, findings: Findings, sizes: Sizes, runtime: TimedRuntime) -> None:
+    """Record a row for each configuration of the CUDA engine."""
     for variant in VARIANTS:
         try:
-            part.add("variants", measure_variant(watch, case, sizes, variant))
-        except Exception as error:  # the others are measured
-            part.error(f"{case.label}, {variant}", error)
+            findings.add("variants", measure_variant(runtime, case, sizes, variant))
+        except Exception as error:  # continue with the others
+            findings.error(f"{case.label}, {variant}", error)

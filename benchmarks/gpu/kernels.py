@@ -1,8 +1,8 @@
-"""The kernels that the check of a GPU asks for, its tests among them: python -m benchmarks.gpu.kernels records them anew.
+"""Record of the kernels used by the GPU check and its tests: python -m benchmarks.gpu.kernels updates it.
 
-A machine with a GPU may have no compiler for kernels, so those that will be asked for are compiled beforehand. Which these are
-is recorded by running the stages and the tests over the simulator (some minutes). The tests compare each of these runs with the
-record, so a kernel missing from it fails a test.
+A machine with a GPU may lack a kernel compiler, so the kernels are compiled in advance. The record is made by running the
+stages and the tests in the simulator (a few minutes). The tests compare each of these runs with the record, so a kernel missing
+from it fails a test.
 """
 
 from __future__ import annotations
@@ -22,53 +22,53 @@ from fastmlp.engines.cuda.kernels.programs import Kind, Shape
 from fastmlp.engines.cuda.kernels.tiles import Tile
 
 RECORD = Path(__file__).with_name("kernels.jsonl")
-RECORD_TO = "FASTMLP_RECORD_KERNELS"  # a file to which the tests add what is asked for, instead of comparing it
-# What is run over the simulator.
+RECORD_TO = "FASTMLP_RECORD_KERNELS"  # file to which the tests append the kernels they use, instead of checking them
+# Arguments of pytest for the runs in the simulator.
 RUNS = (["-m", "gpu", "tests/engines"], ["tests/benchmarks/test_gpu_stages.py"])
 
 
-class Asked(NamedTuple):
-    """A kernel of `programs.KERNELS`, its kind, and its design: "shape" of small batches, "tile" of large ones."""
+class KernelRequest(NamedTuple):
+    """A kernel of `programs.KERNELS`, its kind, and its design: "shape" for small batches, "tile" for large ones."""
 
     name: str
     kind: Kind
     design: str
 
     @classmethod
-    def of(cls, name: str, kind: Kind, shape: Shape | Tile) -> Asked:
+    def of(cls, name: str, kind: Kind, shape: Shape | Tile) -> KernelRequest:
         return cls(name, kind, type(shape).__name__.lower())
 
     @classmethod
-    def from_row(cls, row: dict[str, Any]) -> Asked:
+    def from_row(cls, row: dict[str, Any]) -> KernelRequest:
         return cls(row["name"], Kind(**row["kind"] | {"activations": tuple(row["kind"]["activations"])}), row["design"])
 
     def row(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the JSON representation."""
         return {"name": self.name, "design": self.design, "kind": self.kind._asdict()}
 
     def shape(self) -> Shape | Tile:
-        """How a device divides its work."""
+        """Return how the kernel divides its work."""
         return cuda.SHAPE if self.design == "shape" else cuda.TILES[self.kind.precision]
 
 
-def recorded(file: Path = RECORD) -> list[Asked]:
-    """What the record has; a line for each."""
-    return [Asked.from_row(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+def read_record(file: Path = RECORD) -> list[KernelRequest]:
+    """Read the record, one kernel per line."""
+    return [KernelRequest.from_row(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def written(asked: Iterable[Asked]) -> str:
-    """A record's text."""
-    return "".join(sorted({f"{json.dumps(one.row(), sort_keys=True)}\n" for one in asked}))
+def record_text(requests: Iterable[KernelRequest]) -> str:
+    """Return the text of a record."""
+    return "".join(sorted({f"{json.dumps(one.row(), sort_keys=True)}\n" for one in requests}))
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        found = Path(folder) / "asked.jsonl"
+        found = Path(folder) / "requests.jsonl"
         for arguments in RUNS:
             command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
             subprocess.run(command, cwd=ROOT, env=os.environ | {RECORD_TO: str(found)}, check=True)
-        RECORD.write_text(written(recorded(found)), encoding="utf-8")
-    print(f"{len(recorded())} kernels in {RECORD}")
+        RECORD.write_text(record_text(read_record(found)), encoding="utf-8")
+    print(f"{len(read_record())} kernels in {RECORD}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What the check measures of a GPU by itself: copies, barriers, products, and where the time of launches and copies goes.
+"""Measurements of a GPU: copies, barriers, matrix products, and a runtime that times launches and copies.
 
-All of it goes through the runtime that the engine uses (fastmlp/engines/cuda/runtime.py), so the tests' simulator runs it too.
+All measurements use the engine's runtime (fastmlp/engines/cuda/runtime.py), so they also run in the tests' simulator.
 """
 
 from __future__ import annotations
@@ -24,37 +24,38 @@ from fastmlp.nn.optimizers import Optimizer
 # float32 multiply-adds per clock and multiprocessor, by compute capability. Source: CUDA C++ Programming Guide 13,
 # "Arithmetic Instructions", results per clock cycle of 32-bit add, multiply and multiply-add.
 UNITS = {(7, 5): 64, (8, 0): 64, (8, 6): 128, (8, 7): 128, (8, 9): 128, (9, 0): 128, (10, 0): 128, (10, 3): 128, (12, 0): 128}
-# Allowed relative error of a product (2-norm, against float64), from the rounding of sums and of both operands.
+# Allowed relative error of a product (2-norm, against float64), for rounding of the sums and of both operands.
 PRODUCT_AGREEMENT = {"float32": 1e-5, "tf32": 1e-3, "bf16": 8e-3}
-PRODUCT_ROWS = 64  # compared with float64
+PRODUCT_ROWS = 64  # number of rows compared with float64
 
 
-class Watch:
-    """A wrapper of a runtime that keeps its last launch and can time copies separately.
+class TimedRuntime:
+    """A runtime wrapper that keeps the last launch and can time copies separately from computation.
 
-    apart : whether copies wait for what was started before, so that they are timed by themselves; it adds overhead
-    copied : seconds of copies to the device ("in") and back ("out"); computed : seconds from launches to their end
-    last : the last launch that was no graph
+    separate : whether copies first wait for earlier work, so that they are timed on their own; this adds overhead
+    copied : seconds of copies to the device ("in") and back ("out")
+    computed : seconds from a first launch until all launches have finished
+    last : the last launch outside a graph
     """
 
-    def __init__(self, runtime: Any) -> None:
-        self.runtime = runtime
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
         self.last: Launch | None = None
-        self.apart = False
+        self.separate = False
         self.reset()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.runtime, name)
+        return getattr(self.inner, name)
 
     def reset(self) -> None:
-        """Count from here."""
+        """Reset the times to zero."""
         self.copied = {"in": 0.0, "out": 0.0}
         self.computed = 0.0
         self.launched: float | None = None
 
     def timed(self, way: str, copy: Callable[[], Any]) -> Any:
-        """A copy, and its seconds."""
-        if not self.apart:
+        """Run a copy and add its seconds to `copied`."""
+        if not self.separate:
             return copy()
         self.wait()
         began = time.perf_counter()
@@ -63,26 +64,26 @@ class Watch:
         return found
 
     def wait(self) -> None:
-        self.runtime.wait()
+        self.inner.wait()
         if self.launched is not None:
             self.computed += time.perf_counter() - self.launched
             self.launched = None
 
     def put(self, array: Any) -> Any:
-        return self.timed("in", lambda: self.runtime.put(array))
+        return self.timed("in", lambda: self.inner.put(array))
 
     def fill(self, handle: Any, array: Any) -> None:
-        self.timed("in", lambda: self.runtime.fill(handle, array))
+        self.timed("in", lambda: self.inner.fill(handle, array))
 
     def get(self, handle: Any, first: int = 0, count: int | None = None) -> Any:
-        return self.timed("out", lambda: self.runtime.get(handle, first, count))
+        return self.timed("out", lambda: self.inner.get(handle, first, count))
 
     def launch(self, launch: Launch) -> None:
         self.last, self.launched = launch, self.launched or time.perf_counter()
-        self.runtime.launch(launch)
+        self.inner.launch(launch)
 
     def record(self, launches: Sequence[Launch]) -> Callable[[], None]:
-        replay = self.runtime.record(launches)
+        replay = self.inner.record(launches)
 
         def start() -> None:
             self.launched = self.launched or time.perf_counter()
@@ -92,7 +93,7 @@ class Watch:
 
 
 def scaled(values: Sequence[float], scale: float) -> dict[str, float]:
-    """`spread` in another unit.
+    """Return `spread` of the values in another unit.
 
     >>> scaled([3.0, 1.0, 2.0], 10)
     {'median': 20.0, 'least': 10.0, 'most': 30.0}
@@ -101,7 +102,7 @@ def scaled(values: Sequence[float], scale: float) -> dict[str, float]:
 
 
 def seconds_of(work: Callable[[], Any], rounds: int) -> list[float]:
-    """Seconds of each of so many rounds, after one that is not timed; `work` ends when the device has."""
+    """Time `rounds` calls of `work` in seconds, after one untimed call; `work` must wait for the device."""
     work()
     found = []
     for _ in range(rounds):
@@ -111,33 +112,33 @@ def seconds_of(work: Callable[[], Any], rounds: int) -> list[float]:
     return found
 
 
-# ------------------------------------------------------------------------------------------------ the device alone
+# ------------------------------------------------------------------------------------------------ the device
 
 
-def peak_gflops(watch: Watch) -> float | None:
-    """Peak float32 GFLOP/s at the highest clock, a multiply-add as two; None if the card or its clock is unknown."""
-    clock, units = watch.facts()["clock_hz"], UNITS.get(watch.capability)
-    return 2 * units * watch.blocks * clock / 1e9 if units and clock else None
+def peak_gflops(runtime: TimedRuntime) -> float | None:
+    """Return the peak float32 GFLOP/s (a multiply-add counts as two), or None if the card or its highest clock is unknown."""
+    clock, units = runtime.facts()["clock_hz"], UNITS.get(runtime.capability)
+    return 2 * units * runtime.blocks * clock / 1e9 if units and clock else None
 
 
 def copy_seconds(runtime: Any, count: int, rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of copies of so many numbers to the device, and back."""
+    """Time copies of `count` float32 numbers to the device and back, in seconds."""
     array = np.random.default_rng(0).random(count, np.float32)
     handle = runtime.put(array)
     if not np.array_equal(runtime.get(handle), array):
-        raise Disagreement(f"{count:,} numbers came back from the device as others")
+        raise Disagreement(f"{count:,} numbers changed on the way to the device and back")
 
-    def there() -> None:
+    def copy_in() -> None:
         runtime.fill(handle, array)
         runtime.wait()
 
-    return seconds_of(there, rounds), seconds_of(lambda: runtime.get(handle), rounds)
+    return seconds_of(copy_in, rounds), seconds_of(lambda: runtime.get(handle), rounds)
 
 
-def measure_copies(watch: Watch, sizes: Sizes) -> dict[str, Any]:
-    """Host's pageable memory to the device's and back: GB/s of a large array, microseconds of a single number."""
-    large = copy_seconds(watch.runtime, sizes.copied // 4, sizes.device_rounds)
-    single = copy_seconds(watch.runtime, 1, sizes.device_rounds)
+def measure_copies(runtime: TimedRuntime, sizes: Sizes) -> dict[str, Any]:
+    """Measure copies between pageable host memory and the device: GB/s of a large array, microseconds of a single number."""
+    large = copy_seconds(runtime.inner, sizes.copied // 4, sizes.device_rounds)
+    single = copy_seconds(runtime.inner, 1, sizes.device_rounds)
     found: dict[str, Any] = {"bytes": sizes.copied}
     for way, of_large, of_single in zip(("in", "out"), large, single, strict=True):
         found[f"{way}_gb_per_s"] = spread([sizes.copied / one / 1e9 for one in of_large])
@@ -145,58 +146,60 @@ def measure_copies(watch: Watch, sizes: Sizes) -> dict[str, Any]:
     return found
 
 
-def measure_barriers(watch: Watch, sizes: Sizes) -> list[dict[str, Any]]:
-    """Microseconds of a barrier over the grid, by blocks: from the difference of few and many in one launch.
+def measure_barriers(runtime: TimedRuntime, sizes: Sizes) -> list[dict[str, Any]]:
+    """Measure a grid-wide barrier by number of blocks, in microseconds: the difference of launches with many and few barriers.
 
-    `launch` is a launch with no barrier and the wait for its end.
+    launch_us : a launch without barriers, including the wait for its end
     """
-    program, rows = watch.program("barriers", PLAIN, cuda.SHAPE), []
-    counter = watch.put(np.zeros(1, np.uint64))
-    for blocks in grids(watch.blocks):
+    program, rows = runtime.program("barriers", PLAIN, cuda.SHAPE), []
+    counter = runtime.put(np.zeros(1, np.uint64))
+    for blocks in grids(runtime.blocks):
 
-        def launched(count: int, blocks: int = blocks) -> float:
-            watch.fill(counter, np.zeros(1, np.uint64))
+        def run_launches(count: int, blocks: int = blocks) -> float:
+            runtime.fill(counter, np.zeros(1, np.uint64))
             began = time.perf_counter()
-            watch.launch(Launch(program, blocks, (counter, count), together=True))
-            watch.wait()
+            runtime.launch(Launch(program, blocks, (counter, count), together=True))
+            runtime.wait()
             seconds = time.perf_counter() - began
-            if (arrived := int(watch.get(counter)[0])) != blocks * count:
+            if (arrived := int(runtime.get(counter)[0])) != blocks * count:
                 raise Disagreement(f"{arrived:,} arrivals at {count:,} barriers of {blocks} blocks")
             return seconds
 
         few, many = sizes.barriers
-        times = {count: [launched(count) for _ in range(sizes.device_rounds + 1)][1:] for count in (0, few, many)}
+        times = {count: [run_launches(count) for _ in range(sizes.device_rounds + 1)][1:] for count in (0, few, many)}
         each = [(long - short) / (many - few) for short, long in zip(times[few], times[many], strict=True)]
         rows.append({"blocks": blocks, "barrier_us": scaled(each, 1e6), "launch_us": scaled(times[0], 1e6)})
     return rows
 
 
 def check_product(network: Network, start: Any, x: Any, z: Any, precision: str) -> float:
-    """Relative error of z = x w + b; raises Disagreement if rounding does not explain it."""
+    """Return the relative error of z = x w + b; raise Disagreement if it exceeds `PRODUCT_AGREEMENT`."""
     ((w, b),) = network.views(start.astype(np.float64))
-    wanted = x.astype(np.float64) @ w + b
-    error = float(np.linalg.norm(z - wanted) / np.linalg.norm(wanted))
+    expected = x.astype(np.float64) @ w + b
+    error = float(np.linalg.norm(z - expected) / np.linalg.norm(expected))
     if not error <= PRODUCT_AGREEMENT[precision]:
         raise Disagreement(f"the forward pass of {network.label} in {precision} has a relative error of {error:.2g}")
     return error
 
 
-def measure_product(watch: Watch, inputs: int, outputs: int, sizes: Sizes, precision: str = "float32") -> dict[str, Any]:
-    """GFLOP/s of the forward pass of one layer of float32 rows on the device: the product, biases and the reading of rows."""
+def measure_product(
+    runtime: TimedRuntime, inputs: int, outputs: int, sizes: Sizes, precision: str = "float32"
+) -> dict[str, Any]:
+    """Measure the GFLOP/s of the forward pass of one layer, including biases and loading float32 rows in device memory."""
     network, n, count = Network((inputs, outputs)), sizes.product_rows, sizes.product_launches
     start = network.initial_parameters(0)
     job = Job(network, Optimizer(), n, precision=precision)
-    with contextlib.closing(cuda.CudaEngine(job, watch)) as engine:
+    with contextlib.closing(cuda.CudaEngine(job, runtime)) as engine:
         engine.load(State(start, np.empty((0, len(start)), np.float32), 0))
         x = np.random.default_rng(0).random((n, inputs), np.float32)
         error = check_product(network, start, x[:PRODUCT_ROWS], engine.forward(x)[:PRODUCT_ROWS], precision)
-        launch: Any = watch.last
+        launch: Any = runtime.last
 
-        def launched() -> None:
+        def run_launches() -> None:
             for _ in range(count):
-                watch.launch(launch)
-            watch.wait()
+                runtime.launch(launch)
+            runtime.wait()
 
-        rates = [2 * n * inputs * outputs * count / one / 1e9 for one in seconds_of(launched, sizes.device_rounds)]
+        rates = [2 * n * inputs * outputs * count / one / 1e9 for one in seconds_of(run_launches, sizes.device_rounds)]
     what = {"rows": n, "inputs": inputs, "outputs": outputs, "precision": precision, "relative_error": error}
     return what | {"engine": "cuda", "gflops": spread(rates)}

@@ -1,4 +1,4 @@
-"""README's table of a machine with a GPU, from what check.py wrote: engines beside each other, and PyTorch on the device."""
+"""README's GPU tables, made from the results of check.py: a comparison of fastmlp's engines, and PyTorch on the GPU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 NONE_YET = "Not run on a GPU yet, so there are no results; `python -m benchmarks.gpu.check` produces them."
-# Backends of contests as people write them.
+# Display names of backends.
 RIVALS = {
     "torch eager": "PyTorch eager",
     "torch CUDA graph": "PyTorch, CUDA graph",
@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 def gpu_table(result: dict[str, Any] | None) -> str:
-    """All that README shows of a check; None: there has been none."""
+    """Return the text of all tables for README; `result` is None if the check has not been run."""
     if result is None:
         return NONE_YET
     parts = [
@@ -25,13 +25,13 @@ def gpu_table(result: dict[str, Any] | None) -> str:
         variants_table(result.get("variants", [])),
         contests_table(result.get("contests", [])),
         accuracy_text(result.get("accuracy", [])),
-        where(result),
+        environment_text(result),
     ]
     return "\n\n".join(filter(None, parts))
 
 
-def where(result: dict[str, Any]) -> str:
-    """Card, machine, versions, what the figures are, and which stages failed."""
+def environment_text(result: dict[str, Any]) -> str:
+    """Describe the card, machine, versions and units, and list failed stages."""
     device, machine, versions = result["device"], result["machine"], result["versions"]
     packages = ", ".join(f"{name} {versions[name]}" for name in ("numpy", "numba", "torch") if versions.get(name))
     settings = result["settings"]
@@ -39,7 +39,7 @@ def where(result: dict[str, Any]) -> str:
         f"{device['card']} (compute capability {device['capability']}, {device['multiprocessors']} multiprocessors, "
         f"CUDA {device['cuda']}) and {machine['cores']} cores ({machine['processor']}), {machine['date']}, "
         f"Python {versions['python']}, {packages}; milliseconds per epoch of {settings['rows']:,} rows, median of "
-        f"{settings['rounds']} rounds ({settings['device_rounds']} for 'CUDA alone'), engines in turn."
+        f"{settings['rounds']} rounds ({settings['device_rounds']} for 'CUDA alone'), one epoch of each engine per round."
     )
     failed = [stage["name"] for stage in result["stages"] if stage["state"] != "done"]
     return f"{text} Stages that failed: {'; '.join(failed)}." if failed else text
@@ -49,7 +49,10 @@ def where(result: dict[str, Any]) -> str:
 
 
 def table(rows: Sequence[Row], column_of: Callable[[Row], str], cell: Callable[[Row], str], *, first: str, end: Any) -> str:
-    """A line for each network and batch, a column for each kind of row; `end` : heading and maker of the last cell."""
+    """Return a Markdown table with a line per network and batch size, and a column per kind of row.
+
+    end : heading of the last column, and a function that returns its cell
+    """
     columns = list(dict.fromkeys(map(column_of, rows)))
     heading, last = end
     heads = [first, *columns, heading]
@@ -65,40 +68,40 @@ def milliseconds(row: Row) -> str:
     return f"{1000 * row['seconds_per_epoch']:.2f}"
 
 
-def times(row: Row | None) -> str:
-    """How many times as long a row takes as the CUDA engine in the same rounds, with the range."""
+def ratio_text(row: Row | None) -> str:
+    """Format the ratio of a row's time to the CUDA engine's in the same rounds, with its range."""
     if row is None or row["over_cuda"] is None:
         return "–"
     return "{median:.2f} ({least:.2f} to {most:.2f})".format(**row["over_cuda"])
 
 
-def fastest_but_ours(found: dict[str, Row]) -> str:
-    """`times` of the fastest that is not the CUDA engine."""
+def fastest_other(found: dict[str, Row]) -> str:
+    """Return `ratio_text` of the fastest row other than the CUDA engine's."""
     others = [row for row in found.values() if row["backend"] != "cuda"]
-    return times(min(others, key=lambda row: row["seconds_per_epoch"], default=None))
+    return ratio_text(min(others, key=lambda row: row["seconds_per_epoch"], default=None))
 
 
 def engine_of(row: Row) -> str:
-    """Heading of a row's column."""
+    """Return the column heading of a row."""
     if row["backend"] == "numba":
         return f"Numba, {row['threads']} thread{'s' * (row['threads'] > 1)}"
     return {"numpy": "NumPy", "cuda": "CUDA", **RIVALS}[row["backend"]]
 
 
 def engines_table(rows: Sequence[Row]) -> str:
-    """Our engines beside each other: NumPy first, CUDA last."""
+    """Return the table of fastmlp's engines: NumPy first, CUDA last."""
     order = ("numpy", "numba", "cuda")
     cases = list(dict.fromkeys((row["network"], row["batch"]) for row in rows))
 
-    def place(row: Row) -> tuple[int, int, int]:
+    def sort_key(row: Row) -> tuple[int, int, int]:
         return cases.index((row["network"], row["batch"])), order.index(row["backend"]), row["threads"] or 0
 
-    end = ("fastest CPU / CUDA (range)", fastest_but_ours)
-    return table(sorted(rows, key=place), engine_of, milliseconds, first="network, batch", end=end)
+    end = ("fastest CPU / CUDA (range)", fastest_other)
+    return table(sorted(rows, key=sort_key), engine_of, milliseconds, first="network, batch", end=end)
 
 
 def variants_table(rows: Sequence[Row]) -> str:
-    """The CUDA engine by itself, in all precisions; the last column is of the device alone."""
+    """Return the table of the CUDA engine in all precisions; the last column is the time on the device."""
     if not rows:
         return ""
 
@@ -109,21 +112,21 @@ def variants_table(rows: Sequence[Row]) -> str:
     def variant_of(row: Row) -> str:
         return f"{row['optimizer']}, {row['precision']}" + ", uint8 rows" * row["pixels"]
 
-    end = ("us a step on the device, sgd, float32", step)
+    end = ("us per step on the device, sgd, float32", step)
     return table(rows, variant_of, milliseconds, first="CUDA alone: network, batch", end=end)
 
 
 def contests_table(rows: Sequence[Row]) -> str:
-    """PyTorch on the device in milliseconds; last, the fastest as a multiple of the CUDA engine, with the range."""
+    """Return the table of PyTorch on the GPU in milliseconds; last column: ratio of the fastest to the CUDA engine."""
     rivals = [row for row in rows if row["backend"] != "cuda"]
     if not rivals:
         return ""
-    end = ("fastest / CUDA (range)", fastest_but_ours)
+    end = ("fastest / CUDA (range)", fastest_other)
     return table(rivals, engine_of, milliseconds, first="PyTorch on the GPU: network, batch", end=end)
 
 
 def accuracy_text(rows: Sequence[Row]) -> str:
-    """The published training on both engines."""
+    """Describe the training of the published recipe with both engines."""
     return " ".join(
         f"{row['epochs']} epochs of {row['network']} on MNIST ({row['recipe']}) by {row['engine']}: {row['seconds']:.1f} s, "
         f"test accuracy {row['test_accuracy']:.2%}."

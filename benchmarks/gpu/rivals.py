@@ -1,10 +1,10 @@
-"""PyTorch on the GPU, three ways: eager, compiled, and a step captured as a CUDA graph by hand; and its matrix product.
+"""PyTorch on the GPU: eager, with torch.compile, and with a step captured explicitly as a CUDA graph; and torch.mm.
 
-All train as our engine does: float32 with TF32 off, plain SGD, the same initial weights, rows and order. Rows are on the device
-beforehand; the order is copied in each epoch, as ours is. Each returns the mean loss of an epoch; ours also gives the loss of
-each row, and whether it was classified correctly.
+All train like fastmlp's engine: float32 with TF32 off, plain SGD, the same initial weights, rows and row order. The rows are
+on the device in advance; the row order is copied in each epoch, as in fastmlp. Each returns the mean loss of an epoch; fastmlp
+also returns the loss of each row, and whether it was classified correctly.
 
-On tensors of the CPU the same code runs, but for the capturing of a graph.
+Everything except graph capture also runs on CPU tensors.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from fastmlp.bench.pytorch import Torch
 from fastmlp.bench.rounds import spread
 from fastmlp.errors import UnavailableError
 
-WARM = 3  # warm-up steps before the capture
+WARMUP_STEPS = 3  # before the capture
 
 
 class Eager(Torch):
-    """As PyTorch is without a compiler."""
+    """PyTorch without a compiler."""
 
     backend = "torch eager"
 
@@ -32,19 +32,19 @@ class Eager(Torch):
         super().__init__(None, device)
 
     def limited(self) -> contextlib.AbstractContextManager[None]:
-        """The device has no number of threads."""
+        """Do nothing: a GPU has no number of threads to limit."""
         return contextlib.nullcontext()
 
 
 class Summed(Eager):
-    """A step adds its loss to a sum on the device, since the next step overwrites its output buffer."""
+    """Base class: each step adds its loss to a sum on the device, since the next step overwrites its output buffer."""
 
     def prepare(self, task: Task) -> None:
         super().prepare(task)
         self.total = self.torch.zeros((), device=self.device)
 
     def advance(self, picked: Any) -> None:
-        """One update, by the rows `picked`."""
+        """Update the parameters with the mini-batch of row indices `picked`."""
         raise NotImplementedError
 
     def epoch(self, order: Order) -> float:
@@ -56,17 +56,17 @@ class Summed(Eager):
 
 
 class Compiled(Summed):
-    """The whole step by torch.compile; parameters and rows at static addresses, so that it can use CUDA graphs."""
+    """The whole step under torch.compile; parameters and rows have static addresses, so that it can use CUDA graphs."""
 
     backend = "torch.compile reduce-overhead"
-    how: dict[str, Any] = {"mode": "reduce-overhead"}  # noqa: RUF012 - replaced as a whole, never changed
-    compiled: Any = None  # until it is prepared
+    options: dict[str, Any] = {"mode": "reduce-overhead"}  # noqa: RUF012 - replaced as a whole, never mutated
+    compiled: Any = None  # None before `prepare`
 
     def prepare(self, task: Task) -> None:
         super().prepare(task)
         torch = self.torch
-        library("torch", "torch._inductor.config").compile_threads = 1  # else a pool of processes stays behind
-        torch.compiler.reset()  # what was compiled for other sizes
+        library("torch", "torch._inductor.config").compile_threads = 1  # otherwise a process pool is left running
+        torch.compiler.reset()  # drop code compiled for other sizes
         self.parameters = [p.detach() for p in self.parameters]
         for tensor in (*self.parameters, self.total, self.x, self.y):
             torch._dynamo.mark_static_address(tensor)
@@ -77,14 +77,14 @@ class Compiled(Summed):
             total.add_(loss)
 
         self.skips_before = self.skips()
-        self.compiled = torch.compile(step, fullgraph=True, dynamic=False, **self.how)
+        self.compiled = torch.compile(step, fullgraph=True, dynamic=False, **self.options)
 
     def advance(self, picked: Any) -> None:
         with self.torch.no_grad():
             self.compiled(self.parameters, self.total, self.x, self.y, picked)
 
     def skips(self) -> int:
-        """How often PyTorch's compiler did without graphs, by its own count."""
+        """Return how often PyTorch's compiler skipped CUDA graphs, from its own counter."""
         count: int = library("torch", "torch._dynamo.utils").counters["inductor"]["cudagraph_skips"]
         return count
 
@@ -104,12 +104,12 @@ class Captured(Summed):
         self.picked = torch.zeros(task.batch, dtype=torch.int64, device=self.device)
         start = [p.detach().clone() for p in self.parameters]
         self.replay = self.capture(lambda: self.total.add_(self.step(self.picked)))
-        with torch.no_grad():  # steps before the capture have trained
+        with torch.no_grad():  # the warm-up steps have changed the parameters
             for p, value in zip(self.parameters, start, strict=True):
                 p.copy_(value)
 
     def capture(self, work: Callable[[], Any]) -> Callable[[], None]:
-        """What replays the kernels that `work` starts.
+        """Capture the kernels launched by `work` as a CUDA graph; return a function that replays it.
 
         Source: PyTorch's notes on CUDA semantics, section "CUDA Graphs".
         """
@@ -119,7 +119,7 @@ class Captured(Summed):
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(WARM):
+            for _ in range(WARMUP_STEPS):
                 work()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
@@ -133,13 +133,15 @@ class Captured(Summed):
         self.replay()
 
     def close(self) -> None:
-        self.replay = lambda: None  # the graph's memory goes with it
+        self.replay = lambda: None  # releases the graph and its memory
 
 
 def torch_device() -> str:
-    """PyTorch's name of the GPU; TF32 is off from here on.
+    """Turn TF32 off and return PyTorch's name of the GPU.
 
-    Raises UnavailableError if PyTorch is missing or has no device.
+    Raises
+    ------
+    UnavailableError : PyTorch is missing or has no CUDA device
     """
     torch = library("torch", "torch")
     if not torch.cuda.is_available():
@@ -149,25 +151,25 @@ def torch_device() -> str:
 
 
 def measure_mm(inputs: int, outputs: int, sizes: Sizes, precision: str, device: str = "cuda") -> dict[str, Any]:
-    """GFLOP/s of torch.mm on tensors already on the device: of float32, of float32 with TF32 allowed, or of bfloat16."""
+    """Measure the GFLOP/s of torch.mm on tensors in device memory: float32, float32 with TF32 allowed, or bfloat16."""
     torch = library("torch", "torch")
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    draw = torch.Generator(device).manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     x, w = (
-        torch.rand(*shape, device=device, dtype=dtype, generator=draw)
+        torch.rand(*shape, device=device, dtype=dtype, generator=generator)
         for shape in ((sizes.product_rows, inputs), (inputs, outputs))
     )
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     try:
 
-        def multiplied() -> None:
+        def multiply() -> None:
             for _ in range(sizes.product_launches):
                 torch.mm(x, w)
             wait()
 
         flop = 2 * sizes.product_rows * inputs * outputs * sizes.product_launches
-        rates = [flop / one / 1e9 for one in seconds_of(multiplied, sizes.device_rounds)]
+        rates = [flop / one / 1e9 for one in seconds_of(multiply, sizes.device_rounds)]
     finally:
         torch.set_float32_matmul_precision("highest")
     what = {"rows": sizes.product_rows, "inputs": inputs, "outputs": outputs, "precision": precision}

@@ -1,4 +1,4 @@
-"""NVIDIA's compute-sanitizer over a small training, where it exists: accesses out of bounds, and races in shared memory."""
+"""Run NVIDIA's compute-sanitizer, if installed, on a small training: out-of-bounds accesses and shared-memory races."""
 
 from __future__ import annotations
 
@@ -9,33 +9,34 @@ import sys
 from typing import Any
 
 from benchmarks.gpu import ROOT
-from benchmarks.gpu.part import Part
+from benchmarks.gpu.findings import Findings
 from benchmarks.gpu.sizes import Sizes
 from fastmlp.errors import FastMLPError
 
 TOOLS = ("memcheck", "racecheck")
-PLACES = ("/usr/local/cuda/bin",)
-FOUND = 99  # exit status requested if the tool reports errors
+SEARCH_PATHS = ("/usr/local/cuda/bin",)
+ERROR_STATUS = 99  # exit status requested if the tool reports errors
 
 
 def sanitizer() -> str | None:
-    """The program, if there is one."""
-    return shutil.which("compute-sanitizer", path=os.pathsep.join([os.environ.get("PATH", ""), *PLACES]))
+    """Return the path of compute-sanitizer, or None if it is not installed."""
+    return shutil.which("compute-sanitizer", path=os.pathsep.join([os.environ.get("PATH", ""), *SEARCH_PATHS]))
 
 
-def sanitize(tool: str, part: Part, sizes: Sizes, watch: Any) -> None:
-    """Run the stage "small" under a tool.
+def sanitize(tool: str, findings: Findings, sizes: Sizes, runtime: Any) -> None:
+    """Run the stage "small" under a tool of compute-sanitizer.
 
     Raises
     ------
-    FastMLPError : the tool found something, or the training failed under it
+    FastMLPError : the tool reported errors, or the training failed
     """
     if (program := sanitizer()) is None:
-        part.add("left_out", {"what": tool, "reason": "there is no compute-sanitizer"})
+        findings.add("left_out", {"what": tool, "reason": "compute-sanitizer is not installed"})
         return
-    command = [program, "--tool", tool, "--error-exitcode", str(FOUND), sys.executable, "-m", "benchmarks.gpu.stages", "small"]
+    command = [program, "--tool", tool, "--error-exitcode", str(ERROR_STATUS)]
+    command += [sys.executable, "-m", "benchmarks.gpu.stages", "small"]
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     output = f"{run.stdout}{run.stderr}"
-    part.add("sanitizer", {"tool": tool, "status": run.returncode, "end_of_output": output[-3000:]})
+    findings.add("sanitizer", {"tool": tool, "status": run.returncode, "end_of_output": output[-3000:]})
     if run.returncode != 0:
-        raise FastMLPError(f"{tool}: exit status {run.returncode} ({FOUND} means that it reported errors): {output[-300:]}")
+        raise FastMLPError(f"{tool}: exit status {run.returncode} ({ERROR_STATUS} if the tool reports errors): {output[-300:]}")

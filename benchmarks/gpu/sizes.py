@@ -1,4 +1,4 @@
-"""How much the check of a GPU measures."""
+"""Problem sizes of the GPU check."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from fastmlp.bench.cases import CASES, ROWS, Case
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured. Fewer rows and rounds serve to see that everything works.
+    """Problem sizes. Fewer rows and rounds give a quick functional test.
 
-    cases : networks and batch sizes, those of README's table; data : name of the data set
-    rows : per epoch, with as many features as the network has inputs; rounds : timed rounds that compare engines
-    device_rounds : timed rounds of the device alone; rest : seconds before each epoch of a comparison
-    copied : bytes of a large copy; barriers : a small and a large number of them per launch
-    products : inputs and outputs of layers; steps : of the training whose results must not depend on the grid
+    cases : networks and batch sizes of README's table; data : name of the data set
+    rows : rows per epoch, with as many features as the network has inputs; rounds : timed rounds of comparisons of engines
+    device_rounds : timed rounds of device measurements; rest : pause in seconds before each epoch of a comparison
+    copied : bytes of a large copy; barriers : a small and a large number of barriers per launch
+    products : inputs and outputs of the layers measured, with product_rows rows in product_launches launches per round
+    steps : number of training steps of the stage "bits"
     """
 
     cases: tuple[Case, ...] = CASES
@@ -33,9 +34,9 @@ class Sizes:
 
 
 def grids(multiprocessors: int) -> list[int]:
-    """Numbers of blocks whose barriers are measured.
+    """Return the numbers of blocks for which barriers are measured.
 
     >>> grids(132)
     [1, 16, 33, 66, 132]
     """
-    return sorted({1, min(16, multiprocessors), *(max(1, multiprocessors // part) for part in (4, 2, 1))})
+    return sorted({1, min(16, multiprocessors), *(max(1, multiprocessors // divisor) for divisor in (4, 2, 1))})

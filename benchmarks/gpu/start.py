@@ -1,10 +1,10 @@
-"""The one command on a machine with a GPU: python3 benchmarks/gpu/start.py FOLDER [--out gpu.json] [options of check.py]
+"""Run the check on a machine with a GPU: python3 benchmarks/gpu/start.py FOLDER [--out gpu.json] [options of check.py]
 
-FOLDER is what carry.py made. The machine may lack packages, a compiler for kernels and a network. It needs Python 3.12, NumPy,
-Numba and cuda-bindings (part of numba-cuda; also installed with PyTorch). What was carried is unpacked into a new folder, since
-kernels in a folder of another owner are not trusted; then check.py runs, and its exit status is this one's.
+FOLDER was made by carry.py. The machine may lack packages, a kernel compiler and a network. It needs Python 3.12, NumPy, Numba
+and cuda-bindings (a dependency of numba-cuda and of PyTorch). The packed files are extracted to a new folder, since kernels in
+a folder owned by another user are not trusted. Then check.py runs; its exit status is returned.
 
-Standard library alone: this file runs before anything is installed.
+Uses the standard library only, since it runs before anything is installed.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def unpack(carried: Path, folder: Path) -> dict[str, str]:
-    """Unpack what was carried; the environment that makes use of it."""
+    """Extract the packed files; return the environment variables for using them."""
     site, kernels = folder / "site", folder / "kernels"
     site.mkdir()
     for wheel in sorted((carried / "wheels").glob("*.whl")):
-        with zipfile.ZipFile(wheel) as packed:  # a wheel of this kind is its files; pip may be missing
+        with zipfile.ZipFile(wheel) as packed:  # these wheels need no installation steps; pip may be missing
             packed.extractall(site)
     kernels.mkdir(mode=0o700)
     with tarfile.open(carried / "kernels.tar.xz") as packed:
@@ -35,7 +35,7 @@ def unpack(carried: Path, folder: Path) -> dict[str, str]:
 
 
 def main() -> int:
-    """Unpack and run; the exit status of check.py."""
+    """Extract the files and run check.py; return its exit status."""
     if len(sys.argv) < 2 or not (Path(sys.argv[1]) / "kernels.tar.xz").exists():
         sys.exit(__doc__)
     with tempfile.TemporaryDirectory(prefix="fastmlp-check-") as folder:

@@ -1,6 +1,6 @@
-"""The two functions of SciPy that the specification needs (fastmlp/reference.py), for a machine that lacks it.
+"""Replacements for the two SciPy functions used by fastmlp/reference.py, for machines without SciPy.
 
-SciPy's wheel is too large to be carried beside the data.
+SciPy's wheel is too large to be packed together with the data.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 
 def expit(z: npt.ArrayLike) -> Any:
-    """1 / (1 + exp(-z)) of each element, as numbers of their type, without overflow.
+    """Compute 1 / (1 + exp(-z)) elementwise, in the dtype of z, without overflow.
 
     >>> expit(np.array([0.0, -1000.0])).tolist()
     [0.5, 0.0]
@@ -26,12 +26,12 @@ def expit(z: npt.ArrayLike) -> Any:
 
 
 def erfc(z: npt.ArrayLike) -> Any:
-    """The complementary error function of each element, as numbers of their type; by the C library, an element at a time."""
+    """Compute the complementary error function elementwise, in the dtype of z, with the C library."""
     found = np.asarray(z)
     return np.vectorize(math.erfc, otypes=[found.dtype])(found)
 
 
-def stand_in() -> None:
-    """Let `from scipy.special import erfc` find this file where there is no SciPy; `import scipy` still fails there."""
+def install() -> None:
+    """Register this module as `scipy.special` if SciPy is not installed; `import scipy` still fails."""
     if importlib.util.find_spec("scipy") is None:
         sys.modules["scipy.special"] = sys.modules[__name__]

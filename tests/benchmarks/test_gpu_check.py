@@ -1,4 +1,4 @@
-"""The check of a GPU from outside its stages: what a stage's process may do to it, what README shows, the sanitizer."""
+"""The GPU check apart from its stages: failing stage processes, packed files, the sanitizer, and README's tables."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 from benchmarks.gpu import carry, sanitizer, tests_on_device
 from benchmarks.gpu import check as gpu_check
 from benchmarks.gpu.check import Check, faults
-from benchmarks.gpu.kernels import RECORD, Asked, recorded, written
-from benchmarks.gpu.part import Part
+from benchmarks.gpu.findings import Findings
+from benchmarks.gpu.kernels import RECORD, KernelRequest, read_record, record_text
 from benchmarks.gpu.report import NONE_YET, gpu_table
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.stages import Stage
@@ -32,69 +32,69 @@ pytestmark = pytest.mark.full
 
 
 def checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, seconds: float = 600.0) -> Any:
-    """The result of a check of one stage, whose process runs this code; `part` is where its findings go."""
-    run = gpu_check.in_a_process
+    """Run a check of one stage whose process runs the shell code `code`, and return the result; "$5" is the findings file."""
+    run = gpu_check.run_in_process
 
-    def instead(name: str, part: Path, options: Any, limit: float) -> int | None:
+    def run_code(name: str, out: Path, options: Any, limit: float) -> int | None:
         monkeypatch.setattr(sys, "executable", str(python))
-        return run(name, part, options, limit)
+        return run(name, out, options, limit)
 
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{code}\n")
     python.chmod(0o755)
-    monkeypatch.setattr(gpu_check, "in_a_process", instead)
+    monkeypatch.setattr(gpu_check, "run_in_process", run_code)
     found = Check(tmp_path / "gpu.json", seconds)
     found.run(Stage("planted", lambda *given: None, 0.5, 1.0), ())
-    written = read_json(tmp_path / "gpu.json")
-    assert written == found.result
-    return written
+    result = read_json(tmp_path / "gpu.json")
+    assert result == found.result
+    return result
 
 
 FINDING = """printf '{"rows": [1], "errors": []}' > "$5"; """
 
 
 @pytest.mark.parametrize(
-    ("code", "state", "rows", "told"),
+    ("code", "state", "rows", "expected"),
     [
         (FINDING, "done", [1], []),
         ("exit 0", "done", [], []),
-        (f"{FINDING} exit 1", "failed", [1], ["planted: process: it ended with status 1"]),
-        (f"{FINDING} kill -9 $$", "failed", [1], ["planted: process: it ended with status -9"]),
+        (f"{FINDING} exit 1", "failed", [1], ["planted: process: exit status 1"]),
+        (f"{FINDING} kill -9 $$", "failed", [1], ["planted: process: exit status -9"]),
         (f"{FINDING} sleep 600", "hung", [1], ["planted: hung"]),
         (f"{FINDING} (sleep 600); exit 0", "hung", [1], ["planted: hung"]),
         (f"{FINDING} sleep 600 & exit 0", "done", [1], []),
     ],
 )
-def test_a_stage_that_ends_badly_costs_only_itself(
-    code: str, state: str, rows: list[int], told: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_failed_stage_keeps_its_findings(
+    code: str, state: str, rows: list[int], expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it found before is kept; a process that it started ends with it."""
+    """Findings from before the failure are kept; child processes of the stage are killed."""
     found = checked(tmp_path, monkeypatch, code)
     assert [(stage["name"], stage["state"]) for stage in found["stages"]] == [("planted", state)]
     assert found["rows"] == rows
-    assert faults(found) == told
+    assert faults(found) == expected
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="processes are looked up in /proc")
 @pytest.mark.parametrize("end", ["wait", "exit 0"])
-def test_no_process_of_a_stage_is_left(end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither of one that hangs nor of one that ended: it would hold the device."""
+def test_no_process_of_a_stage_is_left_running(end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither after a hang nor after a normal exit: a remaining process would occupy the device."""
     checked(tmp_path, monkeypatch, f"sleep 600 & echo $! > {tmp_path}/started; {end}")
     command = Path("/proc") / (tmp_path / "started").read_text().strip() / "cmdline"
     for _ in range(1000):
         if not command.exists() or not command.read_bytes():  # a zombie has no command line
             return
         time.sleep(0.01)
-    pytest.fail("it is still there")
+    pytest.fail("the child process is still running")
 
 
-def test_a_stage_that_no_longer_fits_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_that_no_longer_fits_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = checked(tmp_path, monkeypatch, "exit 1", seconds=0.5)
     assert found["stages"] == []
     assert [row["what"] for row in found["left_out"]] == ["planted"]
 
 
-def test_kernels_that_are_compiled_there_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_kernels_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTMLP_CACHE_DIR", str(tmp_path / "kernels"))
     (tmp_path / "kernels").mkdir(mode=0o700)
     found = checked(tmp_path, monkeypatch, f"touch {tmp_path}/kernels/new.cubin")
@@ -104,8 +104,8 @@ def test_kernels_that_are_compiled_there_are_told(tmp_path: Path, monkeypatch: p
 # ------------------------------------------------------------------------------------------------ tests on the device
 
 
-def test_outcomes_of_tests_are_counted_with_their_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that fail by an assertion alone are of numbers."""
+def test_outcomes_of_tests_are_counted_with_their_exceptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Disagreement is raised only if all failures are AssertionErrors."""
     lines = ["import pytest", "pytestmark = pytest.mark.gpu", "def test_fine(): pass", "def test_off(): assert 1 == 2"]
     lines += ["@pytest.mark.skip(reason='no')", "def test_skipped(): pass", "def test_forked(): raise KeyError"]
     (tmp_path / "test_planted.py").write_text("\n".join(lines))
@@ -113,22 +113,22 @@ def test_outcomes_of_tests_are_counted_with_their_errors(tmp_path: Path, monkeyp
     monkeypatch.setattr(tests_on_device, "ROOT", tmp_path)
     monkeypatch.setattr(tests_on_device, "TESTS", ("test_planted.py",))
     monkeypatch.setenv("PYTHONPATH", str(gpu_check.ROOT))
-    part = Part()
+    findings = Findings()
     with pytest.raises(Disagreement, match=r"1 passed, failed with \{'AssertionError': 1\}"):
-        tests_on_device.run_tests(part, Sizes(), None)
-    found = part.found["tests"]
+        tests_on_device.run_tests(findings, Sizes(), None)
+    found = findings.found["tests"]
     assert (found["passed"], found["skipped"], found["failed"]) == (1, 1, {"test_planted.py::test_off": "AssertionError"})
-    monkeypatch.setattr(tests_on_device, "NOT_ON_A_GPU", {"nothing": "else is left out"})
+    monkeypatch.setattr(tests_on_device, "DESELECTED", {"nothing": "keep all tests"})
     with pytest.raises(FastMLPError, match="'KeyError': 1") as caught:
-        tests_on_device.run_tests(part, Sizes(), None)
+        tests_on_device.run_tests(findings, Sizes(), None)
     assert not isinstance(caught.value, Disagreement)
 
 
-# ------------------------------------------------------------------------------------------------ what is carried
+# ------------------------------------------------------------------------------------------------ packed files
 
 
-def test_data_that_are_here_are_carried_as_they_are_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unpacked files are packed; a set of which a file is missing stays behind."""
+def test_available_data_are_packed_as_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uncompressed files are compressed; a data set with a missing file is not packed."""
     monkeypatch.setenv("FASTMLP_DATA", str(tmp_path / "here"))
     for name, kept in (("fashion-mnist", 4), ("mnist", 3)):
         entry = DATASETS[name]
@@ -145,57 +145,57 @@ def test_data_that_are_here_are_carried_as_they_are_published(tmp_path: Path, mo
     assert all(present(path.parent, file) for path in found for file in DATASETS["fashion-mnist"].files)
 
 
-def test_a_folder_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_is_too_large_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTMLP_DATA", str(tmp_path / "none"))
     monkeypatch.setattr(carry, "carry_wheels", lambda folder: folder.mkdir())
-    monkeypatch.setattr(carry, "carry_kernels", lambda file, asked, capability: file.write_bytes(b"x" * 1000))
+    monkeypatch.setattr(carry, "carry_kernels", lambda file, requests, capability: file.write_bytes(b"x" * 1000))
     monkeypatch.setattr(carry, "repository_size", lambda: 10_000)
     monkeypatch.setattr("sys.argv", ["carry", str(tmp_path / "folder")])
     monkeypatch.setattr(carry, "LARGEST", 20_000)
     carry.main()
-    assert read_json(tmp_path / "folder" / "about.json")["kernels"] == len(recorded())
+    assert read_json(tmp_path / "folder" / "about.json")["kernels"] == len(read_record())
     monkeypatch.setattr(carry, "LARGEST", 11_000)
-    with pytest.raises(SystemExit, match="that is more than 0 MiB"):
+    with pytest.raises(SystemExit, match="the total is more than 0 MiB"):
         carry.main()
 
 
-def test_every_kernel_of_the_record_is_one_that_the_engine_can_ask_for() -> None:
-    """And the record has no line twice."""
-    asked = recorded()
-    assert len(set(asked)) == len(asked) == len(RECORD.read_text(encoding="utf-8").splitlines())
-    for one in asked:
+def test_every_recorded_kernel_exists() -> None:
+    """The record has no duplicate lines."""
+    requests = read_record()
+    assert len(set(requests)) == len(requests) == len(RECORD.read_text(encoding="utf-8").splitlines())
+    for one in requests:
         assert one.name in KERNELS
-        assert Asked.of(one.name, one.kind, one.shape()) == one
-    assert written(asked) == RECORD.read_text(encoding="utf-8")
+        assert KernelRequest.of(one.name, one.kind, one.shape()) == one
+    assert record_text(requests) == RECORD.read_text(encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------------------ the sanitizer
 
 
-@pytest.mark.parametrize(("status", "refused"), [(0, False), (99, True), (1, True)])
-def test_what_the_sanitizer_says(status: int, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("status", "fails"), [(0, False), (99, True), (1, True)])
+def test_the_exit_status_of_the_sanitizer(status: int, fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "compute-sanitizer"
     program.write_text(f'#!/bin/sh\necho "$@"\nexit {status}\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    part = Part()
-    if refused:
+    findings = Findings()
+    if fails:
         with pytest.raises(FastMLPError, match=f"memcheck: exit status {status}"):
-            sanitizer.sanitize("memcheck", part, Sizes(), None)
+            sanitizer.sanitize("memcheck", findings, Sizes(), None)
     else:
-        sanitizer.sanitize("memcheck", part, Sizes(), None)
-    (row,) = part.found["sanitizer"]
+        sanitizer.sanitize("memcheck", findings, Sizes(), None)
+    (row,) = findings.found["sanitizer"]
     assert row["status"] == status
     assert row["end_of_output"].startswith("--tool memcheck --error-exitcode 99 ")
     assert row["end_of_output"].rstrip().endswith("-m benchmarks.gpu.stages small")
 
 
-def test_without_a_sanitizer_the_reason_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_sanitizer_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(sanitizer, "PLACES", ())
-    part = Part()
-    sanitizer.sanitize("racecheck", part, Sizes(), None)
-    assert part.found == {"left_out": [{"what": "racecheck", "reason": "there is no compute-sanitizer"}]}
+    monkeypatch.setattr(sanitizer, "SEARCH_PATHS", ())
+    findings = Findings()
+    sanitizer.sanitize("racecheck", findings, Sizes(), None)
+    assert findings.found == {"left_out": [{"what": "racecheck", "reason": "compute-sanitizer is not installed"}]}
 
 
 # ------------------------------------------------------------------------------------------------ README's table
@@ -207,7 +207,7 @@ def engine_row(backend: str, threads: int | None, seconds: float, over: float | 
     return row | {"seconds_per_epoch": seconds, "over_cuda": spread}
 
 
-MADE_UP: dict[str, Any] = {
+RESULT: dict[str, Any] = {
     "settings": {"rows": 48000, "rounds": 3, "device_rounds": 7},
     "device": {"card": "A card", "capability": "9.0", "multiprocessors": 132, "cuda": "13.0"},
     "machine": {"cores": 16, "processor": "a processor", "date": "2000-01-01"},
@@ -223,9 +223,9 @@ MADE_UP: dict[str, Any] = {
 }
 
 
-def test_the_table_of_a_gpu_has_the_figures_of_the_result() -> None:
+def test_the_table_of_engines_shows_the_results() -> None:
     assert gpu_table(None) == NONE_YET
-    head, ruler, first, second, empty, note = gpu_table(MADE_UP).splitlines()
+    head, ruler, first, second, empty, note = gpu_table(RESULT).splitlines()
     assert head == "| network, batch | NumPy | Numba, 1 thread | Numba, 16 threads | CUDA | fastest CPU / CUDA (range) |"
     assert ruler == "| --- " * 6 + "|"
     assert first == "| 9-6-3, 64 | 400.00 | 200.00 | 30.00 | 6.00 | 5.00 (4.50 to 5.50) |"
@@ -236,7 +236,7 @@ def test_the_table_of_a_gpu_has_the_figures_of_the_result() -> None:
     )
     assert "Python 3.12.3, numpy 2.5.2, torch 2.11.0; milliseconds per epoch of 48,000 rows" in note
     assert "median of 3 rounds (7 for 'CUDA alone')" in note
-    assert note.endswith("engines in turn. Stages that failed: bits.")
+    assert note.endswith("one epoch of each engine per round. Stages that failed: bits.")
 
 
 def test_the_tables_of_precisions_and_of_pytorch() -> None:
@@ -255,7 +255,7 @@ def test_the_tables_of_precisions_and_of_pytorch() -> None:
             {"recipe": "a recipe", "network": "9x3", "epochs": 15, "engine": "cuda", "seconds": 1.25, "test_accuracy": 0.861}
         ],
     }
-    _, variants, contests, accuracy, _ = gpu_table(MADE_UP | more).split("\n\n")
+    _, variants, contests, accuracy, _ = gpu_table(RESULT | more).split("\n\n")
     assert variants.splitlines()[2] == "| 9-6-3, 64 | 6.00 | 5.00 | 8.0 |"
     assert contests.splitlines()[0].split(" | ")[1:3] == ["PyTorch eager", "PyTorch, CUDA graph"]
     assert contests.splitlines()[2] == "| 9-6-3, 64 | 160.00 | 24.00 | 4.00 (3.50 to 4.50) |"

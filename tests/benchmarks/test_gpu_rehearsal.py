@@ -1,7 +1,7 @@
-"""The check of a GPU from the folder that is carried to it, in a bare environment, over a driver that computes nothing.
+"""End-to-end run of the GPU check from a packed folder, in a bare environment, with a driver that computes nothing.
 
-The very command that a machine with a GPU is given: Python 3.12, NumPy 2.5 and numba-cuda, no compiler for kernels, and the
-carried wheels. Only wrong results are accepted; any other failure fails the test, and each kind is provoked once.
+Runs the same command as on a machine with a GPU, with Python 3.12, NumPy 2.5 and numba-cuda, no kernel compiler, and the packed
+wheels. Wrong results are expected; any other failure fails the test, and each kind of failure is provoked once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from support.processes import ROOT
 
 from benchmarks.gpu import bits
 from benchmarks.gpu.check import faults
-from benchmarks.gpu.kernels import recorded
+from benchmarks.gpu.kernels import read_record
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.stages import stages
 from fastmlp.engines.cuda.compiler import entry_of
@@ -28,43 +28,43 @@ from fastmlp.files import read_json
 
 pytestmark = pytest.mark.full
 
-INSTALLED = ("numpy==2.5.*", "numba", "numba-cuda")  # as on the machine: without the extra that brings a compiler
-# Limits of time are for a machine of its own; here a busy one must not turn the test red.
+INSTALLED = ("numpy==2.5.*", "numba", "numba-cuda")  # as on the target machine: without the extra that installs a compiler
+# The time limits of the stages assume an idle machine; on a busy one they must not fail the test.
 FEWER = ("--rows", "2048", "--rounds", "1", "--seconds", "3000", "--limit", "600")
 
 
 def python312() -> str:
-    """A Python 3.12; skips where there is none."""
+    """Return the path of a Python 3.12; skip the test if none is installed."""
     versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     candidates = [sys.executable, shutil.which("python3.12"), *map(str, versions.glob("3.12*/bin/python3.12"))]
     for candidate in filter(None, candidates):
         code = "import sys; sys.exit(sys.version_info[:2] != (3, 12))"
         if subprocess.run([candidate, "-c", code], capture_output=True, check=False).returncode == 0:
             return candidate
-    pytest.skip("the rehearsal needs Python 3.12")
+    pytest.skip("this test needs Python 3.12")
 
 
-def done(*command: Any) -> None:
-    """Run a command that needs the package index; skips with its last line where there is none."""
+def run_or_skip(*command: Any) -> None:
+    """Run a command that needs the package index; skip the test with the last line of its output if it fails."""
     run = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, check=False)
     if run.returncode != 0:
-        pytest.skip(f"{command[1:4]} does not work here: {run.stderr.strip().splitlines()[-1]}")
+        pytest.skip(f"{command[1:4]} failed: {run.stderr.strip().splitlines()[-1]}")
 
 
 class Machine(NamedTuple):
-    """A bare Python, the folder of the stub, and the folder that was carried."""
+    """A Python with few packages, the folder of the stub driver, and the packed folder."""
 
     python: Path
     stub: Path
     carried: Path
 
 
-class Ran(NamedTuple):
-    """What a check left: its exit status, its JSON, what it printed."""
+class Run(NamedTuple):
+    """Exit status of a check, its JSON, and its output."""
 
     status: int
     result: dict[str, Any]
-    printed: str
+    output: str
 
 
 @pytest.fixture
@@ -75,17 +75,17 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
         build(folder)
     except NoStubError as error:
         pytest.skip(str(error))
-    done(python, "-m", "venv", folder / "bare")
-    done(bare, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *INSTALLED)
-    done(sys.executable, "-m", "benchmarks.gpu.carry", folder / "carried")
-    if hasattr(os, "geteuid") and os.geteuid() == 0:  # a folder that was carried may come with another owner
+    run_or_skip(python, "-m", "venv", folder / "bare")
+    run_or_skip(bare, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *INSTALLED)
+    run_or_skip(sys.executable, "-m", "benchmarks.gpu.carry", folder / "carried")
+    if hasattr(os, "geteuid") and os.geteuid() == 0:  # a copied folder may belong to another user
         for path in (folder / "carried", *(folder / "carried").rglob("*")):
             os.chown(path, 12345, 12345)
     return Machine(bare, folder, folder / "carried")
 
 
-def ran(machine: Machine, out: Path, *options: str, carried: Path | None = None, **variables: str) -> Ran:
-    """The command as it is given there, from another folder, with fewer rows."""
+def run_check(machine: Machine, out: Path, *options: str, carried: Path | None = None, **variables: str) -> Run:
+    """Run the command of a GPU machine from another working directory, with fewer rows."""
     here = {name: value for name, value in environment(machine.stub).items() if not name.startswith(("FASTMLP", "PYTHON"))}
     command = [
         machine.python,
@@ -99,70 +99,70 @@ def ran(machine: Machine, out: Path, *options: str, carried: Path | None = None,
     run = subprocess.run(
         [*map(str, command)], cwd=out.parent, env=here | variables, capture_output=True, text=True, timeout=900, check=False
     )
-    return Ran(run.returncode, read_json(out) if out.exists() else {}, run.stdout + run.stderr)
+    return Run(run.returncode, read_json(out) if out.exists() else {}, run.stdout + run.stderr)
 
 
-def copied(machine: Machine, folder: Path) -> Path:
-    """A carried folder to take something out of."""
+def copy_carried(machine: Machine, folder: Path) -> Path:
+    """Copy the packed folder, so that a test can remove files from it."""
     return shutil.copytree(machine.carried, folder / "carried", ignore=shutil.ignore_patterns("data")) / "."
 
 
-def only_numbers_are_wrong(machine: Machine, tmp_path: Path) -> None:
-    found = ran(machine, tmp_path / "gpu.json")
+def only_results_are_wrong(machine: Machine, tmp_path: Path) -> None:
+    found = run_check(machine, tmp_path / "gpu.json")
     result = found.result
-    assert faults(result) == [], found.printed[-3000:]
+    assert faults(result) == [], found.output[-3000:]
     assert [stage["name"] for stage in result["stages"]] == [stage.name for stage in stages(Sizes())]
     assert result["compiler"]["works"] is False
     assert result["versions"]["numpy"].startswith("2.5.")
-    assert result["kernels"]["carried"] == len(recorded())
+    assert result["kernels"]["carried"] == len(read_record())
     assert (result["device"]["card"], result["device"]["multiprocessors"]) == ("STUB H200", 132)
-    # A driver that computes nothing must not pass.
+    # A driver that computes nothing must not pass the check.
     assert found.status == 1
-    assert {error["who"] for error in result["errors"]} >= {"cuda", "tests", "barriers", "losses of small batches"}
+    assert {error["what"] for error in result["errors"]} >= {"cuda", "tests", "barriers", "losses of small batches"}
     assert len(result["tests"]["failed"]) > 100
-    # Our other engines compute here as anywhere.
+    # The CPU engines work as on any machine.
     assert {row["backend"] for row in result["rows"]} == {"numba", "numpy"}
     assert len({(row["network"], row["batch"]) for row in result["rows"]}) == 7
 
 
-def a_wheel_that_is_missing(machine: Machine, tmp_path: Path) -> None:
-    carried = copied(machine, tmp_path)
+def a_missing_wheel(machine: Machine, tmp_path: Path) -> None:
+    carried = copy_carried(machine, tmp_path)
     (wheel,) = (carried / "wheels").glob("msgspec-*.whl")
     wheel.unlink()
-    found = ran(machine, tmp_path / "gpu.json", carried=carried)
+    found = run_check(machine, tmp_path / "gpu.json", carried=carried)
     assert (found.status, found.result) == (1, {})
-    assert "msgspec" in found.printed
+    assert "msgspec" in found.output
 
 
-def a_wheel_of_the_tests_that_is_missing(machine: Machine, tmp_path: Path) -> None:
-    carried = copied(machine, tmp_path)
+def a_missing_wheel_of_the_tests(machine: Machine, tmp_path: Path) -> None:
+    carried = copy_carried(machine, tmp_path)
     (wheel,) = (carried / "wheels").glob("greenlet-*.whl")
     wheel.unlink()
-    found = ran(machine, tmp_path / "gpu.json", "--only", "^(device|tests)$", carried=carried)
+    found = run_check(machine, tmp_path / "gpu.json", "--only", "^(device|tests)$", carried=carried)
     assert [fault.partition(": ")[0] for fault in faults(found.result)] == ["tests"]
     assert "greenlet" in faults(found.result)[0]
 
 
-def a_kernel_that_is_missing(machine: Machine, tmp_path: Path) -> None:
-    """Its stage is lost, and no other."""
-    carried = copied(machine, tmp_path)
-    (lost,) = (one for one in recorded() if one.name == "barriers")
+def a_missing_kernel(machine: Machine, tmp_path: Path) -> None:
+    """Only the stage that uses the kernel fails."""
+    carried = copy_carried(machine, tmp_path)
+    (lost,) = (one for one in read_record() if one.name == "barriers")
     name = entry_of(lost.name, lost.kind, lost.shape(), (9, 0)).name
     with tarfile.open(carried / "kernels.tar.xz") as archive:
         archive.extractall(tmp_path / "kernels", filter="data")
     (tmp_path / "kernels" / name).unlink()
     with tarfile.open(carried / "kernels.tar.xz", "w:xz", preset=0) as archive:
         archive.add(tmp_path / "kernels", ".")
-    found = ran(machine, tmp_path / "gpu.json", "--only", "^(device|barriers|bits)$", carried=carried)
+    found = run_check(machine, tmp_path / "gpu.json", "--only", "^(device|barriers|bits)$", carried=carried)
     (fault,) = faults(found.result)
     assert fault.startswith("barriers: UnavailableError: a kernel for compute capability 9.0 could not be compiled")
     assert [stage["name"] for stage in found.result["stages"]] == ["device", "bits", "barriers"]
     assert len(found.result["bits"]) == len(bits.JOBS)
 
 
-def a_stage_that_hangs_costs_only_itself(machine: Machine, tmp_path: Path) -> None:
+def a_hung_stage(machine: Machine, tmp_path: Path) -> None:
     chosen = ("--only", "^(device|barriers|copies)$", "--limit", "20")
-    found = ran(machine, tmp_path / "gpu.json", *chosen, CUDA_STUB_HANG="cuLaunchCooperativeKernel")
+    found = run_check(machine, tmp_path / "gpu.json", *chosen, CUDA_STUB_HANG="cuLaunchCooperativeKernel")
     assert faults(found.result) == ["barriers: hung"]
     assert [(stage["name"], stage["state"]) for stage in found.result["stages"]] == [
         ("device", "done"),
@@ -170,28 +170,30 @@ def a_stage_that_hangs_costs_only_itself(machine: Machine, tmp_path: Path) -> No
         ("copies", "done"),
     ]
     assert found.status == 1
-    again = ran(machine, tmp_path / "again.json", *chosen[:2], "--after", str(tmp_path / "gpu.json"))
+    again = run_check(machine, tmp_path / "again.json", *chosen[:2], "--after", str(tmp_path / "gpu.json"))
     assert [stage["name"] for stage in again.result["stages"]] == ["device", "copies", "barriers"]
     assert faults(again.result) == []
     assert again.result["copies"] == found.result["copies"]
 
 
-def a_device_that_is_lost(machine: Machine, tmp_path: Path) -> None:
-    found = ran(machine, tmp_path / "gpu.json", "--only", "^(barriers|copies)$", CUDA_STUB_FAIL="cuLaunchCooperativeKernel:719")
+def a_lost_device(machine: Machine, tmp_path: Path) -> None:
+    found = run_check(
+        machine, tmp_path / "gpu.json", "--only", "^(barriers|copies)$", CUDA_STUB_FAIL="cuLaunchCooperativeKernel:719"
+    )
     (fault,) = faults(found.result)
     assert fault.startswith("barriers: UnavailableError: the GPU failed in cuLaunchCooperativeKernel")
     assert [stage["state"] for stage in found.result["stages"]] == ["failed", "done"]
 
 
 def test_the_rehearsal(machine: Machine, tmp_path: Path) -> None:
-    """One test, since what it needs takes a minute and a half to prepare."""
-    for show in (
-        only_numbers_are_wrong,
-        a_wheel_that_is_missing,
-        a_wheel_of_the_tests_that_is_missing,
-        a_kernel_that_is_missing,
-        a_stage_that_hangs_costs_only_itself,
-        a_device_that_is_lost,
+    """A single test, since the fixture takes a minute and a half."""
+    for scenario in (
+        only_results_are_wrong,
+        a_missing_wheel,
+        a_missing_wheel_of_the_tests,
+        a_missing_kernel,
+        a_hung_stage,
+        a_lost_device,
     ):
-        (tmp_path / show.__name__).mkdir()
-        show(machine, tmp_path / show.__name__)
+        (tmp_path / scenario.__name__).mkdir()
+        scenario(machine, tmp_path / scenario.__name__)

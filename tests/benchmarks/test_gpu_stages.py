@@ -1,4 +1,4 @@
-"""The stages of the check of a GPU over the simulator, at toy size: each runs, its figures are there, and failures are told."""
+"""Stages of the GPU check in the simulator, with toy sizes: each runs and records its results, and failures are reported."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from support.carried import only_carried_kernels
 from support.engines import simulation
 
 from benchmarks.gpu import accuracy, bits, contests, rivals, stages, without_scipy
-from benchmarks.gpu.measures import Watch, check_product
-from benchmarks.gpu.part import Part
-from benchmarks.gpu.rivals import WARM, Captured, Compiled, Eager
+from benchmarks.gpu.findings import Findings
+from benchmarks.gpu.measures import TimedRuntime, check_product
+from benchmarks.gpu.rivals import WARMUP_STEPS, Captured, Compiled, Eager
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.stages import Stage
 from fastmlp.bench.cases import SYNTHETIC, Case
@@ -49,13 +49,13 @@ SIZES = Sizes(
     product_launches=2,
     steps=3,
 )
-# Widths that are no multiple of a tile, like those of bits.NETWORK, which is used on a real device.
+# Widths that are not multiples of the tile size, like those of bits.NETWORK, which is used on a real device.
 TOY = Network((20, 13, 9, 5), ("relu", "silu"), dropout=(0.2, 0.0), l2=1e-3)
 
 
 @pytest.fixture(autouse=True)
 def toys() -> Iterator[None]:
-    """The simulator, in which a batch of 12 rows is large, and small trainings."""
+    """Use the simulator with small trainings, and treat a batch of 12 rows as large."""
     jobs = {
         label: Job(TOY, job.optimizer, 4 if job.batch_size == 64 else 12, job.seed, precision=job.precision)
         for label, job in bits.JOBS.items()
@@ -66,25 +66,25 @@ def toys() -> Iterator[None]:
         patch.setitem(TILES, "float32", Tile(16, 32, 8, 4, 4, 1))
         patch.setattr(bits, "JOBS", jobs)
         patch.setattr(bits, "REPEATS", 2)
-        patch.setattr(contests, "NUMBERS_OF_THREADS", (1,))
+        patch.setattr(contests, "THREAD_COUNTS", (1,))
         yield
 
 
 def simulated() -> Any:
-    """A device with warps of 32 lanes, as tensor cores take them."""
+    """Return a simulated device with warps of 32 lanes, as tensor cores need."""
     return cuda_simulator.Runtime(words=cuda_simulator.ALL_LANES)
 
 
-def done(name: str, watch: Any = None) -> dict[str, Any]:
-    """What a stage finds."""
-    known = {stage.name: stage for stage in (*stages.stages(SIZES), stages.WATCHED)}
-    part = Part()
-    stages.run_stage(known[name], part, SIZES, watch or Watch(simulated()))
-    return part.found
+def done(name: str, runtime: Any = None) -> dict[str, Any]:
+    """Run a stage and return its findings."""
+    known = {stage.name: stage for stage in (*stages.stages(SIZES), stages.SANITIZED)}
+    findings = Findings()
+    stages.run_stage(known[name], findings, SIZES, runtime or TimedRuntime(simulated()))
+    return findings.found
 
 
 def numbers(value: Any) -> Iterator[float]:
-    """All numbers in nested lists and objects."""
+    """Yield all numbers in nested lists and dicts."""
     if isinstance(value, dict | list):
         for inner in value.values() if isinstance(value, dict) else value:
             yield from numbers(inner)
@@ -102,10 +102,10 @@ def test_readmes_rows_come_first() -> None:
     assert names[:2] == ["machine", "device"]
     assert names[2:9] == [f"row: {case.label}" for case in Sizes().cases]
     assert len(set(names)) == len(names)
-    assert stages.WATCHED.name not in names
+    assert stages.SANITIZED.name not in names
 
 
-def test_what_is_there() -> None:
+def test_the_machine_and_the_device() -> None:
     found = done("machine") | done("device")
     assert {"python", "numpy", "fastmlp", "cuda-bindings"} <= set(found["versions"])
     assert found["machine"]["cores"] >= 1
@@ -134,7 +134,7 @@ def test_every_variant_is_measured(case: Case) -> None:
         assert row["device_seconds"] > 0
 
 
-def test_bits_depend_on_no_grid() -> None:
+def test_bits_do_not_depend_on_the_grid() -> None:
     found = done("bits")
     assert "errors" not in found
     assert [row["design"] for row in found["bits"]] == list(bits.JOBS)
@@ -143,18 +143,18 @@ def test_bits_depend_on_no_grid() -> None:
         assert len({one for digests in row["digests"].values() for one in digests}) == 1
 
 
-def test_bits_that_depend_on_the_grid_and_wrong_losses_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Watched(Watch):
+def test_bits_that_depend_on_the_grid_and_wrong_losses_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Corrupted(TimedRuntime):
         def get(self, handle: Any, first: int = 0, count: int | None = None) -> Any:
             found = super().get(handle, first, count)
             return found + self.blocks if found.dtype.kind == "f" else found
 
-    told = done("bits", Watched(simulated()))["errors"]
-    assert {error["type"] for error in told} == {"Disagreement"}
-    assert {error["who"] for error in told} >= {f"bits of {label}" for label in bits.JOBS} | {"losses of small batches"}
+    errors = done("bits", Corrupted(simulated()))["errors"]
+    assert {error["type"] for error in errors} == {"Disagreement"}
+    assert {error["what"] for error in errors} >= {f"bits of {label}" for label in bits.JOBS} | {"losses of small batches"}
 
 
-def test_the_training_that_the_sanitizer_watches() -> None:
+def test_the_training_run_under_the_sanitizer() -> None:
     found = done("small")
     assert "errors" not in found
     assert len(found["small"]) == 2
@@ -167,11 +167,11 @@ def test_barriers_products_and_copies() -> None:
     assert [(row["engine"], row["precision"]) for row in found["products"]] == [
         ("cuda", p) for p in ("float32", "tf32", "bf16")
     ]
-    assert len(found["left_out"]) == 3  # torch.mm, which has no device
+    assert len(found["left_out"]) == 3  # torch.mm: no CUDA device
     check_finite([found["barriers"], found["products"], found["copies"]])
 
 
-def test_a_product_that_is_wrong_is_told() -> None:
+def test_a_wrong_product_is_an_error() -> None:
     network, x = Network((12, 9)), cuda_simulator.np.ones((4, 12), "float32")
     start = network.initial_parameters(0)
     ((w, b),) = network.views(start)
@@ -181,7 +181,7 @@ def test_a_product_that_is_wrong_is_told() -> None:
         check_product(network, start, x, 1.0001 * z, "float32")
 
 
-def test_without_pytorch_on_the_device_the_reason_is_told() -> None:
+def test_pytorch_without_a_device_is_reported() -> None:
     for name in ("PyTorch", "torch.compile"):
         found = done(f"{name}: {CASES[0].label}")
         assert [row["what"] for row in found["left_out"]] == [f"{CASES[0].label}: PyTorch"]
@@ -193,32 +193,32 @@ def test_without_pytorch_on_the_device_the_reason_is_told() -> None:
 
 @pytest.fixture
 def small_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A training of the embedded digits in place of the recipe's: small batches, and evaluation of many rows, as there."""
+    """Replace the recipe's training by one on the embedded digits, also with small batches and an evaluation of many rows."""
     smaller = {"data": "digits", "val_count": 150, "hidden": (6,), "epochs": 1, "batch_size": 4, "val_steps": 2}
     monkeypatch.setattr(accuracy, "settings_of", lambda name, command: {**settings_of(name, command), **smaller})
 
 
 @pytest.mark.usefixtures("small_recipe")
-def test_a_training_ends_at_the_accuracy_of_the_cpu() -> None:
+def test_the_accuracies_of_gpu_and_cpu_agree() -> None:
     found = done("accuracy")
     assert "errors" not in found
     assert [(row["engine"], row["epochs"], row["rows"]) for row in found["accuracy"]] == [("cuda", 1, 15), ("numba", 1, 15)]
 
 
 @pytest.mark.usefixtures("small_recipe")
-def test_another_accuracy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = accuracy.trained_by
+def test_a_different_accuracy_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = accuracy.train_with
 
     def worse(backend: str, plan: Any) -> Any:
         row = plain("numba", plan)
         return row | {"test_accuracy": row["test_accuracy"] - 0.01 * (backend == "cuda")}
 
-    monkeypatch.setattr(accuracy, "trained_by", worse)
+    monkeypatch.setattr(accuracy, "train_with", worse)
     (error,) = done("accuracy")["errors"]
-    assert (error["type"], error["of_numbers"]) == ("Disagreement", True)
+    assert (error["type"], error["numerical"]) == ("Disagreement", True)
 
 
-def test_data_that_are_missing_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_missing_data_are_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setenv("FASTMLP_DATA", str(tmp_path))
     assert [row["what"] for row in done("accuracy")["left_out"]] == ["recipe ee5179-1"]
 
@@ -226,53 +226,53 @@ def test_data_that_are_missing_are_told(monkeypatch: pytest.MonkeyPatch, tmp_pat
 # ------------------------------------------------------------------------------------------------ failures
 
 
-def test_a_failure_is_a_finding_and_of_numbers_alone_only_if_they_differ() -> None:
-    for error, of_numbers in (
+def test_an_error_is_numerical_only_if_results_are_wrong() -> None:
+    for error, numerical in (
         (ZeroDivisionError("planted\nin two lines"), False),
         (Disagreement("planted in two lines"), True),
     ):
 
-        def fail(part: Part, sizes: Sizes, watch: Any, error: Exception = error) -> None:
+        def fail(findings: Findings, sizes: Sizes, runtime: Any, error: Exception = error) -> None:
             raise error
 
-        part = Part()
-        stages.run_stage(Stage("planted", fail, 1, 1), part, SIZES, None)
-        (told,) = part.found["errors"]
-        assert told == {
-            "who": "planted",
+        findings = Findings()
+        stages.run_stage(Stage("planted", fail, 1, 1), findings, SIZES, None)
+        (found,) = findings.found["errors"]
+        assert found == {
+            "what": "planted",
             "type": type(error).__name__,
             "message": "planted in two lines",
-            "of_numbers": of_numbers,
+            "numerical": numerical,
         }
 
 
-def test_an_engine_that_computes_something_else_is_told_and_the_others_are_measured() -> None:
+def test_an_engine_with_wrong_losses_is_an_error_and_the_others_are_measured() -> None:
     class Wrong(contests.OnDevice):
         def epoch(self, order: Any) -> float:
             return 1.01 * super().epoch(order)
 
-    part, runtime = Part(), simulated()
-    contests.contest(part, "rows", CASES[0], SIZES, [Wrong(runtime), contests.OnDevice(runtime)])
-    assert [error["type"] for error in part.found["errors"]] == ["Disagreement"]
-    assert [row["backend"] for row in part.found["rows"]] == ["cuda"]
+    findings, runtime = Findings(), simulated()
+    contests.contest(findings, "rows", CASES[0], SIZES, [Wrong(runtime), contests.OnDevice(runtime)])
+    assert [error["type"] for error in findings.found["errors"]] == ["Disagreement"]
+    assert [row["backend"] for row in findings.found["rows"]] == ["cuda"]
 
 
 # ------------------------------------------------------------------------------------------------ rivals
 
 
-class Played(Captured):
-    """A graph on a device without graphs: the step is done, as often as a capture does it."""
+class Replayed(Captured):
+    """Graph capture on a device without graphs: runs the step as often as a capture does."""
 
     def capture(self, work: Callable[[], Any]) -> Callable[[], None]:
-        for _ in range(WARM):
+        for _ in range(WARMUP_STEPS):
             work()
         return work
 
 
 class Traced(Compiled):
-    """Compiled as far as it takes no C++ compiler."""
+    """Compiled with a backend that needs no C++ compiler."""
 
-    how: ClassVar = {"backend": "aot_eager"}
+    options: ClassVar = {"backend": "aot_eager"}
 
 
 class Slower(Eager):
@@ -289,32 +289,32 @@ class Broken(Eager):
         raise TypeError("planted")
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning:torch._dynamo.guards")  # of CPython 3.13.0, see bench/test_rivals.py
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:torch._dynamo.guards")  # a bug of CPython 3.13.0, see bench/test_rivals.py
 def test_rivals_compute_the_same_and_are_measured_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the CPU; one that cannot, one that does otherwise and one that errs are told, and the others go on."""
+    """On the CPU; an unavailable, a wrong and a crashing implementation are reported, and the others are measured."""
     pytest.importorskip("torch")
     monkeypatch.setattr(rivals, "torch_device", lambda: "cpu")
-    part = Part()
-    kinds = (Eager, Traced, Played, Captured, Slower, Broken)
-    stages.measure_contest(kinds, CASES[0], part, SIZES, Watch(simulated()))
-    assert [row["backend"] for row in part.found["contests"]] == ["cuda", Eager.backend, Traced.backend, Played.backend]
-    assert {row["rows"] for row in part.found["contests"]} == {12}  # whole batches
-    assert [row["what"].rpartition(": ")[2] for row in part.found["left_out"]] == [Captured.backend, "slower"]
-    assert [(error["who"], error["message"]) for error in part.found["errors"]] == [("broken", "planted")]
+    findings = Findings()
+    kinds = (Eager, Traced, Replayed, Captured, Slower, Broken)
+    stages.measure_contest(kinds, CASES[0], findings, SIZES, TimedRuntime(simulated()))
+    assert [row["backend"] for row in findings.found["contests"]] == ["cuda", Eager.backend, Traced.backend, Replayed.backend]
+    assert {row["rows"] for row in findings.found["contests"]} == {12}  # whole batches
+    assert [row["what"].rpartition(": ")[2] for row in findings.found["left_out"]] == [Captured.backend, "slower"]
+    assert [(error["what"], error["message"]) for error in findings.found["errors"]] == [("broken", "planted")]
 
 
-def test_torchs_product_on_the_cpu() -> None:
+def test_torch_mm_on_the_cpu() -> None:
     pytest.importorskip("torch")
     for precision in PRECISIONS:
         check_finite(rivals.measure_mm(12, 9, SIZES, precision, "cpu")["gflops"])
 
 
-def test_what_stands_in_for_scipy() -> None:
-    """Equal to SciPy within 1e-13 in float64, keeps float32 as float32, and is used only where SciPy is missing."""
+def test_replacements_of_scipy() -> None:
+    """They agree with SciPy to 1e-13 in float64, keep float32, and are used only if SciPy is missing."""
     z = np.linspace(-20, 20, 301)
     for name in ("erfc", "expit"):
         ours, theirs = getattr(without_scipy, name), getattr(scipy.special, name)
         np.testing.assert_allclose(ours(z), theirs(z), rtol=1e-13)
         assert ours(z.astype(np.float32)).dtype == np.float32
-    without_scipy.stand_in()
+    without_scipy.install()
     assert sys.modules["scipy.special"] is scipy.special

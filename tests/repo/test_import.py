@@ -1,4 +1,4 @@
-"""What importing costs: in a fresh process neither the package nor the program's help load anything heavy."""
+"""Cost of imports: in a fresh process, neither `import fastmlp` nor `fastmlp --help` loads a heavy package."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from support.processes import ROOT
 pytestmark = pytest.mark.full
 
 HEAVY = {"numba", "llvmlite", "torch", "sklearn", "matplotlib", "scipy", "rich", "pooch", "PIL", "safetensors"}
-SECONDS = 60  # a guard against hanging; it takes a hundredth of that
+SECONDS = 60  # guards against a hang; a run takes a hundredth of that
 
 REPORT = """
 print("imported", *sorted({name.partition(".")[0] for name in sys.modules}))
 """
 
 
-def fresh(code: str) -> tuple[str, set[str]]:
-    """What the code printed in a fresh process, and the top-level packages it had imported at the end."""
+def run_fresh(code: str) -> tuple[str, set[str]]:
+    """Run code in a fresh process; return its output and the top-level packages that it imported."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
+    run = subprocess.run(
         [sys.executable, "-W", "error", "-c", f"import sys\n{code}\n{REPORT}"],
         capture_output=True,
         text=True,
@@ -30,21 +30,21 @@ def fresh(code: str) -> tuple[str, set[str]]:
         env={**os.environ, "PYTHONPATH": path},
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    output, _, names = done.stdout.rpartition("imported ")
+    assert run.returncode == 0, run.stderr
+    assert run.stderr == ""
+    output, _, names = run.stdout.rpartition("imported ")
     return output, set(names.split())
 
 
 def test_import_fastmlp_is_light() -> None:
-    _, names = fresh("import fastmlp")
+    _, names = run_fresh("import fastmlp")
     assert "fastmlp" in names
     assert names & HEAVY == set()
     assert "numpy" not in names
 
 
-def test_a_network_can_be_described_without_anything_heavy() -> None:
-    _, names = fresh("import fastmlp; fastmlp.Network((4, 3, 2)); fastmlp.Optimizer('adam'); dir(fastmlp)")
+def test_networks_and_optimizers_need_no_heavy_package() -> None:
+    _, names = run_fresh("import fastmlp; fastmlp.Network((4, 3, 2)); fastmlp.Optimizer('adam'); dir(fastmlp)")
     assert names & HEAVY == set()
 
 
@@ -59,7 +59,7 @@ for arguments in [["--help"], *([name, "--help"] for name in program.commands)]:
 
 
 def test_help_of_the_program_is_light() -> None:
-    output, names = fresh(HELP)
+    output, names = run_fresh(HELP)
     for command in ("train", "extract", "evaluate", "predict", "data", "recipes", "doctor", "bench"):
         assert f"program {command} " in output
     assert names & HEAVY == set()
@@ -78,17 +78,17 @@ folder.cleanup()
 """
 
 
-def trained(*options: str) -> set[str]:
-    """The heavy packages that a training of digits by the program loads; of the engines only the one without any."""
-    return fresh(TRAIN.format(options=options))[1] & HEAVY
+def heavy_imports_of_training(*options: str) -> set[str]:
+    """Train on digits with the program and the NumPy engine; return the heavy packages that were imported."""
+    return run_fresh(TRAIN.format(options=options))[1] & HEAVY
 
 
 def test_training_digits_loads_only_what_it_uses() -> None:
-    assert trained() == {"matplotlib", "PIL", "rich", "safetensors"}
+    assert heavy_imports_of_training() == {"matplotlib", "PIL", "rich", "safetensors"}
 
 
-def test_the_check_sees_a_heavy_import() -> None:
-    assert trained("--activation", "silu") == {"matplotlib", "PIL", "rich", "safetensors", "scipy"}
+def test_a_heavy_import_is_detected() -> None:
+    assert heavy_imports_of_training("--activation", "silu") == {"matplotlib", "PIL", "rich", "safetensors", "scipy"}
 
 
 LEAVE = """
@@ -103,13 +103,13 @@ except SystemExit:
 """
 
 
-def test_the_program_looks_for_no_garbage_in_what_it_imported() -> None:
-    """The hook was registered before the program's own, so it runs after it."""
-    done = subprocess.run([sys.executable, "-c", f"import sys{LEAVE}"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[1:] == ["left", "True True"]
+def test_the_program_excludes_imported_objects_from_garbage_collection() -> None:
+    """The exit hook is registered before the program's own, so it runs after it."""
+    run = subprocess.run([sys.executable, "-c", f"import sys{LEAVE}"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[1:] == ["left", "True True"]
 
 
-def test_public_names_are_found_at_their_first_use() -> None:
+def test_public_names_are_imported_on_first_access() -> None:
     import fastmlp
 
     assert set(fastmlp.__all__) == set(dir(fastmlp))

@@ -1,4 +1,4 @@
-"""What README shows in Python runs as it stands."""
+"""The Python examples of README run unchanged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ README = ROOT / "README.md"
 
 
 def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The second goes on where the first ends."""
+    """The second example continues the first."""
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert len(blocks) == 2
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""What is asked of the simulated GPU, held against the record of kernels that a machine without a compiler is given."""
+"""Compare the kernels used in the simulator with the record of kernels packed for machines without a compiler."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu.kernels import RECORD_TO, Asked, recorded, written
+from benchmarks.gpu.kernels import RECORD_TO, KernelRequest, read_record, record_text
 
 
 @contextlib.contextmanager
-def asked_of_the_simulator() -> Iterator[set[Asked]]:
-    """The kernels requested inside the block."""
+def requested_kernels() -> Iterator[set[KernelRequest]]:
+    """Collect the kernels requested inside the block."""
     from support.cuda_simulator import Runtime
 
-    found: set[Asked] = set()
+    found: set[KernelRequest] = set()
     plain = Runtime.program
 
     def program(self: Runtime, name: str, kind: Any, shape: Any) -> Any:
-        found.add(Asked.of(name, kind, shape))
+        found.add(KernelRequest.of(name, kind, shape))
         return plain(self, name, kind, shape)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -32,12 +32,12 @@ def asked_of_the_simulator() -> Iterator[set[Asked]]:
 
 @contextlib.contextmanager
 def only_carried_kernels() -> Iterator[None]:
-    """Fails on a kernel missing from the record; while the record is being made, adds it instead."""
-    with asked_of_the_simulator() as asked:
+    """Fail if a kernel is missing from the record; with `RECORD_TO` set, append the kernels to that file instead."""
+    with requested_kernels() as requests:
         yield
     if (file := os.environ.get(RECORD_TO)) is not None:
         with Path(file).open("a", encoding="utf-8") as out:
-            out.write(written(asked))
+            out.write(record_text(requests))
         return
-    missing = asked - set(recorded())
+    missing = requests - set(read_record())
     assert not missing, f"not in kernels.jsonl: {missing}; record them with python -m benchmarks.gpu.kernels"

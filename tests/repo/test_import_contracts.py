@@ -1,4 +1,4 @@
-"""The contracts of import-linter (setup.cfg): each is kept, and each is seen to break by a planted import."""
+"""Contracts of import-linter (setup.cfg): all are kept, and each detects a planted violation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from support.processes import ROOT
 
 pytest.importorskip("importlinter", reason="import-linter is not installed")
-pytestmark = pytest.mark.full  # processes
+pytestmark = pytest.mark.full  # starts processes
 
 LINT = """
 import sys
@@ -19,32 +19,32 @@ from importlinter.cli import lint_imports
 sys.exit(lint_imports(limit_to_contracts=tuple(sys.argv[1:]), no_cache=True))
 """
 
-# contract, file, and an import that breaks it there
-PLANTS = [
-    ("wings", "nn/network.py", "from fastmlp.data.rows import Subset"),
-    ("wings", "models/model.py", "def f():\n    from fastmlp.training.loop import train\n    return train"),
-    ("wings", "reports/text.py", "from fastmlp.data.rows import Subset"),
-    ("wings", "experiments/plan.py", "import fastmlp.bench.machine"),
-    ("wings", "files.py", "from fastmlp.nn.network import Network"),
+# contract, file, and an import in that file that violates the contract
+VIOLATIONS = [
+    ("layers", "nn/network.py", "from fastmlp.data.rows import Subset"),
+    ("layers", "models/model.py", "def f():\n    from fastmlp.training.loop import train\n    return train"),
+    ("layers", "reports/text.py", "from fastmlp.data.rows import Subset"),
+    ("layers", "experiments/plan.py", "import fastmlp.bench.machine"),
+    ("layers", "files.py", "from fastmlp.nn.network import Network"),
     ("engines", "engines/base.py", "from fastmlp.files import read_json"),
     ("reports", "reports/style.py", "from fastmlp.nn.network import Network"),
     ("bench", "bench/cases.py", "from fastmlp.training.loop import train"),
     ("specification", "reference.py", "from fastmlp.nn.activations import relu_value"),
     ("specification", "engines/torch_engine.py", "from fastmlp.nn.losses import LOSSES"),
-    ("circles", "data/rows.py", "from fastmlp.data.splits import split_rows"),
+    ("cycles", "data/rows.py", "from fastmlp.data.splits import split_rows"),
 ]
 
 
 def lint(folder: Path, *contracts: str) -> int:
-    """The exit code of import-linter: 0 if the contracts, of all if none is named, are kept."""
+    """Return the exit code of import-linter: 0 if the contracts (by default all) are kept."""
     command = [sys.executable, "-c", LINT, *contracts]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).returncode
 
 
 @pytest.fixture(scope="module")
 def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what import-linter reads."""
-    folder = tmp_path_factory.mktemp("wings")
+    """Copy the files that import-linter reads."""
+    folder = tmp_path_factory.mktemp("contracts")
     shutil.copytree(ROOT / "fastmlp", folder / "fastmlp", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "setup.cfg", folder)
     return folder
@@ -54,12 +54,12 @@ def test_the_contracts_are_kept(copied: Path) -> None:
     assert lint(copied) == 0
 
 
-@pytest.mark.parametrize(("contract", "name", "plant"), PLANTS)
-def test_each_contract_sees_a_planted_import(copied: Path, contract: str, name: str, plant: str) -> None:
+@pytest.mark.parametrize(("contract", "name", "violation"), VIOLATIONS)
+def test_each_contract_detects_a_violation(copied: Path, contract: str, name: str, violation: str) -> None:
     file = copied / "fastmlp" / name
     before = file.read_text()
     try:
-        file.write_text(f"{before}\n{plant}\n")
+        file.write_text(f"{before}\n{violation}\n")
         assert lint(copied, contract) == 1
     finally:
         file.write_text(before)

@@ -1,4 +1,4 @@
-"""What a stage of the check has found: a JSON file that is written anew after every finding."""
+"""Findings of a stage of the check, in a JSON file that is rewritten after every finding."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from fastmlp.bench.rounds import Disagreement
 from fastmlp.files import write_json
 
 
-class Part:
-    """Findings of a stage, kept at once: a stage that is killed leaves what it had.
+class Findings:
+    """Findings of a stage, saved immediately, so that a stage that is killed loses none.
 
-    found : what is written to `out`; lists of a key are put one after another when parts are joined, all else is replaced
+    found : contents of the file `out`
     """
 
     def __init__(self, out: Path | None = None) -> None:
@@ -21,26 +21,26 @@ class Part:
         self.found: dict[str, Any] = {}
 
     def put(self, key: str, value: Any) -> None:
-        """Keep a finding in place of the one before."""
+        """Set a finding, replacing an earlier one."""
         self.found[key] = value
         self.save()
 
     def add(self, key: str, value: Any) -> None:
-        """Keep one more finding."""
+        """Append to a list of findings."""
         self.put(key, [*self.found.get(key, []), value])
 
-    def error(self, who: str, error: Exception) -> None:
-        """Record an error. `of_numbers` marks wrong results, as opposed to crashes."""
+    def error(self, what: str, error: Exception) -> None:
+        """Record an error; its key "numerical" distinguishes wrong results from crashes."""
         traceback.print_exception(error)
         message = " ".join(str(error).split())[:500]
-        print(f"{who}: FAILED, {type(error).__name__}: {message}", flush=True)
+        print(f"{what}: FAILED, {type(error).__name__}: {message}", flush=True)
         self.add(
             "errors",
             {
-                "who": who,
+                "what": what,
                 "type": type(error).__name__,
                 "message": message,
-                "of_numbers": isinstance(error, Disagreement | AssertionError),
+                "numerical": isinstance(error, Disagreement | AssertionError),
             },
         )
 
@@ -49,13 +49,13 @@ class Part:
             write_json(self.out, self.found)
 
 
-def joined(whole: dict[str, Any], part: dict[str, Any]) -> None:
-    """Put a part's findings into the whole.
+def merge(whole: dict[str, Any], findings: dict[str, Any]) -> None:
+    """Add the findings of a stage to those of the whole check: lists are concatenated, other values replaced.
 
     >>> whole = {"rows": [1], "device": None}
-    >>> joined(whole, {"rows": [2], "device": "a card"})
+    >>> merge(whole, {"rows": [2], "device": "a card"})
     >>> whole
     {'rows': [1, 2], 'device': 'a card'}
     """
-    for key, value in part.items():
+    for key, value in findings.items():
         whole[key] = [*whole.get(key, []), *value] if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""A plugin of pytest that keeps the outcome of each test, with the type of the error of one that failed, as it comes."""
+"""Pytest plugin that appends the outcome of each test to a file, with the type of the exception if it failed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pytest
 from benchmarks.gpu import without_scipy
 from benchmarks.gpu.tests_on_device import OUTCOMES
 
-without_scipy.stand_in()
+without_scipy.install()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Generator[None, Any, Any]:
-    """A line for each test that ran, was skipped, or failed before or after it."""
+    """Write a line for each test that was run or skipped, or whose setup or teardown failed."""
     report = yield
     if report.when == "call" or report.outcome != "passed":
         error = None if call.excinfo is None else call.excinfo.typename
