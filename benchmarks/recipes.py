@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.epochs import machine
 from fastmlp.experiments.recipes.recipe import all_recipes
-from fastmlp.experiments.recipes.run import PARTS, Job, make_job, networks, select
+from fastmlp.experiments.recipes.run import PARTS, RecipeJob, make_job, networks, select
 from fastmlp.files import read_json, write_json
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +42,7 @@ def run(patterns: list[str], folder: Path, seed: int) -> None:
     subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
 
 
-def collect(job: Job) -> dict[str, Any]:
+def collect(job: RecipeJob) -> dict[str, Any]:
     """The figures of a finished run, and the command that makes them alone."""
     recipe, command = job.recipe, "train" if job.images is None else "extract"
     both = " train" if job.images is not None and job.config is not None else ""

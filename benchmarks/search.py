@@ -22,18 +22,17 @@ import numpy as np
 
 from benchmarks.epochs import machine
 from fastmlp.data.dataset import Dataset, load_data
-from fastmlp.data.scaling import fit_scaling
-from fastmlp.data.splits import Parts
+from fastmlp.data.splits import Splits
 from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.sources import resolve, resolve_as
 from fastmlp.experiments.config.train import Config, DataSettings, fields_of
 from fastmlp.experiments.extraction import Tools, extract_run
-from fastmlp.experiments.plan import make_plan
+from fastmlp.experiments.plan import RunPlan, make_plan
 from fastmlp.experiments.recipes.recipe import find
 from fastmlp.files import json_bytes, read_json, write_json
-from fastmlp.models.metrics import evaluate
-from fastmlp.training.loop import Diverged, train
-from fastmlp.training.many import Result, train_many
+from fastmlp.models.metrics import evaluate_with_predictions
+from fastmlp.training.loop import Diverged, train_checked
+from fastmlp.training.many import Result, Task, train_tasks
 
 HERE = Path(__file__).parent
 SEARCHES = HERE / "searches.toml"
@@ -66,7 +65,7 @@ def images_of(search: Mapping[str, Any], data: str) -> Dataset:
     return found if search.get("test") else dataclasses.replace(found, x_test=None, y_test=None)
 
 
-def figures(search: Mapping[str, Any], result: Result, parts: Parts) -> Row:
+def figures(search: Mapping[str, Any], result: Result, splits: Splits) -> Row:
     """What is kept of a training."""
     if isinstance(result, Diverged):
         return {"diverged": str(result)}
@@ -77,7 +76,7 @@ def figures(search: Mapping[str, Any], result: Result, parts: Parts) -> Row:
     if (epoch := search.get("epoch", len(history) + 1)) <= len(history):
         row |= {f"{key} in epoch {epoch}": history[epoch - 1][key] for key in ("loss", "val_loss")}
     if search.get("test"):
-        row["test"] = evaluate(result.model, *parts["test"])["accuracy"]
+        row["test"] = evaluate_with_predictions(result.model, splits["test"])[0]["accuracy"]
     return row
 
 
@@ -92,16 +91,15 @@ def on_pixels(search: Mapping[str, Any], todo: Sequence[dict[str, Any]], keep: K
 def train_together(search: Mapping[str, Any], group: Sequence[tuple[dict[str, Any], Config]], keep: Keep) -> None:
     """Train variants that share their data and its parts."""
     data = images_of(search, group[0][1].data)
-    plans = [make_plan(dataclasses.replace(config, test_fraction=0.0), data=data) for _, config in group]
-    parts = plans[0].parts
-    train_many(
-        [(plan.network, plan.settings) for plan in plans],
-        *parts["train"],
-        validation=parts["validation"],
-        scaling=fit_scaling(plans[0].config.scale, parts["train"][0]),
-        classes=data.classes,
-        image_shape=data.image_shape,
-        finished=lambda index, result: keep({"settings": group[index][0]} | figures(search, result, parts)),
+    plans: list[RunPlan] = []
+    for _, config in group:
+        plans.append(
+            make_plan(dataclasses.replace(config, test_fraction=0.0), data=data, same_data=plans[0] if plans else None)
+        )
+    splits = plans[0].splits
+    train_tasks(
+        [Task(plan.network, plan.settings, plan.training) for plan in plans],
+        finished=lambda index, result: keep({"settings": group[index][0]} | figures(search, result, splits)),
     )
 
 
@@ -131,13 +129,11 @@ def on_features(search: Mapping[str, Any], todo: Sequence[dict[str, Any]], folde
         if extracted.data is None:
             raise SystemExit(128 + extracted.signal)  # the same command goes on
         plan = make_plan(own, data=extracted.data)
-        rows, validation = plan.parts["train"], plan.parts["validation"]
-        scaling = fit_scaling(own.scale, rows[0])
-        trained = train(plan.network, *rows, settings=plan.settings, validation=validation, scaling=scaling)
+        trained = train_checked(plan.network, plan.settings, plan.training)
         cnn_result = extracted.result["cnn"]
         cnn = {name: cnn_result[name]["accuracy"] for name in ("validation", "test") if name in cnn_result}
         cnn |= {key: cnn_result[key] for key in ("epochs", "best_epoch", "seconds")}
-        keep({"settings": changed, "cnn": cnn} | figures(search, trained, plan.parts))
+        keep({"settings": changed, "cnn": cnn} | figures(search, trained, plan.splits))
 
 
 def save_images(data: Dataset, path: Path) -> None:

@@ -21,25 +21,22 @@ from typing import Any
 import numpy as np
 
 from benchmarks.epochs import machine
-from fastmlp.data.scaling import fit_scaling
 from fastmlp.experiments.config.sources import resolve
-from fastmlp.experiments.folder import CONFIG_NAME, METRICS_NAME, RESULT_NAME
-from fastmlp.experiments.plan import Plan, make_plan
+from fastmlp.experiments.folder import CONFIG_NAME, METRICS_NAME, RESULT_NAME, read_result
+from fastmlp.experiments.plan import RunPlan, make_plan
 from fastmlp.files import read_json, read_lines, write_json
-from fastmlp.models.metrics import evaluate
+from fastmlp.models.metrics import evaluate_with_predictions
 from fastmlp.reports.style import BLUE, ORANGE, epoch_axis, new_figure, own_style, save
-from fastmlp.training.loop import Training, train
+from fastmlp.training.loop import Training, train_checked
 
 DIGITS = 6  # of the losses that are kept: float32 has about seven
 CURVES = {"loss": ("training", BLUE), "val_loss": ("validation", ORANGE)}
 
 
-def train_by(backend: str, plan: Plan) -> Training:
+def train_by(backend: str, plan: RunPlan) -> Training:
     """The training of a plan by another engine; "torch" has PyTorch's definitions."""
     settings = dataclasses.replace(plan.settings, backend=backend)
-    scaling = fit_scaling(plan.config.scale, plan.parts["train"][0])
-    validation, classes = plan.parts.get("validation"), plan.data.classes or None
-    return train(plan.network, *plan.parts["train"], settings=settings, validation=validation, scaling=scaling, classes=classes)
+    return train_checked(plan.network, settings, plan.training)
 
 
 def figures(epoch: int, of_part: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -66,10 +63,14 @@ def largest_difference(one: Mapping[str, Sequence[float]], other: Mapping[str, S
 def compare(run: Path) -> dict[str, Any]:
     """Our figures of a run, and PyTorch's."""
     plan = make_plan(resolve({}, {}, run / CONFIG_NAME))
-    result = read_json(run / RESULT_NAME)
+    result = read_result(run / RESULT_NAME)
     ours = read_lines(run / METRICS_NAME)
     retrained = train_by("torch", plan)
-    parts = {part: evaluate(retrained.model, *plan.parts[part]) for part in ("validation", "test") if part in plan.parts}
+    parts = {
+        name: evaluate_with_predictions(retrained.model, plan.splits[name])[0]
+        for name in ("validation", "test")
+        if name in plan.splits
+    }
     return {
         "name": run.resolve().name,
         "network": plan.network.label,

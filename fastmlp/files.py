@@ -324,3 +324,28 @@ def tensor_bytes(tensors: Tensors, metadata: Mapping[str, str]) -> bytes:
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text + data[8 + length :]
+
+
+def check_format_version(path: Path, found: Any, version: int) -> None:
+    """Check the format version that a file carries.
+
+    Parameters
+    ----------
+    path : the file, for the message
+    found : the object in it
+    version : the format version that this fastmlp reads
+
+    Raises
+    ------
+    DataError : there is no version, or another one
+
+    Examples
+    --------
+    >>> check_format_version(Path("result.json"), {"format_version": 2}, 1)
+    Traceback (most recent call last):
+    fastmlp.errors.DataError: result.json: format version 2, but this fastmlp reads version 1; repeat the run with this version
+    """
+    given = found.get("format_version") if isinstance(found, dict) else None
+    if given != version:
+        carries = "no format version" if given is None else f"format version {given}"
+        raise DataError(f"{path}: {carries}, but this fastmlp reads version {version}; repeat the run with this version")

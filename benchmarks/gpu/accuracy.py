@@ -11,15 +11,15 @@ from benchmarks.torch_twin import train_by
 from fastmlp.bench.rounds import Disagreement
 from fastmlp.errors import DataError, UnavailableError
 from fastmlp.experiments.config.train import Config
-from fastmlp.experiments.plan import Plan, make_plan
+from fastmlp.experiments.plan import RunPlan, make_plan
 from fastmlp.experiments.recipes.recipe import settings_of
-from fastmlp.models.metrics import evaluate
+from fastmlp.models.metrics import evaluate_with_predictions
 
 RECIPE = "ee5179-1"  # 784-500-250-100-10, sigmoid, batch 64, 15 epochs
 TOLERANCE = 0.003  # largest allowed difference between the test accuracies of GPU and CPU
 
 
-def plan_of(sizes: Sizes) -> Plan:
+def plan_of(sizes: Sizes) -> RunPlan:
     """Return the plan of the recipe, with at most `sizes.rows` rows per split."""
     config = Config(**settings_of(RECIPE, "train") | {"backend": "numba"})
     plan = make_plan(config)
@@ -27,17 +27,17 @@ def plan_of(sizes: Sizes) -> Plan:
     return plan._replace(parts=splits) if sizes.rows < Sizes.rows else plan
 
 
-def train_with(backend: str, plan: Plan) -> dict[str, Any]:
+def train_with(backend: str, plan: RunPlan) -> dict[str, Any]:
     """Train with one engine; return the seconds and the metrics."""
     began = time.perf_counter()
     training = train_by(backend, plan)
     seconds = time.perf_counter() - began
-    test = evaluate(training.model, *plan.parts["test"])
+    test = evaluate_with_predictions(training.model, plan.splits["test"])[0]
     return {
         "engine": backend,
         "seconds": seconds,
         "epochs": len(training.history),
-        "rows": len(plan.parts["train"][0]),
+        "rows": len(plan.splits["train"]),
         "test_accuracy": test["accuracy"],
         "loss": training.history[-1]["loss"],
     }

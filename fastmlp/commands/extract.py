@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fastmlp.commands.console import end_by_signal, is_quiet, say, show, show_extraction
+from fastmlp.commands.console import end_by_signal, is_quiet, is_verbose, note, say, show, show_extraction
 from fastmlp.commands.options import (
     Chain,
     Sections,
@@ -18,7 +18,7 @@ from fastmlp.commands.options import (
     source_options,
 )
 from fastmlp.commands.toolkit import extraction_tools
-from fastmlp.commands.train import run_training
+from fastmlp.commands.train import show_run
 from fastmlp.experiments.config.extract import OF_EXTRACT, ExtractConfig
 from fastmlp.experiments.config.train import Config
 
@@ -71,14 +71,14 @@ def extract(
 @click.pass_obj
 def extract_train(chained: tuple[ExtractConfig, Any, bool], /, config: str | None, as_json: bool, **flags: Any) -> None:
     """Make the features, and train a network on them; as `fastmlp train`, without the options of data."""
-    from dataclasses import replace
-
+    from fastmlp.experiments.chain import extract_and_train
     from fastmlp.experiments.config.sources import resolve
-    from fastmlp.experiments.extraction import check_chain, extract_run
 
     images, recipe, json_before = chained
     settings = resolve(flags | images.chained_flags(), os.environ, config, recipe)
-    check_chain(images, settings)
-    extracted = extract_run(images, extraction_tools(), follows=settings, quiet=is_quiet(), say=say)
-    end_by_signal(extracted.signal)
-    run_training(replace(settings, data=extracted.source), as_json or json_before, extracted)
+    if is_verbose():
+        note(settings.text())
+    chain = extract_and_train(images, settings, extraction_tools(), quiet=is_quiet(), say=say)
+    end_by_signal(chain.signal if chain.run is None else 0)
+    if chain.run is not None:
+        show_run(chain.run, as_json or json_before, settings.min_accuracy)

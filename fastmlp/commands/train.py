@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fastmlp.commands.console import end_by_signal, is_quiet, is_verbose, note, say, show, show_figures
 from fastmlp.commands.options import Sections, common_options, recipe_option, setting_options, source_options
 from fastmlp.experiments.config.train import Config
+
+if TYPE_CHECKING:
+    from fastmlp.experiments.training_run import RunResult
 
 
 @click.command(cls=Sections)
@@ -39,26 +41,21 @@ def train(recipe: str | None, config: str | None, print_config: bool, as_json: b
     """
     from fastmlp.experiments.config.sources import resolve
     from fastmlp.experiments.recipes.recipe import settings_of
+    from fastmlp.experiments.training_run import run_training
 
     settings = resolve(flags, os.environ, config, settings_of(recipe, "train"))
     if print_config:
         show(settings.text())
         return
-    run_training(settings, as_json)
-
-
-def run_training(settings: Config, as_json: bool, extracted: Any = None) -> None:
-    """What `train` does with its settings; `extracted` is what `extract` has just made."""
-    from fastmlp.experiments.result import check_accuracy
-    from fastmlp.experiments.training_run import train_run
-
     if is_verbose():
         note(settings.text())
-    outcome = train_run(settings, quiet=is_quiet(), say=say, data=extracted and extracted.data)
-    if extracted is not None and not outcome.signal:
-        from fastmlp.experiments.chain import draw_chain
+    show_run(run_training(settings, quiet=is_quiet(), say=say), as_json, settings.min_accuracy)
 
-        draw_chain(extracted, Path(outcome.result["out"]))
-    show_figures(outcome.result, as_json)
-    end_by_signal(outcome.signal)
-    check_accuracy(outcome.result, "test", settings.min_accuracy)
+
+def show_run(run: RunResult, as_json: bool, min_accuracy: float | None) -> None:
+    """Print the metrics of a run, and end with the exit code of its signal or of a missed minimum accuracy."""
+    from fastmlp.experiments.result import check_accuracy
+
+    show_figures(run.result, as_json)
+    end_by_signal(run.signal)
+    check_accuracy(run.result, "test", min_accuracy)

@@ -1,7 +1,7 @@
 """Files of named arrays: `.npz`, `.safetensors`, and folders of `.npy`, which are memory-mapped and may be larger than memory.
 
-Here: from files on disk to plain arrays (`Parts`), every kind of damage named by file and place. `Parts` and `reading` serve
-the other readers too. Not here: checks that all sources share (dataset.py).
+The readers return `RawArrays`, and report every kind of damage by file and location. `RawArrays` and `reading` are used by the
+other readers, too. Checks that all sources share are in dataset.py.
 Sources: the `.npy` format as in numpy.lib.format; safetensors as in its own documentation.
 """
 
@@ -25,7 +25,7 @@ import numpy.typing as npt
 from numpy.lib import format as npy
 from numpy.lib.npyio import NpzFile
 
-from fastmlp.data.checks import Place
+from fastmlp.data.checks import SourceLocation
 from fastmlp.errors import DataError
 from fastmlp.files import read_tensors
 
@@ -34,11 +34,11 @@ from fastmlp.files import read_tensors
 READ_AHEAD_SHARE = 0.5
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 # Of a data set in an .npz file, or in a folder of .npy files; the last three are those of `features`.
-ARRAYS = ("x", "y", "x_test", "y_test", "classes", "validation", "about", "extractor")
+ARRAYS = ("x", "y", "x_test", "y_test", "classes", "validation", "provenance", "extractor")
 REFETCH = "delete it and get it again with `fastmlp data fetch`"
 
 
-class Parts(NamedTuple):
+class RawArrays(NamedTuple):
     """What a reader found: arrays as they are in the file, not yet checked (`dataset.check_dataset` does)."""
 
     x: Any
@@ -47,9 +47,9 @@ class Parts(NamedTuple):
     image_shape: tuple[int, int, int] | None = None
     x_test: Any = None
     y_test: Any = None
-    places: Mapping[str, Place] | None = None
+    locations: Mapping[str, SourceLocation] | None = None
     validation: Any = None
-    about: Any = None
+    provenance: Any = None
     extractor: Any = None
 
 
@@ -71,7 +71,7 @@ def is_npy_folder(path: Path) -> bool:
         return any((path / f"{name}.npy").is_file() for name in ARRAYS[:2])
 
 
-def read_npy_folder(path: str | Path) -> Parts:
+def read_npy_folder(path: str | Path) -> RawArrays:
     """Map `x.npy`, `y.npy` and what else `ARRAYS` names: an `.npz` file unpacked.
 
     Nothing is read but headers. Rows of uint8 or float32 (of this machine's byte order, C order) then stay in their file:
@@ -99,7 +99,7 @@ def read_npy_folder(path: str | Path) -> Parts:
         found: dict[str, Any] = {name: map_npy(file) for name, file in files.items() if file.is_file()}
     if missing := [name for name in ARRAYS[:2] if name not in found]:
         raise DataError(f"{files[missing[0]]}: no such file; a folder of arrays needs x.npy and y.npy")
-    return Parts(**found, places={name: Place(str(file)) for name, file in files.items()})
+    return RawArrays(**found, locations={name: SourceLocation(str(file)) for name, file in files.items()})
 
 
 def map_npy(path: Path) -> npt.NDArray[Any]:
@@ -133,7 +133,7 @@ def _header(path: Path, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dt
         raise DataError(f"{path}: not a readable .npy file ({reason}); write it with numpy.save") from error
 
 
-def read_npz(path: str | Path) -> Parts:
+def read_npz(path: str | Path) -> RawArrays:
     """Read `x`, `y` and what else `ARRAYS` names of an `.npz` file; pickles are refused.
 
     Other keys are ignored. Raises DataError for a damaged file, a missing key or an array of Python objects.
@@ -151,7 +151,7 @@ def read_npz(path: str | Path) -> Parts:
         found: dict[str, Any] = {name: npz_array(path, archive, name) for name in ARRAYS if name in archive.files}
     if missing := [name for name in ("x", "y") if name not in found]:
         raise DataError(f"{path}: no array named {' nor '.join(missing)} (it holds: {listed}); save x and y")
-    return Parts(**found, places={name: Place(f"{path}: array {name!r}") for name in ARRAYS})
+    return RawArrays(**found, locations={name: SourceLocation(f"{path}: array {name!r}") for name in ARRAYS})
 
 
 @contextmanager
@@ -195,7 +195,7 @@ def npz_array(path: Path, archive: Mapping[str, Any], name: str) -> npt.NDArray[
     return array
 
 
-def read_safetensors(path: str | Path) -> Parts:
+def read_safetensors(path: str | Path) -> RawArrays:
     """Read `x`, `y` and what else `ARRAYS` names of a safetensors file; other tensors are ignored.
 
     Class names are a list in JSON under "classes" in the metadata. Raises DataError for a damaged file or a missing tensor.
@@ -216,8 +216,8 @@ def read_safetensors(path: str | Path) -> Parts:
         listed = ", ".join(sorted(tensors)) or "nothing"
         raise DataError(f"{path}: no tensor named {' nor '.join(missing)} (it holds: {listed}); save x and y")
     found: dict[str, Any] = {name: tensors[name] for name in ARRAYS if name in tensors}
-    found |= {"about": metadata.get("about"), "classes": class_names(path, metadata.get("classes"))}
-    return Parts(**found, places={name: Place(f"{path}: tensor {name!r}") for name in ARRAYS})
+    found |= {"provenance": metadata.get("provenance"), "classes": class_names(path, metadata.get("classes"))}
+    return RawArrays(**found, locations={name: SourceLocation(f"{path}: tensor {name!r}") for name in ARRAYS})
 
 
 def class_names(path: Path, text: str | None) -> list[str] | None:

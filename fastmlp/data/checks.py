@@ -1,7 +1,12 @@
-"""The public door: rows and targets are checked here once, and put into the types that engines take."""
+"""Checks of rows, targets and sample weights: each array is read once, and `CheckedRows` records that it was.
+
+The functions that return `CheckedRows` are the only ones that read all values. Training, evaluation and prediction take
+`CheckedRows` and compare shapes only, so that a memory-mapped file larger than memory is not read again from the disk.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,14 +16,34 @@ from fastmlp.data.rows import Array, Features, Subset, blocks, first_not_finite
 from fastmlp.errors import DataError, unknown_name
 from fastmlp.nn.network import FloatArray, Network
 
-Rows = tuple[Features, npt.NDArray[Any]]  # x and y of a data part
-MOST_CLASSES = 65536  # a larger label is taken for damage, not for a reason to allocate that many outputs
+MOST_CLASSES = 65536  # a larger label is reported as a fault rather than taken as the number of outputs
 
 
-class Place(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class CheckedRows:
+    """Rows and targets whose values have been checked, in the types that engines take.
+
+    Made by `check_split`, and by `splits.split` from a `dataset.Dataset`, whose arrays are checked when they are loaded.
+
+    Parameters
+    ----------
+    x : (n, features) uint8 or float, C-contiguous, finite, n >= 1: an array, which may be memory-mapped, or a `rows.Subset`
+    y : (n,) int32 labels from 0 to `classes` - 1, or (n, outputs) float targets, finite
+    classes : number of classes of the labels; 0 for targets
+    """
+
+    x: Features
+    y: Array
+    classes: int = 0
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+class SourceLocation(NamedTuple):
     """Where an array came from, so that an error can name one row of it.
 
-    >>> Place("a.csv", "line", 2).row(5)
+    >>> SourceLocation("a.csv", "line", 2).row(5)
     'a.csv: line 7'
     """
 
@@ -27,7 +52,7 @@ class Place(NamedTuple):
     first: int = 0
 
     def row(self, index: int) -> str:
-        """Place of row `index` (from 0)."""
+        """SourceLocation of row `index` (from 0)."""
         return f"{self.text}: {self.unit} {self.first + index}"
 
 
@@ -46,14 +71,23 @@ def finite(array: npt.NDArray[Any], dtype: npt.DTypeLike) -> tuple[npt.NDArray[A
     return cast, first_not_finite(cast)
 
 
-def check_rows(x: Any, features: int, dtype: npt.DTypeLike) -> Features:
-    """x as a C-contiguous (n, features) array of uint8 (kept as it is) or `dtype`, finite, or a DataError.
+def wrong_features(features: int, x: Features) -> DataError:
+    """The error for rows of another shape than (n, features)."""
+    return DataError(f"the network takes rows of {features} features, but the data has shape {x.shape}")
 
-    A `rows.Subset` of such an array stays one, one of any other array is copied; an array that is such is not copied.
+
+def check_rows(x: Any, features: int, dtype: npt.DTypeLike) -> Features:
+    """Return x as a C-contiguous (n, features) array of uint8 (kept as it is) or `dtype`, after checking that it is finite.
+
+    An array of that type and layout is not copied, and a `rows.Subset` of one stays a subset; all else is copied.
+
+    Raises
+    ------
+    DataError : another shape, values that are no numbers or not finite
     """
     rows = x if isinstance(x, Subset) else as_array(x, "the data")
     if rows.ndim != 2 or rows.shape[1] != features:
-        raise DataError(f"the network takes rows of {features} features, but the data has shape {rows.shape}")
+        raise wrong_features(features, rows)
     if rows.dtype.kind not in "buif":
         raise DataError(f"the data must be numbers, not {rows.dtype}; convert it first")
     if isinstance(rows, Subset) and not (rows.dtype in (np.uint8, dtype) and rows.array.flags.c_contiguous):
@@ -67,42 +101,83 @@ def check_rows(x: Any, features: int, dtype: npt.DTypeLike) -> Features:
     return cast
 
 
-def check_targets(network: Network, y: Any, rows: int, part: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """y as (rows,) int32 classes or (rows, outputs) `dtype` targets that the network's loss can take, or a DataError."""
-    y = as_array(y, f"{part} targets")
+def check_targets(network: Network, y: Any, rows: int, split: str, dtype: npt.DTypeLike) -> Array:
+    """Return y as (rows,) int32 labels or (rows, outputs) targets of `dtype`, finite.
+
+    Raises
+    ------
+    DataError : y has another length or shape, or values that are not finite or no label of the network
+    """
+    y = as_array(y, f"{split} targets")
     outputs = network.sizes[-1]
     if y.ndim == 0:
-        raise DataError(f"the {part} part has no targets, but {y.dtype} {y}")
+        raise DataError(f"the {split} split has no targets, but {y.dtype} {y}")
     if len(y) != rows:
-        raise DataError(f"the {part} part has {rows} rows but {len(y)} targets")
+        raise DataError(f"the {split} split has {rows} rows but {len(y)} targets")
     if y.ndim == 1 and y.dtype.kind in "iu":
         if rows and (y.min() < 0 or y.max() >= outputs):
-            raise DataError(f"{part} classes run from {y.min()} to {y.max()}, but the network has outputs 0 to {outputs - 1}")
+            raise DataError(f"{split} classes run from {y.min()} to {y.max()}, but the network has outputs 0 to {outputs - 1}")
         return y.astype(np.int32)
-    if y.ndim != 2 or y.shape[1] != outputs or y.dtype.kind not in "buif":
-        raise DataError(
-            f"{part} targets must be (n,) integer classes or (n, {outputs}) numbers, not {y.dtype} of shape {y.shape}"
-        )
+    if y.dtype.kind not in "buif" or y.ndim != 2 or y.shape[1] != outputs:
+        raise wrong_targets(network, y, split)
     y, place = finite(y, dtype)
     if place is not None:
-        raise DataError(f"{part} targets are not finite in row {place[0]}, output {place[1]}; remove such rows first")
-    if network.loss == "cross-entropy" and not all(are_probabilities(block) for _, block in blocks(y)):
-        raise DataError(
-            f"{part} targets of cross-entropy must sum to 1 and not be negative; for regression use loss='squared-error'"
-        )
+        raise DataError(f"{split} targets are not finite in row {place[0]}, output {place[1]}; remove such rows first")
     return y
+
+
+def wrong_targets(network: Network, y: Array, split: str) -> DataError:
+    """The error for targets of another type or shape than the network's outputs."""
+    needed = f"(n,) integer classes or (n, {network.sizes[-1]}) numbers"
+    return DataError(f"{split} targets must be {needed}, not {y.dtype} of shape {y.shape}")
 
 
 def are_probabilities(y: FloatArray) -> bool:
     return bool(np.allclose(y.sum(axis=1), 1, atol=1e-4) and (y >= 0).all())
 
 
-def check_part(network: Network, x: Any, y: Any, part: str, dtype: npt.DTypeLike) -> Rows:
-    """Rows and targets of a data part that is not empty, or a DataError."""
+def check_split(network: Network, x: Any, y: Any, split: str, dtype: npt.DTypeLike) -> CheckedRows:
+    """Check all values of the rows and targets of a split, given as arrays; `match_network` is still to be called.
+
+    Parameters
+    ----------
+    x, y : (n, features) and (n,) or (n, outputs), anything that NumPy makes an array of, or a `rows.Subset` as x
+    split : its name, for messages
+    dtype : of the engine
+
+    Raises
+    ------
+    DataError : no rows, wrong shapes or types, values that are not finite, labels that are no output of the network
+    """
     x = check_rows(x, network.sizes[0], dtype)
     if len(x) == 0:
-        raise DataError(f"the {part} part has no rows")
-    return x, check_targets(network, y, len(x), part, dtype)
+        raise DataError(f"the {split} split has no rows")
+    y = check_targets(network, y, len(x), split, dtype)
+    return CheckedRows(x, y, int(y.max()) + 1 if y.ndim == 1 else 0)
+
+
+def match_network(network: Network, rows: CheckedRows, split: str, dtype: npt.DTypeLike) -> CheckedRows:
+    """Return checked rows as a network of this engine dtype takes them, without reading x again.
+
+    Raises
+    ------
+    DataError : another number of features or outputs, or targets of cross-entropy that are no probabilities
+    """
+    x, y, outputs = rows.x, rows.y, network.sizes[-1]
+    if x.shape[1] != network.sizes[0]:
+        raise wrong_features(network.sizes[0], x)
+    if y.ndim == 1:
+        if rows.classes > outputs:
+            raise DataError(f"the {split} split has {rows.classes} classes, but the network has {outputs} outputs")
+    elif y.shape[1] != outputs:
+        raise wrong_targets(network, y, split)
+    elif network.loss == "cross-entropy" and not all(are_probabilities(block) for _, block in blocks(y)):
+        raise DataError(
+            f"{split} targets of cross-entropy must sum to 1 and not be negative; for regression use loss='squared-error'"
+        )
+    if x.dtype not in (np.uint8, dtype):
+        x = np.asarray(x, dtype)
+    return replace(rows, x=x, y=y if y.ndim == 1 else np.asarray(y, dtype))
 
 
 def check_weights(sample_weight: Any, rows: int) -> FloatArray:
@@ -126,10 +201,10 @@ def check_description(network: Network, features: int | None, classes: int, shap
         raise DataError(f"image_shape {shape} has {int(np.prod(shape))} pixels, but the network takes {first} features")
 
 
-def check_features(values: Any, place: Place) -> tuple[Array, tuple[int, int, int] | None]:
+def check_features(values: Any, place: SourceLocation) -> tuple[Array, tuple[int, int, int] | None]:
     """Rows (n, features), uint8 or finite float32, and the image shape if values are images (n, h, w[, c]).
 
-    >>> check_features([[1, 2], [3, 4]], Place("x"))[0].dtype
+    >>> check_features([[1, 2], [3, 4]], SourceLocation("x"))[0].dtype
     dtype('float32')
     """
     array = _array(values, place)
@@ -141,10 +216,10 @@ def check_features(values: Any, place: Place) -> tuple[Array, tuple[int, int, in
     return x, None if array.ndim == 2 else (height, width, channels)
 
 
-def check_values(values: Any, place: Place) -> Array:
+def check_values(values: Any, place: SourceLocation) -> Array:
     """Targets of regression, (n, k) float32, from (n,) or (n, k).
 
-    >>> check_values([1, 2], Place("y")).tolist()
+    >>> check_values([1, 2], SourceLocation("y")).tolist()
     [[1.0], [2.0]]
     """
     array = _array(values, place)
@@ -153,10 +228,10 @@ def check_values(values: Any, place: Place) -> Array:
     return _float32(array.reshape(len(array), -1), place)
 
 
-def check_labels(values: Any, classes: tuple[str, ...], place: Place) -> tuple[Array, tuple[str, ...]]:
+def check_labels(values: Any, classes: tuple[str, ...], place: SourceLocation) -> tuple[Array, tuple[str, ...]]:
     """Class numbers (n,) int32 and the names of all classes; if none are given, those that the labels show.
 
-    >>> check_labels(["b", "a", "b"], (), Place("y"))
+    >>> check_labels(["b", "a", "b"], (), SourceLocation("y"))
     (array([1, 0, 1], dtype=int32), ('a', 'b'))
     """
     array = _array(values, place)
@@ -182,7 +257,7 @@ def check_labels(values: Any, classes: tuple[str, ...], place: Place) -> tuple[A
     return labels, classes or tuple(map(str, range(int(labels.max()) + 1)))
 
 
-def _array(values: Any, place: Place) -> Array:
+def _array(values: Any, place: SourceLocation) -> Array:
     try:
         array = np.asarray(values)
     except ValueError as error:
@@ -192,7 +267,7 @@ def _array(values: Any, place: Place) -> Array:
     return array
 
 
-def _float32(rows: Array, place: Place) -> Array:
+def _float32(rows: Array, place: SourceLocation) -> Array:
     """(n, k) numbers as C-contiguous float32, all finite."""
     if rows.dtype.kind not in "buif":
         raise DataError(f"{place.text}: values of type {rows.dtype}; numbers are needed")

@@ -1,6 +1,6 @@
 """Tables in `.csv` files, read as Kaggle's are: label or value first, then numbers.
 
-Here: from a file to plain arrays (`Parts`), every fault named by line and column. Not here: checks that all sources share
+Here: from a file to plain arrays (`RawArrays`), every fault named by line and column. Not here: checks that all sources share
 (dataset.py).
 """
 
@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.arrays import Parts, reading
-from fastmlp.data.checks import Place
+from fastmlp.data.arrays import RawArrays, reading
+from fastmlp.data.checks import SourceLocation
 from fastmlp.errors import DataError
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
-def read_csv(path: str | Path, target: str = "class") -> Parts:
+def read_csv(path: str | Path, target: str = "class") -> RawArrays:
     """Read a comma-separated table: label (or value) first, then numbers, as in Kaggle's files. UTF-8.
 
     The first line is data if its first cell is a number, and a header if no cell of it is a number and none
@@ -65,12 +65,12 @@ def read_csv(path: str | Path, target: str = "class") -> Parts:
     table, names = csv_table(path, skip, text)
     if table.shape[1] != len(first[0]):
         raise DataError(f"{path}: line 2 has {table.shape[1]} columns, line 1 has {len(first[0])}; make them equal")
-    place = Place(str(path), "line", 1 + skip)
-    x, y, places = _narrow(table[:, 1:]), table[:, 0].copy(), {"x": place, "y": place}
+    place = SourceLocation(str(path), "line", 1 + skip)
+    x, y, locations = _narrow(table[:, 1:]), table[:, 0].copy(), {"x": place, "y": place}
     if not text:
-        return Parts(x, y, None, _pixel_shape(header), places=places)
+        return RawArrays(x, y, None, _pixel_shape(header), locations=locations)
     rank = np.argsort(np.argsort(np.array(names, object)))  # from the order of appearance to sorted order
-    return Parts(x, rank[y.astype(np.intp)], sorted(names), _pixel_shape(header), places=places)
+    return RawArrays(x, rank[y.astype(np.intp)], sorted(names), _pixel_shape(header), locations=locations)
 
 
 def csv_rows(path: Path) -> Iterator[list[str]]:

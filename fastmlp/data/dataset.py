@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.arrays import ARRAYS, Parts, is_npy_folder, read_npy_folder, read_npz, read_safetensors, reading
-from fastmlp.data.checks import Place, check_features, check_labels, check_values
+from fastmlp.data.arrays import ARRAYS, RawArrays, is_npy_folder, read_npy_folder, read_npz, read_safetensors, reading
+from fastmlp.data.checks import SourceLocation, check_features, check_labels, check_values
 from fastmlp.data.csv_table import read_csv
 from fastmlp.data.images import read_image_folder
 from fastmlp.data.named import DATASETS, named_parts
@@ -27,7 +27,7 @@ from fastmlp.data.rows import Array
 from fastmlp.errors import ConfigError, DataError, unknown_name
 
 TARGETS = ("class", "value")
-ABOUT = {"key", "settings", "network", "layer", "images", "cnn"}  # of features, what others rely on
+PROVENANCE_KEYS = {"key", "settings", "network", "layer", "images", "cnn"}  # of features, what others rely on
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class Dataset:
     image_shape : (height, width, channels) if the rows are images
     x_test, y_test : the test part, in the same types; None if there is none
     validation : rows of x that validate, ascending; None lets the settings choose
-    about : of features, what `features` tells of them
+    provenance : of features, what `features` tells of them
     extractor : of features, the network that made them of images, in the bytes of fastmlp.cnn
     """
 
@@ -55,7 +55,7 @@ class Dataset:
     x_test: Array | None = None
     y_test: Array | None = None
     validation: npt.NDArray[np.int64] | None = None
-    about: Mapping[str, Any] | None = None
+    provenance: Mapping[str, Any] | None = None
     extractor: bytes | None = None
 
     @cached_property
@@ -69,12 +69,12 @@ class Dataset:
         return total.hexdigest()
 
 
-def check_dataset(parts: Parts, name: str = "data", target: str = "class") -> Dataset:
+def check_dataset(parts: RawArrays, name: str = "data", target: str = "class") -> Dataset:
     """Check arrays and bring them into the types of `Dataset`: the one door that all data pass.
 
     Parameters
     ----------
-    parts : Parts
+    parts : RawArrays
         x: (n, f), (n, height, width) or (n, height, width, channels); uint8 is kept, other numbers become
         float32. If one of x and x_test is uint8, the other not, both become float32.
         y for target "class": whole numbers from 0, or strings, (n,) or (n, 1). Strings are numbered in the
@@ -91,36 +91,36 @@ def check_dataset(parts: Parts, name: str = "data", target: str = "class") -> Da
 
     Examples
     --------
-    >>> data = check_dataset(Parts(x=[[0.5, 1.0], [2.0, 3.0]], y=["spam", "ham"]))
+    >>> data = check_dataset(RawArrays(x=[[0.5, 1.0], [2.0, 3.0]], y=["spam", "ham"]))
     >>> data.classes, data.y.tolist(), data.x.dtype
     (('ham', 'spam'), [1, 0], dtype('float32'))
     """
     if target not in TARGETS:
         raise ConfigError(unknown_name("target", target, TARGETS))
-    places = {key: Place(key) for key in ARRAYS} | dict(parts.places or {})
-    classes = _class_names(parts.classes, places["classes"]) if target == "class" else ()
-    x, shape, y, classes = _check_part(parts.x, parts.y, target, classes, (places["x"], places["y"]))
+    locations = {key: SourceLocation(key) for key in ARRAYS} | dict(parts.locations or {})
+    classes = _class_names(parts.classes, locations["classes"]) if target == "class" else ()
+    x, shape, y, classes = _check_part(parts.x, parts.y, target, classes, (locations["x"], locations["y"]))
     shape = parts.image_shape or shape
     if shape and math.prod(shape) != x.shape[1]:
-        raise DataError(f"{places['x'].text} has {x.shape[1]} features, images of {shape} have {math.prod(shape)}")
+        raise DataError(f"{locations['x'].text} has {x.shape[1]} features, images of {shape} have {math.prod(shape)}")
     if (parts.x_test is None) != (parts.y_test is None):
         alone = "x_test" if parts.y_test is None else "y_test"
-        raise DataError(f"{places[alone].text} without its partner; give both x_test and y_test, or neither")
+        raise DataError(f"{locations[alone].text} without its partner; give both x_test and y_test, or neither")
     if parts.x_test is None:
-        return Dataset(name, x, y, classes, shape, **_of_features(parts, len(x), places))
-    where = (places["x_test"], places["y_test"])
+        return Dataset(name, x, y, classes, shape, **_of_features(parts, len(x), locations))
+    where = (locations["x_test"], locations["y_test"])
     x_test, test_shape, y_test, _ = _check_part(parts.x_test, parts.y_test, target, classes, where)
     if x_test.shape[1] != x.shape[1] or (test_shape and shape and test_shape != shape):
         found, needed = test_shape or x_test.shape[1], shape or x.shape[1]
-        raise DataError(f"{where[0].text} has rows of {found}, {places['x'].text} of {needed}; make them equal")
+        raise DataError(f"{where[0].text} has rows of {found}, {locations['x'].text} of {needed}; make them equal")
     if y_test.shape[1:] != y.shape[1:]:
         raise DataError(f"{where[1].text} has targets of {y_test.shape[1]} columns, y of {y.shape[1]}; make them equal")
     if x_test.dtype != x.dtype:
         x, x_test = x.astype(np.float32), x_test.astype(np.float32)
-    return Dataset(name, x, y, classes, shape, x_test, y_test, **_of_features(parts, len(x), places))
+    return Dataset(name, x, y, classes, shape, x_test, y_test, **_of_features(parts, len(x), locations))
 
 
-def _of_features(parts: Parts, rows: int, places: Mapping[str, Place]) -> dict[str, Any]:
+def _of_features(parts: RawArrays, rows: int, locations: Mapping[str, SourceLocation]) -> dict[str, Any]:
     """What feature files have besides, checked."""
     found: dict[str, Any] = {}
     if parts.validation is not None:
@@ -129,37 +129,37 @@ def _of_features(parts: Parts, rows: int, places: Mapping[str, Place]) -> dict[s
         if not whole or (
             len(chosen) and not (chosen[0] >= 0 and chosen[-1] < rows and (np.diff(chosen.astype(np.int64)) > 0).all())
         ):
-            raise DataError(f"{places['validation'].text}: must be ascending numbers of rows of x; extract the features again")
+            raise DataError(f"{locations['validation'].text}: needs ascending row numbers of x; extract the features again")
         found["validation"] = chosen.astype(np.int64)
     if parts.extractor is not None:
-        found["about"] = _about(str(parts.about), places["about"])
+        found["provenance"] = _provenance(str(parts.provenance), locations["provenance"])
         found["extractor"] = np.asarray(parts.extractor, np.uint8).tobytes()
     return found
 
 
-def _about(text: str, place: Place) -> dict[str, Any]:
+def _provenance(text: str, place: SourceLocation) -> dict[str, Any]:
     """What `features` tells of features. Without an extractor, an array of this name is somebody else's and not read."""
     try:
-        about = json.loads(text)
+        provenance = json.loads(text)
     except ValueError:
-        about = None
-    if not isinstance(about, dict) or not about.keys() >= ABOUT:
+        provenance = None
+    if not isinstance(provenance, dict) or not provenance.keys() >= PROVENANCE_KEYS:
         raise DataError(f"{place.text}: not what is known of features; extract them again")
-    return about
+    return provenance
 
 
 def _check_part(
-    x: Any, y: Any, target: str, classes: tuple[str, ...], places: tuple[Place, Place]
+    x: Any, y: Any, target: str, classes: tuple[str, ...], locations: tuple[SourceLocation, SourceLocation]
 ) -> tuple[Array, tuple[int, int, int] | None, Array, tuple[str, ...]]:
     """x, image shape, y and classes of one part."""
-    x, shape = check_features(x, places[0])
-    y, classes = (check_values(y, places[1]), ()) if target == "value" else check_labels(y, classes, places[1])
+    x, shape = check_features(x, locations[0])
+    y, classes = (check_values(y, locations[1]), ()) if target == "value" else check_labels(y, classes, locations[1])
     if len(x) != len(y):
-        raise DataError(f"{places[0].text} has {len(x)} rows, {places[1].text} has {len(y)}; give each row its target")
+        raise DataError(f"{locations[0].text} has {len(x)} rows, {locations[1].text} has {len(y)}; give each row its target")
     return x, shape, y, classes
 
 
-def _class_names(values: Any, place: Place) -> tuple[str, ...]:
+def _class_names(values: Any, place: SourceLocation) -> tuple[str, ...]:
     array = np.asarray([] if values is None else values)
     names = tuple(map(str, array.tolist()))
     if array.ndim != 1 or (names and array.dtype.kind not in "Uui") or len(set(names)) < len(names):
@@ -222,7 +222,7 @@ def is_image_folder(path: Path) -> bool:
     return path.is_dir() and not is_npy_folder(path)
 
 
-def _read(path: Path, image_size: tuple[int, int] | None, target: str) -> Parts:
+def _read(path: Path, image_size: tuple[int, int] | None, target: str) -> RawArrays:
     if path.is_dir():
         return read_npy_folder(path) if is_npy_folder(path) else read_image_folder(path, image_size)
     match path.suffix.lower():

@@ -1,12 +1,12 @@
 """The files that features lie in, and how features get into them.
 
 A feature file is a data set like any other, with x (n, features), y, x_test, y_test and classes, and besides `validation` (the
-rows of x that validate), `extractor` (the network, in bytes that fastmlp.cnn reads), and `about`: a JSON object with the
+rows of x that validate), `extractor` (the network, in bytes that fastmlp.cnn reads), and `provenance`: a JSON object with the
 settings, the description and the hash of the network, the layer, and the hash of the images. It has one of three forms, by its
-ending: `.npz`, `.safetensors` (classes and `about` are metadata), or none for a folder of `.npy` files, which are mapped
-and not loaded: training reads from it the rows that it is about to use. One file holds up to LARGEST_FILE of features.
+ending: `.npz`, `.safetensors` (classes and `provenance` are metadata), or none for a folder of `.npy` files, which are mapped
+and not loaded: training reads from it the rows that it is provenance to use. One file holds up to LARGEST_FILE of features.
 
-On their way features lie in a folder beside, in `.npy` files that grow block by block, so that a run that was interrupted, or
+On their way features lie in a folder beside, in `.npy` files that append block by block, so that a run that was interrupted, or
 killed, goes on where it was.
 """
 
@@ -116,15 +116,15 @@ def read_features(path: Path) -> Dataset:
     """Features from their file, under the name of the images. Raises ConfigError if `extract` has not written it."""
     if not path.is_dir() or is_npy_folder(path):
         data = load_data(path)
-        if data.about is not None:
-            return dataclasses.replace(data, name=data.about["images"]["name"])
+        if data.provenance is not None:
+            return dataclasses.replace(data, name=data.provenance["images"]["name"])
     raise ConfigError(f"out: {path} is there and was not made by extract; give another --out")
 
 
 # ------------------------------------------------------------------------------------------------ on the way
 
 
-class Growing(NamedTuple):
+class FeatureWriter(NamedTuple):
     """Features that are being made: the folder of their `.npy` files, who makes them, on which device, and of what type."""
 
     folder: Path
@@ -132,7 +132,7 @@ class Growing(NamedTuple):
     device: Any
     dtype: str
 
-    def grow(self, name: str, pixels: Features, stop: Callable[[], bool]) -> int:
+    def append(self, name: str, pixels: Features, stop: Callable[[], bool]) -> int:
         """Append the features of images (n, pixels) that `name.npy` lacks, until `stop`; images done now.
 
         Only whole blocks of an earlier run count, so that every block is what an uninterrupted run makes of it.
@@ -175,10 +175,10 @@ def npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
 # ------------------------------------------------------------------------------------------------ at the end
 
 
-def write_features(path: Path, data: Dataset, grown: Path) -> None:
+def write_features(path: Path, data: Dataset, unfinished: Path) -> None:
     """Write a feature file, atomically; an old folder is moved aside just before the new one comes.
 
-    grown : the folder in which its features have grown; gone afterwards
+    unfinished : the folder in which its features have unfinished; gone afterwards
 
     Raises
     ------
@@ -189,16 +189,16 @@ def write_features(path: Path, data: Dataset, grown: Path) -> None:
     if path.suffix == ".npz":
         write_bytes(path, npz_bytes(arrays | texts(data)))
     elif path.suffix == ".safetensors":
-        metadata = {"classes": json.dumps(data.classes), "about": json.dumps(dict(data.about or {}))}
+        metadata = {"classes": json.dumps(data.classes), "provenance": json.dumps(dict(data.provenance or {}))}
         write_bytes(path, tensor_bytes({name: np.ascontiguousarray(values) for name, values in arrays.items()}, metadata))
     else:
-        write_folder(path, arrays | texts(data), grown)
-    shutil.rmtree(grown, ignore_errors=True)
+        write_folder(path, arrays | texts(data), unfinished)
+    shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def texts(data: Dataset) -> Tensors:
-    """Class names and `about` as arrays of text."""
-    return {"classes": np.array(data.classes), "about": np.array(json.dumps(dict(data.about or {})))}
+    """Class names and `provenance` as arrays of text."""
+    return {"classes": np.array(data.classes), "provenance": np.array(json.dumps(dict(data.provenance or {})))}
 
 
 def npz_bytes(arrays: Tensors) -> bytes:
@@ -208,18 +208,18 @@ def npz_bytes(arrays: Tensors) -> bytes:
     return buffer.getvalue()
 
 
-def write_folder(path: Path, arrays: dict[str, npt.NDArray[Any]], grown: Path) -> None:
+def write_folder(path: Path, arrays: dict[str, npt.NDArray[Any]], unfinished: Path) -> None:
     """Give the folder of features what else belongs to it, and its name; a folder of features that is there goes."""
     for name, values in arrays.items():
         if name not in ("x", "x_test"):
             buffer = io.BytesIO()
             np.save(buffer, values)
-            write_bytes(grown / f"{name}.npy", buffer.getvalue())
+            write_bytes(unfinished / f"{name}.npy", buffer.getvalue())
     with one_line_error("write", path):
         aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
         if path.exists():
             path.rename(aside)
-        grown.rename(path)
+        unfinished.rename(path)
         shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -246,13 +246,15 @@ def rounded(features: Array, dtype: npt.DTypeLike) -> Array:
     return found
 
 
-def featured(data: Dataset, extract: Callable[[str, Features], Array], numbers: Mapping[str, npt.NDArray[np.int64]]) -> Dataset:
+def feature_dataset(
+    data: Dataset, extract: Callable[[str, Features], Array], numbers: Mapping[str, npt.NDArray[np.int64]]
+) -> Dataset:
     """The features of a data set of images, as a data set that has its parts.
 
     Parameters
     ----------
     extract : from "x" or "x_test" and its images (n, pixels) to their features (n, features)
-    numbers : the rows of `data.x` in each of its parts, as `splits.split_numbers` gives them
+    numbers : the rows of `data.x` in each of its parts, as `splits.split_indices` gives them
     """
     kept = np.sort(np.concatenate([rows for name, rows in numbers.items() if name != "test"]))
     # Also where it is empty: rows that the network was trained on must not become a part that judges what is trained on them.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.arrays import Parts, reading
+from fastmlp.data.arrays import RawArrays, reading
 from fastmlp.errors import DataError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pbm", ".pgm", ".ppm", ".pnm"})
 
 
-def read_image_folder(path: str | Path, image_size: tuple[int, int] | None = None) -> Parts:
+def read_image_folder(path: str | Path, image_size: tuple[int, int] | None = None) -> RawArrays:
     """Read a folder of class folders of images; the folders' names, sorted, are the classes.
 
     A folder that holds just `train/`, or `train/` and `test/`, gives a training and a test part. Hidden files
@@ -54,7 +54,7 @@ def read_image_folder(path: str | Path, image_size: tuple[int, int] | None = Non
         )
     if not (split and "test" in inner):
         shape = _common_shape(files, image_size)
-        return Parts(_stack(files, shape), y, classes, shape)
+        return RawArrays(_stack(files, shape), y, classes, shape)
     test_classes, test_files, test_y = _class_files(path / "test")
     if not test_classes:
         raise DataError(f"{path / 'test'}: no class folders; add them or remove the folder")
@@ -62,7 +62,7 @@ def read_image_folder(path: str | Path, image_size: tuple[int, int] | None = Non
         raise DataError(f"{path / 'test' / strange[0]}: no such class in train/; rename or remove the folder")
     shape = _common_shape(files + test_files, image_size)
     y_test = np.array([classes.index(name) for name in test_classes])[test_y]
-    return Parts(_stack(files, shape), y, classes, shape, _stack(test_files, shape), y_test)
+    return RawArrays(_stack(files, shape), y, classes, shape, _stack(test_files, shape), y_test)
 
 
 def load_images(paths: Iterable[str | Path], image_shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:

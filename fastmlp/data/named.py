@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
-from fastmlp.data.arrays import REFETCH, Parts, reading
-from fastmlp.data.checks import Place
+from fastmlp.data.arrays import REFETCH, RawArrays, reading
+from fastmlp.data.checks import SourceLocation
 from fastmlp.data.download import DataEntry, DataFile, FileStatus, data_folder, download, present, verify_file
 from fastmlp.errors import DataError, unknown_name
 
@@ -208,7 +208,7 @@ def verify_data(name: str, data_dir: str | Path | None = None) -> list[FileStatu
     return [row for file in entry.files for row in verify_file(folder, file)]
 
 
-def named_parts(name: str, data_dir: str | Path | None = None, progress: bool = False) -> Parts:
+def named_parts(name: str, data_dir: str | Path | None = None, progress: bool = False) -> RawArrays:
     """Arrays of a named data set, downloaded where missing; files that are there are used as they are.
 
     progress: show a bar on stderr. Raises DataError for an unknown name and for damaged files, UnavailableError
@@ -226,11 +226,11 @@ def named_parts(name: str, data_dir: str | Path | None = None, progress: bool = 
             download(entry, file, folder, progress)
     paths = [path for file in entry.files if (path := present(folder, file))]
     x, y, x_test, y_test = (read_idx(path, dims) for path, dims in zip(paths, (3, 1, 3, 1), strict=True))
-    places = {key: Place(str(path)) for key, path in zip(("x", "y", "x_test", "y_test"), paths, strict=True)}
-    return Parts(x, y, entry.classes, None, x_test, y_test, places)
+    locations = {key: SourceLocation(str(path)) for key, path in zip(("x", "y", "x_test", "y_test"), paths, strict=True)}
+    return RawArrays(x, y, entry.classes, None, x_test, y_test, locations)
 
 
-def _digits() -> Parts:
+def _digits() -> RawArrays:
     """The embedded digits, 0..16 brought to 0..255, then enlarged to 28x28.
 
     Rounding to bytes comes first: Pillow resizes bytes in whole numbers, so all machines get the same pixels.
@@ -239,7 +239,7 @@ def _digits() -> Parts:
     small = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
     wide = _widened(small, 28)
     x = _widened(wide.transpose(0, 2, 1), 28).transpose(0, 2, 1)
-    return Parts(x, table[:, -1], DATASETS["digits"].classes)
+    return RawArrays(x, table[:, -1], DATASETS["digits"].classes)
 
 
 def _widened(images: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:

@@ -75,7 +75,7 @@ class Subset:
         return len(self.rows)
 
     def __getitem__(self, key: Any) -> Array:
-        """A copy of the rows at these places of the subset: a slice, or an array of places."""
+        """A copy of the rows at these locations of the subset: a slice, or an array of locations."""
         return self.array[self.rows[key]]
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
@@ -84,7 +84,7 @@ class Subset:
         return np.asarray(self[:], dtype)
 
     def spread(self, values: Array) -> Array:
-        """Values of the subset's rows at their places in the whole array, (n, ...); zeros elsewhere.
+        """Values of the subset's rows at their locations in the whole array, (n, ...); zeros elsewhere.
 
         Raises DataError if a row that is there twice has two values.
         """
@@ -114,7 +114,7 @@ def take(array: Array, rows: Indices) -> Features:
 
 
 def in_whole(x: Features, y: Array, weights: Array | None) -> tuple[Array, int | Indices, Array, Array | None]:
-    """What engines take to train on rows: a whole array, how many or which rows of it, and targets and weights at their places.
+    """What engines take to train on rows: a whole array, how many or which rows of it, and targets and weights by its rows.
 
     Raises DataError as `Subset.spread`.
     """
@@ -138,7 +138,7 @@ def blocks(x: Features, most: int | None = None, first: int = 0) -> Iterator[tup
 
 
 def first_not_finite(x: Features) -> tuple[int, ...] | None:
-    """Place of the first NaN or infinity in x (n, ...), or None.
+    """SourceLocation of the first NaN or infinity in x (n, ...), or None.
 
     >>> first_not_finite(np.array([[1.0, 2.0], [3.0, np.nan]]))
     (1, 1)

@@ -6,17 +6,18 @@ Source of the stratified counts: Hamilton's method of largest remainders.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.checks import Rows
+from fastmlp.data.checks import CheckedRows
 from fastmlp.data.dataset import Dataset
 from fastmlp.data.rows import Array, Indices, take
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.nn.philox import generator
 
-Parts = dict[str, Rows]  # the parts that have rows, by their names in PART_NAMES
+Splits = dict[str, CheckedRows]  # by name: "train", "validation", "test"; only splits that have rows
 
 
 def split_rows(y: npt.ArrayLike, parts: Sequence[float | int], stratify: bool = False, seed: int = 0) -> tuple[Indices, ...]:
@@ -101,19 +102,21 @@ def _largest_remainder(counts: Indices, size: int) -> Indices:
     return whole
 
 
-def split(data: Dataset, validation: float | int, test: float | int, stratify: bool = False, seed: int = 0) -> Parts:
-    """The parts of a data set that have rows. Parts of memory-mapped rows are subsets, not copies.
+def split(data: Dataset, validation: float | int, test: float | int, stratify: bool = False, seed: int = 0) -> Splits:
+    """Split a data set into training, validation and test rows; a split without rows is left out.
 
-    validation, test : sizes as in `split_rows`; of no effect for a part that the data set has of its own
+    Splits of memory-mapped rows are subsets, not copies.
+
+    validation, test : sizes as in `split_rows`; ignored for a split that the data set has of its own
     """
-    numbers = split_numbers(data, validation, test, stratify, seed)
-    parts: Parts = {name: (take(data.x, rows), data.y[rows]) for name, rows in numbers.items()}
+    indices, classes = split_indices(data, validation, test, stratify, seed), len(data.classes)
+    splits = {name: CheckedRows(take(data.x, rows), data.y[rows], classes) for name, rows in indices.items()}
     if data.x_test is not None and data.y_test is not None:
-        parts["test"] = (data.x_test, data.y_test)
-    return parts
+        splits["test"] = CheckedRows(data.x_test, data.y_test, classes)
+    return splits
 
 
-def split_numbers(
+def split_indices(
     data: Dataset, validation: float | int, test: float | int, stratify: bool = False, seed: int = 0
 ) -> dict[str, npt.NDArray[np.int64]]:
     """The rows of `data.x` in each part that has any: a pure function of y, the sizes, `stratify` and the seed.
@@ -126,3 +129,8 @@ def split_numbers(
     sizes = {"validation": validation} | ({"test": test} if data.x_test is None else {})
     rest, *cut = split_rows(data.y, [*sizes.values()], stratify, seed)
     return {name: rows for name, rows in {"train": rest, **dict(zip(sizes, cut, strict=True))}.items() if len(rows)}
+
+
+def split_names(data: Dataset, *sizes: Any, **settings: Any) -> set[str]:
+    """Names of the splits that `split` returns for the same arguments; no row is copied."""
+    return {*split_indices(data, *sizes, **settings), *(() if data.x_test is None else ("test",))}

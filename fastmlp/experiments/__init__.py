@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fastmlp.experiments.evaluation import evaluate_run as evaluate_run
     from fastmlp.experiments.extraction import extract_run as extract_run
     from fastmlp.experiments.prediction import predict_files as predict_files
-    from fastmlp.experiments.training_run import train_run as train_run
+    from fastmlp.experiments.training_run import run_training as run_training
 
 __getattr__, __dir__, __all__ = lazy(
     __name__,
@@ -22,6 +22,6 @@ __getattr__, __dir__, __all__ = lazy(
         "evaluation": ["evaluate_run"],
         "extraction": ["extract_run"],
         "prediction": ["predict_files"],
-        "training_run": ["train_run"],
+        "training_run": ["run_training"],
     },
 )

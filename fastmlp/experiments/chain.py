@@ -1,37 +1,95 @@
-"""A training on the features of an `extract` run: the pictures that its run folder gets beside its own.
+"""Feature extraction followed by training on the features, in one process: `extract_and_train`.
 
-Not here: the pictures of the extraction itself (extraction.py), and how they are drawn (reports/).
+Used by `fastmlp extract … train` and by recipes with a convolutional network.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from fastmlp.data.splits import split
-from fastmlp.experiments.extraction import Extracted, draw_extraction, pictures_of
-from fastmlp.experiments.folder import RESULT_NAME
-from fastmlp.files import read_json
+from fastmlp.errors import ConfigError
+from fastmlp.experiments.config.extract import ExtractConfig
+from fastmlp.experiments.config.train import Config
+from fastmlp.experiments.extraction import Extracted, Tools, draw_extraction, extract_run, pictures_of
+from fastmlp.experiments.folder import RESULT_NAME, check_free, read_result
+from fastmlp.experiments.plan import Say
+from fastmlp.experiments.training_run import RunResult, run_training
 from fastmlp.models.file import load
 from fastmlp.reports.confusion import plot_confusion
 from fastmlp.reports.images import plot_mistakes
+from fastmlp.training.settings import check_settings
 
 
-def draw_chain(found: Extracted, run: Path) -> None:
-    """Write into a finished run's folder what its training on the features got wrong, and the pictures of the network."""
-    draw_extraction(found, run)
-    result, model, data = read_json(run / RESULT_NAME), load(run), found.data
+class ChainResult(NamedTuple):
+    """The features, the run that was trained on them, None if a signal came before, and the signal, or 0."""
+
+    extracted: Extracted
+    run: RunResult | None
+    signal: int
+
+
+def extract_and_train(
+    images: ExtractConfig, config: Config, tools: Tools, *, quiet: bool = False, say: Say = lambda text: None
+) -> ChainResult:
+    """Train a convolutional network, extract its features, train a network on them, and draw the figures of both.
+
+    Parameters
+    ----------
+    images : settings of the extraction
+    config : settings of the training; the data that they name are replaced by the features
+    tools, quiet, say : as for `extraction.extract_run`
+
+    Raises
+    ------
+    FastMLPError : settings or data that cannot be used; as far as possible before the convolutional network is trained
+    """
+    check_chain(images, config)
+    extracted = extract_run(images, tools, follows=config, quiet=quiet, say=say)
+    if extracted.signal:
+        return ChainResult(extracted, None, extracted.signal)
+    run = run_training(dataclasses.replace(config, data=extracted.source), quiet=quiet, say=say, data=extracted.data)
+    if not run.signal:
+        draw_chain(extracted, Path(run.result["out"]))
+    return ChainResult(extracted, run, run.signal)
+
+
+def check_chain(images: ExtractConfig, config: Config) -> None:
+    """Check the settings of the training as far as that needs no features, since extracting them takes long.
+
+    Raises
+    ------
+    ConfigError : as `run_training` would later
+    """
+    check_settings(config.settings(), validation=True, images=False)  # whether there is one, `extract_run` checks
+    config.network(1, 2)
+    if config.out is not None:
+        check_free(Path(config.out), config.force)
+        if images.out is not None and Path(images.out).absolute() == Path(config.out).absolute():
+            raise ConfigError(
+                f"out: {images.out} cannot be both the file of features and the folder of the run; choose another folder",
+                settings=("out",),
+            )
+
+
+def draw_chain(found: Extracted, folder: Path) -> None:
+    """Write figures into the folder of a finished run: those of the extraction, confusion matrices, confident mistakes."""
+    draw_extraction(found, folder)
+    result, model, data = read_result(folder / RESULT_NAME), load(folder), found.data
     assert data is not None
-    for part in ("train", "validation", "test"):
-        if result[part] is not None:
-            title = f"MLP on features, {part}"
-            plot_confusion(result[part]["confusion"], model.classes, run / f"confusion-{part}.png", title)
+    for name in ("train", "validation", "test"):
+        if result[name] is not None:
+            title = f"MLP on features, {name}"
+            plot_confusion(result[name]["confusion"], model.classes, folder / f"confusion-{name}.png", title)
     if data.x_test is None or data.y_test is None:
         return
     probabilities = model.predict_proba(data.x_test)
     predicted = probabilities.argmax(axis=1)
     sure = probabilities[np.arange(len(predicted)), predicted]
-    images = pictures_of(found.job, np.asarray(split(found.job.images, **found.job.config.split_sizes())["test"][0][:]))
+    images = pictures_of(found.job, np.asarray(split(found.job.images, **found.job.config.split_sizes())["test"].x[:]))
     title = "MLP on features, test: the most confident mistakes"
-    plot_mistakes(images, data.y_test, predicted, sure, model.classes, run / "mistakes.png", title)
+    plot_mistakes(images, data.y_test, predicted, sure, model.classes, folder / "mistakes.png", title)

@@ -6,27 +6,28 @@ and predictions (prediction.py).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fastmlp.data.checks import Rows
+from fastmlp.data.checks import CheckedRows
 from fastmlp.data.dataset import Dataset, is_image_folder, load_data
 from fastmlp.data.features import OpenExtractor
 from fastmlp.data.named import DATASETS
-from fastmlp.data.splits import Parts, split
+from fastmlp.data.splits import Splits, split
 from fastmlp.errors import ConfigError, DataError, unknown_name
 from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.sources import resolve
 from fastmlp.experiments.config.train import Config
-from fastmlp.experiments.folder import CHECKPOINTS_NAME, CONFIG_NAME, MANIFEST_NAME, RESULT_NAME, check_manifest
-from fastmlp.experiments.plan import FEATURES_OF, PART_NAMES
+from fastmlp.experiments.folder import CHECKPOINTS_NAME, CONFIG_NAME, MANIFEST_NAME, RESULT_NAME, check_manifest, read_result
+from fastmlp.experiments.plan import FEATURES_OF, SPLIT_NAMES
 from fastmlp.experiments.prediction import input_maker
 from fastmlp.experiments.result import describe_data, describe_network
-from fastmlp.files import read_json, write_bytes
+from fastmlp.files import write_bytes
 from fastmlp.models.file import load
-from fastmlp.models.metrics import judge
+from fastmlp.models.metrics import evaluate_with_predictions
 from fastmlp.models.model import Model
 from fastmlp.reports.text import predictions_text
 
@@ -76,32 +77,32 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
     if predictions is not None and not model.classes:
         raise ConfigError("predictions are of classes, but this model predicts values; `fastmlp predict` writes them")
     data = load_for(model, source or config.data.removeprefix(FEATURES_OF), data_dir or config.data_dir)
-    images = model.extractor is not None and data.about is None
+    images = model.extractor is not None and data.provenance is None
     extracted = own.get("extracted")
     if data.sha256 == own["sha256"]:
-        parts = split(data, **config.split_sizes())
+        splits = split(data, **config.split_sizes())
     elif images and extracted and data.sha256 == extracted["images"]["sha256"]:
-        parts = split(data, **ExtractConfig.from_table(extracted["settings"]).split_sizes())
+        splits = split(data, **ExtractConfig.from_table(extracted["settings"]).split_sizes())
     elif source is None:
         raise DataError(f"{config.data} has changed since the run; give --data {config.data} to take it as new data")
     else:
-        parts = given_parts(data)
-    wanted = PART_NAMES if part == "all" else (part,)
-    chosen = {name: fit(model, data, parts[name]) for name in wanted if name in parts}
+        splits = own_splits(data)
+    wanted = SPLIT_NAMES if part == "all" else (part,)
+    chosen = {name: relabel(model, data, splits[name]) for name in wanted if name in splits}
     if images:
         inputs_of = input_maker(model, open_extractor)
-        chosen = {name: (inputs_of(x), y) for name, (x, y) in chosen.items()}
+        chosen = {name: replace(rows, x=inputs_of(rows.x)) for name, rows in chosen.items()}
     if not chosen:
-        raise ConfigError(f"{data.name} has no part {part!r}, only {', '.join(parts)}; choose with --part")
-    judged = {name: judge(model, *rows) for name, rows in chosen.items()}
-    figures: dict[str, Any] = {name: found for name, (found, _) in judged.items()}
+        raise ConfigError(f"{data.name} has no part {part!r}, only {', '.join(splits)}; choose with --part")
+    evaluated = {name: evaluate_with_predictions(model, rows) for name, rows in chosen.items()}
+    metrics: dict[str, Any] = {name: found for name, (found, _) in evaluated.items()}
     if predictions is not None:
-        ((name, (found, predicted)),) = judged.items()
-        write_bytes(predictions, predictions_text(chosen[name][1], predicted, found).encode())
+        ((name, (found, predicted)),) = evaluated.items()
+        write_bytes(predictions, predictions_text(chosen[name].y, predicted, found).encode())
     engine = model.engine()
-    about = {"model": str(run), "backend": engine.name, "threads": engine.threads}
-    about |= {"network": describe_network(model.network), "parameters": model.network.parameters}
-    return {**figures, **about, "data": describe_data(data, chosen)}
+    computed = {"model": str(run), "backend": engine.name, "threads": engine.threads}
+    described = {"network": describe_network(model.network), "parameters": model.network.parameters}
+    return {**metrics, **computed, **described, "data": describe_data(data, chosen)}
 
 
 def run_of(path: Path) -> Path | None:
@@ -115,7 +116,7 @@ def run_of(path: Path) -> Path | None:
 def read_run(folder: Path) -> tuple[Config, dict[str, Any]]:
     """The settings of a run, and what its result tells of its data."""
     check_manifest(folder)
-    return resolve({}, {}, folder / CONFIG_NAME), dict(read_json(folder / RESULT_NAME)["data"])
+    return resolve({}, {}, folder / CONFIG_NAME), dict(read_result(folder / RESULT_NAME)["data"])
 
 
 def load_for(model: Model, source: str, data_dir: str | None) -> Dataset:
@@ -123,24 +124,30 @@ def load_for(model: Model, source: str, data_dir: str | None) -> Dataset:
     folder = source not in DATASETS and is_image_folder(Path(source))
     size = model.image_shape[:2] if folder and model.image_shape else None
     data = load_data(source, data_dir, image_size=size, target="class" if model.classes else "value")
-    if model.extractor is not None and data.about is None and data.image_shape != model.image_shape:
+    if model.extractor is not None and data.provenance is None and data.image_shape != model.image_shape:
         raise DataError(f"{source}: the model takes images of {model.image_shape}, these are of {data.image_shape}")
     return data
 
 
-def given_parts(data: Dataset) -> Parts:
-    """The parts of data that no run has split."""
+def own_splits(data: Dataset) -> Splits:
+    """The splits of data that no run has split: those it comes with, or else all rows as the test split."""
+    rows = CheckedRows(data.x, data.y, len(data.classes))
     if data.x_test is None or data.y_test is None:
-        return {"test": (data.x, data.y)}
-    return {"test": (data.x_test, data.y_test), "train": (data.x, data.y)}
+        return {"test": rows}
+    return {"test": CheckedRows(data.x_test, data.y_test, len(data.classes)), "train": rows}
 
 
-def fit(model: Model, data: Dataset, rows: Rows) -> Rows:
-    """Rows with their classes numbered as in the model, or a DataError."""
-    x, y = rows
+def relabel(model: Model, data: Dataset, rows: CheckedRows) -> CheckedRows:
+    """Return rows with labels numbered as in the model; targets of regression stay as they are.
+
+    Raises
+    ------
+    DataError : a class that the model does not have, or another number of targets
+    """
+    y = rows.y
     if not model.classes:
         if y.shape[1] != model.network.sizes[-1]:
-            raise DataError(f"the model gives {model.network.sizes[-1]} values, but {data.name} has {y.shape[1]}")
+            raise DataError(f"the model predicts {model.network.sizes[-1]} values, but {data.name} has {y.shape[1]}")
         return rows
     number = {name: index for index, name in enumerate(model.classes)}
     used = {int(old): data.classes[old] for old in np.unique(y)}
@@ -149,4 +156,4 @@ def fit(model: Model, data: Dataset, rows: Rows) -> Rows:
     table = np.zeros(len(data.classes), np.int32)
     for old, name in used.items():
         table[old] = number[name]
-    return x, table[y]
+    return replace(rows, y=table[y], classes=len(model.classes))

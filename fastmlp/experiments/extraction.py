@@ -21,22 +21,23 @@ import numpy.typing as npt
 from fastmlp.data.dataset import Dataset, load_data
 from fastmlp.data.features import (
     Extractor,
-    Growing,
+    FeatureWriter,
     check_replaceable,
     choose_form,
     extract_rows,
-    featured,
+    feature_dataset,
     read_features,
     write_features,
 )
 from fastmlp.data.named import DATASETS
 from fastmlp.data.scaling import fit_scaling
-from fastmlp.data.splits import split, split_numbers
+from fastmlp.data.splits import split, split_indices, split_names
 from fastmlp.engines.interrupts import Signals
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.train import Config
-from fastmlp.experiments.plan import FEATURES_OF, Say, check_parts, check_settings
+from fastmlp.experiments.folder import RESULT_VERSION
+from fastmlp.experiments.plan import FEATURES_OF, Say, check_splits
 from fastmlp.files import file_sha256, json_bytes, one_line_error, write_bytes
 from fastmlp.models.metrics import classification_metrics
 from fastmlp.reports.confusion import plot_confusion
@@ -63,8 +64,8 @@ class Tools(Protocol):
     ) -> Any: ...
 
 
-class Job(NamedTuple):
-    """A run that has been checked: the images, how they are cut, the network, and the key of all that decides the features."""
+class ExtractJob(NamedTuple):
+    """A checked run: the images, the network, and the key, a hash of all that determines the features."""
 
     config: ExtractConfig
     images: Dataset
@@ -84,13 +85,13 @@ class Job(NamedTuple):
         beside = self.out or Path(f"{self.images.name}-{self.prepared.label}")
         return beside.with_name(f"{beside.name}.{self.key[:12]}.checkpoint")
 
-    def growing(self, extractor: Extractor, about: Mapping[str, Any]) -> Growing | None:
-        """Where the features of a trained network grow; None if they stay in memory."""
+    def writer(self, extractor: Extractor, provenance: Mapping[str, Any]) -> FeatureWriter | None:
+        """Where the features of a trained network append; None if they stay in memory."""
         if self.out is None:
             return None
         # By its key too: images may change that the network was not trained on.
-        folder = self.out.with_name(f"{self.out.name}.{self.key[:12]}-{about['extractor_sha256'][:12]}.partial")
-        return Growing(folder, extractor, self.prepared.device, self.config.feature_dtype)
+        folder = self.out.with_name(f"{self.out.name}.{self.key[:12]}-{provenance['extractor_sha256'][:12]}.partial")
+        return FeatureWriter(folder, extractor, self.prepared.device, self.config.feature_dtype)
 
     def clear(self) -> None:
         """Take away what an interrupted run has left."""
@@ -113,7 +114,7 @@ class Extracted(NamedTuple):
     data: Dataset | None
     result: dict[str, Any]
     signal: int
-    job: Job
+    job: ExtractJob
     made: Any
 
     @property
@@ -127,7 +128,7 @@ class Extracted(NamedTuple):
         )
 
 
-def plan(config: ExtractConfig, tools: Tools, *, follows: Config | None, progress: bool) -> Job:
+def plan(config: ExtractConfig, tools: Tools, *, follows: Config | None, progress: bool) -> ExtractJob:
     """Load the images and check the settings; nothing is written.
 
     follows : the training to which the features pass on in memory; then a file is written only if it was asked for
@@ -136,7 +137,7 @@ def plan(config: ExtractConfig, tools: Tools, *, follows: Config | None, progres
     if images.image_shape is None:
         raise DataError(f"{config.data}: not images; extract needs images, such as a folder of class folders or fashion-mnist")
     if follows is not None:
-        check_parts(follows, {*split_numbers(images, **config.split_sizes()), *(() if images.x_test is None else ("test",))})
+        check_splits(follows, split_names(images, **config.split_sizes()))
     prepared = tools.prepare(vars(config), images.image_shape, len(images.classes))
     settings = {name: value for name, value in config.key().items() if name != "data"}  # the images count, not their name
     if config.weights is not None:  # what is in the file counts, not where it lies
@@ -148,14 +149,7 @@ def plan(config: ExtractConfig, tools: Tools, *, follows: Config | None, progres
     out = None if in_memory else choose_form(config.out, default, rows, prepared.width, config.feature_dtype)
     if config.pictures is not None and Path(config.pictures).is_file():
         raise ConfigError(f"pictures: {config.pictures} is a file; give a folder")
-    return Job(config, images, prepared, key, out)
-
-
-def check_chain(images: ExtractConfig, config: Config) -> None:
-    """Check what would show only after the network has been trained; raises ConfigError."""
-    check_settings(config)
-    if images.out is not None and config.out is not None and Path(images.out).absolute() == Path(config.out).absolute():
-        raise ConfigError(f"out: {images.out} cannot be both the features and the run; give `train` another --out")
+    return ExtractJob(config, images, prepared, key, out)
 
 
 class Stopped(Exception):
@@ -191,22 +185,22 @@ def extract_run(
         return found
     with Signals() as signals:
         made = train(job, tools, signals, quiet, say)
-        about = about_of(job, made)
+        provenance = provenance_of(job, made)
         if made.trained.stopped == "signal":
             say(f"interrupted after epoch {len(made.trained.history)}; the same command goes on from {job.kept}")
-            return Extracted(None, describe(job, about), signals.received, job, made)
-        data, rate = make_features(job, made, about, signals)
+            return Extracted(None, describe(job, provenance), signals.received, job, made)
+        data, rate = make_features(job, made, provenance, signals)
     if data is None:
         say(f"interrupted while making features; the same command goes on from {job.kept}")
-        return Extracted(None, describe(job, about), signals.received, job, made)
+        return Extracted(None, describe(job, provenance), signals.received, job, made)
     images = sum(len(x) for x in (data.x, data.x_test) if x is not None)
     speed = "" if rate is None else f", {rate:,.0f} images/s"
     say(f"{data.x.shape[1]} features of {images:,} images{speed}: {'in memory' if job.out is None else job.out}")
     job.clear()
-    return Extracted(data, describe(job, about, data, rate), signals.received, job, made)
+    return Extracted(data, describe(job, provenance, data, rate), signals.received, job, made)
 
 
-def existing(job: Job) -> Extracted | None:
+def existing(job: ExtractJob) -> Extracted | None:
     """The features of a file that this very run has written before.
 
     Raises ConfigError if another run has written it, unless it may be replaced.
@@ -217,18 +211,18 @@ def existing(job: Job) -> Extracted | None:
         check_replaceable(job.out, Path(job.config.data))
         return None
     data = read_features(job.out)
-    assert data.about is not None
-    if data.about["key"] != job.key:
+    assert data.provenance is not None
+    if data.provenance["key"] != job.key:
         raise ConfigError(f"out: {job.out} is there and was made otherwise; give another --out, or --force to replace it")
-    return Extracted(data, describe(job, data.about, data), 0, job, None)
+    return Extracted(data, describe(job, data.provenance, data), 0, job, None)
 
 
-def train(job: Job, tools: Tools, signals: Signals, quiet: bool, say: Say) -> Any:
+def train(job: ExtractJob, tools: Tools, signals: Signals, quiet: bool, say: Say) -> Any:
     """The trained extractor with its figures; stopped is "signal" if a signal ended its training early."""
-    config, parts = job.config, split(job.images, **job.config.split_sizes())
-    rows = ", ".join(f"{len(x):,} {name}" for name, (x, _) in parts.items())
+    config, splits = job.config, split(job.images, **job.config.split_sizes())
+    rows = ", ".join(f"{len(one):,} {name}" for name, one in splits.items())
     say(f"{job.images.name}: {rows} images; network {job.prepared.label} on {job.prepared.device}")
-    scaling = fit_scaling(config.scale, parts["train"][0])
+    scaling = fit_scaling(config.scale, splits["train"].x)
     each = slice(None, 1) if config.scale in PIXEL else slice(None)
     checkpoint = None
     if config.resume and job.kept.exists():
@@ -238,39 +232,42 @@ def train(job: Job, tools: Tools, signals: Signals, quiet: bool, say: Say) -> An
         watch = tools.Watch(
             display.update, display.epoch_done, lambda data: write_bytes(job.kept, data), lambda: bool(signals.received)
         )
+        parts = {name: (one.x, one.y) for name, one in splits.items()}
         return tools.train(job.prepared, parts, (scaling.shift[each], scaling.factor[each]), watch, checkpoint)
 
 
-def make_features(job: Job, made: Any, about: Mapping[str, Any], signals: Signals) -> tuple[Dataset | None, float | None]:
+def make_features(
+    job: ExtractJob, made: Any, provenance: Mapping[str, Any], signals: Signals
+) -> tuple[Dataset | None, float | None]:
     """The features of all parts, None after a signal, and the images a second, None if all had been made before."""
-    growing, began, images = job.growing(made.extractor, about), time.perf_counter(), 0
-    if growing is not None and not job.config.resume:
-        shutil.rmtree(growing.folder, ignore_errors=True)
+    writer, began, images = job.writer(made.extractor, provenance), time.perf_counter(), 0
+    if writer is not None and not job.config.resume:
+        shutil.rmtree(writer.folder, ignore_errors=True)
 
     def extract(name: str, pixels: Any) -> Any:
         nonlocal images
-        if growing is None:
+        if writer is None:
             found = extract_rows(made.extractor, pixels, job.prepared.device, job.config.feature_dtype)
             images += len(pixels)
         else:
-            images += growing.grow(name, pixels, lambda: bool(signals.received))
+            images += writer.append(name, pixels, lambda: bool(signals.received))
         if signals.received:
             raise Stopped
-        return found if growing is None else growing.mapped(name)
+        return found if writer is None else writer.mapped(name)
 
     try:
-        data = featured(job.images, extract, split_numbers(job.images, **job.config.split_sizes()))
+        data = feature_dataset(job.images, extract, split_indices(job.images, **job.config.split_sizes()))
     except Stopped:
         return None, None
     rate = images / (time.perf_counter() - began) if images else None
-    data = dataclasses.replace(data, about=about, extractor=made.extractor.to_bytes())
-    if growing is None or job.out is None:
+    data = dataclasses.replace(data, provenance=provenance, extractor=made.extractor.to_bytes())
+    if writer is None or job.out is None:
         return data, rate
-    write_features(job.out, data, growing.folder)
+    write_features(job.out, data, writer.folder)
     return read_features(job.out), rate
 
 
-def about_of(job: Job, made: Any) -> dict[str, Any]:
+def provenance_of(job: ExtractJob, made: Any) -> dict[str, Any]:
     """What is to be known of the features."""
     return {
         "key": job.key,
@@ -297,10 +294,12 @@ def figures_of(made: Any) -> dict[str, Any]:
     }
 
 
-def describe(job: Job, about: Mapping[str, Any], data: Dataset | None = None, rate: float | None = None) -> dict[str, Any]:
+def describe(
+    job: ExtractJob, provenance: Mapping[str, Any], data: Dataset | None = None, rate: float | None = None
+) -> dict[str, Any]:
     """What --json prints: what is known of the features, how many there are and where; both None if they were not made."""
     made = {} if data is None else {"features": data.x.shape[1], "out": None if job.out is None else str(job.out)}
-    return {**about, "features": None, "out": None, **made, "images_per_second": rate}
+    return {"format_version": RESULT_VERSION, **provenance, "features": None, "out": None, **made, "images_per_second": rate}
 
 
 Array = npt.NDArray[Any]
@@ -315,12 +314,12 @@ def draw_extraction(found: Extracted, folder: Path | None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     classes, label, trained = data.classes, job.prepared.label, made.trained
     plot_curves(trained.history, trained.best_epoch, folder / "cnn-curves.png", f"{job.images.name}, {label}")
-    parts = split(job.images, **job.config.split_sizes())
-    for part, figures in made.figures.items():
-        counts = classification_metrics(parts[part][1], figures.predicted, classes)["confusion"]
-        plot_confusion(counts, classes, folder / f"cnn-confusion-{part}.png", f"CNN alone, {part}")
-    shown = "test" if "test" in parts else "validation" if "validation" in parts else "train"
-    pixels, truth = parts[shown]
+    splits = split(job.images, **job.config.split_sizes())
+    for name, figures in made.figures.items():
+        counts = classification_metrics(splits[name].y, figures.predicted, classes)["confusion"]
+        plot_confusion(counts, classes, folder / f"cnn-confusion-{name}.png", f"CNN alone, {name}")
+    shown = "test" if "test" in splits else "validation" if "validation" in splits else "train"
+    pixels, truth = splits[shown].x, splits[shown].y
     one = np.asarray(pixels[:1])
     plot_filters(made.extractor.first_filters(), folder / "filters.png", "Filters of the first layer")
     plot_maps(pictures_of(job, one)[0], made.extractor.first_maps(one), folder / "maps.png", "Maps of the first layer")
@@ -335,7 +334,7 @@ def draw_extraction(found: Extracted, folder: Path | None) -> None:
         plot_mistakes(images, truth, figures.predicted, figures.probability, classes, folder / "cnn-mistakes.png", title)
 
 
-def pictures_of(job: Job, pixels: Array) -> Array:
+def pictures_of(job: ExtractJob, pixels: Array) -> Array:
     """Images (n, height, width) or (n, height, width, 3) uint8 from rows of pixels; other numbers are stretched to 0 … 255."""
     shape = job.images.image_shape
     assert shape is not None

@@ -9,9 +9,10 @@ import os
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from fastmlp.errors import ConfigError, DataError
-from fastmlp.files import RESTORE, file_sha256, one_line_error, read_json, write_json
+from fastmlp.files import RESTORE, check_format_version, file_sha256, one_line_error, read_json, write_json
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FILES = ("model.safetensors", "config.toml", "result.json")
@@ -20,6 +21,8 @@ CLASSES_NAME = "classes.jsonl"
 CHECKPOINTS_NAME = "checkpoints"
 CONFIG_NAME = "config.toml"
 RESULT_NAME = "result.json"
+RESULT_VERSION = 1  # format of result.json, and of a recipe's result without an MLP
+MANIFEST_VERSION = 1
 
 
 def new_run_folder(out: str | os.PathLike[str] | None, data: str, network: str, now: datetime, *, force: bool = False) -> Path:
@@ -27,7 +30,7 @@ def new_run_folder(out: str | os.PathLike[str] | None, data: str, network: str, 
 
     Without `out`: `runs/DATE-data-network` under the current folder, with -2, -3, ... where that exists; two processes never
     get the same one. With `out`: that folder, which must be absent or empty, unless `force`: then its files stay until the new
-    run replaces them or has none of their kind, except those that `clear_course` takes away.
+    run replaces them or has none of their kind, except those that `clear_logs` takes away.
 
     Parameters
     ----------
@@ -61,7 +64,7 @@ def new_run_folder(out: str | os.PathLike[str] | None, data: str, network: str, 
     make_folder(folder)
     check_free(folder, force)
     if force:
-        clear_course(folder)
+        clear_logs(folder)
     return folder
 
 
@@ -76,12 +79,12 @@ def make_folder(folder: Path) -> None:
         raise
 
 
-def clear_course(folder: Path) -> None:
-    """Take away what an earlier run kept while it trained: its files would grow on, its checkpoints lie among new ones."""
-    take_away(folder, [METRICS_NAME, CLASSES_NAME, f"{CHECKPOINTS_NAME}/epoch-*.safetensors"])
+def clear_logs(folder: Path) -> None:
+    """Remove the logs and models that an earlier run saved while it trained: new ones would be appended to them."""
+    remove_files(folder, [METRICS_NAME, CLASSES_NAME, f"{CHECKPOINTS_NAME}/epoch-*.safetensors"])
 
 
-def take_away(folder: Path, patterns: Sequence[str]) -> None:
+def remove_files(folder: Path, patterns: Sequence[str]) -> None:
     """Delete the files of a folder that match one of the patterns."""
     with one_line_error("clear the folder", folder):
         for path in [path for pattern in patterns for path in folder.glob(pattern)]:
@@ -97,6 +100,18 @@ def check_free(folder: Path, force: bool) -> None:
             raise ConfigError(f"out: the folder {folder} is not empty; use --force to write into it, or another --out")
 
 
+def read_result(path: Path) -> dict[str, Any]:
+    """Read a result.json.
+
+    Raises
+    ------
+    DataError : it is missing or damaged, or has another format version
+    """
+    result = read_json(path)
+    check_format_version(path, result, RESULT_VERSION)
+    return dict(result)
+
+
 def write_manifest(folder: str | os.PathLike[str], names: Sequence[str] = MANIFEST_FILES) -> None:
     """Write `manifest.json` with the SHA-256 of the named files of a run folder; do it last.
 
@@ -104,7 +119,7 @@ def write_manifest(folder: str | os.PathLike[str], names: Sequence[str] = MANIFE
     """
     folder = Path(folder)
     hashes = {name: file_sha256(folder / name) for name in names}
-    write_json(folder / MANIFEST_NAME, {"version": 1, "sha256": hashes})
+    write_json(folder / MANIFEST_NAME, {"format_version": MANIFEST_VERSION, "sha256": hashes})
 
 
 def check_manifest(folder: str | os.PathLike[str], names: Sequence[str] = MANIFEST_FILES) -> None:
@@ -131,9 +146,9 @@ def check_manifest(folder: str | os.PathLike[str], names: Sequence[str] = MANIFE
     """
     folder = Path(folder)
     manifest = read_json(folder / MANIFEST_NAME)
-    hashes = manifest.get("sha256") if isinstance(manifest, dict) and manifest.get("version") == 1 else None
-    if not isinstance(hashes, dict):
-        raise DataError(f"{folder / MANIFEST_NAME} is not a manifest of version 1; {RESTORE}")
+    check_format_version(folder / MANIFEST_NAME, manifest, MANIFEST_VERSION)
+    if not isinstance(hashes := manifest.get("sha256"), dict):
+        raise DataError(f"{folder / MANIFEST_NAME} lists no hashes; {RESTORE}")
     for name in names:
         if name not in hashes:
             raise DataError(f"{folder / MANIFEST_NAME} does not list {name}; {RESTORE}")

@@ -1,4 +1,4 @@
-"""A run before it starts: its data, how they are split, its network; all invalid input is rejected here."""
+"""Preparation of a run: its data, their splits, its network. All invalid input is rejected here, before a folder is made."""
 
 from __future__ import annotations
 
@@ -9,71 +9,94 @@ from typing import Any, NamedTuple
 
 from fastmlp.data.dataset import Dataset, load_data
 from fastmlp.data.named import DATASETS
-from fastmlp.data.splits import Parts, split
+from fastmlp.data.scaling import fit_scaling
+from fastmlp.data.splits import Splits, split
 from fastmlp.errors import ConfigError
-from fastmlp.experiments.config.train import Config, flag
-from fastmlp.experiments.folder import check_free
+from fastmlp.experiments.config.train import Config
 from fastmlp.nn.network import Network
-from fastmlp.training.settings import Settings, check_moves
+from fastmlp.training.settings import Settings, TrainingData, match_data
 
-PART_NAMES = ("test", "validation", "train")
-PART_FLAGS = {"test": "--test-fraction", "validation": "--val-fraction"}
-FEATURES_OF = "features of "  # begins what stands in place of the data of a run whose features have no file
+SPLIT_NAMES = ("test", "validation", "train")
+SPLIT_SETTINGS = {"test": "test_fraction", "validation": "val_fraction"}
+FEATURES_OF = "features of "  # begins the name of the data of a run on features that have no file
 Say = Callable[[str], None]
 
 
-class Plan(NamedTuple):
-    """All that a run needs, checked before anything is written."""
+class RunPlan(NamedTuple):
+    """Everything a run needs, checked.
+
+    config : the settings of the run, from which `network` and `settings` are made
+    data, splits : the whole data set, and its rows by split
+    training : the splits that the network is trained on, with their scaling
+    """
 
     config: Config
+    network: Network
     settings: Settings
     data: Dataset
-    parts: Parts
-    network: Network
+    splits: Splits
+    training: TrainingData
 
 
-def make_plan(config: Config, progress: bool = False, data: Dataset | None = None) -> Plan:
-    """Load and split the data, unless they are given, and describe the network that fits them."""
-    settings = config.settings()  # first, since wrong settings show at once, and data may take long
-    if data is None and config.data.startswith(FEATURES_OF):
-        raise ConfigError(
-            f"{config.data} were made in memory; run `fastmlp extract … train` again, or give a file of them as --data"
-        )
-    if data is None:
-        data = load_data(config.data, config.data_dir, image_size=config.image_size, target=config.target, progress=progress)
-    parts = split(data, **config.split_sizes())
-    if data.validation is not None and "validation" not in parts:  # the settings cannot know it
+def make_plan(config: Config, progress: bool = False, data: Dataset | None = None, same_data: RunPlan | None = None) -> RunPlan:
+    """Load and split the data of a run, fit the scaling, and describe the network.
+
+    Parameters
+    ----------
+    config : the settings
+    progress : whether a download shows a bar
+    data : the data set, if it is in memory already
+    same_data : the plan of another run on the same data, split and scaled in the same way: its data are shared
+
+    Raises
+    ------
+    FastMLPError : settings or data that cannot be used
+    """
+    settings = config.settings()  # first: errors in settings are reported before the data are loaded, which may take long
+    if same_data is not None:
+        data, splits, scaling = same_data.data, same_data.splits, same_data.training.scaling
+    else:
+        data = data or load(config, progress)
+        splits = split(data, **config.split_sizes())
+        scaling = fit_scaling(config.scale, splits["train"].x)
+    if data.validation is not None and "validation" not in splits:  # features whose own validation split is empty
         settings = dataclasses.replace(settings, patience=None)
-    check_parts(config, parts)
-    check_moves(settings, data.image_shape)
+    check_splits(config, splits)
     network = config.network(data.x.shape[1], len(data.classes) or data.y.shape[1])
-    return Plan(config, settings, data, parts, network)
+    classes, validation = data.classes or None, splits.get("validation")
+    training = TrainingData(splits["train"], validation, None, scaling, classes, data.image_shape)
+    return RunPlan(config, network, settings, data, splits, match_data(network, settings, training))
 
 
-def check_parts(config: Config, names: Collection[str]) -> None:
-    """Raise ConfigError if a setting needs a part of the data that is not among these."""
-    for name, part in (("min_accuracy", "test"), ("predictions", "test"), ("val_steps", "validation")):
-        if (value := getattr(config, name)) is not None and value is not False and part not in names:
-            raise ConfigError(f"{name} needs a {part} part; give {PART_FLAGS[part]}, or leave {flag(name)} out")
+def load(config: Config, progress: bool) -> Dataset:
+    """Load the data that the settings name; raises FastMLPError as `load_data`."""
+    if config.data.startswith(FEATURES_OF):
+        raise ConfigError(
+            f"{config.data} were kept in memory only; run `fastmlp extract … train` again, or give a file of features as data",
+            settings=("data",),
+        )
+    return load_data(config.data, config.data_dir, image_size=config.image_size, target=config.target, progress=progress)
 
 
-def check_settings(config: Config) -> None:
-    """Check what needs no data, for those whose data are features that take long: raises ConfigError as `train_run` would."""
-    check_moves(config.settings(), None)
-    config.network(1, 2)
-    if config.out is not None:
-        check_free(Path(config.out), config.force)
+def check_splits(config: Config, names: Collection[str]) -> None:
+    """Raise ConfigError if a setting needs a split of the data that is not among these."""
+    for name, needed in (("min_accuracy", "test"), ("predictions", "test"), ("val_steps", "validation")):
+        if (value := getattr(config, name)) is not None and value is not False and needed not in names:
+            raise ConfigError(
+                f"{name} needs a {needed} split; set {SPLIT_SETTINGS[needed]}, or leave {name} out",
+                settings=(name, SPLIT_SETTINGS[needed]),
+            )
 
 
-def of_images(data: Dataset) -> dict[str, Any]:
-    """What a model knows of the images that it is applied to, and of the network that turns them into its inputs."""
-    if data.extractor is None or data.about is None:
+def image_fields(data: Dataset) -> dict[str, Any]:
+    """The fields of a `Model` that describe its images: their shape, and the extractor that turns them into its inputs."""
+    if data.extractor is None or data.provenance is None:
         return {"image_shape": data.image_shape}
-    return {"image_shape": tuple(data.about["network"]["image_shape"]), "extractor": data.extractor}
+    return {"image_shape": tuple(data.provenance["network"]["image_shape"]), "extractor": data.extractor}
 
 
 def portable(config: Config) -> dict[str, Any]:
-    """The settings as a run keeps them: they give the same run from any folder, into a folder of its own."""
+    """The settings as a run stores them: with absolute paths, and without the folder of the run itself."""
     table = {name: value for name, value in config.table().items() if name not in ("out", "force")}
     if config.data not in DATASETS and not config.data.startswith(FEATURES_OF):
         table["data"] = str(Path(config.data).absolute())

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.data.arrays import npz_array, open_npz
-from fastmlp.data.checks import Place, check_features
+from fastmlp.data.checks import SourceLocation, check_features
 from fastmlp.data.csv_table import csv_rows, csv_table, is_number, read_csv
 from fastmlp.data.features import Extractor, OpenExtractor, extract_rows
 from fastmlp.data.images import load_images
@@ -124,8 +124,8 @@ def read_arrays(file: Path) -> tuple[npt.NDArray[Any], bool]:
     with open_npz(file, "x=...") as archive:
         if "x" not in archive.files:
             raise DataError(f"{file}: no array x (it holds: {', '.join(archive.files) or 'nothing'}); save x")
-        x = check_features(npz_array(file, archive, "x"), Place(f"{file}: array 'x'"))[0]
-        return x, {"about", "extractor"} <= set(archive.files)
+        x = check_features(npz_array(file, archive, "x"), SourceLocation(f"{file}: array 'x'"))[0]
+        return x, {"provenance", "extractor"} <= set(archive.files)
 
 
 def answers(model: Model, file: Path, x: npt.NDArray[Any], top: int | None) -> list[Prediction]:

@@ -1,7 +1,6 @@
-"""What a run writes while it trains: a line for each epoch, the figures of each class, and checkpoints, every so many epochs.
+"""Files that a run writes while it trains: a line of metrics for each epoch, per-class metrics and models at intervals.
 
-Here: `Recorder`, which also shows progress, and `Snapshots`, a callback of the training loop. Not here: what is written at the
-end (result.py).
+`Recorder` also shows progress; `PeriodicSaver` is a callback of the training loop.
 """
 
 from __future__ import annotations
@@ -11,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastmlp.data.checks import Rows
+from fastmlp.data.checks import CheckedRows
+from fastmlp.data.splits import Splits
 from fastmlp.engines.base import Engine
 from fastmlp.experiments.config.train import Config
 from fastmlp.experiments.folder import CHECKPOINTS_NAME, CLASSES_NAME, CONFIG_NAME, METRICS_NAME
@@ -23,32 +23,33 @@ from fastmlp.training.monitor import Row
 from fastmlp.training.progress import Progress
 
 
-class Snapshots:
-    """Called after each epoch with its row and the engine, as it is then, not as the best epoch left it. An epoch that was cut
-    short is left out.
+class PeriodicSaver:
+    """Save per-class metrics and models every so many epochs, with the weights of that epoch, not of the best one.
 
-    Every `Config.classes_every` epochs a line goes to classes.jsonl: the epoch, and for the training and the validation part
-    what `metrics.classification_metrics` tells, dropout off. Every `Config.checkpoint_every` epochs a model goes to
-    checkpoints/epoch-N.safetensors, to evaluate, predict or load like any other.
+    It is called after each epoch with its row of the history and the engine. An epoch that was cut short is skipped.
+
+    Every `Config.classes_every` epochs a line goes to classes.jsonl: the epoch, and for the training and the validation split
+    the result of `metrics.classification_metrics`, without dropout. Every `Config.checkpoint_every` epochs a model goes to
+    checkpoints/epoch-N.safetensors, which can be loaded, evaluated and used for prediction like any other.
 
     Parameters
     ----------
     folder : of the run
-    model : what the run trains, its parameters not yet
-    parts : rows by the name of their part, "train" and "validation" among them
+    model : the model that is trained, with any parameters
+    splits : rows by split, "train" and "validation" among them
     """
 
-    def __init__(self, folder: Path, config: Config, model: Model, parts: dict[str, Rows]) -> None:
+    def __init__(self, folder: Path, config: Config, model: Model, splits: Splits) -> None:
         self.folder, self.config, self.model = folder, config, model
-        self.parts = {name: parts[name] for name in ("train", "validation") if name in parts}
+        self.splits = {name: splits[name] for name in ("train", "validation") if name in splits}
 
     def __call__(self, row: Row, engine: Engine) -> None:
         epoch = row["epoch"]
-        if row["rows"] < len(self.parts["train"][0]):  # cut short, by a signal or the time
+        if row["rows"] < len(self.splits["train"]):  # cut short by a signal or by max_time
             return
         if self.config.classes_every and epoch % self.config.classes_every == 0:
-            figures = {name: self._figures(engine, *part) for name, part in self.parts.items()}
-            append_line(self.folder / CLASSES_NAME, {"epoch": epoch} | figures)
+            metrics = {name: self._metrics(engine, rows) for name, rows in self.splits.items()}
+            append_line(self.folder / CLASSES_NAME, {"epoch": epoch} | metrics)
         if self.config.checkpoint_every and epoch % self.config.checkpoint_every == 0:
             kept = dataclasses.replace(self.model, parameters=engine.state(slots=False).parameters)
             path = self.folder / CHECKPOINTS_NAME / f"epoch-{epoch:04d}.safetensors"
@@ -56,13 +57,13 @@ class Snapshots:
                 path.parent.mkdir(exist_ok=True)
             save(kept, path)
 
-    def _figures(self, engine: Engine, x: Any, y: Any) -> dict[str, Any]:
-        _, predicted = measure(self.model.network, engine, x, y)
-        return classification_metrics(y, predicted, self.model.classes)
+    def _metrics(self, engine: Engine, rows: CheckedRows) -> dict[str, Any]:
+        _, predicted = measure(self.model.network, engine, rows.x, rows.y)
+        return classification_metrics(rows.y, predicted, self.model.classes)
 
 
 class Recorder:
-    """Progress that also writes metrics.jsonl; the files of a run begin with its first finished epoch."""
+    """Progress display that also writes metrics.jsonl; config.toml is written with the first finished epoch."""
 
     def __init__(self, display: Progress, folder: Path, config: Mapping[str, Any]) -> None:
         self.display, self.folder, self.config = display, folder, config

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from fastmlp.data.checks import check_description
 from fastmlp.errors import ConfigError, DataError
-from fastmlp.files import read_tensors, tensor_bytes, write_bytes
+from fastmlp.files import check_format_version, read_tensors, tensor_bytes, write_bytes
 from fastmlp.models.model import Model
 from fastmlp.nn.network import Network
 from fastmlp.nn.scaling import Scaling
@@ -34,7 +34,7 @@ LARGEST_FILE = 4 << 30  # bytes; a multi-layer perceptron of a billion weights
 class Header(msgspec.Struct, forbid_unknown_fields=True):
     """The JSON object in a model file's metadata."""
 
-    version: int
+    format_version: int
     network: Network
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int] | None
@@ -56,7 +56,7 @@ def save(model: Model, path: str | Path) -> None:
     if model.extractor is not None:
         tensors[EXTRACTOR] = np.frombuffer(model.extractor, np.uint8)
     header = {
-        "version": VERSION,
+        "format_version": VERSION,
         "network": asdict(model.network),
         "classes": model.classes,
         "image_shape": model.image_shape,
@@ -111,17 +111,16 @@ def load(path: str | Path, *, backend: str = "auto", threads: int | None = None)
 def read_header(file: Path, text: str) -> Header:
     """The description in a model file, every field known and of its type, or a DataError."""
     try:
+        found = msgspec.json.decode(text)
+        check_format_version(file, found, VERSION)  # first: another version may have other fields
         header = msgspec.json.decode(text, type=Header)
-        network = msgspec.json.decode(text, type=dict[str, Any])["network"]
     except (msgspec.MsgspecError, ConfigError, TypeError, RecursionError, UnicodeError) as error:
         raise DataError(f"{file}: the description cannot be read ({error}); it may come from another version") from error
-    unknown = set(network) - {field.name for field in fields(Network)}
+    unknown = set(found["network"]) - {field.name for field in fields(Network)}
     if unknown:
         raise DataError(
             f"{file}: the network has unknown fields {', '.join(sorted(unknown))}; it may come from another version"
         )
-    if header.version != VERSION:
-        raise DataError(f"{file}: format version {header.version}, but this fastmlp reads version {VERSION}")
     return header
 
 

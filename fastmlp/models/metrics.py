@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
-from fastmlp.data.checks import check_part
+from fastmlp.data.checks import CheckedRows, check_split, match_network
 from fastmlp.data.rows import Features
 from fastmlp.engines.base import Engine
 from fastmlp.errors import DataError
@@ -154,7 +154,7 @@ def _check_same_shape(y_true: NDArray[Any], y_pred: NDArray[Any]) -> None:
 
 
 def measure(network: Network, engine: Engine, x: Features, y: npt.NDArray[Any]) -> tuple[FloatArray, npt.NDArray[Any]]:
-    """Loss and prediction of each row of a data part, x and y as `checks.check_part` gives them.
+    """Loss and prediction of each row of a data part, x and y as in `checks.CheckedRows`.
 
     Losses (n,) are without penalties and without label smoothing, which is part of training only, so that losses of smoothed
     and plain networks compare. Predictions are (n,) int64 classes for classes y, else (n, outputs) float64.
@@ -198,14 +198,20 @@ def evaluate(model: Model, x: Features, y: npt.NDArray[Any]) -> dict[str, Any]:
     ------
     DataError : x or y do not fit the network
     """
-    return judge(model, x, y)[0]
+    rows = check_split(model.network, x, y, "evaluation", model.parameters.dtype)
+    return evaluate_with_predictions(model, rows)[0]
 
 
-def judge(model: Model, x: Features, y: npt.NDArray[Any]) -> tuple[dict[str, Any], npt.NDArray[Any]]:
-    """The figures of `evaluate`, and the predictions of `measure` that they are of."""
-    x, y = check_part(model.network, x, y, "evaluation", model.parameters.dtype)
-    losses, predictions = measure(model.network, model.engine(), x, y)
+def evaluate_with_predictions(model: Model, rows: CheckedRows) -> tuple[dict[str, Any], npt.NDArray[Any]]:
+    """Return the metrics of `evaluate`, and the predictions of `measure`; the values of the rows are not checked again.
+
+    Raises
+    ------
+    DataError : the rows do not fit the network
+    """
+    rows = match_network(model.network, rows, "evaluation", model.parameters.dtype)
+    losses, predictions = measure(model.network, model.engine(), rows.x, rows.y)
     loss = {"loss": mean(losses)}
-    if y.ndim == 1:
-        return loss | classification_metrics(y, predictions, model.classes), predictions
-    return loss | regression_metrics(y, predictions), predictions
+    if rows.y.ndim == 1:
+        return loss | classification_metrics(rows.y, predictions, model.classes), predictions
+    return loss | regression_metrics(rows.y, predictions), predictions

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.checks import Rows
 from fastmlp.data.rows import Array, Features, Indices, in_whole
 from fastmlp.engines import make_engine
 from fastmlp.engines.base import Engine, Job, RowResults, State, steps_of
@@ -28,7 +27,7 @@ from fastmlp.nn.philox import generator
 from fastmlp.nn.scaling import Scaling
 from fastmlp.training.augment import Moves, augmented, draw_moves
 from fastmlp.training.monitor import Best, Measured, Row, check_finite, validate
-from fastmlp.training.settings import Settings, TrainingData, check_data, check_settings
+from fastmlp.training.settings import Settings, TrainingData, check_data, match_data
 
 Callback = Callable[[Row, Engine], bool | None]
 
@@ -91,7 +90,7 @@ def loop_for(
 ) -> Iterator[Loop]:
     """A training about to begin, on an engine of its own that is closed afterwards.
 
-    data are what `check_data` gives. threads are the engine's; None takes those of the settings.
+    threads : of the engine; None takes those of the settings
     """
     batch, seed, threads = settings.batch_size, settings.seed, threads or settings.threads
     job = Job(network, settings.optimizer, batch, seed, data.scaling, threads, settings.dtype, settings.precision)
@@ -109,7 +108,7 @@ class Loop:
         self, engine: Engine, network: Network, settings: Settings, data: TrainingData, progress: Progress | None
     ) -> None:
         self.engine, self.network, self.settings, self.data, self.progress = engine, network, settings, data, progress
-        self.x, self.rows, self.y, self.weights = in_whole(data.x, data.y, data.weights)
+        self.x, self.rows, self.y, self.weights = in_whole(data.train.x, data.train.y, data.sample_weight)
         self.history: list[Row] = []
         self.best = Best(settings, data.validation is not None)
         self.chunk = self._whole_batches(CHUNK_SECONDS * SLOWEST / network.flops_per_row)  # rows until the engine returns
@@ -122,7 +121,7 @@ class Loop:
         self.engine.train(self.x, self.y, np.empty(0, np.int64), np.empty(0))
         self.engine.forward(self.x[:0])
         if self.data.validation is not None:
-            x, y = self.data.validation  # one part may be uint8 and the other not
+            x, y = self.data.validation.x, self.data.validation.y  # one part may be uint8 and the other not
             self.engine.score(self.engine.forward(x[:0]), y[:0])
 
     def run(self, signals: Signals, callbacks: Sequence[Callback] = ()) -> Training:
@@ -238,7 +237,7 @@ def train(  # noqa: PLR0913 - the settings are one argument; what remains is dat
     y: npt.NDArray[Any],
     *,
     settings: Settings | None = None,
-    validation: Rows | None = None,
+    validation: tuple[Features, npt.NDArray[Any]] | None = None,
     scaling: Scaling | None = None,
     sample_weight: FloatArray | None = None,
     classes: Sequence[str] | None = None,
@@ -282,9 +281,29 @@ def train(  # noqa: PLR0913 - the settings are one argument; what remains is dat
     True
     """
     settings = settings or Settings()
-    names = None if classes is None else tuple(classes)
-    data = check_data(network, settings.dtype, TrainingData(x, y, validation, sample_weight, scaling, names, image_shape))
-    check_settings(settings, data)
+    described = {"scaling": scaling, "classes": None if classes is None else tuple(classes), "image_shape": image_shape}
+    data = check_data(network, settings.dtype, (x, y), validation, sample_weight, **described)
+    return train_checked(network, settings, match_data(network, settings, data), callbacks, progress)
+
+
+def train_checked(
+    network: Network,
+    settings: Settings,
+    data: TrainingData,
+    callbacks: Sequence[Callback] = (),
+    progress: Progress | None = None,
+) -> Training:
+    """Train as `train` does, on data and with settings that have been checked: no row is read to check it again.
+
+    Parameters
+    ----------
+    data : as `settings.match_data` returns it for this network and these settings
+    callbacks, progress : as in `train`
+
+    Raises
+    ------
+    Diverged, Interrupted : as `train`
+    """
     with loop_for(network, settings, data, progress) as loop:
         loop.compile()
         with Signals() as signals:

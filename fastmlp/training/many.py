@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.checks import Rows
 from fastmlp.data.rows import Features
 from fastmlp.engines.cpu.threads import available_cores
 from fastmlp.engines.interrupts import Signals
@@ -26,7 +25,7 @@ from fastmlp.nn.network import FloatArray, Network
 from fastmlp.nn.scaling import Scaling
 from fastmlp.training.loop import Callback, Diverged, Interrupted, Training, loop_for
 from fastmlp.training.monitor import Row
-from fastmlp.training.settings import Settings, TrainingData, check_data, check_settings
+from fastmlp.training.settings import Settings, TrainingData, check_data, match_data
 
 Result = Training | Diverged
 RowSeen = Callable[[int, Row], None]
@@ -79,7 +78,7 @@ def train_many(  # noqa: PLR0913 - as `train`
     x: Features,
     y: npt.NDArray[Any],
     *,
-    validation: Rows | None = None,
+    validation: tuple[Features, npt.NDArray[Any]] | None = None,
     scaling: Scaling | None = None,
     sample_weight: FloatArray | None = None,
     classes: Sequence[str] | None = None,
@@ -123,9 +122,25 @@ def train_many(  # noqa: PLR0913 - as `train`
     >>> [len(training.history) for training in train_many(jobs, x, y)]
     [3, 3, 3]
     """
-    threads = Settings(threads=threads).threads or available_cores()  # one check for all numbers of threads
-    names = None if classes is None else tuple(classes)
-    tasks = make_tasks(jobs, TrainingData(x, y, validation, sample_weight, scaling, names, image_shape))
+
+    described = {"scaling": scaling, "classes": None if classes is None else tuple(classes), "image_shape": image_shape}
+
+    def checked(network: Network, dtype: np.dtype[Any]) -> TrainingData:
+        return check_data(network, dtype, (x, y), validation, sample_weight, **described)
+
+    return train_tasks(make_tasks(jobs, checked), threads=threads, callbacks=callbacks, progress=progress, finished=finished)
+
+
+def train_tasks(
+    tasks: list[Task],
+    *,
+    threads: int | None = None,
+    callbacks: Sequence[Sequence[Callback]] | None = None,
+    progress: RowSeen | None = None,
+    finished: Ended | None = None,
+) -> list[Result]:
+    """Train the networks of `make_tasks`; parameters, result and errors as for `train_many`."""
+    threads = Settings(threads=threads).threads or available_cores()  # the same check as for all numbers of threads
     if callbacks is not None and len(callbacks) != len(tasks):
         raise ConfigError(f"callbacks for {len(callbacks)} jobs, but there are {len(tasks)}; give a sequence for each")
     compile_kinds(tasks)
@@ -146,19 +161,25 @@ def naming(index: int) -> Iterator[None]:
         raise type(error)(f"jobs[{index}]: {error}") from None
 
 
-def make_tasks(jobs: Sequence[tuple[Network, Settings]], given: TrainingData) -> list[Task]:
-    """The jobs with their data, checked once for all networks that ask the same of them; arrays of one type are shared."""
-    checked: dict[tuple[Hashable, ...], TrainingData] = {}
+def make_tasks(
+    jobs: Sequence[tuple[Network, Settings]], checked: Callable[[Network, np.dtype[Any]], TrainingData]
+) -> list[Task]:
+    """Combine jobs with their data, which all networks of a dtype share.
+
+    checked : returns the data, checked for a network and an engine dtype; called once for each dtype
+
+    Raises
+    ------
+    ConfigError, DataError : as from `train`, naming the job
+    """
+    shared: dict[np.dtype[Any], TrainingData] = {}
     tasks = []
     for index, (network, settings) in enumerate(jobs):
         dtype = np.dtype(settings.dtype)
-        key = (dtype, network.sizes[0], network.sizes[-1], network.loss)
         with naming(index):
-            if key not in checked:
-                source = next((data for known, data in checked.items() if known[0] == dtype), given)
-                checked[key] = check_data(network, dtype, source._replace(classes=given.classes))
-            check_settings(settings, checked[key])
-        tasks.append(Task(network, settings, checked[key]))
+            if dtype not in shared:
+                shared[dtype] = checked(network, dtype)
+            tasks.append(Task(network, settings, match_data(network, settings, shared[dtype])))
     return tasks
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastmlp.data.checks import Rows
+from fastmlp.data.checks import CheckedRows
 from fastmlp.engines.base import Engine, RowResults, steps_of
 from fastmlp.errors import DivergedError
 from fastmlp.models.metrics import epoch_figures, mean
@@ -87,9 +87,9 @@ class Measured:
         return row | {"steps": self.found, "eval_seconds": row["eval_seconds"] + self.seconds}
 
 
-def validate(engine: Engine, part: Rows, settings: Settings, when: str) -> tuple[float, float | None]:
+def validate(engine: Engine, part: CheckedRows, settings: Settings, when: str) -> tuple[float, float | None]:
     """Loss and accuracy of the validation part; raises DivergedError if the loss is NaN or infinite."""
-    loss, accuracy = epoch_figures(engine, *part)
+    loss, accuracy = epoch_figures(engine, part.x, part.y)
     if not math.isfinite(loss):
         raise DivergedError(diverged_message(f"the validation loss became {loss} after {when}", settings))
     return loss, accuracy

@@ -6,15 +6,14 @@ Not here: the training loop (loop.py), settings of commands (experiments/config/
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.checks import Rows, check_description, check_part, check_weights
-from fastmlp.data.rows import Features
+from fastmlp.data.checks import CheckedRows, check_description, check_split, check_weights, match_network
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.nn.network import FloatArray, Network
 from fastmlp.nn.optimizers import Optimizer
@@ -83,46 +82,95 @@ class Settings:
             raise ConfigError(f"seed must be between 0 and 2^64 - 1, not {self.seed}")
 
 
-class TrainingData(NamedTuple):
-    """What networks are trained on, as `train` takes it; `check_data` puts it into the types that engines take."""
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """Checked data for a network: what training reads, and what the model keeps of it.
 
-    x: Features
-    y: npt.NDArray[Any]
-    validation: Rows | None = None
-    weights: FloatArray | None = None
+    Made from arrays by `check_data`, or from the splits of a data set, which are checked already; then `match_data` compares
+    it with the network.
+
+    Parameters
+    ----------
+    train, validation : rows and targets; validation may be None
+    sample_weight : (n,) float32 weights of the training rows, positive; None for equal weights
+    scaling : applied to rows as they are used
+    classes : names of the classes, empty for regression; None numbers them
+    image_shape : (height, width, channels) if the rows are images
+    """
+
+    train: CheckedRows
+    validation: CheckedRows | None = None
+    sample_weight: FloatArray | None = None
     scaling: Scaling | None = None
     classes: tuple[str, ...] | None = None
     image_shape: tuple[int, int, int] | None = None
 
 
-def check_data(network: Network, dtype: npt.DTypeLike, given: TrainingData) -> TrainingData:
-    """The data in the types that engines take, for networks with this one's inputs, outputs and loss; or a DataError.
+def check_data(
+    network: Network,
+    dtype: npt.DTypeLike,
+    rows: tuple[Any, Any],
+    validation: tuple[Any, Any] | None = None,
+    sample_weight: Any = None,
+    **description: Any,
+) -> TrainingData:
+    """Check all values of the arrays that `train` takes. Arrays of the right type are not copied.
 
-    What has these types already is not copied.
+    Parameters
+    ----------
+    dtype : of the engine
+    rows, validation : (x, y)
+    description : scaling, classes and image_shape as in `TrainingData`
+
+    Raises
+    ------
+    DataError : arrays that do not fit the network, or values that are not finite
     """
-    x, y = check_part(network, given.x, given.y, "training", dtype)
-    validation = None if given.validation is None else check_part(network, *given.validation, "validation", dtype)
-    if validation is not None and validation[1].ndim != y.ndim:
+    train = check_split(network, *rows, "training", dtype)
+    held_out = None if validation is None else check_split(network, *validation, "validation", dtype)
+    weights = None if sample_weight is None else check_weights(sample_weight, len(train))
+    return TrainingData(train, held_out, weights, **description)
+
+
+def match_data(network: Network, settings: Settings, data: TrainingData) -> TrainingData:
+    """Return checked data in the dtype of the settings, with names for all classes; compares shapes, and reads no rows.
+
+    Raises
+    ------
+    DataError : the data do not fit the network
+    ConfigError : as `check_settings`
+    """
+    train = match_network(network, data.train, "training", settings.dtype)
+    validation = data.validation and match_network(network, data.validation, "validation", settings.dtype)
+    if validation is not None and validation.y.ndim != train.y.ndim:
         raise DataError("training and validation targets must both be classes or both be numbers")
-    weights = None if given.weights is None else check_weights(given.weights, len(x))
-    numbered = tuple(map(str, range(network.sizes[-1]))) if y.ndim == 1 else ()
-    names = numbered if given.classes is None else given.classes
-    check_description(network, None if given.scaling is None else len(given.scaling.shift), len(names), given.image_shape)
-    return TrainingData(x, y, validation, weights, given.scaling, names, given.image_shape)
+    numbered = tuple(map(str, range(network.sizes[-1]))) if train.y.ndim == 1 else ()
+    names = numbered if data.classes is None else data.classes
+    check_description(network, None if data.scaling is None else len(data.scaling.shift), len(names), data.image_shape)
+    given, regression = validation is not None, train.y.ndim == 2
+    check_settings(settings, validation=given, images=data.image_shape is not None, regression=regression)
+    return replace(data, train=train, validation=validation, classes=names)
 
 
-def check_settings(settings: Settings, data: TrainingData) -> None:
-    """Raise ConfigError if there is nothing in the data that the settings want watched."""
-    if settings.patience is not None and data.validation is None:
-        raise ConfigError("patience needs a validation part to watch; give one (--val-fraction) or leave patience out")
-    if settings.val_steps is not None and data.validation is None:
-        raise ConfigError("val_steps needs a validation part to measure; give one (--val-fraction) or leave val_steps out")
-    check_moves(settings, data.image_shape)
-    if settings.monitor == "accuracy" and data.y.ndim == 2:
-        raise ConfigError("monitor 'accuracy' needs classes; regression watches 'loss'")
+def check_settings(settings: Settings, *, validation: bool, images: bool, regression: bool = False) -> None:
+    """Check that the data have what the settings need.
 
+    Parameters
+    ----------
+    validation : whether there is a validation split
+    images : whether the rows are images
+    regression : whether the targets are numbers
 
-def check_moves(settings: Settings, image_shape: tuple[int, int, int] | None) -> None:
-    """Raise ConfigError if something is to be moved that is no image."""
-    if (settings.flip or settings.shift) and image_shape is None:
-        raise ConfigError("flip and shift move images, and the rows are none; leave them out (extract has its own)")
+    Raises
+    ------
+    ConfigError : a setting needs something that the data do not have
+    """
+    for name in ("patience", "val_steps"):
+        if getattr(settings, name) is not None and not validation:
+            raise ConfigError(
+                f"{name} needs a validation split; give one, or leave {name} out", settings=(name, "val_fraction")
+            )
+    if (settings.flip or settings.shift) and not images:
+        raise ConfigError("flip and shift are for rows that are images; leave them out", settings=("flip", "shift"))
+    if settings.monitor == "accuracy" and regression:
+        raise ConfigError("monitor 'accuracy' needs classes; use monitor 'loss' for regression", settings=("monitor",))

@@ -86,7 +86,7 @@ def test_the_text_is_the_same_from_a_file(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("")
-    with pytest.raises(DataError, match="choose another folder$") as raised:
+    with pytest.raises(DataError, match=r"choose another folder$") as raised:
         make_folder(tmp_path / "a" / "b")
     assert raised.value.settings == ("out",)
 

@@ -16,7 +16,7 @@ from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.sources import resolve, resolve_as
 from fastmlp.experiments.extraction import Tools, extract_run
 from fastmlp.experiments.recipes.recipe import Recipe
-from fastmlp.experiments.training_run import train_run
+from fastmlp.experiments.training_run import run_training
 from fastmlp.files import read_json
 
 pytestmark = pytest.mark.full
@@ -55,7 +55,7 @@ def test_each_variant_is_a_row_of_what_train_makes_of_it() -> None:
     changed = {"lr": 0.01, "scale": "unit"}
     (row,) = [row for row in rows if row["settings"] == changed]
     # The test part that `train` cuts off is 0 here too, so that both train on the same rows.
-    result = train_run(resolve({"out": "run"}, {}, recipe=BASE | changed | {"test_fraction": 0.0}), quiet=True).result
+    result = run_training(resolve({"out": "run"}, {}, recipe=BASE | changed | {"test_fraction": 0.0}), quiet=True).result
     assert row["validation"] == result["validation"]["accuracy"]
     assert row["best_epoch"] == result["best_epoch"]
 
@@ -64,7 +64,7 @@ def test_a_variant_of_the_parts_has_parts_of_its_own(few: dict[str, Any]) -> Non
     few["pixels"] |= {"grid": {"val_count": [300, 600]}, "variants": []}
     changed = {"val_count": 600}
     (row,) = [row for row in rows_of("pixels") if row["settings"] == changed]
-    result = train_run(resolve({"out": "run"}, {}, recipe=BASE | changed | {"test_fraction": 0.0}), quiet=True).result
+    result = run_training(resolve({"out": "run"}, {}, recipe=BASE | changed | {"test_fraction": 0.0}), quiet=True).result
     assert (row["validation"], row["val_loss"]) == (result["validation"]["accuracy"], result["validation"]["loss"])
 
 
@@ -117,7 +117,7 @@ def test_variants_of_what_follows_share_their_features(few: dict[str, Any], monk
     config = resolve_as(ExtractConfig, {}, {}, recipe=IMAGES["extract"] | {"seed": 1})
     own = resolve({"out": "run"}, {}, recipe=IMAGES["train"] | {"hidden": [3], "epochs": 3})
     data = extract_run(config, cast("Tools", toolkit), follows=own, quiet=True).data
-    assert second["validation"] == train_run(own, data=data, quiet=True).result["validation"]["accuracy"]
+    assert second["validation"] == run_training(own, data=data, quiet=True).result["validation"]["accuracy"]
 
 
 def test_no_variant_brings_the_test_part_back(few: dict[str, Any]) -> None:
@@ -136,7 +136,7 @@ def test_the_search_that_explains_a_recipe_tells_test_figures(few: dict[str, Any
     extracted = extract_run(config, cast("Tools", toolkit), follows=own, quiet=True)
     assert (row["cnn"]["test"], row["test"]) == (
         extracted.result["cnn"]["test"]["accuracy"],
-        train_run(own, data=extracted.data, quiet=True).result["test"]["accuracy"],
+        run_training(own, data=extracted.data, quiet=True).result["test"]["accuracy"],
     )
 
 

@@ -136,7 +136,7 @@ def test_a_used_folder_needs_force(run: Path) -> None:
 
 
 def test_a_bug_tells_where_and_how_to_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastmlp.experiments.training_run.train_run", lambda *settings, **more: 1 / 0)
+    monkeypatch.setattr("fastmlp.experiments.training_run.run_training", lambda *settings, **more: 1 / 0)
     result = call("train")
     assert result.exit_code == 1
     assert result.stdout == ""

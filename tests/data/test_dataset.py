@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from support.data import message
 
-from fastmlp.data.dataset import Dataset, Parts, check_dataset, load_data
+from fastmlp.data.dataset import Dataset, RawArrays, check_dataset, load_data
 from fastmlp.data.named import DIGITS
 from fastmlp.errors import ConfigError, DataError
 
@@ -34,7 +34,7 @@ NAN, INF = float("nan"), float("inf")
     ],
 )
 def test_features_come_as_uint8_or_float32_rows(x, dtype, shape):
-    checked = check_dataset(Parts(x, [0, 1, 1]))
+    checked = check_dataset(RawArrays(x, [0, 1, 1]))
     assert checked.x.dtype == dtype and checked.x.shape == (3, 4) and checked.x.flags.c_contiguous
     assert checked.image_shape == shape and checked.x.tolist() == np.ones((3, 4)).tolist()
 
@@ -51,18 +51,18 @@ def test_features_come_as_uint8_or_float32_rows(x, dtype, shape):
     ],
 )
 def test_labels_become_class_numbers(y, given, labels, classes):
-    checked = check_dataset(Parts(np.eye(3), np.array(y), given))
+    checked = check_dataset(RawArrays(np.eye(3), np.array(y), given))
     assert checked.y.dtype == np.int32 and checked.y.tolist() == labels and checked.classes == classes
 
 
 def test_values_become_columns_of_float32():
-    checked = check_dataset(Parts(np.eye(2), [1, 2.5], ["a"], None, np.eye(2), [[3], [4]]), target="value")
+    checked = check_dataset(RawArrays(np.eye(2), [1, 2.5], ["a"], None, np.eye(2), [[3], [4]]), target="value")
     assert checked.y.dtype == np.float32 and checked.y.tolist() == [[1], [2.5]] and checked.classes == ()
     assert checked.y_test is not None and checked.y_test.tolist() == [[3], [4]]
 
 
 def test_a_float_test_part_makes_both_float():
-    checked = check_dataset(Parts(np.eye(2, dtype=np.uint8), [0, 1], None, None, np.eye(2), [1, 1]))
+    checked = check_dataset(RawArrays(np.eye(2, dtype=np.uint8), [0, 1], None, None, np.eye(2), [1, 1]))
     assert checked.x_test is not None and checked.x.dtype == checked.x_test.dtype == np.float32
 
 
@@ -105,13 +105,13 @@ DAMAGE = {
 
 
 def test_good_parts_pass():
-    assert check_dataset(Parts(**GOOD)).classes == ("0", "1", "2")
+    assert check_dataset(RawArrays(**GOOD)).classes == ("0", "1", "2")
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damage_in_arrays_is_named(kind):
     change, expected = DAMAGE[kind]
-    assert message(DataError, check_dataset, Parts(**(GOOD | change))).startswith(expected)
+    assert message(DataError, check_dataset, RawArrays(**(GOOD | change))).startswith(expected)
 
 
 VALUE_DAMAGE = {
@@ -125,20 +125,20 @@ VALUE_DAMAGE = {
 @pytest.mark.parametrize("kind", VALUE_DAMAGE)
 def test_damage_in_values_is_named(kind):
     change, expected = VALUE_DAMAGE[kind]
-    assert check_dataset(Parts(**GOOD), target="value").y.tolist() == [[0], [1], [2]]
-    assert message(DataError, check_dataset, Parts(**(GOOD | change)), target="value").startswith(expected)
+    assert check_dataset(RawArrays(**GOOD), target="value").y.tolist() == [[0], [1], [2]]
+    assert message(DataError, check_dataset, RawArrays(**(GOOD | change)), target="value").startswith(expected)
 
 
 def test_an_unknown_target_names_the_nearest():
-    assert "did you mean 'value'" in message(ConfigError, check_dataset, Parts(**GOOD), target="valu")
+    assert "did you mean 'value'" in message(ConfigError, check_dataset, RawArrays(**GOOD), target="valu")
 
 
 def test_sha256_changes_with_every_part():
-    base = check_dataset(Parts(**GOOD))
-    assert base.sha256 == check_dataset(Parts(**GOOD)).sha256
+    base = check_dataset(RawArrays(**GOOD))
+    assert base.sha256 == check_dataset(RawArrays(**GOOD)).sha256
     changes = [{"x": 2 * np.eye(3)}, {"y": [0, 2, 1]}, {"x_test": np.eye(3)[1:]}, {"y_test": [1, 0]}]
-    others = [check_dataset(Parts(**(GOOD | change))).sha256 for change in changes]
-    others.append(check_dataset(Parts(GOOD["x"], GOOD["y"])).sha256)
+    others = [check_dataset(RawArrays(**(GOOD | change))).sha256 for change in changes]
+    others.append(check_dataset(RawArrays(GOOD["x"], GOOD["y"])).sha256)
     reshaped = Dataset("", base.x.reshape(1, 9), base.y, (), None, base.x_test, base.y_test)
     assert len({base.sha256, reshaped.sha256, *others}) == 7
 

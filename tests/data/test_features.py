@@ -1,4 +1,4 @@
-"""The three forms of feature files, features that grow block by block, and what is on the way refused."""
+"""The three forms of feature files, features that append block by block, and what is on the way refused."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def content(path: Path) -> dict[str, Any]:
     """All that a feature file has."""
     data = load_data(path)
-    assert data.about is not None
+    assert data.provenance is not None
     assert data.extractor is not None
-    about = {name: value for name, value in data.about.items() if name not in ("cnn", "key")}
-    return {"sha256": data.sha256, "classes": data.classes, "about": about, "extractor": len(data.extractor)}
+    about = {name: value for name, value in data.provenance.items() if name not in ("cnn", "key")}
+    return {"sha256": data.sha256, "classes": data.classes, "provenance": about, "extractor": len(data.extractor)}
 
 
 def test_all_forms_hold_the_same(home: Path) -> None:
@@ -80,7 +80,7 @@ def test_the_same_content_has_the_same_bytes(home: Path) -> None:
     ok("extract", "--data", home / "images.npz", *SMALL, "--out", "again.safetensors", "-q")
     one, other = (load_data(path) for path in (home / FORMS[1], Path("again.safetensors")))
     assert one.sha256 == other.sha256
-    assert json.dumps(dict(one.about or {}))[:200] == json.dumps(dict(other.about or {}))[:200]
+    assert json.dumps(dict(one.provenance or {}))[:200] == json.dumps(dict(other.provenance or {}))[:200]
 
 
 def test_mapped_images_give_the_same_features(home: Path) -> None:
@@ -374,7 +374,7 @@ def test_pictures_need_a_folder(home: Path) -> None:
         (["--hidden", "x"], "--hidden"),
         (["--activation", "rleu"], "unknown activation 'rleu'"),
         (["--lr", "-1"], "rate"),
-        (["--shift", "1"], "flip and shift move images"),
+        (["--shift", "1"], "flip and shift are for rows that are images"),
         (["--out", "used"], "the folder used is not empty"),
         (["--out", "used/file"], "used/file is a file"),
         (["--out", "used/file/run"], "used/file/run is a file or lies under one"),
@@ -427,8 +427,8 @@ def test_safetensors_are_data() -> None:
     save_torch_file({"x": torch.ones(2, 2, dtype=torch.bfloat16), "y": torch.arange(2)}, "f.safetensors")
     assert "f.safetensors: not a readable safetensors file" in refused(3, "train", "--data", "f.safetensors")
     for about in ("hello", "5", "{}"):
-        save_file({"x": x, "y": y}, "g.safetensors", {"about": about})
-        assert load_data("g.safetensors").about is None
+        save_file({"x": x, "y": y}, "g.safetensors", {"provenance": about})
+        assert load_data("g.safetensors").provenance is None
     Path("e.safetensors").write_bytes(Path("a.safetensors").read_bytes()[:90])
     assert "e.safetensors: not a readable safetensors file" in refused(3, "train", "--data", "e.safetensors")
 

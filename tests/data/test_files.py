@@ -119,7 +119,7 @@ def test_npz_gives_the_arrays_as_they_are(tmp_path):
     parts = read_npz(write_npz(tmp_path / "a.npz", **arrays))
     np.testing.assert_array_equal(parts.x, IMAGES)
     assert parts.y_test.tolist() == [1] and list(parts.classes) == ["a", "b"]
-    assert parts.places["y"].row(3) == f"{tmp_path / 'a.npz'}: array 'y': row 3"
+    assert parts.locations["y"].row(3) == f"{tmp_path / 'a.npz'}: array 'y': row 3"
 
 
 def test_npz_without_y_names_what_it_holds(tmp_path):

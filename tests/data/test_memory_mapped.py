@@ -21,19 +21,21 @@ from support.problems import Keeper, set_up
 
 from benchmarks import memmap
 from benchmarks.cases import Case
+from fastmlp.data import checks
 from fastmlp.data import rows as rows_module
-from fastmlp.data.dataset import Parts, check_dataset, load_data
+from fastmlp.data.dataset import RawArrays, check_dataset, load_data
 from fastmlp.data.rows import Subset, is_mapped
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.data.splits import split, split_rows
 from fastmlp.experiments.config.train import Config
 from fastmlp.experiments.evaluation import evaluate_run
 from fastmlp.experiments.plan import make_plan
-from fastmlp.experiments.training_run import train_run
-from fastmlp.models.metrics import evaluate
+from fastmlp.experiments.training_run import run_training
+from fastmlp.models.metrics import evaluate, evaluate_with_predictions
 from fastmlp.nn.network import Network
 from fastmlp.nn.scaling import SCALINGS
-from fastmlp.training.loop import train
+from fastmlp.training.loop import train, train_checked
+from fastmlp.training.settings import TrainingData, match_data
 
 BOUND, BOUND_PER_ROW = 64 << 20, 64
 
@@ -140,7 +142,7 @@ def test_a_run_on_a_folder_is_the_run_on_its_npz(tmp_path: Path) -> None:
 
     def run(source: str) -> dict[str, Any]:
         config = Config(data=str(tmp_path / source), out=f"{tmp_path}/{source} run", hidden=(9,), epochs=3, backend="numpy")
-        result = train_run(config, quiet=True).result
+        result = run_training(config, quiet=True).result
         return {key: result[key] for key in ("test", "validation", "train", "best_epoch")} | {"sha": result["data"]["sha256"]}
 
     found = run("data")
@@ -156,13 +158,32 @@ def test_a_run_on_a_folder_is_the_run_on_its_npz(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [np.ndarray, Subset])
 def test_parts_of_a_mapped_file_are_subsets_and_others_copies(kind: Any, tmp_path: Path) -> None:
-    data = check_dataset(Parts(mapped(tmp_path, PIXELS) if kind is Subset else PIXELS, Y))
+    data = check_dataset(RawArrays(mapped(tmp_path, PIXELS) if kind is Subset else PIXELS, Y))
     parts = split(data, **Config(seed=5).split_sizes())
     numbers = split_rows(Y, (0.2, 0.2), seed=5)
     for name, rows in zip(("train", "validation", "test"), numbers, strict=True):
-        x, y = parts[name]
+        x, y = parts[name].x, parts[name].y
         assert type(x) is kind
         assert np.array_equal(np.asarray(x), PIXELS[rows]) and np.array_equal(y, Y[rows])
+
+
+def test_the_values_of_a_file_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading checks them; training, validation and evaluation do not read them for that again."""
+    folder, scanned = tmp_path / "data", []
+    folder.mkdir()
+    np.save(folder / "x.npy", PIXELS.astype(np.float32))
+    np.save(folder / "y.npy", Y)
+    first_not_finite = checks.first_not_finite
+    monkeypatch.setattr(checks, "first_not_finite", lambda x: scanned.append(len(x)) or first_not_finite(x))
+    config = Config(data=str(folder), epochs=2, backend="numpy", out=str(tmp_path / "run"))
+    result = run_training(config, quiet=True).result
+    assert scanned == [len(PIXELS)] and result["test"]["accuracy"] >= 0
+    scanned.clear()
+    evaluate_run(tmp_path / "run", part="all")
+    assert scanned == [len(PIXELS)]
+    scanned.clear()
+    train(Network((PIXELS.shape[1], 3)), PIXELS.astype(np.float32), Y, settings=set_up(epochs=1))  # arrays are checked here
+    assert scanned == [len(PIXELS)]
 
 
 def traced(call: Any) -> int:
@@ -189,11 +210,12 @@ def test_no_pass_over_the_rows_copies_them(dtype: Any, tmp_path: Path, monkeypat
         data = load_data(tmp_path / "a")
         assert is_mapped(data.x) and data.sha256
         parts = split(data, **Config().split_sizes())
-        scaling = fit_scaling("zscore", parts["train"][0])
+        scaling = fit_scaling("zscore", parts["train"].x)
         settings = set_up(epochs=1)
-        training = train(network, *parts["train"], settings=settings, scaling=scaling, validation=parts["validation"])
-        for part in parts.values():
-            evaluate(training.model, *part)
+        given = match_data(network, settings, TrainingData(parts["train"], parts["validation"], scaling=scaling))
+        training = train_checked(network, settings, given)
+        for rows in parts.values():
+            evaluate_with_predictions(training.model, rows)
 
     run()  # what is imported late is not counted
     assert traced(run) < 2_000_000
@@ -204,7 +226,7 @@ def test_no_pass_over_the_rows_copies_them(dtype: Any, tmp_path: Path, monkeypat
 def test_pixels_of_named_data_stay_bytes() -> None:
     plan = make_plan(Config())
     assert plan.data.x.dtype == np.uint8
-    assert {rows.dtype for rows, _ in plan.parts.values()} == {np.dtype(np.uint8)}
+    assert {rows.x.dtype for rows in plan.splits.values()} == {np.dtype(np.uint8)}
 
 
 def test_pixels_are_scaled_as_they_are_used(backend: str) -> None:
@@ -225,7 +247,7 @@ CHILD = """
 import re, resource, sys, threading, time
 import numpy as np
 from fastmlp.experiments.config.train import Config
-from fastmlp.experiments.training_run import train_run
+from fastmlp.experiments.training_run import run_training
 
 def owned(field):
     return int(re.search(rf"{field}:\\s+(\\d+)", open("/proc/self/status").read())[1]) << 10
@@ -233,7 +255,7 @@ def owned(field):
 def run(name):
     data, out = f"{folder}/{name}", f"{folder}/{name} run"
     config = Config(data=data, out=out, hidden=(8,), batch_size=256, epochs=1, optimizer="sgd", threads=2)
-    return train_run(config, quiet=True).result
+    return run_training(config, quiet=True).result
 
 def watch():
     while not done.wait(0.005):

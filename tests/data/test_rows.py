@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fastmlp.data import rows as rows_module
-from fastmlp.data.checks import check_part, check_rows
+from fastmlp.data.checks import check_rows, check_split
 from fastmlp.data.rows import Subset, blocks, first_not_finite, is_mapped, take
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.errors import DataError
@@ -62,7 +62,7 @@ def test_rows_that_are_not_there_are_refused(damage: str) -> None:
 def test_no_rows_are_a_subset() -> None:
     assert Subset(X, np.empty(0, np.int64)).shape == (0, 3)
     with pytest.raises(DataError, match="no rows"):
-        check_part(Network((3, 2)), Subset(X, np.empty(0, np.int64)), [], "training", np.float32)
+        check_split(Network((3, 2)), Subset(X, np.empty(0, np.int64)), [], "training", np.float32)
     with pytest.raises(DataError, match="needs rows"):
         fit_scaling("unit", Subset(X, np.empty(0, np.int64)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 from support.engines import need_backend
 
+from fastmlp.data.checks import CheckedRows
 from fastmlp.data.dataset import load_data
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.experiments.config.train import Config
 from fastmlp.experiments.evaluation import evaluate_run
+from fastmlp.experiments.folder import write_manifest
 from fastmlp.experiments.result import describe_data
-from fastmlp.experiments.training_run import train_run
+from fastmlp.experiments.training_run import run_training
 
 COLOURS = np.array(["red", "green", "blue"])
 
@@ -34,7 +37,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
     data = write_blobs(folder / "blobs.npz", 1)
     settings: dict[str, Any] = {"hidden": (8,), "epochs": 30, "lr": 0.01, "backend": "numpy", "stratify": True}
-    train_run(Config(data=str(data), out=str(folder / "run"), seed=4, **settings), quiet=True)
+    run_training(Config(data=str(data), out=str(folder / "run"), seed=4, **settings), quiet=True)
     return folder
 
 
@@ -59,14 +62,14 @@ def test_a_single_part(home: Path, part: str) -> None:
 @pytest.mark.parametrize("name", ["numpy", "numba"])
 def test_digits_to_the_last_digit_with_each_engine(name: str, tmp_path: Path) -> None:
     backend = need_backend(name)
-    result, _ = train_run(Config(epochs=2, backend=backend, out=str(tmp_path / "a")), quiet=True)
+    result, _ = run_training(Config(epochs=2, backend=backend, out=str(tmp_path / "a")), quiet=True)
     for source in (None, "digits"):
         assert evaluate_run(tmp_path / "a", source)["test"] == result["test"]
 
 
 def test_float64_finds_its_engine(home: Path, tmp_path: Path) -> None:
     config = Config(data=str(home / "blobs.npz"), out=str(tmp_path / "a"), dtype="float64", epochs=1)
-    result, _ = train_run(config, quiet=True)
+    result, _ = run_training(config, quiet=True)
     assert evaluate_run(tmp_path / "a")["test"] == result["test"]
     found = evaluate_run(tmp_path / "a" / "model.safetensors", str(home / "blobs.npz"))
     assert found["backend"] == "numpy"
@@ -82,7 +85,7 @@ def test_the_data_folder_of_the_run_is_found_again(home: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FASTMLP_DATA", raising=False)
     config = Config(out="a", data_dir="folder", epochs=1, backend="numpy")
-    result, _ = train_run(config, quiet=True)
+    result, _ = run_training(config, quiet=True)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert evaluate_run(tmp_path / "a")["test"] == result["test"]
@@ -137,9 +140,9 @@ def test_another_number_of_values(tmp_path: Path) -> None:
     np.savez(tmp_path / "one.npz", x=np.eye(30), y=np.arange(30.0))
     np.savez(tmp_path / "two.npz", x=np.eye(30), y=np.ones((30, 2)))
     config = Config(data=str(tmp_path / "one.npz"), target="value", out=str(tmp_path / "a"), epochs=1, backend="numpy")
-    result, _ = train_run(config, quiet=True)
+    result, _ = run_training(config, quiet=True)
     assert evaluate_run(tmp_path / "a")["test"] == result["test"]
-    with pytest.raises(DataError, match="the model gives 1 values, but two has 2"):
+    with pytest.raises(DataError, match="the model predicts 1 values, but two has 2"):
         evaluate_run(tmp_path / "a", str(tmp_path / "two.npz"))
 
 
@@ -152,7 +155,7 @@ def test_images_are_brought_to_the_size_of_the_model(tmp_path: Path) -> None:
             for number in range(10):
                 Image.new("L", size, shade + number).save(tmp_path / folder / label / f"{number}.png")
     settings: dict[str, Any] = {"epochs": 20, "lr": 0.01, "backend": "numpy"}
-    result, _ = train_run(Config(data=str(tmp_path / "photos"), out=str(tmp_path / "a"), **settings), quiet=True)
+    result, _ = run_training(Config(data=str(tmp_path / "photos"), out=str(tmp_path / "a"), **settings), quiet=True)
     assert evaluate_run(tmp_path / "a")["test"] == result["test"]
     assert evaluate_run(tmp_path / "a", str(tmp_path / "larger"))["test"]["accuracy"] == 1
 
@@ -162,7 +165,7 @@ def test_images_are_brought_to_the_size_of_the_model(tmp_path: Path) -> None:
 
 def test_changed_data_are_not_split_as_in_the_run(tmp_path: Path) -> None:
     data = write_blobs(tmp_path / "blobs.npz", 1)
-    train_run(Config(data=str(data), out=str(tmp_path / "a"), epochs=1, backend="numpy"), quiet=True)
+    run_training(Config(data=str(data), out=str(tmp_path / "a"), epochs=1, backend="numpy"), quiet=True)
     write_blobs(data, 2)
     with pytest.raises(DataError, match=r"blobs\.npz has changed since the run"):
         evaluate_run(tmp_path / "a")
@@ -182,7 +185,6 @@ def test_no_such_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["model.safetensors", "config.toml", "result.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])
 def test_a_damaged_run_is_refused(home: Path, tmp_path: Path, name: str, damage: str) -> None:
-    import shutil
 
     shutil.copytree(home / "run", tmp_path / "run")
     file = tmp_path / "run" / name
@@ -198,7 +200,17 @@ def test_a_damaged_run_is_refused(home: Path, tmp_path: Path, name: str, damage:
 
 def test_description_of_data(home: Path) -> None:
     data = load_data(home / "blobs.npz")
-    described = describe_data(data, {"train": (data.x, data.y)})
+    described = describe_data(data, {"train": CheckedRows(data.x, data.y, 3)})
     assert described["name"] == "blobs"
     assert described["rows"] == {"train": 240}
     assert len(described["sha256"]) == 64
+
+
+def test_a_result_of_another_format_version_is_refused(home: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(home / "run", run)
+    file = run / "result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format_version": 2}))
+    write_manifest(run)
+    with pytest.raises(DataError, match=r"result\.json: format version 2, but this fastmlp reads version 1"):
+        evaluate_run(run)

@@ -58,15 +58,15 @@ def test_the_file_is_a_data_set_that_has_its_parts(home: Path, made: dict[str, A
     assert data.x.shape[1] == made["features"] == 6 * 4 * 4
     assert data.x.dtype == np.float32
     assert data.classes == images.classes == tuple(sorted(NAMES))
-    assert data.about is not None
-    assert data.about["images"] == {"name": "images", "sha256": images.sha256}
-    assert data.about["key"] == made["key"]
-    assert data.about["settings"]["filters"] == [4, 6]
-    assert data.about["layer"] == made["layer"] == "flatten"
-    assert data.about["cnn"]["test"]["accuracy"] == made["cnn"]["test"]["accuracy"] > 0
+    assert data.provenance is not None
+    assert data.provenance["images"] == {"name": "images", "sha256": images.sha256}
+    assert data.provenance["key"] == made["key"]
+    assert data.provenance["settings"]["filters"] == [4, 6]
+    assert data.provenance["layer"] == made["layer"] == "flatten"
+    assert data.provenance["cnn"]["test"]["accuracy"] == made["cnn"]["test"]["accuracy"] > 0
     assert data.extractor is not None
     extractor = from_bytes(data.extractor, "extractor")
-    assert data.about["extractor_sha256"] == extractor.sha256
+    assert data.provenance["extractor_sha256"] == extractor.sha256
     parts = np.concatenate([data.x, data.x_test])  # type: ignore[list-item]
     own = extractor.features(images.x)
     assert sorted(map(bytes, parts)) == sorted(map(bytes, own))
@@ -149,7 +149,7 @@ def test_the_same_settings_make_nothing_anew(home: Path, made: dict[str, Any]) -
     assert line.startswith(f"out: {file} is there and was made otherwise; give another --out, or --force")
     shutil.copy(file, "copy.npz")
     ok("extract", "--data", home / "images.npz", *SMALL, "--seed", "1", "--out", "copy.npz", "--force", "-q")
-    assert arrays_of("copy.npz")["about"] != arrays_of(file)["about"]
+    assert arrays_of("copy.npz")["provenance"] != arrays_of(file)["provenance"]
 
 
 def test_any_layer_can_be_the_features(home: Path) -> None:
@@ -190,7 +190,7 @@ def test_damaged_feature_files(home: Path, made: dict[str, Any]) -> None:
     for changed, message in (
         ({"validation": np.array([3, 2])}, "array 'validation': must be ascending numbers of rows of x"),
         ({"validation": np.array([999])}, "array 'validation': must be ascending"),
-        ({"about": np.array("{")}, "array 'about': not what is known of features"),
+        ({"provenance": np.array("{")}, "array 'provenance': not what is known of features"),
     ):
         np.savez("bad.npz", **(arrays | changed))  # type: ignore[arg-type]
         assert message in refused(3, "train", "--data", "bad.npz", *MLP)

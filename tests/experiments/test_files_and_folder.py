@@ -365,12 +365,12 @@ def test_manifest_names_the_damaged_file(run_folder: Path, name: str, damage: st
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ('{"version": 1, "sha256": {', "not valid JSON"),
-        ("[]", "not a manifest of version 1"),
-        ('{"version": 2, "sha256": {}}', "not a manifest of version 1"),
-        ('{"version": 1, "sha256": [1]}', "not a manifest of version 1"),
-        ('{"version": 1, "sha256": {}}', "does not list model.safetensors"),
-        ('{"version": 1, "sha256": {"model.safetensors": 7}}', "model.safetensors differs"),
+        ('{"format_version": 1, "sha256": {', "not valid JSON"),
+        ("[]", "no format version, but this fastmlp reads version 1"),
+        ('{"format_version": 2, "sha256": {}}', "format version 2, but this fastmlp reads version 1"),
+        ('{"format_version": 1, "sha256": [1]}', "lists no hashes"),
+        ('{"format_version": 1, "sha256": {}}', "does not list model.safetensors"),
+        ('{"format_version": 1, "sha256": {"model.safetensors": 7}}', "model.safetensors differs"),
     ],
 )
 def test_damaged_manifest(run_folder: Path, text: str, part: str) -> None:

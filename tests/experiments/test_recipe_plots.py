@@ -61,7 +61,9 @@ def make_run(name: str, rows: list[dict[str, Any]], cnn: list[dict[str, Any]] | 
     folder.mkdir(parents=True)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {} if cnn is None else {"extracted": {"cnn": {"history": cnn, "best_epoch": len(cnn) - 1}}}
-    (folder / "result.json").write_text(json.dumps({"stopped": "epochs", "best_epoch": len(rows) - 1, "data": data}))
+    (folder / "result.json").write_text(
+        json.dumps({"format_version": 1, "stopped": "epochs", "best_epoch": len(rows) - 1, "data": data})
+    )
     return folder
 
 
@@ -198,7 +200,9 @@ def test_a_recipe_of_a_cnn_alone_can_be_compared() -> None:
     for name, ends in (("iisc-cnn-1", 0.84), ("iisc-cnn-2", 0.9)):
         folder = Path("set") / name
         folder.mkdir(parents=True)
-        (folder / "cnn.json").write_text(json.dumps({"cnn": {"history": history(20, ends), "best_epoch": 19}}))
+        (folder / "cnn.json").write_text(
+            json.dumps({"format_version": 1, "cnn": {"history": history(20, ends), "best_epoch": 19}})
+        )
     found = {name: kept for name in one.curves if (kept := trainings(one, name, Path("set")))}
     figure = draw(comparison_figure(panels_of(one, found), one.title))
     lines = curves(figure, 0)

@@ -23,7 +23,7 @@ from benchmarks import recipes as benchmark
 from benchmarks.epochs import machine
 from benchmarks.tables import recipes_table
 from fastmlp.experiments.recipes.recipe import all_recipes, find
-from fastmlp.experiments.recipes.run import Job, beside, comparison_text, make_job, select
+from fastmlp.experiments.recipes.run import RecipeJob, beside, comparison_text, make_job, select
 from fastmlp.files import read_lines
 from fastmlp.nn.schedules import Schedule
 from fastmlp.training.loop import Diverged, Training
@@ -209,7 +209,7 @@ def test_figures_stand_beside_the_published_ones() -> None:
 
 
 def test_a_job_that_has_not_run_has_no_result() -> None:
-    assert Job(find("ee5179-1"), None, None, Path("nowhere")).result is None
+    assert RecipeJob(find("ee5179-1"), None, None, Path("nowhere")).result is None
 
 
 def test_a_run_on_other_data_in_the_folder_is_refused() -> None:
@@ -279,7 +279,7 @@ def test_figures_over_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     (row,) = json.loads(Path("rows.json").read_text())["rows"]
     runs = [Path("set") / folder / "group7-mlp-2" / "result.json" for folder in ("", "seed-1", "seed-2")]
     results = [json.loads(run.read_text()) for run in runs]
-    assert [result["seed"] for result in results] == [0, 1, 2]
+    assert [result["settings"]["seed"] for result in results] == [0, 1, 2]
     values = [result["test"]["accuracy"] for result in results]
     found = row["mlp"]["seeds"]["test"]
     assert found["values"] == values

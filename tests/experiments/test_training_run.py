@@ -17,9 +17,9 @@ from fastmlp.errors import ConfigError, DataError, ThresholdError
 from fastmlp.experiments.config.sources import resolve
 from fastmlp.experiments.config.train import Config
 from fastmlp.experiments.folder import check_manifest
-from fastmlp.experiments.plan import PART_NAMES, make_plan
+from fastmlp.experiments.plan import SPLIT_NAMES, make_plan
 from fastmlp.experiments.result import check_accuracy
-from fastmlp.experiments.training_run import train_run
+from fastmlp.experiments.training_run import run_training
 from fastmlp.training.loop import Diverged
 
 FILES = ["config.toml", "confusion.png", "curves.png", "manifest.json", "metrics.jsonl", "model.safetensors", "report.txt"]
@@ -61,7 +61,7 @@ def config_for(blobs: Path, out: Path, **settings: Any) -> Config:
 def run(blobs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A run folder and its result."""
     out = tmp_path_factory.mktemp("runs") / "a"
-    result, signal = train_run(config_for(blobs, out, dropout=(0.1,), stratify=True, seed=3), quiet=True)
+    result, signal = run_training(config_for(blobs, out, dropout=(0.1,), stratify=True, seed=3), quiet=True)
     assert signal == 0
     return out, result
 
@@ -72,22 +72,22 @@ def run(blobs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
 @pytest.mark.parametrize("stratify", [False, True])
 def test_parts_share_no_row_and_lose_none(stratify: bool) -> None:
     parts = split(dataset(), **Config(stratify=stratify).split_sizes())
-    assert {name: len(x) for name, (x, _) in parts.items()} == {"train": 60, "validation": 20, "test": 20}
-    assert sorted(np.concatenate([x[:, 0] for x, _ in parts.values()])) == list(range(100))
-    assert all((x[:, 0] % 4 == y).all() for x, y in parts.values())
+    assert {name: len(rows) for name, rows in parts.items()} == {"train": 60, "validation": 20, "test": 20}
+    assert sorted(np.concatenate([rows.x[:, 0] for rows in parts.values()])) == list(range(100))
+    assert all((rows.x[:, 0] % 4 == rows.y).all() for rows in parts.values())
     if stratify:
-        assert all(np.bincount(y).tolist() == [len(y) // 4] * 4 for _, y in parts.values())
+        assert all(np.bincount(rows.y).tolist() == [len(rows) // 4] * 4 for rows in parts.values())
 
 
 def test_the_test_part_of_the_data_is_kept_as_it_is() -> None:
     data = dataset(test_rows=7)
     parts = split(data, **Config(val_fraction=None, val_count=30).split_sizes())
-    assert {name: len(x) for name, (x, _) in parts.items()} == {"train": 70, "validation": 30, "test": 7}
-    assert parts["test"][0] is data.x_test
+    assert {name: len(rows) for name, rows in parts.items()} == {"train": 70, "validation": 30, "test": 7}
+    assert parts["test"].x is data.x_test
 
 
 def test_the_split_is_a_function_of_the_seed() -> None:
-    one, same, other = (split(dataset(), **Config(seed=seed).split_sizes())["train"][0] for seed in (5, 5, 6))
+    one, same, other = (split(dataset(), **Config(seed=seed).split_sizes())["train"].x for seed in (5, 5, 6))
     assert np.array_equal(one, same)
     assert not np.array_equal(one, other)
 
@@ -102,7 +102,7 @@ def test_counts_beyond_the_data_are_refused() -> None:
 
 
 def test_pixels_stay_bytes_in_every_part() -> None:
-    assert {x.dtype for x, _ in make_plan(Config()).parts.values()} == {np.dtype(np.uint8)}
+    assert {rows.x.dtype for rows in make_plan(Config()).splits.values()} == {np.dtype(np.uint8)}
 
 
 # ------------------------------------------------------------------------------------------------ the folder
@@ -128,7 +128,7 @@ def test_figures_of_the_result(run: tuple[Path, dict[str, Any]]) -> None:
     flops = 2 * 5 * 8 * 2 + 2 * 8 * 3 * 3  # a row: two products in the first layer, three in the second
     assert result["gflops"] == pytest.approx(flops * 144 / result["seconds_per_epoch"] / 1e9)
     assert result["parameters"] == (5 + 1) * 8 + (8 + 1) * 3
-    assert (result["backend"], result["threads"], result["seed"], result["stopped"]) == ("numpy", 1, 3, "epochs")
+    assert (result["backend"], result["threads"], result["settings"]["seed"], result["stopped"]) == ("numpy", 1, 3, "epochs")
     assert result["data"]["rows"] == {"train": 144, "validation": 48, "test": 48}
     assert result["data"]["classes"] == ["blue", "green", "red"]
     assert result["network"]["label"] == "5x8x3"
@@ -136,7 +136,7 @@ def test_figures_of_the_result(run: tuple[Path, dict[str, Any]]) -> None:
     best = history[result["best_epoch"] - 1]
     assert result["validation"]["loss"] == best["val_loss"]
     assert result["validation"]["accuracy"] == best["val_accuracy"]
-    for part in PART_NAMES:
+    for part in SPLIT_NAMES:
         figures = result[part]
         assert np.sum(figures["confusion"]) == result["data"]["rows"][part]
         assert figures["accuracy"] == np.trace(figures["confusion"]) / np.sum(figures["confusion"])
@@ -149,7 +149,7 @@ def test_the_model_knows_its_scaling_and_its_classes(run: tuple[Path, dict[str, 
     model = load(run[0], backend="numpy")
     assert model.classes == ("blue", "green", "red")
     assert model.scaling is not None
-    x, _ = make_plan(resolve({}, {}, run[0] / "config.toml")).parts["train"]
+    x = make_plan(resolve({}, {}, run[0] / "config.toml")).splits["train"].x
     scaled = model.scaling.apply(x)
     assert np.allclose(scaled.mean(axis=0), 0, atol=1e-5)  # fitted on the training part, and on nothing else
     assert np.allclose(scaled.std(axis=0), 1, atol=1e-5)
@@ -158,8 +158,8 @@ def test_the_model_knows_its_scaling_and_its_classes(run: tuple[Path, dict[str, 
 def test_the_config_gives_the_same_run_again(run: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, result = run
     again = resolve({"out": str(tmp_path / "b")}, {}, folder / "config.toml")
-    second, _ = train_run(again, quiet=True)
-    for key in (*PART_NAMES, "epochs", "best_epoch", "parameters", "data", "network", "seed", "stopped"):
+    second, _ = run_training(again, quiet=True)
+    for key in (*SPLIT_NAMES, "epochs", "best_epoch", "parameters", "data", "network", "stopped"):
         assert second[key] == result[key]
     for name in ("config.toml", "model.safetensors"):
         assert (folder / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
@@ -167,7 +167,7 @@ def test_the_config_gives_the_same_run_again(run: tuple[Path, dict[str, Any]], t
 
 def test_the_config_serves_from_any_folder(blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(blobs.parent)
-    train_run(config_for(Path(blobs.name), tmp_path / "a", epochs=1), quiet=True)
+    run_training(config_for(Path(blobs.name), tmp_path / "a", epochs=1), quiet=True)
     assert resolve({}, {}, tmp_path / "a" / "config.toml").data == str(blobs)
 
 
@@ -176,7 +176,7 @@ def test_without_out_the_folder_is_named_after_date_data_and_network(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     config = Config(data=str(blobs), hidden=(), epochs=1, backend="numpy")
-    result, _ = train_run(config, quiet=True)
+    result, _ = run_training(config, quiet=True)
     assert result["out"].startswith("runs/20")
     assert result["out"].endswith("-blobs-5x3")
     assert names(tmp_path / result["out"]) == FILES
@@ -187,7 +187,7 @@ def test_regression(tmp_path: Path) -> None:
     x = draw.normal(size=(200, 3)).astype(np.float32)
     np.savez(tmp_path / "values.npz", x=x, y=np.c_[x.sum(axis=1), x[:, 0]])
     config = config_for(tmp_path / "values.npz", tmp_path / "a", target="value", epochs=40)
-    result, _ = train_run(config, quiet=True)
+    result, _ = run_training(config, quiet=True)
     assert names(tmp_path / "a") == [name for name in FILES if name not in ("confusion.png", "report.txt")]
     assert result["test"].keys() == {"loss", "mse", "mae", "r2"}
     assert result["test"]["r2"] > 0.9
@@ -203,34 +203,34 @@ def test_images_keep_their_shape(tmp_path: Path) -> None:
             image = Image.new("RGB", (6, 5), (shade + number,) * 3)
             image.save(tmp_path / "photos" / label / f"{number}.png")
     config = config_for(tmp_path / "photos", tmp_path / "a", image_size=(4, 3), epochs=2)
-    result, _ = train_run(config, quiet=True)
+    result, _ = run_training(config, quiet=True)
     assert load(tmp_path / "a", backend="numpy").image_shape == (4, 3, 3)
     assert result["data"]["features"] == 36
 
 
 def test_no_validation_and_no_test_part(blobs: Path, tmp_path: Path) -> None:
     config = config_for(blobs, tmp_path / "a", val_fraction=0.0, test_fraction=0.0)
-    result, _ = train_run(config, quiet=True)
+    result, _ = run_training(config, quiet=True)
     assert (result["test"], result["validation"]) == (None, None)
     assert result["best_epoch"] == 6
     assert names(tmp_path / "a") == FILES  # the confusion matrix is that of the training part
 
 
 def test_float64(blobs: Path, tmp_path: Path) -> None:
-    train_run(config_for(blobs, tmp_path / "a", dtype="float64", backend="auto"), quiet=True)
+    run_training(config_for(blobs, tmp_path / "a", dtype="float64", backend="auto"), quiet=True)
     assert load(tmp_path / "a", backend="numpy").parameters.dtype == np.float64
 
 
 def test_a_time_budget_stops_the_run(blobs: Path, tmp_path: Path) -> None:
     config = config_for(blobs, tmp_path / "a", epochs=10**6, patience=0, max_time=1e-9)
-    result, _ = train_run(config, quiet=True)
+    result, _ = run_training(config, quiet=True)
     assert (result["stopped"], result["epochs"]) == ("time", 1)
     assert result["seconds_per_epoch"] > 0
 
 
 def test_what_is_said_on_the_way(blobs: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    train_run(config_for(blobs, tmp_path / "a"), quiet=True, say=said.append)
+    run_training(config_for(blobs, tmp_path / "a"), quiet=True, say=said.append)
     assert said[0] == "blobs: 144 train, 48 validation, 48 test rows; network 5x8x3, 75 parameters"
     assert said[-1] == f"epochs after epoch 6, best 6: {tmp_path / 'a'}"
 
@@ -253,31 +253,31 @@ def test_bad_settings_and_bad_data_leave_no_folder(blobs: Path, tmp_path: Path) 
     ]
     for config in bad:
         with pytest.raises((ConfigError, DataError)):
-            train_run(config, quiet=True)
+            run_training(config, quiet=True)
         assert not out.exists()
 
 
 def test_a_used_folder_is_not_touched_without_force(blobs: Path, tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(ConfigError, match="not empty; use --force"):
-        train_run(config_for(blobs, tmp_path), quiet=True)
+        run_training(config_for(blobs, tmp_path), quiet=True)
     assert names(tmp_path) == ["note.txt"]
-    train_run(config_for(blobs, tmp_path, force=True), quiet=True)
+    run_training(config_for(blobs, tmp_path, force=True), quiet=True)
     assert names(tmp_path) == sorted([*FILES, "note.txt"])
-    train_run(config_for(blobs, tmp_path, force=True, epochs=2), quiet=True)
+    run_training(config_for(blobs, tmp_path, force=True, epochs=2), quiet=True)
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
 def test_an_empty_folder_given_by_the_user_stays(blobs: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
-        train_run(config_for(blobs, tmp_path, patience=3, val_fraction=0.0), quiet=True)
+        run_training(config_for(blobs, tmp_path, patience=3, val_fraction=0.0), quiet=True)
     assert names(tmp_path) == []
 
 
 def test_divergence_in_the_first_epoch_leaves_no_folder(blobs: Path, tmp_path: Path) -> None:
     config = config_for(blobs, tmp_path / "a", optimizer="sgd", lr=1e30, loss="squared-error", scale="none")
     with pytest.raises(Diverged, match="epoch 1, step"):
-        train_run(config, quiet=True)
+        run_training(config, quiet=True)
     assert not (tmp_path / "a").exists()
 
 
@@ -287,7 +287,7 @@ def test_divergence_later_keeps_the_best_weights(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"hidden": (), "batch_size": 64, "epochs": 300, "patience": 0, "scale": "none"}
     config = config_for(tmp_path / "line.npz", tmp_path / "a", target="value", optimizer="sgd", lr=20.0, **settings)
     with pytest.raises(Diverged, match=r"loss became (inf|nan)") as caught:
-        train_run(config, quiet=True)
+        run_training(config, quiet=True)
     assert caught.value.training is not None
     result = json.loads((tmp_path / "a" / "result.json").read_text())
     history = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
@@ -301,7 +301,7 @@ def test_divergence_later_keeps_the_best_weights(tmp_path: Path) -> None:
 def test_threshold() -> None:
     check_accuracy({"test": {"accuracy": 0.9}}, "test", 0.9)
     check_accuracy({"test": {"mse": 0.9}}, "test", None)
-    with pytest.raises(ThresholdError, match=r"test accuracy 0\.9 is below the 0\.95"):
+    with pytest.raises(ThresholdError, match=r"test accuracy 0\.9 is below the minimum 0\.95"):
         check_accuracy({"test": {"accuracy": 0.9}}, "test", 0.95)
     with pytest.raises(ConfigError, match="this model predicts values"):
         check_accuracy({"test": {"mse": 0.9}}, "test", 0.95)

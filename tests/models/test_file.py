@@ -242,10 +242,10 @@ def test_tensors_must_be_those_of_the_description(tmp_path: Path, damage: str) -
 GOOD = {"sizes": [4, 3, 2], "activation": ["relu"], "dropout": [0.0]}
 UNREADABLE = r": the description cannot be read \("  # why, in words of msgspec
 BAD_HEADERS: dict[str, tuple[dict[str, Any], str]] = {
-    "newer version": ({"version": 2}, "format version 2, "),
-    "version zero": ({"version": 0}, "format version 0, "),
-    "version missing": ({"version": ...}, UNREADABLE),
-    "version in words": ({"version": "one"}, UNREADABLE),
+    "newer version": ({"format_version": 2}, "format version 2, "),
+    "version zero": ({"format_version": 0}, "format version 0, "),
+    "version missing": ({"format_version": ...}, "no format version, "),
+    "version in words": ({"format_version": "one"}, "format version one, "),
     "unknown field": ({"colour": "red"}, UNREADABLE),
     "network missing": ({"network": ...}, UNREADABLE),
     "network of another kind": ({"network": [4, 3, 2]}, UNREADABLE),
@@ -279,21 +279,24 @@ def test_the_description_must_be_one(tmp_path: Path, damage: str) -> None:
 
 
 BAD_TEXTS = {
-    "not JSON": "version = 1",
+    "not JSON": "format_version = 1",
     "empty": "",
-    "truncated": '{"version": 1, "network": {"sizes": [4',
-    "a list": "[]",
-    "null": "null",
-    "not Unicode's": '{"version": 1, "network": "\\ud800"}',
-    "deep": '{"version": 1, "network": ' + "[" * 100_000 + "]" * 100_000 + "}",
-    "deep in an unknown field": '{"version": 1, "network": {"colour": ' + "[" * 100_000 + "]" * 100_000 + "}}",
-    "a number without end": '{"version": ' + "1" * 5000 + "}",
+    "truncated": '{"format_version": 1, "network": {"sizes": [4',
+    "not Unicode's": '{"format_version": 1, "network": "\\ud800"}',
+    "deep": '{"format_version": 1, "network": ' + "[" * 100_000 + "]" * 100_000 + "}",
+    "deep in an unknown field": '{"format_version": 1, "network": {"colour": ' + "[" * 100_000 + "]" * 100_000 + "}}",
+    "a number without end": '{"format_version": ' + "1" * 5000 + "}",
 }
 
 
 @pytest.mark.parametrize("damage", BAD_TEXTS)
 def test_the_description_must_be_json(tmp_path: Path, damage: str) -> None:
     refused(forge(tmp_path / "a", text=BAD_TEXTS[damage]), UNREADABLE)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "{}"])
+def test_a_description_without_a_format_version(tmp_path: Path, text: str) -> None:
+    refused(forge(tmp_path / "a", text=text), "no format version, but this fastmlp reads version 1")
 
 
 @pytest.mark.parametrize("sizes", [[10**6, 10**6, 2], [2**31, 2**31, 2**31], [2**62, 2**62], [10**30, 3, 2], [4, 10**11, 2]])

@@ -118,9 +118,9 @@ def test_chunks_subsets_weights_and_company_change_nothing(backend: str, monkeyp
 def test_rows_that_are_no_images_do_not_move() -> None:
     x, y = images(50), labels(50)
     for moved in ({"flip": 0.5}, {"shift": 1}):
-        with pytest.raises(ConfigError, match="flip and shift move images"):
+        with pytest.raises(ConfigError, match="flip and shift are for rows that are images"):
             train(NETWORK, x, y, settings=set_up(**moved))
-        with pytest.raises(ConfigError, match=r"jobs\[0\]: flip and shift move images"):
+        with pytest.raises(ConfigError, match=r"jobs\[0\]: flip and shift are for rows that are images"):
             train_many([(NETWORK, set_up(**moved))], x, y)
     with pytest.raises(DataError, match="image_shape"):
         train(NETWORK, x, y, settings=set_up(flip=0.5), image_shape=(5, 5, 2))

@@ -26,6 +26,7 @@ from support.processes import ROOT
 
 import fastmlp.training.loop
 from benchmarks import many as benchmark
+from fastmlp.data.checks import CheckedRows
 from fastmlp.data.rows import Subset
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.engines import make_engine
@@ -36,7 +37,7 @@ from fastmlp.nn.optimizers import Optimizer
 from fastmlp.nn.schedules import Schedule
 from fastmlp.training.loop import Diverged, Training, train
 from fastmlp.training.many import Task, make_tasks, train_many
-from fastmlp.training.settings import TrainingData
+from fastmlp.training.settings import TrainingData, check_data
 
 
 def many_jobs(numba_backend: str) -> list[tuple[Network, Any]]:
@@ -183,7 +184,7 @@ def test_models_of_one_kind_have_the_same_kernels(numba_backend: str) -> None:
         for sizes, seed in (((4, 6, 7, 3), 0), ((4, 9, 5, 3), 1)):
             network, optimizer = Network(sizes, **of_network), Optimizer(**of_optimizer)
             settings = set_up(optimizer=optimizer, schedule=Schedule(0.1 + seed), seed=seed, batch_size=8 + seed)
-            kinds.append(Task(network, settings, TrainingData(*problem(9))).kind)
+            kinds.append(Task(network, settings, TrainingData(CheckedRows(*problem(9), 3))).kind)
             engine: Any = make_engine(numba_backend, Job(network, optimizer, threads=1))
             kernels.append(repr(engine.code(np.float32, training=True)))
     kernels_of = {kind: {kernel for other, kernel in zip(kinds, kernels, strict=True) if other == kind} for kind in kinds}
@@ -199,13 +200,13 @@ from fastmlp.training.many import Pool, compile_kinds, make_tasks
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
 from fastmlp.engines.interrupts import Signals
-from fastmlp.training.settings import Settings, TrainingData
+from fastmlp.training.settings import Settings, check_data
 
 x, y = np.ones((9, 4), np.float32), np.arange(9) % 3
 adam = Settings(optimizer=Optimizer("adam"), epochs=1)
 jobs = [(Network((4, 5, 3)), Settings(epochs=1)), (Network((4, 9, 6, 3)), Settings(epochs=2, seed=1))]
 jobs += [(Network((4, 5, 5, 3), dropout=(0.0, 0.1)), adam), (Network((4, 7, 3), dropout=0.2), adam)]
-tasks = make_tasks(jobs, TrainingData(x, y, (x, y)))
+tasks = make_tasks(jobs, lambda network, dtype: check_data(network, dtype, (x, y), (x, y)))
 with event.install_recorder("numba:compiler_lock") as before:
     compile_kinds(tasks)
 with event.install_recorder("numba:compiler_lock") as after:
@@ -233,18 +234,19 @@ def test_the_data_are_checked_once_and_shared() -> None:
     x, y = problem(40)
     regression = Network((4, 5, 3), loss="squared-error")
     jobs = [*SMALL, (Network((4, 5, 6)), set_up()), (regression, set_up()), (NETWORK, set_up(dtype=np.float64))]
-    *singles, double = make_tasks(jobs, TrainingData(x, y, (x[:9], y[:9]), np.ones(40, np.float32)))
-    assert all(task.data.x is x for task in singles)
-    assert all(task.data is singles[0].data for task in singles[:5])
-    assert double.data.x.dtype == np.float64
+    calls = []
+
+    def checked(network: Network, dtype: np.dtype[Any]) -> TrainingData:
+        calls.append(dtype)
+        return check_data(network, dtype, (x, y), (x[:9], y[:9]), np.ones(40, np.float32))
+
+    *singles, double = make_tasks(jobs, checked)
+    assert calls == [np.float32, np.float64]
+    assert all(task.data.train.x is x for task in singles)
+    assert all(task.data.train.y is singles[0].data.train.y for task in singles)
+    assert double.data.train.x.dtype == np.float64
     assert singles[5].data.classes == tuple("012345")
     assert singles[6].data.classes == tuple("012")
-
-    as_lists = make_tasks(jobs[:-1], TrainingData(x.tolist(), y.tolist(), (x[:9].tolist(), y[:9].tolist())))
-    for task in as_lists:
-        assert task.data.x is as_lists[0].data.x
-        assert task.data.validation is not None and as_lists[0].data.validation is not None
-        assert task.data.validation[0] is as_lists[0].data.validation[0]
 
 
 def test_engines_see_the_callers_own_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,8 +285,8 @@ def test_a_subset_of_rows_is_trained_on_as_its_copy() -> None:
 
 REFUSED: list[tuple[tuple[Network, Any], dict[str, Any], type[Exception], str]] = [
     ((Network((5, 3)), set_up()), {}, DataError, r"jobs\[5\]: the network takes rows of 5 features"),
-    ((Network((4, 2)), set_up()), {}, DataError, r"jobs\[5\]: training classes run from 0 to 2"),
-    ((NETWORK, set_up(patience=1)), {}, ConfigError, r"jobs\[5\]: patience needs a validation part"),
+    ((Network((4, 2)), set_up()), {}, DataError, r"jobs\[5\]: the training split has 3 classes, but the network has 2 outputs"),
+    ((NETWORK, set_up(patience=1)), {}, ConfigError, r"jobs\[5\]: patience needs a validation split"),
     ((NETWORK, set_up(backend="nunba")), {}, ConfigError, r"jobs\[5\]: unknown backend"),
     ((NETWORK, set_up(backend="numba", dtype=np.float64)), {}, ConfigError, r"jobs\[5\]: backend 'numba' computes in float32"),
     (SMALL[0], {"threads": 0}, ConfigError, "threads must be at least 1"),

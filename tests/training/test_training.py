@@ -185,7 +185,7 @@ def test_validation_every_so_many_updates(every: int, chunk_seconds: float, monk
 
 def test_validation_between_epochs_needs_a_part_and_a_whole_number() -> None:
     x, y = problem()
-    with pytest.raises(ConfigError, match="val_steps needs a validation part"):
+    with pytest.raises(ConfigError, match="val_steps needs a validation split"):
         train(NETWORK, x, y, settings=set_up(val_steps=5))
     with pytest.raises(ConfigError, match="val_steps must be at least 1"):
         set_up(val_steps=0)

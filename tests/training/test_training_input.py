@@ -116,7 +116,7 @@ def test_the_wrong_number_of_class_names_is_refused() -> None:
 
 
 def test_patience_needs_a_validation_part() -> None:
-    with pytest.raises(ConfigError, match="patience needs a validation part"):
+    with pytest.raises(ConfigError, match="patience needs a validation split"):
         train(NETWORK, X, Y, settings=set_up(patience=3))
 
 

@@ -11,21 +11,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastmlp.data.scaling import fit_scaling
-from fastmlp.errors import ConfigError, DataError, DivergedError, UnavailableError
+from fastmlp.errors import ConfigError, DivergedError, UnavailableError
 from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.sources import resolve, resolve_as
 from fastmlp.experiments.config.train import Config, DataSettings, fields_of
 from fastmlp.experiments.extraction import Tools, extract_run
-from fastmlp.experiments.folder import CONFIG_NAME, RESULT_NAME, clear_course, make_folder
-from fastmlp.experiments.plan import Plan, Say, make_plan, portable
+from fastmlp.experiments.folder import CONFIG_NAME, RESULT_NAME, clear_logs, make_folder, read_result
+from fastmlp.experiments.plan import RunPlan, Say, make_plan, portable
 from fastmlp.experiments.recipes.recipe import Recipe, all_recipes, find, matching
 from fastmlp.experiments.record import Recorder
-from fastmlp.experiments.result import Ended, finish
-from fastmlp.experiments.training_run import snapshots_of, train_run
-from fastmlp.files import read_json, read_toml, write_json
+from fastmlp.experiments.result import TrainOutcome, write_result
+from fastmlp.experiments.training_run import periodic_saver, run_training
+from fastmlp.files import read_toml, write_json
 from fastmlp.training.loop import Diverged
-from fastmlp.training.many import ManyInterrupted, Result, train_many
+from fastmlp.training.many import ManyInterrupted, Result, Task, train_tasks
 from fastmlp.training.monitor import Row
 from fastmlp.training.progress import make_progress
 
@@ -33,7 +32,7 @@ CNN_NAME = "cnn.json"  # what `extract` tells, for recipes without a network on 
 PARTS = ("test", "validation", "train")
 
 
-class Job(NamedTuple):
+class RecipeJob(NamedTuple):
     """A recipe with its settings and its folder."""
 
     recipe: Recipe
@@ -60,9 +59,7 @@ def finished_result(recipe: Recipe, folder: Path) -> dict[str, Any] | None:
     file = folder / (CNN_NAME if recipe.train is None else RESULT_NAME)
     if not file.exists():
         return None
-    result = read_json(file)
-    if not isinstance(result, dict):
-        raise DataError(f"{file} is not the result of a run; take the folder away and run the recipe again")
+    result = read_result(file)
     return None if result.get("stopped") == "interrupted" else result
 
 
@@ -82,7 +79,7 @@ def select(patterns: Sequence[str]) -> list[str]:
     return matching("recipe", patterns, all_recipes())
 
 
-def make_job(name: str, out: Path, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Job:
+def make_job(name: str, out: Path, environment: Mapping[str, str], flags: Mapping[str, Any]) -> RecipeJob:
     """A recipe with its settings; `flags` are those of data and engine that the whole set shares."""
     recipe, folder = find(name), out / name
     images = config = None
@@ -94,14 +91,19 @@ def make_job(name: str, out: Path, environment: Mapping[str, str], flags: Mappin
     if recipe.train is not None:
         of_images = {} if images is None else {"data": images.out}
         config = resolve(dict(flags) | own | of_images, environment, recipe=recipe.train)
-    return Job(recipe, images, config, folder)
+    return RecipeJob(recipe, images, config, folder)
 
 
 # ------------------------------------------------------------------------------------------------ running
 
 
 def run_recipes(
-    jobs: Iterable[Job], tools: Callable[[], Tools], threads: int | None, *, quiet: bool = False, say: Say = lambda text: None
+    jobs: Iterable[RecipeJob],
+    tools: Callable[[], Tools],
+    threads: int | None,
+    *,
+    quiet: bool = False,
+    say: Say = lambda text: None,
 ) -> int:
     """Run the jobs that are not finished; the signal that ended them early, or 0.
 
@@ -115,7 +117,7 @@ def run_recipes(
     UnavailableError : an engine or fastmlp.cnn is missing; after all jobs have run that need none
     """
     todo = [job for job in jobs if job.result is None]
-    groups: dict[tuple[Any, ...], list[Job]] = {}
+    groups: dict[tuple[Any, ...], list[RecipeJob]] = {}
     for job in todo:
         if job.images is None and job.config is not None:
             # By backend too: one that is missing here ends its own group alone.
@@ -140,24 +142,22 @@ def run_recipes(
     return 0
 
 
-def run_alone(job: Job, quiet: bool, say: Say) -> int:
+def run_alone(job: RecipeJob, quiet: bool, say: Say) -> int:
     """Train a network on pixels that shares its data with no other: on all cores, as `fastmlp train` does."""
     assert job.config is not None
     try:
-        return train_run(job.config, quiet=quiet, say=say).signal
+        return run_training(job.config, quiet=quiet, say=say).signal
     except DivergedError as error:
         say(f"{job.recipe.name}: {error}")
         return 0
 
 
-def run_pixels(jobs: Sequence[Job], threads: int | None, say: Say) -> int:
-    """Train networks on the same parts of the same data, each to its own run folder; the signal that came, or 0."""
+def run_pixels(jobs: Sequence[RecipeJob], threads: int | None, say: Say) -> int:
+    """Train networks on the same splits of the same data, each to its own run folder; the signal that came, or 0."""
     plans = plans_of(jobs)
-    parts, data = plans[0].parts, plans[0].data
-    scaling = fit_scaling(plans[0].config.scale, parts["train"][0])
     for job in jobs:
         make_folder(job.folder)
-        clear_course(job.folder)
+        clear_logs(job.folder)
 
     def finished(index: int, result: Result) -> None:
         plan, job = plans[index], jobs[index]
@@ -167,7 +167,7 @@ def run_pixels(jobs: Sequence[Job], threads: int | None, say: Say) -> int:
             say(f"{job.recipe.name}: {error}")
             return
         seconds = sum(row["seconds"] + row["eval_seconds"] for row in training.history)
-        finish(plan, Ended(training, 0, error, seconds), job.folder)
+        write_result(plan, TrainOutcome(training, 0, error, seconds), job.folder)
         say(f"{job.recipe.name}: {training.stopped} after epoch {len(training.history)}, best {training.best_epoch}")
 
     def seen(index: int, row: Row) -> None:
@@ -175,19 +175,10 @@ def run_pixels(jobs: Sequence[Job], threads: int | None, say: Say) -> int:
 
     with make_progress(quiet=True, epochs=1) as silent:
         recorders = [Recorder(silent, job.folder, portable(plan.config)) for job, plan in zip(jobs, plans, strict=True)]
+        callbacks = [[periodic_saver(plan, job.folder)] for job, plan in zip(jobs, plans, strict=True)]
+        tasks = [Task(plan.network, plan.settings, plan.training) for plan in plans]
         try:
-            train_many(
-                [(plan.network, plan.settings) for plan in plans],
-                *parts["train"],
-                validation=parts.get("validation"),
-                scaling=scaling,
-                classes=data.classes or None,
-                image_shape=data.image_shape,
-                threads=threads,
-                progress=seen,
-                callbacks=[[snapshots_of(plan, job.folder, scaling)] for job, plan in zip(jobs, plans, strict=True)],
-                finished=finished,
-            )
+            train_tasks(tasks, threads=threads, callbacks=callbacks, progress=seen, finished=finished)
         except ManyInterrupted as stop:
             return stop.signal
         finally:
@@ -197,46 +188,42 @@ def run_pixels(jobs: Sequence[Job], threads: int | None, say: Say) -> int:
     return 0
 
 
-def plans_of(jobs: Sequence[Job]) -> list[Plan]:
-    """Plans that share the data and its parts, which are loaded and cut once."""
-    plans: list[Plan] = []
+def plans_of(jobs: Sequence[RecipeJob]) -> list[RunPlan]:
+    """Plans that share the data, their splits and their scaling."""
+    plans: list[RunPlan] = []
     for job in jobs:
         assert job.config is not None
-        plan = make_plan(job.config, data=plans[0].data if plans else None)
-        plans.append(plan if not plans else plan._replace(parts=plans[0].parts))
+        plans.append(make_plan(job.config, same_data=plans[0] if plans else None))
     return plans
 
 
-def run_images(job: Job, tools: Tools, quiet: bool, say: Say) -> int:
+def run_images(job: RecipeJob, tools: Tools, quiet: bool, say: Say) -> int:
     """Train a convolutional network and, if the recipe has one, a network on its features; the signal that came, or 0."""
-    from fastmlp.experiments.chain import draw_chain
-    from fastmlp.experiments.extraction import draw_extraction
-
     assert job.images is not None
     make_folder(job.folder)
-    extracted = extract_run(job.images, tools, follows=job.config, quiet=quiet, say=say)
-    if extracted.signal:
-        return extracted.signal
-    if job.config is None:
+    if job.config is not None:
+        from fastmlp.experiments.chain import extract_and_train
+
+        return extract_and_train(job.images, job.config, tools, quiet=quiet, say=say).signal
+    from fastmlp.experiments.extraction import draw_extraction
+
+    extracted = extract_run(job.images, tools, quiet=quiet, say=say)
+    if not extracted.signal:
         draw_extraction(extracted, job.folder)
         write_json(job.folder / CNN_NAME, extracted.result)
-        return 0
-    outcome = train_run(job.config, quiet=quiet, say=say, data=extracted.data)
-    if not outcome.signal:
-        draw_chain(extracted, job.folder)
-    return outcome.signal
+    return extracted.signal
 
 
 # ------------------------------------------------------------------------------------------------ beside the published
 
 
-def comparison(job: Job) -> dict[str, Any]:
+def comparison(job: RecipeJob) -> dict[str, Any]:
     """Our figures of a recipe beside the published ones; None for what is not there."""
     rows = {kind: beside(published, ours) for kind, (published, ours) in networks(job).items()}
     return {"name": job.recipe.name, "done": job.result is not None, **rows}
 
 
-def networks(job: Job) -> dict[str, tuple[dict[str, Any], Any]]:
+def networks(job: RecipeJob) -> dict[str, tuple[dict[str, Any], Any]]:
     """Of each network that a recipe trains, "cnn" and "mlp": what was published, and what its training told, or None."""
     result, published = job.result, dict(job.recipe.published)
     found = {}

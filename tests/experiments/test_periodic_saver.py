@@ -12,10 +12,10 @@ from support.cli import forget_settings, ok, refused
 
 from fastmlp.experiments.config.train import Config
 from fastmlp.experiments.plan import make_plan
-from fastmlp.experiments.training_run import train_run
+from fastmlp.experiments.training_run import run_training
 from fastmlp.files import read_lines
 from fastmlp.models.file import load
-from fastmlp.models.metrics import evaluate
+from fastmlp.models.metrics import evaluate_with_predictions
 from fastmlp.models.model import Model
 
 pytestmark = pytest.mark.full  # ten seconds
@@ -30,7 +30,7 @@ def own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def run(out: str, **settings: Any) -> Path:
-    train_run(Config(**COMMON | settings, out=out), quiet=True)
+    run_training(Config(**COMMON | settings, out=out), quiet=True)
     return Path(out)
 
 
@@ -43,7 +43,7 @@ def test_checkpoints_are_the_models_of_their_epochs() -> None:
     for epoch in (3, 6):
         model = load(folder / "checkpoints" / f"epoch-{epoch:04d}.safetensors", backend="numpy")
         row = read_lines(folder / "metrics.jsonl")[epoch - 1]
-        found = evaluate(model, *plan.parts["validation"])
+        found = evaluate_with_predictions(model, plan.splits["validation"])[0]
         assert (found["loss"], found["accuracy"]) == (row["val_loss"], row["val_accuracy"])
         assert model.classes == plan.data.classes
         assert model.image_shape == plan.data.image_shape
@@ -74,7 +74,7 @@ def test_classes_are_told_of_their_epochs() -> None:
     for line in lines:
         model = load(folder / "checkpoints" / f"epoch-{line['epoch']:04d}.safetensors", backend="numpy")
         for part in ("train", "validation"):
-            figures = evaluate(model, *plan.parts[part])
+            figures = evaluate_with_predictions(model, plan.splits[part])[0]
             del figures["loss"]
             assert line[part] == figures
     assert lines[0]["validation"] != lines[1]["validation"]
