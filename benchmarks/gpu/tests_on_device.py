@@ -20,7 +20,10 @@ from fastmlp.errors import FastMLPError, UnavailableError
 
 NEEDED = ("pytest", "hypothesis", "greenlet")
 # Both designs: the contract for small batches, and tiles for large ones.
-TESTS = ("tests/engines/test_contract.py", "tests/engines/test_contract_state.py", "tests/engines/cuda/test_engine.py")
+TESTS = (
+    *(f"tests/engines/{name}.py" for name in ("test_contract", "test_contract_state", "test_contract_evaluate")),
+    "tests/engines/cuda/test_engine.py",
+)
 NOT_ON_A_GPU = {"forked": "CUDA cannot be used in a forked child of a process that has used it"}
 OUTCOMES = "FASTMLP_TEST_OUTCOMES"  # a file to which outcomes.py adds a line for each test
 

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.rows import Array, Features, Subset, blocks, first_not_finite
+from fastmlp.data.rows import Array, Features, Subset, first_not_finite
 from fastmlp.errors import DataError, unknown_name
+from fastmlp.nn.blocks import blocks
 from fastmlp.nn.network import FloatArray, Network
 
 Rows = tuple[Features, npt.NDArray[Any]]  # x and y of a data part

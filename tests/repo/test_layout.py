@@ -67,7 +67,7 @@ def check_reference(name: str, text: str) -> list[str]:
     """The specification must not use what it judges, no scalar formula and no update rule; nor must the second opinion."""
     if name not in ("reference", "engines/torch_engine"):
         return []
-    allowed = ("network.", "scaling.", "philox.keep_mask", "optimizers.Optimizer")
+    allowed = ("network.", "blocks.", "scaling.", "philox.keep_mask", "optimizers.Optimizer")
     judged = ("fastmlp.nn.", "fastmlp.engines.cpu", "fastmlp.engines.cuda", "fastmlp.reference")
     return [
         f"{name}:{line}: {target} is what this file judges"
