@@ -38,7 +38,7 @@ engine.load(State(network.initial_parameters(0), slots, 0))
 x, y = np.zeros((64, 784), np.float32), np.zeros(64, np.int32)
 began = time.perf_counter()
 engine.train(x, y, np.arange(64), np.full(1, 0.1))
-engine.score(engine.forward(x), y)
+engine.evaluate(engine.hold(x, y))
 print(time.perf_counter() - began)
 """
 LIMITS = {

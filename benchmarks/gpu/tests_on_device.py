@@ -20,7 +20,10 @@ from fastmlp.errors import FastMLPError, UnavailableError
 
 NEEDED = ("pytest", "hypothesis", "greenlet")
 # Both designs: the engine contract covers small batches, cuda/test_engine.py large ones.
-TESTS = ("tests/engines/test_contract.py", "tests/engines/test_contract_state.py", "tests/engines/cuda/test_engine.py")
+TESTS = (
+    *(f"tests/engines/{name}.py" for name in ("test_contract", "test_contract_state", "test_contract_evaluate")),
+    "tests/engines/cuda/test_engine.py",
+)
 DESELECTED = {"forked": "CUDA cannot be used in a forked child of a process that has used it"}
 OUTCOMES = "FASTMLP_TEST_OUTCOMES"  # file to which pytest_plugin.py appends a line per test
 

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.rows import Array, Features, Subset, blocks, first_not_finite
+from fastmlp.data.rows import Array, Features, Subset, first_not_finite
 from fastmlp.errors import DataError, unknown_name
+from fastmlp.nn.blocks import blocks
 from fastmlp.nn.network import FloatArray, Network
 
 MOST_CLASSES = 65536  # a larger label is reported as a fault rather than taken as the number of outputs

@@ -29,9 +29,10 @@ from numpy.lib import format as npy
 
 from fastmlp.data.arrays import ARRAYS, is_npy_folder, map_npy
 from fastmlp.data.dataset import Dataset, load_data
-from fastmlp.data.rows import Array, Features, block_rows, blocks, take
+from fastmlp.data.rows import Array, Features, take
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.files import Tensors, one_line_error, tensor_bytes, write_bytes
+from fastmlp.nn.blocks import block_rows, blocks
 
 FILES = (".npz", ".safetensors")
 LARGEST_FILE = 1 << 30  # bytes of features

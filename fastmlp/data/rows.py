@@ -1,14 +1,12 @@
-"""Rows of arrays that are too large to copy: parts by their row numbers, and passes in blocks.
+"""Rows of arrays that are too large to copy, selected by their row numbers.
 
-Here: `Subset`, `take`, `in_whole`, `is_mapped`; `blocks`, `block_rows`, `first_not_finite`. Not here: how files are mapped
-(`arrays.py`), and what is asked of rows (`checks.py`, `splits.py`, `scaling.py`).
+Here: `Subset`, `take`, `in_whole`, `is_mapped`, `first_not_finite`. Not here: passes in blocks (nn/blocks.py), how files are
+mapped (`arrays.py`), and what is asked of rows (`checks.py`, `splits.py`, `scaling.py`).
 """
 
 from __future__ import annotations
 
-import math
 import mmap
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.errors import DataError
+from fastmlp.nn.blocks import blocks
 
 Array = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]
 
-BLOCK_BYTES = 1 << 24  # of the rows that a pass holds at once
 Float64 = npt.NDArray[np.float64]
 
 
@@ -121,20 +119,6 @@ def in_whole(x: Features, y: Array, weights: Array | None) -> tuple[Array, int |
     if not isinstance(x, Subset):
         return x, len(x), y, weights
     return x.array, x.rows, x.spread(y), None if weights is None else x.spread(weights)
-
-
-def block_rows(x: Features, most: int | None = None) -> int:
-    """Rows of a block of x: at most BLOCK_BYTES and `most`, so that what is made of a block stays small; one at least."""
-    size = max(1, x.dtype.itemsize * math.prod(x.shape[1:]))
-    return max(1, min(BLOCK_BYTES // size, most or len(x)))
-
-
-def blocks(x: Features, most: int | None = None, first: int = 0) -> Iterator[tuple[slice, Array]]:
-    """x (n, ...) from a row to its last: the place of each block (see `block_rows`) and its rows."""
-    step = block_rows(x, most)
-    for start in range(first, len(x), step):
-        place = slice(start, min(start + step, len(x)))
-        yield place, x[place]
 
 
 def first_not_finite(x: Features) -> tuple[int, ...] | None:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fastmlp.data.rows import Array, Features, Float64, blocks
+from fastmlp.data.rows import Array, Features, Float64
 from fastmlp.errors import ConfigError, DataError, unknown_name
+from fastmlp.nn.blocks import blocks
 from fastmlp.nn.scaling import Scaling
 
 CHUNK_ROWS = 1024  # rows turned into float64 at a time while statistics are summed,

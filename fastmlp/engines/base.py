@@ -5,12 +5,14 @@ Padding, packing, transposed copies and device buffers are private to an engine:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from fastmlp.nn.blocks import RowSource, inference_blocks
 from fastmlp.nn.network import FloatArray, Network
 from fastmlp.nn.optimizers import Optimizer
 from fastmlp.nn.scaling import Scaling
@@ -31,7 +33,7 @@ class State(NamedTuple):
     step: int
 
 
-class RowResults(NamedTuple):
+class RowMetrics(NamedTuple):
     """What rows gave, in their order; in training measured before each batch's update, with its dropout.
 
     loss : (n,) float32 or float64, penalties left out
@@ -80,7 +82,7 @@ class Engine(Protocol):
         order: npt.NDArray[np.int64],
         rates: npt.NDArray[np.float64],
         weights: FloatArray | None = None,
-    ) -> RowResults:
+    ) -> RowMetrics:
         """Train on x[order], y[order] in batches of the job's size, one rate a batch; the last batch may be short.
 
         x (n, features) uint8 or float32; y (n,) int32 classes or (n, outputs) float32 targets;
@@ -90,14 +92,46 @@ class Engine(Protocol):
     def forward(self, x: npt.NDArray[Any]) -> FloatArray:
         """Pre-activations z of the output layer for each row of x, (n, outputs), dropout off."""
 
-    def score(self, z: FloatArray, y: npt.NDArray[Any]) -> RowResults:
-        """Loss and hit of each row by what `forward` gave of it; y as in `train`, without penalties and label smoothing.
+    def hold(self, x: RowSource, y: npt.NDArray[Any]) -> Any:
+        """Prepare rows that are evaluated again and again, and return a handle for `evaluate`.
 
-        z (n, outputs) is as `forward` gives it: of the engine's dtype, without gaps.
+        x (n, features) is an array or a lazy subset of one, which engines on the CPU read in blocks and never copy whole;
+        dtypes, and y, as in `train`. Neither may be changed while it is held. The handle depends on no parameters, so it
+        stays valid across `train` and `load`. Memory on a device is freed with the handle or by `close`.
+        """
+
+    def evaluate(self, held: Any, z: FloatArray | None = None) -> RowMetrics:
+        """Loss of each held row (dropout off, no penalties, no label smoothing), and whether its prediction is correct.
+
+        z (n, outputs), of the engine's dtype or a wider one, is filled with the pre-activations of the output layer, as
+        `forward` computes them. Works in blocks of rows, see `blocks.inference_blocks`.
         """
 
     def close(self) -> None:
-        """Give back threads and memory; the engine must not be used afterwards."""
+        """Give back threads and memory; neither the engine nor its handles may be used afterwards."""
+
+
+class HeldRows(NamedTuple):
+    """The handle of `Engine.hold` for engines that read rows from the host's memory."""
+
+    x: RowSource
+    y: npt.NDArray[Any]
+
+
+def evaluate_blocks(
+    held: HeldRows,
+    z: FloatArray | None,
+    forward: Callable[[npt.NDArray[Any]], FloatArray],
+    row_metrics: Callable[[FloatArray, npt.NDArray[Any]], RowMetrics],
+) -> RowMetrics:
+    """`Engine.evaluate` block by block; `row_metrics` computes the metrics of rows from their pre-activations and y."""
+    parts = []
+    for rows, block in inference_blocks(held.x):
+        outputs = forward(block)
+        if z is not None:
+            z[rows] = outputs
+        parts.append(row_metrics(outputs, held.y[rows]))
+    return RowMetrics(np.concatenate([part.loss for part in parts]), np.concatenate([part.correct for part in parts]))
 
 
 def steps_of(rows: int, batch_size: int) -> int:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.engines.base import Job, RowResults, State, row_scales, steps_of
+from fastmlp.engines.base import HeldRows, Job, RowMetrics, State, evaluate_blocks, row_scales, steps_of
+from fastmlp.nn.blocks import RowSource
 from fastmlp.nn.network import FloatArray
 from fastmlp.nn.philox import keep_mask
 from fastmlp.reference import backward, clip, forward, plain_losses, row_losses, target_rows, update
@@ -54,11 +55,11 @@ class NumpyEngine:
         order: npt.NDArray[np.int64],
         rates: npt.NDArray[np.float64],
         weights: FloatArray | None = None,
-    ) -> RowResults:
+    ) -> RowMetrics:
         job = self.job
         layers = job.network.views(self.parameters)
         scales = row_scales(order, job.batch_size, weights).astype(job.dtype)
-        results = RowResults(np.empty(len(order), job.dtype), np.zeros(len(order), bool))
+        results = RowMetrics(np.empty(len(order), job.dtype), np.zeros(len(order), bool))
         with np.errstate(over="ignore", invalid="ignore"):  # divergence shows as a loss that is not finite
             for k in range(steps_of(len(order), job.batch_size)):
                 batch = slice(k * job.batch_size, (k + 1) * job.batch_size)
@@ -78,10 +79,17 @@ class NumpyEngine:
         with np.errstate(over="ignore", invalid="ignore"):
             return forward(self.job.network, self.job.network.views(self.parameters), self.rows(x)).z
 
-    def score(self, z: FloatArray, y: npt.NDArray[Any]) -> RowResults:
+    def hold(self, x: RowSource, y: npt.NDArray[Any]) -> HeldRows:
+        return HeldRows(x, y)
+
+    def evaluate(self, held: HeldRows, z: FloatArray | None = None) -> RowMetrics:
+        return evaluate_blocks(held, z, self.forward, self.row_metrics)
+
+    def row_metrics(self, z: FloatArray, y: npt.NDArray[Any]) -> RowMetrics:
+        """Metrics of rows from their pre-activations, in float64."""
         correct = z.argmax(axis=1) == y if y.ndim == 1 else np.zeros(len(z), bool)
         with np.errstate(over="ignore", invalid="ignore"):
-            return RowResults(plain_losses(self.job.network, z, y), correct)
+            return RowMetrics(plain_losses(self.job.network, z, y), correct)
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -21,7 +21,8 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from fastmlp.engines.base import Job, RowResults, State, row_scales, steps_of
+from fastmlp.engines.base import HeldRows, Job, RowMetrics, State, evaluate_blocks, row_scales, steps_of
+from fastmlp.nn.blocks import RowSource
 from fastmlp.nn.network import FloatArray, Layer, Network
 from fastmlp.nn.optimizers import Optimizer
 from fastmlp.nn.philox import keep_mask
@@ -222,10 +223,10 @@ class TorchEngine:
         order: npt.NDArray[np.int64],
         rates: npt.NDArray[np.float64],
         weights: FloatArray | None = None,
-    ) -> RowResults:
+    ) -> RowMetrics:
         job = self.job
         scales = self.tensor(row_scales(order, job.batch_size, weights))
-        results = RowResults(np.empty(len(order), job.dtype), np.zeros(len(order), bool))
+        results = RowMetrics(np.empty(len(order), job.dtype), np.zeros(len(order), bool))
         for k in range(steps_of(len(order), job.batch_size)):
             batch = slice(k * job.batch_size, (k + 1) * job.batch_size)
             picked = order[batch]
@@ -241,9 +242,16 @@ class TorchEngine:
             found: FloatArray = self.outputs(self.rows(x)).numpy()
         return found
 
-    def score(self, z: FloatArray, y: npt.NDArray[Any]) -> RowResults:
+    def hold(self, x: RowSource, y: npt.NDArray[Any]) -> HeldRows:
+        return HeldRows(x, y)
+
+    def evaluate(self, held: HeldRows, z: FloatArray | None = None) -> RowMetrics:
+        return evaluate_blocks(held, z, self.forward, self.row_metrics)
+
+    def row_metrics(self, z: FloatArray, y: npt.NDArray[Any]) -> RowMetrics:
+        """Metrics of rows from their pre-activations, in float64."""
         given = torch.tensor(z, dtype=torch.float64)
-        return RowResults(row_losses(self.job.network, given, y, 0.0).numpy(), hits(given, y))
+        return RowMetrics(row_losses(self.job.network, given, y, 0.0).numpy(), hits(given, y))
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -17,7 +17,8 @@ from fastmlp.data.checks import CheckedRows, check_split, match_network
 from fastmlp.data.rows import Features
 from fastmlp.engines.base import Engine
 from fastmlp.errors import DataError
-from fastmlp.models.model import Model, forward_blocks
+from fastmlp.models.model import Model
+from fastmlp.nn.blocks import inference_blocks
 from fastmlp.nn.network import FloatArray, Network
 
 
@@ -163,18 +164,17 @@ def measure(network: Network, engine: Engine, x: Features, y: npt.NDArray[Any]) 
 
     losses = np.empty(len(x))
     predictions = np.empty(y.shape, np.int64 if y.ndim == 1 else np.float64)
-    for rows, z in forward_blocks(engine, x):
-        losses[rows] = engine.score(z, y[rows]).loss
-        predictions[rows] = z.argmax(axis=1) if y.ndim == 1 else OUTPUTS[network.output or ""](z.astype(np.float64))
+    for rows, block in inference_blocks(x):
+        z = np.empty((len(block), network.sizes[-1]))  # float64 holds the values of every engine
+        losses[rows] = engine.evaluate(engine.hold(block, y[rows]), z).loss
+        predictions[rows] = z.argmax(axis=1) if y.ndim == 1 else OUTPUTS[network.output or ""](z)
     return losses, predictions
 
 
-def epoch_figures(engine: Engine, x: Features, y: npt.NDArray[Any]) -> tuple[float, float | None]:
-    """Mean loss and accuracy (None for plain targets) of a data part; the same figures as by `measure`."""
-    losses, correct = np.empty(len(x)), np.empty(len(x), bool)
-    for rows, z in forward_blocks(engine, x):
-        losses[rows], correct[rows] = engine.score(z, y[rows])
-    return mean(losses), mean(correct) if y.ndim == 1 else None
+def epoch_figures(engine: Engine, held: Any, classes: bool) -> tuple[float, float | None]:
+    """Mean loss and accuracy (None without classes) of rows that the engine holds; the same values as by `measure`."""
+    loss, correct = engine.evaluate(held)
+    return mean(loss.astype(np.float64)), mean(correct) if classes else None
 
 
 def mean(values: npt.NDArray[Any], weights: FloatArray | None = None) -> float:

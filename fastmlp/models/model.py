@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,15 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.data.checks import check_description, check_rows
-from fastmlp.data.rows import Features, blocks
+from fastmlp.data.rows import Features
 from fastmlp.engines import make_engine
 from fastmlp.engines.base import Engine, Job, State
+from fastmlp.nn.blocks import inference_blocks
 from fastmlp.nn.network import FloatArray, Network
 from fastmlp.nn.optimizers import Optimizer
 from fastmlp.nn.scaling import Scaling
-
-# Rows that pass through an engine at once in prediction: bounds the memory, and the time until Ctrl-C is seen.
-ROWS_AT_ONCE = 16384
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no truth value to compare by
@@ -90,13 +87,6 @@ class Model:
         return self.forward(x).argmax(axis=1) if self.classes else self.predict_proba(x)
 
 
-def forward_blocks(engine: Engine, x: Features) -> Iterator[tuple[slice, FloatArray]]:
-    """`engine.forward` in blocks of ROWS_AT_ONCE rows at most: the place of each block and its pre-activations."""
-    for place, block in blocks(x, ROWS_AT_ONCE):
-        yield place, engine.forward(block)
-
-
 def forward_rows(engine: Engine, x: Features) -> FloatArray:
     """`engine.forward` of all rows, in blocks."""
-    pieces = [z for _, z in forward_blocks(engine, x)]
-    return np.concatenate(pieces or [engine.forward(x[:0])])
+    return np.concatenate([engine.forward(block) for _, block in inference_blocks(x)])

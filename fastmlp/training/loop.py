@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from fastmlp.data.rows import Array, Features, Indices, in_whole
 from fastmlp.engines import make_engine
-from fastmlp.engines.base import Engine, Job, RowResults, State, steps_of
+from fastmlp.engines.base import Engine, Job, RowMetrics, State, steps_of
 from fastmlp.engines.interrupts import Signals
 from fastmlp.errors import DivergedError
 from fastmlp.models.metrics import mean
@@ -26,7 +26,7 @@ from fastmlp.nn.network import FloatArray, Network
 from fastmlp.nn.philox import generator
 from fastmlp.nn.scaling import Scaling
 from fastmlp.training.augment import Moves, augmented, draw_moves
-from fastmlp.training.monitor import Best, Measured, Row, check_finite, validate
+from fastmlp.training.monitor import Best, Measured, Row, Validation, check_finite, validate
 from fastmlp.training.settings import Settings, TrainingData, check_data, match_data
 
 Callback = Callable[[Row, Engine], bool | None]
@@ -115,14 +115,17 @@ class Loop:
         self.deadline = math.inf
         slots = np.zeros((len(settings.optimizer.slots), network.parameters), settings.dtype)
         engine.load(State(network.initial_parameters(settings.seed, settings.dtype), slots, 0))
+        self.validation = None
+        if data.validation is not None:
+            self.validation = Validation(engine.hold(data.validation.x, data.validation.y), data.validation.y.ndim == 1)
 
     def compile(self) -> None:
         """Let the engine compile on no rows, before the clock and the signal handlers start."""
         self.engine.train(self.x, self.y, np.empty(0, np.int64), np.empty(0))
         self.engine.forward(self.x[:0])
         if self.data.validation is not None:
-            x, y = self.data.validation.x, self.data.validation.y  # one part may be uint8 and the other not
-            self.engine.score(self.engine.forward(x[:0]), y[:0])
+            x, y = self.data.validation.x, self.data.validation.y  # one split may be uint8 and the other not
+            self.engine.evaluate(self.engine.hold(x[:0], y[:0]))
 
     def run(self, signals: Signals, callbacks: Sequence[Callback] = ()) -> Training:
         """Train to the end, or until `signals`, which loops in other threads may share, has received one."""
@@ -168,9 +171,9 @@ class Loop:
         order = generator(settings.seed, "order", epoch).permutation(self.rows)
         steps = steps_of(len(order), settings.batch_size)
         rates = settings.schedule.rates((epoch - 1) * steps, steps, steps)
-        results: list[RowResults] = []
+        results: list[RowMetrics] = []
         weights = None if self.weights is None else self.weights[order].astype(np.float64)
-        measured = Measured(settings, self.data, (epoch - 1) * steps, steps, weights)
+        measured = Measured(settings, self.validation, (epoch - 1) * steps, steps, weights)
         moving = settings.flip or settings.shift
         moves = draw_moves(settings.seed, epoch, len(order), settings.flip, settings.shift) if moving else None
         done, seconds, total, right = 0, 0.0, 0.0, 0
@@ -209,14 +212,14 @@ class Loop:
         return max(1, int(rows // self.settings.batch_size)) * self.settings.batch_size
 
     def _row(
-        self, epoch: int, rows: int, results: list[RowResults], weights: FloatArray | None, seconds: float, rate: float
+        self, epoch: int, rows: int, results: list[RowMetrics], weights: FloatArray | None, seconds: float, rate: float
     ) -> Row:
         began = time.perf_counter()
         loss = np.concatenate([part.loss for part in results]).astype(np.float64)
         correct = np.concatenate([part.correct for part in results])
         val_loss = val_accuracy = None
-        if self.data.validation is not None:
-            val_loss, val_accuracy = validate(self.engine, self.data.validation, self.settings, f"epoch {epoch}")
+        if self.validation is not None:
+            val_loss, val_accuracy = validate(self.engine, self.validation, self.settings, f"epoch {epoch}")
         return {
             "epoch": epoch,
             "rows": rows,

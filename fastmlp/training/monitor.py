@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 import sys
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastmlp.data.checks import CheckedRows
-from fastmlp.engines.base import Engine, RowResults, steps_of
+from fastmlp.engines.base import Engine, RowMetrics, steps_of
 from fastmlp.errors import DivergedError
 from fastmlp.models.metrics import epoch_figures, mean
 from fastmlp.nn.network import FloatArray
-from fastmlp.training.settings import Settings, TrainingData
+from fastmlp.training.settings import Settings
 
 Row = dict[str, Any]  # a line of the history; see `Training`
 
@@ -44,6 +43,13 @@ class Best:
         return patience is not None and epoch - self.epoch >= patience
 
 
+class Validation(NamedTuple):
+    """The validation part as the engine holds it, and whether its targets are classes."""
+
+    held: Any
+    classes: bool
+
+
 class Measured:
     """Measurements of the validation part within an epoch, every `Settings.val_steps` updates; nothing without them.
 
@@ -51,8 +57,10 @@ class Measured:
     weights : of the epoch's rows in their order, or None
     """
 
-    def __init__(self, settings: Settings, data: TrainingData, before: int, steps: int, weights: FloatArray | None) -> None:
-        self.settings, self.data, self.before, self.steps, self.weights = settings, data, before, steps, weights
+    def __init__(
+        self, settings: Settings, validation: Validation | None, before: int, steps: int, weights: FloatArray | None
+    ) -> None:
+        self.settings, self.validation, self.before, self.steps, self.weights = settings, validation, before, steps, weights
         self.found: list[Row] = []
         self.losses: list[FloatArray] = []
         self.since = 0  # rows of this epoch at the last measurement
@@ -63,15 +71,15 @@ class Measured:
         every, batch = self.settings.val_steps, self.settings.batch_size
         return sys.maxsize if every is None else (every - (self.before + done // batch) % every) * batch
 
-    def saw(self, part: RowResults, done: int, engine: Engine) -> None:
+    def saw(self, part: RowMetrics, done: int, engine: Engine) -> None:
         """Measure if it is time; `part` are the rows that were trained on since the last call."""
         every, step = self.settings.val_steps, steps_of(done, self.settings.batch_size)
-        if every is None or self.data.validation is None:
+        if every is None or self.validation is None:
             return
         self.losses.append(part.loss.astype(np.float64))
         if (self.before + step) % every == 0:
             began = time.perf_counter()
-            loss, accuracy = validate(engine, self.data.validation, self.settings, f"step {self.before + step}")
+            loss, accuracy = validate(engine, self.validation, self.settings, f"step {self.before + step}")
             at = {"step": self.before + step, "epoch": (self.before + step) / self.steps}
             weights = None if self.weights is None else self.weights[self.since : done]
             self.found.append(
@@ -87,9 +95,9 @@ class Measured:
         return row | {"steps": self.found, "eval_seconds": row["eval_seconds"] + self.seconds}
 
 
-def validate(engine: Engine, part: CheckedRows, settings: Settings, when: str) -> tuple[float, float | None]:
+def validate(engine: Engine, part: Validation, settings: Settings, when: str) -> tuple[float, float | None]:
     """Loss and accuracy of the validation part; raises DivergedError if the loss is NaN or infinite."""
-    loss, accuracy = epoch_figures(engine, part.x, part.y)
+    loss, accuracy = epoch_figures(engine, *part)
     if not math.isfinite(loss):
         raise DivergedError(diverged_message(f"the validation loss became {loss} after {when}", settings))
     return loss, accuracy

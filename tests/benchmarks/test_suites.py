@@ -20,7 +20,7 @@ from benchmarks.cases import Case
 from benchmarks.cuda_workbench import KEEP_GRADIENT, CudaWorkbench
 from benchmarks.measuring import Subject, blas_threads, check, rounding
 from fastmlp.engines import BACKENDS
-from fastmlp.engines.base import RowResults
+from fastmlp.engines.base import RowMetrics
 from fastmlp.engines.cpu.threads import available_cores
 from fastmlp.engines.cuda import engine as cuda
 from fastmlp.engines.cuda.runtime import Runtime
@@ -88,7 +88,7 @@ def slightly_off(maker: Callable[..., Subject]) -> Callable[..., Subject]:
 class WrongEngine(NumpyEngine):
     """The specification, but for a learning rate that is a hundredth too high and a slip in prediction."""
 
-    def train(self, x: Any, y: Any, order: Any, rates: Any, weights: Any = None) -> RowResults:
+    def train(self, x: Any, y: Any, order: Any, rates: Any, weights: Any = None) -> RowMetrics:
         return super().train(x, y, order, 1.01 * rates, weights)
 
     def forward(self, x: Any) -> Any:

@@ -24,11 +24,11 @@ from support.cnn import SHAPE, bars
 from support.extract import arrays_of, own_folder, without_pictures  # noqa: F401 - fixtures of every test here
 
 from fastmlp.data import features as feature_files
-from fastmlp.data import rows
 from fastmlp.data.dataset import load_data
 from fastmlp.data.rows import is_mapped
 from fastmlp.experiments import extraction
 from fastmlp.models.file import load
+from fastmlp.nn.blocks import blocks
 
 pytestmark = pytest.mark.full
 
@@ -192,8 +192,8 @@ def test_a_full_disk_is_one_line(home: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_blocks_begin_where_they_are_asked_to() -> None:
     x = np.arange(10)[:, None]
-    assert [place for place, _ in rows.blocks(x, 4, 4)] == [slice(4, 8), slice(8, 10)]
-    assert [*rows.blocks(x, 4, 10)] == []
+    assert [place for place, _ in blocks(x, 4, 4)] == [slice(4, 8), slice(8, 10)]
+    assert [*blocks(x, 4, 10)] == []
 
 
 @pytest.mark.parametrize("chained", [False, True])

@@ -22,7 +22,6 @@ from support.problems import Keeper, set_up
 from benchmarks import memmap
 from benchmarks.cases import Case
 from fastmlp.data import checks
-from fastmlp.data import rows as rows_module
 from fastmlp.data.dataset import RawArrays, check_dataset, load_data
 from fastmlp.data.rows import Subset, is_mapped
 from fastmlp.data.scaling import fit_scaling
@@ -127,7 +126,7 @@ def test_scalings_of_a_subset_are_those_of_its_copy(kind: str, tmp_path: Path) -
 
 def test_a_model_measures_a_subset_as_its_copy(backend: str, x: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     model = train(NETWORK, x, Y, settings=set_up(backend=backend)).model
-    monkeypatch.setattr(rows_module, "BLOCK_BYTES", 7 * x.itemsize * 12)
+    monkeypatch.setattr("fastmlp.nn.blocks.BLOCK_BYTES", 7 * x.itemsize * 12)
     part = Subset(x, VALIDATION)
     assert evaluate(model, part, Y[VALIDATION]) == evaluate(model, x[VALIDATION], Y[VALIDATION])
     assert same_bits(model.predict_proba(part), model.predict_proba(x[VALIDATION]))
@@ -198,7 +197,7 @@ def traced(call: Any) -> int:
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_no_pass_over_the_rows_copies_them(dtype: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also not for a moment, and not as truth values: in blocks of 64 KiB, an epoch of 10 MB makes no 2 MB."""
-    monkeypatch.setattr(rows_module, "BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr("fastmlp.nn.blocks.BLOCK_BYTES", 1 << 16)
     monkeypatch.setattr("fastmlp.data.scaling.CHUNK_VALUES", 1 << 13)
     count = 10_000_000 // (1000 * np.dtype(dtype).itemsize)
     (tmp_path / "a").mkdir()

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastmlp.data import rows as rows_module
 from fastmlp.data.checks import check_rows, check_split
-from fastmlp.data.rows import Subset, blocks, first_not_finite, is_mapped, take
+from fastmlp.data.rows import Subset, first_not_finite, is_mapped, take
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.errors import DataError
+from fastmlp.nn.blocks import blocks, inference_blocks
 from fastmlp.nn.network import Network
 
 X = np.arange(30, dtype=np.float32).reshape(10, 3)
@@ -127,18 +127,19 @@ def test_a_subset_of_another_width_or_kind_is_refused() -> None:
 @pytest.mark.parametrize("size", [1, 11, 12, 24, 50, 10_000])
 @pytest.mark.parametrize("most", [None, 1, 3])
 def test_blocks_are_all_rows_in_order_and_small(size: int, most: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows_module, "BLOCK_BYTES", size)
+    monkeypatch.setattr("fastmlp.nn.blocks.BLOCK_BYTES", size)
     for x in (X, Subset(X, CHOSEN)):
         found = list(blocks(x, most))
         assert [row for place, _ in found for row in range(place.start, place.stop)] == list(range(len(x)))
         assert np.array_equal(np.concatenate([block for _, block in found]), np.asarray(x))
         assert all(block.nbytes <= max(size, 12) and len(block) <= (most or 10) for _, block in found)
     assert list(blocks(X[:0])) == []
+    assert [(place, len(block)) for place, block in inference_blocks(X[:0])] == [(slice(0, 0), 0)]
 
 
 @pytest.mark.parametrize("place", [(0, 0), (4, 2), (9, 1)])
 def test_the_first_value_that_is_not_finite_is_found_in_any_block(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows_module, "BLOCK_BYTES", 36)
+    monkeypatch.setattr("fastmlp.nn.blocks.BLOCK_BYTES", 36)
     assert first_not_finite(X) is None
     x = X.copy()
     x[place] = np.nan

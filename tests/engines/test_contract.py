@@ -14,17 +14,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.engines import REAL_GPU, Course, engine_of, make_course, marks_of, run_course, same_bits, start_state
-from support.tolerances import check_against_reference, check_course, check_scored, excess, expected, forward_tolerance
+from support.tolerances import check_against_reference, check_course, excess, expected, forward_tolerance
 
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.engines import BACKENDS, make_engine
-from fastmlp.engines.base import Job, RowResults, State, row_scales, steps_of
+from fastmlp.engines.base import Job, State, row_scales, steps_of
 from fastmlp.errors import ConfigError
 from fastmlp.nn.activations import ACTIVATIONS
 from fastmlp.nn.losses import LOSSES
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import RULES, Optimizer
-from fastmlp.reference import clip, plain_losses
+from fastmlp.reference import clip
 
 pytestmark = pytest.mark.usefixtures("eager_threads")
 
@@ -291,44 +291,6 @@ def test_correct_is_the_first_largest_output(backend: str) -> None:
     _, results = run_course(backend, job, start, course)
     assert results.correct.tolist() == [True, False, False]
     assert results.correct.dtype == bool
-
-
-@pytest.mark.parametrize("classes", [True, False])
-def test_score_by_hand(backend: str, classes: bool) -> None:
-    """Without smoothing, dropout and penalties; nothing changes; no rows are no rows."""
-    of_training: dict[str, Any] = {"label_smoothing": 0.3} if classes else {"loss": "squared-error"}
-    network = Network((4, 6, 3), dropout=0.5, l2=1.0, **of_training)
-    zeros = State(np.zeros(network.parameters, np.float32), np.empty((0, network.parameters), np.float32), 0)
-    x, labels = np.ones((3, 4), np.float32), np.arange(3, dtype=np.int32)
-    y = labels if classes else np.diag(np.array([1, 2, 3], np.float32))
-    with engine_of(backend, Job(network, Optimizer("sgd")), zeros) as engine:
-        before = engine.state()
-        loss, correct = engine.score(engine.forward(x), y)
-        assert same_bits(engine.state(), before)
-        assert [len(part) for part in engine.score(engine.forward(x[:0]), y[:0])] == [0, 0]
-    np.testing.assert_allclose(loss, np.full(3, np.log(3)) if classes else [0.5, 2, 4.5], rtol=1e-6)
-    assert correct.tolist() == [classes, False, False]
-    assert correct.dtype == bool
-
-
-def test_scores_of_outputs_that_diverged_are_not_finite(backend: str) -> None:
-    """And no warning is raised on the way: the loop has one message for it."""
-    engine = make_engine(backend, BASE)
-    engine.load(start_state(BASE))
-    for bad in (np.inf, -np.inf, np.nan):
-        z = np.full((3, 5), bad, np.float32)
-        assert not np.isfinite(engine.score(z, np.array([0, 1, 4], np.int32)).loss).any()
-    engine.close()
-
-
-def test_the_check_of_scores_sees_a_wrong_entry() -> None:
-    network, rng = Network((4, 3)), np.random.default_rng(0)
-    z, y = rng.normal(size=(5, 3)).astype(np.float32), np.array([0, 1, 2, 0, 1], np.int32)
-    right = RowResults(plain_losses(network, z, y).astype(np.float32), z.argmax(axis=1) == y)
-    check_scored(network, z, y, right)
-    for wrong in (right._replace(loss=right.loss + np.float32(1e-5)), right._replace(correct=~right.correct)):
-        with pytest.raises(AssertionError):
-            check_scored(network, z, y, wrong)
 
 
 # ------------------------------------------------------------------------------------------------ properties

@@ -16,7 +16,7 @@ from support.processes import check_in_a_forked_child
 from support.tolerances import check_against_reference
 
 from fastmlp.engines import make_engine
-from fastmlp.engines.base import Job, RowResults, State
+from fastmlp.engines.base import Job, RowMetrics, State
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
 
@@ -89,7 +89,7 @@ def test_chunks_change_no_bit(backend: str, chunk: int) -> None:
         for k in range(0, len(course.rates), chunk):
             order, rates = course.order[4 * k : 4 * (k + chunk)], course.rates[k : k + chunk]
             parts.append(engine.train(course.x, course.y, order, rates, course.weights))
-        joined = RowResults(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+        joined = RowMetrics(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
         assert same_bits((engine.state(), joined), whole)
 
 

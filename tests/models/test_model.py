@@ -85,7 +85,7 @@ def test_inputs_are_scaled_first(backend: str) -> None:
 def test_pieces_are_the_whole(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many rows pass in pieces; a row's output does not depend on where the cuts are."""
     whole = make_model(backend=backend).forward(X)
-    monkeypatch.setattr(fastmlp.models.model, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("fastmlp.nn.blocks.ROWS_AT_ONCE", 7)
     pieces = make_model(backend=backend).forward(X)
     if backend != "numba":
         assert excess(pieces, whole, 2 * forward_tolerance(NETWORK, NETWORK.initial_parameters(0), X)) == 0
@@ -222,13 +222,13 @@ def test_figures_of_an_epoch_are_means_over_its_rows(backend: str) -> None:
     losses, classes = measure(NETWORK, model.engine(), X, labels)
     assert losses == pytest.approx(plain_losses(NETWORK, z, Y), rel=1e-6)
     assert classes.tolist() == z.argmax(axis=1).tolist()
-    assert epoch_figures(model.engine(), X, labels) == (losses.mean(), (classes == Y).mean())
+    assert epoch_figures(model.engine(), model.engine().hold(X, labels), classes=True) == (losses.mean(), (classes == Y).mean())
     regression = make_model(Network((7, 9, 3), loss="squared-error"), classes=(), backend=backend)
     targets = np.eye(3, dtype=np.float32)[Y]
     losses, values = measure(regression.network, regression.engine(), X, targets)
     assert losses == pytest.approx(plain_losses(regression.network, regression.forward(X), targets), rel=1e-5)
     assert np.array_equal(values, regression.predict(X))
-    assert epoch_figures(regression.engine(), X, targets) == (losses.mean(), None)
+    assert epoch_figures(regression.engine(), regression.engine().hold(X, targets), classes=False) == (losses.mean(), None)
 
 
 def test_evaluate_gives_the_loss_and_the_metrics(backend: str) -> None:

@@ -67,7 +67,7 @@ def check_reference(name: str, text: str) -> list[str]:
     """The specification and the PyTorch engine must not import code checked against them: scalar formulas and update rules."""
     if name not in ("reference", "engines/torch_engine"):
         return []
-    allowed = ("network.", "scaling.", "philox.keep_mask", "optimizers.Optimizer")
+    allowed = ("network.", "blocks.", "scaling.", "philox.keep_mask", "optimizers.Optimizer")
     checked = ("fastmlp.nn.", "fastmlp.engines.cpu", "fastmlp.engines.cuda", "fastmlp.reference")
     return [
         f"{name}:{line}: {target} is checked against this file"

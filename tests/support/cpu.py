@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastmlp.engines.base import Job, RowResults
+from fastmlp.engines.base import Job, RowMetrics
 from fastmlp.engines.cpu.codegen.simd import BIAS, BIAS_RELU, KEEP, TIMES, WHERE_POSITIVE
 from fastmlp.engines.cpu.engine import NumbaEngine
 from fastmlp.engines.cpu.plan import Layout
@@ -147,7 +147,7 @@ def every_job(optimizer: Optimizer, dropout: float = 0.0, **settings: Any) -> Jo
     return Job(network, optimizer, **{"batch_size": 7, "seed": 3, "threads": 2} | settings)
 
 
-def trained_engine(job: Job, course: Course) -> tuple[NumbaEngine, RowResults]:
+def trained_engine(job: Job, course: Course) -> tuple[NumbaEngine, RowMetrics]:
     engine = NumbaEngine(job)
     engine.load(start_state(job))
     return engine, engine.train(*course)

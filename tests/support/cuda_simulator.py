@@ -11,6 +11,7 @@ import functools
 import random
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -200,7 +201,9 @@ class Kernel:
     def launch(self, blocks: int, arguments: Sequence[Any], seed: int = 0) -> None:
         """Run all threads of so many blocks, in the order of `Grid.next`."""
         global grid  # noqa: PLW0603 - as on a device, where a kernel finds its thread by words that take no argument
-        with ONE_AT_A_TIME:
+        with ONE_AT_A_TIME, warnings.catch_warnings():
+            # as on a device, inf - inf is NaN without a warning
+            warnings.filterwarnings("ignore", "invalid value encountered in scalar", RuntimeWarning)
             grid = Grid(self, blocks, arguments, seed)
             grid.run()
 
@@ -362,8 +365,13 @@ class Runtime:
         return np.array(array).reshape(-1)
 
     @staticmethod
-    def fill(handle: Any, array: Any) -> None:
-        handle[:] = array.reshape(-1)
+    def empty(size: int, dtype: Any) -> Any:
+        return poisoned(size, dtype)
+
+    @staticmethod
+    def fill(handle: Any, array: Any, first: int = 0) -> None:
+        assert first + array.size <= handle.size
+        handle[first : first + array.size] = array.reshape(-1)
 
     @staticmethod
     def get(handle: Any, first: int = 0, count: int | None = None) -> Any:

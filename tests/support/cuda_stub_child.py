@@ -107,11 +107,12 @@ def current() -> int:
 
 
 def trained(engine: CudaEngine, job: Job, course: Course) -> None:
-    """Two calls of training, the second with a graph that is there if there is one, and one of prediction."""
+    """Two calls of training, the second with a graph that is there if there is one, one of prediction, one of evaluation."""
     engine.load(start_state(job))
     for _ in range(2):
         engine.train(*course)
     engine.forward(course.x)
+    engine.evaluate(engine.hold(course.x, course.y))
 
 
 def report_of_case(stub: Stub, job: Job, course: Course) -> dict[str, Any]:

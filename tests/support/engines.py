@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fastmlp.engines import make_engine
-from fastmlp.engines.base import Engine, Job, RowResults, State, steps_of
+from fastmlp.engines.base import Engine, Job, RowMetrics, State, steps_of
 from fastmlp.nn.network import Network
 
 REAL_GPU = os.environ.get("FASTMLP_TEST_GPU") == "1"  # backend "cuda" runs on a device, not in the simulator
@@ -108,7 +108,7 @@ def start_state(job: Job, seed: int = 1) -> State:
     return State(parameters, np.zeros((len(job.optimizer.slots), network.parameters), job.dtype), 0)
 
 
-def run_course(backend: str, job: Job, state: State, course: Course) -> tuple[State, RowResults]:
+def run_course(backend: str, job: Job, state: State, course: Course) -> tuple[State, RowMetrics]:
     """State and row results after training on a course in one call, by an engine made for it."""
     engine = make_engine(backend, job)
     try:

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastmlp.engines.base import Job, RowResults, State
+from fastmlp.engines.base import Job, RowMetrics, State
 from fastmlp.engines.numpy_engine import NumpyEngine
 from fastmlp.nn.network import Network
 from fastmlp.reference import ACTIVATIONS, plain_losses
-from support.engines import Course, engine_of, exact_job, start_state
+from support.engines import Course, engine_of, exact_job, same_bits, start_state
 
 EPS = float(np.finfo(np.float32).eps)
 
@@ -51,7 +51,7 @@ def forward_tolerance(network: Network, parameters: Any, x: Any) -> Any:
     return error
 
 
-def nudged(job: Job, state: State, course: Course, size: float, seed: int) -> tuple[State, RowResults]:
+def nudged(job: Job, state: State, course: Course, size: float, seed: int) -> tuple[State, RowMetrics]:
     """The reference in float64, each parameter moved by the relative `size`, up or down, before every batch."""
     rng = np.random.default_rng(seed)
     engine = NumpyEngine(exact_job(job))
@@ -64,14 +64,14 @@ def nudged(job: Job, state: State, course: Course, size: float, seed: int) -> tu
         rows = course.order[at : at + job.batch_size]
         parts.append(engine.train(course.x, course.y, rows, course.rates[k : k + 1], course.weights))
     losses, correct = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return engine.state(), RowResults(losses, correct)
+    return engine.state(), RowMetrics(losses, correct)
 
 
 class Expected(NamedTuple):
     """What the reference gives in float64, and how far a float32 engine may be from it."""
 
     state: State
-    results: RowResults
+    results: RowMetrics
     parameters_tolerance: Any  # (P,)
     slots_tolerance: Any  # (slots, P)
     loss_tolerance: float
@@ -116,7 +116,7 @@ def excess(found: Any, wanted: Any, tolerance: Any) -> float:
     return float(np.nan_to_num(beyond, nan=np.inf).max(initial=0.0).clip(0))
 
 
-def check_course(want: Expected, state: State, results: RowResults) -> None:
+def check_course(want: Expected, state: State, results: RowMetrics) -> None:
     """Parameters, slots, step, row losses and correct flags of an engine against the reference."""
     assert excess(state.parameters, want.state.parameters, want.parameters_tolerance) == 0
     assert state.slots.shape == want.state.slots.shape
@@ -134,8 +134,9 @@ def check_against_reference(backend: str, job: Job, course: Course, step: int = 
         results = engine.train(*course)
         state = engine.state()
         check_course(want, state, results)
-        z = engine.forward(course.x)
-        check_scored(job.network, z, course.y, engine.score(z, course.y))
+        z = np.full((len(course.x), job.network.sizes[-1]), np.nan, job.dtype)
+        check_scored(job.network, z, course.y, engine.evaluate(engine.hold(course.x, course.y), z))
+        assert same_bits(engine.forward(course.x), z)
     exact = NumpyEngine(dataclasses.replace(job, dtype=np.float64))
     exact.load(state)
     rows = exact.rows(course.x)
@@ -143,7 +144,7 @@ def check_against_reference(backend: str, job: Job, course: Course, step: int = 
     assert excess(z, exact.forward(course.x), forward_tolerance(job.network, state.parameters, rows)) == 0
 
 
-def check_scored(network: Network, z: Any, y: Any, scored: RowResults) -> None:
+def check_scored(network: Network, z: Any, y: Any, scored: RowMetrics) -> None:
     """Losses and hits of rows against those of the same pre-activations in float64."""
     wanted = plain_losses(network, z, y)
     scale = 1 + np.abs(z).max() + (np.abs(y).max() if y.ndim == 2 else 0)  # what sums in float32 are rounded at

@@ -12,7 +12,7 @@ from support.problems import problem, set_up
 import fastmlp.training.loop
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.engines import make_engine
-from fastmlp.engines.base import Engine, Job, RowResults, State
+from fastmlp.engines.base import Engine, Job, RowMetrics, State
 from fastmlp.errors import ConfigError
 from fastmlp.models.metrics import epoch_figures, evaluate
 from fastmlp.nn.network import Network
@@ -48,6 +48,8 @@ class Recorder:
         self.engine, self.name, self.threads = engine, engine.name, engine.threads
         self.calls: list[tuple[Any, Any, Any]] = []
         self.forwards: list[tuple[str, int]] = []
+        self.holds: list[tuple[str, int]] = []
+        self.evaluations = 0
         self.closed = 0
 
     def load(self, state: State) -> None:
@@ -56,7 +58,7 @@ class Recorder:
     def state(self, slots: bool = True) -> State:
         return self.engine.state(slots)
 
-    def train(self, x: Any, y: Any, order: Any, rates: Any, weights: Any = None) -> RowResults:
+    def train(self, x: Any, y: Any, order: Any, rates: Any, weights: Any = None) -> RowMetrics:
         self.calls.append((order.copy(), rates.copy(), weights))
         return self.engine.train(x, y, order, rates, weights)
 
@@ -64,8 +66,13 @@ class Recorder:
         self.forwards.append((x.dtype.name, len(x)))
         return self.engine.forward(x)
 
-    def score(self, z: Any, y: Any) -> RowResults:
-        return self.engine.score(z, y)
+    def hold(self, x: Any, y: Any) -> Any:
+        self.holds.append((x.dtype.name, len(x)))
+        return self.engine.hold(x, y)
+
+    def evaluate(self, held: Any, z: Any = None) -> RowMetrics:
+        self.evaluations += 1
+        return self.engine.evaluate(held, z)
 
     def close(self) -> None:
         self.closed += 1
@@ -169,12 +176,13 @@ def test_validation_every_so_many_updates(every: int, chunk_seconds: float, monk
     assert all(step["epoch"] == step["step"] / 4 for step in steps)
     engine = make_engine("numpy", Job(NETWORK, Optimizer(), batch_size=16))
     engine.load(State(NETWORK.initial_parameters(0), np.empty((0, NETWORK.parameters), np.float32), 0))
+    held = engine.hold(validation[0], validation[1].astype(np.int32))
     course, losses = {}, []
     for step in range(1, 13):
         order = generator(0, "order", (step - 1) // 4 + 1).permutation(50)[(step - 1) % 4 * 16 :][:16]
         losses = losses[len(losses) * ((step - 1) % 4 == 0) :]  # of this epoch
         losses.append(engine.train(x, y.astype(np.int32), order, np.full(1, 0.1)).loss.astype(np.float64))
-        course[step] = (np.concatenate(losses).mean(), *epoch_figures(engine, validation[0], validation[1].astype(np.int32)))
+        course[step] = (np.concatenate(losses).mean(), *epoch_figures(engine, held, classes=True))
         losses = losses[len(losses) * (step % every == 0) :]
     found = [(step["loss"], step["val_loss"], step["val_accuracy"]) for step in steps]
     np.testing.assert_allclose(found, [course[step["step"]] for step in steps] or np.empty((0, 3)).tolist(), rtol=1e-12)
@@ -250,9 +258,11 @@ def test_all_is_compiled_before_the_first_step(recorders: list[Recorder]) -> Non
     """For the types of both parts, of which one may be uint8 and the other not."""
     pixels = np.arange(160, dtype=np.uint8).reshape(40, 4)
     y = np.arange(40) % 3
-    train(NETWORK, pixels, y, settings=set_up(epochs=1), validation=(pixels / 255, y))
+    train(NETWORK, pixels, y, settings=set_up(epochs=3), validation=(pixels / 255, y))
     (recorder,) = recorders
-    assert recorder.forwards == [("uint8", 0), ("float32", 0), ("float32", 40)]
+    assert recorder.forwards == [("uint8", 0)]
+    assert recorder.holds == [("float32", 40), ("float32", 0)]  # the validation part once, for all epochs
+    assert recorder.evaluations == 4
     assert len(recorder.calls[0][0]) == 0
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.engines.base import Job, RowResults, State, row_scales
+from fastmlp.engines.base import HeldRows, Job, RowMetrics, State, evaluate_blocks, row_scales
 from fastmlp.engines.cpu.codegen.fork import compiled_beside
 from fastmlp.engines.cpu.codegen.simd import lanes as host_lanes
 from fastmlp.engines.cpu.kernels.formulas import NO_CODE, Code, prediction_code, training_code
@@ -33,6 +33,7 @@ from fastmlp.engines.cpu.plan import (
 )
 from fastmlp.engines.cpu.threads import Team, Trials, available_cores, trials_for
 from fastmlp.errors import ConfigError, UnavailableError
+from fastmlp.nn.blocks import RowSource
 from fastmlp.nn.network import FloatArray
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
@@ -128,10 +129,10 @@ class NumbaEngine:
         order: npt.NDArray[np.int64],
         rates: npt.NDArray[np.float64],
         weights: FloatArray | None = None,
-    ) -> RowResults:
+    ) -> RowMetrics:
         batch = max(1, min(self.job.batch_size, len(order)))
         flops = self.job.network.flops_per_row
-        results = RowResults(np.empty(len(order), np.float32), np.zeros(len(order), bool))
+        results = RowMetrics(np.empty(len(order), np.float32), np.zeros(len(order), bool))
         with self.alone():
             x, y = with_plain_rows(x), plain_targets(y)
             gathers = not self.can_stay(x, training=True)
@@ -233,9 +234,16 @@ class NumbaEngine:
             z,
         )
 
-    def score(self, z: FloatArray, y: npt.NDArray[Any]) -> RowResults:
+    def hold(self, x: RowSource, y: npt.NDArray[Any]) -> HeldRows:
+        return HeldRows(x, y)
+
+    def evaluate(self, held: HeldRows, z: FloatArray | None = None) -> RowMetrics:
+        return evaluate_blocks(held, z, self.forward, self.row_metrics)
+
+    def row_metrics(self, z: FloatArray, y: npt.NDArray[Any]) -> RowMetrics:
+        """Metrics of rows from their pre-activations, by the compiled loss."""
         network = self.job.network
-        results = RowResults(np.empty(len(z), np.float32), np.zeros(len(z), bool))
+        results = RowMetrics(np.empty(len(z), np.float32), np.zeros(len(z), bool))
         block = np.empty(loss_block(network, self.lanes), np.float32)
         z, y = np.ascontiguousarray(z, np.float32), plain_targets(y)
         given = block.ctypes.data, z.ctypes.data, 0, network.sizes[-1], len(z), 0, *addresses_of(y), 0

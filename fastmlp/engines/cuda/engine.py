@@ -5,20 +5,22 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.engines.base import Job, RowResults, State, row_scales
+from fastmlp.engines.base import Job, RowMetrics, State, row_scales
 from fastmlp.engines.cuda.kernels.layout import gathered, make_plan, padded, spread
 from fastmlp.engines.cuda.kernels.passes import CHUNK
 from fastmlp.engines.cuda.kernels.programs import PLAIN, Kind, Shape, applied, phases
 from fastmlp.engines.cuda.kernels.tensor_cores import FIRST_CAPABILITY, MMA_TILES
 from fastmlp.engines.cuda.kernels.tiles import Tile
 from fastmlp.engines.cuda.runtime import Launch, NoDeviceError, the_runtime
-from fastmlp.engines.numpy_engine import NumpyEngine
 from fastmlp.errors import ConfigError, UnavailableError
+from fastmlp.nn.blocks import RowSource, blocks
 from fastmlp.nn.network import FloatArray
 
 APPLIED = 4096  # rows that pass through a network at once where nothing is trained
@@ -32,6 +34,20 @@ OF_TRAINING = (
     *("order", "row_scale", "loss", "correct", "scalars"),
     *("parameters", "m", "v", "kept", "partial", "arena", "counter", "clock"),
 )  # fmt: skip
+PART = ("part", "no y", "part_indices", "no loss", "no correct")  # what `forward` passes to `apply` instead of held rows
+
+
+@dataclass(eq=False)  # compared and hashed by identity
+class DeviceRows:
+    """The handle of `CudaEngine.hold`.
+
+    kind : of the kernel that evaluates the rows; count : number of rows
+    arrays : on the device: x, y, order, loss, correct; freed with the handle
+    """
+
+    kind: Kind
+    count: int
+    arrays: list[Any]
 
 
 @functools.cache
@@ -94,6 +110,7 @@ class CudaEngine:
         self.rows = 0  # rows of a batch that the arena has room for
         self.handles: dict[str, Any] = {}  # on the device, by what is in them
         self.resident: dict[str, Any] = {}  # arrays of the caller's of which the device has copies
+        self.held: WeakSet[DeviceRows] = WeakSet()  # handles in use, emptied by `close`
         self.recorded: tuple[tuple[Any, ...], Any] = ((), None)  # arguments, and the graph of their launches
         network, scaling = job.network, job.scaling
         width = padded(network.sizes[0])
@@ -127,10 +144,10 @@ class CudaEngine:
         order: npt.NDArray[np.int64],
         rates: npt.NDArray[np.float64],
         weights: FloatArray | None = None,
-    ) -> RowResults:
+    ) -> RowMetrics:
         job, count = self.job, len(order)
         if count == 0:
-            return RowResults(np.empty(0, np.float32), np.empty(0, bool))
+            return RowMetrics(np.empty(0, np.float32), np.empty(0, bool))
         self.make_room(min(job.batch_size, count))
         self.keep("x", x, widened)
         self.keep("y", y, np.ravel)
@@ -143,40 +160,59 @@ class CudaEngine:
         self.upload("clock", np.full(1, self.step))
         self.start(self.kind(x, y), count, len(rates))
         self.step += len(rates)
-        return RowResults(self.runtime.get(self.handles["loss"]), self.runtime.get(self.handles["correct"]))
+        return RowMetrics(self.runtime.get(self.handles["loss"]), self.runtime.get(self.handles["correct"]))
 
     def forward(self, x: npt.NDArray[Any]) -> FloatArray:
-        network, runtime, here = self.job.network, self.runtime, self.handles
-        outputs, most = network.sizes[-1], min(APPLIED, max(len(x), 1))
-        z = np.empty((len(x), outputs), np.float32)
-        shape = self.shape(most)
-        program = runtime.program("apply", applied(self.kind(x, np.empty(0))), shape)
-        self.upload("rows", np.arange(most, dtype=np.int32))
-        self.make_room(most)
-        width, at = padded(outputs), self.plan.last_output
+        z = np.empty((len(x), self.job.network.sizes[-1]), np.float32)
+        most = min(APPLIED, max(len(x), 1))
+        classes = self.job.network.loss == "cross-entropy"  # no row has targets here, but the kernel is compiled for some
+        kind = applied(self.kind(x, np.empty((0,) if classes else (0, 0))))
+        apply = self.prepare_apply(kind, most)
+        if "part_indices" not in self.handles or self.handles["part_indices"].size < most:
+            self.upload("part_indices", np.arange(most, dtype=np.int32))
+            self.upload("no y", np.zeros(1, np.int32 if classes else np.float32))
+            self.upload("no loss", np.zeros(1, np.float32))
+            self.upload("no correct", np.zeros(1, np.bool_))
         for first in range(0, len(x), most):
             part = x[first : first + most]
             self.upload("part", widened(part))
-            self.upload("counter", np.zeros(1, np.uint64))
-            names = (*TABLES, "part", "shift", "factor", "rows", "parameters", "arena", "counter")
-            arguments = (*[here[name] for name in names], len(part))
-            runtime.launch(Launch(program, shape.resident * runtime.blocks, arguments, together=True))
-            z[first : first + len(part)] = runtime.get(here["arena"], at, len(part) * width).reshape(-1, width)[:, :outputs]
+            apply(*[self.handles[name] for name in PART], 0, len(part), 0)
+            z[first : first + len(part)] = self.outputs(len(part))
         return z
 
-    def score(self, z: FloatArray, y: npt.NDArray[Any]) -> RowResults:
-        """On the host, where z is, by the specification."""
-        return NumpyEngine(self.job).score(z, y)
+    def hold(self, x: RowSource, y: npt.NDArray[Any]) -> DeviceRows:
+        runtime, count, width = self.runtime, len(x), padded(x.shape[1])
+        rows = runtime.empty(count * width, x.dtype)
+        for place, block in blocks(x):
+            runtime.fill(rows, widened(block), place.start * width)
+        order, loss, correct = np.arange(count, dtype=np.int32), np.zeros(count, np.float32), np.zeros(count, np.bool_)
+        arrays = [rows, *(runtime.put(array) for array in (np.ravel(y), order, loss, correct))]
+        held = DeviceRows(applied(self.kind(x, y)), count, arrays)
+        self.held.add(held)
+        return held
+
+    def evaluate(self, held: DeviceRows, z: FloatArray | None = None) -> RowMetrics:
+        most = min(APPLIED, max(held.count, 1))
+        apply = self.prepare_apply(held.kind, most)
+        for first in range(0, held.count, most):
+            rows = min(most, held.count - first)
+            apply(*held.arrays, first, rows, 1)
+            if z is not None:
+                z[first : first + rows] = self.outputs(rows)
+        *_, loss, correct = held.arrays
+        return RowMetrics(self.runtime.get(loss), self.runtime.get(correct))
 
     def close(self) -> None:
         """Give the device's memory back."""
         self.recorded = ((), None)
         self.handles.clear()
         self.resident.clear()
+        for held in self.held:
+            held.arrays.clear()
 
     # -------------------------------------------------------------------------------------------- the device
 
-    def kind(self, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Kind:
+    def kind(self, x: RowSource, y: npt.NDArray[Any]) -> Kind:
         """What the kernels are compiled for."""
         network, optimizer = self.job.network, self.job.optimizer
         return Kind(
@@ -221,6 +257,29 @@ class CudaEngine:
                 self.upload(name, getattr(self.plan, name))
             self.upload("arena", np.zeros(self.plan.arena, np.float32))
             self.rows = rows
+
+    def prepare_apply(self, kind: Kind, most: int) -> Callable[..., None]:
+        """A function that launches `apply` for at most so many rows: of x, y, order, loss, correct, start, rows, evaluates."""
+        shape = self.shape(most)
+        program = self.runtime.program("apply", kind, shape)
+        self.make_room(most)
+        here = self.handles
+
+        def apply(x: Any, y: Any, order: Any, loss: Any, correct: Any, *numbers: int) -> None:
+            self.upload("counter", np.zeros(1, np.uint64))
+            network, scaling = [here[name] for name in TABLES], (here["shift"], here["factor"])
+            of_rows, stores = (y, order, loss, correct), (here["parameters"], here["arena"], here["counter"])
+            arguments = (*network, x, *scaling, *of_rows, *stores, *numbers)
+            self.runtime.launch(Launch(program, shape.resident * self.runtime.blocks, arguments, together=True))
+
+        return apply
+
+    def outputs(self, rows: int) -> FloatArray:
+        """The pre-activations of so many rows, (rows, outputs), after a launch of `apply`."""
+        outputs = self.job.network.sizes[-1]
+        width = padded(outputs)
+        found: FloatArray = self.runtime.get(self.handles["arena"], self.plan.last_output, rows * width)
+        return found.reshape(-1, width)[:, :outputs]
 
     def start(self, kind: Kind, count: int, steps: int) -> None:
         """Launch all phases of so many steps: in one kernel, whose blocks wait for each other, or each by itself in a graph."""

@@ -238,13 +238,13 @@ class Runtime:
             self.check("cuMemAlloc", result)
         return Handle(self, int(address), size, dtype)
 
-    def fill(self, handle: Handle, array: Array) -> None:
-        """Overwrite what `put` gave; waits for the launches before."""
+    def fill(self, handle: Handle, array: Array, first: int = 0) -> None:
+        """Overwrite elements from `first` on, as many as the array has; waits for the launches before."""
         whole = np.ascontiguousarray(array, handle.dtype)
-        assert whole.size == handle.size
+        assert first + whole.size <= handle.size
         if whole.size:
             with self.entered():
-                self.ask("cuMemcpyHtoD", handle.address, whole.ctypes.data, whole.nbytes)
+                self.ask("cuMemcpyHtoD", handle.address + first * whole.itemsize, whole.ctypes.data, whole.nbytes)
 
     def get(self, handle: Handle, first: int = 0, count: int | None = None) -> Array:
         """A copy of so many numbers in the host's memory; waits for the launches before."""

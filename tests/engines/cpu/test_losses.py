@@ -165,7 +165,7 @@ def test_batches_of_any_size_have_the_bits_of_rows_one_by_one(loss: str, output:
         engine = NumbaEngine(Job(network, Optimizer("sgd"), batch_size=37, threads=1))
         engine.load(start_state(engine.job))
         trained = engine.train(x, y, np.arange(75)[::-1], np.full(3, 0.1))
-        scored = engine.score(engine.forward(x), y)
+        scored = engine.evaluate(engine.hold(x, y))
         found.append((tuple(trained), tuple(scored), engine.state()))
         engine.close()
     assert same_bits(found[0], found[1])

@@ -10,7 +10,7 @@ import pytest
 from support.cpu import EVERY_IDS, PENALISED, every_job, fused_job, outcome, pieces_of_arena
 from support.engines import Course, make_course, same_bits, start_state
 
-from fastmlp.engines.base import Job, RowResults
+from fastmlp.engines.base import Job, RowMetrics
 from fastmlp.engines.cpu import engine as cpu
 from fastmlp.engines.cpu import plan as cpu_plan
 from fastmlp.engines.cpu.engine import NumbaEngine
@@ -92,7 +92,7 @@ def zones_around_engines(monkeypatch: pytest.MonkeyPatch) -> Zones:
             found.fence_training(engine)
 
     monkeypatch.setattr(cpu, "aligned", lambda *args: found.guarded(ALIGNED(*args)))
-    monkeypatch.setattr(cpu, "RowResults", lambda *arrays: RowResults(*map(found.guarded, arrays)))
+    monkeypatch.setattr(cpu, "RowMetrics", lambda *arrays: RowMetrics(*map(found.guarded, arrays)))
     monkeypatch.setattr(cpu, "make_layout", found.spread)
     monkeypatch.setattr(cpu, "scratch_size", lambda: SCRATCH_SIZE() + Zones.GAP)
     monkeypatch.setattr(NumbaEngine, "__init__", make_fenced)

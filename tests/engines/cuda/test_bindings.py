@@ -130,8 +130,8 @@ def test_every_function_of_the_driver_that_the_runtime_names_is_called(report: A
 
 
 def test_every_launch_arrives_as_it_was_meant(report: Any) -> None:
-    """Twice trained and once predicted; in tiles, two steps of five phases, recorded once."""
-    small, tiles = {"cooperative": 3}, {"in a graph": 10, "cooperative": 1}
+    """Twice trained, once predicted and once evaluated; in tiles, two steps of five phases, recorded once."""
+    small, tiles = {"cooperative": 4}, {"in a graph": 10, "cooperative": 2}
     cases = report["cases"]
     assert [case["launches"] for case in cases.values()] == [small, small, tiles]
     assert report["runtime"]["launches"] == {"plain": 1}

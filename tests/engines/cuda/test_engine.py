@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.cuda import CLIPPED, JOB, trained
+from support.cuda import CLIPPED, JOB, check_evaluated, trained
 
 pytest.importorskip("greenlet", reason="the simulator of backend 'cuda' needs greenlet: pip install greenlet")
 
@@ -67,6 +67,18 @@ def test_warps_of_all_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastmlp.engines.cuda.engine.SHAPE", Shape(64, 8))
     course = make_course(JOB.network, 22, 9, epochs=1, weighted=True)
     check_course(expected(JOB, start_state(JOB), course), *trained(JOB, Runtime(2, 1, ALL_LANES)))
+
+
+@pytest.mark.parametrize("job", [JOB, CLIPPED])
+@pytest.mark.parametrize("seed", [0, -5, 3])
+def test_an_evaluation_equals_that_of_the_numpy_engine(
+    job: Job, seed: int, design: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one pass and in two, the second of few rows."""
+    course = make_course(job.network, 22, job.batch_size, epochs=1)
+    check_evaluated(job, course, Runtime(2, seed))
+    monkeypatch.setattr("fastmlp.engines.cuda.engine.APPLIED", 20)
+    check_evaluated(job, course, Runtime(3, seed))
 
 
 # Everything that a network and a training may have, each at least once; widths that are no multiple of a tile.
@@ -156,9 +168,9 @@ def test_rows_stay_on_the_device_until_others_come() -> None:
             put.append(array.nbytes)
             return super().put(array)
 
-        def fill(self, handle: Any, array: Any) -> None:  # type: ignore[override]
+        def fill(self, handle: Any, array: Any, first: int = 0) -> None:  # type: ignore[override]
             put.append(array.nbytes)
-            super().fill(handle, array)
+            super().fill(handle, array, first)
 
     course = make_course(JOB.network, 2000, 9, epochs=1)._replace(order=np.arange(9), rates=np.full(1, 0.1))
     engine = CudaEngine(JOB, Counted())

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("greenlet", reason="the simulator of backend 'cuda' needs greenlet: pip install greenlet")
 
 from support import cuda_simulator
-from support.cuda import CLIPPED, JOB, ROUNDED, SMALL_TILES, check_product, trained
+from support.cuda import CLIPPED, JOB, ROUNDED, SMALL_TILES, check_evaluated, check_product, trained
 from support.cuda_simulator import Runtime, StuckError
 from support.engines import make_course, start_state
 from support.tolerances import check_course, expected
@@ -35,6 +35,16 @@ PLANTED = {
         "programs",
         "                barrier(counter, target)\n\n    return train",
         "                pass\n\n    return train",
+    ),
+    "no barrier before the losses of an evaluation": (
+        "programs",
+        "if layer + 1 < layers or evaluates != 0:",
+        "if layer + 1 < layers:",
+    ),
+    "losses of an evaluation that begin at its first row": (
+        "programs",
+        "hot, cold, order, loss, start, rows, arena, loss, correct)\n\n    return apply",
+        "hot, cold, order, loss, 0, rows, arena, loss, correct)\n\n    return apply",
     ),
     "a barrier for the first thread alone": (
         "passes",
@@ -136,7 +146,8 @@ def planted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
                 if getattr(module, name, None) is value:
                     monkeypatch.setattr(module, name, getattr(changed, name))
     if where == "programs":
-        monkeypatch.setitem(programs.KERNELS, "train", changed.make_train)
+        for kernel in ("train", "apply"):
+            monkeypatch.setitem(programs.KERNELS, kernel, getattr(changed, f"make_{kernel}"))
     cuda_simulator.made.cache_clear()
 
 
@@ -146,12 +157,15 @@ def test_planted_mistakes_are_caught(planted: None, request: pytest.FixtureReque
     where = PLANTED[request.node.callspec.params["planted"]][0]
     if where in ("tiles", "tiled"):
         monkeypatch.setattr("fastmlp.engines.cuda.engine.SMALL_BATCH", 0)
+    monkeypatch.setattr("fastmlp.engines.cuda.engine.APPLIED", 16)  # an evaluation makes two passes
     for job in (JOB, CLIPPED):
         course = make_course(job.network, 22, job.batch_size, epochs=1, weighted=True)
         want = expected(job, start_state(job), course)
         for seed in (0, -9, 1, 5, 9):
             try:
-                check_course(want, *trained(job, Runtime(2, seed)))
+                runtime = Runtime(2, seed)
+                check_course(want, *trained(job, runtime))
+                check_evaluated(job, course, runtime)
             except (AssertionError, StuckError, IndexError):
                 return
     pytest.fail("the mistake went through")

@@ -53,11 +53,26 @@ def test_an_engine_over_the_driver(job: Job, small: int, driver: FakeDriver, mon
     assert same_bits(other.train(*course), results)
     assert same_bits(other.state(), engine.state())
     assert same_bits(other.forward(course.x), engine.forward(course.x))
+    held, same = (one.hold(course.x, course.y) for one in (engine, other))
+    assert same_bits(tuple(other.evaluate(same)), tuple(engine.evaluate(held)))
     assert driver.graphs == (0 if small else 1)
     assert driver.used() > 0
-    engine.close()
+    engine.close()  # the handle is still there
     gc.collect()
     assert (driver.used(), driver.graphs) == (0, 0)
+
+
+def test_held_rows_are_freed_with_their_handle(driver: FakeDriver) -> None:
+    course, engine = make_course(JOB.network, 22), CudaEngine(JOB, Runtime(driver))
+    engine.load(start_state(JOB))
+    engine.evaluate(engine.hold(course.x, course.y))
+    gc.collect()
+    before = driver.used()
+    held = engine.hold(course.x, course.y)
+    assert driver.used() >= before + course.x.nbytes + course.y.nbytes
+    del held
+    gc.collect()
+    assert driver.used() == before
 
 
 def test_what_a_device_is(driver: FakeDriver) -> None:
@@ -72,6 +87,8 @@ def test_arrays_there_and_back(driver: FakeDriver) -> None:
     assert np.array_equal(runtime.get(handle, 4, 3), [7, 6, 5])
     runtime.fill(handle, array)
     assert np.array_equal(runtime.get(handle), np.arange(12))
+    runtime.fill(handle, array[0], 6)
+    assert np.array_equal(runtime.get(handle, 4), [4, 5, 0, 1, 2, 3, 10, 11])
     assert runtime.get(runtime.put(np.empty(0, np.float32))).shape == (0,)
 
 

@@ -164,12 +164,13 @@ def make_settle(dev: Any, names: Sequence[str], drops: bool) -> Any:
 # ------------------------------------------------------------------------------------------------ losses and updates
 
 
-def make_losses(dev: Any, loss: str, output: str, classes: bool) -> Any:
+def make_losses(dev: Any, loss: str, output: str, classes: bool, training: bool = True) -> Any:
     """losses(last, table, y, hot, cold, order, row_scale, start, rows, arena, loss, correct): loss, hit and dz of each row.
 
     y : labels (n,), or plain targets (n * outputs,); hot and cold are a smoothed label's target, and that of other classes
-    row_scale : (n,) in the order of `order`: what dz is multiplied by
-    A thread has a row: few outputs are the rule, and the formula is the one that the CPU compiles too.
+    row_scale : (n,) in the order of `order`: what dz is multiplied by; read only in training, and dz is undefined without
+    A thread has a row: few outputs are the rule, and the formula is the one that the CPU compiles too. It writes the row's
+    targets and dz to the arena, to the slopes and the gradient of the last layer, also without training.
     """
     cuda, load, store, zero = dev.cuda, dev.load, dev.store, dev.float32(0)
     formula = dev.formula(LOSSES[loss][output])
@@ -192,8 +193,9 @@ def make_losses(dev: Any, loss: str, output: str, classes: bool) -> Any:
                     best = j
             store(loss, start + m, formula(z, t, dz, n))
             store(correct, start + m, classes and best == load(y, chosen))
-            for j in range(width):
-                dz[j] = dz[j] * load(row_scale, start + m) if j < n else zero
+            if training:
+                for j in range(width):
+                    dz[j] = dz[j] * load(row_scale, start + m) if j < n else zero
 
     return losses
 

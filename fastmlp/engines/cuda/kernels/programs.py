@@ -147,29 +147,37 @@ def make_train(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
 
 
 def applied(kind: Kind) -> Kind:
-    """What a forward pass is compiled for: losses and updates do not matter to it."""
-    return kind._replace(loss="", output="", rule="", classes=True, drops=False, penalised=False, clips=False)
+    """What the kernel `apply` is compiled for: updates do not matter to it."""
+    return kind._replace(rule="", drops=False, penalised=False, clips=False)
 
 
 def make_apply(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
-    """The kernel apply(table … scales, x, shift, factor, order, parameters, arena, counter, rows): the forward pass alone.
+    """The kernel apply(…): forward pass without dropout, and, if `evaluates` is not 0, the loss and hit of each row.
 
-    Arguments as those of `make_train`; without dropout.
+    Arguments as those of `make_train`, for the rows order[start], …, order[start + rows - 1]. loss and correct are written at
+    start, …; they and y are read only to evaluate. Targets of a label are not smoothed.
     """
     cuda, float32, uint64 = dev.cuda, dev.float32, dev.uint64
     barrier, forward = make_barrier(dev), forward_of(dev, kind, shape, drops=False)
-    memory = shape.shared(dev.WARP)
+    losses = make_losses(dev, kind.loss, kind.output, kind.classes, training=False)
+    memory, hot, cold = shape.shared(dev.WARP), float32(1), float32(0)
 
     @dev.kernel(shape.threads, shape.resident)
-    def apply(table, alpha, thresholds, scales, x, shift, factor, order, parameters, arena, counter, rows):
+    def apply(
+        table, alpha, thresholds, scales, x, shift, factor, y, order, loss, correct, parameters, arena, counter,
+        start, rows, evaluates,
+    ):  # fmt: skip
         shared = cuda.shared.array(memory, float32, alignment=16)
         layers, target = len(table) // COLUMNS, uint64(0)
         tables, inputs = (table, alpha, thresholds, scales), (x, shift, factor)
         for layer in range(layers):
-            forward(layer, layers - 1, tables, inputs, order, 0, rows, 0, uint64(0), parameters, arena, shared)
-            if layer + 1 < layers:
+            forward(layer, layers - 1, tables, inputs, order, start, rows, 0, uint64(0), parameters, arena, shared)
+            if layer + 1 < layers or evaluates != 0:
                 target += uint64(cuda.gridDim.x)
                 barrier(counter, target)
+        if evaluates != 0:
+            # the loss array stands in for the scales of rows, which only training has and reads
+            losses(layers - 1, table, y, hot, cold, order, loss, start, rows, arena, loss, correct)
 
     return apply
 
@@ -210,7 +218,7 @@ def arguments_of(name: str, kind: Kind) -> tuple[str, ...]:
     if name == "barriers":
         return "uint64[]", "int32"
     if name == "apply":
-        return (*network, *rows, "int32[]", "float32[]", "float32[]", "uint64[]", "int32")
+        return (*network, *rows, y, "int32[]", "float32[]", "bool[]", "float32[]", "float32[]", "uint64[]", *["int32"] * 3)
     of_rows = (y, "float32", "float32", "int32[]", "float32[]", "float32[]", "bool[]")
     stores = (*["float32[]"] * 5, "float64[]", "float32[]", "uint64[]", "int64[]")
     return (*network, *rows, *of_rows, *stores, *["int32"] * 4, "uint64", "float32")
