@@ -1,4 +1,4 @@
-"""What the tests of the program share: calling it in this process, and what a refusal must look like."""
+"""Helpers of the command-line tests: run the program in this process, and check its error messages."""
 
 from __future__ import annotations
 
@@ -17,23 +17,25 @@ OTHER_VARIABLES = ["FASTMLP_CONFIG", "FASTMLP_RECIPE", "FASTMLP_JSON", "FASTMLP_
 
 
 def forget_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Variables of the tester's shell must not change a test."""
+    """Remove environment variables that set options, so that the user's shell does not affect a test."""
     for name in [*VARIABLES.values(), *map(variable, fields_of(ExtractConfig)), *OTHER_VARIABLES]:
         monkeypatch.delenv(name, raising=False)
 
 
 def call(*arguments: str | Path, **variables: str) -> Result:
+    """Run the program with additional environment variables."""
     return CliRunner(env=variables).invoke(program, [str(one) for one in arguments], prog_name="fastmlp")
 
 
 def ok(*arguments: str | Path, **variables: str) -> Result:
+    """Run the program and check that it succeeds."""
     result = call(*arguments, **variables)
     assert result.exit_code == 0, result.output
     return result
 
 
 def refused(code: int, *arguments: str | Path, **variables: str) -> str:
-    """The one line that a refusal puts on stderr; stdout stays empty."""
+    """Check that the program exits with `code` and prints one line to stderr and nothing to stdout; return its message."""
     result = call(*arguments, **variables)
     assert result.exit_code == code, result.output
     assert result.stdout == ""

@@ -1,13 +1,13 @@
-/* A libcuda.so.1 that computes nothing: what NVIDIA's cuda.bindings load in place of a driver, where there is no GPU.
+/* A libcuda.so.1 that computes nothing; NVIDIA's cuda.bindings load it in place of the driver on machines without a GPU.
 
-It has the functions that fastmlp/engines/cuda/runtime.py calls, with the driver's own parameters. Memory is the host's, so what
-comes back is what was copied there; kernels do not run, but each launch is kept with its arguments. Otherwise it is as strict as
-a driver, or stricter: a handle that is unknown, was given back, or belongs to another context is an error, and after a kernel's
-fault every call is. One thread at a time may call.
+It implements the functions called by fastmlp/engines/cuda/runtime.py, with the driver's signatures. Device memory is host
+memory, so copies work; kernels do not run, but each launch is recorded with its arguments. Error checking is at least as strict
+as the driver's: unknown or released handles and handles of another context are errors, and after a kernel fault every call
+fails. Not thread-safe.
 
-For tests:  stub_*() below, and, by a function's name without suffix, such as cuStreamSynchronize,
-            CUDA_STUB_HANG=NAME       it never comes back
-            CUDA_STUB_FAIL=NAME:CODE  it gives this error and does nothing
+For tests: the functions stub_*() below, and environment variables with a function name without suffix (cuStreamSynchronize):
+            CUDA_STUB_HANG=NAME       the function never returns
+            CUDA_STUB_FAIL=NAME:CODE  the function does nothing and returns this error
 
 Source: CUDA Driver API 13, chapter 6. */
 #include <stdint.h>
@@ -27,11 +27,12 @@ enum Kind { CONTEXT, STREAM, MODULE, FUNCTION, MEMORY, GRAPH, NODE, EXEC, KINDS 
 enum How { PLAIN, COOPERATIVE, IN_A_GRAPH };
 enum Needs { NOTHING, DRIVER, CURRENT }; /* nothing, cuInit, a current context */
 enum { PROCESSORS = 132, THREADS = 2048, PARAMETERS = 4096 /* bytes */, MOST = 512, DEPTH = 64 };
-static const size_t TOLD = (size_t)128 << 30, ROOM = (size_t)4 << 30; /* bytes of the card, and those that it really gives */
+static const size_t TOTAL_MEMORY = (size_t)128 << 30; /* bytes, as reported for the card */
+static const size_t ALLOCATABLE = (size_t)4 << 30;    /* bytes that can be allocated */
 
-/* Where the parameters of a kernel lie; count is -1 if nobody told. */
+/* Offsets and sizes of a kernel's parameters; count is -1 if unknown. */
 typedef struct Layout { char entry[1024]; int count, offset[MOST], size[MOST]; struct Layout *next; } Layout;
-/* Whatever has a handle. Never freed, so that the handle of what is no more is never that of another. */
+/* Any object with a handle. Never freed, so that handles are not reused. */
 typedef struct Object {
     enum Kind kind;
     int gone, record;                /* record: of a node */
@@ -41,12 +42,12 @@ typedef struct Object {
     size_t bytes;
     struct Object *next;
 } Object;
-/* A launch, or a node of a graph; after: the record of the node before it, or -1. Python reads it in this order of fields. */
+/* A launch or a graph node; after: record of the preceding node, or -1. Python relies on the order of the fields. */
 typedef struct {
     const Layout *layout;
     unsigned shape[7]; /* grid, block, bytes of shared memory */
     int how, after;
-    unsigned char bytes[PARAMETERS]; /* parameters at their offsets, as a kernel finds them */
+    unsigned char bytes[PARAMETERS]; /* parameters at their offsets, as passed to the kernel */
 } Record;
 
 static Object *objects, *stack[DEPTH];
@@ -55,9 +56,9 @@ static Record *records;
 static int depth, started, fault, recorded;
 static size_t used;
 
-static long *count_of(const char *name); /* beside the table of functions */
+static long *count_of(const char *name); /* defined after the table of functions */
 
-/* How every function begins: it is counted, and fails if it was told to or cannot work now. */
+/* Start of every function: count the call, and fail if requested or if the state does not allow the call. */
 static Result begin(const char *name, enum Needs needs) {
     const char *hang = getenv("CUDA_STUB_HANG"), *fail = getenv("CUDA_STUB_FAIL");
     size_t length = strlen(name);
@@ -82,14 +83,14 @@ static Object *make(enum Kind kind) {
     return objects = made;
 }
 
-/* What a handle stands for, if it is of that kind, still there, and of the current context. */
+/* The live object of a handle with this kind and the current context, or NULL. */
 static Object *find(enum Kind kind, const void *handle) {
     for (Object *one = objects; one; one = one->next)
         if (one == handle && one->kind == kind && !one->gone && (kind == CONTEXT || one->context == current())) return one;
     return NULL;
 }
 
-/* Memory in which a range lies. */
+/* The allocation that contains an address range, or NULL. */
 static Object *holder(Address first, size_t bytes) {
     for (Object *one = objects; one; one = one->next)
         if (one->kind == MEMORY && !one->gone && one->context == current() && first >= (Address)one->memory
@@ -123,7 +124,7 @@ static Result cuDeviceGetName(char *name, int length, int device) {
 
 static Result cuDeviceTotalMem(size_t *bytes, int device) {
     BEGIN(DRIVER);
-    *bytes = TOLD;
+    *bytes = TOTAL_MEMORY;
     return device ? INVALID_DEVICE : SUCCESS;
 }
 
@@ -187,7 +188,7 @@ static Result cuStreamSynchronize(void *stream) { BEGIN(CURRENT); return find(ST
 static Result cuMemAlloc(Address *address, size_t bytes) {
     BEGIN(CURRENT);
     if (!bytes) return INVALID_VALUE;
-    void *memory = bytes > ROOM - used ? NULL : malloc(bytes);
+    void *memory = bytes > ALLOCATABLE - used ? NULL : malloc(bytes);
     if (!memory) return OUT_OF_MEMORY;
     Object *made = make(MEMORY);
     made->memory = memset(memory, 0xff, bytes); /* NaN as float32 */
@@ -206,7 +207,7 @@ static Result cuMemFree(Address address) {
 
 static Result cuMemGetInfo(size_t *unused, size_t *whole) {
     BEGIN(CURRENT);
-    *unused = ROOM - used, *whole = TOLD;
+    *unused = ALLOCATABLE - used, *whole = TOTAL_MEMORY;
     return SUCCESS;
 }
 
@@ -233,7 +234,7 @@ static Result cuModuleLoadData(void **module, const void *image) {
     return SUCCESS;
 }
 
-/* If Python told of any kernel, a name that it did not tell is not found. */
+/* Once stub_expect has been called, kernels without a known layout are not found. */
 static Result cuModuleGetFunction(void **function, void *module, const char *entry) {
     BEGIN(CURRENT);
     if (!find(MODULE, module)) return INVALID_HANDLE;
@@ -249,7 +250,7 @@ static Result cuModuleGetFunction(void **function, void *module, const char *ent
     return SUCCESS;
 }
 
-/* Check and keep a launch; no byte beyond a parameter is read. */
+/* Check and record a launch; reads no byte beyond a parameter. */
 static Result record(enum How how, const void *function, const unsigned *shape, void **parameters, void **extra, int after) {
     Object *found = find(FUNCTION, function);
     if (!found) return INVALID_HANDLE;
@@ -327,7 +328,7 @@ static Result cuGraphLaunch(void *exec, void *stream) {
     return find(EXEC, exec) && find(STREAM, stream) ? SUCCESS : INVALID_HANDLE;
 }
 
-/* ---- how bindings find the functions: by name, and by the version of CUDA from which the function is the one above */
+/* ---- lookup by the bindings: by name, and by the first version of CUDA that has the signature above */
 
 static Result cuGetProcAddress(const char *name, void **function, int version, uint64_t flags, int *status);
 #define ROW(name, since) {#name, since, (void *)name, 0}
@@ -350,13 +351,13 @@ static long *count_of(const char *name) {
 }
 
 static Result cuGetProcAddress(const char *name, void **function, int version, uint64_t flags, int *status) {
-    (void)flags; /* which default stream: none is used */
+    (void)flags; /* selects the default stream, which is not used */
     *function = NULL;
     if (status) *status = 1; /* no such symbol */
     for (int i = 0; i < FUNCTIONS; i++)
         if (!strcmp(table[i].name, name)) {
             if (version >= table[i].since) *function = table[i].function;
-            if (status) *status = version >= table[i].since ? 0 : 2; /* 2: the caller's version is too old for it */
+            if (status) *status = version >= table[i].since ? 0 : 2; /* 2: the requested version is too old */
         }
     return *function ? SUCCESS : NOT_FOUND;
 }
@@ -366,17 +367,17 @@ Result cuGetProcAddress_v2(const char *name, void **function, int version, uint6
 
 /* ---- for tests */
 
-/* How often a function was called. */
+/* Number of calls of a function. */
 long stub_calls(const char *name) { return *count_of(name); }
 
-/* How many objects of a kind there are, in the order of enum Kind. */
+/* Number of live objects of a kind (enum Kind). */
 int stub_live(int kind) {
     int found = 0;
     for (Object *one = objects; one; one = one->next) found += (int)one->kind == kind && !one->gone;
     return found;
 }
 
-/* Tell where the parameters of a kernel lie that will be looked up next; 0 if there is no room for so many. */
+/* Set the parameter layout of a kernel before its lookup; 0 if it exceeds the capacity. */
 int stub_expect(const char *entry, const int *offsets, const int *sizes, int count) {
     Layout *made = calloc(1, sizeof *made);
     if (count > MOST || strlen(entry) >= sizeof made->entry) return 0;
@@ -392,5 +393,5 @@ int stub_recorded(void) { return recorded; }
 const Record *stub_record(int number) { return number >= 0 && number < recorded ? &records[number] : NULL; }
 void *stub_other_context(void) { return make(CONTEXT); }
 
-/* A new process, as far as faults and records go. */
+/* Clear the fault and the records. */
 void stub_forget(void) { fault = 0, recorded = 0; }

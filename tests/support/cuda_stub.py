@@ -1,6 +1,6 @@
-"""The driver of cuda_stub.c, under NVIDIA's own cuda.bindings: compiled, loaded by child processes, asked what it was given.
+"""The stub driver cuda_stub.c for NVIDIA's cuda.bindings: compile it, load it in child processes, and read its records.
 
-`build` and `environment` are for the process that starts a child; in the child, `Stub` is the driver that the bindings loaded.
+`build` and `environment` are for the parent process; in the child, `Stub` gives access to the driver that the bindings loaded.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 SOURCE = Path(__file__).with_suffix(".c")
-SONAME = "libcuda.so.1"  # what the bindings ask the loader for
+SONAME = "libcuda.so.1"  # the library that the bindings load
 KINDS = ("context", "stream", "module", "function", "memory", "graph", "node", "exec")  # enum Kind of cuda_stub.c
 HOW = ("plain", "cooperative", "in a graph")  # enum How
-MOST_PARAMETERS, PARAMETER_BYTES = 512, 4096  # room in a layout, and in a record
+MOST_PARAMETERS, PARAMETER_BYTES = 512, 4096  # capacity of a layout and of a record
 
 
 class NoStubError(Exception):
-    """The stub cannot be compiled here; the text is the reason."""
+    """The stub cannot be compiled on this machine; the message is the reason."""
 
 
 def compiler() -> list[str]:
-    """The system's C compiler: CC, else the one that Python was built by, else the first that is there.
+    """Return the command of the C compiler: CC, else the one Python was built with, else the first installed one.
 
     Raises
     ------
-    NoStubError : there is none, or this is not Linux
+    NoStubError : no compiler is installed, or this is not Linux
     """
     if sys.platform != "linux":
-        raise NoStubError("the stub of the CUDA driver is for Linux")
+        raise NoStubError("the stub of the CUDA driver needs Linux")
     if "CC" in os.environ:
         return shlex.split(os.environ["CC"])
     built_by = (sysconfig.get_config_var("CC") or "").split()[:1]
@@ -48,11 +48,11 @@ def compiler() -> list[str]:
 
 
 def build(folder: Path) -> Path:
-    """The stub as a library in a folder.
+    """Compile the stub into a folder; return the path of the library.
 
     Raises
     ------
-    NoStubError : there is no compiler that works
+    NoStubError : no working compiler is installed
     """
     target = folder / SONAME
     flags = ["-O1", "-Wall", "-Wextra", "-shared", "-fPIC", f"-Wl,-soname,{SONAME}"]
@@ -66,13 +66,13 @@ def build(folder: Path) -> Path:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The variables of a child process whose cuda.bindings load the stub of a folder; the loader reads them at its start."""
+    """Return environment variables for a child process whose cuda.bindings load the stub from a folder."""
     others = os.environ.get("LD_LIBRARY_PATH")
     return {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join([str(folder), *([others] if others else [])])}
 
 
 def functions_of(source: str) -> set[str]:
-    """The driver's functions that a program in Python names: as attributes of `driver`, or as text."""
+    """Return the driver functions named in Python source, as attributes of `driver` or as strings."""
     return set(re.findall(r"\bdriver\.(cu[A-Z]\w*)", source)) | set(re.findall(r'"(cu[A-Z]\w*)"', source))
 
 
@@ -80,17 +80,17 @@ def functions_of(source: str) -> set[str]:
 
 
 class Parameter(NamedTuple):
-    """Where a parameter of a kernel lies among all of them, in bytes."""
+    """Offset and size of a kernel parameter, in bytes."""
 
     offset: int
     size: int
 
 
 def sections(elf: bytes) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the sections of a 64-bit ELF file."""
+    """Yield names and contents of the sections of a 64-bit ELF file."""
     (start,) = struct.unpack_from("<Q", elf, 0x28)
     each, count, names = struct.unpack_from("<HHH", elf, 0x3A)
-    # Of a header: name, type, flags, address, offset, size, and what does not matter here.
+    # A section header: name, type, flags, address, offset, size, and fields not needed here.
     headers = [struct.unpack_from("<IIQQQQ", elf, start + number * each) for number in range(count)]
     text = elf[headers[names][4] :][: headers[names][5]]
     for name, _, _, _, offset, size in headers:
@@ -98,7 +98,7 @@ def sections(elf: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def attributes(info: bytes) -> Iterator[tuple[int, bytes]]:
-    """What a section .nv.info.* says: format, attribute, and two bytes that are a value or the length of what follows."""
+    """Yield attributes and bodies of a section .nv.info.*: format, attribute, two bytes (a value or the length of the body)."""
     at = 0
     while at < len(info):
         form, attribute, value = struct.unpack_from("<BBH", info, at)
@@ -108,9 +108,10 @@ def attributes(info: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def parameters(cubin: bytes, entry: str) -> list[Parameter]:
-    """What a kernel takes, as its machine code has it: EIATTR_KPARAM_INFO, in their order.
+    """Return the parameters of a kernel in order, read from its machine code (EIATTR_KPARAM_INFO).
 
-    A body is index, ordinal, offset, and flags with the size on top. Source: what `cuobjdump --dump-elf` of CUDA prints.
+    A body consists of index, ordinal, offset, and flags with the size in the upper bits. Source: the output of CUDA's
+    `cuobjdump --dump-elf`.
     """
     found: dict[int, Parameter] = {}
     for attribute, body in attributes(dict(sections(cubin))[f".nv.info.{entry}"]):
@@ -125,10 +126,10 @@ def parameters(cubin: bytes, entry: str) -> list[Parameter]:
 
 
 class Received(NamedTuple):
-    """A launch as the driver was given it.
+    """A launch as received by the driver.
 
-    shape : grid, block, bytes of shared memory; how : one of `HOW`; after : the node before it, -1 if there is none
-    parameters : the bytes of each, empty if nobody told where they lie
+    shape : grid, block, bytes of shared memory; how : one of `HOW`; after : index of the preceding node, -1 if none
+    parameters : the bytes of each parameter; empty if the layout is unknown
     """
 
     entry: str
@@ -139,7 +140,7 @@ class Received(NamedTuple):
 
 
 class Meant(NamedTuple):
-    """A launch as the engine meant it; the layout is that of the kernel's machine code."""
+    """A launch as intended by the engine; layout : parameters in the kernel's machine code."""
 
     entry: str
     shape: list[int]
@@ -150,7 +151,7 @@ class Meant(NamedTuple):
 
 
 def laid_out(sizes: list[int]) -> list[Parameter]:
-    """Parameters one after another, each at a multiple of its size, as in a structure of C."""
+    """Return the layout of consecutive parameters, each aligned to its size, as in a C struct."""
     found, end = [], 0
     for size in sizes:
         offset = -(-end // size) * size
@@ -160,7 +161,7 @@ def laid_out(sizes: list[int]) -> list[Parameter]:
 
 
 def mismatches(received: list[Received], meant: list[Meant]) -> list[str]:
-    """Where launches differ from what was meant, and what was meant from what the kernels take; empty if all is well."""
+    """List differences between received and intended launches, and between intended parameters and those of the kernels."""
     if len(received) != len(meant):
         return [f"{len(received)} launches, not {len(meant)}"]
     found = []
@@ -177,7 +178,7 @@ def mismatches(received: list[Received], meant: list[Meant]) -> list[str]:
 
 
 class Layout(ctypes.Structure):
-    """Where the parameters of a kernel lie, as it was told; count is -1 if it was not."""
+    """Layout of a kernel's parameters, set by `Stub.expect`; count is -1 if it was not set."""
 
     _fields_ = (
         ("entry", ctypes.c_char * 1024),
@@ -189,7 +190,7 @@ class Layout(ctypes.Structure):
 
 
 class Record(ctypes.Structure):
-    """A launch or a node of a graph, as cuda_stub.c keeps it."""
+    """A launch or a graph node as recorded by cuda_stub.c."""
 
     _fields_ = (
         ("layout", ctypes.POINTER(Layout)),
@@ -201,14 +202,14 @@ class Record(ctypes.Structure):
 
 
 def received(record: Any) -> Received:
-    """A record in Python's own types."""
+    """Convert a record to Python types."""
     layout, memory = record.layout.contents, bytes(record.bytes)
     found = [memory[at : at + size] for at, size in zip(layout.offset[: layout.count], layout.size, strict=False)]
     return Received(layout.entry.decode(), list(record.shape), HOW[record.how], record.after, found if layout.count > 0 else [])
 
 
 class Stub:
-    """The driver of this process, which must have been started with `environment`."""
+    """The stub driver of this process, which must have been started with `environment`."""
 
     def __init__(self) -> None:
         self.library: Any = ctypes.CDLL(SONAME)
@@ -217,27 +218,27 @@ class Stub:
         self.library.stub_other_context.restype = ctypes.c_void_p
 
     def calls(self, function: str) -> int:
-        """How often a function was called; its name is without a suffix such as _v2."""
+        """Return how often a function was called; its name has no suffix such as _v2."""
         return int(self.library.stub_calls(function.encode()))
 
     def live(self) -> dict[str, int]:
-        """Number of live objects by kind."""
+        """Return the number of live objects by kind."""
         return {name: self.library.stub_live(number) for number, name in enumerate(KINDS)}
 
     def expect(self, entry: str, layout: list[Parameter]) -> None:
-        """Tell how a kernel's parameters lie, before it is looked up; from the first such call on others are not found."""
+        """Set the layout of a kernel's parameters before its lookup; after the first such call, other kernels are not found."""
         offsets, sizes = ([getattr(one, name) for one in layout] for name in Parameter._fields)
         numbers = ctypes.c_int * len(layout)
         assert self.library.stub_expect(entry.encode(), numbers(*offsets), numbers(*sizes), len(layout))
 
     def received(self) -> list[Received]:
-        """All launches and nodes since `forget`."""
+        """Return all launches and graph nodes since `forget`."""
         return [received(self.library.stub_record(number).contents) for number in range(self.library.stub_recorded())]
 
     def other_context(self) -> int:
-        """Another library's context, say; to be pushed."""
+        """Create a context as another library would have it, to be pushed."""
         return int(self.library.stub_other_context())
 
     def forget(self) -> None:
-        """Drop the records, and let a faulty device work again."""
+        """Delete the records and clear a device fault."""
         self.library.stub_forget()

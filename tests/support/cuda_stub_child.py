@@ -1,7 +1,7 @@
-"""What a process does in which cuda.bindings load the stub: trainings by both designs, and failures; prints a report as JSON.
+"""Program that uses cuda.bindings with the stub driver: trainings with both designs, and failures; prints a JSON report.
 
-Started as a program by test_bindings.py, which judges the report. Nothing is judged here, but a kernel that gets more or fewer
-arguments than it takes ends the process: there would be nothing to read where the stub reads.
+Started by test_bindings.py, which checks the report. The only check made here is the number of kernel arguments, since with too
+few the stub would read invalid memory.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from fastmlp.nn.optimizers import Optimizer
 from support.cuda_stub import Meant, Stub, functions_of, mismatches, parameters
 from support.engines import Course, make_course, start_state
 
-SEED = 2**63 + 5  # which a number with a sign does not hold
+SEED = 2**63 + 5  # does not fit into a signed integer
 SIZES = (20, 13, 5)
 FORMATS = {"int32": "<i", "float32": "<f", "uint64": "<Q"}
 LABELS = Job(Network(SIZES, label_smoothing=0.1), Optimizer("sgd", clip_norm=1.5), batch_size=9, seed=SEED)
 TARGETS = Job(Network(SIZES), Optimizer("sgd"), batch_size=9, seed=SEED)
 LARGE = Job(Network(SIZES), Optimizer("sgd"), batch_size=SMALL_BATCH + 1, seed=SEED)
-# Name, job, and course. Few kernels: two of training by one launch, one by tiles, and one of prediction by either design.
+# Name, job, and course. Few kernels: two that train in one launch, one for tiles, and one for prediction in each design.
 CASES: list[tuple[str, Job, Course]] = [
     ("small, uint8, labels", LABELS, make_course(LABELS.network, 22, 9, epochs=1, uint8=True)),
     ("small, float32, targets", TARGETS, make_course(TARGETS.network, 400, 9, epochs=1, targets=True, weighted=True)),
@@ -46,19 +46,19 @@ CASES: list[tuple[str, Job, Course]] = [
 ]
 
 
-# ------------------------------------------------------------------------------------------------ what is meant
+# ------------------------------------------------------------------------------------------------ intended launches
 
 
 def meant_bytes(value: Any, kind: str) -> list[bytes]:
-    """An argument as the parameters of a kernel: an array is seven, as Numba lays it out."""
+    """Return the kernel parameters of an argument; an array has seven, in Numba's layout."""
     if isinstance(value, Handle):
         each = value.dtype.itemsize
         return [struct.pack("<Q", word) for word in (0, 0, value.size, each, value.address, value.size, each)]
     return [struct.pack(FORMATS[kind], value)]
 
 
-class Watched(Runtime):
-    """The runtime as it is, with a note of what each launch meant beside what the stub received."""
+class RecordingRuntime(Runtime):
+    """The runtime, which also records each intended launch, for comparison with those received by the stub."""
 
     def __init__(self, stub: Stub) -> None:
         self.stub = stub
@@ -71,43 +71,43 @@ class Watched(Runtime):
         return super().program(name, kind, shape)
 
     def launch(self, launch: Launch) -> None:
-        self.note(launch, "cooperative" if launch.together else "plain", -1)
+        self.record_intended(launch, "cooperative" if launch.together else "plain", -1)
         super().launch(launch)
 
     def record(self, launches: Sequence[Launch]) -> Graph:
         for number, launch in enumerate(launches):
-            self.note(launch, "in a graph", len(self.meant) - 1 if number else -1)
+            self.record_intended(launch, "in a graph", len(self.meant) - 1 if number else -1)
         return super().record(launches)
 
-    def note(self, launch: Launch, how: str, after: int) -> None:
+    def record_intended(self, launch: Launch, how: str, after: int) -> None:
         built = launch.program.built
         pairs = zip(launch.arguments, built.arguments, strict=True)
         wanted = [one for value, kind in pairs for one in meant_bytes(value, kind)]
         layout, given = parameters(built.cubin, built.entry), len(values_of(launch))
         if not given == len(wanted) == len(layout):
-            raise AssertionError(f"{given} parameters, not {len(wanted)}; the kernel takes {len(layout)}")
+            raise AssertionError(f"{given} parameters instead of {len(wanted)}; the kernel has {len(layout)}")
         shape = [launch.blocks, 1, 1, built.threads, 1, 1, 0]
         self.meant.append(Meant(built.entry, shape, how, after, wanted, layout))
 
     def compared(self) -> dict[str, Any]:
-        """How many launches there were, by how, and what was wrong with them; the next ones are counted anew."""
+        """Return the number of launches by type and the mismatches, and reset the records."""
         received, meant = self.stub.received(), self.meant
         self.meant = []
         self.stub.forget()
         return {"launches": Counter(one.how for one in received), "wrong": mismatches(received, meant)}
 
 
-# ------------------------------------------------------------------------------------------------ what is done
+# ------------------------------------------------------------------------------------------------ trainings
 
 
 def current() -> int:
-    """The context of this thread; 0 if there is none, as before the driver's first call."""
+    """Return the current context of this thread, or 0 if there is none, as before the first call of the driver."""
     result, context = driver.cuCtxGetCurrent()
     return int(context) if int(result) == 0 else 0
 
 
-def trained(engine: CudaEngine, job: Job, course: Course) -> None:
-    """Two calls of training, the second with a graph that is there if there is one, one of prediction, one of evaluation."""
+def train_and_predict(engine: CudaEngine, job: Job, course: Course) -> None:
+    """Train twice, the second time reusing the recorded graph if there is one, predict once, and evaluate once."""
     engine.load(start_state(job))
     for _ in range(2):
         engine.train(*course)
@@ -116,12 +116,12 @@ def trained(engine: CudaEngine, job: Job, course: Course) -> None:
 
 
 def report_of_case(stub: Stub, job: Job, course: Course) -> dict[str, Any]:
-    """A training and what is left of it when it is closed; the caller's context is asked for after each step."""
+    """Train; report live objects before and after closing the engine, and the current context after each step."""
     contexts = [current()]
-    runtime = Watched(stub)
+    runtime = RecordingRuntime(stub)
     engine = CudaEngine(job, runtime)
     contexts.append(current())
-    trained(engine, job, course)
+    train_and_predict(engine, job, course)
     contexts.append(current())
     held = stub.live()
     engine.close()
@@ -131,14 +131,14 @@ def report_of_case(stub: Stub, job: Job, course: Course) -> dict[str, Any]:
 
 
 def plain_launch(runtime: Runtime) -> None:
-    """A kernel whose blocks need not be at work at once, as far as the driver knows."""
+    """Launch a kernel without the cooperative flag."""
     program = runtime.program("barriers", PLAIN, SHAPE)
     runtime.launch(Launch(program, 3, (runtime.put(np.zeros(1, np.uint64)), 2)))
 
 
 def report_of_the_runtime(stub: Stub) -> dict[str, Any]:
-    """What no training asks for."""
-    runtime = Watched(stub)
+    """Report on parts of the runtime that the trainings do not use."""
+    runtime = RecordingRuntime(stub)
     plain_launch(runtime)
     runtime.wait()
     array = np.arange(7, dtype=np.float32)
@@ -146,38 +146,38 @@ def report_of_the_runtime(stub: Stub) -> dict[str, Any]:
         "device": [runtime.name, list(runtime.capability), runtime.blocks],
         "facts": runtime.facts(),
         "there and back": runtime.get(runtime.put(array), 2, 3).tolist(),
-        "full": told(lambda: runtime.empty(1 << 40, np.float32)),
-        "no machine code": told(lambda: runtime.ask("cuModuleLoadData", b"no machine code")),
+        "full": error_of(lambda: runtime.empty(1 << 40, np.float32)),
+        "no machine code": error_of(lambda: runtime.ask("cuModuleLoadData", b"no machine code")),
         **runtime.compared(),
     }
 
 
-# ------------------------------------------------------------------------------------------------ what fails
+# ------------------------------------------------------------------------------------------------ failures
 
 
-def told(work: Callable[[], Any]) -> list[str]:
-    """The error of the package that something raises, as the name of its type and its text."""
+def error_of(work: Callable[[], Any]) -> list[str]:
+    """Return the type name and the message of the UnavailableError raised by `work`."""
     try:
         work()
     except UnavailableError as error:
         return [type(error).__name__, str(error)]
-    raise AssertionError("nothing was raised")
+    raise AssertionError("no error was raised")
 
 
 def report_of_a_failure(stub: Stub, function: str, code: int) -> dict[str, Any]:
-    """The error that is told if a function fails from the start, the caller's context before and after, and graphs left."""
+    """Report the error if a driver function always fails, the current context before and after, and remaining graphs."""
 
     def work() -> None:
-        runtime = Watched(stub)
+        runtime = RecordingRuntime(stub)
         if function == "cuLaunchKernel":
             plain_launch(runtime)
             return
         _, job, course = CASES[2 if function.startswith("cuGraph") else 0]
-        trained(CudaEngine(job, runtime), job, course)
+        train_and_predict(CudaEngine(job, runtime), job, course)
 
     before = current()
     os.environ["CUDA_STUB_FAIL"] = f"{function}:{code}"
-    error = told(work)
+    error = error_of(work)
     del os.environ["CUDA_STUB_FAIL"]
     stub.forget()
     gc.collect()
@@ -185,7 +185,7 @@ def report_of_a_failure(stub: Stub, function: str, code: int) -> dict[str, Any]:
 
 
 def report(failures: list[tuple[str, int]]) -> dict[str, Any]:
-    """Everything. The first case finds no current context, the second another library's, which stays."""
+    """Return the whole report. The first case starts without a current context, later ones with another library's."""
     stub = Stub()
     found: dict[str, Any] = {"version": cuda.bindings.__version__, "file": cuda.bindings.__file__, "cases": {}}
     for number, (name, job, course) in enumerate(CASES):

@@ -1,4 +1,4 @@
-"""What the tests of data share: the error of a call, and IDX files."""
+"""Helpers of the data tests: error messages and IDX files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 
 def message(error, call, *arguments, **settings) -> str:
-    """Text of the error that a call must raise: one line."""
+    """Check that a call raises `error` with a message of one line; return the message."""
     with pytest.raises(error) as caught:
         call(*arguments, **settings)
     text = str(caught.value)
@@ -18,5 +18,5 @@ def message(error, call, *arguments, **settings) -> str:
 
 
 def idx(array: np.ndarray) -> bytes:
-    """The array of uint8 as an IDX file."""
+    """Return the bytes of an IDX file with an array of uint8."""
     return bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()

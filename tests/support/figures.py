@@ -1,4 +1,4 @@
-"""What must hold of every picture: nothing in it overlaps."""
+"""Checks of every figure: no overlapping texts or legends."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from matplotlib.text import Text
 
 
 def draw(figure: Figure) -> Figure:
+    """Render a figure, so that the positions of its texts are known."""
     figure.canvas.draw()
     return figure
 
 
 def shown_ticks(axis: Axis) -> list[Tick]:
+    """Return the major ticks inside the axis limits."""
     low, high = sorted(axis.get_view_interval())
     return [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
 
 
 def texts(figure: Figure) -> list[Text]:
-    """All texts that are drawn: not the labels of ticks outside the panel, nor those of a panel without axes."""
-    every = [text for text in figure.findobj(Text) if isinstance(text, Text)]
-    found = {text for text in every if text.get_visible() and text.get_text().strip()}
+    """Return all visible texts, without labels of ticks outside the axis limits or of panels whose axes are off."""
+    candidates = [text for text in figure.findobj(Text) if isinstance(text, Text)]
+    found = {text for text in candidates if text.get_visible() and text.get_text().strip()}
     for axes in figure.findobj(Axes):
         assert isinstance(axes, Axes)
         if not axes.axison:
@@ -34,7 +36,7 @@ def texts(figure: Figure) -> list[Text]:
 
 
 def check_no_overlap(figure: Figure) -> None:
-    """No two texts share a pixel, except tilted ones, which are compared by the distance of their baselines."""
+    """Check that no two texts overlap; texts rotated by 45 degrees are compared by the distance of their baselines."""
     boxes = [(text, text.get_window_extent()) for text in texts(figure)]
     for i, (one, box) in enumerate(boxes):
         for two, other in boxes[i + 1 :]:
@@ -47,6 +49,7 @@ def check_no_overlap(figure: Figure) -> None:
 
 
 def check_legend_beside_panels(figure: Figure) -> None:
+    """Check that the legend overlaps no panel."""
     (legend,) = figure.legends
     for axes in figure.axes:
         panel = axes.get_tightbbox()

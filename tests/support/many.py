@@ -1,4 +1,4 @@
-"""What the tests of many models share: models, and when two trainings are the same."""
+"""Helpers of the tests that train many models: models, and equality of trainings."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ SMALL = [(NETWORK, set_up(seed=seed)) for seed in range(5)]
 
 
 def timeless(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a history without durations and rates."""
     return [{key: value for key, value in row.items() if key not in TIMES} for row in history]
 
 
 def same_training(one: Training, other: Training) -> bool:
-    """Whether two trainings came to the same, but for the clock."""
+    """Return whether two trainings are bit-identical, except for times."""
     same = same_bits(one.state, other.state) and same_bits(one.model.parameters, other.model.parameters)
     ends = [(training.best_epoch, training.stopped, training.backend) for training in (one, other)]
     return same and ends[0] == ends[1] and timeless(one.history) == timeless(other.history)

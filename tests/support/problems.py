@@ -1,4 +1,4 @@
-"""Small trainings: a problem to learn, settings, a callback that keeps what it sees."""
+"""Small trainings: a classification problem, settings, and a callback that keeps parameters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastmlp.training.settings import Settings
 
 
 def problem(rows: int = 150, seed: int = 0, noise: float = 0.0) -> tuple[Any, Any]:
-    """Three classes that a line can nearly part; `noise` is the share of random labels."""
+    """Return features and labels of three linearly separable classes; `noise` is the fraction of random labels."""
     rng = np.random.default_rng([seed, rows])
     x = rng.normal(size=(rows, 4)).astype(np.float32)
     y = (x @ np.random.default_rng(9).normal(size=(4, 3))).argmax(axis=1)
@@ -22,6 +22,7 @@ def problem(rows: int = 150, seed: int = 0, noise: float = 0.0) -> tuple[Any, An
 
 
 def set_up(**changes: Any) -> Settings:
+    """Return settings of a short training, with changes."""
     defaults: dict[str, Any] = {"schedule": Schedule(0.1), "epochs": 4, "batch_size": 16, "backend": "numpy"}
     return Settings(**{**defaults, **changes})
 

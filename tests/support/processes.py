@@ -1,4 +1,4 @@
-"""Tests in processes of their own."""
+"""Tests in child processes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 
 import fastmlp
 
-ROOT = Path(fastmlp.__file__).parents[1]  # of the checkout
+ROOT = Path(fastmlp.__file__).parents[1]  # root of the repository
 
 
 def check_in_a_forked_child(holds: Callable[[], bool], seconds: float) -> None:
-    """Fail if a child of this process finds that something does not hold, or hangs longer than so many seconds."""
+    """Fork, and fail if `holds` returns False in the child or takes longer than `seconds`."""
     child = os.fork()
     if child == 0:
         os._exit(0 if holds() else 9)
@@ -24,6 +24,6 @@ def check_in_a_forked_child(holds: Callable[[], bool], seconds: float) -> None:
         if time.monotonic() > until:
             os.kill(child, 9)
             os.waitpid(child, 0)
-            pytest.fail("the child hangs")
+            pytest.fail(f"the child process did not finish within {seconds:g} s")
         time.sleep(0.01)
     assert os.waitstatus_to_exitcode(ended[1]) == 0

@@ -1,7 +1,7 @@
-"""What rounding may do: bounds of products and of trainings, and checks of engines against the reference.
+"""Bounds of rounding errors of products and trainings, and checks of engines against the reference.
 
-A tolerance is never a guess: products of K terms get c K eps |A||B|, carried through the layers; a training is
-compared with the float64 reference within what rounding errors of such sums grow to in the reference itself.
+Tolerances are derived, not guessed: c K eps |A||B| for products of K terms, propagated through the layers. A training
+is compared with the float64 reference; the tolerance is the growth of such rounding errors in the reference itself.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from support.engines import Course, engine_of, exact_job, same_bits, start_state
 EPS = float(np.finfo(np.float32).eps)
 
 
-SAFETY = 1.0  # c of the tolerances: K eps is twice the proven bound of a sum of K products in any order
+SAFETY = 1.0  # c of the tolerances; K eps is twice the proven bound for a sum of K products in any order
 
 
-ELEMENTWISE = 8  # roundings of what follows a sum (activation, loss, update), counted as so many more terms
+ELEMENTWISE = 8  # roundings after a sum (activation, loss, update), counted as additional terms
 
 
 def product_tolerance(a: Any, b: Any, extra: int = 0) -> Any:
-    """Bound of the rounding errors of a @ b summed in float32 in any order: c K eps |A||B|, entry by entry.
+    """Return the elementwise bound c K eps |A||B| of the rounding errors of a @ b, summed in float32 in any order.
 
-    `extra` counts further roundings of each entry as more terms.
+    `extra` is the number of further roundings per entry, counted as additional terms.
     """
     return SAFETY * (a.shape[-1] + extra) * EPS * (np.abs(a) @ np.abs(b))
 
 
 def forward_tolerance(network: Network, parameters: Any, x: Any) -> Any:
-    """Bound of the rounding errors of the forward pass in float32, (rows, outputs), carried layer by layer.
+    """Return a bound of the rounding errors of the forward pass in float32, (rows, outputs), propagated layer by layer.
 
-    An error e in y becomes e |w| in z; an activation stretches it by its steepest slope and adds its own rounding.
+    An error e in y becomes e |w| in z; an activation multiplies it by at most its largest slope and adds its own rounding.
     """
     y, error = x.astype(np.float64), np.zeros(x.shape)
     for layer, (w, b) in zip(network.layers, network.views(parameters.astype(np.float64)), strict=True):
@@ -51,8 +51,8 @@ def forward_tolerance(network: Network, parameters: Any, x: Any) -> Any:
     return error
 
 
-def nudged(job: Job, state: State, course: Course, size: float, seed: int) -> tuple[State, RowMetrics]:
-    """The reference in float64, each parameter moved by the relative `size`, up or down, before every batch."""
+def perturbed(job: Job, state: State, course: Course, size: float, seed: int) -> tuple[State, RowMetrics]:
+    """Train the float64 reference with each parameter perturbed by a relative +-`size` before every batch."""
     rng = np.random.default_rng(seed)
     engine = NumpyEngine(exact_job(job))
     engine.load(state)
@@ -68,7 +68,7 @@ def nudged(job: Job, state: State, course: Course, size: float, seed: int) -> tu
 
 
 class Expected(NamedTuple):
-    """What the reference gives in float64, and how far a float32 engine may be from it."""
+    """Results of the float64 reference, and tolerances for a float32 engine."""
 
     state: State
     results: RowMetrics
@@ -78,19 +78,19 @@ class Expected(NamedTuple):
 
 
 def expected(job: Job, state: State, course: Course) -> Expected:
-    """The reference's course and its tolerance: c times what nudges of sqrt(K) eps before each batch do to it.
+    """Train the reference; the tolerances are c times the effect of relative perturbations of sqrt(K) eps before each batch.
 
     K is the longest sum of the job; rounding errors of its terms add up like sqrt(K) (Higham & Mary, "A new approach to
     probabilistic rounding error analysis", 2019, theorem 2.4). Each array of weights or biases has one tolerance, its
-    largest deviation plus the rounding of its largest entry, so that no entry hides behind another layer's.
+    largest deviation plus the rounding of its largest entry, so that errors are not masked by larger entries of other layers.
     """
     longest = max(*job.network.sizes, min(job.batch_size, len(course.order)))
     size = (longest + ELEMENTWISE) ** 0.5 * EPS
-    end, results = nudged(job, state, course, 0, 0)
-    others = [nudged(job, state, course, size, seed) for seed in (1, 2, 3)]
+    end, results = perturbed(job, state, course, 0, 0)
+    others = [perturbed(job, state, course, size, seed) for seed in (1, 2, 3)]
 
-    def per_array(vector: Any, deviants: Any) -> Any:
-        deviation = np.max([np.abs(other - vector) for other in deviants], axis=0)
+    def per_array(vector: Any, perturbed_vectors: Any) -> Any:
+        deviation = np.max([np.abs(other - vector) for other in perturbed_vectors], axis=0)
         views = zip(job.network.views(vector), job.network.views(deviation), strict=True)
         for arrays, spreads in views:
             for values, spread in zip(arrays, spreads, strict=True):
@@ -99,7 +99,7 @@ def expected(job: Job, state: State, course: Course) -> Expected:
 
     slots = [per_array(slot, [o.slots[i] for o, _ in others]) for i, slot in enumerate(end.slots)]
     loss_deviation = max(np.abs(r.loss - results.loss).max(initial=0) for _, r in others)
-    # a loss is a difference of terms of order one, however small it is itself
+    # a loss is a difference of terms of order one, even if it is small itself
     loss_rounding = size * np.abs(results.loss).max(initial=0) + ELEMENTWISE * EPS
     return Expected(
         end,
@@ -111,13 +111,13 @@ def expected(job: Job, state: State, course: Course) -> Expected:
 
 
 def excess(found: Any, wanted: Any, tolerance: Any) -> float:
-    """By how much the worst entry is beyond its tolerance; 0 if none is, NaN counts as infinitely wrong."""
+    """Return the largest amount by which an entry exceeds its tolerance, or 0; NaN counts as infinite."""
     beyond = np.abs(np.asarray(found, np.float64) - wanted) - tolerance
     return float(np.nan_to_num(beyond, nan=np.inf).max(initial=0.0).clip(0))
 
 
 def check_course(want: Expected, state: State, results: RowMetrics) -> None:
-    """Parameters, slots, step, row losses and correct flags of an engine against the reference."""
+    """Compare parameters, optimizer slots, step, row losses and correct predictions of an engine with the reference."""
     assert excess(state.parameters, want.state.parameters, want.parameters_tolerance) == 0
     assert state.slots.shape == want.state.slots.shape
     assert excess(state.slots, want.state.slots, want.slots_tolerance) == 0
@@ -127,7 +127,7 @@ def check_course(want: Expected, state: State, results: RowMetrics) -> None:
 
 
 def check_against_reference(backend: str, job: Job, course: Course, step: int = 0) -> None:
-    """Several steps and a forward pass of an engine against the specification in float64."""
+    """Compare several steps and a forward pass of an engine with the float64 reference."""
     start = start_state(job)._replace(step=step)
     want = expected(job, start, course)
     with engine_of(backend, job, start) as engine:
@@ -145,10 +145,10 @@ def check_against_reference(backend: str, job: Job, course: Course, step: int = 
 
 
 def check_scored(network: Network, z: Any, y: Any, scored: RowMetrics) -> None:
-    """Losses and hits of rows against those of the same pre-activations in float64."""
+    """Compare row losses and correct predictions with those of the same pre-activations in float64."""
     wanted = plain_losses(network, z, y)
-    scale = 1 + np.abs(z).max() + (np.abs(y).max() if y.ndim == 2 else 0)  # what sums in float32 are rounded at
+    scale = 1 + np.abs(z).max() + (np.abs(y).max() if y.ndim == 2 else 0)  # magnitude of the terms summed in float32
     tolerance = 2e-7 * z.shape[1] * scale ** (1 if network.loss == "cross-entropy" else 2)
     assert np.abs(scored.loss - wanted).max() <= tolerance
-    hits = z.argmax(axis=1) == y if y.ndim == 1 else np.zeros(len(z), bool)
-    assert np.array_equal(scored.correct, hits)
+    correct = z.argmax(axis=1) == y if y.ndim == 1 else np.zeros(len(z), bool)
+    assert np.array_equal(scored.correct, correct)
