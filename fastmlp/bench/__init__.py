@@ -1,4 +1,4 @@
-"""`fastmlp bench`: engines and other libraries, timed on the same work."""
+"""`fastmlp bench`: training times of the engines and of other libraries on the same task."""
 
 from __future__ import annotations
 

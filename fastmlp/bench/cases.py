@@ -1,7 +1,6 @@
-"""What is measured: networks with their batches, and the rows that they are trained on.
+"""Benchmark cases: networks, batch sizes, and the rows to train on.
 
-Here: `Case`, the seven `CASES` of README's table, and `Source`, which gives each case its rows. Not here: who trains on them
-(rivals.py), and the clock (rounds.py).
+`CASES` are the seven cases of README's table; `Source` provides the rows of a case.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ SYNTHETIC = "synthetic"
 
 
 class Case(NamedTuple):
-    """Sizes of a network, inputs and outputs included, and the rows of a batch."""
+    """Layer sizes of a network, inputs and outputs included, and the mini-batch size."""
 
     sizes: tuple[int, ...]
     batch: int
@@ -51,7 +50,11 @@ CASES = (
 
 
 def parse_sizes(text: str) -> tuple[int, ...]:
-    """Sizes of a network from text.
+    """Parse the layer sizes of a network.
+
+    Raises
+    ------
+    ConfigError : the text is not a list of two or more positive sizes, or there are fewer than 2 classes
 
     >>> parse_sizes("784-128-10")
     (784, 128, 10)
@@ -66,7 +69,11 @@ def parse_sizes(text: str) -> tuple[int, ...]:
 
 
 def choose_cases(networks: Sequence[str], batches: Sequence[int], everything: bool = False) -> tuple[Case, ...]:
-    """Each network with each batch size, or all of README's table.
+    """Return each network with each batch size, or all cases of README's table.
+
+    Raises
+    ------
+    ConfigError : `everything` together with networks or batch sizes, an invalid network, or a batch size below 1
 
     >>> [case.label for case in choose_cases(["20-16-10"], [32, 64])]
     ['20-16-10, batch 32', '20-16-10, batch 64']
@@ -85,9 +92,9 @@ def choose_cases(networks: Sequence[str], batches: Sequence[int], everything: bo
 
 
 class Rows(NamedTuple):
-    """Rows for one case, and where they come from.
+    """Training rows of one case.
 
-    x : (n, features) float32, C-contiguous; y : (n,) int32 classes; name : of the data
+    x : (n, features) float32, C-contiguous; y : (n,) int32 class labels; name : name of the data
     """
 
     x: FloatArray
@@ -96,14 +103,15 @@ class Rows(NamedTuple):
 
 
 class Source:
-    """Rows for any case: the first columns of a data set, or made-up pixels where there is none that fits.
+    """Rows for any case: the first columns of a data set, or synthetic pixels if the data set is missing or does not fit.
 
-    Nothing is downloaded. Pixels are scaled to [0, 1]; of each made-up row about half are zero, as in pictures of clothes.
+    Nothing is downloaded. Pixels are scaled to [0, 1]; about half of the synthetic ones are zero, as in Fashion-MNIST.
 
     Parameters
     ----------
     name : a data set, as for `load_data`, or "synthetic"
-    rows : how many at most
+    rows : maximum number of rows
+    data_dir : folder of the named data sets
 
     Examples
     --------
@@ -119,12 +127,12 @@ class Source:
 
     @cached_property
     def data(self) -> Dataset | None:
-        """The data set, or None if its files are not there.
+        """The data set, or None if its files are missing.
 
         Raises
         ------
-        ConfigError : its targets are no classes
-        DataError : there is no such data set, or it is damaged
+        ConfigError : the targets are not class labels
+        DataError : the data set is unknown or corrupt
         """
         states = {row.name: row.state for row in list_data(self.data_dir)}
         if self.name == SYNTHETIC or states.get(self.name, "present") not in ("embedded", "present"):
@@ -138,7 +146,7 @@ class Source:
         return found
 
     def rows_for(self, case: Case) -> Rows:
-        """Rows with as many features as the network has inputs, and no more classes than it has outputs."""
+        """Return rows with one feature per network input and at most one class per output."""
         features, outputs = case.sizes[0], case.sizes[-1]
         data = self.data
         if data is None or data.x.shape[1] < features or len(data.classes) > outputs:
@@ -148,7 +156,7 @@ class Source:
 
 
 def synthetic_rows(rows: int, features: int, outputs: int) -> Rows:
-    """Pixels in [0, 1], about half of them zero, around a picture of each class, so that there is something to learn."""
+    """Return learnable pixels in [0, 1]: a random prototype per class plus noise, clipped, so that about half are zero."""
     draw = np.random.default_rng(0)
     y = draw.integers(0, outputs, rows, np.int32)
     pictures = draw.uniform(-1, 1, (outputs, features)).astype(np.float32)

@@ -1,10 +1,7 @@
-"""What takes part in a benchmark: the task, the interface of a contestant, and fastmlp's own engines behind it.
+"""The task of a benchmark, the interface `Contestant` of everything that is timed, and fastmlp's engines as contestants.
 
-Here: `Task`, `Contestant`, `OwnEngine`. Not here: other libraries (pytorch.py, rivals.py), the clock and the check
-that all compute the same (rounds.py).
-
-Each contestant trains the same network from the same parameters, in float32, on the same rows in the same order. Its first
-epoch must not be timed: in it everything is compiled.
+All contestants train the same network from the same initial parameters, in float32, on the same rows in the same order. The
+first epoch includes compilation and must not be timed.
 """
 
 from __future__ import annotations
@@ -30,9 +27,11 @@ Order = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Task:
-    """What every contestant trains: a classifier with softmax cross-entropy.
+    """The training task of all contestants: a classifier with softmax cross-entropy.
 
-    x : (n, features) float32, C-contiguous; y : (n,) int32 classes; start : (parameters,) float32, as `Network.views`
+    x : (n, features) float32, C-contiguous; y : (n,) int32 class labels
+    start : (parameters,) float32, initial parameters in the layout of `Network.views`
+    batch : mini-batch size
     """
 
     network: Network
@@ -46,33 +45,33 @@ class Task:
 
 
 class Contestant(Protocol):
-    """A way to train. `backend` and `threads` are its name; threads is None if that says nothing of it."""
+    """An implementation to be timed, identified by `backend` and `threads`; threads is None on a device."""
 
     backend: str
     threads: int | None
 
     def prepare(self, task: Task) -> None:
-        """Take over data and start.
+        """Load the data and the initial parameters.
 
-        Raises UnavailableError if a package is missing, or the library cannot do what the task asks for.
+        Raises UnavailableError if a package is missing or the library does not support the task.
         """
 
     def limited(self) -> AbstractContextManager[Any]:
-        """A context in which the contestant has its number of threads; to be entered before the clock starts."""
+        """Return a context manager that limits the contestant to its number of threads; enter it before timing."""
 
     def epoch(self, order: Order) -> float:
-        """Train on these rows in this order (k,), batch <= k <= n; gives their mean loss, each before its update."""
+        """Train on the rows `order`, (k,) with batch <= k <= n; return their mean loss, each computed before its update."""
 
     def close(self) -> None:
-        """Give back threads and memory."""
+        """Release threads and memory."""
 
 
 def library(package: str, module: str) -> Any:
-    """A module of an optional package.
+    """Import a module of an optional package.
 
     Raises
     ------
-    UnavailableError : it cannot be imported
+    UnavailableError : the module cannot be imported
     """
     try:
         return importlib.import_module(module)
@@ -83,22 +82,22 @@ def library(package: str, module: str) -> Any:
 
 
 def lookup(table: dict[str, Any], name: str, who: str) -> Any:
-    """An entry of a library's table, or UnavailableError: it has none."""
+    """Return the entry `name` of a library's table; raise UnavailableError if there is none."""
     if name not in table:
         raise UnavailableError(f"{who} has no {name}")
     return table[name]
 
 
 def limit_blas(threads: int) -> AbstractContextManager[Any]:
-    """NumPy's matrix product on so many threads."""
+    """Return a context manager that limits NumPy's matrix product to so many threads."""
     limits: AbstractContextManager[Any] = library("threadpoolctl", "threadpoolctl").threadpool_limits(threads, user_api="blas")
     return limits
 
 
 class OwnEngine:
-    """One of fastmlp's engines. The threads of the NumPy engine are those of its matrix product.
+    """One of fastmlp's engines. For the NumPy engine, `threads` is the number of BLAS threads.
 
-    roundoff : to which it rounds the operands of its products, beyond what float32 rounds
+    roundoff : unit roundoff of the operands of matrix products in reduced precision; 0 in float32
     """
 
     roundoff = 0.0
@@ -106,10 +105,10 @@ class OwnEngine:
     def __init__(self, backend: str, threads: int | None) -> None:
         self.backend = backend
         self.threads = threads
-        self.close: Callable[[], None] = lambda: None  # until there is an engine
+        self.close: Callable[[], None] = lambda: None  # until `prepare` has created the engine
 
     def make(self, task: Task) -> Engine:
-        """The engine that trains."""
+        """Create the engine."""
         return make_engine(self.backend, Job(task.network, task.optimizer, task.batch, seed=task.seed, threads=self.threads))
 
     def prepare(self, task: Task) -> None:

@@ -1,11 +1,8 @@
-"""What the machine can do and what it is: ceiling of arithmetic, memory bandwidth, processor, versions.
+"""Peak arithmetic rate, memory bandwidth and description of the machine.
 
-Here: `Ceilings`, measured by kernels of its own, and the descriptions that go into a result. Not here: the training that is
-held against them (rounds.py).
-
-The ceiling is what fused multiply-adds in registers reach, without any memory: no program of float32 arithmetic on these
-cores is faster. The bandwidth is STREAM's triad a = b + s c (McCalpin 1995) over arrays far larger than the last cache,
-counted as STREAM counts: three arrays of 4 bytes an element, the reading of a before it is written left out.
+The ceiling is the rate of fused multiply-adds in registers, without memory accesses: an upper bound for float32 arithmetic
+on these cores. The bandwidth is that of STREAM's triad a = b + s c (McCalpin 1995) over arrays much larger than the
+last-level cache, counted as in STREAM: three arrays of 4 bytes per element; reading a before it is written is not counted.
 """
 
 from __future__ import annotations
@@ -25,18 +22,19 @@ from fastmlp.engines.cpu.threads import Team, available_cores
 
 PACKAGES = ("numpy", "numba", "llvmlite", "scikit-learn", "torch", "jax", "numba-cuda")
 CPU_FILES = Path("/sys/devices/system/cpu")
-DEFAULT_CACHE_BYTES = 32 * 2**20  # bytes, where the system does not tell
-MAX_TRIAD_BYTES = 2**30  # of one array
-CACHE_MULTIPLE = 4  # STREAM's rule: each array at least so many times the last cache
-FMA_FLOP = 4e9  # per thread and measurement: some 40 ms, far above the cost of waking a thread
+DEFAULT_CACHE_BYTES = 32 * 2**20  # bytes, if the system does not report the size
+MAX_TRIAD_BYTES = 2**30  # per array
+CACHE_MULTIPLE = 4  # STREAM's rule: each array is at least so many times as large as the last-level cache
+FMA_FLOP = 4e9  # per thread and measurement: about 40 ms, much longer than waking a thread takes
 
 # ------------------------------------------------------------------------------------------------ kernels
 
 
 def accumulators() -> int:
-    """Independent sums that keep every multiply-add unit busy, and still fit into the vector registers.
+    """Number of independent sums that keeps all multiply-add units busy and fits into the vector registers.
 
-    Two units of 4 cycles want 8, four units (Apple) want 16. There are 16 registers without AVX-512 on x86, else 32.
+    Two units with a latency of 4 cycles need 8 sums, four units (Apple) need 16. x86 without AVX-512 has 16 vector registers,
+    other processors have 32.
     """
     from fastmlp.engines.cpu.codegen.simd import lanes
 
@@ -45,7 +43,7 @@ def accumulators() -> int:
 
 @functools.cache
 def make_kernels() -> tuple[Any, Any]:
-    """Compiled fmas(t, steps, x, results) and triad(t, threads, a, b, c, s), each the share of thread t."""
+    """Compile fmas(t, steps, x, results) and triad(t, threads, a, b, c, s); each does the work of thread t."""
     from numba import njit
 
     from fastmlp.engines.cpu.codegen.intrinsics import make_fma_loop
@@ -64,12 +62,14 @@ def make_kernels() -> tuple[Any, Any]:
 
 
 class Ceilings:
-    """Best of repeated measurements of what so many threads can do; to be used in turn with what is held against it.
+    """Best of repeated measurements of the peak rates, by number of threads.
+
+    Alternate `measure` with the measurements to be compared with the peak.
 
     Parameters
     ----------
     threads : numbers of threads to measure with
-    array_bytes : of each of the triad's three arrays; None: four times all last caches together, a GiB at most
+    array_bytes : size of each of the triad's three arrays; None: four times the total of last-level caches, at most 1 GiB
 
     Examples
     --------
@@ -90,7 +90,7 @@ class Ceilings:
             self.triad_gb_per_s(team)
 
     def measure(self) -> None:
-        """Measure once, and keep what is better than before: GFLOP/s in `gflops`, GB/s in `triad`, by threads."""
+        """Measure once; keep the best GFLOP/s in `gflops` and GB/s in `triad`, by number of threads."""
         for team in self.teams:
             steps = int(FMA_FLOP / self.flop_per_step())
             self.gflops[team.threads] = max(self.gflops[team.threads], self.fma_gflops(team, steps))
@@ -98,13 +98,13 @@ class Ceilings:
 
     @staticmethod
     def flop_per_step() -> int:
-        """Operations of one step of the loop of one thread."""
+        """Floating-point operations of one loop iteration of one thread."""
         from fastmlp.engines.cpu.codegen.simd import lanes
 
         return 2 * accumulators() * lanes()
 
     def fma_gflops(self, team: Team, steps: int) -> float:
-        """GFLOP/s of multiply-adds in registers, all threads together."""
+        """Measure the GFLOP/s of multiply-adds in registers, summed over threads."""
         fmas, _ = make_kernels()
         results = np.empty(team.threads, np.float32)
         began = time.perf_counter()
@@ -112,21 +112,21 @@ class Ceilings:
         return steps * self.flop_per_step() * team.threads / (time.perf_counter() - began) / 1e9
 
     def triad_gb_per_s(self, team: Team) -> float:
-        """GB/s of a = b + s c."""
+        """Measure the GB/s of a = b + s c."""
         _, triad = make_kernels()
         began = time.perf_counter()
         team.run(triad, team.threads, *self.arrays, np.float32(3))
         return sum(array.nbytes for array in self.arrays) / (time.perf_counter() - began) / 1e9
 
     def close(self) -> None:
-        """End the threads, give back the memory."""
+        """Stop the threads and free the memory."""
         self.arrays = []
         for team in self.teams:
             team.close()
 
 
 def last_cache_bytes(folder: Path = CPU_FILES) -> int:
-    """Bytes of all last-level caches together (Linux), else a usual size.
+    """Total size of all last-level caches in bytes (Linux); elsewhere `DEFAULT_CACHE_BYTES`.
 
     >>> last_cache_bytes(Path("/nowhere")) == DEFAULT_CACHE_BYTES
     True
@@ -143,7 +143,7 @@ def last_cache_bytes(folder: Path = CPU_FILES) -> int:
 
 
 def processor_name() -> str:
-    """Name that the processor gives itself, else the architecture."""
+    """Model name of the processor (Linux), else `platform.processor()`."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux
@@ -152,7 +152,7 @@ def processor_name() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Date, processor, cores that this process may use, hardware threads, and how busy it is now (load over one minute)."""
+    """Describe the machine: date, processor, cores available to this process, hardware threads, one-minute load average."""
     import llvmlite.binding
 
     return {

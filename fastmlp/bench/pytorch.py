@@ -1,7 +1,7 @@
-"""PyTorch as a contestant, without and with its compiler. Needs the package torch.
+"""PyTorch as a contestant, eager and compiled. Needs the package torch.
 
-Of the ways to write a step, the fastest is taken that was found: rows by index_select, functions instead of modules, plain SGD
-in place instead of torch.optim.SGD, foreach or fused, whose steps cost more Python.
+The step is the fastest variant found: index_select for the rows, functions instead of modules, and in-place plain SGD instead
+of torch.optim.SGD (foreach or fused), which has more Python overhead per step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fastmlp.nn.optimizers import Optimizer
 
 
 class Torch:
-    """PyTorch without a compiler, on one device. Update rules but plain SGD are torch.optim's, fused where that exists."""
+    """Eager PyTorch on one device. Optimisers other than plain SGD are those of torch.optim, fused if available."""
 
     backend = "torch"
 
@@ -45,10 +45,10 @@ class Torch:
         return found
 
     def by_optimizer(self, o: Optimizer) -> Callable[[Any, Any], None]:
-        """torch.optim's rule of the same name, in its fastest implementation."""
+        """Return an update by torch.optim's optimiser of the same name, in its fastest implementation."""
         from fastmlp.engines.torch_engine import make_optimizer
 
-        how = {"foreach" if o.name == "rmsprop" else "fused": True}  # rmsprop has no fused one
+        how = {"foreach" if o.name == "rmsprop" else "fused": True}  # RMSprop has no fused version
         rule = make_optimizer(o, self.parameters[0::2], self.parameters[1::2], self.task.learning_rate, **how)
 
         def update(parameters: Any, gradients: Any) -> None:
@@ -71,7 +71,7 @@ class Torch:
         return f.cross_entropy(f.linear(x, parameters[-2], parameters[-1]), y)
 
     def step(self, picked: Any) -> Any:
-        """One update; the batch's mean loss."""
+        """Train on one mini-batch; return its mean loss."""
         loss = self.loss(self.parameters, self.x.index_select(0, picked), self.y[picked])
         gradients = self.torch.autograd.grad(loss, self.parameters)
         with self.torch.no_grad():
@@ -94,13 +94,13 @@ class Torch:
             self.torch.set_num_threads(before)
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: no resources are held."""
 
 
 class TorchCompiled(Torch):
-    """PyTorch with the whole step in one torch.compile: rows, loss, gradients and plain SGD, called from C++.
+    """PyTorch with the whole step in one torch.compile call: row selection, loss, gradients and plain SGD, with a C++ wrapper.
 
-    Faster than compiling loss and gradients alone. Needs a C++ compiler.
+    This is faster than compiling only loss and gradients. Needs a C++ compiler.
     """
 
     backend = "torch-compile"
@@ -109,7 +109,7 @@ class TorchCompiled(Torch):
         super().prepare(task)
         torch = self.torch
         config = library("torch", "torch._inductor.config")
-        config.compile_threads = 1  # else a pool of processes stays behind
+        config.compile_threads = 1  # otherwise a pool of worker processes stays alive
         inside = task.optimizer.name == "sgd"
 
         def step(parameters: Any, x: Any, y: Any, picked: Any) -> Any:
@@ -126,12 +126,12 @@ class TorchCompiled(Torch):
         self.try_compiler()
 
     def try_compiler(self) -> None:
-        """Compile for a whole batch, so that a machine without a compiler is known before the first epoch."""
+        """Compile for a full batch, so that a missing compiler is detected before the first epoch."""
         torch = self.torch
         start = [p.clone() for p in self.parameters]
         try:
             with self.limited(), torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # PyTorch's about its own use of what it deprecates
+                warnings.simplefilter("ignore")  # PyTorch warns of its own use of deprecated functions
                 self.compiled(start, self.x, self.y, torch.arange(min(self.task.batch, len(self.x))))
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = " ".join(str(error).strip().partition("\n\n")[0].split())
@@ -146,4 +146,4 @@ class TorchCompiled(Torch):
 
     def close(self) -> None:
         if hasattr(self, "compiled"):
-            self.torch.compiler.reset()  # what is compiled counts against a limit of PyTorch's
+            self.torch.compiler.reset()  # PyTorch limits the number of compiled variants

@@ -1,7 +1,4 @@
-"""What a person gets to see of a benchmark: the table in words, and the chart.
-
-Here: `bench_text`, `plot_bench`, `write_bench`. They read what `rounds.run_bench` gives, or the same from a JSON file.
-"""
+"""Text tables and chart of a benchmark, from the result of `rounds.run_bench` or from the same object read from JSON."""
 
 from __future__ import annotations
 
@@ -23,13 +20,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HEADINGS = ("backend", "threads", "s per epoch", "least to most", "GFLOP/s", "ceiling", "times ours (range)")
-WIDEST = 120  # columns of a table, which is then as wide as it needs
-BAR = 0.27  # inches of the chart for one bar
+TABLE_WIDTH = 120  # characters available to a table
+BAR = 0.27  # inches per bar of the chart
 WIDTH = 8.5  # inches of the chart
 
 
 def cases_of(result: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], list[Mapping[str, Any]]]]:
-    """Verdict and rows of each case, fastest first."""
+    """Yield the verdict and the rows of each case, fastest row first."""
     for verdict in result["verdicts"]:
         key = verdict["network"], verdict["batch"]
         rows = [row for row in result["rows"] if (row["network"], row["batch"]) == key]
@@ -37,24 +34,24 @@ def cases_of(result: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], lis
 
 
 def heading(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Network, batch and data of one case."""
+    """Heading of a case: network, batch size and data."""
     first = rows[0]
     return f"{first['network']}, batch {first['batch']}, {first['rows']:,} rows of {first['data']} data"
 
 
 def relative_time(row: Mapping[str, Any], ours: Mapping[str, Any] | None) -> str:
-    """How many times as long as ours a row takes, the ratio taken within each round: median (least to most)."""
+    """Format the time of a row relative to ours, with ratios taken within each round: median (least to most)."""
     if ours is None or ours is row:
         return "" if ours is None else "1"
     ratios = [a / b for a, b in zip(row["seconds"], ours["seconds"], strict=True)]
     return f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
-# ------------------------------------------------------------------------------------------------ words
+# ------------------------------------------------------------------------------------------------ text
 
 
 def bench_text(result: Mapping[str, Any]) -> str:
-    """Tables, who wins and who does not, and the machine, of what `run_bench` gives; lines without a final newline."""
+    """Format a result of `run_bench` as text: tables, verdicts, machine and settings, without a final newline."""
     blocks = []
     for verdict, rows in cases_of(result):
         blocks.append(f"{case_table(rows)}\n{verdict['text']}")
@@ -65,7 +62,7 @@ def bench_text(result: Mapping[str, Any]) -> str:
 
 
 def case_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Heading and a line for each contestant of one case."""
+    """Format one case: its heading and a line per contestant."""
     from rich.console import Console
     from rich.table import Table
 
@@ -85,12 +82,12 @@ def case_table(rows: Sequence[Mapping[str, Any]]) -> str:
             relative_time(row, ours),
         )
     stream = io.StringIO()
-    Console(file=stream, width=WIDEST, color_system=None).print(table)
+    Console(file=stream, width=TABLE_WIDTH, color_system=None).print(table)
     return "\n".join([heading(rows), *(line.rstrip() for line in stream.getvalue().splitlines())])
 
 
 def left_out_lines(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A line for each reason, with whom it kept out."""
+    """Yield one line per reason, with the backends left out for it."""
     reasons: dict[str, list[str]] = {}
     for entry in entries:
         reasons.setdefault(entry["reason"], []).append(entry["backend"])
@@ -99,7 +96,7 @@ def left_out_lines(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def machine_lines(result: Mapping[str, Any]) -> Iterator[str]:
-    """Ceiling, machine, versions and settings."""
+    """Yield lines on the ceiling, the machine, the versions and the settings."""
     about, settings = result["machine"], result["settings"]
     for ceiling in result["ceiling"]:
         threads = label("ceiling", ceiling["threads"])
@@ -107,7 +104,7 @@ def machine_lines(result: Mapping[str, Any]) -> Iterator[str]:
     yield f"{about['name']} ({about['processor']}), {about['cores']} cores, load {about['load']:.2f} before, {about['date']}"
     yield ", ".join(f"{package} {version}" for package, version in result["versions"].items())
     dropout = f", dropout {settings['dropout']:g}" if settings["dropout"] else ""
-    rounds = f"rounds: {settings['rounds']}, in turn; the median counts"
+    rounds = f"median of {settings['rounds']} interleaved rounds"
     yield f"{settings['optimizer']}, {settings['activation']}{dropout}, float32; {rounds}"
 
 
@@ -115,21 +112,21 @@ def machine_lines(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
-    """A folder for `write_bench`; it may exist.
+    """Create a folder for `write_bench` unless it exists, and return its path.
 
     Raises
     ------
-    DataError : it cannot be made
+    DataError : the folder cannot be created
     """
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"cannot make the folder {path}: {error.strerror}; choose another folder", settings=("out",)) from error
+        raise DataError(f"cannot create the folder {path}: {error.strerror}; choose another folder", settings=("out",)) from error
     return Path(path)
 
 
 def write_bench(result: Mapping[str, Any], folder: Path) -> None:
-    """Write bench.json and bench.png into a folder, in place of what was there.
+    """Write bench.json and bench.png into a folder, replacing existing files.
 
     Raises
     ------
@@ -139,27 +136,27 @@ def write_bench(result: Mapping[str, Any], folder: Path) -> None:
     plot_bench(result, folder / "bench.png")
 
 
-# ------------------------------------------------------------------------------------------------ picture
+# ------------------------------------------------------------------------------------------------ chart
 
 
 def plot_bench(result: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write a PNG: for each case a bar of GFLOP/s for each contestant, ours in blue, with the ceiling as a line.
+    """Write a PNG bar chart of the GFLOP/s of each contestant in each case, ours in blue, with the ceiling as a line.
 
     Parameters
     ----------
-    result : what `run_bench` gives
-    path : file to write; replaced whole or not at all
+    result : the result of `run_bench`
+    path : file to write; replaced atomically
 
     Raises
     ------
-    DataError : the file could not be written
+    DataError : the file cannot be written
     """
     with own_style():
         save(_bench_figure(result), path)
 
 
 def _bench_figure(result: Mapping[str, Any]) -> Figure:
-    """A panel for each case, all on one scale."""
+    """Draw one panel per case, with a common scale."""
     cases = list(cases_of(result))
     bars = [len(rows) for _, rows in cases]
     about = result["machine"]
@@ -175,7 +172,7 @@ def _bench_figure(result: Mapping[str, Any]) -> Figure:
         _draw_case(axes, rows, ceilings, right)
         axes.tick_params(labelbottom=number == len(cases) - 1)
     if axes is not None:
-        axes.set_xlabel("GFLOP/s (beside each bar: seconds per epoch, median)")
+        axes.set_xlabel("GFLOP/s (labels: median seconds per epoch)")
         lines, labels = axes.get_legend_handles_labels()
         handles = _color_handles() | dict(zip(labels, lines, strict=True))
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
@@ -189,7 +186,7 @@ def _color_handles() -> dict[str, Any]:
 
 
 def _draw_case(axes: Axes, rows: Sequence[Mapping[str, Any]], ceilings: Sequence[Mapping[str, Any]], right: float) -> None:
-    """Bars of one case, fastest on top, with whiskers from the slowest to the fastest round."""
+    """Draw the bars of one case, fastest on top, with error bars from the slowest to the fastest round."""
     places = range(len(rows))
     speeds = [row["gflops"] for row in rows]
     colors = [BLUE if row["backend"] in OURS else GREY for row in rows]

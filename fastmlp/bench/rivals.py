@@ -1,7 +1,4 @@
-"""The other contestants, and all of them by name.
-
-Here: scikit-learn, JAX, and `contestants`. Not here: PyTorch (pytorch.py), fastmlp's own engines (contestant.py).
-"""
+"""scikit-learn and JAX as contestants, and the selection of contestants by name."""
 
 from __future__ import annotations
 
@@ -24,10 +21,10 @@ from fastmlp.nn.optimizers import Optimizer
 
 
 class Sklearn:
-    """scikit-learn's MLPClassifier: one `partial_fit` of all rows is one epoch, in batches in the order of the rows.
+    """scikit-learn's MLPClassifier: one `partial_fit` on all rows is one epoch of mini-batches in the order of the rows.
 
-    Its first call draws a start of its own, which ours replaces. Its shuffling is off: the rows are brought into the order
-    inside the clock, as the others do batch by batch. Its checks of the values are off.
+    The initial parameters of its first call are replaced by those of the task. Its shuffling is off: the rows are permuted
+    within the timed epoch, as the other contestants do batch by batch. Its validation of finite values is off.
     """
 
     backend = "sklearn"
@@ -55,10 +52,10 @@ class Sklearn:
         self.model.partial_fit(task.x[few], task.y[few], classes=np.arange(network.sizes[-1]))
         for w, b, (w_start, b_start) in zip(self.model.coefs_, self.model.intercepts_, network.views(task.start), strict=True):
             w[:], b[:] = w_start, b_start
-        del self.model._optimizer  # and with it the momentum of the first call; the next call makes another
+        del self.model._optimizer  # with the momentum of the first call; the next call creates a new optimiser
 
     def activation(self, network: Network) -> Any:
-        """scikit-learn's name of the one activation of all hidden layers."""
+        """scikit-learn's name of the activation, which all hidden layers must share."""
         if any(layer.dropout for layer in network.layers):
             raise UnavailableError("scikit-learn has no dropout")
         if network.sizes[-1] < 3:
@@ -68,7 +65,7 @@ class Sklearn:
         return lookup(table, " and ".join(sorted(names)), "scikit-learn")
 
     def rule(self, o: Optimizer) -> Any:
-        """scikit-learn's settings of the update rule."""
+        """scikit-learn's settings for the optimiser."""
         table: dict[str, dict[str, Any]] = {
             "sgd": {"solver": "sgd", "momentum": 0.0, "nesterovs_momentum": False},
             "momentum": {"solver": "sgd", "momentum": o.momentum, "nesterovs_momentum": False},
@@ -86,21 +83,21 @@ class Sklearn:
     def epoch(self, order: Order) -> float:
         task = self.task
         x = self.x[: len(order)]
-        np.take(task.x, order, axis=0, out=x, mode="clip")  # "clip" writes straight into out
+        np.take(task.x, order, axis=0, out=x, mode="clip")  # mode "clip" writes into out without a buffer
         self.model.partial_fit(x, task.y[order])
         return float(self.model.loss_)
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: no resources are held."""
 
 
 # ------------------------------------------------------------------------------------------------ JAX
 
 
 class Jax:
-    """JAX on the CPU: a whole epoch in one jit, a scan over batches, parameters donated.
+    """JAX on the CPU: a whole epoch in one jitted scan over batches, with donated parameters.
 
-    XLA fixes its threads when the process first uses it, one a core, and offers no other number afterwards.
+    XLA starts one thread per core when the process first uses it; their number cannot be changed afterwards.
     """
 
     backend = "jax"
@@ -110,7 +107,7 @@ class Jax:
 
     def prepare(self, task: Task) -> None:
         if self.threads != available_cores():
-            raise UnavailableError(f"JAX takes one thread a core, {available_cores()}, and cannot be given {self.threads}")
+            raise UnavailableError(f"JAX uses one thread per core ({available_cores()}); it cannot run with {self.threads}")
         self.jax = jax = library("jax", "jax")
         self.task = task
         self.device = jax.devices("cpu")[0]
@@ -139,7 +136,7 @@ class Jax:
         return found
 
     def rule(self, o: Optimizer, learning_rate: float) -> Any:
-        """init, update and get of the rule, from the optimizers that come with JAX; its rmsprop is another one."""
+        """init, update and get of JAX's example optimiser; JAX's rmsprop is left out, as its update differs from ours."""
         made = library("jax", "jax.example_libraries.optimizers")
         table = {
             "sgd": lambda: made.sgd(learning_rate),
@@ -161,7 +158,7 @@ class Jax:
         return -jax.numpy.take_along_axis(jax.nn.log_softmax(x @ w + b), y[:, None], 1).mean()
 
     def whole_epoch(self, state: Any, steps: Any, x: Any, y: Any, order: Any) -> Any:
-        """State and step after the epoch, and the mean loss. The last batch may be short."""
+        """Return state and step after the epoch, and the mean loss. The last batch may be smaller."""
         jax, batch = self.jax, self.task.batch
 
         def one(carry: Any, picked: Any) -> Any:
@@ -187,7 +184,7 @@ class Jax:
         return float(loss)
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: no resources are held."""
 
 
 # ------------------------------------------------------------------------------------------------ by name
@@ -198,14 +195,14 @@ RIVALS: dict[str, Callable[[int], Contestant]] = {
     "sklearn": Sklearn,
     "jax": Jax,
 }
-# Of fastmlp's engines. Not the one that trains by PyTorch's definitions: "torch" is here the fastest step in PyTorch.
+# The fastmlp engines that are timed. The engine "torch" is not: in benchmarks "torch" means the fastest step in PyTorch.
 ENGINES = ("numpy", "numba", "cuda")
 NAMES = (*ENGINES, *RIVALS)
-OURS = ("numba", "cuda")  # NumPy's engine is the specification, not made to be fast
+OURS = ("numba", "cuda")  # the NumPy engine is the specification and not optimised
 
 
 def parse_names(text: str | None) -> tuple[str, ...]:
-    """Names with commas between them; None is all.
+    """Parse comma-separated names; None means all.
 
     >>> parse_names("numba, jax"), parse_names(None) == NAMES
     (('numba', 'jax'), True)
@@ -214,11 +211,11 @@ def parse_names(text: str | None) -> tuple[str, ...]:
 
 
 def contestants(names: Iterable[str], threads: int | None = None) -> list[Contestant]:
-    """New contestants, not prepared: each name with one thread and with `threads` (None: one a core), where it has a choice.
+    """Create contestants, unprepared: each name with one thread and with `threads` (None: one per core), where it has a choice.
 
     Raises
     ------
-    ConfigError : an unknown name
+    ConfigError : a name is unknown
 
     Examples
     --------

@@ -1,12 +1,9 @@
-"""Measuring whole epochs of contestants against each other, in one process, in turn.
+"""Interleaved timing of whole training epochs of all contestants, in one process.
 
-Here: `BenchSettings`, `run_bench`, the JSON object that comes of it, and `ready` for other clocks. Not here: the contestants
-(contestant.py and the files after it), the ceiling (machine.py), the table and the chart (report.py).
-
-For each case every contestant first trains a few batches and an epoch that are not timed: everything is compiled in them, and
-from the same start their mean losses must be those of the specification, else the contestant is left out. Then come rounds:
-in each, one epoch of every contestant in turn, all on the same rows in the same order, and the ceiling. Ratios are taken
-within a round, so that a neighbour on the machine hurts both sides.
+In each case, every contestant first trains a few batches and an epoch as an untimed warm-up, which includes compilation. Its
+mean losses must agree with those of the specification from the same initial parameters; otherwise it is left out. Then, in
+each round, every contestant trains one timed epoch on the same rows in the same order, and the ceiling is measured. Ratios are
+taken within a round, so that other load on the machine affects both sides.
 """
 
 from __future__ import annotations
@@ -32,38 +29,38 @@ from fastmlp.errors import ConfigError, DivergedError, FastMLPError, Unavailable
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import DEFAULT_LEARNING_RATE, Optimizer
 
-LEARNING_RATE = 0.01  # or less, where the update rule wants less
-REST = 0.2  # seconds before each epoch: the threads of a BLAS or of OpenMP spin on for a while after their work
-PROBE = 8  # batches of the first check
-# Relative difference of the mean loss over the probe that rounding explains: up to 7e-5 was seen with libraries, rules and
-# README's networks; a learning rate that is 1 % off makes 5e-4.
+LEARNING_RATE = 0.01  # at most; the optimiser's default if that is lower
+REST = 0.2  # seconds before each epoch: threads of BLAS and OpenMP keep spinning for a while after their work
+PROBE = 8  # mini-batches of the first comparison of losses
+# Allowed relative difference of the mean loss over the probe. Rounding gave up to 7e-5 with all libraries, optimisers and
+# README's networks; a learning rate that is 1 % off gives 5e-4.
 PROBE_AGREEMENT = 2e-4
-# The same over an epoch, in which rounding grows: up to 1e-3 was seen.
+# The same over an epoch, in which rounding errors grow: up to 1e-3 was observed.
 AGREEMENT = 5e-3
-# With dropout the masks of other libraries are their own: so much more, plus 1 / sqrt(rows).
+# Additional tolerance with dropout, plus 1 / sqrt(rows): other libraries draw their own masks.
 DROPOUT_AGREEMENT = 0.02
 
 Say = Callable[[str], None]
 
 
 class Disagreement(FastMLPError):
-    """An engine does not compute what the specification says, and is not measured."""
+    """An engine of fastmlp does not agree with the specification, and is not measured."""
 
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """What to measure.
+    """Settings of a benchmark.
 
-    cases : networks and batches; rows : of an epoch, at most; rounds : that are timed
-    backends : names in `NAMES`; threads : the most threads, None for one a core
+    cases : networks and batch sizes; rows : maximum number of rows per epoch; rounds : number of timed rounds
+    backends : names from `NAMES`; threads : maximum number of threads, None for one per core
     optimizer : of all networks; activation, dropout : of all their hidden layers
-    data : as for `Source`; data_dir : folder of named data sets
-    rest : seconds of rest before each epoch
-    triad_bytes : of each array of the triad, None for what the caches ask for
+    data : as for `Source`; data_dir : folder of the named data sets
+    rest : idle seconds before each epoch
+    triad_bytes : size of each array of the triad; None derives it from the size of the caches
 
     Raises
     ------
-    ConfigError : no case, an unknown name, or a number that cannot be
+    ConfigError : there is no case, a name is unknown, or a number is out of range
     """
 
     cases: Sequence[Case] = CASES[:1]
@@ -97,7 +94,7 @@ class BenchSettings:
         return Network(case.sizes, activation=self.activation, dropout=self.dropout)
 
     def task(self, case: Case, rows: Rows) -> Task:
-        """What contestants train in a case."""
+        """The training task of a case."""
         network = self.network(case)
         start = network.initial_parameters(0)
         return Task(network, rows.x, rows.y, start, case.batch, self.learning_rate, Optimizer(self.optimizer))
@@ -110,7 +107,7 @@ class BenchSettings:
 
 @dataclass(eq=False)
 class Entry:
-    """A contestant in a case, its mean loss over the epoch of the warm-up, and the seconds of its epochs, one a round."""
+    """A contestant in a case, its mean loss over the warm-up epoch, and the seconds of its timed epochs, one per round."""
 
     contestant: Contestant
     first_loss: float
@@ -134,7 +131,7 @@ class Entry:
 
 
 def label(backend: str, threads: int | None) -> str:
-    """A contestant in words.
+    """Format the name and the number of threads of a contestant.
 
     >>> label("numba", 2), label("torch", 1), label("cuda", None)
     ('numba (2 threads)', 'torch (1 thread)', 'cuda')
@@ -146,30 +143,30 @@ def label(backend: str, threads: int | None) -> str:
 
 
 def run_bench(settings: BenchSettings, say: Say = lambda text: None) -> dict[str, Any]:
-    """Measure all cases; `say` is told what is going on.
+    """Measure all cases; `say` is called with progress messages.
 
     Returns
     -------
     dict
-        machine : date, processor, cores, load before
+        machine : date, processor, cores, load before the benchmark
         versions : of Python and of packages
-        settings : what was measured, and how
-        ceiling : for 1 and for the most threads: threads, gflops, triad (GB/s)
-        rows : for each case one for each backend with its best number of threads, and of our compiled engine one for each
-            number: network, batch, backend, threads, seconds_per_epoch (median), gflops, ceiling_share (of the ceiling of
-            as many threads; None for a device), least, most and seconds (of each round),
-            first_loss (mean over the epoch of the warm-up), rows, data
-        slower : the same for numbers of threads that were not the best
-        verdicts : for each case network, batch, ours, rival, ratio (median, least, most of rival's to our seconds within
-            a round; None without a rival or without us), text
+        settings : settings of the measurement
+        ceiling : for 1 and for the maximum number of threads: threads, gflops, triad (GB/s)
+        rows : per case, one row for each backend at its best number of threads, and one for each number of threads of our
+            compiled engine: network, batch, backend, threads, seconds_per_epoch (median), gflops, ceiling_share (fraction of
+            the ceiling of the same number of threads; None for a device), least, most and seconds (of each round),
+            first_loss (mean over the warm-up epoch), rows, data
+        slower : the same for the other numbers of threads
+        verdicts : per case, network, batch, ours, rival, ratio (median, least, most of rival's seconds divided by ours within
+            a round; None if there is no rival or none of our compiled engines), text
         left_out : network, batch, backend, threads, reason
 
     Raises
     ------
-    ConfigError : settings that cannot be
+    ConfigError : the data have no class labels
     DataError : the data cannot be read
     DivergedError : the loss of the first epoch is not finite
-    UnavailableError : nobody is left to be measured
+    UnavailableError : no contestant is available
     """
     about = machine()
     most = settings.threads or available_cores()
@@ -193,7 +190,7 @@ def run_bench(settings: BenchSettings, say: Say = lambda text: None) -> dict[str
 
 
 def describe(settings: BenchSettings, threads: int) -> dict[str, Any]:
-    """The settings as they go into the result."""
+    """The settings as stored in the result."""
     return {
         "rounds": settings.rounds,
         "threads": threads,
@@ -207,7 +204,7 @@ def describe(settings: BenchSettings, threads: int) -> dict[str, Any]:
 
 
 def measure(case: Case, settings: BenchSettings, source: Source, ceilings: Ceilings, say: Say) -> dict[str, list[Any]]:
-    """Rows, verdict and who was left out, of one case."""
+    """Measure one case; return its rows, verdict and the contestants left out."""
     rows = source.rows_for(case)
     say(f"{case.label}: {len(rows.x):,} rows of {rows.name} data")
     task = settings.task(case, rows)
@@ -223,7 +220,7 @@ def measure(case: Case, settings: BenchSettings, source: Source, ceilings: Ceili
                 left_out.append({**key_of(case, contestant), "reason": str(error)})
                 say(f"  left out: {error}")
         if not entries:
-            raise UnavailableError(f"{case.label}: nobody to measure; {left_out[0]['reason']}")
+            raise UnavailableError(f"{case.label}: no backend is available; {left_out[0]['reason']}")
         for index in range(1, settings.rounds + 1):
             say(f"  round {index}/{settings.rounds}")
             one_round(entries, order_of(index, len(rows.x)), settings.rest)
@@ -241,19 +238,24 @@ def measure(case: Case, settings: BenchSettings, source: Source, ceilings: Ceili
 
 
 def order_of(index: int, rows: int) -> Any:
-    """Order of the rows in a round, (rows,) int64; round 0 is the warm-up."""
+    """Return the order of the rows in a round, (rows,) int64; round 0 is the warm-up."""
     return np.random.default_rng(index).permutation(rows)
 
 
 def first_losses(contestant: Contestant, task: Task) -> tuple[float, float]:
-    """Mean loss of a prepared contestant over the probe and over the epoch that follows it."""
+    """Return the mean losses of a prepared contestant over the probe and over the following epoch."""
     order = order_of(0, len(task.x))
     with contestant.limited():
         return contestant.epoch(order[: PROBE * task.batch]), contestant.epoch(order)
 
 
 def specified_losses(task: Task) -> tuple[float, float]:
-    """First losses of the NumPy engine, which is the specification."""
+    """Return the first losses of the NumPy engine, which is the specification.
+
+    Raises
+    ------
+    DivergedError : a loss is not finite
+    """
     with contextlib.closing(OwnEngine("numpy", available_cores())) as reference:
         reference.prepare(task)
         losses = first_losses(reference, task)
@@ -265,7 +267,7 @@ def specified_losses(task: Task) -> tuple[float, float]:
 
 
 def tolerances(contestant: Contestant, task: Task) -> tuple[float, float]:
-    """How far a contestant's first losses may be from the specified ones, relatively."""
+    """Return the allowed relative differences of a contestant's first losses from the specified ones."""
     own_masks = not isinstance(contestant, OwnEngine) and any(layer.dropout for layer in task.network.layers)
     counts = min(PROBE * task.batch, len(task.x)), len(task.x)
     rounded = contestant.roundoff if isinstance(contestant, OwnEngine) else 0.0
@@ -274,12 +276,12 @@ def tolerances(contestant: Contestant, task: Task) -> tuple[float, float]:
 
 
 def warm_up(contestant: Contestant, task: Task, specified: tuple[float, float]) -> float:
-    """Compile everything, and hold the first losses against the specified ones; gives that of the epoch.
+    """Compile everything, compare the first losses with the specified ones, and return the mean loss of the epoch.
 
     Raises
     ------
-    UnavailableError : the contestant cannot do the task, or does something else
-    Disagreement : the same of an engine of ours, which is a bug
+    UnavailableError : the contestant does not support the task, or disagrees with the specification
+    Disagreement : an engine of fastmlp disagrees with the specification, which is a bug
     """
     contestant.prepare(task)
     losses = first_losses(contestant, task)
@@ -289,7 +291,7 @@ def warm_up(contestant: Contestant, task: Task, specified: tuple[float, float]) 
         if not abs(loss / needed - 1) <= allowed:
             who = label(contestant.backend, contestant.threads)
             raise (Disagreement if isinstance(contestant, OwnEngine) else UnavailableError)(
-                f"{who} does not compute the same: mean loss {loss:.6g} of the first {what}, specified {needed:.6g}, "
+                f"{who} does not agree with the specification: mean loss {loss:.6g} of the first {what}, expected {needed:.6g}, "
                 f"allowed relative difference {allowed:.2g}"
             )
     return losses[1]
@@ -297,7 +299,7 @@ def warm_up(contestant: Contestant, task: Task, specified: tuple[float, float]) 
 
 @contextlib.contextmanager
 def ready(contestant: Contestant, task: Task, specified: tuple[float, float]) -> Iterator[Contestant]:
-    """A contestant warmed up and with its threads, for another clock than ours; closed at the end. With pytest-benchmark:
+    """Yield a contestant, warmed up and limited to its threads, for other timers; close it at the end. With pytest-benchmark:
 
     with ready(contestant, task, specified_losses(task)):
         benchmark(contestant.epoch, order_of(1, len(task.x)))
@@ -309,7 +311,7 @@ def ready(contestant: Contestant, task: Task, specified: tuple[float, float]) ->
 
 
 def one_round(entries: Sequence[Entry], order: Any, rest: float) -> None:
-    """An epoch of each, on the same order of rows; what each takes is added to its seconds."""
+    """Time one epoch of each contestant on the same order of rows, and append it to the seconds of its entry."""
     for entry in entries:
         with entry.contestant.limited():
             time.sleep(rest)
@@ -322,12 +324,12 @@ def one_round(entries: Sequence[Entry], order: Any, rest: float) -> None:
 
 
 def key_of(case: Case, contestant: Contestant) -> dict[str, Any]:
-    """What a row begins with."""
+    """The fields that identify a row."""
     return {"network": case.network, "batch": case.batch, "backend": contestant.backend, "threads": contestant.threads}
 
 
 def result_row(case: Case, entry: Entry, gflop: float) -> dict[str, Any]:
-    """A row of the result; `run_bench` adds the share of the ceiling."""
+    """A row of the result; `run_bench` fills in the fraction of the ceiling."""
     return {
         **key_of(case, entry.contestant),
         "seconds_per_epoch": entry.median,
@@ -342,7 +344,7 @@ def result_row(case: Case, entry: Entry, gflop: float) -> dict[str, Any]:
 
 
 def best_of_each(entries: Sequence[Entry]) -> Iterator[Entry]:
-    """Each backend with the number of threads that suits it best; our compiled engine with each number."""
+    """Yield each backend at its best number of threads, and our compiled engines at every number."""
     for entry in entries:
         same = [other for other in entries if other.backend == entry.backend]
         if entry.backend in OURS or entry is min(same, key=lambda other: other.median):
@@ -350,12 +352,12 @@ def best_of_each(entries: Sequence[Entry]) -> Iterator[Entry]:
 
 
 def verdict(entries: Sequence[Entry]) -> dict[str, Any]:
-    """Who is fastest, and by how much our compiled engine wins or loses."""
+    """Compare our fastest compiled engine with the fastest other contestant."""
     ours = [entry for entry in entries if entry.backend in OURS]
     others = [entry for entry in entries if entry.backend not in OURS]
     if not (ours and others):
         fastest = min(entries, key=lambda entry: entry.median).label
-        return {"ours": None, "rival": None, "ratio": None, "text": f"fastest: {fastest}; nobody to compare with"}
+        return {"ours": None, "rival": None, "ratio": None, "text": f"fastest: {fastest}; nothing to compare with"}
     our, rival = (min(group, key=lambda entry: entry.median) for group in (ours, others))
     pairs = list(zip(rival.seconds, our.seconds, strict=True))
     ratio = min_median_max([a / b for a, b in pairs])
@@ -370,7 +372,7 @@ def verdict(entries: Sequence[Entry]) -> dict[str, Any]:
 
 
 def min_median_max(values: Sequence[float]) -> dict[str, float]:
-    """Median, least and most."""
+    """Return the minimum ("least"), median and maximum ("most")."""
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
