@@ -21,7 +21,7 @@ from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
 from fastmlp.nn.philox import generator
 from fastmlp.nn.schedules import Schedule
-from fastmlp.training.loop import CHUNK_SECONDS, Diverged, Interrupted, Training, train
+from fastmlp.training.loop import CHUNK_SECONDS, Diverged, Interrupted, TrainResult, train
 
 NETWORK = Network((4, 12, 3))
 
@@ -241,7 +241,7 @@ def test_a_signal_during_a_callback_is_not_lost(epoch: int) -> None:
 
 def test_training_outside_the_main_thread_leaves_signals_alone() -> None:
     x, y = problem(60)
-    found: list[Training] = []
+    found: list[TrainResult] = []
     handlers: list[Any] = []
 
     def look(row: dict[str, Any], engine: Engine) -> None:
@@ -269,8 +269,9 @@ def test_divergence_names_epoch_step_and_remedies(backend: str) -> None:
     message = str(caught.value)
     found = re.match(r"the loss became (nan|inf) in epoch (\d+), step (\d+): ", message)
     assert found is not None
-    for remedy in ("lower the learning rate (now 1e+06)", "--clip-norm", "--scale zscore"):
+    for remedy in ("lower the learning rate (now 1e+06)", "clip the gradient", "standardise the features"):
         assert remedy in message
+    assert caught.value.settings == ("lr", "max_grad_norm", "scale")
     assert "\n" not in message
     assert isinstance(caught.value, DivergedError)
     assert caught.value.exit_code == 5
