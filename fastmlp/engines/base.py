@@ -45,7 +45,7 @@ class RowMetrics(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Job:
+class EngineSpec:
     """What an engine is built for.
 
     scaling is applied to rows as they are used, so that pixels may stay uint8; None takes rows as they are.
@@ -83,7 +83,7 @@ class Engine(Protocol):
         rates: npt.NDArray[np.float64],
         weights: FloatArray | None = None,
     ) -> RowMetrics:
-        """Train on x[order], y[order] in batches of the job's size, one rate a batch; the last batch may be short.
+        """Train on x[order], y[order] in batches of the spec's size, one rate a batch; the last batch may be short.
 
         x (n, features) uint8 or float32; y (n,) int32 classes or (n, outputs) float32 targets;
         weights (n,) float32 sample weights, each batch's sum positive.
@@ -134,7 +134,7 @@ def evaluate_blocks(
     return RowMetrics(np.concatenate([part.loss for part in parts]), np.concatenate([part.correct for part in parts]))
 
 
-def steps_of(rows: int, batch_size: int) -> int:
+def step_count(rows: int, batch_size: int) -> int:
     """Number of batches in `rows` rows."""
     return -(-rows // batch_size)
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastmlp.engines.base import Engine, RowMetrics, steps_of
+from fastmlp.engines.base import Engine, RowMetrics, step_count
 from fastmlp.errors import DivergedError
 from fastmlp.models.metrics import epoch_figures, mean
 from fastmlp.nn.network import FloatArray
@@ -73,7 +73,7 @@ class Measured:
 
     def saw(self, part: RowMetrics, done: int, engine: Engine) -> None:
         """Measure if it is time; `part` are the rows that were trained on since the last call."""
-        every, step = self.settings.val_steps, steps_of(done, self.settings.batch_size)
+        every, step = self.settings.val_steps, step_count(done, self.settings.batch_size)
         if every is None or self.validation is None:
             return
         self.losses.append(part.loss.astype(np.float64))

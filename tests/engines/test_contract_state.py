@@ -16,7 +16,7 @@ from support.processes import check_in_a_forked_child
 from support.tolerances import check_against_reference
 
 from fastmlp.engines import make_engine
-from fastmlp.engines.base import Job, RowMetrics, State
+from fastmlp.engines.base import EngineSpec, RowMetrics, State
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
 
@@ -24,8 +24,8 @@ pytestmark = pytest.mark.usefixtures("eager_threads")
 
 # ------------------------------------------------------------------------------------------------ state
 
-BASE = Job(Network((13, 18, 5)), Optimizer("sgd"), batch_size=8, threads=2)
-WITH_SLOTS = Job(Network((13, 18, 11, 5)), Optimizer("adamw", clip_norm=0.5), batch_size=8, threads=2)
+BASE = EngineSpec(Network((13, 18, 5)), Optimizer("sgd"), batch_size=8, threads=2)
+WITH_SLOTS = EngineSpec(Network((13, 18, 11, 5)), Optimizer("adamw", clip_norm=0.5), batch_size=8, threads=2)
 
 
 @pytest.fixture(scope="module")
@@ -34,20 +34,20 @@ def backend(every_backend: str) -> str:
     return every_backend
 
 
-@pytest.mark.parametrize("job", [BASE, WITH_SLOTS], ids=["sgd", "adamw"])
-def test_what_is_loaded_comes_out_bit_by_bit(backend: str, job: Job) -> None:
+@pytest.mark.parametrize("spec", [BASE, WITH_SLOTS], ids=["sgd", "adamw"])
+def test_what_is_loaded_comes_out_bit_by_bit(backend: str, spec: EngineSpec) -> None:
     rng = np.random.default_rng(0)
-    size = job.network.parameters
+    size = spec.network.parameters
     parameters = rng.normal(size=size).astype(np.float32)
     parameters[:4] = [-0.0, 1e-42, np.inf, np.nan]  # whatever it is
-    state = State(parameters, rng.random((len(job.optimizer.slots), size)).astype(np.float32), 7)
-    with engine_of(backend, job, state) as engine:
+    state = State(parameters, rng.random((len(spec.optimizer.slots), size)).astype(np.float32), 7)
+    with engine_of(backend, spec, state) as engine:
         assert same_bits(engine.state(), state)
         alone = engine.state(slots=False)
         assert same_bits((alone.parameters, alone.step), (state.parameters, state.step))
-        assert alone.slots.shape == (0, job.network.parameters)
-        engine.load(start_state(job))
-        assert same_bits(engine.state(), start_state(job))
+        assert alone.slots.shape == (0, spec.network.parameters)
+        engine.load(start_state(spec))
+        assert same_bits(engine.state(), start_state(spec))
 
 
 def test_states_are_copies(backend: str) -> None:
@@ -64,13 +64,13 @@ def test_states_are_copies(backend: str) -> None:
         assert np.isfinite(engine.state().parameters).all()
 
 
-@pytest.mark.parametrize("job", [BASE, WITH_SLOTS], ids=["sgd", "adamw"])
-def test_a_state_goes_on_in_another_engine(backend: str, job: Job) -> None:
+@pytest.mark.parametrize("spec", [BASE, WITH_SLOTS], ids=["sgd", "adamw"])
+def test_a_state_goes_on_in_another_engine(backend: str, spec: EngineSpec) -> None:
     """Half in one engine and half in a fresh one gives the bits of the whole: parameters, slots and step are all."""
-    course, start = make_course(job.network, 24, epochs=4), start_state(job)
-    whole, whole_results = run_course(backend, job, start, course)
-    half, first = run_course(backend, job, start, course._replace(order=course.order[:48], rates=course.rates[:6]))
-    end, second = run_course(backend, job, half, course._replace(order=course.order[48:], rates=course.rates[6:]))
+    course, start = make_course(spec.network, 24, epochs=4), start_state(spec)
+    whole, whole_results = run_course(backend, spec, start, course)
+    half, first = run_course(backend, spec, start, course._replace(order=course.order[:48], rates=course.rates[:6]))
+    end, second = run_course(backend, spec, half, course._replace(order=course.order[48:], rates=course.rates[6:]))
     assert same_bits(end, whole)
     assert same_bits(np.concatenate([first.loss, second.loss]), whole_results.loss)
     assert half.step == 6
@@ -81,10 +81,10 @@ def test_a_state_goes_on_in_another_engine(backend: str, job: Job) -> None:
 def test_chunks_change_no_bit(backend: str, chunk: int) -> None:
     """One call or many; dropout's masks follow the step, not the call."""
     network = Network((13, 18, 5), dropout=0.3)
-    job = Job(network, Optimizer("sgd"), batch_size=4, threads=3)
+    spec = EngineSpec(network, Optimizer("sgd"), batch_size=4, threads=3)
     course = make_course(network, 30, 4, epochs=1, weighted=True)
-    whole = run_course(backend, job, start_state(job), course)
-    with engine_of(backend, job) as engine:
+    whole = run_course(backend, spec, start_state(spec), course)
+    with engine_of(backend, spec) as engine:
         parts = []
         for k in range(0, len(course.rates), chunk):
             order, rates = course.order[4 * k : 4 * (k + chunk)], course.rates[k : k + chunk]
@@ -105,9 +105,9 @@ def test_training_on_no_rows_changes_nothing(backend: str) -> None:
 
 
 def test_the_same_call_gives_the_same_bits(backend: str) -> None:
-    for job in (BASE, WITH_SLOTS):
-        course, start = make_course(job.network), start_state(job)
-        assert same_bits(run_course(backend, job, start, course), run_course(backend, job, start, course))
+    for spec in (BASE, WITH_SLOTS):
+        course, start = make_course(spec.network), start_state(spec)
+        assert same_bits(run_course(backend, spec, start, course), run_course(backend, spec, start, course))
 
 
 def test_the_seed_decides_the_dropout(backend: str) -> None:
@@ -115,8 +115,8 @@ def test_the_seed_decides_the_dropout(backend: str) -> None:
     course = make_course(network)
     states = []
     for seed in (1, 2):
-        job = Job(network, Optimizer("sgd"), batch_size=8, seed=seed)
-        states.append(run_course(backend, job, start_state(job), course)[0])
+        spec = EngineSpec(network, Optimizer("sgd"), batch_size=8, seed=seed)
+        states.append(run_course(backend, spec, start_state(spec), course)[0])
     assert not same_bits(*states)
 
 
@@ -187,8 +187,8 @@ def test_the_number_of_threads_changes_no_bit(numba_backend: str, case: str) -> 
     course = make_course(network, rows, batch, rate=0.01)
     found = []
     for threads in (1, 2, 5, 2):
-        job = Job(network, optimizer, batch_size=batch, threads=threads)
-        with engine_of(numba_backend, job) as engine:
+        spec = EngineSpec(network, optimizer, batch_size=batch, threads=threads)
+        with engine_of(numba_backend, spec) as engine:
             assert engine.threads == threads
             results = engine.train(*course)
             found.append((engine.state(), results, engine.forward(course.x)))
@@ -209,12 +209,14 @@ def test_the_comparison_of_bits_sees_one() -> None:
 def test_two_engines_at_once_are_two_engines(backend: str) -> None:
     """From two Python threads, each engine with threads of its own: the bits of one after the other."""
     network, epochs, rounds = (Network((9, 17, 5)), 1, 1) if backend == "cuda" else (Network((40, 70, 11)), 10, 5)  # simulated
-    jobs = [Job(network, Optimizer("sgd"), batch_size=32, threads=threads) for threads in (2, 3)]
+    specs = [EngineSpec(network, Optimizer("sgd"), batch_size=32, threads=threads) for threads in (2, 3)]
     courses = [make_course(network, 200, 32, epochs=epochs, seed=seed) for seed in (0, 1)]
-    serial = [run_course(backend, job, start_state(job), c) for job, c in zip(jobs, courses, strict=True)]
+    serial = [run_course(backend, spec, start_state(spec), c) for spec, c in zip(specs, courses, strict=True)]
     with ThreadPoolExecutor(2) as pool:
         for _ in range(rounds):
-            futures = [pool.submit(run_course, backend, job, start_state(job), c) for job, c in zip(jobs, courses, strict=True)]
+            futures = [
+                pool.submit(run_course, backend, spec, start_state(spec), c) for spec, c in zip(specs, courses, strict=True)
+            ]
             assert same_bits(tuple(f.result(timeout=60) for f in futures), tuple(serial))
 
 

@@ -11,7 +11,7 @@ import pytest
 from numba import njit, types
 from support.engines import same_bits, start_state
 
-from fastmlp.engines.base import Job
+from fastmlp.engines.base import EngineSpec
 from fastmlp.engines.cpu.codegen.compiler import compiled, compiled_with_callees, from_python
 from fastmlp.engines.cpu.codegen.simd import lanes
 from fastmlp.engines.cpu.engine import NumbaEngine
@@ -162,8 +162,8 @@ def test_batches_of_any_size_have_the_bits_of_rows_one_by_one(loss: str, output:
     for few in (FEW_OUTPUTS, dict.fromkeys(FEW_OUTPUTS, 0), dict.fromkeys(FEW_OUTPUTS, 3)):
         monkeypatch.setattr(cpu_losses, "FEW_OUTPUTS", few)
         assert loss_block(network, lanes()) == (9 + BESIDES) * loss_side(network, lanes())
-        engine = NumbaEngine(Job(network, Optimizer("sgd"), batch_size=37, threads=1))
-        engine.load(start_state(engine.job))
+        engine = NumbaEngine(EngineSpec(network, Optimizer("sgd"), batch_size=37, threads=1))
+        engine.load(start_state(engine.spec))
         trained = engine.train(x, y, np.arange(75)[::-1], np.full(3, 0.1))
         scored = engine.evaluate(engine.hold(x, y))
         found.append((tuple(trained), tuple(scored), engine.state()))
