@@ -51,8 +51,8 @@ class CudaWorkbench:
         self.inputs(np.zeros((rows, network.sizes[0]), np.float32))
         self.labels(np.zeros(rows, np.int32))
         for name, array in {
-            "order": np.arange(rows, dtype=np.int32),
-            "row_scale": np.full(rows, 1 / rows, np.float32),
+            "indices": np.arange(rows, dtype=np.int32),
+            "loss_weight": np.full(rows, 1 / rows, np.float32),
             "loss": np.full(rows, np.nan, np.float32),
             "correct": np.zeros(rows, np.bool_),
             "scalars": spec.optimizer.scalars_by_kind(np.array([RATE]), STEP),
@@ -135,7 +135,7 @@ class CudaWorkbench:
         return self.phases(layer, layer + 1)
 
     def losses(self) -> Callable[[], None]:
-        """A call of the losses, hits and dz of all rows."""
+        """A call of the losses, correctness and dz of all rows."""
         return self.phases(len(self.network.layers), len(self.network.layers) + 1)
 
     def backward(self) -> Callable[[], None]:

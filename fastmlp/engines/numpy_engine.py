@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.engines.base import EngineSpec, HeldRows, RowMetrics, State, evaluate_blocks, row_scales, step_count
+from fastmlp.engines.base import EngineSpec, HeldRows, RowMetrics, State, evaluate_blocks, loss_weights, step_count
 from fastmlp.nn.blocks import RowSource
 from fastmlp.nn.network import FloatArray
 from fastmlp.nn.philox import keep_mask
@@ -52,23 +52,23 @@ class NumpyEngine:
         self,
         x: npt.NDArray[Any],
         y: npt.NDArray[Any],
-        order: npt.NDArray[np.int64],
-        rates: npt.NDArray[np.float64],
+        indices: npt.NDArray[np.int64],
+        learning_rates: npt.NDArray[np.float64],
         weights: FloatArray | None = None,
     ) -> RowMetrics:
         spec = self.spec
         layers = spec.network.views(self.parameters)
-        scales = row_scales(order, spec.batch_size, weights).astype(spec.dtype)
-        results = RowMetrics(np.empty(len(order), spec.dtype), np.zeros(len(order), bool))
+        scales = loss_weights(indices, spec.batch_size, weights).astype(spec.dtype)
+        results = RowMetrics(np.empty(len(indices), spec.dtype), np.zeros(len(indices), bool))
         with np.errstate(over="ignore", invalid="ignore"):  # divergence shows as a loss that is not finite
-            for k in range(step_count(len(order), spec.batch_size)):
+            for k in range(step_count(len(indices), spec.batch_size)):
                 batch = slice(k * spec.batch_size, (k + 1) * spec.batch_size)
-                picked = order[batch]
+                picked = indices[batch]
                 passed = forward(spec.network, layers, self.rows(x[picked]), self.dropout_factors(len(picked)))
                 loss, dz = row_losses(spec.network, passed.z, target_rows(spec.network, y[picked], spec.dtype))
                 gradient = backward(spec.network, layers, passed, dz * scales[batch, None])
                 gradient = clip(gradient, spec.optimizer.clip_norm)
-                update(spec.optimizer, self.parameters, gradient, self.slots, self.step, float(rates[k]), self.decay)
+                update(spec.optimizer, self.parameters, gradient, self.slots, self.step, float(learning_rates[k]), self.decay)
                 self.step += 1
                 results.loss[batch] = loss
                 if y.ndim == 1:

@@ -5,8 +5,8 @@ the same order, from the same start, under the same dropout masks, but activatio
 gradients autograd's, updates torch.optim's. Not made for speed, and `auto` never takes it; the fastest way to write a step in
 PyTorch is what `fastmlp bench` measures (bench/pytorch.py, which shares the tables below).
 
-Float32 or float64, on the CPU. PyTorch's threads belong to the process, not to an engine: `EngineSpec.threads` is ignored, since
-several engines may be at work, and `threads` is what PyTorch was told (OMP_NUM_THREADS, torch.set_num_threads).
+Float32 or float64, on the CPU. PyTorch's threads belong to the process, not to an engine: `EngineSpec.threads` is ignored,
+since several engines may run, and `threads` is PyTorch's own setting (OMP_NUM_THREADS, torch.set_num_threads).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from fastmlp.engines.base import EngineSpec, HeldRows, RowMetrics, State, evaluate_blocks, row_scales, step_count
+from fastmlp.engines.base import EngineSpec, HeldRows, RowMetrics, State, evaluate_blocks, loss_weights, step_count
 from fastmlp.nn.blocks import RowSource
 from fastmlp.nn.network import FloatArray, Layer, Network
 from fastmlp.nn.optimizers import Optimizer
@@ -82,7 +82,7 @@ SLOTS: dict[str, tuple[str, ...]] = {
 }
 
 
-def make_optimizer(o: Optimizer, weights: Any, biases: Any, rate: float = 0.0, **how: bool) -> torch.optim.Optimizer:
+def make_optimizer(o: Optimizer, weights: Any, biases: Any, learning_rate: float = 0.0, **how: bool) -> torch.optim.Optimizer:
     """torch.optim's rule of the same name, with adamw's decay on weights only; `how` picks one of its implementations."""
     made = torch.optim
     # PyTorch refuses nesterov without momentum, which is plain SGD; without momentum it keeps no slot, which nobody reads then.
@@ -101,12 +101,12 @@ def make_optimizer(o: Optimizer, weights: Any, biases: Any, rate: float = 0.0, *
         {"params": weights, "weight_decay": o.weight_decay if o.name == "adamw" else 0.0},
         {"params": biases, "weight_decay": 0.0},
     ]
-    found: torch.optim.Optimizer = rule(groups, lr=rate, **settings, **how)
+    found: torch.optim.Optimizer = rule(groups, lr=learning_rate, **settings, **how)
     return found
 
 
 # PyTorch raises an error where rate times something is too large for float32; we want the loss that is not finite.
-LARGEST_RATE = 1e35
+LARGEST_LEARNING_RATE = 1e35
 
 
 def clip(parameters: Iterable[torch.Tensor], largest: float) -> None:
@@ -205,14 +205,14 @@ class TorchEngine:
         l1 = sum(w.abs().sum() for w in self.weights) if network.l1 else 0.0
         return network.l2 / 2 * l2 + network.l1 * l1
 
-    def update(self, objective: torch.Tensor, rate: float) -> None:
+    def update(self, objective: torch.Tensor, learning_rate: float) -> None:
         """One step down the objective's gradient."""
         self.optimizer.zero_grad()
         objective.backward()  # type: ignore[no-untyped-call]
         if self.spec.optimizer.clip_norm:
             clip(self.leaves(), self.spec.optimizer.clip_norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate if rate <= LARGEST_RATE else np.inf
+            group["lr"] = learning_rate if learning_rate <= LARGEST_LEARNING_RATE else np.inf
         self.optimizer.step()
         self.step += 1
 
@@ -220,21 +220,21 @@ class TorchEngine:
         self,
         x: npt.NDArray[Any],
         y: npt.NDArray[Any],
-        order: npt.NDArray[np.int64],
-        rates: npt.NDArray[np.float64],
+        indices: npt.NDArray[np.int64],
+        learning_rates: npt.NDArray[np.float64],
         weights: FloatArray | None = None,
     ) -> RowMetrics:
         spec = self.spec
-        scales = self.tensor(row_scales(order, spec.batch_size, weights))
-        results = RowMetrics(np.empty(len(order), spec.dtype), np.zeros(len(order), bool))
-        for k in range(step_count(len(order), spec.batch_size)):
+        scales = self.tensor(loss_weights(indices, spec.batch_size, weights))
+        results = RowMetrics(np.empty(len(indices), spec.dtype), np.zeros(len(indices), bool))
+        for k in range(step_count(len(indices), spec.batch_size)):
             batch = slice(k * spec.batch_size, (k + 1) * spec.batch_size)
-            picked = order[batch]
+            picked = indices[batch]
             z = self.outputs(self.rows(x[picked]), self.dropout_factors(len(picked)))
             loss = row_losses(spec.network, z, y[picked], spec.network.label_smoothing)
-            self.update((loss * scales[batch]).sum() + self.penalty(), float(rates[k]))
+            self.update((loss * scales[batch]).sum() + self.penalty(), float(learning_rates[k]))
             results.loss[batch] = loss.detach().numpy()
-            results.correct[batch] = hits(z, y[picked])
+            results.correct[batch] = correct_rows(z, y[picked])
         return results
 
     def forward(self, x: npt.NDArray[Any]) -> FloatArray:
@@ -251,13 +251,13 @@ class TorchEngine:
     def row_metrics(self, z: FloatArray, y: npt.NDArray[Any]) -> RowMetrics:
         """Metrics of rows from their pre-activations, in float64."""
         given = torch.tensor(z, dtype=torch.float64)
-        return RowMetrics(row_losses(self.spec.network, given, y, 0.0).numpy(), hits(given, y))
+        return RowMetrics(row_losses(self.spec.network, given, y, 0.0).numpy(), correct_rows(given, y))
 
     def close(self) -> None:
         """Nothing to give back."""
 
 
-def hits(z: torch.Tensor, y: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+def correct_rows(z: torch.Tensor, y: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Whether the first largest output is the row's class; False for plain targets."""
     if y.ndim == 2:
         return np.zeros(len(y), bool)

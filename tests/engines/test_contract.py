@@ -18,7 +18,7 @@ from support.tolerances import check_against_reference, check_course, excess, ex
 
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.engines import BACKENDS, make_engine
-from fastmlp.engines.base import EngineSpec, State, row_scales, step_count
+from fastmlp.engines.base import EngineSpec, State, loss_weights, step_count
 from fastmlp.errors import ConfigError
 from fastmlp.nn.activations import ACTIVATIONS
 from fastmlp.nn.losses import LOSSES
@@ -251,11 +251,11 @@ def test_the_compiled_engine_refuses_float64(numba_backend: str) -> None:
 
 
 def test_row_scales_are_shares_of_the_batch() -> None:
-    order = np.array([2, 0, 1, 2, 1])
+    indices = np.array([2, 0, 1, 2, 1])
     weights = np.array([1, 2, 6], np.float32)
-    assert row_scales(order, 2, None).tolist() == [0.5, 0.5, 0.5, 0.5, 1]
-    assert row_scales(order, 2, weights).tolist() == [6 / 7, 1 / 7, 0.25, 0.75, 1]
-    assert row_scales(order[:0], 2, weights).tolist() == []
+    assert loss_weights(indices, 2, None).tolist() == [0.5, 0.5, 0.5, 0.5, 1]
+    assert loss_weights(indices, 2, weights).tolist() == [6 / 7, 1 / 7, 0.25, 0.75, 1]
+    assert loss_weights(indices[:0], 2, weights).tolist() == []
     assert [step_count(rows, 4) for rows in (0, 1, 4, 5)] == [0, 1, 1, 2]
 
 
@@ -267,7 +267,7 @@ def test_a_nan_is_seen_in_the_loss(activation: str, backend: str) -> None:
     network = Network((13, *[9] * (1 if alone else len(EVERY_ACTIVATION)), 5), activations)
     spec = EngineSpec(network, Optimizer("sgd"), batch_size=8, threads=2)
     course = make_course(network, 24, epochs=1)
-    bad = course.order[10]  # a row of the second batch
+    bad = course.indices[10]  # a row of the second batch
     course.x[bad, 3] = np.nan
     _, results = run_course(backend, spec, start_state(spec), course)
     seen = np.isnan(results.loss)
@@ -379,9 +379,9 @@ def test_the_gradient_is_zero_at_a_perfect_fit(backend: str) -> None:
 
 def test_the_order_within_a_batch_matters_by_rounding_only(backend: str) -> None:
     course, start = make_course(BASE.network, weighted=True), start_state(BASE)
-    shuffled = course.order.reshape(-1, 8)[:, np.random.default_rng(3).permutation(8)].ravel()
+    shuffled = course.indices.reshape(-1, 8)[:, np.random.default_rng(3).permutation(8)].ravel()
     want = expected(BASE, start, course)
-    state, results = run_course(backend, BASE, start, course._replace(order=shuffled))
+    state, results = run_course(backend, BASE, start, course._replace(indices=shuffled))
     assert excess(state.parameters, want.state.parameters, want.parameters_tolerance) == 0
     back = np.argsort(np.random.default_rng(3).permutation(8))
     losses = results.loss.reshape(-1, 8)[:, back].ravel()

@@ -59,10 +59,10 @@ def test_evaluation_changes_nothing_in_training(backend: str) -> None:
         wanted = engine.state()
     with engine_of(backend, BASE) as engine:
         held = engine.hold(course.x, course.y)
-        for batch in range(len(course.rates)):
+        for batch in range(len(course.learning_rates)):
             engine.evaluate(held)
-            order = course.order[8 * batch :][:8]
-            engine.train(course.x, course.y, order, course.rates[batch : batch + 1])
+            indices = course.indices[8 * batch :][:8]
+            engine.train(course.x, course.y, indices, course.learning_rates[batch : batch + 1])
         engine.evaluate(held)
         assert same_bits(engine.state(), wanted)
 

@@ -69,8 +69,12 @@ def test_a_state_goes_on_in_another_engine(backend: str, spec: EngineSpec) -> No
     """Half in one engine and half in a fresh one gives the bits of the whole: parameters, slots and step are all."""
     course, start = make_course(spec.network, 24, epochs=4), start_state(spec)
     whole, whole_results = run_course(backend, spec, start, course)
-    half, first = run_course(backend, spec, start, course._replace(order=course.order[:48], rates=course.rates[:6]))
-    end, second = run_course(backend, spec, half, course._replace(order=course.order[48:], rates=course.rates[6:]))
+    half, first = run_course(
+        backend, spec, start, course._replace(indices=course.indices[:48], learning_rates=course.learning_rates[:6])
+    )
+    end, second = run_course(
+        backend, spec, half, course._replace(indices=course.indices[48:], learning_rates=course.learning_rates[6:])
+    )
     assert same_bits(end, whole)
     assert same_bits(np.concatenate([first.loss, second.loss]), whole_results.loss)
     assert half.step == 6
@@ -86,9 +90,9 @@ def test_chunks_change_no_bit(backend: str, chunk: int) -> None:
     whole = run_course(backend, spec, start_state(spec), course)
     with engine_of(backend, spec) as engine:
         parts = []
-        for k in range(0, len(course.rates), chunk):
-            order, rates = course.order[4 * k : 4 * (k + chunk)], course.rates[k : k + chunk]
-            parts.append(engine.train(course.x, course.y, order, rates, course.weights))
+        for k in range(0, len(course.learning_rates), chunk):
+            indices, learning_rates = course.indices[4 * k : 4 * (k + chunk)], course.learning_rates[k : k + chunk]
+            parts.append(engine.train(course.x, course.y, indices, learning_rates, course.weights))
         joined = RowMetrics(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
         assert same_bits((engine.state(), joined), whole)
 
@@ -145,8 +149,8 @@ def test_inputs_are_left_alone_and_may_be_read_only(backend: str) -> None:
 def test_any_order_of_rows_is_taken(backend: str) -> None:
     """A part of the rows, some of them several times."""
     course = make_course(BASE.network, 24)
-    order = np.random.default_rng(5).integers(3, 20, 40)
-    check_against_reference(backend, BASE, course._replace(order=order, rates=np.full(5, 0.05)))
+    indices = np.random.default_rng(5).integers(3, 20, 40)
+    check_against_reference(backend, BASE, course._replace(indices=indices, learning_rates=np.full(5, 0.05)))
 
 
 def test_weights_count_relative_to_their_batch(backend: str) -> None:

@@ -278,10 +278,10 @@ def torch_course(network: Network, o: Optimizer, start: State, course: Course, b
     """Parameters and row losses after the course, and the gradient norms on the way."""
     layers = torch_layers(network, start.parameters)
     optimizer, losses, norms = torch_optimizer(o, layers), [], []
-    for k in range(step_count(len(course.order), batch)):
-        rows = course.order[k * batch : (k + 1) * batch]
+    for k in range(step_count(len(course.indices), batch)):
+        rows = course.indices[k * batch : (k + 1) * batch]
         for group in optimizer.param_groups:
-            group["lr"] = float(course.rates[k])
+            group["lr"] = float(course.learning_rates[k])
         optimizer.zero_grad()
         masks = masks_of(network, seed, k, len(rows))
         loss, _ = torch_row_losses(network, layers, course.x[rows], course.y[rows], masks)
@@ -307,8 +307,8 @@ def test_ten_steps_of_every_optimizer_equal_torch(o: Optimizer) -> None:
     """Ten steps with falling rates, dropout, penalties, sample weights, and a short last batch in each epoch's end."""
     network = Network((6, 9, 7, 4), activation="tanh", dropout=0.25, l1=1e-3, l2=1e-2)
     course = make_course(network, 38, 4, epochs=1, rate=0.02, weighted=True)
-    assert len(course.rates) == 10
-    assert len(course.order) % 4 == 2
+    assert len(course.learning_rates) == 10
+    assert len(course.indices) % 4 == 2
     spec = EngineSpec(network, o, batch_size=4, seed=11, dtype=np.float64)
     start = start_state(spec)
     wanted, losses, norms = torch_course(network, o, start, course, 4, 11)
@@ -328,8 +328,10 @@ def test_optimizers_go_on_after_a_load() -> None:
         spec = EngineSpec(network, Optimizer(name), batch_size=4, dtype=np.float64)
         course, start = make_course(network, 40, 4, epochs=1), start_state(spec)
         whole, _ = run_course("numpy", spec, start, course)
-        half, _ = run_course("numpy", spec, start, course._replace(order=course.order[:20], rates=course.rates[:5]))
-        rest = course._replace(order=course.order[20:], rates=course.rates[5:])
+        half, _ = run_course(
+            "numpy", spec, start, course._replace(indices=course.indices[:20], learning_rates=course.learning_rates[:5])
+        )
+        rest = course._replace(indices=course.indices[20:], learning_rates=course.learning_rates[5:])
         end, _ = run_course("numpy", spec, half, rest)
         assert np.array_equal(end.parameters, whole.parameters), name
         assert np.array_equal(end.slots, whole.slots), name

@@ -94,7 +94,7 @@ def relay(spec: EngineSpec, runners: tuple[str, ...], spoil: Any = lambda state:
     course, state = make_course(spec.network, 24, epochs=len(runners), rate=0.01), start_state(spec)
     for leg, runner in enumerate(runners):
         rows, steps = slice(24 * leg, 24 * (leg + 1)), slice(3 * leg, 3 * (leg + 1))
-        part = course._replace(order=course.order[rows], rates=course.rates[steps])
+        part = course._replace(indices=course.indices[rows], learning_rates=course.learning_rates[steps])
         state = spoil(run_course(runner, spec, state, part)[0])
     return state
 

@@ -62,8 +62,8 @@ class Course(NamedTuple):
 
     x: Any
     y: Any
-    order: Any
-    rates: Any
+    indices: Any
+    learning_rates: Any
     weights: Any = None
 
 

@@ -57,12 +57,12 @@ def nudged(spec: EngineSpec, state: State, course: Course, size: float, seed: in
     engine = NumpyEngine(exact_spec(spec))
     engine.load(state)
     parts = []
-    for k, at in enumerate(range(0, len(course.order), spec.batch_size)):
+    for k, at in enumerate(range(0, len(course.indices), spec.batch_size)):
         now = engine.state()
         factors = 1 + size * rng.choice([-1.0, 1.0], len(now.parameters))
         engine.load(State(now.parameters * factors, now.slots, now.step))
-        rows = course.order[at : at + spec.batch_size]
-        parts.append(engine.train(course.x, course.y, rows, course.rates[k : k + 1], course.weights))
+        rows = course.indices[at : at + spec.batch_size]
+        parts.append(engine.train(course.x, course.y, rows, course.learning_rates[k : k + 1], course.weights))
     losses, correct = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return engine.state(), RowMetrics(losses, correct)
 
@@ -84,7 +84,7 @@ def expected(spec: EngineSpec, state: State, course: Course) -> Expected:
     probabilistic rounding error analysis", 2019, theorem 2.4). Each array of weights or biases has one tolerance, its
     largest deviation plus the rounding of its largest entry, so that no entry hides behind another layer's.
     """
-    longest = max(*spec.network.sizes, min(spec.batch_size, len(course.order)))
+    longest = max(*spec.network.sizes, min(spec.batch_size, len(course.indices)))
     size = (longest + ELEMENTWISE) ** 0.5 * EPS
     end, results = nudged(spec, state, course, 0, 0)
     others = [nudged(spec, state, course, size, seed) for seed in (1, 2, 3)]
@@ -145,10 +145,10 @@ def check_against_reference(backend: str, spec: EngineSpec, course: Course, step
 
 
 def check_scored(network: Network, z: Any, y: Any, scored: RowMetrics) -> None:
-    """Losses and hits of rows against those of the same pre-activations in float64."""
+    """Losses and correctness of rows against those of the same pre-activations in float64."""
     wanted = plain_losses(network, z, y)
     scale = 1 + np.abs(z).max() + (np.abs(y).max() if y.ndim == 2 else 0)  # what sums in float32 are rounded at
     tolerance = 2e-7 * z.shape[1] * scale ** (1 if network.loss == "cross-entropy" else 2)
     assert np.abs(scored.loss - wanted).max() <= tolerance
-    hits = z.argmax(axis=1) == y if y.ndim == 1 else np.zeros(len(z), bool)
-    assert np.array_equal(scored.correct, hits)
+    correct = z.argmax(axis=1) == y if y.ndim == 1 else np.zeros(len(z), bool)
+    assert np.array_equal(scored.correct, correct)

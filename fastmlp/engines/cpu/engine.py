@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.engines.base import EngineSpec, HeldRows, RowMetrics, State, evaluate_blocks, row_scales
+from fastmlp.engines.base import EngineSpec, HeldRows, RowMetrics, State, evaluate_blocks, loss_weights
 from fastmlp.engines.cpu.codegen.fork import compiled_beside
 from fastmlp.engines.cpu.codegen.simd import lanes as host_lanes
 from fastmlp.engines.cpu.kernels.formulas import NO_CODE, Code, prediction_code, training_code
@@ -126,31 +126,31 @@ class NumbaEngine:
         self,
         x: npt.NDArray[Any],
         y: npt.NDArray[Any],
-        order: npt.NDArray[np.int64],
-        rates: npt.NDArray[np.float64],
+        indices: npt.NDArray[np.int64],
+        learning_rates: npt.NDArray[np.float64],
         weights: FloatArray | None = None,
     ) -> RowMetrics:
-        batch = max(1, min(self.spec.batch_size, len(order)))
+        batch = max(1, min(self.spec.batch_size, len(indices)))
         flops = self.spec.network.flops_per_row
-        results = RowMetrics(np.empty(len(order), np.float32), np.zeros(len(order), bool))
+        results = RowMetrics(np.empty(len(indices), np.float32), np.zeros(len(indices), bool))
         with self.alone():
             x, y = with_plain_rows(x), plain_targets(y)
             gathers = not self.can_stay(x, training=True)
-            trials = self.trials_of("train", len(order), self.threads, batch, flops * batch)
+            trials = self.trials_of("train", len(indices), self.threads, batch, flops * batch)
             threads = trials.next()
             self.make_room(batch, threads, gathers)
-            self.open_words(threads, flops * len(order))
-            batches = self.batches(x, y, order, rates, weights)
+            self.open_words(threads, flops * len(indices))
+            batches = self.batches(x, y, indices, learning_rates, weights)
             buffers = self.store, self.transposed, self.arena, self.packed, self.scratch, self.shared_at
             given = self.layout.plan, batches, *buffers, *results
             kernel = train_kernel(self.lanes)
             if self.threads > 1 and not kernel.overloads:
                 self.compile_beside(x, (0, NO_CODE, *given))
             code = self.code(x.dtype, training=True, scaled=gathers)
-            self.step += len(rates)  # before: the kernel makes all its steps even if Ctrl-C is raised on its return
+            self.step += len(learning_rates)  # before: the kernel makes all its steps even if Ctrl-C is raised on its return
             trials.begin()
             self.team.run(kernel, code, *given, threads=threads)
-            trials.end(threads, len(order))
+            trials.end(threads, len(indices))
         return results
 
     def compile_beside(self, x: npt.NDArray[Any], args: tuple[Any, ...]) -> None:
@@ -172,8 +172,8 @@ class NumbaEngine:
         self,
         x: npt.NDArray[Any],
         y: npt.NDArray[Any],
-        order: npt.NDArray[np.int64],
-        rates: npt.NDArray[np.float64],
+        indices: npt.NDArray[np.int64],
+        learning_rates: npt.NDArray[np.float64],
         weights: FloatArray | None,
     ) -> Batches:
         """What the kernel reads of a call to `train`; x and y as `with_plain_rows` and `plain_targets` give them."""
@@ -182,19 +182,19 @@ class NumbaEngine:
         share = network.label_smoothing / network.sizes[-1]
         return Batches(
             x=x.ctypes.data,
-            x_at=np.asarray(order, np.int64) * x.strides[0],
+            x_at=np.asarray(indices, np.int64) * x.strides[0],
             labels=labels,
             targets=targets,
-            order=writable(np.ascontiguousarray(order, np.int64)),
-            row_scale=row_scales(order, spec.batch_size, weights).astype(np.float32),
+            indices=writable(np.ascontiguousarray(indices, np.int64)),
+            loss_weight=loss_weights(indices, spec.batch_size, weights).astype(np.float32),
             shift=self.shift,
             factor=self.factor,
-            scalars=spec.optimizer.scalars_by_kind(rates, self.step, network.l1, network.l2),
+            scalars=spec.optimizer.scalars_by_kind(learning_rates, self.step, network.l1, network.l2),
             batch_size=spec.batch_size,
             step=self.step,
             seed=np.uint64(spec.seed),
-            hot=np.float32(1 - network.label_smoothing + share),
-            cold=np.float32(share),
+            on_value=np.float32(1 - network.label_smoothing + share),
+            off_value=np.float32(share),
             clip_norm=spec.optimizer.clip_norm,
         )
 

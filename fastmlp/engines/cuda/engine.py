@@ -12,7 +12,7 @@ from weakref import WeakSet
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.engines.base import EngineSpec, RowMetrics, State, row_scales
+from fastmlp.engines.base import EngineSpec, RowMetrics, State, loss_weights
 from fastmlp.engines.cuda.kernels.layout import gathered, make_plan, padded, spread
 from fastmlp.engines.cuda.kernels.passes import CHUNK
 from fastmlp.engines.cuda.kernels.programs import PLAIN, Kind, Shape, applied, phases
@@ -31,7 +31,7 @@ SHAPE = Shape()
 TILES = {"float32": Tile(), **MMA_TILES}  # by precision
 TABLES = ("table", "alpha", "thresholds", "scales")
 OF_TRAINING = (
-    *("order", "row_scale", "loss", "correct", "scalars"),
+    *("indices", "loss_weight", "loss", "correct", "scalars"),
     *("parameters", "m", "v", "kept", "partial", "arena", "counter", "clock"),
 )  # fmt: skip
 PART = ("part", "no y", "part_indices", "no loss", "no correct")  # what `forward` passes to `apply` instead of held rows
@@ -42,7 +42,7 @@ class DeviceRows:
     """The handle of `CudaEngine.hold`.
 
     kind : of the kernel that evaluates the rows; count : number of rows
-    arrays : on the device: x, y, order, loss, correct; freed with the handle
+    arrays : on the device: x, y, indices, loss, correct; freed with the handle
     """
 
     kind: Kind
@@ -141,25 +141,25 @@ class CudaEngine:
         self,
         x: npt.NDArray[Any],
         y: npt.NDArray[Any],
-        order: npt.NDArray[np.int64],
-        rates: npt.NDArray[np.float64],
+        indices: npt.NDArray[np.int64],
+        learning_rates: npt.NDArray[np.float64],
         weights: FloatArray | None = None,
     ) -> RowMetrics:
-        spec, count = self.spec, len(order)
+        spec, count = self.spec, len(indices)
         if count == 0:
             return RowMetrics(np.empty(0, np.float32), np.empty(0, bool))
         self.make_room(min(spec.batch_size, count))
         self.keep("x", x, widened)
         self.keep("y", y, np.ravel)
-        self.upload("order", order.astype(np.int32))
-        self.upload("row_scale", row_scales(order, spec.batch_size, weights).astype(np.float32))
+        self.upload("indices", indices.astype(np.int32))
+        self.upload("loss_weight", loss_weights(indices, spec.batch_size, weights).astype(np.float32))
         for name, dtype in (("loss", np.float32), ("correct", np.bool_)):
             if name not in self.handles or self.handles[name].size != count:
                 self.upload(name, np.empty(count, dtype))
-        self.upload("scalars", spec.optimizer.scalars_by_kind(rates, self.step, spec.network.l1, spec.network.l2))
+        self.upload("scalars", spec.optimizer.scalars_by_kind(learning_rates, self.step, spec.network.l1, spec.network.l2))
         self.upload("clock", np.full(1, self.step))
-        self.start(self.kind(x, y), count, len(rates))
-        self.step += len(rates)
+        self.start(self.kind(x, y), count, len(learning_rates))
+        self.step += len(learning_rates)
         return RowMetrics(self.runtime.get(self.handles["loss"]), self.runtime.get(self.handles["correct"]))
 
     def forward(self, x: npt.NDArray[Any]) -> FloatArray:
@@ -185,8 +185,8 @@ class CudaEngine:
         rows = runtime.empty(count * width, x.dtype)
         for place, block in blocks(x):
             runtime.fill(rows, widened(block), place.start * width)
-        order, loss, correct = np.arange(count, dtype=np.int32), np.zeros(count, np.float32), np.zeros(count, np.bool_)
-        arrays = [rows, *(runtime.put(array) for array in (np.ravel(y), order, loss, correct))]
+        indices, loss, correct = np.arange(count, dtype=np.int32), np.zeros(count, np.float32), np.zeros(count, np.bool_)
+        arrays = [rows, *(runtime.put(array) for array in (np.ravel(y), indices, loss, correct))]
         held = DeviceRows(applied(self.kind(x, y)), count, arrays)
         self.held.add(held)
         return held
@@ -259,16 +259,16 @@ class CudaEngine:
             self.rows = rows
 
     def prepare_apply(self, kind: Kind, most: int) -> Callable[..., None]:
-        """A function that launches `apply` for at most so many rows: of x, y, order, loss, correct, start, rows, evaluates."""
+        """A function of x, y, indices, loss, correct, start, rows, evaluates that launches `apply` for at most `most` rows."""
         shape = self.shape(most)
         program = self.runtime.program("apply", kind, shape)
         self.make_room(most)
         here = self.handles
 
-        def apply(x: Any, y: Any, order: Any, loss: Any, correct: Any, *numbers: int) -> None:
+        def apply(x: Any, y: Any, indices: Any, loss: Any, correct: Any, *numbers: int) -> None:
             self.upload("counter", np.zeros(1, np.uint64))
             network, scaling = [here[name] for name in TABLES], (here["shift"], here["factor"])
-            of_rows, stores = (y, order, loss, correct), (here["parameters"], here["arena"], here["counter"])
+            of_rows, stores = (y, indices, loss, correct), (here["parameters"], here["arena"], here["counter"])
             arguments = (*network, x, *scaling, *of_rows, *stores, *numbers)
             self.runtime.launch(Launch(program, shape.resident * self.runtime.blocks, arguments, together=True))
 
@@ -302,9 +302,9 @@ class CudaEngine:
         """Phases `first` to before `end` of a call with `count` rows, in one launch: cooperative if it has several."""
         spec, here, shape = self.spec, self.handles, self.shape(self.spec.batch_size)
         share = spec.network.label_smoothing / spec.network.sizes[-1]
-        hot, cold = np.float32(1 - spec.network.label_smoothing + share), np.float32(share)
+        on_value, off_value = np.float32(1 - spec.network.label_smoothing + share), np.float32(share)
         arguments = (
-            *[here[name] for name in (*TABLES, "x", "shift", "factor", "y")], hot, cold,
+            *[here[name] for name in (*TABLES, "x", "shift", "factor", "y")], on_value, off_value,
             *[here[name] for name in OF_TRAINING], spec.batch_size, count,
             first, end, np.uint64(spec.seed), np.float32(spec.optimizer.clip_norm),
         )  # fmt: skip

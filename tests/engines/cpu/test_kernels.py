@@ -169,7 +169,7 @@ def test_long_work_of_one_thread_takes_turns_with_the_interpreter_and_short_work
     course = make_course(spec.network, rows=30, batch=7)
     plain = outcome(spec, course)
     assert word[0] == 0
-    flops = spec.network.flops_per_row * len(course.order)
+    flops = spec.network.flops_per_row * len(course.indices)
     for threads, most, taken in ((1, flops, True), (2, flops, False), (1, flops + 1, False)):
         monkeypatch.setattr(cpu, "TURN_FLOPS", most)
         word[:] = 0
@@ -235,7 +235,7 @@ def test_padding_stays_zero(spec: EngineSpec, monkeypatch: pytest.MonkeyPatch) -
         assert not same_bits(engine.state().parameters, start_state(spec).parameters)
         assert dirty(engine) == []
         assert wrong_transposes(engine) == 0
-        last_batch = len(course.order) % 7
+        last_batch = len(course.indices) % 7
         for layer in range(1, len(spec.network.layers)):
             at, ld = (engine.layout.plan.widths[name][layer] for name in ("y_at", "ld"))
             rows = engine.arena[at : at + last_batch * ld].reshape(last_batch, ld)
@@ -302,9 +302,9 @@ def test_one_call_or_many_change_no_bit() -> None:
     engine = NumbaEngine(spec)
     engine.load(start_state(spec))
     parts = []
-    for step in range(len(course.rates)):
-        rows = course.order[7 * step : 7 * step + 7]
-        parts.append(engine.train(course.x, course.y, rows, course.rates[step : step + 1]))
+    for step in range(len(course.learning_rates)):
+        rows = course.indices[7 * step : 7 * step + 7]
+        parts.append(engine.train(course.x, course.y, rows, course.learning_rates[step : step + 1]))
     assert same_bits(engine.state(), whole)
     assert same_bits(np.concatenate([part.loss for part in parts]), results.loss)
     engine.close()

@@ -77,8 +77,8 @@ def test_a_short_last_batch_is_a_batch_of_its_own(left: int) -> None:
     spec = fused_job((13, 70, 21, 3), batch_size=150, threads=3)
     course = make_course(spec.network, rows=150 + left, batch=150, epochs=1, rate=0.01)
     state, results = run_course("numba", spec, start_state(spec), course)
-    first = course._replace(order=course.order[:150], rates=course.rates[:1])
-    last = course._replace(order=course.order[150:], rates=course.rates[1:])
+    first = course._replace(indices=course.indices[:150], learning_rates=course.learning_rates[:1])
+    last = course._replace(indices=course.indices[150:], learning_rates=course.learning_rates[1:])
     middle, first_results = run_course("numba", spec, start_state(spec), first)
     parts = run_course("numba", dataclasses.replace(spec, batch_size=left), middle, last)
     assert same_bits(parts[0], state)
@@ -93,7 +93,7 @@ def test_batches_may_be_larger_and_smaller_than_before(monkeypatch: pytest.Monke
     engine.load(start_state(spec))
     state, planned = start_state(spec), []
     for rows, threads in ((1, 1), (20, 2), (7, 1), (150, 5), (149, 4), (200, 5), (3, 1), (199, 5)):
-        course = whole._replace(order=whole.order[:rows], rates=whole.rates[:1])
+        course = whole._replace(indices=whole.indices[:rows], learning_rates=whole.learning_rates[:1])
         trials = Trials(threads, fewest=threads)
         monkeypatch.setattr(engine, "trials_of", lambda *call, trials=trials: trials)
         results = engine.train(*course)

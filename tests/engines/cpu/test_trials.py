@@ -185,7 +185,7 @@ def test_an_engine_asks_trials_of_calls_of_its_kind(monkeypatch: pytest.MonkeyPa
     engine = NumbaEngine(spec)
     engine.load(start_state(spec))
     whole: Any = make_course(network, rows=512, batch=64, epochs=1, rate=0.01)
-    short = whole._replace(order=whole.order[:128], rates=whole.rates[:2])
+    short = whole._replace(indices=whole.indices[:128], learning_rates=whole.learning_rates[:2])
     for _ in range(3):
         engine.train(*whole)
         engine.train(*short)

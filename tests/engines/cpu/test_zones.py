@@ -172,7 +172,7 @@ def test_guard_zones_see_stray_writes_and_spoil_stray_reads(monkeypatch: pytest.
         engine.load(start_state(spec))
         right = int(record[field][at])
         record[field][at] = value
-        engine.train(course.x, course.y, course.order[:7], course.rates[:1])
+        engine.train(course.x, course.y, course.indices[:7], course.learning_rates[:1])
         record[field][at] = right
         counts.append(found.stray())
 

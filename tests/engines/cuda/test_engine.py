@@ -120,16 +120,16 @@ def test_a_graph_is_recorded_once_for_all_epochs_of_a_size(tiles: None) -> None:
     engine.load(start_state(SPEC))
     for change in (
         {},
-        {"order": course.order[::-1].copy()},
+        {"indices": course.indices[::-1].copy()},
         {"x": course.x.copy()},
-        {"order": course.order[:9], "rates": course.rates[:1]},
+        {"indices": course.indices[:9], "learning_rates": course.learning_rates[:1]},
     ):
         engine.train(*course._replace(**change))
     assert recorded == [21, 7]  # three steps of seven phases; one step
     whole = CudaEngine(SPEC, Runtime())
     whole.load(start_state(SPEC))
-    for order in (course.order, course.order[::-1].copy(), course.order, course.order[:9]):
-        whole.train(*course._replace(order=order, rates=course.rates[: -(-len(order) // 9)]))
+    for indices in (course.indices, course.indices[::-1].copy(), course.indices, course.indices[:9]):
+        whole.train(*course._replace(indices=indices, learning_rates=course.learning_rates[: -(-len(indices) // 9)]))
     assert same_bits(engine.state(), whole.state())
 
 
@@ -175,7 +175,7 @@ def test_rows_stay_on_the_device_until_others_come() -> None:
             put.append(array.nbytes)
             super().fill(handle, array, first)
 
-    course = make_course(SPEC.network, 2000, 9, epochs=1)._replace(order=np.arange(9), rates=np.full(1, 0.1))
+    course = make_course(SPEC.network, 2000, 9, epochs=1)._replace(indices=np.arange(9), learning_rates=np.full(1, 0.1))
     engine = CudaEngine(SPEC, Counted())
     engine.load(start_state(SPEC))
     for x, copies in ((course.x, 1), (course.x, 0), (course.x.copy(), 1)):
