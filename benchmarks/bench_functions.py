@@ -105,7 +105,7 @@ def test_dropout(benchmark: Any, backend: str) -> None:
 
 
 def numpy_loss(network: Network, z: Any, y: Any) -> Subject:
-    """Row losses, dz of the mean loss, and hits, of class targets."""
+    """Row losses, dz of the mean loss, and correctness, of class targets."""
     scale = z.dtype.type(1 / len(z))
 
     def run() -> Any:

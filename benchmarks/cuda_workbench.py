@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.measuring import Subject
 from benchmarks.workbench import LEARNING_RATE, STEP, on_bench
-from fastmlp.engines.base import Job, State
+from fastmlp.engines.base import EngineSpec, State
 from fastmlp.engines.cuda import engine as cuda
 from fastmlp.engines.cuda.kernels.layout import COLUMNS, FAN_OUT, OUT_WIDTH, gathered
 from fastmlp.engines.cuda.kernels.programs import Kind, Shape
@@ -45,26 +45,26 @@ class CudaWorkbench:
 
     def __init__(self, network: Network, rows: int, runtime: Any, optimizer: Optimizer | None = None) -> None:
         self.network, self.rows, self.runtime = network, rows, runtime
-        job = Job(network, optimizer or Optimizer(), batch_size=rows)
-        self.engine = engine = cuda.CudaEngine(job, runtime)
+        spec = EngineSpec(network, optimizer or Optimizer(), batch_size=rows)
+        self.engine = engine = cuda.CudaEngine(spec, runtime)
         engine.make_room(rows)
         self.plan = engine.plan
         self.load(np.zeros(network.parameters, np.float32))
         self.inputs(np.zeros((rows, network.sizes[0]), np.float32))
         self.labels(np.zeros(rows, np.int32))
         for name, array in {
-            "order": np.arange(rows, dtype=np.int32),
-            "row_scale": np.full(rows, 1 / rows, np.float32),
+            "indices": np.arange(rows, dtype=np.int32),
+            "loss_weight": np.full(rows, 1 / rows, np.float32),
             "loss": np.full(rows, np.nan, np.float32),
             "correct": np.zeros(rows, np.bool_),
-            "scalars": job.optimizer.scalars_by_kind(np.array([LEARNING_RATE]), STEP),
+            "scalars": spec.optimizer.scalars_by_kind(np.array([LEARNING_RATE]), STEP),
             "clock": np.full(1, STEP),
         }.items():
             engine.upload(name, array)
 
     def load(self, parameters: FloatArray, slots: FloatArray | None = None) -> None:
         """Parameters and slots, as in `State`; None for zeros."""
-        count = len(self.engine.job.optimizer.slots)
+        count = len(self.engine.spec.optimizer.slots)
         self.engine.load(State(parameters, np.zeros((count, len(parameters)), np.float32) if slots is None else slots, STEP))
 
     def inputs(self, x: FloatArray) -> None:
@@ -137,7 +137,7 @@ class CudaWorkbench:
         return self.phases(layer, layer + 1)
 
     def losses(self) -> Callable[[], None]:
-        """A call of the losses, hits and dz of all rows."""
+        """A call of the losses, correctness and dz of all rows."""
         return self.phases(len(self.network.layers), len(self.network.layers) + 1)
 
     def backward(self) -> Callable[[], None]:

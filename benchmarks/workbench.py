@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measuring import Arrays, Subject
-from fastmlp.engines.base import Job, State
+from fastmlp.engines.base import EngineSpec, State
 from fastmlp.engines.cpu.codegen.compiler import compiled
 from fastmlp.engines.cpu.codegen.intrinsics import call
 from fastmlp.engines.cpu.codegen.simd import lanes
@@ -43,7 +43,7 @@ class Workbench:
     def __init__(self, network: Network, rows: int, optimizer: Optimizer | None = None) -> None:
         self.network = network
         self.rows = rows
-        self.engine = NumbaEngine(Job(network, optimizer or Optimizer(), batch_size=rows, threads=1))
+        self.engine = NumbaEngine(EngineSpec(network, optimizer or Optimizer(), batch_size=rows, threads=1))
         self.engine.make_room(rows, 1, gathers=True)
         self.plan = self.engine.layout.plan
         self.code = self.engine.code(np.float32, training=False)
@@ -86,7 +86,7 @@ class Workbench:
         code = self.code._replace(gradient=gradient_address(lanes(), rule, False), in_registers=bool(rule))
         if rule:
             code = code._replace(update=update_address(rule))
-        optimizer = e.job.optimizer
+        optimizer = e.spec.optimizer
         learning_rates = np.array([LEARNING_RATE])
         scalars = np.stack(
             [optimizer.scalars(learning_rates, STEP)[0], replace(optimizer, weight_decay=0).scalars(learning_rates, STEP)[0]]

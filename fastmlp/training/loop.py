@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from fastmlp.data.rows import Array, Features, Indices, in_whole
 from fastmlp.engines import make_engine
-from fastmlp.engines.base import Engine, Job, RowMetrics, State, steps_of
+from fastmlp.engines.base import Engine, EngineSpec, RowMetrics, State, step_count
 from fastmlp.engines.interrupts import Signals
 from fastmlp.errors import DivergedError
 from fastmlp.models.metrics import mean
@@ -91,8 +91,8 @@ def loop_for(
     threads : of the engine; None takes those of the settings
     """
     batch, seed, threads = settings.batch_size, settings.seed, threads or settings.threads
-    job = Job(network, settings.optimizer, batch, seed, data.scaling, threads, settings.dtype, settings.precision)
-    engine = make_engine(settings.backend, job)
+    spec = EngineSpec(network, settings.optimizer, batch, seed, data.scaling, threads, settings.dtype, settings.precision)
+    engine = make_engine(settings.backend, spec)
     try:
         yield Loop(engine, network, settings, data, progress)
     finally:
@@ -168,7 +168,7 @@ class Loop:
     def _epoch(self, epoch: int, signals: Signals) -> EpochLog:
         settings = self.settings
         order = generator(settings.seed, "order", epoch).permutation(self.rows)
-        steps = steps_of(len(order), settings.batch_size)
+        steps = step_count(len(order), settings.batch_size)
         rates = settings.schedule.rates((epoch - 1) * steps, steps, steps)
         results: list[RowMetrics] = []
         weights = None if self.weights is None else self.weights[order].astype(np.float64)
@@ -181,7 +181,7 @@ class Loop:
         while done < len(order) and not (done and (signals.received or time.monotonic() >= self.deadline)):
             rows = order[done : done + min(self.chunk, step_validation.rows_left(done))]
             first_step = done // settings.batch_size
-            chunk_rates = rates[first_step:][: steps_of(len(rows), settings.batch_size)]
+            chunk_rates = rates[first_step:][: step_count(len(rows), settings.batch_size)]
             began = time.perf_counter()
             x, y, rows, weighted = self._arguments(rows, augmentation and augmentation.select(done, done + len(rows)))
             part = self.engine.train(x, y, rows, chunk_rates, weighted)

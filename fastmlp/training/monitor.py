@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastmlp.engines.base import Engine, RowMetrics, steps_of
+from fastmlp.engines.base import Engine, RowMetrics, step_count
 from fastmlp.errors import DivergedError
 from fastmlp.models.metrics import mean, mean_metrics
 from fastmlp.nn.network import FloatArray
@@ -82,7 +82,7 @@ class StepValidation:
 
     def update(self, chunk: RowMetrics, done: int, engine: Engine) -> None:
         """Validate if it is due; `chunk` has the metrics of the rows since the last call, `done` is their number this epoch."""
-        every, step = self.settings.val_steps, steps_of(done, self.settings.batch_size)
+        every, step = self.settings.val_steps, step_count(done, self.settings.batch_size)
         if every is None or self.validation is None:
             return
         self.losses.append(chunk.loss.astype(np.float64))

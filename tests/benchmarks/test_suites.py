@@ -88,8 +88,8 @@ def slightly_off(maker: Callable[..., Subject]) -> Callable[..., Subject]:
 class WrongEngine(NumpyEngine):
     """The specification, but for a learning rate that is a hundredth too high and a slip in prediction."""
 
-    def train(self, x: Any, y: Any, order: Any, rates: Any, weights: Any = None) -> RowMetrics:
-        return super().train(x, y, order, 1.01 * rates, weights)
+    def train(self, x: Any, y: Any, indices: Any, learning_rates: Any, weights: Any = None) -> RowMetrics:
+        return super().train(x, y, indices, 1.01 * learning_rates, weights)
 
     def forward(self, x: Any) -> Any:
         return super().forward(x) * np.float32(1.001)

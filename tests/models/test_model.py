@@ -17,7 +17,7 @@ from support.tolerances import excess, forward_tolerance
 import fastmlp
 import fastmlp.models.model
 from fastmlp.data.scaling import fit_scaling
-from fastmlp.engines.base import Job
+from fastmlp.engines.base import EngineSpec
 from fastmlp.engines.numpy_engine import NumpyEngine
 from fastmlp.errors import DataError
 from fastmlp.models.metrics import evaluate, mean_metrics, measure
@@ -112,7 +112,7 @@ def test_float64_models_compute_in_float64() -> None:
     for backend in ("numpy", "auto"):
         model = make_model(parameters=parameters, backend=backend)
         assert model.forward(X).dtype == np.float64
-        engine = NumpyEngine(Job(NETWORK, Optimizer(), dtype=np.float64))
+        engine = NumpyEngine(EngineSpec(NETWORK, Optimizer(), dtype=np.float64))
         engine.load(fastmlp.models.model.State(parameters, np.empty((0, NETWORK.parameters)), 0))
         assert same_bits(model.forward(X), engine.forward(X))
 

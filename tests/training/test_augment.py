@@ -15,7 +15,7 @@ import fastmlp.training.loop
 from fastmlp.data.rows import Subset
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.engines import make_engine
-from fastmlp.engines.base import Job, State
+from fastmlp.engines.base import EngineSpec, State
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.models.file import load
 from fastmlp.nn.network import Network
@@ -85,7 +85,7 @@ def test_training_is_the_documented_walk(backend: str) -> None:
     scaling = fit_scaling("unit", x)
     settings = set_up(backend=backend, **MOVED)
     training = train(NETWORK, x, y, settings=settings, scaling=scaling, validation=(x, y), image_shape=SHAPE)
-    engine = make_engine(backend, Job(NETWORK, Optimizer(), batch_size=16, seed=5, scaling=scaling))
+    engine = make_engine(backend, EngineSpec(NETWORK, Optimizer(), batch_size=16, seed=5, scaling=scaling))
     engine.load(State(NETWORK.initial_parameters(5), np.empty((0, NETWORK.parameters), np.float32), 0))
     for epoch in range(1, 4):
         order = generator(5, "order", epoch).permutation(50)

@@ -30,7 +30,7 @@ from fastmlp.data.checks import CheckedRows
 from fastmlp.data.rows import Subset
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.engines import make_engine
-from fastmlp.engines.base import Engine, Job
+from fastmlp.engines.base import Engine, EngineSpec
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
@@ -118,7 +118,7 @@ def test_models_run_at_the_same_time_and_the_costliest_begin_first() -> None:
     begun: list[int] = []
     together = threading.Barrier(2, timeout=120)  # broken unless two models are under way at once
 
-    def make(backend: str, job: Job) -> Engine:
+    def make(backend: str, job: EngineSpec) -> Engine:
         engine = make_engine(backend, job)
         if threading.current_thread() is not threading.main_thread():
             begun.append(job.seed)
@@ -185,7 +185,7 @@ def test_models_of_one_kind_have_the_same_kernels(numba_backend: str) -> None:
             network, optimizer = Network(sizes, **of_network), Optimizer(**of_optimizer)
             settings = set_up(optimizer=optimizer, schedule=Schedule(0.1 + seed), seed=seed, batch_size=8 + seed)
             kinds.append(Task(network, settings, TrainingData(CheckedRows(*problem(9), 3))).kind)
-            engine: Any = make_engine(numba_backend, Job(network, optimizer, threads=1))
+            engine: Any = make_engine(numba_backend, EngineSpec(network, optimizer, threads=1))
             kernels.append(repr(engine.code(np.float32, training=True)))
     kernels_of = {kind: {kernel for other, kernel in zip(kinds, kernels, strict=True) if other == kind} for kind in kinds}
     assert all(len(found) == 1 for found in kernels_of.values())

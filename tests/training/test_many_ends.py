@@ -17,7 +17,7 @@ from support.problems import problem, set_up
 
 import fastmlp.training.loop
 from fastmlp.engines import make_engine
-from fastmlp.engines.base import Engine, Job
+from fastmlp.engines.base import Engine, EngineSpec
 from fastmlp.engines.interrupts import Signals
 from fastmlp.nn.network import Network
 from fastmlp.nn.schedules import Schedule
@@ -91,7 +91,7 @@ def test_an_error_in_a_thread_ends_all_and_comes_out(monkeypatch: pytest.MonkeyP
     closed: list[Engine] = []
     trained: list[int] = []
 
-    def make(backend: str, job: Job) -> Engine:
+    def make(backend: str, job: EngineSpec) -> Engine:
         engine = make_engine(backend, job)
         engines.append(engine)
         honest = engine.train
@@ -142,7 +142,7 @@ def test_results_keep_no_engine_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = problem(60)
     engines: list[weakref.ref[Engine]] = []
 
-    def make(backend: str, job: Job) -> Engine:
+    def make(backend: str, job: EngineSpec) -> Engine:
         engine = make_engine(backend, job)
         engines.append(weakref.ref(engine))
         return engine

@@ -12,7 +12,7 @@ from support.problems import problem, set_up
 import fastmlp.training.loop
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.engines import make_engine
-from fastmlp.engines.base import Engine, Job, RowMetrics, State
+from fastmlp.engines.base import Engine, EngineSpec, RowMetrics, State
 from fastmlp.errors import ConfigError
 from fastmlp.models.metrics import evaluate, mean_metrics
 from fastmlp.nn.network import Network
@@ -84,7 +84,7 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
     """The engines that `train` makes in this test, each within a recorder."""
     made: list[Recorder] = []
 
-    def make(backend: str, job: Job) -> Recorder:
+    def make(backend: str, job: EngineSpec) -> Recorder:
         made.append(Recorder(make_engine(backend, job)))
         return made[-1]
 
@@ -97,7 +97,7 @@ def test_training_is_the_documented_walk(backend: str) -> None:
     x, y = problem(50)
     schedule = Schedule(0.2, "inverse-time", decay=0.5, warmup=0.5)
     training = train(NETWORK, x, y, settings=set_up(schedule=schedule, epochs=3, seed=5, backend=backend))
-    engine = make_engine(backend, Job(NETWORK, Optimizer(), batch_size=16, seed=5))
+    engine = make_engine(backend, EngineSpec(NETWORK, Optimizer(), batch_size=16, seed=5))
     engine.load(State(NETWORK.initial_parameters(5), np.empty((0, NETWORK.parameters), np.float32), 0))
     history = []
     for epoch in range(1, 4):
@@ -174,7 +174,7 @@ def test_validation_every_so_many_updates(every: int, chunk_seconds: float, monk
     assert [step["step"] for step in steps] == [step for step in range(1, 13) if step % every == 0]
     assert all(list(step) == STEP_KEYS for step in steps)
     assert all(step["epoch"] == step["step"] / 4 for step in steps)
-    engine = make_engine("numpy", Job(NETWORK, Optimizer(), batch_size=16))
+    engine = make_engine("numpy", EngineSpec(NETWORK, Optimizer(), batch_size=16))
     engine.load(State(NETWORK.initial_parameters(0), np.empty((0, NETWORK.parameters), np.float32), 0))
     held = engine.hold(validation[0], validation[1].astype(np.int32))
     course, losses = {}, []

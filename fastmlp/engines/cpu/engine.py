@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.engines.base import HeldRows, Job, RowMetrics, State, evaluate_blocks, row_scales
+from fastmlp.engines.base import EngineSpec, HeldRows, RowMetrics, State, evaluate_blocks, loss_weights
 from fastmlp.engines.cpu.codegen.fork import compiled_beside
 from fastmlp.engines.cpu.codegen.simd import lanes as host_lanes
 from fastmlp.engines.cpu.kernels.formulas import NO_CODE, Code, prediction_code, training_code
@@ -59,20 +59,20 @@ class NumbaEngine:
 
     Raises
     ------
-    ConfigError : the job asks for another dtype than float32
+    ConfigError : the spec asks for another dtype than float32
     """
 
     name = "numba"
     fused = True  # whether activations and updates may run as epilogues of the products; without, all is slower
     in_place = True  # whether rows that need no scaling may be read where they are; without, slower
 
-    def __init__(self, job: Job) -> None:
-        if np.dtype(job.dtype) != np.float32:
-            raise ConfigError(f"backend 'numba' computes in float32, not {np.dtype(job.dtype)}; take backend 'numpy'")
-        network = job.network
-        self.job = job
+    def __init__(self, spec: EngineSpec) -> None:
+        if np.dtype(spec.dtype) != np.float32:
+            raise ConfigError(f"backend 'numba' computes in float32, not {np.dtype(spec.dtype)}; take backend 'numpy'")
+        network = spec.network
+        self.spec = spec
         self.lanes = host_lanes()
-        self.threads = min(job.threads or available_cores(), most_threads())
+        self.threads = min(spec.threads or available_cores(), most_threads())
         self.team = Team(self.threads)
         self.lock = threading.Lock()
         self.process = os.getpid()
@@ -80,7 +80,7 @@ class NumbaEngine:
         self.trials: dict[tuple[str, int, int], Trials] = {}
         self.layouts: dict[int, Layout] = {}  # by threads
         self.rows, self.gathers = 0, True  # rows of a batch that the buffers have room for, and whether inputs are among them
-        self.clip = job.optimizer.clip_norm > 0
+        self.clip = spec.optimizer.clip_norm > 0
         self.layout = make_layout(network, self.lanes, 0, fused=self.fused)
         self.store = aligned((GRADIENT + 1, self.layout.store))
         self.transposed = aligned((max(self.layout.transposed, 1),))
@@ -90,7 +90,7 @@ class NumbaEngine:
         self.predicting = make_layout(network, self.lanes, MOST_ROWS, fused=self.fused)
         self.predict_arena = aligned((self.threads, self.predicting.arena))
         features = network.sizes[0]
-        scaling = job.scaling
+        scaling = spec.scaling
         self.shift = np.zeros(features, np.float32) if scaling is None else vector(scaling.shift, features)
         self.factor = np.ones(features, np.float32) if scaling is None else vector(scaling.factor, features)
 
@@ -98,7 +98,7 @@ class NumbaEngine:
         """The kernels for rows of a type; compiles those that are new on this machine."""
         key = np.dtype(pixels), training, scaled
         if key not in self.codes:
-            network, rule = self.job.network, self.job.optimizer.name
+            network, rule = self.spec.network, self.spec.optimizer.name
             self.codes[key] = (
                 training_code(network, rule, self.clip, pixels, self.lanes, self.fused, scaled)
                 if training
@@ -107,18 +107,18 @@ class NumbaEngine:
         return self.codes[key]
 
     def load(self, state: State) -> None:
-        network = self.job.network
+        network = self.spec.network
         with self.alone():
             pack(network, self.layout.plan, self.lanes, state.parameters, self.store[PARAMETERS])
             pack_transposed(network, self.layout.plan, self.lanes, state.parameters, self.transposed)
-            for name, slot in zip(self.job.optimizer.slots, state.slots, strict=False):
+            for name, slot in zip(self.spec.optimizer.slots, state.slots, strict=False):
                 pack(network, self.layout.plan, self.lanes, slot, self.store[SLOT_ROWS[name]])
             self.step = state.step
 
     def state(self, slots: bool = True) -> State:
-        network = self.job.network
+        network = self.spec.network
         with self.alone():
-            rows = [PARAMETERS, *(SLOT_ROWS[name] for name in self.job.optimizer.slots if slots)]
+            rows = [PARAMETERS, *(SLOT_ROWS[name] for name in self.spec.optimizer.slots if slots)]
             vectors = [unpack(network, self.layout.plan, self.lanes, self.store[row]) for row in rows]
         return State(vectors[0], np.array(vectors[1:], np.float32).reshape(-1, network.parameters), self.step)
 
@@ -126,31 +126,31 @@ class NumbaEngine:
         self,
         x: npt.NDArray[Any],
         y: npt.NDArray[Any],
-        order: npt.NDArray[np.int64],
-        rates: npt.NDArray[np.float64],
+        indices: npt.NDArray[np.int64],
+        learning_rates: npt.NDArray[np.float64],
         weights: FloatArray | None = None,
     ) -> RowMetrics:
-        batch = max(1, min(self.job.batch_size, len(order)))
-        flops = self.job.network.flops_per_row
-        results = RowMetrics(np.empty(len(order), np.float32), np.zeros(len(order), bool))
+        batch = max(1, min(self.spec.batch_size, len(indices)))
+        flops = self.spec.network.flops_per_row
+        results = RowMetrics(np.empty(len(indices), np.float32), np.zeros(len(indices), bool))
         with self.alone():
             x, y = with_plain_rows(x), plain_targets(y)
             gathers = not self.can_stay(x, training=True)
-            trials = self.trials_of("train", len(order), self.threads, batch, flops * batch)
+            trials = self.trials_of("train", len(indices), self.threads, batch, flops * batch)
             threads = trials.next()
             self.make_room(batch, threads, gathers)
-            self.open_words(threads, flops * len(order))
-            batches = self.batches(x, y, order, rates, weights)
+            self.open_words(threads, flops * len(indices))
+            batches = self.batches(x, y, indices, learning_rates, weights)
             buffers = self.store, self.transposed, self.arena, self.packed, self.scratch, self.shared_at
             given = self.layout.plan, batches, *buffers, *results
             kernel = train_kernel(self.lanes)
             if self.threads > 1 and not kernel.overloads:
                 self.compile_beside(x, (0, NO_CODE, *given))
             code = self.code(x.dtype, training=True, scaled=gathers)
-            self.step += len(rates)  # before: the kernel makes all its steps even if Ctrl-C is raised on its return
+            self.step += len(learning_rates)  # before: the kernel makes all its steps even if Ctrl-C is raised on its return
             trials.begin()
             self.team.run(kernel, code, *given, threads=threads)
-            trials.end(threads, len(order))
+            trials.end(threads, len(indices))
         return results
 
     def compile_beside(self, x: npt.NDArray[Any], args: tuple[Any, ...]) -> None:
@@ -172,34 +172,34 @@ class NumbaEngine:
         self,
         x: npt.NDArray[Any],
         y: npt.NDArray[Any],
-        order: npt.NDArray[np.int64],
-        rates: npt.NDArray[np.float64],
+        indices: npt.NDArray[np.int64],
+        learning_rates: npt.NDArray[np.float64],
         weights: FloatArray | None,
     ) -> Batches:
         """What the kernel reads of a call to `train`; x and y as `with_plain_rows` and `plain_targets` give them."""
-        job, network = self.job, self.job.network
+        spec, network = self.spec, self.spec.network
         labels, targets = addresses_of(y)
         share = network.label_smoothing / network.sizes[-1]
         return Batches(
             x=x.ctypes.data,
-            x_at=np.asarray(order, np.int64) * x.strides[0],
+            x_at=np.asarray(indices, np.int64) * x.strides[0],
             labels=labels,
             targets=targets,
-            order=writable(np.ascontiguousarray(order, np.int64)),
-            row_scale=row_scales(order, job.batch_size, weights).astype(np.float32),
+            indices=writable(np.ascontiguousarray(indices, np.int64)),
+            loss_weight=loss_weights(indices, spec.batch_size, weights).astype(np.float32),
             shift=self.shift,
             factor=self.factor,
-            scalars=job.optimizer.scalars_by_kind(rates, self.step, network.l1, network.l2),
-            batch_size=job.batch_size,
+            scalars=spec.optimizer.scalars_by_kind(learning_rates, self.step, network.l1, network.l2),
+            batch_size=spec.batch_size,
             step=self.step,
-            seed=np.uint64(job.seed),
-            hot=np.float32(1 - network.label_smoothing + share),
-            cold=np.float32(share),
-            clip_norm=job.optimizer.clip_norm,
+            seed=np.uint64(spec.seed),
+            on_value=np.float32(1 - network.label_smoothing + share),
+            off_value=np.float32(share),
+            clip_norm=spec.optimizer.clip_norm,
         )
 
     def forward(self, x: npt.NDArray[Any]) -> FloatArray:
-        network = self.job.network
+        network = self.spec.network
         z = np.empty((len(x), network.sizes[-1]), np.float32)
         flops = network.flops_per_row // 3 * len(x)
         with self.alone():
@@ -242,7 +242,7 @@ class NumbaEngine:
 
     def row_metrics(self, z: FloatArray, y: npt.NDArray[Any]) -> RowMetrics:
         """Metrics of rows from their pre-activations, by the compiled loss."""
-        network = self.job.network
+        network = self.spec.network
         results = RowMetrics(np.empty(len(z), np.float32), np.zeros(len(z), bool))
         block = np.empty(loss_block(network, self.lanes), np.float32)
         z, y = np.ascontiguousarray(z, np.float32), plain_targets(y)
@@ -266,10 +266,10 @@ class NumbaEngine:
 
     def can_stay(self, x: npt.NDArray[Any], training: bool) -> bool:
         """Whether rows are read where they are. Gradients read all of a padded width, and its padding must be zeros."""
-        features, outputs = self.job.network.sizes[:2]
+        features, outputs = self.spec.network.sizes[:2]
         if training and (features != padded_width(features, self.lanes) or outputs > IN_PLACE_WIDTHS[self.lanes]):
             return False
-        return self.in_place and self.job.scaling is None and x.dtype == np.float32 and x.strides[0] % x.itemsize == 0
+        return self.in_place and self.spec.scaling is None and x.dtype == np.float32 and x.strides[0] % x.itemsize == 0
 
     def make_room(self, rows: int, threads: int, gathers: bool) -> None:
         """Let the buffers hold batches of at least `rows` rows. What they hold between calls does not matter."""
@@ -279,7 +279,7 @@ class NumbaEngine:
             self.layouts.clear()
         if threads not in self.layouts:
             planned = self.rows, threads, self.clip, self.fused, gathers
-            self.layouts[threads] = make_layout(self.job.network, self.lanes, *planned)
+            self.layouts[threads] = make_layout(self.spec.network, self.lanes, *planned)
         self.layout = self.layouts[threads]
         if grows:
             self.arena = aligned((self.layout.arena,))

@@ -92,27 +92,27 @@ class Batches(NamedTuple):
 
     x : address of rows of features, uint8 or float32; x_at (rows,) int64: bytes from there to each row of the order
     labels, targets : addresses of (n,) int32 and of (n, outputs) float32, one of them 0
-    order (rows,) int64; row_scale (rows,) float32: share of each row in its batch's mean
+    indices (rows,) int64; loss_weight (rows,) float32: weight of each row in its batch's mean loss
     shift, factor (features,) float32: x is scaled to (x - shift) factor
     scalars (steps, 2, len(SCALARS)) float32: `Optimizer.scalars_by_kind`
     batch_size; step: updates made before; seed
-    hot, cold, clip_norm: target of the row's class and of the others; largest gradient norm
+    on_value, off_value, clip_norm: target of the row's class and of the others; largest gradient norm
     """
 
     x: int
     x_at: Any
     labels: int
     targets: int
-    order: Any
-    row_scale: Any
+    indices: Any
+    loss_weight: Any
     shift: Any
     factor: Any
     scalars: Any
     batch_size: int
     step: int
     seed: Any
-    hot: Any
-    cold: Any
+    on_value: Any
+    off_value: Any
     clip_norm: Any
 
 

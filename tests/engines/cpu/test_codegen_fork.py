@@ -260,7 +260,7 @@ ENGINE = """
 import os, sys
 import numpy as np
 from fastmlp.engines.cpu import engine as cpu
-from fastmlp.engines.base import Job, State
+from fastmlp.engines.base import EngineSpec, State
 from fastmlp.engines.cpu.kernels.programs import predict_kernel, train_kernel
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
@@ -270,7 +270,7 @@ os.fork = lambda: forks.append(1) or fork()
 cpu.most_threads = lambda: 2
 network = Network((5, 6, 3), "leaky-relu")
 x, y = np.random.default_rng(0).normal(size=(20, 5)).astype(np.float32), np.arange(20, dtype=np.int32) % 3
-engine = cpu.NumbaEngine(Job(network, Optimizer("sgd"), batch_size=4, threads=int(sys.argv[1])))
+engine = cpu.NumbaEngine(EngineSpec(network, Optimizer("sgd"), batch_size=4, threads=int(sys.argv[1])))
 engine.load(State(network.initial_parameters(0), np.zeros((0, network.parameters), np.float32), 0))
 losses = [engine.train(x, y, np.arange(20), np.full(5, 0.1)).loss for _ in range(2)]
 z = engine.forward(x)

@@ -12,7 +12,7 @@ import pytest
 from support.cpu import fused_job
 from support.engines import make_course, run_course, same_bits, start_state
 
-from fastmlp.engines.base import Job
+from fastmlp.engines.base import EngineSpec
 from fastmlp.engines.cpu.engine import NumbaEngine
 from fastmlp.engines.cpu.plan import MOST_ROWS
 from fastmlp.engines.cpu.threads import LEAST_FLOPS, LEAST_ROWS, MUCH_FLOPS, SURE_FLOPS, TRIALS_SHARE, Trials, trials_for
@@ -139,17 +139,17 @@ class Script:
 @pytest.mark.parametrize("tail", [0, 10**9], ids=["by columns", "by rows"])
 def test_threads_that_change_from_call_to_call_change_no_bit(tail: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastmlp.engines.cpu.plan.TAIL_WEIGHTS", tail)
-    job = fused_job((13, 70, 21, 3), batch_size=50, threads=5)
-    course = make_course(job.network, rows=150, batch=50, epochs=1, rate=0.01)
-    state, engine, script = start_state(job), NumbaEngine(job), Script([5, 2, 1, 3])
+    spec = fused_job((13, 70, 21, 3), batch_size=50, threads=5)
+    course = make_course(spec.network, rows=150, batch=50, epochs=1, rate=0.01)
+    state, engine, script = start_state(spec), NumbaEngine(spec), Script([5, 2, 1, 3])
     monkeypatch.setattr(engine, "trials_of", lambda *call: script)
     engine.load(state)
     for _ in range(6):
         results, z = engine.train(*course), engine.forward(course.x)
-        state, wanted = run_course("numba", dataclasses.replace(job, threads=1), state, course)
+        state, wanted = run_course("numba", dataclasses.replace(spec, threads=1), state, course)
         assert same_bits(results, wanted)
         assert same_bits(engine.state(), state)
-        alone = NumbaEngine(dataclasses.replace(job, threads=1))
+        alone = NumbaEngine(dataclasses.replace(spec, threads=1))
         alone.load(state)
         assert same_bits(z, alone.forward(course.x))
         alone.close()
@@ -160,8 +160,8 @@ def test_threads_that_change_from_call_to_call_change_no_bit(tail: int, monkeypa
 
 def test_a_second_thread_is_not_woken_for_one_block_of_rows() -> None:
     network = Network((64, 64, 10))
-    engine = NumbaEngine(Job(network, Optimizer("sgd"), threads=2))
-    engine.load(start_state(engine.job))
+    engine = NumbaEngine(EngineSpec(network, Optimizer("sgd"), threads=2))
+    engine.load(start_state(engine.spec))
     for rows in (0, MOST_ROWS, MOST_ROWS + 1):
         engine.forward(np.zeros((rows, 64), np.float32))
     assert {(rows, most): trials.most for (_, rows, most), trials in engine.trials.items()} == {(0, 1): 1, (7, 1): 1, (7, 2): 2}
@@ -181,11 +181,11 @@ def test_an_engine_asks_trials_of_calls_of_its_kind(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("fastmlp.engines.cpu.threads.time.perf_counter", lambda: next(clock))
     monkeypatch.setattr(Trials, "tell", noted)
     network = Network((64, 64, 10))
-    job = Job(network, Optimizer("sgd"), batch_size=64, threads=2)
-    engine = NumbaEngine(job)
-    engine.load(start_state(job))
+    spec = EngineSpec(network, Optimizer("sgd"), batch_size=64, threads=2)
+    engine = NumbaEngine(spec)
+    engine.load(start_state(spec))
     whole: Any = make_course(network, rows=512, batch=64, epochs=1, rate=0.01)
-    short = whole._replace(order=whole.order[:128], rates=whole.rates[:2])
+    short = whole._replace(indices=whole.indices[:128], learning_rates=whole.learning_rates[:2])
     for _ in range(3):
         engine.train(*whole)
         engine.train(*short)

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("greenlet", reason="the simulator of backend 'cuda' needs greenlet: pip install greenlet")
 
 from support import cuda_simulator
-from support.cuda import CLIPPED, JOB, ROUNDED, SMALL_TILES, check_evaluated, check_product, trained
+from support.cuda import CLIPPED, ROUNDED, SMALL_TILES, SPEC, check_evaluated, check_product, trained
 from support.cuda_simulator import Runtime, StuckError
 from support.engines import make_course, start_state
 from support.tolerances import check_course, expected
@@ -43,8 +43,8 @@ PLANTED = {
     ),
     "losses of an evaluation that begin at its first row": (
         "programs",
-        "hot, cold, order, loss, start, rows, arena, loss, correct)\n\n    return apply",
-        "hot, cold, order, loss, 0, rows, arena, loss, correct)\n\n    return apply",
+        "on_value, off_value, indices, loss, start, rows, arena, loss, correct)\n\n    return apply",
+        "on_value, off_value, indices, loss, 0, rows, arena, loss, correct)\n\n    return apply",
     ),
     "a barrier for the first thread alone": (
         "passes",
@@ -158,14 +158,14 @@ def test_planted_mistakes_are_caught(planted: None, request: pytest.FixtureReque
     if where in ("tiles", "tiled"):
         monkeypatch.setattr("fastmlp.engines.cuda.engine.SMALL_BATCH", 0)
     monkeypatch.setattr("fastmlp.engines.cuda.engine.APPLIED", 16)  # an evaluation makes two passes
-    for job in (JOB, CLIPPED):
-        course = make_course(job.network, 22, job.batch_size, epochs=1, weighted=True)
-        want = expected(job, start_state(job), course)
+    for spec in (SPEC, CLIPPED):
+        course = make_course(spec.network, 22, spec.batch_size, epochs=1, weighted=True)
+        want = expected(spec, start_state(spec), course)
         for seed in (0, -9, 1, 5, 9):
             try:
                 runtime = Runtime(2, seed)
-                check_course(want, *trained(job, runtime))
-                check_evaluated(job, course, runtime)
+                check_course(want, *trained(spec, runtime))
+                check_evaluated(spec, course, runtime)
             except (AssertionError, StuckError, IndexError):
                 return
     pytest.fail("the mistake went through")

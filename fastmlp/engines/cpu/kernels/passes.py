@@ -160,7 +160,7 @@ def make_finish(lanes: int) -> Any:
 
 @compiled
 def gather(code, batches, start, first, rows, width, arena):
-    """Scaled inputs of the rows [first, first + rows) of the batch that starts at `start` in the order."""
+    """Scaled inputs of the rows [first, first + rows) of the batch that starts at indices[start]."""
     features, shift, factor = len(batches.shift), batches.shift.ctypes.data, batches.factor.ctypes.data
     for r in range(first, first + rows):
         to = arena.ctypes.data + (width.y_at + r * width.ld) * FLOAT_BYTES

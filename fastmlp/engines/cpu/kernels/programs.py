@@ -122,16 +122,17 @@ def make_backward(lanes: int) -> Any:
 
 @compiled
 def losses_of_batch(code, plan, batches, arena, block, loss, correct, start, first, rows):
-    """Loss, hit and dz of rows [first, first + rows) of the batch that starts at `start` in the order."""
+    """Loss, correctness and dz of rows [first, first + rows) of the batch that starts at indices[start]."""
     width, row = plan.widths[len(plan.layers)], start + first
     z = arena.ctypes.data + (width.y_at + first * width.ld) * FLOAT_BYTES
     dz = arena.ctypes.data + (width.dz_at + first * width.ld) * FLOAT_BYTES
     call(
         code.loss,
         (
-            block.ctypes.data, z, dz, width.ld, rows, batches.order.ctypes.data + row * batches.order.itemsize,
-            batches.labels, batches.targets, batches.row_scale.ctypes.data + row * FLOAT_BYTES,
-            loss.ctypes.data + row * FLOAT_BYTES, correct.ctypes.data + row * correct.itemsize, batches.hot, batches.cold,
+            block.ctypes.data, z, dz, width.ld, rows, batches.indices.ctypes.data + row * batches.indices.itemsize,
+            batches.labels, batches.targets, batches.loss_weight.ctypes.data + row * FLOAT_BYTES,
+            loss.ctypes.data + row * FLOAT_BYTES, correct.ctypes.data + row * correct.itemsize,
+            batches.on_value, batches.off_value,
         ),
     )  # fmt: skip
 
@@ -189,11 +190,11 @@ def make_task(lanes: int) -> Any:
             return
         # FORWARD reads its columns of w and its rows of x or of the layer below; writes its block of y and s. BACKWARD reads
         # its columns of the transposed w, its rows of dz above and its block of y or s; writes its block of dz. ROWS does
-        # both for all columns of its rows, in every layer from `wide` on, and writes their loss and hits.
+        # both for all columns of its rows, in every layer from `wide` on, and writes their loss and correctness.
         rest, top = kind == ROWS, len(plan.layers) - 1
         if rest and batches.labels:
             for r in range(smaller(count, LABELS_AHEAD)):
-                prefetch_label(batches.labels, batches.order[start + first + r])
+                prefetch_label(batches.labels, batches.indices[start + first + r])
         for layer in range(wide, (top if rest else wide if kind == FORWARD else wide - 1) + 1):
             panels = plan.layers[layer].fan_out_p // lanes if rest else task.panels
             x, x_rows = inputs_at(code, plan, batches, arena, layer, start, first)
@@ -227,7 +228,7 @@ def make_train(lanes: int) -> Callable[..., None]:
                 break
             phase = plan.phases[index]
             start = step * batches.batch_size
-            rows = smaller(batches.batch_size, len(batches.order) - start)
+            rows = smaller(batches.batch_size, len(batches.indices) - start)
             done = np.int64(0)
             for turn in range(threads):
                 share = (t + turn) % threads

@@ -165,10 +165,11 @@ def make_settle(dev: Any, names: Sequence[str], drops: bool) -> Any:
 
 
 def make_losses(dev: Any, loss: str, output: str, classes: bool, training: bool = True) -> Any:
-    """losses(last, table, y, hot, cold, order, row_scale, start, rows, arena, loss, correct): loss, hit and dz of each row.
+    """losses(last, table, y, on_value, off_value, indices, loss_weight, start, rows, arena, loss, correct): of each row.
 
-    y : labels (n,), or plain targets (n * outputs,); hot and cold are a smoothed label's target, and that of other classes
-    row_scale : (n,) in the order of `order`: what dz is multiplied by; read only in training, and dz is undefined without
+    Computes loss, correctness and dz. y : labels (n,), or plain targets (n * outputs,)
+    on_value, off_value : smoothed target of the label's class, and of the other classes
+    loss_weight : (n,) in the order of `indices`, multiplies dz; read only in training, otherwise dz is undefined
     A thread has a row: few outputs are the rule, and the formula is the one that the CPU compiles too. It writes the row's
     targets and dz to the arena, to the slopes and the gradient of the last layer, also without training.
     """
@@ -176,17 +177,17 @@ def make_losses(dev: Any, loss: str, output: str, classes: bool, training: bool 
     formula = dev.formula(LOSSES[loss][output])
 
     @dev.device
-    def losses(last, table, y, hot, cold, order, row_scale, start, rows, arena, loss, correct):
+    def losses(last, table, y, on_value, off_value, indices, loss_weight, start, rows, arena, loss, correct):
         row = last * COLUMNS
         n, width = load(table, row + FAN_OUT), load(table, row + OUT_WIDTH)
         for m in range(cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, rows, cuda.gridDim.x * cuda.blockDim.x):
-            at, chosen = load(table, row + SLOPES) + m * width, load(order, start + m)
+            at, chosen = load(table, row + SLOPES) + m * width, load(indices, start + m)
             z = arena[load(table, row + OUTPUT) + m * width :][:n]
             t, dz = arena[at : at + n], arena[load(table, row + GRADIENT) + m * width :][:width]
             best = 0
             for j in range(n):
                 if classes:
-                    t[j] = hot if j == load(y, chosen) else cold
+                    t[j] = on_value if j == load(y, chosen) else off_value
                 else:
                     t[j] = load(y, chosen * n + j)
                 if z[j] > z[best]:
@@ -195,7 +196,7 @@ def make_losses(dev: Any, loss: str, output: str, classes: bool, training: bool 
             store(correct, start + m, classes and best == load(y, chosen))
             if training:
                 for j in range(width):
-                    dz[j] = dz[j] * load(row_scale, start + m) if j < n else zero
+                    dz[j] = dz[j] * load(loss_weight, start + m) if j < n else zero
 
     return losses
 

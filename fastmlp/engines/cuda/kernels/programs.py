@@ -89,8 +89,8 @@ def make_train(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
     All blocks must be at work at once, since they wait for each other; or each launch has one phase, and none waits.
 
     table … scales : of a `Plan`; x (n * width,), shift, factor (width,): inputs and their scaling; y : labels, or plain targets
-    hot, cold : targets of a label's class and of the others
-    order, row_scale, loss, correct : (rows of the call,): which rows, their share in the batch's loss, and what came out
+    on_value, off_value : targets of a label's class and of the others
+    indices, loss_weight, loss, correct : (rows of the call,): which rows, their share in the batch's loss, and what came out
     scalars : (steps * 2 * SCALAR_COUNT,), of weights and of biases; parameters, m, v, kept : (size,); partial : sums of squares
     counter : (1,) uint64, 0 before each launch; clock : (1,) int64, updates before this call
     batch, count : rows of a batch and of the call
@@ -112,8 +112,8 @@ def make_train(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
 
     @dev.kernel(shape.threads, shape.resident)
     def train(
-        table, alpha, thresholds, scales, x, shift, factor, y, hot, cold, order, row_scale, loss, correct, scalars,
-        parameters, m, v, kept, partial, arena, counter, clock, batch, count, first, end, seed, largest,
+        table, alpha, thresholds, scales, x, shift, factor, y, on_value, off_value, indices, loss_weight, loss, correct,
+        scalars, parameters, m, v, kept, partial, arena, counter, clock, batch, count, first, end, seed, largest,
     ):  # fmt: skip
         shared = cuda.shared.array(memory, float32, alignment=16)
         layers = len(table) // COLUMNS
@@ -125,16 +125,16 @@ def make_train(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
             rows = min(batch, count - start)
             s = (scalars[at : at + SCALAR_COUNT], scalars[at + SCALAR_COUNT : at + 2 * SCALAR_COUNT])
             if q < layers:
-                forward(q, layers - 1, tables, inputs, order, start, rows, clock[0] + now, seed, parameters, arena, shared)
+                forward(q, layers - 1, tables, inputs, indices, start, rows, clock[0] + now, seed, parameters, arena, shared)
             elif q == layers:
-                losses(layers - 1, table, y, hot, cold, order, row_scale, start, rows, arena, loss, correct)
+                losses(layers - 1, table, y, on_value, off_value, indices, loss_weight, start, rows, arena, loss, correct)
             elif q <= 2 * layers:
                 i = 2 * layers - q
                 if i > 0:
                     delta(i, table, rows, parameters, arena, shared)
                 for layer in range(i + 1 if i > 0 else 0, min(i + 2, layers)):
                     turn = cuda.gridDim.x // 2 if layer > 0 else 0
-                    gradient(layer, turn, table, inputs, order, start, rows, s, parameters, slots, kept, arena, shared)
+                    gradient(layer, turn, table, inputs, indices, start, rows, s, parameters, slots, kept, arena, shared)
             elif q == 2 * layers + 1:
                 squares(len(parameters), kept, partial)
             else:
@@ -152,32 +152,32 @@ def applied(kind: Kind) -> Kind:
 
 
 def make_apply(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
-    """The kernel apply(…): forward pass without dropout, and, if `evaluates` is not 0, the loss and hit of each row.
+    """The kernel apply(…): forward pass without dropout, and, if `evaluates` is not 0, loss and correctness of each row.
 
-    Arguments as those of `make_train`, for the rows order[start], …, order[start + rows - 1]. loss and correct are written at
-    start, …; they and y are read only to evaluate. Targets of a label are not smoothed.
+    Arguments as those of `make_train`, for the rows indices[start], …, indices[start + rows - 1]. loss and correct are
+    written at start, …; they and y are used only to evaluate. Targets of a label are not smoothed.
     """
     cuda, float32, uint64 = dev.cuda, dev.float32, dev.uint64
     barrier, forward = make_barrier(dev), forward_of(dev, kind, shape, drops=False)
     losses = make_losses(dev, kind.loss, kind.output, kind.classes, training=False)
-    memory, hot, cold = shape.shared(dev.WARP), float32(1), float32(0)
+    memory, on_value, off_value = shape.shared(dev.WARP), float32(1), float32(0)
 
     @dev.kernel(shape.threads, shape.resident)
     def apply(
-        table, alpha, thresholds, scales, x, shift, factor, y, order, loss, correct, parameters, arena, counter,
+        table, alpha, thresholds, scales, x, shift, factor, y, indices, loss, correct, parameters, arena, counter,
         start, rows, evaluates,
     ):  # fmt: skip
         shared = cuda.shared.array(memory, float32, alignment=16)
         layers, target = len(table) // COLUMNS, uint64(0)
         tables, inputs = (table, alpha, thresholds, scales), (x, shift, factor)
         for layer in range(layers):
-            forward(layer, layers - 1, tables, inputs, order, start, rows, 0, uint64(0), parameters, arena, shared)
+            forward(layer, layers - 1, tables, inputs, indices, start, rows, 0, uint64(0), parameters, arena, shared)
             if layer + 1 < layers or evaluates != 0:
                 target += uint64(cuda.gridDim.x)
                 barrier(counter, target)
         if evaluates != 0:
             # the loss array stands in for the scales of rows, which only training has and reads
-            losses(layers - 1, table, y, hot, cold, order, loss, start, rows, arena, loss, correct)
+            losses(layers - 1, table, y, on_value, off_value, indices, loss, start, rows, arena, loss, correct)
 
     return apply
 

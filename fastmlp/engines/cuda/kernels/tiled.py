@@ -35,14 +35,14 @@ def make_get(dev: Any) -> Any:
 
 
 def make_get_data(dev: Any, pixels: bool) -> Any:
-    """get(to, o, data, row, column): as `make_get`, of the batch: data are x, shift, factor, order, start, width and rows."""
+    """get(to, o, data, row, column): as `make_get`, of the batch: data are x, shift, factor, indices, start, width and rows."""
     fetch, load, int64, zero = make_fetch(dev, pixels), dev.load, dev.int64, dev.float32(0)
 
     @dev.device
     def get(to, o, data, row, column):
-        x, shift, factor, order, start, width, rows = data
+        x, shift, factor, indices, start, width, rows = data
         if row < rows and column < width:
-            fetch(to, o, x, int64(load(order, start + row)) * width, shift, factor, column)
+            fetch(to, o, x, int64(load(indices, start + row)) * width, shift, factor, column)
         else:
             to[o] = to[o + 1] = to[o + 2] = to[o + 3] = zero
 
@@ -93,13 +93,13 @@ def make_tiled_forward(dev: Any, tile: Tile, precision: str, pixels: bool, names
     )
 
     @dev.device
-    def forward(layer, last, tables, inputs, order, start, rows, step, seed, parameters, arena, shared):
+    def forward(layer, last, tables, inputs, indices, start, rows, step, seed, parameters, arena, shared):
         table, row = tables[0], layer * COLUMNS
         height, width = load(table, row + IN_WIDTH), load(table, row + OUT_WIDTH)
         weights = (parameters, load(table, row + WEIGHTS), width, height)
         to = (layer, last, step, seed, rows, tables, parameters, arena)
         if layer == 0:
-            data = (inputs[0], inputs[1], inputs[2], order, start, height, rows)
+            data = (inputs[0], inputs[1], inputs[2], indices, start, height, rows)
             first_walk(data, weights, rows, width, height, shared, to)
         else:
             walk((arena, load(table, row + INPUT), height, rows), weights, rows, width, height, shared, to)
@@ -146,7 +146,7 @@ def make_tiled_gradient(dev: Any, tile: Tile, precision: str, pixels: bool, use:
     )
 
     @dev.device
-    def gradient(layer, turn, table, inputs, order, start, rows, s, parameters, slots, kept, arena, shared):
+    def gradient(layer, turn, table, inputs, indices, start, rows, s, parameters, slots, kept, arena, shared):
         row = layer * COLUMNS
         height, width = load(table, row + IN_WIDTH), load(table, row + OUT_WIDTH)
         dz, to = (
@@ -154,7 +154,7 @@ def make_tiled_gradient(dev: Any, tile: Tile, precision: str, pixels: bool, use:
             (load(table, row + WEIGHTS), height, width, s, parameters, slots, kept),
         )
         if layer == 0:
-            data = (inputs[0], inputs[1], inputs[2], order, start, height, rows)
+            data = (inputs[0], inputs[1], inputs[2], indices, start, height, rows)
             first_walk(data, dz, height + 1, width, rows, shared, to)
         else:
             walk((arena, load(table, row + INPUT), height, rows), dz, height + 1, width, rows, shared, to)

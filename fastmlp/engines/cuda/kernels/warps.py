@@ -108,9 +108,9 @@ def make_multiply(dev: Any, pixels: bool | None) -> Any:
 
 
 def make_forward(dev: Any, threads: int, pixels: bool, names: Sequence[str], drops: bool) -> Any:
-    """forward(layer, last, tables, inputs, order, start, rows, step, seed, parameters, arena, shared): outputs of a layer.
+    """forward(layer, last, tables, inputs, indices, start, rows, step, seed, parameters, arena, shared): outputs of a layer.
 
-    z = x w + b and what `settle` makes of it, for the batch x[order[start]], …; inputs: x, shift, factor; the outputs of the
+    z = x w + b and what `settle` makes of it, for the batch x[indices[start]], …; inputs: x, shift, factor; the outputs of the
     last layer are its z.
     """
     cuda, load, divide, remainder = dev.cuda, dev.load, dev.divide, dev.remainder
@@ -119,7 +119,7 @@ def make_forward(dev: Any, threads: int, pixels: bool, names: Sequence[str], dro
     finish, settle = make_finish(dev, threads), make_settle(dev, names, drops)
 
     @dev.device
-    def forward(layer, last, tables, inputs, order, start, rows, step, seed, parameters, arena, shared):
+    def forward(layer, last, tables, inputs, indices, start, rows, step, seed, parameters, arena, shared):
         t, row, table = cuda.threadIdx.x, layer * COLUMNS, tables[0]
         height, width, source = load(table, row + IN_WIDTH), load(table, row + OUT_WIDTH), load(table, row + INPUT)
         columns, size = divide(width, WIDE), team_of(divide(height, 4))
@@ -134,7 +134,7 @@ def make_forward(dev: Any, threads: int, pixels: bool, names: Sequence[str], dro
             if first + team < tiles:
                 for i in range(HIGH):  # beyond the batch its last row again, which is then not written
                     m = min(m0 + i, rows - 1)
-                    places[i] = load(order, start + m) if layer == 0 else m
+                    places[i] = load(indices, start + m) if layer == 0 else m
                 at = load(table, row + WEIGHTS)
                 if layer == 0:
                     first_multiply(sums, own, together, n0, places, height, width, source, at, inputs, parameters, arena)
@@ -203,7 +203,7 @@ def make_delta(dev: Any, threads: int) -> Any:
 
 
 def make_gradient(dev: Any, threads: int, staged: int, pixels: bool, use: Any) -> Any:
-    """gradient(layer, turn, table, inputs, order, start, rows, s, parameters, slots, kept, arena, shared): dw = x^T dz, db.
+    """gradient(layer, turn, table, inputs, indices, start, rows, s, parameters, slots, kept, arena, shared): dw = x^T dz, db.
 
     turn : the block that takes the first tile, so that two layers in one phase begin at different blocks
     s : the step's scalars for weights, then for biases
@@ -217,7 +217,7 @@ def make_gradient(dev: Any, threads: int, staged: int, pixels: bool, use: Any) -
     fetch = make_fetch(dev, pixels)
 
     @dev.device
-    def stage(layer, table, inputs, order, start, rows, first, k0, n0, arena, shared):
+    def stage(layer, table, inputs, indices, start, rows, first, k0, n0, arena, shared):
         row, t, four = layer * COLUMNS, cuda.threadIdx.x, cuda.local.array(4, float32)
         height, width = load(table, row + IN_WIDTH), load(table, row + OUT_WIDTH)
         x, shift, factor = inputs
@@ -227,7 +227,7 @@ def make_gradient(dev: Any, threads: int, staged: int, pixels: bool, use: Any) -
             four[0] = four[1] = four[2] = four[3] = zero
             if m < rows and k < height:
                 if layer == 0:
-                    fetch(four, 0, x, load(order, start + m) * height, shift, factor, k)
+                    fetch(four, 0, x, load(indices, start + m) * height, shift, factor, k)
                 else:
                     four[0], four[1], four[2], four[3] = load4(arena, load(table, row + INPUT) + m * height + k)
             store4(shared, 4 * e, (four[0], four[1], four[2], four[3]))
@@ -238,7 +238,7 @@ def make_gradient(dev: Any, threads: int, staged: int, pixels: bool, use: Any) -
         cuda.syncthreads()
 
     @dev.device
-    def gradient(layer, turn, table, inputs, order, start, rows, s, parameters, slots, kept, arena, shared):
+    def gradient(layer, turn, table, inputs, indices, start, rows, s, parameters, slots, kept, arena, shared):
         row, t, grid = layer * COLUMNS, cuda.threadIdx.x, cuda.gridDim.x
         height, width = load(table, row + IN_WIDTH), load(table, row + OUT_WIDTH)
         down, right, columns = divide(t, half), remainder(t, half), divide(width + side - 1, side)
@@ -246,7 +246,7 @@ def make_gradient(dev: Any, threads: int, staged: int, pixels: bool, use: Any) -
             k0, n0 = divide(tile, columns) * side, remainder(tile, columns) * side
             g00, g01, g10, g11, b0, b1 = zero, zero, zero, zero, zero, zero
             for first in range(0, rows, staged):
-                stage(layer, table, inputs, order, start, rows, first, k0, n0, arena, shared)
+                stage(layer, table, inputs, indices, start, rows, first, k0, n0, arena, shared)
                 for m in range(staged):
                     x = load2(shared, m * side + 2 * down)
                     dz = load2(shared, staged * side + m * side + 2 * right)
