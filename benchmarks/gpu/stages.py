@@ -190,7 +190,7 @@ def main() -> int:
     without_scipy.stand_in()
     stage, part = known[options.name], Part(options.out)
     try:
-        watch = Watch(cuda.the_runtime()) if stage.device else None
+        watch = Watch(cuda.default_runtime()) if stage.device else None
     except UnavailableError as error:
         part.error("the device", error)
         return 1
