@@ -38,7 +38,9 @@ def speed_figure(result: dict[str, Any]) -> Figure:
     """Draw the bars of all networks."""
     times, names = relative_times(result), ("fastmlp", *SHOWN)
     machine = result["machine"]
-    title = f"Time of a training epoch relative to fastmlp, {machine['cores']} cores ({machine['processor']}); shorter is faster"
+    title = (
+        f"Time of a training epoch relative to fastmlp, {machine['cores']} cores ({machine['processor']}); shorter is faster"
+    )
     figure = new_figure(*SIZE, title)
     axes = figure.subplots()
     height = 0.8 / len(names)

@@ -57,7 +57,7 @@ def examine(data_dir: str | None = None) -> list[Check]:
     >>> [check.value for check in examine() if check.name == "fastmlp"] == [__version__]
     True
     """
-    from fastmlp.engines.cuda.engine import proven
+    from fastmlp.engines.cuda.engine import probe_device
     from fastmlp.engines.kernel_cache import cache_folder
 
     return [
@@ -66,7 +66,7 @@ def examine(data_dir: str | None = None) -> list[Check]:
         *check_threads(),
         check_cache(cache_folder()),
         *check_data(data_dir),
-        *check_cuda(installed_version, proven),
+        *check_cuda(installed_version, probe_device),
         *check_torchvision(installed_version),
         self_test(),
     ]
@@ -184,7 +184,7 @@ def check_data(data_dir: str | None) -> Iterator[Check]:
             yield Check(f"data {row.name}", row.state, NOTE, fetch)
 
 
-def check_cuda(version: Version, proven: Callable[[], Any]) -> Iterator[Check]:
+def check_cuda(version: Version, probe_device: Callable[[], Any]) -> Iterator[Check]:
     """numba-cuda, its quarrel with NumPy 2.5, and the device, by a function that gives one on which a kernel ran."""
     found, numpy = version("numba-cuda"), version("numpy") or "0"
     if found is None:
@@ -197,7 +197,7 @@ def check_cuda(version: Version, proven: Callable[[], Any]) -> Iterator[Check]:
     else:
         yield Check("numba-cuda", found)
     try:
-        device = proven()
+        device = probe_device()
         major, minor = device.capability
         yield Check("cuda device", f"{device.name}, compute capability {major}.{minor}, {device.blocks} multiprocessors")
     except UnavailableError as error:

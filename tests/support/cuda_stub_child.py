@@ -147,7 +147,7 @@ def report_of_the_runtime(stub: Stub) -> dict[str, Any]:
         "facts": runtime.facts(),
         "there and back": runtime.get(runtime.put(array), 2, 3).tolist(),
         "full": error_of(lambda: runtime.empty(1 << 40, np.float32)),
-        "no machine code": error_of(lambda: runtime.ask("cuModuleLoadData", b"no machine code")),
+        "no machine code": error_of(lambda: runtime.checked_call("cuModuleLoadData", b"no machine code")),
         **runtime.compared(),
     }
 

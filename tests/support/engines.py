@@ -48,7 +48,7 @@ def simulation() -> Iterator[None]:
     from support import cuda_simulator
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastmlp.engines.cuda.engine.the_runtime", cuda_simulator.Runtime)
+        patch.setattr("fastmlp.engines.cuda.engine.default_runtime", cuda_simulator.Runtime)
         patch.setattr("fastmlp.engines.cuda.engine.usable", lambda: False)  # a simulator is taken only when it is asked for
         patch.setattr("fastmlp.engines.cuda.engine.SHAPE", Shape(16, 4))
         patch.setitem(cuda.TILES, "float32", Tile(8, 8, 4, 4, 4, 1))

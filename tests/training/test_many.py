@@ -186,7 +186,7 @@ def test_models_of_one_kind_have_the_same_kernels(numba_backend: str) -> None:
             settings = set_up(optimizer=optimizer, schedule=Schedule(0.1 + seed), seed=seed, batch_size=8 + seed)
             kinds.append(Task(network, settings, TrainingData(CheckedRows(*problem(9), 3))).kind)
             engine: Any = make_engine(numba_backend, EngineSpec(network, optimizer, threads=1))
-            kernels.append(repr(engine.code(np.float32, training=True)))
+            kernels.append(repr(engine.kernel_table(np.float32, training=True)))
     kernels_of = {kind: {kernel for other, kernel in zip(kinds, kernels, strict=True) if other == kind} for kind in kinds}
     assert all(len(found) == 1 for found in kernels_of.values())
     assert len(set(kernels)) >= 7

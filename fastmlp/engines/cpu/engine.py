@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.engines.base import EngineSpec, HeldRows, RowMetrics, State, evaluate_blocks, loss_weights
-from fastmlp.engines.cpu.codegen.fork import compiled_beside
+from fastmlp.engines.cpu.codegen.fork import compiled_in_fork
 from fastmlp.engines.cpu.codegen.simd import lanes as host_lanes
-from fastmlp.engines.cpu.kernels.formulas import NO_CODE, Code, prediction_code, training_code
+from fastmlp.engines.cpu.kernels.formulas import NO_KERNELS, KernelTable, prediction_table, training_table
 from fastmlp.engines.cpu.kernels.losses import loss_block, loss_function
 from fastmlp.engines.cpu.kernels.passes import GRADIENT, PARAMETERS, SLOT_M, SLOT_V, scratch_size
 from fastmlp.engines.cpu.kernels.programs import predict_kernel, train_kernel
-from fastmlp.engines.cpu.kernels.sync import CALLER, SHARES, TURN, WORDS_APART
+from fastmlp.engines.cpu.kernels.sync import CALLER, SHARES, STRIDE, TURN
 from fastmlp.engines.cpu.plan import (
     MOST_ROWS,
     Batches,
@@ -31,7 +31,7 @@ from fastmlp.engines.cpu.plan import (
     round_up,
     unpack,
 )
-from fastmlp.engines.cpu.threads import Team, Trials, available_cores, trials_for
+from fastmlp.engines.cpu.threads import Team, ThreadTuner, available_cores, tuner_for
 from fastmlp.errors import ConfigError, UnavailableError
 from fastmlp.nn.blocks import RowSource
 from fastmlp.nn.network import FloatArray
@@ -76,8 +76,8 @@ class NumbaEngine:
         self.team = Team(self.threads)
         self.lock = threading.Lock()
         self.process = os.getpid()
-        self.codes: dict[tuple[np.dtype[Any], bool, bool], Code] = {}
-        self.trials: dict[tuple[str, int, int], Trials] = {}
+        self.tables: dict[tuple[np.dtype[Any], bool, bool], KernelTable] = {}
+        self.tuners: dict[tuple[str, int, int], ThreadTuner] = {}
         self.layouts: dict[int, Layout] = {}  # by threads
         self.rows, self.gathers = 0, True  # rows of a batch that the buffers have room for, and whether inputs are among them
         self.clip = spec.optimizer.clip_norm > 0
@@ -85,7 +85,7 @@ class NumbaEngine:
         self.store = aligned((GRADIENT + 1, self.layout.store))
         self.transposed = aligned((max(self.layout.transposed, 1),))
         self.scratch = aligned((self.threads, round_up(scratch_size() + loss_block(network, self.lanes), ALIGNMENT // 4)))
-        self.shared = aligned((SHARES + WORDS_APART * self.threads,), np.int64)
+        self.shared = aligned((SHARES + STRIDE * self.threads,), np.int64)
         self.shared_at = self.shared.ctypes.data
         self.predicting = make_layout(network, self.lanes, MOST_ROWS, fused=self.fused)
         self.predict_arena = aligned((self.threads, self.predicting.arena))
@@ -94,21 +94,21 @@ class NumbaEngine:
         self.shift = np.zeros(features, np.float32) if scaling is None else vector(scaling.shift, features)
         self.factor = np.ones(features, np.float32) if scaling is None else vector(scaling.factor, features)
 
-    def code(self, pixels: npt.DTypeLike, training: bool, scaled: bool = True) -> Code:
+    def kernel_table(self, pixels: npt.DTypeLike, training: bool, scaled: bool = True) -> KernelTable:
         """The kernels for rows of a type; compiles those that are new on this machine."""
         key = np.dtype(pixels), training, scaled
-        if key not in self.codes:
+        if key not in self.tables:
             network, rule = self.spec.network, self.spec.optimizer.name
-            self.codes[key] = (
-                training_code(network, rule, self.clip, pixels, self.lanes, self.fused, scaled)
+            self.tables[key] = (
+                training_table(network, rule, self.clip, pixels, self.lanes, self.fused, scaled)
                 if training
-                else prediction_code(network, pixels, self.lanes, self.fused, scaled)
+                else prediction_table(network, pixels, self.lanes, self.fused, scaled)
             )
-        return self.codes[key]
+        return self.tables[key]
 
     def load(self, state: State) -> None:
         network = self.spec.network
-        with self.alone():
+        with self.exclusive():
             pack(network, self.layout.plan, self.lanes, state.parameters, self.store[PARAMETERS])
             pack_transposed(network, self.layout.plan, self.lanes, state.parameters, self.transposed)
             for name, slot in zip(self.spec.optimizer.slots, state.slots, strict=False):
@@ -117,7 +117,7 @@ class NumbaEngine:
 
     def state(self, slots: bool = True) -> State:
         network = self.spec.network
-        with self.alone():
+        with self.exclusive():
             rows = [PARAMETERS, *(SLOT_ROWS[name] for name in self.spec.optimizer.slots if slots)]
             vectors = [unpack(network, self.layout.plan, self.lanes, self.store[row]) for row in rows]
         return State(vectors[0], np.array(vectors[1:], np.float32).reshape(-1, network.parameters), self.step)
@@ -133,40 +133,40 @@ class NumbaEngine:
         batch = max(1, min(self.spec.batch_size, len(indices)))
         flops = self.spec.network.flops_per_row
         results = RowMetrics(np.empty(len(indices), np.float32), np.zeros(len(indices), bool))
-        with self.alone():
+        with self.exclusive():
             x, y = with_plain_rows(x), plain_targets(y)
-            gathers = not self.can_stay(x, training=True)
-            trials = self.trials_of("train", len(indices), self.threads, batch, flops * batch)
-            threads = trials.next()
-            self.make_room(batch, threads, gathers)
-            self.open_words(threads, flops * len(indices))
+            gathers = not self.reads_in_place(x, training=True)
+            tuner = self.tuner_of("train", len(indices), self.threads, batch, flops * batch)
+            threads = tuner.next()
+            self.reserve(batch, threads, gathers)
+            self.reset_sync(threads, flops * len(indices))
             batches = self.batches(x, y, indices, learning_rates, weights)
             buffers = self.store, self.transposed, self.arena, self.packed, self.scratch, self.shared_at
             given = self.layout.plan, batches, *buffers, *results
             kernel = train_kernel(self.lanes)
             if self.threads > 1 and not kernel.overloads:
-                self.compile_beside(x, (0, NO_CODE, *given))
-            code = self.code(x.dtype, training=True, scaled=gathers)
+                self.compile_in_fork(x, (0, NO_KERNELS, *given))
+            table = self.kernel_table(x.dtype, training=True, scaled=gathers)
             self.step += len(learning_rates)  # before: the kernel makes all its steps even if Ctrl-C is raised on its return
-            trials.begin()
-            self.team.run(kernel, code, *given, threads=threads)
-            trials.end(threads, len(indices))
+            tuner.begin()
+            self.team.run(kernel, table, *given, threads=threads)
+            tuner.end(threads, len(indices))
         return results
 
-    def compile_beside(self, x: npt.NDArray[Any], args: tuple[Any, ...]) -> None:
+    def compile_in_fork(self, x: npt.NDArray[Any], args: tuple[Any, ...]) -> None:
         """Compile what training and prediction need, the training kernel, for such arguments, in a second process."""
-        with compiled_beside(train_kernel(self.lanes), args) as beside:
-            if beside:
-                self.code(x.dtype, training=True, scaled=not self.can_stay(x, training=True))
+        with compiled_in_fork(train_kernel(self.lanes), args) as forked:
+            if forked:
+                self.kernel_table(x.dtype, training=True, scaled=not self.reads_in_place(x, training=True))
                 kernel, given = predict_kernel(self.lanes), self.given_to_predict(x, ROW_NUMBERS, NO_OUTPUTS)
                 kernel.compile(tuple(map(kernel.typeof_pyval, (0, *given))))
 
-    def trials_of(self, method: str, rows: int, most: int, at_once: int, flops: int) -> Trials:
+    def tuner_of(self, method: str, rows: int, most: int, at_once: int, flops: int) -> ThreadTuner:
         """Which number of threads, at most `most`, suits calls of so many rows, `at_once` at a time in so many operations."""
         key = method, rows.bit_length(), most
-        if key not in self.trials:
-            self.trials[key] = trials_for(most, at_once, flops)
-        return self.trials[key]
+        if key not in self.tuners:
+            self.tuners[key] = tuner_for(most, at_once, flops)
+        return self.tuners[key]
 
     def batches(
         self,
@@ -202,17 +202,17 @@ class NumbaEngine:
         network = self.spec.network
         z = np.empty((len(x), network.sizes[-1]), np.float32)
         flops = network.flops_per_row // 3 * len(x)
-        with self.alone():
+        with self.exclusive():
             blocks = max(1, -(-len(x) // MOST_ROWS))  # a thread takes whole ones
-            trials = self.trials_of("forward", len(x), min(self.threads, blocks), len(x), flops)
-            threads = trials.next()
-            self.open_words(threads, flops)
+            tuner = self.tuner_of("forward", len(x), min(self.threads, blocks), len(x), flops)
+            threads = tuner.next()
+            self.reset_sync(threads, flops)
             x = with_plain_rows(x)
             x_rows = x.strides[0] * ROW_NUMBERS
             given = self.given_to_predict(x, x_rows, z)
-            trials.begin()
+            tuner.begin()
             self.team.run(predict_kernel(self.lanes), *given, threads=threads)
-            trials.end(threads, len(x))
+            tuner.end(threads, len(x))
         return z
 
     def given_to_predict(
@@ -220,7 +220,7 @@ class NumbaEngine:
     ) -> tuple[Any, ...]:
         """What the prediction kernel takes after the thread's number. The caller keeps x and x_rows alive."""
         return (
-            self.code(x.dtype, training=False, scaled=not self.can_stay(x, training=False)),
+            self.kernel_table(x.dtype, training=False, scaled=not self.reads_in_place(x, training=False)),
             self.predicting.plan,
             MOST_ROWS,
             x.ctypes.data,
@@ -250,7 +250,7 @@ class NumbaEngine:
         loss_function(network, self.lanes)(*given, results.loss.ctypes.data, results.correct.ctypes.data, 1.0, 0.0)
         return results
 
-    def alone(self) -> threading.Lock:
+    def exclusive(self) -> threading.Lock:
         """To be held by one caller at a time. A child forked while another thread held it can never do so, and is told."""
         if self.process != os.getpid():
             if self.lock.locked():
@@ -258,20 +258,20 @@ class NumbaEngine:
             self.process = os.getpid()
         return self.lock
 
-    def open_words(self, threads: int, flops: int) -> None:
+    def reset_sync(self, threads: int, flops: int) -> None:
         """Words for a call of so many operations: no task claimed yet, and whether its thread takes turns with others."""
         self.shared[:] = 0
         if threads == 1 and flops >= TURN_FLOPS:
             self.shared[TURN], self.shared[CALLER] = INTERPRETER_AT, threading.get_ident()
 
-    def can_stay(self, x: npt.NDArray[Any], training: bool) -> bool:
+    def reads_in_place(self, x: npt.NDArray[Any], training: bool) -> bool:
         """Whether rows are read where they are. Gradients read all of a padded width, and its padding must be zeros."""
         features, outputs = self.spec.network.sizes[:2]
         if training and (features != padded_width(features, self.lanes) or outputs > IN_PLACE_WIDTHS[self.lanes]):
             return False
         return self.in_place and self.spec.scaling is None and x.dtype == np.float32 and x.strides[0] % x.itemsize == 0
 
-    def make_room(self, rows: int, threads: int, gathers: bool) -> None:
+    def reserve(self, rows: int, threads: int, gathers: bool) -> None:
         """Let the buffers hold batches of at least `rows` rows. What they hold between calls does not matter."""
         grows = rows > self.rows or gathers != self.gathers
         if grows:

@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.engines.base import EngineSpec, RowMetrics, State, loss_weights
-from fastmlp.engines.cuda.kernels.layout import gathered, make_plan, padded, spread
+from fastmlp.engines.cuda.kernels.layout import make_layout, pad, padded, unpad
 from fastmlp.engines.cuda.kernels.passes import CHUNK
-from fastmlp.engines.cuda.kernels.programs import PLAIN, Kind, Shape, applied, phases
+from fastmlp.engines.cuda.kernels.programs import PLAIN, KernelSpec, Shape, apply_spec, phases
 from fastmlp.engines.cuda.kernels.tensor_cores import FIRST_CAPABILITY, MMA_TILES
 from fastmlp.engines.cuda.kernels.tiles import Tile
-from fastmlp.engines.cuda.runtime import Launch, NoDeviceError, the_runtime
+from fastmlp.engines.cuda.runtime import Launch, NoDeviceError, default_runtime
 from fastmlp.errors import ConfigError, UnavailableError
 from fastmlp.nn.blocks import RowSource, blocks
 from fastmlp.nn.network import FloatArray
@@ -32,7 +32,7 @@ TILES = {"float32": Tile(), **MMA_TILES}  # by precision
 TABLES = ("table", "alpha", "thresholds", "scales")
 OF_TRAINING = (
     *("indices", "loss_weight", "loss", "correct", "scalars"),
-    *("parameters", "m", "v", "kept", "partial", "arena", "counter", "clock"),
+    *("parameters", "m", "v", "gradients", "partial", "arena", "counter", "clock"),
 )  # fmt: skip
 PART = ("part", "no y", "part_indices", "no loss", "no correct")  # what `forward` passes to `apply` instead of held rows
 
@@ -45,7 +45,7 @@ class DeviceRows:
     arrays : on the device: x, y, indices, loss, correct; freed with the handle
     """
 
-    kind: Kind
+    kind: KernelSpec
     count: int
     arrays: list[Any]
 
@@ -57,7 +57,7 @@ def usable() -> bool:
     Costs little where there is no device.
     """
     try:
-        proven()
+        probe_device()
     except NoDeviceError:
         return False
     except UnavailableError as error:
@@ -66,7 +66,7 @@ def usable() -> bool:
     return True
 
 
-def proven() -> Any:
+def probe_device() -> Any:
     """The device of this process, after a test kernel with two grid-wide barriers ran on it.
 
     Raises
@@ -74,7 +74,7 @@ def proven() -> Any:
     NoDeviceError : there is none
     UnavailableError : the kernel cannot be compiled, loaded or run
     """
-    runtime = the_runtime()
+    runtime = default_runtime()
     program, blocks = runtime.program("barriers", PLAIN, SHAPE), SHAPE.resident * runtime.blocks
     counter = runtime.put(np.zeros(1, np.uint64))
     runtime.launch(Launch(program, blocks, (counter, 2), together=True))
@@ -100,7 +100,7 @@ class CudaEngine:
     def __init__(self, spec: EngineSpec, runtime: Any = None) -> None:
         if np.dtype(spec.dtype) != np.float32:
             raise ConfigError(f"backend 'cuda' computes in float32, not {np.dtype(spec.dtype)}; take backend 'numpy'")
-        self.spec, self.runtime = spec, runtime or the_runtime()
+        self.spec, self.runtime = spec, runtime or default_runtime()
         if spec.precision != "float32" and self.runtime.capability < FIRST_CAPABILITY:
             found, needed = (".".join(map(str, pair)) for pair in (self.runtime.capability, FIRST_CAPABILITY))
             raise UnavailableError(
@@ -121,21 +121,21 @@ class CudaEngine:
 
     def load(self, state: State) -> None:
         network = self.spec.network
-        size = make_plan(network, 1).parameters
+        size = make_layout(network, 1).parameters
         slots = dict(zip(self.spec.optimizer.slots, state.slots, strict=False))
         empty = np.zeros(1, np.float32)
-        self.upload("parameters", spread(network, state.parameters, size))
+        self.upload("parameters", pad(network, state.parameters, size))
         for name in ("m", "v"):
-            self.upload(name, spread(network, slots[name], size) if name in slots else empty)
-        self.upload("kept", np.zeros(size if self.spec.optimizer.clip_norm > 0 else 1, np.float32))
+            self.upload(name, pad(network, slots[name], size) if name in slots else empty)
+        self.upload("gradients", np.zeros(size if self.spec.optimizer.clip_norm > 0 else 1, np.float32))
         self.upload("partial", np.zeros(-(-size // CHUNK)))
         self.step = state.step
 
     def state(self, slots: bool = True) -> State:
         network, get = self.spec.network, self.runtime.get
-        vectors = [gathered(network, get(self.handles[name])) for name in self.spec.optimizer.slots if slots]
+        vectors = [unpad(network, get(self.handles[name])) for name in self.spec.optimizer.slots if slots]
         whole = np.array(vectors, np.float32).reshape(-1, network.parameters)
-        return State(gathered(network, get(self.handles["parameters"])), whole, self.step)
+        return State(unpad(network, get(self.handles["parameters"])), whole, self.step)
 
     def train(
         self,
@@ -148,7 +148,7 @@ class CudaEngine:
         spec, count = self.spec, len(indices)
         if count == 0:
             return RowMetrics(np.empty(0, np.float32), np.empty(0, bool))
-        self.make_room(min(spec.batch_size, count))
+        self.reserve(min(spec.batch_size, count))
         self.keep("x", x, widened)
         self.keep("y", y, np.ravel)
         self.upload("indices", indices.astype(np.int32))
@@ -158,7 +158,7 @@ class CudaEngine:
                 self.upload(name, np.empty(count, dtype))
         self.upload("scalars", spec.optimizer.scalars_by_kind(learning_rates, self.step, spec.network.l1, spec.network.l2))
         self.upload("clock", np.full(1, self.step))
-        self.start(self.kind(x, y), count, len(learning_rates))
+        self.start(self.kernel_spec(x, y), count, len(learning_rates))
         self.step += len(learning_rates)
         return RowMetrics(self.runtime.get(self.handles["loss"]), self.runtime.get(self.handles["correct"]))
 
@@ -166,7 +166,7 @@ class CudaEngine:
         z = np.empty((len(x), self.spec.network.sizes[-1]), np.float32)
         most = min(APPLIED, max(len(x), 1))
         classes = self.spec.network.loss == "cross-entropy"  # no row has targets here, but the kernel is compiled for some
-        kind = applied(self.kind(x, np.empty((0,) if classes else (0, 0))))
+        kind = apply_spec(self.kernel_spec(x, np.empty((0,) if classes else (0, 0))))
         apply = self.prepare_apply(kind, most)
         if "part_indices" not in self.handles or self.handles["part_indices"].size < most:
             self.upload("part_indices", np.arange(most, dtype=np.int32))
@@ -187,7 +187,7 @@ class CudaEngine:
             runtime.fill(rows, widened(block), place.start * width)
         indices, loss, correct = np.arange(count, dtype=np.int32), np.zeros(count, np.float32), np.zeros(count, np.bool_)
         arrays = [rows, *(runtime.put(array) for array in (np.ravel(y), indices, loss, correct))]
-        held = DeviceRows(applied(self.kind(x, y)), count, arrays)
+        held = DeviceRows(apply_spec(self.kernel_spec(x, y)), count, arrays)
         self.held.add(held)
         return held
 
@@ -212,11 +212,11 @@ class CudaEngine:
 
     # -------------------------------------------------------------------------------------------- the device
 
-    def kind(self, x: RowSource, y: npt.NDArray[Any]) -> Kind:
+    def kernel_spec(self, x: RowSource, y: npt.NDArray[Any]) -> KernelSpec:
         """What the kernels are compiled for."""
         network, optimizer = self.spec.network, self.spec.optimizer
-        return Kind(
-            make_plan(network, 1).activations,
+        return KernelSpec(
+            make_layout(network, 1).activations,
             network.loss,
             network.output or "",
             optimizer.name,
@@ -249,20 +249,20 @@ class CudaEngine:
             self.upload(name, flat(array))
             self.resident[name] = array
 
-    def make_room(self, rows: int) -> None:
+    def reserve(self, rows: int) -> None:
         """Let the arena hold a batch of so many rows; what it holds between calls does not matter."""
         if rows > self.rows:
-            self.plan = make_plan(self.spec.network, rows)
+            self.layout = make_layout(self.spec.network, rows)
             for name in TABLES:
-                self.upload(name, getattr(self.plan, name))
-            self.upload("arena", np.zeros(self.plan.arena, np.float32))
+                self.upload(name, getattr(self.layout, name))
+            self.upload("arena", np.zeros(self.layout.arena, np.float32))
             self.rows = rows
 
-    def prepare_apply(self, kind: Kind, most: int) -> Callable[..., None]:
+    def prepare_apply(self, kind: KernelSpec, most: int) -> Callable[..., None]:
         """A function of x, y, indices, loss, correct, start, rows, evaluates that launches `apply` for at most `most` rows."""
         shape = self.shape(most)
         program = self.runtime.program("apply", kind, shape)
-        self.make_room(most)
+        self.reserve(most)
         here = self.handles
 
         def apply(x: Any, y: Any, indices: Any, loss: Any, correct: Any, *numbers: int) -> None:
@@ -278,10 +278,10 @@ class CudaEngine:
         """The pre-activations of so many rows, (rows, outputs), after a launch of `apply`."""
         outputs = self.spec.network.sizes[-1]
         width = padded(outputs)
-        found: FloatArray = self.runtime.get(self.handles["arena"], self.plan.last_output, rows * width)
+        found: FloatArray = self.runtime.get(self.handles["arena"], self.layout.last_output, rows * width)
         return found.reshape(-1, width)[:, :outputs]
 
-    def start(self, kind: Kind, count: int, steps: int) -> None:
+    def start(self, kind: KernelSpec, count: int, steps: int) -> None:
         """Launch all phases of so many steps: in one kernel, whose blocks wait for each other, or each by itself in a graph."""
         last = steps * phases(len(self.spec.network.layers), kind.clips)
         whole = self.launch(kind, count, 0, last)
@@ -298,7 +298,7 @@ class CudaEngine:
             self.recorded = key, self.runtime.record(launches)
         self.recorded[1]()
 
-    def launch(self, kind: Kind, count: int, first: int, end: int) -> Launch:
+    def launch(self, kind: KernelSpec, count: int, first: int, end: int) -> Launch:
         """Phases `first` to before `end` of a call with `count` rows, in one launch: cooperative if it has several."""
         spec, here, shape = self.spec, self.handles, self.shape(self.spec.batch_size)
         share = spec.network.label_smoothing / spec.network.sizes[-1]

@@ -65,7 +65,7 @@ engine.load(State(network.initial_parameters(0), np.empty((0, network.parameters
 holds, go = threading.Event(), threading.Event()
 
 def work():
-    with engine.alone():
+    with engine.exclusive():
         holds.set()
         go.wait()
 

@@ -43,13 +43,13 @@ def test_without_epilogues_of_activations_and_updates_the_bits_are_the_same(
     spec = dataclasses.replace(spec, network=network)
     course = make_course(network, rows=30, batch=7, epochs=3)
     engine = NumbaEngine(spec)
-    assert engine.code(np.float32, training=True).in_registers
+    assert engine.kernel_table(np.float32, training=True).in_registers
     assert {RELU, LINEAR} <= set(engine.layout.plan.layers["fused"])
     fast = outcome(spec, course)
     monkeypatch.setattr(NumbaEngine, "fused", False)
     engine = NumbaEngine(spec)
-    assert not engine.code(np.float32, training=True).in_registers
-    assert all(engine.code(np.float32, training=True).activations)
+    assert not engine.kernel_table(np.float32, training=True).in_registers
+    assert all(engine.kernel_table(np.float32, training=True).activations)
     assert set(engine.layout.plan.layers["fused"]) == {BY_ROWS}
     assert same_bits(outcome(spec, course), fast)
     assert not same_bits(fast[0].parameters, start_state(spec).parameters)
@@ -78,7 +78,7 @@ def test_rows_that_need_no_scaling_are_read_where_they_are(threads: int, monkeyp
             engine = NumbaEngine(spec)
             engine.load(start_state(spec))
             outputs[path, name] = engine.forward(x)
-            in_place[path, name] = [code.scale == 0 for code in engine.codes.values()]
+            in_place[path, name] = [table.scale == 0 for table in engine.tables.values()]
             engine.close()
     assert all(same_bits(z, outputs[False, "plain"]) for z in outputs.values())
     assert set(given) == {"plain", "wider", "upwards", "gaps"}
@@ -108,7 +108,7 @@ def test_training_reads_rows_where_they_are(
             states[path, name] = engine.state(), results
             gathers[path, name] = (
                 GATHER in engine.layout.plan.phases["kind"],
-                [code.scale != 0 for code in engine.codes.values()],
+                [table.scale != 0 for table in engine.tables.values()],
             )
             engine.close()
     assert all(same_bits(state, states[False, "plain"]) for state in states.values())
@@ -124,7 +124,7 @@ def test_training_gathers_rows_that_have_padding_or_are_read_too_often(
     monkeypatch.setattr(cpu, "IN_PLACE_WIDTHS", dict.fromkeys(cpu.IN_PLACE_WIDTHS, 32))
     spec = fused_job(sizes)
     engine, _ = trained_engine(spec, make_course(spec.network, rows=30, batch=7))
-    assert [code.scale != 0 for code in engine.codes.values()] == [True]
+    assert [table.scale != 0 for table in engine.tables.values()] == [True]
     engine.close()
 
 
@@ -156,7 +156,7 @@ def test_rows_that_need_scaling_are_scaled() -> None:
         for each in (engine, exact):
             each.load(start_state(spec))
         np.testing.assert_allclose(engine.forward(rows), exact.forward(rows), rtol=1e-4, atol=1e-3)
-        assert all(code.scale != 0 for code in engine.codes.values())
+        assert all(table.scale != 0 for table in engine.tables.values())
         engine.close()
 
 

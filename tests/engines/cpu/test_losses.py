@@ -17,7 +17,7 @@ from fastmlp.engines.cpu.codegen.simd import lanes
 from fastmlp.engines.cpu.engine import NumbaEngine
 from fastmlp.engines.cpu.kernels import losses as cpu_losses
 from fastmlp.engines.cpu.kernels.losses import (
-    BESIDES,
+    EXTRAS,
     FEW_OUTPUTS,
     FLOATS,
     INTEGERS,
@@ -169,7 +169,7 @@ def test_batches_of_any_size_have_the_bits_of_rows_one_by_one(loss: str, output:
     found = []
     for few in (FEW_OUTPUTS, dict.fromkeys(FEW_OUTPUTS, 0), dict.fromkeys(FEW_OUTPUTS, 3)):
         monkeypatch.setattr(cpu_losses, "FEW_OUTPUTS", few)
-        assert loss_block(network, lanes()) == (9 + BESIDES) * loss_side(network, lanes())
+        assert loss_block(network, lanes()) == (9 + EXTRAS) * loss_side(network, lanes())
         engine = NumbaEngine(EngineSpec(network, Optimizer("sgd"), batch_size=37, threads=1))
         engine.load(start_state(engine.spec))
         trained = engine.train(x, y, np.arange(75)[::-1], np.full(3, 0.1))

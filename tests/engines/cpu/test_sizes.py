@@ -21,7 +21,7 @@ from fastmlp.engines.cpu.engine import ALIGNMENT, HUGE_PAGE, NumbaEngine, aligne
 from fastmlp.engines.cpu.kernels.gemm import deepest_piece
 from fastmlp.engines.cpu.kernels.passes import BATCH_DEPTHS
 from fastmlp.engines.cpu.plan import CHUNK_ROWS, GROUP_COLUMNS
-from fastmlp.engines.cpu.threads import Trials
+from fastmlp.engines.cpu.threads import ThreadTuner
 from fastmlp.engines.numpy_engine import NumpyEngine
 from fastmlp.nn.optimizers import Optimizer
 
@@ -94,8 +94,8 @@ def test_batches_may_be_larger_and_smaller_than_before(monkeypatch: pytest.Monke
     state, planned = start_state(spec), []
     for rows, threads in ((1, 1), (20, 2), (7, 1), (150, 5), (149, 4), (200, 5), (3, 1), (199, 5)):
         course = whole._replace(indices=whole.indices[:rows], learning_rates=whole.learning_rates[:1])
-        trials = Trials(threads, fewest=threads)
-        monkeypatch.setattr(engine, "trials_of", lambda *call, trials=trials: trials)
+        tuner = ThreadTuner(threads, fewest=threads)
+        monkeypatch.setattr(engine, "tuner_of", lambda *call, tuner=tuner: tuner)
         results = engine.train(*course)
         alone = dataclasses.replace(spec, batch_size=rows, threads=1)
         state, wanted = run_course("numba", alone, state, course)

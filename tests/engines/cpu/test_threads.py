@@ -296,7 +296,7 @@ def trained(spec: EngineSpec, seed: int = 0) -> Any:
 
 @pytest.mark.usefixtures("eager_threads")
 def test_more_threads_than_cores_and_rows_give_the_same_bits_in_time() -> None:
-    assert NumbaEngine(make_spec(16)).threads == cpu.trials_for(16, 1, 1).next() == 16
+    assert NumbaEngine(make_spec(16)).threads == cpu.tuner_for(16, 1, 1).next() == 16
     alone = trained(make_spec(1))
     for threads in (2, 5, 16):
         assert same_bits(within_patience(lambda threads=threads: trained(make_spec(threads))), alone)

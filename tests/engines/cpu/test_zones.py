@@ -79,7 +79,7 @@ class Zones:
 
 def zones_around_engines(monkeypatch: pytest.MonkeyPatch) -> Zones:
     """Guard zones around every buffer of engines made from now on, and around their row results."""
-    found, make_room, init = Zones(), NumbaEngine.make_room, NumbaEngine.__init__
+    found, reserve, init = Zones(), NumbaEngine.reserve, NumbaEngine.__init__
 
     def make_fenced(engine: NumbaEngine, spec: EngineSpec) -> None:
         init(engine, spec)
@@ -87,7 +87,7 @@ def zones_around_engines(monkeypatch: pytest.MonkeyPatch) -> Zones:
 
     def make_fenced_room(engine: NumbaEngine, rows: int, threads: int, gathers: bool) -> None:
         before = engine.layout
-        make_room(engine, rows, threads, gathers)
+        reserve(engine, rows, threads, gathers)
         if engine.layout is not before:
             found.fence_training(engine)
 
@@ -96,7 +96,7 @@ def zones_around_engines(monkeypatch: pytest.MonkeyPatch) -> Zones:
     monkeypatch.setattr(cpu, "make_layout", found.spread)
     monkeypatch.setattr(cpu, "scratch_size", lambda: SCRATCH_SIZE() + Zones.GAP)
     monkeypatch.setattr(NumbaEngine, "__init__", make_fenced)
-    monkeypatch.setattr(NumbaEngine, "make_room", make_fenced_room)
+    monkeypatch.setattr(NumbaEngine, "reserve", make_fenced_room)
     return found
 
 
@@ -126,7 +126,7 @@ def test_kernels_stay_inside_their_buffers(sizes: tuple[int, ...], tail: int, mo
     found = zones_around_engines(monkeypatch)
     stays = sizes[0] % 16 == 0  # rows that training reads where they are
     assert all(
-        NumbaEngine(spec).can_stay(course.x, training=True) == stays for spec, course in zip(specs, courses, strict=True)
+        NumbaEngine(spec).reads_in_place(course.x, training=True) == stays for spec, course in zip(specs, courses, strict=True)
     )
     for case, spec, course, wanted in zip(cases, specs, courses, unguarded, strict=True):
         assert same_bits(outcome(spec, guarded_course(course, found)), wanted), case

@@ -21,7 +21,7 @@ from support.tolerances import check_against_reference, check_course, expected
 import fastmlp.engines.cuda.kernels.passes
 from fastmlp.engines.base import EngineSpec
 from fastmlp.engines.cuda.engine import CudaEngine
-from fastmlp.engines.cuda.kernels.layout import ACTIVATION, COLUMNS, gathered, make_plan, places, spread
+from fastmlp.engines.cuda.kernels.layout import ACTIVATION, COLUMNS, make_layout, pad, padded_views, unpad
 from fastmlp.engines.cuda.kernels.programs import Shape
 from fastmlp.nn.activations import ACTIVATIONS
 from fastmlp.nn.network import Network
@@ -49,10 +49,10 @@ def tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_networks_that_order_activations_otherwise_share_a_kernel() -> None:
     """The table tells which activation a layer has, so the kernel need not be another."""
     for names in (("tanh", "relu", "tanh"), ("relu", "tanh", "tanh"), ("tanh", "tanh", "relu")):
-        plan = make_plan(Network((3, 4, 4, 4, 2), names), 8)
-        assert plan.activations == ("relu", "tanh")
-        of_layers = plan.table.reshape(-1, COLUMNS)[:-1, ACTIVATION]
-        assert tuple(plan.activations[number] for number in of_layers) == names
+        layout = make_layout(Network((3, 4, 4, 4, 2), names), 8)
+        assert layout.activations == ("relu", "tanh")
+        of_layers = layout.table.reshape(-1, COLUMNS)[:-1, ACTIVATION]
+        assert tuple(layout.activations[number] for number in of_layers) == names
 
 
 @pytest.mark.parametrize("spec", [SPEC, CLIPPED])
@@ -136,10 +136,10 @@ def test_a_graph_is_recorded_once_for_all_epochs_of_a_size(tiles: None) -> None:
 def test_parameters_there_and_back() -> None:
     network = Network((13, 18, 5))
     vector = start_state(EngineSpec(network, Optimizer())).parameters
-    whole = spread(network, vector, make_plan(network, 1).parameters)
-    assert same_bits(gathered(network, whole), vector)
+    whole = pad(network, vector, make_layout(network, 1).parameters)
+    assert same_bits(unpad(network, whole), vector)
     assert np.count_nonzero(whole) == np.count_nonzero(vector)
-    assert [w.shape for w, _ in places(network, whole)] == [(13, 18), (18, 5)]
+    assert [w.shape for w, _ in padded_views(network, whole)] == [(13, 18), (18, 5)]
 
 
 def test_what_is_padded_stays_zero(design: str) -> None:
@@ -149,17 +149,17 @@ def test_what_is_padded_stays_zero(design: str) -> None:
     for name in ("parameters", "m"):
         whole = engine.handles[name]
         beyond = np.ones(len(whole), bool)
-        for w, b in places(SPEC.network, beyond):
+        for w, b in padded_views(SPEC.network, beyond):
             w[:] = b[:] = False
         assert not whole[beyond].any()
         assert whole[~beyond].all()
 
 
 def test_dropout_masks_are_those_of_the_specification() -> None:
-    kept = fastmlp.engines.cuda.kernels.passes.make_kept(FEW_LANES)
+    is_kept = fastmlp.engines.cuda.kernels.passes.make_is_kept(FEW_LANES)
     seed = 2**63 + 5
     wanted = keep_mask(seed, 1_000_000, 1, 3, 9, 0.3)
-    found = [[kept(np.uint64(seed), 1_000_000, 1, m, n, drop_threshold(0.3)) for n in range(9)] for m in range(3)]
+    found = [[is_kept(np.uint64(seed), 1_000_000, 1, m, n, drop_threshold(0.3)) for n in range(9)] for m in range(3)]
     assert np.array_equal(found, wanted)
 
 

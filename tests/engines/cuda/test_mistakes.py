@@ -69,8 +69,8 @@ PLANTED = {
     ),
     "rows read before they are staged": (
         "warps",
-        "(four[0], four[1], four[2], four[3]))\n        cuda.syncthreads()",
-        "(four[0], four[1], four[2], four[3]))",
+        "(quad[0], quad[1], quad[2], quad[3]))\n        cuda.syncthreads()",
+        "(quad[0], quad[1], quad[2], quad[3]))",
     ),
     "weights updated while delta reads them": (
         "programs",
@@ -84,8 +84,8 @@ PLANTED = {
     ),
     "a tile forgotten": (
         "warps",
-        "divide(rows + HIGH - 1, HIGH) * columns\n        sums, places",
-        "divide(rows, HIGH) * columns\n        sums, places",
+        "divide(rows + HIGH - 1, HIGH) * columns\n        sums, row_indices",
+        "divide(rows, HIGH) * columns\n        sums, row_indices",
     ),
     "the norm of half the gradient": (
         "passes",
@@ -108,8 +108,8 @@ PLANTED = {
     "operands that are not rounded": ("tensor_cores", "number_of(tf32_of(held[i]))", "held[i]"),
     "the terms of a word exchanged in one factor": (
         "tiles",
-        "store(shared, base + (divide(four, packed) + j) * apart + line, word(held, at, at + packed - 1))",
-        "store(shared, base + (divide(four, packed) + j) * apart + line, word(held, at + packed - 1, at))",
+        "store(shared, base + (divide(quad, packed) + j) * apart + line, word(held, at, at + packed - 1))",
+        "store(shared, base + (divide(quad, packed) + j) * apart + line, word(held, at + packed - 1, at))",
     ),
     "rows of a piece exchanged": (
         "tensor_cores",

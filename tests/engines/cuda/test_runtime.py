@@ -241,7 +241,7 @@ def test_an_error_that_is_newer_than_the_bindings_is_a_line_and_leaves_the_calle
 
 def chosen(monkeypatch: pytest.MonkeyPatch, runtime: Any) -> str:
     """The engine that auto takes, with another device for the real one."""
-    monkeypatch.setattr("fastmlp.engines.cuda.engine.the_runtime", runtime)
+    monkeypatch.setattr("fastmlp.engines.cuda.engine.default_runtime", runtime)
     monkeypatch.setattr("fastmlp.engines.cuda.engine.usable", usable)  # in a simulation it is another
     usable.cache_clear()
     try:
@@ -315,7 +315,7 @@ def test_a_kernel_that_cannot_be_compiled_is_a_line(monkeypatch: pytest.MonkeyPa
         raise ValueError("NVVM:\n no such thing")
 
     monkeypatch.setattr(compiler, "lowered", broken)
-    kind = CudaEngine(SPEC, Simulated()).kind(np.empty((1, 20), np.float32), np.empty(1))
+    kind = CudaEngine(SPEC, Simulated()).kernel_spec(np.empty((1, 20), np.float32), np.empty(1))
     with pytest.raises(
         UnavailableError, match=r"compute capability 6.1 could not be compiled \(ValueError: NVVM: no such thing\); use backend"
     ):
@@ -368,7 +368,7 @@ class Dying(Simulated):
 def test_a_lost_device_leaves_checkpoints_and_the_process(
     flags: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("fastmlp.engines.cuda.engine.the_runtime", Dying)
+    monkeypatch.setattr("fastmlp.engines.cuda.engine.default_runtime", Dying)
     line = refused(4, "train", "-q", "--backend", "cuda", *flags, "--out", tmp_path / "a")
     assert line == "the GPU failed in cuLaunchKernel: lost (error 719); use backend 'numba'"
     check_what_is_left(tmp_path / "a", flags)
@@ -386,7 +386,7 @@ class Interrupted(Simulated):
 def test_ctrl_c_leaves_the_best_weights_checkpoints_and_the_process(
     flags: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("fastmlp.engines.cuda.engine.the_runtime", Interrupted)
+    monkeypatch.setattr("fastmlp.engines.cuda.engine.default_runtime", Interrupted)
     result = call("train", "--backend", "cuda", *flags, "--out", tmp_path / "a")
     assert result.exit_code == 130
     assert "interrupted after epoch" in result.stderr

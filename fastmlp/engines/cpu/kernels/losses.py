@@ -22,7 +22,7 @@ FEW_OUTPUTS = {16: 10, 8: 10, 4: 0}  # by lanes; LLVM unrolls no loop over more,
 MANY_ROWS = 16  # a multiple of long vectors
 LABELS_AHEAD = 16  # rows: about a microsecond of losses, and no more than a processor can wait for at once
 # A block holds a column for each row: z, targets and dz, and then
-LOSS, SCALE, LABEL, CORRECT, BESIDES = range(5)
+LOSS, SCALE, LABEL, CORRECT, EXTRAS = range(5)
 
 INTEGERS, FLOATS = 11, 2  # arguments of the kernel
 
@@ -34,7 +34,7 @@ def loss_side(network: Network, lanes: int) -> int:
 
 def block_size(n: int, side: int) -> int:
     """Floats of a block of `side` rows of n outputs."""
-    return (3 * n + BESIDES) * side
+    return (3 * n + EXTRAS) * side
 
 
 def loss_block(network: Network, lanes: int) -> int:
@@ -80,7 +80,7 @@ def loss_of_rows(loss: str, output: str, n: int, side: int) -> int:
 def make_losses(loss: str, output: str, n: int, side: int) -> Callable[..., None]:
     """The kernel, not compiled yet."""
     fill, compute = make_fill(n, side), make_compute(compiled_with_callees(LOSSES[loss][output]), n, side)
-    beside, size = 3 * n * side, block_size(n, side)
+    extra, size = 3 * n * side, block_size(n, side)
 
     def losses(block, z, dz, ld, rows, sources, labels, targets, scales, row_loss, correct, on_value, off_value):
         own, source_of = array_at(block, size, np.float32), array_at(sources, rows, np.int64)
@@ -96,11 +96,11 @@ def make_losses(loss: str, output: str, n: int, side: int) -> Callable[..., None
                 if labels and sources and row + LABELS_AHEAD < rows:
                     prefetch_label(labels, source_of[row + LABELS_AHEAD])
                 if dz:
-                    own[beside + SCALE * side + r] = scale_of[row]
+                    own[extra + SCALE * side + r] = scale_of[row]
             compute(own)
             for r in range(count):
                 row = first + r
-                loss_of[row], correct_of[row] = own[beside + LOSS * side + r], own[beside + CORRECT * side + r] != 0
+                loss_of[row], correct_of[row] = own[extra + LOSS * side + r], own[extra + CORRECT * side + r] != 0
                 if dz:
                     dz_row = array_at(dz + row * ld * FLOAT_BYTES, n, np.float32)
                     for j in range(n):
@@ -131,20 +131,20 @@ def make_compute(formula: Any, n: int, side: int) -> Any:
 
     z, targets and dz lie in one block: of three addresses LLVM could not know that they do not overlap.
     """
-    beside = 3 * n * side  # where what is not z, targets or dz begins
+    extra = 3 * n * side  # where what is not z, targets or dz begins
 
     @compiled
     def compute(own):
         for r in range(side):
             z, t = column_of(own, r, n, side), column_of(own, n * side + r, n, side)
             dz = column_of(own, 2 * n * side + r, n, side)
-            own[beside + LOSS * side + r] = formula(z, t, dz, n)
+            own[extra + LOSS * side + r] = formula(z, t, dz, n)
             highest, peak = z[0], np.float32(0)
             for j in range(1, n):
                 higher = z[j] > highest
                 highest, peak = z[j] if higher else highest, np.float32(j) if higher else peak
-            own[beside + CORRECT * side + r] = peak == own[beside + LABEL * side + r]
+            own[extra + CORRECT * side + r] = peak == own[extra + LABEL * side + r]
             for j in range(n):
-                dz[j] *= own[beside + SCALE * side + r]
+                dz[j] *= own[extra + SCALE * side + r]
 
     return compute
