@@ -291,8 +291,8 @@ def warm_up(contestant: Contestant, task: Task, specified: tuple[float, float]) 
         if not abs(loss / needed - 1) <= allowed:
             who = label(contestant.backend, contestant.threads)
             raise (Disagreement if isinstance(contestant, OwnEngine) else UnavailableError)(
-                f"{who} does not agree with the specification: mean loss {loss:.6g} of the first {what}, expected {needed:.6g}, "
-                f"allowed relative difference {allowed:.2g}"
+                f"{who} does not agree with the specification: mean loss {loss:.6g} of the first {what}, expected "
+                f"{needed:.6g}, allowed relative difference {allowed:.2g}"
             )
     return losses[1]
 
