@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import platform
 from collections.abc import Callable, Iterable
@@ -10,7 +11,8 @@ import numpy as np
 
 from fastmlp import __version__
 from fastmlp.engines.base import PRECISIONS, Engine, Job
-from fastmlp.errors import ConfigError, UnavailableError, unknown_name
+from fastmlp.errors import ConfigError, UnavailableError
+from fastmlp.nn.names import canonical_name
 
 
 def make_numpy(job: Job) -> Engine:
@@ -76,14 +78,13 @@ def make_engine(backend: str, job: Job) -> Engine:
     ConfigError : an unknown name, or a dtype or precision that the engine does not compute in
     UnavailableError : the engine needs a package or a device that is missing
     """
-    if job.precision not in PRECISIONS:
-        raise ConfigError(unknown_name("precision", job.precision, PRECISIONS))
-    if job.precision != "float32" and backend != "cuda" and backend in CHOICES:
-        raise ConfigError(f"precision {job.precision} is for backend cuda alone, not {backend}; give --backend cuda")
+    backend = canonical_name("backend", backend, CHOICES)
+    precision = canonical_name("precision", job.precision, PRECISIONS)
+    job = job if precision == job.precision else dataclasses.replace(job, precision=precision)
+    if precision != "float32" and backend != "cuda":
+        raise ConfigError(f"precision {precision} needs backend cuda, not {backend}", settings=("precision", "backend"))
     if backend == "auto":
         backend = fastest(job)
-    if backend not in BACKENDS:
-        raise ConfigError(unknown_name("backend", backend, CHOICES))
     try:
         return BACKENDS[backend](job)
     except ModuleNotFoundError as error:

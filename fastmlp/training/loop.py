@@ -79,8 +79,8 @@ class Interrupted(KeyboardInterrupt):
 class Diverged(DivergedError):
     """The loss is not finite any more; `training` has the best weights of the epochs before, if any were finished."""
 
-    def __init__(self, message: str, training: Training | None) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, training: Training | None, *, settings: Sequence[str] = ()) -> None:
+        super().__init__(message, settings=settings)
         self.training = training
 
 
@@ -137,7 +137,8 @@ class Loop:
                 row = self._epoch(epoch, signals)
                 self.best.saw(row, self.engine)
             except DivergedError as error:
-                raise Diverged(str(error), self._result("diverged") if self.history else None) from None
+                kept = self._result("diverged") if self.history else None
+                raise Diverged(str(error), kept, settings=error.settings) from None
             self.history.append(row)
             if self.progress is not None:
                 self.progress.epoch_done(row)

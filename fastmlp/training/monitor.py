@@ -35,7 +35,7 @@ class Best:
         if self.key is None or self.parameters is None or score < self.score - self.settings.min_delta:
             parameters = engine.state(slots=False).parameters
             if not np.isfinite(parameters).all():
-                raise DivergedError(diverged_message(f"weights became infinite after epoch {row['epoch']}", self.settings))
+                raise diverged_error(f"weights became infinite after epoch {row['epoch']}", self.settings)
             self.score, self.epoch, self.parameters = score, row["epoch"], parameters
 
     def tired(self, epoch: int) -> bool:
@@ -99,7 +99,7 @@ def validate(engine: Engine, part: Validation, settings: Settings, when: str) ->
     """Loss and accuracy of the validation part; raises DivergedError if the loss is NaN or infinite."""
     loss, accuracy = epoch_figures(engine, *part)
     if not math.isfinite(loss):
-        raise DivergedError(diverged_message(f"the validation loss became {loss} after {when}", settings))
+        raise diverged_error(f"the validation loss became {loss} after {when}", settings)
     return loss, accuracy
 
 
@@ -109,12 +109,13 @@ def check_finite(loss: FloatArray, epoch: int, first_step: int, settings: Settin
         return
     at = int(np.flatnonzero(~np.isfinite(loss))[0])
     step = first_step + at // settings.batch_size + 1
-    raise DivergedError(diverged_message(f"the loss became {loss[at]} in epoch {epoch}, step {step}", settings))
+    raise diverged_error(f"the loss became {loss[at]} in epoch {epoch}, step {step}", settings)
 
 
-def diverged_message(what: str, settings: Settings) -> str:
-    """What happened, and the remedies that these settings leave open."""
-    remedies = [f"lower the learning rate (now {settings.schedule.rate:g})"]
+def diverged_error(what: str, settings: Settings) -> DivergedError:
+    """Return the error for a training that diverged, with the remedies that its settings have not applied yet."""
+    remedies = {"lr": f"lower the learning rate (now {settings.schedule.rate:g})"}
     if not settings.optimizer.clip_norm:
-        remedies.append("clip the gradient (--clip-norm 1)")
-    return f"{what}: {', or '.join(remedies)}, or scale the data (--scale zscore)"
+        remedies["max_grad_norm"] = "clip the gradient to norm 1"
+    remedies["scale"] = "scale the data by zscore"
+    return DivergedError(f"{what}: {', or '.join(remedies.values())}", settings=tuple(remedies))
