@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import platform
 from collections.abc import Callable, Iterable
@@ -10,7 +11,8 @@ import numpy as np
 
 from fastmlp import __version__
 from fastmlp.engines.base import PRECISIONS, Engine, EngineSpec
-from fastmlp.errors import ConfigError, UnavailableError, unknown_name
+from fastmlp.errors import ConfigError, UnavailableError
+from fastmlp.nn.names import canonical_name
 
 
 def make_numpy(spec: EngineSpec) -> Engine:
@@ -76,14 +78,13 @@ def make_engine(backend: str, spec: EngineSpec) -> Engine:
     ConfigError : an unknown name, or a dtype or precision that the engine does not compute in
     UnavailableError : the engine needs a package or a device that is missing
     """
-    if spec.precision not in PRECISIONS:
-        raise ConfigError(unknown_name("precision", spec.precision, PRECISIONS))
-    if spec.precision != "float32" and backend != "cuda" and backend in CHOICES:
-        raise ConfigError(f"precision {spec.precision} is for backend cuda alone, not {backend}; give --backend cuda")
+    backend = canonical_name("backend", backend, CHOICES)
+    precision = canonical_name("precision", spec.precision, PRECISIONS)
+    spec = spec if precision == spec.precision else dataclasses.replace(spec, precision=precision)
+    if precision != "float32" and backend != "cuda":
+        raise ConfigError(f"precision {precision} needs backend cuda, not {backend}", settings=("precision", "backend"))
     if backend == "auto":
         backend = fastest(spec)
-    if backend not in BACKENDS:
-        raise ConfigError(unknown_name("backend", backend, CHOICES))
     try:
         return BACKENDS[backend](spec)
     except ModuleNotFoundError as error:

@@ -33,7 +33,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.errors import ConfigError, unknown_name
+from fastmlp.errors import ConfigError
+from fastmlp.nn.names import canonical_name
 
 ZERO = np.float32(0)
 
@@ -151,8 +152,7 @@ class Optimizer:
     clip_norm: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.name not in RULES:
-            raise ConfigError(unknown_name("optimizer", self.name, RULES))
+        object.__setattr__(self, "name", canonical_name("optimizer", self.name, RULES))
         for field in ("momentum", "beta1", "beta2"):
             if not 0 <= getattr(self, field) < 1:
                 raise ConfigError(f"{field} must be at least 0 and below 1, not {getattr(self, field)}")

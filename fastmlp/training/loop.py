@@ -77,7 +77,7 @@ class Interrupted(KeyboardInterrupt):
 class Diverged(DivergedError):
     """The loss is not finite; `training` has the best weights of the epochs before, or is None if none was finished."""
 
-    def __init__(self, message: str, training: TrainResult | None, settings: Sequence[str] = ()) -> None:
+    def __init__(self, message: str, training: TrainResult | None, *, settings: Sequence[str] = ()) -> None:
         super().__init__(message, settings=settings)
         self.training = training
 
@@ -136,7 +136,7 @@ class Loop:
                 self.stopping.update(row, self.engine)
             except DivergedError as error:
                 result = self._result("diverged") if self.history else None
-                raise Diverged(str(error), result, error.settings) from None
+                raise Diverged(str(error), result, settings=error.settings) from None
             self.history.append(row)
             if self.progress is not None:
                 self.progress.epoch_done(row)

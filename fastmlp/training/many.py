@@ -158,7 +158,7 @@ def naming(index: int) -> Iterator[None]:
     try:
         yield
     except FastMLPError as error:
-        raise type(error)(f"jobs[{index}]: {error}") from None
+        raise type(error)(f"jobs[{index}]: {error}", settings=error.settings) from None
 
 
 def make_tasks(

@@ -39,7 +39,7 @@ class EarlyStopping:
         if self.key is None or self.parameters is None or score < self.score - self.settings.min_delta:
             parameters = engine.state(slots=False).parameters
             if not np.isfinite(parameters).all():
-                raise diverged(f"weights became infinite after epoch {row['epoch']}", self.settings)
+                raise diverged_error(f"weights became infinite after epoch {row['epoch']}", self.settings)
             self.score, self.epoch, self.parameters = score, row["epoch"], parameters
 
     def should_stop(self, epoch: int) -> bool:
@@ -108,7 +108,7 @@ def validate(engine: Engine, validation: Validation, settings: Settings, when: s
     """Return loss and accuracy of the validation split; raise DivergedError if the loss is not finite."""
     loss, accuracy = mean_metrics(engine, *validation)
     if not math.isfinite(loss):
-        raise diverged(f"the validation loss became {loss} after {when}", settings)
+        raise diverged_error(f"the validation loss became {loss} after {when}", settings)
     return loss, accuracy
 
 
@@ -118,14 +118,13 @@ def check_finite(loss: FloatArray, epoch: int, first_step: int, settings: Settin
         return
     at = int(np.flatnonzero(~np.isfinite(loss))[0])
     step = first_step + at // settings.batch_size + 1
-    raise diverged(f"the loss became {loss[at]} in epoch {epoch}, step {step}", settings)
+    raise diverged_error(f"the loss became {loss[at]} in epoch {epoch}, step {step}", settings)
 
 
-def diverged(what: str, settings: Settings) -> DivergedError:
-    """The error for a training that diverged, with the remedies that these settings leave."""
-    remedies = [f"lower the learning rate (now {settings.schedule.rate:g})"]
-    names = ["lr", "scale"]
+def diverged_error(what: str, settings: Settings) -> DivergedError:
+    """Return the error for a training that diverged, with the remedies that its settings have not applied yet."""
+    remedies = {"lr": f"lower the learning rate (now {settings.schedule.rate:g})"}
     if not settings.optimizer.clip_norm:
-        remedies.append("clip the gradient")
-        names.insert(1, "max_grad_norm")
-    return DivergedError(f"{what}: {', or '.join(remedies)}, or standardise the features", settings=names)
+        remedies["max_grad_norm"] = "clip the gradient to norm 1"
+    remedies["scale"] = "scale the data by zscore"
+    return DivergedError(f"{what}: {', or '.join(remedies.values())}", settings=tuple(remedies))
