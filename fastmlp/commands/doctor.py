@@ -56,7 +56,7 @@ def examine(data_dir: str | None = None) -> list[Check]:
     >>> [check.value for check in examine() if check.name == "fastmlp"] == [__version__]
     True
     """
-    from fastmlp.engines.cuda.engine import proven
+    from fastmlp.engines.cuda.engine import probe_device
     from fastmlp.engines.kernel_cache import cache_folder
 
     return [
@@ -65,7 +65,7 @@ def examine(data_dir: str | None = None) -> list[Check]:
         *check_threads(),
         check_cache(cache_folder()),
         *check_data(data_dir),
-        *check_cuda(installed_version, proven),
+        *check_cuda(installed_version, probe_device),
         *check_torchvision(installed_version),
         self_test(),
     ]
@@ -183,8 +183,8 @@ def check_data(data_dir: str | None) -> Iterator[Check]:
             yield Check(f"data {row.name}", row.state, NOTE, fetch)
 
 
-def check_cuda(version: Version, proven: Callable[[], Any]) -> Iterator[Check]:
-    """Check numba-cuda, its support of the installed NumPy, and the device; `proven` returns a device on which a kernel ran."""
+def check_cuda(version: Version, probe_device: Callable[[], Any]) -> Iterator[Check]:
+    """Check numba-cuda, its support of the installed NumPy, and the device; `probe_device` runs a kernel on it."""
     found, numpy = version("numba-cuda"), version("numpy") or "0"
     if found is None:
         yield Check("numba-cuda", "not installed", NOTE, f"for a CUDA GPU: {INSTALL}")
@@ -196,7 +196,7 @@ def check_cuda(version: Version, proven: Callable[[], Any]) -> Iterator[Check]:
     else:
         yield Check("numba-cuda", found)
     try:
-        device = proven()
+        device = probe_device()
         major, minor = device.capability
         yield Check("cuda device", f"{device.name}, compute capability {major}.{minor}, {device.blocks} multiprocessors")
     except UnavailableError as error:

@@ -19,7 +19,7 @@ from fastmlp.files import append_line, one_line_error, write_toml
 from fastmlp.models.file import save
 from fastmlp.models.metrics import classification_metrics, measure
 from fastmlp.models.model import Model
-from fastmlp.training.monitor import Row
+from fastmlp.training.monitor import EpochLog
 from fastmlp.training.progress import Progress
 
 
@@ -43,7 +43,7 @@ class PeriodicSaver:
         self.folder, self.config, self.model = folder, config, model
         self.splits = {name: splits[name] for name in ("train", "validation") if name in splits}
 
-    def __call__(self, row: Row, engine: Engine) -> None:
+    def __call__(self, row: EpochLog, engine: Engine) -> None:
         epoch = row["epoch"]
         if row["rows"] < len(self.splits["train"]):  # cut short by a signal or by max_time
             return
@@ -69,7 +69,7 @@ class Recorder:
         self.display, self.folder, self.config = display, folder, config
         self.update = display.update
 
-    def epoch_done(self, row: Row) -> None:
+    def epoch_done(self, row: EpochLog) -> None:
         if row["epoch"] == 1:
             write_toml(self.folder / CONFIG_NAME, self.config)
         append_line(self.folder / METRICS_NAME, row)

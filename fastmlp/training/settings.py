@@ -42,7 +42,7 @@ class Settings:
     val_steps : measure the validation part also after every so many updates; None only after epochs
     max_time : seconds after which training stops, mid-epoch if need be; None for no limit
     seed : of initial weights, row order, dropout, flip and shift, 0 to 2^64 - 1
-    backend, threads, dtype, precision : see `engines.make_engine` and `base.Job`
+    backend, threads, dtype, precision : see `engines.make_engine` and `base.EngineSpec`
 
     Raises
     ------

@@ -198,7 +198,7 @@ def test_settings_that_do_not_fit_the_source(tmp_path):
     assert "give .npz, .safetensors, .csv or a folder" in message(DataError, load_data, tmp_path / "a.txt")
     assert "image size is for folders" in message(ConfigError, load_data, "digits", image_size=(2, 2))
     assert "both at least 1" in message(ConfigError, load_data, tmp_path, image_size=(0, 2))
-    assert "no values" in message(ConfigError, load_data, tmp_path, task="regression")
+    assert "no numbers" in message(ConfigError, load_data, tmp_path, task="regression")
 
 
 @pytest.mark.full

@@ -25,7 +25,7 @@ from fastmlp.experiments.training_run import periodic_saver, run_training
 from fastmlp.files import read_toml, write_json
 from fastmlp.training.loop import Diverged
 from fastmlp.training.many import ManyInterrupted, Result, Task, train_tasks
-from fastmlp.training.monitor import Row
+from fastmlp.training.monitor import EpochLog
 from fastmlp.training.progress import make_progress
 
 CNN_NAME = "cnn.json"  # what `extract` tells, for recipes without a network on its features
@@ -172,7 +172,7 @@ def run_pixels(jobs: Sequence[RecipeJob], threads: int | None, say: Say) -> int:
         write_result(plan, TrainOutcome(training, 0, error, seconds), job.folder)
         say(f"{job.recipe.name}: {training.stopped} after epoch {len(training.history)}, best {training.best_epoch}")
 
-    def seen(index: int, row: Row) -> None:
+    def seen(index: int, row: EpochLog) -> None:
         recorders[index].epoch_done(row)
 
     with make_progress(quiet=True, epochs=1) as silent:
