@@ -112,7 +112,7 @@ def test_any_shape(backend: str, sizes: list[int], rows: int, batch: int, thread
 
 
 def test_the_comparison_sees_a_single_wrong_entry(backend: str) -> None:
-    """One weight, one bias, one slot, one loss, one flag, one step off by a little: none goes through."""
+    """One weight, one bias, one slot, one loss, one flag, one step off by a little: all are detected."""
     network = Network((13, 9, 5))
     spec = EngineSpec(network, Optimizer("momentum"), batch_size=8)
     course, start = make_course(network, 20), start_state(spec)
@@ -141,7 +141,7 @@ def test_the_comparison_sees_a_single_wrong_entry(backend: str) -> None:
     for name, (bad_state, bad_results) in wrong.items():
         with pytest.raises(AssertionError):
             check_course(want, bad_state, bad_results)
-            pytest.fail(f"a wrong {name} went through")
+            pytest.fail(f"a wrong {name} was not detected")
 
 
 # ------------------------------------------------------------------------------------------------ kinds

@@ -175,7 +175,7 @@ def test_errors_are_a_line_that_names_the_first_function_that_failed(report: Any
 def test_memory_that_is_full_and_what_is_no_machine_code(report: Any) -> None:
     (full, memory), (refused, image) = (report["runtime"][name] for name in ("full", "no machine code"))
     assert (full, refused) == ("UnavailableError", "UnavailableError")
-    assert memory.startswith("the GPU's memory is full: 4,398,046,511,104 bytes wanted, ")
+    assert memory.startswith("the GPU's memory is full: 4,398,046,511,104 bytes needed, ")
     assert re.match(r"the GPU failed in cuModuleLoadData: .+ \(error 200\); kernels may be newer than the driver", image)
 
 

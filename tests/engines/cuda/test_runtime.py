@@ -101,7 +101,7 @@ def test_memory_that_is_full_tells_how_much_is_wanted_and_free(driver: FakeDrive
     with pytest.raises(UnavailableError) as caught:
         runtime.empty(WHOLE_MEMORY, np.float32)
     assert str(caught.value) == (
-        "the GPU's memory is full: 4,294,967,296 bytes wanted, 1,073,737,824 of 1,073,741,824 free; "
+        "the GPU's memory is full: 4,294,967,296 bytes needed, 1,073,737,824 of 1,073,741,824 free; "
         "use fewer rows, a smaller batch size, or backend 'numba'"
     )
     assert held.size == 1000
@@ -133,7 +133,7 @@ def test_kernels_that_the_driver_cannot_load_tell_what_to_install(driver: FakeDr
 def test_a_driver_that_is_too_old(driver: FakeDriver) -> None:
     driver.version = 11080
     with pytest.raises(
-        UnavailableError, match=r"^the driver knows CUDA up to 11.8, and 12.0 is needed; update it, or use backend"
+        UnavailableError, match=r"^the driver supports CUDA up to 11.8, but 12.0 is needed; update it, or use backend"
     ):
         Runtime(driver)
 
