@@ -1,4 +1,4 @@
-"""What is asked of the simulated GPU, held against the record of kernels that a machine without a compiler is given."""
+"""Comparison of the kernels requested from the simulated GPU with the record of kernels for machines without a compiler."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def asked_of_the_simulator() -> Iterator[set[Asked]]:
 
 @contextlib.contextmanager
 def only_carried_kernels() -> Iterator[None]:
-    """Fails on a kernel missing from the record; while the record is being made, adds it instead."""
+    """Fail if a kernel is missing from the record; while recording, add it instead."""
     with asked_of_the_simulator() as asked:
         yield
     if (file := os.environ.get(RECORD_TO)) is not None:

@@ -1,4 +1,4 @@
-"""The driver of cuda_stub.c, under NVIDIA's own cuda.bindings: compiled, loaded by child processes, asked what it was given.
+"""The driver of cuda_stub.c under NVIDIA's own cuda.bindings: compiles it, loads it in child processes, reads its records.
 
 `build` and `environment` are for the process that starts a child; in the child, `Stub` is the driver that the bindings loaded.
 """
@@ -19,18 +19,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 SOURCE = Path(__file__).with_suffix(".c")
-SONAME = "libcuda.so.1"  # what the bindings ask the loader for
+SONAME = "libcuda.so.1"  # the library that the bindings load
 KINDS = ("context", "stream", "module", "function", "memory", "graph", "node", "exec")  # enum Kind of cuda_stub.c
 HOW = ("plain", "cooperative", "in a graph")  # enum How
-MOST_PARAMETERS, PARAMETER_BYTES = 512, 4096  # room in a layout, and in a record
+MOST_PARAMETERS, PARAMETER_BYTES = 512, 4096  # capacity of a layout, and of a record
 
 
 class NoStubError(Exception):
-    """The stub cannot be compiled here; the text is the reason."""
+    """The stub cannot be compiled here; the message has the reason."""
 
 
 def compiler() -> list[str]:
-    """The system's C compiler: CC, else the one that Python was built by, else the first that is there.
+    """Return the system's C compiler: CC, else the one that Python was built with, else the first one found.
 
     Raises
     ------
@@ -66,13 +66,13 @@ def build(folder: Path) -> Path:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The variables of a child process whose cuda.bindings load the stub of a folder; the loader reads them at its start."""
+    """Environment of a child process whose cuda.bindings load the stub in a folder; the loader reads it at start-up."""
     others = os.environ.get("LD_LIBRARY_PATH")
     return {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join([str(folder), *([others] if others else [])])}
 
 
 def functions_of(source: str) -> set[str]:
-    """The driver's functions that a program in Python names: as attributes of `driver`, or as text."""
+    """Names of driver functions in a Python source: attributes of `driver`, or strings."""
     return set(re.findall(r"\bdriver\.(cu[A-Z]\w*)", source)) | set(re.findall(r'"(cu[A-Z]\w*)"', source))
 
 
@@ -80,7 +80,7 @@ def functions_of(source: str) -> set[str]:
 
 
 class Parameter(NamedTuple):
-    """Where a parameter of a kernel lies among all of them, in bytes."""
+    """Offset and size of a parameter of a kernel, in bytes."""
 
     offset: int
     size: int
@@ -90,7 +90,7 @@ def sections(elf: bytes) -> Iterator[tuple[str, bytes]]:
     """Names and contents of the sections of a 64-bit ELF file."""
     (start,) = struct.unpack_from("<Q", elf, 0x28)
     each, count, names = struct.unpack_from("<HHH", elf, 0x3A)
-    # Of a header: name, type, flags, address, offset, size, and what does not matter here.
+    # Of a header: name, type, flags, address, offset, size, and fields that are not used here.
     headers = [struct.unpack_from("<IIQQQQ", elf, start + number * each) for number in range(count)]
     text = elf[headers[names][4] :][: headers[names][5]]
     for name, _, _, _, offset, size in headers:
@@ -98,7 +98,7 @@ def sections(elf: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def attributes(info: bytes) -> Iterator[tuple[int, bytes]]:
-    """What a section .nv.info.* says: format, attribute, and two bytes that are a value or the length of what follows."""
+    """Entries of a section .nv.info.*: format, attribute, and two bytes with a value or the length of the data."""
     at = 0
     while at < len(info):
         form, attribute, value = struct.unpack_from("<BBH", info, at)
@@ -108,7 +108,7 @@ def attributes(info: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def parameters(cubin: bytes, entry: str) -> list[Parameter]:
-    """What a kernel takes, as its machine code has it: EIATTR_KPARAM_INFO, in their order.
+    """Parameters of a kernel in its machine code: EIATTR_KPARAM_INFO, in order.
 
     A body is index, ordinal, offset, and flags with the size on top. Source: what `cuobjdump --dump-elf` of CUDA prints.
     """
@@ -125,7 +125,7 @@ def parameters(cubin: bytes, entry: str) -> list[Parameter]:
 
 
 class Received(NamedTuple):
-    """A launch as the driver was given it.
+    """A launch as the driver received it.
 
     shape : grid, block, bytes of shared memory; how : one of `HOW`; after : the node before it, -1 if there is none
     parameters : the bytes of each, empty if nobody told where they lie
@@ -139,7 +139,7 @@ class Received(NamedTuple):
 
 
 class Meant(NamedTuple):
-    """A launch as the engine meant it; the layout is that of the kernel's machine code."""
+    """A launch as the engine intended it; the layout is that in the machine code of the kernel."""
 
     entry: str
     shape: list[int]
@@ -150,7 +150,7 @@ class Meant(NamedTuple):
 
 
 def laid_out(sizes: list[int]) -> list[Parameter]:
-    """Parameters one after another, each at a multiple of its size, as in a structure of C."""
+    """Consecutive parameters, each aligned to its size, as in a C struct."""
     found, end = [], 0
     for size in sizes:
         offset = -(-end // size) * size
@@ -160,7 +160,7 @@ def laid_out(sizes: list[int]) -> list[Parameter]:
 
 
 def mismatches(received: list[Received], meant: list[Meant]) -> list[str]:
-    """Where launches differ from what was meant, and what was meant from what the kernels take; empty if all is well."""
+    """Differences between received and intended launches, and between these and the kernels; empty if none."""
     if len(received) != len(meant):
         return [f"{len(received)} launches, not {len(meant)}"]
     found = []
@@ -177,7 +177,7 @@ def mismatches(received: list[Received], meant: list[Meant]) -> list[str]:
 
 
 class Layout(ctypes.Structure):
-    """Where the parameters of a kernel lie, as it was told; count is -1 if it was not."""
+    """Layout of the parameters of a kernel as given by `expect`; count is -1 without."""
 
     _fields_ = (
         ("entry", ctypes.c_char * 1024),
@@ -189,7 +189,7 @@ class Layout(ctypes.Structure):
 
 
 class Record(ctypes.Structure):
-    """A launch or a node of a graph, as cuda_stub.c keeps it."""
+    """A launch or a node of a graph, as recorded by cuda_stub.c."""
 
     _fields_ = (
         ("layout", ctypes.POINTER(Layout)),
@@ -201,7 +201,7 @@ class Record(ctypes.Structure):
 
 
 def received(record: Any) -> Received:
-    """A record in Python's own types."""
+    """A record converted to Python types."""
     layout, memory = record.layout.contents, bytes(record.bytes)
     found = [memory[at : at + size] for at, size in zip(layout.offset[: layout.count], layout.size, strict=False)]
     return Received(layout.entry.decode(), list(record.shape), HOW[record.how], record.after, found if layout.count > 0 else [])
@@ -217,7 +217,7 @@ class Stub:
         self.library.stub_other_context.restype = ctypes.c_void_p
 
     def calls(self, function: str) -> int:
-        """How often a function was called; its name is without a suffix such as _v2."""
+        """Number of calls of a function; its name is without a suffix such as _v2."""
         return int(self.library.stub_calls(function.encode()))
 
     def live(self) -> dict[str, int]:
@@ -225,7 +225,7 @@ class Stub:
         return {name: self.library.stub_live(number) for number, name in enumerate(KINDS)}
 
     def expect(self, entry: str, layout: list[Parameter]) -> None:
-        """Tell how a kernel's parameters lie, before it is looked up; from the first such call on others are not found."""
+        """Register the parameter layout of a kernel before its look-up; after the first call, other kernels are not found."""
         offsets, sizes = ([getattr(one, name) for one in layout] for name in Parameter._fields)
         numbers = ctypes.c_int * len(layout)
         assert self.library.stub_expect(entry.encode(), numbers(*offsets), numbers(*sizes), len(layout))
@@ -235,9 +235,9 @@ class Stub:
         return [received(self.library.stub_record(number).contents) for number in range(self.library.stub_recorded())]
 
     def other_context(self) -> int:
-        """Another library's context, say; to be pushed."""
+        """Create a context, as of another library, to be pushed."""
         return int(self.library.stub_other_context())
 
     def forget(self) -> None:
-        """Drop the records, and let a faulty device work again."""
+        """Delete the records, and clear a fault of the device."""
         self.library.stub_forget()

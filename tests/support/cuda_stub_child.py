@@ -1,7 +1,7 @@
-"""What a process does in which cuda.bindings load the stub: trainings by both designs, and failures; prints a report as JSON.
+"""Program of a process in which cuda.bindings load the stub: trainings by both designs, and failures; prints a JSON report.
 
-Started as a program by test_bindings.py, which judges the report. Nothing is judged here, but a kernel that gets more or fewer
-arguments than it takes ends the process: there would be nothing to read where the stub reads.
+Started by test_bindings.py, which checks the report. Nothing is checked here, except that a kernel with a wrong number of
+arguments ends the process: the stub would read invalid memory.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from fastmlp.nn.optimizers import Optimizer
 from support.cuda_stub import Meant, Stub, functions_of, mismatches, parameters
 from support.engines import Course, make_course, start_state
 
-SEED = 2**63 + 5  # which a number with a sign does not hold
+SEED = 2**63 + 5  # does not fit into a signed integer
 SIZES = (20, 13, 5)
 FORMATS = {"int32": "<i", "float32": "<f", "uint64": "<Q"}
 LABELS = EngineSpec(Network(SIZES, label_smoothing=0.1), Optimizer("sgd", clip_norm=1.5), batch_size=9, seed=SEED)
 TARGETS = EngineSpec(Network(SIZES), Optimizer("sgd"), batch_size=9, seed=SEED)
 LARGE = EngineSpec(Network(SIZES), Optimizer("sgd"), batch_size=SMALL_BATCH + 1, seed=SEED)
-# Name, spec, and course. Few kernels: two of training by one launch, one by tiles, and one of prediction by either design.
+# Name, spec, and course. Few kernels: two for training in one launch, one by tiles, and those for inference by both designs.
 CASES: list[tuple[str, EngineSpec, Course]] = [
     ("small, uint8, labels", LABELS, make_course(LABELS.network, 22, 9, epochs=1, uint8=True)),
     ("small, float32, targets", TARGETS, make_course(TARGETS.network, 400, 9, epochs=1, targets=True, weighted=True)),
@@ -50,7 +50,7 @@ CASES: list[tuple[str, EngineSpec, Course]] = [
 
 
 def meant_bytes(value: Any, kind: str) -> list[bytes]:
-    """An argument as the parameters of a kernel: an array is seven, as Numba lays it out."""
+    """An argument as parameters of a kernel: an array has seven, in Numba's layout."""
     if isinstance(value, Handle):
         each = value.dtype.itemsize
         return [struct.pack("<Q", word) for word in (0, 0, value.size, each, value.address, value.size, each)]
@@ -58,7 +58,7 @@ def meant_bytes(value: Any, kind: str) -> list[bytes]:
 
 
 class Watched(Runtime):
-    """The runtime as it is, with a note of what each launch meant beside what the stub received."""
+    """The runtime, which also records the intended launches for comparison with those that the stub received."""
 
     def __init__(self, stub: Stub) -> None:
         self.stub = stub
@@ -90,7 +90,7 @@ class Watched(Runtime):
         self.meant.append(Meant(built.entry, shape, how, after, wanted, layout))
 
     def compared(self) -> dict[str, Any]:
-        """How many launches there were, by how, and what was wrong with them; the next ones are counted anew."""
+        """Number of launches by type, and their mismatches; then restarts the count."""
         received, meant = self.stub.received(), self.meant
         self.meant = []
         self.stub.forget()
@@ -101,13 +101,13 @@ class Watched(Runtime):
 
 
 def current() -> int:
-    """The context of this thread; 0 if there is none, as before the driver's first call."""
+    """The context of this thread; 0 if there is none, as before the first call of the driver."""
     result, context = driver.cuCtxGetCurrent()
     return int(context) if int(result) == 0 else 0
 
 
 def trained(engine: CudaEngine, spec: EngineSpec, course: Course) -> None:
-    """Two calls of training, the second with a graph that is there if there is one, one of prediction, one of evaluation."""
+    """Two calls of training, the second with the recorded graph if there is one, one of prediction, one of evaluation."""
     engine.load(start_state(spec))
     for _ in range(2):
         engine.train(*course)
@@ -116,7 +116,7 @@ def trained(engine: CudaEngine, spec: EngineSpec, course: Course) -> None:
 
 
 def report_of_case(stub: Stub, spec: EngineSpec, course: Course) -> dict[str, Any]:
-    """A training and what is left of it when it is closed; the caller's context is asked for after each step."""
+    """Report of a training and of objects left after closing; reads the caller's context after each step."""
     contexts = [current()]
     runtime = Watched(stub)
     engine = CudaEngine(spec, runtime)
@@ -131,13 +131,13 @@ def report_of_case(stub: Stub, spec: EngineSpec, course: Course) -> dict[str, An
 
 
 def plain_launch(runtime: Runtime) -> None:
-    """A kernel whose blocks need not be at work at once, as far as the driver knows."""
+    """Launch a kernel without the cooperative flag."""
     program = runtime.program("barriers", PLAIN, SHAPE)
     runtime.launch(Launch(program, 3, (runtime.put(np.zeros(1, np.uint64)), 2)))
 
 
 def report_of_the_runtime(stub: Stub) -> dict[str, Any]:
-    """What no training asks for."""
+    """Report of functions that training does not call."""
     runtime = Watched(stub)
     plain_launch(runtime)
     runtime.wait()
@@ -156,7 +156,7 @@ def report_of_the_runtime(stub: Stub) -> dict[str, Any]:
 
 
 def told(work: Callable[[], Any]) -> list[str]:
-    """The error of the package that something raises, as the name of its type and its text."""
+    """Type name and message of the fastmlp error that a call raises."""
     try:
         work()
     except UnavailableError as error:
@@ -165,7 +165,7 @@ def told(work: Callable[[], Any]) -> list[str]:
 
 
 def report_of_a_failure(stub: Stub, function: str, code: int) -> dict[str, Any]:
-    """The error that is told if a function fails from the start, the caller's context before and after, and graphs left."""
+    """Error if a driver function fails from the start, the caller's context before and after, and remaining graphs."""
 
     def work() -> None:
         runtime = Watched(stub)
@@ -185,7 +185,7 @@ def report_of_a_failure(stub: Stub, function: str, code: int) -> dict[str, Any]:
 
 
 def report(failures: list[tuple[str, int]]) -> dict[str, Any]:
-    """Everything. The first case finds no current context, the second another library's, which stays."""
+    """Run everything. In the first case there is no current context, in the second another library's, which must remain."""
     stub = Stub()
     found: dict[str, Any] = {"version": cuda.bindings.__version__, "file": cuda.bindings.__file__, "cases": {}}
     for number, (name, spec, course) in enumerate(CASES):

@@ -1,4 +1,4 @@
-"""What rounding may do: bounds of products and of trainings, and checks of engines against the reference.
+"""Tolerances for rounding: bounds of products and of trainings, and checks of engines against the reference.
 
 A tolerance is never a guess: products of K terms get c K eps |A||B|, carried through the layers; a training is
 compared with the float64 reference within what rounding errors of such sums grow to in the reference itself.
@@ -23,7 +23,7 @@ EPS = float(np.finfo(np.float32).eps)
 SAFETY = 1.0  # c of the tolerances: K eps is twice the proven bound of a sum of K products in any order
 
 
-ELEMENTWISE = 8  # roundings of what follows a sum (activation, loss, update), counted as so many more terms
+ELEMENTWISE = 8  # roundings after a sum (activation, loss, update), counted as additional terms
 
 
 def product_tolerance(a: Any, b: Any, extra: int = 0) -> Any:
@@ -37,7 +37,7 @@ def product_tolerance(a: Any, b: Any, extra: int = 0) -> Any:
 def forward_tolerance(network: Network, parameters: Any, x: Any) -> Any:
     """Bound of the rounding errors of the forward pass in float32, (rows, outputs), carried layer by layer.
 
-    An error e in y becomes e |w| in z; an activation stretches it by its steepest slope and adds its own rounding.
+    An error e in y becomes e |w| in z; an activation multiplies it by its largest slope and adds its own rounding.
     """
     y, error = x.astype(np.float64), np.zeros(x.shape)
     for layer, (w, b) in zip(network.layers, network.views(parameters.astype(np.float64)), strict=True):
@@ -68,7 +68,7 @@ def nudged(spec: EngineSpec, state: State, course: Course, size: float, seed: in
 
 
 class Expected(NamedTuple):
-    """What the reference gives in float64, and how far a float32 engine may be from it."""
+    """Results of the reference in float64, and tolerances for a float32 engine."""
 
     state: State
     results: RowMetrics
@@ -78,7 +78,7 @@ class Expected(NamedTuple):
 
 
 def expected(spec: EngineSpec, state: State, course: Course) -> Expected:
-    """The reference's course and its tolerance: c times what nudges of sqrt(K) eps before each batch do to it.
+    """The reference's course and its tolerance: c times the effect of perturbations of sqrt(K) eps before each batch.
 
     K is the longest sum of the spec; rounding errors of its terms add up like sqrt(K) (Higham & Mary, "A new approach to
     probabilistic rounding error analysis", 2019, theorem 2.4). Each array of weights or biases has one tolerance, its
@@ -99,7 +99,7 @@ def expected(spec: EngineSpec, state: State, course: Course) -> Expected:
 
     slots = [per_array(slot, [o.slots[i] for o, _ in others]) for i, slot in enumerate(end.slots)]
     loss_deviation = max(np.abs(r.loss - results.loss).max(initial=0) for _, r in others)
-    # a loss is a difference of terms of order one, however small it is itself
+    # even a small loss is a difference of terms of order one
     loss_rounding = size * np.abs(results.loss).max(initial=0) + ELEMENTWISE * EPS
     return Expected(
         end,
@@ -111,7 +111,7 @@ def expected(spec: EngineSpec, state: State, course: Course) -> Expected:
 
 
 def excess(found: Any, wanted: Any, tolerance: Any) -> float:
-    """By how much the worst entry is beyond its tolerance; 0 if none is, NaN counts as infinitely wrong."""
+    """Largest excess of an entry over its tolerance; 0 if none exceeds it, infinite for NaN."""
     beyond = np.abs(np.asarray(found, np.float64) - wanted) - tolerance
     return float(np.nan_to_num(beyond, nan=np.inf).max(initial=0.0).clip(0))
 
@@ -127,7 +127,7 @@ def check_course(want: Expected, state: State, results: RowMetrics) -> None:
 
 
 def check_against_reference(backend: str, spec: EngineSpec, course: Course, step: int = 0) -> None:
-    """Several steps and a forward pass of an engine against the specification in float64."""
+    """Check several steps, an evaluation and a forward pass of an engine against the specification in float64."""
     start = start_state(spec)._replace(step=step)
     want = expected(spec, start, course)
     with engine_of(backend, spec, start) as engine:
@@ -147,7 +147,7 @@ def check_against_reference(backend: str, spec: EngineSpec, course: Course, step
 def check_scored(network: Network, z: Any, y: Any, scored: RowMetrics) -> None:
     """Losses and correctness of rows against those of the same pre-activations in float64."""
     wanted = plain_losses(network, z, y)
-    scale = 1 + np.abs(z).max() + (np.abs(y).max() if y.ndim == 2 else 0)  # what sums in float32 are rounded at
+    scale = 1 + np.abs(z).max() + (np.abs(y).max() if y.ndim == 2 else 0)  # magnitude at which float32 sums are rounded
     tolerance = 2e-7 * z.shape[1] * scale ** (1 if network.loss == "cross-entropy" else 2)
     assert np.abs(scored.loss - wanted).max() <= tolerance
     correct = z.argmax(axis=1) == y if y.ndim == 1 else np.zeros(len(z), bool)
