@@ -121,7 +121,9 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"cannot create the folder {path}: {error.strerror}; choose another folder", settings=("out",)) from error
+        raise DataError(
+            f"cannot create the folder {path}: {error.strerror}; choose another folder", settings=("out",)
+        ) from error
     return Path(path)
 
 
