@@ -1,7 +1,7 @@
 """The command line of a checkout: `python cli.py …`. Once installed, use `fastmlp …` or `python -m fastmlp …`.
 
-`extract` needs the installation, at least an editable one, for fastmlp.cnn lies in cnn/. This file is not installed: a module
-`cli` would shadow a user's own, or be shadowed by it.
+`extract` needs an installation, at least an editable one, since fastmlp.cnn is in the folder cnn/. This file is not installed:
+a module `cli` would shadow a user's own, or be shadowed by it.
 """
 
 from __future__ import annotations

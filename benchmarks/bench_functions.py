@@ -105,7 +105,7 @@ def test_dropout(benchmark: Any, backend: str) -> None:
 
 
 def numpy_loss(network: Network, z: Any, y: Any) -> Subject:
-    """Row losses, dz of the mean loss, and hits, of class targets."""
+    """Row losses, dz of the mean loss, and correctness, of class targets."""
     scale = z.dtype.type(1 / len(z))
 
     def run() -> Any:
@@ -119,12 +119,12 @@ def numba_loss(network: Network, z: Any, y: Any) -> Subject:
     bench, rows = Workbench(network, len(z)), len(z)
     bench.load(np.zeros(network.parameters, np.float32))
     bench.block("y", 1)[:] = z
-    kernel, code = losses_kernel(), bench.engine.code(np.float32, training=True)
+    kernel, table = losses_kernel(), bench.engine.kernel_table(np.float32, training=True)
     batches = bench.engine.batches(np.zeros((rows, 1), np.float32), y, np.arange(rows), np.ones(1), None)
     block = np.zeros(loss_block(network, lanes()), np.float32)
     loss, correct = np.empty(rows, np.float32), np.empty(rows, bool)
     memory = bench.engine.arena, block, loss, correct
-    return on_bench(lambda: kernel(code, bench.plan, batches, memory, rows), lambda: (loss, bench.block("dz", 1), correct))
+    return on_bench(lambda: kernel(table, bench.plan, batches, memory, rows), lambda: (loss, bench.block("dz", 1), correct))
 
 
 def cuda_loss(network: Network, z: Any, y: Any) -> Subject:

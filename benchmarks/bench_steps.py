@@ -20,7 +20,7 @@ from benchmarks.cases import ROWS, Case
 from benchmarks.measuring import CASES, Subject, blas_threads, check, measure, rounding, sized
 from fastmlp.bench.rivals import ENGINES
 from fastmlp.engines import make_engine
-from fastmlp.engines.base import Engine, Job, State, steps_of
+from fastmlp.engines.base import Engine, EngineSpec, State, step_count
 from fastmlp.errors import UnavailableError
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
@@ -44,7 +44,7 @@ def engine_for(backend: str, case: Case, dtype: Any = np.float32) -> Iterator[En
     """An engine at the start of a case; skips the benchmark where its package or device is missing."""
     network = Network(case.sizes)
     try:
-        engine = make_engine(backend, Job(network, Optimizer(), batch_size=case.batch, dtype=dtype))
+        engine = make_engine(backend, EngineSpec(network, Optimizer(), batch_size=case.batch, dtype=dtype))
     except UnavailableError as error:
         pytest.skip(str(error))
     with closing(engine):
@@ -60,7 +60,7 @@ def threads_of(engine: Engine) -> int | None:
 def train(engine: Engine, case: Case, rows: Any) -> Any:
     """Losses of an engine that trains on these rows."""
     x, y = random_rows(EPOCH_ROWS, case.sizes[0], case.sizes[-1])
-    return engine.train(x, y, rows, np.full(steps_of(len(rows), case.batch), LEARNING_RATE)).loss
+    return engine.train(x, y, rows, np.full(step_count(len(rows), case.batch), LEARNING_RATE)).loss
 
 
 @functools.cache

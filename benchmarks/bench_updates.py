@@ -57,9 +57,9 @@ def numba_update(optimizer: Optimizer, start: Start, g: Any) -> Subject:
     places = [PARAMETERS, *(SLOT_ROWS[name] for name in optimizer.slots)]
     store = np.zeros((GRADIENT + 1, len(g)), np.float32)
     store[places], store[GRADIENT] = [start.p, *start.slots], g
-    code = Workbench(one_layer(1, 1), 1, optimizer).engine.code(np.float32, training=True)
+    table = Workbench(one_layer(1, 1), 1, optimizer).engine.kernel_table(np.float32, training=True)
     kernel, scalars = update_kernel(), optimizer.scalars(np.array([LEARNING_RATE]), STEP)[0]
-    return on_bench(lambda: kernel(code, store, scalars), lambda: tuple(store[places]))
+    return on_bench(lambda: kernel(table, store, scalars), lambda: tuple(store[places]))
 
 
 def cuda_update(optimizer: Optimizer, start: Start, g: Any) -> Subject:

@@ -36,7 +36,7 @@ from fastmlp import Network, Optimizer
 from fastmlp.bench.cases import Case, Source
 from fastmlp.bench.machine import Ceilings
 from fastmlp.engines import make_engine
-from fastmlp.engines.base import Engine, Job, State, steps_of
+from fastmlp.engines.base import Engine, EngineSpec, State, step_count
 from fastmlp.engines.cpu.threads import available_cores
 
 ROWS = 48_000
@@ -59,7 +59,7 @@ SPIN = "while True: pass"
 def engine_of(sizes: tuple[int, ...], batch: int, threads: int | None = None, optimizer: str = "sgd", **network: Any) -> Engine:
     """A loaded engine, compiled by two batches."""
     described, rule = Network(sizes, **network), Optimizer(optimizer)
-    engine = make_engine("numba", Job(described, rule, batch_size=batch, threads=threads))
+    engine = make_engine("numba", EngineSpec(described, rule, batch_size=batch, threads=threads))
     slots = np.zeros((len(rule.slots), described.parameters), np.float32)
     engine.load(State(described.initial_parameters(0), slots, 0))
     epoch_of(engine, sizes, batch, 2 * batch)()
@@ -69,7 +69,7 @@ def engine_of(sizes: tuple[int, ...], batch: int, threads: int | None = None, op
 def epoch_of(engine: Engine, sizes: tuple[int, ...], batch: int, rows: int = ROWS) -> Callable[[], Any]:
     """A function that trains on the first `rows` rows once."""
     x, order = pixels(rows, sizes[0]), np.random.default_rng(1).permutation(rows)
-    learning_rates = np.full(steps_of(rows, batch), 0.001)
+    learning_rates = np.full(step_count(rows, batch), 0.001)
     return lambda: engine.train(x, DATA.y[:rows], order, learning_rates)
 
 
@@ -94,7 +94,7 @@ def variants(rounds: int) -> dict[str, Any]:
 def small(rounds: int) -> dict[str, Any]:
     sizes = (32, 16, 16, 10)
     call = epoch_of(engine_of(sizes, 64, optimizer="adam"), sizes, 64)
-    steps = [seconds(call) / steps_of(ROWS, 64) * 1e6 for _ in range(rounds)]
+    steps = [seconds(call) / step_count(ROWS, 64) * 1e6 for _ in range(rounds)]
     engine = engine_of((784, 128, 10), 64)
     one, none = DATA.x[:1], DATA.x[:0]
     engine.forward(one)

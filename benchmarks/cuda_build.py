@@ -19,7 +19,7 @@ from fastmlp.engines import installed_version
 from fastmlp.engines.base import PRECISIONS
 from fastmlp.engines.cuda.compiler import Built, Capability, entry_of, linked, lowered, packed, sources
 from fastmlp.engines.cuda.engine import SHAPE, TILES
-from fastmlp.engines.cuda.kernels.programs import PLAIN, Kind, Shape, applied
+from fastmlp.engines.cuda.kernels.programs import PLAIN, KernelSpec, Shape, apply_spec
 from fastmlp.engines.cuda.kernels.tensor_cores import FIRST_CAPABILITY
 from fastmlp.engines.cuda.kernels.tiles import Tile
 from fastmlp.engines.kernel_cache import write_entry
@@ -57,7 +57,7 @@ class Row(NamedTuple):
         return named | {key: getattr(self.built, key) for key in ("registers", "shared", "spilled")}
 
 
-def plain_kinds() -> Iterator[tuple[str, Kind]]:
+def plain_kinds() -> Iterator[tuple[str, KernelSpec]]:
     """The plain kernel in every precision."""
     for precision in PRECISIONS:
         yield f"relu, sgd, {precision}", PLAIN._replace(precision=precision)
@@ -68,11 +68,11 @@ class KernelRequest(NamedTuple):
 
     name: str
     label: str
-    kind: Kind
+    kind: KernelSpec
     shape: Shape | Tile
 
 
-def kinds() -> Iterator[tuple[str, Kind]]:
+def kinds() -> Iterator[tuple[str, KernelSpec]]:
     """The plain kernel in every precision, and every option, several in a kernel; the first of these has all activations."""
     yield from plain_kinds()
     losses = [(loss, output) for loss, outputs in LOSSES.items() for output in outputs]
@@ -80,12 +80,12 @@ def kinds() -> Iterator[tuple[str, Kind]]:
         loss, output = losses[number % len(losses)]
         names, odd = (tuple(ACTIVATIONS) if number == 0 else ("silu",)), number % 2 == 1
         label = f"{'all activations' if number == 0 else 'silu'}, {rule}, {loss}, {output}"
-        kind = Kind(names, loss, output, rule, pixels=not odd, classes=odd, drops=True, penalised=True, clips=odd)
+        kind = KernelSpec(names, loss, output, rule, pixels=not odd, classes=odd, drops=True, penalised=True, clips=odd)
         for precision in PRECISIONS if number == 0 else PRECISIONS[:1]:
             yield f"{label}, {precision}", kind._replace(precision=precision)
 
 
-def kernels(kinds: Iterable[tuple[str, Kind]]) -> Iterator[KernelRequest]:
+def kernels(kinds: Iterable[tuple[str, KernelSpec]]) -> Iterator[KernelRequest]:
     """All kernels of some kinds, of both designs where a precision has both; those that know no kind once.
 
     Kernels that only measure (pieces.py) have no products, so one design and one precision are enough.
@@ -97,10 +97,10 @@ def kernels(kinds: Iterable[tuple[str, Kind]]) -> Iterator[KernelRequest]:
             yield KernelRequest(name, label, kind, SHAPE)
         for shape in (*([SHAPE] if kind.precision == "float32" else []), TILES[kind.precision]):
             yield KernelRequest("train", label, kind, shape)
-            yield KernelRequest("apply", label, applied(kind), shape)
+            yield KernelRequest("apply", label, apply_spec(kind), shape)
 
 
-def fitting(kind: Kind, capabilities: Sequence[Capability]) -> list[Capability]:
+def fitting(kind: KernelSpec, capabilities: Sequence[Capability]) -> list[Capability]:
     """Those that have what a kind needs."""
     return [one for one in capabilities if kind.precision == "float32" or one >= FIRST_CAPABILITY]
 

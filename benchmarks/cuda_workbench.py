@@ -14,10 +14,10 @@ import pytest
 
 from benchmarks.measuring import Subject
 from benchmarks.workbench import LEARNING_RATE, STEP, on_bench
-from fastmlp.engines.base import Job, State
+from fastmlp.engines.base import EngineSpec, State
 from fastmlp.engines.cuda import engine as cuda
-from fastmlp.engines.cuda.kernels.layout import COLUMNS, FAN_OUT, OUT_WIDTH, gathered
-from fastmlp.engines.cuda.kernels.programs import Kind, Shape
+from fastmlp.engines.cuda.kernels.layout import COLUMNS, FAN_OUT, OUT_WIDTH, unpad
+from fastmlp.engines.cuda.kernels.programs import KernelSpec, Shape
 from fastmlp.engines.cuda.runtime import Launch
 from fastmlp.errors import UnavailableError
 from fastmlp.nn.network import FloatArray, Network
@@ -31,7 +31,7 @@ KEEP_GRADIENT = Optimizer(
 def device() -> Any:
     """The runtime of the device; skips the benchmark where there is none."""
     try:
-        return cuda.the_runtime()
+        return cuda.default_runtime()
     except UnavailableError as error:
         pytest.skip(str(error))
 
@@ -45,26 +45,26 @@ class CudaWorkbench:
 
     def __init__(self, network: Network, rows: int, runtime: Any, optimizer: Optimizer | None = None) -> None:
         self.network, self.rows, self.runtime = network, rows, runtime
-        job = Job(network, optimizer or Optimizer(), batch_size=rows)
-        self.engine = engine = cuda.CudaEngine(job, runtime)
-        engine.make_room(rows)
-        self.plan = engine.plan
+        spec = EngineSpec(network, optimizer or Optimizer(), batch_size=rows)
+        self.engine = engine = cuda.CudaEngine(spec, runtime)
+        engine.reserve(rows)
+        self.layout = engine.layout
         self.load(np.zeros(network.parameters, np.float32))
         self.inputs(np.zeros((rows, network.sizes[0]), np.float32))
         self.labels(np.zeros(rows, np.int32))
         for name, array in {
-            "order": np.arange(rows, dtype=np.int32),
-            "row_scale": np.full(rows, 1 / rows, np.float32),
+            "indices": np.arange(rows, dtype=np.int32),
+            "loss_weight": np.full(rows, 1 / rows, np.float32),
             "loss": np.full(rows, np.nan, np.float32),
             "correct": np.zeros(rows, np.bool_),
-            "scalars": job.optimizer.scalars_by_kind(np.array([LEARNING_RATE]), STEP),
+            "scalars": spec.optimizer.scalars_by_kind(np.array([LEARNING_RATE]), STEP),
             "clock": np.full(1, STEP),
         }.items():
             engine.upload(name, array)
 
     def load(self, parameters: FloatArray, slots: FloatArray | None = None) -> None:
         """Parameters and slots, as in `State`; None for zeros."""
-        count = len(self.engine.job.optimizer.slots)
+        count = len(self.engine.spec.optimizer.slots)
         self.engine.load(State(parameters, np.zeros((count, len(parameters)), np.float32) if slots is None else slots, STEP))
 
     def inputs(self, x: FloatArray) -> None:
@@ -77,13 +77,13 @@ class CudaWorkbench:
 
     def view(self, arena: FloatArray, column: int, layer: int) -> FloatArray:
         """The rows of a block in a copy of the arena, (rows, units) float32."""
-        row = self.plan.table[layer * COLUMNS :][:COLUMNS]
+        row = self.layout.table[layer * COLUMNS :][:COLUMNS]
         at, width = int(row[column]), int(row[OUT_WIDTH])
         return arena[at : at + self.rows * width].reshape(self.rows, width)[:, : row[FAN_OUT]]
 
     def fill(self, blocks: Mapping[tuple[int, int], Any]) -> None:
         """Overwrite the arena: with these blocks, (rows, units) each, by column and layer, and zeros elsewhere."""
-        arena = np.zeros(self.plan.arena, np.float32)
+        arena = np.zeros(self.layout.arena, np.float32)
         for place, array in blocks.items():
             self.view(arena, *place)[:] = array
         self.engine.upload("arena", arena)
@@ -98,11 +98,11 @@ class CudaWorkbench:
 
     def gradient(self) -> FloatArray:
         """The flat gradient, (parameters,) float32; of a workbench with the optimiser `KEEP_GRADIENT`."""
-        return gathered(self.network, self.vector("kept"))
+        return unpad(self.network, self.vector("gradients"))
 
     def launch(self, first: int, end: int) -> Launch:
         """Phases `first` to before `end` of a step in one launch."""
-        kind = self.engine.kind(np.empty(0, np.float32), np.empty(0, np.int32))
+        kind = self.engine.kernel_spec(np.empty(0, np.float32), np.empty(0, np.int32))
         return self.engine.launch(kind, self.rows, first, end)
 
     def phases(self, first: int, end: int) -> Callable[[], None]:
@@ -137,7 +137,7 @@ class CudaWorkbench:
         return self.phases(layer, layer + 1)
 
     def losses(self) -> Callable[[], None]:
-        """A call of the losses, hits and dz of all rows."""
+        """A call of the losses, correctness and dz of all rows."""
         return self.phases(len(self.network.layers), len(self.network.layers) + 1)
 
     def backward(self) -> Callable[[], None]:
@@ -150,7 +150,7 @@ class CudaWorkbench:
         return self.phases(len(self.network.layers) + 1, len(self.network.layers) + 2)
 
 
-def on_vectors(runtime: Any, name: str, kind: Kind, arguments: Sequence[Any], results: Sequence[int]) -> Subject:
+def on_vectors(runtime: Any, name: str, kind: KernelSpec, arguments: Sequence[Any], results: Sequence[int]) -> Subject:
     """A kernel of kernels/pieces.py over vectors, on the device; a run waits for its end.
 
     arguments : its own; arrays of the host are copied to the device once, flat

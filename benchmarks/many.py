@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.epochs import machine
 from benchmarks.promises import seconds
-from fastmlp import Network, Optimizer, Schedule, Settings, Training, train, train_many
+from fastmlp import Network, Optimizer, Schedule, Settings, TrainResult, train, train_many
 from fastmlp.bench.machine import Ceilings
 from fastmlp.bench.rounds import min_median_max
 from fastmlp.data.dataset import Dataset, load_data
@@ -80,14 +80,14 @@ def data_of(case: Case, data: Dataset) -> dict[str, Any]:
     return {"x": x[rest], "y": y[rest], "validation": (x[validation], y[validation]), "scaling": scaling}
 
 
-def alone(case: Case, parts: dict[str, Any]) -> list[Training]:
+def alone(case: Case, parts: dict[str, Any]) -> list[TrainResult]:
     """One after the other, each on one thread."""
     return [train(network, settings=replace(own, threads=1), **parts) for network, own in case.jobs]
 
 
-def together(case: Case, parts: dict[str, Any], threads: int) -> list[Training]:
+def together(case: Case, parts: dict[str, Any], threads: int) -> list[TrainResult]:
     """All at once."""
-    return [found for found in train_many(case.jobs, **parts, threads=threads) if isinstance(found, Training)]
+    return [found for found in train_many(case.jobs, **parts, threads=threads) if isinstance(found, TrainResult)]
 
 
 def check_agreement(case: Case, parts: dict[str, Any], threads: int) -> None:

@@ -44,7 +44,7 @@ class Watch(Progress):
     def __init__(self) -> None:
         self.start = self.most = owned()
 
-    def update(self, epoch: int, done: int, total: int, loss: float, accuracy: float | None, rate: float) -> None:
+    def update(self, epoch: int, done: int, total: int, loss: float, accuracy: float | None, rows_per_second: float) -> None:
         self.most = max(self.most, owned())
 
     def epoch_done(self, row: dict[str, Any]) -> None:

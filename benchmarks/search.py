@@ -25,7 +25,7 @@ from fastmlp.data.dataset import Dataset, load_data
 from fastmlp.data.splits import Splits
 from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.sources import resolve, resolve_as
-from fastmlp.experiments.config.train import Config, DataSettings, fields_of
+from fastmlp.experiments.config.train import DataSettings, TrainConfig, fields_of
 from fastmlp.experiments.extraction import Tools, extract_run
 from fastmlp.experiments.plan import RunPlan, make_plan
 from fastmlp.experiments.recipes.recipe import find
@@ -88,7 +88,7 @@ def on_pixels(search: Mapping[str, Any], todo: Sequence[dict[str, Any]], keep: K
         train_together(search, list(group), keep)
 
 
-def train_together(search: Mapping[str, Any], group: Sequence[tuple[dict[str, Any], Config]], keep: Keep) -> None:
+def train_together(search: Mapping[str, Any], group: Sequence[tuple[dict[str, Any], TrainConfig]], keep: Keep) -> None:
     """Train variants that share their data and its parts."""
     data = images_of(search, group[0][1].data)
     plans: list[RunPlan] = []

@@ -29,10 +29,10 @@ import sys, time
 import numpy as np
 from fastmlp import Network, Optimizer
 from fastmlp.engines import make_engine
-from fastmlp.engines.base import Job, State
+from fastmlp.engines.base import EngineSpec, State
 
-network, optimizer = {job}
-engine = make_engine("numba", Job(network, optimizer))
+network, optimizer = {spec}
+engine = make_engine("numba", EngineSpec(network, optimizer))
 slots = np.zeros((len(optimizer.slots), network.parameters), np.float32)
 engine.load(State(network.initial_parameters(0), slots, 0))
 x, y = np.zeros((64, 784), np.float32), np.zeros(64, np.int32)
@@ -55,16 +55,16 @@ def printed_by(arguments: list[str], cache: str, folder: str) -> str:
     return subprocess.run([sys.executable, *arguments], env=env, cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
-def kernels(job: str, cache: str, folder: str) -> float:
+def kernels(spec: str, cache: str, folder: str) -> float:
     """Seconds until a network's kernels have run once."""
-    return float(printed_by(["-c", COMPILE.format(job=job)], cache, folder))
+    return float(printed_by(["-c", COMPILE.format(spec=spec)], cache, folder))
 
 
 def one_round() -> list[float]:
     """Seconds in the order of LIMITS."""
     with tempfile.TemporaryDirectory() as folder:
         cache = str(Path(folder) / "kernels")
-        found = [kernels(job, cache, folder) for job in (FIRST, OTHER, FIRST)]
+        found = [kernels(spec, cache, folder) for spec in (FIRST, OTHER, FIRST)]
         command = ["-m", "fastmlp", "train", "--out", "first"]
         printed_by(command, cache, folder)
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Write the tables of README and of other machines' pages from the committed JSON files: python -m benchmarks.tables [--check]
+"""Write the tables of the documentation from the committed JSON files: python -m benchmarks.tables [--check]
 
 A table stands between `<!-- table NAME -->` and `<!-- end -->`. With --check nothing is written, and a table that differs
 from its JSON is an error; the tests run it.
@@ -179,9 +179,10 @@ TABLES: dict[str, Callable[[Any], str]] = {
 }
 
 
-# Each page, the folder whose results it shows, and its tables.
+# Pages, the folder of the results that each shows, and its tables.
 PAGES = {
-    ROOT / "README.md": (RESULTS, tuple(TABLES)),
+    ROOT / "docs" / "speed.md": (RESULTS, ("epochs", "gpu", "claims", "many", "start")),
+    ROOT / "docs" / "results.md": (RESULTS, ("recipes", "twins")),
     RESULTS / "znver3" / "README.md": (RESULTS / "znver3", ("epochs", "claims", "start", "many")),
 }
 

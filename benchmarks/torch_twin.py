@@ -27,13 +27,13 @@ from fastmlp.experiments.plan import RunPlan, make_plan
 from fastmlp.files import read_json, read_lines, write_json
 from fastmlp.models.metrics import evaluate_with_predictions
 from fastmlp.reports.style import BLUE, ORANGE, epoch_axis, new_figure, own_style, save
-from fastmlp.training.loop import Training, train_checked
+from fastmlp.training.loop import TrainResult, train_checked
 
 DIGITS = 6  # of the losses that are kept: float32 has about seven
 CURVES = {"loss": ("training", BLUE), "val_loss": ("validation", ORANGE)}
 
 
-def train_by(backend: str, plan: RunPlan) -> Training:
+def train_by(backend: str, plan: RunPlan) -> TrainResult:
     """The training of a plan by another engine; "torch" has PyTorch's definitions."""
     settings = dataclasses.replace(plan.settings, backend=backend)
     return train_checked(plan.network, settings, plan.training)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measuring import Arrays, Subject
-from fastmlp.engines.base import Job, State
+from fastmlp.engines.base import EngineSpec, State
 from fastmlp.engines.cpu.codegen.compiler import compiled
 from fastmlp.engines.cpu.codegen.intrinsics import call
 from fastmlp.engines.cpu.codegen.simd import lanes
@@ -43,10 +43,10 @@ class Workbench:
     def __init__(self, network: Network, rows: int, optimizer: Optimizer | None = None) -> None:
         self.network = network
         self.rows = rows
-        self.engine = NumbaEngine(Job(network, optimizer or Optimizer(), batch_size=rows, threads=1))
-        self.engine.make_room(rows, 1, gathers=True)
+        self.engine = NumbaEngine(EngineSpec(network, optimizer or Optimizer(), batch_size=rows, threads=1))
+        self.engine.reserve(rows, 1, gathers=True)
         self.plan = self.engine.layout.plan
-        self.code = self.engine.code(np.float32, training=False)
+        self.table = self.engine.kernel_table(np.float32, training=False)
 
     def block(self, name: str, width: int) -> FloatArray:
         """The rows of "y", "s" (slopes) or "dz" of a width, (rows, size)."""
@@ -73,20 +73,20 @@ class Workbench:
     def forward(self, layer: int) -> Callable[[], None]:
         """A call of the forward product of a layer with its epilogue."""
         run, e = forward_kernel(lanes()), self.engine
-        return lambda: run(self.code, self.plan, e.store, e.arena, layer, self.rows)
+        return lambda: run(self.table, self.plan, e.store, e.arena, layer, self.rows)
 
     def input_gradients(self) -> Callable[[], None]:
         """A call of the products dx = (dz w') f'(z) of all layers but the first, last to first."""
         run, e = input_gradients_kernel(lanes()), self.engine
-        return lambda: run(self.code, self.plan, e.transposed, e.arena, self.rows)
+        return lambda: run(self.table, self.plan, e.transposed, e.arena, self.rows)
 
     def weight_gradients(self, rule: str = "") -> Callable[[], None]:
         """A call of the products dw = x' dz and sums db of all layers; with a rule, of the updates that end them, too."""
         run, e = weight_gradients_kernel(lanes(), bool(rule)), self.engine
-        code = self.code._replace(gradient=gradient_address(lanes(), rule, False), in_registers=bool(rule))
+        table = self.table._replace(gradient=gradient_address(lanes(), rule, False), in_registers=bool(rule))
         if rule:
-            code = code._replace(update=update_address(rule))
-        optimizer = e.job.optimizer
+            table = table._replace(update=update_address(rule))
+        optimizer = e.spec.optimizer
         learning_rates = np.array([LEARNING_RATE])
         scalars = np.stack(
             [optimizer.scalars(learning_rates, STEP)[0], replace(optimizer, weight_decay=0).scalars(learning_rates, STEP)[0]]
@@ -94,7 +94,7 @@ class Workbench:
         phase = self.plan.phases[self.plan.phases["kind"] == WEIGHTS][0]
         tasks = self.plan.tasks[phase["first"] : phase["first"] + phase["tasks"]]
         memory = e.store, e.transposed, e.arena, e.packed, e.scratch[0]
-        return lambda: run(code, self.plan, tasks, scalars, memory, self.rows)
+        return lambda: run(table, self.plan, tasks, scalars, memory, self.rows)
 
 
 def on_bench(run: Callable[[], Any], results: Callable[[], Arrays], threads: int | None = 1) -> Subject:
@@ -115,10 +115,10 @@ def forward_kernel(width: int) -> Any:
     """Compiled run(code, plan, store, arena, layer, rows)."""
     forward = make_forward(width)
 
-    def run(code, plan, store, arena, layer, rows):  # type: ignore[no-untyped-def]
+    def run(table, plan, store, arena, layer, rows):  # type: ignore[no-untyped-def]
         panels = plan.layers[layer].fan_out_p // width
         x, x_rows = activations_at(plan, arena, layer, 0)
-        forward(code, plan, store, arena, x, x_rows, layer, 0, panels, 0, rows, -1, np.uint64(0))
+        forward(table, plan, store, arena, x, x_rows, layer, 0, panels, 0, rows, -1, np.uint64(0))
 
     return compiled(run, called="python")
 
@@ -128,9 +128,9 @@ def input_gradients_kernel(width: int) -> Any:
     """Compiled run(code, plan, transposed, arena, rows)."""
     backward = make_backward(width)
 
-    def run(code, plan, transposed, arena, rows):  # type: ignore[no-untyped-def]
+    def run(table, plan, transposed, arena, rows):  # type: ignore[no-untyped-def]
         for layer in range(len(plan.layers) - 1, 0, -1):
-            backward(code, plan, transposed, arena, layer, 0, plan.layers[layer].fan_in_p // width, 0, rows)
+            backward(table, plan, transposed, arena, layer, 0, plan.layers[layer].fan_in_p // width, 0, rows)
 
     return compiled(run, called="python")
 
@@ -140,16 +140,16 @@ def weight_gradients_kernel(width: int, updates: bool) -> Any:
     """Compiled run(code, plan, tasks, scalars, (store, transposed, arena, packed, own), rows)."""
     gradient, pack, finish = make_gradient(width), make_pack(width), make_finish(width)
 
-    def run(code, plan, tasks, scalars, memory, rows):  # type: ignore[no-untyped-def]
+    def run(table, plan, tasks, scalars, memory, rows):  # type: ignore[no-untyped-def]
         store, transposed, arena, packed, own = memory
         for layer in range(len(plan.layers)):
             pack(plan, arena, packed, layer + 1, 0, plan.layers[layer].fan_out_p // width, 0, rows, ONE)
         for i in range(len(tasks)):
             task = tasks[i]
             x, x_rows = activations_at(plan, arena, task.layer, 0)
-            gradient(code, plan, store, x, x_rows, packed, own, scalars, task, rows)
+            gradient(table, plan, store, x, x_rows, packed, own, scalars, task, rows)
             if updates:
-                finish(code, plan, store, transposed, scalars, task)
+                finish(table, plan, store, transposed, scalars, task)
 
     return compiled(run, called="python")
 
@@ -194,9 +194,9 @@ def dropout_kernel(width: int) -> Any:
 def losses_kernel() -> Any:
     """Compiled run(code, plan, batches, (arena, block, loss, correct), rows)."""
 
-    def run(code, plan, batches, memory, rows):  # type: ignore[no-untyped-def]
+    def run(table, plan, batches, memory, rows):  # type: ignore[no-untyped-def]
         arena, block, loss, correct = memory
-        losses_of_batch(code, plan, batches, arena, block, loss, correct, 0, 0, rows)
+        losses_of_batch(table, plan, batches, arena, block, loss, correct, 0, 0, rows)
 
     return compiled(run, called="python")
 
@@ -205,7 +205,7 @@ def losses_kernel() -> Any:
 def update_kernel() -> Any:
     """Compiled run(code, store, scalars): the rule over all parameters of `store`."""
 
-    def run(code, store, scalars):  # type: ignore[no-untyped-def]
-        update(code, store, 0, store.shape[1], scalars)
+    def run(table, store, scalars):  # type: ignore[no-untyped-def]
+        update(table, store, 0, store.shape[1], scalars)
 
     return compiled(run, called="python")

@@ -45,7 +45,7 @@ class Settings:
     ----------
     optimizer : a name of `OPTIMIZERS`, as in torch.optim
     lr, momentum, weight_decay : learning rate; momentum of sgd; decay of all weights, decoupled for adamw
-    schedule : a name of `SCHEDULES`: "step" multiplies the rate by `factor` every `every` epochs, "cosine" takes it to 0 at
+    schedule : a name of `SCHEDULES`: "step" multiplies the rate by `lr_gamma` every `lr_step` epochs, "cosine" takes it to 0 at
         the last step (Loshchilov & Hutter 2017, without restarts)
     batch_size, epochs : rows of an update, passes over the training part
     monitor : a name of `MONITORS`: the figure of the validation part whose best epoch is kept
@@ -66,8 +66,8 @@ class Settings:
     momentum: float = 0.9
     weight_decay: float = 0.0
     schedule: str = "constant"
-    factor: float = 0.5
-    every: int = 10
+    lr_gamma: float = 0.5
+    lr_step: int = 10
     batch_size: int = 64
     epochs: int = 10
     monitor: str = "loss"
@@ -82,7 +82,7 @@ class Settings:
         check_name("optimizer", self.optimizer, OPTIMIZERS)
         check_name("schedule", self.schedule, SCHEDULES)
         check_name("monitor", self.monitor, MONITORS)
-        check_least(self, 1, "batch_size", "epochs", "every", *(["patience"] if self.patience is not None else []))
+        check_least(self, 1, "batch_size", "epochs", "lr_step", *(["patience"] if self.patience is not None else []))
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise DescriptionError(f"lr must be a positive number, not {self.lr}")
         for name in ("weight_decay", "momentum", "label_smoothing"):
@@ -92,7 +92,7 @@ class Settings:
     def rate(self, epoch: float) -> float:
         """Learning rate after so many epochs, from 0."""
         if self.schedule == "step":
-            return self.lr * self.factor ** (int(epoch) // self.every)
+            return self.lr * self.lr_gamma ** (int(epoch) // self.lr_step)
         if self.schedule == "cosine":
             return self.lr * 0.5 * (1 + math.cos(math.pi * min(epoch / self.epochs, 1)))
         return self.lr

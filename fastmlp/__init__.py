@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from fastmlp.nn.optimizers import Optimizer as Optimizer
     from fastmlp.nn.scaling import Scaling as Scaling
     from fastmlp.nn.schedules import Schedule as Schedule
-    from fastmlp.training.loop import Training as Training
+    from fastmlp.training.loop import TrainResult as TrainResult
     from fastmlp.training.loop import train as train
     from fastmlp.training.many import train_many as train_many
     from fastmlp.training.settings import Settings as Settings
@@ -56,7 +56,7 @@ __getattr__, __dir__, __all__ = lazy(
         "nn.optimizers": ["Optimizer"],
         "nn.scaling": ["Scaling"],
         "nn.schedules": ["Schedule"],
-        "training.loop": ["Training", "train"],
+        "training.loop": ["TrainResult", "train"],
         "training.many": ["train_many"],
         "training.settings": ["Settings"],
     },

@@ -170,31 +170,33 @@ def penalty(network: Network, layers: Layers) -> float:
 # ------------------------------------------------------------------------------------------------ updates
 
 
-def update(o: Optimizer, p: FloatArray, g: FloatArray, slots: FloatArray, step: int, rate: float, decay: FloatArray) -> None:
+def update(
+    o: Optimizer, p: FloatArray, g: FloatArray, slots: FloatArray, step: int, learning_rate: float, weight_decay: FloatArray
+) -> None:
     """One update in place: parameters p (P,), slots (number of slots, P). `step` counts updates made before this one.
 
     decay (P,) is adamw's weight decay, zero for biases. The rules, with sources, are tabled in nn/optimizers.py.
     """
     t = step + 1
     if o.name == "sgd":
-        p -= rate * g
+        p -= learning_rate * g
     elif o.name in ("momentum", "nesterov"):
         (m,) = slots
         m[:] = o.momentum * m + g
-        p -= rate * (g + o.momentum * m if o.name == "nesterov" else m)
+        p -= learning_rate * (g + o.momentum * m if o.name == "nesterov" else m)
     elif o.name == "rmsprop":
         (v,) = slots
         v[:] = o.beta2 * v + (1 - o.beta2) * g**2
-        p -= rate * g / (np.sqrt(v) + o.epsilon)
+        p -= learning_rate * g / (np.sqrt(v) + o.epsilon)
     else:
         m, v = slots
         if o.name == "adamw":
-            p -= rate * decay * p
+            p -= learning_rate * weight_decay * p
         m[:] = o.beta1 * m + (1 - o.beta1) * g
         v[:] = o.beta2 * v + (1 - o.beta2) * g**2
         m_hat = m / (1 - o.beta1**t)
         v_hat = v / (1 - o.beta2**t)
-        p -= rate * m_hat / (np.sqrt(v_hat) + o.epsilon)
+        p -= learning_rate * m_hat / (np.sqrt(v_hat) + o.epsilon)
 
 
 def clip(gradient: FloatArray, largest: float) -> FloatArray:

@@ -10,7 +10,7 @@ from benchmarks.gpu.sizes import Sizes
 from benchmarks.torch_twin import train_by
 from fastmlp.bench.rounds import Disagreement
 from fastmlp.errors import DataError, UnavailableError
-from fastmlp.experiments.config.train import Config
+from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.plan import RunPlan, make_plan
 from fastmlp.experiments.recipes.recipe import settings_of
 from fastmlp.models.metrics import evaluate_with_predictions
@@ -21,7 +21,7 @@ TOLERANCE = 0.003  # largest allowed difference between the test accuracies of G
 
 def plan_of(sizes: Sizes) -> RunPlan:
     """Return the plan of the recipe, with at most `sizes.rows` rows per split."""
-    config = Config(**settings_of(RECIPE, "train") | {"backend": "numba"})
+    config = TrainConfig(**settings_of(RECIPE, "train") | {"backend": "numba"})
     plan = make_plan(config)
     splits = {name: (x[: sizes.rows], y[: sizes.rows]) for name, (x, y) in plan.parts.items()}
     return plan._replace(parts=splits) if sizes.rows < Sizes.rows else plan

@@ -12,7 +12,7 @@ from benchmarks.gpu.findings import Findings
 from benchmarks.gpu.measures import TimedRuntime
 from benchmarks.gpu.sizes import Sizes
 from fastmlp.bench.rounds import AGREEMENT, Disagreement
-from fastmlp.engines.base import Engine, Job, State
+from fastmlp.engines.base import Engine, EngineSpec, State
 from fastmlp.engines.cuda import engine as cuda
 from fastmlp.engines.numpy_engine import NumpyEngine
 from fastmlp.nn.network import Network
@@ -25,23 +25,23 @@ NETWORK = Network((784, 130, 61, 10), ("relu", "silu"), dropout=(0.2, 0.0), l2=1
 SMALL = Network((20, 13, 9, 5), ("relu", "silu"), dropout=(0.3, 0.0), l2=0.1)
 # The small-batch design, and the tiled design in every precision.
 JOBS = {
-    "small batches": Job(NETWORK, Optimizer("adamw", clip_norm=1.0), 64, seed=7),
+    "small batches": EngineSpec(NETWORK, Optimizer("adamw", clip_norm=1.0), 64, seed=7),
     **{
-        f"tiles, {precision}": Job(NETWORK, Optimizer("adamw", clip_norm=1.0), 320, seed=7, precision=precision)
+        f"tiles, {precision}": EngineSpec(NETWORK, Optimizer("adamw", clip_norm=1.0), 320, seed=7, precision=precision)
         for precision in ("float32", "tf32", "bf16")
     },
 }
 
 
-def train_steps(engine: Engine, job: Job, steps: int) -> tuple[State, Any]:
+def train_steps(engine: Engine, spec: EngineSpec, steps: int) -> tuple[State, Any]:
     """Return the state and the row losses after `steps` steps on random rows, always from the same initial state."""
-    network, batch = job.network, job.batch_size
+    network, batch = spec.network, spec.batch_size
     rng = np.random.default_rng(3)
     x = rng.random((4 * batch, network.sizes[0]), np.float32)
     y = rng.integers(0, network.sizes[-1], len(x), np.int32)
     order = np.concatenate([rng.permutation(len(x)) for _ in range(-(-steps // 4))])[: steps * batch]
     start = network.initial_parameters(0)
-    engine.load(State(start, np.zeros((len(job.optimizer.slots), len(start)), np.float32), 0))
+    engine.load(State(start, np.zeros((len(spec.optimizer.slots), len(start)), np.float32), 0))
     losses = engine.train(x, y, order, np.full(steps, LEARNING_RATE)).loss
     return engine.state(), losses
 
@@ -63,26 +63,26 @@ def grid_sizes(blocks: int) -> list[int]:
 def measure_bits(findings: Findings, sizes: Sizes, runtime: TimedRuntime) -> None:
     """Record the digests of all trainings by design and grid size; record an error for each design with differing digests."""
     blocks = runtime.blocks
-    for label, job in JOBS.items():
+    for label, spec in JOBS.items():
         found: dict[str, list[str]] = {}
         losses = None
         for grid in grid_sizes(blocks):
             runtime.blocks = grid
             for _ in range(REPEATS):
-                with contextlib.closing(cuda.CudaEngine(job, runtime)) as engine:
-                    state, losses = train_steps(engine, job, sizes.steps)
+                with contextlib.closing(cuda.CudaEngine(spec, runtime)) as engine:
+                    state, losses = train_steps(engine, spec, sizes.steps)
                 found.setdefault(str(grid), []).append(digest(state, losses))
         runtime.blocks = blocks
         findings.add("bits", {"design": label, "steps": sizes.steps, "digests": found})
         if len({one for row in found.values() for one in row}) > 1:
             findings.error(f"bits of {label}", Disagreement(f"results differ between grids or repeated runs: {found}"))
-        if job.precision == "float32":
-            compare(findings, label, job, sizes.steps, losses)
+        if spec.precision == "float32":
+            compare(findings, label, spec, sizes.steps, losses)
 
 
-def compare(findings: Findings, label: str, job: Job, steps: int, losses: Any) -> None:
+def compare(findings: Findings, label: str, spec: EngineSpec, steps: int, losses: Any) -> None:
     """Record an error if the mean loss disagrees with the specification."""
-    _, expected = train_steps(NumpyEngine(job), job, steps)
+    _, expected = train_steps(NumpyEngine(spec), spec, steps)
     worst = abs(float(losses.mean(dtype=np.float64) / expected.mean(dtype=np.float64)) - 1)
     if not worst <= AGREEMENT:
         findings.error(
@@ -94,8 +94,8 @@ def compare(findings: Findings, label: str, job: Job, steps: int, losses: Any) -
 def train_small(findings: Findings, sizes: Sizes, runtime: TimedRuntime) -> None:
     """Train a 20-13-9-5 network for a few steps with both designs; the workload of compute-sanitizer."""
     for batch in (9, cuda.SMALL_BATCH + 1):
-        job = Job(SMALL, Optimizer("momentum"), batch, seed=7)
-        with contextlib.closing(cuda.CudaEngine(job, runtime)) as engine:
-            _, losses = train_steps(engine, job, 5)
-        compare(findings, f"batch {batch}", job, 5, losses)
+        spec = EngineSpec(SMALL, Optimizer("momentum"), batch, seed=7)
+        with contextlib.closing(cuda.CudaEngine(spec, runtime)) as engine:
+            _, losses = train_steps(engine, spec, 5)
+        compare(findings, f"batch {batch}", spec, 5, losses)
         findings.add("small", {"batch": batch, "loss": float(losses.mean(dtype=np.float64))})

@@ -33,7 +33,7 @@ from fastmlp.bench.rounds import (
     warm_up,
 )
 from fastmlp.data.scaling import fit_scaling
-from fastmlp.engines.base import Engine, Job, steps_of
+from fastmlp.engines.base import Engine, EngineSpec, step_count
 from fastmlp.engines.cpu.threads import available_cores
 from fastmlp.engines.cuda import engine as cuda
 from fastmlp.errors import UnavailableError
@@ -71,8 +71,10 @@ class OnDevice(OwnEngine):
         self.roundoff = ROUNDOFF[variant.precision]
 
     def make(self, task: Task) -> Engine:
-        job = Job(task.network, task.optimizer, task.batch, task.seed, scaling=self.scaling, precision=self.variant.precision)
-        return cuda.CudaEngine(job, self.runtime)
+        spec = EngineSpec(
+            task.network, task.optimizer, task.batch, task.seed, scaling=self.scaling, precision=self.variant.precision
+        )
+        return cuda.CudaEngine(spec, self.runtime)
 
     def prepare(self, task: Task) -> None:
         if self.variant.pixels:
@@ -187,7 +189,7 @@ def measure_variant(runtime: TimedRuntime, case: Case, sizes: Sizes, variant: Va
         warm_up(contestant, task, specified_of(case, sizes, variant.optimizer))
         orders = [order_of(index, len(task.x)) for index in range(1, sizes.device_rounds + 1)]
         found = timed_epochs(runtime, contestant, orders)
-    steps = steps_of(len(task.x), task.batch)
+    steps = step_count(len(task.x), task.batch)
     return {
         "network": case.network,
         "batch": case.batch,

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.gpu import ROOT
 from fastmlp.engines.cuda import engine as cuda
-from fastmlp.engines.cuda.kernels.programs import Kind, Shape
+from fastmlp.engines.cuda.kernels.programs import KernelSpec, Shape
 from fastmlp.engines.cuda.kernels.tiles import Tile
 
 RECORD = Path(__file__).with_name("kernels.jsonl")
@@ -31,16 +31,16 @@ class KernelRequest(NamedTuple):
     """A kernel of `programs.KERNELS`, its kind, and its design: "shape" for small batches, "tile" for large ones."""
 
     name: str
-    kind: Kind
+    kind: KernelSpec
     design: str
 
     @classmethod
-    def of(cls, name: str, kind: Kind, shape: Shape | Tile) -> KernelRequest:
+    def of(cls, name: str, kind: KernelSpec, shape: Shape | Tile) -> KernelRequest:
         return cls(name, kind, type(shape).__name__.lower())
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> KernelRequest:
-        return cls(row["name"], Kind(**row["kind"] | {"activations": tuple(row["kind"]["activations"])}), row["design"])
+        return cls(row["name"], KernelSpec(**row["kind"] | {"activations": tuple(row["kind"]["activations"])}), row["design"])
 
     def row(self) -> dict[str, Any]:
         """Return the JSON representation."""

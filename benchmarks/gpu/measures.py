@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.gpu.sizes import Sizes, grids
 from fastmlp.bench.rounds import Disagreement, spread
-from fastmlp.engines.base import Job, State
+from fastmlp.engines.base import EngineSpec, State
 from fastmlp.engines.cuda import engine as cuda
 from fastmlp.engines.cuda.kernels.programs import PLAIN
 from fastmlp.engines.cuda.runtime import Launch
@@ -188,8 +188,8 @@ def measure_product(
     """Measure the GFLOP/s of the forward pass of one layer, including biases and loading float32 rows in device memory."""
     network, n, count = Network((inputs, outputs)), sizes.product_rows, sizes.product_launches
     start = network.initial_parameters(0)
-    job = Job(network, Optimizer(), n, precision=precision)
-    with contextlib.closing(cuda.CudaEngine(job, runtime)) as engine:
+    spec = EngineSpec(network, Optimizer(), n, precision=precision)
+    with contextlib.closing(cuda.CudaEngine(spec, runtime)) as engine:
         engine.load(State(start, np.empty((0, len(start)), np.float32), 0))
         x = np.random.default_rng(0).random((n, inputs), np.float32)
         error = check_product(network, start, x[:PRODUCT_ROWS], engine.forward(x)[:PRODUCT_ROWS], precision)

@@ -193,7 +193,7 @@ def main() -> int:
     without_scipy.install()
     stage, findings = known[options.name], Findings(options.out)
     try:
-        runtime = TimedRuntime(cuda.the_runtime()) if stage.device else None
+        runtime = TimedRuntime(cuda.default_runtime()) if stage.device else None
     except UnavailableError as error:
         findings.error("device", error)
         return 1

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.engines import make_engine
-from fastmlp.engines.base import Engine, Job, State, steps_of
+from fastmlp.engines.base import Engine, EngineSpec, State, step_count
 from fastmlp.errors import UnavailableError
 from fastmlp.nn.network import FloatArray, Network
 from fastmlp.nn.optimizers import Optimizer
@@ -109,7 +109,9 @@ class OwnEngine:
 
     def make(self, task: Task) -> Engine:
         """Create the engine."""
-        return make_engine(self.backend, Job(task.network, task.optimizer, task.batch, seed=task.seed, threads=self.threads))
+        return make_engine(
+            self.backend, EngineSpec(task.network, task.optimizer, task.batch, seed=task.seed, threads=self.threads)
+        )
 
     def prepare(self, task: Task) -> None:
         self.task = task
@@ -123,5 +125,5 @@ class OwnEngine:
 
     def epoch(self, order: Order) -> float:
         task = self.task
-        learning_rates = np.full(steps_of(len(order), task.batch), task.learning_rate)
+        learning_rates = np.full(step_count(len(order), task.batch), task.learning_rate)
         return float(self.engine.train(task.x, task.y, order, learning_rates).loss.mean(dtype=np.float64))

@@ -291,8 +291,8 @@ def warm_up(contestant: Contestant, task: Task, specified: tuple[float, float]) 
         if not abs(loss / needed - 1) <= allowed:
             who = label(contestant.backend, contestant.threads)
             raise (Disagreement if isinstance(contestant, OwnEngine) else UnavailableError)(
-                f"{who} does not agree with the specification: mean loss {loss:.6g} of the first {what}, "
-                f"expected {needed:.6g}, allowed relative difference {allowed:.2g}"
+                f"{who} does not agree with the specification: mean loss {loss:.6g} of the first {what}, expected "
+                f"{needed:.6g}, allowed relative difference {allowed:.2g}"
             )
     return losses[1]
 
@@ -374,3 +374,6 @@ def verdict(entries: Sequence[Entry]) -> dict[str, Any]:
 def min_median_max(values: Sequence[float]) -> dict[str, float]:
     """Return the minimum ("least"), median and maximum ("most")."""
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
+spread = min_median_max  # the former name, which benchmarks/gpu imports

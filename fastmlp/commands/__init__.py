@@ -1,10 +1,10 @@
-"""The command line: one file per command, put together in program.py."""
+"""The command line: a file per command, combined in program.py."""
 
 from __future__ import annotations
 
 
 def main() -> None:
-    """The console script."""
+    """Run the command line; this is the console script."""
     from fastmlp.commands.console import prepare_process
     from fastmlp.commands.program import program
 

@@ -1,4 +1,4 @@
-"""Command `fastmlp bench`; the measurements are in fastmlp/bench."""
+"""Command `fastmlp bench`. See fastmlp/bench for the measurements."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 import click
 
 from fastmlp.commands.console import say, show, show_json
-from fastmlp.commands.options import bench_options, common_options
+from fastmlp.commands.options import Command, bench_options, common_options
 
 
-@click.command()
+@click.command(cls=Command)
 @bench_options
 @common_options
 def bench(
@@ -22,7 +22,7 @@ def bench(
     as_json: bool,
     **flags: Any,
 ) -> None:
-    """Measure how fast networks train, here and with other libraries.
+    """Measure the training speed of fastmlp and of other libraries.
 
     \b
     fastmlp bench                                     a minute or two
@@ -30,10 +30,10 @@ def bench(
     fastmlp bench --backends numba,jax --rounds 9
     fastmlp bench --all --out speed                   as in README, half an hour
 
-    Seconds per epoch of each, median and range over rounds in which all take turns, on the same rows in the same
-    order. Who does not get the specified loss in a first epoch from the same start is left out. GFLOP/s are of
-    the matrix products; the ceiling is what as many threads reach by multiply-adds in registers, measured in the
-    same rounds. Networks are classifiers (softmax cross-entropy) in float32.
+    Reports seconds per epoch, median and range over rounds in which all libraries take turns, on the same rows in
+    the same order. Libraries whose first-epoch loss disagrees, from the same initial weights, are excluded. GFLOP/s
+    count the matrix products; the ceiling is the peak multiply-add rate of as many threads, measured in the same
+    rounds. Networks are classifiers (softmax cross-entropy) in float32.
     """
     from fastmlp.bench.cases import choose_cases
     from fastmlp.bench.report import bench_text, make_folder, write_bench

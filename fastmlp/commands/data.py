@@ -1,24 +1,24 @@
-"""Commands `fastmlp data list`, `fetch` and `verify`; which data sets there are: data/named.py, downloads: data/download.py."""
+"""Commands `fastmlp data list`, `fetch` and `verify`. See data/named.py and data/download.py."""
 
 from __future__ import annotations
 
 import click
 
 from fastmlp.commands.console import is_quiet, say, show, show_files, show_json
-from fastmlp.commands.options import common_options, data_dir_option
+from fastmlp.commands.options import Group, common_options, data_dir_option
 from fastmlp.errors import DataError
 
 
-@click.group()
+@click.group(cls=Group)
 def data() -> None:
-    """List, fetch and verify the data sets that have a name."""
+    """List, fetch and verify the named data sets."""
 
 
 @data.command("list")
 @data_dir_option
 @common_options
 def data_list(data_dir: str | None, as_json: bool) -> None:
-    """List the data sets, and whether their files are there."""
+    """List the named data sets and the state of their files."""
     from fastmlp.data.named import list_data
 
     rows = [row._asdict() for row in list_data(data_dir)]
@@ -33,7 +33,7 @@ def data_list(data_dir: str | None, as_json: bool) -> None:
 @data_dir_option
 @common_options
 def data_fetch(names: tuple[str, ...], data_dir: str | None, as_json: bool) -> None:
-    """Download what is missing, of all data sets if no NAME is given. SHA-256 is checked."""
+    """Download missing files, of all data sets if no NAME is given. SHA-256 is verified."""
     from fastmlp.data.named import DATASETS, fetch_data
 
     files = [row for name in names or DATASETS for row in fetch_data(name, data_dir, progress=not is_quiet())]
@@ -45,13 +45,13 @@ def data_fetch(names: tuple[str, ...], data_dir: str | None, as_json: bool) -> N
 @data_dir_option
 @common_options
 def data_verify(names: tuple[str, ...], data_dir: str | None, as_json: bool) -> None:
-    """Compare files with their SHA-256, of all data sets that are there if no NAME is given."""
+    """Verify the SHA-256 of files, of all present data sets if no NAME is given."""
     from fastmlp.data.named import list_data, verify_data
 
     there = [row.name for row in list_data(data_dir) if row.state != "missing"]
     files = [row for name in names or there for row in verify_data(name, data_dir)]
     show_files(files, as_json)
     if not files:
-        say("no files of data sets are there; `fastmlp data list` tells where they would be, `fastmlp data fetch` gets them")
+        say("no files of data sets found; `fastmlp data list` shows their folders, `fastmlp data fetch` downloads them")
     if bad := [row.file for row in files if row.status != "ok"]:
-        raise DataError(f"damaged or missing: {', '.join(bad)}; get them with `fastmlp data fetch`")
+        raise DataError(f"damaged or missing: {', '.join(bad)}; download with `fastmlp data fetch`")

@@ -1,7 +1,6 @@
-"""`fastmlp doctor`: what there is on this machine, what is missing, and whether the engines agree.
+"""Command `fastmlp doctor`: checks of the installation, and a self-test of the engines.
 
-Here: `examine` and its checks, each in words for a person. Not here: any repair. Nothing is downloaded, and no
-package is imported that a check does not need. Every start of the program loads this file, so the checks import what they need.
+Nothing is repaired or downloaded. Every start of the program loads this file, so each check imports the packages it needs.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import numpy as np
 
 from fastmlp import __version__
 from fastmlp.commands.console import show, show_json
-from fastmlp.commands.options import common_options, data_dir_option
+from fastmlp.commands.options import Command, common_options, data_dir_option
 from fastmlp.engines import Version, installed_version
 from fastmlp.engines.cuda import INSTALL
 from fastmlp.errors import FastMLPError, UnavailableError
@@ -31,13 +30,13 @@ OK, NOTE, BROKEN = "ok", "note", "broken"
 CORE = ("numpy", "numba", "llvmlite", "scikit-learn", "scipy", "matplotlib", "safetensors")
 CNN = ("torch", "torchvision")
 INSTALL_CNN = "for `extract`: pip install 'fastmlp[cnn]'"
-INSTRUCTION_SETS = ("avx512f", "avx2", "fma", "neon", "sve")  # names of LLVM's features
+INSTRUCTION_SETS = ("avx512f", "avx2", "fma", "neon", "sve")  # LLVM's names
 
-SELF_TEST_TOLERANCE = 1e-4  # relative difference of losses that rounding in float32 explains
+SELF_TEST_TOLERANCE = 1e-4  # relative difference of losses, from rounding in float32
 
 
 class Check(NamedTuple):
-    """name, what was found, "ok", "note" or "broken", and what to do about it."""
+    """Name, result, state ("ok", "note" or "broken") and remedy of a check."""
 
     name: str
     value: str
@@ -46,7 +45,7 @@ class Check(NamedTuple):
 
 
 def examine(data_dir: str | None = None) -> list[Check]:
-    """All checks, in the order of the table.
+    """Run all checks, in the order of the table.
 
     Parameters
     ----------
@@ -57,7 +56,7 @@ def examine(data_dir: str | None = None) -> list[Check]:
     >>> [check.value for check in examine() if check.name == "fastmlp"] == [__version__]
     True
     """
-    from fastmlp.engines.cuda.engine import proven
+    from fastmlp.engines.cuda.engine import probe_device
     from fastmlp.engines.kernel_cache import cache_folder
 
     return [
@@ -66,19 +65,19 @@ def examine(data_dir: str | None = None) -> list[Check]:
         *check_threads(),
         check_cache(cache_folder()),
         *check_data(data_dir),
-        *check_cuda(installed_version, proven),
+        *check_cuda(installed_version, probe_device),
         *check_torchvision(installed_version),
         self_test(),
     ]
 
 
 def is_broken(checks: list[Check]) -> bool:
-    """Whether something does not work that is meant to."""
+    """Return whether a check found something broken."""
     return any(check.state == BROKEN for check in checks)
 
 
 def as_table(checks: list[Check]) -> str:
-    """The checks for a person.
+    """Return the checks as a table.
 
     >>> print(as_table([Check("numpy", "2.4.6"), Check("torch", "not installed", NOTE, "pip install torch")]))
     ok      numpy  2.4.6
@@ -93,7 +92,7 @@ def as_table(checks: list[Check]) -> str:
 
 
 def check_versions(version: Version) -> Iterator[Check]:
-    """Python and the packages that fastmlp needs, or can use."""
+    """Check Python and the required and optional packages."""
     yield Check("fastmlp", __version__)
     yield Check("python", f"{platform.python_version()} ({sys.executable})")
     for package in CORE:
@@ -106,7 +105,7 @@ def check_versions(version: Version) -> Iterator[Check]:
 
 
 def check_torchvision(version: Version) -> Iterator[Check]:
-    """Whether the two fit: a CPU build of torch lacks the operators of another torchvision, which then fails."""
+    """Check that torch and torchvision match: a CPU build of torch lacks the operators of other builds of torchvision."""
     torch, torchvision = (version(package) for package in CNN)
     if torch is None or torchvision is None:
         return
@@ -117,7 +116,7 @@ def check_torchvision(version: Version) -> Iterator[Check]:
     command = [sys.executable, "-c", "import torchvision"]
     tried = subprocess.run(command, capture_output=True, text=True, check=False)
     if tried.returncode == 0:
-        yield Check("torchvision build", "can be imported beside this torch")
+        yield Check("torchvision build", "can be imported with this torch")
         return
     reason = (tried.stderr.strip().splitlines() or ["no message"])[-1]
     remedy = f"pip install torchvision --index-url https://download.pytorch.org/whl/{builds[0] or 'cpu'}"
@@ -128,7 +127,7 @@ def check_torchvision(version: Version) -> Iterator[Check]:
 
 
 def check_processor() -> Check:
-    """Name and vector instructions of the processor, as LLVM sees it."""
+    """Report the processor and its vector instructions, as detected by LLVM."""
     try:
         llvm: Any = importlib.import_module("llvmlite.binding")
     except (ImportError, OSError) as error:
@@ -139,7 +138,7 @@ def check_processor() -> Check:
 
 
 def check_threads() -> Iterator[Check]:
-    """Cores of the machine, those that this process may use, and what the engine makes of it."""
+    """Report the cores of the machine, those usable by this process, and the engine's default number of threads."""
     from fastmlp.engines.cpu.threads import available_cores
 
     cores, usable = os.cpu_count() or 1, available_cores()
@@ -147,21 +146,21 @@ def check_threads() -> Iterator[Check]:
     quota = Path("/sys/fs/cgroup/cpu.max")
     limit = quota.read_text().split()[0] if quota.exists() else "none"
     yield Check("cores", f"{cores}, by affinity {affinity}, limit of the control group {limit}")
-    yield Check("threads", f"{usable} unless --threads says otherwise")
+    yield Check("threads", f"{usable} by default; --threads changes it")
 
 
 def check_cache(folder: Path) -> Check:
-    """Whether compiled kernels can be kept."""
+    """Check that compiled kernels can be cached."""
     from fastmlp.engines.kernel_cache import UnsafeFolder, check_private
 
-    remedy = "kernels are compiled at each start; name a folder of your own by FASTMLP_CACHE_DIR"
+    remedy = "kernels are compiled at each start; set FASTMLP_CACHE_DIR to a folder of your own"
     there = folder
     while not there.exists():
         there = there.parent
     if not os.access(there, os.W_OK | os.X_OK):
         return Check("kernel cache", f"{folder}: {there} cannot be written", NOTE, remedy)
     if there != folder:
-        return Check("kernel cache", f"{folder}: made when first needed")
+        return Check("kernel cache", f"{folder}: created at first use")
     try:
         check_private(folder)
     except UnsafeFolder as error:
@@ -171,7 +170,7 @@ def check_cache(folder: Path) -> Check:
 
 
 def check_data(data_dir: str | None) -> Iterator[Check]:
-    """The data folder, and which of the named data sets are in it."""
+    """Report the data folder and the named data sets in it."""
     from fastmlp.data.download import data_folder
     from fastmlp.data.named import list_data
 
@@ -184,20 +183,20 @@ def check_data(data_dir: str | None) -> Iterator[Check]:
             yield Check(f"data {row.name}", row.state, NOTE, fetch)
 
 
-def check_cuda(version: Version, proven: Callable[[], Any]) -> Iterator[Check]:
-    """numba-cuda, its quarrel with NumPy 2.5, and the device, by a function that gives one on which a kernel ran."""
+def check_cuda(version: Version, probe_device: Callable[[], Any]) -> Iterator[Check]:
+    """Check numba-cuda, its support of the installed NumPy, and the device; `probe_device` returns one that ran a kernel."""
     found, numpy = version("numba-cuda"), version("numpy") or "0"
     if found is None:
         yield Check("numba-cuda", "not installed", NOTE, f"for a CUDA GPU: {INSTALL}")
         return
     if tuple(map(int, numpy.split(".")[:2])) >= (2, 5):
         yield Check(
-            "numba-cuda", f"{found}, made for NumPy before 2.5, not {numpy}", NOTE, "if it fails: pip install 'numpy<2.5'"
+            "numba-cuda", f"{found}, supports NumPy before 2.5, not {numpy}", NOTE, "if it fails: pip install 'numpy<2.5'"
         )
     else:
         yield Check("numba-cuda", found)
     try:
-        device = proven()
+        device = probe_device()
         major, minor = device.capability
         yield Check("cuda device", f"{device.name}, compute capability {major}.{minor}, {device.blocks} multiprocessors")
     except UnavailableError as error:
@@ -208,7 +207,7 @@ def check_cuda(version: Version, proven: Callable[[], Any]) -> Iterator[Check]:
 
 
 def self_test() -> Check:
-    """Train a tiny network with both engines; their losses may differ by rounding only."""
+    """Train a tiny network with two engines, whose losses may differ by rounding only."""
     try:
         first, second = (tiny_losses(backend) for backend in ("numpy", "numba"))
     except (FastMLPError, ImportError) as error:
@@ -217,16 +216,16 @@ def self_test() -> Check:
 
 
 def compare_losses(first: list[float], second: list[float]) -> Check:
-    """Whether two lists of losses are equal but for rounding."""
+    """Check that two lists of losses are equal up to rounding."""
     worst = float(np.max(np.abs(np.subtract(first, second)) / np.abs(first)))
     text = f"losses of numpy and numba engine differ by {worst:.1e} at most"
     if worst <= SELF_TEST_TOLERANCE:
         return Check("self-test", text)
-    return Check("self-test", text, BROKEN, "work with --backend numpy, and report this with the whole table")
+    return Check("self-test", text, BROKEN, "use --backend numpy, and report this with the whole table")
 
 
 def tiny_losses(backend: str) -> list[float]:
-    """Loss of each epoch of a small training, the same whatever the engine."""
+    """Return the loss of each epoch of a small training, which is the same for every engine."""
     from fastmlp.nn.network import Network
     from fastmlp.nn.schedules import Schedule
     from fastmlp.training.loop import train
@@ -239,13 +238,13 @@ def tiny_losses(backend: str) -> list[float]:
     return [row["loss"] for row in history]
 
 
-@click.command()
+@click.command(cls=Command)
 @data_dir_option
 @common_options
 def doctor(data_dir: str | None, as_json: bool) -> None:
-    """Tell what this machine has, and test in a second whether it works.
+    """Check the installation and run a self-test.
 
-    The exit code is 4 if something is broken; what is merely not there is noted.
+    The exit code is 4 if something is broken; missing optional packages are only noted.
     """
     checks = examine(data_dir)
     broken = [check.name for check in checks if check.state == BROKEN]
@@ -254,4 +253,4 @@ def doctor(data_dir: str | None, as_json: bool) -> None:
     else:
         show(as_table(checks))
     if broken:
-        raise UnavailableError(f"broken: {', '.join(broken)}; the remedy stands beside it in the table")
+        raise UnavailableError(f"broken: {', '.join(broken)}; see the remedy in the table")

@@ -1,4 +1,4 @@
-"""Command `fastmlp evaluate`; the measuring is in experiments/evaluation.py."""
+"""Command `fastmlp evaluate`. See experiments/evaluation.py for the evaluation."""
 
 from __future__ import annotations
 
@@ -7,26 +7,30 @@ from typing import Any
 import click
 
 from fastmlp.commands.console import show_figures, show_reports
-from fastmlp.commands.options import SOURCE, common_options, data_dir_option, engine_options
+from fastmlp.commands.options import SOURCE, Command, common_options, data_dir_option, engine_options
 from fastmlp.commands.toolkit import open_extractor
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run", metavar="RUN|MODEL")
-@click.option("--data", "source", envvar="FASTMLP_DATASET", metavar=SOURCE, help="[default: the run's own]")
+@click.option(
+    "--data", "source", envvar="FASTMLP_DATASET", metavar=SOURCE, help="Data to evaluate on [default: those of the run]."
+)
 @data_dir_option
 @click.option(
-    "--part",
+    "--split",
     type=click.Choice(["test", "validation", "train", "all"]),
     default="test",
     show_default=True,
-    envvar="FASTMLP_PART",
-    help="Part of the data. The run's own data are split as in the run; of other data without a test part "
-    "all rows are the test part.",
+    envvar="FASTMLP_SPLIT",
+    help="Split of the data. The run's own data are split as in the run; all rows of other data without a test "
+    "split are the test split.",
 )
 @engine_options
-@click.option("--report", is_flag=True, envvar="FASTMLP_REPORT", help="Print a classification report as scikit-learn does.")
-@click.option("--predictions", metavar="FILE", help="Write loss, accuracy, and true,predicted class of each row of the part.")
+@click.option(
+    "--report", is_flag=True, envvar="FASTMLP_REPORT", help="Print a classification report in the format of scikit-learn."
+)
+@click.option("--predictions", metavar="FILE", help="Write loss, accuracy, and true,predicted class of each row of the split.")
 @click.option(
     "--min-accuracy",
     type=click.FloatRange(0, 1),
@@ -34,21 +38,21 @@ from fastmlp.commands.toolkit import open_extractor
     help="Exit with code 6 if the accuracy is lower.",
 )
 @common_options
-def evaluate(run: str, part: str, report: bool, min_accuracy: float | None, as_json: bool, **choices: Any) -> None:
-    """Measure a saved model on data.
+def evaluate(run: str, split: str, report: bool, min_accuracy: float | None, as_json: bool, **choices: Any) -> None:
+    """Evaluate a saved model on data.
 
     \b
     fastmlp evaluate runs/a
-    fastmlp evaluate runs/a --part all --json
+    fastmlp evaluate runs/a --split all --json
     fastmlp evaluate runs/a --report --predictions predictions.txt
     fastmlp evaluate runs/a/model.safetensors --data new.csv --min-accuracy 0.9
     """
     from fastmlp.experiments.evaluation import evaluate_run
     from fastmlp.experiments.result import check_accuracy
 
-    result = evaluate_run(run, part=part, open_extractor=open_extractor, **choices)
+    result = evaluate_run(run, split=split, open_extractor=open_extractor, **choices)
     if report and not as_json:
         show_reports(result)
     else:
         show_figures(result, as_json)
-    check_accuracy(result, "test" if part == "all" else part, min_accuracy)
+    check_accuracy(result, "test" if split == "all" else split, min_accuracy)

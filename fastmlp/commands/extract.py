@@ -1,4 +1,4 @@
-"""Command `fastmlp extract`, and `extract … train` in one line; the run itself is in experiments/extraction.py."""
+"""Commands `fastmlp extract` and `fastmlp extract … train`. See experiments/extraction.py for the run."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from fastmlp.commands.options import (
 )
 from fastmlp.commands.toolkit import extraction_tools
 from fastmlp.commands.train import show_run
-from fastmlp.experiments.config.extract import OF_EXTRACT, ExtractConfig
-from fastmlp.experiments.config.train import Config
+from fastmlp.experiments.config.extract import INHERITED, ExtractConfig
+from fastmlp.experiments.config.train import TrainConfig
 
 
 @click.group(cls=Chain, invoke_without_command=True)
-@setting_options(ExtractConfig, ["target"])
+@setting_options(ExtractConfig, ["task"])
 @source_options
 @recipe_option
 @common_options
@@ -32,18 +32,18 @@ from fastmlp.experiments.config.train import Config
 def extract(
     ctx: click.Context, /, recipe: str | None, config: str | None, print_config: bool, as_json: bool, **flags: Any
 ) -> None:
-    """Train a convolutional network on images, and make features of them for `train`.
+    """Train a convolutional network on images, and extract their features for `train`.
 
     \b
     fastmlp extract --data fashion-mnist --filters 16,32,64,128,256 --init xavier --out features.npz
     fastmlp train --data features.npz --hidden 512
-    fastmlp extract --data fashion-mnist --epochs 10 train --hidden 512        the same in one line
+    fastmlp extract --data fashion-mnist --epochs 10 train --hidden 512        both in one command
     fastmlp extract --data photos/ --image-size 64,64 --backbone resnet18 --flip 0.5
     fastmlp extract --kernel 5,4 --padding 2,1 --filters 8,12 --pool avg,avg --pool-kernel 4 --regularize batch
 
-    The file is a data set with the parts of the images, and has the network in it: a model that was trained on it
-    knows where its inputs come from, and `evaluate` and `predict` take images. The same settings and images make the
-    same features; if the file is there, nothing is done. Ctrl-C leaves a checkpoint, and the same command goes on from it.
+    The file is a data set with the splits of the images, and contains the network: `evaluate` and `predict` of a model
+    that was trained on it accept images. The same settings and images give the same features; if the file exists
+    already, nothing is done. Ctrl-C leaves a checkpoint, from which the same command resumes.
 
     Needs PyTorch: pip install 'fastmlp[cnn]'.
     """
@@ -56,7 +56,7 @@ def extract(
     if print_config:
         show(settings.text())
         ctx.exit()
-    if ctx.invoked_subcommand is not None:  # it runs the extraction, after its own settings have been checked
+    if ctx.invoked_subcommand is not None:  # it runs the extraction after its own settings are checked
         return
     found = extract_run(settings, extraction_tools(), quiet=is_quiet(), say=say)
     draw_extraction(found, found.job.pictures)
@@ -65,17 +65,17 @@ def extract(
 
 
 @extract.command("train", cls=Sections)
-@setting_options(Config, OF_EXTRACT)
+@setting_options(TrainConfig, INHERITED)
 @config_option
 @common_options
 @click.pass_obj
 def extract_train(chained: tuple[ExtractConfig, Any, bool], /, config: str | None, as_json: bool, **flags: Any) -> None:
-    """Make the features, and train a network on them; as `fastmlp train`, without the options of data."""
+    """Extract features and train a network on them: `fastmlp train` without the options of data."""
     from fastmlp.experiments.chain import extract_and_train
     from fastmlp.experiments.config.sources import resolve
 
     images, recipe, json_before = chained
-    settings = resolve(flags | images.chained_flags(), os.environ, config, recipe)
+    settings = resolve(flags | images.inherited_flags(), os.environ, config, recipe)
     if is_verbose():
         note(settings.text())
     chain = extract_and_train(images, settings, extraction_tools(), quiet=is_quiet(), say=say)

@@ -1,79 +1,182 @@
-"""Options of the commands: made from settings, and those that commands share.
+"""Options of the commands: made from settings, and those that commands share; and what all commands have in common.
 
-Not here: streams, errors and exit codes (console.py).
+See console.py for streams, errors and exit codes.
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import click
 
-from fastmlp.commands.console import QUIET, VERBOSE, Function
+from fastmlp.commands.console import FLAGS, QUIET, VERBOSE, Function, flag
 from fastmlp.engines import CHOICES
-from fastmlp.experiments.config.fields import FLAG
-from fastmlp.experiments.config.train import FIELDS, DataSettings, fields_of, flag
+from fastmlp.experiments.config.fields import BOOLEAN
+from fastmlp.experiments.config.names import setting_synonyms
+from fastmlp.experiments.config.train import FIELDS, DataSettings, fields_of
 
 SOURCE = "NAME|FILE|FOLDER"
+HELP_ALL = "fastmlp.help_all"  # key of ctx.meta: whether the help shows all options
+OTHER = "Other"  # heading of the options that are no settings
 
 
-class Sections(click.Command):
-    """A command whose --help has a heading for each group of settings."""
+class Command(click.Command):
+    """A command that understands synonyms of its flags, and refuses a flag with one value that is given twice."""
+
+    def make_parser(self, ctx: click.Context) -> Any:
+        """Return Click's parser, with the synonyms of `config/names.py`, which --help does not show."""
+        parser = super().make_parser(ctx)
+        options = {setting_of(option): option for option in self.get_params(ctx) if isinstance(option, click.Option)}
+        for other, name in setting_synonyms(options).items():
+            option = options[name]
+            action = "append" if option.multiple else "store_const" if option.is_flag else "store"
+            parser.add_option(
+                option,
+                [flag(other)],
+                option.name,
+                action,
+                option.nargs,
+                const=True if option.is_bool_flag else option.flag_value,
+            )
+        return parser
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments as Click does; UsageError for an option with one value that is given twice."""
+        if not ctx.resilient_parsing:
+            _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+            counted = Counter(option for option in order if isinstance(option, click.Option) and takes_one_value(option))
+            for option, times in counted.items():
+                if times > 1:
+                    raise click.UsageError(f"Option {shown_names(option)} is given {times} times; give it once.", ctx)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; its flags are kept for messages of errors."""
+        ctx.meta[FLAGS] = ctx.meta.get(FLAGS, frozenset()) | {name for param in self.params for name in param.opts}
+        return super().invoke(ctx)
+
+
+class Group(Command, click.Group):
+    """A group of commands; its commands and groups are of these classes too."""
+
+    command_class, group_class = Command, type
+
+
+def setting_of(option: click.Option) -> str:
+    """Return the setting of an option, by its long name: batch_size for --batch-size."""
+    return max(option.opts, key=len).lstrip("-").replace("-", "_")
+
+
+def takes_one_value(option: click.Option) -> bool:
+    """Return whether an option has a single value; on and off of the same option are two values."""
+    several = option.multiple or option.count
+    return not several and (not option.is_flag or bool(option.secondary_opts))
+
+
+def shown_names(option: click.Option) -> str:
+    """Return the names of an option for a message.
+
+    >>> shown_names(click.Option(["--force/--no-force"]))
+    "'--force' / '--no-force'"
+    """
+    return " / ".join(f"'{name}'" for name in (*option.opts, *option.secondary_opts))
+
+
+class Sections(Command):
+    """A command whose help has a heading for each group of options; --help shows the common ones, --help-all all."""
+
+    def __init__(self, *args: Any, **given: Any) -> None:
+        super().__init__(*args, **given)
+        text = "Show this message with all options and exit."
+        self.params.append(
+            click.Option(["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=show_all, help=text)
+        )
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options under their headings."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for option in self.get_params(ctx):
-            heading = getattr(option, "heading", "Other options")
             record = option.get_help_record(ctx)
-            sections.setdefault(heading, []).extend([record] if record else [])
+            if record and (ctx.meta.get(HELP_ALL) or getattr(option, "common", True)):
+                sections.setdefault(getattr(option, "heading", OTHER), []).append(record)
         for heading, records in sections.items():
             with formatter.section(heading):
                 formatter.write_dl(records)
 
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """End the short help with a reference to the long one."""
+        super().format_epilog(ctx, formatter)
+        if not ctx.meta.get(HELP_ALL):
+            formatter.write_paragraph()
+            formatter.write_text(f"These are the common options; `{ctx.command_path} --help-all` shows all.")
 
-class Chain(Sections, click.Group):
+
+def show_all(ctx: click.Context, option: click.Parameter, value: bool) -> None:
+    """Show the help with all options, for --help-all."""
+    if value and not ctx.resilient_parsing:
+        ctx.meta[HELP_ALL] = True
+        click.echo(ctx.get_help())
+        ctx.exit()
+
+
+class Chain(Sections, Group):
     """A command with settings that another one can follow."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, then the commands."""
         super().format_options(ctx, formatter)
         self.format_commands(ctx, formatter)
 
 
-class Setting(click.Option):
-    """The flag of a setting, under a heading of --help."""
+class Option(click.Option):
+    """An option under a heading of --help; `common`: also of the short help."""
 
-    def __init__(self, *args: Any, heading: str, **given: Any) -> None:
+    def __init__(self, *args: Any, heading: str = OTHER, common: bool = True, **given: Any) -> None:
         super().__init__(*args, **given)
-        self.heading = heading
+        self.heading, self.common = heading, common
 
 
 def setting_options(settings: type[DataSettings], left_out: Collection[str] = ()) -> Function:
-    """A flag for each setting of a class; its text goes to `sources.resolve_as` as it is."""
+    """Return a decorator that adds a flag for each setting of a class; `sources.resolve_as` reads the texts."""
+    fields = [one for one in fields_of(settings).values() if one.name not in left_out]
+    groups = list(dict.fromkeys(one.metadata["group"] for one in fields))
+    ordered = sorted(fields, key=lambda one: groups.index(one.metadata["group"]))
 
     def decorate(command: Function) -> Function:
-        for one in reversed(fields_of(settings).values()):
-            if one.name not in left_out:
-                command = setting_option(one.name, one.metadata, one.default)(command)
+        for one in reversed(ordered):
+            command = setting_option(one.name, one.metadata, one.default)(command)
         return command
 
     return decorate
 
 
 def setting_option(name: str, metadata: Mapping[str, Any], default: Any) -> Function:
-    """The flag of one setting, with its kind and its default in --help."""
-    common = {"cls": Setting, "heading": metadata["group"]}
-    if metadata["kind"] is FLAG:
+    """Return the flag of one setting, with its type and its default in --help."""
+    shared = {"cls": Option, "heading": metadata["group"], "common": metadata["common"]}
+    text = with_flags(metadata["help"])
+    if metadata["type"] is BOOLEAN:
         names = f"{flag(name)}/--no-{flag(name).removeprefix('--')}"
-        return click.option(names, name, default=None, help=metadata["help"], **common)
+        return click.option(names, name, default=None, help=text, **shared)
     values = default if isinstance(default, tuple) else (default,)
     shown = ",".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
-    text = metadata["help"] + (f" [default: {shown}]" if default is not None else "")
-    return click.option(flag(name), name, metavar=metadata["kind"].metavar, help=text, **common)
+    text += f" [default: {shown}]" if default is not None else ""
+    return click.option(flag(name), name, metavar=metadata["type"].metavar, help=text, **shared)
+
+
+def with_flags(text: str) -> str:
+    """Return a help text with flags for the settings in backticks.
+
+    >>> with_flags("Instead of `val_fraction`.")
+    'Instead of --val-fraction.'
+    """
+    return re.sub(r"`(\w+)`", lambda found: flag(found[1]), text)
 
 
 def remember(key: str) -> Function:
-    """A callback that keeps an option's value for the whole call; of a command and the one below it either may have it."""
+    """Return a callback that keeps an option's value for the whole call; a command or the one below it may have the option."""
 
     def callback(ctx: click.Context, option: click.Parameter, value: Any) -> None:
         ctx.meta[key] = value or ctx.meta.get(key, value)
@@ -88,7 +191,7 @@ quiet_option = click.option(
     envvar="FASTMLP_QUIET",
     expose_value=False,
     callback=remember(QUIET),
-    help="Nothing on stderr but errors.",
+    help="Write only errors to stderr.",
 )
 verbose_option = click.option(
     *("-v", "--verbose"),
@@ -96,37 +199,39 @@ verbose_option = click.option(
     envvar="FASTMLP_VERBOSE",
     expose_value=False,
     callback=remember(VERBOSE),
-    help="Tell more; given twice, also where in the program an error arose.",
+    help="Show the settings; given twice, also the traceback of an error.",
 )
 data_dir_option = click.option("--data-dir", envvar="FASTMLP_DATA", metavar="FOLDER", help=FIELDS["data_dir"].metadata["help"])
 backend_option = click.option(
     "--backend",
     type=click.Choice(CHOICES),
     envvar="FASTMLP_BACKEND",
-    help="Engine [default: that of the run, else auto].",
+    help="Engine [default: that of the run, otherwise auto].",
 )
 threads_option = click.option(
     "--threads", type=click.IntRange(1), envvar="FASTMLP_THREADS", help=FIELDS["threads"].metadata["help"]
 )
 config_option = click.option("--config", metavar="FILE", envvar="FASTMLP_CONFIG", help="TOML file with settings as keys.")
-print_option = click.option("--print-config", is_flag=True, help="Print the settings as TOML, fit for --config, and end.")
+print_option = click.option(
+    "--print-config", cls=Option, common=False, is_flag=True, help="Print the settings as TOML for --config, and exit."
+)
 recipe_option = click.option(
     "--recipe", metavar="NAME", envvar="FASTMLP_RECIPE", help="Settings of a published experiment; see `fastmlp recipes`."
 )
 
 
 def source_options(command: Function) -> Function:
-    """Where settings come from besides their flags."""
+    """Add the options that name sources of settings, and print them."""
     return config_option(print_option(command))
 
 
 def common_options(command: Function) -> Function:
-    """What every command has."""
+    """Add the options that every command has."""
     return json_option(quiet_option(verbose_option(command)))
 
 
 def engine_options(command: Function) -> Function:
-    """How a saved model computes."""
+    """Add the options of the engine of a saved model."""
     return backend_option(threads_option(command))
 
 
@@ -143,26 +248,35 @@ BENCH_OPTIONS = (
         multiple=True,
         type=int,
         envvar="FASTMLP_BATCH_SIZE",
-        help="Rows of one update, for each network; may be given more than once [default: 64].",
-    ),
-    click.option("--all", "everything", is_flag=True, envvar="FASTMLP_ALL", help="The seven rows of README's table instead."),
-    click.option(
-        "--rows", type=int, default=48_000, show_default=True, envvar="FASTMLP_ROWS", help="Rows of an epoch, at most."
+        help="Mini-batch size, for each network; may be given more than once [default: 64].",
     ),
     click.option(
-        "--rounds", type=int, default=5, show_default=True, envvar="FASTMLP_ROUNDS", help="Epochs of each to be timed."
+        "--all", "everything", is_flag=True, envvar="FASTMLP_ALL", help="Measure the seven rows of README's table instead."
+    ),
+    click.option(
+        "--rows", type=int, default=48_000, show_default=True, envvar="FASTMLP_ROWS", help="Maximum number of rows of an epoch."
+    ),
+    click.option(
+        "--rounds", type=int, default=5, show_default=True, envvar="FASTMLP_ROUNDS", help="Timed epochs of each library."
     ),
     click.option(
         "--backends",
         envvar="FASTMLP_BACKENDS",
         metavar="NAME,...",
-        help="Whom to measure: engines of fastmlp, torch, torch-compile, sklearn, jax [default: all that are there].",
+        help="Libraries to time: engines of fastmlp, torch, torch-compile, sklearn, jax [default: all that are installed].",
     ),
     threads_option,
-    click.option("--optimizer", default="sgd", show_default=True, envvar="FASTMLP_OPTIMIZER", help="Update rule."),
-    click.option("--activation", default="relu", show_default=True, envvar="FASTMLP_ACTIVATION", help="Of all hidden layers."),
+    click.option("--optimizer", default="sgd", show_default=True, envvar="FASTMLP_OPTIMIZER", help="Optimizer."),
     click.option(
-        "--dropout", type=float, default=0.0, show_default=True, envvar="FASTMLP_DROPOUT", help="After hidden layers."
+        "--activation", default="relu", show_default=True, envvar="FASTMLP_ACTIVATION", help="Activation of the hidden layers."
+    ),
+    click.option(
+        "--dropout",
+        type=float,
+        default=0.0,
+        show_default=True,
+        envvar="FASTMLP_DROPOUT",
+        help="Dropout rate of the hidden layers.",
     ),
     click.option(
         "--data",
@@ -170,15 +284,15 @@ BENCH_OPTIONS = (
         show_default=True,
         envvar="FASTMLP_DATASET",
         metavar=f"{SOURCE}|synthetic",
-        help="Rows to train on; made-up ones where a named set is not there, or does not fit the network.",
+        help="Data set; synthetic rows if a named one is missing or does not fit the network.",
     ),
     data_dir_option,
-    click.option("--out", metavar="FOLDER", envvar="FASTMLP_OUT", help="Write bench.json and bench.png into it."),
+    click.option("--out", metavar="FOLDER", envvar="FASTMLP_OUT", help="Write bench.json and bench.png into this folder."),
 )
 
 
 def bench_options(command: Function) -> Function:
-    """What `bench` is asked to measure."""
+    """Add the options of `bench`."""
     for option in reversed(BENCH_OPTIONS):
         command = option(command)
     return command

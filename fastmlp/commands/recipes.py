@@ -1,25 +1,29 @@
-"""The commands below `fastmlp recipes`: parse, call, print.
-
-Not here: what recipes are (experiments/recipes/recipe.py), and --recipe of `train` and `extract` (options.py).
-"""
+"""Commands `fastmlp recipes`, `recipes show`, `run` and `plot`. See experiments/recipes for the recipes."""
 
 from __future__ import annotations
 
 import os
+import shlex
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fastmlp.commands.console import end_by_signal, is_quiet, say, show, show_json
-from fastmlp.commands.options import common_options, data_dir_option
+from fastmlp.commands.options import Group, common_options, data_dir_option
+
+if TYPE_CHECKING:
+    from fastmlp.experiments.recipes.plot import Drawn
+
+RUNS = "runs/recipes"  # default folder of the runs
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Group, invoke_without_command=True)
 @common_options
 @click.pass_context
 def recipes(ctx: click.Context, /, as_json: bool) -> None:
-    """List the published experiments, which --recipe of `train` and `extract` runs."""
+    """List the published experiments; `train` and `extract` run them by --recipe."""
     from fastmlp.experiments.recipes.recipe import all_recipes, as_lines
 
     if ctx.invoked_subcommand is not None:
@@ -34,7 +38,7 @@ def recipes(ctx: click.Context, /, as_json: bool) -> None:
 @click.argument("name")
 @common_options
 def recipes_show(name: str, as_json: bool) -> None:
-    """Show a recipe: its source, its settings, what was published, and what was chosen where the report is silent."""
+    """Show a recipe: its source, its settings, the published results, and choices where the report gives no setting."""
     from fastmlp.experiments.recipes.recipe import as_text, find
 
     recipe = find(name)
@@ -46,21 +50,21 @@ def recipes_show(name: str, as_json: bool) -> None:
 
 @recipes.command("run")
 @click.argument("patterns", metavar="PATTERN...", nargs=-1, required=True)
-@click.option("--jobs", type=click.IntRange(1), help="Networks on pixels under way at a time [default: one for each core].")
-@click.option("--out", metavar="FOLDER", default="runs/recipes", show_default=True, help="Each recipe gets a run folder in it.")
-@click.option("--seed", type=int, help="Instead of 0.")
+@click.option("--jobs", type=click.IntRange(1), help="Networks on pixels that train at the same time [default: one per core].")
+@click.option("--out", metavar="FOLDER", default=RUNS, show_default=True, help="Folder of the run folders, one per recipe.")
+@click.option("--seed", type=int, help="Random seed [default: 0].")
 @data_dir_option
 @common_options
 @click.pass_obj
 def recipes_run(tools: Any, /, patterns: tuple[str, ...], jobs: int | None, out: str, as_json: bool, **flags: Any) -> None:
-    """Run recipes, and print their figures beside the published ones.
+    """Run recipes, and compare their results with the published ones.
 
     \b
     fastmlp recipes run cs776-mlp-1
     fastmlp recipes run 'cs776-mlp-*' 'ee5179-*' --jobs 2
 
-    What has been finished before stays as it is, so that the same command goes on after an interruption. Networks on pixels
-    that share their data train side by side. Variables such as FASTMLP_EPOCHS win over the recipes.
+    Finished recipes are skipped, so that the same command resumes after an interruption. Networks on pixels with the same
+    data train at the same time. Variables such as FASTMLP_EPOCHS take precedence over the recipes.
     """
     from fastmlp.experiments.recipes.run import comparison, comparison_text, make_job, run_recipes, select
 
@@ -76,19 +80,19 @@ def recipes_run(tools: Any, /, patterns: tuple[str, ...], jobs: int | None, out:
 
 @recipes.command("plot")
 @click.argument("patterns", metavar="[PATTERN...]", nargs=-1)
-@click.option("--runs", metavar="FOLDER", default="runs/recipes", show_default=True, help="Where `recipes run` put its runs.")
-@click.option("--out", metavar="FOLDER", help="Where the pictures go [default: the folder of the runs].")
+@click.option("--runs", metavar="FOLDER", default=RUNS, show_default=True, help="Folder with the runs of `recipes run`.")
+@click.option("--out", metavar="FOLDER", help="Folder of the figures [default: that of the runs].")
 @common_options
 def recipes_plot(patterns: tuple[str, ...], runs: str, out: str | None, as_json: bool) -> None:
-    """Draw finished recipes over each other, as the reports do: accuracy and loss of the validation part per epoch.
+    """Plot finished recipes in one figure, as in the reports: validation accuracy and loss per epoch.
 
     \b
     fastmlp recipes plot
     fastmlp recipes plot 'cs776-pooling-*' iisc-depth-relu --out pictures
 
-    A comparison is drawn from those of its runs that are finished; without any it is left out. PATTERN chooses some by name.
+    A comparison is drawn from its finished runs, and left out if none is finished. PATTERN selects comparisons by name.
     """
-    from fastmlp.experiments.recipes.plot import missing_text, plot_recipes
+    from fastmlp.experiments.recipes.plot import plot_recipes
 
     rows = plot_recipes(patterns, Path(runs), Path(out or runs))
     for row in rows:
@@ -98,3 +102,14 @@ def recipes_plot(patterns: tuple[str, ...], runs: str, out: str | None, as_json:
         show_json({"comparisons": [row._asdict() for row in rows]})
     else:
         show("\n".join(row.file for row in rows if row.file))
+
+
+def missing_text(row: Drawn, runs: Path) -> str:
+    """Return a line on the missing runs of a comparison, with the command that trains them."""
+    what = f"plotted without {', '.join(row.missing)}" if row.file else "not plotted, since none of its runs is finished"
+    return f"{row.name}: {what}; run `{run_command(row.missing, runs)}`"
+
+
+def run_command(names: Iterable[str], runs: Path) -> str:
+    """Return the command that trains these recipes in a folder."""
+    return shlex.join(["fastmlp", "recipes", "run", *names, *([] if runs == Path(RUNS) else ["--out", str(runs)])])

@@ -1,4 +1,4 @@
-"""Command `fastmlp train`; the run itself is in experiments/training_run.py."""
+"""Command `fastmlp train`. See experiments/training_run.py for the run."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ import click
 
 from fastmlp.commands.console import end_by_signal, is_quiet, is_verbose, note, say, show, show_figures
 from fastmlp.commands.options import Sections, common_options, recipe_option, setting_options, source_options
-from fastmlp.experiments.config.train import Config
+from fastmlp.experiments.config.train import TrainConfig
 
 if TYPE_CHECKING:
     from fastmlp.experiments.training_run import RunResult
 
 
 @click.command(cls=Sections)
-@setting_options(Config)
+@setting_options(TrainConfig)
 @source_options
 @recipe_option
 @common_options
 def train(recipe: str | None, config: str | None, print_config: bool, as_json: bool, **flags: Any) -> None:
-    """Train a network, measure it, and write a run folder.
+    """Train a network, evaluate it, and write a run folder.
 
     \b
     fastmlp train
     fastmlp train --data mnist --hidden 500,250,100 --optimizer sgd --lr 0.01 --epochs 15
-    fastmlp train --data prices.csv --target value --hidden 64,64 --activation silu
+    fastmlp train --data prices.csv --task regression --hidden 64,64 --activation silu
     fastmlp train --data photos/ --image-size 32,32 --max-time 2m --json
     fastmlp train --config runs/a/config.toml --seed 1
     fastmlp train --recipe cs776-mlp-6 --seed 1
 
-    Every setting can also come from a variable, such as FASTMLP_BATCH_SIZE for --batch-size, or from a key in
-    the --config file, such as batch_size = 64. The flag wins over the variable, the variable over the file.
-    FASTMLP_DATA is the variable of --data-dir, that of --data is FASTMLP_DATASET.
+    Every setting can also be given as a variable, such as FASTMLP_BATCH_SIZE for --batch-size, or as a key in the
+    --config file, such as batch_size = 64. Flags take precedence over variables, variables over the file.
+    FASTMLP_DATA is the variable of --data-dir, FASTMLP_DATASET that of --data.
 
-    The run folder gets config.toml, metrics.jsonl (a line per epoch), result.json (what --json prints),
-    model.safetensors, curves.png, confusion.png, report.txt and manifest.json. Ctrl-C ends the training and keeps the best
-    weights so far.
+    The run folder contains config.toml, metrics.jsonl (a line per epoch), result.json (the output of --json),
+    model.safetensors, curves.png, confusion.png, report.txt and manifest.json. Ctrl-C ends the training and keeps
+    the best weights so far.
     """
     from fastmlp.experiments.config.sources import resolve
     from fastmlp.experiments.recipes.recipe import settings_of

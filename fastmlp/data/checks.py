@@ -252,7 +252,7 @@ def check_labels(values: Any, classes: tuple[str, ...], place: SourceLocation) -
     good = np.isfinite(array) & (array >= 0) & (array <= last) & (np.floor(array) == array)
     if not good.all():
         row = int(good.argmin())
-        remedy = "correct it, or for regression use target 'value'"
+        remedy = "correct it, or for regression use task 'regression'"
         raise DataError(f"{place.row(row)}: label {array[row]} is not a whole number in 0..{last}; {remedy}")
     labels = array.astype(np.int32)
     return labels, classes or tuple(map(str, range(int(labels.max()) + 1)))

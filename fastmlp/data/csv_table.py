@@ -24,7 +24,7 @@ from fastmlp.errors import DataError
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
-def read_csv(path: str | Path, target: str = "class") -> RawArrays:
+def read_csv(path: str | Path, task: str = "classification") -> RawArrays:
     """Read a comma-separated table: label (or value) first, then numbers, as in Kaggle's files. UTF-8.
 
     The first line is data if its first cell is a number, and a header if no cell of it is a number and none
@@ -36,7 +36,7 @@ def read_csv(path: str | Path, target: str = "class") -> RawArrays:
     Parameters
     ----------
     path : the file
-    target : "class" or "value" (the first column must then be a number)
+    task : "classification" or "regression" (the first column must then be a number)
 
     Raises
     ------
@@ -61,7 +61,7 @@ def read_csv(path: str | Path, target: str = "class") -> RawArrays:
     header = first[0] if _is_header(path, first) else None
     skip = int(header is not None)
     label = first[skip][0].strip() if len(first) > skip and first[skip] else ""
-    text = target == "class" and header is not None and label != "" and not is_number(label)
+    text = task == "classification" and header is not None and label != "" and not is_number(label)
     table, names = csv_table(path, skip, text)
     if table.shape[1] != len(first[0]):
         raise DataError(f"{path}: line 2 has {table.shape[1]} columns, line 1 has {len(first[0])}; make them equal")

@@ -25,8 +25,9 @@ from fastmlp.data.images import read_image_folder
 from fastmlp.data.named import DATASETS, named_parts
 from fastmlp.data.rows import Array
 from fastmlp.errors import ConfigError, DataError, unknown_name
+from fastmlp.nn.names import canonical_name
 
-TARGETS = ("class", "value")
+TASKS = ("classification", "regression")
 PROVENANCE_KEYS = {"key", "settings", "network", "layer", "images", "cnn"}  # of features, what others rely on
 
 
@@ -69,7 +70,7 @@ class Dataset:
         return total.hexdigest()
 
 
-def check_dataset(parts: RawArrays, name: str = "data", target: str = "class") -> Dataset:
+def check_dataset(parts: RawArrays, name: str = "data", task: str = "classification") -> Dataset:
     """Check arrays and bring them into the types of `Dataset`: the one door that all data pass.
 
     Parameters
@@ -77,15 +78,15 @@ def check_dataset(parts: RawArrays, name: str = "data", target: str = "class") -
     parts : RawArrays
         x: (n, f), (n, height, width) or (n, height, width, channels); uint8 is kept, other numbers become
         float32. If one of x and x_test is uint8, the other not, both become float32.
-        y for target "class": whole numbers from 0, or strings, (n,) or (n, 1). Strings are numbered in the
+        y for task "classification": whole numbers from 0, or strings, (n,) or (n, 1). Strings are numbered in the
         order of `classes`, or sorted. A test label that is no class of the training part is an error.
-        y for target "value": numbers (n,) or (n, k); `classes` is then not used.
+        y for task "regression": numbers (n,) or (n, k); `classes` is then not used.
     name : name of the result
-    target : "class" or "value"
+    task : "classification" or "regression"
 
     Raises
     ------
-    ConfigError : unknown target
+    ConfigError : unknown task
     DataError : arrays that are ragged, empty, not finite in float32 or of different lengths; labels that are
         no classes
 
@@ -95,11 +96,10 @@ def check_dataset(parts: RawArrays, name: str = "data", target: str = "class") -
     >>> data.classes, data.y.tolist(), data.x.dtype
     (('ham', 'spam'), [1, 0], dtype('float32'))
     """
-    if target not in TARGETS:
-        raise ConfigError(unknown_name("target", target, TARGETS))
+    task = canonical_name("task", task, TASKS)
     locations = {key: SourceLocation(key) for key in ARRAYS} | dict(parts.locations or {})
-    classes = _class_names(parts.classes, locations["classes"]) if target == "class" else ()
-    x, shape, y, classes = _check_part(parts.x, parts.y, target, classes, (locations["x"], locations["y"]))
+    classes = _class_names(parts.classes, locations["classes"]) if task == "classification" else ()
+    x, shape, y, classes = _check_part(parts.x, parts.y, task, classes, (locations["x"], locations["y"]))
     shape = parts.image_shape or shape
     if shape and math.prod(shape) != x.shape[1]:
         raise DataError(f"{locations['x'].text} has {x.shape[1]} features, images of {shape} have {math.prod(shape)}")
@@ -109,7 +109,7 @@ def check_dataset(parts: RawArrays, name: str = "data", target: str = "class") -
     if parts.x_test is None:
         return Dataset(name, x, y, classes, shape, **_of_features(parts, len(x), locations))
     where = (locations["x_test"], locations["y_test"])
-    x_test, test_shape, y_test, _ = _check_part(parts.x_test, parts.y_test, target, classes, where)
+    x_test, test_shape, y_test, _ = _check_part(parts.x_test, parts.y_test, task, classes, where)
     if x_test.shape[1] != x.shape[1] or (test_shape and shape and test_shape != shape):
         found, needed = test_shape or x_test.shape[1], shape or x.shape[1]
         raise DataError(f"{where[0].text} has rows of {found}, {locations['x'].text} of {needed}; make them equal")
@@ -149,11 +149,11 @@ def _provenance(text: str, place: SourceLocation) -> dict[str, Any]:
 
 
 def _check_part(
-    x: Any, y: Any, target: str, classes: tuple[str, ...], locations: tuple[SourceLocation, SourceLocation]
+    x: Any, y: Any, task: str, classes: tuple[str, ...], locations: tuple[SourceLocation, SourceLocation]
 ) -> tuple[Array, tuple[int, int, int] | None, Array, tuple[str, ...]]:
     """x, image shape, y and classes of one part."""
     x, shape = check_features(x, locations[0])
-    y, classes = (check_values(y, locations[1]), ()) if target == "value" else check_labels(y, classes, locations[1])
+    y, classes = (check_values(y, locations[1]), ()) if task == "regression" else check_labels(y, classes, locations[1])
     if len(x) != len(y):
         raise DataError(f"{locations[0].text} has {len(x)} rows, {locations[1].text} has {len(y)}; give each row its target")
     return x, shape, y, classes
@@ -172,7 +172,7 @@ def load_data(
     data_dir: str | Path | None = None,
     *,
     image_size: tuple[int, int] | None = None,
-    target: str = "class",
+    task: str = "classification",
     progress: bool = False,
 ) -> Dataset:
     """Load a data set by name or by path.
@@ -184,7 +184,7 @@ def load_data(
         wins over a path: write ./mnist for a folder called mnist.
     data_dir : folder of the named data sets (see `download.data_folder`); what is missing is downloaded to it
     image_size : (height, width) that all images of a folder are resized to
-    target : "class" reads y as labels, "value" as targets of regression
+    task : "classification" reads y as labels, "regression" as targets of regression
     progress : show a bar on stderr while downloading
 
     Raises
@@ -199,7 +199,7 @@ def load_data(
     >>> data.x.shape, data.x.dtype, len(data.classes), data.image_shape
     ((1797, 784), dtype('uint8'), 10, (28, 28, 1))
     """
-    name, path = str(source), Path(source)
+    name, path, task = str(source), Path(source), canonical_name("task", task, TASKS)
     named = name in DATASETS
     with reading(path):
         images = not named and is_image_folder(path)
@@ -207,14 +207,16 @@ def load_data(
             hint = "or give the path of an .npz file, a .csv file or a folder"
             raise DataError(f"{unknown_name('data set', name, DATASETS)}; no such file or folder either; {hint}")
         if image_size is not None and not images:
-            raise ConfigError(f"image size is for folders of images, {name!r} is none; leave it out")
+            raise ConfigError(f"image size is for folders of images, {name!r} is none; leave it out", settings=("image_size",))
         if image_size is not None and (len(image_size) != 2 or min(image_size) < 1):
-            raise ConfigError(f"image size {image_size}: give height and width, both at least 1")
-        if target == "value" and images:
-            raise ConfigError(f"{path}: a folder of images has classes, no values; use target 'class'")
+            raise ConfigError(f"image size {image_size}: give height and width, both at least 1", settings=("image_size",))
+        if task == "regression" and images:
+            raise ConfigError(
+                f"{path}: a folder of images has classes, no numbers; use task 'classification'", settings=("task",)
+            )
         if named:
-            return check_dataset(named_parts(name, data_dir, progress), name, target)
-        return check_dataset(_read(path, image_size, target), path.resolve().stem, target)
+            return check_dataset(named_parts(name, data_dir, progress), name, task)
+        return check_dataset(_read(path, image_size, task), path.resolve().stem, task)
 
 
 def is_image_folder(path: Path) -> bool:
@@ -222,7 +224,7 @@ def is_image_folder(path: Path) -> bool:
     return path.is_dir() and not is_npy_folder(path)
 
 
-def _read(path: Path, image_size: tuple[int, int] | None, target: str) -> RawArrays:
+def _read(path: Path, image_size: tuple[int, int] | None, task: str) -> RawArrays:
     if path.is_dir():
         return read_npy_folder(path) if is_npy_folder(path) else read_image_folder(path, image_size)
     match path.suffix.lower():
@@ -231,7 +233,7 @@ def _read(path: Path, image_size: tuple[int, int] | None, target: str) -> RawArr
         case ".safetensors":
             return read_safetensors(path)
         case ".csv":
-            return read_csv(path, target)
+            return read_csv(path, task)
         case ".npy":
             raise DataError(f"{path}: one array alone; give the folder that holds x.npy and y.npy")
     raise DataError(

@@ -114,7 +114,9 @@ def _part_file(folder: Path, name: str) -> Iterator[Path]:
             part.unlink(missing_ok=True)
     except OSError as error:
         reason = error.strerror or error
-        raise DataError(f"{folder}: cannot be written ({reason}); choose another by --data-dir or FASTMLP_DATA") from error
+        raise DataError(
+            f"{folder}: cannot be written ({reason}); choose another, also by FASTMLP_DATA", settings=("data_dir",)
+        ) from error
 
 
 class _Bar:

@@ -77,18 +77,23 @@ def choose_form(out: str | None, default: str, rows: int, width: int, dtype: str
     size = rows * width * np.dtype(dtype).itemsize
     path = Path(default + ".npz" * (size <= LARGEST_FILE) if out is None else out)
     if len(os.fsencode(path.name)) > LONGEST_NAME:
-        raise ConfigError(f"out: the name is longer than {LONGEST_NAME} bytes; choose a shorter one")
+        raise ConfigError(f"out: the name is longer than {LONGEST_NAME} bytes; choose a shorter one", settings=("out",))
     with one_line_error("write", path):
         if path.is_symlink() or not path.name:
             path = path.resolve()
     is_file = path.suffix in FILES
     if out is not None and path.suffix and not is_file:
-        raise ConfigError(f"out: {path} must end in {' or '.join(FILES)}, or have no ending for a folder of .npy files")
+        raise ConfigError(
+            f"out: {path} must end in {' or '.join(FILES)}, or have no ending for a folder of .npy files", settings=("out",)
+        )
     if is_file and size > LARGEST_FILE:
-        remedy = f"give a folder, --out {path.with_suffix('')}" + ", and float32" * (dtype != "float32")
-        raise ConfigError(f"out: {size / 2**30:.1f} GiB of features are too many for one file; {remedy}")
+        remedy = f"choose a folder, such as {path.with_suffix('')}" + ", and float32" * (dtype != "float32")
+        raise ConfigError(f"out: {size / 2**30:.1f} GiB of features are too many for one file; {remedy}", settings=("out",))
     if not is_file and dtype != "float32":
-        raise ConfigError(f"feature_dtype: {dtype} is for one file; a folder is trained from as it is, in float32")
+        raise ConfigError(
+            f"feature_dtype: {dtype} is for one file; a folder is trained from as it is, in float32",
+            settings=("feature_dtype",),
+        )
     check_place(path)
     return path
 
@@ -97,18 +102,18 @@ def check_place(path: Path) -> None:
     """Raise ConfigError if nothing can be written at a path: it would show only after the network has been trained."""
     with one_line_error("write", path):
         if not path.parent.is_dir():
-            raise ConfigError(f"out: there is no folder {path.parent}; make it, or choose another --out")
+            raise ConfigError(f"out: there is no folder {path.parent}; make it, or choose another", settings=("out",))
         if not os.access(path.parent, os.W_OK):
-            raise ConfigError(f"out: the folder {path.parent} cannot be written to; choose another --out")
+            raise ConfigError(f"out: the folder {path.parent} cannot be written to; choose another", settings=("out",))
 
 
 def check_replaceable(path: Path, images: Path) -> None:
     """Raise ConfigError if what is at a path is not features, or more: only these may be replaced; damaged ones may, too."""
     with one_line_error("read", path):
         if images.exists() and path.samefile(images):
-            raise ConfigError(f"out: {path} are the images; give another --out")
+            raise ConfigError(f"out: {path} are the images; choose another", settings=("out",))
         if path.is_dir() and (others := [one.name for one in path.iterdir() if one.name not in FOLDER_FILES]):
-            raise ConfigError(f"out: {path} also holds {others[0]}; give another --out")
+            raise ConfigError(f"out: {path} also holds {others[0]}; choose another", settings=("out",))
     with contextlib.suppress(DataError):  # damaged ones
         read_features(path)
 
@@ -119,7 +124,7 @@ def read_features(path: Path) -> Dataset:
         data = load_data(path)
         if data.provenance is not None:
             return dataclasses.replace(data, name=data.provenance["images"]["name"])
-    raise ConfigError(f"out: {path} is there and was not made by extract; give another --out")
+    raise ConfigError(f"out: {path} exists and was not made by extract; choose another", settings=("out",))
 
 
 # ------------------------------------------------------------------------------------------------ on the way
@@ -242,7 +247,8 @@ def rounded(features: Array, dtype: npt.DTypeLike) -> Array:
     if not np.isfinite(found).all():
         largest = np.abs(features).max()
         raise DataError(
-            f"features up to {largest:g} are beyond {np.dtype(dtype)}; take --feature-dtype float32, or scale the images"
+            f"features up to {largest:g} are beyond {np.dtype(dtype)}; use feature_dtype float32, or scale the images",
+            settings=("feature_dtype", "scale"),
         )
     return found
 

@@ -137,7 +137,8 @@ def _common_shape(files: list[Path], image_size: tuple[int, int] | None) -> tupl
             (height, width), (first_height, first_width) = sizes[-1], sizes[0]
             raise DataError(
                 f"{file}: {height}x{width} pixels, {files[0]} has {first_height}x{first_width}; "
-                "resize all with --image-size HEIGHT,WIDTH (Python: image_size)"
+                "set image_size to resize all images to one height and width",
+                settings=("image_size",),
             )
     grey = all(mode in {"1", "L", "LA", "La", "I", "F"} or mode.startswith("I;16") for mode in modes)
     return (*(image_size or sizes[0]), 1 if grey else 3)
@@ -166,7 +167,9 @@ def _stack(files: list[Path], shape: tuple[int, int, int]) -> npt.NDArray[np.uin
     try:
         rows = np.empty((len(files), math.prod(shape)), np.uint8)
     except MemoryError as error:
-        raise DataError(f"{len(files)} images of {shape} do not fit into memory; use --image-size") from error
+        raise DataError(
+            f"{len(files)} images of {shape} do not fit into memory; set a smaller image_size", settings=("image_size",)
+        ) from error
     for row, file in zip(rows, files, strict=True):
         with _open_image(file) as image:
             row[:] = _pixels(image, shape)

@@ -8,8 +8,9 @@ from collections.abc import Callable
 import numpy as np
 
 from fastmlp.data.rows import Array, Features, Float64
-from fastmlp.errors import ConfigError, DataError, unknown_name
+from fastmlp.errors import DataError
 from fastmlp.nn.blocks import blocks
+from fastmlp.nn.names import canonical_name
 from fastmlp.nn.scaling import Scaling
 
 CHUNK_ROWS = 1024  # rows turned into float64 at a time while statistics are summed,
@@ -42,8 +43,7 @@ def fit_scaling(kind: str, x: Features) -> Scaling:
     >>> scaling.shift.tolist(), scaling.factor.tolist()
     ([2.0, 5.0], [1.0, 1.0])
     """
-    if kind not in STATISTICS:
-        raise ConfigError(unknown_name("scaling", kind, STATISTICS))
+    kind = canonical_name("scaling", kind, STATISTICS)
     if x.ndim != 2 or 0 in x.shape:
         raise DataError(f"a scaling needs rows (n, features) to be fitted on, not an array of shape {x.shape}")
     shift, spread = STATISTICS[kind](x)

@@ -17,6 +17,7 @@ from fastmlp.data.rows import Array, Indices, take
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.nn.philox import generator
 
+SIZES = ("val_fraction", "test_fraction")  # settings of the command line that give the sizes
 Splits = dict[str, CheckedRows]  # by name: "train", "validation", "test"; only splits that have rows
 
 
@@ -52,9 +53,9 @@ def split_rows(y: npt.ArrayLike, parts: Sequence[float | int], stratify: bool = 
     n = len(y)
     sizes = [_rows_of(part, n) for part in parts]
     if sum(sizes) >= n:
-        raise ConfigError(f"parts of {sizes} rows leave nothing of {n} rows to train on; make them smaller")
+        raise ConfigError(f"parts of {sizes} rows leave nothing of {n} rows to train on; make them smaller", settings=SIZES)
     if not 0 <= seed < 2**64:
-        raise ConfigError(f"seed {seed} is out of range; give a whole number from 0 to 2^64 - 1")
+        raise ConfigError(f"seed {seed} is out of range; give a whole number from 0 to 2^64 - 1", settings=("seed",))
     order = generator(seed, "split").permutation(n).astype(np.int64)
     sizes.append(n - sum(sizes))
     number = _stratified(y[order], sizes) if stratify else np.repeat(np.arange(len(sizes)), sizes)
@@ -69,15 +70,17 @@ def _rows_of(part: float | int, n: int) -> int:
     if isinstance(part, float | np.floating) and 0 <= part < 1:
         rows = round(float(part) * n)
         if rows == 0 and part > 0:
-            raise ConfigError(f"a fraction of {part} of {n} rows is no row; give a larger fraction, or a count")
+            raise ConfigError(f"a fraction of {part} of {n} rows is no row; give a larger fraction, or a count", settings=SIZES)
         return rows
-    raise ConfigError(f"a part of {part!r} rows: give a fraction as a float in [0, 1), or a count as a whole number")
+    raise ConfigError(
+        f"a part of {part!r} rows: give a fraction as a float in [0, 1), or a count as a whole number", settings=SIZES
+    )
 
 
 def _stratified(y: Array, sizes: list[int]) -> Indices:
     """Number of the part for each row; the last part is the rest."""
     if y.ndim != 1 or y.dtype.kind not in "iu":
-        raise ConfigError("stratified splitting needs class labels; leave it out for regression")
+        raise ConfigError("stratified splitting needs class labels; leave it out for regression", settings=("stratify",))
     names, codes, counts = np.unique(y, return_inverse=True, return_counts=True)
     table = np.array([_largest_remainder(counts, size) for size in sizes[:-1]], np.int64).reshape(-1, len(counts))
     table = np.vstack([table, counts - table.sum(axis=0)])
@@ -86,7 +89,8 @@ def _stratified(y: Array, sizes: list[int]) -> Indices:
         which = int(short.any(axis=0).argmax())
         raise DataError(
             f"class {names[which]} has {counts[which]} rows, too few for parts of {sizes} rows; "
-            "add rows, change the sizes, or split without stratifying"
+            "add rows, change the sizes, or split without stratifying",
+            settings=("stratify", *SIZES),
         )
     # Rows of one class, in shuffled order, fill the parts one after another.
     number = np.empty(len(y), np.int64)

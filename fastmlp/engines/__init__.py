@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import platform
 from collections.abc import Callable, Iterable
@@ -9,40 +10,41 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from fastmlp import __version__
-from fastmlp.engines.base import PRECISIONS, Engine, Job
-from fastmlp.errors import ConfigError, UnavailableError, unknown_name
+from fastmlp.engines.base import PRECISIONS, Engine, EngineSpec
+from fastmlp.errors import ConfigError, UnavailableError
+from fastmlp.nn.names import canonical_name
 
 
-def make_numpy(job: Job) -> Engine:
+def make_numpy(spec: EngineSpec) -> Engine:
     """The specification."""
     from fastmlp.engines.numpy_engine import NumpyEngine
 
-    return NumpyEngine(job)
+    return NumpyEngine(spec)
 
 
-def make_numba(job: Job) -> Engine:
+def make_numba(spec: EngineSpec) -> Engine:
     """The CPU engine."""
     from fastmlp.engines.cpu.engine import NumbaEngine
 
-    return NumbaEngine(job)
+    return NumbaEngine(spec)
 
 
-def make_torch(job: Job) -> Engine:
+def make_torch(spec: EngineSpec) -> Engine:
     """PyTorch's definitions; never taken unasked."""
     from fastmlp.engines.torch_engine import TorchEngine
 
-    return TorchEngine(job)
+    return TorchEngine(spec)
 
 
-def make_cuda(job: Job) -> Engine:
+def make_cuda(spec: EngineSpec) -> Engine:
     """The GPU engine."""
     from fastmlp.engines.cuda.engine import CudaEngine
 
-    return CudaEngine(job)
+    return CudaEngine(spec)
 
 
 Version = Callable[[str], str | None]  # of a package, None if it is not installed
-BACKENDS: dict[str, Callable[[Job], Engine]] = {
+BACKENDS: dict[str, Callable[[EngineSpec], Engine]] = {
     "numpy": make_numpy,
     "numba": make_numba,
     "torch": make_torch,
@@ -51,11 +53,11 @@ BACKENDS: dict[str, Callable[[Job], Engine]] = {
 CHOICES = ("auto", *BACKENDS)
 
 
-def fastest(job: Job) -> str:
+def fastest(spec: EngineSpec) -> str:
     """The engine that `auto` takes."""
     from fastmlp.engines.cuda import compiler_is_installed
 
-    if np.dtype(job.dtype) != np.float32:
+    if np.dtype(spec.dtype) != np.float32:
         return "numpy"
     if not compiler_is_installed():  # most machines: nothing else of CUDA is imported
         return "numba"
@@ -64,8 +66,8 @@ def fastest(job: Job) -> str:
     return "cuda" if usable() else "numba"
 
 
-def make_engine(backend: str, job: Job) -> Engine:
-    """An engine for the job. `auto` takes the fastest one that runs here: a GPU only if a kernel ran on it.
+def make_engine(backend: str, spec: EngineSpec) -> Engine:
+    """An engine for the spec. `auto` takes the fastest one that runs here: a GPU only if a kernel ran on it.
 
     Warns
     -----
@@ -76,16 +78,15 @@ def make_engine(backend: str, job: Job) -> Engine:
     ConfigError : an unknown name, or a dtype or precision that the engine does not compute in
     UnavailableError : the engine needs a package or a device that is missing
     """
-    if job.precision not in PRECISIONS:
-        raise ConfigError(unknown_name("precision", job.precision, PRECISIONS))
-    if job.precision != "float32" and backend != "cuda" and backend in CHOICES:
-        raise ConfigError(f"precision {job.precision} is for backend cuda alone, not {backend}; give --backend cuda")
+    backend = canonical_name("backend", backend, CHOICES)
+    precision = canonical_name("precision", spec.precision, PRECISIONS)
+    spec = spec if precision == spec.precision else dataclasses.replace(spec, precision=precision)
+    if precision != "float32" and backend != "cuda":
+        raise ConfigError(f"precision {precision} needs backend cuda, not {backend}", settings=("precision", "backend"))
     if backend == "auto":
-        backend = fastest(job)
-    if backend not in BACKENDS:
-        raise ConfigError(unknown_name("backend", backend, CHOICES))
+        backend = fastest(spec)
     try:
-        return BACKENDS[backend](job)
+        return BACKENDS[backend](spec)
     except ModuleNotFoundError as error:
         if error.name and error.name.startswith("fastmlp"):
             raise

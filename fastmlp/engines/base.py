@@ -45,7 +45,7 @@ class RowMetrics(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Job:
+class EngineSpec:
     """What an engine is built for.
 
     scaling is applied to rows as they are used, so that pixels may stay uint8; None takes rows as they are.
@@ -79,11 +79,11 @@ class Engine(Protocol):
         self,
         x: npt.NDArray[Any],
         y: npt.NDArray[Any],
-        order: npt.NDArray[np.int64],
-        rates: npt.NDArray[np.float64],
+        indices: npt.NDArray[np.int64],
+        learning_rates: npt.NDArray[np.float64],
         weights: FloatArray | None = None,
     ) -> RowMetrics:
-        """Train on x[order], y[order] in batches of the job's size, one rate a batch; the last batch may be short.
+        """Train on x[indices], y[indices] in batches of `batch_size`, one learning rate a batch; the last batch may be short.
 
         x (n, features) uint8 or float32; y (n,) int32 classes or (n, outputs) float32 targets;
         weights (n,) float32 sample weights, each batch's sum positive.
@@ -134,17 +134,17 @@ def evaluate_blocks(
     return RowMetrics(np.concatenate([part.loss for part in parts]), np.concatenate([part.correct for part in parts]))
 
 
-def steps_of(rows: int, batch_size: int) -> int:
+def step_count(rows: int, batch_size: int) -> int:
     """Number of batches in `rows` rows."""
     return -(-rows // batch_size)
 
 
-def row_scales(order: npt.NDArray[np.int64], batch_size: int, weights: FloatArray | None) -> FloatArray:
-    """Share of each row in its batch's mean loss, (len(order),) float64: weight over the batch's sum of weights."""
+def loss_weights(indices: npt.NDArray[np.int64], batch_size: int, weights: FloatArray | None) -> FloatArray:
+    """Share of each row in its batch's mean loss, (len(indices),) float64: weight over the batch's sum of weights."""
     if weights is None:
-        scales, rest = np.full(len(order), 1 / batch_size), len(order) % batch_size
-        scales[len(order) - rest :] = 1 / max(rest, 1)
+        scales, rest = np.full(len(indices), 1 / batch_size), len(indices) % batch_size
+        scales[len(indices) - rest :] = 1 / max(rest, 1)
         return scales
-    starts = np.arange(0, len(order), batch_size)
-    picked = weights[order].astype(np.float64)
-    return picked / np.repeat(np.add.reduceat(picked, starts), np.minimum(batch_size, len(order) - starts))
+    starts = np.arange(0, len(indices), batch_size)
+    picked = weights[indices].astype(np.float64)
+    return picked / np.repeat(np.add.reduceat(picked, starts), np.minimum(batch_size, len(indices) - starts))

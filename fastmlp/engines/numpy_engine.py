@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.engines.base import HeldRows, Job, RowMetrics, State, evaluate_blocks, row_scales, steps_of
+from fastmlp.engines.base import EngineSpec, HeldRows, RowMetrics, State, evaluate_blocks, loss_weights, step_count
 from fastmlp.nn.blocks import RowSource
 from fastmlp.nn.network import FloatArray
 from fastmlp.nn.philox import keep_mask
@@ -19,56 +19,56 @@ class NumpyEngine:
 
     name = "numpy"
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    def __init__(self, spec: EngineSpec) -> None:
+        self.spec = spec
         self.threads = 1
-        self.decay = np.zeros(job.network.parameters, job.dtype)
-        for w, _ in job.network.views(self.decay):
-            w[:] = job.optimizer.weight_decay
+        self.decay = np.zeros(spec.network.parameters, spec.dtype)
+        for w, _ in spec.network.views(self.decay):
+            w[:] = spec.optimizer.weight_decay
 
     def load(self, state: State) -> None:
-        self.parameters = state.parameters.astype(self.job.dtype)
-        self.slots = state.slots.astype(self.job.dtype)
+        self.parameters = state.parameters.astype(self.spec.dtype)
+        self.slots = state.slots.astype(self.spec.dtype)
         self.step = state.step
 
     def state(self, slots: bool = True) -> State:
         return State(self.parameters.copy(), self.slots[: len(self.slots) * slots].copy(), self.step)
 
     def rows(self, x: npt.NDArray[Any]) -> FloatArray:
-        scaled: FloatArray = x if self.job.scaling is None else self.job.scaling.apply(x)
-        return scaled.astype(self.job.dtype, copy=False)
+        scaled: FloatArray = x if self.spec.scaling is None else self.spec.scaling.apply(x)
+        return scaled.astype(self.spec.dtype, copy=False)
 
     def dropout_factors(self, rows: int) -> list[Any]:
         """Factors 0 or 1/(1 - rate) of each hidden layer with dropout, else None, for the batch of this step."""
         return [
-            keep_mask(self.job.seed, self.step, index, rows, layer.fan_out, layer.dropout)
-            * np.asarray(1 / (1 - layer.dropout), self.job.dtype)
+            keep_mask(self.spec.seed, self.step, index, rows, layer.fan_out, layer.dropout)
+            * np.asarray(1 / (1 - layer.dropout), self.spec.dtype)
             if layer.dropout
             else None
-            for index, layer in enumerate(self.job.network.layers[:-1])
+            for index, layer in enumerate(self.spec.network.layers[:-1])
         ]
 
     def train(
         self,
         x: npt.NDArray[Any],
         y: npt.NDArray[Any],
-        order: npt.NDArray[np.int64],
-        rates: npt.NDArray[np.float64],
+        indices: npt.NDArray[np.int64],
+        learning_rates: npt.NDArray[np.float64],
         weights: FloatArray | None = None,
     ) -> RowMetrics:
-        job = self.job
-        layers = job.network.views(self.parameters)
-        scales = row_scales(order, job.batch_size, weights).astype(job.dtype)
-        results = RowMetrics(np.empty(len(order), job.dtype), np.zeros(len(order), bool))
+        spec = self.spec
+        layers = spec.network.views(self.parameters)
+        scales = loss_weights(indices, spec.batch_size, weights).astype(spec.dtype)
+        results = RowMetrics(np.empty(len(indices), spec.dtype), np.zeros(len(indices), bool))
         with np.errstate(over="ignore", invalid="ignore"):  # divergence shows as a loss that is not finite
-            for k in range(steps_of(len(order), job.batch_size)):
-                batch = slice(k * job.batch_size, (k + 1) * job.batch_size)
-                picked = order[batch]
-                passed = forward(job.network, layers, self.rows(x[picked]), self.dropout_factors(len(picked)))
-                loss, dz = row_losses(job.network, passed.z, target_rows(job.network, y[picked], job.dtype))
-                gradient = backward(job.network, layers, passed, dz * scales[batch, None])
-                gradient = clip(gradient, job.optimizer.clip_norm)
-                update(job.optimizer, self.parameters, gradient, self.slots, self.step, float(rates[k]), self.decay)
+            for k in range(step_count(len(indices), spec.batch_size)):
+                batch = slice(k * spec.batch_size, (k + 1) * spec.batch_size)
+                picked = indices[batch]
+                passed = forward(spec.network, layers, self.rows(x[picked]), self.dropout_factors(len(picked)))
+                loss, dz = row_losses(spec.network, passed.z, target_rows(spec.network, y[picked], spec.dtype))
+                gradient = backward(spec.network, layers, passed, dz * scales[batch, None])
+                gradient = clip(gradient, spec.optimizer.clip_norm)
+                update(spec.optimizer, self.parameters, gradient, self.slots, self.step, float(learning_rates[k]), self.decay)
                 self.step += 1
                 results.loss[batch] = loss
                 if y.ndim == 1:
@@ -77,7 +77,7 @@ class NumpyEngine:
 
     def forward(self, x: npt.NDArray[Any]) -> FloatArray:
         with np.errstate(over="ignore", invalid="ignore"):
-            return forward(self.job.network, self.job.network.views(self.parameters), self.rows(x)).z
+            return forward(self.spec.network, self.spec.network.views(self.parameters), self.rows(x)).z
 
     def hold(self, x: RowSource, y: npt.NDArray[Any]) -> HeldRows:
         return HeldRows(x, y)
@@ -89,7 +89,7 @@ class NumpyEngine:
         """Metrics of rows from their pre-activations, in float64."""
         correct = z.argmax(axis=1) == y if y.ndim == 1 else np.zeros(len(z), bool)
         with np.errstate(over="ignore", invalid="ignore"):
-            return RowMetrics(plain_losses(self.job.network, z, y), correct)
+            return RowMetrics(plain_losses(self.spec.network, z, y), correct)
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -5,8 +5,8 @@ the same order, from the same start, under the same dropout masks, but activatio
 gradients autograd's, updates torch.optim's. Not made for speed, and `auto` never takes it; the fastest way to write a step in
 PyTorch is what `fastmlp bench` measures (bench/pytorch.py, which shares the tables below).
 
-Float32 or float64, on the CPU. PyTorch's threads belong to the process, not to an engine: `Job.threads` is not read, since
-several engines may be at work, and `threads` is what PyTorch was told (OMP_NUM_THREADS, torch.set_num_threads).
+Float32 or float64, on the CPU. PyTorch's threads belong to the process, not to an engine: `EngineSpec.threads` is ignored,
+since several engines may run, and `threads` is PyTorch's own setting (OMP_NUM_THREADS, torch.set_num_threads).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from fastmlp.engines.base import HeldRows, Job, RowMetrics, State, evaluate_blocks, row_scales, steps_of
+from fastmlp.engines.base import EngineSpec, HeldRows, RowMetrics, State, evaluate_blocks, loss_weights, step_count
 from fastmlp.nn.blocks import RowSource
 from fastmlp.nn.network import FloatArray, Layer, Network
 from fastmlp.nn.optimizers import Optimizer
@@ -82,7 +82,7 @@ SLOTS: dict[str, tuple[str, ...]] = {
 }
 
 
-def make_optimizer(o: Optimizer, weights: Any, biases: Any, rate: float = 0.0, **how: bool) -> torch.optim.Optimizer:
+def make_optimizer(o: Optimizer, weights: Any, biases: Any, learning_rate: float = 0.0, **how: bool) -> torch.optim.Optimizer:
     """torch.optim's rule of the same name, with adamw's decay on weights only; `how` picks one of its implementations."""
     made = torch.optim
     # PyTorch refuses nesterov without momentum, which is plain SGD; without momentum it keeps no slot, which nobody reads then.
@@ -101,12 +101,12 @@ def make_optimizer(o: Optimizer, weights: Any, biases: Any, rate: float = 0.0, *
         {"params": weights, "weight_decay": o.weight_decay if o.name == "adamw" else 0.0},
         {"params": biases, "weight_decay": 0.0},
     ]
-    found: torch.optim.Optimizer = rule(groups, lr=rate, **settings, **how)
+    found: torch.optim.Optimizer = rule(groups, lr=learning_rate, **settings, **how)
     return found
 
 
 # PyTorch raises an error where rate times something is too large for float32; we want the loss that is not finite.
-LARGEST_RATE = 1e35
+LARGEST_LEARNING_RATE = 1e35
 
 
 def clip(parameters: Iterable[torch.Tensor], largest: float) -> None:
@@ -130,19 +130,19 @@ class TorchEngine:
 
     name = "torch"
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self.dtype = {4: torch.float32, 8: torch.float64}[np.dtype(job.dtype).itemsize]
-        self.activations = [activation(layer) for layer in job.network.layers[:-1]]
+    def __init__(self, spec: EngineSpec) -> None:
+        self.spec = spec
+        self.dtype = {4: torch.float32, 8: torch.float64}[np.dtype(spec.dtype).itemsize]
+        self.activations = [activation(layer) for layer in spec.network.layers[:-1]]
         self.threads = torch.get_num_threads()
 
     def load(self, state: State) -> None:
         self.weights, self.biases = self.tensors(state.parameters)
         for p in self.leaves():
             p.requires_grad_()
-        self.optimizer = make_optimizer(self.job.optimizer, self.weights, self.biases)
+        self.optimizer = make_optimizer(self.spec.optimizer, self.weights, self.biases)
         self.step = state.step
-        for key, slot in zip(SLOTS[self.job.optimizer.name], state.slots, strict=True):
+        for key, slot in zip(SLOTS[self.spec.optimizer.name], state.slots, strict=True):
             weights, biases = self.tensors(slot)
             for p, values in zip(self.leaves(), [*weights, *biases], strict=True):
                 # in float32, as PyTorch has it, steps would end at 2^24
@@ -150,10 +150,10 @@ class TorchEngine:
                 self.optimizer.state[p] = {**entry, key: values}
 
     def state(self, slots: bool = True) -> State:
-        keys = SLOTS[self.job.optimizer.name] if slots else ()
+        keys = SLOTS[self.spec.optimizer.name] if slots else ()
         kept = [self.flat([self.optimizer.state[p][key] for p in self.leaves()]) for key in keys]
-        shape = (len(keys), self.job.network.parameters)
-        return State(self.flat(self.leaves()), np.array(kept, self.job.dtype).reshape(shape), self.step)
+        shape = (len(keys), self.spec.network.parameters)
+        return State(self.flat(self.leaves()), np.array(kept, self.spec.dtype).reshape(shape), self.step)
 
     def leaves(self) -> list[torch.Tensor]:
         """All weights, then all biases."""
@@ -161,7 +161,7 @@ class TorchEngine:
 
     def tensors(self, vector: FloatArray) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """A flat vector as copies of each layer's weights, (fan_out, fan_in) as PyTorch has them, and biases."""
-        views = self.job.network.views(vector)
+        views = self.spec.network.views(vector)
         return [self.tensor(np.ascontiguousarray(w.T)) for w, _ in views], [self.tensor(b) for _, b in views]
 
     def tensor(self, array: npt.NDArray[Any]) -> torch.Tensor:
@@ -170,24 +170,24 @@ class TorchEngine:
 
     def flat(self, tensors: list[torch.Tensor]) -> FloatArray:
         """A new flat vector of what is in the order of `leaves`."""
-        vector = np.empty(self.job.network.parameters, self.job.dtype)
+        vector = np.empty(self.spec.network.parameters, self.spec.dtype)
         layers = len(tensors) // 2
-        for (w, b), weight, bias in zip(self.job.network.views(vector), tensors[:layers], tensors[layers:], strict=True):
+        for (w, b), weight, bias in zip(self.spec.network.views(vector), tensors[:layers], tensors[layers:], strict=True):
             w[:], b[:] = weight.detach().numpy().T, bias.detach().numpy()
         return vector
 
     def rows(self, x: npt.NDArray[Any]) -> torch.Tensor:
         """Rows as the network sees them."""
-        return self.tensor(np.ascontiguousarray(x if self.job.scaling is None else self.job.scaling.apply(x)))
+        return self.tensor(np.ascontiguousarray(x if self.spec.scaling is None else self.spec.scaling.apply(x)))
 
     def dropout_factors(self, rows: int) -> list[torch.Tensor | None]:
         """Factors 0 or 1/(1 - rate) of each hidden layer with dropout, else None: the masks of all engines."""
-        job = self.job
+        spec = self.spec
         return [
-            self.tensor(keep_mask(job.seed, self.step, index, rows, layer.fan_out, layer.dropout)) / (1 - layer.dropout)
+            self.tensor(keep_mask(spec.seed, self.step, index, rows, layer.fan_out, layer.dropout)) / (1 - layer.dropout)
             if layer.dropout
             else None
-            for index, layer in enumerate(job.network.layers[:-1])
+            for index, layer in enumerate(spec.network.layers[:-1])
         ]
 
     def outputs(self, x: torch.Tensor, factors: list[torch.Tensor | None] | None = None) -> torch.Tensor:
@@ -200,19 +200,19 @@ class TorchEngine:
 
     def penalty(self) -> torch.Tensor | float:
         """l2/2 sum(w^2) + l1 sum(|w|)."""
-        network = self.job.network
+        network = self.spec.network
         l2 = sum(w.square().sum() for w in self.weights) if network.l2 else 0.0
         l1 = sum(w.abs().sum() for w in self.weights) if network.l1 else 0.0
         return network.l2 / 2 * l2 + network.l1 * l1
 
-    def update(self, objective: torch.Tensor, rate: float) -> None:
+    def update(self, objective: torch.Tensor, learning_rate: float) -> None:
         """One step down the objective's gradient."""
         self.optimizer.zero_grad()
         objective.backward()  # type: ignore[no-untyped-call]
-        if self.job.optimizer.clip_norm:
-            clip(self.leaves(), self.job.optimizer.clip_norm)
+        if self.spec.optimizer.clip_norm:
+            clip(self.leaves(), self.spec.optimizer.clip_norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate if rate <= LARGEST_RATE else np.inf
+            group["lr"] = learning_rate if learning_rate <= LARGEST_LEARNING_RATE else np.inf
         self.optimizer.step()
         self.step += 1
 
@@ -220,21 +220,21 @@ class TorchEngine:
         self,
         x: npt.NDArray[Any],
         y: npt.NDArray[Any],
-        order: npt.NDArray[np.int64],
-        rates: npt.NDArray[np.float64],
+        indices: npt.NDArray[np.int64],
+        learning_rates: npt.NDArray[np.float64],
         weights: FloatArray | None = None,
     ) -> RowMetrics:
-        job = self.job
-        scales = self.tensor(row_scales(order, job.batch_size, weights))
-        results = RowMetrics(np.empty(len(order), job.dtype), np.zeros(len(order), bool))
-        for k in range(steps_of(len(order), job.batch_size)):
-            batch = slice(k * job.batch_size, (k + 1) * job.batch_size)
-            picked = order[batch]
+        spec = self.spec
+        scales = self.tensor(loss_weights(indices, spec.batch_size, weights))
+        results = RowMetrics(np.empty(len(indices), spec.dtype), np.zeros(len(indices), bool))
+        for k in range(step_count(len(indices), spec.batch_size)):
+            batch = slice(k * spec.batch_size, (k + 1) * spec.batch_size)
+            picked = indices[batch]
             z = self.outputs(self.rows(x[picked]), self.dropout_factors(len(picked)))
-            loss = row_losses(job.network, z, y[picked], job.network.label_smoothing)
-            self.update((loss * scales[batch]).sum() + self.penalty(), float(rates[k]))
+            loss = row_losses(spec.network, z, y[picked], spec.network.label_smoothing)
+            self.update((loss * scales[batch]).sum() + self.penalty(), float(learning_rates[k]))
             results.loss[batch] = loss.detach().numpy()
-            results.correct[batch] = hits(z, y[picked])
+            results.correct[batch] = correct_rows(z, y[picked])
         return results
 
     def forward(self, x: npt.NDArray[Any]) -> FloatArray:
@@ -251,13 +251,13 @@ class TorchEngine:
     def row_metrics(self, z: FloatArray, y: npt.NDArray[Any]) -> RowMetrics:
         """Metrics of rows from their pre-activations, in float64."""
         given = torch.tensor(z, dtype=torch.float64)
-        return RowMetrics(row_losses(self.job.network, given, y, 0.0).numpy(), hits(given, y))
+        return RowMetrics(row_losses(self.spec.network, given, y, 0.0).numpy(), correct_rows(given, y))
 
     def close(self) -> None:
         """Nothing to give back."""
 
 
-def hits(z: torch.Tensor, y: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+def correct_rows(z: torch.Tensor, y: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Whether the first largest output is the row's class; False for plain targets."""
     if y.ndim == 2:
         return np.zeros(len(y), bool)

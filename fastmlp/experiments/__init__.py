@@ -8,7 +8,7 @@ from fastmlp._lazy import lazy
 
 if TYPE_CHECKING:
     from fastmlp.experiments.config.extract import ExtractConfig as ExtractConfig
-    from fastmlp.experiments.config.train import Config as Config
+    from fastmlp.experiments.config.train import TrainConfig as TrainConfig
     from fastmlp.experiments.evaluation import evaluate_run as evaluate_run
     from fastmlp.experiments.extraction import extract_run as extract_run
     from fastmlp.experiments.prediction import predict_files as predict_files
@@ -18,7 +18,7 @@ __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
         "config.extract": ["ExtractConfig"],
-        "config.train": ["Config"],
+        "config.train": ["TrainConfig"],
         "evaluation": ["evaluate_run"],
         "extraction": ["extract_run"],
         "prediction": ["predict_files"],

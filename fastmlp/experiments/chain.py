@@ -14,7 +14,7 @@ import numpy as np
 from fastmlp.data.splits import split
 from fastmlp.errors import ConfigError
 from fastmlp.experiments.config.extract import ExtractConfig
-from fastmlp.experiments.config.train import Config
+from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.extraction import Extracted, Tools, draw_extraction, extract_run, pictures_of
 from fastmlp.experiments.folder import RESULT_NAME, check_free, read_result
 from fastmlp.experiments.plan import Say
@@ -34,7 +34,7 @@ class ChainResult(NamedTuple):
 
 
 def extract_and_train(
-    images: ExtractConfig, config: Config, tools: Tools, *, quiet: bool = False, say: Say = lambda text: None
+    images: ExtractConfig, config: TrainConfig, tools: Tools, *, quiet: bool = False, say: Say = lambda text: None
 ) -> ChainResult:
     """Train a convolutional network, extract its features, train a network on them, and draw the figures of both.
 
@@ -58,7 +58,7 @@ def extract_and_train(
     return ChainResult(extracted, run, run.signal)
 
 
-def check_chain(images: ExtractConfig, config: Config) -> None:
+def check_chain(images: ExtractConfig, config: TrainConfig) -> None:
     """Check the settings of the training as far as that needs no features, since extracting them takes long.
 
     Raises

@@ -16,11 +16,12 @@ from fastmlp.data.checks import CheckedRows
 from fastmlp.data.dataset import Dataset, is_image_folder, load_data
 from fastmlp.data.features import OpenExtractor
 from fastmlp.data.named import DATASETS
-from fastmlp.data.splits import Splits, split
+from fastmlp.data.splits import Splits
+from fastmlp.data.splits import split as split_data
 from fastmlp.errors import ConfigError, DataError, unknown_name
 from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.sources import resolve
-from fastmlp.experiments.config.train import Config
+from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.folder import CHECKPOINTS_NAME, CONFIG_NAME, MANIFEST_NAME, RESULT_NAME, check_manifest, read_result
 from fastmlp.experiments.plan import FEATURES_OF, SPLIT_NAMES
 from fastmlp.experiments.prediction import input_maker
@@ -39,7 +40,7 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
     source: str | None = None,
     data_dir: str | None = None,
     *,
-    part: str = "test",
+    split: str = "test",
     backend: str | None = None,
     threads: int | None = None,
     predictions: str | Path | None = None,
@@ -51,49 +52,51 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
     ----------
     path : run folder, or model file; a checkpoint is of its run
     source, data_dir : the data, see `load_data`; None takes the run's own
-    part : "test", "train", "validation" or "all". On the run's own data, which is the same bytes under any
-        name, the parts are those of the run. Other data have the test and training part that they come with, or
-        else all their rows are the test part.
+    split : "test", "train", "validation" or "all". On the run's own data, which is the same bytes under any
+        name, the splits are those of the run. Other data have the test and training split that they come with, or
+        else all their rows are the test split.
     backend, threads : None takes those of the run
-    predictions : file to write: see `text.predictions_text`; for one part and classes
+    predictions : file to write: see `text.predictions_text`; for one split and classes
     open_extractor : for models that take features: how their extractor is opened, so that the data may be images too
 
     Returns
     -------
-    dict : the figures of `metrics.evaluate` by name of the part, and "model", "data", "backend", "threads"
+    dict : the figures of `metrics.evaluate` by name of the split, and "model", "data", "backend", "threads"
 
     Raises
     ------
-    FastMLPError : no model, no such part, or data that do not fit the model
+    FastMLPError : no model, no such split, or data that do not fit the model
     """
     run = Path(path)
     folder = run_of(run)
-    config, own = (Config(), NO_DATA) if folder is None else read_run(folder)
+    config, own = (TrainConfig(), NO_DATA) if folder is None else read_run(folder)
     if folder is None and run.is_file() and source is None:
-        raise ConfigError(f"{run} is not a run folder, so its data are not known; give --data")
-    if predictions is not None and part == "all":
-        raise ConfigError("predictions are of one part; choose it with --part, or leave --predictions out")
+        raise ConfigError(f"{run} is not a run folder, so its data are unknown; give the data", settings=("data",))
+    if predictions is not None and split == "all":
+        raise ConfigError("predictions are written for one split, not for all", settings=("split", "predictions"))
     model = load(run, backend=backend or config.backend, threads=threads or config.threads)
     if predictions is not None and not model.classes:
-        raise ConfigError("predictions are of classes, but this model predicts values; `fastmlp predict` writes them")
+        raise ConfigError("predictions are of classes, but this model predicts numbers; `fastmlp predict` writes them")
     data = load_for(model, source or config.data.removeprefix(FEATURES_OF), data_dir or config.data_dir)
     images = model.extractor is not None and data.provenance is None
     extracted = own.get("extracted")
     if data.sha256 == own["sha256"]:
-        splits = split(data, **config.split_sizes())
+        splits = split_data(data, **config.split_sizes())
     elif images and extracted and data.sha256 == extracted["images"]["sha256"]:
-        splits = split(data, **ExtractConfig.from_table(extracted["settings"]).split_sizes())
+        splits = split_data(data, **ExtractConfig.from_table(extracted["settings"]).split_sizes())
     elif source is None:
-        raise DataError(f"{config.data} has changed since the run; give --data {config.data} to take it as new data")
+        raise DataError(
+            f"{config.data} has changed since the run; name it as the data to evaluate on it as new data", settings=("data",)
+        )
     else:
         splits = own_splits(data)
-    wanted = SPLIT_NAMES if part == "all" else (part,)
+    wanted = SPLIT_NAMES if split == "all" else (split,)
     chosen = {name: relabel(model, data, splits[name]) for name in wanted if name in splits}
     if images:
         inputs_of = input_maker(model, open_extractor)
         chosen = {name: replace(rows, x=inputs_of(rows.x)) for name, rows in chosen.items()}
     if not chosen:
-        raise ConfigError(f"{data.name} has no part {part!r}, only {', '.join(splits)}; choose with --part")
+        raise ConfigError(f"{data.name} has no split {split!r}, only {', '.join(splits)}", settings=("split",))
     evaluated = {name: evaluate_with_predictions(model, rows) for name, rows in chosen.items()}
     metrics: dict[str, Any] = {name: found for name, (found, _) in evaluated.items()}
     if predictions is not None:
@@ -113,7 +116,7 @@ def run_of(path: Path) -> Path | None:
     return folder if path.absolute().parent.name == CHECKPOINTS_NAME and (folder / MANIFEST_NAME).exists() else None
 
 
-def read_run(folder: Path) -> tuple[Config, dict[str, Any]]:
+def read_run(folder: Path) -> tuple[TrainConfig, dict[str, Any]]:
     """The settings of a run, and what its result tells of its data."""
     check_manifest(folder)
     return resolve({}, {}, folder / CONFIG_NAME), dict(read_result(folder / RESULT_NAME)["data"])
@@ -123,7 +126,7 @@ def load_for(model: Model, source: str, data_dir: str | None) -> Dataset:
     """The data in the form that the model was trained on: labels or values, images of its size."""
     folder = source not in DATASETS and is_image_folder(Path(source))
     size = model.image_shape[:2] if folder and model.image_shape else None
-    data = load_data(source, data_dir, image_size=size, target="class" if model.classes else "value")
+    data = load_data(source, data_dir, image_size=size, task="classification" if model.classes else "regression")
     if model.extractor is not None and data.provenance is None and data.image_shape != model.image_shape:
         raise DataError(f"{source}: the model takes images of {model.image_shape}, these are of {data.image_shape}")
     return data

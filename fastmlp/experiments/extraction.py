@@ -35,7 +35,7 @@ from fastmlp.data.splits import split, split_indices, split_names
 from fastmlp.engines.interrupts import Signals
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.experiments.config.extract import ExtractConfig
-from fastmlp.experiments.config.train import Config
+from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.folder import RESULT_VERSION
 from fastmlp.experiments.plan import FEATURES_OF, Say, check_splits
 from fastmlp.files import file_sha256, json_bytes, one_line_error, write_bytes
@@ -105,7 +105,7 @@ class Extracted(NamedTuple):
     """What an `extract` run has made.
 
     data : the features; None if a signal came before they were made
-    result : what --json prints
+    result : what the command prints as JSON
     signal : that came, or 0
     job : what was asked for
     made : what fastmlp.cnn gave; None if the features were there before
@@ -128,7 +128,7 @@ class Extracted(NamedTuple):
         )
 
 
-def plan(config: ExtractConfig, tools: Tools, *, follows: Config | None, progress: bool) -> ExtractJob:
+def plan(config: ExtractConfig, tools: Tools, *, follows: TrainConfig | None, progress: bool) -> ExtractJob:
     """Load the images and check the settings; nothing is written.
 
     follows : the training to which the features pass on in memory; then a file is written only if it was asked for
@@ -148,7 +148,7 @@ def plan(config: ExtractConfig, tools: Tools, *, follows: Config | None, progres
     in_memory = follows is not None and not config.out
     out = None if in_memory else choose_form(config.out, default, rows, prepared.width, config.feature_dtype)
     if config.pictures is not None and Path(config.pictures).is_file():
-        raise ConfigError(f"pictures: {config.pictures} is a file; give a folder")
+        raise ConfigError(f"pictures: {config.pictures} is a file; give a folder", settings=("pictures",))
     return ExtractJob(config, images, prepared, key, out)
 
 
@@ -157,7 +157,12 @@ class Stopped(Exception):
 
 
 def extract_run(
-    config: ExtractConfig, tools: Tools, *, follows: Config | None = None, quiet: bool = False, say: Say = lambda text: None
+    config: ExtractConfig,
+    tools: Tools,
+    *,
+    follows: TrainConfig | None = None,
+    quiet: bool = False,
+    say: Say = lambda text: None,
 ) -> Extracted:
     """Train a network on images, and make features of all parts.
 
@@ -213,7 +218,10 @@ def existing(job: ExtractJob) -> Extracted | None:
     data = read_features(job.out)
     assert data.provenance is not None
     if data.provenance["key"] != job.key:
-        raise ConfigError(f"out: {job.out} is there and was made otherwise; give another --out, or --force to replace it")
+        raise ConfigError(
+            f"out: {job.out} exists and was made with other settings; choose another name, or set force to replace it",
+            settings=("out", "force"),
+        )
     return Extracted(data, describe(job, data.provenance, data), 0, job, None)
 
 
@@ -297,7 +305,7 @@ def figures_of(made: Any) -> dict[str, Any]:
 def describe(
     job: ExtractJob, provenance: Mapping[str, Any], data: Dataset | None = None, rate: float | None = None
 ) -> dict[str, Any]:
-    """What --json prints: what is known of the features, how many there are and where; both None if they were not made."""
+    """The result as JSON: what is known of the features, how many there are and where; both None if they were not made."""
     made = {} if data is None else {"features": data.x.shape[1], "out": None if job.out is None else str(job.out)}
     return {"format_version": RESULT_VERSION, **provenance, "features": None, "out": None, **made, "images_per_second": rate}
 

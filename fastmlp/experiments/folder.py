@@ -60,7 +60,7 @@ def new_run_folder(out: str | os.PathLike[str] | None, data: str, network: str, 
         return _make_numbered(Path("runs"), name)
     folder = Path(out)
     if not str(folder).isprintable():  # also true of the stand-ins for bytes that are not Unicode
-        raise ConfigError(f"out: the name {str(folder)!r} cannot be printed; choose another --out")
+        raise ConfigError(f"out: the name {str(folder)!r} cannot be printed; choose another", settings=("out",))
     make_folder(folder)
     check_free(folder, force)
     if force:
@@ -75,7 +75,7 @@ def make_folder(folder: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
     except DataError as error:
         if isinstance(error.__cause__, FileExistsError | NotADirectoryError):
-            raise ConfigError(f"out: {folder} is a file or lies under one; choose another --out") from error
+            raise ConfigError(f"out: {folder} is a file or lies under one; choose another", settings=("out",)) from error
         raise
 
 
@@ -95,9 +95,12 @@ def check_free(folder: Path, force: bool) -> None:
     """Raise ConfigError if a folder is in use, unless it may be written into all the same, or if it is a file."""
     with one_line_error("read", folder):
         if any(path.is_file() for path in (folder, *folder.parents)):
-            raise ConfigError(f"out: {folder} is a file or lies under one; choose another --out")
+            raise ConfigError(f"out: {folder} is a file or lies under one; choose another", settings=("out",))
         if not force and folder.exists() and any(folder.iterdir()):
-            raise ConfigError(f"out: the folder {folder} is not empty; use --force to write into it, or another --out")
+            raise ConfigError(
+                f"out: the folder {folder} is not empty; set force to write into it, or choose another",
+                settings=("out", "force"),
+            )
 
 
 def read_result(path: Path) -> dict[str, Any]:

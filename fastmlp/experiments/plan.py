@@ -12,7 +12,7 @@ from fastmlp.data.named import DATASETS
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.data.splits import Splits, split
 from fastmlp.errors import ConfigError
-from fastmlp.experiments.config.train import Config
+from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.nn.network import Network
 from fastmlp.training.settings import Settings, TrainingData, match_data
 
@@ -30,7 +30,7 @@ class RunPlan(NamedTuple):
     training : the splits that the network is trained on, with their scaling
     """
 
-    config: Config
+    config: TrainConfig
     network: Network
     settings: Settings
     data: Dataset
@@ -38,7 +38,9 @@ class RunPlan(NamedTuple):
     training: TrainingData
 
 
-def make_plan(config: Config, progress: bool = False, data: Dataset | None = None, same_data: RunPlan | None = None) -> RunPlan:
+def make_plan(
+    config: TrainConfig, progress: bool = False, data: Dataset | None = None, same_data: RunPlan | None = None
+) -> RunPlan:
     """Load and split the data of a run, fit the scaling, and describe the network.
 
     Parameters
@@ -68,17 +70,17 @@ def make_plan(config: Config, progress: bool = False, data: Dataset | None = Non
     return RunPlan(config, network, settings, data, splits, match_data(network, settings, training))
 
 
-def load(config: Config, progress: bool) -> Dataset:
+def load(config: TrainConfig, progress: bool) -> Dataset:
     """Load the data that the settings name; raises FastMLPError as `load_data`."""
     if config.data.startswith(FEATURES_OF):
         raise ConfigError(
             f"{config.data} were kept in memory only; run `fastmlp extract … train` again, or give a file of features as data",
             settings=("data",),
         )
-    return load_data(config.data, config.data_dir, image_size=config.image_size, target=config.target, progress=progress)
+    return load_data(config.data, config.data_dir, image_size=config.image_size, task=config.task, progress=progress)
 
 
-def check_splits(config: Config, names: Collection[str]) -> None:
+def check_splits(config: TrainConfig, names: Collection[str]) -> None:
     """Raise ConfigError if a setting needs a split of the data that is not among these."""
     for name, needed in (("min_accuracy", "test"), ("predictions", "test"), ("val_steps", "validation")):
         if (value := getattr(config, name)) is not None and value is not False and needed not in names:
@@ -95,7 +97,7 @@ def image_fields(data: Dataset) -> dict[str, Any]:
     return {"image_shape": tuple(data.provenance["network"]["image_shape"]), "extractor": data.extractor}
 
 
-def portable(config: Config) -> dict[str, Any]:
+def portable(config: TrainConfig) -> dict[str, Any]:
     """The settings as a run stores them: with absolute paths, and without the folder of the run itself."""
     table = {name: value for name, value in config.table().items() if name not in ("out", "force")}
     if config.data not in DATASETS and not config.data.startswith(FEATURES_OF):

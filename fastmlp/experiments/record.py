@@ -13,13 +13,13 @@ from typing import Any
 from fastmlp.data.checks import CheckedRows
 from fastmlp.data.splits import Splits
 from fastmlp.engines.base import Engine
-from fastmlp.experiments.config.train import Config
+from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.folder import CHECKPOINTS_NAME, CLASSES_NAME, CONFIG_NAME, METRICS_NAME
 from fastmlp.files import append_line, one_line_error, write_toml
 from fastmlp.models.file import save
 from fastmlp.models.metrics import classification_metrics, measure
 from fastmlp.models.model import Model
-from fastmlp.training.monitor import Row
+from fastmlp.training.monitor import EpochLog
 from fastmlp.training.progress import Progress
 
 
@@ -28,8 +28,8 @@ class PeriodicSaver:
 
     It is called after each epoch with its row of the history and the engine. An epoch that was cut short is skipped.
 
-    Every `Config.classes_every` epochs a line goes to classes.jsonl: the epoch, and for the training and the validation split
-    the result of `metrics.classification_metrics`, without dropout. Every `Config.checkpoint_every` epochs a model goes to
+    Every `TrainConfig.per_class_every` epochs a line goes to classes.jsonl: the epoch, and for the training and the validation
+    split the result of `metrics.classification_metrics`, without dropout. Every `TrainConfig.save_every` epochs a model goes to
     checkpoints/epoch-N.safetensors, which can be loaded, evaluated and used for prediction like any other.
 
     Parameters
@@ -39,18 +39,18 @@ class PeriodicSaver:
     splits : rows by split, "train" and "validation" among them
     """
 
-    def __init__(self, folder: Path, config: Config, model: Model, splits: Splits) -> None:
+    def __init__(self, folder: Path, config: TrainConfig, model: Model, splits: Splits) -> None:
         self.folder, self.config, self.model = folder, config, model
         self.splits = {name: splits[name] for name in ("train", "validation") if name in splits}
 
-    def __call__(self, row: Row, engine: Engine) -> None:
+    def __call__(self, row: EpochLog, engine: Engine) -> None:
         epoch = row["epoch"]
         if row["rows"] < len(self.splits["train"]):  # cut short by a signal or by max_time
             return
-        if self.config.classes_every and epoch % self.config.classes_every == 0:
+        if self.config.per_class_every and epoch % self.config.per_class_every == 0:
             metrics = {name: self._metrics(engine, rows) for name, rows in self.splits.items()}
             append_line(self.folder / CLASSES_NAME, {"epoch": epoch} | metrics)
-        if self.config.checkpoint_every and epoch % self.config.checkpoint_every == 0:
+        if self.config.save_every and epoch % self.config.save_every == 0:
             kept = dataclasses.replace(self.model, parameters=engine.state(slots=False).parameters)
             path = self.folder / CHECKPOINTS_NAME / f"epoch-{epoch:04d}.safetensors"
             with one_line_error("make the folder", path.parent):
@@ -69,7 +69,7 @@ class Recorder:
         self.display, self.folder, self.config = display, folder, config
         self.update = display.update
 
-    def epoch_done(self, row: Row) -> None:
+    def epoch_done(self, row: EpochLog) -> None:
         if row["epoch"] == 1:
             write_toml(self.folder / CONFIG_NAME, self.config)
         append_line(self.folder / METRICS_NAME, row)

@@ -19,7 +19,7 @@ from fastmlp.models.file import FILE_NAME, save
 from fastmlp.models.metrics import evaluate_with_predictions
 from fastmlp.nn.network import Network
 from fastmlp.reports.text import PREDICTIONS_NAME, REPORT_NAME, classification_report, predictions_text
-from fastmlp.training.loop import Training
+from fastmlp.training.loop import TrainResult
 
 CURVES_NAME = "curves.png"
 CONFUSION_NAME = "confusion.png"
@@ -31,7 +31,7 @@ PACKAGES = ("numpy", "numba", "llvmlite", "scikit-learn")
 class TrainOutcome(NamedTuple):
     """How a training ended: `signal` or 0, `error` if it diverged after its first epoch, and wall-clock `seconds`."""
 
-    training: Training
+    training: TrainResult
     signal: int
     error: DivergedError | None
     seconds: float
@@ -59,7 +59,7 @@ def write_result(plan: RunPlan, outcome: TrainOutcome, folder: Path) -> dict[str
     return result
 
 
-def draw(training: Training, shown: dict[str, Any] | None, folder: Path) -> None:
+def draw(training: TrainResult, shown: dict[str, Any] | None, folder: Path) -> None:
     """Draw the figures of a run; `shown` has the metrics of the split whose confusion matrix is drawn."""
     from fastmlp.reports.confusion import plot_classes, plot_confusion
     from fastmlp.reports.curves import plot_curves

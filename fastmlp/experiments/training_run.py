@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastmlp.data.dataset import Dataset
-from fastmlp.experiments.config.train import Config
+from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.folder import new_run_folder
 from fastmlp.experiments.plan import RunPlan, Say, image_fields, make_plan, portable
 from fastmlp.experiments.record import PeriodicSaver, Recorder
@@ -56,7 +56,7 @@ def preload_figures() -> None:
 
 
 def run_training(
-    config: Config, *, quiet: bool = False, say: Say = lambda text: None, data: Dataset | None = None
+    config: TrainConfig, *, quiet: bool = False, say: Say = lambda text: None, data: Dataset | None = None
 ) -> RunResult:
     """Train with the given settings, evaluate the best weights, and write the run folder.
 
@@ -80,7 +80,7 @@ def run_training(
     --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     config = Config(hidden=(16,), epochs=2, backend="numpy", out=f"{folder}/run")
+    ...     config = TrainConfig(hidden=(16,), epochs=2, backend="numpy", out=f"{folder}/run")
     ...     result, signal = run_training(config, quiet=True)
     ...     sorted(path.name for path in Path(folder, "run").iterdir())  # doctest: +NORMALIZE_WHITESPACE
     ['config.toml', 'confusion.png', 'curves.png', 'manifest.json', 'metrics.jsonl', 'model.safetensors',

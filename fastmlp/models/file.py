@@ -150,7 +150,7 @@ def read_file(file: Path) -> tuple[dict[str, str], dict[str, npt.NDArray[Any]]]:
             raise DataError(f"{file}: {size} bytes are more than the {LARGEST_FILE} that a model file may have")
         return read_tensors(file)
     except FileNotFoundError:
-        raise DataError(f"{file}: no such model; `fastmlp train --out FOLDER` writes one") from None
+        raise DataError(f"{file}: no such model; `fastmlp train` writes one into its run folder") from None
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from error
 

@@ -171,7 +171,7 @@ def measure(network: Network, engine: Engine, x: Features, y: npt.NDArray[Any]) 
     return losses, predictions
 
 
-def epoch_figures(engine: Engine, held: Any, classes: bool) -> tuple[float, float | None]:
+def mean_metrics(engine: Engine, held: Any, classes: bool) -> tuple[float, float | None]:
     """Mean loss and accuracy (None without classes) of rows that the engine holds; the same values as by `measure`."""
     loss, correct = engine.evaluate(held)
     return mean(loss.astype(np.float64)), mean(correct) if classes else None

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from fastmlp.data.checks import check_description, check_rows
 from fastmlp.data.rows import Features
 from fastmlp.engines import make_engine
-from fastmlp.engines.base import Engine, Job, State
+from fastmlp.engines.base import Engine, EngineSpec, State
 from fastmlp.nn.blocks import inference_blocks
 from fastmlp.nn.network import FloatArray, Network
 from fastmlp.nn.optimizers import Optimizer
@@ -54,8 +54,10 @@ class Model:
     def engine(self) -> Engine:
         """The engine that holds this model's parameters, made at the first use."""
         if not self._engines:
-            job = Job(self.network, Optimizer(), scaling=self.scaling, threads=self.threads, dtype=self.parameters.dtype)
-            engine = make_engine(self.backend, job)
+            spec = EngineSpec(
+                self.network, Optimizer(), scaling=self.scaling, threads=self.threads, dtype=self.parameters.dtype
+            )
+            engine = make_engine(self.backend, spec)
             engine.load(State(self.parameters, np.empty((0, self.network.parameters), self.parameters.dtype), 0))
             self._engines.append(engine)
         return self._engines[0]

@@ -36,7 +36,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastmlp.errors import ConfigError, unknown_name
+from fastmlp.errors import ConfigError
+from fastmlp.nn.names import canonical_name
 
 ZERO = np.float32(0)
 HALF = np.float32(0.5)
@@ -155,20 +156,30 @@ ACTIVATIONS = {
 
 
 def parse_activation(text: str) -> tuple[str, float]:
-    """Name and parameter of "name" or "name:parameter".
+    """Return name and parameter of "name" or "name:parameter".
 
-    >>> parse_activation("leaky-relu:0.2"), parse_activation("relu")
+    >>> parse_activation("leaky-relu:0.2"), parse_activation("ReLU")
     (('leaky-relu', 0.2), ('relu', 0.0))
     """
     name, _, parameter = text.partition(":")
-    if name not in ACTIVATIONS:
-        raise ConfigError(unknown_name("activation", name, ACTIVATIONS))
+    name = canonical_name("activation", name, ACTIVATIONS)
     default = ACTIVATIONS[name].default
     if not parameter:
         return name, default or 0.0
     if default is None:
         raise ConfigError(f"activation {name!r} takes no parameter, but {text!r} gives one; write {name!r}")
     return name, parse_number(f"activation {text!r}", parameter)
+
+
+def canonical_activation(text: str) -> str:
+    """Return "name" or "name:parameter" with the name as in `ACTIVATIONS`; raise ConfigError if it is unknown.
+
+    >>> canonical_activation("LeakyReLU:0.2"), canonical_activation("swish")
+    ('leaky-relu:0.2', 'silu')
+    """
+    parse_activation(text)
+    name, colon, parameter = text.partition(":")
+    return canonical_name("activation", name, ACTIVATIONS) + colon + parameter
 
 
 def parse_number(where: str, text: str) -> float:

@@ -85,3 +85,4 @@ LOSSES: dict[str, dict[str, Callable[..., Any]]] = {
         "softmax": squared_error_softmax_row,
     },
 }
+OUTPUTS = tuple(dict.fromkeys(output for outputs in LOSSES.values() for output in outputs))  # names of the output functions

@@ -27,9 +27,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.errors import ConfigError, unknown_name
-from fastmlp.nn.activations import parse_activation, parse_number
-from fastmlp.nn.losses import LOSSES
+from fastmlp.errors import ConfigError
+from fastmlp.nn.activations import canonical_activation, parse_activation, parse_number
+from fastmlp.nn.losses import LOSSES, OUTPUTS
+from fastmlp.nn.names import canonical_name
 from fastmlp.nn.philox import generator
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -108,28 +109,24 @@ class Network:
         hidden = len(sizes) - 2
         set_field = object.__setattr__  # the way a frozen dataclass normalises its own fields
         set_field(self, "sizes", sizes)
-        set_field(self, "activation", per_layer("activation", self.activation, hidden))
+        activations = per_layer("activation", self.activation, hidden)
+        set_field(self, "activation", tuple(canonical_activation(text) for text in activations))
         set_field(self, "dropout", per_layer("dropout", self.dropout, hidden))
-        for text in self.activation:
-            parse_activation(text)
         for rate in self.dropout:  # type: ignore[union-attr]  # a tuple since three lines
             if not 0 <= rate < 1:
                 raise ConfigError(f"dropout must be at least 0 and below 1, not {rate}")
         self._check_loss()
-        name, _, scale = self.init.partition(":")
+        name, _, scale = canonical_init(self.init).partition(":")
         name = ALIASES.get(name, name)
-        if name not in INITIALIZERS:
-            raise ConfigError(unknown_name("init", name, [*INITIALIZERS, *ALIASES]))
         set_field(self, "init", f"{name}:{scale}" if scale else name)
         if scale and parse_number(f"init {self.init!r}", scale) < 0:
             raise ConfigError(f"init {self.init!r}: the scale must not be negative")
 
     def _check_loss(self) -> None:
-        if self.loss not in LOSSES:
-            raise ConfigError(unknown_name("loss", self.loss, LOSSES))
+        object.__setattr__(self, "loss", canonical_name("loss", self.loss, LOSSES))
         outputs = LOSSES[self.loss]
-        if self.output is None:
-            object.__setattr__(self, "output", next(iter(outputs)))
+        output = next(iter(outputs)) if self.output is None else canonical_name("output", self.output, OUTPUTS)
+        object.__setattr__(self, "output", output)
         if self.output not in outputs:
             raise ConfigError(f"loss {self.loss!r} takes output {' or '.join(outputs)}, not {self.output!r}")
         for field in ("l1", "l2"):
@@ -186,6 +183,16 @@ class Network:
             draw = generator(seed, "weights", index)
             w[:] = draw.uniform(-scale, scale, w.shape) if distribution == "uniform" else draw.normal(0, scale, w.shape)
         return vector.astype(dtype)
+
+
+def canonical_init(text: str) -> str:
+    """Return "name" or "name:scale" with the name as in `INITIALIZERS` or `ALIASES`; raise ConfigError if it is unknown.
+
+    >>> canonical_init("Kaiming_Uniform"), canonical_init("Normal:0.1")
+    ('he-uniform', 'normal:0.1')
+    """
+    name, colon, scale = text.partition(":")
+    return canonical_name("init", name, [*INITIALIZERS, *ALIASES]) + colon + scale
 
 
 def per_layer(what: str, given: Any, hidden: int) -> tuple[Any, ...]:

@@ -1,25 +1,25 @@
 """Optimisers: their settings, and the scalar update rules that every compiled engine shares.
 
 A rule updates one parameter: rule(p, g, m, v, s) -> (p, m, v), where p is the parameter, g its gradient, m and v its
-optimiser slots, and s the step's scalars in the order of `SCALARS`, float32. The same rules in array form, the
-specification, are in reference.py. Network penalties (L1, L2) are part of g; adamw's decay is decoupled and acts on
-weights, never on biases.
+optimiser slots, and s the scalars of the step in the order of `SCALARS`, float32. reference.py, the specification, has the
+same rules in array form. Network penalties (L1, L2) are part of g; adamw's weight decay is decoupled and applies to weights
+only, not to biases.
 
 ======== ======================================================================== ======
 name     update                                                                   slots
 ======== ======================================================================== ======
-sgd      p -= rate g                                                              none
-momentum m = mu m + g;  p -= rate m                                               m
-nesterov m = mu m + g;  p -= rate (g + mu m)                                      m
-rmsprop  v = beta2 v + (1 - beta2) g^2;  p -= rate g / (sqrt(v) + eps)            v
+sgd      p -= lr g                                                                none
+momentum m = mu m + g;  p -= lr m                                                 m
+nesterov m = mu m + g;  p -= lr (g + mu m)                                        m
+rmsprop  v = beta2 v + (1 - beta2) g^2;  p -= lr g / (sqrt(v) + eps)              v
 adam     m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;             m, v
-         p -= rate mhat / (sqrt(vhat) + eps), mhat = m / (1 - beta1^t), vhat alike
-adamw    p -= rate decay p, then as adam                                          m, v
+         p -= lr mhat / (sqrt(vhat) + eps), mhat = m / (1 - beta1^t), vhat alike
+adamw    p -= lr weight_decay p, then as adam                                     m, v
 ======== ======================================================================== ======
 
-Sources: momentum and nesterov, Sutskever et al. 2013, in PyTorch's form (the rate outside the velocity); rmsprop, Hinton's
-lecture 6e, with beta2 as the smoothing constant; adam, Kingma & Ba 2015 algorithm 1; adamw, Loshchilov & Hutter 2019
-algorithm 2. Each equals torch.optim's of the same name, which a test holds it to.
+Sources: momentum and nesterov, Sutskever et al. 2013, in PyTorch's form (learning rate outside the velocity); rmsprop,
+Hinton's lecture 6e, with beta2 as the smoothing constant; adam, Kingma & Ba 2015 algorithm 1; adamw, Loshchilov & Hutter 2019
+algorithm 2. Tests compare each with torch.optim's rule of the same name.
 """
 
 from __future__ import annotations
@@ -33,18 +33,31 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.errors import ConfigError, unknown_name
+from fastmlp.errors import ConfigError
+from fastmlp.nn.names import canonical_name
 
 ZERO = np.float32(0)
 
-# The scalars of one step, as columns: what a rule reads of `s`.
-# 1 - beta is a column of its own: in float32 it could not be had from beta.
-SCALARS = ("rate", "momentum", "complement1", "complement2", "epsilon", "correction1", "correction2", "decay", "l1", "l2")
-RATE, MOMENTUM, COMPLEMENT1, COMPLEMENT2, EPSILON, CORRECTION1, CORRECTION2, DECAY, L1, L2 = range(10)
-FIXED = [MOMENTUM, COMPLEMENT1, COMPLEMENT2, EPSILON, DECAY, L1, L2]  # the same in all steps
-OF_WEIGHTS_ONLY = [DECAY, L1, L2]
-STEPS_AT_ONCE = 256  # for which `scalars_without_rates` is kept
-# Learning rates that train most networks without care; those of rmsprop, adam and adamw are their authors'.
+# The scalars of one step, which a rule reads from `s`.
+# 1 - beta has a column of its own because it cannot be computed from beta in float32 without loss of digits.
+SCALARS = (
+    "learning_rate",
+    "momentum",
+    "one_minus_beta1",
+    "one_minus_beta2",
+    "epsilon",
+    "bias_correction1",
+    "bias_correction2",
+    "weight_decay",
+    "l1",
+    "l2",
+)
+LEARNING_RATE, MOMENTUM, ONE_MINUS_BETA1, ONE_MINUS_BETA2, EPSILON = range(5)
+BIAS_CORRECTION1, BIAS_CORRECTION2, WEIGHT_DECAY, L1, L2 = range(5, 10)
+FIXED = [MOMENTUM, ONE_MINUS_BETA1, ONE_MINUS_BETA2, EPSILON, WEIGHT_DECAY, L1, L2]  # the same in all steps
+OF_WEIGHTS_ONLY = [WEIGHT_DECAY, L1, L2]
+STEPS_AT_ONCE = 256  # steps for which `scalars_without_learning_rates` is cached
+# Learning rates that work for most networks; those of rmsprop, adam and adamw are recommended by their authors.
 DEFAULT_LEARNING_RATE = {"sgd": 0.05, "momentum": 0.01, "nesterov": 0.01, "rmsprop": 0.001, "adam": 0.001, "adamw": 0.001}
 
 
@@ -59,39 +72,39 @@ def with_penalties(p: Any, g: Any, s: Any) -> Any:
 
 
 def sgd_rule(p: Any, g: Any, m: Any, v: Any, s: Any) -> Any:
-    return p - s[RATE] * g, m, v
+    return p - s[LEARNING_RATE] * g, m, v
 
 
 def momentum_rule(p: Any, g: Any, m: Any, v: Any, s: Any) -> Any:
     m = s[MOMENTUM] * m + g
-    return p - s[RATE] * m, m, v
+    return p - s[LEARNING_RATE] * m, m, v
 
 
 def nesterov_rule(p: Any, g: Any, m: Any, v: Any, s: Any) -> Any:
     m = s[MOMENTUM] * m + g
-    return p - s[RATE] * (g + s[MOMENTUM] * m), m, v
+    return p - s[LEARNING_RATE] * (g + s[MOMENTUM] * m), m, v
 
 
 def rmsprop_rule(p: Any, g: Any, m: Any, v: Any, s: Any) -> Any:
-    v = v + s[COMPLEMENT2] * (g * g - v)
-    return p - s[RATE] * g / (math.sqrt(v) + s[EPSILON]), m, v
+    v = v + s[ONE_MINUS_BETA2] * (g * g - v)
+    return p - s[LEARNING_RATE] * g / (math.sqrt(v) + s[EPSILON]), m, v
 
 
 def adam_rule(p: Any, g: Any, m: Any, v: Any, s: Any) -> Any:
-    m = m + s[COMPLEMENT1] * (g - m)
-    v = v + s[COMPLEMENT2] * (g * g - v)
-    return p - s[RATE] * (m * s[CORRECTION1]) / (math.sqrt(v * s[CORRECTION2]) + s[EPSILON]), m, v
+    m = m + s[ONE_MINUS_BETA1] * (g - m)
+    v = v + s[ONE_MINUS_BETA2] * (g * g - v)
+    return p - s[LEARNING_RATE] * (m * s[BIAS_CORRECTION1]) / (math.sqrt(v * s[BIAS_CORRECTION2]) + s[EPSILON]), m, v
 
 
 def adamw_rule(p: Any, g: Any, m: Any, v: Any, s: Any) -> Any:
-    p = p - s[RATE] * s[DECAY] * p
-    m = m + s[COMPLEMENT1] * (g - m)
-    v = v + s[COMPLEMENT2] * (g * g - v)
-    return p - s[RATE] * (m * s[CORRECTION1]) / (math.sqrt(v * s[CORRECTION2]) + s[EPSILON]), m, v
+    p = p - s[LEARNING_RATE] * s[WEIGHT_DECAY] * p
+    m = m + s[ONE_MINUS_BETA1] * (g - m)
+    v = v + s[ONE_MINUS_BETA2] * (g * g - v)
+    return p - s[LEARNING_RATE] * (m * s[BIAS_CORRECTION1]) / (math.sqrt(v * s[BIAS_CORRECTION2]) + s[EPSILON]), m, v
 
 
 class Rule(NamedTuple):
-    """An update rule, and which of the slots m and v it keeps."""
+    """An update rule, and the names of its slots, of m and v."""
 
     update: Callable[[Any, Any, Any, Any, Any], Any]
     slots: tuple[str, ...]
@@ -109,7 +122,7 @@ RULES = {
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Settings of an optimiser; what its rule does not use is ignored.
+    """Settings of an optimiser; settings that its rule does not use are ignored.
 
     Parameters
     ----------
@@ -122,7 +135,7 @@ class Optimizer:
 
     Raises
     ------
-    ConfigError : a name or a value that cannot be
+    ConfigError : an unknown name or an invalid value
 
     Examples
     --------
@@ -139,8 +152,7 @@ class Optimizer:
     clip_norm: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.name not in RULES:
-            raise ConfigError(unknown_name("optimizer", self.name, RULES))
+        object.__setattr__(self, "name", canonical_name("optimizer", self.name, RULES))
         for field in ("momentum", "beta1", "beta2"):
             if not 0 <= getattr(self, field) < 1:
                 raise ConfigError(f"{field} must be at least 0 and below 1, not {getattr(self, field)}")
@@ -152,37 +164,43 @@ class Optimizer:
 
     @property
     def slots(self) -> tuple[str, ...]:
-        """Names of the optimiser slots kept for each parameter."""
+        """Names of the optimiser slots of each parameter."""
         return RULES[self.name].slots
 
-    def scalars(self, rates: npt.NDArray[np.float64], step: int, l1: float = 0.0, l2: float = 0.0) -> npt.NDArray[np.float32]:
-        """What the rules read in the steps `step`, `step` + 1, …: (len(rates), len(SCALARS)) float32.
+    def scalars(
+        self, learning_rates: npt.NDArray[np.float64], step: int, l1: float = 0.0, l2: float = 0.0
+    ) -> npt.NDArray[np.float32]:
+        """Scalars that the rules read in the steps `step`, `step` + 1, …: (len(learning_rates), len(SCALARS)) float32.
 
-        `step` counts the updates already made; the powers of the bias correction are taken in float64. l1 and l2 are the
-        network's penalties.
+        `step` counts the updates already made; the powers of the bias correction are computed in float64. l1 and l2 are the
+        penalties of the network.
         """
-        return self.scalars_by_kind(rates, step, l1, l2)[:, 0]
+        return self.scalars_by_kind(learning_rates, step, l1, l2)[:, 0]
 
     def scalars_by_kind(
-        self, rates: npt.NDArray[np.float64], step: int, l1: float = 0.0, l2: float = 0.0
+        self, learning_rates: npt.NDArray[np.float64], step: int, l1: float = 0.0, l2: float = 0.0
     ) -> npt.NDArray[np.float32]:
-        """`scalars` of weights and of biases, (len(rates), 2, len(SCALARS)) float32: these have no decay and no penalties."""
-        first, end = step // STEPS_AT_ONCE, (step + len(rates)) // STEPS_AT_ONCE + 1
-        tables = [scalars_without_rates(self, l1, l2, block) for block in range(first, end)]
+        """`scalars` of weights and of biases, (len(learning_rates), 2, len(SCALARS)) float32.
+
+        Biases have no weight decay and no penalties.
+        """
+        first, end = step // STEPS_AT_ONCE, (step + len(learning_rates)) // STEPS_AT_ONCE + 1
+        tables = [scalars_without_learning_rates(self, l1, l2, block) for block in range(first, end)]
         start = step - first * STEPS_AT_ONCE
-        table = (tables[0] if len(tables) == 1 else np.concatenate(tables))[start : start + len(rates)].copy()
-        with np.errstate(over="ignore"):  # an infinite rate diverges, and is reported as that
-            table[..., RATE] = rates[:, None]
+        table = (tables[0] if len(tables) == 1 else np.concatenate(tables))[start : start + len(learning_rates)].copy()
+        with np.errstate(over="ignore"):  # an infinite learning rate is reported as divergence
+            table[..., LEARNING_RATE] = learning_rates[:, None]
         return table
 
 
 @functools.lru_cache
-def scalars_without_rates(optimizer: Optimizer, l1: float, l2: float, block: int) -> npt.NDArray[np.float32]:
-    """`Optimizer.scalars_by_kind` of a block of STEPS_AT_ONCE steps, rates zero: kept, since epochs of few steps share one."""
+def scalars_without_learning_rates(optimizer: Optimizer, l1: float, l2: float, block: int) -> npt.NDArray[np.float32]:
+    """`Optimizer.scalars_by_kind` of a block of STEPS_AT_ONCE steps, learning rates 0; cached for short epochs."""
     table = np.zeros((STEPS_AT_ONCE, 2, len(SCALARS)), np.float32)
     complements = 1 - optimizer.beta1, 1 - optimizer.beta2
     table[..., FIXED] = optimizer.momentum, *complements, optimizer.epsilon, optimizer.weight_decay, l1, l2
     table[:, 1, OF_WEIGHTS_ONLY] = 0
     count = np.arange(1, STEPS_AT_ONCE + 1)[:, None] + block * STEPS_AT_ONCE
-    table[..., CORRECTION1 : CORRECTION2 + 1] = (1 / (1 - np.array((optimizer.beta1, optimizer.beta2)) ** count))[:, None]
+    corrections = 1 / (1 - np.array((optimizer.beta1, optimizer.beta2)) ** count)
+    table[..., [BIAS_CORRECTION1, BIAS_CORRECTION2]] = corrections[:, None]
     return table

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.errors import ConfigError, unknown_name
+from fastmlp.errors import ConfigError
+from fastmlp.nn.names import canonical_name
 
 
 def constant(t: float, schedule: Schedule) -> float:
@@ -82,8 +83,7 @@ class Schedule:
     epochs: float = 200.0
 
     def __post_init__(self) -> None:
-        if self.kind not in SCHEDULES:
-            raise ConfigError(unknown_name("schedule", self.kind, SCHEDULES))
+        object.__setattr__(self, "kind", canonical_name("schedule", self.kind, SCHEDULES))
         if not (self.rate > 0 and math.isfinite(self.rate)):
             raise ConfigError(f"the learning rate must be a positive number, not {self.rate}")
         if not 0 < self.factor <= 1:

@@ -134,7 +134,7 @@ def _class_table(test: Mapping[str, Any], color: bool) -> Iterator[str]:
     yield _bold(f"{'class':<{width}}  precision  recall      F1  support", color)
     yield from map(line, shown)
     if len(rows) > len(shown):
-        yield f"({len(rows) - len(shown)} more classes; result.json and --json have them all)"
+        yield f"({len(rows) - len(shown)} more classes; result.json has them all)"
     yield from map(line, averages)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fastmlp._lazy import lazy
 
 if TYPE_CHECKING:
-    from fastmlp.training.loop import Training as Training
+    from fastmlp.training.loop import TrainResult as TrainResult
     from fastmlp.training.loop import train as train
     from fastmlp.training.many import train_many as train_many
     from fastmlp.training.settings import Settings as Settings
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
-        "loop": ["Training", "train"],
+        "loop": ["TrainResult", "train"],
         "many": ["train_many"],
         "settings": ["Settings"],
     },

@@ -1,8 +1,4 @@
-"""The training loop: epochs, chunks, validation, early stopping, time budget, signals. Readable Python over any engine.
-
-Here: `train`. Not here: arithmetic (engines), settings (settings.py), what is watched (monitor.py), files and pictures
-(experiments).
-"""
+"""The training loop: epochs, chunks, validation, early stopping, time limit, signals. Readable Python over any engine."""
 
 from __future__ import annotations
 
@@ -17,7 +13,7 @@ import numpy.typing as npt
 
 from fastmlp.data.rows import Array, Features, Indices, in_whole
 from fastmlp.engines import make_engine
-from fastmlp.engines.base import Engine, Job, RowMetrics, State, steps_of
+from fastmlp.engines.base import Engine, EngineSpec, RowMetrics, State, step_count
 from fastmlp.engines.interrupts import Signals
 from fastmlp.errors import DivergedError
 from fastmlp.models.metrics import mean
@@ -25,41 +21,43 @@ from fastmlp.models.model import Model
 from fastmlp.nn.network import FloatArray, Network
 from fastmlp.nn.philox import generator
 from fastmlp.nn.scaling import Scaling
-from fastmlp.training.augment import Moves, augmented, draw_moves
-from fastmlp.training.monitor import Best, Measured, Row, Validation, check_finite, validate
+from fastmlp.training.augment import Augmentation, augment, sample_augmentation
+from fastmlp.training.monitor import EarlyStopping, EpochLog, StepValidation, Validation, check_finite, validate
 from fastmlp.training.settings import Settings, TrainingData, check_data, match_data
 
-Callback = Callable[[Row, Engine], bool | None]
+Callback = Callable[[EpochLog, Engine], bool | None]
 
-# A chunk of steps returns to Python after about this many seconds: for progress, signals, and the time budget.
+# A chunk of steps returns to Python after about this many seconds: for progress, signals, and the time limit.
 CHUNK_SECONDS = 0.08
-SLOWEST = 1e8  # floating-point operations per second that any engine makes: how long the first chunk may be
+SLOWEST = 1e8  # floating-point operations per second of any engine, at least; limits the size of the first chunk
 
 
 class Progress(Protocol):
-    """What shows the training to a person; see progress.py."""
+    """Display of progress; see progress.py."""
 
-    def update(self, epoch: int, done: int, total: int, loss: float, accuracy: float | None, rate: float) -> None: ...
-    def epoch_done(self, row: Row) -> None: ...
+    def update(
+        self, epoch: int, done: int, total: int, loss: float, accuracy: float | None, rows_per_second: float
+    ) -> None: ...
+    def epoch_done(self, row: EpochLog) -> None: ...
 
 
-class Training(NamedTuple):
-    """What training gave.
+class TrainResult(NamedTuple):
+    """Result of a training.
 
-    model : with the best weights
-    history : a dict per epoch: epoch (from 1), rows, loss, accuracy, val_loss, val_accuracy, rate, seconds (training
-        alone), eval_seconds, rows_per_second. loss and accuracy are means over the epoch as it ran (dropout on, weights
-        moving); accuracy is None for plain targets, val_* without a validation part. With `Settings.val_steps` also
-        steps: a dict per measurement within the epoch, with step (updates since the start), epoch (a fraction), loss (mean
-        over the rows of the epoch since the measurement before), val_loss and val_accuracy
-    best_epoch : the epoch whose weights the model has
-    stopped : why it ended: "epochs", "patience", "time", "callback", "interrupted" or "diverged"
-    state : parameters, slots and step at the very end
-    threads, backend : what the engine ran with
+    model : the model, with the weights of the best epoch
+    history : a dict per epoch: epoch (from 1), rows, loss, accuracy, val_loss, val_accuracy, lr, seconds (of training
+        alone), eval_seconds, rows_per_second. loss and accuracy are means over the epoch while the weights change, with
+        dropout; accuracy is None for regression, val_* without a validation split. With `Settings.val_steps` also
+        steps: a dict per validation within the epoch, with step (updates since the start), epoch (a fraction), loss (mean
+        over the rows of the epoch since the previous validation), val_loss and val_accuracy
+    best_epoch : number of the epoch whose weights the model has
+    stopped : reason of the end: "epochs", "patience", "time", "callback", "interrupted" or "diverged"
+    state : parameters, optimizer slots and step after the last update
+    backend, threads : of the engine
     """
 
     model: Model
-    history: list[Row]
+    history: list[EpochLog]
     best_epoch: int
     stopped: str
     state: State
@@ -68,19 +66,19 @@ class Training(NamedTuple):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended the training; `training` has the best weights so far, `signal` the signal's number."""
+    """A signal ended the training; `training` has the best weights so far, `signal` is the signal's number."""
 
-    def __init__(self, training: Training, signal: int) -> None:
+    def __init__(self, training: TrainResult, signal: int) -> None:
         super().__init__(f"training interrupted in epoch {len(training.history)}")
         self.training = training
         self.signal = signal
 
 
 class Diverged(DivergedError):
-    """The loss is not finite any more; `training` has the best weights of the epochs before, if any were finished."""
+    """The loss is not finite; `training` has the best weights of the epochs before, or is None if none was finished."""
 
-    def __init__(self, message: str, training: Training | None) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, training: TrainResult | None, *, settings: Sequence[str] = ()) -> None:
+        super().__init__(message, settings=settings)
         self.training = training
 
 
@@ -88,13 +86,13 @@ class Diverged(DivergedError):
 def loop_for(
     network: Network, settings: Settings, data: TrainingData, progress: Progress | None = None, threads: int | None = None
 ) -> Iterator[Loop]:
-    """A training about to begin, on an engine of its own that is closed afterwards.
+    """A `Loop` on an engine of its own, which is closed afterwards.
 
     threads : of the engine; None takes those of the settings
     """
     batch, seed, threads = settings.batch_size, settings.seed, threads or settings.threads
-    job = Job(network, settings.optimizer, batch, seed, data.scaling, threads, settings.dtype, settings.precision)
-    engine = make_engine(settings.backend, job)
+    spec = EngineSpec(network, settings.optimizer, batch, seed, data.scaling, threads, settings.dtype, settings.precision)
+    engine = make_engine(settings.backend, spec)
     try:
         yield Loop(engine, network, settings, data, progress)
     finally:
@@ -102,15 +100,15 @@ def loop_for(
 
 
 class Loop:
-    """One training from start to end; `run` reads top to bottom."""
+    """One training, from the first epoch to the last."""
 
     def __init__(
         self, engine: Engine, network: Network, settings: Settings, data: TrainingData, progress: Progress | None
     ) -> None:
         self.engine, self.network, self.settings, self.data, self.progress = engine, network, settings, data, progress
         self.x, self.rows, self.y, self.weights = in_whole(data.train.x, data.train.y, data.sample_weight)
-        self.history: list[Row] = []
-        self.best = Best(settings, data.validation is not None)
+        self.history: list[EpochLog] = []
+        self.stopping = EarlyStopping(settings, data.validation is not None)
         self.chunk = self._whole_batches(CHUNK_SECONDS * SLOWEST / network.flops_per_row)  # rows until the engine returns
         self.deadline = math.inf
         slots = np.zeros((len(settings.optimizer.slots), network.parameters), settings.dtype)
@@ -120,24 +118,25 @@ class Loop:
             self.validation = Validation(engine.hold(data.validation.x, data.validation.y), data.validation.y.ndim == 1)
 
     def compile(self) -> None:
-        """Let the engine compile on no rows, before the clock and the signal handlers start."""
+        """Compile the kernels, by calls without rows, before the clock and the signal handlers start."""
         self.engine.train(self.x, self.y, np.empty(0, np.int64), np.empty(0))
         self.engine.forward(self.x[:0])
         if self.data.validation is not None:
             x, y = self.data.validation.x, self.data.validation.y  # one split may be uint8 and the other not
             self.engine.evaluate(self.engine.hold(x[:0], y[:0]))
 
-    def run(self, signals: Signals, callbacks: Sequence[Callback] = ()) -> Training:
-        """Train to the end, or until `signals`, which loops in other threads may share, has received one."""
+    def run(self, signals: Signals, callbacks: Sequence[Callback] = ()) -> TrainResult:
+        """Train until the end, or until `signals`, which loops in other threads may share, has received a signal."""
         if self.settings.max_time is not None:
             self.deadline = time.monotonic() + self.settings.max_time
         stopped = "epochs"
         for epoch in range(1, self.settings.epochs + 1):
             try:
                 row = self._epoch(epoch, signals)
-                self.best.saw(row, self.engine)
+                self.stopping.update(row, self.engine)
             except DivergedError as error:
-                raise Diverged(str(error), self._result("diverged") if self.history else None) from None
+                result = self._result("diverged") if self.history else None
+                raise Diverged(str(error), result, settings=error.settings) from None
             self.history.append(row)
             if self.progress is not None:
                 self.progress.epoch_done(row)
@@ -150,70 +149,72 @@ class Loop:
             raise Interrupted(training._replace(stopped="interrupted"), signals.received)
         return training
 
-    def _result(self, stopped: str) -> Training:
-        assert self.best.parameters is not None
+    def _result(self, stopped: str) -> TrainResult:
+        assert self.stopping.parameters is not None
         settings, data = self.settings, self.data
         known = (data.scaling, data.classes or (), data.image_shape)
-        model = Model(self.network, self.best.parameters, *known, settings.backend, settings.threads)
+        model = Model(self.network, self.stopping.parameters, *known, settings.backend, settings.threads)
         state = self.engine.state()
-        return Training(model, self.history, self.best.epoch, stopped, state, self.engine.name, self.engine.threads)
+        return TrainResult(model, self.history, self.stopping.epoch, stopped, state, self.engine.name, self.engine.threads)
 
     def _reason(self, epoch: int, called_off: bool) -> str:
-        """Why training stops after this epoch, or "epochs" if it goes on as long as there are any."""
+        """The reason to stop after this epoch, or "epochs" if there is none."""
         if called_off:
             return "callback"
         if time.monotonic() >= self.deadline:
             return "time"
-        return "patience" if self.best.tired(epoch) else "epochs"
+        return "patience" if self.stopping.should_stop(epoch) else "epochs"
 
-    def _epoch(self, epoch: int, signals: Signals) -> Row:
+    def _epoch(self, epoch: int, signals: Signals) -> EpochLog:
         settings = self.settings
         order = generator(settings.seed, "order", epoch).permutation(self.rows)
-        steps = steps_of(len(order), settings.batch_size)
+        steps = step_count(len(order), settings.batch_size)
         rates = settings.schedule.rates((epoch - 1) * steps, steps, steps)
         results: list[RowMetrics] = []
         weights = None if self.weights is None else self.weights[order].astype(np.float64)
-        measured = Measured(settings, self.validation, (epoch - 1) * steps, steps, weights)
-        moving = settings.flip or settings.shift
-        moves = draw_moves(settings.seed, epoch, len(order), settings.flip, settings.shift) if moving else None
+        step_validation = StepValidation(settings, self.validation, (epoch - 1) * steps, steps, weights)
+        augments = settings.flip or settings.shift
+        augmentation = (
+            sample_augmentation(settings.seed, epoch, len(order), settings.flip, settings.shift) if augments else None
+        )
         done, seconds, total, right = 0, 0.0, 0.0, 0
         while done < len(order) and not (done and (signals.received or time.monotonic() >= self.deadline)):
-            rows = order[done : done + min(self.chunk, measured.rows_left(done))]
+            rows = order[done : done + min(self.chunk, step_validation.rows_left(done))]
             first_step = done // settings.batch_size
-            chunk_rates = rates[first_step:][: steps_of(len(rows), settings.batch_size)]
+            chunk_rates = rates[first_step:][: step_count(len(rows), settings.batch_size)]
             began = time.perf_counter()
-            x, y, rows, weighted = self._given(rows, moves and moves.part(done, done + len(rows)))
+            x, y, rows, weighted = self._arguments(rows, augmentation and augmentation.select(done, done + len(rows)))
             part = self.engine.train(x, y, rows, chunk_rates, weighted)
             elapsed = time.perf_counter() - began
             check_finite(part.loss, epoch, first_step, settings)
             results.append(part)
             done, seconds = done + len(rows), seconds + elapsed
-            measured.saw(part, done, self.engine)
+            step_validation.update(part, done, self.engine)
             if self.progress is not None:
                 total, right = total + float(part.loss.sum(dtype=np.float64)), right + int(part.correct.sum())
                 accuracy = right / done if self.y.ndim == 1 else None
                 self.progress.update(epoch, done, len(order), total / done, accuracy, done / seconds)
             self._adapt(len(rows), elapsed)
         weights = None if weights is None else weights[:done]
-        return measured.into(self._row(epoch, done, results, weights, seconds, float(rates[0])))
+        return step_validation.merge(self._row(epoch, done, results, weights, seconds, float(rates[0])))
 
-    def _given(self, rows: Indices, moves: Moves | None) -> tuple[Array, Array, Indices, FloatArray | None]:
-        """What the engine takes to train on these rows: x, y, which rows of them, and weights; copies only of moved images."""
-        if moves is None or self.data.image_shape is None:
+    def _arguments(self, rows: Indices, augmentation: Augmentation | None) -> tuple[Array, Array, Indices, FloatArray | None]:
+        """Arguments of `Engine.train` for these rows: x, y, row numbers, and weights; only augmented images are copied."""
+        if augmentation is None or self.data.image_shape is None:
             return self.x, self.y, rows, self.weights
-        x = augmented(self.x[rows], self.data.image_shape, moves)
+        x = augment(self.x[rows], self.data.image_shape, augmentation)
         return x, self.y[rows], np.arange(len(rows)), None if self.weights is None else self.weights[rows]
 
     def _adapt(self, rows: int, elapsed: float) -> None:
         self.chunk = self._whole_batches(min(rows * CHUNK_SECONDS / max(elapsed, 1e-6), 4 * rows))
 
     def _whole_batches(self, rows: float) -> int:
-        """At most so many rows, but a batch at least."""
+        """The largest number of rows that is a whole number of batches, at most `rows`, but at least one batch."""
         return max(1, int(rows // self.settings.batch_size)) * self.settings.batch_size
 
     def _row(
         self, epoch: int, rows: int, results: list[RowMetrics], weights: FloatArray | None, seconds: float, rate: float
-    ) -> Row:
+    ) -> EpochLog:
         began = time.perf_counter()
         loss = np.concatenate([part.loss for part in results]).astype(np.float64)
         correct = np.concatenate([part.correct for part in results])
@@ -227,7 +228,7 @@ class Loop:
             "accuracy": mean(correct, weights) if self.y.ndim == 1 else None,
             "val_loss": val_loss,
             "val_accuracy": val_accuracy,
-            "rate": rate,
+            "lr": rate,
             "seconds": seconds,
             "eval_seconds": time.perf_counter() - began,
             "rows_per_second": rows / seconds,
@@ -247,26 +248,26 @@ def train(  # noqa: PLR0913 - the settings are one argument; what remains is dat
     image_shape: tuple[int, int, int] | None = None,
     callbacks: Sequence[Callback] = (),
     progress: Progress | None = None,
-) -> Training:
+) -> TrainResult:
     """Train a network.
 
     Parameters
     ----------
     network : its description
-    x : (n, features) uint8 or float, memory-mapped or not, or a `rows.Subset`; scaled by `scaling` as rows are used
+    x : (n, features) uint8 or float, memory-mapped or not, or a `rows.Subset`; not scaled, `scaling` is applied during training
     y : (n,) integer classes 0 … outputs - 1, or (n, outputs) targets
     settings : how to train
-    validation : (x, y) to measure after each epoch; the weights of the best epoch are kept
-    scaling : fitted on x, see `fit_scaling`; stored with the model
+    validation : (x, y), evaluated after each epoch; the weights of the best epoch are returned
+    scaling : fitted to x, see `fit_scaling`; stored with the model
     sample_weight : (n,) positive weights of the rows in the loss
     classes : names of the classes; None numbers them
-    image_shape : (height, width, channels) if the rows are images, which `Settings.flip` and `shift` move; kept in the model
-    callbacks : each is called with the epoch's history row and the engine; True stops the training
-    progress : shows the course, see `progress.make_progress`
+    image_shape : (height, width, channels) if the rows are images, for `Settings.flip` and `shift`; stored with the model
+    callbacks : called after each epoch with its row of the history and the engine; True stops the training
+    progress : display, see `progress.make_progress`
 
     Raises
     ------
-    ConfigError : settings that contradict each other or the data
+    ConfigError : settings that contradict each other or do not fit the data
     DataError : data that do not fit the network
     Diverged : the loss became NaN or infinite
     Interrupted : SIGINT or SIGTERM came (only seen in the main thread); carries the training so far
@@ -295,7 +296,7 @@ def train_checked(
     data: TrainingData,
     callbacks: Sequence[Callback] = (),
     progress: Progress | None = None,
-) -> Training:
+) -> TrainResult:
     """Train as `train` does, on data and with settings that have been checked: no row is read to check it again.
 
     Parameters

@@ -23,13 +23,13 @@ from fastmlp.engines.interrupts import Signals
 from fastmlp.errors import ConfigError, FastMLPError
 from fastmlp.nn.network import FloatArray, Network
 from fastmlp.nn.scaling import Scaling
-from fastmlp.training.loop import Callback, Diverged, Interrupted, Training, loop_for
-from fastmlp.training.monitor import Row
+from fastmlp.training.loop import Callback, Diverged, Interrupted, TrainResult, loop_for
+from fastmlp.training.monitor import EpochLog
 from fastmlp.training.settings import Settings, TrainingData, check_data, match_data
 
-Result = Training | Diverged
-RowSeen = Callable[[int, Row], None]
-Ended = Callable[[int, Result], None]
+Result = TrainResult | Diverged
+EpochCallback = Callable[[int, EpochLog], None]
+ResultCallback = Callable[[int, Result], None]
 
 # While it waits, the caller's thread looks this often whether a signal came that the system gave to another thread.
 WAIT_SECONDS = 0.2
@@ -85,8 +85,8 @@ def train_many(  # noqa: PLR0913 - as `train`
     image_shape: tuple[int, int, int] | None = None,
     threads: int | None = None,
     callbacks: Sequence[Sequence[Callback]] | None = None,
-    progress: RowSeen | None = None,
-    finished: Ended | None = None,
+    progress: EpochCallback | None = None,
+    finished: ResultCallback | None = None,
 ) -> list[Result]:
     """Train many networks on the same data at once, each on one thread, to the same bits as `train` would alone.
 
@@ -103,7 +103,7 @@ def train_many(  # noqa: PLR0913 - as `train`
 
     Returns
     -------
-    list : in the order of `jobs`, the `Training` of each model, or the `Diverged` error that `train` would have raised,
+    list : in the order of `jobs`, the `TrainResult` of each model, or the `Diverged` error that `train` would have raised,
         which has the epochs before in its `training`. A model that diverges ends no other.
 
     Raises
@@ -136,8 +136,8 @@ def train_tasks(
     *,
     threads: int | None = None,
     callbacks: Sequence[Sequence[Callback]] | None = None,
-    progress: RowSeen | None = None,
-    finished: Ended | None = None,
+    progress: EpochCallback | None = None,
+    finished: ResultCallback | None = None,
 ) -> list[Result]:
     """Train the networks of `make_tasks`; parameters, result and errors as for `train_many`."""
     threads = Settings(threads=threads).threads or available_cores()  # the same check as for all numbers of threads
@@ -158,7 +158,7 @@ def naming(index: int) -> Iterator[None]:
     try:
         yield
     except FastMLPError as error:
-        raise type(error)(f"jobs[{index}]: {error}") from None
+        raise type(error)(f"jobs[{index}]: {error}", settings=error.settings) from None
 
 
 def make_tasks(
@@ -201,8 +201,8 @@ class Pool:
         self,
         tasks: list[Task],
         signals: Signals,
-        progress: RowSeen | None,
-        finished: Ended | None,
+        progress: EpochCallback | None,
+        finished: ResultCallback | None,
         callbacks: Sequence[Sequence[Callback]] | None = None,
     ) -> None:
         self.tasks, self.signals, self.progress, self.finished = tasks, signals, progress, finished
@@ -212,7 +212,7 @@ class Pool:
         self.next = iter(sorted(range(len(tasks)), key=lambda index: tasks[index].cost, reverse=True))
         self.errors: list[BaseException] = []
         # Rows for `progress`, results for `finished`, and None from a thread that ends.
-        self.inbox: SimpleQueue[tuple[int, Row | Result] | None] = SimpleQueue()
+        self.inbox: SimpleQueue[tuple[int, EpochLog | Result] | None] = SimpleQueue()
 
     def run(self, threads: int) -> None:
         """Train all models; return, or raise, when no thread runs any more."""
@@ -242,9 +242,9 @@ class Pool:
             else:
                 self._tell(*message)
 
-    def _tell(self, index: int, what: Row | Result) -> None:
+    def _tell(self, index: int, what: EpochLog | Result) -> None:
         """Hand on what a thread has sent."""
-        if isinstance(what, Training | Diverged):
+        if isinstance(what, TrainResult | Diverged):
             if self.finished is not None:
                 self.finished(index, what)
         elif self.progress is not None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from fastmlp.data.checks import CheckedRows, check_description, check_split, check_weights, match_network
 from fastmlp.errors import ConfigError, DataError
+from fastmlp.nn.names import canonical_name
 from fastmlp.nn.network import FloatArray, Network
 from fastmlp.nn.optimizers import Optimizer
 from fastmlp.nn.scaling import Scaling
@@ -41,7 +42,7 @@ class Settings:
     val_steps : measure the validation part also after every so many updates; None only after epochs
     max_time : seconds after which training stops, mid-epoch if need be; None for no limit
     seed : of initial weights, row order, dropout, flip and shift, 0 to 2^64 - 1
-    backend, threads, dtype, precision : see `engines.make_engine` and `base.Job`
+    backend, threads, dtype, precision : see `engines.make_engine` and `base.EngineSpec`
 
     Raises
     ------
@@ -69,17 +70,16 @@ class Settings:
         for name in ("epochs", "batch_size", "patience", "val_steps", "threads", "seed", "shift"):
             value, least = getattr(self, name), 0 if name in ("seed", "shift") else 1
             if value is not None and not (isinstance(value, Integral) and int(value) >= least):
-                raise ConfigError(f"{name} must be at least {least}, a whole number, not {value!r}")
+                raise ConfigError(f"{name} must be at least {least}, a whole number, not {value!r}", settings=(name,))
         if not 0 <= self.flip <= 1:
-            raise ConfigError(f"flip is a probability between 0 and 1, not {self.flip}")
+            raise ConfigError(f"flip is a probability between 0 and 1, not {self.flip}", settings=("flip",))
         if not (self.min_delta >= 0 and math.isfinite(self.min_delta)):
-            raise ConfigError(f"min_delta must be zero or a positive number, not {self.min_delta}")
-        if self.monitor not in MONITORS:
-            raise ConfigError(f"monitor must be loss or accuracy, not {self.monitor!r}")
+            raise ConfigError(f"min_delta must be zero or a positive number, not {self.min_delta}", settings=("min_delta",))
+        object.__setattr__(self, "monitor", canonical_name("monitor", self.monitor, MONITORS))
         if self.max_time is not None and not self.max_time > 0:
-            raise ConfigError(f"max_time must be a positive number of seconds, not {self.max_time}")
+            raise ConfigError(f"max_time must be a positive number of seconds, not {self.max_time}", settings=("max_time",))
         if self.seed >= 2**64:
-            raise ConfigError(f"seed must be between 0 and 2^64 - 1, not {self.seed}")
+            raise ConfigError(f"seed must be between 0 and 2^64 - 1, not {self.seed}", settings=("seed",))
 
 
 @dataclass(frozen=True, eq=False)

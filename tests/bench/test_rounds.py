@@ -104,7 +104,7 @@ def test_contestants_take_turns_on_the_same_orders(monkeypatch: pytest.MonkeyPat
 
 
 def test_an_engine_without_its_device_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def make_cuda(job: Any) -> Any:
+    def make_cuda(spec: Any) -> Any:
         raise UnavailableError("no CUDA device")
 
     monkeypatch.setitem(BACKENDS, "cuda", make_cuda)

@@ -1,4 +1,4 @@
-"""The benchmarks' own correctness: README's tables are those of the committed results, and each script runs once."""
+"""The documentation's tables and figure match the committed results, and each benchmark script runs once."""
 
 from __future__ import annotations
 
@@ -10,39 +10,47 @@ from typing import Any
 
 import pytest
 
-from benchmarks import epochs, tables
+from benchmarks import epochs, speed_figure, tables
 from benchmarks.cases import EPOCHS, Case
 from fastmlp.bench.rounds import BenchSettings, run_bench
 from fastmlp.nn.network import Network
 
-README = Path(tables.ROOT) / "README.md"
+SPEED, RESULTS = (Path(tables.ROOT) / "docs" / name for name in ("speed.md", "results.md"))
 
 
 def test_pages_have_the_tables_of_the_committed_results() -> None:
-    assert README in tables.PAGES
+    assert {SPEED, RESULTS} < set(tables.PAGES)
     for page, shown in tables.PAGES.items():
         text = page.read_text()
         assert tables.filled(text, *shown) == text, page
         assert len(set(shown[1])) == text.count("<!-- table ")
 
 
-def test_a_figure_that_no_result_has_is_noticed() -> None:
-    text = README.read_text()
+def test_a_value_that_no_result_has_is_detected() -> None:
+    text, shown = RESULTS.read_text(), tables.PAGES[RESULTS]
     accuracy = json.loads((tables.RESULTS / "recipes.json").read_text())["rows"][0]["mlp"]["test"]
     changed = text.replace(f"{accuracy:.2%}", "99.99%", 1)
     assert changed != text
-    assert tables.filled(changed) != changed
+    assert tables.filled(changed, *shown) == text
 
 
-def test_a_readme_without_a_table_is_refused() -> None:
+def test_a_page_without_its_table_is_refused() -> None:
     with pytest.raises(SystemExit, match="one table 'epochs'"):
-        tables.filled("no table here")
+        tables.filled("no table here", tables.RESULTS, ("epochs",))
 
 
-def test_the_pictures_of_readme_are_there() -> None:
-    for name in ("docs/curves.png", "docs/confusion.png"):
-        assert f"({name})" in README.read_text()
-        assert (tables.ROOT / name).read_bytes().startswith(b"\x89PNG")
+def test_the_speed_figure_shows_the_committed_results() -> None:
+    result = json.loads((tables.RESULTS / "epochs.json").read_text())
+    times = speed_figure.relative_times(result)
+    assert len(times) == len(result["verdicts"]) == 7
+    for verdict, one in zip(result["verdicts"], times.values(), strict=True):
+        fastest_other = min(value for name, value in one.items() if name != "fastmlp")
+        low, high = (verdict["ratio"][key] for key in ("least", "most"))
+        assert low <= fastest_other <= high  # the ratio of medians lies within the range of the rounds' ratios
+    figure = speed_figure.speed_figure(result)
+    bars = figure.axes[0].patches
+    assert sorted(bar.get_width() for bar in bars) == sorted(value for one in times.values() for value in one.values())
+    assert figure.get_size_inches()[1] * figure.dpi <= 900
 
 
 def test_the_cases_have_their_known_cost() -> None:

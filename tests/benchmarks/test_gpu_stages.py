@@ -25,7 +25,7 @@ from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.stages import Stage
 from fastmlp.bench.cases import SYNTHETIC, Case
 from fastmlp.bench.rounds import Disagreement
-from fastmlp.engines.base import PRECISIONS, Job
+from fastmlp.engines.base import PRECISIONS, EngineSpec
 from fastmlp.engines.cuda.engine import TILES
 from fastmlp.engines.cuda.kernels.programs import Shape
 from fastmlp.engines.cuda.kernels.tiles import Tile
@@ -57,8 +57,8 @@ TOY = Network((20, 13, 9, 5), ("relu", "silu"), dropout=(0.2, 0.0), l2=1e-3)
 def toys() -> Iterator[None]:
     """Use the simulator with small trainings, and treat a batch of 12 rows as large."""
     jobs = {
-        label: Job(TOY, job.optimizer, 4 if job.batch_size == 64 else 12, job.seed, precision=job.precision)
-        for label, job in bits.JOBS.items()
+        label: EngineSpec(TOY, spec.optimizer, 4 if spec.batch_size == 64 else 12, spec.seed, precision=spec.precision)
+        for label, spec in bits.JOBS.items()
     }
     with simulation(), only_carried_kernels(), pytest.MonkeyPatch.context() as patch:
         patch.setattr("fastmlp.engines.cuda.engine.SMALL_BATCH", 8)

@@ -88,8 +88,8 @@ def slightly_off(maker: Callable[..., Subject]) -> Callable[..., Subject]:
 class WrongEngine(NumpyEngine):
     """The specification, but for a learning rate that is a hundredth too high and a slip in prediction."""
 
-    def train(self, x: Any, y: Any, order: Any, rates: Any, weights: Any = None) -> RowMetrics:
-        return super().train(x, y, order, 1.01 * rates, weights)
+    def train(self, x: Any, y: Any, indices: Any, learning_rates: Any, weights: Any = None) -> RowMetrics:
+        return super().train(x, y, indices, 1.01 * learning_rates, weights)
 
     def forward(self, x: Any) -> Any:
         return super().forward(x) * np.float32(1.001)
@@ -209,8 +209,8 @@ def watched(design: str) -> Iterator[Watched]:
     """The runtime of backend "cuda": the simulator, or with FASTMLP_TEST_GPU=1 the GPU. It takes all batches by one design."""
     need_backend("cuda")
     with simulation(), pytest.MonkeyPatch.context() as patch:
-        runtime = Watched(cuda.the_runtime())
-        patch.setattr(cuda, "the_runtime", lambda: runtime)
+        runtime = Watched(cuda.default_runtime())
+        patch.setattr(cuda, "default_runtime", lambda: runtime)
         patch.setattr(cuda, "SMALL_BATCH", 0 if design == "Tile" else sys.maxsize)
         yield runtime
 
@@ -257,7 +257,7 @@ def test_cuda_rows_over_a_driver_of_plain_memory(kind: str, design: str, monkeyp
 
     driver, recorder = stand_in(monkeypatch), Recorder()
     runtime = Runtime(driver)
-    monkeypatch.setattr(cuda, "the_runtime", lambda: runtime)
+    monkeypatch.setattr(cuda, "default_runtime", lambda: runtime)
     monkeypatch.setattr(cuda, "SMALL_BATCH", 0 if design == "Tile" else sys.maxsize)
     KINDS[kind][0](recorder, *KINDS[kind][3], "cuda")
     assert recorder.timed == 1
@@ -284,7 +284,7 @@ def test_without_a_device_cuda_rows_are_skipped(kind: str, monkeypatch: pytest.M
     def missing() -> NoReturn:
         raise UnavailableError("no device in this test")
 
-    monkeypatch.setattr(cuda, "the_runtime", missing)
+    monkeypatch.setattr(cuda, "default_runtime", missing)
     recorder = Recorder()
     with pytest.raises(pytest.skip.Exception, match="no device in this test"):
         KINDS[kind][0](recorder, *KINDS[kind][3], "cuda")

@@ -67,8 +67,8 @@ def test_values_have_no_accuracy() -> None:
     options = [
         "--data",
         "values.npz",
-        "--target",
-        "value",
+        "--task",
+        "regression",
         "--loss",
         "squared-error",
         "--val-count",

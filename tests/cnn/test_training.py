@@ -130,7 +130,7 @@ def test_a_loss_that_is_no_number_ends_with_the_best_weights() -> None:
 
 
 def test_learning_rates() -> None:
-    assert Settings(lr=0.4, schedule="step", factor=0.5, every=2).rate(5.9) == pytest.approx(0.1)
+    assert Settings(lr=0.4, schedule="step", lr_gamma=0.5, lr_step=2).rate(5.9) == pytest.approx(0.1)
     cosine = Settings(lr=0.4, schedule="cosine", epochs=4)
     assert [cosine.rate(epoch) for epoch in (0, 2, 4)] == pytest.approx([0.4, 0.2, 0.0])
     assert Settings(lr=0.4).rate(99) == 0.4

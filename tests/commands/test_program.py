@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from support.cli import FAST, call, forget_settings, ok, refused
+from support.cli import FAST, SMALL, call, forget_settings, ok, refused
 
 import fastmlp
 from fastmlp.commands.console import warn
@@ -27,7 +27,7 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on digits."""
     out = tmp_path_factory.mktemp("runs") / "a"
-    ok("train", *FAST, "--epochs", "8", "--scale", "unit", "--out", out, "-q")
+    ok("train", *SMALL, "--epochs", "8", "--scale", "unit", "--out", out, "-q")
     return out
 
 
@@ -139,7 +139,7 @@ def test_evaluate_gives_the_figures_of_the_result(run: Path) -> None:
     result = json.loads((run / "result.json").read_text())
     assert found["test"] == result["test"]
     assert json.loads(ok("evaluate", run, "--data", "digits", "--json").stdout) == found
-    assert json.loads(ok("evaluate", run, "--json", FASTMLP_DATASET="digits", FASTMLP_PART="validation").stdout)[
+    assert json.loads(ok("evaluate", run, "--json", FASTMLP_DATASET="digits", FASTMLP_SPLIT="validation").stdout)[
         "validation"
     ] == result["validation"]  # fmt: skip
 
@@ -195,7 +195,7 @@ def test_data_list(tmp_path: Path) -> None:
 def test_data_verify(tmp_path: Path) -> None:
     nothing = ok("data", "verify", "--data-dir", tmp_path)
     assert nothing.stdout == ""  # nothing is there, nothing is damaged
-    assert "no files of data sets are there" in nothing.stderr
+    assert "no files of data sets found" in nothing.stderr
     result = call("data", "verify", "mnist", "--data-dir", tmp_path, "--json")
     assert result.exit_code == 3
     assert {row["status"] for row in json.loads(result.stdout)["files"]} == {"missing"}

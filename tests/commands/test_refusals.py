@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.cli import FAST, call, forget_settings, ok, refused
+from support.cli import FAST, SMALL, call, forget_settings, ok, refused
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on digits."""
     out = tmp_path_factory.mktemp("runs") / "a"
-    ok("train", *FAST, "--epochs", "8", "--scale", "unit", "--out", out, "-q")
+    ok("train", *SMALL, "--epochs", "8", "--scale", "unit", "--out", out, "-q")
     return out
 
 
@@ -36,7 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["train", "surplus"], ["surplus"]),
         (["evaluate"], ["RUN|MODEL"]),
         (["predict", "runs/a"], ["INPUT"]),
-        (["evaluate", "a", "--part", "tset"], ["--part", "tset", "validation"]),
+        (["evaluate", "a", "--split", "tset"], ["--split", "tset", "validation"]),
         (["evaluate", "a", "--min-accuracy", "2"], ["--min-accuracy", "2"]),
         (["predict", "a", "b", "--top", "0"], ["--top", "0"]),
     ],
@@ -60,11 +60,11 @@ def test_without_a_command_the_help_is_shown() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("optimiser = 'sgd'", "unknown key 'optimiser'; did you mean 'optimizer'?"),
+        ("optimizr = 'sgd'", "unknown key 'optimizr'; did you mean 'optimizer'?"),
         ("epochs = 'five'", "epochs must be a whole number, not 'five'"),
         ("hidden = [1, 2", "not TOML: "),
         ("optimizer = 'adm'", "unknown optimizer 'adm'; did you mean 'adam'?"),
-        ("val_count = 3\nval_fraction = 0.1", "say the same thing"),
+        ("val_count = 3\nval_fraction = 0.1", "exclude each other; give only one [--val-count, --val-fraction]"),
     ],
 )
 def test_a_bad_config_file(text: str, message: str, tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_missing_config_file() -> None:
 
 
 BAD_FLAGS = {
-    "--target": "price",
+    "--task": "price",
     "--val-fraction": "1",
     "--val-count": "5000",
     "--test-count": "5000",
@@ -100,12 +100,12 @@ BAD_FLAGS = {
     "--beta2": "-0.1",
     "--epsilon": "0",
     "--weight-decay": "-1",
-    "--clip-norm": "-1",
+    "--max-grad-norm": "-1",
     "--schedule": "triangle",
-    "--decay": "-1",
-    "--factor": "0",
-    "--every": "0",
-    "--warmup": "-1",
+    "--lr-decay": "-1",
+    "--lr-gamma": "0",
+    "--lr-step": "0",
+    "--lr-warmup": "-1",
     "--batch-size": "0",
     "--epochs": "0",
     "--patience": "-1",
@@ -113,7 +113,7 @@ BAD_FLAGS = {
     "--min-delta": "-1",
     "--max-time": "0s",
     "--seed": "-1",
-    "--backend": "gpu",
+    "--backend": "tpu",
     "--threads": "0",
     "--dtype": "float16",
     "--precision": "tf32",
@@ -129,7 +129,7 @@ def test_a_bad_value_is_a_line_and_exit_2(flag: str, tmp_path: Path) -> None:
 
 
 def test_a_used_folder_needs_force(run: Path) -> None:
-    assert "not empty; use --force" in refused(2, "train", "-q", "--out", run)
+    assert "not empty; set force" in refused(2, "train", "-q", "--out", run)
 
 
 # ------------------------------------------------------------------------------------------------ 1, 3 to 6
@@ -171,7 +171,7 @@ def test_divergence_is_5() -> None:
 
 
 def test_a_missed_threshold_is_6_after_the_result(run: Path) -> None:
-    for command in (["train", *FAST, "-q"], ["evaluate", run], ["evaluate", run, "--part", "all"]):
+    for command in (["train", *FAST, "-q"], ["evaluate", run], ["evaluate", run, "--split", "all"]):
         result = call(*command, "--json", "--min-accuracy", "1")
         assert result.exit_code == 6
         assert json.loads(result.stdout)["test"]["accuracy"] < 1

@@ -81,7 +81,7 @@ def test_no_reading_ahead_in_files_that_will_not_stay_in_memory(tmp_path, monkey
 
 
 def test_targets_of_regression(tmp_path):
-    data = load_data(folder_of(tmp_path / "a", x=PIXELS, y=LABELS / 7), target="value")
+    data = load_data(folder_of(tmp_path / "a", x=PIXELS, y=LABELS / 7), task="regression")
     assert data.y.shape == (40, 1) and data.classes == ()
 
 

@@ -56,7 +56,7 @@ def test_labels_become_class_numbers(y, given, labels, classes):
 
 
 def test_values_become_columns_of_float32():
-    checked = check_dataset(RawArrays(np.eye(2), [1, 2.5], ["a"], None, np.eye(2), [[3], [4]]), target="value")
+    checked = check_dataset(RawArrays(np.eye(2), [1, 2.5], ["a"], None, np.eye(2), [[3], [4]]), task="regression")
     assert checked.y.dtype == np.float32 and checked.y.tolist() == [[1], [2.5]] and checked.classes == ()
     assert checked.y_test is not None and checked.y_test.tolist() == [[3], [4]]
 
@@ -125,12 +125,12 @@ VALUE_DAMAGE = {
 @pytest.mark.parametrize("kind", VALUE_DAMAGE)
 def test_damage_in_values_is_named(kind):
     change, expected = VALUE_DAMAGE[kind]
-    assert check_dataset(RawArrays(**GOOD), target="value").y.tolist() == [[0], [1], [2]]
-    assert message(DataError, check_dataset, RawArrays(**(GOOD | change)), target="value").startswith(expected)
+    assert check_dataset(RawArrays(**GOOD), task="regression").y.tolist() == [[0], [1], [2]]
+    assert message(DataError, check_dataset, RawArrays(**(GOOD | change)), task="regression").startswith(expected)
 
 
 def test_an_unknown_target_names_the_nearest():
-    assert "did you mean 'value'" in message(ConfigError, check_dataset, RawArrays(**GOOD), target="valu")
+    assert "did you mean 'regression'" in message(ConfigError, check_dataset, RawArrays(**GOOD), task="regresion")
 
 
 def test_sha256_changes_with_every_part():
@@ -174,7 +174,7 @@ def test_sources_by_path(tmp_path):
         (tmp_path / "c" / name).mkdir(parents=True)
         Image.new("L", (4, 2)).save(tmp_path / "c" / name / "a.png")
     assert load_data(tmp_path / "a.npz").x.tolist() == [[1, 0], [0, 1]]
-    assert load_data(str(tmp_path / "b.CSV"), target="value").y.tolist() == [[0], [1]]
+    assert load_data(str(tmp_path / "b.CSV"), task="regression").y.tolist() == [[0], [1]]
     folder = load_data(tmp_path / "c", image_size=(3, 3))
     assert (folder.name, folder.classes, folder.image_shape) == ("c", ("no", "yes"), (3, 3, 1))
 
@@ -198,7 +198,7 @@ def test_settings_that_do_not_fit_the_source(tmp_path):
     assert "give .npz, .safetensors, .csv or a folder" in message(DataError, load_data, tmp_path / "a.txt")
     assert "image size is for folders" in message(ConfigError, load_data, "digits", image_size=(2, 2))
     assert "both at least 1" in message(ConfigError, load_data, tmp_path, image_size=(0, 2))
-    assert "no values" in message(ConfigError, load_data, tmp_path, target="value")
+    assert "no numbers" in message(ConfigError, load_data, tmp_path, task="regression")
 
 
 @pytest.mark.full

@@ -404,9 +404,12 @@ def test_the_parts_are_checked_before_the_network_trains(part: str, setting: str
 
 
 def test_the_help_offers_no_target() -> None:
-    assert "--target" not in ok("extract", "--help").stdout
-    Path("a.toml").write_text('target = "value"\n')
-    assert refused(2, "extract", "--config", "a.toml") == "extract trains a classifier, so target must be class; leave it out"
+    assert "--task" not in ok("extract", "--help").stdout
+    Path("a.toml").write_text('task = "regression"\n')
+    assert (
+        refused(2, "extract", "--config", "a.toml")
+        == "extract trains a classifier, so task must be classification; leave it out"
+    )
 
 
 # ------------------------------------------------------------------------------------------------ safetensors

@@ -67,7 +67,7 @@ def test_image_folder_of_two_sizes_names_the_first_that_differs(tmp_path):
     folder = folder_of(tmp_path)
     odd = save(folder / "dog" / "1.png", size=(8, 3), colour=21)
     text = message(read_image_folder, folder)
-    assert text.startswith(f"{odd}: 3x8 pixels") and "3x4" in text and "--image-size" in text
+    assert text.startswith(f"{odd}: 3x8 pixels") and "3x4" in text and "image_size" in text
     parts = read_image_folder(folder, (2, 5))
     assert parts.image_shape == (2, 5, 1) and parts.x[3].tolist() == [21] * 10
 

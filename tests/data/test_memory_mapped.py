@@ -26,7 +26,7 @@ from fastmlp.data.dataset import RawArrays, check_dataset, load_data
 from fastmlp.data.rows import Subset, is_mapped
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.data.splits import split, split_rows
-from fastmlp.experiments.config.train import Config
+from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.evaluation import evaluate_run
 from fastmlp.experiments.plan import make_plan
 from fastmlp.experiments.training_run import run_training
@@ -140,7 +140,9 @@ def test_a_run_on_a_folder_is_the_run_on_its_npz(tmp_path: Path) -> None:
         np.save(tmp_path / "data" / f"{name}.npy", array)
 
     def run(source: str) -> dict[str, Any]:
-        config = Config(data=str(tmp_path / source), out=f"{tmp_path}/{source} run", hidden=(9,), epochs=3, backend="numpy")
+        config = TrainConfig(
+            data=str(tmp_path / source), out=f"{tmp_path}/{source} run", hidden=(9,), epochs=3, backend="numpy"
+        )
         result = run_training(config, quiet=True).result
         return {key: result[key] for key in ("test", "validation", "train", "best_epoch")} | {"sha": result["data"]["sha256"]}
 
@@ -148,7 +150,7 @@ def test_a_run_on_a_folder_is_the_run_on_its_npz(tmp_path: Path) -> None:
     assert found == run("data.npz")
     one, other = (Path(f"{tmp_path}/{name} run", "model.safetensors").read_bytes() for name in ("data", "data.npz"))
     assert one == other
-    again = evaluate_run(tmp_path / "data run", part="all")
+    again = evaluate_run(tmp_path / "data run", split="all")
     assert all(again[part] == found[part] for part in ("test", "validation", "train"))
 
 
@@ -158,7 +160,7 @@ def test_a_run_on_a_folder_is_the_run_on_its_npz(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [np.ndarray, Subset])
 def test_parts_of_a_mapped_file_are_subsets_and_others_copies(kind: Any, tmp_path: Path) -> None:
     data = check_dataset(RawArrays(mapped(tmp_path, PIXELS) if kind is Subset else PIXELS, Y))
-    parts = split(data, **Config(seed=5).split_sizes())
+    parts = split(data, **TrainConfig(seed=5).split_sizes())
     numbers = split_rows(Y, (0.2, 0.2), seed=5)
     for name, rows in zip(("train", "validation", "test"), numbers, strict=True):
         x, y = parts[name].x, parts[name].y
@@ -174,11 +176,11 @@ def test_the_values_of_a_file_are_checked_once(tmp_path: Path, monkeypatch: pyte
     np.save(folder / "y.npy", Y)
     first_not_finite = checks.first_not_finite
     monkeypatch.setattr(checks, "first_not_finite", lambda x: scanned.append(len(x)) or first_not_finite(x))
-    config = Config(data=str(folder), epochs=2, backend="numpy", out=str(tmp_path / "run"))
+    config = TrainConfig(data=str(folder), epochs=2, backend="numpy", out=str(tmp_path / "run"))
     result = run_training(config, quiet=True).result
     assert scanned == [len(PIXELS)] and result["test"]["accuracy"] >= 0
     scanned.clear()
-    evaluate_run(tmp_path / "run", part="all")
+    evaluate_run(tmp_path / "run", split="all")
     assert scanned == [len(PIXELS)]
     scanned.clear()
     train(Network((PIXELS.shape[1], 3)), PIXELS.astype(np.float32), Y, settings=set_up(epochs=1))  # arrays are checked here
@@ -208,7 +210,7 @@ def test_no_pass_over_the_rows_copies_them(dtype: Any, tmp_path: Path, monkeypat
     def run() -> None:
         data = load_data(tmp_path / "a")
         assert is_mapped(data.x) and data.sha256
-        parts = split(data, **Config().split_sizes())
+        parts = split(data, **TrainConfig().split_sizes())
         scaling = fit_scaling("zscore", parts["train"].x)
         settings = set_up(epochs=1)
         given = match_data(network, settings, TrainingData(parts["train"], parts["validation"], scaling=scaling))
@@ -223,7 +225,7 @@ def test_no_pass_over_the_rows_copies_them(dtype: Any, tmp_path: Path, monkeypat
 
 
 def test_pixels_of_named_data_stay_bytes() -> None:
-    plan = make_plan(Config())
+    plan = make_plan(TrainConfig())
     assert plan.data.x.dtype == np.uint8
     assert {rows.x.dtype for rows in plan.splits.values()} == {np.dtype(np.uint8)}
 
@@ -245,7 +247,7 @@ def test_pixels_are_scaled_as_they_are_used(backend: str) -> None:
 CHILD = """
 import re, resource, sys, threading, time
 import numpy as np
-from fastmlp.experiments.config.train import Config
+from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.training_run import run_training
 
 def owned(field):
@@ -253,7 +255,7 @@ def owned(field):
 
 def run(name):
     data, out = f"{folder}/{name}", f"{folder}/{name} run"
-    config = Config(data=data, out=out, hidden=(8,), batch_size=256, epochs=1, optimizer="sgd", threads=2)
+    config = TrainConfig(data=data, out=out, hidden=(8,), batch_size=256, epochs=1, optimizer="sgd", threads=2)
     return run_training(config, quiet=True).result
 
 def watch():

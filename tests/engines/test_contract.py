@@ -18,7 +18,7 @@ from support.tolerances import check_against_reference, check_course, excess, ex
 
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.engines import BACKENDS, make_engine
-from fastmlp.engines.base import Job, State, row_scales, steps_of
+from fastmlp.engines.base import EngineSpec, State, loss_weights, step_count
 from fastmlp.errors import ConfigError
 from fastmlp.nn.activations import ACTIVATIONS
 from fastmlp.nn.losses import LOSSES
@@ -28,7 +28,7 @@ from fastmlp.reference import clip
 
 pytestmark = pytest.mark.usefixtures("eager_threads")
 
-BASE = Job(Network((13, 18, 5)), Optimizer("sgd"), batch_size=8, threads=2)
+BASE = EngineSpec(Network((13, 18, 5)), Optimizer("sgd"), batch_size=8, threads=2)
 
 # ------------------------------------------------------------------------------------------------ shapes
 
@@ -87,8 +87,8 @@ def backend(every_backend: str) -> str:
 def test_awkward_shapes(backend: str, shape: str) -> None:
     sizes, rows, batch = SHAPES[shape]
     network = Network(sizes)
-    job = Job(network, Optimizer("sgd"), batch_size=batch, threads=3)
-    check_against_reference(backend, job, make_course(network, rows, batch))
+    spec = EngineSpec(network, Optimizer("sgd"), batch_size=batch, threads=3)
+    check_against_reference(backend, spec, make_course(network, rows, batch))
 
 
 @settings(
@@ -107,16 +107,16 @@ def test_awkward_shapes(backend: str, shape: str) -> None:
 )
 def test_any_shape(backend: str, sizes: list[int], rows: int, batch: int, threads: int, weighted: bool) -> None:
     network = Network(sizes)
-    job = Job(network, Optimizer("sgd"), batch_size=batch, threads=threads)
-    check_against_reference(backend, job, make_course(network, rows, batch, epochs=1, weighted=weighted))
+    spec = EngineSpec(network, Optimizer("sgd"), batch_size=batch, threads=threads)
+    check_against_reference(backend, spec, make_course(network, rows, batch, epochs=1, weighted=weighted))
 
 
 def test_the_comparison_sees_a_single_wrong_entry(backend: str) -> None:
     """One weight, one bias, one slot, one loss, one flag, one step off by a little: none goes through."""
     network = Network((13, 9, 5))
-    job = Job(network, Optimizer("momentum"), batch_size=8)
-    course, start = make_course(network, 20), start_state(job)
-    want = expected(job, start, course)
+    spec = EngineSpec(network, Optimizer("momentum"), batch_size=8)
+    course, start = make_course(network, 20), start_state(spec)
+    want = expected(spec, start, course)
     state, results = want.state, want.results
     check_course(want, state, results)
     moved = np.abs(state.parameters - start.parameters)
@@ -192,15 +192,15 @@ def test_every_activation_under_every_loss_and_output(backend: str, kind: str) -
     sizes = (7, *range(6, 6 + len(EVERY_ACTIVATION)), 4)
     for activations in (EVERY_ACTIVATION, EVERY_ACTIVATION[::-1]):
         network = Network(sizes, activations, loss=loss, output=output)
-        job = Job(network, optimizer, batch_size=8, threads=3)
-        check_against_reference(backend, job, make_course(network, 20, **of_course))
+        spec = EngineSpec(network, optimizer, batch_size=8, threads=3)
+        check_against_reference(backend, spec, make_course(network, 20, **of_course))
 
 
-def make_extra(extra: str) -> tuple[Job, Course, int]:
+def make_extra(extra: str) -> tuple[EngineSpec, Course, int]:
     of_network, optimizer, of_course, step = EXTRAS[extra]
     network = Network((13, 18, 11, 5), **of_network)
-    job = Job(network, optimizer, batch_size=8, seed=2**63 + 5, threads=3)
-    return job, make_course(network, 21, **of_course), step
+    spec = EngineSpec(network, optimizer, batch_size=8, seed=2**63 + 5, threads=3)
+    return spec, make_course(network, 21, **of_course), step
 
 
 @pytest.mark.parametrize("extra", EXTRAS)
@@ -218,9 +218,9 @@ def test_clipped_cases_clip_some_batches_and_leave_others(extra: str, monkeypatc
         return clip(gradient, largest)
 
     monkeypatch.setattr("fastmlp.engines.numpy_engine.clip", note)
-    job, course, step = make_extra(extra)
-    run_course("numpy", job, start_state(job)._replace(step=step), course)
-    relative = np.array(norms) / job.optimizer.clip_norm
+    spec, course, step = make_extra(extra)
+    run_course("numpy", spec, start_state(spec)._replace(step=step), course)
+    relative = np.array(norms) / spec.optimizer.clip_norm
     assert relative.min() < 0.99
     assert 1.01 < relative.max() < 2
 
@@ -229,34 +229,34 @@ def test_clipped_cases_clip_some_batches_and_leave_others(extra: str, monkeypatc
 def test_pixels_stay_uint8_and_are_scaled_as_they_are_used(backend: str, kind: str) -> None:
     network = Network((13, 9, 5))
     course = make_course(network, 20, uint8=True, rate=1e-4 if kind == "none" else 0.05)
-    job = Job(network, Optimizer("sgd"), batch_size=8, scaling=fit_scaling(kind, course.x), threads=2)
-    check_against_reference(backend, job, course)
-    start = start_state(job)
-    scaled = dataclasses.replace(job, scaling=None)
-    one = run_course(backend, job, start, course)
-    other = run_course(backend, scaled, start, course._replace(x=job.scaling.apply(course.x)))
+    spec = EngineSpec(network, Optimizer("sgd"), batch_size=8, scaling=fit_scaling(kind, course.x), threads=2)
+    check_against_reference(backend, spec, course)
+    start = start_state(spec)
+    scaled = dataclasses.replace(spec, scaling=None)
+    one = run_course(backend, spec, start, course)
+    other = run_course(backend, scaled, start, course._replace(x=spec.scaling.apply(course.x)))
     assert same_bits(one, other)  # scaling is two float32 operations, wherever it happens
 
 
 def test_float_rows_are_scaled_too(backend: str) -> None:
     network = Network((13, 9, 5))
     course = make_course(network, 20)
-    job = Job(network, Optimizer("sgd"), batch_size=8, scaling=fit_scaling("zscore", course.x))
-    check_against_reference(backend, job, course)
+    spec = EngineSpec(network, Optimizer("sgd"), batch_size=8, scaling=fit_scaling("zscore", course.x))
+    check_against_reference(backend, spec, course)
 
 
 def test_the_compiled_engine_refuses_float64(numba_backend: str) -> None:
     with pytest.raises(ConfigError, match="float32"):
-        make_engine(numba_backend, Job(Network((3, 2)), Optimizer(), dtype=np.float64))
+        make_engine(numba_backend, EngineSpec(Network((3, 2)), Optimizer(), dtype=np.float64))
 
 
 def test_row_scales_are_shares_of_the_batch() -> None:
-    order = np.array([2, 0, 1, 2, 1])
+    indices = np.array([2, 0, 1, 2, 1])
     weights = np.array([1, 2, 6], np.float32)
-    assert row_scales(order, 2, None).tolist() == [0.5, 0.5, 0.5, 0.5, 1]
-    assert row_scales(order, 2, weights).tolist() == [6 / 7, 1 / 7, 0.25, 0.75, 1]
-    assert row_scales(order[:0], 2, weights).tolist() == []
-    assert [steps_of(rows, 4) for rows in (0, 1, 4, 5)] == [0, 1, 1, 2]
+    assert loss_weights(indices, 2, None).tolist() == [0.5, 0.5, 0.5, 0.5, 1]
+    assert loss_weights(indices, 2, weights).tolist() == [6 / 7, 1 / 7, 0.25, 0.75, 1]
+    assert loss_weights(indices[:0], 2, weights).tolist() == []
+    assert [step_count(rows, 4) for rows in (0, 1, 4, 5)] == [0, 1, 1, 2]
 
 
 @pytest.mark.parametrize("activation", ["relu", *EVERY_ACTIVATION])
@@ -265,30 +265,30 @@ def test_a_nan_is_seen_in_the_loss(activation: str, backend: str) -> None:
     alone = activation == "relu"  # the other networks share one kind, with a layer of each
     activations = "relu" if alone else (activation, *(a for a in EVERY_ACTIVATION if a != activation))
     network = Network((13, *[9] * (1 if alone else len(EVERY_ACTIVATION)), 5), activations)
-    job = Job(network, Optimizer("sgd"), batch_size=8, threads=2)
+    spec = EngineSpec(network, Optimizer("sgd"), batch_size=8, threads=2)
     course = make_course(network, 24, epochs=1)
-    bad = course.order[10]  # a row of the second batch
+    bad = course.indices[10]  # a row of the second batch
     course.x[bad, 3] = np.nan
-    _, results = run_course(backend, job, start_state(job), course)
+    _, results = run_course(backend, spec, start_state(spec), course)
     seen = np.isnan(results.loss)
     assert seen[10]
     assert not np.delete(seen[:16], 10).any()
     assert seen[16:].all()
     clean = course.x.copy()
     clean[bad] = 0
-    state = start_state(job)
+    state = start_state(spec)
     state.parameters[0] = np.nan
-    with engine_of(backend, job, state) as engine:
+    with engine_of(backend, spec, state) as engine:
         assert np.isnan(engine.forward(clean)[0]).any()
 
 
 def test_correct_is_the_first_largest_output(backend: str) -> None:
     """Equal outputs go to the first class, as argmax has it; plain targets are never correct."""
     network = Network((4, 3), init="uniform:0")
-    job = Job(network, Optimizer("sgd"), batch_size=3)
+    spec = EngineSpec(network, Optimizer("sgd"), batch_size=3)
     start = State(network.initial_parameters(0), np.empty((0, network.parameters), np.float32), 0)
     course = Course(np.ones((3, 4), np.float32), np.arange(3, dtype=np.int32), np.arange(3), np.full(1, 0.1))
-    _, results = run_course(backend, job, start, course)
+    _, results = run_course(backend, spec, start, course)
     assert results.correct.tolist() == [True, False, False]
     assert results.correct.dtype == bool
 
@@ -299,9 +299,9 @@ def test_correct_is_the_first_largest_output(backend: str) -> None:
 def test_forward_of_a_row_does_not_depend_on_the_others(backend: str) -> None:
     """To the bit where the engine sums in a fixed order; within rounding where BLAS chooses."""
     network = Network((37, 18, 21, 5))
-    job = Job(network, Optimizer("sgd"), threads=3)
+    spec = EngineSpec(network, Optimizer("sgd"), threads=3)
     x = make_course(network, 150).x
-    with engine_of(backend, job) as engine:
+    with engine_of(backend, spec) as engine:
         whole = engine.forward(x)
         alone = np.concatenate([engine.forward(x[i : i + 1]) for i in range(len(x))])
         backwards = engine.forward(np.ascontiguousarray(x[::-1]))[::-1]
@@ -333,39 +333,40 @@ WAYS = {
 @pytest.mark.parametrize("pixels", [False, True])
 def test_rows_may_lie_in_memory_in_any_way(backend: str, way: str, pixels: bool) -> None:
     network = Network((13, 18, 5))
-    job = Job(network, Optimizer("sgd"), batch_size=8)
+    spec = EngineSpec(network, Optimizer("sgd"), batch_size=8)
     course = make_course(network)
     course = course._replace(x=(course.x * 50).clip(0, 255).astype(np.uint8)) if pixels else course
     other = WAYS[way](course.x)
     assert np.array_equal(other, course.x)
     assert way == "read-only" or not other.flags.c_contiguous
     assert same_bits(
-        run_course(backend, job, start_state(job), course._replace(x=other)), run_course(backend, job, start_state(job), course)
+        run_course(backend, spec, start_state(spec), course._replace(x=other)),
+        run_course(backend, spec, start_state(spec), course),
     )
-    with engine_of(backend, job) as engine:
+    with engine_of(backend, spec) as engine:
         assert same_bits(engine.forward(other), engine.forward(course.x))
 
 
 def test_forward_has_no_dropout_and_changes_nothing(backend: str) -> None:
     network = Network((13, 18, 5), dropout=0.5)
-    job = Job(network, Optimizer("sgd"), batch_size=8)
+    spec = EngineSpec(network, Optimizer("sgd"), batch_size=8)
     x = make_course(network).x
-    with engine_of(backend, job) as engine:
+    with engine_of(backend, spec) as engine:
         before = engine.state()
         z = engine.forward(x)
         assert same_bits(engine.forward(x), z)
         assert same_bits(engine.state(), before)
-    with engine_of(backend, dataclasses.replace(job, network=Network((13, 18, 5)))) as plain:
+    with engine_of(backend, dataclasses.replace(spec, network=Network((13, 18, 5)))) as plain:
         assert same_bits(plain.forward(x), z)
 
 
 def test_the_gradient_is_zero_at_a_perfect_fit(backend: str) -> None:
     """Targets that the network gives already: a step of rate 1 moves by rounding only; other targets move it."""
     network = Network((13, *[9] * len(EVERY_ACTIVATION), 5), EVERY_ACTIVATION, loss="squared-error")
-    job = Job(network, Optimizer("nesterov"), batch_size=24)  # a kind that MIXED compiles
+    spec = EngineSpec(network, Optimizer("nesterov"), batch_size=24)  # a kind that MIXED compiles
     x = make_course(network).x
-    start = start_state(job)
-    with engine_of(backend, job, start) as engine:
+    start = start_state(spec)
+    with engine_of(backend, spec, start) as engine:
         z = engine.forward(x)
         tolerance = forward_tolerance(network, start.parameters, x).max()
         engine.train(x, z, np.arange(24), np.ones(1))
@@ -378,9 +379,9 @@ def test_the_gradient_is_zero_at_a_perfect_fit(backend: str) -> None:
 
 def test_the_order_within_a_batch_matters_by_rounding_only(backend: str) -> None:
     course, start = make_course(BASE.network, weighted=True), start_state(BASE)
-    shuffled = course.order.reshape(-1, 8)[:, np.random.default_rng(3).permutation(8)].ravel()
+    shuffled = course.indices.reshape(-1, 8)[:, np.random.default_rng(3).permutation(8)].ravel()
     want = expected(BASE, start, course)
-    state, results = run_course(backend, BASE, start, course._replace(order=shuffled))
+    state, results = run_course(backend, BASE, start, course._replace(indices=shuffled))
     assert excess(state.parameters, want.state.parameters, want.parameters_tolerance) == 0
     back = np.argsort(np.random.default_rng(3).permutation(8))
     losses = results.loss.reshape(-1, 8)[:, back].ravel()

@@ -11,15 +11,15 @@ from support.engines import REAL_GPU, engine_of, make_course, same_bits, start_s
 from support.tolerances import check_scored
 
 from fastmlp.data.rows import Subset
-from fastmlp.engines.base import Engine, Job, RowMetrics, State
+from fastmlp.engines.base import Engine, EngineSpec, RowMetrics, State
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
 from fastmlp.reference import plain_losses
 
 pytestmark = pytest.mark.usefixtures("eager_threads")
 
-BASE = Job(Network((13, 18, 5)), Optimizer("sgd"), batch_size=8, threads=2)
-TARGETS = Job(Network((13, 18, 5), loss="squared-error", output="sigmoid"), Optimizer("sgd"), batch_size=8, threads=2)
+BASE = EngineSpec(Network((13, 18, 5)), Optimizer("sgd"), batch_size=8, threads=2)
+TARGETS = EngineSpec(Network((13, 18, 5), loss="squared-error", output="sigmoid"), Optimizer("sgd"), batch_size=8, threads=2)
 
 
 @pytest.fixture(scope="module")
@@ -28,26 +28,26 @@ def backend(every_backend: str) -> str:
     return every_backend
 
 
-def check_evaluation(engine: Engine, job: Job, held: Any, x: Any, y: Any) -> None:
+def check_evaluation(engine: Engine, spec: EngineSpec, held: Any, x: Any, y: Any) -> None:
     """Metrics and pre-activations of held rows against `forward` and against the specification."""
-    z = np.full((len(x), job.network.sizes[-1]), np.nan, np.float32)
+    z = np.full((len(x), spec.network.sizes[-1]), np.nan, np.float32)
     metrics = engine.evaluate(held, z)
     assert same_bits(z, engine.forward(x))
-    check_scored(job.network, z, y, metrics)
+    check_scored(spec.network, z, y, metrics)
     assert same_bits(tuple(engine.evaluate(held)), tuple(metrics))
 
 
-@pytest.mark.parametrize("job", [BASE, TARGETS], ids=["classes", "targets"])
-def test_a_handle_is_evaluated_with_the_parameters_of_the_moment(backend: str, job: Job) -> None:
-    course = make_course(job.network, 21, targets=job is TARGETS)
-    with engine_of(backend, job) as engine:
+@pytest.mark.parametrize("spec", [BASE, TARGETS], ids=["classes", "targets"])
+def test_a_handle_is_evaluated_with_the_parameters_of_the_moment(backend: str, spec: EngineSpec) -> None:
+    course = make_course(spec.network, 21, targets=spec is TARGETS)
+    with engine_of(backend, spec) as engine:
         held = engine.hold(course.x, course.y)
-        check_evaluation(engine, job, held, course.x, course.y)
+        check_evaluation(engine, spec, held, course.x, course.y)
         before = engine.evaluate(held)
         engine.train(*course)
-        check_evaluation(engine, job, held, course.x, course.y)
+        check_evaluation(engine, spec, held, course.x, course.y)
         assert not np.array_equal(engine.evaluate(held).loss, before.loss)
-        engine.load(start_state(job))
+        engine.load(start_state(spec))
         assert same_bits(tuple(engine.evaluate(held)), tuple(before))
 
 
@@ -59,10 +59,10 @@ def test_evaluation_changes_nothing_in_training(backend: str) -> None:
         wanted = engine.state()
     with engine_of(backend, BASE) as engine:
         held = engine.hold(course.x, course.y)
-        for batch in range(len(course.rates)):
+        for batch in range(len(course.learning_rates)):
             engine.evaluate(held)
-            order = course.order[8 * batch :][:8]
-            engine.train(course.x, course.y, order, course.rates[batch : batch + 1])
+            indices = course.indices[8 * batch :][:8]
+            engine.train(course.x, course.y, indices, course.learning_rates[batch : batch + 1])
         engine.evaluate(held)
         assert same_bits(engine.state(), wanted)
 
@@ -127,7 +127,7 @@ def test_losses_by_hand(backend: str, classes: bool) -> None:
     zeros = State(np.zeros(network.parameters, np.float32), np.empty((0, network.parameters), np.float32), 0)
     x, labels = np.ones((3, 4), np.float32), np.arange(3, dtype=np.int32)
     y = labels if classes else np.diag(np.array([1, 2, 3], np.float32))
-    with engine_of(backend, Job(network, Optimizer("sgd")), zeros) as engine:
+    with engine_of(backend, EngineSpec(network, Optimizer("sgd")), zeros) as engine:
         before = engine.state()
         none = engine.evaluate(engine.hold(x[:0], y[:0]), np.empty((0, 3), np.float32))
         assert [len(part) for part in none] == [0, 0]

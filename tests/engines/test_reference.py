@@ -13,7 +13,7 @@ import torch
 from support.engines import Course, make_course, run_course, same_bits, start_state
 from support.tolerances import check_course, expected, forward_tolerance, product_tolerance
 
-from fastmlp.engines.base import Job, State, steps_of
+from fastmlp.engines.base import EngineSpec, State, step_count
 from fastmlp.engines.numpy_engine import NumpyEngine
 from fastmlp.nn.activations import ACTIVATIONS as SCALAR_ACTIVATIONS
 from fastmlp.nn.losses import LOSSES
@@ -112,9 +112,9 @@ def check_gradient(network: Network, course: Course, seed: int = 5, step: int = 
     if course.y.ndim == 2 and network.loss == "cross-entropy":  # a sum of 1 to the last digit of float64, not float32
         y = course.y.astype(np.float64)
         course = course._replace(y=y / y.sum(axis=1, keepdims=True))
-    job = Job(network, Optimizer("sgd"), batch_size=len(course.x), seed=seed, dtype=np.float64)
-    start = start_state(job)._replace(step=step)
-    end, results = run_course("numpy", job, start, course)
+    spec = EngineSpec(network, Optimizer("sgd"), batch_size=len(course.x), seed=seed, dtype=np.float64)
+    start = start_state(spec)._replace(step=step)
+    end, results = run_course("numpy", spec, start, course)
 
     layers = torch_layers(network, start.parameters)
     masks = masks_of(network, seed, step, len(course.x))
@@ -171,12 +171,12 @@ def test_extras_equal_autograd(extra: str, loss: str, output: str) -> None:
 def test_the_comparison_with_autograd_sees_a_wrong_gradient() -> None:
     network = Network((5, 8, 3), l2=0.1)
     course = one_batch(make_course(network, 12))
-    layers = torch_layers(network, start_state(Job(network, Optimizer())).parameters)
+    layers = torch_layers(network, start_state(EngineSpec(network, Optimizer())).parameters)
     losses, _ = torch_row_losses(network, layers, course.x, course.y)
     torch_objective(Network((5, 8, 3), l2=0.1001), layers, losses, None).backward()
-    job = Job(network, Optimizer(), batch_size=12, dtype=np.float64)
-    start = start_state(job)
-    end, _ = run_course("numpy", job, start, course)
+    spec = EngineSpec(network, Optimizer(), batch_size=12, dtype=np.float64)
+    start = start_state(spec)
+    end, _ = run_course("numpy", spec, start, course)
     with pytest.raises(AssertionError):
         np.testing.assert_allclose(start.parameters - end.parameters, flat_gradient(layers), rtol=1e-10, atol=1e-14)
 
@@ -278,10 +278,10 @@ def torch_course(network: Network, o: Optimizer, start: State, course: Course, b
     """Parameters and row losses after the course, and the gradient norms on the way."""
     layers = torch_layers(network, start.parameters)
     optimizer, losses, norms = torch_optimizer(o, layers), [], []
-    for k in range(steps_of(len(course.order), batch)):
-        rows = course.order[k * batch : (k + 1) * batch]
+    for k in range(step_count(len(course.indices), batch)):
+        rows = course.indices[k * batch : (k + 1) * batch]
         for group in optimizer.param_groups:
-            group["lr"] = float(course.rates[k])
+            group["lr"] = float(course.learning_rates[k])
         optimizer.zero_grad()
         masks = masks_of(network, seed, k, len(rows))
         loss, _ = torch_row_losses(network, layers, course.x[rows], course.y[rows], masks)
@@ -307,14 +307,14 @@ def test_ten_steps_of_every_optimizer_equal_torch(o: Optimizer) -> None:
     """Ten steps with falling rates, dropout, penalties, sample weights, and a short last batch in each epoch's end."""
     network = Network((6, 9, 7, 4), activation="tanh", dropout=0.25, l1=1e-3, l2=1e-2)
     course = make_course(network, 38, 4, epochs=1, rate=0.02, weighted=True)
-    assert len(course.rates) == 10
-    assert len(course.order) % 4 == 2
-    job = Job(network, o, batch_size=4, seed=11, dtype=np.float64)
-    start = start_state(job)
+    assert len(course.learning_rates) == 10
+    assert len(course.indices) % 4 == 2
+    spec = EngineSpec(network, o, batch_size=4, seed=11, dtype=np.float64)
+    start = start_state(spec)
     wanted, losses, norms = torch_course(network, o, start, course, 4, 11)
     if o.clip_norm:
         assert norms.min() < o.clip_norm < norms.max()
-    end, results = run_course("numpy", job, start, course)
+    end, results = run_course("numpy", spec, start, course)
     assert np.abs(end.parameters - start.parameters).max() > 1e-3
     np.testing.assert_allclose(end.parameters, wanted, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(results.loss, losses, rtol=1e-10)
@@ -325,12 +325,14 @@ def test_optimizers_go_on_after_a_load() -> None:
     """Slots and step travel with the state: five steps and five more are ten, bit by bit."""
     network = Network((4, 5, 3))
     for name in RULES:
-        job = Job(network, Optimizer(name), batch_size=4, dtype=np.float64)
-        course, start = make_course(network, 40, 4, epochs=1), start_state(job)
-        whole, _ = run_course("numpy", job, start, course)
-        half, _ = run_course("numpy", job, start, course._replace(order=course.order[:20], rates=course.rates[:5]))
-        rest = course._replace(order=course.order[20:], rates=course.rates[5:])
-        end, _ = run_course("numpy", job, half, rest)
+        spec = EngineSpec(network, Optimizer(name), batch_size=4, dtype=np.float64)
+        course, start = make_course(network, 40, 4, epochs=1), start_state(spec)
+        whole, _ = run_course("numpy", spec, start, course)
+        half, _ = run_course(
+            "numpy", spec, start, course._replace(indices=course.indices[:20], learning_rates=course.learning_rates[:5])
+        )
+        rest = course._replace(indices=course.indices[20:], learning_rates=course.learning_rates[5:])
+        end, _ = run_course("numpy", spec, half, rest)
         assert np.array_equal(end.parameters, whole.parameters), name
         assert np.array_equal(end.slots, whole.slots), name
 
@@ -351,21 +353,21 @@ def test_clip_leaves_short_gradients_and_shortens_long_ones() -> None:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_float32_agrees_with_float64(activation: str, loss: str, output: str) -> None:
     network = Network((13, 11, 9, 5), activation=activation, loss=loss, output=output)
-    job = Job(network, Optimizer("momentum"), batch_size=8)
-    course, start = make_course(network, 20), start_state(job)
-    state, results = run_course("numpy", job, start, course)
+    spec = EngineSpec(network, Optimizer("momentum"), batch_size=8)
+    course, start = make_course(network, 20), start_state(spec)
+    state, results = run_course("numpy", spec, start, course)
     assert state.parameters.dtype == state.slots.dtype == results.loss.dtype == np.float32
-    check_course(expected(job, start, course), state, results)
+    check_course(expected(spec, start, course), state, results)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_forward_in_float32_keeps_its_bound(activation: str) -> None:
     network = Network((30, 20, 10, 5), activation=activation)
-    start = start_state(Job(network, Optimizer()))
+    start = start_state(EngineSpec(network, Optimizer()))
     x = make_course(network, 40).x
     z = {}
     for dtype in (np.float32, np.float64):
-        engine = NumpyEngine(Job(network, Optimizer(), dtype=dtype))
+        engine = NumpyEngine(EngineSpec(network, Optimizer(), dtype=dtype))
         engine.load(start)
         z[dtype] = engine.forward(x)
     tolerance = forward_tolerance(network, start.parameters, x)
@@ -385,8 +387,8 @@ def test_product_tolerance_holds_for_products_and_not_for_a_wrong_term() -> None
 
 
 def test_uint8_rows_are_taken_as_numbers() -> None:
-    job = Job(Network((7, 4, 3)), Optimizer(), dtype=np.float64)
-    course = make_course(job.network, 16, uint8=True, rate=1e-4)
+    spec = EngineSpec(Network((7, 4, 3)), Optimizer(), dtype=np.float64)
+    course = make_course(spec.network, 16, uint8=True, rate=1e-4)
     as_float = course._replace(x=course.x.astype(np.float64))
-    one, other = (run_course("numpy", job, start_state(job), c) for c in (course, as_float))
+    one, other = (run_course("numpy", spec, start_state(spec), c) for c in (course, as_float))
     assert same_bits(one, other)

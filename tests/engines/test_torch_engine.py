@@ -19,7 +19,7 @@ from support.processes import check_in_a_forked_child
 from fastmlp.data.dataset import load_data
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.engines import make_engine
-from fastmlp.engines.base import Job, State
+from fastmlp.engines.base import EngineSpec, State
 from fastmlp.errors import UnavailableError
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import RULES, Optimizer
@@ -84,17 +84,18 @@ def test_another_seed_and_another_rate_are_seen(kind: str) -> None:
 # ------------------------------------------------------------------------------------------------ states
 
 JOBS = {
-    name: Job(Network((13, 18, 5), l1=1e-3), Optimizer(name, clip_norm=1.0), batch_size=8, dtype=np.float64) for name in RULES
+    name: EngineSpec(Network((13, 18, 5), l1=1e-3), Optimizer(name, clip_norm=1.0), batch_size=8, dtype=np.float64)
+    for name in RULES
 }
 
 
-def relay(job: Job, runners: tuple[str, ...], spoil: Any = lambda state: state) -> State:
+def relay(spec: EngineSpec, runners: tuple[str, ...], spoil: Any = lambda state: state) -> State:
     """The state after a course of which each runner does its share in turn; `spoil` is done to what is handed on."""
-    course, state = make_course(job.network, 24, epochs=len(runners), rate=0.01), start_state(job)
+    course, state = make_course(spec.network, 24, epochs=len(runners), rate=0.01), start_state(spec)
     for leg, runner in enumerate(runners):
         rows, steps = slice(24 * leg, 24 * (leg + 1)), slice(3 * leg, 3 * (leg + 1))
-        part = course._replace(order=course.order[rows], rates=course.rates[steps])
-        state = spoil(run_course(runner, job, state, part)[0])
+        part = course._replace(indices=course.indices[rows], learning_rates=course.learning_rates[steps])
+        state = spoil(run_course(runner, spec, state, part)[0])
     return state
 
 
@@ -120,18 +121,18 @@ def test_a_lost_slot_or_step_is_seen(name: str) -> None:
 @pytest.mark.parametrize("name", ["momentum", "nesterov"])
 def test_no_momentum_is_plain_descent(name: str) -> None:
     """PyTorch refuses nesterov without momentum; the specification does not."""
-    job = Job(Network((13, 18, 5)), Optimizer(name, momentum=0.0), batch_size=8, dtype=np.float64)
-    found, wanted = (relay(job, (backend,)).parameters for backend in ("torch", "numpy"))
+    spec = EngineSpec(Network((13, 18, 5)), Optimizer(name, momentum=0.0), batch_size=8, dtype=np.float64)
+    found, wanted = (relay(spec, (backend,)).parameters for backend in ("torch", "numpy"))
     np.testing.assert_allclose(found, wanted, rtol=1e-11, atol=1e-13)
 
 
 def test_a_gradient_is_clipped_to_the_norm_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which PyTorch's own function does not do: the check sees it."""
-    job = Job(Network((13, 18, 5)), Optimizer("sgd", clip_norm=1e-5), batch_size=24, dtype=np.float64)
-    course, start = make_course(job.network, 24, 24, epochs=1, rate=1.0), start_state(job)
+    spec = EngineSpec(Network((13, 18, 5)), Optimizer("sgd", clip_norm=1e-5), batch_size=24, dtype=np.float64)
+    course, start = make_course(spec.network, 24, 24, epochs=1, rate=1.0), start_state(spec)
 
     def moved() -> float:
-        return float(np.linalg.norm(run_course("torch", job, start, course)[0].parameters - start.parameters))
+        return float(np.linalg.norm(run_course("torch", spec, start, course)[0].parameters - start.parameters))
 
     assert moved() == pytest.approx(1e-5, rel=1e-8)
     monkeypatch.setattr("fastmlp.engines.torch_engine.clip", torch.nn.utils.clip_grad_norm_)
@@ -144,13 +145,13 @@ def test_a_gradient_is_clipped_to_the_norm_that_was_asked_for(monkeypatch: pytes
 def test_the_process_keeps_its_number_of_threads() -> None:
     """Engines may be at work in several threads, and PyTorch's number is the process's: nobody sets it, and it is told."""
     before = torch.get_num_threads()
-    job = Job(Network((13, 18, 5)), Optimizer(), batch_size=8, threads=before + 3)
-    with engine_of("torch", job) as engine:
-        engine.train(*make_course(job.network))
+    spec = EngineSpec(Network((13, 18, 5)), Optimizer(), batch_size=8, threads=before + 3)
+    with engine_of("torch", spec) as engine:
+        engine.train(*make_course(spec.network))
         assert engine.threads == torch.get_num_threads() == before
     torch.set_num_threads(before + 1)
     try:
-        with engine_of("torch", job) as engine:
+        with engine_of("torch", spec) as engine:
             assert engine.threads == before + 1
     finally:
         torch.set_num_threads(before)
@@ -163,7 +164,7 @@ def test_much_work_in_a_forked_child_does_not_hang() -> None:
     x = np.random.default_rng(0).random((3000, 400), np.float32)
     torch.set_num_threads(2)
     try:
-        with engine_of("torch", Job(network, Optimizer())) as engine:
+        with engine_of("torch", EngineSpec(network, Optimizer())) as engine:
             wanted = engine.forward(x)
             check_in_a_forked_child(lambda: np.allclose(engine.forward(x), wanted, atol=1e-4), seconds=60)
         assert torch.get_num_threads() == 2
@@ -178,10 +179,10 @@ def test_much_work_in_a_forked_child_does_not_hang() -> None:
 @pytest.mark.parametrize("name", RULES)
 def test_a_huge_rate_is_a_loss_that_is_not_finite(name: str, dtype: Any) -> None:
     """PyTorch itself raises an error for numbers that float32 cannot hold."""
-    job = Job(Network((13, 18, 5), loss="squared-error"), Optimizer(name), batch_size=8, dtype=dtype)
+    spec = EngineSpec(Network((13, 18, 5), loss="squared-error"), Optimizer(name), batch_size=8, dtype=dtype)
     for rate in (1e30, 1e37, 1e39, 1e300, np.inf):
-        course = make_course(job.network, 24, epochs=20)
-        losses = run_course("torch", job, start_state(job), Course(*course[:3], np.full(60, rate)))[1].loss
+        course = make_course(spec.network, 24, epochs=20)
+        losses = run_course("torch", spec, start_state(spec), Course(*course[:3], np.full(60, rate)))[1].loss
         assert np.isfinite(losses[:8]).all()
         assert rate == 1e30 or not np.isfinite(losses[-8:]).any()
 
@@ -198,7 +199,7 @@ MISSING = "backend 'torch' needs torch: pip install torch"
 @pytest.mark.usefixtures("no_torch")
 def test_a_missing_package_is_named() -> None:
     with pytest.raises(UnavailableError, match=MISSING):
-        make_engine("torch", Job(Network((3, 2)), Optimizer()))
+        make_engine("torch", EngineSpec(Network((3, 2)), Optimizer()))
     small = {"FASTMLP_DATASET": "digits", "FASTMLP_VAL_COUNT": "100", "FASTMLP_EPOCHS": "1"}
     assert refused(4, "train", "--recipe", "ee5179-4", "--out", "run", "-q", **small) == MISSING
     assert MISSING in refused(4, "recipes", "run", "ee5179-4", "--out", "set", "-q", **small)
@@ -207,7 +208,7 @@ def test_a_missing_package_is_named() -> None:
 
 def test_it_is_taken_when_asked_for_and_never_else(numba_backend: str) -> None:
     for dtype, name in ((np.float32, numba_backend), (np.float64, "numpy")):
-        with engine_of("auto", Job(Network((3, 2)), Optimizer(), dtype=dtype)) as engine:
+        with engine_of("auto", EngineSpec(Network((3, 2)), Optimizer(), dtype=dtype)) as engine:
             assert engine.name == name
     ok("train", "--hidden", "8", "--epochs", "1", "--backend", "torch", "--out", "run", "-q")
     result = json.loads(Path("run/result.json").read_text())

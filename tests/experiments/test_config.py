@@ -1,4 +1,4 @@
-"""experiments/config/train.py: what goes together, what is chosen by rule, and the way into Network and Settings."""
+"""experiments/config/train.py: contradictions, defaults by rule, and the network and the settings of the training."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ from typing import Any
 import pytest
 
 from fastmlp.errors import ConfigError
-from fastmlp.experiments.config.sources import resolve
-from fastmlp.experiments.config.train import FIELDS, PATIENCE, Config, flag
+from fastmlp.experiments.config.extract import ExtractConfig
+from fastmlp.experiments.config.names import SYNONYMS
+from fastmlp.experiments.config.sources import resolve, resolve_as
+from fastmlp.experiments.config.train import FIELDS, PATIENCE, SETTING_OF_FIELD, TrainConfig, fields_of
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import DEFAULT_LEARNING_RATE, RULES, Optimizer
 from fastmlp.nn.schedules import Schedule
 
 
 @pytest.mark.parametrize(
-    "name", ["target", "scale", "loss", "output", "optimizer", "schedule", "monitor", "backend", "precision"]
+    "name", ["task", "scale", "loss", "output", "optimizer", "schedule", "monitor", "backend", "precision"]
 )
-def test_an_unknown_name_is_answered_with_the_valid_ones(name: str) -> None:
-    valid = FIELDS[name].metadata["kind"].metavar.split("|")[0]
+def test_an_unknown_name_suggests_a_valid_one(name: str) -> None:
+    valid = FIELDS[name].metadata["type"].choices[0]
     with pytest.raises(ConfigError) as caught:
         resolve({name: valid + "x"}, {})
-    assert str(caught.value).startswith(f"{flag(name)}: unknown ")
+    assert str(caught.value).startswith(f"{name}: unknown ")
+    assert caught.value.settings == (name,)
     assert f"did you mean {valid!r}?" in str(caught.value)
 
 
@@ -36,11 +39,11 @@ CONTRADICTIONS = [
     ({"val_count": "-1"}, "val_count must be 0 or more"),
     ({"patience": "-1"}, "patience must be 0 or more"),
     ({"min_delta": "-1"}, "min_delta must be 0 or more"),
-    ({"target": "value", "loss": "cross-entropy"}, "loss cross-entropy is for classes"),
-    ({"target": "value", "monitor": "accuracy"}, "monitor accuracy is for classes"),
-    ({"target": "value", "stratify": "true"}, "stratify True is for classes"),
-    ({"target": "value", "min_accuracy": "0.5"}, "min_accuracy is for classes"),
-    ({"target": "value", "label_smoothing": "0.1"}, "label_smoothing is for classes"),
+    ({"task": "regression", "loss": "cross-entropy"}, "loss cross-entropy is for classification"),
+    ({"task": "regression", "monitor": "accuracy"}, "monitor accuracy is for classification"),
+    ({"task": "regression", "stratify": "true"}, "stratify True is for classification"),
+    ({"task": "regression", "min_accuracy": "0.5"}, "min_accuracy is for classification"),
+    ({"task": "regression", "label_smoothing": "0.1"}, "label_smoothing is for classification"),
 ]
 
 
@@ -51,7 +54,7 @@ def test_contradictions(flags: dict[str, str], message: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["auto", "numpy", "torch"])
-def test_float64_is_refused_for_the_engine_without_it_alone(backend: str) -> None:
+def test_float64_is_refused_only_for_the_engine_without_it(backend: str) -> None:
     assert resolve({"dtype": "float64", "backend": backend}, {}).settings().dtype == "float64"
 
 
@@ -61,16 +64,16 @@ def test_every_optimizer_has_a_default_rate(name: str) -> None:
     assert f"{DEFAULT_LEARNING_RATE[name]:g} for {name}" in FIELDS["lr"].metadata["help"]
 
 
-def test_what_is_chosen_by_rule() -> None:
-    assert Config().loss == "cross-entropy"
-    assert Config(target="value").loss == "squared-error"
-    assert Config().patience == PATIENCE
-    assert Config(val_fraction=0.0).patience == 0
-    assert Config(val_fraction=None, val_count=5).patience == PATIENCE
+def test_defaults_by_rule() -> None:
+    assert TrainConfig().loss == "cross-entropy"
+    assert TrainConfig(task="regression").loss == "squared-error"
+    assert TrainConfig().patience == PATIENCE
+    assert TrainConfig(val_fraction=0.0).patience == 0
+    assert TrainConfig(val_fraction=None, val_count=5).patience == PATIENCE
 
 
-def test_network_gets_every_setting_of_its_own() -> None:
-    config = Config(
+def test_every_setting_of_the_network_is_passed_on() -> None:
+    config = TrainConfig(
         hidden=(6, 5),
         activation=("tanh", "relu"),
         dropout=(0.1, 0.2),
@@ -95,19 +98,20 @@ def test_network_gets_every_setting_of_its_own() -> None:
     assert config.network(7, 4) == expected
 
 
-def test_one_activation_serves_all_layers_or_none() -> None:
-    assert Config(hidden=(6, 5), dropout=(0.1,)).network(7, 4).dropout == (0.1, 0.1)
-    assert Config(hidden=(), activation=("tanh",)).network(7, 4) == Network((7, 4))
+def test_one_activation_is_for_all_hidden_layers() -> None:
+    assert TrainConfig(hidden=(6, 5), dropout=(0.1,)).network(7, 4).dropout == (0.1, 0.1)
+    assert TrainConfig(hidden=(), activation=("tanh",)).network(7, 4) == Network((7, 4))
     with pytest.raises(ConfigError, match="activation names 2 layers, but there are 1"):
-        Config(activation=("tanh", "relu")).network(7, 4)
+        TrainConfig(activation=("tanh", "relu")).network(7, 4)
 
 
-def test_settings_get_every_setting_of_their_own() -> None:
-    numbers: dict[str, Any] = {name: 0.25 for name in ("momentum", "beta1", "beta2", "epsilon", "weight_decay", "clip_norm")}
-    course: dict[str, Any] = {"decay": 0.5, "factor": 0.6, "every": 3.0, "warmup": 2.0}
-    config = Config(
+def test_every_setting_of_the_training_is_passed_on() -> None:
+    numbers: dict[str, Any] = {name: 0.25 for name in ("momentum", "beta1", "beta2", "epsilon", "weight_decay")}
+    schedule: dict[str, Any] = {"lr_decay": 0.5, "lr_gamma": 0.6, "lr_step": 3.0, "lr_warmup": 2.0}
+    config = TrainConfig(
         **numbers,
-        **course,
+        **schedule,
+        max_grad_norm=1.5,
         optimizer="rmsprop",
         lr=0.7,
         schedule="cosine",
@@ -124,28 +128,90 @@ def test_settings_get_every_setting_of_their_own() -> None:
         precision="tf32",
     )
     settings = config.settings()
-    assert settings.optimizer == Optimizer("rmsprop", **numbers)
-    assert settings.schedule == Schedule(0.7, "cosine", epochs=9, **course)
+    assert settings.optimizer == Optimizer("rmsprop", **numbers, clip_norm=1.5)
+    assert settings.schedule == Schedule(0.7, "cosine", epochs=9, decay=0.5, factor=0.6, every=3.0, warmup=2.0)
     own = {one.name: getattr(settings, one.name) for one in dataclasses.fields(settings)}
     del own["optimizer"], own["schedule"]
     assert own == {name: getattr(config, name) for name in own}
 
 
 def test_patience_zero_never_stops() -> None:
-    assert Config(patience=0).settings().patience is None
+    assert TrainConfig(patience=0).settings().patience is None
 
 
-def test_a_bad_value_is_refused_by_whom_it_concerns() -> None:
+def test_bad_values_are_refused_by_the_classes_that_use_them() -> None:
     with pytest.raises(ConfigError, match="batch_size must be at least 1"):
-        Config(batch_size=0).settings()
+        TrainConfig(batch_size=0).settings()
     with pytest.raises(ConfigError, match="learning rate must be a positive number"):
-        Config(lr=0.0).settings()
+        TrainConfig(lr=0.0).settings()
     with pytest.raises(ConfigError, match="dropout must be at least 0 and below 1"):
-        Config(dropout=(1.0,)).network(2, 2)
+        TrainConfig(dropout=(1.0,)).network(2, 2)
 
 
-def test_numbers_are_written_to_the_last_digit(tmp_path: Path) -> None:
-    config = Config(lr=math.nextafter(0.1, 1), data='a "quoted"\\name\n.csv')
+def test_numbers_are_written_exactly(tmp_path: Path) -> None:
+    config = TrainConfig(lr=math.nextafter(0.1, 1), data='a "quoted"\\name\n.csv')
     file = tmp_path / "a.toml"
     file.write_text(config.text(), encoding="utf-8")
     assert resolve({}, {}, file) == config
+
+
+# ------------------------------------------------------------------------------------------------ names and synonyms
+
+
+def test_synonyms_of_settings_are_unique_and_no_settings() -> None:
+    """`device` is a setting of `extract`, and a synonym of `backend` elsewhere."""
+    settings = {*FIELDS, *fields_of(ExtractConfig)}
+    others = [other for names in SYNONYMS.values() for other in names]
+    assert len(others) == len(set(others))
+    assert SYNONYMS.keys() <= settings
+    assert set(others) & settings == {"device"}
+
+
+def test_settings_with_another_name_than_their_field_exist() -> None:
+    described = {one.name for description in (Optimizer, Schedule) for one in dataclasses.fields(description)}
+    assert SETTING_OF_FIELD.keys() <= described
+    assert {*SETTING_OF_FIELD.values()} <= FIELDS.keys()
+
+
+SPELLINGS = [
+    ("activation", "ReLU,leaky_relu:0.2", ("relu", "leaky-relu:0.2")),
+    ("activation", "Swish", ("silu",)),
+    ("loss", "MSE", "squared-error"),
+    ("loss", "CrossEntropy", "cross-entropy"),
+    ("output", "logistic", "sigmoid"),
+    ("init", "Kaiming", "he"),
+    ("init", "Normal:0.1", "normal:0.1"),
+    ("optimizer", "AdamW", "adamw"),
+    ("schedule", "Cosine_Annealing", "cosine"),
+    ("scale", "standard", "zscore"),
+    ("monitor", "val_loss", "loss"),
+    ("backend", "PyTorch", "torch"),
+    ("dtype", "double", "float64"),
+    ("precision", "bfloat16", "bf16"),
+    ("task", "Regression", "regression"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "stored"), SPELLINGS)
+def test_spellings_and_synonyms_of_names_are_stored_as_in_the_registry(name: str, text: str, stored: Any) -> None:
+    assert getattr(resolve({name: text}, {}), name) == stored
+    given = tuple(text.split(",")) if isinstance(stored, tuple) else text
+    assert getattr(TrainConfig(**{name: given}), name) == stored
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "stored"),
+    [
+        ("pool", "Average,None", ("avg", "none")),
+        ("regularize", "BatchNorm", ("batch",)),
+        ("init", "Glorot", "xavier"),
+        ("optimizer", "SGD", "sgd"),
+    ],
+)
+def test_names_of_extract_likewise(name: str, text: str, stored: Any) -> None:
+    assert getattr(resolve_as(ExtractConfig, {name: text}, {}), name) == stored
+
+
+def test_an_unknown_name_is_refused_without_the_command_line_too() -> None:
+    with pytest.raises(ConfigError, match="unknown optimizer 'adm'; did you mean 'adam'"):
+        TrainConfig(optimizer="adm")

@@ -1,4 +1,4 @@
-"""experiments/config/fields.py and experiments/config/sources.py: kinds of values, sources and their order, damaged files."""
+"""experiments/config/fields.py and experiments/config/sources.py: types of settings, precedence of sources, damaged files."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import pytest
 
 from fastmlp.errors import ConfigError
 from fastmlp.experiments.config.sources import PAIRS, VARIABLES, resolve
-from fastmlp.experiments.config.train import FIELDS, Config, flag
+from fastmlp.experiments.config.train import FIELDS, TrainConfig
 
-# For every setting two valid texts that mean two different values, neither of them the default.
+# Two valid texts with different values for every setting; with a default in one of them for some.
 TEXTS = {
     "data": ("a.npz", "b.csv"),
     "data_dir": ("here", "there"),
     "image_size": ("8,9", "7x6"),
-    "target": ("value", "class"),
+    "task": ("regression", "classification"),
     "val_fraction": ("0.1", "0.3"),
     "val_count": ("10", "20"),
     "test_fraction": ("0.1", "0.3"),
@@ -44,12 +44,12 @@ TEXTS = {
     "beta2": ("0.5", "0.6"),
     "epsilon": ("1e-6", "1e-7"),
     "weight_decay": ("0.1", "0.2"),
-    "clip_norm": ("1", "2"),
+    "max_grad_norm": ("1", "2"),
     "schedule": ("cosine", "step"),
-    "decay": ("0.1", "0.2"),
-    "factor": ("0.1", "0.2"),
-    "every": ("1", "2"),
-    "warmup": ("1", "2"),
+    "lr_decay": ("0.1", "0.2"),
+    "lr_gamma": ("0.1", "0.2"),
+    "lr_step": ("1", "2"),
+    "lr_warmup": ("1", "2"),
     "batch_size": ("1", "2"),
     "epochs": ("1", "2"),
     "patience": ("1", "2"),
@@ -63,8 +63,8 @@ TEXTS = {
     "threads": ("1", "2"),
     "dtype": ("float64", "float32"),
     "precision": ("tf32", "bf16"),
-    "classes_every": ("1", "2"),
-    "checkpoint_every": ("1", "2"),
+    "per_class_every": ("1", "2"),
+    "save_every": ("1", "2"),
     "predictions": ("on", "0"),
     "out": ("a", "b"),
     "force": ("on", "0"),
@@ -73,11 +73,11 @@ TEXTS = {
 
 
 def value_of(name: str, text: str) -> Any:
-    return FIELDS[name].metadata["kind"].value(name, text, text=True)
+    return FIELDS[name].metadata["type"].value(name, text, text=True)
 
 
 def write(path: Path, name: str, text: str) -> Path:
-    """A config file in which the setting stands as a natural TOML value."""
+    """Write a config file with the setting as a natural TOML value."""
     value = value_of(name, text)
     natural = list(value) if isinstance(value, tuple) else value
     written = repr(natural).replace("'", '"').replace("True", "true").replace("False", "false")
@@ -85,11 +85,11 @@ def write(path: Path, name: str, text: str) -> Path:
     return path
 
 
-# ------------------------------------------------------------------------------------------------ order of sources
+# ------------------------------------------------------------------------------------------------ precedence of sources
 
 
 def test_every_setting_is_in_the_table_above() -> None:
-    assert list(TEXTS) == list(FIELDS)
+    assert TEXTS.keys() == FIELDS.keys()
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -113,7 +113,7 @@ def test_flag_before_variable_before_file_before_default(name: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", sorted(PAIRS))
-def test_of_two_ways_to_say_one_thing_the_higher_source_wins(name: str, tmp_path: Path) -> None:
+def test_of_two_exclusive_settings_the_higher_source_takes_precedence(name: str, tmp_path: Path) -> None:
     other = PAIRS[name]
     file = write(tmp_path / "a.toml", other, TEXTS[other][0])
     config = resolve({name: TEXTS[name][0]}, {}, file)
@@ -122,13 +122,13 @@ def test_of_two_ways_to_say_one_thing_the_higher_source_wins(name: str, tmp_path
 
 
 @pytest.mark.parametrize("name", sorted(PAIRS))
-def test_two_ways_to_say_one_thing_in_one_source_are_an_error(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"say the same thing; give one"):
+def test_two_exclusive_settings_in_one_source_are_an_error(name: str) -> None:
+    with pytest.raises(ConfigError, match="exclude each other; give only one"):
         resolve({name: TEXTS[name][0], PAIRS[name]: TEXTS[PAIRS[name]][0]}, {})
 
 
 def test_an_empty_variable_counts_as_not_given() -> None:
-    assert resolve({}, {"FASTMLP_LR": "", "FASTMLP_HIDDEN": ""}) == Config()
+    assert resolve({}, {"FASTMLP_LR": "", "FASTMLP_HIDDEN": ""}) == TrainConfig()
 
 
 def test_fastmlp_data_is_the_folder_not_the_data_set() -> None:
@@ -136,7 +136,7 @@ def test_fastmlp_data_is_the_folder_not_the_data_set() -> None:
     assert (config.data, config.data_dir) == ("mnist", "/folder")
 
 
-# ------------------------------------------------------------------------------------------------ kinds of values
+# ------------------------------------------------------------------------------------------------ types of settings
 
 WRONG = [
     ("epochs", "many", "a whole number, not 'many'"),
@@ -155,10 +155,11 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("name", "text", "message"), WRONG)
-def test_wrong_text_is_named_with_its_flag_or_variable(name: str, text: str, message: str) -> None:
+def test_wrong_text_is_reported_with_its_setting_or_variable(name: str, text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         resolve({name: text}, {})
-    assert str(caught.value).startswith(f"{flag(name)} must be ")
+    assert str(caught.value).startswith(f"{name} must be ")
+    assert caught.value.settings == (name,)
     assert message in str(caught.value)
     with pytest.raises(ConfigError) as caught:
         resolve({}, {VARIABLES[name]: text})
@@ -226,8 +227,28 @@ def test_keys_may_have_hyphens(tmp_path: Path) -> None:
     file.write_text("batch-size = 7\n")
     assert resolve({}, {}, file).batch_size == 7
     file.write_text("batch-size = 7\nbatch_size = 8\n")
-    with pytest.raises(ConfigError, match="batch_size stands there twice"):
+    with pytest.raises(ConfigError, match="batch_size is set twice, as batch-size and as batch_size"):
         resolve({}, {}, file)
+
+
+def test_synonyms_of_settings_in_variables_and_files(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text("learning-rate = 0.5\nhidden_layer_sizes = [7]\n")
+    config = resolve({}, {"FASTMLP_BATCH": "9", "FASTMLP_RANDOM_STATE": "3"}, file)
+    assert (config.lr, config.hidden, config.batch_size, config.seed) == (0.5, (7,), 9, 3)
+
+
+def test_a_setting_and_its_synonym_in_one_source_are_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text("learning_rate = 0.5\nlr = 0.1\n")
+    with pytest.raises(ConfigError, match="lr is set twice, as learning_rate and as lr; keep one"):
+        resolve({}, {}, file)
+    with pytest.raises(ConfigError, match="FASTMLP_LEARNING_RATE and FASTMLP_LR are both set"):
+        resolve({}, {"FASTMLP_LR": "0.1", "FASTMLP_LEARNING_RATE": "0.2"})
+
+
+def test_the_variable_of_extracts_device_chooses_no_backend() -> None:
+    assert resolve({}, {"FASTMLP_DEVICE": "cuda"}).backend == "auto"
 
 
 # ------------------------------------------------------------------------------------------------ damaged files
@@ -235,8 +256,8 @@ def test_keys_may_have_hyphens(tmp_path: Path) -> None:
 
 def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
     file = tmp_path / "a.toml"
-    file.write_text("optimiser = 'sgd'\n")
-    with pytest.raises(ConfigError, match=r"a\.toml: unknown key 'optimiser'; did you mean 'optimizer'\?"):
+    file.write_text("optimizr = 'sgd'\n")
+    with pytest.raises(ConfigError, match=r"a\.toml: unknown key 'optimizr'; did you mean 'optimizer'\?"):
         resolve({}, {}, file)
 
 

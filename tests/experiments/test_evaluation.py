@@ -14,7 +14,7 @@ from support.engines import need_backend
 from fastmlp.data.checks import CheckedRows
 from fastmlp.data.dataset import load_data
 from fastmlp.errors import ConfigError, DataError
-from fastmlp.experiments.config.train import Config
+from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.evaluation import evaluate_run
 from fastmlp.experiments.folder import write_manifest
 from fastmlp.experiments.result import describe_data
@@ -37,7 +37,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
     data = write_blobs(folder / "blobs.npz", 1)
     settings: dict[str, Any] = {"hidden": (8,), "epochs": 30, "lr": 0.01, "backend": "numpy", "stratify": True}
-    run_training(Config(data=str(data), out=str(folder / "run"), seed=4, **settings), quiet=True)
+    run_training(TrainConfig(data=str(data), out=str(folder / "run"), seed=4, **settings), quiet=True)
     return folder
 
 
@@ -46,7 +46,7 @@ def result_of(home: Path) -> Any:
 
 
 def test_every_part_of_the_run_has_the_figures_of_the_result(home: Path) -> None:
-    found, result = evaluate_run(home / "run", part="all"), result_of(home)
+    found, result = evaluate_run(home / "run", split="all"), result_of(home)
     for part in ("test", "validation", "train"):
         assert found[part] == result[part]
     assert found["data"] == result["data"]
@@ -54,7 +54,7 @@ def test_every_part_of_the_run_has_the_figures_of_the_result(home: Path) -> None
 
 @pytest.mark.parametrize("part", ["test", "validation", "train"])
 def test_a_single_part(home: Path, part: str) -> None:
-    found = evaluate_run(home / "run", part=part)
+    found = evaluate_run(home / "run", split=part)
     assert found[part] == result_of(home)[part]
     assert {"test", "validation", "train"} & found.keys() == {part}
 
@@ -62,13 +62,13 @@ def test_a_single_part(home: Path, part: str) -> None:
 @pytest.mark.parametrize("name", ["numpy", "numba"])
 def test_digits_to_the_last_digit_with_each_engine(name: str, tmp_path: Path) -> None:
     backend = need_backend(name)
-    result, _ = run_training(Config(epochs=2, backend=backend, out=str(tmp_path / "a")), quiet=True)
+    result, _ = run_training(TrainConfig(epochs=2, backend=backend, out=str(tmp_path / "a")), quiet=True)
     for source in (None, "digits"):
         assert evaluate_run(tmp_path / "a", source)["test"] == result["test"]
 
 
 def test_float64_finds_its_engine(home: Path, tmp_path: Path) -> None:
-    config = Config(data=str(home / "blobs.npz"), out=str(tmp_path / "a"), dtype="float64", epochs=1)
+    config = TrainConfig(data=str(home / "blobs.npz"), out=str(tmp_path / "a"), dtype="float64", epochs=1)
     result, _ = run_training(config, quiet=True)
     assert evaluate_run(tmp_path / "a")["test"] == result["test"]
     found = evaluate_run(tmp_path / "a" / "model.safetensors", str(home / "blobs.npz"))
@@ -84,7 +84,7 @@ def test_the_runs_own_data_under_another_name_are_split_as_in_the_run(home: Path
 def test_the_data_folder_of_the_run_is_found_again(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FASTMLP_DATA", raising=False)
-    config = Config(out="a", data_dir="folder", epochs=1, backend="numpy")
+    config = TrainConfig(out="a", data_dir="folder", epochs=1, backend="numpy")
     result, _ = run_training(config, quiet=True)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -96,21 +96,21 @@ def test_the_data_folder_of_the_run_is_found_again(home: Path, monkeypatch: pyte
 
 def test_other_data_without_a_test_part_are_one_test_part(home: Path, tmp_path: Path) -> None:
     other = write_blobs(tmp_path / "other.npz", 2, rows=60)
-    found = evaluate_run(home / "run", str(other), part="all")
+    found = evaluate_run(home / "run", str(other), split="all")
     assert found["data"]["rows"] == {"test": 60}
     assert np.sum(found["test"]["confusion"]) == 60
     assert found["test"]["accuracy"] > 0.7
-    model_file = evaluate_run(home / "run" / "model.safetensors", str(other), part="all", backend="numpy")
+    model_file = evaluate_run(home / "run" / "model.safetensors", str(other), split="all", backend="numpy")
     assert model_file["test"] == found["test"]
 
 
 def test_other_data_with_a_test_part(home: Path, tmp_path: Path) -> None:
     extra = {"x_test": np.zeros((6, 5), np.float32), "y_test": np.array(["red", "blue"] * 3)}
     other = write_blobs(tmp_path / "other.npz", 2, rows=60, **extra)
-    found = evaluate_run(home / "run", str(other), part="all")
+    found = evaluate_run(home / "run", str(other), split="all")
     assert found["data"]["rows"] == {"test": 6, "train": 60}
     with pytest.raises(ConfigError, match="has no part 'validation', only test, train"):
-        evaluate_run(home / "run", str(other), part="validation")
+        evaluate_run(home / "run", str(other), split="validation")
 
 
 def test_fewer_classes_are_matched_by_name(home: Path, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_another_number_of_features(home: Path, tmp_path: Path) -> None:
 def test_another_number_of_values(tmp_path: Path) -> None:
     np.savez(tmp_path / "one.npz", x=np.eye(30), y=np.arange(30.0))
     np.savez(tmp_path / "two.npz", x=np.eye(30), y=np.ones((30, 2)))
-    config = Config(data=str(tmp_path / "one.npz"), target="value", out=str(tmp_path / "a"), epochs=1, backend="numpy")
+    config = TrainConfig(data=str(tmp_path / "one.npz"), task="regression", out=str(tmp_path / "a"), epochs=1, backend="numpy")
     result, _ = run_training(config, quiet=True)
     assert evaluate_run(tmp_path / "a")["test"] == result["test"]
     with pytest.raises(DataError, match="the model predicts 1 values, but two has 2"):
@@ -155,7 +155,7 @@ def test_images_are_brought_to_the_size_of_the_model(tmp_path: Path) -> None:
             for number in range(10):
                 Image.new("L", size, shade + number).save(tmp_path / folder / label / f"{number}.png")
     settings: dict[str, Any] = {"epochs": 20, "lr": 0.01, "backend": "numpy"}
-    result, _ = run_training(Config(data=str(tmp_path / "photos"), out=str(tmp_path / "a"), **settings), quiet=True)
+    result, _ = run_training(TrainConfig(data=str(tmp_path / "photos"), out=str(tmp_path / "a"), **settings), quiet=True)
     assert evaluate_run(tmp_path / "a")["test"] == result["test"]
     assert evaluate_run(tmp_path / "a", str(tmp_path / "larger"))["test"]["accuracy"] == 1
 
@@ -165,7 +165,7 @@ def test_images_are_brought_to_the_size_of_the_model(tmp_path: Path) -> None:
 
 def test_changed_data_are_not_split_as_in_the_run(tmp_path: Path) -> None:
     data = write_blobs(tmp_path / "blobs.npz", 1)
-    run_training(Config(data=str(data), out=str(tmp_path / "a"), epochs=1, backend="numpy"), quiet=True)
+    run_training(TrainConfig(data=str(data), out=str(tmp_path / "a"), epochs=1, backend="numpy"), quiet=True)
     write_blobs(data, 2)
     with pytest.raises(DataError, match=r"blobs\.npz has changed since the run"):
         evaluate_run(tmp_path / "a")

@@ -108,9 +108,9 @@ def test_the_table_shows_both_accuracies(home: Path, made: dict[str, Any]) -> No
 def test_a_chained_model_takes_images(home: Path, made: dict[str, Any]) -> None:
     ok("extract", "--data", home / "images.npz", *SMALL, "train", *MLP, "--out", "one", "-q")
     ok("train", "--data", home / "features.npz", *MLP, "--out", "two", "-q")
-    wanted = json.loads(ok("evaluate", "two", "--part", "all", "--json").stdout)
+    wanted = json.loads(ok("evaluate", "two", "--split", "all", "--json").stdout)
     for arguments in (["one"], ["two", "--data", home / "images.npz"]):
-        found = json.loads(ok("evaluate", *arguments, "--part", "all", "--json").stdout)
+        found = json.loads(ok("evaluate", *arguments, "--split", "all", "--json").stdout)
         for part in ("train", "validation", "test"):
             assert found[part]["accuracy"] == wanted[part]["accuracy"]
             assert found[part]["loss"] == pytest.approx(wanted[part]["loss"], rel=1e-5)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from support.cli import forget_settings, ok, refused
 
-from fastmlp.experiments.config.train import Config
+from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.plan import make_plan
 from fastmlp.experiments.training_run import run_training
 from fastmlp.files import read_lines
@@ -30,16 +30,16 @@ def own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def run(out: str, **settings: Any) -> Path:
-    run_training(Config(**COMMON | settings, out=out), quiet=True)
+    run_training(TrainConfig(**COMMON | settings, out=out), quiet=True)
     return Path(out)
 
 
 def test_checkpoints_are_the_models_of_their_epochs() -> None:
     """Each is what a training ends with that has so many epochs, when none is better than the last."""
-    folder = run("long", epochs=7, patience=0, checkpoint_every=3)
+    folder = run("long", epochs=7, patience=0, save_every=3)
     kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert kept == ["epoch-0003.safetensors", "epoch-0006.safetensors"]
-    plan = make_plan(Config(**COMMON))
+    plan = make_plan(TrainConfig(**COMMON))
     for epoch in (3, 6):
         model = load(folder / "checkpoints" / f"epoch-{epoch:04d}.safetensors", backend="numpy")
         row = read_lines(folder / "metrics.jsonl")[epoch - 1]
@@ -53,11 +53,11 @@ def test_checkpoints_are_the_models_of_their_epochs() -> None:
 
 def test_a_checkpoint_is_evaluated_on_the_parts_of_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not on all rows, of which most were trained on; of a run that did not come to its end, on the data given."""
-    folder = run("a", epochs=2, patience=0, checkpoint_every=2)
+    folder = run("a", epochs=2, patience=0, save_every=2)
     file = folder / "checkpoints" / "epoch-0002.safetensors"
     row = read_lines(folder / "metrics.jsonl")[1]
     for source in ([], ["--data", "digits"]):
-        told = json.loads(ok("evaluate", file, *source, "--part", "validation", "--json").stdout)
+        told = json.loads(ok("evaluate", file, *source, "--split", "validation", "--json").stdout)
         assert told["validation"]["accuracy"] == row["val_accuracy"]
         assert told["data"]["rows"] == {"validation": 359}
     monkeypatch.chdir(file.parent)
@@ -68,8 +68,8 @@ def test_a_checkpoint_is_evaluated_on_the_parts_of_its_run(monkeypatch: pytest.M
 
 
 def test_classes_are_told_of_their_epochs() -> None:
-    folder = run("a", epochs=5, patience=0, classes_every=2, checkpoint_every=2)
-    lines, plan = read_lines(folder / "classes.jsonl"), make_plan(Config(**COMMON))
+    folder = run("a", epochs=5, patience=0, per_class_every=2, save_every=2)
+    lines, plan = read_lines(folder / "classes.jsonl"), make_plan(TrainConfig(**COMMON))
     assert [line["epoch"] for line in lines] == [2, 4]
     for line in lines:
         model = load(folder / "checkpoints" / f"epoch-{line['epoch']:04d}.safetensors", backend="numpy")
@@ -82,26 +82,26 @@ def test_classes_are_told_of_their_epochs() -> None:
 
 
 def test_nothing_is_kept_unasked_and_nothing_changes_by_it() -> None:
-    plain, watched = run("plain", epochs=3), run("watched", epochs=3, classes_every=1, checkpoint_every=1, val_steps=5)
+    plain, watched = run("plain", epochs=3), run("watched", epochs=3, per_class_every=1, save_every=1, val_steps=5)
     assert not [name for name in ("checkpoints", "classes.jsonl", "classes.png") if (plain / name).exists()]
     assert (plain / "model.safetensors").read_bytes() == (watched / "model.safetensors").read_bytes()
 
 
 def test_a_second_run_into_the_folder_leaves_none_of_the_first() -> None:
-    run("a", epochs=4, patience=0, classes_every=1, checkpoint_every=1)
-    run("a", epochs=2, patience=0, classes_every=2, checkpoint_every=2, force=True, seed=1)
+    run("a", epochs=4, patience=0, per_class_every=1, save_every=1)
+    run("a", epochs=2, patience=0, per_class_every=2, save_every=2, force=True, seed=1)
     assert [line["epoch"] for line in read_lines(Path("a/classes.jsonl"))] == [2]
     assert [path.name for path in Path("a/checkpoints").iterdir()] == ["epoch-0002.safetensors"]
 
 
 def test_nothing_is_left_of_a_first_run_that_the_second_does_not_write() -> None:
-    run("a", epochs=1, classes_every=1, predictions=True)
+    run("a", epochs=1, per_class_every=1, predictions=True)
     run("a", epochs=1, force=True)
     run("plain", epochs=1)
     assert sorted(path.name for path in Path("a").iterdir()) == sorted(path.name for path in Path("plain").iterdir())
 
 
-@pytest.mark.parametrize("name", ["classes-every", "checkpoint-every"])
+@pytest.mark.parametrize("name", ["per-class-every", "save-every"])
 @pytest.mark.parametrize("value", ["0", "-2"])
 def test_impossible_numbers_are_refused(name: str, value: str) -> None:
     line = refused(2, "train", f"--{name}", value)
@@ -111,7 +111,7 @@ def test_impossible_numbers_are_refused(name: str, value: str) -> None:
 def test_a_folder_that_cannot_be_made_is_one_line() -> None:
     Path("a").mkdir()
     Path("a/checkpoints").write_text("not a folder")
-    line = refused(3, "train", "--epochs", "2", "--backend", "numpy", "--checkpoint-every", "1", "--out", "a", "--force", "-q")
+    line = refused(3, "train", "--epochs", "2", "--backend", "numpy", "--save-every", "1", "--out", "a", "--force", "-q")
     assert "a/checkpoints" in line
 
 
@@ -124,7 +124,7 @@ def test_models_hold_their_own_parameters() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fastmlp.experiments.record.save", keep)
-        run("a", epochs=3, patience=0, checkpoint_every=1)
+        run("a", epochs=3, patience=0, save_every=1)
     first, second, third = (model.parameters for model in seen)
     assert not np.array_equal(first, second)
     assert not np.array_equal(second, third)
@@ -132,7 +132,7 @@ def test_models_hold_their_own_parameters() -> None:
 
 def test_an_epoch_that_was_cut_short_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastmlp.training.loop.CHUNK_SECONDS", 1e-9)
-    folder = run("a", epochs=1000, max_time=1e-9, classes_every=1, checkpoint_every=1)
+    folder = run("a", epochs=1000, max_time=1e-9, per_class_every=1, save_every=1)
     (row,) = read_lines(folder / "metrics.jsonl")
     assert row["rows"] < json.loads((folder / "result.json").read_text())["data"]["rows"]["train"]
     assert not (folder / "classes.jsonl").exists()

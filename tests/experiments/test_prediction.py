@@ -14,7 +14,7 @@ import pytest
 
 from fastmlp import Model, Network, load_data, save
 from fastmlp.errors import DataError
-from fastmlp.experiments.config.train import Config
+from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.prediction import as_csv, as_lines, predict_files
 from fastmlp.experiments.training_run import run_training
 
@@ -122,7 +122,7 @@ def test_values_of_a_regression(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "digits"
-    run_training(Config(out=str(out), epochs=8, backend="numpy", scale="unit"), quiet=True)
+    run_training(TrainConfig(out=str(out), epochs=8, backend="numpy", scale="unit"), quiet=True)
     return out
 
 

@@ -133,7 +133,7 @@ def test_labels_say_what_the_settings_are(name: str) -> None:
         settings = find(recipe).extract or find(recipe).train or {}
         sizes = "-".join(map(str, settings["filters"] if "filters" in settings else settings["hidden"]))
         told = {sizes, *settings.get("activation", ["relu"]), *(f"dropout {rate:g}" for rate in settings.get("dropout", []))}
-        told |= {f"decay {settings['decay']:g}"} if "decay" in settings else {"plain"}
+        told |= {f"decay {settings['lr_decay']:g}"} if "lr_decay" in settings else {"plain"}
         told |= {f"L2 {settings['l2']:g}"} if "l2" in settings else set()
         assert {words.get(word, word) for word in label.split(", ")} <= told | set(settings.get("pool", []))
         if ("dropout" in label) != bool(settings.get("dropout")):

@@ -26,7 +26,7 @@ from fastmlp.experiments.recipes.recipe import all_recipes, find
 from fastmlp.experiments.recipes.run import RecipeJob, beside, comparison_text, make_job, select
 from fastmlp.files import read_lines
 from fastmlp.nn.schedules import Schedule
-from fastmlp.training.loop import Diverged, Training
+from fastmlp.training.loop import Diverged, TrainResult
 from fastmlp.training.many import train_many
 
 pytestmark = pytest.mark.full
@@ -237,7 +237,7 @@ def test_many_models_tell_when_each_has_ended() -> None:
     )
     assert sorted(index for index, _, _ in seen) == [0, 1, 2]
     assert all(result is results[index] for index, result, _ in seen)
-    assert {index: type(result) for index, result, _ in seen} == {0: Training, 1: Training, 2: Diverged}
+    assert {index: type(result) for index, result, _ in seen} == {0: TrainResult, 1: TrainResult, 2: Diverged}
     assert [after for index, _, after in sorted(seen) if index < 2] == [True, True]  # its rows come first
 
 

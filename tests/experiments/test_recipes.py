@@ -16,7 +16,7 @@ from support.extract import DRAWN, own_folder  # noqa: F401 - a fixture of every
 
 from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.sources import resolve_as
-from fastmlp.experiments.config.train import Config
+from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.recipes.recipe import all_recipes, find, published_text
 
 ROWS = {
@@ -52,7 +52,7 @@ def test_every_recipe_is_a_run_that_can_be_made(name: str) -> None:
         width = toolkit.prepare(vars(settings), IMAGE, 10).width
         assert settings.data == "fashion-mnist"
     if recipe.train is not None:
-        config = resolve_as(Config, {}, {}, recipe=recipe.train)
+        config = resolve_as(TrainConfig, {}, {}, recipe=recipe.train)
         config.settings()
         assert config.network(width, 10).sizes == (width, *config.hidden, 10)
     assert recipe.extract is not None or recipe.train is not None
@@ -120,8 +120,8 @@ def test_a_recipe_gives_the_settings_and_all_else_wins_over_it() -> None:
 
 
 def test_a_recipe_of_the_other_command_is_refused() -> None:
-    assert refused(2, "train", "--recipe", "cs776-cnn-1").endswith("run `fastmlp extract --recipe cs776-cnn-1 train`")
-    assert refused(2, "extract", "--recipe", "cs776-mlp-1").endswith("run `fastmlp train --recipe cs776-mlp-1`")
+    assert refused(2, "train", "--recipe", "cs776-cnn-1").endswith("run it by `fastmlp extract … train` [--recipe]")
+    assert refused(2, "extract", "--recipe", "cs776-mlp-1").endswith("run it by `fastmlp train` [--recipe]")
     assert refused(2, "train", "--recipe", "cs776-mlp-66").startswith(
         "unknown recipe 'cs776-mlp-66'; did you mean 'cs776-mlp-6'?"
     )

@@ -15,7 +15,7 @@ from fastmlp.data.dataset import Dataset
 from fastmlp.data.splits import split
 from fastmlp.errors import ConfigError, DataError, ThresholdError
 from fastmlp.experiments.config.sources import resolve
-from fastmlp.experiments.config.train import Config
+from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.folder import check_manifest
 from fastmlp.experiments.plan import SPLIT_NAMES, make_plan
 from fastmlp.experiments.result import check_accuracy
@@ -52,9 +52,9 @@ def blobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def config_for(blobs: Path, out: Path, **settings: Any) -> Config:
+def config_for(blobs: Path, out: Path, **settings: Any) -> TrainConfig:
     usual: dict[str, Any] = {"hidden": (8,), "epochs": 6, "batch_size": 16, "lr": 0.01, "backend": "numpy"}
-    return Config(data=str(blobs), out=str(out), **(usual | settings))
+    return TrainConfig(data=str(blobs), out=str(out), **(usual | settings))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def run(blobs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
 
 @pytest.mark.parametrize("stratify", [False, True])
 def test_parts_share_no_row_and_lose_none(stratify: bool) -> None:
-    parts = split(dataset(), **Config(stratify=stratify).split_sizes())
+    parts = split(dataset(), **TrainConfig(stratify=stratify).split_sizes())
     assert {name: len(rows) for name, rows in parts.items()} == {"train": 60, "validation": 20, "test": 20}
     assert sorted(np.concatenate([rows.x[:, 0] for rows in parts.values()])) == list(range(100))
     assert all((rows.x[:, 0] % 4 == rows.y).all() for rows in parts.values())
@@ -81,28 +81,28 @@ def test_parts_share_no_row_and_lose_none(stratify: bool) -> None:
 
 def test_the_test_part_of_the_data_is_kept_as_it_is() -> None:
     data = dataset(test_rows=7)
-    parts = split(data, **Config(val_fraction=None, val_count=30).split_sizes())
+    parts = split(data, **TrainConfig(val_fraction=None, val_count=30).split_sizes())
     assert {name: len(rows) for name, rows in parts.items()} == {"train": 70, "validation": 30, "test": 7}
     assert parts["test"].x is data.x_test
 
 
 def test_the_split_is_a_function_of_the_seed() -> None:
-    one, same, other = (split(dataset(), **Config(seed=seed).split_sizes())["train"].x for seed in (5, 5, 6))
+    one, same, other = (split(dataset(), **TrainConfig(seed=seed).split_sizes())["train"].x for seed in (5, 5, 6))
     assert np.array_equal(one, same)
     assert not np.array_equal(one, other)
 
 
 def test_parts_of_no_rows_are_left_out() -> None:
-    assert list(split(dataset(), **Config(val_fraction=0.0, test_fraction=0.0).split_sizes())) == ["train"]
+    assert list(split(dataset(), **TrainConfig(val_fraction=0.0, test_fraction=0.0).split_sizes())) == ["train"]
 
 
 def test_counts_beyond_the_data_are_refused() -> None:
     with pytest.raises(ConfigError, match="leave nothing of 100 rows"):
-        split(dataset(), **Config(val_fraction=None, val_count=90).split_sizes())
+        split(dataset(), **TrainConfig(val_fraction=None, val_count=90).split_sizes())
 
 
 def test_pixels_stay_bytes_in_every_part() -> None:
-    assert {rows.x.dtype for rows in make_plan(Config()).splits.values()} == {np.dtype(np.uint8)}
+    assert {rows.x.dtype for rows in make_plan(TrainConfig()).splits.values()} == {np.dtype(np.uint8)}
 
 
 # ------------------------------------------------------------------------------------------------ the folder
@@ -175,7 +175,7 @@ def test_without_out_the_folder_is_named_after_date_data_and_network(
     blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    config = Config(data=str(blobs), hidden=(), epochs=1, backend="numpy")
+    config = TrainConfig(data=str(blobs), hidden=(), epochs=1, backend="numpy")
     result, _ = run_training(config, quiet=True)
     assert result["out"].startswith("runs/20")
     assert result["out"].endswith("-blobs-5x3")
@@ -186,7 +186,7 @@ def test_regression(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     x = draw.normal(size=(200, 3)).astype(np.float32)
     np.savez(tmp_path / "values.npz", x=x, y=np.c_[x.sum(axis=1), x[:, 0]])
-    config = config_for(tmp_path / "values.npz", tmp_path / "a", target="value", epochs=40)
+    config = config_for(tmp_path / "values.npz", tmp_path / "a", task="regression", epochs=40)
     result, _ = run_training(config, quiet=True)
     assert names(tmp_path / "a") == [name for name in FILES if name not in ("confusion.png", "report.txt")]
     assert result["test"].keys() == {"loss", "mse", "mae", "r2"}
@@ -285,7 +285,7 @@ def test_divergence_later_keeps_the_best_weights(tmp_path: Path) -> None:
     x = np.linspace(-1, 1, 40, dtype=np.float32)[:, None]
     np.savez(tmp_path / "line.npz", x=x, y=x)
     settings: dict[str, Any] = {"hidden": (), "batch_size": 64, "epochs": 300, "patience": 0, "scale": "none"}
-    config = config_for(tmp_path / "line.npz", tmp_path / "a", target="value", optimizer="sgd", lr=20.0, **settings)
+    config = config_for(tmp_path / "line.npz", tmp_path / "a", task="regression", optimizer="sgd", lr=20.0, **settings)
     with pytest.raises(Diverged, match=r"loss became (inf|nan)") as caught:
         run_training(config, quiet=True)
     assert caught.value.training is not None

@@ -17,10 +17,10 @@ from support.tolerances import excess, forward_tolerance
 import fastmlp
 import fastmlp.models.model
 from fastmlp.data.scaling import fit_scaling
-from fastmlp.engines.base import Job
+from fastmlp.engines.base import EngineSpec
 from fastmlp.engines.numpy_engine import NumpyEngine
 from fastmlp.errors import DataError
-from fastmlp.models.metrics import epoch_figures, evaluate, measure
+from fastmlp.models.metrics import evaluate, mean_metrics, measure
 from fastmlp.models.model import Model, check_rows
 from fastmlp.nn.losses import LOSSES
 from fastmlp.nn.network import Network
@@ -112,7 +112,7 @@ def test_float64_models_compute_in_float64() -> None:
     for backend in ("numpy", "auto"):
         model = make_model(parameters=parameters, backend=backend)
         assert model.forward(X).dtype == np.float64
-        engine = NumpyEngine(Job(NETWORK, Optimizer(), dtype=np.float64))
+        engine = NumpyEngine(EngineSpec(NETWORK, Optimizer(), dtype=np.float64))
         engine.load(fastmlp.models.model.State(parameters, np.empty((0, NETWORK.parameters)), 0))
         assert same_bits(model.forward(X), engine.forward(X))
 
@@ -222,13 +222,13 @@ def test_figures_of_an_epoch_are_means_over_its_rows(backend: str) -> None:
     losses, classes = measure(NETWORK, model.engine(), X, labels)
     assert losses == pytest.approx(plain_losses(NETWORK, z, Y), rel=1e-6)
     assert classes.tolist() == z.argmax(axis=1).tolist()
-    assert epoch_figures(model.engine(), model.engine().hold(X, labels), classes=True) == (losses.mean(), (classes == Y).mean())
+    assert mean_metrics(model.engine(), model.engine().hold(X, labels), classes=True) == (losses.mean(), (classes == Y).mean())
     regression = make_model(Network((7, 9, 3), loss="squared-error"), classes=(), backend=backend)
     targets = np.eye(3, dtype=np.float32)[Y]
     losses, values = measure(regression.network, regression.engine(), X, targets)
     assert losses == pytest.approx(plain_losses(regression.network, regression.forward(X), targets), rel=1e-5)
     assert np.array_equal(values, regression.predict(X))
-    assert epoch_figures(regression.engine(), regression.engine().hold(X, targets), classes=False) == (losses.mean(), None)
+    assert mean_metrics(regression.engine(), regression.engine().hold(X, targets), classes=False) == (losses.mean(), None)
 
 
 def test_evaluate_gives_the_loss_and_the_metrics(backend: str) -> None:

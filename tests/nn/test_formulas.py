@@ -237,7 +237,7 @@ def test_every_activation_parses(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "nearest"), [("rleu", "relu"), ("leaky_relu", "leaky-relu"), ("sigmod", "sigmoid"), ("gleu", "gelu")]
+    ("given", "nearest"), [("rleu", "relu"), ("leaky_rel", "leaky-relu"), ("sigmod", "sigmoid"), ("gleu", "gelu")]
 )
 def test_an_unknown_activation_names_the_nearest_and_lists_all(given: str, nearest: str) -> None:
     with pytest.raises(ConfigError) as caught:

@@ -188,7 +188,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"dropout": ()}, "dropout names 0 layers"),
     ({"loss": "cross-entrpy"}, "did you mean 'cross-entropy'"),
     ({"loss": "cross-entropy", "output": "sigmoid"}, "takes output softmax"),
-    ({"loss": "squared-error", "output": "tanh"}, "takes output linear or sigmoid or softmax"),
+    ({"loss": "squared-error", "output": "tanh"}, "unknown output 'tanh'"),
     ({"l1": -0.1}, "l1 must be"),
     ({"l1": math.nan}, "l1 must be"),
     ({"l2": -0.1}, "l2 must be"),

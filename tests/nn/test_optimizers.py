@@ -37,7 +37,7 @@ def by_the_rule(rule: Any, o: Optimizer, p: Any, gradients: Any, rates: Any, dec
     p, m, v = p.astype(np.float32), np.zeros(len(p), np.float32), np.zeros(len(p), np.float32)
     scalars = o.scalars(rates, 0)
     without_decay = scalars.copy()
-    without_decay[:, SCALARS.index("decay")] = 0
+    without_decay[:, SCALARS.index("weight_decay")] = 0
     for step, g in enumerate(gradients.astype(np.float32)):
         for i in range(len(p)):
             s = scalars[step] if decays[i] else without_decay[step]
@@ -106,7 +106,7 @@ def test_the_comparison_sees_a_wrong_constant(rules: Any) -> None:
     class Off(Optimizer):
         def scalars(self, rates: Any, step: int) -> Any:
             table = super().scalars(rates, step)
-            table[:, SCALARS.index("rate")] *= np.float32(1 + 1e-5)
+            table[:, SCALARS.index("learning_rate")] *= np.float32(1 + 1e-5)
             return table
 
     assert largest_error(rules["sgd"], Off("sgd")) > 4 * STEPS
@@ -117,14 +117,14 @@ def test_scalars_are_the_settings_and_the_corrections() -> None:
     table = o.scalars(np.array([0.5, 0.25]), step=1, l1=0.5, l2=0.125)
     assert table.dtype == np.float32
     assert dict(zip(SCALARS, table[1].tolist(), strict=True)) == {
-        "rate": 0.25,
+        "learning_rate": 0.25,
         "momentum": 0.375,
-        "complement1": 0.5,
-        "complement2": 0.25,
+        "one_minus_beta1": 0.5,
+        "one_minus_beta2": 0.25,
         "epsilon": 0.125,
-        "correction1": float(np.float32(1 / (1 - 0.5**3))),
-        "correction2": float(np.float32(1 / (1 - 0.75**3))),
-        "decay": 0.0625,
+        "bias_correction1": float(np.float32(1 / (1 - 0.5**3))),
+        "bias_correction2": float(np.float32(1 / (1 - 0.75**3))),
+        "weight_decay": 0.0625,
         "l1": 0.5,
         "l2": 0.125,
     }
@@ -139,7 +139,7 @@ def test_scalars_of_many_steps_are_those_of_each(step: int, count: int) -> None:
     assert np.array_equal(table, np.reshape(each, table.shape))
     assert table.shape == (count, 2, len(SCALARS))
     powers = np.arange(step + 1, step + count + 1)
-    assert np.array_equal(table[:, 0, SCALARS.index("correction2")], (1 / (1 - 0.999**powers)).astype(np.float32))
+    assert np.array_equal(table[:, 0, SCALARS.index("bias_correction2")], (1 / (1 - 0.999**powers)).astype(np.float32))
     table.fill(-1)  # the caller's own
     assert not (o.scalars_by_kind(rates, step, 0.5, 0.25) < 0).any()
 
@@ -147,13 +147,13 @@ def test_scalars_of_many_steps_are_those_of_each(step: int, count: int) -> None:
 def test_complements_keep_their_digits() -> None:
     """1 - beta from beta rounded to float32 would be wrong from the fifth digit on, or zero."""
     row = dict(zip(SCALARS, Optimizer("adam", beta2=1 - 1e-9).scalars(np.ones(1), 0)[0].tolist(), strict=True))
-    assert row["complement2"] == pytest.approx(1e-9, rel=1e-6)
-    assert row["complement1"] == pytest.approx(0.1, rel=1e-7)
+    assert row["one_minus_beta2"] == pytest.approx(1e-9, rel=1e-6)
+    assert row["one_minus_beta1"] == pytest.approx(0.1, rel=1e-7)
 
 
 def test_corrections_stay_finite_and_reach_one() -> None:
     late = dict(zip(SCALARS, Optimizer("adam").scalars(np.ones(1), 10**7)[0].tolist(), strict=True))
-    assert late["correction1"] == late["correction2"] == 1
+    assert late["bias_correction1"] == late["bias_correction2"] == 1
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -1,25 +1,79 @@
-"""The Python examples of README run unchanged."""
+"""README and the pages in docs: their Python examples run, their links exist, and their commands have the flags they show."""
 
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 from support.processes import ROOT
 
+from fastmlp.commands.program import program
+
 README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+LARGEST_README = 7_000  # bytes
+TALLEST_FIGURE = 900  # pixels
 
 
-def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The second example continues the first."""
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) == 2
+@pytest.mark.parametrize("page", [README, ROOT / "docs" / "python.md"], ids=lambda page: page.name)
+def test_python_examples_run(page: Path, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    assert len(blocks) == 1
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, str(README), "exec"), names)
-    one, many = capsys.readouterr().out.splitlines()
-    assert float(one) > 0.95
-    assert float(many.split()[-1]) > 0.95
-    assert [path.name for path in tmp_path.iterdir()] == ["digits.safetensors"]
+    exec(compile(blocks[0], str(page), "exec"), {})
+    assert float(capsys.readouterr().out.split()[-1]) > 0.95
+
+
+def test_readme_is_one_page_with_figures_of_moderate_size() -> None:
+    text = README.read_text()
+    assert len(text.encode()) <= LARGEST_README
+    figures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
+    assert {"docs/speed.png", "docs/curves.png"} <= set(figures)
+    for figure in figures:
+        head = (ROOT / figure).read_bytes()[:24]
+        assert head.startswith(b"\x89PNG")
+        assert int.from_bytes(head[20:24], "big") <= TALLEST_FIGURE, figure
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_exist(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not missing
+
+
+def commands_of(text: str) -> Iterator[list[str]]:
+    """Arguments of the `fastmlp` commands in the shell blocks and inline code of a page."""
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    lines += re.findall(r"`(fastmlp [^`]+)`", text)
+    for line in lines:
+        for command in line.split("&&"):
+            words = shlex.split(command, comments=True)
+            if words and Path(words[0]).name == "fastmlp":
+                yield words[1:]
+
+
+def unknown_flags(words: list[str]) -> list[str]:
+    """The flags in a command line that none of its commands has."""
+    command: Any = program
+    known, unknown = {"--help", "-h", "--version"}, []
+    for word in words:
+        if isinstance(command, click.Group) and word in command.commands:
+            command = command.commands[word]
+            known |= {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)}
+        elif word.startswith("--") and word.partition("=")[0] not in known:
+            unknown.append(word)
+    return unknown
+
+
+def test_commands_have_the_flags_that_the_pages_show() -> None:
+    shown = [words for page in PAGES for words in commands_of(page.read_text())]
+    assert len(shown) > 20
+    assert [words for words in shown if unknown_flags(words)] == []
+    assert unknown_flags(["train", "--epochz", "3"]) == ["--epochz"]
+    assert unknown_flags(["evaluate", "--hidden", "3"]) == ["--hidden"]

@@ -85,7 +85,7 @@ def test_a_run_and_evaluate_write_the_same() -> None:
     for row in rows:
         confusion[tuple(map(int, row.split(",")))] += 1
     assert confusion.tolist() == result["test"]["confusion"]
-    ok("evaluate", "run", "--part", "validation", "--predictions", "validation.txt")
+    ok("evaluate", "run", "--split", "validation", "--predictions", "validation.txt")
     assert len(Path("validation.txt").read_text().splitlines()) == 2 + result["data"]["rows"]["validation"]
 
 
@@ -95,18 +95,18 @@ def test_without_being_asked_there_are_none() -> None:
 
 
 def test_reports_of_several_parts_have_their_names() -> None:
-    text = ok("evaluate", "run", "--report", "--part", "all").stdout
+    text = ok("evaluate", "run", "--report", "--split", "all").stdout
     assert [line for line in text.splitlines() if line in ("test", "validation", "train")] == ["test", "validation", "train"]
     assert "per_class" in json.loads(ok("evaluate", "run", "--report", "--json").stdout)["test"]
 
 
 def test_what_cannot_be_told_is_refused() -> None:
-    line = refused(2, "evaluate", "run", "--part", "all", "--predictions", "a.txt")
-    assert line == "predictions are of one part; choose it with --part, or leave --predictions out"
+    line = refused(2, "evaluate", "run", "--split", "all", "--predictions", "a.txt")
+    assert line == "predictions are written for one split, not for all [--split, --predictions]"
     np.savetxt("values.csv", np.random.default_rng(0).random((40, 3)), delimiter=",", header="y,a,b", comments="")
-    values = ["--data", "values.csv", "--target", "value", "--backend", "numpy", "--epochs", "1"]
+    values = ["--data", "values.csv", "--task", "regression", "--backend", "numpy", "--epochs", "1"]
     assert "is for classes" in refused(2, "train", *values, "--predictions")
-    assert "is for classes" in refused(2, "train", *values, "--classes-every", "2")
+    assert "is for classes" in refused(2, "train", *values, "--per-class-every", "2")
     ok("train", *values, "--out", "values", "-q")
     assert not Path("values/report.txt").exists()
     assert "leave --report out" in refused(2, "evaluate", "values", "--report")

@@ -65,7 +65,7 @@ def test_long_table_is_cut() -> None:
     lines = result_table(make_result(test=test)).splitlines()
     rows = lines[lines.index("") + 2 :]
     assert [row.split()[0] for row in rows[:25]] == [f"类{i}" for i in range(25)]
-    assert rows[25] == "(35 more classes; result.json and --json have them all)"
+    assert rows[25] == "(35 more classes; result.json has them all)"
     assert [row.split()[0] for row in rows[26:]] == ["macro", "weighted"]
     assert max(map(len, lines)) <= 80
 

@@ -12,7 +12,8 @@ from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.sources import VARIABLES, variable
 from fastmlp.experiments.config.train import fields_of
 
-FAST = ["--hidden", "16", "--epochs", "3", "--backend", "numpy"]
+SMALL = ["--hidden", "16", "--backend", "numpy"]
+FAST = [*SMALL, "--epochs", "3"]
 OTHER_VARIABLES = ["FASTMLP_CONFIG", "FASTMLP_RECIPE", "FASTMLP_JSON", "FASTMLP_QUIET", "FASTMLP_VERBOSE", "FASTMLP_DEBUG"]
 
 

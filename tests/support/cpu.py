@@ -1,4 +1,4 @@
-"""What the tests of the CPU engine share: guarded blocks, tolerances of epilogues, jobs, engines, scripts in processes."""
+"""What the tests of the CPU engine share: guarded blocks, tolerances of epilogues, specs, engines, scripts in processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastmlp.engines.base import Job, RowMetrics
+from fastmlp.engines.base import EngineSpec, RowMetrics
 from fastmlp.engines.cpu.codegen.simd import BIAS, BIAS_RELU, KEEP, TIMES, WHERE_POSITIVE
 from fastmlp.engines.cpu.engine import NumbaEngine
 from fastmlp.engines.cpu.plan import Layout
@@ -134,28 +134,30 @@ PENALISED = Optimizer("adam", clip_norm=0.5)
 EVERY_IDS = ["clipped adam", "momentum with dropout"]
 
 
-def fused_job(sizes: tuple[int, ...] = (13, 21, 9, 5), optimizer: Optimizer | None = None, **settings: Any) -> Job:
+def fused_job(sizes: tuple[int, ...] = (13, 21, 9, 5), optimizer: Optimizer | None = None, **settings: Any) -> EngineSpec:
     """Hidden layers relu and linear in turn, sgd, classes: all activations run as epilogues."""
     names = (FUSED_NAMES * len(sizes))[: len(sizes) - 2]
-    return Job(Network(sizes, names), optimizer or Optimizer("sgd"), **{"batch_size": 7, "seed": 3, "threads": 1} | settings)
+    return EngineSpec(
+        Network(sizes, names), optimizer or Optimizer("sgd"), **{"batch_size": 7, "seed": 3, "threads": 1} | settings
+    )
 
 
-def every_job(optimizer: Optimizer, dropout: float = 0.0, **settings: Any) -> Job:
+def every_job(optimizer: Optimizer, dropout: float = 0.0, **settings: Any) -> EngineSpec:
     """A hidden layer of each activation, none of a size that needs no padding, with penalties."""
     sizes = (11, *(9 + 2 * (n % 5) for n in range(len(EVERY_NAME))), 5)
     network = Network(sizes, EVERY_NAME, dropout=dropout, l1=1e-3, l2=1e-2)
-    return Job(network, optimizer, **{"batch_size": 7, "seed": 3, "threads": 2} | settings)
+    return EngineSpec(network, optimizer, **{"batch_size": 7, "seed": 3, "threads": 2} | settings)
 
 
-def trained_engine(job: Job, course: Course) -> tuple[NumbaEngine, RowMetrics]:
-    engine = NumbaEngine(job)
-    engine.load(start_state(job))
+def trained_engine(spec: EngineSpec, course: Course) -> tuple[NumbaEngine, RowMetrics]:
+    engine = NumbaEngine(spec)
+    engine.load(start_state(spec))
     return engine, engine.train(*course)
 
 
-def outcome(job: Job, course: Course) -> tuple[Any, ...]:
+def outcome(spec: EngineSpec, course: Course) -> tuple[Any, ...]:
     """State, row results and predictions after a training."""
-    engine, results = trained_engine(job, course)
+    engine, results = trained_engine(spec, course)
     z = engine.forward(course.x)
     state = engine.state()
     engine.close()

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastmlp.engines.base import Job, RowMetrics, State
+from fastmlp.engines.base import EngineSpec, RowMetrics, State
 from fastmlp.engines.cuda.engine import CudaEngine
 from fastmlp.engines.cuda.kernels.tiled import make_arithmetic, make_get, make_walk
 from fastmlp.engines.cuda.kernels.tiles import Tile, make_product
@@ -15,35 +15,37 @@ from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
 from support import cuda_simulator
 from support.cuda_simulator import ALL_LANES, Runtime
-from support.engines import Course, exact_job, make_course, start_state
+from support.engines import Course, exact_spec, make_course, start_state
 from support.tolerances import ELEMENTWISE, EPS, check_scored, excess, forward_tolerance
 
 # Every phase, two tiles for a block, rows beyond a tile, a short last batch, dropout, and an optimiser with slots.
-JOB = Job(Network((20, 13, 9, 5), ("relu", "silu"), dropout=(0.3, 0.0), l2=0.1), Optimizer("momentum"), batch_size=9, seed=7)
+SPEC = EngineSpec(
+    Network((20, 13, 9, 5), ("relu", "silu"), dropout=(0.3, 0.0), l2=0.1), Optimizer("momentum"), batch_size=9, seed=7
+)
 
 
-CLIPPED = Job(Network((20, 40, 5), "tanh", l1=1e-2), Optimizer("adamw", clip_norm=1.0), batch_size=9)
+CLIPPED = EngineSpec(Network((20, 40, 5), "tanh", l1=1e-2), Optimizer("adamw", clip_norm=1.0), batch_size=9)
 
 
-def trained(job: Job, runtime: Runtime) -> tuple[State, RowMetrics]:
+def trained(spec: EngineSpec, runtime: Runtime) -> tuple[State, RowMetrics]:
     """State and row results after two steps and a short one."""
-    course = make_course(job.network, 22, job.batch_size, epochs=1, weighted=True)
-    engine = CudaEngine(job, runtime)
-    engine.load(start_state(job))
+    course = make_course(spec.network, 22, spec.batch_size, epochs=1, weighted=True)
+    engine = CudaEngine(spec, runtime)
+    engine.load(start_state(spec))
     results = engine.train(*course)
     return engine.state(), results
 
 
-def check_evaluated(job: Job, course: Course, runtime: Runtime) -> None:
+def check_evaluated(spec: EngineSpec, course: Course, runtime: Runtime) -> None:
     """Pre-activations and metrics of held rows against those of the NumPy engine in float64."""
-    engine, exact, found = CudaEngine(job, runtime), NumpyEngine(exact_job(job)), []
-    z = np.full((len(course.x), job.network.sizes[-1]), np.nan, np.float32)
+    engine, exact, found = CudaEngine(spec, runtime), NumpyEngine(exact_spec(spec)), []
+    z = np.full((len(course.x), spec.network.sizes[-1]), np.nan, np.float32)
     for one in (engine, exact):
-        one.load(start_state(job))
+        one.load(start_state(spec))
         found.append(one.evaluate(one.hold(course.x, course.y), z if one is engine else None))
-    tolerance = forward_tolerance(job.network, start_state(job).parameters, course.x)
+    tolerance = forward_tolerance(spec.network, start_state(spec).parameters, course.x)
     assert excess(z, exact.forward(course.x), tolerance) == 0
-    check_scored(job.network, z, course.y, found[0])
+    check_scored(spec.network, z, course.y, found[0])
     assert excess(found[0].loss, found[1].loss, 4 * np.max(tolerance)) == 0
     assert np.array_equal(found[0].correct, found[1].correct)
 

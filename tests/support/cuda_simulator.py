@@ -19,7 +19,7 @@ import numpy as np
 from greenlet import getcurrent, greenlet
 from numpy import float32, float64, int32, int64, uint32, uint64
 
-from fastmlp.engines.cuda.kernels import WORDS
+from fastmlp.engines.cuda.kernels import DEVICE_API
 from fastmlp.engines.cuda.kernels.programs import KERNELS
 from fastmlp.engines.cuda.runtime import Launch
 
@@ -328,22 +328,22 @@ def trap() -> None:
 # ------------------------------------------------------------------------------------------------ the whole
 
 
-class Words:
+class DeviceApi:
     """The words of kernels/device.py, for warps of so many lanes: few are soon simulated."""
 
     def __init__(self, lanes: int) -> None:
         self.WARP = lanes
-        vars(self).update({name: globals()[name] for name in WORDS if name not in ("WARP", "kernel")})
+        vars(self).update({name: globals()[name] for name in DEVICE_API if name not in ("WARP", "kernel")})
 
     def kernel(self, threads: int, blocks: int = 1) -> Callable[[Callable[..., None]], Kernel]:
         return lambda function: Kernel(function, threads, self.WARP)
 
 
-FEW_LANES, ALL_LANES = Words(4), Words(32)
+FEW_LANES, ALL_LANES = DeviceApi(4), DeviceApi(32)
 
 
 @functools.cache
-def made(maker: Callable[..., Kernel], words: Words, kind: Any, shape: Any) -> Kernel:
+def made(maker: Callable[..., Kernel], words: DeviceApi, kind: Any, shape: Any) -> Kernel:
     return maker(words, kind, shape)
 
 
@@ -352,7 +352,7 @@ class Runtime:
 
     name, capability = "simulator", (9, 0)
 
-    def __init__(self, blocks: int = 2, seed: int = 1, words: Words = FEW_LANES) -> None:
+    def __init__(self, blocks: int = 2, seed: int = 1, words: DeviceApi = FEW_LANES) -> None:
         self.blocks, self.seed, self.words = blocks, seed, words
 
     @staticmethod

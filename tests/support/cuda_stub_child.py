@@ -20,7 +20,7 @@ import cuda.bindings
 import numpy as np
 from cuda.bindings import driver
 
-from fastmlp.engines.base import Job
+from fastmlp.engines.base import EngineSpec
 from fastmlp.engines.cuda import runtime as runtime_module
 from fastmlp.engines.cuda.compiler import compiled
 from fastmlp.engines.cuda.engine import SHAPE, SMALL_BATCH, CudaEngine
@@ -35,11 +35,11 @@ from support.engines import Course, make_course, start_state
 SEED = 2**63 + 5  # does not fit into a signed integer
 SIZES = (20, 13, 5)
 FORMATS = {"int32": "<i", "float32": "<f", "uint64": "<Q"}
-LABELS = Job(Network(SIZES, label_smoothing=0.1), Optimizer("sgd", clip_norm=1.5), batch_size=9, seed=SEED)
-TARGETS = Job(Network(SIZES), Optimizer("sgd"), batch_size=9, seed=SEED)
-LARGE = Job(Network(SIZES), Optimizer("sgd"), batch_size=SMALL_BATCH + 1, seed=SEED)
-# Name, job, and course. Few kernels: two that train in one launch, one for tiles, and one for prediction in each design.
-CASES: list[tuple[str, Job, Course]] = [
+LABELS = EngineSpec(Network(SIZES, label_smoothing=0.1), Optimizer("sgd", clip_norm=1.5), batch_size=9, seed=SEED)
+TARGETS = EngineSpec(Network(SIZES), Optimizer("sgd"), batch_size=9, seed=SEED)
+LARGE = EngineSpec(Network(SIZES), Optimizer("sgd"), batch_size=SMALL_BATCH + 1, seed=SEED)
+# Name, spec, and course. Few kernels: two that train in one launch, one for tiles, and one for prediction in each design.
+CASES: list[tuple[str, EngineSpec, Course]] = [
     ("small, uint8, labels", LABELS, make_course(LABELS.network, 22, 9, epochs=1, uint8=True)),
     ("small, float32, targets", TARGETS, make_course(TARGETS.network, 400, 9, epochs=1, targets=True, weighted=True)),
     ("tiles, float32, targets", LARGE, make_course(LARGE.network, 400, LARGE.batch_size, epochs=1, targets=True)),
@@ -106,22 +106,22 @@ def current() -> int:
     return int(context) if int(result) == 0 else 0
 
 
-def train_and_predict(engine: CudaEngine, job: Job, course: Course) -> None:
+def train_and_predict(engine: CudaEngine, spec: EngineSpec, course: Course) -> None:
     """Train twice, the second time reusing the recorded graph if there is one, predict once, and evaluate once."""
-    engine.load(start_state(job))
+    engine.load(start_state(spec))
     for _ in range(2):
         engine.train(*course)
     engine.forward(course.x)
     engine.evaluate(engine.hold(course.x, course.y))
 
 
-def report_of_case(stub: Stub, job: Job, course: Course) -> dict[str, Any]:
+def report_of_case(stub: Stub, spec: EngineSpec, course: Course) -> dict[str, Any]:
     """Train; report live objects before and after closing the engine, and the current context after each step."""
     contexts = [current()]
     runtime = RecordingRuntime(stub)
-    engine = CudaEngine(job, runtime)
+    engine = CudaEngine(spec, runtime)
     contexts.append(current())
-    train_and_predict(engine, job, course)
+    train_and_predict(engine, spec, course)
     contexts.append(current())
     held = stub.live()
     engine.close()
@@ -147,7 +147,7 @@ def report_of_the_runtime(stub: Stub) -> dict[str, Any]:
         "facts": runtime.facts(),
         "there and back": runtime.get(runtime.put(array), 2, 3).tolist(),
         "full": error_of(lambda: runtime.empty(1 << 40, np.float32)),
-        "no machine code": error_of(lambda: runtime.ask("cuModuleLoadData", b"no machine code")),
+        "no machine code": error_of(lambda: runtime.checked_call("cuModuleLoadData", b"no machine code")),
         **runtime.compared(),
     }
 
@@ -172,8 +172,8 @@ def report_of_a_failure(stub: Stub, function: str, code: int) -> dict[str, Any]:
         if function == "cuLaunchKernel":
             plain_launch(runtime)
             return
-        _, job, course = CASES[2 if function.startswith("cuGraph") else 0]
-        train_and_predict(CudaEngine(job, runtime), job, course)
+        _, spec, course = CASES[2 if function.startswith("cuGraph") else 0]
+        train_and_predict(CudaEngine(spec, runtime), spec, course)
 
     before = current()
     os.environ["CUDA_STUB_FAIL"] = f"{function}:{code}"
@@ -188,10 +188,10 @@ def report(failures: list[tuple[str, int]]) -> dict[str, Any]:
     """Return the whole report. The first case starts without a current context, later ones with another library's."""
     stub = Stub()
     found: dict[str, Any] = {"version": cuda.bindings.__version__, "file": cuda.bindings.__file__, "cases": {}}
-    for number, (name, job, course) in enumerate(CASES):
+    for number, (name, spec, course) in enumerate(CASES):
         if number == 1:
             driver.cuCtxPushCurrent(driver.CUcontext(stub.other_context()))
-        found["cases"][name] = report_of_case(stub, job, course)
+        found["cases"][name] = report_of_case(stub, spec, course)
     found["runtime"] = report_of_the_runtime(stub)
     found["failures"] = {function: report_of_a_failure(stub, function, code) for function, code in failures}
     found["calls"] = {name: stub.calls(name) for name in functions_of(Path(runtime_module.__file__).read_text())}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fastmlp.engines import make_engine
-from fastmlp.engines.base import Engine, Job, RowMetrics, State, steps_of
+from fastmlp.engines.base import Engine, EngineSpec, RowMetrics, State, step_count
 from fastmlp.nn.network import Network
 
 REAL_GPU = os.environ.get("FASTMLP_TEST_GPU") == "1"  # backend "cuda" runs on a device, not in the simulator
@@ -48,7 +48,7 @@ def simulation() -> Iterator[None]:
     from support import cuda_simulator
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastmlp.engines.cuda.engine.the_runtime", cuda_simulator.Runtime)
+        patch.setattr("fastmlp.engines.cuda.engine.default_runtime", cuda_simulator.Runtime)
         patch.setattr("fastmlp.engines.cuda.engine.usable", lambda: False)  # a simulator is taken only when it is asked for
         patch.setattr("fastmlp.engines.cuda.engine.SHAPE", Shape(16, 4))
         patch.setitem(cuda.TILES, "float32", Tile(8, 8, 4, 4, 4, 1))
@@ -62,8 +62,8 @@ class Course(NamedTuple):
 
     x: Any
     y: Any
-    order: Any
-    rates: Any
+    indices: Any
+    learning_rates: Any
     weights: Any = None
 
 
@@ -93,24 +93,24 @@ def make_course(
         x if uint8 else x.astype(np.float32),
         y.astype(np.float32 if targets else np.int32),
         np.concatenate([rng.permutation(rows) for _ in range(epochs)]),
-        rate / (1 + 0.1 * np.arange(steps_of(epochs * rows, batch))),
+        rate / (1 + 0.1 * np.arange(step_count(epochs * rows, batch))),
         rng.uniform(0.5, 2, rows).astype(np.float32) if weighted else None,
     )
 
 
-def start_state(job: Job, seed: int = 1) -> State:
+def start_state(spec: EngineSpec, seed: int = 1) -> State:
     """Initial parameters, with biases that are not zero, and empty slots."""
-    network = job.network
-    parameters = network.initial_parameters(seed, job.dtype)
+    network = spec.network
+    parameters = network.initial_parameters(seed, spec.dtype)
     rng = np.random.default_rng(seed)
     for _, b in network.views(parameters):
         b[:] = rng.normal(0, 0.1, b.shape)
-    return State(parameters, np.zeros((len(job.optimizer.slots), network.parameters), job.dtype), 0)
+    return State(parameters, np.zeros((len(spec.optimizer.slots), network.parameters), spec.dtype), 0)
 
 
-def run_course(backend: str, job: Job, state: State, course: Course) -> tuple[State, RowMetrics]:
+def run_course(backend: str, spec: EngineSpec, state: State, course: Course) -> tuple[State, RowMetrics]:
     """State and row results after training on a course in one call, by an engine made for it."""
-    engine = make_engine(backend, job)
+    engine = make_engine(backend, spec)
     try:
         engine.load(state)
         results = engine.train(*course)
@@ -120,19 +120,19 @@ def run_course(backend: str, job: Job, state: State, course: Course) -> tuple[St
 
 
 @contextlib.contextmanager
-def engine_of(backend: str, job: Job, state: State | None = None) -> Iterator[Engine]:
+def engine_of(backend: str, spec: EngineSpec, state: State | None = None) -> Iterator[Engine]:
     """An engine that holds a state, closed at the end."""
-    engine = make_engine(backend, job)
+    engine = make_engine(backend, spec)
     try:
-        engine.load(start_state(job) if state is None else state)
+        engine.load(start_state(spec) if state is None else state)
         yield engine
     finally:
         engine.close()
 
 
-def exact_job(job: Job) -> Job:
-    """The same job in float64."""
-    return dataclasses.replace(job, dtype=np.float64)
+def exact_spec(spec: EngineSpec) -> EngineSpec:
+    """The same spec in float64."""
+    return dataclasses.replace(spec, dtype=np.float64)
 
 
 def same_bits(one: Any, other: Any) -> bool:

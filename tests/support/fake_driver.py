@@ -16,7 +16,7 @@ import pytest
 
 from fastmlp.engines.cuda.compiler import Built, Capability
 from fastmlp.engines.cuda.engine import TILES
-from fastmlp.engines.cuda.kernels.programs import KERNELS, Kind, Shape, arguments_of
+from fastmlp.engines.cuda.kernels.programs import KERNELS, KernelSpec, Shape, arguments_of
 from fastmlp.engines.cuda.kernels.tiles import Tile
 from support.cuda_simulator import ALL_LANES, Kernel
 
@@ -237,7 +237,7 @@ class FakeDriver:
 
     # -------------------------------------------------------------------------------------------- instead of a compiler
 
-    def compiled(self, name: str, kind: Kind, shape: Any, capability: Capability) -> Built:
+    def compiled(self, name: str, kind: KernelSpec, shape: Any, capability: Capability) -> Built:
         """In place of `cuda_compile.compiled`: machine code that this driver knows."""
         assert capability == (9, 0)
         cubin, arguments = f"{name} {kind} {shape}".encode(), arguments_of(name, kind)

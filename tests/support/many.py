@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastmlp.nn.network import Network
-from fastmlp.training.loop import Training
+from fastmlp.training.loop import TrainResult
 from support.engines import same_bits
 from support.problems import set_up
 
@@ -19,7 +19,7 @@ def timeless(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key not in TIMES} for row in history]
 
 
-def same_training(one: Training, other: Training) -> bool:
+def same_training(one: TrainResult, other: TrainResult) -> bool:
     """Return whether two trainings are bit-identical, except for times."""
     same = same_bits(one.state, other.state) and same_bits(one.model.parameters, other.model.parameters)
     ends = [(training.best_epoch, training.stopped, training.backend) for training in (one, other)]

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastmlp.engines.base import Job, RowMetrics, State
+from fastmlp.engines.base import EngineSpec, RowMetrics, State
 from fastmlp.engines.numpy_engine import NumpyEngine
 from fastmlp.nn.network import Network
 from fastmlp.reference import ACTIVATIONS, plain_losses
-from support.engines import Course, engine_of, exact_job, same_bits, start_state
+from support.engines import Course, engine_of, exact_spec, same_bits, start_state
 
 EPS = float(np.finfo(np.float32).eps)
 
@@ -51,18 +51,18 @@ def forward_tolerance(network: Network, parameters: Any, x: Any) -> Any:
     return error
 
 
-def perturbed(job: Job, state: State, course: Course, size: float, seed: int) -> tuple[State, RowMetrics]:
+def perturbed(spec: EngineSpec, state: State, course: Course, size: float, seed: int) -> tuple[State, RowMetrics]:
     """Train the float64 reference with each parameter perturbed by a relative +-`size` before every batch."""
     rng = np.random.default_rng(seed)
-    engine = NumpyEngine(exact_job(job))
+    engine = NumpyEngine(exact_spec(spec))
     engine.load(state)
     parts = []
-    for k, at in enumerate(range(0, len(course.order), job.batch_size)):
+    for k, at in enumerate(range(0, len(course.indices), spec.batch_size)):
         now = engine.state()
         factors = 1 + size * rng.choice([-1.0, 1.0], len(now.parameters))
         engine.load(State(now.parameters * factors, now.slots, now.step))
-        rows = course.order[at : at + job.batch_size]
-        parts.append(engine.train(course.x, course.y, rows, course.rates[k : k + 1], course.weights))
+        rows = course.indices[at : at + spec.batch_size]
+        parts.append(engine.train(course.x, course.y, rows, course.learning_rates[k : k + 1], course.weights))
     losses, correct = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return engine.state(), RowMetrics(losses, correct)
 
@@ -77,21 +77,21 @@ class Expected(NamedTuple):
     loss_tolerance: float
 
 
-def expected(job: Job, state: State, course: Course) -> Expected:
+def expected(spec: EngineSpec, state: State, course: Course) -> Expected:
     """Train the reference; the tolerances are c times the effect of relative perturbations of sqrt(K) eps before each batch.
 
-    K is the longest sum of the job; rounding errors of its terms add up like sqrt(K) (Higham & Mary, "A new approach to
+    K is the longest sum of the spec; rounding errors of its terms add up like sqrt(K) (Higham & Mary, "A new approach to
     probabilistic rounding error analysis", 2019, theorem 2.4). Each array of weights or biases has one tolerance, its
     largest deviation plus the rounding of its largest entry, so that errors are not masked by larger entries of other layers.
     """
-    longest = max(*job.network.sizes, min(job.batch_size, len(course.order)))
+    longest = max(*spec.network.sizes, min(spec.batch_size, len(course.indices)))
     size = (longest + ELEMENTWISE) ** 0.5 * EPS
-    end, results = perturbed(job, state, course, 0, 0)
-    others = [perturbed(job, state, course, size, seed) for seed in (1, 2, 3)]
+    end, results = perturbed(spec, state, course, 0, 0)
+    others = [perturbed(spec, state, course, size, seed) for seed in (1, 2, 3)]
 
     def per_array(vector: Any, perturbed_vectors: Any) -> Any:
         deviation = np.max([np.abs(other - vector) for other in perturbed_vectors], axis=0)
-        views = zip(job.network.views(vector), job.network.views(deviation), strict=True)
+        views = zip(spec.network.views(vector), spec.network.views(deviation), strict=True)
         for arrays, spreads in views:
             for values, spread in zip(arrays, spreads, strict=True):
                 spread[...] = SAFETY * (spread.max() + size * np.abs(values).max())
@@ -126,22 +126,22 @@ def check_course(want: Expected, state: State, results: RowMetrics) -> None:
     assert np.array_equal(results.correct, want.results.correct)
 
 
-def check_against_reference(backend: str, job: Job, course: Course, step: int = 0) -> None:
+def check_against_reference(backend: str, spec: EngineSpec, course: Course, step: int = 0) -> None:
     """Compare several steps and a forward pass of an engine with the float64 reference."""
-    start = start_state(job)._replace(step=step)
-    want = expected(job, start, course)
-    with engine_of(backend, job, start) as engine:
+    start = start_state(spec)._replace(step=step)
+    want = expected(spec, start, course)
+    with engine_of(backend, spec, start) as engine:
         results = engine.train(*course)
         state = engine.state()
         check_course(want, state, results)
-        z = np.full((len(course.x), job.network.sizes[-1]), np.nan, job.dtype)
-        check_scored(job.network, z, course.y, engine.evaluate(engine.hold(course.x, course.y), z))
+        z = np.full((len(course.x), spec.network.sizes[-1]), np.nan, spec.dtype)
+        check_scored(spec.network, z, course.y, engine.evaluate(engine.hold(course.x, course.y), z))
         assert same_bits(engine.forward(course.x), z)
-    exact = NumpyEngine(dataclasses.replace(job, dtype=np.float64))
+    exact = NumpyEngine(dataclasses.replace(spec, dtype=np.float64))
     exact.load(state)
     rows = exact.rows(course.x)
-    assert z.shape == (len(course.x), job.network.sizes[-1])
-    assert excess(z, exact.forward(course.x), forward_tolerance(job.network, state.parameters, rows)) == 0
+    assert z.shape == (len(course.x), spec.network.sizes[-1])
+    assert excess(z, exact.forward(course.x), forward_tolerance(spec.network, state.parameters, rows)) == 0
 
 
 def check_scored(network: Network, z: Any, y: Any, scored: RowMetrics) -> None:

@@ -15,13 +15,13 @@ import fastmlp.training.loop
 from fastmlp.data.rows import Subset
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.engines import make_engine
-from fastmlp.engines.base import Job, State
+from fastmlp.engines.base import EngineSpec, State
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.models.file import load
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
 from fastmlp.nn.philox import generator
-from fastmlp.training.augment import Moves, augmented, draw_moves
+from fastmlp.training.augment import Augmentation, augment, sample_augmentation
 from fastmlp.training.loop import train
 from fastmlp.training.many import train_many
 
@@ -39,12 +39,12 @@ def labels(count: int) -> Any:
     return np.arange(count, dtype=np.int32) % 3
 
 
-def pixel_by_pixel(x: Any, shape: Any, moves: Moves) -> Any:
+def pixel_by_pixel(x: Any, shape: Any, augmentation: Augmentation) -> Any:
     """By the definition, with loops."""
     before = x.reshape(-1, *shape)
     after = np.zeros_like(before)
     height, width, _ = shape
-    for number, (mirrored, (down, right)) in enumerate(zip(*moves, strict=True)):
+    for number, (mirrored, (down, right)) in enumerate(zip(*augmentation, strict=True)):
         for row in range(height):
             for column in range(width):
                 if 0 <= row + down < height and 0 <= column + right < width:
@@ -57,39 +57,39 @@ def pixel_by_pixel(x: Any, shape: Any, moves: Moves) -> Any:
 def test_images_move_pixel_by_pixel(dtype: str, flip: float, shift: int) -> None:
     x = images(60, dtype)
     kept = x.copy()
-    moves = draw_moves(3, 1, 60, flip, shift)
-    found = augmented(x, SHAPE, moves)
+    augmentation = sample_augmentation(3, 1, 60, flip, shift)
+    found = augment(x, SHAPE, augmentation)
     assert found.dtype == x.dtype
-    assert same_bits(found, pixel_by_pixel(x, SHAPE, moves))
+    assert same_bits(found, pixel_by_pixel(x, SHAPE, augmentation))
     assert same_bits(x, kept)
     assert same_bits(found, x) == (flip == shift == 0)
 
 
 def test_what_is_drawn() -> None:
-    mirrored, offsets = draw_moves(1, 2, 30_000, 0.3, 2)
+    mirrored, offsets = sample_augmentation(1, 2, 30_000, 0.3, 2)
     assert mirrored.mean() == pytest.approx(0.3, abs=0.01)
     for one in offsets.T:
         np.testing.assert_allclose(np.bincount(one + 2) / 30_000, 0.2, atol=0.01)
     assert abs(np.corrcoef(offsets.T)[0, 1]) < 0.02
-    same, epoch, seed = (draw_moves(*at, 30_000, 0.3, 2) for at in ((1, 2), (1, 3), (2, 2)))
+    same, epoch, seed = (sample_augmentation(*at, 30_000, 0.3, 2) for at in ((1, 2), (1, 3), (2, 2)))
     assert same_bits(same.offsets, offsets)
     assert same_bits(same.mirrored, mirrored)
     assert (epoch.offsets != offsets).mean() > 0.5
     assert (seed.offsets != offsets).mean() > 0.5
-    assert not draw_moves(0, 1, 1000, 0.0, 2).mirrored.any()
+    assert not sample_augmentation(0, 1, 1000, 0.0, 2).mirrored.any()
 
 
 def test_training_is_the_documented_walk(backend: str) -> None:
-    """An engine driven by hand over the rows of each epoch after their moves; the validation part stays as it is."""
+    """An engine driven by hand over the rows of each epoch after their augmentation; the validation part stays as it is."""
     x, y = images(50), labels(50)
     scaling = fit_scaling("unit", x)
     settings = set_up(backend=backend, **MOVED)
     training = train(NETWORK, x, y, settings=settings, scaling=scaling, validation=(x, y), image_shape=SHAPE)
-    engine = make_engine(backend, Job(NETWORK, Optimizer(), batch_size=16, seed=5, scaling=scaling))
+    engine = make_engine(backend, EngineSpec(NETWORK, Optimizer(), batch_size=16, seed=5, scaling=scaling))
     engine.load(State(NETWORK.initial_parameters(5), np.empty((0, NETWORK.parameters), np.float32), 0))
     for epoch in range(1, 4):
         order = generator(5, "order", epoch).permutation(50)
-        moved = pixel_by_pixel(x[order], SHAPE, draw_moves(5, epoch, 50, 0.5, 2))
+        moved = pixel_by_pixel(x[order], SHAPE, sample_augmentation(5, epoch, 50, 0.5, 2))
         engine.train(moved, y[order], np.arange(50), np.full(4, 0.1))
     assert same_bits(training.state, engine.state())
     engine.close()

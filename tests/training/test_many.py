@@ -30,12 +30,12 @@ from fastmlp.data.checks import CheckedRows
 from fastmlp.data.rows import Subset
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.engines import make_engine
-from fastmlp.engines.base import Engine, Job
+from fastmlp.engines.base import Engine, EngineSpec
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
 from fastmlp.nn.schedules import Schedule
-from fastmlp.training.loop import Diverged, Training, train
+from fastmlp.training.loop import Diverged, TrainResult, train
 from fastmlp.training.many import Task, make_tasks, train_many
 from fastmlp.training.settings import TrainingData, check_data
 
@@ -73,23 +73,23 @@ def data() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def alone(numba_backend: str, data: dict[str, Any]) -> list[Training]:
+def alone(numba_backend: str, data: dict[str, Any]) -> list[TrainResult]:
     return [train(network, settings=settings, **data) for network, settings in many_jobs(numba_backend)]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_each_model_comes_out_as_if_alone(
-    numba_backend: str, data: dict[str, Any], alone: list[Training], threads: int
+    numba_backend: str, data: dict[str, Any], alone: list[TrainResult], threads: int
 ) -> None:
     results = train_many(many_jobs(numba_backend), **data, threads=threads)
     assert len(results) == len(alone)
     for one, result in zip(alone, results, strict=True):
-        assert isinstance(result, Training)
+        assert isinstance(result, TrainResult)
         assert same_training(result, one)
         assert result.threads == 1
 
 
-def test_the_comparison_sees_a_difference(alone: list[Training]) -> None:
+def test_the_comparison_sees_a_difference(alone: list[TrainResult]) -> None:
     one = alone[0]
     assert not same_training(one, alone[1])
     assert not same_training(one, one._replace(stopped="time"))
@@ -100,7 +100,7 @@ def test_the_comparison_sees_a_difference(alone: list[Training]) -> None:
 def test_the_model_keeps_the_threads_of_its_settings() -> None:
     x, y = problem(40)
     results = train_many([(NETWORK, set_up(threads=3)), (NETWORK, set_up())], x, y)
-    assert [result.model.threads for result in results if isinstance(result, Training)] == [3, None]
+    assert [result.model.threads for result in results if isinstance(result, TrainResult)] == [3, None]
 
 
 @pytest.mark.parametrize("threads", [None, 1, 9])
@@ -108,7 +108,7 @@ def test_any_number_of_models_and_threads(threads: int | None) -> None:
     x, y = problem(40)
     for count in (0, 1, 5):
         results = train_many(SMALL[:count], x, y, threads=threads)
-        assert [timeless(r.history) for r in results if isinstance(r, Training)] == [
+        assert [timeless(r.history) for r in results if isinstance(r, TrainResult)] == [
             timeless(train(network, x, y, settings=settings).history) for network, settings in SMALL[:count]
         ]
 
@@ -118,7 +118,7 @@ def test_models_run_at_the_same_time_and_the_costliest_begin_first() -> None:
     begun: list[int] = []
     together = threading.Barrier(2, timeout=120)  # broken unless two models are under way at once
 
-    def make(backend: str, job: Job) -> Engine:
+    def make(backend: str, job: EngineSpec) -> Engine:
         engine = make_engine(backend, job)
         if threading.current_thread() is not threading.main_thread():
             begun.append(job.seed)
@@ -185,8 +185,8 @@ def test_models_of_one_kind_have_the_same_kernels(numba_backend: str) -> None:
             network, optimizer = Network(sizes, **of_network), Optimizer(**of_optimizer)
             settings = set_up(optimizer=optimizer, schedule=Schedule(0.1 + seed), seed=seed, batch_size=8 + seed)
             kinds.append(Task(network, settings, TrainingData(CheckedRows(*problem(9), 3))).kind)
-            engine: Any = make_engine(numba_backend, Job(network, optimizer, threads=1))
-            kernels.append(repr(engine.code(np.float32, training=True)))
+            engine: Any = make_engine(numba_backend, EngineSpec(network, optimizer, threads=1))
+            kernels.append(repr(engine.kernel_table(np.float32, training=True)))
     kernels_of = {kind: {kernel for other, kernel in zip(kinds, kernels, strict=True) if other == kind} for kind in kinds}
     assert all(len(found) == 1 for found in kernels_of.values())
     assert len(set(kernels)) >= 7
@@ -279,7 +279,7 @@ def test_a_subset_of_rows_is_trained_on_as_its_copy() -> None:
     rows = np.random.default_rng(0).permutation(60)[:40]
     copied = train_many(SMALL, x[rows], y[rows], threads=2)
     for one, other in zip(train_many(SMALL, Subset(x, rows), y[rows], threads=2), copied, strict=True):
-        assert isinstance(one, Training) and isinstance(other, Training)
+        assert isinstance(one, TrainResult) and isinstance(other, TrainResult)
         assert same_training(one, other)
 
 
@@ -360,7 +360,7 @@ def fifty(backend: str, index: int) -> None:
     jobs = [(TINY, replace(settings, seed=50 * index + seed)) for seed in range(48)]
     diverging = [(TINY, replace(settings, schedule=Schedule(rate))) for rate in (1e20, 1e30)]
     results = train_many(jobs + diverging, x, y, validation=(x[:40], y[:40]), threads=2)
-    assert [type(result) for result in results] == [Training] * 48 + [Diverged] * 2
+    assert [type(result) for result in results] == [TrainResult] * 48 + [Diverged] * 2
 
 
 KEPT: list[Any] = []

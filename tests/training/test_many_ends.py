@@ -17,11 +17,11 @@ from support.problems import problem, set_up
 
 import fastmlp.training.loop
 from fastmlp.engines import make_engine
-from fastmlp.engines.base import Engine, Job
+from fastmlp.engines.base import Engine, EngineSpec
 from fastmlp.engines.interrupts import Signals
 from fastmlp.nn.network import Network
 from fastmlp.nn.schedules import Schedule
-from fastmlp.training.loop import Diverged, Interrupted, Training, train
+from fastmlp.training.loop import Diverged, Interrupted, TrainResult, train
 from fastmlp.training.many import ManyInterrupted, train_many
 
 EPOCHS = 10_000  # minutes of work, of which an end leaves nearly all undone
@@ -52,7 +52,7 @@ def test_progress_gets_every_row_in_the_callers_thread() -> None:
         callers.add(threading.current_thread())
 
     results = train_many(SMALL, x, y, threads=3, progress=progress)
-    assert [result.history for result in results if isinstance(result, Training)] == list(rows.values())
+    assert [result.history for result in results if isinstance(result, TrainResult)] == list(rows.values())
     assert callers == {threading.current_thread()}
 
 
@@ -91,7 +91,7 @@ def test_an_error_in_a_thread_ends_all_and_comes_out(monkeypatch: pytest.MonkeyP
     closed: list[Engine] = []
     trained: list[int] = []
 
-    def make(backend: str, job: Job) -> Engine:
+    def make(backend: str, job: EngineSpec) -> Engine:
         engine = make_engine(backend, job)
         engines.append(engine)
         honest = engine.train
@@ -124,7 +124,7 @@ def test_a_model_that_diverges_ends_no_other() -> None:
     alone = [train(network, x, y, settings=settings) for network, settings in SMALL]
     results = train_many([*SMALL[:3], *spoilt, *SMALL[3:]], x, y, threads=2)
     good = results[:3] + results[5:]
-    assert all(isinstance(result, Training) and same_training(result, one) for result, one in zip(good, alone, strict=True))
+    assert all(isinstance(result, TrainResult) and same_training(result, one) for result, one in zip(good, alone, strict=True))
     for (network, settings), result in zip(spoilt, results[3:5], strict=True):
         with pytest.raises(Diverged) as caught:
             train(network, x, y, settings=settings)
@@ -142,7 +142,7 @@ def test_results_keep_no_engine_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = problem(60)
     engines: list[weakref.ref[Engine]] = []
 
-    def make(backend: str, job: Job) -> Engine:
+    def make(backend: str, job: EngineSpec) -> Engine:
         engine = make_engine(backend, job)
         engines.append(weakref.ref(engine))
         return engine
@@ -192,10 +192,10 @@ def test_a_signal_ends_all_models_and_gives_what_there_is(number: int) -> None:
     assert model_threads() == []
     one, two, done, never = error.results
     assert never is None
-    assert isinstance(done, Training) and (done.stopped, len(done.history)) == ("callback", 1)
+    assert isinstance(done, TrainResult) and (done.stopped, len(done.history)) == ("callback", 1)
     x, y = long_problem()
     for job, result in ((jobs[0], one), (jobs[1], two)):
-        assert isinstance(result, Training)
+        assert isinstance(result, TrainResult)
         assert result.stopped == "interrupted"
         assert 1 <= len(result.history) < EPOCHS - 1
         epochs = sum(row["rows"] == len(x) for row in result.history)  # the last may have been cut
@@ -215,7 +215,7 @@ def test_a_signal_that_another_thread_gets_is_seen() -> None:
         train_many([long_job(seed) for seed in range(2)], x, y, threads=2, callbacks=[[send], []])
     assert caught.value.signal == signal.SIGINT
     for result in caught.value.results:
-        assert isinstance(result, Training)
+        assert isinstance(result, TrainResult)
         assert result.stopped == "interrupted"
         assert len(result.history) < EPOCHS
 
@@ -243,7 +243,7 @@ def test_a_signal_in_the_last_epoch_is_not_lost() -> None:
     with pytest.raises(ManyInterrupted) as caught:
         train_many(SMALL[:1], x, y, progress=last)
     (result,) = caught.value.results
-    assert isinstance(result, Training)
+    assert isinstance(result, TrainResult)
     assert len(result.history) == 4
 
 

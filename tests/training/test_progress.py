@@ -34,7 +34,7 @@ def row(epoch: int, **changes: Any) -> dict[str, Any]:
         "accuracy": 0.83,
         "val_loss": 0.49,
         "val_accuracy": 0.8425,
-        "rate": 0.001,
+        "lr": 0.001,
         "seconds": 0.3,
         "eval_seconds": 0.1,
         "rows_per_second": 412345.6,

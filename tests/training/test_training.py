@@ -12,9 +12,9 @@ from support.problems import problem, set_up
 import fastmlp.training.loop
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.engines import make_engine
-from fastmlp.engines.base import Engine, Job, RowMetrics, State
+from fastmlp.engines.base import Engine, EngineSpec, RowMetrics, State
 from fastmlp.errors import ConfigError
-from fastmlp.models.metrics import epoch_figures, evaluate
+from fastmlp.models.metrics import evaluate, mean_metrics
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
 from fastmlp.nn.philox import generator
@@ -28,7 +28,7 @@ KEYS = [
     "accuracy",
     "val_loss",
     "val_accuracy",
-    "rate",
+    "lr",
     "seconds",
     "eval_seconds",
     "rows_per_second",
@@ -84,7 +84,7 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
     """The engines that `train` makes in this test, each within a recorder."""
     made: list[Recorder] = []
 
-    def make(backend: str, job: Job) -> Recorder:
+    def make(backend: str, job: EngineSpec) -> Recorder:
         made.append(Recorder(make_engine(backend, job)))
         return made[-1]
 
@@ -97,7 +97,7 @@ def test_training_is_the_documented_walk(backend: str) -> None:
     x, y = problem(50)
     schedule = Schedule(0.2, "inverse-time", decay=0.5, warmup=0.5)
     training = train(NETWORK, x, y, settings=set_up(schedule=schedule, epochs=3, seed=5, backend=backend))
-    engine = make_engine(backend, Job(NETWORK, Optimizer(), batch_size=16, seed=5))
+    engine = make_engine(backend, EngineSpec(NETWORK, Optimizer(), batch_size=16, seed=5))
     engine.load(State(NETWORK.initial_parameters(5), np.empty((0, NETWORK.parameters), np.float32), 0))
     history = []
     for epoch in range(1, 4):
@@ -106,7 +106,7 @@ def test_training_is_the_documented_walk(backend: str) -> None:
         history.append((float(results.loss.astype(np.float64).mean()), float(results.correct.mean()), rates[0]))
     assert same_bits(training.state, engine.state())
     engine.close()
-    found = [(row["loss"], row["accuracy"], row["rate"]) for row in training.history]
+    found = [(row["loss"], row["accuracy"], row["lr"]) for row in training.history]
     np.testing.assert_allclose(found, history, rtol=1e-12)
     assert training.stopped == "epochs"
     assert training.state.step == 12
@@ -120,11 +120,11 @@ def test_history_has_a_row_per_epoch_with_the_documented_keys() -> None:
     for history in (with_part, without):
         assert [row["epoch"] for row in history] == [1, 2, 3, 4]
         assert all(list(row) == KEYS for row in history)
-        assert all(row["rows"] == 150 and row["rate"] == 0.1 for row in history)
+        assert all(row["rows"] == 150 and row["lr"] == 0.1 for row in history)
         assert all(row["seconds"] > 0 and row["eval_seconds"] >= 0 for row in history)
         assert all(row["rows_per_second"] == pytest.approx(row["rows"] / row["seconds"]) for row in history)
         assert all(0 <= row["accuracy"] <= 1 for row in history)
-        assert {type(row[key]) for row in history for key in ("loss", "accuracy", "rate", "seconds")} == {float}
+        assert {type(row[key]) for row in history for key in ("loss", "accuracy", "lr", "seconds")} == {float}
     assert all(row["val_loss"] is None and row["val_accuracy"] is None for row in without)
     assert all(type(row["val_loss"]) is type(row["val_accuracy"]) is float for row in with_part)
 
@@ -174,7 +174,7 @@ def test_validation_every_so_many_updates(every: int, chunk_seconds: float, monk
     assert [step["step"] for step in steps] == [step for step in range(1, 13) if step % every == 0]
     assert all(list(step) == STEP_KEYS for step in steps)
     assert all(step["epoch"] == step["step"] / 4 for step in steps)
-    engine = make_engine("numpy", Job(NETWORK, Optimizer(), batch_size=16))
+    engine = make_engine("numpy", EngineSpec(NETWORK, Optimizer(), batch_size=16))
     engine.load(State(NETWORK.initial_parameters(0), np.empty((0, NETWORK.parameters), np.float32), 0))
     held = engine.hold(validation[0], validation[1].astype(np.int32))
     course, losses = {}, []
@@ -182,7 +182,7 @@ def test_validation_every_so_many_updates(every: int, chunk_seconds: float, monk
         order = generator(0, "order", (step - 1) // 4 + 1).permutation(50)[(step - 1) % 4 * 16 :][:16]
         losses = losses[len(losses) * ((step - 1) % 4 == 0) :]  # of this epoch
         losses.append(engine.train(x, y.astype(np.int32), order, np.full(1, 0.1)).loss.astype(np.float64))
-        course[step] = (np.concatenate(losses).mean(), *epoch_figures(engine, held, classes=True))
+        course[step] = (np.concatenate(losses).mean(), *mean_metrics(engine, held, classes=True))
         losses = losses[len(losses) * (step % every == 0) :]
     found = [(step["loss"], step["val_loss"], step["val_accuracy"]) for step in steps]
     np.testing.assert_allclose(found, [course[step["step"]] for step in steps] or np.empty((0, 3)).tolist(), rtol=1e-12)

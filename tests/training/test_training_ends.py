@@ -15,13 +15,13 @@ from support.problems import Keeper, problem, set_up
 
 import fastmlp.training.loop
 from fastmlp.engines import make_engine
-from fastmlp.engines.base import Engine, Job, State
+from fastmlp.engines.base import Engine, EngineSpec, State
 from fastmlp.errors import DivergedError
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
 from fastmlp.nn.philox import generator
 from fastmlp.nn.schedules import Schedule
-from fastmlp.training.loop import CHUNK_SECONDS, Diverged, Interrupted, Training, train
+from fastmlp.training.loop import CHUNK_SECONDS, Diverged, Interrupted, TrainResult, train
 
 NETWORK = Network((4, 12, 3))
 
@@ -113,7 +113,7 @@ class Clock:
 
     perf_counter = monotonic
 
-    def make_engine(self, backend: str, job: Job) -> Engine:
+    def make_engine(self, backend: str, job: EngineSpec) -> Engine:
         engine = make_engine(backend, job)
         honest = engine.train
 
@@ -241,7 +241,7 @@ def test_a_signal_during_a_callback_is_not_lost(epoch: int) -> None:
 
 def test_training_outside_the_main_thread_leaves_signals_alone() -> None:
     x, y = problem(60)
-    found: list[Training] = []
+    found: list[TrainResult] = []
     handlers: list[Any] = []
 
     def look(row: dict[str, Any], engine: Engine) -> None:
@@ -269,14 +269,15 @@ def test_divergence_names_epoch_step_and_remedies(backend: str) -> None:
     message = str(caught.value)
     found = re.match(r"the loss became (nan|inf) in epoch (\d+), step (\d+): ", message)
     assert found is not None
-    for remedy in ("lower the learning rate (now 1e+06)", "--clip-norm", "--scale zscore"):
+    for remedy in ("lower the learning rate (now 1e+06)", "clip the gradient", "scale the data"):
         assert remedy in message
+    assert caught.value.settings == ("lr", "max_grad_norm", "scale")
     assert "\n" not in message
     assert isinstance(caught.value, DivergedError)
     assert caught.value.exit_code == 5
 
     # the first step whose losses are not finite, found by hand
-    engine = make_engine(backend, Job(network, Optimizer(), batch_size=16))
+    engine = make_engine(backend, EngineSpec(network, Optimizer(), batch_size=16))
     engine.load(State(network.initial_parameters(0), np.empty((0, network.parameters), np.float32), 0))
     first = None
     for epoch in range(1, 5):
@@ -339,5 +340,5 @@ def test_the_remedies_leave_out_what_is_done_already() -> None:
     settings = set_up(optimizer=Optimizer(clip_norm=1.0), epochs=5)
     with pytest.raises(Diverged) as caught:
         train(NETWORK, x, y, settings=settings, callbacks=[spoil(1, np.nan)])
-    assert "--clip-norm" not in str(caught.value)
+    assert "clip the gradient" not in str(caught.value)
     assert "lower the learning rate" in str(caught.value)

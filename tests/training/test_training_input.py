@@ -137,7 +137,7 @@ BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"batch_size": 0}, "batch_size must be at least 1"),
     ({"patience": 0}, "patience must be at least 1"),
     ({"threads": 0}, "threads must be at least 1"),
-    ({"monitor": "acuracy"}, "monitor must be loss or accuracy"),
+    ({"monitor": "acuracy"}, "unknown monitor"),
     ({"max_time": 0.0}, "max_time must be"),
     ({"max_time": -1.0}, "max_time must be"),
     ({"max_time": float("nan")}, "max_time must be"),

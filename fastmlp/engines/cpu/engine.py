@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.engines.base import HeldRows, Job, RowMetrics, State, evaluate_blocks, row_scales
-from fastmlp.engines.cpu.codegen.fork import compiled_beside
+from fastmlp.engines.base import EngineSpec, HeldRows, RowMetrics, State, evaluate_blocks, loss_weights
+from fastmlp.engines.cpu.codegen.fork import compiled_in_fork
 from fastmlp.engines.cpu.codegen.simd import lanes as host_lanes
-from fastmlp.engines.cpu.kernels.formulas import NO_CODE, Code, prediction_code, training_code
+from fastmlp.engines.cpu.kernels.formulas import NO_KERNELS, KernelTable, prediction_table, training_table
 from fastmlp.engines.cpu.kernels.losses import loss_block, loss_function
 from fastmlp.engines.cpu.kernels.passes import GRADIENT, PARAMETERS, SLOT_M, SLOT_V, scratch_size
 from fastmlp.engines.cpu.kernels.programs import predict_kernel, train_kernel
-from fastmlp.engines.cpu.kernels.sync import CALLER, SHARES, TURN, WORDS_APART
+from fastmlp.engines.cpu.kernels.sync import CALLER, SHARES, STRIDE, TURN
 from fastmlp.engines.cpu.plan import (
     MOST_ROWS,
     Batches,
@@ -31,7 +31,7 @@ from fastmlp.engines.cpu.plan import (
     round_up,
     unpack,
 )
-from fastmlp.engines.cpu.threads import Team, Trials, available_cores, trials_for
+from fastmlp.engines.cpu.threads import Team, ThreadTuner, available_cores, tuner_for
 from fastmlp.errors import ConfigError, UnavailableError
 from fastmlp.nn.blocks import RowSource
 from fastmlp.nn.network import FloatArray
@@ -59,66 +59,66 @@ class NumbaEngine:
 
     Raises
     ------
-    ConfigError : the job asks for another dtype than float32
+    ConfigError : the spec asks for another dtype than float32
     """
 
     name = "numba"
     fused = True  # whether activations and updates may run as epilogues of the products; without, all is slower
     in_place = True  # whether rows that need no scaling may be read where they are; without, slower
 
-    def __init__(self, job: Job) -> None:
-        if np.dtype(job.dtype) != np.float32:
-            raise ConfigError(f"backend 'numba' computes in float32, not {np.dtype(job.dtype)}; take backend 'numpy'")
-        network = job.network
-        self.job = job
+    def __init__(self, spec: EngineSpec) -> None:
+        if np.dtype(spec.dtype) != np.float32:
+            raise ConfigError(f"backend 'numba' computes in float32, not {np.dtype(spec.dtype)}; take backend 'numpy'")
+        network = spec.network
+        self.spec = spec
         self.lanes = host_lanes()
-        self.threads = min(job.threads or available_cores(), most_threads())
+        self.threads = min(spec.threads or available_cores(), most_threads())
         self.team = Team(self.threads)
         self.lock = threading.Lock()
         self.process = os.getpid()
-        self.codes: dict[tuple[np.dtype[Any], bool, bool], Code] = {}
-        self.trials: dict[tuple[str, int, int], Trials] = {}
+        self.tables: dict[tuple[np.dtype[Any], bool, bool], KernelTable] = {}
+        self.tuners: dict[tuple[str, int, int], ThreadTuner] = {}
         self.layouts: dict[int, Layout] = {}  # by threads
         self.rows, self.gathers = 0, True  # rows of a batch that the buffers have room for, and whether inputs are among them
-        self.clip = job.optimizer.clip_norm > 0
+        self.clip = spec.optimizer.clip_norm > 0
         self.layout = make_layout(network, self.lanes, 0, fused=self.fused)
         self.store = aligned((GRADIENT + 1, self.layout.store))
         self.transposed = aligned((max(self.layout.transposed, 1),))
         self.scratch = aligned((self.threads, round_up(scratch_size() + loss_block(network, self.lanes), ALIGNMENT // 4)))
-        self.shared = aligned((SHARES + WORDS_APART * self.threads,), np.int64)
+        self.shared = aligned((SHARES + STRIDE * self.threads,), np.int64)
         self.shared_at = self.shared.ctypes.data
         self.predicting = make_layout(network, self.lanes, MOST_ROWS, fused=self.fused)
         self.predict_arena = aligned((self.threads, self.predicting.arena))
         features = network.sizes[0]
-        scaling = job.scaling
+        scaling = spec.scaling
         self.shift = np.zeros(features, np.float32) if scaling is None else vector(scaling.shift, features)
         self.factor = np.ones(features, np.float32) if scaling is None else vector(scaling.factor, features)
 
-    def code(self, pixels: npt.DTypeLike, training: bool, scaled: bool = True) -> Code:
+    def kernel_table(self, pixels: npt.DTypeLike, training: bool, scaled: bool = True) -> KernelTable:
         """The kernels for rows of a type; compiles those that are new on this machine."""
         key = np.dtype(pixels), training, scaled
-        if key not in self.codes:
-            network, rule = self.job.network, self.job.optimizer.name
-            self.codes[key] = (
-                training_code(network, rule, self.clip, pixels, self.lanes, self.fused, scaled)
+        if key not in self.tables:
+            network, rule = self.spec.network, self.spec.optimizer.name
+            self.tables[key] = (
+                training_table(network, rule, self.clip, pixels, self.lanes, self.fused, scaled)
                 if training
-                else prediction_code(network, pixels, self.lanes, self.fused, scaled)
+                else prediction_table(network, pixels, self.lanes, self.fused, scaled)
             )
-        return self.codes[key]
+        return self.tables[key]
 
     def load(self, state: State) -> None:
-        network = self.job.network
-        with self.alone():
+        network = self.spec.network
+        with self.exclusive():
             pack(network, self.layout.plan, self.lanes, state.parameters, self.store[PARAMETERS])
             pack_transposed(network, self.layout.plan, self.lanes, state.parameters, self.transposed)
-            for name, slot in zip(self.job.optimizer.slots, state.slots, strict=False):
+            for name, slot in zip(self.spec.optimizer.slots, state.slots, strict=False):
                 pack(network, self.layout.plan, self.lanes, slot, self.store[SLOT_ROWS[name]])
             self.step = state.step
 
     def state(self, slots: bool = True) -> State:
-        network = self.job.network
-        with self.alone():
-            rows = [PARAMETERS, *(SLOT_ROWS[name] for name in self.job.optimizer.slots if slots)]
+        network = self.spec.network
+        with self.exclusive():
+            rows = [PARAMETERS, *(SLOT_ROWS[name] for name in self.spec.optimizer.slots if slots)]
             vectors = [unpack(network, self.layout.plan, self.lanes, self.store[row]) for row in rows]
         return State(vectors[0], np.array(vectors[1:], np.float32).reshape(-1, network.parameters), self.step)
 
@@ -126,93 +126,93 @@ class NumbaEngine:
         self,
         x: npt.NDArray[Any],
         y: npt.NDArray[Any],
-        order: npt.NDArray[np.int64],
-        rates: npt.NDArray[np.float64],
+        indices: npt.NDArray[np.int64],
+        learning_rates: npt.NDArray[np.float64],
         weights: FloatArray | None = None,
     ) -> RowMetrics:
-        batch = max(1, min(self.job.batch_size, len(order)))
-        flops = self.job.network.flops_per_row
-        results = RowMetrics(np.empty(len(order), np.float32), np.zeros(len(order), bool))
-        with self.alone():
+        batch = max(1, min(self.spec.batch_size, len(indices)))
+        flops = self.spec.network.flops_per_row
+        results = RowMetrics(np.empty(len(indices), np.float32), np.zeros(len(indices), bool))
+        with self.exclusive():
             x, y = with_plain_rows(x), plain_targets(y)
-            gathers = not self.can_stay(x, training=True)
-            trials = self.trials_of("train", len(order), self.threads, batch, flops * batch)
-            threads = trials.next()
-            self.make_room(batch, threads, gathers)
-            self.open_words(threads, flops * len(order))
-            batches = self.batches(x, y, order, rates, weights)
+            gathers = not self.reads_in_place(x, training=True)
+            tuner = self.tuner_of("train", len(indices), self.threads, batch, flops * batch)
+            threads = tuner.next()
+            self.reserve(batch, threads, gathers)
+            self.reset_sync(threads, flops * len(indices))
+            batches = self.batches(x, y, indices, learning_rates, weights)
             buffers = self.store, self.transposed, self.arena, self.packed, self.scratch, self.shared_at
             given = self.layout.plan, batches, *buffers, *results
             kernel = train_kernel(self.lanes)
             if self.threads > 1 and not kernel.overloads:
-                self.compile_beside(x, (0, NO_CODE, *given))
-            code = self.code(x.dtype, training=True, scaled=gathers)
-            self.step += len(rates)  # before: the kernel makes all its steps even if Ctrl-C is raised on its return
-            trials.begin()
-            self.team.run(kernel, code, *given, threads=threads)
-            trials.end(threads, len(order))
+                self.compile_in_fork(x, (0, NO_KERNELS, *given))
+            table = self.kernel_table(x.dtype, training=True, scaled=gathers)
+            self.step += len(learning_rates)  # before: the kernel makes all its steps even if Ctrl-C is raised on its return
+            tuner.begin()
+            self.team.run(kernel, table, *given, threads=threads)
+            tuner.end(threads, len(indices))
         return results
 
-    def compile_beside(self, x: npt.NDArray[Any], args: tuple[Any, ...]) -> None:
+    def compile_in_fork(self, x: npt.NDArray[Any], args: tuple[Any, ...]) -> None:
         """Compile what training and prediction need, the training kernel, for such arguments, in a second process."""
-        with compiled_beside(train_kernel(self.lanes), args) as beside:
-            if beside:
-                self.code(x.dtype, training=True, scaled=not self.can_stay(x, training=True))
+        with compiled_in_fork(train_kernel(self.lanes), args) as forked:
+            if forked:
+                self.kernel_table(x.dtype, training=True, scaled=not self.reads_in_place(x, training=True))
                 kernel, given = predict_kernel(self.lanes), self.given_to_predict(x, ROW_NUMBERS, NO_OUTPUTS)
                 kernel.compile(tuple(map(kernel.typeof_pyval, (0, *given))))
 
-    def trials_of(self, method: str, rows: int, most: int, at_once: int, flops: int) -> Trials:
+    def tuner_of(self, method: str, rows: int, most: int, at_once: int, flops: int) -> ThreadTuner:
         """Which number of threads, at most `most`, suits calls of so many rows, `at_once` at a time in so many operations."""
         key = method, rows.bit_length(), most
-        if key not in self.trials:
-            self.trials[key] = trials_for(most, at_once, flops)
-        return self.trials[key]
+        if key not in self.tuners:
+            self.tuners[key] = tuner_for(most, at_once, flops)
+        return self.tuners[key]
 
     def batches(
         self,
         x: npt.NDArray[Any],
         y: npt.NDArray[Any],
-        order: npt.NDArray[np.int64],
-        rates: npt.NDArray[np.float64],
+        indices: npt.NDArray[np.int64],
+        learning_rates: npt.NDArray[np.float64],
         weights: FloatArray | None,
     ) -> Batches:
         """What the kernel reads of a call to `train`; x and y as `with_plain_rows` and `plain_targets` give them."""
-        job, network = self.job, self.job.network
+        spec, network = self.spec, self.spec.network
         labels, targets = addresses_of(y)
         share = network.label_smoothing / network.sizes[-1]
         return Batches(
             x=x.ctypes.data,
-            x_at=np.asarray(order, np.int64) * x.strides[0],
+            x_at=np.asarray(indices, np.int64) * x.strides[0],
             labels=labels,
             targets=targets,
-            order=writable(np.ascontiguousarray(order, np.int64)),
-            row_scale=row_scales(order, job.batch_size, weights).astype(np.float32),
+            indices=writable(np.ascontiguousarray(indices, np.int64)),
+            loss_weight=loss_weights(indices, spec.batch_size, weights).astype(np.float32),
             shift=self.shift,
             factor=self.factor,
-            scalars=job.optimizer.scalars_by_kind(rates, self.step, network.l1, network.l2),
-            batch_size=job.batch_size,
+            scalars=spec.optimizer.scalars_by_kind(learning_rates, self.step, network.l1, network.l2),
+            batch_size=spec.batch_size,
             step=self.step,
-            seed=np.uint64(job.seed),
-            hot=np.float32(1 - network.label_smoothing + share),
-            cold=np.float32(share),
-            clip_norm=job.optimizer.clip_norm,
+            seed=np.uint64(spec.seed),
+            on_value=np.float32(1 - network.label_smoothing + share),
+            off_value=np.float32(share),
+            clip_norm=spec.optimizer.clip_norm,
         )
 
     def forward(self, x: npt.NDArray[Any]) -> FloatArray:
-        network = self.job.network
+        network = self.spec.network
         z = np.empty((len(x), network.sizes[-1]), np.float32)
         flops = network.flops_per_row // 3 * len(x)
-        with self.alone():
+        with self.exclusive():
             blocks = max(1, -(-len(x) // MOST_ROWS))  # a thread takes whole ones
-            trials = self.trials_of("forward", len(x), min(self.threads, blocks), len(x), flops)
-            threads = trials.next()
-            self.open_words(threads, flops)
+            tuner = self.tuner_of("forward", len(x), min(self.threads, blocks), len(x), flops)
+            threads = tuner.next()
+            self.reset_sync(threads, flops)
             x = with_plain_rows(x)
             x_rows = x.strides[0] * ROW_NUMBERS
             given = self.given_to_predict(x, x_rows, z)
-            trials.begin()
+            tuner.begin()
             self.team.run(predict_kernel(self.lanes), *given, threads=threads)
-            trials.end(threads, len(x))
+            tuner.end(threads, len(x))
         return z
 
     def given_to_predict(
@@ -220,7 +220,7 @@ class NumbaEngine:
     ) -> tuple[Any, ...]:
         """What the prediction kernel takes after the thread's number. The caller keeps x and x_rows alive."""
         return (
-            self.code(x.dtype, training=False, scaled=not self.can_stay(x, training=False)),
+            self.kernel_table(x.dtype, training=False, scaled=not self.reads_in_place(x, training=False)),
             self.predicting.plan,
             MOST_ROWS,
             x.ctypes.data,
@@ -242,7 +242,7 @@ class NumbaEngine:
 
     def row_metrics(self, z: FloatArray, y: npt.NDArray[Any]) -> RowMetrics:
         """Metrics of rows from their pre-activations, by the compiled loss."""
-        network = self.job.network
+        network = self.spec.network
         results = RowMetrics(np.empty(len(z), np.float32), np.zeros(len(z), bool))
         block = np.empty(loss_block(network, self.lanes), np.float32)
         z, y = np.ascontiguousarray(z, np.float32), plain_targets(y)
@@ -250,7 +250,7 @@ class NumbaEngine:
         loss_function(network, self.lanes)(*given, results.loss.ctypes.data, results.correct.ctypes.data, 1.0, 0.0)
         return results
 
-    def alone(self) -> threading.Lock:
+    def exclusive(self) -> threading.Lock:
         """To be held by one caller at a time. A child forked while another thread held it can never do so, and is told."""
         if self.process != os.getpid():
             if self.lock.locked():
@@ -258,20 +258,20 @@ class NumbaEngine:
             self.process = os.getpid()
         return self.lock
 
-    def open_words(self, threads: int, flops: int) -> None:
+    def reset_sync(self, threads: int, flops: int) -> None:
         """Words for a call of so many operations: no task claimed yet, and whether its thread takes turns with others."""
         self.shared[:] = 0
         if threads == 1 and flops >= TURN_FLOPS:
             self.shared[TURN], self.shared[CALLER] = INTERPRETER_AT, threading.get_ident()
 
-    def can_stay(self, x: npt.NDArray[Any], training: bool) -> bool:
+    def reads_in_place(self, x: npt.NDArray[Any], training: bool) -> bool:
         """Whether rows are read where they are. Gradients read all of a padded width, and its padding must be zeros."""
-        features, outputs = self.job.network.sizes[:2]
+        features, outputs = self.spec.network.sizes[:2]
         if training and (features != padded_width(features, self.lanes) or outputs > IN_PLACE_WIDTHS[self.lanes]):
             return False
-        return self.in_place and self.job.scaling is None and x.dtype == np.float32 and x.strides[0] % x.itemsize == 0
+        return self.in_place and self.spec.scaling is None and x.dtype == np.float32 and x.strides[0] % x.itemsize == 0
 
-    def make_room(self, rows: int, threads: int, gathers: bool) -> None:
+    def reserve(self, rows: int, threads: int, gathers: bool) -> None:
         """Let the buffers hold batches of at least `rows` rows. What they hold between calls does not matter."""
         grows = rows > self.rows or gathers != self.gathers
         if grows:
@@ -279,7 +279,7 @@ class NumbaEngine:
             self.layouts.clear()
         if threads not in self.layouts:
             planned = self.rows, threads, self.clip, self.fused, gathers
-            self.layouts[threads] = make_layout(self.job.network, self.lanes, *planned)
+            self.layouts[threads] = make_layout(self.spec.network, self.lanes, *planned)
         self.layout = self.layouts[threads]
         if grows:
             self.arena = aligned((self.layout.arena,))

@@ -61,7 +61,7 @@ PHASE = np.dtype([(name, np.int64) for name in ("kind", "layer", "first", "tasks
 TASK = np.dtype([(name, np.int64) for name in ("layer", "panel", "panels", "first", "rows")])
 
 
-class Plan(NamedTuple):
+class StepPlan(NamedTuple):
     """What kernels know of a network's size: records of the types above. Offsets and sizes are in elements.
 
     layers : of each layer of weights its true and padded sizes, the places of weights and biases in a row of `store` and of
@@ -92,34 +92,34 @@ class Batches(NamedTuple):
 
     x : address of rows of features, uint8 or float32; x_at (rows,) int64: bytes from there to each row of the order
     labels, targets : addresses of (n,) int32 and of (n, outputs) float32, one of them 0
-    order (rows,) int64; row_scale (rows,) float32: share of each row in its batch's mean
+    indices (rows,) int64; loss_weight (rows,) float32: weight of each row in its batch's mean loss
     shift, factor (features,) float32: x is scaled to (x - shift) factor
     scalars (steps, 2, len(SCALARS)) float32: `Optimizer.scalars_by_kind`
     batch_size; step: updates made before; seed
-    hot, cold, clip_norm: target of the row's class and of the others; largest gradient norm
+    on_value, off_value, clip_norm: target of the row's class and of the others; largest gradient norm
     """
 
     x: int
     x_at: Any
     labels: int
     targets: int
-    order: Any
-    row_scale: Any
+    indices: Any
+    loss_weight: Any
     shift: Any
     factor: Any
     scalars: Any
     batch_size: int
     step: int
     seed: Any
-    hot: Any
-    cold: Any
+    on_value: Any
+    off_value: Any
     clip_norm: Any
 
 
 class Layout(NamedTuple):
     """A plan and the sizes of the buffers it speaks of, in elements."""
 
-    plan: Plan
+    plan: StepPlan
     store: int
     transposed: int
     arena: int
@@ -237,17 +237,17 @@ def weight_tasks(pairs: list[tuple[int, int]], lanes: int, threads: int) -> list
     return [(layer, panel, panels, first, rows) for _, layer, first, panel, panels, rows in sorted(tasks)]
 
 
-def make_plan(layers: Any, widths: Any, phases: list[Phase], threads: int, rows: int) -> Plan:
+def make_plan(layers: Any, widths: Any, phases: list[Phase], threads: int, rows: int) -> StepPlan:
     """The records of a plan; each phase's tasks are shared out evenly, in order."""
     firsts, _ = offsets([len(phase.tasks) for phase in phases])
     heads = [(phase.kind, phase.layer, first, len(phase.tasks)) for phase, first in zip(phases, firsts, strict=True)]
     shares = [[len(phase.tasks) * t // threads for t in range(threads + 1)] for phase in phases]
     tasks = [task for phase in phases for task in phase.tasks]
     row_at = np.outer(widths["ld"] * np.dtype(np.float32).itemsize, np.arange(rows))
-    return Plan(layers, widths, np.array(heads, PHASE), np.array(tasks, TASK), np.array(shares, np.int64), rows, row_at)
+    return StepPlan(layers, widths, np.array(heads, PHASE), np.array(tasks, TASK), np.array(shares, np.int64), rows, row_at)
 
 
-def pack(network: Network, plan: Plan, lanes: int, vector: FloatArray, row: npt.NDArray[np.float32]) -> None:
+def pack(network: Network, plan: StepPlan, lanes: int, vector: FloatArray, row: npt.NDArray[np.float32]) -> None:
     """Write a flat parameter vector into a row of `store`; padding becomes zero."""
     row[:] = 0
     for layer, (w, b) in enumerate(network.views(vector)):
@@ -259,7 +259,7 @@ def pack(network: Network, plan: Plan, lanes: int, vector: FloatArray, row: npt.
         b_view[:n] = b
 
 
-def unpack(network: Network, plan: Plan, lanes: int, row: npt.NDArray[np.float32]) -> FloatArray:
+def unpack(network: Network, plan: StepPlan, lanes: int, row: npt.NDArray[np.float32]) -> FloatArray:
     """The flat parameter vector of a row of `store`."""
     vector = np.empty(network.parameters, np.float32)
     for layer, (w, b) in enumerate(network.views(vector)):
@@ -270,7 +270,7 @@ def unpack(network: Network, plan: Plan, lanes: int, row: npt.NDArray[np.float32
     return vector
 
 
-def pack_transposed(network: Network, plan: Plan, lanes: int, vector: FloatArray, out: npt.NDArray[np.float32]) -> None:
+def pack_transposed(network: Network, plan: StepPlan, lanes: int, vector: FloatArray, out: npt.NDArray[np.float32]) -> None:
     """Write the transposed panels of every layer but the first."""
     out[:] = 0
     for layer, (w, _) in enumerate(network.views(vector)):
@@ -282,7 +282,7 @@ def pack_transposed(network: Network, plan: Plan, lanes: int, vector: FloatArray
             out[at : at + k_p * n_p] = padded.reshape(n_p, -1, lanes).transpose(1, 0, 2).ravel()
 
 
-def packed_views(plan: Plan, lanes: int, row: npt.NDArray[np.float32], layer: int) -> tuple[Any, Any]:
+def packed_views(plan: StepPlan, lanes: int, row: npt.NDArray[np.float32], layer: int) -> tuple[Any, Any]:
     """Panels (panels, K_p, lanes) and bias (N_p,) of a layer in a row of `store`."""
     k_p, n_p = int(plan.layers[layer]["fan_in_p"]), int(plan.layers[layer]["fan_out_p"])
     w_at, b_at = int(plan.layers[layer]["w_at"]), int(plan.layers[layer]["b_at"])

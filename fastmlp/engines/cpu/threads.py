@@ -28,7 +28,7 @@ SLOWER = 1.2  # times as slow as the calls before: another number of threads may
 WORTH_CALLS = 25  # such a call counts as so many more
 
 
-class Round(NamedTuple):
+class TeamRun(NamedTuple):
     """One run of a team: the function, and the reports of the threads other than the caller: what each raised, or None.
 
     The length of `reports` says how many have returned. `bell` only wakes the caller: what it gets may be lost to Ctrl-C.
@@ -37,12 +37,12 @@ class Round(NamedTuple):
     function: Callable[..., None]
     args: tuple[Any, ...]
     reports: list[BaseException | None]
-    bell: SimpleQueue[None]
+    done: SimpleQueue[None]
 
     def wait_for(self, sent: list[None]) -> None:
         """Return when as many threads have reported as were sent the round."""
         while len(self.reports) < len(sent):
-            self.bell.get()
+            self.done.get()
 
 
 def available_cores() -> int:
@@ -64,13 +64,13 @@ def worthwhile(threads: int, rows: int, flops: int) -> int:
     return 1
 
 
-def trials_for(threads: int, rows: int, flops: int) -> Trials:
+def tuner_for(threads: int, rows: int, flops: int) -> ThreadTuner:
     """Which of up to `threads` threads suit steps of so many rows and operations; no trials where there is much to do."""
     most = worthwhile(threads, rows, flops)
-    return Trials(most, fewest=most if flops >= SURE_FLOPS * most else 1)
+    return ThreadTuner(most, fewest=most if flops >= SURE_FLOPS * most else 1)
 
 
-class Trials:
+class ThreadTuner:
     """How many threads small steps take, found by trying: what handing over costs differs between machines and minutes.
 
     Calls run on the usual number of threads. Now and then, and after one that was suddenly slower, a call runs on the next
@@ -97,9 +97,9 @@ class Trials:
 
     def end(self, threads: int, rows: int) -> None:
         """The call that `begin` saw has ended, on the threads that `next` said."""
-        self.tell(threads, max(time.perf_counter() - self.began, CLOCK_GRAIN) / max(rows, 1))
+        self.record(threads, max(time.perf_counter() - self.began, CLOCK_GRAIN) / max(rows, 1))
 
-    def tell(self, threads: int, seconds: float) -> None:
+    def record(self, threads: int, seconds: float) -> None:
         """What a call took for each row."""
         if self.fewest == self.most:  # there is nothing to try
             return
@@ -129,7 +129,7 @@ class Team:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._inboxes: list[SimpleQueue[Round | None]] = []
+        self._inboxes: list[SimpleQueue[TeamRun | None]] = []
         self._process = 0
 
     def run(self, function: Callable[..., None], *args: Any, threads: int | None = None) -> None:
@@ -145,7 +145,7 @@ class Team:
             return
         if self._process != os.getpid():
             self._start()
-        this = Round(function, args, [], SimpleQueue())
+        this = TeamRun(function, args, [], SimpleQueue())
         sent: list[None] = []
         raised: BaseException | None = None
         try:
@@ -163,7 +163,7 @@ class Team:
             raise raised
 
     def _start(self) -> None:
-        inboxes: list[SimpleQueue[Round | None]] = [SimpleQueue() for _ in range(self.threads - 1)]
+        inboxes: list[SimpleQueue[TeamRun | None]] = [SimpleQueue() for _ in range(self.threads - 1)]
         stopper = weakref.finalize(self, stop, inboxes)
         try:
             for t, inbox in enumerate(inboxes, start=1):
@@ -181,7 +181,7 @@ class Team:
             self._process = 0
 
 
-def work(t: int, inbox: SimpleQueue[Round | None]) -> None:
+def work(t: int, inbox: SimpleQueue[TeamRun | None]) -> None:
     """The life of thread t: run what comes until None comes; hand on what is raised."""
     while (this := inbox.get()) is not None:
         raised: BaseException | None = None
@@ -190,11 +190,11 @@ def work(t: int, inbox: SimpleQueue[Round | None]) -> None:
         except BaseException as error:  # it is raised again in the caller
             raised = error
         this.reports.append(raised)
-        this.bell.put(None)
+        this.done.put(None)
         del this, raised  # a sleeping thread must keep no array alive
 
 
-def stop(inboxes: list[SimpleQueue[Round | None]]) -> None:
+def stop(inboxes: list[SimpleQueue[TeamRun | None]]) -> None:
     """Tell every thread to end."""
     for inbox in inboxes:
         inbox.put(None)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastmlp.engines.cuda import load_cuda
-from fastmlp.engines.cuda.kernels.programs import KERNELS, Kind, Shape, arguments_of
+from fastmlp.engines.cuda.kernels.programs import KERNELS, KernelSpec, Shape, arguments_of
 from fastmlp.engines.cuda.kernels.tiles import Tile
 from fastmlp.engines.kernel_cache import cache_folder, read_entry, sources_hash, write_entry
 from fastmlp.errors import UnavailableError
@@ -58,14 +58,14 @@ def sources() -> str:
     return sources_hash(SOURCES, "")
 
 
-def entry_of(name: str, kind: Kind, shape: Shape | Tile, capability: Capability) -> Path:
+def entry_of(name: str, kind: KernelSpec, shape: Shape | Tile, capability: Capability) -> Path:
     """The file of a kernel."""
     text = f"{sources()} {name} {kind} {shape} {capability}"
     return cache_folder() / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.cubin"
 
 
 @functools.cache
-def compiled(name: str, kind: Kind, shape: Shape | Tile, capability: Capability) -> Built:
+def compiled(name: str, kind: KernelSpec, shape: Shape | Tile, capability: Capability) -> Built:
     """A kernel of `KERNELS`, from disk or made now.
 
     Raises
@@ -113,7 +113,7 @@ class Lowered(NamedTuple):
     threads: int
 
 
-def lowered(name: str, kind: Kind, shape: Shape | Tile, capability: Capability) -> Lowered:
+def lowered(name: str, kind: KernelSpec, shape: Shape | Tile, capability: Capability) -> Lowered:
     """A kernel of `KERNELS`, typed."""
     load_cuda()
     from numba.core import types

@@ -12,13 +12,13 @@ from weakref import WeakSet
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.engines.base import Job, RowMetrics, State, row_scales
-from fastmlp.engines.cuda.kernels.layout import gathered, make_plan, padded, spread
+from fastmlp.engines.base import EngineSpec, RowMetrics, State, loss_weights
+from fastmlp.engines.cuda.kernels.layout import make_layout, pad, padded, unpad
 from fastmlp.engines.cuda.kernels.passes import CHUNK
-from fastmlp.engines.cuda.kernels.programs import PLAIN, Kind, Shape, applied, phases
+from fastmlp.engines.cuda.kernels.programs import PLAIN, KernelSpec, Shape, apply_spec, phases
 from fastmlp.engines.cuda.kernels.tensor_cores import FIRST_CAPABILITY, MMA_TILES
 from fastmlp.engines.cuda.kernels.tiles import Tile
-from fastmlp.engines.cuda.runtime import Launch, NoDeviceError, the_runtime
+from fastmlp.engines.cuda.runtime import Launch, NoDeviceError, default_runtime
 from fastmlp.errors import ConfigError, UnavailableError
 from fastmlp.nn.blocks import RowSource, blocks
 from fastmlp.nn.network import FloatArray
@@ -31,8 +31,8 @@ SHAPE = Shape()
 TILES = {"float32": Tile(), **MMA_TILES}  # by precision
 TABLES = ("table", "alpha", "thresholds", "scales")
 OF_TRAINING = (
-    *("order", "row_scale", "loss", "correct", "scalars"),
-    *("parameters", "m", "v", "kept", "partial", "arena", "counter", "clock"),
+    *("indices", "loss_weight", "loss", "correct", "scalars"),
+    *("parameters", "m", "v", "gradients", "partial", "arena", "counter", "clock"),
 )  # fmt: skip
 PART = ("part", "no y", "part_indices", "no loss", "no correct")  # what `forward` passes to `apply` instead of held rows
 
@@ -42,10 +42,10 @@ class DeviceRows:
     """The handle of `CudaEngine.hold`.
 
     kind : of the kernel that evaluates the rows; count : number of rows
-    arrays : on the device: x, y, order, loss, correct; freed with the handle
+    arrays : on the device: x, y, indices, loss, correct; freed with the handle
     """
 
-    kind: Kind
+    kind: KernelSpec
     count: int
     arrays: list[Any]
 
@@ -57,7 +57,7 @@ def usable() -> bool:
     Costs little where there is no device.
     """
     try:
-        proven()
+        probe_device()
     except NoDeviceError:
         return False
     except UnavailableError as error:
@@ -66,7 +66,7 @@ def usable() -> bool:
     return True
 
 
-def proven() -> Any:
+def probe_device() -> Any:
     """The device of this process, after a test kernel with two grid-wide barriers ran on it.
 
     Raises
@@ -74,7 +74,7 @@ def proven() -> Any:
     NoDeviceError : there is none
     UnavailableError : the kernel cannot be compiled, loaded or run
     """
-    runtime = the_runtime()
+    runtime = default_runtime()
     program, blocks = runtime.program("barriers", PLAIN, SHAPE), SHAPE.resident * runtime.blocks
     counter = runtime.put(np.zeros(1, np.uint64))
     runtime.launch(Launch(program, blocks, (counter, 2), together=True))
@@ -90,21 +90,21 @@ class CudaEngine:
 
     Raises
     ------
-    ConfigError : the job asks for another dtype than float32
-    UnavailableError : no device, one without what the job's precision needs, or a package is missing
+    ConfigError : the spec asks for another dtype than float32
+    UnavailableError : no device, one without what the spec's precision needs, or a package is missing
     """
 
     name = "cuda"
     threads = 1
 
-    def __init__(self, job: Job, runtime: Any = None) -> None:
-        if np.dtype(job.dtype) != np.float32:
-            raise ConfigError(f"backend 'cuda' computes in float32, not {np.dtype(job.dtype)}; take backend 'numpy'")
-        self.job, self.runtime = job, runtime or the_runtime()
-        if job.precision != "float32" and self.runtime.capability < FIRST_CAPABILITY:
+    def __init__(self, spec: EngineSpec, runtime: Any = None) -> None:
+        if np.dtype(spec.dtype) != np.float32:
+            raise ConfigError(f"backend 'cuda' computes in float32, not {np.dtype(spec.dtype)}; take backend 'numpy'")
+        self.spec, self.runtime = spec, runtime or default_runtime()
+        if spec.precision != "float32" and self.runtime.capability < FIRST_CAPABILITY:
             found, needed = (".".join(map(str, pair)) for pair in (self.runtime.capability, FIRST_CAPABILITY))
             raise UnavailableError(
-                f"precision {job.precision} needs a GPU of compute capability {needed} or more, "
+                f"precision {spec.precision} needs a GPU of compute capability {needed} or more, "
                 f"and {self.runtime.name} has {found}; use precision 'float32'"
             )
         self.rows = 0  # rows of a batch that the arena has room for
@@ -112,7 +112,7 @@ class CudaEngine:
         self.resident: dict[str, Any] = {}  # arrays of the caller's of which the device has copies
         self.held: WeakSet[DeviceRows] = WeakSet()  # handles in use, emptied by `close`
         self.recorded: tuple[tuple[Any, ...], Any] = ((), None)  # arguments, and the graph of their launches
-        network, scaling = job.network, job.scaling
+        network, scaling = spec.network, spec.scaling
         width = padded(network.sizes[0])
         for name, neutral in (("shift", 0.0), ("factor", 1.0)):
             values = neutral if scaling is None else getattr(scaling, name)
@@ -120,53 +120,53 @@ class CudaEngine:
         self.upload("counter", np.zeros(1, np.uint64))
 
     def load(self, state: State) -> None:
-        network = self.job.network
-        size = make_plan(network, 1).parameters
-        slots = dict(zip(self.job.optimizer.slots, state.slots, strict=False))
+        network = self.spec.network
+        size = make_layout(network, 1).parameters
+        slots = dict(zip(self.spec.optimizer.slots, state.slots, strict=False))
         empty = np.zeros(1, np.float32)
-        self.upload("parameters", spread(network, state.parameters, size))
+        self.upload("parameters", pad(network, state.parameters, size))
         for name in ("m", "v"):
-            self.upload(name, spread(network, slots[name], size) if name in slots else empty)
-        self.upload("kept", np.zeros(size if self.job.optimizer.clip_norm > 0 else 1, np.float32))
+            self.upload(name, pad(network, slots[name], size) if name in slots else empty)
+        self.upload("gradients", np.zeros(size if self.spec.optimizer.clip_norm > 0 else 1, np.float32))
         self.upload("partial", np.zeros(-(-size // CHUNK)))
         self.step = state.step
 
     def state(self, slots: bool = True) -> State:
-        network, get = self.job.network, self.runtime.get
-        vectors = [gathered(network, get(self.handles[name])) for name in self.job.optimizer.slots if slots]
+        network, get = self.spec.network, self.runtime.get
+        vectors = [unpad(network, get(self.handles[name])) for name in self.spec.optimizer.slots if slots]
         whole = np.array(vectors, np.float32).reshape(-1, network.parameters)
-        return State(gathered(network, get(self.handles["parameters"])), whole, self.step)
+        return State(unpad(network, get(self.handles["parameters"])), whole, self.step)
 
     def train(
         self,
         x: npt.NDArray[Any],
         y: npt.NDArray[Any],
-        order: npt.NDArray[np.int64],
-        rates: npt.NDArray[np.float64],
+        indices: npt.NDArray[np.int64],
+        learning_rates: npt.NDArray[np.float64],
         weights: FloatArray | None = None,
     ) -> RowMetrics:
-        job, count = self.job, len(order)
+        spec, count = self.spec, len(indices)
         if count == 0:
             return RowMetrics(np.empty(0, np.float32), np.empty(0, bool))
-        self.make_room(min(job.batch_size, count))
+        self.reserve(min(spec.batch_size, count))
         self.keep("x", x, widened)
         self.keep("y", y, np.ravel)
-        self.upload("order", order.astype(np.int32))
-        self.upload("row_scale", row_scales(order, job.batch_size, weights).astype(np.float32))
+        self.upload("indices", indices.astype(np.int32))
+        self.upload("loss_weight", loss_weights(indices, spec.batch_size, weights).astype(np.float32))
         for name, dtype in (("loss", np.float32), ("correct", np.bool_)):
             if name not in self.handles or self.handles[name].size != count:
                 self.upload(name, np.empty(count, dtype))
-        self.upload("scalars", job.optimizer.scalars_by_kind(rates, self.step, job.network.l1, job.network.l2))
+        self.upload("scalars", spec.optimizer.scalars_by_kind(learning_rates, self.step, spec.network.l1, spec.network.l2))
         self.upload("clock", np.full(1, self.step))
-        self.start(self.kind(x, y), count, len(rates))
-        self.step += len(rates)
+        self.start(self.kernel_spec(x, y), count, len(learning_rates))
+        self.step += len(learning_rates)
         return RowMetrics(self.runtime.get(self.handles["loss"]), self.runtime.get(self.handles["correct"]))
 
     def forward(self, x: npt.NDArray[Any]) -> FloatArray:
-        z = np.empty((len(x), self.job.network.sizes[-1]), np.float32)
+        z = np.empty((len(x), self.spec.network.sizes[-1]), np.float32)
         most = min(APPLIED, max(len(x), 1))
-        classes = self.job.network.loss == "cross-entropy"  # no row has targets here, but the kernel is compiled for some
-        kind = applied(self.kind(x, np.empty((0,) if classes else (0, 0))))
+        classes = self.spec.network.loss == "cross-entropy"  # no row has targets here, but the kernel is compiled for some
+        kind = apply_spec(self.kernel_spec(x, np.empty((0,) if classes else (0, 0))))
         apply = self.prepare_apply(kind, most)
         if "part_indices" not in self.handles or self.handles["part_indices"].size < most:
             self.upload("part_indices", np.arange(most, dtype=np.int32))
@@ -185,9 +185,9 @@ class CudaEngine:
         rows = runtime.empty(count * width, x.dtype)
         for place, block in blocks(x):
             runtime.fill(rows, widened(block), place.start * width)
-        order, loss, correct = np.arange(count, dtype=np.int32), np.zeros(count, np.float32), np.zeros(count, np.bool_)
-        arrays = [rows, *(runtime.put(array) for array in (np.ravel(y), order, loss, correct))]
-        held = DeviceRows(applied(self.kind(x, y)), count, arrays)
+        indices, loss, correct = np.arange(count, dtype=np.int32), np.zeros(count, np.float32), np.zeros(count, np.bool_)
+        arrays = [rows, *(runtime.put(array) for array in (np.ravel(y), indices, loss, correct))]
+        held = DeviceRows(apply_spec(self.kernel_spec(x, y)), count, arrays)
         self.held.add(held)
         return held
 
@@ -212,11 +212,11 @@ class CudaEngine:
 
     # -------------------------------------------------------------------------------------------- the device
 
-    def kind(self, x: RowSource, y: npt.NDArray[Any]) -> Kind:
+    def kernel_spec(self, x: RowSource, y: npt.NDArray[Any]) -> KernelSpec:
         """What the kernels are compiled for."""
-        network, optimizer = self.job.network, self.job.optimizer
-        return Kind(
-            make_plan(network, 1).activations,
+        network, optimizer = self.spec.network, self.spec.optimizer
+        return KernelSpec(
+            make_layout(network, 1).activations,
             network.loss,
             network.output or "",
             optimizer.name,
@@ -225,12 +225,12 @@ class CudaEngine:
             any(layer.dropout for layer in network.layers),
             network.l1 > 0 or network.l2 > 0,
             optimizer.clip_norm > 0,
-            self.job.precision,
+            self.spec.precision,
         )
 
     def shape(self, rows: int) -> Shape | Tile:
         """How batches of so many rows are divided among blocks."""
-        precision = self.job.precision
+        precision = self.spec.precision
         return SHAPE if rows <= SMALL_BATCH and precision == "float32" else TILES[precision]
 
     def upload(self, name: str, array: npt.NDArray[Any]) -> None:
@@ -249,26 +249,26 @@ class CudaEngine:
             self.upload(name, flat(array))
             self.resident[name] = array
 
-    def make_room(self, rows: int) -> None:
+    def reserve(self, rows: int) -> None:
         """Let the arena hold a batch of so many rows; what it holds between calls does not matter."""
         if rows > self.rows:
-            self.plan = make_plan(self.job.network, rows)
+            self.layout = make_layout(self.spec.network, rows)
             for name in TABLES:
-                self.upload(name, getattr(self.plan, name))
-            self.upload("arena", np.zeros(self.plan.arena, np.float32))
+                self.upload(name, getattr(self.layout, name))
+            self.upload("arena", np.zeros(self.layout.arena, np.float32))
             self.rows = rows
 
-    def prepare_apply(self, kind: Kind, most: int) -> Callable[..., None]:
-        """A function that launches `apply` for at most so many rows: of x, y, order, loss, correct, start, rows, evaluates."""
+    def prepare_apply(self, kind: KernelSpec, most: int) -> Callable[..., None]:
+        """A function of x, y, indices, loss, correct, start, rows, evaluates that launches `apply` for at most `most` rows."""
         shape = self.shape(most)
         program = self.runtime.program("apply", kind, shape)
-        self.make_room(most)
+        self.reserve(most)
         here = self.handles
 
-        def apply(x: Any, y: Any, order: Any, loss: Any, correct: Any, *numbers: int) -> None:
+        def apply(x: Any, y: Any, indices: Any, loss: Any, correct: Any, *numbers: int) -> None:
             self.upload("counter", np.zeros(1, np.uint64))
             network, scaling = [here[name] for name in TABLES], (here["shift"], here["factor"])
-            of_rows, stores = (y, order, loss, correct), (here["parameters"], here["arena"], here["counter"])
+            of_rows, stores = (y, indices, loss, correct), (here["parameters"], here["arena"], here["counter"])
             arguments = (*network, x, *scaling, *of_rows, *stores, *numbers)
             self.runtime.launch(Launch(program, shape.resident * self.runtime.blocks, arguments, together=True))
 
@@ -276,16 +276,16 @@ class CudaEngine:
 
     def outputs(self, rows: int) -> FloatArray:
         """The pre-activations of so many rows, (rows, outputs), after a launch of `apply`."""
-        outputs = self.job.network.sizes[-1]
+        outputs = self.spec.network.sizes[-1]
         width = padded(outputs)
-        found: FloatArray = self.runtime.get(self.handles["arena"], self.plan.last_output, rows * width)
+        found: FloatArray = self.runtime.get(self.handles["arena"], self.layout.last_output, rows * width)
         return found.reshape(-1, width)[:, :outputs]
 
-    def start(self, kind: Kind, count: int, steps: int) -> None:
+    def start(self, kind: KernelSpec, count: int, steps: int) -> None:
         """Launch all phases of so many steps: in one kernel, whose blocks wait for each other, or each by itself in a graph."""
-        last = steps * phases(len(self.job.network.layers), kind.clips)
+        last = steps * phases(len(self.spec.network.layers), kind.clips)
         whole = self.launch(kind, count, 0, last)
-        if isinstance(self.shape(self.job.batch_size), Shape):
+        if isinstance(self.shape(self.spec.batch_size), Shape):
             self.upload("counter", np.zeros(1, np.uint64))
             self.runtime.launch(whole)
             return
@@ -298,15 +298,15 @@ class CudaEngine:
             self.recorded = key, self.runtime.record(launches)
         self.recorded[1]()
 
-    def launch(self, kind: Kind, count: int, first: int, end: int) -> Launch:
+    def launch(self, kind: KernelSpec, count: int, first: int, end: int) -> Launch:
         """Phases `first` to before `end` of a call with `count` rows, in one launch: cooperative if it has several."""
-        job, here, shape = self.job, self.handles, self.shape(self.job.batch_size)
-        share = job.network.label_smoothing / job.network.sizes[-1]
-        hot, cold = np.float32(1 - job.network.label_smoothing + share), np.float32(share)
+        spec, here, shape = self.spec, self.handles, self.shape(self.spec.batch_size)
+        share = spec.network.label_smoothing / spec.network.sizes[-1]
+        on_value, off_value = np.float32(1 - spec.network.label_smoothing + share), np.float32(share)
         arguments = (
-            *[here[name] for name in (*TABLES, "x", "shift", "factor", "y")], hot, cold,
-            *[here[name] for name in OF_TRAINING], job.batch_size, count,
-            first, end, np.uint64(job.seed), np.float32(job.optimizer.clip_norm),
+            *[here[name] for name in (*TABLES, "x", "shift", "factor", "y")], on_value, off_value,
+            *[here[name] for name in OF_TRAINING], spec.batch_size, count,
+            first, end, np.uint64(spec.seed), np.float32(spec.optimizer.clip_norm),
         )  # fmt: skip
         program = self.runtime.program("train", kind, shape)
         return Launch(program, shape.resident * self.runtime.blocks, arguments, together=end - first > 1)

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from fastmlp.engines.cuda import INSTALL, load_driver
 from fastmlp.engines.cuda.compiler import Built, compiled
-from fastmlp.engines.cuda.kernels.programs import Kind, Shape
+from fastmlp.engines.cuda.kernels.programs import KernelSpec, Shape
 from fastmlp.engines.cuda.kernels.tiles import Tile
 from fastmlp.errors import UnavailableError
 
@@ -59,7 +59,7 @@ class Handle:
         self.runtime, self.address, self.size, self.dtype = runtime, address, size, np.dtype(dtype)
 
     def __del__(self) -> None:
-        self.runtime.give_back("cuMemFree", self.address)
+        self.runtime.release("cuMemFree", self.address)
 
     def values(self) -> list[Any]:
         """As a kernel of Numba's takes an array: owner, parent, elements, bytes of one, address, shape, strides."""
@@ -82,10 +82,10 @@ class Graph:
 
     def __call__(self) -> None:
         with self.runtime.entered():
-            self.runtime.ask("cuGraphLaunch", self.whole, self.runtime.stream)
+            self.runtime.checked_call("cuGraphLaunch", self.whole, self.runtime.stream)
 
     def __del__(self) -> None:
-        self.runtime.give_back("cuGraphExecDestroy", self.whole)
+        self.runtime.release("cuGraphExecDestroy", self.whole)
 
 
 class Program(NamedTuple):
@@ -140,37 +140,40 @@ class Runtime:
     def __init__(self, driver: Any = None) -> None:
         self.driver = driver or load_driver()
         try:
-            self.ask("cuInit", 0)
-            device = self.ask("cuDeviceGet", 0)
+            self.checked_call("cuInit", 0)
+            device = self.checked_call("cuDeviceGet", 0)
         except RuntimeError as error:  # of the driver; or of the bindings, which find none, or one without what they need
             reason = " ".join(str(error).removesuffix(f"; {REMEDY}").split())
             raise NoDeviceError(f"backend 'cuda' needs an NVIDIA GPU and its driver ({reason}); {REMEDY}") from error
-        if (version := int(self.ask("cuDriverGetVersion"))) < OLDEST_DRIVER:
+        if (version := int(self.checked_call("cuDriverGetVersion"))) < OLDEST_DRIVER:
             told, needed = cuda_version(version), cuda_version(OLDEST_DRIVER)
             raise UnavailableError(f"the driver knows CUDA up to {told}, and {needed} is needed; update it, or {REMEDY}")
         attributes = self.driver.CUdevice_attribute
         major, minor, blocks = (
-            int(self.ask("cuDeviceGetAttribute", getattr(attributes, f"CU_DEVICE_ATTRIBUTE_{name}"), device))
+            int(self.checked_call("cuDeviceGetAttribute", getattr(attributes, f"CU_DEVICE_ATTRIBUTE_{name}"), device))
             for name in ("COMPUTE_CAPABILITY_MAJOR", "COMPUTE_CAPABILITY_MINOR", "MULTIPROCESSOR_COUNT")
         )
         self.capability, self.blocks = (major, minor), blocks
-        self.name = self.ask("cuDeviceGetName", 256, device).split(b"\0")[0].decode()
-        self.context = self.ask("cuDevicePrimaryCtxRetain", device)
+        self.name = self.checked_call("cuDeviceGetName", 256, device).split(b"\0")[0].decode()
+        self.context = self.checked_call("cuDevicePrimaryCtxRetain", device)
         with self.entered():
-            self.stream = self.ask("cuStreamCreate", 0)
+            self.stream = self.checked_call("cuStreamCreate", 0)
         self.programs: dict[Any, Program] = {}
 
     def facts(self) -> dict[str, Any]:
         """What the driver tells of itself and of the card: CUDA's version, bytes of memory, highest clock in Hz."""
-        version, clock = int(self.ask("cuDriverGetVersion")), self.driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_CLOCK_RATE
-        device = self.ask("cuDeviceGet", 0)
+        version, clock = (
+            int(self.checked_call("cuDriverGetVersion")),
+            self.driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_CLOCK_RATE,
+        )
+        device = self.checked_call("cuDeviceGet", 0)
         return {
             "cuda": cuda_version(version),
-            "memory_bytes": int(self.ask("cuDeviceTotalMem", device)),
-            "clock_hz": 1000 * int(self.ask("cuDeviceGetAttribute", clock, device)),
+            "memory_bytes": int(self.checked_call("cuDeviceTotalMem", device)),
+            "clock_hz": 1000 * int(self.checked_call("cuDeviceGetAttribute", clock, device)),
         }
 
-    def ask(self, function: str, *arguments: Any) -> Any:
+    def checked_call(self, function: str, *arguments: Any) -> Any:
         """Call the driver; what it gives, or an error in words."""
         result, *found = self.call(function, *arguments)
         self.check(function, result)
@@ -187,7 +190,7 @@ class Runtime:
             reason = f"an error that cuda-bindings do not know ({error})"
             raise UnavailableError(f"the GPU failed in {function}: {reason}; {REMEDY}") from error
 
-    def call_anyway(self, function: str, *arguments: Any) -> bool:
+    def try_call(self, function: str, *arguments: Any) -> bool:
         """Call the driver and do not mind an error: after a fault it gives that again, in place of the first one."""
         try:
             return int(self.call(function, *arguments)[0]) == 0
@@ -204,17 +207,17 @@ class Runtime:
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
         """Push the context for the calling thread, and pop it at the end."""
-        self.ask("cuCtxPushCurrent", self.context)
+        self.checked_call("cuCtxPushCurrent", self.context)
         try:
             yield
         finally:
-            self.call_anyway("cuCtxPopCurrent")
+            self.try_call("cuCtxPopCurrent")
 
-    def give_back(self, function: str, what: Any) -> None:
+    def release(self, function: str, what: Any) -> None:
         """Free memory or a graph. Errors are ignored: after a fault, or when the process ends, everything is freed anyway."""
-        if self.call_anyway("cuCtxPushCurrent", self.context):
-            self.call_anyway(function, what)
-            self.call_anyway("cuCtxPopCurrent")
+        if self.try_call("cuCtxPushCurrent", self.context):
+            self.try_call(function, what)
+            self.try_call("cuCtxPopCurrent")
 
     # -------------------------------------------------------------------------------------------- memory
 
@@ -230,7 +233,7 @@ class Runtime:
         with self.entered():
             result, address = self.call("cuMemAlloc", wanted)
             if int(result) == OUT_OF_MEMORY:
-                free, whole = self.ask("cuMemGetInfo")
+                free, whole = self.checked_call("cuMemGetInfo")
                 raise UnavailableError(
                     f"the GPU's memory is full: {wanted:,} bytes wanted, {free:,} of {whole:,} free; "
                     "use fewer rows, a smaller batch size, or backend 'numba'"
@@ -244,26 +247,26 @@ class Runtime:
         assert first + whole.size <= handle.size
         if whole.size:
             with self.entered():
-                self.ask("cuMemcpyHtoD", handle.address + first * whole.itemsize, whole.ctypes.data, whole.nbytes)
+                self.checked_call("cuMemcpyHtoD", handle.address + first * whole.itemsize, whole.ctypes.data, whole.nbytes)
 
     def get(self, handle: Handle, first: int = 0, count: int | None = None) -> Array:
         """A copy of so many numbers in the host's memory; waits for the launches before."""
         found = np.empty(handle.size - first if count is None else count, handle.dtype)
         if found.size:
             with self.entered():
-                self.ask("cuMemcpyDtoH", found.ctypes.data, handle.address + first * found.itemsize, found.nbytes)
+                self.checked_call("cuMemcpyDtoH", found.ctypes.data, handle.address + first * found.itemsize, found.nbytes)
         return found
 
     # -------------------------------------------------------------------------------------------- launches
 
-    def program(self, name: str, kind: Kind, shape: Shape | Tile) -> Program:
+    def program(self, name: str, kind: KernelSpec, shape: Shape | Tile) -> Program:
         """A kernel of `programs.KERNELS`."""
         key = (name, kind, shape)
         if key not in self.programs:
             built = compiled(name, kind, shape, self.capability)
             with self.entered():
-                module = self.ask("cuModuleLoadData", built.cubin)
-                self.programs[key] = Program(self.ask("cuModuleGetFunction", module, built.entry.encode()), built)
+                module = self.checked_call("cuModuleLoadData", built.cubin)
+                self.programs[key] = Program(self.checked_call("cuModuleGetFunction", module, built.entry.encode()), built)
         return self.programs[key]
 
     def launch(self, launch: Launch) -> None:
@@ -273,9 +276,9 @@ class Runtime:
         shape = (launch.blocks, 1, 1, launch.program.built.threads, 1, 1, 0, self.stream, ctypes.addressof(pointers))
         with self.entered():
             if launch.together:
-                self.ask("cuLaunchCooperativeKernel", launch.program.function, *shape)
+                self.checked_call("cuLaunchCooperativeKernel", launch.program.function, *shape)
             else:
-                self.ask("cuLaunchKernel", launch.program.function, *shape, 0)
+                self.checked_call("cuLaunchKernel", launch.program.function, *shape, 0)
 
     def record(self, launches: Sequence[Launch]) -> Graph:
         """A CUDA graph that runs these launches in order when it is called.
@@ -284,16 +287,16 @@ class Runtime:
         of ending the capture instead of the first one.
         """
         with self.entered():
-            graph = self.ask("cuGraphCreate", 0)
+            graph = self.checked_call("cuGraphCreate", 0)
             try:
                 last: list[Any] = []
                 for launch in launches:
                     values = values_of(launch)
                     pointers = addresses(values)  # read, like the values, while the node is added
-                    last = [self.ask("cuGraphAddKernelNode", graph, last, len(last), self.node(launch, pointers))]
-                whole = self.ask("cuGraphInstantiate", graph, 0)
+                    last = [self.checked_call("cuGraphAddKernelNode", graph, last, len(last), self.node(launch, pointers))]
+                whole = self.checked_call("cuGraphInstantiate", graph, 0)
             finally:
-                self.call_anyway("cuGraphDestroy", graph)
+                self.try_call("cuGraphDestroy", graph)
         return Graph(self, whole, launches)
 
     def node(self, launch: Launch, pointers: Any) -> Any:
@@ -307,10 +310,10 @@ class Runtime:
     def wait(self) -> None:
         """Wait until all is done that was started."""
         with self.entered():
-            self.ask("cuStreamSynchronize", self.stream)
+            self.checked_call("cuStreamSynchronize", self.stream)
 
 
 @functools.cache
-def the_runtime() -> Runtime:
+def default_runtime() -> Runtime:
     """The device of this process."""
     return Runtime()

@@ -1,7 +1,7 @@
-"""The settings of `extract`: one description from which flags, variables and a TOML file are made.
+"""Settings of an `extract` run: one description from which flags, variables and a TOML file are made.
 
-Here: `ExtractConfig`. Not here: what the settings mean for a network, which fastmlp.cnn knows and checks; how a value is
-read (fields.py) and where it comes from (sources.py).
+fastmlp.cnn checks the values, and defines what they mean for a network. See fields.py for the types of settings, and sources.py
+for where they come from.
 """
 
 from __future__ import annotations
@@ -12,124 +12,147 @@ from typing import Any
 
 from fastmlp.errors import ConfigError
 from fastmlp.experiments.config.fields import (
+    BOOLEAN,
     FILE,
-    FLAG,
+    FLOAT,
+    FLOATS,
     FOLDER,
+    INTEGER,
+    INTEGERS,
     NAME,
-    NAMES,
-    NUMBER,
-    NUMBERS,
-    TEXT,
-    WHOLE,
-    WHOLES,
-    Kind,
+    STRING,
+    list_of,
     one_of,
 )
-from fastmlp.experiments.config.train import DataSettings, fields_of, of_data, setting
+from fastmlp.experiments.config.train import (
+    DataSettings,
+    data_setting,
+    fields_of,
+    network_setting,
+    result_setting,
+    training_setting,
+)
 from fastmlp.nn.scaling import SCALINGS
 from fastmlp.training.settings import MONITORS
 
-# Learning rates where none is given: those of the authors of adam and adamw; for sgd with momentum a common one.
-RATES = {"adam": 0.001, "adamw": 0.001, "sgd": 0.01}
-RATES_HELP = ", ".join(f"{rate:g} for {name}" for name, rate in RATES.items())
-OF_EXTRACT = tuple(name for name in fields_of(DataSettings) if name not in ("scale", "seed"))  # decided by the features
+# Default learning rates: those of the authors of adam and adamw; for sgd with momentum a common one.
+DEFAULT_LEARNING_RATE = {"adam": 0.001, "adamw": 0.001, "sgd": 0.01}
+RATES_HELP = ", ".join(f"{rate:g} for {name}" for name, rate in DEFAULT_LEARNING_RATE.items())
+# Settings of data that a training on features inherits from the extraction.
+INHERITED = tuple(name for name in fields_of(DataSettings) if name not in ("scale", "seed"))
 CNN = "cnn"  # the backbone that the settings describe block by block
 
-
-def of_blocks(kind: Kind, default: Any, text: str) -> Any:
-    return setting("Network", kind, default, text)
-
-
-def of_training(kind: Kind, default: Any, text: str) -> Any:
-    return setting("Training", kind, default, text)
-
-
-def of_result(kind: Kind, default: Any, text: str) -> Any:
-    return setting("Features and result", kind, default, text)
+# Names that fastmlp.cnn knows; it is not imported here, since it needs PyTorch. A test compares them.
+POOLINGS = ("none", "max", "avg", "global")
+REGULARIZERS = ("none", "batch", "dropout")
+INITS = ("random", "xavier", "he", "orthogonal")
+SCHEDULES = ("constant", "step", "cosine")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractConfig(DataSettings):
-    """Everything that decides an `extract` run. Settings of blocks have one value for all, or one for each.
+    """Settings of an `extract` run. Settings of blocks have one value for all blocks, or one for each.
 
     Raises
     ------
-    ConfigError : settings that contradict each other
+    ConfigError : an unknown name, a value out of range, or settings that contradict each other
     """
 
-    scale: str = of_data(one_of("scaling", SCALINGS), "symmetric", "Scaling of pixels, fitted on the training part.")
+    scale: str = data_setting(one_of("scaling", SCALINGS), "symmetric", "Scaling of the pixels, fitted to the training split.")
 
-    filters: tuple[int, ...] = of_blocks(WHOLES, (16, 32, 64, 128, 256), "Channels of each block's convolution.")
-    kernel: tuple[int, ...] = of_blocks(WHOLES, (3,), "Pixels along a side of a convolution.")
-    stride: tuple[int, ...] = of_blocks(WHOLES, (1,), "Stride of a convolution.")
-    padding: tuple[int, ...] = of_blocks(WHOLES, (1,), "Padding of a convolution.")
-    pool: tuple[str, ...] = of_blocks(
-        NAMES, ("max",), "none, max, avg or global; a single name stands after every block but the last of several."
+    filters: tuple[int, ...] = network_setting(
+        INTEGERS, (16, 32, 64, 128, 256), "Output channels of the convolution of each block.", common=True
     )
-    pool_kernel: tuple[int, ...] = of_blocks(WHOLES, (2,), "Pixels along a side of a pooling.")
-    pool_stride: tuple[int, ...] = of_blocks(WHOLES, (0,), "Stride of a pooling, 0 for that of its kernel.")
-    pool_padding: tuple[int, ...] = of_blocks(WHOLES, (0,), "Padding of a pooling.")
-    regularize: tuple[str, ...] = of_blocks(NAMES, ("none",), "none, batch (normalisation) or dropout, last in a block.")
-    dropout: tuple[float, ...] = of_blocks(NUMBERS, (0.25,), "Share of values dropped, for --regularize dropout.")
-    dense: tuple[int, ...] = of_blocks(WHOLES, (128,), "Sizes of the dense layers before the output, or none.")
-    init: str = of_blocks(NAME, "random", "Initial weights: random (PyTorch's), xavier, he, orthogonal.")
-    backbone: str = of_blocks(NAME, CNN, "A network of torchvision instead of blocks, such as resnet18.")
-    weights: str | None = of_blocks(FILE, None, "Trained weights of the backbone, a file of torchvision; else untrained.")
-    weights_sha256: str | None = of_blocks(TEXT, None, "SHA-256 that --weights must have.")
+    kernel: tuple[int, ...] = network_setting(INTEGERS, (3,), "Kernel size of the convolutions.", common=True)
+    stride: tuple[int, ...] = network_setting(INTEGERS, (1,), "Stride of the convolutions.")
+    padding: tuple[int, ...] = network_setting(INTEGERS, (1,), "Padding of the convolutions.")
+    pool: tuple[str, ...] = network_setting(
+        list_of(one_of("pool", POOLINGS), "names, such as max or max,avg", "NAME,..."),
+        ("max",),
+        f"Pooling: {', '.join(POOLINGS)}; a single name applies to every block but the last of several.",
+        common=True,
+    )
+    pool_kernel: tuple[int, ...] = network_setting(INTEGERS, (2,), "Kernel size of the poolings.")
+    pool_stride: tuple[int, ...] = network_setting(INTEGERS, (0,), "Stride of the poolings; 0 for the kernel size.")
+    pool_padding: tuple[int, ...] = network_setting(INTEGERS, (0,), "Padding of the poolings.")
+    regularize: tuple[str, ...] = network_setting(
+        list_of(one_of("regularize", REGULARIZERS), "names, such as batch or batch,none", "NAME,..."),
+        ("none",),
+        "Last layer of a block: none, batch (normalization) or dropout.",
+    )
+    dropout: tuple[float, ...] = network_setting(FLOATS, (0.25,), "Dropout rate, for `regularize` dropout.")
+    dense: tuple[int, ...] = network_setting(
+        INTEGERS, (128,), "Sizes of the dense layers before the output, or none.", common=True
+    )
+    init: str = network_setting(one_of("init", INITS), "random", "Initialization of the weights; random is PyTorch's default.")
+    backbone: str = network_setting(NAME, CNN, "A network of torchvision instead of blocks, such as resnet18.", common=True)
+    weights: str | None = network_setting(
+        FILE, None, "Pretrained weights of the backbone, a file of torchvision [default: untrained].", common=True
+    )
+    weights_sha256: str | None = network_setting(STRING, None, "Expected SHA-256 of `weights`.")
 
-    optimizer: str = of_training(one_of("optimizer", RATES), "adam", "Update rule.")
-    lr: float | None = of_training(NUMBER, None, f"Learning rate [default: {RATES_HELP}].")
-    momentum: float = of_training(NUMBER, 0.9, "For sgd.")
-    weight_decay: float = of_training(NUMBER, 0.0, "Decay of all weights; for adamw decoupled.")
-    schedule: str = of_training(NAME, "constant", "constant, step or cosine.")
-    factor: float = of_training(NUMBER, 0.5, "For step: what the rate is multiplied by.")
-    every: int = of_training(WHOLE, 10, "For step: epochs between steps.")
-    batch_size: int = of_training(WHOLE, 64, "Images of one update.")
-    epochs: int = of_training(WHOLE, 10, "Passes over the training part, at most.")
-    patience: int | None = of_training(WHOLE, None, "Epochs without a better --monitor before the end [default: no end].")
-    monitor: str = of_training(one_of("monitor", MONITORS), "loss", "Validation figure whose best epoch is kept.")
-    label_smoothing: float = of_training(NUMBER, 0.0, "Share of each target spread over all classes.")
-    flip: float = of_training(NUMBER, 0.0, "Probability that a training image is mirrored.")
-    shift: int = of_training(WHOLE, 0, "Pixels by which training images are moved each way, at most.")
-    erase: float = of_training(NUMBER, 0.0, "Probability that a rectangle of a training image is blanked.")
-    autocast: bool = of_training(FLAG, False, "Compute in bfloat16 where that is precise enough.")
-    compile: bool = of_training(FLAG, False, "Use torch.compile.")
+    epochs: int = training_setting(INTEGER, 10, "Maximum number of epochs.", common=True)
+    batch_size: int = training_setting(INTEGER, 64, "Mini-batch size.", common=True)
+    optimizer: str = training_setting(one_of("optimizer", DEFAULT_LEARNING_RATE), "adam", "Optimizer.", common=True)
+    lr: float | None = training_setting(FLOAT, None, f"Learning rate [default: {RATES_HELP}].", common=True)
+    momentum: float = training_setting(FLOAT, 0.9, "Momentum, for sgd.")
+    weight_decay: float = training_setting(FLOAT, 0.0, "Weight decay; for adamw decoupled.")
+    schedule: str = training_setting(one_of("schedule", SCHEDULES), "constant", "Learning-rate schedule.")
+    lr_step: int = training_setting(INTEGER, 10, "Epochs between two steps, for schedule step.")
+    lr_gamma: float = training_setting(FLOAT, 0.5, "Factor of each step, for schedule step.")
+    patience: int | None = training_setting(
+        INTEGER, None, "Early-stopping patience in epochs [default: no early stopping].", common=True
+    )
+    monitor: str = training_setting(
+        one_of("monitor", MONITORS), "loss", "Validation metric that selects the best epoch and stops early."
+    )
+    label_smoothing: float = training_setting(FLOAT, 0.0, "Label smoothing.")
+    flip: float = training_setting(
+        FLOAT, 0.0, "Mirror each training image with this probability, redrawn every epoch.", common=True
+    )
+    shift: int = training_setting(INTEGER, 0, "Shift training images by up to N pixels in each direction, redrawn every epoch.")
+    erase: float = training_setting(FLOAT, 0.0, "Erase a random rectangle of each training image with this probability.")
+    autocast: bool = training_setting(BOOLEAN, False, "Use bfloat16 where it is precise enough (torch.autocast).")
+    compile: bool = training_setting(BOOLEAN, False, "Use torch.compile.")
 
-    layer: str | None = of_result(NAME, None, "Layer whose output are the features [default: the flattened last block].")
-    feature_dtype: str = of_result(one_of("feature dtype", ("float32", "float16")), "float32", "Type of features in the file.")
-    device: str = of_result(NAME, "auto", "auto, cpu or cuda.")
-    out: str | None = of_result(
+    device: str = result_setting(NAME, "auto", "auto, cpu or cuda.", common=True)
+    layer: str | None = result_setting(NAME, None, "Layer whose output is the features [default: the flattened last block].")
+    feature_dtype: str = result_setting(
+        one_of("feature dtype", ("float32", "float16")), "float32", "Data type of the features in the file."
+    )
+    out: str | None = result_setting(
         FILE,
         None,
-        "File of the features, .npz or .safetensors, or a folder, from which training reads without loading it "
+        "File of the features, .npz or .safetensors, or a folder, which training maps into memory "
         "[default: DATA-NETWORK.npz, above 1 GiB a folder].",
+        common=True,
     )
-    pictures: str | None = of_result(FOLDER, None, "Folder of the pictures [default: beside --out; in a chain the run folder].")
-    force: bool = of_result(FLAG, False, "Replace --out if it was made with other settings.")
-    resume: bool = of_result(FLAG, True, "Go on from the checkpoint that an interrupted run has left.")
+    pictures: str | None = result_setting(FOLDER, None, "Folder of the figures [default: next to `out`; in a chain the run].")
+    force: bool = result_setting(BOOLEAN, False, "Replace `out` if it was made with other settings.")
+    resume: bool = result_setting(BOOLEAN, True, "Resume an interrupted run from its checkpoint.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.target != "class":
-            raise ConfigError("extract trains a classifier, so target must be class; leave it out")
+        if self.task != "classification":
+            raise ConfigError("extract trains a classifier, so task must be classification; leave it out")
         if self.weights is not None and self.backbone == CNN:
-            raise ConfigError("weights are for a backbone; give --backbone too, or leave --weights out")
+            raise ConfigError("weights need a backbone; set backbone, or leave weights out", settings=("backbone", "weights"))
         if self.weights_sha256 is not None and self.weights is None:
-            raise ConfigError("weights_sha256 needs a file; give --weights too")
-        self.complete({"lr": RATES[self.optimizer]})
+            raise ConfigError("weights_sha256 needs a file of weights; set weights", settings=("weights",))
+        self.complete({"lr": DEFAULT_LEARNING_RATE[self.optimizer]})
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> ExtractConfig:
-        """The settings that `key` gave, also after JSON made lists of tuples."""
-        kinds = {name: one.metadata["kind"] for name, one in fields_of(cls).items()}
-        return cls(**{name: kinds[name].value(name, value) for name, value in table.items() if name in kinds})
+        """Return the settings that `key` returned, also after JSON made lists of tuples."""
+        types = {name: one.metadata["type"] for name, one in fields_of(cls).items()}
+        return cls(**{name: types[name].value(name, value) for name, value in table.items() if name in types})
 
-    def chained_flags(self) -> dict[str, Any]:
-        """What a training on the features takes from the settings of the images."""
+    def inherited_flags(self) -> dict[str, Any]:
+        """Return the settings that a training on the features inherits, as flags."""
         return {name: value for name in ("data", "data_dir") if (value := getattr(self, name)) is not None}
 
     def key(self) -> dict[str, Any]:
-        """The settings that decide the features: all but where they are computed and written."""
+        """Return the settings that decide the features: all except those of where they are computed and written."""
         return {
             name: value
             for name, value in self.table().items()

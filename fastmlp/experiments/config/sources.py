@@ -1,7 +1,4 @@
-"""Where the settings of a `train` run come from: flags, variables, a TOML file.
-
-Here: `resolve`. Not here: the settings (train.py), and Click, which only hands over the flags (commands/options.py).
-"""
+"""Sources of the settings of a command: flags, variables, a TOML file, a recipe. See also train.py and extract.py."""
 
 from __future__ import annotations
 
@@ -12,21 +9,22 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from fastmlp.errors import ConfigError, unknown_name
-from fastmlp.experiments.config.fields import Kind
-from fastmlp.experiments.config.train import FIELDS, Config, DataSettings, fields_of, flag
+from fastmlp.experiments.config.fields import ParamType
+from fastmlp.experiments.config.names import NOT_IN_VARIABLES, setting_synonyms
+from fastmlp.experiments.config.train import FIELDS, DataSettings, TrainConfig, fields_of
 
 Chosen = TypeVar("Chosen", bound=DataSettings)
-Kinds = Mapping[str, Kind]
+ParamTypes = Mapping[str, ParamType]
 
-# Two ways to say one thing: where a source gives one of them, it replaces the other one of the sources below.
+# Pairs of settings that exclude each other: where a source gives one of them, it replaces the other one of the sources below.
 PAIRS = {"val_fraction": "val_count", "test_fraction": "test_count"}
 PAIRS |= {two: one for one, two in PAIRS.items()}
-# FASTMLP_DATA is the data folder everywhere in fastmlp, so the data set needs another name.
+# FASTMLP_DATA is the data folder everywhere in fastmlp, so the variable of the data set has another name.
 OTHER_NAMES = {"data": "FASTMLP_DATASET", "data_dir": "FASTMLP_DATA"}
 
 
 def variable(name: str) -> str:
-    """The variable of a setting.
+    """Return the variable of a setting.
 
     >>> variable("batch_size"), variable("data")
     ('FASTMLP_BATCH_SIZE', 'FASTMLP_DATASET')
@@ -42,8 +40,8 @@ def resolve(
     environment: Mapping[str, str],
     file: str | Path | None = None,
     recipe: Mapping[str, Any] = MappingProxyType({}),
-) -> Config:
-    """The settings of a `train` run, see `resolve_as`.
+) -> TrainConfig:
+    """Return the settings of a `train` run, see `resolve_as`.
 
     Examples
     --------
@@ -51,7 +49,7 @@ def resolve(
     >>> config.hidden, config.lr, config.epochs
     ((32, 16), 0.1, 50)
     """
-    return resolve_as(Config, flags, environment, file, recipe)
+    return resolve_as(TrainConfig, flags, environment, file, recipe)
 
 
 def resolve_as(
@@ -61,73 +59,88 @@ def resolve_as(
     file: str | Path | None = None,
     recipe: Mapping[str, Any] = MappingProxyType({}),
 ) -> Chosen:
-    """The settings of a command, each from its flag, else its variable, else the file, else the recipe, else the default.
+    """Return the settings of a command. A flag comes before a variable, the file, the recipe, and the default, in this order.
 
     Parameters
     ----------
-    flags : by name of the setting, the text given, or a bool for a flag without one; None counts as not given
-    environment : variables, by the names in `VARIABLES`; an empty one counts as not given
-    file : a TOML file with settings as keys
+    flags : by name of the setting, the text given, or a bool for a flag without a value; None counts as not given
+    environment : variables, by the names in `VARIABLES` or their synonyms; an empty one counts as not given
+    file : a TOML file with settings or their synonyms as keys
     recipe : settings of a published experiment
 
     Raises
     ------
-    ConfigError : a value of the wrong kind, an unusable file, or settings that contradict each other
+    ConfigError : a value of the wrong type, an unusable file, or settings that contradict each other
     """
     fields = fields_of(settings)
-    kinds: Kinds = {name: one.metadata["kind"] for name, one in fields.items()}
+    types: ParamTypes = {name: one.metadata["type"] for name, one in fields.items()}
     chosen: dict[str, Any] = {name: one.default for name, one in fields.items()}
-    given = read_file(Path(file), kinds) if file else {}
-    named = read_table(recipe, kinds, "recipe")
-    for source in (named, given, read_environment(environment, kinds), read_flags(flags, kinds)):
+    given = read_file(Path(file), types) if file else {}
+    published = read_table(recipe, types, "recipe")
+    for source in (published, given, read_environment(environment, types), read_flags(flags, types)):
         for name in sorted(source.keys() & PAIRS.keys()):
             if PAIRS[name] in source:
-                raise ConfigError(f"{name} and {PAIRS[name]} say the same thing; give one of them")
+                raise ConfigError(f"{name} and {PAIRS[name]} exclude each other; give only one", settings=(name, PAIRS[name]))
             chosen[PAIRS[name]] = None
         chosen |= source
     return settings(**chosen)
 
 
-def read_flags(flags: Mapping[str, Any], kinds: Kinds) -> dict[str, Any]:
-    """The settings that the command line gives."""
+def read_flags(flags: Mapping[str, Any], types: ParamTypes) -> dict[str, Any]:
+    """Return the settings that the command line gives."""
     given = {name: value for name, value in flags.items() if value is not None}
-    return {name: kinds[name].value(flag(name), value, text=isinstance(value, str)) for name, value in given.items()}
+    return {
+        name: types[name].value(name, value, text=isinstance(value, str), settings=(name,)) for name, value in given.items()
+    }
 
 
-def read_environment(environment: Mapping[str, str], kinds: Kinds) -> dict[str, Any]:
-    """The settings that variables give."""
-    given = {name: environment[variable(name)] for name in kinds if environment.get(variable(name))}
-    return {name: kinds[name].value(variable(name), text, text=True) for name, text in given.items()}
+def read_environment(environment: Mapping[str, str], types: ParamTypes) -> dict[str, Any]:
+    """Return the settings that variables give; raise ConfigError for two variables of one setting."""
+    synonyms = {other: name for other, name in setting_synonyms(types).items() if other not in NOT_IN_VARIABLES}
+    names = {variable(other): name for other, name in synonyms.items()} | {variable(name): name for name in types}
+    settings: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for key in (key for key in names if environment.get(key)):
+        name = names[key]
+        if name in origin:
+            raise ConfigError(f"{origin[name]} and {key} are both set, and mean the same; unset one of them")
+        origin[name] = key
+        settings[name] = types[name].value(key, environment[key], text=True)
+    return settings
 
 
-def read_file(path: Path, kinds: Kinds) -> dict[str, Any]:
-    """The settings in a TOML file; keys may have hyphens instead of underscores.
+def read_file(path: Path, types: ParamTypes) -> dict[str, Any]:
+    """Return the settings in a TOML file; keys may have hyphens instead of underscores, and may be synonyms.
 
     Raises
     ------
-    ConfigError : the file is missing or not TOML, or has an unknown key or a value of the wrong kind
+    ConfigError : the file is missing or not TOML, or has an unknown key or a value of the wrong type
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the path after --config") from error
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the path", settings=("config",)) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
-        line = getattr(error, "lineno", None)  # from Python 3.14 on; before, only the words of the error may tell it
+        line = getattr(error, "lineno", None)  # from Python 3.14 on; before, only the message may have it
         place = path if line is None else f"{path}, line {line}"
         raise ConfigError(f"{place}: not TOML: {error}; correct it there") from error
-    return read_table(table, kinds, str(path))
+    return read_table(table, types, str(path))
 
 
-def read_table(table: Mapping[str, Any], kinds: Kinds, where: str) -> dict[str, Any]:
-    """The settings in a table; raises ConfigError as `read_file`, naming where the table stands."""
+def read_table(table: Mapping[str, Any], types: ParamTypes, where: str) -> dict[str, Any]:
+    """Return the settings in a table; raise ConfigError as `read_file`, with `where` at the start of the message."""
     settings: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    synonyms = setting_synonyms(types)
     for key, value in table.items():
         name = key.replace("-", "_")
-        if name not in kinds:
-            raise ConfigError(f"{where}: {unknown_name('key', key, kinds)}")
-        if name in settings:
-            raise ConfigError(f"{where}: {name} stands there twice, as {name} and as {flag(name)[2:]}; keep one")
-        settings[name] = kinds[name].value(f"{where}: {name}", value)
+        name = synonyms.get(name, name)
+        if name not in types:
+            raise ConfigError(f"{where}: {unknown_name('key', key, types)}")
+        if name in origin:
+            raise ConfigError(f"{where}: {name} is set twice, as {origin[name]} and as {key}; keep one")
+        origin[name] = key
+        settings[name] = types[name].value(f"{where}: {name}", value)
     return settings

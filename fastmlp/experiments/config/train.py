@@ -1,265 +1,299 @@
-"""The settings of a `train` run: one description from which flags, variables and config.toml are made.
+"""Settings of a `train` run: one description from which flags, variables and config.toml are made.
 
-Here: `Config`, a field per setting with its kind, default and help, and its way into `Network` and
-`Settings`, which check what they are given. Not here: how a value is read (fields.py), where it comes
-from (sources.py), and Click (commands/options.py).
+`TrainConfig` has a field per setting, and makes the `Network` and the `Settings` of the training, which check their values. See
+fields.py for the types of settings, and sources.py for where they come from.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
 import tomli_w
 
+from fastmlp.data.dataset import TASKS
 from fastmlp.engines import CHOICES
 from fastmlp.engines.base import PRECISIONS
 from fastmlp.errors import ConfigError
 from fastmlp.experiments.config.fields import (
+    BOOLEAN,
+    DATA_SOURCE,
     DURATION,
-    FLAG,
+    FLOAT,
+    FLOATS,
     FOLDER,
-    NAME,
-    NAMES,
-    NUMBER,
-    NUMBERS,
-    SIZE,
-    SOURCE,
-    WHOLE,
-    WHOLES,
-    Kind,
+    IMAGE_SIZE,
+    INTEGER,
+    INTEGERS,
+    ParamType,
+    list_of,
+    name_with_number,
     one_of,
 )
-from fastmlp.nn.activations import ACTIVATIONS
-from fastmlp.nn.losses import LOSSES
-from fastmlp.nn.network import ALIASES, INITIALIZERS, Network
+from fastmlp.nn.activations import ACTIVATIONS, canonical_activation
+from fastmlp.nn.losses import LOSSES, OUTPUTS
+from fastmlp.nn.network import ALIASES, INITIALIZERS, Network, canonical_init
 from fastmlp.nn.optimizers import DEFAULT_LEARNING_RATE, RULES, Optimizer
 from fastmlp.nn.scaling import SCALINGS
 from fastmlp.nn.schedules import SCHEDULES, Schedule
 from fastmlp.training.settings import MONITORS, Settings
 
 PATIENCE = 10
-
-OUTPUTS = tuple(dict.fromkeys(output for outputs in LOSSES.values() for output in outputs))
+INITS = (*INITIALIZERS, *ALIASES)
+ACTIVATION = list_of(name_with_number(ACTIVATIONS, canonical_activation), "names, such as relu or relu,tanh", "NAME,...")
 RATES_HELP = ", ".join(f"{rate:g} for {name}" for name, rate in DEFAULT_LEARNING_RATE.items())
+# Fields of Optimizer and Schedule whose settings have another name.
+SETTING_OF_FIELD = {
+    "clip_norm": "max_grad_norm",
+    "decay": "lr_decay",
+    "factor": "lr_gamma",
+    "every": "lr_step",
+    "warmup": "lr_warmup",
+}
 
 
-def setting(group: str, kind: Kind, default: Any, text: str) -> Any:
-    """A field of `Config`; the group is its heading in --help. None: not set, or by the rule in the text."""
-    return field(default=default, metadata={"group": group, "kind": kind, "help": text})
+def setting(group: str, type: ParamType, default: Any, text: str, *, common: bool = False) -> Any:
+    """Return a dataclass field that is a setting.
+
+    Parameters
+    ----------
+    group : its heading in --help
+    type : its type
+    default : its default; None means not set, or chosen as the text says
+    text : for --help; names of settings stand in backticks, and are shown as flags
+    common : whether --help shows it; --help-all shows all settings
+    """
+    return field(default=default, metadata={"group": group, "type": type, "help": text, "common": common})
 
 
-def of_data(kind: Kind, default: Any, text: str) -> Any:
-    return setting("Data", kind, default, text)
-
-
-def of_network(kind: Kind, default: Any, text: str) -> Any:
-    return setting("Network", kind, default, text)
-
-
-def of_training(kind: Kind, default: Any, text: str) -> Any:
-    return setting("Training", kind, default, text)
-
-
-def of_run(kind: Kind, default: Any, text: str) -> Any:
-    return setting("Engine and result", kind, default, text)
+data_setting = functools.partial(setting, "Data")
+network_setting = functools.partial(setting, "Network")
+training_setting = functools.partial(setting, "Training")
+result_setting = functools.partial(setting, "Engine and result")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """Which data, and their parts: what every command that trains has.
+    """The data and their splits: settings that `train` and `extract` share.
 
     Raises
     ------
-    ConfigError : a share or a number of rows that cannot be
+    ConfigError : an unknown name, or a fraction or a number of rows out of range
     """
 
-    data: str = of_data(
-        SOURCE, "digits", "Data set by name, .npz, .safetensors or .csv file, folder of x.npy and y.npy or of image folders."
+    data: str = data_setting(
+        DATA_SOURCE,
+        "digits",
+        "Data set by name, .npz, .safetensors or .csv file, folder of x.npy and y.npy, or folder of image folders.",
+        common=True,
     )
-    data_dir: str | None = of_data(FOLDER, None, "Where named data sets lie [default: in the user's cache].")
-    image_size: tuple[int, int] | None = of_data(SIZE, None, "Resize the images of a folder.")
-    target: str = of_data(one_of("target", ("class", "value")), "class", "What is predicted; value is regression.")
-    val_fraction: float | None = of_data(NUMBER, 0.2, "Share of the rows kept for validation, 0 for none.")
-    val_count: int | None = of_data(WHOLE, None, "Validation rows as a number, instead of --val-fraction.")
-    test_fraction: float | None = of_data(NUMBER, 0.2, "Share kept for the test if the data has no test part.")
-    test_count: int | None = of_data(WHOLE, None, "Test rows as a number, instead of --test-fraction.")
-    stratify: bool = of_data(FLAG, False, "Give each part the same mix of classes.")
-    scale: str = of_data(one_of("scaling", SCALINGS), "zscore", "Scaling of inputs, fitted on the training part.")
-    seed: int = of_data(WHOLE, 0, "For the split, the initial weights, the order of rows, and all else at random.")
+    data_dir: str | None = data_setting(FOLDER, None, "Folder of the named data sets [default: in the user's cache].")
+    image_size: tuple[int, int] | None = data_setting(IMAGE_SIZE, None, "Resize the images of a folder.", common=True)
+    task: str = data_setting(one_of("task", TASKS), "classification", "Predict classes or numbers.", common=True)
+    val_fraction: float | None = data_setting(FLOAT, 0.2, "Fraction of the rows kept for validation; 0 for none.", common=True)
+    val_count: int | None = data_setting(INTEGER, None, "Number of validation rows, instead of `val_fraction`.")
+    test_fraction: float | None = data_setting(
+        FLOAT, 0.2, "Fraction of the rows kept for the test, if the data have no test split.", common=True
+    )
+    test_count: int | None = data_setting(INTEGER, None, "Number of test rows, instead of `test_fraction`.")
+    stratify: bool = data_setting(BOOLEAN, False, "Keep the proportions of the classes in every split.")
+    scale: str = data_setting(one_of("scaling", SCALINGS), "zscore", "Scaling of the inputs, fitted to the training split.")
+    seed: int = data_setting(
+        INTEGER, 0, "Random seed for splits, initial weights, shuffling, dropout and augmentation.", common=True
+    )
 
     def __post_init__(self) -> None:
+        for name, one in fields_of(type(self)).items():
+            if one.metadata["type"].choices and (value := getattr(self, name)) is not None:
+                # A frozen dataclass normalizes its own fields in this way.
+                object.__setattr__(self, name, one.metadata["type"].value(name, value, settings=(name,)))
         for name in ("val_fraction", "test_fraction"):
             if not 0 <= (getattr(self, name) or 0) <= 1:
-                raise ConfigError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
+                raise ConfigError(f"{name} must be between 0 and 1, not {getattr(self, name)}", settings=(name,))
         for name in ("val_count", "test_count"):
             if (getattr(self, name) or 0) < 0:
-                raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
+                raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}", settings=(name,))
 
     def split_sizes(self) -> dict[str, Any]:
-        """What `data.splits.split` takes beside the data set."""
+        """Return the arguments of `data.splits.split` other than the data set."""
         validation = self.val_count if self.val_count is not None else self.val_fraction or 0
         test = self.test_count if self.test_count is not None else self.test_fraction or 0
         return {"validation": validation, "test": test, "stratify": self.stratify, "seed": self.seed}
 
     def table(self) -> dict[str, Any]:
-        """The settings that are set, as TOML takes them; `resolve` reads them back."""
+        """Return the settings that are set, with TOML's types; `resolve` reads them back."""
         table = {name: getattr(self, name) for name in fields_of(type(self)) if getattr(self, name) is not None}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in table.items()}
 
     def text(self) -> str:
-        """The settings that are set, as TOML.
+        """Return the settings that are set, as TOML.
 
-        >>> print(Config(seed=7).text().splitlines()[0])
+        >>> print(TrainConfig(seed=7).text().splitlines()[0])
         data = "digits"
         """
         return tomli_w.dumps(self.table())
 
     def complete(self, values: dict[str, Any]) -> None:
-        """Give settings that are not set their values; only for the time of making one."""
+        """Set settings that are not set; for __post_init__ only."""
         for name, value in values.items():
             if getattr(self, name) is None:
-                object.__setattr__(self, name, value)  # the way a frozen dataclass completes itself
+                object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(DataSettings):
-    """Everything that decides a `train` run.
+class TrainConfig(DataSettings):
+    """Settings of a `train` run.
 
     Raises
     ------
-    ConfigError : settings that contradict each other
+    ConfigError : an unknown name, a value out of range, or settings that contradict each other
 
     Examples
     --------
-    >>> config = Config(hidden=(16,), optimizer="sgd")
-    >>> config.lr, config.network(64, 10).label
-    (0.05, '64x16x10')
+    >>> config = TrainConfig(hidden=(16,), optimizer="SGD")
+    >>> config.optimizer, config.lr, config.network(64, 10).label
+    ('sgd', 0.05, '64x16x10')
     """
 
-    hidden: tuple[int, ...] = of_network(WHOLES, (128,), "Sizes of the hidden layers; none gives softmax regression.")
-    activation: tuple[str, ...] = of_network(
-        NAMES,
+    hidden: tuple[int, ...] = network_setting(
+        INTEGERS, (128,), "Sizes of the hidden layers; none gives softmax regression.", common=True
+    )
+    activation: tuple[str, ...] = network_setting(
+        ACTIVATION,
         ("relu",),
-        f"One, or one per hidden layer: {', '.join(ACTIVATIONS)}; leaky-relu:0.2 sets a slope.",
+        f"One, or one per hidden layer: {', '.join(ACTIVATIONS)}; leaky-relu:0.2 sets the slope.",
+        common=True,
     )
-    dropout: tuple[float, ...] = of_network(NUMBERS, (0.0,), "Share of units dropped, one or one per hidden layer.")
-    loss: str | None = of_network(
-        one_of("loss", LOSSES), None, "Loss [default: cross-entropy for classes, squared-error for values]."
+    dropout: tuple[float, ...] = network_setting(
+        FLOATS, (0.0,), "Dropout rate: one value, or one per hidden layer.", common=True
     )
-    output: str | None = of_network(
-        one_of("output", OUTPUTS), None, "Output function [default: softmax, for squared-error linear]."
+    init: str = network_setting(
+        name_with_number(INITS, canonical_init),
+        "he",
+        f"Initialization of the weights: {', '.join(INITS)}; normal:0.1 sets the scale.",
     )
-    label_smoothing: float = of_network(NUMBER, 0.0, "Share of each target spread over all classes.")
-    l1: float = of_network(NUMBER, 0.0, "Penalty on absolute weights.")
-    l2: float = of_network(NUMBER, 0.0, "Penalty on squared weights.")
-    init: str = of_network(NAME, "he", f"Initial weights: {', '.join([*INITIALIZERS, *ALIASES])}; normal:0.1 sets a scale.")
+    l1: float = network_setting(FLOAT, 0.0, "L1 penalty on the weights.")
+    l2: float = network_setting(FLOAT, 0.0, "L2 penalty on the weights.")
+    loss: str | None = network_setting(
+        one_of("loss", LOSSES), None, "Loss [default: cross-entropy for classification, squared-error for regression]."
+    )
+    output: str | None = network_setting(
+        one_of("output", OUTPUTS), None, "Output function [default: softmax, with squared-error linear]."
+    )
+    label_smoothing: float = network_setting(FLOAT, 0.0, "Label smoothing.")
 
-    optimizer: str = of_training(one_of("optimizer", RULES), "adam", "Update rule.")
-    lr: float | None = of_training(NUMBER, None, f"Learning rate [default: {RATES_HELP}].")
-    momentum: float = of_training(NUMBER, 0.9, "For momentum and nesterov.")
-    beta1: float = of_training(NUMBER, 0.9, "For adam and adamw: smoothing of the gradient.")
-    beta2: float = of_training(NUMBER, 0.999, "For adam, adamw and rmsprop: smoothing of its square.")
-    epsilon: float = of_training(NUMBER, 1e-8, "For adam, adamw and rmsprop: added to the root.")
-    weight_decay: float = of_training(NUMBER, 0.01, "For adamw.")
-    clip_norm: float = of_training(NUMBER, 0.0, "Largest norm of the gradient, 0 for no limit.")
-    schedule: str = of_training(one_of("schedule", SCHEDULES), "constant", "Course of the learning rate.")
-    decay: float = of_training(NUMBER, 0.02, "Per epoch, for inverse-time and exponential.")
-    factor: float = of_training(NUMBER, 0.5, "For step: what the rate is multiplied by.")
-    every: float = of_training(NUMBER, 10.0, "For step: epochs between steps.")
-    warmup: float = of_training(NUMBER, 0.0, "Epochs in which the rate rises first.")
-    batch_size: int = of_training(WHOLE, 64, "Rows of one update.")
-    epochs: int = of_training(WHOLE, 50, "Passes over the training part, at most.")
-    patience: int | None = of_training(
-        WHOLE,
+    epochs: int = training_setting(INTEGER, 50, "Maximum number of epochs.", common=True)
+    batch_size: int = training_setting(INTEGER, 64, "Mini-batch size.", common=True)
+    optimizer: str = training_setting(one_of("optimizer", RULES), "adam", "Optimizer.", common=True)
+    lr: float | None = training_setting(FLOAT, None, f"Learning rate [default: {RATES_HELP}].", common=True)
+    momentum: float = training_setting(FLOAT, 0.9, "Momentum, for momentum and nesterov.")
+    beta1: float = training_setting(FLOAT, 0.9, "Decay of the mean of gradients, for adam and adamw.")
+    beta2: float = training_setting(FLOAT, 0.999, "Decay of the mean of squared gradients, for adam, adamw and rmsprop.")
+    epsilon: float = training_setting(FLOAT, 1e-8, "Constant in the denominator, for adam, adamw and rmsprop.")
+    weight_decay: float = training_setting(FLOAT, 0.01, "Decoupled weight decay, for adamw.")
+    max_grad_norm: float = training_setting(FLOAT, 0.0, "Clip the gradient to this norm; 0 for no clipping.")
+    schedule: str = training_setting(one_of("schedule", SCHEDULES), "constant", "Learning-rate schedule.", common=True)
+    lr_warmup: float = training_setting(FLOAT, 0.0, "Linear warm-up, in epochs.")
+    lr_step: float = training_setting(FLOAT, 10.0, "Epochs between two steps, for schedule step.")
+    lr_gamma: float = training_setting(FLOAT, 0.5, "Factor of each step, for schedule step.")
+    lr_decay: float = training_setting(FLOAT, 0.02, "Decay per epoch, for schedules inverse-time and exponential.")
+    patience: int | None = training_setting(
+        INTEGER,
         None,
-        f"Epochs without a better --monitor, 0: no end [default: {PATIENCE}, without validation 0].",
+        f"Early-stopping patience in epochs; 0 disables it [default: {PATIENCE}, without a validation split 0].",
+        common=True,
     )
-    monitor: str = of_training(one_of("monitor", MONITORS), "loss", "Validation figure whose best epoch is kept.")
-    min_delta: float = of_training(NUMBER, 0.0, "By how much --monitor must be better to count.")
-    flip: float = of_training(NUMBER, 0.0, "Probability that a training image is mirrored, anew in each epoch.")
-    shift: int = of_training(WHOLE, 0, "Pixels by which training images are moved each way, at most, anew in each epoch.")
-    val_steps: int | None = of_training(WHOLE, None, "Measure the validation part also after every so many updates.")
-    max_time: float | None = of_training(DURATION, None, "Stop after this time, such as 30s, 2m, 1h.")
+    monitor: str = training_setting(
+        one_of("monitor", MONITORS), "loss", "Validation metric that selects the best epoch and stops early."
+    )
+    min_delta: float = training_setting(FLOAT, 0.0, "Smallest change of `monitor` that counts as an improvement.")
+    val_steps: int | None = training_setting(INTEGER, None, "Also validate every N steps within an epoch.")
+    max_time: float | None = training_setting(DURATION, None, "Stop after this time, such as 30s, 2m, 1h.", common=True)
+    flip: float = training_setting(FLOAT, 0.0, "Mirror each training image with this probability, redrawn every epoch.")
+    shift: int = training_setting(INTEGER, 0, "Shift training images by up to N pixels in each direction, redrawn every epoch.")
 
-    backend: str = of_run(one_of("backend", CHOICES), "auto", "Engine; auto takes the fastest that runs here.")
-    threads: int | None = of_run(WHOLE, None, "Threads of the engine [default: as many as cores may be used].")
-    dtype: str = of_run(one_of("dtype", ("float32", "float64")), "float32", "The numba engine has float32 alone.")
-    precision: str = of_run(
-        one_of("precision", PRECISIONS), "float32", "Of matrix products; tf32 and bf16, by tensor cores, need --backend cuda."
+    backend: str = result_setting(
+        one_of("backend", CHOICES), "auto", "Engine; auto chooses the fastest that works here.", common=True
     )
-    classes_every: int | None = of_run(
-        WHOLE, None, "Epochs between figures and confusion matrices of the classes, in classes.jsonl and classes.png."
+    threads: int | None = result_setting(INTEGER, None, "Threads of the engine [default: all usable cores].")
+    dtype: str = result_setting(
+        one_of("dtype", ("float32", "float64")), "float32", "Floating-point type; the numba engine has float32 only."
     )
-    checkpoint_every: int | None = of_run(WHOLE, None, "Epochs between models that are kept in the folder checkpoints.")
-    predictions: bool = of_run(FLAG, False, "Write predictions.txt: test loss, accuracy, true,predicted class of each row.")
-    out: str | None = of_run(FOLDER, None, "Folder of the run [default: runs/DATE-data-network].")
-    force: bool = of_run(FLAG, False, "Write into --out even if it is not empty.")
-    min_accuracy: float | None = of_run(NUMBER, None, "Exit with code 6 if the test accuracy is lower.")
+    precision: str = result_setting(
+        one_of("precision", PRECISIONS),
+        "float32",
+        "Precision of matrix products; tf32 and bf16 use tensor cores, and need `backend` cuda.",
+    )
+    out: str | None = result_setting(FOLDER, None, "Folder of the run [default: runs/DATE-data-network].", common=True)
+    force: bool = result_setting(BOOLEAN, False, "Write into `out` even if it is not empty.", common=True)
+    per_class_every: int | None = result_setting(
+        INTEGER, None, "Write metrics per class and confusion matrices every N epochs, to classes.jsonl and classes.png."
+    )
+    save_every: int | None = result_setting(INTEGER, None, "Save the model every N epochs, in the folder checkpoints.")
+    predictions: bool = result_setting(
+        BOOLEAN, False, "Write predictions.txt: test loss, accuracy, and true,predicted class of each row."
+    )
+    min_accuracy: float | None = result_setting(FLOAT, None, "Exit with code 6 if the test accuracy is lower.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.dtype == "float64" and self.backend == "numba":
-            raise ConfigError("dtype float64 needs backend numpy or torch, not numba; give --backend numpy")
+            raise ConfigError("dtype float64 needs backend numpy or torch, not numba", settings=("dtype", "backend"))
         if not 0 <= (self.min_accuracy or 0) <= 1:
-            raise ConfigError(f"min_accuracy must be between 0 and 1, not {self.min_accuracy}")
+            raise ConfigError(f"min_accuracy must be between 0 and 1, not {self.min_accuracy}", settings=("min_accuracy",))
         for name in ("patience", "min_delta"):
             if (getattr(self, name) or 0) < 0:
-                raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        for name in ("classes_every", "checkpoint_every"):
+                raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}", settings=(name,))
+        for name in ("per_class_every", "save_every"):
             if (value := getattr(self, name)) is not None and value < 1:
-                raise ConfigError(f"{name} must be 1 or more, not {value}; leave {flag(name)} out for none")
-        if self.target == "value":
+                raise ConfigError(f"{name} must be 1 or more, not {value}; leave it out for none", settings=(name,))
+        classification = self.task == "classification"
+        if not classification:
             self._check_regression()
-        watched = bool(self.val_count or self.val_fraction)
         self.complete(
             {
                 "lr": DEFAULT_LEARNING_RATE[self.optimizer],
-                "loss": "cross-entropy" if self.target == "class" else "squared-error",
-                "patience": PATIENCE if watched else 0,
+                "loss": "cross-entropy" if classification else "squared-error",
+                "patience": PATIENCE if self.val_count or self.val_fraction else 0,
             }
         )
 
     def _check_regression(self) -> None:
         for name, value in (("loss", "cross-entropy"), ("monitor", "accuracy"), ("stratify", True)):
             if getattr(self, name) == value:
-                raise ConfigError(f"{name} {value} is for classes, but target is value; leave {flag(name)} out")
-        for name in ("min_accuracy", "label_smoothing", "classes_every", "predictions"):
+                raise ConfigError(
+                    f"{name} {value} is for classification, but task is regression; leave it out", settings=(name, "task")
+                )
+        for name in ("min_accuracy", "label_smoothing", "per_class_every", "predictions"):
             if getattr(self, name):
-                raise ConfigError(f"{name} is for classes, but target is value; leave {flag(name)} out")
+                raise ConfigError(
+                    f"{name} is for classification, but task is regression; leave it out", settings=(name, "task")
+                )
 
     def network(self, features: int, outputs: int) -> Network:
-        """The network for data of so many features and outputs."""
+        """Return the network for data with so many features and outputs."""
         single = {name: getattr(self, name) for name in ("activation", "dropout")}
         given = {name: values[0] if len(values) == 1 else values for name, values in single.items()}
         return Network((features, *self.hidden, outputs), **(self.shared(Network) | given))
 
     def settings(self) -> Settings:
-        """How to train, with the schedule and the optimizer."""
+        """Return the settings of the training, with its schedule and its optimizer."""
         schedule = Schedule(self.lr or 0.0, self.schedule, **self.shared(Schedule))
         optimizer = Optimizer(self.optimizer, **self.shared(Optimizer))
         own = {"schedule": schedule, "optimizer": optimizer, "patience": self.patience or None}
         return Settings(**(self.shared(Settings) | own))
 
     def shared(self, description: Any) -> dict[str, Any]:
-        """The settings that a dataclass has under the same names."""
-        names = [one.name for one in dataclasses.fields(description) if one.name in FIELDS]
-        return {name: getattr(self, name) for name in names}
+        """Return the arguments of a dataclass that are settings, see `SETTING_OF_FIELD`."""
+        names = {one.name: SETTING_OF_FIELD.get(one.name, one.name) for one in dataclasses.fields(description)}
+        return {name: getattr(self, setting) for name, setting in names.items() if setting in FIELDS}
 
 
 def fields_of(settings: type[DataSettings]) -> dict[str, dataclasses.Field[Any]]:
-    """The settings of a class, by name."""
+    """Return the fields of a class of settings, by name."""
     return {one.name: one for one in dataclasses.fields(settings)}
 
 
-FIELDS = fields_of(Config)
-
-
-def flag(name: str) -> str:
-    """The flag of a setting.
-
-    >>> flag("batch_size")
-    '--batch-size'
-    """
-    return "--" + name.replace("_", "-")
+FIELDS = fields_of(TrainConfig)

@@ -1,15 +1,13 @@
-"""The comparisons that the reports draw, as pictures of the finished runs in a folder.
+"""Comparisons of recipes, plotted from the finished runs in a folder.
 
-Here: `all_comparisons`, which are data in the reports' own files, the curves of a run folder, and what is missing. Not here:
-how a picture is drawn (reports/comparison.py), and the runs themselves (run.py).
+The comparisons are data in the files of the reports. See reports/comparison.py for the plots, and run.py for the runs.
 """
 
 from __future__ import annotations
 
 import functools
-import shlex
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,19 +18,18 @@ from fastmlp.experiments.recipes.run import extracted_of, finished_result
 from fastmlp.files import read_lines
 from fastmlp.reports.comparison import Curve, Panel, plot_comparison
 
-RUNS = "runs/recipes"  # where `recipes run` puts them
 HEADINGS = {"cnn": "the CNN alone", "mlp": "the MLP on its features"}
 
 
 class Comparison(NamedTuple):
-    """Several recipes over each other.
+    """Several recipes in one figure.
 
     Parameters
     ----------
-    name : such as "cs776-pooling-he", and the picture's file without its ending
-    title : heading of the picture
-    networks : "cnn", "mlp", or both: those of a recipe's networks that are shown, a panel for each and each figure
-    figures : "accuracy", "loss", or both, of the validation part
+    name : such as "cs776-pooling-he", and the stem of the file name
+    title : title of the figure
+    networks : "cnn", "mlp", or both: the networks of a recipe that are shown, with a panel for each network and metric
+    figures : "accuracy", "loss", or both: the metrics, on the validation split
     curves : the label of each recipe's curve
     """
 
@@ -44,7 +41,7 @@ class Comparison(NamedTuple):
 
 
 class Training(NamedTuple):
-    """How one network of a run was trained, and what was published of its validation part, or None."""
+    """History and best epoch of one network of a run, and the published validation accuracy or None."""
 
     history: Sequence[Mapping[str, Any]]
     best_epoch: int | None
@@ -55,7 +52,7 @@ Found = Mapping[str, Mapping[str, Training]]  # recipe, network
 
 
 class Drawn(NamedTuple):
-    """A picture that was made: the comparison, its file or None, the recipes in it and those that it lacks."""
+    """A comparison, its file or None, the recipes that it shows, and those without a finished run."""
 
     name: str
     title: str
@@ -72,27 +69,29 @@ def all_comparisons() -> Mapping[str, Comparison]:
 
 
 def plot_recipes(patterns: Sequence[str], runs: Path, out: Path) -> list[Drawn]:
-    """Draw the comparisons whose names match one of the patterns, all without one, from the finished runs in a folder.
+    """Plot the comparisons whose names match one of the patterns, or all, from the finished runs in a folder.
 
-    What is not finished is left out of a picture, and a picture of nothing is not made. Settings are not looked at: what is
-    drawn is what lies in the folder.
+    Unfinished runs are left out, and a comparison without a finished run is not plotted. The settings of the runs are not
+    compared with those of the recipes.
 
     Raises
     ------
     ConfigError : a pattern matches nothing; no comparison has a finished run; `out` is a file
-    DataError : a file of a run is damaged; a picture could not be written
+    DataError : a file of a run is damaged; a figure could not be written
     """
     chosen = [all_comparisons()[name] for name in matching("comparison", patterns or ["*"], all_comparisons())]
     found = {one.name: {name: kept for name in one.curves if (kept := trainings(one, name, runs))} for one in chosen}
     if not any(found.values()):
-        makes = command(chosen[0].curves, runs)
-        raise ConfigError(f"runs: no run in {runs} that could be drawn has been finished; make some, such as by `{makes}`")
+        names = ", ".join(chosen[0].curves)
+        raise ConfigError(
+            f"{runs} has no finished run of these comparisons; run recipes first, such as {names}", settings=("runs",)
+        )
     make_folder(out)
     return [draw(one, found[one.name], out) for one in chosen]
 
 
 def draw(one: Comparison, found: Found, out: Path) -> Drawn:
-    """Draw a comparison from the trainings found, if there are any."""
+    """Plot a comparison from the trainings found, if there are any."""
     file = out / f"{one.name}.png"
     if found:
         plot_comparison(panels_of(one, found), file, one.title)
@@ -101,7 +100,7 @@ def draw(one: Comparison, found: Found, out: Path) -> Drawn:
 
 
 def panels_of(one: Comparison, found: Found) -> list[Panel]:
-    """The panels of a comparison. A curve that is missing leaves its colour to nobody."""
+    """Return the panels of a comparison. Colors depend on the position of a recipe, whether others are missing or not."""
     panels = []
     for network in one.networks:
         for figure in one.figures:
@@ -116,7 +115,7 @@ def panels_of(one: Comparison, found: Found) -> list[Panel]:
 
 
 def trainings(one: Comparison, name: str, runs: Path) -> dict[str, Training] | None:
-    """What a comparison shows of a recipe's run, by network; None if the run is not finished or lacks the figures."""
+    """Return the trainings of a recipe's run by network; None if the run is not finished or lacks a metric."""
     recipe, folder = find(name), runs / name
     result = finished_result(recipe, folder)
     if result is None:
@@ -132,14 +131,3 @@ def trainings(one: Comparison, name: str, runs: Path) -> dict[str, Training] | N
             return None
         kept[network] = Training(history, told["best_epoch"], published.get("validation"))
     return kept
-
-
-def missing_text(row: Drawn, runs: Path) -> str:
-    """A line for a person on what a picture lacks, and what makes it."""
-    what = f"drawn without {', '.join(row.missing)}" if row.file else "not drawn, since none of its runs is finished"
-    return f"{row.name}: {what}; `{command(row.missing, runs)}` makes {'it' if len(row.missing) == 1 else 'them'}"
-
-
-def command(names: Iterable[str], runs: Path) -> str:
-    """The command that makes runs of these recipes in a folder."""
-    return shlex.join(["fastmlp", "recipes", "run", *names, *([] if runs == Path(RUNS) else ["--out", str(runs)])])

@@ -1,9 +1,9 @@
-"""The published experiments, and the best of ours: settings of `train` and `extract` by name, beside what was published.
+"""Recipes: settings of `train` and `extract` for published experiments and for our best ones, with the published results.
 
-Here: `all_recipes`, `find`, `matching`, `Recipe`. They are data, TOML files in the folder `published`: a file for each report,
-a table for each row of it, `[mlp.NAME]` for a network on pixels, `[cnn.NAME]` for a convolutional one, and what the rows share
-in `[mlp]`, `[cnn]` and `[features]`, the MLP on a CNN's features; `[comparison.NAME]` is a picture of several rows. Not here:
-how settings are read (experiments/config/sources.py), running, and drawing (plot.py).
+Recipes are TOML files in the folder `published`: a file for each report, a table for each of its rows, `[mlp.NAME]` for a
+network on pixels, `[cnn.NAME]` for a convolutional one. `[mlp]`, `[cnn]` and `[features]`, for the MLP on a CNN's features,
+have the settings that the rows share; `[comparison.NAME]` is a figure of several rows. See config/sources.py for how settings
+are read, run.py for the runs, and plot.py for the figures.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ NOT_SETTINGS = ("published", "choices", "features")
 
 
 class Recipe(NamedTuple):
-    """One row of a report.
+    """A row of a report.
 
     Parameters
     ----------
     name : such as "cs776-mlp-1"
     source : the report, its data and their split
     extract : settings of `fastmlp extract`; None for networks on pixels
-    train : settings of `fastmlp train`; None if the report knows the convolutional network alone
-    published : accuracies by part, such as {"test": 0.8825}, of the network that `train` trains; "cnn" has those of the
+    train : settings of `fastmlp train`; None if the report has the convolutional network only
+    published : accuracies by split, such as {"test": 0.8825}, of the network that `train` trains; "cnn" has those of the
         convolutional network; `epochs`, `loss` and a `note` where the report gives them
-    choices : what was chosen where the report is silent, and why
+    choices : choices, and reasons, for settings that the report does not give
     """
 
     name: str
@@ -45,7 +45,7 @@ class Recipe(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The network in a few words.
+        """The network in short.
 
         >>> find("cs776-mlp-3").title, find("cs776-cnn-2").title
         ('MLP 128, gelu, dropout 0.2', 'CNN 16-16-16-16-16, avg, dense 32')
@@ -57,29 +57,29 @@ class Recipe(NamedTuple):
             return ", ".join(words)
         assert self.train is not None
         words = [f"MLP {'-'.join(map(str, self.train['hidden']))}", self.train.get("activation", ["relu"])[0]]
-        words += [f"{name} {self.train[name]}" for name in ("l2", "decay") if name in self.train]
+        words += [f"{word} {self.train[name]}" for name, word in (("l2", "l2"), ("lr_decay", "decay")) if name in self.train]
         return ", ".join(words + [f"dropout {rate:g}" for rate in self.train.get("dropout", [])])
 
     def table(self) -> dict[str, Any]:
-        """All of it, as JSON and TOML take it."""
+        """Return the fields and the title, with the types of JSON and TOML."""
         return {"title": self.title, **self._asdict(), "choices": list(self.choices)}
 
 
 @functools.cache
 def all_recipes() -> Mapping[str, Recipe]:
-    """All recipes by name, report after report, each in the order of its rows."""
+    """Return all recipes by name, in the order of the reports and of their rows."""
     return {recipe.name: recipe for file in sorted(FOLDER.glob("*.toml")) for recipe in read_recipes(file)}
 
 
 def find(name: str) -> Recipe:
-    """The recipe of a name; raises ConfigError if there is none."""
+    """Return the recipe of a name; raise ConfigError if there is none."""
     if name not in all_recipes():
         raise ConfigError(unknown_name("recipe", name, all_recipes()))
     return all_recipes()[name]
 
 
 def matching(kind: str, patterns: Sequence[str], names: Collection[str]) -> list[str]:
-    """The names that match one of the patterns, in their own order; raises ConfigError if a pattern matches none.
+    """Return the names that match one of the patterns, in the order of `names`; raise ConfigError if a pattern matches none.
 
     >>> matching("recipe", ["b?", "a1"], ["a1", "a2", "b1"])
     ['a1', 'b1']
@@ -91,7 +91,7 @@ def matching(kind: str, patterns: Sequence[str], names: Collection[str]) -> list
 
 
 def read_recipes(file: Path) -> Iterator[Recipe]:
-    """The recipes of a report's file."""
+    """Yield the recipes in the file of a report."""
     report = tomllib.loads(file.read_text(encoding="utf-8"))
     for kind in ("mlp", "cnn"):
         shared = {name: value for name, value in report[kind].items() if not isinstance(value, dict)} if kind in report else {}
@@ -112,30 +112,32 @@ def read_recipes(file: Path) -> Iterator[Recipe]:
 
 
 def settings_of(name: str | None, command: str) -> Mapping[str, Any]:
-    """The settings that a recipe gives "train", "extract" or "extract train"; none without a name.
+    """Return the settings of a recipe for the command "train", "extract" or "extract train"; none without a name.
 
-    Raises ConfigError for an unknown name, and for a recipe of the other command.
+    Raise ConfigError for an unknown name, and for a recipe of the other command.
     """
     if name is None:
         return {}
     recipe = find(name)
     if command == "train" and recipe.extract is not None:
-        raise ConfigError(f"recipe {name} is of a convolutional network; run `fastmlp extract --recipe {name} train`")
+        raise ConfigError(
+            f"recipe {name} trains a convolutional network; run it by `fastmlp extract … train`", settings=("recipe",)
+        )
     if command != "train" and recipe.extract is None:
-        raise ConfigError(f"recipe {name} is of a network on pixels; run `fastmlp train --recipe {name}`")
+        raise ConfigError(f"recipe {name} trains a network on pixels; run it by `fastmlp train`", settings=("recipe",))
     found = recipe.extract if command == "extract" else recipe.train
     return found or {}
 
 
 def as_lines(found: Mapping[str, Recipe]) -> str:
-    """A line for each recipe: name, network, and what was published."""
+    """Return a line for each recipe: name, network, and published results."""
     rows = [(recipe.name, recipe.title, published_text(recipe.published)) for recipe in found.values()]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     return "\n".join(f"{name:<{widths[0]}}  {title:<{widths[1]}}  {text}".rstrip() for name, title, text in rows)
 
 
 def published_text(published: Mapping[str, Any]) -> str:
-    """What was published, in words.
+    """Return the published results as text.
 
     >>> published_text({"cnn": {"test": 0.8769}, "test": 0.8868, "note": "their best"})
     'CNN: test 87.69 %; MLP: test 88.68 %; their best'
@@ -149,8 +151,8 @@ def published_text(published: Mapping[str, Any]) -> str:
 
 
 def as_text(recipe: Recipe) -> str:
-    """A recipe for a person to read, its settings as TOML."""
-    lines = [f"{recipe.name}: {recipe.title}", recipe.source, f"published: {published_text(recipe.published) or 'no figure'}"]
+    """Return a recipe as text, with its settings as TOML."""
+    lines = [f"{recipe.name}: {recipe.title}", recipe.source, f"published: {published_text(recipe.published) or 'no result'}"]
     lines += [f"chosen: {text}" for text in recipe.choices]
     for command, settings in (("extract", recipe.extract), ("train", recipe.train)):
         if settings is not None:

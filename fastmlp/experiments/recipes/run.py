@@ -1,6 +1,6 @@
 """Recipes as runs: a set of them trained, the finished ones left as they are, and ours beside the published figures.
 
-Each recipe has a run folder below one folder, as `fastmlp train --out` makes it; one that has its result is finished. Networks
+Each recipe has a run folder below one folder, as `fastmlp train` writes it; one that has its result is finished. Networks
 on pixels that share their data and its split train side by side (training/many.py), convolutional ones one after the other.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from fastmlp.errors import ConfigError, DivergedError, UnavailableError
 from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.sources import resolve, resolve_as
-from fastmlp.experiments.config.train import Config, DataSettings, fields_of
+from fastmlp.experiments.config.train import DataSettings, TrainConfig, fields_of
 from fastmlp.experiments.extraction import Tools, extract_run
 from fastmlp.experiments.folder import CONFIG_NAME, RESULT_NAME, clear_logs, make_folder, read_result
 from fastmlp.experiments.plan import RunPlan, Say, make_plan, portable
@@ -25,7 +25,7 @@ from fastmlp.experiments.training_run import periodic_saver, run_training
 from fastmlp.files import read_toml, write_json
 from fastmlp.training.loop import Diverged
 from fastmlp.training.many import ManyInterrupted, Result, Task, train_tasks
-from fastmlp.training.monitor import Row
+from fastmlp.training.monitor import EpochLog
 from fastmlp.training.progress import make_progress
 
 CNN_NAME = "cnn.json"  # what `extract` tells, for recipes without a network on its features
@@ -37,7 +37,7 @@ class RecipeJob(NamedTuple):
 
     recipe: Recipe
     images: ExtractConfig | None
-    config: Config | None
+    config: TrainConfig | None
     folder: Path
 
     @property
@@ -50,7 +50,9 @@ class RecipeJob(NamedTuple):
         if self.images is not None:
             same = same and extracted_of(self.recipe, result).get("settings") == json.loads(json.dumps(self.images.key()))
         if not same:
-            raise ConfigError(f"{self.folder} has a run with other settings; give another --out, or take the folder away")
+            raise ConfigError(
+                f"{self.folder} has a run with other settings; remove it, or choose another folder", settings=("out",)
+            )
         return result
 
 
@@ -170,7 +172,7 @@ def run_pixels(jobs: Sequence[RecipeJob], threads: int | None, say: Say) -> int:
         write_result(plan, TrainOutcome(training, 0, error, seconds), job.folder)
         say(f"{job.recipe.name}: {training.stopped} after epoch {len(training.history)}, best {training.best_epoch}")
 
-    def seen(index: int, row: Row) -> None:
+    def seen(index: int, row: EpochLog) -> None:
         recorders[index].epoch_done(row)
 
     with make_progress(quiet=True, epochs=1) as silent:

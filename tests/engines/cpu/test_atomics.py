@@ -17,9 +17,9 @@ from fastmlp.engines.cpu.kernels.sync import (
     DONE,
     PHASE,
     SHARES,
+    STRIDE,
     TICKETS,
     TURN,
-    WORDS_APART,
     await_turn,
     claim,
     end_turn,
@@ -135,7 +135,7 @@ def test_pause_and_yield_return() -> None:
 
 
 def shared_words(threads: int = THREADS) -> Any:
-    return np.zeros(SHARES + WORDS_APART * threads, np.int64)
+    return np.zeros(SHARES + STRIDE * threads, np.int64)
 
 
 @njit(nogil=True)
@@ -175,7 +175,7 @@ def test_opening_a_phase_gives_every_share_its_tickets_again(phase: int) -> None
         assert (words[PHASE], words[DONE]) == (now, 0)
         for share in range(THREADS):
             assert [claim_one(words.ctypes.data, share, now, 2) for _ in range(3)] == [0, 1, -1]
-    assert not words[[i for i in range(len(words)) if i % WORDS_APART]].any()  # the rest of each line
+    assert not words[[i for i in range(len(words)) if i % STRIDE]].any()  # the rest of each line
     assert words[SHARES] >> TICKETS == phase
 
 

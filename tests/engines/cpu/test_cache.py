@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import fastmlp
-from fastmlp.engines.base import Job, State
+from fastmlp.engines.base import EngineSpec, State
 from fastmlp.engines.kernel_cache import DIGEST_BYTES
 from fastmlp.engines.numpy_engine import NumpyEngine
 from fastmlp.nn.network import Network
@@ -37,7 +37,7 @@ warnings.showwarning = lambda message, category, *rest: messages.append([categor
 import numba
 import numpy as np
 from fastmlp.engines.cpu.codegen import compiler
-from fastmlp.engines.base import Job, State
+from fastmlp.engines.base import EngineSpec, State
 from fastmlp.engines.cpu.engine import NumbaEngine
 from fastmlp.engines.cpu.codegen.cache import KernelCache
 from fastmlp.nn.network import Network
@@ -54,7 +54,7 @@ compiler.KernelCache = Counted
 rng = np.random.default_rng(0)
 x, y = rng.normal(size=(10, 5)).astype(np.float32), rng.integers(0, 3, 10).astype(np.int32)
 network = Network((5, 6, 3), "leaky-relu")
-engine = NumbaEngine(Job(network, Optimizer("sgd"), batch_size=4, threads=1))
+engine = NumbaEngine(EngineSpec(network, Optimizer("sgd"), batch_size=4, threads=1))
 engine.load(State(network.initial_parameters(0), np.zeros((0, network.parameters), np.float32), 0))
 small = numba.njit(lambda n: n + 1.5)
 small._cache = Counted("small")
@@ -170,7 +170,7 @@ def test_the_numbers_are_right(warm: Warm) -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(10, 5)).astype(np.float32), rng.integers(0, 3, 10).astype(np.int32)
     network = Network((5, 6, 3), "leaky-relu")
-    engine = NumpyEngine(Job(network, Optimizer("sgd"), batch_size=4, dtype=np.float64))
+    engine = NumpyEngine(EngineSpec(network, Optimizer("sgd"), batch_size=4, dtype=np.float64))
     engine.load(State(network.initial_parameters(0).astype(np.float64), np.zeros((0, network.parameters)), 0))
     wanted = [3.5, *engine.forward(x).ravel(), *engine.train(x, y, np.arange(10), np.full(3, 0.1)).loss]
     assert len(wanted) == len(warm.outcome.numbers) == PREDICTED + len(x)

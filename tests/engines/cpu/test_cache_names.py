@@ -14,7 +14,7 @@ pytestmark = pytest.mark.full
 SCRIPT = """
 import sys
 import numpy as np
-from fastmlp.engines.base import Job, State
+from fastmlp.engines.base import EngineSpec, State
 from fastmlp.engines.cpu.engine import NumbaEngine
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
@@ -24,7 +24,7 @@ x = np.random.default_rng(0).normal(size=(64, 5)).astype(np.float32)
 y = np.arange(64, dtype=np.int32) % 3
 for rule in sys.argv[1:]:
     optimizer = Optimizer(rule)
-    engine = NumbaEngine(Job(network, optimizer, batch_size=8, threads=1))
+    engine = NumbaEngine(EngineSpec(network, optimizer, batch_size=8, threads=1))
     slots = np.zeros((len(optimizer.slots), network.parameters), np.float32)
     engine.load(State(network.initial_parameters(0), slots, 0))
     loss = engine.train(x, y, np.tile(np.arange(64), 4), np.full(32, 0.05)).loss

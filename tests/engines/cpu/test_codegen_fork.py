@@ -14,9 +14,9 @@ import pytest
 from numba.core.compiler_lock import global_compiler_lock
 from support.cpu import PATIENCE, run_script
 
-from fastmlp.engines.cpu.codegen import fork as cpu_beside
+from fastmlp.engines.cpu.codegen import fork
 from fastmlp.engines.cpu.codegen.compiler import cached
-from fastmlp.engines.cpu.codegen.fork import compiled_beside
+from fastmlp.engines.cpu.codegen.fork import compiled_in_fork
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="only on Linux does another process compile"),
@@ -26,8 +26,8 @@ GUARD = 60.0  # seconds that nothing here takes
 
 # No test depends on how fast a child compiles: whoever waits for one has all the time that a script may take.
 PATIENT = f"""
-from fastmlp.engines.cpu.codegen import fork as cpu_beside
-cpu_beside.PATIENCE = {PATIENCE}.0
+from fastmlp.engines.cpu.codegen import fork
+fork.PATIENCE = {PATIENCE}.0
 """
 
 
@@ -38,7 +38,7 @@ def next_number(x):  # type: ignore[no-untyped-def]
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.setenv("FASTMLP_CACHE_DIR", str(tmp_path / "kernels"))
-    monkeypatch.setattr(cpu_beside, "PATIENCE", float(PATIENCE))
+    monkeypatch.setattr(fork, "PATIENCE", float(PATIENCE))
     return cached(next_number, "next number")
 
 
@@ -88,8 +88,8 @@ def check_gone(children: list[int]) -> None:
 
 
 def test_another_process_compiles(kernel: Any, children: list[int]) -> None:
-    with compiled_beside(kernel, (3,)) as beside:
-        assert beside
+    with compiled_in_fork(kernel, (3,)) as forked:
+        assert forked
     check_gone(children)
     assert not kernel.overloads
     assert kernel(3) == 4
@@ -97,23 +97,23 @@ def test_another_process_compiles(kernel: Any, children: list[int]) -> None:
 
 
 def test_nobody_is_forked_for_a_kernel_that_is_there(kernel: Any, children: list[int]) -> None:
-    with compiled_beside(kernel, (3,)):
+    with compiled_in_fork(kernel, (3,)):
         pass
     assert len(children) == 1
-    with compiled_beside(kernel, (3,)) as beside:
-        assert not beside  # it is on disk
+    with compiled_in_fork(kernel, (3,)) as forked:
+        assert not forked  # it is on disk
     assert kernel(3) == 4
     for file in Path(kernel._cache.cache_path).iterdir():
         file.unlink()
-    with compiled_beside(kernel, (3,)) as beside:
-        assert not beside  # it is in memory
+    with compiled_in_fork(kernel, (3,)) as forked:
+        assert not forked  # it is in memory
     assert len(children) == 1
 
 
 def test_types_of_arguments_count(kernel: Any, children: list[int]) -> None:
     assert kernel(3) == 4
-    with compiled_beside(kernel, (0.5,)) as beside:
-        assert beside
+    with compiled_in_fork(kernel, (0.5,)) as forked:
+        assert forked
     assert kernel(0.5) == 1.5
     assert (kernel._cache.hits, kernel._cache.misses) == (1, 1)
 
@@ -131,8 +131,8 @@ def test_where_it_cannot_work_it_is_compiled_here(
         monkeypatch.setattr(sys, "platform", "darwin")
     if why == "no more processes":
         monkeypatch.setattr(os, "fork", lambda: os.open(os.devnull + "/none", os.O_RDONLY))  # an OSError
-    with compiled_beside(kernel, (3,)) as beside:
-        assert not beside
+    with compiled_in_fork(kernel, (3,)) as forked:
+        assert not forked
     assert children == []
     if why == "no folder":
         with pytest.warns(RuntimeWarning, match="not kept on disk"):
@@ -142,9 +142,9 @@ def test_where_it_cannot_work_it_is_compiled_here(
 
 
 def test_what_a_child_fails_to_do_is_done_here(kernel: Any, children: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_beside, "compile_and_exit", lambda *given: os._exit(1))
-    with compiled_beside(kernel, (3,)) as beside:
-        assert beside
+    monkeypatch.setattr(fork, "compile_and_exit", lambda *given: os._exit(1))
+    with compiled_in_fork(kernel, (3,)) as forked:
+        assert forked
     check_gone(children)
     assert kernel(3) == 4
     assert (kernel._cache.hits, kernel._cache.misses) == (0, 1)
@@ -159,9 +159,9 @@ def sleep_and_exit(*given: Any) -> None:
 def test_a_child_that_hangs_is_ended(
     kernel: Any, children: list[int], ends: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu_beside, "compile_and_exit", sleep_and_exit)
-    monkeypatch.setattr(cpu_beside, "PATIENCE", 0.2)
-    with compiled_beside(kernel, (3,)):
+    monkeypatch.setattr(fork, "compile_and_exit", sleep_and_exit)
+    monkeypatch.setattr(fork, "PATIENCE", 0.2)
+    with compiled_in_fork(kernel, (3,)):
         pass
     check_killed(ends)
     check_gone(children)
@@ -169,15 +169,15 @@ def test_a_child_that_hangs_is_ended(
 
 
 def test_ctrl_c_ends_the_child_too(kernel: Any, children: list[int], ends: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_beside, "compile_and_exit", sleep_and_exit)
-    with pytest.raises(KeyboardInterrupt), compiled_beside(kernel, (3,)):
+    monkeypatch.setattr(fork, "compile_and_exit", sleep_and_exit)
+    with pytest.raises(KeyboardInterrupt), compiled_in_fork(kernel, (3,)):
         raise KeyboardInterrupt
     check_killed(ends)
     check_gone(children)
 
 
 def test_somebody_else_may_have_asked_how_the_child_ended(kernel: Any, children: list[int]) -> None:
-    with compiled_beside(kernel, (3,)):
+    with compiled_in_fork(kernel, (3,)):
         os.waitpid(children[0], 0)
     assert kernel(3) == 4
 
@@ -203,12 +203,12 @@ def test_no_fork_while_another_thread_compiles(kernel: Any, children: list[int],
             meanwhile.append(asked.wait(GUARD))
             meanwhile.extend(children)
 
-    monkeypatch.setattr(cpu_beside, "global_compiler_lock", Lock())
+    monkeypatch.setattr(fork, "global_compiler_lock", Lock())
     other = threading.Thread(target=compile_for_long)
     other.start()
     assert holds.wait(GUARD)
-    with compiled_beside(kernel, (3,)) as beside:
-        assert beside
+    with compiled_in_fork(kernel, (3,)) as forked:
+        assert forked
     other.join()
     assert meanwhile == [True]  # it was asked for, and nobody was forked before it was let go
     assert kernel(3) == 4
@@ -243,8 +243,8 @@ def compile_twice(signature):
     return compile(signature)
 
 parent, kernel.compile = os.getpid(), compile_twice
-with cpu_beside.compiled_beside(kernel, (3,)) as beside:
-    assert beside
+with fork.compiled_in_fork(kernel, (3,)) as forked:
+    assert forked
 print(kernel(3), kernel._cache.hits, end=" ", flush=True)
 """
 
@@ -260,7 +260,7 @@ ENGINE = """
 import os, sys
 import numpy as np
 from fastmlp.engines.cpu import engine as cpu
-from fastmlp.engines.base import Job, State
+from fastmlp.engines.base import EngineSpec, State
 from fastmlp.engines.cpu.kernels.programs import predict_kernel, train_kernel
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
@@ -270,7 +270,7 @@ os.fork = lambda: forks.append(1) or fork()
 cpu.most_threads = lambda: 2
 network = Network((5, 6, 3), "leaky-relu")
 x, y = np.random.default_rng(0).normal(size=(20, 5)).astype(np.float32), np.arange(20, dtype=np.int32) % 3
-engine = cpu.NumbaEngine(Job(network, Optimizer("sgd"), batch_size=4, threads=int(sys.argv[1])))
+engine = cpu.NumbaEngine(EngineSpec(network, Optimizer("sgd"), batch_size=4, threads=int(sys.argv[1])))
 engine.load(State(network.initial_parameters(0), np.zeros((0, network.parameters), np.float32), 0))
 losses = [engine.train(x, y, np.arange(20), np.full(5, 0.1)).loss for _ in range(2)]
 z = engine.forward(x)

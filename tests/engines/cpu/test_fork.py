@@ -14,14 +14,14 @@ import hashlib, os, sys, warnings
 import numpy as np
 from fastmlp.engines.cpu import engine as cpu
 from fastmlp.engines.cpu import threads as cpu_threads
-from fastmlp.engines.base import Job, State
+from fastmlp.engines.base import EngineSpec, State
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
 
 warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: that is the test
 cpu_threads.MUCH_FLOPS, cpu_threads.SURE_FLOPS, cpu.most_threads = 0, 0, lambda: 64
 network = Network((13, 21, 9, 5), ["relu", "linear"])
-engine = cpu.NumbaEngine(Job(network, Optimizer("sgd"), batch_size=7, threads=3))
+engine = cpu.NumbaEngine(EngineSpec(network, Optimizer("sgd"), batch_size=7, threads=3))
 engine.load(State(network.initial_parameters(0), np.zeros((0, network.parameters), np.float32), 0))
 rng = np.random.default_rng(0)
 x, y = rng.normal(size=(30, 13)).astype(np.float32), rng.integers(0, 5, 30).astype(np.int32)
@@ -52,7 +52,7 @@ def test_parent_and_child_both_train_on_after_a_fork() -> None:
 FORKED = """
 import os, threading, warnings
 import numpy as np
-from fastmlp.engines.base import Job, State
+from fastmlp.engines.base import EngineSpec, State
 from fastmlp.engines.cpu.engine import NumbaEngine
 from fastmlp.errors import UnavailableError
 from fastmlp.nn.network import Network
@@ -60,12 +60,12 @@ from fastmlp.nn.optimizers import Optimizer
 
 warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: this process has threads, and is forked
 network = Network((3, 4, 2))
-engine = NumbaEngine(Job(network, Optimizer()))
+engine = NumbaEngine(EngineSpec(network, Optimizer()))
 engine.load(State(network.initial_parameters(0), np.empty((0, network.parameters), np.float32), 0))
 holds, go = threading.Event(), threading.Event()
 
 def work():
-    with engine.alone():
+    with engine.exclusive():
         holds.set()
         go.wait()
 

@@ -14,7 +14,7 @@ from support.cpu import EVERY_IDS, PENALISED, every_job, fused_job, outcome, tra
 from support.engines import make_course, run_course, same_bits, start_state
 from support.tolerances import check_against_reference
 
-from fastmlp.engines.base import Job
+from fastmlp.engines.base import EngineSpec
 from fastmlp.engines.cpu import engine as cpu
 from fastmlp.engines.cpu import plan as cpu_plan
 from fastmlp.engines.cpu.engine import NumbaEngine
@@ -38,21 +38,21 @@ pytestmark = pytest.mark.usefixtures("eager_threads")
 def test_without_epilogues_of_activations_and_updates_the_bits_are_the_same(
     rule: str, penalised: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = fused_job((13, 21, 34, 9, 5), Optimizer(rule), threads=2)
-    network = dataclasses.replace(job.network, l1=1e-3, l2=1e-2) if penalised else job.network
-    job = dataclasses.replace(job, network=network)
+    spec = fused_job((13, 21, 34, 9, 5), Optimizer(rule), threads=2)
+    network = dataclasses.replace(spec.network, l1=1e-3, l2=1e-2) if penalised else spec.network
+    spec = dataclasses.replace(spec, network=network)
     course = make_course(network, rows=30, batch=7, epochs=3)
-    engine = NumbaEngine(job)
-    assert engine.code(np.float32, training=True).in_registers
+    engine = NumbaEngine(spec)
+    assert engine.kernel_table(np.float32, training=True).in_registers
     assert {RELU, LINEAR} <= set(engine.layout.plan.layers["fused"])
-    fast = outcome(job, course)
+    fast = outcome(spec, course)
     monkeypatch.setattr(NumbaEngine, "fused", False)
-    engine = NumbaEngine(job)
-    assert not engine.code(np.float32, training=True).in_registers
-    assert all(engine.code(np.float32, training=True).activations)
+    engine = NumbaEngine(spec)
+    assert not engine.kernel_table(np.float32, training=True).in_registers
+    assert all(engine.kernel_table(np.float32, training=True).activations)
     assert set(engine.layout.plan.layers["fused"]) == {BY_ROWS}
-    assert same_bits(outcome(job, course), fast)
-    assert not same_bits(fast[0].parameters, start_state(job).parameters)
+    assert same_bits(outcome(spec, course), fast)
+    assert not same_bits(fast[0].parameters, start_state(spec).parameters)
 
 
 def views(rows: int, features: int) -> dict[str, npt.NDArray[np.float32]]:
@@ -68,17 +68,17 @@ def views(rows: int, features: int) -> dict[str, npt.NDArray[np.float32]]:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_rows_that_need_no_scaling_are_read_where_they_are(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = fused_job((13, 21, 5), threads=threads)
-    assert job.scaling is None
+    spec = fused_job((13, 21, 5), threads=threads)
+    assert spec.scaling is None
     given = views(130, 13)
     outputs, in_place = {}, {}
     for path in (False, True):
         monkeypatch.setattr(NumbaEngine, "in_place", path)
         for name, x in given.items():
-            engine = NumbaEngine(job)
-            engine.load(start_state(job))
+            engine = NumbaEngine(spec)
+            engine.load(start_state(spec))
             outputs[path, name] = engine.forward(x)
-            in_place[path, name] = [code.scale == 0 for code in engine.codes.values()]
+            in_place[path, name] = [table.scale == 0 for table in engine.tables.values()]
             engine.close()
     assert all(same_bits(z, outputs[False, "plain"]) for z in outputs.values())
     assert set(given) == {"plain", "wider", "upwards", "gaps"}
@@ -96,19 +96,19 @@ def test_training_reads_rows_where_they_are(
 ) -> None:
     """All layouts of the data have the bits of gathered rows; the last batch is short, and sums are cut."""
     monkeypatch.setattr(cpu, "IN_PLACE_WIDTHS", dict.fromkeys(cpu.IN_PLACE_WIDTHS, 640))
-    job = fused_job(sizes, changes.get("optimizer"), threads=threads, batch_size=300)
-    job = dataclasses.replace(job, network=dataclasses.replace(job.network, dropout=changes.get("dropout", 0.0)))
-    course = make_course(job.network, rows=640, batch=300, epochs=2)
+    spec = fused_job(sizes, changes.get("optimizer"), threads=threads, batch_size=300)
+    spec = dataclasses.replace(spec, network=dataclasses.replace(spec.network, dropout=changes.get("dropout", 0.0)))
+    course = make_course(spec.network, rows=640, batch=300, epochs=2)
     given = views(len(course.x), sizes[0])
     states, gathers = {}, {}
     for path in (False, True):
         monkeypatch.setattr(NumbaEngine, "in_place", path)
         for name, x in given.items():
-            engine, results = trained_engine(job, course._replace(x=x))
+            engine, results = trained_engine(spec, course._replace(x=x))
             states[path, name] = engine.state(), results
             gathers[path, name] = (
                 GATHER in engine.layout.plan.phases["kind"],
-                [code.scale != 0 for code in engine.codes.values()],
+                [table.scale != 0 for table in engine.tables.values()],
             )
             engine.close()
     assert all(same_bits(state, states[False, "plain"]) for state in states.values())
@@ -122,22 +122,22 @@ def test_training_gathers_rows_that_have_padding_or_are_read_too_often(
     sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpu, "IN_PLACE_WIDTHS", dict.fromkeys(cpu.IN_PLACE_WIDTHS, 32))
-    job = fused_job(sizes)
-    engine, _ = trained_engine(job, make_course(job.network, rows=30, batch=7))
-    assert [code.scale != 0 for code in engine.codes.values()] == [True]
+    spec = fused_job(sizes)
+    engine, _ = trained_engine(spec, make_course(spec.network, rows=30, batch=7))
+    assert [table.scale != 0 for table in engine.tables.values()] == [True]
     engine.close()
 
 
 def test_one_engine_trains_on_rows_of_all_kinds_in_turn() -> None:
     """Rows that stay and rows that are gathered, batches that grow: the buffers follow."""
-    job = fused_job(NARROW, threads=2, batch_size=9)
+    spec = fused_job(NARROW, threads=2, batch_size=9)
     as_they_are = Scaling("none", np.zeros(16, np.float32), np.ones(16, np.float32))
     pixels = np.random.default_rng(0).integers(0, 3, (30, 16)).astype(np.uint8)
     floats, y = pixels.astype(np.float32), np.arange(30, dtype=np.int32) % 5
     states, gathers = [], []
-    for one in (job, dataclasses.replace(job, scaling=as_they_are)):
+    for one in (spec, dataclasses.replace(spec, scaling=as_they_are)):
         engine = NumbaEngine(one)
-        engine.load(start_state(job))
+        engine.load(start_state(spec))
         for x, rows in ((floats, 5), (pixels, 4), (floats, 3), (pixels, 30), (floats, 30)):
             engine.train(x, y, np.arange(rows)[::-1], np.full(-(-rows // 9), 0.1))
             gathers.append(engine.gathers)
@@ -148,15 +148,15 @@ def test_one_engine_trains_on_rows_of_all_kinds_in_turn() -> None:
 
 
 def test_rows_that_need_scaling_are_scaled() -> None:
-    job = fused_job((13, 21, 5))
+    spec = fused_job((13, 21, 5))
     x = views(70, 13)["plain"]
-    scaled = dataclasses.replace(job, scaling=Scaling("unit", np.full(13, 0.5, np.float32), np.full(13, 2, np.float32)))
-    for one, rows in ((scaled, x), (job, np.abs(x * 100).astype(np.uint8))):
+    scaled = dataclasses.replace(spec, scaling=Scaling("unit", np.full(13, 0.5, np.float32), np.full(13, 2, np.float32)))
+    for one, rows in ((scaled, x), (spec, np.abs(x * 100).astype(np.uint8))):
         engine, exact = NumbaEngine(one), NumpyEngine(dataclasses.replace(one, dtype=np.float64))
         for each in (engine, exact):
-            each.load(start_state(job))
+            each.load(start_state(spec))
         np.testing.assert_allclose(engine.forward(rows), exact.forward(rows), rtol=1e-4, atol=1e-3)
-        assert all(code.scale != 0 for code in engine.codes.values())
+        assert all(table.scale != 0 for table in engine.tables.values())
         engine.close()
 
 
@@ -165,15 +165,15 @@ def test_long_work_of_one_thread_takes_turns_with_the_interpreter_and_short_work
 ) -> None:
     word = np.zeros(1, np.int64)
     monkeypatch.setattr(cpu, "INTERPRETER_AT", word.ctypes.data)
-    job = fused_job(threads=1)
-    course = make_course(job.network, rows=30, batch=7)
-    plain = outcome(job, course)
+    spec = fused_job(threads=1)
+    course = make_course(spec.network, rows=30, batch=7)
+    plain = outcome(spec, course)
     assert word[0] == 0
-    flops = job.network.flops_per_row * len(course.order)
+    flops = spec.network.flops_per_row * len(course.indices)
     for threads, most, taken in ((1, flops, True), (2, flops, False), (1, flops + 1, False)):
         monkeypatch.setattr(cpu, "TURN_FLOPS", most)
         word[:] = 0
-        engine, results = trained_engine(dataclasses.replace(job, threads=threads), course)
+        engine, results = trained_engine(dataclasses.replace(spec, threads=threads), course)
         assert word[0] == (threading.get_ident() if taken else 0)
         assert same_bits((engine.state(), results), plain[:2])
         engine.close()
@@ -195,7 +195,7 @@ def test_a_clip_that_never_clips_changes_no_bit() -> None:
 
 def dirty(engine: NumbaEngine) -> list[str]:
     """Where padding of weights, slots, gradients or transposed weights is not exactly zero."""
-    network, plan, lanes = engine.job.network, engine.layout.plan, engine.lanes
+    network, plan, lanes = engine.spec.network, engine.layout.plan, engine.lanes
     ones = np.ones(network.parameters, np.float32)
     real, real_transposed = np.empty_like(engine.store[0]), np.empty_like(engine.transposed)
     pack(network, plan, lanes, ones, real)
@@ -217,35 +217,35 @@ def dirty(engine: NumbaEngine) -> list[str]:
 def wrong_transposes(engine: NumbaEngine) -> int:
     """How many transposed weights differ from the weights."""
     wanted = np.empty_like(engine.transposed)
-    pack_transposed(engine.job.network, engine.layout.plan, engine.lanes, engine.state().parameters, wanted)
+    pack_transposed(engine.spec.network, engine.layout.plan, engine.lanes, engine.state().parameters, wanted)
     return int((wanted != engine.transposed).sum())
 
 
 @pytest.mark.parametrize(
-    "job",
+    "spec",
     [every_job(PENALISED), every_job(Optimizer("momentum"), dropout=0.25), fused_job(threads=2)],
     ids=[*EVERY_IDS, "fused"],
 )
-def test_padding_stays_zero(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    course = make_course(job.network, rows=30, batch=7, epochs=3)
+def test_padding_stays_zero(spec: EngineSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    course = make_course(spec.network, rows=30, batch=7, epochs=3)
     for tail in (0, cpu_plan.TAIL_WEIGHTS):
         monkeypatch.setattr(cpu_plan, "TAIL_WEIGHTS", tail)
-        engine, results = trained_engine(job, course)
+        engine, results = trained_engine(spec, course)
         assert np.isfinite(results.loss).all()
-        assert not same_bits(engine.state().parameters, start_state(job).parameters)
+        assert not same_bits(engine.state().parameters, start_state(spec).parameters)
         assert dirty(engine) == []
         assert wrong_transposes(engine) == 0
-        last_batch = len(course.order) % 7
-        for layer in range(1, len(job.network.layers)):
+        last_batch = len(course.indices) % 7
+        for layer in range(1, len(spec.network.layers)):
             at, ld = (engine.layout.plan.widths[name][layer] for name in ("y_at", "ld"))
             rows = engine.arena[at : at + last_batch * ld].reshape(last_batch, ld)
-            assert rows[:, : job.network.sizes[layer]].any(), f"no activations in layer {layer}"
+            assert rows[:, : spec.network.sizes[layer]].any(), f"no activations in layer {layer}"
         engine.close()
 
 
 def test_the_checks_of_padding_see_the_least_number() -> None:
-    job = fused_job()
-    engine, _ = trained_engine(job, make_course(job.network, rows=8, batch=7))
+    spec = fused_job()
+    engine, _ = trained_engine(spec, make_course(spec.network, rows=8, batch=7))
     assert dirty(engine) == []
     assert wrong_transposes(engine) == 0
     engine.store[SLOT_V, -1] = np.float32(1e-45)
@@ -267,44 +267,44 @@ EITHER = [
 EITHER_IDS = ["fused", *EVERY_IDS]
 
 
-@pytest.mark.parametrize("job", EITHER, ids=EITHER_IDS)
-def test_neither_blocks_of_rows_nor_threads_change_a_bit(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    course = make_course(job.network, rows=170, batch=150, rate=0.01)
-    wanted = outcome(dataclasses.replace(job, threads=1), course)
+@pytest.mark.parametrize("spec", EITHER, ids=EITHER_IDS)
+def test_neither_blocks_of_rows_nor_threads_change_a_bit(spec: EngineSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    course = make_course(spec.network, rows=170, batch=150, rate=0.01)
+    wanted = outcome(dataclasses.replace(spec, threads=1), course)
     for block in (8, 16, 64):
         monkeypatch.setattr(cpu_plan, "MOST_ROWS", block)
         monkeypatch.setattr(cpu_plan, "FEWEST_ROWS", block)
         for threads in (1, 2, 5, 16):
-            assert same_bits(outcome(dataclasses.replace(job, threads=threads), course), wanted), (block, threads)
+            assert same_bits(outcome(dataclasses.replace(spec, threads=threads), course), wanted), (block, threads)
 
 
-@pytest.mark.parametrize("job", EITHER, ids=EITHER_IDS)
-def test_neither_wide_layers_nor_groups_of_columns_change_a_bit(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("spec", EITHER, ids=EITHER_IDS)
+def test_neither_wide_layers_nor_groups_of_columns_change_a_bit(spec: EngineSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers by columns, with a phase that gathers the inputs, or by rows; gradients in rectangles of any width."""
-    course = make_course(job.network, rows=170, batch=150, rate=0.01)
-    wanted = outcome(dataclasses.replace(job, threads=1), course)
+    course = make_course(spec.network, rows=170, batch=150, rate=0.01)
+    wanted = outcome(dataclasses.replace(spec, threads=1), course)
     for tail, threads, group in product((0, 150, 10**9), (1, 2, 5), (16, 64)):
         monkeypatch.setattr(cpu_plan, "TAIL_WEIGHTS", tail)
         monkeypatch.setattr(cpu_plan, "GROUP_COLUMNS", group)
-        engine, results = trained_engine(dataclasses.replace(job, threads=threads), course)
+        engine, results = trained_engine(dataclasses.replace(spec, threads=threads), course)
         kinds = set(engine.layout.plan.phases["kind"].tolist())
         assert ({GATHER, FORWARD} <= kinds) == (tail < 10**9)
         assert ({GATHER, FORWARD}.isdisjoint(kinds)) == (tail == 10**9)
-        assert (UPDATE in kinds) == (job.optimizer.clip_norm > 0)
+        assert (UPDATE in kinds) == (spec.optimizer.clip_norm > 0)
         assert same_bits((engine.state(), results, engine.forward(course.x)), wanted), (tail, threads, group)
         engine.close()
 
 
 def test_one_call_or_many_change_no_bit() -> None:
-    job = every_job(Optimizer("momentum"), dropout=0.25)
-    course = make_course(job.network, rows=30, batch=7, epochs=2)
-    whole, results = run_course("numba", job, start_state(job), course)
-    engine = NumbaEngine(job)
-    engine.load(start_state(job))
+    spec = every_job(Optimizer("momentum"), dropout=0.25)
+    course = make_course(spec.network, rows=30, batch=7, epochs=2)
+    whole, results = run_course("numba", spec, start_state(spec), course)
+    engine = NumbaEngine(spec)
+    engine.load(start_state(spec))
     parts = []
-    for step in range(len(course.rates)):
-        rows = course.order[7 * step : 7 * step + 7]
-        parts.append(engine.train(course.x, course.y, rows, course.rates[step : step + 1]))
+    for step in range(len(course.learning_rates)):
+        rows = course.indices[7 * step : 7 * step + 7]
+        parts.append(engine.train(course.x, course.y, rows, course.learning_rates[step : step + 1]))
     assert same_bits(engine.state(), whole)
     assert same_bits(np.concatenate([part.loss for part in parts]), results.loss)
     engine.close()
@@ -316,11 +316,11 @@ def test_one_call_or_many_change_no_bit() -> None:
 @pytest.mark.parametrize("tail", [0, cpu_plan.TAIL_WEIGHTS])
 def test_a_thread_that_sleeps_delays_nobody(tail: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_plan, "TAIL_WEIGHTS", tail)
-    job = fused_job(threads=3)
-    course = make_course(job.network, rows=30, batch=7, epochs=20)
-    wanted, wanted_results = run_course("numba", dataclasses.replace(job, threads=1), start_state(job), course)
-    engine = NumbaEngine(job)
-    engine.load(start_state(job))
+    spec = fused_job(threads=3)
+    course = make_course(spec.network, rows=30, batch=7, epochs=20)
+    wanted, wanted_results = run_course("numba", dataclasses.replace(spec, threads=1), start_state(spec), course)
+    engine = NumbaEngine(spec)
+    engine.load(start_state(spec))
     train = train_kernel(engine.lanes)
     returned = [threading.Event() for _ in range(3)]
     late: list[bool] = []

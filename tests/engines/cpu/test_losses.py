@@ -11,13 +11,13 @@ import pytest
 from numba import njit, types
 from support.engines import same_bits, start_state
 
-from fastmlp.engines.base import Job
+from fastmlp.engines.base import EngineSpec
 from fastmlp.engines.cpu.codegen.compiler import compiled, compiled_with_callees, from_python
 from fastmlp.engines.cpu.codegen.simd import lanes
 from fastmlp.engines.cpu.engine import NumbaEngine
 from fastmlp.engines.cpu.kernels import losses as cpu_losses
 from fastmlp.engines.cpu.kernels.losses import (
-    BESIDES,
+    EXTRAS,
     FEW_OUTPUTS,
     FLOATS,
     INTEGERS,
@@ -41,10 +41,10 @@ GAP = 3  # floats between rows of z and of dz
 
 
 class Found(NamedTuple):
-    """Loss and hit (rows,) and scaled dz (rows, n)."""
+    """Loss and correctness (rows,) and scaled dz (rows, n)."""
 
     loss: Any
-    hit: Any
+    correct: Any
     dz: Any
 
 
@@ -73,13 +73,21 @@ def by_rows(loss: str, output: str, z: Any, t: Any, scales: Any) -> tuple[Any, A
 
 
 def by_kernel(  # noqa: PLR0917 - as the kernel
-    loss: str, output: str, side: int, z: Any, y: Any, scales: Any, hot: float = 1, cold: float = 0, keep_dz: bool = True
+    loss: str,
+    output: str,
+    side: int,
+    z: Any,
+    y: Any,
+    scales: Any,
+    on_value: float = 1,
+    off_value: float = 0,
+    keep_dz: bool = True,
 ) -> Found:
     """What the kernel gives of labels or targets y that lie in another order; what lies around its memory must stay."""
     rows, n = z.shape
-    order = np.random.default_rng(1).permutation(rows)
+    indices = np.random.default_rng(1).permutation(rows)
     data = np.empty_like(y)
-    data[order] = y
+    data[indices] = y
     spread = np.full((2, rows, n + GAP), np.float32(-3))  # z and dz, with gaps
     spread[0, :, :n] = z
     block = np.full(block_size(n, side) + 64, np.float32(-3))
@@ -88,7 +96,7 @@ def by_kernel(  # noqa: PLR0917 - as the kernel
     addresses = block[32:].ctypes.data, spread[0].ctypes.data, spread[1].ctypes.data * keep_dz, n + GAP
     results = (array.ctypes.data for array in (scales, *found))
     kernel = from_python(loss_of_rows(loss, output, n, side), INTEGERS, FLOATS)
-    kernel(*addresses, rows, order.ctypes.data, *places, *results, hot, cold)
+    kernel(*addresses, rows, indices.ctypes.data, *places, *results, on_value, off_value)
     assert (block[:32] == -3).all()
     assert (block[-32:] == -3).all()
     assert (spread[:, :, n:] == -3).all()
@@ -109,7 +117,7 @@ def test_many_rows_have_the_bits_of_one_after_the_other(loss: str, output: str, 
         np.testing.assert_array_equal(found.loss, wanted_loss)  # a NaN is a NaN, whatever its other bits
         np.testing.assert_array_equal(found.dz, wanted_dz)
         assert np.isnan(found.loss[~numbers]).all()
-        assert not found.hit.any()
+        assert not found.correct.any()
         without = by_kernel(loss, output, side, z, t, scales, keep_dz=False)
         np.testing.assert_array_equal(without.loss, wanted_loss)
         assert (without.dz == -3).all()
@@ -121,14 +129,14 @@ def test_labels_are_targets_and_tell_who_is_right(loss: str, output: str, n: int
     z, _, scales = operands(n)
     numbers, peaks = ~np.isnan(z).any(axis=1), z.argmax(axis=1).astype(np.int32)
     labels = np.where(np.arange(ROWS) % 3, peaks, (peaks + 1) % n).astype(np.int32)
-    hot, cold = np.float32(0.9), np.float32(0.025)
-    targets = np.where(np.arange(n) == labels[:, None], hot, cold)
+    on_value, off_value = np.float32(0.9), np.float32(0.025)
+    targets = np.where(np.arange(n) == labels[:, None], on_value, off_value)
     for side in (1, MANY_ROWS):
-        found = by_kernel(loss, output, side, z, labels, scales, hot, cold)
+        found = by_kernel(loss, output, side, z, labels, scales, on_value, off_value)
         wanted = by_kernel(loss, output, side, z, targets, scales)
         np.testing.assert_array_equal(found.loss, wanted.loss)
         np.testing.assert_array_equal(found.dz, wanted.dz)
-        np.testing.assert_array_equal(found.hit[numbers], (labels == peaks)[numbers])
+        np.testing.assert_array_equal(found.correct[numbers], (labels == peaks)[numbers])
 
 
 def assembly(loss: str, output: str, n: int, side: int) -> str:
@@ -153,7 +161,7 @@ def test_softmax_of_few_outputs_becomes_vectors() -> None:
 
 @every_loss
 def test_batches_of_any_size_have_the_bits_of_rows_one_by_one(loss: str, output: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through the engine: full blocks, rests and single rows; the loss, the hits, and dz by what training makes of it."""
+    """Through the engine: full blocks, rests and single rows; loss, correctness, and dz by what training makes of it."""
     network = Network((6, 5, 3), loss=loss, output=output)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(75, 6)).astype(np.float32)
@@ -161,9 +169,9 @@ def test_batches_of_any_size_have_the_bits_of_rows_one_by_one(loss: str, output:
     found = []
     for few in (FEW_OUTPUTS, dict.fromkeys(FEW_OUTPUTS, 0), dict.fromkeys(FEW_OUTPUTS, 3)):
         monkeypatch.setattr(cpu_losses, "FEW_OUTPUTS", few)
-        assert loss_block(network, lanes()) == (9 + BESIDES) * loss_side(network, lanes())
-        engine = NumbaEngine(Job(network, Optimizer("sgd"), batch_size=37, threads=1))
-        engine.load(start_state(engine.job))
+        assert loss_block(network, lanes()) == (9 + EXTRAS) * loss_side(network, lanes())
+        engine = NumbaEngine(EngineSpec(network, Optimizer("sgd"), batch_size=37, threads=1))
+        engine.load(start_state(engine.spec))
         trained = engine.train(x, y, np.arange(75)[::-1], np.full(3, 0.1))
         scored = engine.evaluate(engine.hold(x, y))
         found.append((tuple(trained), tuple(scored), engine.state()))

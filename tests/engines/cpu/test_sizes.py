@@ -21,7 +21,7 @@ from fastmlp.engines.cpu.engine import ALIGNMENT, HUGE_PAGE, NumbaEngine, aligne
 from fastmlp.engines.cpu.kernels.gemm import deepest_piece
 from fastmlp.engines.cpu.kernels.passes import BATCH_DEPTHS
 from fastmlp.engines.cpu.plan import CHUNK_ROWS, GROUP_COLUMNS
-from fastmlp.engines.cpu.threads import Trials
+from fastmlp.engines.cpu.threads import ThreadTuner
 from fastmlp.engines.numpy_engine import NumpyEngine
 from fastmlp.nn.optimizers import Optimizer
 
@@ -37,8 +37,8 @@ pytestmark = [pytest.mark.usefixtures("eager_threads"), pytest.mark.full]
 def test_every_number_of_rows(batch: int, tail: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of one row and of all heights; the last batch is one row short, and has none left at all for batches of 1."""
     monkeypatch.setattr(plan, "TAIL_WEIGHTS", tail)
-    job = fused_job((9, 70, 33, 15, 3), batch_size=batch, threads=SOME_THREADS)
-    check_against_reference("numba", job, make_course(job.network, rows=2 * batch + max(batch - 1, 1), batch=batch, epochs=1))
+    spec = fused_job((9, 70, 33, 15, 3), batch_size=batch, threads=SOME_THREADS)
+    check_against_reference("numba", spec, make_course(spec.network, rows=2 * batch + max(batch - 1, 1), batch=batch, epochs=1))
 
 
 AROUND = sorted(
@@ -52,8 +52,8 @@ def test_widths_around_tiles_vectors_and_pieces(width: int, tail: int, monkeypat
     """As inputs, hidden units and outputs; batches just beyond a piece of a gradient's sum."""
     monkeypatch.setattr(plan, "TAIL_WEIGHTS", tail)
     for sizes in ((width, 13, 5), (6, width, width, 4), (7, 9, width)):
-        job = fused_job(sizes, Optimizer("momentum"), batch_size=BEYOND, threads=SOME_THREADS)
-        check_against_reference("numba", job, make_course(job.network, rows=BEYOND + 90, batch=BEYOND, epochs=1, rate=0.01))
+        spec = fused_job(sizes, Optimizer("momentum"), batch_size=BEYOND, threads=SOME_THREADS)
+        check_against_reference("numba", spec, make_course(spec.network, rows=BEYOND + 90, batch=BEYOND, epochs=1, rate=0.01))
 
 
 @given(
@@ -65,39 +65,39 @@ def test_widths_around_tiles_vectors_and_pieces(width: int, tail: int, monkeypat
 )
 @settings(derandomize=True, deadline=None, max_examples=40)
 def test_any_sizes_train_as_the_reference(sizes: list[int], rows: int, batch: int, threads: int, tail: int) -> None:
-    job = fused_job(tuple(sizes), batch_size=batch, threads=threads)
+    spec = fused_job(tuple(sizes), batch_size=batch, threads=threads)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "TAIL_WEIGHTS", tail)
-        check_against_reference("numba", job, make_course(job.network, rows=rows, batch=batch, epochs=1, rate=0.01))
+        check_against_reference("numba", spec, make_course(spec.network, rows=rows, batch=batch, epochs=1, rate=0.01))
 
 
 @pytest.mark.parametrize("left", [1, 2, 5, 6, 63, 64, 65, 149])
 def test_a_short_last_batch_is_a_batch_of_its_own(left: int) -> None:
     """The rows that are left train as if a plan had been made for them."""
-    job = fused_job((13, 70, 21, 3), batch_size=150, threads=3)
-    course = make_course(job.network, rows=150 + left, batch=150, epochs=1, rate=0.01)
-    state, results = run_course("numba", job, start_state(job), course)
-    first = course._replace(order=course.order[:150], rates=course.rates[:1])
-    last = course._replace(order=course.order[150:], rates=course.rates[1:])
-    middle, first_results = run_course("numba", job, start_state(job), first)
-    parts = run_course("numba", dataclasses.replace(job, batch_size=left), middle, last)
+    spec = fused_job((13, 70, 21, 3), batch_size=150, threads=3)
+    course = make_course(spec.network, rows=150 + left, batch=150, epochs=1, rate=0.01)
+    state, results = run_course("numba", spec, start_state(spec), course)
+    first = course._replace(indices=course.indices[:150], learning_rates=course.learning_rates[:1])
+    last = course._replace(indices=course.indices[150:], learning_rates=course.learning_rates[1:])
+    middle, first_results = run_course("numba", spec, start_state(spec), first)
+    parts = run_course("numba", dataclasses.replace(spec, batch_size=left), middle, last)
     assert same_bits(parts[0], state)
     assert same_bits(np.r_[first_results.loss, parts[1].loss], results.loss)
 
 
 def test_batches_may_be_larger_and_smaller_than_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """One engine plans anew for a larger batch, and keeps its plan for a smaller one on as many threads."""
-    job = fused_job((13, 70, 21, 3), batch_size=200, threads=5)
-    whole = make_course(job.network, rows=200, batch=200, epochs=1, rate=0.01)
-    engine = NumbaEngine(job)
-    engine.load(start_state(job))
-    state, planned = start_state(job), []
+    spec = fused_job((13, 70, 21, 3), batch_size=200, threads=5)
+    whole = make_course(spec.network, rows=200, batch=200, epochs=1, rate=0.01)
+    engine = NumbaEngine(spec)
+    engine.load(start_state(spec))
+    state, planned = start_state(spec), []
     for rows, threads in ((1, 1), (20, 2), (7, 1), (150, 5), (149, 4), (200, 5), (3, 1), (199, 5)):
-        course = whole._replace(order=whole.order[:rows], rates=whole.rates[:1])
-        trials = Trials(threads, fewest=threads)
-        monkeypatch.setattr(engine, "trials_of", lambda *call, trials=trials: trials)
+        course = whole._replace(indices=whole.indices[:rows], learning_rates=whole.learning_rates[:1])
+        tuner = ThreadTuner(threads, fewest=threads)
+        monkeypatch.setattr(engine, "tuner_of", lambda *call, tuner=tuner: tuner)
         results = engine.train(*course)
-        alone = dataclasses.replace(job, batch_size=rows, threads=1)
+        alone = dataclasses.replace(spec, batch_size=rows, threads=1)
         state, wanted = run_course("numba", alone, state, course)
         assert same_bits(results, wanted), rows
         assert same_bits(engine.state(), state), rows
@@ -108,13 +108,13 @@ def test_batches_may_be_larger_and_smaller_than_before(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_predictions_of_every_number_of_rows(threads: int) -> None:
-    job = fused_job((13, 70, 21, 3), threads=threads)
-    engine, exact = NumbaEngine(job), NumpyEngine(dataclasses.replace(job, dtype=np.float64))
-    engine.load(start_state(job))
-    exact.load(start_state(job))
+    spec = fused_job((13, 70, 21, 3), threads=threads)
+    engine, exact = NumbaEngine(spec), NumpyEngine(dataclasses.replace(spec, dtype=np.float64))
+    engine.load(start_state(spec))
+    exact.load(start_state(spec))
     x = np.random.default_rng(0).normal(size=(300, 13)).astype(np.float32)
     whole = engine.forward(x)
-    assert beyond(whole, exact.forward(x), forward_tolerance(job.network, start_state(job).parameters, x)) == 0
+    assert beyond(whole, exact.forward(x), forward_tolerance(spec.network, start_state(spec).parameters, x)) == 0
     for rows in (0, *range(1, 21), 63, 64, 65, 127, 128, 129, 300):
         assert same_bits(engine.forward(x[:rows]), whole[:rows]), rows
     engine.close()

@@ -63,7 +63,7 @@ from fastmlp.engines.cpu import engine as cpu
 from fastmlp.engines.cpu.codegen import compiler as cpu_compile
 from fastmlp.engines.cpu.kernels import gemm as cpu_products
 from fastmlp.engines.cpu import threads as cpu_threads
-from fastmlp.engines.base import Job
+from fastmlp.engines.base import EngineSpec
 from fastmlp.engines.cpu.codegen.cache import KernelCache
 from fastmlp.engines.cpu.codegen.simd import lanes
 from fastmlp.nn.network import Network
@@ -81,8 +81,8 @@ def cached_and_noted(function, name, called):
 cpu_compile.cached = cached_and_noted
 if sys.argv[1] == "train":
     cpu_threads.MUCH_FLOPS, cpu_threads.SURE_FLOPS, cpu.most_threads = 0, 0, lambda: 64
-    job = Job(Network((13, 70, 21, 3), ["relu", "tanh"], l2=1e-3), Optimizer("adam"), batch_size=300, seed=3, threads=2)
-    check_against_reference("numba", job, make_course(job.network, rows=640, batch=300))
+    spec = EngineSpec(Network((13, 70, 21, 3), ["relu", "tanh"], l2=1e-3), Optimizer("adam"), batch_size=300, seed=3, threads=2)
+    check_against_reference("numba", spec, make_course(spec.network, rows=640, batch=300))
 else:
     cpu_products.product_address(lanes())
     cpu_products.gradient_address(lanes(), "adam", True)

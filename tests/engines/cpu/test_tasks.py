@@ -25,7 +25,7 @@ from fastmlp.engines.cpu.plan import (
     UPDATE,
     WEIGHTS,
     Layout,
-    Plan,
+    StepPlan,
     make_layout,
     packed_views,
 )
@@ -40,7 +40,7 @@ some_lanes = st.sampled_from(WIDTHS)
 some_threads = st.integers(1, 17)
 
 
-def tasks_of(plan: Plan, phase: Any) -> Any:
+def tasks_of(plan: StepPlan, phase: Any) -> Any:
     return plan.tasks[phase["first"] : phase["first"] + phase["tasks"]]
 
 
@@ -195,7 +195,7 @@ def test_shares_hand_out_every_task_once_and_evenly(sizes: list[int], lanes: int
     assert (plan.phases["tasks"] > 0).all()  # a phase without tasks would never end
 
 
-def at_home(plan: Plan) -> float:
+def at_home(plan: StepPlan) -> float:
     """Share of the wide layers' weights that WEIGHTS begins with a thread that also begins with these columns in FORWARD."""
     forward: dict[tuple[int, int], set[int]] = {}
     homes = weights = 0

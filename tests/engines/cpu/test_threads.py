@@ -15,7 +15,7 @@ import pytest
 from support.cpu import run_script
 from support.engines import Course, make_course, run_course, same_bits, start_state
 
-from fastmlp.engines.base import Job
+from fastmlp.engines.base import EngineSpec
 from fastmlp.engines.cpu import engine as cpu
 from fastmlp.engines.cpu.engine import NumbaEngine
 from fastmlp.engines.cpu.threads import Team
@@ -280,34 +280,34 @@ def test_one_ctrl_c_at_any_moment_neither_hangs_nor_returns_early() -> None:
 # ------------------------------------------------------------------------------------------------ engines
 
 
-def make_job(threads: int, sizes: tuple[int, ...] = (13, 21, 9, 5), batch: int = 7) -> Job:
+def make_spec(threads: int, sizes: tuple[int, ...] = (13, 21, 9, 5), batch: int = 7) -> EngineSpec:
     network = Network(sizes, ["relu", *["linear"] * (len(sizes) - 3)])
-    return Job(network, Optimizer("sgd"), batch_size=batch, seed=3, threads=threads)
+    return EngineSpec(network, Optimizer("sgd"), batch_size=batch, seed=3, threads=threads)
 
 
-def course_of(job: Job, seed: int = 0) -> Course:
-    return make_course(job.network, rows=30, batch=job.batch_size, seed=seed)
+def course_of(spec: EngineSpec, seed: int = 0) -> Course:
+    return make_course(spec.network, rows=30, batch=spec.batch_size, seed=seed)
 
 
-def trained(job: Job, seed: int = 0) -> Any:
+def trained(spec: EngineSpec, seed: int = 0) -> Any:
     """State and row results of a short training."""
-    return run_course("numba", job, start_state(job), course_of(job, seed))
+    return run_course("numba", spec, start_state(spec), course_of(spec, seed))
 
 
 @pytest.mark.usefixtures("eager_threads")
 def test_more_threads_than_cores_and_rows_give_the_same_bits_in_time() -> None:
-    assert NumbaEngine(make_job(16)).threads == cpu.trials_for(16, 1, 1).next() == 16
-    alone = trained(make_job(1))
+    assert NumbaEngine(make_spec(16)).threads == cpu.tuner_for(16, 1, 1).next() == 16
+    alone = trained(make_spec(1))
     for threads in (2, 5, 16):
-        assert same_bits(within_patience(lambda threads=threads: trained(make_job(threads))), alone)
+        assert same_bits(within_patience(lambda threads=threads: trained(make_spec(threads))), alone)
 
 
 @pytest.mark.usefixtures("eager_threads")
 def test_engines_train_at_the_same_time() -> None:
-    jobs = [make_job(2), make_job(3, (6, 17, 40, 3), 16)]
-    alone = [[trained(job, seed) for seed in range(6)] for job in jobs]
+    specs = [make_spec(2), make_spec(3, (6, 17, 40, 3), 16)]
+    alone = [[trained(spec, seed) for seed in range(6)] for spec in specs]
     with ThreadPoolExecutor(2) as pool:
-        waiting = [pool.submit(lambda job=job: [trained(job, seed) for seed in range(6)]) for job in jobs]
+        waiting = [pool.submit(lambda spec=spec: [trained(spec, seed) for seed in range(6)]) for spec in specs]
         together = [future.result(PATIENCE) for future in waiting]
     assert same_bits(tuple(map(tuple, together)), tuple(map(tuple, alone)))
     assert not same_bits(alone[0][0], alone[0][1])
@@ -315,9 +315,9 @@ def test_engines_train_at_the_same_time() -> None:
 
 @pytest.mark.usefixtures("eager_threads")
 def test_many_callers_of_one_engine_get_what_one_gets() -> None:
-    job = make_job(2)
-    engine = NumbaEngine(job)
-    engine.load(start_state(job))
+    spec = make_spec(2)
+    engine = NumbaEngine(spec)
+    engine.load(start_state(spec))
     rng = np.random.default_rng(1)
     inputs = [rng.normal(size=(rows, 13)).astype(np.float32) for rows in (1, 3, 8, 17, 40, 64, 90, 200)]
     alone = [engine.forward(x) for x in inputs]
@@ -338,10 +338,10 @@ def test_many_callers_of_one_engine_get_what_one_gets() -> None:
 @pytest.mark.parametrize("closed", [True, False])
 def test_an_engine_leaves_no_threads_behind(closed: bool) -> None:
     before = set(threading.enumerate())
-    job = make_job(4)
-    engine = NumbaEngine(job)
-    engine.load(start_state(job))
-    engine.train(*course_of(job))
+    spec = make_spec(4)
+    engine = NumbaEngine(spec)
+    engine.load(start_state(spec))
+    engine.train(*course_of(spec))
     threads = new_threads(before)
     assert len(threads) == 3
     if closed:

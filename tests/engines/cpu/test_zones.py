@@ -10,7 +10,7 @@ import pytest
 from support.cpu import EVERY_IDS, PENALISED, every_job, fused_job, outcome, pieces_of_arena
 from support.engines import Course, make_course, same_bits, start_state
 
-from fastmlp.engines.base import Job, RowMetrics
+from fastmlp.engines.base import EngineSpec, RowMetrics
 from fastmlp.engines.cpu import engine as cpu
 from fastmlp.engines.cpu import plan as cpu_plan
 from fastmlp.engines.cpu.engine import NumbaEngine
@@ -70,7 +70,7 @@ class Zones:
         sizes = [engine.rows * round_up(int(size), PAIR * engine.lanes) for size in plan.layers["fan_out_p"]]
         self.fence(engine.arena, pieces_of_arena(engine.layout, engine.rows, engine.gathers))
         self.fence(engine.packed, list(zip(plan.widths["packed_at"][1:].tolist(), sizes, strict=True)))
-        self.fence(engine.scratch, [(0, SCRATCH_SIZE() + loss_block(engine.job.network, engine.lanes))])
+        self.fence(engine.scratch, [(0, SCRATCH_SIZE() + loss_block(engine.spec.network, engine.lanes))])
 
     def stray(self) -> int:
         """Bytes of the guard zones that have changed."""
@@ -79,15 +79,15 @@ class Zones:
 
 def zones_around_engines(monkeypatch: pytest.MonkeyPatch) -> Zones:
     """Guard zones around every buffer of engines made from now on, and around their row results."""
-    found, make_room, init = Zones(), NumbaEngine.make_room, NumbaEngine.__init__
+    found, reserve, init = Zones(), NumbaEngine.reserve, NumbaEngine.__init__
 
-    def make_fenced(engine: NumbaEngine, job: Job) -> None:
-        init(engine, job)
+    def make_fenced(engine: NumbaEngine, spec: EngineSpec) -> None:
+        init(engine, spec)
         found.fence(engine.predict_arena, pieces_of_arena(engine.predicting, cpu.MOST_ROWS, gathers=True))
 
     def make_fenced_room(engine: NumbaEngine, rows: int, threads: int, gathers: bool) -> None:
         before = engine.layout
-        make_room(engine, rows, threads, gathers)
+        reserve(engine, rows, threads, gathers)
         if engine.layout is not before:
             found.fence_training(engine)
 
@@ -96,7 +96,7 @@ def zones_around_engines(monkeypatch: pytest.MonkeyPatch) -> Zones:
     monkeypatch.setattr(cpu, "make_layout", found.spread)
     monkeypatch.setattr(cpu, "scratch_size", lambda: SCRATCH_SIZE() + Zones.GAP)
     monkeypatch.setattr(NumbaEngine, "__init__", make_fenced)
-    monkeypatch.setattr(NumbaEngine, "make_room", make_fenced_room)
+    monkeypatch.setattr(NumbaEngine, "reserve", make_fenced_room)
     return found
 
 
@@ -120,37 +120,39 @@ def guarded_course(course: Course, zones: Zones) -> Course:
 def test_kernels_stay_inside_their_buffers(sizes: tuple[int, ...], tail: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_plan, "TAIL_WEIGHTS", tail)
     cases = [(batch, rows, threads) for batch, rows in ((1, 3), (7, 10), (8, 17), (65, 90)) for threads in (1, 5)]
-    jobs = [fused_job(sizes, batch_size=batch, threads=threads) for batch, _, threads in cases]
-    courses = [make_course(job.network, rows=rows, batch=batch) for job, (batch, rows, _) in zip(jobs, cases, strict=True)]
-    unguarded = [outcome(job, course) for job, course in zip(jobs, courses, strict=True)]
+    specs = [fused_job(sizes, batch_size=batch, threads=threads) for batch, _, threads in cases]
+    courses = [make_course(spec.network, rows=rows, batch=batch) for spec, (batch, rows, _) in zip(specs, cases, strict=True)]
+    unguarded = [outcome(spec, course) for spec, course in zip(specs, courses, strict=True)]
     found = zones_around_engines(monkeypatch)
     stays = sizes[0] % 16 == 0  # rows that training reads where they are
-    assert all(NumbaEngine(job).can_stay(course.x, training=True) == stays for job, course in zip(jobs, courses, strict=True))
-    for case, job, course, wanted in zip(cases, jobs, courses, unguarded, strict=True):
-        assert same_bits(outcome(job, guarded_course(course, found)), wanted), case
+    assert all(
+        NumbaEngine(spec).reads_in_place(course.x, training=True) == stays for spec, course in zip(specs, courses, strict=True)
+    )
+    for case, spec, course, wanted in zip(cases, specs, courses, unguarded, strict=True):
+        assert same_bits(outcome(spec, guarded_course(course, found)), wanted), case
         assert found.stray() == 0, case
         assert np.isfinite(wanted[0].parameters).all()
 
 
-@pytest.mark.parametrize("job", [every_job(PENALISED), every_job(Optimizer("momentum"), dropout=0.25)], ids=EVERY_IDS)
-def test_other_kernels_stay_inside_their_buffers(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("spec", [every_job(PENALISED), every_job(Optimizer("momentum"), dropout=0.25)], ids=EVERY_IDS)
+def test_other_kernels_stay_inside_their_buffers(spec: EngineSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     found = zones_around_engines(monkeypatch)
-    course = make_course(job.network, rows=30, batch=7)
+    course = make_course(spec.network, rows=30, batch=7)
     for tail in (0, cpu_plan.TAIL_WEIGHTS):
         monkeypatch.setattr(cpu_plan, "TAIL_WEIGHTS", tail)
-        state, results, z = outcome(job, guarded_course(course, found))
+        state, results, z = outcome(spec, guarded_course(course, found))
         assert found.stray() == 0
         assert all(np.isfinite(array).all() for array in (state.parameters, state.slots, results.loss, z))
 
 
 def test_guard_zones_see_stray_writes_and_spoil_stray_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_plan, "TAIL_WEIGHTS", 0)
-    job = fused_job(threads=3)
-    course = make_course(job.network, rows=10, batch=7)
+    spec = fused_job(threads=3)
+    course = make_course(spec.network, rows=10, batch=7)
     found = zones_around_engines(monkeypatch)
-    engine = NumbaEngine(job)
+    engine = NumbaEngine(spec)
     assert len(found.all) == 6  # store, transposed, scratch, shared, and for predictions the arena and its gaps
-    engine.load(start_state(job))
+    engine.load(start_state(spec))
     engine.train(*course)
     assert len(found.all) == 13  # and arena, packed, the gaps of arena, packed and scratch, loss, correct
     assert found.stray() == 0
@@ -167,10 +169,10 @@ def test_guard_zones_see_stray_writes_and_spoil_stray_reads(monkeypatch: pytest.
 
     def strays_when(record: Any, field: str, at: int, value: int) -> None:
         """One step, before a NaN from a guard zone can be written unseen, with one place of the plan wrong."""
-        engine.load(start_state(job))
+        engine.load(start_state(spec))
         right = int(record[field][at])
         record[field][at] = value
-        engine.train(course.x, course.y, course.order[:7], course.rates[:1])
+        engine.train(course.x, course.y, course.indices[:7], course.learning_rates[:1])
         record[field][at] = right
         counts.append(found.stray())
 

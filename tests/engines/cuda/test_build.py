@@ -11,7 +11,7 @@ import pytest
 from benchmarks import cuda_build
 from fastmlp.engines.cuda import compiler
 from fastmlp.engines.cuda.engine import SHAPE, TILES
-from fastmlp.engines.cuda.kernels.programs import KERNELS, applied
+from fastmlp.engines.cuda.kernels.programs import KERNELS, apply_spec
 from fastmlp.files import read_json
 from fastmlp.nn.activations import ACTIVATIONS
 from fastmlp.nn.losses import LOSSES
@@ -35,7 +35,7 @@ def test_the_plain_kernels_fit_every_capability(monkeypatch: pytest.MonkeyPatch,
     compiler.compiled.cache_clear()
     for row in rows:
         shape = SHAPE if row.shape == "shape" else TILES["float32"]
-        kind = applied(cuda_build.PLAIN) if row.kernel == "apply" else cuda_build.PLAIN
+        kind = apply_spec(cuda_build.PLAIN) if row.kernel == "apply" else cuda_build.PLAIN
         assert compiler.compiled(row.kernel, kind, shape, row.capability) == row.built
 
 

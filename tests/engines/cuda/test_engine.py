@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.cuda import CLIPPED, JOB, check_evaluated, trained
+from support.cuda import CLIPPED, SPEC, check_evaluated, trained
 
 pytest.importorskip("greenlet", reason="the simulator of backend 'cuda' needs greenlet: pip install greenlet")
 
@@ -19,9 +19,9 @@ from support.engines import make_course, same_bits, start_state
 from support.tolerances import check_against_reference, check_course, expected
 
 import fastmlp.engines.cuda.kernels.passes
-from fastmlp.engines.base import Job
+from fastmlp.engines.base import EngineSpec
 from fastmlp.engines.cuda.engine import CudaEngine
-from fastmlp.engines.cuda.kernels.layout import ACTIVATION, COLUMNS, gathered, make_plan, places, spread
+from fastmlp.engines.cuda.kernels.layout import ACTIVATION, COLUMNS, make_layout, pad, padded_views, unpad
 from fastmlp.engines.cuda.kernels.programs import Shape
 from fastmlp.nn.activations import ACTIVATIONS
 from fastmlp.nn.network import Network
@@ -49,59 +49,62 @@ def tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_networks_that_order_activations_otherwise_share_a_kernel() -> None:
     """The table tells which activation a layer has, so the kernel need not be another."""
     for names in (("tanh", "relu", "tanh"), ("relu", "tanh", "tanh"), ("tanh", "tanh", "relu")):
-        plan = make_plan(Network((3, 4, 4, 4, 2), names), 8)
-        assert plan.activations == ("relu", "tanh")
-        of_layers = plan.table.reshape(-1, COLUMNS)[:-1, ACTIVATION]
-        assert tuple(plan.activations[number] for number in of_layers) == names
+        layout = make_layout(Network((3, 4, 4, 4, 2), names), 8)
+        assert layout.activations == ("relu", "tanh")
+        of_layers = layout.table.reshape(-1, COLUMNS)[:-1, ACTIVATION]
+        assert tuple(layout.activations[number] for number in of_layers) == names
 
 
-@pytest.mark.parametrize("job", [JOB, CLIPPED])
-def test_the_grid_and_the_order_of_threads_change_no_bit(job: Job, design: str) -> None:
-    wanted = trained(job, Runtime(1, 0))
+@pytest.mark.parametrize("spec", [SPEC, CLIPPED])
+def test_the_grid_and_the_order_of_threads_change_no_bit(spec: EngineSpec, design: str) -> None:
+    wanted = trained(spec, Runtime(1, 0))
     for blocks, seed in ((1, -5), (2, 1), (3, 8), (7, 3)):
-        assert same_bits(trained(job, Runtime(blocks, seed)), wanted)
+        assert same_bits(trained(spec, Runtime(blocks, seed)), wanted)
 
 
 def test_warps_of_all_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a device: 32 lanes a warp, two warps a block."""
     monkeypatch.setattr("fastmlp.engines.cuda.engine.SHAPE", Shape(64, 8))
-    course = make_course(JOB.network, 22, 9, epochs=1, weighted=True)
-    check_course(expected(JOB, start_state(JOB), course), *trained(JOB, Runtime(2, 1, ALL_LANES)))
+    course = make_course(SPEC.network, 22, 9, epochs=1, weighted=True)
+    check_course(expected(SPEC, start_state(SPEC), course), *trained(SPEC, Runtime(2, 1, ALL_LANES)))
 
 
-@pytest.mark.parametrize("job", [JOB, CLIPPED])
+@pytest.mark.parametrize("spec", [SPEC, CLIPPED])
 @pytest.mark.parametrize("seed", [0, -5, 3])
 def test_an_evaluation_equals_that_of_the_numpy_engine(
-    job: Job, seed: int, design: str, monkeypatch: pytest.MonkeyPatch
+    spec: EngineSpec, seed: int, design: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In one pass and in two, the second of few rows."""
-    course = make_course(job.network, 22, job.batch_size, epochs=1)
-    check_evaluated(job, course, Runtime(2, seed))
+    course = make_course(spec.network, 22, spec.batch_size, epochs=1)
+    check_evaluated(spec, course, Runtime(2, seed))
     monkeypatch.setattr("fastmlp.engines.cuda.engine.APPLIED", 20)
-    check_evaluated(job, course, Runtime(3, seed))
+    check_evaluated(spec, course, Runtime(3, seed))
 
 
 # Everything that a network and a training may have, each at least once; widths that are no multiple of a tile.
-LARGE: list[tuple[Job, dict[str, Any]]] = [
-    (Job(Network((13, 18, 5)), Optimizer("sgd"), batch_size=8), {"rate": 1e-4, "uint8": True}),
-    (Job(Network((13, 10)), Optimizer("adam"), batch_size=8), {"rows": 20}),
-    (Job(Network((13, 31, 29, 11), dropout=0.3, l2=0.1), Optimizer("momentum"), 7, 2**63 + 5), {"rows": 37, "weighted": True}),
+LARGE: list[tuple[EngineSpec, dict[str, Any]]] = [
+    (EngineSpec(Network((13, 18, 5)), Optimizer("sgd"), batch_size=8), {"rate": 1e-4, "uint8": True}),
+    (EngineSpec(Network((13, 10)), Optimizer("adam"), batch_size=8), {"rows": 20}),
     (
-        Job(Network((13, 18, 11, 5), l1=1e-2), Optimizer("adamw", weight_decay=0.3, clip_norm=2.0), 8),
+        EngineSpec(Network((13, 31, 29, 11), dropout=0.3, l2=0.1), Optimizer("momentum"), 7, 2**63 + 5),
+        {"rows": 37, "weighted": True},
+    ),
+    (
+        EngineSpec(Network((13, 18, 11, 5), l1=1e-2), Optimizer("adamw", weight_decay=0.3, clip_norm=2.0), 8),
         {"rows": 21, "rate": 0.003},
     ),
     (
-        Job(Network((7, *range(6, 15), 4), tuple(ACTIVATIONS), loss="squared-error"), Optimizer("nesterov"), 8),
+        EngineSpec(Network((7, *range(6, 15), 4), tuple(ACTIVATIONS), loss="squared-error"), Optimizer("nesterov"), 8),
         {"rows": 20, "targets": True, "rate": 0.01},
     ),
 ]
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("job", "of_course"), LARGE)
-def test_large_batches_train_and_predict_as_the_specification(job: Job, of_course: dict[str, Any], tiles: None) -> None:
-    course = make_course(job.network, **{"rows": 24, "batch": job.batch_size} | of_course)
-    check_against_reference("cuda", job, course)
+@pytest.mark.parametrize(("spec", "of_course"), LARGE)
+def test_large_batches_train_and_predict_as_the_specification(spec: EngineSpec, of_course: dict[str, Any], tiles: None) -> None:
+    course = make_course(spec.network, **{"rows": 24, "batch": spec.batch_size} | of_course)
+    check_against_reference("cuda", spec, course)
 
 
 def test_a_graph_is_recorded_once_for_all_epochs_of_a_size(tiles: None) -> None:
@@ -112,51 +115,51 @@ def test_a_graph_is_recorded_once_for_all_epochs_of_a_size(tiles: None) -> None:
             recorded.append(len(launches))
             return super().record(launches)
 
-    course = make_course(JOB.network, 22, 9, epochs=1)
-    engine = CudaEngine(JOB, Counted())
-    engine.load(start_state(JOB))
+    course = make_course(SPEC.network, 22, 9, epochs=1)
+    engine = CudaEngine(SPEC, Counted())
+    engine.load(start_state(SPEC))
     for change in (
         {},
-        {"order": course.order[::-1].copy()},
+        {"indices": course.indices[::-1].copy()},
         {"x": course.x.copy()},
-        {"order": course.order[:9], "rates": course.rates[:1]},
+        {"indices": course.indices[:9], "learning_rates": course.learning_rates[:1]},
     ):
         engine.train(*course._replace(**change))
     assert recorded == [21, 7]  # three steps of seven phases; one step
-    whole = CudaEngine(JOB, Runtime())
-    whole.load(start_state(JOB))
-    for order in (course.order, course.order[::-1].copy(), course.order, course.order[:9]):
-        whole.train(*course._replace(order=order, rates=course.rates[: -(-len(order) // 9)]))
+    whole = CudaEngine(SPEC, Runtime())
+    whole.load(start_state(SPEC))
+    for indices in (course.indices, course.indices[::-1].copy(), course.indices, course.indices[:9]):
+        whole.train(*course._replace(indices=indices, learning_rates=course.learning_rates[: -(-len(indices) // 9)]))
     assert same_bits(engine.state(), whole.state())
 
 
 def test_parameters_there_and_back() -> None:
     network = Network((13, 18, 5))
-    vector = start_state(Job(network, Optimizer())).parameters
-    whole = spread(network, vector, make_plan(network, 1).parameters)
-    assert same_bits(gathered(network, whole), vector)
+    vector = start_state(EngineSpec(network, Optimizer())).parameters
+    whole = pad(network, vector, make_layout(network, 1).parameters)
+    assert same_bits(unpad(network, whole), vector)
     assert np.count_nonzero(whole) == np.count_nonzero(vector)
-    assert [w.shape for w, _ in places(network, whole)] == [(13, 18), (18, 5)]
+    assert [w.shape for w, _ in padded_views(network, whole)] == [(13, 18), (18, 5)]
 
 
 def test_what_is_padded_stays_zero(design: str) -> None:
-    engine = CudaEngine(JOB, Runtime())
-    engine.load(start_state(JOB))
-    engine.train(*make_course(JOB.network, 22, 9))
+    engine = CudaEngine(SPEC, Runtime())
+    engine.load(start_state(SPEC))
+    engine.train(*make_course(SPEC.network, 22, 9))
     for name in ("parameters", "m"):
         whole = engine.handles[name]
         beyond = np.ones(len(whole), bool)
-        for w, b in places(JOB.network, beyond):
+        for w, b in padded_views(SPEC.network, beyond):
             w[:] = b[:] = False
         assert not whole[beyond].any()
         assert whole[~beyond].all()
 
 
 def test_dropout_masks_are_those_of_the_specification() -> None:
-    kept = fastmlp.engines.cuda.kernels.passes.make_kept(FEW_LANES)
+    is_kept = fastmlp.engines.cuda.kernels.passes.make_is_kept(FEW_LANES)
     seed = 2**63 + 5
     wanted = keep_mask(seed, 1_000_000, 1, 3, 9, 0.3)
-    found = [[kept(np.uint64(seed), 1_000_000, 1, m, n, drop_threshold(0.3)) for n in range(9)] for m in range(3)]
+    found = [[is_kept(np.uint64(seed), 1_000_000, 1, m, n, drop_threshold(0.3)) for n in range(9)] for m in range(3)]
     assert np.array_equal(found, wanted)
 
 
@@ -172,9 +175,9 @@ def test_rows_stay_on_the_device_until_others_come() -> None:
             put.append(array.nbytes)
             super().fill(handle, array, first)
 
-    course = make_course(JOB.network, 2000, 9, epochs=1)._replace(order=np.arange(9), rates=np.full(1, 0.1))
-    engine = CudaEngine(JOB, Counted())
-    engine.load(start_state(JOB))
+    course = make_course(SPEC.network, 2000, 9, epochs=1)._replace(indices=np.arange(9), learning_rates=np.full(1, 0.1))
+    engine = CudaEngine(SPEC, Counted())
+    engine.load(start_state(SPEC))
     for x, copies in ((course.x, 1), (course.x, 0), (course.x.copy(), 1)):
         put.clear()
         engine.train(*course._replace(x=x))

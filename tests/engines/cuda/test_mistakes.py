@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("greenlet", reason="the simulator of backend 'cuda' needs greenlet: pip install greenlet")
 
 from support import cuda_simulator
-from support.cuda import CLIPPED, JOB, ROUNDED, SMALL_TILES, check_evaluated, check_product, trained
+from support.cuda import CLIPPED, ROUNDED, SMALL_TILES, SPEC, check_evaluated, check_product, trained
 from support.cuda_simulator import Runtime, StuckError
 from support.engines import make_course, start_state
 from support.tolerances import check_course, expected
@@ -43,8 +43,8 @@ PLANTED = {
     ),
     "losses of an evaluation that begin at its first row": (
         "programs",
-        "hot, cold, order, loss, start, rows, arena, loss, correct)\n\n    return apply",
-        "hot, cold, order, loss, 0, rows, arena, loss, correct)\n\n    return apply",
+        "on_value, off_value, indices, loss, start, rows, arena, loss, correct)\n\n    return apply",
+        "on_value, off_value, indices, loss, 0, rows, arena, loss, correct)\n\n    return apply",
     ),
     "a barrier for the first thread alone": (
         "passes",
@@ -69,8 +69,8 @@ PLANTED = {
     ),
     "rows read before they are staged": (
         "warps",
-        "(four[0], four[1], four[2], four[3]))\n        cuda.syncthreads()",
-        "(four[0], four[1], four[2], four[3]))",
+        "(quad[0], quad[1], quad[2], quad[3]))\n        cuda.syncthreads()",
+        "(quad[0], quad[1], quad[2], quad[3]))",
     ),
     "weights updated while delta reads them": (
         "programs",
@@ -84,8 +84,8 @@ PLANTED = {
     ),
     "a tile forgotten": (
         "warps",
-        "divide(rows + HIGH - 1, HIGH) * columns\n        sums, places",
-        "divide(rows, HIGH) * columns\n        sums, places",
+        "divide(rows + HIGH - 1, HIGH) * columns\n        sums, row_indices",
+        "divide(rows, HIGH) * columns\n        sums, row_indices",
     ),
     "the norm of half the gradient": (
         "passes",
@@ -108,8 +108,8 @@ PLANTED = {
     "operands that are not rounded": ("tensor_cores", "number_of(tf32_of(held[i]))", "held[i]"),
     "the terms of a word exchanged in one factor": (
         "tiles",
-        "store(shared, base + (divide(four, packed) + j) * apart + line, word(held, at, at + packed - 1))",
-        "store(shared, base + (divide(four, packed) + j) * apart + line, word(held, at + packed - 1, at))",
+        "store(shared, base + (divide(quad, packed) + j) * apart + line, word(held, at, at + packed - 1))",
+        "store(shared, base + (divide(quad, packed) + j) * apart + line, word(held, at + packed - 1, at))",
     ),
     "rows of a piece exchanged": (
         "tensor_cores",
@@ -158,14 +158,14 @@ def test_planted_mistakes_are_caught(planted: None, request: pytest.FixtureReque
     if where in ("tiles", "tiled"):
         monkeypatch.setattr("fastmlp.engines.cuda.engine.SMALL_BATCH", 0)
     monkeypatch.setattr("fastmlp.engines.cuda.engine.APPLIED", 16)  # an evaluation makes two passes
-    for job in (JOB, CLIPPED):
-        course = make_course(job.network, 22, job.batch_size, epochs=1, weighted=True)
-        want = expected(job, start_state(job), course)
+    for spec in (SPEC, CLIPPED):
+        course = make_course(spec.network, 22, spec.batch_size, epochs=1, weighted=True)
+        want = expected(spec, start_state(spec), course)
         for seed in (0, -9, 1, 5, 9):
             try:
                 runtime = Runtime(2, seed)
-                check_course(want, *trained(job, runtime))
-                check_evaluated(job, course, runtime)
+                check_course(want, *trained(spec, runtime))
+                check_evaluated(spec, course, runtime)
             except (AssertionError, StuckError, IndexError):
                 return
     pytest.fail("the mistake went through")

@@ -18,11 +18,11 @@ pytest.importorskip("greenlet", reason="the simulator of backend 'cuda' needs gr
 
 from support import cuda_simulator
 from support.cuda_simulator import ALL_LANES, FEW_LANES, Runtime
-from support.engines import Course, exact_job, same_bits, start_state
+from support.engines import Course, exact_spec, same_bits, start_state
 from support.tolerances import ELEMENTWISE, EPS, excess
 
 from fastmlp.engines import BACKENDS, make_engine
-from fastmlp.engines.base import PRECISIONS, Job
+from fastmlp.engines.base import PRECISIONS, EngineSpec
 from fastmlp.engines.cuda.engine import TILES, CudaEngine
 from fastmlp.engines.cuda.kernels.tensor_cores import MMA_TILES
 from fastmlp.engines.cuda.kernels.tiled import make_arithmetic
@@ -118,11 +118,11 @@ def check_step(precision: str, seed: int, rows: int = ROWS) -> tuple[float, floa
 
     And by much more than those of float32 are: else it was not computed in this precision.
     """
-    job = Job(NETWORK, Optimizer("sgd"), batch_size=rows, precision=precision)
-    course, start = course_of(rows), start_state(job)
+    spec = EngineSpec(NETWORK, Optimizer("sgd"), batch_size=rows, precision=precision)
+    course, start = course_of(rows), start_state(spec)
     words = FEW_LANES if precision == "float32" else ALL_LANES
-    plain = dataclasses.replace(job, precision="float32")
-    engines = CudaEngine(job, Runtime(3, seed, words)), NumpyEngine(exact_job(job)), NumpyEngine(plain)
+    plain = dataclasses.replace(spec, precision="float32")
+    engines = CudaEngine(spec, Runtime(3, seed, words)), NumpyEngine(exact_spec(spec)), NumpyEngine(plain)
     ends = []
     for engine in engines:
         engine.load(start)
@@ -147,10 +147,10 @@ def test_a_step_is_within_the_bound_of_its_precision(precision: str) -> None:
 @pytest.mark.parametrize("precision", ROUNDED)
 def test_what_is_rounded_already_is_multiplied_as_in_float32(precision: str) -> None:
     network = Network((NETWORK.sizes[0], 13))
-    job, x = Job(network, Optimizer("sgd"), precision=precision), rounded(precision, course_of(ROWS).x)
-    start = start_state(job)
+    spec, x = EngineSpec(network, Optimizer("sgd"), precision=precision), rounded(precision, course_of(ROWS).x)
+    start = start_state(spec)
     start = start._replace(parameters=rounded(precision, start.parameters))
-    engine = CudaEngine(job, Runtime(2, 3, ALL_LANES))
+    engine = CudaEngine(spec, Runtime(2, 3, ALL_LANES))
     engine.load(start)
     ((w, b),) = network.views(start.parameters.astype(np.float64))
     assert excess(engine.forward(x), x @ w + b, product_bound(with_ones(x), np.r_[w, b[None]], 0.0)) == 0
@@ -170,13 +170,13 @@ def test_no_phase_multiplies_in_float32(precision: str, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("precision", ROUNDED)
 def test_the_grid_and_the_order_of_threads_change_no_bit(precision: str) -> None:
     network = Network((20, 18, 5), "relu", dropout=0.3, l2=0.1)
-    job = Job(network, Optimizer("adamw", clip_norm=1.0), batch_size=9, seed=7, precision=precision)
+    spec = EngineSpec(network, Optimizer("adamw", clip_norm=1.0), batch_size=9, seed=7, precision=precision)
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 256, (9, 20), np.uint8), rng.integers(0, 5, 9).astype(np.int32)
     ends = []
     for blocks, seed in ((1, 0), (2, -5), (3, 8)):
-        engine = CudaEngine(job, Runtime(blocks, seed, ALL_LANES))
-        engine.load(start_state(job))
+        engine = CudaEngine(spec, Runtime(blocks, seed, ALL_LANES))
+        engine.load(start_state(spec))
         results = engine.train(x, y, np.arange(9), np.full(1, 1e-3))
         ends.append((engine.state(), results))
     assert np.isfinite(ends[0][0].parameters).all()
@@ -191,15 +191,15 @@ def test_the_grid_and_the_order_of_threads_change_no_bit(precision: str) -> None
 @pytest.mark.parametrize("precision", ROUNDED)
 def test_other_engines_refuse(backend: str, precision: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        make_engine(backend, Job(NETWORK, Optimizer(), precision=precision))
+        make_engine(backend, EngineSpec(NETWORK, Optimizer(), precision=precision))
     assert str(caught.value) == f"precision {precision} is for backend cuda alone, not {backend}; give --backend cuda"
 
 
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(ConfigError, match="unknown precision 'tf23'; did you mean 'tf32'"):
-        make_engine("cuda", Job(NETWORK, Optimizer(), precision="tf23"))
+        make_engine("cuda", EngineSpec(NETWORK, Optimizer(), precision="tf23"))
     with pytest.raises(ConfigError, match="unknown backend 'cud'"):
-        make_engine("cud", Job(NETWORK, Optimizer(), precision="tf32"))
+        make_engine("cud", EngineSpec(NETWORK, Optimizer(), precision="tf32"))
 
 
 def test_a_gpu_without_these_tensor_cores_is_refused() -> None:
@@ -208,14 +208,14 @@ def test_a_gpu_without_these_tensor_cores_is_refused() -> None:
 
     for precision in ROUNDED:
         with pytest.raises(UnavailableError) as caught:
-            CudaEngine(Job(NETWORK, Optimizer(), precision=precision), Old())
+            CudaEngine(EngineSpec(NETWORK, Optimizer(), precision=precision), Old())
         assert str(caught.value) == (
             f"precision {precision} needs a GPU of compute capability 8.0 or more, and simulated Turing has 7.5; "
             "use precision 'float32'"
         )
-    CudaEngine(Job(NETWORK, Optimizer()), Old())
+    CudaEngine(EngineSpec(NETWORK, Optimizer()), Old())
 
 
 def test_every_precision_has_a_tile() -> None:
     assert set(TILES) == set(PRECISIONS) == {"float32", *ROUNDED}
-    assert {field.name: field.default for field in dataclasses.fields(Job)}["precision"] == "float32"
+    assert {field.name: field.default for field in dataclasses.fields(EngineSpec)}["precision"] == "float32"

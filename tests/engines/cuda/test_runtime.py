@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("greenlet", reason="the simulator of backend 'cuda' needs greenlet: pip install greenlet")
 
 from support.cli import call, forget_settings, ok, refused
-from support.cuda import CLIPPED, JOB
+from support.cuda import CLIPPED, SPEC
 from support.cuda_simulator import ALL_LANES
 from support.cuda_simulator import Runtime as Simulated
 from support.engines import make_course, same_bits, start_state
@@ -21,7 +21,7 @@ from support.fake_driver import WHOLE_MEMORY, FakeDriver, Result, stand_in
 from support.tolerances import check_course, expected
 
 from fastmlp.engines import fastest
-from fastmlp.engines.base import Job
+from fastmlp.engines.base import EngineSpec
 from fastmlp.engines.cuda import compiler, load_cuda, load_driver
 from fastmlp.engines.cuda.compiler import Built, packed, unpacked
 from fastmlp.engines.cuda.engine import CudaEngine, usable
@@ -40,16 +40,16 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
 
 
 @pytest.mark.parametrize("small", [256, 0])
-@pytest.mark.parametrize("job", [JOB, CLIPPED])
-def test_an_engine_over_the_driver(job: Job, small: int, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("spec", [SPEC, CLIPPED])
+def test_an_engine_over_the_driver(spec: EngineSpec, small: int, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     """All arguments arrive as they were meant, for training in one launch and as a graph, and for prediction."""
     monkeypatch.setattr("fastmlp.engines.cuda.engine.SMALL_BATCH", small)
-    course = make_course(job.network, 22, job.batch_size, epochs=1, weighted=True)
-    engine, other = (CudaEngine(job, one) for one in (Runtime(driver), Simulated(3, 2, ALL_LANES)))
+    course = make_course(spec.network, 22, spec.batch_size, epochs=1, weighted=True)
+    engine, other = (CudaEngine(spec, one) for one in (Runtime(driver), Simulated(3, 2, ALL_LANES)))
     for one in (engine, other):
-        one.load(start_state(job))
+        one.load(start_state(spec))
     results = engine.train(*course)
-    check_course(expected(job, start_state(job), course), engine.state(), results)
+    check_course(expected(spec, start_state(spec), course), engine.state(), results)
     assert same_bits(other.train(*course), results)
     assert same_bits(other.state(), engine.state())
     assert same_bits(other.forward(course.x), engine.forward(course.x))
@@ -63,8 +63,8 @@ def test_an_engine_over_the_driver(job: Job, small: int, driver: FakeDriver, mon
 
 
 def test_held_rows_are_freed_with_their_handle(driver: FakeDriver) -> None:
-    course, engine = make_course(JOB.network, 22), CudaEngine(JOB, Runtime(driver))
-    engine.load(start_state(JOB))
+    course, engine = make_course(SPEC.network, 22), CudaEngine(SPEC, Runtime(driver))
+    engine.load(start_state(SPEC))
     engine.evaluate(engine.hold(course.x, course.y))
     gc.collect()
     before = driver.used()
@@ -111,9 +111,9 @@ def test_memory_that_is_full_tells_how_much_is_wanted_and_free(driver: FakeDrive
     "function", ["cuMemAlloc", "cuMemcpyHtoD", "cuMemcpyDtoH", "cuModuleLoadData", "cuLaunchCooperativeKernel"]
 )
 def test_a_device_that_fails_is_a_line(function: str, driver: FakeDriver) -> None:
-    course = make_course(JOB.network, 22, 9, epochs=1)
-    engine = CudaEngine(JOB, Runtime(driver))
-    engine.load(start_state(JOB))
+    course = make_course(SPEC.network, 22, 9, epochs=1)
+    engine = CudaEngine(SPEC, Runtime(driver))
+    engine.load(start_state(SPEC))
     driver.fails[function] = Result.LAUNCH_FAILED
     with pytest.raises(
         UnavailableError,
@@ -123,11 +123,11 @@ def test_a_device_that_fails_is_a_line(function: str, driver: FakeDriver) -> Non
 
 
 def test_kernels_that_the_driver_cannot_load_tell_what_to_install(driver: FakeDriver) -> None:
-    engine = CudaEngine(JOB, Runtime(driver))
-    engine.load(start_state(JOB))
+    engine = CudaEngine(SPEC, Runtime(driver))
+    engine.load(start_state(SPEC))
     driver.fails["cuModuleLoadData"] = Result.NO_BINARY_FOR_GPU
     with pytest.raises(UnavailableError, match=r"kernels may be newer than the driver: pip install 'fastmlp\[cuda13\]'"):
-        engine.train(*make_course(JOB.network, 22, 9, epochs=1))
+        engine.train(*make_course(SPEC.network, 22, 9, epochs=1))
 
 
 def test_a_driver_that_is_too_old(driver: FakeDriver) -> None:
@@ -144,16 +144,16 @@ def test_of_a_graph_that_fails_the_first_error_is_told_and_nothing_is_left(
 ) -> None:
     """Whatever the driver says to what is done after it."""
     monkeypatch.setattr("fastmlp.engines.cuda.engine.SMALL_BATCH", 0)
-    engine = CudaEngine(JOB, Runtime(driver))
-    engine.load(start_state(JOB))
+    engine = CudaEngine(SPEC, Runtime(driver))
+    engine.load(start_state(SPEC))
     driver.fails = {function: Result.OUT_OF_MEMORY}
     with pytest.raises(UnavailableError, match=rf"^the GPU failed in {function}: .* \(error 2\); use backend 'numba'"):
-        engine.train(*make_course(JOB.network, 22, 9, epochs=1))
+        engine.train(*make_course(SPEC.network, 22, 9, epochs=1))
     gc.collect()
     assert (driver.graphs, driver.contexts) == (function == "cuGraphLaunch", [])  # a whole graph is kept
     driver.fails |= {"cuGraphDestroy": Result.LAUNCH_FAILED, "cuCtxPopCurrent": Result.NO_DEVICE}
     with pytest.raises(UnavailableError, match=rf"^the GPU failed in {function}: "):
-        engine.train(*make_course(JOB.network, 22, 9, epochs=1))
+        engine.train(*make_course(SPEC.network, 22, 9, epochs=1))
 
 
 def test_an_array_that_is_given_back_while_a_graph_is_built_does_not_disturb_it(driver: FakeDriver) -> None:
@@ -184,9 +184,9 @@ def test_the_device_that_the_caller_uses_is_current_again_after_every_call(drive
     """Another library's device, say; and each call, that of a destructor too, has ours while it works."""
     runtime = Runtime(driver)
     driver.contexts = ["another library's"]
-    engine = CudaEngine(JOB, runtime)
-    engine.load(start_state(JOB))
-    engine.train(*make_course(JOB.network, 22, 9, epochs=1))
+    engine = CudaEngine(SPEC, runtime)
+    engine.load(start_state(SPEC))
+    engine.train(*make_course(SPEC.network, 22, 9, epochs=1))
     graph = runtime.record([])
     graph()
     runtime.wait()
@@ -241,11 +241,11 @@ def test_an_error_that_is_newer_than_the_bindings_is_a_line_and_leaves_the_calle
 
 def chosen(monkeypatch: pytest.MonkeyPatch, runtime: Any) -> str:
     """The engine that auto takes, with another device for the real one."""
-    monkeypatch.setattr("fastmlp.engines.cuda.engine.the_runtime", runtime)
+    monkeypatch.setattr("fastmlp.engines.cuda.engine.default_runtime", runtime)
     monkeypatch.setattr("fastmlp.engines.cuda.engine.usable", usable)  # in a simulation it is another
     usable.cache_clear()
     try:
-        return fastest(JOB)
+        return fastest(SPEC)
     finally:
         usable.cache_clear()
 
@@ -315,7 +315,7 @@ def test_a_kernel_that_cannot_be_compiled_is_a_line(monkeypatch: pytest.MonkeyPa
         raise ValueError("NVVM:\n no such thing")
 
     monkeypatch.setattr(compiler, "lowered", broken)
-    kind = CudaEngine(JOB, Simulated()).kind(np.empty((1, 20), np.float32), np.empty(1))
+    kind = CudaEngine(SPEC, Simulated()).kernel_spec(np.empty((1, 20), np.float32), np.empty(1))
     with pytest.raises(
         UnavailableError, match=r"compute capability 6.1 could not be compiled \(ValueError: NVVM: no such thing\); use backend"
     ):
@@ -323,9 +323,9 @@ def test_a_kernel_that_cannot_be_compiled_is_a_line(monkeypatch: pytest.MonkeyPa
 
 
 def test_an_argument_of_another_type_is_refused(driver: FakeDriver) -> None:
-    engine = CudaEngine(JOB, Runtime(driver))
-    engine.load(start_state(JOB))
-    course = make_course(JOB.network, 22, 9, epochs=1)
+    engine = CudaEngine(SPEC, Runtime(driver))
+    engine.load(start_state(SPEC))
+    course = make_course(SPEC.network, 22, 9, epochs=1)
     with pytest.raises(TypeError, match=r"argument 4 of a kernel is float64\[\], not float32\[\]"):
         engine.train(*course._replace(x=course.x.astype(np.float64)))
 
@@ -368,7 +368,7 @@ class Dying(Simulated):
 def test_a_lost_device_leaves_checkpoints_and_the_process(
     flags: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("fastmlp.engines.cuda.engine.the_runtime", Dying)
+    monkeypatch.setattr("fastmlp.engines.cuda.engine.default_runtime", Dying)
     line = refused(4, "train", "-q", "--backend", "cuda", *flags, "--out", tmp_path / "a")
     assert line == "the GPU failed in cuLaunchKernel: lost (error 719); use backend 'numba'"
     check_what_is_left(tmp_path / "a", flags)
@@ -386,7 +386,7 @@ class Interrupted(Simulated):
 def test_ctrl_c_leaves_the_best_weights_checkpoints_and_the_process(
     flags: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("fastmlp.engines.cuda.engine.the_runtime", Interrupted)
+    monkeypatch.setattr("fastmlp.engines.cuda.engine.default_runtime", Interrupted)
     result = call("train", "--backend", "cuda", *flags, "--out", tmp_path / "a")
     assert result.exit_code == 130
     assert "interrupted after epoch" in result.stderr

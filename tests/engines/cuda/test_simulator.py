@@ -13,7 +13,7 @@ pytest.importorskip("greenlet", reason="the simulator of backend 'cuda' needs gr
 from support import cuda_simulator
 from support.cuda_simulator import ALL_LANES, FEW_LANES, StuckError
 
-from fastmlp.engines.cuda.kernels import WORDS
+from fastmlp.engines.cuda.kernels import DEVICE_API
 from fastmlp.engines.cuda.kernels.passes import make_barrier
 from fastmlp.engines.cuda.kernels.programs import PLAIN, arguments_of
 
@@ -22,14 +22,14 @@ pytestmark = pytest.mark.full
 
 def test_the_simulator_has_every_word() -> None:
     for words in (FEW_LANES, ALL_LANES):
-        assert set(WORDS) <= set(vars(words)) | {"kernel"}
+        assert set(DEVICE_API) <= set(vars(words)) | {"kernel"}
 
 
 @pytest.mark.skipif(importlib.util.find_spec("numba_cuda") is None, reason="numba-cuda is not installed")
 def test_a_device_has_every_word() -> None:
     from fastmlp.engines.cuda.kernels import device
 
-    assert set(WORDS) <= set(vars(device))
+    assert set(DEVICE_API) <= set(vars(device))
 
 
 def test_a_barrier_counts_beyond_32_bits() -> None:

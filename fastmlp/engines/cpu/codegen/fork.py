@@ -29,7 +29,7 @@ LOOK_SECONDS = 0.005
 
 
 @contextmanager
-def compiled_beside(kernel: Any, args: tuple[Any, ...]) -> Iterator[bool]:
+def compiled_in_fork(kernel: Any, args: tuple[Any, ...]) -> Iterator[bool]:
     """A block in which a kernel of `compiler.cached` is compiled by another process, for arguments of these types.
 
     Yields whether that happens: not if the kernel is there already, or could not be handed over. After the block the cache
@@ -52,7 +52,7 @@ def compiled_beside(kernel: Any, args: tuple[Any, ...]) -> Iterator[bool]:
         deadline = time.monotonic() + PATIENCE
     finally:
         if child is not None:
-            see_off(child, deadline)
+            reap(child, deadline)
 
 
 def forked(kernel: Any, signature: tuple[Any, ...]) -> int | None:
@@ -80,7 +80,7 @@ def compile_and_exit(kernel: Any, signature: tuple[Any, ...]) -> NoReturn:
         os._exit(0)
 
 
-def see_off(child: int, deadline: float) -> None:
+def reap(child: int, deadline: float) -> None:
     """Wait for a process until a time of the monotonic clock, then end it."""
     while not ended(child):
         if time.monotonic() >= deadline:

@@ -18,7 +18,7 @@ from fastmlp.engines.cpu.codegen.simd import INT32, INT64, VectorBuilder, emit_s
 from fastmlp.nn.philox import MASK32, SHIFT32, philox4x32
 
 
-class Words:
+class U32Vector:
     """Vectors of 32-bit words, each word held in 64 bits, with the operators that `philox4x32` has for numbers.
 
     Several vectors at once, because a draw is one long chain of operations, and a core keeps its units busy only with others
@@ -31,33 +31,33 @@ class Words:
         self.builder = builder
         self.vectors = vectors
 
-    def all(self, operation: Callable[..., Any], other: Words | np.uint64) -> Words:
+    def all(self, operation: Callable[..., Any], other: U32Vector | np.uint64) -> U32Vector:
         """The operation of each vector with the other's, or with a number in every lane."""
-        if isinstance(other, Words):
-            return Words(self.builder, [operation(*pair) for pair in zip(self.vectors, other.vectors, strict=True)])
+        if isinstance(other, U32Vector):
+            return U32Vector(self.builder, [operation(*pair) for pair in zip(self.vectors, other.vectors, strict=True)])
         kind = self.vectors[0].type
         number = ir.Constant(kind, [int(other)] * kind.count)
-        return Words(self.builder, [operation(vector, number) for vector in self.vectors])
+        return U32Vector(self.builder, [operation(vector, number) for vector in self.vectors])
 
-    def __add__(self, other: Words | np.uint64) -> Words:
+    def __add__(self, other: U32Vector | np.uint64) -> U32Vector:
         return self.all(self.builder.add, other)
 
-    def __rmul__(self, other: np.uint64) -> Words:
+    def __rmul__(self, other: np.uint64) -> U32Vector:
         return self.all(self.builder.mul, other)
 
-    def __and__(self, other: np.uint64) -> Words:
+    def __and__(self, other: np.uint64) -> U32Vector:
         return self.all(self.builder.and_, other)
 
-    def __or__(self, other: Words) -> Words:
+    def __or__(self, other: U32Vector) -> U32Vector:
         return self.all(self.builder.or_, other)
 
-    def __lshift__(self, other: np.uint64) -> Words:
+    def __lshift__(self, other: np.uint64) -> U32Vector:
         return self.all(self.builder.shl, other)
 
-    def __rshift__(self, other: np.uint64) -> Words:
+    def __rshift__(self, other: np.uint64) -> U32Vector:
         return self.all(self.builder.lshr, other)
 
-    def __xor__(self, other: Words) -> Words:
+    def __xor__(self, other: U32Vector) -> U32Vector:
         return self.all(self.builder.xor, other)
 
 
@@ -69,8 +69,8 @@ def emit_words(builder: Any, rows: int, count: int, place: Any) -> list[list[Any
     kind = ir.VectorType(INT64, count)
     group, row, layer, step, seed = (emit_spread(builder, number, kind) for number in place)
 
-    def each(vector: Any, rise: int = 0) -> Words:
-        return Words(builder, [builder.add(vector, ir.Constant(kind, [rise * i] * count)) for i in range(rows)])
+    def each(vector: Any, rise: int = 0) -> U32Vector:
+        return U32Vector(builder, [builder.add(vector, ir.Constant(kind, [rise * i] * count)) for i in range(rows)])
 
     lanes = ir.Constant(kind, list(range(count)))
     c0, c1, c2, c3 = (one & MASK32 for one in (each(builder.add(group, lanes)), each(row, 1), each(layer), each(step)))

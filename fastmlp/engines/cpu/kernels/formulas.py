@@ -28,7 +28,7 @@ ZERO = np.float32(0)
 SCALAR_COUNT = len(SCALARS)
 
 
-class Code(NamedTuple):
+class KernelTable(NamedTuple):
     """What the training and prediction kernels call for one network: addresses, 0 for what it does without.
 
     product : see `product_address`
@@ -52,11 +52,13 @@ class Code(NamedTuple):
     in_registers: bool
 
 
-NO_CODE = Code(0, 0, 0, 0, 0, 0, 0, np.empty(0, np.int64), False)
+NO_KERNELS = KernelTable(0, 0, 0, 0, 0, 0, 0, np.empty(0, np.int64), False)
 
 
-def prediction_code(network: Network, pixels: npt.DTypeLike, lanes: int, fused: bool = True, scaled: bool = True) -> Code:
-    """What prediction calls for rows of the type `pixels`; `fused` as in `training_code`.
+def prediction_table(
+    network: Network, pixels: npt.DTypeLike, lanes: int, fused: bool = True, scaled: bool = True
+) -> KernelTable:
+    """What prediction calls for rows of the type `pixels`; `fused` as in `training_table`.
 
     scaled : whether the rows are scaled; without it they must be float32, and are taken as they are
     """
@@ -64,10 +66,10 @@ def prediction_code(network: Network, pixels: npt.DTypeLike, lanes: int, fused: 
         0 if fused and layer.activation in FUSED else activation_address(layer.activation) for layer in network.layers[:-1]
     ]
     scale = scale_address(np.dtype(pixels).name) if scaled else 0
-    return Code(product_address(lanes), 0, scale, 0, 0, 0, 0, np.array(activations, np.int64), False)
+    return KernelTable(product_address(lanes), 0, scale, 0, 0, 0, 0, np.array(activations, np.int64), False)
 
 
-def training_code(
+def training_table(
     network: Network,
     rule: str,
     clip: bool,
@@ -75,21 +77,21 @@ def training_code(
     lanes: int,
     fused: bool = True,
     scaled: bool = True,
-) -> Code:
+) -> KernelTable:
     """What training calls for rows of the type `pixels` (uint8 or float32).
 
     rule : name of the update rule
     clip : whether the gradient is clipped
     fused : whether activations and updates may run as epilogues of the tiles; without it everything runs, slower
-    scaled : as in `prediction_code`
+    scaled : as in `prediction_table`
     """
     in_registers, penalised = fused and not clip, network.l1 > 0 or network.l2 > 0
     dropped = [layer.dropout > 0 for layer in network.layers[:-1]]
-    code = prediction_code(network, pixels, lanes, fused, scaled)
+    table = prediction_table(network, pixels, lanes, fused, scaled)
     for number, (layer, drops) in enumerate(zip(network.layers[:-1], dropped, strict=True)):
         if drops and layer.activation == "linear":  # the slope of a unit that may be dropped needs a place
-            code.activations[number] = activation_address("linear")
-    return code._replace(
+            table.activations[number] = activation_address("linear")
+    return table._replace(
         gradient=gradient_address(lanes, rule if in_registers else "", penalised and in_registers),
         loss=loss_address(network, lanes),
         update=update_address(rule),

@@ -22,7 +22,7 @@ FEW_OUTPUTS = {16: 10, 8: 10, 4: 0}  # by lanes; LLVM unrolls no loop over more,
 MANY_ROWS = 16  # a multiple of long vectors
 LABELS_AHEAD = 16  # rows: about a microsecond of losses, and no more than a processor can wait for at once
 # A block holds a column for each row: z, targets and dz, and then
-LOSS, SCALE, LABEL, HIT, BESIDES = range(5)
+LOSS, SCALE, LABEL, CORRECT, EXTRAS = range(5)
 
 INTEGERS, FLOATS = 11, 2  # arguments of the kernel
 
@@ -34,7 +34,7 @@ def loss_side(network: Network, lanes: int) -> int:
 
 def block_size(n: int, side: int) -> int:
     """Floats of a block of `side` rows of n outputs."""
-    return (3 * n + BESIDES) * side
+    return (3 * n + EXTRAS) * side
 
 
 def loss_block(network: Network, lanes: int) -> int:
@@ -43,13 +43,13 @@ def loss_block(network: Network, lanes: int) -> int:
 
 
 def loss_address(network: Network, lanes: int) -> int:
-    """Address of losses(block, z, dz, ld, rows, sources, labels, targets, scales, row_loss, correct, hot, cold).
+    """Address of losses(block, z, dz, ld, rows, sources, labels, targets, scales, row_loss, correct, on_value, off_value).
 
-    Loss, hit and dz of some rows, by `nn.losses.LOSSES`. All but the last two are addresses and sizes: a block of `loss_block`
-    floats to work on; z and dz (0: not wanted) of the first row, ld floats from row to row; the rows' places in the data
-    (int64; 0: in order); there the labels (int32), or 0 and the targets (float32); for each row what its dz is multiplied by
-    (float32, not read without dz), its loss (float32) and whether the first largest z is that of its class (bool, False
-    without labels). hot and cold are the targets of a row's class and of the others.
+    Loss, correctness and dz of some rows, by `nn.losses.LOSSES`. All but the last two are addresses and sizes: a block of
+    `loss_block` floats as workspace; z and dz (0: not wanted) of the first row, with leading dimension ld; the indices of the
+    rows in the data (int64; 0: consecutive); the labels (int32) of the data, or 0 and its targets (float32); and for each row
+    the factor of its dz (float32, not read without dz), its loss (float32) and whether the first largest z is that of its
+    class (bool, False without labels). on_value and off_value are the targets of a row's class and of the others.
     """
     return loss_of_rows(network.loss, network.output or "", network.sizes[-1], loss_side(network, lanes))
 
@@ -80,25 +80,27 @@ def loss_of_rows(loss: str, output: str, n: int, side: int) -> int:
 def make_losses(loss: str, output: str, n: int, side: int) -> Callable[..., None]:
     """The kernel, not compiled yet."""
     fill, compute = make_fill(n, side), make_compute(compiled_with_callees(LOSSES[loss][output]), n, side)
-    beside, size = 3 * n * side, block_size(n, side)
+    extra, size = 3 * n * side, block_size(n, side)
 
-    def losses(block, z, dz, ld, rows, sources, labels, targets, scales, row_loss, correct, hot, cold):
+    def losses(block, z, dz, ld, rows, sources, labels, targets, scales, row_loss, correct, on_value, off_value):
         own, source_of = array_at(block, size, np.float32), array_at(sources, rows, np.int64)
         scale_of, loss_of = array_at(scales, rows, np.float32), array_at(row_loss, rows, np.float32)
-        hit_of = array_at(correct, rows, np.bool_)
+        correct_of = array_at(correct, rows, np.bool_)
         for first in range(0, rows, side):
             count = smaller(side, rows - first)
             for r in range(count):
                 row = first + r
-                fill(own, r, z + row * ld * FLOAT_BYTES, source_of[row] if sources else row, labels, targets, hot, cold)
+                fill(
+                    own, r, z + row * ld * FLOAT_BYTES, source_of[row] if sources else row, labels, targets, on_value, off_value
+                )
                 if labels and sources and row + LABELS_AHEAD < rows:
                     prefetch_label(labels, source_of[row + LABELS_AHEAD])
                 if dz:
-                    own[beside + SCALE * side + r] = scale_of[row]
+                    own[extra + SCALE * side + r] = scale_of[row]
             compute(own)
             for r in range(count):
                 row = first + r
-                loss_of[row], hit_of[row] = own[beside + LOSS * side + r], own[beside + HIT * side + r] != 0
+                loss_of[row], correct_of[row] = own[extra + LOSS * side + r], own[extra + CORRECT * side + r] != 0
                 if dz:
                     dz_row = array_at(dz + row * ld * FLOAT_BYTES, n, np.float32)
                     for j in range(n):
@@ -108,41 +110,41 @@ def make_losses(loss: str, output: str, n: int, side: int) -> Callable[..., None
 
 
 def make_fill(n: int, side: int) -> Any:
-    """fill(own, r, z, source, labels, targets, hot, cold): column r of a block gets z and targets of a row, and its label."""
+    """fill(own, r, z, source, labels, targets, on_value, off_value): write z, targets and label of a row to column r."""
 
     @compiled
-    def fill(own, r, z, source, labels, targets, hot, cold):
+    def fill(own, r, z, source, labels, targets, on_value, off_value):
         z_row, t_row = array_at(z, n, np.float32), array_at(targets + source * n * FLOAT_BYTES, n, np.float32)
         for j in range(n):
             own[j * side + r] = z_row[j]
-            own[(n + j) * side + r] = cold if labels else t_row[j]
+            own[(n + j) * side + r] = off_value if labels else t_row[j]
         label = label_of(labels, source) if labels else -1
         if labels:
-            own[(n + label) * side + r] = hot
+            own[(n + label) * side + r] = on_value
         own[(3 * n + LABEL) * side + r] = label
 
     return fill
 
 
 def make_compute(formula: Any, n: int, side: int) -> Any:
-    """compute(own): loss, dz and hit of each column of a block.
+    """compute(own): loss, dz and correctness of each column of a block.
 
     z, targets and dz lie in one block: of three addresses LLVM could not know that they do not overlap.
     """
-    beside = 3 * n * side  # where what is not z, targets or dz begins
+    extra = 3 * n * side  # where what is not z, targets or dz begins
 
     @compiled
     def compute(own):
         for r in range(side):
             z, t = column_of(own, r, n, side), column_of(own, n * side + r, n, side)
             dz = column_of(own, 2 * n * side + r, n, side)
-            own[beside + LOSS * side + r] = formula(z, t, dz, n)
+            own[extra + LOSS * side + r] = formula(z, t, dz, n)
             highest, peak = z[0], np.float32(0)
             for j in range(1, n):
                 higher = z[j] > highest
                 highest, peak = z[j] if higher else highest, np.float32(j) if higher else peak
-            own[beside + HIT * side + r] = peak == own[beside + LABEL * side + r]
+            own[extra + CORRECT * side + r] = peak == own[extra + LABEL * side + r]
             for j in range(n):
-                dz[j] *= own[beside + SCALE * side + r]
+                dz[j] *= own[extra + SCALE * side + r]
 
     return compute

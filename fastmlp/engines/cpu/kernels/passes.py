@@ -83,7 +83,7 @@ def add_rows(matrix, rows, ld, n, sums):
 
 
 def make_gradient(lanes: int) -> Any:
-    """gradient(code, plan, store, x, x_rows, packed, own, scalars, task, rows): dw = x' dz, db = 1' dz over `rows` rows.
+    """gradient(table, plan, store, x, x_rows, packed, own, scalars, task, rows): dw = x' dz, db = 1' dz over `rows` rows.
 
     For a rectangle of weights and, with the topmost one, its columns' biases; x and x_rows tell where the layer's inputs are
     (`programs.inputs_at`). In registers, each tile ends with the update of its weights; otherwise the gradient with its
@@ -92,7 +92,7 @@ def make_gradient(lanes: int) -> Any:
     pair, deepest = TILES[lanes].vectors, BATCH_DEPTHS[lanes]
 
     @compiled
-    def gradient(code, plan, store, x, x_rows, packed, own, scalars, task, rows):
+    def gradient(table, plan, store, x, x_rows, packed, own, scalars, task, rows):
         layer, panel, panels = task.layer, task.panel, task.panels
         size, a = plan.layers[layer], x + task.first * FLOAT_BYTES
         dz_pair = plan.rows * pair * lanes
@@ -100,21 +100,21 @@ def make_gradient(lanes: int) -> Any:
         b = packed.ctypes.data + dz_at * FLOAT_BYTES
         start = size.w_at + (panel * size.fan_in_p + task.first) * lanes
         panel_size, slot = size.fan_in_p * lanes, store.shape[1]
-        p = store.ctypes.data + ((PARAMETERS if code.in_registers else GRADIENT) * slot + start) * FLOAT_BYTES
+        p = store.ctypes.data + ((PARAMETERS if table.in_registers else GRADIENT) * slot + start) * FLOAT_BYTES
         for r in range(0, rows, deepest):
             depth = smaller(deepest, rows - r)
             call(
-                code.gradient,
+                table.gradient,
                 (
                     a, x_rows, b, dz_pair, panels, own.ctypes.data, CHUNK_ROWS * lanes, r, depth,
                     p, panel_size, task.rows, slot, scalars.ctypes.data, np.int64(r + depth == rows),
                 ),
             )  # fmt: skip
-        if code.penalise:
+        if table.penalise:
             for q in range(panels):
                 w = store.ctypes.data + (start + q * panel_size) * FLOAT_BYTES
                 g = w + GRADIENT * slot * FLOAT_BYTES
-                call(code.penalise, (w, g, task.rows * lanes, scalars.ctypes.data))
+                call(table.penalise, (w, g, task.rows * lanes, scalars.ctypes.data))
         if task.first == 0:
             for q in range(0, panels, pair):
                 columns, b_at = smaller(pair, panels - q) * lanes, size.b_at + (panel + q) * lanes
@@ -125,15 +125,15 @@ def make_gradient(lanes: int) -> Any:
 
 
 @compiled
-def update(code, store, at, size, scalars):
+def update(table, store, at, size, scalars):
     """The rule over the parameters [at, at + size) with the gradients in their row of `store`."""
     slot = store.shape[1] * FLOAT_BYTES
     p = store.ctypes.data + at * FLOAT_BYTES
-    call(code.update, (p, p + SLOT_M * slot, p + SLOT_V * slot, p + GRADIENT * slot, size, scalars.ctypes.data))
+    call(table.update, (p, p + SLOT_M * slot, p + SLOT_V * slot, p + GRADIENT * slot, size, scalars.ctypes.data))
 
 
 def make_finish(lanes: int) -> Any:
-    """finish(code, plan, store, transposed, scalars, task): the updates of a rectangle that the gradient has not made.
+    """finish(table, plan, store, transposed, scalars, task): the updates of a rectangle that the gradient has not made.
 
     Those of its biases, and of its weights if they do not happen in registers. Renews the transposed copy, which the
     gradient of the layer's input reads.
@@ -141,11 +141,11 @@ def make_finish(lanes: int) -> Any:
     transpose = make_transpose(lanes)
 
     @compiled
-    def finish(code, plan, store, transposed, scalars, task):
+    def finish(table, plan, store, transposed, scalars, task):
         size = plan.layers[task.layer]
-        if not code.in_registers:
+        if not table.in_registers:
             for panel in range(task.panel, task.panel + task.panels):
-                update(code, store, size.w_at + (panel * size.fan_in_p + task.first) * lanes, task.rows * lanes, scalars[0])
+                update(table, store, size.w_at + (panel * size.fan_in_p + task.first) * lanes, task.rows * lanes, scalars[0])
         if task.layer > 0:
             for k in range(0, task.rows, lanes):
                 for panel in range(task.panel, task.panel + task.panels):
@@ -153,18 +153,18 @@ def make_finish(lanes: int) -> Any:
                     to = size.t_at + ((task.first + k) // lanes * size.fan_out_p + panel * lanes) * lanes
                     transpose(store.ctypes.data + source * FLOAT_BYTES, lanes, transposed.ctypes.data + to * FLOAT_BYTES, lanes)
         if task.first == 0:
-            update(code, store, size.b_at + task.panel * lanes, task.panels * lanes, scalars[1])
+            update(table, store, size.b_at + task.panel * lanes, task.panels * lanes, scalars[1])
 
     return finish
 
 
 @compiled
-def gather(code, batches, start, first, rows, width, arena):
-    """Scaled inputs of the rows [first, first + rows) of the batch that starts at `start` in the order."""
+def gather(table, batches, start, first, rows, width, arena):
+    """Scaled inputs of the rows [first, first + rows) of the batch that starts at indices[start]."""
     features, shift, factor = len(batches.shift), batches.shift.ctypes.data, batches.factor.ctypes.data
     for r in range(first, first + rows):
         to = arena.ctypes.data + (width.y_at + r * width.ld) * FLOAT_BYTES
-        call(code.scale, (batches.x + batches.x_at[start + r], shift, factor, to, features))
+        call(table.scale, (batches.x + batches.x_at[start + r], shift, factor, to, features))
 
 
 @compiled

@@ -45,16 +45,16 @@ def activations_at(plan, arena, width, row):
 
 
 @compiled
-def inputs_at(code, plan, batches, arena, layer, start, row):
+def inputs_at(table, plan, batches, arena, layer, start, row):
     """What a layer reads, as `activations_at`: the first one the batch that starts at `start`, gathered or where it is."""
-    if layer == 0 and code.scale == 0:
+    if layer == 0 and table.scale == 0:
         return batches.x, batches.x_at.ctypes.data + (start + row) * ROW_BYTES
     return activations_at(plan, arena, layer, row)
 
 
 @functools.cache
 def make_forward(lanes: int) -> Any:
-    """forward(code, plan, store, arena, x, x_rows, layer, panel, panels, first, rows, step, seed): a block of y = f(x w + b).
+    """forward(table, plan, store, arena, x, x_rows, layer, panel, panels, first, rows, step, seed): a block of y = f(x w + b).
 
     Columns of the panels [panel, panel + panels) of rows [first, first + rows) of a layer's output; x and x_rows tell where
     their inputs are (`inputs_at`). The output layer keeps its pre-activations. Writes slopes but for activations that run
@@ -62,7 +62,7 @@ def make_forward(lanes: int) -> Any:
     """
 
     @compiled
-    def forward(code, plan, store, arena, x, x_rows, layer, panel, panels, first, rows, step, seed):
+    def forward(table, plan, store, arena, x, x_rows, layer, panel, panels, first, rows, step, seed):
         size, ld_y = plan.layers[layer], plan.widths[layer + 1].ld
         hidden = layer < len(plan.layers) - 1
         block = first * ld_y + panel * lanes
@@ -73,17 +73,17 @@ def make_forward(lanes: int) -> Any:
         drops = hidden and step >= 0 and size.threshold > 0
         relu = hidden and size.fused == RELU
         epilogue = BIAS_RELU if relu else BIAS
-        call(code.product, (x, x_rows, w, panel_size, y, ld_y, k, rows, panels, epilogue, b, 0))
+        call(table.product, (x, x_rows, w, panel_size, y, ld_y, k, rows, panels, epilogue, b, 0))
         if not hidden or ((relu or size.fused == LINEAR) and not drops):
             return
         s = arena.ctypes.data + (plan.widths[layer + 1].s_at + block) * FLOAT_BYTES
         columns = panels * lanes
         if not relu:
             true_columns = smaller(columns, size.fan_out - panel * lanes)
-            call(code.activations[layer], (y, s, ld_y, rows, true_columns, columns, size.parameter))
+            call(table.activations[layer], (y, s, ld_y, rows, true_columns, columns, size.parameter))
         if drops:
             call(
-                code.drop,
+                table.drop,
                 (
                     y, s, not relu, ld_y, panel * lanes, columns, layer, first, rows, step, seed,
                     size.threshold, size.keep_scale,
@@ -94,14 +94,14 @@ def make_forward(lanes: int) -> Any:
 
 
 def make_backward(lanes: int) -> Any:
-    """backward(code, plan, transposed, arena, layer, panel, panels, first, rows): a block of dx = (dz w') f'(z below).
+    """backward(table, plan, transposed, arena, layer, panel, panels, first, rows): a block of dx = (dz w') f'(z below).
 
     Columns of the transposed panels [panel, panel + panels) of rows [first, first + rows); layer >= 1. Reads dz of the
     layer's output, writes that of its input.
     """
 
     @compiled
-    def backward(code, plan, transposed, arena, layer, panel, panels, first, rows):
+    def backward(table, plan, transposed, arena, layer, panel, panels, first, rows):
         size, below, width = plan.layers[layer], plan.layers[layer - 1], plan.widths[layer]
         ld, base = width.ld, arena.ctypes.data
         block = first * ld + panel * lanes
@@ -115,23 +115,24 @@ def make_backward(lanes: int) -> Any:
         elif below.fused == LINEAR and below.threshold == 0:
             epilogue = KEEP
         e = base + (extra + block) * FLOAT_BYTES
-        call(code.product, (dz, dz_rows, w, panel_size, dx, ld, k, rows, panels, epilogue, e, ld))
+        call(table.product, (dz, dz_rows, w, panel_size, dx, ld, k, rows, panels, epilogue, e, ld))
 
     return backward
 
 
 @compiled
-def losses_of_batch(code, plan, batches, arena, block, loss, correct, start, first, rows):
-    """Loss, hit and dz of rows [first, first + rows) of the batch that starts at `start` in the order."""
+def losses_of_batch(table, plan, batches, arena, block, loss, correct, start, first, rows):
+    """Loss, correctness and dz of rows [first, first + rows) of the batch that starts at indices[start]."""
     width, row = plan.widths[len(plan.layers)], start + first
     z = arena.ctypes.data + (width.y_at + first * width.ld) * FLOAT_BYTES
     dz = arena.ctypes.data + (width.dz_at + first * width.ld) * FLOAT_BYTES
     call(
-        code.loss,
+        table.loss,
         (
-            block.ctypes.data, z, dz, width.ld, rows, batches.order.ctypes.data + row * batches.order.itemsize,
-            batches.labels, batches.targets, batches.row_scale.ctypes.data + row * FLOAT_BYTES,
-            loss.ctypes.data + row * FLOAT_BYTES, correct.ctypes.data + row * correct.itemsize, batches.hot, batches.cold,
+            block.ctypes.data, z, dz, width.ld, rows, batches.indices.ctypes.data + row * batches.indices.itemsize,
+            batches.labels, batches.targets, batches.loss_weight.ctypes.data + row * FLOAT_BYTES,
+            loss.ctypes.data + row * FLOAT_BYTES, correct.ctypes.data + row * correct.itemsize,
+            batches.on_value, batches.off_value,
         ),
     )  # fmt: skip
 
@@ -141,7 +142,7 @@ def losses_of_batch(code, plan, batches, arena, block, loss, correct, start, fir
 
 @functools.cache
 def train_kernel(lanes: int) -> Any:
-    """train(t, code, plan, batches, store, transposed, arena, packed, scratch, shared, loss, correct).
+    """train(t, table, plan, batches, store, transposed, arena, packed, scratch, shared, loss, correct).
 
     For thread t of a team. Compiled at its first call, or taken from the cache on disk; one per machine.
     """
@@ -150,16 +151,16 @@ def train_kernel(lanes: int) -> Any:
 
 @functools.cache
 def predict_kernel(lanes: int) -> Any:
-    """predict(t, code, plan, block, x, x_row, x_rows, shift, factor, store, arena, shared, z), likewise; `block` rows a task.
+    """predict(t, table, plan, block, x, x_row, x_rows, shift, factor, store, arena, shared, z), likewise; `block` rows a task.
 
     x is the address of the first row of features, x_row the bytes from row to row, x_rows that of the table of a block's rows.
-    Without code.scale the rows are float32 and read where they are: copying them first would take a tenth of the time.
+    Without table.scale the rows are float32 and read where they are: copying them first would take a tenth of the time.
     """
     return cached(make_predict(lanes), f"predict {lanes}")
 
 
 def make_task(lanes: int) -> Any:
-    """run_task(code, kind, wide, task, plan, batches, buffers …, step, start, rows): one task of a phase of a step.
+    """run_task(table, kind, wide, task, plan, batches, buffers …, step, start, rows): one task of a phase of a step.
 
     What each kind of phase reads was written in earlier phases, and what a task writes no other task of its phase touches.
     """
@@ -168,44 +169,44 @@ def make_task(lanes: int) -> Any:
 
     @compiled
     def run_task(
-        code, kind, wide, task, plan, batches, store, transposed, arena, packed, own, loss, correct, step, start, rows
+        table, kind, wide, task, plan, batches, store, transposed, arena, packed, own, loss, correct, step, start, rows
     ):
         if kind >= WEIGHTS:
             # WEIGHTS reads all rows of x, y and dz; writes its rectangle of weights, slots and transposed weights (clipped:
             # of the gradient). UPDATE reads its rectangle of the clipped gradient; writes that of the others.
             if kind == WEIGHTS:
-                x, x_rows = inputs_at(code, plan, batches, arena, task.layer, start, FIRST)
-                gradient(code, plan, store, x, x_rows, packed, own, batches.scalars[step], task, rows)
+                x, x_rows = inputs_at(table, plan, batches, arena, task.layer, start, FIRST)
+                gradient(table, plan, store, x, x_rows, packed, own, batches.scalars[step], task, rows)
             if kind == UPDATE or batches.clip_norm == 0:
-                finish(code, plan, store, transposed, batches.scalars[step], task)
+                finish(table, plan, store, transposed, batches.scalars[step], task)
             return
         first, count = task.first, smaller(task.rows, rows - task.first)  # the last batch may be short
         if count <= 0:
             return
-        if kind == GATHER or (kind == ROWS and wide == 0 and code.scale != 0):
+        if kind == GATHER or (kind == ROWS and wide == 0 and table.scale != 0):
             # Writes its rows of the scaled inputs. Rows that need no scaling are read where they are instead.
-            gather(code, batches, start, first, count, plan.widths[0], arena)
+            gather(table, batches, start, first, count, plan.widths[0], arena)
         if kind == GATHER:
             return
         # FORWARD reads its columns of w and its rows of x or of the layer below; writes its block of y and s. BACKWARD reads
         # its columns of the transposed w, its rows of dz above and its block of y or s; writes its block of dz. ROWS does
-        # both for all columns of its rows, in every layer from `wide` on, and writes their loss and hits.
+        # both for all columns of its rows, in every layer from `wide` on, and writes their loss and correctness.
         rest, top = kind == ROWS, len(plan.layers) - 1
         if rest and batches.labels:
             for r in range(smaller(count, LABELS_AHEAD)):
-                prefetch_label(batches.labels, batches.order[start + first + r])
+                prefetch_label(batches.labels, batches.indices[start + first + r])
         for layer in range(wide, (top if rest else wide if kind == FORWARD else wide - 1) + 1):
             panels = plan.layers[layer].fan_out_p // lanes if rest else task.panels
-            x, x_rows = inputs_at(code, plan, batches, arena, layer, start, first)
+            x, x_rows = inputs_at(table, plan, batches, arena, layer, start, first)
             now = batches.step + step
-            forward(code, plan, store, arena, x, x_rows, layer, task.panel, panels, first, count, now, batches.seed)
+            forward(table, plan, store, arena, x, x_rows, layer, task.panel, panels, first, count, now, batches.seed)
         if rest:
-            losses_of_batch(code, plan, batches, arena, own[block_at:], loss, correct, start, first, count)
+            losses_of_batch(table, plan, batches, arena, own[block_at:], loss, correct, start, first, count)
             pack(plan, arena, packed, top + 1, task.panel, plan.layers[top].fan_out_p // lanes, first, count, ONE)
         lowest = (wide or 1) if kind != FORWARD else top + 1
         for layer in range(top if rest else wide, lowest - 1, -1):
             panels = plan.layers[layer].fan_in_p // lanes if rest else task.panels
-            backward(code, plan, transposed, arena, layer, task.panel, panels, first, count)
+            backward(table, plan, transposed, arena, layer, task.panel, panels, first, count)
             below = plan.layers[layer - 1]
             scale = below.keep_scale if below.fused == RELU and below.threshold > 0 else ONE
             pack(plan, arena, packed, layer, task.panel, panels, first, count, scale)
@@ -217,7 +218,7 @@ def make_train(lanes: int) -> Callable[..., None]:
     """Training steps: every loop of a chunk of steps, for one thread."""
     run_task = make_task(lanes)
 
-    def train(t, code, plan, batches, store, transposed, arena, packed, scratch, shared, loss, correct):
+    def train(t, table, plan, batches, store, transposed, arena, packed, scratch, shared, loss, correct):
         steps, phases, threads = len(batches.scalars), len(plan.phases), plan.shares.shape[1] - 1
         end_turn(shared)
         while True:
@@ -227,7 +228,7 @@ def make_train(lanes: int) -> Callable[..., None]:
                 break
             phase = plan.phases[index]
             start = step * batches.batch_size
-            rows = smaller(batches.batch_size, len(batches.order) - start)
+            rows = smaller(batches.batch_size, len(batches.indices) - start)
             done = np.int64(0)
             for turn in range(threads):
                 share = (t + turn) % threads
@@ -238,7 +239,7 @@ def make_train(lanes: int) -> Callable[..., None]:
                         break
                     task = plan.tasks[phase.first + first + ticket]
                     run_task(
-                        code, phase.kind, phase.layer, task, plan, batches, store, transposed, arena, packed, scratch[t],
+                        table, phase.kind, phase.layer, task, plan, batches, store, transposed, arena, packed, scratch[t],
                         loss, correct, step, start, rows,
                     )  # fmt: skip
                     done += 1
@@ -257,7 +258,7 @@ def make_predict(lanes: int) -> Callable[..., None]:
     """Prediction: one phase, a task is a block of rows that passes through the thread's own rows of the arena."""
     forward = make_forward(lanes)
 
-    def predict(t, code, plan, block, x, x_row, x_rows, shift, factor, store, arena, shared, z):
+    def predict(t, table, plan, block, x, x_row, x_rows, shift, factor, store, arena, shared, z):
         own, last = arena[t], len(plan.layers)
         outputs, n = plan.widths[last], z.shape[1]
         tasks, rows_of_x = -(-len(z) // block), len(z)
@@ -269,15 +270,15 @@ def make_predict(lanes: int) -> Callable[..., None]:
             start = ticket * block
             rows = smaller(block, rows_of_x - start)
             inputs, input_rows = x + start * x_row, x_rows
-            if code.scale:
+            if table.scale:
                 given = inputs
                 inputs, input_rows = activations_at(plan, own, FIRST, FIRST)
                 for r in range(rows):
                     to = inputs + plan.row_at[0, r]
-                    call(code.scale, (given + r * x_row, shift.ctypes.data, factor.ctypes.data, to, len(shift)))
+                    call(table.scale, (given + r * x_row, shift.ctypes.data, factor.ctypes.data, to, len(shift)))
             for layer in range(last):
                 panels = plan.layers[layer].fan_out_p // lanes
-                forward(code, plan, store, own, inputs, input_rows, layer, FIRST, panels, FIRST, rows, NO_STEP, NO_SEED)
+                forward(table, plan, store, own, inputs, input_rows, layer, FIRST, panels, FIRST, rows, NO_STEP, NO_SEED)
                 inputs, input_rows = activations_at(plan, own, layer + 1, FIRST)
             for r in range(rows):
                 row = array_at(own.ctypes.data + (outputs.y_at + r * outputs.ld) * FLOAT_BYTES, n, np.float32)

@@ -20,7 +20,7 @@ from fastmlp.engines.cpu.codegen.intrinsics import atomic_load, atomic_store, fe
 # Words of `shared`: the phase, its finished tasks, the address of the word that tells whose turn it is (0: takes no part) and
 # the caller's name there, and from SHARES on a word for each thread; those that change on cache lines of their own.
 PHASE, DONE, TURN, CALLER, SHARES = 0, 8, 16, 17, 24
-WORDS_APART = 8
+STRIDE = 8
 TICKETS = 32  # the low bits of a share's word hold the ticket, the high ones the phase
 SPINS = 2000  # pauses before a waiting thread offers its core to another, about 50 microseconds
 TURN_OFFERS = 500  # such offers before a thread goes ahead without its turn, some tenths of a millisecond in all
@@ -29,7 +29,7 @@ TURN_OFFERS = 500  # such offers before a thread goes ahead without its turn, so
 @compiled
 def claim(shared, share, phase, tasks):
     """The next ticket of a share of `tasks` tasks, or -1 if there is none left or the phase is over."""
-    at = shared + 8 * (SHARES + WORDS_APART * share)
+    at = shared + 8 * (SHARES + STRIDE * share)
     while True:
         word = atomic_load(at)
         ticket = word & ((1 << TICKETS) - 1)
@@ -53,7 +53,7 @@ def open_phase(shared, threads, phase):
     """Open a phase: the releases make all that was written before visible to whoever claims a task in it."""
     atomic_store(shared + 8 * DONE, 0)
     for t in range(threads):
-        atomic_store(shared + 8 * (SHARES + WORDS_APART * t), phase << TICKETS)
+        atomic_store(shared + 8 * (SHARES + STRIDE * t), phase << TICKETS)
     atomic_store(shared + 8 * PHASE, phase)
 
 

@@ -1,6 +1,6 @@
-"""The words that kernels for an NVIDIA GPU are made of: device.py has them for a device, the tests for a simulator."""
+"""Kernels for an NVIDIA GPU, and the names of their device API, which device.py implements for GPUs and tests simulate."""
 
-WORDS = (
+DEVICE_API = (
     *("WARP", "cuda", "device", "kernel", "formula"),
     *("float32", "float64", "int32", "int64", "uint32", "uint64"),
     *("load", "store", "load2", "store2", "load4", "store4", "load_word"),

@@ -35,7 +35,7 @@ FAN_IN, FAN_OUT, IN_WIDTH, OUT_WIDTH, WEIGHTS, BIAS, INPUT, OUTPUT, SLOPES, GRAD
 COLUMNS = len(FIELDS)
 
 
-class Plan(NamedTuple):
+class DeviceLayout(NamedTuple):
     """A network on a device, for batches of so many rows.
 
     table : (layers * COLUMNS,) int32: sizes; `weights` and `bias` in the parameters, `input`, `output`, `slopes` and `gradient`
@@ -65,11 +65,11 @@ def padded(width: int) -> int:
     return -(-width // PAD) * PAD
 
 
-def make_plan(network: Network, rows: int) -> Plan:
-    """The plan of a network for batches of at most `rows` rows.
+def make_layout(network: Network, rows: int) -> DeviceLayout:
+    """The layout of a network for batches of at most `rows` rows.
 
-    >>> plan = make_plan(Network((3, 9, 2)), 4)
-    >>> plan.parameters, plan.arena, plan.table.reshape(2, -1)[1, :6].tolist()
+    >>> layout = make_layout(Network((3, 9, 2)), 4)
+    >>> layout.parameters, layout.arena, layout.table.reshape(2, -1)[1, :6].tolist()
     (280, 288, [9, 2, 16, 8, 144, 272])
     """
     layers = network.layers
@@ -86,7 +86,7 @@ def make_plan(network: Network, rows: int) -> Plan:
     for row, text in zip(table, network.activation, strict=False):
         row[ACTIVATION] = names.index(parse_activation(text)[0])
     rates = [layer.dropout for layer in layers]
-    return Plan(
+    return DeviceLayout(
         table.reshape(-1),
         np.array([layer.parameter for layer in layers], np.float32),
         np.array([drop_threshold(rate) for rate in rates], np.uint32),
@@ -97,7 +97,7 @@ def make_plan(network: Network, rows: int) -> Plan:
     )
 
 
-def places(network: Network, vector: FloatArray) -> list[tuple[FloatArray, FloatArray]]:
+def padded_views(network: Network, vector: FloatArray) -> list[tuple[FloatArray, FloatArray]]:
     """Weights [fan_in, fan_out] and bias [fan_out] of each layer, as views into a device's padded parameters."""
     found, at = [], 0
     for layer in network.layers:
@@ -109,17 +109,17 @@ def places(network: Network, vector: FloatArray) -> list[tuple[FloatArray, Float
     return found
 
 
-def spread(network: Network, vector: FloatArray, size: int) -> FloatArray:
+def pad(network: Network, vector: FloatArray, size: int) -> FloatArray:
     """Parameters (P,) as the device has them, (size,) float32."""
     whole = np.zeros(size, np.float32)
-    copy(network.views(vector), places(network, whole))
+    copy(network.views(vector), padded_views(network, whole))
     return whole
 
 
-def gathered(network: Network, whole: FloatArray) -> FloatArray:
+def unpad(network: Network, whole: FloatArray) -> FloatArray:
     """Parameters (P,) float32 from how the device has them."""
     vector = np.empty(network.parameters, np.float32)
-    copy(places(network, whole), network.views(vector))
+    copy(padded_views(network, whole), network.views(vector))
     return vector
 
 

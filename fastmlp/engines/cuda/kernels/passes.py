@@ -1,10 +1,9 @@
-"""What a training step on an NVIDIA GPU does beside its products: barriers, inputs, activations, losses, updates, clipping.
+"""The parts of a training step on an NVIDIA GPU other than products: barriers, inputs, activations, losses, updates, clipping.
 
-Each factory takes the words of a device (device.py, or a simulator's) and gives a function that every thread of a launch
-calls; what a block does is decided by its number alone. Products call `settle` and `use` with each of their sums.
+Each factory takes a device API (device.py, or a simulator's) and returns a function that every thread of a launch calls; the
+work of a block depends on its number only. Products call `store_activation` or `apply_gradient` with each of their sums.
 
-Names: x, y, z, dz as in nn/network.py; `table` and the places in `arena` as in layout.py; m and n are of a row of the batch and
-a unit.
+Names: x, y, z, dz as in nn/network.py; `table` and the offsets in `arena` as in layout.py; m is a row of the batch, n a unit.
 """
 
 from __future__ import annotations
@@ -82,15 +81,15 @@ def make_fetch(dev: Any, pixels: bool) -> Any:
     return fetch
 
 
-def make_four(dev: Any) -> Any:
-    """four(to, o, source, i): to[o + k] = source[i + k], k below 4."""
+def make_read4(dev: Any) -> Any:
+    """read4(to, o, source, i): to[o + k] = source[i + k] for k < 4."""
     load4 = dev.load4
 
     @dev.device
-    def four(to, o, source, i):
+    def read4(to, o, source, i):
         to[o], to[o + 1], to[o + 2], to[o + 3] = load4(source, i)
 
-    return four
+    return read4
 
 
 # ------------------------------------------------------------------------------------------------ outputs of a layer
@@ -122,28 +121,28 @@ def make_activate(dev: Any, names: Sequence[str]) -> Any:
     return found
 
 
-def make_kept(dev: Any) -> Any:
-    """kept(seed, step, layer, m, n, threshold): whether dropout keeps a unit, as `philox.keep_mask` has it."""
-    words = dev.formula(philox4x32)
+def make_is_kept(dev: Any) -> Any:
+    """is_kept(seed, step, layer, m, n, threshold): whether dropout keeps a unit, as in `philox.keep_mask`."""
+    words_of = dev.formula(philox4x32)
     uint64 = dev.uint64
 
     @dev.device
-    def kept(seed, step, layer, m, n, threshold):
+    def is_kept(seed, step, layer, m, n, threshold):
         mask = uint64(0xFFFFFFFF)
-        four = words(uint64(n >> 2), uint64(m), uint64(layer), uint64(step), seed & mask, seed >> uint64(32))
-        low, high = (four[1] if n & 1 else four[0]), (four[3] if n & 1 else four[2])
+        words = words_of(uint64(n >> 2), uint64(m), uint64(layer), uint64(step), seed & mask, seed >> uint64(32))
+        low, high = (words[1] if n & 1 else words[0]), (words[3] if n & 1 else words[2])
         return (high if n & 2 else low) >= uint64(threshold)
 
-    return kept
+    return is_kept
 
 
-def make_settle(dev: Any, names: Sequence[str], drops: bool) -> Any:
-    """settle(z, layer, last, m, n, step, seed, tables, arena): write y and f'(z), dropout included, of one unit of one row."""
+def make_store_activation(dev: Any, names: Sequence[str], drops: bool) -> Any:
+    """store_activation(z, layer, last, m, n, step, seed, tables, arena): write y and f'(z) of one unit after dropout."""
     load, store, zero = dev.load, dev.store, dev.float32(0)
-    activate, kept = make_activate(dev, names), make_kept(dev)
+    activate, is_kept = make_activate(dev, names), make_is_kept(dev)
 
     @dev.device
-    def settle(z, layer, last, m, n, step, seed, tables, arena):
+    def store_activation(z, layer, last, m, n, step, seed, tables, arena):
         table, alpha, thresholds, scales = tables
         row = layer * COLUMNS
         at, y, slope = m * load(table, row + OUT_WIDTH) + n, zero, zero
@@ -152,23 +151,24 @@ def make_settle(dev: Any, names: Sequence[str], drops: bool) -> Any:
             if layer < last:
                 y, slope = activate(load(table, row + ACTIVATION), z, load(alpha, layer))
             if drops and load(thresholds, layer) > 0:
-                scale = load(scales, layer) if kept(seed, step, layer, m, n, load(thresholds, layer)) else zero
+                scale = load(scales, layer) if is_kept(seed, step, layer, m, n, load(thresholds, layer)) else zero
                 y, slope = y * scale, slope * scale
         store(arena, load(table, row + OUTPUT) + at, y)
         if layer < last:
             store(arena, load(table, row + SLOPES) + at, slope)
 
-    return settle
+    return store_activation
 
 
 # ------------------------------------------------------------------------------------------------ losses and updates
 
 
 def make_losses(dev: Any, loss: str, output: str, classes: bool, training: bool = True) -> Any:
-    """losses(last, table, y, hot, cold, order, row_scale, start, rows, arena, loss, correct): loss, hit and dz of each row.
+    """losses(last, table, y, on_value, off_value, indices, loss_weight, start, rows, arena, loss, correct): of each row.
 
-    y : labels (n,), or plain targets (n * outputs,); hot and cold are a smoothed label's target, and that of other classes
-    row_scale : (n,) in the order of `order`: what dz is multiplied by; read only in training, and dz is undefined without
+    Computes loss, correctness and dz. y : labels (n,), or plain targets (n * outputs,)
+    on_value, off_value : smoothed target of the label's class, and of the other classes
+    loss_weight : (n,) in the order of `indices`, multiplies dz; read only in training, otherwise dz is undefined
     A thread has a row: few outputs are the rule, and the formula is the one that the CPU compiles too. It writes the row's
     targets and dz to the arena, to the slopes and the gradient of the last layer, also without training.
     """
@@ -176,17 +176,17 @@ def make_losses(dev: Any, loss: str, output: str, classes: bool, training: bool 
     formula = dev.formula(LOSSES[loss][output])
 
     @dev.device
-    def losses(last, table, y, hot, cold, order, row_scale, start, rows, arena, loss, correct):
+    def losses(last, table, y, on_value, off_value, indices, loss_weight, start, rows, arena, loss, correct):
         row = last * COLUMNS
         n, width = load(table, row + FAN_OUT), load(table, row + OUT_WIDTH)
         for m in range(cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, rows, cuda.gridDim.x * cuda.blockDim.x):
-            at, chosen = load(table, row + SLOPES) + m * width, load(order, start + m)
+            at, chosen = load(table, row + SLOPES) + m * width, load(indices, start + m)
             z = arena[load(table, row + OUTPUT) + m * width :][:n]
             t, dz = arena[at : at + n], arena[load(table, row + GRADIENT) + m * width :][:width]
             best = 0
             for j in range(n):
                 if classes:
-                    t[j] = hot if j == load(y, chosen) else cold
+                    t[j] = on_value if j == load(y, chosen) else off_value
                 else:
                     t[j] = load(y, chosen * n + j)
                 if z[j] > z[best]:
@@ -195,45 +195,45 @@ def make_losses(dev: Any, loss: str, output: str, classes: bool, training: bool 
             store(correct, start + m, classes and best == load(y, chosen))
             if training:
                 for j in range(width):
-                    dz[j] = dz[j] * load(row_scale, start + m) if j < n else zero
+                    dz[j] = dz[j] * load(loss_weight, start + m) if j < n else zero
 
     return losses
 
 
-def make_change(dev: Any, rule: str) -> Any:
-    """change(i, g, s, parameters, m, v): update parameter i by its gradient; s are the step's scalars."""
+def make_update(dev: Any, rule: str) -> Any:
+    """update(i, g, s, parameters, m, v): update parameter i by its gradient; s are the scalars of the step."""
     load, store, zero = dev.load, dev.store, dev.float32(0)
-    update = dev.formula(RULES[rule].update)
+    formula = dev.formula(RULES[rule].update)
     has_m, has_v = "m" in RULES[rule].slots, "v" in RULES[rule].slots
 
     @dev.device
-    def change(i, g, s, parameters, m, v):
+    def update(i, g, s, parameters, m, v):
         m_i, v_i = load(m, i) if has_m else zero, load(v, i) if has_v else zero
-        p_i, m_i, v_i = update(load(parameters, i), g, m_i, v_i, s)
+        p_i, m_i, v_i = formula(load(parameters, i), g, m_i, v_i, s)
         store(parameters, i, p_i)
         if has_m:
             store(m, i, m_i)
         if has_v:
             store(v, i, v_i)
 
-    return change
+    return update
 
 
-def make_use(dev: Any, rule: str, penalised: bool, kept: bool) -> Any:
-    """use(i, g, s, parameters, slots, gradient): what is done with a gradient: the update, or it is kept for its norm."""
+def make_apply_gradient(dev: Any, rule: str, penalised: bool, stores: bool) -> Any:
+    """apply_gradient(i, g, s, parameters, slots, gradient): update a parameter, or store its gradient for clipping."""
     load, store = dev.load, dev.store
-    penalties, change = dev.formula(with_penalties), make_change(dev, rule)
+    penalties, update = dev.formula(with_penalties), make_update(dev, rule)
 
     @dev.device
-    def use(i, g, s, parameters, slots, gradient):
+    def apply_gradient(i, g, s, parameters, slots, gradient):
         if penalised:
             g = penalties(load(parameters, i), g, s)
-        if kept:
+        if stores:
             store(gradient, i, g)
         else:
-            change(i, g, s, parameters, slots[0], slots[1])
+            update(i, g, s, parameters, slots[0], slots[1])
 
-    return use
+    return apply_gradient
 
 
 def make_warp_sum(dev: Any) -> Any:
@@ -258,7 +258,7 @@ def make_clip(dev: Any, threads: int, rule: str) -> tuple[Any, Any]:
     """
     cuda, load, store, divide, remainder = dev.cuda, dev.load, dev.store, dev.divide, dev.remainder
     float32, float64, lanes, warps = dev.float32, dev.float64, dev.WARP, threads // dev.WARP
-    warp_sum, change = make_warp_sum(dev), make_change(dev, rule)
+    warp_sum, update = make_warp_sum(dev), make_update(dev, rule)
     nothing = float64(0)
 
     @dev.device
@@ -284,6 +284,6 @@ def make_clip(dev: Any, threads: int, rule: str) -> tuple[Any, Any]:
             first, bias = load(table, layer * COLUMNS + WEIGHTS), load(table, layer * COLUMNS + BIAS)
             end = bias + load(table, layer * COLUMNS + OUT_WIDTH)
             for i in range(first + cuda.blockIdx.x * threads + t, end, cuda.gridDim.x * threads):
-                change(i, load(gradient, i) * scale, s[0] if i < bias else s[1], parameters, slots[0], slots[1])
+                update(i, load(gradient, i) * scale, s[0] if i < bias else s[1], parameters, slots[0], slots[1])
 
     return squares, clip

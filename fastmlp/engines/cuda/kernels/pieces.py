@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastmlp.engines.cuda.kernels.passes import make_activate, make_change, make_kept
+from fastmlp.engines.cuda.kernels.passes import make_activate, make_is_kept, make_update
 
 # The types of their arguments, as `programs.arguments_of` gives them.
 ARGUMENTS: Mapping[str, tuple[str, ...]] = {
@@ -53,13 +53,13 @@ def make_updates(dev: Any, threads: int, blocks: int, rule: str) -> Any:
 
     s : (SCALAR_COUNT,) float32, the step's scalars; g, parameters : (n,) float32; m, v : the same, or (1,) if the rule has none
     """
-    load, share, change = dev.load, make_share(dev), make_change(dev, rule)
+    load, share, update = dev.load, make_share(dev), make_update(dev, rule)
 
     @dev.kernel(threads, blocks)
     def updates(s, g, parameters, m, v):
         first, step = share()
         for i in range(first, len(g), step):
-            change(i, load(g, i), s, parameters, m, v)
+            update(i, load(g, i), s, parameters, m, v)
 
     return updates
 
@@ -70,13 +70,13 @@ def make_dropout(dev: Any, threads: int, blocks: int) -> Any:
     Units are kept as `philox.keep_mask` has it. threshold : of `philox.drop_threshold`; x, y : (rows * width,) float32
     """
     load, store, divide, remainder, zero = dev.load, dev.store, dev.divide, dev.remainder, dev.float32(0)
-    share, kept = make_share(dev), make_kept(dev)
+    share, is_kept = make_share(dev), make_is_kept(dev)
 
     @dev.kernel(threads, blocks)
     def dropout(seed, step, layer, threshold, scale, width, x, y):
         first, stride = share()
         for i in range(first, len(x), stride):
-            keep = kept(seed, step, layer, divide(i, width), remainder(i, width), threshold)
+            keep = is_kept(seed, step, layer, divide(i, width), remainder(i, width), threshold)
             store(y, i, load(x, i) * (scale if keep else zero))
 
     return dropout

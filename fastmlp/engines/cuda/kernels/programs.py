@@ -21,14 +21,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fastmlp.engines.cuda.kernels.layout import COLUMNS
-from fastmlp.engines.cuda.kernels.passes import SCALAR_COUNT, make_barrier, make_clip, make_losses, make_use
+from fastmlp.engines.cuda.kernels.passes import SCALAR_COUNT, make_apply_gradient, make_barrier, make_clip, make_losses
 from fastmlp.engines.cuda.kernels.pieces import ARGUMENTS, make_activations, make_dropout, make_updates
 from fastmlp.engines.cuda.kernels.tiled import make_tiled_delta, make_tiled_forward, make_tiled_gradient
 from fastmlp.engines.cuda.kernels.tiles import Tile
 from fastmlp.engines.cuda.kernels.warps import SUMS, make_delta, make_forward, make_gradient
 
 
-class Kind(NamedTuple):
+class KernelSpec(NamedTuple):
     """What a kernel is compiled for: everything but sizes and numbers.
 
     activations : names, each once, in the order of the plan
@@ -48,7 +48,7 @@ class Kind(NamedTuple):
     precision: str = "float32"
 
 
-PLAIN = Kind(("relu",), "cross-entropy", "softmax", "sgd", False, True, False, False, False)
+PLAIN = KernelSpec(("relu",), "cross-entropy", "softmax", "sgd", False, True, False, False, False)
 
 
 class Shape(NamedTuple):
@@ -76,21 +76,22 @@ def phases(layers: int, clips: bool) -> int:
     return 2 * layers + 1 + 2 * clips
 
 
-def forward_of(dev: Any, kind: Kind, shape: Shape | Tile, drops: bool) -> Any:
+def forward_of(dev: Any, kind: KernelSpec, shape: Shape | Tile, drops: bool) -> Any:
     """The forward phase for small batches, or by tiles."""
     if isinstance(shape, Tile):
         return make_tiled_forward(dev, shape, kind.precision, kind.pixels, kind.activations, drops)
     return make_forward(dev, shape.threads, kind.pixels, kind.activations, drops)
 
 
-def make_train(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
+def make_train(dev: Any, kind: KernelSpec, shape: Shape | Tile) -> Any:
     """The kernel train(…): phases `first` to before `end` of a call to `Engine.train`.
 
     All blocks must be at work at once, since they wait for each other; or each launch has one phase, and none waits.
 
-    table … scales : of a `Plan`; x (n * width,), shift, factor (width,): inputs and their scaling; y : labels, or plain targets
-    hot, cold : targets of a label's class and of the others
-    order, row_scale, loss, correct : (rows of the call,): which rows, their share in the batch's loss, and what came out
+    table … scales : of a `DeviceLayout`; x (n * width,), shift, factor (width,): inputs and their scaling
+    y : labels, or plain targets
+    on_value, off_value : targets of a label's class and of the others
+    indices, loss_weight, loss, correct : (rows of the call,): which rows, their share in the batch's loss, and what came out
     scalars : (steps * 2 * SCALAR_COUNT,), of weights and of biases; parameters, m, v, kept : (size,); partial : sums of squares
     counter : (1,) uint64, 0 before each launch; clock : (1,) int64, updates before this call
     batch, count : rows of a batch and of the call
@@ -101,19 +102,22 @@ def make_train(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
         forward_of(dev, kind, shape, kind.drops),
         make_losses(dev, kind.loss, kind.output, kind.classes),
     )
-    use = make_use(dev, kind.rule, kind.penalised, kind.clips)
+    apply_gradient = make_apply_gradient(dev, kind.rule, kind.penalised, kind.clips)
     if isinstance(shape, Tile):
         delta = make_tiled_delta(dev, shape, kind.precision)
-        gradient = make_tiled_gradient(dev, shape, kind.precision, kind.pixels, use)
+        gradient = make_tiled_gradient(dev, shape, kind.precision, kind.pixels, apply_gradient)
     else:
-        delta, gradient = make_delta(dev, shape.threads), make_gradient(dev, shape.threads, shape.staged, kind.pixels, use)
+        delta, gradient = (
+            make_delta(dev, shape.threads),
+            make_gradient(dev, shape.threads, shape.staged, kind.pixels, apply_gradient),
+        )
     squares, clip = make_clip(dev, shape.threads, kind.rule)
     memory, clips = shape.shared(dev.WARP), kind.clips
 
     @dev.kernel(shape.threads, shape.resident)
     def train(
-        table, alpha, thresholds, scales, x, shift, factor, y, hot, cold, order, row_scale, loss, correct, scalars,
-        parameters, m, v, kept, partial, arena, counter, clock, batch, count, first, end, seed, largest,
+        table, alpha, thresholds, scales, x, shift, factor, y, on_value, off_value, indices, loss_weight, loss, correct,
+        scalars, parameters, m, v, gradients, partial, arena, counter, clock, batch, count, first, end, seed, largest,
     ):  # fmt: skip
         shared = cuda.shared.array(memory, float32, alignment=16)
         layers = len(table) // COLUMNS
@@ -125,20 +129,20 @@ def make_train(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
             rows = min(batch, count - start)
             s = (scalars[at : at + SCALAR_COUNT], scalars[at + SCALAR_COUNT : at + 2 * SCALAR_COUNT])
             if q < layers:
-                forward(q, layers - 1, tables, inputs, order, start, rows, clock[0] + now, seed, parameters, arena, shared)
+                forward(q, layers - 1, tables, inputs, indices, start, rows, clock[0] + now, seed, parameters, arena, shared)
             elif q == layers:
-                losses(layers - 1, table, y, hot, cold, order, row_scale, start, rows, arena, loss, correct)
+                losses(layers - 1, table, y, on_value, off_value, indices, loss_weight, start, rows, arena, loss, correct)
             elif q <= 2 * layers:
                 i = 2 * layers - q
                 if i > 0:
                     delta(i, table, rows, parameters, arena, shared)
                 for layer in range(i + 1 if i > 0 else 0, min(i + 2, layers)):
                     turn = cuda.gridDim.x // 2 if layer > 0 else 0
-                    gradient(layer, turn, table, inputs, order, start, rows, s, parameters, slots, kept, arena, shared)
+                    gradient(layer, turn, table, inputs, indices, start, rows, s, parameters, slots, gradients, arena, shared)
             elif q == 2 * layers + 1:
-                squares(len(parameters), kept, partial)
+                squares(len(parameters), gradients, partial)
             else:
-                clip(len(parameters), layers, table, s, largest, kept, partial, parameters, slots)
+                clip(len(parameters), layers, table, s, largest, gradients, partial, parameters, slots)
             if phase + 1 < end:
                 target += uint64(cuda.gridDim.x)
                 barrier(counter, target)
@@ -146,43 +150,43 @@ def make_train(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
     return train
 
 
-def applied(kind: Kind) -> Kind:
+def apply_spec(kind: KernelSpec) -> KernelSpec:
     """What the kernel `apply` is compiled for: updates do not matter to it."""
     return kind._replace(rule="", drops=False, penalised=False, clips=False)
 
 
-def make_apply(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
-    """The kernel apply(…): forward pass without dropout, and, if `evaluates` is not 0, the loss and hit of each row.
+def make_apply(dev: Any, kind: KernelSpec, shape: Shape | Tile) -> Any:
+    """The kernel apply(…): forward pass without dropout, and, if `evaluates` is not 0, loss and correctness of each row.
 
-    Arguments as those of `make_train`, for the rows order[start], …, order[start + rows - 1]. loss and correct are written at
-    start, …; they and y are read only to evaluate. Targets of a label are not smoothed.
+    Arguments as those of `make_train`, for the rows indices[start], …, indices[start + rows - 1]. loss and correct are
+    written at start, …; they and y are used only to evaluate. Targets of a label are not smoothed.
     """
     cuda, float32, uint64 = dev.cuda, dev.float32, dev.uint64
     barrier, forward = make_barrier(dev), forward_of(dev, kind, shape, drops=False)
     losses = make_losses(dev, kind.loss, kind.output, kind.classes, training=False)
-    memory, hot, cold = shape.shared(dev.WARP), float32(1), float32(0)
+    memory, on_value, off_value = shape.shared(dev.WARP), float32(1), float32(0)
 
     @dev.kernel(shape.threads, shape.resident)
     def apply(
-        table, alpha, thresholds, scales, x, shift, factor, y, order, loss, correct, parameters, arena, counter,
+        table, alpha, thresholds, scales, x, shift, factor, y, indices, loss, correct, parameters, arena, counter,
         start, rows, evaluates,
     ):  # fmt: skip
         shared = cuda.shared.array(memory, float32, alignment=16)
         layers, target = len(table) // COLUMNS, uint64(0)
         tables, inputs = (table, alpha, thresholds, scales), (x, shift, factor)
         for layer in range(layers):
-            forward(layer, layers - 1, tables, inputs, order, start, rows, 0, uint64(0), parameters, arena, shared)
+            forward(layer, layers - 1, tables, inputs, indices, start, rows, 0, uint64(0), parameters, arena, shared)
             if layer + 1 < layers or evaluates != 0:
                 target += uint64(cuda.gridDim.x)
                 barrier(counter, target)
         if evaluates != 0:
             # the loss array stands in for the scales of rows, which only training has and reads
-            losses(layers - 1, table, y, hot, cold, order, loss, start, rows, arena, loss, correct)
+            losses(layers - 1, table, y, on_value, off_value, indices, loss, start, rows, arena, loss, correct)
 
     return apply
 
 
-def make_barriers(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
+def make_barriers(dev: Any, kind: KernelSpec, shape: Shape | Tile) -> Any:
     """The kernel barriers(counter, count): so many barriers over the whole grid and nothing else, whatever the kind.
 
     counter : (1,) uint64, 0 before each launch. Nothing trains by it: what a barrier costs is measured with it.
@@ -199,7 +203,7 @@ def make_barriers(dev: Any, kind: Kind, shape: Shape | Tile) -> Any:
     return barriers
 
 
-KERNELS: Mapping[str, Callable[[Any, Kind, Shape | Tile], Any]] = {
+KERNELS: Mapping[str, Callable[[Any, KernelSpec, Shape | Tile], Any]] = {
     "train": make_train,
     "apply": make_apply,
     "barriers": make_barriers,
@@ -209,7 +213,7 @@ KERNELS: Mapping[str, Callable[[Any, Kind, Shape | Tile], Any]] = {
 }
 
 
-def arguments_of(name: str, kind: Kind) -> tuple[str, ...]:
+def arguments_of(name: str, kind: KernelSpec) -> tuple[str, ...]:
     """The types of the arguments of a kernel of `KERNELS`, "[]" for an array."""
     if name in ARGUMENTS:
         return ARGUMENTS[name]

@@ -97,12 +97,12 @@ def make_multiply(dev: Any, tile: Tile, mma: Any) -> Any:
     return multiply
 
 
-def make_lay(dev: Any, tile: Tile) -> Any:
-    """lay(shared, sums, t), as `Arithmetic` has it."""
+def make_store_tile(dev: Any, tile: Tile) -> Any:
+    """store_tile(shared, sums, t), as `Arithmetic` has it."""
     store2, place, down, over, width = dev.store2, make_place(dev, tile), tile.high // 2, tile.wide // 2, tile.columns
 
     @dev.device
-    def lay(shared, sums, t):
+    def store_tile(shared, sums, t):
         row, column, g, p = place(t)
         for i in range(down):
             for j in range(over):
@@ -110,11 +110,11 @@ def make_lay(dev: Any, tile: Tile) -> Any:
                 store2(shared, at, (sums[o], sums[o + 1]))
                 store2(shared, at + 8 * width, (sums[o + 2], sums[o + 3]))
 
-    return lay
+    return store_tile
 
 
 def make_warp_sums(dev: Any, tile: Tile, precision: str) -> Arithmetic:
     """Products of rounded operands, summed in float32 by tensor cores."""
     check_tile(tile, precision, dev.WARP)
     mma = dev.mma_tf32 if precision == "tf32" else dev.mma_bf16
-    return Arithmetic(make_word(dev, precision), make_multiply(dev, tile, mma), make_lay(dev, tile))
+    return Arithmetic(make_word(dev, precision), make_multiply(dev, tile, mma), make_store_tile(dev, tile))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastmlp.engines.cuda.kernels.layout import BIAS, COLUMNS, GRADIENT, IN_WIDTH, INPUT, OUT_WIDTH, SLOPES, WEIGHTS
-from fastmlp.engines.cuda.kernels.passes import make_fetch, make_four, make_settle
+from fastmlp.engines.cuda.kernels.passes import make_fetch, make_read4, make_store_activation
 from fastmlp.engines.cuda.kernels.tensor_cores import make_warp_sums
 from fastmlp.engines.cuda.kernels.tiles import Arithmetic, Tile, make_product, make_sums
 
@@ -21,13 +21,13 @@ def make_arithmetic(dev: Any, tile: Tile, precision: str) -> Arithmetic:
 
 def make_get(dev: Any) -> Any:
     """get(to, o, matrix, row, column): four numbers of a row of (array, first, width, rows), zeros beyond it."""
-    four, zero = make_four(dev), dev.float32(0)
+    read4, zero = make_read4(dev), dev.float32(0)
 
     @dev.device
     def get(to, o, matrix, row, column):
         array, first, width, rows = matrix
         if row < rows and column < width:
-            four(to, o, array, first + row * width + column)
+            read4(to, o, array, first + row * width + column)
         else:
             to[o] = to[o + 1] = to[o + 2] = to[o + 3] = zero
 
@@ -35,14 +35,14 @@ def make_get(dev: Any) -> Any:
 
 
 def make_get_data(dev: Any, pixels: bool) -> Any:
-    """get(to, o, data, row, column): as `make_get`, of the batch: data are x, shift, factor, order, start, width and rows."""
+    """get(to, o, data, row, column): as `make_get`, of the batch: data are x, shift, factor, indices, start, width and rows."""
     fetch, load, int64, zero = make_fetch(dev, pixels), dev.load, dev.int64, dev.float32(0)
 
     @dev.device
     def get(to, o, data, row, column):
-        x, shift, factor, order, start, width, rows = data
+        x, shift, factor, indices, start, width, rows = data
         if row < rows and column < width:
-            fetch(to, o, x, int64(load(order, start + row)) * width, shift, factor, column)
+            fetch(to, o, x, int64(load(indices, start + row)) * width, shift, factor, column)
         else:
             to[o] = to[o + 1] = to[o + 2] = to[o + 3] = zero
 
@@ -77,7 +77,7 @@ def make_walk(dev: Any, tile: Tile, product: Any) -> Any:
 
 def make_tiled_forward(dev: Any, tile: Tile, precision: str, pixels: bool, names: Sequence[str], drops: bool) -> Any:
     """forward, as `warps.make_forward` has it."""
-    load, settle, get = dev.load, make_settle(dev, names, drops), make_get(dev)
+    load, store_activation, get = dev.load, make_store_activation(dev, names, drops), make_get(dev)
     arithmetic = make_arithmetic(dev, tile, precision)
 
     @dev.device
@@ -85,7 +85,9 @@ def make_tiled_forward(dev: Any, tile: Tile, precision: str, pixels: bool, names
         layer, last, step, seed, rows, tables, parameters, arena = to
         row = layer * COLUMNS
         if m < rows and n < load(tables[0], row + OUT_WIDTH):
-            settle(z + load(parameters, load(tables[0], row + BIAS) + n), layer, last, m, n, step, seed, tables, arena)
+            store_activation(
+                z + load(parameters, load(tables[0], row + BIAS) + n), layer, last, m, n, step, seed, tables, arena
+            )
 
     first_walk, walk = (
         make_walk(dev, tile, make_product(dev, tile, arithmetic, (True, rows_of), (False, get), put))
@@ -93,13 +95,13 @@ def make_tiled_forward(dev: Any, tile: Tile, precision: str, pixels: bool, names
     )
 
     @dev.device
-    def forward(layer, last, tables, inputs, order, start, rows, step, seed, parameters, arena, shared):
+    def forward(layer, last, tables, inputs, indices, start, rows, step, seed, parameters, arena, shared):
         table, row = tables[0], layer * COLUMNS
         height, width = load(table, row + IN_WIDTH), load(table, row + OUT_WIDTH)
         weights = (parameters, load(table, row + WEIGHTS), width, height)
         to = (layer, last, step, seed, rows, tables, parameters, arena)
         if layer == 0:
-            data = (inputs[0], inputs[1], inputs[2], order, start, height, rows)
+            data = (inputs[0], inputs[1], inputs[2], indices, start, height, rows)
             first_walk(data, weights, rows, width, height, shared, to)
         else:
             walk((arena, load(table, row + INPUT), height, rows), weights, rows, width, height, shared, to)
@@ -130,15 +132,15 @@ def make_tiled_delta(dev: Any, tile: Tile, precision: str) -> Any:
     return delta
 
 
-def make_tiled_gradient(dev: Any, tile: Tile, precision: str, pixels: bool, use: Any) -> Any:
+def make_tiled_gradient(dev: Any, tile: Tile, precision: str, pixels: bool, apply_gradient: Any) -> Any:
     """gradient, as `warps.make_gradient` has it."""
     load, get, arithmetic = dev.load, make_get(dev), make_arithmetic(dev, tile, precision)
 
     @dev.device
     def put(to, k, n, g):
-        weights, height, width, s, parameters, slots, kept = to
+        weights, height, width, s, parameters, slots, gradients = to
         if k <= height and n < width:
-            use(weights + k * width + n, g, s[0] if k < height else s[1], parameters, slots, kept)
+            apply_gradient(weights + k * width + n, g, s[0] if k < height else s[1], parameters, slots, gradients)
 
     first_walk, walk = (
         make_walk(dev, tile, make_product(dev, tile, arithmetic, (False, with_ones(dev, rows_of)), (False, get), put))
@@ -146,15 +148,15 @@ def make_tiled_gradient(dev: Any, tile: Tile, precision: str, pixels: bool, use:
     )
 
     @dev.device
-    def gradient(layer, turn, table, inputs, order, start, rows, s, parameters, slots, kept, arena, shared):
+    def gradient(layer, turn, table, inputs, indices, start, rows, s, parameters, slots, gradients, arena, shared):
         row = layer * COLUMNS
         height, width = load(table, row + IN_WIDTH), load(table, row + OUT_WIDTH)
         dz, to = (
             (arena, load(table, row + GRADIENT), width, rows),
-            (load(table, row + WEIGHTS), height, width, s, parameters, slots, kept),
+            (load(table, row + WEIGHTS), height, width, s, parameters, slots, gradients),
         )
         if layer == 0:
-            data = (inputs[0], inputs[1], inputs[2], order, start, height, rows)
+            data = (inputs[0], inputs[1], inputs[2], indices, start, height, rows)
             first_walk(data, dz, height + 1, width, rows, shared, to)
         else:
             walk((arena, load(table, row + INPUT), height, rows), dz, height + 1, width, rows, shared, to)

@@ -53,16 +53,16 @@ class Arithmetic(NamedTuple):
 
     word(held, i, j) : what is staged of a number that is held, or of two
     multiply(sums, shared, at_a, at_b, t) : add the products of a stage to a thread's sums
-    lay(shared, sums, t) : write a thread's sums into the tile, row by row
+    store_tile(shared, sums, t) : write a thread's sums to the tile, row by row
     """
 
     word: Any
     multiply: Any
-    lay: Any
+    store_tile: Any
 
 
 def make_factor(dev: Any, tile: Tile, extent: int, across: bool, get: Any, word: Any) -> tuple[Any, Any]:
-    """fetch(held, factor, first, k0, t) into registers, and stash(shared, base, held, t) from there, of one factor.
+    """fetch(held, factor, first, k0, t) into registers, and stage(shared, base, held, t) from there, of one factor.
 
     extent : rows or columns of the tile; get(to, o, factor, row, column) reads four numbers of the factor's memory, or zeros
     """
@@ -76,28 +76,28 @@ def make_factor(dev: Any, tile: Tile, extent: int, across: bool, get: Any, word:
     def fetch(held, factor, first, k0, t):
         for i in range(each):
             q = t + i * threads
-            line, four = divide(q, quads), 4 * remainder(q, quads)
+            line, quad = divide(q, quads), 4 * remainder(q, quads)
             if across:
-                get(held, 4 * i, factor, first + line, k0 + four)
+                get(held, 4 * i, factor, first + line, k0 + quad)
             else:
                 for j in range(packed):
-                    get(held, 4 * (packed * i + j), factor, k0 + packed * line + j, first + four)
+                    get(held, 4 * (packed * i + j), factor, k0 + packed * line + j, first + quad)
 
     @dev.device
-    def stash(shared, base, held, t):
+    def stage(shared, base, held, t):
         for i in range(each):
             q, o = t + i * threads, 4 * packed * i
-            line, four = divide(q, quads), 4 * remainder(q, quads)
+            line, quad = divide(q, quads), 4 * remainder(q, quads)
             if across:
                 for j in range(4 // packed):
                     at = 4 * i + packed * j
-                    store(shared, base + (divide(four, packed) + j) * apart + line, word(held, at, at + packed - 1))
+                    store(shared, base + (divide(quad, packed) + j) * apart + line, word(held, at, at + packed - 1))
             else:
                 p = o + 4 * (packed - 1)  # of the same rows, the other term of the word
                 values = word(held, o, p), word(held, o + 1, p + 1), word(held, o + 2, p + 2), word(held, o + 3, p + 3)
-                store4(shared, base + line * apart + four, values)
+                store4(shared, base + line * apart + quad, values)
 
-    return fetch, stash
+    return fetch, stage
 
 
 def make_sums(dev: Any, tile: Tile) -> Arithmetic:
@@ -131,7 +131,7 @@ def make_sums(dev: Any, tile: Tile) -> Arithmetic:
             term(sums, row, column, shared, at_a + k * apart_a + down, at_b + k * apart_b + over)
 
     @dev.device
-    def lay(shared, sums, t):
+    def store_tile(shared, sums, t):
         down, over = divide(t, right_threads), remainder(t, right_threads)
         for i in range(high):
             m = i // 4 * 4 * left_threads + 4 * down + i % 4
@@ -139,7 +139,7 @@ def make_sums(dev: Any, tile: Tile) -> Arithmetic:
                 at, n = wide * i + 4 * q, 4 * (q * right_threads + over)
                 store4(shared, m * width + n, (sums[at], sums[at + 1], sums[at + 2], sums[at + 3]))
 
-    return Arithmetic(word, multiply, lay)
+    return Arithmetic(word, multiply, store_tile)
 
 
 def make_product(dev: Any, tile: Tile, arithmetic: Arithmetic, left: Factor, right: Factor, put: Any) -> Any:
@@ -150,10 +150,10 @@ def make_product(dev: Any, tile: Tile, arithmetic: Arithmetic, left: Factor, rig
     cuda, float32, zero, load, divide, remainder = dev.cuda, dev.float32, dev.float32(0), dev.load, dev.divide, dev.remainder
     width, size, threads, depth = tile.columns, tile.rows * tile.columns, tile.threads, tile.terms
     sums_of, held_a, held_b = tile.high * tile.wide, depth * tile.rows // threads, depth * tile.columns // threads
-    at_b, stage = tile.words(tile.rows), tile.words(tile.rows) + tile.words(tile.columns)
-    word, multiply, lay = arithmetic
-    fetch_a, stash_a = make_factor(dev, tile, tile.rows, *left, word)
-    fetch_b, stash_b = make_factor(dev, tile, tile.columns, *right, word)
+    at_b, stage_size = tile.words(tile.rows), tile.words(tile.rows) + tile.words(tile.columns)
+    word, multiply, store_tile = arithmetic
+    fetch_a, stage_a = make_factor(dev, tile, tile.rows, *left, word)
+    fetch_b, stage_b = make_factor(dev, tile, tile.columns, *right, word)
 
     @dev.device
     def product(a, b, m0, n0, terms, shared, to):
@@ -165,8 +165,8 @@ def make_product(dev: Any, tile: Tile, arithmetic: Arithmetic, left: Factor, rig
         fetch_a(next_a, a, m0, 0, t)
         fetch_b(next_b, b, n0, 0, t)
         cuda.syncthreads()  # the tile before has been read
-        stash_a(shared, 0, next_a, t)
-        stash_b(shared, at_b, next_b, t)
+        stage_a(shared, 0, next_a, t)
+        stage_b(shared, at_b, next_b, t)
         cuda.syncthreads()
         for k0 in range(0, terms, depth):
             if k0 + depth < terms:
@@ -174,12 +174,12 @@ def make_product(dev: Any, tile: Tile, arithmetic: Arithmetic, left: Factor, rig
                 fetch_b(next_b, b, n0, k0 + depth, t)
             multiply(sums, shared, base, base + at_b, t)
             if k0 + depth < terms:
-                stash_a(shared, stage - base, next_a, t)
-                stash_b(shared, stage - base + at_b, next_b, t)
-            base = stage - base
+                stage_a(shared, stage_size - base, next_a, t)
+                stage_b(shared, stage_size - base + at_b, next_b, t)
+            base = stage_size - base
             cuda.syncthreads()  # written: the next stage; read: this one
         # By way of shared memory: neighbours in a row are then written by neighbouring threads, and `put` is there once.
-        lay(shared, sums, t)
+        store_tile(shared, sums, t)
         cuda.syncthreads()  # written: the sums
         for o in range(t, size, threads):
             put(to, m0 + divide(o, width), n0 + remainder(o, width), load(shared, o))

@@ -1,10 +1,10 @@
 """The phases of a training step on an NVIDIA GPU, for small batches: products by teams of warps.
 
-Small products are latency, not arithmetic, so a team of warps shares a tile of 8 x 4 sums and splits its terms. No sum depends
-on how many blocks there are: the same bits for any grid. What is done with a sum (passes.py) is not here.
+Small products are bound by latency, not arithmetic, so a team of warps shares a tile of 8 x 4 sums and splits its terms. No sum
+depends on the number of blocks: results have the same bits for any grid. passes.py processes the sums.
 
-Names: x, y, z, dz as in nn/network.py; `table` and the places in `arena` as in layout.py; t, lane, warp are of a thread in its
-block, m and n of a row of the batch and a unit.
+Names: x, y, z, dz as in nn/network.py; `table` and the offsets in `arena` as in layout.py; t, lane, warp identify a thread in
+its block; m is a row of the batch, n a unit.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastmlp.engines.cuda.kernels.layout import BIAS, COLUMNS, GRADIENT, IN_WIDTH, INPUT, OUT_WIDTH, SLOPES, WEIGHTS
-from fastmlp.engines.cuda.kernels.passes import make_fetch, make_four, make_settle
+from fastmlp.engines.cuda.kernels.passes import make_fetch, make_read4, make_store_activation
 
 HIGH, WIDE = 8, 4  # rows and columns of a team's tile; with eight columns registers spill in kernels of many options
 SUMS, FACTORS = HIGH * WIDE, 4 * WIDE  # of a tile, and of its columns in a chunk of four terms
@@ -82,24 +82,24 @@ def make_finish(dev: Any, threads: int) -> Any:
 
 
 def make_multiply(dev: Any, pixels: bool | None) -> Any:
-    """multiply(sums, own, step, n0, places, height, width, source, weights, inputs, parameters, arena): a lane's share.
+    """multiply(sums, own, step, n0, row_indices, height, width, source, weights, inputs, parameters, arena): one lane's terms.
 
-    The rows are in the data, uint8 pixels or not, by their numbers in `places`; with `pixels` None in the arena from `source`.
+    `row_indices` are indices into the data, uint8 pixels or float32, or, with `pixels` None, into the arena from `source` on.
     """
     cuda, divide, float32, int64 = dev.cuda, dev.divide, dev.float32, dev.int64
-    fetch, four = make_fetch(dev, bool(pixels)), make_four(dev)
+    fetch, read4 = make_fetch(dev, bool(pixels)), make_read4(dev)
 
     @dev.device
-    def multiply(sums, own, step, n0, places, height, width, source, weights, inputs, parameters, arena):
+    def multiply(sums, own, step, n0, row_indices, height, width, source, weights, inputs, parameters, arena):
         a, b = cuda.local.array(4, float32), cuda.local.array(FACTORS, float32)
         for c in range(own, divide(height, 4), step):
             for k in range(4):
-                four(b, WIDE * k, parameters, weights + (4 * c + k) * width + n0)
+                read4(b, WIDE * k, parameters, weights + (4 * c + k) * width + n0)
             for i in range(HIGH):
                 if pixels is None:
-                    four(a, 0, arena, source + places[i] * height + 4 * c)
+                    read4(a, 0, arena, source + row_indices[i] * height + 4 * c)
                 else:
-                    fetch(a, 0, inputs[0], int64(places[i]) * height, inputs[1], inputs[2], 4 * c)
+                    fetch(a, 0, inputs[0], int64(row_indices[i]) * height, inputs[1], inputs[2], 4 * c)
                 for k in range(4):
                     for j in range(WIDE):
                         sums[WIDE * i + j] += a[k] * b[WIDE * k + j]
@@ -108,25 +108,25 @@ def make_multiply(dev: Any, pixels: bool | None) -> Any:
 
 
 def make_forward(dev: Any, threads: int, pixels: bool, names: Sequence[str], drops: bool) -> Any:
-    """forward(layer, last, tables, inputs, order, start, rows, step, seed, parameters, arena, shared): outputs of a layer.
+    """forward(layer, last, tables, inputs, indices, start, rows, step, seed, parameters, arena, shared): outputs of a layer.
 
-    z = x w + b and what `settle` makes of it, for the batch x[order[start]], …; inputs: x, shift, factor; the outputs of the
-    last layer are its z.
+    z = x w + b, then `store_activation`, for the batch x[indices[start]], …; inputs: x, shift, factor. The outputs of the last
+    layer are its z.
     """
     cuda, load, divide, remainder = dev.cuda, dev.load, dev.divide, dev.remainder
     lanes, warps, zero, float32, int32 = dev.WARP, threads // dev.WARP, dev.float32(0), dev.float32, dev.int32
     first_multiply, multiply, team_of = make_multiply(dev, pixels), make_multiply(dev, None), make_team(dev, threads)
-    finish, settle = make_finish(dev, threads), make_settle(dev, names, drops)
+    finish, store_activation = make_finish(dev, threads), make_store_activation(dev, names, drops)
 
     @dev.device
-    def forward(layer, last, tables, inputs, order, start, rows, step, seed, parameters, arena, shared):
+    def forward(layer, last, tables, inputs, indices, start, rows, step, seed, parameters, arena, shared):
         t, row, table = cuda.threadIdx.x, layer * COLUMNS, tables[0]
         height, width, source = load(table, row + IN_WIDTH), load(table, row + OUT_WIDTH), load(table, row + INPUT)
         columns, size = divide(width, WIDE), team_of(divide(height, 4))
         together = lanes << size
         team, teams = divide(t, together), warps >> size
         own, tiles = t - team * together, divide(rows + HIGH - 1, HIGH) * columns
-        sums, places = cuda.local.array(SUMS, float32), cuda.local.array(8, int32)
+        sums, row_indices = cuda.local.array(SUMS, float32), cuda.local.array(8, int32)
         for first in range(cuda.blockIdx.x * teams, tiles, cuda.gridDim.x * teams):
             m0, n0 = divide(first + team, columns) * HIGH, remainder(first + team, columns) * WIDE
             for i in range(SUMS):
@@ -134,12 +134,12 @@ def make_forward(dev: Any, threads: int, pixels: bool, names: Sequence[str], dro
             if first + team < tiles:
                 for i in range(HIGH):  # beyond the batch its last row again, which is then not written
                     m = min(m0 + i, rows - 1)
-                    places[i] = load(order, start + m) if layer == 0 else m
+                    row_indices[i] = load(indices, start + m) if layer == 0 else m
                 at = load(table, row + WEIGHTS)
                 if layer == 0:
-                    first_multiply(sums, own, together, n0, places, height, width, source, at, inputs, parameters, arena)
+                    first_multiply(sums, own, together, n0, row_indices, height, width, source, at, inputs, parameters, arena)
                 else:
-                    multiply(sums, own, together, n0, places, height, width, source, at, inputs, parameters, arena)
+                    multiply(sums, own, together, n0, row_indices, height, width, source, at, inputs, parameters, arena)
             finish(sums, shared, t)
             if first + team < tiles:
                 for o in range(own, SUMS, together):
@@ -148,7 +148,7 @@ def make_forward(dev: Any, threads: int, pixels: bool, names: Sequence[str], dro
                         z += load(shared, ((team << size) + w) * SUMS + o)
                     if m < rows:
                         z += load(parameters, load(table, row + BIAS) + n)
-                        settle(z, layer, last, m, n, step, seed, tables, arena)
+                        store_activation(z, layer, last, m, n, step, seed, tables, arena)
 
     return forward
 
@@ -157,16 +157,16 @@ def make_delta(dev: Any, threads: int) -> Any:
     """delta(layer, table, rows, parameters, arena, shared): dz of the layer below, (dz w^T) times its f'(z)."""
     cuda, load, store, divide, remainder = dev.cuda, dev.load, dev.store, dev.divide, dev.remainder
     lanes, warps, zero, float32 = dev.WARP, threads // dev.WARP, dev.float32(0), dev.float32
-    four, team_of, finish = make_four(dev), make_team(dev, threads), make_finish(dev, threads)
+    read4, team_of, finish = make_read4(dev), make_team(dev, threads), make_finish(dev, threads)
 
     @dev.device
     def multiply(sums, own, step, chunks, source, weights, width, m0, k0, rows, parameters, arena):
         a, b = cuda.local.array(4, float32), cuda.local.array(FACTORS, float32)
         for c in range(own, chunks, step):
             for j in range(WIDE):
-                four(b, 4 * j, parameters, weights + (k0 + j) * width + 4 * c)
+                read4(b, 4 * j, parameters, weights + (k0 + j) * width + 4 * c)
             for i in range(HIGH):
-                four(a, 0, arena, source + min(m0 + i, rows - 1) * width + 4 * c)
+                read4(a, 0, arena, source + min(m0 + i, rows - 1) * width + 4 * c)
                 for j in range(WIDE):
                     for k in range(4):
                         sums[WIDE * i + j] += a[k] * b[4 * j + k]
@@ -202,13 +202,13 @@ def make_delta(dev: Any, threads: int) -> Any:
     return delta
 
 
-def make_gradient(dev: Any, threads: int, staged: int, pixels: bool, use: Any) -> Any:
-    """gradient(layer, turn, table, inputs, order, start, rows, s, parameters, slots, kept, arena, shared): dw = x^T dz, db.
+def make_gradient(dev: Any, threads: int, staged: int, pixels: bool, apply_gradient: Any) -> Any:
+    """gradient(layer, turn, table, inputs, indices, start, rows, s, parameters, slots, kept, arena, shared): dw = x^T dz, db.
 
     turn : the block that takes the first tile, so that two layers in one phase begin at different blocks
     s : the step's scalars for weights, then for biases
-    A block has a tile of as many weights as four times its threads, each thread 2 x 2 of them; `staged` rows of the batch at a
-    time lie in shared memory. `use` has each sum, so that gradients never reach memory unless it keeps them.
+    A block has a tile of four times as many weights as threads, 2 x 2 for each thread; `staged` rows of the batch at a time are
+    in shared memory. `apply_gradient` is called with each sum, so gradients are not written to memory unless it stores them.
     """
     cuda, load, load2, load4, store4 = dev.cuda, dev.load, dev.load2, dev.load4, dev.store4
     divide, remainder, zero, float32 = dev.divide, dev.remainder, dev.float32(0), dev.float32
@@ -217,28 +217,28 @@ def make_gradient(dev: Any, threads: int, staged: int, pixels: bool, use: Any) -
     fetch = make_fetch(dev, pixels)
 
     @dev.device
-    def stage(layer, table, inputs, order, start, rows, first, k0, n0, arena, shared):
-        row, t, four = layer * COLUMNS, cuda.threadIdx.x, cuda.local.array(4, float32)
+    def stage(layer, table, inputs, indices, start, rows, first, k0, n0, arena, shared):
+        row, t, quad = layer * COLUMNS, cuda.threadIdx.x, cuda.local.array(4, float32)
         height, width = load(table, row + IN_WIDTH), load(table, row + OUT_WIDTH)
         x, shift, factor = inputs
         cuda.syncthreads()  # the rows before have been read
         for e in range(t, staged * quads, threads):
             m, k, n = first + divide(e, quads), k0 + 4 * remainder(e, quads), n0 + 4 * remainder(e, quads)
-            four[0] = four[1] = four[2] = four[3] = zero
+            quad[0] = quad[1] = quad[2] = quad[3] = zero
             if m < rows and k < height:
                 if layer == 0:
-                    fetch(four, 0, x, load(order, start + m) * height, shift, factor, k)
+                    fetch(quad, 0, x, load(indices, start + m) * height, shift, factor, k)
                 else:
-                    four[0], four[1], four[2], four[3] = load4(arena, load(table, row + INPUT) + m * height + k)
-            store4(shared, 4 * e, (four[0], four[1], four[2], four[3]))
-            four[0] = four[1] = four[2] = four[3] = zero
+                    quad[0], quad[1], quad[2], quad[3] = load4(arena, load(table, row + INPUT) + m * height + k)
+            store4(shared, 4 * e, (quad[0], quad[1], quad[2], quad[3]))
+            quad[0] = quad[1] = quad[2] = quad[3] = zero
             if m < rows and n < width:
-                four[0], four[1], four[2], four[3] = load4(arena, load(table, row + GRADIENT) + m * width + n)
-            store4(shared, staged * side + 4 * e, (four[0], four[1], four[2], four[3]))
+                quad[0], quad[1], quad[2], quad[3] = load4(arena, load(table, row + GRADIENT) + m * width + n)
+            store4(shared, staged * side + 4 * e, (quad[0], quad[1], quad[2], quad[3]))
         cuda.syncthreads()
 
     @dev.device
-    def gradient(layer, turn, table, inputs, order, start, rows, s, parameters, slots, kept, arena, shared):
+    def gradient(layer, turn, table, inputs, indices, start, rows, s, parameters, slots, gradients, arena, shared):
         row, t, grid = layer * COLUMNS, cuda.threadIdx.x, cuda.gridDim.x
         height, width = load(table, row + IN_WIDTH), load(table, row + OUT_WIDTH)
         down, right, columns = divide(t, half), remainder(t, half), divide(width + side - 1, side)
@@ -246,7 +246,7 @@ def make_gradient(dev: Any, threads: int, staged: int, pixels: bool, use: Any) -
             k0, n0 = divide(tile, columns) * side, remainder(tile, columns) * side
             g00, g01, g10, g11, b0, b1 = zero, zero, zero, zero, zero, zero
             for first in range(0, rows, staged):
-                stage(layer, table, inputs, order, start, rows, first, k0, n0, arena, shared)
+                stage(layer, table, inputs, indices, start, rows, first, k0, n0, arena, shared)
                 for m in range(staged):
                     x = load2(shared, m * side + 2 * down)
                     dz = load2(shared, staged * side + m * side + 2 * right)
@@ -255,12 +255,12 @@ def make_gradient(dev: Any, threads: int, staged: int, pixels: bool, use: Any) -
             k, n = k0 + 2 * down, n0 + 2 * right
             if k < height and n < width:  # both are even, so there are two of each
                 at, bias = load(table, row + WEIGHTS) + k * width + n, load(table, row + BIAS) + n
-                use(at, g00, s[0], parameters, slots, kept)
-                use(at + 1, g01, s[0], parameters, slots, kept)
-                use(at + width, g10, s[0], parameters, slots, kept)
-                use(at + width + 1, g11, s[0], parameters, slots, kept)
+                apply_gradient(at, g00, s[0], parameters, slots, gradients)
+                apply_gradient(at + 1, g01, s[0], parameters, slots, gradients)
+                apply_gradient(at + width, g10, s[0], parameters, slots, gradients)
+                apply_gradient(at + width + 1, g11, s[0], parameters, slots, gradients)
                 if k == 0:
-                    use(bias, b0, s[1], parameters, slots, kept)
-                    use(bias + 1, b1, s[1], parameters, slots, kept)
+                    apply_gradient(bias, b0, s[1], parameters, slots, gradients)
+                    apply_gradient(bias + 1, b1, s[1], parameters, slots, gradients)
 
     return gradient

@@ -1,0 +1,83 @@
+"""Names in the registries: their spellings and their common synonyms.
+
+Spellings are compared without case, hyphens, underscores and spaces, so that "ReLU", "leaky_relu" and PyTorch's "LeakyReLU" are
+understood. `canonical_name` returns the name in the registry, which is what descriptions of networks, model files and labels
+store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from fastmlp.errors import ConfigError, unknown_name
+
+# Kind of name -> name in the registry -> synonyms that other libraries and papers use.
+SYNONYMS: dict[str, dict[str, tuple[str, ...]]] = {
+    "activation": {"silu": ("swish",), "sigmoid": ("logistic",), "linear": ("identity",), "tanh": ("hyperbolic-tangent",)},
+    "loss": {
+        "cross-entropy": ("ce", "cross-entropy-loss", "categorical-cross-entropy", "softmax-cross-entropy", "log-loss"),
+        "squared-error": ("mse", "mse-loss", "mean-squared-error", "squared-loss"),
+    },
+    "output": {"sigmoid": ("logistic",), "linear": ("identity", "none")},
+    "init": {
+        "random": ("default",),
+        "xavier": ("glorot",),
+        "he": ("kaiming",),
+        "he-normal": ("kaiming-normal",),
+        "he-uniform": ("kaiming-uniform",),
+    },
+    "optimizer": {"nesterov": ("nag",)},
+    "schedule": {
+        "constant": ("constant-lr", "none"),
+        "exponential": ("exponential-lr", "exponential-decay"),
+        "step": ("step-lr", "step-decay"),
+        "cosine": ("cosine-annealing", "cosine-annealing-lr", "cosine-decay"),
+    },
+    "scaling": {"zscore": ("standard", "standard-scaler", "standardize")},
+    "monitor": {"loss": ("val-loss",), "accuracy": ("val-accuracy", "val-acc", "acc")},
+    "backend": {"torch": ("pytorch",), "cuda": ("gpu",), "numba": ("cpu",)},
+    "dtype": {"float32": ("f32", "fp32", "single"), "float64": ("f64", "fp64", "double")},
+    "precision": {"float32": ("f32", "fp32"), "bf16": ("bfloat16",), "tf32": ("tensorfloat32",)},
+    "pool": {"avg": ("average", "mean"), "max": ("maximum",), "global": ("global-average", "gap")},
+    "regularize": {"batch": ("batch-norm", "batch-normalization", "bn")},
+}
+
+
+def squeeze(name: str) -> str:
+    """Return a name without case, hyphens, underscores and spaces.
+
+    >>> squeeze("Leaky_ReLU"), squeeze("cross-entropy")
+    ('leakyrelu', 'crossentropy')
+    """
+    return "".join(character for character in name.lower() if character not in "-_ ")
+
+
+def canonical_name(kind: str, given: Any, registry: Iterable[str]) -> str:
+    """Return the name in a registry for a spelling or a synonym of it.
+
+    Parameters
+    ----------
+    kind : what the name is of, a key of `SYNONYMS` or another word, for the message
+    given : the name as written by the user
+    registry : the valid names; a valid name is never taken for a synonym of another one
+
+    Raises
+    ------
+    ConfigError : the name is unknown, or is not a string
+
+    Examples
+    --------
+    >>> canonical_name("activation", "Leaky_ReLU", ["relu", "leaky-relu"]), canonical_name("activation", "swish", ["silu"])
+    ('leaky-relu', 'silu')
+    """
+    names = list(registry)
+    if given in names:
+        return str(given)
+    if not isinstance(given, str):
+        raise ConfigError(f"{kind} must be a name, not {given!r}; valid: {', '.join(names)}")
+    synonyms = {squeeze(other): name for name, others in SYNONYMS.get(kind, {}).items() for other in others if name in names}
+    spellings = synonyms | {squeeze(name): name for name in names}
+    if (name := spellings.get(squeeze(given))) is None:
+        raise ConfigError(unknown_name(kind, given, names))
+    return name
