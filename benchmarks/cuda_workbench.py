@@ -133,7 +133,7 @@ class CudaWorkbench:
     # programs.py lists the phases of a step of L layers.
 
     def forward(self, layer: int) -> Callable[[], None]:
-        """A call of the forward product of a layer with what `settle` makes of it: outputs, and slopes of a hidden layer."""
+        """A call of the forward product of a layer with `store_activation`: outputs, and slopes of a hidden layer."""
         return self.phases(layer, layer + 1)
 
     def losses(self) -> Callable[[], None]:
