@@ -18,6 +18,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.epochs import machine
+from fastmlp.experiments.plan import SPLIT_NAMES
 from fastmlp.experiments.recipes.recipe import all_recipes
 from fastmlp.experiments.recipes.run import RecipeJob, make_job, networks, select
 from fastmlp.files import read_json, write_json

@@ -73,7 +73,7 @@ def test_what_is_finished_stays_and_what_is_not_is_made() -> None:
     files[2].unlink()
     again = ok(*arguments, **TINY)
     assert again.stderr.startswith("group7-mlp-3\n")
-    assert "side by side" not in again.stderr
+    assert "in parallel" not in again.stderr
     assert [file.stat().st_mtime_ns != time for file, time in zip(files, before, strict=True)] == [False, False, True, False]
     assert len((files[2].parent / "metrics.jsonl").read_text().splitlines()) == 2
     result = json.loads(files[0].read_text())
@@ -295,7 +295,7 @@ def test_figures_over_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("result.json", "[]", "set/group7-mlp-2/result.json is not the result of a run; take the folder away"),
+        ("result.json", "[]", "set/group7-mlp-2/result.json: no format version"),
         ("config.toml", "a = ", "set/group7-mlp-2/config.toml is not valid TOML"),
         ("config.toml", None, "cannot read set/group7-mlp-2/config.toml"),
     ],
