@@ -189,7 +189,7 @@ def test_damaged_feature_files(home: Path, made: dict[str, Any]) -> None:
     arrays = arrays_of(home / "features.npz")
     for changed, message in (
         ({"validation": np.array([3, 2])}, "array 'validation': needs ascending row numbers of x"),
-        ({"validation": np.array([999])}, "array 'validation': must be ascending"),
+        ({"validation": np.array([999])}, "array 'validation': needs ascending row numbers"),
         ({"provenance": np.array("{")}, "array 'provenance': not what is known of features"),
     ):
         np.savez("bad.npz", **(arrays | changed))  # type: ignore[arg-type]
