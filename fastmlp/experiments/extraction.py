@@ -1,6 +1,6 @@
 """One `extract` run: from its settings to the data set of features, its file, and the figures.
 
-The convolutional network is trained by fastmlp.cnn, which is passed in as `Tools`. See data/features.py for data sets of features.
+The convolutional network is trained by fastmlp.cnn, which is passed in as `Tools`. See data/features.py for the data sets.
 """
 
 from __future__ import annotations
@@ -138,9 +138,7 @@ def plan(config: ExtractConfig, tools: Tools, *, follows: TrainConfig | None, pr
     if follows is not None:
         check_splits(follows, split_names(images, **config.split_sizes()))
     prepared = tools.prepare(vars(config), images.image_shape, len(images.classes))
-    settings = {
-        name: value for name, value in config.key().items() if name != "data"
-    }  # the hash is of the images, not of their name
+    settings = {name: value for name, value in config.key().items() if name != "data"}  # the images are hashed, not their name
     if config.weights is not None:  # the hash is of the file, not of its path
         settings = settings | {"weights": file_sha256(Path(config.weights)), "weights_sha256": None}
     text = json_bytes({"settings": settings, "data": images.sha256})
@@ -177,8 +175,8 @@ def extract_run(
 
     Returns
     -------
-    Extracted : after SIGINT or SIGTERM, `signal` is set, and there is a checkpoint in the folder of the file, from which the same
-        call continues
+    Extracted : after SIGINT or SIGTERM, `signal` is set, and there is a checkpoint in the folder of the file, from which the
+        same call continues
 
     Raises
     ------

@@ -146,7 +146,7 @@ def test_an_interrupted_extraction_goes_on(form: str, passes: list[int], home: P
     passes[0] = 4
     stopped = call(*small)
     assert stopped.exit_code == 130, stopped.output
-    assert "interrupted while making features; the same command goes on" in stopped.stderr
+    assert "interrupted during the extraction; the same command continues" in stopped.stderr
     assert not Path(form).exists()
     (partial,) = Path.cwd().glob("*.partial")
     with (partial / "x.npy").open("ab") as stream:
@@ -165,7 +165,7 @@ def test_a_stop_in_a_chain_ends_it(passes: list[int], home: Path, monkeypatch: p
     assert stopped.exit_code == 130, stopped.output
     assert not Path("run").exists()
     again = ok("extract", "--data", home / "images.npz", *SMALL, "train", *MLP, "--out", "run")
-    assert "going on from" in again.stderr
+    assert "continuing from" in again.stderr
     ok("train", "--data", home / "features.npz", *MLP, "--out", "two", "-q")
     assert Path("run/model.safetensors").read_bytes() == Path("two/model.safetensors").read_bytes()
 

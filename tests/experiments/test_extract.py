@@ -143,7 +143,7 @@ def test_the_same_settings_make_nothing_anew(home: Path, made: dict[str, Any]) -
     file = home / "features.npz"
     before = file.stat().st_mtime_ns
     again = ok("extract", "--data", home / "images.npz", *SMALL, "--out", file)
-    assert "has been made with these settings before; nothing to do" in again.stderr
+    assert "exists and was made with these settings; nothing to do" in again.stderr
     assert file.stat().st_mtime_ns == before
     line = refused(2, "extract", "--data", home / "images.npz", *SMALL, "--seed", "1", "--out", file)
     assert line.startswith(f"out: {file} exists and was made with other settings; choose another name, or set force")
@@ -234,10 +234,10 @@ def test_an_interrupted_run_goes_on_to_the_same_features(home: Path) -> None:
     cut = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert cut.returncode == 130, cut.stderr
     (checkpoint,) = Path.cwd().glob("cut.npz.*.checkpoint")
-    assert f"interrupted after epoch 2; the same command goes on from {checkpoint.name}" in cut.stderr
+    assert f"interrupted after epoch 2; the same command continues from {checkpoint.name}" in cut.stderr
     assert not Path("cut.npz").exists()
     later = ok(*arguments, "cut.npz")
-    assert f"going on from {checkpoint.name}" in later.stderr
+    assert f"continuing from {checkpoint.name}" in later.stderr
     epochs = [line.split()[1] for line in later.stderr.splitlines() if line.startswith("epoch ")]
     assert epochs == [f"{epoch}/12" for epoch in range(3, 13)]
     assert not checkpoint.exists()
