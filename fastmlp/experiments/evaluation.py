@@ -46,7 +46,7 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
 
     Parameters
     ----------
-    path : run folder, or model file; a checkpoint in the folder of a finished run is evaluated with the settings of that run
+    path : run folder, or model file; a checkpoint in the folder of a finished run is evaluated with the settings of the run
     source, data_dir : the data, see `load_data`; None means the data of the run
     split : "test", "train", "validation" or "all". The data of the run, recognized by their hash, are split as in the run.
         Other data have their own test and training split; without a test split, all their rows are the test split.

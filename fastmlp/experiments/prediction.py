@@ -170,7 +170,7 @@ def shares_of(one: Prediction) -> Mapping[str, float]:
 
 
 def as_csv(predictions: Sequence[Prediction]) -> bytes:
-    """Return a csv table with a header: input, row, label and a column per class of any row; for regression the values."""
+    """Return a csv table with a header: input, row, label, and a column per class of any row; in regression the values."""
     if "values" in predictions[0]:
         names = [f"value_{number}" for number in range(1, len(predictions[0]["values"]) + 1)]
         body = [[one["input"], one["row"], *one["values"]] for one in predictions]
