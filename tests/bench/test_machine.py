@@ -1,4 +1,4 @@
-"""What the machine can do: the kernels compute what they claim to, each thread its share, and the best of all counts."""
+"""Peak rates of the machine: correctness of the kernels, the work of each thread, and the best of several measurements."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from fastmlp.engines.cpu.codegen.simd import lanes
 
 
 @pytest.mark.parametrize(("count", "width"), [(12, 8), (3, 4), (1, 16)])
-def test_the_loop_makes_all_its_multiply_adds(count: int, width: int) -> None:
-    """Each sum starts at its number and grows by x^2 a step; the first lane of their sum comes back."""
+def test_the_loop_executes_all_multiply_adds(count: int, width: int) -> None:
+    """Sum i starts at i and grows by x^2 per step; the loop returns the first lane of their total."""
     loop = make_fma_loop(count, width)
 
     @njit
@@ -27,8 +27,8 @@ def test_the_loop_makes_all_its_multiply_adds(count: int, width: int) -> None:
         assert run(steps, np.float32(0.5)) == sum(range(count)) + 0.25 * steps * count
 
 
-def test_the_loop_is_made_of_multiply_adds_on_whole_vectors() -> None:
-    """In the loop's code, which is unrolled, a multiple of its sums: none was left out, none computed once for all."""
+def test_the_loop_has_multiply_adds_on_full_vectors() -> None:
+    """The unrolled loop has a multiple of as many multiply-adds as sums: LLVM has removed or merged none."""
     fmas, _ = make_kernels()
     fmas(0, 1, np.float32(0.5), np.empty(1, np.float32))
     (code,) = fmas.inspect_llvm().values()
@@ -38,21 +38,21 @@ def test_the_loop_is_made_of_multiply_adds_on_whole_vectors() -> None:
     assert Ceilings.flop_per_step() == 2 * accumulators() * lanes()
 
 
-def test_triad_computes_each_share() -> None:
+def test_triad_computes_the_elements_of_each_thread() -> None:
     _, triad = make_kernels()
     a, b, c = np.zeros(11, np.float32), np.arange(11, dtype=np.float32), np.ones(11, np.float32)
     for t in (0, 2):
         triad(t, 3, a, b, c, np.float32(3))
     expected = b + 3
-    expected[3:7] = 0  # of thread 1, which did not run
+    expected[3:7] = 0  # elements of thread 1, which did not run
     np.testing.assert_array_equal(a, expected)
     triad(1, 3, a, b, c, np.float32(3))
     np.testing.assert_array_equal(a, b + 3)
 
 
-def test_the_best_measurement_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_measurement_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     ceilings = Ceilings([1, 2], array_bytes=4096)
-    assert set(ceilings.gflops.values()) == {0.0}  # warming up does not count
+    assert set(ceilings.gflops.values()) == {0.0}  # the warm-up is not recorded
     ceilings.measure()
     assert min(*ceilings.gflops.values(), *ceilings.triad.values()) > 0
     for gflops in (7.0, 9.0, 8.0):
@@ -63,7 +63,7 @@ def test_the_best_measurement_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ceilings.arrays == []
 
 
-def test_the_rates_are_work_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_peak_rates_are_work_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
     ceilings = Ceilings([2], array_bytes=4000)
     clock = iter([0.0, 2.0, 0.0, 0.5])
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
@@ -74,8 +74,8 @@ def test_the_rates_are_work_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
     ceilings.close()
 
 
-def test_last_caches_are_added_up_once_each(tmp_path: Path) -> None:
-    """Four cores; a first cache each, and two last ones that two cores share."""
+def test_each_last_level_cache_is_counted_once(tmp_path: Path) -> None:
+    """Four cores, each with a level-1 cache; each pair of cores shares a level-3 cache."""
     assert last_cache_bytes(tmp_path) == DEFAULT_CACHE_BYTES
     for cpu in range(4):
         pair = f"{cpu // 2 * 2}-{cpu // 2 * 2 + 1}"

@@ -1,4 +1,4 @@
-"""Table and chart of a benchmark, from a result that is written down here."""
+"""Table and chart of a benchmark, from a fixed result."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ def test_text() -> None:
     assert lines.count("left out: torch: torch is not installed") == 1
     assert "ceiling (2 threads): 200.0 GFLOP/s (fused multiply-adds), 15.0 GB/s (triad)" in lines
     assert "AMD (znver3), 2 cores, load 0.50 before, 2026-11-21" in lines
-    assert lines[-1] == "adam, relu, dropout 0.5, float32; rounds: 2, in turn; the median counts"
+    assert lines[-1] == "adam, relu, dropout 0.5, float32; median of 2 interleaved rounds"
     assert all(line.isascii() and len(line) < 120 for line in bench_text(make_result()).splitlines())  # for any terminal
 
 
-def test_text_of_a_device_and_without_us() -> None:
+def test_text_with_a_device_and_without_our_engines() -> None:
     result = make_result(1)
     result["rows"] = [row("784-128-10", "cuda", None, [1.0, 1.0])]
     assert " ".join(bench_text(result).splitlines()[2].split()) == "cuda - 1 1 to 1 110.0 - 1"
@@ -79,12 +79,12 @@ def test_text_of_a_device_and_without_us() -> None:
     assert " ".join(bench_text(result).splitlines()[2].split()) == "torch - 1 1 to 1 110.0 -"
 
 
-def test_the_text_is_the_same_from_a_file(tmp_path: Path) -> None:
+def test_the_text_is_the_same_after_a_round_trip_through_json(tmp_path: Path) -> None:
     write_bench(make_result(), make_folder(tmp_path / "a" / "b"))
     assert bench_text(json.loads((tmp_path / "a" / "b" / "bench.json").read_text())) == bench_text(make_result())
 
 
-def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("")
     with pytest.raises(DataError, match=r"choose another folder$") as raised:
         make_folder(tmp_path / "a" / "b")
@@ -105,7 +105,7 @@ def test_chart(tmp_path: Path, networks: int, threads: tuple[int, ...]) -> None:
 
 
 def test_nothing_in_the_chart_overlaps() -> None:
-    """Boxes of all texts: names, seconds beside the bars, headings, ticks, the legend."""
+    """Bounding boxes of all texts: names, seconds, headings, tick labels, legend."""
     from matplotlib.text import Text
 
     with own_style():

@@ -1,4 +1,4 @@
-"""Every contestant computes what the specification does, from the same start, in the same order; else it is not measured."""
+"""Every contestant agrees with the specification from the same initial parameters and order of rows, or is not measured."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from fastmlp.nn.optimizers import DEFAULT_LEARNING_RATE, RULES, Optimizer
 
 pytestmark = pytest.mark.full
 
-ROWS, BATCH = 200, 48  # the last batch is short
+ROWS, BATCH = 200, 48  # the last mini-batch is smaller
 TOLERANCE = 1e-4  # relative, of mean losses: rounding of float32 over ten steps
 DROPOUT = 0.4
 ORDERS = [np.random.default_rng(epoch).permutation(ROWS) for epoch in range(2)]
@@ -45,7 +45,7 @@ def make_task(optimizer: str = "sgd", activation: str = "relu", dropout: float =
 
 
 def losses(contestant: Any, task: Task, orders: Any = ORDERS) -> list[float]:
-    """Mean loss of each of two epochs: the second shows that the first left the right parameters."""
+    """Mean loss of each of two epochs; the second depends on the parameters after the first."""
     with closing(contestant):
         contestant.prepare(task)
         with contestant.limited():
@@ -64,7 +64,7 @@ def agrees(contestant: Any, task: Task) -> bool:
 
 
 @pytest.mark.parametrize("name", ["numpy", "numba", "torch", "sklearn"])
-def test_contestants_compute_the_same(name: str) -> None:
+def test_contestants_agree_with_the_specification(name: str) -> None:
     need(name)
     task = make_task()
     for contestant in contestants([name], 2):
@@ -77,7 +77,7 @@ def need(name: str) -> None:
         pytest.skip(f"{package} is not installed")
 
 
-# What a library lacks; there it must say so, and everywhere else it must agree.
+# What a library does not support: it must report so, and must agree with the specification in all other cases.
 LACKS = {
     "torch": {"leaky-gelu"},
     "sklearn": {"rmsprop", "adamw", "leaky-relu", "gelu", "leaky-gelu", "silu", "elu"},
@@ -87,14 +87,14 @@ LACKS = {
 
 @pytest.mark.parametrize("name", ["torch", "sklearn"])
 @pytest.mark.parametrize("optimizer", RULES)
-def test_update_rules_are_the_same_or_missing(name: str, optimizer: str) -> None:
+def test_optimisers_agree_or_are_unsupported(name: str, optimizer: str) -> None:
     need(name)
     agrees_or_lacks(name, optimizer, make_task(optimizer))
 
 
 @pytest.mark.parametrize("name", ["torch", "sklearn"])
 @pytest.mark.parametrize("activation", ["linear", "leaky-relu", "tanh", "sigmoid", "gelu", "leaky-gelu", "silu", "elu"])
-def test_activations_are_the_same_or_missing(name: str, activation: str) -> None:
+def test_activations_agree_or_are_unsupported(name: str, activation: str) -> None:
     need(name)
     agrees_or_lacks(name, activation, make_task(activation=activation))
 
@@ -118,25 +118,25 @@ def agrees_or_lacks(name: str, what: str, task: Task) -> None:
         lambda task: replace(task, optimizer=Optimizer("nesterov")),
     ],
 )
-def test_what_is_not_the_same_shows(wrong: Any) -> None:
-    """The comparison that the tests above stand on: each difference of the task is seen in the losses."""
+def test_a_different_task_is_detected(wrong: Any) -> None:
+    """The tests above compare losses: each difference of the task changes them."""
     task = make_task()
     assert not np.allclose(specified(wrong(task)), specified(task), rtol=TOLERANCE, atol=0)
 
 
-def test_another_order_of_rows_shows() -> None:
+def test_a_different_order_of_rows_is_detected() -> None:
     task = make_task()
     other = losses(OwnEngine("numpy", 1), task, [order[::-1].copy() for order in ORDERS])
     assert not np.allclose(other, specified(task), rtol=TOLERANCE, atol=0)
 
 
 def has_own_masks(found: list[float]) -> bool:
-    """Whether losses with dropout differ from those without it, and lie near ours with other masks."""
+    """Whether the losses differ from those without dropout, and are close to ours with dropout and other masks."""
     plain, dropped = specified(make_task()), specified(make_task(dropout=DROPOUT))
     return not np.allclose(found, plain, rtol=0.01) and np.allclose(found, dropped, rtol=0.08)
 
 
-def test_dropout_is_used() -> None:
+def test_dropout_is_applied() -> None:
     need("torch")
     assert has_own_masks(losses(Torch(1), make_task(dropout=DROPOUT)))
     assert not has_own_masks(losses(Torch(1), make_task()))
@@ -144,13 +144,13 @@ def test_dropout_is_used() -> None:
         losses(Sklearn(1), make_task(dropout=DROPOUT))
 
 
-def test_scikit_learn_refuses_two_classes() -> None:
+def test_scikit_learn_does_not_support_two_classes() -> None:
     task = replace(make_task(), network=Network((20, 16, 2)))
     with pytest.raises(UnavailableError, match="two classes"):
         losses(Sklearn(1), task)
 
 
-def test_threads_are_set_and_given_back() -> None:
+def test_the_number_of_threads_is_set_and_restored() -> None:
     need("torch")
     import torch
 
@@ -162,9 +162,9 @@ def test_threads_are_set_and_given_back() -> None:
     assert torch.get_num_threads() == before
 
 
-# ------------------------------------------------------------------------------------------------ in a process of its own
+# ------------------------------------------------------------------------------------------------ in a child process
 
-# JAX and PyTorch's compiler leave threads and handlers behind that later tests would meet.
+# JAX and PyTorch's compiler leave threads and handlers behind that would affect later tests.
 CHILD = """
 import sys
 sys.path[:0] = sys.argv[1:3]
@@ -182,11 +182,11 @@ for case in cases:
 
 
 Case = tuple[str, str, float]
-SLOW_GUARDS = "ignore::RuntimeWarning:torch._dynamo.guards"  # on CPython 3.13.0 PyTorch says that compiled code may run slower
+SLOW_GUARDS = "ignore::RuntimeWarning:torch._dynamo.guards"  # on CPython 3.13.0 PyTorch warns that compiled code may run slower
 
 
 def in_child(name: str, threads: int, cases: list[Case], **variables: str) -> list[Any]:
-    """For each optimizer, activation and dropout: losses and specified losses, or why there are none."""
+    """For each (optimizer, activation, dropout): losses and specified losses, or the reason why there are none."""
     command = [sys.executable, "-W", "error", "-W", SLOW_GUARDS, "-c", CHILD, str(ROOT), str(ROOT / "tests")]
     done = subprocess.run(
         [*command, name, str(threads), json.dumps(cases)],
@@ -199,7 +199,7 @@ def in_child(name: str, threads: int, cases: list[Case], **variables: str) -> li
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_jax_computes_the_same() -> None:
+def test_jax_agrees_with_the_specification() -> None:
     need("jax")
     cases = [*((rule, "relu", 0.0) for rule in RULES), ("sgd", "elu", 0.0), ("sgd", "leaky-gelu", 0.0)]
     *found, dropped = in_child("jax", available_cores(), [*cases, ("sgd", "relu", DROPOUT)])
@@ -211,7 +211,7 @@ def test_jax_computes_the_same() -> None:
     assert has_own_masks(dropped[0])
 
 
-def test_compiled_pytorch_computes_the_same() -> None:
+def test_compiled_pytorch_agrees_with_the_specification() -> None:
     need("torch-compile")
     if shutil.which(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")) is None:
         pytest.skip("this machine has no C++ compiler")
@@ -221,13 +221,13 @@ def test_compiled_pytorch_computes_the_same() -> None:
     assert has_own_masks(dropped[0])
 
 
-def test_a_machine_without_a_compiler_is_told_of(tmp_path: Path) -> None:
+def test_a_missing_compiler_is_reported(tmp_path: Path) -> None:
     need("torch-compile")
     (reason,) = in_child("torch-compile", 1, [("sgd", "relu", 0.0)], CXX="/none", TORCHINDUCTOR_CACHE_DIR=str(tmp_path))
     assert reason.startswith("torch.compile does not work here: ")
 
 
-def test_of_what_the_compiler_says_only_the_first_paragraph_is_told() -> None:
+def test_only_the_first_paragraph_of_a_compiler_error_is_reported() -> None:
     class Refused(Exception):
         pass
 
@@ -253,7 +253,7 @@ def test_of_what_the_compiler_says_only_the_first_paragraph_is_told() -> None:
 
 def test_names_are_those_of_engines_and_libraries() -> None:
     assert NAMES == ("numpy", "numba", "cuda", "torch", "torch-compile", "sklearn", "jax")
-    assert [type(one) for one in contestants(["torch", "numba"], 1)] == [Torch, OwnEngine]  # not the engine of this name
+    assert [type(one) for one in contestants(["torch", "numba"], 1)] == [Torch, OwnEngine]  # not the engine "torch"
     assert parse_names(None) == NAMES
     assert parse_names("numba,jax,numba") == ("numba", "jax")
     with pytest.raises(ConfigError, match="did you mean 'sklearn'"):
@@ -270,8 +270,8 @@ def test_an_engine_on_a_device_has_no_number_of_threads() -> None:
     assert (found.backend, found.threads) == ("cuda", None)
 
 
-def test_a_part_of_the_rows_can_be_trained_on() -> None:
-    """As the check before the measurement does: fewer rows than there are, in whole batches and not."""
+def test_an_epoch_may_cover_fewer_rows() -> None:
+    """As in the check before the measurement: fewer rows than the data have, with and without a smaller last mini-batch."""
     task = make_task()
     for rows in (2 * BATCH, BATCH + 1):
         few = [ORDERS[0][:rows], ORDERS[1]]
@@ -280,8 +280,8 @@ def test_a_part_of_the_rows_can_be_trained_on() -> None:
             np.testing.assert_allclose(losses(contestant, task, few), losses(OwnEngine("numpy", 1), task, few), rtol=TOLERANCE)
 
 
-def test_jax_cannot_be_given_other_threads() -> None:
-    with pytest.raises(UnavailableError, match="one thread a core"):
+def test_jax_refuses_another_number_of_threads() -> None:
+    with pytest.raises(UnavailableError, match="one thread per core"):
         Jax(available_cores() + 1).prepare(make_task())
 
 

@@ -1,4 +1,4 @@
-"""`fastmlp bench`: who may be timed, what a result holds, who is said to win, and the command. No test measures speed."""
+"""`fastmlp bench`: agreement before timing, the result, verdicts, and the command. No test measures speed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_row_for_each_backend_and_two_for_our_compiled_engine(result: dict[str
     assert result["left_out"] == []
 
 
-def test_rows_have_the_keys_and_figures_of_the_contract(result: dict[str, Any]) -> None:
+def test_rows_have_the_documented_keys_and_values(result: dict[str, Any]) -> None:
     ceilings = {one["threads"]: one["gflops"] for one in result["ceiling"]}
     assert set(ceilings) == {1, 2}
     for row in result["rows"] + result["slower"]:
@@ -67,13 +67,13 @@ def test_rows_have_the_keys_and_figures_of_the_contract(result: dict[str, Any]) 
         assert row["ceiling_share"] == pytest.approx(row["gflops"] / ceilings[row["threads"]])
 
 
-def test_the_better_number_of_threads_is_the_one_shown(result: dict[str, Any]) -> None:
+def test_the_faster_number_of_threads_is_shown(result: dict[str, Any]) -> None:
     for name in ("numpy", "sklearn"):
         best, worse = ([row for row in result[key] if row["backend"] == name] for key in ("rows", "slower"))
         assert best[0]["seconds_per_epoch"] <= worse[0]["seconds_per_epoch"]
 
 
-def test_the_machine_and_the_settings_are_told(result: dict[str, Any]) -> None:
+def test_the_machine_and_the_settings_are_reported(result: dict[str, Any]) -> None:
     assert {"date", "processor", "name", "cores", "threads", "load"} <= set(result["machine"])
     assert {"python", "numpy", "numba", "llvmlite", "scikit-learn"} <= set(result["versions"])
     assert (result["settings"]["rounds"], result["settings"]["optimizer"], result["settings"]["rate"]) == (2, "sgd", 0.01)
@@ -81,7 +81,7 @@ def test_the_machine_and_the_settings_are_told(result: dict[str, Any]) -> None:
 
 
 def test_contestants_take_turns_on_the_same_orders(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Warm-up of each, then round by round, the order of rows new in each round and the same for all."""
+    """Warm-up of each, then round after round; the order of rows changes every round and is the same for all."""
     seen = []
     original = OwnEngine.epoch
 
@@ -93,7 +93,7 @@ def test_contestants_take_turns_on_the_same_orders(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(bench, "PROBE", 2)
     run_bench(replace(TINY, backends=("numpy", "numba")))
     who = [("numpy", 1), ("numpy", 2), ("numba", 1), ("numba", 2)]
-    first, timed = seen[:10], seen[10:]  # the judge and the four, two calls each
+    first, timed = seen[:10], seen[10:]  # the reference and the four contestants, two calls each
     assert [one[:2] for one in first[2::2]] == [one[:2] for one in first[3::2]] == who
     assert {one[2] for one in first[0::2]} == {first[1][2][:48]}  # the probe is the beginning of the first epoch
     assert [one[:2] for one in timed] == who * 2
@@ -103,7 +103,7 @@ def test_contestants_take_turns_on_the_same_orders(monkeypatch: pytest.MonkeyPat
     assert all(sorted(order) == list(range(64)) for (order,) in orders)
 
 
-def test_an_engine_that_lacks_its_device_is_left_out_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_without_its_device_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def make_cuda(spec: Any) -> Any:
         raise UnavailableError("no CUDA device")
 
@@ -112,7 +112,7 @@ def test_an_engine_that_lacks_its_device_is_left_out_by_itself(monkeypatch: pyte
     assert found["left_out"] == [
         {"network": "20-16-10", "batch": 24, "backend": "cuda", "threads": None, "reason": "no CUDA device"}
     ]
-    with pytest.raises(UnavailableError, match="nobody to measure; no CUDA device"):
+    with pytest.raises(UnavailableError, match="no backend is available; no CUDA device"):
         run_bench(replace(TINY, backends=("cuda",)))
 
 
@@ -123,13 +123,13 @@ def test_a_missing_package_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {one["reason"] for one in found["left_out"]} == {"torch is not installed: pip install torch"}
 
 
-def test_a_contestant_for_another_clock() -> None:
+def test_a_contestant_for_another_timer() -> None:
     task = TINY.task(TINY.cases[0], synthetic_rows(64, 20, 10))
     specified = bench.specified_losses(task)
     (contestant,) = contestants(["numba"], 1)
     with bench.ready(contestant, task, specified):
         assert contestant.epoch(bench.order_of(1, 64)) < specified[1] < specified[0]
-    with pytest.raises(FastMLPError, match="does not compute the same"), bench.ready(contestant, task, (1.0, 1.0)):
+    with pytest.raises(FastMLPError, match="does not agree with the specification"), bench.ready(contestant, task, (1.0, 1.0)):
         pass
 
 
@@ -137,7 +137,7 @@ def test_a_contestant_for_another_clock() -> None:
 
 
 class LateMistake(Sklearn):
-    """Right in the probe, wrong in what follows."""
+    """Correct in the probe, wrong afterwards."""
 
     calls = 0
 
@@ -162,27 +162,27 @@ class WrongOrder(Sklearn):
 
 
 @pytest.mark.parametrize("wrong", [WrongLearningRate, WrongStart, WrongOrder, LateMistake])
-def test_who_computes_something_else_is_not_timed(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_contestant_that_disagrees_is_not_timed(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RIVALS, "sklearn", wrong)
     found = run_bench(AGAINST)
     assert {row["backend"] for row in found["rows"]} == {"numba"}
     assert [(one["backend"], one["threads"]) for one in found["left_out"]] == [("sklearn", 1), ("sklearn", 2)]
-    assert "does not compute the same" in found["left_out"][0]["reason"]
+    assert "does not agree with the specification" in found["left_out"][0]["reason"]
     assert found["verdicts"][0]["ratio"] is None
 
 
-def test_an_engine_of_ours_that_computes_something_else_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_of_fastmlp_that_disagrees_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     original = OwnEngine.prepare
 
     def prepare(self: OwnEngine, task: Task) -> None:
         original(self, replace(task, learning_rate=2 * task.learning_rate) if self.backend == "numba" else task)
 
     monkeypatch.setattr(OwnEngine, "prepare", prepare)
-    with pytest.raises(Disagreement, match=r"numba \(1 thread\) does not compute the same"):
+    with pytest.raises(Disagreement, match=r"numba \(1 thread\) does not agree"):
         run_bench(TINY)
 
 
-def test_masks_of_other_libraries_may_differ_and_ours_may_not() -> None:
+def test_dropout_masks_may_differ_only_in_other_libraries() -> None:
     x, y, _ = synthetic_rows(64, 20, 10)
     network = Network((20, 16, 10), dropout=0.5)
     task = Task(network, x, y, network.initial_parameters(0), 2, 0.01)
@@ -223,11 +223,11 @@ def test_verdict_when_we_lose() -> None:
     )
 
 
-def test_verdict_alone() -> None:
+def test_verdict_without_a_comparison() -> None:
     for group in (entries(numba=[1.0]), entries(numpy=[1.0], jax=[2.0])):
         found = verdict(group)
         assert found["ratio"] is None
-        assert found["text"] == f"fastest: {group[0].label}; nobody to compare with"
+        assert found["text"] == f"fastest: {group[0].label}; nothing to compare with"
 
 
 # ------------------------------------------------------------------------------------------------ cases and rows
@@ -259,7 +259,7 @@ def test_rows_are_the_first_columns_of_the_data_scaled() -> None:
 
 
 @pytest.mark.parametrize("sizes", [(785, 10), (784, 9)])
-def test_rows_are_made_up_where_the_data_do_not_fit(sizes: tuple[int, ...]) -> None:
+def test_rows_are_synthetic_where_the_data_do_not_fit(sizes: tuple[int, ...]) -> None:
     rows = Source("digits", 100).rows_for(Case(sizes, 8))
     assert (rows.name, rows.x.shape, int(rows.y.max()) < sizes[-1]) == ("synthetic", (100, sizes[0]), True)
 
@@ -269,7 +269,7 @@ def test_nothing_is_downloaded(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_made_up_pixels_are_half_zero_and_learnable() -> None:
+def test_synthetic_pixels_are_half_zero_and_learnable() -> None:
     x, y, _ = synthetic_rows(2000, 784, 10)
     assert (x.dtype, y.dtype, float(x.min()), float(x.max()) <= 1) == (np.float32, np.int32, 0.0, True)
     assert 0.4 < float((x == 0).mean()) < 0.6
@@ -285,7 +285,7 @@ def test_data_without_classes_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
         Source("prices.csv", 4).rows_for(Case((3, 2), 2))
 
 
-def test_settings_that_cannot_be_are_refused() -> None:
+def test_invalid_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match="rows must be at least 1"):
         replace(TINY, rows=0)
     with pytest.raises(ConfigError, match="no case to measure"):
@@ -324,10 +324,10 @@ def test_the_command_prints_one_object() -> None:
     assert done.stderr == ""
     assert {row["batch"] for row in found["rows"]} == {8, 9}
     assert set(found) == {"machine", "versions", "settings", "ceiling", "rows", "slower", "verdicts", "left_out"}
-    assert found["settings"]["rounds"] == 1  # the flag wins over the variable
+    assert found["settings"]["rounds"] == 1  # the flag overrides the environment variable
 
 
-def test_the_command_refuses_what_it_cannot_measure(tmp_path: Path) -> None:
+def test_the_command_refuses_invalid_settings(tmp_path: Path) -> None:
     assert "unknown backend 'nunba'; did you mean 'numba'?" in refused(2, "bench", "--backends", "nunba")
     assert "rounds must be at least 1" in refused(2, "bench", "--rounds", "0")
     assert "unknown optimizer" in refused(2, "bench", "--optimizer", "adm")
