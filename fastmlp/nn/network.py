@@ -105,7 +105,9 @@ class Network:
     def __post_init__(self) -> None:
         whole = all(isinstance(size, Integral) for size in self.sizes)
         if not whole or len(self.sizes) < 2 or min(self.sizes) < 1:
-            raise ConfigError(f"sizes must be two or more whole numbers of at least 1, not {self.sizes!r}")
+            raise ConfigError(
+                f"sizes need whole numbers, at least 1, for an input and an output, not {self.sizes!r}", settings=("hidden",)
+            )
         sizes = tuple(int(size) for size in self.sizes)
         hidden = len(sizes) - 2
         set_field = object.__setattr__  # normalises fields of a frozen dataclass
@@ -115,13 +117,13 @@ class Network:
         set_field(self, "dropout", per_layer("dropout", self.dropout, hidden))
         for rate in self.dropout:  # type: ignore[union-attr]  # a tuple since three lines
             if not 0 <= rate < 1:
-                raise ConfigError(f"dropout must be at least 0 and below 1, not {rate}")
+                raise ConfigError(f"dropout must be at least 0 and below 1, not {rate}", settings=("dropout",))
         self._check_loss()
         name, _, scale = canonical_init(self.init).partition(":")
         name = ALIASES.get(name, name)
         set_field(self, "init", f"{name}:{scale}" if scale else name)
         if scale and parse_number(f"init {self.init!r}", scale) < 0:
-            raise ConfigError(f"init {self.init!r}: the scale must not be negative")
+            raise ConfigError(f"init {self.init!r}: the scale must not be negative", settings=("init",))
 
     def _check_loss(self) -> None:
         object.__setattr__(self, "loss", canonical_name("loss", self.loss, LOSSES))
@@ -129,12 +131,16 @@ class Network:
         output = next(iter(outputs)) if self.output is None else canonical_name("output", self.output, OUTPUTS)
         object.__setattr__(self, "output", output)
         if self.output not in outputs:
-            raise ConfigError(f"loss {self.loss!r} takes output {' or '.join(outputs)}, not {self.output!r}")
+            raise ConfigError(
+                f"loss {self.loss!r} takes output {' or '.join(outputs)}, not {self.output!r}", settings=("loss", "output")
+            )
         for field in ("l1", "l2"):
             if not (getattr(self, field) >= 0 and math.isfinite(getattr(self, field))):
-                raise ConfigError(f"{field} must be zero or a positive number, not {getattr(self, field)}")
+                raise ConfigError(f"{field} must be zero or a positive number, not {getattr(self, field)}", settings=(field,))
         if not 0 <= self.label_smoothing < 1:
-            raise ConfigError(f"label_smoothing must be at least 0 and below 1, not {self.label_smoothing}")
+            raise ConfigError(
+                f"label_smoothing must be at least 0 and below 1, not {self.label_smoothing}", settings=("label_smoothing",)
+            )
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
@@ -202,5 +208,7 @@ def per_layer(what: str, given: Any, hidden: int) -> tuple[Any, ...]:
         return (given,) * hidden
     values = tuple(given)
     if len(values) != hidden:
-        raise ConfigError(f"{what} has {len(values)} values for {hidden} hidden layers; give one or {hidden}")
+        raise ConfigError(
+            f"{what} names {len(values)} layers, but there are {hidden} hidden layers; give one or {hidden}", settings=(what,)
+        )
     return values

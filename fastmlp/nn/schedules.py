@@ -85,15 +85,15 @@ class Schedule:
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", canonical_name("schedule", self.kind, SCHEDULES))
         if not (self.rate > 0 and math.isfinite(self.rate)):
-            raise ConfigError(f"the learning rate must be a positive number, not {self.rate}")
+            raise ConfigError(f"the learning rate must be a positive number, not {self.rate}", settings=("rate",))
         if not 0 < self.factor <= 1:
-            raise ConfigError(f"factor must be above 0 and at most 1, not {self.factor}")
+            raise ConfigError(f"factor must be above 0 and at most 1, not {self.factor}", settings=("factor",))
         for field in ("every", "epochs"):
             if not (getattr(self, field) > 0 and math.isfinite(getattr(self, field))):
-                raise ConfigError(f"{field} must be a positive number of epochs, not {getattr(self, field)}")
+                raise ConfigError(f"{field} must be a positive number of epochs, not {getattr(self, field)}", settings=(field,))
         for field in ("decay", "warmup"):
             if not (getattr(self, field) >= 0 and math.isfinite(getattr(self, field))):
-                raise ConfigError(f"{field} must be zero or a positive number, not {getattr(self, field)}")
+                raise ConfigError(f"{field} must be zero or a positive number, not {getattr(self, field)}", settings=(field,))
 
     def rates(self, first: int, count: int, steps_per_epoch: int) -> npt.NDArray[np.float64]:
         """Learning rates of the updates `first`, `first` + 1, … (from 0): (count,) float64."""

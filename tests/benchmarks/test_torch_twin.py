@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.cli import ok
+from support.cli import ok, override
 from support.extract import own_folder  # noqa: F401 - a fixture of every test here
 
 from benchmarks import torch_twin
@@ -25,8 +25,8 @@ SAME = 1e-5  # a run of a few epochs; rounding makes some 1e-7
 def make_run(out: str, *options: str) -> Path:
     """A finished run on digits with dropout."""
     settings = ["--data", "digits", "--hidden", "12", "--activation", "gelu", "--dropout", "0.3", "--optimizer", "adam"]
-    settings += ["--lr", "0.002", "--epochs", "3", "--val-count", "300", "--backend", "numpy", "-q", "--out", out]
-    ok("train", *settings, *options)
+    settings += ["--lr", "0.002", "--epochs", "3", "--val-count", "300", "--backend", "numpy", "--out", out]
+    ok("train", *override(settings, *options), "-q")
     return Path(out)
 
 

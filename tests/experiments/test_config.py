@@ -148,6 +148,14 @@ def test_bad_values_are_refused_by_the_classes_that_use_them() -> None:
         TrainConfig(dropout=(1.0,)).network(2, 2)
 
 
+@pytest.mark.parametrize("name", SETTING_OF_FIELD.values())
+def test_errors_of_the_classes_name_the_settings(name: str) -> None:
+    if name != "schedule":  # a name, which the config itself refuses
+        with pytest.raises(ConfigError) as caught:
+            TrainConfig(**{name: -1.0}).settings()
+        assert caught.value.settings == (name,)
+
+
 def test_numbers_are_written_exactly(tmp_path: Path) -> None:
     config = TrainConfig(lr=math.nextafter(0.1, 1), data='a "quoted"\\name\n.csv')
     file = tmp_path / "a.toml"
