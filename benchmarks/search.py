@@ -31,8 +31,8 @@ from fastmlp.experiments.plan import RunPlan, make_plan
 from fastmlp.experiments.recipes.recipe import find
 from fastmlp.files import json_bytes, read_json, write_json
 from fastmlp.models.metrics import evaluate_with_predictions
-from fastmlp.training.loop import Diverged, train_checked
-from fastmlp.training.many import Result, Task, train_tasks
+from fastmlp.training.loop import Diverged, train_task
+from fastmlp.training.many import Result, train_tasks
 
 HERE = Path(__file__).parent
 SEARCHES = HERE / "searches.toml"
@@ -98,7 +98,7 @@ def train_together(search: Mapping[str, Any], group: Sequence[tuple[dict[str, An
         )
     splits = plans[0].splits
     train_tasks(
-        [Task(plan.network, plan.settings, plan.training) for plan in plans],
+        [plan.task for plan in plans],
         finished=lambda index, result: keep({"settings": group[index][0]} | figures(search, result, splits)),
     )
 
@@ -129,7 +129,7 @@ def on_features(search: Mapping[str, Any], todo: Sequence[dict[str, Any]], folde
         if extracted.data is None:
             raise SystemExit(128 + extracted.signal)  # the same command continues the search
         plan = make_plan(own, data=extracted.data)
-        trained = train_checked(plan.network, plan.settings, plan.training)
+        trained = train_task(plan.task)
         cnn_result = extracted.result["cnn"]
         cnn = {name: cnn_result[name]["accuracy"] for name in ("validation", "test") if name in cnn_result}
         cnn |= {key: cnn_result[key] for key in ("epochs", "best_epoch", "seconds")}

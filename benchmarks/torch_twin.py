@@ -28,7 +28,7 @@ from fastmlp.experiments.plan import RunPlan, make_plan
 from fastmlp.files import read_json, read_lines, write_json
 from fastmlp.models.metrics import evaluate_with_predictions
 from fastmlp.reports.style import BLUE, ORANGE, epoch_axis, new_figure, own_style, save
-from fastmlp.training.loop import TrainResult, train_checked
+from fastmlp.training.loop import TrainResult, train_task
 
 DIGITS = 6  # significant digits of stored losses; float32 has about seven
 CURVES = {"loss": ("training", BLUE), "val_loss": ("validation", ORANGE)}
@@ -36,8 +36,8 @@ CURVES = {"loss": ("training", BLUE), "val_loss": ("validation", ORANGE)}
 
 def train_by(backend: str, plan: RunPlan) -> TrainResult:
     """Train a plan with another engine; "torch" uses PyTorch's definitions."""
-    settings = dataclasses.replace(plan.settings, backend=backend)
-    return train_checked(plan.network, settings, plan.training)
+    settings = dataclasses.replace(plan.task.settings, backend=backend)
+    return train_task(plan.task._replace(settings=settings))
 
 
 def figures(epoch: int, of_part: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

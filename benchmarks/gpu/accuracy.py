@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.gpu.findings import Findings
@@ -23,8 +24,11 @@ def plan_of(sizes: Sizes) -> RunPlan:
     """Return the plan of the recipe, with at most `sizes.rows` rows per split."""
     config = TrainConfig(**settings_of(RECIPE, "train") | {"backend": "numba"})
     plan = make_plan(config)
-    splits = {name: (x[: sizes.rows], y[: sizes.rows]) for name, (x, y) in plan.parts.items()}
-    return plan._replace(parts=splits) if sizes.rows < Sizes.rows else plan
+    if sizes.rows >= Sizes.rows:
+        return plan
+    splits = {name: replace(rows, x=rows.x[: sizes.rows], y=rows.y[: sizes.rows]) for name, rows in plan.splits.items()}
+    data = replace(plan.task.data, train=splits["train"], validation=splits.get("validation"))
+    return plan._replace(splits=splits, task=plan.task._replace(data=data))
 
 
 def train_with(backend: str, plan: RunPlan) -> dict[str, Any]:

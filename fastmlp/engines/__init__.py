@@ -1,4 +1,4 @@
-"""The compute engines: `make_engine` constructs one by name, and imports only that one."""
+"""The compute engines: `make_engine` constructs one by name and imports only its module."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from fastmlp.nn.names import canonical_name
 
 
 def make_numpy(spec: EngineSpec) -> Engine:
-    """The specification."""
+    """Return the NumPy engine, the specification."""
     from fastmlp.engines.numpy_engine import NumpyEngine
 
     return NumpyEngine(spec)
 
 
 def make_numba(spec: EngineSpec) -> Engine:
-    """The CPU engine."""
+    """Return the compiled CPU engine."""
     from fastmlp.engines.cpu.engine import NumbaEngine
 
     return NumbaEngine(spec)
 
 
 def make_torch(spec: EngineSpec) -> Engine:
-    """PyTorch's definitions; never taken unasked."""
+    """Return the PyTorch engine, which `auto` never selects."""
     from fastmlp.engines.torch_engine import TorchEngine
 
     return TorchEngine(spec)
 
 
 def make_cuda(spec: EngineSpec) -> Engine:
-    """The GPU engine."""
+    """Return the GPU engine."""
     from fastmlp.engines.cuda.engine import CudaEngine
 
     return CudaEngine(spec)
@@ -54,12 +54,12 @@ CHOICES = ("auto", *BACKENDS)
 
 
 def fastest(spec: EngineSpec) -> str:
-    """The engine that `auto` takes."""
+    """Name of the engine that `auto` selects."""
     from fastmlp.engines.cuda import compiler_is_installed
 
     if np.dtype(spec.dtype) != np.float32:
         return "numpy"
-    if not compiler_is_installed():  # most machines: nothing else of CUDA is imported
+    if not compiler_is_installed():  # as on most machines; then no other CUDA module is imported
         return "numba"
     from fastmlp.engines.cuda.engine import usable
 
@@ -67,15 +67,15 @@ def fastest(spec: EngineSpec) -> str:
 
 
 def make_engine(backend: str, spec: EngineSpec) -> Engine:
-    """An engine for the spec. `auto` takes the fastest one that runs here: a GPU only if a kernel ran on it.
+    """Return an engine for a spec. `auto` selects the fastest one that runs here: a GPU only if a test kernel ran on it.
 
     Warns
     -----
-    RuntimeWarning : `auto` found a GPU on which none runs, and takes the CPU
+    RuntimeWarning : `auto` found a GPU but could not run a kernel on it, and selects the CPU
 
     Raises
     ------
-    ConfigError : an unknown name, or a dtype or precision that the engine does not compute in
+    ConfigError : an unknown name, or a dtype or precision that the engine does not support
     UnavailableError : the engine needs a package or a device that is missing
     """
     backend = canonical_name("backend", backend, CHOICES)
@@ -102,7 +102,7 @@ def installed_version(package: str) -> str | None:
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Versions of Python, fastmlp, and those of these packages that are installed, without importing them."""
+    """Versions of Python, fastmlp, and the installed ones of these packages, without importing them."""
     found = {package: installed_version(package) for package in packages}
     known = {package: version for package, version in found.items() if version is not None}
     return {"python": platform.python_version(), "fastmlp": __version__} | known

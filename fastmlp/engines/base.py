@@ -1,6 +1,6 @@
-"""The contract between the training loop and the engines: what goes in, what comes out, and nothing about how.
+"""The contract between the training loop and the engines: inputs and outputs, nothing about the implementation.
 
-Padding, packing, transposed copies and device buffers are private to an engine: here only true sizes exist.
+Padding, packing, transposed copies and device buffers are private to an engine; arrays have their true sizes here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PRECISIONS = ("float32", "tf32", "bf16")  # 23, 10 and 7 bits of mantissa; the r
 
 
 class State(NamedTuple):
-    """Everything that training changes: enough to go on in another engine, or after a restart.
+    """Everything that training changes: enough to continue in another engine, or after a restart.
 
     parameters : (P,) float, the flat vector of `Network.views`
     slots : (number of optimiser slots, P) float, in the order of `Optimizer.slots`
@@ -34,10 +34,10 @@ class State(NamedTuple):
 
 
 class RowMetrics(NamedTuple):
-    """What rows gave, in their order; in training measured before each batch's update, with its dropout.
+    """Metrics of rows, in their order; in training computed before the update of each batch, with its dropout.
 
-    loss : (n,) float32 or float64, penalties left out
-    correct : (n,) bool, whether the largest output was the row's class (all False for plain targets)
+    loss : (n,) float32 or float64, without penalties
+    correct : (n,) bool, whether the first largest output is the class of the row (all False for plain targets)
     """
 
     loss: FloatArray
@@ -46,11 +46,11 @@ class RowMetrics(NamedTuple):
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """What an engine is built for.
+    """Specification that an engine is built for.
 
-    scaling is applied to rows as they are used, so that pixels may stay uint8; None takes rows as they are.
-    threads None lets the engine choose; only engines with threads of their own read it. They may take fewer for small steps.
-    precision, of `PRECISIONS`, is what the operands of matrix products are rounded to; all else is of the dtype.
+    scaling is applied to rows as they are used, so that pixels may stay uint8; None applies none.
+    threads None lets the engine choose; only engines with their own threads read it. They may use fewer for small steps.
+    precision, of `PRECISIONS`, is the precision of the operands of matrix products; everything else has the dtype.
     """
 
     network: Network
@@ -64,16 +64,16 @@ class EngineSpec:
 
 
 class Engine(Protocol):
-    """A way to train and apply a network. One thread at a time may call an engine."""
+    """Trains and applies a network. Only one thread at a time may call an engine."""
 
     name: str
     threads: int
 
     def load(self, state: State) -> None:
-        """Take over parameters, slots and step."""
+        """Set parameters, slots and step."""
 
     def state(self, slots: bool = True) -> State:
-        """A copy of parameters, slots (none if they are not asked for, which takes less time) and step."""
+        """Return a copy of parameters, slots (none with slots=False, which is faster) and step."""
 
     def train(
         self,
@@ -83,14 +83,14 @@ class Engine(Protocol):
         learning_rates: npt.NDArray[np.float64],
         weights: FloatArray | None = None,
     ) -> RowMetrics:
-        """Train on x[indices], y[indices] in batches of `batch_size`, one learning rate a batch; the last batch may be short.
+        """Train on x[indices], y[indices] in batches of `batch_size`, one learning rate per batch; the last may be short.
 
         x (n, features) uint8 or float32; y (n,) int32 classes or (n, outputs) float32 targets;
-        weights (n,) float32 sample weights, each batch's sum positive.
+        weights (n,) float32 sample weights, with a positive sum in each batch.
         """
 
     def forward(self, x: npt.NDArray[Any]) -> FloatArray:
-        """Pre-activations z of the output layer for each row of x, (n, outputs), dropout off."""
+        """Return the pre-activations z of the output layer for each row of x, (n, outputs), without dropout."""
 
     def hold(self, x: RowSource, y: npt.NDArray[Any]) -> Any:
         """Prepare rows that are evaluated again and again, and return a handle for `evaluate`.
@@ -140,7 +140,7 @@ def step_count(rows: int, batch_size: int) -> int:
 
 
 def loss_weights(indices: npt.NDArray[np.int64], batch_size: int, weights: FloatArray | None) -> FloatArray:
-    """Share of each row in its batch's mean loss, (len(indices),) float64: weight over the batch's sum of weights."""
+    """Weight of each row in the mean loss of its batch, (len(indices),) float64: sample weight over their sum in the batch."""
     if weights is None:
         scales, rest = np.full(len(indices), 1 / batch_size), len(indices) % batch_size
         scales[len(indices) - rest :] = 1 / max(rest, 1)

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM while something must not be torn apart: noted, and acted upon where the state is whole."""
+"""Deferred SIGINT and SIGTERM: recorded when received, and handled where the state is consistent."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-# What asks a process to end, as Ctrl-C does; not every system has the second.
+# Signals that end a process, such as Ctrl-C; SIGTERM does not exist on every system.
 ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM") if hasattr(signal, name))
 
 
 class Signals:
-    """Context in which the first SIGINT or SIGTERM is only noted in `received`; a second SIGINT interrupts at once.
+    """Context in which the first SIGINT or SIGTERM is only recorded in `received`; a second SIGINT interrupts at once.
 
-    Outside the main thread, where Python delivers no signals, it does nothing. Threads may share what one of them entered:
-    all see what it received.
+    Outside the main thread, where Python delivers no signals, it does nothing. Threads may share one instance, and all see
+    what it received.
 
     >>> with Signals() as signals:
     ...     signal.raise_signal(signal.SIGINT)
@@ -30,12 +30,12 @@ class Signals:
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
             for number in ENDING:
-                if signal.getsignal(number) is not None:  # one that is not Python's could not be put back
+                if signal.getsignal(number) is not None:  # a handler not installed from Python cannot be restored
                     self._before[number] = signal.signal(number, self._note)
         return self
 
     def end(self) -> None:
-        """Make all that watch this end, as if SIGTERM, or SIGINT where there is no such signal, had come."""
+        """Stop everything that checks this instance, as if SIGTERM (or SIGINT where it does not exist) had been received."""
         self.received = self.received or ENDING[-1]
 
     def _note(self, number: int, frame: FrameType | None) -> None:

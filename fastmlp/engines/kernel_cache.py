@@ -1,11 +1,11 @@
-"""Files of compiled kernels: where they lie, who may write there, and that what is read is what was written.
+"""Files of compiled kernels: their folder, its permissions, and the integrity of their contents.
 
-- Each file carries its own SHA-256, checked before anything is made of it: a damaged one is removed, its kernel compiled anew.
-- The folder belongs to the user alone (mode 0700); one that another user owns or may write is refused.
-- Where the folder cannot be used, kernels are compiled in memory, with one warning.
+- Each file contains its own SHA-256, checked before use: a corrupt file is removed and its kernel recompiled.
+- Only the user may access the folder (mode 0700); a folder that another user owns or may write to is rejected.
+- If the folder cannot be used, kernels are compiled in memory, with one warning.
 
-Folder: FASTMLP_CACHE_DIR, else `fastmlp/kernels` in the user's cache. What a file is named by, and what is in it, is told by
-those who compile (engines/cpu/codegen/cache.py, engines/cuda/compiler.py).
+Folder: FASTMLP_CACHE_DIR, else `fastmlp/kernels` in the user's cache folder. The compilers define the names and contents of
+files (engines/cpu/codegen/cache.py, engines/cuda/compiler.py).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ PACKAGE = Path(__file__).parents[1]
 
 
 class UnsafeFolder(Exception):
-    """The cache folder may be written by somebody else, or is not a folder."""
+    """Another user may write to the cache folder, or it is not a folder."""
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept; it need not exist."""
+    """Folder of compiled kernels; it may not exist."""
     named = os.environ.get("FASTMLP_CACHE_DIR")
     if named:
         return Path(named)
@@ -43,11 +43,11 @@ def cache_folder() -> Path:
 
 
 def check_private(folder: Path) -> None:
-    """Raise UnsafeFolder unless the folder is a real one, ours, and writable by nobody else."""
+    """Raise UnsafeFolder unless it is a folder that the current user owns and nobody else may write to."""
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode):
         raise UnsafeFolder(f"{folder} is not a folder")
-    if not hasattr(os, "geteuid"):  # Windows: the user's cache belongs to the user, and the mode says nothing of others
+    if not hasattr(os, "geteuid"):  # Windows: the user's cache belongs to the user; the mode does not describe other users
         return
     if found.st_uid != os.geteuid():
         raise UnsafeFolder(f"{folder} belongs to user {found.st_uid}, not to you ({os.geteuid()})")
@@ -56,9 +56,9 @@ def check_private(folder: Path) -> None:
 
 
 def sources_hash(places: Iterable[str], text: str, package: Path = PACKAGE) -> str:
-    """Hash of source files of the package, and of what else decides what is compiled from them.
+    """Hash of source files of the package, and of a text with everything else that affects compilation.
 
-    A place is a file, or a folder with all that is below it, relative to the package.
+    A place is a file, or a folder including its subfolders, relative to the package.
     """
     total = hashlib.sha256(text.encode())
     for name in sources_of(places, package):
@@ -68,7 +68,7 @@ def sources_hash(places: Iterable[str], text: str, package: Path = PACKAGE) -> s
 
 
 def sources_of(places: Iterable[str], package: Path = PACKAGE) -> list[str]:
-    """The source files in such places, by their names relative to the package; a place without any is an error."""
+    """Names of the source files in such places, relative to the package; a place without any is an error."""
     found: set[str] = set()
     for place in places:
         files = list((package / place).rglob("*.py")) if (package / place).is_dir() else [package / place]
@@ -80,28 +80,28 @@ def sources_of(places: Iterable[str], package: Path = PACKAGE) -> list[str]:
 
 @functools.cache
 def warn_once(reason: str) -> None:
-    """One warning per reason and process: kernels will be compiled each time."""
+    """Warn once per reason and process that kernels are recompiled at each start."""
     warnings.warn(
-        f"compiled kernels are not kept on disk: {reason}. "
-        "Training works; each start compiles again. FASTMLP_CACHE_DIR names another folder.",
+        f"compiled kernels are not cached on disk: {reason}. "
+        "Training works, but each start compiles again; set FASTMLP_CACHE_DIR to another folder",
         RuntimeWarning,
         stacklevel=2,
     )
 
 
 def reason(folder: Path, error: OSError | UnsafeFolder) -> str:
-    """Why the folder cannot be used, the same text for every file in it."""
+    """Why the folder cannot be used; the same text for all files in it."""
     return f"{folder}: {error.strerror}" if isinstance(error, OSError) else str(error)
 
 
 def make_private(folder: Path) -> None:
-    """Let there be such a folder; OSError or UnsafeFolder if there cannot be."""
+    """Create the folder if needed; raise OSError or UnsafeFolder if it cannot be used."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     check_private(folder)
 
 
 def can_keep(folder: Path) -> bool:
-    """Whether `write_entry` can be expected to keep something there."""
+    """Whether `write_entry` is expected to succeed in this folder."""
     try:
         make_private(folder)
     except (OSError, UnsafeFolder):
@@ -110,7 +110,7 @@ def can_keep(folder: Path) -> bool:
 
 
 def read_entry(file: Path) -> bytes | None:
-    """What `write_entry` kept; None if there is nothing that can be used."""
+    """Contents written by `write_entry`; None if there are no valid contents."""
     try:
         check_private(file.parent)
         data = file.read_bytes()
@@ -127,7 +127,7 @@ def read_entry(file: Path) -> bytes | None:
 
 
 def write_entry(file: Path, body: bytes) -> None:
-    """Keep what was compiled, if the folder can be used."""
+    """Write compiled code, if the folder can be used."""
     try:
         make_private(file.parent)
         with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as opened:
@@ -135,7 +135,7 @@ def write_entry(file: Path, body: bytes) -> None:
                 opened.write(hashlib.sha256(body).digest() + body)
                 opened.flush()
                 Path(opened.name).replace(file)
-            except BaseException:  # Ctrl-C too must leave nothing behind
+            except BaseException:  # Ctrl-C must leave no file behind either
                 Path(opened.name).unlink(missing_ok=True)
                 raise
     except (OSError, UnsafeFolder) as error:
@@ -143,7 +143,7 @@ def write_entry(file: Path, body: bytes) -> None:
 
 
 def with_globals(function: Callable[..., Any], names: dict[str, Any]) -> FunctionType:
-    """The same code with other global names, as those who compile formulas need it."""
+    """The same function with other globals, for compiling formulas."""
     assert isinstance(function, FunctionType)
     twin = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
     twin.__qualname__ = function.__qualname__

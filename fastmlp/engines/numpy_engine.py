@@ -1,4 +1,4 @@
-"""The NumPy engine: the specification, reference.py, behind the contract of engines (base.py)."""
+"""The NumPy engine: the specification, reference.py, as an engine (base.py)."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class NumpyEngine:
         layers = spec.network.views(self.parameters)
         scales = loss_weights(indices, spec.batch_size, weights).astype(spec.dtype)
         results = RowMetrics(np.empty(len(indices), spec.dtype), np.zeros(len(indices), bool))
-        with np.errstate(over="ignore", invalid="ignore"):  # divergence shows as a loss that is not finite
+        with np.errstate(over="ignore", invalid="ignore"):  # divergence is visible as a loss that is not finite
             for k in range(step_count(len(indices), spec.batch_size)):
                 batch = slice(k * spec.batch_size, (k + 1) * spec.batch_size)
                 picked = indices[batch]
@@ -92,4 +92,4 @@ class NumpyEngine:
             return RowMetrics(plain_losses(self.spec.network, z, y), correct)
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Nothing to free."""

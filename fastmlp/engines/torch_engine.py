@@ -1,9 +1,9 @@
-"""The PyTorch engine: the specification's training by somebody else's definitions. Needs the package torch.
+"""The PyTorch engine: the same training with PyTorch's definitions. Needs the package torch.
 
-A second opinion on every other engine, and the twin of published experiments that were trained in PyTorch: the same rows in
-the same order, from the same start, under the same dropout masks, but activations and losses are torch.nn.functional's,
-gradients autograd's, updates torch.optim's. Not made for speed, and `auto` never takes it; the fastest way to write a step in
-PyTorch is what `fastmlp bench` measures (bench/pytorch.py, which shares the tables below).
+It validates the other engines independently, and reproduces published experiments that were trained in PyTorch: the same rows
+in the same order, initial parameters and dropout masks, but activations and losses from torch.nn.functional, gradients from
+autograd, and updates from torch.optim. It is not optimised for speed, and `auto` never selects it; `fastmlp bench` measures
+the fastest training step in PyTorch (bench/pytorch.py, which shares the tables below).
 
 Float32 or float64, on the CPU. PyTorch's threads belong to the process, not to an engine: `EngineSpec.threads` is ignored,
 since several engines may run, and `threads` is PyTorch's own setting (OMP_NUM_THREADS, torch.set_num_threads).
@@ -29,7 +29,7 @@ from fastmlp.nn.philox import keep_mask
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 
-# PyTorch's threads are not there in a forked child, which would wait for them for ever; a single one needs no other.
+# PyTorch's threads do not exist in a forked child, which would wait for them forever; with one thread it needs no others.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
 
@@ -37,7 +37,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def activations(a: float) -> dict[str, Function]:
-    """The activations that PyTorch has, by our names; a is the parameter of those that take one."""
+    """Activations that PyTorch implements, by fastmlp's names; a is the parameter of those that have one."""
     return {
         "linear": lambda z: z,
         "relu": functional.relu,
@@ -51,7 +51,7 @@ def activations(a: float) -> dict[str, Function]:
 
 
 def activation(layer: Layer) -> Function:
-    """The layer's activation, made of PyTorch's."""
+    """The activation of a layer, composed of PyTorch's."""
     a = layer.parameter
     return {**activations(a), "leaky-gelu": lambda z: a * z + (1 - a) * functional.gelu(z)}[layer.activation]
 
@@ -65,13 +65,13 @@ def row_losses(network: Network, z: torch.Tensor, y: npt.NDArray[Any], smoothing
     target = torch.tensor(y, dtype=torch.int64 if classes else z.dtype)
     if network.loss == "cross-entropy":
         return functional.cross_entropy(z, target, reduction="none", label_smoothing=smoothing if classes else 0.0)
-    if classes:  # in z's type first: whole numbers times a fraction would be float32
+    if classes:  # cast first: integers times a float would be float32
         target = functional.one_hot(target, z.shape[1]).to(z.dtype) * (1 - smoothing) + smoothing / z.shape[1]
     error = OUTPUTS[network.output or ""](z) - target
     return 0.5 * error.square().sum(1)
 
 
-# name -> names of torch.optim's state, in the order of `Optimizer.slots`
+# name -> names in torch.optim's state, in the order of `Optimizer.slots`
 SLOTS: dict[str, tuple[str, ...]] = {
     "sgd": (),
     "momentum": ("momentum_buffer",),
@@ -83,9 +83,9 @@ SLOTS: dict[str, tuple[str, ...]] = {
 
 
 def make_optimizer(o: Optimizer, weights: Any, biases: Any, learning_rate: float = 0.0, **how: bool) -> torch.optim.Optimizer:
-    """torch.optim's rule of the same name, with adamw's decay on weights only; `how` picks one of its implementations."""
+    """torch.optim's rule of the same name, with adamw's decay on weights only; `how` selects one of its implementations."""
     made = torch.optim
-    # PyTorch refuses nesterov without momentum, which is plain SGD; without momentum it keeps no slot, which nobody reads then.
+    # PyTorch rejects nesterov without momentum, which is plain SGD; without momentum it has no slot, and nothing reads it.
     heavy = {"momentum": o.momentum, "nesterov": o.name == "nesterov" and o.momentum > 0}
     means = {"betas": (o.beta1, o.beta2), "eps": o.epsilon}
     rules: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -105,15 +105,15 @@ def make_optimizer(o: Optimizer, weights: Any, biases: Any, learning_rate: float
     return found
 
 
-# PyTorch raises an error where rate times something is too large for float32; we want the loss that is not finite.
+# PyTorch raises an error if a product with the learning rate overflows float32; engines return a loss that is not finite.
 LARGEST_LEARNING_RATE = 1e35
 
 
 def clip(parameters: Iterable[torch.Tensor], largest: float) -> None:
-    """Scale the gradients down to the norm `largest`, if theirs is longer.
+    """Scale the gradients down to the norm `largest` if their norm exceeds it.
 
-    Not by torch.nn.utils.clip_grad_norm_: it adds 1e-6 to the norm, so that gradients come out shorter than `largest`, by a
-    tenth for a norm of 1e-5. The specification is Pascanu et al.'s, without it.
+    torch.nn.utils.clip_grad_norm_ is not used: it adds 1e-6 to the norm, so clipped gradients are shorter than `largest`, by
+    a tenth for a norm of 1e-5. The specification, Pascanu et al., does not.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients]).norm().item()
@@ -145,7 +145,7 @@ class TorchEngine:
         for key, slot in zip(SLOTS[self.spec.optimizer.name], state.slots, strict=True):
             weights, biases = self.tensors(slot)
             for p, values in zip(self.leaves(), [*weights, *biases], strict=True):
-                # in float32, as PyTorch has it, steps would end at 2^24
+                # PyTorch's float32 would stop counting steps at 2^24
                 entry = self.optimizer.state[p] or {"step": torch.tensor(state.step, dtype=torch.float64)}
                 self.optimizer.state[p] = {**entry, key: values}
 
@@ -160,16 +160,16 @@ class TorchEngine:
         return [*self.weights, *self.biases]
 
     def tensors(self, vector: FloatArray) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """A flat vector as copies of each layer's weights, (fan_out, fan_in) as PyTorch has them, and biases."""
+        """Copies of the weights, (fan_out, fan_in) as in PyTorch, and biases of each layer from a flat vector."""
         views = self.spec.network.views(vector)
         return [self.tensor(np.ascontiguousarray(w.T)) for w, _ in views], [self.tensor(b) for _, b in views]
 
     def tensor(self, array: npt.NDArray[Any]) -> torch.Tensor:
-        """A copy, in memory that PyTorch has aligned: products round by where their operands lie."""
+        """Copy into memory aligned by PyTorch: rounding in products depends on the alignment of the operands."""
         return torch.tensor(array, dtype=self.dtype)
 
     def flat(self, tensors: list[torch.Tensor]) -> FloatArray:
-        """A new flat vector of what is in the order of `leaves`."""
+        """A new flat vector from tensors in the order of `leaves`."""
         vector = np.empty(self.spec.network.parameters, self.spec.dtype)
         layers = len(tensors) // 2
         for (w, b), weight, bias in zip(self.spec.network.views(vector), tensors[:layers], tensors[layers:], strict=True):
@@ -177,11 +177,11 @@ class TorchEngine:
         return vector
 
     def rows(self, x: npt.NDArray[Any]) -> torch.Tensor:
-        """Rows as the network sees them."""
+        """Scaled rows, the input of the network."""
         return self.tensor(np.ascontiguousarray(x if self.spec.scaling is None else self.spec.scaling.apply(x)))
 
     def dropout_factors(self, rows: int) -> list[torch.Tensor | None]:
-        """Factors 0 or 1/(1 - rate) of each hidden layer with dropout, else None: the masks of all engines."""
+        """Factors 0 or 1/(1 - rate) of each hidden layer with dropout, else None; masks as in all engines."""
         spec = self.spec
         return [
             self.tensor(keep_mask(spec.seed, self.step, index, rows, layer.fan_out, layer.dropout)) / (1 - layer.dropout)
@@ -191,7 +191,7 @@ class TorchEngine:
         ]
 
     def outputs(self, x: torch.Tensor, factors: list[torch.Tensor | None] | None = None) -> torch.Tensor:
-        """Pre-activations of the output layer; `factors` of the dropout in training."""
+        """Pre-activations of the output layer; `factors` are the dropout factors in training."""
         for index, function in enumerate(self.activations):
             x = function(functional.linear(x, self.weights[index], self.biases[index]))
             factor = None if factors is None else factors[index]
@@ -254,11 +254,11 @@ class TorchEngine:
         return RowMetrics(row_losses(self.spec.network, given, y, 0.0).numpy(), correct_rows(given, y))
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Nothing to free."""
 
 
 def correct_rows(z: torch.Tensor, y: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Whether the first largest output is the row's class; False for plain targets."""
+    """Whether the first largest output is the class of the row; False for plain targets."""
     if y.ndim == 2:
         return np.zeros(len(y), bool)
     found: npt.NDArray[np.bool_] = z.argmax(1).numpy() == y

@@ -14,7 +14,7 @@ from fastmlp.data.splits import Splits, split
 from fastmlp.errors import ConfigError
 from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.nn.network import Network
-from fastmlp.training.settings import Settings, TrainingData, match_data
+from fastmlp.training.settings import Task, TrainingData, make_task
 
 SPLIT_NAMES = ("test", "validation", "train")
 SPLIT_SETTINGS = {"test": "test_fraction", "validation": "val_fraction"}
@@ -25,17 +25,19 @@ Say = Callable[[str], None]
 class RunPlan(NamedTuple):
     """Everything a run needs, checked.
 
-    config : the settings of the run, from which `network` and `settings` are made
+    config : the settings of the run
     data, splits : the whole data set, and its rows by split
-    training : the splits that the network is trained on, with their scaling
+    task : the training, with the network and the settings made from `config`
     """
 
     config: TrainConfig
-    network: Network
-    settings: Settings
     data: Dataset
     splits: Splits
-    training: TrainingData
+    task: Task
+
+    @property
+    def network(self) -> Network:
+        return self.task.network
 
 
 def make_plan(
@@ -56,7 +58,7 @@ def make_plan(
     """
     settings = config.settings()  # first: errors in settings are reported before the data are loaded, which may take long
     if same_data is not None:
-        data, splits, scaling = same_data.data, same_data.splits, same_data.training.scaling
+        data, splits, scaling = same_data.data, same_data.splits, same_data.task.data.scaling
     else:
         data = data or load(config, progress)
         splits = split(data, **config.split_sizes())
@@ -67,7 +69,7 @@ def make_plan(
     network = config.network(data.x.shape[1], len(data.classes) or data.y.shape[1])
     classes, validation = data.classes or None, splits.get("validation")
     training = TrainingData(splits["train"], validation, None, scaling, classes, data.image_shape)
-    return RunPlan(config, network, settings, data, splits, match_data(network, settings, training))
+    return RunPlan(config, data, splits, make_task(network, settings, training))
 
 
 def load(config: TrainConfig, progress: bool) -> Dataset:

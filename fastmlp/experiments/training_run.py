@@ -23,7 +23,7 @@ from fastmlp.experiments.plan import RunPlan, Say, image_fields, make_plan, port
 from fastmlp.experiments.record import PeriodicSaver, Recorder
 from fastmlp.experiments.result import TrainOutcome, write_result
 from fastmlp.models.model import Model
-from fastmlp.training.loop import Diverged, Interrupted, train_checked
+from fastmlp.training.loop import Diverged, Interrupted, train_task
 from fastmlp.training.progress import Progress, make_progress
 
 
@@ -107,7 +107,7 @@ def train_plan(plan: RunPlan, folder: Path, display: Progress) -> TrainOutcome:
     try:
         saver = periodic_saver(plan, folder)
         recorder = Recorder(display, folder, portable(plan.config))
-        training = train_checked(plan.network, plan.settings, plan.training, [saver], recorder)
+        training = train_task(plan.task, [saver], recorder)
     except Interrupted as stop:
         training, signal = stop.training, stop.signal
     except Diverged as stop:
@@ -119,7 +119,7 @@ def train_plan(plan: RunPlan, folder: Path, display: Progress) -> TrainOutcome:
 
 def periodic_saver(plan: RunPlan, folder: Path) -> PeriodicSaver:
     """The callback that saves models and per-class metrics of a run every so many epochs."""
-    network, start = plan.network, np.zeros(plan.network.parameters, plan.settings.dtype)
-    scaling, classes = plan.training.scaling, plan.data.classes
-    model = Model(network, start, scaling, classes, backend=plan.settings.backend, **image_fields(plan.data))
+    network, settings, data = plan.task
+    start, classes = np.zeros(network.parameters, settings.dtype), plan.data.classes
+    model = Model(network, start, data.scaling, classes, backend=settings.backend, **image_fields(plan.data))
     return PeriodicSaver(folder, plan.config, model, plan.splits)

@@ -23,7 +23,7 @@ from fastmlp.nn.philox import generator
 from fastmlp.nn.scaling import Scaling
 from fastmlp.training.augment import Augmentation, augment, sample_augmentation
 from fastmlp.training.monitor import EarlyStopping, EpochLog, StepValidation, Validation, check_finite, validate
-from fastmlp.training.settings import Settings, TrainingData, check_data, match_data
+from fastmlp.training.settings import Settings, Task, check_data, make_task
 
 Callback = Callable[[EpochLog, Engine], bool | None]
 
@@ -83,18 +83,17 @@ class Diverged(DivergedError):
 
 
 @contextmanager
-def loop_for(
-    network: Network, settings: Settings, data: TrainingData, progress: Progress | None = None, threads: int | None = None
-) -> Iterator[Loop]:
+def loop_for(task: Task, progress: Progress | None = None, threads: int | None = None) -> Iterator[Loop]:
     """A `Loop` on an engine of its own, which is closed afterwards.
 
     threads : of the engine; None takes those of the settings
     """
+    network, settings, data = task
     batch, seed, threads = settings.batch_size, settings.seed, threads or settings.threads
     spec = EngineSpec(network, settings.optimizer, batch, seed, data.scaling, threads, settings.dtype, settings.precision)
     engine = make_engine(settings.backend, spec)
     try:
-        yield Loop(engine, network, settings, data, progress)
+        yield Loop(engine, task, progress)
     finally:
         engine.close()
 
@@ -102,10 +101,9 @@ def loop_for(
 class Loop:
     """One training, from the first epoch to the last."""
 
-    def __init__(
-        self, engine: Engine, network: Network, settings: Settings, data: TrainingData, progress: Progress | None
-    ) -> None:
-        self.engine, self.network, self.settings, self.data, self.progress = engine, network, settings, data, progress
+    def __init__(self, engine: Engine, task: Task, progress: Progress | None) -> None:
+        self.network, self.settings, self.data = network, settings, data = task
+        self.engine, self.progress = engine, progress
         self.x, self.rows, self.y, self.weights = in_whole(data.train.x, data.train.y, data.sample_weight)
         self.history: list[EpochLog] = []
         self.stopping = EarlyStopping(settings, data.validation is not None)
@@ -287,28 +285,22 @@ def train(  # noqa: PLR0913 - the settings are one argument; what remains is dat
     settings = settings or Settings()
     described = {"scaling": scaling, "classes": None if classes is None else tuple(classes), "image_shape": image_shape}
     data = check_data(network, settings.dtype, (x, y), validation, sample_weight, **described)
-    return train_checked(network, settings, match_data(network, settings, data), callbacks, progress)
+    return train_task(make_task(network, settings, data), callbacks, progress)
 
 
-def train_checked(
-    network: Network,
-    settings: Settings,
-    data: TrainingData,
-    callbacks: Sequence[Callback] = (),
-    progress: Progress | None = None,
-) -> TrainResult:
-    """Train as `train` does, on data and with settings that have been checked: no row is read to check it again.
+def train_task(task: Task, callbacks: Sequence[Callback] = (), progress: Progress | None = None) -> TrainResult:
+    """Train as `train` does, a task that has been checked: no row is read to check it again.
 
     Parameters
     ----------
-    data : as `settings.match_data` returns it for this network and these settings
+    task : from `settings.make_task`
     callbacks, progress : as in `train`
 
     Raises
     ------
     Diverged, Interrupted : as `train`
     """
-    with loop_for(network, settings, data, progress) as loop:
+    with loop_for(task, progress) as loop:
         loop.compile()
         with Signals() as signals:
             return loop.run(signals, callbacks)

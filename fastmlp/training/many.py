@@ -9,10 +9,10 @@ more threads. Not here: how a model is trained (loop.py).
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ from fastmlp.nn.network import FloatArray, Network
 from fastmlp.nn.scaling import Scaling
 from fastmlp.training.loop import Callback, Diverged, Interrupted, TrainResult, loop_for
 from fastmlp.training.monitor import EpochLog
-from fastmlp.training.settings import Settings, TrainingData, check_data, match_data
+from fastmlp.training.settings import Settings, Task, TrainingData, check_data, make_task
 
 Result = TrainResult | Diverged
 EpochCallback = Callable[[int, EpochLog], None]
@@ -48,29 +48,6 @@ class ManyInterrupted(KeyboardInterrupt):
         super().__init__(f"training interrupted, {begun} of {len(results)} models begun")
         self.results = results
         self.signal = signal
-
-
-class Task(NamedTuple):
-    """A model to train, and the checked data, which all tasks share."""
-
-    network: Network
-    settings: Settings
-    data: TrainingData
-
-    @property
-    def cost(self) -> int:
-        """Floating-point operations of all epochs on one row: the rows are the same for all."""
-        return self.network.flops_per_row * self.settings.epochs
-
-    @property
-    def kind(self) -> Hashable:
-        """What an engine may compile for: names and switches. Sizes, rates and seeds are data to a kernel."""
-        network, optimizer = self.network, self.settings.optimizer
-        activations = frozenset(layer.activation for layer in network.layers[:-1])
-        dropout = any(layer.dropout for layer in network.layers)
-        switches = (dropout, network.l1 > 0, network.l2 > 0, network.label_smoothing > 0, optimizer.clip_norm > 0)
-        types = (self.settings.backend, np.dtype(self.settings.dtype), self.settings.precision)
-        return (*types, activations, network.loss, network.output, optimizer.name, switches)
 
 
 def train_many(  # noqa: PLR0913 - as `train`
@@ -179,15 +156,15 @@ def make_tasks(
         with naming(index):
             if dtype not in shared:
                 shared[dtype] = checked(network, dtype)
-            tasks.append(Task(network, settings, match_data(network, settings, shared[dtype])))
+            tasks.append(make_task(network, settings, shared[dtype]))
     return tasks
 
 
 def compile_kinds(tasks: list[Task]) -> None:
     """Let each kind of task be compiled once, before threads start that would wait for it; the smallest of its kind is."""
     largest_first = sorted(range(len(tasks)), key=lambda index: tasks[index].cost, reverse=True)
-    for index in {tasks[index].kind: index for index in largest_first}.values():
-        with naming(index), loop_for(*tasks[index], threads=1) as loop:
+    for index in {tasks[index].kernel_key: index for index in largest_first}.values():
+        with naming(index), loop_for(tasks[index], threads=1) as loop:
             loop.compile()
 
 
@@ -267,7 +244,7 @@ class Pool:
 
     def _train(self, index: int) -> Result:
         told: list[Callback] = [lambda row, engine: self.inbox.put((index, row))] if self.progress is not None else []
-        with loop_for(*self.tasks[index], threads=1) as loop:
+        with loop_for(self.tasks[index], threads=1) as loop:
             try:
                 return loop.run(self.signals, [*self.callbacks[index], *told])
             except Interrupted as stop:

@@ -6,9 +6,10 @@ Not here: the training loop (loop.py), settings of commands (experiments/config/
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -86,7 +87,7 @@ class Settings:
 class TrainingData:
     """Checked data for a network: what training reads, and what the model keeps of it.
 
-    Made from arrays by `check_data`, or from the splits of a data set, which are checked already; then `match_data` compares
+    Made from arrays by `check_data`, or from the splits of a data set, which are checked already; then `make_task` compares
     it with the network.
 
     Parameters
@@ -132,8 +133,33 @@ def check_data(
     return TrainingData(train, held_out, weights, **description)
 
 
-def match_data(network: Network, settings: Settings, data: TrainingData) -> TrainingData:
-    """Return checked data in the dtype of the settings, with names for all classes; compares shapes, and reads no rows.
+class Task(NamedTuple):
+    """One training: a network, the settings, and checked data that fit both; made by `make_task`."""
+
+    network: Network
+    settings: Settings
+    data: TrainingData
+
+    @property
+    def cost(self) -> int:
+        """Floating-point operations of all epochs for one row."""
+        return self.network.flops_per_row * self.settings.epochs
+
+    @property
+    def kernel_key(self) -> Hashable:
+        """What engines compile kernels for: names and switches. Sizes, learning rates and seeds are arguments of kernels."""
+        network, optimizer = self.network, self.settings.optimizer
+        activations = frozenset(layer.activation for layer in network.layers[:-1])
+        dropout = any(layer.dropout for layer in network.layers)
+        switches = (dropout, network.l1 > 0, network.l2 > 0, network.label_smoothing > 0, optimizer.clip_norm > 0)
+        types = (self.settings.backend, np.dtype(self.settings.dtype), self.settings.precision)
+        return (*types, activations, network.loss, network.output, optimizer.name, switches)
+
+
+def make_task(network: Network, settings: Settings, data: TrainingData) -> Task:
+    """Combine a network, settings and checked data, in the dtype of the settings, with names for all classes.
+
+    Only shapes are compared; no rows are read.
 
     Raises
     ------
@@ -149,7 +175,7 @@ def match_data(network: Network, settings: Settings, data: TrainingData) -> Trai
     check_description(network, None if data.scaling is None else len(data.scaling.shift), len(names), data.image_shape)
     given, regression = validation is not None, train.y.ndim == 2
     check_settings(settings, validation=given, images=data.image_shape is not None, regression=regression)
-    return replace(data, train=train, validation=validation, classes=names)
+    return Task(network, settings, replace(data, train=train, validation=validation, classes=names))
 
 
 def check_settings(settings: Settings, *, validation: bool, images: bool, regression: bool = False) -> None:

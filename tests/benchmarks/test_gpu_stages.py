@@ -72,7 +72,7 @@ def toys() -> Iterator[None]:
 
 def simulated() -> Any:
     """Return a simulated device with warps of 32 lanes, as tensor cores need."""
-    return cuda_simulator.Runtime(words=cuda_simulator.ALL_LANES)
+    return cuda_simulator.Runtime(api=cuda_simulator.ALL_LANES)
 
 
 def done(name: str, runtime: Any = None) -> dict[str, Any]:

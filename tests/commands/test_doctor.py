@@ -120,7 +120,7 @@ def test_processor() -> None:
 
 def test_a_cache_that_is_not_there_yet(tmp_path: Path) -> None:
     check = doctor.check_cache(tmp_path / "new" / "kernels")
-    assert (check.state, check.value) == (OK, f"{tmp_path / 'new' / 'kernels'}: made when first needed")
+    assert (check.state, check.value) == (OK, f"{tmp_path / 'new' / 'kernels'}: created at first use")
 
 
 def test_a_private_cache(tmp_path: Path) -> None:

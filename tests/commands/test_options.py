@@ -13,7 +13,7 @@ from support.cli import call, forget_settings, ok, refused
 
 from fastmlp.commands.console import flag
 from fastmlp.commands.options import Command
-from fastmlp.commands.program import program
+from fastmlp.commands.program import CONTEXT, program
 from fastmlp.experiments.config.extract import INHERITED, ExtractConfig
 from fastmlp.experiments.config.names import SYNONYMS
 from fastmlp.experiments.config.train import TrainConfig, fields_of
@@ -93,7 +93,7 @@ def test_synonyms_of_flags() -> None:
 def test_synonyms_are_not_in_the_help_and_shadow_no_option(path: tuple[str, ...]) -> None:
     command = COMMANDS[path]
     assert isinstance(command, Command)
-    context = click.Context(command)
+    context = click.Context(command, help_option_names=CONTEXT["help_option_names"])  # Click caches the help option
     parser = command.make_parser(context)
     for param in command.get_params(context):
         for name in (*param.opts, *param.secondary_opts) if isinstance(param, click.Option) else ():

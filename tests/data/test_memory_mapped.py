@@ -33,8 +33,8 @@ from fastmlp.experiments.training_run import run_training
 from fastmlp.models.metrics import evaluate, evaluate_with_predictions
 from fastmlp.nn.network import Network
 from fastmlp.nn.scaling import SCALINGS
-from fastmlp.training.loop import train, train_checked
-from fastmlp.training.settings import TrainingData, match_data
+from fastmlp.training.loop import train, train_task
+from fastmlp.training.settings import TrainingData, make_task
 
 BOUND, BOUND_PER_ROW = 64 << 20, 64
 
@@ -213,8 +213,8 @@ def test_no_pass_over_the_rows_copies_them(dtype: Any, tmp_path: Path, monkeypat
         parts = split(data, **TrainConfig().split_sizes())
         scaling = fit_scaling("zscore", parts["train"].x)
         settings = set_up(epochs=1)
-        given = match_data(network, settings, TrainingData(parts["train"], parts["validation"], scaling=scaling))
-        training = train_checked(network, settings, given)
+        given = TrainingData(parts["train"], parts["validation"], scaling=scaling)
+        training = train_task(make_task(network, settings, given))
         for rows in parts.values():
             evaluate_with_predictions(training.model, rows)
 

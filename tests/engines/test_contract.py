@@ -1,4 +1,4 @@
-"""The contract of the engines, over every engine and awkward shapes, against the specification in float64.
+"""The contract of the engines: every engine and unusual shapes against the specification in float64.
 
 Compiling a kind of network takes seconds, so the cases share few kinds: shapes all are relu networks under sgd, and a
 network with one layer of every activation is trained under each loss and output.
@@ -65,7 +65,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], int, int]] = {
 }
 
 
-# What the simulator of a GPU takes of them, where each costs a quarter of a second: each kind of edge once.
+# Shapes for the simulator of a GPU, where each takes a quarter of a second: each kind of edge once.
 SIMULATED = (
     *("one of everything", "primes", "no hidden layer", "batch 1", "batch larger than the data", "last batch of one row"),
     *("deep and narrow", "bottleneck", "hidden 33", "features 17", "batch 15", "two hidden of 9"),
@@ -79,7 +79,7 @@ PAIRS = [
 
 @pytest.fixture(scope="module")
 def backend(every_backend: str) -> str:
-    """Each engine in turn, the simulated one too."""
+    """Each engine in turn, including the simulated GPU."""
     return every_backend
 
 
@@ -112,7 +112,7 @@ def test_any_shape(backend: str, sizes: list[int], rows: int, batch: int, thread
 
 
 def test_the_comparison_sees_a_single_wrong_entry(backend: str) -> None:
-    """One weight, one bias, one slot, one loss, one flag, one step off by a little: none goes through."""
+    """One weight, one bias, one slot, one loss, one flag, one step slightly wrong: all are detected."""
     network = Network((13, 9, 5))
     spec = EngineSpec(network, Optimizer("momentum"), batch_size=8)
     course, start = make_course(network, 20), start_state(spec)
@@ -141,7 +141,7 @@ def test_the_comparison_sees_a_single_wrong_entry(backend: str) -> None:
     for name, (bad_state, bad_results) in wrong.items():
         with pytest.raises(AssertionError):
             check_course(want, bad_state, bad_results)
-            pytest.fail(f"a wrong {name} went through")
+            pytest.fail(f"a wrong {name} was not detected")
 
 
 # ------------------------------------------------------------------------------------------------ kinds
@@ -210,7 +210,7 @@ def test_extras(backend: str, extra: str) -> None:
 
 @pytest.mark.parametrize("extra", [name for name, (_, o, _, _) in EXTRAS.items() if o.clip_norm])
 def test_clipped_cases_clip_some_batches_and_leave_others(extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And by less than half, so that a threshold off by two would show."""
+    """By less than half, so that a threshold wrong by a factor of two would be detected."""
     norms = []
 
     def note(gradient: Any, largest: float) -> Any:
@@ -261,7 +261,7 @@ def test_row_scales_are_shares_of_the_batch() -> None:
 
 @pytest.mark.parametrize("activation", ["relu", *EVERY_ACTIVATION])
 def test_a_nan_is_seen_in_the_loss(activation: str, backend: str) -> None:
-    """In the row that holds it, and from the next batch on everywhere: no activation swallows it."""
+    """In its row, and everywhere from the next batch on: no activation suppresses it."""
     alone = activation == "relu"  # the other networks share one kind, with a layer of each
     activations = "relu" if alone else (activation, *(a for a in EVERY_ACTIVATION if a != activation))
     network = Network((13, *[9] * (1 if alone else len(EVERY_ACTIVATION)), 5), activations)
@@ -283,7 +283,7 @@ def test_a_nan_is_seen_in_the_loss(activation: str, backend: str) -> None:
 
 
 def test_correct_is_the_first_largest_output(backend: str) -> None:
-    """Equal outputs go to the first class, as argmax has it; plain targets are never correct."""
+    """Ties go to the first class, as with argmax; plain targets are never correct."""
     network = Network((4, 3), init="uniform:0")
     spec = EngineSpec(network, Optimizer("sgd"), batch_size=3)
     start = State(network.initial_parameters(0), np.empty((0, network.parameters), np.float32), 0)
@@ -297,7 +297,7 @@ def test_correct_is_the_first_largest_output(backend: str) -> None:
 
 
 def test_forward_of_a_row_does_not_depend_on_the_others(backend: str) -> None:
-    """To the bit where the engine sums in a fixed order; within rounding where BLAS chooses."""
+    """To the bit if the engine sums in a fixed order; within rounding if BLAS chooses the order."""
     network = Network((37, 18, 21, 5))
     spec = EngineSpec(network, Optimizer("sgd"), threads=3)
     x = make_course(network, 150).x
@@ -361,7 +361,7 @@ def test_forward_has_no_dropout_and_changes_nothing(backend: str) -> None:
 
 
 def test_the_gradient_is_zero_at_a_perfect_fit(backend: str) -> None:
-    """Targets that the network gives already: a step of rate 1 moves by rounding only; other targets move it."""
+    """With targets equal to the outputs, a step with learning rate 1 changes parameters by rounding only."""
     network = Network((13, *[9] * len(EVERY_ACTIVATION), 5), EVERY_ACTIVATION, loss="squared-error")
     spec = EngineSpec(network, Optimizer("nesterov"), batch_size=24)  # a kind that MIXED compiles
     x = make_course(network).x

@@ -24,7 +24,7 @@ TARGETS = EngineSpec(Network((13, 18, 5), loss="squared-error", output="sigmoid"
 
 @pytest.fixture(scope="module")
 def backend(every_backend: str) -> str:
-    """Each engine in turn, the simulated one too."""
+    """Each engine in turn, including the simulated GPU."""
     return every_backend
 
 
@@ -121,7 +121,7 @@ def test_a_subset_is_never_copied_whole(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("classes", [True, False])
 def test_losses_by_hand(backend: str, classes: bool) -> None:
-    """Without smoothing, dropout and penalties; nothing changes; no rows are no rows."""
+    """Without smoothing, dropout and penalties; the state is unchanged; zero rows are allowed."""
     of_training: dict[str, Any] = {"label_smoothing": 0.3} if classes else {"loss": "squared-error"}
     network = Network((4, 6, 3), dropout=0.5, l2=1.0, **of_training)
     zeros = State(np.zeros(network.parameters, np.float32), np.empty((0, network.parameters), np.float32), 0)
@@ -140,7 +140,7 @@ def test_losses_by_hand(backend: str, classes: bool) -> None:
 
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
 def test_losses_of_outputs_that_diverged_are_not_finite(backend: str, bad: float) -> None:
-    """And no warning is raised on the way: the loop has one message for it."""
+    """And raise no warning: the training loop reports divergence."""
     state = start_state(BASE)
     state.parameters[:] = 0
     BASE.network.views(state.parameters)[-1][1][:] = bad

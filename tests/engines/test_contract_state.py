@@ -30,7 +30,7 @@ WITH_SLOTS = EngineSpec(Network((13, 18, 11, 5)), Optimizer("adamw", clip_norm=0
 
 @pytest.fixture(scope="module")
 def backend(every_backend: str) -> str:
-    """Each engine in turn, the simulated one too."""
+    """Each engine in turn, including the simulated GPU."""
     return every_backend
 
 
@@ -66,7 +66,7 @@ def test_states_are_copies(backend: str) -> None:
 
 @pytest.mark.parametrize("spec", [BASE, WITH_SLOTS], ids=["sgd", "adamw"])
 def test_a_state_goes_on_in_another_engine(backend: str, spec: EngineSpec) -> None:
-    """Half in one engine and half in a fresh one gives the bits of the whole: parameters, slots and step are all."""
+    """Training half in one engine and half in a new one gives the same bits: parameters, slots and step are the whole state."""
     course, start = make_course(spec.network, 24, epochs=4), start_state(spec)
     whole, whole_results = run_course(backend, spec, start, course)
     half, first = run_course(
@@ -83,7 +83,7 @@ def test_a_state_goes_on_in_another_engine(backend: str, spec: EngineSpec) -> No
 
 @pytest.mark.parametrize("chunk", [1, 2, 5])
 def test_chunks_change_no_bit(backend: str, chunk: int) -> None:
-    """One call or many; dropout's masks follow the step, not the call."""
+    """One call or many; dropout masks depend on the step, not on the call."""
     network = Network((13, 18, 5), dropout=0.3)
     spec = EngineSpec(network, Optimizer("sgd"), batch_size=4, threads=3)
     course = make_course(network, 30, 4, epochs=1, weighted=True)
@@ -147,7 +147,7 @@ def test_inputs_are_left_alone_and_may_be_read_only(backend: str) -> None:
 
 
 def test_any_order_of_rows_is_taken(backend: str) -> None:
-    """A part of the rows, some of them several times."""
+    """A subset of the rows, some of them several times."""
     course = make_course(BASE.network, 24)
     indices = np.random.default_rng(5).integers(3, 20, 40)
     check_against_reference(backend, BASE, course._replace(indices=indices, learning_rates=np.full(5, 0.05)))
@@ -211,7 +211,7 @@ def test_the_comparison_of_bits_sees_one() -> None:
 
 
 def test_two_engines_at_once_are_two_engines(backend: str) -> None:
-    """From two Python threads, each engine with threads of its own: the bits of one after the other."""
+    """Two Python threads, each engine with its own threads: the same bits as one after the other."""
     network, epochs, rounds = (Network((9, 17, 5)), 1, 1) if backend == "cuda" else (Network((40, 70, 11)), 10, 5)  # simulated
     specs = [EngineSpec(network, Optimizer("sgd"), batch_size=32, threads=threads) for threads in (2, 3)]
     courses = [make_course(network, 200, 32, epochs=epochs, seed=seed) for seed in (0, 1)]
@@ -240,7 +240,7 @@ def quiet_count() -> int:
 
 
 def settles_at(count: int) -> bool:
-    """Whether the number of threads comes down to `count` within a minute; a thread takes a moment to end."""
+    """Whether the number of threads falls to `count` within a minute; threads take a moment to end."""
     for _ in range(6000):
         if threading.active_count() <= count and system_threads() <= count:
             return True
@@ -258,7 +258,7 @@ def test_closed_engines_leave_no_threads(backend: str) -> None:
 
 
 def test_dropped_engines_leave_no_threads_either(backend: str) -> None:
-    """A model is never closed: its engine ends with it."""
+    """Models are never closed: their engine is closed when they are garbage collected."""
     course = make_course(BASE.network)
     run_course(backend, BASE, start_state(BASE), course)
     before = quiet_count()

@@ -1,6 +1,6 @@
-"""The NumPy engine, which judges all others, against PyTorch's autograd and optimisers and against finite differences.
+"""The NumPy engine, the reference for all others, against PyTorch's autograd and optimisers and against finite differences.
 
-One SGD step with rate 1 shows the gradient: it is what the step took away from the parameters.
+An SGD step with learning rate 1 subtracts the gradient from the parameters.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ def test_gradients_equal_finite_differences(activation: str, loss: str, output: 
 
 
 def test_finite_differences_see_a_missing_jacobian() -> None:
-    """Squared error's softmax without its Jacobian, the classical slip, is far beyond the tolerance."""
+    """Squared error of softmax without its Jacobian, a common mistake, is far beyond the tolerance."""
     network = Network((4, 3), loss="squared-error", output="softmax")
     rng = np.random.default_rng(7)
     x, t = rng.normal(size=(6, 4)), rng.dirichlet(np.ones(3), 6)
@@ -275,7 +275,7 @@ def torch_clip(layers: Any, largest: float) -> float:
 
 
 def torch_course(network: Network, o: Optimizer, start: State, course: Course, batch: int, seed: int) -> Any:
-    """Parameters and row losses after the course, and the gradient norms on the way."""
+    """Parameters and row losses after the course, and the gradient norms of its steps."""
     layers = torch_layers(network, start.parameters)
     optimizer, losses, norms = torch_optimizer(o, layers), [], []
     for k in range(step_count(len(course.indices), batch)):
@@ -322,7 +322,7 @@ def test_ten_steps_of_every_optimizer_equal_torch(o: Optimizer) -> None:
 
 
 def test_optimizers_go_on_after_a_load() -> None:
-    """Slots and step travel with the state: five steps and five more are ten, bit by bit."""
+    """Slots and step are part of the state: five steps and five more equal ten, bit by bit."""
     network = Network((4, 5, 3))
     for name in RULES:
         spec = EngineSpec(network, Optimizer(name), batch_size=4, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""What the engine by PyTorch's definitions promises beside the contract: whole trainings, handing over, threads, errors."""
+"""Properties of the PyTorch engine beyond the contract: whole trainings, transfer of states, threads, errors."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def curves(kind: str, backend: str, dtype: Any = np.float32, seed: int = 0, stre
 
 
 def apart(one: Any, other: Any) -> float:
-    """The largest relative difference of two trainings' losses."""
+    """Largest relative difference between the losses of two trainings."""
     return float(np.abs(one / other - 1).max())
 
 
@@ -90,7 +90,7 @@ JOBS = {
 
 
 def relay(spec: EngineSpec, runners: tuple[str, ...], spoil: Any = lambda state: state) -> State:
-    """The state after a course of which each runner does its share in turn; `spoil` is done to what is handed on."""
+    """The state after a course divided between runners in turn; `spoil` modifies the transferred states."""
     course, state = make_course(spec.network, 24, epochs=len(runners), rate=0.01), start_state(spec)
     for leg, runner in enumerate(runners):
         rows, steps = slice(24 * leg, 24 * (leg + 1)), slice(3 * leg, 3 * (leg + 1))
@@ -120,14 +120,14 @@ def test_a_lost_slot_or_step_is_seen(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["momentum", "nesterov"])
 def test_no_momentum_is_plain_descent(name: str) -> None:
-    """PyTorch refuses nesterov without momentum; the specification does not."""
+    """PyTorch rejects nesterov without momentum; the specification does not."""
     spec = EngineSpec(Network((13, 18, 5)), Optimizer(name, momentum=0.0), batch_size=8, dtype=np.float64)
     found, wanted = (relay(spec, (backend,)).parameters for backend in ("torch", "numpy"))
     np.testing.assert_allclose(found, wanted, rtol=1e-11, atol=1e-13)
 
 
 def test_a_gradient_is_clipped_to_the_norm_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which PyTorch's own function does not do: the check sees it."""
+    """PyTorch's own function is less accurate, which the check detects."""
     spec = EngineSpec(Network((13, 18, 5)), Optimizer("sgd", clip_norm=1e-5), batch_size=24, dtype=np.float64)
     course, start = make_course(spec.network, 24, 24, epochs=1, rate=1.0), start_state(spec)
 
@@ -143,7 +143,7 @@ def test_a_gradient_is_clipped_to_the_norm_that_was_asked_for(monkeypatch: pytes
 
 
 def test_the_process_keeps_its_number_of_threads() -> None:
-    """Engines may be at work in several threads, and PyTorch's number is the process's: nobody sets it, and it is told."""
+    """Engines may run in several threads, and PyTorch's setting is global: engines report it and never set it."""
     before = torch.get_num_threads()
     spec = EngineSpec(Network((13, 18, 5)), Optimizer(), batch_size=8, threads=before + 3)
     with engine_of("torch", spec) as engine:

@@ -1,4 +1,4 @@
-"""Three epochs on the real Fashion-MNIST: both engines walk the same path, with and without dropout.
+"""Three epochs on the real Fashion-MNIST: both engines have the same trajectory, with and without dropout.
 
 With the settings of the documented command. Rates some ten times higher make a path that magnifies rounding errors: there
 float32 and float64 part as far in the NumPy engine alone.
@@ -45,7 +45,7 @@ def fashion() -> tuple[Any, Any]:
 
 @pytest.fixture(autouse=True)
 def one_blas_thread() -> Iterator[None]:
-    """NumPy's products are too small here to gain from a second thread, which a busy machine makes slow."""
+    """NumPy's products are too small here to benefit from a second thread, which is slow on a busy machine."""
     with threadpool_limits(1):
         yield
 
@@ -73,6 +73,6 @@ def test_losses_of_three_epochs_agree(fashion: tuple[Any, Any], numba_backend: s
 
 
 def test_the_comparison_sees_another_path(fashion: tuple[Any, Any]) -> None:
-    """Another seed, the same data: further apart than the tolerance after one epoch."""
+    """With another seed, losses differ by more than the tolerance after one epoch."""
     one, other = (losses(fashion, "numpy", 0.0, seed, epochs=1) for seed in (0, 1))
     assert (np.abs(one / other - 1) > 1e-3).all()

@@ -109,7 +109,7 @@ def test_other_data_with_a_test_part(home: Path, tmp_path: Path) -> None:
     other = write_blobs(tmp_path / "other.npz", 2, rows=60, **extra)
     found = evaluate_run(home / "run", str(other), split="all")
     assert found["data"]["rows"] == {"test": 6, "train": 60}
-    with pytest.raises(ConfigError, match="has no part 'validation', only test, train"):
+    with pytest.raises(ConfigError, match="has no split 'validation', only test, train"):
         evaluate_run(home / "run", str(other), split="validation")
 
 
@@ -173,7 +173,7 @@ def test_changed_data_are_not_split_as_in_the_run(tmp_path: Path) -> None:
 
 
 def test_a_model_file_needs_data(home: Path) -> None:
-    with pytest.raises(ConfigError, match=r"not a run folder.*give --data"):
+    with pytest.raises(ConfigError, match=r"not a run folder.*give the data"):
         evaluate_run(home / "run" / "model.safetensors")
 
 

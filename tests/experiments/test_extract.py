@@ -146,7 +146,7 @@ def test_the_same_settings_make_nothing_anew(home: Path, made: dict[str, Any]) -
     assert "has been made with these settings before; nothing to do" in again.stderr
     assert file.stat().st_mtime_ns == before
     line = refused(2, "extract", "--data", home / "images.npz", *SMALL, "--seed", "1", "--out", file)
-    assert line.startswith(f"out: {file} is there and was made otherwise; give another --out, or --force")
+    assert line.startswith(f"out: {file} exists and was made with other settings; choose another name, or set force")
     shutil.copy(file, "copy.npz")
     ok("extract", "--data", home / "images.npz", *SMALL, "--seed", "1", "--out", "copy.npz", "--force", "-q")
     assert arrays_of("copy.npz")["provenance"] != arrays_of(file)["provenance"]

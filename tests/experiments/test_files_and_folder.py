@@ -307,7 +307,7 @@ def test_out_is_made_or_used_when_empty(tmp_path: Path) -> None:
 def test_out_that_is_not_empty_needs_force(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(OLD)
     (tmp_path / "metrics.jsonl").write_bytes(b'{"epoch":1}\n')
-    with one_line(ConfigError, tmp_path, "not empty", "--force", "another --out"):
+    with one_line(ConfigError, tmp_path, "not empty", "set force", "choose another"):
         run_folders.new_run_folder(tmp_path, "digits", "1x1", NOW)
     assert (tmp_path / "metrics.jsonl").exists()
     assert run_folders.new_run_folder(tmp_path, "digits", "1x1", NOW, force=True) == tmp_path
@@ -317,7 +317,7 @@ def test_out_that_is_not_empty_needs_force(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["file", "file/below", os.fsdecode(b"caf\xe9"), "two\nlines"])
 def test_out_that_cannot_be_a_folder(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_bytes(OLD)
-    with one_line(ConfigError, f"{tmp_path}/", "choose another --out"):
+    with one_line(ConfigError, f"{tmp_path}/", "choose another"):
         run_folders.new_run_folder(tmp_path / name, "digits", "1x1", NOW, force=True)
     assert names(tmp_path) == ["file"]
     assert (tmp_path / "file").read_bytes() == OLD

@@ -17,8 +17,8 @@ from support.cnn import SHAPE, bars
 from support.extract import own_folder, without_pictures  # noqa: F401 - fixtures of every test here
 from support.figures import check_legend_beside_panels, check_no_overlap, draw, shown_ticks
 
-from fastmlp.experiments.recipes import plot
-from fastmlp.experiments.recipes.plot import Comparison, all_comparisons, command, panels_of, trainings
+from fastmlp.commands.recipes import RUNS, run_command
+from fastmlp.experiments.recipes.plot import Comparison, all_comparisons, panels_of, trainings
 from fastmlp.experiments.recipes.recipe import all_recipes, find
 from fastmlp.files import read_lines
 from fastmlp.reports.comparison import Curve, Panel, comparison_figure
@@ -360,11 +360,11 @@ def test_the_command_draws_what_is_there_and_says_what_is_missing() -> None:
     done = ok("recipes", "plot", "ee5179-*", "iisc-*-tanh", "group7-*", "--runs", "set", "--out", "a/b")
     assert done.stdout == "a/b/ee5179-activations.png\na/b/iisc-depth-tanh.png\n"
     assert done.stderr.splitlines() == [
-        "ee5179-activations: drawn without ee5179-2; `fastmlp recipes run ee5179-2 --out set` makes it",
-        "group7-mlp: not drawn, since none of its runs is finished;"
-        " `fastmlp recipes run group7-mlp-1 group7-mlp-2 group7-mlp-3 group7-mlp-4 --out set` makes them",
-        "iisc-depth-tanh: drawn without iisc-mlp-14, iisc-mlp-16;"
-        " `fastmlp recipes run iisc-mlp-14 iisc-mlp-16 --out set` makes them",
+        "ee5179-activations: plotted without ee5179-2; run `fastmlp recipes run ee5179-2 --out set`",
+        "group7-mlp: not plotted, since none of its runs is finished;"
+        " run `fastmlp recipes run group7-mlp-1 group7-mlp-2 group7-mlp-3 group7-mlp-4 --out set`",
+        "iisc-depth-tanh: plotted without iisc-mlp-14, iisc-mlp-16;"
+        " run `fastmlp recipes run iisc-mlp-14 iisc-mlp-16 --out set`",
     ]
     assert sorted(path.name for path in Path("a/b").iterdir()) == ["ee5179-activations.png", "iisc-depth-tanh.png"]
     assert ok("recipes", "plot", "ee5179-*", "--runs", "set", "-q").stderr == ""
@@ -389,8 +389,8 @@ def test_without_a_pattern_all_are_drawn_and_json_tells_the_files() -> None:
 def test_refusals() -> None:
     line = refused(2, "recipes", "plot", "ee5179-*")
     assert line == (
-        "runs: no run in runs/recipes that could be drawn has been finished; make some, such as by"
-        " `fastmlp recipes run ee5179-1 ee5179-2 ee5179-3`"
+        "runs/recipes has no finished run of these comparisons; "
+        "run recipes first, such as ee5179-1, ee5179-2, ee5179-3 [--runs]"
     )
     assert not Path("runs").exists()
     assert refused(2, "recipes", "plot", "cs777-*").startswith("unknown comparison 'cs777-*'; did you mean 'cs776-mlp'?")
@@ -400,9 +400,9 @@ def test_refusals() -> None:
         assert "is a file or lies under one" in refused(2, "recipes", "plot", "--runs", "set", "--out", out)
 
 
-def test_the_command_that_makes_a_run_can_be_pasted() -> None:
-    assert command(["a"], Path(plot.RUNS)) == "fastmlp recipes run a"
-    assert command(["a", "b"], Path("my runs")) == "fastmlp recipes run a b --out 'my runs'"
+def test_the_command_of_missing_runs_can_be_pasted() -> None:
+    assert run_command(["a"], Path(RUNS)) == "fastmlp recipes run a"
+    assert run_command(["a", "b"], Path("my runs")) == "fastmlp recipes run a b --out 'my runs'"
 
 
 def test_rows_of_a_metrics_file() -> None:

@@ -242,7 +242,7 @@ def test_bad_settings_and_bad_data_leave_no_folder(blobs: Path, tmp_path: Path) 
     out = tmp_path / "a"
     bad = [
         config_for(tmp_path / "none.npz", out),
-        config_for(blobs, out, activation=("rleu",)),
+        config_for(blobs, out, dropout=(1.5,)),
         config_for(blobs, out, lr=-1.0),
         config_for(blobs, out, val_fraction=0.5, test_fraction=0.5),
         config_for(blobs, out, min_accuracy=0.5, test_fraction=0.0),
@@ -259,7 +259,7 @@ def test_bad_settings_and_bad_data_leave_no_folder(blobs: Path, tmp_path: Path) 
 
 def test_a_used_folder_is_not_touched_without_force(blobs: Path, tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="not empty; use --force"):
+    with pytest.raises(ConfigError, match="not empty; set force"):
         run_training(config_for(blobs, tmp_path), quiet=True)
     assert names(tmp_path) == ["note.txt"]
     run_training(config_for(blobs, tmp_path, force=True), quiet=True)

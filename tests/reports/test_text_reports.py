@@ -105,9 +105,9 @@ def test_what_cannot_be_told_is_refused() -> None:
     assert line == "predictions are written for one split, not for all [--split, --predictions]"
     np.savetxt("values.csv", np.random.default_rng(0).random((40, 3)), delimiter=",", header="y,a,b", comments="")
     values = ["--data", "values.csv", "--task", "regression", "--backend", "numpy", "--epochs", "1"]
-    assert "is for classes" in refused(2, "train", *values, "--predictions")
-    assert "is for classes" in refused(2, "train", *values, "--per-class-every", "2")
+    assert "is for classification" in refused(2, "train", *values, "--predictions")
+    assert "is for classification" in refused(2, "train", *values, "--per-class-every", "2")
     ok("train", *values, "--out", "values", "-q")
     assert not Path("values/report.txt").exists()
-    assert "leave --report out" in refused(2, "evaluate", "values", "--report")
+    assert "needs classes, but this model predicts numbers [--report]" in refused(2, "evaluate", "values", "--report")
     assert "`fastmlp predict` writes them" in refused(2, "evaluate", "values", "--predictions", "b.txt")

@@ -1,4 +1,4 @@
-"""Assembly of the CPU engine's micro-kernels for processors that need not be there, and what its inner loops do."""
+"""Assembly of the CPU engine's micro-kernels for any processor, and analysis of its inner loops."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def written(instruction: str) -> str:
 
 
 def wrong(found: list[Loop], fmas: int, register: str) -> list[str]:
-    """What is wrong with the loops of one micro-kernel that should do so many fused multiply-adds in a turn."""
+    """Errors in the loops of a micro-kernel with an expected number of fused multiply-adds per iteration."""
     if not found:
         return ["no loop with fused multiply-adds"]
     reasons = []
     for loop in found:
-        if loop.fmas % fmas or loop.fmas // fmas not in (1, 2, 4, 8):  # turns unrolled
+        if loop.fmas % fmas or loop.fmas // fmas not in (1, 2, 4, 8):  # unrolled iterations
             reasons.append(f"{loop.fmas} multiply-adds instead of {fmas}")
         if loop.registers != {register}:
             reasons.append(f"registers {loop.registers} instead of {register}")
@@ -69,7 +69,7 @@ def wrong(found: list[Loop], fmas: int, register: str) -> list[str]:
 
 
 def assembly_of(intrinsic: Any, triple: str, cpu: str) -> str:
-    """An intrinsic of int64 arguments as a function of its own, optimised for a processor."""
+    """An intrinsic with int64 arguments as a separate function, optimised for a processor."""
     definition = intrinsic._defn
     count = len(inspect.signature(definition).parameters) - 1
     signature, build = definition(None, *[None] * count)
@@ -83,7 +83,7 @@ def assembly_of(intrinsic: Any, triple: str, cpu: str) -> str:
 
 
 def optimised(text: str, triple: str, cpu: str) -> str:
-    """LLVM's assembly of a module for a processor, with the optimisation that Numba asks for."""
+    """LLVM's assembly of a module for a processor, with the optimisation level of Numba."""
     binding.initialize_all_targets()
     binding.initialize_all_asmprinters()
     module = binding.parse_assembly(text)

@@ -1,4 +1,4 @@
-"""What the tests of the CPU engine share: guarded blocks, tolerances of epilogues, specs, engines, scripts in processes."""
+"""Helpers of the CPU engine's tests: guarded blocks, tolerances of epilogues, specs, engines, scripts in processes."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ class Placed(NamedTuple):
         return int(self.block.ctypes.data)
 
     def stray(self) -> int:
-        """How many entries outside the block are no longer what they were."""
+        """Number of entries outside the block that have changed."""
         outside = self.buffer.copy()
         place(outside, self.block.shape, self.strides)[...] = GUARD
         return int((outside != GUARD).sum())
 
 
 def place(buffer: Any, shape: tuple[int, ...], strides: tuple[int, ...]) -> Any:
-    """A view of the given strides (elements) that starts off every vector's alignment."""
+    """A view with the given strides (elements) that is not aligned to any vector."""
     return np.lib.stride_tricks.as_strided(buffer[33:], shape, [FLOAT_BYTES * s for s in strides])
 
 
 def placed(values: Any, strides: tuple[int, ...]) -> Placed:
-    """The values at these strides, guard values before, between and behind."""
+    """Values with these strides, and guard values before, between and after."""
     size = 66 + sum((n - 1) * s for n, s in zip(values.shape, strides, strict=True))
     buffer = np.full(size, GUARD)
     block = place(buffer, values.shape, strides)
@@ -68,12 +68,12 @@ class Scattered(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """Address of the table that tells how many bytes from `at` each row begins."""
+        """Address of the table of byte offsets of the rows from `at`."""
         return int(self.table.ctypes.data)
 
 
 def scattered(values: Any) -> Scattered:
-    """Copies of the rows of a matrix, guard values before, between and behind."""
+    """Copies of the rows of a matrix, with guard values before, between and after."""
     rows, size = values.shape
     starts = 33 + np.random.default_rng(rows).permutation(rows) * (size + 5)
     buffer = np.full(66 + rows * (size + 5), GUARD)
@@ -84,7 +84,7 @@ def scattered(values: Any) -> Scattered:
 
 
 class Meaning(NamedTuple):
-    """What an epilogue must do, in NumPy: value(product, extra), and the tolerance of that from the product's."""
+    """Reference of an epilogue in NumPy: value(product, extra), and its tolerance from that of the product."""
 
     value: Callable[[Any, Any], Any]
     tolerance: Callable[[Any, Any, Any], Any]
@@ -111,12 +111,12 @@ class Case(NamedTuple):
 def make_case(epilogue: int, rows: int, columns: int, k: int, seed: int = 0) -> Case:
     rng = np.random.default_rng([seed, rows, columns, k])
     a, b, extra = (rng.normal(size=shape).astype(np.float32) for shape in ((rows, k), (k, columns), (rows, columns)))
-    extra[:, ::3] = 0  # where-positive must tell 0 from positive
+    extra[:, ::3] = 0  # where-positive must distinguish 0 from positive
     return Case(a, b, extra if MEANINGS[epilogue].extra_like_c else extra[0])
 
 
 def excess_of(epilogue: int, case: Case, c: Any) -> float:
-    """By how much the worst entry of C is beyond its tolerance; infinite for NaN."""
+    """Largest excess of an entry of C over its tolerance; infinite for NaN."""
     meaning = MEANINGS[epilogue]
     a, b, extra = (array.astype(np.float64) for array in case)
     product = a @ b
@@ -127,7 +127,7 @@ def excess_of(epilogue: int, case: Case, c: Any) -> float:
 
 # ------------------------------------------------------------------------------------------------ engines
 
-# Few kernels serve all tests of the engine, since each takes seconds to compile: sizes are data.
+# All tests of the engine share few kernels, since each takes seconds to compile: sizes are data.
 FUSED_NAMES = ["relu", "linear"]
 EVERY_NAME = [f"{name}:0.5" if entry.default is not None else name for name, entry in ACTIVATIONS.items()]
 PENALISED = Optimizer("adam", clip_norm=0.5)
@@ -143,7 +143,7 @@ def fused_job(sizes: tuple[int, ...] = (13, 21, 9, 5), optimizer: Optimizer | No
 
 
 def every_job(optimizer: Optimizer, dropout: float = 0.0, **settings: Any) -> EngineSpec:
-    """A hidden layer of each activation, none of a size that needs no padding, with penalties."""
+    """A hidden layer of each activation, all with sizes that need padding, with penalties."""
     sizes = (11, *(9 + 2 * (n % 5) for n in range(len(EVERY_NAME))), 5)
     network = Network(sizes, EVERY_NAME, dropout=dropout, l1=1e-3, l2=1e-2)
     return EngineSpec(network, optimizer, **{"batch_size": 7, "seed": 3, "threads": 2} | settings)
@@ -172,7 +172,7 @@ def pieces_of_arena(layout: Layout, rows: int, gathers: bool = True) -> list[tup
 
 
 def run_script(script: str, *arguments: str) -> str:
-    """Standard output of a Python script in a process of its own, which must end well."""
+    """Standard output of a Python script in a new process, which must succeed."""
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -1,4 +1,4 @@
-"""Jobs and trainings of the CUDA engine in the simulator."""
+"""Specs, trainings and checks of the CUDA engine in the simulator."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CLIPPED = EngineSpec(Network((20, 40, 5), "tanh", l1=1e-2), Optimizer("adamw", c
 
 
 def trained(spec: EngineSpec, runtime: Runtime) -> tuple[State, RowMetrics]:
-    """State and row results after two steps and a short one."""
+    """State and row metrics after two steps and a short one."""
     course = make_course(spec.network, 22, spec.batch_size, epochs=1, weighted=True)
     engine = CudaEngine(spec, runtime)
     engine.load(start_state(spec))
@@ -79,7 +79,7 @@ def rounded(precision: str, x: Any) -> Any:
 
 
 def product_bound(a: Any, b: Any, u: float, off_a: Any = 0.0, off_b: Any = 0.0) -> Any:
-    """How far a computed product may be from a b, if its operands are off by so much, then rounded, and summed in float32.
+    """Error bound of a product a b with operand errors off_a and off_b, rounding of the operands, and sums in float32.
 
     An operand is off by no more than (|a| + off)(1 + u) - |a| after rounding; so a product of two by no more than what
     multiplying these largest magnitudes gives beyond |a| |b|.
@@ -89,7 +89,7 @@ def product_bound(a: Any, b: Any, u: float, off_a: Any = 0.0, off_b: Any = 0.0) 
 
 
 def padded_rows(matrix: Any) -> tuple[Any, int, int, int]:
-    """As `make_get` takes a matrix: rows one after another, padded with zeros to a multiple of 8."""
+    """A matrix for `make_get`: consecutive rows, padded with zeros to a multiple of 8."""
     rows, width = matrix.shape
     whole = np.zeros((rows, -(-width // 8) * 8), np.float32)
     whole[:, :width] = matrix
@@ -97,7 +97,7 @@ def padded_rows(matrix: Any) -> tuple[Any, int, int, int]:
 
 
 def multiplied(precision: str, tile: Tile, a: Any, b: Any, across: tuple[bool, bool], seed: int = 0) -> Any:
-    """a b by two blocks; `across` tells of both factors whether they lie so."""
+    """a b by two blocks; `across` for each factor as in tiles.py."""
     out, get = np.full((len(a), b.shape[1]), np.nan, np.float32), make_get(ALL_LANES)
     left, right = padded_rows(a if across[0] else a.T), padded_rows(b.T if across[1] else b)
 
@@ -118,7 +118,7 @@ def multiplied(precision: str, tile: Tile, a: Any, b: Any, across: tuple[bool, b
 
 
 def check_product(precision: str, tile: Tile, across: tuple[bool, bool], seed: int) -> None:
-    """Both factors random, of odd sizes: several tiles, stages and pieces, none of them full."""
+    """Check a product of random factors of odd sizes: several partial tiles, stages and pieces."""
     rng = np.random.default_rng(3)
     a, b = rng.normal(size=(ROWS, 45)).astype(np.float32), rng.normal(size=(45, 21)).astype(np.float32)
     found = multiplied(precision, tile, a, b, across, seed)

@@ -1,8 +1,8 @@
-"""A small simulator of an NVIDIA GPU, in which kernels run as they stand: every word of kernels/device.py by the same name.
+"""A small simulator of an NVIDIA GPU that runs kernels unchanged: the device API of kernels/device.py under the same names.
 
-The whole grid is alive, each thread a greenlet, so that barriers over all blocks work; warps have their collectives. It is made
-to find mistakes: shared and local memory begin as NaN, indices below zero and misaligned vectors are errors, threads that wait
-for ever are reported, and the order in which threads run can be natural, reversed or random, by a seed.
+All threads of the grid exist at once, each a greenlet, so that barriers over all blocks work; warps have collectives. It is
+designed to find mistakes: shared and local memory are initialised to NaN, negative indices and misaligned vectors are errors,
+deadlocks are reported, and threads run in natural, reversed or random order, by a seed.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from fastmlp.engines.cuda.kernels import DEVICE_API
 from fastmlp.engines.cuda.kernels.programs import KERNELS
 from fastmlp.engines.cuda.runtime import Launch
 
-MOST_SPINS = 100_000  # looks at a counter that does not move
+MOST_SPINS = 100_000  # reads of a counter that does not change
 POISON: dict[str, Any] = {"f": np.nan, "i": -77, "u": 77, "b": True}
 
 
 class StuckError(RuntimeError):
-    """Threads wait for what will not come."""
+    """Threads are deadlocked."""
 
 
 class Index(NamedTuple):
@@ -38,7 +38,7 @@ class Index(NamedTuple):
 
 
 class Group:
-    """Threads that wait for each other, and what each brings to a collective."""
+    """Threads that synchronise, and the operands of each in a collective."""
 
     def __init__(self, name: str, size: int) -> None:
         self.name, self.size = name, size
@@ -48,7 +48,7 @@ class Group:
 
 
 class Block:
-    """The threads of a block, and their shared memory by the place in the source that asks for it."""
+    """The threads of a block, and their shared memory by the place of its declaration in the source."""
 
     def __init__(self, number: int, threads: int, lanes: int) -> None:
         self.index = Index(number)
@@ -68,7 +68,7 @@ class Thread:
 
 
 class Grid:
-    """A launch: which threads may run, and which runs."""
+    """A launch: the threads that may run, and the running one."""
 
     def __init__(self, kernel: Kernel, blocks: int, arguments: Sequence[Any], seed: int) -> None:
         threads, lanes = kernel.threads, kernel.lanes
@@ -103,7 +103,7 @@ class Grid:
             live -= self.current.run.dead
 
     def wait(self, group: Group) -> None:
-        """Let the current thread wait until its whole group does."""
+        """Suspend the current thread until its whole group waits."""
         group.waiting.append(self.current)
         if len(group.waiting) == group.size:
             self.ready += group.waiting
@@ -111,20 +111,22 @@ class Grid:
         self.main.switch()
 
     def pause(self) -> None:
-        """Let others run, since the current thread looks at what they may change."""
+        """Let other threads run, since the current one polls a value that they may change."""
         self.current.spins += 1
         if self.current.spins > MOST_SPINS:
-            raise StuckError(f"thread {self.current.index.x} of {self.current.block.all.name} looks in vain")
+            raise StuckError(
+                f"thread {self.current.index.x} of {self.current.block.all.name} polls a counter that does not change"
+            )
         self.ready.insert(0 if self.seed < 0 else len(self.ready), self.current)
         self.main.switch()
 
 
-grid: Any = None  # of the launch under way
+grid: Any = None  # of the current launch
 ONE_AT_A_TIME = threading.Lock()
 
 
 def together(collective: Callable[[list[Any]], Sequence[Any]], brought: Any) -> Any:
-    """What a collective of the warp makes for the current lane of what all lanes bring."""
+    """Result of a collective of the warp for the current lane, from the operands of all lanes."""
     thread, group = grid.current, grid.current.warp
     group.brought[thread.lane] = brought
     if len(group.brought) == group.size:
@@ -142,7 +144,7 @@ class Shared:
 
     @staticmethod
     def array(shape: int, dtype: Any, alignment: int | None = None) -> Any:
-        """The array of this place in the source, made at its first use in a block."""
+        """The array declared at this place in the source, created at its first use in a block."""
         frame, memory = sys._getframe(1), grid.current.block.shared
         place = frame.f_code, frame.f_lasti
         if place not in memory:
@@ -159,7 +161,7 @@ class Local:
 
 
 class Cuda:
-    """What Numba's own module `cuda` has, as far as kernels use it."""
+    """The parts of Numba's module `cuda` that kernels use."""
 
     shared, local = Shared(), Local()
     threadIdx = property(lambda self: grid.current.index)
@@ -192,7 +194,7 @@ def formula(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Kernel:
-    """A kernel that a launch runs."""
+    """A kernel that can be launched."""
 
     def __init__(self, function: Callable[..., None], threads: int, lanes: int) -> None:
         assert threads % lanes == 0
@@ -200,7 +202,7 @@ class Kernel:
 
     def launch(self, blocks: int, arguments: Sequence[Any], seed: int = 0) -> None:
         """Run all threads of so many blocks, in the order of `Grid.next`."""
-        global grid  # noqa: PLW0603 - as on a device, where a kernel finds its thread by words that take no argument
+        global grid  # noqa: PLW0603 - as on a device, thread indices are global names
         with ONE_AT_A_TIME, warnings.catch_warnings():
             # as on a device, inf - inf is NaN without a warning
             warnings.filterwarnings("ignore", "invalid value encountered in scalar", RuntimeWarning)
@@ -208,7 +210,7 @@ class Kernel:
             grid.run()
 
 
-# ------------------------------------------------------------------------------------------ words of kernels/device.py
+# ------------------------------------------------------------------------------------------ API of kernels/device.py
 
 
 def load(a: Any, i: int) -> Any:
@@ -282,7 +284,7 @@ def bf16_pair(low: Any, high: Any) -> Any:
 
 
 def terms_of(words: Any, packed: int) -> Any:
-    """Rows of words as rows of terms: one in a word (tf32: what is beyond its mantissa is not looked at), or two (bf16)."""
+    """Rows of words as rows of terms: one per word (tf32, which ignores the lower bits), or two (bf16)."""
     if packed == 1:
         return (words & uint32(0xFFFFE000)).view(float32)
     both = np.stack([words << uint32(16), words & uint32(0xFFFF0000)], axis=2)  # the lower half comes first
@@ -329,7 +331,7 @@ def trap() -> None:
 
 
 class DeviceApi:
-    """The words of kernels/device.py, for warps of so many lanes: few are soon simulated."""
+    """The API of kernels/device.py, for warps of so many lanes: fewer lanes are faster to simulate."""
 
     def __init__(self, lanes: int) -> None:
         self.WARP = lanes
@@ -343,21 +345,21 @@ FEW_LANES, ALL_LANES = DeviceApi(4), DeviceApi(32)
 
 
 @functools.cache
-def made(maker: Callable[..., Kernel], words: DeviceApi, kind: Any, shape: Any) -> Kernel:
-    return maker(words, kind, shape)
+def made(maker: Callable[..., Kernel], api: DeviceApi, kind: Any, shape: Any) -> Kernel:
+    return maker(api, kind, shape)
 
 
 class Runtime:
-    """What cuda_runtime.Runtime has, on the host; each launch runs its threads in an order of its own."""
+    """The methods of `cuda.runtime.Runtime`, on the host; each launch runs its threads in a different order."""
 
     name, capability = "simulator", (9, 0)
 
-    def __init__(self, blocks: int = 2, seed: int = 1, words: DeviceApi = FEW_LANES) -> None:
-        self.blocks, self.seed, self.words = blocks, seed, words
+    def __init__(self, blocks: int = 2, seed: int = 1, api: DeviceApi = FEW_LANES) -> None:
+        self.blocks, self.seed, self.api = blocks, seed, api
 
     @staticmethod
     def facts() -> dict[str, Any]:
-        """There is no driver, no memory of its own, and no clock."""
+        """There is no driver, no device memory, and no clock."""
         return {"cuda": None, "memory_bytes": None, "clock_hz": None}
 
     @staticmethod
@@ -378,7 +380,7 @@ class Runtime:
         return handle[first : None if count is None else first + count].copy()
 
     def program(self, name: str, kind: Any, shape: Any) -> Kernel:
-        return made(KERNELS[name], self.words, kind, shape)
+        return made(KERNELS[name], self.api, kind, shape)
 
     def launch(self, launch: Launch) -> None:
         self.seed += 1
@@ -392,4 +394,4 @@ class Runtime:
         return replay
 
     def wait(self) -> None:
-        """A launch has ended when it returns."""
+        """Launches are synchronous."""

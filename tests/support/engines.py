@@ -20,12 +20,12 @@ REAL_GPU = os.environ.get("FASTMLP_TEST_GPU") == "1"  # backend "cuda" runs on a
 
 
 def marks_of(name: str) -> list[pytest.MarkDecorator]:
-    """The markers of a test with an engine: the one for GPUs is simulated where there is none, which takes long."""
+    """The markers of a test with an engine: without a GPU, backend "cuda" is simulated, which is slow."""
     return [pytest.mark.full, pytest.mark.gpu] if name == "cuda" else []
 
 
 def need_backend(name: str) -> str:
-    """The name of an engine; skips the test if the package that it needs is not there."""
+    """Return the name of an engine; skip the test if its package is not installed."""
     if name == "cuda" and not REAL_GPU and importlib.util.find_spec("greenlet") is None:
         pytest.skip("the simulator of backend 'cuda' needs greenlet: pip install greenlet")
     if name == "torch" and importlib.util.find_spec("torch") is None:
@@ -35,9 +35,9 @@ def need_backend(name: str) -> str:
 
 @contextlib.contextmanager
 def simulation() -> Iterator[None]:
-    """Backend "cuda" runs in a simulator, in small blocks: no GPU is promised where tests run.
+    """Run backend "cuda" in a simulator, in small blocks, since tests may run without a GPU.
 
-    With FASTMLP_TEST_GPU=1 it runs on the GPU that is there, in its own blocks.
+    With FASTMLP_TEST_GPU=1 it runs on the GPU, in its own blocks.
     """
     if REAL_GPU:
         yield
@@ -49,7 +49,7 @@ def simulation() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fastmlp.engines.cuda.engine.default_runtime", cuda_simulator.Runtime)
-        patch.setattr("fastmlp.engines.cuda.engine.usable", lambda: False)  # a simulator is taken only when it is asked for
+        patch.setattr("fastmlp.engines.cuda.engine.usable", lambda: False)  # `auto` must not select a simulator
         patch.setattr("fastmlp.engines.cuda.engine.SHAPE", Shape(16, 4))
         patch.setitem(cuda.TILES, "float32", Tile(8, 8, 4, 4, 4, 1))
         patch.setitem(cuda.TILES, "tf32", Tile(32, 16, 16, 2, 4, 1, gap=8))
@@ -79,7 +79,7 @@ def make_course(
     uint8: bool = False,
     seed: int = 0,
 ) -> Course:
-    """Random data for a network and a walk over them; rates fall slowly, as those of a schedule."""
+    """Random data for a network, with indices of epochs and slowly decreasing learning rates."""
     rng = np.random.default_rng([seed, rows, batch, *network.sizes])
     features, outputs = network.sizes[0], network.sizes[-1]
     x = rng.integers(0, 256, (rows, features), np.uint8) if uint8 else rng.normal(size=(rows, features))
@@ -109,7 +109,7 @@ def start_state(spec: EngineSpec, seed: int = 1) -> State:
 
 
 def run_course(backend: str, spec: EngineSpec, state: State, course: Course) -> tuple[State, RowMetrics]:
-    """State and row results after training on a course in one call, by an engine made for it."""
+    """State and row metrics of a new engine after training on a course in one call."""
     engine = make_engine(backend, spec)
     try:
         engine.load(state)
@@ -121,7 +121,7 @@ def run_course(backend: str, spec: EngineSpec, state: State, course: Course) -> 
 
 @contextlib.contextmanager
 def engine_of(backend: str, spec: EngineSpec, state: State | None = None) -> Iterator[Engine]:
-    """An engine that holds a state, closed at the end."""
+    """An engine with a loaded state, closed at the end."""
     engine = make_engine(backend, spec)
     try:
         engine.load(start_state(spec) if state is None else state)
@@ -136,7 +136,7 @@ def exact_spec(spec: EngineSpec) -> EngineSpec:
 
 
 def same_bits(one: Any, other: Any) -> bool:
-    """Whether two arrays, or tuples of arrays and numbers, agree in every bit and in type."""
+    """Whether two arrays, or tuples of arrays and numbers, have equal bits and types."""
     if isinstance(one, tuple):
         return len(one) == len(other) and all(same_bits(a, b) for a, b in zip(one, other, strict=True))
     a, b = np.asarray(one), np.asarray(other)

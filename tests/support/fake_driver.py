@@ -1,7 +1,7 @@
-"""A driver without a GPU: those functions of cuda.bindings.driver that cuda/runtime.py calls, over memory and the simulator.
+"""A driver without a GPU: the functions of cuda.bindings.driver that cuda/runtime.py calls, with host memory and the simulator.
 
-Memory is the host's, so that addresses are real ones; a kernel finds its arguments where a device would, by the addresses that
-a launch was given, laid out as Numba's kernels take them.
+Device memory is host memory, so that addresses are real; a kernel reads its arguments as a device would, from the addresses in
+the launch, in the layout of Numba's kernels.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Attribute(IntEnum):
 
 
 class Node:
-    """CUDA_KERNEL_NODE_PARAMS: whatever is assigned."""
+    """CUDA_KERNEL_NODE_PARAMS: any assigned attributes."""
 
 
 class Loaded(NamedTuple):
@@ -53,7 +53,7 @@ class Loaded(NamedTuple):
     arguments: tuple[str, ...]
 
 
-# A number as the driver is given it, and as a kernel of the simulator takes it.
+# C type of a scalar in a launch, and its type in a kernel of the simulator.
 SCALARS: dict[str, tuple[Any, Any]] = {
     "int32": (ctypes.c_int32, int),
     "float32": (ctypes.c_float, np.float32),
@@ -61,7 +61,7 @@ SCALARS: dict[str, tuple[Any, Any]] = {
 }
 
 
-# Beginnings of the names of functions that work on the current context's device.
+# Prefixes of functions that need a current context.
 OF_A_CONTEXT = ("cuMem", "cuStream", "cuModule", "cuLaunch", "cuGraphInst", "cuGraphExec", "cuGraphLaunch")
 
 
@@ -158,7 +158,7 @@ class FakeDriver:
         return (Result.SUCCESS,)
 
     def inside(self, address: int, size: int) -> bool:
-        """Whether all of it has been asked for."""
+        """Whether all of it is allocated."""
         return any(first <= address and address + size <= first + len(block) for first, block in self.memory.items())
 
     # -------------------------------------------------------------------------------------------- launches
@@ -180,7 +180,7 @@ class FakeDriver:
         return (Result.SUCCESS,)
 
     def started(self, function: Loaded, shape: Sequence[int], pointers: int) -> Callable[[], None]:
-        """What runs a kernel with the arguments as they are now."""
+        """A call that runs a kernel with the current values of the arguments."""
         blocks, _, _, threads, _, _, shared = shape
         assert (shape[1:3], shape[4:6], shared) == ([1, 1], [1, 1], 0)
         assert threads == function.kernel.threads
@@ -188,7 +188,7 @@ class FakeDriver:
         return lambda: function.kernel.launch(blocks, values, 3)
 
     def decoded(self, kinds: tuple[str, ...], pointers: int) -> list[Any]:
-        """The arguments that lie at the addresses in an array of pointers."""
+        """The arguments at the addresses in an array of pointers."""
         at, values = iter(range(pointers, pointers + 8 * 7 * len(kinds), 8)), []
 
         def read(kind: Any) -> Any:
@@ -211,7 +211,7 @@ class FakeDriver:
         return Result.SUCCESS, []
 
     def cuGraphAddKernelNode(self, graph: Any, before: Sequence[Any], count: int, node: Any) -> Any:
-        """Each node follows the one before, so that they run in the order of the list."""
+        """Each node depends on the previous one, so that they run in the order of the list."""
         assert [*before] == graph[-1:]
         assert count == len(before)
         shape = [node.gridDimX, node.gridDimY, node.gridDimZ, node.blockDimX, node.blockDimY, node.blockDimZ]
@@ -238,7 +238,7 @@ class FakeDriver:
     # -------------------------------------------------------------------------------------------- instead of a compiler
 
     def compiled(self, name: str, kind: KernelSpec, shape: Any, capability: Capability) -> Built:
-        """In place of `cuda_compile.compiled`: machine code that this driver knows."""
+        """Replacement of `cuda.compiler.compiled`: machine code for this driver."""
         assert capability == (9, 0)
         cubin, arguments = f"{name} {kind} {shape}".encode(), arguments_of(name, kind)
         self.modules[cubin] = Loaded(KERNELS[name](ALL_LANES, kind, shape), arguments)
@@ -246,7 +246,7 @@ class FakeDriver:
 
 
 def stand_in(patch: pytest.MonkeyPatch) -> FakeDriver:
-    """What stands in for a GPU, in warps of 32 lanes and small blocks: a driver, and kernels that it knows."""
+    """Replace the GPU by a fake driver with its kernels, in warps of 32 lanes and small blocks."""
     driver = FakeDriver()
     patch.setattr("fastmlp.engines.cuda.runtime.compiled", driver.compiled)
     patch.setattr("fastmlp.engines.cuda.engine.SHAPE", Shape(64, 8))

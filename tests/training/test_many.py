@@ -184,7 +184,7 @@ def test_models_of_one_kind_have_the_same_kernels(numba_backend: str) -> None:
         for sizes, seed in (((4, 6, 7, 3), 0), ((4, 9, 5, 3), 1)):
             network, optimizer = Network(sizes, **of_network), Optimizer(**of_optimizer)
             settings = set_up(optimizer=optimizer, schedule=Schedule(0.1 + seed), seed=seed, batch_size=8 + seed)
-            kinds.append(Task(network, settings, TrainingData(CheckedRows(*problem(9), 3))).kind)
+            kinds.append(Task(network, settings, TrainingData(CheckedRows(*problem(9), 3))).kernel_key)
             engine: Any = make_engine(numba_backend, EngineSpec(network, optimizer, threads=1))
             kernels.append(repr(engine.kernel_table(np.float32, training=True)))
     kernels_of = {kind: {kernel for other, kernel in zip(kinds, kernels, strict=True) if other == kind} for kind in kinds}
@@ -420,4 +420,4 @@ def test_the_cases_are_what_they_are_called() -> None:
     for case in (tiny, small, large, mix):
         assert len({settings.seed for _, settings in case.jobs}) == 15
         assert len({settings.schedule.rate for _, settings in case.jobs}) == 15
-        assert len({task.kind for task in (Task(*job, data=None) for job in case.jobs)}) == (5 if case is mix else 1)  # type: ignore[arg-type]
+        assert len({task.kernel_key for task in (Task(*job, data=None) for job in case.jobs)}) == (5 if case is mix else 1)  # type: ignore[arg-type]

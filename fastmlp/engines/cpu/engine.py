@@ -1,4 +1,4 @@
-"""The CPU engine: `base.Engine` over the compiled kernels. Holds the buffers and the threads; no arithmetic."""
+"""The CPU engine: `base.Engine` with compiled kernels. It owns the buffers and threads; the arithmetic is in kernels/."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ from fastmlp.nn.network import FloatArray
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 HUGE_PAGE = 2**21  # bytes
-# By lanes: outputs of the first layer, at most, for which training reads rows where they are. Its gradient reads a row again
-# for every few of its columns, and rows from anywhere fall into few sets of the first cache; long vectors read less often.
+# By lanes: most outputs of the first layer for which training reads rows in place. Its gradient reads a row again for every few
+# of its columns, and scattered rows map to few sets of the first-level cache; long vectors read less often.
 IN_PLACE_WIDTHS = {16: math.inf, 8: 32, 4: 32}
-TURN_FLOPS = 5_000_000  # of a call, for one thread to let others have the interpreter meanwhile
-INTERPRETER = np.zeros(1, np.int64)  # whose turn it is to run Python, see kernels/sync.py; one for the process
-INTERPRETER_AT = INTERPRETER.ctypes.data  # NumPy takes a microsecond to tell
+TURN_FLOPS = 5_000_000  # of a call, from which one thread releases the interpreter to others during the call
+INTERPRETER = np.zeros(1, np.int64)  # the thread that may run Python now, see kernels/sync.py; one per process
+INTERPRETER_AT = INTERPRETER.ctypes.data  # looking it up takes NumPy a microsecond
 
 ROW_NUMBERS = np.arange(MOST_ROWS)
 NO_OUTPUTS = np.empty((0, 1), np.float32)
@@ -54,21 +54,21 @@ SLOT_ROWS = {"m": SLOT_M, "v": SLOT_V}
 class NumbaEngine:
     """Compiled kernels on the engine's own threads; see `base.Engine` for the methods.
 
-    The number of threads changes no bit of any result, so small steps run on as many as prove fastest. Calls from several
-    Python threads wait for each other.
+    Results do not depend on the number of threads, to the bit, so small steps use the number that is fastest in measurements.
+    Calls from several Python threads wait for each other.
 
     Raises
     ------
-    ConfigError : the spec asks for another dtype than float32
+    ConfigError : the dtype of the spec is not float32
     """
 
     name = "numba"
-    fused = True  # whether activations and updates may run as epilogues of the products; without, all is slower
-    in_place = True  # whether rows that need no scaling may be read where they are; without, slower
+    fused = True  # whether activations and updates may run as epilogues of the products; slower without
+    in_place = True  # whether rows without scaling may be read in place; slower without
 
     def __init__(self, spec: EngineSpec) -> None:
         if np.dtype(spec.dtype) != np.float32:
-            raise ConfigError(f"backend 'numba' computes in float32, not {np.dtype(spec.dtype)}; take backend 'numpy'")
+            raise ConfigError(f"backend 'numba' computes in float32, not {np.dtype(spec.dtype)}; use backend 'numpy'")
         network = spec.network
         self.spec = spec
         self.lanes = host_lanes()
@@ -79,7 +79,7 @@ class NumbaEngine:
         self.tables: dict[tuple[np.dtype[Any], bool, bool], KernelTable] = {}
         self.tuners: dict[tuple[str, int, int], ThreadTuner] = {}
         self.layouts: dict[int, Layout] = {}  # by threads
-        self.rows, self.gathers = 0, True  # rows of a batch that the buffers have room for, and whether inputs are among them
+        self.rows, self.gathers = 0, True  # capacity of the buffers in rows of a batch, and whether they include inputs
         self.clip = spec.optimizer.clip_norm > 0
         self.layout = make_layout(network, self.lanes, 0, fused=self.fused)
         self.store = aligned((GRADIENT + 1, self.layout.store))
@@ -95,7 +95,7 @@ class NumbaEngine:
         self.factor = np.ones(features, np.float32) if scaling is None else vector(scaling.factor, features)
 
     def kernel_table(self, pixels: npt.DTypeLike, training: bool, scaled: bool = True) -> KernelTable:
-        """The kernels for rows of a type; compiles those that are new on this machine."""
+        """Kernels for rows of a dtype; compiles those that are not in the cache."""
         key = np.dtype(pixels), training, scaled
         if key not in self.tables:
             network, rule = self.spec.network, self.spec.optimizer.name
@@ -147,14 +147,16 @@ class NumbaEngine:
             if self.threads > 1 and not kernel.overloads:
                 self.compile_in_fork(x, (0, NO_KERNELS, *given))
             table = self.kernel_table(x.dtype, training=True, scaled=gathers)
-            self.step += len(learning_rates)  # before: the kernel makes all its steps even if Ctrl-C is raised on its return
+            self.step += len(
+                learning_rates
+            )  # before the call: the kernel completes all steps even if Ctrl-C is raised on its return
             tuner.begin()
             self.team.run(kernel, table, *given, threads=threads)
             tuner.end(threads, len(indices))
         return results
 
     def compile_in_fork(self, x: npt.NDArray[Any], args: tuple[Any, ...]) -> None:
-        """Compile what training and prediction need, the training kernel, for such arguments, in a second process."""
+        """Compile all kernels for training and prediction; the training kernel, for these arguments, in a forked process."""
         with compiled_in_fork(train_kernel(self.lanes), args) as forked:
             if forked:
                 self.kernel_table(x.dtype, training=True, scaled=not self.reads_in_place(x, training=True))
@@ -162,7 +164,7 @@ class NumbaEngine:
                 kernel.compile(tuple(map(kernel.typeof_pyval, (0, *given))))
 
     def tuner_of(self, method: str, rows: int, most: int, at_once: int, flops: int) -> ThreadTuner:
-        """Which number of threads, at most `most`, suits calls of so many rows, `at_once` at a time in so many operations."""
+        """Tuner of the number of threads, up to `most`, for calls of `rows` rows in steps of `at_once` rows and `flops`."""
         key = method, rows.bit_length(), most
         if key not in self.tuners:
             self.tuners[key] = tuner_for(most, at_once, flops)
@@ -176,7 +178,7 @@ class NumbaEngine:
         learning_rates: npt.NDArray[np.float64],
         weights: FloatArray | None,
     ) -> Batches:
-        """What the kernel reads of a call to `train`; x and y as `with_plain_rows` and `plain_targets` give them."""
+        """Data of a call to `train` for the kernel; x and y as returned by `with_plain_rows` and `plain_targets`."""
         spec, network = self.spec, self.spec.network
         labels, targets = addresses_of(y)
         share = network.label_smoothing / network.sizes[-1]
@@ -203,7 +205,7 @@ class NumbaEngine:
         z = np.empty((len(x), network.sizes[-1]), np.float32)
         flops = network.flops_per_row // 3 * len(x)
         with self.exclusive():
-            blocks = max(1, -(-len(x) // MOST_ROWS))  # a thread takes whole ones
+            blocks = max(1, -(-len(x) // MOST_ROWS))  # a thread processes whole blocks
             tuner = self.tuner_of("forward", len(x), min(self.threads, blocks), len(x), flops)
             threads = tuner.next()
             self.reset_sync(threads, flops)
@@ -218,7 +220,7 @@ class NumbaEngine:
     def given_to_predict(
         self, x: npt.NDArray[Any], x_rows: npt.NDArray[np.int64], z: npt.NDArray[np.float32]
     ) -> tuple[Any, ...]:
-        """What the prediction kernel takes after the thread's number. The caller keeps x and x_rows alive."""
+        """Arguments of the prediction kernel after the thread number. The caller keeps x and x_rows alive."""
         return (
             self.kernel_table(x.dtype, training=False, scaled=not self.reads_in_place(x, training=False)),
             self.predicting.plan,
@@ -251,28 +253,28 @@ class NumbaEngine:
         return results
 
     def exclusive(self) -> threading.Lock:
-        """To be held by one caller at a time. A child forked while another thread held it can never do so, and is told."""
+        """Lock for one caller at a time. Raises UnavailableError in a child that was forked while another thread held it."""
         if self.process != os.getpid():
             if self.lock.locked():
-                raise UnavailableError("this process was forked while the engine was at work; make a new engine in it")
+                raise UnavailableError("this process was forked while the engine was running; make a new engine in it")
             self.process = os.getpid()
         return self.lock
 
     def reset_sync(self, threads: int, flops: int) -> None:
-        """Words for a call of so many operations: no task claimed yet, and whether its thread takes turns with others."""
+        """Reset the shared words for a call of so many operations: no claimed tasks, and whether its thread takes turns."""
         self.shared[:] = 0
         if threads == 1 and flops >= TURN_FLOPS:
             self.shared[TURN], self.shared[CALLER] = INTERPRETER_AT, threading.get_ident()
 
     def reads_in_place(self, x: npt.NDArray[Any], training: bool) -> bool:
-        """Whether rows are read where they are. Gradients read all of a padded width, and its padding must be zeros."""
+        """Whether rows are read in place. Gradients read the padded width, so its padding must be zeros."""
         features, outputs = self.spec.network.sizes[:2]
         if training and (features != padded_width(features, self.lanes) or outputs > IN_PLACE_WIDTHS[self.lanes]):
             return False
         return self.in_place and self.spec.scaling is None and x.dtype == np.float32 and x.strides[0] % x.itemsize == 0
 
     def reserve(self, rows: int, threads: int, gathers: bool) -> None:
-        """Let the buffers hold batches of at least `rows` rows. What they hold between calls does not matter."""
+        """Ensure capacity for batches of `rows` rows. The contents of the buffers between calls do not matter."""
         grows = rows > self.rows or gathers != self.gathers
         if grows:
             self.rows, self.gathers = max(rows, self.rows), gathers
@@ -290,12 +292,12 @@ class NumbaEngine:
 
 
 def most_threads() -> int:
-    """More threads than cores would only wait for each other."""
+    """Largest useful number of threads: with more threads than cores, threads wait for each other."""
     return available_cores()
 
 
 def aligned(shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
-    """Zeros that start on a cache line; large ones on a huge page where the system has them: fewer misses in the TLB."""
+    """Zeros aligned to a cache line; large arrays to a huge page where available, for fewer TLB misses."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     if size >= HUGE_PAGE // 2 and hasattr(mmap, "MADV_HUGEPAGE"):
         memory = mmap.mmap(-1, round_up(size, HUGE_PAGE) + HUGE_PAGE)
@@ -308,27 +310,27 @@ def aligned(shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> npt.ND
 
 
 def vector(values: npt.NDArray[Any], features: int) -> npt.NDArray[np.float32]:
-    """One float32 per feature, from one per feature or one for all."""
+    """One float32 per feature, from one value per feature or one for all."""
     return np.array(np.broadcast_to(values, (features,)), np.float32)
 
 
 def plain_targets(y: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Labels or targets as the kernels read them, without gaps. Copies only where it must."""
+    """Labels or targets as contiguous arrays for the kernels. Copies only if necessary."""
     return np.ascontiguousarray(y, np.int32 if y.ndim == 1 else np.float32)
 
 
 def addresses_of(y: npt.NDArray[Any]) -> tuple[int, int]:
-    """Addresses of labels and of targets, of which y is one; 0 for the other. The caller keeps y alive."""
+    """Addresses of labels and of targets: that of y, and 0 for the other. The caller keeps y alive."""
     return (y.ctypes.data, 0) if y.ndim == 1 else (0, y.ctypes.data)
 
 
 def with_plain_rows(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The same rows, each without gaps: what the kernels read. Copies only where it must."""
+    """The same rows, each contiguous, for the kernels. Copies only if necessary."""
     return x if x.strides[1] == x.itemsize else np.ascontiguousarray(x)
 
 
 def writable(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The same memory without NumPy's read-only flag, for which Numba would compile every kernel a second time.
+    """The same memory without NumPy's read-only flag, for which Numba would compile every kernel again.
 
     Kernels only read it. The caller keeps the array alive.
     """

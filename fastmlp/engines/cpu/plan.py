@@ -1,19 +1,19 @@
-"""Where everything lies in the memory of the CPU engine, and how a step is cut into tasks. Private to the engine.
+"""Memory layout of the CPU engine, and the division of a step into tasks. Private to the engine.
 
-Every width is padded with zeros to a multiple of a vector and of 8, so that tiles have no edges along it; what is padded
-stays exactly zero. Weights [K, N] live in panels of one vector's width:
+Every width is padded with zeros to a multiple of a vector and of 8, so that there are no partial tiles along it; padding stays
+exactly zero. Weights (K, N) are stored in panels as wide as a vector:
 
     store[w_at + (n // lanes) K_p lanes + k lanes + n % lanes] = w[k, n]
 
-and, for every layer but the first, once more transposed, in panels along k, for the gradient of the layer's input. Optimiser
-slots and gradients are further rows of `store`, laid out alike. Rows of a batch are row-major with a leading dimension of an
-odd number of cache lines (and a part of one, where vectors are shorter than a line), so that a column of tiles does not fall
-into few sets of the cache.
+and, for every layer but the first, also transposed, in panels along k, for the gradient of the layer input. Optimiser slots
+and gradients are further rows of `store` with the same layout. Rows of a batch are row-major with a leading dimension of an
+odd number of cache lines (and a part of one, where vectors are shorter than a line), so that a column of tiles does not map
+to few sets of the cache.
 
 A step is a sequence of phases, each a number of tasks that may run in any order on any thread. Layers with many weights are
 *wide*: their products are cut by columns, and the tasks of the same columns go to the same thread first, as far as the cuts
-allow, so that a weight stays in the cache of the one core that reads and updates it. (A line that another core has written
-takes ten times as long to read as one of the core's own cache.)
+allow, so that a weight stays in the cache of the core that reads and updates it. (Reading a line that another core has written
+takes ten times as long as reading from the core's own cache.)
 Layers with few weights, from `tail` on, are cut by rows of the batch:
 one phase takes a block of rows through all of them, the loss, and back.
 """
@@ -31,14 +31,14 @@ from fastmlp.nn.philox import drop_threshold
 
 UNIT = 8  # widths are multiples of it
 CHUNK_ROWS = 48  # rows of w in a gradient task: a multiple of every tile's rows and of every vector's width
-PAIR = 2  # panels that a tile takes side by side
+PAIR = 2  # adjacent panels of a tile
 GROUP_COLUMNS = 64  # of w in a gradient task at most: wider ones were slower, see benchmarks/NOTES.md
 CACHE_LINE = 16  # floats
-TAIL_WEIGHTS = 16_384  # a layer with fewer weights is not wide: 64 KiB travel faster than a phase takes to open
+TAIL_WEIGHTS = 16_384  # a layer with fewer weights is not wide: moving 64 KiB is faster than opening a phase
 TASKS_PER_THREAD = 4  # of a phase, at least, so that a slow thread delays a step by little
 FEWEST_ROWS, MOST_ROWS = 16, 64  # of the batch in a task of the rows phase; the most in one by columns, too
 
-# Activations that can run as epilogues of the tiles, and how plans call them; the others run over rows still in the cache.
+# Activations that can run as epilogues of tiles, by their numbers in plans; the others run over rows still in the cache.
 BY_ROWS, RELU, LINEAR = range(3)
 FUSED = {"relu": RELU, "linear": LINEAR}
 
@@ -62,9 +62,9 @@ TASK = np.dtype([(name, np.int64) for name in ("layer", "panel", "panels", "firs
 
 
 class StepPlan(NamedTuple):
-    """What kernels know of a network's size: records of the types above. Offsets and sizes are in elements.
+    """Sizes of a network for the kernels: records of the types above. Offsets and sizes are in elements.
 
-    layers : of each layer of weights its true and padded sizes, the places of weights and biases in a row of `store` and of
+    layers : of each layer of weights its true and padded sizes, the offsets of weights and biases in a row of `store` and of
         the transposed weights, how the activation may be fused (BY_ROWS: not) with its parameter, and dropout (threshold 0
         drops nothing)
     widths : of each width (0: the input) its leading dimension, and the places of its activations (the last: output
@@ -88,7 +88,7 @@ class StepPlan(NamedTuple):
 
 
 class Batches(NamedTuple):
-    """What a run of steps trains on.
+    """Data of a run of training steps.
 
     x : address of rows of features, uint8 or float32; x_at (rows,) int64: bytes from there to each row of the order
     labels, targets : addresses of (n,) int32 and of (n, outputs) float32, one of them 0
@@ -117,7 +117,7 @@ class Batches(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """A plan and the sizes of the buffers it speaks of, in elements."""
+    """A plan and the sizes of its buffers, in elements."""
 
     plan: StepPlan
     store: int
@@ -131,7 +131,7 @@ def round_up(n: int, multiple: int) -> int:
 
 
 def padded_width(size: int, lanes: int) -> int:
-    """A width with its zeros."""
+    """A width including padding."""
     return round_up(size, max(lanes, UNIT))
 
 
@@ -152,8 +152,8 @@ def make_layout(
 ) -> Layout:
     """Layout for batches of up to `rows` rows, on vectors of `lanes` floats.
 
-    With `clip` gradients and updates part. Without `fused` all activations run over rows. Without `gathers` inputs are read
-    where they are, and have no place in the arena.
+    With `clip` updates are a separate phase after gradients. Without `fused` all activations run over rows. Without `gathers`
+    inputs are read in place, and are not in the arena.
     """
     widths = [padded_width(size, lanes) for size in network.sizes]
     lds = [width + CACHE_LINE if (width // CACHE_LINE) % 2 == 0 else width for width in widths]
@@ -202,7 +202,7 @@ def make_phases(pairs: list[tuple[int, int]], lanes: int, rows: int, threads: in
 
 
 def row_tasks(rows: int, threads: int) -> list[tuple[int, int, int, int, int]]:
-    """Blocks of rows: few enough rows for every thread to have some to claim, many enough to use each weight often."""
+    """Blocks of rows: few enough rows that every thread gets tasks, and enough rows to reuse each weight."""
     block = min(max(round_up(rows // (threads * TASKS_PER_THREAD), UNIT), FEWEST_ROWS), MOST_ROWS)
     return [(0, 0, 0, first, min(block, rows - first)) for first in range(0, rows, block)]
 
@@ -210,8 +210,8 @@ def row_tasks(rows: int, threads: int) -> list[tuple[int, int, int, int, int]]:
 def column_tasks(layer: int, panels: int, rows: int, threads: int) -> list[tuple[int, int, int, int, int]]:
     """Blocks of columns, each a pair of panels, by blocks of rows: enough to give every thread its number of tasks.
 
-    A thread has the columns that it has in the other phases. All of these pass over a block of rows before the next, so that
-    the rows stay in the cache.
+    A thread has the same columns in all phases. All of its columns are computed for a block of rows before the next block, so
+    that the rows stay in the cache.
     """
     pairs = -(-panels // PAIR)
     cuts = min(-(-threads * TASKS_PER_THREAD // pairs), -(-rows // UNIT))
@@ -221,10 +221,10 @@ def column_tasks(layer: int, panels: int, rows: int, threads: int) -> list[tuple
 
 
 def weight_tasks(pairs: list[tuple[int, int]], lanes: int, threads: int) -> list[tuple[int, int, int, int, int]]:
-    """Rectangles of the weight matrices, CHUNK_ROWS high and as wide as a thread's part, up to GROUP_COLUMNS.
+    """Rectangles of the weight matrices, CHUNK_ROWS high and as wide as the columns of a thread, up to GROUP_COLUMNS.
 
-    A thread has the columns that it has in the forward phases. Of these, rectangles that read the same columns of x follow
-    each other, so that these stay in the cache.
+    A thread has the same columns as in the forward phases. Rectangles that read the same columns of x are consecutive, so that
+    these columns stay in the cache.
     """
     tasks = []
     for layer, (k, n) in enumerate(pairs):
@@ -238,7 +238,7 @@ def weight_tasks(pairs: list[tuple[int, int]], lanes: int, threads: int) -> list
 
 
 def make_plan(layers: Any, widths: Any, phases: list[Phase], threads: int, rows: int) -> StepPlan:
-    """The records of a plan; each phase's tasks are shared out evenly, in order."""
+    """The records of a plan; the tasks of each phase are divided evenly between threads, in order."""
     firsts, _ = offsets([len(phase.tasks) for phase in phases])
     heads = [(phase.kind, phase.layer, first, len(phase.tasks)) for phase, first in zip(phases, firsts, strict=True)]
     shares = [[len(phase.tasks) * t // threads for t in range(threads + 1)] for phase in phases]

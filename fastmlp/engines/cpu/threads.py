@@ -1,7 +1,7 @@
-"""The CPU engine's own threads: a team that runs one compiled function, and how many threads make sense.
+"""Threads of the CPU engine: a team that runs one compiled function, and the choice of the number of threads.
 
-Plain Python threads around `nogil` kernels: no OpenMP (a forked child would be killed, a second runtime beside PyTorch's
-crashes), no nested use, nothing global.
+These are Python threads that run `nogil` kernels, without OpenMP (a forked child would be killed, and a second runtime in a
+process with PyTorch's crashes), without nesting, and without global state.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-# Measured, see benchmarks/NOTES.md. Below, handing over always costs more than it saves.
+# Measured, see benchmarks/NOTES.md. Below these, dispatch to threads always costs more than it saves.
 LEAST_ROWS, LEAST_FLOPS = 16, 200_000  # of a step, for each thread
-MUCH_FLOPS = 500_000  # of a step, for each thread, that make up for fewer rows
-SURE_FLOPS = 10_000_000  # of a step, for each thread, that are faster on more threads whatever handing over costs
-# Of trials of other numbers of threads: the share of all time that they may cost; calls between two, at least and at most.
+MUCH_FLOPS = 500_000  # of a step, for each thread, that compensate for fewer rows
+SURE_FLOPS = 10_000_000  # of a step, for each thread, above which more threads are always faster
+# Trials of other numbers of threads: largest fraction of the time they may cost; fewest and most calls between two trials.
 TRIALS_SHARE, FEWEST_CALLS, MOST_CALLS = 0.02, 2, 2000
 CLOCK_GRAIN = 1e-9  # seconds
-SLOWER = 1.2  # times as slow as the calls before: another number of threads may now be better, so
-WORTH_CALLS = 25  # such a call counts as so many more
+SLOWER = 1.2  # ratio to the previous calls above which another number of threads may be better,
+WORTH_CALLS = 25  # so that the call counts as this many calls
 
 
 class TeamRun(NamedTuple):
-    """One run of a team: the function, and the reports of the threads other than the caller: what each raised, or None.
+    """One run of a team: the function, its arguments, and a report of each thread but the caller: its exception, or None.
 
-    The length of `reports` says how many have returned. `bell` only wakes the caller: what it gets may be lost to Ctrl-C.
+    The number of reports is the number of threads that have returned. `done` only wakes the caller: Ctrl-C may discard an
+    item that was received.
     """
 
     function: Callable[..., None]
@@ -40,13 +41,13 @@ class TeamRun(NamedTuple):
     done: SimpleQueue[None]
 
     def wait_for(self, sent: list[None]) -> None:
-        """Return when as many threads have reported as were sent the round."""
+        """Wait until all threads that were sent the run have reported."""
         while len(self.reports) < len(sent):
             self.done.get()
 
 
 def available_cores() -> int:
-    """Cores this process may use: its affinity, and the quota of its control group (Linux, version 2)."""
+    """Number of cores available to this process, by its affinity and the quota of its control group (Linux, version 2)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = Path("/sys/fs/cgroup/cpu.max")
     if quota.exists():
@@ -57,7 +58,7 @@ def available_cores() -> int:
 
 
 def worthwhile(threads: int, rows: int, flops: int) -> int:
-    """How many of `threads` threads may make a step faster: each must have some rows, or much to do."""
+    """Largest number of threads, up to `threads`, that can speed up a step: each needs enough rows or operations."""
     for count in range(threads, 1, -1):
         if (rows >= LEAST_ROWS * count and flops >= LEAST_FLOPS * count) or flops >= MUCH_FLOPS * count:
             return count
@@ -65,43 +66,43 @@ def worthwhile(threads: int, rows: int, flops: int) -> int:
 
 
 def tuner_for(threads: int, rows: int, flops: int) -> ThreadTuner:
-    """Which of up to `threads` threads suit steps of so many rows and operations; no trials where there is much to do."""
+    """Tuner for steps of so many rows and operations, up to `threads` threads; large steps use all threads without trials."""
     most = worthwhile(threads, rows, flops)
     return ThreadTuner(most, fewest=most if flops >= SURE_FLOPS * most else 1)
 
 
 class ThreadTuner:
-    """How many threads small steps take, found by trying: what handing over costs differs between machines and minutes.
+    """Chooses the number of threads of small steps by trials, since dispatch costs vary between machines and over time.
 
-    Calls run on the usual number of threads. Now and then, and after one that was suddenly slower, a call runs on the next
-    power of two below or above; if that is faster than the calls before, it becomes the usual number. The more a trial that
-    failed cost, the longer the wait for the next: waking a thread for a call of few microseconds takes ten times as long.
+    Calls run on the usual number of threads. Occasionally, and after a call that was much slower than before, a call runs on
+    the next power of two below or above; if that is faster, it becomes the usual number. The more a failed trial cost, the
+    longer the wait for the next: waking a thread takes ten times as long as a call of a few microseconds.
     """
 
     def __init__(self, most: int, fewest: int = 1) -> None:
         self.most, self.fewest, self.usual = most, fewest, most
-        self.recent: deque[float] = deque(maxlen=2)  # what the usual number took
+        self.recent: deque[float] = deque(maxlen=2)  # seconds per row on the usual number
         self.left: float = FEWEST_CALLS  # calls until the next trial
         self.tries_fewer = True
 
     def next(self) -> int:
-        """Threads for the next call, which `tell` hears about."""
+        """Number of threads for the next call, to be followed by `record`."""
         if self.left > 0:
             return self.usual
         fewer, more = max(1 << (self.usual - 1).bit_length() >> 1, self.fewest), min(1 << self.usual.bit_length(), self.most)
         return fewer if more == self.usual or (self.tries_fewer and fewer < self.usual) else more
 
     def begin(self) -> None:
-        """A call begins."""
+        """Start timing a call."""
         self.began = time.perf_counter()
 
     def end(self, threads: int, rows: int) -> None:
-        """The call that `begin` saw has ended, on the threads that `next` said."""
+        """Record the call timed since `begin`, on the number of threads from `next`."""
         self.record(threads, max(time.perf_counter() - self.began, CLOCK_GRAIN) / max(rows, 1))
 
     def record(self, threads: int, seconds: float) -> None:
-        """What a call took for each row."""
-        if self.fewest == self.most:  # there is nothing to try
+        """Record the seconds per row of a call."""
+        if self.fewest == self.most:  # nothing to choose
             return
         if threads == self.usual:
             self.left -= 1
@@ -112,7 +113,7 @@ class ThreadTuner:
             return
         lost = seconds / min(self.recent) - 1  # in calls on the usual number
         faster = lost < 0
-        self.tries_fewer = (threads < self.usual) == faster  # further the same way, or the other one next time
+        self.tries_fewer = (threads < self.usual) == faster  # continue in this direction, or reverse it next time
         self.left = min(max(lost / TRIALS_SHARE, FEWEST_CALLS), MOST_CALLS)
         if faster:
             self.usual = threads
@@ -121,10 +122,10 @@ class ThreadTuner:
 
 
 class Team:
-    """`threads` threads that run the same function on their number, the caller being number 0.
+    """`threads` threads that run the same function of their number; the caller is number 0.
 
-    The others start at the first run, sleep in between, and end with `close`, with the process, or when nobody holds the
-    team any more. After a fork the child starts its own.
+    The others start at the first run, sleep between runs, and end with `close`, with the process, or when the team is
+    garbage collected. After a fork the child starts its own.
     """
 
     def __init__(self, threads: int) -> None:
@@ -133,11 +134,11 @@ class Team:
         self._process = 0
 
     def run(self, function: Callable[..., None], *args: Any, threads: int | None = None) -> None:
-        """Call function(t, *args) for every t at once; return when all have returned, even if Ctrl-C comes meanwhile.
+        """Call function(t, *args) for every t in parallel; return when all have returned, even after Ctrl-C.
 
-        threads : how many take part; None for all
+        threads : number of threads that take part; None for all
 
-        The function must let any of its threads do all the work: a thread that starts late must delay nobody.
+        Any thread must be able to do all the work of the function, so that a thread that starts late delays no other.
         """
         threads = threads or self.threads
         if threads == 1:
@@ -150,12 +151,12 @@ class Team:
         raised: BaseException | None = None
         try:
             try:
-                # One call from C to C, so that no signal handler runs between handing out and counting.
+                # A single call in C, so that no signal handler runs between sending and counting.
                 sent.extend(map(SimpleQueue.put, self._inboxes[: threads - 1], repeat(this)))
                 function(0, *args)
             finally:
                 this.wait_for(sent)
-        except BaseException as error:  # Ctrl-C may have ended the wait: wait on
+        except BaseException as error:  # Ctrl-C may have ended the wait: continue waiting
             raised = error
             this.wait_for(sent)
         raised = raised or next(filter(None, this.reports), None)
@@ -168,7 +169,7 @@ class Team:
         try:
             for t, inbox in enumerate(inboxes, start=1):
                 threading.Thread(target=work, args=(t, inbox), name=f"fastmlp-{t}", daemon=True).start()
-        except BaseException:  # no more threads to be had, or Ctrl-C: end those that run
+        except BaseException:  # cannot start more threads, or Ctrl-C: end the running ones
             stopper()
             raise
         self._inboxes, self._stop, self._process = inboxes, stopper, os.getpid()
@@ -182,12 +183,12 @@ class Team:
 
 
 def work(t: int, inbox: SimpleQueue[TeamRun | None]) -> None:
-    """The life of thread t: run what comes until None comes; hand on what is raised."""
+    """Main function of thread t: run everything received until None; report exceptions."""
     while (this := inbox.get()) is not None:
         raised: BaseException | None = None
         try:
             this.function(t, *this.args)
-        except BaseException as error:  # it is raised again in the caller
+        except BaseException as error:  # raised again in the caller
             raised = error
         this.reports.append(raised)
         this.done.put(None)
@@ -195,6 +196,6 @@ def work(t: int, inbox: SimpleQueue[TeamRun | None]) -> None:
 
 
 def stop(inboxes: list[SimpleQueue[TeamRun | None]]) -> None:
-    """Tell every thread to end."""
+    """Signal every thread to end."""
     for inbox in inboxes:
         inbox.put(None)

@@ -1,7 +1,6 @@
-"""The one place that imports what NVIDIA publishes for Python: numba-cuda, which compiles, and cuda.bindings, which drives.
+"""Imports of NVIDIA's Python packages: numba-cuda, the compiler, and cuda.bindings, the driver API.
 
-A port to numba-cuda's successor begins here, and ends in kernels/device.py and compiler.py. Not here: what kernels say, and
-what is asked of a device.
+Only this file imports them. A port to a successor of numba-cuda changes this file, kernels/device.py and compiler.py.
 """
 
 from __future__ import annotations
@@ -13,37 +12,37 @@ import numpy as np
 
 from fastmlp.errors import UnavailableError
 
-DROPPED = "row_stack"  # an alias of vstack that NumPy 2.5 no longer has, and numba-cuda up to 0.30 asks for
+DROPPED = "row_stack"  # alias of vstack that NumPy 2.5 removed and numba-cuda up to 0.30 uses
 INSTALL = "pip install 'fastmlp[cuda13]', or fastmlp[cuda12] for a driver older than 580"
 
 
 def compiler_is_installed() -> bool:
-    """Whether numba-cuda is there."""
+    """Whether numba-cuda is installed."""
     return importlib.util.find_spec("numba_cuda") is not None
 
 
 def load_cuda() -> Any:
-    """Numba's CUDA as numba-cuda has it; the one that comes with Numba itself is older, and lacks what kernels need.
+    """Return `numba.cuda` of numba-cuda; the one included in Numba is older and lacks features that the kernels need.
 
     Raises
     ------
-    UnavailableError : the package is missing, or does not take its place
+    UnavailableError : the package is missing, or does not replace Numba's own
     """
     if not compiler_is_installed():
         raise UnavailableError(f"kernels for a GPU are compiled by numba-cuda, which is missing: {INSTALL}")
     if not hasattr(np, DROPPED):
         setattr(np, DROPPED, np.vstack)
-    if importlib.util.find_spec("_numba_cuda_redirector") is not None:  # in a folder on PYTHONPATH its .pth file is not read
+    if importlib.util.find_spec("_numba_cuda_redirector") is not None:  # Python ignores its .pth file in folders on PYTHONPATH
         importlib.import_module("_numba_cuda_redirector")
     from numba import cuda
 
     if getattr(cuda, "implementation", "") != "NVIDIA":
-        raise UnavailableError(f"numba.cuda is Numba's own, not that of numba-cuda; install it anew: {INSTALL}")
+        raise UnavailableError(f"numba.cuda is Numba's own, not that of numba-cuda; reinstall it: {INSTALL}")
     return cuda
 
 
 def load_driver() -> Any:
-    """The driver's functions, such as cuMemAlloc, by cuda.bindings, which comes with numba-cuda and with PyTorch.
+    """Return the module of the driver's functions, such as cuMemAlloc, from cuda.bindings, a dependency of numba-cuda.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""Kernels for an NVIDIA GPU as machine code: compiled by numba-cuda, linked by nvJitLink, kept on disk. Asks no device.
+"""Kernels for an NVIDIA GPU as machine code: compiled by numba-cuda, linked by nvJitLink, cached on disk. Needs no device.
 
-So the kernels of a GPU that is not here are compiled by the very steps that a launch goes through, and files that were made on
-one machine serve on another that has a driver and no compiler: a file is named by sources, kernel and compute capability alone.
+Kernels for GPUs that are not present are compiled by the same steps as for a launch, and the files can be used on
+another machine that has a driver but no compiler: a file is named by sources, kernel and compute capability only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fastmlp.errors import UnavailableError
 
 Capability = tuple[int, int]
 
-# Folders and files whose sources take part in a kernel; a test holds them against what this file imports.
+# Folders and files whose sources affect a kernel; a test compares them with the imports of this file.
 SOURCES = (
     "nn",
     "engines/kernel_cache.py",
@@ -32,7 +32,7 @@ SOURCES = (
     "engines/cuda/compiler.py",
     "engines/cuda/kernels",
 )
-ONE_AT_A_TIME = threading.Lock()  # what is put in the device's place is seen by all threads
+ONE_AT_A_TIME = threading.Lock()  # the replaced attributes are visible to all threads
 
 
 class Built(NamedTuple):
@@ -41,7 +41,7 @@ class Built(NamedTuple):
     cubin : its machine code; entry : its name in there
     arguments : their types, such as "float32" and, for an array, "float32[]"
     threads : of a block
-    registers, shared, spilled : of a thread, bytes of a block, bytes of a thread that did not fit into registers
+    registers, shared, spilled : registers per thread, shared bytes per block, bytes per thread spilled out of registers
     """
 
     cubin: bytes
@@ -66,7 +66,7 @@ def entry_of(name: str, kind: KernelSpec, shape: Shape | Tile, capability: Capab
 
 @functools.cache
 def compiled(name: str, kind: KernelSpec, shape: Shape | Tile, capability: Capability) -> Built:
-    """A kernel of `KERNELS`, from disk or made now.
+    """Return a kernel of `KERNELS`, from disk or newly compiled.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def compiled(name: str, kind: KernelSpec, shape: Shape | Tile, capability: Capab
             built = linked(lowered(name, kind, shape, capability), capability)
     except UnavailableError:
         raise
-    except Exception as error:  # whatever Numba, NVVM or the linker raise
+    except Exception as error:  # Numba, NVVM and the linker raise many types
         raise UnavailableError(
             f"a kernel for compute capability {capability[0]}.{capability[1]} could not be compiled "
             f"({type(error).__name__}: {' '.join(str(error).split())[:300]}); "
@@ -98,15 +98,15 @@ def packed(built: Built) -> bytes:
 def unpacked(body: bytes) -> Built:
     """The kernel of `packed`."""
     head, cubin = body.split(b"\n", 1)
-    told = json.loads(head)
-    return Built(**told | {"cubin": cubin, "arguments": tuple(told["arguments"])})
+    fields = json.loads(head)
+    return Built(**fields | {"cubin": cubin, "arguments": tuple(fields["arguments"])})
 
 
 # ------------------------------------------------------------------------------------------------ the steps
 
 
 class Lowered(NamedTuple):
-    """Numba's library of a kernel, in intermediate code that is the same for all capabilities; the rest as in `Built`."""
+    """Numba's library of a kernel in intermediate code, the same for all capabilities; other fields as in `Built`."""
 
     library: Any
     arguments: tuple[str, ...]
@@ -138,7 +138,7 @@ def linked(kernel: Lowered, capability: Capability) -> Built:
     library, arguments, threads = kernel
     from numba.cuda.cudadrv.driver import _Linker  # type: ignore[attr-defined]
 
-    full = (*capability, "a" if capability >= (9, 0) else "")  # what only this one architecture has, too
+    full = (*capability, "a" if capability >= (9, 0) else "")  # including features of only this architecture
     plain = _Linker._get_linker_options
 
     def telling(linker: Any, ptx: Any) -> Any:
@@ -159,7 +159,7 @@ def linked(kernel: Lowered, capability: Capability) -> Built:
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Another value for an attribute, for a while."""
+    """Replace an attribute within a context."""
     before = getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -170,7 +170,7 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def standing_in(capability: Capability) -> Iterator[None]:
-    """Numba asks the device at hand for its compute capability; here is something that has one."""
+    """Replace the device whose compute capability Numba reads."""
     from numba.cuda import compiler, dispatcher
 
     class Device:

@@ -1,4 +1,4 @@
-"""The CUDA engine: `base.Engine` over kernels on an NVIDIA GPU. Holds the device's arrays; no arithmetic."""
+"""The CUDA engine: `base.Engine` with kernels on an NVIDIA GPU. It owns the arrays on the device, and does no arithmetic."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fastmlp.errors import ConfigError, UnavailableError
 from fastmlp.nn.blocks import RowSource, blocks
 from fastmlp.nn.network import FloatArray
 
-APPLIED = 4096  # rows that pass through a network at once where nothing is trained
+APPLIED = 4096  # rows in one pass of inference
 # Batches up to this size are latency-bound and train in one launch; larger ones are compute-bound and train by tiles, with one
 # launch per phase. The limit is estimated from memory traffic, not measured. Tensor cores always need tiles.
 SMALL_BATCH = 256
@@ -52,9 +52,9 @@ class DeviceRows:
 
 @functools.cache
 def usable() -> bool:
-    """Whether a small kernel was compiled, loaded and run on a device; False, with a warning, if there is one that cannot.
+    """Whether a small kernel was compiled, loaded and run on a device; False, with a warning, if a device failed to.
 
-    Costs little where there is no device.
+    Fast if there is no device.
     """
     try:
         probe_device()
@@ -67,7 +67,7 @@ def usable() -> bool:
 
 
 def probe_device() -> Any:
-    """The device of this process, after a test kernel with two grid-wide barriers ran on it.
+    """Return the device of this process after a test kernel with two grid-wide barriers ran on it.
 
     Raises
     ------
@@ -84,14 +84,14 @@ def probe_device() -> Any:
 
 
 class CudaEngine:
-    """Kernels on a GPU; see `base.Engine` for the methods. One thread at a time may call.
+    """Kernels on a GPU; see `base.Engine` for the methods.
 
-    Training data stay on the device as long as the caller passes the same array object, so in-place changes are not seen.
+    Training data stay on the device as long as the caller passes the same array object, so in-place changes have no effect.
 
     Raises
     ------
-    ConfigError : the spec asks for another dtype than float32
-    UnavailableError : no device, one without what the spec's precision needs, or a package is missing
+    ConfigError : the dtype of the spec is not float32
+    UnavailableError : there is no device, it does not support the precision, or a package is missing
     """
 
     name = "cuda"
@@ -99,7 +99,7 @@ class CudaEngine:
 
     def __init__(self, spec: EngineSpec, runtime: Any = None) -> None:
         if np.dtype(spec.dtype) != np.float32:
-            raise ConfigError(f"backend 'cuda' computes in float32, not {np.dtype(spec.dtype)}; take backend 'numpy'")
+            raise ConfigError(f"backend 'cuda' computes in float32, not {np.dtype(spec.dtype)}; use backend 'numpy'")
         self.spec, self.runtime = spec, runtime or default_runtime()
         if spec.precision != "float32" and self.runtime.capability < FIRST_CAPABILITY:
             found, needed = (".".join(map(str, pair)) for pair in (self.runtime.capability, FIRST_CAPABILITY))
@@ -107,9 +107,9 @@ class CudaEngine:
                 f"precision {spec.precision} needs a GPU of compute capability {needed} or more, "
                 f"and {self.runtime.name} has {found}; use precision 'float32'"
             )
-        self.rows = 0  # rows of a batch that the arena has room for
-        self.handles: dict[str, Any] = {}  # on the device, by what is in them
-        self.resident: dict[str, Any] = {}  # arrays of the caller's of which the device has copies
+        self.rows = 0  # capacity of the arena in rows of a batch
+        self.handles: dict[str, Any] = {}  # arrays on the device, by name
+        self.resident: dict[str, Any] = {}  # the caller's arrays that have copies on the device
         self.held: WeakSet[DeviceRows] = WeakSet()  # handles in use, emptied by `close`
         self.recorded: tuple[tuple[Any, ...], Any] = ((), None)  # arguments, and the graph of their launches
         network, scaling = spec.network, spec.scaling
@@ -165,7 +165,9 @@ class CudaEngine:
     def forward(self, x: npt.NDArray[Any]) -> FloatArray:
         z = np.empty((len(x), self.spec.network.sizes[-1]), np.float32)
         most = min(APPLIED, max(len(x), 1))
-        classes = self.spec.network.loss == "cross-entropy"  # no row has targets here, but the kernel is compiled for some
+        classes = (
+            self.spec.network.loss == "cross-entropy"
+        )  # unused by a forward pass, but the kernel is compiled for a type of targets
         kind = apply_spec(self.kernel_spec(x, np.empty((0,) if classes else (0, 0))))
         apply = self.prepare_apply(kind, most)
         if "part_indices" not in self.handles or self.handles["part_indices"].size < most:
@@ -203,7 +205,7 @@ class CudaEngine:
         return RowMetrics(self.runtime.get(loss), self.runtime.get(correct))
 
     def close(self) -> None:
-        """Give the device's memory back."""
+        """Free the memory on the device."""
         self.recorded = ((), None)
         self.handles.clear()
         self.resident.clear()
@@ -213,7 +215,7 @@ class CudaEngine:
     # -------------------------------------------------------------------------------------------- the device
 
     def kernel_spec(self, x: RowSource, y: npt.NDArray[Any]) -> KernelSpec:
-        """What the kernels are compiled for."""
+        """The options that the kernels are compiled for."""
         network, optimizer = self.spec.network, self.spec.optimizer
         return KernelSpec(
             make_layout(network, 1).activations,
@@ -229,28 +231,28 @@ class CudaEngine:
         )
 
     def shape(self, rows: int) -> Shape | Tile:
-        """How batches of so many rows are divided among blocks."""
+        """How batches of so many rows are divided between blocks."""
         precision = self.spec.precision
         return SHAPE if rows <= SMALL_BATCH and precision == "float32" else TILES[precision]
 
     def upload(self, name: str, array: npt.NDArray[Any]) -> None:
-        """Copy an array to the device under this name; its memory is reused while size and dtype stay the same."""
+        """Copy an array to the device under this name; reuses its memory while size and dtype are unchanged."""
         handle = self.handles.get(name)
         if handle is not None and (handle.size, handle.dtype) == (array.size, array.dtype):
             self.runtime.fill(handle, array)
         else:
-            self.handles[name] = None  # given back before more is asked for
+            self.handles[name] = None  # freed before the next allocation
             self.handles[name] = self.runtime.put(array)
 
     def keep(self, name: str, array: npt.NDArray[Any], flat: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]) -> None:
-        """The caller's rows, copied once."""
+        """Copy the caller's rows to the device, once per array object."""
         if self.resident.get(name) is not array:
             self.resident[name] = None
             self.upload(name, flat(array))
             self.resident[name] = array
 
     def reserve(self, rows: int) -> None:
-        """Let the arena hold a batch of so many rows; what it holds between calls does not matter."""
+        """Ensure capacity of the arena for so many rows; its contents between calls do not matter."""
         if rows > self.rows:
             self.layout = make_layout(self.spec.network, rows)
             for name in TABLES:
@@ -282,7 +284,7 @@ class CudaEngine:
         return found.reshape(-1, width)[:, :outputs]
 
     def start(self, kind: KernelSpec, count: int, steps: int) -> None:
-        """Launch all phases of so many steps: in one kernel, whose blocks wait for each other, or each by itself in a graph."""
+        """Launch all phases of so many steps: in one kernel with barriers, or in a graph with one launch per phase."""
         last = steps * phases(len(self.spec.network.layers), kind.clips)
         whole = self.launch(kind, count, 0, last)
         if isinstance(self.shape(self.spec.batch_size), Shape):
@@ -299,7 +301,7 @@ class CudaEngine:
         self.recorded[1]()
 
     def launch(self, kind: KernelSpec, count: int, first: int, end: int) -> Launch:
-        """Phases `first` to before `end` of a call with `count` rows, in one launch: cooperative if it has several."""
+        """The launch of phases `first` to `end` - 1 of a call with `count` rows; cooperative if there are several."""
         spec, here, shape = self.spec, self.handles, self.shape(self.spec.batch_size)
         share = spec.network.label_smoothing / spec.network.sizes[-1]
         on_value, off_value = np.float32(1 - spec.network.label_smoothing + share), np.float32(share)
@@ -313,14 +315,14 @@ class CudaEngine:
 
 
 def widened(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Rows as kernels read them, flat, padded with zeros to the width of the plan."""
+    """Rows for the kernels, flat, padded with zeros to the width of the layout."""
     whole = np.zeros((len(x), padded(x.shape[1])), x.dtype)
     whole[:, : x.shape[1]] = x
     return whole.reshape(-1)
 
 
 def vector(values: Any, features: int, width: int) -> npt.NDArray[np.float32]:
-    """One float32 per feature, from one per feature or one for all; zeros beyond."""
+    """One float32 per feature, from one value per feature or one for all; padded with zeros."""
     whole = np.zeros(width, np.float32)
     whole[:features] = values
     return whole

@@ -1,11 +1,11 @@
-"""An NVIDIA GPU as the engine sees it: memory, launches, graphs, and errors in plain words. No arithmetic, nothing of networks.
+"""Interface to an NVIDIA GPU: memory, launches, graphs, and readable errors. It does not depend on networks.
 
-A simulator in the tests has the same methods and runs the same kernels. Tests also run this file over a fake driver in Python,
-and over a stub libcuda.so.1 under NVIDIA's cuda.bindings.
+A simulator in the tests has the same methods and runs the same kernels. Tests also run this file with a fake driver in Python,
+and with a stub libcuda.so.1 under NVIDIA's cuda.bindings.
 
 Source: CUDA Driver API 12 and 13, sections 6.7 to 6.24 (contexts, modules, memory, streams, execution, graphs).
 
-The calling thread may use another library's CUDA context, so each method pushes ours and pops it at the end.
+The calling thread may use the CUDA context of another library, so each method pushes its own context and pops it at the end.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from fastmlp.errors import UnavailableError
 
 Array = npt.NDArray[Any]
 
-# Types of numbers, by their names.
+# C types of scalars, by name.
 SCALARS: dict[str, Any] = {"int32": ctypes.c_int32, "float32": ctypes.c_float, "uint64": ctypes.c_uint64}
 OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
-OLDEST_DRIVER = 12000  # CUDA 12.0, as the driver tells it
-# What may help, by the function that failed.
+OLDEST_DRIVER = 12000  # CUDA 12.0, in the format of cuDriverGetVersion
+# Hints, by the function that failed.
 HINTS = {"cuModuleLoadData": f"kernels may be newer than the driver: {INSTALL}; "}
-# CUDA_ERROR_ILLEGAL_ADDRESS, LAUNCH_TIMEOUT, ILLEGAL_INSTRUCTION to LAUNCH_FAILED: every later call gives the same.
+# CUDA_ERROR_ILLEGAL_ADDRESS, LAUNCH_TIMEOUT, ILLEGAL_INSTRUCTION to LAUNCH_FAILED: every later call returns the same error.
 FAULTS = {700, 702, *range(715, 720)}
 FAULT = "a kernel crashed, and this process can no longer use the GPU; "
 REMEDY = "use backend 'numba'; `fastmlp doctor` shows what is missing"
 
 
 def cuda_version(number: int) -> str:
-    """The version that the driver gives as a number.
+    """Format a version number of the driver.
 
     >>> cuda_version(12040)
     '12.4'
@@ -49,11 +49,11 @@ def cuda_version(number: int) -> str:
 
 
 class NoDeviceError(UnavailableError):
-    """There is no GPU, or no driver for it: what most machines are like."""
+    """There is no GPU, or no driver for it, as on most machines."""
 
 
 class Handle:
-    """An array in the device's memory, which is given back with it."""
+    """An array in device memory, which is freed with this object."""
 
     def __init__(self, runtime: Runtime, address: int, size: int, dtype: npt.DTypeLike) -> None:
         self.runtime, self.address, self.size, self.dtype = runtime, address, size, np.dtype(dtype)
@@ -62,20 +62,20 @@ class Handle:
         self.runtime.release("cuMemFree", self.address)
 
     def values(self) -> list[Any]:
-        """As a kernel of Numba's takes an array: owner, parent, elements, bytes of one, address, shape, strides."""
+        """An array argument of a Numba kernel: owner, parent, elements, item size, address, shape, strides."""
         sizes = (0, 0, self.size, self.dtype.itemsize, self.address, self.size, self.dtype.itemsize)
         return [ctypes.c_uint64(value) for value in sizes]
 
 
 def type_of(value: Any) -> str:
-    """The type of an argument; whole numbers of Python are int32 to a kernel."""
+    """The type of an argument; Python integers are passed to kernels as int32."""
     if isinstance(value, Handle):
         return f"{value.dtype}[]"
     return "int32" if isinstance(value, int) else type(value).__name__
 
 
 class Graph:
-    """Launches that are started as one; they are kept, since so their arrays are."""
+    """Launches that are started together; holds them so that their arrays stay allocated."""
 
     def __init__(self, runtime: Runtime, whole: Any, launches: Sequence[Launch]) -> None:
         self.runtime, self.whole, self.launches = runtime, whole, launches
@@ -89,14 +89,14 @@ class Graph:
 
 
 class Program(NamedTuple):
-    """A kernel that is loaded."""
+    """A loaded kernel."""
 
     function: Any
     built: Built
 
 
 class Launch(NamedTuple):
-    """A launch; `together` : cooperative, all blocks must be resident at once."""
+    """A launch of a kernel; `together` : cooperative, all blocks must be resident at once."""
 
     program: Any
     blocks: int
@@ -105,11 +105,11 @@ class Launch(NamedTuple):
 
 
 def values_of(launch: Launch) -> list[Any]:
-    """The arguments of a launch as numbers of C.
+    """The arguments of a launch as C scalars.
 
     Raises
     ------
-    TypeError : an argument is not of the type that the kernel was compiled for, which it would misread
+    TypeError : an argument does not have the type that the kernel was compiled for
     """
     values: list[Any] = []
     for number, (value, wanted) in enumerate(zip(launch.arguments, launch.program.built.arguments, strict=True)):
@@ -120,21 +120,21 @@ def values_of(launch: Launch) -> list[Any]:
 
 
 def addresses(values: Sequence[Any]) -> Any:
-    """An array of the addresses of numbers of C, which must be kept as long as it is read."""
+    """An array of the addresses of C scalars, which must stay alive while it is read."""
     return (ctypes.c_void_p * len(values))(*[ctypes.addressof(value) for value in values])
 
 
 class Runtime:
-    """The first device that CUDA_VISIBLE_DEVICES leaves.
+    """The first device in CUDA_VISIBLE_DEVICES.
 
     name : of the card
-    blocks : number of multiprocessors; so many blocks are resident at once, whatever they need
+    blocks : number of multiprocessors, which is a number of blocks that can always be resident at once
     capability : compute capability
 
     Raises
     ------
     NoDeviceError : no driver, or no device
-    UnavailableError : from here, and from every method: a package is missing, the driver is too old, or the device fails
+    UnavailableError : here and in every method: a package is missing, the driver is too old, or the device fails
     """
 
     def __init__(self, driver: Any = None) -> None:
@@ -142,12 +142,12 @@ class Runtime:
         try:
             self.checked_call("cuInit", 0)
             device = self.checked_call("cuDeviceGet", 0)
-        except RuntimeError as error:  # of the driver; or of the bindings, which find none, or one without what they need
+        except RuntimeError as error:  # of the driver, or of the bindings if the driver is missing or lacks functions
             reason = " ".join(str(error).removesuffix(f"; {REMEDY}").split())
             raise NoDeviceError(f"backend 'cuda' needs an NVIDIA GPU and its driver ({reason}); {REMEDY}") from error
         if (version := int(self.checked_call("cuDriverGetVersion"))) < OLDEST_DRIVER:
-            told, needed = cuda_version(version), cuda_version(OLDEST_DRIVER)
-            raise UnavailableError(f"the driver knows CUDA up to {told}, and {needed} is needed; update it, or {REMEDY}")
+            found, needed = cuda_version(version), cuda_version(OLDEST_DRIVER)
+            raise UnavailableError(f"the driver supports CUDA up to {found}, but {needed} is needed; update it, or {REMEDY}")
         attributes = self.driver.CUdevice_attribute
         major, minor, blocks = (
             int(self.checked_call("cuDeviceGetAttribute", getattr(attributes, f"CU_DEVICE_ATTRIBUTE_{name}"), device))
@@ -161,7 +161,7 @@ class Runtime:
         self.programs: dict[Any, Program] = {}
 
     def facts(self) -> dict[str, Any]:
-        """What the driver tells of itself and of the card: CUDA's version, bytes of memory, highest clock in Hz."""
+        """CUDA version of the driver, bytes of device memory, and highest clock rate in Hz."""
         version, clock = (
             int(self.checked_call("cuDriverGetVersion")),
             self.driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_CLOCK_RATE,
@@ -174,15 +174,15 @@ class Runtime:
         }
 
     def checked_call(self, function: str, *arguments: Any) -> Any:
-        """Call the driver; what it gives, or an error in words."""
+        """Call a driver function and return its output; raise UnavailableError if it fails."""
         result, *found = self.call(function, *arguments)
         self.check(function, result)
         return found[0] if len(found) == 1 else found
 
     def call(self, function: str, *arguments: Any) -> Any:
-        """Call the driver; its result, whatever it is, and what it gives.
+        """Call a driver function and return its status and output.
 
-        A driver that is newer than the bindings may have errors that these know no name for; then they raise.
+        The bindings raise on error codes of newer drivers that they do not know; this raises UnavailableError.
         """
         try:
             return getattr(self.driver, function)(*arguments)
@@ -191,14 +191,14 @@ class Runtime:
             raise UnavailableError(f"the GPU failed in {function}: {reason}; {REMEDY}") from error
 
     def try_call(self, function: str, *arguments: Any) -> bool:
-        """Call the driver and do not mind an error: after a fault it gives that again, in place of the first one."""
+        """Call a driver function and ignore errors, which after a fault repeat the first one; return whether it succeeded."""
         try:
             return int(self.call(function, *arguments)[0]) == 0
         except UnavailableError:
             return False
 
     def check(self, function: str, result: Any) -> None:
-        """An error in words, unless the driver said that all is well."""
+        """Raise UnavailableError with a description unless the status is success."""
         if int(result) != 0:
             text = self.driver.cuGetErrorString(result)[1] or b"an unknown error"
             remedy = f"{FAULT if int(result) in FAULTS else HINTS.get(function, '')}{REMEDY}"
@@ -206,7 +206,7 @@ class Runtime:
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
-        """Push the context for the calling thread, and pop it at the end."""
+        """Context manager that pushes the CUDA context of the calling thread and pops it at the end."""
         self.checked_call("cuCtxPushCurrent", self.context)
         try:
             yield
@@ -214,7 +214,7 @@ class Runtime:
             self.try_call("cuCtxPopCurrent")
 
     def release(self, function: str, what: Any) -> None:
-        """Free memory or a graph. Errors are ignored: after a fault, or when the process ends, everything is freed anyway."""
+        """Free memory or a graph. Ignores errors: after a fault, or when the process ends, everything is freed anyway."""
         if self.try_call("cuCtxPushCurrent", self.context):
             self.try_call(function, what)
             self.try_call("cuCtxPopCurrent")
@@ -222,7 +222,7 @@ class Runtime:
     # -------------------------------------------------------------------------------------------- memory
 
     def put(self, array: Array) -> Handle:
-        """A copy in the device's memory, flat."""
+        """Copy an array to device memory, flat."""
         handle = self.empty(array.size, array.dtype)
         self.fill(handle, array)
         return handle
@@ -235,14 +235,14 @@ class Runtime:
             if int(result) == OUT_OF_MEMORY:
                 free, whole = self.checked_call("cuMemGetInfo")
                 raise UnavailableError(
-                    f"the GPU's memory is full: {wanted:,} bytes wanted, {free:,} of {whole:,} free; "
+                    f"the GPU's memory is full: {wanted:,} bytes needed, {free:,} of {whole:,} free; "
                     "use fewer rows, a smaller batch size, or backend 'numba'"
                 )
             self.check("cuMemAlloc", result)
         return Handle(self, int(address), size, dtype)
 
     def fill(self, handle: Handle, array: Array, first: int = 0) -> None:
-        """Overwrite elements from `first` on, as many as the array has; waits for the launches before."""
+        """Copy an array to the elements from `first` on; waits for earlier launches."""
         whole = np.ascontiguousarray(array, handle.dtype)
         assert first + whole.size <= handle.size
         if whole.size:
@@ -250,7 +250,7 @@ class Runtime:
                 self.checked_call("cuMemcpyHtoD", handle.address + first * whole.itemsize, whole.ctypes.data, whole.nbytes)
 
     def get(self, handle: Handle, first: int = 0, count: int | None = None) -> Array:
-        """A copy of so many numbers in the host's memory; waits for the launches before."""
+        """Copy `count` elements from `first` on to host memory; waits for earlier launches."""
         found = np.empty(handle.size - first if count is None else count, handle.dtype)
         if found.size:
             with self.entered():
@@ -260,7 +260,7 @@ class Runtime:
     # -------------------------------------------------------------------------------------------- launches
 
     def program(self, name: str, kind: KernelSpec, shape: Shape | Tile) -> Program:
-        """A kernel of `programs.KERNELS`."""
+        """Load a kernel of `programs.KERNELS`, once."""
         key = (name, kind, shape)
         if key not in self.programs:
             built = compiled(name, kind, shape, self.capability)
@@ -270,7 +270,7 @@ class Runtime:
         return self.programs[key]
 
     def launch(self, launch: Launch) -> None:
-        """Start a kernel; raises as `values_of`."""
+        """Start a kernel; raises like `values_of`."""
         values = values_of(launch)
         pointers = addresses(values)
         shape = (launch.blocks, 1, 1, launch.program.built.threads, 1, 1, 0, self.stream, ctypes.addressof(pointers))
@@ -283,8 +283,8 @@ class Runtime:
     def record(self, launches: Sequence[Launch]) -> Graph:
         """A CUDA graph that runs these launches in order when it is called.
 
-        Built node by node: stream capture would be invalidated if Python freed an array meanwhile, and would report the error
-        of ending the capture instead of the first one.
+        Built node by node: freeing an array would invalidate a stream capture, which would report the error of ending the
+        capture instead of the first error.
         """
         with self.entered():
             graph = self.checked_call("cuGraphCreate", 0)
@@ -300,7 +300,7 @@ class Runtime:
         return Graph(self, whole, launches)
 
     def node(self, launch: Launch, pointers: Any) -> Any:
-        """A launch as graphs take it."""
+        """Parameters of a graph node for a launch."""
         found = self.driver.CUDA_KERNEL_NODE_PARAMS()
         found.func, found.sharedMemBytes, found.kernelParams = launch.program.function, 0, ctypes.addressof(pointers)
         found.gridDimX, found.gridDimY, found.gridDimZ = launch.blocks, 1, 1
@@ -308,7 +308,7 @@ class Runtime:
         return found
 
     def wait(self) -> None:
-        """Wait until all is done that was started."""
+        """Wait for all launches to finish."""
         with self.entered():
             self.checked_call("cuStreamSynchronize", self.stream)
 

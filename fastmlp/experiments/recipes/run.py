@@ -24,7 +24,7 @@ from fastmlp.experiments.result import TrainOutcome, write_result
 from fastmlp.experiments.training_run import periodic_saver, run_training
 from fastmlp.files import read_toml, write_json
 from fastmlp.training.loop import Diverged
-from fastmlp.training.many import ManyInterrupted, Result, Task, train_tasks
+from fastmlp.training.many import ManyInterrupted, Result, train_tasks
 from fastmlp.training.monitor import EpochLog
 from fastmlp.training.progress import make_progress
 
@@ -178,7 +178,7 @@ def run_pixels(jobs: Sequence[RecipeJob], threads: int | None, say: Say) -> int:
     with make_progress(quiet=True, epochs=1) as silent:
         recorders = [Recorder(silent, job.folder, portable(plan.config)) for job, plan in zip(jobs, plans, strict=True)]
         callbacks = [[periodic_saver(plan, job.folder)] for job, plan in zip(jobs, plans, strict=True)]
-        tasks = [Task(plan.network, plan.settings, plan.training) for plan in plans]
+        tasks = [plan.task for plan in plans]
         try:
             train_tasks(tasks, threads=threads, callbacks=callbacks, progress=seen, finished=finished)
         except ManyInterrupted as stop:

@@ -1,4 +1,4 @@
-"""What threads share words with: atomic operations, publishing stores, the claiming of tasks. The threads are real ones."""
+"""Synchronisation between threads: atomic operations, publishing stores, claiming of tasks, with real threads."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DRAWN = 1_000_000  # tickets for a thread: so many that threads which begin toge
 
 
 def in_threads(count: int, function: Callable[[int], None]) -> None:
-    """function(t) in `count` threads, which begin together; fails if one does not return."""
+    """function(t) in `count` threads, which start together; fail if one does not return."""
     start = threading.Barrier(count)
 
     def begin(t: int) -> None:
@@ -181,7 +181,7 @@ def test_opening_a_phase_gives_every_share_its_tickets_again(phase: int) -> None
 
 @njit(nogil=True)
 def work_through(t, threads, phases, sizes, shared, claimed, opened):
-    """As the engine's threads do: count who claimed what, (phases, shares, tickets), and who opened which phase."""
+    """Run phases like the engine's threads; count claims (phases, shares, tickets) and opened phases."""
     tasks = 0
     for size in sizes:
         tasks += size
@@ -219,7 +219,7 @@ def test_each_task_of_each_phase_is_claimed_once_and_each_phase_opened_once() ->
 
 
 def test_claims_give_every_ticket_once() -> None:
-    """As `fetch_add` above: so many claims of one share that some meet."""
+    """As `fetch_add` above: enough claims of one share that some collide."""
     tasks = THREADS * DRAWN
 
     @njit(nogil=True)
@@ -246,7 +246,7 @@ def test_claims_give_every_ticket_once() -> None:
 
 @njit(nogil=True)
 def claim_many(shared, share, phases, stop, claimed):
-    """Claim in whatever phase is open, and, as one who comes late, in the phase before; counts what the latter got."""
+    """Claim in the current phase, and, like a late thread, in the previous one; count the late claims that succeed."""
     late = 0
     while atomic_load(stop) == 0:
         now = atomic_load(shared + 8 * PHASE)
@@ -258,7 +258,7 @@ def claim_many(shared, share, phases, stop, claimed):
 
 
 def test_under_contention_no_ticket_is_handed_out_twice_and_none_of_a_past_phase() -> None:
-    """One share for all, while another thread opens phases in the middle of it: a stale claim must not slip through."""
+    """One share for all threads, while another thread opens phases: a stale claim must not succeed."""
     phases = 400
 
     @njit(nogil=True)
@@ -306,7 +306,7 @@ def await_one(shared):
 
 
 def taking_turns(word: Any, callers: tuple[int, ...] = (1, 2)) -> list[Any]:
-    """The words of an engine for each of the callers, who take turns by `word`."""
+    """The shared words of an engine for each caller, with turns by `word`."""
     engines = [shared_words(1) for _ in callers]
     for words, caller in zip(engines, callers, strict=True):
         words[TURN], words[CALLER] = word.ctypes.data, caller
@@ -337,7 +337,7 @@ def test_who_waits_too_long_goes_ahead() -> None:
 
 
 def test_engines_of_one_thread_have_one_turn() -> None:
-    """None waits for another that is not at work."""
+    """No caller waits for one that is not running."""
     word = np.zeros(1, np.int64)
     for engine in taking_turns(word, (7, 7)):
         end_one(engine.ctypes.data)
@@ -354,7 +354,7 @@ def test_an_engine_that_takes_no_turns_neither_waits_nor_writes() -> None:
 
 
 def make_taker(wait: Any) -> Any:
-    """take(shared, turns): so many turns of some hundred nanoseconds, begun by `wait`; how many were lost before they ended."""
+    """take(shared, turns): so many turns of some hundred nanoseconds, started by `wait`; returns the number lost."""
 
     @njit(nogil=True)
     def take(shared, turns):
@@ -376,7 +376,7 @@ def give_away(shared):
 
 
 def lost_turns(wait: Any, turns: int) -> int:
-    """How many turns two engines lose that take so many each at the same time."""
+    """Number of turns lost by two engines that take `turns` each in parallel."""
     take, engines, lost = make_taker(wait), taking_turns(np.zeros(1, np.int64)), []
     assert take(engines[0].ctypes.data, 1) == 0  # compiles
     in_threads(2, lambda t: lost.append(take(engines[t].ctypes.data, turns)))

@@ -1,4 +1,4 @@
-"""Compiled kernels on disk, in real processes: found again, never stale, damage and foreign folders survived."""
+"""Compiled kernels on disk, in real processes: reused, never stale, robust to corrupt files and unsafe folders."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ ALL = PREDICTION + 5  # and scaling of rows, gradient, loss, update of the biase
 
 
 class Outcome(NamedTuple):
-    """What a process printed."""
+    """Output of a process."""
 
     numbers: list[float]
     hits: int
@@ -83,13 +83,13 @@ def command(what: str, wrapper: str = "", work: str = WORK) -> list[str]:
 
 
 def environment(package: Path, **more: str) -> dict[str, str]:
-    """The kernels are compiled without optimisation, which saves most of the time; the cache does not care."""
+    """Compile kernels without optimisation, which saves most of the time and does not affect the cache."""
     env = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME", "FASTMLP_CACHE_DIR")}
     return env | {"PYTHONPATH": str(package), "NUMBA_OPT": "0", "PYTHONDONTWRITEBYTECODE": "1"} | more
 
 
 def outcome_of(arguments: list[str], env: dict[str, str], folder: Path) -> Outcome:
-    """What a process printed that ran in `folder`, which `python -c` imports from first."""
+    """Output of a process that ran in `folder`, the first import path of `python -c`."""
     done = subprocess.run(arguments, env=env, cwd=folder, capture_output=True, text=True, timeout=PATIENCE, check=False)
     if done.returncode == CANNOT_DROP:
         pytest.skip("this system does not let root give up its rights over file modes")
@@ -115,7 +115,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 def unprivileged() -> str:
-    """The wrapper that takes root's rights away, if we are root."""
+    """Command prefix that drops the rights of root, if running as root."""
     if os.geteuid() != 0:
         return ""
     if not sys.platform.startswith("linux"):
@@ -125,14 +125,14 @@ def unprivileged() -> str:
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the package, which nobody edits while the tests run; the folder to import from."""
+    """A copy of the package, isolated from edits during the tests; returns its import path."""
     root: Path = tmp_path_factory.mktemp("package")
     shutil.copytree(PACKAGE, root / "fastmlp", ignore=shutil.ignore_patterns("__pycache__"))
     return root
 
 
 class Warm(NamedTuple):
-    """A folder with all kernels, and what the process that compiled them said."""
+    """A folder with all kernels, and the output of the process that compiled them."""
 
     folder: Path
     outcome: Outcome
@@ -290,7 +290,7 @@ def test_an_edited_formula_is_never_served_from_the_old_kernels(package: Path, w
 
 
 def check_uncached(outcome: Outcome, warm: Warm, named: str) -> None:
-    """Right numbers, nothing loaded, exactly one warning, which names the folder."""
+    """Correct results, nothing loaded, exactly one warning, which names the folder."""
     assert outcome.numbers == warm.predictions
     assert (outcome.hits, outcome.misses) == (0, PREDICTION)
     ((category, message),) = outcome.warnings

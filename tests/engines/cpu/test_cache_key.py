@@ -1,4 +1,4 @@
-"""What files of compiled kernels are named by, and which folders are taken; real processes are in test_cache.py."""
+"""Names of files of compiled kernels, and choice of their folder; test_cache.py uses real processes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ LISTED = {"engines/cpu/kernels/programs.py": cache.SOURCES, "engines/cuda/compil
 
 
 def missing_sources(root: str, listed: tuple[str, ...], package: Path = PACKAGE) -> set[str]:
-    """What takes part in the kernels and is not hashed."""
+    """Source files that affect kernels but are not hashed."""
     reached, waiting = set(), {root}
     while waiting:
         name = waiting.pop()

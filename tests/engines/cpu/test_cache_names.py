@@ -1,4 +1,4 @@
-"""Kernels from the cache beside kernels compiled here: each must run its own code, whatever was compiled in which order."""
+"""Cached and newly compiled kernels in one process: each must run its own code, in any order of compilation."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def losses(folder: Path, *rules: str) -> dict[str, str]:
 
 
 def test_a_kernel_from_the_cache_does_not_run_the_code_of_another(tmp_path: Path) -> None:
-    """Process 1 compiles adam. Process 2 compiles sgd and takes adam from the cache: both had the same symbols."""
+    """Process 1 compiles adam. Process 2 compiles sgd and loads adam from the cache: both had the same symbols."""
     alone = losses(tmp_path / "a", "adam")
     together = losses(tmp_path / "a", "sgd", "adam")
     assert together["adam"] == alone["adam"]

@@ -1,4 +1,4 @@
-"""A kernel compiled by a forked process: handed over by the cache, compiled here if it was not, and nobody is left behind."""
+"""A kernel compiled in a forked process: passed through the cache, else compiled here, and no process remains."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 @pytest.fixture
 def children(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Numbers of the processes that are forked."""
+    """Ids of the forked processes."""
     found: list[int] = []
     fork = os.fork
 
@@ -60,7 +60,7 @@ def children(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def ends(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How processes ended that somebody has asked about, as `os.waitpid` tells."""
+    """Exit statuses returned by `os.waitpid`."""
     found: list[int] = []
     waitpid = os.waitpid
 
@@ -81,7 +81,7 @@ def check_killed(ends: list[int]) -> None:
 
 
 def check_gone(children: list[int]) -> None:
-    """One was forked; it has ended, and somebody has asked how."""
+    """One process was forked, has ended, and was reaped."""
     (child,) = children
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
@@ -135,7 +135,7 @@ def test_where_it_cannot_work_it_is_compiled_here(
         assert not forked
     assert children == []
     if why == "no folder":
-        with pytest.warns(RuntimeWarning, match="not kept on disk"):
+        with pytest.warns(RuntimeWarning, match="not cached on disk"):
             assert kernel(3) == 4
     assert kernel(3) == 4
     assert kernel._cache.misses == 1
@@ -151,7 +151,7 @@ def test_what_a_child_fails_to_do_is_done_here(kernel: Any, children: list[int],
 
 
 def sleep_and_exit(*given: Any) -> None:
-    """Ends by itself before the parent of the fixture loses its patience: only who kills it at once finds it killed."""
+    """The child ends before the timeout of the fixture, so it is found killed only if killed at once."""
     time.sleep(GUARD)
     os._exit(0)
 
@@ -183,7 +183,7 @@ def test_somebody_else_may_have_asked_how_the_child_ended(kernel: Any, children:
 
 
 def test_no_fork_while_another_thread_compiles(kernel: Any, children: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The child would have that thread's locks, and nobody to open them."""
+    """The child would inherit locks of that thread that nothing releases."""
     holds, asked = threading.Event(), threading.Event()
     meanwhile: list[Any] = []
 
@@ -251,7 +251,7 @@ print(kernel(3), kernel._cache.hits, end=" ", flush=True)
 
 @pytest.mark.parametrize(("how", "hits"), [("left alone", 1), ("interrupted", 0)])
 def test_a_child_tidies_up_nothing_and_handles_nothing(how: str, hits: int, monkeypatch: Any, tmp_path: Path) -> None:
-    """What its parent has in buffers, has registered or left as garbage is the parent's; Ctrl-C just ends the child."""
+    """The child does not flush buffers, run exit handlers or collect garbage of its parent; Ctrl-C ends it."""
     monkeypatch.setenv("FASTMLP_CACHE_DIR", str(tmp_path / "kernels"))
     assert run_script(PATIENT + QUIET, how).split() == ["buffered", "4", str(hits), "exit"]
 

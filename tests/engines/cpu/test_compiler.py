@@ -1,4 +1,4 @@
-"""How kernels are compiled: each piece once, nothing that nobody calls, calls by address, arrays from addresses."""
+"""Compilation of kernels: each part once, no unused code, calls by address, arrays from addresses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
 
 @pytest.mark.parametrize(("called", "wrapper"), [("python", "cpython"), ("address", "cfunc")])
 def test_a_kernel_is_its_code_and_one_way_in(called: str, wrapper: str) -> None:
-    """What is inlined leaves no code of its own, and no wrapper is made that nobody calls."""
+    """Inlined functions have no code of their own, and there are no unused wrappers."""
     twice = compiled(lambda x: x + x)
     fourfold = compiled(lambda x: twice(twice(x)))
     kernel = compiled(lambda x: fourfold(x), called=called)  # noqa: PLW0108 - a kernel around it
@@ -60,7 +60,7 @@ def test_a_call_by_address_hands_over_integers_floats_and_arrays(dtype: Any) -> 
 def test_a_signal_while_llvm_hands_over_machine_code_waits_until_all_is_compiled(
     number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the callback, in which LLVM does, an exception would be lost."""
+    """An exception in a callback from LLVM would be lost."""
     kernel, before = compiler.cached(lambda x: x + 1, "next"), signal.getsignal(number)
     engine = kernel.targetctx.codegen()._engine._ee
     hand_over = engine._object_cache_notify

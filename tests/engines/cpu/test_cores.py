@@ -1,4 +1,4 @@
-"""How many cores the engine takes: affinity and quota, at least one, and no more than there is work for."""
+"""Number of cores that the engine uses: affinity and quota, at least one, and no more than the work needs."""
 
 from __future__ import annotations
 

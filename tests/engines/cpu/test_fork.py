@@ -1,4 +1,4 @@
-"""A process with an engine is forked: both train on, or the child is refused, and nothing hangs."""
+"""A process with an engine is forked: both continue training, or the child gets an error, and nothing hangs."""
 
 from __future__ import annotations
 

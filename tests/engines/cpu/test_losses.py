@@ -1,4 +1,4 @@
-"""Losses of the compiled engine: many rows at once have the bits of the scalar formula, row by row, and become vectors."""
+"""Losses of the compiled engine: many rows at once have the same bits as the scalar formula row by row, and are vectorised."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def by_kernel(  # noqa: PLR0917 - as the kernel
     off_value: float = 0,
     keep_dz: bool = True,
 ) -> Found:
-    """What the kernel gives of labels or targets y that lie in another order; what lies around its memory must stay."""
+    """Results of the kernel for labels or targets y stored in another order; surrounding memory must not change."""
     rows, n = z.shape
     indices = np.random.default_rng(1).permutation(rows)
     data = np.empty_like(y)
@@ -161,7 +161,7 @@ def test_softmax_of_few_outputs_becomes_vectors() -> None:
 
 @every_loss
 def test_batches_of_any_size_have_the_bits_of_rows_one_by_one(loss: str, output: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through the engine: full blocks, rests and single rows; loss, correctness, and dz by what training makes of it."""
+    """Through the engine: full blocks, rests and single rows; loss, correctness, and dz by the parameters after training."""
     network = Network((6, 5, 3), loss=loss, output=output)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(75, 6)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Where things lie: padded sizes, packing there and back, buffers that do not touch."""
+"""Memory layout: padded sizes, packing and unpacking, buffers that do not overlap."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_padded_sizes_are_the_least_that_tiles_and_vectors_divide(sizes: list[in
 
 
 def overlaps(pieces: list[tuple[int, int]], size: int) -> str:
-    """What is wrong with pieces (start, length) of a buffer of `size` entries; empty if nothing is."""
+    """Error in the pieces (start, length) of a buffer of `size` entries; empty if correct."""
     for (start, length), (following, _) in pairwise([*sorted(pieces), (size, 0)]):
         if start < 0 or start + length > following:
             return f"[{start}, {start + length}) reaches beyond {following}"

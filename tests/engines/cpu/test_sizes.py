@@ -73,7 +73,7 @@ def test_any_sizes_train_as_the_reference(sizes: list[int], rows: int, batch: in
 
 @pytest.mark.parametrize("left", [1, 2, 5, 6, 63, 64, 65, 149])
 def test_a_short_last_batch_is_a_batch_of_its_own(left: int) -> None:
-    """The rows that are left train as if a plan had been made for them."""
+    """The rows of a short last batch train as with a plan for their number."""
     spec = fused_job((13, 70, 21, 3), batch_size=150, threads=3)
     course = make_course(spec.network, rows=150 + left, batch=150, epochs=1, rate=0.01)
     state, results = run_course("numba", spec, start_state(spec), course)
@@ -86,7 +86,7 @@ def test_a_short_last_batch_is_a_batch_of_its_own(left: int) -> None:
 
 
 def test_batches_may_be_larger_and_smaller_than_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One engine plans anew for a larger batch, and keeps its plan for a smaller one on as many threads."""
+    """An engine makes a new plan for a larger batch, and reuses its plan for a smaller one with the same threads."""
     spec = fused_job((13, 70, 21, 3), batch_size=200, threads=5)
     whole = make_course(spec.network, rows=200, batch=200, epochs=1, rate=0.01)
     engine = NumbaEngine(spec)

@@ -1,4 +1,4 @@
-"""Vector width and tile come from the processor: each build that runs here is run, each other one is compiled and read.
+"""Vector width and tile come from the processor: supported builds are run, others are compiled and inspected.
 
 Numba takes another processor than this one from NUMBA_CPU_NAME and NUMBA_CPU_FEATURES.
 """
@@ -35,7 +35,7 @@ REGISTERS = {16: "zmm", 8: "ymm", 4: "4s"}
 
 
 class Build(NamedTuple):
-    """What Numba is told of the processor; what the real one must have, as LLVM names it; floats of a vector."""
+    """The processor given to Numba; features that the real one must have, by LLVM names; floats per vector."""
 
     environment: dict[str, str]
     needs: tuple[str, ...]
@@ -101,7 +101,7 @@ class Outcome(NamedTuple):
 
 
 def missing(name: str) -> list[str]:
-    """What this processor lacks to run a build."""
+    """Features of a build that this processor lacks."""
     has = binding.get_host_cpu_features()
     return [feature for feature in BUILDS[name].needs if not has.get(feature)]
 

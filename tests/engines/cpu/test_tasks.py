@@ -1,4 +1,4 @@
-"""How a step is cut: its phases in order, tasks that cover everything once, shares that hand out every task once."""
+"""Division of a step: its phases in order, tasks that cover everything once, shares with every task once."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def uneven_rows(rows: int, tasks: Any) -> str:
 
 
 def uneven(layout: Layout, lanes: int, rows: int) -> str:
-    """What is wrong with the tasks of any phase; empty if nothing is."""
+    """Error in the tasks of any phase; empty if correct."""
     for phase in layout.plan.phases:
         tasks, layer = tasks_of(layout.plan, phase), int(phase["layer"])
         if phase["kind"] in (WEIGHTS, UPDATE):

@@ -1,4 +1,4 @@
-"""How many threads small steps take: what trials find on machines that tell their times, and that they change no bit."""
+"""The number of threads of small steps: choices of the tuner with simulated times, and results that do not depend on it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GOOD, BAD = {1: 1.0, 2: 0.65}, {1: 1.0, 2: 1.5}  # seconds by threads, as seen i
 
 
 def counts_of(tuner: ThreadTuner, seconds: Callable[[int, int], float], calls: int) -> list[int]:
-    """The threads of so many calls; seconds(call, threads) is what a call takes."""
+    """Numbers of threads of `calls` calls; seconds(call, threads) is the duration of a call."""
     counts = []
     for call in range(calls):
         counts.append(tuner.next())
@@ -106,7 +106,7 @@ def test_large_steps_take_all_threads_untried() -> None:
 
 
 def test_a_clock_that_stands_still_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of some systems move only every so many microseconds."""
+    """Clocks of some systems have a resolution of microseconds."""
     monkeypatch.setattr("fastmlp.engines.cpu.threads.time.perf_counter", lambda: 5.0)
     tuner, counts = ThreadTuner(2), []
     for _ in range(20):
@@ -121,7 +121,7 @@ def test_a_clock_that_stands_still_is_no_error(monkeypatch: pytest.MonkeyPatch) 
 
 @dataclasses.dataclass
 class Script:
-    """ThreadTuner that follow a list of numbers of threads, and note what they are told."""
+    """A tuner that follows a list of numbers of threads and records its calls."""
 
     counts: list[int]
     recorded: list[tuple[int, int]] = dataclasses.field(default_factory=list)
@@ -169,7 +169,7 @@ def test_a_second_thread_is_not_woken_for_one_block_of_rows() -> None:
 
 
 def test_an_engine_asks_trials_of_calls_of_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training and predictions, long calls and short ones, each by themselves; rates of calls are seconds a row."""
+    """Training and predictions, long calls and short ones, each separately; durations are in seconds per row."""
     heard: list[tuple[int, float]] = []
     clock = iter(np.arange(1000.0))
     record = ThreadTuner.record

@@ -1,4 +1,4 @@
-"""The elementary functions of the CPU engine: errors in ulp, extremes, and that LLVM makes vectors of the loops around them."""
+"""The elementary functions of the CPU engine: errors in ulp, extremes, and vectorisation of the loops around them."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_tanh_never_leaves_its_range_and_reaches_it(over_arrays: Any) -> None:
 
 @pytest.mark.parametrize("name", EXACT)
 def test_bits_depend_on_the_number_alone(over_arrays: Any, name: str) -> None:
-    """Not on its place: the vector loop and the scalar rest compute alike."""
+    """Results do not depend on the position: the vector loop and the scalar remainder agree."""
     x = np.abs(np.random.default_rng(3).normal(0, 3, 97)).astype(np.float32)
     alone = np.concatenate([over_arrays[name](x[i : i + 1]) for i in range(len(x))])
     assert same_bits(over_arrays[name](x), alone)
@@ -308,7 +308,7 @@ need_assembly = pytest.mark.skipif(platform.machine() not in PACKED, reason="thi
 
 
 def assembly(loop: Any) -> tuple[set[str], set[str]]:
-    """What a loop's machine code calls of the C library's functions, and its arithmetic on vectors."""
+    """What a loop's machine code calls of the C library's functions, and its vector arithmetic."""
     (code,) = loop.inspect_asm().values()
     calls = set(re.findall(r"\b_?((?:exp|expm1|tanh|erfc|log)f?)\b", code))
     return calls, set(re.findall(PACKED[platform.machine()], code))

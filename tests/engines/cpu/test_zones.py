@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("eager_threads")
 
 
 class Zones:
-    """Buffers that lie between guard zones. What is read beyond an end is NaN and spoils the numbers; a write is seen."""
+    """Buffers between guard zones. Reads beyond an end give NaN in the results; writes are detected."""
 
     MARGIN = 4096  # bytes on either side; a multiple of a page, so that the alignment is kept
     GAP = 1024  # floats between the pieces of an arena, of the packed copies, and of each thread's rows

@@ -1,4 +1,4 @@
-"""cuda/runtime.py under NVIDIA's own cuda.bindings, of several versions, over a driver in C that computes nothing.
+"""cuda/runtime.py under NVIDIA's own cuda.bindings, of several versions, with a stub driver in C that computes nothing.
 
 A child process for each version trains, predicts and fails (support/cuda_stub_child.py); its report is judged here. It shows
 that the bindings take our calls, and what arrives behind them; arithmetic is shown by the driver of test_runtime.py.
@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.full, pytest.mark.skipif(bool(MISSING), reason=f"not i
 
 INSTALLED = "installed"
 VERSIONS = (INSTALLED, "12.9", "13.0", "13.5")
-# Functions that fail, with an error; the beginning and a part of what is told.
+# Failing functions with their error code; the beginning and a part of the message.
 FAILURES: dict[str, tuple[int, str, str]] = {
     "cuLaunchKernel": (
         719,
@@ -63,7 +63,7 @@ FAILURES: dict[str, tuple[int, str, str]] = {
 
 @pytest.fixture(scope="session")
 def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the driver."""
+    """Folder with the compiled driver."""
     folder = tmp_path_factory.mktemp("driver")
     try:
         build(folder)
@@ -73,7 +73,7 @@ def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def child(stub: Path, bindings: Path | None, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A Python that has the stub for a driver, and the bindings of a folder before those that are installed."""
+    """Run Python with the stub driver, and with the bindings in a folder before the installed ones."""
     own = environment(stub)
     folders = [*([bindings] if bindings else []), ROOT, ROOT / "tests", *filter(None, [os.environ.get("PYTHONPATH")])]
     own["PYTHONPATH"] = os.pathsep.join(map(str, folders))
@@ -82,7 +82,7 @@ def child(stub: Path, bindings: Path | None, *arguments: str) -> subprocess.Comp
 
 
 def report_of(stub: Path, bindings: Path | None) -> dict[str, Any]:
-    """What happens with the bindings of a folder, or with those that are installed."""
+    """Report with the bindings in a folder, or with the installed ones."""
     failures = json.dumps([[function, code] for function, (code, _, _) in FAILURES.items()])
     done = child(stub, bindings, "-m", "support.cuda_stub_child", failures)
     assert done.returncode == 0, done.stderr
@@ -91,7 +91,7 @@ def report_of(stub: Path, bindings: Path | None) -> dict[str, Any]:
 
 
 def install(version: str, folder: Path) -> None:
-    """Bindings of a version, in a folder of their own; skips the test where pip cannot."""
+    """Install a version of the bindings in a folder; skip the test if pip fails."""
     quiet = ["--quiet", "--disable-pip-version-check", "--no-input", "--retries", "0", "--timeout", "20"]
     what = ["--no-deps", "--only-binary", ":all:", "--target", str(folder), f"cuda-bindings=={version}.*", "cuda-pathfinder"]
     done = subprocess.run([sys.executable, "-m", "pip", "install", *quiet, *what], capture_output=True, text=True, check=False)
@@ -102,13 +102,13 @@ def install(version: str, folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def installed(stub: Path) -> dict[str, Any]:
-    """The report on the bindings that are installed; kernels are compiled for it, and the others find them."""
+    """Report with the installed bindings; it compiles kernels that the other reports reuse."""
     return report_of(stub, None)
 
 
 @pytest.fixture(scope="session", params=VERSIONS)
 def report(request: pytest.FixtureRequest, stub: Path, installed: Any) -> Any:
-    """The report on each version in turn."""
+    """Report with each version in turn."""
     if request.param == INSTALLED:
         return installed
     with tempfile.TemporaryDirectory(prefix="fastmlp-bindings-") as folder:  # up to 100 MB, which pytest would keep for a while
@@ -130,7 +130,7 @@ def test_every_function_of_the_driver_that_the_runtime_names_is_called(report: A
 
 
 def test_every_launch_arrives_as_it_was_meant(report: Any) -> None:
-    """Twice trained, once predicted and once evaluated; in tiles, two steps of five phases, recorded once."""
+    """Two trainings, one prediction and one evaluation; with tiles, two steps of five phases, recorded once."""
     small, tiles = {"cooperative": 4}, {"in a graph": 10, "cooperative": 2}
     cases = report["cases"]
     assert [case["launches"] for case in cases.values()] == [small, small, tiles]
@@ -175,7 +175,7 @@ def test_errors_are_a_line_that_names_the_first_function_that_failed(report: Any
 def test_memory_that_is_full_and_what_is_no_machine_code(report: Any) -> None:
     (full, memory), (refused, image) = (report["runtime"][name] for name in ("full", "no machine code"))
     assert (full, refused) == ("UnavailableError", "UnavailableError")
-    assert memory.startswith("the GPU's memory is full: 4,398,046,511,104 bytes wanted, ")
+    assert memory.startswith("the GPU's memory is full: 4,398,046,511,104 bytes needed, ")
     assert re.match(r"the GPU failed in cuModuleLoadData: .+ \(error 200\); kernels may be newer than the driver", image)
 
 

@@ -1,4 +1,4 @@
-"""Kernels compiled and linked for GPUs that are not here, as a launch would: none may spill, and all that was made is kept."""
+"""Kernels compiled and linked for GPUs that are not present, as for a launch: none may spill registers, and all are cached."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_every_option_fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 @COMPILER
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_tensor_cores_fit(precision: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """From the first capability that has them; 7.5 has not, and is left out."""
+    """From the first capability that supports them; 7.5 does not and is omitted."""
     monkeypatch.setenv("FASTMLP_CACHE_DIR", str(tmp_path / "kernels"))
     kind = (precision, cuda_build.PLAIN._replace(precision=precision))
     rows = list(cuda_build.build_all(cuda_build.kernels([kind]), ((7, 5), (8, 0))))
@@ -61,7 +61,7 @@ def test_tensor_cores_fit(precision: str, monkeypatch: pytest.MonkeyPatch, tmp_p
 
 @COMPILER
 def test_functions_of_one_code_are_one_if_all_values_around_them_are() -> None:
-    """So they are typed once for all kernels, and none is that of another; 1 == 1.0 == True, and 0.0 == -0.0."""
+    """So they are typed once for all kernels, and never confused, although 1 == 1.0 == True and 0.0 == -0.0."""
     from fastmlp.engines.cuda.kernels.device import device
 
     def made(value: Any) -> Any:
@@ -76,7 +76,7 @@ def test_functions_of_one_code_are_one_if_all_values_around_them_are() -> None:
 
 
 def test_the_table_of_all_options_on_all_capabilities_has_no_spill() -> None:
-    """It takes ten minutes to make, so it is kept, with a hash of the sources that it is of."""
+    """The table takes ten minutes to compute, so it is committed with a hash of its sources."""
     table = read_json(cuda_build.RESULTS)
     if table["sources"] != compiler.sources():
         pytest.skip(f"{cuda_build.RESULTS} is of other sources: python -m benchmarks.cuda_build --out {cuda_build.RESULTS}")

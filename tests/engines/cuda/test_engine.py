@@ -1,6 +1,6 @@
-"""The CUDA engine over a simulator: both its designs compute the same as the specification, in the same bits for any grid.
+"""The CUDA engine in a simulator: both designs agree with the specification, with the same bits for any grid.
 
-What the engine computes for small batches is judged by the contract's tests too, which run over it as over the other engines.
+The contract tests also run over this engine, with small batches.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.usefixtures("simulated_gpu"), pytest.mark.full]
 
 @pytest.fixture(params=["one launch", "tiles"])
 def design(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways to train, whatever the size of a batch."""
+    """Both designs of training, for any batch size."""
     name: str = request.param
     monkeypatch.setattr("fastmlp.engines.cuda.engine.SMALL_BATCH", 256 if name == "one launch" else 0)
     return name
@@ -41,13 +41,13 @@ def design(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 @pytest.fixture
 def tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Small batches train as large ones do."""
+    """Small batches use the design of large ones."""
     monkeypatch.setattr("fastmlp.engines.cuda.engine.SMALL_BATCH", 0)
     yield
 
 
 def test_networks_that_order_activations_otherwise_share_a_kernel() -> None:
-    """The table tells which activation a layer has, so the kernel need not be another."""
+    """The activation of a layer is data in the table, so the kernel is the same."""
     for names in (("tanh", "relu", "tanh"), ("relu", "tanh", "tanh"), ("tanh", "tanh", "relu")):
         layout = make_layout(Network((3, 4, 4, 4, 2), names), 8)
         assert layout.activations == ("relu", "tanh")
@@ -81,7 +81,7 @@ def test_an_evaluation_equals_that_of_the_numpy_engine(
     check_evaluated(spec, course, Runtime(3, seed))
 
 
-# Everything that a network and a training may have, each at least once; widths that are no multiple of a tile.
+# Every option of a network and of training at least once; widths that are not multiples of a tile.
 LARGE: list[tuple[EngineSpec, dict[str, Any]]] = [
     (EngineSpec(Network((13, 18, 5)), Optimizer("sgd"), batch_size=8), {"rate": 1e-4, "uint8": True}),
     (EngineSpec(Network((13, 10)), Optimizer("adam"), batch_size=8), {"rows": 20}),

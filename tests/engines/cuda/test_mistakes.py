@@ -1,4 +1,4 @@
-"""Mistakes planted in the kernels of backend "cuda": each is caught in the simulator, by some order of threads."""
+"""Mistakes planted in the kernels of backend "cuda": the simulator detects each, in some order of threads."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MODULES = {
     "programs": programs,
 }
 
-# file, what stands there, what stands there instead
+# file, its text, the text that replaces it
 PLANTED = {
     "no barrier between phases": (
         "programs",
@@ -53,10 +53,10 @@ PLANTED = {
     ),
     "a barrier before the block has written": (
         "passes",
-        "        cuda.syncthreads()  # what the block has written is seen by its first thread, which tells the others\n",
+        "        cuda.syncthreads()  # makes the writes of the block visible to its first thread, which signals the others\n",
         "",
     ),
-    "sums overwritten before they are read": ("warps", "        cuda.syncthreads()  # the tile before has been read\n", ""),
+    "sums overwritten before they are read": ("warps", "        cuda.syncthreads()  # the previous tile has been read\n", ""),
     "sums read before they are written": (
         "warps",
         "            store(shared, warp * SUMS + lane * each + i, sums[i])\n        cuda.syncthreads()",
@@ -64,7 +64,7 @@ PLANTED = {
     ),
     "rows staged before those before are read": (
         "warps",
-        "        cuda.syncthreads()  # the rows before have been read\n",
+        "        cuda.syncthreads()  # the previous rows have been read\n",
         "",
     ),
     "rows read before they are staged": (
@@ -92,13 +92,17 @@ PLANTED = {
         "min(size, (chunk + 1) * CHUNK), lanes)",
         "min(size, (chunk + 1) * CHUNK), 2 * lanes)",
     ),
-    "terms staged before those before are read": ("tiles", "        cuda.syncthreads()  # the tile before has been read\n", ""),
+    "terms staged before those before are read": (
+        "tiles",
+        "        cuda.syncthreads()  # the previous tile has been read\n",
+        "",
+    ),
     "a stage read before it is written": (
         "tiles",
         "            cuda.syncthreads()  # written: the next stage; read: this one\n",
         "",
     ),
-    "sums read before they are laid": ("tiles", "        cuda.syncthreads()  # written: the sums\n", ""),
+    "sums read before they are stored": ("tiles", "        cuda.syncthreads()  # written: the sums\n", ""),
     "biases that no tile updates": ("tiled", "if k <= height and n < width:", "if k < height and n < width:"),
     "terms beyond the batch": (
         "tiled",
@@ -121,11 +125,11 @@ PLANTED = {
         "bits_of(load(shared, at + 4 * apart_b))",
         "bits_of(load(shared, at + apart_b))",
     ),
-    "sums laid where those of the next lane belong": ("tensor_cores", "WIDE * j + 2 * p\n", "WIDE * j + 2 * (p ^ 1)\n"),
+    "sums stored in the place of the next lane": ("tensor_cores", "WIDE * j + 2 * p\n", "WIDE * j + 2 * (p ^ 1)\n"),
     "half of the terms of a stage": ("tensor_cores", "range(0, words, WORDS)", "range(0, words, 2 * WORDS)"),
     "the second warp at the rows of the first": ("tensor_cores", "divide(warp, across) * high,", "0 * high,"),
 }
-# Mistakes that only products by tensor cores can have.
+# Mistakes in products by tensor cores only.
 ROUNDED_ALONE = [
     name for name, (where, _, _) in PLANTED.items() if where == "tensor_cores" or name.startswith("the terms of a word")
 ]
@@ -133,7 +137,7 @@ ROUNDED_ALONE = [
 
 @pytest.fixture
 def planted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels whose source has a mistake: the functions of one file, wherever they are used."""
+    """Replace the functions of one file by those of a source with a mistake, wherever they are used."""
     where, right, wrong = PLANTED[request.param]
     source = Path(str(MODULES[where].__file__)).read_text(encoding="utf-8")
     assert source.count(right) == 1
@@ -153,7 +157,7 @@ def planted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("planted", [name for name in PLANTED if name not in ROUNDED_ALONE], indirect=True)
 def test_planted_mistakes_are_caught(planted: None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As stuck threads, an index that cannot be, or figures beyond the tolerance."""
+    """As stuck threads, an invalid index, or values beyond the tolerance."""
     where = PLANTED[request.node.callspec.params["planted"]][0]
     if where in ("tiles", "tiled"):
         monkeypatch.setattr("fastmlp.engines.cuda.engine.SMALL_BATCH", 0)
@@ -168,7 +172,7 @@ def test_planted_mistakes_are_caught(planted: None, request: pytest.FixtureReque
                 check_evaluated(spec, course, runtime)
             except (AssertionError, StuckError, IndexError):
                 return
-    pytest.fail("the mistake went through")
+    pytest.fail("the mistake was not detected")
 
 
 @pytest.mark.parametrize("planted", ROUNDED_ALONE, indirect=True)
@@ -179,4 +183,4 @@ def test_mistakes_with_tensor_cores_are_caught(planted: None) -> None:
                 check_product(precision, tile, (True, False), 0)
             except AssertionError:
                 return
-    pytest.fail("the mistake went through")
+    pytest.fail("the mistake was not detected")

@@ -1,4 +1,4 @@
-"""Products in tf32 and bf16 by tensor cores, in a simulator: within proven bounds, and no better than their precision.
+"""Products in tf32 and bf16 by tensor cores, in a simulator: within proven bounds, and not more accurate than their precision.
 
 Unit roundoffs u are of p bits of significand, the hidden one included, rounded to nearest: u = 2^-p. Operands are rounded once;
 products of two such numbers have at most 2 p = 22 bits, so that float32 holds them exactly (none here is near its least); sums
@@ -56,7 +56,7 @@ def test_products_by_the_tiles_that_a_device_gets(precision: str) -> None:
 
 
 def test_rounding_is_that_of_a_device() -> None:
-    """Ties, both signs, what is near a tie, infinities, NaN."""
+    """Ties and values near ties of both signs, infinities, NaN."""
     x = np.float32([1 + 2**-11, -1 - 3 * 2**-11, 1 + 2**-8, 1 + 3 * 2**-8, 0.1, -(1 + 2**-8 + 2**-20), 0, -np.inf])
     tf32 = np.array([cuda_simulator.tf32_of(one) for one in x]).view(np.float32)
     bf16 = np.array([cuda_simulator.bf16_pair(np.float32(7), one) & np.uint32(0xFFFF0000) for one in x]).view(np.float32)
@@ -86,7 +86,7 @@ def course_of(rows: int) -> Course:
 
 
 def bounds_of(parameters: Any, course: Course, u: float) -> tuple[Any, list[Any]]:
-    """How far z of `NETWORK`, and the parameters after a step of rate 1, may be from those of exact arithmetic.
+    """Error bounds of z of `NETWORK`, and of the parameters after a step with learning rate 1.
 
     The slope of tanh is at most 1 and that of its slope 0.77; a probability of softmax moves by at most half of what the z of
     its row move by.
@@ -114,7 +114,7 @@ def bounds_of(parameters: Any, course: Course, u: float) -> tuple[Any, list[Any]
 
 
 def check_step(precision: str, seed: int, rows: int = ROWS) -> tuple[float, float]:
-    """A forward pass and a step within their bounds; by which shares of these z and the parameters were off at most.
+    """Check a forward pass and a step against their bounds; return the largest errors as fractions of the bounds.
 
     And by much more than those of float32 are: else it was not computed in this precision.
     """
@@ -192,7 +192,8 @@ def test_the_grid_and_the_order_of_threads_change_no_bit(precision: str) -> None
 def test_other_engines_refuse(backend: str, precision: str) -> None:
     with pytest.raises(ConfigError) as caught:
         make_engine(backend, EngineSpec(NETWORK, Optimizer(), precision=precision))
-    assert str(caught.value) == f"precision {precision} is for backend cuda alone, not {backend}; give --backend cuda"
+    assert str(caught.value) == f"precision {precision} is not supported by backend {backend}; use backend cuda"
+    assert caught.value.settings == ("backend",)
 
 
 def test_unknown_names_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""cuda/runtime.py over a driver made of plain memory: arguments arrive, memory comes back, errors are a line with a remedy."""
+"""cuda/runtime.py with a fake driver over host memory: arguments are passed correctly, memory is freed, errors are one line."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ pytestmark = pytest.mark.full
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
-    """What stands in for a GPU, in warps of 32 lanes."""
+    """A fake GPU with warps of 32 lanes."""
     return stand_in(monkeypatch)
 
 
 @pytest.mark.parametrize("small", [256, 0])
 @pytest.mark.parametrize("spec", [SPEC, CLIPPED])
 def test_an_engine_over_the_driver(spec: EngineSpec, small: int, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All arguments arrive as they were meant, for training in one launch and as a graph, and for prediction."""
+    """All arguments are passed correctly, for training in one launch and as a graph, for prediction and evaluation."""
     monkeypatch.setattr("fastmlp.engines.cuda.engine.SMALL_BATCH", small)
     course = make_course(spec.network, 22, spec.batch_size, epochs=1, weighted=True)
     engine, other = (CudaEngine(spec, one) for one in (Runtime(driver), Simulated(3, 2, ALL_LANES)))
@@ -101,7 +101,7 @@ def test_memory_that_is_full_tells_how_much_is_wanted_and_free(driver: FakeDrive
     with pytest.raises(UnavailableError) as caught:
         runtime.empty(WHOLE_MEMORY, np.float32)
     assert str(caught.value) == (
-        "the GPU's memory is full: 4,294,967,296 bytes wanted, 1,073,737,824 of 1,073,741,824 free; "
+        "the GPU's memory is full: 4,294,967,296 bytes needed, 1,073,737,824 of 1,073,741,824 free; "
         "use fewer rows, a smaller batch size, or backend 'numba'"
     )
     assert held.size == 1000
@@ -133,7 +133,7 @@ def test_kernels_that_the_driver_cannot_load_tell_what_to_install(driver: FakeDr
 def test_a_driver_that_is_too_old(driver: FakeDriver) -> None:
     driver.version = 11080
     with pytest.raises(
-        UnavailableError, match=r"^the driver knows CUDA up to 11.8, and 12.0 is needed; update it, or use backend"
+        UnavailableError, match=r"^the driver supports CUDA up to 11.8, but 12.0 is needed; update it, or use backend"
     ):
         Runtime(driver)
 
@@ -142,7 +142,7 @@ def test_a_driver_that_is_too_old(driver: FakeDriver) -> None:
 def test_of_a_graph_that_fails_the_first_error_is_told_and_nothing_is_left(
     function: str, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the driver says to what is done after it."""
+    """Whatever the driver returns from later calls."""
     monkeypatch.setattr("fastmlp.engines.cuda.engine.SMALL_BATCH", 0)
     engine = CudaEngine(SPEC, Runtime(driver))
     engine.load(start_state(SPEC))
@@ -157,7 +157,7 @@ def test_of_a_graph_that_fails_the_first_error_is_told_and_nothing_is_left(
 
 
 def test_an_array_that_is_given_back_while_a_graph_is_built_does_not_disturb_it(driver: FakeDriver) -> None:
-    """As Python's collector may do at any moment: nothing is being captured, and no function of the driver is forbidden."""
+    """Python may collect garbage at any time: there is no stream capture, and all driver functions are allowed."""
     runtime, add, freed = Runtime(driver), driver.cuGraphAddKernelNode, []
     program = runtime.program("barriers", PLAIN, Shape(64, 8))
     counter = runtime.put(np.zeros(1, np.uint64))
@@ -181,7 +181,7 @@ def test_an_array_that_is_given_back_while_a_graph_is_built_does_not_disturb_it(
 
 
 def test_the_device_that_the_caller_uses_is_current_again_after_every_call(driver: FakeDriver) -> None:
-    """Another library's device, say; and each call, that of a destructor too, has ours while it works."""
+    """As with another library; each call, also from a destructor, uses the engine's context."""
     runtime = Runtime(driver)
     driver.contexts = ["another library's"]
     engine = CudaEngine(SPEC, runtime)
@@ -213,7 +213,7 @@ def test_a_failure_leaves_the_callers_device_too(driver: FakeDriver) -> None:
 
 
 def test_an_error_that_is_newer_than_the_bindings_is_a_line_and_leaves_the_callers_device(driver: FakeDriver) -> None:
-    """They raise what a table raises; also for what is called after it, which must not hide it."""
+    """The bindings raise KeyError or ValueError; errors of later calls must not hide the first."""
     runtime = Runtime(driver)
     driver.contexts = ["another library's"]
     held, pop = runtime.put(np.zeros(3, np.float32)), driver.cuCtxPopCurrent
@@ -240,7 +240,7 @@ def test_an_error_that_is_newer_than_the_bindings_is_a_line_and_leaves_the_calle
 
 
 def chosen(monkeypatch: pytest.MonkeyPatch, runtime: Any) -> str:
-    """The engine that auto takes, with another device for the real one."""
+    """The engine that auto selects, with another device."""
     monkeypatch.setattr("fastmlp.engines.cuda.engine.default_runtime", runtime)
     monkeypatch.setattr("fastmlp.engines.cuda.engine.usable", usable)  # in a simulation it is another
     usable.cache_clear()
@@ -340,7 +340,7 @@ def test_kernels_as_bytes() -> None:
 
 @pytest.fixture
 def flags(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """A small training with a checkpoint for each epoch."""
+    """A short training with a checkpoint in each epoch."""
     forget_settings(monkeypatch)
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "rows.npz", x=rng.normal(size=(60, 6)).astype(np.float32), y=np.arange(60) % 3)
@@ -349,7 +349,7 @@ def flags(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
 
 def check_what_is_left(run: Path, flags: list[str]) -> None:
-    """The last checkpoint is whole, and the process trains on with the CPU."""
+    """The last checkpoint is complete, and the process can continue training on the CPU."""
     kept = sorted((run / "checkpoints").iterdir())
     assert kept
     assert load(kept[-1], backend="numba").network.sizes == (6, 8, 3)
@@ -357,7 +357,7 @@ def check_what_is_left(run: Path, flags: list[str]) -> None:
 
 
 class Dying(Simulated):
-    """A device that is lost at its fourth launch."""
+    """A device that fails at its fourth launch."""
 
     def launch(self, launch: Any) -> None:
         if self.seed > 4:
@@ -375,7 +375,7 @@ def test_a_lost_device_leaves_checkpoints_and_the_process(
 
 
 class Interrupted(Simulated):
-    """Ctrl-C comes while the fourth launch is at work."""
+    """Ctrl-C during the fourth launch."""
 
     def launch(self, launch: Any) -> None:
         if self.seed == 4:

@@ -1,4 +1,4 @@
-"""The simulator of a GPU itself: it has every word that kernels use, and reports what a device would not."""
+"""The simulator of a GPU: it implements the whole device API, and detects errors that a device would not."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_device_has_every_word() -> None:
 
 
 def test_a_barrier_counts_beyond_32_bits() -> None:
-    """As within a launch of more than 2 ** 32 arrivals, at which a counter of 32 bits begins anew and blocks wait for ever."""
+    """As in a launch of more than 2 ** 32 arrivals, where a 32-bit counter would overflow and blocks would wait forever."""
     barrier, start, past = make_barrier(FEW_LANES), 2**32 - 3, []
 
     def meet(counter: Any) -> None:
@@ -77,7 +77,7 @@ def test_the_simulator_reports_what_a_device_would_not() -> None:
 
     with pytest.raises(StuckError, match="3 of 4 wait in block 0"):
         launched(some_wait)
-    with pytest.raises(StuckError, match="looks in vain"):
+    with pytest.raises(StuckError, match="polls a counter that does not change"):
         launched(look_in_vain, np.zeros(1, np.uint64))
     for bad in (lambda: cuda_simulator.load(a, -1), lambda: cuda_simulator.load4(a, 2), lambda: cuda_simulator.load4(a, 8)):
         with pytest.raises(AssertionError):

@@ -1,4 +1,4 @@
-"""Compiled kernels on disk, safely: why not Numba's own cache, and what this one promises.
+"""Cache of compiled kernels on disk, and why it replaces Numba's own cache.
 
 Numba's `cache=True` keys an entry by the bytecode of one function. It serves stale machine code when a formula or an
 intrinsic in another file changes, dies on a truncated file, and writes beside the installed package. Here
@@ -22,7 +22,7 @@ from typing import Any
 
 from fastmlp.engines.kernel_cache import cache_folder, read_entry, sources_hash, write_entry
 
-# Folders and files whose sources take part in a kernel; a test holds them against what the kernels import.
+# Folders and files whose sources affect a kernel; a test compares them with the imports of the kernels.
 SOURCES = (
     "nn",
     "engines/interrupts.py",
@@ -49,7 +49,7 @@ def build_hash() -> str:
 class KernelCache:
     """Numba's interface of a dispatcher's cache, over one file per kernel, signature and processor.
 
-    Put in place of `dispatcher._cache`; `hits` and `misses` count.
+    Replaces `dispatcher._cache`; `hits` and `misses` count.
     """
 
     def __init__(self, name: str) -> None:
@@ -68,7 +68,7 @@ class KernelCache:
         from numba.core.compiler import CompileResult
         from numba.core.runtime import rtsys  # type: ignore[attr-defined]
 
-        # All that machine code needs. `refresh` would also load what only compiling needs, SciPy's algebra among it: 0.3 s.
+        # All that machine code needs. `refresh` would also load modules for compilation, such as SciPy's linear algebra: 0.3 s.
         rtsys.initialize(target_context)
         body = read_entry(self.file(signature, target_context.codegen()))
         if body is None:
@@ -78,16 +78,16 @@ class KernelCache:
         return CompileResult._rebuild(target_context, *pickle.loads(body))  # noqa: S301 - see the module docstring
 
     def save_overload(self, signature: Any, compiled: Any) -> None:
-        """Keep the compiled function if the folder can be used."""
+        """Save the compiled function if the folder can be used."""
         from numba.core.serialize import dumps
 
         write_entry(self.file(signature, compiled.codegen), dumps(compiled._reduce()))
 
     def flush(self) -> None:
-        """Numba calls this to forget a function's entries; ours never go stale."""
+        """Called by Numba to remove the entries of a function; entries of this cache never become stale."""
 
     def enable(self) -> None:
-        """Always enabled; Numba's interface wants the method."""
+        """Always enabled; Numba's interface requires the method."""
 
     def disable(self) -> None:
-        """Always enabled; Numba's interface wants the method."""
+        """Always enabled; Numba's interface requires the method."""

@@ -1,4 +1,4 @@
-"""How the CPU engine compiles: Numba's settings, kernels that are kept on disk, scalar formulas with their callees."""
+"""Compilation for the CPU engine: settings of Numba, kernels cached on disk, scalar formulas with their callees."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class KernelLibrary(JITCodeLibrary):
 
 
 class PartLibrary(KernelLibrary):
-    """Code that only ever becomes part of other code: not optimised by itself, and no machine code is made of it.
+    """Code that is only linked into other code: not optimised by itself, and not compiled to machine code.
 
     Numba would do both for every function, and once more at each level of inlining: two thirds of LLVM's time.
     """
@@ -64,7 +64,7 @@ class RememberedTypes(Context):
     """
 
     def __init__(self, context: Context) -> None:
-        vars(self).update(vars(context))  # what it knows of functions, which it goes on to share
+        vars(self).update(vars(context))  # its tables of functions, which stay shared
         self.known: dict[tuple[Any, tuple[Any, ...]], Any] = {}
 
     def resolve_function_type(self, func: Any, args: Any, kws: Any) -> Any:
@@ -108,7 +108,7 @@ class PartCompiler(KernelCompiler):
 
 
 def compiled(function: Callable[..., Any], *, called: str = "inlined") -> Any:
-    """njit as every kernel wants it: no GIL, IEEE arithmetic (no fastmath: a NaN must be seen), no exceptions.
+    """njit with the options of all kernels: no GIL, IEEE arithmetic (no fastmath: a NaN must be detected), no exceptions.
 
     called : from "python", by "address", or "inlined": part of what calls it, without a call
 
@@ -127,7 +127,7 @@ def compiled(function: Callable[..., Any], *, called: str = "inlined") -> Any:
 
 
 def cached(function: Callable[..., Any], name: str, called: str = "python") -> Any:
-    """A kernel that is called from Python (or by "address"): compiled, and kept on disk under `name`."""
+    """A kernel that is called from Python (or by "address"): compiled, and cached on disk under `name`."""
     dispatcher = compiled(function, called=called)
     dispatcher._cache = KernelCache(name)
     dispatcher.compile = undisturbed(dispatcher.compile)
@@ -154,7 +154,7 @@ def undisturbed(compile_it: Callable[..., Any]) -> Callable[..., Any]:
 def address_of(function: Callable[..., Any], name: str, integers: int, floats: int = 0) -> int:
     """Address of a kernel of so many int64 and then float32 arguments, as a C function.
 
-    Compiles it, or takes what the cache holds under `name`.
+    Compiles it, or loads it from the cache by `name`.
     """
     kernel = cached(function, name, "address")
     signature = (types.int64,) * integers + (types.float32,) * floats
@@ -165,7 +165,7 @@ def address_of(function: Callable[..., Any], name: str, integers: int, floats: i
 
 @functools.cache
 def from_python(address: int, integers: int, floats: int = 0) -> Callable[..., None]:
-    """A kernel of `address_of` to be called from Python, which meanwhile does not hold the interpreter's lock."""
+    """A kernel of `address_of` to be called from Python, without holding the interpreter lock."""
     return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * integers, *[ctypes.c_float] * floats)(address)
 
 

@@ -1,10 +1,10 @@
-"""Compiling on two cores: a forked process compiles one kernel while this process compiles others.
+"""Compilation on two cores: a forked process compiles one kernel while this process compiles others.
 
-Numba compiles one function at a time, most of it in Python: threads would gain nothing. A new process would need a second
-to load Numba; a fork has it loaded. It hands the kernel over through the cache on disk, where this process looks first. What
-goes wrong in it only costs time: a kernel that is not in the cache is compiled here, and an error shows here.
+Numba compiles one function at a time, mostly in Python, so threads would not help. A new process would need a second to
+import Numba; a fork has it loaded. The child passes the kernel through the cache on disk, where this process looks first. A
+failure in the child only costs time: this process compiles a kernel that is not in the cache and raises its errors.
 
-On Linux only: elsewhere libraries of the system do not survive a fork, or there is none.
+Linux only: other systems have no fork, or system libraries that do not survive it.
 """
 
 from __future__ import annotations
@@ -24,16 +24,15 @@ from numba.core.compiler_lock import global_compiler_lock
 from fastmlp.engines.interrupts import ENDING
 from fastmlp.engines.kernel_cache import can_keep
 
-PATIENCE = 10.0  # seconds that this process waits when it has compiled its own part; the shares are about equal
+PATIENCE = 10.0  # seconds to wait for the child after this process has compiled its own kernels; both take about as long
 LOOK_SECONDS = 0.005
 
 
 @contextmanager
 def compiled_in_fork(kernel: Any, args: tuple[Any, ...]) -> Iterator[bool]:
-    """A block in which a kernel of `compiler.cached` is compiled by another process, for arguments of these types.
+    """Context in which a forked process compiles a kernel of `compiler.cached` for arguments of these types.
 
-    Yields whether that happens: not if the kernel is there already, or could not be handed over. After the block the cache
-    has it.
+    Yields whether one does: not if the kernel is compiled already, or cannot be cached. After the context the cache has it.
     """
     signature = tuple(map(kernel.typeof_pyval, args))
     file = kernel._cache.file(signature, kernel.targetctx.codegen())
@@ -56,8 +55,8 @@ def compiled_in_fork(kernel: Any, args: tuple[Any, ...]) -> Iterator[bool]:
 
 
 def forked(kernel: Any, signature: tuple[Any, ...]) -> int | None:
-    """Number of a process that compiles the kernel; None if the system has none to give."""
-    # No other thread compiles while this one forks: the child would wait for its locks forever.
+    """Start a process that compiles the kernel and return its id; None if the system cannot start one."""
+    # No other thread may compile during the fork: the child would wait for its locks forever.
     with global_compiler_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: threads and forks; this one only compiles
         try:
@@ -70,7 +69,7 @@ def forked(kernel: Any, signature: tuple[Any, ...]) -> int | None:
 
 
 def compile_and_exit(kernel: Any, signature: tuple[Any, ...]) -> NoReturn:
-    """What the child does. Nothing of its parent's is tidied up here, be it garbage or at the exit."""
+    """Compile in the child, then exit without garbage collection or exit handlers of the parent."""
     try:
         gc.disable()
         for number in ENDING:
@@ -81,7 +80,7 @@ def compile_and_exit(kernel: Any, signature: tuple[Any, ...]) -> NoReturn:
 
 
 def reap(child: int, deadline: float) -> None:
-    """Wait for a process until a time of the monotonic clock, then end it."""
+    """Wait for a process until a time of the monotonic clock, then kill it."""
     while not ended(child):
         if time.monotonic() >= deadline:
             os.kill(child, signal.SIGKILL)
@@ -90,8 +89,8 @@ def reap(child: int, deadline: float) -> None:
 
 
 def ended(child: int) -> bool:
-    """Whether a process has ended; it leaves no zombie."""
+    """Whether a process has ended; reaps it if so."""
     try:
         return os.waitpid(child, os.WNOHANG)[0] == child
-    except ChildProcessError:  # somebody else has asked: a handler of SIGCHLD
+    except ChildProcessError:  # already reaped by a handler of SIGCHLD
         return True

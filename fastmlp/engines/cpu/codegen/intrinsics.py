@@ -1,8 +1,8 @@
 """Single LLVM instructions for the CPU engine's kernels: atomics, pauses, calls by address, fused multiply-add.
 
-And a loop of nothing but these, the machine's ceiling.
+It also has a loop of fused multiply-adds only, which measures the peak rate of the machine.
 
-Only this file, simd.py and vector_random.py speak LLVM. Addresses are int64, in bytes; nothing is checked and nothing can
+Only this file, simd.py and vector_random.py emit LLVM. Addresses are int64, in bytes; nothing is checked and nothing can
 raise.
 """
 
@@ -106,7 +106,7 @@ def prefetch(typing, at):
 
 @intrinsic
 def yield_core(typing):
-    """Call the C library's `sched_yield`: let another thread have the core. Nothing on Windows, whose library lacks it."""
+    """Call the C library's `sched_yield`: yield the core to another thread. Does nothing on Windows, whose library lacks it."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if hasattr(os, "sched_yield"):
@@ -198,7 +198,7 @@ def polynomial(typing, x, coefficients):
 def make_fma_loop(count: int, width: int) -> Callable[..., Any]:
     """fma_loop(steps, x): `steps` times `count` fused multiply-adds of vectors of `width` floats, all in registers.
 
-    Gives a float that depends on all of them, so that none can be left out; 2 count width steps operations.
+    Returns a float that depends on all of them, so that none is optimised away; 2 count width steps operations.
     """
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:

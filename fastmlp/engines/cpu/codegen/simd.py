@@ -1,6 +1,6 @@
 """The vector layer of the CPU engine: the matrix micro-kernels, as LLVM instructions.
 
-Only this file, intrinsics.py and vector_random.py speak LLVM. Everything takes addresses as int64 and strides in
+Only this file, intrinsics.py and vector_random.py emit LLVM. Everything takes addresses as int64 and strides in
 elements, checks nothing and cannot raise.
 
 The micro-kernel computes one tile of C = A B in registers: a few rows by a few vectors of `lanes` columns, all of K, each
@@ -45,7 +45,7 @@ class TileShape(NamedTuple):
 
 # By lanes: AVX-512 and NEON have 32 vector registers, AVX2 has 16.
 TILES = {16: TileShape(8, 4), 8: TileShape(6, 4), 4: TileShape(8, 4)}
-SINGLE_VECTORS = 8  # of a tile of one row: the load of B is its limit
+SINGLE_VECTORS = 8  # of a tile of one row, which is bound by loads of B
 
 
 def lanes() -> int:
@@ -68,7 +68,7 @@ def address(builder: Any, base: Any, offset: Any) -> Any:
 
 
 def emit_row(builder: Any, a: Any, a_rows: Any, row: Any) -> Any:
-    """Address of a row of A: `a` and as many bytes as the int64 number `row` at address `a_rows` says."""
+    """Address of a row of A: `a` plus the byte offset in element `row` of the int64 table at `a_rows`."""
     place = builder.inttoptr(builder.add(a_rows, builder.mul(row, INT64(ROW_BYTES))), INT64.as_pointer())
     return builder.add(a, builder.load(place, align=8))
 
@@ -80,7 +80,7 @@ def emit_spread(builder: Any, number: Any, kind: Any) -> Any:
 
 
 def emit_prefetch(builder: Any, pointer: Any, to_write: bool = False) -> None:
-    """LLVM `llvm.prefetch`: ask for the cache line of a byte, into the first cache, without waiting for it."""
+    """LLVM `llvm.prefetch`: load the cache line of a byte into the first-level cache, asynchronously."""
     kind = ir.FunctionType(ir.VoidType(), [pointer.type, INT32, INT32, INT32])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
     builder.call(function, [pointer, INT32(int(to_write)), INT32(3), INT32(1)])
@@ -119,7 +119,7 @@ class VectorBuilder:
         return self.builder.call(self.fused, [a, b, c])
 
 
-# What happens to a finished tile: f(vectors, value, extra address, place in extra) -> value.
+# Epilogues of a finished tile: f(vectors, value, extra address, offset in extra) -> value.
 def keep(v: VectorBuilder, value: Any, extra: Any, offset: Any) -> Any:
     """C = A B."""
     return value
@@ -146,7 +146,7 @@ def where_positive(v: VectorBuilder, value: Any, extra: Any, offset: Any) -> Any
     return v.builder.select(v.builder.fcmp_ordered(">", v.load(extra, offset), v.zero), value, v.zero)
 
 
-# By number: which one is data, so that one compiled product serves them all.
+# By number: the choice is data, so that one compiled product serves all epilogues.
 EPILOGUES = (keep, add_bias, add_bias_relu, times, where_positive)
 KEEP, BIAS, BIAS_RELU, TIMES, WHERE_POSITIVE = range(len(EPILOGUES))
 
@@ -219,7 +219,7 @@ def make_tile(rows: int, vectors: int, width: int) -> Callable[..., None]:
         c_rows, extra_rows = starts(builder, c_row, rows), starts(builder, extra_row, rows)
         c_at = {(i, p): builder.add(c_rows[i], INT64(p * width)) for i, p in tile}
         with builder.if_then(builder.icmp_signed(">=", epilogue, INT64(TIMES))):
-            for i, p in tile:  # of other tiles C is rarely far, and asking costs more than it gives
+            for i, p in tile:  # for other tiles C is usually in the cache, and a prefetch costs more than it saves
                 v.prefetch(c, c_at[i, p], to_write=True)
                 v.prefetch(extra, builder.add(extra_rows[i], INT64(p * width)))
         b_side = (b, starts(builder, b_panel, vectors), INT64(width))
@@ -280,12 +280,12 @@ class Traced:
         return Traced(self.v, builder.fsub(up, down))
 
 
-# What traced formulas find in place of the module `math` and of `optimizers.sign`.
+# Replacements in traced formulas of the module `math` and of `optimizers.sign`.
 TRACED_NAMES = {"math": SimpleNamespace(sqrt=Traced.sqrt), "sign": Traced.sign}
 
 
 class Lazy(Traced):
-    """A vector in memory that is loaded where a formula first asks for it."""
+    """A vector in memory that is loaded at its first use in a formula."""
 
     def __init__(self, v: VectorBuilder, base: Any, offset: Any) -> None:
         self.v = v

@@ -1,4 +1,4 @@
-"""Elementary functions in float32 as plain arithmetic: what the CPU engine puts in place of `math` in the scalar formulas.
+"""Elementary functions in float32 as plain arithmetic: the CPU engine's replacement of `math` in the scalar formulas.
 
 A call of `math.exp` is a call of the C library for each number, and no loop around it becomes vector instructions. The
 functions here are polynomials, selections and a few operations on bits, without branches: compiled, they melt into the loop

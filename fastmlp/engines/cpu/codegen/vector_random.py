@@ -1,4 +1,4 @@
-"""Dropout on the CPU: the random numbers of `philox.keep_mask`, drawn where they are used, in vector registers.
+"""Dropout on the CPU: the random numbers of `philox.keep_mask`, computed in vector registers where they are used.
 
 The formula is `philox.philox4x32` itself, run once over LLVM's values instead of numbers.
 """
@@ -25,7 +25,7 @@ class U32Vector:
     beside it.
     """
 
-    __array_ufunc__ = None  # so that a number of NumPy's on the left leaves the operation to this class
+    __array_ufunc__ = None  # so that a NumPy scalar on the left defers to this class
 
     def __init__(self, builder: Any, vectors: Sequence[Any]) -> None:
         self.builder = builder

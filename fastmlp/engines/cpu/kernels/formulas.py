@@ -1,7 +1,7 @@
-"""What differs from network to network: activations, losses, update rules, penalties, dropout, the type of the pixels.
+"""Kernels that differ between networks: activations, losses, update rules, penalties, dropout, scaling by input dtype.
 
-Each is a kernel of its own that the training and prediction kernels call by its address, over whole rows or blocks;
-so those two are compiled once for all networks, and a new network compiles only the formulas that no other had before.
+The training and prediction kernels call each by address, for whole rows or blocks. So those two are compiled once for all
+networks, and a new network compiles only formulas that are not in the cache.
 
 Addresses in bytes, strides and sizes in elements.
 """
@@ -29,15 +29,15 @@ SCALAR_COUNT = len(SCALARS)
 
 
 class KernelTable(NamedTuple):
-    """What the training and prediction kernels call for one network: addresses, 0 for what it does without.
+    """Addresses of the kernels that training and prediction call for one network; 0 for those that it does not need.
 
     product : see `product_address`
-    scale : see `scale_address`; 0 for rows that need no scaling and are read where they are
+    scale : see `scale_address`; 0 for rows that need no scaling and are read in place
     gradient : see `gradient_address`
     drop : see codegen/vector_random.py
     loss : see losses.py
     update, penalise : see the functions below
-    activations : (hidden layers,) int64, of those activations that run over rows
+    activations : (hidden layers,) int64, of activations that are not fused
     in_registers : whether the update is an epilogue of the gradient; clipping needs all gradients before the first update
     """
 
@@ -58,9 +58,9 @@ NO_KERNELS = KernelTable(0, 0, 0, 0, 0, 0, 0, np.empty(0, np.int64), False)
 def prediction_table(
     network: Network, pixels: npt.DTypeLike, lanes: int, fused: bool = True, scaled: bool = True
 ) -> KernelTable:
-    """What prediction calls for rows of the type `pixels`; `fused` as in `training_table`.
+    """Kernels of prediction for rows of dtype `pixels`; `fused` as in `training_table`.
 
-    scaled : whether the rows are scaled; without it they must be float32, and are taken as they are
+    scaled : whether the rows are scaled; if not, they must be float32
     """
     activations = [
         0 if fused and layer.activation in FUSED else activation_address(layer.activation) for layer in network.layers[:-1]
@@ -78,18 +78,18 @@ def training_table(
     fused: bool = True,
     scaled: bool = True,
 ) -> KernelTable:
-    """What training calls for rows of the type `pixels` (uint8 or float32).
+    """Kernels of training for rows of dtype `pixels` (uint8 or float32).
 
     rule : name of the update rule
     clip : whether the gradient is clipped
-    fused : whether activations and updates may run as epilogues of the tiles; without it everything runs, slower
+    fused : whether activations and updates may run as epilogues of the tiles; slower without
     scaled : as in `prediction_table`
     """
     in_registers, penalised = fused and not clip, network.l1 > 0 or network.l2 > 0
     dropped = [layer.dropout > 0 for layer in network.layers[:-1]]
     table = prediction_table(network, pixels, lanes, fused, scaled)
     for number, (layer, drops) in enumerate(zip(network.layers[:-1], dropped, strict=True)):
-        if drops and layer.activation == "linear":  # the slope of a unit that may be dropped needs a place
+        if drops and layer.activation == "linear":  # the slope of a unit with dropout must be stored
             table.activations[number] = activation_address("linear")
     return table._replace(
         gradient=gradient_address(lanes, rule if in_registers else "", penalised and in_registers),
@@ -131,7 +131,7 @@ def activation_address(name: str) -> int:
                 z = y_row[i]
                 y_row[i] = value(z, a)
                 s_row[i] = slope(z, y_row[i], a)
-            for i in range(columns, padded):  # whatever f(0) is
+            for i in range(columns, padded):  # also where f(0) is not 0
                 y_row[i] = s_row[i] = ZERO
 
     return address_of(activate, f"activate {name}", 6, 1)
@@ -139,14 +139,14 @@ def activation_address(name: str) -> int:
 
 @compiled
 def scalars_at(address):
-    """A row of the table of scalars as a tuple, so that loops over parameters keep it in registers."""
+    """A row of the table of scalars as a tuple, which loops over parameters keep in registers."""
     row = array_at(address, SCALAR_COUNT, np.float32)
     return (row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8], row[9])
 
 
 @functools.cache
 def update_address(rule_name: str) -> int:
-    """Address of update(p, m, v, g, n, scalars): the rule over n parameters. Slots that the rule lacks are left alone."""
+    """Address of update(p, m, v, g, n, scalars): the rule over n parameters. Does not touch slots that it does not have."""
     rule = compiled_with_callees(RULES[rule_name].update)
     has_m, has_v = "m" in RULES[rule_name].slots, "v" in RULES[rule_name].slots
 

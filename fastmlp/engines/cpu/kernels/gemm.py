@@ -1,6 +1,6 @@
-"""Matrix products by tiles, the only kernels that do much arithmetic. Each is a kernel of its own, called by address.
+"""Matrix products by tiles, which do most of the arithmetic. Each is a separate kernel, called by address.
 
-So one product serves every network and is compiled once per machine; the kernels that call it stay small.
+So one product serves every network and is compiled once per machine, and its callers stay small.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from fastmlp.nn import optimizers
 from fastmlp.nn.optimizers import RULES, with_penalties
 
 FLOAT_BYTES = 4
-PIECE_BYTES = 12_800  # of a panel of B, of which two stay in the first cache while all rows pass
-# By processor and lanes: where the second cache keeps pace, fewer ends of tiles are worth more, see benchmarks/NOTES.md.
+PIECE_BYTES = 12_800  # of a panel of B; two of them stay in the first-level cache during the pass over all rows
+# By processor and lanes: with a fast second-level cache, fewer tile ends matter more, see benchmarks/NOTES.md.
 LARGER_PIECES = {("znver4", 16): 102_400}
 
 
 @functools.cache
 def traced_rule(rule_name: str, penalised: bool) -> Callable[..., Any]:
-    """The rule as a formula to trace with vectors, of the gradient with the network's penalties if there are any."""
+    """The rule as a formula to trace with vectors, including the penalties of the network if there are any."""
     rule = with_globals(RULES[rule_name].update, {**vars(optimizers), **TRACED_NAMES})
     if not penalised:
         return rule
@@ -46,7 +46,7 @@ def traced_rule(rule_name: str, penalised: bool) -> Callable[..., Any]:
 
 @functools.cache
 def make_height(lanes: int) -> Any:
-    """height(left): rows of the tile to take where `left` remain, a sum of the two heights of tiles."""
+    """height(left): rows of the next tile if `left` remain, which is a sum of the two tile heights."""
     tall, low, _ = TILES[lanes]
 
     @compiled
@@ -57,7 +57,7 @@ def make_height(lanes: int) -> Any:
 
 
 def deepest_piece(lanes: int) -> int:
-    """Rows of a panel in a piece of a product's sum, at most."""
+    """Most rows of a panel in a piece of the sum of a product."""
     return LARGER_PIECES.get((processor(), lanes), PIECE_BYTES) // (lanes * FLOAT_BYTES)
 
 

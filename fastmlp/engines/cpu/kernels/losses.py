@@ -1,6 +1,6 @@
-"""Losses of rows, as a kernel that training and scoring call by its address: many rows side by side if they have few outputs.
+"""Losses of rows, as a kernel that training and evaluation call by address; with few outputs it computes many rows at once.
 
-LLVM unrolls a formula's loops over few outputs, and makes vectors of the loop over rows: a seventh of the time, the same bits.
+LLVM unrolls the loops over few outputs and vectorises the loop over rows: a seventh of the time, and the same bits.
 """
 
 from __future__ import annotations
@@ -18,17 +18,21 @@ from fastmlp.nn.losses import LOSSES
 from fastmlp.nn.network import Network
 
 LABEL_BYTES = 4
-FEW_OUTPUTS = {16: 10, 8: 10, 4: 0}  # by lanes; LLVM unrolls no loop over more, and makes no short vectors of this one
+FEW_OUTPUTS = {
+    16: 10,
+    8: 10,
+    4: 0,
+}  # by lanes; LLVM unrolls no longer loops, and does not vectorise this one with short vectors
 MANY_ROWS = 16  # a multiple of long vectors
-LABELS_AHEAD = 16  # rows: about a microsecond of losses, and no more than a processor can wait for at once
-# A block holds a column for each row: z, targets and dz, and then
+LABELS_AHEAD = 16  # rows: about a microsecond of losses, within the processor's limit of outstanding loads
+# A block has one column per row: z, targets and dz, followed by
 LOSS, SCALE, LABEL, CORRECT, EXTRAS = range(5)
 
 INTEGERS, FLOATS = 11, 2  # arguments of the kernel
 
 
 def loss_side(network: Network, lanes: int) -> int:
-    """Rows that a loss takes at once: many if there are few outputs, else one."""
+    """Number of rows that a loss computes at once: many if there are few outputs, else one."""
     return MANY_ROWS if network.sizes[-1] <= FEW_OUTPUTS[lanes] else 1
 
 
@@ -38,7 +42,7 @@ def block_size(n: int, side: int) -> int:
 
 
 def loss_block(network: Network, lanes: int) -> int:
-    """Floats of the block that a network's loss works on."""
+    """Floats of the workspace of a network's loss."""
     return block_size(network.sizes[-1], loss_side(network, lanes))
 
 
@@ -67,7 +71,7 @@ def label_of(labels, source):
 
 @compiled
 def prefetch_label(labels, source):
-    """Ask for the label of a row of the data: they are anywhere in memory."""
+    """Prefetch the label of a row of the data; labels of a batch are scattered in memory."""
     prefetch(labels + source * LABEL_BYTES)
 
 
@@ -78,7 +82,7 @@ def loss_of_rows(loss: str, output: str, n: int, side: int) -> int:
 
 
 def make_losses(loss: str, output: str, n: int, side: int) -> Callable[..., None]:
-    """The kernel, not compiled yet."""
+    """The kernel before compilation."""
     fill, compute = make_fill(n, side), make_compute(compiled_with_callees(LOSSES[loss][output]), n, side)
     extra, size = 3 * n * side, block_size(n, side)
 
@@ -131,7 +135,7 @@ def make_compute(formula: Any, n: int, side: int) -> Any:
 
     z, targets and dz lie in one block: of three addresses LLVM could not know that they do not overlap.
     """
-    extra = 3 * n * side  # where what is not z, targets or dz begins
+    extra = 3 * n * side  # offset of the fields after z, targets and dz
 
     @compiled
     def compute(own):

@@ -1,6 +1,6 @@
-"""The pieces that the CPU engine's kernels are made of: products by tiles, passes over rows, updates.
+"""Parts of the CPU engine's kernels: products by tiles, passes over rows, updates.
 
-Each is a small compiled function, or a factory of one; programs.py puts them together.
+Each is a small compiled function, or a factory of one; programs.py combines them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ ONE = np.float32(1)
 # Rows of `store`
 PARAMETERS, SLOT_M, SLOT_V, GRADIENT = 0, 1, 2, 3
 
-# Rows of the batch in a piece of a gradient's sum, by lanes, as measured (benchmarks/NOTES.md). On AVX2 128 x 2 vectors of dz
-# are 8 KiB and stay in the first cache with the tile's columns of x; on AVX-512 the second cache is large and quick enough.
+# Rows of the batch in a piece of the sum of a gradient, by lanes, measured (benchmarks/NOTES.md). On AVX2, 128 x 2 vectors of
+# dz are 8 KiB and stay in the first-level cache with the columns of x; on AVX-512 the second level is large and fast enough.
 BATCH_DEPTHS = {16: 256, 8: 128, 4: 128}
 
 
@@ -31,12 +31,12 @@ BATCH_DEPTHS = {16: 256, 8: 128, 4: 128}
 
 
 def scratch_size() -> int:
-    """Floats of a thread's scratch: sums that go on in `gradient`."""
+    """Floats of the scratch of a thread: partial sums of `gradient`."""
     return GROUP_COLUMNS * CHUNK_ROWS
 
 
 def make_pack(lanes: int) -> Any:
-    """pack(plan, arena, packed, width, panel, panels, first, rows, scale): multiply a block of dz, copy it to its packed place.
+    """pack(plan, arena, packed, width, panel, panels, first, rows, scale): scale a block of dz and copy it to `packed`.
 
     Panels [panel, panel + panels), an even first, of the rows [first, first + rows), while they are fresh in the cache.
     """
@@ -85,7 +85,7 @@ def add_rows(matrix, rows, ld, n, sums):
 def make_gradient(lanes: int) -> Any:
     """gradient(table, plan, store, x, x_rows, packed, own, scalars, task, rows): dw = x' dz, db = 1' dz over `rows` rows.
 
-    For a rectangle of weights and, with the topmost one, its columns' biases; x and x_rows tell where the layer's inputs are
+    For a rectangle of weights and, with the topmost one, its columns' biases; x and x_rows locate the inputs of the layer
     (`programs.inputs_at`). In registers, each tile ends with the update of its weights; otherwise the gradient with its
     penalties goes to the row GRADIENT of `store`. Biases always go there.
     """
@@ -135,8 +135,8 @@ def update(table, store, at, size, scalars):
 def make_finish(lanes: int) -> Any:
     """finish(table, plan, store, transposed, scalars, task): the updates of a rectangle that the gradient has not made.
 
-    Those of its biases, and of its weights if they do not happen in registers. Renews the transposed copy, which the
-    gradient of the layer's input reads.
+    Updates its biases, and its weights unless updated in registers. Refreshes the transposed copy, which the gradient of the
+    layer input reads.
     """
     transpose = make_transpose(lanes)
 

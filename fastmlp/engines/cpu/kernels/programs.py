@@ -1,11 +1,11 @@
-"""The CPU engine's kernels: whole runs of training steps, and prediction, each one compiled function per thread.
+"""Kernels of the CPU engine: runs of training steps, and prediction, each a compiled function that every thread calls.
 
-`train_kernel` and `predict_kernel` serve every network: its sizes are data (cpu/plan.py), its products and formulas are
-kernels that they call by address (gemm.py, formulas.py). Kernels check nothing and cannot raise.
+`train_kernel` and `predict_kernel` serve every network: its sizes are data (cpu/plan.py), and they call its products and
+formulas by address (gemm.py, formulas.py). Kernels check nothing and cannot raise.
 
-How threads share a step: see cpu/plan.py for its phases. No thread is waited for, only tasks are: a thread that the system
-has put to sleep delays at most the one task it holds, and more threads than cores do no harm. Which thread computes a task
-changes no bit of it: each task writes what nobody else writes, and each sum runs in a fixed order.
+cpu/plan.py defines the phases of a step. Threads wait for tasks, not for threads: a thread that the system suspends delays at
+most the task it holds, and more threads than cores do no harm. Results do not depend on which thread computes a task, to the
+bit: no two tasks write the same memory, and each sum is computed in a fixed order.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from fastmlp.engines.cpu.kernels.passes import GRADIENT, ONE, clip, gather, make
 from fastmlp.engines.cpu.kernels.sync import PHASE, await_turn, claim, end_turn, last_of_phase, open_phase, wait_for_end_of
 from fastmlp.engines.cpu.plan import FORWARD, GATHER, LINEAR, RELU, ROWS, UPDATE, WEIGHTS
 
-# Arguments that other calls have as numbers of these types. A literal is a type of its own: Numba would compile what takes it
-# once more.
+# Arguments with the types of other calls. A literal has a type of its own, for which Numba would compile the callee again.
 FIRST, NO_STEP, NO_SEED = np.int64(0), np.int64(-1), np.uint64(0)
 
 # ------------------------------------------------------------------------------------------------ one layer
@@ -46,7 +45,7 @@ def activations_at(plan, arena, width, row):
 
 @compiled
 def inputs_at(table, plan, batches, arena, layer, start, row):
-    """What a layer reads, as `activations_at`: the first one the batch that starts at `start`, gathered or where it is."""
+    """Inputs of a layer, as `activations_at`; of the first layer the batch that starts at `start`, gathered or in place."""
     if layer == 0 and table.scale == 0:
         return batches.x, batches.x_at.ctypes.data + (start + row) * ROW_BYTES
     return activations_at(plan, arena, layer, row)
@@ -144,7 +143,7 @@ def losses_of_batch(table, plan, batches, arena, block, loss, correct, start, fi
 def train_kernel(lanes: int) -> Any:
     """train(t, table, plan, batches, store, transposed, arena, packed, scratch, shared, loss, correct).
 
-    For thread t of a team. Compiled at its first call, or taken from the cache on disk; one per machine.
+    For thread t of a team. Compiled at the first call, or loaded from the cache on disk; one per machine.
     """
     return cached(make_train(lanes), f"train {lanes}")
 
@@ -154,7 +153,7 @@ def predict_kernel(lanes: int) -> Any:
     """predict(t, table, plan, block, x, x_row, x_rows, shift, factor, store, arena, shared, z), likewise; `block` rows a task.
 
     x is the address of the first row of features, x_row the bytes from row to row, x_rows that of the table of a block's rows.
-    Without table.scale the rows are float32 and read where they are: copying them first would take a tenth of the time.
+    Without table.scale the rows are float32 and read in place: copying them would take a tenth of the time.
     """
     return cached(make_predict(lanes), f"predict {lanes}")
 
@@ -162,7 +161,7 @@ def predict_kernel(lanes: int) -> Any:
 def make_task(lanes: int) -> Any:
     """run_task(table, kind, wide, task, plan, batches, buffers …, step, start, rows): one task of a phase of a step.
 
-    What each kind of phase reads was written in earlier phases, and what a task writes no other task of its phase touches.
+    Each kind of phase reads results of earlier phases, and no other task of the same phase accesses what a task writes.
     """
     forward, backward, gradient = make_forward(lanes), make_backward(lanes), make_gradient(lanes)
     finish, block_at, pack = make_finish(lanes), scratch_size(), make_pack(lanes)
@@ -184,7 +183,7 @@ def make_task(lanes: int) -> Any:
         if count <= 0:
             return
         if kind == GATHER or (kind == ROWS and wide == 0 and table.scale != 0):
-            # Writes its rows of the scaled inputs. Rows that need no scaling are read where they are instead.
+            # Writes its rows of the scaled inputs. Rows that need no scaling are read in place instead.
             gather(table, batches, start, first, count, plan.widths[0], arena)
         if kind == GATHER:
             return

@@ -1,13 +1,13 @@
-"""How threads share the tasks of a step, and how engines share the interpreter: claims, phases, turns.
+"""Synchronisation: work sharing between the threads of a step, and access to the interpreter between engines.
 
-How threads share work: the tasks of a phase are shared out in order, a share for each thread, and each share has a word that
-holds the number of the phase and the next ticket. A thread claims tasks of its own share, then helps with the others'.
-Whoever finishes the last task of a phase opens the next.
+Work sharing: the tasks of a phase are divided in order into one share per thread, and each share has a word with the number of
+the phase and the next ticket. A thread claims tasks of its own share, then of the others. The thread that finishes the last
+task of a phase opens the next.
 
-How engines share the interpreter: only one thread of a process can run Python at a time, and one that finds the interpreter's
-lock taken sleeps; being woken takes longer than many an epoch of Python between two kernels. So a thread that leaves a kernel
-first waits inside, spinning, for its turn: a word of the whole process holds which thread's it is. A turn ends with that
-thread's next kernel. It is advice and no lock: who has waited too long goes ahead, and the interpreter's own lock keeps order.
+Interpreter: only one thread of a process can run Python at a time, and a thread that finds the interpreter lock taken sleeps;
+waking it takes longer than the Python code between two kernels of a short epoch. So a thread that leaves a kernel first spins
+inside it until its turn, which a word of the process records. A turn ends when that thread enters its next kernel. Turns are
+advisory: a thread that has waited too long continues, and the interpreter lock still protects Python.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 from fastmlp.engines.cpu.codegen.compiler import compiled
 from fastmlp.engines.cpu.codegen.intrinsics import atomic_load, atomic_store, fetch_add, pause, swap_if, yield_core
 
-# Words of `shared`: the phase, its finished tasks, the address of the word that tells whose turn it is (0: takes no part) and
-# the caller's name there, and from SHARES on a word for each thread; those that change on cache lines of their own.
+# Words of `shared`: the phase, its finished tasks, the address of the word with the current turn (0: does not take turns), the
+# caller's id there, and from SHARES on one word per thread; words that change are on separate cache lines.
 PHASE, DONE, TURN, CALLER, SHARES = 0, 8, 16, 17, 24
 STRIDE = 8
 TICKETS = 32  # the low bits of a share's word hold the ticket, the high ones the phase
@@ -41,7 +41,7 @@ def claim(shared, share, phase, tasks):
 
 @compiled
 def last_of_phase(shared, done, tasks):
-    """Report `done` finished tasks; True to the thread that reports the last of all, which must then open the next phase.
+    """Report `done` finished tasks; True for the thread that reports the last one, which must then open the next phase.
 
     The atomic add makes what every thread wrote in the phase visible to this one.
     """
@@ -50,7 +50,7 @@ def last_of_phase(shared, done, tasks):
 
 @compiled
 def open_phase(shared, threads, phase):
-    """Open a phase: the releases make all that was written before visible to whoever claims a task in it."""
+    """Open a phase: the releases make all earlier writes visible to threads that claim its tasks."""
     atomic_store(shared + 8 * DONE, 0)
     for t in range(threads):
         atomic_store(shared + 8 * (SHARES + STRIDE * t), phase << TICKETS)
@@ -59,7 +59,7 @@ def open_phase(shared, threads, phase):
 
 @compiled
 def spin(spins):
-    """One more turn of a loop that waits: a pause, and after many the core is offered to others; how many there were."""
+    """One iteration of a waiting loop: pause, and yield the core after many pauses; returns the number of iterations."""
     pause()
     if spins >= SPINS:
         yield_core()
@@ -76,7 +76,7 @@ def wait_for_end_of(shared, phase):
 
 @compiled
 def end_turn(shared):
-    """Let another thread have the interpreter, if it was the caller's turn."""
+    """End the caller's turn, if it has one, so that another thread may run Python."""
     word = atomic_load(shared + 8 * TURN)
     if word:
         swap_if(word, atomic_load(shared + 8 * CALLER), 0)
@@ -84,12 +84,12 @@ def end_turn(shared):
 
 @compiled
 def await_turn(shared):
-    """Wait until it is the caller's turn to run Python, or for too long."""
+    """Wait until it is the caller's turn to run Python, or until the limit."""
     word, caller = atomic_load(shared + 8 * TURN), atomic_load(shared + 8 * CALLER)
     if not word:
         return
     spins = np.int64(0)
-    while atomic_load(word) or not swap_if(word, 0, caller):  # who only looks does not disturb the others
+    while atomic_load(word) or not swap_if(word, 0, caller):  # reading alone does not invalidate the cache line of others
         if spins == SPINS + TURN_OFFERS:
             atomic_store(word, caller)
             return

@@ -1,10 +1,10 @@
-"""What kernels say to an NVIDIA GPU beyond what Numba has words for. The only file that knows PTX and LLVM's IR.
+"""Device API of the kernels for an NVIDIA GPU: intrinsics that Numba lacks. The only file with PTX and LLVM IR.
 
-Kernels are made by factories that take this module, or a simulator with the same names (__init__.py lists them), so that
-their source runs on a device, is compiled for one that is not there, and is checked without one.
+Factories of kernels take this module, or a simulator with the same names (listed in __init__.py), so that the same source runs
+on a device, is compiled for GPUs that are not present, and is tested without a GPU.
 
-Numba's own indexing handles negative indices and 64-bit numbers, at several instructions an access; `load` and `store` do not.
-Arrays are flat and contiguous. Indices count elements. Vectors of two and four are aligned to their size.
+Numba's own indexing handles negative and 64-bit indices, at several instructions per access; `load` and `store` do not. Arrays
+are flat and contiguous. Indices count elements. Vectors of two and four are aligned to their size.
 
 Sources: PTX ISA 8.0, sections 9.7.8 (data movement), 9.7.12 (synchronisation), 9.7.13 (matrix multiply-accumulate).
 """
@@ -32,15 +32,15 @@ int32, int64, uint32, uint64 = types.int32, types.int64, types.uint32, types.uin
 F32, I32, I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 GLOBAL, SHARED = 1, 3  # address spaces
 
-# By the letters of PTX's constraints: LLVM's type, Numba's type.
+# By letter of PTX constraints: LLVM type, Numba type.
 OPERANDS = {"f": (F32, types.float32), "r": (I32, types.uint32), "l": (I64, types.uint64)}
 
 
 def device(function: Callable[..., Any]) -> Any:
     """A function that kernels call; always inlined.
 
-    Factories make a new function for every kernel, and most of the time to compile a kernel is Numba's typing of its functions.
-    So functions with the same code and closure values share one compiled object, which is typed already.
+    Factories make a new function for every kernel, and Numba's type inference for functions takes most of the compile time.
+    So functions with the same code and closure values share one compiled object, which is typed only once.
     """
     cells = function.__closure__ or ()
     key = function.__code__, id(function.__globals__), *(marked(cell.cell_contents) for cell in cells)
@@ -53,14 +53,14 @@ FUNCTIONS: dict[Any, Any] = {}
 
 
 def marked(value: Any) -> Any:
-    """A value as part of a key, in which 1, 1.0 and True differ, and 0.0 and -0.0 do, too."""
+    """A value as part of a key that distinguishes 1, 1.0 and True, and 0.0 and -0.0."""
     if isinstance(value, tuple):
         return type(value), *map(marked, value)
     return type(value), repr(value) if isinstance(value, float) else value
 
 
 class Source(NamedTuple):
-    """A kernel before it is compiled: for blocks of so many threads, so many blocks at a time on a multiprocessor."""
+    """A kernel before compilation: its function, threads per block, and resident blocks per multiprocessor."""
 
     function: Callable[..., Any]
     threads: int
@@ -68,13 +68,13 @@ class Source(NamedTuple):
 
 
 def kernel(threads: int, blocks: int = 1) -> Callable[[Callable[..., Any]], Source]:
-    """A kernel for blocks of so many threads, so many of them at a time on a multiprocessor."""
+    """Decorate a kernel with its threads per block and resident blocks per multiprocessor."""
     return lambda function: Source(function, threads, blocks)
 
 
 @functools.cache
 def formula(function: Callable[..., Any]) -> Any:
-    """A scalar formula, with the plain functions of its own file that it calls, as a function that kernels call."""
+    """A scalar formula, with the plain functions of its own module that it calls, as a device function."""
     names = [name for name in function.__code__.co_names if isinstance(function.__globals__.get(name), FunctionType)]
     return device(
         with_globals(function, {**function.__globals__, **{name: formula(function.__globals__[name]) for name in names}})
@@ -85,10 +85,10 @@ def formula(function: Callable[..., Any]) -> Any:
 
 
 def statement(text: str, result: str, operands: str, effect: bool = True, together: bool = False) -> Any:
-    """A function of one PTX statement, $0 and on its results and operands, both given by letters of `OPERANDS`.
+    """A function of one PTX statement; $0, … are its results and operands, with types by letters of `OPERANDS`.
 
-    effect : whether it does more than compute its results, so that it must stay where it stands
-    together : whether all lanes of a warp must be at it, so that it must not move to where only some come
+    effect : whether it has side effects and must not be moved
+    together : whether all lanes of a warp must execute it, so that it must not be moved into a branch
     """
     results = [OPERANDS[letter] for letter in result]
     constraints = [f"={letter}" for letter in result] + [*operands] + (["~{memory}"] if effect else [])
@@ -155,7 +155,7 @@ def store(context, a, i, value):
 
 
 def vector_load(count: int) -> Any:
-    """load of so many float32 at once: a[i], a[i + 1], …"""
+    """A load of `count` consecutive float32: a[i], a[i + 1], …"""
     vector = ir.VectorType(F32, count)
 
     def typing(context, a, i):
@@ -171,7 +171,7 @@ def vector_load(count: int) -> Any:
 
 
 def vector_store(count: int) -> Any:
-    """store of so many float32 at once, given as a tuple."""
+    """A store of `count` consecutive float32, given as a tuple."""
     vector = ir.VectorType(F32, count)
 
     def typing(context, a, i, value):
@@ -194,7 +194,7 @@ store2, store4 = vector_store(2), vector_store(4)
 
 @intrinsic
 def load_word(context, a, i):
-    """The bytes a[i] to a[i + 3] of an array of uint8 as one word, the first lowest; i is a multiple of 4."""
+    """The bytes a[i] to a[i + 3] of a uint8 array as a little-endian word; i is a multiple of 4."""
 
     def generate(context, builder, signature, values):
         place = builder.bitcast(address(context, builder, signature.args[0], *values), ir.PointerType(I32))
@@ -218,7 +218,7 @@ def global_address(context, a, i):
 
 
 def unsigned(operation: str) -> Any:
-    """Division of whole numbers that are not negative, in 32 bits: Numba's takes 64, and 100 cycles."""
+    """Unsigned 32-bit integer division; Numba's is 64-bit and takes 100 cycles."""
 
     def typing(context, a, b):
         def generate(context, builder, signature, values):
@@ -260,7 +260,7 @@ upper_and_lower = statement("cvt.rn.bf16x2.f32 $0, $1, $2;", "r", "ff", effect=F
 
 
 def multiply_add(shape: str, kind: str) -> Any:
-    """d = a b + c by a warp, of which each lane has four words of a, two of b, and four sums, as the PTX ISA lays them out."""
+    """d = a b + c by a warp, each lane with four words of a, two of b, and four sums, in the layout of the PTX ISA."""
     operands = "{$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};"
     text = f"mma.sync.aligned.{shape}.row.col.f32.{kind}.{kind}.f32 {operands}"
     return statement(text, "ffff", "rrrrrrffff", effect=False, together=True)
@@ -273,16 +273,16 @@ mma_tf32, mma_bf16 = multiply_add("m16n8k8", "tf32"), multiply_add("m16n8k16", "
 
 release_add = statement("red.release.gpu.global.add.u64 [$0], $1;", "", "ll")
 acquire_load = statement("ld.acquire.gpu.global.u64 $0, [$1];", "l", "l")
-trap = statement("trap;", "", "")  # ends the launch: the driver gives an error to whoever waits for it, and from then on
+trap = statement("trap;", "", "")  # ends the launch: the driver returns an error from waiting for it and from all later calls
 
 
 @device
 def arrive(counter, i):
-    """Add 1 to counter[i]; all that this thread has seen or written before is visible to whoever sees the sum by `arrived`."""
+    """Add 1 to counter[i] with release semantics: earlier writes are visible to threads that read the sum by `arrived`."""
     release_add(global_address(counter, i), uint64(1))
 
 
 @device
 def arrived(counter, i):
-    """counter[i], read anew."""
+    """counter[i], read from memory with acquire semantics."""
     return acquire_load(global_address(counter, i))

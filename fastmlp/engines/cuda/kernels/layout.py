@@ -1,7 +1,7 @@
-"""Where everything lies in a device's memory: padded weights, activations of a batch, and the table that kernels read of them.
+"""Memory layout on a device: padded weights, activations of a batch, and the table of offsets for the kernels.
 
-Every width is padded to a multiple of `PAD` with zeros, so that all vectors are aligned. What is padded stays zero: weights
-because their gradient there is zero, activations and slopes because kernels write zeros.
+Every width is padded to a multiple of `PAD` with zeros, so that all vectors are aligned. Padding stays zero: in weights because
+their gradient there is zero, in activations and slopes because kernels write zeros.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fastmlp.nn.philox import drop_threshold
 
 PAD = 8
 
-# The columns of the table, one row for each layer of weights; places are offsets in floats.
+# The columns of the table, which has one row per layer of weights; offsets are in floats.
 FIELDS = (
     "fan_in",
     "fan_out",
@@ -36,14 +36,14 @@ COLUMNS = len(FIELDS)
 
 
 class DeviceLayout(NamedTuple):
-    """A network on a device, for batches of so many rows.
+    """Layout of a network on a device, for batches of so many rows.
 
     table : (layers * COLUMNS,) int32: sizes; `weights` and `bias` in the parameters, `input`, `output`, `slopes` and `gradient`
-        (of the outputs) in the arena; `activation` counts in `activations`. The first layer's input is the data, not the arena
+        (of the outputs) in the arena; `activation` indexes `activations`. The first layer reads the data, not the arena
     alpha : (layers,) float32, the parameters of the activations
     thresholds : (layers,) uint32, of `philox.drop_threshold`; 0 drops nothing
-    scales : (layers,) float32, what dropout multiplies kept units by
-    activations : their names, each once, in the order of `ACTIVATIONS`: networks that order them otherwise share a kernel
+    scales : (layers,) float32, the factors of units that dropout keeps
+    activations : their names, each once, in the order of `ACTIVATIONS`, so that networks with another order share a kernel
     parameters, arena : floats
     """
 
@@ -57,7 +57,7 @@ class DeviceLayout(NamedTuple):
 
     @property
     def last_output(self) -> int:
-        """Where the z of the last layer lie in the arena."""
+        """Offset of the z of the last layer in the arena."""
         return int(self.table[OUTPUT - COLUMNS])
 
 
@@ -98,7 +98,7 @@ def make_layout(network: Network, rows: int) -> DeviceLayout:
 
 
 def padded_views(network: Network, vector: FloatArray) -> list[tuple[FloatArray, FloatArray]]:
-    """Weights [fan_in, fan_out] and bias [fan_out] of each layer, as views into a device's padded parameters."""
+    """Weights (fan_in, fan_out) and bias (fan_out,) of each layer, as views of the padded parameters of a device."""
     found, at = [], 0
     for layer in network.layers:
         height, width = padded(layer.fan_in), padded(layer.fan_out)
@@ -110,21 +110,21 @@ def padded_views(network: Network, vector: FloatArray) -> list[tuple[FloatArray,
 
 
 def pad(network: Network, vector: FloatArray, size: int) -> FloatArray:
-    """Parameters (P,) as the device has them, (size,) float32."""
+    """Padded parameters for a device, (size,) float32, from parameters (P,)."""
     whole = np.zeros(size, np.float32)
     copy(network.views(vector), padded_views(network, whole))
     return whole
 
 
 def unpad(network: Network, whole: FloatArray) -> FloatArray:
-    """Parameters (P,) float32 from how the device has them."""
+    """Parameters (P,) float32 from the padded parameters of a device."""
     vector = np.empty(network.parameters, np.float32)
     copy(padded_views(network, whole), network.views(vector))
     return vector
 
 
 def copy(source: Any, target: Any) -> None:
-    """Overwrite arrays, pair by pair."""
+    """Copy arrays, pair by pair."""
     for ours, theirs in zip(source, target, strict=True):
         for one, other in zip(ours, theirs, strict=True):
             other[:] = one

@@ -30,23 +30,23 @@ from fastmlp.nn.philox import philox4x32
 
 SCALAR_COUNT = len(SCALARS)
 CHUNK = 1024  # parameters whose squares a warp adds
-# Polls of the counter before a block gives up. A poll is a round trip to L2, a third of a microsecond or more, so this is ten
-# seconds at least, and no phase should take one. Without a limit, blocks that wait for ever would occupy the device until the
-# process is killed, or longer.
+# Polls of the counter before a block traps. A poll is a round trip to L2, a third of a microsecond or more, so this is at least
+# ten seconds, and no phase should take one. Without a limit, blocks that wait forever would occupy the device until the process
+# is killed, or longer.
 MOST_POLLS = 1 << 25
 
 
 def make_barrier(dev: Any, most: int = MOST_POLLS) -> Any:
-    """barrier(counter, target): go on when all blocks are here; `target` is how many have arrived since the launch began.
+    """barrier(counter, target): wait until `target` blocks have arrived since the start of the launch.
 
-    counter : (1,) uint64: in 32 bits it would begin anew within a long launch, and the blocks wait for ever
+    counter : (1,) uint64: 32 bits would overflow within a long launch, and the blocks would wait forever
     most : polls after which the kernel traps
     """
     cuda, arrive, arrived, trap = dev.cuda, dev.arrive, dev.arrived, dev.trap
 
     @dev.device
     def barrier(counter, target):
-        cuda.syncthreads()  # what the block has written is seen by its first thread, which tells the others
+        cuda.syncthreads()  # makes the writes of the block visible to its first thread, which signals the others
         if cuda.threadIdx.x == 0:
             arrive(counter, 0)
             polls = 0
@@ -60,7 +60,7 @@ def make_barrier(dev: Any, most: int = MOST_POLLS) -> Any:
 
 
 def make_fetch(dev: Any, pixels: bool) -> Any:
-    """fetch(to, o, x, at, shift, factor, k): four inputs of a row that begins at x[at], from its feature k, scaled."""
+    """fetch(to, o, x, at, shift, factor, k): four scaled inputs of the row at x[at], from feature k on."""
     load4, load_word, float32, uint32 = dev.load4, dev.load_word, dev.float32, dev.uint32
     byte, bits = uint32(255), uint32(8)
 
@@ -96,7 +96,7 @@ def make_read4(dev: Any) -> Any:
 
 
 def make_activate(dev: Any, names: Sequence[str]) -> Any:
-    """activate(number, z, a): y = f(z) and f'(z) of the activation of this number among `names`."""
+    """activate(number, z, a): y = f(z) and f'(z) of the activation names[number]."""
 
     def chosen(number: int, value: Any, slope: Any, others: Any) -> Any:
         @dev.device
@@ -169,8 +169,8 @@ def make_losses(dev: Any, loss: str, output: str, classes: bool, training: bool 
     Computes loss, correctness and dz. y : labels (n,), or plain targets (n * outputs,)
     on_value, off_value : smoothed target of the label's class, and of the other classes
     loss_weight : (n,) in the order of `indices`, multiplies dz; read only in training, otherwise dz is undefined
-    A thread has a row: few outputs are the rule, and the formula is the one that the CPU compiles too. It writes the row's
-    targets and dz to the arena, to the slopes and the gradient of the last layer, also without training.
+    Each thread computes whole rows, as most networks have few outputs, with the formula that the CPU compiles too. It writes
+    the targets and dz of a row to the slopes and the gradient of the last layer in the arena, also without training.
     """
     cuda, load, store, zero = dev.cuda, dev.load, dev.store, dev.float32(0)
     formula = dev.formula(LOSSES[loss][output])
@@ -237,7 +237,7 @@ def make_apply_gradient(dev: Any, rule: str, penalised: bool, stores: bool) -> A
 
 
 def make_warp_sum(dev: Any) -> Any:
-    """warp_sum(value): the sum over the lanes of a warp, in each of them."""
+    """warp_sum(value): the sum over the lanes of a warp, returned in each lane."""
     shuffle, lanes = dev.cuda.shfl_xor_sync, dev.WARP
 
     @dev.device
@@ -254,7 +254,7 @@ def make_warp_sum(dev: Any) -> Any:
 def make_clip(dev: Any, threads: int, rule: str) -> tuple[Any, Any]:
     """squares(size, gradient, partial), and clip(size, layers, table, s, largest, gradient, partial, parameters, slots).
 
-    The norm is taken in float64 over chunks of fixed size, so that it depends on no grid.
+    The norm is summed in float64 over chunks of fixed size, so it does not depend on the grid.
     """
     cuda, load, store, divide, remainder = dev.cuda, dev.load, dev.store, dev.divide, dev.remainder
     float32, float64, lanes, warps = dev.float32, dev.float64, dev.WARP, threads // dev.WARP
@@ -276,7 +276,7 @@ def make_clip(dev: Any, threads: int, rule: str) -> tuple[Any, Any]:
     @dev.device
     def clip(size, layers, table, s, largest, gradient, partial, parameters, slots):
         t, total = cuda.threadIdx.x, nothing
-        for chunk in range(remainder(t, lanes), divide(size + CHUNK - 1, CHUNK), lanes):  # each warp of the grid the same
+        for chunk in range(remainder(t, lanes), divide(size + CHUNK - 1, CHUNK), lanes):  # the same in each warp of the grid
             total += load(partial, chunk)
         norm = math.sqrt(warp_sum(total))
         scale = float32(float64(largest) / norm) if norm > float64(largest) else float32(1)

@@ -1,7 +1,7 @@
-"""Kernels for benchmarks only: activations, updates and dropout, each alone on vectors.
+"""Kernels for benchmarks only: activations, updates and dropout, each applied to vectors.
 
-They are made by the factories that the training kernel is made of (passes.py). Products and losses need no such kernels: they
-are phases of the training kernel, which can be launched for one of them alone (programs.py).
+They use the same factories as the training kernel (passes.py). Products and losses need no such kernels: they are phases of the
+training kernel, which can be launched for a single phase (programs.py).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def make_share(dev: Any) -> Any:
 
 
 def make_activations(dev: Any, threads: int, blocks: int, names: Sequence[str]) -> Any:
-    """The kernel activations(number, a, z, y, s): y = f(z) and s = f'(z) of the activation of this number among `names`.
+    """The kernel activations(number, a, z, y, s): y = f(z) and s = f'(z) of the activation names[number].
 
     a : its parameter; z, y, s : (n,) float32
     """
@@ -51,7 +51,7 @@ def make_activations(dev: Any, threads: int, blocks: int, names: Sequence[str]) 
 def make_updates(dev: Any, threads: int, blocks: int, rule: str) -> Any:
     """The kernel updates(s, g, parameters, m, v): all parameters by their gradients.
 
-    s : (SCALAR_COUNT,) float32, the step's scalars; g, parameters : (n,) float32; m, v : the same, or (1,) if the rule has none
+    s : (SCALAR_COUNT,) float32, the step's scalars; g, parameters : (n,) float32; m, v : the same, or (1,) if unused
     """
     load, share, update = dev.load, make_share(dev), make_update(dev, rule)
 
@@ -65,9 +65,9 @@ def make_updates(dev: Any, threads: int, blocks: int, rule: str) -> Any:
 
 
 def make_dropout(dev: Any, threads: int, blocks: int) -> Any:
-    """The kernel dropout(seed, step, layer, threshold, scale, width, x, y): y = x times 0, or `scale` where a unit is kept.
+    """The kernel dropout(seed, step, layer, threshold, scale, width, x, y): y = x times `scale` for kept units, 0 for others.
 
-    Units are kept as `philox.keep_mask` has it. threshold : of `philox.drop_threshold`; x, y : (rows * width,) float32
+    Kept units are those of `philox.keep_mask`. threshold : of `philox.drop_threshold`; x, y : (rows * width,) float32
     """
     load, store, divide, remainder, zero = dev.load, dev.store, dev.divide, dev.remainder, dev.float32(0)
     share, is_kept = make_share(dev), make_is_kept(dev)

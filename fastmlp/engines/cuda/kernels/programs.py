@@ -3,7 +3,7 @@
 A step of L layers of weights has 2 L + 1 phases, and two more if the gradient is clipped:
 
 ======== =================================================== ===================================
-phase    what                                                who reads what it wrote
+phase    work                                                results are read by
 ======== =================================================== ===================================
 0 … L-1  forward of a layer, the last gives z                the next layer; its gradient
 L        losses of the rows, dz of the last layer            delta, gradient
@@ -29,11 +29,11 @@ from fastmlp.engines.cuda.kernels.warps import SUMS, make_delta, make_forward, m
 
 
 class KernelSpec(NamedTuple):
-    """What a kernel is compiled for: everything but sizes and numbers.
+    """Options that a kernel is compiled for: everything except sizes and values.
 
-    activations : names, each once, in the order of the plan
+    activations : unique names, in the order of the layout
     pixels : whether inputs are uint8; classes : whether targets are labels
-    precision : what the operands of products are rounded to; small batches know float32 alone
+    precision : of the operands of products; small batches support only float32
     """
 
     activations: Sequence[str]
@@ -52,10 +52,10 @@ PLAIN = KernelSpec(("relu",), "cross-entropy", "softmax", "sgd", False, True, Fa
 
 
 class Shape(NamedTuple):
-    """A block of small batches.
+    """Block shape for small batches.
 
     threads : a square of twice a power of two; staged : rows of the batch that `gradient` stages at a time
-    resident : blocks at once on a multiprocessor, at least
+    resident : fewest blocks at once on a multiprocessor
     """
 
     threads: int = 256
@@ -84,14 +84,14 @@ def forward_of(dev: Any, kind: KernelSpec, shape: Shape | Tile, drops: bool) -> 
 
 
 def make_train(dev: Any, kind: KernelSpec, shape: Shape | Tile) -> Any:
-    """The kernel train(…): phases `first` to before `end` of a call to `Engine.train`.
+    """The kernel train(…): phases `first` to `end` - 1 of a call to `Engine.train`.
 
-    All blocks must be at work at once, since they wait for each other; or each launch has one phase, and none waits.
+    All blocks must be resident at once, since they wait for each other, unless each launch has a single phase.
 
     table … scales : of a `DeviceLayout`; x (n * width,), shift, factor (width,): inputs and their scaling
     y : labels, or plain targets
-    on_value, off_value : targets of a label's class and of the others
-    indices, loss_weight, loss, correct : (rows of the call,): which rows, their share in the batch's loss, and what came out
+    on_value, off_value : targets of the label's class and of the other classes
+    indices, loss_weight, loss, correct : (rows of the call,): row numbers, their weights in the loss of the batch, results
     scalars : (steps * 2 * SCALAR_COUNT,), of weights and of biases; parameters, m, v, kept : (size,); partial : sums of squares
     counter : (1,) uint64, 0 before each launch; clock : (1,) int64, updates before this call
     batch, count : rows of a batch and of the call
@@ -151,7 +151,7 @@ def make_train(dev: Any, kind: KernelSpec, shape: Shape | Tile) -> Any:
 
 
 def apply_spec(kind: KernelSpec) -> KernelSpec:
-    """What the kernel `apply` is compiled for: updates do not matter to it."""
+    """Options of the kernel `apply`, which does not depend on the update."""
     return kind._replace(rule="", drops=False, penalised=False, clips=False)
 
 
@@ -180,16 +180,16 @@ def make_apply(dev: Any, kind: KernelSpec, shape: Shape | Tile) -> Any:
                 target += uint64(cuda.gridDim.x)
                 barrier(counter, target)
         if evaluates != 0:
-            # the loss array stands in for the scales of rows, which only training has and reads
+            # the loss array replaces the weights of rows, which only training reads
             losses(layers - 1, table, y, on_value, off_value, indices, loss, start, rows, arena, loss, correct)
 
     return apply
 
 
 def make_barriers(dev: Any, kind: KernelSpec, shape: Shape | Tile) -> Any:
-    """The kernel barriers(counter, count): so many barriers over the whole grid and nothing else, whatever the kind.
+    """The kernel barriers(counter, count): only `count` barriers over the whole grid; does not depend on the kind.
 
-    counter : (1,) uint64, 0 before each launch. Nothing trains by it: what a barrier costs is measured with it.
+    counter : (1,) uint64, 0 before each launch. For the test of a device, and to measure the cost of a barrier.
     """
     cuda, uint64, barrier = dev.cuda, dev.uint64, make_barrier(dev)
 

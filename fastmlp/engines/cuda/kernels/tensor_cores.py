@@ -1,11 +1,11 @@
-"""Products of large batches by the tensor cores of an NVIDIA GPU: a warp at a time multiplies what tiles.py has staged.
+"""Products of large batches by the tensor cores of an NVIDIA GPU: each warp multiplies the factors staged by tiles.py.
 
-The operands of a product are rounded once, as they are staged: to tf32 (10 bits of mantissa), or to bf16 (7 bits), two terms in
-a word. Their products are exact in float32, in which they are summed; all else, weights included, stays float32.
+The operands of a product are rounded once, when they are staged: to tf32 (10 bits of mantissa), or to bf16 (7 bits), two terms
+per word. Their products are exact in float32 and are summed in float32; everything else, weights included, stays float32.
 
-A warp has 8 `high` rows and 4 `wide` columns of the tile, in pieces of 16 x 8, of which each lane has four sums: rows g and
-g + 8, columns 2 p and 2 p + 1, with lane = 4 g + p. It reads words p and p + 4 of rows g and g + 8, and of column g. Words of
-neighbouring terms lie 8 banks apart (`Tile.gap`), so that the 32 lanes meet 32 banks.
+A warp computes 8 `high` rows and 4 `wide` columns of the tile in pieces of 16 x 8, of which each lane holds four sums: rows g
+and g + 8, columns 2 p and 2 p + 1, with lane = 4 g + p. It reads words p and p + 4 of rows g and g + 8, and of column g. Words
+of adjacent terms are 8 banks apart (`Tile.gap`), so that the 32 lanes access 32 banks.
 
 Source: PTX ISA 8.0, section 9.7.13.4 (mma.m16n8k8 with .tf32, mma.m16n8k16 with .bf16).
 """
@@ -17,10 +17,10 @@ from typing import Any
 
 from fastmlp.engines.cuda.kernels.tiles import Arithmetic, Tile
 
-FIRST_CAPABILITY = (8, 0)  # compute capability from which on tensor cores take tf32 and bf16
-LANES, HIGH, WIDE, WORDS = 32, 16, 8, 8  # of a warp; rows and columns of a piece of the result, and words of its terms
+FIRST_CAPABILITY = (8, 0)  # lowest compute capability with tf32 and bf16 in tensor cores
+LANES, HIGH, WIDE, WORDS = 32, 16, 8, 8  # lanes of a warp; rows and columns of a piece of the result; words per step
 
-# What is best for each precision by counting, not by measuring: four warps, each with 32 x 32 sums.
+# Best for each precision by operation counts, not measured: four warps, each with 32 x 32 sums.
 MMA_TILES: Mapping[str, Tile] = {
     "tf32": Tile(64, 64, 16, high=4, wide=8, gap=8),
     "bf16": Tile(64, 64, 32, high=4, wide=8, gap=8, packed=2),
@@ -35,7 +35,7 @@ def check_tile(tile: Tile, precision: str, lanes: int) -> None:
 
 
 def make_word(dev: Any, precision: str) -> Any:
-    """word(held, i, j), as `Arithmetic` has it."""
+    """word(held, i, j), see `Arithmetic`."""
     tf32_of, bf16_pair, number_of = dev.tf32_of, dev.bf16_pair, dev.number_of
 
     @dev.device
@@ -63,7 +63,7 @@ def make_place(dev: Any, tile: Tile) -> Any:
 
 
 def make_multiply(dev: Any, tile: Tile, mma: Any) -> Any:
-    """multiply(sums, shared, at_a, at_b, t), as `Arithmetic` has it."""
+    """multiply(sums, shared, at_a, at_b, t), see `Arithmetic`."""
     cuda, uint32, load, bits_of, place = dev.cuda, dev.uint32, dev.load, dev.bits_of, make_place(dev, tile)
     down, over, words = tile.high // 2, tile.wide // 2, tile.terms // tile.packed
     apart_a, apart_b, left_words, right_words = tile.rows + tile.gap, tile.columns + tile.gap, 4 * down, 2 * over
@@ -98,7 +98,7 @@ def make_multiply(dev: Any, tile: Tile, mma: Any) -> Any:
 
 
 def make_store_tile(dev: Any, tile: Tile) -> Any:
-    """store_tile(shared, sums, t), as `Arithmetic` has it."""
+    """store_tile(shared, sums, t), see `Arithmetic`."""
     store2, place, down, over, width = dev.store2, make_place(dev, tile), tile.high // 2, tile.wide // 2, tile.columns
 
     @dev.device

@@ -1,6 +1,6 @@
-"""The phases of a training step on an NVIDIA GPU, for large batches: what passes.py has, by the tiles of tiles.py.
+"""The phases of a training step on an NVIDIA GPU, for large batches: products by tiles (tiles.py), with the parts of passes.py.
 
-Each phase is a launch of its own, since tiles keep every multiprocessor at work and a launch costs less than a tile.
+Each phase is a launch of its own, since tiles keep every multiprocessor busy and a launch costs less than a tile.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from fastmlp.engines.cuda.kernels.tiles import Arithmetic, Tile, make_product, m
 
 
 def make_arithmetic(dev: Any, tile: Tile, precision: str) -> Arithmetic:
-    """How products are made in a precision of `base.PRECISIONS`."""
+    """Arithmetic of products in a precision of `base.PRECISIONS`."""
     return make_sums(dev, tile) if precision == "float32" else make_warp_sums(dev, tile, precision)
 
 
 def make_get(dev: Any) -> Any:
-    """get(to, o, matrix, row, column): four numbers of a row of (array, first, width, rows), zeros beyond it."""
+    """get(to, o, matrix, row, column): read four numbers of a row of (array, first, width, rows), zeros beyond it."""
     read4, zero = make_read4(dev), dev.float32(0)
 
     @dev.device
@@ -35,7 +35,7 @@ def make_get(dev: Any) -> Any:
 
 
 def make_get_data(dev: Any, pixels: bool) -> Any:
-    """get(to, o, data, row, column): as `make_get`, of the batch: data are x, shift, factor, indices, start, width and rows."""
+    """get(to, o, data, row, column): as `make_get`, for the batch; data: x, shift, factor, indices, start, width, rows."""
     fetch, load, int64, zero = make_fetch(dev, pixels), dev.load, dev.int64, dev.float32(0)
 
     @dev.device
@@ -50,7 +50,7 @@ def make_get_data(dev: Any, pixels: bool) -> Any:
 
 
 def with_ones(dev: Any, get: Any) -> Any:
-    """The same with a feature more, 1 in each row: the gradient of its weights is that of the bias, which follows them."""
+    """`get` with an additional feature of 1 in each row, whose weights, stored after the others, are the bias."""
     one = dev.float32(1)
 
     @dev.device
@@ -63,7 +63,7 @@ def with_ones(dev: Any, get: Any) -> Any:
 
 
 def make_walk(dev: Any, tile: Tile, product: Any) -> Any:
-    """walk(a, b, rows, columns, terms, shared, to): all tiles of a product, of which a block has every so manieth."""
+    """walk(a, b, rows, columns, terms, shared, to): all tiles of a product in a grid-stride loop over blocks."""
     cuda, divide, remainder, high, wide = dev.cuda, dev.divide, dev.remainder, tile.rows, tile.columns
 
     @dev.device
@@ -76,7 +76,7 @@ def make_walk(dev: Any, tile: Tile, product: Any) -> Any:
 
 
 def make_tiled_forward(dev: Any, tile: Tile, precision: str, pixels: bool, names: Sequence[str], drops: bool) -> Any:
-    """forward, as `warps.make_forward` has it."""
+    """forward, see `warps.make_forward`."""
     load, store_activation, get = dev.load, make_store_activation(dev, names, drops), make_get(dev)
     arithmetic = make_arithmetic(dev, tile, precision)
 
@@ -110,7 +110,7 @@ def make_tiled_forward(dev: Any, tile: Tile, precision: str, pixels: bool, names
 
 
 def make_tiled_delta(dev: Any, tile: Tile, precision: str) -> Any:
-    """delta, as `warps.make_delta` has it."""
+    """delta, see `warps.make_delta`."""
     load, store, get, arithmetic = dev.load, dev.store, make_get(dev), make_arithmetic(dev, tile, precision)
 
     @dev.device
@@ -133,7 +133,7 @@ def make_tiled_delta(dev: Any, tile: Tile, precision: str) -> Any:
 
 
 def make_tiled_gradient(dev: Any, tile: Tile, precision: str, pixels: bool, apply_gradient: Any) -> Any:
-    """gradient, as `warps.make_gradient` has it."""
+    """gradient, see `warps.make_gradient`."""
     load, get, arithmetic = dev.load, make_get(dev), make_arithmetic(dev, tile, precision)
 
     @dev.device

@@ -1,11 +1,11 @@
-"""Products of large batches on an NVIDIA GPU: a block has a tile of the result, whose factors it stages in shared memory.
+"""Products of large batches on an NVIDIA GPU: a block computes a tile of the result and stages its factors in shared memory.
 
-Two stages of shared memory: while a block multiplies from one, its threads hold the next terms in registers and write them to
-the other. A factor is staged term by term, so that a thread reads its rows, and its columns, as vectors of four. How a stage is
-multiplied is given: here for the arithmetic of float32, in tensor_cores.py for tensor cores.
+There are two stages in shared memory: while a block multiplies from one, its threads load the next terms into registers and
+write them to the other. A factor is staged term by term, so that a thread reads its rows, and its columns, as vectors of four.
+The multiplication of a stage is a parameter: in float32 below, by tensor cores in tensor_cores.py.
 
-Names: a product has rows m, columns n and terms k. A factor lies *across* if the four numbers that are read at once from its
-memory are terms, and *along* if they are rows (or columns) of the result. A word of shared memory holds a term, or two.
+Names: a product has rows m, columns n and terms k. A factor is *across* if the four numbers of a vector in memory are terms,
+and *along* if they are rows (or columns) of the result. A word of shared memory holds one term or two.
 
 Source: Volkov & Demmel, "Benchmarking GPUs to tune dense linear algebra", SC 2008; the shape is CUTLASS's of simt gemm.
 """
@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 class Tile(NamedTuple):
     """A block's tile: rows, columns, terms staged at once; each thread has `high` x `wide` of its sums.
 
-    resident : blocks at once on a multiprocessor, at least
-    gap : words more from a term to the next than needed, so that what a warp reads or writes at once meets different banks
+    resident : fewest blocks at once on a multiprocessor
+    gap : padding between terms, in words, so that the simultaneous accesses of a warp use different banks
     packed : terms in a word
     """
 
@@ -41,17 +41,17 @@ class Tile(NamedTuple):
         return self.terms // self.packed * (extent + self.gap)
 
     def shared(self, lanes: int) -> int:
-        """Floats of shared memory: both stages, and in their place, at the end, the sums."""
+        """Floats of shared memory: both stages, reused for the sums at the end."""
         return max(2 * (self.words(self.rows) + self.words(self.columns)), self.rows * self.columns)
 
 
-Factor = tuple[bool, Any]  # whether it lies across, and its `get`
+Factor = tuple[bool, Any]  # whether it is across, and its `get`
 
 
 class Arithmetic(NamedTuple):
-    """How a block multiplies what is staged; made for its tile.
+    """How a block multiplies staged factors; specific to a tile.
 
-    word(held, i, j) : what is staged of a number that is held, or of two
+    word(held, i, j) : the staged word of one number, or of two, in registers
     multiply(sums, shared, at_a, at_b, t) : add the products of a stage to a thread's sums
     store_tile(shared, sums, t) : write a thread's sums to the tile, row by row
     """
@@ -64,7 +64,7 @@ class Arithmetic(NamedTuple):
 def make_factor(dev: Any, tile: Tile, extent: int, across: bool, get: Any, word: Any) -> tuple[Any, Any]:
     """fetch(held, factor, first, k0, t) into registers, and stage(shared, base, held, t) from there, of one factor.
 
-    extent : rows or columns of the tile; get(to, o, factor, row, column) reads four numbers of the factor's memory, or zeros
+    extent : rows or columns of the tile; get(to, o, factor, row, column) reads four numbers of the factor, or zeros beyond it
     """
     divide, remainder, store, store4, packed = dev.divide, dev.remainder, dev.store, dev.store4, tile.packed
     lines, quads = (extent, tile.terms // 4) if across else (tile.terms // packed, extent // 4)
@@ -93,7 +93,7 @@ def make_factor(dev: Any, tile: Tile, extent: int, across: bool, get: Any, word:
                     at = 4 * i + packed * j
                     store(shared, base + (divide(quad, packed) + j) * apart + line, word(held, at, at + packed - 1))
             else:
-                p = o + 4 * (packed - 1)  # of the same rows, the other term of the word
+                p = o + 4 * (packed - 1)  # the other term of the word, of the same rows
                 values = word(held, o, p), word(held, o + 1, p + 1), word(held, o + 2, p + 2), word(held, o + 3, p + 3)
                 store4(shared, base + line * apart + quad, values)
 
@@ -101,7 +101,7 @@ def make_factor(dev: Any, tile: Tile, extent: int, across: bool, get: Any, word:
 
 
 def make_sums(dev: Any, tile: Tile) -> Arithmetic:
-    """Products and sums in float32; a thread's rows, and its columns, are vectors of four, so many threads apart."""
+    """Products and sums in float32; the rows, and columns, of a thread are vectors of four, strided by the threads."""
     cuda, float32, load4, store4, width = dev.cuda, dev.float32, dev.load4, dev.store4, tile.columns
     divide, remainder, high, wide, depth = dev.divide, dev.remainder, tile.high, tile.wide, tile.terms
     left_threads, right_threads = tile.rows // high, tile.columns // wide
@@ -164,7 +164,7 @@ def make_product(dev: Any, tile: Tile, arithmetic: Arithmetic, left: Factor, rig
             sums[i] = zero
         fetch_a(next_a, a, m0, 0, t)
         fetch_b(next_b, b, n0, 0, t)
-        cuda.syncthreads()  # the tile before has been read
+        cuda.syncthreads()  # the previous tile has been read
         stage_a(shared, 0, next_a, t)
         stage_b(shared, at_b, next_b, t)
         cuda.syncthreads()

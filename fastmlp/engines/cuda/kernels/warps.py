@@ -22,7 +22,7 @@ SUMS, FACTORS = HIGH * WIDE, 4 * WIDE  # of a tile, and of its columns in a chun
 def make_reduce(dev: Any) -> Any:
     """reduce(sums, lane): add 32 sums over the lanes of a warp; lane i then has numbers 32 i / lanes and on in sums[0], ….
 
-    In each round a lane keeps one half of what it has and gives the other away: 31 shuffles instead of 160.
+    In each round a lane keeps half of its sums and sends the other half: 31 shuffles instead of 160.
     """
     shuffle = dev.cuda.shfl_xor_sync
 
@@ -31,7 +31,10 @@ def make_reduce(dev: Any) -> Any:
         def halve(sums, lane):
             upper = lane & distance
             for i in range(half):
-                low, high = sums[i], sums[i + half]  # loaded first: a choice of addresses would push the array out of registers
+                low, high = (
+                    sums[i],
+                    sums[i + half],
+                )  # loaded first: selecting between addresses would move the array out of registers
                 sums[i] = (high if upper else low) + shuffle(0xFFFFFFFF, low if upper else high, distance)
             rest(sums, lane)
 
@@ -62,7 +65,7 @@ def make_team(dev: Any, threads: int) -> Any:
 
 
 def make_finish(dev: Any, threads: int) -> Any:
-    """finish(sums, shared, t): the sums of each warp of the block, in shared memory, 32 for each."""
+    """finish(sums, shared, t): write the 32 sums of each warp of the block to shared memory."""
     cuda, store, divide, remainder = dev.cuda, dev.store, dev.divide, dev.remainder
     reduce, lanes, each = make_reduce(dev), dev.WARP, SUMS // dev.WARP
 
@@ -70,7 +73,7 @@ def make_finish(dev: Any, threads: int) -> Any:
     def finish(sums, shared, t):
         lane, warp = remainder(t, lanes), divide(t, lanes)
         reduce(sums, lane)
-        cuda.syncthreads()  # the tile before has been read
+        cuda.syncthreads()  # the previous tile has been read
         for i in range(each):
             store(shared, warp * SUMS + lane * each + i, sums[i])
         cuda.syncthreads()
@@ -132,7 +135,7 @@ def make_forward(dev: Any, threads: int, pixels: bool, names: Sequence[str], dro
             for i in range(SUMS):
                 sums[i] = zero
             if first + team < tiles:
-                for i in range(HIGH):  # beyond the batch its last row again, which is then not written
+                for i in range(HIGH):  # beyond the batch, the last row again, whose results are not written
                     m = min(m0 + i, rows - 1)
                     row_indices[i] = load(indices, start + m) if layer == 0 else m
                 at = load(table, row + WEIGHTS)
@@ -205,7 +208,7 @@ def make_delta(dev: Any, threads: int) -> Any:
 def make_gradient(dev: Any, threads: int, staged: int, pixels: bool, apply_gradient: Any) -> Any:
     """gradient(layer, turn, table, inputs, indices, start, rows, s, parameters, slots, kept, arena, shared): dw = x^T dz, db.
 
-    turn : the block that takes the first tile, so that two layers in one phase begin at different blocks
+    turn : the block of the first tile, so that two layers in one phase start at different blocks
     s : the step's scalars for weights, then for biases
     A block has a tile of four times as many weights as threads, 2 x 2 for each thread; `staged` rows of the batch at a time are
     in shared memory. `apply_gradient` is called with each sum, so gradients are not written to memory unless it stores them.
@@ -221,7 +224,7 @@ def make_gradient(dev: Any, threads: int, staged: int, pixels: bool, apply_gradi
         row, t, quad = layer * COLUMNS, cuda.threadIdx.x, cuda.local.array(4, float32)
         height, width = load(table, row + IN_WIDTH), load(table, row + OUT_WIDTH)
         x, shift, factor = inputs
-        cuda.syncthreads()  # the rows before have been read
+        cuda.syncthreads()  # the previous rows have been read
         for e in range(t, staged * quads, threads):
             m, k, n = first + divide(e, quads), k0 + 4 * remainder(e, quads), n0 + 4 * remainder(e, quads)
             quad[0] = quad[1] = quad[2] = quad[3] = zero
@@ -253,7 +256,7 @@ def make_gradient(dev: Any, threads: int, staged: int, pixels: bool, apply_gradi
                     g00, g01, b0 = g00 + x[0] * dz[0], g01 + x[0] * dz[1], b0 + dz[0]
                     g10, g11, b1 = g10 + x[1] * dz[0], g11 + x[1] * dz[1], b1 + dz[1]
             k, n = k0 + 2 * down, n0 + 2 * right
-            if k < height and n < width:  # both are even, so there are two of each
+            if k < height and n < width:  # both are even, so there are two rows and two columns
                 at, bias = load(table, row + WEIGHTS) + k * width + n, load(table, row + BIAS) + n
                 apply_gradient(at, g00, s[0], parameters, slots, gradients)
                 apply_gradient(at + 1, g01, s[0], parameters, slots, gradients)
