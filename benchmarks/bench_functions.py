@@ -1,9 +1,9 @@
-"""Activations, forward and back, dropout, and losses with their gradients: NumPy's arrays, the CPU engine's loops, and a GPU.
+"""Activations (forward and backward), dropout, and losses with their gradients: NumPy, the CPU engine, and a GPU.
 
     python -m pytest benchmarks/bench_functions.py --benchmark-columns=median,iqr,rounds
 
-An activation gives its values y = f(z) and, for the way back, its slopes f'(z), as the engine does in one pass; multiplying by
-them is the end of a matrix product (bench_products.py). In the engine relu and linear run so only where there is dropout.
+An activation computes y = f(z) and the derivatives f'(z) for the backward pass, in one pass as in the engine; multiplying by
+the derivatives is part of a matrix product (bench_products.py). The engine runs relu and linear this way only with dropout.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fastmlp.reference import ACTIVATIONS, row_losses, target_rows
 
 ROWS, UNITS = sized((64, 500), (7, 9))
 OUTPUTS = 10
-DROPOUT_RATE, SEED, STEP = 0.2, 7, 3  # of the dropout, in layer 0
+DROPOUT_RATE, SEED, STEP = 0.2, 7, 3  # of dropout in layer 0
 
 # ------------------------------------------------------------------------------------------------ activations
 
@@ -69,7 +69,7 @@ def test_activation(benchmark: Any, name: str, backend: str) -> None:
 
 
 def numpy_dropout(x: Any) -> Subject:
-    """Units times 0, or 1/(1 - rate) where the mask keeps them."""
+    """Multiply units by 0 where they are dropped, and by 1 / (1 - dropout rate) where they are kept."""
     scale = x.dtype.type(1 / (1 - DROPOUT_RATE))
 
     def run() -> Any:
@@ -105,7 +105,7 @@ def test_dropout(benchmark: Any, backend: str) -> None:
 
 
 def numpy_loss(network: Network, z: Any, y: Any) -> Subject:
-    """Row losses, dz of the mean loss, and correctness, of class targets."""
+    """Losses of rows, dz of the mean loss, and correctness, of class targets."""
     scale = z.dtype.type(1 / len(z))
 
     def run() -> Any:

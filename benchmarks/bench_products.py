@@ -1,9 +1,9 @@
-"""Matrix products of a layer, forward and back, and the whole backward pass: NumPy with its BLAS, and our engines'.
+"""Matrix products of a layer, forward and backward, and the whole backward pass: NumPy with its BLAS, and our engines.
 
     python -m pytest benchmarks/bench_products.py --benchmark-columns=median,iqr,rounds
 
-What follows a product is part of it, as in training: bias and relu, the slopes, the sums of the biases' gradient. On a
-GPU 64 rows are computed by the engine's design for small batches, 1024 by that for large ones.
+As in training, a product includes the operations fused with it: bias and relu, the activation's derivatives, the gradient of
+the biases. On a GPU, 64 rows use the engine's kernels for small batches, and 1024 rows those for large ones.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fastmlp.reference import Pass, backward, forward
 
 
 class Shape(NamedTuple):
-    """Rows of a batch, and inputs and outputs of a layer."""
+    """Rows of a mini-batch, and inputs and outputs of a layer."""
 
     rows: int
     fan_in: int
@@ -46,7 +46,7 @@ def numpy_forward(x: Any, w: Any, b: Any) -> Subject:
 
 
 def with_output(w: Any, b: Any) -> tuple[Network, Any]:
-    """A network whose hidden layer is this one, and its parameters, zeros for the output's."""
+    """Network with this hidden layer, and its parameters; those of the output layer are zero."""
     zeros = np.zeros(w.shape[1] + 1, np.float32)
     return Network((*w.shape, 1), activation="relu", loss="squared-error"), np.concatenate([w.ravel(), b, zeros])
 
@@ -91,7 +91,7 @@ def numpy_input_gradient(dz: Any, w: Any, y: Any) -> Subject:
 
 
 def with_input(w: Any) -> tuple[Network, Any]:
-    """A network whose output layer has these weights, and its parameters, zeros for the hidden layer's and for biases."""
+    """Network whose output layer has these weights, and its parameters; those of the hidden layer and all biases are zero."""
     fan_in, fan_out = w.shape
     parameters = np.concatenate([np.zeros(2 * fan_in, np.float32), w.ravel(), np.zeros(fan_out, np.float32)])
     return Network((1, fan_in, fan_out), activation="relu", loss="squared-error"), parameters
@@ -190,7 +190,7 @@ def numba_backward(network: Network, parameters: Any, passed: Pass, dz: Any) -> 
 
 
 def flat_views(network: Network, vector: Any) -> tuple[Any, ...]:
-    """Weights and biases of all layers, one after the other."""
+    """Weights and biases of all layers, in order."""
     return tuple(array for pair in network.views(vector) for array in pair)
 
 

@@ -1,9 +1,9 @@
-"""Whole epochs of fastmlp's engines and of other libraries, those that are installed.
+"""Whole epochs of fastmlp's engines and of the other libraries that are installed.
 
     python -m pytest benchmarks/bench_rivals.py --benchmark-columns=median,iqr,rounds
 
-One after the other, each with one thread and with one a core; `fastmlp bench` measures the same contestants in turn, which is
-what figures are taken from.
+Each contestant runs with one thread and with one per core, one contestant after the other. Published results come from
+`fastmlp bench`, which measures the same contestants in interleaved rounds.
 """
 
 from __future__ import annotations
@@ -19,16 +19,14 @@ from benchmarks.cases import ROWS, Case
 from benchmarks.measuring import CASES, Subject, check, measure, sized
 from fastmlp.errors import UnavailableError
 
-bench = pytest.importorskip(
-    "fastmlp.bench.rounds", reason="this version has no module fastmlp.bench.rounds, where the rivals are"
-)
+bench = pytest.importorskip("fastmlp.bench.rounds", reason="this version has no module fastmlp.bench.rounds")
 
-from fastmlp.bench.cases import SYNTHETIC, Source  # noqa: E402 - there only if fastmlp.bench.rounds is
+from fastmlp.bench.cases import SYNTHETIC, Source  # noqa: E402 - exists only if fastmlp.bench.rounds does
 from fastmlp.bench.contestant import Task  # noqa: E402
 from fastmlp.bench.rivals import NAMES, contestants  # noqa: E402
 
 EPOCH_ROWS = sized([ROWS], [60])[0]
-# torch.compile keeps a C++ compiler busy for many seconds, however small the shapes are.
+# torch.compile runs a C++ compiler for many seconds, even for small shapes.
 LEFT_OUT = sized([], ["torch-compile"])
 CONTESTANTS = {(one.backend, one.threads): one for one in contestants(name for name in NAMES if name not in LEFT_OUT)}
 
@@ -40,7 +38,7 @@ def task_of(case: Case) -> Task:
 
 @functools.cache
 def specified(case: Case) -> tuple[float, float]:
-    """Mean losses of the specification over the first batches, and over the epoch that follows."""
+    """Mean losses of the specification over the first mini-batches, and over the following epoch."""
     losses: tuple[float, float] = bench.specified_losses(task_of(case))
     return losses
 

@@ -1,9 +1,9 @@
-"""Optimisers: each update rule over a vector, and with the gradient that it follows.
+"""Optimisers: each update rule on a vector, and fused with the gradient.
 
     python -m pytest benchmarks/bench_updates.py --benchmark-columns=median,iqr,rounds
 
-The CPU engine updates weights where a gradient ends, in registers; the rule over a vector is what it does with biases, and
-with everything where the gradient is clipped.
+The CPU engine updates weights in registers, as soon as their gradient is complete. It applies the rule to a vector for biases,
+and for all parameters with gradient clipping.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SIZE = f"{FAN_IN}x{FAN_OUT}"
 
 
 class Start(NamedTuple):
-    """Where an update starts: parameters p (P,), slots (slots of the rule, P) and the weight decay of each parameter (P,)."""
+    """State before an update: parameters p (P,), slots (slots of the rule, P) and weight decay of each parameter (P,)."""
 
     p: Any
     slots: Any
@@ -38,14 +38,14 @@ class Start(NamedTuple):
 
     @classmethod
     def of(cls, optimizer: Optimizer, network: Network) -> Start:
-        """Slots are positive, as means of squares must be; biases do not decay."""
+        """Random parameters and slots. Slots are positive, as second moments are; biases have no weight decay."""
         p, slots = numbers(network.parameters), numbers(len(optimizer.slots), network.parameters, seed=1)
         decay = np.zeros_like(p)
         network.views(decay)[0][0][:] = optimizer.weight_decay
         return cls(p, np.abs(slots), decay)
 
 
-# ------------------------------------------------------------------------------------------------ a rule over a vector
+# ------------------------------------------------------------------------------------------------ a rule on a vector
 
 
 def numpy_update(optimizer: Optimizer, start: Start, g: Any) -> Subject:
@@ -78,7 +78,7 @@ UPDATE = {"numpy": numpy_update, "numba": numba_update, "cuda": cuda_update}
 def test_update(benchmark: Any, rule: str, backend: str) -> None:
     optimizer, network = Optimizer(rule), one_layer(FAN_IN, FAN_OUT)
     start, g = Start.of(optimizer, network), numbers(network.parameters, seed=2)
-    start.decay[:] = optimizer.weight_decay  # of every entry: a vector knows no biases
+    start.decay[:] = optimizer.weight_decay  # of every element: the vector has no biases
     subject = UPDATE[backend](optimizer, start, g)
     check(subject.answer(), numpy_update(optimizer, Start(*exact(*start)), *exact(g)).answer(), rounding(0))
     measure(benchmark, f"optimiser {rule}, {SIZE}", backend, subject)

@@ -1,4 +1,4 @@
-"""The networks and batches that every benchmark of whole epochs uses: those of `fastmlp bench --all`."""
+"""Networks and batch sizes of all benchmarks of whole epochs: those of `fastmlp bench --all`."""
 
 from fastmlp.bench.cases import CASES as EPOCHS
 from fastmlp.bench.cases import ROWS, Case

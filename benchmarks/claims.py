@@ -1,17 +1,18 @@
-"""What the CPU engine promises beside whole epochs: python -m benchmarks.claims [--rounds 7] [--out FILE.json]
+"""Performance limits of the CPU engine other than whole epochs: python -m benchmarks.claims [--rounds 7] [--out FILE.json]
 
-Each is a ratio of two times measured in turn, in one process, in several rounds, or a time; it is printed beside its limit.
-Pixels of Fashion-MNIST (FASTMLP_DATA), for narrower networks the middle ones, or made-up ones that can be learned: where labels
-are random, most units die, and 96 % of Adam's first moments become subnormal numbers, which take longer.
+Each value is a time, or a ratio of two times measured alternately in one process over several rounds; it is printed with its
+limit. The data are Fashion-MNIST (FASTMLP_DATA), of which narrower networks use the middle pixels, or learnable synthetic
+pixels. Labels must be learnable: with random labels most units die, and 96 % of Adam's first moments become subnormal numbers,
+which are slower.
 
-updates, dropout, activations : seconds per epoch against sgd without dropout and with relu
-tiny : microseconds a step of 32-16-16-10 at batch 64 with Adam
-one row : microseconds of a prediction of one row inside the kernel (a call with one row less a call with none)
-predict : share of the ceiling of predicting 10,000 rows
-threads : time of five epochs with all threads over their time with one, the worst of 30 shapes; the same of predictions;
-    those that seem worst are measured twice, and the second time counts
-busy : with a process that spins on one of the cores, time with all threads over time with one on the free cores
-crowd : time of four times as many threads as cores, asked for, over the time with one thread per core
+updates, dropout, activations : seconds per epoch relative to SGD with relu and without dropout
+tiny : microseconds per step of 32-16-16-10, batch size 64, Adam
+one row : microseconds of predicting one row inside the kernel (a call with one row minus a call with no rows)
+predict : fraction of the ceiling when predicting 10,000 rows
+threads : time of five epochs with all threads relative to one thread, the worst of 30 shapes; the same for predictions; the
+    shapes that seem worst are measured again, and the second result counts
+busy : with a process spinning on one core, time with all threads relative to one thread on the free cores
+crowd : time with four threads per core relative to one thread per core
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from fastmlp.engines.cpu.threads import available_cores
 
 ROWS = 48_000
 DATA = Source("fashion-mnist", ROWS).rows_for(Case((784, 10), batch=64))
-VARIANTS: dict[str, tuple[dict[str, Any], float]] = {  # settings, and the limit of the ratio to plain sgd with relu
+VARIANTS: dict[str, tuple[dict[str, Any], float]] = {  # settings, and the limit of the time relative to SGD with relu
     "momentum": ({"optimizer": "momentum"}, 1.15),
     "adam": ({"optimizer": "adam"}, 1.15),
     "dropout 0.2": ({"dropout": 0.2}, 1.10),
@@ -57,7 +58,7 @@ SPIN = "while True: pass"
 
 
 def engine_of(sizes: tuple[int, ...], batch: int, threads: int | None = None, optimizer: str = "sgd", **network: Any) -> Engine:
-    """A loaded engine, compiled by two batches."""
+    """Engine with initial parameters, compiled by training on two mini-batches."""
     described, rule = Network(sizes, **network), Optimizer(optimizer)
     engine = make_engine("numba", EngineSpec(described, rule, batch_size=batch, threads=threads))
     slots = np.zeros((len(rule.slots), described.parameters), np.float32)
@@ -67,7 +68,7 @@ def engine_of(sizes: tuple[int, ...], batch: int, threads: int | None = None, op
 
 
 def epoch_of(engine: Engine, sizes: tuple[int, ...], batch: int, rows: int = ROWS) -> Callable[[], Any]:
-    """A function that trains on the first `rows` rows once."""
+    """Return a function that trains one epoch on the first `rows` rows."""
     x, order = pixels(rows, sizes[0]), np.random.default_rng(1).permutation(rows)
     learning_rates = np.full(step_count(rows, batch), 0.001)
     return lambda: engine.train(x, DATA.y[:rows], order, learning_rates)
@@ -75,7 +76,7 @@ def epoch_of(engine: Engine, sizes: tuple[int, ...], batch: int, rows: int = ROW
 
 @functools.cache
 def pixels(rows: int, features: int) -> npt.NDArray[np.float32]:
-    """The middle `features` pixels of the first rows: one array for all that are compared, as its place in memory matters."""
+    """Middle `features` pixels of the first rows; cached, since the address of the array affects the time."""
     first = (DATA.x.shape[1] - features) // 2
     return np.ascontiguousarray(DATA.x[:rows, first : first + features])
 
@@ -120,9 +121,9 @@ def prediction(rounds: int) -> dict[str, Any]:
 
 
 def threads_never_hurt(rounds: int) -> dict[str, Any]:
-    """All shapes in each round: the worst of so many would else be the one that met the machine's worst minute.
+    """Compare all threads with one; every round covers all shapes, so that a slow minute of the machine affects all of them.
 
-    The epochs of a round are several, for the engine tries other numbers of threads now and then.
+    A round has several epochs, since the engine tries other numbers of threads now and then.
     """
     pairs = {}
     for sizes, batch in product(WIDTHS, (16, 64, 256)):
@@ -134,7 +135,7 @@ def threads_never_hurt(rounds: int) -> dict[str, Any]:
 
 
 def threads_never_hurt_predictions(rounds: int) -> dict[str, Any]:
-    """The same for predictions; a thread sleeps between calls, so short ones gain nothing from a second."""
+    """The same for predictions. Threads sleep between calls, so short calls do not gain from a second thread."""
     pairs = {}
     for sizes, rows in product(PREDICTED_WIDTHS, (16, 64, 256, 1024, 4096)):
         x, flops = pixels(rows, sizes[0]), Network(sizes).flops_per_row // 3 * rows
@@ -151,7 +152,7 @@ def predict_often(engine: Engine, x: npt.NDArray[np.float32], times: int) -> Non
 
 
 def busy(rounds: int) -> dict[str, Any]:
-    """A spinning process pinned to the last core; one thread pinned to the others for comparison."""
+    """Compare all threads with one thread pinned to the free cores, while a process spins on the last core."""
     sizes, cores = (784, 128, 10), sorted(os.sched_getaffinity(0))
     spinner = subprocess.Popen([sys.executable, "-c", f"import os; os.sched_setaffinity(0, {{{cores[-1]}}})\n{SPIN}"])
     try:
@@ -187,6 +188,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    print(f"{ROWS:,} rows of {DATA.name} data", flush=True)
     parts = (variants, small, prediction, threads_never_hurt, threads_never_hurt_predictions, busy, crowd)
     publish((part(options.rounds) for part in parts), options.rounds, options.out)
 

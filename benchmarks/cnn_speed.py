@@ -1,11 +1,12 @@
-"""How fast the convolutional network trains and extracts: python -m benchmarks.cnn_speed [--rounds 7] [--out FILE.json]
+"""Speed of training and extraction with the CNN: python -m benchmarks.cnn_speed [--rounds 7] [--out FILE.json]
 
-training : images a second of whole steps (cs776-cnn-4, batch 64, Adam) in channels_last as fastmlp.cnn does it, and of the
-    same with contiguous memory, in bfloat16 (autocast), and by torch.compile; all in turn, round by round
-extraction : images a second of `Extractor.blocks`, from uint8 rows to features, and of a bare forward pass of the same layers
-    over a float32 batch that is there already, on the same number of images at once
+training : images per second of whole steps (cs776-cnn-4, batch size 64, Adam) in the channels_last memory format, as in
+    fastmlp.cnn, in contiguous format, in bfloat16 (autocast), and with torch.compile, in interleaved rounds
+extraction : images per second of `Extractor.blocks`, from uint8 rows to features, and of only the forward pass of the same
+    layers on a float32 batch in memory, with the same number of images at once
 
-Made-up images; speeds do not depend on what they show. What cannot run here is left out, with the reason.
+The images are random; the speed does not depend on their content. Variants that fail on this machine are left out, with the
+reason.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ IMAGES = 8 * EVALUATED
 
 
 def stepper(memory: Any, autocast: bool = False, compiled: bool = False) -> Callable[[], None]:
-    """A function that makes STEPS steps."""
+    """Return a function that trains STEPS steps."""
     network = make_network(NETWORK, 0).to(memory_format=memory)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(network.parameters(), fused=False)
     called = torch.compile(network) if compiled else network
@@ -64,7 +65,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def extraction() -> dict[str, Callable[[], None]]:
-    """Both ways from images to features."""
+    """Extraction by fastmlp, and the forward pass alone."""
     pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 784), np.uint8)
     scaling = Scaling(np.full(1, 127.5, np.float32), np.full(1, 1 / 127.5, np.float32))
     extractor = Extractor(NETWORK, make_network(NETWORK, 0), scaling)
@@ -83,14 +84,14 @@ def extraction() -> dict[str, Callable[[], None]]:
 
 
 def extractor_input(pixels: Any) -> Any:
-    """The batch that a bare forward pass finds ready."""
+    """Scaled float32 images for the forward pass alone."""
     return ((pixels.astype(np.float32) - 127.5) / 127.5).reshape(-1, *SHAPE)
 
 
 def images_per_second(calls: dict[str, Callable[[], None]], images: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Images a second of each call, in turn."""
+    """Measure the images per second of each call, in interleaved rounds."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds + 1):  # the first round warms up
+    for number in range(rounds + 1):  # the first round is a warm-up
         for name, call in calls.items():
             began = time.perf_counter()
             call()
@@ -110,7 +111,7 @@ def main() -> None:
             call = stepper(**variant)
             call()
             calls[name] = call
-        except Exception as error:  # a compiler that is missing, a type that the processor lacks: whatever torch raises
+        except Exception as error:  # whatever torch raises if the compiler or a data type is missing
             left_out[name] = " ".join(str(error).split())[:200]
     found = images_per_second(calls, STEPS * BATCH, options.rounds) | images_per_second(extraction(), IMAGES, options.rounds)
     for name, row in found.items():

@@ -1,4 +1,4 @@
-"""How pytest finds and runs the suites of benchmarks, bench_*.py: python -m pytest benchmarks"""
+"""Collection of the benchmark suites, bench_*.py, by pytest: python -m pytest benchmarks"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-# The other files here are scripts; `--doctest-modules` would import them.
+# The other files are scripts, which `--doctest-modules` would import.
 collect_ignore = [path.name for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("bench_")]
 
 

@@ -1,9 +1,9 @@
-"""Kernels for GPUs that are not here: python -m benchmarks.cuda_build [--quick] [--out FILE.json]
+"""Compile the CUDA kernels without a GPU: python -m benchmarks.cuda_build [--quick] [--out FILE.json]
 
-Compiles the kernels for every compute capability by the steps of a launch (engines/cuda/compiler.py), without a
-driver, and prints what each needs: registers, shared memory, and bytes spilled out of registers. Ends with an error if any
-spills. What was compiled is kept where compiled kernels are (FASTMLP_CACHE_DIR): such a folder serves a machine with a driver
-and without a compiler; gpu/carry.py packs one. --quick: the plain kernels alone, in every precision.
+Compiles the kernels for every compute capability as before a launch (engines/cuda/compiler.py), without a driver, and prints
+the registers, shared memory and spilled bytes of each. Exits with an error if a kernel spills registers. Compiled kernels are
+stored in the kernel cache (FASTMLP_CACHE_DIR), which can be copied to a machine with a driver but no compiler; gpu/carry.py
+packs one. --quick compiles only the plain kernels, in every precision.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from fastmlp.nn.optimizers import RULES
 
 RESULTS = Path(__file__).parent / "results" / "cuda_build.json"
 CAPABILITIES: tuple[Capability, ...] = ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0))
-TOOLCHAIN = ("numba", "numba-cuda", "nvidia-nvvm", "nvidia-nvjitlink")  # what compiles
+TOOLCHAIN = ("numba", "numba-cuda", "nvidia-nvvm", "nvidia-nvjitlink")  # packages of the compiler
 
 
 def told(capability: Capability) -> str:
-    """A compute capability as people write it: 9.0."""
+    """Format a compute capability, such as 9.0."""
     return ".".join(map(str, capability))
 
 
 class Row(NamedTuple):
-    """A kernel for a capability, and what it needs."""
+    """A kernel compiled for a compute capability, with its resources."""
 
     kernel: str
     kind: str
@@ -52,19 +52,19 @@ class Row(NamedTuple):
         return f"{told(self.capability)} {self.kernel} by {self.shape} ({self.kind}): {needs}"
 
     def table(self) -> dict[str, Any]:
-        """What --out keeps."""
+        """The row as written to --out."""
         named = {"capability": told(self.capability), "kernel": self.kernel, "by": self.shape, "kind": self.kind}
         return named | {key: getattr(self.built, key) for key in ("registers", "shared", "spilled")}
 
 
 def plain_kinds() -> Iterator[tuple[str, KernelSpec]]:
-    """The plain kernel in every precision."""
+    """Yield the plain kernel in every precision, with its label."""
     for precision in PRECISIONS:
         yield f"relu, sgd, {precision}", PLAIN._replace(precision=precision)
 
 
 class KernelRequest(NamedTuple):
-    """A kernel to be built; `label` : its kind in words."""
+    """A kernel to be compiled. `label` describes its kind."""
 
     name: str
     label: str
@@ -73,7 +73,7 @@ class KernelRequest(NamedTuple):
 
 
 def kinds() -> Iterator[tuple[str, KernelSpec]]:
-    """The plain kernel in every precision, and every option, several in a kernel; the first of these has all activations."""
+    """Yield the plain kernels, and kernels that together cover every option; the first of these has all activations."""
     yield from plain_kinds()
     losses = [(loss, output) for loss, outputs in LOSSES.items() for output in outputs]
     for number, rule in enumerate(reversed([rule for rule in RULES if rule != PLAIN.rule])):
@@ -86,9 +86,10 @@ def kinds() -> Iterator[tuple[str, KernelSpec]]:
 
 
 def kernels(kinds: Iterable[tuple[str, KernelSpec]]) -> Iterator[KernelRequest]:
-    """All kernels of some kinds, of both designs where a precision has both; those that know no kind once.
+    """Yield all kernels of these kinds, for small and for large batches if the precision has both.
 
-    Kernels that only measure (pieces.py) have no products, so one design and one precision are enough.
+    Kernels that do not depend on a kind are yielded once. Kernels of pieces.py, used only by benchmarks, have no matrix
+    products, so one design and one precision suffice.
     """
     for name in ("barriers", "dropout"):
         yield KernelRequest(name, "any", PLAIN, SHAPE)
@@ -101,12 +102,12 @@ def kernels(kinds: Iterable[tuple[str, KernelSpec]]) -> Iterator[KernelRequest]:
 
 
 def fitting(kind: KernelSpec, capabilities: Sequence[Capability]) -> list[Capability]:
-    """Those that have what a kind needs."""
+    """Return the compute capabilities that support a kind."""
     return [one for one in capabilities if kind.precision == "float32" or one >= FIRST_CAPABILITY]
 
 
 def build_all(requests: Iterable[KernelRequest], capabilities: Sequence[Capability]) -> Iterator[Row]:
-    """Each kernel lowered once and linked for every capability that it fits."""
+    """Lower each kernel once, link it for every compute capability that supports it, and yield a row for each."""
     for name, label, kind, shape in requests:
         fit = fitting(kind, capabilities)
         kernel = lowered(name, kind, shape, fit[0])
@@ -117,21 +118,21 @@ def build_all(requests: Iterable[KernelRequest], capabilities: Sequence[Capabili
 
 
 def parse_capability(text: str) -> Capability:
-    """A compute capability from text.
+    """Parse a compute capability.
 
     >>> parse_capability("9.0")
     (9, 0)
     """
     major, point, minor = text.partition(".")
     if not (point and major.isdecimal() and minor.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no compute capability, such as 9.0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a compute capability such as 9.0")
     return int(major), int(minor)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--out", type=Path, help="keeps the table")
+    parser.add_argument("--out", type=Path, help="write the table to this file")
     options = parser.parse_args()
     rows = []
     for row in build_all(kernels(plain_kinds() if options.quick else kinds()), CAPABILITIES):
@@ -141,7 +142,7 @@ def main() -> None:
         versions = {name: installed_version(name) for name in TOOLCHAIN}
         about = {"date": datetime.date.today().isoformat(), "versions": versions, "sources": sources()}
         write_json(options.out, about | {"rows": [row.table() for row in rows]})
-    print(f"below {told(FIRST_CAPABILITY)} there is no tf32 and no bf16: tensor cores take them from there on")
+    print(f"tf32 and bf16 need tensor cores of compute capability {told(FIRST_CAPABILITY)} or higher")
     if any(row.built.spilled for row in rows):
         sys.exit("a kernel spills registers")
 

@@ -1,7 +1,7 @@
-"""Pieces of the CUDA engine called one by one: its memory on the device filled by hand, its kernels launched for one phase.
+"""Single phases of the CUDA engine: write its device memory and launch its own kernels for one phase of a step.
 
-What is timed is the engine's own kernels, from a launch to its end: each time includes a launch and a wait for the device,
-which training spreads over many steps. Copies of data are not timed; resetting the barrier's counter is.
+A time runs from the launch to the end of the kernel. It includes one launch and one synchronisation with the device, which
+training amortises over many steps, and resetting the counter of the barrier. Copies of data are not timed.
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ from fastmlp.errors import UnavailableError
 from fastmlp.nn.network import FloatArray, Network
 from fastmlp.nn.optimizers import Optimizer
 
-KEEP_GRADIENT = Optimizer(
-    clip_norm=1.0
-)  # with it a gradient is written to memory, for its norm, and no weight changes in that phase
+# With gradient clipping the gradient is written to memory, for its norm, and the weights do not change in that phase.
+KEEP_GRADIENT = Optimizer(clip_norm=1.0)
 
 
 def device() -> Any:
-    """The runtime of the device; skips the benchmark where there is none."""
+    """Runtime of the device; skip the benchmark if there is none."""
     try:
         return cuda.default_runtime()
     except UnavailableError as error:
@@ -37,7 +36,7 @@ def device() -> Any:
 
 
 class CudaWorkbench:
-    """The memory of a CUDA engine for one batch of `rows` rows, of the design that the engine takes for so many.
+    """Device memory of a CUDA engine for one mini-batch of `rows` rows, in the design that the engine uses for this size.
 
     A block of the arena is identified by a layer and a column of its table (OUTPUT, SLOPES, GRADIENT of kernels/layout.py).
     Blocks, inputs, classes and parameters are zeros at first.
@@ -63,53 +62,53 @@ class CudaWorkbench:
             engine.upload(name, array)
 
     def load(self, parameters: FloatArray, slots: FloatArray | None = None) -> None:
-        """Parameters and slots, as in `State`; None for zeros."""
+        """Load parameters and slots, as in `State`; None means zeros."""
         count = len(self.engine.spec.optimizer.slots)
         self.engine.load(State(parameters, np.zeros((count, len(parameters)), np.float32) if slots is None else slots, STEP))
 
     def inputs(self, x: FloatArray) -> None:
-        """The rows of the batch, (rows, features) float32."""
+        """Upload the rows of the mini-batch, (rows, features) float32."""
         self.engine.upload("x", cuda.widened(x))
 
     def labels(self, y: Any) -> None:
-        """Their classes, (rows,) int32."""
+        """Upload the class labels of the rows, (rows,) int32."""
         self.engine.upload("y", y)
 
     def view(self, arena: FloatArray, column: int, layer: int) -> FloatArray:
-        """The rows of a block in a copy of the arena, (rows, units) float32."""
+        """View of the rows of a block in a copy of the arena, (rows, units) float32."""
         row = self.layout.table[layer * COLUMNS :][:COLUMNS]
         at, width = int(row[column]), int(row[OUT_WIDTH])
         return arena[at : at + self.rows * width].reshape(self.rows, width)[:, : row[FAN_OUT]]
 
     def fill(self, blocks: Mapping[tuple[int, int], Any]) -> None:
-        """Overwrite the arena: with these blocks, (rows, units) each, by column and layer, and zeros elsewhere."""
+        """Overwrite the arena with these blocks, (rows, units) each, by column and layer, and with zeros elsewhere."""
         arena = np.zeros(self.layout.arena, np.float32)
         for place, array in blocks.items():
             self.view(arena, *place)[:] = array
         self.engine.upload("arena", arena)
 
     def block(self, column: int, layer: int) -> FloatArray:
-        """A block as it lies on the device, (rows, units) float32."""
+        """Download a block, (rows, units) float32."""
         return self.view(self.runtime.get(self.engine.handles["arena"]), column, layer)
 
     def vector(self, name: str) -> Any:
-        """An array of the engine's that has no padding, such as "loss", as it lies on the device."""
+        """Download an array of the engine that has no padding, such as "loss"."""
         return self.runtime.get(self.engine.handles[name])
 
     def gradient(self) -> FloatArray:
-        """The flat gradient, (parameters,) float32; of a workbench with the optimiser `KEEP_GRADIENT`."""
+        """Download the flat gradient, (parameters,) float32; the optimiser must be `KEEP_GRADIENT`."""
         return unpad(self.network, self.vector("gradients"))
 
     def launch(self, first: int, end: int) -> Launch:
-        """Phases `first` to before `end` of a step in one launch."""
+        """Create one launch of the phases first to end - 1 of a step."""
         kind = self.engine.kernel_spec(np.empty(0, np.float32), np.empty(0, np.int32))
         return self.engine.launch(kind, self.rows, first, end)
 
     def phases(self, first: int, end: int) -> Callable[[], None]:
-        """A call of phases `first` to before `end` of a step, launched as the engine does, that returns when they have ended.
+        """Return a function that runs the phases first to end - 1 of a step as the engine does, and waits for their end.
 
-        Small batches: in one launch, and if its blocks wait for each other, their counter is set to 0 before: that is timed
-        too, as it is before each launch in training. Large ones: a launch for each phase, in one graph.
+        Small batches use one launch. If its blocks synchronise, the counter of the barrier is reset first, as before each
+        launch in training, and this is timed too. Large batches use one launch per phase, in one graph.
         """
         runtime, counter = self.runtime, self.engine.handles["counter"]
         if not isinstance(self.engine.shape(self.rows), Shape):
@@ -133,27 +132,27 @@ class CudaWorkbench:
     # programs.py lists the phases of a step of L layers.
 
     def forward(self, layer: int) -> Callable[[], None]:
-        """A call of the forward product of a layer with `store_activation`: outputs, and slopes of a hidden layer."""
+        """Return a function that computes the outputs of a layer and, for a hidden layer, the activation's derivatives."""
         return self.phases(layer, layer + 1)
 
     def losses(self) -> Callable[[], None]:
-        """A call of the losses, correctness and dz of all rows."""
+        """Return a function that computes losses, correct predictions and dz of all rows."""
         return self.phases(len(self.network.layers), len(self.network.layers) + 1)
 
     def backward(self) -> Callable[[], None]:
-        """A call of all input gradients, and of all weight gradients with the updates that end them."""
+        """Return a function that computes all input gradients, and all weight gradients with their updates."""
         layers = len(self.network.layers)
         return self.phases(layers + 1, 2 * layers + 1)
 
     def input_gradient(self) -> Callable[[], None]:
-        """A call of dx = (dz w') f'(z) of the last layer, of two or more: the one phase of the way back without an update."""
+        """Return a function that computes dx = (dz w') f'(z) of the last of two or more layers, a phase without an update."""
         return self.phases(len(self.network.layers) + 1, len(self.network.layers) + 2)
 
 
 def on_vectors(runtime: Any, name: str, kind: KernelSpec, arguments: Sequence[Any], results: Sequence[int]) -> Subject:
-    """A kernel of kernels/pieces.py over vectors, on the device; a run waits for its end.
+    """Subject of a kernel of kernels/pieces.py on vectors; a run waits for its end.
 
-    arguments : its own; arrays of the host are copied to the device once, flat
+    arguments : arguments of the kernel; host arrays are flattened and copied to the device once
     results : indices of its output arguments
     """
     program = runtime.program(name, kind, cuda.SHAPE)

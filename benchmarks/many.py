@@ -1,9 +1,9 @@
-"""Throughput of many models at once: python -m benchmarks.many [--rounds 7] [--threads T] [--out FILE.json]
+"""Throughput of training many models in parallel: python -m benchmarks.many [--rounds 7] [--threads T] [--out FILE.json]
 
-Each case trains its models one after the other on one thread, then all by `train_many` on T threads, in turn, round by round.
-The efficiency of a round is alone / (T together): 1 if T threads do T times the work of one. Both must give the same weights.
-Beside it stands what the machine itself gives: the same quotient for multiply-adds in registers. Real Fashion-MNIST
-(FASTMLP_DATA). Ends with an error if a case's median efficiency is below the floor, after all has been written.
+In each round, each case trains its models one after the other on one thread, then all with `train_many` on T threads. The
+parallel efficiency of a round is sequential time / (T x parallel time). Both ways must give identical weights. The parallel
+efficiency of multiply-adds in registers is measured too, as an upper bound on this machine. Needs Fashion-MNIST (FASTMLP_DATA).
+Exits with an error, after writing, if the median efficiency of a case is below the limit.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fastmlp.engines.cpu.threads import available_cores
 from fastmlp.files import write_json
 
 FLOOR = 0.95
-MODELS_PER_THREAD = 4  # enough for the end, when threads run out of models, to be short
+MODELS_PER_THREAD = 4  # enough to keep the idle time of threads at the end short
 NETWORKS = (
     Network((784, 128, 10)),
     Network((784, 64, 10), activation="tanh", dropout=0.2),
@@ -41,7 +41,7 @@ OPTIMIZERS = ("sgd", "adam", "nesterov", "adamw", "rmsprop")
 
 
 class Case(NamedTuple):
-    """Models to train on so many rows of a data set; a fifth of them validates."""
+    """Models to train on the first `rows` rows of a data set, a fifth of which form the validation set."""
 
     name: str
     data: str
@@ -50,12 +50,12 @@ class Case(NamedTuple):
 
 
 def settings(seed: int, epochs: int, optimizer: str = "sgd", batch: int = 64) -> Settings:
-    """A rate of its own for each model."""
+    """Settings with a different learning rate for each seed."""
     return Settings(Schedule(0.002 * (1 + seed / 10)), Optimizer(optimizer), epochs=epochs, batch_size=batch, seed=seed)
 
 
 def make_cases(models: int) -> tuple[Case, ...]:
-    """What is measured, with `models` models each."""
+    """Return the cases, with `models` models each."""
     tiny = [(Network((64, 32, 10)), settings(seed, 60, "adam", 32)) for seed in range(models)]
     small = [(Network((784, 64, 10)), settings(seed, 20, "adam", 32)) for seed in range(models)]
     fashion = [(Network((784, 128, 10)), settings(seed, 3)) for seed in range(models)]
@@ -72,7 +72,7 @@ def make_cases(models: int) -> tuple[Case, ...]:
 
 
 def data_of(case: Case, data: Dataset) -> dict[str, Any]:
-    """What `train` and `train_many` get of the data: as many pixels as the networks take, and a part for validation."""
+    """Data arguments of `train` and `train_many`: as many pixels as the networks have inputs, and a validation set."""
     features = case.jobs[0][0].sizes[0]
     x, y = data.x[: case.rows, :: data.x.shape[1] // features][:, :features], data.y[: case.rows]
     rest, validation = split_rows(y, (0.2,))
@@ -81,24 +81,24 @@ def data_of(case: Case, data: Dataset) -> dict[str, Any]:
 
 
 def alone(case: Case, parts: dict[str, Any]) -> list[TrainResult]:
-    """One after the other, each on one thread."""
+    """Train the models one after the other, each on one thread."""
     return [train(network, settings=replace(own, threads=1), **parts) for network, own in case.jobs]
 
 
 def together(case: Case, parts: dict[str, Any], threads: int) -> list[TrainResult]:
-    """All at once."""
+    """Train all models in parallel."""
     return [found for found in train_many(case.jobs, **parts, threads=threads) if isinstance(found, TrainResult)]
 
 
 def check_agreement(case: Case, parts: dict[str, Any], threads: int) -> None:
-    """Train all models both ways, which also compiles everything, and end with an error unless the weights are the same."""
+    """Train all models both ways as a warm-up; exit with an error unless the weights are identical."""
     for index, (one, other) in enumerate(zip(alone(case, parts), together(case, parts, threads), strict=True)):
         if one.state.parameters.tobytes() != other.state.parameters.tobytes():
-            sys.exit(f"{case.name}: model {index} came out differently alone and among others")
+            sys.exit(f"{case.name}: model {index} gets other weights when trained in parallel")
 
 
 def measure(case: Case, parts: dict[str, Any], threads: int, rounds: int) -> dict[str, Any]:
-    """Seconds and efficiency of a case."""
+    """Measure the seconds and the parallel efficiency of a case."""
     check_agreement(case, parts, threads)
     ways = partial(alone, case, parts), partial(together, case, parts, threads)
     times = [[seconds(way) for way in ways] for _ in range(rounds)]
@@ -113,7 +113,7 @@ def measure(case: Case, parts: dict[str, Any], threads: int, rounds: int) -> dic
 
 
 def scaling_of_machine(threads: int, rounds: int) -> float:
-    """How much of `threads` times the arithmetic of one thread so many threads reach, without memory or Python."""
+    """Parallel efficiency of multiply-adds in registers, without memory accesses or Python."""
     with contextlib.closing(Ceilings([1, threads], array_bytes=4096)) as ceilings:
         for _ in range(rounds):
             ceilings.measure()
@@ -121,7 +121,7 @@ def scaling_of_machine(threads: int, rounds: int) -> float:
 
 
 def text_of(row: dict[str, Any]) -> str:
-    """A row for a person."""
+    """Format a row."""
     efficiency, one, many = row["efficiency"], row["alone_seconds"]["median"], row["together_seconds"]["median"]
     found = f"{efficiency['median']:.1%} ({efficiency['least']:.1%} to {efficiency['most']:.1%})"
     return f"{row['case']}, {row['models']} models: alone {one:.2f} s, together {many:.2f} s, efficiency {found}"
@@ -139,12 +139,12 @@ def main() -> None:
         rows.append(measure(case, data_of(case, load_data(case.data)), options.threads, options.rounds))
         print(text_of(rows[-1]), flush=True)
     machine_scaling = scaling_of_machine(options.threads, options.rounds)
-    print(f"the machine's own: {machine_scaling:.1%} on {options.threads} threads")
+    print(f"multiply-adds in registers: efficiency {machine_scaling:.1%} on {options.threads} threads")
     if options.out:
         result = {"rounds": options.rounds, "threads": options.threads, "machine_scaling": machine_scaling, "rows": rows}
         write_json(options.out, {"machine": about, **result})
     if any(row["efficiency"]["median"] < FLOOR for row in rows):
-        sys.exit(f"a case is below {FLOOR:.0%} of {options.threads} times one thread")
+        sys.exit(f"the parallel efficiency of a case is below {FLOOR:.0%}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Training from a memory-mapped file against the same pixels in memory: python -m benchmarks.memmap [--gib 2] [--out FILE.json]
+"""Training from a memory-mapped file compared with in-memory data: python -m benchmarks.memmap [--gib 2] [--out FILE.json]
 
-Each round trains one epoch of 784-128-10, batch 64, plain SGD, from both, in alternating order; both must end at the same
-bits. The file is opened anew in each round, so that setting up its pages counts. The first round warms up and is not counted;
-in it the growth of the memory that the process owns (RssAnon) is measured. The page cache must hold the file: reads from
-the disk during a counted epoch (major faults) are shown, and should be 0. Speed is memory's seconds over the file's, in each
-round. Linux only; needs twice --gib of memory and once of disk in --folder.
+Each round trains one epoch of 784-128-10, batch size 64, plain SGD, from both sources, in alternating order; the resulting
+parameters must be bitwise identical. The file is opened anew in each round, so that mapping its pages is timed. The first
+round is an untimed warm-up, in which the growth of the process's anonymous memory (RssAnon) is measured. The file must fit
+into the page cache: reads from disk during timed epochs (major faults) are reported and should be 0. The relative speed of a
+round is the in-memory time divided by the time from the file. Linux only; needs twice --gib of memory, and --gib of disk space
+in --folder.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Epoch(NamedTuple):
 
 
 class Watch(Progress):
-    """Keeps the most memory that the process owned, looking after each chunk of steps."""
+    """Record the maximum of the anonymous memory of the process, checked after each chunk of steps."""
 
     def __init__(self) -> None:
         self.start = self.most = owned()
@@ -52,14 +53,14 @@ class Watch(Progress):
 
 
 def owned() -> int:
-    """Bytes in memory that belong to no file."""
+    """Resident anonymous memory of the process, in bytes."""
     found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found
     return int(found[1]) << 10
 
 
 def write_pixels(path: Path, rows: int, features: int) -> None:
-    """Random pixels, one tile again and again; written and so in the page cache."""
+    """Write a file of random pixels that repeat a tile; writing also loads it into the page cache."""
     tile = np.random.default_rng(0).integers(0, 256, (min(rows, TILE_ROWS), features), np.uint8)
     x = np.lib.format.open_memmap(path, "w+", np.uint8, (rows, features))
     for start in range(0, rows, len(tile)):
@@ -76,7 +77,7 @@ def train_epoch(case: Case, x: Any, y: Any, progress: Progress | None = None) ->
 
 
 def measure(case: Case, path: Path, rounds: int) -> dict[str, Any]:
-    """Seconds of an epoch from the file and from memory in each round, and what follows from them."""
+    """Measure epochs from the file and from memory; return the row of the result."""
 
     def mapped() -> Any:
         return np.load(path, mmap_mode="r")
@@ -92,7 +93,7 @@ def measure(case: Case, path: Path, rounds: int) -> dict[str, Any]:
         for name in sorted(epochs, reverse=bool(index % 2)):
             epochs[name].append(train_epoch(case, mapped() if name == "mapped" else memory, y))
         if not np.array_equal(*(part[-1].parameters for part in epochs.values())):
-            sys.exit("the file and its copy in memory train to different bits")
+            sys.exit("training from the file and from memory gives different parameters")
     speeds = [b.seconds / a.seconds for a, b in zip(epochs["mapped"], epochs["memory"], strict=True)]
     return {
         "network": "-".join(map(str, case.sizes)),
@@ -110,7 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gib", type=float, default=2.0)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="where the file is made for the time of the run")
+    parser.add_argument("--folder", type=Path, help="folder of the temporary file")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     about = machine()
@@ -127,7 +128,7 @@ def main() -> None:
     if options.out:
         options.out.write_text(json.dumps({"rounds": options.rounds, "machine": about, "rows": [row]}, indent=2) + "\n")
     if r["median"] < LEAST_SPEED:
-        sys.exit(f"the mapped file trains at less than {LEAST_SPEED:.0%} of the in-memory speed")
+        sys.exit(f"training from the mapped file is slower than {LEAST_SPEED:.0%} of the in-memory speed")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Published experiments on the real data: python -m benchmarks.recipes PATTERN… [--seeds N] [--folder FOLDER] [--out FILE.json]
 
-Runs the recipes whose names match (`fastmlp recipes run`), and writes what came out beside the published figures. Runs that
-are finished in --folder are not made again; rows of --out that are not asked for stay. Ends with an error if a row is more than
-half a point below what was published, after all has been written. Needs the real data sets (FASTMLP_DATA). The figures are
-those of seed 0; with more seeds also the mean and the standard deviation over them. What was chosen where a report is silent:
-`fastmlp recipes show NAME`.
+Runs the recipes whose names match (`fastmlp recipes run`), and writes their results with the published ones. Finished runs in
+--folder are reused; rows of other recipes in --out are kept. Exits with an error, after writing, if an accuracy is more than
+half a percentage point below the published one. Needs the data sets (FASTMLP_DATA). The results are those of seed 0; with
+several seeds, mean and standard deviation are added. `fastmlp recipes show NAME` lists the settings that a report does not
+specify.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from fastmlp.experiments.recipes.run import RecipeJob, make_job, networks, selec
 from fastmlp.files import read_json, write_json
 
 ROOT = Path(__file__).parent.parent
-MARGIN = 0.005  # below the published accuracy that counts as reproduced
+MARGIN = 0.005  # an accuracy lower than the published one by no more than this counts as reproduced
 
 
 def run(patterns: list[str], folder: Path, seed: int) -> None:
-    """What a user would type."""
+    """Run the recipes through the command line, as a user does."""
     command = [
         sys.executable,
         "-c",
@@ -44,7 +44,7 @@ def run(patterns: list[str], folder: Path, seed: int) -> None:
 
 
 def collect(job: RecipeJob) -> dict[str, Any]:
-    """The figures of a finished run, and the command that makes them alone."""
+    """Return the results of a finished run, and the command that reproduces them."""
     recipe, command = job.recipe, "train" if job.images is None else "extract"
     both = " train" if job.images is not None and job.config is not None else ""
     row = {"name": recipe.name, "title": recipe.title, "seed": 0, "command": f"fastmlp {command} --recipe {recipe.name}{both}"}
@@ -52,16 +52,16 @@ def collect(job: RecipeJob) -> dict[str, Any]:
 
 
 def figures(result: dict[str, Any], published: dict[str, Any]) -> dict[str, Any]:
-    """Our accuracies beside the published ones."""
-    ours = {split: result[split]["accuracy"] for split in SPLIT_NAMES if result.get(split)}
+    """Return our accuracies with the published ones."""
+    ours = {part: result[part]["accuracy"] for part in PARTS if result.get(part)}
     times = {"epochs": result["epochs"], "best_epoch": result["best_epoch"], "seconds": round(result["seconds"], 1)}
-    if "seconds_per_epoch" in result:  # of training alone, median
+    if "seconds_per_epoch" in result:  # training only, median
         times["seconds_per_epoch"] = round(result["seconds_per_epoch"], 3)
     return ours | times | {"published": published}
 
 
 def over_seeds(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The row of seed 0, with mean and standard deviation of the accuracies over all seeds."""
+    """Return the row of seed 0, with mean and standard deviation of the accuracies over all seeds."""
     first = rows[0]
     for kind in ("cnn", "mlp"):
         if first[kind] is not None:
@@ -72,7 +72,7 @@ def over_seeds(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def missed(row: dict[str, Any]) -> list[str]:
-    """What is further below its published figure than the margin; accuracy on the training part is no aim."""
+    """Describe the accuracies that are too far below the published ones; those on the training set are not compared."""
     texts = []
     for kind in ("cnn", "mlp"):
         of_kind = row[kind] or {"published": {}}

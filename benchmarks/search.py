@@ -1,9 +1,9 @@
-"""Settings compared on the validation part: python -m benchmarks.search NAME… [--out FILE.json]
+"""Comparison of settings by validation accuracy: python -m benchmarks.search NAME… [--out FILE.json]
 
-Trains every variant of a search of searches.toml on the real data (FASTMLP_DATA), networks on pixels side by side, and keeps
-what came out in FILE.json (default: results/searches.json), a row each; rows that are there with the same settings are not made
-again. The test part is not even loaded into the parts, unless the search says that the test figure is what it is about.
-Features that convolutional networks make stay in --folder, so that a variant of what follows them trains no such network again.
+Trains every variant of a search of searches.toml on the real data (FASTMLP_DATA), networks on pixels in parallel, and writes a
+row for each to FILE.json (default: results/searches.json). Existing rows with the same settings are reused. The test set is
+not even loaded, unless the search is about explaining a test accuracy (test = true). Features extracted by convolutional
+networks stay in --folder, so that variants of the network on the features do not train the convolutional network again.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ Keep = Callable[[Row], None]
 
 
 def searches() -> Mapping[str, Any]:
-    """All searches by name."""
+    """Read all searches, by name."""
     return tomllib.loads(SEARCHES.read_text(encoding="utf-8"))
 
 
 def variants(search: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The settings that each variant changes.
+    """Yield the settings that each variant changes.
 
     >>> list(variants({"grid": {"a": [1, 2], "b": [3]}, "variants": [{"a": 5}]}))
     [{'a': 1, 'b': 3}, {'a': 2, 'b': 3}, {'a': 5}]
@@ -60,13 +60,13 @@ def variants(search: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def images_of(search: Mapping[str, Any], data: str) -> Dataset:
-    """The images of a search; without their test part, so that nothing can be chosen by it."""
+    """Load the images of a search, without the test set, so that it cannot influence the choice."""
     found = load_data(data, os.environ.get("FASTMLP_DATA"))
     return found if search.get("test") else dataclasses.replace(found, x_test=None, y_test=None)
 
 
 def figures(search: Mapping[str, Any], result: Result, splits: Splits) -> Row:
-    """What is kept of a training."""
+    """Return the results of a training."""
     if isinstance(result, Diverged):
         return {"diverged": str(result)}
     history, best = result.history, result.history[result.best_epoch - 1]
@@ -81,7 +81,7 @@ def figures(search: Mapping[str, Any], result: Result, splits: Splits) -> Row:
 
 
 def on_pixels(search: Mapping[str, Any], todo: Sequence[dict[str, Any]], keep: Keep) -> None:
-    """Train the variants, those that have the same data, parts and scaling side by side."""
+    """Train the variants; those with the same data, splits and scaling are trained in parallel."""
     configs = [(changed, resolve({}, {}, recipe=settings_of(search)[1] | changed)) for changed in todo]
     shared = [*fields_of(DataSettings)]
     for _, group in itertools.groupby(configs, key=lambda one: [getattr(one[1], name) for name in shared]):
@@ -89,7 +89,7 @@ def on_pixels(search: Mapping[str, Any], todo: Sequence[dict[str, Any]], keep: K
 
 
 def train_together(search: Mapping[str, Any], group: Sequence[tuple[dict[str, Any], TrainConfig]], keep: Keep) -> None:
-    """Train variants that share their data and its parts."""
+    """Train variants with the same data and splits in parallel."""
     data = images_of(search, group[0][1].data)
     plans: list[RunPlan] = []
     for _, config in group:
@@ -104,9 +104,9 @@ def train_together(search: Mapping[str, Any], group: Sequence[tuple[dict[str, An
 
 
 def on_features(search: Mapping[str, Any], todo: Sequence[dict[str, Any]], folder: Path, keep: Keep) -> None:
-    """Train a convolutional network for each variant, and a network on its features; both are cnn_result.
+    """Train a convolutional network for each variant, and a network on its features; keep the results of both.
 
-    A variant's table `follows` changes settings of the latter.
+    A variant's table `follows` changes settings of the network on the features.
     """
     from fastmlp.cnn import toolkit
 
@@ -114,9 +114,9 @@ def on_features(search: Mapping[str, Any], todo: Sequence[dict[str, Any]], folde
     folder.mkdir(parents=True, exist_ok=True)
     without_test: dict[str, Any] = {}
     if not search.get("test"):
-        images = folder / "images.npz"  # in a file of their own, in which there is no test part
+        images = folder / "images.npz"  # a separate file without the test set
         save_images(images_of(search, base["data"]), images)
-        without_test = {"data": str(images), "test_fraction": 0.0}  # whatever a variant changes
+        without_test = {"data": str(images), "test_fraction": 0.0}  # overrides the settings of a variant
     for changed in todo:
         own = resolve({}, {}, recipe=follows | changed.get("follows", {}))
         cnn_changed = {name: value for name, value in changed.items() if name != "follows"}
@@ -127,7 +127,7 @@ def on_features(search: Mapping[str, Any], todo: Sequence[dict[str, Any]], folde
         config = dataclasses.replace(config, out=str(folder / f"features-{key[:12]}.safetensors"))
         extracted = extract_run(config, tools, follows=own, say=print)
         if extracted.data is None:
-            raise SystemExit(128 + extracted.signal)  # the same command goes on
+            raise SystemExit(128 + extracted.signal)  # the same command continues the search
         plan = make_plan(own, data=extracted.data)
         trained = train_task(plan.task)
         cnn_result = extracted.result["cnn"]
@@ -137,14 +137,14 @@ def on_features(search: Mapping[str, Any], todo: Sequence[dict[str, Any]], folde
 
 
 def save_images(data: Dataset, path: Path) -> None:
-    """The training part of a data set as a file of images."""
+    """Write the training set as a file of images."""
     assert data.image_shape is not None
     shape = data.image_shape[:2] if data.image_shape[2] == 1 else data.image_shape
     np.savez(path, x=np.asarray(data.x[:]).reshape(-1, *shape), y=data.y, classes=np.array(data.classes))
 
 
 def settings_of(search: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings of `extract`, none for networks on pixels, and of `train`, that all variants share."""
+    """Return the common settings of all variants: of `extract` (empty for networks on pixels) and of `train`."""
     if "recipe" in search:
         found = find(search["recipe"])
         return dict(found.extract or {}), dict(found.train or {})
@@ -152,11 +152,11 @@ def settings_of(search: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, An
 
 
 def run(name: str, folder: Path, out: Path) -> None:
-    """Train the variants of a search that the file does not have, and write each when it has ended."""
+    """Train the variants of a search that are not in the file yet, and write each row when it is complete."""
     search, found = searches()[name], read_json(out) if out.exists() else {}
     extract, own = settings_of(search)
     shared, kept = ({"extract": extract} if extract else {}) | {"train": own}, found.get(name, {})
-    rows = list(kept["rows"]) if kept.get("shared") == shared else []  # those of other settings compare with nothing
+    rows = list(kept["rows"]) if kept.get("shared") == shared else []  # rows with other common settings are not comparable
     todo = [changed for changed in variants(search) if changed not in [row["settings"] for row in rows]]
 
     def keep(row: Row) -> None:
@@ -175,7 +175,7 @@ def run(name: str, folder: Path, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="+", choices=list(searches()))
-    parser.add_argument("--folder", type=Path, default=HERE.parent / "runs" / "searches", help="where images and features lie")
+    parser.add_argument("--folder", type=Path, default=HERE.parent / "runs" / "searches", help="folder of images and features")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     for name in options.names:

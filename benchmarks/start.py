@@ -1,11 +1,11 @@
-"""What a start costs, in processes of their own: python -m benchmarks.start [--rounds 5] [--out FILE.json]
+"""Start-up time, each measured in a new process: python -m benchmarks.start [--rounds 5] [--out FILE.json]
 
-kernels, cold : compiling all that training and prediction with 784-128-10, relu and sgd need, in an empty cache folder
-kernels, another network : what a second one (gelu, adam, squared error, dropout) still needs in the same folder
-kernels, cached : the first network again, from the folder
-command : `fastmlp train` on digits, kernels in the cache, from the start of the process to its end
+kernels, cold : compile the kernels for training and prediction with 784-128-10, relu and SGD, with an empty cache folder
+kernels, another network : compile what a second network (gelu, Adam, squared error, dropout) still needs in that folder
+kernels, cached : load the kernels of the first network from the folder
+command : `fastmlp train` on digits with cached kernels, from the start of the process to its end
 
-Kernels' seconds are counted from a loaded engine to its first steps and predictions, Numba's own start included.
+Times of kernels run from a loaded engine to the end of its first training step and prediction, Numba's start-up included.
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ LIMITS = {
 
 
 def printed_by(arguments: list[str], cache: str, folder: str) -> str:
-    """What a fresh Python prints, with its kernels in `cache`."""
+    """Run a new Python process with `cache` as the kernel cache; return its stdout."""
     env = os.environ | {"FASTMLP_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)}
     return subprocess.run([sys.executable, *arguments], env=env, cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
 def kernels(spec: str, cache: str, folder: str) -> float:
-    """Seconds until a network's kernels have run once."""
+    """Seconds until the kernels of a network have run once."""
     return float(printed_by(["-c", COMPILE.format(spec=spec)], cache, folder))
 
 
 def one_round() -> list[float]:
-    """Seconds in the order of LIMITS."""
+    """Measure once; return the seconds in the order of LIMITS."""
     with tempfile.TemporaryDirectory() as folder:
         cache = str(Path(folder) / "kernels")
         found = [kernels(spec, cache, folder) for spec in (FIRST, OTHER, FIRST)]

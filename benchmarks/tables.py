@@ -1,7 +1,7 @@
 """Write the tables of the documentation from the committed JSON files: python -m benchmarks.tables [--check]
 
-A table stands between `<!-- table NAME -->` and `<!-- end -->`. With --check nothing is written, and a table that differs
-from its JSON is an error; the tests run it.
+A table is between `<!-- table NAME -->` and `<!-- end -->`. With --check nothing is written, and a table that differs from its
+JSON file is an error; the tests make this check too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fastmlp.experiments.recipes.run import shown_split
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
-# Names of backends and of their packages, as people write them.
+# Names of backends and packages in the tables.
 LIBRARIES = {
     "numpy": "NumPy",
     "torch": "PyTorch",
@@ -40,13 +40,13 @@ def about(machine: dict[str, Any]) -> str:
 
 
 def where(result: dict[str, Any]) -> str:
-    """Machine of a result whose rows were measured one by one, and all versions of PyTorch."""
+    """Machine of the first row, and the versions of PyTorch of all rows, which may have been measured separately."""
     torch = ", ".join(sorted({row["machine"]["torch"] for row in result["rows"]}))
     return f"{about(result['rows'][0]['machine'])}, PyTorch {torch}"
 
 
 def epochs_table(result: dict[str, Any]) -> str:
-    """Seconds of each library on its best number of threads, and how the fastest of them stands to us."""
+    """Format seconds of each library at its best number of threads, and the fastest other library relative to ours."""
     rows, verdicts = result["rows"], result["verdicts"]
     ours_last = sorted(rows, key=lambda row: (row["backend"] in OURS, NAMES.index(row["backend"])))
     columns = list(dict.fromkeys(map(column_of, ours_last)))
@@ -62,14 +62,14 @@ def epochs_table(result: dict[str, Any]) -> str:
 
 
 def column_of(row: dict[str, Any]) -> str:
-    """Heading of the column that a row of the result goes to."""
+    """Heading of the column for a row of the result."""
     if row["backend"] in OURS and row["threads"]:
         return f"fastmlp {row['backend']}, {row['threads']} thread{'s' * (row['threads'] > 1)}"
     return LIBRARIES.get(row["backend"], row["backend"])
 
 
 def epochs_cells(verdict: dict[str, Any], rows: list[dict[str, Any]], columns: list[str]) -> list[str]:
-    """Cells of one case. Other libraries have their number of threads in brackets."""
+    """Cells of one case; the number of threads of other libraries is in brackets."""
     cells = dict.fromkeys(columns, "–")
     for row in rows:
         threads = "" if row["backend"] in OURS or row["threads"] is None else f" ({row['threads']})"
@@ -85,21 +85,21 @@ def epochs_cells(verdict: dict[str, Any], rows: list[dict[str, Any]], columns: l
 
 
 def epochs_note(result: dict[str, Any]) -> str:
-    """Date, machine, versions, and what the figures are."""
+    """Note below the table: date, machine, versions, and the meaning of the values."""
     ceilings = ", ".join(
         f"{one['gflops']:.0f} GFLOP/s and {one['triad']:.0f} GB/s on {one['threads']}" for one in result["ceiling"]
     )
     versions = [f"{LIBRARIES.get(name, name)} {text}" for name, text in result["versions"].items() if name in RIVAL_PACKAGES]
     return (
         f"{about(result['machine'] | result['versions'])}, {', '.join(versions)}; seconds, median of "
-        f"{result['settings']['rounds']} rounds, others on their better number of threads (in brackets). "
-        f"Ceiling and triad: {ceilings} threads. GFLOP/s and share of the ceiling are of our fastest."
+        f"{result['settings']['rounds']} rounds, other libraries with their better number of threads (in brackets). "
+        f"Ceiling and triad: {ceilings} threads. GFLOP/s and 'of the ceiling' are those of our fastest engine."
     )
 
 
 def claims_table(result: dict[str, Any]) -> str:
-    """What the engine promises, what was measured, and whether it holds."""
-    lines = ["| promise | measured (range) | limit | met |", "| --- | --- | --- | --- |"]
+    """Format the measured values with their limits."""
+    lines = ["| measurement | value (range) | limit | met |", "| --- | --- | --- | --- |"]
     for name, row in result["claims"].items():
         value_range = f" ({row['least']:.3g} to {row['most']:.3g})" if "least" in row else ""
         limit = f"{'at least' if row.get('at_least') else 'at most'} {row['limit']:g} {row['unit']}"
@@ -109,10 +109,10 @@ def claims_table(result: dict[str, Any]) -> str:
 
 
 def many_table(result: dict[str, Any]) -> str:
-    """How much of several threads many models at once keep busy."""
+    """Format the parallel efficiency of training many models at once."""
     threads = result["threads"]
     lines = [
-        f"| models at once, {threads} threads | one by one | at once | share of {threads} x one thread (range) |",
+        f"| models, {threads} threads | sequential | parallel | parallel efficiency (range) |",
         "| --- " * 4 + "|",
     ]
     for row in result["rows"]:
@@ -120,7 +120,7 @@ def many_table(result: dict[str, Any]) -> str:
         share = row["efficiency"]
         value_range = f"{share['median']:.0%} ({share['least']:.0%} to {share['most']:.0%})"
         lines.append(f"| {row['models']} x {row['case']} | {' | '.join(seconds)} | {value_range} |")
-    machine = f"the machine's own multiply-adds give {result['machine_scaling']:.0%}"
+    machine = f"multiply-adds in registers: {result['machine_scaling']:.0%}"
     return "\n".join([*lines, "", f"{about(result['machine'])}; median of {result['rounds']} rounds; {machine}."])
 
 
@@ -140,23 +140,23 @@ def twins_table(result: dict[str, Any]) -> str:
 
 
 def recipes_table(result: dict[str, Any]) -> str:
-    """A row for each network of a recipe: published, ours, the difference."""
+    """Format one row per network of each recipe: published and own accuracy, and their difference."""
     lines = [
-        "| recipe | network | part | published | ours | difference | epochs (best) | s |",
+        "| recipe | network | split | published | ours | difference | epochs (best) | s |",
         "| --- " * 8 + "|",
     ]
     for row in result["rows"]:
         for kind, name in (("cnn", row["title"]), ("mlp", "MLP on its features" if row["cnn"] else row["title"])):
             if row[kind]:
                 lines.append(f"| {row['name']} | {name} | {recipe_cells(row[kind])} |")
-    part = "The part is the published one, else the test part."
-    seconds = "Seconds are of networks side by side, a thread each, on a busy machine."
+    split = "The split is that of the published accuracy, or else the test split."
+    seconds = "Seconds were measured on a busy machine, several networks in parallel with one thread each."
     seeds = "One run each, seed 0, unless a mean and standard deviation over seeds are given."
-    return "\n".join([*lines, "", f"{where(result)}. {seeds} {part} {seconds}"])
+    return "\n".join([*lines, "", f"{where(result)}. {seeds} {split} {seconds}"])
 
 
 def recipe_cells(figures: dict[str, Any]) -> str:
-    """Part, published, ours, difference, epochs and seconds of one network."""
+    """Split, published and own accuracy, difference, epochs and seconds of one network."""
     published = figures["published"]
     part = shown_split(published)
     ours, shown = figures[part], f"{figures[part]:.2%}"
@@ -188,10 +188,10 @@ PAGES = {
 
 
 def filled(text: str, folder: Path = RESULTS, names: Sequence[str] = tuple(TABLES)) -> str:
-    """The text of a page with each table made anew from its JSON file."""
+    """Return the text of a page with each table regenerated from its JSON file."""
     for name in names:
         file = folder / f"{name}.json"
-        known = None if name == "gpu" and not file.exists() else json.loads(file.read_text())  # a GPU is seldom at hand
+        known = None if name == "gpu" and not file.exists() else json.loads(file.read_text())  # there may be no result of a GPU
         table = TABLES[name](known)
         pattern = re.compile(rf"(<!-- table {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         text, count = pattern.subn(lambda found, table=table: f"{found[1]}\n{table}\n\n{found[2]}", text)

@@ -1,7 +1,7 @@
-"""GFLOP/s of the micro-kernels alone, by shape of the tile: python -m benchmarks.tiles [--rounds 15]
+"""GFLOP/s of the micro-kernels by tile shape: python -m benchmarks.tiles [--rounds 15]
 
-Products of an MLP's sizes by tiles and nothing else: 64 rows, K 784 (weights come from the second cache) and K 128 (all in the
-first). Then the engine's own tile on every core at once, each thread with matrices of its own: what more threads can give here.
+Times only matrix products of typical sizes: 64 rows, K 784 (weights in the L2 cache) and K 128 (everything in the L1 cache).
+Then runs the engine's tile on all cores at once, each thread with its own matrices, to measure how the machine scales.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from fastmlp.engines.cpu.kernels.gemm import FLOAT_BYTES
 from fastmlp.engines.cpu.threads import available_cores
 
 SHAPES = ((4, 2), (5, 2), (6, 2), (8, 1), (8, 2), (12, 2), (3, 4), (4, 3), (4, 4))
-PANELS = 24  # of columns: a multiple of every number of vectors
-FLOP_PER_CALL = 4e9  # some tens of milliseconds, far above the cost of starting a thread
+PANELS = 24  # panels of columns: a multiple of every tile width
+FLOP_PER_CALL = 4e9  # some tens of milliseconds, much longer than starting a thread takes
 
 
 def make_product(rows: int, vectors: int, width: int) -> Any:
-    """product(a, b, c, repeats): c = a b, a (m, k), b (panels, k, width), c (m, n), by whole tiles."""
+    """Compile product(a, b, c, repeats): c = a b in full tiles, a (m, k), b (panels, k, width), c (m, n)."""
     tile = make_tile(rows, vectors, width)
 
     @njit(nogil=True)
@@ -53,7 +53,7 @@ def matrices(m: int, k: int, width: int) -> tuple[Any, Any, Any]:
 
 
 def measure(rows: int, vectors: int, k: int, rounds: int, threads: int = 1) -> float:
-    """Best GFLOP/s over the rounds, of `threads` threads together; the product is checked first."""
+    """Return the best total GFLOP/s of `threads` threads over the rounds; the product is checked first."""
     width = lanes()
     m = rows * -(-64 // rows)
     product = make_product(rows, vectors, width)

@@ -1,12 +1,13 @@
-"""The same training by PyTorch: python -m benchmarks.torch_twin RUN… [--out FILE.json]
+"""Comparison of finished runs with PyTorch: python -m benchmarks.torch_twin RUN… [--out FILE.json]
 
-Takes finished run folders, and trains their networks once more by the engine `torch`: the same rows in each part, the same
-scaling, initial weights, order of rows and dropout masks, but PyTorch's activations, losses, gradients and updates. Shows how
-far the figures of a run are fastmlp's doing, and how far they are the experiment's. Beside FILE.json comes a picture of both
-loss curves for each run, twin-NAME.png, NAME being the run's folder; rows of FILE.json that are not asked for stay.
+Trains the networks of finished run folders again with the engine `torch`: with the same splits, scaling, initial weights,
+order of rows and dropout masks, but PyTorch's activations, losses, gradients and updates. This shows which results are due to
+the experiment and which to fastmlp. For each run, the loss curves of both are plotted in twin-NAME.png in the folder of
+FILE.json, where NAME is the name of the run's folder. Rows of other runs in FILE.json are kept.
 
-In float64 both walk one path (tests/engines/test_torch_engine.py). In float32 they part by rounding, little at first,
-then suddenly: where a relu's z is so near 0 that rounding decides its sign, the slope is 0 for one and 1 for the other.
+In float64 both agree (tests/engines/test_torch_engine.py). In float32 they diverge through rounding: slowly at
+first, then abruptly where the pre-activation of a relu is so close to 0 that rounding decides its sign, and the slope is 0 in
+one and 1 in the other.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ from fastmlp.models.metrics import evaluate_with_predictions
 from fastmlp.reports.style import BLUE, ORANGE, epoch_axis, new_figure, own_style, save
 from fastmlp.training.loop import TrainResult, train_task
 
-DIGITS = 6  # of the losses that are kept: float32 has about seven
+DIGITS = 6  # significant digits of stored losses; float32 has about seven
 CURVES = {"loss": ("training", BLUE), "val_loss": ("validation", ORANGE)}
 
 
 def train_by(backend: str, plan: RunPlan) -> TrainResult:
-    """The training of a plan by another engine; "torch" has PyTorch's definitions."""
+    """Train a plan with another engine; "torch" uses PyTorch's definitions."""
     settings = dataclasses.replace(plan.task.settings, backend=backend)
     return train_task(plan.task._replace(settings=settings))
 
 
 def figures(epoch: int, of_part: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What is kept of a training: figures of the best epoch on each part that there is, and the losses of all epochs."""
+    """Return the results of a training: metrics of the best epoch on each available split, and the losses of all epochs."""
     found: dict[str, Any] = {"epoch": epoch}
     for part in ("validation", "test"):
         found |= {f"{part}_{name}": of_part[part][name] for name in ("loss", "accuracy") if name in (of_part.get(part) or {})}
@@ -49,19 +50,19 @@ def figures(epoch: int, of_part: Mapping[str, Any], history: Sequence[Mapping[st
 
 
 def losses(history: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """The curves that a history has."""
+    """Return the loss curves of a history."""
     return {key: [row[key] for row in history] for key in CURVES if history[0][key] is not None}
 
 
 def largest_difference(one: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[float]]) -> float:
-    """Between two trainings' curves, relative to the first, over the epochs that both have."""
+    """Largest difference between the curves of two trainings, relative to the first, over their common epochs."""
     both = min(len(one["loss"]), len(other["loss"]))
     first, second = (np.array([curves[key][:both] for key in one]) for curves in (one, other))
     return float(np.max(np.abs(second - first) / np.abs(first)))
 
 
 def compare(run: Path) -> dict[str, Any]:
-    """Our figures of a run, and PyTorch's."""
+    """Return our results of a run, and PyTorch's."""
     plan = make_plan(resolve({}, {}, run / CONFIG_NAME))
     result = read_result(run / RESULT_NAME)
     ours = read_lines(run / METRICS_NAME)
@@ -84,7 +85,7 @@ def compare(run: Path) -> dict[str, Any]:
 
 
 def rounded(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with as many digits of its curves as are worth keeping."""
+    """Round the curves of a row to significant digits."""
     short: dict[str, Any] = {"largest_difference": float(f"{row['largest_difference']:.3g}")}
     for who in ("ours", "pytorch"):
         curves = row[who]["history"].items()
@@ -93,7 +94,7 @@ def rounded(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def draw(row: Mapping[str, Any], path: Path) -> None:
-    """Write a PNG of both trainings' curves on each other: ours wide and light, PyTorch's thin, dark and dashed on top."""
+    """Write a PNG with the loss curves of both trainings: ours wide and light, PyTorch's thin, black and dashed on top."""
     with own_style():
         figure = new_figure(7.0, 4.6, f"{row['network']} on {row['data']}, trained by fastmlp and by PyTorch")
         axes = figure.add_subplot()

@@ -1,6 +1,6 @@
-"""Pieces of the CPU engine called one by one: its memory filled by hand, its compiled parts without the threads around them.
+"""Single operations of the CPU engine: write its memory and call its compiled functions directly.
 
-What is timed is the engine's own code, on the engine's own layout, on one thread.
+The benchmarks time the engine's own code in its own memory layout, on one thread.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from fastmlp.engines.cpu.plan import WEIGHTS, unpack
 from fastmlp.nn.network import FloatArray, Network
 from fastmlp.nn.optimizers import Optimizer
 
-LEARNING_RATE, STEP = 1e-3, 3  # of updates that are measured: learning rate, and updates made before
+LEARNING_RATE, STEP = 1e-3, 3  # of the measured updates: learning rate, and number of preceding updates
 
 
 def one_layer(fan_in: int, fan_out: int) -> Network:
-    """A network whose parameters are one matrix of weights and its biases."""
+    """Network whose parameters are one weight matrix and its biases."""
     return Network((fan_in, fan_out), loss="squared-error")
 
 
 class Workbench:
-    """The memory of a CPU engine with one thread, for one batch of `rows` rows.
+    """Memory of a CPU engine with one thread, for one mini-batch of `rows` rows.
 
-    Width 0 is the input, width n the output of layer n - 1. Views have true sizes.
+    Width 0 is the input, width n the output of layer n - 1. Views do not include padding.
     """
 
     def __init__(self, network: Network, rows: int, optimizer: Optimizer | None = None) -> None:
@@ -49,17 +49,17 @@ class Workbench:
         self.table = self.engine.kernel_table(np.float32, training=False)
 
     def block(self, name: str, width: int) -> FloatArray:
-        """The rows of "y", "s" (slopes) or "dz" of a width, (rows, size)."""
+        """View of the rows of "y", "s" (derivatives of the activation) or "dz" of a width, (rows, size)."""
         ld = int(self.plan.widths[width]["ld"])
         at = int(self.plan.widths[width][f"{name}_at"])
         return self.engine.arena[at : at + self.rows * ld].reshape(self.rows, ld)[:, : self.network.sizes[width]]
 
     def load(self, parameters: FloatArray, slots: FloatArray | None = None) -> None:
-        """Parameters and slots, as in `State`; None for a rule without slots."""
+        """Load parameters and slots, as in `State`; None for a rule without slots."""
         self.engine.load(State(parameters, np.empty((0, len(parameters)), np.float32) if slots is None else slots, STEP))
 
     def fill(self, ys: list[FloatArray], slopes: list[FloatArray], dz: FloatArray) -> None:
-        """What a forward pass and the loss leave behind: inputs of all layers, slopes of hidden ones, dz of the output."""
+        """Write the results of a forward pass and the loss: inputs of all layers, slopes of hidden layers, dz of the output."""
         for width, y in enumerate(ys):
             self.block("y", width)[:] = y
         for width, s in enumerate(slopes, start=1):
@@ -71,17 +71,17 @@ class Workbench:
         return unpack(self.network, self.plan, lanes(), self.engine.store[GRADIENT])
 
     def forward(self, layer: int) -> Callable[[], None]:
-        """A call of the forward product of a layer with its epilogue."""
+        """Return a function that computes the forward product of a layer, with its epilogue."""
         run, e = forward_kernel(lanes()), self.engine
         return lambda: run(self.table, self.plan, e.store, e.arena, layer, self.rows)
 
     def input_gradients(self) -> Callable[[], None]:
-        """A call of the products dx = (dz w') f'(z) of all layers but the first, last to first."""
+        """Return a function that computes dx = (dz w') f'(z) of all layers except the first, from last to first."""
         run, e = input_gradients_kernel(lanes()), self.engine
         return lambda: run(self.table, self.plan, e.transposed, e.arena, self.rows)
 
     def weight_gradients(self, rule: str = "") -> Callable[[], None]:
-        """A call of the products dw = x' dz and sums db of all layers; with a rule, of the updates that end them, too."""
+        """Return a function that computes dw = x' dz and db of all layers, and with a rule also the fused updates."""
         run, e = weight_gradients_kernel(lanes(), bool(rule)), self.engine
         table = self.table._replace(gradient=gradient_address(lanes(), rule, False), in_registers=bool(rule))
         if rule:
@@ -98,7 +98,7 @@ class Workbench:
 
 
 def on_bench(run: Callable[[], Any], results: Callable[[], Arrays], threads: int | None = 1) -> Subject:
-    """A subject whose results lie in memory after a run."""
+    """Subject whose results are in memory after a run."""
 
     def answer() -> Arrays:
         run()
@@ -156,7 +156,7 @@ def weight_gradients_kernel(width: int, updates: bool) -> Any:
 
 @functools.cache
 def activation_kernel(name: str) -> Any:
-    """Compiled run(a, z, y, s): y = f(z) and s = f'(z), row by row; z is copied first, for the engine's loop works in place."""
+    """Compiled run(a, z, y, s): y = f(z) and s = f'(z), row by row; z is copied first, as the loop works in place."""
     activate = activation_address(name)
 
     def run(a, z, y, s):  # type: ignore[no-untyped-def]
@@ -203,7 +203,7 @@ def losses_kernel() -> Any:
 
 @functools.cache
 def update_kernel() -> Any:
-    """Compiled run(code, store, scalars): the rule over all parameters of `store`."""
+    """Compiled run(code, store, scalars): applies the rule to all parameters of `store`."""
 
     def run(table, store, scalars):  # type: ignore[no-untyped-def]
         update(table, store, 0, store.shape[1], scalars)

@@ -54,7 +54,7 @@ def test_the_speed_figure_shows_the_committed_results() -> None:
 
 
 def test_the_cases_have_their_known_cost() -> None:
-    """GFLOP of an epoch of 48,000 rows, counted by hand for the first: 2 (784 128 2 + 128 10 3) 48000."""
+    """GFLOP of an epoch of 48,000 rows; for the first case 2 (784 128 2 + 128 10 3) 48000."""
     assert Network(EPOCHS[0].sizes).flops_per_row == 2 * (784 * 128 * 2 + 128 * 10 * 3)
     cost = [round(Network(case.sizes).flops_per_row * 48e3 / 1e9, 1) for case in EPOCHS]
     assert cost == [19.6, 19.6, 118.8, 96.5, 26.6, 19.6, 127.3]
@@ -65,12 +65,12 @@ def test_the_cases_have_their_known_cost() -> None:
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Any]:
-    """A real result of tiny sizes."""
+    """A measured result with tiny sizes."""
     cases = (Case((20, 16, 10), 24), Case((20, 10), 8))
     return run_bench(BenchSettings(cases, 64, 2, ("numpy", "numba"), 2, data="synthetic", rest=0.0, triad_bytes=4096))
 
 
-def test_the_table_of_epochs_has_the_figures_of_the_result(measured: dict[str, Any]) -> None:
+def test_the_table_of_epochs_has_the_values_of_the_result(measured: dict[str, Any]) -> None:
     head, ruler, first, second, empty, counted, _, note = tables.epochs_table(measured).splitlines()
     assert head.startswith("| network, batch | NumPy | fastmlp numba, 1 thread | fastmlp numba, 2 threads | GFLOP/s |")
     assert head.count("|") == ruler.count("|") == first.count("|")
@@ -85,7 +85,7 @@ def test_the_table_of_epochs_has_the_figures_of_the_result(measured: dict[str, A
     assert "median of 2 rounds" in note
 
 
-def test_where_we_lose_is_said(measured: dict[str, Any]) -> None:
+def test_cases_where_another_library_is_faster_are_reported(measured: dict[str, Any]) -> None:
     lost = copy.deepcopy(measured)
     lost["verdicts"][0] |= {"ratio": {"median": 0.5, "least": 0.4, "most": 0.6}, "text": "we lose: numpy is faster"}
     lost["verdicts"][1] |= {"ratio": {"median": 1.5, "least": 0.4, "most": 1.6}}
@@ -93,7 +93,7 @@ def test_where_we_lose_is_said(measured: dict[str, Any]) -> None:
     assert epochs.lost(lost) == ["20-16-10, batch 24: we lose: numpy is faster"]
 
 
-def test_a_library_that_was_left_out_of_a_case_has_a_dash(measured: dict[str, Any]) -> None:
+def test_a_library_left_out_of_a_case_has_a_dash(measured: dict[str, Any]) -> None:
     result = copy.deepcopy(measured)
     result["rows"] = [row for row in result["rows"] if (row["network"], row["backend"]) != ("20-10", "numpy")]
     result["verdicts"][1]["ratio"] = None
@@ -102,13 +102,17 @@ def test_a_library_that_was_left_out_of_a_case_has_a_dash(measured: dict[str, An
     assert second.endswith(" | – |")
 
 
-def test_figures_of_made_up_data_are_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_synthetic_data_are_reported_and_their_results_not_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(epochs, "EPOCHS", (Case((20, 16, 10), 24),))
     monkeypatch.setattr(epochs, "run_bench", lambda settings, say: run_bench(small(settings), say))
     monkeypatch.setenv("FASTMLP_DATA", str(tmp_path / "empty"))
     monkeypatch.setattr("sys.argv", ["epochs", "--rounds", "1", "--out", str(tmp_path)])
-    with pytest.raises(SystemExit, match="FASTMLP_DATA"):
+    with pytest.raises(SystemExit, match=r"measured on synthetic data instead of fashion-mnist.*FASTMLP_DATA"):
         epochs.main()
+    first, *_ = capsys.readouterr().out.splitlines()
+    assert first == "fashion-mnist was not found (FASTMLP_DATA): measuring on synthetic pixels, nothing will be written"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -124,7 +128,7 @@ def test_the_script_writes_the_result_and_the_chart(monkeypatch: pytest.MonkeyPa
     assert tables.epochs_table(json.loads((tmp_path / "epochs.json").read_text())).startswith("| network, batch | NumPy |")
 
 
-def test_a_file_in_place_of_the_folder_is_told_before_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_unusable_folder_is_reported_before_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "epochs.json").touch()
     monkeypatch.setattr(epochs, "run_bench", lambda settings, say: pytest.fail("has measured"))
     monkeypatch.setattr("sys.argv", ["epochs", "--out", str(tmp_path / "epochs.json")])
@@ -136,6 +140,6 @@ def small(settings: BenchSettings) -> BenchSettings:
     return replace(settings, rows=64, backends=("numpy", "numba"), rest=0.0, triad_bytes=4096)
 
 
-def test_other_scripts_find_machine_and_versions_in_one() -> None:
+def test_machine_and_versions_are_in_one_dictionary() -> None:
     assert {"date", "cores", "processor", "python", "numpy", "numba", "load"} <= set(epochs.machine())
     assert tables.about(epochs.machine()).count(",") == 4

@@ -1,4 +1,4 @@
-"""How scripts of promises time: the worst of many ratios is measured again before it counts."""
+"""Timing of calls for comparison with limits: the worst of many ratios is measured again before it counts."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 from benchmarks import promises
 
 ROUNDS = 3
-ALL_CALLS = 5 * (ROUNDS + 1)  # of the first measurement of a pair, with its warm-up
+ALL_CALLS = 5 * (ROUNDS + 1)  # calls in the first measurement of a pair, with its warm-up
 
 
 class Clock:
-    """Calls of a made-up length: each takes the next of its seconds, the last one for ever."""
+    """Simulated clock; `call` returns a call that takes these seconds in turn, and the last of them from then on."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -38,14 +38,14 @@ def test_ratios_have_a_median_and_a_range(clock: Clock) -> None:
     assert promises.ratios(clock.call(3, 1, 4), clock.call(2), 3) == {"value": 1.5, "least": 0.5, "most": 2.0}
 
 
-def test_the_worst_of_many_is_the_one_that_is_slow_again(clock: Clock) -> None:
-    """Two had bad luck all through the first time; what is always slower has to come out, though it seemed better."""
+def test_the_worst_ratio_is_one_that_is_slow_twice(clock: Clock) -> None:
+    """Two pairs are slow only in the first measurement; the one that is always slower is found, though it seemed faster."""
     pairs = {f"unlucky {i}": [clock.call(*[1.2] * ALL_CALLS, 1.0), clock.call(1)] for i in range(2)}
     pairs |= {f"quick {i}": [clock.call(0.5), clock.call(1)] for i in range(4)} | {"slow": [clock.call(1.06), clock.call(1)]}
     assert promises.worst_of(pairs, ROUNDS) == ("slow", pytest.approx(1.06))
 
 
-def test_bad_luck_does_not_count(clock: Clock) -> None:
+def test_a_ratio_that_is_slow_only_once_does_not_count(clock: Clock) -> None:
     pairs = {"unlucky": [clock.call(*[1.2] * ALL_CALLS, 1.0), clock.call(1)], "even": [clock.call(1), clock.call(1)]}
     assert promises.worst_of(pairs, ROUNDS)[1] == 1
 

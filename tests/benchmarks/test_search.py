@@ -1,4 +1,4 @@
-"""benchmarks.search: every variant once, nothing chosen by the test part, rows kept and taken up again."""
+"""benchmarks.search: every variant is trained once, the test set is not used, and existing rows are reused."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def rows_of(name: str) -> list[dict[str, Any]]:
     return rows
 
 
-def test_each_variant_is_a_row_of_what_train_makes_of_it() -> None:
+def test_each_variant_has_the_results_of_train() -> None:
     rows = rows_of("pixels")
     wanted = list(search.variants(PIXELS))
     assert len(rows) == len(wanted) == 5
@@ -54,13 +54,13 @@ def test_each_variant_is_a_row_of_what_train_makes_of_it() -> None:
     assert all("test" not in row and row["epochs"] == 3 for row in rows)
     changed = {"lr": 0.01, "scale": "unit"}
     (row,) = [row for row in rows if row["settings"] == changed]
-    # The test part that `train` cuts off is 0 here too, so that both train on the same rows.
+    # Without a test split here too, so that both train on the same rows.
     result = run_training(resolve({"out": "run"}, {}, recipe=BASE | changed | {"test_fraction": 0.0}), quiet=True).result
     assert row["validation"] == result["validation"]["accuracy"]
     assert row["best_epoch"] == result["best_epoch"]
 
 
-def test_a_variant_of_the_parts_has_parts_of_its_own(few: dict[str, Any]) -> None:
+def test_a_variant_may_change_the_splits(few: dict[str, Any]) -> None:
     few["pixels"] |= {"grid": {"val_count": [300, 600]}, "variants": []}
     changed = {"val_count": 600}
     (row,) = [row for row in rows_of("pixels") if row["settings"] == changed]
@@ -68,7 +68,7 @@ def test_a_variant_of_the_parts_has_parts_of_its_own(few: dict[str, Any]) -> Non
     assert (row["validation"], row["val_loss"]) == (result["validation"]["accuracy"], result["validation"]["loss"])
 
 
-def test_what_is_there_is_not_made_again(few: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_rows_are_reused(few: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     before = rows_of("pixels")
     made: list[Any] = []
     monkeypatch.setattr(search, "train_together", lambda search, group, keep: made.extend(changed for changed, _ in group))
@@ -79,10 +79,10 @@ def test_what_is_there_is_not_made_again(few: dict[str, Any], monkeypatch: pytes
     assert made == [{"seed": 2}]
     few["pixels"] |= {"train": BASE | {"epochs": 4}}
     rows_of("pixels")
-    assert len(made) == 7  # with other settings for all, none of the rows counts
+    assert len(made) == 7  # other common settings invalidate all rows
 
 
-def test_no_search_for_the_best_sees_the_test_part() -> None:
+def test_only_searches_that_explain_use_the_test_split() -> None:
     for name, one in tomllib.loads(search.SEARCHES.read_text()).items():
         assert not one.get("test") or name in ("cs776-readings", "cs776-cnn-13")
     pixels, classes = np.arange(20 * 64).reshape(20, 8, 8) % 256, np.arange(20) % 2
@@ -94,7 +94,7 @@ def test_no_search_for_the_best_sees_the_test_part() -> None:
     assert Path("a.npz").stat().st_size > 1797 * 64
 
 
-def test_a_search_on_features_tells_both_networks() -> None:
+def test_a_search_on_features_has_results_of_both_networks() -> None:
     rows = rows_of("images")
     assert [row["settings"] for row in rows] == [{}, {"flip": 0.5}]
     for row in rows:
@@ -105,7 +105,7 @@ def test_a_search_on_features_tells_both_networks() -> None:
     assert rows[0]["cnn"] != rows[1]["cnn"]
 
 
-def test_variants_of_what_follows_share_their_features(few: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variants_of_the_network_on_the_features_share_features(few: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     few["images"] |= {"test": True, "variants": [{"seed": 1}, {"seed": 1, "follows": {"hidden": [3], "epochs": 3}}]}
     trained: list[Any] = []
     train = toolkit.train
@@ -120,13 +120,13 @@ def test_variants_of_what_follows_share_their_features(few: dict[str, Any], monk
     assert second["validation"] == run_training(own, data=data, quiet=True).result["validation"]["accuracy"]
 
 
-def test_no_variant_brings_the_test_part_back(few: dict[str, Any]) -> None:
+def test_a_variant_cannot_restore_the_test_split(few: dict[str, Any]) -> None:
     few["images"] |= {"variants": [{"test_fraction": 0.3, "data": "digits"}]}
     (row,) = rows_of("images")
     assert "test" not in row["cnn"]
 
 
-def test_the_search_that_explains_a_recipe_tells_test_figures(few: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_that_explains_a_recipe_reports_test_accuracies(few: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe("of-images", "", IMAGES["extract"], IMAGES["train"], {}, ())
     monkeypatch.setattr(search, "find", {"of-images": recipe}.__getitem__)
     few["images"] = {"about": "c", "recipe": "of-images", "variants": [{"monitor": "accuracy"}], "test": True}
@@ -140,7 +140,7 @@ def test_the_search_that_explains_a_recipe_tells_test_figures(few: dict[str, Any
     )
 
 
-def test_a_variant_that_diverges_is_told(few: dict[str, Any]) -> None:
+def test_a_variant_that_diverges_is_reported(few: dict[str, Any]) -> None:
     few["pixels"] |= {"grid": {"lr": [1e30]}, "variants": [], "train": BASE | {"optimizer": "sgd"}}
     (row,) = rows_of("pixels")
     assert "loss became" in row["diverged"]

@@ -1,4 +1,4 @@
-"""The suites of benchmarks: each runs once, untimed, and is shown a wrong answer, which it must not time."""
+"""The benchmark suites: each runs once, untimed, and does not time a wrong result."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_all_suites_run_once_and_all_answers_agree() -> None:
 
 
 class Recorder:
-    """Stands where pytest-benchmark's fixture stands, and counts what it is given to time."""
+    """Replacement for the fixture of pytest-benchmark that counts the calls to be timed."""
 
     enabled = False
 
@@ -65,12 +65,12 @@ class Recorder:
 
 
 def wrong_product(x: Any, w: Any, b: Any) -> Subject:
-    """A forward product whose sums stop one input short."""
+    """A forward product that omits the last input."""
     return bench_products.numpy_forward(x[:, :-1], w[:-1], b)
 
 
 def slightly_off(maker: Callable[..., Subject]) -> Callable[..., Subject]:
-    """The same, but the first entry of the first result is off by a thousandth of the largest."""
+    """Change the first element of the first result by a thousandth of the largest."""
 
     def make(*operands: Any) -> Subject:
         subject = maker(*operands)
@@ -86,7 +86,7 @@ def slightly_off(maker: Callable[..., Subject]) -> Callable[..., Subject]:
 
 
 class WrongEngine(NumpyEngine):
-    """The specification, but for a learning rate that is a hundredth too high and a slip in prediction."""
+    """The specification with a learning rate that is 1 % too high and predictions that are 0.1 % too large."""
 
     def train(self, x: Any, y: Any, indices: Any, learning_rates: Any, weights: Any = None) -> RowMetrics:
         return super().train(x, y, indices, 1.01 * learning_rates, weights)
@@ -95,7 +95,7 @@ class WrongEngine(NumpyEngine):
         return super().forward(x) * np.float32(1.001)
 
 
-# Test of a suite, what it finds its subjects in, the subject that is wrong, arguments between `benchmark` and `backend`
+# Test of a suite, table of its subjects, a wrong subject, arguments between `benchmark` and `backend`
 KINDS: dict[str, tuple[Callable[..., None], dict[str, Any], Any, tuple[Any, ...]]] = {
     "product": (bench_products.test_forward, bench_products.FORWARD, wrong_product, (SHAPE,)),
     "forward": (bench_products.test_forward, bench_products.FORWARD, None, (SHAPE,)),
@@ -115,7 +115,7 @@ KINDS: dict[str, tuple[Callable[..., None], dict[str, Any], Any, tuple[Any, ...]
 
 @pytest.fixture
 def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of FASTMLP_BENCH_SMALL=1, which is read when the suites are imported."""
+    """The sizes of FASTMLP_BENCH_SMALL=1, which is read when the suites are imported."""
     sizes = {
         bench_steps: {"EPOCH_ROWS": 60, "PREDICT_ROWS": 40},
         bench_functions: {"ROWS": 7, "UNITS": 9},
@@ -128,7 +128,7 @@ def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.usefixtures("small_sizes")
-def test_a_wrong_answer_is_not_timed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_result_is_not_timed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     test, table, wrong, arguments = KINDS[kind]
     honest, recorder = Recorder(), Recorder()
     test(honest, *arguments, "numpy")
@@ -139,7 +139,7 @@ def test_a_wrong_answer_is_not_timed(kind: str, monkeypatch: pytest.MonkeyPatch)
     assert recorder.timed == 0
 
 
-def test_a_rival_that_computes_something_else_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_contestant_that_disagrees_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("fastmlp.bench.rounds", reason="this version has no module fastmlp.bench.rounds")
     from benchmarks import bench_rivals
     from fastmlp.bench.contestant import OwnEngine, Task
@@ -158,7 +158,7 @@ def test_a_rival_that_computes_something_else_is_not_timed(monkeypatch: pytest.M
     assert recorder.timed == 0
 
 
-def test_the_check_sees_nan_and_another_shape() -> None:
+def test_the_check_detects_nan_and_other_shapes() -> None:
     wanted = (np.array([1.0, -2.0]),)
     check((np.array([1.0, -2.0], np.float32),), wanted, rounding(1))
     check((np.array([1.0, -2.0 - 1e-6]),), wanted, rounding(1))
@@ -171,9 +171,9 @@ def test_the_check_sees_nan_and_another_shape() -> None:
 
 # ------------------------------------------------------------------------------------------------ a GPU, or its simulator
 
-PIECES = {"activation": "activations", "update": "updates", "dropout": "dropout"}  # kernels over a vector alone
+PIECES = {"activation": "activations", "update": "updates", "dropout": "dropout"}  # kernels on vectors
 SIMULATED = [kind for kind, (_, table, _, _) in KINDS.items() if kind != "product" and table is not BACKENDS]
-# All rows of the suites of kernels, kind and arguments; steps and epochs are the contract's, which has tests of its own.
+# All rows of the suites of kernels: kind and arguments. Steps and epochs are covered by tests/engines/test_contract.py.
 CUDA_ROWS = [
     *[("activation", (name,)) for name in ACTIVATIONS],
     *[("loss", pair) for pair in bench_functions.PAIRS],
@@ -184,7 +184,7 @@ CUDA_ROWS = [
 
 
 class Watched:
-    """A runtime that remembers what it is asked for, and the kernels by the kinds of their shapes."""
+    """A runtime that records the attributes accessed, and the kernels with the types of their shapes."""
 
     def __init__(self, runtime: Any) -> None:
         self.runtime, self.asked, self.kernels = runtime, [""], set[tuple[str, str]]()
@@ -200,13 +200,13 @@ class Watched:
 
 @pytest.fixture(params=["Shape", "Tile"])
 def design(request: pytest.FixtureRequest, small_sizes: None) -> Any:
-    """The designs of the engine in turn, for small and for large batches."""
+    """The designs of the engine for small and for large batches."""
     return request.param
 
 
 @pytest.fixture
 def watched(design: str) -> Iterator[Watched]:
-    """The runtime of backend "cuda": the simulator, or with FASTMLP_TEST_GPU=1 the GPU. It takes all batches by one design."""
+    """Runtime of backend "cuda", the simulator or with FASTMLP_TEST_GPU=1 the GPU, with one design for all batches."""
     need_backend("cuda")
     with simulation(), pytest.MonkeyPatch.context() as patch:
         runtime = Watched(cuda.default_runtime())
@@ -216,7 +216,7 @@ def watched(design: str) -> Iterator[Watched]:
 
 
 def cuda_test(test: Callable[..., None]) -> Callable[..., None]:
-    """The markers of a test with backend "cuda"."""
+    """Add the markers of a test with backend "cuda"."""
     for mark in marks_of("cuda"):
         test = mark(test)
     return test
@@ -232,7 +232,7 @@ def test_cuda_rows_agree_and_are_timed(kind: str, arguments: tuple[Any, ...], de
     recorder = Recorder()
     KINDS[kind][0](recorder, *arguments, "cuda")
     assert recorder.timed == 1
-    assert watched.asked[-1] == "wait"  # so that what is timed has ended
+    assert watched.asked[-1] == "wait"  # the timed kernel has ended
     assert watched.kernels == {(PIECES[kind], "Shape") if kind in PIECES else ("train", design)}
     assert (recorder.name, recorder.extra_info) == ("cuda", {"backend": "cuda", "threads": None})
 
@@ -240,7 +240,7 @@ def test_cuda_rows_agree_and_are_timed(kind: str, arguments: tuple[Any, ...], de
 @cuda_test
 @pytest.mark.usefixtures("watched")
 @pytest.mark.parametrize("kind", SIMULATED)
-def test_a_wrong_answer_of_cuda_is_not_timed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_result_of_cuda_is_not_timed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     test, table, _, arguments = KINDS[kind]
     monkeypatch.setitem(table, "cuda", slightly_off(table["cuda"]))
     recorder = Recorder()
@@ -250,8 +250,8 @@ def test_a_wrong_answer_of_cuda_is_not_timed(kind: str, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("kind", SIMULATED)
-def test_cuda_rows_over_a_driver_of_plain_memory(kind: str, design: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Arguments are of the types that a device takes, which the simulator does not ask for."""
+def test_cuda_rows_with_a_driver_of_plain_memory(kind: str, design: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The types of arguments are those of a device, which the simulator does not check."""
     need_backend("cuda")
     from support.fake_driver import stand_in
 
@@ -261,14 +261,14 @@ def test_cuda_rows_over_a_driver_of_plain_memory(kind: str, design: str, monkeyp
     monkeypatch.setattr(cuda, "SMALL_BATCH", 0 if design == "Tile" else sys.maxsize)
     KINDS[kind][0](recorder, *KINDS[kind][3], "cuda")
     assert recorder.timed == 1
-    waiting = (kind, design) == ("backward", "Shape")  # for each other: its blocks
+    waiting = (kind, design) == ("backward", "Shape")  # its blocks wait for each other
     assert ("cuLaunchCooperativeKernel" in driver.calls) == waiting
 
 
 @cuda_test
 @pytest.mark.parametrize("design", ["Shape"], indirect=True)
-def test_blocks_wait_for_each_other_in_every_run(watched: Watched) -> None:
-    """The counter of the barriers is set to 0 before each launch, or only the first would have any."""
+def test_blocks_synchronise_in_every_run(watched: Watched) -> None:
+    """The counter of the barriers is reset before each launch; otherwise only the first launch would synchronise."""
     bench = CudaWorkbench(Network((13, 18, 9, 5)), 19, watched, KEEP_GRADIENT)
     run, arrivals = bench.backward(), []
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""benchmarks/torch_twin.py: a finished run trained again by PyTorch, the file of results, and the picture."""
+"""benchmarks/torch_twin.py: training a finished run again with PyTorch, the file of results, and the plot."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ pytestmark = pytest.mark.full
 pytest.importorskip("torch", reason="the package of backend 'torch' is not installed: pip install torch")
 
 KEPT = {"name": "other", "network": "1x1", "dropout": [0.0]}
-SAME = 1e-5  # a run of a few epochs; rounding makes some 1e-7
+SAME = 1e-5  # for a run of a few epochs, where rounding gives about 1e-7
 
 
 def make_run(out: str, *options: str) -> Path:
-    """A finished run on digits with dropout."""
+    """Train a run on digits with dropout."""
     settings = ["--data", "digits", "--hidden", "12", "--activation", "gelu", "--dropout", "0.3", "--optimizer", "adam"]
     settings += ["--lr", "0.002", "--epochs", "3", "--val-count", "300", "--backend", "numpy", "--out", out]
     ok("train", *override(settings, *options), "-q")
     return Path(out)
 
 
-def test_a_run_and_its_twin(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_compared_with_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [make_run("one"), make_run("two", "--seed", "5")]
     Path("twins.json").write_text(json.dumps({"rows": [KEPT, {"name": "one", "old": True}]}))
     monkeypatch.setattr("sys.argv", ["torch_twin", *map(str, runs), "--out", "twins.json"])
     torch_twin.main()
     other, *rows = json.loads(Path("twins.json").read_text())["rows"]
-    assert other == KEPT  # what is not asked for stays
+    assert other == KEPT  # rows of other runs are kept
     assert [row["name"] for row in rows] == ["one", "two"]
     for row in rows:
         result = json.loads((Path(row["name"]) / "result.json").read_text())
@@ -52,15 +52,15 @@ def test_a_run_and_its_twin(monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"PyTorch {rows[0]['machine']['torch']}" in lines[-1]
 
 
-def test_a_run_of_another_path_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rate that is a hundredth higher than the run's settings say."""
+def test_a_different_training_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The learning rate is 1 % higher than in the settings of the run."""
     run = make_run("one", "--lr", "0.00202")
     config = run / "config.toml"
     config.write_text(config.read_text().replace("lr = 0.00202", "lr = 0.002"))
     assert torch_twin.compare(run)["largest_difference"] > 100 * SAME
 
 
-def test_values_have_no_accuracy() -> None:
+def test_regression_has_no_accuracy() -> None:
     draw = np.random.default_rng(0)
     x = draw.normal(size=(300, 4)).astype(np.float32)
     np.savez("values.npz", x=x, y=(x[:, :1] * x[:, 1:2]).astype(np.float32))
@@ -82,7 +82,7 @@ def test_values_have_no_accuracy() -> None:
     assert row["largest_difference"] < SAME
 
 
-def test_without_a_validation_part_there_is_one_curve() -> None:
+def test_without_a_validation_split_there_is_one_curve() -> None:
     row = torch_twin.compare(make_run("all", "--val-count", "0", "--patience", "0"))
     assert [*row["ours"]["history"]] == [*row["pytorch"]["history"]] == ["loss"]
     assert "validation_loss" not in row["ours"]
@@ -90,7 +90,7 @@ def test_without_a_validation_part_there_is_one_curve() -> None:
     assert Path("all.png").exists()
 
 
-def test_the_difference_is_over_the_epochs_that_both_have() -> None:
+def test_the_difference_covers_the_common_epochs() -> None:
     one: dict[str, Any] = {"loss": [2.0, 1.0], "val_loss": [4.0, 2.0]}
     assert torch_twin.largest_difference(one, {"loss": [2.0, 1.0, 9.0], "val_loss": [4.0, 2.0, 9.0]}) == 0
     assert torch_twin.largest_difference(one, {"loss": [2.0], "val_loss": [5.0]}) == 0.25
