@@ -53,7 +53,7 @@ def collect(job: RecipeJob) -> dict[str, Any]:
 
 def figures(result: dict[str, Any], published: dict[str, Any]) -> dict[str, Any]:
     """Return our accuracies with the published ones."""
-    ours = {part: result[part]["accuracy"] for part in PARTS if result.get(part)}
+    ours = {split: result[split]["accuracy"] for split in SPLIT_NAMES if result.get(split)}
     times = {"epochs": result["epochs"], "best_epoch": result["best_epoch"], "seconds": round(result["seconds"], 1)}
     if "seconds_per_epoch" in result:  # training only, median
         times["seconds_per_epoch"] = round(result["seconds_per_epoch"], 3)
