@@ -208,5 +208,6 @@ def per_layer(what: str, given: Any, hidden: int) -> tuple[Any, ...]:
         return (given,) * hidden
     values = tuple(given)
     if len(values) != hidden:
-        raise ConfigError(f"{what} has {len(values)} values, but there are {hidden} hidden layers; give one, or one per layer", settings=(what,))
+        message = f"{what} has {len(values)} values, but there are {hidden} hidden layers; give one, or one per layer"
+        raise ConfigError(message, settings=(what,))
     return values
