@@ -1,7 +1,6 @@
-"""Pictures of several trainings over each other: accuracy or loss per epoch, a curve for each.
+"""Plots that compare several runs: accuracy or loss per epoch, one curve per run.
 
-Here: PNG files of panels of curves. Not here: one training's own curves (curves.py, whose style these share), and which
-trainings are compared (experiments/recipes/plot.py).
+See also `fastmlp.reports.curves` for the curves of a single run.
 """
 
 from __future__ import annotations
@@ -21,26 +20,26 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 Array = npt.NDArray[np.float64]
-INKS = tuple(color for color in COLORS if color != "#F0E442")  # a line in yellow can hardly be seen on white
+INKS = tuple(color for color in COLORS if color != "#F0E442")  # yellow lines are hardly visible on white
 DASHES: tuple[Any, ...] = ("-", (0, (6, 1.4)), (0, (2.6, 1.2)), (0, (7, 1.2, 1.4, 1.2)))
-FEW = 30  # epochs that are drawn with a dot each
-MANY = 100  # epochs; of more, the curve is a running median of a fortieth of them, and the epochs themselves lie pale behind it
-SMOOTHED = 40
-BEGINNING = 5  # a curve's first fifth does not set the scale where it would flatten the rest …
-FLATTENED = 1.5  # … to less than one part in so many of the height
-NEAR = 0.03  # of the height: published figures nearer than that are drawn beside each other
+FEW = 30  # up to this many epochs, each is drawn with a marker
+MANY = 100  # with more epochs, the curve is a running median over the pale raw values
+SMOOTHED = 40  # window of the running median: the number of epochs divided by this
+BEGINNING = 5  # the first 1/5 of each curve is ignored for the axis limits …
+FLATTENED = 1.5  # … if including it would make the range of values this many times larger
+NEAR = 0.03  # published values closer than this fraction of the axis height are drawn next to each other
 
 
 class Curve(NamedTuple):
-    """One training in a panel.
+    """One run in a panel.
 
     Parameters
     ----------
     label : its name in the legend
-    place : its number among the trainings compared, which gives it the same colour and dashes in every panel
-    history : a dict per epoch with `epoch` and `val_loss` or `val_accuracy`; None for what is not finite
+    place : its index among the compared runs, which selects the same colour and dashes in every panel
+    history : a dict per epoch with `epoch` and `val_loss` or `val_accuracy`; None for values that are not finite
     best_epoch : the epoch whose weights were kept, or None
-    published : what was published of the figure that the panel shows, or None
+    published : published value of the panel's metric, or None
     """
 
     label: str
@@ -51,7 +50,7 @@ class Curve(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """Curves of one `figure`, "accuracy" or "loss", under a heading, which may be empty."""
+    """Curves of one metric: `figure` is "accuracy" or "loss"; the heading may be empty."""
 
     heading: str
     figure: str
@@ -59,10 +58,11 @@ class Panel(NamedTuple):
 
 
 def plot_comparison(panels: Sequence[Panel], path: Path, title: str) -> None:
-    """Write a PNG of panels beside each other, with one legend; their curves have the same labels.
+    """Write a PNG with the panels next to each other and one legend; all panels must use the same labels.
 
-    The best epoch of a curve has a dot, and a published figure a triangle at the right edge in the curve's colour. Beginnings
-    that would flatten the rest are cut off. Of long trainings the curve is a running median, the epochs lie pale behind it.
+    A dot marks the best epoch of each curve, and a triangle at the right edge, in the curve's colour, the published value.
+    The start of the curves is cut off where it would compress the rest. Runs of more than 100 epochs are drawn as a running
+    median over the pale raw values.
 
     Raises
     ------
@@ -74,7 +74,7 @@ def plot_comparison(panels: Sequence[Panel], path: Path, title: str) -> None:
 
 
 def comparison_figure(panels: Sequence[Panel], title: str) -> Figure:
-    """The figure itself, not yet written."""
+    """Return the figure of `plot_comparison`, without saving it."""
     from matplotlib.lines import Line2D
 
     figure = new_figure(2.6 + 4.6 * len(panels), 4.4, title)
@@ -99,12 +99,12 @@ def comparison_figure(panels: Sequence[Panel], title: str) -> Figure:
 
 
 def _look(place: int) -> dict[str, Any]:
-    """Colour and dashes of a curve."""
+    """Return the colour and dashes of a curve."""
     return {"color": INKS[place % len(INKS)], "ls": DASHES[place % len(DASHES)]}
 
 
 def _draw_curves(axes: Axes, panel: Panel) -> None:
-    """The curves of a panel, on scales that fit them."""
+    """Draw the curves of a panel and set its axes."""
     shown = []
     for curve in panel.curves:
         epochs = np.array([row["epoch"] for row in curve.history])
@@ -125,13 +125,13 @@ def _draw_curves(axes: Axes, panel: Panel) -> None:
 
 
 def _values(curve: Curve, figure: str) -> Array:
-    """The figure's values, one an epoch; NaN, which interrupts the curve, for what is not finite."""
+    """Return the metric per epoch; values that are not finite become NaN, which interrupts the curve."""
     values = np.array([row.get(f"val_{figure}") for row in curve.history], dtype=np.float64)  # None becomes NaN
     return np.where(np.isfinite(values), values, np.nan)
 
 
 def _median(values: Array) -> Array:
-    """Of many values a running median; its windows are symmetric, so shorter at both ends. Few stay as they are."""
+    """Return the running median if there are more than MANY values; windows are symmetric, so shorter at both ends."""
     count = len(values)
     half = count // SMOOTHED // 2 if count > MANY else 0
     reach = [min(half, at, count - 1 - at) for at in range(count)]
@@ -140,7 +140,7 @@ def _median(values: Array) -> Array:
 
 
 def _scale(axes: Axes, figure: str, shown: Sequence[Array], published: Sequence[float]) -> None:
-    """Limits that hold the curves, but not their beginnings where these would flatten the rest."""
+    """Set axis limits that include the curves, but not their start where it would compress the rest."""
     late = np.concatenate([values[len(values) // BEGINNING :] for values in shown] + [np.array(published)])
     whole = np.concatenate([*shown, late])
     late, whole = (late[np.isfinite(late)], whole[np.isfinite(whole)])
@@ -155,11 +155,11 @@ def _scale(axes: Axes, figure: str, shown: Sequence[Array], published: Sequence[
     to, back = (np.log, np.exp) if axes.get_yscale() == "log" else (np.asarray, np.asarray)
     margin = 0.05 * float(to(high) - to(low)) or 0.01
     bottom, top = float(back(to(low) - margin)), float(back(to(high) + margin))
-    axes.set_ylim((bottom, top) if figure == "loss" else (max(bottom, -0.01), min(top, 1.01)))  # no accuracy is outside 0 … 1
+    axes.set_ylim((bottom, top) if figure == "loss" else (max(bottom, -0.01), min(top, 1.01)))  # 0 <= accuracy <= 1
 
 
 def _mark_published(axes: Axes, given: Sequence[tuple[int, float]]) -> None:
-    """A triangle beyond the right edge for each (place, value); equal ones beside each other, so that all can be seen."""
+    """Draw a triangle at the right edge for each (place, value); nearly equal values are drawn next to each other."""
     bottom, top = axes.get_ylim()
     for number, (place, value) in enumerate(given):
         before = sum(abs(value - other) < NEAR * (top - bottom) for _, other in given[:number])

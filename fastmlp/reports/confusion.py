@@ -1,4 +1,4 @@
-"""Confusion matrices, at the end and over the epochs."""
+"""Plots of confusion matrices: of a final result, and over the epochs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastmlp.errors import DataError
 from fastmlp.reports.style import COLORS, GREY, MARKERS, class_legend, epoch_axis, new_figure, own_style, save
 from fastmlp.reports.text import MOST_CLASSES, short_name
 
-MATRICES = 5  # confusion matrices below the curves of the classes
+MATRICES = 5  # number of confusion matrices below the curves per class
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,19 +29,19 @@ def plot_confusion(
     path: str | os.PathLike[str],
     title: str = "Confusion matrix",
 ) -> None:
-    """Write a PNG of a confusion matrix: a row per true class, coloured by its share of the row.
+    """Write a PNG of a confusion matrix: one row per true class, each cell coloured by its fraction of the row.
 
     Parameters
     ----------
-    confusion : (k, k) counts, rows true, columns predicted; up to 25 classes they are written into the cells
-    classes : k names; long ones are cut
-    path : file to write; replaced whole or not at all
-    title : heading; the accuracy and the number of rows are added to it
+    confusion : (k, k) counts, rows true, columns predicted; written into the cells for at most 25 classes
+    classes : k names; long names are truncated
+    path : file to write; it is replaced atomically
+    title : title; the accuracy and the number of rows are appended
 
     Raises
     ------
     DataError
-        The matrix does not fit the names, or the file could not be written.
+        The shape of the matrix does not match the number of names, or the file could not be written.
 
     Examples
     --------
@@ -53,35 +53,37 @@ def plot_confusion(
     """
     counts = np.asarray(confusion)
     if counts.shape != (len(classes), len(classes)) or counts.size == 0:
-        raise DataError(f"confusion matrix of shape {counts.shape} for {len(classes)} classes; it must be square")
+        raise DataError(
+            f"confusion matrix of shape {counts.shape} with {len(classes)} classes; pass a (k, k) matrix and k names"
+        )
     with own_style():
         save(_confusion_figure(counts, [short_name(name) for name in classes], title), path)
 
 
 def _confusion_figure(counts: NDArray[np.int64], names: Sequence[str], title: str) -> Figure:
-    """Matrix with labels, counts where they fit, and a colour bar; counts (k, k)."""
+    """Return a figure of the matrix with labels, counts where they fit, and a colour bar; counts (k, k)."""
     from matplotlib.colors import PowerNorm
-    from rich.cells import cell_len  # 2 for the wide letters of Chinese, Japanese and Korean
+    from rich.cells import cell_len  # 2 for wide characters, such as Chinese
 
     k, total = len(counts), int(counts.sum())
-    side = max(3.6, 0.45 * k) if k <= MOST_CLASSES else min(11.0, 0.2 * k + 3)  # of the matrix, inches
+    side = max(3.6, 0.45 * k) if k <= MOST_CLASSES else min(11.0, 0.2 * k + 3)  # side of the matrix, inches
     cell = 72 * side / k  # points
     if total:
         title += f": accuracy {np.trace(counts) / total:.4f}, {total:,} rows"
-    font = float(np.clip(0.8 * cell, 5, 9))  # of the names, points
+    font = float(np.clip(0.8 * cell, 5, 9))  # font size of the names, points
     longest = max(cell_len(name) for name in names) * 0.62 * font
     figure = new_figure(side + longest / 72 + 2, side + longest / 72 + 1.2, title)
     axes = figure.add_subplot()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    # the square root makes room for the small shares: a confusion of 1 % is what one looks for
+    # the square root makes small fractions visible: confusions of 1 % matter
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
     if k <= MOST_CLASSES:
         _write_counts(axes, counts, image.to_rgba(shares), cell)
-    places = range(0, k, math.ceil(1.2 * font / cell))  # a label for every few classes if they are many
+    places = range(0, k, math.ceil(1.2 * font / cell))  # with many classes, only every few get a label
     labels = [names[i] for i in places]
     axes.set_xticks(places, labels, fontsize=font, parse_math=False)
     axes.set_yticks(places, labels, fontsize=font, parse_math=False)
-    if longest > 0.9 * cell * places.step:  # they would touch
+    if longest > 0.9 * cell * places.step:  # the labels would overlap
         _tilt(axes.get_xticklabels(), 45 if k <= MOST_CLASSES else 90)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
@@ -92,40 +94,46 @@ def _confusion_figure(counts: NDArray[np.int64], names: Sequence[str], title: st
 
 
 def _tilt(labels: Sequence[Text], degrees: int) -> None:
-    """Turn labels below an axis so that each ends at its tick."""
+    """Rotate the labels below an axis so that each ends at its tick."""
     for label in labels:
         label.set(rotation=degrees, ha="right", va="top" if degrees == 45 else "center", rotation_mode="anchor")
 
 
 def _write_counts(axes: Axes, counts: NDArray[np.int64], colors: NDArray[np.float64], cell: float) -> None:
-    """Counts (k, k) in cells of these colours (k, k, 4), black or white by which stands out more."""
+    """Write counts (k, k) into cells of these colours (k, k, 4), in black or white, whichever has more contrast."""
     digits = len(str(counts.max()))
     size = min(10.0, 0.85 * cell / (0.64 * digits))
     for (i, j), count in np.ndenumerate(counts):
         ink = GREY if count == 0 else _readable(colors[i, j])
         text = axes.text(j, i, str(count), ha="center", va="center", color=ink, fontsize=size)
-        text.set_in_layout(False)  # it cannot leave its cell
+        text.set_in_layout(False)  # the font size keeps it inside its cell
 
 
 def _readable(color: NDArray[np.float64]) -> str:
-    """Black or white, whichever has the higher contrast on a colour (WCAG 2.1, relative luminance)."""
+    """Return "black" or "white", whichever has more contrast on a colour (WCAG 2.1, relative luminance)."""
     linear = np.where(color[:3] <= 0.04045, color[:3] / 12.92, ((color[:3] + 0.055) / 1.055) ** 2.4)
     return "black" if linear @ (0.2126, 0.7152, 0.0722) > 0.179 else "white"
 
 
 def plot_classes(measured: Sequence[Mapping[str, Any]], classes: Sequence[str], path: Path) -> None:
-    """Write how the accuracy of each class went, and confusion matrices of some of the epochs.
+    """Write a PNG of the accuracy of each class over the epochs, with the confusion matrices of up to 5 epochs.
 
     Parameters
     ----------
-    measured : a dict per measured epoch: epoch, and by part ("validation", else "train") what
-        `metrics.classification_metrics` tells; the accuracy of a class is its recall
-    classes : names; the first 25 are drawn as curves, but for those that have no rows in the part
+    measured : a dict per evaluated epoch: `epoch`, and the result of `metrics.classification_metrics` under the name of
+        the split, "validation" or else "train"; the accuracy of a class is its recall
+    classes : names; the first 25 are drawn as curves, except those without rows in the split
+    path : file to write; it is replaced atomically
+
+    Raises
+    ------
+    DataError
+        The file could not be written.
     """
     part = "validation" if "validation" in measured[0] else "train"
     places = sorted({round(at) for at in np.linspace(0, len(measured) - 1, MATRICES)})
     with own_style():
-        figure = new_figure(11, 8.2, f"Classes, {part} part")
+        figure = new_figure(11, 8.2, f"Classes, {part} split")
         grid = figure.add_gridspec(2, MATRICES, height_ratios=[1.6, 1])
         axes = figure.add_subplot(grid[0, :])
         epochs = [row["epoch"] for row in measured]
@@ -145,7 +153,7 @@ def plot_classes(measured: Sequence[Mapping[str, Any]], classes: Sequence[str], 
 
 
 def _small_matrix(axes: Any, row: Mapping[str, Any], part: str, first: bool) -> None:
-    """A confusion matrix without numbers: classes by their places, colour by the share of the true class."""
+    """Draw a confusion matrix without counts; axes are class indices, colours the fraction of the true class."""
     from matplotlib.colors import PowerNorm
     from matplotlib.ticker import MaxNLocator
 

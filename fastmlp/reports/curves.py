@@ -1,4 +1,4 @@
-"""Curves of a training: loss and accuracy per epoch, as a PNG file."""
+"""Plots of loss and accuracy per epoch of one run."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def plot_curves(
 ) -> None:
     """Write a PNG of loss and accuracy per epoch, for training and validation, with the best epoch marked.
 
-    A value of None (not measured, or a regression's accuracy) is left out; NaN and infinity interrupt the
-    curve and show as a cross at the upper edge. A loss that spans decades gets a logarithmic axis.
+    Values of None (not measured, or the accuracy of a regression) are skipped; NaN and infinity interrupt the
+    curve and are drawn as a cross at the upper edge. Losses that span decades get a logarithmic axis.
 
     Parameters
     ----------
-    history : a dict per epoch with `epoch` and any of `loss`, `accuracy`, `val_loss`, `val_accuracy`, and `steps`, dicts
-        with the same, measured within the epoch, whose `epoch` is a fraction
+    history : a dict per epoch with `epoch` and any of `loss`, `accuracy`, `val_loss`, `val_accuracy`, and `steps`: dicts
+        with the same keys for evaluations within the epoch, whose `epoch` is fractional
     best_epoch : epoch whose weights were kept, or None
-    path : file to write; replaced whole or not at all
-    title : heading
+    path : file to write; it is replaced atomically
+    title : title of the figure
 
     Raises
     ------
@@ -54,7 +54,7 @@ def plot_curves(
 
 
 def _curves_figure(history: Sequence[Mapping[str, Any]], best_epoch: int | None, title: str) -> Figure:
-    """One panel for the loss, and one for the accuracy if there is any; a legend below both."""
+    """Return a figure with a panel for the loss, one for the accuracy if it was measured, and a legend below."""
     keys = [key for key in ("loss", "accuracy") if key == "loss" or _measured(history, key)]
     figure = new_figure(1.0 + 4.6 * len(keys), 4.2, title)
     handles: dict[str, Any] = {}
@@ -79,7 +79,7 @@ def _measured(history: Sequence[Mapping[str, Any]], key: str) -> bool:
 
 
 def _draw_panel(axes: Axes, history: Sequence[Mapping[str, Any]], key: str, best_epoch: int | None) -> None:
-    """Training and validation curve of one quantity, and the best epoch."""
+    """Draw the training and validation curves of one metric, and the best epoch."""
     shown: list[NDArray[np.float64]] = []
     curves = ((key, "training", BLUE, 0.97), (f"val_{key}", "validation", ORANGE, 0.92))
     for name, label, color, height in curves:
@@ -100,7 +100,7 @@ def _draw_panel(axes: Axes, history: Sequence[Mapping[str, Any]], key: str, best
     if key == "loss":
         scale_loss(axes, np.concatenate([*shown, np.empty(0)]))
     else:
-        axes.set_ylim(top=min(1.01, axes.get_ylim()[1]))  # no accuracy is above 1
+        axes.set_ylim(top=min(1.01, axes.get_ylim()[1]))  # accuracies are at most 1
     if best_epoch is not None:
         axes.axvline(best_epoch, color=GREEN, lw=1.4, ls="--", zorder=1, label=f"best epoch {best_epoch}")
     within = any(row.get("steps") for row in history)
@@ -108,7 +108,7 @@ def _draw_panel(axes: Axes, history: Sequence[Mapping[str, Any]], key: str, best
 
 
 def _draw_steps(axes: Axes, history: Sequence[Mapping[str, Any]], name: str, label: str, color: str) -> None:
-    """The same quantity as it was measured within epochs, if it was."""
+    """Draw the values measured within epochs, if there are any."""
     steps = [step for row in history for step in row.get("steps", ()) if step.get(name) is not None]
     if steps:
         places, values = [step["epoch"] for step in steps], [step[name] for step in steps]

@@ -1,8 +1,4 @@
-"""Pictures of images, filters and features: what a convolutional network sees, and where a classifier errs.
-
-Here: PNG files of the first layer's filters and maps, a projection of features, the most confident mistakes. Not here: curves
-and confusion matrices (curves.py, confusion.py), whose style these share.
-"""
+"""Plots of the filters and feature maps of a layer, a projection of features, and the most confident mistakes."""
 
 from __future__ import annotations
 
@@ -18,14 +14,14 @@ from fastmlp.reports.style import COLORS, GREY, MARKERS, class_legend, new_figur
 from fastmlp.reports.text import short_name
 
 Array = npt.NDArray[Any]
-MOST_TILES = 64  # of filters or maps in a picture
-MOST_POINTS = 3000  # of a projection
-SHEET = (4, 6)  # rows and columns of mistakes
-LONGEST_NAME = 14  # letters of a class name above a mistake
+MOST_TILES = 64  # filters or feature maps in a figure
+MOST_POINTS = 3000  # points of a projection
+SHEET = (4, 6)  # rows and columns of the grid of mistakes
+LONGEST_NAME = 14  # characters of a class name above a mistake
 
 
 def plot_filters(filters: Array, path: Path, title: str) -> None:
-    """Write the filters (n, height, width) of a layer; grey is zero, of the same scale in all."""
+    """Write a PNG of the filters (n, height, width) of a layer, all on the same scale; mid-grey is zero."""
     bound = float(np.abs(filters).max()) or 1.0
     with own_style():
         figure = _tiles(
@@ -35,7 +31,7 @@ def plot_filters(filters: Array, path: Path, title: str) -> None:
 
 
 def plot_maps(image: Array, maps: Array, path: Path, title: str) -> None:
-    """Write an image (height, width[, 3]), 0 to 255, and what a layer makes of it, (n, height, width), not negative."""
+    """Write a PNG of an image (height, width[, 3]), 0 to 255, and its feature maps (n, height, width) after ReLU."""
     with own_style():
         figure = _tiles(
             maps[:MOST_TILES],
@@ -50,7 +46,10 @@ def plot_maps(image: Array, maps: Array, path: Path, title: str) -> None:
 
 
 def plot_projection(features: Array, labels: Array, classes: Sequence[str], path: Path, title: str) -> None:
-    """Write features (n, width) in the plane of their first two principal components, coloured by class (n,)."""
+    """Write a PNG of features (n, width) projected on their first two principal components, coloured by class (n,).
+
+    At most 3,000 rows, chosen at random with a fixed seed, are drawn.
+    """
     chosen = np.random.default_rng(0).permutation(len(features))[:MOST_POINTS]
     points, shares = principal(features[chosen])
     with own_style():
@@ -78,13 +77,16 @@ def plot_projection(features: Array, labels: Array, classes: Sequence[str], path
 def plot_mistakes(
     images: Array, truth: Array, predicted: Array, probability: Array, classes: Sequence[str], path: Path, title: str
 ) -> None:
-    """Write the mistakes that were made with the most confidence.
+    """Write a PNG of the 24 misclassified images with the highest predicted probability.
 
     Parameters
     ----------
     images : (n, height, width) or (n, height, width, 3), 0 to 255
-    truth, predicted : (n,) class numbers
-    probability : (n,) of the predicted class
+    truth, predicted : (n,) class indices
+    probability : (n,) probability of the predicted class
+    classes : names by class index
+    path : file to write; it is replaced atomically
+    title : title; the number of mistakes is appended
     """
     wrong = np.flatnonzero(truth != predicted)
     worst = wrong[np.argsort(-probability[wrong], kind="stable")][: SHEET[0] * SHEET[1]]
@@ -97,16 +99,17 @@ def plot_mistakes(
             axes = figure.add_subplot(math.ceil(len(worst) / SHEET[1]), SHEET[1], number + 1)
             axes.imshow(images[row], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             names = [short_name(classes[k], LONGEST_NAME) for k in (truth[row], predicted[row])]
-            text = f"is {names[0]}\nsaid {names[1]}\n{probability[row]:.1%} sure"
+            text = f"true: {names[0]}\npred.: {names[1]}\nprobability {probability[row]:.1%}"
             axes.set_title(text, fontsize=8, parse_math=False)
             axes.set_axis_off()
         save(figure, path)
 
 
 def principal(features: Array) -> tuple[Array, Array]:
-    """Coordinates (n, 2) along the first two principal components, and their shares of the variance (2,).
+    """Return the scores (n, 2) of the first two principal components, and their explained variance ratios (2,).
 
-    By the singular values of the centred features. Signs are those that make the largest coordinate positive.
+    They are computed by a singular value decomposition of the centred features. Signs are chosen so that the coordinate of
+    largest magnitude is positive.
     """
     centred = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
     u, s, _ = np.linalg.svd(centred, full_matrices=False)
@@ -122,7 +125,7 @@ def _shown(count: int) -> str:
 
 
 def _tiles(tiles: Array, title: str, scale: str, first: Array | None = None, **style: Any) -> Any:
-    """Tiles (n, height, width) in a nearly square grid with a bar of their `scale`, after a first picture if there is one."""
+    """Return a nearly square grid of `first`, if given, and tiles (n, height, width), with a colour bar labelled `scale`."""
     count = len(tiles) + (first is not None)
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)

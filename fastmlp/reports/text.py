@@ -1,4 +1,4 @@
-"""Results as text: the table that `train` prints, scikit-learn's classification report, a line for each prediction."""
+"""Results as text: the table that `train` prints, the classification report, and the list of predictions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 import numpy.typing as npt
 
-MOST_CLASSES = 25  # beyond, the table is cut, and the cells of the picture are too small for numbers
+MOST_CLASSES = 25  # with more, the table is truncated, and the cells of the confusion matrix are too small for counts
 LONGEST_NAME = 28
 REPORT_NAME = "report.txt"
 PREDICTIONS_NAME = "predictions.txt"
@@ -17,12 +17,12 @@ HEADINGS = ("precision", "recall", "f1-score", "support")
 
 
 def printable(text: str) -> str:
-    """Text on one line, without control characters that could move a terminal's cursor."""
+    """Replace characters that are not printable, such as line breaks and terminal escapes, with question marks."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def short_name(name: str, longest: int = LONGEST_NAME) -> str:
-    """A class name on one line, cut to 28 characters, or so many, so that it leaves room for the figures.
+    """Return a class name on one line, truncated to `longest` characters.
 
     >>> short_name("a class name that is far too long to be shown")
     'a class name that is far to…'
@@ -34,7 +34,7 @@ def short_name(name: str, longest: int = LONGEST_NAME) -> str:
 def print_result(result: Mapping[str, Any], stream: TextIO | None = None) -> None:
     """Print `result_table` to a text stream (None: stdout); headings are bold on a terminal unless NO_COLOR is set.
 
-    A character that the stream's encoding lacks becomes a question mark: a name must not cost a finished run.
+    Characters that the stream cannot encode are printed as question marks, so a class name cannot make a finished run fail.
 
     Examples
     --------
@@ -50,19 +50,19 @@ def print_result(result: Mapping[str, Any], stream: TextIO | None = None) -> Non
 
 
 def result_table(result: Mapping[str, Any], *, color: bool = False) -> str:
-    """The short table that ends a training, for people; programs read the JSON.
+    """Return a short table of the results of a run, for people; programs read result.json.
 
     Parameters
     ----------
-    result : what `result.json` holds: any of `data`, `network`, `test` and `validation` (metrics or None),
+    result : content of `result.json`: any of `data`, `network`, `test` and `validation` (metrics or None),
         `epochs`, `best_epoch`, `seconds_per_epoch`, `gflops`, `parameters`, `backend`, `threads`, `seed`,
-        `out`, and `cnn`, the figures of the network that made the features; what is absent is left out, None shows as -
-    color : bold headings, by terminal codes
+        `out`, and `cnn`, the metrics of the CNN that computed the features; absent keys are omitted, None is shown as -
+    color : bold headings, by terminal escape codes
 
     Returns
     -------
     str
-        Lines without a final newline: figures, then a row per class (at most 25) of the test part.
+        Lines without a final newline: metrics, then a row per class (at most 25) of the test split.
 
     Examples
     --------
@@ -88,7 +88,7 @@ def result_table(result: Mapping[str, Any], *, color: bool = False) -> str:
 
 
 def _summary(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Name and text of each line above the table of classes."""
+    """Yield the name and the text of each line above the table of classes."""
     metrics = {"accuracy": ".4f", "loss": ".4g", "mse": ".4g", "mae": ".4g", "r2": ".4f"}
     others = {
         "seconds_per_epoch": ("seconds per epoch", ".4g"),
@@ -117,7 +117,7 @@ def _summary(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _class_table(test: Mapping[str, Any], color: bool) -> Iterator[str]:
-    """Heading, classes, and averages, in columns."""
+    """Yield the lines of the table: heading, classes, averages."""
     from rich.cells import cell_len
 
     rows = [{**row, "class": short_name(row["class"])} for row in test["per_class"]]
@@ -139,7 +139,7 @@ def _class_table(test: Mapping[str, Any], color: bool) -> Iterator[str]:
 
 
 def _number(value: Any, form: str) -> str:
-    """A value in its format; - if there is none."""
+    """Return a formatted value; - for None."""
     return "-" if value is None else format(value, form)
 
 
@@ -148,9 +148,9 @@ def _bold(text: str, color: bool) -> str:
 
 
 def classification_report(figures: Mapping[str, Any], digits: int = 2) -> str:
-    """The text that `sklearn.metrics.classification_report` gives, from what `metrics.classification_metrics` tells.
+    """Return the text of `sklearn.metrics.classification_report` for a result of `metrics.classification_metrics`.
 
-    What a terminal would take for a command, line breaks included, is a question mark in our names, as in `print_result`.
+    Unlike in scikit-learn, characters of names that are not printable, such as line breaks, become question marks.
 
     >>> import numpy as np
     >>> from fastmlp.models.metrics import classification_metrics
@@ -182,7 +182,7 @@ def classification_report(figures: Mapping[str, Any], digits: int = 2) -> str:
 
 
 def predictions_text(truth: npt.NDArray[Any], predicted: npt.NDArray[Any], figures: Mapping[str, Any]) -> str:
-    """Loss, accuracy, and a line `true,predicted` for each row, by the numbers of the classes, in the order of the rows.
+    """Return the loss, the accuracy, and a line `true,predicted` of class indices for each row, in the order of the rows.
 
     >>> import numpy as np
     >>> print(predictions_text(np.array([9, 2]), np.array([9, 4]), {"loss": 0.75, "accuracy": 0.5}))

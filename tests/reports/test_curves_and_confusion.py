@@ -1,4 +1,4 @@
-"""Curves and confusion matrices: what the pictures hold and that nothing in them overlaps."""
+"""Plots of curves and confusion matrices: their content, and that nothing overlaps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
-import sklearn.metrics  # noqa: F401 - here: the first import of scikit-learn draws from the global generator
+import sklearn.metrics  # noqa: F401 - at the top: its first import draws from the global generator
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -49,7 +49,7 @@ def make_confusion(k: int, rows: int = 1000) -> list[list[int]]:
 
 @pytest.fixture(autouse=True)
 def own_style() -> Iterator[None]:
-    """As inside the public functions."""
+    """Use the style that the public functions set."""
     with style.own_style():
         yield
 
@@ -67,7 +67,7 @@ def lines_of(axes: Axes) -> dict[str, Any]:
         (50, ("loss", "val_loss")),
     ],
 )
-def test_curves_hold_the_history_and_nothing_overlaps(epochs: int, keys: tuple[str, ...]) -> None:
+def test_curves_show_the_history_without_overlaps(epochs: int, keys: tuple[str, ...]) -> None:
     history = make_history(epochs, *keys)
     best = max(1, epochs * 2 // 3)
     figure = draw(curves._curves_figure(history, best, "fashion-mnist 784x400x250x100x10"))
@@ -91,17 +91,17 @@ def test_curves_hold_the_history_and_nothing_overlaps(epochs: int, keys: tuple[s
         assert ticks
         assert all(x == round(x) >= 1 for x in ticks)
         assert lines["training"].get_marker() == "o"
-        assert epochs > 30 or lines["training"].get_markersize() >= 4  # a single epoch can be seen
+        assert epochs > 30 or lines["training"].get_markersize() >= 4  # a single epoch is visible
         assert axes.get_xlim()[0] < 1
         assert axes.get_xlim()[1] > epochs
 
 
-def test_resumed_history_starts_where_it_starts() -> None:
+def test_x_axis_starts_at_the_first_epoch_of_the_history() -> None:
     figure = draw(curves._curves_figure(make_history(5, first=51), 53, "resumed"))
     assert 50 <= figure.axes[0].get_xlim()[0] < 51
 
 
-def test_what_was_measured_within_epochs_is_drawn_there() -> None:
+def test_values_measured_within_epochs_are_drawn_at_fractional_epochs() -> None:
     history = make_history(4)
     for row in history:
         at = [row["epoch"] - 1 + part for part in (0.4, 0.8)]
@@ -118,7 +118,7 @@ def test_what_was_measured_within_epochs_is_drawn_there() -> None:
     assert figure.axes[0].get_xlim()[0] == 0
 
 
-def test_no_epoch_at_all() -> None:
+def test_empty_history() -> None:
     figure = draw(curves._curves_figure([], None, "stopped at once"))
     assert {text.get_text() for text in texts(figure)} == {"stopped at once", "no epoch was finished"}
 
@@ -144,7 +144,7 @@ def test_losses_that_span_decades_get_a_logarithmic_axis(scale: str, losses: lis
     assert all(re.fullmatch(r"[−-]?[0-9.]+(e[−+][0-9]+)?", text) for text in shown), shown
 
 
-def test_values_that_are_not_finite_leave_a_gap_and_a_cross() -> None:
+def test_values_that_are_not_finite_leave_a_gap_marked_by_a_cross() -> None:
     history = make_history(6)
     history[2]["loss"], history[3]["loss"], history[5]["val_loss"] = NAN, INF, -INF
     figure = draw(curves._curves_figure(history, 2, "t"))
@@ -158,12 +158,12 @@ def test_values_that_are_not_finite_leave_a_gap_and_a_cross() -> None:
     assert sorted(legend) == ["best epoch 2", "not finite", "training", "validation"]
 
 
-def test_only_values_that_are_not_finite() -> None:
+def test_history_without_finite_values() -> None:
     figure = draw(curves._curves_figure([{"epoch": 1, "loss": NAN}, {"epoch": 2, "loss": INF}], None, "t"))
     check_no_overlap(figure)
 
 
-def test_values_that_were_not_measured_are_bridged_and_no_epoch_need_be_best() -> None:
+def test_curves_bridge_missing_values_and_best_epoch_may_be_none() -> None:
     history = make_history(4)
     history[1]["val_loss"] = None
     lines = lines_of(draw(curves._curves_figure(history, None, "t")).axes[0])
@@ -206,10 +206,10 @@ def test_confusion_labels_do_not_overlap(k: int, names: tuple[str, ...]) -> None
     assert f"accuracy {np.trace(counts) / counts.sum():.4f}" in figure.get_suptitle()
     assert min(float(text.get_fontsize()) for text in axes.get_xticklabels()) >= 5
     top, bottom = axes.get_ylim()[1], axes.get_ylim()[0]
-    assert top < bottom  # the first class is above
+    assert top < bottom  # the first class is at the top
 
 
-def test_overlap_checker_sees_an_overlap() -> None:
+def test_overlap_check_fails_on_an_overlap() -> None:
     _, figure = confusion_figure(10, LONG[:10])
     for label in figure.axes[0].get_xticklabels():
         label.set(rotation=0, ha="center", rotation_mode="default")
@@ -227,12 +227,12 @@ def test_counts_fit_their_cells(k: int, rows: int) -> None:
     assert max(text.get_window_extent().width for text in axes.texts) < cell
 
 
-def test_no_counts_beyond_25_classes() -> None:
+def test_no_counts_with_more_than_25_classes() -> None:
     assert not confusion_figure(26, SHORT[:26])[1].axes[0].texts
 
 
 def luminance(color: tuple[float, ...]) -> float:
-    """Relative luminance of WCAG 2.1."""
+    """Return the relative luminance of WCAG 2.1."""
     red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in color[:3])
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
@@ -245,7 +245,7 @@ def test_counts_are_readable_on_every_colour() -> None:
     assert {text.get_color() for text in figure.axes[0].texts if len(set(text.get_position())) == 1} == {"white"}
 
 
-def test_colour_follows_the_share_of_the_row() -> None:
+def test_colour_is_the_fraction_of_the_row() -> None:
     figure = draw(confusion_pictures._confusion_figure(np.array([[1, 3], [0, 0]]), ["a", "b"], "t"))
     (image,) = figure.axes[0].images
     assert np.asarray(image.get_array()).tolist() == [[0.25, 0.75], [0.0, 0.0]]
@@ -253,7 +253,7 @@ def test_colour_follows_the_share_of_the_row() -> None:
     assert image.norm.vmax == 1
 
 
-def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
+def test_names_are_not_parsed_as_math(tmp_path: Path) -> None:
     names = ["$a_1$", "b\x1b[31m\nx", "鱼类", "\U0001f600", "%s {x}"]
     figure = draw(confusion_pictures._confusion_figure(np.eye(5, dtype=int), [short_name(name) for name in names], "$t_1$"))
     labels = [*figure.axes[0].get_xticklabels(), *figure.axes[0].get_yticklabels()]
@@ -266,13 +266,13 @@ def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
     ("confusion", "classes"),
     [([[1, 2]], ["a"]), ([[1]], ["a", "b"]), ([], []), ([[1, 0], [0, 1]], ["a"]), ([1, 2], ["a", "b"])],
 )
-def test_confusion_that_does_not_fit_the_names(tmp_path: Path, confusion: Any, classes: list[str]) -> None:
-    with pytest.raises(DataError, match=f"for {len(classes)} classes; it must be square"):
+def test_confusion_of_another_shape_than_the_names(tmp_path: Path, confusion: Any, classes: list[str]) -> None:
+    with pytest.raises(DataError, match=f"with {len(classes)} classes; pass a .k, k. matrix"):
         confusion_pictures.plot_confusion(confusion, classes, tmp_path / "a.png")
     assert not list(tmp_path.iterdir())
 
 
-def test_files_are_whole_and_plain(tmp_path: Path) -> None:
+def test_files_have_margins_and_no_metadata_but_dpi(tmp_path: Path) -> None:
     curves.plot_curves(make_history(9), 4, tmp_path / "curves.png")
     confusion_pictures.plot_confusion(make_confusion(10), CLOTHES, str(tmp_path / "confusion.png"))
     for name in ("curves.png", "confusion.png"):
@@ -311,7 +311,7 @@ def plot_in_child(folder: Path, **environment: str) -> list[bytes]:
 
 
 @pytest.mark.full
-def test_same_bytes_in_every_process_and_setting(tmp_path: Path) -> None:
+def test_files_are_identical_in_every_process_and_environment(tmp_path: Path) -> None:
     settings = tmp_path / "matplotlibrc"
     settings.write_text("axes.facecolor: black\nfont.size: 30\nsavefig.dpi: 20\ntext.usetex: True\nbackend: TkAgg\n")
     blocked = tmp_path / "file"
@@ -321,7 +321,7 @@ def test_same_bytes_in_every_process_and_setting(tmp_path: Path) -> None:
     assert plot_in_child(tmp_path / "blocked", MPLCONFIGDIR=str(blocked / "below"), DISPLAY="nowhere:7") == plain
 
 
-def test_settings_of_the_user_are_left_alone(tmp_path: Path) -> None:
+def test_rcparams_of_the_user_are_unchanged(tmp_path: Path) -> None:
     matplotlib.rcParams["axes.facecolor"] = "black"
     before = dict(matplotlib.rcParams)
     curves.plot_curves(make_history(3), 2, tmp_path / "a.png")

@@ -1,4 +1,4 @@
-"""Pictures of filters, maps, features and mistakes: what they show, that nothing overlaps, equal files from equal input."""
+"""Plots of filters, feature maps, features and mistakes: content, no overlaps, identical files from equal input."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LONG = [f"a class with a rather long name {number}" for number in range(12)]
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The figures that were saved, arranged as in their files."""
+    """Collect the saved figures, with the layout of their files."""
     found: list[Any] = []
     save = pictures.save
 
@@ -65,7 +65,7 @@ def test_filters_of_zeros(figures: list[Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("classes", [["no", "yes"], [str(digit) for digit in range(10)], LONG, [str(n) for n in range(60)]])
-def test_a_projection_shows_every_class_by_name(classes: list[str], figures: list[Any], tmp_path: Path) -> None:
+def test_projection_shows_every_class_in_the_legend(classes: list[str], figures: list[Any], tmp_path: Path) -> None:
     labels = RNG.integers(0, len(classes), 500)
     plot_projection(RNG.normal(size=(500, 7)) + labels[:, None], labels, classes, tmp_path / "a.png", "Features")
     (figure,) = figures
@@ -80,7 +80,7 @@ def test_a_projection_shows_every_class_by_name(classes: list[str], figures: lis
     assert len(looks) == min(len(classes), 50)
 
 
-def test_principal_components_are_those_of_the_covariance() -> None:
+def test_principal_components_equal_eigenvectors_of_the_covariance() -> None:
     features = RNG.normal(size=(300, 5)) @ RNG.normal(size=(5, 5)) + 3
     points, shares = principal(features.astype(np.float32))
     values, vectors = np.linalg.eigh(np.cov(features.T))
@@ -97,9 +97,7 @@ def test_principal_components_are_those_of_the_covariance() -> None:
 
 @pytest.mark.parametrize("wrong", [0, 7, 60])
 @pytest.mark.parametrize("colour", [(), (3,)])
-def test_the_most_confident_mistakes_come_first(
-    wrong: int, colour: tuple[int, ...], figures: list[Any], tmp_path: Path
-) -> None:
+def test_most_confident_mistakes_come_first(wrong: int, colour: tuple[int, ...], figures: list[Any], tmp_path: Path) -> None:
     images = RNG.integers(0, 256, (100, 9, 9, *colour), np.uint8)
     truth, probability = RNG.integers(0, 12, 100), RNG.random(100)
     predicted = truth.copy()
@@ -113,14 +111,14 @@ def test_the_most_confident_mistakes_come_first(
     boxes = []
     for axes, row in zip(tiles, worst, strict=True):
         np.testing.assert_array_equal(axes.images[0].get_array(), images[row])
-        assert axes.get_title().endswith(f"{probability[row]:.1%} sure")
+        assert axes.get_title().endswith(f"probability {probability[row]:.1%}")
         boxes.append(axes.title.get_window_extent())
     for number, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[number + 1 :])
         assert not any(box.overlaps(axes.images[0].get_window_extent()) for axes in tiles)
 
 
-def test_equal_input_gives_equal_files(tmp_path: Path) -> None:
+def test_equal_input_gives_identical_files(tmp_path: Path) -> None:
     labels = RNG.integers(0, 3, 5000)
     features = RNG.normal(size=(5000, 4))
     for name in ("a.png", "b.png"):
@@ -128,7 +126,7 @@ def test_equal_input_gives_equal_files(tmp_path: Path) -> None:
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
-def test_legends_tell_classes_as_they_are_called(figures: list[Any], tmp_path: Path) -> None:
+def test_legends_show_class_names_unparsed(figures: list[Any], tmp_path: Path) -> None:
     classes = ["_background_", "$x^2$", "a\nb", "back\\slash$", "日本"]
     labels = np.arange(10) % 5
     plot_projection(RNG.normal(size=(10, 3)), labels, classes, tmp_path / "a.png", "Features")
@@ -150,7 +148,7 @@ def measured(k: int, epochs: int, part: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("k", "epochs", "part"), [(2, 1, "train"), (10, 4, "validation"), (40, 25, "validation")])
-def test_classes_over_epochs(k: int, epochs: int, part: str, figures: list[Any], tmp_path: Path) -> None:
+def test_accuracy_of_classes_over_epochs(k: int, epochs: int, part: str, figures: list[Any], tmp_path: Path) -> None:
     rows, names = measured(k, epochs, part), [f"class ${number}" for number in range(k)]
     plot_classes(rows, names, tmp_path / "a.png")
     (figure,) = figures

@@ -1,4 +1,4 @@
-"""reports/text.py: the table of a result, with and without a terminal."""
+"""reports/text.py: the table of results, on a terminal and elsewhere."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_table() -> None:
     assert result_table(make_result()) == TABLE
 
 
-def test_table_of_a_regression() -> None:
+def test_table_of_regression() -> None:
     test = {"loss": 1e-7, "mse": 12345.6, "mae": 2.0, "r2": None}
     table = result_table(make_result(test=test, validation=None, gflops=None, best_epoch=None))
     expected = ["test loss           1e-07", "test mse            1.235e+04", "test mae            2", "test r2             -"]
@@ -59,7 +59,7 @@ def test_table_of_a_regression() -> None:
     assert table.splitlines()[-1] == "run folder          runs/a"
 
 
-def test_long_table_is_cut() -> None:
+def test_long_table_is_truncated() -> None:
     y = np.arange(60).repeat(2)
     test = {"loss": 0.0, **classification_metrics(y, y, tuple(f"类{i} " + "x" * i for i in range(60)))}
     lines = result_table(make_result(test=test)).splitlines()
@@ -71,7 +71,7 @@ def test_long_table_is_cut() -> None:
 
 
 class Stream(io.StringIO):
-    """Text in memory that says it is a terminal."""
+    """In-memory text stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -82,7 +82,7 @@ def printed(stream: io.StringIO) -> str:
     return stream.getvalue()
 
 
-def test_colours_only_on_a_terminal_that_wants_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bold_headings_only_on_capable_terminals_without_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert printed(io.StringIO()) == TABLE + "\n"
@@ -101,7 +101,7 @@ def test_stdout_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == (TABLE + "\n", "")
 
 
-def test_names_cannot_break_the_terminal_or_its_encoding() -> None:
+def test_names_contain_no_control_characters_and_fit_the_encoding() -> None:
     result = make_result(data="b\x1b[2Jä\n")
     result["test"]["per_class"][0]["class"] = "\x07鱼\r"
     raw = io.BytesIO()
