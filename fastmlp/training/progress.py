@@ -1,11 +1,7 @@
-"""What a person sees on stderr while a network trains.
+"""Progress of a training on stderr: a live bar on a terminal, else one line per epoch, or nothing if quiet.
 
-Here: a live bar on a terminal, one plain line per epoch elsewhere, nothing when quiet, all behind one small
-interface. Not here: results (reports) and the training loop, which calls `update` as often as it likes.
-
-A stream that breaks (the reader of a pipe is gone, the terminal was closed, the disk of a log file is full)
-must not cost the user a training run: at the first failure to write, progress falls silent for good and
-training goes on.
+If writing fails once (a closed pipe or terminal, a full disk), progress writes nothing more and training
+continues.
 """
 
 from __future__ import annotations
@@ -29,11 +25,11 @@ SMOOTHED_EPOCHS = 5
 
 
 class Progress(abc.ABC):
-    """Interface of every display. A context manager: leaving it closes it, also after an exception."""
+    """Interface of progress displays; as a context manager, it starts on entry and closes on exit, also after an exception."""
 
     @abc.abstractmethod
     def start(self) -> None:
-        """Show the display; call it once, before the first epoch."""
+        """Show the display; call once, before the first epoch."""
 
     @abc.abstractmethod
     def update(
@@ -45,31 +41,31 @@ class Progress(abc.ABC):
         accuracy: float | None,
         rows_per_second: float,
     ) -> None:
-        """Tell how far the epoch under way is.
+        """Update the state of the current epoch.
 
-        Costs less than a microsecond unless a redraw is due, ten times a second at most.
+        Takes less than a microsecond unless a redraw is due, which happens at most ten times per second.
 
         Parameters
         ----------
-        epoch : number of the epoch, from 1
-        done, total : rows trained in this epoch, and rows of an epoch
+        epoch : number of the current epoch, from 1
+        done, total : rows trained in this epoch, and rows per epoch
         loss, accuracy : mean over the rows done so far; accuracy is None for regression
         rows_per_second : training speed in this epoch
         """
 
     @abc.abstractmethod
     def epoch_done(self, row: Mapping[str, Any]) -> None:
-        """Tell that an epoch has ended.
+        """Report the end of an epoch.
 
         Parameters
         ----------
-        row : row of the history with `epoch`, `loss`, `accuracy`, `val_loss`, `val_accuracy`, `seconds`,
+        row : entry of the history with `epoch`, `loss`, `accuracy`, `val_loss`, `val_accuracy`, `seconds`,
             `eval_seconds`, `rows_per_second`; a value may be absent or None
         """
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Leave the terminal as it was found; may be called more than once."""
+        """Restore the terminal; may be called more than once."""
 
     def __enter__(self) -> Self:
         self.start()
@@ -86,19 +82,19 @@ def make_progress(
     epochs: int,
     clock: Callable[[], float] = time.monotonic,
 ) -> Progress:
-    """The display that fits the stream.
+    """Return the display for a stream.
 
     Parameters
     ----------
     stream : text stream to write to; None means `sys.stderr`
     quiet : show nothing
-    epochs : largest number of epochs; early stopping may end sooner, therefore the time left is "at most"
-    clock : seconds, for the time between two redraws
+    epochs : maximum number of epochs; because of early stopping, the time left is shown as "at most"
+    clock : function that returns the time in seconds, for the interval between redraws
 
     Returns
     -------
     Progress
-        A live bar if the stream is a terminal that can move its cursor, else one line per epoch, of at most
+        A live bar if the stream is a terminal with cursor control, else one line per epoch of at most
         120 characters.
 
     Examples
@@ -111,7 +107,7 @@ def make_progress(
     epoch 3/203  loss 0.5124  accuracy 0.8301  412k rows/s  1 min 20 s left at most
     """
     stream = sys.stderr if stream is None else stream
-    if quiet or stream is None:  # Python without a console has no stderr
+    if quiet or stream is None:  # sys.stderr is None in Python without a console
         return _Silence()
     if _is_terminal(stream):
         return _Bar(stream, epochs, clock)
@@ -119,7 +115,7 @@ def make_progress(
 
 
 class _Silence(Progress):
-    """Shows nothing."""
+    """Display that shows nothing."""
 
     def start(self) -> None:
         pass
@@ -135,7 +131,7 @@ class _Silence(Progress):
 
 
 class _Lines(Progress):
-    """One line per epoch: for log files and pipes."""
+    """Display of one line per epoch, for log files and pipes."""
 
     def __init__(self, stream: TextIO, epochs: int) -> None:
         self._stream = _SafeStream(stream)
@@ -152,7 +148,7 @@ class _Lines(Progress):
         self._time_left.epoch_done(row)
         parts = [f"epoch {row['epoch']}/{self._epochs}", *_figures(row), self._time_left.text(row["epoch"])]
         parts = [part for part in parts if part]
-        while len("  ".join(parts)) > LINE_LIMIT:  # the speed and the time left go first: they come last
+        while len("  ".join(parts)) > LINE_LIMIT:  # drop the time left and the speed first
             parts.pop()
         self._stream.write("  ".join(parts) + "\n")
         self._stream.flush()
@@ -162,7 +158,7 @@ class _Lines(Progress):
 
 
 class _Bar(Progress):
-    """Two live lines: a bar over all epochs with the time left, and the latest figures."""
+    """Display of two live lines: a bar over all epochs with the time left, and the latest metrics."""
 
     def __init__(self, stream: TextIO, epochs: int, clock: Callable[[], float]) -> None:
         self._raw_stream = stream
@@ -173,7 +169,7 @@ class _Bar(Progress):
         self._due = math.inf  # nothing to draw before start and after close
         self._live: Live | None = None
         self._epoch = 1
-        self._finished = 0.0  # epochs, with the share of the one under way
+        self._finished = 0.0  # epochs, including the fraction of the current one
         self._row: dict[str, Any] = {}
 
     def start(self) -> None:
@@ -185,13 +181,13 @@ class _Bar(Progress):
         self._live = Live(
             console=Console(file=self._stream, force_terminal=True),  # type: ignore[arg-type]
             get_renderable=self._render,
-            auto_refresh=False,  # a thread of its own would take time from the training threads
-            redirect_stdout=False,  # results on stdout must stay there
+            auto_refresh=False,  # a refresh thread would compete with the training threads
+            redirect_stdout=False,  # results go to stdout
             redirect_stderr=self._raw_stream is sys.stderr,  # warnings appear above the bar
         )
         try:
             self._live.start(refresh=True)
-        except BaseException:  # Ctrl-C now: __exit__ will not be called, and the cursor is hidden
+        except BaseException:  # on Ctrl-C here, __exit__ is not called and the cursor stays hidden
             self.close()
             raise
         self._due = self._clock() + REDRAW_SECONDS
@@ -225,12 +221,12 @@ class _Bar(Progress):
         live, self._live = self._live, None
         self._due = math.inf
         if live is not None:
-            live.stop()  # draws the last state and brings the cursor back
+            live.stop()  # draws the last state and shows the cursor again
 
     def _draw(self) -> None:
         assert self._live is not None, "nothing is due before start and after close"
         self._live.refresh()
-        # counted from the end of the drawing: a slow terminal gets fewer pictures, not more of our time
+        # measured from the end of the redraw, so a slow terminal gets fewer redraws
         self._due = math.inf if self._stream.broken else self._clock() + REDRAW_SECONDS
 
     def _render(self) -> RenderableType:
@@ -247,15 +243,15 @@ class _Bar(Progress):
             Text(f"epoch {self._epoch}/{self._epochs}", style="bold"),
             ProgressBar(total=self._epochs, completed=self._finished),
             f"{self._finished / max(1, self._epochs):.0%}",
-            "" if self._live is None else self._time_left.text(self._finished),  # nothing is left once closed
+            "" if self._live is None else self._time_left.text(self._finished),  # no time is left after close
         )
         return Group(top, Text("  ".join(_figures(self._row)), no_wrap=True, overflow="crop"))
 
 
 class _SafeStream:
-    """A text stream that falls silent at its first failure instead of raising (see the module's docstring).
+    """Text stream that ignores all writes after the first failure instead of raising.
 
-    ValueError is what a closed stream raises, and one whose encoding lacks a character.
+    A closed stream raises ValueError, and so does one that cannot encode a character.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -289,7 +285,7 @@ class _SafeStream:
 
 
 class _TimeLeft:
-    """Time for the epochs to come, from the mean of the last few."""
+    """Estimate of the remaining time, from the mean of the last five epochs."""
 
     def __init__(self, epochs: int) -> None:
         self._epochs = epochs
@@ -297,7 +293,7 @@ class _TimeLeft:
         self._guess: float | None = None
 
     def guess(self, rows: int, rows_per_second: float) -> None:
-        """Seconds of an epoch while none has ended."""
+        """Estimate the duration of an epoch from the speed, used until the first epoch has ended."""
         self._guess = rows / rows_per_second if rows_per_second > 0 else None
 
     def epoch_done(self, row: Mapping[str, Any]) -> None:
@@ -306,7 +302,7 @@ class _TimeLeft:
             self._seconds.append(seconds)
 
     def text(self, finished: float) -> str:
-        """Time left in words after so many epochs; empty when it is unknown or nothing is left."""
+        """Return the time left after `finished` epochs, as text; empty if it is unknown or no epochs are left."""
         mean = sum(self._seconds) / len(self._seconds) if self._seconds else self._guess
         if mean is None or finished >= self._epochs:
             return ""
@@ -314,7 +310,7 @@ class _TimeLeft:
 
 
 def _is_terminal(stream: TextIO) -> bool:
-    """Whether a bar can be redrawn in place."""
+    """Return whether the stream is a terminal with cursor control."""
     try:
         return stream.isatty() and os.environ.get("TERM", "") not in {"dumb", "unknown"}
     except ValueError:  # the stream is closed
@@ -322,7 +318,7 @@ def _is_terminal(stream: TextIO) -> bool:
 
 
 def _figures(row: Mapping[str, Any]) -> list[str]:
-    """Words for the figures of a row that are present."""
+    """Return the metrics of a row that are present, as text."""
     formats: tuple[tuple[str, str, Callable[[float], str]], ...] = (
         ("loss", "loss {}", "{:.4g}".format),
         ("accuracy", "accuracy {}", "{:.4f}".format),
@@ -334,7 +330,7 @@ def _figures(row: Mapping[str, Any]) -> list[str]:
 
 
 def _count(number: float) -> str:
-    """Three significant digits with k, M or G.
+    """Format a number with three significant digits and k, M or G.
 
     >>> [_count(n) for n in (7, 950.4, 9_500, 412_345, 999_999, 12.3e6, 4.2e9)]
     ['7', '950', '9.5k', '412k', '1M', '12.3M', '4.2G']
@@ -346,7 +342,7 @@ def _count(number: float) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """The two largest units of a time.
+    """Format a duration by its two largest units.
 
     >>> [_duration(s) for s in (0.2, 59.4, 59.6, 80, 3599.9, 4800, 100_000)]
     ['1 s', '59 s', '1 min 0 s', '1 min 20 s', '1 h 0 min', '1 h 20 min', '1 d 3 h']
