@@ -27,17 +27,17 @@ from fastmlp.data.checks import SourceLocation
 from fastmlp.errors import DataError
 from fastmlp.files import file_errors, read_tensors
 
-# A file larger than this share of the machine's memory will not stay in it. Training asks for rows in random order: reading
-# ahead, up to megabytes for each row, would then only drop pages that are still to be used.
+# A file larger than this fraction of the memory will not stay in it. Training reads rows in random order, so reading ahead, up
+# to megabytes for each row, would only evict pages that are still needed.
 READ_AHEAD_SHARE = 0.5
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-# Of a data set in an .npz file, or in a folder of .npy files; the last three are those of `features`.
+# Names in an .npz file or a folder of .npy files; the last three are those of feature files.
 ARRAYS = ("x", "y", "x_test", "y_test", "classes", "validation", "provenance", "extractor")
 REFETCH = "delete it and get it again with `fastmlp data fetch`"
 
 
 class RawArrays(NamedTuple):
-    """What a reader found: arrays as they are in the file, not yet checked (`dataset.check_dataset` does)."""
+    """Arrays as they are in a file, not checked yet; `dataset.check_dataset` checks them."""
 
     x: Any
     y: Any
@@ -52,19 +52,18 @@ class RawArrays(NamedTuple):
 
 
 def is_npy_folder(path: Path) -> bool:
-    """Whether a folder is one of arrays: `x.npy` or `y.npy` is in it."""
+    """Whether a folder has `x.npy` or `y.npy`."""
     with file_errors("read", path):
         return any((path / f"{name}.npy").is_file() for name in ARRAYS[:2])
 
 
 def read_npy_folder(path: str | Path) -> RawArrays:
-    """Map `x.npy`, `y.npy` and what else `ARRAYS` names: an `.npz` file unpacked.
+    """Memory-map `x.npy`, `y.npy` and the other arrays in `ARRAYS`.
 
-    Nothing is read but headers. Rows of uint8 or float32 (of this machine's byte order, C order) then stay in their file:
-    the system reads them when they are used and drops them when memory is short. A file larger than READ_AHEAD_SHARE of
-    the memory is read page by page, without reading ahead. Other types are converted in memory by
-    `dataset.check_dataset`. A file must not be changed while it is mapped: if it becomes shorter, the system ends the process
-    by SIGBUS, which no program can turn into a message.
+    Only headers are read. Rows of uint8 or float32 (in native byte order, C order) stay in their file: the operating system
+    reads them when they are used and drops them when memory is short. A file larger than READ_AHEAD_SHARE of the memory is
+    read page by page, without reading ahead. Other types are converted in memory by `dataset.check_dataset`. A file must not
+    be changed while it is mapped: if it becomes shorter, the system ends the process by SIGBUS.
 
     Raises
     ------
@@ -103,7 +102,7 @@ def map_npy(path: Path) -> npt.NDArray[Any]:
         array = np.memmap(stream, dtype, "r", stream.tell(), shape, "F" if fortran else "C")
     pages: Any = array.base  # the mmap object
     if hasattr(mmap, "MADV_RANDOM") and array.nbytes > READ_AHEAD_SHARE * os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE:
-        pages.madvise(mmap.MADV_RANDOM)  # Windows has nothing of it
+        pages.madvise(mmap.MADV_RANDOM)  # not available on Windows
     return array
 
 
@@ -120,7 +119,7 @@ def _header(path: Path, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dt
 
 
 def read_npz(path: str | Path) -> RawArrays:
-    """Read `x`, `y` and what else `ARRAYS` names of an `.npz` file; pickles are refused.
+    """Read `x`, `y` and the other arrays in `ARRAYS` from an `.npz` file; pickles are rejected.
 
     Other keys are ignored. Raises DataError for a damaged file, a missing key or an array of Python objects.
 
@@ -142,7 +141,7 @@ def read_npz(path: str | Path) -> RawArrays:
 
 @contextmanager
 def open_npz(path: Path, example: str = "x=..., y=...") -> Iterator[NpzFile]:
-    """Open an `.npz` file; pickles are refused. `example` is for the message that tells how to write one.
+    """Open an `.npz` file; pickles are rejected. `example` shows in the error how to write one.
 
     Raises DataError if it cannot be opened or is no archive of arrays (`numpy.save` writes none).
 
@@ -167,9 +166,9 @@ def open_npz(path: Path, example: str = "x=..., y=...") -> Iterator[NpzFile]:
 
 def npz_array(path: Path, archive: Mapping[str, Any], name: str) -> npt.NDArray[Any]:
     """One array of an archive, see `open_npz`. Raises DataError for a damaged one, or one of Python objects."""
-    try:  # the errors are those of zip members, of their compression, and of numpy's parser of headers
+    try:  # errors of zip members, of their compression, and of NumPy's parser of headers
         array = archive[name]
-        if not isinstance(array, np.ndarray):  # numpy gives the bytes of a member that has no array in it
+        if not isinstance(array, np.ndarray):  # NumPy returns the bytes of a member that is not an array
             raise ValueError("not in the format of numpy.save")
     except (
         *(ValueError, EOFError, SyntaxError, RuntimeError, MemoryError),
@@ -182,7 +181,7 @@ def npz_array(path: Path, archive: Mapping[str, Any], name: str) -> npt.NDArray[
 
 
 def read_safetensors(path: str | Path) -> RawArrays:
-    """Read `x`, `y` and what else `ARRAYS` names of a safetensors file; other tensors are ignored.
+    """Read `x`, `y` and the other arrays in `ARRAYS` from a safetensors file; other tensors are ignored.
 
     Class names are a list in JSON under "classes" in the metadata. Raises DataError for a damaged file or a missing tensor.
 
