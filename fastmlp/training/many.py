@@ -161,7 +161,7 @@ def make_tasks(
 
 
 def compile_kinds(tasks: list[Task]) -> None:
-    """Compile the kernels of all tasks, once for each `kernel_key`, before the threads start, which would wait for each other."""
+    """Compile the kernels of all tasks, once per `kernel_key`, before the threads start, which would wait for each other."""
     largest_first = sorted(range(len(tasks)), key=lambda index: tasks[index].cost, reverse=True)
     for index in {tasks[index].kernel_key: index for index in largest_first}.values():
         with naming(index), loop_for(tasks[index], threads=1) as loop:
