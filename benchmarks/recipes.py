@@ -18,8 +18,9 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.epochs import machine
+from fastmlp.experiments.plan import SPLIT_NAMES
 from fastmlp.experiments.recipes.recipe import all_recipes
-from fastmlp.experiments.recipes.run import PARTS, RecipeJob, make_job, networks, select
+from fastmlp.experiments.recipes.run import RecipeJob, make_job, networks, select
 from fastmlp.files import read_json, write_json
 
 ROOT = Path(__file__).parent.parent
@@ -52,7 +53,7 @@ def collect(job: RecipeJob) -> dict[str, Any]:
 
 def figures(result: dict[str, Any], published: dict[str, Any]) -> dict[str, Any]:
     """Return our accuracies with the published ones."""
-    ours = {part: result[part]["accuracy"] for part in PARTS if result.get(part)}
+    ours = {split: result[split]["accuracy"] for split in SPLIT_NAMES if result.get(split)}
     times = {"epochs": result["epochs"], "best_epoch": result["best_epoch"], "seconds": round(result["seconds"], 1)}
     if "seconds_per_epoch" in result:  # training only, median
         times["seconds_per_epoch"] = round(result["seconds_per_epoch"], 3)
@@ -64,8 +65,8 @@ def over_seeds(rows: list[dict[str, Any]]) -> dict[str, Any]:
     first = rows[0]
     for kind in ("cnn", "mlp"):
         if first[kind] is not None:
-            values = {part: [row[kind][part] for row in rows] for part in PARTS if part in first[kind]}
-            seeds = {part: {"mean": mean(of), "deviation": stdev(of), "values": of} for part, of in values.items()}
+            values = {split: [row[kind][split] for row in rows] for split in SPLIT_NAMES if split in first[kind]}
+            seeds = {split: {"mean": mean(of), "deviation": stdev(of), "values": of} for split, of in values.items()}
             first = first | {kind: first[kind] | {"seeds": seeds}}
     return first
 

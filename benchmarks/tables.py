@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.gpu.report import gpu_table
 from fastmlp.bench.rivals import NAMES, OURS
-from fastmlp.experiments.recipes.run import shown_part
+from fastmlp.experiments.recipes.run import shown_split
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -158,7 +158,7 @@ def recipes_table(result: dict[str, Any]) -> str:
 def recipe_cells(figures: dict[str, Any]) -> str:
     """Split, published and own accuracy, difference, epochs and seconds of one network."""
     published = figures["published"]
-    part = shown_part(published)
+    part = shown_split(published)
     ours, shown = figures[part], f"{figures[part]:.2%}"
     if "seeds" in figures:
         over = figures["seeds"][part]

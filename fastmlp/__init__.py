@@ -1,11 +1,11 @@
-"""fastmlp: multi-layer perceptrons trained fast, from kernels that people can read.
+"""fastmlp: fast training of multi-layer perceptrons, with readable kernels.
 
 >>> import fastmlp
 >>> network = fastmlp.Network((64, 32, 10), activation="relu", dropout=0.1)
 >>> network.parameters
 2410
 
-Names are imported at their first use, so that `import fastmlp` costs nothing: no compilation, no heavy package.
+Names are imported on first access, so `import fastmlp` compiles nothing and imports no other package.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Names of a package that are imported at their first use (PEP 562)."""
+"""Names of a package that are imported on first access (PEP 562)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The errors that fastmlp raises on purpose, each with the exit code of the command line.
 
-Every message says what was given, what is needed, and what to do. Anything that is not one of these is a bug (exit code 1).
+Messages say what was given, what is needed, and what to do. Any other exception is a bug (exit code 1).
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class ConfigError(FastMLPError, ValueError):
 
 
 class DataError(FastMLPError, ValueError):
-    """A file or an array is damaged, has the wrong shape, or holds values that cannot be used."""
+    """A file or an array is damaged, has the wrong shape, or has invalid values."""
 
     exit_code = 3
 
 
 class UnavailableError(FastMLPError, RuntimeError):
-    """An optional package, a device or the network is needed and missing."""
+    """An optional package, a device or the network is missing."""
 
     exit_code = 4
 
@@ -50,13 +50,13 @@ class DivergedError(FastMLPError, ArithmeticError):
 
 
 class ThresholdError(FastMLPError, AssertionError):
-    """A figure that the user asked for was missed."""
+    """A metric is below the minimum that the user set."""
 
     exit_code = 6
 
 
 def unknown_name(kind: str, given: str, allowed: Iterable[str]) -> str:
-    """Message for a name that is not in a registry: names the nearest valid one and lists all.
+    """Message for a name that is not in a registry, with the most similar valid name and a list of all.
 
     >>> unknown_name("activation", "rleu", ["relu", "tanh"])
     "unknown activation 'rleu'; did you mean 'relu'? Valid: relu, tanh"

@@ -1,21 +1,22 @@
-"""Files of a run: written so that a crash leaves the old file or the new one, never a torn one.
+"""Reading and atomic writing of JSON, TOML, JSON lines and safetensors files; hashes and format versions.
 
-Here: atomic writing, JSON and TOML, files of lines, safetensors, hashes. Not here: the folder of a run (experiments/folder.py),
-and what the tensors of a file mean (models/file.py, data/features.py). Every failure of the file system becomes a DataError of
-one line that names the file and the remedy. Source of the tensor format: https://huggingface.co/docs/safetensors (8 bytes with
-the header's length, the header in JSON, the tensors).
+A crash leaves the old file or the new one, never a part of one. Errors of the file system are raised as DataError, in one line
+with the file and the remedy. Source of the tensor format: https://huggingface.co/docs/safetensors (8 bytes with the length of
+the header, the header in JSON, the tensors).
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import gzip
 import hashlib
 import json
 import os
 import secrets
 import struct
 import tomllib
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,16 +43,16 @@ Tensors = dict[str, npt.NDArray[Any]]
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file whole or not at all: temporary file beside it, fsync, rename, fsync of the folder.
+    """Write a file atomically: temporary file in the same folder, fsync, rename, fsync of the folder.
 
-    The mode is 0666 less the umask, as for any new file. What is at `path` is replaced, unless it is not a
-    regular file. If the last step fails (fsync of the folder) the new file is in place and complete, but a
-    power failure may bring the old one back; this is an error too.
+    The mode is 0666 minus the umask. An existing file at `path` is replaced; anything but a regular file is an error.
+    If the last step fails (fsync of the folder), the new file is in place and complete, but a power failure may restore the
+    old one; this is an error, too.
 
     Raises
     ------
     DataError
-        The file could not be written; what was there is intact, and no temporary file is left behind.
+        The file could not be written; the old file is intact, and no temporary file is left.
 
     Examples
     --------
@@ -63,13 +64,13 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """
     path = Path(path)
     temporary = path.with_name(f".fastmlp-{secrets.token_hex(8)}.tmp")
-    with one_line_error("write", path):
+    with file_errors("write", path):
         if path.exists() and not path.is_file():
             raise DataError(f"cannot write {path}: it is not a regular file; choose another name")
         try:
             _write_and_sync(temporary, data)
             temporary.replace(path)
-        except BaseException:  # also Ctrl-C must not leave the temporary file behind
+        except BaseException:  # including Ctrl-C
             temporary.unlink(missing_ok=True)
             raise
         _sync_folder(path.parent)
@@ -78,20 +79,20 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 def json_bytes(value: object, indent: int = 0) -> bytes:
     r"""JSON text in UTF-8, keys in the order given, with a final newline.
 
-    NaN and the infinities become null: JSON has no word for them, a reader in any language must be able to
-    read the file, and a diverged loss must not make the record of a run impossible. Floats keep every digit.
+    NaN and infinities become null, since JSON does not have them and a diverged loss must not prevent writing the result of a
+    run. Floats keep all digits.
 
     Parameters
     ----------
     value : dict, list, tuple, str, number, bool, None, nested; NumPy scalars become numbers, paths strings
-    indent : spaces per level; 0 puts all on one line
+    indent : spaces per level; 0 for one line
 
     Raises
     ------
     DataError
         A string is not valid Unicode (a file name in another encoding).
     TypeError
-        A value of another type: a bug of the caller.
+        A value of another type.
 
     Examples
     --------
@@ -106,7 +107,7 @@ def json_bytes(value: object, indent: int = 0) -> bytes:
 
 
 def write_json(path: str | os.PathLike[str], value: object) -> None:
-    """Write `json_bytes(value, indent=2)` as `write_bytes` does; raises what these two raise.
+    """Write `json_bytes(value, indent=2)` atomically; raises the errors of `json_bytes` and `write_bytes`.
 
     Examples
     --------
@@ -134,7 +135,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     fastmlp.errors.DataError: cannot read no-such.json: ...; check the path; ...
     """
     try:
-        with one_line_error("read", path):
+        with file_errors("read", path):
             return msgspec.json.decode(Path(path).read_bytes())
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{os.fspath(path)} is not valid JSON ({error}); {RESTORE}") from error
@@ -143,23 +144,23 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The table in a TOML file. Raises DataError if it is missing, unreadable, or not TOML in UTF-8."""
     try:
-        with one_line_error("read", path):
+        with file_errors("read", path):
             return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{os.fspath(path)} is not valid TOML ({error}); {RESTORE}") from error
 
 
 def write_toml(path: str | os.PathLike[str], table: Mapping[str, object]) -> None:
-    """Write a TOML file as `write_bytes` does; keys whose value is None are left out, since TOML has no null.
+    """Write a TOML file atomically; keys whose value is None are left out, since TOML has no null.
 
-    NaN and the infinities are legal in TOML and stay. NumPy scalars become numbers, paths become strings.
+    NaN and infinities are valid in TOML. NumPy scalars become numbers, paths become strings.
 
     Raises
     ------
     DataError
         As `write_bytes`, or a string is not valid Unicode.
     TypeError
-        A value has no form in TOML: a bug of the caller.
+        A value of a type that TOML does not have.
 
     Examples
     --------
@@ -179,11 +180,11 @@ def write_toml(path: str | os.PathLike[str], table: Mapping[str, object]) -> Non
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The objects of a file that `append_line` wrote.
+    """The objects in a file written by `append_line`.
 
-    Raises DataError if the file is missing or cannot be read, or a line is no object.
+    Raises DataError if the file is missing or cannot be read, or a line is not a JSON object.
     """
-    with one_line_error("read", path):
+    with file_errors("read", path):
         lines = Path(path).read_bytes().splitlines()
     try:
         return [msgspec.json.decode(line, type=dict[str, Any]) for line in lines]
@@ -192,11 +193,11 @@ def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def append_line(path: str | os.PathLike[str], value: object) -> None:
-    r"""Append one JSON object as one line; the line is with the operating system when this returns.
+    r"""Append one JSON object as one line; it is passed to the operating system before this returns.
 
-    A kill of the process therefore loses no line. There is no fsync (it would cost more than an epoch of a
-    small network), so a power failure may lose the last lines. A line that does not fit (disk full) is taken
-    back whole. The file is made if it does not exist; `value` is as for `json_bytes`.
+    So no line is lost if the process is killed. There is no fsync, which would take longer than an epoch of a small network,
+    so a power failure may lose the last lines. An incomplete line (disk full) is removed again. The file is created if it does
+    not exist; `value` is as for `json_bytes`.
 
     Raises
     ------
@@ -213,7 +214,7 @@ def append_line(path: str | os.PathLike[str], value: object) -> None:
     ['{"epoch":1}', '{"epoch":2}']
     """
     line = json_bytes(value)
-    with one_line_error("write", path):
+    with file_errors("write", path):
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | O_BINARY, 0o666)
         try:
             before = os.fstat(descriptor).st_size
@@ -227,17 +228,19 @@ def append_line(path: str | os.PathLike[str], value: object) -> None:
 
 
 @contextlib.contextmanager
-def one_line_error(verb: str, path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn an OSError into one line that names the file, what went wrong, and what to do."""
+def file_errors(verb: str, path: str | os.PathLike[str]) -> Iterator[None]:
+    """Raise errors of the file system and of gzip as a DataError of one line: the file, the reason, and the remedy."""
     try:
         yield
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"cannot {verb} {os.fspath(path)}: damaged gzip file ({error}); delete it and get it again") from error
     except OSError as error:
         remedy = _REMEDIES.get(error.errno or 0, "check the disk and the path")
         raise DataError(f"cannot {verb} {os.fspath(path)}: {error.strerror or error}; {remedy}") from error
 
 
 def _write_and_sync(path: Path, data: bytes) -> None:
-    """Make a new file with these bytes and wait until they are on the disk."""
+    """Create a file with these bytes and wait until they are on the disk."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | O_BINARY, 0o666)
     try:
         _write_all(descriptor, data)
@@ -247,14 +250,14 @@ def _write_and_sync(path: Path, data: bytes) -> None:
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
-    """os.write until nothing is left: it may take fewer bytes than given."""
+    """Call os.write until all is written: a call may write fewer bytes than given."""
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
 
 
 def _sync_folder(folder: Path) -> None:
-    """Wait until the folder's list of names is on the disk."""
+    """Wait until the entries of the folder are on the disk."""
     if os.name != "posix":  # Windows cannot open a folder, and keeps a journal of renames
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -287,8 +290,8 @@ def _without_none(value: object) -> Any:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with one_line_error("read", path), path.open("rb") as file:
+    """SHA-256 of a file as a hexadecimal string."""
+    with file_errors("read", path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -298,7 +301,7 @@ def read_tensors(file: Path) -> tuple[dict[str, str], Tensors]:
     Raises
     ------
     FileNotFoundError : no such file
-    DataError : what is wrong with it
+    DataError : it is damaged
     """
     from safetensors import SafetensorError, safe_open
 
@@ -308,13 +311,13 @@ def read_tensors(file: Path) -> tuple[dict[str, str], Tensors]:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is not a mapping
     except FileNotFoundError:
         raise
-    except (SafetensorError, OSError, TypeError) as error:  # TypeError: a type that NumPy has not, such as bfloat16
+    except (SafetensorError, OSError, TypeError) as error:  # TypeError: a dtype that NumPy does not have, such as bfloat16
         raise DataError(f"{file}: not a readable safetensors file ({error})") from error
     return metadata, tensors
 
 
 def tensor_bytes(tensors: Tensors, metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file; its metadata in order, since the library writes them in a random one."""
+    """The bytes of a safetensors file, with sorted metadata, since the library writes them in random order."""
     from safetensors.numpy import save
 
     data = save(tensors, dict(metadata))

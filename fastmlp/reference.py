@@ -1,8 +1,8 @@
-"""The specification: what every engine must compute, as array mathematics. The NumPy engine (engines/numpy_engine.py) runs it.
+"""The specification: forward pass, losses, backward pass and updates of a multi-layer perceptron as NumPy formulas.
 
-Read it beside the textbook. Float32 or float64, one thread (NumPy's matrix product may use more). The legend and the
-semantics are in nn/network.py. Formulas here are written on their own, from the mathematics: nothing is imported from the
-scalar functions that this file judges.
+All engines compute the same and are tested against this file; the NumPy engine (engines/numpy_engine.py) runs it. Notation and
+conventions are in nn/network.py. Formulas work in float32 and float64. They are written independently of the scalar functions
+that Numba compiles, which are tested against them, and import nothing from there.
 
 Source of the backward pass: Goodfellow, Bengio, Courville, "Deep Learning", 2016, algorithm 6.4; inverted dropout:
 Srivastava et al. 2014, section 10.
@@ -26,14 +26,14 @@ Layers = list[tuple[FloatArray, FloatArray]]
 
 
 def sigmoid(z: FloatArray) -> FloatArray:
-    """1 / (1 + exp(-z)); scipy is imported by those who need it, since its import takes longer than a small training."""
+    """1 / (1 + exp(-z)). SciPy is imported here, since importing it takes longer than a small training."""
     from scipy.special import expit
 
     return expit(z)
 
 
 def normal_cdf(z: FloatArray) -> FloatArray:
-    """The standard normal distribution's share below z."""
+    """Cumulative distribution function of the standard normal distribution."""
     from scipy.special import erfc
 
     return 0.5 * erfc(-z * np.sqrt(0.5).astype(z.dtype))
@@ -70,7 +70,7 @@ ACTIVATIONS: dict[str, tuple[Callable[..., FloatArray], Callable[..., FloatArray
 
 
 def log_sum_exp(z: FloatArray) -> FloatArray:
-    """log(sum_j exp(z_j)) of each row, (rows, 1); the peak is subtracted first, so nothing overflows."""
+    """log(sum_j exp(z_j)) of each row, (rows, 1). The maximum is subtracted first, so nothing overflows."""
     peak = z.max(axis=1, keepdims=True)
     return np.log(np.exp(z - peak).sum(axis=1, keepdims=True)) + peak
 
@@ -83,7 +83,7 @@ OUTPUTS: dict[str, Callable[[FloatArray], FloatArray]] = {"softmax": softmax, "s
 
 
 def target_rows(network: Network, y: npt.NDArray[Any], dtype: npt.DTypeLike) -> FloatArray:
-    """Targets t, (rows, outputs): plain ones as they are, classes one-hot and smoothed."""
+    """Targets t, (rows, outputs): numbers as they are, classes one-hot with label smoothing."""
     if y.ndim == 2:
         return y.astype(dtype)
     outputs = network.sizes[-1]
@@ -92,7 +92,7 @@ def target_rows(network: Network, y: npt.NDArray[Any], dtype: npt.DTypeLike) -> 
 
 
 def row_losses(network: Network, z: FloatArray, t: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Loss of each row, (rows,), and its gradient dz, (rows, outputs), from output pre-activations z."""
+    """Loss of each row, (rows,), and its gradient dz, (rows, outputs), for output pre-activations z."""
     if network.loss == "cross-entropy":
         log_total = log_sum_exp(z)
         return (t * (log_total - z)).sum(axis=1), np.exp(z - log_total) - t
@@ -108,8 +108,8 @@ def row_losses(network: Network, z: FloatArray, t: FloatArray) -> tuple[FloatArr
 
 
 def plain_losses(network: Network, z: FloatArray, y: npt.NDArray[Any]) -> FloatArray:
-    """Loss of each row, (rows,) float64, without label smoothing, which is part of training only: so that losses compare."""
-    # Making a twin of the network checks every layer again, which takes its time.
+    """Loss of each row, (rows,) float64, without label smoothing, so that networks with and without it can be compared."""
+    # `replace` checks every layer again, which takes time.
     plain = replace(network, label_smoothing=0.0) if network.label_smoothing else network
     return row_losses(plain, z.astype(np.float64), target_rows(plain, y, np.float64))[0]
 
@@ -118,7 +118,7 @@ def plain_losses(network: Network, z: FloatArray, y: npt.NDArray[Any]) -> FloatA
 
 
 class Pass(NamedTuple):
-    """What the forward pass leaves for the backward pass, a list entry per layer."""
+    """Results of the forward pass that the backward pass needs, one list entry per layer."""
 
     inputs: list[FloatArray]  # x of each layer, (rows, fan_in)
     slopes: list[FloatArray]  # dy/dz of each hidden layer, dropout included, (rows, fan_out)
@@ -126,7 +126,7 @@ class Pass(NamedTuple):
 
 
 def forward(network: Network, layers: Layers, x: FloatArray, masks: list[Any] | None = None) -> Pass:
-    """z = x w + b, y = f(z), layer by layer; `masks` are dropout factors, 0 or 1/(1 - rate), for training."""
+    """z = x w + b, y = f(z), layer by layer; in training `masks` are the dropout factors, 0 or 1/(1 - rate)."""
     inputs, slopes = [x], []
     for index, (layer, (w, b)) in enumerate(zip(network.layers[:-1], layers, strict=False)):
         value, slope = ACTIVATIONS[layer.activation]
@@ -142,7 +142,7 @@ def forward(network: Network, layers: Layers, x: FloatArray, masks: list[Any] | 
 
 
 def backward(network: Network, layers: Layers, passed: Pass, dz: FloatArray) -> FloatArray:
-    """Gradient of the objective, flat (parameters,), from dz of the output layer scaled to the batch's mean."""
+    """Gradient of the objective, flat (parameters,); dz is of the output layer, times each row's weight in the mean loss."""
     gradient = np.empty(network.parameters, dz.dtype)
     views = network.views(gradient)
     for index in range(len(layers) - 1, -1, -1):
@@ -156,7 +156,7 @@ def backward(network: Network, layers: Layers, passed: Pass, dz: FloatArray) -> 
 
 
 def objective(network: Network, parameters: FloatArray, x: FloatArray, t: FloatArray) -> float:
-    """Mean loss plus penalties, the function that training descends (dropout off); for gradient checks."""
+    """Mean loss plus penalties, without dropout: the function that training minimises. Used for gradient checks."""
     layers = network.views(parameters)
     loss, _ = row_losses(network, forward(network, layers, x).z, t)
     return float(loss.mean() + penalty(network, layers))
@@ -173,9 +173,9 @@ def penalty(network: Network, layers: Layers) -> float:
 def update(
     o: Optimizer, p: FloatArray, g: FloatArray, slots: FloatArray, step: int, learning_rate: float, weight_decay: FloatArray
 ) -> None:
-    """One update in place: parameters p (P,), slots (number of slots, P). `step` counts updates made before this one.
+    """One update in place: parameters p (P,) and slots (number of slots, P); `step` is the number of updates before this one.
 
-    decay (P,) is adamw's weight decay, zero for biases. The rules, with sources, are tabled in nn/optimizers.py.
+    weight_decay (P,) is that of adamw, zero for biases. The rules and their sources are listed in nn/optimizers.py.
     """
     t = step + 1
     if o.name == "sgd":
@@ -200,6 +200,6 @@ def update(
 
 
 def clip(gradient: FloatArray, largest: float) -> FloatArray:
-    """The gradient scaled down to Euclidean norm `largest` if it is longer; 0 leaves it (Pascanu et al. 2013, algorithm 1)."""
+    """Clip the gradient to Euclidean norm `largest`; 0 never clips. Source: Pascanu et al. 2013, algorithm 1."""
     norm = float(np.sqrt(np.square(gradient.astype(np.float64)).sum()))
     return gradient * gradient.dtype.type(largest / norm) if largest and norm > largest else gradient

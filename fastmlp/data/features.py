@@ -31,7 +31,7 @@ from fastmlp.data.arrays import ARRAYS, is_npy_folder, map_npy
 from fastmlp.data.dataset import Dataset, load_data
 from fastmlp.data.rows import Array, Features, take
 from fastmlp.errors import ConfigError, DataError
-from fastmlp.files import Tensors, one_line_error, tensor_bytes, write_bytes
+from fastmlp.files import Tensors, file_errors, tensor_bytes, write_bytes
 from fastmlp.nn.blocks import block_rows, blocks
 
 FILES = (".npz", ".safetensors")
@@ -78,7 +78,7 @@ def choose_form(out: str | None, default: str, rows: int, width: int, dtype: str
     path = Path(default + ".npz" * (size <= LARGEST_FILE) if out is None else out)
     if len(os.fsencode(path.name)) > LONGEST_NAME:
         raise ConfigError(f"out: the name is longer than {LONGEST_NAME} bytes; choose a shorter one", settings=("out",))
-    with one_line_error("write", path):
+    with file_errors("write", path):
         if path.is_symlink() or not path.name:
             path = path.resolve()
     is_file = path.suffix in FILES
@@ -100,7 +100,7 @@ def choose_form(out: str | None, default: str, rows: int, width: int, dtype: str
 
 def check_place(path: Path) -> None:
     """Raise ConfigError if nothing can be written at a path: it would show only after the network has been trained."""
-    with one_line_error("write", path):
+    with file_errors("write", path):
         if not path.parent.is_dir():
             raise ConfigError(f"out: there is no folder {path.parent}; make it, or choose another", settings=("out",))
         if not os.access(path.parent, os.W_OK):
@@ -109,7 +109,7 @@ def check_place(path: Path) -> None:
 
 def check_replaceable(path: Path, images: Path) -> None:
     """Raise ConfigError if what is at a path is not features, or more: only these may be replaced; damaged ones may, too."""
-    with one_line_error("read", path):
+    with file_errors("read", path):
         if images.exists() and path.samefile(images):
             raise ConfigError(f"out: {path} are the images; choose another", settings=("out",))
         if path.is_dir() and (others := [one.name for one in path.iterdir() if one.name not in FOLDER_FILES]):
@@ -145,7 +145,7 @@ class FeatureWriter(NamedTuple):
         """
         width, kind = self.extractor.width, np.dtype(self.dtype)
         head, row, path = npy_header((len(pixels), width), kind), width * kind.itemsize, self.folder / f"{name}.npy"
-        with one_line_error("write", path):
+        with file_errors("write", path):
             self.folder.mkdir(parents=True, exist_ok=True)
             with path.open("r+b" if path.exists() else "w+b") as stream:
                 fits = stream.read(len(head)) == head
@@ -221,7 +221,7 @@ def write_folder(path: Path, arrays: dict[str, npt.NDArray[Any]], unfinished: Pa
             buffer = io.BytesIO()
             np.save(buffer, values)
             write_bytes(unfinished / f"{name}.npy", buffer.getvalue())
-    with one_line_error("write", path):
+    with file_errors("write", path):
         aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
         if path.exists():
             path.rename(aside)

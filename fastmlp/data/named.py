@@ -21,10 +21,11 @@ import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
-from fastmlp.data.arrays import REFETCH, RawArrays, reading
+from fastmlp.data.arrays import REFETCH, RawArrays
 from fastmlp.data.checks import SourceLocation
 from fastmlp.data.download import DataEntry, DataFile, FileStatus, data_folder, download, present, verify_file
 from fastmlp.errors import DataError, unknown_name
+from fastmlp.files import file_errors
 
 CHUNK = 1 << 20  # bytes read at a time, so that no buffer is ever sized by what a header claims
 DIGITS = Path(__file__).with_name("digits.csv.gz")  # 64 pixels 0..16 and the label in each line
@@ -56,7 +57,7 @@ def read_idx(path: str | Path, dims: int) -> npt.NDArray[np.uint8]:
     array([7, 8, 9], dtype=uint8)
     """
     path = Path(path)
-    with reading(path), _open_bytes(path) as stream:
+    with file_errors("read", path), _open_bytes(path) as stream:
         shape = _idx_shape(path, stream.read(4 + 4 * dims), dims)
         claimed = math.prod(shape)
         # One byte more than claimed shows trailing bytes; reading to the end makes gzip compare its checksum.

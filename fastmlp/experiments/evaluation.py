@@ -1,8 +1,4 @@
-"""A saved model measured on data.
-
-Here: `evaluate_run`. Not here: model files (models/file.py), readers of data (data/dataset.py), figures (models/metrics.py),
-and predictions (prediction.py).
-"""
+"""Evaluation of a saved model on data: `evaluate_run`. See models/metrics.py for the metrics, prediction.py for predictions."""
 
 from __future__ import annotations
 
@@ -32,7 +28,7 @@ from fastmlp.models.metrics import evaluate_with_predictions
 from fastmlp.models.model import Model
 from fastmlp.reports.text import predictions_text
 
-NO_DATA: dict[str, Any] = {"sha256": ""}  # of a model without a run
+NO_DATA: dict[str, Any] = {"sha256": ""}  # for a model file without a run
 
 
 def evaluate_run(  # noqa: PLR0913 - the options of a command
@@ -46,26 +42,26 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
     predictions: str | Path | None = None,
     open_extractor: OpenExtractor | None = None,
 ) -> dict[str, Any]:
-    """Measure a saved model on data.
+    """Evaluate a saved model on data.
 
     Parameters
     ----------
-    path : run folder, or model file; a checkpoint is of its run
-    source, data_dir : the data, see `load_data`; None takes the run's own
-    split : "test", "train", "validation" or "all". On the run's own data, which is the same bytes under any
-        name, the splits are those of the run. Other data have the test and training split that they come with, or
-        else all their rows are the test split.
-    backend, threads : None takes those of the run
-    predictions : file to write: see `text.predictions_text`; for one split and classes
-    open_extractor : for models that take features: how their extractor is opened, so that the data may be images too
+    path : run folder, or model file; a checkpoint in the folder of a finished run is evaluated with the settings of the run
+    source, data_dir : the data, see `load_data`; None means the data of the run
+    split : "test", "train", "validation" or "all". The data of the run, recognized by their hash, are split as in the run.
+        Other data have their own test and training split; without a test split, all their rows are the test split.
+    backend, threads : None means those of the run
+    predictions : file to write, see `text.predictions_text`; only for a single split, and for classification
+    open_extractor : opens the extractor of a model that takes features, so that the data may also be images
 
     Returns
     -------
-    dict : the figures of `metrics.evaluate` by name of the split, and "model", "data", "backend", "threads"
+    dict : the metrics of `metrics.evaluate` by name of the split, and "model", "data", "network", "parameters", "backend",
+        "threads"
 
     Raises
     ------
-    FastMLPError : no model, no such split, or data that do not fit the model
+    FastMLPError : there is no model or no such split, or the data do not fit the model
     """
     run = Path(path)
     folder = run_of(run)
@@ -109,7 +105,7 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
 
 
 def run_of(path: Path) -> Path | None:
-    """The folder of the run that a path is of: itself, or of a checkpoint that of its finished run; None of other files."""
+    """Return the run folder of a path: the path itself, or the folder of a checkpoint's finished run; None for other files."""
     if path.is_dir():
         return path
     folder = path.absolute().parent.parent
@@ -117,23 +113,28 @@ def run_of(path: Path) -> Path | None:
 
 
 def read_run(folder: Path) -> tuple[TrainConfig, dict[str, Any]]:
-    """The settings of a run, and what its result tells of its data."""
+    """Return the settings of a run, and the object "data" in its result."""
     check_manifest(folder)
     return resolve({}, {}, folder / CONFIG_NAME), dict(read_result(folder / RESULT_NAME)["data"])
 
 
 def load_for(model: Model, source: str, data_dir: str | None) -> Dataset:
-    """The data in the form that the model was trained on: labels or values, images of its size."""
+    """Load data in the form that the model was trained on: its task, and images of its size.
+
+    Raises
+    ------
+    FastMLPError : as `load_data`, and for images of another size
+    """
     folder = source not in DATASETS and is_image_folder(Path(source))
     size = model.image_shape[:2] if folder and model.image_shape else None
     data = load_data(source, data_dir, image_size=size, task="classification" if model.classes else "regression")
     if model.extractor is not None and data.provenance is None and data.image_shape != model.image_shape:
-        raise DataError(f"{source}: the model takes images of {model.image_shape}, these are of {data.image_shape}")
+        raise DataError(f"{source}: the model takes images of shape {model.image_shape}, not {data.image_shape}")
     return data
 
 
 def own_splits(data: Dataset) -> Splits:
-    """The splits of data that no run has split: those it comes with, or else all rows as the test split."""
+    """Return the test and training split of data that have them; otherwise all rows as the test split."""
     rows = CheckedRows(data.x, data.y, len(data.classes))
     if data.x_test is None or data.y_test is None:
         return {"test": rows}
@@ -150,7 +151,7 @@ def relabel(model: Model, data: Dataset, rows: CheckedRows) -> CheckedRows:
     y = rows.y
     if not model.classes:
         if y.shape[1] != model.network.sizes[-1]:
-            raise DataError(f"the model predicts {model.network.sizes[-1]} values, but {data.name} has {y.shape[1]}")
+            raise DataError(f"the model predicts {model.network.sizes[-1]} values, but {data.name} has {y.shape[1]} targets")
         return rows
     number = {name: index for index, name in enumerate(model.classes)}
     used = {int(old): data.classes[old] for old in np.unique(y)}

@@ -1,7 +1,6 @@
-"""From images to features: one `extract` run from its settings to its data set of features, its file, and its pictures.
+"""One `extract` run: from its settings to the data set of features, its file, and the figures.
 
-Here: data loaded, checked and split, the steps of a run, the checkpoint that an interrupted run leaves. Not here: networks,
-which fastmlp.cnn trains (it comes in as `Tools`), what features are (data/features.py), and how pictures are drawn (reports/).
+The convolutional network is trained by fastmlp.cnn, which is passed in as `Tools`. See data/features.py for the data sets.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.folder import RESULT_VERSION
 from fastmlp.experiments.plan import FEATURES_OF, Say, check_splits
-from fastmlp.files import file_sha256, json_bytes, one_line_error, write_bytes
+from fastmlp.files import file_errors, file_sha256, json_bytes, write_bytes
 from fastmlp.models.metrics import classification_metrics
 from fastmlp.reports.confusion import plot_confusion
 from fastmlp.reports.curves import plot_curves
@@ -49,7 +48,7 @@ PIXEL = ("none", "unit", "symmetric", "zscore-global")  # scalings with the same
 
 
 class Tools(Protocol):
-    """What fastmlp.cnn does for us; `fastmlp.cnn.toolkit` has functions of these names, and the class `Watch`."""
+    """Interface of fastmlp.cnn: `fastmlp.cnn.toolkit` has functions of these names, and the class `Watch`."""
 
     def prepare(self, options: Mapping[str, Any], image_shape: tuple[int, int, int], classes: int) -> Any: ...
 
@@ -75,26 +74,26 @@ class ExtractJob(NamedTuple):
 
     @property
     def pictures(self) -> Path | None:
-        """Where the pictures go that no run folder takes."""
+        """Folder of the figures if there is no run folder; None without a file of features."""
         beside = None if self.out is None else self.out.with_name(f"{self.out.stem}-pictures")
         return Path(self.config.pictures) if self.config.pictures else beside
 
     @property
     def kept(self) -> Path:
-        """Where an interrupted run leaves its checkpoint."""
+        """Path of the checkpoint that an interrupted run writes."""
         beside = self.out or Path(f"{self.images.name}-{self.prepared.label}")
         return beside.with_name(f"{beside.name}.{self.key[:12]}.checkpoint")
 
     def writer(self, extractor: Extractor, provenance: Mapping[str, Any]) -> FeatureWriter | None:
-        """Where the features of a trained network append; None if they stay in memory."""
+        """Return the writer that the features of a trained network are appended to; None if they stay in memory."""
         if self.out is None:
             return None
-        # By its key too: images may change that the network was not trained on.
+        # The name has the key, too, because images may change that the network was not trained on.
         folder = self.out.with_name(f"{self.out.name}.{self.key[:12]}-{provenance['extractor_sha256'][:12]}.partial")
         return FeatureWriter(folder, extractor, self.prepared.device, self.config.feature_dtype)
 
     def clear(self) -> None:
-        """Take away what an interrupted run has left."""
+        """Remove the checkpoint and the partial features of an interrupted run."""
         self.kept.unlink(missing_ok=True)
         if self.out is not None:
             for folder in self.out.parent.glob(f"{glob.escape(self.out.name)}.{self.key[:12]}-*.partial"):
@@ -102,13 +101,13 @@ class ExtractJob(NamedTuple):
 
 
 class Extracted(NamedTuple):
-    """What an `extract` run has made.
+    """Result of an `extract` run.
 
-    data : the features; None if a signal came before they were made
-    result : what the command prints as JSON
-    signal : that came, or 0
-    job : what was asked for
-    made : what fastmlp.cnn gave; None if the features were there before
+    data : the features; None if a signal interrupted the run before they were complete
+    result : the object that the command prints as JSON
+    signal : the signal that was received, or 0
+    job : the run that this is the result of
+    made : the result of `Tools.train`; None if the file of features existed
     """
 
     data: Dataset | None
@@ -119,7 +118,7 @@ class Extracted(NamedTuple):
 
     @property
     def source(self) -> str:
-        """What a training on the features names as its data: their file, or that they had none."""
+        """The setting `data` of a training on the features: their file, or a description of features that have no file."""
         given = self.job.config.data
         return (
             FEATURES_OF + (given if given in DATASETS else str(Path(given).absolute()))
@@ -129,9 +128,9 @@ class Extracted(NamedTuple):
 
 
 def plan(config: ExtractConfig, tools: Tools, *, follows: TrainConfig | None, progress: bool) -> ExtractJob:
-    """Load the images and check the settings; nothing is written.
+    """Load the images and check the settings; write nothing.
 
-    follows : the training to which the features pass on in memory; then a file is written only if it was asked for
+    follows : settings of a training on the features, which get them in memory; a file is written only if `config.out` is set
     """
     images = load_data(config.data, config.data_dir, image_size=config.image_size, progress=progress)
     if images.image_shape is None:
@@ -139,8 +138,8 @@ def plan(config: ExtractConfig, tools: Tools, *, follows: TrainConfig | None, pr
     if follows is not None:
         check_splits(follows, split_names(images, **config.split_sizes()))
     prepared = tools.prepare(vars(config), images.image_shape, len(images.classes))
-    settings = {name: value for name, value in config.key().items() if name != "data"}  # the images count, not their name
-    if config.weights is not None:  # what is in the file counts, not where it lies
+    settings = {name: value for name, value in config.key().items() if name != "data"}  # the images are hashed, not their name
+    if config.weights is not None:  # the hash is of the file, not of its path
         settings = settings | {"weights": file_sha256(Path(config.weights)), "weights_sha256": None}
     text = json_bytes({"settings": settings, "data": images.sha256})
     key = hashlib.sha256(text).hexdigest()
@@ -153,7 +152,7 @@ def plan(config: ExtractConfig, tools: Tools, *, follows: TrainConfig | None, pr
 
 
 class Stopped(Exception):
-    """A signal came while features were being made."""
+    """A signal was received during the extraction of features."""
 
 
 def extract_run(
@@ -164,39 +163,39 @@ def extract_run(
     quiet: bool = False,
     say: Say = lambda text: None,
 ) -> Extracted:
-    """Train a network on images, and make features of all parts.
+    """Train a convolutional network on images, and extract the features of all splits.
 
     Parameters
     ----------
     config : the settings
     tools : fastmlp.cnn
-    follows : the training to which the features pass on in memory; then a file is written only if it was asked for
-    quiet : no progress on stderr
-    say : takes a line for a person on what is being done
+    follows : settings of a training on the features, which get them in memory; a file is written only if `config.out` is set
+    quiet : show no progress on stderr
+    say : called with lines of text that report what is being done
 
     Returns
     -------
-    Extracted : after SIGINT or SIGTERM `signal` is set, and a checkpoint lies beside the file that would have come: the same
-        command goes on from it
+    Extracted : after SIGINT or SIGTERM, `signal` is set, and there is a checkpoint in the folder of the file, from which the
+        same call continues
 
     Raises
     ------
-    FastMLPError : settings or data that cannot be used, a file that is there with other features
+    FastMLPError : settings or data that cannot be used, or the file exists with other features
     """
     job = plan(config, tools, follows=follows, progress=not quiet)
     if (found := existing(job)) is not None:
-        say(f"{job.out}: has been made with these settings before; nothing to do")
+        say(f"{job.out}: exists and was made with these settings; nothing to do")
         job.clear()
         return found
     with Signals() as signals:
         made = train(job, tools, signals, quiet, say)
         provenance = provenance_of(job, made)
         if made.trained.stopped == "signal":
-            say(f"interrupted after epoch {len(made.trained.history)}; the same command goes on from {job.kept}")
+            say(f"interrupted after epoch {len(made.trained.history)}; the same command continues from {job.kept}")
             return Extracted(None, describe(job, provenance), signals.received, job, made)
         data, rate = make_features(job, made, provenance, signals)
     if data is None:
-        say(f"interrupted while making features; the same command goes on from {job.kept}")
+        say(f"interrupted during the extraction; the same command continues from {job.kept}")
         return Extracted(None, describe(job, provenance), signals.received, job, made)
     images = sum(len(x) for x in (data.x, data.x_test) if x is not None)
     speed = "" if rate is None else f", {rate:,.0f} images/s"
@@ -206,9 +205,9 @@ def extract_run(
 
 
 def existing(job: ExtractJob) -> Extracted | None:
-    """The features of a file that this very run has written before.
+    """Return the features of an existing file that was made with the same settings and images; None without a file.
 
-    Raises ConfigError if another run has written it, unless it may be replaced.
+    Raise ConfigError if the file was made with other settings, unless it may be replaced.
     """
     if job.out is None or not job.out.exists():
         return None
@@ -226,7 +225,7 @@ def existing(job: ExtractJob) -> Extracted | None:
 
 
 def train(job: ExtractJob, tools: Tools, signals: Signals, quiet: bool, say: Say) -> Any:
-    """The trained extractor with its figures; stopped is "signal" if a signal ended its training early."""
+    """Return the trained extractor and its metrics; `trained.stopped` is "signal" if a signal interrupted the training."""
     config, splits = job.config, split(job.images, **job.config.split_sizes())
     rows = ", ".join(f"{len(one):,} {name}" for name, one in splits.items())
     say(f"{job.images.name}: {rows} images; network {job.prepared.label} on {job.prepared.device}")
@@ -235,7 +234,7 @@ def train(job: ExtractJob, tools: Tools, signals: Signals, quiet: bool, say: Say
     checkpoint = None
     if config.resume and job.kept.exists():
         checkpoint = (job.kept.read_bytes(), str(job.kept))
-        say(f"going on from {job.kept}")
+        say(f"continuing from {job.kept}")
     with make_progress(quiet=quiet, epochs=config.epochs) as display:
         watch = tools.Watch(
             display.update, display.epoch_done, lambda data: write_bytes(job.kept, data), lambda: bool(signals.received)
@@ -247,7 +246,7 @@ def train(job: ExtractJob, tools: Tools, signals: Signals, quiet: bool, say: Say
 def make_features(
     job: ExtractJob, made: Any, provenance: Mapping[str, Any], signals: Signals
 ) -> tuple[Dataset | None, float | None]:
-    """The features of all parts, None after a signal, and the images a second, None if all had been made before."""
+    """Return the features of all splits, None after a signal, and images per second, None if no image was left to do."""
     writer, began, images = job.writer(made.extractor, provenance), time.perf_counter(), 0
     if writer is not None and not job.config.resume:
         shutil.rmtree(writer.folder, ignore_errors=True)
@@ -276,7 +275,7 @@ def make_features(
 
 
 def provenance_of(job: ExtractJob, made: Any) -> dict[str, Any]:
-    """What is to be known of the features."""
+    """Return the provenance of the features, which is stored with them."""
     return {
         "key": job.key,
         "settings": job.config.key(),
@@ -288,7 +287,7 @@ def provenance_of(job: ExtractJob, made: Any) -> dict[str, Any]:
 
 
 def figures_of(made: Any) -> dict[str, Any]:
-    """Loss and accuracy of the network alone, by part, and its epochs."""
+    """Return loss and accuracy of the convolutional network by split, and its epochs, time and history."""
     figures = {name: {"loss": one.loss, "accuracy": one.accuracy} for name, one in made.figures.items()}
     trained = made.trained
     seconds = sum(row["seconds"] for row in trained.history)
@@ -305,7 +304,7 @@ def figures_of(made: Any) -> dict[str, Any]:
 def describe(
     job: ExtractJob, provenance: Mapping[str, Any], data: Dataset | None = None, rate: float | None = None
 ) -> dict[str, Any]:
-    """The result as JSON: what is known of the features, how many there are and where; both None if they were not made."""
+    """Return the result as JSON: the provenance of the features, their number and their file, both None if there are none."""
     made = {} if data is None else {"features": data.x.shape[1], "out": None if job.out is None else str(job.out)}
     return {"format_version": RESULT_VERSION, **provenance, "features": None, "out": None, **made, "images_per_second": rate}
 
@@ -314,11 +313,11 @@ Array = npt.NDArray[Any]
 
 
 def draw_extraction(found: Extracted, folder: Path | None) -> None:
-    """Write the pictures of the network itself; nothing for features that were there before."""
+    """Write the figures of the convolutional network; none if the features existed before."""
     job, made, data = found.job, found.made, found.data
     if folder is None or made is None or data is None:
         return
-    with one_line_error("make the folder", folder):
+    with file_errors("make the folder", folder):
         folder.mkdir(parents=True, exist_ok=True)
     classes, label, trained = data.classes, job.prepared.label, made.trained
     plot_curves(trained.history, trained.best_epoch, folder / "cnn-curves.png", f"{job.images.name}, {label}")
@@ -332,7 +331,7 @@ def draw_extraction(found: Extracted, folder: Path | None) -> None:
     plot_filters(made.extractor.first_filters(), folder / "filters.png", "Filters of the first layer")
     plot_maps(pictures_of(job, one)[0], made.extractor.first_maps(one), folder / "maps.png", "Maps of the first layer")
     if data.x_test is not None and data.y_test is not None:
-        plot_projection(data.x_test, data.y_test, classes, folder / "projection.png", "Features of the test part")
+        plot_projection(data.x_test, data.y_test, classes, folder / "projection.png", "Features of the test split")
     else:
         plot_projection(data.x, data.y, classes, folder / "projection.png", "Features")
     if shown in made.figures:
@@ -343,7 +342,7 @@ def draw_extraction(found: Extracted, folder: Path | None) -> None:
 
 
 def pictures_of(job: ExtractJob, pixels: Array) -> Array:
-    """Images (n, height, width) or (n, height, width, 3) uint8 from rows of pixels; other numbers are stretched to 0 … 255."""
+    """Return rows of pixels as images (n, height, width) or (n, height, width, 3), uint8; other dtypes are scaled to 0–255."""
     shape = job.images.image_shape
     assert shape is not None
     images = pixels.reshape(len(pixels), *shape)

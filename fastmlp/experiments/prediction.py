@@ -1,8 +1,4 @@
-"""A saved model applied to files: images, tables, arrays.
-
-Here: `predict_files`, and its answers as text and as csv. Not here: the arithmetic (models/model.py), and how images
-become rows (data/images.py).
-"""
+"""Predictions of a saved model for files of images, tables or arrays, and their form as text and as csv."""
 
 from __future__ import annotations
 
@@ -38,29 +34,28 @@ def predict_files(
     threads: int | None = None,
     open_extractor: OpenExtractor | None = None,
 ) -> list[Prediction]:
-    """Predict every row of some files.
+    """Predict every row of the given files.
 
     Parameters
     ----------
     path : run folder, or model file
-    inputs : images (see `images.load_images` for what is done to them), .csv files, .npz files with an array x.
-        A .csv file has either the features alone, or one column more: then the first one is a label, which is
-        ignored. Without a label its first line is a header if no cell of it is a number; with one, the rules
-        of `csv_table.read_csv` hold.
-    top : how many classes to tell of each row, the likeliest first; None for all
-    backend, threads : see `engines.make_engine`; None takes auto
-    open_extractor : for models that take features: how their extractor is opened. Images, and rows of as many columns as
-        an image has pixels, pass through it
+    inputs : images (see `images.load_images` for their conversion), .csv files, .npz files with an array x. A .csv file has the
+        features only, or one column more, whose first column is a label and is ignored. Without a label, the first line is a
+        header if none of its cells is a number; with a label, it is read as by `csv_table.read_csv`.
+    top : number of classes per row, the most probable first; None for all
+    backend, threads : see `engines.make_engine`; None means "auto"
+    open_extractor : opens the extractor of a model that takes features. It is applied to images, and to rows with as many
+        columns as an image has pixels
 
     Returns
     -------
-    list : a dict per row: "input", "row" (from 1, in its file), and for classes "label", "probability",
-        "probabilities" by name of the class, the largest first; a network whose output is not softmax has "score"
-        and "scores" instead. For regression "values".
+    list : a dict per row: "input", "row" (counted from 1 in its file), and for classification "label", "probability", and
+        "probabilities" by name of the class, the largest first; "score" and "scores" instead if the output function is not
+        softmax. For regression "values".
 
     Raises
     ------
-    DataError : a file that is missing or damaged, or does not fit the model
+    DataError : a file is missing or damaged, or does not fit the model
 
     Examples
     --------
@@ -78,12 +73,12 @@ def predict_files(
     model = load(path, backend=backend or "auto", threads=threads)
     files = [Path(one) for one in inputs]
     inputs_of = input_maker(model, open_extractor)
-    rows = [read_rows(file, model, inputs_of) for file in files]  # all of them first: one bad file gives no answer at all
+    rows = [read_rows(file, model, inputs_of) for file in files]  # before predicting: with an invalid file there is no output
     return [answer for file, x in zip(files, rows, strict=True) for answer in answers(model, file, x, top)]
 
 
 def read_rows(file: Path, model: Model, inputs_of: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """The rows of a file, (n, features); `inputs_of` makes them of images for a model that takes features."""
+    """Return the rows of a file, (n, features); `inputs_of` extracts features from images for a model that takes features."""
     features = model.network.sizes[0]
     pixels = math.prod(model.image_shape) if model.extractor is not None and model.image_shape else features
     match file.suffix.lower():
@@ -105,7 +100,7 @@ def read_rows(file: Path, model: Model, inputs_of: Callable[[npt.NDArray[Any]], 
 
 
 def read_table(file: Path, features: int) -> npt.NDArray[Any]:
-    """The features in a .csv file, with or without a label before them."""
+    """Return the features in a .csv file, with or without a label column before them."""
     first = next(csv_rows(file), [])
     if len(first) == features + 1:
         x: npt.NDArray[Any] = read_csv(file).x
@@ -120,7 +115,7 @@ def read_table(file: Path, features: int) -> npt.NDArray[Any]:
 
 
 def read_arrays(file: Path) -> tuple[npt.NDArray[Any], bool]:
-    """The array x of an .npz file as rows, and whether `extract` has made them; other arrays are ignored."""
+    """Return the array x of an .npz file as rows, and whether `extract` wrote the file; other arrays are ignored."""
     with open_npz(file, "x=...") as archive:
         if "x" not in archive.files:
             raise DataError(f"{file}: no array x (it holds: {', '.join(archive.files) or 'nothing'}); save x")
@@ -129,7 +124,7 @@ def read_arrays(file: Path) -> tuple[npt.NDArray[Any], bool]:
 
 
 def answers(model: Model, file: Path, x: npt.NDArray[Any], top: int | None) -> list[Prediction]:
-    """A dict per row of x, as `predict_files` gives them."""
+    """Return a dict per row of x, as `predict_files` does."""
     outputs = model.predict_proba(x)
     start = [{"input": str(file), "row": number} for number in range(1, len(x) + 1)]
     if not model.classes:
@@ -145,8 +140,8 @@ def answers(model: Model, file: Path, x: npt.NDArray[Any], top: int | None) -> l
 
 
 def as_lines(predictions: Sequence[Prediction], top: int) -> list[str]:
-    """A line per prediction, its fields apart by tabs: input (of a table with the row), then label and
-    probability of the likeliest class, or of the `top` likeliest; for regression the values.
+    """Return a line per prediction with tabs between the fields: input (for tables with the row), then label and probability of
+    the `top` most probable classes; for regression the values.
 
     >>> as_lines([{"input": "a.png", "row": 1, "label": "7", "probability": 0.75, "probabilities": {"7": 0.75}}], 1)
     ['a.png\\t7\\t0.7500']
@@ -155,13 +150,13 @@ def as_lines(predictions: Sequence[Prediction], top: int) -> list[str]:
 
 
 def place(one: Prediction) -> str:
-    """Input of a prediction, and for a table the row in it."""
+    """Return the input of a prediction, for tables with the row."""
     table = Path(one["input"]).suffix.lower() in (".csv", ".npz")
     return f"{one['input']}:{one['row']}" if table else str(one["input"])
 
 
 def fields(one: Prediction, top: int) -> list[str]:
-    """What a line tells after the place."""
+    """Return the fields of a line after the input."""
     if "values" in one:
         return [f"{value:.6g}" for value in one["values"]]
     pairs = list(shares_of(one).items())[:top]
@@ -169,34 +164,34 @@ def fields(one: Prediction, top: int) -> list[str]:
 
 
 def shares_of(one: Prediction) -> Mapping[str, float]:
-    """Probability, or score, by class; the largest first."""
+    """Return the probability, or score, by class, the largest first."""
     shares: Mapping[str, float] = one.get("probabilities") or one["scores"]
     return shares
 
 
 def as_csv(predictions: Sequence[Prediction]) -> bytes:
-    """A table with a header: input, row, label and then a column per class that any row tells; or the values."""
+    """Return a csv table with a header: input, row, label, and a column per class of any row; in regression the values."""
     if "values" in predictions[0]:
         names = [f"value_{number}" for number in range(1, len(predictions[0]["values"]) + 1)]
         body = [[one["input"], one["row"], *one["values"]] for one in predictions]
     else:
-        told = sorted({name for one in predictions for name in shares_of(one)})
-        names = ["label", *told]
-        body = [[one["input"], one["row"], one["label"], *map(shares_of(one).get, told)] for one in predictions]
+        shown = sorted({name for one in predictions for name in shares_of(one)})
+        names = ["label", *shown]
+        body = [[one["input"], one["row"], one["label"], *map(shares_of(one).get, shown)] for one in predictions]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([["input", "row", *names], *body])
     return text.getvalue().encode("utf-8", "backslashreplace")
 
 
 def input_maker(model: Model, open_extractor: OpenExtractor | None) -> Callable[[Features], Array]:
-    """A function from images (n, pixels) to a model's inputs, by the model's extractor, which its first call opens.
+    """Return a function from images (n, pixels) to features, by the model's extractor, which is opened at the first call.
 
-    The call raises UnavailableError if nobody has said how to open an extractor.
+    That call raises UnavailableError if `open_extractor` is None.
     """
 
     @functools.cache
     def extractor() -> Extractor:
-        """The extractor, opened once for all images."""
+        """Open the extractor, once for all images."""
         assert model.extractor is not None
         if open_extractor is None:
             raise UnavailableError(

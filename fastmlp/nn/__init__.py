@@ -1,4 +1,4 @@
-"""Definitions: what a network, an activation, a loss, an update rule and a scaling are. No engine, no data."""
+"""Definitions of networks, activations, losses, optimisers, schedules and scalings."""
 
 from __future__ import annotations
 

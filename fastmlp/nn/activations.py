@@ -1,10 +1,10 @@
-"""Scalar formulas of the activations, and the registry that names them.
+"""Activations as scalar functions, and their registry.
 
-One definition each: these functions are compiled for the CPU, and for CUDA devices, as they stand. The same mathematics in
-array form, the specification, is in reference.py, and a test compares the two on a grid. Only `math`, typed constants and
-plain loops, so that any Numba target takes them: a bare `1.0` would turn float32 into float64.
+Each is compiled for the CPU and for CUDA from the same function. The NumPy formulas of the specification are in reference.py;
+a test compares both on a grid. The functions use only `math` and typed constants, which every Numba target supports: a literal
+`1.0` would convert float32 to float64.
 
-Activations. value(z, a) is f(z); slope(z, y, a) is f'(z), given z and y = f(z). `a` is the activation's parameter:
+value(z, a) is f(z); slope(z, y, a) is f'(z), given z and y = f(z). `a` is the activation's parameter:
 the slope on the negative side for leaky-relu and leaky-gelu, alpha for elu; the others ignore it.
 
 =========== ================================================= =========
@@ -21,7 +21,7 @@ silu        z sigmoid(z)
 elu         z for z > 0, a (exp(z) - 1) otherwise             1.0
 =========== ================================================= =========
 
-leaky-gelu has no accepted definition. Ours is to gelu what leaky-relu is to relu: leaky-relu(z) = a z + (1 - a) relu(z), so
+There is no standard definition of leaky-gelu. This one follows leaky-relu: leaky-relu(z) = a z + (1 - a) relu(z), so
 leaky-gelu(z) = a z + (1 - a) gelu(z), with slope a far to the left and 1 far to the right.
 
 Sources: gelu, Hendrycks & Gimpel 2016 (arXiv:1606.08415) section 2, exact form; silu, Elfwing et al. 2017 (arXiv:1702.03118);
@@ -55,7 +55,7 @@ def linear_slope(z: Any, y: Any, a: Any) -> Any:
 
 
 def relu_value(z: Any, a: Any) -> Any:
-    return ZERO if z <= ZERO else z  # in this order a NaN stays a NaN
+    return ZERO if z <= ZERO else z  # in this form NaN stays NaN
 
 
 def relu_slope(z: Any, y: Any, a: Any) -> Any:
@@ -87,12 +87,12 @@ def sigmoid_slope(z: Any, y: Any, a: Any) -> Any:
 
 
 def normal_cdf(z: Any) -> Any:
-    """P(z), by erfc so that the left tail keeps its relative accuracy."""
+    """P(z), computed by erfc to keep the relative accuracy of the left tail."""
     return HALF * math.erfc(-z * SQRT_HALF)
 
 
 def normal_density(z: Any) -> Any:
-    """The density of the normal distribution, with the same exponential as in erfc, so that a compiler takes it once."""
+    """The density of the normal distribution; with the exponential that erfc uses, so that the compiler computes it once."""
     x = abs(-z * SQRT_HALF)
     return INV_SQRT_2PI * math.exp(-x * x)
 
@@ -131,7 +131,7 @@ def elu_slope(z: Any, y: Any, a: Any) -> Any:
 
 
 class Activation(NamedTuple):
-    """An activation: its two scalar functions, and its parameter's default (None: it takes no parameter)."""
+    """An activation: its value, its derivative, and the default of its parameter (None if it has no parameter)."""
 
     value: Callable[[Any, Any], Any]
     slope: Callable[[Any, Any, Any], Any]
@@ -149,10 +149,6 @@ ACTIVATIONS = {
     "silu": Activation(silu_value, silu_slope),
     "elu": Activation(elu_value, elu_slope, 1.0),
 }
-
-
-# Row functions: z, t, dz are one row of output pre-activations, targets, gradients, of n entries each. They write
-# dz = d loss / d z and return the row's loss. Every sum runs in index order.
 
 
 def parse_activation(text: str) -> tuple[str, float]:
@@ -183,7 +179,7 @@ def canonical_activation(text: str) -> str:
 
 
 def parse_number(where: str, text: str) -> float:
-    """The finite number in `text`, or a ConfigError that says where it stands."""
+    """The finite number in `text`; raise ConfigError if there is none."""
     try:
         number = float(text)
     except ValueError:

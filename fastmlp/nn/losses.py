@@ -1,8 +1,8 @@
-"""Scalar formulas of the outputs and the losses, a row at a time, and the registry that names them.
+"""Losses as functions of one row, and their registry.
 
-A row function takes pre-activations and targets, gives the loss, and writes its gradient with respect to the pre-activations.
-As the formulas of activations.py, they are compiled for the CPU, and for CUDA devices, as they stand; the same mathematics in
-array form, the specification, is in reference.py.
+A row function takes pre-activations z and targets t, n values each, writes the gradient dz = d loss / d z, and returns the
+loss of the row; sums run in the order of the index. As the activations, each is compiled for the CPU and for CUDA; the NumPy
+formulas of the specification are in reference.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fastmlp.nn.activations import HALF, ZERO, sigmoid_slope, sigmoid_value
 
 
 def softmax_row(z: Any, y: Any, n: int) -> Any:
-    """y = softmax(z); returns log(sum(exp(z))). The peak is subtracted first, so nothing overflows."""
+    """Write y = softmax(z) and return log(sum(exp(z))). The maximum is subtracted first, so nothing overflows."""
     peak = z[0]
     for j in range(1, n):
         peak = max(peak, z[j])

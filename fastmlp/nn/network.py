@@ -1,15 +1,15 @@
 """`Network`, the frozen description of a multi-layer perceptron, and the layout of its parameters.
 
-Legend, used in every file: `x` input, `w` weights [fan_in, fan_out], `b` bias, `z = x w + b` pre-activation, `y = f(z)`
-activation, `dz dw db dx` gradients of the loss; `n` rows, `B` rows of a batch; matrix products are M x N x K; tiles MR x NR;
-leading dimensions `ld` count elements; thread `t` of `T`; suffix `_p` for a padded size.
+Notation in all files: `x` input, `w` weights [fan_in, fan_out], `b` bias, `z = x w + b` pre-activation, `y = f(z)`
+activation, `dz dw db dx` gradients of the loss; `n` rows, `B` rows of a mini-batch; matrix products are M x N x K; tiles MR x
+NR; leading dimensions `ld` in elements; thread `t` of `T`; suffix `_p` for a padded size.
 
-Semantics, the same in every engine:
+Conventions of all engines:
 
-- the loss is the mean over the rows of the actual batch, weighted by sample weights if given; the last short batch is used;
-- objective = loss + l2/2 sum(w^2) + l1 sum(|w|), over weights, not biases; reported losses leave the penalties out;
-- the slope of relu at 0 is 0, of |w| at 0 is 0;
-- dropout is inverted: kept activations are scaled by 1/(1 - rate) in training, nothing happens in prediction;
+- the loss is the mean over the rows of a mini-batch, weighted by sample weights if given; the last mini-batch may be shorter;
+- objective = loss + l2/2 sum(w^2) + l1 sum(|w|), over weights, not biases; reported losses do not include the penalties;
+- the derivative of relu at 0 is 0, that of |w| at 0 is 0;
+- dropout is inverted: in training, kept activations are scaled by 1/(1 - rate); prediction has no dropout;
 - softmax cross-entropy is computed from pre-activations by log-sum-exp; squared error is half the squared distance;
 - classes are one-hot targets; label smoothing e turns them into (1 - e) one-hot + e / classes.
 """
@@ -55,7 +55,7 @@ ALIASES = {
 
 
 class Layer(NamedTuple):
-    """One layer of weights and what follows it; the last layer is linear, its output function belongs to the loss."""
+    """A layer: its weights, activation and dropout. The last layer is linear; its output function is part of the loss."""
 
     fan_in: int
     fan_out: int
@@ -66,23 +66,24 @@ class Layer(NamedTuple):
 
 @dataclass(frozen=True)
 class Network:
-    """Description of a multi-layer perceptron: everything but the numbers in its weights.
+    """Architecture of a multi-layer perceptron: everything but the values of its weights.
 
     Parameters
     ----------
-    sizes : units of each layer, input and output included
-    activation : one for all hidden layers or one each; names in `activations.ACTIVATIONS`, "leaky-relu:0.2" sets the parameter
-    dropout : share of units dropped after each hidden layer, one for all or one each, in [0, 1)
+    sizes : number of units of each layer, from the input to the output
+    activation : one for all hidden layers, or one per layer; names in `activations.ACTIVATIONS`, "leaky-relu:0.2" sets the
+        parameter
+    dropout : dropout rate after hidden layers, in [0, 1); one for all, or one per layer
     loss : "cross-entropy" or "squared-error"
-    output : "softmax", "sigmoid" or "linear"; None takes softmax for cross-entropy, linear for squared error
-    l1, l2 : penalties on weights, see the module's semantics
-    label_smoothing : share of the target spread over all classes, in [0, 1); for class labels only
+    output : "softmax", "sigmoid" or "linear"; None is softmax for cross-entropy, linear for squared error
+    l1, l2 : penalties on weights, see the conventions above
+    label_smoothing : in [0, 1); for class labels only
     init : initial weights: he (= he-normal), he-uniform, xavier or glorot (= xavier-uniform), xavier-normal,
         uniform (±0.05), normal (sd 0.05); "normal:0.1" sets the scale. Biases start at zero.
 
     Raises
     ------
-    ConfigError : a name or a value that cannot be
+    ConfigError : an unknown name, or an invalid value
 
     Examples
     --------
@@ -104,23 +105,25 @@ class Network:
     def __post_init__(self) -> None:
         whole = all(isinstance(size, Integral) for size in self.sizes)
         if not whole or len(self.sizes) < 2 or min(self.sizes) < 1:
-            raise ConfigError(f"sizes need whole numbers, at least 1, for an input and an output, not {self.sizes!r}")
+            raise ConfigError(
+                f"sizes must be two or more whole numbers of at least 1, not {self.sizes!r}", settings=("hidden",)
+            )
         sizes = tuple(int(size) for size in self.sizes)
         hidden = len(sizes) - 2
-        set_field = object.__setattr__  # the way a frozen dataclass normalises its own fields
+        set_field = object.__setattr__  # normalises fields of a frozen dataclass
         set_field(self, "sizes", sizes)
         activations = per_layer("activation", self.activation, hidden)
         set_field(self, "activation", tuple(canonical_activation(text) for text in activations))
         set_field(self, "dropout", per_layer("dropout", self.dropout, hidden))
         for rate in self.dropout:  # type: ignore[union-attr]  # a tuple since three lines
             if not 0 <= rate < 1:
-                raise ConfigError(f"dropout must be at least 0 and below 1, not {rate}")
+                raise ConfigError(f"dropout must be at least 0 and below 1, not {rate}", settings=("dropout",))
         self._check_loss()
         name, _, scale = canonical_init(self.init).partition(":")
         name = ALIASES.get(name, name)
         set_field(self, "init", f"{name}:{scale}" if scale else name)
         if scale and parse_number(f"init {self.init!r}", scale) < 0:
-            raise ConfigError(f"init {self.init!r}: the scale must not be negative")
+            raise ConfigError(f"init {self.init!r}: the scale must not be negative", settings=("init",))
 
     def _check_loss(self) -> None:
         object.__setattr__(self, "loss", canonical_name("loss", self.loss, LOSSES))
@@ -128,12 +131,16 @@ class Network:
         output = next(iter(outputs)) if self.output is None else canonical_name("output", self.output, OUTPUTS)
         object.__setattr__(self, "output", output)
         if self.output not in outputs:
-            raise ConfigError(f"loss {self.loss!r} takes output {' or '.join(outputs)}, not {self.output!r}")
+            raise ConfigError(
+                f"loss {self.loss!r} takes output {' or '.join(outputs)}, not {self.output!r}", settings=("loss", "output")
+            )
         for field in ("l1", "l2"):
             if not (getattr(self, field) >= 0 and math.isfinite(getattr(self, field))):
-                raise ConfigError(f"{field} must be zero or a positive number, not {getattr(self, field)}")
+                raise ConfigError(f"{field} must be zero or a positive number, not {getattr(self, field)}", settings=(field,))
         if not 0 <= self.label_smoothing < 1:
-            raise ConfigError(f"label_smoothing must be at least 0 and below 1, not {self.label_smoothing}")
+            raise ConfigError(
+                f"label_smoothing must be at least 0 and below 1, not {self.label_smoothing}", settings=("label_smoothing",)
+            )
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
@@ -152,18 +159,18 @@ class Network:
 
     @cached_property
     def flops_per_row(self) -> int:
-        """Floating-point operations to train on one row: forward, weight gradient, and input gradient but for layer 0."""
+        """Floating-point operations to train on one row: forward pass, weight gradients, input gradients but of layer 0."""
         return sum(2 * fan_in * fan_out * (3 if index else 2) for index, (fan_in, fan_out) in enumerate(pairwise(self.sizes)))
 
     @property
     def label(self) -> str:
-        """The sizes in one word, as in file names."""
+        """The sizes as one word, such as "784x128x10"."""
         return "x".join(map(str, self.sizes))
 
     def views(self, vector: FloatArray) -> list[tuple[FloatArray, FloatArray]]:
-        """Weights [fan_in, fan_out] and bias [fan_out] of each layer, as views into a flat (parameters,) vector.
+        """Weights [fan_in, fan_out] and bias [fan_out] of each layer, as views of a flat (parameters,) vector.
 
-        The vector holds w then b of each layer in turn, w by rows.
+        The vector has w, row by row, and then b of each layer.
         """
         found, at = [], 0
         for layer in self.layers:
@@ -174,7 +181,7 @@ class Network:
         return found
 
     def initial_parameters(self, seed: int, dtype: npt.DTypeLike = np.float32) -> FloatArray:
-        """Initial parameters, (parameters,) `dtype`: drawn in float64 from the stream "weights", one counter a layer."""
+        """Initial parameters, (parameters,) of `dtype`, drawn in float64 from the stream "weights", one counter per layer."""
         vector = np.zeros(self.parameters, np.float64)
         name, _, text = self.init.partition(":")
         distribution, scale_of = INITIALIZERS[name]
@@ -196,10 +203,11 @@ def canonical_init(text: str) -> str:
 
 
 def per_layer(what: str, given: Any, hidden: int) -> tuple[Any, ...]:
-    """One setting for each hidden layer, from a single one or a sequence of the right length."""
+    """A setting for each hidden layer, from one for all or a sequence of the right length."""
     if isinstance(given, (str, Real)):
         return (given,) * hidden
     values = tuple(given)
     if len(values) != hidden:
-        raise ConfigError(f"{what} names {len(values)} layers, but there are {hidden} hidden layers; give one or {hidden}")
+        message = f"{what} has {len(values)} values, but there are {hidden} hidden layers; give one, or one per layer"
+        raise ConfigError(message, settings=(what,))
     return values

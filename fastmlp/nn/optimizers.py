@@ -155,12 +155,14 @@ class Optimizer:
         object.__setattr__(self, "name", canonical_name("optimizer", self.name, RULES))
         for field in ("momentum", "beta1", "beta2"):
             if not 0 <= getattr(self, field) < 1:
-                raise ConfigError(f"{field} must be at least 0 and below 1, not {getattr(self, field)}")
+                raise ConfigError(f"{field} must be at least 0 and below 1, not {getattr(self, field)}", settings=(field,))
         if not (self.epsilon >= np.finfo(np.float32).tiny and math.isfinite(self.epsilon)):
-            raise ConfigError(f"epsilon must be a positive number that float32 can hold, not {self.epsilon}")
+            raise ConfigError(
+                f"epsilon must be a positive number that float32 can hold, not {self.epsilon}", settings=("epsilon",)
+            )
         for field in ("weight_decay", "clip_norm"):
             if not (getattr(self, field) >= 0 and math.isfinite(getattr(self, field))):
-                raise ConfigError(f"{field} must be zero or a positive number, not {getattr(self, field)}")
+                raise ConfigError(f"{field} must be zero or a positive number, not {getattr(self, field)}", settings=(field,))
 
     @property
     def slots(self) -> tuple[str, ...]:

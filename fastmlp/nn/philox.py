@@ -1,10 +1,10 @@
-"""Philox4x32-10, the counter-based random numbers of the dropout masks, and the streams of everything else that is drawn.
+"""Counter-based random numbers: Philox4x32-10 for dropout masks, and named streams of NumPy's Philox generator for all else.
 
-A mask is a pure function of (seed, step, layer, row in the batch, column): nothing is saved, nothing is shared between
-threads, every engine draws the same mask, and a resumed run goes on with the numbers it would have had.
+A dropout mask is a function of (seed, step, layer, row of the mini-batch, column). No generator state is stored or shared
+between threads, and every engine draws the same masks.
 
-What Python draws outside the engines (initial weights, row order, splits) comes from NumPy's own Philox generator, which is
-counter-based too; `generator` names the streams so that no two uses share numbers.
+Initial weights, row order and splits are drawn in Python by NumPy's Philox generator, which is counter-based, too; `generator`
+has a stream for each use, so that no two uses share numbers.
 
 Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011, section 3.3.
 """
@@ -28,7 +28,7 @@ STREAMS = {"weights": 0, "order": 1, "split": 2, "augment": 3}
 
 
 def philox_round(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> tuple[Any, Any, Any, Any]:
-    """One of the rounds of `philox4x32`."""
+    """One round of `philox4x32`."""
     product_0 = MULTIPLIER_0 * c0
     product_1 = MULTIPLIER_1 * c2
     return (product_1 >> SHIFT32) ^ c1 ^ k0, product_1 & MASK32, (product_0 >> SHIFT32) ^ c3 ^ k1, product_0 & MASK32
@@ -44,14 +44,14 @@ def philox4x32(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> tuple[An
 
 
 def drop_threshold(rate: float) -> np.uint64:
-    """Units whose 32-bit word is below this number are dropped: rate x 2^32, rounded."""
+    """Units whose 32-bit random number is below rate x 2^32, rounded, are dropped."""
     return np.uint64(round(rate * 2**32))
 
 
 def keep_mask(seed: int, step: int, layer: int, rows: int, columns: int, rate: float) -> npt.NDArray[np.bool_]:
-    """Which units of a layer a batch keeps, (rows, columns) bool.
+    """Dropout mask of a layer for a mini-batch, (rows, columns) bool: whether a unit is kept.
 
-    Column j of row r takes word j mod 4 of the counter (j div 4, r, layer, step) under the key `seed`.
+    Column j of row r uses number j mod 4 of the counter (j div 4, r, layer, step) with the key `seed`.
 
     >>> keep_mask(0, 0, 0, 1000, 64, 0.25).mean().round(2)
     np.float64(0.75)
@@ -67,22 +67,22 @@ def keep_mask(seed: int, step: int, layer: int, rows: int, columns: int, rate: f
 
 
 class Key(np.random.bit_generator.ISeedSequence):
-    """A key for NumPy's Philox to take as it is. Given as `key=`, NumPy would ask the system for entropy first, and drop it."""
+    """A key for NumPy's Philox. With `key=` NumPy would first read entropy from the system, and discard it."""
 
     def __init__(self, *words: int) -> None:
-        self.words = np.array(words, np.uint64)  # from a list without a type, NumPy would pass large seeds through float64
+        self.words = np.array(words, np.uint64)  # without a dtype, NumPy would convert large seeds to float64
 
     def generate_state(self, n_words: int, dtype: npt.DTypeLike = np.uint64) -> npt.NDArray[Any]:
-        """The words of the key, of which Philox asks for two."""
+        """The key, two 64-bit numbers."""
         return self.words
 
 
 def generator(seed: int, stream: str, *counter: int) -> np.random.Generator:
-    """NumPy generator of a named stream; `counter` (at most two numbers) picks an epoch or a layer within it.
+    """NumPy generator of a named stream; `counter` (at most two numbers) selects an epoch or a layer in it.
 
     >>> generator(1, "order", 5).permutation(4).tolist() == generator(1, "order", 5).permutation(4).tolist()
     True
     """
     high = np.array([0, 0, *counter, 0, 0][:4], np.uint64)
-    key: Any = Key(seed, STREAMS[stream])  # NumPy takes any ISeedSequence, but its annotations do not say so
+    key: Any = Key(seed, STREAMS[stream])  # NumPy accepts any ISeedSequence, but its annotations do not say so
     return np.random.Generator(np.random.Philox(key, counter=high))

@@ -1,4 +1,4 @@
-"""Scaling of features: (x - shift) * factor; a model keeps it with its weights. How it is fitted to data: data/scaling.py."""
+"""Scaling of features, (x - shift) * factor, which is stored with the model. data/scaling.py fits it to data."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy.typing as npt
 
 from fastmlp.errors import DataError, unknown_name
 
-SCALINGS = ("none", "unit", "symmetric", "zscore", "zscore-global")  # the kinds by name; fit_scaling says what each does
+SCALINGS = ("none", "unit", "symmetric", "zscore", "zscore-global")  # see data.scaling.fit_scaling
 
 
 @dataclass(frozen=True, eq=False)
 class Scaling:
-    """What is done to inputs: (x - shift) * factor per feature, exactly two float32 operations.
+    """Scaling of inputs: (x - shift) * factor per feature, two float32 operations.
 
     Parameters
     ----------
@@ -24,7 +24,7 @@ class Scaling:
 
     Raises
     ------
-    DataError : unknown kind, or numbers that cannot be a scaling (from a damaged model file)
+    DataError : an unknown kind, or invalid arrays (from a damaged model file)
     """
 
     kind: str
@@ -56,5 +56,5 @@ class Scaling:
         return scaled
 
     def to_arrays(self) -> dict[str, npt.NDArray[np.float32]]:
-        """The arrays by name; with `kind`, they make the scaling again: `Scaling(kind, **arrays)`."""
+        """The arrays by name, such that `Scaling(kind, **arrays)` is the same scaling."""
         return {"shift": self.shift, "factor": self.factor}

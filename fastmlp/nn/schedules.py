@@ -1,4 +1,4 @@
-"""Learning-rate schedules: the rate of each step as a function of the epoch, and the registry that names them."""
+"""Learning-rate schedules: the learning rate of each update as a function of the epoch."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ SCHEDULES: dict[str, Callable[[float, Schedule], float]] = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate as a pure function of time, with an optional linear warm-up before it.
+    """A learning-rate schedule, with optional linear warm-up.
 
-    With t the time in epochs (fractions included) since the end of the warm-up, the rate is `rate` times
+    With t the number of epochs (including fractions) since the end of the warm-up, the learning rate is `rate` times
 
     ============ =====================================
     constant     1
@@ -57,16 +57,16 @@ class Schedule:
     cosine       (1 + cos(pi t / (epochs - warmup))) / 2
     ============ =====================================
 
-    and during the warm-up, with k updates made, `rate` (k + 1) / (warmup x steps per epoch).
+    and during the warm-up, after k updates, `rate` (k + 1) / (warmup x steps per epoch).
 
     Parameters
     ----------
     rate : learning rate, > 0
     kind : a key of `SCHEDULES`
     decay : per epoch, for inverse-time and exponential
-    factor, every : step multiplies the rate by `factor` every `every` epochs
+    factor, every : step multiplies the learning rate by `factor` every `every` epochs
     warmup : epochs of linear warm-up, 0 for none
-    epochs : length of the whole training in epochs; only cosine uses it
+    epochs : length of the training in epochs; only used by cosine
 
     Examples
     --------
@@ -85,22 +85,22 @@ class Schedule:
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", canonical_name("schedule", self.kind, SCHEDULES))
         if not (self.rate > 0 and math.isfinite(self.rate)):
-            raise ConfigError(f"the learning rate must be a positive number, not {self.rate}")
+            raise ConfigError(f"the learning rate must be a positive number, not {self.rate}", settings=("rate",))
         if not 0 < self.factor <= 1:
-            raise ConfigError(f"factor must be above 0 and at most 1, not {self.factor}")
+            raise ConfigError(f"factor must be above 0 and at most 1, not {self.factor}", settings=("factor",))
         for field in ("every", "epochs"):
             if not (getattr(self, field) > 0 and math.isfinite(getattr(self, field))):
-                raise ConfigError(f"{field} must be a positive number of epochs, not {getattr(self, field)}")
+                raise ConfigError(f"{field} must be a positive number of epochs, not {getattr(self, field)}", settings=(field,))
         for field in ("decay", "warmup"):
             if not (getattr(self, field) >= 0 and math.isfinite(getattr(self, field))):
-                raise ConfigError(f"{field} must be zero or a positive number, not {getattr(self, field)}")
+                raise ConfigError(f"{field} must be zero or a positive number, not {getattr(self, field)}", settings=(field,))
 
     def rates(self, first: int, count: int, steps_per_epoch: int) -> npt.NDArray[np.float64]:
-        """Learning rates of the updates number `first`, `first` + 1, … (from 0): (count,) float64."""
+        """Learning rates of the updates `first`, `first` + 1, … (from 0): (count,) float64."""
         shape = SCHEDULES[self.kind]
         warm = self.warmup * steps_per_epoch
         if shape is constant and first >= warm:
-            return np.full(count, self.rate)  # what follows, without a call for each
+            return np.full(count, self.rate)  # the same values, without a call for each
         return np.array(
             [
                 self.rate * (min((k + 1) / warm, 1.0) if k < warm else shape((k - warm) / steps_per_epoch, self))

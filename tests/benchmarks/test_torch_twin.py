@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.cli import ok
+from support.cli import ok, override
 from support.extract import own_folder  # noqa: F401 - a fixture of every test here
 
 from benchmarks import torch_twin
@@ -25,9 +25,8 @@ SAME = 1e-5  # for a run of a few epochs, where rounding gives about 1e-7
 def make_run(out: str, *options: str) -> Path:
     """Train a run on digits with dropout; options replace those of the same name."""
     settings = ["--data", "digits", "--hidden", "12", "--activation", "gelu", "--dropout", "0.3", "--optimizer", "adam"]
-    settings += ["--lr", "0.002", "--epochs", "3", "--val-count", "300", "--backend", "numpy", "--out", out, *options]
-    chosen = dict(zip(settings[::2], settings[1::2], strict=True))
-    ok("train", "-q", *(text for pair in chosen.items() for text in pair))
+    settings += ["--lr", "0.002", "--epochs", "3", "--val-count", "300", "--backend", "numpy", "--out", out]
+    ok("train", *override(settings, *options), "-q")
     return Path(out)
 
 

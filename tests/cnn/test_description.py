@@ -8,9 +8,11 @@ import sys
 from typing import Any
 
 import pytest
-from fastmlp.cnn.description import Block, Description, from_table, make_blocks
+from fastmlp.cnn.description import INITIALISATIONS, POOLINGS, REGULARISATIONS, Block, Description, from_table, make_blocks
 from fastmlp.cnn.errors import DescriptionError
 from support.cnn import PUBLISHED
+
+from fastmlp.experiments.config import extract
 
 
 def describe(*blocks: Block, shape: tuple[int, int, int] = (28, 28, 1), **more: Any) -> Description:
@@ -94,3 +96,10 @@ def test_labels_and_names() -> None:
 def test_no_torch_is_needed() -> None:
     script = "import sys; sys.modules['torch'] = None; import fastmlp.cnn.description, fastmlp.cnn.errors"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_the_settings_of_extract_have_the_same_names() -> None:
+    """`fastmlp.experiments` cannot import the extractor, which needs PyTorch, and lists its names again."""
+    assert extract.POOLINGS == POOLINGS
+    assert extract.REGULARIZERS == REGULARISATIONS
+    assert extract.INITS == INITIALISATIONS

@@ -11,9 +11,11 @@ import pytest
 import torch
 from fastmlp.cnn.errors import DescriptionError, DivergedError, FileError, MissingError
 from fastmlp.cnn.images import Augmentation, Images, Scaling
-from fastmlp.cnn.training import MONITORS, Part, Settings, Trainer, Watch, evaluate, pick_device
+from fastmlp.cnn.training import MONITORS, OPTIMIZERS, SCHEDULES, Part, Settings, Trainer, Watch, evaluate, pick_device
 from support.cnn import SHAPE, bars, network
 from torch.nn.functional import cross_entropy
+
+from fastmlp.experiments.config import extract
 
 pytestmark = pytest.mark.full
 
@@ -226,3 +228,9 @@ def test_augmentations_that_cannot_be() -> None:
     for given, message in (({"flip": 1.5}, "flip is a probability"), ({"shift": -1}, "shift must be 0 or more")):
         with pytest.raises(DescriptionError, match=message):
             Augmentation(**given)  # type: ignore[arg-type]
+
+
+def test_the_settings_of_extract_have_the_same_names() -> None:
+    """`fastmlp.experiments` cannot import the extractor, which needs PyTorch, and lists its names again."""
+    assert extract.SCHEDULES == SCHEDULES
+    assert tuple(extract.DEFAULT_LEARNING_RATE) == OPTIMIZERS

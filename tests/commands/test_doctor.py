@@ -1,4 +1,4 @@
-"""commands/doctor.py: every check on this machine, and each shown what it must object to."""
+"""commands/doctor.py: every check on this machine, and each with a fault that it must report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastmlp.errors import UnavailableError
 
 
 def versions(**installed: str) -> Version:
-    """Versions of an imagined installation; names with underscores for hyphens."""
+    """Return the versions of an imaginary installation; names have underscores for hyphens."""
     return lambda package: installed.get(package.replace("-", "_"))
 
 
@@ -64,7 +64,7 @@ def test_cuda_is_not_installed() -> None:
 
 
 class Card:
-    """What is asked of a device."""
+    """The attributes of a device that the check reads."""
 
     name, capability, blocks = "A card", (9, 0), 132
 
@@ -118,7 +118,7 @@ def test_processor() -> None:
         assert ("avx2" in check.value.split()) == ("avx2" in flags)
 
 
-def test_a_cache_that_is_not_there_yet(tmp_path: Path) -> None:
+def test_a_cache_that_does_not_exist_yet(tmp_path: Path) -> None:
     check = doctor.check_cache(tmp_path / "new" / "kernels")
     assert (check.state, check.value) == (OK, f"{tmp_path / 'new' / 'kernels'}: created at first use")
 
@@ -151,7 +151,7 @@ def test_the_engines_agree(numba_backend: str) -> None:
     assert doctor.self_test().state == OK
 
 
-def test_the_self_test_sees_another_loss() -> None:
+def test_the_self_test_detects_another_loss() -> None:
     losses = doctor.tiny_losses(need_backend("numpy"))
     assert doctor.compare_losses(losses, losses).state == OK
     assert doctor.compare_losses(losses, [*losses[:-1], losses[-1] * 1.001]).state == BROKEN

@@ -1,4 +1,4 @@
-"""A plain training where the system lacks what only POSIX has, as Windows does: the names are taken away before the import."""
+"""A training on a system without POSIX functions, such as Windows: they are deleted before the import."""
 
 from __future__ import annotations
 

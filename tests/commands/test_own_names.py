@@ -1,4 +1,4 @@
-"""The package claims one name: a user's own modules cli and cnn, beside a script, do not run in place of ours."""
+"""A user's own modules cli and cnn, in the folder of a script, do not shadow those of the package."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ THEIRS = "raise SystemExit('a module of the user ran')\n"
 
 @pytest.fixture
 def beside(tmp_path: Path) -> Path:
-    """A folder with modules of those names."""
+    """Create a folder with modules of these names."""
     (tmp_path / "cli.py").write_text(THEIRS)
     (tmp_path / "cnn").mkdir()
     (tmp_path / "cnn" / "__init__.py").write_text(THEIRS)
@@ -26,7 +26,7 @@ def beside(tmp_path: Path) -> Path:
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A process whose own folder comes first where modules are looked for."""
+    """Run Python with a folder first in its module search path."""
     variables = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
     return subprocess.run([sys.executable, *arguments], cwd=folder, env=variables, capture_output=True, text=True, check=False)
 
@@ -49,7 +49,7 @@ def test_the_extractor_is_ours(beside: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "fastmlp.cnn.toolkit\n"), done.stderr
 
 
-def test_the_checkout_has_a_door_that_is_not_installed() -> None:
+def test_the_script_of_the_checkout_runs_the_program() -> None:
     done = run(ROOT, str(ROOT / "cli.py"), "--version")
     assert done.stdout == run(ROOT, "-m", "fastmlp", "--version").stdout
     assert done.returncode == 0

@@ -1,4 +1,4 @@
-"""The program in processes of its own: signals, pipes, terminals, encodings, and the exit codes that a shell sees."""
+"""The program in separate processes: signals, pipes, terminals, encodings, and exit codes."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def finish(*arguments: str | Path, **more: Any) -> tuple[int, bytes, bytes]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run, a table of 20,000 rows for it, and names that are not ASCII."""
+    """Create a folder with a run, a table of 20,000 rows for it, and file names that are not ASCII."""
     folder = tmp_path_factory.mktemp("home")
     x = np.repeat(np.eye(2, dtype=np.float32), 20, axis=0)
     np.savez(folder / "data.npz", x=x, y=np.repeat(["crème", "brûlée"], 20))
@@ -122,7 +122,7 @@ def test_a_signal_before_the_training_leaves_nothing(number: int, code: int, tmp
 # ------------------------------------------------------------------------------------------------ pipes and disks
 
 
-def test_a_reader_that_leaves_early_is_no_error(home: Path) -> None:
+def test_a_closed_pipe_is_no_error(home: Path) -> None:
     for arguments in (["--json"], []):
         with start("predict", home / "run", home / "table.csv", *arguments) as process:
             assert process.stdout is not None
@@ -140,7 +140,7 @@ def test_a_full_disk_behind_stdout_is_a_line_and_exit_3(home: Path) -> None:
     assert stderr.decode() == f"fastmlp: error: the result cannot be written to stdout: {os.strerror(errno.ENOSPC)}\n"
 
 
-def test_progress_that_nobody_reads_does_not_stop_the_training(tmp_path: Path) -> None:
+def test_a_closed_stderr_does_not_stop_the_training(tmp_path: Path) -> None:
     command = ["train", "--hidden", "4", "--epochs", "30", "--patience", "0", "--backend", "numpy", "--json"]
     with start(*command, "--out", tmp_path / "a") as process:
         assert process.stderr is not None
@@ -154,7 +154,7 @@ def test_progress_that_nobody_reads_does_not_stop_the_training(tmp_path: Path) -
 
 
 def on_a_terminal(*arguments: str | Path, stream: str, **variables: str) -> str:
-    """What a command writes to stdout or stderr if that is a terminal."""
+    """Return what a command writes to stdout or stderr if that is a terminal."""
     ours, theirs = pty.openpty()
     process = start(*arguments, variables={"TERM": "xterm", **variables}, **{stream: theirs})
     os.close(theirs)
@@ -201,7 +201,7 @@ def test_names_in_any_encoding(home: Path) -> None:
         assert (code, stderr) == (0, b"")
 
 
-def test_a_file_name_that_is_no_text(home: Path, tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_unicode(home: Path, tmp_path: Path) -> None:
     strange = os.fsencode(tmp_path) + b"/\xff.csv"
     Path(os.fsdecode(strange)).write_text("0,1\n")
     process = subprocess.run(
@@ -237,7 +237,7 @@ def test_exit_codes_reach_the_shell(home: Path, tmp_path: Path) -> None:
         assert (stderr != b"") == (code != 0)
 
 
-def test_doctor_tells_what_is_broken(tmp_path: Path) -> None:
+def test_doctor_reports_what_is_broken(tmp_path: Path) -> None:
     broken = tmp_path / "numba"
     broken.mkdir()
     (broken / "__init__.py").write_text("raise ImportError('Numba needs another NumPy')\n")

@@ -1,4 +1,4 @@
-"""The program in this process: help, streams, settings, and what each command prints."""
+"""The program in this process: help, streams, settings, and the output of each command."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from fastmlp.commands.console import warn
 
 @pytest.fixture(autouse=True)
 def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Runs without --out go to a folder of the test."""
+    """Run every test in a folder of its own, without settings from the environment."""
     forget_settings(monkeypatch)
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on digits."""
+    """Train a small network on digits, and return the run folder."""
     out = tmp_path_factory.mktemp("runs") / "a"
     ok("train", *SMALL, "--epochs", "8", "--scale", "unit", "--out", out, "-q")
     return out
@@ -47,7 +47,7 @@ def test_examples_come_before_options(command: list[str]) -> None:
     assert text.index("\n  fastmlp ") < first_option.start()
 
 
-def test_help_tells_the_default_rate_of_each_optimizer() -> None:
+def test_help_shows_the_default_learning_rate_of_each_optimizer() -> None:
     words = " ".join(ok("train", "--help").stdout.split())
     assert "[default: 0.05 for sgd, 0.01 for momentum, 0.01 for nesterov, 0.001 for rmsprop, 0.001 for adam" in words
 
@@ -86,11 +86,11 @@ def test_a_warning_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "fastmlp: warning: compiled kernels are not kept\n"
 
 
-def test_verbose_tells_the_settings(tmp_path: Path) -> None:
+def test_verbose_shows_the_settings(tmp_path: Path) -> None:
     assert 'optimizer = "adam"' in ok("train", *FAST, "-v").stderr
 
 
-def test_plain_train_needs_no_argument_and_is_good(tmp_path: Path) -> None:
+def test_train_without_arguments_is_accurate(tmp_path: Path) -> None:
     result = json.loads(ok("train", "--json", "-q").stdout)
     assert result["test"]["accuracy"] >= 0.95
     assert Path(result["out"], "model.safetensors").is_file()
@@ -134,7 +134,7 @@ def test_a_runs_config_gives_the_same_run(run: Path, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ evaluate, predict
 
 
-def test_evaluate_gives_the_figures_of_the_result(run: Path) -> None:
+def test_evaluate_gives_the_metrics_of_the_result(run: Path) -> None:
     found = json.loads(ok("evaluate", run, "--json").stdout)
     result = json.loads((run / "result.json").read_text())
     assert found["test"] == result["test"]
@@ -152,7 +152,7 @@ def test_evaluate_prints_a_table(run: Path) -> None:
 
 @pytest.fixture
 def seven(tmp_path: Path) -> Path:
-    """The picture of a seven, in colour and larger than the model's images."""
+    """Write the image of a seven, in color and larger than the model's images."""
     data = fastmlp.load_data("digits")
     picture = Image.fromarray(data.x[data.y == 7][0].reshape(28, 28)).convert("RGB").resize((50, 40))
     picture.save(tmp_path / "seven.png")

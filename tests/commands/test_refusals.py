@@ -1,4 +1,4 @@
-"""The program in this process: every kind of refusal, with its exit code and its one line."""
+"""The program in this process: errors of every kind, with their exit codes and messages of one line."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from support.cli import FAST, SMALL, call, forget_settings, ok, refused
 
 @pytest.fixture(autouse=True)
 def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Runs without --out go to a folder of the test."""
+    """Run every test in a folder of its own, without settings from the environment."""
     forget_settings(monkeypatch)
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on digits."""
+    """Train a small network on digits, and return the run folder."""
     out = tmp_path_factory.mktemp("runs") / "a"
     ok("train", *SMALL, "--epochs", "8", "--scale", "unit", "--out", out, "-q")
     return out
@@ -42,7 +42,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_usage_errors(arguments: list[str], named: list[str]) -> None:
-    """The words are Click's; what was wrong is named in the last line."""
+    """The messages are Click's; the last line names what was wrong."""
     result = call(*arguments)
     assert result.exit_code == 2
     assert result.stdout == ""
@@ -135,7 +135,7 @@ def test_a_used_folder_needs_force(run: Path) -> None:
 # ------------------------------------------------------------------------------------------------ 1, 3 to 6
 
 
-def test_a_bug_tells_where_and_how_to_report(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_shows_a_traceback_and_how_to_report_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastmlp.experiments.training_run.run_training", lambda *settings, **more: 1 / 0)
     result = call("train")
     assert result.exit_code == 1
@@ -151,7 +151,7 @@ def test_bad_data_is_3(tmp_path: Path) -> None:
     assert "no such model" in refused(3, "evaluate", "none", "--data", "digits")
 
 
-def test_what_cannot_be_had_is_4(tmp_path: Path) -> None:
+def test_what_is_unavailable_is_4(tmp_path: Path) -> None:
     offline = {"FASTMLP_OFFLINE": "1", "FASTMLP_DATA": str(tmp_path / "data")}
     assert "FASTMLP_OFFLINE" in refused(4, "data", "fetch", "mnist", "-q", **offline)
     assert "FASTMLP_OFFLINE" in refused(4, "train", "--data", "mnist", "-q", **offline)
@@ -179,7 +179,7 @@ def test_a_missed_threshold_is_6_after_the_result(run: Path) -> None:
         ok(*command, "--min-accuracy", "0.5")
 
 
-def test_twice_verbose_or_debug_tells_where_an_error_arose() -> None:
+def test_twice_verbose_or_debug_shows_the_traceback() -> None:
     for result in (call("train", "-v", "-v", "--lr", "0"), call("train", "--lr", "0", FASTMLP_DEBUG="1")):
         assert result.exit_code == 2
         assert "schedules.py" in result.stderr

@@ -19,7 +19,7 @@ from fastmlp.cnn.extractor import Extractor
 from PIL import Image
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
-from support.cli import call, ok, refused
+from support.cli import call, ok, override, refused
 from support.cnn import SHAPE, bars
 from support.extract import arrays_of, own_folder, without_pictures  # noqa: F401 - fixtures of every test here
 
@@ -95,7 +95,7 @@ def test_what_is_too_large_for_a_file_becomes_a_folder(home: Path, monkeypatch: 
     assert found["out"] == "images-8x8x1-4-6-d8"
     assert Path(found["out"], "x.npy").exists()
     line = refused(2, *small, "--out", "f.npz", "-q")
-    assert line.endswith("GiB of features are too many for one file; give a folder, --out f")
+    assert line.endswith("GiB of features are too many for one file; choose a folder, such as f [--out]")
     ok(*small, "--out", "f.npz", "--feature-dtype", "float16", "-q")
     monkeypatch.setattr(feature_files, "LARGEST_FILE", 200 * 96 * 2 - 1)
     assert refused(2, *small, "--feature-dtype", "float16", "-q").startswith("feature_dtype: float16 is for one file")
@@ -110,11 +110,11 @@ def test_a_folder_of_somebody_else_stays(home: Path) -> None:
     shutil.copytree(home / "images", "data")
     for name, force in itertools.product(("mine", "data"), ([], ["--force"])):
         line = refused(2, *small, "--out", name, *force, "-q")
-        what = "also holds letter.txt" if force and name == "mine" else "is there and was not made by extract"
-        assert line == f"out: {name} {what}; give another --out"
+        what = "also holds letter.txt" if force and name == "mine" else "exists and was not made by extract"
+        assert line == f"out: {name} {what}; choose another [--out]"
     assert Path("mine/letter.txt").exists()
     shutil.copytree(home / "features", "theirs")
-    assert "was made otherwise" in refused(2, *small, "--seed", "1", "--out", "theirs", "-q")
+    assert "was made with other settings" in refused(2, *small, "--seed", "1", "--out", "theirs", "-q")
     ok(*small, "--seed", "1", "--out", "theirs", "--force", "-q")
     assert load_data("theirs").sha256 != load_data(home / "features").sha256
 
@@ -146,7 +146,7 @@ def test_an_interrupted_extraction_goes_on(form: str, passes: list[int], home: P
     passes[0] = 4
     stopped = call(*small)
     assert stopped.exit_code == 130, stopped.output
-    assert "interrupted while making features; the same command goes on" in stopped.stderr
+    assert "interrupted during the extraction; the same command continues" in stopped.stderr
     assert not Path(form).exists()
     (partial,) = Path.cwd().glob("*.partial")
     with (partial / "x.npy").open("ab") as stream:
@@ -165,7 +165,7 @@ def test_a_stop_in_a_chain_ends_it(passes: list[int], home: Path, monkeypatch: p
     assert stopped.exit_code == 130, stopped.output
     assert not Path("run").exists()
     again = ok("extract", "--data", home / "images.npz", *SMALL, "train", *MLP, "--out", "run")
-    assert "going on from" in again.stderr
+    assert "continuing from" in again.stderr
     ok("train", "--data", home / "features.npz", *MLP, "--out", "two", "-q")
     assert Path("run/model.safetensors").read_bytes() == Path("two/model.safetensors").read_bytes()
 
@@ -289,7 +289,7 @@ def test_a_chain_says_where_its_features_are(home: Path) -> None:
     chain = ["extract", "--data", home / "images.npz", *SMALL]
     ok(*chain, "train", *MLP, "--out", "one", "-q")
     line = refused(2, "train", "--config", "one/config.toml", "--out", "again")
-    assert line.startswith(f"features of {home / 'images.npz'} were made in memory; run `fastmlp extract … train` again")
+    assert line.startswith(f"features of {home / 'images.npz'} were kept in memory only; run `fastmlp extract … train` again")
     ok(*chain, "--out", "f.npz", "train", *MLP, "--out", "two", "-q")
     ok("train", "--config", "two/config.toml", "--out", "again", "-q")
     assert Path("again/model.safetensors").read_bytes() == Path("one/model.safetensors").read_bytes()
@@ -303,7 +303,7 @@ def test_json_may_stand_on_either_side_of_a_chain(home: Path) -> None:
 
 
 def test_features_of_as_many_columns_as_pixels_are_features(home: Path) -> None:
-    ok("extract", "--data", home / "images.npz", *SMALL, "--filters", "4,4", "--out", "f.npz", "-q")
+    ok("extract", "--data", home / "images.npz", *override(SMALL, "--filters", "4,4"), "--out", "f.npz", "-q")
     ok("train", "--data", "f.npz", *MLP, "--out", "run", "-q")
     data, model = load_data("f.npz"), load("run", backend="numpy")
     assert data.x.shape[1] == 64
@@ -327,7 +327,7 @@ OUTS: list[tuple[str, str]] = [
 def test_where_nothing_can_be_written_shows_at_once(out: str, message: str, home: Path) -> None:
     Path("used").mkdir()
     Path("used/file").touch()
-    line = refused(2, "extract", "--data", home / "images.npz", *SMALL, "--epochs", "1000000", "--out", out, "-q")
+    line = refused(2, "extract", "--data", home / "images.npz", *override(SMALL, "--epochs", "1000000"), "--out", out, "-q")
     assert message in line
     assert not [*Path.cwd().glob("*.checkpoint")]
 
@@ -335,12 +335,12 @@ def test_where_nothing_can_be_written_shows_at_once(out: str, message: str, home
 def test_force_replaces_features_only(home: Path) -> None:
     shutil.copy(home / "images.npz", "i.npz")
     arguments = ["extract", "--data", "i.npz", *SMALL, "--force", "--out"]
-    assert refused(2, *arguments, "i.npz", "-q") == "out: i.npz are the images; give another --out"
+    assert refused(2, *arguments, "i.npz", "-q") == "out: i.npz are the images; choose another [--out]"
     shutil.copy(home / "images.npz", "j.npz")
-    assert "j.npz is there and was not made by extract" in refused(2, *arguments, "j.npz", "-q")
+    assert "j.npz exists and was not made by extract" in refused(2, *arguments, "j.npz", "-q")
     shutil.copytree(home / "features", "f")
     Path("f/notes.txt").write_text("mine")
-    assert refused(2, *arguments, "f", "-q") == "out: f also holds notes.txt; give another --out"
+    assert refused(2, *arguments, "f", "-q") == "out: f also holds notes.txt; choose another [--out]"
     Path("f/notes.txt").unlink()
     Path("f/x.npy").write_bytes(b"damaged")
     ok(*arguments, "f", "-q")
@@ -359,7 +359,7 @@ def test_what_float16_cannot_hold_is_refused(home: Path) -> None:
     )
     arguments = ["extract", "--data", "huge.npz", *SMALL, "--scale", "none", "--feature-dtype", "float16"]
     for chain in (["--out", "f.npz"], ["train", *MLP]):
-        assert "are beyond float16; take --feature-dtype float32" in refused(3, *arguments, "-q", *chain)
+        assert "are beyond float16; use feature_dtype float32" in refused(3, *arguments, "-q", *chain)
     assert not Path("f.npz").exists()
 
 
@@ -378,13 +378,13 @@ def test_pictures_need_a_folder(home: Path) -> None:
         (["--out", "used"], "the folder used is not empty"),
         (["--out", "used/file"], "used/file is a file"),
         (["--out", "used/file/run"], "used/file/run is a file or lies under one"),
-        (["--out", "f.npz"], "f.npz cannot be both the features and the run"),
+        (["--out", "f.npz"], "f.npz cannot be both the file of features and the folder of the run"),
     ],
 )
 def test_the_training_is_checked_before_the_network_trains(settings: list[str], message: str, home: Path) -> None:
     Path("used").mkdir()
     Path("used/file").touch()
-    chain = ["extract", "--data", home / "images.npz", *SMALL, "--epochs", "1000000", "--out", "f.npz"]
+    chain = ["extract", "--data", home / "images.npz", *override(SMALL, "--epochs", "1000000"), "--out", "f.npz"]
     assert message in refused(2, *chain, "train", *settings)
 
 
@@ -393,13 +393,15 @@ def test_the_training_is_checked_before_the_network_trains(settings: list[str], 
 )
 def test_the_parts_are_checked_before_the_network_trains(part: str, setting: str, home: Path) -> None:
     """Those of the images; data that bring a test part of their own are not refused."""
-    endless = ["--epochs", "1000000", f"--{part}-fraction", "0", "-q"]
-    line = refused(2, "extract", "--data", home / "images.npz", *SMALL, *endless, "train", setting)
-    assert f"part; give --{part}-fraction, or leave {setting.split('=', maxsplit=1)[0]} out" in line
+    endless = override(SMALL, "--epochs", "1000000", f"--{part}-fraction", "0")
+    line = refused(2, "extract", "--data", home / "images.npz", *endless, "-q", "train", setting)
+    name = setting.split("=", maxsplit=1)[0]
+    assert f"split; set {part}_fraction, or leave {name.removeprefix('--').replace('-', '_')} out" in line
+    assert line.endswith(f" [{name}, --{part}-fraction]")
     if part == "test":
         images = arrays_of(home / "images.npz")
         np.savez("tested.npz", **images, x_test=images["x"][:9], y_test=images["y"][:9])
-        own = ["extract", "--data", "tested.npz", *SMALL, "--epochs", "1", "--test-fraction", "0", "-q"]
+        own = ["extract", "--data", "tested.npz", *SMALL, "--test-fraction", "0", "-q"]
         ok(*own, "train", *MLP, setting, "--out", "run")
 
 
@@ -462,4 +464,4 @@ def test_a_backbone_with_local_weights_chains() -> None:
     Path("3.pth").rename("moved.pth")
     ok("extract", *settings, "--weights", "moved.pth", "--out", "f")  # the same weights: nothing to do
     Path("4.pth").rename("3.pth")
-    assert "was made otherwise" in refused(2, "extract", *settings, "--weights", "3.pth", "--out", "f")
+    assert "was made with other settings" in refused(2, "extract", *settings, "--weights", "3.pth", "--out", "f")

@@ -101,7 +101,7 @@ def test_every_setting_of_the_network_is_passed_on() -> None:
 def test_one_activation_is_for_all_hidden_layers() -> None:
     assert TrainConfig(hidden=(6, 5), dropout=(0.1,)).network(7, 4).dropout == (0.1, 0.1)
     assert TrainConfig(hidden=(), activation=("tanh",)).network(7, 4) == Network((7, 4))
-    with pytest.raises(ConfigError, match="activation names 2 layers, but there are 1"):
+    with pytest.raises(ConfigError, match="activation has 2 values, but there are 1"):
         TrainConfig(activation=("tanh", "relu")).network(7, 4)
 
 
@@ -146,6 +146,14 @@ def test_bad_values_are_refused_by_the_classes_that_use_them() -> None:
         TrainConfig(lr=0.0).settings()
     with pytest.raises(ConfigError, match="dropout must be at least 0 and below 1"):
         TrainConfig(dropout=(1.0,)).network(2, 2)
+
+
+@pytest.mark.parametrize("name", SETTING_OF_FIELD.values())
+def test_errors_of_the_classes_name_the_settings(name: str) -> None:
+    if name != "schedule":  # a name, which the config itself refuses
+        with pytest.raises(ConfigError) as caught:
+            TrainConfig(**{name: -1.0}).settings()
+        assert caught.value.settings == (name,)
 
 
 def test_numbers_are_written_exactly(tmp_path: Path) -> None:

@@ -276,7 +276,7 @@ def test_a_syntax_error_names_the_file(tmp_path: Path) -> None:
 
 
 class Located(tomllib.TOMLDecodeError):
-    """As Python 3.14 raises it."""
+    """The error that Python 3.14 raises."""
 
     def __init__(self) -> None:
         ValueError.__init__(self, "planted")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from fastmlp.cnn.extractor import from_bytes
 from PIL import Image
-from support.cli import ok, refused
+from support.cli import ok, override, refused
 from support.cnn import SHAPE, bars
 from support.extract import DRAWN, arrays_of, own_folder, without_pictures  # noqa: F401 - fixtures of every test here
 
@@ -130,8 +130,8 @@ PARTS = ("train", "validation", "test")
 def test_pictures_of_both_stages(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name, draw in DRAWN:
         monkeypatch.setattr(module, name, draw)
-    ok("extract", "--data", home / "images.npz", *SMALL, "--epochs", "1", "--out", "features.npz", "-q")
-    ok("extract", "--data", home / "images.npz", *SMALL, "--epochs", "1", "train", *MLP, "--out", "run", "-q")
+    ok("extract", "--data", home / "images.npz", *override(SMALL, "--epochs", "1"), "--out", "features.npz", "-q")
+    ok("extract", "--data", home / "images.npz", *override(SMALL, "--epochs", "1"), "train", *MLP, "--out", "run", "-q")
     beside = {file.stem for file in Path("features-pictures").iterdir()}
     assert beside == CNN_PICTURES | {f"cnn-confusion-{part}" for part in PARTS}
     in_run = {file.stem for file in Path("run").glob("*.png")}
@@ -143,7 +143,7 @@ def test_the_same_settings_make_nothing_anew(home: Path, made: dict[str, Any]) -
     file = home / "features.npz"
     before = file.stat().st_mtime_ns
     again = ok("extract", "--data", home / "images.npz", *SMALL, "--out", file)
-    assert "has been made with these settings before; nothing to do" in again.stderr
+    assert "exists and was made with these settings; nothing to do" in again.stderr
     assert file.stat().st_mtime_ns == before
     line = refused(2, "extract", "--data", home / "images.npz", *SMALL, "--seed", "1", "--out", file)
     assert line.startswith(f"out: {file} exists and was made with other settings; choose another name, or set force")
@@ -159,13 +159,13 @@ def test_any_layer_can_be_the_features(home: Path) -> None:
 
 
 REFUSED: list[tuple[int, list[str], str]] = [
-    (2, ["--pool", "median"], "pool must be one of none, max, avg, global, not 'median'"),
+    (2, ["--pool", "median"], "unknown pool 'median'. Valid: none, max, avg, global"),
     (2, ["--pool", "max,max", "--pool-kernel", "6"], "block 2 of 2: max pooling of 6x6 would shrink 1x1 to nothing"),
     (2, ["--kernel", "3,3,3"], "kernel has 3 values for 2 blocks"),
-    (2, ["--init", "zeros"], "init must be one of random, xavier, he, orthogonal"),
+    (2, ["--init", "zeros"], "unknown init 'zeros'. Valid: random, xavier, he, orthogonal"),
     (2, ["--layer", "block9"], "no layer 'block9'; this network has block1"),
     (2, ["--out", "features.csv"], "out: features.csv must end in .npz or .safetensors, or have no ending for a folder"),
-    (2, ["--weights", "w.pth"], "weights are for a backbone"),
+    (2, ["--weights", "w.pth"], "weights need a backbone"),
     (2, ["--optimizer", "lion"], "unknown optimizer 'lion'"),
     (2, ["--device", "gpu"], "device must be auto, cpu or cuda, not 'gpu'"),
     (2, ["--flip", "2"], "flip is a probability"),
@@ -175,7 +175,7 @@ REFUSED: list[tuple[int, list[str], str]] = [
 
 @pytest.mark.parametrize(("code", "arguments", "message"), REFUSED)
 def test_what_cannot_be_is_refused_in_one_line(code: int, arguments: list[str], message: str, home: Path) -> None:
-    line = refused(code, "extract", "--data", home / "images.npz", *SMALL, *arguments, "-q")
+    line = refused(code, "extract", "--data", home / "images.npz", *override(SMALL, *arguments), "-q")
     assert message in line
     assert [*Path.cwd().iterdir()] == []
 
@@ -188,8 +188,8 @@ def test_only_images_have_features() -> None:
 def test_damaged_feature_files(home: Path, made: dict[str, Any]) -> None:
     arrays = arrays_of(home / "features.npz")
     for changed, message in (
-        ({"validation": np.array([3, 2])}, "array 'validation': must be ascending numbers of rows of x"),
-        ({"validation": np.array([999])}, "array 'validation': must be ascending"),
+        ({"validation": np.array([3, 2])}, "array 'validation': needs ascending row numbers of x"),
+        ({"validation": np.array([999])}, "array 'validation': needs ascending row numbers"),
         ({"provenance": np.array("{")}, "array 'provenance': not what is known of features"),
     ):
         np.savez("bad.npz", **(arrays | changed))  # type: ignore[arg-type]
@@ -228,16 +228,16 @@ main()
 
 
 def test_an_interrupted_run_goes_on_to_the_same_features(home: Path) -> None:
-    arguments = ["extract", "--data", home / "images.npz", *SMALL, "--epochs", "12", "--out"]
+    arguments = ["extract", "--data", home / "images.npz", *override(SMALL, "--epochs", "12"), "--out"]
     ok(*arguments, "whole.npz", "-q")
     command = [sys.executable, "-c", INTERRUPTED, *map(str, arguments), "cut.npz"]
     cut = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert cut.returncode == 130, cut.stderr
     (checkpoint,) = Path.cwd().glob("cut.npz.*.checkpoint")
-    assert f"interrupted after epoch 2; the same command goes on from {checkpoint.name}" in cut.stderr
+    assert f"interrupted after epoch 2; the same command continues from {checkpoint.name}" in cut.stderr
     assert not Path("cut.npz").exists()
     later = ok(*arguments, "cut.npz")
-    assert f"going on from {checkpoint.name}" in later.stderr
+    assert f"continuing from {checkpoint.name}" in later.stderr
     epochs = [line.split()[1] for line in later.stderr.splitlines() if line.startswith("epoch ")]
     assert epochs == [f"{epoch}/12" for epoch in range(3, 13)]
     assert not checkpoint.exists()

@@ -63,7 +63,7 @@ def test_a_checkpoint_is_evaluated_on_the_parts_of_its_run(monkeypatch: pytest.M
     monkeypatch.chdir(file.parent)
     assert json.loads(ok("evaluate", file.name, "--json").stdout)["data"]["rows"] == {"test": 359}
     Path("../manifest.json").unlink()
-    assert "give --data" in refused(2, "evaluate", file.name)
+    assert "give the data [--data]" in refused(2, "evaluate", file.name)
     assert json.loads(ok("evaluate", file.name, "--data", "digits", "--json").stdout)["data"]["rows"] == {"test": 1797}
 
 
@@ -105,7 +105,7 @@ def test_nothing_is_left_of_a_first_run_that_the_second_does_not_write() -> None
 @pytest.mark.parametrize("value", ["0", "-2"])
 def test_impossible_numbers_are_refused(name: str, value: str) -> None:
     line = refused(2, "train", f"--{name}", value)
-    assert line == f"{name.replace('-', '_')} must be 1 or more, not {value}; leave --{name} out for none"
+    assert line == f"{name.replace('-', '_')} must be 1 or more, not {value}; leave it out for none [--{name}]"
 
 
 def test_a_folder_that_cannot_be_made_is_one_line() -> None:

@@ -23,7 +23,7 @@ from benchmarks import recipes as benchmark
 from benchmarks.epochs import machine
 from benchmarks.tables import recipes_table
 from fastmlp.experiments.recipes.recipe import all_recipes, find
-from fastmlp.experiments.recipes.run import RecipeJob, beside, comparison_text, make_job, select
+from fastmlp.experiments.recipes.run import RecipeJob, compared, comparison_text, make_job, select
 from fastmlp.files import read_lines
 from fastmlp.nn.schedules import Schedule
 from fastmlp.training.loop import Diverged, TrainResult
@@ -59,7 +59,7 @@ def test_networks_on_pixels_come_out_as_train_makes_them(numba_backend: str) -> 
         assert (run / "model.safetensors").read_bytes() == (alone / "model.safetensors").read_bytes()
         assert {path.name for path in run.iterdir()} == {path.name for path in alone.iterdir()}
         result, other = (json.loads((folder / "result.json").read_text()) for folder in (run, alone))
-        part = row["mlp"]["part"]
+        part = row["mlp"]["split"]
         assert row["mlp"]["ours"] == result[part]["accuracy"] == other[part]["accuracy"]
         assert result["test"] == other["test"]
         assert len((run / "metrics.jsonl").read_text().splitlines()) == row["mlp"]["epochs"] == 2
@@ -73,7 +73,7 @@ def test_what_is_finished_stays_and_what_is_not_is_made() -> None:
     files[2].unlink()
     again = ok(*arguments, **TINY)
     assert again.stderr.startswith("group7-mlp-3\n")
-    assert "side by side" not in again.stderr
+    assert "in parallel" not in again.stderr
     assert [file.stat().st_mtime_ns != time for file, time in zip(files, before, strict=True)] == [False, False, True, False]
     assert len((files[2].parent / "metrics.jsonl").read_text().splitlines()) == 2
     result = json.loads(files[0].read_text())
@@ -81,12 +81,12 @@ def test_what_is_finished_stays_and_what_is_not_is_made() -> None:
     assert ok(*arguments, **TINY).stderr.startswith("group7-mlp-1\n")
     assert json.loads(files[0].read_text())["stopped"] == "epochs"
     line = refused(2, *arguments, **TINY | {"FASTMLP_EPOCHS": "3"}, FASTMLP_QUIET="1")
-    assert line == "set/group7-mlp-1 has a run with other settings; give another --out, or take the folder away"
+    assert line == "set/group7-mlp-1 has a run with other settings; remove it, or choose another folder [--out]"
 
 
 def test_what_a_report_watches_is_kept_of_networks_side_by_side() -> None:
     """As of each alone: class figures at their epochs, predictions, and validation between updates."""
-    watched = TINY | {"FASTMLP_CLASSES_EVERY": "1", "FASTMLP_VAL_STEPS": "2", "FASTMLP_PREDICTIONS": "1"}
+    watched = TINY | {"FASTMLP_PER_CLASS_EVERY": "1", "FASTMLP_VAL_STEPS": "2", "FASTMLP_PREDICTIONS": "1"}
     ok("recipes", "run", "iisc-mlp-1", "iisc-mlp-2", "--out", "set", "-q", **watched)
     for name in ("iisc-mlp-1", "iisc-mlp-2"):
         ok("train", "--recipe", name, "--out", name, "-q", **watched)
@@ -184,24 +184,24 @@ def test_without_torch_networks_on_pixels_run_all_the_same() -> None:
 def test_figures_stand_beside_the_published_ones() -> None:
     ours: dict[str, Any] = {part: {"accuracy": value} for part, value in (("train", 0.9), ("validation", 0.8), ("test", 0.7))}
     ours |= {"epochs": 12, "seconds": 3.21}
-    one = beside({"train": 0.95, "validation": 0.75}, ours)
+    one = compared({"train": 0.95, "validation": 0.75}, ours)
     assert one["difference"] == pytest.approx(0.05)
     assert one == {
-        "part": "validation",
+        "split": "validation",
         "published": 0.75,
         "ours": 0.8,
         "difference": one["difference"],
         "epochs": 12,
         "seconds": 3.21,
     }
-    assert beside({}, ours) | {"seconds": 0} == {
-        "part": "test", "published": None, "ours": 0.7, "difference": None, "epochs": 12, "seconds": 0,
+    assert compared({}, ours) | {"seconds": 0} == {
+        "split": "test", "published": None, "ours": 0.7, "difference": None, "epochs": 12, "seconds": 0,
     }  # fmt: skip
-    unfinished = beside({"test": 0.5}, None)
+    unfinished = compared({"test": 0.5}, None)
     assert (unfinished["ours"], unfinished["difference"]) == (None, None)
     lines = comparison_text([{"name": "a", "cnn": one, "mlp": unfinished}]).splitlines()
     assert [line.split() for line in lines] == [
-        ["recipe", "part", "published", "ours", "difference", "epochs", "seconds"],
+        ["recipe", "split", "published", "ours", "difference", "epochs", "seconds"],
         ["a", "CNN", "validation", "75.00", "80.00", "+5.00", "12", "3.2"],
         ["a", "MLP", "test", "50.00", "–", "–", "–", "–"],
     ]
@@ -216,7 +216,7 @@ def test_a_run_on_other_data_in_the_folder_is_refused() -> None:
     """`train --out` of a file, where features were expected."""
     ok("train", "--data", "images.npz", "--out", "set/cs776-cnn-1", "-q", **TINY)
     line = refused(2, "recipes", "run", "cs776-cnn-1", "--out", "set", "-q", **TINY, **CNN)
-    assert line == "set/cs776-cnn-1 has a run with other settings; give another --out, or take the folder away"
+    assert line == "set/cs776-cnn-1 has a run with other settings; remove it, or choose another folder [--out]"
 
 
 # ------------------------------------------------------------------------------------------------ many models
@@ -295,7 +295,7 @@ def test_figures_over_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("result.json", "[]", "set/group7-mlp-2/result.json is not the result of a run; take the folder away"),
+        ("result.json", "[]", "set/group7-mlp-2/result.json: no format version"),
         ("config.toml", "a = ", "set/group7-mlp-2/config.toml is not valid TOML"),
         ("config.toml", None, "cannot read set/group7-mlp-2/config.toml"),
     ],

@@ -1,4 +1,4 @@
-"""The published experiments: all rows are there, each is a run that can be made, and flags win over them."""
+"""Recipes: all rows of the reports are present, their settings are valid, and flags take precedence over them."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_published_figures_are_of_networks_that_are_trained(name: str) -> None:
 
 
 def test_some_rows_as_they_are_published() -> None:
-    """By hand: shapes of networks and figures."""
+    """Shapes of networks and results, written out here."""
     assert find("cs776-mlp-6").train == {
         "data": "fashion-mnist",
         "scale": "zscore",

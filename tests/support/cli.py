@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,12 @@ from fastmlp.experiments.config.train import fields_of
 SMALL = ["--hidden", "16", "--backend", "numpy"]
 FAST = [*SMALL, "--epochs", "3"]
 OTHER_VARIABLES = ["FASTMLP_CONFIG", "FASTMLP_RECIPE", "FASTMLP_JSON", "FASTMLP_QUIET", "FASTMLP_VERBOSE", "FASTMLP_DEBUG"]
+
+
+def override(flags: Sequence[str], *changes: str) -> list[str]:
+    """Return flags with one value each, followed by `changes`, without those that the changes give again."""
+    pairs = zip(flags[::2], flags[1::2], strict=True)
+    return [text for pair in pairs if pair[0] not in changes for text in pair] + [*changes]
 
 
 def forget_settings(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,6 +51,8 @@ SETTING_OF_FIELD = {
     "factor": "lr_gamma",
     "every": "lr_step",
     "warmup": "lr_warmup",
+    "rate": "lr",
+    "kind": "schedule",
 }
 
 
@@ -280,8 +282,12 @@ class TrainConfig(DataSettings):
 
     def settings(self) -> Settings:
         """Return the settings of the training, with its schedule and its optimizer."""
-        schedule = Schedule(self.lr or 0.0, self.schedule, **self.shared(Schedule))
-        optimizer = Optimizer(self.optimizer, **self.shared(Optimizer))
+        try:
+            schedule = Schedule(**self.shared(Schedule))
+            optimizer = Optimizer(self.optimizer, **self.shared(Optimizer))
+        except ConfigError as error:
+            names = [SETTING_OF_FIELD.get(name, name) for name in error.settings]
+            raise ConfigError(str(error), settings=names) from error
         own = {"schedule": schedule, "optimizer": optimizer, "patience": self.patience or None}
         return Settings(**(self.shared(Settings) | own))
 

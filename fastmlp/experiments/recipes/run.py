@@ -1,7 +1,7 @@
-"""Recipes as runs: a set of them trained, the finished ones left as they are, and ours beside the published figures.
+"""Runs of recipes: train those that are not finished, and compare their results with the published ones.
 
-Each recipe has a run folder below one folder, as `fastmlp train` writes it; one that has its result is finished. Networks
-on pixels that share their data and its split train side by side (training/many.py), convolutional ones one after the other.
+Each recipe has a run folder below one folder, as `fastmlp train` writes it; a recipe with a result file is finished. Networks
+on pixels with the same data and splits are trained in parallel (training/many.py), convolutional networks one after the other.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fastmlp.experiments.config.sources import resolve, resolve_as
 from fastmlp.experiments.config.train import DataSettings, TrainConfig, fields_of
 from fastmlp.experiments.extraction import Tools, extract_run
 from fastmlp.experiments.folder import CONFIG_NAME, RESULT_NAME, clear_logs, make_folder, read_result
-from fastmlp.experiments.plan import RunPlan, Say, make_plan, portable
+from fastmlp.experiments.plan import SPLIT_NAMES, RunPlan, Say, make_plan, portable
 from fastmlp.experiments.recipes.recipe import Recipe, all_recipes, find, matching
 from fastmlp.experiments.record import Recorder
 from fastmlp.experiments.result import TrainOutcome, write_result
@@ -28,12 +28,11 @@ from fastmlp.training.many import ManyInterrupted, Result, train_tasks
 from fastmlp.training.monitor import EpochLog
 from fastmlp.training.progress import make_progress
 
-CNN_NAME = "cnn.json"  # what `extract` tells, for recipes without a network on its features
-PARTS = ("test", "validation", "train")
+CNN_NAME = "cnn.json"  # result of `extract`, for recipes without a network on its features
 
 
 class RecipeJob(NamedTuple):
-    """A recipe with its settings and its folder."""
+    """A recipe with its settings and its run folder."""
 
     recipe: Recipe
     images: ExtractConfig | None
@@ -42,7 +41,7 @@ class RecipeJob(NamedTuple):
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What the finished run has told; None if it did not come to its end. Raises ConfigError if it had other settings."""
+        """The result of the finished run, or None. Raises ConfigError if the run had other settings."""
         result = finished_result(self.recipe, self.folder)
         if result is None:
             return None
@@ -57,7 +56,7 @@ class RecipeJob(NamedTuple):
 
 
 def finished_result(recipe: Recipe, folder: Path) -> dict[str, Any] | None:
-    """What the run in a recipe's folder has told, whatever its settings; None if it did not come to its end."""
+    """Return the result of the finished run in a recipe's folder, whatever its settings; None if there is none."""
     file = folder / (CNN_NAME if recipe.train is None else RESULT_NAME)
     if not file.exists():
         return None
@@ -66,14 +65,14 @@ def finished_result(recipe: Recipe, folder: Path) -> dict[str, Any] | None:
 
 
 def extracted_of(recipe: Recipe, result: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What `extract` told, as part of a recipe's result; empty if another data set was trained on in its folder."""
+    """Return the result of `extract` in a recipe's result; empty if the run in its folder used other data."""
     return result if recipe.train is None else result["data"].get("extracted", {})
 
 
 def select(patterns: Sequence[str]) -> list[str]:
-    """The recipes whose names match a pattern such as "cs776-mlp-*", in the order of the list.
+    """Return the names of recipes that match a pattern such as "cs776-mlp-*", in the order of `all_recipes`.
 
-    Raises ConfigError if one of them matches nothing.
+    Raise ConfigError if a pattern matches nothing.
 
     >>> select(["group7-mlp-[12]", "ee5179-1"])
     ['ee5179-1', 'group7-mlp-1', 'group7-mlp-2']
@@ -82,7 +81,7 @@ def select(patterns: Sequence[str]) -> list[str]:
 
 
 def make_job(name: str, out: Path, environment: Mapping[str, str], flags: Mapping[str, Any]) -> RecipeJob:
-    """A recipe with its settings; `flags` are those of data and engine that the whole set shares."""
+    """Return a recipe with its settings; `flags` are the settings of data and engine that all recipes share."""
     recipe, folder = find(name), out / name
     images = config = None
     own = {"out": str(folder), "force": True}
@@ -107,27 +106,27 @@ def run_recipes(
     quiet: bool = False,
     say: Say = lambda text: None,
 ) -> int:
-    """Run the jobs that are not finished; the signal that ended them early, or 0.
+    """Run the jobs that are not finished; return the signal that interrupted them, or 0.
 
     Parameters
     ----------
-    tools : gives fastmlp.cnn, or raises UnavailableError; asked only if a convolutional network is to be trained
-    threads : networks on pixels under way at a time; None takes a thread for each core
+    tools : returns fastmlp.cnn or raises UnavailableError; called only if there is a convolutional network to train
+    threads : networks on pixels that train in parallel; None uses one thread per core
 
     Raises
     ------
-    UnavailableError : an engine or fastmlp.cnn is missing; after all jobs have run that need none
+    UnavailableError : an engine or fastmlp.cnn is missing; raised after the jobs that do not need it
     """
     todo = [job for job in jobs if job.result is None]
     groups: dict[tuple[Any, ...], list[RecipeJob]] = {}
     for job in todo:
         if job.images is None and job.config is not None:
-            # By backend too: one that is missing here ends its own group alone.
+            # Grouped by backend, too: a missing one fails its own group only.
             shared = tuple(getattr(job.config, name) for name in (*fields_of(DataSettings), "backend"))
             groups.setdefault(shared, []).append(job)
     missing: UnavailableError | None = None
     for group in groups.values():
-        say(f"{'side by side: ' if len(group) > 1 else ''}{', '.join(job.recipe.name for job in group)}")
+        say(f"{'in parallel: ' if len(group) > 1 else ''}{', '.join(job.recipe.name for job in group)}")
         try:
             signal = run_pixels(group, threads, say) if len(group) > 1 else run_alone(group[0], quiet, say)
         except UnavailableError as error:
@@ -145,7 +144,7 @@ def run_recipes(
 
 
 def run_alone(job: RecipeJob, quiet: bool, say: Say) -> int:
-    """Train a network on pixels that shares its data with no other: on all cores, as `fastmlp train` does."""
+    """Train a network on pixels that is alone in its group on all cores, as `fastmlp train` does; return the signal or 0."""
     assert job.config is not None
     try:
         return run_training(job.config, quiet=quiet, say=say).signal
@@ -155,7 +154,7 @@ def run_alone(job: RecipeJob, quiet: bool, say: Say) -> int:
 
 
 def run_pixels(jobs: Sequence[RecipeJob], threads: int | None, say: Say) -> int:
-    """Train networks on the same splits of the same data, each to its own run folder; the signal that came, or 0."""
+    """Train networks on the same splits, each with a run folder of its own; return the signal that interrupted them, or 0."""
     plans = plans_of(jobs)
     for job in jobs:
         make_folder(job.folder)
@@ -191,7 +190,7 @@ def run_pixels(jobs: Sequence[RecipeJob], threads: int | None, say: Say) -> int:
 
 
 def plans_of(jobs: Sequence[RecipeJob]) -> list[RunPlan]:
-    """Plans that share the data, their splits and their scaling."""
+    """Return the plans of jobs that share their data, splits and scaling."""
     plans: list[RunPlan] = []
     for job in jobs:
         assert job.config is not None
@@ -200,7 +199,7 @@ def plans_of(jobs: Sequence[RecipeJob]) -> list[RunPlan]:
 
 
 def run_images(job: RecipeJob, tools: Tools, quiet: bool, say: Say) -> int:
-    """Train a convolutional network and, if the recipe has one, a network on its features; the signal that came, or 0."""
+    """Train a convolutional network and, if the recipe has one, a network on its features; return the signal or 0."""
     assert job.images is not None
     make_folder(job.folder)
     if job.config is not None:
@@ -216,17 +215,17 @@ def run_images(job: RecipeJob, tools: Tools, quiet: bool, say: Say) -> int:
     return extracted.signal
 
 
-# ------------------------------------------------------------------------------------------------ beside the published
+# ------------------------------------------------------------------------------------------------ comparison
 
 
 def comparison(job: RecipeJob) -> dict[str, Any]:
-    """Our figures of a recipe beside the published ones; None for what is not there."""
-    rows = {kind: beside(published, ours) for kind, (published, ours) in networks(job).items()}
+    """Return our results and the published ones of a recipe; None for those that do not exist."""
+    rows = {kind: compared(published, ours) for kind, (published, ours) in networks(job).items()}
     return {"name": job.recipe.name, "done": job.result is not None, **rows}
 
 
 def networks(job: RecipeJob) -> dict[str, tuple[dict[str, Any], Any]]:
-    """Of each network that a recipe trains, "cnn" and "mlp": what was published, and what its training told, or None."""
+    """Return the published result and ours, or None, of each network that a recipe trains: "cnn" and "mlp"."""
     result, published = job.result, dict(job.recipe.published)
     found = {}
     if job.images is not None:
@@ -236,18 +235,18 @@ def networks(job: RecipeJob) -> dict[str, tuple[dict[str, Any], Any]]:
     return found
 
 
-def shown_part(published: Mapping[str, Any]) -> str:
-    """The part of the data whose accuracy is compared: what was published, the test part first, else the test part."""
-    return next((part for part in PARTS if part in published), "test")
+def shown_split(published: Mapping[str, Any]) -> str:
+    """Return the split whose accuracy is compared: the first of `SPLIT_NAMES` with a published accuracy, or "test"."""
+    return next((split for split in SPLIT_NAMES if split in published), "test")
 
 
-def beside(published: Mapping[str, Any], ours: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The figures of one network."""
-    part = shown_part(published)
-    theirs = published.get(part)
-    accuracy = None if ours is None else ours[part]["accuracy"]
+def compared(published: Mapping[str, Any], ours: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the published and our accuracy of one network, their difference, and our epochs and seconds."""
+    split = shown_split(published)
+    theirs = published.get(split)
+    accuracy = None if ours is None else ours[split]["accuracy"]
     return {
-        "part": part,
+        "split": split,
         "published": theirs,
         "ours": accuracy,
         "difference": None if theirs is None or accuracy is None else accuracy - theirs,
@@ -257,9 +256,9 @@ def beside(published: Mapping[str, Any], ours: Mapping[str, Any] | None) -> dict
 
 
 def comparison_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table for a person: published, ours, difference, seconds."""
+    """Return the comparisons as a table."""
     lines = [
-        f"{'recipe':<14} {'':<4} {'part':<10} {'published':>9} {'ours':>7} {'difference':>10} {'epochs':>6} {'seconds':>8}"
+        f"{'recipe':<14} {'':<4} {'split':<10} {'published':>9} {'ours':>7} {'difference':>10} {'epochs':>6} {'seconds':>8}"
     ]
     for row in rows:
         for kind in ("cnn", "mlp"):
@@ -269,7 +268,7 @@ def comparison_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def comparison_line(name: str, kind: str, one: Mapping[str, Any]) -> str:
-    """One network of the table."""
+    """Return the line of one network in the table."""
 
     def shown(value: float | None, form: str) -> str:
         return "–" if value is None else format(value, form)
@@ -277,6 +276,6 @@ def comparison_line(name: str, kind: str, one: Mapping[str, Any]) -> str:
     published, ours = (None if one[key] is None else 100 * one[key] for key in ("published", "ours"))
     difference = None if one["difference"] is None else 100 * one["difference"]
     return (
-        f"{name:<14} {kind.upper():<4} {one['part']:<10} {shown(published, '.2f'):>9} {shown(ours, '.2f'):>7} "
+        f"{name:<14} {kind.upper():<4} {one['split']:<10} {shown(published, '.2f'):>9} {shown(ours, '.2f'):>7} "
         f"{shown(difference, '+.2f'):>10} {shown(one['epochs'], 'd'):>6} {shown(one['seconds'], '.1f'):>8}"
     )
