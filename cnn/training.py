@@ -84,10 +84,12 @@ class Settings:
         check_name("monitor", self.monitor, MONITORS)
         check_least(self, 1, "batch_size", "epochs", "lr_step", *(["patience"] if self.patience is not None else []))
         if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise DescriptionError(f"lr must be a positive number, not {self.lr}")
+            raise DescriptionError(f"lr must be a positive number, not {self.lr}", settings=("lr",))
         for name in ("weight_decay", "momentum", "label_smoothing"):
-            if not 0 <= getattr(self, name) < (math.inf if name == "weight_decay" else 1):
-                raise DescriptionError(f"{name} must be at least 0{'' if name == 'weight_decay' else ' and below 1'}")
+            value, below = getattr(self, name), math.inf if name == "weight_decay" else 1
+            if not 0 <= value < below:
+                message = f"{name} must be at least 0 and {'finite' if below == math.inf else 'below 1'}, not {value}"
+                raise DescriptionError(message, settings=(name,))
 
     def rate(self, epoch: float) -> float:
         """Learning rate after so many epochs, from 0."""
@@ -143,9 +145,12 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise DescriptionError(f"device must be auto, cpu or cuda, not {name!r}") from None
+        raise DescriptionError(f"device must be auto, cpu or cuda, not {name!r}", settings=("device",)) from None
     if device.type == "cuda" and not cuda:
-        raise MissingError("no CUDA device is usable; take --device cpu, or look at `fastmlp doctor`")
+        raise MissingError(
+            f"device {name!r} needs a CUDA device, and none is usable; set device to cpu, or run `fastmlp doctor`",
+            settings=("device",),
+        )
     return device
 
 
@@ -238,7 +243,8 @@ class Trainer:
             done, total, right = done + count, total + loss * count, right + hits
             if not math.isfinite(loss):
                 self.network.load_state_dict(self.best)
-                raise DivergedError(f"the loss became {loss} in epoch {epoch}: lower the learning rate (now {settings.lr:g})")
+                message = f"the loss became {loss} in epoch {epoch}: lower the learning rate (now {settings.lr:g})"
+                raise DivergedError(message, settings=("lr",))
             self.watch.batch(epoch, done, rows, total / done, right / done, done / (time.perf_counter() - began))
             if self.watch.stop():
                 return None

@@ -126,8 +126,11 @@ def test_without_validation_the_last_epoch_is_the_best() -> None:
 
 def test_a_loss_that_is_no_number_ends_with_the_best_weights() -> None:
     run = trainer(Settings(optimizer="sgd", lr=1e18, epochs=3))
-    with pytest.raises(DivergedError, match=r"the loss became \w+ in epoch 1: lower the learning rate \(now 1e\+18\)"):
+    with pytest.raises(
+        DivergedError, match=r"the loss became \w+ in epoch 1: lower the learning rate \(now 1e\+18\)"
+    ) as caught:
         run.run()
+    assert caught.value.settings == ("lr",)
     assert same_weights(run.network, network())
 
 
@@ -168,17 +171,19 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("given", "message"), WRONG)
 def test_settings_that_cannot_be(given: dict[str, Any], message: str) -> None:
-    with pytest.raises(DescriptionError, match=message):
+    with pytest.raises(DescriptionError, match=message) as caught:
         Settings(**given)
+    assert caught.value.settings == tuple(given)
 
 
 def test_devices() -> None:
     assert pick_device("cpu").type == "cpu"
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    with pytest.raises(DescriptionError, match="device must be auto, cpu or cuda, not 'gpu'"):
+    with pytest.raises(DescriptionError, match="device must be auto, cpu or cuda, not 'gpu'") as caught:
         pick_device("gpu")
+    assert caught.value.settings == ("device",)
     if not torch.cuda.is_available():
-        with pytest.raises(MissingError, match="no CUDA device is usable"):
+        with pytest.raises(MissingError, match="device 'cuda' needs a CUDA device, and none is usable; set device to cpu"):
             pick_device("cuda")
 
 
@@ -226,8 +231,9 @@ def test_only_training_images_are_changed() -> None:
 
 def test_augmentations_that_cannot_be() -> None:
     for given, message in (({"flip": 1.5}, "flip is a probability"), ({"shift": -1}, "shift must be 0 or more")):
-        with pytest.raises(DescriptionError, match=message):
+        with pytest.raises(DescriptionError, match=message) as caught:
             Augmentation(**given)  # type: ignore[arg-type]
+        assert caught.value.settings == tuple(given)
 
 
 def test_the_settings_of_extract_have_the_same_names() -> None:
