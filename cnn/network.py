@@ -6,7 +6,6 @@ Images come in as (n, channels, height, width) float32. A backbone is a network 
 from __future__ import annotations
 
 import hashlib
-import io
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import nn
 
 from .description import FLATTEN, Block, Description
 from .errors import DescriptionError, FileError, MissingError
+from .files import read_state
 
 OUTPUT = "output"
 
@@ -179,17 +179,6 @@ def load_weights(backbone: Backbone, path: Path, sha256: str | None) -> None:
     except RuntimeError as error:
         message = f"{path}: not weights of {backbone.name}: {' '.join(str(error).split())[:200]}"
         raise FileError(message, settings=("weights", "backbone")) from None
-
-
-def read_state(data: bytes, name: str) -> dict[str, Any]:
-    """What torch.save wrote, if it is a dict of tensors and plain values: nothing else is unpickled."""
-    try:
-        found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the damage leads to: RuntimeError, UnpicklingError, EOFError, KeyError
-        raise FileError(f"{name}: not a readable file of torch ({type(error).__name__}); restore it, or train again") from error
-    if not isinstance(found, dict):
-        raise FileError(f"{name}: holds no weights; restore it, or train again")
-    return found
 
 
 # ------------------------------------------------------------------------------------------------ layers by name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import math
 from typing import Any
 
@@ -10,8 +11,20 @@ import numpy as np
 import pytest
 import torch
 from fastmlp.cnn.errors import DescriptionError, DivergedError, FileError, MissingError
+from fastmlp.cnn.files import read_state, write_versioned
 from fastmlp.cnn.images import Augmentation, Images, Scaling
-from fastmlp.cnn.training import MONITORS, OPTIMIZERS, SCHEDULES, Part, Settings, Trainer, Watch, evaluate, pick_device
+from fastmlp.cnn.training import (
+    CHECKPOINT_VERSION,
+    MONITORS,
+    OPTIMIZERS,
+    SCHEDULES,
+    Part,
+    Settings,
+    Trainer,
+    Watch,
+    evaluate,
+    pick_device,
+)
 from support.cnn import SHAPE, bars, network
 from torch.nn.functional import cross_entropy
 
@@ -148,10 +161,31 @@ def test_damaged_and_foreign_checkpoints() -> None:
     for damaged in (b"", kept[0][:500], kept[0][:-300]):
         with pytest.raises(FileError, match=r"a\.pt: not a readable file of torch"):
             trainer(settings).resume(damaged, "a.pt")
-    with pytest.raises(FileError, match=r"a\.pt: of another network: "):
+    with pytest.raises(FileError, match=r"a\.pt: checkpoint of another network \(.*\); delete it to train from the start"):
         trainer(settings, regularize="batch").resume(kept[0], "a.pt")
-    with pytest.raises(FileError, match="of another optimizer, adam"):
+    with pytest.raises(FileError, match=r"a\.pt: checkpoint of optimizer adam, not sgd; .* set optimizer to adam"):
         trainer(Settings(optimizer="sgd")).resume(kept[0], "a.pt")
+    extractor = write_versioned(CHECKPOINT_VERSION, {"table": "", "scaling": {}, "network": {}})
+    with pytest.raises(FileError, match=r"a\.pt: not a checkpoint of a training \(missing: optimizer_name, optimizer, .*\)"):
+        trainer(settings).resume(extractor, "a.pt")
+
+
+def test_a_checkpoint_carries_its_format_version() -> None:
+    assert read_state(trainer(Settings()).checkpoint(), "a.pt")["format_version"] == CHECKPOINT_VERSION == 1
+
+
+@pytest.mark.parametrize(("version", "found"), [(2, "format version 2"), (0, "format version 0"), (None, "no format version")])
+def test_checkpoints_of_another_format_version_are_refused(version: int | None, found: str) -> None:
+    """The version comes first: nothing else in these files is as in version 1."""
+    state = {"optimizer": "lion", "weights": [1, 2]} | ({} if version is None else {"format_version": version})
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    run = trainer(Settings(epochs=1))
+    with pytest.raises(
+        FileError, match=rf"^a\.pt: {found}, but this fastmlp reads version 1; delete it to train from the start$"
+    ):
+        run.resume(buffer.getvalue(), "a.pt")
+    assert same_weights(run.network, network())
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
