@@ -59,10 +59,11 @@ class Block:
         check_name("pool", self.pool, POOLINGS)
         check_name("regularize", self.regularize, REGULARISATIONS)
         if not 0 <= self.dropout < 1:
-            raise DescriptionError(f"dropout must be at least 0 and below 1, not {self.dropout:g}")
+            raise DescriptionError(f"dropout must be at least 0 and below 1, not {self.dropout:g}", settings=("dropout",))
         if 2 * self.pool_padding > self.pool_kernel:
             raise DescriptionError(
-                f"pool_padding may be half of pool_kernel at most: {self.pool_padding} of {self.pool_kernel}"
+                f"pool_padding may be at most half of pool_kernel, not {self.pool_padding} of {self.pool_kernel}",
+                settings=("pool_padding", "pool_kernel"),
             )
 
     def steps(self, shape: Shape) -> Iterator[tuple[str, Shape]]:
@@ -71,7 +72,8 @@ class Block:
         sides = self._sides((height, width), self.kernel, self.stride, self.padding)
         if min(sides) < 1:
             raise DescriptionError(
-                f"a convolution of {self.kernel}x{self.kernel} with padding {self.padding} does not fit into {height}x{width}"
+                f"a convolution of {self.kernel}x{self.kernel} with padding {self.padding} does not fit into {height}x{width}",
+                settings=("kernel", "padding"),
             )
         yield "conv", (self.filters, *sides)
         if self.pool in ("max", "avg"):
@@ -80,7 +82,8 @@ class Block:
             if min(sides) < 1:
                 raise DescriptionError(
                     f"{self.pool} pooling of {self.pool_kernel}x{self.pool_kernel} would shrink "
-                    f"{before[0]}x{before[1]} to nothing; leave it out there (pool none)"
+                    f"{before[0]}x{before[1]} to nothing; set pool to none for this block",
+                    settings=("pool",),
                 )
         elif self.pool == "global":
             sides = 1, 1
@@ -127,9 +130,11 @@ class Description:
 
     def __post_init__(self) -> None:
         if not self.blocks:
-            raise DescriptionError("a convolutional network needs at least one block; give filters, such as 16,32")
+            raise DescriptionError(
+                "a convolutional network needs at least one block; set filters, such as 16,32", settings=("filters",)
+            )
         if min(self.dense, default=1) < 1:
-            raise DescriptionError(f"sizes of dense layers must be 1 or more, not {min(self.dense)}")
+            raise DescriptionError(f"sizes of dense layers must be 1 or more, not {min(self.dense)}", settings=("dense",))
         if self.classes < 2:
             raise DescriptionError(f"a classifier needs 2 classes or more, not {self.classes}")
         check_name("init", self.init, INITIALISATIONS)
@@ -144,7 +149,7 @@ class Description:
             try:
                 steps = dict(block.steps(last))
             except DescriptionError as error:
-                raise DescriptionError(f"block {number} of {len(self.blocks)}: {error}") from None
+                raise DescriptionError(f"block {number} of {len(self.blocks)}: {error}", settings=error.settings) from None
             found |= {f"block{number}.{name}": shape for name, shape in steps.items()}
             last = list(steps.values())[-1]
         return found
@@ -214,7 +219,8 @@ def spread(name: str, value: Any, count: int) -> list[Any]:
     if len(value) == 1:
         return [*value] * count
     if len(value) != count:
-        raise DescriptionError(f"{name} has {len(value)} values for {count} blocks; give one, or one for each block")
+        message = f"{name} has {len(value)} values for {count} blocks; give one, or one for each block"
+        raise DescriptionError(message, settings=(name,))
     return [*value]
 
 
@@ -222,10 +228,10 @@ def check_least(settings: Any, least: int, *names: str) -> None:
     """Raise DescriptionError if a whole number among the settings is too small."""
     for name in names:
         if getattr(settings, name) < least:
-            raise DescriptionError(f"{name} must be {least} or more, not {getattr(settings, name)}")
+            raise DescriptionError(f"{name} must be {least} or more, not {getattr(settings, name)}", settings=(name,))
 
 
-def check_name(what: str, name: str, known: Sequence[str]) -> None:
-    """Raise DescriptionError for a name that is not known."""
+def check_name(setting: str, name: str, known: Sequence[str]) -> None:
+    """Raise DescriptionError if a setting is not one of the known names."""
     if name not in known:
-        raise DescriptionError(f"{what} must be one of {', '.join(known)}, not {name!r}")
+        raise DescriptionError(f"{setting} must be one of {', '.join(known)}, not {name!r}", settings=(setting,))

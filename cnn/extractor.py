@@ -7,7 +7,6 @@ belong to whoever reads them.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,11 +18,13 @@ from torch import nn
 
 from .description import Description, from_table
 from .errors import DescriptionError, FileError
+from .files import read_versioned, write_versioned
 from .images import Images, Pixels, Scaling
-from .network import build, build_backbone, default_layer, read_state, up_to
+from .network import build, build_backbone, default_layer, up_to
 from .training import EVALUATED, outputs
 
-VERSION = 1  # of files
+EXTRACTOR_VERSION = 1  # format version of the bytes of an extractor
+EXTRACTOR_KEYS = ("table", "scaling", "network")
 
 
 @dataclass(frozen=True)
@@ -129,14 +130,11 @@ class Extractor:
         """A file that `from_bytes` reads: a dict of tensors and plain values, written by torch.save."""
         scaling: dict[str, Any] = {} if self.scaling is None else {"shift": self.scaling.shift, "factor": self.scaling.factor}
         state = {
-            "version": VERSION,
             "table": json.dumps(self.table()),
             "scaling": {name: torch.from_numpy(np.array(values)) for name, values in scaling.items()},
             "network": {name: value.cpu() for name, value in self.network.state_dict().items()},
         }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        return buffer.getvalue()
+        return write_versioned(EXTRACTOR_VERSION, state)
 
     @property
     def sha256(self) -> str:
@@ -158,9 +156,8 @@ def from_bytes(data: bytes, name: str) -> Extractor:
     ------
     FileError : damaged, or no extractor
     """
-    state = read_state(data, name)
-    if state.get("version") != VERSION or "table" not in state:
-        raise FileError(f"{name}: not an extractor of version {VERSION}; extract again")
+    remedy = "extract the features again"
+    state = read_versioned(data, name, version=EXTRACTOR_VERSION, keys=EXTRACTOR_KEYS, kind="an extractor", remedy=remedy)
     try:
         table = json.loads(state["table"])
         description = read_description(table["network"])
@@ -168,6 +165,6 @@ def from_bytes(data: bytes, name: str) -> Extractor:
         network.load_state_dict(state["network"])
         kept = state["scaling"]
         scaling = Scaling(kept["shift"].numpy(), kept["factor"].numpy()) if kept else None
+        return Extractor(description, network, scaling, table["layer"])
     except (KeyError, ValueError, TypeError, RuntimeError, DescriptionError) as error:
-        raise FileError(f"{name}: a damaged extractor ({' '.join(str(error).split())[:200]}); extract again") from error
-    return Extractor(description, network, scaling, table["layer"])
+        raise FileError(f"{name}: corrupt extractor ({' '.join(str(error).split())[:200]}); {remedy}") from error

@@ -61,9 +61,10 @@ class Augmentation:
     def __post_init__(self) -> None:
         for name in ("flip", "erase"):
             if not 0 <= getattr(self, name) <= 1:
-                raise DescriptionError(f"{name} is a probability between 0 and 1, not {getattr(self, name):g}")
+                message = f"{name} is a probability between 0 and 1, not {getattr(self, name):g}"
+                raise DescriptionError(message, settings=(name,))
         if self.shift < 0:
-            raise DescriptionError(f"shift must be 0 or more pixels, not {self.shift}")
+            raise DescriptionError(f"shift must be 0 or more pixels, not {self.shift}", settings=("shift",))
 
     def transform(self, height: int, width: int) -> Transform | None:
         """For one image (channels, height, width); None if nothing is to be done."""

@@ -6,7 +6,6 @@ Images come in as (n, channels, height, width) float32. A backbone is a network 
 from __future__ import annotations
 
 import hashlib
-import io
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import nn
 
 from .description import FLATTEN, Block, Description
 from .errors import DescriptionError, FileError, MissingError
+from .files import read_state
 
 OUTPUT = "output"
 
@@ -124,7 +124,8 @@ def last_dense(body: nn.Module, name: str) -> str:
     """Name of the last dense layer of a torchvision classifier."""
     dense = [path for path, module in body.named_modules() if isinstance(module, nn.Linear)]
     if not dense:
-        raise DescriptionError(f"backbone {name} does not end in a dense layer; choose another, such as resnet18")
+        message = f"backbone {name} does not end in a dense layer; choose another, such as resnet18"
+        raise DescriptionError(message, settings=("backbone",))
     return dense[-1]
 
 
@@ -138,10 +139,10 @@ def build_backbone(name: str, image_shape: tuple[int, int, int], classes: int, s
     """
     known = load_torchvision().models.list_models(module=load_torchvision().models)
     if name not in known:
-        raise DescriptionError(f"no backbone {name!r}; torchvision has {', '.join(known)}")
+        raise DescriptionError(f"no backbone {name!r}; torchvision has {', '.join(known)}", settings=("backbone",))
     height, width, channels = image_shape
     if channels not in (1, 3):
-        raise DescriptionError(f"backbones take 1 or 3 channels, not {channels}")
+        raise DescriptionError(f"backbones need images with 1 or 3 channels, not {channels}", settings=("backbone",))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = Backbone(name, classes)
@@ -149,8 +150,8 @@ def build_backbone(name: str, image_shape: tuple[int, int, int], classes: int, s
             with torch.inference_mode():
                 backbone.eval()(torch.zeros(1, channels, height, width))
         except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise DescriptionError(f"backbone {name} does not take images of {height}x{width}: {reason}") from None
+            message = f"backbone {name} does not accept images of {height}x{width}: {' '.join(str(error).split())}"
+            raise DescriptionError(message, settings=("backbone",)) from None
     return backbone
 
 
@@ -164,28 +165,20 @@ def load_weights(backbone: Backbone, path: Path, sha256: str | None) -> None:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise FileError(f"{path}: cannot be read ({error.strerror}); check the path after --weights") from error
+        message = f"{path}: cannot be read ({error.strerror}); check the path"
+        raise FileError(message, settings=("weights",)) from error
     found = hashlib.sha256(data).hexdigest()
     if sha256 is not None and found != sha256.lower():
-        raise FileError(f"{path}: SHA-256 is {found}, not {sha256}; get the file again")
+        message = f"{path}: SHA-256 is {found}, not {sha256}; download the file again, or correct the expected hash"
+        raise FileError(message, settings=("weights_sha256",))
     state = read_state(data, str(path))
     own = backbone.body.state_dict()
     state = {key: own[key] if key.startswith(f"{backbone.head}.") else value for key, value in state.items()}
     try:
         backbone.body.load_state_dict(state)
     except RuntimeError as error:
-        raise FileError(f"{path}: not weights of {backbone.name}: {' '.join(str(error).split())[:200]}") from None
-
-
-def read_state(data: bytes, name: str) -> dict[str, Any]:
-    """What torch.save wrote, if it is a dict of tensors and plain values: nothing else is unpickled."""
-    try:
-        found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the damage leads to: RuntimeError, UnpicklingError, EOFError, KeyError
-        raise FileError(f"{name}: not a readable file of torch ({type(error).__name__}); restore it, or train again") from error
-    if not isinstance(found, dict):
-        raise FileError(f"{name}: holds no weights; restore it, or train again")
-    return found
+        message = f"{path}: not weights of {backbone.name}: {' '.join(str(error).split())[:200]}"
+        raise FileError(message, settings=("weights", "backbone")) from None
 
 
 # ------------------------------------------------------------------------------------------------ layers by name
@@ -223,7 +216,7 @@ def up_to(network: nn.Module, layer: str) -> nn.Module:
     """
     names = layer_names(network)
     if layer not in names:
-        raise DescriptionError(f"no layer {layer!r}; this network has {', '.join(names)}")
+        raise DescriptionError(f"no layer {layer!r}; this network has {', '.join(names)}", settings=("layer",))
     if isinstance(network, Backbone):
         return Output(extraction_tools().create_feature_extractor(network, {layer: "features"}))
     child, _, inner = layer.partition(".")

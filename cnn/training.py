@@ -8,7 +8,6 @@ a resumed training ends in the same bits as an uninterrupted one.
 from __future__ import annotations
 
 import copy
-import io
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -24,14 +23,16 @@ from torch.nn.functional import cross_entropy
 
 from .description import check_least, check_name
 from .errors import DescriptionError, DivergedError, FileError, MissingError
+from .files import read_versioned, write_versioned
 from .images import Augmentation, Images
-from .network import read_state
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 MONITORS = ("loss", "accuracy")
 SCHEDULES = ("constant", "step", "cosine")
 EVALUATED = 1024  # images at once where no gradient is needed
-VERSION = 2  # of checkpoints
+CHECKPOINT_VERSION = 1  # format version of checkpoints
+CHECKPOINT_KEYS = ("optimizer_name", "network", "optimizer", "history", "best_epoch", "best_score", "best_network")
+RETRAIN = "delete it to train from the start"
 
 Row = dict[str, Any]
 Labels = npt.NDArray[np.integer[Any]]
@@ -84,10 +85,12 @@ class Settings:
         check_name("monitor", self.monitor, MONITORS)
         check_least(self, 1, "batch_size", "epochs", "lr_step", *(["patience"] if self.patience is not None else []))
         if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise DescriptionError(f"lr must be a positive number, not {self.lr}")
+            raise DescriptionError(f"lr must be a positive number, not {self.lr}", settings=("lr",))
         for name in ("weight_decay", "momentum", "label_smoothing"):
-            if not 0 <= getattr(self, name) < (math.inf if name == "weight_decay" else 1):
-                raise DescriptionError(f"{name} must be at least 0{'' if name == 'weight_decay' else ' and below 1'}")
+            value, below = getattr(self, name), math.inf if name == "weight_decay" else 1
+            if not 0 <= value < below:
+                message = f"{name} must be at least 0 and {'finite' if below == math.inf else 'below 1'}, not {value}"
+                raise DescriptionError(message, settings=(name,))
 
     def rate(self, epoch: float) -> float:
         """Learning rate after so many epochs, from 0."""
@@ -143,9 +146,12 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise DescriptionError(f"device must be auto, cpu or cuda, not {name!r}") from None
+        raise DescriptionError(f"device must be auto, cpu or cuda, not {name!r}", settings=("device",)) from None
     if device.type == "cuda" and not cuda:
-        raise MissingError("no CUDA device is usable; take --device cpu, or look at `fastmlp doctor`")
+        raise MissingError(
+            f"device {name!r} needs a CUDA device, and none is usable; set device to cpu, or run `fastmlp doctor`",
+            settings=("device",),
+        )
     return device
 
 
@@ -167,32 +173,40 @@ class Trainer:
         self.best_epoch, self.best_score, self.best = 0, -math.inf, copy.deepcopy(network.state_dict())
 
     def resume(self, data: bytes, name: str) -> None:
-        """Go on from a checkpoint; raises FileError if it is damaged, or of another network or optimizer."""
-        state = read_state(data, name)
-        if state.get("version") != VERSION:
-            raise FileError(f"{name}: not a checkpoint of version {VERSION}; train again")
-        if state.get("rule") != self.settings.optimizer:
-            raise FileError(f"{name}: of another optimizer, {state.get('rule')}; train again, or with that one")
+        """Continue from a checkpoint.
+
+        Raises
+        ------
+        FileError : the checkpoint is corrupt, has another format version, or belongs to another network or optimizer
+        """
+        kind, keys = "a checkpoint of a training", CHECKPOINT_KEYS
+        state = read_versioned(data, name, version=CHECKPOINT_VERSION, keys=keys, kind=kind, remedy=RETRAIN)
+        given, optimizer = state["optimizer_name"], self.settings.optimizer
+        if given != optimizer:
+            message = f"{name}: checkpoint of optimizer {given}, not {optimizer}; {RETRAIN}, or set optimizer to {given}"
+            raise FileError(message, settings=("optimizer",))
         try:
+            self.network.load_state_dict(state["best_network"])  # to check it
             self.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.best = state["best"]
         except (KeyError, ValueError, RuntimeError) as error:
-            raise FileError(f"{name}: of another network: {' '.join(str(error).split())[:200]}") from None
+            reason = " ".join(str(error).split())[:200]
+            raise FileError(f"{name}: checkpoint of another network ({reason}); {RETRAIN}") from None
         self.history, self.best_epoch, self.best_score = state["history"], state["best_epoch"], state["best_score"]
+        self.best = state["best_network"]
 
     def checkpoint(self) -> bytes:
-        """All that `resume` needs."""
-        buffer = io.BytesIO()
+        """Return the state of the training as bytes, for `resume`."""
         state = {
-            "version": VERSION,
-            "rule": self.settings.optimizer,
+            "optimizer_name": self.settings.optimizer,
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "history": self.history,
+            "best_epoch": self.best_epoch,
+            "best_score": self.best_score,
+            "best_network": self.best,
         }
-        figures = {"history": self.history, "best_epoch": self.best_epoch, "best_score": self.best_score, "best": self.best}
-        torch.save(state | figures, buffer)
-        return buffer.getvalue()
+        return write_versioned(CHECKPOINT_VERSION, state)
 
     def run(self) -> Trained:
         """Train to the end; the network then has the weights of its best epoch."""
@@ -238,7 +252,8 @@ class Trainer:
             done, total, right = done + count, total + loss * count, right + hits
             if not math.isfinite(loss):
                 self.network.load_state_dict(self.best)
-                raise DivergedError(f"the loss became {loss} in epoch {epoch}: lower the learning rate (now {settings.lr:g})")
+                message = f"the loss became {loss} in epoch {epoch}: lower the learning rate (now {settings.lr:g})"
+                raise DivergedError(message, settings=("lr",))
             self.watch.batch(epoch, done, rows, total / done, right / done, done / (time.perf_counter() - began))
             if self.watch.stop():
                 return None

@@ -33,7 +33,9 @@ def test_a_single_pooling_stands_after_all_blocks_but_the_last() -> None:
 
 
 def test_a_map_that_would_shrink_to_nothing_is_refused_by_name() -> None:
-    with pytest.raises(DescriptionError, match=r"block 5 of 5: max pooling of 2x2 would shrink 1x1 to nothing; leave it out"):
+    with pytest.raises(
+        DescriptionError, match=r"block 5 of 5: max pooling of 2x2 would shrink 1x1 to nothing; set pool to none"
+    ):
         describe(*make_blocks((16,) * 5, pool=("max",) * 5))
     with pytest.raises(DescriptionError, match=r"block 2 of 2: a convolution of 5x5 with padding 0 does not fit into 1x1"):
         describe(*make_blocks((4, 4), kernel=(3, 5), padding=0, pool="global"))
@@ -47,7 +49,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"padding": -1}, "padding must be 0 or more, not -1"),
     ({"pool": "median"}, "pool must be one of none, max, avg, global, not 'median'"),
     ({"pool_kernel": 0}, "pool_kernel must be 1 or more"),
-    ({"pool": "max", "pool_kernel": 3, "pool_padding": 2}, "pool_padding may be half of pool_kernel at most: 2 of 3"),
+    ({"pool": "max", "pool_kernel": 3, "pool_padding": 2}, "pool_padding may be at most half of pool_kernel, not 2 of 3"),
     ({"regularize": "layer"}, "regularize must be one of none, batch, dropout"),
     ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
 ]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import json
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from fastmlp.cnn.description import Description, make_blocks
 from fastmlp.cnn.errors import DescriptionError, FileError
-from fastmlp.cnn.extractor import Extractor, from_bytes, make_network
+from fastmlp.cnn.extractor import EXTRACTOR_VERSION, Extractor, from_bytes, make_network
+from fastmlp.cnn.files import read_state, write_versioned
 from fastmlp.cnn.images import Scaling
 from support.cnn import SHAPE, bars, network
 from torch.nn.functional import conv2d, max_pool2d
@@ -19,6 +24,12 @@ DESCRIPTION = Description(
     image_shape=SHAPE, classes=3, blocks=make_blocks((6, 8), pool="max", regularize="dropout"), dense=(8,)
 )
 PIXELS = bars(23, 0)[0]
+
+
+def saved(state: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
 
 
 def extractor(layer: str | None = None) -> Extractor:
@@ -72,10 +83,30 @@ def test_the_hash_follows_weights_layer_and_scaling() -> None:
     assert len({extractor().sha256, extractor("dense1").sha256, plain.sha256, other.sha256}) == 4
 
 
+def test_an_extractor_carries_its_format_version() -> None:
+    assert read_state(extractor().to_bytes(), "a.pt")["format_version"] == EXTRACTOR_VERSION == 1
+
+
+@pytest.mark.parametrize(("version", "found"), [(2, "format version 2"), (0, "format version 0"), (None, "no format version")])
+def test_extractors_of_another_format_version_are_refused(version: int | None, found: str) -> None:
+    """The version comes first: nothing else in these files is as in version 1."""
+    state = {"layers": [1, 2], "table": 3} | ({} if version is None else {"format_version": version})
+    with pytest.raises(FileError, match=rf"^a\.pt: {found}, but this fastmlp reads version 1; extract the features again$"):
+        from_bytes(saved(state), "a.pt")
+
+
 def test_damaged_and_foreign_files() -> None:
     data = extractor().to_bytes()
     for damaged in (b"", b"PK", data[: len(data) // 2]):
         with pytest.raises(FileError, match=r"a\.pt: not a readable file of torch"):
             from_bytes(damaged, "a.pt")
+    checkpoint = write_versioned(EXTRACTOR_VERSION, {"network": {}, "optimizer": {}})
+    with pytest.raises(FileError, match=r"a\.pt: not an extractor \(missing: table, scaling\); extract the features again"):
+        from_bytes(checkpoint, "a.pt")
+    for changed in ({"layer": "block7"}, {"network": {}}, {"network": DESCRIPTION.table() | {"dense": (9,)}}):
+        state = read_state(data, "a.pt")
+        state["table"] = json.dumps(json.loads(state["table"]) | changed)
+        with pytest.raises(FileError, match=r"a\.pt: corrupt extractor \(.+\); extract the features again"):
+            from_bytes(saved(state), "a.pt")
     with pytest.raises(DescriptionError, match="no layer 'block7'"):
         Extractor(DESCRIPTION, network(), None, "block7")

@@ -160,7 +160,7 @@ def test_backbones_that_cannot_be() -> None:
         build_backbone("resnet19", (32, 32, 1), 7, seed=0)
     with pytest.raises(DescriptionError, match="1 or 3 channels, not 4"):
         build_backbone("resnet18", (32, 32, 4), 7, seed=0)
-    with pytest.raises(DescriptionError, match="backbone alexnet does not take images of 8x8"):
+    with pytest.raises(DescriptionError, match="backbone alexnet does not accept images of 8x8"):
         build_backbone("alexnet", (8, 8, 1), 7, seed=0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import math
 from typing import Any
 
@@ -10,8 +11,20 @@ import numpy as np
 import pytest
 import torch
 from fastmlp.cnn.errors import DescriptionError, DivergedError, FileError, MissingError
+from fastmlp.cnn.files import read_state, write_versioned
 from fastmlp.cnn.images import Augmentation, Images, Scaling
-from fastmlp.cnn.training import MONITORS, OPTIMIZERS, SCHEDULES, Part, Settings, Trainer, Watch, evaluate, pick_device
+from fastmlp.cnn.training import (
+    CHECKPOINT_VERSION,
+    MONITORS,
+    OPTIMIZERS,
+    SCHEDULES,
+    Part,
+    Settings,
+    Trainer,
+    Watch,
+    evaluate,
+    pick_device,
+)
 from support.cnn import SHAPE, bars, network
 from torch.nn.functional import cross_entropy
 
@@ -126,8 +139,11 @@ def test_without_validation_the_last_epoch_is_the_best() -> None:
 
 def test_a_loss_that_is_no_number_ends_with_the_best_weights() -> None:
     run = trainer(Settings(optimizer="sgd", lr=1e18, epochs=3))
-    with pytest.raises(DivergedError, match=r"the loss became \w+ in epoch 1: lower the learning rate \(now 1e\+18\)"):
+    with pytest.raises(
+        DivergedError, match=r"the loss became \w+ in epoch 1: lower the learning rate \(now 1e\+18\)"
+    ) as caught:
         run.run()
+    assert caught.value.settings == ("lr",)
     assert same_weights(run.network, network())
 
 
@@ -145,10 +161,31 @@ def test_damaged_and_foreign_checkpoints() -> None:
     for damaged in (b"", kept[0][:500], kept[0][:-300]):
         with pytest.raises(FileError, match=r"a\.pt: not a readable file of torch"):
             trainer(settings).resume(damaged, "a.pt")
-    with pytest.raises(FileError, match=r"a\.pt: of another network: "):
+    with pytest.raises(FileError, match=r"a\.pt: checkpoint of another network \(.*\); delete it to train from the start"):
         trainer(settings, regularize="batch").resume(kept[0], "a.pt")
-    with pytest.raises(FileError, match="of another optimizer, adam"):
+    with pytest.raises(FileError, match=r"a\.pt: checkpoint of optimizer adam, not sgd; .* set optimizer to adam"):
         trainer(Settings(optimizer="sgd")).resume(kept[0], "a.pt")
+    extractor = write_versioned(CHECKPOINT_VERSION, {"table": "", "scaling": {}, "network": {}})
+    with pytest.raises(FileError, match=r"a\.pt: not a checkpoint of a training \(missing: optimizer_name, optimizer, .*\)"):
+        trainer(settings).resume(extractor, "a.pt")
+
+
+def test_a_checkpoint_carries_its_format_version() -> None:
+    assert read_state(trainer(Settings()).checkpoint(), "a.pt")["format_version"] == CHECKPOINT_VERSION == 1
+
+
+@pytest.mark.parametrize(("version", "found"), [(2, "format version 2"), (0, "format version 0"), (None, "no format version")])
+def test_checkpoints_of_another_format_version_are_refused(version: int | None, found: str) -> None:
+    """The version comes first: nothing else in these files is as in version 1."""
+    state = {"optimizer": "lion", "weights": [1, 2]} | ({} if version is None else {"format_version": version})
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    run = trainer(Settings(epochs=1))
+    with pytest.raises(
+        FileError, match=rf"^a\.pt: {found}, but this fastmlp reads version 1; delete it to train from the start$"
+    ):
+        run.resume(buffer.getvalue(), "a.pt")
+    assert same_weights(run.network, network())
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
@@ -168,17 +205,19 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("given", "message"), WRONG)
 def test_settings_that_cannot_be(given: dict[str, Any], message: str) -> None:
-    with pytest.raises(DescriptionError, match=message):
+    with pytest.raises(DescriptionError, match=message) as caught:
         Settings(**given)
+    assert caught.value.settings == tuple(given)
 
 
 def test_devices() -> None:
     assert pick_device("cpu").type == "cpu"
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    with pytest.raises(DescriptionError, match="device must be auto, cpu or cuda, not 'gpu'"):
+    with pytest.raises(DescriptionError, match="device must be auto, cpu or cuda, not 'gpu'") as caught:
         pick_device("gpu")
+    assert caught.value.settings == ("device",)
     if not torch.cuda.is_available():
-        with pytest.raises(MissingError, match="no CUDA device is usable"):
+        with pytest.raises(MissingError, match="device 'cuda' needs a CUDA device, and none is usable; set device to cpu"):
             pick_device("cuda")
 
 
@@ -226,8 +265,9 @@ def test_only_training_images_are_changed() -> None:
 
 def test_augmentations_that_cannot_be() -> None:
     for given, message in (({"flip": 1.5}, "flip is a probability"), ({"shift": -1}, "shift must be 0 or more")):
-        with pytest.raises(DescriptionError, match=message):
+        with pytest.raises(DescriptionError, match=message) as caught:
             Augmentation(**given)  # type: ignore[arg-type]
+        assert caught.value.settings == tuple(given)
 
 
 def test_the_settings_of_extract_have_the_same_names() -> None:
