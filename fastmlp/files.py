@@ -30,12 +30,18 @@ RESTORE = "restore it from a copy or repeat the run"
 _REMEDIES = {
     errno.ENOSPC: "free some space or choose another folder",
     errno.EFBIG: "raise the limit on file sizes (ulimit -f) or choose another folder",
-    errno.EACCES: "check the rights or choose another folder",
-    errno.EPERM: "check the rights or choose another folder",
-    errno.EROFS: "choose a folder on a disk that can be written",
+    errno.EACCES: "check the permissions or choose another folder",
+    errno.EPERM: "check the permissions or choose another folder",
+    errno.EROFS: "choose a folder on a writable disk",
     errno.ENOENT: "check the path; its folder must exist",
-    errno.ENOTDIR: "check the path; a part of it is a file, not a folder",
+    errno.ENOTDIR: "check the path; one of its folders is a file",
     errno.ENAMETOOLONG: "choose a shorter name",
+}
+_READING_REMEDIES = _REMEDIES | {
+    errno.EACCES: "check its permissions",
+    errno.EPERM: "check its permissions",
+    errno.ENOENT: "check the path",
+    errno.EISDIR: "it is a folder; give the path of a file",
 }
 Tensors = dict[str, npt.NDArray[Any]]
 
@@ -130,7 +136,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     --------
     >>> read_json("no-such.json")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    fastmlp.errors.DataError: cannot read no-such.json: ...; check the path; ...
+    fastmlp.errors.DataError: cannot read no-such.json: ...; check the path
     """
     try:
         with os_errors_as_data_errors("read", path):
@@ -227,11 +233,25 @@ def append_line(path: str | os.PathLike[str], value: object) -> None:
 
 @contextlib.contextmanager
 def os_errors_as_data_errors(verb: str, path: str | os.PathLike[str]) -> Iterator[None]:
-    """Raise an OSError as a DataError of one line: the file, the reason, and the remedy."""
+    """Raise an OSError as a DataError of one line with the path, the reason and the remedy.
+
+    Parameters
+    ----------
+    verb : the failed operation, for the message; "read" selects the remedies for reading, anything else those for writing
+    path : file or folder, for the message
+
+    Examples
+    --------
+    >>> with os_errors_as_data_errors("read", "none.csv"):
+    ...     raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+    Traceback (most recent call last):
+    fastmlp.errors.DataError: cannot read none.csv: No such file or directory; check the path
+    """
     try:
         yield
     except OSError as error:
-        remedy = _REMEDIES.get(error.errno or 0, "check the disk and the path")
+        remedies = _READING_REMEDIES if verb == "read" else _REMEDIES
+        remedy = remedies.get(error.errno or 0, "check the disk and the path")
         raise DataError(f"cannot {verb} {os.fspath(path)}: {error.strerror or error}; {remedy}") from error
 
 

@@ -1,13 +1,12 @@
 """Files of named arrays: `.npz`, `.safetensors`, and folders of `.npy`, which are memory-mapped and may be larger than memory.
 
-The readers return `RawArrays`, and report every kind of damage by file and location. `RawArrays` and `reading` are used by the
-other readers, too. Checks that all sources share are in dataset.py.
+The readers return `RawArrays`, as those of other formats, and report every kind of damage by file and location. Checks that all
+sources share are in dataset.py.
 Sources: the `.npy` format as in numpy.lib.format; safetensors as in its own documentation.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import mmap
@@ -27,7 +26,7 @@ from numpy.lib.npyio import NpzFile
 
 from fastmlp.data.checks import SourceLocation
 from fastmlp.errors import DataError
-from fastmlp.files import read_tensors
+from fastmlp.files import os_errors_as_data_errors, read_tensors
 
 # A file larger than this share of the machine's memory will not stay in it. Training asks for rows in random order: reading
 # ahead, up to megabytes for each row, would then only drop pages that are still to be used.
@@ -35,7 +34,6 @@ READ_AHEAD_SHARE = 0.5
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 # Of a data set in an .npz file, or in a folder of .npy files; the last three are those of `features`.
 ARRAYS = ("x", "y", "x_test", "y_test", "classes", "validation", "provenance", "extractor")
-REFETCH = "delete it and get it again with `fastmlp data fetch`"
 
 
 class RawArrays(NamedTuple):
@@ -53,21 +51,9 @@ class RawArrays(NamedTuple):
     extractor: Any = None
 
 
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn the errors of the file system and of gzip into one line that names the file."""
-    try:
-        yield
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: damaged gzip file ({error}); {REFETCH}") from error
-    except OSError as error:
-        reason = error.strerror or error
-        raise DataError(f"{path}: cannot be read ({reason}); check the path and its permissions") from error
-
-
 def is_npy_folder(path: Path) -> bool:
     """Whether a folder is one of arrays: `x.npy` or `y.npy` is in it."""
-    with reading(path):
+    with os_errors_as_data_errors("read", path):
         return any((path / f"{name}.npy").is_file() for name in ARRAYS[:2])
 
 
@@ -95,7 +81,7 @@ def read_npy_folder(path: str | Path) -> RawArrays:
     ('memmap', [[1, 0], [0, 1]], ['no', 'yes'])
     """
     files = {name: Path(path) / f"{name}.npy" for name in ARRAYS}
-    with reading(Path(path)):
+    with os_errors_as_data_errors("read", path):
         found: dict[str, Any] = {name: map_npy(file) for name, file in files.items() if file.is_file()}
     if missing := [name for name in ARRAYS[:2] if name not in found]:
         raise DataError(f"{files[missing[0]]}: no such file; a folder of arrays needs x.npy and y.npy")
@@ -104,7 +90,7 @@ def read_npy_folder(path: str | Path) -> RawArrays:
 
 def map_npy(path: Path) -> npt.NDArray[Any]:
     """The array of an `.npy` file, mapped and read-only. Raises DataError as `read_npy_folder`."""
-    with reading(path), path.open("rb") as stream:
+    with os_errors_as_data_errors("read", path), path.open("rb") as stream:
         shape, fortran, dtype = _header(path, stream)
         if dtype.hasobject:
             raise DataError(f"{path}: holds Python objects; save a plain array of numbers or strings")
@@ -169,7 +155,7 @@ def open_npz(path: Path, example: str = "x=..., y=...") -> Iterator[NpzFile]:
     (['x'], (2, 2))
     """
     strange = DataError(f"{path}: not a readable .npz file; write it with numpy.savez(file, {example})")
-    with reading(path), path.open("rb") as stream:
+    with os_errors_as_data_errors("read", path), path.open("rb") as stream:
         try:
             archive = np.load(stream, allow_pickle=False)
         except (ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile) as error:
@@ -210,7 +196,7 @@ def read_safetensors(path: str | Path) -> RawArrays:
     ([0, 1], ['no', 'yes'])
     """
     path = Path(path)
-    with reading(path):
+    with os_errors_as_data_errors("read", path):
         metadata, tensors = read_tensors(path)
     if missing := [name for name in ARRAYS[:2] if name not in tensors]:
         listed = ", ".join(sorted(tensors)) or "nothing"

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.arrays import RawArrays, reading
+from fastmlp.data.arrays import RawArrays
 from fastmlp.data.checks import SourceLocation
 from fastmlp.errors import DataError
+from fastmlp.files import os_errors_as_data_errors
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -75,7 +76,7 @@ def read_csv(path: str | Path, task: str = "classification") -> RawArrays:
 
 def csv_rows(path: Path) -> Iterator[list[str]]:
     """The cells of each line, as text; see `csv_table`. Raises DataError for a file that is not UTF-8 or not csv."""
-    with reading(path), path.open(encoding="utf-8-sig", newline="") as handle:
+    with os_errors_as_data_errors("read", path), path.open(encoding="utf-8-sig", newline="") as handle:
         try:
             yield from csv.reader(handle, strict=True)
         except UnicodeDecodeError as error:
@@ -147,7 +148,7 @@ def csv_table(path: Path, skip: int, text: bool) -> tuple[npt.NDArray[np.float32
         return codes.setdefault(cell.strip(), len(codes))
 
     try:
-        with reading(path), path.open(encoding="utf-8-sig") as handle:
+        with os_errors_as_data_errors("read", path), path.open(encoding="utf-8-sig") as handle:
             lines = itertools.islice(_without_blank_lines(path, handle), skip, None)
             if (line := next(lines, None)) is None:  # numpy would only warn
                 raise DataError(f"{path}: no line of data after the header; add rows")

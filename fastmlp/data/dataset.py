@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.arrays import ARRAYS, RawArrays, is_npy_folder, read_npy_folder, read_npz, read_safetensors, reading
+from fastmlp.data.arrays import ARRAYS, RawArrays, is_npy_folder, read_npy_folder, read_npz, read_safetensors
 from fastmlp.data.checks import SourceLocation, check_features, check_labels, check_values
 from fastmlp.data.csv_table import read_csv
 from fastmlp.data.images import read_image_folder
 from fastmlp.data.named import DATASETS, named_parts
 from fastmlp.data.rows import Array
 from fastmlp.errors import ConfigError, DataError, unknown_name
+from fastmlp.files import os_errors_as_data_errors
 from fastmlp.nn.names import canonical_name
 
 TASKS = ("classification", "regression")
@@ -201,7 +202,7 @@ def load_data(
     """
     name, path, task = str(source), Path(source), canonical_name("task", task, TASKS)
     named = name in DATASETS
-    with reading(path):
+    with os_errors_as_data_errors("read", path):
         images = not named and is_image_folder(path)
         if not (named or path.exists()):
             hint = "or give the path of an .npz file, a .csv file or a folder"

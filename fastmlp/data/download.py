@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastmlp.data.arrays import reading
 from fastmlp.errors import DataError, UnavailableError
-from fastmlp.files import file_sha256
+from fastmlp.files import file_sha256, os_errors_as_data_errors
 
 
 class DataFile(NamedTuple):
@@ -62,7 +61,7 @@ def _candidates(folder: Path, file: DataFile) -> list[tuple[Path, str]]:
 
 def present(folder: Path, file: DataFile) -> Path | None:
     """Where a file is, packed or not; None if it is missing."""
-    with reading(folder):
+    with os_errors_as_data_errors("read", folder):
         return next((path for path, _ in _candidates(folder, file) if path.is_file()), None)
 
 
@@ -70,7 +69,7 @@ def verify_file(folder: Path, file: DataFile) -> list[FileStatus]:
     """A row for each copy that is there, or one row that says the file is missing."""
     rows = []
     for path, expected in _candidates(folder, file):
-        with reading(path):
+        with os_errors_as_data_errors("read", path):
             found = file_sha256(path) if path.is_file() else None
         if found:
             rows.append(FileStatus(str(path), "ok" if found == expected else "damaged", expected, found))

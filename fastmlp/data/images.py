@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.arrays import RawArrays, reading
+from fastmlp.data.arrays import RawArrays
 from fastmlp.errors import DataError
+from fastmlp.files import os_errors_as_data_errors
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -106,7 +107,7 @@ def load_images(paths: Iterable[str | Path], image_shape: tuple[int, int, int]) 
 
 def _visible(folder: Path) -> list[Path]:
     """What a folder holds, sorted by name, without hidden files."""
-    with reading(folder):
+    with os_errors_as_data_errors("read", folder):
         return sorted(item for item in folder.iterdir() if not item.name.startswith("."))
 
 

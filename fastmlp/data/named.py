@@ -14,6 +14,7 @@ import gzip
 import io
 import math
 import struct
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,12 +22,14 @@ import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
-from fastmlp.data.arrays import REFETCH, RawArrays, reading
+from fastmlp.data.arrays import RawArrays
 from fastmlp.data.checks import SourceLocation
 from fastmlp.data.download import DataEntry, DataFile, FileStatus, data_folder, download, present, verify_file
 from fastmlp.errors import DataError, unknown_name
+from fastmlp.files import os_errors_as_data_errors
 
 CHUNK = 1 << 20  # bytes read at a time, so that no buffer is ever sized by what a header claims
+REFETCH = "delete it and get it again with `fastmlp data fetch`"
 DIGITS = Path(__file__).with_name("digits.csv.gz")  # 64 pixels 0..16 and the label in each line
 
 
@@ -56,11 +59,14 @@ def read_idx(path: str | Path, dims: int) -> npt.NDArray[np.uint8]:
     array([7, 8, 9], dtype=uint8)
     """
     path = Path(path)
-    with reading(path), _open_bytes(path) as stream:
-        shape = _idx_shape(path, stream.read(4 + 4 * dims), dims)
-        claimed = math.prod(shape)
-        # One byte more than claimed shows trailing bytes; reading to the end makes gzip compare its checksum.
-        content = _read_at_most(stream, claimed + 1)
+    with os_errors_as_data_errors("read", path), _open_bytes(path) as stream:
+        try:
+            shape = _idx_shape(path, stream.read(4 + 4 * dims), dims)
+            claimed = math.prod(shape)
+            # One byte more than claimed shows trailing bytes; reading to the end makes gzip compare its checksum.
+            content = _read_at_most(stream, claimed + 1)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise DataError(f"{path}: damaged gzip file ({error}); {REFETCH}") from error
     if len(content) != claimed:
         found = "more" if len(content) > claimed else f"only {len(content)}"
         size = "x".join(map(str, shape))
