@@ -33,7 +33,6 @@ READ_AHEAD_SHARE = 0.5
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 # Names in an .npz file or a folder of .npy files; the last three are those of feature files.
 ARRAYS = ("x", "y", "x_test", "y_test", "classes", "validation", "provenance", "extractor")
-REFETCH = "delete it and get it again with `fastmlp data fetch`"
 
 
 class RawArrays(NamedTuple):

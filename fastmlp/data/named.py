@@ -14,6 +14,7 @@ import gzip
 import io
 import math
 import struct
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
