@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gzip
 import hashlib
 import json
 import os
 import secrets
 import struct
 import tomllib
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,12 +32,18 @@ RESTORE = "restore it from a copy or repeat the run"
 _REMEDIES = {
     errno.ENOSPC: "free some space or choose another folder",
     errno.EFBIG: "raise the limit on file sizes (ulimit -f) or choose another folder",
-    errno.EACCES: "check the rights or choose another folder",
-    errno.EPERM: "check the rights or choose another folder",
-    errno.EROFS: "choose a folder on a disk that can be written",
+    errno.EACCES: "check the permissions or choose another folder",
+    errno.EPERM: "check the permissions or choose another folder",
+    errno.EROFS: "choose a folder on a writable disk",
     errno.ENOENT: "check the path; its folder must exist",
-    errno.ENOTDIR: "check the path; a part of it is a file, not a folder",
+    errno.ENOTDIR: "check the path; one of its folders is a file",
     errno.ENAMETOOLONG: "choose a shorter name",
+}
+_READING_REMEDIES = _REMEDIES | {
+    errno.EACCES: "check its permissions",
+    errno.EPERM: "check its permissions",
+    errno.ENOENT: "check the path",
+    errno.EISDIR: "it is a folder; give the path of a file",
 }
 Tensors = dict[str, npt.NDArray[Any]]
 
@@ -62,7 +70,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """
     path = Path(path)
     temporary = path.with_name(f".fastmlp-{secrets.token_hex(8)}.tmp")
-    with os_errors_as_data_errors("write", path):
+    with file_errors("write", path):
         if path.exists() and not path.is_file():
             raise DataError(f"cannot write {path}: it is not a regular file; choose another name")
         try:
@@ -130,10 +138,10 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     --------
     >>> read_json("no-such.json")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    fastmlp.errors.DataError: cannot read no-such.json: ...; check the path; ...
+    fastmlp.errors.DataError: cannot read no-such.json: ...; check the path
     """
     try:
-        with os_errors_as_data_errors("read", path):
+        with file_errors("read", path):
             return msgspec.json.decode(Path(path).read_bytes())
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{os.fspath(path)} is not valid JSON ({error}); {RESTORE}") from error
@@ -142,7 +150,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The table in a TOML file. Raises DataError if it is missing, unreadable, or not TOML in UTF-8."""
     try:
-        with os_errors_as_data_errors("read", path):
+        with file_errors("read", path):
             return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{os.fspath(path)} is not valid TOML ({error}); {RESTORE}") from error
@@ -182,7 +190,7 @@ def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     Raises DataError if the file is missing or cannot be read, or a line is not a JSON object.
     """
-    with os_errors_as_data_errors("read", path):
+    with file_errors("read", path):
         lines = Path(path).read_bytes().splitlines()
     try:
         return [msgspec.json.decode(line, type=dict[str, Any]) for line in lines]
@@ -212,7 +220,7 @@ def append_line(path: str | os.PathLike[str], value: object) -> None:
     ['{"epoch":1}', '{"epoch":2}']
     """
     line = json_bytes(value)
-    with os_errors_as_data_errors("write", path):
+    with file_errors("write", path):
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | O_BINARY, 0o666)
         try:
             before = os.fstat(descriptor).st_size
@@ -226,12 +234,15 @@ def append_line(path: str | os.PathLike[str], value: object) -> None:
 
 
 @contextlib.contextmanager
-def os_errors_as_data_errors(verb: str, path: str | os.PathLike[str]) -> Iterator[None]:
-    """Raise an OSError as a DataError of one line: the file, the reason, and the remedy."""
+def file_errors(verb: str, path: str | os.PathLike[str]) -> Iterator[None]:
+    """Raise errors of the file system and of gzip as a DataError of one line: the file, the reason, and the remedy."""
     try:
         yield
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"cannot {verb} {os.fspath(path)}: damaged gzip file ({error}); delete it and get it again") from error
     except OSError as error:
-        remedy = _REMEDIES.get(error.errno or 0, "check the disk and the path")
+        remedies = _READING_REMEDIES if verb == "read" else _REMEDIES
+        remedy = remedies.get(error.errno or 0, "check the disk and the path")
         raise DataError(f"cannot {verb} {os.fspath(path)}: {error.strerror or error}; {remedy}") from error
 
 
@@ -287,7 +298,7 @@ def _without_none(value: object) -> Any:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file as a hexadecimal string."""
-    with os_errors_as_data_errors("read", path), path.open("rb") as file:
+    with file_errors("read", path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""From files and arrays to checked data sets, their splits and their scaling."""
+"""Data: readers of files, checked data sets, splits, and fitting of scalings."""
 
 from __future__ import annotations
 

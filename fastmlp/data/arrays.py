@@ -1,13 +1,11 @@
 """Files of named arrays: `.npz`, `.safetensors`, and folders of `.npy`, which are memory-mapped and may be larger than memory.
 
-The readers return `RawArrays`, and report every kind of damage by file and location. `RawArrays` and `reading` are used by the
-other readers, too. Checks that all sources share are in dataset.py.
+The readers return `RawArrays`, and report every kind of damage by file and location. The values are checked in dataset.py.
 Sources: the `.npy` format as in numpy.lib.format; safetensors as in its own documentation.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import mmap
@@ -27,19 +25,18 @@ from numpy.lib.npyio import NpzFile
 
 from fastmlp.data.checks import SourceLocation
 from fastmlp.errors import DataError
-from fastmlp.files import read_tensors
+from fastmlp.files import file_errors, read_tensors
 
-# A file larger than this share of the machine's memory will not stay in it. Training asks for rows in random order: reading
-# ahead, up to megabytes for each row, would then only drop pages that are still to be used.
+# A file larger than this fraction of the memory will not stay in it. Training reads rows in random order, so reading ahead, up
+# to megabytes for each row, would only evict pages that are still needed.
 READ_AHEAD_SHARE = 0.5
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-# Of a data set in an .npz file, or in a folder of .npy files; the last three are those of `features`.
+# Names in an .npz file or a folder of .npy files; the last three are those of feature files.
 ARRAYS = ("x", "y", "x_test", "y_test", "classes", "validation", "provenance", "extractor")
-REFETCH = "delete it and get it again with `fastmlp data fetch`"
 
 
 class RawArrays(NamedTuple):
-    """What a reader found: arrays as they are in the file, not yet checked (`dataset.check_dataset` does)."""
+    """Arrays as they are in a file, not checked yet; `dataset.check_dataset` checks them."""
 
     x: Any
     y: Any
@@ -53,32 +50,19 @@ class RawArrays(NamedTuple):
     extractor: Any = None
 
 
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn the errors of the file system and of gzip into one line that names the file."""
-    try:
-        yield
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: damaged gzip file ({error}); {REFETCH}") from error
-    except OSError as error:
-        reason = error.strerror or error
-        raise DataError(f"{path}: cannot be read ({reason}); check the path and its permissions") from error
-
-
 def is_npy_folder(path: Path) -> bool:
-    """Whether a folder is one of arrays: `x.npy` or `y.npy` is in it."""
-    with reading(path):
+    """Whether a folder has `x.npy` or `y.npy`."""
+    with file_errors("read", path):
         return any((path / f"{name}.npy").is_file() for name in ARRAYS[:2])
 
 
 def read_npy_folder(path: str | Path) -> RawArrays:
-    """Map `x.npy`, `y.npy` and what else `ARRAYS` names: an `.npz` file unpacked.
+    """Memory-map `x.npy`, `y.npy` and the other arrays in `ARRAYS`.
 
-    Nothing is read but headers. Rows of uint8 or float32 (of this machine's byte order, C order) then stay in their file:
-    the system reads them when they are used and drops them when memory is short. A file larger than READ_AHEAD_SHARE of
-    the memory is read page by page, without reading ahead. Other types are converted in memory by
-    `dataset.check_dataset`. A file must not be changed while it is mapped: if it becomes shorter, the system ends the process
-    by SIGBUS, which no program can turn into a message.
+    Only headers are read. Rows of uint8 or float32 (in native byte order, C order) stay in their file: the operating system
+    reads them when they are used and drops them when memory is short. A file larger than READ_AHEAD_SHARE of the memory is
+    read page by page, without reading ahead. Other types are converted in memory by `dataset.check_dataset`. A file must not
+    be changed while it is mapped: if it becomes shorter, the system ends the process by SIGBUS.
 
     Raises
     ------
@@ -95,7 +79,7 @@ def read_npy_folder(path: str | Path) -> RawArrays:
     ('memmap', [[1, 0], [0, 1]], ['no', 'yes'])
     """
     files = {name: Path(path) / f"{name}.npy" for name in ARRAYS}
-    with reading(Path(path)):
+    with file_errors("read", Path(path)):
         found: dict[str, Any] = {name: map_npy(file) for name, file in files.items() if file.is_file()}
     if missing := [name for name in ARRAYS[:2] if name not in found]:
         raise DataError(f"{files[missing[0]]}: no such file; a folder of arrays needs x.npy and y.npy")
@@ -104,7 +88,7 @@ def read_npy_folder(path: str | Path) -> RawArrays:
 
 def map_npy(path: Path) -> npt.NDArray[Any]:
     """The array of an `.npy` file, mapped and read-only. Raises DataError as `read_npy_folder`."""
-    with reading(path), path.open("rb") as stream:
+    with file_errors("read", path), path.open("rb") as stream:
         shape, fortran, dtype = _header(path, stream)
         if dtype.hasobject:
             raise DataError(f"{path}: holds Python objects; save a plain array of numbers or strings")
@@ -117,7 +101,7 @@ def map_npy(path: Path) -> npt.NDArray[Any]:
         array = np.memmap(stream, dtype, "r", stream.tell(), shape, "F" if fortran else "C")
     pages: Any = array.base  # the mmap object
     if hasattr(mmap, "MADV_RANDOM") and array.nbytes > READ_AHEAD_SHARE * os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE:
-        pages.madvise(mmap.MADV_RANDOM)  # Windows has nothing of it
+        pages.madvise(mmap.MADV_RANDOM)  # not available on Windows
     return array
 
 
@@ -134,7 +118,7 @@ def _header(path: Path, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dt
 
 
 def read_npz(path: str | Path) -> RawArrays:
-    """Read `x`, `y` and what else `ARRAYS` names of an `.npz` file; pickles are refused.
+    """Read `x`, `y` and the other arrays in `ARRAYS` from an `.npz` file; pickles are rejected.
 
     Other keys are ignored. Raises DataError for a damaged file, a missing key or an array of Python objects.
 
@@ -156,7 +140,7 @@ def read_npz(path: str | Path) -> RawArrays:
 
 @contextmanager
 def open_npz(path: Path, example: str = "x=..., y=...") -> Iterator[NpzFile]:
-    """Open an `.npz` file; pickles are refused. `example` is for the message that tells how to write one.
+    """Open an `.npz` file; pickles are rejected. `example` shows in the error how to write one.
 
     Raises DataError if it cannot be opened or is no archive of arrays (`numpy.save` writes none).
 
@@ -169,7 +153,7 @@ def open_npz(path: Path, example: str = "x=..., y=...") -> Iterator[NpzFile]:
     (['x'], (2, 2))
     """
     strange = DataError(f"{path}: not a readable .npz file; write it with numpy.savez(file, {example})")
-    with reading(path), path.open("rb") as stream:
+    with file_errors("read", path), path.open("rb") as stream:
         try:
             archive = np.load(stream, allow_pickle=False)
         except (ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile) as error:
@@ -181,9 +165,9 @@ def open_npz(path: Path, example: str = "x=..., y=...") -> Iterator[NpzFile]:
 
 def npz_array(path: Path, archive: Mapping[str, Any], name: str) -> npt.NDArray[Any]:
     """One array of an archive, see `open_npz`. Raises DataError for a damaged one, or one of Python objects."""
-    try:  # the errors are those of zip members, of their compression, and of numpy's parser of headers
+    try:  # errors of zip members, of their compression, and of NumPy's parser of headers
         array = archive[name]
-        if not isinstance(array, np.ndarray):  # numpy gives the bytes of a member that has no array in it
+        if not isinstance(array, np.ndarray):  # NumPy returns the bytes of a member that is not an array
             raise ValueError("not in the format of numpy.save")
     except (
         *(ValueError, EOFError, SyntaxError, RuntimeError, MemoryError),
@@ -196,7 +180,7 @@ def npz_array(path: Path, archive: Mapping[str, Any], name: str) -> npt.NDArray[
 
 
 def read_safetensors(path: str | Path) -> RawArrays:
-    """Read `x`, `y` and what else `ARRAYS` names of a safetensors file; other tensors are ignored.
+    """Read `x`, `y` and the other arrays in `ARRAYS` from a safetensors file; other tensors are ignored.
 
     Class names are a list in JSON under "classes" in the metadata. Raises DataError for a damaged file or a missing tensor.
 
@@ -210,7 +194,7 @@ def read_safetensors(path: str | Path) -> RawArrays:
     ([0, 1], ['no', 'yes'])
     """
     path = Path(path)
-    with reading(path):
+    with file_errors("read", path):
         metadata, tensors = read_tensors(path)
     if missing := [name for name in ARRAYS[:2] if name not in tensors]:
         listed = ", ".join(sorted(tensors)) or "nothing"

@@ -17,7 +17,7 @@ from fastmlp.errors import DataError, unknown_name
 from fastmlp.nn.blocks import blocks
 from fastmlp.nn.network import FloatArray, Network
 
-MOST_CLASSES = 65536  # a larger label is reported as a fault rather than taken as the number of outputs
+MOST_CLASSES = 65536  # larger labels are reported as errors instead of making a network of that many outputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class CheckedRows:
 
 
 class SourceLocation(NamedTuple):
-    """Where an array came from, so that an error can name one row of it.
+    """Origin of an array, for errors that name a row of it.
 
     >>> SourceLocation("a.csv", "line", 2).row(5)
     'a.csv: line 7'
@@ -53,27 +53,27 @@ class SourceLocation(NamedTuple):
     first: int = 0
 
     def row(self, index: int) -> str:
-        """SourceLocation of row `index` (from 0)."""
+        """Location of row `index` (from 0)."""
         return f"{self.text}: {self.unit} {self.first + index}"
 
 
 def as_array(values: Any, what: str) -> npt.NDArray[Any]:
-    """The values as an array of any kind, or a DataError if they have no common shape."""
+    """Convert values to an array; raise DataError if they have no common shape."""
     try:
         return np.asarray(values)
     except (ValueError, TypeError) as error:
-        raise DataError(f"{what} cannot be made an array; its rows must all be of one length") from error
+        raise DataError(f"{what} cannot be converted to an array; all rows must have the same length") from error
 
 
 def finite(array: npt.NDArray[Any], dtype: npt.DTypeLike) -> tuple[npt.NDArray[Any], tuple[int, ...] | None]:
-    """The array in `dtype`, C-contiguous, and the place of the first value that is not finite in it."""
-    with np.errstate(over="ignore"):  # what overflows becomes infinite, and is found
+    """The array in `dtype`, C-contiguous, and the index of the first value that is not finite, or None."""
+    with np.errstate(over="ignore"):  # overflows become infinite, and are found
         cast = np.ascontiguousarray(array, dtype)
     return cast, first_not_finite(cast)
 
 
 def wrong_features(features: int, x: Features) -> DataError:
-    """The error for rows of another shape than (n, features)."""
+    """Return the error for rows of another shape than (n, features)."""
     return DataError(f"the network takes rows of {features} features, but the data has shape {x.shape}")
 
 
@@ -84,7 +84,7 @@ def check_rows(x: Any, features: int, dtype: npt.DTypeLike) -> Features:
 
     Raises
     ------
-    DataError : another shape, values that are no numbers or not finite
+    DataError : another shape, or values that are not numbers or not finite
     """
     rows = x if isinstance(x, Subset) else as_array(x, "the data")
     if rows.ndim != 2 or rows.shape[1] != features:
@@ -107,12 +107,12 @@ def check_targets(network: Network, y: Any, rows: int, split: str, dtype: npt.DT
 
     Raises
     ------
-    DataError : y has another length or shape, or values that are not finite or no label of the network
+    DataError : y has another length or shape, values that are not finite, or labels that the network does not have
     """
     y = as_array(y, f"{split} targets")
     outputs = network.sizes[-1]
     if y.ndim == 0:
-        raise DataError(f"the {split} split has no targets, but {y.dtype} {y}")
+        raise DataError(f"the {split} targets must be an array, not {y.dtype} {y}")
     if len(y) != rows:
         raise DataError(f"the {split} split has {rows} rows but {len(y)} targets")
     if y.ndim == 1 and y.dtype.kind in "iu":
@@ -128,7 +128,7 @@ def check_targets(network: Network, y: Any, rows: int, split: str, dtype: npt.DT
 
 
 def wrong_targets(network: Network, y: Array, split: str) -> DataError:
-    """The error for targets of another type or shape than the network's outputs."""
+    """Return the error for targets of another type or shape than the network's outputs."""
     needed = f"(n,) integer classes or (n, {network.sizes[-1]}) numbers"
     return DataError(f"{split} targets must be {needed}, not {y.dtype} of shape {y.shape}")
 
@@ -138,17 +138,17 @@ def are_probabilities(y: FloatArray) -> bool:
 
 
 def check_split(network: Network, x: Any, y: Any, split: str, dtype: npt.DTypeLike) -> CheckedRows:
-    """Check all values of the rows and targets of a split, given as arrays; `match_network` is still to be called.
+    """Check all values of the rows and targets of a split, given as arrays. `match_network` compares them with a network.
 
     Parameters
     ----------
-    x, y : (n, features) and (n,) or (n, outputs), anything that NumPy makes an array of, or a `rows.Subset` as x
+    x, y : (n, features) and (n,) or (n, outputs), array-likes; x may be a `rows.Subset`
     split : its name, for messages
     dtype : of the engine
 
     Raises
     ------
-    DataError : no rows, wrong shapes or types, values that are not finite, labels that are no output of the network
+    DataError : no rows, wrong shapes or types, values that are not finite, labels that the network does not have
     """
     x = check_rows(x, network.sizes[0], dtype)
     if len(x) == 0:
@@ -158,11 +158,11 @@ def check_split(network: Network, x: Any, y: Any, split: str, dtype: npt.DTypeLi
 
 
 def match_network(network: Network, rows: CheckedRows, split: str, dtype: npt.DTypeLike) -> CheckedRows:
-    """Return checked rows as a network of this engine dtype takes them, without reading x again.
+    """Convert checked rows for a network and an engine dtype, without reading x again.
 
     Raises
     ------
-    DataError : another number of features or outputs, or targets of cross-entropy that are no probabilities
+    DataError : another number of features or outputs, or targets of cross-entropy that are not probabilities
     """
     x, y, outputs = rows.x, rows.y, network.sizes[-1]
     if x.shape[1] != network.sizes[0]:
@@ -182,7 +182,7 @@ def match_network(network: Network, rows: CheckedRows, split: str, dtype: npt.DT
 
 
 def check_weights(sample_weight: Any, rows: int) -> FloatArray:
-    """Sample weights as (rows,) float32, positive and finite, or a DataError."""
+    """Sample weights as (rows,) float32; raise DataError unless they are positive and finite."""
     given = as_array(sample_weight, "sample_weight")
     if given.dtype.kind in "buif" and given.shape == (rows,):
         weights, place = finite(given, np.float32)
@@ -230,7 +230,7 @@ def check_values(values: Any, place: SourceLocation) -> Array:
 
 
 def check_labels(values: Any, classes: tuple[str, ...], place: SourceLocation) -> tuple[Array, tuple[str, ...]]:
-    """Class numbers (n,) int32 and the names of all classes; if none are given, those that the labels show.
+    """Labels (n,) int32 and the names of all classes; without given names, the classes are those that occur.
 
     >>> check_labels(["b", "a", "b"], (), SourceLocation("y"))
     (array([1, 0, 1], dtype=int32), ('a', 'b'))

@@ -1,8 +1,4 @@
-"""Tables in `.csv` files, read as Kaggle's are: label or value first, then numbers.
-
-Here: from a file to plain arrays (`RawArrays`), every fault named by line and column. Not here: checks that all sources share
-(dataset.py).
-"""
+"""Tables in `.csv` files as on Kaggle: label or value first, then numbers. Faults are reported by line and column."""
 
 from __future__ import annotations
 
@@ -17,9 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.arrays import RawArrays, reading
+from fastmlp.data.arrays import RawArrays
 from fastmlp.data.checks import SourceLocation
 from fastmlp.errors import DataError
+from fastmlp.files import file_errors
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -28,7 +25,7 @@ def read_csv(path: str | Path, task: str = "classification") -> RawArrays:
     """Read a comma-separated table: label (or value) first, then numbers, as in Kaggle's files. UTF-8.
 
     The first line is data if its first cell is a number, and a header if no cell of it is a number and none
-    is empty. Anything else is an error, so that no row of data is ever taken for a header.
+    is empty. Anything else is an error, so that no row of data is mistaken for a header.
     Labels may be text if there is a header and the label of the first data line is text; then all are text.
     Features that are all whole numbers in 0..255 become uint8, others float32. Blank lines may be at the end.
     A header ...,pixel0,pixel1,... or ...,pixel1,... with a square number of pixels gives the image shape.
@@ -75,7 +72,7 @@ def read_csv(path: str | Path, task: str = "classification") -> RawArrays:
 
 def csv_rows(path: Path) -> Iterator[list[str]]:
     """The cells of each line, as text; see `csv_table`. Raises DataError for a file that is not UTF-8 or not csv."""
-    with reading(path), path.open(encoding="utf-8-sig", newline="") as handle:
+    with file_errors("read", path), path.open(encoding="utf-8-sig", newline="") as handle:
         try:
             yield from csv.reader(handle, strict=True)
         except UnicodeDecodeError as error:
@@ -85,7 +82,7 @@ def csv_rows(path: Path) -> Iterator[list[str]]:
 
 
 def is_number(cell: str) -> bool:
-    """True if numpy's parser takes the cell for a number (Python's takes more: 1_000, other scripts).
+    """Whether NumPy's parser accepts a cell as a number; Python's accepts more, such as 1_000.
 
     >>> [is_number(cell) for cell in (" 1e3", "nan", "1_000", "")]
     [True, True, False, False]
@@ -100,7 +97,7 @@ def is_number(cell: str) -> bool:
 
 
 def _all_good(cells: list[str]) -> bool:
-    """Quick look at a whole line: all are finite numbers, and so is their sum (False may be wrong, True is not)."""
+    """Fast check of a line: True if all cells are finite numbers whose sum is finite; False may be wrong."""
     line = "".join(cells)
     try:
         return line.isascii() and "_" not in line and sum(map(abs, map(float, cells))) <= FLOAT32_MAX
@@ -126,7 +123,7 @@ def _is_header(path: Path, rows: list[list[str]]) -> bool:
 
 
 def csv_table(path: Path, skip: int, text: bool) -> tuple[npt.NDArray[np.float32], list[str]]:
-    """All numbers of a table, (rows, columns), finite, and the names that the codes of its text labels stand for.
+    """All numbers of a table, (rows, columns), finite, and the text labels by their codes.
 
     skip: lines before the data, 0 or 1. text: the first column is text, coded 0, 1, … in the order of appearance.
     Raises DataError, with line and column, as `read_csv`.
@@ -147,7 +144,7 @@ def csv_table(path: Path, skip: int, text: bool) -> tuple[npt.NDArray[np.float32
         return codes.setdefault(cell.strip(), len(codes))
 
     try:
-        with reading(path), path.open(encoding="utf-8-sig") as handle:
+        with file_errors("read", path), path.open(encoding="utf-8-sig") as handle:
             lines = itertools.islice(_without_blank_lines(path, handle), skip, None)
             if (line := next(lines, None)) is None:  # numpy would only warn
                 raise DataError(f"{path}: no line of data after the header; add rows")
@@ -170,7 +167,7 @@ def csv_table(path: Path, skip: int, text: bool) -> tuple[npt.NDArray[np.float32
 
 
 def _without_blank_lines(path: Path, lines: Iterable[str]) -> Iterator[str]:
-    """The lines; blank ones, which numpy would skip unnoticed, are allowed at the end only."""
+    """The lines; blank lines, which NumPy would skip, are only allowed at the end."""
     blank = 0
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -182,10 +179,10 @@ def _without_blank_lines(path: Path, lines: Iterable[str]) -> Iterator[str]:
 
 
 def _csv_fault(path: Path, skip: int, text: bool) -> str:
-    """Describe the first bad line; slow, so only for files that the fast parser has refused."""
+    """Describe the first bad line; slow, so only called if the fast parser has failed."""
     width = 0
     for number, cells in enumerate(csv_rows(path), 1):
-        if not cells:  # a blank line at the end; inside, it is refused before
+        if not cells:  # a blank line at the end; others have been rejected
             continue
         width = width or len(cells)
         if len(cells) != width:
@@ -206,7 +203,7 @@ def _csv_fault(path: Path, skip: int, text: bool) -> str:
 
 
 def _narrow(x: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
-    """The same values as uint8 if all are whole numbers in 0..255, as pixels are; else as they are."""
+    """Convert values to uint8 if all are integers in 0..255, as pixels."""
     if x.min() >= 0 and x.max() <= 255:
         pixels = x.astype(np.uint8)
         if np.array_equal(pixels, x):
@@ -215,7 +212,7 @@ def _narrow(x: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
 
 
 def _pixel_shape(header: list[str] | None) -> tuple[int, int, int] | None:
-    """Image shape that Kaggle's header tells: pixel0 … or pixel1 …, a square number of them."""
+    """Image shape from a header as on Kaggle: a square number of columns pixel0 … or pixel1 …."""
     names = [] if header is None else [cell.strip() for cell in header[1:]]
     side = math.isqrt(len(names))
     kaggle = any(names == [f"pixel{i + start}" for i in range(len(names))] for start in (0, 1))

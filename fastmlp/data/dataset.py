@@ -1,8 +1,4 @@
-"""Data sets: any of them by name or by path, and the one check that all pass.
-
-Here: `Dataset`, `load_data`, `check_dataset`. Not here: file formats (csv_table.py, arrays.py, images.py); named data sets and
-their downloads (named.py, download.py); checks of single arrays, splits and scalings (checks.py, splits.py, scaling.py).
-"""
+"""Data sets: `load_data` loads one by name or by path, and `check_dataset` checks all of its values."""
 
 from __future__ import annotations
 
@@ -18,17 +14,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.arrays import ARRAYS, RawArrays, is_npy_folder, read_npy_folder, read_npz, read_safetensors, reading
+from fastmlp.data.arrays import ARRAYS, RawArrays, is_npy_folder, read_npy_folder, read_npz, read_safetensors
 from fastmlp.data.checks import SourceLocation, check_features, check_labels, check_values
 from fastmlp.data.csv_table import read_csv
 from fastmlp.data.images import read_image_folder
 from fastmlp.data.named import DATASETS, named_parts
 from fastmlp.data.rows import Array
 from fastmlp.errors import ConfigError, DataError, unknown_name
+from fastmlp.files import file_errors
 from fastmlp.nn.names import canonical_name
 
 TASKS = ("classification", "regression")
-PROVENANCE_KEYS = {"key", "settings", "network", "layer", "images", "cnn"}  # of features, what others rely on
+PROVENANCE_KEYS = {"key", "settings", "network", "layer", "images", "cnn"}  # that other code uses
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,15 +34,15 @@ class Dataset:
 
     Parameters
     ----------
-    name : what it is called, for titles and folder names
+    name : for titles and folder names
     x : (n, features) uint8 or float32, C-contiguous, finite; from a folder of `.npy` files memory-mapped (see arrays.py)
     y : (n,) int32 class numbers, or (n, k) float32 targets of regression
     classes : names of the classes; empty for regression
     image_shape : (height, width, channels) if the rows are images
-    x_test, y_test : the test part, in the same types; None if there is none
-    validation : rows of x that validate, ascending; None lets the settings choose
-    provenance : of features, what `features` tells of them
-    extractor : of features, the network that made them of images, in the bytes of fastmlp.cnn
+    x_test, y_test : the test split, in the same types; None if there is none
+    validation : numbers of the validation rows in x, ascending; None if the settings decide
+    provenance : of features: how they were made, see features.py
+    extractor : of features: the network that computed them from images, as bytes of fastmlp.cnn
     """
 
     name: str
@@ -71,7 +68,7 @@ class Dataset:
 
 
 def check_dataset(parts: RawArrays, name: str = "data", task: str = "classification") -> Dataset:
-    """Check arrays and bring them into the types of `Dataset`: the one door that all data pass.
+    """Check the arrays of a data set and convert them to the types of `Dataset`.
 
     Parameters
     ----------
@@ -79,16 +76,15 @@ def check_dataset(parts: RawArrays, name: str = "data", task: str = "classificat
         x: (n, f), (n, height, width) or (n, height, width, channels); uint8 is kept, other numbers become
         float32. If one of x and x_test is uint8, the other not, both become float32.
         y for task "classification": whole numbers from 0, or strings, (n,) or (n, 1). Strings are numbered in the
-        order of `classes`, or sorted. A test label that is no class of the training part is an error.
-        y for task "regression": numbers (n,) or (n, k); `classes` is then not used.
+        order of `classes`, or sorted. A test label that does not occur in y is an error.
+        y for task "regression": numbers (n,) or (n, k); `classes` is ignored.
     name : name of the result
     task : "classification" or "regression"
 
     Raises
     ------
     ConfigError : unknown task
-    DataError : arrays that are ragged, empty, not finite in float32 or of different lengths; labels that are
-        no classes
+    DataError : arrays that are ragged, empty, not finite in float32 or of different lengths; invalid labels
 
     Examples
     --------
@@ -121,7 +117,7 @@ def check_dataset(parts: RawArrays, name: str = "data", task: str = "classificat
 
 
 def _of_features(parts: RawArrays, rows: int, locations: Mapping[str, SourceLocation]) -> dict[str, Any]:
-    """What feature files have besides, checked."""
+    """Check the additional arrays of a feature file."""
     found: dict[str, Any] = {}
     if parts.validation is not None:
         chosen = np.asarray(parts.validation)
@@ -138,20 +134,20 @@ def _of_features(parts: RawArrays, rows: int, locations: Mapping[str, SourceLoca
 
 
 def _provenance(text: str, place: SourceLocation) -> dict[str, Any]:
-    """What `features` tells of features. Without an extractor, an array of this name is somebody else's and not read."""
+    """Parse the provenance of features; only called if there is an extractor, since other files may have such a name, too."""
     try:
         provenance = json.loads(text)
     except ValueError:
         provenance = None
     if not isinstance(provenance, dict) or not provenance.keys() >= PROVENANCE_KEYS:
-        raise DataError(f"{place.text}: not what is known of features; extract them again")
+        raise DataError(f"{place.text}: not the provenance of features; extract them again")
     return provenance
 
 
 def _check_part(
     x: Any, y: Any, task: str, classes: tuple[str, ...], locations: tuple[SourceLocation, SourceLocation]
 ) -> tuple[Array, tuple[int, int, int] | None, Array, tuple[str, ...]]:
-    """x, image shape, y and classes of one part."""
+    """Return x, image shape, y and classes of a split."""
     x, shape = check_features(x, locations[0])
     y, classes = (check_values(y, locations[1]), ()) if task == "regression" else check_labels(y, classes, locations[1])
     if len(x) != len(y):
@@ -181,9 +177,9 @@ def load_data(
     ----------
     source : a name in `DATASETS`, or the path of an .npz, .safetensors or .csv file, a folder with x.npy and y.npy,
         or a folder of class folders of images (see arrays.py, csv_table.py, images.py). A name
-        wins over a path: write ./mnist for a folder called mnist.
-    data_dir : folder of the named data sets (see `download.data_folder`); what is missing is downloaded to it
-    image_size : (height, width) that all images of a folder are resized to
+        takes precedence over a path: write ./mnist for a folder called mnist.
+    data_dir : folder of the named data sets (see `download.data_folder`); missing files are downloaded to it
+    image_size : (height, width) to which all images of a folder are resized
     task : "classification" reads y as labels, "regression" as targets of regression
     progress : show a bar on stderr while downloading
 
@@ -201,13 +197,15 @@ def load_data(
     """
     name, path, task = str(source), Path(source), canonical_name("task", task, TASKS)
     named = name in DATASETS
-    with reading(path):
+    with file_errors("read", path):
         images = not named and is_image_folder(path)
         if not (named or path.exists()):
             hint = "or give the path of an .npz file, a .csv file or a folder"
             raise DataError(f"{unknown_name('data set', name, DATASETS)}; no such file or folder either; {hint}")
         if image_size is not None and not images:
-            raise ConfigError(f"image size is for folders of images, {name!r} is none; leave it out", settings=("image_size",))
+            raise ConfigError(
+                f"image_size is for folders of images, but {name!r} is not one; leave it out", settings=("image_size",)
+            )
         if image_size is not None and (len(image_size) != 2 or min(image_size) < 1):
             raise ConfigError(f"image size {image_size}: give height and width, both at least 1", settings=("image_size",))
         if task == "regression" and images:
@@ -220,7 +218,7 @@ def load_data(
 
 
 def is_image_folder(path: Path) -> bool:
-    """Whether a path is a folder that is read as class folders of images."""
+    """Whether a path is a folder of class folders of images."""
     return path.is_dir() and not is_npy_folder(path)
 
 
@@ -235,7 +233,5 @@ def _read(path: Path, image_size: tuple[int, int] | None, task: str) -> RawArray
         case ".csv":
             return read_csv(path, task)
         case ".npy":
-            raise DataError(f"{path}: one array alone; give the folder that holds x.npy and y.npy")
-    raise DataError(
-        f"{path}: not a kind of file that can be read; give .npz, .safetensors, .csv or a folder of class folders or .npy files"
-    )
+            raise DataError(f"{path}: a single array; give the folder with x.npy and y.npy")
+    raise DataError(f"{path}: unknown file type; give .npz, .safetensors, .csv or a folder of class folders or .npy files")

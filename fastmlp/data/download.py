@@ -1,4 +1,4 @@
-"""Files of named data sets: where they lie, how they are downloaded and verified. Which sets there are: named.py."""
+"""Files of named data sets: their folder, download and verification. The data sets are in named.py."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastmlp.data.arrays import reading
 from fastmlp.errors import DataError, UnavailableError
-from fastmlp.files import file_sha256
+from fastmlp.files import file_errors, file_sha256
 
 
 class DataFile(NamedTuple):
-    """A gzipped file by name, its SHA-256 as published, and that of its content for unpacked copies."""
+    """Name of a gzipped file, its published SHA-256, and the SHA-256 of its content."""
 
     name: str
     sha256: str
@@ -22,7 +21,7 @@ class DataFile(NamedTuple):
 
 
 class DataEntry(NamedTuple):
-    """A named data set; files are train images, train labels, test images, test labels (none: embedded)."""
+    """A named data set; files are train images, train labels, test images, test labels (none if it is in the package)."""
 
     description: str
     classes: tuple[str, ...]
@@ -55,22 +54,22 @@ def data_folder(data_dir: str | Path | None = None) -> Path:
 
 
 def _candidates(folder: Path, file: DataFile) -> list[tuple[Path, str]]:
-    """Where a file may lie, and the SHA-256 it has there: unpacked, which comes first, or as published."""
+    """Possible paths of a file with their SHA-256: unpacked, then as published."""
     packed = folder / file.name
     return [(packed.with_suffix(""), file.sha256_plain), (packed, file.sha256)]
 
 
 def present(folder: Path, file: DataFile) -> Path | None:
-    """Where a file is, packed or not; None if it is missing."""
-    with reading(folder):
+    """Path of a file, gzipped or not; None if it is missing."""
+    with file_errors("read", folder):
         return next((path for path, _ in _candidates(folder, file) if path.is_file()), None)
 
 
 def verify_file(folder: Path, file: DataFile) -> list[FileStatus]:
-    """A row for each copy that is there, or one row that says the file is missing."""
+    """A row for each existing copy, or one with status "missing"."""
     rows = []
     for path, expected in _candidates(folder, file):
-        with reading(path):
+        with file_errors("read", path):
             found = file_sha256(path) if path.is_file() else None
         if found:
             rows.append(FileStatus(str(path), "ok" if found == expected else "damaged", expected, found))
@@ -78,7 +77,7 @@ def verify_file(folder: Path, file: DataFile) -> list[FileStatus]:
 
 
 def download(entry: DataEntry, file: DataFile, folder: Path, progress: bool) -> None:
-    """Get a file from the first mirror that gives it; it comes to its place only with the right hash."""
+    """Download a file from the first mirror that has it; it is moved to its path only if its hash is right."""
     import pooch
     import requests
 
@@ -104,7 +103,7 @@ def download(entry: DataEntry, file: DataFile, folder: Path, progress: bool) -> 
 
 @contextmanager
 def _part_file(folder: Path, name: str) -> Iterator[Path]:
-    """A temporary name beside the final one, removed at the end whatever happens."""
+    """A temporary path next to the final one, removed at the end in any case."""
     part = folder / f".{name}.{os.getpid()}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -120,7 +119,7 @@ def _part_file(folder: Path, name: str) -> Iterator[Path]:
 
 
 class _Bar:
-    """What pooch asks of a progress bar, drawn by rich."""
+    """A progress bar of rich with the interface that pooch needs."""
 
     def __init__(self, display: Any, label: str) -> None:
         self._display, self._task = display, display.add_task(label, total=None)
@@ -142,7 +141,7 @@ class _Bar:
 
 @contextmanager
 def _bar(label: str, wanted: bool) -> Iterator[_Bar | bool]:
-    """A bar on stderr if wanted, else the False that keeps pooch silent."""
+    """A bar on stderr, or False, with which pooch shows nothing."""
     if not wanted:
         yield False
         return

@@ -1,13 +1,13 @@
-"""The files that features lie in, and how features get into them.
+"""Files of features, and how they are written.
 
-A feature file is a data set like any other, with x (n, features), y, x_test, y_test and classes, and besides `validation` (the
-rows of x that validate), `extractor` (the network, in bytes that fastmlp.cnn reads), and `provenance`: a JSON object with the
-settings, the description and the hash of the network, the layer, and the hash of the images. It has one of three forms, by its
-ending: `.npz`, `.safetensors` (classes and `provenance` are metadata), or none for a folder of `.npy` files, which are mapped
-and not loaded: training reads from it the rows that it is provenance to use. One file holds up to LARGEST_FILE of features.
+A feature file is a data set with x (n, features), y, x_test, y_test and classes. In addition it has `validation` (the numbers
+of the validation rows in x), `extractor` (the network, as bytes of fastmlp.cnn), and `provenance`, a JSON object with the
+settings, the description and hash of the network, the layer, and the hash of the images. The format depends on the suffix:
+`.npz`, `.safetensors` (classes and `provenance` are metadata), or no suffix for a folder of `.npy` files, which training
+memory-maps. A single file has at most LARGEST_FILE bytes of features.
 
-On their way features lie in a folder beside, in `.npy` files that append block by block, so that a run that was interrupted, or
-killed, goes on where it was.
+While features are computed, they are appended block by block to `.npy` files in a temporary folder, so that an interrupted or
+killed run can continue.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from fastmlp.data.arrays import ARRAYS, is_npy_folder, map_npy
 from fastmlp.data.dataset import Dataset, load_data
 from fastmlp.data.rows import Array, Features, take
 from fastmlp.errors import ConfigError, DataError
-from fastmlp.files import Tensors, os_errors_as_data_errors, tensor_bytes, write_bytes
+from fastmlp.files import Tensors, file_errors, tensor_bytes, write_bytes
 from fastmlp.nn.blocks import block_rows, blocks
 
 FILES = (".npz", ".safetensors")
 LARGEST_FILE = 1 << 30  # bytes of features
-LONGEST_NAME = 200  # bytes; the names of what lies beside it meanwhile are longer
+LONGEST_NAME = 200  # bytes; the names of temporary files are longer
 PARTS = ("x", "y", "x_test", "y_test", "validation")
 FOLDER_FILES = {f"{name}.npy" for name in ARRAYS}
-AT_ONCE = 1024  # images of a forward pass, at most
+AT_ONCE = 1024  # largest number of images in a forward pass
 
 
 class Extractor(Protocol):
-    """What turns images into features; `fastmlp.cnn.extractor.Extractor` does."""
+    """A network that computes features of images; implemented by `fastmlp.cnn.extractor.Extractor`."""
 
     @property
     def width(self) -> int:
-        """Features of an image."""
+        """Number of features of an image."""
 
     @property
     def sha256(self) -> str:
@@ -57,7 +57,7 @@ class Extractor(Protocol):
         """Features of images (n, pixels), n at least 1: (n, features)."""
 
     def to_bytes(self) -> bytes:
-        """A file that an `OpenExtractor` reads."""
+        """The bytes that an `OpenExtractor` reads."""
 
 
 OpenExtractor = Callable[[bytes, str], Extractor]
@@ -67,31 +67,31 @@ OpenExtractor = Callable[[bytes, str], Extractor]
 
 
 def choose_form(out: str | None, default: str, rows: int, width: int, dtype: str) -> Path:
-    """Where so many rows of features are to lie; without `out` a file, or a folder if they are too many for one.
+    """Path of the file or folder for the features; without `out` a file, or a folder if they are too many for one.
 
     Raises
     ------
-    ConfigError : an ending that says nothing, too much for one file, or float16 in a folder, which could not be trained from
-        without loading; a place that cannot be written to
+    ConfigError : an unknown suffix, too many features for one file, float16 in a folder, which training could not memory-map,
+        or a path that cannot be written to
     """
     size = rows * width * np.dtype(dtype).itemsize
     path = Path(default + ".npz" * (size <= LARGEST_FILE) if out is None else out)
     if len(os.fsencode(path.name)) > LONGEST_NAME:
         raise ConfigError(f"out: the name is longer than {LONGEST_NAME} bytes; choose a shorter one", settings=("out",))
-    with os_errors_as_data_errors("write", path):
+    with file_errors("write", path):
         if path.is_symlink() or not path.name:
             path = path.resolve()
     is_file = path.suffix in FILES
     if out is not None and path.suffix and not is_file:
         raise ConfigError(
-            f"out: {path} must end in {' or '.join(FILES)}, or have no ending for a folder of .npy files", settings=("out",)
+            f"out: {path} must end in {' or '.join(FILES)}, or have no suffix for a folder of .npy files", settings=("out",)
         )
     if is_file and size > LARGEST_FILE:
         remedy = f"choose a folder, such as {path.with_suffix('')}" + ", and float32" * (dtype != "float32")
         raise ConfigError(f"out: {size / 2**30:.1f} GiB of features are too many for one file; {remedy}", settings=("out",))
     if not is_file and dtype != "float32":
         raise ConfigError(
-            f"feature_dtype: {dtype} is for one file; a folder is trained from as it is, in float32",
+            f"feature_dtype: {dtype} is for single files; training memory-maps folders, which need float32",
             settings=("feature_dtype",),
         )
     check_place(path)
@@ -99,8 +99,8 @@ def choose_form(out: str | None, default: str, rows: int, width: int, dtype: str
 
 
 def check_place(path: Path) -> None:
-    """Raise ConfigError if nothing can be written at a path: it would show only after the network has been trained."""
-    with os_errors_as_data_errors("write", path):
+    """Raise ConfigError if a path cannot be written to, before the network is trained."""
+    with file_errors("write", path):
         if not path.parent.is_dir():
             raise ConfigError(f"out: there is no folder {path.parent}; make it, or choose another", settings=("out",))
         if not os.access(path.parent, os.W_OK):
@@ -108,8 +108,8 @@ def check_place(path: Path) -> None:
 
 
 def check_replaceable(path: Path, images: Path) -> None:
-    """Raise ConfigError if what is at a path is not features, or more: only these may be replaced; damaged ones may, too."""
-    with os_errors_as_data_errors("read", path):
+    """Raise ConfigError unless a path has nothing but features, complete or damaged: only these may be replaced."""
+    with file_errors("read", path):
         if images.exists() and path.samefile(images):
             raise ConfigError(f"out: {path} are the images; choose another", settings=("out",))
         if path.is_dir() and (others := [one.name for one in path.iterdir() if one.name not in FOLDER_FILES]):
@@ -119,7 +119,7 @@ def check_replaceable(path: Path, images: Path) -> None:
 
 
 def read_features(path: Path) -> Dataset:
-    """Features from their file, under the name of the images. Raises ConfigError if `extract` has not written it."""
+    """Read a feature file; its name is that of the images. Raise ConfigError if `extract` has not written it."""
     if not path.is_dir() or is_npy_folder(path):
         data = load_data(path)
         if data.provenance is not None:
@@ -131,7 +131,7 @@ def read_features(path: Path) -> Dataset:
 
 
 class FeatureWriter(NamedTuple):
-    """Features that are being made: the folder of their `.npy` files, who makes them, on which device, and of what type."""
+    """Writer of features: the folder of the `.npy` files, the extractor, its device, and the dtype of the features."""
 
     folder: Path
     extractor: Extractor
@@ -139,13 +139,13 @@ class FeatureWriter(NamedTuple):
     dtype: str
 
     def append(self, name: str, pixels: Features, stop: Callable[[], bool]) -> int:
-        """Append the features of images (n, pixels) that `name.npy` lacks, until `stop`; images done now.
+        """Append the features of images (n, pixels) that are missing in `name.npy`, until `stop`; return their number.
 
-        Only whole blocks of an earlier run count, so that every block is what an uninterrupted run makes of it.
+        Only whole blocks of an earlier run are kept, so that all blocks are those of an uninterrupted run.
         """
         width, kind = self.extractor.width, np.dtype(self.dtype)
         head, row, path = npy_header((len(pixels), width), kind), width * kind.itemsize, self.folder / f"{name}.npy"
-        with os_errors_as_data_errors("write", path):
+        with file_errors("write", path):
             self.folder.mkdir(parents=True, exist_ok=True)
             with path.open("r+b" if path.exists() else "w+b") as stream:
                 fits = stream.read(len(head)) == head
@@ -166,12 +166,12 @@ class FeatureWriter(NamedTuple):
         return done - first
 
     def mapped(self, name: str) -> Array:
-        """The features of `name.npy`, which is complete."""
+        """The features in `name.npy`, memory-mapped."""
         return map_npy(self.folder / f"{name}.npy")
 
 
 def npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
-    """What stands before the numbers of an `.npy` file."""
+    """The header of an `.npy` file."""
     stream = io.BytesIO()
     header = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     npy.write_array_header_1_0(stream, header)
@@ -182,9 +182,9 @@ def npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
 
 
 def write_features(path: Path, data: Dataset, unfinished: Path) -> None:
-    """Write a feature file, atomically; an old folder is moved aside just before the new one comes.
+    """Write a feature file atomically; an old folder is renamed just before the new one is moved to its place.
 
-    unfinished : the folder in which its features have unfinished; gone afterwards
+    unfinished : the temporary folder with the features; removed afterwards
 
     Raises
     ------
@@ -203,25 +203,25 @@ def write_features(path: Path, data: Dataset, unfinished: Path) -> None:
 
 
 def texts(data: Dataset) -> Tensors:
-    """Class names and `provenance` as arrays of text."""
+    """Class names and provenance as arrays of strings."""
     return {"classes": np.array(data.classes), "provenance": np.array(json.dumps(dict(data.provenance or {})))}
 
 
 def npz_bytes(arrays: Tensors) -> bytes:
-    """An `.npz` file."""
+    """The bytes of an `.npz` file."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
 
 
 def write_folder(path: Path, arrays: dict[str, npt.NDArray[Any]], unfinished: Path) -> None:
-    """Give the folder of features what else belongs to it, and its name; a folder of features that is there goes."""
+    """Complete the temporary folder with the other arrays and move it to its path, replacing an old folder of features."""
     for name, values in arrays.items():
         if name not in ("x", "x_test"):
             buffer = io.BytesIO()
             np.save(buffer, values)
             write_bytes(unfinished / f"{name}.npy", buffer.getvalue())
-    with os_errors_as_data_errors("write", path):
+    with file_errors("write", path):
         aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
         if path.exists():
             path.rename(aside)
@@ -238,9 +238,9 @@ def extract_rows(extractor: Extractor, pixels: Features, device: Any = "cpu", dt
 
 
 def rounded(features: Array, dtype: npt.DTypeLike) -> Array:
-    """Features (n, features) in the type in which they are kept.
+    """Convert features (n, features) to the dtype in which they are stored.
 
-    Raises DataError if they are not finite, or not in that type.
+    Raises DataError if they are not finite in that dtype.
     """
     with np.errstate(over="ignore"):
         found = features.astype(dtype)
@@ -254,22 +254,22 @@ def rounded(features: Array, dtype: npt.DTypeLike) -> Array:
 
 
 def feature_dataset(
-    data: Dataset, extract: Callable[[str, Features], Array], numbers: Mapping[str, npt.NDArray[np.int64]]
+    data: Dataset, extract: Callable[[str, Features], Array], indices: Mapping[str, npt.NDArray[np.int64]]
 ) -> Dataset:
-    """The features of a data set of images, as a data set that has its parts.
+    """The features of a data set of images, as a data set with the same splits.
 
     Parameters
     ----------
-    extract : from "x" or "x_test" and its images (n, pixels) to their features (n, features)
-    numbers : the rows of `data.x` in each of its parts, as `splits.split_indices` gives them
+    extract : computes the features (n, features) of images (n, pixels); its first argument is "x" or "x_test"
+    indices : row indices of `data.x` in each split, from `splits.split_indices`
     """
-    kept = np.sort(np.concatenate([rows for name, rows in numbers.items() if name != "test"]))
-    # Also where it is empty: rows that the network was trained on must not become a part that judges what is trained on them.
-    validation = np.flatnonzero(np.isin(kept, numbers.get("validation", [])))
+    kept = np.sort(np.concatenate([rows for name, rows in indices.items() if name != "test"]))
+    # Also if it is empty: rows on which the network was trained must not be used for validation later.
+    validation = np.flatnonzero(np.isin(kept, indices.get("validation", [])))
     x_test: Features | None = data.x_test
     y_test = data.y_test
-    if "test" in numbers:
-        x_test, y_test = take(data.x, numbers["test"]), data.y[numbers["test"]]
+    if "test" in indices:
+        x_test, y_test = take(data.x, indices["test"]), data.y[indices["test"]]
     x = extract("x", data.x if len(kept) == len(data.x) else take(data.x, kept))
     tested = None if x_test is None else extract("x_test", x_test)
     return Dataset(data.name, x, data.y[kept], data.classes, None, tested, y_test, validation)

@@ -1,8 +1,6 @@
-"""Images as rows of pixels: a folder of class folders, single files.
+"""Images as rows of pixels: folders of class folders, and single files.
 
-Here: `read_image_folder` and `load_images`, and the one conversion of size and mode that both use.
-Not here: the other file formats (`arrays.py`, `csv_table.py`); checks that all sources share (`dataset.py`).
-Source: grey is luma as in ITU-R BT.601.
+Source: conversion to grey by luma as in ITU-R BT.601.
 """
 
 from __future__ import annotations
@@ -18,8 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.arrays import RawArrays, reading
+from fastmlp.data.arrays import RawArrays
 from fastmlp.errors import DataError
+from fastmlp.files import file_errors
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -30,7 +29,7 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".t
 def read_image_folder(path: str | Path, image_size: tuple[int, int] | None = None) -> RawArrays:
     """Read a folder of class folders of images; the folders' names, sorted, are the classes.
 
-    A folder that holds just `train/`, or `train/` and `test/`, gives a training and a test part. Hidden files
+    A folder that holds just `train/`, or `train/` and `test/`, has a training and a test split. Hidden files
     and files without one of `IMAGE_SUFFIXES` are ignored. Pixels are converted as by `load_images`: to one
     channel if all images are stored as grey (Pillow modes 1, L, LA, I, I;16, F), else to three; a palette
     counts as colour.
@@ -38,7 +37,7 @@ def read_image_folder(path: str | Path, image_size: tuple[int, int] | None = Non
     Parameters
     ----------
     path : the folder
-    image_size : (height, width) to which all are resized; None if all have one size
+    image_size : (height, width) to which all are resized; None if all have the same size
 
     Raises
     ------
@@ -49,9 +48,7 @@ def read_image_folder(path: str | Path, image_size: tuple[int, int] | None = Non
     split = inner in (["train"], ["test", "train"])
     classes, files, y = _class_files(path / "train" if split else path)
     if len(classes) < 2:
-        raise DataError(
-            f"{path}: {len(classes)} class folders; at least two are needed, one for each class; or x.npy and y.npy"
-        )
+        raise DataError(f"{path}: {len(classes)} class folders; at least two are needed, one per class; or x.npy and y.npy")
     if not (split and "test" in inner):
         shape = _common_shape(files, image_size)
         return RawArrays(_stack(files, shape), y, classes, shape)
@@ -68,10 +65,9 @@ def read_image_folder(path: str | Path, image_size: tuple[int, int] | None = Non
 def load_images(paths: Iterable[str | Path], image_shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
     """Read images of any size and mode as rows of pixels, for a model trained on `image_shape`.
 
-    Of each image the first frame is taken, EXIF rotation is not applied; 16-bit grey keeps its high byte,
-    floats are clipped to 0..255; transparency is laid over black; one channel is ITU-R BT.601 luma,
-    (299 R + 587 G + 114 B) / 1000, three are RGB; then it is resized, bilinear with antialiasing, aspect
-    ratio ignored. Nothing is inverted.
+    The first frame is used, without EXIF rotation. 16-bit grey is reduced to its high byte, floats are clipped to 0..255,
+    transparent pixels are blended with black. One channel is ITU-R BT.601 luma, (299 R + 587 G + 114 B) / 1000; three channels
+    are RGB. Images are resized bilinearly with antialiasing, without keeping the aspect ratio, and are not inverted.
 
     Parameters
     ----------
@@ -84,7 +80,7 @@ def load_images(paths: Iterable[str | Path], image_shape: tuple[int, int, int]) 
 
     Raises
     ------
-    DataError : no path, a file that is no image, damaged or absurdly large, or channels other than 1 or 3
+    DataError : no path, a file that is not an image, is damaged or too large, or another number of channels than 1 or 3
 
     Examples
     --------
@@ -100,18 +96,18 @@ def load_images(paths: Iterable[str | Path], image_shape: tuple[int, int, int]) 
     if not files:
         raise DataError("no image given; name at least one file")
     if len(image_shape) != 3 or image_shape[2] not in (1, 3):
-        raise DataError(f"images cannot be turned into {image_shape}; needed: (height, width, 1 or 3)")
+        raise DataError(f"images cannot be converted to {image_shape}; needed: (height, width, 1 or 3)")
     return _stack(files, image_shape)
 
 
 def _visible(folder: Path) -> list[Path]:
-    """What a folder holds, sorted by name, without hidden files."""
-    with reading(folder):
+    """The entries of a folder, sorted by name, without hidden files."""
+    with file_errors("read", folder):
         return sorted(item for item in folder.iterdir() if not item.name.startswith("."))
 
 
 def _class_files(folder: Path) -> tuple[list[str], list[Path], list[int]]:
-    """Names of the classes, image files of all, and for each file the number of its class; sorted by name."""
+    """Names of the classes, image files, and the class number of each file; sorted by name."""
     groups = [(inner, _visible(inner)) for inner in _visible(folder) if inner.is_dir()]
     files: list[Path] = []
     numbers: list[int] = []
@@ -146,7 +142,7 @@ def _common_shape(files: list[Path], image_size: tuple[int, int] | None) -> tupl
 
 @contextmanager
 def _open_image(path: Path) -> Iterator[PillowImage]:
-    """Open an image; what Pillow raises for damaged or hostile files becomes one line that names the file."""
+    """Open an image; errors of Pillow for damaged or malicious files are raised as DataError with the file."""
     from PIL import Image
 
     try:
@@ -177,7 +173,7 @@ def _stack(files: list[Path], shape: tuple[int, int, int]) -> npt.NDArray[np.uin
 
 
 def _pixels(image: PillowImage, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
-    """One image converted as `load_images` says, flat."""
+    """An image converted as described in `load_images`, flat."""
     from PIL import Image
 
     height, width, channels = shape

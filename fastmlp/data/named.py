@@ -1,10 +1,10 @@
 """Named data sets: digits, MNIST, Fashion-MNIST.
 
-Here: the registry `DATASETS`, `list_data`, `fetch_data`, `verify_data`, `named_parts`, which gives the arrays, and IDX files.
-Not here: downloads (download.py); data by their path, and the checks that all sources share (dataset.py).
-Sources: scikit-learn's copy of the UCI optical digits (Alpaydin, Kaynak 1998, CC BY 4.0), kept beside this file, since
+The registry `DATASETS`, the state and the arrays of each data set, and a reader of IDX files; downloads are in download.py.
+
+Sources: scikit-learn's copy of the UCI optical digits (Alpaydin, Kaynak 1998, CC BY 4.0), stored next to this file, since
 importing scikit-learn takes longer than training on them; Fashion-MNIST (Xiao, Rasul, Vollgraf 2017, MIT licence);
-MNIST (LeCun, Cortes, Burges, CC BY-SA 3.0). The SHA-256 pins are those of the published files. The IDX format is as on the
+MNIST (LeCun, Cortes, Burges, CC BY-SA 3.0). The SHA-256 hashes are those of the published files. The IDX format is as on the
 MNIST page (http://yann.lecun.com/exdb/mnist).
 """
 
@@ -21,12 +21,14 @@ import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
-from fastmlp.data.arrays import REFETCH, RawArrays, reading
+from fastmlp.data.arrays import RawArrays
 from fastmlp.data.checks import SourceLocation
 from fastmlp.data.download import DataEntry, DataFile, FileStatus, data_folder, download, present, verify_file
 from fastmlp.errors import DataError, unknown_name
+from fastmlp.files import file_errors
 
-CHUNK = 1 << 20  # bytes read at a time, so that no buffer is ever sized by what a header claims
+REFETCH = "delete it and get it again with `fastmlp data fetch`"
+CHUNK = 1 << 20  # bytes read at a time, so that no buffer has a size that a damaged header claims
 DIGITS = Path(__file__).with_name("digits.csv.gz")  # 64 pixels 0..16 and the label in each line
 
 
@@ -36,11 +38,11 @@ def read_idx(path: str | Path, dims: int) -> npt.NDArray[np.uint8]:
     Parameters
     ----------
     path : bytes 0, 0, 8 (unsigned byte), number of dimensions, the dimensions (big-endian uint32), the values
-    dims : number of dimensions that the file must have: 3 for images, 1 for labels
+    dims : required number of dimensions: 3 for images, 1 for labels
 
     Returns
     -------
-    array of uint8, with the shape that the header gives
+    array of uint8, with the shape in the header
 
     Raises
     ------
@@ -56,10 +58,10 @@ def read_idx(path: str | Path, dims: int) -> npt.NDArray[np.uint8]:
     array([7, 8, 9], dtype=uint8)
     """
     path = Path(path)
-    with reading(path), _open_bytes(path) as stream:
+    with file_errors("read", path), _open_bytes(path) as stream:
         shape = _idx_shape(path, stream.read(4 + 4 * dims), dims)
         claimed = math.prod(shape)
-        # One byte more than claimed shows trailing bytes; reading to the end makes gzip compare its checksum.
+        # One byte more than claimed detects trailing bytes; gzip verifies its checksum at the end of the file.
         content = _read_at_most(stream, claimed + 1)
     if len(content) != claimed:
         found = "more" if len(content) > claimed else f"only {len(content)}"
@@ -98,7 +100,7 @@ def _read_at_most(stream: io.BufferedIOBase, limit: int) -> bytearray:
 
 
 def _idx_files(*pins: str) -> tuple[DataFile, ...]:
-    """The four files of MNIST's layout, from the hashes of the .gz files and then those of their contents."""
+    """The four files of MNIST's layout, given the hashes of the .gz files, then those of their contents."""
     parts = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
     return tuple(DataFile(f"{part}-ubyte.gz", pins[i], pins[i + 4]) for i, part in enumerate(parts))
 
@@ -162,7 +164,7 @@ class Listing(NamedTuple):
 
 
 def list_data(data_dir: str | Path | None = None) -> list[Listing]:
-    """The named data sets, and whether their files are there (not whether they are sound: `verify_data`).
+    """The named data sets, and whether their files exist; `verify_data` verifies them.
 
     >>> list_data("/nowhere")[0].state, list_data("/nowhere")[1].state
     ('embedded', 'missing')
@@ -177,10 +179,10 @@ def list_data(data_dir: str | Path | None = None) -> list[Listing]:
 
 
 def fetch_data(name: str, data_dir: str | Path | None = None, progress: bool = False) -> list[FileStatus]:
-    """Download what is missing or damaged of a named data set; gives the rows of `verify_data`.
+    """Download missing or damaged files of a named data set; return the rows of `verify_data`.
 
-    progress: show a bar on stderr. Raises UnavailableError if no mirror gives the file or FASTMLP_OFFLINE=1
-    forbids it; DataError for an unknown name, a folder that cannot be written, or a damaged unpacked file.
+    progress: show a bar on stderr. Raises UnavailableError if no mirror has the file or FASTMLP_OFFLINE=1
+    forbids downloads; DataError for an unknown name, a folder that cannot be written, or a damaged unpacked file.
 
     >>> fetch_data("digits")
     []
@@ -209,7 +211,7 @@ def verify_data(name: str, data_dir: str | Path | None = None) -> list[FileStatu
 
 
 def named_parts(name: str, data_dir: str | Path | None = None, progress: bool = False) -> RawArrays:
-    """Arrays of a named data set, downloaded where missing; files that are there are used as they are.
+    """Arrays of a named data set; missing files are downloaded, existing files are not verified.
 
     progress: show a bar on stderr. Raises DataError for an unknown name and for damaged files, UnavailableError
     as `fetch_data`.
@@ -231,9 +233,9 @@ def named_parts(name: str, data_dir: str | Path | None = None, progress: bool = 
 
 
 def _digits() -> RawArrays:
-    """The embedded digits, 0..16 brought to 0..255, then enlarged to 28x28.
+    """The digits in the package, scaled from 0..16 to 0..255, then enlarged to 28x28.
 
-    Rounding to bytes comes first: Pillow resizes bytes in whole numbers, so all machines get the same pixels.
+    They are rounded to bytes first: Pillow resizes bytes in integer arithmetic, so the pixels are the same on all machines.
     """
     table = np.loadtxt(DIGITS, np.uint8, delimiter=",")
     small = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
@@ -245,8 +247,8 @@ def _digits() -> RawArrays:
 def _widened(images: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
     """Images (n, height, any) of this width, (n, height, width), by Pillow's bilinear filter.
 
-    Pillow resizes one axis after the other, so all rows of all images can be given as one picture: a call for each image
-    would take longer than to train on it for an epoch.
+    Pillow resizes one axis after the other, so the rows of all images can be resized as one image; a call for each image would
+    take longer than an epoch of training.
     """
     from PIL import Image
 

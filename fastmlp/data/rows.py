@@ -1,8 +1,4 @@
-"""Rows of arrays that are too large to copy, selected by their row numbers.
-
-Here: `Subset`, `take`, `in_whole`, `is_mapped`, `first_not_finite`. Not here: passes in blocks (nn/blocks.py), how files are
-mapped (`arrays.py`), and what is asked of rows (`checks.py`, `splits.py`, `scaling.py`).
-"""
+"""Rows of arrays that are too large to copy, selected by their row numbers. Passes in blocks are in nn/blocks.py."""
 
 from __future__ import annotations
 
@@ -24,10 +20,10 @@ Float64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Subset:
-    """Some rows of an array, in an order of their own, copied only where they are used; as torch.utils.data.Subset.
+    """Selected rows of an array, copied only when they are used, as in torch.utils.data.Subset.
 
-    Training on a subset gives the same bits as training on the copy `array[rows]`. For memory-mapped arrays: a copy would
-    be as large as the file. A slice of a subset is a copy of these rows, `numpy.asarray` a copy of all.
+    It is for memory-mapped arrays, of which a copy would be too large. Training on a subset gives the same bits as training on
+    the copy `array[rows]`. A slice of a subset is a copy of these rows, `numpy.asarray` a copy of all.
 
     Parameters
     ----------
@@ -36,7 +32,7 @@ class Subset:
 
     Raises
     ------
-    DataError : rows that the array has not
+    DataError : row numbers that are out of range
 
     Examples
     --------
@@ -73,7 +69,7 @@ class Subset:
         return len(self.rows)
 
     def __getitem__(self, key: Any) -> Array:
-        """A copy of the rows at these locations of the subset: a slice, or an array of locations."""
+        """A copy of rows of the subset, selected by a slice or by an array of positions."""
         return self.array[self.rows[key]]
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
@@ -82,7 +78,7 @@ class Subset:
         return np.asarray(self[:], dtype)
 
     def spread(self, values: Array) -> Array:
-        """Values of the subset's rows at their locations in the whole array, (n, ...); zeros elsewhere.
+        """Scatter values of the subset's rows to their positions in the array, (n, ...); zeros elsewhere.
 
         Raises DataError if a row that is there twice has two values.
         """
@@ -95,11 +91,11 @@ class Subset:
         return whole
 
 
-Features = Array | Subset  # what rows can be taken from
+Features = Array | Subset  # rows of data
 
 
 def is_mapped(array: Array) -> bool:
-    """Whether an array, or what it is a view of, is a memory-mapped file."""
+    """Whether an array, or its base, is a memory-mapped file."""
     base: Any = array
     while isinstance(base, np.ndarray):
         base = base.base
@@ -107,12 +103,12 @@ def is_mapped(array: Array) -> bool:
 
 
 def take(array: Array, rows: Indices) -> Features:
-    """These rows: a copy if the array is in memory, where a copy is read fastest, and a `Subset` of a mapped file."""
+    """Select rows: a copy if the array is in memory, which is fastest to read, a `Subset` if it is memory-mapped."""
     return Subset(array, rows) if is_mapped(array) else array[rows]
 
 
 def in_whole(x: Features, y: Array, weights: Array | None) -> tuple[Array, int | Indices, Array, Array | None]:
-    """What engines take to train on rows: a whole array, how many or which rows of it, and targets and weights by its rows.
+    """Arguments of `Engine.train` for rows: the whole array, its row numbers or their number, targets, and weights.
 
     Raises DataError as `Subset.spread`.
     """
@@ -122,7 +118,7 @@ def in_whole(x: Features, y: Array, weights: Array | None) -> tuple[Array, int |
 
 
 def first_not_finite(x: Features) -> tuple[int, ...] | None:
-    """SourceLocation of the first NaN or infinity in x (n, ...), or None.
+    """Index of the first NaN or infinity in x (n, ...), or None.
 
     >>> first_not_finite(np.array([[1.0, 2.0], [3.0, np.nan]]))
     (1, 1)

@@ -1,4 +1,4 @@
-"""Train, validation and test: rows split at random, plain or stratified.
+"""Random splits into training, validation and test rows, plain or stratified.
 
 Source of the stratified counts: Hamilton's method of largest remainders.
 """
@@ -21,27 +21,27 @@ SIZES = ("val_fraction", "test_fraction")  # settings of the command line that g
 Splits = dict[str, CheckedRows]  # by name: "train", "validation", "test"; only splits that have rows
 
 
-def split_rows(y: npt.ArrayLike, parts: Sequence[float | int], stratify: bool = False, seed: int = 0) -> tuple[Indices, ...]:
-    """Split rows at random into a rest, which comes first, and parts of given sizes.
+def split_rows(y: npt.ArrayLike, sizes: Sequence[float | int], stratify: bool = False, seed: int = 0) -> tuple[Indices, ...]:
+    """Split rows at random into splits of given sizes and the rest.
 
     Parameters
     ----------
     y : (n,) labels; unless `stratify`, only its length is used
-    parts : sizes of the parts: a float in [0, 1) is a fraction of all n rows, rounded to the nearest whole
-        number; an int is a number of rows. A part of size 0 is empty.
-    stratify : of a part of size s each class c gets s n_c / n rows: rounded down, then one row more for the
-        classes with the largest remainders (the lower class in a tie) until the sum is s
-    seed : 0 ≤ seed < 2^64; the split is a function of n, the sizes and the seed, with `stratify` also of y
+    sizes : of the splits: a float in [0, 1) is a fraction of all n rows, rounded to the nearest whole
+        number; an int is a number of rows. A split of size 0 is empty.
+    stratify : in a split of size s, class c has s n_c / n rows, rounded down; the classes with the largest remainders (in a
+        tie, the lower class) get one more row each until the sum is s
+    seed : 0 ≤ seed < 2^64; the result is a function of n, the sizes and the seed, with `stratify` also of y
 
     Returns
     -------
-    tuple of (rows,) int64: the rest, then the parts; each in the order of one shuffle of all rows, not sorted
+    tuple of (rows,) int64: the rest, then the splits; rows are in shuffled order
 
     Raises
     ------
-    ConfigError : a size that is neither fraction nor count, a fraction of no row, parts that leave no rest,
-        a seed out of range, stratifying without classes
-    DataError : a class with too few rows to be in the rest and in each part that is not empty
+    ConfigError : an invalid size, a fraction that rounds to no row, sizes that leave no rest, a seed out of range, stratified
+        splitting without classes
+    DataError : a class with too few rows to be in the rest and in each split that is not empty
 
     Examples
     --------
@@ -51,34 +51,36 @@ def split_rows(y: npt.ArrayLike, parts: Sequence[float | int], stratify: bool = 
     """
     y = np.asarray(y)
     n = len(y)
-    sizes = [_rows_of(part, n) for part in parts]
-    if sum(sizes) >= n:
-        raise ConfigError(f"parts of {sizes} rows leave nothing of {n} rows to train on; make them smaller", settings=SIZES)
+    counts = [_rows_of(size, n) for size in sizes]
+    if sum(counts) >= n:
+        raise ConfigError(f"splits of {counts} rows leave nothing of {n} rows to train on; make them smaller", settings=SIZES)
     if not 0 <= seed < 2**64:
         raise ConfigError(f"seed {seed} is out of range; give a whole number from 0 to 2^64 - 1", settings=("seed",))
     order = generator(seed, "split").permutation(n).astype(np.int64)
-    sizes.append(n - sum(sizes))
-    number = _stratified(y[order], sizes) if stratify else np.repeat(np.arange(len(sizes)), sizes)
-    *cut, rest = (order[number == part] for part in range(len(sizes)))
+    counts.append(n - sum(counts))
+    number = _stratified(y[order], counts) if stratify else np.repeat(np.arange(len(counts)), counts)
+    *cut, rest = (order[number == size] for size in range(len(counts)))
     return (rest, *cut)
 
 
-def _rows_of(part: float | int, n: int) -> int:
-    """Rows of a part that is given as a fraction or as a count."""
-    if isinstance(part, int | np.integer) and not isinstance(part, bool) and part >= 0:
-        return int(part)
-    if isinstance(part, float | np.floating) and 0 <= part < 1:
-        rows = round(float(part) * n)
-        if rows == 0 and part > 0:
-            raise ConfigError(f"a fraction of {part} of {n} rows is no row; give a larger fraction, or a count", settings=SIZES)
+def _rows_of(size: float | int, n: int) -> int:
+    """Number of rows of a split whose size is a fraction or a number of rows."""
+    if isinstance(size, int | np.integer) and not isinstance(size, bool) and size >= 0:
+        return int(size)
+    if isinstance(size, float | np.floating) and 0 <= size < 1:
+        rows = round(float(size) * n)
+        if rows == 0 and size > 0:
+            raise ConfigError(
+                f"a fraction of {size} of {n} rows is no row; give a larger fraction, or a number of rows", settings=SIZES
+            )
         return rows
     raise ConfigError(
-        f"a part of {part!r} rows: give a fraction as a float in [0, 1), or a count as a whole number", settings=SIZES
+        f"a split of {size!r} rows: give a fraction as a float in [0, 1), or a number of rows as an integer", settings=SIZES
     )
 
 
 def _stratified(y: Array, sizes: list[int]) -> Indices:
-    """Number of the part for each row; the last part is the rest."""
+    """Number of the split of each row; the last one is the rest."""
     if y.ndim != 1 or y.dtype.kind not in "iu":
         raise ConfigError("stratified splitting needs class labels; leave it out for regression", settings=("stratify",))
     names, codes, counts = np.unique(y, return_inverse=True, return_counts=True)
@@ -88,18 +90,18 @@ def _stratified(y: Array, sizes: list[int]) -> Indices:
     if short.any():
         which = int(short.any(axis=0).argmax())
         raise DataError(
-            f"class {names[which]} has {counts[which]} rows, too few for parts of {sizes} rows; "
+            f"class {names[which]} has {counts[which]} rows, too few for splits of {sizes} rows; "
             "add rows, change the sizes, or split without stratifying",
             settings=("stratify", *SIZES),
         )
-    # Rows of one class, in shuffled order, fill the parts one after another.
+    # The rows of a class, in shuffled order, fill the splits one after another.
     number = np.empty(len(y), np.int64)
     number[np.argsort(codes, kind="stable")] = np.repeat(np.tile(np.arange(len(sizes)), len(counts)), table.T.ravel())
     return number
 
 
 def _largest_remainder(counts: Indices, size: int) -> Indices:
-    """Whole numbers near size * counts / sum(counts) that sum to size."""
+    """Integers close to size * counts / sum(counts) whose sum is size."""
     whole, remainder = np.divmod(size * counts.astype(np.int64), counts.sum())
     first = np.argsort(-remainder, kind="stable")[: size - int(whole.sum())]
     whole[first] += 1
@@ -123,9 +125,9 @@ def split(data: Dataset, validation: float | int, test: float | int, stratify: b
 def split_indices(
     data: Dataset, validation: float | int, test: float | int, stratify: bool = False, seed: int = 0
 ) -> dict[str, npt.NDArray[np.int64]]:
-    """The rows of `data.x` in each part that has any: a pure function of y, the sizes, `stratify` and the seed.
+    """Row numbers of `data.x` in each split that has any: a function of y, the sizes, `stratify` and the seed.
 
-    Test and validation part are the data's own, if it has them; else they are cut off together.
+    Validation and test splits that the data set has of its own are used as they are.
     """
     if data.validation is not None:
         rest = np.setdiff1d(np.arange(len(data.y)), data.validation, assume_unique=True)

@@ -37,7 +37,7 @@ from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.folder import RESULT_VERSION
 from fastmlp.experiments.plan import FEATURES_OF, Say, check_splits
-from fastmlp.files import file_sha256, json_bytes, os_errors_as_data_errors, write_bytes
+from fastmlp.files import file_errors, file_sha256, json_bytes, write_bytes
 from fastmlp.models.metrics import classification_metrics
 from fastmlp.reports.confusion import plot_confusion
 from fastmlp.reports.curves import plot_curves
@@ -317,7 +317,7 @@ def draw_extraction(found: Extracted, folder: Path | None) -> None:
     job, made, data = found.job, found.made, found.data
     if folder is None or made is None or data is None:
         return
-    with os_errors_as_data_errors("make the folder", folder):
+    with file_errors("make the folder", folder):
         folder.mkdir(parents=True, exist_ok=True)
     classes, label, trained = data.classes, job.prepared.label, made.trained
     plot_curves(trained.history, trained.best_epoch, folder / "cnn-curves.png", f"{job.images.name}, {label}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmlp.errors import ConfigError, DataError
-from fastmlp.files import RESTORE, check_format_version, file_sha256, os_errors_as_data_errors, read_json, write_json
+from fastmlp.files import RESTORE, check_format_version, file_errors, file_sha256, read_json, write_json
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FILES = ("model.safetensors", "config.toml", "result.json")
@@ -71,7 +71,7 @@ def new_run_folder(out: str | os.PathLike[str] | None, data: str, network: str, 
 def make_folder(folder: Path) -> None:
     """Make a folder, unless it is there. Raises ConfigError if it is a file or under one, DataError if it cannot be made."""
     try:
-        with os_errors_as_data_errors("make the folder", folder):
+        with file_errors("make the folder", folder):
             folder.mkdir(parents=True, exist_ok=True)
     except DataError as error:
         if isinstance(error.__cause__, FileExistsError | NotADirectoryError):
@@ -86,14 +86,14 @@ def clear_logs(folder: Path) -> None:
 
 def remove_files(folder: Path, patterns: Sequence[str]) -> None:
     """Delete the files of a folder that match one of the patterns."""
-    with os_errors_as_data_errors("clear the folder", folder):
+    with file_errors("clear the folder", folder):
         for path in [path for pattern in patterns for path in folder.glob(pattern)]:
             path.unlink(missing_ok=True)
 
 
 def check_free(folder: Path, force: bool) -> None:
     """Raise ConfigError if a folder is in use, unless it may be written into all the same, or if it is a file."""
-    with os_errors_as_data_errors("read", folder):
+    with file_errors("read", folder):
         if any(path.is_file() for path in (folder, *folder.parents)):
             raise ConfigError(f"out: {folder} is a file or lies under one; choose another", settings=("out",))
         if not force and folder.exists() and any(folder.iterdir()):
@@ -169,7 +169,7 @@ def _slug(text: str, longest: int) -> str:
 
 def _make_numbered(parent: Path, name: str) -> Path:
     """Make parent/name, or parent/name-2, parent/name-3, ...: mkdir itself decides who is first."""
-    with os_errors_as_data_errors("make the folder", parent / name):
+    with file_errors("make the folder", parent / name):
         parent.mkdir(parents=True, exist_ok=True)
         number = 1
         while True:

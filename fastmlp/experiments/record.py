@@ -15,7 +15,7 @@ from fastmlp.data.splits import Splits
 from fastmlp.engines.base import Engine
 from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.folder import CHECKPOINTS_NAME, CLASSES_NAME, CONFIG_NAME, METRICS_NAME
-from fastmlp.files import append_line, os_errors_as_data_errors, write_toml
+from fastmlp.files import append_line, file_errors, write_toml
 from fastmlp.models.file import save
 from fastmlp.models.metrics import classification_metrics, measure
 from fastmlp.models.model import Model
@@ -53,7 +53,7 @@ class PeriodicSaver:
         if self.config.save_every and epoch % self.config.save_every == 0:
             kept = dataclasses.replace(self.model, parameters=engine.state(slots=False).parameters)
             path = self.folder / CHECKPOINTS_NAME / f"epoch-{epoch:04d}.safetensors"
-            with os_errors_as_data_errors("make the folder", path.parent):
+            with file_errors("make the folder", path.parent):
                 path.parent.mkdir(exist_ok=True)
             save(kept, path)
 

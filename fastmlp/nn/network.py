@@ -106,7 +106,7 @@ class Network:
         whole = all(isinstance(size, Integral) for size in self.sizes)
         if not whole or len(self.sizes) < 2 or min(self.sizes) < 1:
             raise ConfigError(
-                f"sizes need whole numbers, at least 1, for an input and an output, not {self.sizes!r}", settings=("hidden",)
+                f"sizes must be two or more whole numbers of at least 1, not {self.sizes!r}", settings=("hidden",)
             )
         sizes = tuple(int(size) for size in self.sizes)
         hidden = len(sizes) - 2
@@ -208,7 +208,6 @@ def per_layer(what: str, given: Any, hidden: int) -> tuple[Any, ...]:
         return (given,) * hidden
     values = tuple(given)
     if len(values) != hidden:
-        raise ConfigError(
-            f"{what} names {len(values)} layers, but there are {hidden} hidden layers; give one or {hidden}", settings=(what,)
-        )
+        message = f"{what} has {len(values)} values, but there are {hidden} hidden layers; give one, or one per layer"
+        raise ConfigError(message, settings=(what,))
     return values

@@ -87,7 +87,7 @@ def test_targets_of_regression(tmp_path):
 
 def test_settings_of_image_folders_are_refused(tmp_path):
     folder = folder_of(tmp_path / "a", x=PIXELS, y=LABELS)
-    assert "image size is for folders of images" in message_of(ConfigError, load_data, folder, image_size=(2, 2))
+    assert "image_size is for folders of images" in message_of(ConfigError, load_data, folder, image_size=(2, 2))
 
 
 def test_a_run_on_a_folder_of_images_as_arrays_is_evaluated_again(tmp_path, monkeypatch):
@@ -159,7 +159,7 @@ def test_missing_files_are_named(tmp_path):
     assert f"{folder / 'y.npy'}: no such file" in message(load_data, folder)
     (folder / "x.npy").rename(folder / "y.npy")
     assert f"{folder / 'x.npy'}: no such file" in message(read_npy_folder, folder)
-    assert "give the folder that holds x.npy and y.npy" in message(load_data, folder / "y.npy")
+    assert "give the folder with x.npy and y.npy" in message(load_data, folder / "y.npy")
     (folder / "y.npy").unlink()
     assert "0 class folders" in message(load_data, folder)
 

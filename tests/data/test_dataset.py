@@ -196,7 +196,7 @@ def test_an_unknown_source_names_the_nearest_and_paths():
 def test_settings_that_do_not_fit_the_source(tmp_path):
     (tmp_path / "a.txt").write_text("1,2")
     assert "give .npz, .safetensors, .csv or a folder" in message(DataError, load_data, tmp_path / "a.txt")
-    assert "image size is for folders" in message(ConfigError, load_data, "digits", image_size=(2, 2))
+    assert "image_size is for folders" in message(ConfigError, load_data, "digits", image_size=(2, 2))
     assert "both at least 1" in message(ConfigError, load_data, tmp_path, image_size=(0, 2))
     assert "no numbers" in message(ConfigError, load_data, tmp_path, task="regression")
 

@@ -103,7 +103,7 @@ def test_a_gzip_bomb_is_read_no_further_than_its_header_claims(tmp_path):
 
 def test_a_missing_file_is_named(tmp_path):
     path = tmp_path / "none.gz"
-    assert message(read_idx, path, 3).startswith(f"{path}: cannot be read ({os.strerror(errno.ENOENT)}); ")
+    assert message(read_idx, path, 3).startswith(f"cannot read {path}: {os.strerror(errno.ENOENT)}; check the path")
 
 
 # --- .npz ---

@@ -236,7 +236,7 @@ def test_wrong_uses_are_named():
     with pytest.raises(ConfigError, match="did you mean 'zscore'"):
         fit_scaling("zscor", x)
     for empty in (x[:0], x[0], x[:, :0]):
-        with pytest.raises(DataError, match="needs rows"):
+        with pytest.raises(DataError, match="is fitted to rows"):
             fit_scaling("unit", empty)
     with pytest.raises(DataError, match=r"fitted on 6 features, but the data has shape \(2, 5\)"):
         fit_scaling("unit", x).apply(x[:2, :5])

@@ -63,7 +63,7 @@ def test_no_rows_are_a_subset() -> None:
     assert Subset(X, np.empty(0, np.int64)).shape == (0, 3)
     with pytest.raises(DataError, match="no rows"):
         check_split(Network((3, 2)), Subset(X, np.empty(0, np.int64)), [], "training", np.float32)
-    with pytest.raises(DataError, match="needs rows"):
+    with pytest.raises(DataError, match="is fitted to rows"):
         fit_scaling("unit", Subset(X, np.empty(0, np.int64)))
 
 

@@ -101,7 +101,7 @@ def test_every_setting_of_the_network_is_passed_on() -> None:
 def test_one_activation_is_for_all_hidden_layers() -> None:
     assert TrainConfig(hidden=(6, 5), dropout=(0.1,)).network(7, 4).dropout == (0.1, 0.1)
     assert TrainConfig(hidden=(), activation=("tanh",)).network(7, 4) == Network((7, 4))
-    with pytest.raises(ConfigError, match="activation names 2 layers, but there are 1"):
+    with pytest.raises(ConfigError, match="activation has 2 values, but there are 1"):
         TrainConfig(activation=("tanh", "relu")).network(7, 4)
 
 

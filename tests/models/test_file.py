@@ -253,10 +253,10 @@ BAD_HEADERS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown field of the network": ({"network": {**GOOD, "colour": "red"}}, "the network has unknown fields colour;"),
     "sizes in words": ({"network": {**GOOD, "sizes": ["four", 3, 2]}}, UNREADABLE),
     "sizes not whole": ({"network": {**GOOD, "sizes": [4.5, 3, 2]}}, UNREADABLE),
-    "one size": ({"network": {**GOOD, "sizes": [4]}}, r"sizes need .* not \[4\]"),
-    "negative size": ({"network": {**GOOD, "sizes": [4, -3, 2]}}, r"sizes need .* not \[4, -3, 2\]"),
+    "one size": ({"network": {**GOOD, "sizes": [4]}}, r"sizes must be .* not \[4\]"),
+    "negative size": ({"network": {**GOOD, "sizes": [4, -3, 2]}}, r"sizes must be .* not \[4, -3, 2\]"),
     "unknown activation": ({"network": {**GOOD, "activation": ["rleu"]}}, "unknown activation 'rleu'; did you mean 'relu'"),
-    "activation too many": ({"network": {**GOOD, "activation": ["relu", "relu"]}}, "activation names 2 layers"),
+    "activation too many": ({"network": {**GOOD, "activation": ["relu", "relu"]}}, "activation has 2 values"),
     "dropout of one": ({"network": {**GOOD, "dropout": [1.0]}}, r"dropout must be .* not 1\.0"),
     "unknown loss": ({"network": {**GOOD, "loss": "hinge"}}, "unknown loss 'hinge'"),
     "unknown init": ({"network": {**GOOD, "init": "random"}}, "unknown init 'random'"),
@@ -268,7 +268,7 @@ BAD_HEADERS: dict[str, tuple[dict[str, Any], str]] = {
     "image shape of other features": ({"image_shape": [28, 28, 1]}, r"image_shape \(28, 28, 1\) has 784 pixels"),
     "unknown scaling": ({"scaling": "zscor"}, "unknown scaling 'zscor'; did you mean 'zscore'"),
     "scaling that is a number": ({"scaling": 3}, UNREADABLE),
-    "scaling left out, its tensors not": ({"scaling": None}, r"tensor scaling\.factor is not one of the network"),
+    "scaling left out, its tensors not": ({"scaling": None}, r"tensor scaling\.factor is not part of the network"),
 }
 
 
