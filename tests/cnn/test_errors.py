@@ -1,4 +1,4 @@
-"""Errors name the settings to change as Python does, and never a command-line flag. Without torch."""
+"""Errors carry the settings to change, and no message contains a command-line flag."""
 
 from __future__ import annotations
 
