@@ -38,14 +38,14 @@ class Curve(NamedTuple):
     Parameters
     ----------
     label : name in the legend
-    index : number of the training in the comparison; selects the color and the dashes, which are the same in all panels
+    style : number of the training in the comparison; selects the color and the dashes, which are the same in all panels
     history : a dict per epoch with `epoch` and `val_loss` or `val_accuracy`; None for values that are not finite
     best_epoch : epoch whose weights were kept, or None
     published : published value of the panel's metric, or None
     """
 
     label: str
-    index: int
+    style: int
     history: Sequence[Mapping[str, Any]]
     best_epoch: int | None
     published: float | None
@@ -88,7 +88,7 @@ def comparison_figure(panels: Sequence[Panel], title: str) -> Figure:
         axes.set_ylabel(f"validation {panel.metric}")
         _draw_curves(axes, panel)
         for curve in panel.curves:
-            handles[curve.label] = Line2D([], [], lw=1.6, **_line_style(curve.index))
+            handles[curve.label] = Line2D([], [], lw=1.6, **_line_style(curve.style))
     curves = [curve for panel in panels for curve in panel.curves]
     if any(len(curve.history) > MAX_RAW_EPOCHS for curve in curves):
         handles["each epoch"] = Line2D([], [], lw=2.5, alpha=0.35, color=GREY)
@@ -114,14 +114,14 @@ def _draw_curves(axes: Axes, panel: Panel) -> None:
         size: dict[str, Any] = {"lw": 1.6, "marker": "o", "ms": 3.5} if len(epochs) <= MAX_MARKED_EPOCHS else {"lw": 1.0}
         if len(epochs) > MAX_RAW_EPOCHS:
             size["lw"] = 1.4
-            axes.plot(epochs, values, lw=0.6, alpha=0.35, color=_line_style(curve.index)["color"], zorder=1)
-        axes.plot(epochs, _median(values), label=curve.label, **_line_style(curve.index), **size)
+            axes.plot(epochs, values, lw=0.6, alpha=0.35, color=_line_style(curve.style)["color"], zorder=1)
+        axes.plot(epochs, _median(values), label=curve.label, **_line_style(curve.style), **size)
         best = epochs == curve.best_epoch
         axes.plot(
-            epochs[best], values[best], "o", ms=7, color=_line_style(curve.index)["color"], markeredgecolor="white", zorder=3
+            epochs[best], values[best], "o", ms=7, color=_line_style(curve.style)["color"], markeredgecolor="white", zorder=3
         )
         shown.append(values)
-    published = [(curve.index, curve.published) for curve in panel.curves if curve.published is not None]
+    published = [(curve.style, curve.published) for curve in panel.curves if curve.published is not None]
     _set_limits(axes, panel.metric, shown, [value for _, value in published])
     _mark_published(axes, published)
     epochs_of_all = [row["epoch"] for curve in panel.curves for row in curve.history]
