@@ -374,6 +374,3 @@ def verdict(entries: Sequence[Entry]) -> dict[str, Any]:
 def min_median_max(values: Sequence[float]) -> dict[str, float]:
     """Return the minimum ("least"), median and maximum ("most")."""
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
-
-
-spread = min_median_max  # the former name, which benchmarks/gpu imports
