@@ -32,12 +32,18 @@ RESTORE = "restore it from a copy or repeat the run"
 _REMEDIES = {
     errno.ENOSPC: "free some space or choose another folder",
     errno.EFBIG: "raise the limit on file sizes (ulimit -f) or choose another folder",
-    errno.EACCES: "check the rights or choose another folder",
-    errno.EPERM: "check the rights or choose another folder",
-    errno.EROFS: "choose a folder on a disk that can be written",
+    errno.EACCES: "check the permissions or choose another folder",
+    errno.EPERM: "check the permissions or choose another folder",
+    errno.EROFS: "choose a folder on a writable disk",
     errno.ENOENT: "check the path; its folder must exist",
-    errno.ENOTDIR: "check the path; a part of it is a file, not a folder",
+    errno.ENOTDIR: "check the path; one of its folders is a file",
     errno.ENAMETOOLONG: "choose a shorter name",
+}
+_READING_REMEDIES = _REMEDIES | {
+    errno.EACCES: "check its permissions",
+    errno.EPERM: "check its permissions",
+    errno.ENOENT: "check the path",
+    errno.EISDIR: "it is a folder; give the path of a file",
 }
 Tensors = dict[str, npt.NDArray[Any]]
 
@@ -132,7 +138,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     --------
     >>> read_json("no-such.json")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    fastmlp.errors.DataError: cannot read no-such.json: ...; check the path; ...
+    fastmlp.errors.DataError: cannot read no-such.json: ...; check the path
     """
     try:
         with file_errors("read", path):
@@ -235,7 +241,8 @@ def file_errors(verb: str, path: str | os.PathLike[str]) -> Iterator[None]:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"cannot {verb} {os.fspath(path)}: damaged gzip file ({error}); delete it and get it again") from error
     except OSError as error:
-        remedy = _REMEDIES.get(error.errno or 0, "check the disk and the path")
+        remedies = _READING_REMEDIES if verb == "read" else _REMEDIES
+        remedy = remedies.get(error.errno or 0, "check the disk and the path")
         raise DataError(f"cannot {verb} {os.fspath(path)}: {error.strerror or error}; {remedy}") from error
 
 

@@ -33,7 +33,6 @@ READ_AHEAD_SHARE = 0.5
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 # Names of the arrays of a data set, in any of these files; features.py writes the last three.
 ARRAYS = ("x", "y", "x_test", "y_test", "classes", "validation", "provenance", "extractor")
-REFETCH = "delete it and get it again with `fastmlp data fetch`"
 
 
 class RawArrays(NamedTuple):

@@ -1,4 +1,4 @@
-"""Curves of a training: loss and accuracy per epoch, as a PNG file."""
+"""Learning curves of a training: loss and accuracy per epoch."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def plot_curves(
     path: str | os.PathLike[str],
     title: str = "Training",
 ) -> None:
-    """Write a PNG of loss and accuracy per epoch, for training and validation, with the best epoch marked.
+    """Write a PNG file of loss and accuracy per epoch, in training and validation, with the best epoch marked.
 
-    A value of None (not measured, or a regression's accuracy) is left out; NaN and infinity interrupt the
-    curve and show as a cross at the upper edge. A loss that spans decades gets a logarithmic axis.
+    Values of None (not computed, or the accuracy of a regression) are left out. NaN and infinite values interrupt the curve and
+    are marked by crosses at the upper edge. The axis of a loss that spans decades is logarithmic.
 
     Parameters
     ----------
-    history : a dict per epoch with `epoch` and any of `loss`, `accuracy`, `val_loss`, `val_accuracy`, and `steps`, dicts
-        with the same, measured within the epoch, whose `epoch` is a fraction
+    history : a dict per epoch with `epoch` and any of `loss`, `accuracy`, `val_loss`, `val_accuracy`, and `steps`, a list of
+        dicts with the same keys for validations within the epoch, whose `epoch` is a fraction
     best_epoch : epoch whose weights were kept, or None
-    path : file to write; replaced whole or not at all
+    path : file, written atomically
     title : heading
 
     Raises
@@ -54,8 +54,8 @@ def plot_curves(
 
 
 def _curves_figure(history: Sequence[Mapping[str, Any]], best_epoch: int | None, title: str) -> Figure:
-    """One panel for the loss, and one for the accuracy if there is any; a legend below both."""
-    keys = [key for key in ("loss", "accuracy") if key == "loss" or _measured(history, key)]
+    """Return a figure with a panel for the loss, one for the accuracy if there is any, and a legend below."""
+    keys = [key for key in ("loss", "accuracy") if key == "loss" or _has_values(history, key)]
     figure = new_figure(1.0 + 4.6 * len(keys), 4.2, title)
     handles: dict[str, Any] = {}
     for number, key in enumerate(keys):
@@ -74,16 +74,16 @@ def _curves_figure(history: Sequence[Mapping[str, Any]], best_epoch: int | None,
     return figure
 
 
-def _measured(history: Sequence[Mapping[str, Any]], key: str) -> bool:
+def _has_values(history: Sequence[Mapping[str, Any]], key: str) -> bool:
     return any(row.get(key) is not None for row in history)
 
 
 def _draw_panel(axes: Axes, history: Sequence[Mapping[str, Any]], key: str, best_epoch: int | None) -> None:
-    """Training and validation curve of one quantity, and the best epoch."""
+    """Draw the training and validation curves of a metric, and the best epoch."""
     shown: list[NDArray[np.float64]] = []
     curves = ((key, "training", BLUE, 0.97), (f"val_{key}", "validation", ORANGE, 0.92))
     for name, label, color, height in curves:
-        if not _measured(history, name):
+        if not _has_values(history, name):
             continue
         rows = [row for row in history if row.get(name) is not None]
         epochs = np.array([row["epoch"] for row in rows])
@@ -100,7 +100,7 @@ def _draw_panel(axes: Axes, history: Sequence[Mapping[str, Any]], key: str, best
     if key == "loss":
         scale_loss(axes, np.concatenate([*shown, np.empty(0)]))
     else:
-        axes.set_ylim(top=min(1.01, axes.get_ylim()[1]))  # no accuracy is above 1
+        axes.set_ylim(top=min(1.01, axes.get_ylim()[1]))  # accuracies are at most 1
     if best_epoch is not None:
         axes.axvline(best_epoch, color=GREEN, lw=1.4, ls="--", zorder=1, label=f"best epoch {best_epoch}")
     within = any(row.get("steps") for row in history)
@@ -108,8 +108,8 @@ def _draw_panel(axes: Axes, history: Sequence[Mapping[str, Any]], key: str, best
 
 
 def _draw_steps(axes: Axes, history: Sequence[Mapping[str, Any]], name: str, label: str, color: str) -> None:
-    """The same quantity as it was measured within epochs, if it was."""
+    """Draw the values of validations within epochs, if there are any."""
     steps = [step for row in history for step in row.get("steps", ()) if step.get(name) is not None]
     if steps:
-        places, values = [step["epoch"] for step in steps], [step[name] for step in steps]
-        axes.plot(places, values, lw=0.8, alpha=0.6, color=color, label=f"{label}, within epochs")
+        epochs, values = [step["epoch"] for step in steps], [step[name] for step in steps]
+        axes.plot(epochs, values, lw=0.8, alpha=0.6, color=color, label=f"{label}, within epochs")

@@ -1,8 +1,4 @@
-"""Pictures of images, filters and features: what a convolutional network sees, and where a classifier errs.
-
-Here: PNG files of the first layer's filters and maps, a projection of features, the most confident mistakes. Not here: curves
-and confusion matrices (curves.py, confusion.py), whose style these share.
-"""
+"""Plots of filters and feature maps of a convolutional network, of a projection of features, and of misclassified images."""
 
 from __future__ import annotations
 
@@ -18,27 +14,25 @@ from fastmlp.reports.style import COLORS, GREY, MARKERS, class_legend, new_figur
 from fastmlp.reports.text import short_name
 
 Array = npt.NDArray[Any]
-MOST_TILES = 64  # of filters or maps in a picture
-MOST_POINTS = 3000  # of a projection
-SHEET = (4, 6)  # rows and columns of mistakes
-LONGEST_NAME = 14  # letters of a class name above a mistake
+MAX_TILES = 64  # filters or feature maps in a figure
+MAX_POINTS = 3000  # of a projection
+GRID = (4, 6)  # rows and columns of misclassified images
+MAX_NAME_LENGTH = 14  # of class names above a misclassified image
 
 
 def plot_filters(filters: Array, path: Path, title: str) -> None:
-    """Write the filters (n, height, width) of a layer; grey is zero, of the same scale in all."""
+    """Write a PNG file of the filters (n, height, width) of a layer, all on one gray scale, on which zero is the middle."""
     bound = float(np.abs(filters).max()) or 1.0
     with own_style():
-        figure = _tiles(
-            filters[:MOST_TILES], f"{title}: {_shown(len(filters))}", "weight", cmap="gray", vmin=-bound, vmax=bound
-        )
+        figure = _tiles(filters[:MAX_TILES], f"{title}: {_shown(len(filters))}", "weight", cmap="gray", vmin=-bound, vmax=bound)
         save(figure, path)
 
 
 def plot_maps(image: Array, maps: Array, path: Path, title: str) -> None:
-    """Write an image (height, width[, 3]), 0 to 255, and what a layer makes of it, (n, height, width), not negative."""
+    """Write a PNG file of an image (height, width[, 3]), 0 to 255, and its feature maps (n, height, width), not negative."""
     with own_style():
         figure = _tiles(
-            maps[:MOST_TILES],
+            maps[:MAX_TILES],
             f"{title}: {_shown(len(maps))}",
             "output after ReLU",
             image,
@@ -50,15 +44,18 @@ def plot_maps(image: Array, maps: Array, path: Path, title: str) -> None:
 
 
 def plot_projection(features: Array, labels: Array, classes: Sequence[str], path: Path, title: str) -> None:
-    """Write features (n, width) in the plane of their first two principal components, coloured by class (n,)."""
-    chosen = np.random.default_rng(0).permutation(len(features))[:MOST_POINTS]
-    points, shares = principal(features[chosen])
+    """Write a PNG file of the features (n, width), projected to the first two principal components, colored by class (n,).
+
+    At most 3000 rows are drawn, a random subset.
+    """
+    chosen = np.random.default_rng(0).permutation(len(features))[:MAX_POINTS]
+    points, ratios = principal_components(features[chosen])
     with own_style():
         figure = new_figure(8.4, 6.2, f"{title}: {len(chosen):,} rows")
         axes = figure.add_subplot()
         shown = []
         for number in range(len(classes)):
-            mine = labels[chosen] == number
+            members = labels[chosen] == number
             marker = MARKERS[number // len(COLORS) % len(MARKERS)]
             style: dict[str, Any] = {
                 "s": 9,
@@ -67,9 +64,9 @@ def plot_projection(features: Array, labels: Array, classes: Sequence[str], path
                 "marker": marker,
                 "color": COLORS[number % len(COLORS)],
             }
-            shown.append(axes.scatter(*points[mine].T, **style))
-        axes.set_xlabel(f"first principal component ({shares[0]:.0%} of the variance)")
-        axes.set_ylabel(f"second principal component ({shares[1]:.0%})")
+            shown.append(axes.scatter(*points[members].T, **style))
+        axes.set_xlabel(f"first principal component ({ratios[0]:.0%} of the variance)")
+        axes.set_ylabel(f"second principal component ({ratios[1]:.0%})")
         axes.spines[["top", "right"]].set_visible(False)
         class_legend(figure, shown, classes, markerscale=2.5, ncols=math.ceil(len(classes) / 25))
         save(figure, path)
@@ -78,38 +75,42 @@ def plot_projection(features: Array, labels: Array, classes: Sequence[str], path
 def plot_mistakes(
     images: Array, truth: Array, predicted: Array, probability: Array, classes: Sequence[str], path: Path, title: str
 ) -> None:
-    """Write the mistakes that were made with the most confidence.
+    """Write a PNG file of the 24 misclassified images with the highest probability of the predicted class.
 
     Parameters
     ----------
     images : (n, height, width) or (n, height, width, 3), 0 to 255
     truth, predicted : (n,) class numbers
-    probability : (n,) of the predicted class
+    probability : (n,) probability of the predicted class
+    classes : names
+    path : file, written atomically
+    title : heading; the number of errors is appended
     """
     wrong = np.flatnonzero(truth != predicted)
-    worst = wrong[np.argsort(-probability[wrong], kind="stable")][: SHEET[0] * SHEET[1]]
+    worst = wrong[np.argsort(-probability[wrong], kind="stable")][: GRID[0] * GRID[1]]
     with own_style():
-        count = f"{len(wrong):,} mistakes in {len(truth):,} rows"
-        figure = new_figure(1.7 * SHEET[1], 0.6 + 2.1 * max(1, math.ceil(len(worst) / SHEET[1])), f"{title}: {count}")
+        count = f"{len(wrong):,} of {len(truth):,} rows misclassified"
+        figure = new_figure(1.7 * GRID[1], 0.6 + 2.1 * max(1, math.ceil(len(worst) / GRID[1])), f"{title}: {count}")
         if not len(worst):
             figure.add_subplot().set_axis_off()
         for number, row in enumerate(worst):
-            axes = figure.add_subplot(math.ceil(len(worst) / SHEET[1]), SHEET[1], number + 1)
+            axes = figure.add_subplot(math.ceil(len(worst) / GRID[1]), GRID[1], number + 1)
             axes.imshow(images[row], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            names = [short_name(classes[k], LONGEST_NAME) for k in (truth[row], predicted[row])]
-            text = f"is {names[0]}\nsaid {names[1]}\n{probability[row]:.1%} sure"
+            names = [short_name(classes[k], MAX_NAME_LENGTH) for k in (truth[row], predicted[row])]
+            text = f"true {names[0]}\npredicted {names[1]}\nprobability {probability[row]:.1%}"
             axes.set_title(text, fontsize=8, parse_math=False)
             axes.set_axis_off()
         save(figure, path)
 
 
-def principal(features: Array) -> tuple[Array, Array]:
-    """Coordinates (n, 2) along the first two principal components, and their shares of the variance (2,).
+def principal_components(features: Array) -> tuple[Array, Array]:
+    """Return coordinates (n, 2) along the first two principal components, and their explained variance ratios (2,).
 
-    By the singular values of the centred features. Signs are those that make the largest coordinate positive.
+    Computed by a singular value decomposition of the centered features. Signs make the coordinate of the largest magnitude
+    positive.
     """
-    centred = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
-    u, s, _ = np.linalg.svd(centred, full_matrices=False)
+    centered = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
+    u, s, _ = np.linalg.svd(centered, full_matrices=False)
     points = np.zeros((len(features), 2))
     points[:, : min(2, len(s))] = (u * s)[:, :2]
     points *= np.where(points[np.abs(points).argmax(axis=0), [0, 1]] < 0, -1, 1)
@@ -118,11 +119,11 @@ def principal(features: Array) -> tuple[Array, Array]:
 
 
 def _shown(count: int) -> str:
-    return f"{count}" if count <= MOST_TILES else f"the first {MOST_TILES} of {count}"
+    return f"{count}" if count <= MAX_TILES else f"the first {MAX_TILES} of {count}"
 
 
 def _tiles(tiles: Array, title: str, scale: str, first: Array | None = None, **style: Any) -> Any:
-    """Tiles (n, height, width) in a nearly square grid with a bar of their `scale`, after a first picture if there is one."""
+    """Return a figure of tiles (n, height, width) in a square grid with a color bar, after the image `first` if given."""
     count = len(tiles) + (first is not None)
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)

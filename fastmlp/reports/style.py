@@ -1,8 +1,8 @@
-"""How all pictures look, and how they are saved.
+"""Style of all figures, and saving them.
 
-They use matplotlib's objects (a Figure and the Agg canvas), never pyplot: no window, no display, no figure left over in the
-user's session. The user's matplotlibrc does not change them, and the same input gives the same bytes. Colours are Okabe and
-Ito's (jfly.uni-koeln.de/color), which remain distinct in colour blindness and in grey.
+Figures are made with matplotlib's objects (a Figure and the Agg canvas), not with pyplot, so they need no display and leave no
+figure in the user's session. They do not depend on the user's matplotlibrc, and equal input gives equal bytes. Source of the
+colors: Okabe and Ito (jfly.uni-koeln.de/color); they can be distinguished with color blindness and in gray.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 150
-PADDING = 0.1  # inches around a picture
+PADDING = 0.1  # inches around a figure
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#8A8A8A"
-LOG_FROM = 50  # a loss whose largest value is so many times its smallest gets a logarithmic axis
-# For class names in scripts that DejaVu Sans, which comes with matplotlib, does not have.
+LOG_FROM = 50  # ratio of the largest to the smallest loss from which the axis is logarithmic
+# For class names in scripts that are missing in DejaVu Sans, which is part of matplotlib.
 FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "PingFang SC", "Microsoft YaHei", "Malgun Gothic")
-# Okabe and Ito's colours, then four that can be told from them; with more classes they repeat with another marker.
+# Okabe and Ito's eight colors and two more; beyond ten classes, colors are reused with another marker.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000", "#7A5195", "#8C613C")
 MARKERS = "os^Dv"
 
 
 @contextlib.contextmanager
 def own_style() -> Iterator[None]:
-    """matplotlib's own defaults, not the user's; a character that no font has becomes a box, silently."""
+    """Use matplotlib's defaults, not the user's settings; a character that no font has becomes a box, without a warning."""
     import matplotlib
     from matplotlib.font_manager import get_font_names
 
@@ -51,7 +51,7 @@ def own_style() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
-    """Figure of this size in inches, drawn by Agg, that arranges its parts so that none overlap."""
+    """Return a figure of this size in inches, drawn by Agg, with constrained layout."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -62,10 +62,10 @@ def new_figure(width: float, height: float, title: str) -> Figure:
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """PNG without a note of the program's version, so that equal pictures are equal files.
+    """Write a figure as a PNG file, atomically, without matplotlib's version in it, so that equal figures give equal files.
 
-    The parts are arranged once; left to itself, the figure would do it anew at each drawing. The box takes in what the
-    layout cannot foresee: labels beside a matrix that must stay square. Asked for as "tight", it would cost a further drawing.
+    The layout is computed once instead of at each drawing. The bounding box includes labels that the layout does not account
+    for, such as those of a matrix that must stay square; `bbox_inches="tight"` would need one more drawing.
     """
     if engine := figure.get_layout_engine():
         engine.execute(figure)
@@ -77,11 +77,11 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
 
 
 def epoch_axis(axes: Axes, first: int, last: int) -> None:
-    """Whole epochs below a panel, and a light grid behind its curves."""
+    """Set integer ticks for epochs, and a light grid behind the curves."""
     from matplotlib.ticker import MaxNLocator
 
     margin = max(0.5, 0.02 * (last - first))
-    axes.set_xlim(max(first - min(margin, 0.9), 0), last + margin)  # an epoch 0 does not exist
+    axes.set_xlim(max(first - min(margin, 0.9), 0), last + margin)  # epochs start at 1
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     axes.grid(color="#DDDDDD", lw=0.6)
     axes.set_axisbelow(True)
@@ -89,7 +89,7 @@ def epoch_axis(axes: Axes, first: int, last: int) -> None:
 
 
 def scale_loss(axes: Axes, values: NDArray[np.float64]) -> None:
-    """Logarithmic axis, with plain numbers, if the values (n,) are positive and span decades."""
+    """Make the y axis logarithmic, with plain numbers, if the values (n,) are positive and span decades."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     if values.size == 0 or values.min() <= 0 or values.max() < LOG_FROM * values.min():
@@ -102,7 +102,7 @@ def scale_loss(axes: Axes, values: NDArray[np.float64]) -> None:
 
 
 def class_legend(figure: Any, shown: Sequence[Any], classes: Sequence[str], **style: Any) -> None:
-    """A legend of all classes; matplotlib leaves out labels that begin with an underscore, and sets dollars as mathematics."""
+    """Add a legend of all classes. Names are set afterwards: matplotlib omits labels that start with "_", and parses "$"."""
     legend = figure.legend(shown, ["class"] * len(shown), loc="outside right upper", frameon=False, **style)
     for text, name in zip(legend.get_texts(), classes, strict=True):
         text.set(text=short_name(name), parse_math=False)

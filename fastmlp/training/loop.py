@@ -167,7 +167,7 @@ class Loop:
         settings = self.settings
         order = generator(settings.seed, "order", epoch).permutation(self.rows)
         steps = step_count(len(order), settings.batch_size)
-        rates = settings.schedule.rates((epoch - 1) * steps, steps, steps)
+        learning_rates = settings.schedule.rates((epoch - 1) * steps, steps, steps)
         results: list[RowMetrics] = []
         weights = None if self.weights is None else self.weights[order].astype(np.float64)
         step_validation = StepValidation(settings, self.validation, (epoch - 1) * steps, steps, weights)
@@ -179,10 +179,10 @@ class Loop:
         while done < len(order) and not (done and (signals.received or time.monotonic() >= self.deadline)):
             rows = order[done : done + min(self.chunk, step_validation.rows_left(done))]
             first_step = done // settings.batch_size
-            chunk_rates = rates[first_step:][: step_count(len(rows), settings.batch_size)]
+            chunk_learning_rates = learning_rates[first_step:][: step_count(len(rows), settings.batch_size)]
             began = time.perf_counter()
             x, y, rows, weighted = self._arguments(rows, augmentation and augmentation.select(done, done + len(rows)))
-            part = self.engine.train(x, y, rows, chunk_rates, weighted)
+            part = self.engine.train(x, y, rows, chunk_learning_rates, weighted)
             elapsed = time.perf_counter() - began
             check_finite(part.loss, epoch, first_step, settings)
             results.append(part)
@@ -194,7 +194,7 @@ class Loop:
                 self.progress.update(epoch, done, len(order), total / done, accuracy, done / seconds)
             self._adapt(len(rows), elapsed)
         weights = None if weights is None else weights[:done]
-        return step_validation.merge(self._row(epoch, done, results, weights, seconds, float(rates[0])))
+        return step_validation.merge(self._row(epoch, done, results, weights, seconds, float(learning_rates[0])))
 
     def _arguments(self, rows: Indices, augmentation: Augmentation | None) -> tuple[Array, Array, Indices, FloatArray | None]:
         """Arguments of `Engine.train` for these rows: x, y, row numbers, and weights; only augmented images are copied."""
@@ -211,7 +211,7 @@ class Loop:
         return max(1, int(rows // self.settings.batch_size)) * self.settings.batch_size
 
     def _row(
-        self, epoch: int, rows: int, results: list[RowMetrics], weights: FloatArray | None, seconds: float, rate: float
+        self, epoch: int, rows: int, results: list[RowMetrics], weights: FloatArray | None, seconds: float, lr: float
     ) -> EpochLog:
         began = time.perf_counter()
         loss = np.concatenate([part.loss for part in results]).astype(np.float64)
@@ -226,7 +226,7 @@ class Loop:
             "accuracy": mean(correct, weights) if self.y.ndim == 1 else None,
             "val_loss": val_loss,
             "val_accuracy": val_accuracy,
-            "lr": rate,
+            "lr": lr,
             "seconds": seconds,
             "eval_seconds": time.perf_counter() - began,
             "rows_per_second": rows / seconds,

@@ -103,7 +103,7 @@ def test_a_gzip_bomb_is_read_only_up_to_the_size_in_its_header(tmp_path):
 
 def test_a_missing_file_is_reported(tmp_path):
     path = tmp_path / "none.gz"
-    assert message(read_idx, path, 3).startswith(f"cannot read {path}: {os.strerror(errno.ENOENT)}; ")
+    assert message(read_idx, path, 3).startswith(f"cannot read {path}: {os.strerror(errno.ENOENT)}; check the path")
 
 
 # --- .npz ---

@@ -328,7 +328,7 @@ def test_out_where_nothing_can_be_made(tmp_path: Path, monkeypatch: pytest.Monke
         run_folders.new_run_folder("/proc/no-such-place", "digits", "1x1", NOW)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "mkdir", raise_errno(errno.EROFS))
-    with one_line(DataError, "runs", "disk that can be written"):
+    with one_line(DataError, "runs", "writable disk"):
         run_folders.new_run_folder(None, "digits", "1x1", NOW)
 
 

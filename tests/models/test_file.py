@@ -268,7 +268,7 @@ BAD_HEADERS: dict[str, tuple[dict[str, Any], str]] = {
     "image shape of other features": ({"image_shape": [28, 28, 1]}, r"image_shape \(28, 28, 1\) has 784 pixels"),
     "unknown scaling": ({"scaling": "zscor"}, "unknown scaling 'zscor'; did you mean 'zscore'"),
     "scaling that is a number": ({"scaling": 3}, UNREADABLE),
-    "scaling left out, its tensors not": ({"scaling": None}, r"tensor scaling\.factor is not one of the network"),
+    "scaling left out, its tensors not": ({"scaling": None}, r"tensor scaling\.factor is not part of the network"),
 }
 
 

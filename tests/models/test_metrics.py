@@ -164,8 +164,8 @@ def test_regression_large_float32_errors_do_not_overflow() -> None:
         (np.array([0, 1]), np.array([0]), r"shape \(2,\) and y_pred \(1,\)"),
         (np.array([], dtype=int), np.array([], dtype=int), "at least one row"),
         (np.array([0.0, 1.0]), np.array([0, 1]), "y_true has dtype float64"),
-        (np.array([0, 1]), np.array([0, 2]), "y_pred holds class 2, but there are 2 classes"),
-        (np.array([0, -1]), np.array([0, 1]), "y_true holds class -1"),
+        (np.array([0, 1]), np.array([0, 2]), "y_pred has class 2, but there are 2 classes"),
+        (np.array([0, -1]), np.array([0, 1]), "y_true has class -1"),
         (np.array([[0, 1]]), np.array([[0, 1]]), r"y_true has shape \(1, 2\)"),
     ],
 )
@@ -181,8 +181,8 @@ def test_bad_labels(y_true: np.ndarray, y_pred: np.ndarray, message: str) -> Non
         (np.ones((2, 1)), np.ones((3, 1)), r"shape \(2, 1\) and y_pred \(3, 1\)"),
         (np.ones(2), np.ones(2), r"y_true has shape \(2,\)"),
         (np.ones((0, 1)), np.ones((0, 1)), "at least one of each"),
-        (np.ones((2, 1)), np.array([[1.0], [np.nan]]), "y_pred holds NaN"),
-        (np.array([[np.inf], [1.0]]), np.ones((2, 1)), "y_true holds NaN or infinity"),
+        (np.ones((2, 1)), np.array([[1.0], [np.nan]]), "y_pred has NaN"),
+        (np.array([[np.inf], [1.0]]), np.ones((2, 1)), "y_true has NaN or infinity"),
     ],
 )
 def test_bad_targets(y_true: np.ndarray, y_pred: np.ndarray, message: str) -> None:

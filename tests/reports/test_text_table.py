@@ -15,8 +15,8 @@ from fastmlp.reports.text import print_result, result_table
 
 def make_result(**changes: Any) -> dict[str, Any]:
     y_true, y_pred = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])
-    part = {"loss": 0.123456, **classification_metrics(y_true, y_pred, ("cat", "a bird"))}
-    result: dict[str, Any] = {"data": "pets", "network": "4x8x2", "test": part, "validation": {**part, "loss": 0.5}}
+    metrics = {"loss": 0.123456, **classification_metrics(y_true, y_pred, ("cat", "a bird"))}
+    result: dict[str, Any] = {"data": "pets", "network": "4x8x2", "test": metrics, "validation": {**metrics, "loss": 0.5}}
     result |= {"epochs": 28, "best_epoch": 23, "seconds_per_epoch": 0.0123456, "gflops": 123.456}
     result |= {"parameters": 101770, "backend": "numba", "threads": 2, "seed": 0, "out": "runs/a"}
     return result | changes
@@ -59,7 +59,7 @@ def test_table_of_a_regression() -> None:
     assert table.splitlines()[-1] == "run folder          runs/a"
 
 
-def test_long_table_is_cut() -> None:
+def test_a_long_table_is_truncated() -> None:
     y = np.arange(60).repeat(2)
     test = {"loss": 0.0, **classification_metrics(y, y, tuple(f"类{i} " + "x" * i for i in range(60)))}
     lines = result_table(make_result(test=test)).splitlines()
@@ -71,7 +71,7 @@ def test_long_table_is_cut() -> None:
 
 
 class Stream(io.StringIO):
-    """Text in memory that says it is a terminal."""
+    """Text in memory that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -82,7 +82,7 @@ def printed(stream: io.StringIO) -> str:
     return stream.getvalue()
 
 
-def test_colours_only_on_a_terminal_that_wants_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_headings_are_bold_only_on_terminals_with_color(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert printed(io.StringIO()) == TABLE + "\n"
@@ -101,7 +101,7 @@ def test_stdout_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == (TABLE + "\n", "")
 
 
-def test_names_cannot_break_the_terminal_or_its_encoding() -> None:
+def test_names_are_printable_in_the_encoding_of_the_stream() -> None:
     result = make_result(data="b\x1b[2Jä\n")
     result["test"]["per_class"][0]["class"] = "\x07鱼\r"
     raw = io.BytesIO()

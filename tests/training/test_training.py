@@ -388,10 +388,10 @@ def test_progress_is_shown_as_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [(epoch, done, total) for epoch, done, total, *_ in show.updates] == [
         (epoch, done, 50) for epoch in (1, 2) for done in (16, 32, 48, 50)
     ]
-    for _, _, _, loss, accuracy, rate in show.updates:
+    for _, _, _, loss, accuracy, rows_per_second in show.updates:
         assert loss > 0
         assert 0 <= accuracy <= 1
-        assert rate > 0
+        assert rows_per_second > 0
 
 
 def test_an_error_in_a_callback_comes_out_and_the_engine_is_closed(recorders: list[Recorder]) -> None:
