@@ -19,12 +19,13 @@ import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
-from fastmlp.data.arrays import REFETCH, RawArrays
+from fastmlp.data.arrays import RawArrays
 from fastmlp.data.checks import SourceLocation
 from fastmlp.data.download import DataEntry, DataFile, FileStatus, data_folder, download, present, verify_file
 from fastmlp.errors import DataError, unknown_name
 from fastmlp.files import file_errors
 
+REFETCH = "delete it and get it again with `fastmlp data fetch`"
 CHUNK = 1 << 20  # bytes read at a time, so that the size claimed by a header never determines the size of a buffer
 DIGITS = Path(__file__).with_name("digits.csv.gz")  # 64 pixels 0..16 and the label in each line
 

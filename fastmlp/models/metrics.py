@@ -27,7 +27,7 @@ def classification_metrics(
     """Accuracy, precision, recall, F1 and the confusion matrix of predicted classes.
 
     A ratio with a zero denominator (a class that never occurs or is never predicted) is 0. All of `classes` have a row and
-    count in the macro average, also those that occur in neither array.
+    count in the macro average, including those that occur in neither array.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def classification_metrics(
     Raises
     ------
     DataError
-        The arrays are empty, of different lengths, not integer, or have a number outside 0 .. k-1.
+        The arrays are empty, of different lengths, not integer, or contain a number outside 0 .. k-1.
 
     Examples
     --------
@@ -94,7 +94,7 @@ def regression_metrics(y_true: NDArray[np.floating], y_pred: NDArray[np.floating
     Raises
     ------
     DataError
-        The arrays are not (n, k) with n, k >= 1, differ in shape, or have NaN or infinity.
+        The arrays are not (n, k) with n, k >= 1, differ in shape, or contain NaN or infinity.
 
     Examples
     --------
@@ -106,7 +106,7 @@ def regression_metrics(y_true: NDArray[np.floating], y_pred: NDArray[np.floating
         if y.ndim != 2 or y.size == 0:
             raise DataError(f"{name} has shape {y.shape}; metrics need (rows, targets), at least one of each")
         if not np.isfinite(y).all():
-            raise DataError(f"{name} has NaN or infinity; check the data and the training loss")
+            raise DataError(f"{name} contains NaN or infinity; check the data and the training loss")
     _check_same_shape(y_true, y_pred)
     # float64 first: the square of a large float32 error would overflow
     true = y_true.astype(np.float64)
@@ -120,11 +120,11 @@ def regression_metrics(y_true: NDArray[np.floating], y_pred: NDArray[np.floating
 
 def _scores(confusion: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
     """Precision, recall and F1 of each class, (k,) each, from a (k, k) confusion matrix."""
-    right, true, predicted = np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    correct, true, predicted = np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
     return {
-        "precision": right / np.maximum(predicted, 1),  # the numerator is 0 where the denominator is 0
-        "recall": right / np.maximum(true, 1),
-        "f1": 2 * right / np.maximum(true + predicted, 1),
+        "precision": correct / np.maximum(predicted, 1),  # the numerator is 0 where the denominator is 0
+        "recall": correct / np.maximum(true, 1),
+        "f1": 2 * correct / np.maximum(true + predicted, 1),
     }
 
 
@@ -144,7 +144,7 @@ def _check_labels(name: str, y: NDArray[np.integer], k: int) -> None:
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= k:
         outside = low if low < 0 else high
-        raise DataError(f"{name} has class {outside}, but there are {k} classes; use numbers 0 to {k - 1}")
+        raise DataError(f"{name} contains class {outside}, but there are {k} classes; use numbers 0 to {k - 1}")
 
 
 def _check_same_shape(y_true: NDArray[Any], y_pred: NDArray[Any]) -> None:
@@ -191,7 +191,7 @@ def evaluate(model: Model, x: Features, y: npt.NDArray[Any]) -> dict[str, Any]:
 
     Returns
     -------
-    dict : "loss" and the result of `classification_metrics`, or for targets of `regression_metrics`
+    dict : "loss", and the result of `classification_metrics` for class numbers or of `regression_metrics` for targets
 
     Raises
     ------

@@ -18,7 +18,7 @@ from fastmlp.nn.optimizers import Optimizer
 from fastmlp.nn.scaling import Scaling
 
 
-@dataclass(frozen=True, eq=False)  # arrays cannot be compared to one truth value
+@dataclass(frozen=True, eq=False)  # comparing arrays gives no single truth value
 class Model:
     """A trained network.
 
@@ -28,7 +28,7 @@ class Model:
     parameters : (P,) float32 or float64, the flat vector of `Network.views`
     scaling : applied to inputs first; None for no scaling
     classes : names of the classes, empty for regression
-    image_shape : (height, width, channels) of images, if the inputs are images or features of them
+    image_shape : (height, width, channels) if the inputs are images, or features of images
     backend, threads : for predictions; see `engines.make_engine`
     extractor : a network that computes the inputs from images, as bytes of fastmlp.cnn; None if inputs are not features
 

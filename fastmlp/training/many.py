@@ -44,8 +44,8 @@ class ManyInterrupted(KeyboardInterrupt):
     """
 
     def __init__(self, results: list[Result | None], signal: int) -> None:
-        begun = sum(result is not None for result in results)
-        super().__init__(f"training interrupted, {begun} of {len(results)} models started")
+        started = sum(result is not None for result in results)
+        super().__init__(f"training interrupted, {started} of {len(results)} models started")
         self.results = results
         self.signal = signal
 
@@ -85,10 +85,10 @@ def train_many(  # noqa: PLR0913 - as `train`
 
     Raises
     ------
-    ConfigError, DataError : as from `train`, naming the job, before any model begins
+    ConfigError, DataError : as from `train`, naming the job, before any model starts
     ManyInterrupted : SIGINT or SIGTERM was received (in the main thread only); all models have ended
 
-    Exceptions of `progress` and `finished`, and other errors than divergence, end all models and are raised then.
+    Exceptions raised by `progress` or `finished`, and errors other than divergence, stop all models and are then raised again.
 
     Examples
     --------
@@ -120,7 +120,7 @@ def train_tasks(
     threads = Settings(threads=threads).threads or available_cores()  # checks the value
     if callbacks is not None and len(callbacks) != len(tasks):
         raise ConfigError(f"callbacks for {len(callbacks)} jobs, but there are {len(tasks)}; give a sequence for each")
-    compile_kinds(tasks)
+    compile_kernels(tasks)
     with Signals() as signals:
         pool = Pool(tasks, signals, progress, finished, callbacks)
         pool.run(min(threads, len(tasks)))
@@ -160,7 +160,7 @@ def make_tasks(
     return tasks
 
 
-def compile_kinds(tasks: list[Task]) -> None:
+def compile_kernels(tasks: list[Task]) -> None:
     """Compile the kernels of all tasks, once per `kernel_key`, before the threads start, which would wait for each other."""
     largest_first = sorted(range(len(tasks)), key=lambda index: tasks[index].cost, reverse=True)
     for index in {tasks[index].kernel_key: index for index in largest_first}.values():
@@ -169,7 +169,7 @@ def compile_kinds(tasks: list[Task]) -> None:
 
 
 class Pool:
-    """Threads that train the tasks, each the next one when it is free.
+    """Threads that take tasks from a shared queue and train them.
 
     results : of each task, None until it has ended
     """
@@ -217,18 +217,18 @@ class Pool:
             if message is None:
                 running -= 1
             else:
-                self._tell(*message)
+                self._dispatch(*message)
 
-    def _tell(self, index: int, what: EpochLog | Result) -> None:
-        """Call `progress` or `finished` with a message of a thread."""
-        if isinstance(what, TrainResult | Diverged):
+    def _dispatch(self, index: int, message: EpochLog | Result) -> None:
+        """Call `finished` with a result, or `progress` with a row of the history."""
+        if isinstance(message, TrainResult | Diverged):
             if self.finished is not None:
-                self.finished(index, what)
+                self.finished(index, message)
         elif self.progress is not None:
-            self.progress(index, what)
+            self.progress(index, message)
 
     def _work(self) -> None:
-        """The function of a thread."""
+        """Train tasks until there are none left; the target of the threads."""
         try:
             for index in self.next:
                 if self.signals.received:
@@ -243,12 +243,12 @@ class Pool:
             self.inbox.put(None)
 
     def _train(self, index: int) -> Result:
-        told: list[Callback] = [lambda row, engine: self.inbox.put((index, row))] if self.progress is not None else []
+        report: list[Callback] = [lambda row, engine: self.inbox.put((index, row))] if self.progress is not None else []
         with loop_for(self.tasks[index], threads=1) as loop:
             try:
-                return loop.run(self.signals, [*self.callbacks[index], *told])
+                return loop.run(self.signals, [*self.callbacks[index], *report])
             except Interrupted as stop:
                 return stop.training
             except Diverged as error:
-                error.__context__ = None  # frames would keep the engine alive
+                error.__context__ = None  # its frames would keep the engine alive
                 return error.with_traceback(None)
