@@ -1,4 +1,4 @@
-"""Data: readers of files, checked data sets, splits, and fitting of scalings."""
+"""Data sets: reading and checking files and arrays, splitting rows, fitting scalings."""
 
 from __future__ import annotations
 

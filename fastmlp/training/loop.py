@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.rows import Array, Features, Indices, in_whole
+from fastmlp.data.rows import Array, Features, Indices, base_rows
 from fastmlp.engines import make_engine
 from fastmlp.engines.base import Engine, EngineSpec, RowMetrics, State, step_count
 from fastmlp.engines.interrupts import Signals
@@ -104,7 +104,7 @@ class Loop:
     def __init__(self, engine: Engine, task: Task, progress: Progress | None) -> None:
         self.network, self.settings, self.data = network, settings, data = task
         self.engine, self.progress = engine, progress
-        self.x, self.rows, self.y, self.weights = in_whole(data.train.x, data.train.y, data.sample_weight)
+        self.x, self.rows, self.y, self.weights = base_rows(data.train.x, data.train.y, data.sample_weight)
         self.history: list[EpochLog] = []
         self.stopping = EarlyStopping(settings, data.validation is not None)
         self.chunk = self._whole_batches(CHUNK_SECONDS * SLOWEST / network.flops_per_row)  # rows until the engine returns
