@@ -14,7 +14,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
-import sklearn.metrics  # noqa: F401 - the first import of scikit-learn uses the global random generator
+import sklearn.metrics  # noqa: F401 - before the tests: its first import uses the global random generator
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""training/progress.py: a bar on a real (pseudo) terminal, plain lines elsewhere, and no harm from a broken stream."""
+"""training/progress.py: a bar on a pseudo-terminal, plain lines elsewhere, and broken streams."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import pytest
-from rich.progress_bar import ProgressBar  # here: the first import of rich draws from the global generator
+from rich.progress_bar import ProgressBar  # before the tests: the first import of rich uses the global random generator
 from support.processes import ROOT
 
 from fastmlp.training.progress import Progress, make_progress
@@ -28,7 +28,7 @@ HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 
 
 def row(epoch: int, **changes: Any) -> dict[str, Any]:
-    figures = {
+    metrics = {
         "epoch": epoch,
         "loss": 0.51234,
         "accuracy": 0.83,
@@ -39,22 +39,22 @@ def row(epoch: int, **changes: Any) -> dict[str, Any]:
         "eval_seconds": 0.1,
         "rows_per_second": 412345.6,
     }
-    return figures | changes
+    return metrics | changes
 
 
 class Clock:
-    """A time that moves only when told to."""
+    """Clock that is set by the test."""
 
     now = 0.0
-    looks = 0  # how often somebody has asked
+    calls = 0
 
     def __call__(self) -> float:
-        self.looks += 1
+        self.calls += 1
         return self.now
 
 
 class Terminal:
-    """A pseudo terminal of 100 columns, with a thread that keeps what was written to it."""
+    """Pseudo-terminal of 100 columns, with a thread that stores all output."""
 
     def __init__(self) -> None:
         self.master, slave = pty.openpty()
@@ -68,14 +68,14 @@ class Terminal:
         while True:
             try:
                 data = os.read(self.master, 65536)
-            except OSError:  # Linux: the other side is closed
+            except OSError:  # Linux: the other end was closed
                 return
             if not data:
                 return
             self._bytes += data
 
     def text(self) -> str:
-        """All that was written; closes the terminal."""
+        """Close the terminal and return its output."""
         self.stream.close()
         self._reader.join()
         os.close(self.master)
@@ -91,7 +91,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
 
 
 def visible(text: str) -> str:
-    """Without control sequences, in one line per drawn line."""
+    """Return the text without control sequences, one line per drawn line."""
     return re.sub(r"[\r\n]+", "\n", re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", text))
 
 
@@ -117,7 +117,7 @@ def test_lines_one_per_epoch() -> None:
     assert "\r" not in stream.getvalue()
 
 
-def test_line_leaves_out_what_is_absent_and_the_end() -> None:
+def test_line_omits_absent_metrics_and_at_the_end_the_time_left() -> None:
     stream = io.StringIO()
     progress = make_progress(stream, epochs=2)
     progress.epoch_done(row(1, accuracy=None, val_loss=None, val_accuracy=None))
@@ -131,7 +131,7 @@ def test_line_leaves_out_what_is_absent_and_the_end() -> None:
 def test_time_left_follows_the_last_five_epochs() -> None:
     stream = io.StringIO()
     progress = make_progress(stream, epochs=16)
-    for epoch in range(1, 7):  # the first epoch is slow; after six it has left the mean
+    for epoch in range(1, 7):  # the first epoch is slow; the sixth mean does not include it
         progress.epoch_done(row(epoch, seconds=500.0 if epoch == 1 else 9.0, eval_seconds=1.0))
     lines = stream.getvalue().splitlines()
     assert "2 h 5 min left at most" in lines[0]  # 15 x 501 s
@@ -144,8 +144,8 @@ def test_time_left_follows_the_last_five_epochs() -> None:
 @pytest.mark.parametrize("seconds", [0.01, 86399.0, 1e9])
 def test_line_is_never_longer_than_120(loss: float, epochs: int, seconds: float) -> None:
     stream = io.StringIO()
-    figures = row(epochs // 2 + 1, loss=loss, val_loss=loss, seconds=seconds, rows_per_second=999.4e6)
-    make_progress(stream, epochs=epochs).epoch_done(figures)
+    metrics = row(epochs // 2 + 1, loss=loss, val_loss=loss, seconds=seconds, rows_per_second=999.4e6)
+    make_progress(stream, epochs=epochs).epoch_done(metrics)
     line = stream.getvalue()
     assert line.endswith("\n")
     assert len(line) <= 121
@@ -158,7 +158,7 @@ def test_quiet_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with make_progress(stream, quiet=True, epochs=2, clock=clock) as progress:
         run_epochs(progress, clock, 2)
     assert stream.getvalue() == ""
-    monkeypatch.setattr(sys, "stderr", None)  # Python without a console
+    monkeypatch.setattr(sys, "stderr", None)  # as without a console
     with make_progress(epochs=2, clock=clock) as progress:
         run_epochs(progress, clock, 2)
 
@@ -176,13 +176,13 @@ def test_terminal_shows_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert re.search(r"left at most\s*\nloss 0.6789  accuracy 0.7500  val loss 0.49  val accuracy 0.8425", shown)
     last = shown.rstrip().splitlines()[-2:]
     assert last[0].startswith("epoch 4/4 ━")
-    assert last[0].rstrip().endswith("100%")  # and no time left
+    assert last[0].rstrip().endswith("100%")  # without a time left
     assert last[1] == "loss 0.5123  accuracy 0.8300  val loss 0.49  val accuracy 0.8425  412k rows/s"
     assert text.index(HIDE) < text.index(SHOW)
     assert text.endswith(SHOW)
 
 
-def test_bar_claims_no_time_left_after_an_early_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bar_shows_no_time_left_after_an_early_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     with terminal(monkeypatch) as screen:
         with make_progress(screen.stream, epochs=200, clock=clock) as progress:
@@ -197,13 +197,13 @@ def test_bar_is_redrawn_ten_times_a_second_at_most(monkeypatch: pytest.MonkeyPat
     clock = Clock()
     with terminal(monkeypatch) as screen:
         with make_progress(screen.stream, epochs=1000, clock=clock) as progress:
-            for epoch in range(1, 1001):  # a second in all
+            for epoch in range(1, 1001):  # one second in total
                 clock.now += 0.001
                 progress.update(epoch, 1, 2, 0.5, 0.5, 1.0)
                 progress.epoch_done(row(epoch))
         text = screen.text()
-    pictures = text.count("epoch ")
-    assert 9 <= pictures <= 12  # ten, and one each at start and end
+    redraws = text.count("epoch ")
+    assert 9 <= redraws <= 12  # ten, and one each at the start and at the end
     assert "epoch 1000/1000" in text
 
 
@@ -239,20 +239,20 @@ def test_environment_cannot_force_a_bar_into_a_file(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_cursor_comes_back_after_an_exception(monkeypatch: pytest.MonkeyPatch, error: type[BaseException]) -> None:
+def test_cursor_is_shown_again_after_an_exception(monkeypatch: pytest.MonkeyPatch, error: type[BaseException]) -> None:
     clock = Clock()
     with terminal(monkeypatch) as screen:
         with pytest.raises(error), make_progress(screen.stream, epochs=4, clock=clock) as progress:
             progress.update(1, 1, 2, 0.5, 0.5, 1.0)
             raise error
-        progress.close()  # once more does no harm
+        progress.close()  # a second call does nothing
         run_epochs(progress, clock, 4)
         text = screen.text()
     assert text.count(HIDE) == text.count(SHOW) == 1
-    assert text.endswith(SHOW)  # nothing is drawn after the end
+    assert text.endswith(SHOW)  # nothing is drawn after close
 
 
-def test_cursor_comes_back_when_the_start_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cursor_is_shown_again_if_the_start_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_arguments: object) -> None:
         monkeypatch.undo()
         raise KeyboardInterrupt
@@ -267,7 +267,7 @@ def test_cursor_comes_back_when_the_start_is_interrupted(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("broken", ["pipe", "closed", "full"])
 def test_broken_stream_does_not_stop_training(broken: str) -> None:
     if broken == "full":
-        stream: TextIO = Path("/dev/full").open("w")  # noqa: SIM115 - closing it fails, that is the point
+        stream: TextIO = Path("/dev/full").open("w")  # noqa: SIM115 - closing it fails
     else:
         reader, writer = os.pipe()
         stream = os.fdopen(writer, "w")
@@ -280,7 +280,7 @@ def test_broken_stream_does_not_stop_training(broken: str) -> None:
     if broken != "closed":
         with pytest.raises(OSError) as caught:
             stream.close()
-        assert caught.value.errno == (errno.ENOSPC if broken == "full" else errno.EPIPE)  # it is broken indeed
+        assert caught.value.errno == (errno.ENOSPC if broken == "full" else errno.EPIPE)  # the stream is broken
 
 
 def test_terminal_that_is_closed_does_not_stop_training(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,11 +293,11 @@ def test_terminal_that_is_closed_does_not_stop_training(monkeypatch: pytest.Monk
         os.close(master)
         run_epochs(progress, clock, 3)
         monkeypatch.setattr(ProgressBar, "__rich_console__", pytest.fail)
-        run_epochs(progress, clock, 3)  # nothing is drawn any more
+        run_epochs(progress, clock, 3)  # nothing is drawn
         monkeypatch.undo()
     with pytest.raises(OSError) as caught:
         stream.close()
-    assert caught.value.errno == errno.EIO  # it is broken indeed
+    assert caught.value.errno == errno.EIO  # the stream is broken
 
 
 CHILD = """
@@ -326,7 +326,7 @@ def run_child(stderr: int, code: str = CHILD) -> subprocess.CompletedProcess[str
 
 
 @pytest.mark.full
-def test_process_with_a_file_never_loads_rich() -> None:
+def test_process_without_a_terminal_does_not_import_rich() -> None:
     child = run_child(subprocess.PIPE)
     assert child.returncode == 0, child.stderr
     assert child.stdout == "a result\n" * 3
@@ -341,13 +341,13 @@ def test_process_on_a_terminal_keeps_stdout_clean(monkeypatch: pytest.MonkeyPatc
         child = run_child(screen.stream.fileno())
         text = screen.text()
     assert child.stdout == "a result\n" * 3
-    assert child.returncode == 1  # rich was loaded
-    assert visible(text).count("a warning\n") == 3  # each on a line of its own above the bar
+    assert child.returncode == 1  # rich was imported
+    assert visible(text).count("a warning\n") == 3  # each on a separate line above the bar
     assert text.endswith(SHOW)
 
 
 @pytest.mark.full
-def test_process_with_a_broken_stderr_ends_well() -> None:
+def test_process_with_a_broken_stderr_succeeds() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     child = run_child(writer, CHILD.replace('print("a warning", file=sys.stderr, flush=True)', "pass"))
@@ -357,7 +357,7 @@ def test_process_with_a_broken_stderr_ends_well() -> None:
 
 
 class Counted(io.StringIO):
-    """Counts how often something is written to it; a terminal if it is told to be one."""
+    """Stream that counts the writes, and claims to be a terminal if `interactive` is set."""
 
     writes = 0
     interactive = False
@@ -372,16 +372,16 @@ class Counted(io.StringIO):
 
 @pytest.mark.parametrize("kind", ["lines", "bar", "quiet"])
 def test_update_does_nothing_when_nothing_is_due(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """Training calls it as often as it likes: a look at the clock is all that it may cost."""
+    """Training may call it often, so it must only read the clock."""
     monkeypatch.setenv("TERM", "xterm")
     clock, stream = Clock(), Counted()
     stream.interactive = kind == "bar"
     with make_progress(stream, kind == "quiet", epochs=3, clock=clock) as progress:
-        writes, looks = stream.writes, clock.looks
+        writes, calls = stream.writes, clock.calls
         for _ in range(1000):
             progress.update(1, 64, 48000, 0.5, 0.5, 4e5)
         assert stream.writes == writes
-        assert clock.looks - looks <= 1000
+        assert clock.calls - calls <= 1000
         clock.now += 1
         progress.update(1, 64, 48000, 0.5, 0.5, 4e5)
-        assert (stream.writes > writes) == (kind == "bar")  # a bar is due
+        assert (stream.writes > writes) == (kind == "bar")  # a redraw is due
