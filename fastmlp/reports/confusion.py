@@ -1,4 +1,4 @@
-"""Plots of confusion matrices, and of the accuracy of each class per epoch."""
+"""Plots of confusion matrices: of a final result, and over the epochs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from fastmlp.errors import DataError
 from fastmlp.reports.style import COLORS, GREY, MARKERS, class_legend, epoch_axis, new_figure, own_style, save
-from fastmlp.reports.text import MAX_CLASSES, short_name
+from fastmlp.reports.text import MOST_CLASSES, short_name
 
-MAX_MATRICES = 5  # confusion matrices below the curves of the classes
+MATRICES = 5  # number of confusion matrices below the curves per class
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,19 +29,19 @@ def plot_confusion(
     path: str | os.PathLike[str],
     title: str = "Confusion matrix",
 ) -> None:
-    """Write a PNG file of a confusion matrix: one row per true class, colored by the fraction of the row.
+    """Write a PNG of a confusion matrix: one row per true class, each cell coloured by its fraction of the row.
 
     Parameters
     ----------
-    confusion : (k, k) counts, rows are true classes, columns predicted ones; up to 25 classes the cells show the counts
-    classes : k names; long ones are truncated
-    path : file, written atomically
-    title : heading; the accuracy and the number of rows are appended
+    confusion : (k, k) counts, rows true, columns predicted; written into the cells for at most 25 classes
+    classes : k names; long names are truncated
+    path : file to write; it is replaced atomically
+    title : title; the accuracy and the number of rows are appended
 
     Raises
     ------
     DataError
-        The matrix is not (k, k), or the file could not be written.
+        The shape of the matrix does not match the number of names, or the file could not be written.
 
     Examples
     --------
@@ -53,107 +53,114 @@ def plot_confusion(
     """
     counts = np.asarray(confusion)
     if counts.shape != (len(classes), len(classes)) or counts.size == 0:
-        raise DataError(f"confusion matrix of shape {counts.shape} for {len(classes)} classes; it must be square")
+        raise DataError(
+            f"confusion matrix of shape {counts.shape} with {len(classes)} classes; pass a (k, k) matrix and k names"
+        )
     with own_style():
         save(_confusion_figure(counts, [short_name(name) for name in classes], title), path)
 
 
 def _confusion_figure(counts: NDArray[np.int64], names: Sequence[str], title: str) -> Figure:
-    """Return a figure of the matrix (k, k) with labels, counts if they fit, and a color bar."""
+    """Return a figure of the matrix with labels, counts where they fit, and a colour bar; counts (k, k)."""
     from matplotlib.colors import PowerNorm
-    from rich.cells import cell_len  # 2 for the wide characters of Chinese, Japanese and Korean
+    from rich.cells import cell_len  # 2 for wide characters, such as Chinese
 
     k, total = len(counts), int(counts.sum())
-    side = max(3.6, 0.45 * k) if k <= MAX_CLASSES else min(11.0, 0.2 * k + 3)  # of the matrix, in inches
-    cell = 72 * side / k  # in points
+    side = max(3.6, 0.45 * k) if k <= MOST_CLASSES else min(11.0, 0.2 * k + 3)  # side of the matrix, inches
+    cell = 72 * side / k  # points
     if total:
         title += f": accuracy {np.trace(counts) / total:.4f}, {total:,} rows"
-    font = float(np.clip(0.8 * cell, 5, 9))  # of the names, in points
+    font = float(np.clip(0.8 * cell, 5, 9))  # font size of the names, points
     longest = max(cell_len(name) for name in names) * 0.62 * font
     figure = new_figure(side + longest / 72 + 2, side + longest / 72 + 1.2, title)
     axes = figure.add_subplot()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    # Colors follow the square root, so that confusions of 1 % are visible.
+    # the square root makes small fractions visible: confusions of 1 % matter
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
-    if k <= MAX_CLASSES:
+    if k <= MOST_CLASSES:
         _write_counts(axes, counts, image.to_rgba(shares), cell)
-    places = range(0, k, math.ceil(1.2 * font / cell))  # many classes: only every few are labeled
+    places = range(0, k, math.ceil(1.2 * font / cell))  # with many classes, only every few get a label
     labels = [names[i] for i in places]
     axes.set_xticks(places, labels, fontsize=font, parse_math=False)
     axes.set_yticks(places, labels, fontsize=font, parse_math=False)
-    if longest > 0.9 * cell * places.step:  # they would overlap
-        _tilt(axes.get_xticklabels(), 45 if k <= MAX_CLASSES else 90)
+    if longest > 0.9 * cell * places.step:  # the labels would overlap
+        _tilt(axes.get_xticklabels(), 45 if k <= MOST_CLASSES else 90)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     bar = figure.colorbar(image, cax=axes.inset_axes((1 + 0.15 / side, 0, 0.16 / side, 1)))
     bar.set_ticks([0, 0.01, 0.05, 0.2, 0.5, 1], labels=["0", "1 %", "5 %", "20 %", "50 %", "100 %"])
-    bar.set_label("fraction of the true class")
+    bar.set_label("share of the true class")
     return figure
 
 
 def _tilt(labels: Sequence[Text], degrees: int) -> None:
-    """Rotate labels below an axis so that each ends at its tick."""
+    """Rotate the labels below an axis so that each ends at its tick."""
     for label in labels:
         label.set(rotation=degrees, ha="right", va="top" if degrees == 45 else "center", rotation_mode="anchor")
 
 
 def _write_counts(axes: Axes, counts: NDArray[np.int64], colors: NDArray[np.float64], cell: float) -> None:
-    """Write counts (k, k) into cells of the colors (k, k, 4), in black or white, whichever has the higher contrast."""
+    """Write counts (k, k) into cells of these colours (k, k, 4), in black or white, whichever has more contrast."""
     digits = len(str(counts.max()))
     size = min(10.0, 0.85 * cell / (0.64 * digits))
     for (i, j), count in np.ndenumerate(counts):
-        color = GREY if count == 0 else _contrasting(colors[i, j])
-        text = axes.text(j, i, str(count), ha="center", va="center", color=color, fontsize=size)
-        text.set_in_layout(False)  # it is always inside its cell
+        ink = GREY if count == 0 else _readable(colors[i, j])
+        text = axes.text(j, i, str(count), ha="center", va="center", color=ink, fontsize=size)
+        text.set_in_layout(False)  # the font size keeps it inside its cell
 
 
-def _contrasting(color: NDArray[np.float64]) -> str:
-    """Return "black" or "white", whichever has the higher contrast to a color (relative luminance of WCAG 2.1)."""
+def _readable(color: NDArray[np.float64]) -> str:
+    """Return "black" or "white", whichever has more contrast on a colour (WCAG 2.1, relative luminance)."""
     linear = np.where(color[:3] <= 0.04045, color[:3] / 12.92, ((color[:3] + 0.055) / 1.055) ** 2.4)
     return "black" if linear @ (0.2126, 0.7152, 0.0722) > 0.179 else "white"
 
 
-def plot_classes(history: Sequence[Mapping[str, Any]], classes: Sequence[str], path: Path) -> None:
-    """Write a PNG file of the accuracy of each class per epoch, with the confusion matrices of up to 5 epochs.
+def plot_classes(measured: Sequence[Mapping[str, Any]], classes: Sequence[str], path: Path) -> None:
+    """Write a PNG of the accuracy of each class over the epochs, with the confusion matrices of up to 5 epochs.
 
     Parameters
     ----------
-    history : a dict per evaluated epoch: epoch, and by split the result of `metrics.classification_metrics`; the split shown
-        is "validation" if there is one, else "train". The accuracy of a class is its recall
+    measured : a dict per evaluated epoch: `epoch`, and the result of `metrics.classification_metrics` under the name of
+        the split, "validation" or else "train"; the accuracy of a class is its recall
     classes : names; the first 25 are drawn as curves, except those without rows in the split
-    path : file, written atomically
+    path : file to write; it is replaced atomically
+
+    Raises
+    ------
+    DataError
+        The file could not be written.
     """
-    split = "validation" if "validation" in history[0] else "train"
-    indices = sorted({round(index) for index in np.linspace(0, len(history) - 1, MAX_MATRICES)})
+    part = "validation" if "validation" in measured[0] else "train"
+    places = sorted({round(at) for at in np.linspace(0, len(measured) - 1, MATRICES)})
     with own_style():
-        figure = new_figure(11, 8.2, f"Accuracy of the classes, {split} split")
-        grid = figure.add_gridspec(2, MAX_MATRICES, height_ratios=[1.6, 1])
+        figure = new_figure(11, 8.2, f"Classes, {part} split")
+        grid = figure.add_gridspec(2, MATRICES, height_ratios=[1.6, 1])
         axes = figure.add_subplot(grid[0, :])
-        epochs = [row["epoch"] for row in history]
+        epochs = [row["epoch"] for row in measured]
         shown: list[Any] = []
-        for number in range(min(len(classes), MAX_CLASSES)):
-            metrics = [row[split]["per_class"][number] for row in history]
-            values = [one["recall"] if one["support"] else np.nan for one in metrics]
+        for number in range(min(len(classes), MOST_CLASSES)):
+            found = [row[part]["per_class"][number] for row in measured]
+            values = [one["recall"] if one["support"] else np.nan for one in found]
             marker = MARKERS[number // len(COLORS) % len(MARKERS)]
             shown += axes.plot(epochs, values, marker=marker, ms=3.5, lw=1.3, color=COLORS[number % len(COLORS)])
         axes.set(xlabel="epoch", ylabel="accuracy of the class")
         epoch_axis(axes, epochs[0], epochs[-1])
         numbered = [name if name == str(number) else f"{number}  {name}" for number, name in enumerate(classes)]
-        class_legend(figure, shown, numbered[:MAX_CLASSES])
-        for column, index in enumerate(indices):
-            _small_matrix(figure.add_subplot(grid[1, column]), history[index], split, first=column == 0)
+        class_legend(figure, shown, numbered[:MOST_CLASSES])
+        for column, at in enumerate(places):
+            _small_matrix(figure.add_subplot(grid[1, column]), measured[at], part, first=column == 0)
         save(figure, path)
 
 
-def _small_matrix(axes: Any, row: Mapping[str, Any], split: str, first: bool) -> None:
-    """Draw a confusion matrix without counts: classes by number, color by the fraction of the true class."""
+def _small_matrix(axes: Any, row: Mapping[str, Any], part: str, first: bool) -> None:
+    """Draw a confusion matrix without counts; axes are class indices, colours the fraction of the true class."""
     from matplotlib.colors import PowerNorm
     from matplotlib.ticker import MaxNLocator
 
-    counts = np.asarray(row[split]["confusion"])
+    counts = np.asarray(row[part]["confusion"])
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
-    axes.set_title(f"epoch {row['epoch']}: {row[split]['accuracy']:.4f}", fontsize=9)
+    axes.set_title(f"epoch {row['epoch']}: {row[part]['accuracy']:.4f}", fontsize=9)
     axes.set_xlabel("predicted class", fontsize=8)
     if first:
         axes.set_ylabel("true class", fontsize=8)

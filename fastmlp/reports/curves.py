@@ -1,4 +1,4 @@
-"""Learning curves of a training: loss and accuracy per epoch."""
+"""Plots of loss and accuracy per epoch of one run."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def plot_curves(
     path: str | os.PathLike[str],
     title: str = "Training",
 ) -> None:
-    """Write a PNG file of loss and accuracy per epoch, in training and validation, with the best epoch marked.
+    """Write a PNG of loss and accuracy per epoch, for training and validation, with the best epoch marked.
 
-    Values of None (not computed, or the accuracy of a regression) are left out. NaN and infinite values interrupt the curve and
-    are marked by crosses at the upper edge. The axis of a loss that spans decades is logarithmic.
+    Values of None (not measured, or the accuracy of a regression) are skipped; NaN and infinity interrupt the
+    curve and are drawn as a cross at the upper edge. Losses that span decades get a logarithmic axis.
 
     Parameters
     ----------
-    history : a dict per epoch with `epoch` and any of `loss`, `accuracy`, `val_loss`, `val_accuracy`, and `steps`, a list of
-        dicts with the same keys for validations within the epoch, whose `epoch` is a fraction
+    history : a dict per epoch with `epoch` and any of `loss`, `accuracy`, `val_loss`, `val_accuracy`, and `steps`: dicts
+        with the same keys for evaluations within the epoch, whose `epoch` is fractional
     best_epoch : epoch whose weights were kept, or None
-    path : file, written atomically
-    title : heading
+    path : file to write; it is replaced atomically
+    title : title of the figure
 
     Raises
     ------
@@ -54,8 +54,8 @@ def plot_curves(
 
 
 def _curves_figure(history: Sequence[Mapping[str, Any]], best_epoch: int | None, title: str) -> Figure:
-    """Return a figure with a panel for the loss, one for the accuracy if there is any, and a legend below."""
-    keys = [key for key in ("loss", "accuracy") if key == "loss" or _has_values(history, key)]
+    """Return a figure with a panel for the loss, one for the accuracy if it was measured, and a legend below."""
+    keys = [key for key in ("loss", "accuracy") if key == "loss" or _measured(history, key)]
     figure = new_figure(1.0 + 4.6 * len(keys), 4.2, title)
     handles: dict[str, Any] = {}
     for number, key in enumerate(keys):
@@ -74,16 +74,16 @@ def _curves_figure(history: Sequence[Mapping[str, Any]], best_epoch: int | None,
     return figure
 
 
-def _has_values(history: Sequence[Mapping[str, Any]], key: str) -> bool:
+def _measured(history: Sequence[Mapping[str, Any]], key: str) -> bool:
     return any(row.get(key) is not None for row in history)
 
 
 def _draw_panel(axes: Axes, history: Sequence[Mapping[str, Any]], key: str, best_epoch: int | None) -> None:
-    """Draw the training and validation curves of a metric, and the best epoch."""
+    """Draw the training and validation curves of one metric, and the best epoch."""
     shown: list[NDArray[np.float64]] = []
     curves = ((key, "training", BLUE, 0.97), (f"val_{key}", "validation", ORANGE, 0.92))
     for name, label, color, height in curves:
-        if not _has_values(history, name):
+        if not _measured(history, name):
             continue
         rows = [row for row in history if row.get(name) is not None]
         epochs = np.array([row["epoch"] for row in rows])
@@ -108,8 +108,8 @@ def _draw_panel(axes: Axes, history: Sequence[Mapping[str, Any]], key: str, best
 
 
 def _draw_steps(axes: Axes, history: Sequence[Mapping[str, Any]], name: str, label: str, color: str) -> None:
-    """Draw the values of validations within epochs, if there are any."""
+    """Draw the values measured within epochs, if there are any."""
     steps = [step for row in history for step in row.get("steps", ()) if step.get(name) is not None]
     if steps:
-        epochs, values = [step["epoch"] for step in steps], [step[name] for step in steps]
-        axes.plot(epochs, values, lw=0.8, alpha=0.6, color=color, label=f"{label}, within epochs")
+        places, values = [step["epoch"] for step in steps], [step[name] for step in steps]
+        axes.plot(places, values, lw=0.8, alpha=0.6, color=color, label=f"{label}, within epochs")

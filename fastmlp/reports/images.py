@@ -1,4 +1,4 @@
-"""Plots of filters and feature maps of a convolutional network, of a projection of features, and of misclassified images."""
+"""Plots of the filters and feature maps of a layer, a projection of features, and the most confident mistakes."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from fastmlp.reports.style import COLORS, GREY, MARKERS, class_legend, new_figur
 from fastmlp.reports.text import short_name
 
 Array = npt.NDArray[Any]
-MAX_TILES = 64  # filters or feature maps in a figure
-MAX_POINTS = 3000  # of a projection
-GRID = (4, 6)  # rows and columns of misclassified images
-MAX_NAME_LENGTH = 14  # of class names above a misclassified image
+MOST_TILES = 64  # filters or feature maps in a figure
+MOST_POINTS = 3000  # points of a projection
+SHEET = (4, 6)  # rows and columns of the grid of mistakes
+LONGEST_NAME = 14  # characters of a class name above a mistake
 
 
 def plot_filters(filters: Array, path: Path, title: str) -> None:
-    """Write a PNG file of the filters (n, height, width) of a layer, all on one gray scale, on which zero is the middle."""
+    """Write a PNG of the filters (n, height, width) of a layer, all on the same scale; mid-grey is zero."""
     bound = float(np.abs(filters).max()) or 1.0
     with own_style():
-        figure = _tiles(filters[:MAX_TILES], f"{title}: {_shown(len(filters))}", "weight", cmap="gray", vmin=-bound, vmax=bound)
+        figure = _tiles(
+            filters[:MOST_TILES], f"{title}: {_shown(len(filters))}", "weight", cmap="gray", vmin=-bound, vmax=bound
+        )
         save(figure, path)
 
 
 def plot_maps(image: Array, maps: Array, path: Path, title: str) -> None:
-    """Write a PNG file of an image (height, width[, 3]), 0 to 255, and its feature maps (n, height, width), not negative."""
+    """Write a PNG of an image (height, width[, 3]), 0 to 255, and its feature maps (n, height, width) after ReLU."""
     with own_style():
         figure = _tiles(
-            maps[:MAX_TILES],
+            maps[:MOST_TILES],
             f"{title}: {_shown(len(maps))}",
             "output after ReLU",
             image,
@@ -44,18 +46,18 @@ def plot_maps(image: Array, maps: Array, path: Path, title: str) -> None:
 
 
 def plot_projection(features: Array, labels: Array, classes: Sequence[str], path: Path, title: str) -> None:
-    """Write a PNG file of the features (n, width), projected to the first two principal components, colored by class (n,).
+    """Write a PNG of features (n, width) projected on their first two principal components, coloured by class (n,).
 
-    At most 3000 rows are drawn, a random subset.
+    At most 3,000 rows, chosen at random with a fixed seed, are drawn.
     """
-    chosen = np.random.default_rng(0).permutation(len(features))[:MAX_POINTS]
-    points, ratios = principal_components(features[chosen])
+    chosen = np.random.default_rng(0).permutation(len(features))[:MOST_POINTS]
+    points, shares = principal(features[chosen])
     with own_style():
         figure = new_figure(8.4, 6.2, f"{title}: {len(chosen):,} rows")
         axes = figure.add_subplot()
         shown = []
         for number in range(len(classes)):
-            members = labels[chosen] == number
+            mine = labels[chosen] == number
             marker = MARKERS[number // len(COLORS) % len(MARKERS)]
             style: dict[str, Any] = {
                 "s": 9,
@@ -64,9 +66,9 @@ def plot_projection(features: Array, labels: Array, classes: Sequence[str], path
                 "marker": marker,
                 "color": COLORS[number % len(COLORS)],
             }
-            shown.append(axes.scatter(*points[members].T, **style))
-        axes.set_xlabel(f"first principal component ({ratios[0]:.0%} of the variance)")
-        axes.set_ylabel(f"second principal component ({ratios[1]:.0%})")
+            shown.append(axes.scatter(*points[mine].T, **style))
+        axes.set_xlabel(f"first principal component ({shares[0]:.0%} of the variance)")
+        axes.set_ylabel(f"second principal component ({shares[1]:.0%})")
         axes.spines[["top", "right"]].set_visible(False)
         class_legend(figure, shown, classes, markerscale=2.5, ncols=math.ceil(len(classes) / 25))
         save(figure, path)
@@ -75,42 +77,42 @@ def plot_projection(features: Array, labels: Array, classes: Sequence[str], path
 def plot_mistakes(
     images: Array, truth: Array, predicted: Array, probability: Array, classes: Sequence[str], path: Path, title: str
 ) -> None:
-    """Write a PNG file of the 24 misclassified images with the highest probability of the predicted class.
+    """Write a PNG of the 24 misclassified images with the highest predicted probability.
 
     Parameters
     ----------
     images : (n, height, width) or (n, height, width, 3), 0 to 255
-    truth, predicted : (n,) class numbers
+    truth, predicted : (n,) class indices
     probability : (n,) probability of the predicted class
-    classes : names
-    path : file, written atomically
-    title : heading; the number of errors is appended
+    classes : names by class index
+    path : file to write; it is replaced atomically
+    title : title; the number of mistakes is appended
     """
     wrong = np.flatnonzero(truth != predicted)
-    worst = wrong[np.argsort(-probability[wrong], kind="stable")][: GRID[0] * GRID[1]]
+    worst = wrong[np.argsort(-probability[wrong], kind="stable")][: SHEET[0] * SHEET[1]]
     with own_style():
-        count = f"{len(wrong):,} of {len(truth):,} rows misclassified"
-        figure = new_figure(1.7 * GRID[1], 0.6 + 2.1 * max(1, math.ceil(len(worst) / GRID[1])), f"{title}: {count}")
+        count = f"{len(wrong):,} mistakes in {len(truth):,} rows"
+        figure = new_figure(1.7 * SHEET[1], 0.6 + 2.1 * max(1, math.ceil(len(worst) / SHEET[1])), f"{title}: {count}")
         if not len(worst):
             figure.add_subplot().set_axis_off()
         for number, row in enumerate(worst):
-            axes = figure.add_subplot(math.ceil(len(worst) / GRID[1]), GRID[1], number + 1)
+            axes = figure.add_subplot(math.ceil(len(worst) / SHEET[1]), SHEET[1], number + 1)
             axes.imshow(images[row], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            names = [short_name(classes[k], MAX_NAME_LENGTH) for k in (truth[row], predicted[row])]
-            text = f"true {names[0]}\npredicted {names[1]}\nprobability {probability[row]:.1%}"
+            names = [short_name(classes[k], LONGEST_NAME) for k in (truth[row], predicted[row])]
+            text = f"true: {names[0]}\npred.: {names[1]}\nprobability {probability[row]:.1%}"
             axes.set_title(text, fontsize=8, parse_math=False)
             axes.set_axis_off()
         save(figure, path)
 
 
-def principal_components(features: Array) -> tuple[Array, Array]:
-    """Return coordinates (n, 2) along the first two principal components, and their explained variance ratios (2,).
+def principal(features: Array) -> tuple[Array, Array]:
+    """Return the scores (n, 2) of the first two principal components, and their explained variance ratios (2,).
 
-    Computed by a singular value decomposition of the centered features. Signs make the coordinate of the largest magnitude
-    positive.
+    They are computed by a singular value decomposition of the centred features. Signs are chosen so that the coordinate of
+    largest magnitude is positive.
     """
-    centered = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
-    u, s, _ = np.linalg.svd(centered, full_matrices=False)
+    centred = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
+    u, s, _ = np.linalg.svd(centred, full_matrices=False)
     points = np.zeros((len(features), 2))
     points[:, : min(2, len(s))] = (u * s)[:, :2]
     points *= np.where(points[np.abs(points).argmax(axis=0), [0, 1]] < 0, -1, 1)
@@ -119,11 +121,11 @@ def principal_components(features: Array) -> tuple[Array, Array]:
 
 
 def _shown(count: int) -> str:
-    return f"{count}" if count <= MAX_TILES else f"the first {MAX_TILES} of {count}"
+    return f"{count}" if count <= MOST_TILES else f"the first {MOST_TILES} of {count}"
 
 
 def _tiles(tiles: Array, title: str, scale: str, first: Array | None = None, **style: Any) -> Any:
-    """Return a figure of tiles (n, height, width) in a square grid with a color bar, after the image `first` if given."""
+    """Return a nearly square grid of `first`, if given, and tiles (n, height, width), with a colour bar labelled `scale`."""
     count = len(tiles) + (first is not None)
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)

@@ -1,8 +1,8 @@
-"""Style of all figures, and saving them.
+"""Style of all figures, and how they are saved.
 
-Figures are made with matplotlib's objects (a Figure and the Agg canvas), not with pyplot, so they need no display and leave no
-figure in the user's session. They do not depend on the user's matplotlibrc, and equal input gives equal bytes. Source of the
-colors: Okabe and Ito (jfly.uni-koeln.de/color); they can be distinguished with color blindness and in gray.
+Figures use matplotlib's object-oriented interface (Figure and the Agg canvas) instead of pyplot, so they need no display and
+leave no figure open in the user's session. The user's matplotlibrc does not affect them, and the same input gives the same
+bytes. Colours are Okabe and Ito's (jfly.uni-koeln.de/color), which remain distinct in colour blindness and in greyscale.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 DPI = 150
 PADDING = 0.1  # inches around a figure
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#8A8A8A"
-LOG_FROM = 50  # ratio of the largest to the smallest loss from which the axis is logarithmic
-# For class names in scripts that are missing in DejaVu Sans, which is part of matplotlib.
+LOG_FROM = 50  # losses get a logarithmic axis if max >= LOG_FROM * min
+# For class names in scripts that matplotlib's DejaVu Sans lacks.
 FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "PingFang SC", "Microsoft YaHei", "Malgun Gothic")
-# Okabe and Ito's eight colors and two more; beyond ten classes, colors are reused with another marker.
+# Okabe and Ito's colours, then two more that differ from them; with more classes they repeat with another marker.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000", "#7A5195", "#8C613C")
 MARKERS = "os^Dv"
 
 
 @contextlib.contextmanager
 def own_style() -> Iterator[None]:
-    """Use matplotlib's defaults, not the user's settings; a character that no font has becomes a box, without a warning."""
+    """Context manager for matplotlib's defaults instead of the user's; missing glyphs become boxes, without a warning."""
     import matplotlib
     from matplotlib.font_manager import get_font_names
 
@@ -51,7 +51,7 @@ def own_style() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
-    """Return a figure of this size in inches, drawn by Agg, with constrained layout."""
+    """Return a figure of this size in inches, with an Agg canvas and constrained layout."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -62,10 +62,15 @@ def new_figure(width: float, height: float, title: str) -> Figure:
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure as a PNG file, atomically, without matplotlib's version in it, so that equal figures give equal files.
+    """Write a figure as PNG, without matplotlib's version in its metadata, so equal figures are equal files.
 
-    The layout is computed once instead of at each drawing. The bounding box includes labels that the layout does not account
-    for, such as those of a matrix that must stay square; `bbox_inches="tight"` would need one more drawing.
+    The layout is computed once; otherwise every drawing would repeat it. The bounding box includes labels that the layout
+    does not account for, next to a matrix that must stay square; bbox_inches="tight" would cost a further drawing.
+
+    Raises
+    ------
+    DataError
+        The file could not be written.
     """
     if engine := figure.get_layout_engine():
         engine.execute(figure)
@@ -89,7 +94,7 @@ def epoch_axis(axes: Axes, first: int, last: int) -> None:
 
 
 def scale_loss(axes: Axes, values: NDArray[np.float64]) -> None:
-    """Make the y axis logarithmic, with plain numbers, if the values (n,) are positive and span decades."""
+    """Set a logarithmic axis with plain numbers if the values (n,) are positive and span decades."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     if values.size == 0 or values.min() <= 0 or values.max() < LOG_FROM * values.min():
@@ -102,7 +107,7 @@ def scale_loss(axes: Axes, values: NDArray[np.float64]) -> None:
 
 
 def class_legend(figure: Any, shown: Sequence[Any], classes: Sequence[str], **style: Any) -> None:
-    """Add a legend of all classes. Names are set afterwards: matplotlib omits labels that start with "_", and parses "$"."""
+    """Add a legend of all classes. Names are set later: matplotlib skips labels starting with "_" and parses "$" as math."""
     legend = figure.legend(shown, ["class"] * len(shown), loc="outside right upper", frameon=False, **style)
     for text, name in zip(legend.get_texts(), classes, strict=True):
         text.set(text=short_name(name), parse_math=False)

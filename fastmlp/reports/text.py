@@ -1,4 +1,4 @@
-"""Results as text: the table of a training, the classification report in scikit-learn's format, and predictions."""
+"""Results as text: the table that `train` prints, the classification report, and the list of predictions."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from typing import Any, TextIO
 
 import numpy.typing as npt
 
-MAX_CLASSES = 25  # in the table; beyond, also the cells of a confusion matrix are too small for counts
-MAX_NAME_LENGTH = 28
+MOST_CLASSES = 25  # with more, the table is truncated, and the cells of the confusion matrix are too small for counts
+LONGEST_NAME = 28
 REPORT_NAME = "report.txt"
 PREDICTIONS_NAME = "predictions.txt"
 HEADINGS = ("precision", "recall", "f1-score", "support")
 
 
 def printable(text: str) -> str:
-    """Return the text with a question mark for each control character, line breaks included."""
+    """Replace characters that are not printable, such as line breaks and terminal escapes, with question marks."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def short_name(name: str, max_length: int = MAX_NAME_LENGTH) -> str:
-    """Return a class name on one line, truncated to `max_length` characters.
+def short_name(name: str, longest: int = LONGEST_NAME) -> str:
+    """Return a class name on one line, truncated to `longest` characters.
 
     >>> short_name("a class name that is far too long to be shown")
     'a class name that is far to…'
     """
     clean = printable(name)
-    return clean if len(clean) <= max_length else clean[: max_length - 1] + "…"
+    return clean if len(clean) <= longest else clean[: longest - 1] + "…"
 
 
 def print_result(result: Mapping[str, Any], stream: TextIO | None = None) -> None:
     """Print `result_table` to a text stream (None: stdout); headings are bold on a terminal unless NO_COLOR is set.
 
-    Characters that the encoding of the stream does not have become question marks.
+    Characters that the stream cannot encode are printed as question marks, so a class name cannot make a finished run fail.
 
     Examples
     --------
@@ -50,19 +50,19 @@ def print_result(result: Mapping[str, Any], stream: TextIO | None = None) -> Non
 
 
 def result_table(result: Mapping[str, Any], *, color: bool = False) -> str:
-    """Return the summary of a training as a table. Programs should read result.json, which has all values.
+    """Return a short table of the results of a run, for people; programs read result.json.
 
     Parameters
     ----------
-    result : contents of result.json: any of `data`, `network`, `test`, `validation` and `train` (metrics or None),
-        `epochs`, `best_epoch`, `seconds_per_epoch`, `gflops`, `parameters`, `backend`, `threads`, `seed`, `out`, and `cnn`,
-        the result of the network that extracted the features; absent keys are left out, None is shown as -
+    result : content of `result.json`: any of `data`, `network`, `test` and `validation` (metrics or None),
+        `epochs`, `best_epoch`, `seconds_per_epoch`, `gflops`, `parameters`, `backend`, `threads`, `seed`,
+        `out`, and `cnn`, the metrics of the CNN that computed the features; absent keys are omitted, None is shown as -
     color : bold headings, by terminal escape codes
 
     Returns
     -------
     str
-        Lines without a final newline: settings and metrics, then a row per class (at most 25) of the test split.
+        Lines without a final newline: metrics, then a row per class (at most 25) of the test split.
 
     Examples
     --------
@@ -88,7 +88,7 @@ def result_table(result: Mapping[str, Any], *, color: bool = False) -> str:
 
 
 def _summary(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield name and text of each line above the table of classes."""
+    """Yield the name and the text of each line above the table of classes."""
     metrics = {"accuracy": ".4f", "loss": ".4g", "mse": ".4g", "mae": ".4g", "r2": ".4f"}
     others = {
         "seconds_per_epoch": ("seconds per epoch", ".4g"),
@@ -102,13 +102,13 @@ def _summary(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key, name in (("data", "data set"), ("network", "network")):
         if key in result:
             yield name, printable(str(result[key]))
-    for split in ("test", "validation", "train"):
-        values = result.get(split) or {}
+    for part in ("test", "validation", "train"):
+        figures = result.get(part) or {}
         for key, form in metrics.items():
-            if key in values:
-                yield f"{split} {key}", _number(values[key], form)
-    if cnn_metrics := (result.get("cnn") or {}).get("test"):
-        yield "CNN alone, test", _number(cnn_metrics["accuracy"], ".4f")
+            if key in figures:
+                yield f"{part} {key}", _number(figures[key], form)
+    if alone := (result.get("cnn") or {}).get("test"):
+        yield "CNN alone, test", _number(alone["accuracy"], ".4f")
     if "best_epoch" in result:
         yield "best epoch", f"{_number(result['best_epoch'], 'd')} of {_number(result.get('epochs'), 'd')}"
     for key, (name, form) in others.items():
@@ -117,19 +117,19 @@ def _summary(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _class_table(test: Mapping[str, Any], color: bool) -> Iterator[str]:
-    """Yield the lines of the table of classes: heading, classes and averages."""
+    """Yield the lines of the table: heading, classes, averages."""
     from rich.cells import cell_len
 
     rows = [{**row, "class": short_name(row["class"])} for row in test["per_class"]]
     total = sum(row["support"] for row in rows)
     averages = [{**test[kind], "class": f"{kind} average", "support": total} for kind in ("macro", "weighted")]
-    shown = rows[:MAX_CLASSES]
+    shown = rows[:MOST_CLASSES]
     width = max(cell_len(row["class"]) for row in [*shown, *averages])
 
     def line(row: Mapping[str, Any]) -> str:
         space = " " * (width - cell_len(row["class"]))
-        numbers = f"{row['precision']:11.4f}{row['recall']:8.4f}{row['f1']:8.4f}{row['support']:9,d}"
-        return f"{row['class']}{space}{numbers}"
+        figures = f"{row['precision']:11.4f}{row['recall']:8.4f}{row['f1']:8.4f}{row['support']:9,d}"
+        return f"{row['class']}{space}{figures}"
 
     yield _bold(f"{'class':<{width}}  precision  recall      F1  support", color)
     yield from map(line, shown)
@@ -139,7 +139,7 @@ def _class_table(test: Mapping[str, Any], color: bool) -> Iterator[str]:
 
 
 def _number(value: Any, form: str) -> str:
-    """Format a value; - for None."""
+    """Return a formatted value; - for None."""
     return "-" if value is None else format(value, form)
 
 
@@ -147,15 +147,15 @@ def _bold(text: str, color: bool) -> str:
     return f"\x1b[1m{text}\x1b[0m" if color else text
 
 
-def classification_report(metrics: Mapping[str, Any], digits: int = 2) -> str:
-    """Return the text of `sklearn.metrics.classification_report`, from the result of `metrics.classification_metrics`.
+def classification_report(figures: Mapping[str, Any], digits: int = 2) -> str:
+    """Return the text of `sklearn.metrics.classification_report` for a result of `metrics.classification_metrics`.
 
-    Unlike in scikit-learn, control characters in class names, line breaks included, become question marks.
+    Unlike in scikit-learn, characters of names that are not printable, such as line breaks, become question marks.
 
     >>> import numpy as np
     >>> from fastmlp.models.metrics import classification_metrics
-    >>> metrics = classification_metrics(np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1]), ("cat", "dog"))
-    >>> print(classification_report(metrics))
+    >>> figures = classification_metrics(np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1]), ("cat", "dog"))
+    >>> print(classification_report(figures))
                   precision    recall  f1-score   support
     <BLANKLINE>
              cat       1.00      0.50      0.67         2
@@ -166,7 +166,7 @@ def classification_report(metrics: Mapping[str, Any], digits: int = 2) -> str:
     weighted avg       0.83      0.75      0.73         4
     <BLANKLINE>
     """
-    rows = [row | {"class": printable(row["class"])} for row in metrics["per_class"]]
+    rows = [row | {"class": printable(row["class"])} for row in figures["per_class"]]
     total = sum(row["support"] for row in rows)
     width = max(len("weighted avg"), *(len(row["class"]) for row in rows))
 
@@ -176,13 +176,13 @@ def classification_report(metrics: Mapping[str, Any], digits: int = 2) -> str:
 
     head = " " * width + " " + "".join(f" {name:>9}" for name in HEADINGS) + "\n\n"
     classes = "".join(line(row["class"], row, row["support"]) for row in rows)
-    accuracy = f"{'accuracy':>{width}} " + " " * 20 + f" {metrics['accuracy']:>9.{digits}f} {total:>9}\n"
-    averages = "".join(line(f"{name} avg", metrics[name], total) for name in ("macro", "weighted"))
+    accuracy = f"{'accuracy':>{width}} " + " " * 20 + f" {figures['accuracy']:>9.{digits}f} {total:>9}\n"
+    averages = "".join(line(f"{name} avg", figures[name], total) for name in ("macro", "weighted"))
     return f"{head}{classes}\n{accuracy}{averages}"
 
 
-def predictions_text(truth: npt.NDArray[Any], predicted: npt.NDArray[Any], metrics: Mapping[str, Any]) -> str:
-    """Return loss and accuracy, and a line `true,predicted` of class numbers for each row, in the order of the rows.
+def predictions_text(truth: npt.NDArray[Any], predicted: npt.NDArray[Any], figures: Mapping[str, Any]) -> str:
+    """Return the loss, the accuracy, and a line `true,predicted` of class indices for each row, in the order of the rows.
 
     >>> import numpy as np
     >>> print(predictions_text(np.array([9, 2]), np.array([9, 4]), {"loss": 0.75, "accuracy": 0.5}))
@@ -192,6 +192,6 @@ def predictions_text(truth: npt.NDArray[Any], predicted: npt.NDArray[Any], metri
     2,4
     <BLANKLINE>
     """
-    lines = [f"loss {metrics['loss']}", f"accuracy {metrics['accuracy']}"]
-    lines += [f"{true},{label}" for true, label in zip(truth.tolist(), predicted.tolist(), strict=True)]
+    lines = [f"loss {figures['loss']}", f"accuracy {figures['accuracy']}"]
+    lines += [f"{true},{said}" for true, said in zip(truth.tolist(), predicted.tolist(), strict=True)]
     return "\n".join(lines) + "\n"

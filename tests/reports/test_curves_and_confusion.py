@@ -1,4 +1,4 @@
-"""Learning curves and confusion matrices: contents of the figures, and that no texts overlap."""
+"""Plots of curves and confusion matrices: their content, and that nothing overlaps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
-import sklearn.metrics  # noqa: F401 - before the tests: its first import uses the global random generator
+import sklearn.metrics  # noqa: F401 - at the top: its first import draws from the global generator
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -23,7 +23,7 @@ from support.figures import check_legend_beside_panels, check_no_overlap, draw, 
 from support.processes import ROOT
 
 from fastmlp.errors import DataError
-from fastmlp.reports import confusion as confusion_plots
+from fastmlp.reports import confusion as confusion_pictures
 from fastmlp.reports import curves, style
 from fastmlp.reports.text import short_name
 
@@ -36,9 +36,9 @@ def make_history(epochs: int, *keys: str, first: int = 1) -> list[dict[str, Any]
     rows = []
     for i in range(epochs):
         loss = 0.2 + 2 * math.exp(-6 * i / epochs) + 0.02 * rng.normal()
-        metrics = {"loss": loss, "accuracy": 1 - loss / 3, "val_loss": loss + 0.1, "val_accuracy": 0.95 - loss / 3}
-        absent = dict.fromkeys(metrics.keys() - set(keys)) if keys else {}
-        rows.append({"epoch": first + i, **metrics, **absent})
+        figures = {"loss": loss, "accuracy": 1 - loss / 3, "val_loss": loss + 0.1, "val_accuracy": 0.95 - loss / 3}
+        absent = dict.fromkeys(figures.keys() - set(keys)) if keys else {}
+        rows.append({"epoch": first + i, **figures, **absent})
     return rows
 
 
@@ -49,7 +49,7 @@ def make_confusion(k: int, rows: int = 1000) -> list[list[int]]:
 
 @pytest.fixture(autouse=True)
 def own_style() -> Iterator[None]:
-    """Use the style of the public functions."""
+    """Use the style that the public functions set."""
     with style.own_style():
         yield
 
@@ -73,14 +73,14 @@ def test_curves_show_the_history_without_overlaps(epochs: int, keys: tuple[str, 
     figure = draw(curves._curves_figure(history, best, "fashion-mnist 784x400x250x100x10"))
     check_no_overlap(figure)
     check_legend_beside_panels(figure)
-    metrics = ["loss"] if keys and "accuracy" not in keys else ["loss", "accuracy"]
-    assert [axes.get_ylabel() for axes in figure.axes] == metrics
-    for axes, metric in zip(figure.axes, metrics, strict=True):
+    quantities = ["loss"] if keys and "accuracy" not in keys else ["loss", "accuracy"]
+    assert [axes.get_ylabel() for axes in figure.axes] == quantities
+    for axes, quantity in zip(figure.axes, quantities, strict=True):
         assert axes.get_xlabel() == "epoch"
         lines = lines_of(axes)
-        expected = {"training": metric, f"best epoch {best}": None}
+        expected = {"training": quantity, f"best epoch {best}": None}
         if not keys or "val_loss" in keys:
-            expected["validation"] = f"val_{metric}"
+            expected["validation"] = f"val_{quantity}"
         assert set(lines) == set(expected)
         assert set(lines[f"best epoch {best}"].get_xdata()) == {best}
         for label, key in expected.items():
@@ -96,29 +96,29 @@ def test_curves_show_the_history_without_overlaps(epochs: int, keys: tuple[str, 
         assert axes.get_xlim()[1] > epochs
 
 
-def test_the_axis_of_a_resumed_history_starts_at_its_first_epoch() -> None:
+def test_x_axis_starts_at_the_first_epoch_of_the_history() -> None:
     figure = draw(curves._curves_figure(make_history(5, first=51), 53, "resumed"))
     assert 50 <= figure.axes[0].get_xlim()[0] < 51
 
 
-def test_validations_within_epochs_are_drawn_at_fractions_of_epochs() -> None:
+def test_values_measured_within_epochs_are_drawn_at_fractional_epochs() -> None:
     history = make_history(4)
     for row in history:
-        epochs = [row["epoch"] - 1 + fraction for fraction in (0.4, 0.8)]
-        row["steps"] = [{"epoch": e, "loss": row["loss"], "val_loss": 2 - e / 10, "val_accuracy": e / 10} for e in epochs]
+        at = [row["epoch"] - 1 + part for part in (0.4, 0.8)]
+        row["steps"] = [{"epoch": e, "loss": row["loss"], "val_loss": 2 - e / 10, "val_accuracy": e / 10} for e in at]
     figure = draw(curves._curves_figure(history, 2, "steps"))
     check_no_overlap(figure)
     lines = {(axes.get_ylabel(), line.get_label()): line for axes in figure.axes for line in axes.lines}
-    epochs = [0.4, 0.8, 1.4, 1.8, 2.4, 2.8, 3.4, 3.8]
+    places = [0.4, 0.8, 1.4, 1.8, 2.4, 2.8, 3.4, 3.8]
     line = lines["loss", "validation, within epochs"]
-    np.testing.assert_allclose(line.get_xdata(), epochs)
-    np.testing.assert_allclose(line.get_ydata(), [2 - epoch / 10 for epoch in epochs])
+    np.testing.assert_allclose(line.get_xdata(), places)
+    np.testing.assert_allclose(line.get_ydata(), [2 - place / 10 for place in places])
     assert ("accuracy", "validation, within epochs") in lines
-    assert ("accuracy", "training, within epochs") not in lines  # not computed
+    assert ("accuracy", "training, within epochs") not in lines  # it was not measured
     assert figure.axes[0].get_xlim()[0] == 0
 
 
-def test_a_history_without_epochs() -> None:
+def test_empty_history() -> None:
     figure = draw(curves._curves_figure([], None, "stopped at once"))
     assert {text.get_text() for text in texts(figure)} == {"stopped at once", "no epoch was finished"}
 
@@ -144,7 +144,7 @@ def test_losses_that_span_decades_get_a_logarithmic_axis(scale: str, losses: lis
     assert all(re.fullmatch(r"[−-]?[0-9.]+(e[−+][0-9]+)?", text) for text in shown), shown
 
 
-def test_values_that_are_not_finite_are_a_gap_with_a_cross() -> None:
+def test_values_that_are_not_finite_leave_a_gap_marked_by_a_cross() -> None:
     history = make_history(6)
     history[2]["loss"], history[3]["loss"], history[5]["val_loss"] = NAN, INF, -INF
     figure = draw(curves._curves_figure(history, 2, "t"))
@@ -158,12 +158,12 @@ def test_values_that_are_not_finite_are_a_gap_with_a_cross() -> None:
     assert sorted(legend) == ["best epoch 2", "not finite", "training", "validation"]
 
 
-def test_a_history_of_values_that_are_not_finite() -> None:
+def test_history_without_finite_values() -> None:
     figure = draw(curves._curves_figure([{"epoch": 1, "loss": NAN}, {"epoch": 2, "loss": INF}], None, "t"))
     check_no_overlap(figure)
 
 
-def test_missing_values_are_bridged_and_the_best_epoch_is_optional() -> None:
+def test_curves_bridge_missing_values_and_best_epoch_may_be_none() -> None:
     history = make_history(4)
     history[1]["val_loss"] = None
     lines = lines_of(draw(curves._curves_figure(history, None, "t")).axes[0])
@@ -173,7 +173,7 @@ def test_missing_values_are_bridged_and_the_best_epoch_is_optional() -> None:
 
 def confusion_figure(k: int, names: tuple[str, ...], rows: int = 1000) -> tuple[Any, Figure]:
     counts = np.array(make_confusion(k, rows))
-    return counts, draw(confusion_plots._confusion_figure(counts, [short_name(name) for name in names], "digits"))
+    return counts, draw(confusion_pictures._confusion_figure(counts, [short_name(name) for name in names], "digits"))
 
 
 CHINESE = tuple("甲" * i for i in range(1, 11))
@@ -209,7 +209,7 @@ def test_confusion_labels_do_not_overlap(k: int, names: tuple[str, ...]) -> None
     assert top < bottom  # the first class is at the top
 
 
-def test_the_overlap_check_detects_an_overlap() -> None:
+def test_overlap_check_fails_on_an_overlap() -> None:
     _, figure = confusion_figure(10, LONG[:10])
     for label in figure.axes[0].get_xticklabels():
         label.set(rotation=0, ha="center", rotation_mode="default")
@@ -227,7 +227,7 @@ def test_counts_fit_their_cells(k: int, rows: int) -> None:
     assert max(text.get_window_extent().width for text in axes.texts) < cell
 
 
-def test_more_than_25_classes_have_no_counts() -> None:
+def test_no_counts_with_more_than_25_classes() -> None:
     assert not confusion_figure(26, SHORT[:26])[1].axes[0].texts
 
 
@@ -237,53 +237,53 @@ def luminance(color: tuple[float, ...]) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-def test_counts_have_enough_contrast_on_every_color() -> None:
+def test_counts_are_readable_on_every_colour() -> None:
     for color in matplotlib.colormaps["Blues"](np.linspace(0, 1, 256)):
-        dark, light = sorted((luminance(to_rgb(confusion_plots._contrasting(color))), luminance(tuple(color))))
+        dark, light = sorted((luminance(to_rgb(confusion_pictures._readable(color))), luminance(tuple(color))))
         assert (light + 0.05) / (dark + 0.05) >= 4.5
     _, figure = confusion_figure(10, CLOTHES)
     assert {text.get_color() for text in figure.axes[0].texts if len(set(text.get_position())) == 1} == {"white"}
 
 
-def test_colors_are_fractions_of_rows() -> None:
-    figure = draw(confusion_plots._confusion_figure(np.array([[1, 3], [0, 0]]), ["a", "b"], "t"))
+def test_colour_is_the_fraction_of_the_row() -> None:
+    figure = draw(confusion_pictures._confusion_figure(np.array([[1, 3], [0, 0]]), ["a", "b"], "t"))
     (image,) = figure.axes[0].images
     assert np.asarray(image.get_array()).tolist() == [[0.25, 0.75], [0.0, 0.0]]
     assert image.norm.vmin == 0
     assert image.norm.vmax == 1
 
 
-def test_names_are_not_parsed_as_mathematics(tmp_path: Path) -> None:
+def test_names_are_not_parsed_as_math(tmp_path: Path) -> None:
     names = ["$a_1$", "b\x1b[31m\nx", "鱼类", "\U0001f600", "%s {x}"]
-    figure = draw(confusion_plots._confusion_figure(np.eye(5, dtype=int), [short_name(name) for name in names], "$t_1$"))
+    figure = draw(confusion_pictures._confusion_figure(np.eye(5, dtype=int), [short_name(name) for name in names], "$t_1$"))
     labels = [*figure.axes[0].get_xticklabels(), *figure.axes[0].get_yticklabels()]
     assert not any(label.get_parse_math() for label in labels)
     assert labels[1].get_text() == "b?[31m?x"
-    confusion_plots.plot_confusion(np.eye(5, dtype=int).tolist(), names, tmp_path / "a.png")
+    confusion_pictures.plot_confusion(np.eye(5, dtype=int).tolist(), names, tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(
     ("confusion", "classes"),
     [([[1, 2]], ["a"]), ([[1]], ["a", "b"]), ([], []), ([[1, 0], [0, 1]], ["a"]), ([1, 2], ["a", "b"])],
 )
-def test_a_matrix_of_another_size_than_the_names_is_an_error(tmp_path: Path, confusion: Any, classes: list[str]) -> None:
-    with pytest.raises(DataError, match=f"for {len(classes)} classes; it must be square"):
-        confusion_plots.plot_confusion(confusion, classes, tmp_path / "a.png")
+def test_confusion_of_another_shape_than_the_names(tmp_path: Path, confusion: Any, classes: list[str]) -> None:
+    with pytest.raises(DataError, match=f"with {len(classes)} classes; pass a .k, k. matrix"):
+        confusion_pictures.plot_confusion(confusion, classes, tmp_path / "a.png")
     assert not list(tmp_path.iterdir())
 
 
-def test_files_have_margins_and_no_metadata(tmp_path: Path) -> None:
+def test_files_have_margins_and_no_metadata_but_dpi(tmp_path: Path) -> None:
     curves.plot_curves(make_history(9), 4, tmp_path / "curves.png")
-    confusion_plots.plot_confusion(make_confusion(10), CLOTHES, str(tmp_path / "confusion.png"))
+    confusion_pictures.plot_confusion(make_confusion(10), CLOTHES, str(tmp_path / "confusion.png"))
     for name in ("curves.png", "confusion.png"):
-        with Image.open(tmp_path / name) as image:
-            image.load()
-            assert image.info["dpi"] == pytest.approx((150, 150), abs=0.1)
-            assert set(image.info) == {"dpi"}  # no date, no version
-            assert min(image.size) > 500
-            pixels = np.asarray(image.convert("RGB"))
+        with Image.open(tmp_path / name) as picture:
+            picture.load()
+            assert picture.info["dpi"] == pytest.approx((150, 150), abs=0.1)
+            assert set(picture.info) == {"dpi"}  # no date, no version
+            assert min(picture.size) > 500
+            pixels = np.asarray(picture.convert("RGB"))
         for edge in (pixels[:8], pixels[-8:], pixels[:, :8], pixels[:, -8:]):
-            assert (edge == 255).all()  # nothing is clipped
+            assert (edge == 255).all()  # nothing is cut off
     with pytest.raises(DataError, match="missing"):
         curves.plot_curves(make_history(2), 1, tmp_path / "missing" / "curves.png")
 
@@ -311,7 +311,7 @@ def plot_in_child(folder: Path, **environment: str) -> list[bytes]:
 
 
 @pytest.mark.full
-def test_files_do_not_depend_on_the_process_or_the_users_settings(tmp_path: Path) -> None:
+def test_files_are_identical_in_every_process_and_environment(tmp_path: Path) -> None:
     settings = tmp_path / "matplotlibrc"
     settings.write_text("axes.facecolor: black\nfont.size: 30\nsavefig.dpi: 20\ntext.usetex: True\nbackend: TkAgg\n")
     blocked = tmp_path / "file"
@@ -321,9 +321,9 @@ def test_files_do_not_depend_on_the_process_or_the_users_settings(tmp_path: Path
     assert plot_in_child(tmp_path / "blocked", MPLCONFIGDIR=str(blocked / "below"), DISPLAY="nowhere:7") == plain
 
 
-def test_settings_of_the_user_are_restored(tmp_path: Path) -> None:
+def test_rcparams_of_the_user_are_unchanged(tmp_path: Path) -> None:
     matplotlib.rcParams["axes.facecolor"] = "black"
     before = dict(matplotlib.rcParams)
     curves.plot_curves(make_history(3), 2, tmp_path / "a.png")
-    confusion_plots.plot_confusion([[1, 0], [0, 1]], ["a", "b"], tmp_path / "b.png")
+    confusion_pictures.plot_confusion([[1, 0], [0, 1]], ["a", "b"], tmp_path / "b.png")
     assert dict(matplotlib.rcParams) == before

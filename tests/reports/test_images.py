@@ -1,4 +1,4 @@
-"""Plots of filters, feature maps, projections and misclassified images: contents, no overlaps, equal files from equal input."""
+"""Plots of filters, feature maps, features and mistakes: content, no overlaps, identical files from equal input."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from support.figures import check_legend_beside_panels, check_no_overlap, draw
 
 from fastmlp.models.metrics import classification_metrics
 from fastmlp.reports import confusion
-from fastmlp.reports import images as image_plots
-from fastmlp.reports.confusion import MAX_MATRICES, plot_classes
-from fastmlp.reports.images import plot_filters, plot_maps, plot_mistakes, plot_projection, principal_components
+from fastmlp.reports import images as pictures
+from fastmlp.reports.confusion import MATRICES, plot_classes
+from fastmlp.reports.images import plot_filters, plot_maps, plot_mistakes, plot_projection, principal
 
 RNG = np.random.default_rng(0)
 LONG = [f"a class with a rather long name {number}" for number in range(12)]
@@ -21,15 +21,15 @@ LONG = [f"a class with a rather long name {number}" for number in range(12)]
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Return a list to which the figures are appended when they are saved, with the layout of their files."""
+    """Collect the saved figures, with the layout of their files."""
     found: list[Any] = []
-    save = image_plots.save
+    save = pictures.save
 
     def kept(figure: Any, path: Path) -> None:
         save(figure, path)
         found.append(draw(figure))
 
-    for module in (image_plots, confusion):
+    for module in (pictures, confusion):
         monkeypatch.setattr(module, "save", kept)
     return found
 
@@ -40,7 +40,7 @@ def tiles_of(figure: Any) -> list[Any]:
 
 @pytest.mark.parametrize("count", [1, 7, 20])
 def test_filters_and_maps(count: int, figures: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_plots, "MAX_TILES", 12)
+    monkeypatch.setattr(pictures, "MOST_TILES", 12)
     filters, maps = RNG.normal(size=(count, 5, 5)), RNG.random((count, 14, 14))
     plot_filters(filters, tmp_path / "a.png", "Filters")
     plot_maps(RNG.integers(0, 256, (28, 28)), maps, tmp_path / "b.png", "Maps")
@@ -65,7 +65,7 @@ def test_filters_of_zeros(figures: list[Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("classes", [["no", "yes"], [str(digit) for digit in range(10)], LONG, [str(n) for n in range(60)]])
-def test_a_projection_shows_every_class_by_name(classes: list[str], figures: list[Any], tmp_path: Path) -> None:
+def test_projection_shows_every_class_in_the_legend(classes: list[str], figures: list[Any], tmp_path: Path) -> None:
     labels = RNG.integers(0, len(classes), 500)
     plot_projection(RNG.normal(size=(500, 7)) + labels[:, None], labels, classes, tmp_path / "a.png", "Features")
     (figure,) = figures
@@ -80,33 +80,31 @@ def test_a_projection_shows_every_class_by_name(classes: list[str], figures: lis
     assert len(looks) == min(len(classes), 50)
 
 
-def test_principal_components_are_those_of_the_covariance() -> None:
+def test_principal_components_equal_eigenvectors_of_the_covariance() -> None:
     features = RNG.normal(size=(300, 5)) @ RNG.normal(size=(5, 5)) + 3
-    points, ratios = principal_components(features.astype(np.float32))
+    points, shares = principal(features.astype(np.float32))
     values, vectors = np.linalg.eigh(np.cov(features.T))
     wanted = (features - features.mean(axis=0)) @ vectors[:, [-1, -2]]
     np.testing.assert_allclose(np.abs(points), np.abs(wanted), rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(ratios, values[[-1, -2]] / values.sum(), rtol=1e-4)
+    np.testing.assert_allclose(shares, values[[-1, -2]] / values.sum(), rtol=1e-4)
     assert (points[np.abs(points).argmax(axis=0), [0, 1]] > 0).all()
     for flat in (np.ones((4, 3)), np.arange(4.0)[:, None], np.zeros((1, 2))):
-        points, ratios = principal_components(flat)
+        points, shares = principal(flat)
         assert points.shape == (len(flat), 2)
         assert np.isfinite(points).all()
-        assert np.isfinite(ratios).all()
+        assert np.isfinite(shares).all()
 
 
 @pytest.mark.parametrize("wrong", [0, 7, 60])
 @pytest.mark.parametrize("colour", [(), (3,)])
-def test_the_most_confident_mistakes_come_first(
-    wrong: int, colour: tuple[int, ...], figures: list[Any], tmp_path: Path
-) -> None:
+def test_most_confident_mistakes_come_first(wrong: int, colour: tuple[int, ...], figures: list[Any], tmp_path: Path) -> None:
     images = RNG.integers(0, 256, (100, 9, 9, *colour), np.uint8)
     truth, probability = RNG.integers(0, 12, 100), RNG.random(100)
     predicted = truth.copy()
     predicted[:wrong] = (truth[:wrong] + 1) % 12
     plot_mistakes(images, truth, predicted, probability, LONG, tmp_path / "a.png", "Mistakes")
     (figure,) = figures
-    assert f"{wrong} of 100 rows misclassified" in figure.get_suptitle()
+    assert f"{wrong} mistakes in 100 rows" in figure.get_suptitle()
     tiles = tiles_of(figure)
     worst = np.argsort(-probability[:wrong])[:24]
     assert len(tiles) == len(worst)
@@ -120,7 +118,7 @@ def test_the_most_confident_mistakes_come_first(
         assert not any(box.overlaps(axes.images[0].get_window_extent()) for axes in tiles)
 
 
-def test_equal_input_gives_equal_files(tmp_path: Path) -> None:
+def test_equal_input_gives_identical_files(tmp_path: Path) -> None:
     labels = RNG.integers(0, 3, 5000)
     features = RNG.normal(size=(5000, 4))
     for name in ("a.png", "b.png"):
@@ -128,7 +126,7 @@ def test_equal_input_gives_equal_files(tmp_path: Path) -> None:
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
-def test_class_names_in_legends_are_not_parsed(figures: list[Any], tmp_path: Path) -> None:
+def test_legends_show_class_names_unparsed(figures: list[Any], tmp_path: Path) -> None:
     classes = ["_background_", "$x^2$", "a\nb", "back\\slash$", "日本"]
     labels = np.arange(10) % 5
     plot_projection(RNG.normal(size=(10, 3)), labels, classes, tmp_path / "a.png", "Features")
@@ -140,30 +138,30 @@ def test_class_names_in_legends_are_not_parsed(figures: list[Any], tmp_path: Pat
         assert not any(text.get_parse_math() for text in legend.get_texts())
 
 
-def class_history(k: int, epochs: int, split: str) -> list[dict[str, Any]]:
+def measured(k: int, epochs: int, part: str) -> list[dict[str, Any]]:
     rows = []
     for epoch in range(2, 2 * epochs + 1, 2):
         truth = RNG.integers(0, k, 400)
         predicted = np.where(RNG.random(400) < epoch / (2 * epochs + 1), truth, RNG.integers(0, k, 400))
-        rows.append({"epoch": epoch, split: classification_metrics(truth, predicted, tuple(map(str, range(k))))})
+        rows.append({"epoch": epoch, part: classification_metrics(truth, predicted, tuple(map(str, range(k))))})
     return rows
 
 
-@pytest.mark.parametrize(("k", "epochs", "split"), [(2, 1, "train"), (10, 4, "validation"), (40, 25, "validation")])
-def test_classes_over_epochs(k: int, epochs: int, split: str, figures: list[Any], tmp_path: Path) -> None:
-    rows, names = class_history(k, epochs, split), [f"class ${number}" for number in range(k)]
+@pytest.mark.parametrize(("k", "epochs", "part"), [(2, 1, "train"), (10, 4, "validation"), (40, 25, "validation")])
+def test_accuracy_of_classes_over_epochs(k: int, epochs: int, part: str, figures: list[Any], tmp_path: Path) -> None:
+    rows, names = measured(k, epochs, part), [f"class ${number}" for number in range(k)]
     plot_classes(rows, names, tmp_path / "a.png")
     (figure,) = figures
     check_no_overlap(figure)
     curves, *matrices = figure.axes
     assert len(curves.lines) == min(k, 25)
     assert curves.lines[1].get_xdata().tolist() == [row["epoch"] for row in rows]
-    assert list(curves.lines[1].get_ydata()) == [row[split]["per_class"][1]["recall"] for row in rows]
-    assert split in figure.get_suptitle()
+    assert list(curves.lines[1].get_ydata()) == [row[part]["per_class"][1]["recall"] for row in rows]
+    assert part in figure.get_suptitle()
     shown = [axes.get_title() for axes in matrices]
-    assert len(shown) == min(epochs, MAX_MATRICES)
-    assert shown[-1] == f"epoch {rows[-1]['epoch']}: {rows[-1][split]['accuracy']:.4f}"
-    counts = np.array(rows[0][split]["confusion"])
+    assert len(shown) == min(epochs, MATRICES)
+    assert shown[-1] == f"epoch {rows[-1]['epoch']}: {rows[-1][part]['accuracy']:.4f}"
+    counts = np.array(rows[0][part]["confusion"])
     assert np.allclose(matrices[0].images[0].get_array(), counts / np.maximum(counts.sum(1, keepdims=True), 1))
     plot_classes(rows, names, tmp_path / "b.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

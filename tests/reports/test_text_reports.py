@@ -1,4 +1,4 @@
-"""reports/text.py: the same classification report as scikit-learn, and files of predictions."""
+"""reports/text.py: the classification report equals scikit-learn's, and predictions can be read back."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ def by_sklearn(truth: np.ndarray, predicted: np.ndarray, names: tuple[str, ...],
 @pytest.mark.parametrize("digits", [2, 4])
 @pytest.mark.parametrize("k", NAMES)
 @pytest.mark.parametrize("rows", [2, 200, 300_000])
-def test_the_report_equals_that_of_scikit_learn(rows: int, k: int, digits: int) -> None:
+def test_report_equals_that_of_scikit_learn(rows: int, k: int, digits: int) -> None:
     rng = np.random.default_rng(rows + k)
     truth, predicted = rng.integers(0, k - 1, rows), rng.integers(0, k - 1, rows)  # the last class does not occur
-    predicted[0] = truth[0]  # without a correct prediction, scikit-learn writes the number of rows as 1.0
+    predicted[0] = truth[0]  # without a correct prediction scikit-learn formats the support as 1.0
     ours = classification_report(classification_metrics(truth, predicted, NAMES[k]), digits)
     assert ours == by_sklearn(truth, predicted, NAMES[k], digits)
     other = classification_metrics(truth, np.zeros_like(predicted) + (truth[0] == 0), NAMES[k])
     assert classification_report(other, digits) != by_sklearn(truth, predicted, NAMES[k], digits)
 
 
-def test_control_characters_in_names_are_replaced() -> None:
-    """Each name stays on its line, and no name has terminal escape codes."""
+def test_names_are_printed_on_one_line() -> None:
+    """Names stay in one column, and contain no control characters."""
     names = ("a,b", "c\nd", "\x1b[2J", "$x$", "_", "日本語")
     truth = np.arange(6)
     text = classification_report(classification_metrics(truth, truth, names))
     assert [line.split()[0] for line in text.splitlines()[2:8]] == ["a,b", "c?d", "?[2J", "$x$", "_", "日本語"]
 
 
-def test_predictions_can_be_parsed() -> None:
+def test_predictions_can_be_read_back() -> None:
     truth, predicted = np.array([3, 1, 2, 1]), np.array([3, 1, 1, 1])
     loss, accuracy, *rows = predictions_text(truth, predicted, {"loss": 0.1 + 0.2, "accuracy": 0.75}).splitlines()
     assert (loss, accuracy) == ("loss 0.30000000000000004", "accuracy 0.75")
@@ -56,7 +56,7 @@ def test_predictions_can_be_parsed() -> None:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a run on digits with predictions, and one without."""
+    """Folder with two runs on digits: `run` with predictions, `plain` without."""
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         forget_settings(patch)
@@ -72,7 +72,7 @@ def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
 
 
-def test_a_run_and_evaluate_write_the_same_reports() -> None:
+def test_train_and_evaluate_write_the_same_report_and_predictions() -> None:
     result = json.loads(Path("run/result.json").read_text())
     assert Path("run/report.txt").read_text() == classification_report(result["test"])
     assert ok("evaluate", "run", "--report", "--predictions", "again.txt").stdout == classification_report(result["test"])
@@ -89,7 +89,7 @@ def test_a_run_and_evaluate_write_the_same_reports() -> None:
     assert len(Path("validation.txt").read_text().splitlines()) == 2 + result["data"]["rows"]["validation"]
 
 
-def test_predictions_are_optional() -> None:
+def test_predictions_are_not_written_by_default() -> None:
     assert not Path("plain/predictions.txt").exists()
     assert Path("plain/report.txt").exists()
 

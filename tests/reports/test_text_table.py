@@ -1,4 +1,4 @@
-"""reports/text.py: the table of a result, with and without a terminal."""
+"""reports/text.py: the table of results, on a terminal and elsewhere."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from fastmlp.reports.text import print_result, result_table
 
 def make_result(**changes: Any) -> dict[str, Any]:
     y_true, y_pred = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])
-    metrics = {"loss": 0.123456, **classification_metrics(y_true, y_pred, ("cat", "a bird"))}
-    result: dict[str, Any] = {"data": "pets", "network": "4x8x2", "test": metrics, "validation": {**metrics, "loss": 0.5}}
+    part = {"loss": 0.123456, **classification_metrics(y_true, y_pred, ("cat", "a bird"))}
+    result: dict[str, Any] = {"data": "pets", "network": "4x8x2", "test": part, "validation": {**part, "loss": 0.5}}
     result |= {"epochs": 28, "best_epoch": 23, "seconds_per_epoch": 0.0123456, "gflops": 123.456}
     result |= {"parameters": 101770, "backend": "numba", "threads": 2, "seed": 0, "out": "runs/a"}
     return result | changes
@@ -49,7 +49,7 @@ def test_table() -> None:
     assert result_table(make_result()) == TABLE
 
 
-def test_table_of_a_regression() -> None:
+def test_table_of_regression() -> None:
     test = {"loss": 1e-7, "mse": 12345.6, "mae": 2.0, "r2": None}
     table = result_table(make_result(test=test, validation=None, gflops=None, best_epoch=None))
     expected = ["test loss           1e-07", "test mse            1.235e+04", "test mae            2", "test r2             -"]
@@ -59,7 +59,7 @@ def test_table_of_a_regression() -> None:
     assert table.splitlines()[-1] == "run folder          runs/a"
 
 
-def test_a_long_table_is_truncated() -> None:
+def test_long_table_is_truncated() -> None:
     y = np.arange(60).repeat(2)
     test = {"loss": 0.0, **classification_metrics(y, y, tuple(f"类{i} " + "x" * i for i in range(60)))}
     lines = result_table(make_result(test=test)).splitlines()
@@ -71,7 +71,7 @@ def test_a_long_table_is_truncated() -> None:
 
 
 class Stream(io.StringIO):
-    """Text in memory that claims to be a terminal."""
+    """In-memory text stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -82,7 +82,7 @@ def printed(stream: io.StringIO) -> str:
     return stream.getvalue()
 
 
-def test_headings_are_bold_only_on_terminals_with_color(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bold_headings_only_on_capable_terminals_without_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert printed(io.StringIO()) == TABLE + "\n"
@@ -101,7 +101,7 @@ def test_stdout_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == (TABLE + "\n", "")
 
 
-def test_names_are_printable_in_the_encoding_of_the_stream() -> None:
+def test_names_contain_no_control_characters_and_fit_the_encoding() -> None:
     result = make_result(data="b\x1b[2Jä\n")
     result["test"]["per_class"][0]["class"] = "\x07鱼\r"
     raw = io.BytesIO()
