@@ -163,7 +163,7 @@ def parse_activation(text: str) -> tuple[str, float]:
     if not parameter:
         return name, default or 0.0
     if default is None:
-        raise ConfigError(f"activation {name!r} takes no parameter, but {text!r} gives one; write {name!r}")
+        raise ConfigError(f"activation {name!r} has no parameter, but {text!r} sets one; write {name!r}")
     return name, parse_number(f"activation {text!r}", parameter)
 
 

@@ -134,7 +134,7 @@ class Network:
         object.__setattr__(self, "output", output)
         if self.output not in outputs:
             raise ConfigError(
-                f"loss {self.loss!r} takes output {' or '.join(outputs)}, not {self.output!r}", settings=("loss", "output")
+                f"loss {self.loss!r} needs output {' or '.join(outputs)}, not {self.output!r}", settings=("loss", "output")
             )
         for field in ("l1", "l2"):
             if not (getattr(self, field) >= 0 and math.isfinite(getattr(self, field))):

@@ -230,7 +230,7 @@ def test_every_activation_parses(name: str) -> None:
     default = ACTIVATIONS[name].default
     assert parse_activation(name) == (name, default or 0.0)
     if default is None:
-        with pytest.raises(ConfigError, match="takes no parameter"):
+        with pytest.raises(ConfigError, match="has no parameter"):
             parse_activation(f"{name}:0.5")
     else:
         assert parse_activation(f"{name}:0.5") == (name, 0.5)
