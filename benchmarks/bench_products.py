@@ -19,7 +19,7 @@ from benchmarks.measuring import CASES, Subject, blas_threads, check, exact, mea
 from benchmarks.workbench import Workbench, on_bench, one_layer
 from fastmlp.engines.cuda.kernels.layout import GRADIENT, OUTPUT, SLOPES
 from fastmlp.nn.network import Network
-from fastmlp.reference import Pass, backward, forward
+from fastmlp.reference import ForwardPass, backward, forward
 
 
 class Shape(NamedTuple):
@@ -167,7 +167,7 @@ def test_weight_gradient(benchmark: Any, shape: Shape, backend: str) -> None:
 # ------------------------------------------------------------------------------------------------ the whole backward pass
 
 
-def numpy_backward(network: Network, parameters: Any, passed: Pass, dz: Any) -> Subject:
+def numpy_backward(network: Network, parameters: Any, passed: ForwardPass, dz: Any) -> Subject:
     layers = network.views(parameters)
 
     def run() -> Any:
@@ -176,7 +176,7 @@ def numpy_backward(network: Network, parameters: Any, passed: Pass, dz: Any) -> 
     return Subject(run, lambda: flat_views(network, run()), blas_threads())
 
 
-def numba_backward(network: Network, parameters: Any, passed: Pass, dz: Any) -> Subject:
+def numba_backward(network: Network, parameters: Any, passed: ForwardPass, dz: Any) -> Subject:
     bench = Workbench(network, len(dz))
     bench.load(parameters)
     bench.fill(passed.inputs, passed.slopes, dz)
@@ -194,7 +194,7 @@ def flat_views(network: Network, vector: Any) -> tuple[Any, ...]:
     return tuple(array for pair in network.views(vector) for array in pair)
 
 
-def cuda_backward(network: Network, parameters: Any, passed: Pass, dz: Any) -> Subject:
+def cuda_backward(network: Network, parameters: Any, passed: ForwardPass, dz: Any) -> Subject:
     bench = CudaWorkbench(network, len(dz), device(), KEEP_GRADIENT)
     bench.load(parameters)
     bench.inputs(passed.inputs[0])
@@ -215,7 +215,7 @@ def test_backward(benchmark: Any, case: Case, backend: str) -> None:
     passed = forward(network, network.views(parameters), numbers(case.batch, case.sizes[0]))
     dz = numbers(case.batch, case.sizes[-1])
     subject = BACKWARD[backend](network, parameters, passed, dz)
-    precise = Pass(list(exact(*passed.inputs)), list(exact(*passed.slopes)), passed.z)
+    precise = ForwardPass(list(exact(*passed.inputs)), list(exact(*passed.slopes)), passed.z)
     wanted = backward(network, network.views(*exact(parameters)), precise, *exact(dz))
     check(subject.answer(), flat_views(network, wanted), rounding(case.batch + sum(case.sizes)))
     measure(benchmark, f"backward {case.label}", backend, subject)

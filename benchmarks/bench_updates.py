@@ -23,7 +23,7 @@ from fastmlp.engines.cuda.kernels import layout
 from fastmlp.engines.cuda.kernels.programs import PLAIN
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import RULES, Optimizer
-from fastmlp.reference import Pass, backward, update
+from fastmlp.reference import ForwardPass, backward, update
 
 FAN_IN, FAN_OUT, ROWS = sized((784, 128, 64), (13, 9, 7))
 SIZE = f"{FAN_IN}x{FAN_OUT}"
@@ -92,7 +92,7 @@ def numpy_gradient_update(optimizer: Optimizer, start: Start, x: Any, dz: Any) -
     p, slots = start.p.copy(), start.slots.copy()
 
     def run() -> None:
-        g = backward(network, network.views(p), Pass([x], [], dz), dz)
+        g = backward(network, network.views(p), ForwardPass([x], [], dz), dz)
         update(optimizer, p, g, slots, STEP, LEARNING_RATE, start.decay)
 
     return on_bench(run, lambda: (p, *slots), blas_threads())

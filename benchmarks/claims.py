@@ -189,8 +189,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     print(f"{ROWS:,} rows of {DATA.name} data", flush=True)
-    parts = (variants, small, prediction, threads_never_hurt, threads_never_hurt_predictions, busy, crowd)
-    publish((part(options.rounds) for part in parts), options.rounds, options.out)
+    groups = (variants, small, prediction, threads_never_hurt, threads_never_hurt_predictions, busy, crowd)
+    publish((group(options.rounds) for group in groups), options.rounds, options.out)
 
 
 if __name__ == "__main__":

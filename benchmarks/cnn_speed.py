@@ -69,13 +69,13 @@ def extraction() -> dict[str, Callable[[], None]]:
     pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 784), np.uint8)
     scaling = Scaling(np.full(1, 127.5, np.float32), np.full(1, 1 / 127.5, np.float32))
     extractor = Extractor(NETWORK, make_network(NETWORK, 0), scaling)
-    part = up_to(make_network(NETWORK, 0), "flatten").eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layers = up_to(make_network(NETWORK, 0), "flatten").eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = torch.from_numpy(extractor_input(pixels)).permute(0, 3, 1, 2)
 
     def bare() -> None:
         with torch.inference_mode():
             for start in range(0, IMAGES, EVALUATED):
-                part(x[start : start + EVALUATED])
+                layers(x[start : start + EVALUATED])
 
     def ours() -> None:
         extract_rows(extractor, pixels)

@@ -33,7 +33,7 @@ CAPABILITIES: tuple[Capability, ...] = ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), 
 TOOLCHAIN = ("numba", "numba-cuda", "nvidia-nvvm", "nvidia-nvjitlink")  # packages of the compiler
 
 
-def told(capability: Capability) -> str:
+def format_capability(capability: Capability) -> str:
     """Format a compute capability, such as 9.0."""
     return ".".join(map(str, capability))
 
@@ -49,11 +49,11 @@ class Row(NamedTuple):
 
     def __str__(self) -> str:
         needs = f"{self.built.registers} registers, {self.built.shared} bytes shared, {self.built.spilled} bytes spilled"
-        return f"{told(self.capability)} {self.kernel} by {self.shape} ({self.kind}): {needs}"
+        return f"{format_capability(self.capability)} {self.kernel} by {self.shape} ({self.kind}): {needs}"
 
     def table(self) -> dict[str, Any]:
         """The row as written to --out."""
-        named = {"capability": told(self.capability), "kernel": self.kernel, "by": self.shape, "kind": self.kind}
+        named = {"capability": format_capability(self.capability), "kernel": self.kernel, "by": self.shape, "kind": self.kind}
         return named | {key: getattr(self.built, key) for key in ("registers", "shared", "spilled")}
 
 
@@ -142,7 +142,7 @@ def main() -> None:
         versions = {name: installed_version(name) for name in TOOLCHAIN}
         about = {"date": datetime.date.today().isoformat(), "versions": versions, "sources": sources()}
         write_json(options.out, about | {"rows": [row.table() for row in rows]})
-    print(f"tf32 and bf16 need tensor cores of compute capability {told(FIRST_CAPABILITY)} or higher")
+    print(f"tf32 and bf16 need tensor cores of compute capability {format_capability(FIRST_CAPABILITY)} or higher")
     if any(row.built.spilled for row in rows):
         sys.exit("a kernel spills registers")
 

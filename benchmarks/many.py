@@ -80,32 +80,32 @@ def data_of(case: Case, data: Dataset) -> dict[str, Any]:
     return {"x": x[rest], "y": y[rest], "validation": (x[validation], y[validation]), "scaling": scaling}
 
 
-def alone(case: Case, parts: dict[str, Any]) -> list[TrainResult]:
+def alone(case: Case, data: dict[str, Any]) -> list[TrainResult]:
     """Train the models one after the other, each on one thread."""
-    return [train(network, settings=replace(own, threads=1), **parts) for network, own in case.jobs]
+    return [train(network, settings=replace(own, threads=1), **data) for network, own in case.jobs]
 
 
-def together(case: Case, parts: dict[str, Any], threads: int) -> list[TrainResult]:
+def together(case: Case, data: dict[str, Any], threads: int) -> list[TrainResult]:
     """Train all models in parallel."""
-    return [found for found in train_many(case.jobs, **parts, threads=threads) if isinstance(found, TrainResult)]
+    return [found for found in train_many(case.jobs, **data, threads=threads) if isinstance(found, TrainResult)]
 
 
-def check_agreement(case: Case, parts: dict[str, Any], threads: int) -> None:
+def check_agreement(case: Case, data: dict[str, Any], threads: int) -> None:
     """Train all models both ways as a warm-up; exit with an error unless the weights are identical."""
-    for index, (one, other) in enumerate(zip(alone(case, parts), together(case, parts, threads), strict=True)):
+    for index, (one, other) in enumerate(zip(alone(case, data), together(case, data, threads), strict=True)):
         if one.state.parameters.tobytes() != other.state.parameters.tobytes():
             sys.exit(f"{case.name}: model {index} gets other weights when trained in parallel")
 
 
-def measure(case: Case, parts: dict[str, Any], threads: int, rounds: int) -> dict[str, Any]:
+def measure(case: Case, data: dict[str, Any], threads: int, rounds: int) -> dict[str, Any]:
     """Measure the seconds and the parallel efficiency of a case."""
-    check_agreement(case, parts, threads)
-    ways = partial(alone, case, parts), partial(together, case, parts, threads)
+    check_agreement(case, data, threads)
+    ways = partial(alone, case, data), partial(together, case, data, threads)
     times = [[seconds(way) for way in ways] for _ in range(rounds)]
     return {
         "case": case.name,
         "models": len(case.jobs),
-        "rows": len(parts["x"]),
+        "rows": len(data["x"]),
         "alone_seconds": min_median_max([one for one, _ in times]),
         "together_seconds": min_median_max([many for _, many in times]),
         "efficiency": min_median_max([one / (threads * many) for one, many in times]),

@@ -92,7 +92,7 @@ def measure(case: Case, path: Path, rounds: int) -> dict[str, Any]:
     for index in range(rounds):
         for name in sorted(epochs, reverse=bool(index % 2)):
             epochs[name].append(train_epoch(case, mapped() if name == "mapped" else memory, y))
-        if not np.array_equal(*(part[-1].parameters for part in epochs.values())):
+        if not np.array_equal(*(of_source[-1].parameters for of_source in epochs.values())):
             sys.exit("training from the file and from memory gives different parameters")
     speeds = [b.seconds / a.seconds for a, b in zip(epochs["mapped"], epochs["memory"], strict=True)]
     return {
@@ -100,7 +100,7 @@ def measure(case: Case, path: Path, rounds: int) -> dict[str, Any]:
         "batch": case.batch,
         "rows": len(y),
         "gib": memory.nbytes / 2**30,
-        "seconds": {name: round(statistics.median(e.seconds for e in part), 4) for name, part in epochs.items()},
+        "seconds": {name: round(statistics.median(e.seconds for e in of_source), 4) for name, of_source in epochs.items()},
         "speed": min_median_max(speeds),
         "disk_reads": sum(e.disk_reads for e in epochs["mapped"]),
         "owned_mib": round((watch.most - watch.start) / 2**20, 1),

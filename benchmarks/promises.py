@@ -62,11 +62,11 @@ def check_limit(found: dict[str, Any]) -> dict[str, Any]:
     return found | {"met": bool(met)}
 
 
-def publish(parts: Iterable[dict[str, dict[str, Any]]], rounds: int, out: Path | None) -> None:
+def publish(groups: Iterable[dict[str, dict[str, Any]]], rounds: int, out: Path | None) -> None:
     """Print each result when it is available; if `out` is given, write all of them with machine, versions and rounds."""
     claims: dict[str, Any] = {}
-    for part in parts:
-        for name, found in part.items():
+    for group in groups:
+        for name, found in group.items():
             claims[name] = row = check_limit(found)
             verdict = "met   " if row["met"] else "MISSED"
             print(f"{verdict} {name}: {row['value']:.3g} (limit {row['limit']}) {row['unit']}", flush=True)

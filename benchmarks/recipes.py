@@ -48,10 +48,10 @@ def collect(job: RecipeJob) -> dict[str, Any]:
     recipe, command = job.recipe, "train" if job.images is None else "extract"
     both = " train" if job.images is not None and job.config is not None else ""
     row = {"name": recipe.name, "title": recipe.title, "seed": 0, "command": f"fastmlp {command} --recipe {recipe.name}{both}"}
-    return row | {"cnn": None, "mlp": None} | {kind: figures(ours, theirs) for kind, (theirs, ours) in networks(job).items()}
+    return row | {"cnn": None, "mlp": None} | {kind: accuracies(ours, theirs) for kind, (theirs, ours) in networks(job).items()}
 
 
-def figures(result: dict[str, Any], published: dict[str, Any]) -> dict[str, Any]:
+def accuracies(result: dict[str, Any], published: dict[str, Any]) -> dict[str, Any]:
     """Return our accuracies with the published ones."""
     ours = {split: result[split]["accuracy"] for split in SPLIT_NAMES if result.get(split)}
     times = {"epochs": result["epochs"], "best_epoch": result["best_epoch"], "seconds": round(result["seconds"], 1)}
@@ -76,13 +76,13 @@ def missed(row: dict[str, Any]) -> list[str]:
     texts = []
     for kind in ("cnn", "mlp"):
         of_kind = row[kind] or {"published": {}}
-        for part in ("validation", "test"):
-            published = of_kind["published"].get(part)
+        for split in ("validation", "test"):
+            published = of_kind["published"].get(split)
             if published is None:
                 continue
-            ours = of_kind["seeds"][part]["mean"] if "seeds" in of_kind else of_kind[part]
+            ours = of_kind["seeds"][split]["mean"] if "seeds" in of_kind else of_kind[split]
             if ours < published - MARGIN:
-                texts.append(f"{row['name']}: {kind} {ours:.4f} on {part}, published {published:.4f}")
+                texts.append(f"{row['name']}: {kind} {ours:.4f} on {split}, published {published:.4f}")
     return texts
 
 

@@ -65,7 +65,7 @@ def images_of(search: Mapping[str, Any], data: str) -> Dataset:
     return found if search.get("test") else dataclasses.replace(found, x_test=None, y_test=None)
 
 
-def figures(search: Mapping[str, Any], result: Result, splits: Splits) -> Row:
+def metrics_of(search: Mapping[str, Any], result: Result, splits: Splits) -> Row:
     """Return the results of a training."""
     if isinstance(result, Diverged):
         return {"diverged": str(result)}
@@ -99,7 +99,7 @@ def train_together(search: Mapping[str, Any], group: Sequence[tuple[dict[str, An
     splits = plans[0].splits
     train_tasks(
         [plan.task for plan in plans],
-        finished=lambda index, result: keep({"settings": group[index][0]} | figures(search, result, splits)),
+        finished=lambda index, result: keep({"settings": group[index][0]} | metrics_of(search, result, splits)),
     )
 
 
@@ -133,7 +133,7 @@ def on_features(search: Mapping[str, Any], todo: Sequence[dict[str, Any]], folde
         cnn_result = extracted.result["cnn"]
         cnn = {name: cnn_result[name]["accuracy"] for name in ("validation", "test") if name in cnn_result}
         cnn |= {key: cnn_result[key] for key in ("epochs", "best_epoch", "seconds")}
-        keep({"settings": changed, "cnn": cnn} | figures(search, trained, plan.splits))
+        keep({"settings": changed, "cnn": cnn} | metrics_of(search, trained, plan.splits))
 
 
 def save_images(data: Dataset, path: Path) -> None:

@@ -155,17 +155,17 @@ def recipes_table(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"{where(result)}. {seeds} {split} {seconds}"])
 
 
-def recipe_cells(figures: dict[str, Any]) -> str:
+def recipe_cells(metrics: dict[str, Any]) -> str:
     """Split, published and own accuracy, difference, epochs and seconds of one network."""
-    published = figures["published"]
-    part = shown_split(published)
-    ours, shown = figures[part], f"{figures[part]:.2%}"
-    if "seeds" in figures:
-        over = figures["seeds"][part]
+    published = metrics["published"]
+    split = shown_split(published)
+    ours, shown = metrics[split], f"{metrics[split]:.2%}"
+    if "seeds" in metrics:
+        over = metrics["seeds"][split]
         ours, shown = over["mean"], f"{over['mean']:.2%} ± {100 * over['deviation']:.2f} ({len(over['values'])} seeds)"
-    theirs = [f"{published[part]:.2%}", f"{100 * (ours - published[part]):+.2f}"] if part in published else ["–", "–"]
-    epochs = f"{figures['epochs']} ({figures['best_epoch']})"
-    return " | ".join([part, theirs[0], shown, theirs[1], epochs, f"{figures['seconds']:.0f}"])
+    theirs = [f"{published[split]:.2%}", f"{100 * (ours - published[split]):+.2f}"] if split in published else ["–", "–"]
+    epochs = f"{metrics['epochs']} ({metrics['best_epoch']})"
+    return " | ".join([split, theirs[0], shown, theirs[1], epochs, f"{metrics['seconds']:.0f}"])
 
 
 TABLES: dict[str, Callable[[Any], str]] = {

@@ -81,8 +81,8 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     print(machine())
     for rows, vectors in SHAPES:
-        figures = ", ".join(f"K {k}: {measure(rows, vectors, k, rounds):.0f}" for k in (784, 128))
-        print(f"{rows} x {vectors}, 1 thread, GFLOP/s: {figures}", flush=True)
+        speeds = ", ".join(f"K {k}: {measure(rows, vectors, k, rounds):.0f}" for k in (784, 128))
+        print(f"{rows} x {vectors}, 1 thread, GFLOP/s: {speeds}", flush=True)
     own = TILES[lanes()]
     for threads in sorted({1, available_cores()}):
         gflops = measure(own.rows, own.vectors, 128, rounds, threads)

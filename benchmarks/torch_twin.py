@@ -40,11 +40,13 @@ def train_by(backend: str, plan: RunPlan) -> TrainResult:
     return train_task(plan.task._replace(settings=settings))
 
 
-def figures(epoch: int, of_part: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def metrics_of(epoch: int, of_split: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the results of a training: metrics of the best epoch on each available split, and the losses of all epochs."""
     found: dict[str, Any] = {"epoch": epoch}
-    for part in ("validation", "test"):
-        found |= {f"{part}_{name}": of_part[part][name] for name in ("loss", "accuracy") if name in (of_part.get(part) or {})}
+    for split in ("validation", "test"):
+        found |= {
+            f"{split}_{name}": of_split[split][name] for name in ("loss", "accuracy") if name in (of_split.get(split) or {})
+        }
     found.pop("test_loss", None)
     return found | {"history": losses(history)}
 
@@ -67,7 +69,7 @@ def compare(run: Path) -> dict[str, Any]:
     result = read_result(run / RESULT_NAME)
     ours = read_lines(run / METRICS_NAME)
     retrained = train_by("torch", plan)
-    parts = {
+    metrics = {
         name: evaluate_with_predictions(retrained.model, plan.splits[name])[0]
         for name in ("validation", "test")
         if name in plan.splits
@@ -77,8 +79,8 @@ def compare(run: Path) -> dict[str, Any]:
         "network": plan.network.label,
         "data": plan.data.name,
         "dropout": list(plan.config.dropout),
-        "ours": figures(result["best_epoch"], result, ours),
-        "pytorch": figures(retrained.best_epoch, parts, retrained.history),
+        "ours": metrics_of(result["best_epoch"], result, ours),
+        "pytorch": metrics_of(retrained.best_epoch, metrics, retrained.history),
         "largest_difference": largest_difference(losses(ours), losses(retrained.history)),
         "machine": machine(),
     }

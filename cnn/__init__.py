@@ -1,5 +1,5 @@
-"""The PyTorch feature extractor: a convolutional network as a description, its training, and features of images.
+"""The PyTorch feature extractor: description and training of a convolutional network, and extraction of features from images.
 
-It knows nothing of fastmlp; the commands chain the two. What needs no torch can be imported without it:
-`fastmlp.cnn.description`, `fastmlp.cnn.errors`.
+It does not import fastmlp, whose commands chain the two. `fastmlp.cnn.description` and `fastmlp.cnn.errors` can be imported
+without torch.
 """

@@ -1,13 +1,11 @@
-"""A trained network with what it takes to use it: description, scaling, classes, the layer whose output are the features.
+"""Extraction of features from images by a trained network, and its serialization.
 
-Here: `Extractor`, its bytes on disk and back, features of images. Not here: training (training.py), and feature files, which
-belong to whoever reads them.
+See training.py for the training. Files of features are not written here.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,16 +17,25 @@ from torch import nn
 
 from .description import Description, from_table
 from .errors import DescriptionError, FileError
+from .files import read_versioned, write_versioned
 from .images import Images, Pixels, Scaling
-from .network import build, build_backbone, default_layer, read_state, up_to
-from .training import EVALUATED, outputs
+from .network import build, build_backbone, default_layer, up_to
+from .training import EVALUATED, forward_batches
 
-VERSION = 1  # of files
+EXTRACTOR_VERSION = 1  # format version of the bytes of an extractor
+EXTRACTOR_KEYS = ("table", "scaling", "network")
 
 
 @dataclass(frozen=True)
 class BackboneDescription:
-    """A network of torchvision: its name, the images (height, width, channels) and the number of classes."""
+    """A network of torchvision for classification.
+
+    Parameters
+    ----------
+    backbone : its name in torchvision
+    image_shape : (height, width, channels) of the images
+    classes : number of classes
+    """
 
     backbone: str
     image_shape: tuple[int, int, int]
@@ -36,9 +43,11 @@ class BackboneDescription:
 
     @property
     def label(self) -> str:
+        """Short name, such as 32x32x3-resnet18."""
         return f"{'x'.join(map(str, self.image_shape))}-{self.backbone}"
 
     def table(self) -> dict[str, Any]:
+        """Return the description as plain values for JSON; the inverse is `read_description`."""
         return {"backbone": self.backbone, "image_shape": self.image_shape, "classes": self.classes}
 
 
@@ -46,14 +55,14 @@ AnyDescription = Description | BackboneDescription
 
 
 def make_network(description: AnyDescription, seed: int) -> nn.Module:
-    """The network of a description, with its initial weights."""
+    """Return the network of a description with its initial weights."""
     if isinstance(description, Description):
         return build(description, seed)
     return build_backbone(description.backbone, description.image_shape, description.classes, seed)
 
 
 def read_description(table: dict[str, Any]) -> AnyDescription:
-    """A description from its table."""
+    """Return the description from the result of its method `table`."""
     if "backbone" not in table:
         return from_table(table)
     return BackboneDescription(table["backbone"], tuple(table["image_shape"]), table["classes"])
@@ -61,106 +70,117 @@ def read_description(table: dict[str, Any]) -> AnyDescription:
 
 @dataclass(frozen=True, eq=False)
 class Extractor:
-    """A network that turns images into features.
+    """A network that computes features of images.
 
     Parameters
     ----------
-    description : of the network
-    network : with its weights
-    scaling : of pixels, None for none
-    layer : whose flattened output are the features; None takes the flattened last block
+    description : description of the network
+    network : the network with its weights
+    scaling : scaling of the pixels; None for none
+    layer : layer whose flattened output is the features; None for `network.default_layer`
 
     Raises
     ------
-    DescriptionError : no such layer
+    DescriptionError : the network has no such layer
     """
 
     description: AnyDescription
     network: nn.Module
     scaling: Scaling | None = None
     layer: str | None = None
-    _part: list[nn.Module] = field(default_factory=list, init=False, repr=False)
+    _truncated: list[nn.Module] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._part.append(up_to(self.network, self.layer or default_layer(self.network)).eval())
+        self._truncated.append(up_to(self.network, self.layer or default_layer(self.network)).eval())
 
     @property
     def width(self) -> int:
-        """Features of an image."""
+        """Number of features of an image."""
         height, width, channels = self.description.image_shape
         return int(self.features(np.zeros((1, height * width * channels), np.float32)).shape[1])
 
-    def features(self, pixels: Pixels, device: torch.device | str = "cpu", at_once: int = EVALUATED) -> npt.NDArray[np.float32]:
-        """Features of images (n, height * width * channels): (n, features) float32; n is 1 or more.
+    def features(
+        self, pixels: Pixels, device: torch.device | str = "cpu", batch_size: int = EVALUATED
+    ) -> npt.NDArray[np.float32]:
+        """Compute features in evaluation mode and without gradients (torch.inference_mode).
 
-        In evaluation mode and without gradients (torch.inference_mode); the network is moved to the device. at_once : images of
-        one forward pass.
+        Parameters
+        ----------
+        pixels : images (n, height * width * channels), n is 1 or more
+        device : the network is moved to this device
+        batch_size : images per forward pass
+
+        Returns
+        -------
+        array (n, features) float32
         """
         images = Images(pixels, self.description.image_shape, self.scaling, device)
-        part = self._part[0].to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return np.concatenate([found.cpu().numpy() for found in outputs(part, images, at_once=at_once)])
+        network = self._truncated[0].to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return np.concatenate([output.cpu().numpy() for output in forward_batches(network, images, batch_size=batch_size)])
 
     def first_filters(self) -> npt.NDArray[np.float32]:
-        """The filters of the first convolution, the mean over its input channels: (filters, height, width)."""
-        weight: npt.NDArray[np.float32] = self._first().weight.detach().cpu().numpy()
+        """Return the filters of the first convolution, averaged over its input channels: (filters, height, width)."""
+        weight: npt.NDArray[np.float32] = self._first_convolution().weight.detach().cpu().numpy()
         return weight.mean(axis=1)
 
     def first_maps(self, pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """What the first convolution and ReLU make of one image (1, pixels): (filters, height, width)."""
-        found: list[torch.Tensor] = []
-        handle = self._first().register_forward_hook(lambda module, given, output: found.append(output.relu()))
+        """Return the feature maps of the first convolution and ReLU for one image (1, pixels): (filters, height, width)."""
+        maps: list[torch.Tensor] = []
+        handle = self._first_convolution().register_forward_hook(lambda module, inputs, output: maps.append(output.relu()))
         try:
             self.network.cpu()
-            for _ in outputs(self.network, Images(pixels, self.description.image_shape, self.scaling)):
+            for _ in forward_batches(self.network, Images(pixels, self.description.image_shape, self.scaling)):
                 pass
         finally:
             handle.remove()
-        return found[0][0].numpy()
+        return maps[0][0].numpy()
 
-    def _first(self) -> nn.Conv2d:
-        """The first convolution."""
+    def _first_convolution(self) -> nn.Conv2d:
+        """Return the first convolution."""
         return next(module for module in self.network.modules() if isinstance(module, nn.Conv2d))
 
     def table(self) -> dict[str, Any]:
-        """What the extractor is, as plain values."""
+        """Return the description of the network and the name of the layer, as plain values for JSON."""
         return {"network": self.description.table(), "layer": self.layer or default_layer(self.network)}
 
     def to_bytes(self) -> bytes:
-        """A file that `from_bytes` reads: a dict of tensors and plain values, written by torch.save."""
+        """Return the extractor as bytes, a dict of tensors and plain values by torch.save; the inverse is `from_bytes`."""
         scaling: dict[str, Any] = {} if self.scaling is None else {"shift": self.scaling.shift, "factor": self.scaling.factor}
         state = {
-            "version": VERSION,
             "table": json.dumps(self.table()),
             "scaling": {name: torch.from_numpy(np.array(values)) for name, values in scaling.items()},
             "network": {name: value.cpu() for name, value in self.network.state_dict().items()},
         }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        return buffer.getvalue()
+        return write_versioned(EXTRACTOR_VERSION, state)
 
     @property
     def sha256(self) -> str:
-        """SHA-256 over description, layer, scaling and weights."""
-        total = hashlib.sha256(json.dumps(self.table(), sort_keys=True).encode())
+        """SHA-256 of the description, layer, scaling and weights."""
+        digest = hashlib.sha256(json.dumps(self.table(), sort_keys=True).encode())
         if self.scaling is not None:
-            total.update(
+            digest.update(
                 np.ascontiguousarray(self.scaling.shift).tobytes() + np.ascontiguousarray(self.scaling.factor).tobytes()
             )
         for name, value in self.network.state_dict().items():
-            total.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-        return total.hexdigest()
+            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
 
 def from_bytes(data: bytes, name: str) -> Extractor:
-    """The extractor that `Extractor.to_bytes` wrote; nothing but tensors and plain values is unpickled.
+    """Return the extractor from the result of `Extractor.to_bytes`. Only tensors and plain values are unpickled.
+
+    Parameters
+    ----------
+    data : the bytes
+    name : name of the file, for messages
 
     Raises
     ------
-    FileError : damaged, or no extractor
+    FileError : the bytes are corrupt, have no format version or another one, or are not those of an extractor
+    MissingError : the backbone needs torchvision
     """
-    state = read_state(data, name)
-    if state.get("version") != VERSION or "table" not in state:
-        raise FileError(f"{name}: not an extractor of version {VERSION}; extract again")
+    remedy = "extract the features again"
+    state = read_versioned(data, name, version=EXTRACTOR_VERSION, keys=EXTRACTOR_KEYS, kind="an extractor", remedy=remedy)
     try:
         table = json.loads(state["table"])
         description = read_description(table["network"])
@@ -168,6 +188,6 @@ def from_bytes(data: bytes, name: str) -> Extractor:
         network.load_state_dict(state["network"])
         kept = state["scaling"]
         scaling = Scaling(kept["shift"].numpy(), kept["factor"].numpy()) if kept else None
+        return Extractor(description, network, scaling, table["layer"])
     except (KeyError, ValueError, TypeError, RuntimeError, DescriptionError) as error:
-        raise FileError(f"{name}: a damaged extractor ({' '.join(str(error).split())[:200]}); extract again") from error
-    return Extractor(description, network, scaling, table["layer"])
+        raise FileError(f"{name}: corrupt extractor ({' '.join(str(error).split())[:200]}); {remedy}") from error

@@ -1,6 +1,6 @@
-"""Images on their way into a network: from arrays (n, height, width, channels) to scaled batches (n, channels, height, width).
+"""Scaled batches (n, channels, height, width) from arrays of images (n, height * width * channels), and data augmentation.
 
-Augmentation runs on training batches only, image by image, by the transforms of torchvision (v2).
+Only training batches are augmented, each image separately, with the transforms of torchvision (v2).
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ Transform = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Scaling:
-    """x becomes (x - shift) factor.
+    """Scaling of pixels: (x - shift) * factor.
 
-    shift, factor : (1,) for all pixels, (channels,), or (height * width * channels,) for each pixel its own
+    shift, factor : float32, (1,) for all pixels, (channels,), or (height * width * channels,) for each pixel and channel
     """
 
     shift: npt.NDArray[np.float32]
     factor: npt.NDArray[np.float32]
 
     def tensors(self, image_shape: tuple[int, int, int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both, in a shape that fits batches (n, channels, height, width)."""
+        """Return shift and factor as tensors that broadcast to batches (n, channels, height, width)."""
         return tuple(self._tensor(values, image_shape, device) for values in (self.shift, self.factor))  # type: ignore[return-value]
 
     @staticmethod
@@ -41,17 +41,17 @@ class Scaling:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to training images at random.
+    """Random augmentation of training images.
 
     Parameters
     ----------
-    flip : probability of a left-right flip
-    shift : pixels by which an image may be moved each way; what comes in is black
-    erase : probability that a rectangle (2 to 33 % of the image) is blanked
+    flip : probability of a horizontal flip
+    shift : maximum shift in each direction, in pixels; the border is filled with 0 before scaling
+    erase : probability that a random rectangle (2 to 33 % of the image) is set to 0 before scaling
 
     Raises
     ------
-    DescriptionError : a value that cannot be
+    DescriptionError : a value is out of range
     """
 
     flip: float = 0.0
@@ -61,12 +61,18 @@ class Augmentation:
     def __post_init__(self) -> None:
         for name in ("flip", "erase"):
             if not 0 <= getattr(self, name) <= 1:
-                raise DescriptionError(f"{name} is a probability between 0 and 1, not {getattr(self, name):g}")
+                message = f"{name} is a probability between 0 and 1, not {getattr(self, name):g}"
+                raise DescriptionError(message, settings=(name,))
         if self.shift < 0:
-            raise DescriptionError(f"shift must be 0 or more pixels, not {self.shift}")
+            raise DescriptionError(f"shift must be 0 or more pixels, not {self.shift}", settings=("shift",))
 
     def transform(self, height: int, width: int) -> Transform | None:
-        """For one image (channels, height, width); None if nothing is to be done."""
+        """Return the transform of an image (channels, height, width), or None without augmentation.
+
+        Raises
+        ------
+        MissingError : torchvision is missing, or incompatible with torch
+        """
         if not (self.flip or self.shift or self.erase):
             return None
         load_torchvision()
@@ -84,7 +90,7 @@ class Augmentation:
 
 
 class Pixels(Protocol):
-    """Rows that can be counted and picked: an array in memory, a memory-mapped one, or some rows of either."""
+    """Rows with a length and indexing: an array in memory or memory-mapped, or a subset of its rows."""
 
     def __len__(self) -> int: ...
 
@@ -92,14 +98,14 @@ class Pixels(Protocol):
 
 
 class Images:
-    """Images in memory, or memory-mapped, and their way to the device; only the rows of a batch are read at once.
+    """Images in memory or memory-mapped; each batch reads only its own rows.
 
     Parameters
     ----------
-    pixels : (n, height * width * channels) uint8 or float32, rows of an image with the channels last
+    pixels : (n, height * width * channels) uint8 or float32, one image per row with the channels last
     image_shape : (height, width, channels)
-    scaling : what is done to pixels first; None for nothing
-    device : where batches go
+    scaling : scaling of the pixels; None for none
+    device : device of the batches
     """
 
     def __init__(
@@ -118,9 +124,9 @@ class Images:
         return len(self.pixels)
 
     def batch(self, rows: npt.NDArray[np.int64] | slice, transform: Transform | None = None) -> torch.Tensor:
-        """Scaled images (rows, channels, height, width) float32 on the device, in the memory order of channels_last."""
-        picked = np.ascontiguousarray(self.pixels[rows]).reshape(-1, *self.image_shape)
-        x = torch.from_numpy(picked).permute(0, 3, 1, 2)
+        """Return transformed and scaled images (rows, channels, height, width), float32, channels_last, on the device."""
+        selected = np.ascontiguousarray(self.pixels[rows]).reshape(-1, *self.image_shape)
+        x = torch.from_numpy(selected).permute(0, 3, 1, 2)
         if transform is not None:
             x = torch.stack([transform(image) for image in x]).contiguous(memory_format=torch.channels_last)
         x = x.to(self.device, non_blocking=True).to(torch.float32)

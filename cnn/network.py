@@ -1,12 +1,11 @@
-"""From a description to a PyTorch module, its initial weights, and its layers by name.
+"""PyTorch modules from descriptions, initial weights, layers by name, and torchvision backbones.
 
-Images come in as (n, channels, height, width) float32. A backbone is a network of torchvision with an output of its own.
+Inputs are images (n, channels, height, width) float32. A backbone is a network of torchvision whose output layer is replaced.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +16,12 @@ from torch import nn
 
 from .description import FLATTEN, Block, Description
 from .errors import DescriptionError, FileError, MissingError
+from .files import read_state
 
 OUTPUT = "output"
 
-# Weights of convolutions and dense layers; biases become zero. Xavier: Glorot & Bengio 2010; he: He et al. 2015, for ReLU;
-# orthogonal: Saxe et al. 2014. "random" leaves what PyTorch makes: uniform, kaiming_uniform_ with a = sqrt(5).
+# Initial weights of convolutions and dense layers, whose biases are set to zero. xavier: Glorot & Bengio 2010; he: He et al.
+# 2015, for ReLU; orthogonal: Saxe et al. 2014. "random" keeps PyTorch's default: kaiming_uniform_ with a = sqrt(5).
 INITIALIZERS: dict[str, Callable[[torch.Tensor], Any]] = {
     "xavier": nn.init.xavier_uniform_,
     "he": lambda weight: nn.init.kaiming_normal_(weight, nonlinearity="relu"),
@@ -30,9 +30,10 @@ INITIALIZERS: dict[str, Callable[[torch.Tensor], Any]] = {
 
 
 def build(description: Description, seed: int) -> nn.Sequential:
-    """The network with its initial weights, a pure function of the description and the seed.
+    """Return the network with its initial weights, which depend only on the description and the seed.
 
-    Its children are the layers of the description, in order: block1, …, flatten, dense1, …, output.
+    Its children are the layers of the description, in order: block1, …, flatten, dense1, …, output. The global random number
+    generator is not changed.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -51,24 +52,24 @@ def build(description: Description, seed: int) -> nn.Sequential:
 
 
 def build_block(block: Block, channels: int) -> nn.Sequential:
-    """Convolution, ReLU, pooling, regularisation."""
-    steps = OrderedDict[str, nn.Module]()
-    steps["conv"] = nn.Conv2d(channels, block.filters, block.kernel, block.stride, block.padding)
-    steps["relu"] = nn.ReLU()
+    """Return a block: convolution, ReLU, pooling, regularization."""
+    layers = OrderedDict[str, nn.Module]()
+    layers["conv"] = nn.Conv2d(channels, block.filters, block.kernel, block.stride, block.padding)
+    layers["relu"] = nn.ReLU()
     if block.pool == "global":
-        steps["pool"] = nn.AdaptiveAvgPool2d(1)
+        layers["pool"] = nn.AdaptiveAvgPool2d(1)
     elif block.pool != "none":
         pooling = nn.MaxPool2d if block.pool == "max" else nn.AvgPool2d
-        steps["pool"] = pooling(block.pool_kernel, block.pool_stride or None, block.pool_padding)
+        layers["pool"] = pooling(block.pool_kernel, block.pool_stride or None, block.pool_padding)
     if block.regularize == "batch":
-        steps["regularize"] = nn.BatchNorm2d(block.filters)
+        layers["regularize"] = nn.BatchNorm2d(block.filters)
     elif block.regularize == "dropout":
-        steps["regularize"] = nn.Dropout(block.dropout)
-    return nn.Sequential(steps)
+        layers["regularize"] = nn.Dropout(block.dropout)
+    return nn.Sequential(layers)
 
 
 def initialize(network: nn.Module, init: str) -> None:
-    """Fill the weights of convolutions and dense layers by a name of `description.INITIALISATIONS`."""
+    """Initialize the weights of convolutions and dense layers by a name of `description.INITIALISATIONS`."""
     if init not in INITIALIZERS:
         return
     for module in network.modules():
@@ -81,67 +82,78 @@ def initialize(network: nn.Module, init: str) -> None:
 # ------------------------------------------------------------------------------------------------ backbones
 
 
-class Grey(nn.Module):
-    """A single channel three times, for networks that were made for colours: their first weights stay as they are."""
+class GreyToRGB(nn.Module):
+    """Repeat a single channel three times, so that the first layer of a network for RGB images needs no change."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.expand(-1, 3, -1, -1)  # of three channels nothing changes
+        return x.expand(-1, 3, -1, -1)  # does not change images with three channels
 
 
 class Backbone(nn.Module):
-    """A torchvision network behind `Grey`; its last dense layer has an output per class."""
+    """`GreyToRGB` followed by a torchvision network whose last dense layer is replaced by one with an output per class."""
 
     def __init__(self, name: str, classes: int) -> None:
         super().__init__()
         self.name = name
-        self.grey = Grey()
+        self.to_rgb = GreyToRGB()
         self.body = load_torchvision().models.get_model(name, weights=None)
-        self.head = last_dense(self.body, name)
+        self.head = last_linear(self.body, name)
         parent = self.body.get_submodule(self.head.rpartition(".")[0])
         dense = self.body.get_submodule(self.head)
         setattr(parent, self.head.rpartition(".")[2], nn.Linear(dense.in_features, classes))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self.body(self.grey(x))
-        return found
+        logits: torch.Tensor = self.body(self.to_rgb(x))
+        return logits
 
 
 def load_torchvision() -> Any:
-    """torchvision, or a MissingError that tells what to install."""
+    """Return torchvision.
+
+    Raises
+    ------
+    MissingError : torchvision is missing, or incompatible with torch
+    """
     try:
         import torchvision
     except ImportError as error:
-        raise MissingError(f"torchvision is not there ({error}); install it with: pip install 'fastmlp[cnn]'") from error
-    except RuntimeError as error:  # operators that its own torch build would have
+        raise MissingError(f"torchvision cannot be imported ({error}); install it with: pip install 'fastmlp[cnn]'") from error
+    except RuntimeError as error:  # operators that are missing in another build of torch
         raise MissingError(
-            f"torchvision does not fit this torch ({torch.__version__}): {' '.join(str(error).split())}; install both from one "
-            "place, such as: pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu"
+            f"torchvision is incompatible with torch {torch.__version__}: {' '.join(str(error).split())}; install both from "
+            "the same index, such as: pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu"
         ) from error
     return torchvision
 
 
-def last_dense(body: nn.Module, name: str) -> str:
-    """Name of the last dense layer of a torchvision classifier."""
+def last_linear(body: nn.Module, name: str) -> str:
+    """Return the name of the last dense layer of a torchvision classifier.
+
+    Raises
+    ------
+    DescriptionError : the network has no dense layer
+    """
     dense = [path for path, module in body.named_modules() if isinstance(module, nn.Linear)]
     if not dense:
-        raise DescriptionError(f"backbone {name} does not end in a dense layer; choose another, such as resnet18")
+        message = f"backbone {name} does not end in a dense layer; choose another, such as resnet18"
+        raise DescriptionError(message, settings=("backbone",))
     return dense[-1]
 
 
 def build_backbone(name: str, image_shape: tuple[int, int, int], classes: int, seed: int) -> Backbone:
-    """A network of torchvision by name, untrained, for images (height, width, channels) of 1 or 3 channels.
+    """Return an untrained network of torchvision for images (height, width, channels) with 1 or 3 channels.
 
     Raises
     ------
-    DescriptionError : no such network, or one that these images are too small for
-    MissingError : torchvision is missing, or does not fit torch
+    DescriptionError : the name is unknown, the network has no dense layer, or it does not accept images of this shape
+    MissingError : torchvision is missing, or incompatible with torch
     """
     known = load_torchvision().models.list_models(module=load_torchvision().models)
     if name not in known:
-        raise DescriptionError(f"no backbone {name!r}; torchvision has {', '.join(known)}")
+        raise DescriptionError(f"no backbone {name!r}; torchvision has {', '.join(known)}", settings=("backbone",))
     height, width, channels = image_shape
     if channels not in (1, 3):
-        raise DescriptionError(f"backbones take 1 or 3 channels, not {channels}")
+        raise DescriptionError(f"backbones need images with 1 or 3 channels, not {channels}", settings=("backbone",))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = Backbone(name, classes)
@@ -149,50 +161,48 @@ def build_backbone(name: str, image_shape: tuple[int, int, int], classes: int, s
             with torch.inference_mode():
                 backbone.eval()(torch.zeros(1, channels, height, width))
         except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise DescriptionError(f"backbone {name} does not take images of {height}x{width}: {reason}") from None
+            message = f"backbone {name} does not accept images of {height}x{width}: {' '.join(str(error).split())}"
+            raise DescriptionError(message, settings=("backbone",)) from None
     return backbone
 
 
 def load_weights(backbone: Backbone, path: Path, sha256: str | None) -> None:
-    """Take over trained weights, but those of the head, which has other classes, from a file of torchvision.
+    """Load pretrained weights from a file of torchvision, except those of the head, whose classes differ.
+
+    Parameters
+    ----------
+    backbone : changed in place
+    path : file of a state dict, as torchvision publishes them
+    sha256 : expected SHA-256 of the file; None for any
 
     Raises
     ------
-    FileError : a missing or damaged file, another SHA-256, or weights of another network
+    FileError : the file is missing or corrupt, has another SHA-256, or holds weights of another network
     """
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise FileError(f"{path}: cannot be read ({error.strerror}); check the path after --weights") from error
+        message = f"{path}: cannot be read ({error.strerror}); check the path"
+        raise FileError(message, settings=("weights",)) from error
     found = hashlib.sha256(data).hexdigest()
     if sha256 is not None and found != sha256.lower():
-        raise FileError(f"{path}: SHA-256 is {found}, not {sha256}; get the file again")
+        message = f"{path}: SHA-256 is {found}, not {sha256}; download the file again, or correct the expected hash"
+        raise FileError(message, settings=("weights_sha256",))
     state = read_state(data, str(path))
     own = backbone.body.state_dict()
     state = {key: own[key] if key.startswith(f"{backbone.head}.") else value for key, value in state.items()}
     try:
         backbone.body.load_state_dict(state)
     except RuntimeError as error:
-        raise FileError(f"{path}: not weights of {backbone.name}: {' '.join(str(error).split())[:200]}") from None
-
-
-def read_state(data: bytes, name: str) -> dict[str, Any]:
-    """What torch.save wrote, if it is a dict of tensors and plain values: nothing else is unpickled."""
-    try:
-        found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the damage leads to: RuntimeError, UnpicklingError, EOFError, KeyError
-        raise FileError(f"{name}: not a readable file of torch ({type(error).__name__}); restore it, or train again") from error
-    if not isinstance(found, dict):
-        raise FileError(f"{name}: holds no weights; restore it, or train again")
-    return found
+        message = f"{path}: not weights of {backbone.name}: {' '.join(str(error).split())[:200]}"
+        raise FileError(message, settings=("weights", "backbone")) from None
 
 
 # ------------------------------------------------------------------------------------------------ layers by name
 
 
-def extraction_tools() -> Any:
-    """torchvision.models.feature_extraction, which cuts a network off behind a layer."""
+def load_feature_extraction() -> Any:
+    """Return torchvision.models.feature_extraction, which truncates a network after a layer."""
     load_torchvision()
     from torchvision.models import feature_extraction
 
@@ -200,14 +210,14 @@ def extraction_tools() -> Any:
 
 
 def layer_names(network: nn.Module) -> list[str]:
-    """The names that `up_to` takes."""
+    """Return the names of the layers, as `up_to` accepts them."""
     if isinstance(network, Backbone):
-        return [name for name in extraction_tools().get_graph_node_names(network)[1] if name != "x"]
+        return [name for name in load_feature_extraction().get_graph_node_names(network)[1] if name != "x"]
     return [name for name, _ in network.named_modules() if name]
 
 
 def default_layer(network: nn.Module) -> str:
-    """The layer whose output are the features: the flattened last block, or what enters a backbone's head."""
+    """Return the layer whose output is the features: the flattened last block, or the input of a backbone's head."""
     if not isinstance(network, Backbone):
         return FLATTEN
     names = layer_names(network)
@@ -215,34 +225,34 @@ def default_layer(network: nn.Module) -> str:
 
 
 def up_to(network: nn.Module, layer: str) -> nn.Module:
-    """The part of a network that gives the flattened output of a layer, (n, features).
+    """Return the network truncated after a layer, with flattened output (n, features).
 
     Raises
     ------
-    DescriptionError : no such layer
+    DescriptionError : the network has no such layer
     """
     names = layer_names(network)
     if layer not in names:
-        raise DescriptionError(f"no layer {layer!r}; this network has {', '.join(names)}")
+        raise DescriptionError(f"no layer {layer!r}; this network has {', '.join(names)}", settings=("layer",))
     if isinstance(network, Backbone):
-        return Output(extraction_tools().create_feature_extractor(network, {layer: "features"}))
+        return FlattenedOutput(load_feature_extraction().create_feature_extractor(network, {layer: "features"}))
     child, _, inner = layer.partition(".")
     children = list(network.named_children())
     last = [name for name, _ in children].index(child)
-    parts = [module for _, module in children[: last + 1]]
+    modules = [module for _, module in children[: last + 1]]
     if inner:
-        steps = list(parts.pop().named_children())
-        parts += [module for _, module in steps[: [name for name, _ in steps].index(inner) + 1]]
-    return nn.Sequential(*parts, nn.Flatten())
+        grandchildren = list(modules.pop().named_children())
+        modules += [module for _, module in grandchildren[: [name for name, _ in grandchildren].index(inner) + 1]]
+    return nn.Sequential(*modules, nn.Flatten())
 
 
-class Output(nn.Module):
-    """The flattened entry "features" of what a feature extractor gives."""
+class FlattenedOutput(nn.Module):
+    """The flattened output "features" of torchvision's feature extractor."""
 
     def __init__(self, extractor: nn.Module) -> None:
         super().__init__()
         self.extractor = extractor
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self.extractor(x)["features"]
-        return found.flatten(1)
+        features: torch.Tensor = self.extractor(x)["features"]
+        return features.flatten(1)

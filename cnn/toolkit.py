@@ -1,7 +1,7 @@
-"""What a program needs to train an extractor from plain settings: the door of this package.
+"""Training of an extractor from plain settings: the interface of this package for programs.
 
-Settings are named as in `description.Block`, `description.Description`, `training.Settings` and `images.Augmentation`;
-besides there are `filters`, `backbone`, `weights`, `weights_sha256`, `layer`, `compile` and `device`.
+Settings are named as in `description.Block`, `description.Description`, `training.Settings` and `images.Augmentation`. Further
+settings are `filters`, `backbone`, `weights`, `weights_sha256`, `layer`, `compile` and `device`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from .description import Block, Description, make_blocks
 from .extractor import AnyDescription, BackboneDescription, Extractor, make_network
 from .images import Augmentation, Images, Pixels, Scaling
 from .network import Backbone, load_weights
-from .training import Evaluation, Part, Settings, Trained, Trainer, Watch, evaluate, pick_device
+from .training import Evaluation, Settings, Split, Trainer, TrainResult, Watch, evaluate, pick_device
 
-OWN = "cnn"  # the backbone that the settings describe block by block
+CUSTOM = "cnn"  # the backbone that the settings describe block by block
 
-Rows = tuple[Pixels, npt.NDArray[Any]]  # pixels (n, height * width * channels), class numbers (n,)
+SplitArrays = tuple[Pixels, npt.NDArray[Any]]  # pixels (n, height * width * channels), class numbers (n,)
 
 
 class Prepared(NamedTuple):
-    """Settings that have been checked, before any data is looked at; `width` is the number of features of an image."""
+    """Checked settings, without any data; `width` is the number of features of an image."""
 
     description: AnyDescription
     settings: Settings
@@ -37,14 +37,18 @@ class Prepared(NamedTuple):
 
     @property
     def label(self) -> str:
+        """Short name of the network."""
         return self.description.label
 
 
-class Made(NamedTuple):
-    """A trained extractor, how its training went, and what the network alone makes of each part."""
+class TrainedExtractor(NamedTuple):
+    """A trained extractor, the result of its training, and `figures`, the metrics of the whole network on each split.
+
+    `figures` is empty if the training was stopped by a signal.
+    """
 
     extractor: Extractor
-    trained: Trained
+    trained: TrainResult
     figures: dict[str, Evaluation]
 
 
@@ -53,11 +57,12 @@ def prepare(options: Mapping[str, Any], image_shape: tuple[int, int, int], class
 
     Raises
     ------
-    DescriptionError : settings that cannot be
-    MissingError : a device or a package is not there
+    DescriptionError : a setting is out of range or an unknown name, or does not fit the images
+    FileError : the file of weights is missing or corrupt, has another SHA-256, or holds weights of another network
+    MissingError : a device or a package is not available
     """
     description: AnyDescription
-    if options["backbone"] == OWN:
+    if options["backbone"] == CUSTOM:
         of_blocks = {one.name: options[one.name] for one in fields(Block) if one.name != "filters"}
         blocks = make_blocks(options["filters"], **of_blocks)
         dense, init = tuple(options["dense"]), options["init"]
@@ -67,13 +72,13 @@ def prepare(options: Mapping[str, Any], image_shape: tuple[int, int, int], class
     shared = {one.name: options[one.name] for one in fields(Settings) if one.name in options}
     augmentation = Augmentation(options["flip"], options["shift"], options["erase"])
     settings = Settings(**shared, augmentation=augmentation, compiled=options["compile"])
-    # Weights that do not fit and a layer that is not there show now, not after hours.
-    width = Extractor(description, fresh(description, settings, options), None, options["layer"]).width
+    # An error in the weights or the layer is raised here rather than after the training.
+    width = Extractor(description, initial_network(description, settings, options), None, options["layer"]).width
     return Prepared(description, settings, pick_device(options["device"]), options, width)
 
 
-def fresh(description: AnyDescription, settings: Settings, options: Mapping[str, Any]) -> torch.nn.Module:
-    """The network before training."""
+def initial_network(description: AnyDescription, settings: Settings, options: Mapping[str, Any]) -> torch.nn.Module:
+    """Return the network with its initial or pretrained weights."""
     network = make_network(description, settings.seed)
     if isinstance(network, Backbone) and options["weights"] is not None:
         load_weights(network, Path(options["weights"]), options["weights_sha256"])
@@ -82,31 +87,34 @@ def fresh(description: AnyDescription, settings: Settings, options: Mapping[str,
 
 def train(
     prepared: Prepared,
-    parts: Mapping[str, Rows],
+    parts: Mapping[str, SplitArrays],
     scaling: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
     watch: Watch,
     checkpoint: tuple[bytes, str] | None = None,
-) -> Made:
-    """Train on the part "train", watch "validation" if there is one, and measure all parts.
+) -> TrainedExtractor:
+    """Train on the split "train", select the best epoch on "validation" if present, and evaluate on all splits.
 
     Parameters
     ----------
+    prepared : the result of `prepare`
+    parts : pixels (n, height * width * channels) and class numbers (n,) of each split, by name
     scaling : shift and factor, see `images.Scaling`
-    checkpoint : bytes and name of one to go on from
+    watch : callbacks
+    checkpoint : bytes and name of the checkpoint to resume from; None to train from the start
 
     Raises
     ------
-    DivergedError : the loss became no number
-    FileError : a checkpoint that does not fit
+    DivergedError : the loss became NaN or infinite
+    FileError : the checkpoint is corrupt, has another format version, or belongs to another network or optimizer
     """
     scale = Scaling(*scaling)
     shape = prepared.description.image_shape
-    loaded = {name: Part(Images(x, shape, scale, prepared.device), y) for name, (x, y) in parts.items()}
-    network = fresh(prepared.description, prepared.settings, prepared.options)
-    trainer = Trainer(network, loaded["train"], loaded.get("validation"), prepared.settings, watch)
+    splits = {name: Split(Images(x, shape, scale, prepared.device), y) for name, (x, y) in parts.items()}
+    network = initial_network(prepared.description, prepared.settings, prepared.options)
+    trainer = Trainer(network, splits["train"], splits.get("validation"), prepared.settings, watch)
     if checkpoint is not None:
         trainer.resume(*checkpoint)
     trained = trainer.run()
-    ended = trained.stopped != "signal"
-    figures = {name: evaluate(network, part, prepared.settings.autocast) for name, part in loaded.items() if ended}
-    return Made(Extractor(prepared.description, network, scale, prepared.options["layer"]), trained, figures)
+    evaluated = {} if trained.stopped == "signal" else splits
+    figures = {name: evaluate(network, split, prepared.settings.autocast) for name, split in evaluated.items()}
+    return TrainedExtractor(Extractor(prepared.description, network, scale, prepared.options["layer"]), trained, figures)

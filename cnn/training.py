@@ -1,14 +1,12 @@
-"""Training a network: the loop, its checkpoints, and going on from one.
+"""Training of a convolutional network: training loop, checkpoints, evaluation.
 
-Every epoch seeds itself from the run's seed and its number: the order of rows, dropout, augmentation. So an epoch is the same
-whether the epochs before it ran in this process or in one that was interrupted, and on a CPU, with the same number of threads,
-a resumed training ends in the same bits as an uninterrupted one.
+The random numbers of each epoch (order of the rows, dropout, augmentation) depend only on the seed and the epoch number. So, on
+a CPU and with the same number of threads, a resumed training ends with exactly the same weights as an uninterrupted one.
 """
 
 from __future__ import annotations
 
 import copy
-import io
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -22,43 +20,48 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from .description import check_least, check_name
+from .description import check_minimum, check_name
 from .errors import DescriptionError, DivergedError, FileError, MissingError
+from .files import read_versioned, write_versioned
 from .images import Augmentation, Images
-from .network import read_state
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 MONITORS = ("loss", "accuracy")
 SCHEDULES = ("constant", "step", "cosine")
-EVALUATED = 1024  # images at once where no gradient is needed
-VERSION = 2  # of checkpoints
+EVALUATED = 1024  # default batch size of inference
+CHECKPOINT_VERSION = 1  # format version of checkpoints
+CHECKPOINT_KEYS = ("optimizer_name", "network", "optimizer", "history", "best_epoch", "best_score", "best_network")
+RETRAIN = "delete it to train from the start"
 
-Row = dict[str, Any]
+EpochLog = dict[str, Any]
 Labels = npt.NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How to train.
+    """Settings of a training.
 
     Parameters
     ----------
     optimizer : a name of `OPTIMIZERS`, as in torch.optim
-    lr, momentum, weight_decay : learning rate; momentum of sgd; decay of all weights, decoupled for adamw
-    schedule : a name of `SCHEDULES`: "step" multiplies the rate by `lr_gamma` every `lr_step` epochs, "cosine" takes it to 0 at
-        the last step (Loshchilov & Hutter 2017, without restarts)
-    batch_size, epochs : rows of an update, passes over the training part
-    monitor : a name of `MONITORS`: the figure of the validation part whose best epoch is kept
-    patience : epochs without a better monitored figure after which training ends; None for no end
-    label_smoothing : share of each target spread over all classes
-    augmentation : of training images
-    seed : for the order of rows, dropout and augmentation
-    autocast : whether convolutions and products compute in bfloat16
-    compiled : whether torch.compile is used
+    lr : base learning rate
+    momentum : momentum of sgd
+    weight_decay : weight decay of all parameters, decoupled for adamw
+    schedule : learning-rate schedule, a name of `SCHEDULES`: "step" multiplies the learning rate by `lr_gamma` every `lr_step`
+        epochs, "cosine" decreases it to 0 at the last step (Loshchilov & Hutter 2017, without restarts)
+    batch_size : mini-batch size
+    epochs : maximum number of epochs
+    monitor : validation metric, a name of `MONITORS`, that selects the best epoch and stops early
+    patience : early-stopping patience in epochs; None disables early stopping
+    label_smoothing : label smoothing, as in torch.nn.functional.cross_entropy
+    augmentation : random transforms of the training images
+    seed : seed for the order of the rows, dropout and augmentation
+    autocast : whether convolutions and matrix products use bfloat16 (torch.autocast)
+    compiled : whether to use torch.compile
 
     Raises
     ------
-    DescriptionError : a value that cannot be
+    DescriptionError : a value is out of range or an unknown name
     """
 
     optimizer: str = "adam"
@@ -82,15 +85,17 @@ class Settings:
         check_name("optimizer", self.optimizer, OPTIMIZERS)
         check_name("schedule", self.schedule, SCHEDULES)
         check_name("monitor", self.monitor, MONITORS)
-        check_least(self, 1, "batch_size", "epochs", "lr_step", *(["patience"] if self.patience is not None else []))
+        check_minimum(self, 1, "batch_size", "epochs", "lr_step", *(["patience"] if self.patience is not None else []))
         if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise DescriptionError(f"lr must be a positive number, not {self.lr}")
+            raise DescriptionError(f"lr must be a positive number, not {self.lr}", settings=("lr",))
         for name in ("weight_decay", "momentum", "label_smoothing"):
-            if not 0 <= getattr(self, name) < (math.inf if name == "weight_decay" else 1):
-                raise DescriptionError(f"{name} must be at least 0{'' if name == 'weight_decay' else ' and below 1'}")
+            value, below = getattr(self, name), math.inf if name == "weight_decay" else 1
+            if not 0 <= value < below:
+                message = f"{name} must be at least 0 and {'finite' if below == math.inf else 'below 1'}, not {value}"
+                raise DescriptionError(message, settings=(name,))
 
-    def rate(self, epoch: float) -> float:
-        """Learning rate after so many epochs, from 0."""
+    def learning_rate(self, epoch: float) -> float:
+        """Return the learning rate after a number of epochs, which may be fractional."""
         if self.schedule == "step":
             return self.lr * self.lr_gamma ** (int(epoch) // self.lr_step)
         if self.schedule == "cosine":
@@ -98,44 +103,49 @@ class Settings:
         return self.lr
 
 
-class Part(NamedTuple):
-    """Images with the numbers of their classes, (n,)."""
+class Split(NamedTuple):
+    """The images of a split and their labels, class numbers of shape (n,)."""
 
     images: Images
     labels: Labels
 
 
-class Trained(NamedTuple):
-    """history : a row per epoch; best_epoch : whose weights the network has; stopped : "epochs", "patience" or "signal"."""
+class TrainResult(NamedTuple):
+    """Result of a training.
 
-    history: list[Row]
+    history : one entry per epoch
+    best_epoch : number of the epoch whose weights the network has, from 1; 0 for the initial weights
+    stopped : reason for the end of the training: "epochs", "patience", or "signal" if `Watch.stop` returned True
+    """
+
+    history: list[EpochLog]
     best_epoch: int
     stopped: str
 
 
 @dataclass
 class Watch:
-    """What the training tells, and asks.
+    """Callbacks of a training.
 
-    batch : (epoch, rows done, rows in all, mean loss, accuracy, rows per second), after each batch
-    epoch : the row of the history, after each epoch
-    checkpoint : bytes to keep, after each epoch; the newest replaces those before
-    stop : whether to end now, asked after each batch; the epoch under way is given up
+    batch : called after each batch with epoch, rows done, rows in total, mean loss, accuracy, rows per second
+    epoch : called after each epoch with its entry of the history
+    checkpoint : called after each epoch with a checkpoint for `Trainer.resume`, which replaces the previous one
+    stop : called before each epoch and after each batch; True ends the training and discards the current epoch
     """
 
-    batch: Callable[[int, int, int, float, float, float], None] = lambda *figures: None
-    epoch: Callable[[Row], None] = lambda row: None
+    batch: Callable[[int, int, int, float, float, float], None] = lambda *values: None
+    epoch: Callable[[EpochLog], None] = lambda log: None
     checkpoint: Callable[[bytes], None] | None = None
     stop: Callable[[], bool] = lambda: False
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a name; "auto" takes CUDA where it works.
+    """Return the device of a name; "auto" is CUDA if available, otherwise the CPU.
 
     Raises
     ------
-    MissingError : the device is not there
-    DescriptionError : no such kind of device
+    MissingError : the device is not available
+    DescriptionError : the name is not that of a device
     """
     cuda = torch.cuda.is_available()
     if name == "auto":
@@ -143,128 +153,150 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise DescriptionError(f"device must be auto, cpu or cuda, not {name!r}") from None
+        raise DescriptionError(f"device must be auto, cpu or cuda, not {name!r}", settings=("device",)) from None
     if device.type == "cuda" and not cuda:
-        raise MissingError("no CUDA device is usable; take --device cpu, or look at `fastmlp doctor`")
+        raise MissingError(
+            f"device {name!r} needs a CUDA device, and none is usable; set device to cpu, or run `fastmlp doctor`",
+            settings=("device",),
+        )
     return device
 
 
 class Trainer:
-    """One training of a network; `run` reads top to bottom.
+    """One training of a network.
 
-    Raises DivergedError, from `run`, when the loss is no number; the network then has the best weights so far.
+    Parameters
+    ----------
+    network : trained in place, and moved to the device of the training images
+    train, validation : the splits; without a validation split there is no early stopping, and the last epoch is the best
+    settings : settings of the training
+    watch : callbacks
     """
 
     def __init__(
-        self, network: nn.Module, train: Part, validation: Part | None, settings: Settings, watch: Watch | None = None
+        self, network: nn.Module, train: Split, validation: Split | None, settings: Settings, watch: Watch | None = None
     ) -> None:
         self.network = network.to(train.images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.train, self.validation, self.settings, self.watch = train, validation, settings, watch or Watch()
         self.optimizer = make_optimizer(network, settings)
-        self.step = torch.compile(network) if settings.compiled else network
-        self.transform = settings.augmentation.transform(*train.images.image_shape[:2])
-        self.history: list[Row] = []
-        self.best_epoch, self.best_score, self.best = 0, -math.inf, copy.deepcopy(network.state_dict())
+        self.forward = torch.compile(network) if settings.compiled else network
+        self.augment = settings.augmentation.transform(*train.images.image_shape[:2])
+        self.history: list[EpochLog] = []
+        self.best_epoch, self.best_score, self.best_network = 0, -math.inf, copy.deepcopy(network.state_dict())
 
     def resume(self, data: bytes, name: str) -> None:
-        """Go on from a checkpoint; raises FileError if it is damaged, or of another network or optimizer."""
-        state = read_state(data, name)
-        if state.get("version") != VERSION:
-            raise FileError(f"{name}: not a checkpoint of version {VERSION}; train again")
-        if state.get("rule") != self.settings.optimizer:
-            raise FileError(f"{name}: of another optimizer, {state.get('rule')}; train again, or with that one")
+        """Continue from a checkpoint.
+
+        Raises
+        ------
+        FileError : the checkpoint is corrupt, has another format version, or belongs to another network or optimizer
+        """
+        kind, keys = "a checkpoint of a training", CHECKPOINT_KEYS
+        state = read_versioned(data, name, version=CHECKPOINT_VERSION, keys=keys, kind=kind, remedy=RETRAIN)
+        given, optimizer = state["optimizer_name"], self.settings.optimizer
+        if given != optimizer:
+            message = f"{name}: checkpoint of optimizer {given}, not {optimizer}; {RETRAIN}, or set optimizer to {given}"
+            raise FileError(message, settings=("optimizer",))
         try:
+            self.network.load_state_dict(state["best_network"])  # raises here, not after the training, if it does not fit
             self.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.best = state["best"]
         except (KeyError, ValueError, RuntimeError) as error:
-            raise FileError(f"{name}: of another network: {' '.join(str(error).split())[:200]}") from None
+            reason = " ".join(str(error).split())[:200]
+            raise FileError(f"{name}: checkpoint of another network ({reason}); {RETRAIN}") from None
         self.history, self.best_epoch, self.best_score = state["history"], state["best_epoch"], state["best_score"]
+        self.best_network = state["best_network"]
 
     def checkpoint(self) -> bytes:
-        """All that `resume` needs."""
-        buffer = io.BytesIO()
+        """Return the state of the training as bytes, for `resume`."""
         state = {
-            "version": VERSION,
-            "rule": self.settings.optimizer,
+            "optimizer_name": self.settings.optimizer,
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "history": self.history,
+            "best_epoch": self.best_epoch,
+            "best_score": self.best_score,
+            "best_network": self.best_network,
         }
-        figures = {"history": self.history, "best_epoch": self.best_epoch, "best_score": self.best_score, "best": self.best}
-        torch.save(state | figures, buffer)
-        return buffer.getvalue()
+        return write_versioned(CHECKPOINT_VERSION, state)
 
-    def run(self) -> Trained:
-        """Train to the end; the network then has the weights of its best epoch."""
-        stopped = self._reason()
+    def run(self) -> TrainResult:
+        """Train, and restore the weights of the best epoch.
+
+        Raises
+        ------
+        DivergedError : the loss became NaN or infinite; the network then has the best weights so far
+        """
+        stopped = self._stop_reason()
         while stopped == "" and not self.watch.stop():
-            row = self._epoch(len(self.history) + 1)
-            if row is None:
+            log = self._train_epoch(len(self.history) + 1)
+            if log is None:
                 break
-            self.history.append(row)
-            if (score := self._score(row)) > self.best_score:
-                self.best_epoch, self.best_score = row["epoch"], score
-                self.best = copy.deepcopy(self.network.state_dict())
+            self.history.append(log)
+            if (score := self._monitored_score(log)) > self.best_score:
+                self.best_epoch, self.best_score = log["epoch"], score
+                self.best_network = copy.deepcopy(self.network.state_dict())
             if self.watch.checkpoint:
                 self.watch.checkpoint(self.checkpoint())
-            self.watch.epoch(row)
-            stopped = self._reason()
-        self.network.load_state_dict(self.best)
-        return Trained(self.history, self.best_epoch, stopped or "signal")
+            self.watch.epoch(log)
+            stopped = self._stop_reason()
+        self.network.load_state_dict(self.best_network)
+        return TrainResult(self.history, self.best_epoch, stopped or "signal")
 
-    def _score(self, row: Row) -> float:
-        """What the best epoch has most of; without a validation part the last epoch is the best."""
+    def _monitored_score(self, log: EpochLog) -> float:
+        """Return the score of an epoch, higher is better; without a validation split it is the epoch number."""
         if not self.validation:
-            return float(row["epoch"])
-        return float(row["val_accuracy"] if self.settings.monitor == "accuracy" else -row["val_loss"])
+            return float(log["epoch"])
+        return float(log["val_accuracy"] if self.settings.monitor == "accuracy" else -log["val_loss"])
 
-    def _reason(self) -> str:
-        """Why training ends after the epochs so far; "" if it goes on."""
+    def _stop_reason(self) -> str:
+        """Return why the training ends after the epochs so far, or "" if it continues."""
         done, patience = len(self.history), self.settings.patience
         if self.validation and patience is not None and done - self.best_epoch >= patience:
             return "patience"
         return "epochs" if done >= self.settings.epochs else ""
 
-    def _epoch(self, epoch: int) -> Row | None:
-        """One pass over the training part, and the validation after it; None if it was given up."""
+    def _train_epoch(self, epoch: int) -> EpochLog | None:
+        """Train for one epoch and evaluate on the validation split; return None if stopped before the end."""
         settings, rows = self.settings, len(self.train.labels)
         torch.manual_seed(settings.seed * 1_000_003 + epoch)
         order = torch.randperm(rows).numpy()
         self.network.train()
-        began, done, total, right = time.perf_counter(), 0, 0.0, 0
+        started, done, loss_sum, correct = time.perf_counter(), 0, 0.0, 0
         for start in range(0, rows, settings.batch_size):
-            loss, hits = self._update(order[start : start + settings.batch_size], epoch - 1 + start / rows)
+            loss, batch_correct = self._train_step(order[start : start + settings.batch_size], epoch - 1 + start / rows)
             count = min(settings.batch_size, rows - start)
-            done, total, right = done + count, total + loss * count, right + hits
+            done, loss_sum, correct = done + count, loss_sum + loss * count, correct + batch_correct
             if not math.isfinite(loss):
-                self.network.load_state_dict(self.best)
-                raise DivergedError(f"the loss became {loss} in epoch {epoch}: lower the learning rate (now {settings.lr:g})")
-            self.watch.batch(epoch, done, rows, total / done, right / done, done / (time.perf_counter() - began))
+                self.network.load_state_dict(self.best_network)
+                message = f"the loss became {loss} in epoch {epoch}: lower the learning rate (now {settings.lr:g})"
+                raise DivergedError(message, settings=("lr",))
+            self.watch.batch(epoch, done, rows, loss_sum / done, correct / done, done / (time.perf_counter() - started))
             if self.watch.stop():
                 return None
-        seconds = time.perf_counter() - began
-        figures = evaluate(self.network, self.validation, settings.autocast) if self.validation else None
+        seconds = time.perf_counter() - started
+        validation = evaluate(self.network, self.validation, settings.autocast) if self.validation else None
         return {
             "epoch": epoch,
-            "loss": total / rows,
-            "accuracy": right / rows,
-            "val_loss": figures.loss if figures else None,
-            "val_accuracy": figures.accuracy if figures else None,
-            "rate": settings.rate(epoch - 1),
+            "loss": loss_sum / rows,
+            "accuracy": correct / rows,
+            "val_loss": validation.loss if validation else None,
+            "val_accuracy": validation.accuracy if validation else None,
+            "lr": settings.learning_rate(epoch - 1),
             "seconds": seconds,
-            "eval_seconds": time.perf_counter() - began - seconds,
+            "eval_seconds": time.perf_counter() - started - seconds,
             "rows_per_second": rows / seconds,
         }
 
-    def _update(self, rows: npt.NDArray[np.int64], epoch: float) -> tuple[float, int]:
-        """One step of the optimizer; the batch's mean loss and hits before it."""
-        x = self.train.images.batch(rows, self.transform)
+    def _train_step(self, rows: npt.NDArray[np.int64], epoch: float) -> tuple[float, int]:
+        """Take one optimizer step; return the mean loss and the number of correct predictions of the batch before it."""
+        x = self.train.images.batch(rows, self.augment)
         y = torch.from_numpy(self.train.labels[rows].astype(np.int64)).to(x.device)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.rate(epoch)
+            group["lr"] = self.settings.learning_rate(epoch)
         self.optimizer.zero_grad()
-        with computing(x.device, self.settings.autocast):
-            z = self.step(x)
+        with autocast_context(x.device, self.settings.autocast):
+            z = self.forward(x)
             loss = cross_entropy(z.float(), y, label_smoothing=self.settings.label_smoothing)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
@@ -272,7 +304,7 @@ class Trainer:
 
 
 def make_optimizer(network: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """The optimizer of the settings, for all parameters of a network."""
+    """Return the optimizer of the settings for all parameters of a network."""
     parameters = network.parameters()
     if settings.optimizer == "sgd":
         return torch.optim.SGD(parameters, settings.lr, settings.momentum, weight_decay=settings.weight_decay)
@@ -280,26 +312,28 @@ def make_optimizer(network: nn.Module, settings: Settings) -> torch.optim.Optimi
     return kind(parameters, settings.lr, weight_decay=settings.weight_decay)
 
 
-def computing(device: torch.device, autocast: bool) -> AbstractContextManager[Any]:
-    """bfloat16 for convolutions and products, or plain float32."""
+def autocast_context(device: torch.device, autocast: bool) -> AbstractContextManager[Any]:
+    """Return a context in which convolutions and matrix products use bfloat16, or one that changes nothing."""
     return torch.autocast(device.type, torch.bfloat16) if autocast else nullcontext()
 
 
-def outputs(network: nn.Module, images: Images, autocast: bool = False, at_once: int = EVALUATED) -> Iterator[torch.Tensor]:
-    """What a network in evaluation mode gives of all images, in blocks, (rows, …) float32 on the device."""
+def forward_batches(
+    network: nn.Module, images: Images, autocast: bool = False, batch_size: int = EVALUATED
+) -> Iterator[torch.Tensor]:
+    """Yield the outputs (rows, …) of a network in evaluation mode for batches of images, in order, float32 on the device."""
     network.eval()
-    for start in range(0, len(images), at_once):
-        with torch.inference_mode(), computing(images.device, autocast):
-            found = network(images.batch(slice(start, start + at_once)))
-        yield found.float()
+    for start in range(0, len(images), batch_size):
+        with torch.inference_mode(), autocast_context(images.device, autocast):
+            output = network(images.batch(slice(start, start + batch_size)))
+        yield output.float()
 
 
 class Evaluation(NamedTuple):
-    """What a network makes of a part.
+    """Metrics and predictions of a network on a split.
 
     loss : mean cross-entropy, without label smoothing
-    accuracy : share of the images whose likeliest class is theirs
-    predicted : (n,) int64, the likeliest class of each image
+    accuracy : fraction of correct predictions
+    predicted : (n,) int64, the most probable class of each image
     probability : (n,) float64, its probability
     """
 
@@ -309,16 +343,16 @@ class Evaluation(NamedTuple):
     probability: npt.NDArray[np.float64]
 
 
-def evaluate(network: nn.Module, part: Part, autocast: bool = False) -> Evaluation:
-    """Measure a network on a part."""
+def evaluate(network: nn.Module, split: Split, autocast: bool = False) -> Evaluation:
+    """Evaluate a network on a split."""
     losses, predicted, probability, start = [], [], [], 0
-    for z in outputs(network, part.images, autocast):
-        y = torch.from_numpy(part.labels[start : start + len(z)].astype(np.int64)).to(z.device)
-        shares = z.double().softmax(1).max(1)
+    for z in forward_batches(network, split.images, autocast):
+        y = torch.from_numpy(split.labels[start : start + len(z)].astype(np.int64)).to(z.device)
+        most_probable = z.double().softmax(1).max(1)
         losses.append(cross_entropy(z.double(), y, reduction="none").cpu().numpy())
-        predicted.append(shares.indices.cpu().numpy())
-        probability.append(shares.values.cpu().numpy())
+        predicted.append(most_probable.indices.cpu().numpy())
+        probability.append(most_probable.values.cpu().numpy())
         start += len(z)
     classes = np.concatenate(predicted)
-    right = float((classes == part.labels).mean())
-    return Evaluation(float(np.concatenate(losses).mean()), right, classes, np.concatenate(probability))
+    accuracy = float((classes == split.labels).mean())
+    return Evaluation(float(np.concatenate(losses).mean()), accuracy, classes, np.concatenate(probability))

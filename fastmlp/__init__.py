@@ -60,5 +60,5 @@ __getattr__, __dir__, __all__ = lazy(
         "training.many": ["train_many"],
         "training.settings": ["Settings"],
     },
-    also=["__version__"],
+    extra=["__version__"],
 )

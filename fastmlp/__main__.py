@@ -1,4 +1,4 @@
-"""`python -m fastmlp`: the program, as the console script runs it."""
+"""`python -m fastmlp`, the same as the console script."""
 
 from __future__ import annotations
 

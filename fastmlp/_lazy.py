@@ -8,19 +8,23 @@ from typing import Any
 
 
 def lazy(
-    package: str, homes: Mapping[str, Sequence[str]], also: Sequence[str] = ()
+    package: str, exports: Mapping[str, Sequence[str]], extra: Sequence[str] = ()
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """`__getattr__`, `__dir__` and `__all__` of a package, given its public names, grouped by the submodule that defines them.
+    """Return `__getattr__`, `__dir__` and `__all__` of a package.
 
-    `also` are public names that the package defines itself. A name must not be that of a submodule: once imported, the
-    submodule would take its place.
+    Parameters
+    ----------
+    package : name of the package
+    exports : public names by the submodule that defines them; none may be the name of a submodule, which replaces it once the
+        submodule is imported
+    extra : public names that the package itself defines
     """
-    offered = sorted([*(name for names in homes.values() for name in names), *also])
-    module_of = {name: f"{package}.{module}" for module, names in homes.items() for name in names}
+    public = sorted([*(name for names in exports.values() for name in names), *extra])
+    module_of = {name: f"{package}.{module}" for module, names in exports.items() for name in names}
 
     def get(name: str) -> Any:
         if name not in module_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(importlib.import_module(module_of[name]), name)
 
-    return get, lambda: offered, offered
+    return get, lambda: public, public

@@ -1,4 +1,4 @@
-"""The errors that fastmlp raises on purpose, each with the exit code of the command line.
+"""Exceptions of fastmlp, with the exit codes of the command line.
 
 Messages say what was given, what is needed, and what to do. Any other exception is a bug (exit code 1).
 """
@@ -10,12 +10,12 @@ from collections.abc import Iterable, Sequence
 
 
 class FastMLPError(Exception):
-    """Base class of the errors that fastmlp raises on purpose.
+    """Base class of all exceptions of fastmlp.
 
     Parameters
     ----------
-    message : what was given, what is needed, and what to do; it names settings as Python does, never as command-line flags
-    settings : names of the settings to change, such as "val_fraction"; the command line shows their flags after the message
+    message : what was given, what is needed, and what to do; settings are named as in Python, not as command-line flags
+    settings : names of the settings to change, such as "val_fraction"; the command line appends their flags to the message
     """
 
     exit_code = 1
@@ -56,7 +56,7 @@ class ThresholdError(FastMLPError, AssertionError):
 
 
 def unknown_name(kind: str, given: str, allowed: Iterable[str]) -> str:
-    """Message for a name that is not in a registry, with the most similar valid name and a list of all.
+    """Return the message for a name that is not in a registry, with the most similar valid name and a list of all.
 
     >>> unknown_name("activation", "rleu", ["relu", "tanh"])
     "unknown activation 'rleu'; did you mean 'relu'? Valid: relu, tanh"

@@ -32,12 +32,18 @@ RESTORE = "restore it from a copy or repeat the run"
 _REMEDIES = {
     errno.ENOSPC: "free some space or choose another folder",
     errno.EFBIG: "raise the limit on file sizes (ulimit -f) or choose another folder",
-    errno.EACCES: "check the rights or choose another folder",
-    errno.EPERM: "check the rights or choose another folder",
-    errno.EROFS: "choose a folder on a disk that can be written",
+    errno.EACCES: "check the permissions or choose another folder",
+    errno.EPERM: "check the permissions or choose another folder",
+    errno.EROFS: "choose a folder on a writable disk",
     errno.ENOENT: "check the path; its folder must exist",
-    errno.ENOTDIR: "check the path; a part of it is a file, not a folder",
+    errno.ENOTDIR: "check the path; one of its folders is a file",
     errno.ENAMETOOLONG: "choose a shorter name",
+}
+_READING_REMEDIES = _REMEDIES | {
+    errno.EACCES: "check its permissions",
+    errno.EPERM: "check its permissions",
+    errno.ENOENT: "check the path",
+    errno.EISDIR: "it is a folder; give the path of a file",
 }
 Tensors = dict[str, npt.NDArray[Any]]
 
@@ -77,7 +83,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def json_bytes(value: object, indent: int = 0) -> bytes:
-    r"""JSON text in UTF-8, keys in the order given, with a final newline.
+    r"""Return JSON text in UTF-8, with keys in the given order and a final newline.
 
     NaN and infinities become null, since JSON does not have them and a diverged loss must not prevent writing the result of a
     run. Floats keep all digits.
@@ -121,7 +127,7 @@ def write_json(path: str | os.PathLike[str], value: object) -> None:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Contents of a JSON file.
+    """Return the contents of a JSON file.
 
     Raises
     ------
@@ -132,7 +138,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     --------
     >>> read_json("no-such.json")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    fastmlp.errors.DataError: cannot read no-such.json: ...; check the path; ...
+    fastmlp.errors.DataError: cannot read no-such.json: ...; check the path
     """
     try:
         with file_errors("read", path):
@@ -142,7 +148,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The table in a TOML file. Raises DataError if it is missing, unreadable, or not TOML in UTF-8."""
+    """Return the table in a TOML file; raise DataError if it is missing, unreadable, or not TOML in UTF-8."""
     try:
         with file_errors("read", path):
             return tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -166,9 +172,9 @@ def write_toml(path: str | os.PathLike[str], table: Mapping[str, object]) -> Non
     --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write_toml(Path(folder, "a.toml"), {"rate": 0.1, "max_time": None})
+    ...     write_toml(Path(folder, "a.toml"), {"lr": 0.1, "max_time": None})
     ...     print(Path(folder, "a.toml").read_text().strip())
-    rate = 0.1
+    lr = 0.1
     """
     text = tomli_w.dumps(_without_none(table))
     try:
@@ -180,7 +186,7 @@ def write_toml(path: str | os.PathLike[str], table: Mapping[str, object]) -> Non
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The objects in a file written by `append_line`.
+    """Return the objects in a file written by `append_line`.
 
     Raises DataError if the file is missing or cannot be read, or a line is not a JSON object.
     """
@@ -235,7 +241,8 @@ def file_errors(verb: str, path: str | os.PathLike[str]) -> Iterator[None]:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"cannot {verb} {os.fspath(path)}: damaged gzip file ({error}); delete it and get it again") from error
     except OSError as error:
-        remedy = _REMEDIES.get(error.errno or 0, "check the disk and the path")
+        remedies = _READING_REMEDIES if verb == "read" else _REMEDIES
+        remedy = remedies.get(error.errno or 0, "check the disk and the path")
         raise DataError(f"cannot {verb} {os.fspath(path)}: {error.strerror or error}; {remedy}") from error
 
 
@@ -258,20 +265,20 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 def _sync_folder(folder: Path) -> None:
     """Wait until the entries of the folder are on the disk."""
-    if os.name != "posix":  # Windows cannot open a folder, and keeps a journal of renames
+    if os.name != "posix":  # Windows cannot open folders; NTFS has a journal of renames
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # this file system cannot fsync folders: nothing more can be done
+        if error.errno != errno.EINVAL:  # EINVAL: this file system does not support fsync of folders
             raise
     finally:
         os.close(descriptor)
 
 
 def _plain_scalar(value: Any) -> object:
-    """Python value of a NumPy scalar or a path; anything else is a bug of the caller."""
+    """Return the Python value of a NumPy scalar, or the text of a path; raise TypeError for other types."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     item: Callable[[], object] | None = getattr(value, "item", None)
@@ -281,7 +288,7 @@ def _plain_scalar(value: Any) -> object:
 
 
 def _without_none(value: object) -> Any:
-    """The same nested value of plain Python types, without the keys whose value is None."""
+    """Return a nested value with plain Python types, without the keys whose value is None."""
     if isinstance(value, Mapping):
         return {key: _without_none(item) for key, item in value.items() if item is not None}
     if isinstance(value, list | tuple):
@@ -290,13 +297,13 @@ def _without_none(value: object) -> Any:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file as a hexadecimal string."""
+    """Return the SHA-256 of a file as a hexadecimal string."""
     with file_errors("read", path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_tensors(file: Path) -> tuple[dict[str, str], Tensors]:
-    """Metadata and tensors of a safetensors file.
+    """Return metadata and tensors of a safetensors file.
 
     Raises
     ------
@@ -317,7 +324,7 @@ def read_tensors(file: Path) -> tuple[dict[str, str], Tensors]:
 
 
 def tensor_bytes(tensors: Tensors, metadata: Mapping[str, str]) -> bytes:
-    """The bytes of a safetensors file, with sorted metadata, since the library writes them in random order."""
+    """Return the bytes of a safetensors file, with sorted metadata, since the library writes them in random order."""
     from safetensors.numpy import save
 
     data = save(tensors, dict(metadata))
@@ -330,17 +337,17 @@ def tensor_bytes(tensors: Tensors, metadata: Mapping[str, str]) -> bytes:
 
 
 def check_format_version(path: Path, found: Any, version: int) -> None:
-    """Check the format version that a file carries.
+    """Check the format version of a file.
 
     Parameters
     ----------
     path : the file, for the message
-    found : the object in it
+    found : its contents
     version : the format version that this fastmlp reads
 
     Raises
     ------
-    DataError : there is no version, or another one
+    DataError : the version is missing or another one
 
     Examples
     --------
@@ -350,5 +357,5 @@ def check_format_version(path: Path, found: Any, version: int) -> None:
     """
     given = found.get("format_version") if isinstance(found, dict) else None
     if given != version:
-        carries = "no format version" if given is None else f"format version {given}"
-        raise DataError(f"{path}: {carries}, but this fastmlp reads version {version}; repeat the run with this version")
+        found_version = "no format version" if given is None else f"format version {given}"
+        raise DataError(f"{path}: {found_version}, but this fastmlp reads version {version}; repeat the run with this version")

@@ -1,11 +1,20 @@
 """The specification: forward pass, losses, backward pass and updates of a multi-layer perceptron as NumPy formulas.
 
-All engines compute the same and are tested against this file; the NumPy engine (engines/numpy_engine.py) runs it. Notation and
-conventions are in nn/network.py. Formulas work in float32 and float64. They are written independently of the scalar functions
-that Numba compiles, which are tested against them, and import nothing from there.
+One training step on a mini-batch x_0, for the layers l = 0 … L with activations f_l and dropout masks m_l:
 
-Source of the backward pass: Goodfellow, Bengio, Courville, "Deep Learning", 2016, algorithm 6.4; inverted dropout:
-Srivastava et al. 2014, section 10.
+    forward     for l = 0, …, L:  z_l = x_l w_l + b_l,  and except for l = L  x_{l+1} = m_l f_l(z_l)
+    row_losses  loss = mean of the losses of the rows,  dz_L = d loss / d z_L
+    backward    for l = L, …, 0:  dw_l = x_l^T dz_l + l2 w_l + l1 sign(w_l),  db_l = sum of dz_l over the rows,
+                                  and except for l = 0  dz_{l-1} = (dz_l w_l^T) m_{l-1} f'_{l-1}(z_{l-1})
+    clip        scales the gradient if its norm is too large
+    update      changes all w_l and b_l by the rule of the optimizer
+
+All engines compute the same and are tested against this file; the NumPy engine (engines/numpy_engine.py) runs it. Notation and
+conventions are in nn/network.py. The formulas work in float32 and float64. They are written independently of the scalar
+functions that Numba compiles, which are tested against them, and import nothing from there.
+
+Sources: backward pass, Goodfellow, Bengio, Courville, "Deep Learning", 2016, algorithm 6.4; inverted dropout, Srivastava et al.
+2014, section 10; those of activations and updates are in nn/activations.py and nn/optimizers.py.
 """
 
 from __future__ import annotations
@@ -20,34 +29,36 @@ import numpy.typing as npt
 from fastmlp.nn.network import FloatArray, Network
 from fastmlp.nn.optimizers import Optimizer
 
-Layers = list[tuple[FloatArray, FloatArray]]
+Layers = list[tuple[FloatArray, FloatArray]]  # w (fan_in, fan_out) and b (fan_out,) of each layer, see `Network.views`
 
 # ------------------------------------------------------------------------------------------------ activations
 
 
 def sigmoid(z: FloatArray) -> FloatArray:
-    """1 / (1 + exp(-z)). SciPy is imported here, since importing it takes longer than a small training."""
+    """Return 1 / (1 + exp(-z)). SciPy is imported here because its import takes longer than a small training."""
     from scipy.special import expit
 
     return expit(z)
 
 
 def normal_cdf(z: FloatArray) -> FloatArray:
-    """Cumulative distribution function of the standard normal distribution."""
+    """Return the cumulative distribution function of the standard normal distribution."""
     from scipy.special import erfc
 
     return 0.5 * erfc(-z * np.sqrt(0.5).astype(z.dtype))
 
 
 def normal_pdf(z: FloatArray) -> FloatArray:
+    """Return the density of the standard normal distribution."""
     return np.exp(-0.5 * z * z) / np.sqrt(2 * np.pi).astype(z.dtype)
 
 
 def gelu_slope(z: FloatArray) -> FloatArray:
+    """Return the derivative of gelu(z) = z P(z), P the distribution function: P(z) + z P'(z)."""
     return normal_cdf(z) + z * normal_pdf(z)
 
 
-# name -> (f(z, a), f'(z, y, a)) with y = f(z)
+# name -> (f(z, a), f'(z, y, a)) with y = f(z) and the parameter a, see nn/activations.py
 ACTIVATIONS: dict[str, tuple[Callable[..., FloatArray], Callable[..., FloatArray]]] = {
     "linear": (lambda z, a: z, lambda z, y, a: np.ones_like(z)),
     "relu": (lambda z, a: np.maximum(z, 0), lambda z, y, a: (z > 0).astype(z.dtype)),
@@ -70,12 +81,13 @@ ACTIVATIONS: dict[str, tuple[Callable[..., FloatArray], Callable[..., FloatArray
 
 
 def log_sum_exp(z: FloatArray) -> FloatArray:
-    """log(sum_j exp(z_j)) of each row, (rows, 1). The maximum is subtracted first, so nothing overflows."""
-    peak = z.max(axis=1, keepdims=True)
-    return np.log(np.exp(z - peak).sum(axis=1, keepdims=True)) + peak
+    """Return log(sum_j exp(z_j)) of each row, (rows, 1). The maximum is subtracted first, so nothing overflows."""
+    maximum = z.max(axis=1, keepdims=True)
+    return np.log(np.exp(z - maximum).sum(axis=1, keepdims=True)) + maximum
 
 
 def softmax(z: FloatArray) -> FloatArray:
+    """Return exp(z_i) / sum_j exp(z_j) of each row, (rows, outputs)."""
     return np.exp(z - log_sum_exp(z))
 
 
@@ -83,7 +95,7 @@ OUTPUTS: dict[str, Callable[[FloatArray], FloatArray]] = {"softmax": softmax, "s
 
 
 def target_rows(network: Network, y: npt.NDArray[Any], dtype: npt.DTypeLike) -> FloatArray:
-    """Targets t, (rows, outputs): numbers as they are, classes one-hot with label smoothing."""
+    """Return targets t, (rows, outputs): numbers (rows, outputs) unchanged, classes (rows,) one-hot with label smoothing."""
     if y.ndim == 2:
         return y.astype(dtype)
     outputs = network.sizes[-1]
@@ -92,10 +104,16 @@ def target_rows(network: Network, y: npt.NDArray[Any], dtype: npt.DTypeLike) -> 
 
 
 def row_losses(network: Network, z: FloatArray, t: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Loss of each row, (rows,), and its gradient dz, (rows, outputs), for output pre-activations z."""
+    """Return the loss of each row, (rows,), and its gradient dz, (rows, outputs).
+
+    z, t (rows, outputs) are the pre-activations of the output layer and the targets.
+
+    - cross-entropy: loss = sum_j t_j (log_sum_exp(z) - z_j), dz = softmax(z) - t, for targets that sum to 1
+    - squared error, with the output function y = g(z): loss = 1/2 sum_j (y_j - t_j)^2, dz_j = sum_i (y_i - t_i) dy_i/dz_j
+    """
     if network.loss == "cross-entropy":
-        log_total = log_sum_exp(z)
-        return (t * (log_total - z)).sum(axis=1), np.exp(z - log_total) - t
+        log_sum = log_sum_exp(z)
+        return (t * (log_sum - z)).sum(axis=1), np.exp(z - log_sum) - t
     y = OUTPUTS[network.output or ""](z)
     error = y - t
     if network.output == "softmax":  # the Jacobian: dy_i/dz_j = y_i (1[i=j] - y_j)
@@ -108,25 +126,31 @@ def row_losses(network: Network, z: FloatArray, t: FloatArray) -> tuple[FloatArr
 
 
 def plain_losses(network: Network, z: FloatArray, y: npt.NDArray[Any]) -> FloatArray:
-    """Loss of each row, (rows,) float64, without label smoothing, so that networks with and without it can be compared."""
-    # `replace` checks every layer again, which takes time.
-    plain = replace(network, label_smoothing=0.0) if network.label_smoothing else network
-    return row_losses(plain, z.astype(np.float64), target_rows(plain, y, np.float64))[0]
+    """Return the loss of each row, (rows,) float64, without label smoothing, as in evaluation.
+
+    So the losses of networks with and without label smoothing are comparable.
+    """
+    # `replace` checks all fields again, which takes time
+    unsmoothed = replace(network, label_smoothing=0.0) if network.label_smoothing else network
+    return row_losses(unsmoothed, z.astype(np.float64), target_rows(unsmoothed, y, np.float64))[0]
 
 
 # ------------------------------------------------------------------------------------------------ forward and backward
 
 
-class Pass(NamedTuple):
-    """Results of the forward pass that the backward pass needs, one list entry per layer."""
+class ForwardPass(NamedTuple):
+    """Results of the forward pass that the backward pass uses, with one list entry per layer."""
 
     inputs: list[FloatArray]  # x of each layer, (rows, fan_in)
-    slopes: list[FloatArray]  # dy/dz of each hidden layer, dropout included, (rows, fan_out)
-    z: FloatArray  # pre-activations of the output layer
+    slopes: list[FloatArray]  # dy/dz of each hidden layer, including dropout, (rows, fan_out)
+    z: FloatArray  # pre-activations of the output layer, (rows, outputs)
 
 
-def forward(network: Network, layers: Layers, x: FloatArray, masks: list[Any] | None = None) -> Pass:
-    """z = x w + b, y = f(z), layer by layer; in training `masks` are the dropout factors, 0 or 1/(1 - rate)."""
+def forward(network: Network, layers: Layers, x: FloatArray, masks: list[Any] | None = None) -> ForwardPass:
+    """Compute z = x w + b and y = f(z), layer by layer, for x (rows, inputs).
+
+    `masks` are the dropout factors of each hidden layer in training, (rows, fan_out), 0 or 1/(1 - rate); None in prediction.
+    """
     inputs, slopes = [x], []
     for index, (layer, (w, b)) in enumerate(zip(network.layers[:-1], layers, strict=False)):
         value, slope = ACTIVATIONS[layer.activation]
@@ -138,32 +162,35 @@ def forward(network: Network, layers: Layers, x: FloatArray, masks: list[Any] | 
         inputs.append(y)
         slopes.append(s)
     w, b = layers[-1]
-    return Pass(inputs, slopes, inputs[-1] @ w + b)
+    return ForwardPass(inputs, slopes, inputs[-1] @ w + b)
 
 
-def backward(network: Network, layers: Layers, passed: Pass, dz: FloatArray) -> FloatArray:
-    """Gradient of the objective, flat (parameters,); dz is of the output layer, times each row's weight in the mean loss."""
+def backward(network: Network, layers: Layers, forward_pass: ForwardPass, dz: FloatArray) -> FloatArray:
+    """Return the gradient of the objective, a flat vector (parameters,).
+
+    dz (rows, outputs) is the gradient of `row_losses`, multiplied by the weight of each row in the mean loss.
+    """
     gradient = np.empty(network.parameters, dz.dtype)
     views = network.views(gradient)
     for index in range(len(layers) - 1, -1, -1):
         w, _ = layers[index]
         dw, db = views[index]
-        dw[:] = passed.inputs[index].T @ dz + network.l2 * w + network.l1 * np.sign(w)
+        dw[:] = forward_pass.inputs[index].T @ dz + network.l2 * w + network.l1 * np.sign(w)
         db[:] = dz.sum(axis=0)
         if index:
-            dz = (dz @ w.T) * passed.slopes[index - 1]
+            dz = (dz @ w.T) * forward_pass.slopes[index - 1]
     return gradient
 
 
 def objective(network: Network, parameters: FloatArray, x: FloatArray, t: FloatArray) -> float:
-    """Mean loss plus penalties, without dropout: the function that training minimises. Used for gradient checks."""
+    """Return the mean loss plus penalties, without dropout: the function that training minimizes. Used for gradient checks."""
     layers = network.views(parameters)
     loss, _ = row_losses(network, forward(network, layers, x).z, t)
     return float(loss.mean() + penalty(network, layers))
 
 
 def penalty(network: Network, layers: Layers) -> float:
-    """l2/2 sum(w^2) + l1 sum(|w|)."""
+    """Return l2/2 sum(w^2) + l1 sum(|w|) over the weights of all layers."""
     return sum(float(network.l2 / 2 * np.square(w).sum() + network.l1 * np.abs(w).sum()) for w, _ in layers)
 
 
@@ -173,9 +200,10 @@ def penalty(network: Network, layers: Layers) -> float:
 def update(
     o: Optimizer, p: FloatArray, g: FloatArray, slots: FloatArray, step: int, learning_rate: float, weight_decay: FloatArray
 ) -> None:
-    """One update in place: parameters p (P,) and slots (number of slots, P); `step` is the number of updates before this one.
+    """Update parameters p (P,) and optimizer slots (number of slots, P) in place, for the gradient g (P,).
 
-    weight_decay (P,) is that of adamw, zero for biases. The rules and their sources are listed in nn/optimizers.py.
+    `step` is the number of updates before this one; weight_decay (P,) is that of adamw, zero for biases. The update rules and
+    their sources are listed in nn/optimizers.py.
     """
     t = step + 1
     if o.name == "sgd":
@@ -199,7 +227,10 @@ def update(
         p -= learning_rate * m_hat / (np.sqrt(v_hat) + o.epsilon)
 
 
-def clip(gradient: FloatArray, largest: float) -> FloatArray:
-    """Clip the gradient to Euclidean norm `largest`; 0 never clips. Source: Pascanu et al. 2013, algorithm 1."""
+def clip(gradient: FloatArray, max_norm: float) -> FloatArray:
+    """Return the gradient, scaled to the Euclidean norm `max_norm` if its norm is larger; 0 disables clipping.
+
+    Source: Pascanu et al. 2013, algorithm 1.
+    """
     norm = float(np.sqrt(np.square(gradient.astype(np.float64)).sum()))
-    return gradient * gradient.dtype.type(largest / norm) if largest and norm > largest else gradient
+    return gradient * gradient.dtype.type(max_norm / norm) if max_norm and norm > max_norm else gradient

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from benchmarks.cuda_build import parse_capability, told
+from benchmarks.cuda_build import format_capability, parse_capability
 from benchmarks.gpu import ROOT
 from benchmarks.gpu.kernels import KernelRequest, read_record
 from fastmlp.data.download import data_folder, present
@@ -113,7 +113,7 @@ def main() -> None:
     requests = read_record()
     carry_kernels(folder / "kernels.tar.xz", requests, options.capability)
     about = {
-        "capability": told(options.capability),
+        "capability": format_capability(options.capability),
         "kernels": len(requests),
         "sources": sources(),
         "data": data,

@@ -25,11 +25,11 @@ from fastmlp.bench.rounds import (
     BenchSettings,
     Entry,
     label,
+    min_median_max,
     one_round,
     order_of,
     result_row,
     specified_losses,
-    spread,
     warm_up,
 )
 from fastmlp.data.scaling import fit_scaling
@@ -120,7 +120,7 @@ def valid_entries(
 def row_of(case: Case, entry: Entry, entries: Sequence[Entry], gflop: float) -> dict[str, Any]:
     """Return a result row; over_cuda : ratio of its seconds to the CUDA engine's in the same round, None if that is missing."""
     pairs = [zip(entry.seconds, other.seconds, strict=True) for other in entries if other.backend == "cuda"]
-    over = spread([one / ours for one, ours in pairs[0]]) if pairs else None
+    over = min_median_max([one / ours for one, ours in pairs[0]]) if pairs else None
     return result_row(case, entry, gflop) | {"over_cuda": over}
 
 
@@ -197,7 +197,7 @@ def measure_variant(runtime: TimedRuntime, case: Case, sizes: Sizes, variant: Va
         "data": data,
         "rows": len(task.x),
         "seconds_per_epoch": statistics.median(found.wall),
-        "spread": spread(found.wall),
+        "spread": min_median_max(found.wall),
         "device_seconds": statistics.median(found.computed),
         "device_microseconds_per_step": 1e6 * statistics.median(found.computed) / steps,
         "copies": {way: statistics.median(one[way] for one in found.copied) for way in ("in", "out")},

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu.sizes import Sizes, grids
-from fastmlp.bench.rounds import Disagreement, spread
+from fastmlp.bench.rounds import Disagreement, min_median_max
 from fastmlp.engines.base import EngineSpec, State
 from fastmlp.engines.cuda import engine as cuda
 from fastmlp.engines.cuda.kernels.programs import PLAIN
@@ -93,12 +93,12 @@ class TimedRuntime:
 
 
 def scaled(values: Sequence[float], scale: float) -> dict[str, float]:
-    """Return `spread` of the values in another unit.
+    """Return `min_median_max` of the values in another unit.
 
     >>> scaled([3.0, 1.0, 2.0], 10)
     {'median': 20.0, 'least': 10.0, 'most': 30.0}
     """
-    return spread([scale * value for value in values])
+    return min_median_max([scale * value for value in values])
 
 
 def seconds_of(work: Callable[[], Any], rounds: int) -> list[float]:
@@ -141,7 +141,7 @@ def measure_copies(runtime: TimedRuntime, sizes: Sizes) -> dict[str, Any]:
     single = copy_seconds(runtime.inner, 1, sizes.device_rounds)
     found: dict[str, Any] = {"bytes": sizes.copied}
     for way, of_large, of_single in zip(("in", "out"), large, single, strict=True):
-        found[f"{way}_gb_per_s"] = spread([sizes.copied / one / 1e9 for one in of_large])
+        found[f"{way}_gb_per_s"] = min_median_max([sizes.copied / one / 1e9 for one in of_large])
         found[f"{way}_single_us"] = scaled(of_single, 1e6)
     return found
 
@@ -202,4 +202,4 @@ def measure_product(
 
         rates = [2 * n * inputs * outputs * count / one / 1e9 for one in seconds_of(run_launches, sizes.device_rounds)]
     what = {"rows": n, "inputs": inputs, "outputs": outputs, "precision": precision, "relative_error": error}
-    return what | {"engine": "cuda", "gflops": spread(rates)}
+    return what | {"engine": "cuda", "gflops": min_median_max(rates)}

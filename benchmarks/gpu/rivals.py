@@ -17,7 +17,7 @@ from benchmarks.gpu.measures import seconds_of
 from benchmarks.gpu.sizes import Sizes
 from fastmlp.bench.contestant import Order, Task, library
 from fastmlp.bench.pytorch import Torch
-from fastmlp.bench.rounds import spread
+from fastmlp.bench.rounds import min_median_max
 from fastmlp.errors import UnavailableError
 
 WARMUP_STEPS = 3  # before the capture
@@ -173,4 +173,4 @@ def measure_mm(inputs: int, outputs: int, sizes: Sizes, precision: str, device: 
     finally:
         torch.set_float32_matmul_precision("highest")
     what = {"rows": sizes.product_rows, "inputs": inputs, "outputs": outputs, "precision": precision}
-    return what | {"engine": "torch.mm", "gflops": spread(rates)}
+    return what | {"engine": "torch.mm", "gflops": min_median_max(rates)}

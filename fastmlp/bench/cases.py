@@ -1,6 +1,6 @@
 """Benchmark cases: networks, batch sizes, and the rows to train on.
 
-`CASES` are the seven cases of README's table; `Source` provides the rows of a case.
+`CASES` are the seven cases of the table in docs/speed.md; `Source` provides the rows of a case.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def parse_sizes(text: str) -> tuple[int, ...]:
 
 
 def choose_cases(networks: Sequence[str], batches: Sequence[int], everything: bool = False) -> tuple[Case, ...]:
-    """Return each network with each batch size, or all cases of README's table.
+    """Return each network with each batch size, or all of `CASES`.
 
     Raises
     ------

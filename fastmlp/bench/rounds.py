@@ -33,7 +33,7 @@ LEARNING_RATE = 0.01  # at most; the optimiser's default if that is lower
 REST = 0.2  # seconds before each epoch: threads of BLAS and OpenMP keep spinning for a while after their work
 PROBE = 8  # mini-batches of the first comparison of losses
 # Allowed relative difference of the mean loss over the probe. Rounding gave up to 7e-5 with all libraries, optimisers and
-# README's networks; a learning rate that is 1 % off gives 5e-4.
+# networks of `CASES`; a learning rate that is 1 % off gives 5e-4.
 PROBE_AGREEMENT = 2e-4
 # The same over an epoch, in which rounding errors grow: up to 1e-3 was observed.
 AGREEMENT = 5e-3
@@ -374,6 +374,3 @@ def verdict(entries: Sequence[Entry]) -> dict[str, Any]:
 def min_median_max(values: Sequence[float]) -> dict[str, float]:
     """Return the minimum ("least"), median and maximum ("most")."""
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
-
-
-spread = min_median_max  # the former name, which benchmarks/gpu imports

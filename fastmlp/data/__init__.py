@@ -1,4 +1,4 @@
-"""From files and arrays to checked data sets, their splits and their scaling."""
+"""Data sets: reading and checking files and arrays, splitting rows, fitting scalings."""
 
 from __future__ import annotations
 

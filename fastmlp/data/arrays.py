@@ -27,17 +27,17 @@ from fastmlp.data.checks import SourceLocation
 from fastmlp.errors import DataError
 from fastmlp.files import file_errors, read_tensors
 
-# A file larger than this share of the machine's memory will not stay in it. Training asks for rows in random order: reading
-# ahead, up to megabytes for each row, would then only drop pages that are still to be used.
+# A file larger than this fraction of the machine's memory does not stay in the page cache. Training reads rows in random
+# order: read-ahead, up to megabytes per row, would then only evict pages that are still needed.
 READ_AHEAD_SHARE = 0.5
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-# Of a data set in an .npz file, or in a folder of .npy files; the last three are those of `features`.
+# Names of the arrays of a data set, in any of these files; features.py writes the last three.
 ARRAYS = ("x", "y", "x_test", "y_test", "classes", "validation", "provenance", "extractor")
 REFETCH = "delete it and get it again with `fastmlp data fetch`"
 
 
 class RawArrays(NamedTuple):
-    """What a reader found: arrays as they are in the file, not yet checked (`dataset.check_dataset` does)."""
+    """Arrays as they are in a file; `dataset.check_dataset` checks and converts them. The fields are those of `Dataset`."""
 
     x: Any
     y: Any
@@ -52,19 +52,18 @@ class RawArrays(NamedTuple):
 
 
 def is_npy_folder(path: Path) -> bool:
-    """Whether a folder is one of arrays: `x.npy` or `y.npy` is in it."""
+    """Whether a folder contains `x.npy` or `y.npy`, and so is read as a folder of arrays."""
     with file_errors("read", path):
         return any((path / f"{name}.npy").is_file() for name in ARRAYS[:2])
 
 
 def read_npy_folder(path: str | Path) -> RawArrays:
-    """Map `x.npy`, `y.npy` and what else `ARRAYS` names: an `.npz` file unpacked.
+    """Memory-map `x.npy`, `y.npy` and the other `.npy` files named in `ARRAYS`: the layout of an unpacked `.npz` file.
 
-    Nothing is read but headers. Rows of uint8 or float32 (of this machine's byte order, C order) then stay in their file:
-    the system reads them when they are used and drops them when memory is short. A file larger than READ_AHEAD_SHARE of
-    the memory is read page by page, without reading ahead. Other types are converted in memory by
-    `dataset.check_dataset`. A file must not be changed while it is mapped: if it becomes shorter, the system ends the process
-    by SIGBUS, which no program can turn into a message.
+    Only headers are read. Rows of uint8 or float32 (native byte order, C order) are not copied into memory: the operating
+    system reads them on use and evicts them when memory is short. For a file larger than READ_AHEAD_SHARE of the memory,
+    read-ahead is disabled. `dataset.check_dataset` converts other types in memory. A file must not be changed while it is
+    mapped: if it is truncated, the operating system ends the process with SIGBUS, which Python cannot catch.
 
     Raises
     ------
@@ -76,8 +75,8 @@ def read_npy_folder(path: str | Path) -> RawArrays:
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     np.save(f"{folder}/x.npy", np.eye(2, dtype=np.uint8))
     ...     np.save(f"{folder}/y.npy", ["no", "yes"])
-    ...     parts = read_npy_folder(folder)
-    >>> type(parts.x).__name__, parts.x.tolist(), parts.y.tolist()
+    ...     arrays = read_npy_folder(folder)
+    >>> type(arrays.x).__name__, arrays.x.tolist(), arrays.y.tolist()
     ('memmap', [[1, 0], [0, 1]], ['no', 'yes'])
     """
     files = {name: Path(path) / f"{name}.npy" for name in ARRAYS}
@@ -89,26 +88,26 @@ def read_npy_folder(path: str | Path) -> RawArrays:
 
 
 def map_npy(path: Path) -> npt.NDArray[Any]:
-    """The array of an `.npy` file, mapped and read-only. Raises DataError as `read_npy_folder`."""
+    """Memory-map the array of an `.npy` file, read-only. Raise DataError as `read_npy_folder` does."""
     with file_errors("read", path), path.open("rb") as stream:
         shape, fortran, dtype = _header(path, stream)
         if dtype.hasobject:
             raise DataError(f"{path}: holds Python objects; save a plain array of numbers or strings")
-        claimed, held = math.prod(shape) * dtype.itemsize, os.fstat(stream.fileno()).st_size - stream.tell()
-        if claimed != held or min(shape, default=0) < 0:
+        claimed, found = math.prod(shape) * dtype.itemsize, os.fstat(stream.fileno()).st_size - stream.tell()
+        if claimed != found or min(shape, default=0) < 0:
             size = "x".join(map(str, shape))
             raise DataError(
-                f"{path}: the header claims {size} {dtype} = {claimed} bytes, the file holds {held}; save the array again"
+                f"{path}: the header claims {size} {dtype} = {claimed} bytes, the file holds {found}; save the array again"
             )
         array = np.memmap(stream, dtype, "r", stream.tell(), shape, "F" if fortran else "C")
     pages: Any = array.base  # the mmap object
     if hasattr(mmap, "MADV_RANDOM") and array.nbytes > READ_AHEAD_SHARE * os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE:
-        pages.madvise(mmap.MADV_RANDOM)  # Windows has nothing of it
+        pages.madvise(mmap.MADV_RANDOM)  # not available on Windows
     return array
 
 
 def _header(path: Path, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, Fortran order and type, from the header of an `.npy` file."""
+    """Return shape, Fortran order and dtype from the header of an `.npy` file."""
     try:
         version = npy.read_magic(stream)
         if version not in HEADERS:
@@ -120,9 +119,11 @@ def _header(path: Path, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dt
 
 
 def read_npz(path: str | Path) -> RawArrays:
-    """Read `x`, `y` and what else `ARRAYS` names of an `.npz` file; pickles are refused.
+    """Read `x`, `y` and the other arrays named in `ARRAYS` from an `.npz` file, without unpickling; other keys are ignored.
 
-    Other keys are ignored. Raises DataError for a damaged file, a missing key or an array of Python objects.
+    Raises
+    ------
+    DataError : a damaged file, a missing key or an array of Python objects
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -142,9 +143,11 @@ def read_npz(path: str | Path) -> RawArrays:
 
 @contextmanager
 def open_npz(path: Path, example: str = "x=..., y=...") -> Iterator[NpzFile]:
-    """Open an `.npz` file; pickles are refused. `example` is for the message that tells how to write one.
+    """Open an `.npz` file without unpickling; error messages show `example` as the arguments of numpy.savez.
 
-    Raises DataError if it cannot be opened or is no archive of arrays (`numpy.save` writes none).
+    Raises
+    ------
+    DataError : the file cannot be opened or is not an archive of arrays (`numpy.save` does not write one)
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -154,22 +157,22 @@ def open_npz(path: Path, example: str = "x=..., y=...") -> Iterator[NpzFile]:
     ...         archive.files, npz_array(path, archive, "x").shape
     (['x'], (2, 2))
     """
-    strange = DataError(f"{path}: not a readable .npz file; write it with numpy.savez(file, {example})")
+    unreadable = DataError(f"{path}: not a readable .npz file; write it with numpy.savez(file, {example})")
     with file_errors("read", path), path.open("rb") as stream:
         try:
             archive = np.load(stream, allow_pickle=False)
         except (ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile) as error:
-            raise strange from error
+            raise unreadable from error
         if not isinstance(archive, NpzFile):
-            raise strange
+            raise unreadable
         yield archive
 
 
 def npz_array(path: Path, archive: Mapping[str, Any], name: str) -> npt.NDArray[Any]:
-    """One array of an archive, see `open_npz`. Raises DataError for a damaged one, or one of Python objects."""
-    try:  # the errors are those of zip members, of their compression, and of numpy's parser of headers
+    """Return one array of an archive, see `open_npz`. Raise DataError if it is damaged or contains Python objects."""
+    try:  # errors of the zip archive, of its compression, and of numpy's header parser
         array = archive[name]
-        if not isinstance(array, np.ndarray):  # numpy gives the bytes of a member that has no array in it
+        if not isinstance(array, np.ndarray):  # numpy returns the bytes of a member that is not an array
             raise ValueError("not in the format of numpy.save")
     except (
         *(ValueError, EOFError, SyntaxError, RuntimeError, MemoryError),
@@ -182,17 +185,21 @@ def npz_array(path: Path, archive: Mapping[str, Any], name: str) -> npt.NDArray[
 
 
 def read_safetensors(path: str | Path) -> RawArrays:
-    """Read `x`, `y` and what else `ARRAYS` names of a safetensors file; other tensors are ignored.
+    """Read `x`, `y` and the other tensors named in `ARRAYS` from a safetensors file; other tensors are ignored.
 
-    Class names are a list in JSON under "classes" in the metadata. Raises DataError for a damaged file or a missing tensor.
+    Class names are a JSON list under "classes" in the metadata.
+
+    Raises
+    ------
+    DataError : a damaged file, a missing tensor, or class names that are not a JSON list of strings
 
     >>> import tempfile
     >>> import numpy as np
     >>> from safetensors.numpy import save_file
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save_file({"x": np.eye(2), "y": np.arange(2)}, f"{folder}/a.safetensors", {"classes": '["no", "yes"]'})
-    ...     parts = read_safetensors(f"{folder}/a.safetensors")
-    >>> parts.y.tolist(), parts.classes
+    ...     arrays = read_safetensors(f"{folder}/a.safetensors")
+    >>> arrays.y.tolist(), arrays.classes
     ([0, 1], ['no', 'yes'])
     """
     path = Path(path)
@@ -207,7 +214,7 @@ def read_safetensors(path: str | Path) -> RawArrays:
 
 
 def class_names(path: Path, text: str | None) -> list[str] | None:
-    """The class names in the metadata."""
+    """Return the class names from the metadata. Raise DataError if they are not a JSON list of strings."""
     try:
         names = json.loads(text or "null")
     except ValueError:

@@ -1,7 +1,7 @@
-"""Checks of rows, targets and sample weights: each array is read once, and `CheckedRows` records that it was.
+"""Checks of rows, targets and sample weights. All values of an array are checked once, which `CheckedRows` records.
 
-The functions that return `CheckedRows` are the only ones that read all values. Training, evaluation and prediction take
-`CheckedRows` and compare shapes only, so that a memory-mapped file larger than memory is not read again from the disk.
+Training, evaluation and prediction take `CheckedRows` and compare shapes only, so that a memory-mapped file larger than
+memory is not read from the disk again.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from fastmlp.errors import DataError, unknown_name
 from fastmlp.nn.blocks import blocks
 from fastmlp.nn.network import FloatArray, Network
 
-MOST_CLASSES = 65536  # a larger label is reported as a fault rather than taken as the number of outputs
+MOST_CLASSES = 65536  # a larger label is reported as an error, so that it does not set the number of outputs
 
 
 @dataclass(frozen=True, eq=False)
 class CheckedRows:
-    """Rows and targets whose values have been checked, in the types that engines take.
+    """Rows and targets whose values have been checked, in the dtypes that engines accept.
 
-    Made by `check_split`, and by `splits.split` from a `dataset.Dataset`, whose arrays are checked when they are loaded.
+    Created by `check_split`, and by `splits.split` from a `dataset.Dataset`, whose arrays are checked when they are loaded.
 
     Parameters
     ----------
     x : (n, features) uint8 or float, C-contiguous, finite, n >= 1: an array, which may be memory-mapped, or a `rows.Subset`
     y : (n,) int32 labels from 0 to `classes` - 1, or (n, outputs) float targets, finite
-    classes : number of classes of the labels; 0 for targets
+    classes : number of classes of the labels; 0 for float targets
     """
 
     x: Features
@@ -42,7 +42,7 @@ class CheckedRows:
 
 
 class SourceLocation(NamedTuple):
-    """Where an array came from, so that an error can name one row of it.
+    """The origin of an array, so that an error message can locate a row of it.
 
     >>> SourceLocation("a.csv", "line", 2).row(5)
     'a.csv: line 7'
@@ -53,38 +53,38 @@ class SourceLocation(NamedTuple):
     first: int = 0
 
     def row(self, index: int) -> str:
-        """SourceLocation of row `index` (from 0)."""
+        """Return the location of row `index` (from 0) as text."""
         return f"{self.text}: {self.unit} {self.first + index}"
 
 
 def as_array(values: Any, what: str) -> npt.NDArray[Any]:
-    """The values as an array of any kind, or a DataError if they have no common shape."""
+    """Return the values as an array of any dtype. Raise DataError if they have no common shape."""
     try:
         return np.asarray(values)
     except (ValueError, TypeError) as error:
-        raise DataError(f"{what} cannot be made an array; its rows must all be of one length") from error
+        raise DataError(f"{what} cannot be converted to an array; all rows must have the same length") from error
 
 
 def finite(array: npt.NDArray[Any], dtype: npt.DTypeLike) -> tuple[npt.NDArray[Any], tuple[int, ...] | None]:
-    """The array in `dtype`, C-contiguous, and the place of the first value that is not finite in it."""
-    with np.errstate(over="ignore"):  # what overflows becomes infinite, and is found
+    """Return the array as C-contiguous `dtype`, and the index of its first value that is not finite, or None."""
+    with np.errstate(over="ignore"):  # an overflow becomes infinity, which the next line finds
         cast = np.ascontiguousarray(array, dtype)
     return cast, first_not_finite(cast)
 
 
 def wrong_features(features: int, x: Features) -> DataError:
-    """The error for rows of another shape than (n, features)."""
+    """Return the error for rows whose shape is not (n, features)."""
     return DataError(f"the network takes rows of {features} features, but the data has shape {x.shape}")
 
 
 def check_rows(x: Any, features: int, dtype: npt.DTypeLike) -> Features:
     """Return x as a C-contiguous (n, features) array of uint8 (kept as it is) or `dtype`, after checking that it is finite.
 
-    An array of that type and layout is not copied, and a `rows.Subset` of one stays a subset; all else is copied.
+    An array of this dtype and layout is not copied, and a `rows.Subset` of one stays a subset; anything else is copied.
 
     Raises
     ------
-    DataError : another shape, values that are no numbers or not finite
+    DataError : a wrong shape, or values that are not finite numbers
     """
     rows = x if isinstance(x, Subset) else as_array(x, "the data")
     if rows.ndim != 2 or rows.shape[1] != features:
@@ -95,10 +95,10 @@ def check_rows(x: Any, features: int, dtype: npt.DTypeLike) -> Features:
         rows = np.asarray(rows)
     if rows.dtype == np.uint8:
         return rows if isinstance(rows, Subset) else np.ascontiguousarray(rows)
-    cast, place = (rows, first_not_finite(rows)) if isinstance(rows, Subset) else finite(rows, dtype)
-    if place is not None:
-        value = rows[place[0]][place[1]]
-        raise DataError(f"row {place[0]}, feature {place[1]} is {value}; remove or fill such values first")
+    cast, index = (rows, first_not_finite(rows)) if isinstance(rows, Subset) else finite(rows, dtype)
+    if index is not None:
+        value = rows[index[0]][index[1]]
+        raise DataError(f"row {index[0]}, feature {index[1]} is {value}; remove or fill such values first")
     return cast
 
 
@@ -107,12 +107,12 @@ def check_targets(network: Network, y: Any, rows: int, split: str, dtype: npt.DT
 
     Raises
     ------
-    DataError : y has another length or shape, or values that are not finite or no label of the network
+    DataError : wrong length or shape, values that are not finite, or labels that are not outputs of the network
     """
     y = as_array(y, f"{split} targets")
     outputs = network.sizes[-1]
     if y.ndim == 0:
-        raise DataError(f"the {split} split has no targets, but {y.dtype} {y}")
+        raise DataError(f"the {split} split has no targets, but the scalar {y} ({y.dtype}); give one target per row")
     if len(y) != rows:
         raise DataError(f"the {split} split has {rows} rows but {len(y)} targets")
     if y.ndim == 1 and y.dtype.kind in "iu":
@@ -121,34 +121,36 @@ def check_targets(network: Network, y: Any, rows: int, split: str, dtype: npt.DT
         return y.astype(np.int32)
     if y.dtype.kind not in "buif" or y.ndim != 2 or y.shape[1] != outputs:
         raise wrong_targets(network, y, split)
-    y, place = finite(y, dtype)
-    if place is not None:
-        raise DataError(f"{split} targets are not finite in row {place[0]}, output {place[1]}; remove such rows first")
+    y, index = finite(y, dtype)
+    if index is not None:
+        raise DataError(f"{split} targets are not finite in row {index[0]}, output {index[1]}; remove such rows first")
     return y
 
 
 def wrong_targets(network: Network, y: Array, split: str) -> DataError:
-    """The error for targets of another type or shape than the network's outputs."""
+    """Return the error for targets whose dtype or shape does not match the network's outputs."""
     needed = f"(n,) integer classes or (n, {network.sizes[-1]}) numbers"
     return DataError(f"{split} targets must be {needed}, not {y.dtype} of shape {y.shape}")
 
 
 def are_probabilities(y: FloatArray) -> bool:
+    """Whether each row of y (n, classes) sums to 1 within 1e-4 and has no negative value."""
     return bool(np.allclose(y.sum(axis=1), 1, atol=1e-4) and (y >= 0).all())
 
 
 def check_split(network: Network, x: Any, y: Any, split: str, dtype: npt.DTypeLike) -> CheckedRows:
-    """Check all values of the rows and targets of a split, given as arrays; `match_network` is still to be called.
+    """Check all values of the rows and targets of a split; call `match_network` afterwards to compare them with a network.
 
     Parameters
     ----------
-    x, y : (n, features) and (n,) or (n, outputs), anything that NumPy makes an array of, or a `rows.Subset` as x
-    split : its name, for messages
+    x : (n, features) array-like, or a `rows.Subset`
+    y : (n,) or (n, outputs) array-like
+    split : name of the split, for messages
     dtype : of the engine
 
     Raises
     ------
-    DataError : no rows, wrong shapes or types, values that are not finite, labels that are no output of the network
+    DataError : no rows, wrong shapes or dtypes, values that are not finite, labels that are not outputs of the network
     """
     x = check_rows(x, network.sizes[0], dtype)
     if len(x) == 0:
@@ -158,11 +160,11 @@ def check_split(network: Network, x: Any, y: Any, split: str, dtype: npt.DTypeLi
 
 
 def match_network(network: Network, rows: CheckedRows, split: str, dtype: npt.DTypeLike) -> CheckedRows:
-    """Return checked rows as a network of this engine dtype takes them, without reading x again.
+    """Compare checked rows with a network and return them in the dtype of the engine, without checking x again.
 
     Raises
     ------
-    DataError : another number of features or outputs, or targets of cross-entropy that are no probabilities
+    DataError : wrong number of features or outputs, or targets of cross-entropy that are not probabilities
     """
     x, y, outputs = rows.x, rows.y, network.sizes[-1]
     if x.shape[1] != network.sizes[0]:
@@ -174,7 +176,8 @@ def match_network(network: Network, rows: CheckedRows, split: str, dtype: npt.DT
         raise wrong_targets(network, y, split)
     elif network.loss == "cross-entropy" and not all(are_probabilities(block) for _, block in blocks(y)):
         raise DataError(
-            f"{split} targets of cross-entropy must sum to 1 and not be negative; for regression use loss='squared-error'"
+            f"{split} targets of cross-entropy must sum to 1 and not be negative; for regression use loss='squared-error'",
+            settings=("loss",),
         )
     if x.dtype not in (np.uint8, dtype):
         x = np.asarray(x, dtype)
@@ -182,17 +185,17 @@ def match_network(network: Network, rows: CheckedRows, split: str, dtype: npt.DT
 
 
 def check_weights(sample_weight: Any, rows: int) -> FloatArray:
-    """Sample weights as (rows,) float32, positive and finite, or a DataError."""
+    """Return sample weights as (rows,) float32. Raise DataError unless all are positive and finite."""
     given = as_array(sample_weight, "sample_weight")
     if given.dtype.kind in "buif" and given.shape == (rows,):
-        weights, place = finite(given, np.float32)
-        if place is None and (weights > 0).all():
+        weights, index = finite(given, np.float32)
+        if index is None and (weights > 0).all():
             return weights
     raise DataError(f"sample_weight must be {rows} positive finite numbers")
 
 
 def check_description(network: Network, features: int | None, classes: int, shape: tuple[int, ...] | None) -> None:
-    """Raise DataError unless scaling features, class names and image shape fit the network."""
+    """Raise DataError unless the scaling, the class names and the image shape fit the network."""
     first, last = network.sizes[0], network.sizes[-1]
     if features is not None and features != first:
         raise DataError(f"the scaling is for {features} features, but the network takes {first}")
@@ -202,79 +205,85 @@ def check_description(network: Network, features: int | None, classes: int, shap
         raise DataError(f"image_shape {shape} has {int(np.prod(shape))} pixels, but the network takes {first} features")
 
 
-def check_features(values: Any, place: SourceLocation) -> tuple[Array, tuple[int, int, int] | None]:
-    """Rows (n, features), uint8 or finite float32, and the image shape if values are images (n, h, w[, c]).
+def check_features(values: Any, location: SourceLocation) -> tuple[Array, tuple[int, int, int] | None]:
+    """Return rows (n, features), uint8 or finite float32, and the image shape if the values are images (n, h, w[, c]).
+
+    Raise DataError for any other shape, an empty array, or values that are not finite float32 numbers.
 
     >>> check_features([[1, 2], [3, 4]], SourceLocation("x"))[0].dtype
     dtype('float32')
     """
-    array = _array(values, place)
+    array = _array(values, location)
     if array.ndim not in (2, 3, 4):
-        raise DataError(f"{place.text}: shape {array.shape}; needed (n, features) or (n, height, width[, channels])")
+        raise DataError(f"{location.text}: shape {array.shape}; needed (n, features) or (n, height, width[, channels])")
     height, width, channels = (*array.shape[1:], 1, 1)[:3]
     rows = array.reshape(len(array), -1)
-    x = np.ascontiguousarray(rows) if rows.dtype == np.uint8 else _float32(rows, place)
+    x = np.ascontiguousarray(rows) if rows.dtype == np.uint8 else _float32(rows, location)
     return x, None if array.ndim == 2 else (height, width, channels)
 
 
-def check_values(values: Any, place: SourceLocation) -> Array:
-    """Targets of regression, (n, k) float32, from (n,) or (n, k).
+def check_values(values: Any, location: SourceLocation) -> Array:
+    """Return regression targets (n, k) float32 from (n,) or (n, k).
+
+    Raise DataError for any other shape, an empty array, or values that are not finite float32 numbers.
 
     >>> check_values([1, 2], SourceLocation("y")).tolist()
     [[1.0], [2.0]]
     """
-    array = _array(values, place)
+    array = _array(values, location)
     if array.ndim > 2:
-        raise DataError(f"{place.text}: shape {array.shape}; targets must be (n,) or (n, k)")
-    return _float32(array.reshape(len(array), -1), place)
+        raise DataError(f"{location.text}: shape {array.shape}; targets must be (n,) or (n, k)")
+    return _float32(array.reshape(len(array), -1), location)
 
 
-def check_labels(values: Any, classes: tuple[str, ...], place: SourceLocation) -> tuple[Array, tuple[str, ...]]:
-    """Class numbers (n,) int32 and the names of all classes; if none are given, those that the labels show.
+def check_labels(values: Any, classes: tuple[str, ...], location: SourceLocation) -> tuple[Array, tuple[str, ...]]:
+    """Return labels (n,) int32 and the names of all classes, which are derived from the labels if `classes` is empty.
+
+    Raise DataError for a wrong shape, an empty array, or a label that is not one of the classes.
 
     >>> check_labels(["b", "a", "b"], (), SourceLocation("y"))
     (array([1, 0, 1], dtype=int32), ('a', 'b'))
     """
-    array = _array(values, place)
+    array = _array(values, location)
     if array.ndim != 1 and array.shape != (len(array), 1):
-        raise DataError(f"{place.text}: shape {array.shape}; labels must be (n,)")
+        raise DataError(f"{location.text}: shape {array.shape}; labels must be (n,)")
     array = array.ravel()
     if array.dtype.kind == "U":
         names, codes = np.unique(array, return_inverse=True)
         number = {name: index for index, name in enumerate(classes or names.tolist())}
         if unknown := [name for name in names.tolist() if name not in number]:
             row = int((array == unknown[0]).argmax())
-            raise DataError(f"{place.row(row)}: {unknown_name('class', unknown[0], number)}")
+            raise DataError(f"{location.row(row)}: {unknown_name('class', unknown[0], number)}")
         return np.array([number[name] for name in names.tolist()], np.int32)[codes], tuple(number)
     if array.dtype.kind not in "buif":
-        raise DataError(f"{place.text}: labels of type {array.dtype}; whole numbers or strings are needed")
+        raise DataError(f"{location.text}: labels of type {array.dtype}; whole numbers or strings are needed")
     last = len(classes or range(MOST_CLASSES)) - 1
     good = np.isfinite(array) & (array >= 0) & (array <= last) & (np.floor(array) == array)
     if not good.all():
         row = int(good.argmin())
         remedy = "correct it, or for regression use task 'regression'"
-        raise DataError(f"{place.row(row)}: label {array[row]} is not a whole number in 0..{last}; {remedy}")
+        raise DataError(f"{location.row(row)}: label {array[row]} is not a whole number in 0..{last}; {remedy}")
     labels = array.astype(np.int32)
     return labels, classes or tuple(map(str, range(int(labels.max()) + 1)))
 
 
-def _array(values: Any, place: SourceLocation) -> Array:
+def _array(values: Any, location: SourceLocation) -> Array:
     try:
         array = np.asarray(values)
     except ValueError as error:
-        raise DataError(f"{place.text}: rows of different lengths; make them equal") from error
+        raise DataError(f"{location.text}: rows of different lengths; make all rows equally long") from error
     if array.size == 0 or array.ndim == 0:
-        raise DataError(f"{place.text}: empty (shape {array.shape}); give at least one row")
+        raise DataError(f"{location.text}: empty (shape {array.shape}); give at least one row")
     return array
 
 
-def _float32(rows: Array, place: SourceLocation) -> Array:
-    """(n, k) numbers as C-contiguous float32, all finite."""
+def _float32(rows: Array, location: SourceLocation) -> Array:
+    """Return (n, k) numbers as C-contiguous float32. Raise DataError unless all are finite."""
     if rows.dtype.kind not in "buif":
-        raise DataError(f"{place.text}: values of type {rows.dtype}; numbers are needed")
-    result, place_of_fault = finite(rows, np.float32)
-    if place_of_fault is not None:
-        row, column = place_of_fault
+        raise DataError(f"{location.text}: values of type {rows.dtype}; numbers are needed")
+    result, index = finite(rows, np.float32)
+    if index is not None:
+        row, column = index
         reason = f"{rows[row, column]} is not a finite float32 number"
-        raise DataError(f"{place.row(row)}, column {column}: {reason}; correct or remove it")
+        raise DataError(f"{location.row(row)}, column {column}: {reason}; correct or remove it")
     return result

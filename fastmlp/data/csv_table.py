@@ -1,7 +1,6 @@
-"""Tables in `.csv` files, read as Kaggle's are: label or value first, then numbers.
+"""Reader of `.csv` tables in Kaggle's layout: the label or target in the first column, then the features.
 
-Here: from a file to plain arrays (`RawArrays`), every fault named by line and column. Not here: checks that all sources share
-(dataset.py).
+The reader returns `RawArrays`, and reports errors by line and column.
 """
 
 from __future__ import annotations
@@ -26,22 +25,22 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 def read_csv(path: str | Path, task: str = "classification") -> RawArrays:
-    """Read a comma-separated table: label (or value) first, then numbers, as in Kaggle's files. UTF-8.
+    """Read a comma-separated UTF-8 table: the label (or target) in the first column, then the features, as in Kaggle's files.
 
-    The first line is data if its first cell is a number, and a header if no cell of it is a number and none
-    is empty. Anything else is an error, so that no row of data is ever taken for a header.
-    Labels may be text if there is a header and the label of the first data line is text; then all are text.
-    Features that are all whole numbers in 0..255 become uint8, others float32. Blank lines may be at the end.
-    A header ...,pixel0,pixel1,... or ...,pixel1,... with a square number of pixels gives the image shape.
+    The first line is data if its first cell is a number, and a header if none of its cells is a number or empty. Anything
+    else is an error, so that a row of data is never mistaken for a header. If there is a header and the label of the first
+    data line is text, all labels are read as text. If all features are whole numbers in 0..255, they become uint8, else
+    float32. Blank lines are allowed at the end only. A header ...,pixel0,pixel1,... or ...,pixel1,... with a square number
+    of pixels sets the image shape.
 
     Parameters
     ----------
     path : the file
-    task : "classification" or "regression" (the first column must then be a number)
+    task : "classification", or "regression", where the first column must be a number
 
     Raises
     ------
-    DataError : with line and column: ragged or blank lines, empty cells, text, NaN, numbers beyond float32
+    DataError : with line and column: ragged or blank lines, empty cells, text, NaN, numbers outside float32
 
     Examples
     --------
@@ -49,8 +48,8 @@ def read_csv(path: str | Path, task: str = "classification") -> RawArrays:
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder) / "a.csv"
     ...     _ = path.write_text("label,pixel0,pixel1,pixel2,pixel3\\ncat,0,255,0,1\\ndog,3,4,5,6\\n")
-    ...     parts = read_csv(path)
-    >>> parts.y.tolist(), parts.classes, parts.x.dtype, parts.image_shape
+    ...     arrays = read_csv(path)
+    >>> arrays.y.tolist(), arrays.classes, arrays.x.dtype, arrays.image_shape
     ([0, 1], ['cat', 'dog'], dtype('uint8'), (2, 2, 1))
     """
     path = Path(path)
@@ -66,8 +65,8 @@ def read_csv(path: str | Path, task: str = "classification") -> RawArrays:
     table, names = csv_table(path, skip, text)
     if table.shape[1] != len(first[0]):
         raise DataError(f"{path}: line 2 has {table.shape[1]} columns, line 1 has {len(first[0])}; make them equal")
-    place = SourceLocation(str(path), "line", 1 + skip)
-    x, y, locations = _narrow(table[:, 1:]), table[:, 0].copy(), {"x": place, "y": place}
+    location = SourceLocation(str(path), "line", 1 + skip)
+    x, y, locations = _narrow(table[:, 1:]), table[:, 0].copy(), {"x": location, "y": location}
     if not text:
         return RawArrays(x, y, None, _pixel_shape(header), locations=locations)
     rank = np.argsort(np.argsort(np.array(names, object)))  # from the order of appearance to sorted order
@@ -75,7 +74,7 @@ def read_csv(path: str | Path, task: str = "classification") -> RawArrays:
 
 
 def csv_rows(path: Path) -> Iterator[list[str]]:
-    """The cells of each line, as text; see `csv_table`. Raises DataError for a file that is not UTF-8 or not csv."""
+    """Yield the cells of each line as text; see `csv_table`. Raise DataError if the file is not UTF-8 or not csv."""
     with file_errors("read", path), path.open(encoding="utf-8-sig", newline="") as handle:
         try:
             yield from csv.reader(handle, strict=True)
@@ -86,7 +85,7 @@ def csv_rows(path: Path) -> Iterator[list[str]]:
 
 
 def is_number(cell: str) -> bool:
-    """True if numpy's parser takes the cell for a number (Python's takes more: 1_000, other scripts).
+    """Whether NumPy's parser accepts the cell as a number (Python's accepts more: 1_000, other scripts).
 
     >>> [is_number(cell) for cell in (" 1e3", "nan", "1_000", "")]
     [True, True, False, False]
@@ -101,7 +100,7 @@ def is_number(cell: str) -> bool:
 
 
 def _all_good(cells: list[str]) -> bool:
-    """Quick look at a whole line: all are finite numbers, and so is their sum (False may be wrong, True is not)."""
+    """Quick check that all cells of a line are finite float32 numbers: True is certain, False may be wrong."""
     line = "".join(cells)
     try:
         return line.isascii() and "_" not in line and sum(map(abs, map(float, cells))) <= FLOAT32_MAX
@@ -110,7 +109,7 @@ def _all_good(cells: list[str]) -> bool:
 
 
 def _is_header(path: Path, rows: list[list[str]]) -> bool:
-    """Apply the rule in `read_csv` to the first two lines."""
+    """Whether the first line is a header, by the rule in `read_csv`. Raise DataError if it is neither header nor data."""
     label, features = rows[0][0].strip(), [cell.strip() for cell in rows[0][1:]]
     if not label:
         raise DataError(f"{path}: line 1, column 1 is empty; put the label first (pandas: to_csv(index=False))")
@@ -127,10 +126,16 @@ def _is_header(path: Path, rows: list[list[str]]) -> bool:
 
 
 def csv_table(path: Path, skip: int, text: bool) -> tuple[npt.NDArray[np.float32], list[str]]:
-    """All numbers of a table, (rows, columns), finite, and the names that the codes of its text labels stand for.
+    """Return the numbers of a table, (rows, columns), all finite, and the names of its text labels, indexed by code.
 
-    skip: lines before the data, 0 or 1. text: the first column is text, coded 0, 1, … in the order of appearance.
-    Raises DataError, with line and column, as `read_csv`.
+    Parameters
+    ----------
+    skip : lines before the data, 0 or 1
+    text : whether the first column is text, which is encoded as 0, 1, … in order of appearance
+
+    Raises
+    ------
+    DataError : as `read_csv`
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -150,7 +155,7 @@ def csv_table(path: Path, skip: int, text: bool) -> tuple[npt.NDArray[np.float32
     try:
         with file_errors("read", path), path.open(encoding="utf-8-sig") as handle:
             lines = itertools.islice(_without_blank_lines(path, handle), skip, None)
-            if (line := next(lines, None)) is None:  # numpy would only warn
+            if (line := next(lines, None)) is None:  # NumPy would only warn
                 raise DataError(f"{path}: no line of data after the header; add rows")
             table: npt.NDArray[np.float32] = np.loadtxt(
                 itertools.chain([line], lines),
@@ -171,7 +176,7 @@ def csv_table(path: Path, skip: int, text: bool) -> tuple[npt.NDArray[np.float32
 
 
 def _without_blank_lines(path: Path, lines: Iterable[str]) -> Iterator[str]:
-    """The lines; blank ones, which numpy would skip unnoticed, are allowed at the end only."""
+    """Yield the lines; raise DataError for blank ones before the end, which NumPy would skip silently."""
     blank = 0
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -183,10 +188,10 @@ def _without_blank_lines(path: Path, lines: Iterable[str]) -> Iterator[str]:
 
 
 def _csv_fault(path: Path, skip: int, text: bool) -> str:
-    """Describe the first bad line; slow, so only for files that the fast parser has refused."""
+    """Describe the first invalid line. Slow, so called only for files that NumPy's parser rejects."""
     width = 0
     for number, cells in enumerate(csv_rows(path), 1):
-        if not cells:  # a blank line at the end; inside, it is refused before
+        if not cells:  # a blank line at the end; others have been rejected before
             continue
         width = width or len(cells)
         if len(cells) != width:
@@ -194,20 +199,20 @@ def _csv_fault(path: Path, skip: int, text: bool) -> str:
         if number <= skip or (_all_good(cells[text:]) and not (text and not cells[0].strip())):
             continue
         for column, cell in enumerate(cells, 1):
-            place = f"{path}: line {number}, column {column}"
+            location = f"{path}: line {number}, column {column}"
             if not cell.strip():
-                return f"{place} is empty; fill it or remove the line"
+                return f"{location} is empty; fill it or remove the line"
             if text and column == 1:
                 continue
             if not is_number(cell):
-                return f"{place}: {cell!r} is not a number; correct it or remove the line"
+                return f"{location}: {cell!r} is not a number; correct it or remove the line"
             if not abs(float(cell)) <= FLOAT32_MAX:
-                return f"{place}: {cell!r} is not a finite float32 number; correct it or remove the line"
+                return f"{location}: {cell!r} is not a finite float32 number; correct it or remove the line"
     return ""
 
 
 def _narrow(x: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
-    """The same values as uint8 if all are whole numbers in 0..255, as pixels are; else as they are."""
+    """Convert to uint8 if all values are whole numbers in 0..255, as pixels are; else return x unchanged."""
     if x.min() >= 0 and x.max() <= 255:
         pixels = x.astype(np.uint8)
         if np.array_equal(pixels, x):
@@ -216,7 +221,7 @@ def _narrow(x: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
 
 
 def _pixel_shape(header: list[str] | None) -> tuple[int, int, int] | None:
-    """Image shape that Kaggle's header tells: pixel0 … or pixel1 …, a square number of them."""
+    """Return the image shape if the header is Kaggle's: pixel0 … or pixel1 …, a square number of them; else None."""
     names = [] if header is None else [cell.strip() for cell in header[1:]]
     side = math.isqrt(len(names))
     kaggle = any(names == [f"pixel{i + start}" for i in range(len(names))] for start in (0, 1))

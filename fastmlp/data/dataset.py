@@ -1,7 +1,7 @@
-"""Data sets: any of them by name or by path, and the one check that all pass.
+"""`Dataset`, and `load_data`, which loads a data set by name or path and checks it.
 
-Here: `Dataset`, `load_data`, `check_dataset`. Not here: file formats (csv_table.py, arrays.py, images.py); named data sets and
-their downloads (named.py, download.py); checks of single arrays, splits and scalings (checks.py, splits.py, scaling.py).
+The file formats are in csv_table.py, arrays.py and images.py, the named data sets in named.py, checks of single arrays in
+checks.py.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from fastmlp.data.arrays import ARRAYS, RawArrays, is_npy_folder, read_npy_folde
 from fastmlp.data.checks import SourceLocation, check_features, check_labels, check_values
 from fastmlp.data.csv_table import read_csv
 from fastmlp.data.images import read_image_folder
-from fastmlp.data.named import DATASETS, named_parts
+from fastmlp.data.named import DATASETS, load_named
 from fastmlp.data.rows import Array
 from fastmlp.errors import ConfigError, DataError, unknown_name
 from fastmlp.files import file_errors
 from fastmlp.nn.names import canonical_name
 
 TASKS = ("classification", "regression")
-PROVENANCE_KEYS = {"key", "settings", "network", "layer", "images", "cnn"}  # of features, what others rely on
+PROVENANCE_KEYS = {"key", "settings", "network", "layer", "images", "cnn"}  # keys that must be in the provenance of features
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Rows with their targets, checked.
+    """Checked rows with their targets.
 
     Parameters
     ----------
-    name : what it is called, for titles and folder names
-    x : (n, features) uint8 or float32, C-contiguous, finite; from a folder of `.npy` files memory-mapped (see arrays.py)
-    y : (n,) int32 class numbers, or (n, k) float32 targets of regression
+    name : name for titles and folders
+    x : (n, features) uint8 or float32, C-contiguous, finite; memory-mapped if it comes from a folder of `.npy` files
+    y : (n,) int32 labels, or (n, k) float32 regression targets
     classes : names of the classes; empty for regression
     image_shape : (height, width, channels) if the rows are images
-    x_test, y_test : the test part, in the same types; None if there is none
-    validation : rows of x that validate, ascending; None lets the settings choose
-    provenance : of features, what `features` tells of them
-    extractor : of features, the network that made them of images, in the bytes of fastmlp.cnn
+    x_test, y_test : the test split, in the same dtypes; None if there is none
+    validation : ascending indices of the validation rows in x; None if the split is made by the settings
+    provenance : for features, how they were extracted; see features.py
+    extractor : for features, the network that extracted them from images, as a fastmlp.cnn file
     """
 
     name: str
@@ -62,7 +62,7 @@ class Dataset:
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 over dtype, shape and bytes of x, y, x_test, y_test, validation in this order; computed once."""
+        """SHA-256 of dtype, shape and bytes of x, y, x_test, y_test and validation, in this order; computed once."""
         total = hashlib.sha256()
         for array in (self.x, self.y, self.x_test, self.y_test, self.validation):
             if array is not None:
@@ -71,16 +71,16 @@ class Dataset:
         return total.hexdigest()
 
 
-def check_dataset(parts: RawArrays, name: str = "data", task: str = "classification") -> Dataset:
-    """Check arrays and bring them into the types of `Dataset`: the one door that all data pass.
+def check_dataset(arrays: RawArrays, name: str = "data", task: str = "classification") -> Dataset:
+    """Check arrays and convert them to the dtypes of `Dataset`; all sources of data are checked here.
 
     Parameters
     ----------
-    parts : RawArrays
+    arrays : RawArrays
         x: (n, f), (n, height, width) or (n, height, width, channels); uint8 is kept, other numbers become
-        float32. If one of x and x_test is uint8, the other not, both become float32.
-        y for task "classification": whole numbers from 0, or strings, (n,) or (n, 1). Strings are numbered in the
-        order of `classes`, or sorted. A test label that is no class of the training part is an error.
+        float32. If only one of x and x_test is uint8, both become float32.
+        y for task "classification": whole numbers from 0, or strings, (n,) or (n, 1). Strings are encoded in the
+        order of `classes`, or in sorted order. A test label that is not a class of the training set is an error.
         y for task "regression": numbers (n,) or (n, k); `classes` is then not used.
     name : name of the result
     task : "classification" or "regression"
@@ -89,7 +89,7 @@ def check_dataset(parts: RawArrays, name: str = "data", task: str = "classificat
     ------
     ConfigError : unknown task
     DataError : arrays that are ragged, empty, not finite in float32 or of different lengths; labels that are
-        no classes
+        not classes
 
     Examples
     --------
@@ -98,61 +98,61 @@ def check_dataset(parts: RawArrays, name: str = "data", task: str = "classificat
     (('ham', 'spam'), [1, 0], dtype('float32'))
     """
     task = canonical_name("task", task, TASKS)
-    locations = {key: SourceLocation(key) for key in ARRAYS} | dict(parts.locations or {})
-    classes = _class_names(parts.classes, locations["classes"]) if task == "classification" else ()
-    x, shape, y, classes = _check_part(parts.x, parts.y, task, classes, (locations["x"], locations["y"]))
-    shape = parts.image_shape or shape
+    locations = {key: SourceLocation(key) for key in ARRAYS} | dict(arrays.locations or {})
+    classes = _class_names(arrays.classes, locations["classes"]) if task == "classification" else ()
+    x, shape, y, classes = _check_xy(arrays.x, arrays.y, task, classes, (locations["x"], locations["y"]))
+    shape = arrays.image_shape or shape
     if shape and math.prod(shape) != x.shape[1]:
         raise DataError(f"{locations['x'].text} has {x.shape[1]} features, images of {shape} have {math.prod(shape)}")
-    if (parts.x_test is None) != (parts.y_test is None):
-        alone = "x_test" if parts.y_test is None else "y_test"
-        raise DataError(f"{locations[alone].text} without its partner; give both x_test and y_test, or neither")
-    if parts.x_test is None:
-        return Dataset(name, x, y, classes, shape, **_of_features(parts, len(x), locations))
+    if (arrays.x_test is None) != (arrays.y_test is None):
+        given, missing = ("x_test", "y_test") if arrays.y_test is None else ("y_test", "x_test")
+        raise DataError(f"{locations[given].text} without {missing}; give both x_test and y_test, or neither")
+    if arrays.x_test is None:
+        return Dataset(name, x, y, classes, shape, **_extraction_fields(arrays, len(x), locations))
     where = (locations["x_test"], locations["y_test"])
-    x_test, test_shape, y_test, _ = _check_part(parts.x_test, parts.y_test, task, classes, where)
+    x_test, test_shape, y_test, _ = _check_xy(arrays.x_test, arrays.y_test, task, classes, where)
     if x_test.shape[1] != x.shape[1] or (test_shape and shape and test_shape != shape):
-        found, needed = test_shape or x_test.shape[1], shape or x.shape[1]
-        raise DataError(f"{where[0].text} has rows of {found}, {locations['x'].text} of {needed}; make them equal")
+        found, needed = test_shape or x_test.shape[1:], shape or x.shape[1:]
+        raise DataError(f"{where[0].text} has rows of shape {found}, {locations['x'].text} of {needed}; make them equal")
     if y_test.shape[1:] != y.shape[1:]:
         raise DataError(f"{where[1].text} has targets of {y_test.shape[1]} columns, y of {y.shape[1]}; make them equal")
     if x_test.dtype != x.dtype:
         x, x_test = x.astype(np.float32), x_test.astype(np.float32)
-    return Dataset(name, x, y, classes, shape, x_test, y_test, **_of_features(parts, len(x), locations))
+    return Dataset(name, x, y, classes, shape, x_test, y_test, **_extraction_fields(arrays, len(x), locations))
 
 
-def _of_features(parts: RawArrays, rows: int, locations: Mapping[str, SourceLocation]) -> dict[str, Any]:
-    """What feature files have besides, checked."""
+def _extraction_fields(arrays: RawArrays, rows: int, locations: Mapping[str, SourceLocation]) -> dict[str, Any]:
+    """Check the fields of `Dataset` that only feature files have, and return them by name."""
     found: dict[str, Any] = {}
-    if parts.validation is not None:
-        chosen = np.asarray(parts.validation)
+    if arrays.validation is not None:
+        chosen = np.asarray(arrays.validation)
         whole = chosen.ndim == 1 and chosen.dtype.kind in "iu"
         if not whole or (
             len(chosen) and not (chosen[0] >= 0 and chosen[-1] < rows and (np.diff(chosen.astype(np.int64)) > 0).all())
         ):
-            raise DataError(f"{locations['validation'].text}: needs ascending row numbers of x; extract the features again")
+            raise DataError(f"{locations['validation'].text}: needs ascending indices of rows of x; extract the features again")
         found["validation"] = chosen.astype(np.int64)
-    if parts.extractor is not None:
-        found["provenance"] = _provenance(str(parts.provenance), locations["provenance"])
-        found["extractor"] = np.asarray(parts.extractor, np.uint8).tobytes()
+    if arrays.extractor is not None:  # otherwise, an array called provenance is not fastmlp's
+        found["provenance"] = _provenance(str(arrays.provenance), locations["provenance"])
+        found["extractor"] = np.asarray(arrays.extractor, np.uint8).tobytes()
     return found
 
 
-def _provenance(text: str, place: SourceLocation) -> dict[str, Any]:
-    """What `features` tells of features. Without an extractor, an array of this name is somebody else's and not read."""
+def _provenance(text: str, location: SourceLocation) -> dict[str, Any]:
+    """Parse the provenance of features. Raise DataError if it is not a JSON object with all `PROVENANCE_KEYS`."""
     try:
         provenance = json.loads(text)
     except ValueError:
         provenance = None
     if not isinstance(provenance, dict) or not provenance.keys() >= PROVENANCE_KEYS:
-        raise DataError(f"{place.text}: not what is known of features; extract them again")
+        raise DataError(f"{location.text}: not the provenance of features; extract them again")
     return provenance
 
 
-def _check_part(
+def _check_xy(
     x: Any, y: Any, task: str, classes: tuple[str, ...], locations: tuple[SourceLocation, SourceLocation]
 ) -> tuple[Array, tuple[int, int, int] | None, Array, tuple[str, ...]]:
-    """x, image shape, y and classes of one part."""
+    """Check and return x, image shape, y and classes of one split."""
     x, shape = check_features(x, locations[0])
     y, classes = (check_values(y, locations[1]), ()) if task == "regression" else check_labels(y, classes, locations[1])
     if len(x) != len(y):
@@ -160,11 +160,12 @@ def _check_part(
     return x, shape, y, classes
 
 
-def _class_names(values: Any, place: SourceLocation) -> tuple[str, ...]:
+def _class_names(values: Any, location: SourceLocation) -> tuple[str, ...]:
+    """Return the class names; raise DataError unless they are distinct strings or integers."""
     array = np.asarray([] if values is None else values)
     names = tuple(map(str, array.tolist()))
     if array.ndim != 1 or (names and array.dtype.kind not in "Uui") or len(set(names)) < len(names):
-        raise DataError(f"{place.text}: class names must be a list of different strings; correct it or leave it out")
+        raise DataError(f"{location.text}: class names must be a list of different strings; correct it or leave it out")
     return names
 
 
@@ -181,17 +182,17 @@ def load_data(
     Parameters
     ----------
     source : a name in `DATASETS`, or the path of an .npz, .safetensors or .csv file, a folder with x.npy and y.npy,
-        or a folder of class folders of images (see arrays.py, csv_table.py, images.py). A name
-        wins over a path: write ./mnist for a folder called mnist.
-    data_dir : folder of the named data sets (see `download.data_folder`); what is missing is downloaded to it
-    image_size : (height, width) that all images of a folder are resized to
-    task : "classification" reads y as labels, "regression" as targets of regression
-    progress : show a bar on stderr while downloading
+        or an image folder with one subfolder per class (see arrays.py, csv_table.py, images.py). A name takes precedence
+        over a path: write ./mnist for a folder called mnist.
+    data_dir : folder of the named data sets (see `download.data_folder`); missing files are downloaded to it
+    image_size : (height, width) to which the images of a folder are resized
+    task : "classification" reads y as labels, "regression" as regression targets
+    progress : show a progress bar on stderr while downloading
 
     Raises
     ------
     ConfigError : settings that do not fit the source
-    DataError : no such data, or damaged data
+    DataError : unknown name, missing path, or damaged data
     UnavailableError : a file is missing and cannot be downloaded
 
     Examples
@@ -208,20 +209,22 @@ def load_data(
             hint = "or give the path of an .npz file, a .csv file or a folder"
             raise DataError(f"{unknown_name('data set', name, DATASETS)}; no such file or folder either; {hint}")
         if image_size is not None and not images:
-            raise ConfigError(f"image size is for folders of images, {name!r} is none; leave it out", settings=("image_size",))
+            raise ConfigError(f"image_size is for folders of images, not for {name!r}; leave it out", settings=("image_size",))
         if image_size is not None and (len(image_size) != 2 or min(image_size) < 1):
-            raise ConfigError(f"image size {image_size}: give height and width, both at least 1", settings=("image_size",))
+            raise ConfigError(
+                f"image_size must be a height and a width of at least 1, not {image_size}", settings=("image_size",)
+            )
         if task == "regression" and images:
             raise ConfigError(
-                f"{path}: a folder of images has classes, no numbers; use task 'classification'", settings=("task",)
+                f"{path}: a folder of images has classes as targets, not numbers; use task 'classification'", settings=("task",)
             )
         if named:
-            return check_dataset(named_parts(name, data_dir, progress), name, task)
+            return check_dataset(load_named(name, data_dir, progress), name, task)
         return check_dataset(_read(path, image_size, task), path.resolve().stem, task)
 
 
 def is_image_folder(path: Path) -> bool:
-    """Whether a path is a folder that is read as class folders of images."""
+    """Whether a path is a folder that is read as images, with one subfolder per class."""
     return path.is_dir() and not is_npy_folder(path)
 
 
@@ -236,7 +239,7 @@ def _read(path: Path, image_size: tuple[int, int] | None, task: str) -> RawArray
         case ".csv":
             return read_csv(path, task)
         case ".npy":
-            raise DataError(f"{path}: one array alone; give the folder that holds x.npy and y.npy")
+            raise DataError(f"{path}: a single array; give the folder that contains x.npy and y.npy")
     raise DataError(
-        f"{path}: not a kind of file that can be read; give .npz, .safetensors, .csv or a folder of class folders or .npy files"
+        f"{path}: unknown file type; give an .npz, .safetensors or .csv file, or a folder of class folders or .npy files"
     )

@@ -1,4 +1,4 @@
-"""Files of named data sets: where they lie, how they are downloaded and verified. Which sets there are: named.py."""
+"""Location, download and verification of the files of named data sets, which named.py lists."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastmlp.files import file_errors, file_sha256
 
 
 class DataFile(NamedTuple):
-    """A gzipped file by name, its SHA-256 as published, and that of its content for unpacked copies."""
+    """Name of a gzipped file, its SHA-256 as published, and the SHA-256 of its unpacked content."""
 
     name: str
     sha256: str
@@ -21,7 +21,7 @@ class DataFile(NamedTuple):
 
 
 class DataEntry(NamedTuple):
-    """A named data set; files are train images, train labels, test images, test labels (none: embedded)."""
+    """A named data set; files are train images, train labels, test images, test labels (none if embedded)."""
 
     description: str
     classes: tuple[str, ...]
@@ -31,7 +31,7 @@ class DataEntry(NamedTuple):
 
 
 class FileStatus(NamedTuple):
-    """A row of `verify_data`; `status` is "ok", "missing" or "damaged"; `found` is None if missing."""
+    """A row of `verify_data`: `status` is "ok", "missing" or "damaged"; `expected` and `found` are SHA-256, None if missing."""
 
     file: str
     status: str
@@ -40,7 +40,7 @@ class FileStatus(NamedTuple):
 
 
 def data_folder(data_dir: str | Path | None = None) -> Path:
-    """Folder of the named data sets: the argument, else FASTMLP_DATA, else `data` in the user's cache.
+    """Return the folder of the named data sets: the argument, else FASTMLP_DATA, else `data` in the user's cache.
 
     >>> data_folder("/data").as_posix()
     '/data'
@@ -54,19 +54,19 @@ def data_folder(data_dir: str | Path | None = None) -> Path:
 
 
 def _candidates(folder: Path, file: DataFile) -> list[tuple[Path, str]]:
-    """Where a file may lie, and the SHA-256 it has there: unpacked, which comes first, or as published."""
+    """Return the possible paths of a file with the expected SHA-256: the unpacked copy first, then the file as published."""
     packed = folder / file.name
     return [(packed.with_suffix(""), file.sha256_plain), (packed, file.sha256)]
 
 
 def present(folder: Path, file: DataFile) -> Path | None:
-    """Where a file is, packed or not; None if it is missing."""
+    """Return the path of a file, packed or unpacked, or None if it is missing."""
     with file_errors("read", folder):
         return next((path for path, _ in _candidates(folder, file) if path.is_file()), None)
 
 
 def verify_file(folder: Path, file: DataFile) -> list[FileStatus]:
-    """A row for each copy that is there, or one row that says the file is missing."""
+    """Return a row for each existing copy, or a single row with status "missing"."""
     rows = []
     for path, expected in _candidates(folder, file):
         with file_errors("read", path):
@@ -77,11 +77,17 @@ def verify_file(folder: Path, file: DataFile) -> list[FileStatus]:
 
 
 def download(entry: DataEntry, file: DataFile, folder: Path, progress: bool) -> None:
-    """Get a file from the first mirror that gives it; it comes to its place only with the right hash."""
+    """Download a file from the first mirror that works; the file is stored only if its SHA-256 is correct.
+
+    Raises
+    ------
+    UnavailableError : no mirror has the file, or FASTMLP_OFFLINE is set
+    DataError : the folder cannot be written
+    """
     import pooch
     import requests
 
-    remedy = f"copy the files to {folder}, or set FASTMLP_DATA to the folder that holds {entry.folder}"
+    remedy = f"copy the files to {folder}, or set FASTMLP_DATA to the folder that contains {entry.folder}"
     if os.environ.get("FASTMLP_OFFLINE", "") not in ("", "0"):
         raise UnavailableError(f"{file.name} is missing and FASTMLP_OFFLINE forbids downloading it; {remedy}")
     tried = []
@@ -103,7 +109,7 @@ def download(entry: DataEntry, file: DataFile, folder: Path, progress: bool) -> 
 
 @contextmanager
 def _part_file(folder: Path, name: str) -> Iterator[Path]:
-    """A temporary name beside the final one, removed at the end whatever happens."""
+    """Yield a temporary path in the folder, and remove the file at the end in any case."""
     part = folder / f".{name}.{os.getpid()}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -114,12 +120,12 @@ def _part_file(folder: Path, name: str) -> Iterator[Path]:
     except OSError as error:
         reason = error.strerror or error
         raise DataError(
-            f"{folder}: cannot be written ({reason}); choose another, also by FASTMLP_DATA", settings=("data_dir",)
+            f"{folder}: cannot be written ({reason}); choose another folder, or set FASTMLP_DATA", settings=("data_dir",)
         ) from error
 
 
 class _Bar:
-    """What pooch asks of a progress bar, drawn by rich."""
+    """The progress bar interface of pooch, implemented with rich."""
 
     def __init__(self, display: Any, label: str) -> None:
         self._display, self._task = display, display.add_task(label, total=None)
@@ -141,7 +147,7 @@ class _Bar:
 
 @contextmanager
 def _bar(label: str, wanted: bool) -> Iterator[_Bar | bool]:
-    """A bar on stderr if wanted, else the False that keeps pooch silent."""
+    """Yield a progress bar on stderr if wanted, else False, which disables the output of pooch."""
     if not wanted:
         yield False
         return

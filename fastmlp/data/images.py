@@ -1,8 +1,6 @@
-"""Images as rows of pixels: a folder of class folders, single files.
+"""Readers of image files, as rows of pixels: folders with one subfolder per class, and single files.
 
-Here: `read_image_folder` and `load_images`, and the one conversion of size and mode that both use.
-Not here: the other file formats (`arrays.py`, `csv_table.py`); checks that all sources share (`dataset.py`).
-Source: grey is luma as in ITU-R BT.601.
+Both convert size and mode in the same way. Source: grey is luma as in ITU-R BT.601.
 """
 
 from __future__ import annotations
@@ -29,21 +27,20 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".t
 
 
 def read_image_folder(path: str | Path, image_size: tuple[int, int] | None = None) -> RawArrays:
-    """Read a folder of class folders of images; the folders' names, sorted, are the classes.
+    """Read a folder with one subfolder of images per class; the sorted names of the subfolders are the classes.
 
-    A folder that holds just `train/`, or `train/` and `test/`, gives a training and a test part. Hidden files
-    and files without one of `IMAGE_SUFFIXES` are ignored. Pixels are converted as by `load_images`: to one
-    channel if all images are stored as grey (Pillow modes 1, L, LA, I, I;16, F), else to three; a palette
-    counts as colour.
+    If the only subfolders are `train/`, or `train/` and `test/`, they are the training and the test set. Hidden files and
+    files whose suffix is not in `IMAGE_SUFFIXES` are ignored. Pixels are converted as by `load_images`: to one channel if
+    all images are stored as grey (Pillow modes 1, L, LA, I, I;16, F), else to three; a palette counts as colour.
 
     Parameters
     ----------
     path : the folder
-    image_size : (height, width) to which all are resized; None if all have one size
+    image_size : (height, width) to which all images are resized; None if they all have the same size
 
     Raises
     ------
-    DataError : an unreadable image, two sizes, an empty or nested class folder, fewer than two classes
+    DataError : an unreadable image, different sizes, an empty or nested class folder, fewer than two classes
     """
     path = Path(path)
     inner = [item.name for item in _visible(path) if item.is_dir()]
@@ -51,7 +48,7 @@ def read_image_folder(path: str | Path, image_size: tuple[int, int] | None = Non
     classes, files, y = _class_files(path / "train" if split else path)
     if len(classes) < 2:
         raise DataError(
-            f"{path}: {len(classes)} class folders; at least two are needed, one for each class; or x.npy and y.npy"
+            f"{path}: {len(classes)} class folders; at least two are needed, one per class, or the files x.npy and y.npy"
         )
     if not (split and "test" in inner):
         shape = _common_shape(files, image_size)
@@ -59,8 +56,8 @@ def read_image_folder(path: str | Path, image_size: tuple[int, int] | None = Non
     test_classes, test_files, test_y = _class_files(path / "test")
     if not test_classes:
         raise DataError(f"{path / 'test'}: no class folders; add them or remove the folder")
-    if strange := [name for name in test_classes if name not in classes]:
-        raise DataError(f"{path / 'test' / strange[0]}: no such class in train/; rename or remove the folder")
+    if unknown := [name for name in test_classes if name not in classes]:
+        raise DataError(f"{path / 'test' / unknown[0]}: no such class in train/; rename or remove the folder")
     shape = _common_shape(files + test_files, image_size)
     y_test = np.array([classes.index(name) for name in test_classes])[test_y]
     return RawArrays(_stack(files, shape), y, classes, shape, _stack(test_files, shape), y_test)
@@ -69,14 +66,14 @@ def read_image_folder(path: str | Path, image_size: tuple[int, int] | None = Non
 def load_images(paths: Iterable[str | Path], image_shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
     """Read images of any size and mode as rows of pixels, for a model trained on `image_shape`.
 
-    Of each image the first frame is taken, EXIF rotation is not applied; 16-bit grey keeps its high byte,
-    floats are clipped to 0..255; transparency is laid over black; one channel is ITU-R BT.601 luma,
-    (299 R + 587 G + 114 B) / 1000, three are RGB; then it is resized, bilinear with antialiasing, aspect
-    ratio ignored. Nothing is inverted.
+    Only the first frame of an image is read, and EXIF rotation is not applied. 16-bit grey keeps its high byte; floats are
+    clipped to 0..255; transparent images are composited over black. One channel is ITU-R BT.601 luma,
+    (299 R + 587 G + 114 B) / 1000; three channels are RGB. Images are then resized by the bilinear filter with antialiasing,
+    ignoring the aspect ratio. Colours are never inverted.
 
     Parameters
     ----------
-    paths : files of images
+    paths : image files
     image_shape : (height, width, channels), channels 1 (grey) or 3 (colour)
 
     Returns
@@ -85,7 +82,7 @@ def load_images(paths: Iterable[str | Path], image_shape: tuple[int, int, int]) 
 
     Raises
     ------
-    DataError : no path, a file that is no image, damaged or absurdly large, or channels other than 1 or 3
+    DataError : no path, a file that is not an image, damaged or absurdly large, or channels other than 1 or 3
 
     Examples
     --------
@@ -101,34 +98,34 @@ def load_images(paths: Iterable[str | Path], image_shape: tuple[int, int, int]) 
     if not files:
         raise DataError("no image given; name at least one file")
     if len(image_shape) != 3 or image_shape[2] not in (1, 3):
-        raise DataError(f"images cannot be turned into {image_shape}; needed: (height, width, 1 or 3)")
+        raise DataError(f"images cannot be converted to shape {image_shape}; it must be (height, width, 1 or 3)")
     return _stack(files, image_shape)
 
 
 def _visible(folder: Path) -> list[Path]:
-    """What a folder holds, sorted by name, without hidden files."""
+    """Return the entries of a folder, sorted by name, without hidden ones."""
     with file_errors("read", folder):
         return sorted(item for item in folder.iterdir() if not item.name.startswith("."))
 
 
 def _class_files(folder: Path) -> tuple[list[str], list[Path], list[int]]:
-    """Names of the classes, image files of all, and for each file the number of its class; sorted by name."""
+    """Return the class names, the image files of all classes and the label of each file, sorted by name."""
     groups = [(inner, _visible(inner)) for inner in _visible(folder) if inner.is_dir()]
     files: list[Path] = []
-    numbers: list[int] = []
-    for number, (inner, items) in enumerate(groups):
+    labels: list[int] = []
+    for label, (inner, items) in enumerate(groups):
         if nested := [item for item in items if item.is_dir()]:
-            raise DataError(f"{nested[0]}: a folder in a class folder; only train/ and test/ may hold class folders")
+            raise DataError(f"{nested[0]}: a folder inside a class folder; only train/ and test/ may contain class folders")
         images = [item for item in items if item.suffix.lower() in IMAGE_SUFFIXES]
         if not images:
             raise DataError(f"{inner}: no image in this class folder; add some or remove the folder")
         files += images
-        numbers += [number] * len(images)
-    return [inner.name for inner, _ in groups], files, numbers
+        labels += [label] * len(images)
+    return [inner.name for inner, _ in groups], files, labels
 
 
 def _common_shape(files: list[Path], image_size: tuple[int, int] | None) -> tuple[int, int, int]:
-    """Height, width and channels for all files, from their headers."""
+    """Return the common height, width and channels of all files, from their headers."""
     sizes, modes = [], set()
     for file in files:
         with _open_image(file) as image:
@@ -147,7 +144,7 @@ def _common_shape(files: list[Path], image_size: tuple[int, int] | None) -> tupl
 
 @contextmanager
 def _open_image(path: Path) -> Iterator[PillowImage]:
-    """Open an image; what Pillow raises for damaged or hostile files becomes one line that names the file."""
+    """Open an image; convert Pillow's errors for damaged or malicious files to a DataError of one line with the file's name."""
     from PIL import Image
 
     try:
@@ -164,7 +161,7 @@ def _open_image(path: Path) -> Iterator[PillowImage]:
 
 
 def _stack(files: list[Path], shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
-    """Pixels of all files, (n, height * width * channels)."""
+    """Return the pixels of all files, (n, height * width * channels)."""
     try:
         rows = np.empty((len(files), math.prod(shape)), np.uint8)
     except MemoryError as error:
@@ -178,7 +175,7 @@ def _stack(files: list[Path], shape: tuple[int, int, int]) -> npt.NDArray[np.uin
 
 
 def _pixels(image: PillowImage, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
-    """One image converted as `load_images` says, flat."""
+    """Convert one image as described in `load_images`, and flatten it."""
     from PIL import Image
 
     height, width, channels = shape

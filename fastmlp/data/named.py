@@ -1,10 +1,8 @@
-"""Named data sets: digits, MNIST, Fashion-MNIST.
+"""Named data sets: digits, MNIST, Fashion-MNIST. Their registry, and the reader of IDX files.
 
-Here: the registry `DATASETS`, `list_data`, `fetch_data`, `verify_data`, `named_parts`, which gives the arrays, and IDX files.
-Not here: downloads (download.py); data by their path, and the checks that all sources share (dataset.py).
-Sources: scikit-learn's copy of the UCI optical digits (Alpaydin, Kaynak 1998, CC BY 4.0), kept beside this file, since
+Sources: scikit-learn's copy of the UCI optical digits (Alpaydin, Kaynak 1998, CC BY 4.0), stored in this folder because
 importing scikit-learn takes longer than training on them; Fashion-MNIST (Xiao, Rasul, Vollgraf 2017, MIT licence);
-MNIST (LeCun, Cortes, Burges, CC BY-SA 3.0). The SHA-256 pins are those of the published files. The IDX format is as on the
+MNIST (LeCun, Cortes, Burges, CC BY-SA 3.0). The SHA-256 are those of the published files. The IDX format is as on the
 MNIST page (http://yann.lecun.com/exdb/mnist).
 """
 
@@ -21,13 +19,14 @@ import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
-from fastmlp.data.arrays import REFETCH, RawArrays
+from fastmlp.data.arrays import RawArrays
 from fastmlp.data.checks import SourceLocation
 from fastmlp.data.download import DataEntry, DataFile, FileStatus, data_folder, download, present, verify_file
 from fastmlp.errors import DataError, unknown_name
 from fastmlp.files import file_errors
 
-CHUNK = 1 << 20  # bytes read at a time, so that no buffer is ever sized by what a header claims
+REFETCH = "delete it and get it again with `fastmlp data fetch`"
+CHUNK = 1 << 20  # bytes read at a time, so that the size claimed by a header never determines the size of a buffer
 DIGITS = Path(__file__).with_name("digits.csv.gz")  # 64 pixels 0..16 and the label in each line
 
 
@@ -37,15 +36,15 @@ def read_idx(path: str | Path, dims: int) -> npt.NDArray[np.uint8]:
     Parameters
     ----------
     path : bytes 0, 0, 8 (unsigned byte), number of dimensions, the dimensions (big-endian uint32), the values
-    dims : number of dimensions that the file must have: 3 for images, 1 for labels
+    dims : required number of dimensions: 3 for images, 1 for labels
 
     Returns
     -------
-    array of uint8, with the shape that the header gives
+    uint8 array with the shape given in the header
 
     Raises
     ------
-    DataError : wrong magic, type or dimensions, an empty array, too few or too many bytes, damaged gzip
+    DataError : wrong magic number, type or dimensions, an empty array, too few or too many bytes, damaged gzip
 
     Examples
     --------
@@ -60,7 +59,7 @@ def read_idx(path: str | Path, dims: int) -> npt.NDArray[np.uint8]:
     with file_errors("read", path), _open_bytes(path) as stream:
         shape = _idx_shape(path, stream.read(4 + 4 * dims), dims)
         claimed = math.prod(shape)
-        # One byte more than claimed shows trailing bytes; reading to the end makes gzip compare its checksum.
+        # One byte more than claimed detects trailing bytes; reading to the end makes gzip verify its checksum.
         content = _read_at_most(stream, claimed + 1)
     if len(content) != claimed:
         found = "more" if len(content) > claimed else f"only {len(content)}"
@@ -74,16 +73,16 @@ def _open_bytes(path: Path) -> io.BufferedIOBase:
 
 
 def _idx_shape(path: Path, head: bytes, dims: int) -> tuple[int, ...]:
-    """Shape from the `4 + 4 * dims` bytes of an IDX header."""
+    """Parse the shape from the `4 + 4 * dims` bytes of an IDX header."""
     magic = bytes((0, 0, 8, dims))
     if len(head) >= 4 and head[:4] != magic:
-        hint = "it is gzipped: add .gz to its name" if head[:2] == b"\x1f\x8b" else REFETCH
+        hint = "it is gzipped; add .gz to its name" if head[:2] == b"\x1f\x8b" else REFETCH
         raise DataError(
             f"{path}: starts with 0x{head[:4].hex()} instead of 0x{magic.hex()} "
             f"(IDX of unsigned bytes with {dims} dimensions); {hint}"
         )
     if len(head) < 4 + 4 * dims:
-        raise DataError(f"{path}: only {len(head)} bytes, less than an IDX header; {REFETCH}")
+        raise DataError(f"{path}: only {len(head)} bytes, fewer than an IDX header; {REFETCH}")
     shape = struct.unpack(f">{dims}I", head[4:])
     if 0 in shape:
         raise DataError(f"{path}: the header claims an empty array {shape}; {REFETCH}")
@@ -91,22 +90,22 @@ def _idx_shape(path: Path, head: bytes, dims: int) -> tuple[int, ...]:
 
 
 def _read_at_most(stream: io.BufferedIOBase, limit: int) -> bytearray:
-    """Up to `limit` bytes, in chunks: memory grows with the content, not with the limit."""
+    """Read up to `limit` bytes in chunks: memory grows with the content, not with the limit."""
     content = bytearray()
     while chunk := stream.read(min(CHUNK, limit - len(content))):
         content += chunk
     return content
 
 
-def _idx_files(*pins: str) -> tuple[DataFile, ...]:
-    """The four files of MNIST's layout, from the hashes of the .gz files and then those of their contents."""
-    parts = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
-    return tuple(DataFile(f"{part}-ubyte.gz", pins[i], pins[i + 4]) for i, part in enumerate(parts))
+def _idx_files(*hashes: str) -> tuple[DataFile, ...]:
+    """Return the four files of MNIST's layout; `hashes` are the SHA-256 of the .gz files, then those of their contents."""
+    names = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+    return tuple(DataFile(f"{name}-ubyte.gz", hashes[i], hashes[i + 4]) for i, name in enumerate(names))
 
 
 DATASETS: dict[str, DataEntry] = {
     "digits": DataEntry(
-        "1,797 handwritten digits of scikit-learn, enlarged from 8x8 to 28x28; embedded, no test part",
+        "1,797 handwritten digits of scikit-learn, enlarged from 8x8 to 28x28; embedded, no test set",
         tuple("0123456789"),
     ),
     "fashion-mnist": DataEntry(
@@ -163,7 +162,7 @@ class Listing(NamedTuple):
 
 
 def list_data(data_dir: str | Path | None = None) -> list[Listing]:
-    """The named data sets, and whether their files are there (not whether they are sound: `verify_data`).
+    """List the named data sets and whether their files exist; `verify_data` checks their content.
 
     >>> list_data("/nowhere")[0].state, list_data("/nowhere")[1].state
     ('embedded', 'missing')
@@ -171,17 +170,24 @@ def list_data(data_dir: str | Path | None = None) -> list[Listing]:
     rows = []
     for name, entry in DATASETS.items():
         folder = data_folder(data_dir) / entry.folder
-        there = sum(present(folder, file) is not None for file in entry.files)
+        existing = sum(present(folder, file) is not None for file in entry.files)
         states = {len(entry.files): "present", 0: "missing"} if entry.files else {0: "embedded"}
-        rows.append(Listing(name, entry.description, states.get(there, "incomplete"), str(folder) * bool(entry.files)))
+        rows.append(Listing(name, entry.description, states.get(existing, "incomplete"), str(folder) * bool(entry.files)))
     return rows
 
 
 def fetch_data(name: str, data_dir: str | Path | None = None, progress: bool = False) -> list[FileStatus]:
-    """Download what is missing or damaged of a named data set; gives the rows of `verify_data`.
+    """Download the missing and damaged files of a named data set, and return the rows of `verify_data`.
 
-    progress: show a bar on stderr. Raises UnavailableError if no mirror gives the file or FASTMLP_OFFLINE=1
-    forbids it; DataError for an unknown name, a folder that cannot be written, or a damaged unpacked file.
+    Parameters
+    ----------
+    name, data_dir : as in `load_data`
+    progress : show a progress bar on stderr
+
+    Raises
+    ------
+    UnavailableError : no mirror has the file, or FASTMLP_OFFLINE=1 forbids downloading
+    DataError : an unknown name, a folder that cannot be written, or a damaged unpacked file
 
     >>> fetch_data("digits")
     []
@@ -192,14 +198,14 @@ def fetch_data(name: str, data_dir: str | Path | None = None, progress: bool = F
         rows = verify_file(folder, file)
         for row in rows:
             if row.status == "damaged" and not row.file.endswith(".gz"):
-                raise DataError(f"{row.file}: damaged (SHA-256 {row.found}); delete it, then fetch again")
+                raise DataError(f"{row.file}: damaged (SHA-256 {row.found}); delete it, then fetch it again")
         if any(row.status != "ok" for row in rows):
             download(entry, file, folder, progress)
     return verify_data(name, data_dir)
 
 
 def verify_data(name: str, data_dir: str | Path | None = None) -> list[FileStatus]:
-    """Compare the files of a named data set, packed or not, with their SHA-256; embedded sets have no rows.
+    """Verify the SHA-256 of the files of a named data set, packed or unpacked; embedded sets have no rows.
 
     >>> [row.status for row in verify_data("mnist", "/nowhere")]
     ['missing', 'missing', 'missing', 'missing']
@@ -209,13 +215,20 @@ def verify_data(name: str, data_dir: str | Path | None = None) -> list[FileStatu
     return [row for file in entry.files for row in verify_file(folder, file)]
 
 
-def named_parts(name: str, data_dir: str | Path | None = None, progress: bool = False) -> RawArrays:
-    """Arrays of a named data set, downloaded where missing; files that are there are used as they are.
+def load_named(name: str, data_dir: str | Path | None = None, progress: bool = False) -> RawArrays:
+    """Read the arrays of a named data set; missing files are downloaded, existing ones are not verified.
 
-    progress: show a bar on stderr. Raises DataError for an unknown name and for damaged files, UnavailableError
-    as `fetch_data`.
+    Parameters
+    ----------
+    name, data_dir : as in `load_data`
+    progress : show a progress bar on stderr
 
-    >>> named_parts("digits").x.shape
+    Raises
+    ------
+    DataError : an unknown name or damaged files
+    UnavailableError : as `fetch_data`
+
+    >>> load_named("digits").x.shape
     (1797, 28, 28)
     """
     entry = _entry(name)
@@ -232,9 +245,9 @@ def named_parts(name: str, data_dir: str | Path | None = None, progress: bool = 
 
 
 def _digits() -> RawArrays:
-    """The embedded digits, 0..16 brought to 0..255, then enlarged to 28x28.
+    """Return the embedded digits, scaled from 0..16 to 0..255, then enlarged to 28x28.
 
-    Rounding to bytes comes first: Pillow resizes bytes in whole numbers, so all machines get the same pixels.
+    They are rounded to bytes first: Pillow resizes bytes in integer arithmetic, so all machines get the same pixels.
     """
     table = np.loadtxt(DIGITS, np.uint8, delimiter=",")
     small = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
@@ -244,10 +257,10 @@ def _digits() -> RawArrays:
 
 
 def _widened(images: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
-    """Images (n, height, any) of this width, (n, height, width), by Pillow's bilinear filter.
+    """Resize images (n, height, any) to this width by Pillow's bilinear filter: (n, height, width).
 
-    Pillow resizes one axis after the other, so all rows of all images can be given as one picture: a call for each image
-    would take longer than to train on it for an epoch.
+    Pillow resizes one axis after the other, so all rows of all images can be passed as one picture: a call per image would
+    take longer than an epoch of training.
     """
     from PIL import Image
 

@@ -1,8 +1,4 @@
-"""Rows of arrays that are too large to copy, selected by their row numbers.
-
-Here: `Subset`, `take`, `in_whole`, `is_mapped`, `first_not_finite`. Not here: passes in blocks (nn/blocks.py), how files are
-mapped (`arrays.py`), and what is asked of rows (`checks.py`, `splits.py`, `scaling.py`).
-"""
+"""Selections of rows of arrays that are too large to copy, such as memory-mapped files. See also `fastmlp.nn.blocks`."""
 
 from __future__ import annotations
 
@@ -24,19 +20,19 @@ Float64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Subset:
-    """Some rows of an array, in an order of their own, copied only where they are used; as torch.utils.data.Subset.
+    """Rows of an array in any order, copied only on use, like torch.utils.data.Subset.
 
-    Training on a subset gives the same bits as training on the copy `array[rows]`. For memory-mapped arrays: a copy would
-    be as large as the file. A slice of a subset is a copy of these rows, `numpy.asarray` a copy of all.
+    Training on a subset gives the same bits as training on the copy `array[rows]`. It is meant for memory-mapped arrays,
+    where a copy would be as large as the file. Slicing a subset copies these rows, `numpy.asarray` copies all.
 
     Parameters
     ----------
     array : (n, features)
-    rows : (m,) whole numbers from 0 to n - 1; kept as int64
+    rows : (m,) integers from 0 to n - 1; stored as int64
 
     Raises
     ------
-    DataError : rows that the array has not
+    DataError : `rows` is not one-dimensional, not integer, or out of range
 
     Examples
     --------
@@ -51,7 +47,7 @@ class Subset:
     def __post_init__(self) -> None:
         array, rows = np.asarray(self.array), np.asarray(self.rows)
         if array.ndim == 0 or rows.ndim != 1 or rows.dtype.kind not in "iu":
-            raise DataError(f"a subset needs an array and a list of row numbers, not {rows.dtype} of shape {rows.shape}")
+            raise DataError(f"a subset needs an array and a list of row indices, not {rows.dtype} of shape {rows.shape}")
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(array):
             raise DataError(f"a subset of rows {rows.min()} to {rows.max()}, but the array has rows 0 to {len(array) - 1}")
         object.__setattr__(self, "array", array)
@@ -73,18 +69,18 @@ class Subset:
         return len(self.rows)
 
     def __getitem__(self, key: Any) -> Array:
-        """A copy of the rows at these locations of the subset: a slice, or an array of locations."""
+        """Return a copy of the rows at these positions of the subset: a slice, or an array of positions."""
         return self.array[self.rows[key]]
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
         if copy is False:
-            raise ValueError("a Subset becomes an array only by a copy")
+            raise ValueError("a Subset cannot be converted to an array without a copy")
         return np.asarray(self[:], dtype)
 
-    def spread(self, values: Array) -> Array:
-        """Values of the subset's rows at their locations in the whole array, (n, ...); zeros elsewhere.
+    def scatter(self, values: Array) -> Array:
+        """Scatter values (m, ...) of the subset's rows to their positions in the whole array: (n, ...), zeros elsewhere.
 
-        Raises DataError if a row that is there twice has two values.
+        Raise DataError if a row that is in the subset twice has two values.
         """
         whole = np.zeros((len(self.array), *values.shape[1:]), values.dtype)
         whole[self.rows] = values
@@ -95,11 +91,11 @@ class Subset:
         return whole
 
 
-Features = Array | Subset  # what rows can be taken from
+Features = Array | Subset
 
 
 def is_mapped(array: Array) -> bool:
-    """Whether an array, or what it is a view of, is a memory-mapped file."""
+    """Whether an array is a memory-mapped file or a view of one."""
     base: Any = array
     while isinstance(base, np.ndarray):
         base = base.base
@@ -107,22 +103,22 @@ def is_mapped(array: Array) -> bool:
 
 
 def take(array: Array, rows: Indices) -> Features:
-    """These rows: a copy if the array is in memory, where a copy is read fastest, and a `Subset` of a mapped file."""
+    """Select rows: a copy of an array in memory, which is the fastest to read, or a `Subset` of a memory-mapped one."""
     return Subset(array, rows) if is_mapped(array) else array[rows]
 
 
-def in_whole(x: Features, y: Array, weights: Array | None) -> tuple[Array, int | Indices, Array, Array | None]:
-    """What engines take to train on rows: a whole array, how many or which rows of it, and targets and weights by its rows.
+def base_rows(x: Features, y: Array, weights: Array | None) -> tuple[Array, int | Indices, Array, Array | None]:
+    """Return the arrays that `Engine.train` indexes: the base array of x, its rows (number or indices), targets and weights.
 
-    Raises DataError as `Subset.spread`.
+    For a `Subset`, targets and weights are scattered to the rows of the base array. Raise DataError as `Subset.scatter` does.
     """
     if not isinstance(x, Subset):
         return x, len(x), y, weights
-    return x.array, x.rows, x.spread(y), None if weights is None else x.spread(weights)
+    return x.array, x.rows, x.scatter(y), None if weights is None else x.scatter(weights)
 
 
 def first_not_finite(x: Features) -> tuple[int, ...] | None:
-    """SourceLocation of the first NaN or infinity in x (n, ...), or None.
+    """Return the index of the first NaN or infinity in x (n, ...), or None.
 
     >>> first_not_finite(np.array([[1.0, 2.0], [3.0, np.nan]]))
     (1, 1)

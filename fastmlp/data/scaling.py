@@ -1,4 +1,4 @@
-"""Scalings fitted to the training part: `fit_scaling`. What is fitted, and how it is applied: nn/scaling.py."""
+"""Fitting of scalings to the training set. See also `fastmlp.nn.scaling`, which applies them."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from fastmlp.nn.blocks import blocks
 from fastmlp.nn.names import canonical_name
 from fastmlp.nn.scaling import Scaling
 
-CHUNK_ROWS = 1024  # rows turned into float64 at a time while statistics are summed,
-CHUNK_VALUES = 1 << 22  # but no more than this many values
+CHUNK_ROWS = 1024  # rows converted to float64 at a time to sum statistics,
+CHUNK_VALUES = 1 << 22  # but at most this many values
 
 
 def fit_scaling(kind: str, x: Features) -> Scaling:
-    """Fit a scaling on the training part.
+    """Fit a scaling to the training set.
 
     Parameters
     ----------
     kind : "none"; "unit": to [0, 1]; "symmetric": to [-1, 1]; "zscore": each feature to mean 0 and standard
         deviation 1 (of the population); "zscore-global": with one mean and one deviation for all features.
-        For "unit" and "symmetric" pixels (uint8) range over 0..255, other features as they do in x.
+        For "unit" and "symmetric", the range is 0..255 for pixels (uint8), else that of each feature in x.
         A feature that is constant in x gets factor 1, as in scikit-learn's StandardScaler.
     x : (n, features) uint8 or float, finite, n ≥ 1; an array, which may be memory-mapped, or a `rows.Subset`
 
     Returns
     -------
-    Scaling, its numbers computed in float64 and then rounded to float32
+    Scaling, computed in float64 and then rounded to float32
 
     Raises
     ------
@@ -45,19 +45,19 @@ def fit_scaling(kind: str, x: Features) -> Scaling:
     """
     kind = canonical_name("scaling", kind, STATISTICS)
     if x.ndim != 2 or 0 in x.shape:
-        raise DataError(f"a scaling needs rows (n, features) to be fitted on, not an array of shape {x.shape}")
-    shift, spread = STATISTICS[kind](x)
-    # Below the smallest normal float32, 1 / spread could overflow; such a feature is as good as constant.
-    factor = 1 / np.where(spread >= np.finfo(np.float32).tiny, spread, 1)
+        raise DataError(f"a scaling is fitted to rows (n, features), not to an array of shape {x.shape}")
+    shift, scale = STATISTICS[kind](x)
+    # Below the smallest normal float32, 1 / scale could overflow; such a feature is treated as constant.
+    factor = 1 / np.where(scale >= np.finfo(np.float32).tiny, scale, 1)
     return Scaling(kind, shift.astype(np.float32), factor.astype(np.float32))
 
 
-def _nothing(x: Features) -> tuple[Float64, Float64]:
+def _none(x: Features) -> tuple[Float64, Float64]:
     return np.zeros(x.shape[1]), np.ones(x.shape[1])
 
 
 def _extremes(x: Features) -> tuple[Array, Array]:
-    """Least and greatest value of each feature, in the type of x."""
+    """Return minimum and maximum of each feature, in the dtype of x."""
     low = high = x[:1][0]
     for _, block in blocks(x):
         low, high = np.minimum(low, block.min(axis=0)), np.maximum(high, block.max(axis=0))
@@ -65,7 +65,7 @@ def _extremes(x: Features) -> tuple[Array, Array]:
 
 
 def _range(x: Features) -> tuple[Float64, Float64]:
-    """Least and greatest value of each feature, or what a pixel can be."""
+    """Return minimum and maximum of each feature; 0 and 255 for pixels."""
     if x.dtype == np.uint8:
         return np.zeros(x.shape[1]), np.full(x.shape[1], 255.0)
     low, high = _extremes(x)
@@ -83,21 +83,21 @@ def _symmetric(x: Features) -> tuple[Float64, Float64]:
 
 
 def _moments(x: Features) -> tuple[Float64, Float64, bool]:
-    """Mean and population variance of each feature, two passes in float64, and whether all values are equal.
+    """Return mean and population variance of each feature, and whether all values of x are equal.
 
-    In chunks of rows: no float copy of all pixels is made. The second pass loses nothing to cancellation.
+    Two passes in float64, without the cancellation of a single pass, in chunks of rows to avoid a float copy of all pixels.
     """
     step = max(1, min(CHUNK_ROWS, CHUNK_VALUES // x.shape[1]))
     chunks = [slice(start, start + step) for start in range(0, len(x), step)]
     total = sum((x[rows].sum(axis=0, dtype=np.float64) for rows in chunks), np.zeros(x.shape[1]))
     mean = total / len(x)
     squares = sum((_squares(x[rows] - mean) for rows in chunks), np.zeros(x.shape[1]))
-    low, high = _extremes(x)  # exact, where rounding of the mean would leave a tiny variance
+    low, high = _extremes(x)  # exact: rounding of the mean would leave a tiny variance
     return mean, np.where(low == high, 0, squares / len(x)), bool(low.min() == high.max())
 
 
 def _squares(deviations: Float64) -> Float64:
-    """Sum of squares of each feature; the deviations are overwritten."""
+    """Return the sum of squares of each feature; overwrites the deviations."""
     deviations *= deviations
     return deviations.sum(axis=0)
 
@@ -108,7 +108,7 @@ def _zscore(x: Features) -> tuple[Float64, Float64]:
 
 
 def _zscore_global(x: Features) -> tuple[Float64, Float64]:
-    """From the moments of each feature, all of which have the same number of rows."""
+    """Combine the moments of the features, which all have the same number of rows."""
     mean, variance, constant = _moments(x)
     if constant:
         return mean, np.zeros_like(mean)
@@ -116,9 +116,9 @@ def _zscore_global(x: Features) -> tuple[Float64, Float64]:
     return np.full_like(mean, mean.mean()), np.full_like(mean, deviation)
 
 
-# The kinds of nn/scaling.py: each gives shift and spread (features,) float64; the factor is 1 / spread.
+# By kind, as in nn/scaling.py: functions that return shift and scale, (features,) float64; the factor is 1 / scale.
 STATISTICS: dict[str, Callable[[Features], tuple[Float64, Float64]]] = {
-    "none": _nothing,
+    "none": _none,
     "unit": _unit,
     "symmetric": _symmetric,
     "zscore": _zscore,

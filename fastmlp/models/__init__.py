@@ -1,4 +1,4 @@
-"""A trained network: predict, measure, save, load."""
+"""Trained networks: prediction, metrics, model files."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Tensors: `layers.N.weight` [fan_in, fan_out], `layers.N.bias` [fan_out], with a scaling `scaling.shift` and `scaling.factor`,
 and with an extractor `extractor` [bytes] uint8, a file of fastmlp.cnn. Metadata: one JSON object under "fastmlp", and "sha256"
-over that object and all tensors, since the format itself does not notice a flipped bit.
+of that object and all tensors, since the format itself does not detect a flipped bit.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Header(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def save(model: Model, path: str | Path) -> None:
-    """Write a model file, atomically: the old file or the new one exists at any moment.
+    """Write a model file atomically.
 
     Raises
     ------
@@ -67,12 +67,12 @@ def save(model: Model, path: str | Path) -> None:
 
 
 def load(path: str | Path, *, backend: str = "auto", threads: int | None = None) -> Model:
-    """Read a model from a model file, or from a run folder that has one.
+    """Read a model from a model file or a run folder.
 
     Parameters
     ----------
     path : file or folder
-    backend, threads : how the model will compute; see `engines.make_engine`
+    backend, threads : for predictions; see `engines.make_engine`
 
     Raises
     ------
@@ -109,7 +109,7 @@ def load(path: str | Path, *, backend: str = "auto", threads: int | None = None)
 
 
 def read_header(file: Path, text: str) -> Header:
-    """The description in a model file, every field known and of its type, or a DataError."""
+    """Parse the description in a model file; raise DataError if a field is unknown or has another type."""
     try:
         found = msgspec.json.decode(text)
         check_format_version(file, found, VERSION)  # first: another version may have other fields
@@ -125,7 +125,7 @@ def read_header(file: Path, text: str) -> Header:
 
 
 def take_scaling(kind: str | None, tensors: dict[str, npt.NDArray[Any]]) -> Scaling | None:
-    """The scaling of a file; its tensors are taken out of `tensors`."""
+    """Return the scaling of a file and remove its tensors from `tensors`."""
     if kind is None:
         return None
     arrays = {}
@@ -137,13 +137,13 @@ def take_scaling(kind: str | None, tensors: dict[str, npt.NDArray[Any]]) -> Scal
 
 
 def take_extractor(tensors: dict[str, npt.NDArray[Any]]) -> bytes | None:
-    """The extractor of a file; it is taken out of `tensors`."""
+    """Return the extractor of a file and remove it from `tensors`."""
     found = tensors.pop(EXTRACTOR, None)
     return None if found is None else found.tobytes()
 
 
 def read_file(file: Path) -> tuple[dict[str, str], dict[str, npt.NDArray[Any]]]:
-    """Metadata and tensors of a model file, or a DataError that says what is wrong with it."""
+    """Read metadata and tensors of a model file; raise DataError if it is missing or damaged."""
     try:
         size = file.stat().st_size
         if size > LARGEST_FILE:
@@ -156,16 +156,16 @@ def read_file(file: Path) -> tuple[dict[str, str], dict[str, npt.NDArray[Any]]]:
 
 
 def gather(network: Network, tensors: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """The flat parameter vector from exactly the tensors that the description wants.
+    """Assemble the flat parameter vector from the tensors of a network.
 
-    Names, shapes and types are checked before any memory is taken for what the description claims.
+    Names, shapes and types are checked before memory is allocated for the sizes in the description.
     """
     wanted: dict[str, tuple[int, ...]] = {}
     for index, layer in enumerate(network.layers):
         wanted[f"layers.{index}.weight"], wanted[f"layers.{index}.bias"] = (layer.fan_in, layer.fan_out), (layer.fan_out,)
     for name in [*wanted, *tensors]:
         if name not in tensors or name not in wanted:
-            raise DataError(f"tensor {name} is {'missing' if name in wanted else 'not one of the network'}")
+            raise DataError(f"tensor {name} is {'missing' if name in wanted else 'not part of the network'}")
         if tensors[name].shape != wanted[name]:
             raise DataError(f"tensor {name} must have shape {wanted[name]}, but is {tensors[name].shape}")
         dtype = tensors["layers.0.weight"].dtype
@@ -173,12 +173,12 @@ def gather(network: Network, tensors: Mapping[str, npt.NDArray[Any]]) -> npt.NDA
             raise DataError(f"tensor {name} is {tensors[name].dtype}; all must be float32, or all float64")
     vector = np.concatenate([tensors[name].ravel() for name in wanted])
     if not np.isfinite(vector).all():
-        raise DataError("the weights hold values that are not finite")
+        raise DataError("the weights have values that are not finite")
     return vector
 
 
 def digest(text: str, tensors: Mapping[str, npt.NDArray[Any]]) -> str:
-    """SHA-256 over the description and every tensor's name, dtype, shape and bytes."""
+    """SHA-256 of the description and of name, dtype, shape and bytes of every tensor."""
     total = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]

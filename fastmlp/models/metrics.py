@@ -1,8 +1,7 @@
-"""Figures of merit of predictions, as plain Python numbers that go into JSON unchanged.
+"""Metrics of classification and regression, as plain Python numbers, and `evaluate`.
 
-Here: the classification and the regression table, and `evaluate`, a model measured on data. Not here: the loss (the engines
-compute it), tables and pictures for people (reports/). The definitions are scikit-learn's, which the tests compare with;
-importing it would take longer than training a small network.
+The definitions are those of scikit-learn, with which tests compare them; importing it would take longer than training a small
+network. Losses are computed by the engines.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ def classification_metrics(
 ) -> dict[str, Any]:
     """Accuracy, precision, recall, F1 and the confusion matrix of predicted classes.
 
-    A ratio with a zero denominator (a class that never occurs or is never predicted) is 0. Every class of
-    `classes` has its row, also one that is absent from both arrays, and counts in the macro average.
+    A ratio with a zero denominator (a class that never occurs or is never predicted) is 0. All of `classes` have a row and
+    count in the macro average, including those that occur in neither array.
 
     Parameters
     ----------
@@ -41,14 +40,14 @@ def classification_metrics(
     -------
     dict
         `accuracy`: float, 0 to 1. `per_class`: k dicts with `class`, `precision`, `recall`, `f1`, `support`
-        (rows of this true class). `macro` (plain mean over the classes) and `weighted` (mean weighted by
+        (rows of this true class). `macro` (mean over the classes) and `weighted` (mean weighted by
         support): dicts with `precision`, `recall`, `f1`. `confusion`: k lists of k int, a row per true class,
         a column per predicted class.
 
     Raises
     ------
     DataError
-        The arrays are empty, of different lengths, not integer, or hold a number outside 0 .. k-1.
+        The arrays are empty, of different lengths, not integer, or contain a number outside 0 .. k-1.
 
     Examples
     --------
@@ -88,14 +87,14 @@ def regression_metrics(y_true: NDArray[np.floating], y_pred: NDArray[np.floating
     Returns
     -------
     dict
-        `mse`: mean squared error; `mae`: mean absolute error; `r2`: coefficient of determination, the plain
+        `mse`: mean squared error; `mae`: mean absolute error; `r2`: coefficient of determination, the
         mean over the k targets (1 is perfect, 0 is as good as the mean of the targets; None for a single row,
         where it is undefined; a target that is constant counts as 1 if it is predicted exactly, else as 0).
 
     Raises
     ------
     DataError
-        The arrays are not (n, k) with n, k >= 1, differ in shape, or hold NaN or infinity.
+        The arrays are not (n, k) with n, k >= 1, differ in shape, or contain NaN or infinity.
 
     Examples
     --------
@@ -107,7 +106,7 @@ def regression_metrics(y_true: NDArray[np.floating], y_pred: NDArray[np.floating
         if y.ndim != 2 or y.size == 0:
             raise DataError(f"{name} has shape {y.shape}; metrics need (rows, targets), at least one of each")
         if not np.isfinite(y).all():
-            raise DataError(f"{name} holds NaN or infinity; check the data and the training loss")
+            raise DataError(f"{name} contains NaN or infinity; check the data and the training loss")
     _check_same_shape(y_true, y_pred)
     # float64 first: the square of a large float32 error would overflow
     true = y_true.astype(np.float64)
@@ -121,11 +120,11 @@ def regression_metrics(y_true: NDArray[np.floating], y_pred: NDArray[np.floating
 
 def _scores(confusion: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
     """Precision, recall and F1 of each class, (k,) each, from a (k, k) confusion matrix."""
-    right, true, predicted = np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    correct, true, predicted = np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
     return {
-        "precision": right / np.maximum(predicted, 1),  # none right either where the denominator is 0
-        "recall": right / np.maximum(true, 1),
-        "f1": 2 * right / np.maximum(true + predicted, 1),
+        "precision": correct / np.maximum(predicted, 1),  # the numerator is 0 where the denominator is 0
+        "recall": correct / np.maximum(true, 1),
+        "f1": 2 * correct / np.maximum(true + predicted, 1),
     }
 
 
@@ -137,7 +136,7 @@ def _r2(true: NDArray[np.float64], error: NDArray[np.float64]) -> float:
 
 
 def _check_labels(name: str, y: NDArray[np.integer], k: int) -> None:
-    """y (n,) must hold class numbers 0 .. k-1."""
+    """Raise DataError unless y (n,) has class numbers 0 .. k-1."""
     if y.ndim != 1 or y.size == 0:
         raise DataError(f"{name} has shape {y.shape}; metrics need one class number per row, at least one row")
     if not np.issubdtype(y.dtype, np.integer):
@@ -145,54 +144,54 @@ def _check_labels(name: str, y: NDArray[np.integer], k: int) -> None:
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= k:
         outside = low if low < 0 else high
-        raise DataError(f"{name} holds class {outside}, but there are {k} classes; use numbers 0 to {k - 1}")
+        raise DataError(f"{name} contains class {outside}, but there are {k} classes; use numbers 0 to {k - 1}")
 
 
 def _check_same_shape(y_true: NDArray[Any], y_pred: NDArray[Any]) -> None:
-    """Truth and prediction must belong to the same rows."""
+    """Raise DataError unless truth and prediction have the same shape."""
     if y_true.shape != y_pred.shape:
         raise DataError(f"y_true has shape {y_true.shape} and y_pred {y_pred.shape}; they must be equal")
 
 
 def measure(network: Network, engine: Engine, x: Features, y: npt.NDArray[Any]) -> tuple[FloatArray, npt.NDArray[Any]]:
-    """Loss and prediction of each row of a data part, x and y as in `checks.CheckedRows`.
+    """Loss and prediction of each row; x and y as in `checks.CheckedRows`.
 
-    Losses (n,) are without penalties and without label smoothing, which is part of training only, so that losses of smoothed
-    and plain networks compare. Predictions are (n,) int64 classes for classes y, else (n, outputs) float64.
+    Losses (n,) are without penalties and without label smoothing, so that networks with and without it can be compared.
+    Predictions are (n,) int64 classes for classes y, else (n, outputs) float64.
     """
     from fastmlp.reference import OUTPUTS
 
     losses = np.empty(len(x))
     predictions = np.empty(y.shape, np.int64 if y.ndim == 1 else np.float64)
     for rows, block in inference_blocks(x):
-        z = np.empty((len(block), network.sizes[-1]))  # float64 holds the values of every engine
+        z = np.empty((len(block), network.sizes[-1]))  # float64 represents the values of every engine exactly
         losses[rows] = engine.evaluate(engine.hold(block, y[rows]), z).loss
         predictions[rows] = z.argmax(axis=1) if y.ndim == 1 else OUTPUTS[network.output or ""](z)
     return losses, predictions
 
 
 def mean_metrics(engine: Engine, held: Any, classes: bool) -> tuple[float, float | None]:
-    """Mean loss and accuracy (None without classes) of rows that the engine holds; the same values as by `measure`."""
+    """Mean loss and accuracy (None without classes) of rows held by an engine; the same values as by `measure`."""
     loss, correct = engine.evaluate(held)
     return mean(loss.astype(np.float64)), mean(correct) if classes else None
 
 
 def mean(values: npt.NDArray[Any], weights: FloatArray | None = None) -> float:
-    """Mean of rows' figures, weighted if there are weights; as `ndarray.mean`, which takes twice the time for few rows."""
+    """Mean of values, weighted if there are weights. `ndarray.mean` would take twice the time for few rows."""
     return float(values.sum(dtype=np.float64) / len(values) if weights is None else np.average(values, weights=weights))
 
 
 def evaluate(model: Model, x: Features, y: npt.NDArray[Any]) -> dict[str, Any]:
-    """All figures of a model on a data part.
+    """All metrics of a model on data.
 
     Parameters
     ----------
-    x : (n, features) rows as they came from the data, unscaled: an array, which may be memory-mapped, or a `rows.Subset`
+    x : (n, features) unscaled rows: an array, which may be memory-mapped, or a `rows.Subset`
     y : (n,) class numbers or (n, outputs) targets
 
     Returns
     -------
-    dict : "loss"; for classes also what `metrics.classification_metrics` gives, else `metrics.regression_metrics`
+    dict : "loss", and the result of `classification_metrics` for class numbers or of `regression_metrics` for targets
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""`Model`: a network with its numbers, ready to predict; knows the scaling of its inputs and the names of its classes."""
+"""`Model`: a trained network with the scaling of its inputs and the names of its classes."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from fastmlp.nn.optimizers import Optimizer
 from fastmlp.nn.scaling import Scaling
 
 
-@dataclass(frozen=True, eq=False)  # arrays have no truth value to compare by
+@dataclass(frozen=True, eq=False)  # comparing arrays gives no single truth value
 class Model:
     """A trained network.
 
     Parameters
     ----------
-    network : its description
+    network : its architecture
     parameters : (P,) float32 or float64, the flat vector of `Network.views`
-    scaling : what is done to inputs first; None for nothing
+    scaling : applied to inputs first; None for no scaling
     classes : names of the classes, empty for regression
-    image_shape : (height, width, channels) if the inputs are images, or come from images by `extractor`
-    backend, threads : how predictions are computed; see `engines.make_engine`
-    extractor : a network that turns images into inputs, in the bytes of fastmlp.cnn; None takes inputs as they are
+    image_shape : (height, width, channels) if the inputs are images, or features of images
+    backend, threads : for predictions; see `engines.make_engine`
+    extractor : a network that computes the inputs from images, as bytes of fastmlp.cnn; None if inputs are not features
 
     Raises
     ------
@@ -52,7 +52,7 @@ class Model:
         check_description(self.network, features, len(self.classes), self.image_shape if self.extractor is None else None)
 
     def engine(self) -> Engine:
-        """The engine that holds this model's parameters, made at the first use."""
+        """The engine with this model's parameters, created on first use."""
         if not self._engines:
             spec = EngineSpec(
                 self.network, Optimizer(), scaling=self.scaling, threads=self.threads, dtype=self.parameters.dtype
@@ -63,7 +63,7 @@ class Model:
         return self._engines[0]
 
     def forward(self, x: Features) -> FloatArray:
-        """Pre-activations of the output layer, (n, outputs), for rows x (n, features), raw as they came from the data."""
+        """Pre-activations of the output layer, (n, outputs), for unscaled rows x (n, features)."""
         return forward_rows(self.engine(), check_rows(x, self.network.sizes[0], self.parameters.dtype))
 
     def predict_proba(self, x: Features) -> FloatArray:

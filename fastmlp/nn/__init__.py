@@ -1,4 +1,4 @@
-"""Definitions of networks, activations, losses, optimisers, schedules and scalings."""
+"""Definitions of networks, activations, losses, optimizers, schedules and scalings."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Activations as scalar functions, and their registry.
 
-Each is compiled for the CPU and for CUDA from the same function. The NumPy formulas of the specification are in reference.py;
-a test compares both on a grid. The functions use only `math` and typed constants, which every Numba target supports: a literal
+The same function of each is compiled for the CPU and for CUDA. The NumPy formulas of the specification are in reference.py;
+a test compares both on a grid. The functions use only `math` and typed constants, which every Numba target supports; a literal
 `1.0` would convert float32 to float64.
 
 value(z, a) is f(z); slope(z, y, a) is f'(z), given z and y = f(z). `a` is the activation's parameter:
@@ -87,12 +87,12 @@ def sigmoid_slope(z: Any, y: Any, a: Any) -> Any:
 
 
 def normal_cdf(z: Any) -> Any:
-    """P(z), computed by erfc to keep the relative accuracy of the left tail."""
+    """Return P(z), computed by erfc, which keeps the relative accuracy in the left tail."""
     return HALF * math.erfc(-z * SQRT_HALF)
 
 
 def normal_density(z: Any) -> Any:
-    """The density of the normal distribution; with the exponential that erfc uses, so that the compiler computes it once."""
+    """Return the density of the normal distribution; its exponential is that of erfc, so the compiler computes it once."""
     x = abs(-z * SQRT_HALF)
     return INV_SQRT_2PI * math.exp(-x * x)
 
@@ -163,7 +163,7 @@ def parse_activation(text: str) -> tuple[str, float]:
     if not parameter:
         return name, default or 0.0
     if default is None:
-        raise ConfigError(f"activation {name!r} takes no parameter, but {text!r} gives one; write {name!r}")
+        raise ConfigError(f"activation {name!r} has no parameter, but {text!r} sets one; write {name!r}")
     return name, parse_number(f"activation {text!r}", parameter)
 
 
@@ -179,7 +179,7 @@ def canonical_activation(text: str) -> str:
 
 
 def parse_number(where: str, text: str) -> float:
-    """The finite number in `text`; raise ConfigError if there is none."""
+    """Return the finite number in `text`; raise ConfigError, with `where` in the message, if it is none."""
     try:
         number = float(text)
     except ValueError:

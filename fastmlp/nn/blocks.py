@@ -1,4 +1,4 @@
-"""Passes over rows in blocks, so that memory stays bounded for arrays that are memory-mapped or otherwise too large to copy."""
+"""Iteration over rows in blocks, which bounds the memory for arrays that are memory-mapped or too large to copy."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-BLOCK_BYTES = 1 << 24  # of the rows that a pass holds at once
-# Rows that pass through a network at once in inference: bounds the memory, and the delay of Ctrl-C.
+BLOCK_BYTES = 1 << 24  # maximum size of a block
+# Maximum number of rows of a forward pass in inference; bounds the memory and the delay of Ctrl-C.
 ROWS_AT_ONCE = 16384
 
 
@@ -28,20 +28,20 @@ class RowSource(Protocol):
     def __getitem__(self, key: Any, /) -> npt.NDArray[Any]: ...
 
 
-def block_rows(x: RowSource, most: int | None = None) -> int:
-    """Number of rows in a block of x: at least 1, otherwise at most `most` rows and BLOCK_BYTES bytes."""
-    size = max(1, x.dtype.itemsize * math.prod(x.shape[1:]))
-    return max(1, min(BLOCK_BYTES // size, most or len(x)))
+def block_rows(x: RowSource, max_rows: int | None = None) -> int:
+    """Return the number of rows of a block of x: as many as BLOCK_BYTES and `max_rows` allow, but at least 1."""
+    row_bytes = max(1, x.dtype.itemsize * math.prod(x.shape[1:]))
+    return max(1, min(BLOCK_BYTES // row_bytes, max_rows or len(x)))
 
 
-def blocks(x: RowSource, most: int | None = None, first: int = 0) -> Iterator[tuple[slice, npt.NDArray[Any]]]:
-    """Yield x (n, ...) from row `first` on in blocks of `block_rows`: the slice of each block, and its rows."""
-    step = block_rows(x, most)
+def blocks(x: RowSource, max_rows: int | None = None, first: int = 0) -> Iterator[tuple[slice, npt.NDArray[Any]]]:
+    """Yield the slice and the rows of each block of x (n, ...), from row `first` on; see `block_rows`."""
+    step = block_rows(x, max_rows)
     for start in range(first, len(x), step):
-        place = slice(start, min(start + step, len(x)))
-        yield place, x[place]
+        rows = slice(start, min(start + step, len(x)))
+        yield rows, x[rows]
 
 
 def inference_blocks(x: RowSource) -> Iterator[tuple[slice, npt.NDArray[Any]]]:
-    """Yield x in `blocks` of at most ROWS_AT_ONCE rows; one empty block if x has no rows, so that kernels are compiled."""
+    """Yield `blocks` of at most ROWS_AT_ONCE rows; one empty block if x has no rows, so that kernels are compiled."""
     return blocks(x, ROWS_AT_ONCE) if len(x) else iter([(slice(0, 0), x[:0])])

@@ -1,7 +1,7 @@
 """Losses as functions of one row, and their registry.
 
 A row function takes pre-activations z and targets t, n values each, writes the gradient dz = d loss / d z, and returns the
-loss of the row; sums run in the order of the index. As the activations, each is compiled for the CPU and for CUDA; the NumPy
+loss of the row; sums run in the order of the index. Like the activations, each is compiled for the CPU and for CUDA; the NumPy
 formulas of the specification are in reference.py.
 """
 
@@ -16,26 +16,26 @@ from fastmlp.nn.activations import HALF, ZERO, sigmoid_slope, sigmoid_value
 
 def softmax_row(z: Any, y: Any, n: int) -> Any:
     """Write y = softmax(z) and return log(sum(exp(z))). The maximum is subtracted first, so nothing overflows."""
-    peak = z[0]
+    maximum = z[0]
     for j in range(1, n):
-        peak = max(peak, z[j])
+        maximum = max(maximum, z[j])
     total = ZERO
     for j in range(n):
-        y[j] = math.exp(z[j] - peak)
+        y[j] = math.exp(z[j] - maximum)
     for j in range(n):
         total += y[j]
     for j in range(n):
         y[j] = y[j] / total
-    return math.log(total) + peak
+    return math.log(total) + maximum
 
 
 def cross_entropy_row(z: Any, t: Any, dz: Any, n: int) -> Any:
-    """Softmax cross-entropy, sum_j t_j (logsumexp(z) - z_j), for targets that sum to 1; dz = softmax(z) - t."""
-    log_total = softmax_row(z, dz, n)
+    """Softmax cross-entropy, sum_j t_j (log_sum_exp(z) - z_j), for targets that sum to 1; dz = softmax(z) - t."""
+    log_sum = softmax_row(z, dz, n)
     loss = ZERO
     for j in range(n):
         if t[j] != ZERO:
-            loss += t[j] * (log_total - z[j])
+            loss += t[j] * (log_sum - z[j])
         dz[j] = dz[j] - t[j]
     return loss
 
@@ -62,8 +62,9 @@ def squared_error_sigmoid_row(z: Any, t: Any, dz: Any, n: int) -> Any:
 
 
 def squared_error_softmax_row(z: Any, t: Any, dz: Any, n: int) -> Any:
-    """Half the squared distance of y = softmax(z) from t. The Jacobian dy_i/dz_j = y_i (1[i=j] - y_j) gives
-    dz_j = y_j ((y_j - t_j) - sum_i (y_i - t_i) y_i).
+    """Half the squared distance of y = softmax(z) from t; dz_j = y_j ((y_j - t_j) - sum_i (y_i - t_i) y_i).
+
+    The gradient follows from the Jacobian dy_i/dz_j = y_i (1[i=j] - y_j).
     """
     softmax_row(z, dz, n)
     loss = ZERO

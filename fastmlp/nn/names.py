@@ -1,8 +1,7 @@
-"""Names in the registries: their spellings and their common synonyms.
+"""Names of activations, losses and other registry entries: spellings and common synonyms.
 
 Spellings are compared without case, hyphens, underscores and spaces, so that "ReLU", "leaky_relu" and PyTorch's "LeakyReLU" are
-understood. `canonical_name` returns the name in the registry, which is what descriptions of networks, model files and labels
-store.
+accepted. `canonical_name` returns the name in the registry, which is the one stored in networks, model files and labels.
 """
 
 from __future__ import annotations
@@ -44,10 +43,10 @@ SYNONYMS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 
-def squeeze(name: str) -> str:
-    """Return a name without case, hyphens, underscores and spaces.
+def normalize(name: str) -> str:
+    """Return a name in lower case, without hyphens, underscores and spaces.
 
-    >>> squeeze("Leaky_ReLU"), squeeze("cross-entropy")
+    >>> normalize("Leaky_ReLU"), normalize("cross-entropy")
     ('leakyrelu', 'crossentropy')
     """
     return "".join(character for character in name.lower() if character not in "-_ ")
@@ -58,9 +57,9 @@ def canonical_name(kind: str, given: Any, registry: Iterable[str]) -> str:
 
     Parameters
     ----------
-    kind : what the name is of, a key of `SYNONYMS` or another word, for the message
-    given : the name as written by the user
-    registry : the valid names; a valid name is never taken for a synonym of another one
+    kind : kind of the name, such as "activation"; selects the synonyms in `SYNONYMS`, and is part of the message
+    given : the name given by the user
+    registry : the valid names, which take precedence over synonyms
 
     Raises
     ------
@@ -76,8 +75,8 @@ def canonical_name(kind: str, given: Any, registry: Iterable[str]) -> str:
         return str(given)
     if not isinstance(given, str):
         raise ConfigError(f"{kind} must be a name, not {given!r}; valid: {', '.join(names)}")
-    synonyms = {squeeze(other): name for name, others in SYNONYMS.get(kind, {}).items() for other in others if name in names}
-    spellings = synonyms | {squeeze(name): name for name in names}
-    if (name := spellings.get(squeeze(given))) is None:
+    synonyms = {normalize(other): name for name, others in SYNONYMS.get(kind, {}).items() for other in others if name in names}
+    spellings = synonyms | {normalize(name): name for name in names}
+    if (name := spellings.get(normalize(given))) is None:
         raise ConfigError(unknown_name(kind, given, names))
     return name

@@ -1,8 +1,9 @@
 """`Network`, the frozen description of a multi-layer perceptron, and the layout of its parameters.
 
-Notation in all files: `x` input, `w` weights [fan_in, fan_out], `b` bias, `z = x w + b` pre-activation, `y = f(z)`
-activation, `dz dw db dx` gradients of the loss; `n` rows, `B` rows of a mini-batch; matrix products are M x N x K; tiles MR x
-NR; leading dimensions `ld` in elements; thread `t` of `T`; suffix `_p` for a padded size.
+Notation in all files: `x` input, `w` weights [fan_in, fan_out], `b` bias, `z = x w + b` pre-activation, `y = f(z)` activation,
+`t` target; `dx dw db dz` gradients of the loss with respect to these; `n` rows, `B` rows of a mini-batch. In kernels: matrix
+products are M x N x K, their tiles MR x NR; leading dimensions `ld` are in elements; thread `t` of `T`; suffix `_p` for padded
+sizes.
 
 Conventions of all engines:
 
@@ -35,7 +36,8 @@ from fastmlp.nn.philox import generator
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
-# name -> (distribution, scale from fan_in and fan_out). The scale is a standard deviation or a half-width.
+# name -> (distribution, scale from fan_in and fan_out). The scale is the standard deviation of "normal", the half-width of
+# "uniform".
 # Sources: Glorot & Bengio 2010 equation 16; He et al. 2015 equation 10.
 INITIALIZERS: dict[str, tuple[str, Callable[[int, int], float]]] = {
     "xavier-uniform": ("uniform", lambda i, o: math.sqrt(6 / (i + o))),
@@ -55,13 +57,13 @@ ALIASES = {
 
 
 class Layer(NamedTuple):
-    """A layer: its weights, activation and dropout. The last layer is linear; its output function is part of the loss."""
+    """Description of one layer. The last layer of a network is linear; its output function is part of the loss."""
 
     fan_in: int
     fan_out: int
     activation: str
-    parameter: float
-    dropout: float
+    parameter: float  # of the activation, 0 if it has none
+    dropout: float  # dropout rate after the activation
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,8 @@ class Network:
     dropout : dropout rate after hidden layers, in [0, 1); one for all, or one per layer
     loss : "cross-entropy" or "squared-error"
     output : "softmax", "sigmoid" or "linear"; None is softmax for cross-entropy, linear for squared error
-    l1, l2 : penalties on weights, see the conventions above
-    label_smoothing : in [0, 1); for class labels only
+    l1, l2 : coefficients of the penalties on weights, see the conventions in the module's docstring
+    label_smoothing : fraction of the target that is distributed evenly over all classes, in [0, 1); for class labels only
     init : initial weights: he (= he-normal), he-uniform, xavier or glorot (= xavier-uniform), xavier-normal,
         uniform (±0.05), normal (sd 0.05); "normal:0.1" sets the scale. Biases start at zero.
 
@@ -110,12 +112,12 @@ class Network:
             )
         sizes = tuple(int(size) for size in self.sizes)
         hidden = len(sizes) - 2
-        set_field = object.__setattr__  # normalises fields of a frozen dataclass
+        set_field = object.__setattr__  # sets fields of a frozen dataclass
         set_field(self, "sizes", sizes)
         activations = per_layer("activation", self.activation, hidden)
         set_field(self, "activation", tuple(canonical_activation(text) for text in activations))
         set_field(self, "dropout", per_layer("dropout", self.dropout, hidden))
-        for rate in self.dropout:  # type: ignore[union-attr]  # a tuple since three lines
+        for rate in self.dropout:  # type: ignore[union-attr]  # a tuple now
             if not 0 <= rate < 1:
                 raise ConfigError(f"dropout must be at least 0 and below 1, not {rate}", settings=("dropout",))
         self._check_loss()
@@ -132,7 +134,7 @@ class Network:
         object.__setattr__(self, "output", output)
         if self.output not in outputs:
             raise ConfigError(
-                f"loss {self.loss!r} takes output {' or '.join(outputs)}, not {self.output!r}", settings=("loss", "output")
+                f"loss {self.loss!r} needs output {' or '.join(outputs)}, not {self.output!r}", settings=("loss", "output")
             )
         for field in ("l1", "l2"):
             if not (getattr(self, field) >= 0 and math.isfinite(getattr(self, field))):
@@ -159,7 +161,7 @@ class Network:
 
     @cached_property
     def flops_per_row(self) -> int:
-        """Floating-point operations to train on one row: forward pass, weight gradients, input gradients but of layer 0."""
+        """Floating-point operations to train on one row: forward pass, weight gradients, input gradients except of layer 0."""
         return sum(2 * fan_in * fan_out * (3 if index else 2) for index, (fan_in, fan_out) in enumerate(pairwise(self.sizes)))
 
     @property
@@ -168,20 +170,23 @@ class Network:
         return "x".join(map(str, self.sizes))
 
     def views(self, vector: FloatArray) -> list[tuple[FloatArray, FloatArray]]:
-        """Weights [fan_in, fan_out] and bias [fan_out] of each layer, as views of a flat (parameters,) vector.
+        """Return weights [fan_in, fan_out] and bias [fan_out] of each layer, as views of a flat vector, (parameters,).
 
-        The vector has w, row by row, and then b of each layer.
+        The vector is the concatenation of w, row by row, and b of the first layer, then those of the second layer, etc.
         """
-        found, at = [], 0
+        views, start = [], 0
         for layer in self.layers:
-            end = at + layer.fan_in * layer.fan_out
-            w = vector[at:end].reshape(layer.fan_in, layer.fan_out)
-            found.append((w, vector[end : end + layer.fan_out]))
-            at = end + layer.fan_out
-        return found
+            end = start + layer.fan_in * layer.fan_out
+            w = vector[start:end].reshape(layer.fan_in, layer.fan_out)
+            views.append((w, vector[end : end + layer.fan_out]))
+            start = end + layer.fan_out
+        return views
 
     def initial_parameters(self, seed: int, dtype: npt.DTypeLike = np.float32) -> FloatArray:
-        """Initial parameters, (parameters,) of `dtype`, drawn in float64 from the stream "weights", one counter per layer."""
+        """Return initial parameters, (parameters,) of `dtype`.
+
+        They are drawn in float64 from the stream "weights" of `philox.generator`, with one counter per layer. Biases are 0.
+        """
         vector = np.zeros(self.parameters, np.float64)
         name, _, text = self.init.partition(":")
         distribution, scale_of = INITIALIZERS[name]
@@ -203,7 +208,7 @@ def canonical_init(text: str) -> str:
 
 
 def per_layer(what: str, given: Any, hidden: int) -> tuple[Any, ...]:
-    """A setting for each hidden layer, from one for all or a sequence of the right length."""
+    """Return a setting for each hidden layer, from one for all or a sequence with one per layer."""
     if isinstance(given, (str, Real)):
         return (given,) * hidden
     values = tuple(given)

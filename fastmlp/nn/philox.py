@@ -1,10 +1,10 @@
-"""Counter-based random numbers: Philox4x32-10 for dropout masks, and named streams of NumPy's Philox generator for all else.
+"""Counter-based random numbers: Philox4x32-10 for dropout masks, named streams of NumPy's Philox for everything else.
 
 A dropout mask is a function of (seed, step, layer, row of the mini-batch, column). No generator state is stored or shared
 between threads, and every engine draws the same masks.
 
-Initial weights, row order and splits are drawn in Python by NumPy's Philox generator, which is counter-based, too; `generator`
-has a stream for each use, so that no two uses share numbers.
+Initial weights, the order of rows, splits and augmentation are drawn in Python by NumPy's Philox generator, which is
+counter-based, too. `generator` has a stream for each use, so that no two uses share numbers.
 
 Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011, section 3.3.
 """
@@ -35,7 +35,7 @@ def philox_round(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> tuple[
 
 
 def philox4x32(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> tuple[Any, Any, Any, Any]:
-    """Four random 32-bit words from a counter (c0..c3) and a key (k0, k1), all held in uint64, arrays or scalars."""
+    """Return four random 32-bit numbers for a counter (c0..c3) and a key (k0, k1), all as uint64, arrays or scalars."""
     for _ in range(ROUNDS):
         c0, c1, c2, c3 = philox_round(c0, c1, c2, c3, k0, k1)
         k0 = (k0 + WEYL_0) & MASK32
@@ -44,12 +44,12 @@ def philox4x32(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> tuple[An
 
 
 def drop_threshold(rate: float) -> np.uint64:
-    """Units whose 32-bit random number is below rate x 2^32, rounded, are dropped."""
+    """Return the threshold of the 32-bit random numbers below which units are dropped: rate x 2^32, rounded."""
     return np.uint64(round(rate * 2**32))
 
 
 def keep_mask(seed: int, step: int, layer: int, rows: int, columns: int, rate: float) -> npt.NDArray[np.bool_]:
-    """Dropout mask of a layer for a mini-batch, (rows, columns) bool: whether a unit is kept.
+    """Return the dropout mask of a layer for a mini-batch, (rows, columns) bool, True for units that are kept.
 
     Column j of row r uses number j mod 4 of the counter (j div 4, r, layer, step) with the key `seed`.
 
@@ -67,18 +67,18 @@ def keep_mask(seed: int, step: int, layer: int, rows: int, columns: int, rate: f
 
 
 class Key(np.random.bit_generator.ISeedSequence):
-    """A key for NumPy's Philox. With `key=` NumPy would first read entropy from the system, and discard it."""
+    """Key for NumPy's Philox. With the argument `key=`, NumPy would read entropy from the system, and discard it."""
 
     def __init__(self, *words: int) -> None:
         self.words = np.array(words, np.uint64)  # without a dtype, NumPy would convert large seeds to float64
 
     def generate_state(self, n_words: int, dtype: npt.DTypeLike = np.uint64) -> npt.NDArray[Any]:
-        """The key, two 64-bit numbers."""
+        """Return the key, two 64-bit numbers."""
         return self.words
 
 
 def generator(seed: int, stream: str, *counter: int) -> np.random.Generator:
-    """NumPy generator of a named stream; `counter` (at most two numbers) selects an epoch or a layer in it.
+    """Return a NumPy generator for a stream in `STREAMS`; `counter`, at most two numbers, is for example the epoch or layer.
 
     >>> generator(1, "order", 5).permutation(4).tolist() == generator(1, "order", 5).permutation(4).tolist()
     True

@@ -1,4 +1,4 @@
-"""Scaling of features, (x - shift) * factor, which is stored with the model. data/scaling.py fits it to data."""
+"""Scaling of features, (x - shift) * factor, which is stored with the model. See data/scaling.py for fitting it to data."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Scaling:
                 raise DataError(f"scaling {name} holds values that are not finite; fit it again")
 
     def apply(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Scaled copy of x (n, features), float32. Raises DataError if the number of features differs.
+        """Return a scaled copy of x (n, features), float32; raise DataError if the number of features differs.
 
         >>> scaling = Scaling("symmetric", np.float32([127.5, 127.5]), np.float32([1 / 127.5, 1 / 127.5]))
         >>> scaling.apply(np.array([[0, 255]], np.uint8)).tolist()
@@ -56,5 +56,5 @@ class Scaling:
         return scaled
 
     def to_arrays(self) -> dict[str, npt.NDArray[np.float32]]:
-        """The arrays by name, such that `Scaling(kind, **arrays)` is the same scaling."""
+        """Return the arrays by name; `Scaling(kind, **arrays)` is an equal scaling."""
         return {"shift": self.shift, "factor": self.factor}

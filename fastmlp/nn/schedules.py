@@ -57,16 +57,20 @@ class Schedule:
     cosine       (1 + cos(pi t / (epochs - warmup))) / 2
     ============ =====================================
 
-    and during the warm-up, after k updates, `rate` (k + 1) / (warmup x steps per epoch).
+    During the warm-up, update number k (from 0) has the learning rate `rate` (k + 1) / (warmup x steps per epoch).
 
     Parameters
     ----------
     rate : learning rate, > 0
     kind : a key of `SCHEDULES`
-    decay : per epoch, for inverse-time and exponential
+    decay : decay per epoch; only used by inverse-time and exponential
     factor, every : step multiplies the learning rate by `factor` every `every` epochs
     warmup : epochs of linear warm-up, 0 for none
-    epochs : length of the training in epochs; only used by cosine
+    epochs : epochs of the whole training; only used by cosine
+
+    Raises
+    ------
+    ConfigError : an unknown kind, or an invalid value
 
     Examples
     --------
@@ -96,14 +100,14 @@ class Schedule:
                 raise ConfigError(f"{field} must be zero or a positive number, not {getattr(self, field)}", settings=(field,))
 
     def rates(self, first: int, count: int, steps_per_epoch: int) -> npt.NDArray[np.float64]:
-        """Learning rates of the updates `first`, `first` + 1, … (from 0): (count,) float64."""
-        shape = SCHEDULES[self.kind]
-        warm = self.warmup * steps_per_epoch
-        if shape is constant and first >= warm:
+        """Return the learning rates of `count` updates from number `first` (from 0) on, (count,) float64."""
+        multiplier = SCHEDULES[self.kind]
+        warmup = self.warmup * steps_per_epoch  # in updates
+        if multiplier is constant and first >= warmup:
             return np.full(count, self.rate)  # the same values, without a call for each
         return np.array(
             [
-                self.rate * (min((k + 1) / warm, 1.0) if k < warm else shape((k - warm) / steps_per_epoch, self))
+                self.rate * (min((k + 1) / warmup, 1.0) if k < warmup else multiplier((k - warmup) / steps_per_epoch, self))
                 for k in range(first, first + count)
             ]
         )

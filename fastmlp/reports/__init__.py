@@ -1,4 +1,4 @@
-"""Plots, tables and text reports."""
+"""Plots and text reports of results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From data to a model: one, or many side by side."""
+"""Training of one model, or of many at once."""
 
 from __future__ import annotations
 

@@ -50,8 +50,8 @@ def sample_augmentation(seed: int, epoch: int, images: int, flip: float, shift: 
     >>> augmentation.mirrored.mean().round(1), np.unique(augmentation.offsets).tolist()
     (np.float64(0.3), [-1, 0, 1])
     """
-    numbers = generator(seed, "augment", epoch)
-    return Augmentation(numbers.random(images) < flip, numbers.integers(-shift, shift, (images, 2), endpoint=True))
+    rng = generator(seed, "augment", epoch)
+    return Augmentation(rng.random(images) < flip, rng.integers(-shift, shift, (images, 2), endpoint=True))
 
 
 def augment(x: Array, shape: Shape, augmentation: Augmentation) -> Array:

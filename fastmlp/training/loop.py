@@ -1,4 +1,4 @@
-"""The training loop: epochs, chunks, validation, early stopping, time limit, signals. Readable Python over any engine."""
+"""The training loop for all engines: epochs, chunks of steps, validation, early stopping, time limit and signals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.rows import Array, Features, Indices, in_whole
+from fastmlp.data.rows import Array, Features, Indices, base_rows
 from fastmlp.engines import make_engine
 from fastmlp.engines.base import Engine, EngineSpec, RowMetrics, State, step_count
 from fastmlp.engines.interrupts import Signals
@@ -27,13 +27,13 @@ from fastmlp.training.settings import Settings, Task, check_data, make_task
 
 Callback = Callable[[EpochLog, Engine], bool | None]
 
-# A chunk of steps returns to Python after about this many seconds: for progress, signals, and the time limit.
+# Target duration of a chunk of steps, after which Python updates the progress and checks signals and the time limit.
 CHUNK_SECONDS = 0.08
-SLOWEST = 1e8  # floating-point operations per second of any engine, at least; limits the size of the first chunk
+SLOWEST = 1e8  # lower bound of the floating-point operations per second of any engine; limits the size of the first chunk
 
 
 class Progress(Protocol):
-    """Display of progress; see progress.py."""
+    """Progress display; see progress.py."""
 
     def update(
         self, epoch: int, done: int, total: int, loss: float, accuracy: float | None, rows_per_second: float
@@ -46,12 +46,12 @@ class TrainResult(NamedTuple):
 
     model : the model, with the weights of the best epoch
     history : a dict per epoch: epoch (from 1), rows, loss, accuracy, val_loss, val_accuracy, lr, seconds (of training
-        alone), eval_seconds, rows_per_second. loss and accuracy are means over the epoch while the weights change, with
+        only), eval_seconds, rows_per_second. loss and accuracy are means over the epoch while the weights change, with
         dropout; accuracy is None for regression, val_* without a validation split. With `Settings.val_steps` also
         steps: a dict per validation within the epoch, with step (updates since the start), epoch (a fraction), loss (mean
         over the rows of the epoch since the previous validation), val_loss and val_accuracy
     best_epoch : number of the epoch whose weights the model has
-    stopped : reason of the end: "epochs", "patience", "time", "callback", "interrupted" or "diverged"
+    stopped : why training ended: "epochs", "patience", "time", "callback", "interrupted" or "diverged"
     state : parameters, optimizer slots and step after the last update
     backend, threads : of the engine
     """
@@ -66,7 +66,7 @@ class TrainResult(NamedTuple):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended the training; `training` has the best weights so far, `signal` is the signal's number."""
+    """A signal stopped the training; `training` has the best weights so far, `signal` is the number of the signal."""
 
     def __init__(self, training: TrainResult, signal: int) -> None:
         super().__init__(f"training interrupted in epoch {len(training.history)}")
@@ -75,7 +75,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Diverged(DivergedError):
-    """The loss is not finite; `training` has the best weights of the epochs before, or is None if none was finished."""
+    """The loss is not finite; `training` has the best weights of the previous epochs, or is None if there are none."""
 
     def __init__(self, message: str, training: TrainResult | None, *, settings: Sequence[str] = ()) -> None:
         super().__init__(message, settings=settings)
@@ -84,9 +84,9 @@ class Diverged(DivergedError):
 
 @contextmanager
 def loop_for(task: Task, progress: Progress | None = None, threads: int | None = None) -> Iterator[Loop]:
-    """A `Loop` on an engine of its own, which is closed afterwards.
+    """Yield a `Loop` with a new engine, which is closed at the end.
 
-    threads : of the engine; None takes those of the settings
+    threads : number of threads of the engine; None for that of the settings
     """
     network, settings, data = task
     batch, seed, threads = settings.batch_size, settings.seed, threads or settings.threads
@@ -104,7 +104,7 @@ class Loop:
     def __init__(self, engine: Engine, task: Task, progress: Progress | None) -> None:
         self.network, self.settings, self.data = network, settings, data = task
         self.engine, self.progress = engine, progress
-        self.x, self.rows, self.y, self.weights = in_whole(data.train.x, data.train.y, data.sample_weight)
+        self.x, self.rows, self.y, self.weights = base_rows(data.train.x, data.train.y, data.sample_weight)
         self.history: list[EpochLog] = []
         self.stopping = EarlyStopping(settings, data.validation is not None)
         self.chunk = self._whole_batches(CHUNK_SECONDS * SLOWEST / network.flops_per_row)  # rows until the engine returns
@@ -120,11 +120,11 @@ class Loop:
         self.engine.train(self.x, self.y, np.empty(0, np.int64), np.empty(0))
         self.engine.forward(self.x[:0])
         if self.data.validation is not None:
-            x, y = self.data.validation.x, self.data.validation.y  # one split may be uint8 and the other not
+            x, y = self.data.validation.x, self.data.validation.y  # its dtype may differ from that of the training split
             self.engine.evaluate(self.engine.hold(x[:0], y[:0]))
 
     def run(self, signals: Signals, callbacks: Sequence[Callback] = ()) -> TrainResult:
-        """Train until the end, or until `signals`, which loops in other threads may share, has received a signal."""
+        """Train until the end, or until `signals`, which may be shared with loops in other threads, has received a signal."""
         if self.settings.max_time is not None:
             self.deadline = time.monotonic() + self.settings.max_time
         stopped = "epochs"
@@ -167,7 +167,7 @@ class Loop:
         settings = self.settings
         order = generator(settings.seed, "order", epoch).permutation(self.rows)
         steps = step_count(len(order), settings.batch_size)
-        rates = settings.schedule.rates((epoch - 1) * steps, steps, steps)
+        learning_rates = settings.schedule.rates((epoch - 1) * steps, steps, steps)
         results: list[RowMetrics] = []
         weights = None if self.weights is None else self.weights[order].astype(np.float64)
         step_validation = StepValidation(settings, self.validation, (epoch - 1) * steps, steps, weights)
@@ -179,10 +179,10 @@ class Loop:
         while done < len(order) and not (done and (signals.received or time.monotonic() >= self.deadline)):
             rows = order[done : done + min(self.chunk, step_validation.rows_left(done))]
             first_step = done // settings.batch_size
-            chunk_rates = rates[first_step:][: step_count(len(rows), settings.batch_size)]
+            chunk_learning_rates = learning_rates[first_step:][: step_count(len(rows), settings.batch_size)]
             began = time.perf_counter()
             x, y, rows, weighted = self._arguments(rows, augmentation and augmentation.select(done, done + len(rows)))
-            part = self.engine.train(x, y, rows, chunk_rates, weighted)
+            part = self.engine.train(x, y, rows, chunk_learning_rates, weighted)
             elapsed = time.perf_counter() - began
             check_finite(part.loss, epoch, first_step, settings)
             results.append(part)
@@ -194,10 +194,10 @@ class Loop:
                 self.progress.update(epoch, done, len(order), total / done, accuracy, done / seconds)
             self._adapt(len(rows), elapsed)
         weights = None if weights is None else weights[:done]
-        return step_validation.merge(self._row(epoch, done, results, weights, seconds, float(rates[0])))
+        return step_validation.merge(self._row(epoch, done, results, weights, seconds, float(learning_rates[0])))
 
     def _arguments(self, rows: Indices, augmentation: Augmentation | None) -> tuple[Array, Array, Indices, FloatArray | None]:
-        """Arguments of `Engine.train` for these rows: x, y, row numbers, and weights; only augmented images are copied."""
+        """Arguments of `Engine.train` for these rows: x, y, row indices and weights; only augmented images are copied."""
         if augmentation is None or self.data.image_shape is None:
             return self.x, self.y, rows, self.weights
         x = augment(self.x[rows], self.data.image_shape, augmentation)
@@ -207,11 +207,11 @@ class Loop:
         self.chunk = self._whole_batches(min(rows * CHUNK_SECONDS / max(elapsed, 1e-6), 4 * rows))
 
     def _whole_batches(self, rows: float) -> int:
-        """The largest number of rows that is a whole number of batches, at most `rows`, but at least one batch."""
+        """Round `rows` down to a whole number of batches, at least one."""
         return max(1, int(rows // self.settings.batch_size)) * self.settings.batch_size
 
     def _row(
-        self, epoch: int, rows: int, results: list[RowMetrics], weights: FloatArray | None, seconds: float, rate: float
+        self, epoch: int, rows: int, results: list[RowMetrics], weights: FloatArray | None, seconds: float, lr: float
     ) -> EpochLog:
         began = time.perf_counter()
         loss = np.concatenate([part.loss for part in results]).astype(np.float64)
@@ -226,14 +226,14 @@ class Loop:
             "accuracy": mean(correct, weights) if self.y.ndim == 1 else None,
             "val_loss": val_loss,
             "val_accuracy": val_accuracy,
-            "lr": rate,
+            "lr": lr,
             "seconds": seconds,
             "eval_seconds": time.perf_counter() - began,
             "rows_per_second": rows / seconds,
         }
 
 
-def train(  # noqa: PLR0913 - the settings are one argument; what remains is data
+def train(  # noqa: PLR0913 - all other arguments are data
     network: Network,
     x: Features,
     y: npt.NDArray[Any],
@@ -251,16 +251,16 @@ def train(  # noqa: PLR0913 - the settings are one argument; what remains is dat
 
     Parameters
     ----------
-    network : its description
-    x : (n, features) uint8 or float, memory-mapped or not, or a `rows.Subset`; not scaled, `scaling` is applied during training
+    network : the architecture
+    x : (n, features) uint8 or float, memory-mapped or not, or a `rows.Subset`; unscaled, since training applies `scaling`
     y : (n,) integer classes 0 … outputs - 1, or (n, outputs) targets
-    settings : how to train
+    settings : settings of the training; None for the defaults
     validation : (x, y), evaluated after each epoch; the weights of the best epoch are returned
     scaling : fitted to x, see `fit_scaling`; stored with the model
     sample_weight : (n,) positive weights of the rows in the loss
     classes : names of the classes; None numbers them
     image_shape : (height, width, channels) if the rows are images, for `Settings.flip` and `shift`; stored with the model
-    callbacks : called after each epoch with its row of the history and the engine; True stops the training
+    callbacks : called after each epoch with its row of the history and the engine; returning True stops the training
     progress : display, see `progress.make_progress`
 
     Raises
@@ -268,7 +268,7 @@ def train(  # noqa: PLR0913 - the settings are one argument; what remains is dat
     ConfigError : settings that contradict each other or do not fit the data
     DataError : data that do not fit the network
     Diverged : the loss became NaN or infinite
-    Interrupted : SIGINT or SIGTERM came (only seen in the main thread); carries the training so far
+    Interrupted : SIGINT or SIGTERM was received (in the main thread only); has the training so far
 
     Examples
     --------
@@ -289,7 +289,7 @@ def train(  # noqa: PLR0913 - the settings are one argument; what remains is dat
 
 
 def train_task(task: Task, callbacks: Sequence[Callback] = (), progress: Progress | None = None) -> TrainResult:
-    """Train as `train` does, a task that has been checked: no row is read to check it again.
+    """Train a checked task as `train` does, without checking the values of its rows again.
 
     Parameters
     ----------

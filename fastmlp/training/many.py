@@ -1,9 +1,9 @@
-"""Many models at once: networks of different shapes, rates and seeds, trained on the same data in one process.
+"""Many models at once: networks of different shapes, learning rates and seeds, trained on the same data in one process.
 
-Each model has one thread from its first step to its last, and no thread waits for another; the kernels run without the
-interpreter's lock. What a model becomes is what `train` makes of it alone, bit for bit. Between kernels Python takes some
-tenths of a millisecond for each epoch, one thread at a time: models with epochs of a few milliseconds or less gain less from
-more threads. Not here: how a model is trained (loop.py).
+Each model is trained by one thread, and threads do not wait for each other: kernels run without the interpreter lock. The
+results have the same bits as if `train` had trained each model alone. Between kernels Python needs some tenths of a
+millisecond per epoch, which only one thread can run at a time, so models whose epochs take a few milliseconds or less gain
+less from more threads.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ Result = TrainResult | Diverged
 EpochCallback = Callable[[int, EpochLog], None]
 ResultCallback = Callable[[int, Result], None]
 
-# While it waits, the caller's thread looks this often whether a signal came that the system gave to another thread.
+# Interval at which the waiting main thread lets Python run signal handlers.
 WAIT_SECONDS = 0.2
 
 
 class ManyInterrupted(KeyboardInterrupt):
     """A signal ended the training of many models.
 
-    results : in the order of the jobs: finished models as `train_many` returns them, models under way with their best
-        weights so far (`stopped` is "interrupted"), None for models that were not begun
+    results : in the order of the jobs: finished models as in `train_many`, unfinished models with their best weights so far
+        (`stopped` is "interrupted"), None for models that were not started
     signal : the signal's number
     """
 
     def __init__(self, results: list[Result | None], signal: int) -> None:
-        begun = sum(result is not None for result in results)
-        super().__init__(f"training interrupted, {begun} of {len(results)} models begun")
+        started = sum(result is not None for result in results)
+        super().__init__(f"training interrupted, {started} of {len(results)} models started")
         self.results = results
         self.signal = signal
 
@@ -65,30 +65,30 @@ def train_many(  # noqa: PLR0913 - as `train`
     progress: EpochCallback | None = None,
     finished: ResultCallback | None = None,
 ) -> list[Result]:
-    """Train many networks on the same data at once, each on one thread, to the same bits as `train` would alone.
+    """Train many networks on the same data at once, each on one thread, with the same bits as by `train`.
 
-    The data are checked once and shared; the models that cost most begin first.
+    The data are checked once and shared. Models with the most operations start first.
 
     Parameters
     ----------
-    jobs : a network and its settings for each model; `Settings.threads` counts for the model's predictions only
-    x, y, validation, scaling, sample_weight, classes, image_shape : as `train` takes them, the same for all models
-    threads : models under way at a time; None takes a thread for each core that this process may use
-    callbacks : of each job, called as `train` calls them, in the thread that trains the model
-    progress : called in the caller's thread with a model's place in `jobs` and each new row of its history
-    finished : called there with a model's place and what the list will have of it, when it has ended, unless by a signal
+    jobs : a network and its settings for each model; `Settings.threads` is only used for predictions
+    x, y, validation, scaling, sample_weight, classes, image_shape : as for `train`, the same for all models
+    threads : number of models trained at the same time; None for one per core that this process may use
+    callbacks : of each job, as for `train`; called in the thread that trains the model
+    progress : called in the caller's thread with the index of a job and each new row of its history
+    finished : called in the caller's thread with the index of a job and its result, when it has ended, unless by a signal
 
     Returns
     -------
     list : in the order of `jobs`, the `TrainResult` of each model, or the `Diverged` error that `train` would have raised,
-        which has the epochs before in its `training`. A model that diverges ends no other.
+        whose `training` has the epochs before. Other models continue.
 
     Raises
     ------
-    ConfigError, DataError : as from `train`, naming the job, before any model begins
-    ManyInterrupted : SIGINT or SIGTERM came (only seen in the main thread): all models have ended within a chunk of steps
+    ConfigError, DataError : as from `train`, naming the job, before any model starts
+    ManyInterrupted : SIGINT or SIGTERM was received (in the main thread only); all models have ended
 
-    What `progress` and `finished` raise comes out when all models have ended likewise; so does any other error but divergence.
+    Exceptions raised by `progress` or `finished`, and errors other than divergence, stop all models and are then raised again.
 
     Examples
     --------
@@ -117,10 +117,10 @@ def train_tasks(
     finished: ResultCallback | None = None,
 ) -> list[Result]:
     """Train the networks of `make_tasks`; parameters, result and errors as for `train_many`."""
-    threads = Settings(threads=threads).threads or available_cores()  # the same check as for all numbers of threads
+    threads = Settings(threads=threads).threads or available_cores()  # checks the value
     if callbacks is not None and len(callbacks) != len(tasks):
         raise ConfigError(f"callbacks for {len(callbacks)} jobs, but there are {len(tasks)}; give a sequence for each")
-    compile_kinds(tasks)
+    compile_kernels(tasks)
     with Signals() as signals:
         pool = Pool(tasks, signals, progress, finished, callbacks)
         pool.run(min(threads, len(tasks)))
@@ -131,7 +131,7 @@ def train_tasks(
 
 @contextmanager
 def naming(index: int) -> Iterator[None]:
-    """Errors that a user can cure say which job they are about."""
+    """Add the index of the job to errors."""
     try:
         yield
     except FastMLPError as error:
@@ -160,8 +160,8 @@ def make_tasks(
     return tasks
 
 
-def compile_kinds(tasks: list[Task]) -> None:
-    """Let each kind of task be compiled once, before threads start that would wait for it; the smallest of its kind is."""
+def compile_kernels(tasks: list[Task]) -> None:
+    """Compile the kernels of all tasks, once per `kernel_key`, before the threads start, which would wait for each other."""
     largest_first = sorted(range(len(tasks)), key=lambda index: tasks[index].cost, reverse=True)
     for index in {tasks[index].kernel_key: index for index in largest_first}.values():
         with naming(index), loop_for(tasks[index], threads=1) as loop:
@@ -169,7 +169,7 @@ def compile_kinds(tasks: list[Task]) -> None:
 
 
 class Pool:
-    """Threads that each train the next model when they are free.
+    """Threads that take tasks from a shared queue and train them.
 
     results : of each task, None until it has ended
     """
@@ -185,20 +185,20 @@ class Pool:
         self.tasks, self.signals, self.progress, self.finished = tasks, signals, progress, finished
         self.callbacks = callbacks or [()] * len(tasks)
         self.results: list[Result | None] = [None] * len(tasks)
-        # Shared by the threads: the next number is taken in one step, under the interpreter's lock.
+        # Shared by the threads: the interpreter lock makes `next` atomic.
         self.next = iter(sorted(range(len(tasks)), key=lambda index: tasks[index].cost, reverse=True))
         self.errors: list[BaseException] = []
-        # Rows for `progress`, results for `finished`, and None from a thread that ends.
+        # Rows for `progress`, results for `finished`, and None when a thread ends.
         self.inbox: SimpleQueue[tuple[int, EpochLog | Result] | None] = SimpleQueue()
 
     def run(self, threads: int) -> None:
-        """Train all models; return, or raise, when no thread runs any more."""
+        """Train all models; return or raise when all threads have ended."""
         workers = [threading.Thread(target=self._work, name=f"fastmlp-model-{number}") for number in range(threads)]
         try:
             for worker in workers:
                 worker.start()
             self._watch(threads)
-        except BaseException:  # from `progress`, a second Ctrl-C, no more threads to be had
+        except BaseException:  # from `progress`, a second Ctrl-C, or if a thread cannot be started
             self.signals.end()
             raise
         finally:
@@ -208,7 +208,7 @@ class Pool:
             raise self.errors[0]
 
     def _watch(self, running: int) -> None:
-        """Show the rows that come until all threads have ended. Python runs the handlers of signals in here."""
+        """Pass on rows and results until all threads have ended. Python runs signal handlers here."""
         while running:
             try:
                 message = self.inbox.get(timeout=WAIT_SECONDS)
@@ -217,18 +217,18 @@ class Pool:
             if message is None:
                 running -= 1
             else:
-                self._tell(*message)
+                self._dispatch(*message)
 
-    def _tell(self, index: int, what: EpochLog | Result) -> None:
-        """Hand on what a thread has sent."""
-        if isinstance(what, TrainResult | Diverged):
+    def _dispatch(self, index: int, message: EpochLog | Result) -> None:
+        """Call `finished` with a result, or `progress` with a row of the history."""
+        if isinstance(message, TrainResult | Diverged):
             if self.finished is not None:
-                self.finished(index, what)
+                self.finished(index, message)
         elif self.progress is not None:
-            self.progress(index, what)
+            self.progress(index, message)
 
     def _work(self) -> None:
-        """The life of a thread."""
+        """Train tasks until there are none left; the target of the threads."""
         try:
             for index in self.next:
                 if self.signals.received:
@@ -236,19 +236,19 @@ class Pool:
                 self.results[index] = result = self._train(index)
                 if not self.signals.received:
                     self.inbox.put((index, result))
-        except BaseException as error:  # it is raised again in the caller's thread
+        except BaseException as error:  # raised again in the caller's thread
             self.errors.append(error)
             self.signals.end()
         finally:
             self.inbox.put(None)
 
     def _train(self, index: int) -> Result:
-        told: list[Callback] = [lambda row, engine: self.inbox.put((index, row))] if self.progress is not None else []
+        report: list[Callback] = [lambda row, engine: self.inbox.put((index, row))] if self.progress is not None else []
         with loop_for(self.tasks[index], threads=1) as loop:
             try:
-                return loop.run(self.signals, [*self.callbacks[index], *told])
+                return loop.run(self.signals, [*self.callbacks[index], *report])
             except Interrupted as stop:
                 return stop.training
             except Diverged as error:
-                error.__context__ = None  # frames would keep the engine alive as long as the result
+                error.__context__ = None  # its frames would keep the engine alive
                 return error.with_traceback(None)

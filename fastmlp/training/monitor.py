@@ -1,4 +1,4 @@
-"""Monitoring of a training: early stopping, validation within an epoch, detection of divergence."""
+"""Early stopping, validation within an epoch, and detection of divergence."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EpochLog = dict[str, Any]  # an epoch's row of the history; see `TrainResult`
 
 
 class EarlyStopping:
-    """The parameters of the best epoch so far by the monitored metric, and whether training should stop.
+    """Keep the parameters of the best epoch by the monitored metric, and determine when training should stop.
 
     settings : `monitor`, `min_delta` and `patience` are used
     validates : whether there is a validation split; without one the last epoch counts as the best
@@ -49,7 +49,7 @@ class EarlyStopping:
 
 
 class Validation(NamedTuple):
-    """The validation split as the engine holds it, and whether its targets are classes."""
+    """The validation split as returned by `Engine.hold`, and whether its targets are classes."""
 
     held: Any
     classes: bool
@@ -61,9 +61,9 @@ class StepValidation:
     Parameters
     ----------
     validation : the validation split
-    before : updates of the previous epochs
-    steps : updates of an epoch
-    weights : sample weights of the epoch's rows in their order, or None
+    before : number of updates of the previous epochs
+    steps : number of updates of an epoch
+    weights : sample weights of the epoch's rows, in training order, or None
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""Progress of a training on stderr: a live bar on a terminal, else one line per epoch, or nothing if quiet.
+"""Progress display of a training on stderr: a live bar on a terminal, one line per epoch elsewhere, or nothing.
 
-If writing fails once (a closed pipe or terminal, a full disk), progress writes nothing more and training
-continues.
+A broken stream (the reader of a pipe has ended, the terminal was closed, the disk of a log file is full) does not end the
+training: after the first failed write nothing more is written.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ SMOOTHED_EPOCHS = 5
 
 
 class Progress(abc.ABC):
-    """Interface of progress displays; as a context manager, it starts on entry and closes on exit, also after an exception."""
+    """Interface of a progress display. It is a context manager, which closes the display at exit, also after an exception."""
 
     @abc.abstractmethod
     def start(self) -> None:
-        """Show the display; call once, before the first epoch."""
+        """Show the display; called once, before the first epoch."""
 
     @abc.abstractmethod
     def update(
@@ -41,26 +41,26 @@ class Progress(abc.ABC):
         accuracy: float | None,
         rows_per_second: float,
     ) -> None:
-        """Update the state of the current epoch.
+        """Show the progress of the current epoch.
 
-        Takes less than a microsecond unless a redraw is due, which happens at most ten times per second.
+        Takes less than a microsecond unless a redraw is due, which is the case at most ten times a second.
 
         Parameters
         ----------
-        epoch : number of the current epoch, from 1
-        done, total : rows trained in this epoch, and rows per epoch
-        loss, accuracy : mean over the rows done so far; accuracy is None for regression
+        epoch : number of the epoch, from 1
+        done, total : number of rows trained in this epoch, and of all rows of an epoch
+        loss, accuracy : means over the rows trained in this epoch; accuracy is None for regression
         rows_per_second : training speed in this epoch
         """
 
     @abc.abstractmethod
     def epoch_done(self, row: Mapping[str, Any]) -> None:
-        """Report the end of an epoch.
+        """Show the metrics of a finished epoch.
 
         Parameters
         ----------
-        row : entry of the history with `epoch`, `loss`, `accuracy`, `val_loss`, `val_accuracy`, `seconds`,
-            `eval_seconds`, `rows_per_second`; a value may be absent or None
+        row : row of the history with `epoch`, `loss`, `accuracy`, `val_loss`, `val_accuracy`, `seconds`, `eval_seconds`,
+            `rows_per_second`; all but `epoch` may be absent or None
         """
 
     @abc.abstractmethod
@@ -82,20 +82,19 @@ def make_progress(
     epochs: int,
     clock: Callable[[], float] = time.monotonic,
 ) -> Progress:
-    """Return the display for a stream.
+    """Return the progress display for a stream.
 
     Parameters
     ----------
-    stream : text stream to write to; None means `sys.stderr`
+    stream : text stream; None for `sys.stderr`
     quiet : show nothing
-    epochs : maximum number of epochs; because of early stopping, the time left is shown as "at most"
-    clock : function that returns the time in seconds, for the interval between redraws
+    epochs : maximum number of epochs; with early stopping there may be fewer, so the time left is shown as "at most"
+    clock : returns seconds, for the time between two redraws
 
     Returns
     -------
     Progress
-        A live bar if the stream is a terminal with cursor control, else one line per epoch of at most
-        120 characters.
+        A live bar if the stream is a terminal that can move its cursor, else one line of at most 120 characters per epoch.
 
     Examples
     --------
@@ -107,14 +106,14 @@ def make_progress(
     epoch 3/203  loss 0.5124  accuracy 0.8301  412k rows/s  1 min 20 s left at most
     """
     stream = sys.stderr if stream is None else stream
-    if quiet or stream is None:  # sys.stderr is None in Python without a console
-        return _Silence()
+    if quiet or stream is None:  # without a console, Python has no stderr
+        return _NoProgress()
     if _is_terminal(stream):
         return _Bar(stream, epochs, clock)
     return _Lines(stream, epochs)
 
 
-class _Silence(Progress):
+class _NoProgress(Progress):
     """Display that shows nothing."""
 
     def start(self) -> None:
@@ -146,9 +145,9 @@ class _Lines(Progress):
 
     def epoch_done(self, row: Mapping[str, Any]) -> None:
         self._time_left.epoch_done(row)
-        parts = [f"epoch {row['epoch']}/{self._epochs}", *_figures(row), self._time_left.text(row["epoch"])]
+        parts = [f"epoch {row['epoch']}/{self._epochs}", *_metrics(row), self._time_left.text(row["epoch"])]
         parts = [part for part in parts if part]
-        while len("  ".join(parts)) > LINE_LIMIT:  # drop the time left and the speed first
+        while len("  ".join(parts)) > LINE_LIMIT:  # drops the time left, then the speed
             parts.pop()
         self._stream.write("  ".join(parts) + "\n")
         self._stream.flush()
@@ -166,10 +165,10 @@ class _Bar(Progress):
         self._time_left = _TimeLeft(epochs)
         self._epochs = epochs
         self._clock = clock
-        self._due = math.inf  # nothing to draw before start and after close
+        self._due = math.inf  # nothing is drawn before start and after close
         self._live: Live | None = None
         self._epoch = 1
-        self._finished = 0.0  # epochs, including the fraction of the current one
+        self._finished = 0.0  # number of epochs, with the finished fraction of the current one
         self._row: dict[str, Any] = {}
 
     def start(self) -> None:
@@ -182,12 +181,12 @@ class _Bar(Progress):
             console=Console(file=self._stream, force_terminal=True),  # type: ignore[arg-type]
             get_renderable=self._render,
             auto_refresh=False,  # a refresh thread would compete with the training threads
-            redirect_stdout=False,  # results go to stdout
+            redirect_stdout=False,  # results stay on stdout
             redirect_stderr=self._raw_stream is sys.stderr,  # warnings appear above the bar
         )
         try:
             self._live.start(refresh=True)
-        except BaseException:  # on Ctrl-C here, __exit__ is not called and the cursor stays hidden
+        except BaseException:  # after Ctrl-C here, __exit__ is not called, but the cursor is hidden
             self.close()
             raise
         self._due = self._clock() + REDRAW_SECONDS
@@ -206,7 +205,7 @@ class _Bar(Progress):
         self._epoch = epoch
         self._finished = epoch - 1 + done / total
         self._row.update(loss=loss, accuracy=accuracy, rows_per_second=rows_per_second)
-        self._time_left.guess(total, rows_per_second)
+        self._time_left.estimate(total, rows_per_second)
         self._draw()
 
     def epoch_done(self, row: Mapping[str, Any]) -> None:
@@ -221,12 +220,12 @@ class _Bar(Progress):
         live, self._live = self._live, None
         self._due = math.inf
         if live is not None:
-            live.stop()  # draws the last state and shows the cursor again
+            live.stop()  # draws the last state and shows the cursor
 
     def _draw(self) -> None:
-        assert self._live is not None, "nothing is due before start and after close"
+        assert self._live is not None, "no redraw is due before start and after close"
         self._live.refresh()
-        # measured from the end of the redraw, so a slow terminal gets fewer redraws
+        # measured from the end of the redraw, so a slow terminal is redrawn less often
         self._due = math.inf if self._stream.broken else self._clock() + REDRAW_SECONDS
 
     def _render(self) -> RenderableType:
@@ -243,15 +242,15 @@ class _Bar(Progress):
             Text(f"epoch {self._epoch}/{self._epochs}", style="bold"),
             ProgressBar(total=self._epochs, completed=self._finished),
             f"{self._finished / max(1, self._epochs):.0%}",
-            "" if self._live is None else self._time_left.text(self._finished),  # no time is left after close
+            "" if self._live is None else self._time_left.text(self._finished),  # no time left after close
         )
-        return Group(top, Text("  ".join(_figures(self._row)), no_wrap=True, overflow="crop"))
+        return Group(top, Text("  ".join(_metrics(self._row)), no_wrap=True, overflow="crop"))
 
 
 class _SafeStream:
-    """Text stream that ignores all writes after the first failure instead of raising.
+    """Text stream that ignores all writes after the first failed one, instead of raising an error.
 
-    A closed stream raises ValueError, and so does one that cannot encode a character.
+    A closed stream raises ValueError, and so does one whose encoding does not have a character.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -285,16 +284,16 @@ class _SafeStream:
 
 
 class _TimeLeft:
-    """Estimate of the remaining time, from the mean of the last five epochs."""
+    """Estimate of the remaining time, from the mean time of the last epochs."""
 
     def __init__(self, epochs: int) -> None:
         self._epochs = epochs
         self._seconds: collections.deque[float] = collections.deque(maxlen=SMOOTHED_EPOCHS)
-        self._guess: float | None = None
+        self._estimate: float | None = None
 
-    def guess(self, rows: int, rows_per_second: float) -> None:
-        """Estimate the duration of an epoch from the speed, used until the first epoch has ended."""
-        self._guess = rows / rows_per_second if rows_per_second > 0 else None
+    def estimate(self, rows: int, rows_per_second: float) -> None:
+        """Estimate the time of an epoch from the speed, which is used until the first epoch is finished."""
+        self._estimate = rows / rows_per_second if rows_per_second > 0 else None
 
     def epoch_done(self, row: Mapping[str, Any]) -> None:
         seconds = (row.get("seconds") or 0.0) + (row.get("eval_seconds") or 0.0)
@@ -302,37 +301,37 @@ class _TimeLeft:
             self._seconds.append(seconds)
 
     def text(self, finished: float) -> str:
-        """Return the time left after `finished` epochs, as text; empty if it is unknown or no epochs are left."""
-        mean = sum(self._seconds) / len(self._seconds) if self._seconds else self._guess
+        """Return the time left after `finished` epochs as text; empty if it is unknown or all epochs are finished."""
+        mean = sum(self._seconds) / len(self._seconds) if self._seconds else self._estimate
         if mean is None or finished >= self._epochs:
             return ""
-        return f"{_duration(mean * (self._epochs - finished))} left at most"
+        return f"{_format_duration(mean * (self._epochs - finished))} left at most"
 
 
 def _is_terminal(stream: TextIO) -> bool:
-    """Return whether the stream is a terminal with cursor control."""
+    """Return whether a bar can be redrawn in place."""
     try:
         return stream.isatty() and os.environ.get("TERM", "") not in {"dumb", "unknown"}
     except ValueError:  # the stream is closed
         return False
 
 
-def _figures(row: Mapping[str, Any]) -> list[str]:
-    """Return the metrics of a row that are present, as text."""
+def _metrics(row: Mapping[str, Any]) -> list[str]:
+    """Return the metrics of a row as texts, without those that are absent or None."""
     formats: tuple[tuple[str, str, Callable[[float], str]], ...] = (
         ("loss", "loss {}", "{:.4g}".format),
         ("accuracy", "accuracy {}", "{:.4f}".format),
         ("val_loss", "val loss {}", "{:.4g}".format),
         ("val_accuracy", "val accuracy {}", "{:.4f}".format),
-        ("rows_per_second", "{} rows/s", _count),
+        ("rows_per_second", "{} rows/s", _format_count),
     )
-    return [words.format(number(row[key])) for key, words, number in formats if row.get(key) is not None]
+    return [text.format(number(row[key])) for key, text, number in formats if row.get(key) is not None]
 
 
-def _count(number: float) -> str:
-    """Format a number with three significant digits and k, M or G.
+def _format_count(number: float) -> str:
+    """Return a number with three significant digits and k, M or G.
 
-    >>> [_count(n) for n in (7, 950.4, 9_500, 412_345, 999_999, 12.3e6, 4.2e9)]
+    >>> [_format_count(n) for n in (7, 950.4, 9_500, 412_345, 999_999, 12.3e6, 4.2e9)]
     ['7', '950', '9.5k', '412k', '1M', '12.3M', '4.2G']
     """
     for unit, factor in (("", 1.0), ("k", 1e3), ("M", 1e6)):
@@ -341,10 +340,10 @@ def _count(number: float) -> str:
     return f"{number / 1e9:.3g}G"
 
 
-def _duration(seconds: float) -> str:
-    """Format a duration by its two largest units.
+def _format_duration(seconds: float) -> str:
+    """Return a time in its two largest units.
 
-    >>> [_duration(s) for s in (0.2, 59.4, 59.6, 80, 3599.9, 4800, 100_000)]
+    >>> [_format_duration(s) for s in (0.2, 59.4, 59.6, 80, 3599.9, 4800, 100_000)]
     ['1 s', '59 s', '1 min 0 s', '1 min 20 s', '1 h 0 min', '1 h 20 min', '1 d 3 h']
     """
     rounded = max(1, round(seconds))

@@ -1,7 +1,4 @@
-"""How to train, and on what: the settings of a training, its data, and whether they go together.
-
-Not here: the training loop (loop.py), settings of commands (experiments/config/train.py).
-"""
+"""Settings and data of a training, and whether they fit each other."""
 
 from __future__ import annotations
 
@@ -22,32 +19,32 @@ from fastmlp.nn.optimizers import Optimizer
 from fastmlp.nn.scaling import Scaling
 from fastmlp.nn.schedules import Schedule
 
-MONITORS = ("loss", "accuracy")  # figures of the validation part by which the best epoch is kept
+MONITORS = ("loss", "accuracy")  # metrics of the validation split that select the best epoch
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train.
+    """Settings of a training.
 
     Parameters
     ----------
-    schedule : learning rate and its course
+    schedule : learning rate and its schedule
     optimizer : the update rule
-    epochs : passes over the training part at most
-    batch_size : rows of a step; the last batch of an epoch may be shorter
-    patience : stop after this many epochs without a better `monitor`; None never stops early
-    monitor : "loss" or "accuracy" of the validation part; its best epoch's weights are kept
-    min_delta : by how much the monitor must be better to count
-    flip, shift : what is done to training images anew in each epoch: mirrored with this probability, moved by up to so many
-        pixels each way; see augment.py
-    val_steps : measure the validation part also after every so many updates; None only after epochs
-    max_time : seconds after which training stops, mid-epoch if need be; None for no limit
+    epochs : largest number of epochs
+    batch_size : mini-batch size; the last mini-batch of an epoch may be smaller
+    patience : early-stopping patience in epochs; None for no early stopping
+    monitor : "loss" or "accuracy" of the validation split; the weights of its best epoch are returned
+    min_delta : smallest change of the monitored metric that counts as an improvement
+    flip, shift : augmentation of training images, redrawn every epoch: probability of mirroring, and largest shift in pixels;
+        see augment.py
+    val_steps : also evaluate the validation split every so many updates; None for only after epochs
+    max_time : time limit in seconds, also within an epoch; None for no limit
     seed : of initial weights, row order, dropout, flip and shift, 0 to 2^64 - 1
     backend, threads, dtype, precision : see `engines.make_engine` and `base.EngineSpec`
 
     Raises
     ------
-    ConfigError : a value that cannot be
+    ConfigError : an invalid value
     """
 
     schedule: Schedule = field(default_factory=lambda: Schedule(0.01))
@@ -85,7 +82,7 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
-    """Checked data for a network: what training reads, and what the model keeps of it.
+    """Checked data of a training.
 
     Made from arrays by `check_data`, or from the splits of a data set, which are checked already; then `make_task` compares
     it with the network.
@@ -94,7 +91,7 @@ class TrainingData:
     ----------
     train, validation : rows and targets; validation may be None
     sample_weight : (n,) float32 weights of the training rows, positive; None for equal weights
-    scaling : applied to rows as they are used
+    scaling : applied to rows when they are used
     classes : names of the classes, empty for regression; None numbers them
     image_shape : (height, width, channels) if the rows are images
     """
@@ -147,7 +144,7 @@ class Task(NamedTuple):
 
     @property
     def kernel_key(self) -> Hashable:
-        """What engines compile kernels for: names and switches. Sizes, learning rates and seeds are arguments of kernels."""
+        """Names and switches for which engines compile kernels; sizes, learning rates and seeds are arguments of kernels."""
         network, optimizer = self.network, self.settings.optimizer
         activations = frozenset(layer.activation for layer in network.layers[:-1])
         dropout = any(layer.dropout for layer in network.layers)

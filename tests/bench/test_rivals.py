@@ -77,7 +77,7 @@ def need(name: str) -> None:
         pytest.skip(f"{package} is not installed")
 
 
-# What a library does not support: it must report so, and must agree with the specification in all other cases.
+# Settings that a library does not support and must reject. With all other settings it must agree with the specification.
 LACKS = {
     "torch": {"leaky-gelu"},
     "sklearn": {"rmsprop", "adamw", "leaky-relu", "gelu", "leaky-gelu", "silu", "elu"},

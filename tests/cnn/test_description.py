@@ -1,4 +1,4 @@
-"""Convolutional networks as data: shapes, names, and each thing that cannot be. No torch in here."""
+"""Descriptions of convolutional networks: shapes, names, and invalid values."""
 
 from __future__ import annotations
 
@@ -20,46 +20,48 @@ def describe(*blocks: Block, shape: tuple[int, int, int] = (28, 28, 1), **more: 
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_published_networks_can_be_written(name: str) -> None:
+def test_published_networks_can_be_described(name: str) -> None:
     blocks, features = PUBLISHED[name]
     assert describe(*blocks).features == features
 
 
-def test_a_single_pooling_stands_after_all_blocks_but_the_last() -> None:
+def test_a_single_pooling_applies_to_all_blocks_but_the_last() -> None:
     for given in ("max", ("max",)):
         assert [block.pool for block in make_blocks((4, 5, 6), pool=given)] == ["max", "max", "none"]
     assert [block.pool for block in make_blocks((4,), pool="max")] == ["max"]
     assert [block.pool for block in make_blocks((4, 5), pool=("avg", "max"))] == ["avg", "max"]
 
 
-def test_a_map_that_would_shrink_to_nothing_is_refused_by_name() -> None:
-    with pytest.raises(DescriptionError, match=r"block 5 of 5: max pooling of 2x2 would shrink 1x1 to nothing; leave it out"):
+def test_an_output_without_pixels_is_refused_with_the_number_of_its_block() -> None:
+    with pytest.raises(
+        DescriptionError, match=r"block 5 of 5: max pooling of 2x2 would shrink 1x1 to nothing; set pool to none"
+    ):
         describe(*make_blocks((16,) * 5, pool=("max",) * 5))
     with pytest.raises(DescriptionError, match=r"block 2 of 2: a convolution of 5x5 with padding 0 does not fit into 1x1"):
         describe(*make_blocks((4, 4), kernel=(3, 5), padding=0, pool="global"))
     assert describe(*make_blocks((16,) * 4, pool=("max",) * 4)).features == 16
 
 
-WRONG: list[tuple[dict[str, Any], str]] = [
+INVALID_BLOCKS: list[tuple[dict[str, Any], str]] = [
     ({"filters": 0}, "filters must be 1 or more, not 0"),
     ({"kernel": 0}, "kernel must be 1 or more"),
     ({"stride": 0}, "stride must be 1 or more"),
     ({"padding": -1}, "padding must be 0 or more, not -1"),
     ({"pool": "median"}, "pool must be one of none, max, avg, global, not 'median'"),
     ({"pool_kernel": 0}, "pool_kernel must be 1 or more"),
-    ({"pool": "max", "pool_kernel": 3, "pool_padding": 2}, "pool_padding may be half of pool_kernel at most: 2 of 3"),
+    ({"pool": "max", "pool_kernel": 3, "pool_padding": 2}, "pool_padding may be at most half of pool_kernel, not 2 of 3"),
     ({"regularize": "layer"}, "regularize must be one of none, batch, dropout"),
     ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
 ]
 
 
-@pytest.mark.parametrize(("given", "message"), WRONG)
-def test_a_block_that_cannot_be(given: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize(("given", "message"), INVALID_BLOCKS)
+def test_invalid_blocks(given: dict[str, Any], message: str) -> None:
     with pytest.raises(DescriptionError, match=message):
         Block(**({"filters": 4} | given))
 
 
-WRONG_NETWORKS: list[tuple[dict[str, Any], str]] = [
+INVALID_NETWORKS: list[tuple[dict[str, Any], str]] = [
     ({"blocks": ()}, "at least one block"),
     ({"dense": (8, 0)}, "sizes of dense layers must be 1 or more, not 0"),
     ({"classes": 1}, "2 classes or more, not 1"),
@@ -67,23 +69,23 @@ WRONG_NETWORKS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("given", "message"), WRONG_NETWORKS)
-def test_a_network_that_cannot_be(given: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize(("given", "message"), INVALID_NETWORKS)
+def test_invalid_networks(given: dict[str, Any], message: str) -> None:
     with pytest.raises(DescriptionError, match=message):
         Description(**({"image_shape": (8, 8, 1), "classes": 3, "blocks": (Block(filters=2),)} | given))
 
 
-def test_a_list_of_another_length() -> None:
+def test_a_sequence_of_another_length_is_refused() -> None:
     with pytest.raises(DescriptionError, match="kernel has 2 values for 3 blocks; give one, or one for each block"):
         make_blocks((1, 2, 3), kernel=(3, 3))
 
 
-def test_descriptions_come_back_from_json() -> None:
+def test_descriptions_are_restored_from_json() -> None:
     network = describe(*PUBLISHED["iisc 7"][0], dense=(32, 16), init="he")
     assert from_table(json.loads(json.dumps(network.table()))) == network
-    for wrong in ({}, {"blocks": []}, network.table() | {"colour": 1}, network.table() | {"dense": 3}):
+    for invalid in ({}, {"blocks": []}, network.table() | {"colour": 1}, network.table() | {"dense": 3}):
         with pytest.raises(DescriptionError):
-            from_table(wrong)
+            from_table(invalid)
 
 
 def test_labels_and_names() -> None:
@@ -93,7 +95,7 @@ def test_labels_and_names() -> None:
 
 
 @pytest.mark.full
-def test_no_torch_is_needed() -> None:
+def test_torch_is_not_needed() -> None:
     script = "import sys; sys.modules['torch'] = None; import fastmlp.cnn.description, fastmlp.cnn.errors"
     subprocess.run([sys.executable, "-c", script], check=True)
 

@@ -1,4 +1,4 @@
-"""PyTorch modules from descriptions: shapes against the description, initial weights, layers by name, backbones."""
+"""PyTorch modules from descriptions: output shapes, initial weights, layers by name, backbones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def small(**more: Any) -> Description:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_shapes_are_those_of_the_description(name: str) -> None:
+def test_output_shapes_equal_those_of_the_description(name: str) -> None:
     description = Description(image_shape=(28, 28, 1), classes=10, blocks=PUBLISHED[name][0], dense=(7,))
     network = build(description, seed=0)
     shapes: dict[str, tuple[int, ...]] = {}
@@ -40,7 +40,7 @@ def test_shapes_are_those_of_the_description(name: str) -> None:
     assert up_to(network, "flatten")(torch.zeros(2, 1, 28, 28)).shape == (2, description.features)
 
 
-def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_generator_alone() -> None:
+def test_weights_depend_on_the_seed_and_the_global_generator_is_not_changed() -> None:
     torch.manual_seed(1)
     wanted = torch.rand(3)
     torch.manual_seed(1)
@@ -50,7 +50,7 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_generator_al
     assert not torch.equal(one["block1.conv.weight"], third["block1.conv.weight"])
 
 
-# Variance of the weights of a layer with so many inputs and outputs, and whether their values have a bound.
+# Variance of the initial weights from the numbers of inputs and outputs of a layer.
 VARIANCES = {
     "random": lambda fan_in, fan_out: 1 / (3 * fan_in),
     "xavier": lambda fan_in, fan_out: 2 / (fan_in + fan_out),
@@ -82,7 +82,7 @@ def test_orthogonal_weights_are_orthogonal() -> None:
     assert set(INITIALISATIONS) == {*VARIANCES, "orthogonal"}
 
 
-def test_regularisation_follows_the_pooling() -> None:
+def test_regularization_follows_pooling() -> None:
     for regularize, kind in (("batch", nn.BatchNorm2d), ("dropout", nn.Dropout)):
         block = build(small(blocks=make_blocks((4, 6), pool="avg", regularize=regularize, dropout=0.3)), 0).get_submodule(
             "block1"
@@ -117,7 +117,7 @@ def test_layers_by_name() -> None:
 @needs_torchvision
 @pytest.mark.parametrize(("name", "features"), [("resnet18", 512), ("mobilenet_v3_small", 1024)])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_backbones_have_their_features_and_our_classes(name: str, features: int, channels: int) -> None:
+def test_backbones_have_the_given_number_of_classes(name: str, features: int, channels: int) -> None:
     network = build_backbone(name, (32, 32, channels), 7, seed=0).eval()
     x = torch.rand(2, channels, 32, 32)
     with torch.inference_mode():
@@ -131,7 +131,7 @@ def test_backbones_have_their_features_and_our_classes(name: str, features: int,
 
 @pytest.mark.full
 @needs_torchvision
-def test_weights_of_a_backbone_come_from_a_checked_file(tmp_path: Path) -> None:
+def test_weights_of_a_backbone_are_loaded_from_a_checked_file(tmp_path: Path) -> None:
     import torchvision
 
     given = torchvision.models.resnet18(weights=None)
@@ -155,24 +155,24 @@ def test_weights_of_a_backbone_come_from_a_checked_file(tmp_path: Path) -> None:
 
 
 @needs_torchvision
-def test_backbones_that_cannot_be() -> None:
+def test_invalid_backbones() -> None:
     with pytest.raises(DescriptionError, match=r"no backbone 'resnet19'; torchvision has .*resnet18"):
         build_backbone("resnet19", (32, 32, 1), 7, seed=0)
     with pytest.raises(DescriptionError, match="1 or 3 channels, not 4"):
         build_backbone("resnet18", (32, 32, 4), 7, seed=0)
-    with pytest.raises(DescriptionError, match="backbone alexnet does not take images of 8x8"):
+    with pytest.raises(DescriptionError, match="backbone alexnet does not accept images of 8x8"):
         build_backbone("alexnet", (8, 8, 1), 7, seed=0)
 
 
-def test_a_torchvision_that_does_not_fit_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_or_incompatible_torchvision_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "torchvision").mkdir()
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
         monkeypatch.delitem(sys.modules, name)
     broken = tmp_path / "torchvision" / "__init__.py"
     broken.write_text("raise RuntimeError('operator torchvision::nms does not exist')")
-    with pytest.raises(MissingError, match=r"does not fit this torch .*nms does not exist; install both from one place"):
+    with pytest.raises(MissingError, match=r"incompatible with torch .*nms does not exist; install both from the same index"):
         cnn_network.load_torchvision()
     broken.write_text("raise ImportError('libcudart.so.13: cannot open shared object file')")
-    with pytest.raises(MissingError, match=r"torchvision is not there .*pip install 'fastmlp\[cnn\]'"):
+    with pytest.raises(MissingError, match=r"torchvision cannot be imported .*pip install 'fastmlp\[cnn\]'"):
         cnn_network.load_torchvision()

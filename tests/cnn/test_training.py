@@ -1,8 +1,9 @@
-"""Training a small convolutional network for real: steps by hand, resuming, early stopping, the best epoch, augmentation."""
+"""Training of a small convolutional network: optimizer steps, resuming, early stopping, the best epoch, augmentation."""
 
 from __future__ import annotations
 
 import importlib.util
+import io
 import math
 from typing import Any
 
@@ -10,8 +11,20 @@ import numpy as np
 import pytest
 import torch
 from fastmlp.cnn.errors import DescriptionError, DivergedError, FileError, MissingError
+from fastmlp.cnn.files import read_state, write_versioned
 from fastmlp.cnn.images import Augmentation, Images, Scaling
-from fastmlp.cnn.training import MONITORS, OPTIMIZERS, SCHEDULES, Part, Settings, Trainer, Watch, evaluate, pick_device
+from fastmlp.cnn.training import (
+    CHECKPOINT_VERSION,
+    MONITORS,
+    OPTIMIZERS,
+    SCHEDULES,
+    Settings,
+    Split,
+    Trainer,
+    Watch,
+    evaluate,
+    pick_device,
+)
 from support.cnn import SHAPE, bars, network
 from torch.nn.functional import cross_entropy
 
@@ -26,13 +39,13 @@ needs_torchvision = pytest.mark.skipif(NO_TORCHVISION, reason="torchvision is no
 UNIT = Scaling(np.zeros(1, np.float32), np.full(1, 1 / 255, np.float32))
 
 
-def part(count: int, seed: int, scaling: Scaling | None = UNIT) -> Part:
+def split(count: int, seed: int, scaling: Scaling | None = UNIT) -> Split:
     pixels, labels = bars(count, seed)
-    return Part(Images(pixels, SHAPE, scaling), labels)
+    return Split(Images(pixels, SHAPE, scaling), labels)
 
 
 def trainer(settings: Settings, *, regularize: str = "none", rows: int = 120, watch: Watch | None = None) -> Trainer:
-    return Trainer(network(regularize=regularize), part(rows, 1), part(60, 2), settings, watch)
+    return Trainer(network(regularize=regularize), split(rows, 1), split(60, 2), settings, watch)
 
 
 def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
@@ -50,9 +63,9 @@ def test_a_network_learns() -> None:
     assert all(row["rows_per_second"] > 0 for row in done.history)
 
 
-def test_a_step_is_the_optimizers() -> None:
-    """One batch of plain sgd and of Adam, against the same steps written out."""
-    data = part(16, 3)
+def test_a_step_equals_the_formula_of_the_optimizer() -> None:
+    """One batch with sgd without momentum and with Adam, against explicit formulas."""
+    data = split(16, 3)
     for name in ("sgd", "adam"):
         settings = Settings(optimizer=name, lr=0.1, momentum=0.0, batch_size=16, epochs=1, label_smoothing=0.1)
         run = Trainer(network(), data, None, settings)
@@ -71,7 +84,7 @@ def test_a_step_is_the_optimizers() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_a_resumed_training_ends_in_the_same_bits(optimizer: str) -> None:
+def test_a_resumed_training_ends_with_the_same_weights(optimizer: str) -> None:
     settings = Settings(optimizer=optimizer, lr=1e-3, epochs=4, batch_size=16, schedule="cosine")
     kept: list[bytes] = []
     whole = trainer(settings, regularize="dropout", watch=Watch(checkpoint=kept.append))
@@ -79,7 +92,7 @@ def test_a_resumed_training_ends_in_the_same_bits(optimizer: str) -> None:
     assert len(kept) == 4
     for done in (1, 3, 4):
         later = trainer(settings, regularize="dropout")
-        torch.rand(7)  # whatever else has drawn random numbers
+        torch.rand(7)  # other code may use the global generator in between
         later.resume(kept[done - 1], "epoch.pt")
         found = later.run()
         assert same_weights(later.network, whole.network)
@@ -88,7 +101,7 @@ def test_a_resumed_training_ends_in_the_same_bits(optimizer: str) -> None:
         assert [row["val_loss"] for row in found.history] == [row["val_loss"] for row in wanted.history]
 
 
-def test_an_epoch_that_is_stopped_is_given_up() -> None:
+def test_a_stopped_epoch_is_discarded() -> None:
     seen: list[int] = []
     kept: list[bytes] = []
 
@@ -108,50 +121,74 @@ def test_an_epoch_that_is_stopped_is_given_up() -> None:
 
 
 @pytest.mark.parametrize("monitor", MONITORS)
-def test_the_best_epoch_is_kept_and_patience_ends(monitor: str) -> None:
+def test_the_best_weights_are_restored_after_early_stopping(monitor: str) -> None:
     run = trainer(Settings(epochs=60, lr=2e-2, batch_size=8, patience=3, monitor=monitor), rows=40)
     done = run.run()
     figures = [row[f"val_{monitor}"] for row in done.history]
     assert done.stopped == "patience"
     assert done.best_epoch == 1 + figures.index(min(figures) if monitor == "loss" else max(figures)) == len(figures) - 3
     best = done.history[done.best_epoch - 1]
-    assert evaluate(run.network, part(60, 2))[:2] == (best["val_loss"], best["val_accuracy"])
+    assert evaluate(run.network, split(60, 2))[:2] == (best["val_loss"], best["val_accuracy"])
 
 
 def test_without_validation_the_last_epoch_is_the_best() -> None:
-    run = Trainer(network(), part(40, 1), None, Settings(epochs=3))
+    run = Trainer(network(), split(40, 1), None, Settings(epochs=3))
     done = run.run()
     assert (done.best_epoch, done.history[-1]["val_loss"]) == (3, None)
 
 
-def test_a_loss_that_is_no_number_ends_with_the_best_weights() -> None:
+def test_divergence_restores_the_best_weights() -> None:
     run = trainer(Settings(optimizer="sgd", lr=1e18, epochs=3))
-    with pytest.raises(DivergedError, match=r"the loss became \w+ in epoch 1: lower the learning rate \(now 1e\+18\)"):
+    with pytest.raises(
+        DivergedError, match=r"the loss became \w+ in epoch 1: lower the learning rate \(now 1e\+18\)"
+    ) as caught:
         run.run()
+    assert caught.value.settings == ("lr",)
     assert same_weights(run.network, network())
 
 
 def test_learning_rates() -> None:
-    assert Settings(lr=0.4, schedule="step", lr_gamma=0.5, lr_step=2).rate(5.9) == pytest.approx(0.1)
+    assert Settings(lr=0.4, schedule="step", lr_gamma=0.5, lr_step=2).learning_rate(5.9) == pytest.approx(0.1)
     cosine = Settings(lr=0.4, schedule="cosine", epochs=4)
-    assert [cosine.rate(epoch) for epoch in (0, 2, 4)] == pytest.approx([0.4, 0.2, 0.0])
-    assert Settings(lr=0.4).rate(99) == 0.4
+    assert [cosine.learning_rate(epoch) for epoch in (0, 2, 4)] == pytest.approx([0.4, 0.2, 0.0])
+    assert Settings(lr=0.4).learning_rate(99) == 0.4
 
 
-def test_damaged_and_foreign_checkpoints() -> None:
+def test_corrupt_and_foreign_checkpoints() -> None:
     settings = Settings(epochs=1)
     kept: list[bytes] = []
     trainer(settings, watch=Watch(checkpoint=kept.append)).run()
     for damaged in (b"", kept[0][:500], kept[0][:-300]):
         with pytest.raises(FileError, match=r"a\.pt: not a readable file of torch"):
             trainer(settings).resume(damaged, "a.pt")
-    with pytest.raises(FileError, match=r"a\.pt: of another network: "):
+    with pytest.raises(FileError, match=r"a\.pt: checkpoint of another network \(.*\); delete it to train from the start"):
         trainer(settings, regularize="batch").resume(kept[0], "a.pt")
-    with pytest.raises(FileError, match="of another optimizer, adam"):
+    with pytest.raises(FileError, match=r"a\.pt: checkpoint of optimizer adam, not sgd; .* set optimizer to adam"):
         trainer(Settings(optimizer="sgd")).resume(kept[0], "a.pt")
+    extractor = write_versioned(CHECKPOINT_VERSION, {"table": "", "scaling": {}, "network": {}})
+    with pytest.raises(FileError, match=r"a\.pt: not a checkpoint of a training \(missing: optimizer_name, optimizer, .*\)"):
+        trainer(settings).resume(extractor, "a.pt")
 
 
-WRONG: list[tuple[dict[str, Any], str]] = [
+def test_a_checkpoint_has_a_format_version() -> None:
+    assert read_state(trainer(Settings()).checkpoint(), "a.pt")["format_version"] == CHECKPOINT_VERSION == 1
+
+
+@pytest.mark.parametrize(("version", "found"), [(2, "format version 2"), (0, "format version 0"), (None, "no format version")])
+def test_checkpoints_of_another_format_version_are_refused(version: int | None, found: str) -> None:
+    """The version is checked first: all other contents differ from version 1."""
+    state = {"optimizer": "lion", "weights": [1, 2]} | ({} if version is None else {"format_version": version})
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    run = trainer(Settings(epochs=1))
+    with pytest.raises(
+        FileError, match=rf"^a\.pt: {found}, but this fastmlp reads version 1; delete it to train from the start$"
+    ):
+        run.resume(buffer.getvalue(), "a.pt")
+    assert same_weights(run.network, network())
+
+
+INVALID: list[tuple[dict[str, Any], str]] = [
     ({"optimizer": "lion"}, "optimizer must be one of adam, adamw, sgd, not 'lion'"),
     ({"schedule": "linear"}, "schedule must be one of"),
     ({"monitor": "f1"}, "monitor must be one of loss, accuracy, not 'f1'"),
@@ -166,19 +203,21 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("given", "message"), WRONG)
-def test_settings_that_cannot_be(given: dict[str, Any], message: str) -> None:
-    with pytest.raises(DescriptionError, match=message):
+@pytest.mark.parametrize(("given", "message"), INVALID)
+def test_invalid_settings(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(DescriptionError, match=message) as caught:
         Settings(**given)
+    assert caught.value.settings == tuple(given)
 
 
 def test_devices() -> None:
     assert pick_device("cpu").type == "cpu"
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    with pytest.raises(DescriptionError, match="device must be auto, cpu or cuda, not 'gpu'"):
+    with pytest.raises(DescriptionError, match="device must be auto, cpu or cuda, not 'gpu'") as caught:
         pick_device("gpu")
+    assert caught.value.settings == ("device",)
     if not torch.cuda.is_available():
-        with pytest.raises(MissingError, match="no CUDA device is usable"):
+        with pytest.raises(MissingError, match="device 'cuda' needs a CUDA device, and none is usable; set device to cpu"):
             pick_device("cuda")
 
 
@@ -199,7 +238,7 @@ def test_pixels_are_scaled_and_channels_come_first() -> None:
 
 
 @needs_torchvision
-def test_augmentation_moves_flips_and_blanks_each_image_by_itself() -> None:
+def test_each_image_is_augmented_separately() -> None:
     pixels = np.full((64, 64), 9, np.uint8)
     pixels[:, 0] = 200  # the upper left corner
     images = Images(pixels, SHAPE)
@@ -216,18 +255,19 @@ def test_augmentation_moves_flips_and_blanks_each_image_by_itself() -> None:
 
 
 @needs_torchvision
-def test_only_training_images_are_changed() -> None:
+def test_only_training_images_are_augmented() -> None:
     settings = Settings(epochs=1, lr=1e-9, augmentation=Augmentation(erase=1.0))
-    run = Trainer(network(), part(60, 2), part(60, 2), settings)
+    run = Trainer(network(), split(60, 2), split(60, 2), settings)
     row = run.run().history[0]
-    assert row["val_loss"] == pytest.approx(evaluate(network(), part(60, 2))[0], rel=1e-6)
+    assert row["val_loss"] == pytest.approx(evaluate(network(), split(60, 2))[0], rel=1e-6)
     assert row["loss"] != pytest.approx(row["val_loss"], rel=1e-5)
 
 
-def test_augmentations_that_cannot_be() -> None:
+def test_invalid_augmentations() -> None:
     for given, message in (({"flip": 1.5}, "flip is a probability"), ({"shift": -1}, "shift must be 0 or more")):
-        with pytest.raises(DescriptionError, match=message):
+        with pytest.raises(DescriptionError, match=message) as caught:
             Augmentation(**given)  # type: ignore[arg-type]
+        assert caught.value.settings == tuple(given)
 
 
 def test_the_settings_of_extract_have_the_same_names() -> None:

@@ -1,4 +1,4 @@
-"""Folders of `.npy` files: what is mapped, what is copied, and one test per kind of damage."""
+"""Folders of `.npy` files: which arrays are mapped or copied, and one test per kind of damage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from support.cli import FAST, forget_settings, ok, refused
 from support.data import message as message_of
 
-from fastmlp.data import arrays as data_npy
+from fastmlp.data import arrays as arrays_module
 from fastmlp.data.arrays import read_npy_folder
 from fastmlp.data.dataset import load_data
 from fastmlp.data.rows import is_mapped
@@ -38,7 +38,7 @@ def as_bytes(array: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def test_a_folder_is_an_unpacked_npz(tmp_path):
+def test_a_folder_is_read_like_the_npz_it_was_unpacked_from(tmp_path):
     arrays = {"x": PIXELS, "y": LABELS, "x_test": PIXELS[:9], "y_test": LABELS[:9], "classes": ["a", "b", "c"]}
     np.savez(tmp_path / "a.npz", **arrays)
     shutil.unpack_archive(tmp_path / "a.npz", tmp_path / "a", "zip")
@@ -60,7 +60,7 @@ def test_a_folder_is_an_unpacked_npz(tmp_path):
         (PIXELS[:, :, 0] > 9, False),
     ],
 )
-def test_only_what_engines_read_stays_in_its_file(tmp_path, x, stays):
+def test_only_arrays_that_engines_can_read_stay_mapped(tmp_path, x, stays):
     data = load_data(folder_of(tmp_path / "a", x=x, y=LABELS))
     assert is_mapped(data.x) == stays
     assert np.array_equal(data.x, x.reshape(40, -1))
@@ -71,27 +71,27 @@ def test_only_what_engines_read_stays_in_its_file(tmp_path, x, stays):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 @pytest.mark.parametrize("share", [0.5, 0.0])
-def test_no_reading_ahead_in_files_that_will_not_stay_in_memory(tmp_path, monkeypatch, share):
-    monkeypatch.setattr(data_npy, "READ_AHEAD_SHARE", share)
+def test_read_ahead_is_disabled_for_files_larger_than_memory(tmp_path, monkeypatch, share):
+    monkeypatch.setattr(arrays_module, "READ_AHEAD_SHARE", share)
     data = load_data(folder_of(tmp_path / "a", x=PIXELS, y=LABELS))
     ranges = Path("/proc/self/smaps").read_text().split(str(tmp_path / "a" / "x.npy"))
     flags = re.search(r"VmFlags:(.*)", ranges[1])
     assert is_mapped(data.x) and flags is not None
-    assert ("rr" in flags[1].split()) == (share == 0)  # random read
+    assert ("rr" in flags[1].split()) == (share == 0)  # MADV_RANDOM
 
 
-def test_targets_of_regression(tmp_path):
+def test_regression_targets(tmp_path):
     data = load_data(folder_of(tmp_path / "a", x=PIXELS, y=LABELS / 7), task="regression")
     assert data.y.shape == (40, 1) and data.classes == ()
 
 
-def test_settings_of_image_folders_are_refused(tmp_path):
+def test_settings_of_image_folders_are_rejected(tmp_path):
     folder = folder_of(tmp_path / "a", x=PIXELS, y=LABELS)
-    assert "image size is for folders of images" in message_of(ConfigError, load_data, folder, image_size=(2, 2))
+    assert "image_size is for folders of images" in message_of(ConfigError, load_data, folder, image_size=(2, 2))
 
 
-def test_a_run_on_a_folder_of_images_as_arrays_is_evaluated_again(tmp_path, monkeypatch):
-    """The model knows the shape of its images, which must not be taken for a size to bring images to."""
+def test_a_run_on_images_in_a_folder_of_arrays_can_be_evaluated(tmp_path, monkeypatch):
+    """The image shape of the model must not be applied as `image_size`."""
     forget_settings(monkeypatch)
     folder = folder_of(tmp_path / "a", x=PIXELS, y=LABELS)
     ok("train", "--data", folder, "--out", tmp_path / "run", *FAST)
@@ -105,7 +105,7 @@ HEADER = len(GOOD) - PIXELS.nbytes
 
 
 def headed(*shape: int) -> bytes:
-    """The bytes of the pixels under a header of another shape."""
+    """Return the bytes of the pixels with a header of another shape."""
     stream = io.BytesIO()
     np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return stream.getvalue() + PIXELS.tobytes()
@@ -113,10 +113,10 @@ def headed(*shape: int) -> bytes:
 
 DAMAGE = {
     "empty file": (b"", "not a readable .npy file"),
-    "no .npy file": (b"x" * 999, "not a readable .npy file"),
+    "not an .npy file": (b"x" * 999, "not a readable .npy file"),
     "another version": (GOOD[:6] + b"\x09" + GOOD[7:], "not a readable .npy file"),
     "header cut off": (GOOD[: HEADER - 9], "not a readable .npy file"),
-    "header that is no Python": (GOOD.replace(b"(40, 6, 2)", b"(40, 6, 2("), "not a readable .npy file"),
+    "header that is not Python": (GOOD.replace(b"(40, 6, 2)", b"(40, 6, 2("), "not a readable .npy file"),
     "an archive": (b"PK\x03\x04" + GOOD, "not a readable .npy file"),
     "no bytes": (GOOD[:HEADER], "claims 40x6x2 uint8 = 480 bytes, the file holds 0; save"),
     "truncated": (GOOD[:-1], "claims 40x6x2 uint8 = 480 bytes, the file holds 479; save"),
@@ -137,7 +137,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_damage_is_named_by_file(tmp_path, kind):
+def test_damage_is_reported_by_file(tmp_path, kind):
     content, expected = DAMAGE[kind]
     folder = folder_of(tmp_path / "a", x=PIXELS, y=LABELS)
     load_data(folder)
@@ -146,7 +146,7 @@ def test_damage_is_named_by_file(tmp_path, kind):
     assert text.startswith(str(folder / "x.npy")) and expected in text
 
 
-def test_the_program_ends_with_code_3_before_it_trains(tmp_path, monkeypatch):
+def test_the_command_fails_with_exit_code_3_before_training(tmp_path, monkeypatch):
     forget_settings(monkeypatch)
     folder = folder_of(tmp_path / "a", x=PIXELS, y=LABELS)
     (folder / "x.npy").write_bytes(GOOD[:-1])
@@ -154,16 +154,16 @@ def test_the_program_ends_with_code_3_before_it_trains(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-def test_missing_files_are_named(tmp_path):
+def test_missing_files_are_reported(tmp_path):
     folder = folder_of(tmp_path / "a", x=PIXELS)
     assert f"{folder / 'y.npy'}: no such file" in message(load_data, folder)
     (folder / "x.npy").rename(folder / "y.npy")
     assert f"{folder / 'x.npy'}: no such file" in message(read_npy_folder, folder)
-    assert "give the folder that holds x.npy and y.npy" in message(load_data, folder / "y.npy")
+    assert "give the folder that contains x.npy and y.npy" in message(load_data, folder / "y.npy")
     (folder / "y.npy").unlink()
     assert "0 class folders" in message(load_data, folder)
 
 
-def test_a_test_part_without_its_targets_is_refused(tmp_path):
+def test_a_test_set_without_targets_is_rejected(tmp_path):
     folder = folder_of(tmp_path / "a", x=PIXELS, y=LABELS, x_test=PIXELS)
-    assert f"{folder / 'x_test.npy'} without its partner" in message(load_data, folder)
+    assert f"{folder / 'x_test.npy'} without y_test" in message(load_data, folder)

@@ -1,4 +1,4 @@
-"""Data sets by name and by path, and the check that all pass."""
+"""Data sets by name and by path, and `check_dataset`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NAN, INF = float("nan"), float("inf")
         (np.ones((3, 2, 1, 2), np.float16), np.float32, (2, 1, 2)),
     ],
 )
-def test_features_come_as_uint8_or_float32_rows(x, dtype, shape):
+def test_features_become_uint8_or_float32_rows(x, dtype, shape):
     checked = check_dataset(RawArrays(x, [0, 1, 1]))
     assert checked.x.dtype == dtype and checked.x.shape == (3, 4) and checked.x.flags.c_contiguous
     assert checked.image_shape == shape and checked.x.tolist() == np.ones((3, 4)).tolist()
@@ -50,18 +50,18 @@ def test_features_come_as_uint8_or_float32_rows(x, dtype, shape):
         ([0, 1, 1], ["no", "yes", "perhaps"], [0, 1, 1], ("no", "yes", "perhaps")),
     ],
 )
-def test_labels_become_class_numbers(y, given, labels, classes):
+def test_labels_are_encoded_as_int32(y, given, labels, classes):
     checked = check_dataset(RawArrays(np.eye(3), np.array(y), given))
     assert checked.y.dtype == np.int32 and checked.y.tolist() == labels and checked.classes == classes
 
 
-def test_values_become_columns_of_float32():
+def test_regression_targets_become_columns_of_float32():
     checked = check_dataset(RawArrays(np.eye(2), [1, 2.5], ["a"], None, np.eye(2), [[3], [4]]), task="regression")
     assert checked.y.dtype == np.float32 and checked.y.tolist() == [[1], [2.5]] and checked.classes == ()
     assert checked.y_test is not None and checked.y_test.tolist() == [[3], [4]]
 
 
-def test_a_float_test_part_makes_both_float():
+def test_a_float_test_set_makes_both_splits_float():
     checked = check_dataset(RawArrays(np.eye(2, dtype=np.uint8), [0, 1], None, None, np.eye(2), [1, 1]))
     assert checked.x_test is not None and checked.x.dtype == checked.x_test.dtype == np.float32
 
@@ -90,50 +90,50 @@ DAMAGE = {
     "labels in columns": ({"y": [[0, 1], [1, 0], [0, 1]]}, "y: shape (3, 2)"),
     "labels of objects": ({"y": np.array([0, 1, None])}, "y: labels of type object"),
     "unknown name": ({"y": ["a", "b", "c"], "y_test": ["a", "d"]}, "y_test: row 1: unknown class 'd'"),
-    "name that is not given": ({"y": ["a", "b", "c"], "classes": ["a", "b"]}, "y: row 2: unknown class 'c'"),
+    "name not in classes": ({"y": ["a", "b", "c"], "classes": ["a", "b"]}, "y: row 2: unknown class 'c'"),
     "equal class names": ({"classes": ["a", "b", "a"]}, "classes: class names must be"),
     "class names of floats": ({"classes": [0.5, 1.5, 2.5]}, "classes: class names must be"),
-    "test rows alone": ({"y_test": None}, "x_test without its partner"),
-    "test labels alone": ({"x_test": None}, "y_test without its partner"),
-    "other test features": ({"x_test": np.ones((2, 4))}, "x_test has rows of 4, x of 3"),
+    "test rows alone": ({"y_test": None}, "x_test without y_test"),
+    "test labels alone": ({"x_test": None}, "y_test without x_test"),
+    "other test features": ({"x_test": np.ones((2, 4))}, "x_test has rows of shape (4,), x of (3,)"),
     "other image shape": (
         {"x": np.ones((3, 2, 3)), "x_test": np.ones((2, 3, 2))},
-        "x_test has rows of (3, 2, 1), x of (2, 3, 1)",
+        "x_test has rows of shape (3, 2, 1), x of (2, 3, 1)",
     ),
     "impossible image shape": ({"image_shape": (2, 2, 1)}, "x has 3 features, images of (2, 2, 1) have 4"),
 }
 
 
-def test_good_parts_pass():
+def test_valid_arrays_are_accepted():
     assert check_dataset(RawArrays(**GOOD)).classes == ("0", "1", "2")
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_damage_in_arrays_is_named(kind):
+def test_damage_in_arrays_is_reported(kind):
     change, expected = DAMAGE[kind]
     assert message(DataError, check_dataset, RawArrays(**(GOOD | change))).startswith(expected)
 
 
-VALUE_DAMAGE = {
+TARGET_DAMAGE = {
     "NaN": ({"y": [0, NAN, 1]}, "y: row 1, column 0: nan is not a finite"),
     "text": ({"y": ["a", "b", "c"]}, "y: values of type <U1"),
     "three dimensions": ({"y": np.ones((3, 1, 1))}, "y: shape (3, 1, 1)"),
-    "other number of test values": ({"y_test": [[1, 2], [3, 4]]}, "y_test has targets of 2 columns, y of 1"),
+    "other number of test targets": ({"y_test": [[1, 2], [3, 4]]}, "y_test has targets of 2 columns, y of 1"),
 }
 
 
-@pytest.mark.parametrize("kind", VALUE_DAMAGE)
-def test_damage_in_values_is_named(kind):
-    change, expected = VALUE_DAMAGE[kind]
+@pytest.mark.parametrize("kind", TARGET_DAMAGE)
+def test_damage_in_regression_targets_is_reported(kind):
+    change, expected = TARGET_DAMAGE[kind]
     assert check_dataset(RawArrays(**GOOD), task="regression").y.tolist() == [[0], [1], [2]]
     assert message(DataError, check_dataset, RawArrays(**(GOOD | change)), task="regression").startswith(expected)
 
 
-def test_an_unknown_target_names_the_nearest():
+def test_the_message_for_an_unknown_task_suggests_the_nearest():
     assert "did you mean 'regression'" in message(ConfigError, check_dataset, RawArrays(**GOOD), task="regresion")
 
 
-def test_sha256_changes_with_every_part():
+def test_sha256_changes_with_every_array():
     base = check_dataset(RawArrays(**GOOD))
     assert base.sha256 == check_dataset(RawArrays(**GOOD)).sha256
     changes = [{"x": 2 * np.eye(3)}, {"y": [0, 2, 1]}, {"x_test": np.eye(3)[1:]}, {"y_test": [1, 0]}]
@@ -146,7 +146,7 @@ def test_sha256_changes_with_every_part():
 # --- load_data ---
 
 
-def test_digits_are_the_same_everywhere():
+def test_digits_have_the_same_bits_on_all_machines():
     digits = load_data("digits")
     assert digits.x.shape == (1797, 784) and digits.x.dtype == np.uint8 and digits.image_shape == (28, 28, 1)
     assert digits.classes == tuple("0123456789") and digits.x_test is None
@@ -154,20 +154,20 @@ def test_digits_are_the_same_everywhere():
     assert digits.sha256 == "fb2c1416c96510faaf0689ca615d8ebb403070bcaca18dd5a297f4bf820c1a3c"
 
 
-def test_digits_are_those_of_scikit_learn():
+def test_digits_are_equal_to_scikit_learns():
     table = np.loadtxt(DIGITS, delimiter=",")
-    theirs = load_digits()
-    assert np.array_equal(table[:, :-1], theirs.data) and np.array_equal(table[:, -1], theirs.target)
-    assert load_data("digits").y.tolist() == theirs.target.tolist()
+    reference = load_digits()
+    assert np.array_equal(table[:, :-1], reference.data) and np.array_equal(table[:, -1], reference.target)
+    assert load_data("digits").y.tolist() == reference.target.tolist()
 
 
-def test_digits_are_enlarged_as_pillow_does_it():
+def test_digits_are_enlarged_as_by_one_pillow_call_per_image():
     small = np.rint(load_digits().images[:3] * (255 / 16)).astype(np.uint8)
-    alone = [np.asarray(Image.fromarray(image).resize((28, 28), Image.Resampling.BILINEAR)) for image in small]
-    assert np.array_equal(load_data("digits").x[:3], np.stack(alone).reshape(3, -1))
+    single = [np.asarray(Image.fromarray(image).resize((28, 28), Image.Resampling.BILINEAR)) for image in small]
+    assert np.array_equal(load_data("digits").x[:3], np.stack(single).reshape(3, -1))
 
 
-def test_sources_by_path(tmp_path):
+def test_data_sets_are_loaded_by_path(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.eye(2), y=[0, 1])
     (tmp_path / "b.CSV").write_text("label,a\n0,1\n1,2\n")
     for name in ("no", "yes"):
@@ -179,26 +179,26 @@ def test_sources_by_path(tmp_path):
     assert (folder.name, folder.classes, folder.image_shape) == ("c", ("no", "yes"), (3, 3, 1))
 
 
-def test_errors_of_files_name_file_and_place(tmp_path):
+def test_errors_name_file_and_location(tmp_path):
     np.savez(tmp_path / "a.npz", x=[[1, NAN]], y=[0])
     (tmp_path / "b.csv").write_text("label,a\n0,1\n-1,2\n")
-    place = f"{tmp_path / 'a.npz'}: array 'x': row 0, column 1: nan"
-    assert message(DataError, load_data, tmp_path / "a.npz").startswith(place)
+    location = f"{tmp_path / 'a.npz'}: array 'x': row 0, column 1: nan"
+    assert message(DataError, load_data, tmp_path / "a.npz").startswith(location)
     assert message(DataError, load_data, tmp_path / "b.csv").startswith(f"{tmp_path / 'b.csv'}: line 3: label -1")
 
 
-def test_an_unknown_source_names_the_nearest_and_paths():
+def test_the_message_for_an_unknown_source_suggests_names_and_paths():
     text = message(DataError, load_data, "fashion-mnits")
     assert "did you mean 'fashion-mnist'?" in text and "no such file or folder" in text
     assert "no such file" in message(DataError, load_data, "nowhere/data.npz")
 
 
-def test_settings_that_do_not_fit_the_source(tmp_path):
+def test_settings_that_do_not_apply_to_the_source_are_rejected(tmp_path):
     (tmp_path / "a.txt").write_text("1,2")
-    assert "give .npz, .safetensors, .csv or a folder" in message(DataError, load_data, tmp_path / "a.txt")
-    assert "image size is for folders" in message(ConfigError, load_data, "digits", image_size=(2, 2))
-    assert "both at least 1" in message(ConfigError, load_data, tmp_path, image_size=(0, 2))
-    assert "no numbers" in message(ConfigError, load_data, tmp_path, task="regression")
+    assert "give an .npz, .safetensors or .csv file, or a folder" in message(DataError, load_data, tmp_path / "a.txt")
+    assert "image_size is for folders" in message(ConfigError, load_data, "digits", image_size=(2, 2))
+    assert "a height and a width of at least 1" in message(ConfigError, load_data, tmp_path, image_size=(0, 2))
+    assert "not numbers" in message(ConfigError, load_data, tmp_path, task="regression")
 
 
 @pytest.mark.full

@@ -1,4 +1,4 @@
-"""Named data sets: the real files where they are, and real downloads from local mirrors."""
+"""Named data sets: the published files, if present, and downloads from local mirrors."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def test_the_data_folder_is_argument_then_environment_then_cache(monkeypatch, tm
 
 @pytest.mark.data
 @pytest.mark.parametrize("name", ["fashion-mnist", "mnist"])
-def test_the_real_files_load_and_match_their_pins(name, tmp_path):
+def test_the_published_files_load_and_match_their_sha256(name, tmp_path):
     if "FASTMLP_DATA" not in os.environ or list_data()[list(DATASETS).index(name)].state != "present":
-        pytest.skip(f"FASTMLP_DATA names no folder with {name}")
+        pytest.skip(f"{name} is not in FASTMLP_DATA")
     assert {row.status for row in verify_data(name)} == {"ok"}
     real = load_data(name)
     assert real.x.shape == (60000, 784) and real.x.dtype == np.uint8 and real.image_shape == (28, 28, 1)
     assert real.x_test is not None and real.x_test.shape == (10000, 784)
     entry = DATASETS[name]
-    for file in entry.files[2:]:  # unpacked copies are checked by the other pin
+    for file in entry.files[2:]:  # unpacked copies have another SHA-256
         content = gzip.decompress((data_folder() / entry.folder / file.name).read_bytes())
         plain = tmp_path / entry.folder / file.name[:-3]
         plain.parent.mkdir(parents=True, exist_ok=True)
@@ -52,13 +52,13 @@ def test_the_real_files_load_and_match_their_pins(name, tmp_path):
 
 
 IMAGES = np.arange(48, dtype=np.uint8).reshape(4, 3, 4)
-PARTS = {
+ARRAYS = {
     "train-images": IMAGES,
     "train-labels": IMAGES[:, 0, 0] // 12,
     "test-images": IMAGES[:1],
     "test-labels": IMAGES[0, 0, :1],
 }
-CONTENT = {name: idx(np.ascontiguousarray(array)) for name, array in PARTS.items()}
+CONTENT = {name: idx(np.ascontiguousarray(array)) for name, array in ARRAYS.items()}
 PACKED = {f"{name}.gz": gzip.compress(content, mtime=0) for name, content in CONTENT.items()}
 
 
@@ -67,7 +67,7 @@ def sha256(content: bytes) -> str:
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder; under /cut it promises more bytes than it sends."""
+    """Serve a folder; responses under /cut are shorter than their Content-Length."""
 
     def log_message(self, *arguments) -> None:
         pass
@@ -84,7 +84,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """Address of a server with /good, /corrupt (wrong bytes) and /cut; anything else is 404."""
+    """Yield the address of a server with /good, /corrupt (wrong bytes) and /cut; anything else is 404."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("FASTMLP_OFFLINE", raising=False)
     root = tmp_path / "www"
@@ -102,7 +102,7 @@ def server(tmp_path, monkeypatch):
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """Registers the data set "tiny" with the mirrors that it is called with."""
+    """Return a function that registers the data set "tiny" with the given mirrors."""
 
     def register(*mirrors: str) -> None:
         pairs = zip(PACKED.items(), CONTENT.values(), strict=True)
@@ -113,7 +113,7 @@ def tiny(monkeypatch):
 
 
 @pytest.mark.parametrize("first", ["nothing-here", "corrupt", "cut", "closed"])
-def test_a_bad_first_mirror_is_passed_over(server, tiny, tmp_path, first, capfd):
+def test_the_next_mirror_is_used_if_the_first_fails(server, tiny, tmp_path, first, capfd):
     tiny("http://127.0.0.1:9/" if first == "closed" else f"{server}/{first}/", f"{server}/good/")
     loaded = load_data("tiny", tmp_path / "data")
     assert loaded.x.tolist() == IMAGES.reshape(4, 12).tolist() and loaded.y.tolist() == [0, 1, 2, 3]
@@ -123,7 +123,7 @@ def test_a_bad_first_mirror_is_passed_over(server, tiny, tmp_path, first, capfd)
     assert capfd.readouterr() == ("", "")
 
 
-def test_all_mirrors_failing_leaves_nothing_and_names_what_was_tried(server, tiny, tmp_path):
+def test_if_all_mirrors_fail_they_are_listed_and_no_file_is_left(server, tiny, tmp_path):
     tiny(f"{server}/nothing-here/", f"{server}/corrupt/", f"{server}/cut/", "http://127.0.0.1:9/")
     text = message(UnavailableError, load_data, "tiny", tmp_path / "data")
     assert "nothing-here/train-images.gz (HTTP 404)" in text and "/cut/train-images.gz (" in text
@@ -133,7 +133,7 @@ def test_all_mirrors_failing_leaves_nothing_and_names_what_was_tried(server, tin
     assert list(raw.iterdir()) == []
 
 
-def test_offline_forbids_downloads_but_not_files_that_are_there(server, tiny, tmp_path, monkeypatch):
+def test_offline_forbids_downloads_but_not_existing_files(server, tiny, tmp_path, monkeypatch):
     tiny(f"{server}/good/")
     monkeypatch.setenv("FASTMLP_OFFLINE", "1")
     text = message(UnavailableError, load_data, "tiny", tmp_path)
@@ -161,7 +161,7 @@ def test_list_fetch_and_verify(server, tiny, tmp_path):
     assert [row.status for row in fetch_data("tiny", tmp_path)] == ["ok"] * 4
 
 
-def test_unpacked_files_come_first_and_are_never_replaced(server, tiny, tmp_path):
+def test_unpacked_files_take_precedence_and_are_never_replaced(server, tiny, tmp_path):
     tiny(f"{server}/good/")
     fetch_data("tiny", tmp_path)
     plain = tmp_path / "Tiny" / "raw" / "train-labels"
@@ -181,10 +181,10 @@ def test_unpacked_files_come_first_and_are_never_replaced(server, tiny, tmp_path
     [
         ("train-labels", np.array([0, 1, 2, 4], np.uint8), "train-labels: row 3: label 4 is not a whole"),
         ("train-labels", np.array([0, 1, 2], np.uint8), "train-labels has 3; give each row its target"),
-        ("test-images", IMAGES[:1, :2], "test-images has rows of (2, 4, 1)"),
+        ("test-images", IMAGES[:1, :2], "test-images has rows of shape (2, 4, 1)"),
     ],
 )
-def test_idx_files_that_do_not_fit_each_other(server, tiny, tmp_path, name, array, expected):
+def test_inconsistent_idx_files_are_rejected(server, tiny, tmp_path, name, array, expected):
     tiny(f"{server}/good/")
     fetch_data("tiny", tmp_path)
     load_data("tiny", tmp_path)
@@ -192,14 +192,14 @@ def test_idx_files_that_do_not_fit_each_other(server, tiny, tmp_path, name, arra
     assert expected in message(DataError, load_data, "tiny", tmp_path)
 
 
-def test_a_folder_that_cannot_be_written_is_named(server, tiny, tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported(server, tiny, tmp_path):
     tiny(f"{server}/good/")
     (tmp_path / "file").write_text("")
     text = message(DataError, load_data, "tiny", tmp_path / "file")
     assert f"{tmp_path / 'file' / 'Tiny' / 'raw'}: cannot be written" in text
 
 
-def test_a_bar_is_drawn_on_stderr_only_when_asked(server, tiny, tmp_path, capfd):
+def test_progress_shows_a_bar_on_stderr(server, tiny, tmp_path, capfd):
     tiny(f"{server}/corrupt/", f"{server}/good/")
     fetch_data("tiny", tmp_path, progress=True)
     shown = capfd.readouterr()
@@ -207,7 +207,7 @@ def test_a_bar_is_drawn_on_stderr_only_when_asked(server, tiny, tmp_path, capfd)
     assert re.search(rf"\b{len(PACKED['train-images.gz'])}\b", shown.err)  # bytes
 
 
-def test_unknown_names_of_data_sets():
+def test_the_message_for_an_unknown_name_suggests_the_nearest():
     for call in (fetch_data, verify_data):
         assert "did you mean 'mnist'?" in message(DataError, call, "mnits")
     assert fetch_data("digits") == verify_data("digits") == []

@@ -1,4 +1,4 @@
-"""The three forms of feature files, features that append block by block, and what is on the way refused."""
+"""Feature files in their three forms, interrupted extractions, and errors of extraction."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ FORMS = ("features.npz", "features.safetensors", "features")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the same images as one file and as a folder of mapped arrays, and their features in all forms."""
+    """Return a folder with the same images in one file and as a folder of mapped arrays, and their features in all forms."""
     folder: Path = tmp_path_factory.mktemp("home")
     pixels, labels = bars(200, 0)
     images = {"x": pixels.reshape(-1, *SHAPE[:2]), "y": np.array(["row", "column", "none"])[labels]}
@@ -53,15 +53,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def content(path: Path) -> dict[str, Any]:
-    """All that a feature file has."""
+    """Return the content of a feature file in comparable form."""
     data = load_data(path)
     assert data.provenance is not None
     assert data.extractor is not None
-    about = {name: value for name, value in data.provenance.items() if name not in ("cnn", "key")}
-    return {"sha256": data.sha256, "classes": data.classes, "provenance": about, "extractor": len(data.extractor)}
+    provenance = {name: value for name, value in data.provenance.items() if name not in ("cnn", "key")}
+    return {"sha256": data.sha256, "classes": data.classes, "provenance": provenance, "extractor": len(data.extractor)}
 
 
-def test_all_forms_hold_the_same(home: Path) -> None:
+def test_all_forms_have_the_same_content(home: Path) -> None:
     assert content(home / FORMS[0]) == content(home / FORMS[1]) == content(home / FORMS[2])
     assert [is_mapped(load_data(home / form).x) for form in FORMS] == [False, False, True]
     assert not [*home.glob("*.partial"), *home.glob("*.checkpoint")]
@@ -88,7 +88,7 @@ def test_mapped_images_give_the_same_features(home: Path) -> None:
     assert load_data("f.npz").sha256 == load_data(home / "features.npz").sha256
 
 
-def test_what_is_too_large_for_a_file_becomes_a_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_too_large_for_a_file_become_a_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feature_files, "LARGEST_FILE", 200 * 96 * 4 - 1)
     small = ["extract", "--data", home / "images.npz", *SMALL]
     found = json.loads(ok(*small, "--json", "-q").stdout)
@@ -103,7 +103,7 @@ def test_what_is_too_large_for_a_file_becomes_a_folder(home: Path, monkeypatch: 
     assert line.startswith("feature_dtype: float16 is for one file")
 
 
-def test_a_folder_of_somebody_else_stays(home: Path) -> None:
+def test_a_folder_that_is_not_features_is_not_replaced(home: Path) -> None:
     small = ["extract", "--data", home / "images.npz", *SMALL]
     Path("mine").mkdir()
     Path("mine/letter.txt").write_text("dear")
@@ -119,29 +119,29 @@ def test_a_folder_of_somebody_else_stays(home: Path) -> None:
     assert load_data("theirs").sha256 != load_data(home / "features").sha256
 
 
-# ------------------------------------------------------------------------------------------------ interrupted
+# ------------------------------------------------------------------------------------------------ interruption
 
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Images of each forward pass of the extraction, in blocks of 16; a SIGINT comes in the pass that `passes[0]` counts to."""
+    """Return a list of the images of each forward pass, in blocks of 16; pass number `passes[0]` raises SIGINT."""
     monkeypatch.setattr(feature_files, "AT_ONCE", 16)
     seen = [0]
-    honest = Extractor.features
+    original = Extractor.features
 
     def features(self: Extractor, pixels: Any, *given: Any) -> Any:
-        if len(pixels) > 1:  # one image asks for the width
+        if len(pixels) > 1:  # a pass of one image only determines the width
             seen.append(len(pixels))
             if len(seen) - 1 == seen[0]:
                 os.kill(os.getpid(), signal.SIGINT)
-        return honest(self, pixels, *given)
+        return original(self, pixels, *given)
 
     monkeypatch.setattr(Extractor, "features", features)
     return seen
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_an_interrupted_extraction_goes_on(form: str, passes: list[int], home: Path) -> None:
+def test_an_interrupted_extraction_continues(form: str, passes: list[int], home: Path) -> None:
     small = ["extract", "--data", home / "images.npz", *SMALL, "--out", form]
     passes[0] = 4
     stopped = call(*small)
@@ -154,12 +154,12 @@ def test_an_interrupted_extraction_goes_on(form: str, passes: list[int], home: P
     done = len(passes) - 1
     assert done == 4
     ok(*small)
-    assert passes[1:] == [16] * 10 + [16, 16, 8]  # 160 rows of x, 40 of x_test, none of them twice
+    assert passes[1:] == [16] * 10 + [16, 16, 8]  # 160 rows of x, 40 of x_test, no row twice
     assert load_data(form).sha256 == load_data(home / form).sha256 == load_data(home / "features.npz").sha256
     assert [path.name for path in Path.cwd().iterdir()] == [form]
 
 
-def test_a_stop_in_a_chain_ends_it(passes: list[int], home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_stops_the_whole_chain(passes: list[int], home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     passes[0] = 1
     stopped = call("extract", "--data", home / "images.npz", *SMALL, "train", *MLP, "--out", "run")
     assert stopped.exit_code == 130, stopped.output
@@ -170,7 +170,7 @@ def test_a_stop_in_a_chain_ends_it(passes: list[int], home: Path, monkeypatch: p
     assert Path("run/model.safetensors").read_bytes() == Path("two/model.safetensors").read_bytes()
 
 
-def test_blocks_left_by_other_settings_are_not_used(passes: list[int], home: Path) -> None:
+def test_blocks_of_other_settings_are_not_used(passes: list[int], home: Path) -> None:
     small = ["extract", "--data", home / "images.npz", *SMALL, "--out", "f.npz"]
     passes[0] = 4
     assert call(*small).exit_code == 130
@@ -181,7 +181,7 @@ def test_blocks_left_by_other_settings_are_not_used(passes: list[int], home: Pat
     assert load_data("f.npz").sha256 == load_data(home / "features.npz").sha256
 
 
-def test_a_full_disk_is_one_line(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_in_one_line(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(number: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -190,18 +190,18 @@ def test_a_full_disk_is_one_line(home: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert line.endswith("x.npy: No space left on device; free some space or choose another folder")
 
 
-def test_blocks_begin_where_they_are_asked_to() -> None:
+def test_blocks_begin_at_the_given_row() -> None:
     x = np.arange(10)[:, None]
-    assert [place for place, _ in blocks(x, 4, 4)] == [slice(4, 8), slice(8, 10)]
+    assert [rows for rows, _ in blocks(x, 4, 4)] == [slice(4, 8), slice(8, 10)]
     assert [*blocks(x, 4, 10)] == []
 
 
 @pytest.mark.parametrize("chained", [False, True])
 def test_a_signal_at_the_last_moment_is_not_lost(chained: bool, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = extraction.write_features
+    original = extraction.write_features
 
     def interrupted(*given: Any) -> None:
-        honest(*given)
+        original(*given)
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(extraction, "write_features", interrupted)
@@ -211,8 +211,8 @@ def test_a_signal_at_the_last_moment_is_not_lost(chained: bool, home: Path, monk
     assert not Path("run").exists()
 
 
-def test_images_that_changed_meanwhile_are_seen(passes: list[int], home: Path) -> None:
-    """Also those of the test part, which the network is not trained on."""
+def test_changed_images_are_detected_when_an_extraction_continues(passes: list[int], home: Path) -> None:
+    """The test images, too, on which the network is not trained."""
     arrays = {"x": load_data(home / "images.npz").x.reshape(-1, *SHAPE[:2]), "y": arrays_of(home / "images.npz")["y"]}
     tested = {name: values[:150] for name, values in arrays.items()} | {
         f"{name}_test": values[150:] for name, values in arrays.items()
@@ -227,7 +227,7 @@ def test_images_that_changed_meanwhile_are_seen(passes: list[int], home: Path) -
     assert load_data("f.npz").sha256 == load_data("clean.npz").sha256
 
 
-def test_what_an_interrupted_run_left_goes_once_it_is_of_no_use(home: Path) -> None:
+def test_files_of_an_interrupted_run_are_removed_when_obsolete(home: Path) -> None:
     arguments = ["extract", "--data", home / "images.npz", *SMALL, "--out", "f.npz"]
     key = json.loads(ok(*arguments, "--json", "-q").stdout)["key"]
     left = [Path(f"f.npz.{key[:12]}.checkpoint"), Path(f"f.npz.{key[:12]}-0123456789ab.partial")]
@@ -237,7 +237,7 @@ def test_what_an_interrupted_run_left_goes_once_it_is_of_no_use(home: Path) -> N
     assert [path.name for path in Path.cwd().iterdir()] == ["f.npz"]
 
 
-def test_an_interrupted_run_claims_no_features(passes: list[int], home: Path) -> None:
+def test_an_interrupted_run_reports_no_features(passes: list[int], home: Path) -> None:
     passes[0] = 2
     stopped = call("extract", "--data", home / "images.npz", *SMALL, "--out", "f.npz", "--json", "-q")
     found = json.loads(stopped.stdout)
@@ -251,17 +251,17 @@ def test_json_has_the_same_keys_when_nothing_is_done(home: Path) -> None:
     assert first | {"images_per_second": None} == second
 
 
-def test_the_images_count_and_not_their_name(home: Path) -> None:
+def test_images_are_identified_by_content_and_not_by_name(home: Path) -> None:
     shutil.copy(home / "images.npz", "images.npz")
     ok("extract", "--data", "images.npz", *SMALL, "--out", "f.npz", "-q")
     assert "nothing to do" in ok("extract", "--data", Path("images.npz").absolute(), *SMALL, "--out", "f.npz").stderr
 
 
-# ------------------------------------------------------------------------------------------------ the parts
+# ------------------------------------------------------------------------------------------------ splits
 
 
-def test_rows_that_the_network_saw_do_not_judge_the_other(home: Path) -> None:
-    """Without a validation or a test part of the images, the network on the features has none either."""
+def test_training_rows_of_the_extractor_never_evaluate_the_mlp(home: Path) -> None:
+    """Without a validation or test set of the images, the MLP on their features has none either."""
     none = ["--val-fraction", "0", "--test-fraction", "0"]
     for form in FORMS:
         ok("extract", "--data", home / "images.npz", *SMALL, *none, "--out", form, "-q")
@@ -285,7 +285,7 @@ def test_rows_that_the_network_saw_do_not_judge_the_other(home: Path) -> None:
     assert json.loads(ok("evaluate", "one", "--json").stdout)["data"]["rows"] == {"test": 40}
 
 
-def test_a_chain_says_where_its_features_are(home: Path) -> None:
+def test_a_chain_records_where_its_features_are(home: Path) -> None:
     chain = ["extract", "--data", home / "images.npz", *SMALL]
     ok(*chain, "train", *MLP, "--out", "one", "-q")
     line = refused(2, "train", "--config", "one/config.toml", "--out", "again")
@@ -297,12 +297,12 @@ def test_a_chain_says_where_its_features_are(home: Path) -> None:
         assert json.loads(ok("evaluate", run, "--json").stdout)["data"]["rows"] == {"test": 40}
 
 
-def test_json_may_stand_on_either_side_of_a_chain(home: Path) -> None:
+def test_json_can_be_given_on_either_side_of_a_chain(home: Path) -> None:
     found = ok("extract", "--data", home / "images.npz", *SMALL, "--json", "-q", "train", *MLP, "--out", "one").stdout
     assert json.loads(found)["data"]["extracted"]["settings"]["filters"] == [4, 6]
 
 
-def test_features_of_as_many_columns_as_pixels_are_features(home: Path) -> None:
+def test_features_are_not_mistaken_for_pixels_of_the_same_number(home: Path) -> None:
     ok("extract", "--data", home / "images.npz", *override(SMALL, "--filters", "4,4"), "--out", "f.npz", "-q")
     ok("train", "--data", "f.npz", *MLP, "--out", "run", "-q")
     data, model = load_data("f.npz"), load("run", backend="numpy")
@@ -311,11 +311,11 @@ def test_features_of_as_many_columns_as_pixels_are_features(home: Path) -> None:
     assert labels == [model.classes[k] for k in model.predict(data.x)]
 
 
-# ------------------------------------------------------------------------------------------------ a chain's own settings
+# ------------------------------------------------------------------------------------------------ settings
 
 
 OUTS: list[tuple[str, str]] = [
-    ("none/x/f.npz", "there is no folder none/x; make it"),
+    ("none/x/f.npz", "there is no folder none/x; create it"),
     ("used/file/f.npz", "there is no folder used/file"),
     ("x" * 210 + ".npz", "the name is longer than 200 bytes"),
     ("x" * 300, "the name is longer than 200 bytes"),
@@ -324,7 +324,7 @@ OUTS: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize(("out", "message"), OUTS)
-def test_where_nothing_can_be_written_shows_at_once(out: str, message: str, home: Path) -> None:
+def test_an_output_that_cannot_be_written_is_reported_before_training(out: str, message: str, home: Path) -> None:
     Path("used").mkdir()
     Path("used/file").touch()
     line = refused(2, "extract", "--data", home / "images.npz", *override(SMALL, "--epochs", "1000000"), "--out", out, "-q")
@@ -335,7 +335,7 @@ def test_where_nothing_can_be_written_shows_at_once(out: str, message: str, home
 def test_force_replaces_features_only(home: Path) -> None:
     shutil.copy(home / "images.npz", "i.npz")
     arguments = ["extract", "--data", "i.npz", *SMALL, "--force", "--out"]
-    assert refused(2, *arguments, "i.npz", "-q") == "out: i.npz are the images; choose another [--out]"
+    assert refused(2, *arguments, "i.npz", "-q") == "out: i.npz is the data set of images; choose another path [--out]"
     shutil.copy(home / "images.npz", "j.npz")
     assert "j.npz exists and was not made by extract" in refused(2, *arguments, "j.npz", "-q")
     shutil.copytree(home / "features", "f")
@@ -353,13 +353,13 @@ def test_force_replaces_features_only(home: Path) -> None:
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["f", "g.npz", "i.npz", "j.npz", "link"]
 
 
-def test_what_float16_cannot_hold_is_refused(home: Path) -> None:
+def test_features_that_overflow_float16_are_rejected(home: Path) -> None:
     np.savez(
         "huge.npz", x=1e6 * load_data(home / "images.npz").x.reshape(-1, *SHAPE[:2]).astype(np.float32), y=np.arange(200) % 3
     )
     arguments = ["extract", "--data", "huge.npz", *SMALL, "--scale", "none", "--feature-dtype", "float16"]
     for chain in (["--out", "f.npz"], ["train", *MLP]):
-        assert "are beyond float16; use feature_dtype float32" in refused(3, *arguments, "-q", *chain)
+        assert "exceed float16; use feature_dtype float32" in refused(3, *arguments, "-q", *chain)
     assert not Path("f.npz").exists()
 
 
@@ -381,7 +381,7 @@ def test_pictures_need_a_folder(home: Path) -> None:
         (["--out", "f.npz"], "f.npz cannot be both the file of features and the folder of the run"),
     ],
 )
-def test_the_training_is_checked_before_the_network_trains(settings: list[str], message: str, home: Path) -> None:
+def test_the_settings_of_train_are_checked_before_extraction(settings: list[str], message: str, home: Path) -> None:
     Path("used").mkdir()
     Path("used/file").touch()
     chain = ["extract", "--data", home / "images.npz", *override(SMALL, "--epochs", "1000000"), "--out", "f.npz"]
@@ -389,23 +389,23 @@ def test_the_training_is_checked_before_the_network_trains(settings: list[str], 
 
 
 @pytest.mark.parametrize(
-    ("part", "setting"), [("test", "--predictions"), ("test", "--min-accuracy=0"), ("val", "--val-steps=3")]
+    ("split", "setting"), [("test", "--predictions"), ("test", "--min-accuracy=0"), ("val", "--val-steps=3")]
 )
-def test_the_parts_are_checked_before_the_network_trains(part: str, setting: str, home: Path) -> None:
-    """Those of the images; data that bring a test part of their own are not refused."""
-    endless = override(SMALL, "--epochs", "1000000", f"--{part}-fraction", "0")
+def test_the_splits_are_checked_before_extraction(split: str, setting: str, home: Path) -> None:
+    """Data with a test set of their own are accepted."""
+    endless = override(SMALL, "--epochs", "1000000", f"--{split}-fraction", "0")
     line = refused(2, "extract", "--data", home / "images.npz", *endless, "-q", "train", setting)
     name = setting.split("=", maxsplit=1)[0]
-    assert f"split; set {part}_fraction, or leave {name.removeprefix('--').replace('-', '_')} out" in line
-    assert line.endswith(f" [{name}, --{part}-fraction]")
-    if part == "test":
+    assert f"split; set {split}_fraction, or leave {name.removeprefix('--').replace('-', '_')} out" in line
+    assert line.endswith(f" [{name}, --{split}-fraction]")
+    if split == "test":
         images = arrays_of(home / "images.npz")
         np.savez("tested.npz", **images, x_test=images["x"][:9], y_test=images["y"][:9])
         own = ["extract", "--data", "tested.npz", *SMALL, "--test-fraction", "0", "-q"]
         ok(*own, "train", *MLP, setting, "--out", "run")
 
 
-def test_the_help_offers_no_target() -> None:
+def test_extract_has_no_task_flag() -> None:
     assert "--task" not in ok("extract", "--help").stdout
     Path("a.toml").write_text('task = "regression"\n')
     assert (
@@ -417,7 +417,7 @@ def test_the_help_offers_no_target() -> None:
 # ------------------------------------------------------------------------------------------------ safetensors
 
 
-def test_safetensors_are_data() -> None:
+def test_safetensors_files_are_read_as_data_sets() -> None:
     x, y = np.arange(12, dtype=np.float32).reshape(6, 2), np.arange(6, dtype=np.int32) % 2
     save_file({"x": x, "y": y, "x_test": x[:2], "y_test": y[:2]}, "a.safetensors", {"classes": '["no", "yes"]'})
     data = load_data("a.safetensors")
@@ -431,8 +431,8 @@ def test_safetensors_are_data() -> None:
         assert "'classes' in the metadata is not a list of names" in refused(3, "train", "--data", "d.safetensors")
     save_torch_file({"x": torch.ones(2, 2, dtype=torch.bfloat16), "y": torch.arange(2)}, "f.safetensors")
     assert "f.safetensors: not a readable safetensors file" in refused(3, "train", "--data", "f.safetensors")
-    for about in ("hello", "5", "{}"):
-        save_file({"x": x, "y": y}, "g.safetensors", {"provenance": about})
+    for provenance in ("hello", "5", "{}"):
+        save_file({"x": x, "y": y}, "g.safetensors", {"provenance": provenance})
         assert load_data("g.safetensors").provenance is None
     Path("e.safetensors").write_bytes(Path("a.safetensors").read_bytes()[:90])
     assert "e.safetensors: not a readable safetensors file" in refused(3, "train", "--data", "e.safetensors")
@@ -441,7 +441,7 @@ def test_safetensors_are_data() -> None:
 # ------------------------------------------------------------------------------------------------ backbones
 
 
-def test_a_backbone_with_local_weights_chains() -> None:
+def test_a_backbone_with_local_weights_in_a_chain() -> None:
     from torchvision.models import mobilenet_v3_small
 
     pixels, labels = bars(40, 0)

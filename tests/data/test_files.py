@@ -1,4 +1,4 @@
-"""The readers: what they read, and one test per kind of damage, each beside an undamaged twin that loads."""
+"""File readers: valid files, and one test per kind of damage, each with an undamaged control."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ IDX_DAMAGE = {
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("kind", IDX_DAMAGE)
-def test_idx_damage_is_named(tmp_path, kind, packed):
+def test_idx_damage_is_reported(tmp_path, kind, packed):
     content, expected = IDX_DAMAGE[kind]
     path = tmp_path / ("images.gz" if packed else "images")
     path.write_bytes(gzip.compress(content) if packed else content)
@@ -76,7 +76,7 @@ GZIP_DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", GZIP_DAMAGE)
-def test_damaged_gzip_is_named(tmp_path, kind):
+def test_damaged_gzip_is_reported(tmp_path, kind):
     path = tmp_path / "images.gz"
     path.write_bytes(PACKED)
     read_idx(path, 3)
@@ -84,12 +84,12 @@ def test_damaged_gzip_is_named(tmp_path, kind):
     assert f"{path}: damaged gzip file" in message(read_idx, path, 3)
 
 
-def test_a_packed_file_without_gz_in_its_name_says_so(tmp_path):
+def test_a_gzip_file_without_gz_suffix_is_reported(tmp_path):
     (tmp_path / "images").write_bytes(PACKED)
     assert "add .gz to its name" in message(read_idx, tmp_path / "images", 3)
 
 
-def test_a_gzip_bomb_is_read_no_further_than_its_header_claims(tmp_path):
+def test_a_gzip_bomb_is_read_only_up_to_the_size_in_its_header(tmp_path):
     import tracemalloc
 
     path = tmp_path / "images.gz"
@@ -101,9 +101,9 @@ def test_a_gzip_bomb_is_read_no_further_than_its_header_claims(tmp_path):
     assert "holds more" in text and peak < 10 << 20
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_a_missing_file_is_reported(tmp_path):
     path = tmp_path / "none.gz"
-    assert message(read_idx, path, 3).startswith(f"cannot read {path}: {os.strerror(errno.ENOENT)}; ")
+    assert message(read_idx, path, 3).startswith(f"cannot read {path}: {os.strerror(errno.ENOENT)}; check the path")
 
 
 # --- .npz ---
@@ -114,20 +114,20 @@ def write_npz(path: Path, **arrays) -> Path:
     return path
 
 
-def test_npz_gives_the_arrays_as_they_are(tmp_path):
-    arrays = {"x": IMAGES, "y": [1, 0], "x_test": IMAGES[:1], "y_test": [1], "classes": ["a", "b"], "more": [1]}
-    parts = read_npz(write_npz(tmp_path / "a.npz", **arrays))
-    np.testing.assert_array_equal(parts.x, IMAGES)
-    assert parts.y_test.tolist() == [1] and list(parts.classes) == ["a", "b"]
-    assert parts.locations["y"].row(3) == f"{tmp_path / 'a.npz'}: array 'y': row 3"
+def test_npz_arrays_are_read_unchanged(tmp_path):
+    written = {"x": IMAGES, "y": [1, 0], "x_test": IMAGES[:1], "y_test": [1], "classes": ["a", "b"], "more": [1]}
+    arrays = read_npz(write_npz(tmp_path / "a.npz", **written))
+    np.testing.assert_array_equal(arrays.x, IMAGES)
+    assert arrays.y_test.tolist() == [1] and list(arrays.classes) == ["a", "b"]
+    assert arrays.locations["y"].row(3) == f"{tmp_path / 'a.npz'}: array 'y': row 3"
 
 
-def test_npz_without_y_names_what_it_holds(tmp_path):
+def test_the_message_for_an_npz_without_y_lists_its_arrays(tmp_path):
     assert "no array named y (it holds: x, Y)" in message(read_npz, write_npz(tmp_path / "a.npz", x=[[1]], Y=[1]))
 
 
 @pytest.mark.parametrize("kind", ["x", "y"])
-def test_npz_with_python_objects_is_refused(tmp_path, kind):
+def test_npz_with_python_objects_is_rejected(tmp_path, kind):
     arrays = {"x": np.zeros((2, 2)), "y": np.zeros(2)} | {kind: np.array([[1], [1, 2]], object)}
     assert f"array '{kind}' cannot be read (" in message(read_npz, write_npz(tmp_path / "a.npz", **arrays))
 
@@ -162,7 +162,7 @@ NPY_DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", NPY_DAMAGE)
-def test_a_damaged_member_of_npz_is_named(tmp_path, kind):
+def test_a_damaged_member_of_npz_is_reported(tmp_path, kind):
     good = zipped(tmp_path / "good.npz", x=NPY, y=npy(np.zeros(2)))
     assert read_npz(good).x.shape == (2, 3)
     bad = zipped(tmp_path / "bad.npz", x=NPY_DAMAGE[kind], y=npy(np.zeros(2)))
@@ -170,7 +170,7 @@ def test_a_damaged_member_of_npz_is_named(tmp_path, kind):
     assert str(bad) in text and "'x'" in text
 
 
-def test_a_flipped_bit_in_npz_is_found_by_its_checksum(tmp_path):
+def test_a_flipped_bit_in_npz_is_detected_by_its_checksum(tmp_path):
     content = zipped(tmp_path / "a.npz", x=NPY, y=npy(np.zeros(2))).read_bytes()
     at = content.index(NPY) + len(NPY) - 1
     (tmp_path / "a.npz").write_bytes(flipped(content, at))
@@ -178,7 +178,7 @@ def test_a_flipped_bit_in_npz_is_found_by_its_checksum(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"plain text", NPY, b"PK\x03\x04 cut"])
-def test_what_is_no_npz_is_named(tmp_path, content):
+def test_a_file_that_is_not_npz_is_reported(tmp_path, content):
     (tmp_path / "a.npz").write_bytes(content)
     assert f"{tmp_path / 'a.npz'}: not a readable .npz file" in message(read_npz, tmp_path / "a.npz")
 
@@ -191,7 +191,7 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-CSV_FORMS = {
+CSV_VARIANTS = {
     "header": "label,a,b\n1,2,3\n0,4,255\n",
     "no header": "1,2,3\n0,4,255\n",
     "no newline at the end": "1,2,3\n0,4,255",
@@ -202,26 +202,26 @@ CSV_FORMS = {
 }
 
 
-@pytest.mark.parametrize("kind", CSV_FORMS)
-def test_csv_forms_give_the_same_arrays(tmp_path, kind):
-    parts = read_csv(write(tmp_path / "a.csv", CSV_FORMS[kind]))
-    assert parts.x.dtype == np.uint8 and parts.x.tolist() == [[2, 3], [4, 255]] and parts.y.tolist() == [1, 0]
+@pytest.mark.parametrize("kind", CSV_VARIANTS)
+def test_all_csv_variants_have_the_same_arrays(tmp_path, kind):
+    arrays = read_csv(write(tmp_path / "a.csv", CSV_VARIANTS[kind]))
+    assert arrays.x.dtype == np.uint8 and arrays.x.tolist() == [[2, 3], [4, 255]] and arrays.y.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(("cell", "value"), [("256", 256), ("-1", -1), ("0.5", 0.5), ("1e-3", np.float32(1e-3))])
-def test_csv_features_that_are_no_bytes_become_float32(tmp_path, cell, value):
+def test_csv_features_that_are_not_bytes_become_float32(tmp_path, cell, value):
     x = read_csv(write(tmp_path / "a.csv", f"1,2,3\n0,4,{cell}\n")).x
     assert x.dtype == np.float32 and x.tolist() == [[2, 3], [4, value]]
 
 
 def test_csv_text_labels_are_sorted(tmp_path):
-    parts = read_csv(write(tmp_path / "a.csv", "kind,a\nplum,1\nfig, 2\n plum,3\n3,4\n"))
-    assert parts.classes == ["3", "fig", "plum"] and parts.y.tolist() == [2, 1, 2, 0]
+    arrays = read_csv(write(tmp_path / "a.csv", "kind,a\nplum,1\nfig, 2\n plum,3\n3,4\n"))
+    assert arrays.classes == ["3", "fig", "plum"] and arrays.y.tolist() == [2, 1, 2, 0]
 
 
-def test_csv_values_are_read_as_numbers(tmp_path):
+def test_csv_regression_targets_are_read_as_numbers(tmp_path):
     path = write(tmp_path / "a.csv", "price,a\n1.5,1\n-2,2\n")
-    assert read_csv(path, "value").y.tolist() == [1.5, -2]
+    assert read_csv(path, "regression").y.tolist() == [1.5, -2]
 
 
 @pytest.mark.parametrize(
@@ -234,18 +234,18 @@ def test_csv_values_are_read_as_numbers(tmp_path):
         ([f"p{i}x" for i in range(9)], None),
     ],
 )
-def test_csv_image_shape_comes_from_kaggles_header(tmp_path, names, shape):
+def test_csv_image_shape_is_read_from_kaggles_header(tmp_path, names, shape):
     text = ",".join(["label", *names]) + "\n" + ",".join(["0"] * (len(names) + 1)) + "\n"
     assert read_csv(write(tmp_path / "a.csv", text)).image_shape == shape
 
 
-def test_csv_as_large_as_kaggles_is_read_by_the_fast_parser(tmp_path):
+def test_a_csv_file_of_kaggles_size_is_read_by_the_fast_parser(tmp_path):
     x = np.random.default_rng(0).integers(0, 256, (2000, 784))
     rows = "\n".join(",".join(map(str, [i % 10, *row])) for i, row in enumerate(x.tolist()))
     header = ",".join(["label", *(f"pixel{i}" for i in range(784))])
-    parts = read_csv(write(tmp_path / "a.csv", f"{header}\n{rows}\n"))
-    np.testing.assert_array_equal(parts.x, x)
-    assert parts.image_shape == (28, 28, 1) and parts.y[:12].tolist() == [*range(10), 0, 1]
+    arrays = read_csv(write(tmp_path / "a.csv", f"{header}\n{rows}\n"))
+    np.testing.assert_array_equal(arrays.x, x)
+    assert arrays.image_shape == (28, 28, 1) and arrays.y[:12].tolist() == [*range(10), 0, 1]
 
 
 CSV_DAMAGE = {
@@ -280,21 +280,21 @@ CSV_DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", CSV_DAMAGE)
-def test_csv_damage_is_named_by_line_and_column(tmp_path, kind):
+def test_csv_damage_is_reported_by_line_and_column(tmp_path, kind):
     content, expected = CSV_DAMAGE[kind]
     path = write(tmp_path / "a.csv", content)
     text = message(read_csv, path)
     assert str(path) in text and expected in text
 
 
-def test_csv_in_another_encoding_is_named(tmp_path):
+def test_csv_in_another_encoding_is_rejected(tmp_path):
     path = tmp_path / "a.csv"
     for content in ("label,Größe\n1,2\n".encode("latin-1"), b"1,2\n3,4\n5,\xff\n", "1,2\n".encode("utf-16")):
         path.write_bytes(content)
         assert "not UTF-8 text" in message(read_csv, path)
 
 
-def test_csv_text_is_no_value(tmp_path):
+def test_csv_text_is_rejected_as_a_regression_target(tmp_path):
     path = write(tmp_path / "a.csv", "price,a\ncheap,1\n")
     assert read_csv(path).classes == ["cheap"]
-    assert "line 2, column 1: 'cheap' is not a number" in message(read_csv, path, "value")
+    assert "line 2, column 1: 'cheap' is not a number" in message(read_csv, path, "regression")

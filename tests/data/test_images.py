@@ -1,4 +1,4 @@
-"""Images: folders of class folders, every conversion, and one test per kind of damage."""
+"""Images: folders with one subfolder per class, every conversion, and one test per kind of damage."""
 
 from __future__ import annotations
 
@@ -31,49 +31,49 @@ def folder_of(path: Path, **options) -> Path:
     return path
 
 
-def test_image_folder_gives_classes_sorted_and_grey_pixels(tmp_path):
+def test_image_folder_has_sorted_classes_and_grey_pixels(tmp_path):
     folder = folder_of(tmp_path)
     for junk in (".DS_Store", "cat/.hidden.png", "cat/Thumbs.db", "dog/notes.txt", "README"):
         (folder / junk).write_text("not an image")
     (folder / ".git").mkdir()
-    parts = read_image_folder(folder)
-    assert (parts.classes, list(parts.y), parts.image_shape) == (["cat", "dog"], [0, 0, 1, 1], (3, 4, 1))
-    assert parts.x.dtype == np.uint8 and parts.x.tolist() == [[shade] * 12 for shade in (10, 11, 20, 21)]
-    assert parts.x_test is None and parts.y_test is None
+    arrays = read_image_folder(folder)
+    assert (arrays.classes, list(arrays.y), arrays.image_shape) == (["cat", "dog"], [0, 0, 1, 1], (3, 4, 1))
+    assert arrays.x.dtype == np.uint8 and arrays.x.tolist() == [[shade] * 12 for shade in (10, 11, 20, 21)]
+    assert arrays.x_test is None and arrays.y_test is None
 
 
 def test_image_folder_with_one_colour_image_becomes_colour(tmp_path):
     folder = folder_of(tmp_path)
     save(folder / "dog" / "2.png", "RGB", colour=(1, 2, 3))
-    parts = read_image_folder(folder)
-    assert parts.image_shape == (3, 4, 3)
-    assert parts.x[0].tolist() == [10] * 36 and parts.x[4].tolist() == [1, 2, 3] * 12
+    arrays = read_image_folder(folder)
+    assert arrays.image_shape == (3, 4, 3)
+    assert arrays.x[0].tolist() == [10] * 36 and arrays.x[4].tolist() == [1, 2, 3] * 12
 
 
 def test_image_folder_with_train_and_test(tmp_path):
     folder_of(tmp_path / "train")
     save(tmp_path / "test" / "dog" / "x.png", colour=99)
-    parts = read_image_folder(tmp_path)
-    assert list(parts.y) == [0, 0, 1, 1] and list(parts.y_test) == [1] and parts.x_test.tolist() == [[99] * 12]
+    arrays = read_image_folder(tmp_path)
+    assert list(arrays.y) == [0, 0, 1, 1] and list(arrays.y_test) == [1] and arrays.x_test.tolist() == [[99] * 12]
 
 
-def test_train_is_a_class_beside_others(tmp_path):
+def test_train_is_a_class_if_there_are_other_folders(tmp_path):
     for name in ("train", "plane"):
         save(tmp_path / name / "a.png")
     assert read_image_folder(tmp_path).classes == ["plane", "train"]
 
 
-def test_image_folder_of_two_sizes_names_the_first_that_differs(tmp_path):
+def test_image_folder_of_two_sizes_reports_the_first_that_differs(tmp_path):
     folder = folder_of(tmp_path)
     odd = save(folder / "dog" / "1.png", size=(8, 3), colour=21)
     text = message(read_image_folder, folder)
     assert text.startswith(f"{odd}: 3x8 pixels") and "3x4" in text and "image_size" in text
-    parts = read_image_folder(folder, (2, 5))
-    assert parts.image_shape == (2, 5, 1) and parts.x[3].tolist() == [21] * 10
+    arrays = read_image_folder(folder, (2, 5))
+    assert arrays.image_shape == (2, 5, 1) and arrays.x[3].tolist() == [21] * 10
 
 
 def break_folder(folder: Path, kind: str) -> str:
-    """Damage a good folder; gives what the message must contain."""
+    """Damage a valid folder; return a part of the expected message."""
     bad = folder / "cat" / "0.png"
     if kind == "text file":
         bad.write_text("hello")
@@ -88,7 +88,7 @@ def break_folder(folder: Path, kind: str) -> str:
         return f"{folder / 'ant'}: no image"
     elif kind == "nested":
         save(folder / "cat" / "inner" / "a.png")
-        return f"{folder / 'cat' / 'inner'}: a folder in a class folder"
+        return f"{folder / 'cat' / 'inner'}: a folder inside a class folder"
     elif kind == "single class":
         for path in (folder / "dog").iterdir():
             path.unlink()
@@ -98,17 +98,17 @@ def break_folder(folder: Path, kind: str) -> str:
 
 
 @pytest.mark.parametrize("kind", ["text file", "truncated", "empty file", "empty class", "nested", "single class"])
-def test_image_folder_damage_is_named(tmp_path, kind):
+def test_image_folder_damage_is_reported(tmp_path, kind):
     folder = folder_of(tmp_path / "data")
     read_image_folder(folder)
     assert break_folder(folder, kind) in message(read_image_folder, folder)
 
 
-def test_an_empty_folder_is_named(tmp_path):
+def test_an_empty_folder_is_reported(tmp_path):
     assert f"{tmp_path}: 0 class folders" in message(read_image_folder, tmp_path)
 
 
-def test_test_part_damage_is_named(tmp_path):
+def test_damage_of_the_test_set_is_reported(tmp_path):
     folder_of(tmp_path / "train")
     (tmp_path / "test").mkdir()
     assert f"{tmp_path / 'test'}: no class folders" in message(read_image_folder, tmp_path)
@@ -116,7 +116,7 @@ def test_test_part_damage_is_named(tmp_path):
     assert f"{tmp_path / 'test' / 'cow'}: no such class" in message(read_image_folder, tmp_path)
 
 
-def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
+def test_a_decompression_bomb_is_rejected(tmp_path, monkeypatch):
     path = save(tmp_path / "a.png", size=(40, 30))
     assert load_images([path], (1, 1, 1)).tolist() == [[7]]
     for limit in (1000, 500):  # Pillow warns above its limit and refuses above twice the limit
@@ -125,7 +125,7 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
         assert text.startswith(f"{path}: not a readable image (")
 
 
-# Each: mode, colour, options of saving, expected grey, expected red, green, blue.
+# mode, colour, suffix of the file, expected grey, expected (red, green, blue)
 CONVERSIONS = {
     "grey": ("L", 200, "png", 200, (200, 200, 200)),
     "black and white": ("1", 1, "png", 255, (255, 255, 255)),
@@ -146,7 +146,7 @@ def test_load_images_converts_every_mode(tmp_path, kind):
     assert load_images([str(path)], (2, 3, 3)).tolist() == [list(rgb) * 6]
 
 
-def test_a_palette_with_a_transparent_colour_goes_over_black(tmp_path):
+def test_a_palette_with_a_transparent_colour_is_composited_over_black(tmp_path):
     image = Image.new("P", (2, 1))
     image.putpalette([255, 0, 0, 0, 255, 0])
     image.putpixel((1, 0), 1)
@@ -160,10 +160,10 @@ def test_load_images_keeps_pixels_of_the_right_size_and_averages_larger_ones(tmp
     checks = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
     Image.fromarray(checks).save(tmp_path / "b.png")
     small = load_images([tmp_path / "b.png"], (4, 4, 1))
-    assert abs(small.astype(int) - 128).max() <= 2  # antialiased: no pixel is picked alone
+    assert abs(small.astype(int) - 128).max() <= 2  # antialiased: not nearest-neighbour sampling
 
 
-def test_load_images_names_what_is_wrong(tmp_path):
+def test_load_images_reports_errors(tmp_path):
     path = tmp_path / "a.png"
     path.write_text("hello")
     assert f"{path}: not a readable image" in message(load_images, [path], (2, 2, 1))

@@ -1,8 +1,8 @@
-"""Memory-mapped training sets: the same bits as from memory, no copy of the rows, and a stated bound of memory.
+"""Memory-mapped training sets: the same bits as from memory, no copy of the rows, and bounded memory.
 
-The bound: besides what the network needs, and besides the mapped files, whose pages the system drops when it needs them, a run
-with the compiled engine owns no more than BOUND bytes and BOUND_PER_ROW for each row with its class. (That is RssAnon; what
-the system counts as the process's pages of files, RssFile, is not owned.)
+The bound: on top of the network, a run with the compiled engine allocates at most BOUND bytes plus BOUND_PER_ROW bytes per
+labelled row. This is measured as RssAnon; the pages of mapped files, RssFile, do not count, since the operating system evicts
+them when memory is short.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from fastmlp.training.settings import TrainingData, make_task
 
 BOUND, BOUND_PER_ROW = 64 << 20, 64
 
-NETWORK = Network((12, 9, 3))  # relu and plain SGD, as in the process below: one kernel to compile for each type of x
+NETWORK = Network((12, 9, 3))  # relu and plain SGD, as in the process below: one kernel per dtype of x
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (400, 12), np.uint8)
 Y = RNG.integers(0, 3, 400)
@@ -58,35 +58,35 @@ def x(request: pytest.FixtureRequest) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------ the same bits
 
 
-def figures(training: Any) -> list[dict[str, Any]]:
-    """The history without what a clock measured."""
+def timeless_history(training: Any) -> list[dict[str, Any]]:
+    """Return the history without the measured times."""
     clock = ("seconds", "eval_seconds", "rows_per_second")
     return [{key: value for key, value in row.items() if key not in clock} for row in training.history]
 
 
 def outcome(backend: str, rows: Any, validation: Any, **changes: Any) -> tuple[Any, ...]:
-    """All that a training on these rows and targets gives: parameters after each epoch, state, history, model."""
+    """Train; return the parameters after each epoch, the final state, the parameters of the model, and the history."""
     keeper = Keeper()
     settings = set_up(backend=backend, seed=3, **changes)
     scaling = fit_scaling("zscore", rows[0])
     training = train(NETWORK, *rows, settings=settings, validation=validation, scaling=scaling, callbacks=[keeper])
-    return tuple(keeper.parameters), training.state, training.model.parameters, str(figures(training))
+    return tuple(keeper.parameters), training.state, training.model.parameters, str(timeless_history(training))
 
 
-def test_a_mapped_file_trains_to_the_same_bits(backend: str, x: np.ndarray, tmp_path: Path) -> None:
+def test_training_on_a_mapped_file_gives_the_same_bits(backend: str, x: np.ndarray, tmp_path: Path) -> None:
     assert same_bits(outcome(backend, (mapped(tmp_path, x), Y), None), outcome(backend, (x, Y), None))
 
 
-def test_a_subset_trains_to_the_bits_of_its_copy(backend: str, x: np.ndarray, tmp_path: Path) -> None:
+def test_training_on_a_subset_gives_the_bits_of_its_copy(backend: str, x: np.ndarray, tmp_path: Path) -> None:
     whole = mapped(tmp_path, x)
-    subsets = [(Subset(whole, part), Y[part]) for part in (TRAIN, VALIDATION)]
-    copies = [(x[part], Y[part]) for part in (TRAIN, VALIDATION)]
+    subsets = [(Subset(whole, rows), Y[rows]) for rows in (TRAIN, VALIDATION)]
+    copies = [(x[rows], Y[rows]) for rows in (TRAIN, VALIDATION)]
     assert same_bits(outcome(backend, *subsets), outcome(backend, *copies))
     other = [copies[0], (x[VALIDATION], (Y[VALIDATION] + 1) % 3)]
     assert not same_bits(outcome(backend, *subsets), outcome(backend, *other))
 
 
-def test_a_subset_takes_weights_and_plain_targets() -> None:
+def test_a_subset_can_have_weights_and_regression_targets() -> None:
     network = Network((12, 9, 2), loss="squared-error")
     targets = np.random.default_rng(1).random((400, 2))
     weights = np.random.default_rng(2).random(400) + 0.5
@@ -102,17 +102,17 @@ def test_a_subset_takes_weights_and_plain_targets() -> None:
         for rows in (Subset(PIXELS, TRAIN), PIXELS[TRAIN])
     )
     assert same_bits(found.state, wanted.state)
-    assert figures(found) == figures(wanted)
+    assert timeless_history(found) == timeless_history(wanted)
 
 
-def test_a_time_budget_ends_a_subset_within_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastmlp.training.loop.CHUNK_SECONDS", 1e-9)  # a batch in each call
+def test_max_time_stops_training_on_a_subset_within_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastmlp.training.loop.CHUNK_SECONDS", 1e-9)  # one batch per call
     training = train(NETWORK, Subset(PIXELS, TRAIN), Y[TRAIN], settings=set_up(max_time=1e-9))
     assert training.stopped == "time" and 0 < training.history[0]["rows"] < len(TRAIN)
 
 
 @pytest.mark.parametrize("kind", SCALINGS)
-def test_scalings_of_a_subset_are_those_of_its_copy(kind: str, tmp_path: Path) -> None:
+def test_scalings_of_a_subset_have_the_bits_of_its_copy(kind: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     chosen = rng.permutation(3000)[:2500]
     for values in (
@@ -124,15 +124,15 @@ def test_scalings_of_a_subset_are_those_of_its_copy(kind: str, tmp_path: Path) -
         assert same_bits((found.shift, found.factor), (wanted.shift, wanted.factor))
 
 
-def test_a_model_measures_a_subset_as_its_copy(backend: str, x: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_of_a_subset_equals_that_of_its_copy(backend: str, x: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     model = train(NETWORK, x, Y, settings=set_up(backend=backend)).model
     monkeypatch.setattr("fastmlp.nn.blocks.BLOCK_BYTES", 7 * x.itemsize * 12)
-    part = Subset(x, VALIDATION)
-    assert evaluate(model, part, Y[VALIDATION]) == evaluate(model, x[VALIDATION], Y[VALIDATION])
-    assert same_bits(model.predict_proba(part), model.predict_proba(x[VALIDATION]))
+    subset = Subset(x, VALIDATION)
+    assert evaluate(model, subset, Y[VALIDATION]) == evaluate(model, x[VALIDATION], Y[VALIDATION])
+    assert same_bits(model.predict_proba(subset), model.predict_proba(x[VALIDATION]))
 
 
-def test_a_run_on_a_folder_is_the_run_on_its_npz(tmp_path: Path) -> None:
+def test_runs_on_a_folder_and_on_its_npz_are_identical(tmp_path: Path) -> None:
     classes = ["a", "b", "c"]
     np.savez(tmp_path / "data.npz", x=PIXELS, y=Y, classes=classes)
     (tmp_path / "data").mkdir()
@@ -151,25 +151,25 @@ def test_a_run_on_a_folder_is_the_run_on_its_npz(tmp_path: Path) -> None:
     one, other = (Path(f"{tmp_path}/{name} run", "model.safetensors").read_bytes() for name in ("data", "data.npz"))
     assert one == other
     again = evaluate_run(tmp_path / "data run", split="all")
-    assert all(again[part] == found[part] for part in ("test", "validation", "train"))
+    assert all(again[name] == found[name] for name in ("test", "validation", "train"))
 
 
 # ------------------------------------------------------------------------------------------------ no copies
 
 
 @pytest.mark.parametrize("kind", [np.ndarray, Subset])
-def test_parts_of_a_mapped_file_are_subsets_and_others_copies(kind: Any, tmp_path: Path) -> None:
+def test_splits_of_a_mapped_file_are_subsets_and_others_copies(kind: Any, tmp_path: Path) -> None:
     data = check_dataset(RawArrays(mapped(tmp_path, PIXELS) if kind is Subset else PIXELS, Y))
-    parts = split(data, **TrainConfig(seed=5).split_sizes())
-    numbers = split_rows(Y, (0.2, 0.2), seed=5)
-    for name, rows in zip(("train", "validation", "test"), numbers, strict=True):
-        x, y = parts[name].x, parts[name].y
+    splits = split(data, **TrainConfig(seed=5).split_sizes())
+    indices = split_rows(Y, (0.2, 0.2), seed=5)
+    for name, rows in zip(("train", "validation", "test"), indices, strict=True):
+        x, y = splits[name].x, splits[name].y
         assert type(x) is kind
         assert np.array_equal(np.asarray(x), PIXELS[rows]) and np.array_equal(y, Y[rows])
 
 
 def test_the_values_of_a_file_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loading checks them; training, validation and evaluation do not read them for that again."""
+    """They are checked when loaded, and not again by training, validation and evaluation."""
     folder, scanned = tmp_path / "data", []
     folder.mkdir()
     np.save(folder / "x.npy", PIXELS.astype(np.float32))
@@ -188,7 +188,7 @@ def test_the_values_of_a_file_are_checked_once(tmp_path: Path, monkeypatch: pyte
 
 
 def traced(call: Any) -> int:
-    """Bytes that NumPy and Python had at most beyond those before."""
+    """Return the peak of the bytes that Python and NumPy allocate during a call."""
     tracemalloc.start()
     call()
     peak = tracemalloc.get_traced_memory()[1]
@@ -198,7 +198,7 @@ def traced(call: Any) -> int:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_no_pass_over_the_rows_copies_them(dtype: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also not for a moment, and not as truth values: in blocks of 64 KiB, an epoch of 10 MB makes no 2 MB."""
+    """With blocks of 64 KiB, an epoch over 10 MB allocates less than 2 MB, so it makes no temporary or boolean copy either."""
     monkeypatch.setattr("fastmlp.nn.blocks.BLOCK_BYTES", 1 << 16)
     monkeypatch.setattr("fastmlp.data.scaling.CHUNK_VALUES", 1 << 13)
     count = 10_000_000 // (1000 * np.dtype(dtype).itemsize)
@@ -210,18 +210,18 @@ def test_no_pass_over_the_rows_copies_them(dtype: Any, tmp_path: Path, monkeypat
     def run() -> None:
         data = load_data(tmp_path / "a")
         assert is_mapped(data.x) and data.sha256
-        parts = split(data, **TrainConfig().split_sizes())
-        scaling = fit_scaling("zscore", parts["train"].x)
+        splits = split(data, **TrainConfig().split_sizes())
+        scaling = fit_scaling("zscore", splits["train"].x)
         settings = set_up(epochs=1)
-        given = TrainingData(parts["train"], parts["validation"], scaling=scaling)
+        given = TrainingData(splits["train"], splits["validation"], scaling=scaling)
         training = train_task(make_task(network, settings, given))
-        for rows in parts.values():
+        for rows in splits.values():
             evaluate_with_predictions(training.model, rows)
 
-    run()  # what is imported late is not counted
+    run()  # lazy imports are not counted
     assert traced(run) < 2_000_000
     x = load_data(tmp_path / "a").x
-    assert traced(lambda: x[TRAIN].astype(np.float32)) > 1_000_000  # the measure sees a copy
+    assert traced(lambda: x[TRAIN].astype(np.float32)) > 1_000_000  # control: a copy is measured
 
 
 def test_pixels_of_named_data_stay_bytes() -> None:
@@ -230,7 +230,7 @@ def test_pixels_of_named_data_stay_bytes() -> None:
     assert {rows.x.dtype for rows in plan.splits.values()} == {np.dtype(np.uint8)}
 
 
-def test_pixels_are_scaled_as_they_are_used(backend: str) -> None:
+def test_pixels_are_scaled_on_use(backend: str) -> None:
     """Training makes no float copy of them."""
     pixels = np.random.default_rng(0).integers(0, 256, (20_000, 784), np.uint8)
     labels = np.arange(20_000) % 3
@@ -242,8 +242,8 @@ def test_pixels_are_scaled_as_they_are_used(backend: str) -> None:
 
 # ------------------------------------------------------------------------------------------------ bounded memory
 
-# A process that may not own more than the bound: its first run loads and compiles all that a run needs, then RLIMIT_DATA
-# (private writable memory, which is what mapped files are not) is set to what it has and the bound.
+# A process with limited memory: its first run loads and compiles everything that a run needs, then RLIMIT_DATA (private
+# writable memory, which excludes mapped files) is set to its current memory plus the bound.
 CHILD = """
 import re, resource, sys, threading, time
 import numpy as np
@@ -282,7 +282,7 @@ print(copied, limit, max(peaks) - before, sum(result["data"]["rows"].values()))
 
 
 def write_set(folder: Path, rows: int, features: int) -> int:
-    """x.npy and y.npy, with numbers in the first rows of x and a hole after them that takes no place on disk; bytes of x."""
+    """Write x.npy, which is sparse after its first rows and so needs little disk space, and y.npy; return the bytes of x."""
     folder.mkdir()
     with (folder / "x.npy").open("wb") as stream:
         header = {"descr": "|u1", "fortran_order": False, "shape": (rows, features)}
@@ -296,7 +296,7 @@ def write_set(folder: Path, rows: int, features: int) -> int:
 
 @pytest.mark.full
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA and /proc are Linux's")
-def test_a_set_larger_than_the_memory_that_a_process_may_own_trains(tmp_path: Path, numba_backend: str) -> None:
+def test_training_on_a_set_larger_than_the_memory_limit(tmp_path: Path, numba_backend: str) -> None:
     rows, features = 250_000, 3072
     write_set(tmp_path / "small", 2_000, features)
     size = write_set(tmp_path / "large", rows, features)
@@ -312,7 +312,7 @@ def test_a_set_larger_than_the_memory_that_a_process_may_own_trains(tmp_path: Pa
     assert int(trained) == rows
 
 
-def test_the_benchmark_measures(tmp_path: Path, numba_backend: str) -> None:
+def test_the_benchmark_runs(tmp_path: Path, numba_backend: str) -> None:
     memmap.write_pixels(tmp_path / "x.npy", 1_000, 12)
     row = memmap.measure(Case((12, 9, 3), 16), tmp_path / "x.npy", rounds=2)
     assert (row["rows"], row["network"], set(row["seconds"])) == (1_000, "12-9-3", {"mapped", "memory"})

@@ -1,4 +1,4 @@
-"""Splits and scalings against their definitions; the checks of single arrays are tested in test_dataset.py."""
+"""Splits and scalings against their definitions. See also test_dataset.py for the checks of single arrays."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from fastmlp.nn.scaling import SCALINGS, Scaling
 # --- splitting ---
 
 
-def check_partition(parts, n: int) -> None:
-    """Every row is in exactly one part."""
-    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(n))
+def check_partition(splits, n: int) -> None:
+    """Assert that every row is in exactly one split."""
+    np.testing.assert_array_equal(np.sort(np.concatenate(splits)), np.arange(n))
 
 
-def test_the_partition_checker_finds_a_row_lost_and_a_row_twice():
-    for parts in (([0, 1],), ([0, 1], [1, 2])):
+def test_check_partition_detects_missing_and_duplicate_rows():
+    for splits in (([0, 1],), ([0, 1], [1, 2])):
         with pytest.raises(AssertionError):
-            check_partition(parts, 3)
+            check_partition(splits, 3)
 
 
 @pytest.mark.parametrize(
-    ("n", "parts", "sizes"),
+    ("n", "sizes", "counts"),
     [
         (60000, (0.2,), (48000, 12000)),
         (60000, (10000,), (50000, 10000)),
@@ -41,10 +41,10 @@ def test_the_partition_checker_finds_a_row_lost_and_a_row_twice():
         (5, (np.int64(1), np.float32(0.5)), (2, 1, 2)),
     ],
 )
-def test_sizes_of_parts(n, parts, sizes):
-    split = split_rows(np.zeros(n), parts)
-    assert tuple(map(len, split)) == sizes and all(part.dtype == np.int64 for part in split)
-    check_partition(split, n)
+def test_sizes_of_splits(n, sizes, counts):
+    splits = split_rows(np.zeros(n), sizes)
+    assert tuple(map(len, splits)) == counts and all(rows.dtype == np.int64 for rows in splits)
+    check_partition(splits, n)
 
 
 def test_a_split_is_a_function_of_the_seed():
@@ -57,16 +57,16 @@ def test_a_split_is_a_function_of_the_seed():
     assert [len(split_rows(y, (0.3,), seed=seed)[1]) for seed in (0, 2**63, 2**64 - 1)] == [300] * 3
 
 
-def test_the_order_is_that_of_one_shuffle():
+def test_splits_are_in_the_order_of_one_shuffle():
     expected = np.random.Generator(np.random.Philox(key=[5, 2])).permutation(50)
     rest, first, second = split_rows(np.zeros(50), (10, 5), seed=5)
     np.testing.assert_array_equal(np.concatenate([first, second, rest]), expected)
-    for part in split_rows(np.arange(50) % 2, (10, 5), stratify=True, seed=5):
-        np.testing.assert_array_equal(part, [row for row in expected if row in part])
+    for rows in split_rows(np.arange(50) % 2, (10, 5), stratify=True, seed=5):
+        np.testing.assert_array_equal(rows, [row for row in expected if row in rows])
 
 
 def largest_remainder(counts, size: int) -> list[int]:
-    """Hamilton's method, as in a textbook."""
+    """Hamilton's method, textbook version."""
     quotas = [size * count / sum(counts) for count in counts]
     seats = [int(quota) for quota in quotas]
     for index in sorted(range(len(counts)), key=lambda i: (-(quotas[i] - seats[i]), i))[: size - sum(seats)]:
@@ -79,34 +79,34 @@ def test_stratified_counts_are_proportional_by_largest_remainder(sizes):
     counts = [50, 31, 17, 9]
     y = np.random.default_rng(0).permutation(np.repeat([2, 0, 3, 9], counts))
     counts = [31, 50, 17, 9]  # in the order of the labels 0, 2, 3, 9
-    parts = split_rows(y, sizes, stratify=True)
-    check_partition(parts, len(y))
-    for size, part in zip(sizes, parts[1:], strict=True):
-        found = [int((y[part] == label).sum()) for label in (0, 2, 3, 9)]
-        assert found == largest_remainder(counts, size) and len(part) == size
+    splits = split_rows(y, sizes, stratify=True)
+    check_partition(splits, len(y))
+    for size, rows in zip(sizes, splits[1:], strict=True):
+        found = [int((y[rows] == label).sum()) for label in (0, 2, 3, 9)]
+        assert found == largest_remainder(counts, size) and len(rows) == size
 
 
-def test_plain_and_stratified_differ_in_their_counts():
+def test_only_stratified_splits_have_fixed_class_counts():
     y = np.repeat([0, 1], [990, 10])
     plain = {int(y[split_rows(y, (0.2,), False, seed)[1]].sum()) for seed in range(20)}
-    strict = {int(y[split_rows(y, (0.2,), True, seed)[1]].sum()) for seed in range(20)}
-    assert strict == {2} and len(plain) > 1
+    stratified = {int(y[split_rows(y, (0.2,), True, seed)[1]].sum()) for seed in range(20)}
+    assert stratified == {2} and len(plain) > 1
 
 
-@pytest.mark.parametrize("part", [1.0, -0.1, -1, float("nan"), True, "0.2", None])
-def test_what_is_no_size_is_refused(part):
-    with pytest.raises(ConfigError, match="give a fraction as a float"):
-        split_rows(np.zeros(10), (part,))
+@pytest.mark.parametrize("size", [1.0, -0.1, -1, float("nan"), True, "0.2", None])
+def test_invalid_sizes_are_rejected(size):
+    with pytest.raises(ConfigError, match="must be a fraction as a float"):
+        split_rows(np.zeros(10), (size,))
 
 
-@pytest.mark.parametrize("parts", [(10,), (11,), (5, 5), (0.5, 0.5), (0.96,)])
-def test_parts_that_leave_nothing_are_refused(parts):
-    with pytest.raises(ConfigError, match="leave nothing of 10 rows"):
-        split_rows(np.zeros(10), parts)
+@pytest.mark.parametrize("sizes", [(10,), (11,), (5, 5), (0.5, 0.5), (0.96,)])
+def test_splits_that_leave_no_training_rows_are_rejected(sizes):
+    with pytest.raises(ConfigError, match="leave none of 10 rows"):
+        split_rows(np.zeros(10), sizes)
 
 
-def test_other_wrong_splits_are_refused():
-    with pytest.raises(ConfigError, match=r"a fraction of 0\.04 of 10 rows is no row"):
+def test_other_invalid_arguments_of_split_rows_are_rejected():
+    with pytest.raises(ConfigError, match=r"a fraction of 0\.04 of 10 rows rounds to 0 rows"):
         split_rows(np.zeros(10), (0.04,))
     for seed in (-1, 2**64):
         with pytest.raises(ConfigError, match="seed"):
@@ -116,13 +116,13 @@ def test_other_wrong_splits_are_refused():
             split_rows(y, (1,), stratify=True)
 
 
-@pytest.mark.parametrize(("rows", "parts"), [(1, (0.5,)), (2, (0.1,)), (2, (0.4, 0.4)), (9, (98,))])
-def test_a_class_with_too_few_rows_is_named(rows, parts):
+@pytest.mark.parametrize(("rows", "sizes"), [(1, (0.5,)), (2, (0.1,)), (2, (0.4, 0.4)), (9, (98,))])
+def test_a_class_with_too_few_rows_is_reported(rows, sizes):
     y = np.repeat([0, 7], [100 - rows, rows])
     with pytest.raises(DataError, match=f"class 7 has {rows} rows, too few") as caught:
-        split_rows(y, parts, stratify=True)
+        split_rows(y, sizes, stratify=True)
     assert "\n" not in str(caught.value)
-    split_rows(y, parts)
+    split_rows(y, sizes)
 
 
 # --- scaling ---
@@ -136,7 +136,7 @@ def features(dtype=np.float32, rows: int = 2 * CHUNK_ROWS + 11) -> np.ndarray:
 
 
 def defined(kind: str, x: np.ndarray) -> np.ndarray:
-    """The scaled x by definition, in float64."""
+    """Return the scaled x in float64, computed from the definition."""
     values = x.astype(np.float64)
     if x.dtype == np.uint8:
         low, high = 0.0, 255.0
@@ -153,11 +153,11 @@ def defined(kind: str, x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 @pytest.mark.parametrize("kind", SCALINGS)
-def test_scaling_is_what_its_name_says(kind, dtype):
+def test_scaled_features_match_the_definition(kind, dtype):
     x = features(dtype)
     scaling = fit_scaling(kind, x)
     wanted = defined(kind, x)
-    # Rounding of shift and of the difference, each half an ulp of the largest value, then of factor and product.
+    # Rounding errors of shift and difference, each half an ulp of the largest value, then of factor and product.
     largest = np.abs(x.astype(np.float64)).max(axis=0) + np.abs(scaling.shift)
     tolerance = np.finfo(np.float32).eps * (largest * scaling.factor + 2 * np.abs(wanted))
     assert (np.abs(scaling.apply(x) - wanted) <= tolerance).all()
@@ -183,14 +183,14 @@ def test_pixels_have_a_fixed_range():
     assert fit_scaling("unit", x.astype(np.float32)).apply(pixels).tolist() == [[0, 252]]
 
 
-def test_none_changes_nothing():
+def test_none_is_the_identity():
     x = features()
     assert fit_scaling("none", x).apply(x).tobytes() == x.tobytes()
 
 
 @pytest.mark.parametrize("kind", SCALINGS)
 @pytest.mark.parametrize("value", [0.1, 0.0, -1e30, 1e-42])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])  # sums of equal float64 are rounded, float32 here not
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])  # sums are rounded for float64 only
 def test_a_constant_feature_gets_factor_one(kind, value, dtype):
     x = np.full((3001, 7), value, dtype)
     scaling = fit_scaling(kind, x)
@@ -201,13 +201,13 @@ def test_a_constant_feature_gets_factor_one(kind, value, dtype):
 def test_zscore_equals_scikit_learns_scaler():
     x = features()
     x[:, 4] = 0.1
-    judge = StandardScaler().fit(x.astype(np.float64))
+    reference = StandardScaler().fit(x.astype(np.float64))
     scaling = fit_scaling("zscore", x)
-    np.testing.assert_allclose(scaling.shift, judge.mean_, rtol=1e-6, atol=1e-9)
-    np.testing.assert_allclose(scaling.factor, 1 / judge.scale_, rtol=1e-6)
+    np.testing.assert_allclose(scaling.shift, reference.mean_, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(scaling.factor, 1 / reference.scale_, rtol=1e-6)
 
 
-def test_zscore_keeps_a_small_spread_on_a_large_mean():
+def test_zscore_of_a_large_mean_and_a_small_deviation_is_accurate():
     x = (np.random.default_rng(0).integers(0, 2, (5000, 1)) * 0.0625 + 1e5).astype(np.float32)
     assert fit_scaling("zscore", x).factor[0] == pytest.approx(1 / x.astype(np.float64).std(), rel=1e-6)
 
@@ -231,12 +231,12 @@ def test_a_scaling_survives_storage_as_a_name_and_arrays(kind):
     assert Scaling(kind, **arrays).apply(x).tobytes() == scaling.apply(x).tobytes()
 
 
-def test_wrong_uses_are_named():
+def test_invalid_arguments_are_reported():
     x = features()
     with pytest.raises(ConfigError, match="did you mean 'zscore'"):
         fit_scaling("zscor", x)
     for empty in (x[:0], x[0], x[:, :0]):
-        with pytest.raises(DataError, match="needs rows"):
+        with pytest.raises(DataError, match="fitted to rows"):
             fit_scaling("unit", empty)
     with pytest.raises(DataError, match=r"fitted on 6 features, but the data has shape \(2, 5\)"):
         fit_scaling("unit", x).apply(x[:2, :5])
@@ -256,11 +256,11 @@ ONES = np.ones(3, np.float32)
         ("unit", ONES[0], ONES[0]),
     ],
 )
-def test_a_damaged_scaling_is_refused(kind, shift, factor):
+def test_a_damaged_scaling_is_rejected(kind, shift, factor):
     Scaling("unit", ONES, ONES)
     with pytest.raises(DataError, match="scaling"):
         Scaling(kind, shift, factor)
 
 
-def test_each_kind_of_scaling_can_be_fitted() -> None:
+def test_every_kind_of_scaling_can_be_fitted() -> None:
     assert tuple(STATISTICS) == SCALINGS

@@ -1,4 +1,4 @@
-"""Subsets of rows, and passes in blocks."""
+"""Subsets of rows, and iteration in blocks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHOSEN = np.array([7, 2, 2, 9])
 # ------------------------------------------------------------------------------------------------ subsets
 
 
-def test_a_subset_looks_like_its_copy() -> None:
+def test_a_subset_behaves_like_its_copy() -> None:
     subset, copy = Subset(X, CHOSEN), X[CHOSEN]
     assert (len(subset), subset.shape, subset.ndim, subset.dtype) == (len(copy), copy.shape, copy.ndim, copy.dtype)
     for key in (slice(1, 3), slice(0, 0), slice(2, 99), np.array([3, 0]), 1):
@@ -33,7 +33,7 @@ def test_a_subset_looks_like_its_copy() -> None:
         np.array(subset, copy=False)
 
 
-def test_a_subset_keeps_its_rows_when_the_given_ones_change() -> None:
+def test_a_subset_copies_its_indices() -> None:
     chosen = CHOSEN.copy()
     subset = Subset(X, chosen)
     chosen[:] = 0
@@ -43,45 +43,45 @@ def test_a_subset_keeps_its_rows_when_the_given_ones_change() -> None:
 BAD_ROWS: dict[str, tuple[Any, str]] = {
     "beyond the end": ([0, 10], "rows 0 to 10, but the array has rows 0 to 9"),
     "negative": ([-1, 2], "rows -1 to 2"),
-    "truth values": (np.ones(10, bool), "row numbers, not bool"),
-    "fractions": ([0.0, 1.0], "row numbers, not float64"),
+    "truth values": (np.ones(10, bool), "row indices, not bool"),
+    "fractions": ([0.0, 1.0], "row indices, not float64"),
     "a table": ([[0], [1]], "of shape (2, 1)"),
     "a number": (3, "of shape ()"),
 }
 
 
 @pytest.mark.parametrize("damage", BAD_ROWS)
-def test_rows_that_are_not_there_are_refused(damage: str) -> None:
-    """Before an engine sees them: a kernel reads wherever a row number points."""
+def test_rows_out_of_range_are_rejected(damage: str) -> None:
+    """Kernels do not check the bounds of row indices."""
     rows, expected = BAD_ROWS[damage]
     with pytest.raises(DataError) as caught:
         Subset(X, rows)
     assert expected in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_no_rows_are_a_subset() -> None:
+def test_a_subset_can_be_empty() -> None:
     assert Subset(X, np.empty(0, np.int64)).shape == (0, 3)
     with pytest.raises(DataError, match="no rows"):
         check_split(Network((3, 2)), Subset(X, np.empty(0, np.int64)), [], "training", np.float32)
-    with pytest.raises(DataError, match="needs rows"):
+    with pytest.raises(DataError, match="fitted to rows"):
         fit_scaling("unit", Subset(X, np.empty(0, np.int64)))
 
 
-def test_values_are_spread_to_their_rows() -> None:
-    whole = Subset(X, CHOSEN).spread(np.array([5, 6, 6, 8], np.int32))
+def test_values_are_scattered_to_their_rows() -> None:
+    whole = Subset(X, CHOSEN).scatter(np.array([5, 6, 6, 8], np.int32))
     assert whole.dtype == np.int32 and whole.tolist() == [0, 0, 6, 0, 0, 0, 0, 5, 0, 8]
     targets = np.arange(6.0).reshape(3, 2)
-    assert np.array_equal(Subset(X, CHOSEN[[0, 1, 3]]).spread(targets)[CHOSEN[[0, 1, 3]]], targets)
+    assert np.array_equal(Subset(X, CHOSEN[[0, 1, 3]]).scatter(targets)[CHOSEN[[0, 1, 3]]], targets)
 
 
 @pytest.mark.parametrize("values", [np.array([5, 6, 7, 8]), np.array([[5, 0], [6, 0], [6, 1], [8, 0]])])
-def test_a_row_with_two_targets_is_refused(values: np.ndarray) -> None:
-    """The engine could take only one of them."""
+def test_a_row_with_two_targets_is_rejected(values: np.ndarray) -> None:
+    """The engine would use only one of them."""
     with pytest.raises(DataError, match="row 2 is in the subset more than once"):
-        Subset(X, CHOSEN).spread(values)
+        Subset(X, CHOSEN).scatter(values)
 
 
-def test_mapped_files_are_known_through_views(tmp_path: Path) -> None:
+def test_views_of_mapped_files_are_recognised(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", X)
     mapped = np.load(tmp_path / "a.npy", mmap_mode="r")
     for array in (mapped, mapped[1:], mapped.reshape(5, -1), np.asarray(mapped), np.ascontiguousarray(mapped).T):
@@ -95,7 +95,7 @@ def test_mapped_files_are_known_through_views(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ checks
 
 
-def test_a_subset_stays_one_if_engines_read_its_array() -> None:
+def test_a_subset_is_copied_only_if_engines_cannot_read_its_array() -> None:
     for array in (X, X.astype(np.uint8)):
         checked = check_rows(Subset(array, CHOSEN), 3, np.float32)
         assert isinstance(checked, Subset) and checked.array is array
@@ -115,7 +115,7 @@ def test_only_the_rows_of_a_subset_must_be_finite(dtype: Any) -> None:
     check_rows(Subset(x, CHOSEN), 3, np.float32)
 
 
-def test_a_subset_of_another_width_or_kind_is_refused() -> None:
+def test_a_subset_of_wrong_width_or_dtype_is_rejected() -> None:
     for subset, expected in ((Subset(X, CHOSEN), "rows of 4 features"), (Subset(X.astype(str), CHOSEN), "must be numbers")):
         with pytest.raises(DataError, match=expected):
             check_rows(subset, 4 if "4" in expected else 3, np.float32)
@@ -126,24 +126,24 @@ def test_a_subset_of_another_width_or_kind_is_refused() -> None:
 
 @pytest.mark.parametrize("size", [1, 11, 12, 24, 50, 10_000])
 @pytest.mark.parametrize("most", [None, 1, 3])
-def test_blocks_are_all_rows_in_order_and_small(size: int, most: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_cover_all_rows_within_the_size_limit(size: int, most: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastmlp.nn.blocks.BLOCK_BYTES", size)
     for x in (X, Subset(X, CHOSEN)):
         found = list(blocks(x, most))
-        assert [row for place, _ in found for row in range(place.start, place.stop)] == list(range(len(x)))
+        assert [row for rows, _ in found for row in range(rows.start, rows.stop)] == list(range(len(x)))
         assert np.array_equal(np.concatenate([block for _, block in found]), np.asarray(x))
         assert all(block.nbytes <= max(size, 12) and len(block) <= (most or 10) for _, block in found)
     assert list(blocks(X[:0])) == []
-    assert [(place, len(block)) for place, block in inference_blocks(X[:0])] == [(slice(0, 0), 0)]
+    assert [(rows, len(block)) for rows, block in inference_blocks(X[:0])] == [(slice(0, 0), 0)]
 
 
-@pytest.mark.parametrize("place", [(0, 0), (4, 2), (9, 1)])
-def test_the_first_value_that_is_not_finite_is_found_in_any_block(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("index", [(0, 0), (4, 2), (9, 1)])
+def test_the_first_value_that_is_not_finite_is_found_in_any_block(index: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastmlp.nn.blocks.BLOCK_BYTES", 36)
     assert first_not_finite(X) is None
     x = X.copy()
-    x[place] = np.nan
-    assert first_not_finite(x) == place
+    x[index] = np.nan
+    assert first_not_finite(x) == index
     x[9, 2] = np.inf
-    assert first_not_finite(x) == place
-    assert first_not_finite(x[:, 2]) == ((4,) if place == (4, 2) else (9,))
+    assert first_not_finite(x) == index
+    assert first_not_finite(x[:, 2]) == ((4,) if index == (4, 2) else (9,))

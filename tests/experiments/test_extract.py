@@ -164,7 +164,7 @@ REFUSED: list[tuple[int, list[str], str]] = [
     (2, ["--kernel", "3,3,3"], "kernel has 3 values for 2 blocks"),
     (2, ["--init", "zeros"], "unknown init 'zeros'. Valid: random, xavier, he, orthogonal"),
     (2, ["--layer", "block9"], "no layer 'block9'; this network has block1"),
-    (2, ["--out", "features.csv"], "out: features.csv must end in .npz or .safetensors, or have no ending for a folder"),
+    (2, ["--out", "features.csv"], "out: features.csv must end in .npz or .safetensors, or have no suffix for a folder"),
     (2, ["--weights", "w.pth"], "weights need a backbone"),
     (2, ["--optimizer", "lion"], "unknown optimizer 'lion'"),
     (2, ["--device", "gpu"], "device must be auto, cpu or cuda, not 'gpu'"),
@@ -188,9 +188,9 @@ def test_only_images_have_features() -> None:
 def test_damaged_feature_files(home: Path, made: dict[str, Any]) -> None:
     arrays = arrays_of(home / "features.npz")
     for changed, message in (
-        ({"validation": np.array([3, 2])}, "array 'validation': needs ascending row numbers of x"),
-        ({"validation": np.array([999])}, "array 'validation': needs ascending row numbers"),
-        ({"provenance": np.array("{")}, "array 'provenance': not what is known of features"),
+        ({"validation": np.array([3, 2])}, "array 'validation': needs ascending indices of rows of x"),
+        ({"validation": np.array([999])}, "array 'validation': needs ascending indices of rows"),
+        ({"provenance": np.array("{")}, "array 'provenance': not the provenance of features"),
     ):
         np.savez("bad.npz", **(arrays | changed))  # type: ignore[arg-type]
         assert message in refused(3, "train", "--data", "bad.npz", *MLP)

@@ -1,4 +1,4 @@
-"""files.py: whole files or none, under real and injected faults; damage is named in one line."""
+"""files.py and run folders: atomic writing under real and injected failures; damaged files are reported in one line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastmlp import files as artifacts
+from fastmlp import files
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.experiments import folder as run_folders
 
@@ -35,7 +35,7 @@ def names(folder: Path) -> list[str]:
 
 @contextmanager
 def one_line(kind: type[Exception], *parts: object) -> Iterator[None]:
-    """The block must raise an error whose message is one line and holds the parts."""
+    """Check that the block raises an error whose message is one line and contains the parts."""
     with pytest.raises(kind) as caught:
         yield
     assert "\n" not in str(caught.value)
@@ -48,9 +48,9 @@ def test_new_contents_with_the_mode_of_the_umask(tmp_path: Path, umask: int) -> 
     before = os.umask(umask)
     try:
         for data in (OLD, NEW, b""):
-            artifacts.write_bytes(tmp_path / "a", data)
+            files.write_bytes(tmp_path / "a", data)
             assert (tmp_path / "a").read_bytes() == data
-        artifacts.append_line(tmp_path / "b", {})
+        files.append_line(tmp_path / "b", {})
     finally:
         os.umask(before)
     assert names(tmp_path) == ["a", "b"]
@@ -75,7 +75,7 @@ def test_failure_keeps_the_old_file_and_leaves_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(os, function, raise_errno(number))
         with one_line(DataError, path, os.strerror(number), remedy):
-            artifacts.write_bytes(path, NEW)
+            files.write_bytes(path, NEW)
     assert path.read_bytes() == OLD
     assert names(tmp_path) == ["a.bin"]
 
@@ -83,15 +83,15 @@ def test_failure_keeps_the_old_file_and_leaves_nothing(
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, data: real(descriptor, data[:1000]))
-    artifacts.write_bytes(tmp_path / "a", NEW)
-    artifacts.append_line(tmp_path / "b", {"text": "x" * 5000})
+    files.write_bytes(tmp_path / "a", NEW)
+    files.append_line(tmp_path / "b", {"text": "x" * 5000})
     assert (tmp_path / "a").read_bytes() == NEW
     assert json.loads((tmp_path / "b").read_bytes()) == {"text": "x" * 5000}
 
 
 @contextmanager
 def file_size_limit(limit: int) -> Iterator[None]:
-    """The kernel itself refuses to let a file grow beyond the limit (Python ignores SIGXFSZ)."""
+    """Limit the size of files in the operating system (Python ignores SIGXFSZ)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
@@ -104,7 +104,7 @@ def test_real_failure_in_the_middle_of_a_write(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     path.write_bytes(OLD)
     with file_size_limit(4096), one_line(DataError, path, os.strerror(errno.EFBIG), "ulimit -f"):
-        artifacts.write_bytes(path, NEW)
+        files.write_bytes(path, NEW)
     assert path.read_bytes() == OLD
     assert names(tmp_path) == ["a.bin"]
 
@@ -121,9 +121,9 @@ def test_folder_that_cannot_be_synced(
             raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with expected:  # EINVAL: a file system that has no fsync of folders
-        artifacts.write_bytes(tmp_path / "a", NEW)
-    assert (tmp_path / "a").read_bytes() == NEW  # complete, as the docstring says
+    with expected:  # EINVAL: a file system without fsync of folders
+        files.write_bytes(tmp_path / "a", NEW)
+    assert (tmp_path / "a").read_bytes() == NEW  # complete, see the docstring
     assert names(tmp_path) == ["a"]
 
 
@@ -141,7 +141,7 @@ def test_file_and_then_folder_are_synced(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "replace", replace)
-    artifacts.write_bytes(tmp_path / "a", b"12345")
+    files.write_bytes(tmp_path / "a", b"12345")
     assert steps == ["file of 5", "replace", "folder"]
 
 
@@ -151,12 +151,12 @@ def test_ctrl_c_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        artifacts.write_bytes(tmp_path / "a", b"1")
+        files.write_bytes(tmp_path / "a", b"1")
     assert names(tmp_path) == []
 
 
 @pytest.mark.full
-def test_kill_leaves_a_whole_file(tmp_path: Path) -> None:
+def test_kill_leaves_a_complete_file(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     code = (
         "import sys\nfrom fastmlp.files import write_bytes\n"
@@ -172,11 +172,11 @@ def test_kill_leaves_a_whole_file(tmp_path: Path) -> None:
 
 
 def read(path: Path, _value: object) -> None:
-    artifacts.read_json(path)
+    files.read_json(path)
 
 
 @pytest.mark.parametrize("name", ["missing/a.json", "file/a.json", "x" * 300, "folder"])
-@pytest.mark.parametrize("use", [artifacts.write_json, artifacts.append_line, read])
+@pytest.mark.parametrize("use", [files.write_json, files.append_line, read])
 def test_bad_path(tmp_path: Path, name: str, use: Callable[[Path, object], None]) -> None:
     (tmp_path / "file").write_bytes(OLD)
     (tmp_path / "folder").mkdir()
@@ -187,40 +187,40 @@ def test_bad_path(tmp_path: Path, name: str, use: Callable[[Path, object], None]
 def test_a_pipe_is_not_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with one_line(DataError, "pipe: it is not a regular file; choose another name"):
-        artifacts.write_bytes(tmp_path / "pipe", b"1")
+        files.write_bytes(tmp_path / "pipe", b"1")
     assert (tmp_path / "pipe").is_fifo()
 
 
 def test_json_keeps_order_and_digits(tmp_path: Path) -> None:
     value = {"z": 0.1 + 0.2, "a": [1, 2.5e-300, True, None, "é"], "m": {"y": 5e-324, "x": 2**53 + 1}}
-    artifacts.write_json(tmp_path / "a.json", value)
+    files.write_json(tmp_path / "a.json", value)
     text = (tmp_path / "a.json").read_text("utf-8")
     assert text.startswith('{\n  "z": 0.30000000000000004,\n  "a"')
     assert text.endswith("}\n")
-    assert artifacts.read_json(tmp_path / "a.json") == json.loads(text) == value
+    assert files.read_json(tmp_path / "a.json") == json.loads(text) == value
     assert list(json.loads(text)) == ["z", "a", "m"]
 
 
 def test_json_has_no_nan_and_takes_numpy_scalars_and_paths() -> None:
-    assert artifacts.json_bytes([float("nan"), -float("inf"), np.float32("inf")]) == b"[null,null,null]\n"
+    assert files.json_bytes([float("nan"), -float("inf"), np.float32("inf")]) == b"[null,null,null]\n"
     value = {"a": np.float32(0.5), "b": np.int64(3), "c": np.bool_(True), "d": Path("runs/a"), "e": (1,)}
-    assert artifacts.json_bytes(value) == b'{"a":0.5,"b":3,"c":true,"d":"runs/a","e":[1]}\n'
+    assert files.json_bytes(value) == b'{"a":0.5,"b":3,"c":true,"d":"runs/a","e":[1]}\n'
 
 
 @pytest.mark.parametrize("value", [np.zeros(2), object(), 1j])
-def test_other_types_are_a_bug_of_the_caller(value: object) -> None:
+def test_other_types_raise_type_error(value: object) -> None:
     with pytest.raises(TypeError, match="cannot be written to a file"):
-        artifacts.json_bytes({"a": value})
+        files.json_bytes({"a": value})
     with pytest.raises(TypeError, match="cannot be written to a file"):
-        artifacts._without_none({"a": value})
+        files._without_none({"a": value})
 
 
 def test_strings_that_are_not_unicode(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9")
     with one_line(DataError, "not valid Unicode", "rename"):
-        artifacts.write_json(tmp_path / "a.json", {"out": name})
+        files.write_json(tmp_path / "a.json", {"out": name})
     with one_line(DataError, tmp_path / "a.toml", "line 2", "rename"):
-        artifacts.write_toml(tmp_path / "a.toml", {"seed": 0, "out": name})
+        files.write_toml(tmp_path / "a.toml", {"seed": 0, "out": name})
     assert names(tmp_path) == []
 
 
@@ -228,7 +228,7 @@ def test_toml_reads_back(tmp_path: Path) -> None:
     text = 'quote " and \\ and é\n'
     config = {"rate": 1e-05, "hidden": (400, 250), "patience": None, "name": text, "scale": np.float32(0.5)}
     nested = {"out": Path("runs/a"), "clip": None, "flag": False}
-    artifacts.write_toml(tmp_path / "a.toml", {**config, "nested": nested})
+    files.write_toml(tmp_path / "a.toml", {**config, "nested": nested})
     expected = {"rate": 1e-05, "hidden": [400, 250], "name": text, "scale": 0.5}
     expected["nested"] = {"out": "runs/a", "flag": False}
     assert tomllib.loads((tmp_path / "a.toml").read_text("utf-8")) == expected
@@ -238,19 +238,19 @@ def test_append_line_gives_one_object_per_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     rows = [{"epoch": i, "loss": 1 / (i + 3), "note": "two\nlines"} for i in range(5)]
     for number, row in enumerate(rows, 1):
-        artifacts.append_line(path, row)
-        assert len(path.read_text().splitlines()) == number  # visible at once to another reader
+        files.append_line(path, row)
+        assert len(path.read_text().splitlines()) == number  # other readers see the line immediately
     assert [json.loads(line) for line in path.read_text().splitlines()] == rows
 
 
-def test_append_line_that_does_not_fit_is_taken_back(tmp_path: Path) -> None:
+def test_an_incomplete_line_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    artifacts.append_line(path, {"epoch": 1})
+    files.append_line(path, {"epoch": 1})
     before = path.read_bytes()
     with file_size_limit(100), pytest.raises(DataError, match=re.escape(os.strerror(errno.EFBIG))):
-        artifacts.append_line(path, {"epoch": 2, "text": "x" * 1000})
+        files.append_line(path, {"epoch": 2, "text": "x" * 1000})
     assert path.read_bytes() == before
-    artifacts.append_line(path, {"epoch": 2})
+    files.append_line(path, {"epoch": 2})
     assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [1, 2]
 
 
@@ -259,7 +259,7 @@ def test_damaged_json(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "result.json"
     path.write_bytes(data)
     with one_line(DataError, path, "is not valid JSON", "repeat the run"):
-        artifacts.read_json(path)
+        files.read_json(path)
 
 
 def test_run_folder_without_out_is_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +270,7 @@ def test_run_folder_without_out_is_numbered(tmp_path: Path, monkeypatch: pytest.
     assert all(folder.is_dir() for folder in made)
 
 
-def test_run_folders_of_a_crowd_are_all_different(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_runs_have_different_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with ThreadPoolExecutor(20) as pool:
         made = set(pool.map(lambda _: run_folders.new_run_folder(None, "digits", "1x1", NOW), range(20)))
@@ -298,7 +298,7 @@ def test_run_folder_name_from_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert folder.resolve().parent == (tmp_path / "runs").resolve()
 
 
-def test_out_is_made_or_used_when_empty(tmp_path: Path) -> None:
+def test_out_is_created_or_used_if_empty(tmp_path: Path) -> None:
     for out in (tmp_path / "deep/er", str(tmp_path / "deep/er")):
         assert run_folders.new_run_folder(out, "digits", "1x1", NOW) == tmp_path / "deep/er"
     assert (tmp_path / "deep/er").is_dir()
@@ -311,7 +311,7 @@ def test_out_that_is_not_empty_needs_force(tmp_path: Path) -> None:
         run_folders.new_run_folder(tmp_path, "digits", "1x1", NOW)
     assert (tmp_path / "metrics.jsonl").exists()
     assert run_folders.new_run_folder(tmp_path, "digits", "1x1", NOW, force=True) == tmp_path
-    assert names(tmp_path) == ["model.safetensors"]  # the old model stays until it is replaced
+    assert names(tmp_path) == ["model.safetensors"]  # the old model is kept until it is replaced
 
 
 @pytest.mark.parametrize("name", ["file", "file/below", os.fsdecode(b"caf\xe9"), "two\nlines"])
@@ -323,12 +323,12 @@ def test_out_that_cannot_be_a_folder(tmp_path: Path, name: str) -> None:
     assert (tmp_path / "file").read_bytes() == OLD
 
 
-def test_out_where_nothing_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_on_a_read_only_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with one_line(DataError, "/proc/no-such-place"):
         run_folders.new_run_folder("/proc/no-such-place", "digits", "1x1", NOW)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "mkdir", raise_errno(errno.EROFS))
-    with one_line(DataError, "runs", "disk that can be written"):
+    with one_line(DataError, "runs", "writable disk"):
         run_folders.new_run_folder(None, "digits", "1x1", NOW)
 
 
@@ -343,7 +343,7 @@ def run_folder(tmp_path: Path) -> Path:
 @pytest.mark.full
 def test_manifest_of_an_untouched_folder_passes(run_folder: Path) -> None:
     run_folders.check_manifest(run_folder)
-    hashes = artifacts.read_json(run_folder / "manifest.json")["sha256"]
+    hashes = files.read_json(run_folder / "manifest.json")["sha256"]
     sealed = run_folders.MANIFEST_FILES
     shell = subprocess.run(["sha256sum", *sealed], cwd=run_folder, capture_output=True, text=True, check=True)
     assert {line.split()[1]: line.split()[0] for line in shell.stdout.splitlines()} == hashes

@@ -97,7 +97,7 @@ def test_parts_of_no_rows_are_left_out() -> None:
 
 
 def test_counts_beyond_the_data_are_refused() -> None:
-    with pytest.raises(ConfigError, match="leave nothing of 100 rows"):
+    with pytest.raises(ConfigError, match="leave none of 100 rows"):
         split(dataset(), **TrainConfig(val_fraction=None, val_count=90).split_sizes())
 
 

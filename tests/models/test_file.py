@@ -1,4 +1,4 @@
-"""Model files: what is saved is loaded, and every kind of damage is one line that names the file."""
+"""Model files: saving and loading, and every kind of damage, reported in one line with the name of the file."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ MODELS: dict[str, Model] = {
         image_shape=None,
     ),
     "no hidden layer": make_model(Network((4, 2))),
-    "names of all kinds": make_model(classes=('Größe "1"\n', "猫\\")),
+    "special characters": make_model(classes=('Größe "1"\n', "猫\\")),
 }
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_saved_and_loaded_is_equal(tmp_path: Path, name: str) -> None:
+def test_a_loaded_model_equals_the_saved_one(tmp_path: Path, name: str) -> None:
     model = MODELS[name]
     save(model, tmp_path / "a.safetensors")
     other = load(tmp_path / "a.safetensors", backend="numpy")
@@ -70,7 +70,7 @@ def test_saved_and_loaded_is_equal(tmp_path: Path, name: str) -> None:
     assert same_bits(other.predict(X), model.predict(X))
 
 
-def test_a_loaded_model_predicts_alike_in_every_engine(tmp_path: Path, backend: str) -> None:
+def test_a_loaded_model_has_the_same_predictions_in_every_engine(tmp_path: Path, backend: str) -> None:
     network = Network((4, 12, 3))
     model = make_model(network, classes=("a", "b", "c"), backend=backend)
     save(model, tmp_path / "a.safetensors")
@@ -79,14 +79,14 @@ def test_a_loaded_model_predicts_alike_in_every_engine(tmp_path: Path, backend: 
     assert same_bits(other.forward(X), model.forward(X))
 
 
-def test_a_run_folder_is_taken_for_its_model(tmp_path: Path) -> None:
+def test_a_model_can_be_loaded_from_its_run_folder(tmp_path: Path) -> None:
     save(make_model(), tmp_path / FILE_NAME)
     assert same_bits(load(tmp_path).parameters, make_model().parameters)
     assert same_bits(load(str(tmp_path)).parameters, make_model().parameters)
 
 
 def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
-    """So that files can be compared, and a manifest's hash is one of the model."""
+    """Files can be compared, and the hash of a file identifies the model."""
     contents = set()
     for number in range(16):
         save(make_model(), tmp_path / str(number))
@@ -95,7 +95,7 @@ def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_other_programs_can_read_the_file(tmp_path: Path) -> None:
-    """Plain safetensors, tensors by name, shapes as in the documentation."""
+    """The file is plain safetensors, with the documented names and shapes."""
     save(make_model(), tmp_path / "a")
     tensors = parse((tmp_path / "a").read_bytes())
     assert {name: tensor.shape for name, tensor in tensors.items()} == {
@@ -110,14 +110,14 @@ def test_other_programs_can_read_the_file(tmp_path: Path) -> None:
     assert same_bits(tensors["layers.0.weight"], np.ascontiguousarray(w))
 
 
-def test_saving_replaces_the_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+def test_saving_replaces_the_file_and_leaves_no_temporary_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"old")
     save(make_model(), tmp_path / "a")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert load(tmp_path / "a").network == NETWORK
 
 
-def test_saving_into_no_folder_is_an_error(tmp_path: Path) -> None:
+def test_saving_into_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no/a"):
         save(make_model(), tmp_path / "no" / "a")
 
@@ -126,7 +126,7 @@ def test_saving_into_no_folder_is_an_error(tmp_path: Path) -> None:
 
 
 def refused(path: Path, message: str | None = None) -> str:
-    """The error's text: one line that names the file."""
+    """Return the message of the error, which must be one line with the name of the file."""
     with pytest.raises(DataError, match=message) as caught:
         load(path)
     text = str(caught.value)
@@ -137,12 +137,12 @@ def refused(path: Path, message: str | None = None) -> str:
 
 @pytest.fixture
 def small(tmp_path: Path) -> tuple[Path, bytes]:
-    """A small model file and its bytes."""
+    """Return a path to write to, and the bytes of a small model file."""
     save(make_model(Network((4, 2)), image_shape=None), tmp_path / "a")
     return tmp_path / "b", (tmp_path / "a").read_bytes()
 
 
-def test_every_single_flipped_bit_is_noticed(small: tuple[Path, bytes]) -> None:
+def test_every_flipped_bit_is_detected(small: tuple[Path, bytes]) -> None:
     path, content = small
     damaged = bytearray(content)
     for position in range(len(content)):
@@ -159,22 +159,22 @@ def test_every_single_flipped_bit_is_noticed(small: tuple[Path, bytes]) -> None:
     assert load(path).network == Network((4, 2))
 
 
-def test_every_truncation_is_noticed(small: tuple[Path, bytes]) -> None:
+def test_every_truncation_is_detected(small: tuple[Path, bytes]) -> None:
     path, content = small
     for length in range(len(content)):
         path.write_bytes(content[:length])
         refused(path)
 
 
-def test_appended_bytes_are_noticed(small: tuple[Path, bytes]) -> None:
+def test_appended_bytes_are_detected(small: tuple[Path, bytes]) -> None:
     path, content = small
     for tail in (b"\0", b"\0" * 64, content):
         path.write_bytes(content + tail)
         refused(path)
 
 
-def test_exchanged_blocks_are_noticed(tmp_path: Path) -> None:
-    """Two tensors of equal shape that changed places: the format itself would not notice."""
+def test_swapped_tensors_are_detected(tmp_path: Path) -> None:
+    """The format itself does not detect that two tensors of equal shape are swapped."""
     model = make_model()
     save(model, tmp_path / "a")
     tensors, metadata = contents(tmp_path / "a")
@@ -184,14 +184,14 @@ def test_exchanged_blocks_are_noticed(tmp_path: Path) -> None:
 
 
 def contents(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Tensors and metadata."""
+    """Return tensors and metadata of a file."""
     data = path.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     return parse(data), json.loads(data[8 : 8 + length])["__metadata__"]
 
 
 def forge(path: Path, tensors: dict[str, Any] | None = None, text: str | None = None, **header: Any) -> Path:
-    """A file with a right SHA-256 and wrong contents: tensors and header fields replaced, None leaves them out."""
+    """Write a file with a valid SHA-256 and other tensors and header fields; None removes a tensor, ... a field."""
     save(make_model(), path)
     found, metadata = contents(path)
     fields = json.loads(metadata["fastmlp"])
@@ -202,7 +202,7 @@ def forge(path: Path, tensors: dict[str, Any] | None = None, text: str | None = 
     return path
 
 
-def test_forging_nothing_gives_a_good_file(tmp_path: Path) -> None:
+def test_forge_without_changes_writes_a_valid_file(tmp_path: Path) -> None:
     assert load(forge(tmp_path / "a")).network == NETWORK
 
 
@@ -214,11 +214,11 @@ BAD_TENSORS: dict[str, tuple[dict[str, Any], str]] = {
     "transposed": ({"layers.0.weight": np.ascontiguousarray(W.T)}, r"layers.0.weight .*\(4, 3\)"),
     "too wide": ({"layers.0.weight": np.ones((4, 4), np.float32)}, r"layers.0.weight .*\(4, 3\)"),
     "flat": ({"layers.0.weight": W.ravel()}, "layers.0.weight"),
-    "one bias for all": ({"layers.0.bias": np.ones(1, np.float32)}, "layers.0.bias"),
+    "a single bias": ({"layers.0.bias": np.ones(1, np.float32)}, "layers.0.bias"),
     "NaN": ({"layers.0.weight": W * np.float32(np.nan)}, "not finite"),
     "infinite": ({"layers.1.bias": np.full(2, np.inf, np.float32)}, "not finite"),
     "unknown tensor": ({"layers.2.weight": W}, "layers.2.weight"),
-    "whole numbers": ({"layers.0.weight": W.astype(np.int64)}, "layers.0.weight"),
+    "integers": ({"layers.0.weight": W.astype(np.int64)}, "layers.0.weight"),
     "half precision": ({"layers.0.weight": W.astype(np.float16)}, "layers.0.weight"),
     "two precisions": ({"layers.1.weight": np.ones((3, 2), np.float64)}, "layers.1.weight"),
     "shift missing": ({"scaling.shift": None}, "scaling.shift"),
@@ -234,29 +234,29 @@ BAD_TENSORS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("damage", BAD_TENSORS)
-def test_tensors_must_be_those_of_the_description(tmp_path: Path, damage: str) -> None:
+def test_tensors_must_match_the_description(tmp_path: Path, damage: str) -> None:
     tensors, message = BAD_TENSORS[damage]
     refused(forge(tmp_path / "a", tensors), message)
 
 
 GOOD = {"sizes": [4, 3, 2], "activation": ["relu"], "dropout": [0.0]}
-UNREADABLE = r": the description cannot be read \("  # why, in words of msgspec
+UNREADABLE = r": the description cannot be read \("  # followed by msgspec's reason
 BAD_HEADERS: dict[str, tuple[dict[str, Any], str]] = {
     "newer version": ({"format_version": 2}, "format version 2, "),
     "version zero": ({"format_version": 0}, "format version 0, "),
     "version missing": ({"format_version": ...}, "no format version, "),
-    "version in words": ({"format_version": "one"}, "format version one, "),
+    "version as text": ({"format_version": "one"}, "format version one, "),
     "unknown field": ({"colour": "red"}, UNREADABLE),
     "network missing": ({"network": ...}, UNREADABLE),
-    "network of another kind": ({"network": [4, 3, 2]}, UNREADABLE),
+    "network of another type": ({"network": [4, 3, 2]}, UNREADABLE),
     "sizes missing": ({"network": {"activation": ["relu"]}}, UNREADABLE),
     "unknown field of the network": ({"network": {**GOOD, "colour": "red"}}, "the network has unknown fields colour;"),
-    "sizes in words": ({"network": {**GOOD, "sizes": ["four", 3, 2]}}, UNREADABLE),
-    "sizes not whole": ({"network": {**GOOD, "sizes": [4.5, 3, 2]}}, UNREADABLE),
+    "sizes as text": ({"network": {**GOOD, "sizes": ["four", 3, 2]}}, UNREADABLE),
+    "fractional sizes": ({"network": {**GOOD, "sizes": [4.5, 3, 2]}}, UNREADABLE),
     "one size": ({"network": {**GOOD, "sizes": [4]}}, r"sizes must be .* not \[4\]"),
     "negative size": ({"network": {**GOOD, "sizes": [4, -3, 2]}}, r"sizes must be .* not \[4, -3, 2\]"),
     "unknown activation": ({"network": {**GOOD, "activation": ["rleu"]}}, "unknown activation 'rleu'; did you mean 'relu'"),
-    "activation too many": ({"network": {**GOOD, "activation": ["relu", "relu"]}}, "activation has 2 values"),
+    "too many activations": ({"network": {**GOOD, "activation": ["relu", "relu"]}}, "activation has 2 values"),
     "dropout of one": ({"network": {**GOOD, "dropout": [1.0]}}, r"dropout must be .* not 1\.0"),
     "unknown loss": ({"network": {**GOOD, "loss": "hinge"}}, "unknown loss 'hinge'"),
     "unknown init": ({"network": {**GOOD, "init": "random"}}, "unknown init 'random'"),
@@ -264,16 +264,16 @@ BAD_HEADERS: dict[str, tuple[dict[str, Any], str]] = {
     "class numbers": ({"classes": [0, 1]}, UNREADABLE),
     "too few classes": ({"classes": ["only"]}, "classes has 1 names"),
     "too many classes": ({"classes": ["a", "b", "c"]}, "classes has 3 names"),
-    "image shape of two": ({"image_shape": [2, 2]}, UNREADABLE),
+    "image shape of two numbers": ({"image_shape": [2, 2]}, UNREADABLE),
     "image shape of other features": ({"image_shape": [28, 28, 1]}, r"image_shape \(28, 28, 1\) has 784 pixels"),
     "unknown scaling": ({"scaling": "zscor"}, "unknown scaling 'zscor'; did you mean 'zscore'"),
     "scaling that is a number": ({"scaling": 3}, UNREADABLE),
-    "scaling left out, its tensors not": ({"scaling": None}, r"tensor scaling\.factor is not one of the network"),
+    "scaling missing, but not its tensors": ({"scaling": None}, r"tensor scaling\.factor is not part of the network"),
 }
 
 
 @pytest.mark.parametrize("damage", BAD_HEADERS)
-def test_the_description_must_be_one(tmp_path: Path, damage: str) -> None:
+def test_an_invalid_description_is_rejected(tmp_path: Path, damage: str) -> None:
     header, message = BAD_HEADERS[damage]
     refused(forge(tmp_path / "a", **header), message)
 
@@ -282,35 +282,35 @@ BAD_TEXTS = {
     "not JSON": "format_version = 1",
     "empty": "",
     "truncated": '{"format_version": 1, "network": {"sizes": [4',
-    "not Unicode's": '{"format_version": 1, "network": "\\ud800"}',
+    "not Unicode": '{"format_version": 1, "network": "\\ud800"}',
     "deep": '{"format_version": 1, "network": ' + "[" * 100_000 + "]" * 100_000 + "}",
     "deep in an unknown field": '{"format_version": 1, "network": {"colour": ' + "[" * 100_000 + "]" * 100_000 + "}}",
-    "a number without end": '{"format_version": ' + "1" * 5000 + "}",
+    "a very long number": '{"format_version": ' + "1" * 5000 + "}",
 }
 
 
 @pytest.mark.parametrize("damage", BAD_TEXTS)
-def test_the_description_must_be_json(tmp_path: Path, damage: str) -> None:
+def test_a_description_that_is_not_json_is_rejected(tmp_path: Path, damage: str) -> None:
     refused(forge(tmp_path / "a", text=BAD_TEXTS[damage]), UNREADABLE)
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "{}"])
-def test_a_description_without_a_format_version(tmp_path: Path, text: str) -> None:
+def test_a_description_without_a_format_version_is_rejected(tmp_path: Path, text: str) -> None:
     refused(forge(tmp_path / "a", text=text), "no format version, but this fastmlp reads version 1")
 
 
 @pytest.mark.parametrize("sizes", [[10**6, 10**6, 2], [2**31, 2**31, 2**31], [2**62, 2**62], [10**30, 3, 2], [4, 10**11, 2]])
-def test_claimed_sizes_are_checked_before_memory_is_taken(tmp_path: Path, sizes: list[int]) -> None:
+def test_claimed_sizes_are_checked_before_memory_is_allocated(tmp_path: Path, sizes: list[int]) -> None:
     network = {"sizes": sizes, "activation": ["relu"] * (len(sizes) - 2), "dropout": [0.0] * (len(sizes) - 2)}
     refused(forge(tmp_path / "a", network=network))
 
 
 @pytest.mark.parametrize("missing", ["fastmlp", "sha256", "both"])
-def test_a_safetensors_file_of_others_is_no_model(tmp_path: Path, missing: str) -> None:
+def test_a_safetensors_file_without_our_metadata_is_rejected(tmp_path: Path, missing: str) -> None:
     save(make_model(), tmp_path / "a")
     tensors, metadata = contents(tmp_path / "a")
-    left = {} if missing == "both" else {key: value for key, value in metadata.items() if key != missing}
-    (tmp_path / "b").write_bytes(to_bytes(tensors, left or None))
+    rest = {} if missing == "both" else {key: value for key, value in metadata.items() if key != missing}
+    (tmp_path / "b").write_bytes(to_bytes(tensors, rest or None))
     refused(tmp_path / "b", "not a fastmlp model")
 
 
@@ -331,40 +331,40 @@ OTHER_FILES: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("kind", OTHER_FILES)
-def test_other_files_are_refused(tmp_path: Path, kind: str) -> None:
+def test_other_files_are_rejected(tmp_path: Path, kind: str) -> None:
     (tmp_path / "a").write_bytes(OTHER_FILES[kind])
     refused(tmp_path / "a")
 
 
 @pytest.mark.parametrize("offsets", [[0, 10**15], [10**15, 10**15 + 48], [48, 0], [0, 47], [-48, 0]])
-def test_tensor_offsets_outside_the_file_are_refused(tmp_path: Path, offsets: list[int]) -> None:
+def test_tensor_offsets_outside_the_file_are_rejected(tmp_path: Path, offsets: list[int]) -> None:
     header = {"layers.0.weight": {"dtype": "F32", "shape": [4, 3], "data_offsets": offsets}}
     text = json.dumps(header).encode()
     (tmp_path / "a").write_bytes(struct.pack("<Q", len(text)) + text + bytes(48))
     refused(tmp_path / "a")
 
 
-def test_a_missing_file_names_the_remedy(tmp_path: Path) -> None:
+def test_the_message_for_a_missing_file_has_a_remedy(tmp_path: Path) -> None:
     assert "fastmlp train" in refused(tmp_path / "a", "no such model")
     with pytest.raises(DataError, match=FILE_NAME):
         load(tmp_path)  # an empty folder
 
 
-def test_a_folder_in_place_of_the_file(tmp_path: Path) -> None:
+def test_a_folder_in_place_of_the_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).mkdir()
     with pytest.raises(DataError, match=FILE_NAME):
         load(tmp_path)
 
 
-def test_a_file_too_large_is_refused_unread(tmp_path: Path) -> None:
+def test_a_file_that_is_too_large_is_rejected_unread(tmp_path: Path) -> None:
     with (tmp_path / "a").open("wb") as file:
-        file.truncate(5 << 30)  # a hole: it takes no space
+        file.truncate(5 << 30)  # sparse: it needs no disk space
     refused(tmp_path / "a", "bytes")
 
 
 # ------------------------------------------------------------------------------------------------ no pickle
 
-WATCH = """
+AUDIT = """
 import sys
 import numpy, msgspec, safetensors.numpy, fastmlp.models.file, fastmlp.models.model, fastmlp.reference
 seen = []
@@ -382,20 +382,20 @@ print(",".join(sorted({event for event in seen if event.startswith("pickle")})) 
 """
 
 
-def watch(kind: str, path: Path) -> list[str]:
+def audit(kind: str, path: Path) -> list[str]:
     done = subprocess.run(
-        [sys.executable, "-c", WATCH, kind, str(path)], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", AUDIT, kind, str(path)], capture_output=True, text=True, check=True, timeout=60
     )
     return done.stdout.splitlines()
 
 
 @pytest.mark.full
-def test_loading_unpickles_nothing(tmp_path: Path) -> None:
+def test_loading_does_not_unpickle(tmp_path: Path) -> None:
     save(make_model(), tmp_path / "a")
-    assert watch("model", tmp_path / "a") == ["('no', 'yes')", "no pickle"]
+    assert audit("model", tmp_path / "a") == ["('no', 'yes')", "no pickle"]
 
 
 @pytest.mark.full
-def test_the_watch_sees_a_pickle(tmp_path: Path) -> None:
+def test_the_audit_detects_a_pickle(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(pickle.dumps(NETWORK))
-    assert watch("pickle", tmp_path / "a") == ["pickle.find_class"]
+    assert audit("pickle", tmp_path / "a") == ["pickle.find_class"]

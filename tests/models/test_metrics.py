@@ -1,4 +1,4 @@
-"""models/metrics.py against values computed by hand, and one test per kind of bad input."""
+"""Metrics against manually computed values and scikit-learn, and one test per kind of invalid input."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_confusion_has_true_rows_and_predicted_columns() -> None:
     assert table["confusion"] == [[2, 1, 1, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
 
 
-def test_accuracy_and_per_class_by_hand() -> None:
+def test_accuracy_and_per_class_metrics_against_manual_values() -> None:
     table = classification_metrics(TRUE, PRED, CLASSES)
     assert table["accuracy"] == pytest.approx(4 / 7, rel=1e-15)
     # class: precision, recall, f1 = 2pr/(p+r), support
@@ -47,7 +47,7 @@ def test_accuracy_and_per_class_by_hand() -> None:
         assert got == pytest.approx(expected[row["class"]], rel=1e-14)
 
 
-def test_averages_by_hand() -> None:
+def test_averages_against_manual_values() -> None:
     table = classification_metrics(TRUE, PRED, CLASSES)
     macro = {
         "precision": (2 / 3 + 1 / 2 + 1 / 2) / 4,
@@ -72,7 +72,7 @@ def test_perfect_prediction(k: int) -> None:
     assert table["confusion"] == (3 * np.eye(k, dtype=int)).tolist()
 
 
-def test_everything_predicted_as_a_class_that_never_occurs() -> None:
+def test_all_rows_predicted_as_a_class_that_never_occurs() -> None:
     table = classification_metrics(np.zeros(3, dtype=int), np.ones(3, dtype=int), ("x", "y"))
     assert table["accuracy"] == 0.0
     assert [row["f1"] for row in table["per_class"]] == [0.0, 0.0]
@@ -86,7 +86,7 @@ def test_many_classes_in_few_rows_raise_no_warning() -> None:
     assert len(table["per_class"]) == 100
 
 
-def test_same_figures_as_scikit_learn_from_the_rows() -> None:
+def test_classification_metrics_equal_scikit_learns() -> None:
     rng = np.random.default_rng(0)
     y_true, y_pred = rng.integers(0, 7, 997), rng.integers(0, 6, 997)
     names = tuple("abcdefg")
@@ -96,13 +96,13 @@ def test_same_figures_as_scikit_learn_from_the_rows() -> None:
     assert table["confusion"] == confusion_matrix(y_true, y_pred).tolist()
     rows = [*table["per_class"], {"class": "macro avg", **table["macro"]}]
     for row in [*rows, {"class": "weighted avg", **table["weighted"]}]:
-        theirs = report[row["class"]]
-        assert (row["precision"], row["recall"]) == pytest.approx((theirs["precision"], theirs["recall"]))
-        assert row["f1"] == pytest.approx(theirs["f1-score"])
-        assert row.get("support", 997) == theirs["support"]
+        reference = report[row["class"]]
+        assert (row["precision"], row["recall"]) == pytest.approx((reference["precision"], reference["recall"]))
+        assert row["f1"] == pytest.approx(reference["f1-score"])
+        assert row.get("support", 997) == reference["support"]
 
 
-def test_regression_as_scikit_learn() -> None:
+def test_regression_metrics_equal_scikit_learns() -> None:
     rng = np.random.default_rng(0)
     y_true = rng.normal(size=(97, 4))
     y_pred = y_true + rng.normal(size=(97, 4))
@@ -110,12 +110,12 @@ def test_regression_as_scikit_learn() -> None:
     y_pred[:, 1] = 2
     for columns in ([0, 3], [1], [2], [0, 1, 2, 3]):
         given = y_true[:, columns], y_pred[:, columns]
-        theirs = {"mse": mean_squared_error(*given), "mae": mean_absolute_error(*given), "r2": r2_score(*given)}
-        assert regression_metrics(*given) == pytest.approx(theirs, rel=1e-12)
+        reference = {"mse": mean_squared_error(*given), "mae": mean_absolute_error(*given), "r2": r2_score(*given)}
+        assert regression_metrics(*given) == pytest.approx(reference, rel=1e-12)
 
 
 def assert_plain(value: object) -> None:
-    """Only exact Python types: a NumPy number would break or change JSON."""
+    """Assert that all values have plain Python types, since NumPy numbers would break or change JSON."""
     if isinstance(value, dict):
         assert all(type(key) is str for key in value)
         for item in value.values():
@@ -127,7 +127,7 @@ def assert_plain(value: object) -> None:
         assert type(value) in {int, float, str}, f"{value!r} is a {type(value)}"
 
 
-def test_results_are_plain_and_survive_json() -> None:
+def test_results_are_plain_and_unchanged_by_json() -> None:
     for table in (
         classification_metrics(TRUE, PRED, CLASSES),
         regression_metrics(np.ones((2, 1), dtype=np.float32), np.zeros((2, 1), dtype=np.float32)),
@@ -136,24 +136,24 @@ def test_results_are_plain_and_survive_json() -> None:
         assert json.loads(json.dumps(table, allow_nan=False)) == table
 
 
-def test_assert_plain_sees_a_numpy_number() -> None:
+def test_assert_plain_detects_a_numpy_number() -> None:
     with pytest.raises(AssertionError, match="float64"):
         assert_plain({"a": [np.float64(1)]})
 
 
-def test_regression_by_hand() -> None:
+def test_regression_metrics_against_manual_values() -> None:
     y_true = np.array([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]], dtype=np.float32)
     y_pred = np.array([[1.0, 13.0], [2.0, 20.0], [4.0, 26.0]], dtype=np.float32)
-    # squares 0 0 1 | 9 0 16; absolutes 0 0 1 | 3 0 4; r2 per target 1 - 1/2 and 1 - 25/200
+    # squared errors 0 0 1 | 9 0 16; absolute errors 0 0 1 | 3 0 4; r2 per target 1 - 1/2 and 1 - 25/200
     got = regression_metrics(y_true, y_pred)
     assert got == pytest.approx({"mse": 26 / 6, "mae": 8 / 6, "r2": (0.5 + 0.875) / 2}, rel=1e-12)
 
 
-def test_regression_single_row_has_no_r2() -> None:
+def test_r2_of_a_single_row_is_none() -> None:
     assert regression_metrics(np.array([[1.0]]), np.array([[3.0]])) == {"mse": 4.0, "mae": 2.0, "r2": None}
 
 
-def test_regression_large_float32_errors_do_not_overflow() -> None:
+def test_squares_of_large_float32_errors_do_not_overflow() -> None:
     got = regression_metrics(np.zeros((2, 1), dtype=np.float32), np.full((2, 1), 1e30, dtype=np.float32))
     assert got["mse"] == pytest.approx(1e60, rel=1e-6)
 
@@ -164,12 +164,12 @@ def test_regression_large_float32_errors_do_not_overflow() -> None:
         (np.array([0, 1]), np.array([0]), r"shape \(2,\) and y_pred \(1,\)"),
         (np.array([], dtype=int), np.array([], dtype=int), "at least one row"),
         (np.array([0.0, 1.0]), np.array([0, 1]), "y_true has dtype float64"),
-        (np.array([0, 1]), np.array([0, 2]), "y_pred holds class 2, but there are 2 classes"),
-        (np.array([0, -1]), np.array([0, 1]), "y_true holds class -1"),
+        (np.array([0, 1]), np.array([0, 2]), "y_pred contains class 2, but there are 2 classes"),
+        (np.array([0, -1]), np.array([0, 1]), "y_true contains class -1"),
         (np.array([[0, 1]]), np.array([[0, 1]]), r"y_true has shape \(1, 2\)"),
     ],
 )
-def test_bad_labels(y_true: np.ndarray, y_pred: np.ndarray, message: str) -> None:
+def test_invalid_labels_are_rejected(y_true: np.ndarray, y_pred: np.ndarray, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         classification_metrics(y_true, y_pred, ("no", "yes"))
     assert "\n" not in str(caught.value)
@@ -181,18 +181,18 @@ def test_bad_labels(y_true: np.ndarray, y_pred: np.ndarray, message: str) -> Non
         (np.ones((2, 1)), np.ones((3, 1)), r"shape \(2, 1\) and y_pred \(3, 1\)"),
         (np.ones(2), np.ones(2), r"y_true has shape \(2,\)"),
         (np.ones((0, 1)), np.ones((0, 1)), "at least one of each"),
-        (np.ones((2, 1)), np.array([[1.0], [np.nan]]), "y_pred holds NaN"),
-        (np.array([[np.inf], [1.0]]), np.ones((2, 1)), "y_true holds NaN or infinity"),
+        (np.ones((2, 1)), np.array([[1.0], [np.nan]]), "y_pred contains NaN"),
+        (np.array([[np.inf], [1.0]]), np.ones((2, 1)), "y_true contains NaN or infinity"),
     ],
 )
-def test_bad_targets(y_true: np.ndarray, y_pred: np.ndarray, message: str) -> None:
+def test_invalid_targets_are_rejected(y_true: np.ndarray, y_pred: np.ndarray, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         regression_metrics(y_true, y_pred)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.full
-def test_figures_need_no_scikit_learn() -> None:
+def test_metrics_do_not_import_scikit_learn() -> None:
     code = """
 import sys
 import numpy as np

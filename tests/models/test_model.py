@@ -1,4 +1,4 @@
-"""A model predicts what its network's specification says, refuses what does not fit, and is evaluated by its outputs."""
+"""Models: predictions against the specification, invalid input, and evaluation."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ def make_model(network: Network = NETWORK, backend: str = "numpy", **changes: An
     return Model(network, **{**defaults, **changes})
 
 
-def by_hand(x: Any) -> Any:
-    """Pre-activations of NETWORK's outputs in float64."""
+def reference_forward(x: Any) -> Any:
+    """Return the pre-activations of NETWORK's output layer in float64."""
     (w0, b0), (w1, b1) = NETWORK.views(NETWORK.initial_parameters(0).astype(np.float64))
     return np.maximum(x @ w0 + b0, 0) @ w1 + b1
 
 
-def test_outputs_are_those_of_the_network(backend: str) -> None:
+def test_predictions_match_the_specification(backend: str) -> None:
     model = make_model(backend=backend)
-    z = by_hand(X.astype(np.float64))
+    z = reference_forward(X.astype(np.float64))
     tolerance = forward_tolerance(NETWORK, model.parameters, X)
     assert excess(model.forward(X), z, tolerance) == 0
     probabilities = model.predict_proba(X)
@@ -62,10 +62,10 @@ def test_outputs_are_those_of_the_network(backend: str) -> None:
 
 
 @pytest.mark.parametrize("output", LOSSES["squared-error"])
-def test_regression_predicts_its_outputs(output: str) -> None:
+def test_regression_predicts_the_outputs_of_the_network(output: str) -> None:
     network = Network((7, 9, 3), loss="squared-error", output=output)
     model = make_model(network, classes=())
-    z = by_hand(X.astype(np.float64))
+    z = reference_forward(X.astype(np.float64))
     wanted = {
         "linear": z,
         "sigmoid": 1 / (1 + np.exp(-z)),
@@ -75,32 +75,32 @@ def test_regression_predicts_its_outputs(output: str) -> None:
     assert same_bits(model.predict(X), model.predict_proba(X))
 
 
-def test_inputs_are_scaled_first(backend: str) -> None:
+def test_inputs_are_scaled(backend: str) -> None:
     pixels = np.random.default_rng(2).integers(0, 256, (40, 7), np.uint8)
     scaling = fit_scaling("zscore", pixels)
     scaled = make_model(backend=backend, scaling=scaling).forward(pixels)
     assert same_bits(scaled, make_model(backend=backend).forward(scaling.apply(pixels)))
 
 
-def test_pieces_are_the_whole(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many rows pass in pieces; a row's output does not depend on where the cuts are."""
+def test_predictions_do_not_depend_on_the_block_size(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many rows are processed in blocks."""
     whole = make_model(backend=backend).forward(X)
     monkeypatch.setattr("fastmlp.nn.blocks.ROWS_AT_ONCE", 7)
-    pieces = make_model(backend=backend).forward(X)
+    in_blocks = make_model(backend=backend).forward(X)
     if backend != "numba":
-        assert excess(pieces, whole, 2 * forward_tolerance(NETWORK, NETWORK.initial_parameters(0), X)) == 0
+        assert excess(in_blocks, whole, 2 * forward_tolerance(NETWORK, NETWORK.initial_parameters(0), X)) == 0
     else:
-        assert same_bits(pieces, whole)
+        assert same_bits(in_blocks, whole)
 
 
-def test_no_rows_give_no_outputs(backend: str) -> None:
+def test_predictions_of_zero_rows_are_empty(backend: str) -> None:
     model = make_model(backend=backend)
     assert model.forward(X[:0]).shape == (0, 3)
     assert model.predict_proba(X[:0]).shape == (0, 3)
     assert model.predict(X[:0]).shape == (0,)
 
 
-def test_rows_may_come_as_lists_and_in_other_types() -> None:
+def test_rows_can_be_lists_or_have_other_dtypes() -> None:
     model = make_model()
     wanted = model.forward(X)
     for same in (X.tolist(), X.astype(np.float64), np.asfortranarray(X), np.repeat(X, 2, axis=0)[::2]):
@@ -122,14 +122,14 @@ def test_a_model_can_be_compared_and_replaced() -> None:
     assert dataclasses.replace(model, threads=2).threads == 2
     before = model.forward(X)
     other = dataclasses.replace(model, parameters=model.parameters * 2)
-    assert not np.array_equal(other.forward(X), before)  # not the engine of the first
+    assert not np.array_equal(other.forward(X), before)  # does not share the engine of the first model
     assert same_bits(model.forward(X), before)
-    assert model == model  # noqa: PLR0124 - that comparing works at all
+    assert model == model  # noqa: PLR0124 - comparison must not raise
     assert model != other
 
 
 @pytest.mark.usefixtures("eager_threads")
-def test_a_dropped_model_gives_its_threads_back(backend: str) -> None:
+def test_a_deleted_model_ends_its_threads(backend: str) -> None:
     make_model(backend=backend, threads=3).forward(X)
     gc.collect()
     for _ in range(6000):
@@ -141,18 +141,18 @@ def test_a_dropped_model_gives_its_threads_back(backend: str) -> None:
 
 
 @pytest.mark.usefixtures("eager_threads")
-def test_predictions_from_many_threads_are_those_of_one(backend: str) -> None:
-    """One model, eight Python threads, the first use among them."""
-    parts = [np.random.default_rng(seed).normal(size=(200, 7)).astype(np.float32) for seed in range(16)]
-    wanted = [make_model(backend=backend).forward(part) for part in parts]
+def test_predictions_in_many_threads_have_the_same_bits(backend: str) -> None:
+    """Eight Python threads use a new model, whose engine is created on first use."""
+    batches = [np.random.default_rng(seed).normal(size=(200, 7)).astype(np.float32) for seed in range(16)]
+    wanted = [make_model(backend=backend).forward(batch) for batch in batches]
     for _ in range(3):
         model = make_model(backend=backend, threads=2)
         with ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(model.forward, parts, timeout=60))
+            found = list(pool.map(model.forward, batches, timeout=60))
         assert same_bits(tuple(found), tuple(wanted))
 
 
-# ------------------------------------------------------------------------------------------------ bad input
+# ------------------------------------------------------------------------------------------------ invalid input
 
 
 def with_entry(value: float) -> Any:
@@ -179,7 +179,7 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("damage", BAD_ROWS)
-def test_bad_rows_are_refused_with_one_line(damage: str) -> None:
+def test_invalid_rows_are_rejected_with_a_message_of_one_line(damage: str) -> None:
     x, message = BAD_ROWS[damage]
     model = make_model()
     for method in (model.forward, model.predict, model.predict_proba):
@@ -188,7 +188,7 @@ def test_bad_rows_are_refused_with_one_line(damage: str) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_checked_rows_are_contiguous_and_of_the_engines_types() -> None:
+def test_checked_rows_are_contiguous_and_have_a_dtype_of_engines() -> None:
     for given, wanted in (
         (np.asfortranarray(X), np.float32),
         (X.astype(np.float64), np.float32),
@@ -206,7 +206,7 @@ def test_checked_rows_are_contiguous_and_of_the_engines_types() -> None:
 # ------------------------------------------------------------------------------------------------ evaluation
 
 
-def test_losses_of_rows_by_hand() -> None:
+def test_plain_losses_against_manual_values() -> None:
     z = np.log([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]])
     losses = plain_losses(NETWORK, z, np.array([0, 1]))
     assert losses == pytest.approx([-np.log(0.5), -np.log(0.2)])
@@ -216,7 +216,7 @@ def test_losses_of_rows_by_hand() -> None:
     assert plain_losses(regression, np.ones((2, 3)), np.array([[2.0, 3, 1], [1, 1, 4]])).tolist() == [2.5, 4.5]
 
 
-def test_figures_of_an_epoch_are_means_over_its_rows(backend: str) -> None:
+def test_mean_metrics_are_means_over_the_rows(backend: str) -> None:
     model, labels = make_model(backend=backend), Y.astype(np.int32)
     z = model.forward(X)
     losses, classes = measure(NETWORK, model.engine(), X, labels)
@@ -231,23 +231,23 @@ def test_figures_of_an_epoch_are_means_over_its_rows(backend: str) -> None:
     assert mean_metrics(regression.engine(), regression.engine().hold(X, targets), classes=False) == (losses.mean(), None)
 
 
-def test_evaluate_gives_the_loss_and_the_metrics(backend: str) -> None:
-    figures = evaluate(make_model(backend=backend), X, Y)
+def test_evaluate_returns_the_loss_and_the_metrics(backend: str) -> None:
+    metrics = evaluate(make_model(backend=backend), X, Y)
     p = make_model(backend=backend).predict_proba(X)
     rounding = 1e-12 if backend == "numpy" else 3e-7  # the compiled engine's losses are float32, as in training
-    assert figures["loss"] == pytest.approx(-np.log(p[np.arange(40), Y]).mean(), rel=rounding)
-    assert figures["accuracy"] == (p.argmax(axis=1) == Y).mean()
-    assert np.trace(figures["confusion"]) == 40 * figures["accuracy"]
-    assert [row["class"] for row in figures["per_class"]] == ["a", "b", "c"]
+    assert metrics["loss"] == pytest.approx(-np.log(p[np.arange(40), Y]).mean(), rel=rounding)
+    assert metrics["accuracy"] == (p.argmax(axis=1) == Y).mean()
+    assert np.trace(metrics["confusion"]) == 40 * metrics["accuracy"]
+    assert [row["class"] for row in metrics["per_class"]] == ["a", "b", "c"]
 
 
 def test_evaluate_of_a_regression() -> None:
     network = Network((7, 9, 3), loss="squared-error", output="sigmoid")
     model = make_model(network, classes=())
     targets = np.random.default_rng(3).random((40, 3))
-    figures = evaluate(model, X, targets)
-    assert figures["loss"] == pytest.approx(1.5 * figures["mse"], rel=1e-12)
-    assert figures["mse"] == pytest.approx(((model.predict(X) - targets) ** 2).mean(), rel=1e-6)
+    metrics = evaluate(model, X, targets)
+    assert metrics["loss"] == pytest.approx(1.5 * metrics["mse"], rel=1e-12)
+    assert metrics["mse"] == pytest.approx(((model.predict(X) - targets) ** 2).mean(), rel=1e-6)
 
 
 BAD_TARGETS: dict[str, Any] = {
@@ -264,7 +264,7 @@ BAD_TARGETS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("damage", BAD_TARGETS)
-def test_bad_targets_are_refused_with_one_line(damage: str) -> None:
+def test_invalid_targets_are_rejected_with_a_message_of_one_line(damage: str) -> None:
     with pytest.raises(DataError) as caught:
         evaluate(make_model(), X, BAD_TARGETS[damage])
     assert "\n" not in str(caught.value)

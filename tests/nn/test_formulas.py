@@ -1,4 +1,4 @@
-"""The scalar formulas against the array maths of the specification, as the engines use them: compiled, in float32."""
+"""The scalar formulas, compiled in float32 as in the engines, compared with the NumPy formulas of the specification."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from fastmlp.nn.activations import ACTIVATIONS, parse_activation, parse_number
 from fastmlp.nn.losses import LOSSES
 from fastmlp.nn.network import Network
 
-# dense where the functions bend; then what overflows, underflows and divides
+# a dense grid where the functions are curved; values that overflow or underflow
 DENSE = np.linspace(-12, 12, 4801).astype(np.float32)
 EXTREME = np.array([0.0, -0.0, 1e-30, -1e-30, 30, -30, 100, -100, 1e30, -1e30], np.float32)
-TINY = 1.2e-38  # below, float32 loses digits
+TINY = 1.2e-38  # about the smallest normal float32
 PARAMETERS = {"leaky-relu": (0.0, 0.01, 0.3), "leaky-gelu": (0.0, 0.01, 0.3, 1.0), "elu": (0.5, 1.0, 2.0)}
 
 
 def with_callees(function: Callable[..., Any]) -> Any:
-    """njit of a formula and of the formulas that it calls."""
+    """Compile a formula, and the formulas that it calls, with njit."""
     called = {
         name: with_callees(value)
         for name, value in function.__globals__.items()
@@ -36,7 +36,7 @@ def with_callees(function: Callable[..., Any]) -> Any:
 
 
 def compiled(function: Callable[..., Any], *arguments: Any) -> Any:
-    """A formula compiled for float32, its return type checked: a bare 1.0 in it would make this float64."""
+    """Compile a formula for float32 and check its return type, which a literal 1.0 would change to float64."""
     dispatcher = with_callees(function)
     dispatcher.compile(arguments)
     (signature,) = dispatcher.nopython_signatures
@@ -46,7 +46,7 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def formulas() -> dict[str, tuple[Any, Any]]:
-    """name -> (value, slope) of every activation, on arrays of float32."""
+    """Return (value, slope) of all activations by name, as functions of float32 arrays."""
 
     def over_array(value: Any, slope: Any) -> tuple[Any, Any]:
         @njit
@@ -72,7 +72,7 @@ def formulas() -> dict[str, tuple[Any, Any]]:
 
 
 def in_float64(name: str, z: Any, a: float) -> tuple[Any, Any]:
-    """Value and slope by the specification, in float64, at the same float32 points."""
+    """Return value and slope of the specification, in float64, at the same float32 points."""
     value, slope = reference.ACTIVATIONS[name]
     z = z.astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -86,7 +86,7 @@ def cases() -> list[tuple[str, float]]:
 
 @pytest.mark.parametrize(("name", "a"), cases())
 def test_activations_equal_the_specification(formulas: Any, name: str, a: float) -> None:
-    """Values to a few roundings of the result and of the argument, which steep functions enlarge; slopes absolutely."""
+    """The tolerance of values is a few rounding errors of result and argument; that of slopes is absolute."""
     z = np.concatenate([DENSE, EXTREME])
     wanted, wanted_slope = in_float64(name, z, a)
     value, slope = formulas[name]
@@ -100,7 +100,7 @@ def test_activations_equal_the_specification(formulas: Any, name: str, a: float)
 
 @pytest.mark.parametrize(("name", "a"), cases())
 def test_infinities_and_nan_as_in_the_specification(formulas: Any, name: str, a: float) -> None:
-    """Where the specification has a limit or a NaN at ±inf, so have the compiled formulas."""
+    """At infinities and NaN, the compiled formulas have the values of the specification."""
     z = np.array([np.inf, -np.inf, np.nan], np.float32)
     wanted, _ = in_float64(name, z, a)
     y = formulas[name][0](z, np.float32(a))
@@ -110,7 +110,7 @@ def test_infinities_and_nan_as_in_the_specification(formulas: Any, name: str, a:
 
 @pytest.mark.parametrize(("name", "a"), cases())
 def test_a_nan_stays_a_nan_in_both_definitions(formulas: Any, name: str, a: float) -> None:
-    """Otherwise a diverged network would look healthy."""
+    """Otherwise divergence would not be detected."""
     z = np.array([np.nan, 1.0], np.float32)
     assert np.isnan(formulas[name][0](z, np.float32(a))).tolist() == [True, False]
     for dtype in (np.float32, np.float64):
@@ -119,7 +119,7 @@ def test_a_nan_stays_a_nan_in_both_definitions(formulas: Any, name: str, a: floa
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_formulas_run_uncompiled_too(name: str) -> None:
-    """As plain Python, where a reader can step through them."""
+    """The formulas also run as plain Python, for example in a debugger."""
     a = ACTIVATIONS[name].default or 0.0
     for z in (-3.0, -0.5, 0.0, 0.5, 3.0):
         y, slope = (float(v[0]) for v in reference_pair(name, z, a))
@@ -134,21 +134,21 @@ def reference_pair(name: str, z: float, a: float) -> tuple[Any, Any]:
     return y, slope(point, y, a)
 
 
-def test_the_comparison_sees_the_other_gelu(formulas: Any) -> None:
-    """The tanh approximation of gelu, which others ship, is outside the tolerance."""
+def test_the_comparison_detects_the_approximation_of_gelu(formulas: Any) -> None:
+    """The tanh approximation of gelu, which other libraries have, is outside the tolerance."""
     z = DENSE.astype(np.float64)
     approximate = 0.5 * z * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
     wanted, slope = in_float64("gelu", DENSE, 0)
     assert (np.abs(approximate - wanted) > 8 * EPS * (np.abs(wanted) + np.abs(z * slope)) + TINY).any()
 
 
-def test_return_types_are_checked_by_a_check_that_fails() -> None:
+def test_a_wrong_return_type_is_detected() -> None:
     with pytest.raises(AssertionError, match="float64"):
         compiled(lambda z, a: 1.0 / (1.0 + math.exp(-z)), float32, float32)
 
 
 def test_slopes_at_zero() -> None:
-    """Fixed by the semantics in nn/network.py, and not what every library does."""
+    """The slopes at 0 are conventions in nn/network.py; other libraries may differ."""
     zero, a = np.float32(0), np.float32(0.25)
     assert ACTIVATIONS["relu"].slope(zero, zero, a) == 0
     assert ACTIVATIONS["leaky-relu"].slope(zero, zero, a) == a
@@ -158,7 +158,7 @@ def test_slopes_at_zero() -> None:
 
 
 @pytest.mark.parametrize("a", [0.0, 0.01, 0.3, 1.0])
-def test_leaky_gelu_is_to_gelu_what_leaky_relu_is_to_relu(a: float) -> None:
+def test_leaky_gelu_follows_the_definition_of_leaky_relu(a: float) -> None:
     z = np.linspace(-6, 6, 601)
     value = {name: reference.ACTIVATIONS[name][0](z, a) for name in ("relu", "leaky-relu", "gelu", "leaky-gelu")}
     slope = {name: reference.ACTIVATIONS[name][1](z, value[name], a) for name in ("gelu", "leaky-gelu")}
@@ -177,7 +177,7 @@ ROWS = [(loss, output) for loss, outputs in LOSSES.items() for output in outputs
 
 @pytest.fixture(scope="module")
 def row_functions() -> dict[tuple[str, str], Any]:
-    """The row losses compiled for float32 arrays, their return type checked."""
+    """Compile the row losses for float32 arrays and check their return types."""
     arguments = (float32[::1], float32[::1], float32[::1], int64)
     return {(loss, output): compiled(LOSSES[loss][output], *arguments) for loss, output in ROWS}
 
@@ -189,15 +189,15 @@ def test_row_losses_equal_the_specification(row_functions: Any, loss: str, outpu
     network = Network((3, n), loss=loss, output=output)
     rng = np.random.default_rng(n)
     z = (scale * rng.normal(size=(20, n))).astype(np.float32)
-    hot = np.eye(n)[rng.integers(0, n, 20)]
-    t = np.where(rng.random((20, 1)) < 0.5, hot, rng.dirichlet(np.ones(n), 20)).astype(np.float32)
+    one_hot = np.eye(n)[rng.integers(0, n, 20)]
+    t = np.where(rng.random((20, 1)) < 0.5, one_hot, rng.dirichlet(np.ones(n), 20)).astype(np.float32)
     wanted, wanted_dz = reference.row_losses(network, z.astype(np.float64), t.astype(np.float64))
     dz = np.empty_like(z)
     losses = [row_functions[loss, output](z[i], t[i], dz[i], n) for i in range(20)]
     size = np.abs(z).max(axis=1).astype(np.float64)
     if output == "linear":
         tolerance, dz_tolerance = 4 * n * EPS * (wanted + 1), 4 * EPS * (size + 1)
-    else:  # an error of z's size in the exponent is a relative error of the outputs, which are at most 1
+    else:  # a rounding error of z in the exponent is a relative error of the outputs, which are at most 1
         tolerance, dz_tolerance = 4 * n * EPS * (1 + size), 8 * n * EPS * (1 + np.minimum(size, 30))
     assert (np.abs(losses - wanted) <= tolerance).all()
     assert (np.abs(dz - wanted_dz) <= dz_tolerance[:, None]).all()
@@ -215,8 +215,8 @@ def test_a_nan_in_a_row_is_a_nan_in_its_loss(row_functions: Any, loss: str, outp
     assert np.isnan(reference.row_losses(network, z[None], t[None])[0]).all()
 
 
-def test_probabilities_are_never_logged(row_functions: Any) -> None:
-    """Log-sum-exp on pre-activations: where the probability underflows the loss is still right."""
+def test_cross_entropy_of_an_underflowing_probability(row_functions: Any) -> None:
+    """With log-sum-exp of the pre-activations, the loss is correct where the probability underflows."""
     z, dz = np.array([200, 0], np.float32), np.empty(2, np.float32)
     assert row_functions["cross-entropy", "softmax"](z, np.array([0, 1], np.float32), dz, 2) == 200
     assert dz.tolist() == [1, -1]
@@ -230,7 +230,7 @@ def test_every_activation_parses(name: str) -> None:
     default = ACTIVATIONS[name].default
     assert parse_activation(name) == (name, default or 0.0)
     if default is None:
-        with pytest.raises(ConfigError, match="takes no parameter"):
+        with pytest.raises(ConfigError, match="has no parameter"):
             parse_activation(f"{name}:0.5")
     else:
         assert parse_activation(f"{name}:0.5") == (name, 0.5)
@@ -239,7 +239,7 @@ def test_every_activation_parses(name: str) -> None:
 @pytest.mark.parametrize(
     ("given", "nearest"), [("rleu", "relu"), ("leaky_rel", "leaky-relu"), ("sigmod", "sigmoid"), ("gleu", "gelu")]
 )
-def test_an_unknown_activation_names_the_nearest_and_lists_all(given: str, nearest: str) -> None:
+def test_the_error_of_an_unknown_activation_suggests_one_and_lists_all(given: str, nearest: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_activation(given)
     message = str(caught.value)
@@ -249,12 +249,12 @@ def test_an_unknown_activation_names_the_nearest_and_lists_all(given: str, neare
 
 
 @pytest.mark.parametrize("text", ["leaky-relu:x", "elu:nan", "elu:inf", "leaky-gelu:1e999"])
-def test_a_parameter_that_is_no_finite_number_is_refused(text: str) -> None:
+def test_a_parameter_that_is_not_a_finite_number_is_an_error(text: str) -> None:
     with pytest.raises(ConfigError, match="not a finite number"):
         parse_activation(text)
 
 
-def test_numbers_are_parsed_with_their_place_in_the_message() -> None:
+def test_errors_of_numbers_start_with_their_source() -> None:
     assert parse_number("here", "2.5") == 2.5
     with pytest.raises(ConfigError, match=r"^here: 'two' is not"):
         parse_number("here", "two")

@@ -1,4 +1,4 @@
-"""The description of a network: its layout, its initial weights, and what it refuses."""
+"""`Network`: layers, layout of the parameters, initial weights, and invalid settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastmlp.nn.losses import LOSSES
 from fastmlp.nn.network import ALIASES, INITIALIZERS, Layer, Network
 
 
-def test_layers_are_the_description_in_order() -> None:
+def test_layers_follow_the_settings() -> None:
     network = Network((5, 4, 3, 2), activation=("leaky-relu:0.25", "elu"), dropout=(0.5, 0.0))
     assert network.layers == (
         Layer(5, 4, "leaky-relu", 0.25, 0.5),
@@ -40,7 +40,7 @@ def test_one_setting_for_all_layers_or_one_each() -> None:
 def test_parameters_flops_and_label() -> None:
     network = Network((784, 500, 250, 10))
     assert network.parameters == 784 * 500 + 500 + 500 * 250 + 250 + 250 * 10 + 10
-    # forward and weight gradient in each layer, input gradient but in the first
+    # forward pass and weight gradient of each layer, input gradient of each but the first
     assert network.flops_per_row == 2 * (2 * 784 * 500 + 3 * 500 * 250 + 3 * 250 * 10)
     assert network.label == "784x500x250x10"
 
@@ -65,7 +65,7 @@ def test_views_are_views_that_cover_the_vector_once() -> None:
     assert (vector == 1).all()
 
 
-def test_the_output_that_belongs_to_a_loss_is_its_default() -> None:
+def test_each_loss_has_a_default_output() -> None:
     assert Network((2, 2)).output == "softmax"
     assert Network((2, 2), loss="squared-error").output == "linear"
     for loss, outputs in LOSSES.items():
@@ -73,7 +73,7 @@ def test_the_output_that_belongs_to_a_loss_is_its_default() -> None:
             assert Network((2, 2), loss=loss, output=output).output == output
 
 
-def test_every_activation_is_taken() -> None:
+def test_every_activation_is_valid() -> None:
     for name in ACTIVATIONS:
         assert Network((2, 2, 2), activation=name).layers[0].activation == name
 
@@ -103,7 +103,7 @@ SCALES = {
 
 @pytest.mark.parametrize("init", [*INITIALIZERS, "uniform:0.3", "normal:0.3", "he-normal:0.3"])
 def test_initial_weights_have_their_distribution(init: str) -> None:
-    """Mean, standard deviation and range of each layer; the bounds are five standard errors."""
+    """Mean, standard deviation and range of each layer; tolerances are five standard errors."""
     network = Network(WIDE, init=init)
     name, _, given = network.init.partition(":")
     for w, b in network.views(network.initial_parameters(3, np.float64)):
@@ -111,7 +111,7 @@ def test_initial_weights_have_their_distribution(init: str) -> None:
         uniform = "uniform" in name
         deviation = scale / math.sqrt(3) if uniform else scale
         assert abs(w.mean()) < 5 * deviation / math.sqrt(w.size)
-        # the relative standard error of a deviation: sqrt((kurtosis - 1) / 4 n)
+        # relative standard error of a standard deviation: sqrt((kurtosis - 1) / 4 n)
         assert w.std() == pytest.approx(deviation, rel=5 * math.sqrt((0.8 if uniform else 2.0) / 4 / w.size))
         if uniform:
             assert 0.99 * scale < np.abs(w).max() <= scale
@@ -120,7 +120,7 @@ def test_initial_weights_have_their_distribution(init: str) -> None:
         assert (b == 0).all()
 
 
-def test_every_initialiser_is_described_here() -> None:
+def test_every_initializer_is_tested() -> None:
     assert set(INITIALIZERS) == set(SCALES)
 
 
@@ -139,7 +139,7 @@ def test_the_default_is_he_normal() -> None:
     }
 
 
-def test_the_seed_decides() -> None:
+def test_initial_parameters_depend_on_the_seed_only() -> None:
     network = Network(WIDE)
     first = network.initial_parameters(0)
     assert first.dtype == np.float32
@@ -158,7 +158,7 @@ def test_layers_draw_independent_numbers() -> None:
 
 
 def test_a_layer_does_not_depend_on_the_width_of_others() -> None:
-    """Each layer has a counter of its own, so widening one layer leaves the draws of the rest."""
+    """Each layer has a separate counter, so the width of one layer does not change the weights of the others."""
     one, other = Network((6, 5, 4, 3), init="normal"), Network((6, 9, 4, 3), init="normal")
     last = [network.views(network.initial_parameters(0))[2][0] for network in (one, other)]
     assert np.array_equal(*last)
@@ -179,7 +179,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"sizes": "432"}, "sizes must be"),
     ({"activation": "rleu"}, "did you mean 'relu'"),
     ({"activation": ("relu", "tanh")}, "activation has 2 values, but there are 1"),
-    ({"activation": "relu:0.5"}, "takes no parameter"),
+    ({"activation": "relu:0.5"}, "has no parameter"),
     ({"activation": "elu:nan"}, "not a finite number"),
     ({"dropout": 1.0}, "dropout must be"),
     ({"dropout": -0.1}, "dropout must be"),
@@ -187,7 +187,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"dropout": (0.1, 0.2)}, "dropout has 2 values, but there are 1"),
     ({"dropout": ()}, "dropout has 0 values"),
     ({"loss": "cross-entrpy"}, "did you mean 'cross-entropy'"),
-    ({"loss": "cross-entropy", "output": "sigmoid"}, "takes output softmax"),
+    ({"loss": "cross-entropy", "output": "sigmoid"}, "needs output softmax"),
     ({"loss": "squared-error", "output": "tanh"}, "unknown output 'tanh'"),
     ({"l1": -0.1}, "l1 must be"),
     ({"l1": math.nan}, "l1 must be"),

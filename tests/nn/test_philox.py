@@ -1,4 +1,4 @@
-"""The random numbers: published known answers, the masks' statistics, and streams that do not touch."""
+"""Random numbers: published test vectors, statistics of dropout masks, and disjoint streams."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from fastmlp.nn.philox import STREAMS, drop_threshold, generator, keep_mask, philox4x32
 
-# kat_vectors of Random123 (Salmon et al.): counter, key, answer of philox4x32 with 10 rounds
+# kat_vectors of Random123 (Salmon et al.): counter, key, and output of philox4x32 with 10 rounds
 KNOWN = [
     ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
     ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
@@ -34,13 +34,13 @@ def test_known_answers_in_arrays_and_compiled() -> None:
     answers = np.array([words(answer) for _, _, answer in KNOWN])
     assert np.array_equal(np.stack(philox4x32(*counters.T, *keys.T), axis=1), answers)
     words_of = compiled_with_callees(philox4x32)
-    compiled = njit(lambda c0, c1, c2, c3, k0, k1: words_of(c0, c1, c2, c3, k0, k1))  # noqa: PLW0108 - an entry for Python
+    compiled = njit(lambda c0, c1, c2, c3, k0, k1: words_of(c0, c1, c2, c3, k0, k1))  # noqa: PLW0108 - an entry point for Python
     for counter, key, answer in zip(counters, keys, answers, strict=True):
         assert list(compiled(*counter, *key)) == answer.tolist()
 
 
 def word_at(seed: int, step: int, layer: int, row: int, column: int) -> int:
-    """The word of one unit, by the definition in `keep_mask`'s docstring, in Python's own integers."""
+    """Return the random number of one unit, as defined in the docstring of `keep_mask`, computed with Python integers."""
     c = [column // 4, row, layer, step]
     k = [seed & 0xFFFFFFFF, seed >> 32]
     for _ in range(10):
@@ -59,16 +59,16 @@ def test_masks_follow_their_definition(seed: int, columns: int) -> None:
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.2, 0.5, 0.9])
-def test_masks_keep_the_share_they_should(rate: float) -> None:
+def test_masks_keep_the_expected_fraction(rate: float) -> None:
     mask = keep_mask(3, 0, 0, 1000, 203, rate)
     deviation = np.sqrt(rate * (1 - rate) / mask.size)
     assert abs(mask.mean() - (1 - rate)) < 4 * deviation
-    # every column and every row: the largest of so many is within 5 standard deviations
+    # the largest deviation of all columns and rows is within 5 standard deviations
     assert np.abs(mask.mean(axis=0) - (1 - rate)).max() < 5 * np.sqrt(rate * (1 - rate) / 1000)
     assert np.abs(mask.mean(axis=1) - (1 - rate)).max() < 5 * np.sqrt(rate * (1 - rate) / 203)
 
 
-def test_rate_zero_keeps_all_and_the_threshold_is_the_share_of_words() -> None:
+def test_rate_zero_keeps_all_and_the_threshold_is_proportional_to_the_rate() -> None:
     assert keep_mask(0, 0, 0, 20, 20, 0.0).all()
     assert drop_threshold(0.5) == 2**31
     assert drop_threshold(0.25) == 2**30
@@ -96,11 +96,11 @@ def test_masks_of_steps_layers_seeds_rows_and_columns_are_independent() -> None:
     assert correlation(base, keep_mask(1, 0, 0, 200, 200, 0.5)) == pytest.approx(1)
 
 
-def test_a_smaller_mask_is_a_part_of_a_larger_one() -> None:
-    """A short last batch, and a layer of another width, draw what the whole would have drawn."""
-    whole = keep_mask(5, 9, 2, 40, 37, 0.4)
+def test_a_smaller_mask_is_a_slice_of_a_larger_one() -> None:
+    """The mask of a unit does not depend on the number of rows or on the width of the layer."""
+    large = keep_mask(5, 9, 2, 40, 37, 0.4)
     for rows, columns in ((1, 37), (40, 1), (17, 13), (40, 36)):
-        assert np.array_equal(keep_mask(5, 9, 2, rows, columns, 0.4), whole[:rows, :columns])
+        assert np.array_equal(keep_mask(5, 9, 2, rows, columns, 0.4), large[:rows, :columns])
 
 
 def test_a_lower_rate_keeps_a_superset() -> None:
@@ -126,11 +126,11 @@ def test_generators_repeat_and_streams_differ(seeds: tuple[int, ...]) -> None:
 def test_generators_are_numpys_philox_of_the_key(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = np.random.Philox(key=np.array([seed, STREAMS["split"]], np.uint64), counter=np.array([0, 0, 7, 0], np.uint64))
 
-    def ask(bits: int) -> int:
-        raise AssertionError("the system was asked for entropy")
+    def read_entropy(bits: int) -> int:
+        raise AssertionError("entropy was read from the system")
 
-    monkeypatch.setattr("numpy.random.bit_generator.randbits", ask)
-    with pytest.raises(AssertionError, match="asked for entropy"):
+    monkeypatch.setattr("numpy.random.bit_generator.randbits", read_entropy)
+    with pytest.raises(AssertionError, match="entropy was read"):
         np.random.Philox(key=1)
     assert np.array_equal(generator(seed, "split", 7).bit_generator.random_raw(9), wanted.random_raw(9))
 

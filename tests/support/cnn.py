@@ -14,7 +14,7 @@ SHAPE = (8, 8, 1)
 
 
 def bars(count: int, seed: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """Noise with a bright bar: in a row (0), in a column (1), or none (2)."""
+    """Return pixels and labels of noise with a bright bar: horizontal (class 0), vertical (1), or none (2)."""
     rng = np.random.default_rng(seed)
     pixels, labels = rng.integers(0, 120, (count, *SHAPE[:2]), np.uint8), rng.integers(0, 3, count)
     places = rng.integers(0, 8, count)
@@ -29,10 +29,9 @@ def network(seed: int = 0, regularize: str = "none") -> torch.nn.Module:
     return build(Description(image_shape=SHAPE, classes=3, blocks=blocks, dense=(8,)), seed)
 
 
-# The networks of the published reports: their blocks, and what the flattened last block has.
 FIVE = {"kernel": 3, "padding": 1}
 
-
+# The networks of the published reports: their blocks, and the size of the flattened output of the last block.
 PUBLISHED: dict[str, tuple[Any, int]] = {
     "cs776 equal": (make_blocks((16,) * 5, pool="max", **FIVE), 16),
     "cs776 doubled": (make_blocks((16, 32, 64, 128, 256), pool="avg", **FIVE), 256),

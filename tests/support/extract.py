@@ -1,4 +1,4 @@
-"""What the tests of `extract` share: a folder of their own, and no pictures, which take longer than the rest."""
+"""Fixtures for tests of `extract`: a temporary working directory, and no plots, which take most of the time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from fastmlp.experiments import chain, extraction
 from support.cli import forget_settings
 
-# What draws, by the module where it is looked up.
+# The functions that draw, with the modules that look them up.
 DRAWN = [
     (module, name, getattr(module, name))
     for module, name in ((extraction, "draw_extraction"), (chain, "draw_extraction"), (chain, "draw_chain"))
@@ -20,7 +20,7 @@ DRAWN = [
 
 
 def arrays_of(file: str | Path) -> dict[str, np.ndarray[Any, Any]]:
-    """The arrays of an .npz; its file is closed, not left to the collector, whose warning would fail another test."""
+    """Return the arrays of an .npz file and close it; an open file would cause a ResourceWarning in a later test."""
     with np.load(file) as archive:
         return dict(archive)
 

@@ -1,4 +1,4 @@
-"""Checks of every figure: no overlapping texts or legends."""
+"""Checks of figures: no overlapping texts or legends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images mirrored and moved: what is drawn, what it makes of them, and that training on them is the documented walk."""
+"""Image augmentation: its distribution, its effect on pixels, and training on augmented images."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from fastmlp.training.many import train_many
 
 SHAPE = (5, 4, 2)
 NETWORK = Network((40, 12, 3), dropout=0.2)
-MOVED: dict[str, Any] = {"flip": 0.5, "shift": 2, "epochs": 3, "seed": 5}
+AUGMENTED: dict[str, Any] = {"flip": 0.5, "shift": 2, "epochs": 3, "seed": 5}
 
 
 def images(count: int, dtype: str = "uint8", seed: int = 0) -> Any:
-    """No pixel is 0, so that what comes in from outside shows."""
+    """Return images without zeros, so that padding can be detected."""
     return np.random.default_rng(seed).integers(1, 256, (count, 40)).astype(dtype)
 
 
@@ -40,7 +40,7 @@ def labels(count: int) -> Any:
 
 
 def pixel_by_pixel(x: Any, shape: Any, augmentation: Augmentation) -> Any:
-    """By the definition, with loops."""
+    """Augment images by the definition, with loops."""
     before = x.reshape(-1, *shape)
     after = np.zeros_like(before)
     height, width, _ = shape
@@ -54,22 +54,22 @@ def pixel_by_pixel(x: Any, shape: Any, augmentation: Augmentation) -> Any:
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 @pytest.mark.parametrize(("flip", "shift"), [(0.5, 0), (0.0, 1), (0.5, 2), (1.0, 7), (0.0, 0)])
-def test_images_move_pixel_by_pixel(dtype: str, flip: float, shift: int) -> None:
+def test_augmentation_matches_the_definition(dtype: str, flip: float, shift: int) -> None:
     x = images(60, dtype)
-    kept = x.copy()
+    original = x.copy()
     augmentation = sample_augmentation(3, 1, 60, flip, shift)
     found = augment(x, SHAPE, augmentation)
     assert found.dtype == x.dtype
     assert same_bits(found, pixel_by_pixel(x, SHAPE, augmentation))
-    assert same_bits(x, kept)
+    assert same_bits(x, original)
     assert same_bits(found, x) == (flip == shift == 0)
 
 
-def test_what_is_drawn() -> None:
+def test_distribution_of_augmentations() -> None:
     mirrored, offsets = sample_augmentation(1, 2, 30_000, 0.3, 2)
     assert mirrored.mean() == pytest.approx(0.3, abs=0.01)
-    for one in offsets.T:
-        np.testing.assert_allclose(np.bincount(one + 2) / 30_000, 0.2, atol=0.01)
+    for direction in offsets.T:
+        np.testing.assert_allclose(np.bincount(direction + 2) / 30_000, 0.2, atol=0.01)
     assert abs(np.corrcoef(offsets.T)[0, 1]) < 0.02
     same, epoch, seed = (sample_augmentation(*at, 30_000, 0.3, 2) for at in ((1, 2), (1, 3), (2, 2)))
     assert same_bits(same.offsets, offsets)
@@ -79,18 +79,18 @@ def test_what_is_drawn() -> None:
     assert not sample_augmentation(0, 1, 1000, 0.0, 2).mirrored.any()
 
 
-def test_training_is_the_documented_walk(backend: str) -> None:
-    """An engine driven by hand over the rows of each epoch after their augmentation; the validation part stays as it is."""
+def test_training_equals_an_explicit_loop_over_augmented_rows(backend: str) -> None:
+    """The validation split is not augmented."""
     x, y = images(50), labels(50)
     scaling = fit_scaling("unit", x)
-    settings = set_up(backend=backend, **MOVED)
+    settings = set_up(backend=backend, **AUGMENTED)
     training = train(NETWORK, x, y, settings=settings, scaling=scaling, validation=(x, y), image_shape=SHAPE)
     engine = make_engine(backend, EngineSpec(NETWORK, Optimizer(), batch_size=16, seed=5, scaling=scaling))
     engine.load(State(NETWORK.initial_parameters(5), np.empty((0, NETWORK.parameters), np.float32), 0))
     for epoch in range(1, 4):
         order = generator(5, "order", epoch).permutation(50)
-        moved = pixel_by_pixel(x[order], SHAPE, sample_augmentation(5, epoch, 50, 0.5, 2))
-        engine.train(moved, y[order], np.arange(50), np.full(4, 0.1))
+        augmented = pixel_by_pixel(x[order], SHAPE, sample_augmentation(5, epoch, 50, 0.5, 2))
+        engine.train(augmented, y[order], np.arange(50), np.full(4, 0.1))
     assert same_bits(training.state, engine.state())
     engine.close()
     assert training.model.image_shape == SHAPE
@@ -100,34 +100,34 @@ def test_training_is_the_documented_walk(backend: str) -> None:
     assert not same_bits(plain.state, training.state)
 
 
-def test_chunks_subsets_weights_and_company_change_nothing(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_subsets_and_train_many_give_the_same_bits(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y, weights = images(50), labels(50), np.linspace(1, 2, 50)
-    settings = set_up(backend=backend, threads=1, **MOVED)
+    settings = set_up(backend=backend, threads=1, **AUGMENTED)
     given: dict[str, Any] = {"scaling": fit_scaling("unit", x), "image_shape": SHAPE}
     whole = train(NETWORK, x, y, settings=settings, sample_weight=weights, **given)
     monkeypatch.setattr(fastmlp.training.loop, "CHUNK_SECONDS", 1e-9)
-    places = np.random.default_rng(1).permutation(80)[:50]
-    spread = np.zeros((80, 40), np.uint8)
-    spread[places] = x
-    (other,) = train_many([(NETWORK, settings)], Subset(spread, places), y, sample_weight=weights, **given)
+    rows = np.random.default_rng(1).permutation(80)[:50]
+    scattered = np.zeros((80, 40), np.uint8)
+    scattered[rows] = x
+    (other,) = train_many([(NETWORK, settings)], Subset(scattered, rows), y, sample_weight=weights, **given)
     assert same_bits(whole.state, other.state)  # type: ignore[union-attr]
     unweighted = train(NETWORK, x, y, settings=settings, **given)
     assert not same_bits(whole.state, unweighted.state)
 
 
-def test_rows_that_are_no_images_do_not_move() -> None:
+def test_augmentation_of_rows_that_are_not_images_is_rejected() -> None:
     x, y = images(50), labels(50)
-    for moved in ({"flip": 0.5}, {"shift": 1}):
+    for changes in ({"flip": 0.5}, {"shift": 1}):
         with pytest.raises(ConfigError, match="flip and shift are for rows that are images"):
-            train(NETWORK, x, y, settings=set_up(**moved))
+            train(NETWORK, x, y, settings=set_up(**changes))
         with pytest.raises(ConfigError, match=r"jobs\[0\]: flip and shift are for rows that are images"):
-            train_many([(NETWORK, set_up(**moved))], x, y)
+            train_many([(NETWORK, set_up(**changes))], x, y)
     with pytest.raises(DataError, match="image_shape"):
         train(NETWORK, x, y, settings=set_up(flip=0.5), image_shape=(5, 5, 2))
 
 
-def test_the_command(tmp_path: Path) -> None:
-    """The run's own settings make it again; the model has the shape of its images."""
+def test_the_train_command_with_augmentation(tmp_path: Path) -> None:
+    """Its config.toml reproduces the run, and the model has the image shape."""
     small = ["--hidden", "8", "--epochs", "2", "--backend", "numpy", "-q"]
     ok("train", *small, "--flip", "0.5", "--shift", "1", "--out", tmp_path / "a")
     ok("train", "--config", tmp_path / "a/config.toml", "-q", "--out", tmp_path / "again")

@@ -1,4 +1,4 @@
-"""Many models at once: each comes out as if alone, the data are shared, memory stays flat; the benchmark."""
+"""Training many models at once: bits equal to single trainings, shared data, constant memory; and the benchmark."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from fastmlp.training.settings import TrainingData, check_data
 
 
 def many_jobs(numba_backend: str) -> list[tuple[Network, Any]]:
-    """Shapes, rules, rates, batches, epochs, dropout and seeds of all kinds; few kernels to compile."""
+    """Return jobs with various shapes, optimizers, learning rates, batch sizes, epochs, dropout and seeds, but few kernels."""
     adam = {"optimizer": Optimizer("adam"), "backend": numba_backend}
     wide = Network((4, 70, 33, 3), dropout=(0.4, 0.0))
     return [
@@ -62,7 +62,7 @@ def many_jobs(numba_backend: str) -> list[tuple[Network, Any]]:
     ]
 
 
-# ------------------------------------------------------------------------------------------------ as if alone
+# ------------------------------------------------------------------------------------------------ bits
 
 
 @pytest.fixture(scope="module")
@@ -73,31 +73,31 @@ def data() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def alone(numba_backend: str, data: dict[str, Any]) -> list[TrainResult]:
+def singles(numba_backend: str, data: dict[str, Any]) -> list[TrainResult]:
     return [train(network, settings=settings, **data) for network, settings in many_jobs(numba_backend)]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_each_model_comes_out_as_if_alone(
-    numba_backend: str, data: dict[str, Any], alone: list[TrainResult], threads: int
+def test_each_model_has_the_bits_of_a_single_training(
+    numba_backend: str, data: dict[str, Any], singles: list[TrainResult], threads: int
 ) -> None:
     results = train_many(many_jobs(numba_backend), **data, threads=threads)
-    assert len(results) == len(alone)
-    for one, result in zip(alone, results, strict=True):
+    assert len(results) == len(singles)
+    for one, result in zip(singles, results, strict=True):
         assert isinstance(result, TrainResult)
         assert same_training(result, one)
         assert result.threads == 1
 
 
-def test_the_comparison_sees_a_difference(alone: list[TrainResult]) -> None:
-    one = alone[0]
-    assert not same_training(one, alone[1])
+def test_same_training_detects_differences(singles: list[TrainResult]) -> None:
+    one = singles[0]
+    assert not same_training(one, singles[1])
     assert not same_training(one, one._replace(stopped="time"))
     assert not same_training(one, one._replace(history=[*one.history[:-1], {**one.history[-1], "loss": 0.1}]))
     assert same_training(one, one._replace(history=[{**row, "seconds": 9.0} for row in one.history]))
 
 
-def test_the_model_keeps_the_threads_of_its_settings() -> None:
+def test_the_model_has_the_threads_of_its_settings() -> None:
     x, y = problem(40)
     results = train_many([(NETWORK, set_up(threads=3)), (NETWORK, set_up())], x, y)
     assert [result.model.threads for result in results if isinstance(result, TrainResult)] == [3, None]
@@ -113,16 +113,16 @@ def test_any_number_of_models_and_threads(threads: int | None) -> None:
         ]
 
 
-def test_models_run_at_the_same_time_and_the_costliest_begin_first() -> None:
+def test_models_are_trained_concurrently_in_order_of_decreasing_cost() -> None:
     x, y = problem(40)
-    begun: list[int] = []
-    together = threading.Barrier(2, timeout=120)  # broken unless two models are under way at once
+    started: list[int] = []
+    together = threading.Barrier(2, timeout=120)  # breaks unless two models are trained at the same time
 
     def make(backend: str, job: EngineSpec) -> Engine:
         engine = make_engine(backend, job)
         if threading.current_thread() is not threading.main_thread():
-            begun.append(job.seed)
-            if len(begun) <= 2:
+            started.append(job.seed)
+            if len(started) <= 2:
                 together.wait()
         return engine
 
@@ -130,12 +130,12 @@ def test_models_run_at_the_same_time_and_the_costliest_begin_first() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fastmlp.training.loop, "make_engine", make)
         train_many(jobs, x, y, threads=2)
-    assert set(begun[:2]) == {1, 2}
-    assert begun[2] == 0
+    assert set(started[:2]) == {1, 2}
+    assert started[2] == 0
 
 
 def test_each_job_has_its_own_callbacks() -> None:
-    """They are called with the rows and the engine of their model, in another thread, and may end it."""
+    """They are called with the history rows and the engine of their model, in its thread, and can stop it."""
     x, y = problem(40)
     seen: dict[int, list[int]] = {0: [], 1: []}
     parameters: dict[int, Any] = {}
@@ -158,7 +158,7 @@ def test_each_job_has_its_own_callbacks() -> None:
         train_many([(NETWORK, set_up())] * 2, x, y, callbacks=[[]])
 
 
-# Changes of a network and of its optimiser, each alone.
+# Changes of a network and of its optimizer, one at a time.
 CHANGES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {}),
     ({"activation": "silu"}, {}),
@@ -177,26 +177,26 @@ CHANGES: list[tuple[dict[str, Any], dict[str, Any]]] = [
 ]
 
 
-def test_models_of_one_kind_have_the_same_kernels(numba_backend: str) -> None:
-    """Whatever the engine compiles for makes another kind, so that each kind is compiled before the threads start."""
-    kinds, kernels = [], []
+def test_models_with_the_same_kernel_key_have_the_same_kernels(numba_backend: str) -> None:
+    """Otherwise some kernels would not be compiled before the threads start."""
+    keys, kernels = [], []
     for of_network, of_optimizer in CHANGES:
         for sizes, seed in (((4, 6, 7, 3), 0), ((4, 9, 5, 3), 1)):
             network, optimizer = Network(sizes, **of_network), Optimizer(**of_optimizer)
             settings = set_up(optimizer=optimizer, schedule=Schedule(0.1 + seed), seed=seed, batch_size=8 + seed)
-            kinds.append(Task(network, settings, TrainingData(CheckedRows(*problem(9), 3))).kernel_key)
+            keys.append(Task(network, settings, TrainingData(CheckedRows(*problem(9), 3))).kernel_key)
             engine: Any = make_engine(numba_backend, EngineSpec(network, optimizer, threads=1))
             kernels.append(repr(engine.kernel_table(np.float32, training=True)))
-    kernels_of = {kind: {kernel for other, kernel in zip(kinds, kernels, strict=True) if other == kind} for kind in kinds}
+    kernels_of = {key: {kernel for other, kernel in zip(keys, kernels, strict=True) if other == key} for key in keys}
     assert all(len(found) == 1 for found in kernels_of.values())
     assert len(set(kernels)) >= 7
-    assert len(kernels_of) < len(kinds) / 2
+    assert len(kernels_of) < len(keys) / 2
 
 
 NO_COMPILATION_IN_THE_THREADS = """
 from numba.core import event
 import numpy as np
-from fastmlp.training.many import Pool, compile_kinds, make_tasks
+from fastmlp.training.many import Pool, compile_kernels, make_tasks
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
 from fastmlp.engines.interrupts import Signals
@@ -208,7 +208,7 @@ jobs = [(Network((4, 5, 3)), Settings(epochs=1)), (Network((4, 9, 6, 3)), Settin
 jobs += [(Network((4, 5, 5, 3), dropout=(0.0, 0.1)), adam), (Network((4, 7, 3), dropout=0.2), adam)]
 tasks = make_tasks(jobs, lambda network, dtype: check_data(network, dtype, (x, y), (x, y)))
 with event.install_recorder("numba:compiler_lock") as before:
-    compile_kinds(tasks)
+    compile_kernels(tasks)
 with event.install_recorder("numba:compiler_lock") as after:
     Pool(tasks, Signals(), None, None).run(2)
 print(len(before.buffer), len(after.buffer))
@@ -217,7 +217,7 @@ print(len(before.buffer), len(after.buffer))
 
 @pytest.mark.full
 def test_everything_is_compiled_before_the_threads_start(numba_backend: str) -> None:
-    """In a fresh process, where each kernel has to be loaded, under Numba's one lock."""
+    """Run a new process, which loads every kernel under Numba's global lock."""
     root = ROOT
     command = [sys.executable, "-W", "error", "-c", NO_COMPILATION_IN_THE_THREADS]
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=300, check=False)
@@ -249,14 +249,14 @@ def test_the_data_are_checked_once_and_shared() -> None:
     assert singles[6].data.classes == tuple("012")
 
 
-def test_engines_see_the_callers_own_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read-only ones, which are the same afterwards."""
+def test_engines_get_the_callers_array(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The array may be read-only, and is not changed."""
     x, y = problem(40)
     copy = x.copy()
     x.flags.writeable = False
     seen: list[Any] = []
 
-    class Watched:
+    class Recorder:
         def __init__(self, engine: Engine) -> None:
             self.engine = engine
 
@@ -267,14 +267,14 @@ def test_engines_see_the_callers_own_rows(monkeypatch: pytest.MonkeyPatch) -> No
             seen.append(rows)
             return self.engine.train(rows, *args)
 
-    monkeypatch.setattr(fastmlp.training.loop, "make_engine", lambda *args: Watched(make_engine(*args)))
+    monkeypatch.setattr(fastmlp.training.loop, "make_engine", lambda *args: Recorder(make_engine(*args)))
     train_many(SMALL, x, y, threads=2)
     assert len(seen) > len(SMALL)
     assert all(rows is x for rows in seen)
     assert same_bits(x, copy)
 
 
-def test_a_subset_of_rows_is_trained_on_as_its_copy() -> None:
+def test_training_on_a_subset_has_the_bits_of_its_copy() -> None:
     x, y = problem(60)
     rows = np.random.default_rng(0).permutation(60)[:40]
     copied = train_many(SMALL, x[rows], y[rows], threads=2)
@@ -283,7 +283,7 @@ def test_a_subset_of_rows_is_trained_on_as_its_copy() -> None:
         assert same_training(one, other)
 
 
-REFUSED: list[tuple[tuple[Network, Any], dict[str, Any], type[Exception], str]] = [
+REJECTED: list[tuple[tuple[Network, Any], dict[str, Any], type[Exception], str]] = [
     ((Network((5, 3)), set_up()), {}, DataError, r"jobs\[5\]: the network takes rows of 5 features"),
     ((Network((4, 2)), set_up()), {}, DataError, r"jobs\[5\]: the training split has 3 classes, but the network has 2 outputs"),
     ((NETWORK, set_up(patience=1)), {}, ConfigError, r"jobs\[5\]: patience needs a validation split"),
@@ -296,8 +296,8 @@ REFUSED: list[tuple[tuple[Network, Any], dict[str, Any], type[Exception], str]] 
 ]
 
 
-@pytest.mark.parametrize(("job", "changes", "error", "message"), REFUSED)
-def test_what_cannot_be_is_refused_before_any_model_begins(
+@pytest.mark.parametrize(("job", "changes", "error", "message"), REJECTED)
+def test_invalid_jobs_are_rejected_before_training(
     job: Any, changes: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     x, y = problem(40)
@@ -311,14 +311,15 @@ def test_what_cannot_be_is_refused_before_any_model_begins(
 # ------------------------------------------------------------------------------------------------ memory
 
 FITS = 300
-BOUND = 8 * 2**20  # bytes: what the allocator of each thread may keep; 300 engines of TINY would be 30 MB
+BOUND = 8 * 2**20  # bytes that the allocators of the threads may keep; 300 engines of TINY would need 30 MB
 TINY = Network((32, 16, 16, 10))
 
 
-def owned_bytes() -> int:
-    """Memory of this process that belongs to no file, counted page by page (Linux), else its peak of all memory.
+def anonymous_bytes() -> int:
+    """Return the anonymous memory of this process (Linux), else its peak memory.
 
-    Not the counters of statm: pages of files come and go in them, and they lag by some megabytes on machines of many cores.
+    It is summed from smaps, because the counters of statm include file pages and lag by some megabytes on machines with many
+    cores.
     """
     rollup = Path("/proc/self/smaps_rollup")
     if rollup.exists():
@@ -328,16 +329,16 @@ def owned_bytes() -> int:
 
 
 def settled_bytes() -> int:
-    """Memory without garbage, and without what the allocator keeps of freed memory: new growth would hide in it."""
+    """Return the memory after garbage collection and after the allocator has released free memory, which could hide growth."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc
     if trim is not None:
         trim(0)
-    return owned_bytes()
+    return anonymous_bytes()
 
 
 def growth(call: Callable[[int], Any]) -> tuple[int, int]:
-    """Bytes and threads by which repeated calls let the process grow, after as many that let it settle."""
+    """Return the growth in bytes and in threads from repeated calls, after as many warm-up calls."""
     for index in range(FITS // 50):
         call(index)
     before, threads = settled_bytes(), threading.active_count()
@@ -346,14 +347,14 @@ def growth(call: Callable[[int], Any]) -> tuple[int, int]:
     return settled_bytes() - before, threading.active_count() - threads
 
 
-def growth_alone(call: Callable[[int], Any]) -> tuple[int, int]:
-    """The same in a process of its own, where nothing else is freed or kept meanwhile."""
+def growth_in_new_process(call: Callable[[int], Any]) -> tuple[int, int]:
+    """Return `growth` in a new process, without other allocations."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(growth, call).result()
 
 
-def fifty(backend: str, index: int) -> None:
-    """Fifty fits of a tiny model, two of which diverge."""
+def train_fifty(backend: str, index: int) -> None:
+    """Train fifty tiny models, two of which diverge."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(100, 32)).astype(np.float32), rng.integers(0, 10, 100)
     settings = set_up(backend=backend, epochs=5, batch_size=32)
@@ -363,22 +364,22 @@ def fifty(backend: str, index: int) -> None:
     assert [type(result) for result in results] == [TrainResult] * 48 + [Diverged] * 2
 
 
-KEPT: list[Any] = []
+LEAKED: list[Any] = []
 
 
-def keep(rows: int, index: int) -> None:
-    """What a leak of an engine's size in each of fifty fits would be."""
-    KEPT.extend(np.ones(rows, np.uint8) for _ in range(50))
+def leak(rows: int, index: int) -> None:
+    """Simulate fifty trainings that each leak an engine."""
+    LEAKED.extend(np.ones(rows, np.uint8) for _ in range(50))
 
 
-def test_memory_stays_flat(numba_backend: str) -> None:
-    grown, threads = growth_alone(partial(fifty, numba_backend))
+def test_memory_does_not_grow(numba_backend: str) -> None:
+    grown, threads = growth_in_new_process(partial(train_fifty, numba_backend))
     assert grown < BOUND
     assert threads == 0
 
 
-def test_growth_is_noticed() -> None:
-    grown, _ = growth_alone(partial(keep, 100_000))
+def test_growth_is_detected() -> None:
+    grown, _ = growth_in_new_process(partial(leak, 100_000))
     assert grown > BOUND
 
 
@@ -391,7 +392,7 @@ def small_case() -> tuple[benchmark.Case, dict[str, Any]]:
     return case, {"x": x, "y": y, "validation": problem(20, 1)}
 
 
-def test_the_benchmark_measures() -> None:
+def test_the_benchmark_runs() -> None:
     row = benchmark.measure(*small_case(), threads=2, rounds=3)
     assert row["models"] == 5
     for key in ("alone_seconds", "together_seconds", "efficiency"):
@@ -399,19 +400,19 @@ def test_the_benchmark_measures() -> None:
     assert re.fullmatch(r"small, 5 models: alone .* s, together .* s, efficiency .*% \(.*% to .*%\)", benchmark.text_of(row))
 
 
-def test_the_benchmark_times_no_models_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = benchmark.together
+def test_the_benchmark_rejects_models_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = benchmark.together
 
-    def of_other_seeds(case: benchmark.Case, parts: dict[str, Any], threads: int) -> Any:
+    def of_other_seeds(case: benchmark.Case, data: dict[str, Any], threads: int) -> Any:
         others = [(network, replace(settings, seed=settings.seed + 1)) for network, settings in case.jobs]
-        return honest(case._replace(jobs=others), parts, threads)
+        return original(case._replace(jobs=others), data, threads)
 
     monkeypatch.setattr(benchmark, "together", of_other_seeds)
     with pytest.raises(SystemExit, match="model 0 gets other weights"):
         benchmark.measure(*small_case(), threads=2, rounds=1)
 
 
-def test_the_cases_are_what_they_are_called() -> None:
+def test_the_benchmark_cases_match_their_names() -> None:
     tiny, small, large, mix = benchmark.make_cases(15)
     for case, label in ((tiny, "64x32x10"), (small, "784x64x10"), (large, "784x128x10")):
         assert {network.label for network, _ in case.jobs} == {label}

@@ -1,4 +1,4 @@
-"""How many models at once end: rows shown as they come, failures of one model, signals; and nothing stays behind."""
+"""Training many models at once: progress, failures of one model, signals, and cleanup."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from fastmlp.nn.schedules import Schedule
 from fastmlp.training.loop import Diverged, Interrupted, TrainResult, train
 from fastmlp.training.many import ManyInterrupted, train_many
 
-EPOCHS = 10_000  # minutes of work, of which an end leaves nearly all undone
+EPOCHS = 10_000  # minutes of training, nearly all of which is skipped if training stops early
 
-# Products are too small for threads of the BLAS, which would wait for each other on a busy machine.
+# Matrix products too small for BLAS threads, which would wait for each other on a busy machine.
 LONG = Network((50, 60, 10))
 
 
@@ -60,13 +60,13 @@ def model_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("fastmlp-model")]
 
 
-def test_an_error_in_progress_ends_all_models() -> None:
+def test_an_error_in_progress_stops_all_models() -> None:
     x, y = long_problem()
-    shown: list[int] = []
+    calls: list[int] = []
     last = [0] * 4
 
     def progress(index: int, row: dict[str, Any]) -> None:
-        shown.append(index)
+        calls.append(index)
         assert len(model_threads()) == 2
         raise ZeroDivisionError("mine")
 
@@ -79,13 +79,13 @@ def test_an_error_in_progress_ends_all_models() -> None:
     jobs, callbacks = [long_job(seed) for seed in range(4)], [[counting(index)] for index in range(4)]
     with pytest.raises(ZeroDivisionError, match="mine"):
         train_many(jobs, x, y, threads=2, progress=progress, callbacks=callbacks)
-    assert len(shown) == 1
+    assert len(calls) == 1
     assert 1 <= max(last[:2]) < EPOCHS
     assert last[2:] == [0, 0]
     assert model_threads() == []
 
 
-def test_an_error_in_a_thread_ends_all_and_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_a_thread_stops_all_models_and_propagates(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = long_problem()
     engines: list[Engine] = []
     closed: list[Engine] = []
@@ -94,38 +94,40 @@ def test_an_error_in_a_thread_ends_all_and_comes_out(monkeypatch: pytest.MonkeyP
     def make(backend: str, job: EngineSpec) -> Engine:
         engine = make_engine(backend, job)
         engines.append(engine)
-        honest = engine.train
+        original = engine.train
 
         def failing(rows: Any, targets: Any, order: Any, *args: Any) -> Any:
             if len(order) and job.seed == 1:
-                raise MemoryError("no room")
+                raise MemoryError("out of memory")
             trained.append(len(order))
-            return honest(rows, targets, order, *args)
+            return original(rows, targets, order, *args)
 
         engine.train = failing  # type: ignore[method-assign]
         engine.close = lambda: closed.append(engine)  # type: ignore[method-assign]
         return engine
 
     monkeypatch.setattr(fastmlp.training.loop, "make_engine", make)
-    with pytest.raises(MemoryError, match="no room"):
+    with pytest.raises(MemoryError, match="out of memory"):
         train_many([long_job(seed) for seed in range(4)], x, y, threads=2)
     assert sum(trained) < EPOCHS * len(x)
-    assert len(engines) in (2, 3)  # one compiled; one or two models begun
+    assert len(engines) in (2, 3)  # one for compilation; one or two models started
     assert {id(engine) for engine in closed} == {id(engine) for engine in engines}
     assert model_threads() == []
 
 
-def test_a_model_that_diverges_ends_no_other() -> None:
+def test_a_model_that_diverges_does_not_stop_the_others() -> None:
     x, y = problem(60)
-    spoilt = [
-        (Network((4, 12, 12, 3)), set_up(schedule=Schedule(1e12))),  # at once, and after some epochs
+    diverging = [
+        (Network((4, 12, 12, 3)), set_up(schedule=Schedule(1e12))),  # immediately, and after some epochs
         (Network((4, 12, 3), l2=1.0), set_up(schedule=Schedule(1e7, warmup=1e6), epochs=40)),
     ]
-    alone = [train(network, x, y, settings=settings) for network, settings in SMALL]
-    results = train_many([*SMALL[:3], *spoilt, *SMALL[3:]], x, y, threads=2)
+    singles = [train(network, x, y, settings=settings) for network, settings in SMALL]
+    results = train_many([*SMALL[:3], *diverging, *SMALL[3:]], x, y, threads=2)
     good = results[:3] + results[5:]
-    assert all(isinstance(result, TrainResult) and same_training(result, one) for result, one in zip(good, alone, strict=True))
-    for (network, settings), result in zip(spoilt, results[3:5], strict=True):
+    assert all(
+        isinstance(result, TrainResult) and same_training(result, one) for result, one in zip(good, singles, strict=True)
+    )
+    for (network, settings), result in zip(diverging, results[3:5], strict=True):
         with pytest.raises(Diverged) as caught:
             train(network, x, y, settings=settings)
         assert isinstance(result, Diverged)
@@ -138,7 +140,7 @@ def test_a_model_that_diverges_ends_no_other() -> None:
 
 
 def test_results_keep_no_engine_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even through the frames of a divergence, as the error that `train` raises does while somebody holds it."""
+    """A result that diverged does not keep it alive through its traceback either, unlike the error raised by `train`."""
     x, y = problem(60)
     engines: list[weakref.ref[Engine]] = []
 
@@ -151,7 +153,7 @@ def test_results_keep_no_engine_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     diverging = Network((4, 12, 12, 3)), set_up(schedule=Schedule(1e12))
     results = train_many([*SMALL, diverging], x, y)
     assert isinstance(results[-1], Diverged)
-    assert len(engines) == 6 + 1  # one kind of kernel
+    assert len(engines) == 6 + 1  # one more for compilation
     gc.collect()
     assert [engine() for engine in engines] == [None] * len(engines)
 
@@ -164,7 +166,7 @@ def test_results_keep_no_engine_alive(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def interrupted(number: int, jobs: list[Any], callbacks: list[Any]) -> ManyInterrupted:
-    """Train, send a signal from another thread when three models have finished an epoch; what was raised."""
+    """Train, send a signal from another thread when three models have finished an epoch, and return the exception."""
     x, y = long_problem()
     seen: set[int] = set()
 
@@ -180,9 +182,9 @@ def interrupted(number: int, jobs: list[Any], callbacks: list[Any]) -> ManyInter
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_all_models_and_gives_what_there_is(number: int) -> None:
+def test_a_signal_stops_all_models_and_returns_their_results_so_far(number: int) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    finished = long_job(0, epochs=2 * EPOCHS)  # begins first
+    finished = long_job(0, epochs=2 * EPOCHS)  # starts first
     jobs = [long_job(1), long_job(2, epochs=EPOCHS - 1), finished, long_job(3, epochs=5)]
     error = interrupted(number, jobs, [[], [], [lambda row, engine: True], []])
     assert error.signal == number
@@ -190,26 +192,26 @@ def test_a_signal_ends_all_models_and_gives_what_there_is(number: int) -> None:
     assert "3 of 4 models" in str(error)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     assert model_threads() == []
-    one, two, done, never = error.results
-    assert never is None
+    one, two, done, not_started = error.results
+    assert not_started is None
     assert isinstance(done, TrainResult) and (done.stopped, len(done.history)) == ("callback", 1)
     x, y = long_problem()
     for job, result in ((jobs[0], one), (jobs[1], two)):
         assert isinstance(result, TrainResult)
         assert result.stopped == "interrupted"
         assert 1 <= len(result.history) < EPOCHS - 1
-        epochs = sum(row["rows"] == len(x) for row in result.history)  # the last may have been cut
+        epochs = sum(row["rows"] == len(x) for row in result.history)  # the last epoch may be incomplete
         whole = train(job[0], x, y, settings=replace(job[1], epochs=max(epochs, 1)))
         assert timeless(result.history)[:epochs] == timeless(whole.history)[:epochs]
 
 
-def test_a_signal_that_another_thread_gets_is_seen() -> None:
-    """The system may hand it to any thread; the caller's, which sleeps while no rows come, must notice."""
+def test_a_signal_delivered_to_another_thread_is_handled() -> None:
+    """The operating system may deliver it to any thread; the main thread, which waits for rows, must handle it."""
     x, y = long_problem()
 
     def send(row: dict[str, Any], engine: Engine) -> None:
         if row["epoch"] == 2:
-            signal.pthread_kill(threading.get_ident(), signal.SIGINT)  # this is the thread of the model
+            signal.pthread_kill(threading.get_ident(), signal.SIGINT)  # called in the thread of the model
 
     with pytest.raises(ManyInterrupted) as caught:
         train_many([long_job(seed) for seed in range(2)], x, y, threads=2, callbacks=[[send], []])
@@ -247,7 +249,7 @@ def test_a_signal_in_the_last_epoch_is_not_lost() -> None:
     assert len(result.history) == 4
 
 
-def test_outside_the_main_thread_signals_are_left_alone() -> None:
+def test_no_signal_handlers_are_installed_outside_the_main_thread() -> None:
     x, y = problem(40)
     found: list[Any] = []
     handlers: set[Any] = set()
@@ -262,7 +264,7 @@ def test_outside_the_main_thread_signals_are_left_alone() -> None:
     assert handlers == {signal.getsignal(signal.SIGINT)}
 
 
-def test_whoever_shares_signals_can_end_all() -> None:
+def test_end_counts_as_a_received_sigterm() -> None:
     with Signals() as signals:
         signals.end()
         assert signals.received == signal.SIGTERM

@@ -1,4 +1,4 @@
-"""training/progress.py: a bar on a pseudo-terminal, plain lines elsewhere; broken streams do not stop training."""
+"""training/progress.py: a bar on a pseudo-terminal, plain lines elsewhere, and broken streams."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import pytest
-from rich.progress_bar import ProgressBar  # at the top: its first import draws from the global generator
+from rich.progress_bar import ProgressBar  # before the tests: the first import of rich uses the global random generator
 from support.processes import ROOT
 
 from fastmlp.training.progress import Progress, make_progress
@@ -28,7 +28,7 @@ HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 
 
 def row(epoch: int, **changes: Any) -> dict[str, Any]:
-    figures = {
+    metrics = {
         "epoch": epoch,
         "loss": 0.51234,
         "accuracy": 0.83,
@@ -39,22 +39,22 @@ def row(epoch: int, **changes: Any) -> dict[str, Any]:
         "eval_seconds": 0.1,
         "rows_per_second": 412345.6,
     }
-    return figures | changes
+    return metrics | changes
 
 
 class Clock:
-    """Fake clock that is set by the test and counts its calls."""
+    """Clock that is set by the test."""
 
     now = 0.0
-    looks = 0
+    calls = 0
 
     def __call__(self) -> float:
-        self.looks += 1
+        self.calls += 1
         return self.now
 
 
 class Terminal:
-    """Pseudo-terminal of 100 columns, with a thread that records the output."""
+    """Pseudo-terminal of 100 columns, with a thread that stores all output."""
 
     def __init__(self) -> None:
         self.master, slave = pty.openpty()
@@ -68,7 +68,7 @@ class Terminal:
         while True:
             try:
                 data = os.read(self.master, 65536)
-            except OSError:  # Linux: the other end is closed
+            except OSError:  # Linux: the other end was closed
                 return
             if not data:
                 return
@@ -91,7 +91,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
 
 
 def visible(text: str) -> str:
-    """Return the text without control sequences and empty lines."""
+    """Return the text without control sequences, one line per drawn line."""
     return re.sub(r"[\r\n]+", "\n", re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", text))
 
 
@@ -103,7 +103,7 @@ def run_epochs(progress: Progress, clock: Clock, epochs: int) -> None:
         progress.epoch_done(row(epoch))
 
 
-def test_one_line_per_epoch() -> None:
+def test_lines_one_per_epoch() -> None:
     stream = io.StringIO()
     clock = Clock()
     with make_progress(stream, epochs=200, clock=clock) as progress:
@@ -117,7 +117,7 @@ def test_one_line_per_epoch() -> None:
     assert "\r" not in stream.getvalue()
 
 
-def test_line_omits_absent_values_and_the_time_left_at_the_end() -> None:
+def test_line_omits_absent_metrics_and_at_the_end_the_time_left() -> None:
     stream = io.StringIO()
     progress = make_progress(stream, epochs=2)
     progress.epoch_done(row(1, accuracy=None, val_loss=None, val_accuracy=None))
@@ -128,10 +128,10 @@ def test_line_omits_absent_values_and_the_time_left_at_the_end() -> None:
     ]
 
 
-def test_time_left_is_estimated_from_the_last_five_epochs() -> None:
+def test_time_left_follows_the_last_five_epochs() -> None:
     stream = io.StringIO()
     progress = make_progress(stream, epochs=16)
-    for epoch in range(1, 7):  # the first epoch is slow, and is not in the mean after six
+    for epoch in range(1, 7):  # the first epoch is slow; the sixth mean does not include it
         progress.epoch_done(row(epoch, seconds=500.0 if epoch == 1 else 9.0, eval_seconds=1.0))
     lines = stream.getvalue().splitlines()
     assert "2 h 5 min left at most" in lines[0]  # 15 x 501 s
@@ -142,10 +142,10 @@ def test_time_left_is_estimated_from_the_last_five_epochs() -> None:
 @pytest.mark.parametrize("loss", [0.5, 1.234567e-30, 9.9999e30, -1.2345e-300, float("inf")])
 @pytest.mark.parametrize("epochs", [200, 10**6])
 @pytest.mark.parametrize("seconds", [0.01, 86399.0, 1e9])
-def test_line_has_at_most_120_characters(loss: float, epochs: int, seconds: float) -> None:
+def test_line_is_never_longer_than_120(loss: float, epochs: int, seconds: float) -> None:
     stream = io.StringIO()
-    figures = row(epochs // 2 + 1, loss=loss, val_loss=loss, seconds=seconds, rows_per_second=999.4e6)
-    make_progress(stream, epochs=epochs).epoch_done(figures)
+    metrics = row(epochs // 2 + 1, loss=loss, val_loss=loss, seconds=seconds, rows_per_second=999.4e6)
+    make_progress(stream, epochs=epochs).epoch_done(metrics)
     line = stream.getvalue()
     assert line.endswith("\n")
     assert len(line) <= 121
@@ -158,7 +158,7 @@ def test_quiet_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with make_progress(stream, quiet=True, epochs=2, clock=clock) as progress:
         run_epochs(progress, clock, 2)
     assert stream.getvalue() == ""
-    monkeypatch.setattr(sys, "stderr", None)  # Python without a console
+    monkeypatch.setattr(sys, "stderr", None)  # as without a console
     with make_progress(epochs=2, clock=clock) as progress:
         run_epochs(progress, clock, 2)
 
@@ -182,7 +182,7 @@ def test_terminal_shows_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert text.endswith(SHOW)
 
 
-def test_bar_shows_no_time_left_after_early_stopping(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bar_shows_no_time_left_after_an_early_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     with terminal(monkeypatch) as screen:
         with make_progress(screen.stream, epochs=200, clock=clock) as progress:
@@ -193,7 +193,7 @@ def test_bar_shows_no_time_left_after_early_stopping(monkeypatch: pytest.MonkeyP
     assert shown[-2].rstrip().endswith("2%")
 
 
-def test_bar_is_redrawn_at_most_ten_times_per_second(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bar_is_redrawn_ten_times_a_second_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     with terminal(monkeypatch) as screen:
         with make_progress(screen.stream, epochs=1000, clock=clock) as progress:
@@ -202,8 +202,8 @@ def test_bar_is_redrawn_at_most_ten_times_per_second(monkeypatch: pytest.MonkeyP
                 progress.update(epoch, 1, 2, 0.5, 0.5, 1.0)
                 progress.epoch_done(row(epoch))
         text = screen.text()
-    pictures = text.count("epoch ")
-    assert 9 <= pictures <= 12  # ten, and one each at the start and the end
+    redraws = text.count("epoch ")
+    assert 9 <= redraws <= 12  # ten, and one each at the start and at the end
     assert "epoch 1000/1000" in text
 
 
@@ -228,7 +228,7 @@ def test_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b" not in text
 
 
-def test_environment_variables_cannot_force_a_bar_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_cannot_force_a_bar_into_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TTY_INTERACTIVE", "1")
     stream = io.StringIO()
@@ -245,14 +245,14 @@ def test_cursor_is_shown_again_after_an_exception(monkeypatch: pytest.MonkeyPatc
         with pytest.raises(error), make_progress(screen.stream, epochs=4, clock=clock) as progress:
             progress.update(1, 1, 2, 0.5, 0.5, 1.0)
             raise error
-        progress.close()  # a second call has no effect
+        progress.close()  # a second call does nothing
         run_epochs(progress, clock, 4)
         text = screen.text()
     assert text.count(HIDE) == text.count(SHOW) == 1
     assert text.endswith(SHOW)  # nothing is drawn after close
 
 
-def test_cursor_is_shown_again_if_start_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cursor_is_shown_again_if_the_start_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_arguments: object) -> None:
         monkeypatch.undo()
         raise KeyboardInterrupt
@@ -267,7 +267,7 @@ def test_cursor_is_shown_again_if_start_is_interrupted(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("broken", ["pipe", "closed", "full"])
 def test_broken_stream_does_not_stop_training(broken: str) -> None:
     if broken == "full":
-        stream: TextIO = Path("/dev/full").open("w")  # noqa: SIM115 - closing it must fail
+        stream: TextIO = Path("/dev/full").open("w")  # noqa: SIM115 - closing it fails
     else:
         reader, writer = os.pipe()
         stream = os.fdopen(writer, "w")
@@ -280,10 +280,10 @@ def test_broken_stream_does_not_stop_training(broken: str) -> None:
     if broken != "closed":
         with pytest.raises(OSError) as caught:
             stream.close()
-        assert caught.value.errno == (errno.ENOSPC if broken == "full" else errno.EPIPE)  # the stream was broken
+        assert caught.value.errno == (errno.ENOSPC if broken == "full" else errno.EPIPE)  # the stream is broken
 
 
-def test_closed_terminal_does_not_stop_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_that_is_closed_does_not_stop_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     clock = Clock()
     master, slave = pty.openpty()
@@ -293,11 +293,11 @@ def test_closed_terminal_does_not_stop_training(monkeypatch: pytest.MonkeyPatch)
         os.close(master)
         run_epochs(progress, clock, 3)
         monkeypatch.setattr(ProgressBar, "__rich_console__", pytest.fail)
-        run_epochs(progress, clock, 3)  # nothing more is drawn
+        run_epochs(progress, clock, 3)  # nothing is drawn
         monkeypatch.undo()
     with pytest.raises(OSError) as caught:
         stream.close()
-    assert caught.value.errno == errno.EIO  # the stream was broken
+    assert caught.value.errno == errno.EIO  # the stream is broken
 
 
 CHILD = """
@@ -326,7 +326,7 @@ def run_child(stderr: int, code: str = CHILD) -> subprocess.CompletedProcess[str
 
 
 @pytest.mark.full
-def test_process_with_redirected_stderr_does_not_import_rich() -> None:
+def test_process_without_a_terminal_does_not_import_rich() -> None:
     child = run_child(subprocess.PIPE)
     assert child.returncode == 0, child.stderr
     assert child.stdout == "a result\n" * 3
@@ -342,12 +342,12 @@ def test_process_on_a_terminal_keeps_stdout_clean(monkeypatch: pytest.MonkeyPatc
         text = screen.text()
     assert child.stdout == "a result\n" * 3
     assert child.returncode == 1  # rich was imported
-    assert visible(text).count("a warning\n") == 3  # each on its own line above the bar
+    assert visible(text).count("a warning\n") == 3  # each on a separate line above the bar
     assert text.endswith(SHOW)
 
 
 @pytest.mark.full
-def test_process_with_broken_stderr_exits_normally() -> None:
+def test_process_with_a_broken_stderr_succeeds() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     child = run_child(writer, CHILD.replace('print("a warning", file=sys.stderr, flush=True)', "pass"))
@@ -357,7 +357,7 @@ def test_process_with_broken_stderr_exits_normally() -> None:
 
 
 class Counted(io.StringIO):
-    """In-memory text stream that counts writes; `interactive` makes it a terminal."""
+    """Stream that counts the writes, and claims to be a terminal if `interactive` is set."""
 
     writes = 0
     interactive = False
@@ -371,16 +371,17 @@ class Counted(io.StringIO):
 
 
 @pytest.mark.parametrize("kind", ["lines", "bar", "quiet"])
-def test_update_only_reads_the_clock_unless_a_redraw_is_due(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_update_does_nothing_when_nothing_is_due(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Training may call it often, so it must only read the clock."""
     monkeypatch.setenv("TERM", "xterm")
     clock, stream = Clock(), Counted()
     stream.interactive = kind == "bar"
     with make_progress(stream, kind == "quiet", epochs=3, clock=clock) as progress:
-        writes, looks = stream.writes, clock.looks
+        writes, calls = stream.writes, clock.calls
         for _ in range(1000):
             progress.update(1, 64, 48000, 0.5, 0.5, 4e5)
         assert stream.writes == writes
-        assert clock.looks - looks <= 1000
+        assert clock.calls - calls <= 1000
         clock.now += 1
         progress.update(1, 64, 48000, 0.5, 0.5, 4e5)
         assert (stream.writes > writes) == (kind == "bar")  # a redraw is due

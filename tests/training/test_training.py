@@ -1,4 +1,4 @@
-"""The training loop: what it draws, what the engine sees, what it records, and what the model has of it."""
+"""The training loop: row order, calls of the engine, history, and the resulting model."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def timeless(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class Recorder:
-    """A real engine that also notes what it is called with."""
+    """A wrapper of an engine that records the arguments of its calls."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.name, self.threads = engine, engine.name, engine.threads
@@ -81,7 +81,7 @@ class Recorder:
 
 @pytest.fixture
 def recorders(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
-    """The engines that `train` makes in this test, each within a recorder."""
+    """Return a list of recorders of the engines that `train` creates in this test."""
     made: list[Recorder] = []
 
     def make(backend: str, job: EngineSpec) -> Recorder:
@@ -92,8 +92,8 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
     return made
 
 
-def test_training_is_the_documented_walk(backend: str) -> None:
-    """Start, order and rates are functions of the seed; history and state are those of an engine driven by hand."""
+def test_training_equals_an_explicit_loop(backend: str) -> None:
+    """Initial weights and row order are functions of the seed; history and state equal those of direct engine calls."""
     x, y = problem(50)
     schedule = Schedule(0.2, "inverse-time", decay=0.5, warmup=0.5)
     training = train(NETWORK, x, y, settings=set_up(schedule=schedule, epochs=3, seed=5, backend=backend))
@@ -115,9 +115,9 @@ def test_training_is_the_documented_walk(backend: str) -> None:
 
 def test_history_has_a_row_per_epoch_with_the_documented_keys() -> None:
     x, y = problem()
-    with_part = train(NETWORK, x, y, settings=set_up(), validation=problem(30, 1)).history
+    validated = train(NETWORK, x, y, settings=set_up(), validation=problem(30, 1)).history
     without = train(NETWORK, x, y, settings=set_up()).history
-    for history in (with_part, without):
+    for history in (validated, without):
         assert [row["epoch"] for row in history] == [1, 2, 3, 4]
         assert all(list(row) == KEYS for row in history)
         assert all(row["rows"] == 150 and row["lr"] == 0.1 for row in history)
@@ -126,30 +126,30 @@ def test_history_has_a_row_per_epoch_with_the_documented_keys() -> None:
         assert all(0 <= row["accuracy"] <= 1 for row in history)
         assert {type(row[key]) for row in history for key in ("loss", "accuracy", "lr", "seconds")} == {float}
     assert all(row["val_loss"] is None and row["val_accuracy"] is None for row in without)
-    assert all(type(row["val_loss"]) is type(row["val_accuracy"]) is float for row in with_part)
+    assert all(type(row["val_loss"]) is type(row["val_accuracy"]) is float for row in validated)
 
 
-def test_training_learns(backend: str) -> None:
+def test_training_reaches_high_accuracy(backend: str) -> None:
     x, y = problem(300)
     training = train(NETWORK, x, y, settings=set_up(schedule=Schedule(0.3), epochs=60, backend=backend))
     assert (training.model.predict(x) == y).mean() > 0.95
     assert training.history[-1]["loss"] < 0.5 * training.history[0]["loss"]
 
 
-def test_validation_figures_are_those_of_the_model(backend: str) -> None:
-    """Measured with dropout off, without penalties and without label smoothing."""
+def test_validation_metrics_equal_those_of_the_model(backend: str) -> None:
+    """Validation is without dropout, penalties and label smoothing."""
     x, y = problem()
     validation = problem(40, 1)
     network = Network((4, 12, 3), l2=0.1, label_smoothing=0.2)
     training = train(network, x, y, settings=set_up(backend=backend), validation=validation)
     row = training.history[training.best_epoch - 1]
-    figures = evaluate(training.model, *validation)
-    assert (row["val_loss"], row["val_accuracy"]) == (figures["loss"], figures["accuracy"])
+    metrics = evaluate(training.model, *validation)
+    assert (row["val_loss"], row["val_accuracy"]) == (metrics["loss"], metrics["accuracy"])
     plain = np.log(training.model.predict_proba(validation[0]))[np.arange(40), validation[1]]
     assert row["val_loss"] == pytest.approx(-plain.mean(), rel=1e-6)
 
 
-def test_the_seed_decides_everything(backend: str) -> None:
+def test_training_is_a_function_of_the_seed(backend: str) -> None:
     x, y = problem()
     one, same, other = (train(NETWORK, x, y, settings=set_up(seed=s, backend=backend)) for s in (1, 1, 2))
     assert same_bits(one.state, same.state)
@@ -164,8 +164,8 @@ STEP_KEYS = ["step", "epoch", "loss", "val_loss", "val_accuracy"]
 
 @pytest.mark.parametrize("chunk_seconds", [1e-9, 1e9])
 @pytest.mark.parametrize("every", [1, 3, 4, 7, 100])
-def test_validation_every_so_many_updates(every: int, chunk_seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """4 updates an epoch, the last of 2 rows: the measured steps, and what an engine driven by hand gives at them."""
+def test_validation_every_val_steps_updates(every: int, chunk_seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 4 updates per epoch, the last of 2 rows, the steps and their metrics equal those of direct engine calls."""
     monkeypatch.setattr(fastmlp.training.loop, "CHUNK_SECONDS", chunk_seconds)
     x, y = problem(50)
     validation = problem(30, 1)
@@ -177,21 +177,21 @@ def test_validation_every_so_many_updates(every: int, chunk_seconds: float, monk
     engine = make_engine("numpy", EngineSpec(NETWORK, Optimizer(), batch_size=16))
     engine.load(State(NETWORK.initial_parameters(0), np.empty((0, NETWORK.parameters), np.float32), 0))
     held = engine.hold(validation[0], validation[1].astype(np.int32))
-    course, losses = {}, []
+    expected, losses = {}, []
     for step in range(1, 13):
         order = generator(0, "order", (step - 1) // 4 + 1).permutation(50)[(step - 1) % 4 * 16 :][:16]
         losses = losses[len(losses) * ((step - 1) % 4 == 0) :]  # of this epoch
         losses.append(engine.train(x, y.astype(np.int32), order, np.full(1, 0.1)).loss.astype(np.float64))
-        course[step] = (np.concatenate(losses).mean(), *mean_metrics(engine, held, classes=True))
+        expected[step] = (np.concatenate(losses).mean(), *mean_metrics(engine, held, classes=True))
         losses = losses[len(losses) * (step % every == 0) :]
     found = [(step["loss"], step["val_loss"], step["val_accuracy"]) for step in steps]
-    np.testing.assert_allclose(found, [course[step["step"]] for step in steps] or np.empty((0, 3)).tolist(), rtol=1e-12)
+    np.testing.assert_allclose(found, [expected[step["step"]] for step in steps] or np.empty((0, 3)).tolist(), rtol=1e-12)
     plain = train(NETWORK, x, y, settings=set_up(epochs=3, backend="numpy"), validation=validation)
     assert same_bits(plain.state, training.state)
     assert timeless(plain.history) == [{k: v for k, v in row.items() if k != "steps"} for row in timeless(training.history)]
 
 
-def test_validation_between_epochs_needs_a_part_and_a_whole_number() -> None:
+def test_val_steps_needs_a_validation_split_and_a_positive_number() -> None:
     x, y = problem()
     with pytest.raises(ConfigError, match="val_steps needs a validation split"):
         train(NETWORK, x, y, settings=set_up(val_steps=5))
@@ -199,8 +199,8 @@ def test_validation_between_epochs_needs_a_part_and_a_whole_number() -> None:
         set_up(val_steps=0)
 
 
-def test_how_often_the_engine_returns_changes_nothing(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks follow the clock; what is computed must not."""
+def test_the_size_of_chunks_does_not_change_the_bits(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It depends on measured times, on which results must not depend."""
     x, y = problem()
     network = Network((4, 18, 3), dropout=0.3)
     found = []
@@ -212,7 +212,7 @@ def test_how_often_the_engine_returns_changes_nothing(backend: str, monkeypatch:
 
 
 @pytest.mark.usefixtures("eager_threads")
-def test_the_number_of_threads_changes_nothing(numba_backend: str) -> None:
+def test_the_number_of_threads_does_not_change_the_bits(numba_backend: str) -> None:
     x, y = problem()
     found = [train(NETWORK, x, y, settings=set_up(backend=numba_backend, threads=t)) for t in (1, 2, 3)]
     assert [training.threads for training in found] == [1, 2, 3]
@@ -244,7 +244,7 @@ def test_orders_and_rates_that_the_engine_sees(
     assert recorder.closed == 1
 
 
-def test_a_small_epoch_is_one_call_and_the_first_of_a_large_one_is_short(recorders: list[Recorder]) -> None:
+def test_a_small_epoch_is_one_call_and_the_first_chunk_of_a_large_one_is_small(recorders: list[Recorder]) -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(500, 300)).astype(np.float32), rng.integers(0, 3, 500)
     train(Network((300, 3)), x, y, settings=set_up(epochs=1))
@@ -254,19 +254,19 @@ def test_a_small_epoch_is_one_call_and_the_first_of_a_large_one_is_short(recorde
     assert large[0] == 16
 
 
-def test_all_is_compiled_before_the_first_step(recorders: list[Recorder]) -> None:
-    """For the types of both parts, of which one may be uint8 and the other not."""
+def test_kernels_are_compiled_before_the_first_step(recorders: list[Recorder]) -> None:
+    """They are compiled for the dtypes of both splits, which may differ."""
     pixels = np.arange(160, dtype=np.uint8).reshape(40, 4)
     y = np.arange(40) % 3
     train(NETWORK, pixels, y, settings=set_up(epochs=3), validation=(pixels / 255, y))
     (recorder,) = recorders
     assert recorder.forwards == [("uint8", 0)]
-    assert recorder.holds == [("float32", 40), ("float32", 0)]  # the validation part once, for all epochs
+    assert recorder.holds == [("float32", 40), ("float32", 0)]  # the validation split, once for all epochs
     assert recorder.evaluations == 4
     assert len(recorder.calls[0][0]) == 0
 
 
-def test_the_data_may_come_as_lists_and_in_other_types() -> None:
+def test_data_can_be_lists_or_have_other_dtypes() -> None:
     x, y = problem(40)
     wanted = train(NETWORK, x, y, settings=set_up()).state
     for same_x, same_y in (
@@ -281,7 +281,7 @@ def test_the_data_may_come_as_lists_and_in_other_types() -> None:
     assert same_bits(train(NETWORK, ints, y, settings=set_up()).state, as_float)
 
 
-def test_the_data_are_not_changed_nor_kept_writable() -> None:
+def test_read_only_data_can_be_trained_on_and_stay_unchanged() -> None:
     x, y = problem(40)
     copies = x.copy(), y.copy()
     x.flags.writeable = y.flags.writeable = False
@@ -294,10 +294,10 @@ def test_scaling_is_applied_and_stored_with_the_model(backend: str) -> None:
     pixels = (128 + 30 * x).clip(0, 255).astype(np.uint8)
     scaling = fit_scaling("zscore", pixels)
     training = train(NETWORK, pixels, y, settings=set_up(backend=backend), scaling=scaling)
-    by_hand = train(NETWORK, scaling.apply(pixels), y, settings=set_up(backend=backend))
-    assert same_bits(training.state, by_hand.state)
+    explicit = train(NETWORK, scaling.apply(pixels), y, settings=set_up(backend=backend))
+    assert same_bits(training.state, explicit.state)
     assert training.model.scaling is scaling
-    assert same_bits(training.model.forward(pixels), by_hand.model.forward(scaling.apply(pixels)))
+    assert same_bits(training.model.forward(pixels), explicit.model.forward(scaling.apply(pixels)))
 
 
 def test_regression_has_no_accuracy() -> None:
@@ -311,7 +311,7 @@ def test_regression_has_no_accuracy() -> None:
     assert training.model.predict(x).shape == (100, 2)
 
 
-def test_one_hot_targets_are_classes_given_differently() -> None:
+def test_one_hot_targets_are_equivalent_to_labels() -> None:
     x, y = problem(50)
     one = train(NETWORK, x, y, settings=set_up(dtype=np.float64))
     other = train(NETWORK, x, np.eye(3)[y], settings=set_up(dtype=np.float64))
@@ -320,16 +320,16 @@ def test_one_hot_targets_are_classes_given_differently() -> None:
     assert other.history[0]["accuracy"] is None
 
 
-def test_float64_is_kept_from_data_to_model() -> None:
+def test_float64_data_are_not_rounded_to_float32() -> None:
     x, y = problem(50)
-    x = x.astype(np.float64) + 1e-9  # digits that float32 has not
+    x = x.astype(np.float64) + 1e-9  # not representable in float32
     one = train(NETWORK, x, y, settings=set_up(dtype=np.float64))
     assert one.state.parameters.dtype == one.model.parameters.dtype == np.float64
     other = train(NETWORK, x.astype(np.float32), y, settings=set_up(dtype=np.float64))
     assert not np.array_equal(one.state.parameters, other.state.parameters)
 
 
-def test_class_names_are_stored_or_numbered() -> None:
+def test_class_names_are_stored_and_default_to_numbers() -> None:
     x, y = problem(40)
     assert train(NETWORK, x, y, settings=set_up()).model.classes == ("0", "1", "2")
     named = train(NETWORK, x, y, settings=set_up(), classes=["low", "mid", "high"])
@@ -339,25 +339,25 @@ def test_class_names_are_stored_or_numbered() -> None:
 # ------------------------------------------------------------------------------------------------ sample weights
 
 
-def test_weights_are_repetitions() -> None:
-    """A row of weight 3 in one batch with all others is three rows."""
+def test_integer_weights_are_equivalent_to_repeated_rows() -> None:
+    """In full-batch training, a row of weight 3 is equivalent to three rows."""
     x, y = problem(40)
     times = np.random.default_rng(0).integers(1, 4, 40)
-    of_all = {"dtype": np.float64, "schedule": Schedule(0.3)}
-    measured = set_up(batch_size=40, val_steps=1, **of_all)
-    weighted = train(NETWORK, x, y, settings=measured, sample_weight=times, validation=(x, y))
-    repeated = train(NETWORK, np.repeat(x, times, 0), np.repeat(y, times), settings=set_up(batch_size=times.sum(), **of_all))
+    common = {"dtype": np.float64, "schedule": Schedule(0.3)}
+    settings = set_up(batch_size=40, val_steps=1, **common)
+    weighted = train(NETWORK, x, y, settings=settings, sample_weight=times, validation=(x, y))
+    repeated = train(NETWORK, np.repeat(x, times, 0), np.repeat(y, times), settings=set_up(batch_size=times.sum(), **common))
     np.testing.assert_allclose(weighted.state.parameters, repeated.state.parameters, rtol=1e-10)
     for key in ("loss", "accuracy"):
         found, wanted = ([row[key] for row in t.history] for t in (weighted, repeated))
         assert found == pytest.approx(wanted, rel=1e-10)
     whole = [(row["loss"], [step["loss"] for step in row["steps"]]) for row in weighted.history]
-    assert all(steps == [loss] for loss, steps in whole)  # a measurement an epoch is of the epoch's rows
-    plain = train(NETWORK, x, y, settings=set_up(batch_size=40, **of_all))
+    assert all(steps == [loss] for loss, steps in whole)  # one validation per epoch covers all its rows
+    plain = train(NETWORK, x, y, settings=set_up(batch_size=40, **common))
     assert not np.allclose(plain.state.parameters, weighted.state.parameters, rtol=1e-6)
 
 
-def test_weights_reach_the_engine(recorders: list[Recorder]) -> None:
+def test_weights_are_passed_to_the_engine(recorders: list[Recorder]) -> None:
     x, y = problem(40)
     weights = np.random.default_rng(0).uniform(0.5, 2, 40)
     train(NETWORK, x, y, settings=set_up(), sample_weight=weights.tolist())
@@ -365,8 +365,8 @@ def test_weights_reach_the_engine(recorders: list[Recorder]) -> None:
         assert len(order) == 0 or np.array_equal(seen, weights.astype(np.float32))
 
 
-class Show:
-    """A progress display that keeps what it is shown."""
+class RecordedProgress:
+    """A progress display that records its calls."""
 
     def __init__(self) -> None:
         self.updates: list[tuple[Any, ...]] = []
@@ -379,22 +379,22 @@ class Show:
         self.rows.append(row)
 
 
-def test_progress_is_shown_as_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_updated_after_every_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fastmlp.training.loop, "CHUNK_SECONDS", 1e-9)
     x, y = problem(50)
-    show = Show()
-    training = train(NETWORK, x, y, settings=set_up(epochs=2), progress=show)
-    assert show.rows == training.history
-    assert [(epoch, done, total) for epoch, done, total, *_ in show.updates] == [
+    progress = RecordedProgress()
+    training = train(NETWORK, x, y, settings=set_up(epochs=2), progress=progress)
+    assert progress.rows == training.history
+    assert [(epoch, done, total) for epoch, done, total, *_ in progress.updates] == [
         (epoch, done, 50) for epoch in (1, 2) for done in (16, 32, 48, 50)
     ]
-    for _, _, _, loss, accuracy, rate in show.updates:
+    for _, _, _, loss, accuracy, rows_per_second in progress.updates:
         assert loss > 0
         assert 0 <= accuracy <= 1
-        assert rate > 0
+        assert rows_per_second > 0
 
 
-def test_an_error_in_a_callback_comes_out_and_the_engine_is_closed(recorders: list[Recorder]) -> None:
+def test_an_error_in_a_callback_propagates_and_the_engine_is_closed(recorders: list[Recorder]) -> None:
     def callback(row: dict[str, Any], engine: Engine) -> None:
         raise ZeroDivisionError("mine")
 

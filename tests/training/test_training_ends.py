@@ -1,4 +1,4 @@
-"""How trainings end: by patience, callbacks and time, by signals, and by divergence, with the best weights kept."""
+"""Ends of a training: early stopping, callbacks, time limit, signals and divergence; the best weights are kept."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NETWORK = Network((4, 12, 3))
 
 
 def simulate(scores: list[float], patience: int | None, min_delta: float) -> tuple[int, int]:
-    """Best epoch and last epoch by the rule, from scores of which less is better."""
+    """Return the best epoch and the last epoch of early stopping, from scores where lower is better."""
     best, best_epoch = np.inf, 0
     for epoch, score in enumerate(scores, start=1):
         if score < best - min_delta:
@@ -43,14 +43,14 @@ def simulate(scores: list[float], patience: int | None, min_delta: float) -> tup
 @pytest.mark.parametrize("patience", [None, 1, 3])
 @pytest.mark.parametrize("monitor", ["loss", "accuracy"])
 def test_early_stopping_keeps_the_best_weights(monitor: str, patience: int | None, min_delta: float) -> None:
-    """On noisy labels the validation part turns; the weights of its best epoch are kept, not the last ones."""
+    """With noisy labels the network overfits; the weights of the best epoch are kept, not the last ones."""
     x, y = problem(60, 0, noise=0.5)
     validation = problem(50, 1, noise=0.5)
     changes = {"schedule": Schedule(0.5), "epochs": 30, "monitor": monitor, "min_delta": min_delta}
     whole = train(NETWORK, x, y, settings=set_up(**changes), validation=validation).history
     sign = -1 if monitor == "accuracy" else 1
     best, last = simulate([sign * row[f"val_{monitor}"] for row in whole], patience, min_delta)
-    assert best < 30  # the problem is one that overfits
+    assert best < 30  # the network overfits
 
     keeper = Keeper()
     training = train(NETWORK, x, y, settings=set_up(**changes, patience=patience), validation=validation, callbacks=[keeper])
@@ -61,7 +61,7 @@ def test_early_stopping_keeps_the_best_weights(monitor: str, patience: int | Non
     assert not same_bits(training.model.parameters, training.state.parameters)
 
 
-def test_without_a_validation_part_the_last_epoch_is_the_best() -> None:
+def test_without_a_validation_split_the_last_epoch_is_the_best() -> None:
     x, y = problem(60)
     keeper = Keeper()
     training = train(NETWORK, x, y, settings=set_up(epochs=5), callbacks=[keeper])
@@ -69,11 +69,11 @@ def test_without_a_validation_part_the_last_epoch_is_the_best() -> None:
     assert same_bits(training.model.parameters, keeper.parameters[4])
 
 
-def test_a_callback_that_returns_true_stops_and_all_are_called() -> None:
+def test_a_callback_that_returns_true_stops_training_after_all_are_called() -> None:
     x, y = problem(60)
     seen: list[tuple[str, int]] = []
 
-    def note(name: str, answer: Callable[[int], Any]) -> Any:
+    def record(name: str, answer: Callable[[int], Any]) -> Any:
         def callback(row: dict[str, Any], engine: Engine) -> Any:
             seen.append((name, row["epoch"]))
             assert engine.state().step == 4 * row["epoch"]
@@ -81,7 +81,7 @@ def test_a_callback_that_returns_true_stops_and_all_are_called() -> None:
 
         return callback
 
-    callbacks = [note("a", lambda epoch: epoch == 3), note("b", lambda epoch: None)]
+    callbacks = [record("a", lambda epoch: epoch == 3), record("b", lambda epoch: None)]
     training = train(NETWORK, x, y, settings=set_up(epochs=10), callbacks=callbacks)
     assert training.stopped == "callback"
     assert len(training.history) == 3
@@ -97,10 +97,10 @@ def big_problem(rows: int) -> tuple[Any, Any]:
 
 
 class Clock:
-    """The loop's clock in place of the machine's, moved by the engine: each row that it trains on takes `row_seconds`.
+    """A simulated clock for the loop: the engine advances it by `row_seconds` per trained row.
 
-    calls : rows of each call of `Engine.train`, but for those without rows, which compile
-    before : told the number of each such call, from 1
+    calls : number of rows of each call of `Engine.train`, without those of zero rows, which only compile
+    before : called before each such call with its number, from 1
     """
 
     def __init__(self) -> None:
@@ -115,14 +115,14 @@ class Clock:
 
     def make_engine(self, backend: str, job: EngineSpec) -> Engine:
         engine = make_engine(backend, job)
-        honest = engine.train
+        original = engine.train
 
         def train(x: Any, y: Any, order: Any, *rest: Any) -> Any:
             if len(order):
                 self.calls.append(len(order))
                 self.before(len(self.calls))
                 self.now += len(order) * self.row_seconds
-            return honest(x, y, order, *rest)
+            return original(x, y, order, *rest)
 
         engine.train = train  # type: ignore[method-assign]
         return engine
@@ -136,28 +136,28 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_a_time_budget_stops_within_an_epoch(clock: Clock) -> None:
+def test_max_time_stops_within_an_epoch(clock: Clock) -> None:
     x, y = big_problem(100)
     settings = set_up(schedule=Schedule(0.01), epochs=10, batch_size=16, max_time=130.0)
     training = train(BIG, x, y, settings=settings)
     assert training.stopped == "time"
-    assert clock.calls == [16] * 6 + [4] + [16] * 2  # the last ends after 132 seconds
+    assert clock.calls == [16] * 6 + [4] + [16] * 2  # the last one ends after 132 seconds
     assert [row["rows"] for row in training.history] == [100, 32]
     assert training.state.step == 7 + 2
     assert np.isfinite(training.history[-1]["loss"])
 
 
 def test_calls_of_the_engine_are_short(clock: Clock) -> None:
-    """Only between them are signals and the time seen."""
+    """Signals and the time limit are only checked between calls."""
     x, y = big_problem(1000)
     clock.row_seconds = 0.9e-3
     training = train(BIG, x, y, settings=set_up(schedule=Schedule(0.01), epochs=2, batch_size=8))
     assert sum(clock.calls) == sum(row["rows"] for row in training.history) == 2000
     assert max(clock.calls) * clock.row_seconds <= CHUNK_SECONDS
-    assert clock.calls[2] == max(clock.calls) == 88  # and as long as they may be: fewer calls cost less
+    assert clock.calls[2] == max(clock.calls) == 88  # as long as allowed, for less overhead
 
 
-def test_a_time_budget_that_suffices_changes_nothing() -> None:
+def test_a_sufficient_max_time_does_not_change_the_bits() -> None:
     x, y = problem(60)
     training = train(NETWORK, x, y, settings=set_up(max_time=600.0))
     assert training.stopped == "epochs"
@@ -168,7 +168,7 @@ def test_a_time_budget_that_suffices_changes_nothing() -> None:
 
 
 def interrupted(number: int, backend: str, clock: Clock, **arguments: Any) -> tuple[Interrupted, Keeper]:
-    """Train, let a signal come in the third of the 16 calls of the engine of epoch 3; what was raised, the epochs."""
+    """Train, raise a signal in the third of the 16 engine calls of epoch 3, and return the exception and the parameters."""
     x, y = big_problem(1000)
     keeper = Keeper()
 
@@ -184,11 +184,11 @@ def interrupted(number: int, backend: str, clock: Clock, **arguments: Any) -> tu
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_training_with_the_best_weights(backend: str, number: int, clock: Clock) -> None:
+def test_a_signal_stops_the_training_with_the_best_weights(backend: str, number: int, clock: Clock) -> None:
     x, y = big_problem(200)
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     error, keeper = interrupted(number, backend, clock, validation=(x, y))
-    assert len(clock.calls) == 16 + 16 + 3  # none after the one in which the signal came
+    assert len(clock.calls) == 16 + 16 + 3  # none after the call in which the signal was raised
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     assert isinstance(error, KeyboardInterrupt)
     assert error.signal == number
@@ -196,14 +196,14 @@ def test_a_signal_ends_the_training_with_the_best_weights(backend: str, number: 
     assert training.stopped == "interrupted"
     losses = [row["val_loss"] for row in training.history]
     assert training.best_epoch == 1 + int(np.argmin(losses)) < 3  # random labels: the first epochs are the best
-    finished = keeper.parameters  # the epoch under way ends as any other
+    finished = keeper.parameters  # includes the interrupted epoch
     assert len(finished) == len(losses) == 3
     assert same_bits(training.model.parameters, finished[training.best_epoch - 1])
     assert "epoch 3" in str(error)
     assert training.model.predict(x[:5]).shape == (5,)
 
 
-def test_an_interrupted_epoch_is_recorded_as_far_as_it_went(clock: Clock) -> None:
+def test_the_rows_of_an_interrupted_epoch_are_recorded(clock: Clock) -> None:
     error, _ = interrupted(signal.SIGINT, "numpy", clock)
     assert [row["rows"] for row in error.training.history] == [1000, 1000, 3 * 64]
     assert error.training.state.step == 16 + 16 + 3
@@ -227,7 +227,7 @@ def test_a_second_ctrl_c_interrupts_at_once() -> None:
 
 @pytest.mark.parametrize("epoch", [2, 4])
 def test_a_signal_during_a_callback_is_not_lost(epoch: int) -> None:
-    """Not even in the last epoch: whoever pressed Ctrl-C wants everything to end, not only this training."""
+    """In the last epoch, too, it is raised, because Ctrl-C should stop the whole program and not only this training."""
     x, y = problem(60)
 
     def once(row: dict[str, Any], engine: Engine) -> None:
@@ -239,16 +239,16 @@ def test_a_signal_during_a_callback_is_not_lost(epoch: int) -> None:
     assert len(caught.value.training.history) in (epoch, epoch + 1)
 
 
-def test_training_outside_the_main_thread_leaves_signals_alone() -> None:
+def test_training_outside_the_main_thread_installs_no_signal_handlers() -> None:
     x, y = problem(60)
     found: list[TrainResult] = []
     handlers: list[Any] = []
 
-    def look(row: dict[str, Any], engine: Engine) -> None:
+    def record(row: dict[str, Any], engine: Engine) -> None:
         handlers.append(signal.getsignal(signal.SIGINT))
 
     def work() -> None:
-        found.append(train(NETWORK, x, y, settings=set_up(), callbacks=[look]))
+        found.append(train(NETWORK, x, y, settings=set_up(), callbacks=[record]))
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -260,7 +260,7 @@ def test_training_outside_the_main_thread_leaves_signals_alone() -> None:
 # ------------------------------------------------------------------------------------------------ divergence
 
 
-def test_divergence_names_epoch_step_and_remedies(backend: str) -> None:
+def test_divergence_reports_epoch_step_and_remedies(backend: str) -> None:
     x, y = problem()
     settings = set_up(schedule=Schedule(1e6), backend=backend)
     network = Network((4, 12, 12, 3))
@@ -276,7 +276,7 @@ def test_divergence_names_epoch_step_and_remedies(backend: str) -> None:
     assert isinstance(caught.value, DivergedError)
     assert caught.value.exit_code == 5
 
-    # the first step whose losses are not finite, found by hand
+    # the first step whose losses are not finite, from direct engine calls
     engine = make_engine(backend, EngineSpec(network, Optimizer(), batch_size=16))
     engine.load(State(network.initial_parameters(0), np.empty((0, network.parameters), np.float32), 0))
     first = None
@@ -291,8 +291,8 @@ def test_divergence_names_epoch_step_and_remedies(backend: str) -> None:
     assert caught.value.training is None or first[0] > 1
 
 
-def spoil(epoch: int, value: float) -> Any:
-    """A callback that loads useless weights after an epoch, as a far too long step would."""
+def overwrite_weights(epoch: int, value: float) -> Any:
+    """Return a callback that sets all weights to a value after an epoch, to simulate an exploding update."""
 
     def callback(row: dict[str, Any], engine: Engine) -> None:
         if row["epoch"] == epoch:
@@ -308,7 +308,7 @@ def test_divergence_keeps_the_best_weights_of_the_epochs_before(backend: str, va
     keeper = Keeper()
     settings = set_up(epochs=10, backend=backend)
     with pytest.raises(Diverged, match=r"in epoch 4, step 1: ") as caught:
-        train(NETWORK, x, y, settings=settings, validation=problem(50, 1), callbacks=[keeper, spoil(3, value)])
+        train(NETWORK, x, y, settings=settings, validation=problem(50, 1), callbacks=[keeper, overwrite_weights(3, value)])
     training = caught.value.training
     assert training is not None
     assert training.stopped == "diverged"
@@ -319,8 +319,8 @@ def test_divergence_keeps_the_best_weights_of_the_epochs_before(backend: str, va
 
 
 @pytest.mark.parametrize("with_validation", [True, False])
-def test_weights_that_overflow_in_the_last_step_are_divergence_too(backend: str, with_validation: bool) -> None:
-    """No later loss shows them, but the model would be useless, and its file would be refused."""
+def test_weights_that_overflow_in_the_last_step_are_detected_as_divergence(backend: str, with_validation: bool) -> None:
+    """No later loss detects them, but the model would be useless and could not be loaded from its file."""
     x, y = problem()
     settings = set_up(schedule=Schedule(1e38), epochs=1, batch_size=150, backend=backend)
     validation = problem(50, 1) if with_validation else None
@@ -328,17 +328,17 @@ def test_weights_that_overflow_in_the_last_step_are_divergence_too(backend: str,
         train(NETWORK, x * np.float32(1e4), y, settings=settings, validation=validation)
 
 
-def test_a_huge_rate_is_divergence_and_no_warning(backend: str) -> None:
-    """Beyond float32 the rate itself becomes infinite; the user sees one error and no warnings of NumPy."""
+def test_a_learning_rate_beyond_float32_raises_divergence_without_warnings(backend: str) -> None:
+    """The learning rate overflows to infinity in float32; NumPy must not warn."""
     x, y = problem()
     with pytest.raises(Diverged):
         train(NETWORK, x, y, settings=set_up(schedule=Schedule(1e39), backend=backend), validation=problem(50, 1))
 
 
-def test_the_remedies_leave_out_what_is_done_already() -> None:
+def test_the_remedies_exclude_settings_already_in_use() -> None:
     x, y = problem()
     settings = set_up(optimizer=Optimizer(clip_norm=1.0), epochs=5)
     with pytest.raises(Diverged) as caught:
-        train(NETWORK, x, y, settings=settings, callbacks=[spoil(1, np.nan)])
+        train(NETWORK, x, y, settings=settings, callbacks=[overwrite_weights(1, np.nan)])
     assert "clip the gradient" not in str(caught.value)
     assert "lower the learning rate" in str(caught.value)

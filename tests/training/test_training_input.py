@@ -1,4 +1,4 @@
-"""Data and settings that training refuses, one test per kind of damage, and defaults that it finds by itself."""
+"""Invalid data and settings, one test per kind of damage, and defaults of `train`."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ BAD_DATA: dict[str, tuple[Any, Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("part", ["training", "validation"])
+@pytest.mark.parametrize("split", ["training", "validation"])
 @pytest.mark.parametrize("damage", BAD_DATA)
-def test_bad_data_are_refused_with_one_line(damage: str, part: str) -> None:
+def test_invalid_data_are_rejected_with_a_message_of_one_line(damage: str, split: str) -> None:
     x, y, message = BAD_DATA[damage]
     good, bad = (X, Y), (x, y)
-    data, validation = (bad, good) if part == "training" else (good, bad)
+    data, validation = (bad, good) if split == "training" else (good, bad)
     with pytest.raises(DataError, match=message) as caught:
         train(NETWORK, *data, settings=set_up(), validation=validation)
     assert "\n" not in str(caught.value)
@@ -73,7 +73,7 @@ def test_bad_data_are_refused_with_one_line(damage: str, part: str) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
-def test_targets_of_regression_must_be_finite(value: float) -> None:
+def test_regression_targets_must_be_finite(value: float) -> None:
     network = Network((4, 5, 2), loss="squared-error")
     targets = np.zeros((20, 2))
     targets[4, 1] = value
@@ -98,24 +98,24 @@ BAD_WEIGHTS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("damage", BAD_WEIGHTS)
-def test_bad_sample_weights_are_refused(damage: str) -> None:
+def test_invalid_sample_weights_are_rejected(damage: str) -> None:
     with pytest.raises(DataError, match="sample_weight must be 20 positive finite numbers"):
         train(NETWORK, X, Y, settings=set_up(), sample_weight=BAD_WEIGHTS[damage])
 
 
-def test_a_scaling_of_other_features_is_refused(backend: str) -> None:
+def test_a_scaling_of_other_features_is_rejected(backend: str) -> None:
     for features in (1, 3, 5):
         scaling = fit_scaling("zscore", np.random.default_rng(0).random((9, features)).astype(np.float32))
         with pytest.raises(DataError, match="features"):
             train(NETWORK, X, Y, settings=set_up(backend=backend), scaling=scaling)
 
 
-def test_the_wrong_number_of_class_names_is_refused() -> None:
+def test_the_wrong_number_of_class_names_is_rejected() -> None:
     with pytest.raises((ConfigError, DataError), match="class"):
         train(NETWORK, X, Y, settings=set_up(), classes=("only", "two"))
 
 
-def test_patience_needs_a_validation_part() -> None:
+def test_patience_needs_a_validation_split() -> None:
     with pytest.raises(ConfigError, match="patience needs a validation split"):
         train(NETWORK, X, Y, settings=set_up(patience=3))
 
@@ -126,8 +126,8 @@ def test_accuracy_cannot_be_monitored_in_regression() -> None:
         train(network, X, X[:, :3], settings=set_up(monitor="accuracy"), validation=(X, X[:, :3]))
 
 
-def test_training_and_validation_must_be_of_one_kind() -> None:
-    """Classes here and plain targets there: there is no accuracy to watch."""
+def test_training_and_validation_targets_must_be_of_the_same_kind() -> None:
+    """With labels in one split and float targets in the other, there is no validation accuracy."""
     with pytest.raises((ConfigError, DataError)):
         train(NETWORK, X, Y, settings=set_up(monitor="accuracy"), validation=(X, np.eye(3)[Y]))
 
@@ -156,29 +156,29 @@ BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "message"), BAD_SETTINGS)
-def test_bad_settings(changes: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_rejected(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         set_up(**changes)
 
 
-def test_an_unknown_backend_is_named_with_the_nearest() -> None:
+def test_the_message_for_an_unknown_backend_suggests_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'numba'"):
         train(NETWORK, X, Y, settings=set_up(backend="nunba"))
 
 
-def test_auto_takes_an_engine_that_computes_in_the_dtype() -> None:
+def test_auto_selects_an_engine_that_supports_the_dtype() -> None:
     training = train(NETWORK, X, Y, settings=set_up(backend="auto", dtype=np.float64))
     assert training.backend == "numpy"
     assert training.model.predict(X).shape == (20,)
 
 
-def test_the_largest_seed_works() -> None:
+def test_the_largest_seed_is_valid() -> None:
     states = [train(NETWORK, X, Y, settings=set_up(seed=seed)).state for seed in (2**64 - 1, 2**64 - 2)]
     assert not same_bits(*states)
 
 
-def test_the_defaults_train(numba_backend: str) -> None:
-    """No settings at all: the fastest engine, SGD; the figures of its first epoch are those of the specification."""
+def test_the_default_settings(numba_backend: str) -> None:
+    """The defaults are the fastest engine and SGD; the first epoch has the loss of the specification."""
     x, y = problem(100)
     training = train(NETWORK, x, y)
     assert training.backend == numba_backend

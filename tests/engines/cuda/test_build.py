@@ -82,7 +82,7 @@ def test_the_table_of_all_options_on_all_capabilities_has_no_spill() -> None:
         pytest.skip(f"{cuda_build.RESULTS} is of other sources: python -m benchmarks.cuda_build --out {cuda_build.RESULTS}")
     found = {(row["capability"], row["kernel"], row["by"], row["kind"]) for row in table["rows"]}
     assert found == {
-        (cuda_build.told(capability), one.name, type(one.shape).__name__.lower(), one.label)
+        (cuda_build.format_capability(capability), one.name, type(one.shape).__name__.lower(), one.label)
         for one in cuda_build.kernels(cuda_build.kinds())
         for capability in cuda_build.fitting(one.kind, cuda_build.CAPABILITIES)
     }

@@ -345,7 +345,7 @@ def flags(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "rows.npz", x=rng.normal(size=(60, 6)).astype(np.float32), y=np.arange(60) % 3)
     data = ["--data", str(tmp_path / "rows.npz"), "--val-count", "12", "--batch-size", "16", "--hidden", "8"]
-    return [*data, "--epochs", "6", "--checkpoint-every", "1"]
+    return [*data, "--epochs", "6", "--save-every", "1"]
 
 
 def check_what_is_left(run: Path, flags: list[str]) -> None:
