@@ -109,7 +109,7 @@ def test_infinities_and_nan_as_in_the_specification(formulas: Any, name: str, a:
 
 
 @pytest.mark.parametrize(("name", "a"), cases())
-def test_a_nan_stays_a_nan_in_both_definitions(formulas: Any, name: str, a: float) -> None:
+def test_nan_propagates_in_both_definitions(formulas: Any, name: str, a: float) -> None:
     """Otherwise divergence would not be detected."""
     z = np.array([np.nan, 1.0], np.float32)
     assert np.isnan(formulas[name][0](z, np.float32(a))).tolist() == [True, False]
@@ -118,7 +118,7 @@ def test_a_nan_stays_a_nan_in_both_definitions(formulas: Any, name: str, a: floa
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_formulas_run_uncompiled_too(name: str) -> None:
+def test_formulas_run_as_plain_python(name: str) -> None:
     """The formulas also run as plain Python, for example in a debugger."""
     a = ACTIVATIONS[name].default or 0.0
     for z in (-3.0, -0.5, 0.0, 0.5, 3.0):
@@ -205,7 +205,7 @@ def test_row_losses_equal_the_specification(row_functions: Any, loss: str, outpu
 
 @pytest.mark.parametrize("position", [0, 1, 2])
 @pytest.mark.parametrize(("loss", "output"), ROWS)
-def test_a_nan_in_a_row_is_a_nan_in_its_loss(row_functions: Any, loss: str, output: str, position: int) -> None:
+def test_nan_in_a_row_makes_its_loss_nan(row_functions: Any, loss: str, output: str, position: int) -> None:
     z, dz = np.array([0.5, -1, 2], np.float32), np.empty(3, np.float32)
     t = np.array([0, 1, 0], np.float32)
     assert math.isfinite(row_functions[loss, output](z, t, dz, 3))
@@ -226,7 +226,7 @@ def test_cross_entropy_of_an_underflowing_probability(row_functions: Any) -> Non
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_every_activation_parses(name: str) -> None:
+def test_every_activation_can_be_parsed(name: str) -> None:
     default = ACTIVATIONS[name].default
     assert parse_activation(name) == (name, default or 0.0)
     if default is None:

@@ -31,7 +31,7 @@ def test_a_network_without_hidden_layers_is_one_linear_layer() -> None:
     assert network.parameters == 18
 
 
-def test_one_setting_for_all_layers_or_one_each() -> None:
+def test_one_setting_for_all_layers_or_one_per_layer() -> None:
     assert Network((5, 4, 3, 2), "tanh", 0.25) == Network([5, 4, 3, 2], ["tanh", "tanh"], [0.25, 0.25])
     assert Network((5, 4, 3, 2), "tanh") != Network((5, 4, 3, 2), ("tanh", "relu"))
     assert hash(Network((5, 4, 2))) == hash(Network([5, 4, 2]))
@@ -45,7 +45,7 @@ def test_parameters_flops_and_label() -> None:
     assert network.label == "784x500x250x10"
 
 
-def test_the_flat_vector_holds_w_by_rows_then_b_of_each_layer() -> None:
+def test_parameter_vector_is_row_major_w_then_b_of_each_layer() -> None:
     network = Network((3, 2, 4))
     vector = np.arange(network.parameters, dtype=np.float64)
     (w0, b0), (w1, b1) = network.views(vector)
@@ -55,7 +55,7 @@ def test_the_flat_vector_holds_w_by_rows_then_b_of_each_layer() -> None:
     assert b1.tolist() == [16, 17, 18, 19]
 
 
-def test_views_are_views_that_cover_the_vector_once() -> None:
+def test_views_cover_the_vector_exactly_once() -> None:
     network = Network((7, 1, 5, 3))
     vector = np.zeros(network.parameters)
     for w, b in network.views(vector):
@@ -78,7 +78,7 @@ def test_every_activation_is_valid() -> None:
         assert Network((2, 2, 2), activation=name).layers[0].activation == name
 
 
-def test_a_network_is_frozen_and_can_be_changed_by_replace() -> None:
+def test_network_is_frozen_and_works_with_replace() -> None:
     network = Network((4, 3, 2), dropout=0.5, init="he:0.3", label_smoothing=0.1)
     with pytest.raises(dataclasses.FrozenInstanceError):
         network.l2 = 1.0  # type: ignore[misc]
@@ -125,12 +125,12 @@ def test_every_initializer_is_tested() -> None:
 
 
 @pytest.mark.parametrize(("alias", "name"), ALIASES.items())
-def test_aliases_are_the_same_networks(alias: str, name: str) -> None:
+def test_aliases_give_equal_networks(alias: str, name: str) -> None:
     assert Network((4, 3, 2), init=alias) == Network((4, 3, 2), init=name)
     assert Network((4, 3, 2), init=f"{alias}:0.5").init == f"{name}:0.5"
 
 
-def test_the_default_is_he_normal() -> None:
+def test_default_initialization_is_he_normal() -> None:
     assert Network((4, 3, 2)).init == "he-normal"
     assert {alias: ALIASES[alias] for alias in ("he", "xavier", "glorot")} == {
         "he": "he-normal",
@@ -149,7 +149,7 @@ def test_initial_parameters_depend_on_the_seed_only() -> None:
     assert np.array_equal(network.initial_parameters(0, np.float64).astype(np.float32), first)
 
 
-def test_layers_draw_independent_numbers() -> None:
+def test_initial_weights_of_layers_are_independent() -> None:
     network = Network((120, 120, 120, 120), init="normal")
     ws = [w.ravel() for w, _ in network.views(network.initial_parameters(0, np.float64))]
     for i in range(3):
@@ -157,7 +157,7 @@ def test_layers_draw_independent_numbers() -> None:
             assert abs(np.corrcoef(ws[i], ws[j])[0, 1]) < 5 / math.sqrt(ws[i].size)
 
 
-def test_a_layer_does_not_depend_on_the_width_of_others() -> None:
+def test_initial_weights_do_not_depend_on_the_width_of_other_layers() -> None:
     """Each layer has a separate counter, so the width of one layer does not change the weights of the others."""
     one, other = Network((6, 5, 4, 3), init="normal"), Network((6, 9, 4, 3), init="normal")
     last = [network.views(network.initial_parameters(0))[2][0] for network in (one, other)]
@@ -204,13 +204,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("settings", "message"), BAD)
-def test_bad_descriptions(settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         Network(**{"sizes": (4, 3, 2), **settings})
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("rate", [np.float32(0.25), np.float64(0.25)])
-def test_numbers_from_numpy_are_numbers(rate: Any) -> None:
+def test_numpy_scalars_are_accepted(rate: Any) -> None:
     network = Network(np.array([4, 3, 2]), dropout=rate)  # type: ignore[arg-type]
     assert network == Network((4, 3, 2), dropout=0.25)

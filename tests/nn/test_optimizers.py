@@ -1,4 +1,4 @@
-"""The scalar update rules against the specification, schedules at points worked out by hand, and bad settings."""
+"""Update rules against the specification, schedules at points with known values, and validation of settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PARAMETERS = 500
 
 @pytest.fixture(scope="module")
 def rules() -> dict[str, Any]:
-    """Every rule compiled for float32, its return types checked."""
+    """Every update rule compiled for float32, with checked return types."""
     found = {}
     for name, rule in RULES.items():
         dispatcher = njit(rule.update)
@@ -33,7 +33,7 @@ def rules() -> dict[str, Any]:
 
 
 def by_the_rule(rule: Any, o: Optimizer, p: Any, gradients: Any, rates: Any, decays: Any) -> Any:
-    """Parameters and slots (m, v) after the steps, parameter by parameter, in float32."""
+    """Return parameters and slots (m, v) after all steps, computed element by element in float32."""
     p, m, v = p.astype(np.float32), np.zeros(len(p), np.float32), np.zeros(len(p), np.float32)
     scalars = o.scalars(rates, 0)
     without_decay = scalars.copy()
@@ -46,7 +46,7 @@ def by_the_rule(rule: Any, o: Optimizer, p: Any, gradients: Any, rates: Any, dec
 
 
 def by_the_specification(o: Optimizer, p: Any, gradients: Any, rates: Any, decays: Any) -> Any:
-    """The same in float64."""
+    """Return the same, computed by the specification in float64."""
     p, slots = p.copy(), np.zeros((len(o.slots), len(p)))
     for step, g in enumerate(gradients):
         update(o, p, g, slots, step, float(rates[step]), decays)
@@ -54,10 +54,10 @@ def by_the_specification(o: Optimizer, p: Any, gradients: Any, rates: Any, decay
 
 
 def course(seed: int = 0) -> tuple[Any, Any, Any]:
-    """Start, gradients (steps, parameters) of many sizes, and falling rates, all exact in float32."""
+    """Return parameters, gradients (steps, parameters) of many magnitudes, and decreasing learning rates, exact in float32."""
     rng = np.random.default_rng(seed)
     p = rng.normal(size=PARAMETERS).astype(np.float32).astype(np.float64)
-    # one sign per parameter: no sum cancels, so that every number has its full relative accuracy
+    # one sign per parameter, so no sum cancels and every value has full relative accuracy
     gradients = (
         rng.choice([-1, 1], PARAMETERS) * 10.0 ** rng.uniform(-6, 2, PARAMETERS) * rng.uniform(0.5, 2, (STEPS, PARAMETERS))
     )
@@ -66,9 +66,9 @@ def course(seed: int = 0) -> tuple[Any, Any, Any]:
 
 
 def largest_error(rule: Any, o: Optimizer) -> float:
-    """Worst error of slots and of what the steps took from the parameters, in roundings of float32.
+    """Return the largest relative error of the slots and of the total parameter change, in units of float32 rounding.
 
-    One rounding is relative to the value itself; the parameters' own rounding in each step is granted on top.
+    The rounding of the parameters themselves in each step is subtracted first.
     """
     p, gradients, rates = course()
     decays = np.where(np.arange(PARAMETERS) % 3 == 0, 0.0, o.weight_decay)
@@ -96,12 +96,12 @@ SETTINGS = [
 
 @pytest.mark.parametrize("o", SETTINGS, ids=lambda o: f"{o.name}-{o.momentum:g}-{o.beta1:g}-{o.beta2:g}")
 def test_rules_equal_the_specification(rules: Any, o: Optimizer) -> None:
-    """Twelve steps in float32 within some roundings a step of the specification in float64."""
+    """After twelve steps, float32 results are within four roundings per step of the float64 specification."""
     assert largest_error(rules[o.name], o) < 4 * STEPS
 
 
-def test_the_comparison_sees_a_wrong_constant(rules: Any) -> None:
-    """A rate off by one part in a hundred thousand is beyond the tolerance."""
+def test_comparison_detects_a_wrong_learning_rate(rules: Any) -> None:
+    """A learning rate with a relative error of 1e-5 exceeds the tolerance."""
 
     class Off(Optimizer):
         def scalars(self, rates: Any, step: int) -> Any:
@@ -112,7 +112,7 @@ def test_the_comparison_sees_a_wrong_constant(rules: Any) -> None:
     assert largest_error(rules["sgd"], Off("sgd")) > 4 * STEPS
 
 
-def test_scalars_are_the_settings_and_the_corrections() -> None:
+def test_scalars_are_the_settings_and_bias_corrections() -> None:
     o = Optimizer("adam", momentum=0.375, beta1=0.5, beta2=0.75, epsilon=0.125, weight_decay=0.0625)
     table = o.scalars(np.array([0.5, 0.25]), step=1, l1=0.5, l2=0.125)
     assert table.dtype == np.float32
@@ -132,7 +132,7 @@ def test_scalars_are_the_settings_and_the_corrections() -> None:
 
 @pytest.mark.parametrize("step", [0, 1, STEPS_AT_ONCE - 1, STEPS_AT_ONCE, 5 * STEPS_AT_ONCE + 7])
 @pytest.mark.parametrize("count", [0, 1, STEPS_AT_ONCE, 2 * STEPS_AT_ONCE + 3])
-def test_scalars_of_many_steps_are_those_of_each(step: int, count: int) -> None:
+def test_scalars_of_many_steps_equal_those_of_single_steps(step: int, count: int) -> None:
     o, rates = Optimizer("adam"), np.linspace(1, 2, count)
     table = o.scalars_by_kind(rates, step, 0.5, 0.25)
     each = [o.scalars_by_kind(rates[i : i + 1], step + i, 0.5, 0.25)[0] for i in range(count)]
@@ -140,25 +140,25 @@ def test_scalars_of_many_steps_are_those_of_each(step: int, count: int) -> None:
     assert table.shape == (count, 2, len(SCALARS))
     powers = np.arange(step + 1, step + count + 1)
     assert np.array_equal(table[:, 0, SCALARS.index("bias_correction2")], (1 / (1 - 0.999**powers)).astype(np.float32))
-    table.fill(-1)  # the caller's own
+    table.fill(-1)  # the table is a copy that the caller may change
     assert not (o.scalars_by_kind(rates, step, 0.5, 0.25) < 0).any()
 
 
-def test_complements_keep_their_digits() -> None:
-    """1 - beta from beta rounded to float32 would be wrong from the fifth digit on, or zero."""
+def test_one_minus_beta_is_computed_in_float64() -> None:
+    """1 - beta with beta rounded to float32 would be wrong from the fifth digit, or zero."""
     row = dict(zip(SCALARS, Optimizer("adam", beta2=1 - 1e-9).scalars(np.ones(1), 0)[0].tolist(), strict=True))
     assert row["one_minus_beta2"] == pytest.approx(1e-9, rel=1e-6)
     assert row["one_minus_beta1"] == pytest.approx(0.1, rel=1e-7)
 
 
-def test_corrections_stay_finite_and_reach_one() -> None:
+def test_bias_corrections_are_finite_and_reach_one() -> None:
     late = dict(zip(SCALARS, Optimizer("adam").scalars(np.ones(1), 10**7)[0].tolist(), strict=True))
     assert late["bias_correction1"] == late["bias_correction2"] == 1
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_a_zero_gradient_moves_nothing(rules: Any, name: str) -> None:
-    """Not even by 0/0: a dead unit's weights stay where they are."""
+def test_zero_gradient_changes_nothing(rules: Any, name: str) -> None:
+    """The weights of a dead unit stay constant, without 0/0."""
     o = Optimizer(name, weight_decay=0.0)
     s = o.scalars(np.array([0.1]), 0)[0]
     zero = np.float32(0)
@@ -166,7 +166,7 @@ def test_a_zero_gradient_moves_nothing(rules: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_a_nan_gradient_shows(rules: Any, name: str) -> None:
+def test_nan_gradient_propagates(rules: Any, name: str) -> None:
     s = Optimizer(name).scalars(np.array([0.1]), 0)[0]
     zero = np.float32(0)
     assert math.isnan(rules[name](np.float32(1), np.float32(np.nan), zero, zero, s)[0])
@@ -202,14 +202,14 @@ BAD_OPTIMIZERS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("settings", "message"), BAD_OPTIMIZERS)
-def test_bad_optimizer_settings(settings: dict[str, Any], message: str) -> None:
+def test_invalid_optimizer_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Optimizer(**settings)
 
 
 # ------------------------------------------------------------------------------------------------ schedules
 
-# at 10 steps an epoch: settings, update number, rate
+# settings, update number, learning rate at 10 steps per epoch
 POINTS: list[tuple[dict[str, Any], int, float]] = [
     ({}, 0, 0.5),
     ({}, 12345, 0.5),
@@ -226,7 +226,7 @@ POINTS: list[tuple[dict[str, Any], int, float]] = [
     ({"kind": "cosine", "epochs": 4}, 10, 0.25 * (1 + math.sqrt(0.5))),
     ({"kind": "cosine", "epochs": 4}, 20, 0.25),
     ({"kind": "cosine", "epochs": 4}, 40, 0.0),
-    ({"kind": "cosine", "epochs": 4}, 400, 0.0),  # past the end it stays there, and does not rise again
+    ({"kind": "cosine", "epochs": 4}, 400, 0.0),  # stays at the minimum after the last epoch
     ({"warmup": 2}, 0, 0.5 / 20),
     ({"warmup": 2}, 9, 0.25),
     ({"warmup": 2}, 19, 0.5),
@@ -251,8 +251,8 @@ def test_schedules_at_known_points(settings: dict[str, Any], update_number: int,
 
 @pytest.mark.parametrize("warmup", [0.0, 1.3])
 @pytest.mark.parametrize("kind", SCHEDULES)
-def test_a_schedule_is_a_function_of_the_update_number(kind: str, warmup: float) -> None:
-    """Chunks of any length, or a resumed run, see the rates of the whole."""
+def test_schedule_is_a_function_of_the_update_number(kind: str, warmup: float) -> None:
+    """Chunks of any length, and resumed runs, get the same learning rates as a whole run."""
     schedule = Schedule(0.1, kind, warmup=warmup, epochs=5, every=2)
     whole = schedule.rates(0, 35, 7)
     pieces = [schedule.rates(first, min(4, 35 - first), 7) for first in range(0, 35, 4)]
@@ -263,7 +263,7 @@ def test_a_schedule_is_a_function_of_the_update_number(kind: str, warmup: float)
 
 
 @pytest.mark.parametrize("kind", sorted(set(SCHEDULES) - {"constant"}))
-def test_schedules_but_the_constant_one_fall(kind: str) -> None:
+def test_all_schedules_except_constant_decrease(kind: str) -> None:
     rates = Schedule(0.1, kind, epochs=5, every=1).rates(0, 50, 10)
     assert (np.diff(rates) <= 0).all()
     assert rates[-1] < rates[0]
@@ -292,7 +292,7 @@ BAD_SCHEDULES: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("settings", "message"), BAD_SCHEDULES)
-def test_bad_schedule_settings(settings: dict[str, Any], message: str) -> None:
+def test_invalid_schedule_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         Schedule(**{"rate": 0.1, **settings})
     assert "\n" not in str(caught.value)

@@ -123,7 +123,7 @@ def test_generators_repeat_and_streams_differ(seeds: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 2**53 + 1, 2**64 - 1])
-def test_generators_are_numpys_philox_of_the_key(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generators_equal_numpy_philox_with_the_key(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = np.random.Philox(key=np.array([seed, STREAMS["split"]], np.uint64), counter=np.array([0, 0, 7, 0], np.uint64))
 
     def read_entropy(bits: int) -> int:
