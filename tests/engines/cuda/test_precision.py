@@ -192,8 +192,8 @@ def test_the_grid_and_the_order_of_threads_change_no_bit(precision: str) -> None
 def test_other_engines_refuse(backend: str, precision: str) -> None:
     with pytest.raises(ConfigError) as caught:
         make_engine(backend, EngineSpec(NETWORK, Optimizer(), precision=precision))
-    assert str(caught.value) == f"precision {precision} is not supported by backend {backend}; use backend cuda"
-    assert caught.value.settings == ("backend",)
+    assert str(caught.value) == f"precision {precision} needs backend cuda, not {backend}"
+    assert caught.value.settings == ("precision", "backend")
 
 
 def test_unknown_names_are_refused() -> None:
