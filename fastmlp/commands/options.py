@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import click
@@ -27,7 +27,7 @@ class Command(click.Command):
     """A command that understands synonyms of its flags, and refuses a flag with one value that is given twice."""
 
     def make_parser(self, ctx: click.Context) -> Any:
-        """Return Click's parser, with the synonyms of `config/names.py`, which --help does not show."""
+        """Return Click's parser, with the synonyms of `config/names.py`, which --help does not show, and `check_given_once`."""
         parser = super().make_parser(ctx)
         options = {setting_of(option): option for option in self.get_params(ctx) if isinstance(option, click.Option)}
         for other, name in setting_synonyms(options).items():
@@ -41,17 +41,16 @@ class Command(click.Command):
                 option.nargs,
                 const=True if option.is_bool_flag else option.flag_value,
             )
-        return parser
+        parse = parser.parse_args
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the arguments as Click does; UsageError for an option with one value that is given twice."""
-        if not ctx.resilient_parsing:
-            _, _, order = self.make_parser(ctx).parse_args(args=list(args))
-            counted = Counter(option for option in order if isinstance(option, click.Option) and takes_one_value(option))
-            for option, times in counted.items():
-                if times > 1:
-                    raise click.UsageError(f"Option {shown_names(option)} is given {times} times; give it once.", ctx)
-        return super().parse_args(ctx, args)
+        def parse_args(args: list[str]) -> Any:
+            parsed = parse(args)
+            if not ctx.resilient_parsing:
+                check_given_once(parsed[2], ctx)
+            return parsed
+
+        parser.parse_args = parse_args  # type: ignore[method-assign]
+        return parser
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; its flags are kept for messages of errors."""
@@ -63,6 +62,14 @@ class Group(Command, click.Group):
     """A group of commands; its commands and groups are of these classes too."""
 
     command_class, group_class = Command, type
+
+
+def check_given_once(order: Iterable[click.Parameter], ctx: click.Context) -> None:
+    """Raise UsageError if an option with one value occurs twice in the parameters, listed as they were given."""
+    counted = Counter(option for option in order if isinstance(option, click.Option) and takes_one_value(option))
+    for option, times in counted.items():
+        if times > 1:
+            raise click.UsageError(f"Option {shown_names(option)} is given {times} times; give it once.", ctx)
 
 
 def setting_of(option: click.Option) -> str:

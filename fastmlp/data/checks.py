@@ -1,6 +1,6 @@
 """Checks of rows, targets and sample weights. All values of an array are checked once, which `CheckedRows` records.
 
-Training, evaluation and prediction take `CheckedRows` and compare shapes only, so that a memory-mapped file larger than
+Training and evaluation take `CheckedRows` and compare shapes only, so that a memory-mapped file larger than
 memory is not read from the disk again.
 """
 
