@@ -165,9 +165,8 @@ class CudaEngine:
     def forward(self, x: npt.NDArray[Any]) -> FloatArray:
         z = np.empty((len(x), self.spec.network.sizes[-1]), np.float32)
         most = min(APPLIED, max(len(x), 1))
-        classes = (
-            self.spec.network.loss == "cross-entropy"
-        )  # unused by a forward pass, but the kernel is compiled for a type of targets
+        # A forward pass reads no targets, but the kernel is compiled for a type of them.
+        classes = self.spec.network.loss == "cross-entropy"
         kind = apply_spec(self.kernel_spec(x, np.empty((0,) if classes else (0, 0))))
         apply = self.prepare_apply(kind, most)
         if "part_indices" not in self.handles or self.handles["part_indices"].size < most:

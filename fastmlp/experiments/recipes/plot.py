@@ -122,12 +122,12 @@ def trainings(one: Comparison, name: str, runs: Path) -> dict[str, Training] | N
         return None
     kept = {}
     for network in one.networks:
-        told, history, published = result, None, recipe.published
+        trained, history, published = result, None, recipe.published
         if network == "cnn":
-            told, published = extracted_of(recipe, result).get("cnn", {}), published.get("cnn", {})
-            history = told.get("history", [])
+            trained, published = extracted_of(recipe, result).get("cnn", {}), published.get("cnn", {})
+            history = trained.get("history", [])
         history = read_lines(folder / METRICS_NAME) if history is None else history
         if not all(any(row.get(f"val_{figure}") is not None for row in history) for figure in one.figures):
             return None
-        kept[network] = Training(history, told["best_epoch"], published.get("validation"))
+        kept[network] = Training(history, trained["best_epoch"], published.get("validation"))
     return kept

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastmlp.errors import ConfigError, DivergedError, UnavailableError
+from fastmlp.experiments.chain import extract_and_train
 from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.sources import resolve, resolve_as
 from fastmlp.experiments.config.train import DataSettings, TrainConfig, fields_of
-from fastmlp.experiments.extraction import Tools, extract_run
+from fastmlp.experiments.extraction import Tools, draw_extraction, extract_run
 from fastmlp.experiments.folder import CONFIG_NAME, RESULT_NAME, clear_logs, make_folder, read_result
 from fastmlp.experiments.plan import SPLIT_NAMES, RunPlan, Say, make_plan, portable
 from fastmlp.experiments.recipes.recipe import Recipe, all_recipes, find, matching
@@ -203,11 +204,7 @@ def run_images(job: RecipeJob, tools: Tools, quiet: bool, say: Say) -> int:
     assert job.images is not None
     make_folder(job.folder)
     if job.config is not None:
-        from fastmlp.experiments.chain import extract_and_train
-
         return extract_and_train(job.images, job.config, tools, quiet=quiet, say=say).signal
-    from fastmlp.experiments.extraction import draw_extraction
-
     extracted = extract_run(job.images, tools, quiet=quiet, say=say)
     if not extracted.signal:
         draw_extraction(extracted, job.folder)
