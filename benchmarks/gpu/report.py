@@ -69,7 +69,7 @@ def milliseconds(row: Row) -> str:
 
 
 def ratio_text(row: Row | None) -> str:
-    """Format the ratio of a row's time to the CUDA engine's in the same rounds, with its range."""
+    """Format the ratio, with its range, of a row's time to the CUDA engine's time in the same rounds."""
     if row is None or row["over_cuda"] is None:
         return "–"
     return "{median:.2f} ({least:.2f} to {most:.2f})".format(**row["over_cuda"])

@@ -216,7 +216,8 @@ def load_data(
             )
         if task == "regression" and images:
             raise ConfigError(
-                f"{path}: a folder of images has classes as targets, not numbers; use task 'classification'", settings=("task",)
+                f"{path}: the targets of a folder of images are classes, not numbers; use task 'classification'",
+                settings=("task",),
             )
         if named:
             return check_dataset(load_named(name, data_dir, progress), name, task)

@@ -266,7 +266,7 @@ def feature_dataset(
 
     Parameters
     ----------
-    extract : function of "x" or "x_test" and the images of that array (n, pixels); returns their features (n, features)
+    extract : called with the name of an array, "x" or "x_test", and its images (n, pixels); returns features (n, features)
     indices : rows of `data.x` in each split, as `splits.split_indices` returns them
     """
     kept = np.sort(np.concatenate([rows for name, rows in indices.items() if name != "test"]))

@@ -85,7 +85,7 @@ class ExtractJob(NamedTuple):
         return beside.with_name(f"{beside.name}.{self.key[:12]}.checkpoint")
 
     def writer(self, extractor: Extractor, provenance: Mapping[str, Any]) -> FeatureWriter | None:
-        """Return the writer that the features of a trained network are appended to; None if they stay in memory."""
+        """Return the writer that stores the features of a trained network; None if they stay in memory."""
         if self.out is None:
             return None
         # The name has the key, too, because images may change that the network was not trained on.

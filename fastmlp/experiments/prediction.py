@@ -39,8 +39,8 @@ def predict_files(
     Parameters
     ----------
     path : run folder, or model file
-    inputs : images (see `images.load_images` for their conversion), .csv files, .npz files with an array x. A .csv file has the
-        features only, or one column more, whose first column is a label and is ignored. Without a label, the first line is a
+    inputs : images (see `images.load_images` for their conversion), .csv files, .npz files with an array x. A .csv file has
+        only the features, or an additional first column with a label, which is ignored. Without a label, the first line is a
         header if none of its cells is a number; with a label, it is read as by `csv_table.read_csv`.
     top : number of classes per row, the most probable first; None for all
     backend, threads : see `engines.make_engine`; None means "auto"

@@ -18,7 +18,7 @@ from fastmlp.nn.optimizers import Optimizer
 from fastmlp.nn.scaling import Scaling
 
 
-@dataclass(frozen=True, eq=False)  # comparing arrays gives no single truth value
+@dataclass(frozen=True, eq=False)  # comparing arrays does not give a single bool
 class Model:
     """A trained network.
 

@@ -1,6 +1,6 @@
 """Names of activations, losses and other registry entries: spellings and common synonyms.
 
-Spellings are compared without case, hyphens, underscores and spaces, so that "ReLU", "leaky_relu" and PyTorch's "LeakyReLU" are
+Names are compared ignoring case, hyphens, underscores and spaces, so that "ReLU", "leaky_relu" and PyTorch's "LeakyReLU" are
 accepted. `canonical_name` returns the name in the registry, which is the one stored in networks, model files and labels.
 """
 

@@ -54,7 +54,7 @@ def test_the_speed_figure_shows_the_committed_results() -> None:
 
 
 def test_the_cases_have_their_known_cost() -> None:
-    """GFLOP of an epoch of 48,000 rows; for the first case 2 (784 128 2 + 128 10 3) 48000."""
+    """GFLOP of an epoch of 48,000 rows; for the first case 2 * (784 * 128 * 2 + 128 * 10 * 3) * 48000."""
     assert Network(EPOCHS[0].sizes).flops_per_row == 2 * (784 * 128 * 2 + 128 * 10 * 3)
     cost = [round(Network(case.sizes).flops_per_row * 48e3 / 1e9, 1) for case in EPOCHS]
     assert cost == [19.6, 19.6, 118.8, 96.5, 26.6, 19.6, 127.3]

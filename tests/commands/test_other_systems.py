@@ -1,4 +1,4 @@
-"""A training on a system without POSIX functions, such as Windows: they are deleted before the import."""
+"""A training run without POSIX functions, as on Windows: they are deleted before fastmlp is imported."""
 
 from __future__ import annotations
 

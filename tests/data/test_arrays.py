@@ -105,7 +105,7 @@ HEADER = len(GOOD) - PIXELS.nbytes
 
 
 def headed(*shape: int) -> bytes:
-    """Return the bytes of the pixels with a header of another shape."""
+    """Return the bytes of the pixels after a header that states another shape."""
     stream = io.BytesIO()
     np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return stream.getvalue() + PIXELS.tobytes()

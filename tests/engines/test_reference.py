@@ -275,7 +275,7 @@ def torch_clip(layers: Any, largest: float) -> float:
 
 
 def torch_course(network: Network, o: Optimizer, start: State, course: Course, batch: int, seed: int) -> Any:
-    """Parameters and row losses after the course, and the gradient norms of its steps."""
+    """Parameters and row losses after the training, and the gradient norm of each step."""
     layers = torch_layers(network, start.parameters)
     optimizer, losses, norms = torch_optimizer(o, layers), [], []
     for k in range(step_count(len(course.indices), batch)):

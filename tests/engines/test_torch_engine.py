@@ -32,8 +32,8 @@ torch = pytest.importorskip("torch", reason="the package of backend 'torch' is n
 
 # ------------------------------------------------------------------------------------------------ curves
 
-# Relative difference of losses. In float64 the engines part by 2e-15 at most: the definitions are the same. In float32 rounding
-# makes up to 2e-6 of it in these trainings; a rate a thousandth higher makes 1e-4 at least.
+# Relative difference of losses. In float64 it is at most 2e-15, since the definitions are the same. In float32 rounding
+# causes up to 2e-6 in these trainings; a learning rate that is 0.1 % too high causes at least 1e-4.
 SAME, ROUNDED = 1e-12, 2e-5
 ROWS, VALIDATION = 800, 200
 

@@ -20,7 +20,7 @@ class Loop(NamedTuple):
     """An innermost loop that does fused multiply-adds.
 
     fmas : instructions
-    registers : what they write: "zmm", "ymm", "xmm" or, on ARM, an arrangement as "4s"
+    registers : the registers that they write: "zmm", "ymm", "xmm" or, on ARM, a vector arrangement such as "4s"
     spills : instructions that touch the stack
     """
 

@@ -69,7 +69,8 @@ class StepPlan(NamedTuple):
         drops nothing)
     widths : of each width (0: the input) its leading dimension, and the places of its activations (the last: output
         pre-activations), slopes and gradients in `arena`, and of the packed copy of the gradients in `packed`: rows of a pair
-        of panels side by side, `rows` of them, pair after pair. What reads dz by columns finds them there without gaps
+        of panels side by side, `rows` of them, pair after pair. Code that reads dz by columns reads this copy, which is
+        contiguous
     phases : of a step: kind, layer, first task and number of tasks
     tasks : panels [panel, panel + panels) of a layer, and either rows of the batch or (WEIGHTS, UPDATE) rows of w;
         BACKWARD counts the transposed panels

@@ -41,8 +41,8 @@ PART = ("part", "no y", "part_indices", "no loss", "no correct")  # what `forwar
 class DeviceRows:
     """The handle of `CudaEngine.hold`.
 
-    kind : of the kernel that evaluates the rows; count : number of rows
-    arrays : on the device: x, y, indices, loss, correct; freed with the handle
+    kind : the specification of the kernel that evaluates the rows; count : number of rows
+    arrays : x, y, indices, loss and correct on the device; freed with the handle
     """
 
     kind: KernelSpec

@@ -59,7 +59,7 @@ def resolve_as(
     file: str | Path | None = None,
     recipe: Mapping[str, Any] = MappingProxyType({}),
 ) -> Chosen:
-    """Return the settings of a command. A flag comes before a variable, the file, the recipe, and the default, in this order.
+    """Return the settings of a command. Precedence, highest first: flag, variable, file, recipe, default.
 
     Parameters
     ----------

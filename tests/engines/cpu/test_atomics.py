@@ -52,7 +52,7 @@ def in_threads(count: int, function: Callable[[int], None]) -> None:
 def test_fetch_add_gives_every_ticket_once() -> None:
     @njit(nogil=True)
     def draw(at, count):
-        """The sum of so many tickets; -1 if they do not rise."""
+        """Draw `count` tickets; return their sum, or -1 if they are not strictly increasing."""
         total, last = 0, -1
         for _ in range(count):
             ticket = fetch_add(at, 1)
@@ -224,7 +224,7 @@ def test_claims_give_every_ticket_once() -> None:
 
     @njit(nogil=True)
     def draw(shared, count):
-        """The sum of so many claimed tickets; -1 if they do not rise."""
+        """Claim `count` tickets; return their sum, or -1 if they are not strictly increasing."""
         total, last = 0, -1
         for _ in range(count):
             ticket = claim(shared, 0, 5, tasks)
@@ -332,7 +332,7 @@ def test_who_waits_too_long_goes_ahead() -> None:
     await_one(gone.ctypes.data)
     await_one(mine.ctypes.data)
     assert word[0] == mine[CALLER]
-    end_one(gone.ctypes.data)  # back again, its turn long lost
+    end_one(gone.ctypes.data)  # ends its wait after its turn has passed to the other thread
     assert word[0] == mine[CALLER]
 
 

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.full
 PACKAGE = Path(fastmlp.__file__).parent
 PATIENCE = 200  # seconds
 
-# The kernels of training, if the argument asks for it, those of prediction, and one that is compiled in no time.
+# Compiles the training kernels if the argument says so, the prediction kernels, and one that compiles quickly.
 WORK = """
 import json, sys, warnings
 messages = []

@@ -39,7 +39,7 @@ def imports_of(name: str, package: Path) -> set[str]:
     return {one for one in found if (package / one).is_file()}
 
 
-# What is hashed, by the file from which all that takes part is reached.
+# The hashed sources, by the file that imports them, directly or indirectly.
 LISTED = {"engines/cpu/kernels/programs.py": cache.SOURCES, "engines/cuda/compiler.py": compiler.SOURCES}
 
 

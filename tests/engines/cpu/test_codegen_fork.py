@@ -183,7 +183,7 @@ def test_somebody_else_may_have_asked_how_the_child_ended(kernel: Any, children:
 
 
 def test_no_fork_while_another_thread_compiles(kernel: Any, children: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The child would inherit locks of that thread that nothing releases."""
+    """The child would inherit locks held by that thread, which would never be released."""
     holds, asked = threading.Event(), threading.Event()
     meanwhile: list[Any] = []
 

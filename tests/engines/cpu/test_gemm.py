@@ -189,7 +189,7 @@ def make_gradients(width: int, rows: int, panels: int, batch: int, rule: str = "
     rng = np.random.default_rng([seed, width, rows, panels, batch])
     a, b = (rng.normal(size=(batch, n)).astype(np.float32) for n in (rows, panels * width))
     weights = [rng.normal(size=(panels, rows, width)).astype(np.float32) for _ in range(3)]
-    weights[0][:, ::3, 1] = 0  # sign and penalties must tell zero
+    weights[0][:, ::3, 1] = 0  # zeros, for which sign(w) and so the L1 penalty are 0
     weights[2][...] = abs(weights[2])
     scalars = Optimizer(rule).scalars(np.array([0.05]), 3, 0.01, 0.02)[0]
     return Gradients(a, b, weights, scalars)

@@ -42,7 +42,8 @@ SPANS = {
     "erfc, x <= 0": [(-1, 1e-30, 1e30)],
     "log": [(1, 1e-45, 3.4e38)],
 }
-# Every float of intervals where a formula is at its limits: n changes, n ends, all digits cancel, the result leaves 1.
+# Intervals around critical points, of which every float is tested: where n changes, where n is largest, where cancellation is
+# complete, and where the result stops being exactly 1.
 EVERY = {
     "exp": [(1, 0.3465, 0.3467), (1, 88.37, 88.7228), (-1, 87.1, 87.33)],
     "expm1": [(1, 0.3465, 0.3467), (-1, 0.3465, 0.3467), (1, 17, 17.05), (1, 88.37, 88.7228)],

@@ -157,7 +157,7 @@ def planted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("planted", [name for name in PLANTED if name not in ROUNDED_ALONE], indirect=True)
 def test_planted_mistakes_are_caught(planted: None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As stuck threads, an invalid index, or values beyond the tolerance."""
+    """Each is detected as stuck threads, an invalid index, or values beyond the tolerance."""
     where = PLANTED[request.node.callspec.params["planted"]][0]
     if where in ("tiles", "tiled"):
         monkeypatch.setattr("fastmlp.engines.cuda.engine.SMALL_BATCH", 0)

@@ -88,8 +88,8 @@ def course_of(rows: int) -> Course:
 def bounds_of(parameters: Any, course: Course, u: float) -> tuple[Any, list[Any]]:
     """Error bounds of z of `NETWORK`, and of the parameters after a step with learning rate 1.
 
-    The slope of tanh is at most 1 and that of its slope 0.77; a probability of softmax moves by at most half of what the z of
-    its row move by.
+    The derivative of tanh is at most 1 and its second derivative at most 0.77 in magnitude; a softmax probability changes by at
+    most half the largest change of a pre-activation in its row.
     """
     (w1, b1), (w2, b2) = NETWORK.views(parameters.astype(np.float64))
     x, t = course.x.astype(np.float64), np.eye(NETWORK.sizes[-1])[course.y]

@@ -240,7 +240,7 @@ def test_an_error_that_is_newer_than_the_bindings_is_a_line_and_leaves_the_calle
 
 
 def chosen(monkeypatch: pytest.MonkeyPatch, runtime: Any) -> str:
-    """The engine that auto selects, with another device."""
+    """The engine that backend "auto" selects, with the given runtime as the device."""
     monkeypatch.setattr("fastmlp.engines.cuda.engine.default_runtime", runtime)
     monkeypatch.setattr("fastmlp.engines.cuda.engine.usable", usable)  # in a simulation it is another
     usable.cache_clear()

@@ -152,7 +152,7 @@ def undisturbed(compile_it: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def address_of(function: Callable[..., Any], name: str, integers: int, floats: int = 0) -> int:
-    """Address of a kernel of so many int64 and then float32 arguments, as a C function.
+    """Return the address, as a C function, of a kernel with `integers` int64 and then `floats` float32 arguments.
 
     Compiles it, or loads it from the cache by `name`.
     """

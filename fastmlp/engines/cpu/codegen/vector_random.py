@@ -62,7 +62,7 @@ class U32Vector:
 
 
 def emit_words(builder: Any, rows: int, count: int, place: Any) -> list[list[Any]]:
-    """Emit the draw for the units of `count` groups of four, for so many rows: two vectors a row, unit after unit.
+    """Emit code that draws random words for `count` groups of four units: two vectors for each row, one unit after another.
 
     place : the first group and the first row, the layer, the step and the seed
     """

@@ -126,7 +126,7 @@ def make_gradient(lanes: int) -> Any:
 
 @compiled
 def update(table, store, at, size, scalars):
-    """The rule over the parameters [at, at + size) with the gradients in their row of `store`."""
+    """Apply the update rule to parameters [at, at + size), with the gradients in the row GRADIENT of `store`."""
     slot = store.shape[1] * FLOAT_BYTES
     p = store.ctypes.data + at * FLOAT_BYTES
     call(table.update, (p, p + SLOT_M * slot, p + SLOT_V * slot, p + GRADIENT * slot, size, scalars.ctypes.data))

@@ -68,7 +68,7 @@ def spin(spins):
 
 @compiled
 def wait_for_end_of(shared, phase):
-    """Wait until another phase is open."""
+    """Wait until `phase` has ended and another phase is open."""
     spins = np.int64(0)  # a literal would be compiled once more
     while atomic_load(shared + 8 * PHASE) == phase:
         spins = spin(spins)

@@ -164,9 +164,9 @@ def make_store_activation(dev: Any, names: Sequence[str], drops: bool) -> Any:
 
 
 def make_losses(dev: Any, loss: str, output: str, classes: bool, training: bool = True) -> Any:
-    """losses(last, table, y, on_value, off_value, indices, loss_weight, start, rows, arena, loss, correct): of each row.
+    """losses(last, table, y, on_value, off_value, indices, loss_weight, start, rows, arena, loss, correct): losses of rows.
 
-    Computes loss, correctness and dz. y : labels (n,), or plain targets (n * outputs,)
+    Computes loss, correctness and dz of each row. y : labels (n,), or plain targets (n * outputs,)
     on_value, off_value : smoothed target of the label's class, and of the other classes
     loss_weight : (n,) in the order of `indices`, multiplies dz; read only in training, otherwise dz is undefined
     Each thread computes whole rows, as most networks have few outputs, with the formula that the CPU compiles too. It writes

@@ -158,8 +158,8 @@ def apply_spec(kind: KernelSpec) -> KernelSpec:
 def make_apply(dev: Any, kind: KernelSpec, shape: Shape | Tile) -> Any:
     """The kernel apply(…): forward pass without dropout, and, if `evaluates` is not 0, loss and correctness of each row.
 
-    Arguments as those of `make_train`, for the rows indices[start], …, indices[start + rows - 1]. loss and correct are
-    written at start, …; they and y are used only to evaluate. Targets of a label are not smoothed.
+    The arguments are those of `make_train`, for the rows indices[start], …, indices[start + rows - 1]. loss and correct are
+    written from index start on; they and y are used only for evaluation, without label smoothing.
     """
     cuda, float32, uint64 = dev.cuda, dev.float32, dev.uint64
     barrier, forward = make_barrier(dev), forward_of(dev, kind, shape, drops=False)
