@@ -100,12 +100,13 @@ class CudaWorkbench:
         return unpad(self.network, self.vector("gradients"))
 
     def launch(self, first: int, end: int) -> Launch:
-        """Create one launch of the phases first to end - 1 of a step."""
+        """Create one launch of the phases `first` to `end` - 1 of a step."""
         kind = self.engine.kernel_spec(np.empty(0, np.float32), np.empty(0, np.int32))
         return self.engine.launch(kind, self.rows, first, end)
 
     def phases(self, first: int, end: int) -> Callable[[], None]:
-        """Return a function that runs the phases first to end - 1 of a step as the engine does, and waits for their end.
+        """Return a function that runs the phases `first` to `end` - 1 of a step as the engine does, and waits for them to
+        finish.
 
         Small batches use one launch. If its blocks synchronise, the counter of the barrier is reset first, as before each
         launch in training, and this is timed too. Large batches use one launch per phase, in one graph.

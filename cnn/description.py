@@ -33,7 +33,7 @@ class Block:
     filters : output channels
     kernel, stride, padding : of the convolution
     pool : a name of `POOLINGS`
-    pool_kernel, pool_stride, pool_padding : of the pooling max or avg; the stride 0 stands for pool_kernel
+    pool_kernel, pool_stride, pool_padding : parameters of max or average pooling; stride 0 means pool_kernel
     regularize : a name of `REGULARISATIONS`: batch normalization, or element-wise dropout
     dropout : dropout rate, for regularize "dropout"
 
@@ -200,7 +200,7 @@ def make_blocks(filters: Sequence[int], **values: Any) -> tuple[Block, ...]:
 
     Raises
     ------
-    DescriptionError : a sequence has another length, or a value is out of range or an unknown name
+    DescriptionError : a sequence has the wrong length, or a value is out of range or an unknown name
 
     Examples
     --------

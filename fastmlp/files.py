@@ -202,8 +202,8 @@ def append_line(path: str | os.PathLike[str], value: object) -> None:
     r"""Append one JSON object as one line; it is passed to the operating system before this returns.
 
     So no line is lost if the process is killed. There is no fsync, which would take longer than an epoch of a small network,
-    so a power failure may lose the last lines. An incomplete line (disk full) is removed again. The file is created if it does
-    not exist; `value` is as for `json_bytes`.
+    so a power failure may lose the last lines. If writing fails (disk full), the partial line is removed. The file is created
+    if it does not exist; `value` is as for `json_bytes`.
 
     Raises
     ------

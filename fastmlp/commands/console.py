@@ -35,7 +35,7 @@ def note(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Write a line about progress to stderr; nothing with --quiet."""
+    """Write a line about progress to stderr, unless --quiet is given."""
     if not is_quiet():
         note(text)
 

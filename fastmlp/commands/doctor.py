@@ -253,4 +253,4 @@ def doctor(data_dir: str | None, as_json: bool) -> None:
     else:
         show(as_table(checks))
     if broken:
-        raise UnavailableError(f"broken: {', '.join(broken)}; see the remedy in the table")
+        raise UnavailableError(f"broken: {', '.join(broken)}; see the table for remedies")

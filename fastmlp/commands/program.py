@@ -53,7 +53,7 @@ class Program(Group):
             ctx.exit(1)
 
 
-# The object is for `recipes run`: the function that imports fastmlp.cnn, since recipes may need it.
+# "obj" is passed to `recipes run`: the function that imports fastmlp.cnn, which recipes may need.
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "obj": extraction_tools}
 
 

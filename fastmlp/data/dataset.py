@@ -156,7 +156,7 @@ def _check_xy(
     x, shape = check_features(x, locations[0])
     y, classes = (check_values(y, locations[1]), ()) if task == "regression" else check_labels(y, classes, locations[1])
     if len(x) != len(y):
-        raise DataError(f"{locations[0].text} has {len(x)} rows, {locations[1].text} has {len(y)}; give each row its target")
+        raise DataError(f"{locations[0].text} has {len(x)} rows, {locations[1].text} has {len(y)}; give one target per row")
     return x, shape, y, classes
 
 

@@ -43,7 +43,7 @@ def make_cuda(spec: EngineSpec) -> Engine:
     return CudaEngine(spec)
 
 
-Version = Callable[[str], str | None]  # of a package, None if it is not installed
+Version = Callable[[str], str | None]  # returns the version of a package, or None if it is not installed
 BACKENDS: dict[str, Callable[[EngineSpec], Engine]] = {
     "numpy": make_numpy,
     "numba": make_numba,

@@ -246,7 +246,7 @@ def train(job: ExtractJob, tools: Tools, signals: Signals, quiet: bool, say: Say
 def make_features(
     job: ExtractJob, made: Any, provenance: Mapping[str, Any], signals: Signals
 ) -> tuple[Dataset | None, float | None]:
-    """Return the features of all splits, None after a signal, and images per second, None if no image was left to do."""
+    """Return the features of all splits (None after a signal) and the images per second (None if none were processed)."""
     writer, began, images = job.writer(made.extractor, provenance), time.perf_counter(), 0
     if writer is not None and not job.config.resume:
         shutil.rmtree(writer.folder, ignore_errors=True)

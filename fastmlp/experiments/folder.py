@@ -34,8 +34,8 @@ def new_run_folder(out: str | os.PathLike[str] | None, data: str, network: str, 
 
     Parameters
     ----------
-    out : folder asked for, or None
-    data : name or path of the data set; of a path, the last part without its ending is used
+    out : the folder, or None
+    data : name or path of the data set; of a path, the file name without its extension is used
     network : short description such as 784x128x10
     now : time that goes into the name
 

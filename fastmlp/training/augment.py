@@ -55,7 +55,7 @@ def sample_augmentation(seed: int, epoch: int, images: int, flip: float, shift: 
 
 
 def augment(x: Array, shape: Shape, augmentation: Augmentation) -> Array:
-    """Transform images (n, height * width * channels); the dtype stays, and pixels shifted in from outside are 0.
+    """Transform images (n, height * width * channels); the dtype is preserved, and pixels shifted in from outside are 0.
 
     >>> augmentation = Augmentation(np.array([False, True]), np.array([[0, 1], [0, 0]]))
     >>> augment(np.array([[1, 2, 3], [1, 2, 3]]), (1, 3, 1), augmentation).tolist()

@@ -107,7 +107,7 @@ class Loop:
         self.x, self.rows, self.y, self.weights = base_rows(data.train.x, data.train.y, data.sample_weight)
         self.history: list[EpochLog] = []
         self.stopping = EarlyStopping(settings, data.validation is not None)
-        self.chunk = self._whole_batches(CHUNK_SECONDS * SLOWEST / network.flops_per_row)  # rows until the engine returns
+        self.chunk = self._whole_batches(CHUNK_SECONDS * SLOWEST / network.flops_per_row)  # rows per engine call
         self.deadline = math.inf
         slots = np.zeros((len(settings.optimizer.slots), network.parameters), settings.dtype)
         engine.load(State(network.initial_parameters(settings.seed, settings.dtype), slots, 0))

@@ -1,7 +1,7 @@
 """End-to-end run of the GPU check from a packed folder, in a bare environment, with a driver that computes nothing.
 
-Runs the same command as on a machine with a GPU, with Python 3.12, NumPy 2.5 and numba-cuda, no kernel compiler, and the packed
-wheels. Wrong results are expected; any other failure fails the test, and each kind of failure is provoked once.
+Runs the same command as on a machine with a GPU, with Python 3.12, NumPy 2.5, numba-cuda and the packed wheels, but without a
+kernel compiler. Wrong results are expected; any other failure fails the test, and each kind of failure is provoked once.
 """
 
 from __future__ import annotations

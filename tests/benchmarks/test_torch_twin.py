@@ -23,7 +23,7 @@ SAME = 1e-5  # for a run of a few epochs, where rounding gives about 1e-7
 
 
 def make_run(out: str, *options: str) -> Path:
-    """Train a run on digits with dropout; options replace those of the same name."""
+    """Train on digits with dropout; options replace those of the same name."""
     settings = ["--data", "digits", "--hidden", "12", "--activation", "gelu", "--dropout", "0.3", "--optimizer", "adam"]
     settings += ["--lr", "0.002", "--epochs", "3", "--val-count", "300", "--backend", "numpy", "--out", out]
     ok("train", *override(settings, *options), "-q")

@@ -112,7 +112,7 @@ def test_a_signal_before_the_training_leaves_nothing(number: int, code: int, tmp
     process = start("train", "--config", tmp_path / "a.toml", "--out", tmp_path / "a")  # waits for a writer
     descriptor = os.open(tmp_path / "a.toml", os.O_WRONLY)  # returns when the process is there
     process.send_signal(number)
-    os.close(descriptor)  # ends a read that began after the signal came, and so was not interrupted by it
+    os.close(descriptor)  # ends a read that started after the signal arrived, which was not interrupted
     stdout, stderr = process.communicate(timeout=PATIENCE)
     assert (process.returncode, stdout) == (code, b"")
     assert b"Traceback" not in stderr

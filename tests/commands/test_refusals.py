@@ -1,4 +1,4 @@
-"""The program in this process: errors of every kind, with their exit codes and messages of one line."""
+"""The command line, run in this process: every kind of error, with its exit code and one-line message."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The contract of the engines: every engine and unusual shapes against the specification in float64.
 
-Compiling a kind of network takes seconds, so the cases share few kinds: shapes all are relu networks under sgd, and a
-network with one layer of every activation is trained under each loss and output.
+Compiling a kind of network takes seconds, so the cases share few kinds: all shapes are tested with relu networks trained by
+sgd, and a network with a layer of every activation is trained with each loss and output.
 """
 
 from __future__ import annotations

@@ -192,7 +192,7 @@ def gradient_of(network: Network, parameters: Any, x: Any, t: Any) -> Any:
 
 
 def numerical_gradient(network: Network, parameters: Any, x: Any, t: Any, h: float = 1e-5) -> Any:
-    """Central differences of the objective, the steps relative to nothing: parameters are of order one."""
+    """Central differences of the objective, with an absolute step size, since parameters are of order one."""
     gradient = np.empty_like(parameters)
     for i in range(len(parameters)):
         ends = []

@@ -35,7 +35,7 @@ def run(out: str, **settings: Any) -> Path:
 
 
 def test_checkpoints_are_the_models_of_their_epochs() -> None:
-    """Each is what a training ends with that has so many epochs, when none is better than the last."""
+    """Each equals the final model of a training with that many epochs whose last epoch is the best."""
     folder = run("long", epochs=7, patience=0, save_every=3)
     kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert kept == ["epoch-0003.safetensors", "epoch-0006.safetensors"]

@@ -1,4 +1,4 @@
-"""`fastmlp recipes plot`: the comparisons that the reports draw are there, and the pictures hold what the runs told."""
+"""`fastmlp recipes plot`: the comparisons of the reports exist, and the figures show the values that the runs recorded."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from fastmlp.training.many import train_many
 
 pytestmark = pytest.mark.full
 
-PATIENCE = 120  # seconds of a slow, busy machine for what takes one
+PATIENCE = 120  # timeout in seconds; normally a second is enough, but not on a slow, busy machine
 TINY = {"FASTMLP_DATASET": "images.npz", "FASTMLP_EPOCHS": "2", "FASTMLP_BACKEND": "numpy", "FASTMLP_VAL_COUNT": "40"}
 CNN = {"FASTMLP_FILTERS": "4,6", "FASTMLP_DENSE": "8", "FASTMLP_DEVICE": "cpu"}
 

@@ -154,7 +154,7 @@ def test_calls_of_the_engine_are_short(clock: Clock) -> None:
     training = train(BIG, x, y, settings=set_up(schedule=Schedule(0.01), epochs=2, batch_size=8))
     assert sum(clock.calls) == sum(row["rows"] for row in training.history) == 2000
     assert max(clock.calls) * clock.row_seconds <= CHUNK_SECONDS
-    assert clock.calls[2] == max(clock.calls) == 88  # as long as allowed, for less overhead
+    assert clock.calls[2] == max(clock.calls) == 88  # the maximum allowed length, to reduce overhead
 
 
 def test_a_sufficient_max_time_does_not_change_the_bits() -> None:

@@ -41,7 +41,7 @@ HUGE_PAGE = 2**21  # bytes
 # By lanes: most outputs of the first layer for which training reads rows in place. Its gradient reads a row again for every few
 # of its columns, and scattered rows map to few sets of the first-level cache; long vectors read less often.
 IN_PLACE_WIDTHS = {16: math.inf, 8: 32, 4: 32}
-TURN_FLOPS = 5_000_000  # of a call, from which one thread releases the interpreter to others during the call
+TURN_FLOPS = 5_000_000  # a call on one thread with at least so many operations lets other threads run Python meanwhile
 INTERPRETER = np.zeros(1, np.int64)  # the thread that may run Python now, see kernels/sync.py; one per process
 INTERPRETER_AT = INTERPRETER.ctypes.data  # looking it up takes NumPy a microsecond
 

@@ -32,7 +32,7 @@ from fastmlp.nn.philox import drop_threshold
 UNIT = 8  # widths are multiples of it
 CHUNK_ROWS = 48  # rows of w in a gradient task: a multiple of every tile's rows and of every vector's width
 PAIR = 2  # adjacent panels of a tile
-GROUP_COLUMNS = 64  # of w in a gradient task at most: wider ones were slower, see benchmarks/NOTES.md
+GROUP_COLUMNS = 64  # maximum columns of w in a gradient task: wider ones were slower, see benchmarks/NOTES.md
 CACHE_LINE = 16  # floats
 TAIL_WEIGHTS = 16_384  # a layer with fewer weights is not wide: moving 64 KiB is faster than opening a phase
 TASKS_PER_THREAD = 4  # of a phase, at least, so that a slow thread delays a step by little

@@ -97,7 +97,7 @@ class ThreadTuner:
         self.began = time.perf_counter()
 
     def end(self, threads: int, rows: int) -> None:
-        """Record the call timed since `begin`, on the number of threads from `next`."""
+        """Record the time since `begin` for `threads`, the number that `next` returned."""
         self.record(threads, max(time.perf_counter() - self.began, CLOCK_GRAIN) / max(rows, 1))
 
     def record(self, threads: int, seconds: float) -> None:

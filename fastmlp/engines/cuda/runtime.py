@@ -283,8 +283,8 @@ class Runtime:
     def record(self, launches: Sequence[Launch]) -> Graph:
         """A CUDA graph that runs these launches in order when it is called.
 
-        Built node by node: freeing an array would invalidate a stream capture, which would report the error of ending the
-        capture instead of the first error.
+        The graph is built node by node. A stream capture would be invalidated by freeing an array, and after an error it would
+        report the failure to end the capture instead of the first error.
         """
         with self.entered():
             graph = self.checked_call("cuGraphCreate", 0)

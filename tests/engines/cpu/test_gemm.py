@@ -163,7 +163,7 @@ class Weights(NamedTuple):
 
 
 def place_weights(values: list[Any]) -> Weights:
-    """Copies of three arrays, among NaN."""
+    """Copies of three arrays, surrounded by NaN."""
     panels, rows, width = values[0].shape
     panel = (rows + 3) * width + 1
     slot = panels * panel + 5
@@ -189,7 +189,7 @@ def make_gradients(width: int, rows: int, panels: int, batch: int, rule: str = "
     rng = np.random.default_rng([seed, width, rows, panels, batch])
     a, b = (rng.normal(size=(batch, n)).astype(np.float32) for n in (rows, panels * width))
     weights = [rng.normal(size=(panels, rows, width)).astype(np.float32) for _ in range(3)]
-    weights[0][:, ::3, 1] = 0  # zeros, for which sign(w) and so the L1 penalty are 0
+    weights[0][:, ::3, 1] = 0  # where sign(w), and so the gradient of the L1 penalty, is 0
     weights[2][...] = abs(weights[2])
     scalars = Optimizer(rule).scalars(np.array([0.05]), 3, 0.01, 0.02)[0]
     return Gradients(a, b, weights, scalars)

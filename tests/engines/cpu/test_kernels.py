@@ -85,7 +85,7 @@ def test_rows_that_need_no_scaling_are_read_where_they_are(threads: int, monkeyp
     assert in_place == {(path, name): [path and name != "gaps"] for path in (False, True) for name in given}
 
 
-WIDE, NARROW = (32, 640, 9, 5), (16, 9, 5)  # with and without layers that are cut by columns
+WIDE, NARROW = (32, 640, 9, 5), (16, 9, 5)  # with and without layers that are split by columns
 
 
 @pytest.mark.parametrize("sizes", [WIDE, NARROW], ids=["wide", "narrow"])
@@ -113,7 +113,7 @@ def test_training_reads_rows_where_they_are(
             engine.close()
     assert all(same_bits(state, states[False, "plain"]) for state in states.values())
     wide = sizes == WIDE
-    here, gathered = (False, [False]), (wide, [True])  # narrow networks gather without a phase of its own
+    here, gathered = (False, [False]), (wide, [True])  # narrow networks have no separate phase for gathering
     assert gathers == {(path, name): here if path and name != "gaps" else gathered for path in (False, True) for name in given}
 
 

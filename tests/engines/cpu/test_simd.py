@@ -54,7 +54,7 @@ def runner(rows: int, vectors: int, width: int) -> Any:
 def run_tile(epilogue: int, width: int, case: Case, cuts: tuple[int, ...] = (), finished: bool = True) -> Placed:
     """C of one tile, placed among guard values; A, B and extra are checked to be left alone.
 
-    The sum over k is cut into one call for each piece between `cuts`; unless `finished`, none of them is the last one.
+    The sum over k is split at `cuts`, with one call per piece; the last piece is passed as the last one only if `finished`.
     """
     (rows, k), vectors = case.a.shape, case.b.shape[1] // width
     a = scattered(case.a)

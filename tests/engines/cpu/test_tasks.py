@@ -1,4 +1,4 @@
-"""Division of a step: its phases in order, tasks that cover everything once, shares with every task once."""
+"""Division of a step: phases run in order, tasks cover everything exactly once, and each task is in exactly one share."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_phases_follow_the_network_there_and_back(sizes: list[int], lanes: int, 
     layout = make_layout(Network(sizes), lanes, rows, threads, clip)
     layers = layout.plan.layers
     large = layers["fan_in_p"] * layers["fan_out_p"] >= TAIL_WEIGHTS
-    wide = min(int(np.argmin([*large, False])), len(layers) - 1)  # the output layer belongs to the losses
+    wide = min(int(np.argmin([*large, False])), len(layers) - 1)  # the output layer is computed with the losses
     forward = [(GATHER, 0)] * (wide > 0) + [(FORWARD, layer) for layer in range(wide)]
     backward = [(BACKWARD, layer) for layer in range(wide - 1, 0, -1)]
     update = [(UPDATE, 0)] * clip
@@ -196,7 +196,7 @@ def test_shares_hand_out_every_task_once_and_evenly(sizes: list[int], lanes: int
 
 
 def at_home(plan: StepPlan) -> float:
-    """Share of the wide layers' weights that WEIGHTS begins with a thread that also begins with these columns in FORWARD."""
+    """Fraction of the wide layers' weights that WEIGHTS assigns to the thread to which FORWARD assigns the same columns."""
     forward: dict[tuple[int, int], set[int]] = {}
     homes = weights = 0
     for phase, ends in zip(plan.phases, plan.shares.tolist(), strict=True):

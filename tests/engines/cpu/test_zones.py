@@ -177,7 +177,7 @@ def test_guard_zones_see_stray_writes_and_spoil_stray_reads(monkeypatch: pytest.
         counts.append(found.stray())
 
     strays_when(widths, "y_at", 0, int(widths["y_at"][0]) - 16)  # the scaled inputs begin in the gap before them
-    strays_when(widths, "dz_at", 2, int(widths["dz_at"][2]) + 16)  # gradients reach into the gap behind them
+    strays_when(widths, "dz_at", 2, int(widths["dz_at"][2]) + 16)  # gradients extend into the gap after them
     strays_when(widths, "s_at", 2, engine.arena.size + 64)  # nobody writes slopes: linear and relu run fused
     strays_when(widths, "packed_at", len(widths) - 1, engine.layout.packed - 64)  # in the gap behind the last copy
     strays_when(engine.layout.plan.layers, "t_at", 1, engine.transposed.size + 16)

@@ -1,7 +1,8 @@
 """cuda/runtime.py under NVIDIA's own cuda.bindings, of several versions, with a stub driver in C that computes nothing.
 
-A child process for each version trains, predicts and fails (support/cuda_stub_child.py); its report is judged here. It shows
-that the bindings take our calls, and what arrives behind them; arithmetic is shown by the driver of test_runtime.py.
+A child process for each version trains, predicts and fails (support/cuda_stub_child.py); its report is checked here. It shows
+that the bindings accept our calls, and which calls the driver receives; arithmetic is tested with the driver of
+test_runtime.py.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def child(stub: Path, bindings: Path | None, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Python with the stub driver, and with the bindings in a folder before the installed ones."""
+    """Run Python with the stub driver, and with the bindings in a folder, which take precedence over the installed ones."""
     own = environment(stub)
     folders = [*([bindings] if bindings else []), ROOT, ROOT / "tests", *filter(None, [os.environ.get("PYTHONPATH")])]
     own["PYTHONPATH"] = os.pathsep.join(map(str, folders))

@@ -212,7 +212,7 @@ def test_a_failure_leaves_the_callers_device_too(driver: FakeDriver) -> None:
     assert driver.contexts == ["another library's"]
 
 
-def test_an_error_that_is_newer_than_the_bindings_is_a_line_and_leaves_the_callers_device(driver: FakeDriver) -> None:
+def test_an_error_number_unknown_to_the_bindings_gives_one_line_and_keeps_the_callers_device(driver: FakeDriver) -> None:
     """The bindings raise KeyError or ValueError; errors of later calls must not hide the first."""
     runtime = Runtime(driver)
     driver.contexts = ["another library's"]

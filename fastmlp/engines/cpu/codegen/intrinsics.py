@@ -198,7 +198,7 @@ def polynomial(typing, x, coefficients):
 def make_fma_loop(count: int, width: int) -> Callable[..., Any]:
     """fma_loop(steps, x): `steps` times `count` fused multiply-adds of vectors of `width` floats, all in registers.
 
-    Returns a float that depends on all of them, so that none is optimised away; 2 count width steps operations.
+    Returns a float that depends on all of them, so that none is optimised away; 2 * count * width * steps operations.
     """
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:

@@ -326,8 +326,8 @@ def make_gradient_tile(rows: int, vectors: int, width: int, rule: Callable[..., 
 
     The sum of `make_tile` with A', whose row i is column i of A. Where it ends (`last`), its epilogue is the optimiser's step:
     the gradient never leaves the registers. `rule` is a scalar formula, (p, g, m, v, s) -> (p, m, v), traced with vectors:
-    P[i, v] is the vector at p + i width + v p_panel, m and v lie `slot` and 2 `slot` elements behind it, s are the floats
-    from address `scalars` on. Slots that the rule hands back unchanged are not written. Without a rule P becomes the
+    P[i, v] is the vector at p + i width + v p_panel, m and v are `slot` and 2 * `slot` elements after it, s are the floats
+    starting at address `scalars`. Slots that the rule hands back unchanged are not written. Without a rule P becomes the
     gradient itself. A cut sum is kept at c + i width + v c_panel.
     """
 

@@ -11,12 +11,12 @@ function      error (ulp)  where it differs from the C library
 exp           1.0          0 where the result is below 2^-126.5 (x < -87.68)
 expm1         1.5          +0 at -0
 tanh          2.5          +0 at -0
-erfc          6.5          0 from x = 9.37 on
+erfc          6.5          0 for x >= 9.37
 erfc, x <= 0  3.5
 log           1.0
 ============  ===========  ===================================================
 
-The errors are the largest found on all floats, or every fourth, of the intervals where they are large, rounded up. A unit in
+The errors are maxima over all floats, or every fourth float, of the intervals where the errors are large, rounded up. A unit in
 the last place (ulp) is that of the exact result; subnormal results of erfc (x > 9.19) are left out. NaN gives NaN,
 infinities give the limits. Without fused multiply-add in the processor erfc's right tail is off by about x^2 ulp; the other
 figures stay.
@@ -153,7 +153,7 @@ def vector_math(compiler: Callable[[Callable[..., Any]], Any]) -> ModuleType:
     """A module to take the place of `math`: the `FUNCTIONS` of this file, compiled, and for all other names `math`'s own.
 
     `compiler` compiles a function together with those of its own file that it calls. A formula that needs another function
-    still compiles, though not to vectors; math.sqrt is a vector instruction as it is.
+    still compiles, but is not vectorised; math.sqrt is a vector instruction already.
     """
     module = ModuleType("math")
     vars(module).update(vars(math), **{function.__name__: compiler(function) for function in FUNCTIONS})

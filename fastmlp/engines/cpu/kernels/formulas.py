@@ -139,7 +139,7 @@ def activation_address(name: str) -> int:
 
 @compiled
 def scalars_at(address):
-    """A row of the table of scalars as a tuple, which loops over parameters keep in registers."""
+    """A row of the table of scalars as a tuple, so that loops over the parameters can keep it in registers."""
     row = array_at(address, SCALAR_COUNT, np.float32)
     return (row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8], row[9])
 

@@ -22,8 +22,8 @@ from fastmlp.engines.cpu.codegen.intrinsics import atomic_load, atomic_store, fe
 PHASE, DONE, TURN, CALLER, SHARES = 0, 8, 16, 17, 24
 STRIDE = 8
 TICKETS = 32  # the low bits of a share's word hold the ticket, the high ones the phase
-SPINS = 2000  # pauses before a waiting thread offers its core to another, about 50 microseconds
-TURN_OFFERS = 500  # such offers before a thread goes ahead without its turn, some tenths of a millisecond in all
+SPINS = 2000  # pauses before a waiting thread yields its core to another, about 50 microseconds
+TURN_OFFERS = 500  # such yields before a thread goes ahead without its turn, some tenths of a millisecond in all
 
 
 @compiled

@@ -77,7 +77,7 @@ def phases(layers: int, clips: bool) -> int:
 
 
 def forward_of(dev: Any, kind: KernelSpec, shape: Shape | Tile, drops: bool) -> Any:
-    """The forward phase for small batches, or by tiles."""
+    """The forward phase: the version for small batches, or the tiled one."""
     if isinstance(shape, Tile):
         return make_tiled_forward(dev, shape, kind.precision, kind.pixels, kind.activations, drops)
     return make_forward(dev, shape.threads, kind.pixels, kind.activations, drops)

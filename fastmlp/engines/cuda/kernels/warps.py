@@ -1,7 +1,7 @@
 """The phases of a training step on an NVIDIA GPU, for small batches: products by teams of warps.
 
 Small products are bound by latency, not arithmetic, so a team of warps shares a tile of 8 x 4 sums and splits its terms. No sum
-depends on the number of blocks: results have the same bits for any grid. passes.py processes the sums.
+depends on the number of blocks: results are bitwise identical for any grid. passes.py processes the sums.
 
 Names: x, y, z, dz as in nn/network.py; `table` and the offsets in `arena` as in layout.py; t, lane, warp identify a thread in
 its block; m is a row of the batch, n a unit.
