@@ -1,7 +1,8 @@
-"""The command line of a checkout: `python cli.py …`. Once installed, use `fastmlp …` or `python -m fastmlp …`.
+"""Command line of a source checkout: `python cli.py …`. After installation, run `fastmlp …` or `python -m fastmlp …`.
 
-`extract` needs an installation, at least an editable one, since fastmlp.cnn is in the folder cnn/. This file is not installed:
-a module `cli` would shadow a user's own, or be shadowed by it.
+The command `extract` works only if fastmlp is installed (an editable install is enough), because the folder cnn/ is not
+importable as fastmlp.cnn otherwise. This file is not installed, because a top-level module named `cli` could conflict with a
+module of the user.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Activations (forward and backward), dropout, and losses with their gradients: NumPy, the CPU engine, and a GPU.
+"""Benchmarks of activations with their derivatives, dropout, and losses with their gradients.
 
     python -m pytest benchmarks/bench_functions.py --benchmark-columns=median,iqr,rounds
 
-An activation computes y = f(z) and the derivatives f'(z) for the backward pass, in one pass as in the engine; multiplying by
-the derivatives is part of a matrix product (bench_products.py). The engine runs relu and linear this way only with dropout.
+NumPy, the CPU engine and the CUDA engine are compared. As in the engines, an activation computes y = f(z) and the derivatives
+f'(z), which the backward pass needs, in a single pass over the data. Multiplying by the derivatives is part of a matrix
+product (bench_products.py). The CPU engine computes relu and linear in this way only with dropout.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from fastmlp.reference import ACTIVATIONS, row_losses, target_rows
 
 ROWS, UNITS = sized((64, 500), (7, 9))
 OUTPUTS = 10
-DROPOUT_RATE, SEED, STEP = 0.2, 7, 3  # of dropout in layer 0
+DROPOUT_RATE, SEED, STEP = 0.2, 7, 3  # arguments of the dropout benchmark
 
 # ------------------------------------------------------------------------------------------------ activations
 
@@ -69,7 +70,7 @@ def test_activation(benchmark: Any, name: str, backend: str) -> None:
 
 
 def numpy_dropout(x: Any) -> Subject:
-    """Multiply units by 0 where they are dropped, and by 1 / (1 - dropout rate) where they are kept."""
+    """Multiply dropped units by 0 and the others by 1 / (1 - dropout rate)."""
     scale = x.dtype.type(1 / (1 - DROPOUT_RATE))
 
     def run() -> Any:
@@ -105,7 +106,7 @@ def test_dropout(benchmark: Any, backend: str) -> None:
 
 
 def numpy_loss(network: Network, z: Any, y: Any) -> Subject:
-    """Losses of rows, dz of the mean loss, and correctness, of class targets."""
+    """Compute the loss of each row, the gradient of the mean loss, and whether each row is classified correctly."""
     scale = z.dtype.type(1 / len(z))
 
     def run() -> Any:

@@ -1,9 +1,11 @@
-"""Matrix products of a layer, forward and backward, and the whole backward pass: NumPy with its BLAS, and our engines.
+"""Benchmarks of a layer's matrix products, forward and backward, and of the whole backward pass.
 
     python -m pytest benchmarks/bench_products.py --benchmark-columns=median,iqr,rounds
 
-As in training, a product includes the operations fused with it: bias and relu, the activation's derivatives, the gradient of
-the biases. On a GPU, 64 rows use the engine's kernels for small batches, and 1024 rows those for large ones.
+NumPy with its BLAS is compared with the CPU engine and the CUDA engine. As in training, a product includes the operations
+that are fused with it: adding the bias and applying relu, multiplying by the derivatives of the activation, or computing the
+gradient of the biases. On a GPU, batches of 64 rows use the engine's kernels for small batches, and batches of 1024 rows use
+its kernels for large batches.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from fastmlp.reference import ForwardPass, backward, forward
 
 
 class Shape(NamedTuple):
-    """Rows of a mini-batch, and inputs and outputs of a layer."""
+    """Sizes of a product: rows of the mini-batch, and inputs and outputs of the layer."""
 
     rows: int
     fan_in: int
@@ -46,7 +48,7 @@ def numpy_forward(x: Any, w: Any, b: Any) -> Subject:
 
 
 def with_output(w: Any, b: Any) -> tuple[Network, Any]:
-    """Network with this hidden layer, and its parameters; those of the output layer are zero."""
+    """Return a network whose hidden layer has weights w and biases b, and its parameters. The output layer is all zeros."""
     zeros = np.zeros(w.shape[1] + 1, np.float32)
     return Network((*w.shape, 1), activation="relu", loss="squared-error"), np.concatenate([w.ravel(), b, zeros])
 
@@ -91,7 +93,7 @@ def numpy_input_gradient(dz: Any, w: Any, y: Any) -> Subject:
 
 
 def with_input(w: Any) -> tuple[Network, Any]:
-    """Network whose output layer has these weights, and its parameters; those of the hidden layer and all biases are zero."""
+    """Return a network whose output layer has weights w, and its parameters. All other parameters are zero."""
     fan_in, fan_out = w.shape
     parameters = np.concatenate([np.zeros(2 * fan_in, np.float32), w.ravel(), np.zeros(fan_out, np.float32)])
     return Network((1, fan_in, fan_out), activation="relu", loss="squared-error"), parameters
@@ -190,7 +192,7 @@ def numba_backward(network: Network, parameters: Any, passed: ForwardPass, dz: A
 
 
 def flat_views(network: Network, vector: Any) -> tuple[Any, ...]:
-    """Weights and biases of all layers, in order."""
+    """Return the weights and biases of all layers as a tuple of arrays, layer by layer."""
     return tuple(array for pair in network.views(vector) for array in pair)
 
 

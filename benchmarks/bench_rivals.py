@@ -1,9 +1,9 @@
-"""Whole epochs of fastmlp's engines and of the other libraries that are installed.
+"""Benchmarks of whole epochs: fastmlp's engines, and the other libraries that are installed.
 
     python -m pytest benchmarks/bench_rivals.py --benchmark-columns=median,iqr,rounds
 
-Each contestant runs with one thread and with one per core, one contestant after the other. Published results come from
-`fastmlp bench`, which measures the same contestants in interleaved rounds.
+Each library runs with one thread and with one thread per core, and the libraries are timed one after another. The published
+results come from `fastmlp bench`, which times the same libraries in interleaved rounds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fastmlp.errors import UnavailableError
 
 bench = pytest.importorskip("fastmlp.bench.rounds", reason="this version has no module fastmlp.bench.rounds")
 
-from fastmlp.bench.cases import SYNTHETIC, Source  # noqa: E402 - exists only if fastmlp.bench.rounds does
+from fastmlp.bench.cases import SYNTHETIC, Source  # noqa: E402 - must follow importorskip
 from fastmlp.bench.contestant import Task  # noqa: E402
 from fastmlp.bench.rivals import NAMES, contestants  # noqa: E402
 
@@ -31,14 +31,14 @@ LEFT_OUT = sized([], ["torch-compile"])
 CONTESTANTS = {(one.backend, one.threads): one for one in contestants(name for name in NAMES if name not in LEFT_OUT)}
 
 
-@functools.lru_cache(maxsize=1)  # rows of one case at a time
+@functools.lru_cache(maxsize=1)  # keep the rows of only one case in memory
 def task_of(case: Case) -> Task:
     return bench.BenchSettings([case]).task(case, Source(SYNTHETIC, EPOCH_ROWS).rows_for(case))
 
 
 @functools.cache
 def specified(case: Case) -> tuple[float, float]:
-    """Mean losses of the specification over the first mini-batches, and over the following epoch."""
+    """Return the mean losses of the reference implementation over the first mini-batches, and over the next epoch."""
     losses: tuple[float, float] = bench.specified_losses(task_of(case))
     return losses
 

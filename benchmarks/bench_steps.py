@@ -1,8 +1,9 @@
-"""Whole steps, whole epochs and prediction of fastmlp's engines, through their common interface.
+"""Benchmarks of training steps, training epochs and predictions with fastmlp's engines.
 
     python -m pytest benchmarks/bench_steps.py --benchmark-columns=median,iqr,rounds
 
-Plain SGD, relu, softmax cross-entropy, float32. Published results come from the interleaved rounds of `benchmarks.epochs`.
+All cases use plain SGD, relu, softmax cross-entropy and float32. The published results come from `benchmarks.epochs`, which
+times the engines in interleaved rounds.
 """
 
 from __future__ import annotations
@@ -27,21 +28,21 @@ from fastmlp.nn.optimizers import Optimizer
 
 EPOCH_ROWS, PREDICT_ROWS = sized((ROWS, 10_000), (60, 40))
 LEARNING_RATE = 0.01
-PROBE = 8  # mini-batches over which rounding errors remain small
-# Allowed relative difference of mean losses over an epoch, in which rounding errors grow with every update
+PROBE = 8  # number of first mini-batches, in which rounding errors are still small
+# Relative tolerance of the mean loss over an epoch; it is large because rounding errors grow with every update
 EPOCH_TOLERANCE = 5e-3
 
 
 @functools.cache
 def random_rows(rows: int, features: int, outputs: int) -> Any:
-    """Rows x (rows, features) float32 in [0, 1) and class labels y (rows,) int32."""
+    """Return random inputs (rows, features) float32 in [0, 1) and random class labels (rows,) int32."""
     draw = np.random.default_rng(0)
     return draw.random((rows, features), np.float32), draw.integers(0, outputs, rows, np.int32)
 
 
 @contextmanager
 def engine_for(backend: str, case: Case, dtype: Any = np.float32) -> Iterator[Engine]:
-    """Engine with the initial parameters of a case; skip the benchmark if its package or device is missing."""
+    """Yield an engine with the initial parameters of a case; skip the benchmark if its package or device is missing."""
     network = Network(case.sizes)
     try:
         engine = make_engine(backend, EngineSpec(network, Optimizer(), batch_size=case.batch, dtype=dtype))
@@ -53,25 +54,25 @@ def engine_for(backend: str, case: Case, dtype: Any = np.float32) -> Iterator[En
 
 
 def threads_of(engine: Engine) -> int | None:
-    """Number of threads that an engine may use; None for a device."""
+    """Return the number of threads that an engine may use; None if it runs on a GPU."""
     return {"numpy": blas_threads(), "numba": engine.threads}.get(engine.name)
 
 
 def train(engine: Engine, case: Case, rows: Any) -> Any:
-    """Train on these rows; return their losses."""
+    """Train on the rows with these indices; return the loss of each row."""
     x, y = random_rows(EPOCH_ROWS, case.sizes[0], case.sizes[-1])
     return engine.train(x, y, rows, np.full(step_count(len(rows), case.batch), LEARNING_RATE)).loss
 
 
 @functools.cache
 def specified_losses(case: Case) -> Any:
-    """Losses of all rows of an epoch, (rows,), by the specification in float64."""
+    """Return the losses of all rows of an epoch, (rows,), computed by the NumPy engine in float64."""
     with engine_for("numpy", case, np.float64) as engine:
         return train(engine, case, np.arange(EPOCH_ROWS))
 
 
 def stepping(engine: Engine, case: Case) -> Subject:
-    """Subject of single steps, which cycles through the mini-batches of an epoch."""
+    """Return a subject that runs one training step per call and cycles through the mini-batches of an epoch."""
     batches = cycle(np.split(np.arange(EPOCH_ROWS), range(case.batch, EPOCH_ROWS, case.batch)))
 
     def run() -> Any:

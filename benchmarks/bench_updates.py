@@ -1,9 +1,9 @@
-"""Optimisers: each update rule on a vector, and fused with the gradient.
+"""Benchmarks of the optimisers: each update rule applied to a vector, and fused with the gradient.
 
     python -m pytest benchmarks/bench_updates.py --benchmark-columns=median,iqr,rounds
 
-The CPU engine updates weights in registers, as soon as their gradient is complete. It applies the rule to a vector for biases,
-and for all parameters with gradient clipping.
+The CPU engine usually updates weights as soon as their gradient is complete, while it is still in registers. The biases are
+updated as a vector. With gradient clipping, all parameters are updated as a vector.
 """
 
 from __future__ import annotations
@@ -30,7 +30,12 @@ SIZE = f"{FAN_IN}x{FAN_OUT}"
 
 
 class Start(NamedTuple):
-    """State before an update: parameters p (P,), slots (slots of the rule, P) and weight decay of each parameter (P,)."""
+    """State of P parameters before an update.
+
+    p : parameters, (P,)
+    slots : slots of the optimiser, (number of slots, P)
+    decay : weight decay of each parameter, (P,)
+    """
 
     p: Any
     slots: Any
@@ -38,7 +43,7 @@ class Start(NamedTuple):
 
     @classmethod
     def of(cls, optimizer: Optimizer, network: Network) -> Start:
-        """Random parameters and slots. Slots are positive, as second moments are; biases have no weight decay."""
+        """Return random parameters and slots. Slots are positive, since second moments are; biases have no weight decay."""
         p, slots = numbers(network.parameters), numbers(len(optimizer.slots), network.parameters, seed=1)
         decay = np.zeros_like(p)
         network.views(decay)[0][0][:] = optimizer.weight_decay
@@ -78,7 +83,7 @@ UPDATE = {"numpy": numpy_update, "numba": numba_update, "cuda": cuda_update}
 def test_update(benchmark: Any, rule: str, backend: str) -> None:
     optimizer, network = Optimizer(rule), one_layer(FAN_IN, FAN_OUT)
     start, g = Start.of(optimizer, network), numbers(network.parameters, seed=2)
-    start.decay[:] = optimizer.weight_decay  # of every element: the vector has no biases
+    start.decay[:] = optimizer.weight_decay  # of every element, since the vector contains no biases
     subject = UPDATE[backend](optimizer, start, g)
     check(subject.answer(), numpy_update(optimizer, Start(*exact(*start)), *exact(g)).answer(), rounding(0))
     measure(benchmark, f"optimiser {rule}, {SIZE}", backend, subject)
@@ -115,7 +120,7 @@ def cuda_gradient_update(optimizer: Optimizer, start: Start, x: Any, dz: Any) ->
 
 
 def parameters_of(state: State) -> Any:
-    """Parameters and slots, (parameters,) each."""
+    """Return the parameters and each slot, (parameters,) each."""
     return state.parameters, *state.slots
 
 

@@ -1,4 +1,4 @@
-"""Networks and batch sizes of all benchmarks of whole epochs: those of `fastmlp bench --all`."""
+"""Networks and batch sizes of the benchmarks of whole epochs, the same as in `fastmlp bench --all`."""
 
 from fastmlp.bench.cases import CASES as EPOCHS
 from fastmlp.bench.cases import ROWS, Case

@@ -1,18 +1,18 @@
-"""Performance limits of the CPU engine other than whole epochs: python -m benchmarks.claims [--rounds 7] [--out FILE.json]
+"""Compare the speed of the CPU engine with limits: python -m benchmarks.claims [--rounds 7] [--out FILE.json]
 
-Each value is a time, or a ratio of two times measured alternately in one process over several rounds; it is printed with its
-limit. The data are Fashion-MNIST (FASTMLP_DATA), of which narrower networks use the middle pixels, or learnable synthetic
-pixels. Labels must be learnable: with random labels most units die, and 96 % of Adam's first moments become subnormal numbers,
-which are slower.
+Each value is a time, or the ratio of two times that are measured alternately in one process over several rounds. Each value is
+printed with its limit. The data are Fashion-MNIST (FASTMLP_DATA); if it is not available, they are synthetic images whose
+labels can be learned. Networks with fewer inputs use the middle pixels. Random labels are not used because most units would
+die, and 96 % of Adam's first moments would become subnormal numbers, with which arithmetic is slower.
 
 updates, dropout, activations : seconds per epoch relative to SGD with relu and without dropout
-tiny : microseconds per step of 32-16-16-10, batch size 64, Adam
-one row : microseconds of predicting one row inside the kernel (a call with one row minus a call with no rows)
-predict : fraction of the ceiling when predicting 10,000 rows
-threads : time of five epochs with all threads relative to one thread, the worst of 30 shapes; the same for predictions; the
-    shapes that seem worst are measured again, and the second result counts
-busy : with a process spinning on one core, time with all threads relative to one thread on the free cores
-crowd : time with four threads per core relative to one thread per core
+tiny : microseconds per training step of a 32-16-16-10 network, batch size 64, Adam
+one row : microseconds to predict one row inside the kernel (a call with one row minus a call with no rows)
+predict : speed of predicting 10,000 rows, as a fraction of the ceiling (the peak multiply-add rate measured in the same run)
+threads : time of five epochs with all threads relative to one thread, for the slowest of 30 shapes, and the same for
+    predictions; the shapes with the largest ratios are measured again, and only the second measurement counts
+busy : time with all threads while another process spins on one core, relative to one thread on the other cores
+crowd : time with four threads per core relative to one thread per core (oversubscription)
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from fastmlp.engines.cpu.threads import available_cores
 
 ROWS = 48_000
 DATA = Source("fashion-mnist", ROWS).rows_for(Case((784, 10), batch=64))
-VARIANTS: dict[str, tuple[dict[str, Any], float]] = {  # settings, and the limit of the time relative to SGD with relu
+VARIANTS: dict[str, tuple[dict[str, Any], float]] = {  # settings, limit of relative time
     "momentum": ({"optimizer": "momentum"}, 1.15),
     "adam": ({"optimizer": "adam"}, 1.15),
     "dropout 0.2": ({"dropout": 0.2}, 1.10),
@@ -58,7 +58,7 @@ SPIN = "while True: pass"
 
 
 def engine_of(sizes: tuple[int, ...], batch: int, threads: int | None = None, optimizer: str = "sgd", **network: Any) -> Engine:
-    """Engine with initial parameters, compiled by training on two mini-batches."""
+    """Return an engine with initial parameters, whose kernels have been compiled by training on two mini-batches."""
     described, rule = Network(sizes, **network), Optimizer(optimizer)
     engine = make_engine("numba", EngineSpec(described, rule, batch_size=batch, threads=threads))
     slots = np.zeros((len(rule.slots), described.parameters), np.float32)
@@ -76,7 +76,10 @@ def epoch_of(engine: Engine, sizes: tuple[int, ...], batch: int, rows: int = ROW
 
 @functools.cache
 def pixels(rows: int, features: int) -> npt.NDArray[np.float32]:
-    """Middle `features` pixels of the first rows; cached, since the address of the array affects the time."""
+    """Return the middle `features` pixels of the first `rows` rows.
+
+    The result is cached, because the address of the array affects the time.
+    """
     first = (DATA.x.shape[1] - features) // 2
     return np.ascontiguousarray(DATA.x[:rows, first : first + features])
 
@@ -121,9 +124,10 @@ def prediction(rounds: int) -> dict[str, Any]:
 
 
 def threads_never_hurt(rounds: int) -> dict[str, Any]:
-    """Compare all threads with one; every round covers all shapes, so that a slow minute of the machine affects all of them.
+    """Compare training with all threads and with one thread.
 
-    A round has several epochs, since the engine tries other numbers of threads now and then.
+    Every round measures all shapes, so that a temporary slowdown of the machine affects all of them. A round times several
+    epochs, since the engine occasionally tries other numbers of threads.
     """
     pairs = {}
     for sizes, batch in product(WIDTHS, (16, 64, 256)):
@@ -135,7 +139,10 @@ def threads_never_hurt(rounds: int) -> dict[str, Any]:
 
 
 def threads_never_hurt_predictions(rounds: int) -> dict[str, Any]:
-    """The same for predictions. Threads sleep between calls, so short calls do not gain from a second thread."""
+    """Compare prediction with all threads and with one thread.
+
+    Threads sleep between calls, so short calls do not gain from a second thread.
+    """
     pairs = {}
     for sizes, rows in product(PREDICTED_WIDTHS, (16, 64, 256, 1024, 4096)):
         x, flops = pixels(rows, sizes[0]), Network(sizes).flops_per_row // 3 * rows
@@ -152,7 +159,7 @@ def predict_often(engine: Engine, x: npt.NDArray[np.float32], times: int) -> Non
 
 
 def busy(rounds: int) -> dict[str, Any]:
-    """Compare all threads with one thread pinned to the free cores, while a process spins on the last core."""
+    """Compare all threads with one thread that may not use the last core, while another process spins on the last core."""
     sizes, cores = (784, 128, 10), sorted(os.sched_getaffinity(0))
     spinner = subprocess.Popen([sys.executable, "-c", f"import os; os.sched_setaffinity(0, {{{cores[-1]}}})\n{SPIN}"])
     try:

@@ -1,12 +1,12 @@
-"""Speed of training and extraction with the CNN: python -m benchmarks.cnn_speed [--rounds 7] [--out FILE.json]
+"""Measure the speed of a CNN in training and feature extraction: python -m benchmarks.cnn_speed [--rounds 7] [--out FILE.json]
 
-training : images per second of whole steps (cs776-cnn-4, batch size 64, Adam) in the channels_last memory format, as in
-    fastmlp.cnn, in contiguous format, in bfloat16 (autocast), and with torch.compile, in interleaved rounds
-extraction : images per second of `Extractor.blocks`, from uint8 rows to features, and of only the forward pass of the same
-    layers on a float32 batch in memory, with the same number of images at once
+training : images per second of whole training steps (network of cs776-cnn-4, batch size 64, Adam). The variants are the
+    channels_last memory format (used by fastmlp.cnn), the contiguous format, bfloat16 (autocast), and torch.compile
+extraction : images per second of computing features from uint8 images. For comparison, the forward pass of the same layers
+    is timed alone, on float32 images in memory and with the same batch size
 
-The images are random; the speed does not depend on their content. Variants that fail on this machine are left out, with the
-reason.
+Rounds of the variants are interleaved. The images are random, since the speed does not depend on their content. A variant that
+fails on this machine is left out, and the reason is reported.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ IMAGES = 8 * EVALUATED
 
 
 def stepper(memory: Any, autocast: bool = False, compiled: bool = False) -> Callable[[], None]:
-    """Return a function that trains STEPS steps."""
+    """Return a function that runs STEPS training steps."""
     network = make_network(NETWORK, 0).to(memory_format=memory)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(network.parameters(), fused=False)
     called = torch.compile(network) if compiled else network
@@ -65,7 +65,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def extraction() -> dict[str, Callable[[], None]]:
-    """Extraction by fastmlp, and the forward pass alone."""
+    """Return the two functions to be timed: feature extraction by fastmlp, and the forward pass alone."""
     pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 784), np.uint8)
     scaling = Scaling(np.full(1, 127.5, np.float32), np.full(1, 1 / 127.5, np.float32))
     extractor = Extractor(NETWORK, make_network(NETWORK, 0), scaling)
@@ -84,12 +84,12 @@ def extraction() -> dict[str, Callable[[], None]]:
 
 
 def extractor_input(pixels: Any) -> Any:
-    """Scaled float32 images for the forward pass alone."""
+    """Convert pixels to scaled float32 images, the input of the forward pass alone."""
     return ((pixels.astype(np.float32) - 127.5) / 127.5).reshape(-1, *SHAPE)
 
 
 def images_per_second(calls: dict[str, Callable[[], None]], images: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Measure the images per second of each call, in interleaved rounds."""
+    """Measure the images per second of each call; every round runs all calls."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 1):  # the first round is a warm-up
         for name, call in calls.items():
@@ -111,13 +111,13 @@ def main() -> None:
             call = stepper(**variant)
             call()
             calls[name] = call
-        except Exception as error:  # whatever torch raises if the compiler or a data type is missing
+        except Exception as error:  # torch raises many types if a compiler or a data type is missing
             left_out[name] = " ".join(str(error).split())[:200]
     found = images_per_second(calls, STEPS * BATCH, options.rounds) | images_per_second(extraction(), IMAGES, options.rounds)
     for name, row in found.items():
         print(f"{name}: {row['median']:,.0f} images/s ({row['least']:,.0f} to {row['most']:,.0f})")
     share = found["extraction"]["median"] / found["bare forward pass"]["median"]
-    print(f"extraction: {share:.1%} of a bare forward pass; left out: {left_out or 'nothing'}")
+    print(f"extraction: {share:.1%} of the speed of the forward pass alone; left out: {left_out or 'nothing'}")
     if options.out:
         about = {
             "machine": machine(),

@@ -1,4 +1,4 @@
-"""Collection of the benchmark suites, bench_*.py, by pytest: python -m pytest benchmarks"""
+"""Configuration of pytest for the benchmark suites bench_*.py: python -m pytest benchmarks"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-# The other files are scripts, which `--doctest-modules` would import.
+# All other files are scripts; without this, pytest would import them for `--doctest-modules`.
 collect_ignore = [path.name for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("bench_")]
 
 

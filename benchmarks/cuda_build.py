@@ -1,9 +1,10 @@
 """Compile the CUDA kernels without a GPU: python -m benchmarks.cuda_build [--quick] [--out FILE.json]
 
-Compiles the kernels for every compute capability as before a launch (engines/cuda/compiler.py), without a driver, and prints
-the registers, shared memory and spilled bytes of each. Exits with an error if a kernel spills registers. Compiled kernels are
-stored in the kernel cache (FASTMLP_CACHE_DIR), which can be copied to a machine with a driver but no compiler; gpu/carry.py
-packs one. --quick compiles only the plain kernels, in every precision.
+The kernels are compiled for every compute capability in the same way as before a launch (engines/cuda/compiler.py), but no
+driver is needed. The script prints the registers, shared memory and spilled bytes of each kernel. If a kernel spills
+registers, it exits with an error. The compiled kernels are stored in the kernel cache (FASTMLP_CACHE_DIR). The cache can be
+copied to a machine that has a driver but no compiler; gpu/carry.py packs one for such a machine. With --quick, only the
+kernels for relu and plain SGD are compiled, in every precision.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from fastmlp.nn.optimizers import RULES
 
 RESULTS = Path(__file__).parent / "results" / "cuda_build.json"
 CAPABILITIES: tuple[Capability, ...] = ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0))
-TOOLCHAIN = ("numba", "numba-cuda", "nvidia-nvvm", "nvidia-nvjitlink")  # packages of the compiler
+TOOLCHAIN = ("numba", "numba-cuda", "nvidia-nvvm", "nvidia-nvjitlink")  # packages that compile the kernels
 
 
 def format_capability(capability: Capability) -> str:
-    """Format a compute capability, such as 9.0."""
+    """Format a compute capability as text, such as 9.0."""
     return ".".join(map(str, capability))
 
 
@@ -52,19 +53,19 @@ class Row(NamedTuple):
         return f"{format_capability(self.capability)} {self.kernel} by {self.shape} ({self.kind}): {needs}"
 
     def table(self) -> dict[str, Any]:
-        """The row as written to --out."""
+        """Return the row as a dictionary, as written to --out."""
         named = {"capability": format_capability(self.capability), "kernel": self.kernel, "by": self.shape, "kind": self.kind}
         return named | {key: getattr(self.built, key) for key in ("registers", "shared", "spilled")}
 
 
 def plain_kinds() -> Iterator[tuple[str, KernelSpec]]:
-    """Yield the plain kernel in every precision, with its label."""
+    """Yield the specification of the relu and plain SGD kernels in every precision, with a label."""
     for precision in PRECISIONS:
         yield f"relu, sgd, {precision}", PLAIN._replace(precision=precision)
 
 
 class KernelRequest(NamedTuple):
-    """A kernel to be compiled. `label` describes its kind."""
+    """A kernel to be compiled. `label` is a description of `kind`, the specification of the kernel."""
 
     name: str
     label: str
@@ -73,7 +74,11 @@ class KernelRequest(NamedTuple):
 
 
 def kinds() -> Iterator[tuple[str, KernelSpec]]:
-    """Yield the plain kernels, and kernels that together cover every option; the first of these has all activations."""
+    """Yield kernel specifications with their labels.
+
+    The kernels for relu and plain SGD come first. The others together cover every option, and the first of them uses all
+    activations.
+    """
     yield from plain_kinds()
     losses = [(loss, output) for loss, outputs in LOSSES.items() for output in outputs]
     for number, rule in enumerate(reversed([rule for rule in RULES if rule != PLAIN.rule])):
@@ -86,10 +91,11 @@ def kinds() -> Iterator[tuple[str, KernelSpec]]:
 
 
 def kernels(kinds: Iterable[tuple[str, KernelSpec]]) -> Iterator[KernelRequest]:
-    """Yield all kernels of these kinds, for small and for large batches if the precision has both.
+    """Yield all kernels with these specifications.
 
-    Kernels that do not depend on a kind are yielded once. Kernels of pieces.py, used only by benchmarks, have no matrix
-    products, so one design and one precision suffice.
+    In float32 there are separate kernels for small and for large batches. In the other precisions, the same kernel is used for
+    all batch sizes. Kernels that do not depend on the specification are yielded once. The kernels of pieces.py, which only the
+    benchmarks use, contain no matrix products, so they are compiled for only one design and one precision.
     """
     for name in ("barriers", "dropout"):
         yield KernelRequest(name, "any", PLAIN, SHAPE)
@@ -102,7 +108,7 @@ def kernels(kinds: Iterable[tuple[str, KernelSpec]]) -> Iterator[KernelRequest]:
 
 
 def fitting(kind: KernelSpec, capabilities: Sequence[Capability]) -> list[Capability]:
-    """Return the compute capabilities that support a kind."""
+    """Return the compute capabilities that support the precision of a kernel."""
     return [one for one in capabilities if kind.precision == "float32" or one >= FIRST_CAPABILITY]
 
 
@@ -118,7 +124,7 @@ def build_all(requests: Iterable[KernelRequest], capabilities: Sequence[Capabili
 
 
 def parse_capability(text: str) -> Capability:
-    """Parse a compute capability.
+    """Parse a compute capability into its major and minor number.
 
     >>> parse_capability("9.0")
     (9, 0)

@@ -1,7 +1,8 @@
-"""Single phases of the CUDA engine: write its device memory and launch its own kernels for one phase of a step.
+"""Access to single phases of the CUDA engine's training step, for benchmarks.
 
-A time runs from the launch to the end of the kernel. It includes one launch and one synchronisation with the device, which
-training amortises over many steps, and resetting the counter of the barrier. Copies of data are not timed.
+A benchmark writes its operands into the engine's device memory, and then launches the engine's own kernels for one phase of a
+step. The measured time runs from the launch to the end of the kernel. It includes one launch and one synchronisation with the
+device, whose cost training amortises over many steps, and the reset of the barrier's counter. Copies of data are not timed.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from fastmlp.errors import UnavailableError
 from fastmlp.nn.network import FloatArray, Network
 from fastmlp.nn.optimizers import Optimizer
 
-# With gradient clipping the gradient is written to memory, for its norm, and the weights do not change in that phase.
+# With gradient clipping, the gradient is written to memory because its norm is needed. This phase does not update the weights.
 KEEP_GRADIENT = Optimizer(clip_norm=1.0)
 
 
 def device() -> Any:
-    """Runtime of the device; skip the benchmark if there is none."""
+    """Return the CUDA runtime; skip the benchmark if no GPU is available."""
     try:
         return cuda.default_runtime()
     except UnavailableError as error:
@@ -36,10 +37,11 @@ def device() -> Any:
 
 
 class CudaWorkbench:
-    """Device memory of a CUDA engine for one mini-batch of `rows` rows, in the design that the engine uses for this size.
+    """A CUDA engine and its device memory for one mini-batch of `rows` rows. The engine chooses its kernels by `rows`.
 
-    A block of the arena is identified by a layer and a column of its table (OUTPUT, SLOPES, GRADIENT of kernels/layout.py).
-    Blocks, inputs, classes and parameters are zeros at first.
+    The arena is one array that contains all intermediate results. The result of one kind in one layer is called a block. It is
+    identified by a column of the layout's table (OUTPUT, SLOPES or GRADIENT, see kernels/layout.py) and the layer. Blocks,
+    inputs, labels and parameters are initially zero.
     """
 
     def __init__(self, network: Network, rows: int, runtime: Any, optimizer: Optimizer | None = None) -> None:
@@ -62,7 +64,7 @@ class CudaWorkbench:
             engine.upload(name, array)
 
     def load(self, parameters: FloatArray, slots: FloatArray | None = None) -> None:
-        """Load parameters and slots, as in `State`; None means zeros."""
+        """Load parameters and optimizer slots in the layout of `State`; without `slots`, all slots are zero."""
         count = len(self.engine.spec.optimizer.slots)
         self.engine.load(State(parameters, np.zeros((count, len(parameters)), np.float32) if slots is None else slots, STEP))
 
@@ -75,41 +77,44 @@ class CudaWorkbench:
         self.engine.upload("y", y)
 
     def view(self, arena: FloatArray, column: int, layer: int) -> FloatArray:
-        """View of the rows of a block in a copy of the arena, (rows, units) float32."""
+        """Return a view of a block in a host copy of the arena, (rows, units) float32."""
         row = self.layout.table[layer * COLUMNS :][:COLUMNS]
         at, width = int(row[column]), int(row[OUT_WIDTH])
         return arena[at : at + self.rows * width].reshape(self.rows, width)[:, : row[FAN_OUT]]
 
     def fill(self, blocks: Mapping[tuple[int, int], Any]) -> None:
-        """Overwrite the arena with these blocks, (rows, units) each, by column and layer, and with zeros elsewhere."""
+        """Write blocks to the arena, and zeros to the rest of the arena.
+
+        blocks : arrays (rows, units); the keys are (column, layer)
+        """
         arena = np.zeros(self.layout.arena, np.float32)
         for place, array in blocks.items():
             self.view(arena, *place)[:] = array
         self.engine.upload("arena", arena)
 
     def block(self, column: int, layer: int) -> FloatArray:
-        """Download a block, (rows, units) float32."""
+        """Copy a block to the host, (rows, units) float32."""
         return self.view(self.runtime.get(self.engine.handles["arena"]), column, layer)
 
     def vector(self, name: str) -> Any:
-        """Download an array of the engine that has no padding, such as "loss"."""
+        """Copy an array of the engine that has no padding, such as "loss", to the host."""
         return self.runtime.get(self.engine.handles[name])
 
     def gradient(self) -> FloatArray:
-        """Download the flat gradient, (parameters,) float32; the optimiser must be `KEEP_GRADIENT`."""
+        """Copy the gradient of all parameters to the host, (parameters,) float32. The optimiser must be `KEEP_GRADIENT`."""
         return unpad(self.network, self.vector("gradients"))
 
     def launch(self, first: int, end: int) -> Launch:
-        """Create one launch of the phases `first` to `end` - 1 of a step."""
+        """Return a launch that runs the phases `first` to `end` - 1 of a step."""
         kind = self.engine.kernel_spec(np.empty(0, np.float32), np.empty(0, np.int32))
         return self.engine.launch(kind, self.rows, first, end)
 
     def phases(self, first: int, end: int) -> Callable[[], None]:
-        """Return a function that runs the phases `first` to `end` - 1 of a step as the engine does, and waits for them to
-        finish.
+        """Return a function that runs the phases `first` to `end` - 1 of a step like the engine, and waits for their end.
 
-        Small batches use one launch. If its blocks synchronise, the counter of the barrier is reset first, as before each
-        launch in training, and this is timed too. Large batches use one launch per phase, in one graph.
+        Small batches use one launch. If its thread blocks synchronise with each other, the counter of the barrier is reset
+        first, as before each launch in training; the reset is timed, too. Large batches use one launch per phase, and all
+        launches are recorded in one CUDA graph.
         """
         runtime, counter = self.runtime, self.engine.handles["counter"]
         if not isinstance(self.engine.shape(self.rows), Shape):
@@ -130,7 +135,7 @@ class CudaWorkbench:
 
         return run_at_once
 
-    # programs.py lists the phases of a step of L layers.
+    # The phases of a step are listed in kernels/programs.py.
 
     def forward(self, layer: int) -> Callable[[], None]:
         """Return a function that computes the outputs of a layer and, for a hidden layer, the activation's derivatives."""
@@ -146,12 +151,12 @@ class CudaWorkbench:
         return self.phases(layers + 1, 2 * layers + 1)
 
     def input_gradient(self) -> Callable[[], None]:
-        """Return a function that computes dx = (dz w') f'(z) of the last of two or more layers, a phase without an update."""
+        """Return a function that computes dx = (dz w') f'(z) of the last layer, a phase that does not update parameters."""
         return self.phases(len(self.network.layers) + 1, len(self.network.layers) + 2)
 
 
 def on_vectors(runtime: Any, name: str, kind: KernelSpec, arguments: Sequence[Any], results: Sequence[int]) -> Subject:
-    """Subject of a kernel of kernels/pieces.py on vectors; a run waits for its end.
+    """Return a subject that runs a kernel of kernels/pieces.py on vectors and waits for its end.
 
     arguments : arguments of the kernel; host arrays are flattened and copied to the device once
     results : indices of its output arguments

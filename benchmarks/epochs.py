@@ -1,8 +1,8 @@
-"""Table of training speeds in the documentation: python -m benchmarks.epochs [--rounds 7] [--out FOLDER]
+"""Measure the training speeds shown in the documentation: python -m benchmarks.epochs [--rounds 7] [--out FOLDER]
 
-Runs `fastmlp bench --all` on Fashion-MNIST (FASTMLP_DATA) and writes the result to results/epochs.json and the chart to
-results/epochs.png. Without Fashion-MNIST it says so, measures on synthetic pixels, writes nothing and exits with an error.
-Exits with an error, after writing, if another library is faster in any case.
+The script runs the measurements of `fastmlp bench --all` on Fashion-MNIST (FASTMLP_DATA). It writes the result to
+results/epochs.json and a chart to results/epochs.png. If Fashion-MNIST is not available, it measures on synthetic pixels,
+writes no files and exits with an error. If another library is faster in any case, it writes the files and exits with an error.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ DATA = "fashion-mnist"
 
 
 def machine() -> dict[str, Any]:
-    """Machine and versions in one dictionary, as in the results of other scripts."""
+    """Return the machine and the versions of packages in one dictionary, as stored in the results of other scripts."""
     return bench_machine.machine() | installed_versions(bench_machine.PACKAGES)
 
 
 def lost(result: dict[str, Any]) -> list[str]:
-    """Cases in which another library is faster than our compiled engines."""
+    """Return a line for each case in which another library is faster than fastmlp's compiled engines."""
     return [
         f"{verdict['network']}, batch {verdict['batch']}: {verdict['text']}"
         for verdict in result["verdicts"]
@@ -43,14 +43,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)  # report an unusable folder before a quarter of an hour of work
+    options.out.mkdir(parents=True, exist_ok=True)  # fail now, not after measuring, if the folder cannot be created
     if Source(DATA).data is None:
-        print(f"{DATA} was not found (FASTMLP_DATA): measuring on {SYNTHETIC} pixels, nothing will be written", flush=True)
+        print(f"{DATA} was not found (set FASTMLP_DATA): measuring on {SYNTHETIC} pixels without writing files", flush=True)
     result = run_bench(BenchSettings(EPOCHS, rounds=options.rounds, data=DATA), lambda text: print(text, flush=True))
     print(bench_text(result))
     if {row["data"] for row in result["rows"]} != {DATA}:
         names = ", ".join(sorted({row["data"] for row in result["rows"]}))
-        sys.exit(f"measured on {names} data instead of {DATA}, so nothing was written; set FASTMLP_DATA to its folder")
+        sys.exit(f"measured on {names} data instead of {DATA}, so no files were written; set FASTMLP_DATA to its folder")
     write_json(options.out / "epochs.json", result)
     plot_bench(result, options.out / "epochs.png")
     if found := lost(result):

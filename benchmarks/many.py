@@ -1,9 +1,12 @@
-"""Throughput of training many models in parallel: python -m benchmarks.many [--rounds 7] [--threads T] [--out FILE.json]
+"""Measure how fast many models train in parallel: python -m benchmarks.many [--rounds 7] [--threads T] [--out FILE.json]
 
-In each round, each case trains its models one after the other on one thread, then all with `train_many` on T threads. The
-parallel efficiency of a round is sequential time / (T x parallel time). Both ways must give identical weights. The parallel
-efficiency of multiply-adds in registers is measured too, as an upper bound on this machine. Needs Fashion-MNIST (FASTMLP_DATA).
-Exits with an error, after writing, if the median efficiency of a case is below the limit.
+In each round, the models of each case are trained one after another on one thread, and then in parallel on T threads with
+`train_many`. The parallel efficiency of a round is the sequential time divided by T times the parallel time. The weights must
+be identical in both trainings. The parallel efficiency of multiply-adds in registers is measured as well, because it is an
+upper bound on this machine.
+
+The script requires Fashion-MNIST (FASTMLP_DATA). It writes its results, and then exits with an error if the median efficiency
+of a case is below the limit.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from fastmlp.engines.cpu.threads import available_cores
 from fastmlp.files import write_json
 
 FLOOR = 0.95
-MODELS_PER_THREAD = 4  # enough to keep the idle time of threads at the end short
+MODELS_PER_THREAD = 4  # enough that threads are idle only briefly at the end
 NETWORKS = (
     Network((784, 128, 10)),
     Network((784, 64, 10), activation="tanh", dropout=0.2),
@@ -41,7 +44,7 @@ OPTIMIZERS = ("sgd", "adam", "nesterov", "adamw", "rmsprop")
 
 
 class Case(NamedTuple):
-    """Models to train on the first `rows` rows of a data set, a fifth of which form the validation set."""
+    """Models to train on the first `rows` rows of a data set. A fifth of these rows is the validation split."""
 
     name: str
     data: str
@@ -50,7 +53,7 @@ class Case(NamedTuple):
 
 
 def settings(seed: int, epochs: int, optimizer: str = "sgd", batch: int = 64) -> Settings:
-    """Settings with a different learning rate for each seed."""
+    """Return settings with a different learning rate for each seed."""
     return Settings(Schedule(0.002 * (1 + seed / 10)), Optimizer(optimizer), epochs=epochs, batch_size=batch, seed=seed)
 
 
@@ -72,7 +75,7 @@ def make_cases(models: int) -> tuple[Case, ...]:
 
 
 def data_of(case: Case, data: Dataset) -> dict[str, Any]:
-    """Data arguments of `train` and `train_many`: as many pixels as the networks have inputs, and a validation set."""
+    """Return the data arguments of `train` and `train_many`: as many pixels as the networks have inputs, and two splits."""
     features = case.jobs[0][0].sizes[0]
     x, y = data.x[: case.rows, :: data.x.shape[1] // features][:, :features], data.y[: case.rows]
     rest, validation = split_rows(y, (0.2,))
@@ -91,10 +94,10 @@ def together(case: Case, data: dict[str, Any], threads: int) -> list[TrainResult
 
 
 def check_agreement(case: Case, data: dict[str, Any], threads: int) -> None:
-    """Train all models both ways as a warm-up; exit with an error unless the weights are identical."""
+    """Train all models sequentially and in parallel, as a warm-up; exit with an error unless the weights are identical."""
     for index, (one, other) in enumerate(zip(alone(case, data), together(case, data, threads), strict=True)):
         if one.state.parameters.tobytes() != other.state.parameters.tobytes():
-            sys.exit(f"{case.name}: model {index} gets other weights when trained in parallel")
+            sys.exit(f"{case.name}: model {index} has different weights when trained in parallel")
 
 
 def measure(case: Case, data: dict[str, Any], threads: int, rounds: int) -> dict[str, Any]:
@@ -113,7 +116,7 @@ def measure(case: Case, data: dict[str, Any], threads: int, rounds: int) -> dict
 
 
 def scaling_of_machine(threads: int, rounds: int) -> float:
-    """Parallel efficiency of multiply-adds in registers, without memory accesses or Python."""
+    """Return the parallel efficiency of multiply-adds in registers, which involve neither memory accesses nor Python."""
     with contextlib.closing(Ceilings([1, threads], array_bytes=4096)) as ceilings:
         for _ in range(rounds):
             ceilings.measure()
@@ -121,10 +124,10 @@ def scaling_of_machine(threads: int, rounds: int) -> float:
 
 
 def text_of(row: dict[str, Any]) -> str:
-    """Format a row."""
+    """Format the result of a case as a line of text."""
     efficiency, one, many = row["efficiency"], row["alone_seconds"]["median"], row["together_seconds"]["median"]
     found = f"{efficiency['median']:.1%} ({efficiency['least']:.1%} to {efficiency['most']:.1%})"
-    return f"{row['case']}, {row['models']} models: alone {one:.2f} s, together {many:.2f} s, efficiency {found}"
+    return f"{row['case']}, {row['models']} models: sequential {one:.2f} s, parallel {many:.2f} s, efficiency {found}"
 
 
 def main() -> None:

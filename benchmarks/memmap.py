@@ -1,11 +1,13 @@
-"""Training from a memory-mapped file compared with in-memory data: python -m benchmarks.memmap [--gib 2] [--out FILE.json]
+"""Compare training from a memory-mapped file and from memory: python -m benchmarks.memmap [--gib 2] [--out FILE.json]
 
-Each round trains one epoch of 784-128-10, batch size 64, plain SGD, from both sources, in alternating order; the resulting
-parameters must be bitwise identical. The file is opened anew in each round, so that mapping its pages is timed. The first
-round is an untimed warm-up, in which the growth of the process's anonymous memory (RssAnon) is measured. The file must fit
-into the page cache: reads from disk during timed epochs (major faults) are reported and should be 0. The relative speed of a
-round is the in-memory time divided by the time from the file. Linux only; needs twice --gib of memory, and --gib of disk space
-in --folder.
+Each round trains a 784-128-10 network for one epoch (batch size 64, plain SGD) from each of the two sources, in alternating
+order. The resulting parameters must be bitwise identical. The relative speed of a round is the in-memory time divided by the
+time from the file. The file is mapped again in each round, so that its page faults are part of the time.
+
+Before the rounds, both sources are used once as a warm-up. During the warm-up, the growth of the process's anonymous memory
+(RssAnon) is measured for training from the file. The file must fit into the page cache: the number of reads from disk (major
+page faults) during the timed epochs is reported and should be 0. The script runs only on Linux. It needs twice --gib of
+memory, and --gib of disk space in --folder.
 """
 
 from __future__ import annotations
@@ -30,17 +32,17 @@ from fastmlp.training.loop import Progress
 
 CASE = Case((784, 128, 10), 64)
 TILE_ROWS = 50_000
-LEAST_SPEED = 0.9  # of the in-memory speed
+LEAST_SPEED = 0.9  # lower limit of the relative speed
 
 
 class Epoch(NamedTuple):
     seconds: float
-    disk_reads: int  # major faults
+    disk_reads: int  # number of major page faults
     parameters: Any
 
 
 class Watch(Progress):
-    """Record the maximum of the anonymous memory of the process, checked after each chunk of steps."""
+    """Record the maximum anonymous memory of the process, which is read after each chunk of steps."""
 
     def __init__(self) -> None:
         self.start = self.most = owned()
@@ -53,14 +55,14 @@ class Watch(Progress):
 
 
 def owned() -> int:
-    """Resident anonymous memory of the process, in bytes."""
+    """Return the resident anonymous memory of the process in bytes."""
     found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found
     return int(found[1]) << 10
 
 
 def write_pixels(path: Path, rows: int, features: int) -> None:
-    """Write a file of random pixels that repeat a tile; writing also loads it into the page cache."""
+    """Write a file of random pixels, a block of rows that is repeated. Writing also loads the file into the page cache."""
     tile = np.random.default_rng(0).integers(0, 256, (min(rows, TILE_ROWS), features), np.uint8)
     x = np.lib.format.open_memmap(path, "w+", np.uint8, (rows, features))
     for start in range(0, rows, len(tile)):
@@ -77,13 +79,13 @@ def train_epoch(case: Case, x: Any, y: Any, progress: Progress | None = None) ->
 
 
 def measure(case: Case, path: Path, rounds: int) -> dict[str, Any]:
-    """Measure epochs from the file and from memory; return the row of the result."""
+    """Measure epochs from the file and from memory; return the measured values as a dictionary."""
 
     def mapped() -> Any:
         return np.load(path, mmap_mode="r")
 
     y = np.random.default_rng(1).integers(0, case.sizes[-1], len(mapped())).astype(np.int32)
-    train_epoch(case, mapped()[: case.batch], y[: case.batch])  # compiles
+    train_epoch(case, mapped()[: case.batch], y[: case.batch])  # compiles the kernels
     watch = Watch()
     train_epoch(case, mapped(), y, watch)
     memory = np.array(mapped())
@@ -121,9 +123,9 @@ def main() -> None:
         row = measure(CASE, path, options.rounds)
     s, r = row["seconds"], row["speed"]
     print(
-        f"{CASE.label}: {row['gib']:.2f} GiB mapped {s['mapped']:.3f} s, in memory {s['memory']:.3f} s, "
-        f"{r['median']:.1%} of its speed ({r['least']:.1%} to {r['most']:.1%}), {row['disk_reads']} reads from disk, "
-        f"{row['owned_mib']} MiB owned"
+        f"{CASE.label}: {row['gib']:.2f} GiB, from the file {s['mapped']:.3f} s, in memory {s['memory']:.3f} s, "
+        f"relative speed {r['median']:.1%} ({r['least']:.1%} to {r['most']:.1%}), {row['disk_reads']} reads from disk, "
+        f"{row['owned_mib']} MiB of anonymous memory"
     )
     if options.out:
         options.out.write_text(json.dumps({"rounds": options.rounds, "machine": about, "rows": [row]}, indent=2) + "\n")

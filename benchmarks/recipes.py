@@ -1,10 +1,11 @@
-"""Published experiments on the real data: python -m benchmarks.recipes PATTERN… [--seeds N] [--folder FOLDER] [--out FILE.json]
+"""Reproduce published experiments: python -m benchmarks.recipes PATTERN… [--seeds N] [--folder FOLDER] [--out FILE.json]
 
-Runs the recipes whose names match (`fastmlp recipes run`), and writes their results with the published ones. Finished runs in
---folder are reused; rows of other recipes in --out are kept. Exits with an error, after writing, if an accuracy is more than
-half a percentage point below the published one. Needs the data sets (FASTMLP_DATA). The results are those of seed 0; with
-several seeds, mean and standard deviation are added. `fastmlp recipes show NAME` lists the settings that a report does not
-specify.
+The script runs all recipes whose names match a PATTERN (`fastmlp recipes run`), and writes their results and the published
+results to FILE.json. Finished runs in --folder are reused, and rows of other recipes in FILE.json are kept. If an accuracy is
+more than half a percentage point below the published one, the script exits with an error after writing the file.
+
+The data sets must be available (FASTMLP_DATA). The results are those of seed 0; with --seeds 2 or more, the mean and standard
+deviation over the seeds are added. `fastmlp recipes show NAME` lists the settings that a published report does not specify.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from fastmlp.experiments.recipes.run import RecipeJob, make_job, networks, selec
 from fastmlp.files import read_json, write_json
 
 ROOT = Path(__file__).parent.parent
-MARGIN = 0.005  # an accuracy lower than the published one by no more than this counts as reproduced
+MARGIN = 0.005  # maximum shortfall of an accuracy that counts as reproduced
 
 
 def run(patterns: list[str], folder: Path, seed: int) -> None:
-    """Run the recipes through the command line, as a user does."""
+    """Run the recipes with the command-line interface, as a user does."""
     command = [
         sys.executable,
         "-c",
@@ -52,16 +53,16 @@ def collect(job: RecipeJob) -> dict[str, Any]:
 
 
 def accuracies(result: dict[str, Any], published: dict[str, Any]) -> dict[str, Any]:
-    """Return our accuracies with the published ones."""
+    """Return our accuracies and times of one network, together with the published accuracies."""
     ours = {split: result[split]["accuracy"] for split in SPLIT_NAMES if result.get(split)}
     times = {"epochs": result["epochs"], "best_epoch": result["best_epoch"], "seconds": round(result["seconds"], 1)}
-    if "seconds_per_epoch" in result:  # training only, median
+    if "seconds_per_epoch" in result:  # median, without evaluation
         times["seconds_per_epoch"] = round(result["seconds_per_epoch"], 3)
     return ours | times | {"published": published}
 
 
 def over_seeds(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the row of seed 0, with mean and standard deviation of the accuracies over all seeds."""
+    """Return the row of seed 0, extended by the mean and standard deviation of the accuracies over all seeds."""
     first = rows[0]
     for kind in ("cnn", "mlp"):
         if first[kind] is not None:
@@ -72,7 +73,7 @@ def over_seeds(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def missed(row: dict[str, Any]) -> list[str]:
-    """Describe the accuracies that are too far below the published ones; those on the training set are not compared."""
+    """Return a line for each validation or test accuracy that is more than MARGIN below the published one."""
     texts = []
     for kind in ("cnn", "mlp"):
         of_kind = row[kind] or {"published": {}}

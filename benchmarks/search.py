@@ -1,9 +1,11 @@
-"""Comparison of settings by validation accuracy: python -m benchmarks.search NAME… [--out FILE.json]
+"""Compare settings by validation accuracy: python -m benchmarks.search NAME… [--out FILE.json]
 
-Trains every variant of a search of searches.toml on the real data (FASTMLP_DATA), networks on pixels in parallel, and writes a
-row for each to FILE.json (default: results/searches.json). Existing rows with the same settings are reused. The test set is
-not even loaded, unless the search is about explaining a test accuracy (test = true). Features extracted by convolutional
-networks stay in --folder, so that variants of the network on the features do not train the convolutional network again.
+NAME is a search defined in searches.toml. Each variant of the search is trained on the real data (FASTMLP_DATA), and its
+results are written as a row to FILE.json (default: results/searches.json). Existing rows with the same settings are reused.
+Networks on pixels are trained in parallel. Features extracted by convolutional networks are kept in --folder, so variants that
+change only the network trained on the features do not train the convolutional network again.
+
+The test set is not loaded, except in searches that try to reproduce a published test accuracy (`test = true`).
 """
 
 from __future__ import annotations
@@ -43,12 +45,12 @@ Keep = Callable[[Row], None]
 
 
 def searches() -> Mapping[str, Any]:
-    """Read all searches, by name."""
+    """Return the searches defined in searches.toml, by name."""
     return tomllib.loads(SEARCHES.read_text(encoding="utf-8"))
 
 
 def variants(search: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the settings that each variant changes.
+    """Yield the changed settings of each variant: all combinations of `grid`, then the entries of `variants`.
 
     >>> list(variants({"grid": {"a": [1, 2], "b": [3]}, "variants": [{"a": 5}]}))
     [{'a': 1, 'b': 3}, {'a': 2, 'b': 3}, {'a': 5}]
@@ -60,13 +62,13 @@ def variants(search: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def images_of(search: Mapping[str, Any], data: str) -> Dataset:
-    """Load the images of a search, without the test set, so that it cannot influence the choice."""
+    """Load the images of a search; without `test = true`, drop the test set so that it cannot influence the choice."""
     found = load_data(data, os.environ.get("FASTMLP_DATA"))
     return found if search.get("test") else dataclasses.replace(found, x_test=None, y_test=None)
 
 
 def metrics_of(search: Mapping[str, Any], result: Result, splits: Splits) -> Row:
-    """Return the results of a training."""
+    """Return the metrics of a trained variant, or the error message if its training diverged."""
     if isinstance(result, Diverged):
         return {"diverged": str(result)}
     history, best = result.history, result.history[result.best_epoch - 1]
@@ -81,7 +83,7 @@ def metrics_of(search: Mapping[str, Any], result: Result, splits: Splits) -> Row
 
 
 def on_pixels(search: Mapping[str, Any], todo: Sequence[dict[str, Any]], keep: Keep) -> None:
-    """Train the variants; those with the same data, splits and scaling are trained in parallel."""
+    """Train the variants; consecutive variants with the same data, splits and scaling are trained in parallel."""
     configs = [(changed, resolve({}, {}, recipe=settings_of(search)[1] | changed)) for changed in todo]
     shared = [*fields_of(DataSettings)]
     for _, group in itertools.groupby(configs, key=lambda one: [getattr(one[1], name) for name in shared]):
@@ -89,7 +91,7 @@ def on_pixels(search: Mapping[str, Any], todo: Sequence[dict[str, Any]], keep: K
 
 
 def train_together(search: Mapping[str, Any], group: Sequence[tuple[dict[str, Any], TrainConfig]], keep: Keep) -> None:
-    """Train variants with the same data and splits in parallel."""
+    """Train variants that use the same data and splits, in parallel."""
     data = images_of(search, group[0][1].data)
     plans: list[RunPlan] = []
     for _, config in group:
@@ -104,9 +106,9 @@ def train_together(search: Mapping[str, Any], group: Sequence[tuple[dict[str, An
 
 
 def on_features(search: Mapping[str, Any], todo: Sequence[dict[str, Any]], folder: Path, keep: Keep) -> None:
-    """Train a convolutional network for each variant, and a network on its features; keep the results of both.
+    """For each variant, train a convolutional network and an MLP on its features; keep the results of both networks.
 
-    A variant's table `follows` changes settings of the network on the features.
+    The optional table `follows` of a variant changes settings of the MLP.
     """
     from fastmlp.cnn import toolkit
 
@@ -114,9 +116,9 @@ def on_features(search: Mapping[str, Any], todo: Sequence[dict[str, Any]], folde
     folder.mkdir(parents=True, exist_ok=True)
     without_test: dict[str, Any] = {}
     if not search.get("test"):
-        images = folder / "images.npz"  # a separate file without the test set
+        images = folder / "images.npz"  # a copy without the test set
         save_images(images_of(search, base["data"]), images)
-        without_test = {"data": str(images), "test_fraction": 0.0}  # overrides the settings of a variant
+        without_test = {"data": str(images), "test_fraction": 0.0}  # takes precedence over the settings of a variant
     for changed in todo:
         own = resolve({}, {}, recipe=follows | changed.get("follows", {}))
         cnn_changed = {name: value for name, value in changed.items() if name != "follows"}
@@ -127,7 +129,7 @@ def on_features(search: Mapping[str, Any], todo: Sequence[dict[str, Any]], folde
         config = dataclasses.replace(config, out=str(folder / f"features-{key[:12]}.safetensors"))
         extracted = extract_run(config, tools, follows=own, say=print)
         if extracted.data is None:
-            raise SystemExit(128 + extracted.signal)  # the same command continues the search
+            raise SystemExit(128 + extracted.signal)  # stopped by a signal; the same command continues the search
         plan = make_plan(own, data=extracted.data)
         trained = train_task(plan.task)
         cnn_result = extracted.result["cnn"]
@@ -137,14 +139,14 @@ def on_features(search: Mapping[str, Any], todo: Sequence[dict[str, Any]], folde
 
 
 def save_images(data: Dataset, path: Path) -> None:
-    """Write the training set as a file of images."""
+    """Write the training images, labels and class names to an .npz file."""
     assert data.image_shape is not None
     shape = data.image_shape[:2] if data.image_shape[2] == 1 else data.image_shape
     np.savez(path, x=np.asarray(data.x[:]).reshape(-1, *shape), y=data.y, classes=np.array(data.classes))
 
 
 def settings_of(search: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the common settings of all variants: of `extract` (empty for networks on pixels) and of `train`."""
+    """Return the settings shared by all variants: those of `extract` (empty for networks on pixels), and those of `train`."""
     if "recipe" in search:
         found = find(search["recipe"])
         return dict(found.extract or {}), dict(found.train or {})
@@ -152,11 +154,11 @@ def settings_of(search: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, An
 
 
 def run(name: str, folder: Path, out: Path) -> None:
-    """Train the variants of a search that are not in the file yet, and write each row when it is complete."""
+    """Train the variants of a search that have no row in `out` yet; write each row as soon as its training ends."""
     search, found = searches()[name], read_json(out) if out.exists() else {}
     extract, own = settings_of(search)
     shared, kept = ({"extract": extract} if extract else {}) | {"train": own}, found.get(name, {})
-    rows = list(kept["rows"]) if kept.get("shared") == shared else []  # rows with other common settings are not comparable
+    rows = list(kept["rows"]) if kept.get("shared") == shared else []  # other shared settings make rows incomparable
     todo = [changed for changed in variants(search) if changed not in [row["settings"] for row in rows]]
 
     def keep(row: Row) -> None:
@@ -165,7 +167,7 @@ def run(name: str, folder: Path, out: Path) -> None:
         found[name] = {"about": search["about"], "shared": shared, "rows": rows}
         write_json(out, found)
 
-    print(f"{name}: {len(todo)} to train", flush=True)
+    print(f"{name}: {len(todo)} variants to train", flush=True)
     if extract:
         on_features(search, todo, folder, keep)
     else:

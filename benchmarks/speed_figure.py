@@ -1,7 +1,7 @@
-"""Draw the speed figure of README from the committed results: python -m benchmarks.speed_figure [--out FILE.png]
+"""Draw README's bar chart of speeds from the committed results: python -m benchmarks.speed_figure [--out FILE.png]
 
-One group of bars per network and batch size; the length of a bar is the time of an epoch relative to the fastest engine of
-fastmlp, in the same run of `benchmarks.epochs`.
+There is one group of bars per network and batch size. The length of a bar is the time per epoch divided by that of fastmlp's
+fastest engine. All times come from the same run of `benchmarks.epochs`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OUT = ROOT / "docs" / "speed.png"
-SHOWN = ("numpy", "sklearn", "torch", "torch-compile", "jax")  # in the order of the bars
+SHOWN = ("numpy", "sklearn", "torch", "torch-compile", "jax")  # libraries in the order of their bars
 SIZE = (9.2, 5.4)  # inches
 
 
 def relative_times(result: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Seconds per epoch over those of fastmlp, by network and batch, then by library; "fastmlp" is 1."""
+    """Return the times per epoch divided by that of fastmlp's fastest engine.
+
+    The keys are the label of the network and batch size, and then the library; "fastmlp" is always 1.
+    """
     found: dict[str, dict[str, float]] = {}
     for verdict in result["verdicts"]:
         rows = [row for row in result["rows"] if all(row[key] == verdict[key] for key in ("network", "batch"))]
@@ -35,7 +38,7 @@ def relative_times(result: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def speed_figure(result: dict[str, Any]) -> Figure:
-    """Draw the bars of all networks."""
+    """Draw one group of bars per network and batch size."""
     times, names = relative_times(result), ("fastmlp", *SHOWN)
     machine = result["machine"]
     title = (

@@ -1,11 +1,12 @@
-"""Start-up time, each measured in a new process: python -m benchmarks.start [--rounds 5] [--out FILE.json]
+"""Measure start-up times: python -m benchmarks.start [--rounds 5] [--out FILE.json]
 
-kernels, cold : compile the kernels for training and prediction with 784-128-10, relu and SGD, with an empty cache folder
-kernels, another network : compile what a second network (gelu, Adam, squared error, dropout) still needs in that folder
-kernels, cached : load the kernels of the first network from the folder
-command : `fastmlp train` on digits with cached kernels, from the start of the process to its end
+kernels, cold : compile the training and prediction kernels of a first network (784-128-10, relu, SGD); the cache is empty
+kernels, another network : compile the kernels that a second network (gelu, Adam, squared error, dropout) needs in addition
+kernels, cached : load the kernels of the first network from the cache
+command : run `fastmlp train` on digits with cached kernels, from the start of the process to its end
 
-Times of kernels run from a loaded engine to the end of its first training step and prediction, Numba's start-up included.
+Each time is measured in a new process. The times of kernels start when the engine holds the parameters, and end after its
+first training step and prediction. They include Numba's own start-up.
 """
 
 from __future__ import annotations
@@ -50,13 +51,13 @@ LIMITS = {
 
 
 def printed_by(arguments: list[str], cache: str, folder: str) -> str:
-    """Run a new Python process with `cache` as the kernel cache; return its stdout."""
+    """Run Python in a new process with `cache` as the kernel cache folder; return its standard output."""
     env = os.environ | {"FASTMLP_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)}
     return subprocess.run([sys.executable, *arguments], env=env, cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
 def kernels(spec: str, cache: str, folder: str) -> float:
-    """Seconds until the kernels of a network have run once."""
+    """Return the seconds in which a new process compiles or loads the kernels of a network and runs them once."""
     return float(printed_by(["-c", COMPILE.format(spec=spec)], cache, folder))
 
 

@@ -1,7 +1,7 @@
-"""Write the tables of the documentation from the committed JSON files: python -m benchmarks.tables [--check]
+"""Regenerate the tables of the documentation from the committed JSON files: python -m benchmarks.tables [--check]
 
-A table is between `<!-- table NAME -->` and `<!-- end -->`. With --check nothing is written, and a table that differs from its
-JSON file is an error; the tests make this check too.
+A table is the text between `<!-- table NAME -->` and `<!-- end -->`. With --check, nothing is written, and the script exits
+with an error if a table differs from its JSON file. The tests check this, too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fastmlp.experiments.recipes.run import shown_split
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
-# Names of backends and packages in the tables.
+# Display names of backends and packages.
 LIBRARIES = {
     "numpy": "NumPy",
     "torch": "PyTorch",
@@ -40,13 +40,16 @@ def about(machine: dict[str, Any]) -> str:
 
 
 def where(result: dict[str, Any]) -> str:
-    """Machine of the first row, and the versions of PyTorch of all rows, which may have been measured separately."""
+    """Describe the machine of the first row and list the PyTorch versions of all rows; rows may be measured separately."""
     torch = ", ".join(sorted({row["machine"]["torch"] for row in result["rows"]}))
     return f"{about(result['rows'][0]['machine'])}, PyTorch {torch}"
 
 
 def epochs_table(result: dict[str, Any]) -> str:
-    """Format seconds of each library at its best number of threads, and the fastest other library relative to ours."""
+    """Format the times per epoch, and the time of the fastest other library relative to fastmlp's.
+
+    Other libraries are shown with their faster number of threads.
+    """
     rows, verdicts = result["rows"], result["verdicts"]
     ours_last = sorted(rows, key=lambda row: (row["backend"] in OURS, NAMES.index(row["backend"])))
     columns = list(dict.fromkeys(map(column_of, ours_last)))
@@ -62,14 +65,14 @@ def epochs_table(result: dict[str, Any]) -> str:
 
 
 def column_of(row: dict[str, Any]) -> str:
-    """Heading of the column for a row of the result."""
+    """Return the heading of the column that shows a row of the result."""
     if row["backend"] in OURS and row["threads"]:
         return f"fastmlp {row['backend']}, {row['threads']} thread{'s' * (row['threads'] > 1)}"
     return LIBRARIES.get(row["backend"], row["backend"])
 
 
 def epochs_cells(verdict: dict[str, Any], rows: list[dict[str, Any]], columns: list[str]) -> list[str]:
-    """Cells of one case; the number of threads of other libraries is in brackets."""
+    """Return the cells of one case; the number of threads of other libraries is in parentheses."""
     cells = dict.fromkeys(columns, "–")
     for row in rows:
         threads = "" if row["backend"] in OURS or row["threads"] is None else f" ({row['threads']})"
@@ -85,7 +88,7 @@ def epochs_cells(verdict: dict[str, Any], rows: list[dict[str, Any]], columns: l
 
 
 def epochs_note(result: dict[str, Any]) -> str:
-    """Note below the table: date, machine, versions, and the meaning of the values."""
+    """Return the note below the table: date, machine, versions, and the meaning of the values."""
     ceilings = ", ".join(
         f"{one['gflops']:.0f} GFLOP/s and {one['triad']:.0f} GB/s on {one['threads']}" for one in result["ceiling"]
     )
@@ -140,7 +143,7 @@ def twins_table(result: dict[str, Any]) -> str:
 
 
 def recipes_table(result: dict[str, Any]) -> str:
-    """Format one row per network of each recipe: published and own accuracy, and their difference."""
+    """Format one row per network of each recipe: published accuracy, our accuracy, and their difference."""
     lines = [
         "| recipe | network | split | published | ours | difference | epochs (best) | s |",
         "| --- " * 8 + "|",
@@ -156,7 +159,7 @@ def recipes_table(result: dict[str, Any]) -> str:
 
 
 def recipe_cells(metrics: dict[str, Any]) -> str:
-    """Split, published and own accuracy, difference, epochs and seconds of one network."""
+    """Return the cells of one network: split, published accuracy, our accuracy, difference, epochs and seconds."""
     published = metrics["published"]
     split = shown_split(published)
     ours, shown = metrics[split], f"{metrics[split]:.2%}"
@@ -179,7 +182,7 @@ TABLES: dict[str, Callable[[Any], str]] = {
 }
 
 
-# Pages, the folder of the results that each shows, and its tables.
+# For each page, the folder of its JSON files and the names of its tables.
 PAGES = {
     ROOT / "docs" / "speed.md": (RESULTS, ("epochs", "gpu", "claims", "many", "start")),
     ROOT / "docs" / "results.md": (RESULTS, ("recipes", "twins")),
@@ -191,12 +194,12 @@ def filled(text: str, folder: Path = RESULTS, names: Sequence[str] = tuple(TABLE
     """Return the text of a page with each table regenerated from its JSON file."""
     for name in names:
         file = folder / f"{name}.json"
-        known = None if name == "gpu" and not file.exists() else json.loads(file.read_text())  # there may be no result of a GPU
+        known = None if name == "gpu" and not file.exists() else json.loads(file.read_text())  # GPU results are optional
         table = TABLES[name](known)
         pattern = re.compile(rf"(<!-- table {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         text, count = pattern.subn(lambda found, table=table: f"{found[1]}\n{table}\n\n{found[2]}", text)
         if count != 1:
-            sys.exit(f"there must be one table {name!r}, but there are {count}")
+            sys.exit(f"the page must have exactly one table {name!r}, but it has {count}")
     return text
 
 

@@ -1,7 +1,8 @@
-"""GFLOP/s of the micro-kernels by tile shape: python -m benchmarks.tiles [--rounds 15]
+"""Measure the GFLOP/s of matrix products for several tile shapes: python -m benchmarks.tiles [--rounds 15]
 
-Times only matrix products of typical sizes: 64 rows, K 784 (weights in the L2 cache) and K 128 (everything in the L1 cache).
-Then runs the engine's tile on all cores at once, each thread with its own matrices, to measure how the machine scales.
+First, products of typical sizes are timed for each tile shape: 64 rows, with K = 784 (the weights fit into the L2 cache) and
+K = 128 (all operands fit into the L1 cache). Then the engine's tile shape is timed on one core and on all cores at once, with
+separate matrices for each thread, to measure how the speed scales with the number of cores.
 """
 
 from __future__ import annotations
@@ -20,12 +21,17 @@ from fastmlp.engines.cpu.kernels.gemm import FLOAT_BYTES
 from fastmlp.engines.cpu.threads import available_cores
 
 SHAPES = ((4, 2), (5, 2), (6, 2), (8, 1), (8, 2), (12, 2), (3, 4), (4, 3), (4, 4))
-PANELS = 24  # panels of columns: a multiple of every tile width
-FLOP_PER_CALL = 4e9  # some tens of milliseconds, much longer than starting a thread takes
+PANELS = 24  # number of panels of columns; a multiple of the panels per tile
+FLOP_PER_CALL = 4e9  # takes tens of milliseconds, much longer than starting a thread
 
 
 def make_product(rows: int, vectors: int, width: int) -> Any:
-    """Compile product(a, b, c, repeats): c = a b in full tiles, a (m, k), b (panels, k, width), c (m, n)."""
+    """Return a compiled function product(a, b, c, repeats) that computes c = a b `repeats` times, in full tiles.
+
+    a : (m, k)
+    b : (panels, k, width)
+    c : (m, n)
+    """
     tile = make_tile(rows, vectors, width)
 
     @njit(nogil=True)
@@ -53,7 +59,7 @@ def matrices(m: int, k: int, width: int) -> tuple[Any, Any, Any]:
 
 
 def measure(rows: int, vectors: int, k: int, rounds: int, threads: int = 1) -> float:
-    """Return the best total GFLOP/s of `threads` threads over the rounds; the product is checked first."""
+    """Check the product; return the total GFLOP/s of `threads` threads in the fastest round."""
     width = lanes()
     m = rows * -(-64 // rows)
     product = make_product(rows, vectors, width)

@@ -1,13 +1,14 @@
-"""Comparison of finished runs with PyTorch: python -m benchmarks.torch_twin RUN… [--out FILE.json]
+"""Compare finished runs with PyTorch: python -m benchmarks.torch_twin RUN… [--out FILE.json]
 
-Trains the networks of finished run folders again with the engine `torch`: with the same splits, scaling, initial weights,
-order of rows and dropout masks, but PyTorch's activations, losses, gradients and updates. This shows which results are due to
-the experiment and which to fastmlp. For each run, the loss curves of both are plotted in twin-NAME.png in the folder of
-FILE.json, where NAME is the name of the run's folder. Rows of other runs in FILE.json are kept.
+The script reads the folders of finished runs and trains their networks again with the engine `torch`. Splits, scaling,
+initial weights, order of rows and dropout masks are the same, but PyTorch computes the activations, losses, gradients and
+updates. If the results agree, they are not caused by an error in fastmlp's engines. For each run, the loss curves of both
+trainings are plotted in twin-NAME.png in the folder of FILE.json, where NAME is the name of the run's folder. Rows of other
+runs in FILE.json are kept.
 
-In float64 both agree (tests/engines/test_torch_engine.py). In float32 they diverge through rounding: slowly at
-first, then abruptly where the pre-activation of a relu is so close to 0 that rounding decides its sign, and the slope is 0 in
-one and 1 in the other.
+In float64, both trainings agree (tests/engines/test_torch_engine.py). In float32, rounding errors make them diverge slowly.
+They diverge abruptly when the input of a relu is so close to 0 that rounding determines its sign: the derivative of the relu
+is then 0 in one training and 1 in the other.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ CURVES = {"loss": ("training", BLUE), "val_loss": ("validation", ORANGE)}
 
 
 def train_by(backend: str, plan: RunPlan) -> TrainResult:
-    """Train a plan with another engine; "torch" uses PyTorch's definitions."""
+    """Run the training of a plan with the engine `backend`."""
     settings = dataclasses.replace(plan.task.settings, backend=backend)
     return train_task(plan.task._replace(settings=settings))
 
 
 def metrics_of(epoch: int, of_split: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the results of a training: metrics of the best epoch on each available split, and the losses of all epochs."""
+    """Return the metrics of the best epoch on the validation and test splits, if available, and the losses of all epochs."""
     found: dict[str, Any] = {"epoch": epoch}
     for split in ("validation", "test"):
         found |= {
@@ -57,14 +58,14 @@ def losses(history: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
 
 
 def largest_difference(one: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[float]]) -> float:
-    """Largest difference between the curves of two trainings, relative to the first, over their common epochs."""
+    """Return the largest relative difference between the curves of two trainings, over the epochs that both have."""
     both = min(len(one["loss"]), len(other["loss"]))
     first, second = (np.array([curves[key][:both] for key in one]) for curves in (one, other))
     return float(np.max(np.abs(second - first) / np.abs(first)))
 
 
 def compare(run: Path) -> dict[str, Any]:
-    """Return our results of a run, and PyTorch's."""
+    """Train a finished run again with PyTorch; return a row with the results of fastmlp and of PyTorch."""
     plan = make_plan(resolve({}, {}, run / CONFIG_NAME))
     result = read_result(run / RESULT_NAME)
     ours = read_lines(run / METRICS_NAME)
@@ -96,7 +97,10 @@ def rounded(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def draw(row: Mapping[str, Any], path: Path) -> None:
-    """Write a PNG with the loss curves of both trainings: ours wide and light, PyTorch's thin, black and dashed on top."""
+    """Write a PNG with the loss curves of both trainings.
+
+    fastmlp's curves are wide and light. PyTorch's curves are drawn over them as thin, dashed black lines.
+    """
     with own_style():
         figure = new_figure(7.0, 4.6, f"{row['network']} on {row['data']}, trained by fastmlp and by PyTorch")
         axes = figure.add_subplot()

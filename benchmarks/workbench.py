@@ -1,6 +1,7 @@
-"""Single operations of the CPU engine: write its memory and call its compiled functions directly.
+"""Access to single operations of the CPU engine, for benchmarks.
 
-The benchmarks time the engine's own code in its own memory layout, on one thread.
+A benchmark writes its operands into the engine's memory and then calls one of the engine's compiled functions directly. It
+times the same code and the same memory layout as in training, on one thread.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ from fastmlp.engines.cpu.plan import WEIGHTS, unpack
 from fastmlp.nn.network import FloatArray, Network
 from fastmlp.nn.optimizers import Optimizer
 
-LEARNING_RATE, STEP = 1e-3, 3  # of the measured updates: learning rate, and number of preceding updates
+LEARNING_RATE, STEP = 1e-3, 3  # STEP is the number of updates before the timed one
 
 
 def one_layer(fan_in: int, fan_out: int) -> Network:
-    """Network whose parameters are one weight matrix and its biases."""
+    """Return a network without hidden layers: one weight matrix and one vector of biases."""
     return Network((fan_in, fan_out), loss="squared-error")
 
 
 class Workbench:
-    """Memory of a CPU engine with one thread, for one mini-batch of `rows` rows.
+    """A CPU engine with one thread, and its memory for one mini-batch of `rows` rows.
 
-    Width 0 is the input, width n the output of layer n - 1. Views do not include padding.
+    A width is an index into the sizes of the network: width 0 is the input, and width n is the output of layer n - 1.
     """
 
     def __init__(self, network: Network, rows: int, optimizer: Optimizer | None = None) -> None:
@@ -49,17 +50,25 @@ class Workbench:
         self.table = self.engine.kernel_table(np.float32, training=False)
 
     def block(self, name: str, width: int) -> FloatArray:
-        """View of the rows of "y", "s" (derivatives of the activation) or "dz" of a width, (rows, size)."""
+        """Return a view of one of the arrays of a width, (rows, size) float32, without padding.
+
+        name : "y" (outputs), "s" (derivatives of the activation) or "dz" (gradient of the loss before the activation)
+        """
         ld = int(self.plan.widths[width]["ld"])
         at = int(self.plan.widths[width][f"{name}_at"])
         return self.engine.arena[at : at + self.rows * ld].reshape(self.rows, ld)[:, : self.network.sizes[width]]
 
     def load(self, parameters: FloatArray, slots: FloatArray | None = None) -> None:
-        """Load parameters and slots, as in `State`; None for a rule without slots."""
+        """Load parameters and optimizer slots in the layout of `State`; `slots` is None if the optimizer has no slots."""
         self.engine.load(State(parameters, np.empty((0, len(parameters)), np.float32) if slots is None else slots, STEP))
 
     def fill(self, ys: list[FloatArray], slopes: list[FloatArray], dz: FloatArray) -> None:
-        """Write the results of a forward pass and the loss: inputs of all layers, slopes of hidden layers, dz of the output."""
+        """Write the results of a forward pass and of the loss.
+
+        ys : input of each layer, (rows, inputs)
+        slopes : derivatives of the activation of each hidden layer, (rows, units)
+        dz : gradient of the loss with respect to the output layer's result before its activation, (rows, outputs)
+        """
         for width, y in enumerate(ys):
             self.block("y", width)[:] = y
         for width, s in enumerate(slopes, start=1):
@@ -67,21 +76,24 @@ class Workbench:
         self.block("dz", len(self.network.layers))[:] = dz
 
     def gradient(self) -> FloatArray:
-        """The flat gradient, (parameters,)."""
+        """Return the gradient of all parameters as one vector, (parameters,)."""
         return unpack(self.network, self.plan, lanes(), self.engine.store[GRADIENT])
 
     def forward(self, layer: int) -> Callable[[], None]:
-        """Return a function that computes the forward product of a layer, with its epilogue."""
+        """Return a function that computes a layer's forward pass: the matrix product with fused bias and activation."""
         run, e = forward_kernel(lanes()), self.engine
         return lambda: run(self.table, self.plan, e.store, e.arena, layer, self.rows)
 
     def input_gradients(self) -> Callable[[], None]:
-        """Return a function that computes dx = (dz w') f'(z) of all layers except the first, from last to first."""
+        """Return a function that computes dx = (dz w') f'(z) for all layers except the first, starting with the last layer."""
         run, e = input_gradients_kernel(lanes()), self.engine
         return lambda: run(self.table, self.plan, e.transposed, e.arena, self.rows)
 
     def weight_gradients(self, rule: str = "") -> Callable[[], None]:
-        """Return a function that computes dw = x' dz and db of all layers, and with a rule also the fused updates."""
+        """Return a function that computes the gradients dw = x' dz and db of all layers.
+
+        rule : name of the optimizer whose update is fused with the gradients; without one, the parameters are not updated
+        """
         run, e = weight_gradients_kernel(lanes(), bool(rule)), self.engine
         table = self.table._replace(gradient=gradient_address(lanes(), rule, False), in_registers=bool(rule))
         if rule:
@@ -98,7 +110,7 @@ class Workbench:
 
 
 def on_bench(run: Callable[[], Any], results: Callable[[], Arrays], threads: int | None = 1) -> Subject:
-    """Subject whose results are in memory after a run."""
+    """Return a subject: `run` is the timed call, and `results` returns the arrays that it has written."""
 
     def answer() -> Arrays:
         run()
@@ -112,7 +124,7 @@ def on_bench(run: Callable[[], Any], results: Callable[[], Arrays], threads: int
 
 @functools.cache
 def forward_kernel(width: int) -> Any:
-    """Compiled run(code, plan, store, arena, layer, rows)."""
+    """Return the compiled function run(table, plan, store, arena, layer, rows): a layer's forward pass."""
     forward = make_forward(width)
 
     def run(table, plan, store, arena, layer, rows):  # type: ignore[no-untyped-def]
@@ -125,7 +137,7 @@ def forward_kernel(width: int) -> Any:
 
 @functools.cache
 def input_gradients_kernel(width: int) -> Any:
-    """Compiled run(code, plan, transposed, arena, rows)."""
+    """Return the compiled function run(table, plan, transposed, arena, rows): gradients of the layers' inputs."""
     backward = make_backward(width)
 
     def run(table, plan, transposed, arena, rows):  # type: ignore[no-untyped-def]
@@ -137,7 +149,10 @@ def input_gradients_kernel(width: int) -> Any:
 
 @functools.cache
 def weight_gradients_kernel(width: int, updates: bool) -> Any:
-    """Compiled run(code, plan, tasks, scalars, (store, transposed, arena, packed, own), rows)."""
+    """Return the compiled function run(table, plan, tasks, scalars, memory, rows): gradients of all weights and biases.
+
+    The tuple `memory` contains the arrays store, transposed, arena, packed and own.
+    """
     gradient, pack, finish = make_gradient(width), make_pack(width), make_finish(width)
 
     def run(table, plan, tasks, scalars, memory, rows):  # type: ignore[no-untyped-def]
@@ -156,7 +171,10 @@ def weight_gradients_kernel(width: int, updates: bool) -> Any:
 
 @functools.cache
 def activation_kernel(name: str) -> Any:
-    """Compiled run(a, z, y, s): y = f(z) and s = f'(z), row by row; z is copied first, as the loop works in place."""
+    """Return the compiled function run(a, z, y, s), which computes y = f(z) and s = f'(z) row by row.
+
+    The engine's activation works in place, so z is copied to y first. a is the parameter of the activation.
+    """
     activate = activation_address(name)
 
     def run(a, z, y, s):  # type: ignore[no-untyped-def]
@@ -172,9 +190,12 @@ def activation_kernel(name: str) -> Any:
 
 @functools.cache
 def dropout_kernel(width: int) -> Any:
-    """Compiled run(x, y, step, seed, threshold, scale): y = x times the factors of layer 0. x is copied first, as above.
+    """Return the compiled function run(x, y, step, seed, threshold, scale), which applies the dropout of layer 0.
 
-    x : (rows, units) float32; y : (rows, ld) float32, ld the units or more, a multiple of `width`
+    The engine's dropout works in place, so x is copied to y first.
+
+    x : (rows, units) float32
+    y : (rows, ld) float32, where ld is a multiple of `width` and at least the number of units
     """
     drop = drop_address(width)
 
@@ -192,7 +213,10 @@ def dropout_kernel(width: int) -> Any:
 
 @functools.cache
 def losses_kernel() -> Any:
-    """Compiled run(code, plan, batches, (arena, block, loss, correct), rows)."""
+    """Return the compiled function run(table, plan, batches, memory, rows): losses of a mini-batch and their gradient.
+
+    The tuple `memory` contains the arrays arena, block, loss and correct.
+    """
 
     def run(table, plan, batches, memory, rows):  # type: ignore[no-untyped-def]
         arena, block, loss, correct = memory
@@ -203,7 +227,7 @@ def losses_kernel() -> Any:
 
 @functools.cache
 def update_kernel() -> Any:
-    """Compiled run(code, store, scalars): applies the rule to all parameters of `store`."""
+    """Return the compiled function run(table, store, scalars), which updates all parameters in `store`."""
 
     def run(table, store, scalars):  # type: ignore[no-untyped-def]
         update(table, store, 0, store.shape[1], scalars)

@@ -1,5 +1,5 @@
-"""The PyTorch feature extractor: description and training of a convolutional network, and extraction of features from images.
+"""The feature extractor: a convolutional network in PyTorch that is trained on images and then computes their features.
 
-It does not import fastmlp, whose commands chain the two. `fastmlp.cnn.description` and `fastmlp.cnn.errors` can be imported
-without torch.
+This package does not import fastmlp; the command `fastmlp extract` uses both. The modules `fastmlp.cnn.description` and
+`fastmlp.cnn.errors` can be imported without torch.
 """

@@ -1,11 +1,11 @@
-"""Description of a convolutional network: blocks, dense layers, and output shapes. Does not need torch.
+"""Description of a convolutional network: blocks, dense layers, and output shapes. This module does not need torch.
 
-A block is a convolution, ReLU, pooling and regularization, in this order. The output of the last block is flattened; dense
-layers with ReLU follow, and a dense output layer with one unit per class. The layers are named block1, block2, …, flatten,
-dense1, …, output; those of a block conv, relu, pool and regularize.
+A block is a convolution, ReLU, pooling and regularization, in this order. The output of the last block is flattened. It is
+followed by dense layers with ReLU and by a dense output layer with one unit per class. The layers of the network are named
+block1, block2, …, flatten, dense1, …, output. The layers of a block are named conv, relu, pool and regularize.
 
-Output sizes are those of PyTorch's Conv2d and MaxPool2d, (size + 2 padding - kernel) / stride + 1, rounded down. The pooling
-"global" is global average pooling.
+Output sizes are computed as in PyTorch's Conv2d and MaxPool2d: (size + 2 * padding - kernel) / stride + 1, rounded down. The
+pooling "global" is global average pooling.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ class Block:
 
     Parameters
     ----------
-    filters : output channels
-    kernel, stride, padding : of the convolution
-    pool : a name of `POOLINGS`
-    pool_kernel, pool_stride, pool_padding : parameters of max or average pooling; stride 0 means pool_kernel
-    regularize : a name of `REGULARISATIONS`: batch normalization, or element-wise dropout
-    dropout : dropout rate, for regularize "dropout"
+    filters : number of output channels of the convolution
+    kernel, stride, padding : parameters of the convolution
+    pool : pooling, one of `POOLINGS`
+    pool_kernel, pool_stride, pool_padding : parameters of max or average pooling; a stride of 0 means pool_kernel
+    regularize : regularization, one of `REGULARISATIONS`: none, batch normalization, or element-wise dropout
+    dropout : dropout rate; used only if regularize is "dropout"
 
     Raises
     ------
-    DescriptionError : a value is out of range or an unknown name
+    DescriptionError : a number is out of range or a name is unknown
     """
 
     filters: int
@@ -67,11 +67,11 @@ class Block:
             )
 
     def output_shapes(self, shape: Shape) -> Iterator[tuple[str, Shape]]:
-        """Yield the name and the output shape of the convolution and the pooling for an input shape.
+        """Yield ("conv", shape) and, if the block has pooling, ("pool", shape): the output shapes for an input shape.
 
         Raises
         ------
-        DescriptionError : an output would have no pixels
+        DescriptionError : an output would have a height or width of 0
         """
         _, height, width = shape
         sides = self._sides((height, width), self.kernel, self.stride, self.padding)
@@ -87,7 +87,7 @@ class Block:
             if min(sides) < 1:
                 raise DescriptionError(
                     f"{self.pool} pooling of {self.pool_kernel}x{self.pool_kernel} would shrink "
-                    f"{before[0]}x{before[1]} to nothing; set pool to none for this block",
+                    f"{before[0]}x{before[1]} to zero size; set pool to none for this block",
                     settings=("pool",),
                 )
         elif self.pool == "global":
@@ -97,7 +97,7 @@ class Block:
 
     @staticmethod
     def _sides(sides: tuple[int, int], kernel: int, stride: int, padding: int) -> tuple[int, int]:
-        """Return height and width after a convolution or pooling; not positive if the kernel does not fit."""
+        """Return height and width after a convolution or pooling; they are 0 or negative if the kernel does not fit."""
         height, width = ((side + 2 * padding - kernel) // stride + 1 for side in sides)
         return height, width
 
@@ -110,14 +110,13 @@ class Description:
     ----------
     image_shape : (height, width, channels) of the images
     classes : number of classes, 2 or more
-    blocks : one or more
+    blocks : one or more blocks
     dense : sizes of the dense layers before the output layer
-    init : a name of `INITIALISATIONS`; "random" is PyTorch's default
+    init : initialization of the weights, one of `INITIALISATIONS`; "random" is PyTorch's default
 
     Raises
     ------
-    DescriptionError : a value is out of range or an unknown name, or the output of a block, named by its number, would have no
-        pixels
+    DescriptionError : a number is out of range, a name is unknown, or the output of a block would have a height or width of 0
 
     Examples
     --------
@@ -147,7 +146,7 @@ class Description:
         self.shapes()
 
     def shapes(self) -> dict[str, Shape]:
-        """Return the output shape (channels, height, width) of each convolution and pooling by name."""
+        """Return the output shape (channels, height, width) of each convolution and pooling layer, by layer name."""
         height, width, channels = self.image_shape
         shape: Shape = (channels, height, width)
         shapes: dict[str, Shape] = {}
@@ -162,7 +161,7 @@ class Description:
 
     @property
     def features(self) -> int:
-        """Size of the flattened output of the last block."""
+        """Number of features: the size of the flattened output of the last block."""
         channels, height, width = list(self.shapes().values())[-1]
         return channels * height * width
 
@@ -173,12 +172,12 @@ class Description:
         return "-".join(["x".join(map(str, self.image_shape)), *sizes])
 
     def table(self) -> dict[str, Any]:
-        """Return the description as plain values for JSON; the inverse is `from_table`."""
+        """Return the description as a dict that can be written as JSON; `from_table` is the inverse."""
         return asdict(self)
 
 
 def from_table(table: Mapping[str, Any]) -> Description:
-    """Return the description from the result of `Description.table`, in which lists may replace tuples, as in JSON.
+    """Return the description from the result of `Description.table`. Tuples may have become lists, as after reading JSON.
 
     Raises
     ------
@@ -193,14 +192,15 @@ def from_table(table: Mapping[str, Any]) -> Description:
 
 
 def make_blocks(filters: Sequence[int], **values: Any) -> tuple[Block, ...]:
-    """Return blocks from settings with one value for all blocks or a sequence of one value per block.
+    """Return blocks from keyword arguments of `Block`, each with one value for all blocks or a list of one value per block.
 
-    A single `pool`, or a sequence of one, applies to every block but the last of several, as in most published networks: the
-    features are the output of the last block. A longer sequence applies to each block, including the last.
+    A single value of `pool` (or a sequence of length 1) applies to all blocks except the last one, as in most published
+    networks, because the output of the last block is the features. If there is only one block, it is pooled. To choose the
+    pooling of every block, including the last one, pass a sequence with one name per block.
 
     Raises
     ------
-    DescriptionError : a sequence has the wrong length, or a value is out of range or an unknown name
+    DescriptionError : a sequence has the wrong length, a number is out of range, or a name is unknown
 
     Examples
     --------
@@ -219,13 +219,18 @@ def make_blocks(filters: Sequence[int], **values: Any) -> tuple[Block, ...]:
 
 
 def per_block(name: str, value: Any, count: int) -> list[Any]:
-    """Return a list of `count` values from one value, a sequence of one, or a sequence of `count`."""
+    """Return a list of `count` values. A single value, or a sequence of length 1, is repeated.
+
+    Raises
+    ------
+    DescriptionError : the sequence has another length than 1 or `count`
+    """
     if not isinstance(value, list | tuple):
         return [value] * count
     if len(value) == 1:
         return [*value] * count
     if len(value) != count:
-        message = f"{name} has {len(value)} values for {count} blocks; give one, or one for each block"
+        message = f"{name} has {len(value)} values for {count} blocks; give one value, or one per block"
         raise DescriptionError(message, settings=(name,))
     return [*value]
 

@@ -1,7 +1,7 @@
-"""The errors that cnn raises on purpose. Each message says what was given, what is needed, and what to do.
+"""Exceptions of the feature extractor. Each message states the invalid value, the valid values, and how to correct it.
 
-`exit_code` is the exit code of a command-line program: 2 for usage, 3 for a bad file, 4 for a missing package or device, 5 for
-a loss that is NaN or infinite.
+The attribute `exit_code` is the exit code of the command line: 2 for invalid usage, 3 for an invalid file, 4 for a missing
+package or device, and 5 for a loss that is NaN or infinite.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 
 class CNNError(Exception):
-    """Base class of the errors that the user can correct.
+    """Base class of the exceptions of the feature extractor.
 
     Parameters
     ----------
-    message : what was given, what is needed, and what to do; it names settings as Python does, never as command-line flags
-    settings : names of the settings to change, such as "device"; a command line can show their flags after the message
+    message : description of the error; settings are named as in Python ("pool_kernel"), not as command-line flags
+    settings : names of the settings to change, such as "device"; the command line adds their flags to the message
     """
 
     exit_code = 2
@@ -30,7 +30,7 @@ class DescriptionError(CNNError):
 
 
 class FileError(CNNError):
-    """A checkpoint or a file of weights is missing or corrupt, or belongs to another network."""
+    """A checkpoint or weight file is missing or corrupt, or was written for another network."""
 
     exit_code = 3
 

@@ -1,6 +1,6 @@
-"""Extraction of features from images by a trained network, and its serialization.
+"""Extraction of features from images with a trained network, and serialization of the extractor.
 
-See training.py for the training. Files of features are not written here.
+The network is trained in training.py. The feature files are written by `fastmlp extract`, not by this module.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from .images import Images, Pixels, Scaling
 from .network import build, build_backbone, default_layer, up_to
 from .training import EVALUATED, forward_batches
 
-EXTRACTOR_VERSION = 1  # format version of the bytes of an extractor
+EXTRACTOR_VERSION = 1  # format version of a serialized extractor
 EXTRACTOR_KEYS = ("table", "scaling", "network")
 
 
 @dataclass(frozen=True)
 class BackboneDescription:
-    """A network of torchvision for classification.
+    """Description of a torchvision classification network.
 
     Parameters
     ----------
-    backbone : its name in torchvision
+    backbone : name of the network in torchvision, such as "resnet18"
     image_shape : (height, width, channels) of the images
     classes : number of classes
     """
@@ -47,7 +47,7 @@ class BackboneDescription:
         return f"{'x'.join(map(str, self.image_shape))}-{self.backbone}"
 
     def table(self) -> dict[str, Any]:
-        """Return the description as plain values for JSON; the inverse is `read_description`."""
+        """Return the description as a dict that can be written as JSON; `read_description` is the inverse."""
         return {"backbone": self.backbone, "image_shape": self.image_shape, "classes": self.classes}
 
 
@@ -55,14 +55,14 @@ AnyDescription = Description | BackboneDescription
 
 
 def make_network(description: AnyDescription, seed: int) -> nn.Module:
-    """Return the network of a description with its initial weights."""
+    """Build the network of a description, with initial weights that depend on the seed."""
     if isinstance(description, Description):
         return build(description, seed)
     return build_backbone(description.backbone, description.image_shape, description.classes, seed)
 
 
 def read_description(table: dict[str, Any]) -> AnyDescription:
-    """Return the description from the result of its method `table`."""
+    """Return the description from the result of `Description.table` or `BackboneDescription.table`."""
     if "backbone" not in table:
         return from_table(table)
     return BackboneDescription(table["backbone"], tuple(table["image_shape"]), table["classes"])
@@ -75,9 +75,9 @@ class Extractor:
     Parameters
     ----------
     description : description of the network
-    network : the network with its weights
-    scaling : scaling of the pixels; None for none
-    layer : layer whose flattened output is the features; None for `network.default_layer`
+    network : the trained network
+    scaling : scaling of the pixels; None if the pixels are not scaled
+    layer : name of the layer whose flattened output is the features; None selects `default_layer(network)`
 
     Raises
     ------
@@ -102,29 +102,32 @@ class Extractor:
     def features(
         self, pixels: Pixels, device: torch.device | str = "cpu", batch_size: int = EVALUATED
     ) -> npt.NDArray[np.float32]:
-        """Compute features in evaluation mode and without gradients (torch.inference_mode).
+        """Compute the features of images, in evaluation mode and without gradients (torch.inference_mode).
 
         Parameters
         ----------
-        pixels : images (n, height * width * channels), n is 1 or more
-        device : the network is moved to this device
-        batch_size : images per forward pass
+        pixels : images of shape (n, height * width * channels), at least one
+        device : device of the computation; the network is moved to it
+        batch_size : number of images per forward pass
 
         Returns
         -------
-        array (n, features) float32
+        array of shape (n, features), float32
         """
         images = Images(pixels, self.description.image_shape, self.scaling, device)
         network = self._truncated[0].to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return np.concatenate([output.cpu().numpy() for output in forward_batches(network, images, batch_size=batch_size)])
 
     def first_filters(self) -> npt.NDArray[np.float32]:
-        """Return the filters of the first convolution, averaged over its input channels: (filters, height, width)."""
+        """Return the kernels of the first convolution, averaged over the input channels, of shape (filters, height, width)."""
         weight: npt.NDArray[np.float32] = self._first_convolution().weight.detach().cpu().numpy()
         return weight.mean(axis=1)
 
     def first_maps(self, pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Return the feature maps of the first convolution and ReLU for one image (1, pixels): (filters, height, width)."""
+        """Return the feature maps of one image after the first convolution and ReLU.
+
+        The image has shape (1, height * width * channels). The result has shape (filters, height, width).
+        """
         maps: list[torch.Tensor] = []
         handle = self._first_convolution().register_forward_hook(lambda module, inputs, output: maps.append(output.relu()))
         try:
@@ -136,15 +139,15 @@ class Extractor:
         return maps[0][0].numpy()
 
     def _first_convolution(self) -> nn.Conv2d:
-        """Return the first convolution."""
+        """Return the first convolution layer of the network."""
         return next(module for module in self.network.modules() if isinstance(module, nn.Conv2d))
 
     def table(self) -> dict[str, Any]:
-        """Return the description of the network and the name of the layer, as plain values for JSON."""
+        """Return the description of the network and the name of the layer as a dict that can be written as JSON."""
         return {"network": self.description.table(), "layer": self.layer or default_layer(self.network)}
 
     def to_bytes(self) -> bytes:
-        """Return the extractor as bytes, a dict of tensors and plain values by torch.save; the inverse is `from_bytes`."""
+        """Serialize the extractor with torch.save, as a dict of tensors and plain values; `from_bytes` is the inverse."""
         scaling: dict[str, Any] = {} if self.scaling is None else {"shift": self.scaling.shift, "factor": self.scaling.factor}
         state = {
             "table": json.dumps(self.table()),
@@ -155,7 +158,7 @@ class Extractor:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the description, layer, scaling and weights."""
+        """SHA-256 hash of the description, the layer, the scaling and the weights."""
         digest = hashlib.sha256(json.dumps(self.table(), sort_keys=True).encode())
         if self.scaling is not None:
             digest.update(
@@ -167,17 +170,17 @@ class Extractor:
 
 
 def from_bytes(data: bytes, name: str) -> Extractor:
-    """Return the extractor from the result of `Extractor.to_bytes`. Only tensors and plain values are unpickled.
+    """Restore an extractor from the result of `Extractor.to_bytes`. Only tensors and plain values are unpickled.
 
     Parameters
     ----------
-    data : the bytes
-    name : name of the file, for messages
+    data : content of the file
+    name : name of the file, for error messages
 
     Raises
     ------
-    FileError : the bytes are corrupt, have no format version or another one, or are not those of an extractor
-    MissingError : the backbone needs torchvision
+    FileError : the data are corrupt, have another format version or none, or do not contain an extractor
+    MissingError : the network is a torchvision backbone, and torchvision cannot be imported
     """
     remedy = "extract the features again"
     state = read_versioned(data, name, version=EXTRACTOR_VERSION, keys=EXTRACTOR_KEYS, kind="an extractor", remedy=remedy)

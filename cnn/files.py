@@ -1,4 +1,7 @@
-"""Files of torch.save as bytes: dicts of tensors and plain values, with a format version in those that cnn writes."""
+"""Reading and writing of files in the format of torch.save: dicts of tensors and plain values, as bytes.
+
+Files that this package writes have a format version. Files of pretrained weights from torchvision have none.
+"""
 
 from __future__ import annotations
 
@@ -14,44 +17,50 @@ FORMAT_VERSION = "format_version"
 
 
 def read_state(data: bytes, name: str) -> dict[str, Any]:
-    """Return the dict of tensors and plain values that torch.save wrote; other objects are not unpickled.
+    """Read a dict of tensors and plain values written by torch.save. Other objects are not unpickled.
+
+    Parameters
+    ----------
+    data : content of the file
+    name : name of the file, for error messages
 
     Raises
     ------
-    FileError : the bytes are corrupt, or hold something else
+    FileError : the data are corrupt or do not contain such a dict
     """
     try:
         found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # depends on the damage: RuntimeError, UnpicklingError, EOFError, KeyError, …
-        raise FileError(f"{name}: not a readable file of torch ({type(error).__name__}); restore it, or train again") from error
+    except Exception as error:  # corrupt files raise RuntimeError, UnpicklingError, EOFError, KeyError, …
+        raise FileError(f"{name}: not a readable PyTorch file ({type(error).__name__}); restore it, or train again") from error
     if not isinstance(found, dict):
-        raise FileError(f"{name}: contains no dict of weights; restore it, or train again")
+        raise FileError(f"{name}: does not contain a dict of weights; restore it, or train again")
     return found
 
 
 def write_versioned(version: int, state: dict[str, Any]) -> bytes:
-    """Return the bytes of a file with a format version, for `read_versioned`."""
+    """Serialize a dict together with a format version; `read_versioned` is the inverse."""
     buffer = io.BytesIO()
     torch.save({FORMAT_VERSION: version, **state}, buffer)
     return buffer.getvalue()
 
 
 def read_versioned(data: bytes, name: str, *, version: int, keys: Iterable[str], kind: str, remedy: str) -> dict[str, Any]:
-    """Return the dict that `write_versioned` wrote.
+    """Return a dict that was serialized by `write_versioned`.
 
-    The format version is checked before anything else in the dict, since another version may have other keys.
+    The format version is checked first, because files of other versions may have different keys.
 
     Parameters
     ----------
-    data, name : the bytes, and the name of the file for messages
-    version : the format version that this fastmlp reads
-    keys : keys that the dict must have
-    kind : what the file is, with its article, for messages
-    remedy : what to do with another file, for messages
+    data : content of the file
+    name : name of the file, for error messages
+    version : required format version
+    keys : required keys of the dict
+    kind : description of the file with its article, such as "an extractor", for error messages
+    remedy : advice at the end of error messages, such as "extract the features again"
 
     Raises
     ------
-    FileError : the bytes are corrupt, have no format version or another one, or lack a key
+    FileError : the data are corrupt, have another format version or none, or a key is missing
     """
     state = read_state(data, name)
     given = state.get(FORMAT_VERSION)

@@ -1,6 +1,7 @@
-"""Scaled batches (n, channels, height, width) from arrays of images (n, height * width * channels), and data augmentation.
+"""Scaling, augmentation and batching of images.
 
-Only training batches are augmented, each image separately, with the transforms of torchvision (v2).
+Images are stored as arrays of shape (n, height * width * channels); batches are tensors of shape (n, channels, height, width).
+Only training batches are augmented. The transforms are those of torchvision.transforms.v2, drawn separately for each image.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Transform = Callable[[torch.Tensor], torch.Tensor]
 class Scaling:
     """Scaling of pixels: (x - shift) * factor.
 
-    shift, factor : float32, (1,) for all pixels, (channels,), or (height * width * channels,) for each pixel and channel
+    shift, factor : float32 arrays of shape (1,) (the same for all pixels), (channels,), or (height * width * channels,)
     """
 
     shift: npt.NDArray[np.float32]
@@ -46,8 +47,8 @@ class Augmentation:
     Parameters
     ----------
     flip : probability of a horizontal flip
-    shift : maximum shift in each direction, in pixels; the border is filled with 0 before scaling
-    erase : probability that a random rectangle (2 to 33 % of the image) is set to 0 before scaling
+    shift : maximum random shift in each direction, in pixels; the uncovered border is filled with 0, before scaling
+    erase : probability that a random rectangle, 2 to 33 % of the image area, is set to 0, before scaling
 
     Raises
     ------
@@ -61,17 +62,17 @@ class Augmentation:
     def __post_init__(self) -> None:
         for name in ("flip", "erase"):
             if not 0 <= getattr(self, name) <= 1:
-                message = f"{name} is a probability between 0 and 1, not {getattr(self, name):g}"
+                message = f"{name} must be a probability between 0 and 1, not {getattr(self, name):g}"
                 raise DescriptionError(message, settings=(name,))
         if self.shift < 0:
             raise DescriptionError(f"shift must be 0 or more pixels, not {self.shift}", settings=("shift",))
 
     def transform(self, height: int, width: int) -> Transform | None:
-        """Return the transform of an image (channels, height, width), or None without augmentation.
+        """Return the transform of an image of shape (channels, height, width), or None if no augmentation is enabled.
 
         Raises
         ------
-        MissingError : torchvision is missing, or incompatible with torch
+        MissingError : torchvision is not installed, or is incompatible with the installed torch
         """
         if not (self.flip or self.shift or self.erase):
             return None
@@ -90,7 +91,7 @@ class Augmentation:
 
 
 class Pixels(Protocol):
-    """Rows with a length and indexing: an array in memory or memory-mapped, or a subset of its rows."""
+    """Interface of image data: an array in memory, a memory-mapped array, or a subset of the rows of either."""
 
     def __len__(self) -> int: ...
 
@@ -98,13 +99,13 @@ class Pixels(Protocol):
 
 
 class Images:
-    """Images in memory or memory-mapped; each batch reads only its own rows.
+    """Images from which batches are made. Memory-mapped images are read batch by batch.
 
     Parameters
     ----------
-    pixels : (n, height * width * channels) uint8 or float32, one image per row with the channels last
+    pixels : array of shape (n, height * width * channels), uint8 or float32, one image per row, channels last
     image_shape : (height, width, channels)
-    scaling : scaling of the pixels; None for none
+    scaling : scaling of the pixels; None if the pixels are not scaled
     device : device of the batches
     """
 
@@ -124,7 +125,10 @@ class Images:
         return len(self.pixels)
 
     def batch(self, rows: npt.NDArray[np.int64] | slice, transform: Transform | None = None) -> torch.Tensor:
-        """Return transformed and scaled images (rows, channels, height, width), float32, channels_last, on the device."""
+        """Return a batch of transformed and scaled images.
+
+        The result has shape (rows, channels, height, width), dtype float32 and memory format channels_last.
+        """
         selected = np.ascontiguousarray(self.pixels[rows]).reshape(-1, *self.image_shape)
         x = torch.from_numpy(selected).permute(0, 3, 1, 2)
         if transform is not None:

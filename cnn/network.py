@@ -1,6 +1,7 @@
-"""PyTorch modules from descriptions, initial weights, layers by name, and torchvision backbones.
+"""Construction of PyTorch modules from descriptions, weight initialization, access to layers by name, and backbones.
 
-Inputs are images (n, channels, height, width) float32. A backbone is a network of torchvision whose output layer is replaced.
+The modules take float32 images of shape (n, channels, height, width). A backbone is a classification network of torchvision
+whose output layer is replaced by one with the required number of classes.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from .files import read_state
 
 OUTPUT = "output"
 
-# Initial weights of convolutions and dense layers, whose biases are set to zero. xavier: Glorot & Bengio 2010; he: He et al.
-# 2015, for ReLU; orthogonal: Saxe et al. 2014. "random" keeps PyTorch's default: kaiming_uniform_ with a = sqrt(5).
+# Initialization of the weights of convolutions and dense layers. xavier: Glorot & Bengio 2010; he: He et al. 2015, for ReLU;
+# orthogonal: Saxe et al. 2014. Biases are then set to zero. "random" is not in this table: it keeps PyTorch's default
+# initialization of weights and biases, which is kaiming_uniform_ with a = sqrt(5) for the weights.
 INITIALIZERS: dict[str, Callable[[torch.Tensor], Any]] = {
     "xavier": nn.init.xavier_uniform_,
     "he": lambda weight: nn.init.kaiming_normal_(weight, nonlinearity="relu"),
@@ -30,10 +32,10 @@ INITIALIZERS: dict[str, Callable[[torch.Tensor], Any]] = {
 
 
 def build(description: Description, seed: int) -> nn.Sequential:
-    """Return the network with its initial weights, which depend only on the description and the seed.
+    """Build the network of a description. The initial weights depend only on the description and the seed.
 
-    Its children are the layers of the description, in order: block1, …, flatten, dense1, …, output. The global random number
-    generator is not changed.
+    The child modules are block1, …, flatten, dense1, …, output, in this order. The state of the global random number
+    generator is preserved.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -52,7 +54,7 @@ def build(description: Description, seed: int) -> nn.Sequential:
 
 
 def build_block(block: Block, channels: int) -> nn.Sequential:
-    """Return a block: convolution, ReLU, pooling, regularization."""
+    """Build a block for inputs with the given number of channels: convolution, ReLU, pooling, regularization."""
     layers = OrderedDict[str, nn.Module]()
     layers["conv"] = nn.Conv2d(channels, block.filters, block.kernel, block.stride, block.padding)
     layers["relu"] = nn.ReLU()
@@ -69,7 +71,7 @@ def build_block(block: Block, channels: int) -> nn.Sequential:
 
 
 def initialize(network: nn.Module, init: str) -> None:
-    """Initialize the weights of convolutions and dense layers by a name of `description.INITIALISATIONS`."""
+    """Initialize the weights of all convolutions and dense layers; `init` is one of `description.INITIALISATIONS`."""
     if init not in INITIALIZERS:
         return
     for module in network.modules():
@@ -83,14 +85,14 @@ def initialize(network: nn.Module, init: str) -> None:
 
 
 class GreyToRGB(nn.Module):
-    """Repeat a single channel three times, so that the first layer of a network for RGB images needs no change."""
+    """Repeat the channel of grayscale images three times, so that a network for RGB images accepts them."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.expand(-1, 3, -1, -1)  # does not change images with three channels
+        return x.expand(-1, 3, -1, -1)  # images that already have three channels stay the same
 
 
 class Backbone(nn.Module):
-    """`GreyToRGB` followed by a torchvision network whose last dense layer is replaced by one with an output per class."""
+    """`GreyToRGB`, followed by a torchvision network whose last dense layer is replaced by one with one output per class."""
 
     def __init__(self, name: str, classes: int) -> None:
         super().__init__()
@@ -108,17 +110,17 @@ class Backbone(nn.Module):
 
 
 def load_torchvision() -> Any:
-    """Return torchvision.
+    """Import and return torchvision.
 
     Raises
     ------
-    MissingError : torchvision is missing, or incompatible with torch
+    MissingError : torchvision is not installed, or is incompatible with the installed torch
     """
     try:
         import torchvision
     except ImportError as error:
         raise MissingError(f"torchvision cannot be imported ({error}); install it with: pip install 'fastmlp[cnn]'") from error
-    except RuntimeError as error:  # operators that are missing in another build of torch
+    except RuntimeError as error:  # torchvision was built for another version of torch
         raise MissingError(
             f"torchvision is incompatible with torch {torch.__version__}: {' '.join(str(error).split())}; install both from "
             "the same index, such as: pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu"
@@ -127,7 +129,7 @@ def load_torchvision() -> Any:
 
 
 def last_linear(body: nn.Module, name: str) -> str:
-    """Return the name of the last dense layer of a torchvision classifier.
+    """Return the name of the last dense layer of a torchvision network.
 
     Raises
     ------
@@ -135,22 +137,22 @@ def last_linear(body: nn.Module, name: str) -> str:
     """
     dense = [path for path, module in body.named_modules() if isinstance(module, nn.Linear)]
     if not dense:
-        message = f"backbone {name} does not end in a dense layer; choose another, such as resnet18"
+        message = f"backbone {name} does not end in a dense layer; choose another backbone, such as resnet18"
         raise DescriptionError(message, settings=("backbone",))
     return dense[-1]
 
 
 def build_backbone(name: str, image_shape: tuple[int, int, int], classes: int, seed: int) -> Backbone:
-    """Return an untrained network of torchvision for images (height, width, channels) with 1 or 3 channels.
+    """Build a torchvision network with random weights for images of shape (height, width, channels), with 1 or 3 channels.
 
     Raises
     ------
     DescriptionError : the name is unknown, the network has no dense layer, or it does not accept images of this shape
-    MissingError : torchvision is missing, or incompatible with torch
+    MissingError : torchvision is not installed, or is incompatible with the installed torch
     """
     known = load_torchvision().models.list_models(module=load_torchvision().models)
     if name not in known:
-        raise DescriptionError(f"no backbone {name!r}; torchvision has {', '.join(known)}", settings=("backbone",))
+        raise DescriptionError(f"unknown backbone {name!r}; torchvision has {', '.join(known)}", settings=("backbone",))
     height, width, channels = image_shape
     if channels not in (1, 3):
         raise DescriptionError(f"backbones need images with 1 or 3 channels, not {channels}", settings=("backbone",))
@@ -167,17 +169,17 @@ def build_backbone(name: str, image_shape: tuple[int, int, int], classes: int, s
 
 
 def load_weights(backbone: Backbone, path: Path, sha256: str | None) -> None:
-    """Load pretrained weights from a file of torchvision, except those of the head, whose classes differ.
+    """Load pretrained torchvision weights. The output layer keeps its weights, because its number of classes differs.
 
     Parameters
     ----------
-    backbone : changed in place
-    path : file of a state dict, as torchvision publishes them
-    sha256 : expected SHA-256 of the file; None for any
+    backbone : network whose weights are replaced in place
+    path : file with a state dict, as published by torchvision
+    sha256 : expected SHA-256 hash of the file; None disables the check
 
     Raises
     ------
-    FileError : the file is missing or corrupt, has another SHA-256, or holds weights of another network
+    FileError : the file is missing or corrupt, has another SHA-256 hash, or contains the weights of another network
     """
     try:
         data = path.read_bytes()
@@ -194,7 +196,7 @@ def load_weights(backbone: Backbone, path: Path, sha256: str | None) -> None:
     try:
         backbone.body.load_state_dict(state)
     except RuntimeError as error:
-        message = f"{path}: not weights of {backbone.name}: {' '.join(str(error).split())[:200]}"
+        message = f"{path}: these are not weights of {backbone.name}: {' '.join(str(error).split())[:200]}"
         raise FileError(message, settings=("weights", "backbone")) from None
 
 
@@ -202,7 +204,7 @@ def load_weights(backbone: Backbone, path: Path, sha256: str | None) -> None:
 
 
 def load_feature_extraction() -> Any:
-    """Return torchvision.models.feature_extraction, which truncates a network after a layer."""
+    """Import and return torchvision.models.feature_extraction."""
     load_torchvision()
     from torchvision.models import feature_extraction
 
@@ -210,14 +212,17 @@ def load_feature_extraction() -> Any:
 
 
 def layer_names(network: nn.Module) -> list[str]:
-    """Return the names of the layers, as `up_to` accepts them."""
+    """Return the names of all layers of a network that `up_to` accepts."""
     if isinstance(network, Backbone):
         return [name for name in load_feature_extraction().get_graph_node_names(network)[1] if name != "x"]
     return [name for name, _ in network.named_modules() if name]
 
 
 def default_layer(network: nn.Module) -> str:
-    """Return the layer whose output is the features: the flattened last block, or the input of a backbone's head."""
+    """Return the name of the layer whose output is used as features by default.
+
+    This is "flatten", the flattened output of the last block, or for a backbone the layer before the output layer.
+    """
     if not isinstance(network, Backbone):
         return FLATTEN
     names = layer_names(network)
@@ -225,7 +230,7 @@ def default_layer(network: nn.Module) -> str:
 
 
 def up_to(network: nn.Module, layer: str) -> nn.Module:
-    """Return the network truncated after a layer, with flattened output (n, features).
+    """Return the network truncated after a layer. Its output is flattened to shape (n, features).
 
     Raises
     ------
@@ -233,7 +238,7 @@ def up_to(network: nn.Module, layer: str) -> nn.Module:
     """
     names = layer_names(network)
     if layer not in names:
-        raise DescriptionError(f"no layer {layer!r}; this network has {', '.join(names)}", settings=("layer",))
+        raise DescriptionError(f"unknown layer {layer!r}; this network has {', '.join(names)}", settings=("layer",))
     if isinstance(network, Backbone):
         return FlattenedOutput(load_feature_extraction().create_feature_extractor(network, {layer: "features"}))
     child, _, inner = layer.partition(".")
@@ -247,7 +252,7 @@ def up_to(network: nn.Module, layer: str) -> nn.Module:
 
 
 class FlattenedOutput(nn.Module):
-    """The flattened output "features" of torchvision's feature extractor."""
+    """Wrapper of torchvision's feature extractor that returns its output "features", flattened."""
 
     def __init__(self, extractor: nn.Module) -> None:
         super().__init__()

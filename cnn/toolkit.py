@@ -1,7 +1,8 @@
-"""Training of an extractor from plain settings: the interface of this package for programs.
+"""Training of a feature extractor from a dict of settings. This is the interface that `fastmlp extract` uses.
 
-Settings are named as in `description.Block`, `description.Description`, `training.Settings` and `images.Augmentation`. Further
-settings are `filters`, `backbone`, `weights`, `weights_sha256`, `layer`, `compile` and `device`.
+The settings have the names of the fields of `description.Block`, `description.Description`, `training.Settings` and
+`images.Augmentation`. There are also the settings `filters`, `backbone`, `weights`, `weights_sha256`, `layer`, `compile` and
+`device`.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from .images import Augmentation, Images, Pixels, Scaling
 from .network import Backbone, load_weights
 from .training import Evaluation, Settings, Split, Trainer, TrainResult, Watch, evaluate, pick_device
 
-CUSTOM = "cnn"  # the backbone that the settings describe block by block
+CUSTOM = "cnn"  # value of `backbone` for a network that the settings describe block by block
 
-SplitArrays = tuple[Pixels, npt.NDArray[Any]]  # pixels (n, height * width * channels), class numbers (n,)
+SplitArrays = tuple[Pixels, npt.NDArray[Any]]  # pixels (n, height * width * channels) and class indices (n,)
 
 
 class Prepared(NamedTuple):
-    """Checked settings, without any data; `width` is the number of features of an image."""
+    """Validated settings of an extractor. `width` is the number of features of an image."""
 
     description: AnyDescription
     settings: Settings
@@ -42,9 +43,9 @@ class Prepared(NamedTuple):
 
 
 class TrainedExtractor(NamedTuple):
-    """A trained extractor, the result of its training, and `figures`, the metrics of the whole network on each split.
+    """A trained extractor, the result of its training, and the metrics of the whole network on each split (`figures`).
 
-    `figures` is empty if the training was stopped by a signal.
+    If the training was stopped by `Watch.stop`, the network is not evaluated and `figures` is empty.
     """
 
     extractor: Extractor
@@ -53,12 +54,12 @@ class TrainedExtractor(NamedTuple):
 
 
 def prepare(options: Mapping[str, Any], image_shape: tuple[int, int, int], classes: int) -> Prepared:
-    """Check the settings for images (height, width, channels).
+    """Validate the settings for images of shape (height, width, channels).
 
     Raises
     ------
-    DescriptionError : a setting is out of range or an unknown name, or does not fit the images
-    FileError : the file of weights is missing or corrupt, has another SHA-256, or holds weights of another network
+    DescriptionError : a number is out of range, a name is unknown, or a setting is invalid for images of this shape
+    FileError : the weight file is missing or corrupt, has another SHA-256 hash, or contains the weights of another network
     MissingError : a device or a package is not available
     """
     description: AnyDescription
@@ -72,13 +73,13 @@ def prepare(options: Mapping[str, Any], image_shape: tuple[int, int, int], class
     shared = {one.name: options[one.name] for one in fields(Settings) if one.name in options}
     augmentation = Augmentation(options["flip"], options["shift"], options["erase"])
     settings = Settings(**shared, augmentation=augmentation, compiled=options["compile"])
-    # An error in the weights or the layer is raised here rather than after the training.
+    # Building the extractor here detects invalid weights and layers before the training.
     width = Extractor(description, initial_network(description, settings, options), None, options["layer"]).width
     return Prepared(description, settings, pick_device(options["device"]), options, width)
 
 
 def initial_network(description: AnyDescription, settings: Settings, options: Mapping[str, Any]) -> torch.nn.Module:
-    """Return the network with its initial or pretrained weights."""
+    """Build the network, with initial weights or, if `weights` is set for a backbone, pretrained weights."""
     network = make_network(description, settings.seed)
     if isinstance(network, Backbone) and options["weights"] is not None:
         load_weights(network, Path(options["weights"]), options["weights_sha256"])
@@ -92,20 +93,20 @@ def train(
     watch: Watch,
     checkpoint: tuple[bytes, str] | None = None,
 ) -> TrainedExtractor:
-    """Train on the split "train", select the best epoch on "validation" if present, and evaluate on all splits.
+    """Train on the split "train", select the best epoch on the split "validation" if present, and evaluate all splits.
 
     Parameters
     ----------
-    prepared : the result of `prepare`
-    parts : pixels (n, height * width * channels) and class numbers (n,) of each split, by name
-    scaling : shift and factor, see `images.Scaling`
+    prepared : result of `prepare`
+    parts : for each split, by name, pixels of shape (n, height * width * channels) and class indices of shape (n,)
+    scaling : shift and factor, as in `images.Scaling`
     watch : callbacks
-    checkpoint : bytes and name of the checkpoint to resume from; None to train from the start
+    checkpoint : content and file name of the checkpoint to resume from; None trains from the start
 
     Raises
     ------
     DivergedError : the loss became NaN or infinite
-    FileError : the checkpoint is corrupt, has another format version, or belongs to another network or optimizer
+    FileError : the checkpoint is corrupt, has another format version, or was written for another network or optimizer
     """
     scale = Scaling(*scaling)
     shape = prepared.description.image_shape

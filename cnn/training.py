@@ -1,7 +1,8 @@
 """Training of a convolutional network: training loop, checkpoints, evaluation.
 
-The random numbers of each epoch (order of the rows, dropout, augmentation) depend only on the seed and the epoch number. So, on
-a CPU and with the same number of threads, a resumed training ends with exactly the same weights as an uninterrupted one.
+The random numbers of each epoch (order of the images, dropout, augmentation) depend only on the seed and the epoch number.
+Therefore a training that is resumed from a checkpoint gives exactly the same weights as an uninterrupted training, provided
+that it runs on a CPU with the same number of threads.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from .images import Augmentation, Images
 OPTIMIZERS = ("adam", "adamw", "sgd")
 MONITORS = ("loss", "accuracy")
 SCHEDULES = ("constant", "step", "cosine")
-EVALUATED = 1024  # default batch size of inference
+EVALUATED = 1024  # default batch size for inference
 CHECKPOINT_VERSION = 1  # format version of checkpoints
 CHECKPOINT_KEYS = ("optimizer_name", "network", "optimizer", "history", "best_epoch", "best_score", "best_network")
 RETRAIN = "delete it to train from the start"
@@ -39,29 +40,29 @@ Labels = npt.NDArray[np.integer[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Settings of a training.
+    """Training settings of a convolutional network.
 
     Parameters
     ----------
-    optimizer : a name of `OPTIMIZERS`, as in torch.optim
-    lr : base learning rate
-    momentum : momentum of sgd
-    weight_decay : weight decay of all parameters, decoupled for adamw
-    schedule : learning-rate schedule, a name of `SCHEDULES`: "step" multiplies the learning rate by `lr_gamma` every `lr_step`
-        epochs, "cosine" decreases it to 0 at the last step (Loshchilov & Hutter 2017, without restarts)
+    optimizer : optimizer, one of `OPTIMIZERS`, as in torch.optim
+    lr : initial learning rate
+    momentum : momentum of the optimizer "sgd"
+    weight_decay : weight decay of all parameters; decoupled from the gradient for "adamw"
+    schedule : learning-rate schedule, one of `SCHEDULES`. "step" multiplies the learning rate by `lr_gamma` every `lr_step`
+        epochs; "cosine" decreases it to 0 at the end of the training (Loshchilov & Hutter 2017, without restarts)
     batch_size : mini-batch size
     epochs : maximum number of epochs
-    monitor : validation metric, a name of `MONITORS`, that selects the best epoch and stops early
+    monitor : validation metric for the selection of the best epoch and for early stopping, one of `MONITORS`
     patience : early-stopping patience in epochs; None disables early stopping
     label_smoothing : label smoothing, as in torch.nn.functional.cross_entropy
     augmentation : random transforms of the training images
-    seed : seed for the order of the rows, dropout and augmentation
+    seed : seed of the order of the images, dropout and augmentation
     autocast : whether convolutions and matrix products use bfloat16 (torch.autocast)
     compiled : whether to use torch.compile
 
     Raises
     ------
-    DescriptionError : a value is out of range or an unknown name
+    DescriptionError : a number is out of range or a name is unknown
     """
 
     optimizer: str = "adam"
@@ -95,7 +96,7 @@ class Settings:
                 raise DescriptionError(message, settings=(name,))
 
     def learning_rate(self, epoch: float) -> float:
-        """Return the learning rate after a number of epochs, which may be fractional."""
+        """Return the learning rate after `epoch` epochs, which may be a fraction such as 2.5."""
         if self.schedule == "step":
             return self.lr * self.lr_gamma ** (int(epoch) // self.lr_step)
         if self.schedule == "cosine":
@@ -104,18 +105,18 @@ class Settings:
 
 
 class Split(NamedTuple):
-    """The images of a split and their labels, class numbers of shape (n,)."""
+    """The images of a split and their labels. The labels are class indices of shape (n,)."""
 
     images: Images
     labels: Labels
 
 
 class TrainResult(NamedTuple):
-    """Result of a training.
+    """Result of `Trainer.run`.
 
-    history : one entry per epoch
-    best_epoch : number of the epoch whose weights the network has, from 1; 0 for the initial weights
-    stopped : reason for the end of the training: "epochs", "patience", or "signal" if `Watch.stop` returned True
+    history : losses, accuracies, learning rate and times of each epoch
+    best_epoch : number, counted from 1, of the epoch whose weights were restored; 0 if they are the initial weights
+    stopped : why the training ended: "epochs" or "patience", or "signal" if `Watch.stop` returned True
     """
 
     history: list[EpochLog]
@@ -127,10 +128,12 @@ class TrainResult(NamedTuple):
 class Watch:
     """Callbacks of a training.
 
-    batch : called after each batch with epoch, rows done, rows in total, mean loss, accuracy, rows per second
-    epoch : called after each epoch with its entry of the history
-    checkpoint : called after each epoch with a checkpoint for `Trainer.resume`, which replaces the previous one
-    stop : called before each epoch and after each batch; True ends the training and discards the current epoch
+    batch : called after each mini-batch with the epoch number, the number of images done, the number of all training
+        images, the mean loss and the accuracy of the epoch so far, and the number of images per second
+    epoch : called after each epoch with the entry that was appended to the history
+    checkpoint : called after each epoch with the content of a checkpoint; `Trainer.resume` needs only the latest one
+    stop : called before each epoch and after each mini-batch; if it returns True, the training ends and the current epoch
+        is discarded
     """
 
     batch: Callable[[int, int, int, float, float, float], None] = lambda *values: None
@@ -140,12 +143,12 @@ class Watch:
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of a name; "auto" is CUDA if available, otherwise the CPU.
+    """Return the device with the given name. "auto" selects CUDA if it is available, and the CPU otherwise.
 
     Raises
     ------
     MissingError : the device is not available
-    DescriptionError : the name is not that of a device
+    DescriptionError : the name is not a valid device name
     """
     cuda = torch.cuda.is_available()
     if name == "auto":
@@ -156,20 +159,21 @@ def pick_device(name: str) -> torch.device:
         raise DescriptionError(f"device must be auto, cpu or cuda, not {name!r}", settings=("device",)) from None
     if device.type == "cuda" and not cuda:
         raise MissingError(
-            f"device {name!r} needs a CUDA device, and none is usable; set device to cpu, or run `fastmlp doctor`",
+            f"device {name!r} needs a CUDA GPU, but none is available; set device to cpu, or run `fastmlp doctor`",
             settings=("device",),
         )
     return device
 
 
 class Trainer:
-    """One training of a network.
+    """Training loop of a convolutional network.
 
     Parameters
     ----------
-    network : trained in place, and moved to the device of the training images
-    train, validation : the splits; without a validation split there is no early stopping, and the last epoch is the best
-    settings : settings of the training
+    network : the network; it is moved to the device of the training images and trained in place
+    train : training split
+    validation : validation split; with None, early stopping is disabled and the last epoch counts as the best
+    settings : training settings
     watch : callbacks
     """
 
@@ -185,11 +189,16 @@ class Trainer:
         self.best_epoch, self.best_score, self.best_network = 0, -math.inf, copy.deepcopy(network.state_dict())
 
     def resume(self, data: bytes, name: str) -> None:
-        """Continue from a checkpoint.
+        """Restore the state of the training from a checkpoint; `run` then continues after its last epoch.
+
+        Parameters
+        ----------
+        data : content of the checkpoint
+        name : name of the file, for error messages
 
         Raises
         ------
-        FileError : the checkpoint is corrupt, has another format version, or belongs to another network or optimizer
+        FileError : the checkpoint is corrupt, has another format version, or was written for another network or optimizer
         """
         kind, keys = "a checkpoint of a training", CHECKPOINT_KEYS
         state = read_versioned(data, name, version=CHECKPOINT_VERSION, keys=keys, kind=kind, remedy=RETRAIN)
@@ -198,7 +207,7 @@ class Trainer:
             message = f"{name}: checkpoint of optimizer {given}, not {optimizer}; {RETRAIN}, or set optimizer to {given}"
             raise FileError(message, settings=("optimizer",))
         try:
-            self.network.load_state_dict(state["best_network"])  # raises here, not after the training, if it does not fit
+            self.network.load_state_dict(state["best_network"])  # detects wrong shapes now, not after training
             self.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (KeyError, ValueError, RuntimeError) as error:
@@ -208,7 +217,7 @@ class Trainer:
         self.best_network = state["best_network"]
 
     def checkpoint(self) -> bytes:
-        """Return the state of the training as bytes, for `resume`."""
+        """Serialize the state of the training for `resume`."""
         state = {
             "optimizer_name": self.settings.optimizer,
             "network": self.network.state_dict(),
@@ -221,11 +230,11 @@ class Trainer:
         return write_versioned(CHECKPOINT_VERSION, state)
 
     def run(self) -> TrainResult:
-        """Train, and restore the weights of the best epoch.
+        """Train the network, and restore the weights of the best epoch at the end.
 
         Raises
         ------
-        DivergedError : the loss became NaN or infinite; the network then has the best weights so far
+        DivergedError : the loss became NaN or infinite; the best weights so far were restored before the exception
         """
         stopped = self._stop_reason()
         while stopped == "" and not self.watch.stop():
@@ -244,20 +253,23 @@ class Trainer:
         return TrainResult(self.history, self.best_epoch, stopped or "signal")
 
     def _monitored_score(self, log: EpochLog) -> float:
-        """Return the score of an epoch, higher is better; without a validation split it is the epoch number."""
+        """Return the score that selects the best epoch (higher is better), or the epoch number without a validation split."""
         if not self.validation:
             return float(log["epoch"])
         return float(log["val_accuracy"] if self.settings.monitor == "accuracy" else -log["val_loss"])
 
     def _stop_reason(self) -> str:
-        """Return why the training ends after the epochs so far, or "" if it continues."""
+        """Return "epochs" or "patience" if the training must end now, or "" if it continues."""
         done, patience = len(self.history), self.settings.patience
         if self.validation and patience is not None and done - self.best_epoch >= patience:
             return "patience"
         return "epochs" if done >= self.settings.epochs else ""
 
     def _train_epoch(self, epoch: int) -> EpochLog | None:
-        """Train for one epoch and evaluate on the validation split; return None if stopped before the end."""
+        """Train for one epoch, evaluate on the validation split, and return the history entry of the epoch.
+
+        If `Watch.stop` returns True within the epoch, return None.
+        """
         settings, rows = self.settings, len(self.train.labels)
         torch.manual_seed(settings.seed * 1_000_003 + epoch)
         order = torch.randperm(rows).numpy()
@@ -289,7 +301,10 @@ class Trainer:
         }
 
     def _train_step(self, rows: npt.NDArray[np.int64], epoch: float) -> tuple[float, int]:
-        """Take one optimizer step; return the mean loss and the number of correct predictions of the batch before it."""
+        """Take one optimizer step on a mini-batch.
+
+        Return the mean loss and the number of correct predictions, both computed before the update.
+        """
         x = self.train.images.batch(rows, self.augment)
         y = torch.from_numpy(self.train.labels[rows].astype(np.int64)).to(x.device)
         for group in self.optimizer.param_groups:
@@ -304,7 +319,7 @@ class Trainer:
 
 
 def make_optimizer(network: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """Return the optimizer of the settings for all parameters of a network."""
+    """Return the optimizer given by the settings, for all parameters of a network."""
     parameters = network.parameters()
     if settings.optimizer == "sgd":
         return torch.optim.SGD(parameters, settings.lr, settings.momentum, weight_decay=settings.weight_decay)
@@ -313,14 +328,17 @@ def make_optimizer(network: nn.Module, settings: Settings) -> torch.optim.Optimi
 
 
 def autocast_context(device: torch.device, autocast: bool) -> AbstractContextManager[Any]:
-    """Return a context in which convolutions and matrix products use bfloat16, or one that changes nothing."""
+    """Return the context manager torch.autocast with bfloat16, or a context manager that does nothing if it is disabled."""
     return torch.autocast(device.type, torch.bfloat16) if autocast else nullcontext()
 
 
 def forward_batches(
     network: nn.Module, images: Images, autocast: bool = False, batch_size: int = EVALUATED
 ) -> Iterator[torch.Tensor]:
-    """Yield the outputs (rows, …) of a network in evaluation mode for batches of images, in order, float32 on the device."""
+    """Yield the outputs of a network for consecutive batches of images, in evaluation mode and without gradients.
+
+    Each output is a float32 tensor of shape (rows, …) on the device of the images.
+    """
     network.eval()
     for start in range(0, len(images), batch_size):
         with torch.inference_mode(), autocast_context(images.device, autocast):
@@ -333,8 +351,8 @@ class Evaluation(NamedTuple):
 
     loss : mean cross-entropy, without label smoothing
     accuracy : fraction of correct predictions
-    predicted : (n,) int64, the most probable class of each image
-    probability : (n,) float64, its probability
+    predicted : most probable class of each image, of shape (n,), int64
+    probability : predicted probability of that class, of shape (n,), float64
     """
 
     loss: float
@@ -344,7 +362,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(network: nn.Module, split: Split, autocast: bool = False) -> Evaluation:
-    """Evaluate a network on a split."""
+    """Compute the metrics and predictions of a network on a split, in evaluation mode."""
     losses, predicted, probability, start = [], [], [], 0
     for z in forward_batches(network, split.images, autocast):
         y = torch.from_numpy(split.labels[start : start + len(z)].astype(np.int64)).to(z.device)

@@ -1,4 +1,4 @@
-"""`python -m fastmlp`, the same as the console script."""
+"""Entry point of `python -m fastmlp`, equivalent to the console script `fastmlp`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of a package that are imported on first access (PEP 562)."""
+"""Lazy imports: the public names of a package are imported on first access (PEP 562)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def lazy(
     Parameters
     ----------
     package : name of the package
-    exports : public names by the submodule that defines them; none may be the name of a submodule, which replaces it once the
-        submodule is imported
+    exports : maps each submodule to the public names that it defines; a public name must differ from the names of all
+        submodules, because importing a submodule sets an attribute of the package with the submodule's name
     extra : public names that the package itself defines
     """
     public = sorted([*(name for names in exports.values() for name in names), *extra])

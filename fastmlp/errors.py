@@ -1,6 +1,7 @@
-"""Exceptions of fastmlp, with the exit codes of the command line.
+"""Exceptions of fastmlp, and the exit codes that the command line uses for them.
 
-Messages say what was given, what is needed, and what to do. Any other exception is a bug (exit code 1).
+An error message states the invalid value, the valid values and a remedy. Any exception that is not defined here is a bug
+(exit code 1).
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ class FastMLPError(Exception):
 
     Parameters
     ----------
-    message : what was given, what is needed, and what to do; settings are named as in Python, not as command-line flags
-    settings : names of the settings to change, such as "val_fraction"; the command line appends their flags to the message
+    message : the invalid value, the valid values and a remedy; it uses the Python names of settings, not command-line flags
+    settings : names of the settings that the user can change to avoid the error, such as "val_fraction"; the command line
+        appends the corresponding flags to the message
     """
 
     exit_code = 1
@@ -38,13 +40,13 @@ class DataError(FastMLPError, ValueError):
 
 
 class UnavailableError(FastMLPError, RuntimeError):
-    """An optional package, a device or the network is missing."""
+    """An optional package, a device or an internet connection is not available."""
 
     exit_code = 4
 
 
 class DivergedError(FastMLPError, ArithmeticError):
-    """The training loss became NaN or infinite."""
+    """A loss or a weight became NaN or infinite during training."""
 
     exit_code = 5
 
@@ -56,7 +58,7 @@ class ThresholdError(FastMLPError, AssertionError):
 
 
 def unknown_name(kind: str, given: str, allowed: Iterable[str]) -> str:
-    """Return the message for a name that is not in a registry, with the most similar valid name and a list of all.
+    """Return the error message for an unknown name; it suggests the most similar valid name and lists all valid names.
 
     >>> unknown_name("activation", "rleu", ["relu", "tanh"])
     "unknown activation 'rleu'; did you mean 'relu'? Valid: relu, tanh"

@@ -1,8 +1,9 @@
-"""Reading and atomic writing of JSON, TOML, JSON lines and safetensors files; hashes and format versions.
+"""Reading and atomic writing of JSON, TOML, JSON Lines and safetensors files; file hashes and format versions.
 
-A crash leaves the old file or the new one, never a part of one. Errors of the file system are raised as DataError, in one line
-with the file and the remedy. Source of the tensor format: https://huggingface.co/docs/safetensors (8 bytes with the length of
-the header, the header in JSON, the tensors).
+After a crash, either the complete old file or the complete new file exists, never a partial one. File-system errors are raised
+as DataError, with a one-line message that contains the path and a remedy. Specification of the safetensors format:
+https://huggingface.co/docs/safetensors (a file contains the length of the header in 8 bytes, the header in JSON, and the
+tensors).
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ import tomli_w
 
 from fastmlp.errors import DataError
 
-O_BINARY = getattr(os, "O_BINARY", 0)  # Windows would write "\r\n" for each "\n"
-RESTORE = "restore it from a copy or repeat the run"
+O_BINARY = getattr(os, "O_BINARY", 0)  # without this flag, Windows converts "\n" to "\r\n"
+RESTORE = "restore it from a backup or repeat the run"
 _REMEDIES = {
     errno.ENOSPC: "free some space or choose another folder",
     errno.EFBIG: "raise the limit on file sizes (ulimit -f) or choose another folder",
@@ -51,14 +52,15 @@ Tensors = dict[str, npt.NDArray[Any]]
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file atomically: temporary file in the same folder, fsync, rename, fsync of the folder.
 
-    The mode is 0666 minus the umask. An existing file at `path` is replaced; anything but a regular file is an error.
-    If the last step fails (fsync of the folder), the new file is in place and complete, but a power failure may restore the
-    old one; this is an error, too.
+    The file mode is 0666 minus the umask. An existing regular file at `path` is replaced. If only the last step (fsync of the
+    folder) fails, DataError is raised although the new file is complete and in place, because a power failure may still bring
+    back the old file.
 
     Raises
     ------
     DataError
-        The file could not be written; the old file is intact, and no temporary file is left.
+        The file could not be written, or `path` exists and is not a regular file. The old file is intact unless only the last
+        step failed. No temporary file is left.
 
     Examples
     --------
@@ -76,7 +78,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
         try:
             _write_and_sync(temporary, data)
             temporary.replace(path)
-        except BaseException:  # including Ctrl-C
+        except BaseException:  # includes KeyboardInterrupt
             temporary.unlink(missing_ok=True)
             raise
         _sync_folder(path.parent)
@@ -85,20 +87,21 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 def json_bytes(value: object, indent: int = 0) -> bytes:
     r"""Return JSON text in UTF-8, with keys in the given order and a final newline.
 
-    NaN and infinities become null, since JSON does not have them and a diverged loss must not prevent writing the result of a
-    run. Floats keep all digits.
+    NaN and infinities are written as null: JSON cannot represent them, and a run whose loss diverged must still be able to
+    write its results. Floats are written with full precision.
 
     Parameters
     ----------
-    value : dict, list, tuple, str, number, bool, None, nested; NumPy scalars become numbers, paths strings
-    indent : spaces per level; 0 for one line
+    value : dict, list, tuple, str, number, bool or None, possibly nested; NumPy scalars are converted to numbers, and paths to
+        strings
+    indent : number of spaces per level; 0 writes everything on one line
 
     Raises
     ------
     DataError
-        A string is not valid Unicode (a file name in another encoding).
+        A string is not valid Unicode (for example a file name in another encoding).
     TypeError
-        A value of another type.
+        A value has an unsupported type.
 
     Examples
     --------
@@ -113,7 +116,7 @@ def json_bytes(value: object, indent: int = 0) -> bytes:
 
 
 def write_json(path: str | os.PathLike[str], value: object) -> None:
-    """Write `json_bytes(value, indent=2)` atomically; raises the errors of `json_bytes` and `write_bytes`.
+    """Write `json_bytes(value, indent=2)` atomically; raise the same errors as `json_bytes` and `write_bytes`.
 
     Examples
     --------
@@ -132,7 +135,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     Raises
     ------
     DataError
-        The file is missing, unreadable, truncated, or not JSON in UTF-8.
+        The file is missing, unreadable, truncated, or not valid JSON in UTF-8.
 
     Examples
     --------
@@ -148,7 +151,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the table in a TOML file; raise DataError if it is missing, unreadable, or not TOML in UTF-8."""
+    """Return the contents of a TOML file; raise DataError if the file is missing, unreadable, or not valid TOML in UTF-8."""
     try:
         with file_errors("read", path):
             return tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -157,16 +160,17 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def write_toml(path: str | os.PathLike[str], table: Mapping[str, object]) -> None:
-    """Write a TOML file atomically; keys whose value is None are left out, since TOML has no null.
+    """Write a TOML file atomically. Keys whose value is None are omitted, because TOML has no null value.
 
-    NaN and infinities are valid in TOML. NumPy scalars become numbers, paths become strings.
+    NaN and infinities are written as such, since TOML supports them. NumPy scalars are converted to numbers, and paths to
+    strings.
 
     Raises
     ------
     DataError
-        As `write_bytes`, or a string is not valid Unicode.
+        The file could not be written (see `write_bytes`), or a string is not valid Unicode.
     TypeError
-        A value of a type that TOML does not have.
+        A value has a type that TOML does not support.
 
     Examples
     --------
@@ -181,14 +185,14 @@ def write_toml(path: str | os.PathLike[str], table: Mapping[str, object]) -> Non
         data = text.encode()
     except UnicodeEncodeError as error:
         line = text.count("\n", 0, error.start) + 1
-        raise DataError(f"cannot write {path}: line {line} is not valid Unicode; rename the file in it") from error
+        raise DataError(f"cannot write {path}: line {line} is not valid Unicode; rename the file named there") from error
     write_bytes(path, data)
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Return the objects in a file written by `append_line`.
 
-    Raises DataError if the file is missing or cannot be read, or a line is not a JSON object.
+    Raise DataError if the file is missing or unreadable, or if a line is not a JSON object.
     """
     with file_errors("read", path):
         lines = Path(path).read_bytes().splitlines()
@@ -199,16 +203,17 @@ def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def append_line(path: str | os.PathLike[str], value: object) -> None:
-    r"""Append one JSON object as one line; it is passed to the operating system before this returns.
+    r"""Append a JSON object to a file, as one line. The file is created if it does not exist.
 
-    So no line is lost if the process is killed. There is no fsync, which would take longer than an epoch of a small network,
-    so a power failure may lose the last lines. If writing fails (disk full), the partial line is removed. The file is created
-    if it does not exist; `value` is as for `json_bytes`.
+    The line is passed to the operating system before this function returns, so it is not lost if the process is killed. A
+    power failure may lose the last lines: there is no fsync, which would take longer than an epoch of a small network. If
+    writing fails (for example because the disk is full), the partial line is removed. `json_bytes` describes the types that
+    `value` may have.
 
     Raises
     ------
     DataError
-        The file could not be written; its earlier lines are intact.
+        The line could not be written. The lines before it are intact.
 
     Examples
     --------
@@ -235,11 +240,11 @@ def append_line(path: str | os.PathLike[str], value: object) -> None:
 
 @contextlib.contextmanager
 def file_errors(verb: str, path: str | os.PathLike[str]) -> Iterator[None]:
-    """Raise errors of the file system and of gzip as a DataError of one line: the file, the reason, and the remedy."""
+    """Convert file-system and gzip errors to DataError, with a one-line message: the path, the reason and a remedy."""
     try:
         yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"cannot {verb} {os.fspath(path)}: damaged gzip file ({error}); delete it and get it again") from error
+        raise DataError(f"cannot {verb} {os.fspath(path)}: damaged gzip file ({error}); use an intact copy") from error
     except OSError as error:
         remedies = _READING_REMEDIES if verb == "read" else _REMEDIES
         remedy = remedies.get(error.errno or 0, "check the disk and the path")
@@ -247,7 +252,7 @@ def file_errors(verb: str, path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _write_and_sync(path: Path, data: bytes) -> None:
-    """Create a file with these bytes and wait until they are on the disk."""
+    """Create a file with the given bytes, and return when they are on the disk."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | O_BINARY, 0o666)
     try:
         _write_all(descriptor, data)
@@ -257,21 +262,21 @@ def _write_and_sync(path: Path, data: bytes) -> None:
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
-    """Call os.write until all is written: a call may write fewer bytes than given."""
+    """Write all bytes. `os.write` is called repeatedly, because a call may write only some of them."""
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
 
 
 def _sync_folder(folder: Path) -> None:
-    """Wait until the entries of the folder are on the disk."""
-    if os.name != "posix":  # Windows cannot open folders; NTFS has a journal of renames
+    """Call fsync on a folder, so that renames in it survive a power failure."""
+    if os.name != "posix":  # Windows cannot open folders, and NTFS journals renames itself
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # EINVAL: this file system does not support fsync of folders
+        if error.errno != errno.EINVAL:  # EINVAL: the file system does not support fsync of folders
             raise
     finally:
         os.close(descriptor)
@@ -288,7 +293,7 @@ def _plain_scalar(value: Any) -> object:
 
 
 def _without_none(value: object) -> Any:
-    """Return a nested value with plain Python types, without the keys whose value is None."""
+    """Return a copy of a nested value with plain Python types only. Keys whose value is None are omitted."""
     if isinstance(value, Mapping):
         return {key: _without_none(item) for key, item in value.items() if item is not None}
     if isinstance(value, list | tuple):
@@ -303,28 +308,28 @@ def file_sha256(path: Path) -> str:
 
 
 def read_tensors(file: Path) -> tuple[dict[str, str], Tensors]:
-    """Return metadata and tensors of a safetensors file.
+    """Return the metadata and the tensors of a safetensors file.
 
     Raises
     ------
-    FileNotFoundError : no such file
-    DataError : it is damaged
+    FileNotFoundError : the file does not exist
+    DataError : the file is damaged
     """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, framework="numpy") as opened:
             metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is not a mapping
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - `opened` is not a mapping
     except FileNotFoundError:
         raise
-    except (SafetensorError, OSError, TypeError) as error:  # TypeError: a dtype that NumPy does not have, such as bfloat16
+    except (SafetensorError, OSError, TypeError) as error:  # TypeError: NumPy lacks the dtype (bfloat16)
         raise DataError(f"{file}: not a readable safetensors file ({error})") from error
     return metadata, tensors
 
 
 def tensor_bytes(tensors: Tensors, metadata: Mapping[str, str]) -> bytes:
-    """Return the bytes of a safetensors file, with sorted metadata, since the library writes them in random order."""
+    """Return the bytes of a safetensors file. The metadata are sorted, because safetensors writes them in random order."""
     from safetensors.numpy import save
 
     data = save(tensors, dict(metadata))
@@ -341,21 +346,21 @@ def check_format_version(path: Path, found: Any, version: int) -> None:
 
     Parameters
     ----------
-    path : the file, for the message
-    found : its contents
-    version : the format version that this fastmlp reads
+    path : path of the file, for the error message
+    found : contents of the file
+    version : the format version that this version of fastmlp can read
 
     Raises
     ------
-    DataError : the version is missing or another one
+    DataError : the format version is missing, or differs from `version`
 
     Examples
     --------
     >>> check_format_version(Path("result.json"), {"format_version": 2}, 1)
     Traceback (most recent call last):
-    fastmlp.errors.DataError: result.json: format version 2, but this fastmlp reads version 1; repeat the run with this version
+    fastmlp.errors.DataError: result.json: format version 2, but this version of fastmlp reads format version 1; repeat the run
     """
     given = found.get("format_version") if isinstance(found, dict) else None
     if given != version:
         found_version = "no format version" if given is None else f"format version {given}"
-        raise DataError(f"{path}: {found_version}, but this fastmlp reads version {version}; repeat the run with this version")
+        raise DataError(f"{path}: {found_version}, but this version of fastmlp reads format version {version}; repeat the run")

@@ -1,4 +1,4 @@
-"""Fixtures of all tests, and a session-wide cache folder of compiled kernels; helpers are in support/."""
+"""Fixtures for all tests, and a temporary cache folder for compiled kernels. Helper functions are in support/."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ import pytest
 
 from fastmlp.engines import BACKENDS
 
-pytest.register_assert_rewrite("support")  # before its first import
+pytest.register_assert_rewrite("support")  # must be called before support is imported
 
 from support.engines import REAL_GPU, marks_of, need_backend, simulation  # noqa: E402
 
-if REAL_GPU:  # shrinking a failing example takes minutes, and time on a GPU machine is limited
+if REAL_GPU:  # shrinking a failing example would take minutes on the GPU machine
     NO_SHRINKING = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
     hypothesis.settings.register_profile("gpu", phases=NO_SHRINKING, report_multiple_bugs=False)
     hypothesis.settings.load_profile("gpu")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Set a temporary cache folder before any compilation; child processes inherit it, so kernels are compiled once.
+    """Set a temporary cache folder for compiled kernels. Child processes inherit it, so each kernel is compiled only once.
 
-    On a real GPU an existing FASTMLP_CACHE_DIR is kept: it may contain precompiled kernels for a machine without a compiler.
+    On a real GPU, an existing FASTMLP_CACHE_DIR is used instead, since it may contain precompiled kernels for a machine that
+    has no compiler.
     """
     if REAL_GPU and "FASTMLP_CACHE_DIR" in os.environ:
         return
-    if hasattr(config, "workerinput"):  # a worker of pytest-xdist inherits the folder
+    if hasattr(config, "workerinput"):  # a pytest-xdist worker inherits the folder
         return
     folder = tempfile.TemporaryDirectory(prefix="fastmlp-tests-", ignore_cleanup_errors=True)
     config.add_cleanup(folder.cleanup)
@@ -42,7 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def more_threads_than_cores() -> Iterator[None]:
-    """Allow more threads than cores: results must not depend on which thread computes what, on any machine."""
+    """Allow more threads than cores, so that multithreading is tested on machines with few cores, too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fastmlp.engines.cpu.engine.most_threads", lambda: 64)
         yield
@@ -50,8 +51,8 @@ def more_threads_than_cores() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def no_global_random_numbers() -> Iterator[None]:
-    """Fail a test that draws from NumPy's global generator, which is not seeded; tests use seeded generators of their own."""
-    before = np.random.get_state(legacy=False)["state"]  # noqa: NPY002 - to detect its use
+    """Fail a test that uses NumPy's global random generator, which is not seeded. Tests must create seeded generators."""
+    before = np.random.get_state(legacy=False)["state"]  # noqa: NPY002 - detects use of the generator
     yield
     after = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
     assert np.array_equal(before["key"], after["key"]), "the test drew from np.random"
@@ -60,7 +61,7 @@ def no_global_random_numbers() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def the_check_packs_all_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail a simulated test of the GPU check that uses a kernel not packed for machines without a compiler."""
+    """In the simulator, fail a test of the GPU check if it needs a kernel that is not precompiled for the GPU machine."""
     if REAL_GPU or request.node.get_closest_marker("gpu") is None:
         yield
         return
@@ -75,15 +76,16 @@ def the_check_packs_all_kernels(request: pytest.FixtureRequest) -> Iterator[None
 
 @pytest.fixture(scope="session", params=[name for name in BACKENDS if name != "cuda"])
 def backend(request: pytest.FixtureRequest) -> str:
-    """Each engine that runs on any machine, in turn."""
+    """Run the test once for each engine that does not need a GPU."""
     return need_backend(request.param)
 
 
 @pytest.fixture(autouse=True)
 def quick_tests_are_quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail a test without the marker "full" that starts Python, simulates a GPU or trains a convolutional network.
+    """Fail a test without the marker "full" if it starts Python, simulates a GPU or trains a convolutional network.
 
-    The last two are detected if their modules are loaded, which is the case once their own tests have been collected.
+    GPU simulation and convolutional networks are only detected if the modules that implement them have been imported, for
+    example during the collection of other tests.
     """
     if request.node.get_closest_marker("full") is not None:
         return
@@ -94,7 +96,7 @@ def quick_tests_are_quick(request: pytest.FixtureRequest, monkeypatch: pytest.Mo
     start = subprocess.Popen.__init__
 
     def started(self: Any, args: Any, *given: Any, **named: Any) -> None:
-        if not isinstance(args, str) and sys.executable in list(args):  # libraries may start other programs when imported
+        if not isinstance(args, str) and sys.executable in list(args):  # libraries may start other programs
             refuse()
         start(self, args, *given, **named)
 
@@ -107,7 +109,7 @@ def quick_tests_are_quick(request: pytest.FixtureRequest, monkeypatch: pytest.Mo
 
 @pytest.fixture(scope="session", params=[pytest.param(name, marks=marks_of(name)) for name in BACKENDS])
 def every_backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each engine in turn; "cuda" runs in the simulator, which is slow."""
+    """Run the test once for each engine. "cuda" runs in the simulator, which is slow."""
     name = need_backend(request.param)
     with simulation() if name == "cuda" else contextlib.nullcontext():
         yield name
@@ -115,19 +117,19 @@ def every_backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def numba_backend() -> str:
-    """The Numba engine, for guarantees that only it gives (bit-identical results)."""
+    """The Numba engine, for tests of properties that only this engine has, such as bit-identical results."""
     return need_backend("numba")
 
 
 @pytest.fixture
 def simulated_gpu() -> Iterator[None]:
-    """The simulator, for tests of backend "cuda" alone."""
+    """Run the test in the GPU simulator, for tests that only use the backend "cuda"."""
     with simulation():
         yield
 
 
 @pytest.fixture
 def eager_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Use several threads even for little work, so that tests with small shapes cover multithreading."""
+    """Use several threads even for small networks, so that tests with small shapes cover multithreading."""
     for threshold in ("MUCH_FLOPS", "SURE_FLOPS"):
         monkeypatch.setattr(f"fastmlp.engines.cpu.threads.{threshold}", 0)

@@ -1,4 +1,4 @@
-"""Check of fastmlp on a machine with a GPU: carry.py prepares a folder, start.py runs on the machine and starts check.py."""
+"""Check of fastmlp on a machine with a GPU. carry.py prepares a folder; there, start.py unpacks it and runs check.py."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Repeat a training with several grid sizes: the results must be bit-identical."""
+"""Check that repeated trainings give bit-identical results, also with different grid sizes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from fastmlp.nn.optimizers import Optimizer
 
 REPEATS = 3
 LEARNING_RATE = 1e-3
-# Dropout, optimizer slots and gradient clipping; widths that are not multiples of the tile size.
+# The trainings use dropout, optimizer slots and gradient clipping, and layer sizes that are not multiples of the tile size.
 NETWORK = Network((784, 130, 61, 10), ("relu", "silu"), dropout=(0.2, 0.0), l2=1e-3)
 SMALL = Network((20, 13, 9, 5), ("relu", "silu"), dropout=(0.3, 0.0), l2=0.1)
-# The small-batch design, and the tiled design in every precision.
+# The kernels for small batches, and the kernels for large batches in every precision.
 JOBS = {
     "small batches": EngineSpec(NETWORK, Optimizer("adamw", clip_norm=1.0), 64, seed=7),
     **{
@@ -34,7 +34,7 @@ JOBS = {
 
 
 def train_steps(engine: Engine, spec: EngineSpec, steps: int) -> tuple[State, Any]:
-    """Return the state and the row losses after `steps` steps on random rows, always from the same initial state."""
+    """Train `steps` steps on random rows, always from the same initial state; return the final state and the row losses."""
     network, batch = spec.network, spec.batch_size
     rng = np.random.default_rng(3)
     x = rng.random((4 * batch, network.sizes[0]), np.float32)
@@ -47,7 +47,7 @@ def train_steps(engine: Engine, spec: EngineSpec, steps: int) -> tuple[State, An
 
 
 def digest(state: State, losses: Any) -> str:
-    """Hash all bits of a training's final state and losses."""
+    """Return a hash of the bits of a training's final state and losses."""
     return hashlib.sha256(b"".join(array.tobytes() for array in (state.parameters, state.slots, losses))).hexdigest()[:16]
 
 
@@ -61,7 +61,7 @@ def grid_sizes(blocks: int) -> list[int]:
 
 
 def measure_bits(findings: Findings, sizes: Sizes, runtime: TimedRuntime) -> None:
-    """Record the digests of all trainings by design and grid size; record an error for each design with differing digests."""
+    """Record the digests of all trainings by kernel design and grid size; differing digests of a design are an error."""
     blocks = runtime.blocks
     for label, spec in JOBS.items():
         found: dict[str, list[str]] = {}
@@ -81,18 +81,18 @@ def measure_bits(findings: Findings, sizes: Sizes, runtime: TimedRuntime) -> Non
 
 
 def compare(findings: Findings, label: str, spec: EngineSpec, steps: int, losses: Any) -> None:
-    """Record an error if the mean loss disagrees with the specification."""
+    """Record an error if the mean loss disagrees with that of the NumPy engine."""
     _, expected = train_steps(NumpyEngine(spec), spec, steps)
     worst = abs(float(losses.mean(dtype=np.float64) / expected.mean(dtype=np.float64)) - 1)
     if not worst <= AGREEMENT:
         findings.error(
             f"losses of {label}",
-            Disagreement(f"mean loss differs from the specification by {worst:.2g}, allowed {AGREEMENT:.2g}"),
+            Disagreement(f"mean loss differs from the NumPy engine by {worst:.2g}; the tolerance is {AGREEMENT:.2g}"),
         )
 
 
 def train_small(findings: Findings, sizes: Sizes, runtime: TimedRuntime) -> None:
-    """Train a 20-13-9-5 network for a few steps with both designs; the workload of compute-sanitizer."""
+    """Train a small network for a few steps with both kernel designs; compute-sanitizer runs this training."""
     for batch in (9, cuda.SMALL_BATCH + 1):
         spec = EngineSpec(SMALL, Optimizer("momentum"), batch, seed=7)
         with contextlib.closing(cuda.CudaEngine(spec, runtime)) as engine:

@@ -1,9 +1,9 @@
-"""Prepare a folder for a GPU machine that has few packages, no kernel compiler and no network.
+"""Prepare a folder for a GPU machine that has few packages, no kernel compiler and no network connection.
 
     python -m benchmarks.gpu.carry [FOLDER]
 
 The folder contains wheels for that machine's Python, all kernels used by the check (kernels.jsonl) compiled for its GPU, and
-the data sets available locally (FASTMLP_DATA). Copy it to the machine together with the repository, then run there:
+the data sets that are available locally (FASTMLP_DATA). Copy it to the machine together with the repository, and run there:
 
     python3 benchmarks/gpu/start.py FOLDER --out gpu.json
 
@@ -32,10 +32,10 @@ from fastmlp.engines.cpu.threads import available_cores
 from fastmlp.engines.cuda.compiler import Capability, compiled, entry_of, sources
 from fastmlp.files import write_json
 
-# Packages that the check imports and that a machine with NumPy, PyTorch and Numba may lack; pip adds their dependencies.
+# Packages that the check imports, and that may be missing although NumPy, PyTorch and Numba are installed.
 PACKAGES = ("msgspec", "tomli-w", "platformdirs", "threadpoolctl", "pytest", "hypothesis", "greenlet")
 PYTHON = "3.12"
-# Accepted platform tags; pip matches the given tags only and does not add those of older systems.
+# Accepted platform tags. All are listed, since pip does not add the tags of older systems by itself.
 SYSTEMS = ("manylinux_2_28_x86_64", "manylinux_2_24_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 DATA = ("fashion-mnist", "mnist")
 LARGEST = 55 * 2**20  # bytes, including the repository
@@ -51,28 +51,28 @@ def carry_wheels(folder: Path, packages: Sequence[str] = PACKAGES) -> None:
 
 
 def compile_one(request: KernelRequest, capability: Capability) -> Path:
-    """Compile a kernel unless it is in the cache; return its file."""
+    """Compile a kernel unless it is in the cache; return the path of its file in the cache."""
     what = request.name, request.kind, request.shape(), capability
     compiled(*what)
     return entry_of(*what)
 
 
 def carry_kernels(file: Path, requests: Sequence[KernelRequest], capability: Capability) -> None:
-    """Pack all kernels into one archive: they are similar, so they compress far better together than separately."""
+    """Compile and pack all kernels. They are similar, so one archive is far smaller than separately compressed files."""
     with ProcessPoolExecutor(available_cores(), multiprocessing.get_context("spawn")) as pool:
         paths = list(pool.map(compile_one, requests, [capability] * len(requests)))
     pack(file, paths)
 
 
 def pack(file: Path, paths: Iterable[Path]) -> None:
-    """Write the files to an archive without folder names; extracted files belong to the user who extracts them."""
+    """Write the files to an archive, without the names of their folders."""
     with tarfile.open(file, "w:xz") as archive:
         for path in paths:
             archive.add(path, path.name)
 
 
 def carry_data(folder: Path, names: Sequence[str] = DATA) -> list[str]:
-    """Copy the files of the locally available data sets, compressed as published; return the names of these data sets."""
+    """Copy all available data sets, compressed like the published files; return the names of the copied data sets."""
     found = []
     for name in names:
         entry = DATASETS[name]
@@ -123,7 +123,7 @@ def main() -> None:
     whole = size_of(folder) + repository_size()
     print(f"{folder}: {about}; {whole / 2**20:.1f} MiB with the repository")
     for name in set(DATA) - set(data):
-        print(f"{name} was not found and is not packed: set FASTMLP_DATA to the folder that contains it")
+        print(f"{name} was not found, so it is not packed; set FASTMLP_DATA to the folder that contains it")
     if whole > LARGEST:
         sys.exit(f"the total is more than {LARGEST / 2**20:.0f} MiB")
 

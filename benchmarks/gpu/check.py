@@ -1,12 +1,12 @@
 """Check fastmlp on a machine with a GPU: python -m benchmarks.gpu.check [--out gpu.json] [--seconds 345] [--after gpu.json]
 
-Runs the stages of stages.py one after another, each in its own process with a time limit. All findings go to one JSON file,
-which is rewritten after each stage. A stage that fails or hangs does not affect the others; the exit status is then 1. A stage
-for which too little of --seconds remains is skipped and listed as left out; a second check with --after keeps the findings of
-the first one and runs the remaining stages.
+The check runs the stages of stages.py one after another, each in its own process with a time limit. All results are written
+to one JSON file, which is updated after each stage. If a stage fails or hangs, the other stages still run, and the exit status
+is 1. If too little of --seconds remains for a stage, the stage is skipped and listed under "left_out". A second check with
+--after keeps the results of the first check and runs only the stages that it did not finish.
 
-Requires fastmlp's dependencies and cuda-bindings, and numba-cuda with NVVM unless all kernels are already compiled. carry.py
-and start.py supply missing packages and kernels.
+The check requires fastmlp's dependencies and cuda-bindings. It also requires numba-cuda with NVVM, unless all kernels are
+already compiled. carry.py and start.py provide the packages and kernels that are missing on a machine.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from benchmarks.gpu.stages import Stage, add_sizes, sizes_of, stages
 from fastmlp.engines.kernel_cache import cache_folder
 from fastmlp.files import read_json, write_json
 
-SECONDS = 345.0  # leaves start.py 15 s of six minutes for unpacking
+SECONDS = 345.0  # six minutes, minus 15 s in which start.py unpacks its files
 
 
 class Check:
-    """A run of the check.
+    """One run of the check.
 
     result : contents of the file `out`
     limit : time limit of every stage in seconds; None uses each stage's own limit
@@ -43,7 +43,7 @@ class Check:
 
     def __init__(self, out: Path, seconds: float, limit: float | None = None) -> None:
         self.out, self.began, self.seconds, self.limit = out, time.monotonic(), seconds, limit
-        self.durations: dict[str, float] = {}  # seconds of the longest stage of each kind
+        self.durations: dict[str, float] = {}  # seconds of the longest stage with each prefix
         self.result: dict[str, Any] = {"settings": {"seconds": seconds}, "stages": [], "rows": [], "left_out": [], "errors": []}
 
     @property
@@ -55,8 +55,8 @@ class Check:
         kind = stage.name.partition(":")[0]
         needs = self.durations.get(kind, stage.needs)
         if self.left < needs:
-            reason = f"needs about {needs:.0f} s, and {max(0.0, self.left):.0f} s are left"
-            print(f"{stage.name}: left out, {reason}", flush=True)
+            reason = f"it needs about {needs:.0f} s, but only {max(0.0, self.left):.0f} s are left"
+            print(f"{stage.name}: skipped because {reason}", flush=True)
             self.result["left_out"].append({"what": stage.name, "reason": reason})
             write_json(self.out, self.result)
             return
@@ -74,7 +74,7 @@ class Check:
     def record_stage(
         self, stage: Stage, status: int | None, found: dict[str, Any], seconds: float, compiled: Sequence[str]
     ) -> None:
-        """Add the state of a stage, and an error if its process failed without recording one."""
+        """Add the state of a stage to the result, and an error if its process failed without recording one."""
         state = "hung" if status is None else "failed" if status else "done"
         if status and not found.get("errors"):
             error = {"what": stage.name, "type": "process", "message": f"exit status {status}", "numerical": False}
@@ -86,10 +86,10 @@ class Check:
 
 
 def add_earlier(result: dict[str, Any], earlier: dict[str, Any]) -> set[str]:
-    """Add an earlier check's findings to the result; return the names of its finished stages.
+    """Add the findings of an earlier check to the result; return the names of the stages that it finished.
 
-    Errors and left-out entries of the earlier check are dropped, since unfinished stages are run again. Their partial findings
-    are kept.
+    Errors and skipped stages of the earlier check are not copied, since unfinished stages are run again. Partial findings of
+    unfinished stages are kept.
 
     >>> result = {"rows": [], "stages": [], "errors": []}
     >>> stages = [{"name": "bits", "state": "done"}, {"name": "tests", "state": "hung"}]
@@ -105,7 +105,7 @@ def add_earlier(result: dict[str, Any], earlier: dict[str, Any]) -> set[str]:
 
 
 def cached_kernels() -> set[str]:
-    """Return the file names of the compiled kernels."""
+    """Return the file names of the compiled kernels in the kernel cache."""
     return {path.name for path in cache_folder().glob("*.cubin")}
 
 
@@ -120,13 +120,13 @@ def run_in_process(name: str, out: Path, options: Sequence[str], limit: float) -
         print(f"{name}: killed after {limit:.0f} s", flush=True)
         return None
     finally:
-        with contextlib.suppress(ProcessLookupError):  # no process of the group is left
+        with contextlib.suppress(ProcessLookupError):  # all processes of the group have ended
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the rows of README's table as text."""
+    """Format the times of all engines as text, one line per engine, network and batch size."""
     return "\n".join(
         f"{row['network']:<28} {row['batch']:>5}  {row['backend']:<6} {row['threads'] or '':>3} "
         f"{1000 * row['seconds_per_epoch']:>10.2f} ms per epoch  {row['gflops']:>9.0f} GFLOP/s"
@@ -135,7 +135,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def faults(result: dict[str, Any]) -> list[str]:
-    """Return all failures except wrong results: crashes, hung stages, compilations. With the stub driver there must be none.
+    """Return a line for each failure other than a wrong result: a crash, a hung stage, or a stage that compiled kernels.
+
+    Kernels must not be compiled during the check, since all of them should have been compiled in advance.
 
     >>> faults({"errors": [{"what": "bits", "type": "Disagreement", "message": "", "numerical": True}],
     ...         "stages": [{"name": "tests", "state": "hung", "kernels_compiled": 0}]})
@@ -156,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--seconds", type=float, default=SECONDS, help="time limit of all stages together [default: %(default)s]"
     )
-    parser.add_argument("--limit", type=float, help="time limit of each stage in seconds, instead of its own")
+    parser.add_argument("--limit", type=float, help="time limit of each stage in seconds, instead of its default")
     parser.add_argument(
         "--only", type=re.compile, default=re.compile(""), help="run only stages whose name matches this regular expression"
     )

@@ -1,7 +1,7 @@
-"""Time epochs on a machine with a GPU: fastmlp's engines and PyTorch in turn, and the CUDA engine with separately timed copies.
+"""Time epochs on a machine with a GPU: fastmlp's engines and PyTorch alternately, copies and computation separately.
 
-Rows, checks and rounds are those of `fastmlp bench` (fastmlp/bench/rounds.py): implementations whose losses disagree with the
-specification are not timed.
+The data, the checks and the rounds are the same as in `fastmlp bench` (fastmlp/bench/rounds.py). An implementation is not
+timed if its losses disagree with those of the NumPy engine.
 """
 
 from __future__ import annotations
@@ -40,12 +40,15 @@ from fastmlp.errors import UnavailableError
 from fastmlp.nn.scaling import Scaling
 
 THREAD_COUNTS = (1, 2, 4, 8, 16)
-ROUNDOFF = {"float32": 0.0, "tf32": 2.0**-11, "bf16": 2.0**-8}  # unit roundoff
-PIXEL_MAX = 255  # divisor of the scaling "unit"
+ROUNDOFF = {"float32": 0.0, "tf32": 2.0**-11, "bf16": 2.0**-8}  # unit roundoff of the operands
+PIXEL_MAX = 255  # largest value of a pixel
 
 
 class Variant(NamedTuple):
-    """A configuration of the CUDA engine; pixels : rows are uint8 and are scaled on the fly, otherwise float32."""
+    """A configuration of the CUDA engine.
+
+    pixels : if true, the rows are uint8 and are scaled when they are loaded; otherwise they are float32
+    """
 
     optimizer: str = "sgd"
     precision: str = "float32"
@@ -83,15 +86,15 @@ class OnDevice(OwnEngine):
         super().prepare(task)
 
 
-@functools.lru_cache(maxsize=1)  # each process measures one case
+@functools.lru_cache(maxsize=1)  # a process measures only one case
 def rows_of(case: Case, data: str, rows: int) -> Rows:
     return Source(data, rows).rows_for(case)
 
 
 def task_of(case: Case, sizes: Sizes, optimizer: str = "sgd", whole_batches: bool = False) -> tuple[Task, str]:
-    """Return the training task and the name of its data: "synthetic" if `sizes.data` is missing.
+    """Return the training task and the name of its data set, which is "synthetic" if `sizes.data` is not available.
 
-    whole_batches : drop the rows of an incomplete last batch
+    whole_batches : if true, drop the rows of an incomplete last mini-batch
     """
     rows = rows_of(case, sizes.data, sizes.rows)
     task = BenchSettings([case], rows=sizes.rows, optimizer=optimizer).task(case, rows)
@@ -102,14 +105,17 @@ def task_of(case: Case, sizes: Sizes, optimizer: str = "sgd", whole_batches: boo
 def valid_entries(
     findings: Findings, task: Task, contestants: Sequence[Contestant], stack: contextlib.ExitStack
 ) -> list[Entry]:
-    """Warm up all contestants; return those whose losses agree with the specification, and record why the others do not."""
+    """Warm up all contestants; return those that can be timed.
+
+    A contestant whose losses disagree with the NumPy engine is recorded as an error, and one that is unavailable as left out.
+    """
     specified, found = specified_losses(task), []
     for contestant in contestants:
         name = label(contestant.backend, contestant.threads)
         stack.callback(contestant.close)
         try:
             found.append(Entry(contestant, warm_up(contestant, task, specified)))
-        except Exception as error:  # PyTorch's compiler may raise anything; continue with the others
+        except Exception as error:  # PyTorch's compiler raises many types; continue with the others
             if isinstance(error, UnavailableError) and not isinstance(contestant, OwnEngine):
                 findings.add("left_out", {"what": f"{task.network.label}, batch {task.batch}: {name}", "reason": str(error)})
             else:
@@ -118,7 +124,10 @@ def valid_entries(
 
 
 def row_of(case: Case, entry: Entry, entries: Sequence[Entry], gflop: float) -> dict[str, Any]:
-    """Return a result row; over_cuda : ratio of its seconds to the CUDA engine's in the same round, None if that is missing."""
+    """Return a row of the results.
+
+    Its key "over_cuda" is the ratio of its times to the CUDA engine's times in the same rounds, or None without CUDA engine.
+    """
     pairs = [zip(entry.seconds, other.seconds, strict=True) for other in entries if other.backend == "cuda"]
     over = min_median_max([one / ours for one, ours in pairs[0]]) if pairs else None
     return result_row(case, entry, gflop) | {"over_cuda": over}
@@ -127,7 +136,7 @@ def row_of(case: Case, entry: Entry, entries: Sequence[Entry], gflop: float) -> 
 def contest(
     findings: Findings, key: str, case: Case, sizes: Sizes, contestants: Sequence[Contestant], whole_batches: bool = False
 ) -> None:
-    """Time all contestants on a case, one epoch of each per round; the rows are saved after each round."""
+    """Time one epoch of each contestant per round; the rows of the results are saved after each round."""
     task, data = task_of(case, sizes, whole_batches=whole_batches)
     gflop = task.network.flops_per_row * len(task.x) / 1e9
     with contextlib.ExitStack() as stack:
@@ -138,7 +147,7 @@ def contest(
 
 
 def own_engines(runtime: Any) -> list[Contestant]:
-    """Return fastmlp's engines: CUDA first, then Numba with several numbers of threads, and NumPy on all cores."""
+    """Return fastmlp's engines: CUDA, then Numba with several numbers of threads, then NumPy with all cores."""
     cores = available_cores()
     several = [OwnEngine("numba", threads) for threads in THREAD_COUNTS if threads <= cores]
     return [OnDevice(runtime), *several, OwnEngine("numpy", cores)]
@@ -148,7 +157,12 @@ def own_engines(runtime: Any) -> list[Contestant]:
 
 
 class EpochTimes(NamedTuple):
-    """Seconds per epoch of the CUDA engine: wall time, copies in and out, and from the first launch to the end of the last."""
+    """Times of epochs of the CUDA engine, in seconds.
+
+    wall : total time of each epoch
+    copied : time of the copies to the device ("in") and from the device ("out") in each epoch
+    computed : time from the first launch of each epoch to the end of its last launch
+    """
 
     wall: list[float]
     copied: list[dict[str, float]]
@@ -156,7 +170,10 @@ class EpochTimes(NamedTuple):
 
 
 def timed_epochs(runtime: TimedRuntime, contestant: Contestant, orders: Sequence[Order]) -> EpochTimes:
-    """Time each epoch twice: as is, and with copies and computation timed separately, which adds overhead."""
+    """Train each epoch twice: first its total time is measured, and then the times of copies and computation.
+
+    Measuring copies and computation separately adds overhead, so it does not contribute to the total time.
+    """
     found = EpochTimes([], [], [])
     for order in orders:
         began = time.perf_counter()
@@ -175,14 +192,15 @@ def timed_epochs(runtime: TimedRuntime, contestant: Contestant, orders: Sequence
 
 
 def measure_variant(runtime: TimedRuntime, case: Case, sizes: Sizes, variant: Variant) -> dict[str, Any]:
-    """Return a row for one configuration of the CUDA engine.
+    """Return a row of the results for one configuration of the CUDA engine. The main keys are:
 
-    seconds_per_epoch : median wall time; device_seconds : from an epoch's first launch to the end of its last
-    copies : seconds of copies `in` and `out` per epoch, without the training rows, which stay on the device
+    seconds_per_epoch : median total time of an epoch
+    device_seconds : median time from the first launch of an epoch to the end of its last launch
+    copies : median seconds of copies per epoch, "in" and "out"; the training rows are not copied, since they stay on the GPU
 
     Raises
     ------
-    Disagreement : the losses disagree with the specification
+    Disagreement : the losses disagree with those of the NumPy engine
     """
     task, data = task_of(case, sizes, variant.optimizer)
     with contextlib.closing(OnDevice(runtime, variant)) as contestant:
@@ -207,12 +225,12 @@ def measure_variant(runtime: TimedRuntime, case: Case, sizes: Sizes, variant: Va
 
 @functools.lru_cache(maxsize=4)
 def specified_of(case: Case, sizes: Sizes, optimizer: str) -> tuple[float, float]:
-    """Return the first losses of the specification; they are the same for all precisions."""
+    """Return the first losses of the NumPy engine, with which the losses in all precisions are compared."""
     return specified_losses(task_of(case, sizes, optimizer)[0])
 
 
 def measure_variants(case: Case, findings: Findings, sizes: Sizes, runtime: TimedRuntime) -> None:
-    """Record a row for each configuration of the CUDA engine."""
+    """Measure all configurations of the CUDA engine; record a row for each."""
     for variant in VARIANTS:
         try:
             findings.add("variants", measure_variant(runtime, case, sizes, variant))

@@ -1,4 +1,4 @@
-"""Findings of a stage of the check, in a JSON file that is rewritten after every finding."""
+"""Storage of the findings (results and errors) of one stage of the check in a JSON file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastmlp.files import write_json
 
 
 class Findings:
-    """Findings of a stage, saved immediately, so that a stage that is killed loses none.
+    """Findings of a stage. The file is rewritten after every finding, so that none is lost if the stage is killed.
 
     found : contents of the file `out`
     """
@@ -30,7 +30,7 @@ class Findings:
         self.put(key, [*self.found.get(key, []), value])
 
     def error(self, what: str, error: Exception) -> None:
-        """Record an error; its key "numerical" distinguishes wrong results from crashes."""
+        """Record an error. Its key "numerical" is true for a wrong result and false for a crash."""
         traceback.print_exception(error)
         message = " ".join(str(error).split())[:500]
         print(f"{what}: FAILED, {type(error).__name__}: {message}", flush=True)
@@ -50,7 +50,7 @@ class Findings:
 
 
 def merge(whole: dict[str, Any], findings: dict[str, Any]) -> None:
-    """Add the findings of a stage to those of the whole check: lists are concatenated, other values replaced.
+    """Add the findings of a stage to those of the whole check: lists are concatenated, and other values are replaced.
 
     >>> whole = {"rows": [1], "device": None}
     >>> merge(whole, {"rows": [2], "device": "a card"})

@@ -1,8 +1,8 @@
-"""Record of the kernels used by the GPU check and its tests: python -m benchmarks.gpu.kernels updates it.
+"""Update kernels.jsonl, the record of the kernels used by the GPU check and its tests: python -m benchmarks.gpu.kernels
 
 A machine with a GPU may lack a kernel compiler, so the kernels are compiled in advance. The record is made by running the
-stages and the tests in the simulator (a few minutes). The tests compare each of these runs with the record, so a kernel missing
-from it fails a test.
+stages and the tests in the simulator, which takes a few minutes. In ordinary runs, the same tests fail if they use a kernel
+that is missing from the record.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from fastmlp.engines.cuda.kernels.programs import KernelSpec, Shape
 from fastmlp.engines.cuda.kernels.tiles import Tile
 
 RECORD = Path(__file__).with_name("kernels.jsonl")
-RECORD_TO = "FASTMLP_RECORD_KERNELS"  # file to which the tests append the kernels they use, instead of checking them
-# Arguments of pytest for the runs in the simulator.
+RECORD_TO = "FASTMLP_RECORD_KERNELS"  # file to which the tests append the kernels they use
+# Arguments of the two pytest runs that use the simulator.
 RUNS = (["-m", "gpu", "tests/engines"], ["tests/benchmarks/test_gpu_stages.py"])
 
 
 class KernelRequest(NamedTuple):
-    """A kernel of `programs.KERNELS`, its kind, and its design: "shape" for small batches, "tile" for large ones."""
+    """A kernel of `programs.KERNELS`, its specification, and its design: "shape" for small, "tile" for large batches."""
 
     name: str
     kind: KernelSpec
@@ -47,12 +47,12 @@ class KernelRequest(NamedTuple):
         return {"name": self.name, "design": self.design, "kind": self.kind._asdict()}
 
     def shape(self) -> Shape | Tile:
-        """Return how the kernel divides its work."""
+        """Return the sizes by which the kernel divides its work among threads and blocks."""
         return cuda.SHAPE if self.design == "shape" else cuda.TILES[self.kind.precision]
 
 
 def read_record(file: Path = RECORD) -> list[KernelRequest]:
-    """Read the record, one kernel per line."""
+    """Read the record, which has one kernel per line."""
     return [KernelRequest.from_row(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
 
 

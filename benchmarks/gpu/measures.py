@@ -1,6 +1,6 @@
-"""Measurements of a GPU: copies, barriers, matrix products, and a runtime that times launches and copies.
+"""Measure copies, barriers and matrix products on a GPU; also a runtime that times launches and copies.
 
-All measurements use the engine's runtime (fastmlp/engines/cuda/runtime.py), so they also run in the tests' simulator.
+All measurements use the engine's runtime (fastmlp/engines/cuda/runtime.py), so they can also run in the tests' simulator.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from fastmlp.engines.cuda.runtime import Launch
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
 
-# float32 multiply-adds per clock and multiprocessor, by compute capability. Source: CUDA C++ Programming Guide 13,
+# float32 multiply-adds per clock cycle and multiprocessor, by compute capability. Source: CUDA C++ Programming Guide 13,
 # "Arithmetic Instructions", results per clock cycle of 32-bit add, multiply and multiply-add.
 UNITS = {(7, 5): 64, (8, 0): 64, (8, 6): 128, (8, 7): 128, (8, 9): 128, (9, 0): 128, (10, 0): 128, (10, 3): 128, (12, 0): 128}
-# Allowed relative error of a product (2-norm, against float64), for rounding of the sums and of both operands.
+# Relative tolerance of a product (2-norm, compared with float64). It allows for the rounding of the sums and of both operands.
 PRODUCT_AGREEMENT = {"float32": 1e-5, "tf32": 1e-3, "bf16": 8e-3}
 PRODUCT_ROWS = 64  # number of rows compared with float64
 
 
 class TimedRuntime:
-    """A runtime wrapper that keeps the last launch and can time copies separately from computation.
+    """A wrapper of a runtime that times copies and computation, and remembers the last launch.
 
-    separate : whether copies first wait for earlier work, so that they are timed on their own; this adds overhead
-    copied : seconds of copies to the device ("in") and back ("out")
-    computed : seconds from a first launch until all launches have finished
-    last : the last launch outside a graph
+    separate : if true, each copy first waits for earlier work, so that it is timed alone; this adds overhead
+    copied : seconds of copies to the device ("in") and from the device ("out"); counted only if `separate` is true
+    computed : seconds from the first launch until all launches have finished
+    last : the last launch that was not part of a CUDA graph
     """
 
     def __init__(self, inner: Any) -> None:
@@ -93,7 +93,7 @@ class TimedRuntime:
 
 
 def scaled(values: Sequence[float], scale: float) -> dict[str, float]:
-    """Return `min_median_max` of the values in another unit.
+    """Multiply the values by `scale` and return their `min_median_max`.
 
     >>> scaled([3.0, 1.0, 2.0], 10)
     {'median': 20.0, 'least': 10.0, 'most': 30.0}
@@ -102,7 +102,7 @@ def scaled(values: Sequence[float], scale: float) -> dict[str, float]:
 
 
 def seconds_of(work: Callable[[], Any], rounds: int) -> list[float]:
-    """Time `rounds` calls of `work` in seconds, after one untimed call; `work` must wait for the device."""
+    """Return the seconds of `rounds` calls of `work`, after one untimed call. `work` must wait for the device."""
     work()
     found = []
     for _ in range(rounds):
@@ -116,7 +116,7 @@ def seconds_of(work: Callable[[], Any], rounds: int) -> list[float]:
 
 
 def peak_gflops(runtime: TimedRuntime) -> float | None:
-    """Return the peak float32 GFLOP/s (a multiply-add counts as two), or None if the card or its highest clock is unknown."""
+    """Return the peak float32 GFLOP/s (a multiply-add counts as two), or None if the card or its maximum clock is unknown."""
     clock, units = runtime.facts()["clock_hz"], UNITS.get(runtime.capability)
     return 2 * units * runtime.blocks * clock / 1e9 if units and clock else None
 
@@ -136,7 +136,7 @@ def copy_seconds(runtime: Any, count: int, rounds: int) -> tuple[list[float], li
 
 
 def measure_copies(runtime: TimedRuntime, sizes: Sizes) -> dict[str, Any]:
-    """Measure copies between pageable host memory and the device: GB/s of a large array, microseconds of a single number."""
+    """Measure copies between pageable host memory and the device: GB/s of a large array, and microseconds of one number."""
     large = copy_seconds(runtime.inner, sizes.copied // 4, sizes.device_rounds)
     single = copy_seconds(runtime.inner, 1, sizes.device_rounds)
     found: dict[str, Any] = {"bytes": sizes.copied}
@@ -147,9 +147,13 @@ def measure_copies(runtime: TimedRuntime, sizes: Sizes) -> dict[str, Any]:
 
 
 def measure_barriers(runtime: TimedRuntime, sizes: Sizes) -> list[dict[str, Any]]:
-    """Measure a grid-wide barrier by number of blocks, in microseconds: the difference of launches with many and few barriers.
+    """Measure the time of a grid-wide barrier for several numbers of blocks.
 
-    launch_us : a launch without barriers, including the wait for its end
+    The time is computed from the difference between a launch with many barriers and a launch with few barriers. The results
+    have these keys:
+
+    barrier_us : microseconds per barrier
+    launch_us : microseconds of a launch without barriers, including the wait for its end
     """
     program, rows = runtime.program("barriers", PLAIN, cuda.SHAPE), []
     counter = runtime.put(np.zeros(1, np.uint64))
@@ -162,7 +166,7 @@ def measure_barriers(runtime: TimedRuntime, sizes: Sizes) -> list[dict[str, Any]
             runtime.wait()
             seconds = time.perf_counter() - began
             if (arrived := int(runtime.get(counter)[0])) != blocks * count:
-                raise Disagreement(f"{arrived:,} arrivals at {count:,} barriers of {blocks} blocks")
+                raise Disagreement(f"{arrived:,} arrivals were counted at {count:,} barriers of {blocks} blocks")
             return seconds
 
         few, many = sizes.barriers
@@ -185,7 +189,7 @@ def check_product(network: Network, start: Any, x: Any, z: Any, precision: str) 
 def measure_product(
     runtime: TimedRuntime, inputs: int, outputs: int, sizes: Sizes, precision: str = "float32"
 ) -> dict[str, Any]:
-    """Measure the GFLOP/s of the forward pass of one layer, including biases and loading float32 rows in device memory."""
+    """Measure the GFLOP/s of the forward pass of one layer with biases; the inputs are float32 rows in device memory."""
     network, n, count = Network((inputs, outputs)), sizes.product_rows, sizes.product_launches
     start = network.initial_parameters(0)
     spec = EngineSpec(network, Optimizer(), n, precision=precision)

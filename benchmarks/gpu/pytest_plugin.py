@@ -18,7 +18,7 @@ without_scipy.install()
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Generator[None, Any, Any]:
-    """Write a line for each test that was run or skipped, or whose setup or teardown failed."""
+    """Append a line for each test that ran or was skipped, or whose setup or teardown failed."""
     report = yield
     if report.when == "call" or report.outcome != "passed":
         error = None if call.excinfo is None else call.excinfo.typename

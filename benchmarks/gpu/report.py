@@ -1,4 +1,4 @@
-"""README's GPU tables, made from the results of check.py: a comparison of fastmlp's engines, and PyTorch on the GPU."""
+"""GPU tables of docs/speed.md, made from the results of check.py: fastmlp's engines, and PyTorch on the GPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 def gpu_table(result: dict[str, Any] | None) -> str:
-    """Return the text of all tables for README; `result` is None if the check has not been run."""
+    """Return the text of all tables; `result` is None if the check has not been run."""
     if result is None:
         return NONE_YET
     parts = [
@@ -49,9 +49,12 @@ def environment_text(result: dict[str, Any]) -> str:
 
 
 def table(rows: Sequence[Row], column_of: Callable[[Row], str], cell: Callable[[Row], str], *, first: str, end: Any) -> str:
-    """Return a Markdown table with a line per network and batch size, and a column per kind of row.
+    """Return a Markdown table with one line per network and batch size.
 
-    end : heading of the last column, and a function that returns its cell
+    column_of : function that returns the heading of the column in which a row of the results is shown
+    cell : function that returns the text of a row of the results
+    first : heading of the first column
+    end : heading of the last column, and a function that returns its cell from the rows of a line
     """
     columns = list(dict.fromkeys(map(column_of, rows)))
     heading, last = end
@@ -69,20 +72,20 @@ def milliseconds(row: Row) -> str:
 
 
 def ratio_text(row: Row | None) -> str:
-    """Format the ratio, with its range, of a row's time to the CUDA engine's time in the same rounds."""
+    """Format the ratio of a row's time to the CUDA engine's time in the same rounds, with its range."""
     if row is None or row["over_cuda"] is None:
         return "–"
     return "{median:.2f} ({least:.2f} to {most:.2f})".format(**row["over_cuda"])
 
 
 def fastest_other(found: dict[str, Row]) -> str:
-    """Return `ratio_text` of the fastest row other than the CUDA engine's."""
+    """Return `ratio_text` of the fastest engine other than the CUDA engine."""
     others = [row for row in found.values() if row["backend"] != "cuda"]
     return ratio_text(min(others, key=lambda row: row["seconds_per_epoch"], default=None))
 
 
 def engine_of(row: Row) -> str:
-    """Return the column heading of a row."""
+    """Return the heading of the column that shows a row of the results."""
     if row["backend"] == "numba":
         return f"Numba, {row['threads']} thread{'s' * (row['threads'] > 1)}"
     return {"numpy": "NumPy", "cuda": "CUDA", **RIVALS}[row["backend"]]
@@ -101,7 +104,7 @@ def engines_table(rows: Sequence[Row]) -> str:
 
 
 def variants_table(rows: Sequence[Row]) -> str:
-    """Return the table of the CUDA engine in all precisions; the last column is the time on the device."""
+    """Return the table of the CUDA engine with several optimizers and precisions; the last column is the time on the GPU."""
     if not rows:
         return ""
 
@@ -117,7 +120,10 @@ def variants_table(rows: Sequence[Row]) -> str:
 
 
 def contests_table(rows: Sequence[Row]) -> str:
-    """Return the table of PyTorch on the GPU in milliseconds; last column: ratio of the fastest to the CUDA engine."""
+    """Return the table of PyTorch on the GPU in milliseconds.
+
+    The last column is the ratio of the fastest time to the CUDA engine's time.
+    """
     rivals = [row for row in rows if row["backend"] != "cuda"]
     if not rivals:
         return ""
@@ -126,7 +132,7 @@ def contests_table(rows: Sequence[Row]) -> str:
 
 
 def accuracy_text(rows: Sequence[Row]) -> str:
-    """Describe the training of the published recipe with both engines."""
+    """Describe how the published recipe was trained with the CUDA engine and with a CPU engine."""
     return " ".join(
         f"{row['epochs']} epochs of {row['network']} on MNIST ({row['recipe']}) by {row['engine']}: {row['seconds']:.1f} s, "
         f"test accuracy {row['test_accuracy']:.2%}."

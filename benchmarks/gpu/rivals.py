@@ -1,10 +1,10 @@
-"""PyTorch on the GPU: eager, with torch.compile, and with a step captured explicitly as a CUDA graph; and torch.mm.
+"""Training with PyTorch on the GPU, for comparison: eager, with torch.compile, and captured as a CUDA graph; also torch.mm.
 
-All train like fastmlp's engine: float32 with TF32 off, plain SGD, the same initial weights, rows and row order. The rows are
-on the device in advance; the row order is copied in each epoch, as in fastmlp. Each returns the mean loss of an epoch; fastmlp
-also returns the loss of each row, and whether it was classified correctly.
+All variants train like fastmlp's engine: in float32 with TF32 disabled, by plain SGD, and with the same initial weights, rows
+and row order. The rows are copied to the GPU in advance. As in fastmlp, the row order is copied in each epoch. Each variant
+returns the mean loss of an epoch, whereas fastmlp also returns the loss of each row and whether it was classified correctly.
 
-Everything except graph capture also runs on CPU tensors.
+Everything except graph capture also runs on the CPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fastmlp.bench.pytorch import Torch
 from fastmlp.bench.rounds import min_median_max
 from fastmlp.errors import UnavailableError
 
-WARMUP_STEPS = 3  # before the capture
+WARMUP_STEPS = 3  # number of steps before the capture
 
 
 class Eager(Torch):
@@ -37,7 +37,7 @@ class Eager(Torch):
 
 
 class Summed(Eager):
-    """Base class: each step adds its loss to a sum on the device, since the next step overwrites its output buffer."""
+    """Base class that adds the loss of each step to a sum on the GPU, since the next step overwrites the output buffer."""
 
     def prepare(self, task: Task) -> None:
         super().prepare(task)
@@ -56,7 +56,7 @@ class Summed(Eager):
 
 
 class Compiled(Summed):
-    """The whole step under torch.compile; parameters and rows have static addresses, so that it can use CUDA graphs."""
+    """A whole step compiled by torch.compile. Parameters and rows have static addresses, so that CUDA graphs can be used."""
 
     backend = "torch.compile reduce-overhead"
     options: dict[str, Any] = {"mode": "reduce-overhead"}  # noqa: RUF012 - replaced as a whole, never mutated
@@ -65,7 +65,7 @@ class Compiled(Summed):
     def prepare(self, task: Task) -> None:
         super().prepare(task)
         torch = self.torch
-        library("torch", "torch._inductor.config").compile_threads = 1  # otherwise a process pool is left running
+        library("torch", "torch._inductor.config").compile_threads = 1  # otherwise a pool of processes keeps running
         torch.compiler.reset()  # drop code compiled for other sizes
         self.parameters = [p.detach() for p in self.parameters]
         for tensor in (*self.parameters, self.total, self.x, self.y):
@@ -84,7 +84,7 @@ class Compiled(Summed):
             self.compiled(self.parameters, self.total, self.x, self.y, picked)
 
     def skips(self) -> int:
-        """Return how often PyTorch's compiler skipped CUDA graphs, from its own counter."""
+        """Return how often PyTorch's compiler did not use a CUDA graph, according to its own counter."""
         count: int = library("torch", "torch._dynamo.utils").counters["inductor"]["cudagraph_skips"]
         return count
 
@@ -94,7 +94,10 @@ class Compiled(Summed):
 
 
 class Captured(Summed):
-    """The eager step captured once and replayed; row indices are copied into its static input."""
+    """The eager step, captured once as a CUDA graph and replayed for each mini-batch.
+
+    The row indices of a mini-batch are copied into the static input of the graph.
+    """
 
     backend = "torch CUDA graph"
 
@@ -137,7 +140,7 @@ class Captured(Summed):
 
 
 def torch_device() -> str:
-    """Turn TF32 off and return PyTorch's name of the GPU.
+    """Disable TF32 and return the name of the GPU in PyTorch.
 
     Raises
     ------
@@ -151,7 +154,7 @@ def torch_device() -> str:
 
 
 def measure_mm(inputs: int, outputs: int, sizes: Sizes, precision: str, device: str = "cuda") -> dict[str, Any]:
-    """Measure the GFLOP/s of torch.mm on tensors in device memory: float32, float32 with TF32 allowed, or bfloat16."""
+    """Measure the GFLOP/s of torch.mm on tensors in device memory: in float32 with or without TF32, or in bfloat16."""
     torch = library("torch", "torch")
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     generator = torch.Generator(device).manual_seed(0)

@@ -1,4 +1,4 @@
-"""Run NVIDIA's compute-sanitizer, if installed, on a small training: out-of-bounds accesses and shared-memory races."""
+"""Run a small training under NVIDIA's compute-sanitizer, if installed, to find invalid memory accesses and data races."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastmlp.errors import FastMLPError
 
 TOOLS = ("memcheck", "racecheck")
 SEARCH_PATHS = ("/usr/local/cuda/bin",)
-ERROR_STATUS = 99  # exit status requested if the tool reports errors
+ERROR_STATUS = 99  # exit status that compute-sanitizer returns if it finds errors
 
 
 def sanitizer() -> str | None:
@@ -39,4 +39,4 @@ def sanitize(tool: str, findings: Findings, sizes: Sizes, runtime: Any) -> None:
     output = f"{run.stdout}{run.stderr}"
     findings.add("sanitizer", {"tool": tool, "status": run.returncode, "end_of_output": output[-3000:]})
     if run.returncode != 0:
-        raise FastMLPError(f"{tool}: exit status {run.returncode} ({ERROR_STATUS} if the tool reports errors): {output[-300:]}")
+        raise FastMLPError(f"{tool}: exit status {run.returncode} ({ERROR_STATUS} if the tool finds errors): {output[-300:]}")

@@ -11,12 +11,18 @@ from fastmlp.bench.cases import CASES, ROWS, Case
 class Sizes:
     """Problem sizes. Fewer rows and rounds give a quick functional test.
 
-    cases : networks and batch sizes of README's table; data : name of the data set
-    rows : rows per epoch, with as many features as the network has inputs; rounds : timed rounds of comparisons of engines
-    device_rounds : timed rounds of device measurements; rest : pause in seconds before each epoch of a comparison
-    copied : bytes of a large copy; barriers : a small and a large number of barriers per launch
-    products : inputs and outputs of the layers measured, with product_rows rows in product_launches launches per round
-    steps : number of training steps of the stage "bits"
+    cases : networks and batch sizes for which engines are compared
+    data : name of the data set
+    rows : number of rows per epoch
+    rounds : number of timed rounds in comparisons of engines
+    device_rounds : number of timed rounds in measurements of the GPU alone
+    rest : pause in seconds before each epoch of a comparison
+    copied : size of the large copy in bytes
+    barriers : a small and a large number of barriers per launch
+    products : inputs and outputs of the layers whose matrix product is measured
+    product_rows : number of rows of these products
+    product_launches : number of launches of a product per round
+    steps : number of training steps in the stage "bits"
     """
 
     cases: tuple[Case, ...] = CASES

@@ -1,7 +1,7 @@
 """Stages of the GPU check; run one with python -m benchmarks.gpu.stages NAME --out FINDINGS.json
 
-check.py runs each stage in its own process, README's rows first, so that a hang or a lost device affects one stage only.
-`--list` prints the names of all stages.
+check.py runs each stage in its own process, so that a hang or a lost device affects only one stage. The stages that the
+documentation needs most come first. `--list` prints the names of all stages.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from fastmlp.engines.kernel_cache import cache_folder
 from fastmlp.errors import UnavailableError
 
 PACKAGES = (*bench_machine.PACKAGES, "cuda-bindings", "greenlet", "pytest", "nvidia-nvvm", "nvidia-nvjitlink")
-SMI_FIELDS = "name,driver_version,memory.total,clocks.max.sm,power.limit"  # query of nvidia-smi
+SMI_FIELDS = "name,driver_version,memory.total,clocks.max.sm,power.limit"  # fields queried from nvidia-smi
 
 Work = Callable[[Findings, Sizes, Any], None]
 
@@ -42,9 +42,10 @@ Work = Callable[[Findings, Sizes, Any], None]
 class Stage(NamedTuple):
     """A stage of the check.
 
-    work : function of the findings, the sizes, and a `TimedRuntime` of the device, which is None unless `device` is true
-    limit : time limit of the process in seconds; needs : estimated seconds, without which the stage is not started
-    device : whether the stage's own process uses the device
+    work : function called with the findings, the sizes, and a `TimedRuntime`, which is None if `device` is false
+    limit : time limit of the stage's process in seconds
+    needs : estimated duration in seconds; the stage is skipped if less time is left
+    device : whether the stage's process itself uses the GPU
     """
 
     name: str
@@ -58,7 +59,7 @@ class Stage(NamedTuple):
 
 
 def describe_machine(findings: Findings, sizes: Sizes, runtime: Any) -> None:
-    """Record the machine, package versions, the number of compiled kernels, and the driver as reported by nvidia-smi."""
+    """Record the machine, the package versions, the number of compiled kernels, and the driver reported by nvidia-smi."""
     versions = {name: installed_version(name) for name in PACKAGES} | installed_versions(())
     findings.put("machine", bench_machine.machine())
     findings.put("versions", versions)
@@ -73,14 +74,14 @@ def describe_machine(findings: Findings, sizes: Sizes, runtime: Any) -> None:
 
 
 def describe_device(findings: Findings, sizes: Sizes, runtime: Any) -> None:
-    """Record the device, and whether kernels can be compiled on this machine."""
+    """Record the properties of the GPU, and whether kernels can be compiled on this machine."""
     major, minor = runtime.capability
     about = {"card": runtime.name, "capability": f"{major}.{minor}", "multiprocessors": runtime.blocks, **runtime.facts()}
     findings.put("device", about | {"peak_float32_gflops": peak_gflops(runtime)})
     try:
         built = linked(lowered("barriers", PLAIN, cuda.SHAPE, runtime.capability), runtime.capability)
         findings.put("compiler", {"works": True, "registers": built.registers})
-    except Exception as error:  # Numba, NVVM and the linker raise many types; this is a finding, not a failure
+    except Exception as error:  # many types are raised; a missing compiler is not a failure
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
         print(f"kernels cannot be compiled on this machine ({reason}); only precompiled kernels can run", flush=True)
         findings.put("compiler", {"works": False, "reason": reason})
@@ -90,12 +91,12 @@ def describe_device(findings: Findings, sizes: Sizes, runtime: Any) -> None:
 
 
 def measure_row(case: Case, findings: Findings, sizes: Sizes, runtime: Any) -> None:
-    """Measure a row of README's table: all of fastmlp's engines."""
+    """Compare all of fastmlp's engines on one network and batch size: a row of the table in docs/speed.md."""
     contests.contest(findings, "rows", case, sizes, contests.own_engines(runtime))
 
 
 def measure_contest(kinds: Sequence[type[rivals.Eager]], case: Case, findings: Findings, sizes: Sizes, runtime: Any) -> None:
-    """Compare the CUDA engine with PyTorch on the device."""
+    """Compare the CUDA engine with PyTorch on the GPU."""
     try:
         device = rivals.torch_device()
     except UnavailableError as error:
@@ -116,7 +117,7 @@ def measure_products(findings: Findings, sizes: Sizes, runtime: Any) -> None:
             label = f"{inputs}-{outputs}, {precision}"
             try:
                 findings.add("products", measure_product(runtime, inputs, outputs, sizes, precision))
-            except Exception as error:  # continue with the others
+            except Exception as error:  # continue with the other precisions
                 findings.error(f"product {label}", error)
             try:
                 rivals.torch_device()
@@ -126,12 +127,12 @@ def measure_products(findings: Findings, sizes: Sizes, runtime: Any) -> None:
 
 
 def single_result(key: str, measure: Callable[[Any, Sizes], Any]) -> Work:
-    """Return the work of a stage with a single finding."""
+    """Return the function `work` of a stage that records one finding, under `key`."""
     return lambda findings, sizes, runtime: findings.put(key, measure(runtime, sizes))
 
 
 def stages(sizes: Sizes) -> list[Stage]:
-    """Return all stages, most important first: the last ones are left out when time runs out."""
+    """Return all stages. The most important ones come first, since the last ones are skipped if time runs out."""
     found = [Stage("machine", describe_machine, 30, 1, device=False), Stage("device", describe_device, 30, 1)]
     found += [Stage(f"row: {case.label}", functools.partial(measure_row, case), 60, 5) for case in sizes.cases]
     found += [
@@ -154,11 +155,11 @@ def stages(sizes: Sizes) -> list[Stage]:
     ]
 
 
-SANITIZED = Stage("small", train_small, 120, 1)  # run under compute-sanitizer; not a stage of the check itself
+SANITIZED = Stage("small", train_small, 120, 1)  # run by compute-sanitizer; not a stage of the check
 
 
 def run_stage(stage: Stage, findings: Findings, sizes: Sizes, runtime: Any) -> None:
-    """Run a stage, and record the error if it fails."""
+    """Run a stage; if it fails, record the error."""
     try:
         stage.work(findings, sizes, runtime)
     except Exception as error:
@@ -166,13 +167,13 @@ def run_stage(stage: Stage, findings: Findings, sizes: Sizes, runtime: Any) -> N
 
 
 def sizes_of(options: argparse.Namespace) -> Sizes:
-    """Return the sizes given on the command line."""
+    """Return the problem sizes, changed by the options of the command line."""
     given = {name: getattr(options, name) for name in ("rows", "rounds") if getattr(options, name) is not None}
     return Sizes(**given | ({"device_rounds": options.rounds} if options.rounds is not None else {}))
 
 
 def add_sizes(parser: argparse.ArgumentParser) -> None:
-    """Add options that reduce the sizes, for a quick functional test."""
+    """Add the options that reduce the problem sizes for a quick functional test."""
     parser.add_argument("--rows", type=int, help="training rows per epoch")
     parser.add_argument("--rounds", type=int, help="number of timed rounds")
 

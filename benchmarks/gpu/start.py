@@ -1,10 +1,11 @@
 """Run the check on a machine with a GPU: python3 benchmarks/gpu/start.py FOLDER [--out gpu.json] [options of check.py]
 
-FOLDER was made by carry.py. The machine may lack packages, a kernel compiler and a network. It needs Python 3.12, NumPy, Numba
-and cuda-bindings (a dependency of numba-cuda and of PyTorch). The packed files are extracted to a new folder, since kernels in
-a folder owned by another user are not trusted. Then check.py runs; its exit status is returned.
+FOLDER is the folder made by carry.py. The machine needs Python 3.12, NumPy, Numba and cuda-bindings (a dependency of
+numba-cuda and of PyTorch). It needs neither other packages nor a kernel compiler nor a network connection. The packed files
+are extracted to a new folder, since fastmlp does not load kernels from a folder that belongs to another user. Then check.py
+runs, and its exit status is returned.
 
-Uses the standard library only, since it runs before anything is installed.
+This script uses only the standard library, since it runs before the packed packages are available.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def unpack(carried: Path, folder: Path) -> dict[str, str]:
-    """Extract the packed files; return the environment variables for using them."""
+    """Extract the packed files; return the environment variables that make them available."""
     site, kernels = folder / "site", folder / "kernels"
     site.mkdir()
     for wheel in sorted((carried / "wheels").glob("*.whl")):
-        with zipfile.ZipFile(wheel) as packed:  # these wheels need no installation steps; pip may be missing
+        with zipfile.ZipFile(wheel) as packed:  # pip may be missing, but extracting these wheels suffices
             packed.extractall(site)
     kernels.mkdir(mode=0o700)
     with tarfile.open(carried / "kernels.tar.xz") as packed:

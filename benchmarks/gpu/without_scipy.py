@@ -1,4 +1,4 @@
-"""Replacements for the two SciPy functions used by fastmlp/reference.py, for machines without SciPy.
+"""Replacements for the two SciPy functions that fastmlp/reference.py uses, for machines without SciPy.
 
 SciPy's wheel is too large to be packed together with the data.
 """
@@ -26,12 +26,12 @@ def expit(z: npt.ArrayLike) -> Any:
 
 
 def erfc(z: npt.ArrayLike) -> Any:
-    """Compute the complementary error function elementwise, in the dtype of z, with the C library."""
+    """Compute the complementary error function elementwise, in the dtype of z, with Python's math.erfc."""
     found = np.asarray(z)
     return np.vectorize(math.erfc, otypes=[found.dtype])(found)
 
 
 def install() -> None:
-    """Register this module as `scipy.special` if SciPy is not installed; `import scipy` still fails."""
+    """Register this module as `scipy.special` if SciPy is not installed. `import scipy` alone still fails."""
     if importlib.util.find_spec("scipy") is None:
         sys.modules["scipy.special"] = sys.modules[__name__]

@@ -1,4 +1,4 @@
-"""`fastmlp bench`: training times of the engines and of other libraries on the same task."""
+"""Benchmark behind `fastmlp bench`: training times of fastmlp's engines and of other libraries on the same task."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Benchmark cases: networks, batch sizes, and the rows to train on.
+"""Benchmark cases. A case is a network and a mini-batch size; `Source` provides the training data of a case.
 
-`CASES` are the seven cases of the table in docs/speed.md; `Source` provides the rows of a case.
+`CASES` contains the seven cases of the table in docs/speed.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SYNTHETIC = "synthetic"
 
 
 class Case(NamedTuple):
-    """Layer sizes of a network, inputs and outputs included, and the mini-batch size."""
+    """A network, given by its layer sizes from the inputs to the outputs, and a mini-batch size."""
 
     sizes: tuple[int, ...]
     batch: int
@@ -50,11 +50,12 @@ CASES = (
 
 
 def parse_sizes(text: str) -> tuple[int, ...]:
-    """Parse the layer sizes of a network.
+    """Parse the layer sizes of a network from a text such as "784-128-10".
 
     Raises
     ------
-    ConfigError : the text is not a list of two or more positive sizes, or there are fewer than 2 classes
+    ConfigError : the text is not two or more positive integers joined by hyphens, or the last one, the number of classes,
+        is less than 2
 
     >>> parse_sizes("784-128-10")
     (784, 128, 10)
@@ -62,25 +63,27 @@ def parse_sizes(text: str) -> tuple[int, ...]:
     parts = text.split("-")
     if len(parts) < 2 or not all(part.isdecimal() and int(part) > 0 for part in parts) or int(parts[-1]) < 2:
         raise ConfigError(
-            f"network {text!r}: give the sizes of all layers, with at least 2 classes at the end, such as 784-128-10",
+            f"network {text!r}: give the sizes of all layers, such as 784-128-10; the last one must be at least 2",
             settings=("network",),
         )
     return tuple(map(int, parts))
 
 
 def choose_cases(networks: Sequence[str], batches: Sequence[int], everything: bool = False) -> tuple[Case, ...]:
-    """Return each network with each batch size, or all of `CASES`.
+    """Return one case for each combination of a network and a batch size, or all of `CASES` if `everything` is true.
+
+    If `networks` or `batches` is empty, the network or batch size of the first case of `CASES` is used.
 
     Raises
     ------
-    ConfigError : `everything` together with networks or batch sizes, an invalid network, or a batch size below 1
+    ConfigError : `everything` is combined with networks or batch sizes, a network is invalid, or a batch size is below 1
 
     >>> [case.label for case in choose_cases(["20-16-10"], [32, 64])]
     ['20-16-10, batch 32', '20-16-10, batch 64']
     """
     if everything and (networks or batches):
         raise ConfigError(
-            "the full table fixes networks and batch sizes; give either it or networks and batch sizes of your own",
+            "the full table has fixed networks and batch sizes; choose the full table, or give networks and batch sizes",
             settings=("all", "network", "batch_size"),
         )
     if min(batches, default=1) < 1:
@@ -92,9 +95,11 @@ def choose_cases(networks: Sequence[str], batches: Sequence[int], everything: bo
 
 
 class Rows(NamedTuple):
-    """Training rows of one case.
+    """Training data of one case.
 
-    x : (n, features) float32, C-contiguous; y : (n,) int32 class labels; name : name of the data
+    x : inputs of shape (n, features), float32, C-contiguous
+    y : class labels of shape (n,), int32
+    name : name of the data set, or "synthetic"
     """
 
     x: FloatArray
@@ -103,13 +108,15 @@ class Rows(NamedTuple):
 
 
 class Source:
-    """Rows for any case: the first columns of a data set, or synthetic pixels if the data set is missing or does not fit.
+    """Provider of the training data for any case.
 
-    Nothing is downloaded. Pixels are scaled to [0, 1]; about half of the synthetic ones are zero, as in Fashion-MNIST.
+    A case is trained on the first columns of a data set. If the data set is missing, or has too few columns or too many
+    classes, it is trained on synthetic data. Nothing is downloaded. Values are scaled to [0, 1]. About half of the synthetic
+    values are zero, as in Fashion-MNIST.
 
     Parameters
     ----------
-    name : a data set, as for `load_data`, or "synthetic"
+    name : name of a data set, as for `load_data`, or "synthetic"
     rows : maximum number of rows
     data_dir : folder of the named data sets
 
@@ -127,12 +134,12 @@ class Source:
 
     @cached_property
     def data(self) -> Dataset | None:
-        """The data set, or None if its files are missing.
+        """The data set, or None if its files are missing or synthetic data were chosen.
 
         Raises
         ------
         ConfigError : the targets are not class labels
-        DataError : the data set is unknown or corrupt
+        DataError : the name of the data set is unknown, or its files are corrupt
         """
         states = {row.name: row.state for row in list_data(self.data_dir)}
         if self.name == SYNTHETIC or states.get(self.name, "present") not in ("embedded", "present"):
@@ -140,13 +147,13 @@ class Source:
         found = load_data(self.name, self.data_dir)
         if found.y.ndim != 1:
             raise ConfigError(
-                f"data {self.name!r} has no classes, and the benchmark trains classifiers; choose other data",
+                f"data {self.name!r} has no classes, but the benchmark trains classifiers; choose other data",
                 settings=("data",),
             )
         return found
 
     def rows_for(self, case: Case) -> Rows:
-        """Return rows with one feature per network input and at most one class per output."""
+        """Return training data with as many features as the network has inputs, and no more classes than it has outputs."""
         features, outputs = case.sizes[0], case.sizes[-1]
         data = self.data
         if data is None or data.x.shape[1] < features or len(data.classes) > outputs:
@@ -156,7 +163,10 @@ class Source:
 
 
 def synthetic_rows(rows: int, features: int, outputs: int) -> Rows:
-    """Return learnable pixels in [0, 1]: a random prototype per class plus noise, clipped, so that about half are zero."""
+    """Return synthetic data that a network can learn: a random prototype per class plus noise, clipped to [0, 1].
+
+    Because of the clipping, about half of the values are zero.
+    """
     draw = np.random.default_rng(0)
     y = draw.integers(0, outputs, rows, np.int32)
     pictures = draw.uniform(-1, 1, (outputs, features)).astype(np.float32)

@@ -1,7 +1,7 @@
-"""The task of a benchmark, the interface `Contestant` of everything that is timed, and fastmlp's engines as contestants.
+"""The benchmark's training task, the interface `Contestant` of a timed implementation, and its version for fastmlp's engines.
 
-All contestants train the same network from the same initial parameters, in float32, on the same rows in the same order. The
-first epoch includes compilation and must not be timed.
+All contestants (engines and other libraries) train the same network in float32, from the same initial parameters, on the same
+rows in the same order. The first epoch of a contestant includes compilation and must not be timed.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ Order = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Task:
-    """The training task of all contestants: a classifier with softmax cross-entropy.
+    """The training task that all contestants perform: a classifier with softmax and cross-entropy loss.
 
-    x : (n, features) float32, C-contiguous; y : (n,) int32 class labels
-    start : (parameters,) float32, initial parameters in the layout of `Network.views`
+    x : inputs of shape (n, features), float32, C-contiguous
+    y : class labels of shape (n,), int32
+    start : initial parameters of shape (parameters,), float32, in the layout of `Network.views`
     batch : mini-batch size
     """
 
@@ -45,7 +46,7 @@ class Task:
 
 
 class Contestant(Protocol):
-    """An implementation to be timed, identified by `backend` and `threads`; threads is None on a device."""
+    """Interface of an implementation to be timed. It is identified by `backend` and `threads` (None for a GPU)."""
 
     backend: str
     threads: int | None
@@ -53,21 +54,26 @@ class Contestant(Protocol):
     def prepare(self, task: Task) -> None:
         """Load the data and the initial parameters.
 
-        Raises UnavailableError if a package is missing or the library does not support the task.
+        Raises
+        ------
+        UnavailableError : a package is missing, or the library does not support the task
         """
 
     def limited(self) -> AbstractContextManager[Any]:
-        """Return a context manager that limits the contestant to its number of threads; enter it before timing."""
+        """Return a context manager that limits the computation to `threads` threads. Epochs must run inside it."""
 
     def epoch(self, order: Order) -> float:
-        """Train on the rows `order`, (k,) with batch <= k <= n; return their mean loss, each computed before its update."""
+        """Train for one epoch and return the mean loss of its rows, computed for each mini-batch before its update.
+
+        `order` contains the indices of the rows to train on, in order. Its shape is (k,) with batch <= k <= n.
+        """
 
     def close(self) -> None:
-        """Release threads and memory."""
+        """Stop the threads and release the memory of the implementation."""
 
 
 def library(package: str, module: str) -> Any:
-    """Import a module of an optional package.
+    """Import and return a module of an optional package. `package` is the name of the package for pip.
 
     Raises
     ------
@@ -82,22 +88,22 @@ def library(package: str, module: str) -> Any:
 
 
 def lookup(table: dict[str, Any], name: str, who: str) -> Any:
-    """Return the entry `name` of a library's table; raise UnavailableError if there is none."""
+    """Return `table[name]`; raise UnavailableError if the library named `who` does not support `name`."""
     if name not in table:
-        raise UnavailableError(f"{who} has no {name}")
+        raise UnavailableError(f"{who} does not support {name}")
     return table[name]
 
 
 def limit_blas(threads: int) -> AbstractContextManager[Any]:
-    """Return a context manager that limits NumPy's matrix product to so many threads."""
+    """Return a context manager that limits BLAS, which computes NumPy's matrix products, to a number of threads."""
     limits: AbstractContextManager[Any] = library("threadpoolctl", "threadpoolctl").threadpool_limits(threads, user_api="blas")
     return limits
 
 
 class OwnEngine:
-    """One of fastmlp's engines. For the NumPy engine, `threads` is the number of BLAS threads.
+    """Contestant for one of fastmlp's engines. For the NumPy engine, `threads` is the number of BLAS threads.
 
-    roundoff : unit roundoff of the operands of matrix products in reduced precision; 0 in float32
+    roundoff : unit roundoff of the operands of matrix products if they have reduced precision; 0 for float32
     """
 
     roundoff = 0.0
@@ -108,7 +114,7 @@ class OwnEngine:
         self.close: Callable[[], None] = lambda: None  # until `prepare` has created the engine
 
     def make(self, task: Task) -> Engine:
-        """Create the engine."""
+        """Create the engine for a task."""
         return make_engine(
             self.backend, EngineSpec(task.network, task.optimizer, task.batch, seed=task.seed, threads=self.threads)
         )

@@ -1,8 +1,9 @@
-"""Peak arithmetic rate, memory bandwidth and description of the machine.
+"""Measurement of the peak arithmetic rate and the memory bandwidth, and a description of the machine.
 
-The ceiling is the rate of fused multiply-adds in registers, without memory accesses: an upper bound for float32 arithmetic
-on these cores. The bandwidth is that of STREAM's triad a = b + s c (McCalpin 1995) over arrays much larger than the
-last-level cache, counted as in STREAM: three arrays of 4 bytes per element; reading a before it is written is not counted.
+The peak arithmetic rate, called the ceiling, is the rate of fused multiply-adds on registers, without memory accesses. It is
+an upper bound for float32 arithmetic on the same cores. The memory bandwidth is measured with the triad a = b + s * c of the
+STREAM benchmark (McCalpin 1995), on arrays much larger than the last-level cache. As in STREAM, the bytes of each of the three
+arrays are counted once, although many processors also read the cache lines of `a` before they write them.
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ from fastmlp.engines.cpu.threads import Team, available_cores
 
 PACKAGES = ("numpy", "numba", "llvmlite", "scikit-learn", "torch", "jax", "numba-cuda")
 CPU_FILES = Path("/sys/devices/system/cpu")
-DEFAULT_CACHE_BYTES = 32 * 2**20  # bytes, if the system does not report the size
-MAX_TRIAD_BYTES = 2**30  # per array
-CACHE_MULTIPLE = 4  # STREAM's rule: each array is at least so many times as large as the last-level cache
-FMA_FLOP = 4e9  # per thread and measurement: about 40 ms, much longer than waking a thread takes
+DEFAULT_CACHE_BYTES = 32 * 2**20  # used if the operating system does not report the size of the cache
+MAX_TRIAD_BYTES = 2**30  # maximum size of each array of the triad
+CACHE_MULTIPLE = 4  # STREAM requires arrays at least four times as large as the last-level cache
+FMA_FLOP = 4e9  # operations per thread and measurement; takes about 40 ms, much longer than waking a thread
 
 # ------------------------------------------------------------------------------------------------ kernels
 
 
 def accumulators() -> int:
-    """Number of independent sums that keeps all multiply-add units busy and fits into the vector registers.
+    """Number of independent accumulators that keeps all multiply-add units busy and fits into the vector registers.
 
-    Two units with a latency of 4 cycles need 8 sums, four units (Apple) need 16. x86 without AVX-512 has 16 vector registers,
-    other processors have 32.
+    Two multiply-add units with a latency of 4 cycles need at least 8 accumulators, and four units (Apple) need at least 16.
+    x86 processors without AVX-512 have 16 vector registers; the other supported processors have 32.
     """
     from fastmlp.engines.cpu.codegen.simd import lanes
 
@@ -43,7 +44,7 @@ def accumulators() -> int:
 
 @functools.cache
 def make_kernels() -> tuple[Any, Any]:
-    """Compile fmas(t, steps, x, results) and triad(t, threads, a, b, c, s); each does the work of thread t."""
+    """Compile and return the kernels fmas(t, steps, x, results) and triad(t, threads, a, b, c, s) for thread number t."""
     from numba import njit
 
     from fastmlp.engines.cpu.codegen.intrinsics import make_fma_loop
@@ -62,14 +63,16 @@ def make_kernels() -> tuple[Any, Any]:
 
 
 class Ceilings:
-    """Best of repeated measurements of the peak rates, by number of threads.
+    """Peak arithmetic rate and memory bandwidth for several numbers of threads, as the best of repeated measurements.
 
-    Alternate `measure` with the measurements to be compared with the peak.
+    Call `measure` in turn with the measurements that are compared with the peak rates, so that both are made under the same
+    load of the machine.
 
     Parameters
     ----------
-    threads : numbers of threads to measure with
-    array_bytes : size of each of the triad's three arrays; None: four times the total of last-level caches, at most 1 GiB
+    threads : numbers of threads
+    array_bytes : size of each of the three arrays of the triad; None means four times the total size of the last-level
+        caches, but at most 1 GiB
 
     Examples
     --------
@@ -85,12 +88,12 @@ class Ceilings:
         size = array_bytes or min(CACHE_MULTIPLE * last_cache_bytes(), MAX_TRIAD_BYTES)
         self.arrays = [np.ones(size // 4, np.float32) for _ in range(3)]
         self.teams = [Team(number) for number in self.gflops]
-        for team in self.teams:  # compile, start the threads
+        for team in self.teams:  # untimed first calls, which compile the kernels and start the threads
             self.fma_gflops(team, 1)
             self.triad_gb_per_s(team)
 
     def measure(self) -> None:
-        """Measure once; keep the best GFLOP/s in `gflops` and GB/s in `triad`, by number of threads."""
+        """Measure once per number of threads, and update the best values in `gflops` (GFLOP/s) and `triad` (GB/s)."""
         for team in self.teams:
             steps = int(FMA_FLOP / self.flop_per_step())
             self.gflops[team.threads] = max(self.gflops[team.threads], self.fma_gflops(team, steps))
@@ -98,13 +101,13 @@ class Ceilings:
 
     @staticmethod
     def flop_per_step() -> int:
-        """Floating-point operations of one loop iteration of one thread."""
+        """Number of floating-point operations per thread in one iteration of the multiply-add loop."""
         from fastmlp.engines.cpu.codegen.simd import lanes
 
         return 2 * accumulators() * lanes()
 
     def fma_gflops(self, team: Team, steps: int) -> float:
-        """Measure the GFLOP/s of multiply-adds in registers, summed over threads."""
+        """Measure the rate of multiply-adds on registers in GFLOP/s, summed over the threads."""
         fmas, _ = make_kernels()
         results = np.empty(team.threads, np.float32)
         began = time.perf_counter()
@@ -112,21 +115,21 @@ class Ceilings:
         return steps * self.flop_per_step() * team.threads / (time.perf_counter() - began) / 1e9
 
     def triad_gb_per_s(self, team: Team) -> float:
-        """Measure the GB/s of a = b + s c."""
+        """Measure the memory bandwidth of the triad a = b + s * c in GB/s."""
         _, triad = make_kernels()
         began = time.perf_counter()
         team.run(triad, team.threads, *self.arrays, np.float32(3))
         return sum(array.nbytes for array in self.arrays) / (time.perf_counter() - began) / 1e9
 
     def close(self) -> None:
-        """Stop the threads and free the memory."""
+        """Stop the threads and free the arrays."""
         self.arrays = []
         for team in self.teams:
             team.close()
 
 
 def last_cache_bytes(folder: Path = CPU_FILES) -> int:
-    """Total size of all last-level caches in bytes (Linux); elsewhere `DEFAULT_CACHE_BYTES`.
+    """Return the total size of all last-level caches in bytes, or `DEFAULT_CACHE_BYTES` if it is unknown (not Linux).
 
     >>> last_cache_bytes(Path("/nowhere")) == DEFAULT_CACHE_BYTES
     True
@@ -143,7 +146,7 @@ def last_cache_bytes(folder: Path = CPU_FILES) -> int:
 
 
 def processor_name() -> str:
-    """Model name of the processor (Linux), else `platform.processor()`."""
+    """Return the model name of the processor from /proc/cpuinfo, or `platform.processor()` if there is no such file."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux
@@ -152,7 +155,11 @@ def processor_name() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Describe the machine: date, processor, cores available to this process, hardware threads, one-minute load average."""
+    """Return a description of the machine.
+
+    It has the date, the processor, the operating system, the number of cores available to this process ("cores"), the number
+    of hardware threads ("threads"), the one-minute load average ("load"), and the size of the last-level caches.
+    """
     import llvmlite.binding
 
     return {

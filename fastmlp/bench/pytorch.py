@@ -1,7 +1,7 @@
-"""PyTorch as a contestant, eager and compiled. Needs the package torch.
+"""Contestants for PyTorch, in eager mode and with torch.compile. They need the package torch.
 
-The step is the fastest variant found: index_select for the rows, functions instead of modules, and in-place plain SGD instead
-of torch.optim.SGD (foreach or fused), which has more Python overhead per step.
+The training step is the fastest variant that we found. It selects rows with index_select, calls functions instead of modules,
+and updates the parameters in place instead of using torch.optim.SGD (foreach or fused), which has more Python overhead.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fastmlp.nn.optimizers import Optimizer
 
 
 class Torch:
-    """Eager PyTorch on one device. Optimisers other than plain SGD are those of torch.optim, fused if available."""
+    """PyTorch in eager mode on one device. Optimizers other than plain SGD are those of torch.optim, fused if available."""
 
     backend = "torch"
 
@@ -45,7 +45,7 @@ class Torch:
         return found
 
     def by_optimizer(self, o: Optimizer) -> Callable[[Any, Any], None]:
-        """Return an update by torch.optim's optimiser of the same name, in its fastest implementation."""
+        """Return a function that updates the parameters with the optimizer of torch.optim, in its fastest implementation."""
         from fastmlp.engines.torch_engine import make_optimizer
 
         how = {"foreach" if o.name == "rmsprop" else "fused": True}  # RMSprop has no fused version
@@ -71,7 +71,7 @@ class Torch:
         return f.cross_entropy(f.linear(x, parameters[-2], parameters[-1]), y)
 
     def step(self, picked: Any) -> Any:
-        """Train on one mini-batch; return its mean loss."""
+        """Train on the mini-batch of the rows `picked`, and return its mean loss before the update."""
         loss = self.loss(self.parameters, self.x.index_select(0, picked), self.y[picked])
         gradients = self.torch.autograd.grad(loss, self.parameters)
         with self.torch.no_grad():
@@ -94,13 +94,14 @@ class Torch:
             self.torch.set_num_threads(before)
 
     def close(self) -> None:
-        """Do nothing: no resources are held."""
+        """Do nothing, because no resources have to be released."""
 
 
 class TorchCompiled(Torch):
-    """PyTorch with the whole step in one torch.compile call: row selection, loss, gradients and plain SGD, with a C++ wrapper.
+    """PyTorch with torch.compile. It needs a C++ compiler.
 
-    This is faster than compiling only loss and gradients. Needs a C++ compiler.
+    Row selection, loss, gradients and, for plain SGD, the update are compiled as one function, with Inductor's C++ wrapper.
+    This is faster than compiling only the loss and the gradients.
     """
 
     backend = "torch-compile"
@@ -109,7 +110,7 @@ class TorchCompiled(Torch):
         super().prepare(task)
         torch = self.torch
         config = library("torch", "torch._inductor.config")
-        config.compile_threads = 1  # otherwise a pool of worker processes stays alive
+        config.compile_threads = 1  # with more threads, a pool of worker processes would stay alive
         inside = task.optimizer.name == "sgd"
 
         def step(parameters: Any, x: Any, y: Any, picked: Any) -> Any:
@@ -126,16 +127,16 @@ class TorchCompiled(Torch):
         self.try_compiler()
 
     def try_compiler(self) -> None:
-        """Compile for a full batch, so that a missing compiler is detected before the first epoch."""
+        """Compile the step for a full mini-batch, to detect a missing C++ compiler before the first epoch."""
         torch = self.torch
         start = [p.clone() for p in self.parameters]
         try:
             with self.limited(), torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # PyTorch warns of its own use of deprecated functions
+                warnings.simplefilter("ignore")  # PyTorch itself uses deprecated functions
                 self.compiled(start, self.x, self.y, torch.arange(min(self.task.batch, len(self.x))))
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = " ".join(str(error).strip().partition("\n\n")[0].split())
-            raise UnavailableError(f"torch.compile does not work here: {reason}") from error
+            raise UnavailableError(f"torch.compile does not work on this machine: {reason}") from error
 
     def step(self, picked: Any) -> Any:
         with self.torch.no_grad():
@@ -146,4 +147,4 @@ class TorchCompiled(Torch):
 
     def close(self) -> None:
         if hasattr(self, "compiled"):
-            self.torch.compiler.reset()  # PyTorch limits the number of compiled variants
+            self.torch.compiler.reset()  # PyTorch limits the number of compiled variants of a function

@@ -1,4 +1,4 @@
-"""Text tables and chart of a benchmark, from the result of `rounds.run_bench` or from the same object read from JSON."""
+"""Text tables and bar chart of a benchmark, from the result of `rounds.run_bench` or from that result read from JSON."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HEADINGS = ("backend", "threads", "s per epoch", "least to most", "GFLOP/s", "ceiling", "times ours (range)")
-TABLE_WIDTH = 120  # characters available to a table
-BAR = 0.27  # inches per bar of the chart
-WIDTH = 8.5  # inches of the chart
+TABLE_WIDTH = 120  # maximum width of a table in characters
+BAR = 0.27  # height of a bar of the chart in inches
+WIDTH = 8.5  # width of the chart in inches
 
 
 def cases_of(result: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], list[Mapping[str, Any]]]]:
-    """Yield the verdict and the rows of each case, fastest row first."""
+    """Yield the verdict and the result rows of each case, with the fastest row first."""
     for verdict in result["verdicts"]:
         key = verdict["network"], verdict["batch"]
         rows = [row for row in result["rows"] if (row["network"], row["batch"]) == key]
@@ -34,13 +34,13 @@ def cases_of(result: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], lis
 
 
 def heading(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Heading of a case: network, batch size and data."""
+    """Return the heading of a case: its network, batch size and data."""
     first = rows[0]
     return f"{first['network']}, batch {first['batch']}, {first['rows']:,} rows of {first['data']} data"
 
 
 def relative_time(row: Mapping[str, Any], ours: Mapping[str, Any] | None) -> str:
-    """Format the time of a row relative to ours, with ratios taken within each round: median (least to most)."""
+    """Format the time of a row divided by the time of our row, as "median (minimum to maximum)" over the rounds."""
     if ours is None or ours is row:
         return "" if ours is None else "1"
     ratios = [a / b for a, b in zip(row["seconds"], ours["seconds"], strict=True)]
@@ -51,7 +51,7 @@ def relative_time(row: Mapping[str, Any], ours: Mapping[str, Any] | None) -> str
 
 
 def bench_text(result: Mapping[str, Any]) -> str:
-    """Format a result of `run_bench` as text: tables, verdicts, machine and settings, without a final newline."""
+    """Format a result of `run_bench` as text, without a final newline: tables, verdicts, machine and settings."""
     blocks = []
     for verdict, rows in cases_of(result):
         blocks.append(f"{case_table(rows)}\n{verdict['text']}")
@@ -62,7 +62,7 @@ def bench_text(result: Mapping[str, Any]) -> str:
 
 
 def case_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Format one case: its heading and a line per contestant."""
+    """Format the table of one case: a heading and one line per contestant."""
     from rich.console import Console
     from rich.table import Table
 
@@ -87,16 +87,16 @@ def case_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def left_out_lines(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield one line per reason, with the backends left out for it."""
+    """Yield one line for each reason, with the backends that were not measured for this reason."""
     reasons: dict[str, list[str]] = {}
     for entry in entries:
         reasons.setdefault(entry["reason"], []).append(entry["backend"])
     for reason, backends in reasons.items():
-        yield f"left out: {', '.join(dict.fromkeys(backends))}: {reason}"
+        yield f"not timed: {', '.join(dict.fromkeys(backends))}: {reason}"
 
 
 def machine_lines(result: Mapping[str, Any]) -> Iterator[str]:
-    """Yield lines on the ceiling, the machine, the versions and the settings."""
+    """Yield the lines that describe the peak rates, the machine, the package versions and the settings."""
     about, settings = result["machine"], result["settings"]
     for ceiling in result["ceiling"]:
         threads = label("ceiling", ceiling["threads"])
@@ -112,7 +112,7 @@ def machine_lines(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
-    """Create a folder for `write_bench` unless it exists, and return its path.
+    """Create a folder for `write_bench` if it does not exist, and return its path.
 
     Raises
     ------
@@ -128,7 +128,7 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def write_bench(result: Mapping[str, Any], folder: Path) -> None:
-    """Write bench.json and bench.png into a folder, replacing existing files.
+    """Write bench.json and bench.png into a folder. Existing files are replaced.
 
     Raises
     ------
@@ -142,12 +142,14 @@ def write_bench(result: Mapping[str, Any], folder: Path) -> None:
 
 
 def plot_bench(result: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write a PNG bar chart of the GFLOP/s of each contestant in each case, ours in blue, with the ceiling as a line.
+    """Write a bar chart in PNG format with the GFLOP/s of each contestant in each case.
+
+    fastmlp's compiled engines are blue; the peak arithmetic rates are vertical lines.
 
     Parameters
     ----------
-    result : the result of `run_bench`
-    path : file to write; replaced atomically
+    result : result of `run_bench`
+    path : file to write; an existing file is replaced atomically
 
     Raises
     ------
@@ -158,7 +160,7 @@ def plot_bench(result: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
 
 
 def _bench_figure(result: Mapping[str, Any]) -> Figure:
-    """Draw one panel per case, with a common scale."""
+    """Draw the chart, with one panel per case and a common horizontal scale."""
     cases = list(cases_of(result))
     bars = [len(rows) for _, rows in cases]
     about = result["machine"]
@@ -188,7 +190,7 @@ def _color_handles() -> dict[str, Any]:
 
 
 def _draw_case(axes: Axes, rows: Sequence[Mapping[str, Any]], ceilings: Sequence[Mapping[str, Any]], right: float) -> None:
-    """Draw the bars of one case, fastest on top, with error bars from the slowest to the fastest round."""
+    """Draw the bars of one case, with the fastest on top. Error bars extend from the slowest to the fastest round."""
     places = range(len(rows))
     speeds = [row["gflops"] for row in rows]
     colors = [BLUE if row["backend"] in OURS else GREY for row in rows]

@@ -1,4 +1,4 @@
-"""scikit-learn and JAX as contestants, and the selection of contestants by name."""
+"""Contestants for scikit-learn and JAX, and the selection of contestants by name."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from fastmlp.nn.optimizers import Optimizer
 
 
 class Sklearn:
-    """scikit-learn's MLPClassifier: one `partial_fit` on all rows is one epoch of mini-batches in the order of the rows.
+    """Contestant for scikit-learn's MLPClassifier. One call of `partial_fit` with all rows trains one epoch of mini-batches.
 
-    The initial parameters of its first call are replaced by those of the task. Its shuffling is off: the rows are permuted
-    within the timed epoch, as the other contestants do batch by batch. Its validation of finite values is off.
+    A first call creates the model, and its initial parameters are then replaced by those of the task. Shuffling is disabled
+    (`shuffle=False`); instead, the rows are permuted within the timed epoch, because the other contestants also select their
+    rows within it. The check for finite values is disabled as well (`assume_finite=True`).
     """
 
     backend = "sklearn"
@@ -52,20 +53,20 @@ class Sklearn:
         self.model.partial_fit(task.x[few], task.y[few], classes=np.arange(network.sizes[-1]))
         for w, b, (w_start, b_start) in zip(self.model.coefs_, self.model.intercepts_, network.views(task.start), strict=True):
             w[:], b[:] = w_start, b_start
-        del self.model._optimizer  # with the momentum of the first call; the next call creates a new optimiser
+        del self.model._optimizer  # removes the momentum of the first call; the next call creates a new optimizer
 
     def activation(self, network: Network) -> Any:
-        """scikit-learn's name of the activation, which all hidden layers must share."""
+        """Return scikit-learn's name of the activation. All hidden layers must have the same one."""
         if any(layer.dropout for layer in network.layers):
-            raise UnavailableError("scikit-learn has no dropout")
+            raise UnavailableError("scikit-learn does not support dropout")
         if network.sizes[-1] < 3:
-            raise UnavailableError("scikit-learn has no softmax for two classes")
+            raise UnavailableError("scikit-learn does not support a softmax output with two classes")
         table = {"relu": "relu", "tanh": "tanh", "sigmoid": "logistic", "linear": "identity"}
         names = {layer.activation for layer in network.layers[:-1]} or {"linear"}
         return lookup(table, " and ".join(sorted(names)), "scikit-learn")
 
     def rule(self, o: Optimizer) -> Any:
-        """scikit-learn's settings for the optimiser."""
+        """Return the parameters of MLPClassifier that select the optimizer."""
         table: dict[str, dict[str, Any]] = {
             "sgd": {"solver": "sgd", "momentum": 0.0, "nesterovs_momentum": False},
             "momentum": {"solver": "sgd", "momentum": o.momentum, "nesterovs_momentum": False},
@@ -83,7 +84,7 @@ class Sklearn:
     def epoch(self, order: Order) -> float:
         task = self.task
         x = self.x[: len(order)]
-        np.take(task.x, order, axis=0, out=x, mode="clip")  # mode "clip" writes into out without a buffer
+        np.take(task.x, order, axis=0, out=x, mode="clip")  # mode "clip" avoids a temporary copy of out
         self.model.partial_fit(x, task.y[order])
         return float(self.model.loss_)
 
@@ -95,9 +96,9 @@ class Sklearn:
 
 
 class Jax:
-    """JAX on the CPU: a whole epoch in one jitted scan over batches, with donated parameters.
+    """Contestant for JAX on the CPU. A whole epoch is one jitted scan over the mini-batches, with donated parameter buffers.
 
-    XLA starts one thread per core when the process first uses it; their number cannot be changed afterwards.
+    XLA starts one thread per core when a process first uses it, and the number of threads cannot be changed afterwards.
     """
 
     backend = "jax"
@@ -107,7 +108,7 @@ class Jax:
 
     def prepare(self, task: Task) -> None:
         if self.threads != available_cores():
-            raise UnavailableError(f"JAX uses one thread per core ({available_cores()}); it cannot run with {self.threads}")
+            raise UnavailableError(f"JAX uses one thread per core ({available_cores()}); it cannot use {self.threads} threads")
         self.jax = jax = library("jax", "jax")
         self.task = task
         self.device = jax.devices("cpu")[0]
@@ -136,7 +137,10 @@ class Jax:
         return found
 
     def rule(self, o: Optimizer, learning_rate: float) -> Any:
-        """init, update and get of JAX's example optimiser; JAX's rmsprop is left out, as its update differs from ours."""
+        """Return the functions (init, update, get_params) of an optimizer from jax.example_libraries.optimizers.
+
+        JAX's rmsprop is not supported, because its update rule differs from fastmlp's.
+        """
         made = library("jax", "jax.example_libraries.optimizers")
         table = {
             "sgd": lambda: made.sgd(learning_rate),
@@ -158,7 +162,7 @@ class Jax:
         return -jax.numpy.take_along_axis(jax.nn.log_softmax(x @ w + b), y[:, None], 1).mean()
 
     def whole_epoch(self, state: Any, steps: Any, x: Any, y: Any, order: Any) -> Any:
-        """Return state and step after the epoch, and the mean loss. The last batch may be smaller."""
+        """Train for one epoch; return the new state, the new step number and the mean loss. The last batch may be smaller."""
         jax, batch = self.jax, self.task.batch
 
         def one(carry: Any, picked: Any) -> Any:
@@ -195,14 +199,15 @@ RIVALS: dict[str, Callable[[int], Contestant]] = {
     "sklearn": Sklearn,
     "jax": Jax,
 }
-# The fastmlp engines that are timed. The engine "torch" is not: in benchmarks "torch" means the fastest step in PyTorch.
+# The engines of fastmlp that are timed. The engine "torch" is not among them: in a benchmark, the name "torch" means the
+# fastest training step that can be written in PyTorch.
 ENGINES = ("numpy", "numba", "cuda")
 NAMES = (*ENGINES, *RIVALS)
-OURS = ("numba", "cuda")  # the NumPy engine is the specification and not optimised
+OURS = ("numba", "cuda")  # the NumPy engine is the reference implementation, which is not optimized for speed
 
 
 def parse_names(text: str | None) -> tuple[str, ...]:
-    """Parse comma-separated names; None means all.
+    """Parse comma-separated names of contestants; None means all names.
 
     >>> parse_names("numba, jax"), parse_names(None) == NAMES
     (('numba', 'jax'), True)
@@ -211,7 +216,10 @@ def parse_names(text: str | None) -> tuple[str, ...]:
 
 
 def contestants(names: Iterable[str], threads: int | None = None) -> list[Contestant]:
-    """Create contestants, unprepared: each name with one thread and with `threads` (None: one per core), where it has a choice.
+    """Create the contestants with the given names; `prepare` has not been called yet.
+
+    Each one is created with 1 thread and with `threads` threads (None means one per core). JAX is created only with `threads`
+    threads, and the CUDA engine without a number of threads.
 
     Raises
     ------

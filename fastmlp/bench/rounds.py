@@ -1,9 +1,10 @@
 """Interleaved timing of whole training epochs of all contestants, in one process.
 
-In each case, every contestant first trains a few batches and an epoch as an untimed warm-up, which includes compilation. Its
-mean losses must agree with those of the specification from the same initial parameters; otherwise it is left out. Then, in
-each round, every contestant trains one timed epoch on the same rows in the same order, and the ceiling is measured. Ratios are
-taken within a round, so that other load on the machine affects both sides.
+For each case, every contestant first trains on a few mini-batches and then for one epoch. This warm-up includes compilation
+and is not timed. The mean losses of the warm-up must agree with those of the reference implementation (the NumPy engine),
+which starts from the same initial parameters; otherwise the contestant is not timed. Then, in each round, every contestant
+trains for one timed epoch on the same rows in the same order, and the peak rates are measured. Contestants are compared by the
+ratios of their times within a round, so that other load on the machine affects both times.
 """
 
 from __future__ import annotations
@@ -29,34 +30,39 @@ from fastmlp.errors import ConfigError, DivergedError, FastMLPError, Unavailable
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import DEFAULT_LEARNING_RATE, Optimizer
 
-LEARNING_RATE = 0.01  # at most; the optimiser's default if that is lower
-REST = 0.2  # seconds before each epoch: threads of BLAS and OpenMP keep spinning for a while after their work
-PROBE = 8  # mini-batches of the first comparison of losses
-# Allowed relative difference of the mean loss over the probe. Rounding gave up to 7e-5 with all libraries, optimisers and
-# networks of `CASES`; a learning rate that is 1 % off gives 5e-4.
+LEARNING_RATE = 0.01  # upper limit; a lower default learning rate of the optimizer takes precedence
+REST = 0.2  # seconds of idle time before each epoch, because BLAS and OpenMP threads spin for a while after their work
+PROBE = 8  # number of mini-batches in the first comparison of losses (the probe)
+# Allowed relative difference of the mean loss over the probe. Rounding caused differences of up to 7e-5 with all libraries,
+# optimizers and networks of `CASES`; an error of 1 % in the learning rate causes a difference of 5e-4.
 PROBE_AGREEMENT = 2e-4
-# The same over an epoch, in which rounding errors grow: up to 1e-3 was observed.
+# Allowed relative difference of the mean loss over an epoch. Rounding errors grow during the epoch; up to 1e-3 was observed.
 AGREEMENT = 5e-3
-# Additional tolerance with dropout, plus 1 / sqrt(rows): other libraries draw their own masks.
+# With dropout, other libraries draw different masks. This value plus 1 / sqrt(rows) is then added to the allowed difference.
 DROPOUT_AGREEMENT = 0.02
 
 Say = Callable[[str], None]
 
 
 class Disagreement(FastMLPError):
-    """An engine of fastmlp does not agree with the specification, and is not measured."""
+    """The losses of one of fastmlp's engines do not agree with those of the reference implementation."""
 
 
 @dataclass(frozen=True)
 class BenchSettings:
     """Settings of a benchmark.
 
-    cases : networks and batch sizes; rows : maximum number of rows per epoch; rounds : number of timed rounds
-    backends : names from `NAMES`; threads : maximum number of threads, None for one per core
-    optimizer : of all networks; activation, dropout : of all their hidden layers
-    data : as for `Source`; data_dir : folder of the named data sets
-    rest : idle seconds before each epoch
-    triad_bytes : size of each array of the triad; None derives it from the size of the caches
+    cases : networks and mini-batch sizes
+    rows : maximum number of rows per epoch
+    rounds : number of timed rounds
+    backends : names of the contestants, from `NAMES`
+    threads : maximum number of threads; None means one per core
+    optimizer : optimizer of all networks
+    activation, dropout : activation and dropout rate of all hidden layers
+    data : name of a data set or "synthetic", as for `Source`
+    data_dir : folder of the named data sets
+    rest : idle time before each epoch, in seconds
+    triad_bytes : size of each array of the memory bandwidth test; None derives it from the size of the caches
 
     Raises
     ------
@@ -79,7 +85,7 @@ class BenchSettings:
     def __post_init__(self) -> None:
         if not self.cases:
             raise ConfigError(
-                "no case to measure; give at least one network and batch size", settings=("network", "batch_size")
+                "there is no case to measure; give at least one network and batch size", settings=("network", "batch_size")
             )
         for name in ("rows", "rounds", "threads"):
             if (value := getattr(self, name)) is not None and value < 1:
@@ -90,24 +96,28 @@ class BenchSettings:
             self.network(case)
 
     def network(self, case: Case) -> Network:
-        """The network of a case."""
+        """Return the network of a case."""
         return Network(case.sizes, activation=self.activation, dropout=self.dropout)
 
     def task(self, case: Case, rows: Rows) -> Task:
-        """The training task of a case."""
+        """Return the training task of a case on the given data."""
         network = self.network(case)
         start = network.initial_parameters(0)
         return Task(network, rows.x, rows.y, start, case.batch, self.learning_rate, Optimizer(self.optimizer))
 
     @property
     def learning_rate(self) -> float:
-        """Learning rate of all contestants."""
+        """Learning rate of all contestants: the optimizer's default, but at most `LEARNING_RATE`."""
         return min(LEARNING_RATE, DEFAULT_LEARNING_RATE[self.optimizer])
 
 
 @dataclass(eq=False)
 class Entry:
-    """A contestant in a case, its mean loss over the warm-up epoch, and the seconds of its timed epochs, one per round."""
+    """Measurements of a contestant in one case.
+
+    first_loss : mean loss over the warm-up epoch
+    seconds : duration of the timed epoch of each round
+    """
 
     contestant: Contestant
     first_loss: float
@@ -143,30 +153,34 @@ def label(backend: str, threads: int | None) -> str:
 
 
 def run_bench(settings: BenchSettings, say: Say = lambda text: None) -> dict[str, Any]:
-    """Measure all cases; `say` is called with progress messages.
+    """Run the benchmark. `say` is called with progress messages.
 
     Returns
     -------
     dict
-        machine : date, processor, cores, load before the benchmark
-        versions : of Python and of packages
+        machine : description of the machine, including its load before the benchmark
+        versions : versions of Python and of packages
         settings : settings of the measurement
-        ceiling : for 1 and for the maximum number of threads: threads, gflops, triad (GB/s)
-        rows : per case, one row for each backend at its best number of threads, and one for each number of threads of our
-            compiled engine: network, batch, backend, threads, seconds_per_epoch (median), gflops, ceiling_share (fraction of
-            the ceiling of the same number of threads; None for a device), least, most and seconds (of each round),
-            first_loss (mean over the warm-up epoch), rows, data
-        slower : the same for the other numbers of threads
-        verdicts : per case, network, batch, ours, rival, ratio (median, least, most of rival's seconds divided by ours within
-            a round; None if there is no rival or none of our compiled engines), text
-        left_out : network, batch, backend, threads, reason
+        ceiling : peak rates with 1 thread and with the maximum number of threads. Each entry has threads, gflops (GFLOP/s)
+            and triad (GB/s)
+        rows : for each case, one row per backend with its fastest number of threads; fastmlp's compiled engines have a row
+            for every number of threads. A row has network, batch, backend, threads, seconds_per_epoch (median), gflops,
+            ceiling_share (fraction of the peak rate with the same number of threads; None for a GPU), least and most
+            (minimum and maximum seconds), seconds (of each round), rounds, first_loss (mean over the warm-up epoch), rows
+            (number of training rows), data (name)
+        slower : rows like the above for the slower numbers of threads
+        verdicts : for each case, network, batch, ours, rival, ratio and text. The ratio is the time of the fastest other
+            contestant divided by the time of our fastest engine in the same round (median, least, most). It is None if
+            either of them is missing
+        left_out : contestants that were not timed: network, batch, backend, threads, reason
 
     Raises
     ------
     ConfigError : the data have no class labels
     DataError : the data cannot be read
     DivergedError : the loss of the first epoch is not finite
-    UnavailableError : no contestant is available
+    Disagreement : an engine of fastmlp disagrees with the reference implementation
+    UnavailableError : no contestant is available for a case
     """
     about = machine()
     most = settings.threads or available_cores()
@@ -190,7 +204,7 @@ def run_bench(settings: BenchSettings, say: Say = lambda text: None) -> dict[str
 
 
 def describe(settings: BenchSettings, threads: int) -> dict[str, Any]:
-    """The settings as stored in the result."""
+    """Return the settings in the form in which they are stored in the result."""
     return {
         "rounds": settings.rounds,
         "threads": threads,
@@ -204,7 +218,7 @@ def describe(settings: BenchSettings, threads: int) -> dict[str, Any]:
 
 
 def measure(case: Case, settings: BenchSettings, source: Source, ceilings: Ceilings, say: Say) -> dict[str, list[Any]]:
-    """Measure one case; return its rows, verdict and the contestants left out."""
+    """Measure one case; return the entries "rows", "slower", "verdicts" and "left_out" of the result of `run_bench`."""
     rows = source.rows_for(case)
     say(f"{case.label}: {len(rows.x):,} rows of {rows.name} data")
     task = settings.task(case, rows)
@@ -218,7 +232,7 @@ def measure(case: Case, settings: BenchSettings, source: Source, ceilings: Ceili
                 entries.append(Entry(contestant, warm_up(contestant, task, specified)))
             except UnavailableError as error:
                 left_out.append({**key_of(case, contestant), "reason": str(error)})
-                say(f"  left out: {error}")
+                say(f"  not timed: {error}")
         if not entries:
             raise UnavailableError(f"{case.label}: no backend is available; {left_out[0]['reason']}")
         for index in range(1, settings.rounds + 1):
@@ -238,19 +252,19 @@ def measure(case: Case, settings: BenchSettings, source: Source, ceilings: Ceili
 
 
 def order_of(index: int, rows: int) -> Any:
-    """Return the order of the rows in a round, (rows,) int64; round 0 is the warm-up."""
+    """Return the order of the rows in a round, an int64 permutation of shape (rows,). Round 0 is the warm-up."""
     return np.random.default_rng(index).permutation(rows)
 
 
 def first_losses(contestant: Contestant, task: Task) -> tuple[float, float]:
-    """Return the mean losses of a prepared contestant over the probe and over the following epoch."""
+    """Train a prepared contestant on the probe and then for an epoch; return the two mean losses."""
     order = order_of(0, len(task.x))
     with contestant.limited():
         return contestant.epoch(order[: PROBE * task.batch]), contestant.epoch(order)
 
 
 def specified_losses(task: Task) -> tuple[float, float]:
-    """Return the first losses of the NumPy engine, which is the specification.
+    """Return the result of `first_losses` for the NumPy engine, which is the reference implementation.
 
     Raises
     ------
@@ -261,13 +275,13 @@ def specified_losses(task: Task) -> tuple[float, float]:
         losses = first_losses(reference, task)
     if not all(map(math.isfinite, losses)):
         raise DivergedError(
-            "the training to be measured diverges; choose other data or another optimizer", settings=("data", "optimizer")
+            "the training to be timed diverges; choose other data or another optimizer", settings=("data", "optimizer")
         )
     return losses
 
 
 def tolerances(contestant: Contestant, task: Task) -> tuple[float, float]:
-    """Return the allowed relative differences of a contestant's first losses from the specified ones."""
+    """Return the allowed relative differences from the reference losses, for the probe and for the epoch."""
     own_masks = not isinstance(contestant, OwnEngine) and any(layer.dropout for layer in task.network.layers)
     counts = min(PROBE * task.batch, len(task.x)), len(task.x)
     rounded = contestant.roundoff if isinstance(contestant, OwnEngine) else 0.0
@@ -276,12 +290,15 @@ def tolerances(contestant: Contestant, task: Task) -> tuple[float, float]:
 
 
 def warm_up(contestant: Contestant, task: Task, specified: tuple[float, float]) -> float:
-    """Compile everything, compare the first losses with the specified ones, and return the mean loss of the epoch.
+    """Prepare a contestant, train it on the probe and for an epoch, and return the mean loss of the epoch.
+
+    All code is compiled during this warm-up. The losses are compared with `specified`, the losses of the reference
+    implementation.
 
     Raises
     ------
-    UnavailableError : the contestant does not support the task, or disagrees with the specification
-    Disagreement : an engine of fastmlp disagrees with the specification, which is a bug
+    UnavailableError : the contestant does not support the task, or its losses disagree with the reference implementation
+    Disagreement : the losses of an engine of fastmlp disagree with the reference implementation, which is a bug
     """
     contestant.prepare(task)
     losses = first_losses(contestant, task)
@@ -291,7 +308,7 @@ def warm_up(contestant: Contestant, task: Task, specified: tuple[float, float]) 
         if not abs(loss / needed - 1) <= allowed:
             who = label(contestant.backend, contestant.threads)
             raise (Disagreement if isinstance(contestant, OwnEngine) else UnavailableError)(
-                f"{who} does not agree with the specification: mean loss {loss:.6g} of the first {what}, expected "
+                f"{who} does not agree with the reference implementation: mean loss {loss:.6g} of the first {what}, expected "
                 f"{needed:.6g}, allowed relative difference {allowed:.2g}"
             )
     return losses[1]
@@ -299,10 +316,14 @@ def warm_up(contestant: Contestant, task: Task, specified: tuple[float, float]) 
 
 @contextlib.contextmanager
 def ready(contestant: Contestant, task: Task, specified: tuple[float, float]) -> Iterator[Contestant]:
-    """Yield a contestant, warmed up and limited to its threads, for other timers; close it at the end. With pytest-benchmark:
+    """Warm up a contestant and limit its number of threads, so that another tool can time it; close it at the end.
 
-    with ready(contestant, task, specified_losses(task)):
-        benchmark(contestant.epoch, order_of(1, len(task.x)))
+    Examples
+    --------
+    With pytest-benchmark::
+
+        with ready(contestant, task, specified_losses(task)):
+            benchmark(contestant.epoch, order_of(1, len(task.x)))
     """
     with contextlib.closing(contestant):
         warm_up(contestant, task, specified)
@@ -311,7 +332,7 @@ def ready(contestant: Contestant, task: Task, specified: tuple[float, float]) ->
 
 
 def one_round(entries: Sequence[Entry], order: Any, rest: float) -> None:
-    """Time one epoch of each contestant on the same order of rows, and append it to the seconds of its entry."""
+    """Time one epoch of each contestant with the same order of rows, and append the duration to its entry."""
     for entry in entries:
         with entry.contestant.limited():
             time.sleep(rest)
@@ -324,12 +345,12 @@ def one_round(entries: Sequence[Entry], order: Any, rest: float) -> None:
 
 
 def key_of(case: Case, contestant: Contestant) -> dict[str, Any]:
-    """The fields that identify a row."""
+    """Return the fields that identify a row of the result."""
     return {"network": case.network, "batch": case.batch, "backend": contestant.backend, "threads": contestant.threads}
 
 
 def result_row(case: Case, entry: Entry, gflop: float) -> dict[str, Any]:
-    """A row of the result; `run_bench` fills in the fraction of the ceiling."""
+    """Return a row of the result, except for the fraction of the peak rate, which `run_bench` adds."""
     return {
         **key_of(case, entry.contestant),
         "seconds_per_epoch": entry.median,
@@ -344,7 +365,7 @@ def result_row(case: Case, entry: Entry, gflop: float) -> dict[str, Any]:
 
 
 def best_of_each(entries: Sequence[Entry]) -> Iterator[Entry]:
-    """Yield each backend at its best number of threads, and our compiled engines at every number."""
+    """Yield the entry of each backend with its fastest number of threads, and all entries of our compiled engines."""
     for entry in entries:
         same = [other for other in entries if other.backend == entry.backend]
         if entry.backend in OURS or entry is min(same, key=lambda other: other.median):
@@ -367,10 +388,10 @@ def verdict(entries: Sequence[Entry]) -> dict[str, Any]:
     times = f"{gain['median']:.2f} times as fast as"
     rounds = f"({gain['least']:.2f} to {gain['most']:.2f} over {len(pairs)} round{'s' * (len(pairs) > 1)}{always})"
     win = f"fastest: {our.label}, {times} {rival.label} {rounds}"
-    loss = f"we lose: {rival.label} is {times} {our.label} {rounds}"
+    loss = f"fastmlp is slower: {rival.label} is {times} {our.label} {rounds}"
     return {"ours": our.label, "rival": rival.label, "ratio": ratio, "text": win if won else loss}
 
 
 def min_median_max(values: Sequence[float]) -> dict[str, float]:
-    """Return the minimum ("least"), median and maximum ("most")."""
+    """Return a dict with the median, the minimum ("least") and the maximum ("most")."""
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}

@@ -1,10 +1,10 @@
-"""The command line: a file per command, combined in program.py."""
+"""The command-line interface: one module per command; program.py combines them."""
 
 from __future__ import annotations
 
 
 def main() -> None:
-    """Run the command line; this is the console script."""
+    """Entry point of the console script `fastmlp`."""
     from fastmlp.commands.console import prepare_process
     from fastmlp.commands.program import program
 

@@ -1,4 +1,4 @@
-"""Command `fastmlp bench`. See fastmlp/bench for the measurements."""
+"""The command `fastmlp bench`. The package fastmlp.bench takes the measurements."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ def bench(
     """Measure the training speed of fastmlp and of other libraries.
 
     \b
-    fastmlp bench                                     a minute or two
+    fastmlp bench                                     takes a minute or two
     fastmlp bench --network 784-512-10 --batch-size 64 --batch-size 1024 --out speed
     fastmlp bench --backends numba,jax --rounds 9
-    fastmlp bench --all --out speed                   as in README, half an hour
+    fastmlp bench --all --out speed                   the table in README.md; takes half an hour
 
-    Reports seconds per epoch, median and range over rounds in which all libraries take turns, on the same rows in
-    the same order. Libraries whose first-epoch loss disagrees, from the same initial weights, are excluded. GFLOP/s
-    count the matrix products; the ceiling is the peak multiply-add rate of as many threads, measured in the same
-    rounds. Networks are classifiers (softmax cross-entropy) in float32.
+    Reports the median and the range of the seconds per epoch. In every round, each library trains for one epoch on the
+    same rows in the same order. All libraries start from the same initial weights; a library whose first-epoch loss
+    disagrees is excluded. GFLOP/s count only the matrix products. The ceiling is the peak multiply-add rate of the same
+    number of threads, measured in the same rounds. All networks are float32 classifiers with softmax output and
+    cross-entropy loss.
     """
     from fastmlp.bench.cases import choose_cases
     from fastmlp.bench.report import bench_text, make_folder, write_bench

@@ -1,4 +1,4 @@
-"""Streams, errors and exit codes of the commands. See options.py for their options."""
+"""Output streams, error messages and exit codes that all commands share. options.py defines their options."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ from fastmlp.errors import ConfigError, DataError
 
 Function = Callable[..., Any]
 
-SIGNAL_CODE = 128  # plus the signal's number: the exit code of a program that a signal ended
-GC_THRESHOLD = 200_000  # objects allocated and not freed before Python looks for reference cycles
-QUIET, VERBOSE, FLAGS = "fastmlp.quiet", "fastmlp.verbose", "fastmlp.flags"  # keys of ctx.meta, which all contexts share
+SIGNAL_CODE = 128  # the exit code after a signal is 128 plus the signal number, as in a shell
+GC_THRESHOLD = 200_000  # allocations minus deallocations that trigger a garbage collection
+QUIET, VERBOSE, FLAGS = "fastmlp.quiet", "fastmlp.verbose", "fastmlp.flags"  # keys of ctx.meta, shared by nested contexts
 
 # ------------------------------------------------------------------------------------------------ streams
 
 
 def note(text: str) -> None:
-    """Write a line to stderr. A closed stream is ignored, so that a finished training is not lost."""
+    """Write a line to stderr. Ignore a closed stream, so that the results of a finished training are still saved."""
     with contextlib.suppress(OSError):
         click.echo(text, err=True)
 
 
 def say(text: str) -> None:
-    """Write a line about progress to stderr, unless --quiet is given."""
+    """Write a progress message to stderr, unless --quiet is given."""
     if not is_quiet():
         note(text)
 
 
 @contextlib.contextmanager
 def writing_results() -> Iterator[None]:
-    """Context of writing to stdout: a closed pipe (`| head`) is no error, a full disk is a DataError."""
+    """Context manager for writing to stdout: ignore a closed pipe (`| head`), raise DataError for a full disk."""
     try:
         yield
         sys.stdout.flush()
     except OSError as error:
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())  # buffered output must not fail again at exit
+        os.dup2(nowhere, sys.stdout.fileno())  # otherwise the flush at exit would fail again
         if not isinstance(error, BrokenPipeError):
             raise DataError(f"the result cannot be written to stdout: {error.strerror}") from error
 
@@ -60,14 +60,14 @@ def show(text: str | bytes) -> None:
 
 
 def show_json(value: Mapping[str, Any]) -> None:
-    """Write a result to stdout as one JSON object, in UTF-8 whatever the terminal's encoding."""
+    """Write a result to stdout as one JSON object, always encoded as UTF-8."""
     from fastmlp.files import json_bytes
 
     show(json_bytes(value, indent=2))
 
 
 def show_figures(result: Mapping[str, Any], as_json: bool) -> None:
-    """Write the metrics of a run or of an evaluation: an object, or a table."""
+    """Write the metrics of a run or of an evaluation to stdout, as a JSON object or as a table."""
     from fastmlp.reports.text import print_result
 
     if as_json:
@@ -81,18 +81,18 @@ def show_figures(result: Mapping[str, Any], as_json: bool) -> None:
 
 
 def show_reports(result: Mapping[str, Any]) -> None:
-    """Write the classification report of each split that was evaluated; raise ConfigError for regression."""
+    """Write the classification report of each evaluated split to stdout; raise ConfigError for a regression model."""
     from fastmlp.reports.text import classification_report
 
     parts = {name: result[name] for name in ("test", "validation", "train") if result.get(name)}
     if not all("per_class" in figures for figures in parts.values()):
-        raise ConfigError("a classification report needs classes, but this model predicts numbers", settings=("report",))
+        raise ConfigError("a classification report needs a classifier, but this is a regression model", settings=("report",))
     head = "{}\n" if len(parts) > 1 else ""
     show("\n".join(head.format(name) + classification_report(figures) for name, figures in parts.items()).removesuffix("\n"))
 
 
 def show_files(files: list[Any], as_json: bool) -> None:
-    """Write the status of files: an object, or a line each."""
+    """Write the status of each file to stdout, as one JSON object or as one line per file."""
     if as_json:
         show_json({"files": [row._asdict() for row in files]})
     elif files:
@@ -100,7 +100,7 @@ def show_files(files: list[Any], as_json: bool) -> None:
 
 
 def show_extraction(result: Mapping[str, Any], as_json: bool) -> None:
-    """Write the result of an extraction: an object, or a few lines."""
+    """Write the result of a feature extraction to stdout, as a JSON object or as a few lines of text."""
     if as_json:
         show_json(result)
         return
@@ -115,7 +115,7 @@ def show_extraction(result: Mapping[str, Any], as_json: bool) -> None:
 
 
 def flag(setting: str) -> str:
-    """Return the flag of a setting.
+    """Return the command-line flag of a setting.
 
     >>> flag("batch_size")
     '--batch-size'
@@ -124,23 +124,26 @@ def flag(setting: str) -> str:
 
 
 def fail(ctx: click.Context, error: Any) -> None:
-    """Write one line, with the flags of the settings to change, and exit; with -v -v or FASTMLP_DEBUG also the traceback."""
+    """Write an error as one line that ends with the flags to change, and exit.
+
+    With -v -v or FASTMLP_DEBUG, write the traceback before it.
+    """
     if ctx.meta.get(VERBOSE, 0) > 1 or os.environ.get("FASTMLP_DEBUG"):
         note(traceback.format_exc())
     settings = [flag(name) for name in getattr(error, "settings", ())]
-    flags = [name for name in settings if name in ctx.meta.get(FLAGS, settings)]  # the command may lack some
+    flags = [name for name in settings if name in ctx.meta.get(FLAGS, settings)]  # the command may not have all of them
     note("fastmlp: error: " + " ".join(str(error).splitlines()) + (f" [{', '.join(flags)}]" if flags else ""))
     ctx.exit(error.exit_code)
 
 
 def end_by_signal(number: int) -> None:
-    """Exit a command that a signal interrupted, unless the number is 0."""
+    """Exit with the code of the signal that interrupted the command; do nothing if the number is 0 (no signal)."""
     if number:
         click.get_current_context().exit(SIGNAL_CODE + number)
 
 
 def terminate(number: int, frame: FrameType | None) -> None:
-    """Handle SIGTERM by an exception, so that temporary files are removed."""
+    """Handle SIGTERM by raising SystemExit, so that temporary files are removed."""
     sys.exit(SIGNAL_CODE + number)
 
 
@@ -152,25 +155,25 @@ def warn(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Show a warning without its line of code; replaces `warnings.showwarning`."""
+    """Write a warning to stderr without its source line; replaces `warnings.showwarning`."""
     note(f"fastmlp: warning: {message}")
 
 
 def prepare_process() -> None:
-    """Set up the process, once, before the program runs."""
+    """Configure streams, warnings, SIGTERM and garbage collection. Called once, before the program runs."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # for file names in another encoding
+            stream.reconfigure(errors="backslashreplace")  # a file name may not be encodable
     warnings.showwarning = warn
     if hasattr(signal, "SIGTERM"):
         signal.signal(signal.SIGTERM, terminate)
-    # What imports allocate is never freed; collecting garbage in it took an eighth of a short run.
+    # Objects created by imports are never freed. Scanning them for garbage took an eighth of the time of a short run.
     gc.set_threshold(GC_THRESHOLD)
     atexit.register(freeze)
 
 
 def freeze() -> None:
-    """Skip the last garbage collection, except with PyTorch, whose libraries need an orderly shutdown."""
+    """Skip the garbage collection at exit, except after PyTorch was imported: it needs an orderly shutdown."""
     if "torch" not in sys.modules:
         gc.freeze()
 

@@ -1,4 +1,4 @@
-"""Commands `fastmlp data list`, `fetch` and `verify`. See data/named.py and data/download.py."""
+"""The commands `fastmlp data list`, `fetch` and `verify`. data/named.py and data/download.py implement them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ def data_list(data_dir: str | None, as_json: bool) -> None:
 @data_dir_option
 @common_options
 def data_fetch(names: tuple[str, ...], data_dir: str | None, as_json: bool) -> None:
-    """Download missing files, of all data sets if no NAME is given. SHA-256 is verified."""
+    """Download missing or damaged files of the given data sets, or of all data sets if no NAME is given.
+
+    The SHA-256 hash of every file is verified.
+    """
     from fastmlp.data.named import DATASETS, fetch_data
 
     files = [row for name in names or DATASETS for row in fetch_data(name, data_dir, progress=not is_quiet())]
@@ -45,13 +48,13 @@ def data_fetch(names: tuple[str, ...], data_dir: str | None, as_json: bool) -> N
 @data_dir_option
 @common_options
 def data_verify(names: tuple[str, ...], data_dir: str | None, as_json: bool) -> None:
-    """Verify the SHA-256 of files, of all present data sets if no NAME is given."""
+    """Verify the SHA-256 hashes of the given data sets, or of all downloaded data sets if no NAME is given."""
     from fastmlp.data.named import list_data, verify_data
 
     there = [row.name for row in list_data(data_dir) if row.state != "missing"]
     files = [row for name in names or there for row in verify_data(name, data_dir)]
     show_files(files, as_json)
     if not files:
-        say("no files of data sets found; `fastmlp data list` shows their folders, `fastmlp data fetch` downloads them")
+        say("no data set files found; `fastmlp data list --json` shows their folders, `fastmlp data fetch` downloads them")
     if bad := [row.file for row in files if row.status != "ok"]:
-        raise DataError(f"damaged or missing: {', '.join(bad)}; download with `fastmlp data fetch`")
+        raise DataError(f"damaged or missing: {', '.join(bad)}; run `fastmlp data fetch` to download them")

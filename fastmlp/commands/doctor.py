@@ -1,6 +1,6 @@
-"""Command `fastmlp doctor`: checks of the installation, and a self-test of the engines.
+"""The command `fastmlp doctor`: it checks the installation, and runs a self-test of the engines.
 
-Nothing is repaired or downloaded. Every start of the program loads this file, so each check imports the packages it needs.
+It repairs and downloads nothing. Every command imports this module, so heavy packages are imported only in the checks.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ OK, NOTE, BROKEN = "ok", "note", "broken"
 CORE = ("numpy", "numba", "llvmlite", "scikit-learn", "scipy", "matplotlib", "safetensors")
 CNN = ("torch", "torchvision")
 INSTALL_CNN = "for `extract`: pip install 'fastmlp[cnn]'"
-INSTRUCTION_SETS = ("avx512f", "avx2", "fma", "neon", "sve")  # LLVM's names
+INSTRUCTION_SETS = ("avx512f", "avx2", "fma", "neon", "sve")  # as named by LLVM
 
-SELF_TEST_TOLERANCE = 1e-4  # relative difference of losses, from rounding in float32
+SELF_TEST_TOLERANCE = 1e-4  # largest relative difference of losses that float32 rounding may cause
 
 
 class Check(NamedTuple):
-    """Name, result, state ("ok", "note" or "broken") and remedy of a check."""
+    """Result of a check: its name, the value found, the state ("ok", "note" or "broken"), and a remedy or ""."""
 
     name: str
     value: str
@@ -45,11 +45,11 @@ class Check(NamedTuple):
 
 
 def examine(data_dir: str | None = None) -> list[Check]:
-    """Run all checks, in the order of the table.
+    """Run all checks, and return their results in the order in which they are displayed.
 
     Parameters
     ----------
-    data_dir : folder of the named data sets, see `download.data_folder`
+    data_dir : folder with the named data sets, see `download.data_folder`
 
     Examples
     --------
@@ -72,7 +72,7 @@ def examine(data_dir: str | None = None) -> list[Check]:
 
 
 def is_broken(checks: list[Check]) -> bool:
-    """Return whether a check found something broken."""
+    """Return whether any check has the state "broken"."""
     return any(check.state == BROKEN for check in checks)
 
 
@@ -92,7 +92,7 @@ def as_table(checks: list[Check]) -> str:
 
 
 def check_versions(version: Version) -> Iterator[Check]:
-    """Check Python and the required and optional packages."""
+    """Report the versions of Python and of the required and optional packages."""
     yield Check("fastmlp", __version__)
     yield Check("python", f"{platform.python_version()} ({sys.executable})")
     for package in CORE:
@@ -105,13 +105,13 @@ def check_versions(version: Version) -> Iterator[Check]:
 
 
 def check_torchvision(version: Version) -> Iterator[Check]:
-    """Check that torch and torchvision match: a CPU build of torch lacks the operators of other builds of torchvision."""
+    """Check that torchvision works with the installed torch; a CPU build of one may not work with a CUDA build of the other."""
     torch, torchvision = (version(package) for package in CNN)
     if torch is None or torchvision is None:
         return
     builds = [found.partition("+")[2] for found in (torch, torchvision)]
-    if builds[0] == builds[1]:  # importing them would take seconds
-        yield Check("torchvision build", builds[0] or "as torch")
+    if builds[0] == builds[1]:  # skip the import below, which takes seconds
+        yield Check("torchvision build", builds[0] or "same as torch")
         return
     command = [sys.executable, "-c", "import torchvision"]
     tried = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -120,32 +120,32 @@ def check_torchvision(version: Version) -> Iterator[Check]:
         return
     reason = (tried.stderr.strip().splitlines() or ["no message"])[-1]
     remedy = f"pip install torchvision --index-url https://download.pytorch.org/whl/{builds[0] or 'cpu'}"
-    yield Check("torchvision build", f"does not fit torch {torch}: {reason}", BROKEN, remedy)
+    yield Check("torchvision build", f"is incompatible with torch {torch}: {reason}", BROKEN, remedy)
 
 
 # ------------------------------------------------------------------------------------------------ machine
 
 
 def check_processor() -> Check:
-    """Report the processor and its vector instructions, as detected by LLVM."""
+    """Report the processor and its vector instruction sets, as detected by LLVM."""
     try:
         llvm: Any = importlib.import_module("llvmlite.binding")
     except (ImportError, OSError) as error:
         return Check("processor", f"llvmlite cannot be imported: {error}", BROKEN, "pip install --force-reinstall llvmlite")
     features = llvm.get_host_cpu_features()
     sets = [name for name in INSTRUCTION_SETS if features.get(name)]
-    return Check("processor", f"{llvm.get_host_cpu_name()}, {platform.machine()}, {' '.join(sets) or 'no vectors'}")
+    return Check("processor", f"{llvm.get_host_cpu_name()}, {platform.machine()}, {' '.join(sets) or 'no vector instructions'}")
 
 
 def check_threads() -> Iterator[Check]:
-    """Report the cores of the machine, those usable by this process, and the engine's default number of threads."""
+    """Report the number of cores, the limits for this process, and the default number of threads."""
     from fastmlp.engines.cpu.threads import available_cores
 
     cores, usable = os.cpu_count() or 1, available_cores()
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
     quota = Path("/sys/fs/cgroup/cpu.max")
     limit = quota.read_text().split()[0] if quota.exists() else "none"
-    yield Check("cores", f"{cores}, by affinity {affinity}, limit of the control group {limit}")
+    yield Check("cores", f"{cores}; CPU affinity: {affinity}; cgroup CPU quota: {limit}")
     yield Check("threads", f"{usable} by default; --threads changes it")
 
 
@@ -153,12 +153,12 @@ def check_cache(folder: Path) -> Check:
     """Check that compiled kernels can be cached."""
     from fastmlp.engines.kernel_cache import UnsafeFolder, check_private
 
-    remedy = "kernels are compiled at each start; set FASTMLP_CACHE_DIR to a folder of your own"
+    remedy = "kernels are recompiled at each start; set FASTMLP_CACHE_DIR to a folder that only you can write to"
     there = folder
     while not there.exists():
         there = there.parent
     if not os.access(there, os.W_OK | os.X_OK):
-        return Check("kernel cache", f"{folder}: {there} cannot be written", NOTE, remedy)
+        return Check("kernel cache", f"{folder}: no permission to write to {there}", NOTE, remedy)
     if there != folder:
         return Check("kernel cache", f"{folder}: created at first use")
     try:
@@ -170,7 +170,7 @@ def check_cache(folder: Path) -> Check:
 
 
 def check_data(data_dir: str | None) -> Iterator[Check]:
-    """Report the data folder and the named data sets in it."""
+    """Report the data folder, and which named data sets it contains."""
     from fastmlp.data.download import data_folder
     from fastmlp.data.named import list_data
 
@@ -184,14 +184,17 @@ def check_data(data_dir: str | None) -> Iterator[Check]:
 
 
 def check_cuda(version: Version, probe_device: Callable[[], Any]) -> Iterator[Check]:
-    """Check numba-cuda, its support of the installed NumPy, and the device; `probe_device` returns one that ran a kernel."""
+    """Check numba-cuda, whether it supports the installed NumPy, and the GPU.
+
+    `probe_device` runs a kernel on the GPU and returns the device; it raises UnavailableError if that fails.
+    """
     found, numpy = version("numba-cuda"), version("numpy") or "0"
     if found is None:
         yield Check("numba-cuda", "not installed", NOTE, f"for a CUDA GPU: {INSTALL}")
         return
     if tuple(map(int, numpy.split(".")[:2])) >= (2, 5):
         yield Check(
-            "numba-cuda", f"{found}, supports NumPy before 2.5, not {numpy}", NOTE, "if it fails: pip install 'numpy<2.5'"
+            "numba-cuda", f"{found}, made for NumPy below 2.5, not {numpy}", NOTE, "if it fails: pip install 'numpy<2.5'"
         )
     else:
         yield Check("numba-cuda", found)
@@ -207,7 +210,7 @@ def check_cuda(version: Version, probe_device: Callable[[], Any]) -> Iterator[Ch
 
 
 def self_test() -> Check:
-    """Train a tiny network with two engines, whose losses may differ by rounding only."""
+    """Train a tiny network with the engines numpy and numba, and check that their losses differ only by rounding."""
     try:
         first, second = (tiny_losses(backend) for backend in ("numpy", "numba"))
     except (FastMLPError, ImportError) as error:
@@ -216,16 +219,16 @@ def self_test() -> Check:
 
 
 def compare_losses(first: list[float], second: list[float]) -> Check:
-    """Check that two lists of losses are equal up to rounding."""
+    """Check that two lists of losses agree within `SELF_TEST_TOLERANCE`."""
     worst = float(np.max(np.abs(np.subtract(first, second)) / np.abs(first)))
-    text = f"losses of numpy and numba engine differ by {worst:.1e} at most"
+    text = f"the losses of the numpy and numba engines differ by at most {worst:.1e}"
     if worst <= SELF_TEST_TOLERANCE:
         return Check("self-test", text)
-    return Check("self-test", text, BROKEN, "use --backend numpy, and report this with the whole table")
+    return Check("self-test", text, BROKEN, "use --backend numpy, and report this bug with the whole table")
 
 
 def tiny_losses(backend: str) -> list[float]:
-    """Return the loss of each epoch of a small training, which is the same for every engine."""
+    """Train a tiny network on random data, and return the loss of each epoch. All engines get the same data and weights."""
     from fastmlp.nn.network import Network
     from fastmlp.nn.schedules import Schedule
     from fastmlp.training.loop import train
@@ -244,7 +247,7 @@ def tiny_losses(backend: str) -> list[float]:
 def doctor(data_dir: str | None, as_json: bool) -> None:
     """Check the installation and run a self-test.
 
-    The exit code is 4 if something is broken; missing optional packages are only noted.
+    The exit code is 4 if a check reports "broken". A missing optional package is only a note.
     """
     checks = examine(data_dir)
     broken = [check.name for check in checks if check.state == BROKEN]
@@ -253,4 +256,4 @@ def doctor(data_dir: str | None, as_json: bool) -> None:
     else:
         show(as_table(checks))
     if broken:
-        raise UnavailableError(f"broken: {', '.join(broken)}; see the table for remedies")
+        raise UnavailableError(f"broken: {', '.join(broken)}; see the remedies in the output")

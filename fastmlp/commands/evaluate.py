@@ -1,4 +1,4 @@
-"""Command `fastmlp evaluate`. See experiments/evaluation.py for the evaluation."""
+"""The command `fastmlp evaluate`. experiments/evaluation.py implements it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastmlp.commands.toolkit import open_extractor
 @click.command(cls=Command)
 @click.argument("run", metavar="RUN|MODEL")
 @click.option(
-    "--data", "source", envvar="FASTMLP_DATASET", metavar=SOURCE, help="Data to evaluate on [default: those of the run]."
+    "--data", "source", envvar="FASTMLP_DATASET", metavar=SOURCE, help="Data to evaluate on [default: the data of the run]."
 )
 @data_dir_option
 @click.option(
@@ -23,19 +23,19 @@ from fastmlp.commands.toolkit import open_extractor
     default="test",
     show_default=True,
     envvar="FASTMLP_SPLIT",
-    help="Split of the data. The run's own data are split as in the run; all rows of other data without a test "
-    "split are the test split.",
+    help="Split to evaluate on. The data of the run are split as in the run. Other data without a test split "
+    "are used as a whole as the test split.",
 )
 @engine_options
 @click.option(
     "--report", is_flag=True, envvar="FASTMLP_REPORT", help="Print a classification report in the format of scikit-learn."
 )
-@click.option("--predictions", metavar="FILE", help="Write loss, accuracy, and true,predicted class of each row of the split.")
+@click.option("--predictions", metavar="FILE", help="Write loss, accuracy, and each row's true and predicted class to FILE.")
 @click.option(
     "--min-accuracy",
     type=click.FloatRange(0, 1),
     envvar="FASTMLP_MIN_ACCURACY",
-    help="Exit with code 6 if the accuracy is lower.",
+    help="Exit with code 6 if the accuracy is below this value.",
 )
 @common_options
 def evaluate(run: str, split: str, report: bool, min_accuracy: float | None, as_json: bool, **choices: Any) -> None:

@@ -1,4 +1,4 @@
-"""Commands `fastmlp extract` and `fastmlp extract … train`. See experiments/extraction.py for the run."""
+"""The commands `fastmlp extract` and `fastmlp extract … train`. experiments/extraction.py and chain.py implement them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ from fastmlp.experiments.config.train import TrainConfig
 def extract(
     ctx: click.Context, /, recipe: str | None, config: str | None, print_config: bool, as_json: bool, **flags: Any
 ) -> None:
-    """Train a convolutional network on images, and extract their features for `train`.
+    """Train a CNN on images and extract features.
+
+    The features are a data set for `fastmlp train`.
 
     \b
     fastmlp extract --data fashion-mnist --filters 16,32,64,128,256 --init xavier --out features.npz
@@ -41,11 +43,12 @@ def extract(
     fastmlp extract --data photos/ --image-size 64,64 --backbone resnet18 --flip 0.5
     fastmlp extract --kernel 5,4 --padding 2,1 --filters 8,12 --pool avg,avg --pool-kernel 4 --regularize batch
 
-    The file is a data set with the splits of the images, and contains the network: `evaluate` and `predict` of a model
-    that was trained on it accept images. The same settings and images give the same features; if the file exists
-    already, nothing is done. Ctrl-C leaves a checkpoint, from which the same command resumes.
+    The feature file is a data set with the same splits as the images. It also contains the convolutional network, so
+    that `evaluate` and `predict` accept images for a model that was trained on the features. The same settings and
+    images give the same features; if the file exists already, nothing is done. Ctrl-C saves a checkpoint; run the same
+    command again to continue from it.
 
-    Needs PyTorch: pip install 'fastmlp[cnn]'.
+    This command needs PyTorch: pip install 'fastmlp[cnn]'.
     """
     from fastmlp.experiments.config.sources import resolve_as
     from fastmlp.experiments.extraction import draw_extraction, extract_run
@@ -56,7 +59,7 @@ def extract(
     if print_config:
         show(settings.text())
         ctx.exit()
-    if ctx.invoked_subcommand is not None:  # it runs the extraction after its own settings are checked
+    if ctx.invoked_subcommand is not None:  # `train` checks its settings first, then runs the extraction
         return
     found = extract_run(settings, extraction_tools(), quiet=is_quiet(), say=say)
     draw_extraction(found, found.job.pictures)
@@ -70,7 +73,7 @@ def extract(
 @common_options
 @click.pass_obj
 def extract_train(chained: tuple[ExtractConfig, Any, bool], /, config: str | None, as_json: bool, **flags: Any) -> None:
-    """Extract features and train a network on them: `fastmlp train` without the options of data."""
+    """Extract features and train a network on them. The options are those of `fastmlp train`, except the data options."""
     from fastmlp.experiments.chain import extract_and_train
     from fastmlp.experiments.config.sources import resolve
 

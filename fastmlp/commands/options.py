@@ -1,6 +1,6 @@
-"""Options of the commands: made from settings, and those that commands share; and what all commands have in common.
+"""Click options and command classes: options generated from settings, and options that several commands share.
 
-See console.py for streams, errors and exit codes.
+console.py handles output streams, error messages and exit codes.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from fastmlp.experiments.config.train import FIELDS, DataSettings, fields_of
 
 SOURCE = "NAME|FILE|FOLDER"
 HELP_ALL = "fastmlp.help_all"  # key of ctx.meta: whether the help shows all options
-OTHER = "Other"  # heading of the options that are no settings
+OTHER = "Other"  # heading of options that are not settings
 
 
 class Command(click.Command):
-    """A command that understands synonyms of its flags, and refuses a flag with one value that is given twice."""
+    """A Click command that accepts synonyms of its flags, and rejects a single-valued flag that is given twice."""
 
     def make_parser(self, ctx: click.Context) -> Any:
-        """Return Click's parser, with the synonyms of `config/names.py`, which --help does not show, and `check_given_once`."""
+        """Return Click's parser with two additions: the hidden synonyms in config/names.py, and `check_given_once`."""
         parser = super().make_parser(ctx)
         options = {setting_of(option): option for option in self.get_params(ctx) if isinstance(option, click.Option)}
         for other, name in setting_synonyms(options).items():
@@ -53,19 +53,19 @@ class Command(click.Command):
         return parser
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; its flags are kept for messages of errors."""
+        """Store the command's flags, so that error messages can name them, and run the command."""
         ctx.meta[FLAGS] = ctx.meta.get(FLAGS, frozenset()) | {name for param in self.params for name in param.opts}
         return super().invoke(ctx)
 
 
 class Group(Command, click.Group):
-    """A group of commands; its commands and groups are of these classes too."""
+    """A Click group whose subcommands are `Command` objects, and whose subgroups have the same class as the group."""
 
     command_class, group_class = Command, type
 
 
 def check_given_once(order: Iterable[click.Parameter], ctx: click.Context) -> None:
-    """Raise UsageError if an option with one value occurs twice in the parameters, listed as they were given."""
+    """Raise UsageError if a single-valued option occurs more than once in `order`, the parameters in the order given."""
     counted = Counter(option for option in order if isinstance(option, click.Option) and takes_one_value(option))
     for option, times in counted.items():
         if times > 1:
@@ -73,12 +73,12 @@ def check_given_once(order: Iterable[click.Parameter], ctx: click.Context) -> No
 
 
 def setting_of(option: click.Option) -> str:
-    """Return the setting of an option, by its long name: batch_size for --batch-size."""
+    """Return the name of the setting that an option sets, such as batch_size for --batch-size."""
     return max(option.opts, key=len).lstrip("-").replace("-", "_")
 
 
 def takes_one_value(option: click.Option) -> bool:
-    """Return whether an option has a single value; on and off of the same option are two values."""
+    """Return whether an option has a single value, which includes on/off pairs such as --force/--no-force."""
     several = option.multiple or option.count
     return not several and (not option.is_flag or bool(option.secondary_opts))
 
@@ -93,7 +93,7 @@ def shown_names(option: click.Option) -> str:
 
 
 class Sections(Command):
-    """A command whose help has a heading for each group of options; --help shows the common ones, --help-all all."""
+    """A command that lists its options under headings; --help shows the common options, --help-all shows all of them."""
 
     def __init__(self, *args: Any, **given: Any) -> None:
         super().__init__(*args, **given)
@@ -114,15 +114,15 @@ class Sections(Command):
                 formatter.write_dl(records)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """End the short help with a reference to the long one."""
+        """Append a line to the short help that mentions --help-all."""
         super().format_epilog(ctx, formatter)
         if not ctx.meta.get(HELP_ALL):
             formatter.write_paragraph()
-            formatter.write_text(f"These are the common options; `{ctx.command_path} --help-all` shows all.")
+            formatter.write_text(f"These are the common options; `{ctx.command_path} --help-all` shows all options.")
 
 
 def show_all(ctx: click.Context, option: click.Parameter, value: bool) -> None:
-    """Show the help with all options, for --help-all."""
+    """Callback of --help-all: print the help with all options, and exit."""
     if value and not ctx.resilient_parsing:
         ctx.meta[HELP_ALL] = True
         click.echo(ctx.get_help())
@@ -130,16 +130,16 @@ def show_all(ctx: click.Context, option: click.Parameter, value: bool) -> None:
 
 
 class Chain(Sections, Group):
-    """A command with settings that another one can follow."""
+    """A command with its own settings that may be followed by a subcommand, as in `extract … train`."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options, then the commands."""
+        """Write the options, then the subcommands."""
         super().format_options(ctx, formatter)
         self.format_commands(ctx, formatter)
 
 
 class Option(click.Option):
-    """An option under a heading of --help; `common`: also of the short help."""
+    """An option with a heading for --help; if `common` is false, only --help-all shows it."""
 
     def __init__(self, *args: Any, heading: str = OTHER, common: bool = True, **given: Any) -> None:
         super().__init__(*args, **given)
@@ -147,7 +147,7 @@ class Option(click.Option):
 
 
 def setting_options(settings: type[DataSettings], left_out: Collection[str] = ()) -> Function:
-    """Return a decorator that adds a flag for each setting of a class; `sources.resolve_as` reads the texts."""
+    """Return a decorator that adds a flag for each setting of a class. `sources.resolve_as` parses the values."""
     fields = [one for one in fields_of(settings).values() if one.name not in left_out]
     groups = list(dict.fromkeys(one.metadata["group"] for one in fields))
     ordered = sorted(fields, key=lambda one: groups.index(one.metadata["group"]))
@@ -161,7 +161,7 @@ def setting_options(settings: type[DataSettings], left_out: Collection[str] = ()
 
 
 def setting_option(name: str, metadata: Mapping[str, Any], default: Any) -> Function:
-    """Return the flag of one setting, with its type and its default in --help."""
+    """Return a decorator that adds the flag of one setting; --help shows its type and its default."""
     shared = {"cls": Option, "heading": metadata["group"], "common": metadata["common"]}
     text = with_flags(metadata["help"])
     if metadata["type"] is BOOLEAN:
@@ -174,7 +174,7 @@ def setting_option(name: str, metadata: Mapping[str, Any], default: Any) -> Func
 
 
 def with_flags(text: str) -> str:
-    """Return a help text with flags for the settings in backticks.
+    """Replace the names of settings in backticks in a help text with their flags.
 
     >>> with_flags("Instead of `val_fraction`.")
     'Instead of --val-fraction.'
@@ -183,7 +183,7 @@ def with_flags(text: str) -> str:
 
 
 def remember(key: str) -> Function:
-    """Return a callback that keeps an option's value for the whole call; a command or the one below it may have the option."""
+    """Return a callback that stores an option's value in ctx.meta, which a command shares with its subcommands."""
 
     def callback(ctx: click.Context, option: click.Parameter, value: Any) -> None:
         ctx.meta[key] = value or ctx.meta.get(key, value)
@@ -191,7 +191,9 @@ def remember(key: str) -> Function:
     return callback
 
 
-json_option = click.option("--json", "as_json", is_flag=True, envvar="FASTMLP_JSON", help="Print one JSON object.")
+json_option = click.option(
+    "--json", "as_json", is_flag=True, envvar="FASTMLP_JSON", help="Print the result as one JSON object."
+)
 quiet_option = click.option(
     *("-q", "--quiet"),
     is_flag=True,
@@ -206,39 +208,42 @@ verbose_option = click.option(
     envvar="FASTMLP_VERBOSE",
     expose_value=False,
     callback=remember(VERBOSE),
-    help="Show the settings; given twice, also the traceback of an error.",
+    help="Show the settings; if given twice, also show the traceback of an error.",
 )
 data_dir_option = click.option("--data-dir", envvar="FASTMLP_DATA", metavar="FOLDER", help=FIELDS["data_dir"].metadata["help"])
 backend_option = click.option(
     "--backend",
     type=click.Choice(CHOICES),
     envvar="FASTMLP_BACKEND",
-    help="Engine [default: that of the run, otherwise auto].",
+    help="Engine [default: auto; evaluate uses the engine of the run].",
 )
 threads_option = click.option(
     "--threads", type=click.IntRange(1), envvar="FASTMLP_THREADS", help=FIELDS["threads"].metadata["help"]
 )
 config_option = click.option("--config", metavar="FILE", envvar="FASTMLP_CONFIG", help="TOML file with settings as keys.")
 print_option = click.option(
-    "--print-config", cls=Option, common=False, is_flag=True, help="Print the settings as TOML for --config, and exit."
+    "--print-config", cls=Option, common=False, is_flag=True, help="Print the settings as TOML, as read by --config, and exit."
 )
 recipe_option = click.option(
-    "--recipe", metavar="NAME", envvar="FASTMLP_RECIPE", help="Settings of a published experiment; see `fastmlp recipes`."
+    "--recipe",
+    metavar="NAME",
+    envvar="FASTMLP_RECIPE",
+    help="Use the settings of a published experiment; `fastmlp recipes` lists all.",
 )
 
 
 def source_options(command: Function) -> Function:
-    """Add the options that name sources of settings, and print them."""
+    """Add --config and --print-config."""
     return config_option(print_option(command))
 
 
 def common_options(command: Function) -> Function:
-    """Add the options that every command has."""
+    """Add --json, --quiet and --verbose, which every command has."""
     return json_option(quiet_option(verbose_option(command)))
 
 
 def engine_options(command: Function) -> Function:
-    """Add the options of the engine of a saved model."""
+    """Add --backend and --threads, for commands that load a saved model."""
     return backend_option(threads_option(command))
 
 
@@ -248,23 +253,23 @@ BENCH_OPTIONS = (
         multiple=True,
         envvar="FASTMLP_NETWORK",
         metavar="N-N-N",
-        help="Sizes of all layers; may be given more than once [default: 784-128-10].",
+        help="Layer sizes, from input to output; may be given more than once [default: 784-128-10].",
     ),
     click.option(
         *("--batch-size", "batches"),
         multiple=True,
         type=int,
         envvar="FASTMLP_BATCH_SIZE",
-        help="Mini-batch size, for each network; may be given more than once [default: 64].",
+        help="Mini-batch size, used with every network; may be given more than once [default: 64].",
     ),
     click.option(
-        "--all", "everything", is_flag=True, envvar="FASTMLP_ALL", help="Measure the seven rows of README's table instead."
+        "--all", "everything", is_flag=True, envvar="FASTMLP_ALL", help="Measure the seven rows of the table in README.md."
     ),
     click.option(
-        "--rows", type=int, default=48_000, show_default=True, envvar="FASTMLP_ROWS", help="Maximum number of rows of an epoch."
+        "--rows", type=int, default=48_000, show_default=True, envvar="FASTMLP_ROWS", help="Maximum number of rows per epoch."
     ),
     click.option(
-        "--rounds", type=int, default=5, show_default=True, envvar="FASTMLP_ROUNDS", help="Timed epochs of each library."
+        "--rounds", type=int, default=5, show_default=True, envvar="FASTMLP_ROUNDS", help="Number of timed epochs per library."
     ),
     click.option(
         "--backends",
@@ -274,9 +279,7 @@ BENCH_OPTIONS = (
     ),
     threads_option,
     click.option("--optimizer", default="sgd", show_default=True, envvar="FASTMLP_OPTIMIZER", help="Optimizer."),
-    click.option(
-        "--activation", default="relu", show_default=True, envvar="FASTMLP_ACTIVATION", help="Activation of the hidden layers."
-    ),
+    click.option("--activation", default="relu", show_default=True, envvar="FASTMLP_ACTIVATION", help="Activation function."),
     click.option(
         "--dropout",
         type=float,
@@ -291,7 +294,7 @@ BENCH_OPTIONS = (
         show_default=True,
         envvar="FASTMLP_DATASET",
         metavar=f"{SOURCE}|synthetic",
-        help="Data set; synthetic rows if a named one is missing or does not fit the network.",
+        help="Data set; synthetic data are used if a named data set is missing or does not fit the network.",
     ),
     data_dir_option,
     click.option("--out", metavar="FOLDER", envvar="FASTMLP_OUT", help="Write bench.json and bench.png into this folder."),

@@ -1,4 +1,4 @@
-"""Command `fastmlp predict`. See experiments/prediction.py for the predictions."""
+"""The command `fastmlp predict`. experiments/prediction.py implements it."""
 
 from __future__ import annotations
 
@@ -18,23 +18,29 @@ from fastmlp.commands.toolkit import open_extractor
     "--top",
     type=click.IntRange(1),
     envvar="FASTMLP_TOP",
-    help="Number of classes per row [default: 1; all in --json and --out].",
+    help="Number of most probable classes per row [default: 1, or all with --json and --out].",
 )
-@click.option("--out", metavar="FILE.csv", help="Write a CSV file instead of lines on stdout.")
+@click.option("--out", metavar="FILE.csv", help="Write the predictions to a CSV file instead of stdout.")
 @engine_options
 @common_options
 def predict(run: str, inputs: tuple[str, ...], top: int | None, out: str | None, as_json: bool, **engine: Any) -> None:
-    """Predict labels with probabilities, or numbers, for images, .csv and .npz files.
+    """Predict classes or values with a saved model.
+
+    The inputs are images, or .csv and .npz files, whose rows are all predicted.
 
     \b
     fastmlp predict runs/a shirt.png shoe.jpg
     fastmlp predict runs/a new.csv --top 3
     fastmlp predict runs/a new.npz --out labels.csv
 
-    Each line has the input, the label and its probability, separated by tabs; --top adds further classes.
-    Images may have any size, in grayscale or color. They are converted to the shape of the training images: colors
-    become luma (ITU-R BT.601) for one channel, transparency is blended with black, resizing is bilinear; nothing is
-    inverted. A .csv file has the features, or a label and then the features; an .npz file has them in its array x.
+    Each output line has the input, the predicted label and its probability, separated by tabs. --top adds more classes.
+    For regression, the line has the predicted values instead.
+
+    Images may have any size, and may be grayscale or color. They are converted to the shape of the training images:
+    color is converted to grayscale (ITU-R BT.601 luma) if the model takes one channel, transparent pixels are blended
+    with black, and images are resized by bilinear interpolation. Pixel values are never inverted.
+
+    A .csv file has the feature columns, which may follow a label column. An .npz file has the features in an array x.
     """
     from fastmlp.experiments.prediction import as_csv, as_lines, predict_files
     from fastmlp.files import write_bytes

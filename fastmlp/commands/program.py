@@ -1,9 +1,13 @@
-"""The program `fastmlp`: each command parses, calls and prints. Heavy packages are imported when a command needs them.
+"""The program `fastmlp`. Each command parses its options, calls the library, and prints the result.
 
-All commands have the same conventions: results on stdout, everything else on stderr; --json prints exactly one object; a flag
-takes precedence over its variable FASTMLP_<FLAG>, the variable over --config, --config over the default; never interactive.
-Exit codes: 0 success, 1 a bug, 2 usage or configuration, 3 bad data or file, 4 something is missing, 5 diverged,
-6 below a threshold, 130 and 143 after SIGINT and SIGTERM.
+Heavy packages are imported only by the commands that need them.
+
+All commands follow the same conventions. Results go to stdout, everything else goes to stderr. --json prints exactly one
+object. A flag takes precedence over its environment variable FASTMLP_<FLAG>, the variable over --config, and --config over
+the default. Commands never ask for input.
+
+Exit codes: 0 success; 1 bug in fastmlp; 2 wrong usage or configuration; 3 bad data or file; 4 missing package, device,
+memory or network connection; 5 training diverged; 6 metric below the required minimum; 130 and 143 after SIGINT and SIGTERM.
 """
 
 from __future__ import annotations
@@ -28,14 +32,14 @@ from fastmlp.commands.toolkit import extraction_tools
 from fastmlp.commands.train import train
 from fastmlp.errors import UnavailableError
 
-REPORT = "fastmlp: this is a bug in fastmlp; please report it with the lines above and with `fastmlp doctor`"
+REPORT = "fastmlp: this is a bug in fastmlp; please report it with the lines above and the output of `fastmlp doctor`"
 
 
 class Program(Group):
-    """The commands; each of their errors becomes a line on stderr and an exit code."""
+    """The top-level group of commands. It turns an error of a command into one line on stderr and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command."""
+        """Run a command, and report its errors."""
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
@@ -44,7 +48,7 @@ class Program(Group):
             note("fastmlp: interrupted")
             ctx.exit(SIGNAL_CODE + signal.SIGINT)
         except MemoryError as error:
-            text = f"not enough memory: {error}; use a smaller network or a smaller batch"
+            text = f"not enough memory: {error}; use a smaller network or a smaller batch size"
             fail(ctx, UnavailableError(text, settings=("hidden", "batch_size")))
         except Exception as error:
             if isinstance(getattr(error, "exit_code", None), int):  # FastMLPError, and errors of fastmlp.cnn
@@ -53,24 +57,24 @@ class Program(Group):
             ctx.exit(1)
 
 
-# "obj" is passed to `recipes run`: the function that imports fastmlp.cnn, which recipes may need.
+# Click passes "obj" to `recipes run`: the function that imports fastmlp.cnn, which some recipes need.
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "obj": extraction_tools}
 
 
 @click.group(cls=Program, context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="fastmlp", message="%(prog)s %(version)s")
 def program() -> None:
-    """Train multi-layer perceptrons, fast.
+    """Train multi-layer perceptrons, and evaluate and use the trained models.
 
     \b
-    fastmlp train                           handwritten digits, in seconds, without a download
+    fastmlp train                           train on handwritten digits; needs no download
     fastmlp train --data fashion-mnist --hidden 400,250,100 --dropout 0.2 --out runs/a
-    fastmlp evaluate runs/a                 measure the model again
-    fastmlp predict runs/a shirt.png        a label and its probability
+    fastmlp evaluate runs/a                 evaluate the trained model
+    fastmlp predict runs/a shirt.png        predict a label and its probability
     fastmlp extract --data photos/ train    train on features of a convolutional network
     fastmlp recipes                         list published experiments
     fastmlp doctor                          check the installation
-    fastmlp bench                           compare the speed with other libraries
+    fastmlp bench                           compare the training speed with other libraries
     """
 
 

@@ -1,4 +1,4 @@
-"""Commands `fastmlp recipes`, `recipes show`, `run` and `plot`. See experiments/recipes for the recipes."""
+"""The commands `fastmlp recipes`, `recipes show`, `recipes run` and `recipes plot`. experiments/recipes implements them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from fastmlp.commands.options import Group, common_options, data_dir_option
 if TYPE_CHECKING:
     from fastmlp.experiments.recipes.plot import Drawn
 
-RUNS = "runs/recipes"  # default folder of the runs
+RUNS = "runs/recipes"  # default folder for the run folders
 
 
 @click.group(cls=Group, invoke_without_command=True)
 @common_options
 @click.pass_context
 def recipes(ctx: click.Context, /, as_json: bool) -> None:
-    """List the published experiments; `train` and `extract` run them by --recipe."""
+    """List the recipes for published experiments.
+
+    `fastmlp train --recipe NAME` or `fastmlp extract --recipe NAME` runs one of them.
+    """
     from fastmlp.experiments.recipes.recipe import all_recipes, as_lines
 
     if ctx.invoked_subcommand is not None:
@@ -38,7 +41,10 @@ def recipes(ctx: click.Context, /, as_json: bool) -> None:
 @click.argument("name")
 @common_options
 def recipes_show(name: str, as_json: bool) -> None:
-    """Show a recipe: its source, its settings, the published results, and choices where the report gives no setting."""
+    """Show the details of a recipe.
+
+    They are its source, its settings, the published results, and our choices for settings that are not published.
+    """
     from fastmlp.experiments.recipes.recipe import as_text, find
 
     recipe = find(name)
@@ -50,8 +56,8 @@ def recipes_show(name: str, as_json: bool) -> None:
 
 @recipes.command("run")
 @click.argument("patterns", metavar="PATTERN...", nargs=-1, required=True)
-@click.option("--jobs", type=click.IntRange(1), help="Networks on pixels that train at the same time [default: one per core].")
-@click.option("--out", metavar="FOLDER", default=RUNS, show_default=True, help="Folder of the run folders, one per recipe.")
+@click.option("--jobs", type=click.IntRange(1), help="Number of MLPs on pixels to train in parallel [default: one per core].")
+@click.option("--out", metavar="FOLDER", default=RUNS, show_default=True, help="Folder for the run folders, one per recipe.")
 @click.option("--seed", type=int, help="Random seed [default: 0].")
 @data_dir_option
 @common_options
@@ -63,8 +69,8 @@ def recipes_run(tools: Any, /, patterns: tuple[str, ...], jobs: int | None, out:
     fastmlp recipes run cs776-mlp-1
     fastmlp recipes run 'cs776-mlp-*' 'ee5179-*' --jobs 2
 
-    Finished recipes are skipped, so that the same command resumes after an interruption. Networks on pixels with the same
-    data train at the same time. Variables such as FASTMLP_EPOCHS take precedence over the recipes.
+    Finished recipes are skipped, so the same command continues after an interruption. MLPs that train on the same pixels
+    are trained in parallel. Environment variables such as FASTMLP_EPOCHS override the settings of the recipes.
     """
     from fastmlp.experiments.recipes.run import comparison, comparison_text, make_job, run_recipes, select
 
@@ -80,17 +86,20 @@ def recipes_run(tools: Any, /, patterns: tuple[str, ...], jobs: int | None, out:
 
 @recipes.command("plot")
 @click.argument("patterns", metavar="[PATTERN...]", nargs=-1)
-@click.option("--runs", metavar="FOLDER", default=RUNS, show_default=True, help="Folder with the runs of `recipes run`.")
-@click.option("--out", metavar="FOLDER", help="Folder of the figures [default: that of the runs].")
+@click.option("--runs", metavar="FOLDER", default=RUNS, show_default=True, help="Output folder of `recipes run`.")
+@click.option("--out", metavar="FOLDER", help="Folder for the figures [default: the folder of the runs].")
 @common_options
 def recipes_plot(patterns: tuple[str, ...], runs: str, out: str | None, as_json: bool) -> None:
-    """Plot finished recipes in one figure, as in the reports: validation accuracy and loss per epoch.
+    """Plot the learning curves of finished recipes.
+
+    The figures show the validation accuracy and loss per epoch, as in the reports.
 
     \b
     fastmlp recipes plot
     fastmlp recipes plot 'cs776-pooling-*' iisc-depth-relu --out pictures
 
-    A comparison is drawn from its finished runs, and left out if none is finished. PATTERN selects comparisons by name.
+    A comparison is one figure with the curves of several recipes. Recipes that are not finished are left out of the
+    figure; a comparison without a finished recipe is not plotted. PATTERN selects comparisons by name.
     """
     from fastmlp.experiments.recipes.plot import plot_recipes
 
@@ -105,11 +114,11 @@ def recipes_plot(patterns: tuple[str, ...], runs: str, out: str | None, as_json:
 
 
 def missing_text(row: Drawn, runs: Path) -> str:
-    """Return a line on the missing runs of a comparison, with the command that trains them."""
+    """Return a message that names the missing runs of a comparison, and the command that trains them."""
     what = f"plotted without {', '.join(row.missing)}" if row.file else "not plotted, since none of its runs is finished"
     return f"{row.name}: {what}; run `{run_command(row.missing, runs)}`"
 
 
 def run_command(names: Iterable[str], runs: Path) -> str:
-    """Return the command that trains these recipes in a folder."""
+    """Return the shell command that runs the given recipes and writes them into the folder `runs`."""
     return shlex.join(["fastmlp", "recipes", "run", *names, *([] if runs == Path(RUNS) else ["--out", str(runs)])])

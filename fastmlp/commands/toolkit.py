@@ -1,4 +1,4 @@
-"""Import of the feature extractor, fastmlp.cnn. No other file imports it, since it needs PyTorch."""
+"""Lazy imports of fastmlp.cnn, the feature extractor. No other command module imports it, since it needs PyTorch."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from fastmlp.errors import UnavailableError
 
 
 def extraction_tools() -> Any:
-    """Return the module with the extractor's functions; raise UnavailableError if it cannot be imported."""
+    """Return the module fastmlp.cnn.toolkit; raise UnavailableError if it cannot be imported."""
     try:
         from fastmlp.cnn import toolkit
     except ModuleNotFoundError as error:
         if error.name == "fastmlp.cnn":
-            raise UnavailableError("extract needs an installation of fastmlp: pip install -e '.[cnn]'") from error
+            raise UnavailableError(
+                "extract needs an installed fastmlp; in the checkout, run: pip install -e '.[cnn]'"
+            ) from error
         raise UnavailableError(f"extract needs PyTorch ({error}); install it with: pip install 'fastmlp[cnn]'") from error
     return toolkit
 
 
 def open_extractor(data: bytes, name: str) -> Any:
-    """Return an extractor from its bytes, for models trained on features of images."""
-    extraction_tools()  # first, for its error without PyTorch
+    """Deserialize the feature extractor that is stored in a model trained on features of images."""
+    extraction_tools()  # raises a clear error if PyTorch is missing
     from fastmlp.cnn.extractor import from_bytes
 
     return from_bytes(data, name)

@@ -1,4 +1,4 @@
-"""Command `fastmlp train`. See experiments/training_run.py for the run."""
+"""The command `fastmlp train`. experiments/training_run.py implements it."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def train(recipe: str | None, config: str | None, print_config: bool, as_json: b
     fastmlp train --config runs/a/config.toml --seed 1
     fastmlp train --recipe cs776-mlp-6 --seed 1
 
-    Every setting can also be given as a variable, such as FASTMLP_BATCH_SIZE for --batch-size, or as a key in the
-    --config file, such as batch_size = 64. Flags take precedence over variables, variables over the file.
-    FASTMLP_DATA is the variable of --data-dir, FASTMLP_DATASET that of --data.
+    Every setting can also be given as an environment variable, such as FASTMLP_BATCH_SIZE for --batch-size, or as a key
+    in the --config file, such as batch_size = 64. Flags take precedence over variables, and variables over the file.
+    The variable for --data is FASTMLP_DATASET; FASTMLP_DATA is the variable for --data-dir.
 
-    The run folder contains config.toml, metrics.jsonl (a line per epoch), result.json (the output of --json),
-    model.safetensors, curves.png, confusion.png, report.txt and manifest.json. Ctrl-C ends the training and keeps
+    The run folder contains config.toml, metrics.jsonl (one line per epoch), result.json (the output of --json),
+    model.safetensors, curves.png, confusion.png, report.txt and manifest.json. Ctrl-C stops the training and keeps
     the best weights so far.
     """
     from fastmlp.experiments.config.sources import resolve
@@ -53,7 +53,7 @@ def train(recipe: str | None, config: str | None, print_config: bool, as_json: b
 
 
 def show_run(run: RunResult, as_json: bool, min_accuracy: float | None) -> None:
-    """Print the metrics of a run, and end with the exit code of its signal or of a missed minimum accuracy."""
+    """Print the metrics of a run; exit with an error code after a signal, or if the test accuracy is below the minimum."""
     from fastmlp.experiments.result import check_accuracy
 
     show_figures(run.result, as_json)

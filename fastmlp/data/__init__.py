@@ -1,4 +1,4 @@
-"""Data sets: reading and checking files and arrays, splitting rows, fitting scalings."""
+"""Read and check data sets, split their rows into training, validation and test sets, and fit the scaling of the inputs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Files of named arrays: `.npz`, `.safetensors`, and folders of `.npy`, which are memory-mapped and may be larger than memory.
+"""Readers of `.npz` files, of `.safetensors` files, and of folders of `.npy` files.
 
-The readers return `RawArrays`, and report every kind of damage by file and location. The values are checked in dataset.py.
-Sources: the `.npy` format as in numpy.lib.format; safetensors as in its own documentation.
+Folders of `.npy` files are memory-mapped and may be larger than memory. The readers return `RawArrays`. If a file is damaged,
+the error message gives the file and the location. The values of the arrays are checked in dataset.py. Sources: the
+documentation of numpy.lib.format for the `.npy` format, and that of safetensors.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ from fastmlp.data.checks import SourceLocation
 from fastmlp.errors import DataError
 from fastmlp.files import file_errors, read_tensors
 
-# A file larger than this fraction of the machine's memory does not stay in the page cache. Training reads rows in random
-# order: read-ahead, up to megabytes per row, would then only evict pages that are still needed.
+# Read-ahead is disabled for files larger than this fraction of the machine's memory, because they do not fit into the page
+# cache. Training reads rows in random order, so reading ahead would only evict pages that are still needed.
 READ_AHEAD_SHARE = 0.5
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-# Names of the arrays of a data set, in any of these files; features.py writes the last three.
+# Names of the arrays of a data set, the same in all file formats. The last three occur only in feature files.
 ARRAYS = ("x", "y", "x_test", "y_test", "classes", "validation", "provenance", "extractor")
-REFETCH = "delete it and get it again with `fastmlp data fetch`"
+REFETCH = "delete it and download it again with `fastmlp data fetch`"
 
 
 class RawArrays(NamedTuple):
-    """Arrays as they are in a file; `dataset.check_dataset` checks and converts them. The fields are those of `Dataset`."""
+    """Arrays as read from a file, before `dataset.check_dataset` checks and converts them; see `Dataset` for the fields."""
 
     x: Any
     y: Any
@@ -52,22 +53,23 @@ class RawArrays(NamedTuple):
 
 
 def is_npy_folder(path: Path) -> bool:
-    """Whether a folder contains `x.npy` or `y.npy`, and so is read as a folder of arrays."""
+    """Return whether a folder contains `x.npy` or `y.npy` and is therefore read as a folder of arrays."""
     with file_errors("read", path):
         return any((path / f"{name}.npy").is_file() for name in ARRAYS[:2])
 
 
 def read_npy_folder(path: str | Path) -> RawArrays:
-    """Memory-map `x.npy`, `y.npy` and the other `.npy` files named in `ARRAYS`: the layout of an unpacked `.npz` file.
+    """Memory-map `x.npy`, `y.npy` and the other `.npy` files listed in `ARRAYS`, as in an unpacked `.npz` file.
 
-    Only headers are read. Rows of uint8 or float32 (native byte order, C order) are not copied into memory: the operating
-    system reads them on use and evicts them when memory is short. For a file larger than READ_AHEAD_SHARE of the memory,
-    read-ahead is disabled. `dataset.check_dataset` converts other types in memory. A file must not be changed while it is
-    mapped: if it is truncated, the operating system ends the process with SIGBUS, which Python cannot catch.
+    This function reads only the headers of the files. uint8 and float32 arrays in native byte order and C order are not
+    copied into memory: the operating system reads pages of the file when they are used, and evicts them when memory is short.
+    Arrays of other types are copied into memory when `dataset.check_dataset` converts them. Read-ahead is disabled for files
+    larger than the fraction READ_AHEAD_SHARE of the memory. A file must not be changed while it is memory-mapped: if it is
+    truncated, the operating system ends the process with SIGBUS, which Python cannot catch.
 
     Raises
     ------
-    DataError : a missing file, a damaged header, more or fewer bytes than the header claims, Python objects
+    DataError : a missing file, a damaged header, more or fewer bytes than the header claims, or an array of Python objects
 
     Examples
     --------
@@ -97,17 +99,17 @@ def map_npy(path: Path) -> npt.NDArray[Any]:
         if claimed != found or min(shape, default=0) < 0:
             size = "x".join(map(str, shape))
             raise DataError(
-                f"{path}: the header claims {size} {dtype} = {claimed} bytes, the file holds {found}; save the array again"
+                f"{path}: the header claims {size} {dtype} = {claimed} bytes, but the file holds {found}; save the array again"
             )
         array = np.memmap(stream, dtype, "r", stream.tell(), shape, "F" if fortran else "C")
     pages: Any = array.base  # the mmap object
     if hasattr(mmap, "MADV_RANDOM") and array.nbytes > READ_AHEAD_SHARE * os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE:
-        pages.madvise(mmap.MADV_RANDOM)  # not available on Windows
+        pages.madvise(mmap.MADV_RANDOM)  # MADV_RANDOM does not exist on Windows
     return array
 
 
 def _header(path: Path, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Return shape, Fortran order and dtype from the header of an `.npy` file."""
+    """Return the shape, whether the array is in Fortran order, and the dtype from the header of an `.npy` file."""
     try:
         version = npy.read_magic(stream)
         if version not in HEADERS:
@@ -119,11 +121,11 @@ def _header(path: Path, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dt
 
 
 def read_npz(path: str | Path) -> RawArrays:
-    """Read `x`, `y` and the other arrays named in `ARRAYS` from an `.npz` file, without unpickling; other keys are ignored.
+    """Read `x`, `y` and the other arrays listed in `ARRAYS` from an `.npz` file, without unpickling; other keys are ignored.
 
     Raises
     ------
-    DataError : a damaged file, a missing key or an array of Python objects
+    DataError : a damaged file, a missing array, or an array of Python objects
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -143,11 +145,11 @@ def read_npz(path: str | Path) -> RawArrays:
 
 @contextmanager
 def open_npz(path: Path, example: str = "x=..., y=...") -> Iterator[NpzFile]:
-    """Open an `.npz` file without unpickling; error messages show `example` as the arguments of numpy.savez.
+    """Open an `.npz` file without unpickling. `example` is the text shown in error messages for the arguments of numpy.savez.
 
     Raises
     ------
-    DataError : the file cannot be opened or is not an archive of arrays (`numpy.save` does not write one)
+    DataError : the file cannot be opened, or is not an archive of arrays, such as a file written by `numpy.save`
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -169,10 +171,10 @@ def open_npz(path: Path, example: str = "x=..., y=...") -> Iterator[NpzFile]:
 
 
 def npz_array(path: Path, archive: Mapping[str, Any], name: str) -> npt.NDArray[Any]:
-    """Return one array of an archive, see `open_npz`. Raise DataError if it is damaged or contains Python objects."""
-    try:  # errors of the zip archive, of its compression, and of numpy's header parser
+    """Return one array of an archive opened by `open_npz`. Raise DataError if it is damaged or contains Python objects."""
+    try:  # the zip archive, its compression or the header of the array can be damaged
         array = archive[name]
-        if not isinstance(array, np.ndarray):  # numpy returns the bytes of a member that is not an array
+        if not isinstance(array, np.ndarray):  # NumPy returns the bytes of a member that is not an array
             raise ValueError("not in the format of numpy.save")
     except (
         *(ValueError, EOFError, SyntaxError, RuntimeError, MemoryError),
@@ -185,9 +187,9 @@ def npz_array(path: Path, archive: Mapping[str, Any], name: str) -> npt.NDArray[
 
 
 def read_safetensors(path: str | Path) -> RawArrays:
-    """Read `x`, `y` and the other tensors named in `ARRAYS` from a safetensors file; other tensors are ignored.
+    """Read `x`, `y` and the other tensors listed in `ARRAYS` from a safetensors file; other tensors are ignored.
 
-    Class names are a JSON list under "classes" in the metadata.
+    The class names are stored as a JSON list under the key "classes" of the metadata.
 
     Raises
     ------
@@ -214,7 +216,7 @@ def read_safetensors(path: str | Path) -> RawArrays:
 
 
 def class_names(path: Path, text: str | None) -> list[str] | None:
-    """Return the class names from the metadata. Raise DataError if they are not a JSON list of strings."""
+    """Parse the class names in the metadata of a safetensors file. Raise DataError if they are not a JSON list of strings."""
     try:
         names = json.loads(text or "null")
     except ValueError:

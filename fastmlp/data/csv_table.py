@@ -1,6 +1,6 @@
-"""Reader of `.csv` tables in Kaggle's layout: the label or target in the first column, then the features.
+"""Reader of `.csv` files as used by Kaggle: the first column is the label or target, the other columns are the features.
 
-The reader returns `RawArrays`, and reports errors by line and column.
+The reader returns `RawArrays`. Its error messages give the line and the column.
 """
 
 from __future__ import annotations
@@ -25,22 +25,23 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 def read_csv(path: str | Path, task: str = "classification") -> RawArrays:
-    """Read a comma-separated UTF-8 table: the label (or target) in the first column, then the features, as in Kaggle's files.
+    """Read a comma-separated UTF-8 table whose first column is the label or target, followed by the features.
 
-    The first line is data if its first cell is a number, and a header if none of its cells is a number or empty. Anything
-    else is an error, so that a row of data is never mistaken for a header. If there is a header and the label of the first
-    data line is text, all labels are read as text. If all features are whole numbers in 0..255, they become uint8, else
-    float32. Blank lines are allowed at the end only. A header ...,pixel0,pixel1,... or ...,pixel1,... with a square number
-    of pixels sets the image shape.
+    The first line is data if its first cell is a number. It is a header if none of its cells is a number or empty. Anything
+    else is an error, so that a row of data is never mistaken for a header. If there is a header and the label in the first
+    line of data is text, all labels are read as text. If all features are whole numbers from 0 to 255, x is uint8, else
+    float32. Blank lines are allowed only at the end of the file. If the header names the features pixel0, pixel1, ... or
+    pixel1, pixel2, ..., as in Kaggle's files, and their number is a square, the rows are read as square images.
 
     Parameters
     ----------
-    path : the file
-    task : "classification", or "regression", where the first column must be a number
+    path : CSV file
+    task : "classification", or "regression", for which the first column must hold numbers
 
     Raises
     ------
-    DataError : with line and column: ragged or blank lines, empty cells, text, NaN, numbers outside float32
+    DataError : lines of different lengths, blank lines, empty cells, text, NaN, or numbers outside the range of float32; the
+        message gives the line and the column
 
     Examples
     --------
@@ -64,17 +65,17 @@ def read_csv(path: str | Path, task: str = "classification") -> RawArrays:
     text = task == "classification" and header is not None and label != "" and not is_number(label)
     table, names = csv_table(path, skip, text)
     if table.shape[1] != len(first[0]):
-        raise DataError(f"{path}: line 2 has {table.shape[1]} columns, line 1 has {len(first[0])}; make them equal")
+        raise DataError(f"{path}: line 2 has {table.shape[1]} columns, but line 1 has {len(first[0])}; make them equal")
     location = SourceLocation(str(path), "line", 1 + skip)
     x, y, locations = _narrow(table[:, 1:]), table[:, 0].copy(), {"x": location, "y": location}
     if not text:
         return RawArrays(x, y, None, _pixel_shape(header), locations=locations)
-    rank = np.argsort(np.argsort(np.array(names, object)))  # from the order of appearance to sorted order
+    rank = np.argsort(np.argsort(np.array(names, object)))  # the position of each name in sorted order
     return RawArrays(x, rank[y.astype(np.intp)], sorted(names), _pixel_shape(header), locations=locations)
 
 
 def csv_rows(path: Path) -> Iterator[list[str]]:
-    """Yield the cells of each line as text; see `csv_table`. Raise DataError if the file is not UTF-8 or not csv."""
+    """Yield the cells of each line as text. Raise DataError if the file is not UTF-8 or not a csv file."""
     with file_errors("read", path), path.open(encoding="utf-8-sig", newline="") as handle:
         try:
             yield from csv.reader(handle, strict=True)
@@ -85,7 +86,9 @@ def csv_rows(path: Path) -> Iterator[list[str]]:
 
 
 def is_number(cell: str) -> bool:
-    """Whether NumPy's parser accepts the cell as a number (Python's accepts more: 1_000, other scripts).
+    """Return whether NumPy's parser accepts the cell as a number.
+
+    Python's `float` accepts more, such as 1_000 or the digits of other scripts.
 
     >>> [is_number(cell) for cell in (" 1e3", "nan", "1_000", "")]
     [True, True, False, False]
@@ -100,7 +103,7 @@ def is_number(cell: str) -> bool:
 
 
 def _all_good(cells: list[str]) -> bool:
-    """Quick check that all cells of a line are finite float32 numbers: True is certain, False may be wrong."""
+    """Check quickly whether all cells of a line are finite float32 numbers. True is always correct; False may be wrong."""
     line = "".join(cells)
     try:
         return line.isascii() and "_" not in line and sum(map(abs, map(float, cells))) <= FLOAT32_MAX
@@ -109,7 +112,10 @@ def _all_good(cells: list[str]) -> bool:
 
 
 def _is_header(path: Path, rows: list[list[str]]) -> bool:
-    """Whether the first line is a header, by the rule in `read_csv`. Raise DataError if it is neither header nor data."""
+    """Return whether the first line is a header, by the rules given in `read_csv`.
+
+    Raise DataError if the line is neither a header nor data.
+    """
     label, features = rows[0][0].strip(), [cell.strip() for cell in rows[0][1:]]
     if not label:
         raise DataError(f"{path}: line 1, column 1 is empty; put the label first (pandas: to_csv(index=False))")
@@ -121,21 +127,21 @@ def _is_header(path: Path, rows: list[list[str]]) -> bool:
         return True
     raise DataError(
         f"{path}: line 1 starts with {label!r} but is neither a header nor data; "
-        "give the file a header line of names without numbers, such as label,pixel0,pixel1"
+        "add a header line of column names that are not numbers, such as label,pixel0,pixel1"
     )
 
 
 def csv_table(path: Path, skip: int, text: bool) -> tuple[npt.NDArray[np.float32], list[str]]:
-    """Return the numbers of a table, (rows, columns), all finite, and the names of its text labels, indexed by code.
+    """Return a table of finite numbers (rows, columns), and the list of its text labels; the code of a label is its index.
 
     Parameters
     ----------
-    skip : lines before the data, 0 or 1
+    skip : number of header lines, 0 or 1
     text : whether the first column is text, which is encoded as 0, 1, … in order of appearance
 
     Raises
     ------
-    DataError : as `read_csv`
+    DataError : as in `read_csv`
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -155,7 +161,7 @@ def csv_table(path: Path, skip: int, text: bool) -> tuple[npt.NDArray[np.float32
     try:
         with file_errors("read", path), path.open(encoding="utf-8-sig") as handle:
             lines = itertools.islice(_without_blank_lines(path, handle), skip, None)
-            if (line := next(lines, None)) is None:  # NumPy would only warn
+            if (line := next(lines, None)) is None:  # NumPy would only warn if there are no data
                 raise DataError(f"{path}: no line of data after the header; add rows")
             table: npt.NDArray[np.float32] = np.loadtxt(
                 itertools.chain([line], lines),
@@ -176,7 +182,7 @@ def csv_table(path: Path, skip: int, text: bool) -> tuple[npt.NDArray[np.float32
 
 
 def _without_blank_lines(path: Path, lines: Iterable[str]) -> Iterator[str]:
-    """Yield the lines; raise DataError for blank ones before the end, which NumPy would skip silently."""
+    """Yield the lines without blank lines at the end. Raise DataError for other blank lines, which NumPy would skip."""
     blank = 0
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -188,14 +194,14 @@ def _without_blank_lines(path: Path, lines: Iterable[str]) -> Iterator[str]:
 
 
 def _csv_fault(path: Path, skip: int, text: bool) -> str:
-    """Describe the first invalid line. Slow, so called only for files that NumPy's parser rejects."""
+    """Return a message about the first invalid line. It is slow, so it is called only after an error has been detected."""
     width = 0
     for number, cells in enumerate(csv_rows(path), 1):
-        if not cells:  # a blank line at the end; others have been rejected before
+        if not cells:  # a blank line at the end; blank lines elsewhere have already been rejected
             continue
         width = width or len(cells)
         if len(cells) != width:
-            return f"{path}: line {number} has {len(cells)} columns, line 1 has {width}; make them equal"
+            return f"{path}: line {number} has {len(cells)} columns, but line 1 has {width}; make them equal"
         if number <= skip or (_all_good(cells[text:]) and not (text and not cells[0].strip())):
             continue
         for column, cell in enumerate(cells, 1):
@@ -212,7 +218,7 @@ def _csv_fault(path: Path, skip: int, text: bool) -> str:
 
 
 def _narrow(x: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
-    """Convert to uint8 if all values are whole numbers in 0..255, as pixels are; else return x unchanged."""
+    """Convert x to uint8 if all values are whole numbers from 0 to 255, such as pixels; otherwise return x unchanged."""
     if x.min() >= 0 and x.max() <= 255:
         pixels = x.astype(np.uint8)
         if np.array_equal(pixels, x):
@@ -221,7 +227,7 @@ def _narrow(x: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
 
 
 def _pixel_shape(header: list[str] | None) -> tuple[int, int, int] | None:
-    """Return the image shape if the header is Kaggle's: pixel0 … or pixel1 …, a square number of them; else None."""
+    """Return the shape of square images if the header names their pixels as described in `read_csv`, else None."""
     names = [] if header is None else [cell.strip() for cell in header[1:]]
     side = math.isqrt(len(names))
     kaggle = any(names == [f"pixel{i + start}" for i in range(len(names))] for start in (0, 1))

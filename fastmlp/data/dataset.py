@@ -1,7 +1,7 @@
-"""`Dataset`, and `load_data`, which loads a data set by name or path and checks it.
+"""The `Dataset` class, and the function `load_data`, which loads and checks a data set given by name or path.
 
-The file formats are in csv_table.py, arrays.py and images.py, the named data sets in named.py, checks of single arrays in
-checks.py.
+The readers of the file formats are in csv_table.py, arrays.py and images.py. The data sets that can be loaded by name are in
+named.py. The checks of single arrays are in checks.py.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from fastmlp.files import file_errors
 from fastmlp.nn.names import canonical_name
 
 TASKS = ("classification", "regression")
-PROVENANCE_KEYS = {"key", "settings", "network", "layer", "images", "cnn"}  # keys that must be in the provenance of features
+PROVENANCE_KEYS = {"key", "settings", "network", "layer", "images", "cnn"}  # required keys of `Dataset.provenance`
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Checked rows with their targets.
+    """A data set whose arrays have been checked.
 
     Parameters
     ----------
-    name : name for titles and folders
-    x : (n, features) uint8 or float32, C-contiguous, finite; memory-mapped if it comes from a folder of `.npy` files
+    name : name of the data set, used in plot titles and folder names
+    x : (n, features) array of uint8 or finite float32 values, C-contiguous; it can be memory-mapped
     y : (n,) int32 labels, or (n, k) float32 regression targets
     classes : names of the classes; empty for regression
-    image_shape : (height, width, channels) if the rows are images
-    x_test, y_test : the test split, in the same dtypes; None if there is none
-    validation : ascending indices of the validation rows in x; None if the split is made by the settings
-    provenance : for features, how they were extracted; see features.py
-    extractor : for features, the network that extracted them from images, as a fastmlp.cnn file
+    image_shape : (height, width, channels) if the rows are images, else None
+    x_test, y_test : features and targets of the test set, with the dtypes of x and y; None without a test set
+    validation : sorted indices of the validation rows in x; None if the data set does not define a validation split
+    provenance : for features extracted from images, a description of how they were extracted (see features.py); else None
+    extractor : for features extracted from images, the bytes of a fastmlp.cnn file with the network that extracted them
     """
 
     name: str
@@ -62,7 +62,10 @@ class Dataset:
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 of dtype, shape and bytes of x, y, x_test, y_test and validation, in this order; computed once."""
+        """SHA-256 hash of the dtype, shape and bytes of x, y, x_test, y_test and validation, in this order.
+
+        The hash is computed when it is first used, and then cached.
+        """
         total = hashlib.sha256()
         for array in (self.x, self.y, self.x_test, self.y_test, self.validation):
             if array is not None:
@@ -72,24 +75,25 @@ class Dataset:
 
 
 def check_dataset(arrays: RawArrays, name: str = "data", task: str = "classification") -> Dataset:
-    """Check arrays and convert them to the dtypes of `Dataset`; all sources of data are checked here.
+    """Check raw arrays and convert them to a `Dataset`; this function is used for all sources of data.
 
     Parameters
     ----------
     arrays : RawArrays
-        x: (n, f), (n, height, width) or (n, height, width, channels); uint8 is kept, other numbers become
-        float32. If only one of x and x_test is uint8, both become float32.
-        y for task "classification": whole numbers from 0, or strings, (n,) or (n, 1). Strings are encoded in the
-        order of `classes`, or in sorted order. A test label that is not a class of the training set is an error.
-        y for task "regression": numbers (n,) or (n, k); `classes` is then not used.
-    name : name of the result
+        The features x have shape (n, features), (n, height, width) or (n, height, width, channels). uint8 values are
+        kept; other numbers are converted to float32. If only one of x and x_test is uint8, both become float32.
+        For the task "classification", y has shape (n,) or (n, 1) and holds integers starting at 0, or strings. Strings are
+        encoded in the order of `classes` if it is given, else in sorted order. A test label that is not a class of the
+        training set is an error.
+        For the task "regression", y has shape (n,) or (n, k) and holds numbers; `classes` is ignored.
+    name : name of the returned data set
     task : "classification" or "regression"
 
     Raises
     ------
     ConfigError : unknown task
-    DataError : arrays that are ragged, empty, not finite in float32 or of different lengths; labels that are
-        not classes
+    DataError : ragged or empty arrays, values that are not finite in float32, arrays of different lengths, or labels that
+        are not among the classes
 
     Examples
     --------
@@ -103,26 +107,28 @@ def check_dataset(arrays: RawArrays, name: str = "data", task: str = "classifica
     x, shape, y, classes = _check_xy(arrays.x, arrays.y, task, classes, (locations["x"], locations["y"]))
     shape = arrays.image_shape or shape
     if shape and math.prod(shape) != x.shape[1]:
-        raise DataError(f"{locations['x'].text} has {x.shape[1]} features, images of {shape} have {math.prod(shape)}")
+        raise DataError(f"{locations['x'].text} has {x.shape[1]} features, but images of shape {shape} have {math.prod(shape)}")
     if (arrays.x_test is None) != (arrays.y_test is None):
         given, missing = ("x_test", "y_test") if arrays.y_test is None else ("y_test", "x_test")
-        raise DataError(f"{locations[given].text} without {missing}; give both x_test and y_test, or neither")
+        raise DataError(f"{locations[given].text} is given without {missing}; give both x_test and y_test, or neither")
     if arrays.x_test is None:
         return Dataset(name, x, y, classes, shape, **_extraction_fields(arrays, len(x), locations))
     where = (locations["x_test"], locations["y_test"])
     x_test, test_shape, y_test, _ = _check_xy(arrays.x_test, arrays.y_test, task, classes, where)
     if x_test.shape[1] != x.shape[1] or (test_shape and shape and test_shape != shape):
         found, needed = test_shape or x_test.shape[1:], shape or x.shape[1:]
-        raise DataError(f"{where[0].text} has rows of shape {found}, {locations['x'].text} of {needed}; make them equal")
+        raise DataError(
+            f"{where[0].text} has rows of shape {found}, but {locations['x'].text} has rows of shape {needed}; make them equal"
+        )
     if y_test.shape[1:] != y.shape[1:]:
-        raise DataError(f"{where[1].text} has targets of {y_test.shape[1]} columns, y of {y.shape[1]}; make them equal")
+        raise DataError(f"{where[1].text} has {y_test.shape[1]} target columns, but y has {y.shape[1]}; make them equal")
     if x_test.dtype != x.dtype:
         x, x_test = x.astype(np.float32), x_test.astype(np.float32)
     return Dataset(name, x, y, classes, shape, x_test, y_test, **_extraction_fields(arrays, len(x), locations))
 
 
 def _extraction_fields(arrays: RawArrays, rows: int, locations: Mapping[str, SourceLocation]) -> dict[str, Any]:
-    """Check the fields of `Dataset` that only feature files have, and return them by name."""
+    """Check the fields of `Dataset` that occur only in feature files, and return them by name."""
     found: dict[str, Any] = {}
     if arrays.validation is not None:
         chosen = np.asarray(arrays.validation)
@@ -130,33 +136,35 @@ def _extraction_fields(arrays: RawArrays, rows: int, locations: Mapping[str, Sou
         if not whole or (
             len(chosen) and not (chosen[0] >= 0 and chosen[-1] < rows and (np.diff(chosen.astype(np.int64)) > 0).all())
         ):
-            raise DataError(f"{locations['validation'].text}: needs ascending indices of rows of x; extract the features again")
+            raise DataError(
+                f"{locations['validation'].text}: must hold row indices of x in ascending order; extract the features again"
+            )
         found["validation"] = chosen.astype(np.int64)
-    if arrays.extractor is not None:  # otherwise, an array called provenance is not fastmlp's
+    if arrays.extractor is not None:  # without an extractor, an array called provenance was not written by fastmlp
         found["provenance"] = _provenance(str(arrays.provenance), locations["provenance"])
         found["extractor"] = np.asarray(arrays.extractor, np.uint8).tobytes()
     return found
 
 
 def _provenance(text: str, location: SourceLocation) -> dict[str, Any]:
-    """Parse the provenance of features. Raise DataError if it is not a JSON object with all `PROVENANCE_KEYS`."""
+    """Parse the provenance of a feature file. Raise DataError if it is not a JSON object with all `PROVENANCE_KEYS`."""
     try:
         provenance = json.loads(text)
     except ValueError:
         provenance = None
     if not isinstance(provenance, dict) or not provenance.keys() >= PROVENANCE_KEYS:
-        raise DataError(f"{location.text}: not the provenance of features; extract them again")
+        raise DataError(f"{location.text}: not a valid description of an extraction; extract the features again")
     return provenance
 
 
 def _check_xy(
     x: Any, y: Any, task: str, classes: tuple[str, ...], locations: tuple[SourceLocation, SourceLocation]
 ) -> tuple[Array, tuple[int, int, int] | None, Array, tuple[str, ...]]:
-    """Check and return x, image shape, y and classes of one split."""
+    """Check x and y of the training or the test set; return x, the image shape, y and the class names."""
     x, shape = check_features(x, locations[0])
     y, classes = (check_values(y, locations[1]), ()) if task == "regression" else check_labels(y, classes, locations[1])
     if len(x) != len(y):
-        raise DataError(f"{locations[0].text} has {len(x)} rows, {locations[1].text} has {len(y)}; give one target per row")
+        raise DataError(f"{locations[0].text} has {len(x)} rows, but {locations[1].text} has {len(y)}; give one target per row")
     return x, shape, y, classes
 
 
@@ -165,7 +173,7 @@ def _class_names(values: Any, location: SourceLocation) -> tuple[str, ...]:
     array = np.asarray([] if values is None else values)
     names = tuple(map(str, array.tolist()))
     if array.ndim != 1 or (names and array.dtype.kind not in "Uui") or len(set(names)) < len(names):
-        raise DataError(f"{location.text}: class names must be a list of different strings; correct it or leave it out")
+        raise DataError(f"{location.text}: class names must be a list of distinct strings; correct the list or omit it")
     return names
 
 
@@ -181,17 +189,17 @@ def load_data(
 
     Parameters
     ----------
-    source : a name in `DATASETS`, or the path of an .npz, .safetensors or .csv file, a folder with x.npy and y.npy,
-        or an image folder with one subfolder per class (see arrays.py, csv_table.py, images.py). A name takes precedence
-        over a path: write ./mnist for a folder called mnist.
-    data_dir : folder of the named data sets (see `download.data_folder`); missing files are downloaded to it
-    image_size : (height, width) to which the images of a folder are resized
-    task : "classification" reads y as labels, "regression" as regression targets
-    progress : show a progress bar on stderr while downloading
+    source : the name of a data set in `DATASETS`, or the path of an .npz, .safetensors or .csv file, of a folder with x.npy
+        and y.npy, or of an image folder with one subfolder per class (see arrays.py, csv_table.py and images.py). A name
+        takes precedence over a path: write ./mnist to load a folder called mnist.
+    data_dir : folder to which the files of data sets loaded by name are downloaded (see `download.data_folder`)
+    image_size : (height, width) to which the images of an image folder are resized
+    task : "classification" if y holds class labels, "regression" if it holds regression targets
+    progress : whether to show a progress bar on stderr while downloading
 
     Raises
     ------
-    ConfigError : settings that do not fit the source
+    ConfigError : unknown task, invalid image_size, or a setting that does not apply to this source
     DataError : unknown name, missing path, or damaged data
     UnavailableError : a file is missing and cannot be downloaded
 
@@ -206,8 +214,8 @@ def load_data(
     with file_errors("read", path):
         images = not named and is_image_folder(path)
         if not (named or path.exists()):
-            hint = "or give the path of an .npz file, a .csv file or a folder"
-            raise DataError(f"{unknown_name('data set', name, DATASETS)}; no such file or folder either; {hint}")
+            hint = "give a valid name, or the path of an .npz file, a .csv file or a folder"
+            raise DataError(f"{unknown_name('data set', name, DATASETS)}; there is no such file or folder either; {hint}")
         if image_size is not None and not images:
             raise ConfigError(f"image_size is for folders of images, not for {name!r}; leave it out", settings=("image_size",))
         if image_size is not None and (len(image_size) != 2 or min(image_size) < 1):
@@ -225,7 +233,7 @@ def load_data(
 
 
 def is_image_folder(path: Path) -> bool:
-    """Whether a path is a folder that is read as images, with one subfolder per class."""
+    """Return whether a path is a folder of images with one subfolder per class, and not a folder of `.npy` files."""
     return path.is_dir() and not is_npy_folder(path)
 
 
@@ -240,7 +248,7 @@ def _read(path: Path, image_size: tuple[int, int] | None, task: str) -> RawArray
         case ".csv":
             return read_csv(path, task)
         case ".npy":
-            raise DataError(f"{path}: a single array; give the folder that contains x.npy and y.npy")
+            raise DataError(f"{path}: an .npy file holds only one array; give the folder that contains x.npy and y.npy")
     raise DataError(
         f"{path}: unknown file type; give an .npz, .safetensors or .csv file, or a folder of class folders or .npy files"
     )

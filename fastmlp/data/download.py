@@ -1,4 +1,4 @@
-"""Location, download and verification of the files of named data sets, which named.py lists."""
+"""Locate, download and verify the files of the data sets listed in named.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastmlp.files import file_errors, file_sha256
 
 
 class DataFile(NamedTuple):
-    """Name of a gzipped file, its SHA-256 as published, and the SHA-256 of its unpacked content."""
+    """Name of a gzipped file, its published SHA-256 hash, and the SHA-256 hash of its decompressed content."""
 
     name: str
     sha256: str
@@ -21,7 +21,11 @@ class DataFile(NamedTuple):
 
 
 class DataEntry(NamedTuple):
-    """A named data set; files are train images, train labels, test images, test labels (none if embedded)."""
+    """A data set that can be loaded by name.
+
+    `files` are the training images, the training labels, the test images and the test labels, in this order. It is empty for
+    a data set that is part of the package.
+    """
 
     description: str
     classes: tuple[str, ...]
@@ -31,7 +35,10 @@ class DataEntry(NamedTuple):
 
 
 class FileStatus(NamedTuple):
-    """A row of `verify_data`: `status` is "ok", "missing" or "damaged"; `expected` and `found` are SHA-256, None if missing."""
+    """Status of a file, as returned by `verify_data`.
+
+    `status` is "ok", "missing" or "damaged". `expected` and `found` are SHA-256 hashes; `found` is None for a missing file.
+    """
 
     file: str
     status: str
@@ -40,7 +47,10 @@ class FileStatus(NamedTuple):
 
 
 def data_folder(data_dir: str | Path | None = None) -> Path:
-    """Return the folder of the named data sets: the argument, else FASTMLP_DATA, else `data` in the user's cache.
+    """Return the folder for downloaded data sets.
+
+    It is `data_dir` if given, else the value of the environment variable FASTMLP_DATA, else the subfolder `data` of fastmlp's
+    folder in the user's cache directory.
 
     >>> data_folder("/data").as_posix()
     '/data'
@@ -54,19 +64,19 @@ def data_folder(data_dir: str | Path | None = None) -> Path:
 
 
 def _candidates(folder: Path, file: DataFile) -> list[tuple[Path, str]]:
-    """Return the possible paths of a file with the expected SHA-256: the unpacked copy first, then the file as published."""
+    """Return the two possible paths of a file with their expected SHA-256 hashes: the decompressed file, and the .gz file."""
     packed = folder / file.name
     return [(packed.with_suffix(""), file.sha256_plain), (packed, file.sha256)]
 
 
 def present(folder: Path, file: DataFile) -> Path | None:
-    """Return the path of a file, packed or unpacked, or None if it is missing."""
+    """Return the path of the decompressed file or else of the .gz file, or None if neither exists."""
     with file_errors("read", folder):
         return next((path for path, _ in _candidates(folder, file) if path.is_file()), None)
 
 
 def verify_file(folder: Path, file: DataFile) -> list[FileStatus]:
-    """Return a row for each existing copy, or a single row with status "missing"."""
+    """Return a status for each existing file, decompressed or gzipped, or a single status "missing" if neither exists."""
     rows = []
     for path, expected in _candidates(folder, file):
         with file_errors("read", path):
@@ -77,7 +87,7 @@ def verify_file(folder: Path, file: DataFile) -> list[FileStatus]:
 
 
 def download(entry: DataEntry, file: DataFile, folder: Path, progress: bool) -> None:
-    """Download a file from the first mirror that works; the file is stored only if its SHA-256 is correct.
+    """Download a file from the first mirror that works; the file is stored only if its SHA-256 hash is correct.
 
     Raises
     ------
@@ -104,12 +114,12 @@ def download(entry: DataEntry, file: DataFile, folder: Path, progress: bool) -> 
                 part.replace(folder / file.name)
                 return
             tried.append(f"{url} (wrong SHA-256)")
-    raise UnavailableError(f"{file.name} cannot be downloaded, tried {', '.join(tried)}; {remedy}")
+    raise UnavailableError(f"{file.name} cannot be downloaded; tried {', '.join(tried)}; {remedy}")
 
 
 @contextmanager
 def _part_file(folder: Path, name: str) -> Iterator[Path]:
-    """Yield a temporary path in the folder, and remove the file at the end in any case."""
+    """Create the folder and yield a temporary path in it. The temporary file is always removed at the end."""
     part = folder / f".{name}.{os.getpid()}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -125,7 +135,7 @@ def _part_file(folder: Path, name: str) -> Iterator[Path]:
 
 
 class _Bar:
-    """The progress bar interface of pooch, implemented with rich."""
+    """Progress bar of the package rich, with the methods that pooch calls."""
 
     def __init__(self, display: Any, label: str) -> None:
         self._display, self._task = display, display.add_task(label, total=None)
@@ -147,7 +157,7 @@ class _Bar:
 
 @contextmanager
 def _bar(label: str, wanted: bool) -> Iterator[_Bar | bool]:
-    """Yield a progress bar on stderr if wanted, else False, which disables the output of pooch."""
+    """Yield a progress bar on stderr if `wanted` is true, else False, which disables the progress bar of pooch."""
     if not wanted:
         yield False
         return

@@ -1,13 +1,15 @@
-"""Feature files: their format, and how extracted features are written to them.
+"""Read and write feature files, which store the features that a network has extracted from images.
 
-A feature file is a data set with x (n, features), y, x_test, y_test and classes. In addition it has `validation` (indices of
-the validation rows in x), `extractor` (the network, as a fastmlp.cnn file), and `provenance`: a JSON object with the settings,
-the description and the hash of the network, the layer, and the hash of the images. Its suffix selects one of three forms:
-`.npz`, `.safetensors` (classes and `provenance` are metadata), or, without a suffix, a folder of `.npy` files, which are
-memory-mapped, so that training reads only the rows that it uses. A single file has at most LARGEST_FILE bytes of features.
+A feature file is a data set with the arrays x (n, features), y, x_test, y_test and classes. It also contains the indices of
+the validation rows in x (`validation`), the network as the bytes of a fastmlp.cnn file (`extractor`), and `provenance`, a JSON
+object with the settings of the extraction, the description and the hash of the network, the layer, and the hash of the images.
 
-During extraction, features are appended block by block to `.npy` files in a temporary folder next to the feature file, so that
-an interrupted or killed run continues where it stopped.
+The suffix of the path selects one of three file formats: `.npz`; `.safetensors`, where classes and `provenance` are metadata;
+or, without a suffix, a folder of `.npy` files. A folder is memory-mapped for training, so its features may be larger than
+memory; a single file has at most LARGEST_FILE bytes of features.
+
+During extraction, features are appended block by block to `.npy` files in a temporary folder next to the feature file. If the
+run is interrupted or killed, the next run with the same settings continues where it stopped.
 """
 
 from __future__ import annotations
@@ -35,11 +37,11 @@ from fastmlp.files import Tensors, file_errors, tensor_bytes, write_bytes
 from fastmlp.nn.blocks import block_rows, blocks
 
 FILES = (".npz", ".safetensors")
-LARGEST_FILE = 1 << 30  # bytes of features
-LONGEST_NAME = 200  # bytes; temporary files next to it have longer names
+LARGEST_FILE = 1 << 30  # maximum size of the features in a single file, in bytes
+LONGEST_NAME = 200  # maximum length of the file name in bytes; the names of temporary files are longer
 DATA_ARRAYS = ("x", "y", "x_test", "y_test", "validation")
 FOLDER_FILES = {f"{name}.npy" for name in ARRAYS}
-AT_ONCE = 1024  # largest number of images in a forward pass
+AT_ONCE = 1024  # maximum number of images per forward pass
 
 
 class Extractor(Protocol):
@@ -47,17 +49,17 @@ class Extractor(Protocol):
 
     @property
     def width(self) -> int:
-        """Number of features of an image."""
+        """Number of features per image."""
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of description, layer, scaling and weights."""
+        """SHA-256 hash of the description of the network, the layer, the scaling and the weights."""
 
     def features(self, pixels: Any, device: Any = "cpu") -> npt.NDArray[np.float32]:
-        """Return the features of images (n, pixels), n at least 1: (n, features)."""
+        """Return the features (n, features) of images (n, pixels), n >= 1."""
 
     def to_bytes(self) -> bytes:
-        """Return the content of a file that an `OpenExtractor` reads."""
+        """Return the extractor as bytes, from which a function of type `OpenExtractor` can restore it."""
 
 
 OpenExtractor = Callable[[bytes, str], Extractor]
@@ -67,13 +69,14 @@ OpenExtractor = Callable[[bytes, str], Extractor]
 
 
 def choose_form(out: str | None, default: str, rows: int, width: int, dtype: str) -> Path:
-    """Return the path, and by its suffix the form, of a feature file for `rows` rows of `width` features.
+    """Return the path of a feature file for `rows` rows of `width` features; its suffix determines the file format.
 
-    Without `out` it is `default` with the suffix `.npz`, or a folder if the features exceed LARGEST_FILE.
+    If `out` is None, the path is `default` with the suffix `.npz`, or `default` without a suffix (a folder) if the size of the
+    features exceeds LARGEST_FILE.
 
     Raises
     ------
-    ConfigError : an unknown suffix, too many features for one file, float16 in a folder (which could not be memory-mapped for
+    ConfigError : an unknown suffix, too many features for one file, float16 in a folder (only float32 can be memory-mapped for
         training), or a path that cannot be written to
     """
     size = rows * width * np.dtype(dtype).itemsize
@@ -93,7 +96,7 @@ def choose_form(out: str | None, default: str, rows: int, width: int, dtype: str
         raise ConfigError(f"out: {size / 2**30:.1f} GiB of features are too many for one file; {remedy}", settings=("out",))
     if not is_file and dtype != "float32":
         raise ConfigError(
-            f"feature_dtype: {dtype} is for one file; a folder is memory-mapped for training and must be float32",
+            f"feature_dtype: {dtype} needs a single file; a folder is memory-mapped for training and must be float32",
             settings=("feature_dtype",),
         )
     check_place(path)
@@ -101,39 +104,39 @@ def choose_form(out: str | None, default: str, rows: int, width: int, dtype: str
 
 
 def check_place(path: Path) -> None:
-    """Raise ConfigError if a path cannot be written to, which would otherwise fail only after the network has been trained."""
+    """Raise ConfigError if a path cannot be written to, so that this is reported before the network is trained."""
     with file_errors("write", path):
         if not path.parent.is_dir():
-            raise ConfigError(f"out: there is no folder {path.parent}; create it, or choose another", settings=("out",))
+            raise ConfigError(f"out: there is no folder {path.parent}; create it, or choose another folder", settings=("out",))
         if not os.access(path.parent, os.W_OK):
-            raise ConfigError(f"out: the folder {path.parent} cannot be written to; choose another", settings=("out",))
+            raise ConfigError(f"out: the folder {path.parent} cannot be written to; choose another folder", settings=("out",))
 
 
 def check_replaceable(path: Path, images: Path) -> None:
-    """Raise ConfigError if a path has anything but features; only features, even damaged ones, may be replaced."""
+    """Raise ConfigError if a path contains anything other than features. Damaged feature files may be replaced."""
     with file_errors("read", path):
         if images.exists() and path.samefile(images):
             raise ConfigError(f"out: {path} is the data set of images; choose another path", settings=("out",))
         if path.is_dir() and (others := [one.name for one in path.iterdir() if one.name not in FOLDER_FILES]):
-            raise ConfigError(f"out: {path} also holds {others[0]}; choose another", settings=("out",))
-    with contextlib.suppress(DataError):  # damaged features
+            raise ConfigError(f"out: {path} also contains {others[0]}; choose another path", settings=("out",))
+    with contextlib.suppress(DataError):  # a damaged feature file may be replaced
         read_features(path)
 
 
 def read_features(path: Path) -> Dataset:
-    """Read a feature file, with the name of the images. Raise ConfigError if `extract` did not write it."""
+    """Read a feature file; the returned data set has the name of the images. Raise ConfigError if it has no features."""
     if not path.is_dir() or is_npy_folder(path):
         data = load_data(path)
         if data.provenance is not None:
             return dataclasses.replace(data, name=data.provenance["images"]["name"])
-    raise ConfigError(f"out: {path} exists and was not made by extract; choose another", settings=("out",))
+    raise ConfigError(f"out: {path} exists and was not made by extract; choose another path", settings=("out",))
 
 
 # ------------------------------------------------------------------------------------------------ during extraction
 
 
 class FeatureWriter(NamedTuple):
-    """Extraction of features into a folder of `.npy` files, on a device and in a dtype."""
+    """Extracts features on a device and writes them to a folder of `.npy` files in a given dtype."""
 
     folder: Path
     extractor: Extractor
@@ -141,9 +144,10 @@ class FeatureWriter(NamedTuple):
     dtype: str
 
     def append(self, name: str, pixels: Features, stop: Callable[[], bool]) -> int:
-        """Append the features of images (n, pixels) that `name.npy` lacks, until `stop` returns True; return their number.
+        """Extract the features of images (n, pixels), append those that `name.npy` lacks, and return their number.
 
-        Only complete blocks of an earlier run are kept, so that each block has the bits of an uninterrupted run.
+        Extraction ends early if `stop`, which is called before each block, returns True. Only complete blocks of an earlier
+        run are kept, so that the features are bitwise the same as without an interruption.
         """
         width, dtype = self.extractor.width, np.dtype(self.dtype)
         head, row, path = npy_header((len(pixels), width), dtype), width * dtype.itemsize, self.folder / f"{name}.npy"
@@ -173,7 +177,7 @@ class FeatureWriter(NamedTuple):
 
 
 def npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
-    """Return the header of an `.npy` file."""
+    """Return the header of an `.npy` file in C order as bytes."""
     stream = io.BytesIO()
     header = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     npy.write_array_header_1_0(stream, header)
@@ -184,13 +188,13 @@ def npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
 
 
 def write_features(path: Path, data: Dataset, unfinished: Path) -> None:
-    """Write a feature file atomically; an old folder is moved aside just before the new one is renamed to `path`.
+    """Write a feature file atomically. An existing folder is renamed just before the new folder is renamed to `path`.
 
     Parameters
     ----------
-    path : from `choose_form`
-    data : the features
-    unfinished : the folder in which they were extracted; it is removed
+    path : path returned by `choose_form`
+    data : data set of features to write
+    unfinished : temporary folder of the extraction; it is removed
 
     Raises
     ------
@@ -209,19 +213,19 @@ def write_features(path: Path, data: Dataset, unfinished: Path) -> None:
 
 
 def texts(data: Dataset) -> Tensors:
-    """Return class names and `provenance` as string arrays."""
+    """Return the class names and `provenance` as string arrays."""
     return {"classes": np.array(data.classes), "provenance": np.array(json.dumps(dict(data.provenance or {})))}
 
 
 def npz_bytes(arrays: Tensors) -> bytes:
-    """Return the content of an `.npz` file."""
+    """Return the content of an `.npz` file with the given arrays."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
 
 
 def write_folder(path: Path, arrays: dict[str, npt.NDArray[Any]], unfinished: Path) -> None:
-    """Complete the folder of features with the other arrays and rename it to `path`, replacing an existing folder."""
+    """Add the other arrays to the temporary folder of features and rename it to `path`, replacing an existing folder."""
     for name, values in arrays.items():
         if name not in ("x", "x_test"):
             buffer = io.BytesIO()
@@ -236,7 +240,7 @@ def write_folder(path: Path, arrays: dict[str, npt.NDArray[Any]], unfinished: Pa
 
 
 def extract_rows(extractor: Extractor, pixels: Features, device: Any = "cpu", dtype: str = "float32") -> Array:
-    """Return the features of images (n, pixels) in memory: (n, features) float32, rounded to `dtype`."""
+    """Return the features of images (n, pixels) as a float32 array (n, features), with values rounded to `dtype`."""
     found = np.empty((len(pixels), extractor.width), np.float32)
     for rows, block in blocks(pixels, AT_ONCE):
         found[rows] = rounded(extractor.features(block, device), dtype)
@@ -246,14 +250,14 @@ def extract_rows(extractor: Extractor, pixels: Features, device: Any = "cpu", dt
 def rounded(features: Array, dtype: npt.DTypeLike) -> Array:
     """Convert features (n, features) to the dtype in which they are stored.
 
-    Raise DataError if they are not finite, or exceed the range of that dtype.
+    Raise DataError if a feature is not finite or exceeds the range of this dtype.
     """
     with np.errstate(over="ignore"):
         found = features.astype(dtype)
     if not np.isfinite(found).all():
         largest = np.abs(features).max()
         raise DataError(
-            f"features up to {largest:g} exceed {np.dtype(dtype)}; use feature_dtype float32, or scale the images",
+            f"features up to {largest:g} exceed the range of {np.dtype(dtype)}; use feature_dtype float32, or scale the images",
             settings=("feature_dtype", "scale"),
         )
     return found
@@ -262,15 +266,17 @@ def rounded(features: Array, dtype: npt.DTypeLike) -> Array:
 def feature_dataset(
     data: Dataset, extract: Callable[[str, Features], Array], indices: Mapping[str, npt.NDArray[np.int64]]
 ) -> Dataset:
-    """Return the features of a data set of images as a data set with the same splits.
+    """Extract features from a data set of images, and return them as a data set with the same splits.
 
     Parameters
     ----------
-    extract : called with the name of an array, "x" or "x_test", and its images (n, pixels); returns features (n, features)
+    extract : function that is called with the name of an array, "x" or "x_test", and its images (n, pixels), and returns the
+        features (n, features)
     indices : rows of `data.x` in each split, as `splits.split_indices` returns them
     """
     kept = np.sort(np.concatenate([rows for name, rows in indices.items() if name != "test"]))
-    # Even if it is empty: no rows that the network was trained on may be split off later to validate a model of its features.
+    # `validation` is set even if it is empty. Otherwise, rows on which the network was trained could later be used for the
+    # validation of a model that is trained on the features.
     validation = np.flatnonzero(np.isin(kept, indices.get("validation", [])))
     x_test: Features | None = data.x_test
     y_test = data.y_test

@@ -1,6 +1,7 @@
-"""Readers of image files, as rows of pixels: folders with one subfolder per class, and single files.
+"""Read image files as rows of pixels, from a folder with one subfolder per class or from a list of files.
 
-Both convert size and mode in the same way. Source: grey is luma as in ITU-R BT.601.
+Image sizes and colour modes are converted in the same way in both cases. Source: the conversion from colour to grey is the
+luma of ITU-R BT.601.
 """
 
 from __future__ import annotations
@@ -29,18 +30,20 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".t
 def read_image_folder(path: str | Path, image_size: tuple[int, int] | None = None) -> RawArrays:
     """Read a folder with one subfolder of images per class; the sorted names of the subfolders are the classes.
 
-    If the only subfolders are `train/`, or `train/` and `test/`, they are the training and the test set. Hidden files and
-    files whose suffix is not in `IMAGE_SUFFIXES` are ignored. Pixels are converted as by `load_images`: to one channel if
-    all images are stored as grey (Pillow modes 1, L, LA, I, I;16, F), else to three; a palette counts as colour.
+    If the only subfolders are `train/`, or `train/` and `test/`, the subfolders of `train/` are the classes of the training
+    set, and those of `test/` the classes of the test set. Hidden files and files whose suffix is not in `IMAGE_SUFFIXES` are
+    ignored. Pixels are converted as in `load_images`. They have one channel if all images are stored as grey (Pillow modes 1,
+    L, LA, I, I;16 and F), else three. An image with a palette counts as a colour image.
 
     Parameters
     ----------
-    path : the folder
+    path : folder to read
     image_size : (height, width) to which all images are resized; None if they all have the same size
 
     Raises
     ------
-    DataError : an unreadable image, different sizes, an empty or nested class folder, fewer than two classes
+    DataError : an unreadable image, images of different sizes without `image_size`, an empty or nested class folder, or fewer
+        than two classes
     """
     path = Path(path)
     inner = [item.name for item in _visible(path) if item.is_dir()]
@@ -48,7 +51,7 @@ def read_image_folder(path: str | Path, image_size: tuple[int, int] | None = Non
     classes, files, y = _class_files(path / "train" if split else path)
     if len(classes) < 2:
         raise DataError(
-            f"{path}: {len(classes)} class folders; at least two are needed, one per class, or the files x.npy and y.npy"
+            f"{path}: {len(classes)} class folders; images need at least two, and a folder of arrays needs x.npy and y.npy"
         )
     if not (split and "test" in inner):
         shape = _common_shape(files, image_size)
@@ -64,17 +67,17 @@ def read_image_folder(path: str | Path, image_size: tuple[int, int] | None = Non
 
 
 def load_images(paths: Iterable[str | Path], image_shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
-    """Read images of any size and mode as rows of pixels, for a model trained on `image_shape`.
+    """Read images of any size and colour mode as rows of pixels, converted to a given image shape.
 
-    Only the first frame of an image is read, and EXIF rotation is not applied. 16-bit grey keeps its high byte; floats are
-    clipped to 0..255; transparent images are composited over black. One channel is ITU-R BT.601 luma,
-    (299 R + 587 G + 114 B) / 1000; three channels are RGB. Images are then resized by the bilinear filter with antialiasing,
-    ignoring the aspect ratio. Colours are never inverted.
+    Only the first frame of an image is read, and EXIF rotation is not applied. Of 16-bit grey values, the high byte is used.
+    Floating-point values are clipped to 0..255. Transparent images are composited over black. With one channel, the pixels
+    are ITU-R BT.601 luma, (299 R + 587 G + 114 B) / 1000; with three channels, they are RGB. Images are then resized with an
+    antialiased bilinear filter, which does not preserve the aspect ratio. Colours are never inverted.
 
     Parameters
     ----------
     paths : image files
-    image_shape : (height, width, channels), channels 1 (grey) or 3 (colour)
+    image_shape : (height, width, channels) of the result, with 1 channel (grey) or 3 channels (colour)
 
     Returns
     -------
@@ -82,7 +85,8 @@ def load_images(paths: Iterable[str | Path], image_shape: tuple[int, int, int]) 
 
     Raises
     ------
-    DataError : no path, a file that is not an image, damaged or absurdly large, or channels other than 1 or 3
+    DataError : no path given; a file that is not an image, is damaged, or has too many pixels; or a number of channels other
+        than 1 and 3
 
     Examples
     --------
@@ -96,14 +100,14 @@ def load_images(paths: Iterable[str | Path], image_shape: tuple[int, int, int]) 
     """
     files = [Path(path) for path in paths]
     if not files:
-        raise DataError("no image given; name at least one file")
+        raise DataError("no image given; give at least one file")
     if len(image_shape) != 3 or image_shape[2] not in (1, 3):
         raise DataError(f"images cannot be converted to shape {image_shape}; it must be (height, width, 1 or 3)")
     return _stack(files, image_shape)
 
 
 def _visible(folder: Path) -> list[Path]:
-    """Return the entries of a folder, sorted by name, without hidden ones."""
+    """Return the entries of a folder that are not hidden, sorted by name."""
     with file_errors("read", folder):
         return sorted(item for item in folder.iterdir() if not item.name.startswith("."))
 
@@ -125,7 +129,7 @@ def _class_files(folder: Path) -> tuple[list[str], list[Path], list[int]]:
 
 
 def _common_shape(files: list[Path], image_size: tuple[int, int] | None) -> tuple[int, int, int]:
-    """Return the common height, width and channels of all files, from their headers."""
+    """Return (height, width, channels) for all files. Only the headers of the files are read."""
     sizes, modes = [], set()
     for file in files:
         with _open_image(file) as image:
@@ -134,7 +138,7 @@ def _common_shape(files: list[Path], image_size: tuple[int, int] | None) -> tupl
         if image_size is None and sizes[-1] != sizes[0]:
             (height, width), (first_height, first_width) = sizes[-1], sizes[0]
             raise DataError(
-                f"{file}: {height}x{width} pixels, {files[0]} has {first_height}x{first_width}; "
+                f"{file}: {height}x{width} pixels, but {files[0]} has {first_height}x{first_width}; "
                 "set image_size to resize all images to one height and width",
                 settings=("image_size",),
             )
@@ -144,7 +148,7 @@ def _common_shape(files: list[Path], image_size: tuple[int, int] | None) -> tupl
 
 @contextmanager
 def _open_image(path: Path) -> Iterator[PillowImage]:
-    """Open an image; convert Pillow's errors for damaged or malicious files to a DataError of one line with the file's name."""
+    """Open an image. Raise DataError, with the file name in a one-line message, if Pillow rejects the file."""
     from PIL import Image
 
     try:
@@ -161,7 +165,7 @@ def _open_image(path: Path) -> Iterator[PillowImage]:
 
 
 def _stack(files: list[Path], shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
-    """Return the pixels of all files, (n, height * width * channels)."""
+    """Return the pixels of all files as an array (n, height * width * channels)."""
     try:
         rows = np.empty((len(files), math.prod(shape)), np.uint8)
     except MemoryError as error:
@@ -179,7 +183,7 @@ def _pixels(image: PillowImage, shape: tuple[int, int, int]) -> npt.NDArray[np.u
     from PIL import Image
 
     height, width, channels = shape
-    if image.mode.startswith("I"):  # Pillow would clip 16 bits at 255
+    if image.mode.startswith("I"):  # Pillow would clip 16-bit values at 255
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     elif image.has_transparency_data:
         layer = image.convert("RGBA")

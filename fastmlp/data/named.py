@@ -1,9 +1,9 @@
-"""Named data sets: digits, MNIST, Fashion-MNIST. Their registry, and the reader of IDX files.
+"""The data sets that can be loaded by name (digits, MNIST and Fashion-MNIST), and a reader of IDX files.
 
-Sources: scikit-learn's copy of the UCI optical digits (Alpaydin, Kaynak 1998, CC BY 4.0), stored in this folder because
-importing scikit-learn takes longer than training on them; Fashion-MNIST (Xiao, Rasul, Vollgraf 2017, MIT licence);
-MNIST (LeCun, Cortes, Burges, CC BY-SA 3.0). The SHA-256 are those of the published files. The IDX format is as on the
-MNIST page (http://yann.lecun.com/exdb/mnist).
+Sources: the digits are scikit-learn's copy of the UCI optical digits (Alpaydin, Kaynak 1998, CC BY 4.0). They are stored in
+this folder because importing scikit-learn takes longer than training on them. Fashion-MNIST: Xiao, Rasul, Vollgraf 2017, MIT
+licence. MNIST: LeCun, Cortes, Burges, CC BY-SA 3.0. The SHA-256 hashes are those of the published files. The IDX format is
+described on the MNIST page (http://yann.lecun.com/exdb/mnist).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from fastmlp.data.download import DataEntry, DataFile, FileStatus, data_folder, 
 from fastmlp.errors import DataError, unknown_name
 from fastmlp.files import file_errors
 
-REFETCH = "delete it and get it again with `fastmlp data fetch`"
-CHUNK = 1 << 20  # bytes read at a time, so that the size claimed by a header never determines the size of a buffer
-DIGITS = Path(__file__).with_name("digits.csv.gz")  # 64 pixels 0..16 and the label in each line
+REFETCH = "delete it and download it again with `fastmlp data fetch`"
+CHUNK = 1 << 20  # bytes read at a time; a damaged header that claims a huge size must not cause a huge allocation
+DIGITS = Path(__file__).with_name("digits.csv.gz")  # each line has 64 pixel values from 0 to 16, then the label
 
 
 def read_idx(path: str | Path, dims: int) -> npt.NDArray[np.uint8]:
@@ -35,7 +35,8 @@ def read_idx(path: str | Path, dims: int) -> npt.NDArray[np.uint8]:
 
     Parameters
     ----------
-    path : bytes 0, 0, 8 (unsigned byte), number of dimensions, the dimensions (big-endian uint32), the values
+    path : file with the bytes 0, 0 and 8 (which stands for unsigned bytes), the number of dimensions (one byte), the size of
+        each dimension (big-endian uint32), and the values
     dims : required number of dimensions: 3 for images, 1 for labels
 
     Returns
@@ -44,7 +45,8 @@ def read_idx(path: str | Path, dims: int) -> npt.NDArray[np.uint8]:
 
     Raises
     ------
-    DataError : wrong magic number, type or dimensions, an empty array, too few or too many bytes, damaged gzip
+    DataError : wrong magic number, data type or number of dimensions, an empty array, too few or too many bytes, or damaged
+        gzip data
 
     Examples
     --------
@@ -59,12 +61,13 @@ def read_idx(path: str | Path, dims: int) -> npt.NDArray[np.uint8]:
     with file_errors("read", path), _open_bytes(path) as stream:
         shape = _idx_shape(path, stream.read(4 + 4 * dims), dims)
         claimed = math.prod(shape)
-        # One byte more than claimed detects trailing bytes; reading to the end makes gzip verify its checksum.
+        # Requesting one byte more than the header claims detects trailing bytes. Reading to the end makes gzip verify the
+        # checksum.
         content = _read_at_most(stream, claimed + 1)
     if len(content) != claimed:
         found = "more" if len(content) > claimed else f"only {len(content)}"
         size = "x".join(map(str, shape))
-        raise DataError(f"{path}: the header claims {size} = {claimed} bytes, the file holds {found}; {REFETCH}")
+        raise DataError(f"{path}: the header claims {size} = {claimed} bytes, but the file holds {found}; {REFETCH}")
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
@@ -79,7 +82,7 @@ def _idx_shape(path: Path, head: bytes, dims: int) -> tuple[int, ...]:
         hint = "it is gzipped; add .gz to its name" if head[:2] == b"\x1f\x8b" else REFETCH
         raise DataError(
             f"{path}: starts with 0x{head[:4].hex()} instead of 0x{magic.hex()} "
-            f"(IDX of unsigned bytes with {dims} dimensions); {hint}"
+            f"(an IDX file of unsigned bytes with {dims} dimensions); {hint}"
         )
     if len(head) < 4 + 4 * dims:
         raise DataError(f"{path}: only {len(head)} bytes, fewer than an IDX header; {REFETCH}")
@@ -90,7 +93,7 @@ def _idx_shape(path: Path, head: bytes, dims: int) -> tuple[int, ...]:
 
 
 def _read_at_most(stream: io.BufferedIOBase, limit: int) -> bytearray:
-    """Read up to `limit` bytes in chunks: memory grows with the content, not with the limit."""
+    """Read up to `limit` bytes in chunks, so that the memory used depends on the size of the content, not on `limit`."""
     content = bytearray()
     while chunk := stream.read(min(CHUNK, limit - len(content))):
         content += chunk
@@ -98,18 +101,21 @@ def _read_at_most(stream: io.BufferedIOBase, limit: int) -> bytearray:
 
 
 def _idx_files(*hashes: str) -> tuple[DataFile, ...]:
-    """Return the four files of MNIST's layout; `hashes` are the SHA-256 of the .gz files, then those of their contents."""
+    """Return the four files of a data set with MNIST's file names.
+
+    `hashes` are the SHA-256 hashes of the four .gz files, followed by those of their decompressed contents.
+    """
     names = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
     return tuple(DataFile(f"{name}-ubyte.gz", hashes[i], hashes[i + 4]) for i, name in enumerate(names))
 
 
 DATASETS: dict[str, DataEntry] = {
     "digits": DataEntry(
-        "1,797 handwritten digits of scikit-learn, enlarged from 8x8 to 28x28; embedded, no test set",
+        "scikit-learn's 1,797 handwritten digits, enlarged from 8x8 to 28x28; part of fastmlp, without a test set",
         tuple("0123456789"),
     ),
     "fashion-mnist": DataEntry(
-        "60,000 + 10,000 pictures of clothes, 28x28 grey",
+        "60,000 training and 10,000 test images of clothes, 28x28, grey",
         (
             *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
             *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
@@ -131,7 +137,7 @@ DATASETS: dict[str, DataEntry] = {
         ),
     ),
     "mnist": DataEntry(
-        "60,000 + 10,000 handwritten digits, 28x28 grey",
+        "60,000 training and 10,000 test images of handwritten digits, 28x28, grey",
         tuple("0123456789"),
         "MNIST/raw",
         (
@@ -153,7 +159,7 @@ DATASETS: dict[str, DataEntry] = {
 
 
 class Listing(NamedTuple):
-    """A row of `list_data`; `state` is "embedded", "present", "incomplete" or "missing"."""
+    """An entry of the list returned by `list_data`; `state` is "embedded", "present", "incomplete" or "missing"."""
 
     name: str
     description: str
@@ -162,7 +168,9 @@ class Listing(NamedTuple):
 
 
 def list_data(data_dir: str | Path | None = None) -> list[Listing]:
-    """List the named data sets and whether their files exist; `verify_data` checks their content.
+    """List the data sets that can be loaded by name, and whether their files exist.
+
+    The content of the files is not checked; use `verify_data` for this.
 
     >>> list_data("/nowhere")[0].state, list_data("/nowhere")[1].state
     ('embedded', 'missing')
@@ -177,17 +185,18 @@ def list_data(data_dir: str | Path | None = None) -> list[Listing]:
 
 
 def fetch_data(name: str, data_dir: str | Path | None = None, progress: bool = False) -> list[FileStatus]:
-    """Download the missing and damaged files of a named data set, and return the rows of `verify_data`.
+    """Download the missing and damaged files of a named data set, and return the result of `verify_data`.
 
     Parameters
     ----------
-    name, data_dir : as in `load_data`
-    progress : show a progress bar on stderr
+    name : name of the data set
+    data_dir : folder to which files are downloaded, as in `load_data`
+    progress : whether to show a progress bar on stderr
 
     Raises
     ------
     UnavailableError : no mirror has the file, or FASTMLP_OFFLINE=1 forbids downloading
-    DataError : an unknown name, a folder that cannot be written, or a damaged unpacked file
+    DataError : an unknown name, a folder that cannot be written, or a damaged decompressed file, which is never replaced
 
     >>> fetch_data("digits")
     []
@@ -205,7 +214,9 @@ def fetch_data(name: str, data_dir: str | Path | None = None, progress: bool = F
 
 
 def verify_data(name: str, data_dir: str | Path | None = None) -> list[FileStatus]:
-    """Verify the SHA-256 of the files of a named data set, packed or unpacked; embedded sets have no rows.
+    """Verify the SHA-256 hashes of the files of a named data set, and return a status for each file.
+
+    Both gzipped and decompressed files are verified. The list is empty for a data set that is part of the package.
 
     >>> [row.status for row in verify_data("mnist", "/nowhere")]
     ['missing', 'missing', 'missing', 'missing']
@@ -216,17 +227,18 @@ def verify_data(name: str, data_dir: str | Path | None = None) -> list[FileStatu
 
 
 def load_named(name: str, data_dir: str | Path | None = None, progress: bool = False) -> RawArrays:
-    """Read the arrays of a named data set; missing files are downloaded, existing ones are not verified.
+    """Read the arrays of a named data set. Missing files are downloaded; the hashes of existing files are not verified.
 
     Parameters
     ----------
-    name, data_dir : as in `load_data`
-    progress : show a progress bar on stderr
+    name : name of the data set
+    data_dir : folder to which files are downloaded, as in `load_data`
+    progress : whether to show a progress bar on stderr
 
     Raises
     ------
     DataError : an unknown name or damaged files
-    UnavailableError : as `fetch_data`
+    UnavailableError : as in `fetch_data`
 
     >>> load_named("digits").x.shape
     (1797, 28, 28)
@@ -245,9 +257,10 @@ def load_named(name: str, data_dir: str | Path | None = None, progress: bool = F
 
 
 def _digits() -> RawArrays:
-    """Return the embedded digits, scaled from 0..16 to 0..255, then enlarged to 28x28.
+    """Return the digits, with pixel values scaled from 0..16 to 0..255 and images enlarged from 8x8 to 28x28.
 
-    They are rounded to bytes first: Pillow resizes bytes in integer arithmetic, so all machines get the same pixels.
+    The values are rounded to bytes before the images are resized. Pillow resizes bytes in integer arithmetic, so the pixels
+    are the same on all machines.
     """
     table = np.loadtxt(DIGITS, np.uint8, delimiter=",")
     small = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
@@ -257,10 +270,10 @@ def _digits() -> RawArrays:
 
 
 def _widened(images: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
-    """Resize images (n, height, any) to this width by Pillow's bilinear filter: (n, height, width).
+    """Resize images of shape (n, height, any width) to shape (n, height, width) with Pillow's bilinear filter.
 
-    Pillow resizes one axis after the other, so all rows of all images can be passed as one picture: a call per image would
-    take longer than an epoch of training.
+    Pillow resizes one axis after the other, so all images can be stacked and resized as one tall image. One call per image
+    would take longer than a training epoch.
     """
     from PIL import Image
 

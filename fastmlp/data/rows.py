@@ -1,4 +1,7 @@
-"""Selections of rows of arrays that are too large to copy, such as memory-mapped files. See also `fastmlp.nn.blocks`."""
+"""Subsets of the rows of arrays that are too large to copy, such as memory-mapped files.
+
+See also `fastmlp.nn.blocks`, which iterates over rows in blocks.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +23,16 @@ Float64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Subset:
-    """Rows of an array in any order, copied only on use, like torch.utils.data.Subset.
+    """A selection of rows of an array, in any order, like torch.utils.data.Subset. Rows are copied only when they are used.
 
-    Training on a subset gives the same bits as training on the copy `array[rows]`. It is meant for memory-mapped arrays,
-    where a copy would be as large as the file. Slicing a subset copies these rows, `numpy.asarray` copies all.
+    Training on a subset gives bitwise the same result as training on the copy `array[rows]`. Subsets are meant for
+    memory-mapped arrays that are too large to be copied into memory. Slicing a subset copies the rows of the slice, and
+    `numpy.asarray` copies all rows of the subset.
 
     Parameters
     ----------
-    array : (n, features)
-    rows : (m,) integers from 0 to n - 1; stored as int64
+    array : (n, features) array
+    rows : (m,) row indices, integers from 0 to n - 1; stored as int64
 
     Raises
     ------
@@ -49,7 +53,7 @@ class Subset:
         if array.ndim == 0 or rows.ndim != 1 or rows.dtype.kind not in "iu":
             raise DataError(f"a subset needs an array and a list of row indices, not {rows.dtype} of shape {rows.shape}")
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(array):
-            raise DataError(f"a subset of rows {rows.min()} to {rows.max()}, but the array has rows 0 to {len(array) - 1}")
+            raise DataError(f"the subset has rows {rows.min()} to {rows.max()}, but the array has rows 0 to {len(array) - 1}")
         object.__setattr__(self, "array", array)
         object.__setattr__(self, "rows", rows.astype(np.int64))
 
@@ -69,7 +73,7 @@ class Subset:
         return len(self.rows)
 
     def __getitem__(self, key: Any) -> Array:
-        """Return a copy of the rows at these positions of the subset: a slice, or an array of positions."""
+        """Return a copy of some rows of the subset; `key` is a slice or an array of positions within the subset."""
         return self.array[self.rows[key]]
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
@@ -78,9 +82,9 @@ class Subset:
         return np.asarray(self[:], dtype)
 
     def scatter(self, values: Array) -> Array:
-        """Scatter values (m, ...) of the subset's rows to their positions in the whole array: (n, ...), zeros elsewhere.
+        """Return an array (n, ...) with the values (m, ...) at the row indices of the subset, and zeros elsewhere.
 
-        Raise DataError if a row that is in the subset twice has two values.
+        Raise DataError if a row that occurs more than once in the subset has different values.
         """
         whole = np.zeros((len(self.array), *values.shape[1:]), values.dtype)
         whole[self.rows] = values
@@ -95,7 +99,7 @@ Features = Array | Subset
 
 
 def is_mapped(array: Array) -> bool:
-    """Whether an array is a memory-mapped file or a view of one."""
+    """Return whether an array is a memory-mapped file or a view of one."""
     base: Any = array
     while isinstance(base, np.ndarray):
         base = base.base
@@ -103,14 +107,15 @@ def is_mapped(array: Array) -> bool:
 
 
 def take(array: Array, rows: Indices) -> Features:
-    """Select rows: a copy of an array in memory, which is the fastest to read, or a `Subset` of a memory-mapped one."""
+    """Select rows of an array. Return a `Subset` if the array is memory-mapped, else a copy, which is faster to read."""
     return Subset(array, rows) if is_mapped(array) else array[rows]
 
 
 def base_rows(x: Features, y: Array, weights: Array | None) -> tuple[Array, int | Indices, Array, Array | None]:
-    """Return the arrays that `Engine.train` indexes: the base array of x, its rows (number or indices), targets and weights.
+    """Return the base array of x, its rows (their number or their indices), the targets and the weights for `Engine.train`.
 
-    For a `Subset`, targets and weights are scattered to the rows of the base array. Raise DataError as `Subset.scatter` does.
+    If x is a `Subset`, the targets and the weights are scattered to the rows of the base array, so that the same indices apply
+    to all arrays. Raise DataError as `Subset.scatter` does.
     """
     if not isinstance(x, Subset):
         return x, len(x), y, weights
@@ -118,7 +123,7 @@ def base_rows(x: Features, y: Array, weights: Array | None) -> tuple[Array, int 
 
 
 def first_not_finite(x: Features) -> tuple[int, ...] | None:
-    """Return the index of the first NaN or infinity in x (n, ...), or None.
+    """Return the index of the first NaN or infinity in x (n, ...), or None if all values are finite.
 
     >>> first_not_finite(np.array([[1.0, 2.0], [3.0, np.nan]]))
     (1, 1)

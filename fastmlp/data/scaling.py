@@ -1,4 +1,4 @@
-"""Fitting of scalings to the training set. See also `fastmlp.nn.scaling`, which applies them."""
+"""Fit the scaling of the inputs to the training set. See also `fastmlp.nn.scaling`, which applies it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from fastmlp.nn.blocks import blocks
 from fastmlp.nn.names import canonical_name
 from fastmlp.nn.scaling import Scaling
 
-CHUNK_ROWS = 1024  # rows converted to float64 at a time to sum statistics,
-CHUNK_VALUES = 1 << 22  # but at most this many values
+CHUNK_ROWS = 1024  # maximum number of rows converted to float64 at a time when statistics are computed
+CHUNK_VALUES = 1 << 22  # maximum number of values converted to float64 at a time
 
 
 def fit_scaling(kind: str, x: Features) -> Scaling:
@@ -22,11 +22,12 @@ def fit_scaling(kind: str, x: Features) -> Scaling:
 
     Parameters
     ----------
-    kind : "none"; "unit": to [0, 1]; "symmetric": to [-1, 1]; "zscore": each feature to mean 0 and standard
-        deviation 1 (of the population); "zscore-global": with one mean and one deviation for all features.
-        For "unit" and "symmetric", the range is 0..255 for pixels (uint8), else that of each feature in x.
-        A feature that is constant in x gets factor 1, as in scikit-learn's StandardScaler.
-    x : (n, features) uint8 or float, finite, n ≥ 1; an array, which may be memory-mapped, or a `rows.Subset`
+    kind : "none" leaves x unchanged; "unit" maps the range of x to [0, 1]; "symmetric" maps it to [-1, 1]; "zscore" gives
+        each feature mean 0 and population standard deviation 1; "zscore-global" does this with one mean and one standard
+        deviation for all features. For "unit" and "symmetric", the range is 0 to 255 if x is uint8, and otherwise the
+        minimum and maximum of each feature. A feature that is constant in x gets factor 1, as in scikit-learn's
+        StandardScaler.
+    x : (n, features) uint8 or finite float values, n ≥ 1; an array, which may be memory-mapped, or a `rows.Subset`
 
     Returns
     -------
@@ -34,8 +35,8 @@ def fit_scaling(kind: str, x: Features) -> Scaling:
 
     Raises
     ------
-    ConfigError : unknown kind
-    DataError : no rows, or not (n, features)
+    ConfigError : unknown `kind`
+    DataError : x is empty or does not have two dimensions
 
     Examples
     --------
@@ -45,9 +46,9 @@ def fit_scaling(kind: str, x: Features) -> Scaling:
     """
     kind = canonical_name("scaling", kind, STATISTICS)
     if x.ndim != 2 or 0 in x.shape:
-        raise DataError(f"a scaling is fitted to rows (n, features), not to an array of shape {x.shape}")
+        raise DataError(f"a scaling is fitted to rows of shape (n, features), not to an array of shape {x.shape}")
     shift, scale = STATISTICS[kind](x)
-    # Below the smallest normal float32, 1 / scale could overflow; such a feature is treated as constant.
+    # If scale is below the smallest normal float32 number, 1 / scale could overflow; the feature is then treated as constant.
     factor = 1 / np.where(scale >= np.finfo(np.float32).tiny, scale, 1)
     return Scaling(kind, shift.astype(np.float32), factor.astype(np.float32))
 
@@ -57,7 +58,7 @@ def _none(x: Features) -> tuple[Float64, Float64]:
 
 
 def _extremes(x: Features) -> tuple[Array, Array]:
-    """Return minimum and maximum of each feature, in the dtype of x."""
+    """Return the minimum and the maximum of each feature, in the dtype of x."""
     low = high = x[:1][0]
     for _, block in blocks(x):
         low, high = np.minimum(low, block.min(axis=0)), np.maximum(high, block.max(axis=0))
@@ -65,7 +66,7 @@ def _extremes(x: Features) -> tuple[Array, Array]:
 
 
 def _range(x: Features) -> tuple[Float64, Float64]:
-    """Return minimum and maximum of each feature; 0 and 255 for pixels."""
+    """Return the minimum and the maximum of each feature, or 0 and 255 if x is uint8."""
     if x.dtype == np.uint8:
         return np.zeros(x.shape[1]), np.full(x.shape[1], 255.0)
     low, high = _extremes(x)
@@ -83,21 +84,22 @@ def _symmetric(x: Features) -> tuple[Float64, Float64]:
 
 
 def _moments(x: Features) -> tuple[Float64, Float64, bool]:
-    """Return mean and population variance of each feature, and whether all values of x are equal.
+    """Return the mean and the population variance of each feature, and whether all values of x are equal.
 
-    Two passes in float64, without the cancellation of a single pass, in chunks of rows to avoid a float copy of all pixels.
+    Two passes over x in float64 avoid the cancellation errors of a single pass. Rows are processed in chunks to avoid a float
+    copy of the whole array.
     """
     step = max(1, min(CHUNK_ROWS, CHUNK_VALUES // x.shape[1]))
     chunks = [slice(start, start + step) for start in range(0, len(x), step)]
     total = sum((x[rows].sum(axis=0, dtype=np.float64) for rows in chunks), np.zeros(x.shape[1]))
     mean = total / len(x)
     squares = sum((_squares(x[rows] - mean) for rows in chunks), np.zeros(x.shape[1]))
-    low, high = _extremes(x)  # exact: rounding of the mean would leave a tiny variance
+    low, high = _extremes(x)  # the variance of a constant feature could be slightly above 0 due to rounding
     return mean, np.where(low == high, 0, squares / len(x)), bool(low.min() == high.max())
 
 
 def _squares(deviations: Float64) -> Float64:
-    """Return the sum of squares of each feature; overwrites the deviations."""
+    """Return the sum of squares of each feature; the deviations are overwritten."""
     deviations *= deviations
     return deviations.sum(axis=0)
 
@@ -108,7 +110,7 @@ def _zscore(x: Features) -> tuple[Float64, Float64]:
 
 
 def _zscore_global(x: Features) -> tuple[Float64, Float64]:
-    """Combine the moments of the features, which all have the same number of rows."""
+    """Combine the means and variances of the features into one mean and one standard deviation for all features."""
     mean, variance, constant = _moments(x)
     if constant:
         return mean, np.zeros_like(mean)
@@ -116,7 +118,7 @@ def _zscore_global(x: Features) -> tuple[Float64, Float64]:
     return np.full_like(mean, mean.mean()), np.full_like(mean, deviation)
 
 
-# By kind, as in nn/scaling.py: functions that return shift and scale, (features,) float64; the factor is 1 / scale.
+# For each kind of scaling, a function that returns shift and scale as float64 arrays (features,); the factor is 1 / scale.
 STATISTICS: dict[str, Callable[[Features], tuple[Float64, Float64]]] = {
     "none": _none,
     "unit": _unit,

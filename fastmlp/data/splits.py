@@ -1,6 +1,6 @@
 """Random splits into training, validation and test sets, optionally stratified.
 
-Source of the stratified counts: Hamilton's method of largest remainders.
+Source: the class counts of stratified splits are rounded by Hamilton's method of largest remainders.
 """
 
 from __future__ import annotations
@@ -18,30 +18,32 @@ from fastmlp.errors import ConfigError, DataError
 from fastmlp.nn.philox import generator
 
 SIZE_SETTINGS = ("val_fraction", "test_fraction")
-Splits = dict[str, CheckedRows]  # keys "train", "validation", "test"; only splits that have rows
+Splits = dict[str, CheckedRows]  # keys "train", "validation" and "test"; empty splits are omitted
 
 
 def split_rows(y: npt.ArrayLike, sizes: Sequence[float | int], stratify: bool = False, seed: int = 0) -> tuple[Indices, ...]:
-    """Split rows at random into splits of given sizes and the rest, which comes first.
+    """Split rows at random into splits of the given sizes and the remaining rows, which are returned first.
 
     Parameters
     ----------
-    y : (n,) labels; unless `stratify`, only its length is used
-    sizes : a float in [0, 1) is a fraction of all n rows, rounded to the nearest whole number; an int is a number of rows.
-        A split of size 0 is empty.
-    stratify : in a split of size s, class c has s n_c / n rows, rounded down, plus one row for the classes with the largest
-        remainders (the lower class in a tie) until the sum is s
-    seed : 0 ≤ seed < 2^64; the result is a function of n, the sizes and the seed, with `stratify` also of y
+    y : (n,) labels; without `stratify`, only the length of y is used
+    sizes : the size of each split; a float in [0, 1) is a fraction of all n rows and is rounded to a whole number of rows; an
+        int is a number of rows. A split of size 0 is empty.
+    stratify : whether the splits keep the class proportions of y. If class c has n_c rows, a split of size s first gets
+        s * n_c / n of them, rounded down. The classes with the largest remainders then add one row each until the split has s
+        rows; ties are resolved in favour of the lower class.
+    seed : random seed, 0 ≤ seed < 2^64; the result depends only on n, the sizes and the seed, and with `stratify` also on y
 
     Returns
     -------
-    tuple of (rows,) int64 : the rest, then the splits; each in the order of one shuffle of all rows, not sorted
+    tuple of int64 arrays of row indices : the remaining rows, then one array per split. All rows are shuffled once, and each
+        array keeps the shuffled order.
 
     Raises
     ------
-    ConfigError : a size that is neither a fraction nor a count, a fraction that rounds to no row, splits that leave no rest,
-        a seed out of range, stratification without classes
-    DataError : a class with too few rows for the rest and each non-empty split
+    ConfigError : a size that is neither a fraction nor a number of rows, a fraction that rounds to 0 rows, splits that leave
+        no remaining rows, a seed out of range, or stratification without class labels
+    DataError : with `stratify`, a class with too few rows to be in every non-empty split and in the remaining rows
 
     Examples
     --------
@@ -54,7 +56,7 @@ def split_rows(y: npt.ArrayLike, sizes: Sequence[float | int], stratify: bool = 
     counts = [_count_rows(size, n) for size in sizes]
     if sum(counts) >= n:
         raise ConfigError(
-            f"splits of {counts} rows leave none of {n} rows to train on; make them smaller", settings=SIZE_SETTINGS
+            f"splits of {counts} rows leave none of the {n} rows for training; make them smaller", settings=SIZE_SETTINGS
         )
     if not 0 <= seed < 2**64:
         raise ConfigError(f"seed {seed} is out of range; give a whole number from 0 to 2^64 - 1", settings=("seed",))
@@ -66,25 +68,25 @@ def split_rows(y: npt.ArrayLike, sizes: Sequence[float | int], stratify: bool = 
 
 
 def _count_rows(size: float | int, n: int) -> int:
-    """Return the number of rows of a split whose size is a fraction or a count."""
+    """Return the number of rows of a split whose size is given as a fraction or as a number of rows."""
     if isinstance(size, int | np.integer) and not isinstance(size, bool) and size >= 0:
         return int(size)
     if isinstance(size, float | np.floating) and 0 <= size < 1:
         rows = round(float(size) * n)
         if rows == 0 and size > 0:
             raise ConfigError(
-                f"a fraction of {size} of {n} rows rounds to 0 rows; give a larger fraction, or a count",
+                f"a fraction of {size} of {n} rows rounds to 0 rows; give a larger fraction, or a number of rows",
                 settings=SIZE_SETTINGS,
             )
         return rows
     raise ConfigError(
-        f"the size of a split must be a fraction as a float in [0, 1), or a count as a whole number, not {size!r}",
+        f"the size of a split must be a float in [0, 1) (a fraction) or a whole number of rows, not {size!r}",
         settings=SIZE_SETTINGS,
     )
 
 
 def _stratified(y: Array, sizes: list[int]) -> Indices:
-    """Return the split number of each row, stratified by y (n,); the last split is the rest."""
+    """Return the index of the split to which each row belongs, stratified by y (n,)."""
     if y.ndim != 1 or y.dtype.kind not in "iu":
         raise ConfigError("stratify needs class labels; leave it out for regression", settings=("stratify",))
     names, codes, counts = np.unique(y, return_inverse=True, return_counts=True)
@@ -105,7 +107,7 @@ def _stratified(y: Array, sizes: list[int]) -> Indices:
 
 
 def _largest_remainder(counts: Indices, size: int) -> Indices:
-    """Round size * counts / sum(counts) to whole numbers that sum to size."""
+    """Round size * counts / sum(counts) to whole numbers whose sum is `size`."""
     whole, remainder = np.divmod(size * counts.astype(np.int64), counts.sum())
     first = np.argsort(-remainder, kind="stable")[: size - int(whole.sum())]
     whole[first] += 1
@@ -113,9 +115,9 @@ def _largest_remainder(counts: Indices, size: int) -> Indices:
 
 
 def split(data: Dataset, validation: float | int, test: float | int, stratify: bool = False, seed: int = 0) -> Splits:
-    """Split a data set into training, validation and test rows; a split without rows is left out.
+    """Split a data set into training, validation and test sets; empty splits are omitted.
 
-    Splits of memory-mapped rows are subsets, not copies.
+    The splits of a memory-mapped data set are `Subset` objects, not copies.
 
     Parameters
     ----------
@@ -124,7 +126,7 @@ def split(data: Dataset, validation: float | int, test: float | int, stratify: b
 
     Raises
     ------
-    ConfigError, DataError : as `split_rows`
+    ConfigError, DataError : as in `split_rows`
     """
     indices, classes = split_indices(data, validation, test, stratify, seed), len(data.classes)
     splits = {name: CheckedRows(take(data.x, rows), data.y[rows], classes) for name, rows in indices.items()}
@@ -136,10 +138,11 @@ def split(data: Dataset, validation: float | int, test: float | int, stratify: b
 def split_indices(
     data: Dataset, validation: float | int, test: float | int, stratify: bool = False, seed: int = 0
 ) -> dict[str, npt.NDArray[np.int64]]:
-    """Return the rows of `data.x` in each split that has any, a pure function of y, the sizes, `stratify` and the seed.
+    """Return the indices of the rows of `data.x` in each split, without empty splits.
 
-    Validation and test sets of the data set take precedence; otherwise both are split off together. If the data set has
-    validation rows, no test rows are split off.
+    The result depends only on the data set, the sizes, `stratify` and the seed. If the data set defines validation rows, they
+    are used, and no test rows are split off. Otherwise, validation rows are split off at random, and test rows too unless the
+    data set has a test set.
     """
     if data.validation is not None:
         rest = np.setdiff1d(np.arange(len(data.y)), data.validation, assume_unique=True)

@@ -1,4 +1,4 @@
-"""The compute engines: `make_engine` constructs one by name and imports only its module."""
+"""Selection of the compute engine: `make_engine` constructs an engine by name and imports only the module of that engine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastmlp.nn.names import canonical_name
 
 
 def make_numpy(spec: EngineSpec) -> Engine:
-    """Return the NumPy engine, the specification."""
+    """Return the NumPy engine, which runs the reference implementation."""
     from fastmlp.engines.numpy_engine import NumpyEngine
 
     return NumpyEngine(spec)
@@ -37,7 +37,7 @@ def make_torch(spec: EngineSpec) -> Engine:
 
 
 def make_cuda(spec: EngineSpec) -> Engine:
-    """Return the GPU engine."""
+    """Return the engine for NVIDIA GPUs."""
     from fastmlp.engines.cuda.engine import CudaEngine
 
     return CudaEngine(spec)
@@ -54,12 +54,12 @@ CHOICES = ("auto", *BACKENDS)
 
 
 def fastest(spec: EngineSpec) -> str:
-    """Name of the engine that `auto` selects."""
+    """Return the name of the engine that `auto` selects: the fastest one that supports the dtype and runs on this machine."""
     from fastmlp.engines.cuda import compiler_is_installed
 
     if np.dtype(spec.dtype) != np.float32:
         return "numpy"
-    if not compiler_is_installed():  # as on most machines; then no other CUDA module is imported
+    if not compiler_is_installed():  # checked first, to avoid importing the other CUDA modules
         return "numba"
     from fastmlp.engines.cuda.engine import usable
 
@@ -67,16 +67,18 @@ def fastest(spec: EngineSpec) -> str:
 
 
 def make_engine(backend: str, spec: EngineSpec) -> Engine:
-    """Return an engine for a spec. `auto` selects the fastest one that runs here: a GPU only if a test kernel ran on it.
+    """Return an engine for a spec.
+
+    `auto` selects the fastest engine that runs on this machine. It selects the GPU only if a test kernel runs on it.
 
     Warns
     -----
-    RuntimeWarning : `auto` found a GPU but could not run a kernel on it, and selects the CPU
+    RuntimeWarning : `auto` selects the CPU because the test kernel failed on the GPU
 
     Raises
     ------
     ConfigError : an unknown name, or a dtype or precision that the engine does not support
-    UnavailableError : the engine needs a package or a device that is missing
+    UnavailableError : a package or device that the engine needs is missing
     """
     backend = canonical_name("backend", backend, CHOICES)
     precision = canonical_name("precision", spec.precision, PRECISIONS)
@@ -94,7 +96,7 @@ def make_engine(backend: str, spec: EngineSpec) -> Engine:
 
 
 def installed_version(package: str) -> str | None:
-    """Version of a package, without importing it."""
+    """Return the version of a package without importing it, or None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -102,7 +104,7 @@ def installed_version(package: str) -> str | None:
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Versions of Python, fastmlp, and the installed ones of these packages, without importing them."""
+    """Return the versions of Python, fastmlp and those of `packages` that are installed, without importing them."""
     found = {package: installed_version(package) for package in packages}
     known = {package: version for package, version in found.items() if version is not None}
     return {"python": platform.python_version(), "fastmlp": __version__} | known

@@ -1,6 +1,6 @@
-"""The contract between the training loop and the engines: inputs and outputs, nothing about the implementation.
+"""The interface between the training loop and the engines. It defines inputs and outputs, not how they are computed.
 
-Padding, packing, transposed copies and device buffers are private to an engine; arrays have their true sizes here.
+Padding, packing, transposed copies and device buffers are private to each engine; the arrays in this interface are not padded.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from fastmlp.nn.network import FloatArray, Network
 from fastmlp.nn.optimizers import Optimizer
 from fastmlp.nn.scaling import Scaling
 
-PRECISIONS = ("float32", "tf32", "bf16")  # 23, 10 and 7 bits of mantissa; the range of all is that of float32
+PRECISIONS = ("float32", "tf32", "bf16")  # 23, 10 and 7 mantissa bits; all have the exponent range of float32
 
 
 class State(NamedTuple):
-    """Everything that training changes: enough to continue in another engine, or after a restart.
+    """The state of training. It is sufficient to continue training in another engine or after a restart.
 
-    parameters : (P,) float, the flat vector of `Network.views`
-    slots : (number of optimiser slots, P) float, in the order of `Optimizer.slots`
-    step : updates made so far
+    parameters : (P,) float, all weights and biases in the order of `Network.views`
+    slots : (number of optimiser slots, P) float, optimiser state in the order of `Optimizer.slots`
+    step : number of updates made so far
     """
 
     parameters: FloatArray
@@ -34,10 +34,12 @@ class State(NamedTuple):
 
 
 class RowMetrics(NamedTuple):
-    """Metrics of rows, in their order; in training computed before the update of each batch, with its dropout.
+    """Metrics of each row, in the order of the rows.
 
-    loss : (n,) float32 or float64, without penalties
-    correct : (n,) bool, whether the first largest output is the class of the row (all False for plain targets)
+    In training, the metrics of a mini-batch are computed with dropout and before the parameters are updated.
+
+    loss : (n,) float32 or float64, without L1 and L2 penalties
+    correct : (n,) bool, whether the predicted class (the first largest output) equals the label; all False for float targets
     """
 
     loss: FloatArray
@@ -46,11 +48,12 @@ class RowMetrics(NamedTuple):
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """Specification that an engine is built for.
+    """Settings from which an engine is constructed.
 
-    scaling is applied to rows as they are used, so that pixels may stay uint8; None applies none.
-    threads None lets the engine choose; only engines with their own threads read it. They may use fewer for small steps.
-    precision, of `PRECISIONS`, is the precision of the operands of matrix products; everything else has the dtype.
+    scaling : applied to each mini-batch when it is read, so that stored pixels can stay uint8; None applies no scaling
+    threads : maximum number of threads; None lets the engine choose. Engines without threads of their own ignore it. An engine
+        may use fewer threads for small mini-batches
+    precision : precision of the operands of matrix products, one of `PRECISIONS`; everything else is computed in `dtype`
     """
 
     network: Network
@@ -64,16 +67,16 @@ class EngineSpec:
 
 
 class Engine(Protocol):
-    """Trains and applies a network. Only one thread at a time may call an engine."""
+    """Interface of all engines. An engine trains a network and computes its outputs. Engines are not thread-safe."""
 
     name: str
     threads: int
 
     def load(self, state: State) -> None:
-        """Set parameters, slots and step."""
+        """Set the parameters, the optimiser slots and the step."""
 
     def state(self, slots: bool = True) -> State:
-        """Return a copy of parameters, slots (none with slots=False, which is faster) and step."""
+        """Return a copy of the training state. slots=False omits the optimiser slots, which is faster."""
 
     def train(
         self,
@@ -83,36 +86,42 @@ class Engine(Protocol):
         learning_rates: npt.NDArray[np.float64],
         weights: FloatArray | None = None,
     ) -> RowMetrics:
-        """Train on x[indices], y[indices] in batches of `batch_size`, one learning rate per batch; the last may be short.
+        """Train on x[indices], y[indices] in mini-batches of `batch_size` rows and return the metrics of these rows.
 
-        x (n, features) uint8 or float32; y (n,) int32 classes or (n, outputs) float32 targets;
-        weights (n,) float32 sample weights, with a positive sum in each batch.
+        x : (n, features) uint8 or float32
+        y : (n,) int32 class labels, or (n, outputs) float32 targets
+        learning_rates : one per mini-batch; the last mini-batch may have fewer rows
+        weights : (n,) float32 sample weights, with a positive sum in each mini-batch
         """
 
     def forward(self, x: npt.NDArray[Any]) -> FloatArray:
         """Return the pre-activations z of the output layer for each row of x, (n, outputs), without dropout."""
 
     def hold(self, x: RowSource, y: npt.NDArray[Any]) -> Any:
-        """Prepare rows that are evaluated again and again, and return a handle for `evaluate`.
+        """Prepare rows for repeated evaluation and return a handle for `evaluate`.
 
-        x (n, features) is an array or a lazy subset of one, which engines on the CPU read in blocks and never copy whole;
-        dtypes, and y, as in `train`. Neither may be changed while it is held. The handle depends on no parameters, so it
-        stays valid across `train` and `load`. Memory on a device is freed with the handle or by `close`.
+        x (n, features) is an array or a lazy subset of an array; engines on the CPU read it in blocks and never copy it as a
+        whole. The dtypes of x and y are those of `train`. Do not change x or y while the handle is in use. The handle does not
+        depend on the parameters, so it stays valid after `train` and `load`. Device memory is freed when the handle is
+        deleted or the engine is closed.
         """
 
     def evaluate(self, held: Any, z: FloatArray | None = None) -> RowMetrics:
-        """Loss of each held row (dropout off, no penalties, no label smoothing), and whether its prediction is correct.
+        """Return the loss of each row, and whether its prediction is correct, without dropout, penalties or label smoothing.
 
-        z (n, outputs), of the engine's dtype or a wider one, is filled with the pre-activations of the output layer, as
-        `forward` computes them. Works in blocks of rows, see `blocks.inference_blocks`.
+        held : a handle from `hold`
+        z : (n, outputs), filled with the pre-activations of the output layer, as computed by `forward`; its dtype is that of
+            the engine or a wider one
+
+        The rows are processed in blocks, to limit the memory.
         """
 
     def close(self) -> None:
-        """Give back threads and memory; neither the engine nor its handles may be used afterwards."""
+        """Release threads and memory. Neither the engine nor its handles may be used afterwards."""
 
 
 class HeldRows(NamedTuple):
-    """The handle of `Engine.hold` for engines that read rows from the host's memory."""
+    """The handle that `Engine.hold` returns for engines that read the rows from host memory."""
 
     x: RowSource
     y: npt.NDArray[Any]
@@ -124,7 +133,7 @@ def evaluate_blocks(
     forward: Callable[[npt.NDArray[Any]], FloatArray],
     row_metrics: Callable[[FloatArray, npt.NDArray[Any]], RowMetrics],
 ) -> RowMetrics:
-    """`Engine.evaluate` block by block; `row_metrics` computes the metrics of rows from their pre-activations and y."""
+    """Evaluate rows block by block. `row_metrics` computes the metrics of a block from its pre-activations and y."""
     parts = []
     for rows, block in inference_blocks(held.x):
         outputs = forward(block)
@@ -135,12 +144,15 @@ def evaluate_blocks(
 
 
 def step_count(rows: int, batch_size: int) -> int:
-    """Number of batches in `rows` rows."""
+    """Return the number of mini-batches into which `rows` rows are divided."""
     return -(-rows // batch_size)
 
 
 def loss_weights(indices: npt.NDArray[np.int64], batch_size: int, weights: FloatArray | None) -> FloatArray:
-    """Weight of each row in the mean loss of its batch, (len(indices),) float64: sample weight over their sum in the batch."""
+    """Return the weight of each row in the mean loss of its mini-batch, (len(indices),) float64.
+
+    It is the sample weight of the row divided by the sum of the sample weights in the mini-batch.
+    """
     if weights is None:
         scales, rest = np.full(len(indices), 1 / batch_size), len(indices) % batch_size
         scales[len(indices) - rest :] = 1 / max(rest, 1)

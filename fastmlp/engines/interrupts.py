@@ -1,4 +1,4 @@
-"""Deferred SIGINT and SIGTERM: recorded when received, and handled where the state is consistent."""
+"""Deferred handling of SIGINT and SIGTERM: a signal is recorded, and acted on later, when the training state is consistent."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-# Signals that end a process, such as Ctrl-C; SIGTERM does not exist on every system.
+# Signals that ask a process to end; Ctrl-C sends SIGINT. SIGTERM does not exist on every system.
 ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM") if hasattr(signal, name))
 
 
 class Signals:
-    """Context in which the first SIGINT or SIGTERM is only recorded in `received`; a second SIGINT interrupts at once.
+    """Context manager that only records the first SIGINT or SIGTERM, in `received`. A second one raises KeyboardInterrupt.
 
-    Outside the main thread, where Python delivers no signals, it does nothing. Threads may share one instance, and all see
-    what it received.
+    Python delivers signals to the main thread only, so in other threads the context manager has no effect. Several threads may
+    share one instance and read its `received`.
 
     >>> with Signals() as signals:
     ...     signal.raise_signal(signal.SIGINT)
@@ -30,12 +30,12 @@ class Signals:
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
             for number in ENDING:
-                if signal.getsignal(number) is not None:  # a handler not installed from Python cannot be restored
+                if signal.getsignal(number) is not None:  # None: not installed by Python, so it could not be restored
                     self._before[number] = signal.signal(number, self._note)
         return self
 
     def end(self) -> None:
-        """Stop everything that checks this instance, as if SIGTERM (or SIGINT where it does not exist) had been received."""
+        """Set `received` to SIGTERM (SIGINT on systems without SIGTERM), to stop all threads that read it."""
         self.received = self.received or ENDING[-1]
 
     def _note(self, number: int, frame: FrameType | None) -> None:

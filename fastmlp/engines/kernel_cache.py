@@ -1,11 +1,13 @@
-"""Files of compiled kernels: their folder, its permissions, and the integrity of their contents.
+"""Cache of compiled kernels on disk: the folder, its permissions, and integrity checks of its files.
 
-- Each file contains its own SHA-256, checked before use: a corrupt file is removed and its kernel recompiled.
-- Only the user may access the folder (mode 0700); a folder that another user owns or may write to is rejected.
-- If the folder cannot be used, kernels are compiled in memory, with one warning.
+- Each file starts with the SHA-256 hash of its contents, which is verified before use. A corrupt file is deleted and its
+  kernel is recompiled.
+- The folder is created with mode 0700, so that only its owner can access it. A folder that another user owns or can write to
+  is rejected.
+- If the folder cannot be used, a warning is issued once, and kernels are recompiled in each process.
 
-Folder: FASTMLP_CACHE_DIR, else `fastmlp/kernels` in the user's cache folder. The compilers define the names and contents of
-files (engines/cpu/codegen/cache.py, engines/cuda/compiler.py).
+The environment variable FASTMLP_CACHE_DIR sets the folder. The default is `fastmlp/kernels` in the user's cache folder. The
+compilers choose the names and contents of the files (engines/cpu/codegen/cache.py, engines/cuda/compiler.py).
 """
 
 from __future__ import annotations
@@ -28,37 +30,37 @@ PACKAGE = Path(__file__).parents[1]
 
 
 class UnsafeFolder(Exception):
-    """Another user may write to the cache folder, or it is not a folder."""
+    """The cache folder is not safe to use: another user owns it or can write to it, or it is not a folder."""
 
 
 def cache_folder() -> Path:
-    """Folder of compiled kernels; it may not exist."""
+    """Return the folder for compiled kernels, which may not exist yet."""
     named = os.environ.get("FASTMLP_CACHE_DIR")
     if named:
         return Path(named)
     try:
         return platformdirs.user_cache_path("fastmlp") / "kernels"
-    except RuntimeError:  # a user without a home folder, as in many containers
+    except RuntimeError:  # the user has no home folder, as in many containers
         return Path(os.devnull) / "no home folder"
 
 
 def check_private(folder: Path) -> None:
-    """Raise UnsafeFolder unless it is a folder that the current user owns and nobody else may write to."""
+    """Raise UnsafeFolder unless `folder` is a folder that the current user owns and no other user can write to."""
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode):
         raise UnsafeFolder(f"{folder} is not a folder")
-    if not hasattr(os, "geteuid"):  # Windows: the user's cache belongs to the user; the mode does not describe other users
+    if not hasattr(os, "geteuid"):  # Windows: the mode has no bits for other users; the profile folder is private by default
         return
     if found.st_uid != os.geteuid():
-        raise UnsafeFolder(f"{folder} belongs to user {found.st_uid}, not to you ({os.geteuid()})")
+        raise UnsafeFolder(f"{folder} belongs to user {found.st_uid}, not to the current user ({os.geteuid()})")
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise UnsafeFolder(f"{folder} may be written by others (mode {found.st_mode & 0o777:o}); chmod 700 it")
+        raise UnsafeFolder(f"{folder} is writable by other users (mode {found.st_mode & 0o777:o}); run chmod 700 on it")
 
 
 def sources_hash(places: Iterable[str], text: str, package: Path = PACKAGE) -> str:
-    """Hash of source files of the package, and of a text with everything else that affects compilation.
+    """Return a hash of source files of the package, and of `text`, which holds everything else that affects compilation.
 
-    A place is a file, or a folder including its subfolders, relative to the package.
+    places : files and folders relative to the package; a folder includes its subfolders
     """
     total = hashlib.sha256(text.encode())
     for name in sources_of(places, package):
@@ -68,7 +70,7 @@ def sources_hash(places: Iterable[str], text: str, package: Path = PACKAGE) -> s
 
 
 def sources_of(places: Iterable[str], package: Path = PACKAGE) -> list[str]:
-    """Names of the source files in such places, relative to the package; a place without any is an error."""
+    """Return the paths of the source files in `places`. Raise FileNotFoundError for a folder without source files."""
     found: set[str] = set()
     for place in places:
         files = list((package / place).rglob("*.py")) if (package / place).is_dir() else [package / place]
@@ -80,28 +82,28 @@ def sources_of(places: Iterable[str], package: Path = PACKAGE) -> list[str]:
 
 @functools.cache
 def warn_once(reason: str) -> None:
-    """Warn once per reason and process that kernels are recompiled at each start."""
+    """Warn that compiled kernels cannot be cached, once per reason and process."""
     warnings.warn(
         f"compiled kernels are not cached on disk: {reason}. "
-        "Training works, but each start compiles again; set FASTMLP_CACHE_DIR to another folder",
+        "Training works, but each process recompiles its kernels; set FASTMLP_CACHE_DIR to another folder",
         RuntimeWarning,
         stacklevel=2,
     )
 
 
 def reason(folder: Path, error: OSError | UnsafeFolder) -> str:
-    """Why the folder cannot be used; the same text for all files in it."""
+    """Return why the folder cannot be used. The text is the same for all files in it, so that `warn_once` warns once."""
     return f"{folder}: {error.strerror}" if isinstance(error, OSError) else str(error)
 
 
 def make_private(folder: Path) -> None:
-    """Create the folder if needed; raise OSError or UnsafeFolder if it cannot be used."""
+    """Create the folder if it does not exist. Raise OSError or UnsafeFolder if it cannot be used."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     check_private(folder)
 
 
 def can_keep(folder: Path) -> bool:
-    """Whether `write_entry` is expected to succeed in this folder."""
+    """Return whether `write_entry` is expected to succeed in this folder."""
     try:
         make_private(folder)
     except (OSError, UnsafeFolder):
@@ -110,7 +112,7 @@ def can_keep(folder: Path) -> bool:
 
 
 def read_entry(file: Path) -> bytes | None:
-    """Contents written by `write_entry`; None if there are no valid contents."""
+    """Return the contents written by `write_entry`, or None if the file is missing, corrupt or in an unusable folder."""
     try:
         check_private(file.parent)
         data = file.read_bytes()
@@ -127,7 +129,7 @@ def read_entry(file: Path) -> bytes | None:
 
 
 def write_entry(file: Path, body: bytes) -> None:
-    """Write compiled code, if the folder can be used."""
+    """Write compiled code to a file. If the folder cannot be used, warn and write nothing."""
     try:
         make_private(file.parent)
         with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as opened:
@@ -135,7 +137,7 @@ def write_entry(file: Path, body: bytes) -> None:
                 opened.write(hashlib.sha256(body).digest() + body)
                 opened.flush()
                 Path(opened.name).replace(file)
-            except BaseException:  # Ctrl-C must leave no file behind either
+            except BaseException:  # includes Ctrl-C, which must not leave a temporary file
                 Path(opened.name).unlink(missing_ok=True)
                 raise
     except (OSError, UnsafeFolder) as error:
@@ -143,7 +145,7 @@ def write_entry(file: Path, body: bytes) -> None:
 
 
 def with_globals(function: Callable[..., Any], names: dict[str, Any]) -> FunctionType:
-    """The same function with other globals, for compiling formulas."""
+    """Return a copy of a function with other globals, so that it calls compiled versions of other functions."""
     assert isinstance(function, FunctionType)
     twin = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
     twin.__qualname__ = function.__qualname__

@@ -1,4 +1,4 @@
-"""The NumPy engine: the specification, reference.py, as an engine (base.py)."""
+"""The NumPy engine: runs the reference implementation, reference.py, through the engine interface of base.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastmlp.reference import backward, clip, forward, plain_losses, row_losses,
 
 
 class NumpyEngine:
-    """The specification as an engine; see `base.Engine` for its methods."""
+    """Engine that runs the reference implementation; see `base.Engine` for its methods."""
 
     name = "numpy"
 
@@ -39,7 +39,7 @@ class NumpyEngine:
         return scaled.astype(self.spec.dtype, copy=False)
 
     def dropout_factors(self, rows: int) -> list[Any]:
-        """Factors 0 or 1/(1 - rate) of each hidden layer with dropout, else None, for the batch of this step."""
+        """Return the dropout factors, 0 or 1/(1 - rate), of each hidden layer; None for a layer without dropout."""
         return [
             keep_mask(self.spec.seed, self.step, index, rows, layer.fan_out, layer.dropout)
             * np.asarray(1 / (1 - layer.dropout), self.spec.dtype)
@@ -60,7 +60,7 @@ class NumpyEngine:
         layers = spec.network.views(self.parameters)
         scales = loss_weights(indices, spec.batch_size, weights).astype(spec.dtype)
         results = RowMetrics(np.empty(len(indices), spec.dtype), np.zeros(len(indices), bool))
-        with np.errstate(over="ignore", invalid="ignore"):  # divergence is visible as a loss that is not finite
+        with np.errstate(over="ignore", invalid="ignore"):  # divergence is reported as a non-finite loss
             for k in range(step_count(len(indices), spec.batch_size)):
                 batch = slice(k * spec.batch_size, (k + 1) * spec.batch_size)
                 picked = indices[batch]
@@ -86,10 +86,10 @@ class NumpyEngine:
         return evaluate_blocks(held, z, self.forward, self.row_metrics)
 
     def row_metrics(self, z: FloatArray, y: npt.NDArray[Any]) -> RowMetrics:
-        """Metrics of rows from their pre-activations, in float64."""
+        """Return the metrics of rows, computed in float64 from their pre-activations."""
         correct = z.argmax(axis=1) == y if y.ndim == 1 else np.zeros(len(z), bool)
         with np.errstate(over="ignore", invalid="ignore"):
             return RowMetrics(plain_losses(self.spec.network, z, y), correct)
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Do nothing: this engine holds no threads or device memory."""

@@ -1,4 +1,4 @@
-"""Runs with a folder: train, evaluate, predict, extract, and the published recipes."""
+"""Training runs saved in run folders, evaluation and prediction with saved models, feature extraction, and recipes."""
 
 from __future__ import annotations
 

@@ -26,7 +26,12 @@ from fastmlp.training.settings import check_settings
 
 
 class ChainResult(NamedTuple):
-    """The features, the run that was trained on them, None if a signal came before, and the signal, or 0."""
+    """Result of `extract_and_train`.
+
+    extracted : result of the feature extraction
+    run : result of the training on the features; None if a signal interrupted the extraction
+    signal : number of the signal that interrupted the extraction or the training, or 0
+    """
 
     extracted: Extracted
     run: RunResult | None
@@ -36,17 +41,17 @@ class ChainResult(NamedTuple):
 def extract_and_train(
     images: ExtractConfig, config: TrainConfig, tools: Tools, *, quiet: bool = False, say: Say = lambda text: None
 ) -> ChainResult:
-    """Train a convolutional network, extract its features, train a network on them, and draw the figures of both.
+    """Train a convolutional network, extract its features, train an MLP on them, and plot the figures of both.
 
     Parameters
     ----------
     images : settings of the extraction
-    config : settings of the training; the data that they name are replaced by the features
+    config : settings of the training; the features replace the data set that `config.data` names
     tools, quiet, say : as for `extraction.extract_run`
 
     Raises
     ------
-    FastMLPError : settings or data that cannot be used; as far as possible before the convolutional network is trained
+    FastMLPError : settings or data cannot be used; if possible, raised before the convolutional network is trained
     """
     check_chain(images, config)
     extracted = extract_run(images, tools, follows=config, quiet=quiet, say=say)
@@ -59,13 +64,14 @@ def extract_and_train(
 
 
 def check_chain(images: ExtractConfig, config: TrainConfig) -> None:
-    """Check the settings of the training as far as that needs no features, since extracting them takes long.
+    """Check the settings of the training before the features are extracted, which takes long.
 
     Raises
     ------
-    ConfigError : as `run_training` would later
+    ConfigError : `run_training` would reject the settings
     """
-    check_settings(config.settings(), validation=True, images=False)  # whether there is one, `extract_run` checks
+    # `extract_run` checks whether there is a validation split.
+    check_settings(config.settings(), validation=True, images=False)
     config.network(1, 2)
     if config.out is not None:
         check_free(Path(config.out), config.force)
@@ -77,7 +83,7 @@ def check_chain(images: ExtractConfig, config: TrainConfig) -> None:
 
 
 def draw_chain(found: Extracted, folder: Path) -> None:
-    """Write figures into the folder of a finished run: those of the extraction, confusion matrices, confident mistakes."""
+    """Plot the extraction, the confusion matrices, and the most confident mistakes into the folder of a finished run."""
     draw_extraction(found, folder)
     result, model, data = read_result(folder / RESULT_NAME), load(folder), found.data
     assert data is not None

@@ -1,4 +1,4 @@
-"""Evaluation of a saved model on data: `evaluate_run`. See models/metrics.py for the metrics, prediction.py for predictions."""
+"""Evaluation of a saved model on data: `evaluate_run`. models/metrics.py computes the metrics."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from fastmlp.models.metrics import evaluate_with_predictions
 from fastmlp.models.model import Model
 from fastmlp.reports.text import predictions_text
 
-NO_DATA: dict[str, Any] = {"sha256": ""}  # for a model file without a run
+NO_DATA: dict[str, Any] = {"sha256": ""}  # used for a model file without a run folder
 
 
 def evaluate_run(  # noqa: PLR0913 - the options of a command
@@ -46,22 +46,24 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
 
     Parameters
     ----------
-    path : run folder, or model file; a checkpoint in the folder of a finished run is evaluated with the settings of the run
-    source, data_dir : the data, see `load_data`; None means the data of the run
+    path : run folder or model file. A checkpoint in the folder of a finished run is evaluated with the settings of that run
+    source, data_dir : data set and data folder, see `load_data`; None uses those of the run
     split : "test", "train", "validation" or "all". The data of the run, recognized by their hash, are split as in the run.
-        Other data have their own test and training split; without a test split, all their rows are the test split.
-    backend, threads : None means those of the run
-    predictions : file to write, see `text.predictions_text`; only for a single split, and for classification
-    open_extractor : opens the extractor of a model that takes features, so that the data may also be images
+        Other data keep their own test and training split; if they have no test split, all rows are used as the test split
+    backend, threads : see `engines.make_engine`; None uses the values of the run
+    predictions : file to which the predictions are written, see `text.predictions_text`; only for classification, and only
+        if `split` is a single split
+    open_extractor : function that loads the feature extractor stored in the model; needed if the model was trained on
+        features of images and `source` contains images
 
     Returns
     -------
-    dict : the metrics of `metrics.evaluate` by name of the split, and "model", "data", "network", "parameters", "backend",
-        "threads"
+    dict : one entry per split with its metrics, see `metrics.evaluate`, and the entries "model", "data", "network",
+        "parameters", "backend" and "threads"
 
     Raises
     ------
-    FastMLPError : there is no model or no such split, or the data do not fit the model
+    FastMLPError : the model or the split does not exist, or the data do not fit the model
     """
     run = Path(path)
     folder = run_of(run)
@@ -72,7 +74,7 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
         raise ConfigError("predictions are written for one split, not for all", settings=("split", "predictions"))
     model = load(run, backend=backend or config.backend, threads=threads or config.threads)
     if predictions is not None and not model.classes:
-        raise ConfigError("predictions are of classes, but this model predicts numbers; `fastmlp predict` writes them")
+        raise ConfigError("a file of predictions needs a classifier, but this is a regression model; use `fastmlp predict`")
     data = load_for(model, source or config.data.removeprefix(FEATURES_OF), data_dir or config.data_dir)
     images = model.extractor is not None and data.provenance is None
     extracted = own.get("extracted")
@@ -82,7 +84,7 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
         splits = split_data(data, **ExtractConfig.from_table(extracted["settings"]).split_sizes())
     elif source is None:
         raise DataError(
-            f"{config.data} has changed since the run; name it as the data to evaluate on it as new data", settings=("data",)
+            f"{config.data} has changed since the run; give it explicitly to evaluate on its new content", settings=("data",)
         )
     else:
         splits = own_splits(data)
@@ -105,7 +107,10 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
 
 
 def run_of(path: Path) -> Path | None:
-    """Return the run folder of a path: the path itself, or the folder of a checkpoint's finished run; None for other files."""
+    """Return the run folder of a path: a folder itself, or the folder of the finished run that saved a checkpoint.
+
+    Return None for any other file.
+    """
     if path.is_dir():
         return path
     folder = path.absolute().parent.parent
@@ -113,17 +118,17 @@ def run_of(path: Path) -> Path | None:
 
 
 def read_run(folder: Path) -> tuple[TrainConfig, dict[str, Any]]:
-    """Return the settings of a run, and the object "data" in its result."""
+    """Return the settings of a run, and the "data" entry of its result.json."""
     check_manifest(folder)
     return resolve({}, {}, folder / CONFIG_NAME), dict(read_result(folder / RESULT_NAME)["data"])
 
 
 def load_for(model: Model, source: str, data_dir: str | None) -> Dataset:
-    """Load data in the form that the model was trained on: its task, and images of its size.
+    """Load data for the model's task; the images of an image folder are resized to the model's image size.
 
     Raises
     ------
-    FastMLPError : as `load_data`, and for images of another size
+    FastMLPError : see `load_data`; also raised if the shape of the images differs from that of the training images
     """
     folder = source not in DATASETS and is_image_folder(Path(source))
     size = model.image_shape[:2] if folder and model.image_shape else None
@@ -134,7 +139,7 @@ def load_for(model: Model, source: str, data_dir: str | None) -> Dataset:
 
 
 def own_splits(data: Dataset) -> Splits:
-    """Return the test and training split of data that have them; otherwise all rows as the test split."""
+    """Return the data set's own test and training split; if it has no test split, all rows are the test split."""
     rows = CheckedRows(data.x, data.y, len(data.classes))
     if data.x_test is None or data.y_test is None:
         return {"test": rows}
@@ -142,11 +147,11 @@ def own_splits(data: Dataset) -> Splits:
 
 
 def relabel(model: Model, data: Dataset, rows: CheckedRows) -> CheckedRows:
-    """Return rows with labels numbered as in the model; targets of regression stay as they are.
+    """Return the rows with the class numbers of the model as labels; regression targets are returned unchanged.
 
     Raises
     ------
-    DataError : a class that the model does not have, or another number of targets
+    DataError : the data have a class that the model was not trained on, or a different number of regression targets
     """
     y = rows.y
     if not model.classes:

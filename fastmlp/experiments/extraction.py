@@ -1,6 +1,6 @@
-"""One `extract` run: from its settings to the data set of features, its file, and the figures.
+"""Feature extraction: train a convolutional network on images, write its features as a data set, and plot figures.
 
-The convolutional network is trained by fastmlp.cnn, which is passed in as `Tools`. See data/features.py for the data sets.
+The package fastmlp.cnn trains the network; it is passed in as `Tools`. data/features.py defines the data set of features.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ from fastmlp.reports.curves import plot_curves
 from fastmlp.reports.images import plot_filters, plot_maps, plot_mistakes, plot_projection
 from fastmlp.training.progress import make_progress
 
-PIXEL = ("none", "unit", "symmetric", "zscore-global")  # scalings with the same numbers for every pixel
+PIXEL = ("none", "unit", "symmetric", "zscore-global")  # scalings with one shift and one factor for all pixels
 
 
 class Tools(Protocol):
-    """Interface of fastmlp.cnn: `fastmlp.cnn.toolkit` has functions of these names, and the class `Watch`."""
+    """Interface of the module fastmlp.cnn.toolkit, which is not imported here because it needs PyTorch."""
 
     def prepare(self, options: Mapping[str, Any], image_shape: tuple[int, int, int], classes: int) -> Any: ...
 
@@ -64,7 +64,7 @@ class Tools(Protocol):
 
 
 class ExtractJob(NamedTuple):
-    """A checked run: the images, the network, and the key, a hash of all that determines the features."""
+    """A validated extraction run. `key` is a hash of everything that determines the features."""
 
     config: ExtractConfig
     images: Dataset
@@ -74,21 +74,21 @@ class ExtractJob(NamedTuple):
 
     @property
     def pictures(self) -> Path | None:
-        """Folder of the figures if there is no run folder; None without a file of features."""
+        """Folder for the figures: the one in the settings, or a folder next to the feature file; None without either."""
         beside = None if self.out is None else self.out.with_name(f"{self.out.stem}-pictures")
         return Path(self.config.pictures) if self.config.pictures else beside
 
     @property
     def kept(self) -> Path:
-        """Path of the checkpoint that an interrupted run writes."""
+        """Path of the checkpoint that the run saves if it is interrupted."""
         beside = self.out or Path(f"{self.images.name}-{self.prepared.label}")
         return beside.with_name(f"{beside.name}.{self.key[:12]}.checkpoint")
 
     def writer(self, extractor: Extractor, provenance: Mapping[str, Any]) -> FeatureWriter | None:
-        """Return the writer that stores the features of a trained network; None if they stay in memory."""
+        """Return a writer that saves the features of a trained network; None if the features stay in memory."""
         if self.out is None:
             return None
-        # The name has the key, too, because images may change that the network was not trained on.
+        # The extractor's hash is not enough: if only the test images change, the key differs but the extractor does not.
         folder = self.out.with_name(f"{self.out.name}.{self.key[:12]}-{provenance['extractor_sha256'][:12]}.partial")
         return FeatureWriter(folder, extractor, self.prepared.device, self.config.feature_dtype)
 
@@ -104,10 +104,10 @@ class Extracted(NamedTuple):
     """Result of an `extract` run.
 
     data : the features; None if a signal interrupted the run before they were complete
-    result : the object that the command prints as JSON
-    signal : the signal that was received, or 0
-    job : the run that this is the result of
-    made : the result of `Tools.train`; None if the file of features existed
+    result : the dict that `fastmlp extract --json` prints
+    signal : number of the received signal, or 0
+    job : the run that produced this result
+    made : the result of `Tools.train`; None if the features were read from an existing file
     """
 
     data: Dataset | None
@@ -118,7 +118,7 @@ class Extracted(NamedTuple):
 
     @property
     def source(self) -> str:
-        """The setting `data` of a training on the features: their file, or a description of features that have no file."""
+        """Setting `data` for training on the features: the feature file, or a description of features kept in memory."""
         given = self.job.config.data
         return (
             FEATURES_OF + (given if given in DATASETS else str(Path(given).absolute()))
@@ -128,9 +128,10 @@ class Extracted(NamedTuple):
 
 
 def plan(config: ExtractConfig, tools: Tools, *, follows: TrainConfig | None, progress: bool) -> ExtractJob:
-    """Load the images and check the settings; write nothing.
+    """Load the images and check the settings, without writing any file.
 
-    follows : settings of a training on the features, which get them in memory; a file is written only if `config.out` is set
+    follows : settings of a training that uses the features in memory; if given, a feature file is written only if
+        `config.out` is set
     """
     images = load_data(config.data, config.data_dir, image_size=config.image_size, progress=progress)
     if images.image_shape is None:
@@ -138,8 +139,8 @@ def plan(config: ExtractConfig, tools: Tools, *, follows: TrainConfig | None, pr
     if follows is not None:
         check_splits(follows, split_names(images, **config.split_sizes()))
     prepared = tools.prepare(vars(config), images.image_shape, len(images.classes))
-    settings = {name: value for name, value in config.key().items() if name != "data"}  # the images are hashed, not their name
-    if config.weights is not None:  # the hash is of the file, not of its path
+    settings = {name: value for name, value in config.key().items() if name != "data"}  # `images.sha256` is used instead
+    if config.weights is not None:  # hash the content of the file, not its path
         settings = settings | {"weights": file_sha256(Path(config.weights)), "weights_sha256": None}
     text = json_bytes({"settings": settings, "data": images.sha256})
     key = hashlib.sha256(text).hexdigest()
@@ -152,7 +153,7 @@ def plan(config: ExtractConfig, tools: Tools, *, follows: TrainConfig | None, pr
 
 
 class Stopped(Exception):
-    """A signal was received during the extraction of features."""
+    """A signal interrupted the extraction of the features."""
 
 
 def extract_run(
@@ -167,20 +168,21 @@ def extract_run(
 
     Parameters
     ----------
-    config : the settings
-    tools : fastmlp.cnn
-    follows : settings of a training on the features, which get them in memory; a file is written only if `config.out` is set
-    quiet : show no progress on stderr
-    say : called with lines of text that report what is being done
+    config : settings of the extraction
+    tools : the module fastmlp.cnn.toolkit
+    follows : settings of a training that uses the features in memory; if given, a feature file is written only if
+        `config.out` is set
+    quiet : if true, show no progress on stderr
+    say : function that is called with each status message
 
     Returns
     -------
-    Extracted : after SIGINT or SIGTERM, `signal` is set, and there is a checkpoint in the folder of the file, from which the
-        same call continues
+    Extracted : after SIGINT or SIGTERM, `signal` is the number of the signal, and calling the function again with the same
+        settings continues from a checkpoint
 
     Raises
     ------
-    FastMLPError : settings or data that cannot be used, or the file exists with other features
+    FastMLPError : settings or data cannot be used, or the feature file exists and was made with other settings
     """
     job = plan(config, tools, follows=follows, progress=not quiet)
     if (found := existing(job)) is not None:
@@ -205,9 +207,9 @@ def extract_run(
 
 
 def existing(job: ExtractJob) -> Extracted | None:
-    """Return the features of an existing file that was made with the same settings and images; None without a file.
+    """Return the features in the output file if it was made with the same settings and images.
 
-    Raise ConfigError if the file was made with other settings, unless it may be replaced.
+    Return None if the file does not exist or is to be replaced. Raise ConfigError if it was made with other settings.
     """
     if job.out is None or not job.out.exists():
         return None
@@ -225,7 +227,10 @@ def existing(job: ExtractJob) -> Extracted | None:
 
 
 def train(job: ExtractJob, tools: Tools, signals: Signals, quiet: bool, say: Say) -> Any:
-    """Return the trained extractor and its metrics; `trained.stopped` is "signal" if a signal interrupted the training."""
+    """Train the convolutional network, and return the result of `Tools.train`.
+
+    In the result, `trained.stopped` is "signal" if a signal interrupted the training.
+    """
     config, splits = job.config, split(job.images, **job.config.split_sizes())
     rows = ", ".join(f"{len(one):,} {name}" for name, one in splits.items())
     say(f"{job.images.name}: {rows} images; network {job.prepared.label} on {job.prepared.device}")
@@ -246,7 +251,10 @@ def train(job: ExtractJob, tools: Tools, signals: Signals, quiet: bool, say: Say
 def make_features(
     job: ExtractJob, made: Any, provenance: Mapping[str, Any], signals: Signals
 ) -> tuple[Dataset | None, float | None]:
-    """Return the features of all splits (None after a signal) and the images per second (None if none were processed)."""
+    """Extract the features of all splits.
+
+    Return the features, or None after a signal, and the images per second, or None if no image had to be processed.
+    """
     writer, began, images = job.writer(made.extractor, provenance), time.perf_counter(), 0
     if writer is not None and not job.config.resume:
         shutil.rmtree(writer.folder, ignore_errors=True)
@@ -275,7 +283,7 @@ def make_features(
 
 
 def provenance_of(job: ExtractJob, made: Any) -> dict[str, Any]:
-    """Return the provenance of the features, which is stored with them."""
+    """Return the provenance of the features, a dict that is stored with them."""
     return {
         "key": job.key,
         "settings": job.config.key(),
@@ -287,7 +295,7 @@ def provenance_of(job: ExtractJob, made: Any) -> dict[str, Any]:
 
 
 def figures_of(made: Any) -> dict[str, Any]:
-    """Return loss and accuracy of the convolutional network by split, and its epochs, time and history."""
+    """Return the convolutional network's loss and accuracy on each split, and its number of epochs, time and history."""
     figures = {name: {"loss": one.loss, "accuracy": one.accuracy} for name, one in made.figures.items()}
     trained = made.trained
     seconds = sum(row["seconds"] for row in trained.history)
@@ -304,7 +312,7 @@ def figures_of(made: Any) -> dict[str, Any]:
 def describe(
     job: ExtractJob, provenance: Mapping[str, Any], data: Dataset | None = None, rate: float | None = None
 ) -> dict[str, Any]:
-    """Return the result as JSON: the provenance of the features, their number and their file, both None if there are none."""
+    """Return the result for JSON: the provenance, the number of features and their file; both are None without features."""
     made = {} if data is None else {"features": data.x.shape[1], "out": None if job.out is None else str(job.out)}
     return {"format_version": RESULT_VERSION, **provenance, "features": None, "out": None, **made, "images_per_second": rate}
 
@@ -313,7 +321,7 @@ Array = npt.NDArray[Any]
 
 
 def draw_extraction(found: Extracted, folder: Path | None) -> None:
-    """Write the figures of the convolutional network; none if the features existed before."""
+    """Plot the figures of the convolutional network into a folder; plot nothing if the features were read from a file."""
     job, made, data = found.job, found.made, found.data
     if folder is None or made is None or data is None:
         return
@@ -342,7 +350,10 @@ def draw_extraction(found: Extracted, folder: Path | None) -> None:
 
 
 def pictures_of(job: ExtractJob, pixels: Array) -> Array:
-    """Return rows of pixels as images (n, height, width) or (n, height, width, 3), uint8; other dtypes are scaled to 0–255."""
+    """Reshape rows of pixels to uint8 images, shape (n, height, width) or (n, height, width, 3).
+
+    Pixels of other dtypes are scaled linearly to the range from 0 to 255.
+    """
     shape = job.images.image_shape
     assert shape is not None
     images = pixels.reshape(len(pixels), *shape)

@@ -1,6 +1,6 @@
-"""The folder of a run: made, cleared of an earlier run's course, sealed by a manifest of SHA-256 hashes.
+"""The run folder: create it, clear the logs of an earlier run, and write and check the manifest of SHA-256 hashes.
 
-Not here: how files are written (files.py), and what is in them (record.py, result.py).
+files.py writes individual files; record.py and result.py define their contents.
 """
 
 from __future__ import annotations
@@ -21,30 +21,33 @@ CLASSES_NAME = "classes.jsonl"
 CHECKPOINTS_NAME = "checkpoints"
 CONFIG_NAME = "config.toml"
 RESULT_NAME = "result.json"
-RESULT_VERSION = 1  # format of result.json, and of a recipe's result without an MLP
+RESULT_VERSION = 1  # format version of result.json and of cnn.json, the result of a recipe without an MLP
 MANIFEST_VERSION = 1
 
 
 def new_run_folder(out: str | os.PathLike[str] | None, data: str, network: str, now: datetime, *, force: bool = False) -> Path:
-    """Make the folder of a run and return its path.
+    """Create the folder of a run, and return its path.
 
-    Without `out`: `runs/DATE-data-network` under the current folder, with -2, -3, ... where that exists; two processes never
-    get the same one. With `out`: that folder, which must be absent or empty, unless `force`: then its files stay until the new
-    run replaces them or has none of their kind, except those that `clear_logs` takes away.
+    Without `out`, the folder is `runs/DATE-data-network` below the current folder; if it exists, -2, -3, ... is appended to
+    the name. Two processes never get the same folder.
+
+    With `out`, that folder is used. It must be empty or not exist, unless `force` is true. In this case, `clear_logs` is
+    called, and the other files of an earlier run stay until the new run replaces or removes them.
 
     Parameters
     ----------
-    out : the folder, or None
-    data : name or path of the data set; of a path, the file name without its extension is used
+    out : path of the folder, or None
+    data : name or path of the data set; from a path, the file name without its extension is used
     network : short description such as 784x128x10
-    now : time that goes into the name
+    now : date and time for the name of the folder
+    force : whether `out` may contain files
 
     Raises
     ------
     ConfigError
-        `out` is a file, is not empty (without `force`), or its name cannot be printed.
+        `out` is a file, is not empty (without `force`), or has a name with unprintable characters.
     DataError
-        The folder could not be made.
+        The folder cannot be created.
 
     Examples
     --------
@@ -59,8 +62,8 @@ def new_run_folder(out: str | os.PathLike[str] | None, data: str, network: str, 
         name = f"{now:%Y-%m-%d_%H%M%S}-{_slug(Path(data).stem, 40)}-{_slug(network, 60)}"
         return _make_numbered(Path("runs"), name)
     folder = Path(out)
-    if not str(folder).isprintable():  # also true of the stand-ins for bytes that are not Unicode
-        raise ConfigError(f"out: the name {str(folder)!r} cannot be printed; choose another", settings=("out",))
+    if not str(folder).isprintable():  # bytes that are not UTF-8 become surrogates, not printable either
+        raise ConfigError(f"out: the name {str(folder)!r} has unprintable characters; choose another", settings=("out",))
     make_folder(folder)
     check_free(folder, force)
     if force:
@@ -69,46 +72,49 @@ def new_run_folder(out: str | os.PathLike[str] | None, data: str, network: str, 
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, unless it is there. Raises ConfigError if it is a file or under one, DataError if it cannot be made."""
+    """Create a folder if it does not exist.
+
+    Raises ConfigError if the path or one of its parents is a file, and DataError if the folder cannot be created.
+    """
     try:
         with file_errors("make the folder", folder):
             folder.mkdir(parents=True, exist_ok=True)
     except DataError as error:
         if isinstance(error.__cause__, FileExistsError | NotADirectoryError):
-            raise ConfigError(f"out: {folder} is a file or lies under one; choose another", settings=("out",)) from error
+            raise ConfigError(f"out: {folder} or one of its parents is a file; choose another", settings=("out",)) from error
         raise
 
 
 def clear_logs(folder: Path) -> None:
-    """Remove the logs and models that an earlier run saved while it trained: new ones would be appended to them."""
+    """Remove the logs and checkpoints of an earlier run; otherwise, a new run would append to its logs."""
     remove_files(folder, [METRICS_NAME, CLASSES_NAME, f"{CHECKPOINTS_NAME}/epoch-*.safetensors"])
 
 
 def remove_files(folder: Path, patterns: Sequence[str]) -> None:
-    """Delete the files of a folder that match one of the patterns."""
+    """Delete the files in a folder that match any of the glob patterns."""
     with file_errors("clear the folder", folder):
         for path in [path for pattern in patterns for path in folder.glob(pattern)]:
             path.unlink(missing_ok=True)
 
 
 def check_free(folder: Path, force: bool) -> None:
-    """Raise ConfigError if a folder is in use, unless it may be written into all the same, or if it is a file."""
+    """Raise ConfigError if the folder is not empty and `force` is false, or if it or one of its parents is a file."""
     with file_errors("read", folder):
         if any(path.is_file() for path in (folder, *folder.parents)):
-            raise ConfigError(f"out: {folder} is a file or lies under one; choose another", settings=("out",))
+            raise ConfigError(f"out: {folder} or one of its parents is a file; choose another", settings=("out",))
         if not force and folder.exists() and any(folder.iterdir()):
             raise ConfigError(
-                f"out: the folder {folder} is not empty; set force to write into it, or choose another",
+                f"out: the folder {folder} is not empty; set force to write into it, or choose another folder",
                 settings=("out", "force"),
             )
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """Read a result.json.
+    """Read the file result.json of a run.
 
     Raises
     ------
-    DataError : it is missing or damaged, or has another format version
+    DataError : the file is missing or damaged, or has another format version
     """
     result = read_json(path)
     check_format_version(path, result, RESULT_VERSION)
@@ -116,9 +122,9 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def write_manifest(folder: str | os.PathLike[str], names: Sequence[str] = MANIFEST_FILES) -> None:
-    """Write `manifest.json` with the SHA-256 of the named files of a run folder; do it last.
+    """Write `manifest.json` with the SHA-256 hashes of the named files, which must not change afterwards.
 
-    Raises DataError if one of the files is missing or cannot be read, or the manifest cannot be written.
+    Raises DataError if one of the files is missing or cannot be read, or if the manifest cannot be written.
     """
     folder = Path(folder)
     hashes = {name: file_sha256(folder / name) for name in names}
@@ -126,13 +132,13 @@ def write_manifest(folder: str | os.PathLike[str], names: Sequence[str] = MANIFE
 
 
 def check_manifest(folder: str | os.PathLike[str], names: Sequence[str] = MANIFEST_FILES) -> None:
-    """Check the named files of a run folder against `manifest.json`.
+    """Check the named files of a run folder against the hashes in `manifest.json`.
 
     Raises
     ------
     DataError
-        The manifest is missing, damaged or does not list one of the files; or a file is missing or differs
-        from its SHA-256, by as little as one bit. The message names the file.
+        The manifest is missing or damaged or does not list one of the files, or a file is missing or does not match its
+        SHA-256 hash. The message names the file.
 
     Examples
     --------
@@ -162,13 +168,13 @@ def check_manifest(folder: str | os.PathLike[str], names: Sequence[str] = MANIFE
 
 
 def _slug(text: str, longest: int) -> str:
-    """A text as part of a file name: all but letters, digits, dot, hyphen and underscore become a hyphen."""
+    """Make text safe for a file name: replace all but letters, digits, dots, hyphens and underscores with hyphens."""
     safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in text)[:longest].strip(".-")
     return safe or "data"
 
 
 def _make_numbered(parent: Path, name: str) -> Path:
-    """Make parent/name, or parent/name-2, parent/name-3, ...: mkdir itself decides who is first."""
+    """Create parent/name or, if it exists, the first of parent/name-2, parent/name-3, ... that does not exist."""
     with file_errors("make the folder", parent / name):
         parent.mkdir(parents=True, exist_ok=True)
         number = 1

@@ -1,4 +1,7 @@
-"""Preparation of a run: its data, their splits, its network. All invalid input is rejected here, before a folder is made."""
+"""Preparation of a training run: load and split the data, and build the network.
+
+Invalid settings and data are rejected here, before a run folder is created.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +21,16 @@ from fastmlp.training.settings import Task, TrainingData, make_task
 
 SPLIT_NAMES = ("test", "validation", "train")
 SPLIT_SETTINGS = {"test": "test_fraction", "validation": "val_fraction"}
-FEATURES_OF = "features of "  # begins the name of the data of a run on features that have no file
+FEATURES_OF = "features of "  # prefix of the setting `data` if the features were kept in memory
 Say = Callable[[str], None]
 
 
 class RunPlan(NamedTuple):
-    """Everything a run needs, checked.
+    """A validated run that is ready to be trained.
 
     config : the settings of the run
     data, splits : the whole data set, and its rows by split
-    task : the training, with the network and the settings made from `config`
+    task : input of the training loop: the data, and the network and `Settings` made from `config`
     """
 
     config: TrainConfig
@@ -43,27 +46,27 @@ class RunPlan(NamedTuple):
 def make_plan(
     config: TrainConfig, progress: bool = False, data: Dataset | None = None, same_data: RunPlan | None = None
 ) -> RunPlan:
-    """Load and split the data of a run, fit the scaling, and describe the network.
+    """Load and split the data of a run, fit the scaling, and build the network.
 
     Parameters
     ----------
     config : the settings
-    progress : whether a download shows a bar
-    data : the data set, if it is in memory already
-    same_data : the plan of another run on the same data, split and scaled in the same way: its data are shared
+    progress : whether a download shows a progress bar
+    data : the data set; if None, the one that `config.data` names is loaded
+    same_data : plan of another run with the same data, splits and scaling, whose arrays are reused
 
     Raises
     ------
-    FastMLPError : settings or data that cannot be used
+    FastMLPError : settings or data cannot be used
     """
-    settings = config.settings()  # first: errors in settings are reported before the data are loaded, which may take long
+    settings = config.settings()  # before the data are loaded, which may take long, to report invalid settings at once
     if same_data is not None:
         data, splits, scaling = same_data.data, same_data.splits, same_data.task.data.scaling
     else:
         data = data or load(config, progress)
         splits = split(data, **config.split_sizes())
         scaling = fit_scaling(config.scale, splits["train"].x)
-    if data.validation is not None and "validation" not in splits:  # features whose own validation split is empty
+    if data.validation is not None and "validation" not in splits:  # features without validation rows
         settings = dataclasses.replace(settings, patience=None)
     check_splits(config, splits)
     network = config.network(data.x.shape[1], len(data.classes) or data.y.shape[1])
@@ -73,17 +76,17 @@ def make_plan(
 
 
 def load(config: TrainConfig, progress: bool) -> Dataset:
-    """Load the data that the settings name; raises FastMLPError as `load_data`."""
+    """Load the data set that `config.data` names; raises the same errors as `load_data`."""
     if config.data.startswith(FEATURES_OF):
         raise ConfigError(
-            f"{config.data} were kept in memory only; run `fastmlp extract … train` again, or give a file of features as data",
+            f"{config.data} were kept in memory only; run `fastmlp extract … train` again, or use a feature file as data",
             settings=("data",),
         )
     return load_data(config.data, config.data_dir, image_size=config.image_size, task=config.task, progress=progress)
 
 
 def check_splits(config: TrainConfig, names: Collection[str]) -> None:
-    """Raise ConfigError if a setting needs a split of the data that is not among these."""
+    """Raise ConfigError if a setting needs a split that is not in `names`."""
     for name, needed in (("min_accuracy", "test"), ("predictions", "test"), ("val_steps", "validation")):
         if (value := getattr(config, name)) is not None and value is not False and needed not in names:
             raise ConfigError(
@@ -93,14 +96,14 @@ def check_splits(config: TrainConfig, names: Collection[str]) -> None:
 
 
 def image_fields(data: Dataset) -> dict[str, Any]:
-    """The fields of a `Model` that describe its images: their shape, and the extractor that turns them into its inputs."""
+    """Return the fields of `Model` that describe images: their shape and, for features of images, the extractor."""
     if data.extractor is None or data.provenance is None:
         return {"image_shape": data.image_shape}
     return {"image_shape": tuple(data.provenance["network"]["image_shape"]), "extractor": data.extractor}
 
 
 def portable(config: TrainConfig) -> dict[str, Any]:
-    """The settings as a run stores them: with absolute paths, and without the folder of the run itself."""
+    """Return the settings as stored in a run folder: with absolute paths, and without `out` and `force`."""
     table = {name: value for name, value in config.table().items() if name not in ("out", "force")}
     if config.data not in DATASETS and not config.data.startswith(FEATURES_OF):
         table["data"] = str(Path(config.data).absolute())

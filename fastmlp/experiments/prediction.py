@@ -1,4 +1,4 @@
-"""Predictions of a saved model for files of images, tables or arrays, and their form as text and as csv."""
+"""Prediction with a saved model for image, .csv and .npz files, and output of the predictions as text and as CSV."""
 
 from __future__ import annotations
 
@@ -39,19 +39,20 @@ def predict_files(
     Parameters
     ----------
     path : run folder, or model file
-    inputs : images (see `images.load_images` for their conversion), .csv files, .npz files with an array x. A .csv file has
-        only the features, or an additional first column with a label, which is ignored. Without a label, the first line is a
-        header if none of its cells is a number; with a label, it is read as by `csv_table.read_csv`.
-    top : number of classes per row, the most probable first; None for all
-    backend, threads : see `engines.make_engine`; None means "auto"
-    open_extractor : opens the extractor of a model that takes features. It is applied to images, and to rows with as many
-        columns as an image has pixels
+    inputs : image files (`images.load_images` converts them), .csv files, and .npz files with an array x. A .csv file
+        contains only the features, or an additional first column with labels, which is ignored. Without labels, the first
+        line is a header if none of its cells is a number; with labels, `csv_table.read_csv` reads the file.
+    top : number of classes to return per row, in descending order of probability; None returns all classes
+    backend, threads : see `engines.make_engine`; a backend of None means "auto"
+    open_extractor : function that loads the feature extractor stored in a model that was trained on features of images. The
+        extractor is applied to images, and to rows with as many columns as an image has pixels
 
     Returns
     -------
-    list : a dict per row: "input", "row" (counted from 1 in its file), and for classification "label", "probability", and
-        "probabilities" by name of the class, the largest first; "score" and "scores" instead if the output function is not
-        softmax. For regression "values".
+    list : one dict per row. Its keys are "input" and "row" (the number of the row in its file, starting at 1), and for
+        classification also "label", "probability" and "probabilities" (a dict from class name to probability, in descending
+        order). The last two are called "score" and "scores" if the output function is not softmax. For regression, the
+        additional key is "values".
 
     Raises
     ------
@@ -73,12 +74,15 @@ def predict_files(
     model = load(path, backend=backend or "auto", threads=threads)
     files = [Path(one) for one in inputs]
     inputs_of = input_maker(model, open_extractor)
-    rows = [read_rows(file, model, inputs_of) for file in files]  # before predicting: with an invalid file there is no output
+    rows = [read_rows(file, model, inputs_of) for file in files]  # all are read first, to reject invalid files early
     return [answer for file, x in zip(files, rows, strict=True) for answer in answers(model, file, x, top)]
 
 
 def read_rows(file: Path, model: Model, inputs_of: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """Return the rows of a file, (n, features); `inputs_of` extracts features from images for a model that takes features."""
+    """Return the rows of a file, shape (n, features).
+
+    `inputs_of` maps images to features; it is used if the model was trained on features of images.
+    """
     features = model.network.sizes[0]
     pixels = math.prod(model.image_shape) if model.extractor is not None and model.image_shape else features
     match file.suffix.lower():
@@ -100,7 +104,7 @@ def read_rows(file: Path, model: Model, inputs_of: Callable[[npt.NDArray[Any]], 
 
 
 def read_table(file: Path, features: int) -> npt.NDArray[Any]:
-    """Return the features in a .csv file, with or without a label column before them."""
+    """Return the feature columns of a .csv file; an optional label column before them is ignored."""
     first = next(csv_rows(file), [])
     if len(first) == features + 1:
         x: npt.NDArray[Any] = read_csv(file).x
@@ -118,13 +122,13 @@ def read_arrays(file: Path) -> tuple[npt.NDArray[Any], bool]:
     """Return the array x of an .npz file as rows, and whether `extract` wrote the file; other arrays are ignored."""
     with open_npz(file, "x=...") as archive:
         if "x" not in archive.files:
-            raise DataError(f"{file}: no array x (it holds: {', '.join(archive.files) or 'nothing'}); save x")
+            raise DataError(f"{file}: no array x (it holds: {', '.join(archive.files) or 'nothing'}); save the rows as x")
         x = check_features(npz_array(file, archive, "x"), SourceLocation(f"{file}: array 'x'"))[0]
         return x, {"provenance", "extractor"} <= set(archive.files)
 
 
 def answers(model: Model, file: Path, x: npt.NDArray[Any], top: int | None) -> list[Prediction]:
-    """Return a dict per row of x, as `predict_files` does."""
+    """Return one prediction per row of x, in the format of `predict_files`."""
     outputs = model.predict_proba(x)
     start = [{"input": str(file), "row": number} for number in range(1, len(x) + 1)]
     if not model.classes:
@@ -140,8 +144,10 @@ def answers(model: Model, file: Path, x: npt.NDArray[Any], top: int | None) -> l
 
 
 def as_lines(predictions: Sequence[Prediction], top: int) -> list[str]:
-    """Return a line per prediction with tabs between the fields: input (for tables with the row), then label and probability of
-    the `top` most probable classes; for regression the values.
+    """Return one line per prediction, with fields separated by tabs.
+
+    The first field is the input, with the row number for .csv and .npz files. The label and the probability of each of the
+    `top` most probable classes follow or, for regression, the predicted values.
 
     >>> as_lines([{"input": "a.png", "row": 1, "label": "7", "probability": 0.75, "probabilities": {"7": 0.75}}], 1)
     ['a.png\\t7\\t0.7500']
@@ -150,13 +156,13 @@ def as_lines(predictions: Sequence[Prediction], top: int) -> list[str]:
 
 
 def place(one: Prediction) -> str:
-    """Return the input of a prediction, for tables with the row."""
+    """Return the input of a prediction, followed by the row number for .csv and .npz files."""
     table = Path(one["input"]).suffix.lower() in (".csv", ".npz")
     return f"{one['input']}:{one['row']}" if table else str(one["input"])
 
 
 def fields(one: Prediction, top: int) -> list[str]:
-    """Return the fields of a line after the input."""
+    """Return the fields that follow the input in a line."""
     if "values" in one:
         return [f"{value:.6g}" for value in one["values"]]
     pairs = list(shares_of(one).items())[:top]
@@ -164,13 +170,17 @@ def fields(one: Prediction, top: int) -> list[str]:
 
 
 def shares_of(one: Prediction) -> Mapping[str, float]:
-    """Return the probability, or score, by class, the largest first."""
+    """Return a dict from class to probability or score, in descending order."""
     shares: Mapping[str, float] = one.get("probabilities") or one["scores"]
     return shares
 
 
 def as_csv(predictions: Sequence[Prediction]) -> bytes:
-    """Return a csv table with a header: input, row, label, and a column per class of any row; in regression the values."""
+    """Return the predictions as CSV with a header line.
+
+    The columns are input, row, label, and one column for each class that any prediction contains. For regression, columns
+    with the predicted values follow the row.
+    """
     if "values" in predictions[0]:
         names = [f"value_{number}" for number in range(1, len(predictions[0]["values"]) + 1)]
         body = [[one["input"], one["row"], *one["values"]] for one in predictions]
@@ -184,18 +194,18 @@ def as_csv(predictions: Sequence[Prediction]) -> bytes:
 
 
 def input_maker(model: Model, open_extractor: OpenExtractor | None) -> Callable[[Features], Array]:
-    """Return a function from images (n, pixels) to features, by the model's extractor, which is opened at the first call.
+    """Return a function that maps images, shape (n, pixels), to features with the extractor stored in the model.
 
-    That call raises UnavailableError if `open_extractor` is None.
+    The extractor is loaded at the first call, which raises UnavailableError if `open_extractor` is None.
     """
 
     @functools.cache
     def extractor() -> Extractor:
-        """Open the extractor, once for all images."""
+        """Load the extractor, once for all images."""
         assert model.extractor is not None
         if open_extractor is None:
             raise UnavailableError(
-                "this model takes features of images; give open_extractor=fastmlp.cnn.extractor.from_bytes, or features"
+                "this model takes features; pass open_extractor=fastmlp.cnn.extractor.from_bytes, or features instead of images"
             )
         return open_extractor(model.extractor, "the model's extractor")
 

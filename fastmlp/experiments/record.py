@@ -1,6 +1,6 @@
-"""Files that a run writes while it trains: a line of metrics for each epoch, per-class metrics and models at intervals.
+"""Files that a run writes during training: metrics after each epoch, and per-class metrics and models at intervals.
 
-`Recorder` also shows progress; `PeriodicSaver` is a callback of the training loop.
+`Recorder` also shows the progress; `PeriodicSaver` is a callback of the training loop.
 """
 
 from __future__ import annotations
@@ -24,19 +24,22 @@ from fastmlp.training.progress import Progress
 
 
 class PeriodicSaver:
-    """Save per-class metrics and models every so many epochs, with the weights of that epoch, not of the best one.
+    """Callback that saves per-class metrics and models at intervals, with the current weights instead of the best ones.
 
-    It is called after each epoch with its row of the history and the engine. An epoch that was cut short is skipped.
+    It is called after each epoch with the epoch's row of the history and with the engine. It skips an epoch that a signal or
+    the time limit ended early.
 
-    Every `TrainConfig.per_class_every` epochs a line goes to classes.jsonl: the epoch, and for the training and the validation
-    split the result of `metrics.classification_metrics`, without dropout. Every `TrainConfig.save_every` epochs a model goes to
-    checkpoints/epoch-N.safetensors, which can be loaded, evaluated and used for prediction like any other.
+    Every `TrainConfig.per_class_every` epochs, it appends a line to classes.jsonl. The line has the number of the epoch and,
+    for the training and the validation split, the result of `metrics.classification_metrics`, computed without dropout.
+    Every `TrainConfig.save_every` epochs, it saves a model as checkpoints/epoch-N.safetensors, which can be loaded, evaluated
+    and used for prediction like any other model.
 
     Parameters
     ----------
-    folder : of the run
-    model : the model that is trained, with any parameters
-    splits : rows by split, "train" and "validation" among them
+    folder : run folder
+    config : settings of the run
+    model : the model that is trained; its parameters are not used
+    splits : rows by split; "train" is required, "validation" is optional
     """
 
     def __init__(self, folder: Path, config: TrainConfig, model: Model, splits: Splits) -> None:
@@ -45,7 +48,7 @@ class PeriodicSaver:
 
     def __call__(self, row: EpochLog, engine: Engine) -> None:
         epoch = row["epoch"]
-        if row["rows"] < len(self.splits["train"]):  # cut short by a signal or by max_time
+        if row["rows"] < len(self.splits["train"]):  # a signal or max_time ended the epoch early
             return
         if self.config.per_class_every and epoch % self.config.per_class_every == 0:
             metrics = {name: self._metrics(engine, rows) for name, rows in self.splits.items()}
@@ -63,7 +66,7 @@ class PeriodicSaver:
 
 
 class Recorder:
-    """Progress display that also writes metrics.jsonl; config.toml is written with the first finished epoch."""
+    """Progress display that also writes metrics.jsonl, and config.toml after the first epoch."""
 
     def __init__(self, display: Progress, folder: Path, config: Mapping[str, Any]) -> None:
         self.display, self.folder, self.config = display, folder, config

@@ -1,4 +1,4 @@
-"""The files of a finished run: the model, result.json, figures and reports, and the manifest of their hashes."""
+"""The files of a finished run: the model, result.json, the manifest of hashes, figures and reports."""
 
 from __future__ import annotations
 
@@ -24,12 +24,18 @@ from fastmlp.training.loop import TrainResult
 CURVES_NAME = "curves.png"
 CONFUSION_NAME = "confusion.png"
 CLASSES_PICTURE = "classes.png"
-OPTIONAL_FILES = (CONFUSION_NAME, CLASSES_PICTURE, REPORT_NAME, PREDICTIONS_NAME)  # which some runs do not write
+OPTIONAL_FILES = (CONFUSION_NAME, CLASSES_PICTURE, REPORT_NAME, PREDICTIONS_NAME)  # files that not every run writes
 PACKAGES = ("numpy", "numba", "llvmlite", "scikit-learn")
 
 
 class TrainOutcome(NamedTuple):
-    """How a training ended: `signal` or 0, `error` if it diverged after its first epoch, and wall-clock `seconds`."""
+    """Outcome of a training.
+
+    training : the trained model and its history
+    signal : number of the signal that ended the training early, or 0
+    error : the error if the training diverged after its first epoch, otherwise None
+    seconds : wall-clock time of the training
+    """
 
     training: TrainResult
     signal: int
@@ -38,17 +44,17 @@ class TrainOutcome(NamedTuple):
 
 
 def write_result(plan: RunPlan, outcome: TrainOutcome, folder: Path) -> dict[str, Any]:
-    """Write the files of a finished training, the model first; return the object in result.json."""
+    """Write the files of a finished training, and return the content of result.json."""
     model = dataclasses.replace(outcome.training.model, **image_fields(plan.data))
     training = outcome.training._replace(model=model)
     save(model, folder / FILE_NAME)
-    left_out = ("train",) if outcome.signal else ()  # to end soon
+    left_out = ("train",) if outcome.signal else ()  # exit quickly after a signal
     evaluated = {name: evaluate_with_predictions(model, rows) for name, rows in plan.splits.items() if name not in left_out}
     metrics = {name: found for name, (found, _) in evaluated.items()}
     result = describe(plan, outcome._replace(training=training), metrics) | {"out": str(folder)}
     write_json(folder / RESULT_NAME, result)
     write_manifest(folder)
-    remove_files(folder, OPTIONAL_FILES)  # those of an earlier run
+    remove_files(folder, OPTIONAL_FILES)  # files of an earlier run
     if plan.config.predictions:
         found, predicted = evaluated["test"]
         write_bytes(folder / PREDICTIONS_NAME, predictions_text(plan.splits["test"].y, predicted, found).encode())
@@ -60,7 +66,7 @@ def write_result(plan: RunPlan, outcome: TrainOutcome, folder: Path) -> dict[str
 
 
 def draw(training: TrainResult, shown: dict[str, Any] | None, folder: Path) -> None:
-    """Draw the figures of a run; `shown` has the metrics of the split whose confusion matrix is drawn."""
+    """Plot the figures of a run; `shown` has the metrics of the split whose confusion matrix is plotted."""
     from fastmlp.reports.confusion import plot_classes, plot_confusion
     from fastmlp.reports.curves import plot_curves
 
@@ -73,7 +79,7 @@ def draw(training: TrainResult, shown: dict[str, Any] | None, folder: Path) -> N
 
 
 def describe(plan: RunPlan, outcome: TrainOutcome, metrics: dict[str, Any]) -> dict[str, Any]:
-    """The object in result.json without "out", with the metrics of each split that was evaluated."""
+    """Return the content of result.json, except "out"; `metrics` has the metrics of each evaluated split."""
     training, history = outcome.training, outcome.training.history
     rows = len(plan.splits["train"])
     whole = [row["seconds"] for row in history if row["rows"] == rows]
@@ -98,7 +104,7 @@ def describe(plan: RunPlan, outcome: TrainOutcome, metrics: dict[str, Any]) -> d
 
 
 def describe_data(data: Dataset, splits: Splits) -> dict[str, Any]:
-    """The object "data" in result.json."""
+    """Return the "data" entry of result.json."""
     return {
         "name": data.name,
         "sha256": data.sha256,
@@ -110,24 +116,24 @@ def describe_data(data: Dataset, splits: Splits) -> dict[str, Any]:
 
 
 def describe_network(network: Network) -> dict[str, Any]:
-    """The object "network" in result.json."""
+    """Return the "network" entry of result.json."""
     fields = {name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(network).items()}
     return {"label": network.label, **fields}
 
 
 def check_accuracy(result: Mapping[str, Any], split: str, least: float | None) -> None:
-    """Check the accuracy of a split against a minimum, unless that is None.
+    """Check that the accuracy of a split is at least `least`; None disables the check.
 
     Raises
     ------
-    ThresholdError : the accuracy is lower
-    ConfigError : the model predicts values
+    ThresholdError : the accuracy is below the minimum
+    ConfigError : the model is a regression model, which has no accuracy
     """
     if least is None:
         return
     if "accuracy" not in result[split]:
         raise ConfigError(
-            "min_accuracy is for classes, but this model predicts values; leave it out", settings=("min_accuracy",)
+            "min_accuracy needs a classifier, but this is a regression model; leave it out", settings=("min_accuracy",)
         )
     accuracy = result[split]["accuracy"]
     if accuracy < least:

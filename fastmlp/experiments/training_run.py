@@ -1,7 +1,6 @@
-"""One training run, from its settings to its folder: `run_training`.
+"""One training run, from its settings to its run folder: `run_training`.
 
-See also plan.py for what is checked before it starts, record.py for the files written while it trains, and result.py for those
-written at its end.
+plan.py checks settings and data before the training. record.py writes files during the training, result.py at its end.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from fastmlp.training.progress import Progress, make_progress
 
 
 class RunResult(NamedTuple):
-    """The object in result.json, and the signal that ended the training early, or 0."""
+    """The content of result.json, and the number of the signal that ended the training early, or 0."""
 
     result: dict[str, Any]
     signal: int
@@ -36,7 +35,7 @@ class RunResult(NamedTuple):
 
 @contextmanager
 def run_folder(plan: RunPlan) -> Iterator[Path]:
-    """Make the folder of a run; it is removed again if it was made here and is still empty at the end."""
+    """Create the folder of a run; on exit, remove it if it was created here and is still empty."""
     config = plan.config
     existed = config.out is not None and Path(config.out).exists()
     now = datetime.now().astimezone()
@@ -49,7 +48,7 @@ def run_folder(plan: RunPlan) -> Iterator[Path]:
 
 
 def preload_figures() -> None:
-    """Import now what only the end of a run needs, fonts and file formats included: after Ctrl-C there is no time for it."""
+    """Load Matplotlib with its fonts and file formats before the training, so that a run ends quickly after Ctrl-C."""
     from matplotlib.figure import Figure
 
     Figure().savefig(io.BytesIO())
@@ -63,18 +62,19 @@ def run_training(
     Parameters
     ----------
     config : the settings
-    quiet : show no progress on stderr
-    say : called with lines of text that report what is being done
-    data : a data set in memory, such as features that were just extracted; it replaces the one that the settings name
+    quiet : if true, show no progress on stderr
+    say : function that is called with each status message
+    data : a data set in memory, such as features that were just extracted; it replaces the one that `config.data` names
 
     Returns
     -------
-    RunResult : its `signal` is SIGINT or SIGTERM if that ended the training; the folder is complete in that case, too
+    RunResult : `signal` is SIGINT or SIGTERM if that signal ended the training early; the run folder is complete even then
 
     Raises
     ------
-    FastMLPError : settings or data that cannot be used; no folder is made
-    Diverged : if at least one epoch was finished, the folder is complete and has the best weights; else there is none
+    FastMLPError : settings or data cannot be used; no run folder is created
+    Diverged : the training diverged. If at least one epoch was finished, the run folder is complete and has the best weights;
+        otherwise there is no run folder
 
     Examples
     --------
@@ -101,7 +101,7 @@ def run_training(
 
 
 def train_plan(plan: RunPlan, folder: Path, display: Progress) -> TrainOutcome:
-    """Train until the end, a signal, or divergence. Raises Diverged if it diverged in its first epoch."""
+    """Run the training and return its outcome, also after a signal; raise Diverged if the first epoch diverges."""
     signal, error = 0, None
     began = time.perf_counter()
     try:
@@ -118,7 +118,7 @@ def train_plan(plan: RunPlan, folder: Path, display: Progress) -> TrainOutcome:
 
 
 def periodic_saver(plan: RunPlan, folder: Path) -> PeriodicSaver:
-    """The callback that saves models and per-class metrics of a run every so many epochs."""
+    """Return the callback that saves models and per-class metrics of a run at intervals."""
     network, settings, data = plan.task
     start, classes = np.zeros(network.parameters, settings.dtype), plan.data.classes
     model = Model(network, start, data.scaling, classes, backend=settings.backend, **image_fields(plan.data))

@@ -1,8 +1,9 @@
-"""Model files: safetensors with the weights, the description, the scaling and the class names.
+"""Save and load model files, which are safetensors files with the weights, the description, the scaling and the class names.
 
-Tensors: `layers.N.weight` [fan_in, fan_out], `layers.N.bias` [fan_out], with a scaling `scaling.shift` and `scaling.factor`,
-and with an extractor `extractor` [bytes] uint8, a file of fastmlp.cnn. Metadata: one JSON object under "fastmlp", and "sha256"
-of that object and all tensors, since the format itself does not detect a flipped bit.
+The tensors are `layers.N.weight` [fan_in, fan_out] and `layers.N.bias` [fan_out]. A model with a scaling also has
+`scaling.shift` and `scaling.factor`. A model of extracted features also has `extractor`, the bytes of a fastmlp.cnn file as
+uint8. The metadata has two keys: "fastmlp" is a JSON object with the description, and "sha256" is the hash of this object and
+of all tensors, because the safetensors format itself does not detect flipped bits.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from fastmlp.nn.scaling import Scaling
 
 VERSION = 1
 FILE_NAME = "model.safetensors"
-EXTRACTOR = "extractor"  # a tensor of bytes
-LARGEST_FILE = 4 << 30  # bytes; a multi-layer perceptron of a billion weights
+EXTRACTOR = "extractor"  # name of the tensor with the bytes of a fastmlp.cnn file
+LARGEST_FILE = 4 << 30  # bytes; enough for a billion float32 weights
 
 
 class Header(msgspec.Struct, forbid_unknown_fields=True):
@@ -71,8 +72,8 @@ def load(path: str | Path, *, backend: str = "auto", threads: int | None = None)
 
     Parameters
     ----------
-    path : file or folder
-    backend, threads : for predictions; see `engines.make_engine`
+    path : model file, or folder that contains `model.safetensors`
+    backend, threads : engine and number of threads for predictions; see `engines.make_engine`
 
     Raises
     ------
@@ -96,7 +97,7 @@ def load(path: str | Path, *, backend: str = "auto", threads: int | None = None)
     if "fastmlp" not in metadata or "sha256" not in metadata:
         raise DataError(f"{file}: not a fastmlp model (its metadata lacks 'fastmlp' or 'sha256')")
     if digest(metadata["fastmlp"], tensors) != metadata["sha256"]:
-        raise DataError(f"{file}: damaged, its content does not match its SHA-256; train again or restore a copy")
+        raise DataError(f"{file}: damaged, since its content does not match its SHA-256 hash; train again or restore a copy")
     header = read_header(file, metadata["fastmlp"])
     try:
         scaling, extractor = take_scaling(header.scaling, tensors), take_extractor(tensors)
@@ -109,23 +110,23 @@ def load(path: str | Path, *, backend: str = "auto", threads: int | None = None)
 
 
 def read_header(file: Path, text: str) -> Header:
-    """Parse the description in a model file; raise DataError if a field is unknown or has another type."""
+    """Parse the description in a model file. Raise DataError if a field is unknown, missing, or of the wrong type."""
     try:
         found = msgspec.json.decode(text)
-        check_format_version(file, found, VERSION)  # first: another version may have other fields
+        check_format_version(file, found, VERSION)  # before the fields, which may differ in other versions
         header = msgspec.json.decode(text, type=Header)
     except (msgspec.MsgspecError, ConfigError, TypeError, RecursionError, UnicodeError) as error:
-        raise DataError(f"{file}: the description cannot be read ({error}); it may come from another version") from error
+        raise DataError(f"{file}: the description cannot be read ({error}); another version may have written it") from error
     unknown = set(found["network"]) - {field.name for field in fields(Network)}
     if unknown:
         raise DataError(
-            f"{file}: the network has unknown fields {', '.join(sorted(unknown))}; it may come from another version"
+            f"{file}: the network has unknown fields {', '.join(sorted(unknown))}; another version may have written it"
         )
     return header
 
 
 def take_scaling(kind: str | None, tensors: dict[str, npt.NDArray[Any]]) -> Scaling | None:
-    """Return the scaling of a file and remove its tensors from `tensors`."""
+    """Return the scaling of a model file and remove its tensors from `tensors`."""
     if kind is None:
         return None
     arrays = {}
@@ -137,17 +138,17 @@ def take_scaling(kind: str | None, tensors: dict[str, npt.NDArray[Any]]) -> Scal
 
 
 def take_extractor(tensors: dict[str, npt.NDArray[Any]]) -> bytes | None:
-    """Return the extractor of a file and remove it from `tensors`."""
+    """Return the extractor of a model file and remove its tensor from `tensors`."""
     found = tensors.pop(EXTRACTOR, None)
     return None if found is None else found.tobytes()
 
 
 def read_file(file: Path) -> tuple[dict[str, str], dict[str, npt.NDArray[Any]]]:
-    """Read metadata and tensors of a model file; raise DataError if it is missing or damaged."""
+    """Read the metadata and the tensors of a model file. Raise DataError if the file is missing or damaged."""
     try:
         size = file.stat().st_size
         if size > LARGEST_FILE:
-            raise DataError(f"{file}: {size} bytes are more than the {LARGEST_FILE} that a model file may have")
+            raise DataError(f"{file}: the file has {size} bytes, but a model file has at most {LARGEST_FILE}")
         return read_tensors(file)
     except FileNotFoundError:
         raise DataError(f"{file}: no such model; `fastmlp train` writes one into its run folder") from None
@@ -156,9 +157,10 @@ def read_file(file: Path) -> tuple[dict[str, str], dict[str, npt.NDArray[Any]]]:
 
 
 def gather(network: Network, tensors: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """Assemble the flat parameter vector from the tensors of a network.
+    """Return the flat parameter vector of a network, assembled from its tensors.
 
-    Names, shapes and types are checked before memory is allocated for the sizes in the description.
+    The names, shapes and dtypes of the tensors are checked first, so that a damaged description with huge layer sizes does not
+    cause a huge memory allocation.
     """
     wanted: dict[str, tuple[int, ...]] = {}
     for index, layer in enumerate(network.layers):
@@ -167,10 +169,10 @@ def gather(network: Network, tensors: Mapping[str, npt.NDArray[Any]]) -> npt.NDA
         if name not in tensors or name not in wanted:
             raise DataError(f"tensor {name} is {'missing' if name in wanted else 'not part of the network'}")
         if tensors[name].shape != wanted[name]:
-            raise DataError(f"tensor {name} must have shape {wanted[name]}, but is {tensors[name].shape}")
+            raise DataError(f"tensor {name} must have shape {wanted[name]}, but has shape {tensors[name].shape}")
         dtype = tensors["layers.0.weight"].dtype
         if tensors[name].dtype != dtype or dtype not in (np.float32, np.float64):
-            raise DataError(f"tensor {name} is {tensors[name].dtype}; all must be float32, or all float64")
+            raise DataError(f"tensor {name} has dtype {tensors[name].dtype}; all tensors must be float32, or all float64")
     vector = np.concatenate([tensors[name].ravel() for name in wanted])
     if not np.isfinite(vector).all():
         raise DataError("the weights have values that are not finite")
@@ -178,7 +180,7 @@ def gather(network: Network, tensors: Mapping[str, npt.NDArray[Any]]) -> npt.NDA
 
 
 def digest(text: str, tensors: Mapping[str, npt.NDArray[Any]]) -> str:
-    """SHA-256 of the description and of name, dtype, shape and bytes of every tensor."""
+    """Return the SHA-256 hash of the description and of the name, dtype, shape and bytes of every tensor."""
     total = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]

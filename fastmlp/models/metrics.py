@@ -1,7 +1,7 @@
-"""Metrics of classification and regression, as plain Python numbers, and `evaluate`.
+"""Metrics for classification and regression, returned as plain Python numbers.
 
-The definitions are those of scikit-learn, with which tests compare them; importing it would take longer than training a small
-network. Losses are computed by the engines.
+The metrics are defined as in scikit-learn, and tests compare the values with scikit-learn's. They are implemented here because
+importing scikit-learn takes longer than training a small network. The losses are computed by the engines.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from fastmlp.nn.network import FloatArray, Network
 def classification_metrics(
     y_true: NDArray[np.integer], y_pred: NDArray[np.integer], classes: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Accuracy, precision, recall, F1 and the confusion matrix of predicted classes.
+    """Compute accuracy, precision, recall, F1 and the confusion matrix of predicted classes.
 
-    A ratio with a zero denominator (a class that never occurs or is never predicted) is 0. All of `classes` have a row and
-    count in the macro average, including those that occur in neither array.
+    A ratio whose denominator is zero, because a class never occurs or is never predicted, is defined as 0. Every class in
+    `classes` has an entry in the result and counts in the macro average, even if it does not occur in `y_true` or `y_pred`.
 
     Parameters
     ----------
     y_true, y_pred : (n,) integer arrays, n >= 1
-        Numbers of the true and of the predicted classes, 0 .. k-1.
+        True and predicted class indices, from 0 to k - 1.
     classes : tuple of k str
         Names of the classes.
 
     Returns
     -------
     dict
-        `accuracy`: float, 0 to 1. `per_class`: k dicts with `class`, `precision`, `recall`, `f1`, `support`
-        (rows of this true class). `macro` (mean over the classes) and `weighted` (mean weighted by
-        support): dicts with `precision`, `recall`, `f1`. `confusion`: k lists of k int, a row per true class,
-        a column per predicted class.
+        `accuracy`: float, 0 to 1. `per_class`: k dicts with `class`, `precision`, `recall`, `f1` and `support`, the number
+        of rows whose true class this is. `macro` (mean over the classes) and `weighted` (mean weighted by support): dicts
+        with `precision`, `recall` and `f1`. `confusion`: the confusion matrix as k lists of k int, with one row per true
+        class and one column per predicted class.
 
     Raises
     ------
     DataError
-        The arrays are empty, of different lengths, not integer, or contain a number outside 0 .. k-1.
+        The arrays are empty, differ in length, are not of integer dtype, or contain a number outside 0 to k - 1.
 
     Examples
     --------
@@ -77,7 +77,7 @@ def classification_metrics(
 
 
 def regression_metrics(y_true: NDArray[np.floating], y_pred: NDArray[np.floating]) -> dict[str, float | None]:
-    """Errors of predicted values, averaged over rows and targets, computed in float64.
+    """Compute the errors of predicted values in float64, averaged over rows and targets.
 
     Parameters
     ----------
@@ -87,14 +87,15 @@ def regression_metrics(y_true: NDArray[np.floating], y_pred: NDArray[np.floating
     Returns
     -------
     dict
-        `mse`: mean squared error; `mae`: mean absolute error; `r2`: coefficient of determination, the
-        mean over the k targets (1 is perfect, 0 is as good as the mean of the targets; None for a single row,
-        where it is undefined; a target that is constant counts as 1 if it is predicted exactly, else as 0).
+        `mse`: mean squared error; `mae`: mean absolute error; `r2`: coefficient of determination, averaged over the k
+        targets. `r2` is 1 for exact predictions, and 0 if the predictions are as good as the mean of the targets. A
+        constant target counts as 1 if it is predicted exactly, else as 0. `r2` is None for a single row, for which it is
+        undefined.
 
     Raises
     ------
     DataError
-        The arrays are not (n, k) with n, k >= 1, differ in shape, or contain NaN or infinity.
+        The arrays do not have shape (n, k) with n, k >= 1, differ in shape, or contain NaN or infinity.
 
     Examples
     --------
@@ -104,11 +105,11 @@ def regression_metrics(y_true: NDArray[np.floating], y_pred: NDArray[np.floating
     """
     for name, y in (("y_true", y_true), ("y_pred", y_pred)):
         if y.ndim != 2 or y.size == 0:
-            raise DataError(f"{name} has shape {y.shape}; metrics need (rows, targets), at least one of each")
+            raise DataError(f"{name} has shape {y.shape}; metrics need the shape (rows, targets), with at least one of each")
         if not np.isfinite(y).all():
             raise DataError(f"{name} contains NaN or infinity; check the data and the training loss")
     _check_same_shape(y_true, y_pred)
-    # float64 first: the square of a large float32 error would overflow
+    # The values are converted to float64 first, because the square of a large float32 error would overflow.
     true = y_true.astype(np.float64)
     error = true - y_pred.astype(np.float64)
     return {
@@ -119,7 +120,7 @@ def regression_metrics(y_true: NDArray[np.floating], y_pred: NDArray[np.floating
 
 
 def _scores(confusion: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-    """Precision, recall and F1 of each class, (k,) each, from a (k, k) confusion matrix."""
+    """Return precision, recall and F1 per class, each of shape (k,), from a (k, k) confusion matrix."""
     correct, true, predicted = np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
     return {
         "precision": correct / np.maximum(predicted, 1),  # the numerator is 0 where the denominator is 0
@@ -129,18 +130,18 @@ def _scores(confusion: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
 
 
 def _r2(true: NDArray[np.float64], error: NDArray[np.float64]) -> float:
-    """Mean over the targets of 1 - (squared errors) / (squared deviations from the mean); true, error (n, k)."""
+    """Return the coefficient of determination, averaged over the targets, from the true values and the errors (n, k)."""
     errors, deviations = np.square(error).sum(axis=0), np.square(true - true.mean(axis=0)).sum(axis=0)
     constant = deviations == 0
     return float(np.where(constant, errors == 0, 1 - errors / np.where(constant, 1, deviations)).mean())
 
 
 def _check_labels(name: str, y: NDArray[np.integer], k: int) -> None:
-    """Raise DataError unless y (n,) has class numbers 0 .. k-1."""
+    """Raise DataError unless y (n,) contains only class indices from 0 to k - 1."""
     if y.ndim != 1 or y.size == 0:
-        raise DataError(f"{name} has shape {y.shape}; metrics need one class number per row, at least one row")
+        raise DataError(f"{name} has shape {y.shape}; metrics need one class index per row, and at least one row")
     if not np.issubdtype(y.dtype, np.integer):
-        raise DataError(f"{name} has dtype {y.dtype}; metrics need integer class numbers 0 to {k - 1}")
+        raise DataError(f"{name} has dtype {y.dtype}; metrics need integer class indices from 0 to {k - 1}")
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= k:
         outside = low if low < 0 else high
@@ -148,16 +149,16 @@ def _check_labels(name: str, y: NDArray[np.integer], k: int) -> None:
 
 
 def _check_same_shape(y_true: NDArray[Any], y_pred: NDArray[Any]) -> None:
-    """Raise DataError unless truth and prediction have the same shape."""
+    """Raise DataError unless both arrays have the same shape."""
     if y_true.shape != y_pred.shape:
-        raise DataError(f"y_true has shape {y_true.shape} and y_pred {y_pred.shape}; they must be equal")
+        raise DataError(f"y_true has shape {y_true.shape}, but y_pred has shape {y_pred.shape}; the shapes must be equal")
 
 
 def measure(network: Network, engine: Engine, x: Features, y: npt.NDArray[Any]) -> tuple[FloatArray, npt.NDArray[Any]]:
-    """Loss and prediction of each row; x and y as in `checks.CheckedRows`.
+    """Return the loss and the prediction of each row; x and y are as in `checks.CheckedRows`.
 
-    Losses (n,) are without penalties and without label smoothing, so that networks with and without it can be compared.
-    Predictions are (n,) int64 classes for classes y, else (n, outputs) float64.
+    The losses (n,) do not include L1 or L2 penalties or label smoothing, so that networks trained with and without them can be
+    compared. The predictions are int64 class indices (n,) if y contains class labels, else float64 outputs (n, outputs).
     """
     from fastmlp.reference import OUTPUTS
 
@@ -171,42 +172,45 @@ def measure(network: Network, engine: Engine, x: Features, y: npt.NDArray[Any]) 
 
 
 def mean_metrics(engine: Engine, held: Any, classes: bool) -> tuple[float, float | None]:
-    """Mean loss and accuracy (None without classes) of rows held by an engine; the same values as by `measure`."""
+    """Return the mean loss and the accuracy of rows prepared by `Engine.hold`; the accuracy is None if `classes` is False.
+
+    The values are the same as those computed from the result of `measure`.
+    """
     loss, correct = engine.evaluate(held)
     return mean(loss.astype(np.float64)), mean(correct) if classes else None
 
 
 def mean(values: npt.NDArray[Any], weights: FloatArray | None = None) -> float:
-    """Mean of values, weighted if there are weights. `ndarray.mean` would take twice the time for few rows."""
+    """Return the mean of the values, weighted if weights are given. For few values, `ndarray.mean` takes twice as long."""
     return float(values.sum(dtype=np.float64) / len(values) if weights is None else np.average(values, weights=weights))
 
 
 def evaluate(model: Model, x: Features, y: npt.NDArray[Any]) -> dict[str, Any]:
-    """All metrics of a model on data.
+    """Compute the loss and all metrics of a model on a data set.
 
     Parameters
     ----------
-    x : (n, features) unscaled rows: an array, which may be memory-mapped, or a `rows.Subset`
-    y : (n,) class numbers or (n, outputs) targets
+    x : (n, features) inputs before scaling: an array, which may be memory-mapped, or a `rows.Subset`
+    y : (n,) class indices, or (n, outputs) regression targets
 
     Returns
     -------
-    dict : "loss", and the result of `classification_metrics` for class numbers or of `regression_metrics` for targets
+    dict : "loss", and the metrics of `classification_metrics` for class indices or of `regression_metrics` for targets
 
     Raises
     ------
-    DataError : x or y do not fit the network
+    DataError : x or y does not match the network, or has invalid values
     """
     rows = check_split(model.network, x, y, "evaluation", model.parameters.dtype)
     return evaluate_with_predictions(model, rows)[0]
 
 
 def evaluate_with_predictions(model: Model, rows: CheckedRows) -> tuple[dict[str, Any], npt.NDArray[Any]]:
-    """Return the metrics of `evaluate`, and the predictions of `measure`; the values of the rows are not checked again.
+    """Return the same metrics as `evaluate` and the same predictions as `measure`. The values of the rows are not checked.
 
     Raises
     ------
-    DataError : the rows do not fit the network
+    DataError : the shapes of the rows do not match the network
     """
     rows = match_network(model.network, rows, "evaluation", model.parameters.dtype)
     losses, predictions = measure(model.network, model.engine(), rows.x, rows.y)

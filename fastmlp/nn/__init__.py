@@ -1,4 +1,4 @@
-"""Definitions of networks, activations, losses, optimizers, schedules and scalings."""
+"""Networks, activations, losses, optimizers, learning-rate schedules and feature scaling."""
 
 from __future__ import annotations
 

@@ -1,30 +1,30 @@
-"""Activations as scalar functions, and their registry.
+"""Activation functions as scalar functions, and their registry.
 
-The same function of each is compiled for the CPU and for CUDA. The NumPy formulas of the specification are in reference.py;
-a test compares both on a grid. The functions use only `math` and typed constants, which every Numba target supports; a literal
-`1.0` would convert float32 to float64.
+The same functions are compiled for CPU and CUDA. A test compares them with the NumPy formulas of the reference implementation
+(reference.py). They use only `math` and typed constants, which all Numba targets support. A literal `1.0` would promote
+float32 to float64.
 
-value(z, a) is f(z); slope(z, y, a) is f'(z), given z and y = f(z). `a` is the activation's parameter:
-the slope on the negative side for leaky-relu and leaky-gelu, alpha for elu; the others ignore it.
+value(z, a) computes f(z), and slope(z, y, a) computes the derivative f'(z) from z and y = f(z). `a` is the parameter of the
+activation: the slope for negative z of leaky-relu and leaky-gelu, and alpha of elu. The other activations ignore it.
 
 =========== ================================================= =========
 name        f(z)                                              default a
 =========== ================================================= =========
 linear      z
-relu        max(z, 0), slope 0 at 0
+relu        max(z, 0), with derivative 0 at z = 0
 leaky-relu  z for z > 0, a z otherwise                        0.01
 tanh        tanh z
 sigmoid     1 / (1 + exp(-z))
-gelu        z P(z), P the normal distribution function
+gelu        z P(z), P is the standard normal CDF
 leaky-gelu  a z + (1 - a) gelu(z)                             0.01
 silu        z sigmoid(z)
 elu         z for z > 0, a (exp(z) - 1) otherwise             1.0
 =========== ================================================= =========
 
-There is no standard definition of leaky-gelu. This one follows leaky-relu: leaky-relu(z) = a z + (1 - a) relu(z), so
-leaky-gelu(z) = a z + (1 - a) gelu(z), with slope a far to the left and 1 far to the right.
+There is no standard definition of leaky-gelu. It is defined here like leaky-relu(z) = a z + (1 - a) relu(z), as
+leaky-gelu(z) = a z + (1 - a) gelu(z). Its derivative tends to a for z -> -inf and to 1 for z -> inf.
 
-Sources: gelu, Hendrycks & Gimpel 2016 (arXiv:1606.08415) section 2, exact form; silu, Elfwing et al. 2017 (arXiv:1702.03118);
+Sources: gelu (exact form), Hendrycks & Gimpel 2016 (arXiv:1606.08415) section 2; silu, Elfwing et al. 2017 (arXiv:1702.03118);
 elu, Clevert et al. 2015 (arXiv:1511.07289) equation 1.
 """
 
@@ -55,7 +55,7 @@ def linear_slope(z: Any, y: Any, a: Any) -> Any:
 
 
 def relu_value(z: Any, a: Any) -> Any:
-    return ZERO if z <= ZERO else z  # in this form NaN stays NaN
+    return ZERO if z <= ZERO else z  # returns NaN for NaN, unlike max(z, 0)
 
 
 def relu_slope(z: Any, y: Any, a: Any) -> Any:
@@ -87,12 +87,12 @@ def sigmoid_slope(z: Any, y: Any, a: Any) -> Any:
 
 
 def normal_cdf(z: Any) -> Any:
-    """Return P(z), computed by erfc, which keeps the relative accuracy in the left tail."""
+    """Return the standard normal CDF. It is computed with erfc, which is accurate to a small relative error for z << 0."""
     return HALF * math.erfc(-z * SQRT_HALF)
 
 
 def normal_density(z: Any) -> Any:
-    """Return the density of the normal distribution; its exponential is that of erfc, so the compiler computes it once."""
+    """Return the standard normal density. erfc computes the same exponential, so the compiler can share it."""
     x = abs(-z * SQRT_HALF)
     return INV_SQRT_2PI * math.exp(-x * x)
 
@@ -131,7 +131,7 @@ def elu_slope(z: Any, y: Any, a: Any) -> Any:
 
 
 class Activation(NamedTuple):
-    """An activation: its value, its derivative, and the default of its parameter (None if it has no parameter)."""
+    """The value and the derivative of an activation, and the default value of its parameter (None if it has none)."""
 
     value: Callable[[Any, Any], Any]
     slope: Callable[[Any, Any, Any], Any]
@@ -152,7 +152,7 @@ ACTIVATIONS = {
 
 
 def parse_activation(text: str) -> tuple[str, float]:
-    """Return name and parameter of "name" or "name:parameter".
+    """Split "name" or "name:parameter" into the registry name and the parameter; the parameter is 0 if there is none.
 
     >>> parse_activation("leaky-relu:0.2"), parse_activation("ReLU")
     (('leaky-relu', 0.2), ('relu', 0.0))
@@ -168,7 +168,7 @@ def parse_activation(text: str) -> tuple[str, float]:
 
 
 def canonical_activation(text: str) -> str:
-    """Return "name" or "name:parameter" with the name as in `ACTIVATIONS`; raise ConfigError if it is unknown.
+    """Return "name" or "name:parameter" with the name as spelled in `ACTIVATIONS`; raise ConfigError if it is unknown.
 
     >>> canonical_activation("LeakyReLU:0.2"), canonical_activation("swish")
     ('leaky-relu:0.2', 'silu')
@@ -179,11 +179,11 @@ def canonical_activation(text: str) -> str:
 
 
 def parse_number(where: str, text: str) -> float:
-    """Return the finite number in `text`; raise ConfigError, with `where` in the message, if it is none."""
+    """Convert `text` to a finite number. If it is not one, raise ConfigError with a message that starts with `where`."""
     try:
         number = float(text)
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise ConfigError(f"{where}: {text!r} is not a finite number; write for example leaky-relu:0.01")
+        raise ConfigError(f"{where}: {text!r} is not a finite number; valid examples: elu:0.5, normal:0.1")
     return number

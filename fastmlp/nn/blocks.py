@@ -1,4 +1,4 @@
-"""Iteration over rows in blocks, which bounds the memory for arrays that are memory-mapped or too large to copy."""
+"""Iteration over the rows of an array in blocks, which limits memory use for arrays that are memory-mapped or very large."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-BLOCK_BYTES = 1 << 24  # maximum size of a block
-# Maximum number of rows of a forward pass in inference; bounds the memory and the delay of Ctrl-C.
+BLOCK_BYTES = 1 << 24  # maximum size of a block, in bytes
+# Maximum number of rows per forward pass in inference. It limits memory use, and the delay until Ctrl-C takes effect.
 ROWS_AT_ONCE = 16384
 
 
 class RowSource(Protocol):
-    """Rows that can be read in slices: an array, memory-mapped or not, or a lazy subset of one (`data.rows.Subset`)."""
+    """Rows that can be read by slicing: an array in memory, a memory-mapped array, or a lazy subset (`data.rows.Subset`)."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -29,13 +29,13 @@ class RowSource(Protocol):
 
 
 def block_rows(x: RowSource, max_rows: int | None = None) -> int:
-    """Return the number of rows of a block of x: as many as BLOCK_BYTES and `max_rows` allow, but at least 1."""
+    """Return the number of rows per block of x: the largest number within BLOCK_BYTES and `max_rows`, but at least 1."""
     row_bytes = max(1, x.dtype.itemsize * math.prod(x.shape[1:]))
     return max(1, min(BLOCK_BYTES // row_bytes, max_rows or len(x)))
 
 
 def blocks(x: RowSource, max_rows: int | None = None, first: int = 0) -> Iterator[tuple[slice, npt.NDArray[Any]]]:
-    """Yield the slice and the rows of each block of x (n, ...), from row `first` on; see `block_rows`."""
+    """Yield the slice and the rows of each block of x (n, ...), starting at row `first`; see `block_rows`."""
     step = block_rows(x, max_rows)
     for start in range(first, len(x), step):
         rows = slice(start, min(start + step, len(x)))
@@ -43,5 +43,5 @@ def blocks(x: RowSource, max_rows: int | None = None, first: int = 0) -> Iterato
 
 
 def inference_blocks(x: RowSource) -> Iterator[tuple[slice, npt.NDArray[Any]]]:
-    """Yield `blocks` of at most ROWS_AT_ONCE rows; one empty block if x has no rows, so that kernels are compiled."""
+    """Yield blocks of at most ROWS_AT_ONCE rows. If x has no rows, yield one empty block, so that kernels compile."""
     return blocks(x, ROWS_AT_ONCE) if len(x) else iter([(slice(0, 0), x[:0])])

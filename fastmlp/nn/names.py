@@ -1,7 +1,7 @@
-"""Names of activations, losses and other registry entries: spellings and common synonyms.
+"""Lookup of names of activations, losses and other registry entries, in different spellings and with common synonyms.
 
-Names are compared ignoring case, hyphens, underscores and spaces, so that "ReLU", "leaky_relu" and PyTorch's "LeakyReLU" are
-accepted. `canonical_name` returns the name in the registry, which is the one stored in networks, model files and labels.
+Case, hyphens, underscores and spaces are ignored, so "ReLU", "leaky_relu" and PyTorch's "LeakyReLU" are accepted.
+`canonical_name` returns the name as spelled in the registry, which is stored in networks, model files and labels.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from fastmlp.errors import ConfigError, unknown_name
 
-# Kind of name -> name in the registry -> synonyms that other libraries and papers use.
+# For each setting: registry name -> synonyms that other libraries and papers use.
 SYNONYMS: dict[str, dict[str, tuple[str, ...]]] = {
     "activation": {"silu": ("swish",), "sigmoid": ("logistic",), "linear": ("identity",), "tanh": ("hyperbolic-tangent",)},
     "loss": {
@@ -44,7 +44,7 @@ SYNONYMS: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def normalize(name: str) -> str:
-    """Return a name in lower case, without hyphens, underscores and spaces.
+    """Convert a name to lower case, and remove hyphens, underscores and spaces.
 
     >>> normalize("Leaky_ReLU"), normalize("cross-entropy")
     ('leakyrelu', 'crossentropy')
@@ -53,13 +53,14 @@ def normalize(name: str) -> str:
 
 
 def canonical_name(kind: str, given: Any, registry: Iterable[str]) -> str:
-    """Return the name in a registry for a spelling or a synonym of it.
+    """Return the registry name that a given name refers to; the given name may be spelled differently, or be a synonym.
 
     Parameters
     ----------
-    kind : kind of the name, such as "activation"; selects the synonyms in `SYNONYMS`, and is part of the message
+    kind : setting that the name is a value of, such as "activation"; selects the synonyms in `SYNONYMS`, and appears in the
+        error message
     given : the name given by the user
-    registry : the valid names, which take precedence over synonyms
+    registry : valid names; they take precedence over synonyms
 
     Raises
     ------
@@ -74,7 +75,7 @@ def canonical_name(kind: str, given: Any, registry: Iterable[str]) -> str:
     if given in names:
         return str(given)
     if not isinstance(given, str):
-        raise ConfigError(f"{kind} must be a name, not {given!r}; valid: {', '.join(names)}")
+        raise ConfigError(f"{kind} must be a string, not {given!r}; valid: {', '.join(names)}")
     synonyms = {normalize(other): name for name, others in SYNONYMS.get(kind, {}).items() for other in others if name in names}
     spellings = synonyms | {normalize(name): name for name in names}
     if (name := spellings.get(normalize(given))) is None:

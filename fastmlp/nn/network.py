@@ -1,18 +1,21 @@
-"""`Network`, the frozen description of a multi-layer perceptron, and the layout of its parameters.
+"""`Network`, the immutable description of a multi-layer perceptron, and the layout of its parameters.
 
-Notation in all files: `x` input, `w` weights [fan_in, fan_out], `b` bias, `z = x w + b` pre-activation, `y = f(z)` activation,
-`t` target; `dx dw db dz` gradients of the loss with respect to these; `n` rows, `B` rows of a mini-batch. In kernels: matrix
-products are M x N x K, their tiles MR x NR; leading dimensions `ld` are in elements; thread `t` of `T`; suffix `_p` for padded
-sizes.
+Notation in all files: `x` is the input, `w` the weights [fan_in, fan_out], `b` the bias, `z = x w + b` the pre-activation,
+`y = f(z)` the activation and `t` the target. `dx`, `dw`, `db` and `dz` are the gradients of the loss with respect to x, w, b
+and z. `n` is a number of rows, and `B` is the number of rows of a mini-batch. In kernels, matrix products have the size
+M x N x K and are computed in tiles of MR x NR. Leading dimensions `ld` are counted in elements. `t` is the index of a thread,
+and `T` is the number of threads. The suffix `_p` denotes padded sizes.
 
 Conventions of all engines:
 
-- the loss is the mean over the rows of a mini-batch, weighted by sample weights if given; the last mini-batch may be shorter;
-- objective = loss + l2/2 sum(w^2) + l1 sum(|w|), over weights, not biases; reported losses do not include the penalties;
-- the derivative of relu at 0 is 0, that of |w| at 0 is 0;
-- dropout is inverted: in training, kept activations are scaled by 1/(1 - rate); prediction has no dropout;
-- softmax cross-entropy is computed from pre-activations by log-sum-exp; squared error is half the squared distance;
-- classes are one-hot targets; label smoothing e turns them into (1 - e) one-hot + e / classes.
+- The loss is the mean over the rows of a mini-batch, weighted by the sample weights if given. The last mini-batch of an epoch
+  may be smaller.
+- The objective is loss + l2/2 sum(w^2) + l1 sum(|w|). The sums include all weights, but no biases. Reported losses do not
+  include these penalties.
+- The derivatives of relu and of |w| at 0 are defined as 0.
+- In training, dropout scales the activations that are kept by 1/(1 - rate) (inverted dropout). Prediction has no dropout.
+- Softmax cross-entropy is computed from the pre-activations with log-sum-exp. Squared error is half the squared distance.
+- Class labels are converted to one-hot targets. Label smoothing e changes them to (1 - e) one_hot + e / classes.
 """
 
 from __future__ import annotations
@@ -36,8 +39,8 @@ from fastmlp.nn.philox import generator
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
-# name -> (distribution, scale from fan_in and fan_out). The scale is the standard deviation of "normal", the half-width of
-# "uniform".
+# Maps each name to a distribution and a function that computes its scale from fan_in and fan_out. The scale of "normal" is its
+# standard deviation. With "uniform", values are between -scale and scale.
 # Sources: Glorot & Bengio 2010 equation 16; He et al. 2015 equation 10.
 INITIALIZERS: dict[str, tuple[str, Callable[[int, int], float]]] = {
     "xavier-uniform": ("uniform", lambda i, o: math.sqrt(6 / (i + o))),
@@ -57,35 +60,38 @@ ALIASES = {
 
 
 class Layer(NamedTuple):
-    """Description of one layer. The last layer of a network is linear; its output function is part of the loss."""
+    """Description of one layer. The last layer of a network is linear; the output function is applied by the loss."""
 
     fan_in: int
     fan_out: int
     activation: str
-    parameter: float  # of the activation, 0 if it has none
+    parameter: float  # parameter of the activation, 0 if it has none
     dropout: float  # dropout rate after the activation
 
 
 @dataclass(frozen=True)
 class Network:
-    """Architecture of a multi-layer perceptron: everything but the values of its weights.
+    """Architecture, loss and regularization of a multi-layer perceptron. The weights are stored separately.
 
     Parameters
     ----------
     sizes : number of units of each layer, from the input to the output
-    activation : one for all hidden layers, or one per layer; names in `activations.ACTIVATIONS`, "leaky-relu:0.2" sets the
-        parameter
-    dropout : dropout rate after hidden layers, in [0, 1); one for all, or one per layer
+    activation : one name for all hidden layers, or one per hidden layer, from `activations.ACTIVATIONS`. A number after a
+        colon sets the parameter of the activation, as in "leaky-relu:0.2".
+    dropout : dropout rate after the hidden layers, in [0, 1): one value for all hidden layers, or one per hidden layer
     loss : "cross-entropy" or "squared-error"
-    output : "softmax", "sigmoid" or "linear"; None is softmax for cross-entropy, linear for squared error
-    l1, l2 : coefficients of the penalties on weights, see the conventions in the module's docstring
-    label_smoothing : fraction of the target that is distributed evenly over all classes, in [0, 1); for class labels only
-    init : initial weights: he (= he-normal), he-uniform, xavier or glorot (= xavier-uniform), xavier-normal,
-        uniform (±0.05), normal (sd 0.05); "normal:0.1" sets the scale. Biases start at zero.
+    output : output function: "softmax", "sigmoid" or "linear"; None selects softmax for cross-entropy, and linear for
+        squared error
+    l1, l2 : coefficients of the L1 and L2 penalties on the weights, as defined in the docstring of this module
+    label_smoothing : fraction of the target that is distributed evenly over all classes, in [0, 1); only applied to class
+        labels
+    init : initialization of the weights: he (same as he-normal), he-uniform, xavier or glorot (same as xavier-uniform),
+        xavier-normal, uniform (between -0.05 and 0.05) or normal (standard deviation 0.05). A number after a colon sets the
+        scale, as in "normal:0.1". Biases are initialized to zero.
 
     Raises
     ------
-    ConfigError : an unknown name, or an invalid value
+    ConfigError : a name is unknown, or a value is invalid
 
     Examples
     --------
@@ -117,7 +123,7 @@ class Network:
         activations = per_layer("activation", self.activation, hidden)
         set_field(self, "activation", tuple(canonical_activation(text) for text in activations))
         set_field(self, "dropout", per_layer("dropout", self.dropout, hidden))
-        for rate in self.dropout:  # type: ignore[union-attr]  # a tuple now
+        for rate in self.dropout:  # type: ignore[union-attr]  # converted to a tuple above
             if not 0 <= rate < 1:
                 raise ConfigError(f"dropout must be at least 0 and below 1, not {rate}", settings=("dropout",))
         self._check_loss()
@@ -146,8 +152,8 @@ class Network:
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
-        """The layers of weights, first to last."""
-        hidden = zip(self.activation, self.dropout, strict=True)  # type: ignore[arg-type]  # tuples since __post_init__
+        """Descriptions of all layers with weights, from the first hidden layer to the output layer."""
+        hidden = zip(self.activation, self.dropout, strict=True)  # type: ignore[arg-type]  # tuples after __post_init__
         after = [(*parse_activation(text), float(rate)) for text, rate in hidden] + [("linear", 0.0, 0.0)]
         return tuple(
             Layer(fan_in, fan_out, name, parameter, rate)
@@ -156,23 +162,23 @@ class Network:
 
     @cached_property
     def parameters(self) -> int:
-        """Number of weights and biases."""
+        """Total number of weights and biases."""
         return sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(self.sizes))
 
     @cached_property
     def flops_per_row(self) -> int:
-        """Floating-point operations to train on one row: forward pass, weight gradients, input gradients except of layer 0."""
+        """Floating-point operations per training row, in the matrix products only; layer 0 needs no gradient of its input."""
         return sum(2 * fan_in * fan_out * (3 if index else 2) for index, (fan_in, fan_out) in enumerate(pairwise(self.sizes)))
 
     @property
     def label(self) -> str:
-        """The sizes as one word, such as "784x128x10"."""
+        """The layer sizes as a string, such as "784x128x10"."""
         return "x".join(map(str, self.sizes))
 
     def views(self, vector: FloatArray) -> list[tuple[FloatArray, FloatArray]]:
-        """Return weights [fan_in, fan_out] and bias [fan_out] of each layer, as views of a flat vector, (parameters,).
+        """Return the weights [fan_in, fan_out] and the bias [fan_out] of each layer, as views of a flat vector, (parameters,).
 
-        The vector is the concatenation of w, row by row, and b of the first layer, then those of the second layer, etc.
+        The vector contains w (in row-major order) and b of the first layer, followed by w and b of the second layer, etc.
         """
         views, start = [], 0
         for layer in self.layers:
@@ -183,9 +189,10 @@ class Network:
         return views
 
     def initial_parameters(self, seed: int, dtype: npt.DTypeLike = np.float32) -> FloatArray:
-        """Return initial parameters, (parameters,) of `dtype`.
+        """Return the initial parameters as a vector, (parameters,) of `dtype`.
 
-        They are drawn in float64 from the stream "weights" of `philox.generator`, with one counter per layer. Biases are 0.
+        The weights are drawn in float64 from the stream "weights" of `philox.generator`, with the layer index as the counter.
+        Biases are 0.
         """
         vector = np.zeros(self.parameters, np.float64)
         name, _, text = self.init.partition(":")
@@ -198,7 +205,7 @@ class Network:
 
 
 def canonical_init(text: str) -> str:
-    """Return "name" or "name:scale" with the name as in `INITIALIZERS` or `ALIASES`; raise ConfigError if it is unknown.
+    """Return "name" or "name:scale" with the name as spelled in `INITIALIZERS` or `ALIASES`; raise ConfigError if unknown.
 
     >>> canonical_init("Kaiming_Uniform"), canonical_init("Normal:0.1")
     ('he-uniform', 'normal:0.1')
@@ -208,11 +215,11 @@ def canonical_init(text: str) -> str:
 
 
 def per_layer(what: str, given: Any, hidden: int) -> tuple[Any, ...]:
-    """Return a setting for each hidden layer, from one for all or a sequence with one per layer."""
+    """Return one value per hidden layer. `given` is either one value for all hidden layers, or a sequence of values."""
     if isinstance(given, (str, Real)):
         return (given,) * hidden
     values = tuple(given)
     if len(values) != hidden:
-        message = f"{what} has {len(values)} values, but there are {hidden} hidden layers; give one, or one per layer"
+        message = f"{what} has {len(values)} values, but there are {hidden} hidden layers; give one value, or one per layer"
         raise ConfigError(message, settings=(what,))
     return values

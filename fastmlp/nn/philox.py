@@ -1,10 +1,10 @@
-"""Counter-based random numbers: Philox4x32-10 for dropout masks, named streams of NumPy's Philox for everything else.
+"""Counter-based random numbers: Philox4x32-10 for dropout masks, and NumPy's Philox generator for everything else.
 
-A dropout mask is a function of (seed, step, layer, row of the mini-batch, column). No generator state is stored or shared
-between threads, and every engine draws the same masks.
+A dropout mask is a function of (seed, step, layer, row of the mini-batch, column). Therefore no generator state is stored or
+shared between threads, and all engines generate the same masks.
 
-Initial weights, the order of rows, splits and augmentation are drawn in Python by NumPy's Philox generator, which is
-counter-based, too. `generator` has a stream for each use, so that no two uses share numbers.
+Initial weights, the order of rows, data splits and augmentation are drawn with NumPy's Philox generator, which is also
+counter-based. Each of these uses has a separate stream, so that their random numbers are independent; see `generator`.
 
 Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011, section 3.3.
 """
@@ -28,14 +28,14 @@ STREAMS = {"weights": 0, "order": 1, "split": 2, "augment": 3}
 
 
 def philox_round(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> tuple[Any, Any, Any, Any]:
-    """One round of `philox4x32`."""
+    """Compute one round of `philox4x32`."""
     product_0 = MULTIPLIER_0 * c0
     product_1 = MULTIPLIER_1 * c2
     return (product_1 >> SHIFT32) ^ c1 ^ k0, product_1 & MASK32, (product_0 >> SHIFT32) ^ c3 ^ k1, product_0 & MASK32
 
 
 def philox4x32(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> tuple[Any, Any, Any, Any]:
-    """Return four random 32-bit numbers for a counter (c0..c3) and a key (k0, k1), all as uint64, arrays or scalars."""
+    """Return four random 32-bit numbers for a counter (c0 to c3) and a key (k0, k1). All are uint64 scalars or arrays."""
     for _ in range(ROUNDS):
         c0, c1, c2, c3 = philox_round(c0, c1, c2, c3, k0, k1)
         k0 = (k0 + WEYL_0) & MASK32
@@ -44,14 +44,15 @@ def philox4x32(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> tuple[An
 
 
 def drop_threshold(rate: float) -> np.uint64:
-    """Return the threshold of the 32-bit random numbers below which units are dropped: rate x 2^32, rounded."""
+    """Return round(rate * 2^32); units whose 32-bit random number is below this threshold are dropped."""
     return np.uint64(round(rate * 2**32))
 
 
 def keep_mask(seed: int, step: int, layer: int, rows: int, columns: int, rate: float) -> npt.NDArray[np.bool_]:
     """Return the dropout mask of a layer for a mini-batch, (rows, columns) bool, True for units that are kept.
 
-    Column j of row r uses number j mod 4 of the counter (j div 4, r, layer, step) with the key `seed`.
+    The random number for row r and column j is output j % 4 of `philox4x32` for the counter (j // 4, r, layer, step) and the
+    64-bit key `seed`.
 
     >>> keep_mask(0, 0, 0, 1000, 64, 0.25).mean().round(2)
     np.float64(0.75)
@@ -67,22 +68,22 @@ def keep_mask(seed: int, step: int, layer: int, rows: int, columns: int, rate: f
 
 
 class Key(np.random.bit_generator.ISeedSequence):
-    """Key for NumPy's Philox. With the argument `key=`, NumPy would read entropy from the system, and discard it."""
+    """Seed sequence that sets the key of NumPy's Philox. `Philox(key=...)` would needlessly read entropy from the system."""
 
     def __init__(self, *words: int) -> None:
         self.words = np.array(words, np.uint64)  # without a dtype, NumPy would convert large seeds to float64
 
     def generate_state(self, n_words: int, dtype: npt.DTypeLike = np.uint64) -> npt.NDArray[Any]:
-        """Return the key, two 64-bit numbers."""
+        """Return the key as two 64-bit numbers."""
         return self.words
 
 
 def generator(seed: int, stream: str, *counter: int) -> np.random.Generator:
-    """Return a NumPy generator for a stream in `STREAMS`; `counter`, at most two numbers, is for example the epoch or layer.
+    """Return a NumPy generator for a stream in `STREAMS`; `counter` is at most two numbers, such as the epoch or the layer.
 
     >>> generator(1, "order", 5).permutation(4).tolist() == generator(1, "order", 5).permutation(4).tolist()
     True
     """
     high = np.array([0, 0, *counter, 0, 0][:4], np.uint64)
-    key: Any = Key(seed, STREAMS[stream])  # NumPy accepts any ISeedSequence, but its annotations do not say so
+    key: Any = Key(seed, STREAMS[stream])  # NumPy's annotations do not allow all ISeedSequences
     return np.random.Generator(np.random.Philox(key, counter=high))

@@ -1,4 +1,4 @@
-"""Scaling of features, (x - shift) * factor, which is stored with the model. See data/scaling.py for fitting it to data."""
+"""Feature scaling, (x - shift) * factor. It is stored with the model; data/scaling.py fits it to data."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ SCALINGS = ("none", "unit", "symmetric", "zscore", "zscore-global")  # see data.
 
 @dataclass(frozen=True, eq=False)
 class Scaling:
-    """Scaling of inputs: (x - shift) * factor per feature, two float32 operations.
+    """Feature scaling, (x - shift) * factor for each feature, computed in float32.
 
     Parameters
     ----------
-    kind : a name in `SCALINGS`
-    shift, factor : (features,) float32
+    kind : name of the scaling, from `SCALINGS`
+    shift, factor : one value per feature, (features,) float32
 
     Raises
     ------
-    DataError : an unknown kind, or invalid arrays (from a damaged model file)
+    DataError : `kind` is unknown, or the arrays are invalid (for example because the model file is damaged)
     """
 
     kind: str
@@ -39,10 +39,10 @@ class Scaling:
                 given = f"{array.dtype} {array.shape}, shift has {self.shift.shape}"
                 raise DataError(f"scaling {name} must be (features,) float32, but is {given}")
             if not np.isfinite(array).all():
-                raise DataError(f"scaling {name} holds values that are not finite; fit it again")
+                raise DataError(f"scaling {name} contains values that are not finite; fit the scaling again")
 
     def apply(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Return a scaled copy of x (n, features), float32; raise DataError if the number of features differs.
+        """Return a scaled copy of x (n, features) in float32; raise DataError if the number of features differs.
 
         >>> scaling = Scaling("symmetric", np.float32([127.5, 127.5]), np.float32([1 / 127.5, 1 / 127.5]))
         >>> scaling.apply(np.array([[0, 255]], np.uint8)).tolist()
@@ -50,11 +50,11 @@ class Scaling:
         """
         if x.ndim != 2 or x.shape[1] != len(self.shift):
             raise DataError(f"scaling was fitted on {len(self.shift)} features, but the data has shape {x.shape}")
-        scaled = x.astype(np.float32)  # in place from here: (x.astype(float32) - shift) * factor
+        scaled = x.astype(np.float32)  # a copy, so that the operations below can work in place
         scaled -= self.shift
         scaled *= self.factor
         return scaled
 
     def to_arrays(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Return the arrays by name; `Scaling(kind, **arrays)` is an equal scaling."""
+        """Return a dict of the arrays; `Scaling(kind, **arrays)` creates an equal scaling."""
         return {"shift": self.shift, "factor": self.factor}

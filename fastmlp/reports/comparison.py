@@ -22,24 +22,26 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.float64]
 INKS = tuple(color for color in COLORS if color != "#F0E442")  # yellow lines are hardly visible on white
 DASHES: tuple[Any, ...] = ("-", (0, (6, 1.4)), (0, (2.6, 1.2)), (0, (7, 1.2, 1.4, 1.2)))
-FEW = 30  # up to this many epochs, each is drawn with a marker
-MANY = 100  # with more epochs, the curve is a running median over the pale raw values
+FEW = 30  # curves with at most this many epochs have a marker for each epoch
+MANY = 100  # curves with more epochs than this are running medians, with the raw values in a paler colour
 SMOOTHED = 40  # window of the running median: the number of epochs divided by this
-BEGINNING = 5  # the first 1/5 of each curve is ignored for the axis limits …
-FLATTENED = 1.5  # … if including it would make the range of values this many times larger
+# The axis limits do not include the first 1/BEGINNING of each curve if this would make the range of values more than
+# FLATTENED times larger.
+BEGINNING = 5
+FLATTENED = 1.5
 NEAR = 0.03  # published values closer than this fraction of the axis height are drawn next to each other
 
 
 class Curve(NamedTuple):
-    """One run in a panel.
+    """The curve of one run in a panel.
 
     Parameters
     ----------
-    label : its name in the legend
-    place : its index among the compared runs, which selects the same colour and dashes in every panel
-    history : a dict per epoch with `epoch` and `val_loss` or `val_accuracy`; None for values that are not finite
-    best_epoch : the epoch whose weights were kept, or None
-    published : published value of the panel's metric, or None
+    label : name of the run in the legend
+    place : index of the run, which determines the colour and the dashes of its curves in all panels
+    history : one dict per epoch with `epoch` and `val_loss` or `val_accuracy`; values that are not finite are None
+    best_epoch : epoch whose weights were kept, or None
+    published : published value of the metric shown in the panel, or None
     """
 
     label: str
@@ -50,7 +52,7 @@ class Curve(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """Curves of one metric: `figure` is "accuracy" or "loss"; the heading may be empty."""
+    """A panel with the curves of one metric: `figure` is the metric, "accuracy" or "loss"; `heading` may be empty."""
 
     heading: str
     figure: str
@@ -58,11 +60,11 @@ class Panel(NamedTuple):
 
 
 def plot_comparison(panels: Sequence[Panel], path: Path, title: str) -> None:
-    """Write a PNG with the panels next to each other and one legend; all panels must use the same labels.
+    """Write a PNG file with the panels side by side and one legend for all panels.
 
-    A dot marks the best epoch of each curve, and a triangle at the right edge, in the curve's colour, the published value.
-    The start of the curves is cut off where it would compress the rest. Runs of more than 100 epochs are drawn as a running
-    median over the pale raw values.
+    A run must have the same label in all panels. A dot marks the best epoch of each run. A triangle at the right edge, in the
+    colour of the run, marks the published value. The start of the curves is cut off if it would compress the rest. For runs of
+    more than 100 epochs, a running median is drawn on top of the raw values, which have a paler colour.
 
     Raises
     ------
@@ -131,7 +133,10 @@ def _values(curve: Curve, figure: str) -> Array:
 
 
 def _median(values: Array) -> Array:
-    """Return the running median if there are more than MANY values; windows are symmetric, so shorter at both ends."""
+    """Return the running median of the values, or the values themselves if there are at most MANY of them.
+
+    The windows are symmetric and therefore become shorter at both ends.
+    """
     count = len(values)
     half = count // SMOOTHED // 2 if count > MANY else 0
     reach = [min(half, at, count - 1 - at) for at in range(count)]
@@ -140,7 +145,7 @@ def _median(values: Array) -> Array:
 
 
 def _scale(axes: Axes, figure: str, shown: Sequence[Array], published: Sequence[float]) -> None:
-    """Set axis limits that include the curves, but not their start where it would compress the rest."""
+    """Set the limits of the y-axis. They exclude the start of the curves if it would compress the rest."""
     late = np.concatenate([values[len(values) // BEGINNING :] for values in shown] + [np.array(published)])
     whole = np.concatenate([*shown, late])
     late, whole = (late[np.isfinite(late)], whole[np.isfinite(whole)])
@@ -159,7 +164,7 @@ def _scale(axes: Axes, figure: str, shown: Sequence[Array], published: Sequence[
 
 
 def _mark_published(axes: Axes, given: Sequence[tuple[int, float]]) -> None:
-    """Draw a triangle at the right edge for each (place, value); nearly equal values are drawn next to each other."""
+    """Draw a triangle at the right edge for each (place, value). The triangles of nearly equal values are side by side."""
     bottom, top = axes.get_ylim()
     for number, (place, value) in enumerate(given):
         before = sum(abs(value - other) < NEAR * (top - bottom) for _, other in given[:number])

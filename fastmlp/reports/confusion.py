@@ -1,4 +1,4 @@
-"""Plots of confusion matrices: of a final result, and over the epochs."""
+"""Plot the confusion matrix of a final result, and the accuracy and confusion matrices of the classes over the epochs."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ def plot_confusion(
     path: str | os.PathLike[str],
     title: str = "Confusion matrix",
 ) -> None:
-    """Write a PNG of a confusion matrix: one row per true class, each cell coloured by its fraction of the row.
+    """Write a PNG file of a confusion matrix. The colour of each cell shows its count as a fraction of the row sum.
 
     Parameters
     ----------
-    confusion : (k, k) counts, rows true, columns predicted; written into the cells for at most 25 classes
-    classes : k names; long names are truncated
+    confusion : (k, k) counts, with one row per true class and one column per predicted class. For at most 25 classes, the
+        counts are written into the cells.
+    classes : k class names; long names are truncated
     path : file to write; it is replaced atomically
-    title : title; the accuracy and the number of rows are appended
+    title : title of the figure, to which the accuracy and the number of rows are appended
 
     Raises
     ------
@@ -61,25 +62,25 @@ def plot_confusion(
 
 
 def _confusion_figure(counts: NDArray[np.int64], names: Sequence[str], title: str) -> Figure:
-    """Return a figure of the matrix with labels, counts where they fit, and a colour bar; counts (k, k)."""
+    """Return a figure of the confusion matrix `counts` (k, k) with class names and a colour bar, and counts if they fit."""
     from matplotlib.colors import PowerNorm
-    from rich.cells import cell_len  # 2 for wide characters, such as Chinese
+    from rich.cells import cell_len  # counts wide characters, such as Chinese ones, twice
 
     k, total = len(counts), int(counts.sum())
-    side = max(3.6, 0.45 * k) if k <= MOST_CLASSES else min(11.0, 0.2 * k + 3)  # side of the matrix, inches
-    cell = 72 * side / k  # points
+    side = max(3.6, 0.45 * k) if k <= MOST_CLASSES else min(11.0, 0.2 * k + 3)  # side of the matrix, in inches
+    cell = 72 * side / k  # side of a cell, in points
     if total:
         title += f": accuracy {np.trace(counts) / total:.4f}, {total:,} rows"
-    font = float(np.clip(0.8 * cell, 5, 9))  # font size of the names, points
+    font = float(np.clip(0.8 * cell, 5, 9))  # font size of the names, in points
     longest = max(cell_len(name) for name in names) * 0.62 * font
     figure = new_figure(side + longest / 72 + 2, side + longest / 72 + 1.2, title)
     axes = figure.add_subplot()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    # the square root makes small fractions visible: confusions of 1 % matter
+    # The colour depends on the square root of the fraction, so that fractions as small as 1 % are visible.
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
     if k <= MOST_CLASSES:
         _write_counts(axes, counts, image.to_rgba(shares), cell)
-    places = range(0, k, math.ceil(1.2 * font / cell))  # with many classes, only every few get a label
+    places = range(0, k, math.ceil(1.2 * font / cell))  # with many classes, only every n-th is labelled
     labels = [names[i] for i in places]
     axes.set_xticks(places, labels, fontsize=font, parse_math=False)
     axes.set_yticks(places, labels, fontsize=font, parse_math=False)
@@ -89,24 +90,24 @@ def _confusion_figure(counts: NDArray[np.int64], names: Sequence[str], title: st
     axes.set_ylabel("true")
     bar = figure.colorbar(image, cax=axes.inset_axes((1 + 0.15 / side, 0, 0.16 / side, 1)))
     bar.set_ticks([0, 0.01, 0.05, 0.2, 0.5, 1], labels=["0", "1 %", "5 %", "20 %", "50 %", "100 %"])
-    bar.set_label("share of the true class")
+    bar.set_label("fraction of the true class")
     return figure
 
 
 def _tilt(labels: Sequence[Text], degrees: int) -> None:
-    """Rotate the labels below an axis so that each ends at its tick."""
+    """Rotate the labels below an axis so that the end of each label is at its tick."""
     for label in labels:
         label.set(rotation=degrees, ha="right", va="top" if degrees == 45 else "center", rotation_mode="anchor")
 
 
 def _write_counts(axes: Axes, counts: NDArray[np.int64], colors: NDArray[np.float64], cell: float) -> None:
-    """Write counts (k, k) into cells of these colours (k, k, 4), in black or white, whichever has more contrast."""
+    """Write the counts (k, k) into cells with the given colours (k, k, 4), in black or white, whichever has more contrast."""
     digits = len(str(counts.max()))
     size = min(10.0, 0.85 * cell / (0.64 * digits))
     for (i, j), count in np.ndenumerate(counts):
         ink = GREY if count == 0 else _readable(colors[i, j])
         text = axes.text(j, i, str(count), ha="center", va="center", color=ink, fontsize=size)
-        text.set_in_layout(False)  # the font size keeps it inside its cell
+        text.set_in_layout(False)  # the font size ensures that the text fits its cell
 
 
 def _readable(color: NDArray[np.float64]) -> str:
@@ -116,13 +117,13 @@ def _readable(color: NDArray[np.float64]) -> str:
 
 
 def plot_classes(measured: Sequence[Mapping[str, Any]], classes: Sequence[str], path: Path) -> None:
-    """Write a PNG of the accuracy of each class over the epochs, with the confusion matrices of up to 5 epochs.
+    """Write a PNG file with the accuracy of each class over the epochs, and the confusion matrices of up to 5 epochs.
 
     Parameters
     ----------
-    measured : a dict per evaluated epoch: `epoch`, and the result of `metrics.classification_metrics` under the name of
-        the split, "validation" or else "train"; the accuracy of a class is its recall
-    classes : names; the first 25 are drawn as curves, except those without rows in the split
+    measured : one dict per evaluated epoch with the keys `epoch` and "validation" (or "train", without a validation split).
+        The latter holds the result of `metrics.classification_metrics`. The accuracy of a class is its recall.
+    classes : class names; only the first 25 classes have curves, and classes without rows in the split have none
     path : file to write; it is replaced atomically
 
     Raises
@@ -153,7 +154,7 @@ def plot_classes(measured: Sequence[Mapping[str, Any]], classes: Sequence[str], 
 
 
 def _small_matrix(axes: Any, row: Mapping[str, Any], part: str, first: bool) -> None:
-    """Draw a confusion matrix without counts; axes are class indices, colours the fraction of the true class."""
+    """Draw a confusion matrix without counts. The axes show class indices, and the colours the fraction of the true class."""
     from matplotlib.colors import PowerNorm
     from matplotlib.ticker import MaxNLocator
 

@@ -1,4 +1,4 @@
-"""Plots of loss and accuracy per epoch of one run."""
+"""Plot the loss and the accuracy of one run per epoch."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ def plot_curves(
     path: str | os.PathLike[str],
     title: str = "Training",
 ) -> None:
-    """Write a PNG of loss and accuracy per epoch, for training and validation, with the best epoch marked.
+    """Write a PNG file of the training and validation loss and accuracy per epoch, with the best epoch marked.
 
-    Values of None (not measured, or the accuracy of a regression) are skipped; NaN and infinity interrupt the
-    curve and are drawn as a cross at the upper edge. Losses that span decades get a logarithmic axis.
+    Values that are None, such as the accuracy of a regression, are skipped. NaN and infinity interrupt the curve and are
+    marked by a cross at the upper edge. The axis of the loss is logarithmic if the largest loss is at least 50 times the
+    smallest.
 
     Parameters
     ----------
-    history : a dict per epoch with `epoch` and any of `loss`, `accuracy`, `val_loss`, `val_accuracy`, and `steps`: dicts
-        with the same keys for evaluations within the epoch, whose `epoch` is fractional
+    history : one dict per epoch with `epoch` and any of `loss`, `accuracy`, `val_loss` and `val_accuracy`. Its optional item
+        `steps` is a list of dicts with the same keys for evaluations within the epoch, where `epoch` is a fractional number.
     best_epoch : epoch whose weights were kept, or None
     path : file to write; it is replaced atomically
     title : title of the figure
@@ -54,7 +55,7 @@ def plot_curves(
 
 
 def _curves_figure(history: Sequence[Mapping[str, Any]], best_epoch: int | None, title: str) -> Figure:
-    """Return a figure with a panel for the loss, one for the accuracy if it was measured, and a legend below."""
+    """Return a figure with a panel for the loss, a panel for the accuracy if it was measured, and a legend below."""
     keys = [key for key in ("loss", "accuracy") if key == "loss" or _measured(history, key)]
     figure = new_figure(1.0 + 4.6 * len(keys), 4.2, title)
     handles: dict[str, Any] = {}
@@ -65,7 +66,7 @@ def _curves_figure(history: Sequence[Mapping[str, Any]], best_epoch: int | None,
         if history:
             _draw_panel(axes, history, key, best_epoch)
         else:
-            axes.text(0.5, 0.5, "no epoch was finished", ha="center")
+            axes.text(0.5, 0.5, "no epoch was completed", ha="center")
             axes.set_axis_off()
         lines, labels = axes.get_legend_handles_labels()
         handles.update(zip(labels, lines, strict=True))

@@ -1,4 +1,4 @@
-"""Plots of the filters and feature maps of a layer, a projection of features, and the most confident mistakes."""
+"""Plot the filters and feature maps of a layer, a projection of features, and the most confident mistakes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fastmlp.reports.style import COLORS, GREY, MARKERS, class_legend, new_figur
 from fastmlp.reports.text import short_name
 
 Array = npt.NDArray[Any]
-MOST_TILES = 64  # filters or feature maps in a figure
-MOST_POINTS = 3000  # points of a projection
+MOST_TILES = 64  # maximum number of filters or feature maps in a figure
+MOST_POINTS = 3000  # maximum number of points in a projection
 SHEET = (4, 6)  # rows and columns of the grid of mistakes
-LONGEST_NAME = 14  # characters of a class name above a mistake
+LONGEST_NAME = 14  # maximum number of characters of a class name above a mistake
 
 
 def plot_filters(filters: Array, path: Path, title: str) -> None:
-    """Write a PNG of the filters (n, height, width) of a layer, all on the same scale; mid-grey is zero."""
+    """Write a PNG file of the filters (n, height, width) of a layer. All have the same scale, in which zero is mid-grey."""
     bound = float(np.abs(filters).max()) or 1.0
     with own_style():
         figure = _tiles(
@@ -31,7 +31,7 @@ def plot_filters(filters: Array, path: Path, title: str) -> None:
 
 
 def plot_maps(image: Array, maps: Array, path: Path, title: str) -> None:
-    """Write a PNG of an image (height, width[, 3]), 0 to 255, and its feature maps (n, height, width) after ReLU."""
+    """Write a PNG file of an image (height, width[, 3]) with values 0 to 255, and its feature maps (n, height, width)."""
     with own_style():
         figure = _tiles(
             maps[:MOST_TILES],
@@ -46,9 +46,9 @@ def plot_maps(image: Array, maps: Array, path: Path, title: str) -> None:
 
 
 def plot_projection(features: Array, labels: Array, classes: Sequence[str], path: Path, title: str) -> None:
-    """Write a PNG of features (n, width) projected on their first two principal components, coloured by class (n,).
+    """Write a PNG file of features (n, width) projected onto their first two principal components, coloured by label (n,).
 
-    At most 3,000 rows, chosen at random with a fixed seed, are drawn.
+    At most 3,000 rows are drawn. They are chosen at random with a fixed seed.
     """
     chosen = np.random.default_rng(0).permutation(len(features))[:MOST_POINTS]
     points, shares = principal(features[chosen])
@@ -77,16 +77,16 @@ def plot_projection(features: Array, labels: Array, classes: Sequence[str], path
 def plot_mistakes(
     images: Array, truth: Array, predicted: Array, probability: Array, classes: Sequence[str], path: Path, title: str
 ) -> None:
-    """Write a PNG of the 24 misclassified images with the highest predicted probability.
+    """Write a PNG file of the 24 misclassified images with the highest predicted probability.
 
     Parameters
     ----------
     images : (n, height, width) or (n, height, width, 3), 0 to 255
     truth, predicted : (n,) class indices
     probability : (n,) probability of the predicted class
-    classes : names by class index
+    classes : class names
     path : file to write; it is replaced atomically
-    title : title; the number of mistakes is appended
+    title : title of the figure, to which the number of mistakes is appended
     """
     wrong = np.flatnonzero(truth != predicted)
     worst = wrong[np.argsort(-probability[wrong], kind="stable")][: SHEET[0] * SHEET[1]]
@@ -108,8 +108,8 @@ def plot_mistakes(
 def principal(features: Array) -> tuple[Array, Array]:
     """Return the scores (n, 2) of the first two principal components, and their explained variance ratios (2,).
 
-    They are computed by a singular value decomposition of the centred features. Signs are chosen so that the coordinate of
-    largest magnitude is positive.
+    They are computed by a singular value decomposition of the centred features. The sign of each component is chosen so that
+    the score with the largest magnitude is positive.
     """
     centred = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
     u, s, _ = np.linalg.svd(centred, full_matrices=False)
@@ -125,7 +125,10 @@ def _shown(count: int) -> str:
 
 
 def _tiles(tiles: Array, title: str, scale: str, first: Array | None = None, **style: Any) -> Any:
-    """Return a nearly square grid of `first`, if given, and tiles (n, height, width), with a colour bar labelled `scale`."""
+    """Return a figure with a nearly square grid of the tiles (n, height, width), and a colour bar labelled `scale`.
+
+    If the image `first` is given, it is shown before the tiles.
+    """
     count = len(tiles) + (first is not None)
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)

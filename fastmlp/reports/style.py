@@ -1,8 +1,9 @@
-"""Style of all figures, and how they are saved.
+"""The style of all figures, and a function that saves figures.
 
 Figures use matplotlib's object-oriented interface (Figure and the Agg canvas) instead of pyplot, so they need no display and
-leave no figure open in the user's session. The user's matplotlibrc does not affect them, and the same input gives the same
-bytes. Colours are Okabe and Ito's (jfly.uni-koeln.de/color), which remain distinct in colour blindness and in greyscale.
+leave no figure open in the user's session. The user's matplotlibrc does not affect them, and the same input always gives
+identical files. Source of the colours: Okabe and Ito (jfly.uni-koeln.de/color); people with colour blindness can distinguish
+them, and they differ in greyscale.
 """
 
 from __future__ import annotations
@@ -28,17 +29,21 @@ if TYPE_CHECKING:
 DPI = 150
 PADDING = 0.1  # inches around a figure
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#8A8A8A"
-LOG_FROM = 50  # losses get a logarithmic axis if max >= LOG_FROM * min
-# For class names in scripts that matplotlib's DejaVu Sans lacks.
+LOG_FROM = 50  # the axis of the loss is logarithmic if max >= LOG_FROM * min
+# Fallback fonts for class names in scripts that are missing from DejaVu Sans, the default font of matplotlib.
 FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "PingFang SC", "Microsoft YaHei", "Malgun Gothic")
-# Okabe and Ito's colours, then two more that differ from them; with more classes they repeat with another marker.
+# Okabe and Ito's colours, followed by two more that differ from them. If there are more classes than colours, the colours are
+# used again with another marker.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000", "#7A5195", "#8C613C")
 MARKERS = "os^Dv"
 
 
 @contextlib.contextmanager
 def own_style() -> Iterator[None]:
-    """Context manager for matplotlib's defaults instead of the user's; missing glyphs become boxes, without a warning."""
+    """Context manager that replaces the user's matplotlib settings with the defaults.
+
+    Characters that no font contains are drawn as boxes, without a warning.
+    """
     import matplotlib
     from matplotlib.font_manager import get_font_names
 
@@ -62,10 +67,11 @@ def new_figure(width: float, height: float, title: str) -> Figure:
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure as PNG, without matplotlib's version in its metadata, so equal figures are equal files.
+    """Write a figure as a PNG file without matplotlib's version in its metadata, so that equal figures give identical files.
 
-    The layout is computed once; otherwise every drawing would repeat it. The bounding box includes labels that the layout
-    does not account for, next to a matrix that must stay square; bbox_inches="tight" would cost a further drawing.
+    The layout is computed once and then disabled, because matplotlib would compute it again each time it draws the figure. The
+    bounding box includes labels that the layout does not account for, such as those of a confusion matrix, which must stay
+    square. It is computed here because bbox_inches="tight" would draw the figure once more.
 
     Raises
     ------
@@ -82,7 +88,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
 
 
 def epoch_axis(axes: Axes, first: int, last: int) -> None:
-    """Set integer ticks for epochs, and a light grid behind the curves."""
+    """Set the limits and integer ticks of an axis of epochs, and draw a light grid behind the curves."""
     from matplotlib.ticker import MaxNLocator
 
     margin = max(0.5, 0.02 * (last - first))
@@ -94,7 +100,7 @@ def epoch_axis(axes: Axes, first: int, last: int) -> None:
 
 
 def scale_loss(axes: Axes, values: NDArray[np.float64]) -> None:
-    """Set a logarithmic axis with plain numbers if the values (n,) are positive and span decades."""
+    """Make the y-axis logarithmic, with plain numbers as labels, if all values are positive and max >= LOG_FROM * min."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     if values.size == 0 or values.min() <= 0 or values.max() < LOG_FROM * values.min():
@@ -107,7 +113,11 @@ def scale_loss(axes: Axes, values: NDArray[np.float64]) -> None:
 
 
 def class_legend(figure: Any, shown: Sequence[Any], classes: Sequence[str], **style: Any) -> None:
-    """Add a legend of all classes. Names are set later: matplotlib skips labels starting with "_" and parses "$" as math."""
+    """Add a legend of all classes.
+
+    The names are set after the legend has been created, because `Figure.legend` skips labels that start with "_" and parses
+    "$" as math.
+    """
     legend = figure.legend(shown, ["class"] * len(shown), loc="outside right upper", frameon=False, **style)
     for text, name in zip(legend.get_texts(), classes, strict=True):
         text.set(text=short_name(name), parse_math=False)

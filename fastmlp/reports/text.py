@@ -1,4 +1,4 @@
-"""Results as text: the table that `train` prints, the classification report, and the list of predictions."""
+"""Results as text: the table that `fastmlp train` prints, the classification report, and the list of predictions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 import numpy.typing as npt
 
-MOST_CLASSES = 25  # with more, the table is truncated, and the cells of the confusion matrix are too small for counts
+MOST_CLASSES = 25  # with more classes, the table is truncated and the confusion matrix is drawn without counts
 LONGEST_NAME = 28
 REPORT_NAME = "report.txt"
 PREDICTIONS_NAME = "predictions.txt"
@@ -32,9 +32,10 @@ def short_name(name: str, longest: int = LONGEST_NAME) -> str:
 
 
 def print_result(result: Mapping[str, Any], stream: TextIO | None = None) -> None:
-    """Print `result_table` to a text stream (None: stdout); headings are bold on a terminal unless NO_COLOR is set.
+    """Print the table of `result_table` to a text stream, by default stdout.
 
-    Characters that the stream cannot encode are printed as question marks, so a class name cannot make a finished run fail.
+    On a terminal, headings are bold unless NO_COLOR is set. Characters that the stream cannot encode are printed as question
+    marks, so that an unusual class name does not cause an error at the end of a run.
 
     Examples
     --------
@@ -50,19 +51,20 @@ def print_result(result: Mapping[str, Any], stream: TextIO | None = None) -> Non
 
 
 def result_table(result: Mapping[str, Any], *, color: bool = False) -> str:
-    """Return a short table of the results of a run, for people; programs read result.json.
+    """Return a short table of the results of a run for human readers; result.json contains all results for programs.
 
     Parameters
     ----------
     result : content of `result.json`: any of `data`, `network`, `test` and `validation` (metrics or None),
         `epochs`, `best_epoch`, `seconds_per_epoch`, `gflops`, `parameters`, `backend`, `threads`, `seed`,
-        `out`, and `cnn`, the metrics of the CNN that computed the features; absent keys are omitted, None is shown as -
-    color : bold headings, by terminal escape codes
+        `out`, and `cnn`, the metrics of the CNN that extracted the features. Absent keys are omitted from the table; None is
+        shown as "-".
+    color : whether to print headings in bold by means of terminal escape codes
 
     Returns
     -------
     str
-        Lines without a final newline: metrics, then a row per class (at most 25) of the test split.
+        The table without a final newline: the metrics, then one line per class of the test split, for at most 25 classes.
 
     Examples
     --------
@@ -117,7 +119,7 @@ def _summary(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _class_table(test: Mapping[str, Any], color: bool) -> Iterator[str]:
-    """Yield the lines of the table: heading, classes, averages."""
+    """Yield the lines of the table of classes: the heading, one line per class, and the averages."""
     from rich.cells import cell_len
 
     rows = [{**row, "class": short_name(row["class"])} for row in test["per_class"]]
@@ -139,7 +141,7 @@ def _class_table(test: Mapping[str, Any], color: bool) -> Iterator[str]:
 
 
 def _number(value: Any, form: str) -> str:
-    """Return a formatted value; - for None."""
+    """Return the formatted value, or "-" for None."""
     return "-" if value is None else format(value, form)
 
 
@@ -150,7 +152,7 @@ def _bold(text: str, color: bool) -> str:
 def classification_report(figures: Mapping[str, Any], digits: int = 2) -> str:
     """Return the text of `sklearn.metrics.classification_report` for a result of `metrics.classification_metrics`.
 
-    Unlike in scikit-learn, characters of names that are not printable, such as line breaks, become question marks.
+    Unlike in scikit-learn, unprintable characters in class names, such as line breaks, are replaced with question marks.
 
     >>> import numpy as np
     >>> from fastmlp.models.metrics import classification_metrics
@@ -182,7 +184,7 @@ def classification_report(figures: Mapping[str, Any], digits: int = 2) -> str:
 
 
 def predictions_text(truth: npt.NDArray[Any], predicted: npt.NDArray[Any], figures: Mapping[str, Any]) -> str:
-    """Return the loss, the accuracy, and a line `true,predicted` of class indices for each row, in the order of the rows.
+    """Return a text with the loss, the accuracy, and one line `true,predicted` with two class indices for each row.
 
     >>> import numpy as np
     >>> print(predictions_text(np.array([9, 2]), np.array([9, 4]), {"loss": 0.75, "accuracy": 0.5}))

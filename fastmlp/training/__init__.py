@@ -1,4 +1,4 @@
-"""Training of one model, or of many at once."""
+"""Training of one model, or of many models concurrently."""
 
 from __future__ import annotations
 

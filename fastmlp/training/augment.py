@@ -1,6 +1,6 @@
-"""Random augmentation of training images: mirroring and shifting, redrawn every epoch.
+"""Random augmentation of training images: horizontal flips and shifts, drawn again in every epoch.
 
-The augmentation of convolutional networks is in their own package.
+It is used for multi-layer perceptrons. The package fastmlp.cnn implements the augmentation for convolutional networks.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ Shape = tuple[int, int, int]  # height, width, channels
 
 
 class Augmentation(NamedTuple):
-    """The random transformations of the images of an epoch, in the order of its rows.
+    """The random transformations of all images in an epoch, in the order in which they are trained on.
 
     Parameters
     ----------
-    mirrored : (n,) bool, images that are mirrored left to right, before they are shifted
-    offsets : (n, 2) int64, shifts in pixels, down and to the right
+    mirrored : (n,) bool, True for images that are flipped horizontally; the flip is applied before the shift
+    offsets : (n, 2) int64, number of pixels by which each image is shifted down and to the right
     """
 
     mirrored: npt.NDArray[np.bool_]
     offsets: npt.NDArray[np.int64]
 
     def select(self, start: int, end: int) -> Augmentation:
-        """The transformations of the images from `start` to before `end`."""
+        """Return the transformations of the images in the slice `start:end`."""
         return Augmentation(self.mirrored[start:end], self.offsets[start:end])
 
 
 def sample_augmentation(seed: int, epoch: int, images: int, flip: float, shift: int) -> Augmentation:
-    """Draw the transformations of an epoch.
+    """Draw the random transformations for an epoch.
 
     Parameters
     ----------
-    seed, epoch : the result is a function of them
+    seed, epoch : the transformations differ between seeds and between epochs, and are reproducible
     images : number of images
-    flip : probability of mirroring
-    shift : largest shift in pixels; shifts are uniform from -`shift` to `shift` in each direction
+    flip : probability of a horizontal flip
+    shift : maximum shift in pixels; vertical and horizontal shifts are drawn uniformly from -`shift` to `shift`
 
     Examples
     --------
@@ -55,7 +55,7 @@ def sample_augmentation(seed: int, epoch: int, images: int, flip: float, shift: 
 
 
 def augment(x: Array, shape: Shape, augmentation: Augmentation) -> Array:
-    """Transform images (n, height * width * channels); the dtype is preserved, and pixels shifted in from outside are 0.
+    """Transform images (n, height * width * channels). The dtype is preserved. Shifted images are padded with 0.
 
     >>> augmentation = Augmentation(np.array([False, True]), np.array([[0, 1], [0, 0]]))
     >>> augment(np.array([[1, 2, 3], [1, 2, 3]]), (1, 3, 1), augmentation).tolist()
@@ -69,7 +69,7 @@ def augment(x: Array, shape: Shape, augmentation: Augmentation) -> Array:
 
 
 def shift_images(images: Array, offsets: npt.NDArray[np.int64]) -> Array:
-    """Shift images (n, height, width, channels) by their offsets (n, 2): each is a window into its zero-padded image."""
+    """Shift images (n, height, width, channels) by `offsets` (n, 2). The result is a window into the zero-padded images."""
     count, height, width, _ = images.shape
     margin = int(np.abs(offsets).max())
     padded = np.pad(images, ((0, 0), (margin, margin), (margin, margin), (0, 0)))

@@ -1,9 +1,8 @@
-"""Many models at once: networks of different shapes, learning rates and seeds, trained on the same data in one process.
+"""Concurrent training of many models, for example with different sizes, learning rates and seeds, on the same data.
 
-Each model is trained by one thread, and threads do not wait for each other: kernels run without the interpreter lock. The
-results have the same bits as if `train` had trained each model alone. Between kernels Python needs some tenths of a
-millisecond per epoch, which only one thread can run at a time, so models whose epochs take a few milliseconds or less gain
-less from more threads.
+Each model is trained in one thread. Kernels release the global interpreter lock (GIL), so the threads run in parallel. The
+results are bit-identical to those of separate calls of `train`. The Python code between kernels takes some tenths of a
+millisecond per epoch and needs the GIL, so the speedup is smaller for models whose epochs take only a few milliseconds.
 """
 
 from __future__ import annotations
@@ -31,16 +30,16 @@ Result = TrainResult | Diverged
 EpochCallback = Callable[[int, EpochLog], None]
 ResultCallback = Callable[[int, Result], None]
 
-# Interval at which the waiting main thread lets Python run signal handlers.
+# While the main thread waits for a message, it wakes up at this interval, so that Python can run signal handlers.
 WAIT_SECONDS = 0.2
 
 
 class ManyInterrupted(KeyboardInterrupt):
-    """A signal ended the training of many models.
+    """Raised if a signal stopped `train_many`.
 
-    results : in the order of the jobs: finished models as in `train_many`, unfinished models with their best weights so far
-        (`stopped` is "interrupted"), None for models that were not started
-    signal : the signal's number
+    results : one entry per job: the result as returned by `train_many` if the model was finished, the result so far if it was
+        not (its `stopped` is "interrupted"), or None if it was not started
+    signal : number of the signal
     """
 
     def __init__(self, results: list[Result | None], signal: int) -> None:
@@ -50,7 +49,7 @@ class ManyInterrupted(KeyboardInterrupt):
         self.signal = signal
 
 
-def train_many(  # noqa: PLR0913 - as `train`
+def train_many(  # noqa: PLR0913 - keyword-only, with defaults
     jobs: Sequence[tuple[Network, Settings]],
     x: Features,
     y: npt.NDArray[Any],
@@ -65,30 +64,35 @@ def train_many(  # noqa: PLR0913 - as `train`
     progress: EpochCallback | None = None,
     finished: ResultCallback | None = None,
 ) -> list[Result]:
-    """Train many networks on the same data at once, each on one thread, with the same bits as by `train`.
+    """Train many networks concurrently on the same data, each in one thread.
 
-    The data are checked once and shared. Models with the most operations start first.
+    The results are bit-identical to those of `train`. The data are checked only once, and are shared by all threads. Models
+    that need the most floating-point operations are started first.
 
     Parameters
     ----------
-    jobs : a network and its settings for each model; `Settings.threads` is only used for predictions
-    x, y, validation, scaling, sample_weight, classes, image_shape : as for `train`, the same for all models
-    threads : number of models trained at the same time; None for one per core that this process may use
-    callbacks : of each job, as for `train`; called in the thread that trains the model
-    progress : called in the caller's thread with the index of a job and each new row of its history
-    finished : called in the caller's thread with the index of a job and its result, when it has ended, unless by a signal
+    jobs : network and settings of each model. `Settings.threads` only sets the number of threads for predictions with the
+        trained model.
+    x, y, validation, scaling, sample_weight, classes, image_shape : see `train`; the same for all models
+    threads : number of models that are trained at the same time; None for the number of CPU cores available to this process
+    callbacks : one sequence of callbacks per job, see `train`; they are called in the thread that trains the model
+    progress : function that is called after each epoch of a model with the index of the job and the last dict of its history;
+        called in the thread of the caller
+    finished : function that is called at the end of each training with the index of the job and its result, but not if a
+        signal stopped training; called in the thread of the caller
 
     Returns
     -------
-    list : in the order of `jobs`, the `TrainResult` of each model, or the `Diverged` error that `train` would have raised,
-        whose `training` has the epochs before. Other models continue.
+    list : one entry per job, in the order of `jobs`: the `TrainResult`, or the exception `Diverged` if training diverged. The
+        other models are trained to the end in this case.
 
     Raises
     ------
-    ConfigError, DataError : as from `train`, naming the job, before any model starts
-    ManyInterrupted : SIGINT or SIGTERM was received (in the main thread only); all models have ended
+    ConfigError, DataError : see `train`; the message contains the index of the job. Raised before any model is trained.
+    ManyInterrupted : SIGINT or SIGTERM was received (in the main thread only); raised after all threads have ended
 
-    Exceptions raised by `progress` or `finished`, and errors other than divergence, stop all models and are then raised again.
+    If `progress`, `finished` or a callback raises an exception, or training fails with an error other than divergence, all
+    models are stopped and the exception is raised in the thread of the caller.
 
     Examples
     --------
@@ -116,10 +120,10 @@ def train_tasks(
     progress: EpochCallback | None = None,
     finished: ResultCallback | None = None,
 ) -> list[Result]:
-    """Train the networks of `make_tasks`; parameters, result and errors as for `train_many`."""
-    threads = Settings(threads=threads).threads or available_cores()  # checks the value
+    """Train tasks from `make_tasks`. See `train_many` for the parameters, the return value and the exceptions."""
+    threads = Settings(threads=threads).threads or available_cores()  # `Settings` validates the value
     if callbacks is not None and len(callbacks) != len(tasks):
-        raise ConfigError(f"callbacks for {len(callbacks)} jobs, but there are {len(tasks)}; give a sequence for each")
+        raise ConfigError(f"callbacks has {len(callbacks)} sequences, but there are {len(tasks)} jobs; give one per job")
     compile_kernels(tasks)
     with Signals() as signals:
         pool = Pool(tasks, signals, progress, finished, callbacks)
@@ -131,7 +135,7 @@ def train_tasks(
 
 @contextmanager
 def naming(index: int) -> Iterator[None]:
-    """Add the index of the job to errors."""
+    """Add the index of the job to the messages of errors raised in this context."""
     try:
         yield
     except FastMLPError as error:
@@ -141,13 +145,13 @@ def naming(index: int) -> Iterator[None]:
 def make_tasks(
     jobs: Sequence[tuple[Network, Settings]], checked: Callable[[Network, np.dtype[Any]], TrainingData]
 ) -> list[Task]:
-    """Combine jobs with their data, which all networks of a dtype share.
+    """Create a task for each job. All tasks of the same dtype share their data.
 
-    checked : returns the data, checked for a network and an engine dtype; called once for each dtype
+    checked : function that checks the data for a network and a dtype and returns them; called once per dtype
 
     Raises
     ------
-    ConfigError, DataError : as from `train`, naming the job
+    ConfigError, DataError : see `train`; the message contains the index of the job
     """
     shared: dict[np.dtype[Any], TrainingData] = {}
     tasks = []
@@ -161,7 +165,7 @@ def make_tasks(
 
 
 def compile_kernels(tasks: list[Task]) -> None:
-    """Compile the kernels of all tasks, once per `kernel_key`, before the threads start, which would wait for each other."""
+    """Compile the kernels of all tasks, once per `kernel_key`. Otherwise threads would wait for each other to compile."""
     largest_first = sorted(range(len(tasks)), key=lambda index: tasks[index].cost, reverse=True)
     for index in {tasks[index].kernel_key: index for index in largest_first}.values():
         with naming(index), loop_for(tasks[index], threads=1) as loop:
@@ -169,9 +173,9 @@ def compile_kernels(tasks: list[Task]) -> None:
 
 
 class Pool:
-    """Threads that take tasks from a shared queue and train them.
+    """Pool of threads that take tasks from a shared iterator and train them.
 
-    results : of each task, None until it has ended
+    results : one entry per task; None until the training has ended
     """
 
     def __init__(
@@ -185,20 +189,20 @@ class Pool:
         self.tasks, self.signals, self.progress, self.finished = tasks, signals, progress, finished
         self.callbacks = callbacks or [()] * len(tasks)
         self.results: list[Result | None] = [None] * len(tasks)
-        # Shared by the threads: the interpreter lock makes `next` atomic.
+        # All threads use the same iterator, which is safe because the GIL makes `next` atomic.
         self.next = iter(sorted(range(len(tasks)), key=lambda index: tasks[index].cost, reverse=True))
         self.errors: list[BaseException] = []
-        # Rows for `progress`, results for `finished`, and None when a thread ends.
+        # Receives history entries for `progress`, results for `finished`, and None from each thread that ends.
         self.inbox: SimpleQueue[tuple[int, EpochLog | Result] | None] = SimpleQueue()
 
     def run(self, threads: int) -> None:
-        """Train all models; return or raise when all threads have ended."""
+        """Train all models. Return, or raise an exception, only after all threads have ended."""
         workers = [threading.Thread(target=self._work, name=f"fastmlp-model-{number}") for number in range(threads)]
         try:
             for worker in workers:
                 worker.start()
             self._watch(threads)
-        except BaseException:  # from `progress`, a second Ctrl-C, or if a thread cannot be started
+        except BaseException:  # an error in a callback, a second Ctrl-C, or a thread that cannot be started
             self.signals.end()
             raise
         finally:
@@ -208,7 +212,7 @@ class Pool:
             raise self.errors[0]
 
     def _watch(self, running: int) -> None:
-        """Pass on rows and results until all threads have ended. Python runs signal handlers here."""
+        """Dispatch history entries and results until all threads have ended. Meanwhile, Python can run signal handlers."""
         while running:
             try:
                 message = self.inbox.get(timeout=WAIT_SECONDS)
@@ -220,7 +224,7 @@ class Pool:
                 self._dispatch(*message)
 
     def _dispatch(self, index: int, message: EpochLog | Result) -> None:
-        """Call `finished` with a result, or `progress` with a row of the history."""
+        """Call `finished` if the message is a result, or `progress` if it is a history entry."""
         if isinstance(message, TrainResult | Diverged):
             if self.finished is not None:
                 self.finished(index, message)
@@ -228,7 +232,7 @@ class Pool:
             self.progress(index, message)
 
     def _work(self) -> None:
-        """Train tasks until there are none left; the target of the threads."""
+        """Train tasks until none are left. This is the target function of the threads."""
         try:
             for index in self.next:
                 if self.signals.received:
@@ -236,7 +240,7 @@ class Pool:
                 self.results[index] = result = self._train(index)
                 if not self.signals.received:
                     self.inbox.put((index, result))
-        except BaseException as error:  # raised again in the caller's thread
+        except BaseException as error:  # raised in the thread of the caller
             self.errors.append(error)
             self.signals.end()
         finally:
@@ -250,5 +254,5 @@ class Pool:
             except Interrupted as stop:
                 return stop.training
             except Diverged as error:
-                error.__context__ = None  # its frames would keep the engine alive
+                error.__context__ = None  # its traceback would keep the engine alive
                 return error.with_traceback(None)

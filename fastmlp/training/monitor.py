@@ -15,14 +15,14 @@ from fastmlp.models.metrics import mean, mean_metrics
 from fastmlp.nn.network import FloatArray
 from fastmlp.training.settings import Settings
 
-EpochLog = dict[str, Any]  # an epoch's row of the history; see `TrainResult`
+EpochLog = dict[str, Any]  # entry of the history for one epoch, see `TrainResult`
 
 
 class EarlyStopping:
-    """Keep the parameters of the best epoch by the monitored metric, and determine when training should stop.
+    """Keep the parameters of the epoch with the best monitored metric, and decide when training should stop.
 
-    settings : `monitor`, `min_delta` and `patience` are used
-    validates : whether there is a validation split; without one the last epoch counts as the best
+    settings : training settings, of which `monitor`, `min_delta` and `patience` are used
+    validates : whether there is a validation split; without one, the last epoch is the best epoch
     """
 
     def __init__(self, settings: Settings, validates: bool) -> None:
@@ -34,36 +34,36 @@ class EarlyStopping:
         self.parameters: FloatArray | None = None
 
     def update(self, row: EpochLog, engine: Engine) -> None:
-        """Store the engine's parameters if this epoch is the best; raise DivergedError if they are not finite."""
+        """Store the parameters of the engine if this epoch is the best so far; raise DivergedError if they are not finite."""
         score = self.sign * row[self.key] if self.key else -math.inf
         if self.key is None or self.parameters is None or score < self.score - self.settings.min_delta:
             parameters = engine.state(slots=False).parameters
             if not np.isfinite(parameters).all():
-                raise diverged_error(f"weights became infinite after epoch {row['epoch']}", self.settings)
+                raise diverged_error(f"the weights became infinite or NaN in epoch {row['epoch']}", self.settings)
             self.score, self.epoch, self.parameters = score, row["epoch"], parameters
 
     def should_stop(self, epoch: int) -> bool:
-        """Whether the last `patience` epochs brought no improvement."""
+        """Return whether the metric has not improved in the last `patience` epochs."""
         patience = self.settings.patience
         return patience is not None and epoch - self.epoch >= patience
 
 
 class Validation(NamedTuple):
-    """The validation split as returned by `Engine.hold`, and whether its targets are classes."""
+    """The validation split as returned by `Engine.hold`, and whether its targets are class labels."""
 
     held: Any
     classes: bool
 
 
 class StepValidation:
-    """Validation within an epoch, every `Settings.val_steps` updates; does nothing if that is None.
+    """Validation within an epoch, after every `Settings.val_steps` updates. Does nothing if `val_steps` is None.
 
     Parameters
     ----------
     validation : the validation split
-    before : number of updates of the previous epochs
-    steps : number of updates of an epoch
-    weights : sample weights of the epoch's rows, in training order, or None
+    before : number of updates in all previous epochs
+    steps : number of updates per epoch
+    weights : sample weights of the rows of this epoch, in the order of training; None for equal weights
     """
 
     def __init__(
@@ -72,16 +72,16 @@ class StepValidation:
         self.settings, self.validation, self.before, self.steps, self.weights = settings, validation, before, steps, weights
         self.results: list[EpochLog] = []
         self.losses: list[FloatArray] = []
-        self.since = 0  # rows of this epoch at the last validation
+        self.since = 0  # rows trained in this epoch before the last validation
         self.seconds = 0.0
 
     def rows_left(self, done: int) -> int:
-        """Rows of this epoch until the next validation, after `done` rows, a whole number of batches."""
+        """Return the number of rows until the next validation; `done` is the number of rows trained in this epoch."""
         every, batch = self.settings.val_steps, self.settings.batch_size
         return sys.maxsize if every is None else (every - (self.before + done // batch) % every) * batch
 
     def update(self, chunk: RowMetrics, done: int, engine: Engine) -> None:
-        """Validate if it is due; `chunk` has the metrics of the rows since the last call, `done` is their number this epoch."""
+        """Validate if it is due. `chunk`: metrics of the rows since the last call. `done`: rows trained in this epoch."""
         every, step = self.settings.val_steps, step_count(done, self.settings.batch_size)
         if every is None or self.validation is None:
             return
@@ -98,14 +98,14 @@ class StepValidation:
             self.seconds += time.perf_counter() - began
 
     def merge(self, row: EpochLog) -> EpochLog:
-        """Return the epoch's row of the history with these validations as "steps"."""
+        """Return the history entry of this epoch, with the results of the validations added as "steps"."""
         if self.settings.val_steps is None:
             return row
         return row | {"steps": self.results, "eval_seconds": row["eval_seconds"] + self.seconds}
 
 
 def validate(engine: Engine, validation: Validation, settings: Settings, when: str) -> tuple[float, float | None]:
-    """Return loss and accuracy of the validation split; raise DivergedError if the loss is not finite."""
+    """Return the loss and the accuracy on the validation split; raise DivergedError if the loss is not finite."""
     loss, accuracy = mean_metrics(engine, *validation)
     if not math.isfinite(loss):
         raise diverged_error(f"the validation loss became {loss} after {when}", settings)
@@ -113,7 +113,7 @@ def validate(engine: Engine, validation: Validation, settings: Settings, when: s
 
 
 def check_finite(loss: FloatArray, epoch: int, first_step: int, settings: Settings) -> None:
-    """Raise DivergedError, with epoch and step, if the loss of a row is not finite."""
+    """Raise DivergedError, with epoch and step in the message, if the loss of any row is not finite."""
     if np.isfinite(loss).all():
         return
     at = int(np.flatnonzero(~np.isfinite(loss))[0])
@@ -122,9 +122,9 @@ def check_finite(loss: FloatArray, epoch: int, first_step: int, settings: Settin
 
 
 def diverged_error(what: str, settings: Settings) -> DivergedError:
-    """Return the error for a training that diverged, with the remedies that its settings have not applied yet."""
+    """Return the error for diverged training. Its message suggests remedies, except gradient clipping if already in use."""
     remedies = {"lr": f"lower the learning rate (now {settings.schedule.rate:g})"}
     if not settings.optimizer.clip_norm:
         remedies["max_grad_norm"] = "clip the gradient to norm 1"
-    remedies["scale"] = "scale the data by zscore"
+    remedies["scale"] = "scale the data with zscore"
     return DivergedError(f"{what}: {', or '.join(remedies.values())}", settings=tuple(remedies))

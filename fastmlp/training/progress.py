@@ -1,7 +1,7 @@
-"""Progress display of a training on stderr: a live bar on a terminal, one line per epoch elsewhere, or nothing.
+"""Progress display: a live progress bar on a terminal, one line per epoch on other streams, or no output.
 
-A broken stream (the reader of a pipe has ended, the terminal was closed, the disk of a log file is full) does not end the
-training: after the first failed write nothing more is written.
+Write errors do not stop training. They occur, for example, if a pipe has no reader any more, the terminal was closed, or the
+disk is full. After the first write error, no more output is written.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ SMOOTHED_EPOCHS = 5
 
 
 class Progress(abc.ABC):
-    """Interface of a progress display. It is a context manager, which closes the display at exit, also after an exception."""
+    """Interface of a progress display. It is a context manager that calls `start` on entry and `close` on exit."""
 
     @abc.abstractmethod
     def start(self) -> None:
-        """Show the display; called once, before the first epoch."""
+        """Start the display. Must be called once, before the first epoch."""
 
     @abc.abstractmethod
     def update(
@@ -43,13 +43,14 @@ class Progress(abc.ABC):
     ) -> None:
         """Show the progress of the current epoch.
 
-        Takes less than a microsecond unless a redraw is due, which is the case at most ten times a second.
+        A call takes less than a microsecond unless the display is redrawn, which happens at most ten times per second.
 
         Parameters
         ----------
         epoch : number of the epoch, from 1
-        done, total : number of rows trained in this epoch, and of all rows of an epoch
-        loss, accuracy : means over the rows trained in this epoch; accuracy is None for regression
+        done : number of rows trained so far in this epoch
+        total : number of rows per epoch
+        loss, accuracy : means over the rows trained so far in this epoch; accuracy is None for regression
         rows_per_second : training speed in this epoch
         """
 
@@ -59,13 +60,13 @@ class Progress(abc.ABC):
 
         Parameters
         ----------
-        row : row of the history with `epoch`, `loss`, `accuracy`, `val_loss`, `val_accuracy`, `seconds`, `eval_seconds`,
-            `rows_per_second`; all but `epoch` may be absent or None
+        row : entry of the history for this epoch. The keys `epoch`, `loss`, `accuracy`, `val_loss`, `val_accuracy`, `seconds`,
+            `eval_seconds` and `rows_per_second` are used; all except `epoch` may be missing or None.
         """
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Restore the terminal; may be called more than once."""
+        """Stop the display and restore the terminal. Can be called more than once."""
 
     def __enter__(self) -> Self:
         self.start()
@@ -87,14 +88,15 @@ def make_progress(
     Parameters
     ----------
     stream : text stream; None for `sys.stderr`
-    quiet : show nothing
-    epochs : maximum number of epochs; with early stopping there may be fewer, so the time left is shown as "at most"
-    clock : returns seconds, for the time between two redraws
+    quiet : whether to return a display without output
+    epochs : maximum number of epochs; the remaining time is estimated for this number, so it is shown as "at most"
+    clock : function that returns the time in seconds; used to limit the frequency of redraws
 
     Returns
     -------
     Progress
-        A live bar if the stream is a terminal that can move its cursor, else one line of at most 120 characters per epoch.
+        A live progress bar if the stream is a terminal that can move its cursor; otherwise a display that writes one line per
+        epoch, of at most 120 characters.
 
     Examples
     --------
@@ -106,7 +108,7 @@ def make_progress(
     epoch 3/203  loss 0.5124  accuracy 0.8301  412k rows/s  1 min 20 s left at most
     """
     stream = sys.stderr if stream is None else stream
-    if quiet or stream is None:  # without a console, Python has no stderr
+    if quiet or stream is None:  # sys.stderr is None in a process without a console
         return _NoProgress()
     if _is_terminal(stream):
         return _Bar(stream, epochs, clock)
@@ -114,7 +116,7 @@ def make_progress(
 
 
 class _NoProgress(Progress):
-    """Display that shows nothing."""
+    """Display without output."""
 
     def start(self) -> None:
         pass
@@ -130,7 +132,7 @@ class _NoProgress(Progress):
 
 
 class _Lines(Progress):
-    """Display of one line per epoch, for log files and pipes."""
+    """Display that writes one line per epoch, for log files and pipes."""
 
     def __init__(self, stream: TextIO, epochs: int) -> None:
         self._stream = _SafeStream(stream)
@@ -147,7 +149,7 @@ class _Lines(Progress):
         self._time_left.epoch_done(row)
         parts = [f"epoch {row['epoch']}/{self._epochs}", *_metrics(row), self._time_left.text(row["epoch"])]
         parts = [part for part in parts if part]
-        while len("  ".join(parts)) > LINE_LIMIT:  # drops the time left, then the speed
+        while len("  ".join(parts)) > LINE_LIMIT:  # omit the remaining time, then the speed
             parts.pop()
         self._stream.write("  ".join(parts) + "\n")
         self._stream.flush()
@@ -157,7 +159,7 @@ class _Lines(Progress):
 
 
 class _Bar(Progress):
-    """Display of two live lines: a bar over all epochs with the time left, and the latest metrics."""
+    """Display with two lines that are redrawn: a progress bar with the remaining time, and the latest metrics."""
 
     def __init__(self, stream: TextIO, epochs: int, clock: Callable[[], float]) -> None:
         self._raw_stream = stream
@@ -165,10 +167,10 @@ class _Bar(Progress):
         self._time_left = _TimeLeft(epochs)
         self._epochs = epochs
         self._clock = clock
-        self._due = math.inf  # nothing is drawn before start and after close
+        self._due = math.inf  # no redraw before `start` and after `close`
         self._live: Live | None = None
         self._epoch = 1
-        self._finished = 0.0  # number of epochs, with the finished fraction of the current one
+        self._finished = 0.0  # number of finished epochs, including the fraction of the current epoch
         self._row: dict[str, Any] = {}
 
     def start(self) -> None:
@@ -181,12 +183,12 @@ class _Bar(Progress):
             console=Console(file=self._stream, force_terminal=True),  # type: ignore[arg-type]
             get_renderable=self._render,
             auto_refresh=False,  # a refresh thread would compete with the training threads
-            redirect_stdout=False,  # results stay on stdout
-            redirect_stderr=self._raw_stream is sys.stderr,  # warnings appear above the bar
+            redirect_stdout=False,  # the display must not intercept results that are printed to stdout
+            redirect_stderr=self._raw_stream is sys.stderr,  # print warnings above the bar
         )
         try:
             self._live.start(refresh=True)
-        except BaseException:  # after Ctrl-C here, __exit__ is not called, but the cursor is hidden
+        except BaseException:  # __exit__ would not be called, and the cursor would stay hidden
             self.close()
             raise
         self._due = self._clock() + REDRAW_SECONDS
@@ -220,12 +222,12 @@ class _Bar(Progress):
         live, self._live = self._live, None
         self._due = math.inf
         if live is not None:
-            live.stop()  # draws the last state and shows the cursor
+            live.stop()  # redraws the display and shows the cursor again
 
     def _draw(self) -> None:
-        assert self._live is not None, "no redraw is due before start and after close"
+        assert self._live is not None, "no redraw is due before `start` or after `close`"
         self._live.refresh()
-        # measured from the end of the redraw, so a slow terminal is redrawn less often
+        # The interval starts after the redraw, so that slow terminals are redrawn less often.
         self._due = math.inf if self._stream.broken else self._clock() + REDRAW_SECONDS
 
     def _render(self) -> RenderableType:
@@ -242,15 +244,15 @@ class _Bar(Progress):
             Text(f"epoch {self._epoch}/{self._epochs}", style="bold"),
             ProgressBar(total=self._epochs, completed=self._finished),
             f"{self._finished / max(1, self._epochs):.0%}",
-            "" if self._live is None else self._time_left.text(self._finished),  # no time left after close
+            "" if self._live is None else self._time_left.text(self._finished),  # no remaining time after `close`
         )
         return Group(top, Text("  ".join(_metrics(self._row)), no_wrap=True, overflow="crop"))
 
 
 class _SafeStream:
-    """Text stream that ignores all writes after the first failed one, instead of raising an error.
+    """Wrapper around a text stream that does not raise write errors. After the first error, writes have no effect.
 
-    A closed stream raises ValueError, and so does one whose encoding does not have a character.
+    Writing raises ValueError if the stream is closed, or if its encoding cannot represent a character.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -284,7 +286,7 @@ class _SafeStream:
 
 
 class _TimeLeft:
-    """Estimate of the remaining time, from the mean time of the last epochs."""
+    """Estimate of the remaining training time, based on the mean duration of the last epochs."""
 
     def __init__(self, epochs: int) -> None:
         self._epochs = epochs
@@ -292,7 +294,7 @@ class _TimeLeft:
         self._estimate: float | None = None
 
     def estimate(self, rows: int, rows_per_second: float) -> None:
-        """Estimate the time of an epoch from the speed, which is used until the first epoch is finished."""
+        """Estimate the duration of an epoch from the speed. The estimate is used until the first epoch is finished."""
         self._estimate = rows / rows_per_second if rows_per_second > 0 else None
 
     def epoch_done(self, row: Mapping[str, Any]) -> None:
@@ -301,7 +303,7 @@ class _TimeLeft:
             self._seconds.append(seconds)
 
     def text(self, finished: float) -> str:
-        """Return the time left after `finished` epochs as text; empty if it is unknown or all epochs are finished."""
+        """Return the remaining time after `finished` epochs as text, or "" if it is unknown or all epochs are finished."""
         mean = sum(self._seconds) / len(self._seconds) if self._seconds else self._estimate
         if mean is None or finished >= self._epochs:
             return ""
@@ -309,7 +311,7 @@ class _TimeLeft:
 
 
 def _is_terminal(stream: TextIO) -> bool:
-    """Return whether a bar can be redrawn in place."""
+    """Return whether the stream is a terminal on which a progress bar can be redrawn in place."""
     try:
         return stream.isatty() and os.environ.get("TERM", "") not in {"dumb", "unknown"}
     except ValueError:  # the stream is closed
@@ -317,7 +319,7 @@ def _is_terminal(stream: TextIO) -> bool:
 
 
 def _metrics(row: Mapping[str, Any]) -> list[str]:
-    """Return the metrics of a row as texts, without those that are absent or None."""
+    """Format the metrics of a history entry, except those that are missing or None."""
     formats: tuple[tuple[str, str, Callable[[float], str]], ...] = (
         ("loss", "loss {}", "{:.4g}".format),
         ("accuracy", "accuracy {}", "{:.4f}".format),
@@ -329,7 +331,7 @@ def _metrics(row: Mapping[str, Any]) -> list[str]:
 
 
 def _format_count(number: float) -> str:
-    """Return a number with three significant digits and k, M or G.
+    """Format a number with three significant digits and the suffix k, M or G.
 
     >>> [_format_count(n) for n in (7, 950.4, 9_500, 412_345, 999_999, 12.3e6, 4.2e9)]
     ['7', '950', '9.5k', '412k', '1M', '12.3M', '4.2G']
@@ -341,7 +343,7 @@ def _format_count(number: float) -> str:
 
 
 def _format_duration(seconds: float) -> str:
-    """Return a time in its two largest units.
+    """Format a duration in its two largest units.
 
     >>> [_format_duration(s) for s in (0.2, 59.4, 59.6, 80, 3599.9, 4800, 100_000)]
     ['1 s', '59 s', '1 min 0 s', '1 min 20 s', '1 h 0 min', '1 h 20 min', '1 d 3 h']

@@ -1,4 +1,4 @@
-"""Settings and data of a training, and whether they fit each other."""
+"""Settings and data of a training run, and checks that they are consistent."""
 
 from __future__ import annotations
 
@@ -24,27 +24,28 @@ MONITORS = ("loss", "accuracy")  # metrics of the validation split that select t
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a training.
+    """Training settings.
 
     Parameters
     ----------
     schedule : learning rate and its schedule
-    optimizer : the update rule
-    epochs : largest number of epochs
+    optimizer : optimizer with its settings
+    epochs : maximum number of epochs
     batch_size : mini-batch size; the last mini-batch of an epoch may be smaller
-    patience : early-stopping patience in epochs; None for no early stopping
-    monitor : "loss" or "accuracy" of the validation split; the weights of its best epoch are returned
-    min_delta : smallest change of the monitored metric that counts as an improvement
-    flip, shift : augmentation of training images, redrawn every epoch: probability of mirroring, and largest shift in pixels;
-        see augment.py
-    val_steps : also evaluate the validation split every so many updates; None for only after epochs
-    max_time : time limit in seconds, also within an epoch; None for no limit
-    seed : of initial weights, row order, dropout, flip and shift, 0 to 2^64 - 1
+    patience : early-stopping patience in epochs; None disables early stopping
+    monitor : metric on the validation split that determines the best epoch: "loss" or "accuracy"
+    min_delta : minimum change of the monitored metric that counts as an improvement
+    flip, shift : augmentation of training images, drawn again in every epoch: probability of a horizontal flip, and maximum
+        shift in pixels; see augment.py
+    val_steps : number of updates between evaluations of the validation split within an epoch; None to evaluate it only at the
+        end of each epoch
+    max_time : time limit in seconds, which may also stop training within an epoch; None for no limit
+    seed : random seed for initial weights, row order, dropout and augmentation, from 0 to 2^64 - 1
     backend, threads, dtype, precision : see `engines.make_engine` and `base.EngineSpec`
 
     Raises
     ------
-    ConfigError : an invalid value
+    ConfigError : a value is invalid
     """
 
     schedule: Schedule = field(default_factory=lambda: Schedule(0.01))
@@ -68,9 +69,9 @@ class Settings:
         for name in ("epochs", "batch_size", "patience", "val_steps", "threads", "seed", "shift"):
             value, least = getattr(self, name), 0 if name in ("seed", "shift") else 1
             if value is not None and not (isinstance(value, Integral) and int(value) >= least):
-                raise ConfigError(f"{name} must be at least {least}, a whole number, not {value!r}", settings=(name,))
+                raise ConfigError(f"{name} must be at least {least} and a whole number, not {value!r}", settings=(name,))
         if not 0 <= self.flip <= 1:
-            raise ConfigError(f"flip is a probability between 0 and 1, not {self.flip}", settings=("flip",))
+            raise ConfigError(f"flip must be a probability between 0 and 1, not {self.flip}", settings=("flip",))
         if not (self.min_delta >= 0 and math.isfinite(self.min_delta)):
             raise ConfigError(f"min_delta must be zero or a positive number, not {self.min_delta}", settings=("min_delta",))
         object.__setattr__(self, "monitor", canonical_name("monitor", self.monitor, MONITORS))
@@ -82,17 +83,17 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
-    """Checked data of a training.
+    """Data for training, whose values have been checked.
 
-    Made from arrays by `check_data`, or from the splits of a data set, which are checked already; then `make_task` compares
-    it with the network.
+    `check_data` creates it from arrays. It can also be created from the splits of a data set, which have already been checked.
+    Afterwards `make_task` checks that the shapes match the network.
 
     Parameters
     ----------
-    train, validation : rows and targets; validation may be None
-    sample_weight : (n,) float32 weights of the training rows, positive; None for equal weights
-    scaling : applied to rows when they are used
-    classes : names of the classes, empty for regression; None numbers them
+    train, validation : features and targets of the two splits; validation may be None
+    sample_weight : (n,) positive float32 weights of the training rows; None for equal weights
+    scaling : scaling that is applied to the features whenever they are used; None for no scaling
+    classes : names of the classes, empty for regression; None for "0", "1", …
     image_shape : (height, width, channels) if the rows are images
     """
 
@@ -112,17 +113,17 @@ def check_data(
     sample_weight: Any = None,
     **description: Any,
 ) -> TrainingData:
-    """Check all values of the arrays that `train` takes. Arrays of the right type are not copied.
+    """Check all values in the arrays passed to `train`. Arrays that already have the required dtype are not copied.
 
     Parameters
     ----------
-    dtype : of the engine
-    rows, validation : (x, y)
-    description : scaling, classes and image_shape as in `TrainingData`
+    dtype : dtype in which the engine computes
+    rows, validation : (x, y) of the training split and of the validation split
+    description : scaling, classes and image_shape, see `TrainingData`
 
     Raises
     ------
-    DataError : arrays that do not fit the network, or values that are not finite
+    DataError : an array does not fit the network, or contains values that are not finite
     """
     train = check_split(network, *rows, "training", dtype)
     held_out = None if validation is None else check_split(network, *validation, "validation", dtype)
@@ -131,7 +132,7 @@ def check_data(
 
 
 class Task(NamedTuple):
-    """One training: a network, the settings, and checked data that fit both; made by `make_task`."""
+    """A network, training settings, and checked data that fit both. Created by `make_task`."""
 
     network: Network
     settings: Settings
@@ -139,12 +140,12 @@ class Task(NamedTuple):
 
     @property
     def cost(self) -> int:
-        """Floating-point operations of all epochs for one row."""
+        """Floating-point operations per training row in all epochs together."""
         return self.network.flops_per_row * self.settings.epochs
 
     @property
     def kernel_key(self) -> Hashable:
-        """Names and switches for which engines compile kernels; sizes, learning rates and seeds are arguments of kernels."""
+        """Tasks with the same key use the same compiled kernels, whatever their sizes, learning rates and seeds are."""
         network, optimizer = self.network, self.settings.optimizer
         activations = frozenset(layer.activation for layer in network.layers[:-1])
         dropout = any(layer.dropout for layer in network.layers)
@@ -154,14 +155,15 @@ class Task(NamedTuple):
 
 
 def make_task(network: Network, settings: Settings, data: TrainingData) -> Task:
-    """Combine a network, settings and checked data, in the dtype of the settings, with names for all classes.
+    """Combine a network, settings and checked data into a task.
 
-    Only shapes are compared; no rows are read.
+    The data are converted to the dtype of the settings if necessary, and the classes are named. The values of the features are
+    not checked again, only their shape.
 
     Raises
     ------
     DataError : the data do not fit the network
-    ConfigError : as `check_settings`
+    ConfigError : see `check_settings`
     """
     train = match_network(network, data.train, "training", settings.dtype)
     validation = data.validation and match_network(network, data.validation, "validation", settings.dtype)
@@ -176,24 +178,24 @@ def make_task(network: Network, settings: Settings, data: TrainingData) -> Task:
 
 
 def check_settings(settings: Settings, *, validation: bool, images: bool, regression: bool = False) -> None:
-    """Check that the data have what the settings need.
+    """Check that the settings can be used with the data.
 
     Parameters
     ----------
     validation : whether there is a validation split
     images : whether the rows are images
-    regression : whether the targets are numbers
+    regression : whether the targets are numbers instead of class labels
 
     Raises
     ------
-    ConfigError : a setting needs something that the data do not have
+    ConfigError : a setting requires a validation split, images or class labels, which the data do not have
     """
     for name in ("patience", "val_steps"):
         if getattr(settings, name) is not None and not validation:
             raise ConfigError(
-                f"{name} needs a validation split; give one, or leave {name} out", settings=(name, "val_fraction")
+                f"{name} needs a validation split; add one, or leave {name} unset", settings=(name, "val_fraction")
             )
     if (settings.flip or settings.shift) and not images:
-        raise ConfigError("flip and shift are for rows that are images; leave them out", settings=("flip", "shift"))
+        raise ConfigError("flip and shift can only be used with images; do not set them", settings=("flip", "shift"))
     if settings.monitor == "accuracy" and regression:
-        raise ConfigError("monitor 'accuracy' needs classes; use monitor 'loss' for regression", settings=("monitor",))
+        raise ConfigError("monitor 'accuracy' needs class labels; use monitor 'loss' for regression", settings=("monitor",))

@@ -1,4 +1,4 @@
-"""Peak rates of the machine: correctness of the kernels, the work of each thread, and the best of several measurements."""
+"""Tests of the peak rates: results of the kernels, work of each thread, rates from work and time, selection of the best."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastmlp.engines.cpu.codegen.simd import lanes
 
 @pytest.mark.parametrize(("count", "width"), [(12, 8), (3, 4), (1, 16)])
 def test_the_loop_executes_all_multiply_adds(count: int, width: int) -> None:
-    """Sum i starts at i and grows by x^2 per step; the loop returns the first lane of their total."""
+    """The result shows that no step is skipped: accumulator i starts at i and grows by x^2 in each step."""
     loop = make_fma_loop(count, width)
 
     @njit
@@ -28,7 +28,7 @@ def test_the_loop_executes_all_multiply_adds(count: int, width: int) -> None:
 
 
 def test_the_loop_has_multiply_adds_on_full_vectors() -> None:
-    """The unrolled loop has a multiple of as many multiply-adds as sums: LLVM has removed or merged none."""
+    """The number of multiply-adds in the machine code is a multiple of the accumulators, so LLVM removed none of them."""
     fmas, _ = make_kernels()
     fmas(0, 1, np.float32(0.5), np.empty(1, np.float32))
     (code,) = fmas.inspect_llvm().values()
@@ -44,7 +44,7 @@ def test_triad_computes_the_elements_of_each_thread() -> None:
     for t in (0, 2):
         triad(t, 3, a, b, c, np.float32(3))
     expected = b + 3
-    expected[3:7] = 0  # elements of thread 1, which did not run
+    expected[3:7] = 0  # elements of thread 1, which has not run yet
     np.testing.assert_array_equal(a, expected)
     triad(1, 3, a, b, c, np.float32(3))
     np.testing.assert_array_equal(a, b + 3)
@@ -75,7 +75,7 @@ def test_the_peak_rates_are_work_over_time(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_each_last_level_cache_is_counted_once(tmp_path: Path) -> None:
-    """Four cores, each with a level-1 cache; each pair of cores shares a level-3 cache."""
+    """A cache that is shared by several cores is counted once: each pair of four cores shares a level-3 cache."""
     assert last_cache_bytes(tmp_path) == DEFAULT_CACHE_BYTES
     for cpu in range(4):
         pair = f"{cpu // 2 * 2}-{cpu // 2 * 2 + 1}"

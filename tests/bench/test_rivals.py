@@ -1,4 +1,4 @@
-"""Every contestant agrees with the specification from the same initial parameters and order of rows, or is not measured."""
+"""The losses of every contestant agree with those of the reference implementation for the same training task."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from fastmlp.nn.optimizers import DEFAULT_LEARNING_RATE, RULES, Optimizer
 
 pytestmark = pytest.mark.full
 
-ROWS, BATCH = 200, 48  # the last mini-batch is smaller
-TOLERANCE = 1e-4  # relative, of mean losses: rounding of float32 over ten steps
+ROWS, BATCH = 200, 48  # the last mini-batch is smaller than the others
+TOLERANCE = 1e-4  # relative tolerance of mean losses, for float32 rounding errors over ten steps
 DROPOUT = 0.4
 ORDERS = [np.random.default_rng(epoch).permutation(ROWS) for epoch in range(2)]
 
@@ -45,7 +45,7 @@ def make_task(optimizer: str = "sgd", activation: str = "relu", dropout: float =
 
 
 def losses(contestant: Any, task: Task, orders: Any = ORDERS) -> list[float]:
-    """Mean loss of each of two epochs; the second depends on the parameters after the first."""
+    """Return the mean loss of each epoch. The loss of the second epoch depends on the updates of the first."""
     with closing(contestant):
         contestant.prepare(task)
         with contestant.limited():
@@ -77,7 +77,8 @@ def need(name: str) -> None:
         pytest.skip(f"{package} is not installed")
 
 
-# Settings that a library does not support and must reject. With all other settings it must agree with the specification.
+# Settings that each library must reject, because it does not support them. With all other settings, its losses must agree with
+# those of the reference implementation.
 LACKS = {
     "torch": {"leaky-gelu"},
     "sklearn": {"rmsprop", "adamw", "leaky-relu", "gelu", "leaky-gelu", "silu", "elu"},
@@ -102,7 +103,7 @@ def test_activations_agree_or_are_unsupported(name: str, activation: str) -> Non
 def agrees_or_lacks(name: str, what: str, task: Task) -> None:
     contestant = RIVALS[name](1)
     if what in LACKS[name]:
-        with pytest.raises(UnavailableError, match=f"has no {what}"):
+        with pytest.raises(UnavailableError, match=f"does not support {what}"):
             losses(contestant, task)
     else:
         assert agrees(contestant, task)
@@ -119,7 +120,7 @@ def agrees_or_lacks(name: str, what: str, task: Task) -> None:
     ],
 )
 def test_a_different_task_is_detected(wrong: Any) -> None:
-    """The tests above compare losses: each difference of the task changes them."""
+    """Each difference in the task changes the losses by more than the tolerance, so the tests above would detect it."""
     task = make_task()
     assert not np.allclose(specified(wrong(task)), specified(task), rtol=TOLERANCE, atol=0)
 
@@ -131,7 +132,7 @@ def test_a_different_order_of_rows_is_detected() -> None:
 
 
 def has_own_masks(found: list[float]) -> bool:
-    """Whether the losses differ from those without dropout, and are close to ours with dropout and other masks."""
+    """Return whether the losses differ from those without dropout but are close to those with fastmlp's dropout masks."""
     plain, dropped = specified(make_task()), specified(make_task(dropout=DROPOUT))
     return not np.allclose(found, plain, rtol=0.01) and np.allclose(found, dropped, rtol=0.08)
 
@@ -140,7 +141,7 @@ def test_dropout_is_applied() -> None:
     need("torch")
     assert has_own_masks(losses(Torch(1), make_task(dropout=DROPOUT)))
     assert not has_own_masks(losses(Torch(1), make_task()))
-    with pytest.raises(UnavailableError, match="no dropout"):
+    with pytest.raises(UnavailableError, match="does not support dropout"):
         losses(Sklearn(1), make_task(dropout=DROPOUT))
 
 
@@ -164,7 +165,7 @@ def test_the_number_of_threads_is_set_and_restored() -> None:
 
 # ------------------------------------------------------------------------------------------------ in a child process
 
-# JAX and PyTorch's compiler leave threads and handlers behind that would affect later tests.
+# JAX and torch.compile run in a child process, because they leave threads and signal handlers that would affect later tests.
 CHILD = """
 import sys
 sys.path[:0] = sys.argv[1:3]
@@ -182,11 +183,14 @@ for case in cases:
 
 
 Case = tuple[str, str, float]
-SLOW_GUARDS = "ignore::RuntimeWarning:torch._dynamo.guards"  # on CPython 3.13.0 PyTorch warns that compiled code may run slower
+SLOW_GUARDS = "ignore::RuntimeWarning:torch._dynamo.guards"  # on CPython 3.13.0, PyTorch warns of slow compiled code
 
 
 def in_child(name: str, threads: int, cases: list[Case], **variables: str) -> list[Any]:
-    """For each (optimizer, activation, dropout): losses and specified losses, or the reason why there are none."""
+    """Run cases (optimizer, activation, dropout) in a child process.
+
+    For each case, return the losses of the contestant and of the reference implementation, or the message of the error.
+    """
     command = [sys.executable, "-W", "error", "-W", SLOW_GUARDS, "-c", CHILD, str(ROOT), str(ROOT / "tests")]
     done = subprocess.run(
         [*command, name, str(threads), json.dumps(cases)],
@@ -205,7 +209,7 @@ def test_jax_agrees_with_the_specification() -> None:
     *found, dropped = in_child("jax", available_cores(), [*cases, ("sgd", "relu", DROPOUT)])
     for case, row in zip(cases, found, strict=True):
         if set(case) & LACKS["jax"]:
-            assert "JAX has no" in row
+            assert "JAX does not support" in row
         else:
             np.testing.assert_allclose(*row, rtol=TOLERANCE)
     assert has_own_masks(dropped[0])
@@ -224,7 +228,7 @@ def test_compiled_pytorch_agrees_with_the_specification() -> None:
 def test_a_missing_compiler_is_reported(tmp_path: Path) -> None:
     need("torch-compile")
     (reason,) = in_child("torch-compile", 1, [("sgd", "relu", 0.0)], CXX="/none", TORCHINDUCTOR_CACHE_DIR=str(tmp_path))
-    assert reason.startswith("torch.compile does not work here: ")
+    assert reason.startswith("torch.compile does not work on this machine: ")
 
 
 def test_only_the_first_paragraph_of_a_compiler_error_is_reported() -> None:
@@ -244,7 +248,7 @@ def test_only_the_first_paragraph_of_a_compiler_error_is_reported() -> None:
     )
     contestant.compiled, contestant.task, contestant.parameters = refuse, make_task(), []
     contestant.x = contestant.y = np.zeros(3)
-    with pytest.raises(UnavailableError, match=r"^torch\.compile does not work here: no compiler: planted$"):
+    with pytest.raises(UnavailableError, match=r"^torch\.compile does not work on this machine: no compiler: planted$"):
         contestant.try_compiler()
 
 
@@ -253,7 +257,7 @@ def test_only_the_first_paragraph_of_a_compiler_error_is_reported() -> None:
 
 def test_names_are_those_of_engines_and_libraries() -> None:
     assert NAMES == ("numpy", "numba", "cuda", "torch", "torch-compile", "sklearn", "jax")
-    assert [type(one) for one in contestants(["torch", "numba"], 1)] == [Torch, OwnEngine]  # not the engine "torch"
+    assert [type(one) for one in contestants(["torch", "numba"], 1)] == [Torch, OwnEngine]  # not fastmlp's engine "torch"
     assert parse_names(None) == NAMES
     assert parse_names("numba,jax,numba") == ("numba", "jax")
     with pytest.raises(ConfigError, match="did you mean 'sklearn'"):
@@ -271,7 +275,7 @@ def test_an_engine_on_a_device_has_no_number_of_threads() -> None:
 
 
 def test_an_epoch_may_cover_fewer_rows() -> None:
-    """As in the check before the measurement: fewer rows than the data have, with and without a smaller last mini-batch."""
+    """Training on a subset of the rows, as in the probe, gives the reference losses, also with a smaller last mini-batch."""
     task = make_task()
     for rows in (2 * BATCH, BATCH + 1):
         few = [ORDERS[0][:rows], ORDERS[1]]

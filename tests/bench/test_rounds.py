@@ -1,4 +1,7 @@
-"""`fastmlp bench`: agreement before timing, the result, verdicts, and the command. No test measures speed."""
+"""Tests of `fastmlp bench`: agreement of the losses before timing, the result, verdicts, and the command line.
+
+No test asserts a duration or a speed.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +84,7 @@ def test_the_machine_and_the_settings_are_reported(result: dict[str, Any]) -> No
 
 
 def test_contestants_take_turns_on_the_same_orders(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Warm-up of each, then round after round; the order of rows changes every round and is the same for all."""
+    """After the warm-up, contestants are timed in turn in each round. In a round, all use the same order of rows."""
     seen = []
     original = OwnEngine.epoch
 
@@ -93,9 +96,9 @@ def test_contestants_take_turns_on_the_same_orders(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(bench, "PROBE", 2)
     run_bench(replace(TINY, backends=("numpy", "numba")))
     who = [("numpy", 1), ("numpy", 2), ("numba", 1), ("numba", 2)]
-    first, timed = seen[:10], seen[10:]  # the reference and the four contestants, two calls each
+    first, timed = seen[:10], seen[10:]  # the reference and four contestants make two calls each
     assert [one[:2] for one in first[2::2]] == [one[:2] for one in first[3::2]] == who
-    assert {one[2] for one in first[0::2]} == {first[1][2][:48]}  # the probe is the beginning of the first epoch
+    assert {one[2] for one in first[0::2]} == {first[1][2][:48]}  # the probe has the first rows of the epoch
     assert [one[:2] for one in timed] == who * 2
     orders = [{one[2] for one in part} for part in (first[1::2], timed[:4], timed[4:])]
     assert [len(one) for one in orders] == [1, 1, 1]
@@ -129,7 +132,10 @@ def test_a_contestant_for_another_timer() -> None:
     (contestant,) = contestants(["numba"], 1)
     with bench.ready(contestant, task, specified):
         assert contestant.epoch(bench.order_of(1, 64)) < specified[1] < specified[0]
-    with pytest.raises(FastMLPError, match="does not agree with the specification"), bench.ready(contestant, task, (1.0, 1.0)):
+    with (
+        pytest.raises(FastMLPError, match="does not agree with the reference implementation"),
+        bench.ready(contestant, task, (1.0, 1.0)),
+    ):
         pass
 
 
@@ -137,7 +143,7 @@ def test_a_contestant_for_another_timer() -> None:
 
 
 class LateMistake(Sklearn):
-    """Correct in the probe, wrong afterwards."""
+    """Contestant whose loss is correct in the first call of `epoch` (the probe) and wrong afterwards."""
 
     calls = 0
 
@@ -167,7 +173,7 @@ def test_a_contestant_that_disagrees_is_not_timed(wrong: Any, monkeypatch: pytes
     found = run_bench(AGAINST)
     assert {row["backend"] for row in found["rows"]} == {"numba"}
     assert [(one["backend"], one["threads"]) for one in found["left_out"]] == [("sklearn", 1), ("sklearn", 2)]
-    assert "does not agree with the specification" in found["left_out"][0]["reason"]
+    assert "does not agree with the reference implementation" in found["left_out"][0]["reason"]
     assert found["verdicts"][0]["ratio"] is None
 
 
@@ -219,7 +225,8 @@ def test_verdict_when_we_lose() -> None:
     assert (found["ours"], found["rival"]) == ("numba (2 threads)", "jax (2 threads)")
     assert found["ratio"] == {"median": 0.8, "least": 0.5, "most": 1.25}
     assert found["text"] == (
-        "we lose: jax (2 threads) is 1.25 times as fast as numba (2 threads) (0.80 to 2.00 over 3 rounds, not in every round)"
+        "fastmlp is slower: jax (2 threads) is 1.25 times as fast as numba (2 threads) "
+        "(0.80 to 2.00 over 3 rounds, not in every round)"
     )
 
 
@@ -240,7 +247,7 @@ def test_cases_from_flags() -> None:
     for text in ("784", "784-", "a-b", "784-0-10", "784--10", "4-1", ""):
         with pytest.raises(ConfigError, match="784-128-10"):
             parse_sizes(text)
-    with pytest.raises(ConfigError, match="the full table fixes networks") as raised:
+    with pytest.raises(ConfigError, match="the full table has fixed networks") as raised:
         choose_cases(["4-3"], [], everything=True)
     assert raised.value.settings == ("all", "network", "batch_size")
     with pytest.raises(ConfigError, match="at least 1, not 0"):
@@ -288,7 +295,7 @@ def test_data_without_classes_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
 def test_invalid_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match="rows must be at least 1"):
         replace(TINY, rows=0)
-    with pytest.raises(ConfigError, match="no case to measure"):
+    with pytest.raises(ConfigError, match="there is no case to measure"):
         replace(TINY, cases=())
     with pytest.raises(ConfigError, match="unknown activation"):
         replace(TINY, activation="rleu")
@@ -310,7 +317,7 @@ FLAGS = ["--network", "20-16-10", "--rows", "64", "--rounds", "1", "--backends",
 def test_the_command_prints_a_table_and_writes_files(tmp_path: Path) -> None:
     done = ok("bench", *FLAGS, "--out", tmp_path / "a" / "b")
     assert done.stdout.startswith("20-16-10, batch 64, 64 rows of synthetic data\nbackend ")
-    assert "fastest: " in done.stdout or "we lose: " in done.stdout
+    assert "fastest: " in done.stdout or "fastmlp is slower: " in done.stdout
     assert "warm-up: numba (1 thread)" in done.stderr
     assert {path.name for path in (tmp_path / "a" / "b").iterdir()} == {"bench.json", "bench.png"}
     assert (tmp_path / "a" / "b" / "bench.png").read_bytes().startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""The documentation's tables and figure match the committed results, and each benchmark script runs once."""
+"""The tables and the figure of the documentation match the committed results, and benchmarks.epochs writes its files."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_speed_figure_shows_the_committed_results() -> None:
     for verdict, one in zip(result["verdicts"], times.values(), strict=True):
         fastest_other = min(value for name, value in one.items() if name != "fastmlp")
         low, high = (verdict["ratio"][key] for key in ("least", "most"))
-        assert low <= fastest_other <= high  # the ratio of medians lies within the range of the rounds' ratios
+        assert low <= fastest_other <= high  # a ratio of medians lies within the range of the ratios
     figure = speed_figure.speed_figure(result)
     bars = figure.axes[0].patches
     assert sorted(bar.get_width() for bar in bars) == sorted(value for one in times.values() for value in one.values())
@@ -54,7 +54,10 @@ def test_the_speed_figure_shows_the_committed_results() -> None:
 
 
 def test_the_cases_have_their_known_cost() -> None:
-    """GFLOP of an epoch of 48,000 rows; for the first case 2 * (784 * 128 * 2 + 128 * 10 * 3) * 48000."""
+    """The cost of an epoch of 48,000 rows in GFLOP is as expected.
+
+    For the first case it is 2 * (784 * 128 * 2 + 128 * 10 * 3) * 48000 operations.
+    """
     assert Network(EPOCHS[0].sizes).flops_per_row == 2 * (784 * 128 * 2 + 128 * 10 * 3)
     cost = [round(Network(case.sizes).flops_per_row * 48e3 / 1e9, 1) for case in EPOCHS]
     assert cost == [19.6, 19.6, 118.8, 96.5, 26.6, 19.6, 127.3]
@@ -65,7 +68,7 @@ def test_the_cases_have_their_known_cost() -> None:
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Any]:
-    """A measured result with tiny sizes."""
+    """Measure two tiny networks and return the result."""
     cases = (Case((20, 16, 10), 24), Case((20, 10), 8))
     return run_bench(BenchSettings(cases, 64, 2, ("numpy", "numba"), 2, data="synthetic", rest=0.0, triad_bytes=4096))
 
@@ -112,7 +115,7 @@ def test_synthetic_data_are_reported_and_their_results_not_written(
     with pytest.raises(SystemExit, match=r"measured on synthetic data instead of fashion-mnist.*FASTMLP_DATA"):
         epochs.main()
     first, *_ = capsys.readouterr().out.splitlines()
-    assert first == "fashion-mnist was not found (FASTMLP_DATA): measuring on synthetic pixels, nothing will be written"
+    assert first == "fashion-mnist was not found (set FASTMLP_DATA): measuring on synthetic pixels without writing files"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -130,7 +133,7 @@ def test_the_script_writes_the_result_and_the_chart(monkeypatch: pytest.MonkeyPa
 
 def test_an_unusable_folder_is_reported_before_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "epochs.json").touch()
-    monkeypatch.setattr(epochs, "run_bench", lambda settings, say: pytest.fail("has measured"))
+    monkeypatch.setattr(epochs, "run_bench", lambda settings, say: pytest.fail("it measured before the error"))
     monkeypatch.setattr("sys.argv", ["epochs", "--out", str(tmp_path / "epochs.json")])
     with pytest.raises(FileExistsError):
         epochs.main()

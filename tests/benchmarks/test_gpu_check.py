@@ -1,4 +1,4 @@
-"""The GPU check apart from its stages: failing stage processes, packed files, the sanitizer, and README's tables."""
+"""Tests of the GPU check without its stages: failing stage processes, packed files, the sanitizer, and the tables."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ pytestmark = pytest.mark.full
 
 
 def checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, seconds: float = 600.0) -> Any:
-    """Run a check of one stage whose process runs the shell code `code`, and return the result; "$5" is the findings file."""
+    """Run a check with a single stage, whose process runs the shell code `code`; return the result.
+
+    In the shell code, "$5" is the path of the file for the findings.
+    """
     run = gpu_check.run_in_process
 
     def run_code(name: str, out: Path, options: Any, limit: float) -> int | None:
@@ -68,7 +71,7 @@ FINDING = """printf '{"rows": [1], "errors": []}' > "$5"; """
 def test_a_failed_stage_keeps_its_findings(
     code: str, state: str, rows: list[int], expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Findings from before the failure are kept; child processes of the stage are killed."""
+    """The findings that a stage wrote before it failed are kept, and child processes of the stage are killed."""
     found = checked(tmp_path, monkeypatch, code)
     assert [(stage["name"], stage["state"]) for stage in found["stages"]] == [("planted", state)]
     assert found["rows"] == rows
@@ -78,11 +81,11 @@ def test_a_failed_stage_keeps_its_findings(
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="processes are looked up in /proc")
 @pytest.mark.parametrize("end", ["wait", "exit 0"])
 def test_no_process_of_a_stage_is_left_running(end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither after a hang nor after a normal exit: a remaining process would occupy the device."""
+    """No process remains after a stage that hangs or exits normally; a remaining process would keep using the GPU."""
     checked(tmp_path, monkeypatch, f"sleep 600 & echo $! > {tmp_path}/started; {end}")
     command = Path("/proc") / (tmp_path / "started").read_text().strip() / "cmdline"
     for _ in range(1000):
-        if not command.exists() or not command.read_bytes():  # a zombie has no command line
+        if not command.exists() or not command.read_bytes():  # the command line of a zombie process is empty
             return
         time.sleep(0.01)
     pytest.fail("the child process is still running")
@@ -105,7 +108,7 @@ def test_compiled_kernels_are_reported(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_outcomes_of_tests_are_counted_with_their_exceptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Disagreement is raised only if all failures are AssertionErrors."""
+    """`run_tests` raises Disagreement only if all failed tests raised an AssertionError."""
     lines = ["import pytest", "pytestmark = pytest.mark.gpu", "def test_fine(): pass", "def test_off(): assert 1 == 2"]
     lines += ["@pytest.mark.skip(reason='no')", "def test_skipped(): pass", "def test_forked(): raise KeyError"]
     (tmp_path / "test_planted.py").write_text("\n".join(lines))
@@ -114,7 +117,7 @@ def test_outcomes_of_tests_are_counted_with_their_exceptions(tmp_path: Path, mon
     monkeypatch.setattr(tests_on_device, "TESTS", ("test_planted.py",))
     monkeypatch.setenv("PYTHONPATH", str(gpu_check.ROOT))
     findings = Findings()
-    with pytest.raises(Disagreement, match=r"1 passed, failed with \{'AssertionError': 1\}"):
+    with pytest.raises(Disagreement, match=r"1 passed; failures by type: \{'AssertionError': 1\}"):
         tests_on_device.run_tests(findings, Sizes(), None)
     found = findings.found["tests"]
     assert (found["passed"], found["skipped"], found["failed"]) == (1, 1, {"test_planted.py::test_off": "AssertionError"})
@@ -128,7 +131,7 @@ def test_outcomes_of_tests_are_counted_with_their_exceptions(tmp_path: Path, mon
 
 
 def test_available_data_are_packed_as_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Uncompressed files are compressed; a data set with a missing file is not packed."""
+    """Uncompressed data files are packed as .gz files, and a data set with a missing file is not packed."""
     monkeypatch.setenv("FASTMLP_DATA", str(tmp_path / "here"))
     for name, kept in (("fashion-mnist", 4), ("mnist", 3)):
         entry = DATASETS[name]
@@ -160,7 +163,7 @@ def test_a_folder_that_is_too_large_is_an_error(tmp_path: Path, monkeypatch: pyt
 
 
 def test_every_recorded_kernel_exists() -> None:
-    """The record has no duplicate lines."""
+    """Every line of kernels.jsonl names an existing kernel, and no line occurs twice."""
     requests = read_record()
     assert len(set(requests)) == len(requests) == len(RECORD.read_text(encoding="utf-8").splitlines())
     for one in requests:
@@ -198,7 +201,7 @@ def test_a_missing_sanitizer_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert findings.found == {"left_out": [{"what": "racecheck", "reason": "compute-sanitizer is not installed"}]}
 
 
-# ------------------------------------------------------------------------------------------------ README's table
+# ------------------------------------------------------------------------------------------------ tables
 
 
 def engine_row(backend: str, threads: int | None, seconds: float, over: float | None, batch: int = 64) -> dict[str, Any]:

@@ -1,7 +1,9 @@
-"""End-to-end run of the GPU check from a packed folder, in a bare environment, with a driver that computes nothing.
+"""End-to-end test of the GPU check from a packed folder, in a new virtual environment, with a stub of the CUDA driver.
 
-Runs the same command as on a machine with a GPU, with Python 3.12, NumPy 2.5, numba-cuda and the packed wheels, but without a
-kernel compiler. Wrong results are expected; any other failure fails the test, and each kind of failure is provoked once.
+The test runs the same command as on a machine with a GPU, with Python 3.12, NumPy 2.5, numba-cuda and the packed wheels, but
+without a kernel compiler. The stub driver accepts all calls but computes nothing. Therefore wrong results are expected, and
+any other failure of the check fails the test. Further runs check that missing files, hung stages and a lost device are
+reported.
 """
 
 from __future__ import annotations
@@ -28,13 +30,13 @@ from fastmlp.files import read_json
 
 pytestmark = pytest.mark.full
 
-INSTALLED = ("numpy==2.5.*", "numba", "numba-cuda")  # as on the target machine: without the extra that installs a compiler
-# The time limits of the stages assume an idle machine; on a busy one they must not fail the test.
+INSTALLED = ("numpy==2.5.*", "numba", "numba-cuda")  # as on the GPU machine, without a kernel compiler
+# The default time limits of the stages assume an idle machine; higher limits keep the test from failing on a busy machine.
 FEWER = ("--rows", "2048", "--rounds", "1", "--seconds", "3000", "--limit", "600")
 
 
 def python312() -> str:
-    """Return the path of a Python 3.12; skip the test if none is installed."""
+    """Return the path of a Python 3.12 interpreter; skip the test if none is installed."""
     versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     candidates = [sys.executable, shutil.which("python3.12"), *map(str, versions.glob("3.12*/bin/python3.12"))]
     for candidate in filter(None, candidates):
@@ -45,14 +47,14 @@ def python312() -> str:
 
 
 def run_or_skip(*command: Any) -> None:
-    """Run a command that needs the package index; skip the test with the last line of its output if it fails."""
+    """Run a command that needs the package index; if it fails, skip the test and report the last line of its output."""
     run = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, check=False)
     if run.returncode != 0:
         pytest.skip(f"{command[1:4]} failed: {run.stderr.strip().splitlines()[-1]}")
 
 
 class Machine(NamedTuple):
-    """A Python with few packages, the folder of the stub driver, and the packed folder."""
+    """Paths of a Python interpreter with few packages, of the folder of the stub driver, and of the packed folder."""
 
     python: Path
     stub: Path
@@ -60,7 +62,7 @@ class Machine(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Exit status of a check, its JSON, and its output."""
+    """Exit status of a check, the contents of its JSON file, and its output."""
 
     status: int
     result: dict[str, Any]
@@ -78,14 +80,14 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
     run_or_skip(python, "-m", "venv", folder / "bare")
     run_or_skip(bare, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *INSTALLED)
     run_or_skip(sys.executable, "-m", "benchmarks.gpu.carry", folder / "carried")
-    if hasattr(os, "geteuid") and os.geteuid() == 0:  # a copied folder may belong to another user
+    if hasattr(os, "geteuid") and os.geteuid() == 0:  # a copied folder may belong to a different user
         for path in (folder / "carried", *(folder / "carried").rglob("*")):
             os.chown(path, 12345, 12345)
     return Machine(bare, folder, folder / "carried")
 
 
 def run_check(machine: Machine, out: Path, *options: str, carried: Path | None = None, **variables: str) -> Run:
-    """Run the command of a GPU machine from another working directory, with fewer rows."""
+    """Run start.py from another working directory, with fewer rows than on a machine with a GPU."""
     here = {name: value for name, value in environment(machine.stub).items() if not name.startswith(("FASTMLP", "PYTHON"))}
     command = [
         machine.python,
@@ -144,7 +146,7 @@ def a_missing_wheel_of_the_tests(machine: Machine, tmp_path: Path) -> None:
 
 
 def a_missing_kernel(machine: Machine, tmp_path: Path) -> None:
-    """Only the stage that uses the kernel fails."""
+    """If a kernel is missing, only the stage that uses this kernel fails."""
     carried = copy_carried(machine, tmp_path)
     (lost,) = (one for one in read_record() if one.name == "barriers")
     name = entry_of(lost.name, lost.kind, lost.shape(), (9, 0)).name
@@ -186,7 +188,10 @@ def a_lost_device(machine: Machine, tmp_path: Path) -> None:
 
 
 def test_the_rehearsal(machine: Machine, tmp_path: Path) -> None:
-    """A single test, since the fixture takes a minute and a half."""
+    """The check works from a packed folder, and each provoked failure is reported.
+
+    All scenarios are in a single test because the fixture `machine` takes a minute and a half.
+    """
     for scenario in (
         only_results_are_wrong,
         a_missing_wheel,

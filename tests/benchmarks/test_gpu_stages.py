@@ -1,4 +1,4 @@
-"""Stages of the GPU check in the simulator, with toy sizes: each runs and records its results, and failures are reported."""
+"""Tests of the stages of the GPU check, run in the simulator with tiny sizes: results and failures are recorded."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from fastmlp.nn.network import Network
 
 pytestmark = pytest.mark.full
 
-CASES = (Case((9, 6, 3), 4), Case((9, 6, 3), 12))  # a small batch and a large one
+CASES = (Case((9, 6, 3), 4), Case((9, 6, 3), 12))  # a small batch and a large batch
 SIZES = Sizes(
     CASES,
     data=SYNTHETIC,
@@ -49,13 +49,13 @@ SIZES = Sizes(
     product_launches=2,
     steps=3,
 )
-# Widths that are not multiples of the tile size, like those of bits.NETWORK, which is used on a real device.
+# The layer sizes are not multiples of the tile size, like those of bits.NETWORK, which is used on a real GPU.
 TOY = Network((20, 13, 9, 5), ("relu", "silu"), dropout=(0.2, 0.0), l2=1e-3)
 
 
 @pytest.fixture(autouse=True)
 def toys() -> Iterator[None]:
-    """Use the simulator with small trainings, and treat a batch of 12 rows as large."""
+    """Use the simulator and small trainings, and use the kernels for large batches from 9 rows on."""
     jobs = {
         label: EngineSpec(TOY, spec.optimizer, 4 if spec.batch_size == 64 else 12, spec.seed, precision=spec.precision)
         for label, spec in bits.JOBS.items()
@@ -71,7 +71,7 @@ def toys() -> Iterator[None]:
 
 
 def simulated() -> Any:
-    """Return a simulated device with warps of 32 lanes, as tensor cores need."""
+    """Return a simulated GPU in which all 32 lanes of a warp run, which tensor-core instructions require."""
     return cuda_simulator.Runtime(api=cuda_simulator.ALL_LANES)
 
 
@@ -167,7 +167,7 @@ def test_barriers_products_and_copies() -> None:
     assert [(row["engine"], row["precision"]) for row in found["products"]] == [
         ("cuda", p) for p in ("float32", "tf32", "bf16")
     ]
-    assert len(found["left_out"]) == 3  # torch.mm: no CUDA device
+    assert len(found["left_out"]) == 3  # torch.mm in three precisions needs a GPU
     check_finite([found["barriers"], found["products"], found["copies"]])
 
 
@@ -193,7 +193,7 @@ def test_pytorch_without_a_device_is_reported() -> None:
 
 @pytest.fixture
 def small_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace the recipe's training by one on the embedded digits, also with small batches and an evaluation of many rows."""
+    """Replace the recipe by a short training on the digits data set, with small mini-batches and larger evaluation batches."""
     smaller = {"data": "digits", "val_count": 150, "hidden": (6,), "epochs": 1, "batch_size": 4, "val_steps": 2}
     monkeypatch.setattr(accuracy, "settings_of", lambda name, command: {**settings_of(name, command), **smaller})
 
@@ -257,11 +257,11 @@ def test_an_engine_with_wrong_losses_is_an_error_and_the_others_are_measured() -
     assert [row["backend"] for row in findings.found["rows"]] == ["cuda"]
 
 
-# ------------------------------------------------------------------------------------------------ rivals
+# ------------------------------------------------------------------------------------------------ PyTorch
 
 
 class Replayed(Captured):
-    """Graph capture on a device without graphs: runs the step as often as a capture does."""
+    """Graph capture on the CPU, which has no CUDA graphs: runs the step as often as the warm-up before a capture does."""
 
     def capture(self, work: Callable[[], Any]) -> Callable[[], None]:
         for _ in range(WARMUP_STEPS):
@@ -270,7 +270,7 @@ class Replayed(Captured):
 
 
 class Traced(Compiled):
-    """Compiled with a backend that needs no C++ compiler."""
+    """Compiled by a backend of torch.compile that needs no C++ compiler."""
 
     options: ClassVar = {"backend": "aot_eager"}
 
@@ -291,14 +291,14 @@ class Broken(Eager):
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning:torch._dynamo.guards")  # a bug of CPython 3.13.0, see bench/test_rivals.py
 def test_rivals_compute_the_same_and_are_measured_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the CPU; an unavailable, a wrong and a crashing implementation are reported, and the others are measured."""
+    """Unavailable, wrong and crashing implementations are reported, and the others are measured; all run on the CPU."""
     pytest.importorskip("torch")
     monkeypatch.setattr(rivals, "torch_device", lambda: "cpu")
     findings = Findings()
     kinds = (Eager, Traced, Replayed, Captured, Slower, Broken)
     stages.measure_contest(kinds, CASES[0], findings, SIZES, TimedRuntime(simulated()))
     assert [row["backend"] for row in findings.found["contests"]] == ["cuda", Eager.backend, Traced.backend, Replayed.backend]
-    assert {row["rows"] for row in findings.found["contests"]} == {12}  # whole batches
+    assert {row["rows"] for row in findings.found["contests"]} == {12}  # only whole mini-batches
     assert [row["what"].rpartition(": ")[2] for row in findings.found["left_out"]] == [Captured.backend, "slower"]
     assert [(error["what"], error["message"]) for error in findings.found["errors"]] == [("broken", "planted")]
 
@@ -310,7 +310,7 @@ def test_torch_mm_on_the_cpu() -> None:
 
 
 def test_replacements_of_scipy() -> None:
-    """They agree with SciPy to 1e-13 in float64, keep float32, and are used only if SciPy is missing."""
+    """The replacements agree with SciPy to 1e-13 in float64, keep float32, and are used only if SciPy is missing."""
     z = np.linspace(-20, 20, 301)
     for name in ("erfc", "expit"):
         ours, theirs = getattr(without_scipy, name), getattr(scipy.special, name)

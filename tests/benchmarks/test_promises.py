@@ -1,4 +1,4 @@
-"""Timing of calls for comparison with limits: the worst of many ratios is measured again before it counts."""
+"""Tests of benchmarks/promises.py, which times calls and measures the largest of many time ratios a second time."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ import pytest
 from benchmarks import promises
 
 ROUNDS = 3
-ALL_CALLS = 5 * (ROUNDS + 1)  # calls in the first measurement of a pair, with its warm-up
+ALL_CALLS = 5 * (ROUNDS + 1)  # number of calls in the first measurement, including the warm-up
 
 
 class Clock:
-    """Simulated clock; `call` returns a call that takes these seconds in turn, and the last of them from then on."""
+    """Simulated clock.
+
+    `call` returns a function whose calls take these times in seconds, one after another; the last time applies to all further
+    calls.
+    """
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -39,7 +43,7 @@ def test_ratios_have_a_median_and_a_range(clock: Clock) -> None:
 
 
 def test_the_worst_ratio_is_one_that_is_slow_twice(clock: Clock) -> None:
-    """Two pairs are slow only in the first measurement; the one that is always slower is found, though it seemed faster."""
+    """The pair that is slower in both measurements is returned, although two others were slower in the first one."""
     pairs = {f"unlucky {i}": [clock.call(*[1.2] * ALL_CALLS, 1.0), clock.call(1)] for i in range(2)}
     pairs |= {f"quick {i}": [clock.call(0.5), clock.call(1)] for i in range(4)} | {"slow": [clock.call(1.06), clock.call(1)]}
     assert promises.worst_of(pairs, ROUNDS) == ("slow", pytest.approx(1.06))

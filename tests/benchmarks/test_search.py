@@ -1,4 +1,4 @@
-"""benchmarks.search: every variant is trained once, the test set is not used, and existing rows are reused."""
+"""benchmarks.search trains every variant once, does not use the test set, and reuses existing rows."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_each_variant_has_the_results_of_train() -> None:
     assert all("test" not in row and row["epochs"] == 3 for row in rows)
     changed = {"lr": 0.01, "scale": "unit"}
     (row,) = [row for row in rows if row["settings"] == changed]
-    # Without a test split here too, so that both train on the same rows.
+    # The search has no test split, so this run has none either; both train on the same rows.
     result = run_training(resolve({"out": "run"}, {}, recipe=BASE | changed | {"test_fraction": 0.0}), quiet=True).result
     assert row["validation"] == result["validation"]["accuracy"]
     assert row["best_epoch"] == result["best_epoch"]
@@ -79,7 +79,7 @@ def test_existing_rows_are_reused(few: dict[str, Any], monkeypatch: pytest.Monke
     assert made == [{"seed": 2}]
     few["pixels"] |= {"train": BASE | {"epochs": 4}}
     rows_of("pixels")
-    assert len(made) == 7  # other common settings invalidate all rows
+    assert len(made) == 7  # changed shared settings invalidate all rows
 
 
 def test_only_searches_that_explain_use_the_test_split() -> None:

@@ -1,4 +1,4 @@
-"""The benchmark suites: each runs once, untimed, and does not time a wrong result."""
+"""Tests of the benchmark suites: all benchmarks run, and an operation with wrong results is not timed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_all_suites_run_once_and_all_answers_agree() -> None:
 
 
 class Recorder:
-    """Replacement for the fixture of pytest-benchmark that counts the calls to be timed."""
+    """Replacement for the fixture `benchmark` of pytest-benchmark; it counts how many calls would be timed."""
 
     enabled = False
 
@@ -65,12 +65,12 @@ class Recorder:
 
 
 def wrong_product(x: Any, w: Any, b: Any) -> Subject:
-    """A forward product that omits the last input."""
+    """Return a subject that ignores the last input of the layer."""
     return bench_products.numpy_forward(x[:, :-1], w[:-1], b)
 
 
 def slightly_off(maker: Callable[..., Subject]) -> Callable[..., Subject]:
-    """Change the first element of the first result by a thousandth of the largest."""
+    """Return a subject whose results are correct except that the first element is off by 0.001 times the largest."""
 
     def make(*operands: Any) -> Subject:
         subject = maker(*operands)
@@ -86,7 +86,7 @@ def slightly_off(maker: Callable[..., Subject]) -> Callable[..., Subject]:
 
 
 class WrongEngine(NumpyEngine):
-    """The specification with a learning rate that is 1 % too high and predictions that are 0.1 % too large."""
+    """The NumPy engine with a learning rate that is 1 % too high, and predictions that are 0.1 % too large."""
 
     def train(self, x: Any, y: Any, indices: Any, learning_rates: Any, weights: Any = None) -> RowMetrics:
         return super().train(x, y, indices, 1.01 * learning_rates, weights)
@@ -95,7 +95,8 @@ class WrongEngine(NumpyEngine):
         return super().forward(x) * np.float32(1.001)
 
 
-# Test of a suite, table of its subjects, a wrong subject, arguments between `benchmark` and `backend`
+# For each operation: its test in a suite, the table of its subjects, a wrong subject (None: `slightly_off`), and the arguments
+# of the test between `benchmark` and `backend`.
 KINDS: dict[str, tuple[Callable[..., None], dict[str, Any], Any, tuple[Any, ...]]] = {
     "product": (bench_products.test_forward, bench_products.FORWARD, wrong_product, (SHAPE,)),
     "forward": (bench_products.test_forward, bench_products.FORWARD, None, (SHAPE,)),
@@ -115,7 +116,7 @@ KINDS: dict[str, tuple[Callable[..., None], dict[str, Any], Any, tuple[Any, ...]
 
 @pytest.fixture
 def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sizes of FASTMLP_BENCH_SMALL=1, which is read when the suites are imported."""
+    """Set the sizes that FASTMLP_BENCH_SMALL=1 would select if it were set when the suites are imported."""
     sizes = {
         bench_steps: {"EPOCH_ROWS": 60, "PREDICT_ROWS": 40},
         bench_functions: {"ROWS": 7, "UNITS": 9},
@@ -166,7 +167,7 @@ def test_the_check_detects_nan_and_other_shapes() -> None:
     for wrong, message in (([1.0, np.nan], "off by nan"), ([1.0, -2.0, 0.0], "has shape"), ([1.0, -2.00001], "off by 1e-05")):
         with pytest.raises(AssertionError, match=message):
             check((np.array(wrong),), wanted, rounding(1))
-    with pytest.raises(ValueError):  # another number of arrays
+    with pytest.raises(ValueError):  # the number of arrays differs
         check((), wanted, rounding(1))
 
 
@@ -174,7 +175,7 @@ def test_the_check_detects_nan_and_other_shapes() -> None:
 
 PIECES = {"activation": "activations", "update": "updates", "dropout": "dropout"}  # kernels on vectors
 SIMULATED = [kind for kind, (_, table, _, _) in KINDS.items() if kind != "product" and table is not BACKENDS]
-# All rows of the suites of kernels: kind and arguments. Steps and epochs are covered by tests/engines/test_contract.py.
+# Key in KINDS and arguments of all benchmarks of kernels. Steps and epochs are covered by tests/engines/test_contract.py.
 CUDA_ROWS = [
     *[("activation", (name,)) for name in ACTIVATIONS],
     *[("loss", pair) for pair in bench_functions.PAIRS],
@@ -185,7 +186,7 @@ CUDA_ROWS = [
 
 
 class Watched:
-    """A runtime that records the attributes accessed, and the kernels with the types of their shapes."""
+    """A runtime that records which of its attributes are accessed, and which kernels are used with which design."""
 
     def __init__(self, runtime: Any) -> None:
         self.runtime, self.asked, self.kernels = runtime, [""], set[tuple[str, str]]()
@@ -201,13 +202,16 @@ class Watched:
 
 @pytest.fixture(params=["Shape", "Tile"])
 def design(request: pytest.FixtureRequest, small_sizes: None) -> Any:
-    """The designs of the engine for small and for large batches."""
+    """Return the name of a kernel design: "Shape" for small batches, "Tile" for large batches."""
     return request.param
 
 
 @pytest.fixture
 def watched(design: str) -> Iterator[Watched]:
-    """Runtime of backend "cuda", the simulator or with FASTMLP_TEST_GPU=1 the GPU, with one design for all batches."""
+    """Yield the CUDA runtime, which uses the same kernel design for all batch sizes.
+
+    It is the simulator, or the GPU if FASTMLP_TEST_GPU=1 is set.
+    """
     need_backend("cuda")
     with simulation(), pytest.MonkeyPatch.context() as patch:
         runtime = Watched(cuda.default_runtime())
@@ -233,7 +237,7 @@ def test_cuda_rows_agree_and_are_timed(kind: str, arguments: tuple[Any, ...], de
     recorder = Recorder()
     KINDS[kind][0](recorder, *arguments, "cuda")
     assert recorder.timed == 1
-    assert watched.asked[-1] == "wait"  # the timed kernel has ended
+    assert watched.asked[-1] == "wait"  # the timed call waits until the kernel has finished
     assert watched.kernels == {(PIECES[kind], "Shape") if kind in PIECES else ("train", design)}
     assert (recorder.name, recorder.extra_info) == ("cuda", {"backend": "cuda", "threads": None})
 
@@ -252,7 +256,7 @@ def test_a_wrong_result_of_cuda_is_not_timed(kind: str, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("kind", SIMULATED)
 def test_cuda_rows_with_a_driver_of_plain_memory(kind: str, design: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The types of arguments are those of a device, which the simulator does not check."""
+    """Kernels are launched with the argument types that a real driver expects; the simulator does not check them."""
     need_backend("cuda")
     from support.fake_driver import stand_in
 
@@ -262,14 +266,14 @@ def test_cuda_rows_with_a_driver_of_plain_memory(kind: str, design: str, monkeyp
     monkeypatch.setattr(cuda, "SMALL_BATCH", 0 if design == "Tile" else sys.maxsize)
     KINDS[kind][0](recorder, *KINDS[kind][3], "cuda")
     assert recorder.timed == 1
-    waiting = (kind, design) == ("backward", "Shape")  # its blocks wait for each other
+    waiting = (kind, design) == ("backward", "Shape")  # its blocks synchronise with each other
     assert ("cuLaunchCooperativeKernel" in driver.calls) == waiting
 
 
 @cuda_test
 @pytest.mark.parametrize("design", ["Shape"], indirect=True)
 def test_blocks_synchronise_in_every_run(watched: Watched) -> None:
-    """The counter of the barriers is reset before each launch; otherwise only the first launch would synchronise."""
+    """The barrier's counter is reset before each launch; without the reset, only the first launch would synchronise."""
     bench = CudaWorkbench(Network((13, 18, 9, 5)), 19, watched, KEEP_GRADIENT)
     run, arrivals = bench.backward(), []
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""benchmarks/torch_twin.py: training a finished run again with PyTorch, the file of results, and the plot."""
+"""Tests of benchmarks/torch_twin.py: training a finished run again with PyTorch, the file of results, and the plot."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ pytestmark = pytest.mark.full
 pytest.importorskip("torch", reason="the package of backend 'torch' is not installed: pip install torch")
 
 KEPT = {"name": "other", "network": "1x1", "dropout": [0.0]}
-SAME = 1e-5  # for a run of a few epochs, where rounding gives about 1e-7
+SAME = 1e-5  # tolerance for runs of a few epochs; rounding errors are about 1e-7
 
 
 def make_run(out: str, *options: str) -> Path:
-    """Train on digits with dropout; options replace those of the same name."""
+    """Train on digits with dropout and return the folder of the run; `options` override the default options."""
     settings = ["--data", "digits", "--hidden", "12", "--activation", "gelu", "--dropout", "0.3", "--optimizer", "adam"]
     settings += ["--lr", "0.002", "--epochs", "3", "--val-count", "300", "--backend", "numpy", "--out", out]
     ok("train", *override(settings, *options), "-q")
@@ -53,7 +53,7 @@ def test_a_run_is_compared_with_pytorch(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_different_training_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The learning rate is 1 % higher than in the settings of the run."""
+    """The difference is large if the run was trained with a learning rate 1 % higher than its settings say."""
     run = make_run("one", "--lr", "0.00202")
     config = run / "config.toml"
     config.write_text(config.read_text().replace("lr = 0.00202", "lr = 0.002"))

@@ -1,4 +1,4 @@
-"""Descriptions of convolutional networks: shapes, names, and invalid values."""
+"""Tests of the descriptions of convolutional networks: output shapes, layer names, and invalid values."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_single_pooling_applies_to_all_blocks_but_the_last() -> None:
 
 def test_an_output_without_pixels_is_refused_with_the_number_of_its_block() -> None:
     with pytest.raises(
-        DescriptionError, match=r"block 5 of 5: max pooling of 2x2 would shrink 1x1 to nothing; set pool to none"
+        DescriptionError, match=r"block 5 of 5: max pooling of 2x2 would shrink 1x1 to zero size; set pool to none"
     ):
         describe(*make_blocks((16,) * 5, pool=("max",) * 5))
     with pytest.raises(DescriptionError, match=r"block 2 of 2: a convolution of 5x5 with padding 0 does not fit into 1x1"):
@@ -76,7 +76,7 @@ def test_invalid_networks(given: dict[str, Any], message: str) -> None:
 
 
 def test_a_sequence_of_another_length_is_refused() -> None:
-    with pytest.raises(DescriptionError, match="kernel has 2 values for 3 blocks; give one, or one for each block"):
+    with pytest.raises(DescriptionError, match="kernel has 2 values for 3 blocks; give one value, or one per block"):
         make_blocks((1, 2, 3), kernel=(3, 3))
 
 
@@ -101,7 +101,7 @@ def test_torch_is_not_needed() -> None:
 
 
 def test_the_settings_of_extract_have_the_same_names() -> None:
-    """`fastmlp.experiments` cannot import the extractor, which needs PyTorch, and lists its names again."""
+    """`fastmlp.experiments` must not import PyTorch, so it has copies of these names; they equal those of the extractor."""
     assert extract.POOLINGS == POOLINGS
     assert extract.REGULARIZERS == REGULARISATIONS
     assert extract.INITS == INITIALISATIONS

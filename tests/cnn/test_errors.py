@@ -1,4 +1,4 @@
-"""Errors carry the settings to change, and no message contains a command-line flag."""
+"""Exceptions have the names of the settings to change, and their messages do not contain command-line flags."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastmlp.cnn import errors
 from fastmlp.cnn.description import Block, Description, make_blocks
 
 FLAG = re.compile(r"(?<![\w-])--[a-z]")
-PIP = re.compile("pip install .*")  # has flags of its own
+PIP = re.compile("pip install .*")  # advice to run pip may contain flags of pip
 SOURCES = sorted(Path(errors.__file__).parent.glob("*.py"))
 
 
@@ -21,7 +21,7 @@ def describe(*blocks: Block, **more: Any) -> Description:
     return Description(**({"image_shape": (8, 8, 1), "classes": 3, "blocks": blocks} | more))
 
 
-# Calls that fail, and the settings that their errors carry.
+# Calls that raise an exception, and the expected `settings` of the exception.
 INVALID: list[tuple[Callable[[], Any], tuple[str, ...]]] = [
     (lambda: Block(filters=0), ("filters",)),
     (lambda: Block(filters=1, pool="median"), ("pool",)),

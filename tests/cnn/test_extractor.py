@@ -1,4 +1,4 @@
-"""Features against an explicit forward pass, for several batch sizes, and after serialization."""
+"""Tests of the extractor: features equal those of an explicit forward pass, for any batch size and after serialization."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_an_extractor_has_a_format_version() -> None:
 
 @pytest.mark.parametrize(("version", "found"), [(2, "format version 2"), (0, "format version 0"), (None, "no format version")])
 def test_extractors_of_another_format_version_are_refused(version: int | None, found: str) -> None:
-    """The version is checked first: all other contents differ from version 1."""
+    """The format version is checked before the other entries, which are all different from those of version 1."""
     state = {"layers": [1, 2], "table": 3} | ({} if version is None else {"format_version": version})
     with pytest.raises(FileError, match=rf"^a\.pt: {found}, but this fastmlp reads version 1; extract the features again$"):
         from_bytes(saved(state), "a.pt")
@@ -98,7 +98,7 @@ def test_extractors_of_another_format_version_are_refused(version: int | None, f
 def test_corrupt_and_foreign_files() -> None:
     data = extractor().to_bytes()
     for damaged in (b"", b"PK", data[: len(data) // 2]):
-        with pytest.raises(FileError, match=r"a\.pt: not a readable file of torch"):
+        with pytest.raises(FileError, match=r"a\.pt: not a readable PyTorch file"):
             from_bytes(damaged, "a.pt")
     checkpoint = write_versioned(EXTRACTOR_VERSION, {"network": {}, "optimizer": {}})
     with pytest.raises(FileError, match=r"a\.pt: not an extractor \(missing: table, scaling\); extract the features again"):
@@ -108,5 +108,5 @@ def test_corrupt_and_foreign_files() -> None:
         state["table"] = json.dumps(json.loads(state["table"]) | changed)
         with pytest.raises(FileError, match=r"a\.pt: corrupt extractor \(.+\); extract the features again"):
             from_bytes(saved(state), "a.pt")
-    with pytest.raises(DescriptionError, match="no layer 'block7'"):
+    with pytest.raises(DescriptionError, match="unknown layer 'block7'"):
         Extractor(DESCRIPTION, network(), None, "block7")

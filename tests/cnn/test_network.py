@@ -1,4 +1,4 @@
-"""PyTorch modules from descriptions: output shapes, initial weights, layers by name, backbones."""
+"""Tests of PyTorch modules made from descriptions: output shapes, initial weights, layers by name, backbones."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_weights_depend_on_the_seed_and_the_global_generator_is_not_changed() ->
     assert not torch.equal(one["block1.conv.weight"], third["block1.conv.weight"])
 
 
-# Variance of the initial weights from the numbers of inputs and outputs of a layer.
+# Variance of the initial weights as a function of the numbers of inputs and outputs of a layer.
 VARIANCES = {
     "random": lambda fan_in, fan_out: 1 / (3 * fan_in),
     "xavier": lambda fan_in, fan_out: 2 / (fan_in + fan_out),
@@ -106,7 +106,7 @@ def test_layers_by_name() -> None:
     assert torch.equal(up_to(network, "output")(x), network(x))
     assert default_layer(network) == "flatten"
     assert {"block1", "block1.conv", "flatten", "dense1", "output"} <= set(layer_names(network))
-    with pytest.raises(DescriptionError, match="no layer 'block9'; this network has block1, "):
+    with pytest.raises(DescriptionError, match="unknown layer 'block9'; this network has block1, "):
         up_to(network, "block9")
 
 
@@ -147,16 +147,16 @@ def test_weights_of_a_backbone_are_loaded_from_a_checked_file(tmp_path: Path) ->
         load_weights(network, file, "1234")
     with pytest.raises(FileError, match="cannot be read"):
         load_weights(network, tmp_path / "none.pth", None)
-    with pytest.raises(FileError, match="not weights of mobilenet_v3_small"):
+    with pytest.raises(FileError, match="these are not weights of mobilenet_v3_small"):
         load_weights(build_backbone("mobilenet_v3_small", (32, 32, 1), 7, seed=0), file, None)
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(FileError, match="not a readable file of torch"):
+    with pytest.raises(FileError, match="not a readable PyTorch file"):
         load_weights(network, file, None)
 
 
 @needs_torchvision
 def test_invalid_backbones() -> None:
-    with pytest.raises(DescriptionError, match=r"no backbone 'resnet19'; torchvision has .*resnet18"):
+    with pytest.raises(DescriptionError, match=r"unknown backbone 'resnet19'; torchvision has .*resnet18"):
         build_backbone("resnet19", (32, 32, 1), 7, seed=0)
     with pytest.raises(DescriptionError, match="1 or 3 channels, not 4"):
         build_backbone("resnet18", (32, 32, 4), 7, seed=0)

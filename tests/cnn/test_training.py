@@ -1,4 +1,4 @@
-"""Training of a small convolutional network: optimizer steps, resuming, early stopping, the best epoch, augmentation."""
+"""Tests of CNN training on a small network: optimizer steps, resuming, early stopping, best epoch, augmentation."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_network_learns() -> None:
 
 
 def test_a_step_equals_the_formula_of_the_optimizer() -> None:
-    """One batch with sgd without momentum and with Adam, against explicit formulas."""
+    """One step of SGD without momentum and one step of Adam give the same weights as explicit formulas."""
     data = split(16, 3)
     for name in ("sgd", "adam"):
         settings = Settings(optimizer=name, lr=0.1, momentum=0.0, batch_size=16, epochs=1, label_smoothing=0.1)
@@ -92,7 +92,7 @@ def test_a_resumed_training_ends_with_the_same_weights(optimizer: str) -> None:
     assert len(kept) == 4
     for done in (1, 3, 4):
         later = trainer(settings, regularize="dropout")
-        torch.rand(7)  # other code may use the global generator in between
+        torch.rand(7)  # the state of the global generator must not matter
         later.resume(kept[done - 1], "epoch.pt")
         found = later.run()
         assert same_weights(later.network, whole.network)
@@ -108,7 +108,7 @@ def test_a_stopped_epoch_is_discarded() -> None:
     def batch(epoch: int, done: int, *_: Any) -> None:
         seen.append(done)
 
-    watch = Watch(batch=batch, checkpoint=kept.append, stop=lambda: len(seen) >= 11)  # 8 batches an epoch
+    watch = Watch(batch=batch, checkpoint=kept.append, stop=lambda: len(seen) >= 11)  # an epoch has 8 batches
     settings = Settings(epochs=3, batch_size=16)
     stopped = trainer(settings, watch=watch)
     done = stopped.run()
@@ -159,7 +159,7 @@ def test_corrupt_and_foreign_checkpoints() -> None:
     kept: list[bytes] = []
     trainer(settings, watch=Watch(checkpoint=kept.append)).run()
     for damaged in (b"", kept[0][:500], kept[0][:-300]):
-        with pytest.raises(FileError, match=r"a\.pt: not a readable file of torch"):
+        with pytest.raises(FileError, match=r"a\.pt: not a readable PyTorch file"):
             trainer(settings).resume(damaged, "a.pt")
     with pytest.raises(FileError, match=r"a\.pt: checkpoint of another network \(.*\); delete it to train from the start"):
         trainer(settings, regularize="batch").resume(kept[0], "a.pt")
@@ -176,7 +176,7 @@ def test_a_checkpoint_has_a_format_version() -> None:
 
 @pytest.mark.parametrize(("version", "found"), [(2, "format version 2"), (0, "format version 0"), (None, "no format version")])
 def test_checkpoints_of_another_format_version_are_refused(version: int | None, found: str) -> None:
-    """The version is checked first: all other contents differ from version 1."""
+    """The format version is checked before the other entries, which are all different from those of version 1."""
     state = {"optimizer": "lion", "weights": [1, 2]} | ({} if version is None else {"format_version": version})
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -217,7 +217,7 @@ def test_devices() -> None:
         pick_device("gpu")
     assert caught.value.settings == ("device",)
     if not torch.cuda.is_available():
-        with pytest.raises(MissingError, match="device 'cuda' needs a CUDA device, and none is usable; set device to cpu"):
+        with pytest.raises(MissingError, match="device 'cuda' needs a CUDA GPU, but none is available; set device to cpu"):
             pick_device("cuda")
 
 
@@ -240,7 +240,7 @@ def test_pixels_are_scaled_and_channels_come_first() -> None:
 @needs_torchvision
 def test_each_image_is_augmented_separately() -> None:
     pixels = np.full((64, 64), 9, np.uint8)
-    pixels[:, 0] = 200  # the upper left corner
+    pixels[:, 0] = 200  # the pixel in the upper left corner
     images = Images(pixels, SHAPE)
     flip = Augmentation(flip=0.5).transform(8, 8)
     torch.manual_seed(0)
@@ -264,13 +264,13 @@ def test_only_training_images_are_augmented() -> None:
 
 
 def test_invalid_augmentations() -> None:
-    for given, message in (({"flip": 1.5}, "flip is a probability"), ({"shift": -1}, "shift must be 0 or more")):
+    for given, message in (({"flip": 1.5}, "flip must be a probability"), ({"shift": -1}, "shift must be 0 or more")):
         with pytest.raises(DescriptionError, match=message) as caught:
             Augmentation(**given)  # type: ignore[arg-type]
         assert caught.value.settings == tuple(given)
 
 
 def test_the_settings_of_extract_have_the_same_names() -> None:
-    """`fastmlp.experiments` cannot import the extractor, which needs PyTorch, and lists its names again."""
+    """`fastmlp.experiments` must not import PyTorch, so it has copies of these names; they equal those of the extractor."""
     assert extract.SCHEDULES == SCHEDULES
     assert tuple(extract.DEFAULT_LEARNING_RATE) == OPTIMIZERS

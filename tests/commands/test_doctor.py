@@ -1,4 +1,4 @@
-"""commands/doctor.py: every check on this machine, and each with a fault that it must report."""
+"""Tests of `fastmlp doctor`: the checks succeed on this machine, and report simulated faults."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastmlp.errors import UnavailableError
 
 
 def versions(**installed: str) -> Version:
-    """Return the versions of an imaginary installation; names have underscores for hyphens."""
+    """Return a function that looks up versions in a simulated installation; `installed` has underscores for hyphens."""
     return lambda package: installed.get(package.replace("-", "_"))
 
 
@@ -47,7 +47,7 @@ def test_one_broken_check_is_enough() -> None:
 def test_missing_packages() -> None:
     found = {check.name: check for check in doctor.check_versions(versions(**SOUND))}
     assert found["numba"].state == OK
-    assert found["torch"].state == NOTE  # an extra
+    assert found["torch"].state == NOTE  # an optional package
     assert "fastmlp[cnn]" in found["torch"].remedy
     del_numba = {name: version for name, version in SOUND.items() if name != "numba"}
     found = {check.name: check for check in doctor.check_versions(versions(**del_numba))}
@@ -64,7 +64,7 @@ def test_cuda_is_not_installed() -> None:
 
 
 class Card:
-    """The attributes of a device that the check reads."""
+    """A fake CUDA device with the attributes that the check reads."""
 
     name, capability, blocks = "A card", (9, 0), 132
 
@@ -98,12 +98,12 @@ def test_torchvision_of_the_same_build() -> None:
     [("raise RuntimeError('operator torchvision::nms does not exist')", BROKEN), ("", OK)],
 )
 def test_torchvision_of_another_build(module: str, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "torchvision.py").write_text(module)  # what `import torchvision` finds in the new process
+    (tmp_path / "torchvision.py").write_text(module)  # the new process imports this file
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (check,) = doctor.check_torchvision(versions(torch="2.13.0+cpu", torchvision="0.28.0"))
     assert check.state == state
     if state == BROKEN:
-        assert "does not fit torch 2.13.0+cpu: RuntimeError: operator torchvision::nms does not exist" in check.value
+        assert "is incompatible with torch 2.13.0+cpu: RuntimeError: operator torchvision::nms does not exist" in check.value
         assert check.remedy.endswith("--index-url https://download.pytorch.org/whl/cpu")
 
 
@@ -134,7 +134,7 @@ def test_a_cache_that_others_may_write(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     check = doctor.check_cache(tmp_path)
     assert check.state == NOTE
-    assert "may be written by others" in check.value
+    assert "is writable by other users" in check.value
     assert "FASTMLP_CACHE_DIR" in check.remedy
 
 

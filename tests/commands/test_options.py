@@ -1,4 +1,4 @@
-"""Help texts, synonyms of flags, and flags that are given twice."""
+"""Tests of command-line options: help texts, synonyms of flags, and flags that are given twice."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastmlp.experiments.config.extract import INHERITED, ExtractConfig
 from fastmlp.experiments.config.names import SYNONYMS
 from fastmlp.experiments.config.train import TrainConfig, fields_of
 
-MOST_COMMON = 26  # options of a short help
+MOST_COMMON = 26  # maximum number of options in the short help
 GROUPS = ["Data:", "Network:", "Training:", "Engine and result:", "Other:"]
 SETTINGS = {
     ("train",): fields_of(TrainConfig).keys(),
@@ -29,7 +29,7 @@ SETTINGS = {
 
 @pytest.fixture(autouse=True)
 def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Run every test in a folder of its own, without settings from the environment."""
+    """Run every test in its own folder, without settings from environment variables."""
     forget_settings(monkeypatch)
     monkeypatch.chdir(tmp_path)
 
@@ -41,7 +41,7 @@ def options_in(text: str) -> list[str]:
 
 
 def commands(group: click.Command, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], click.Command]:
-    """Return all commands below a group by their path, and the group itself."""
+    """Return a group and all its subcommands, at any depth, by their path."""
     below = group.commands if isinstance(group, click.Group) else {}
     return {path: group} | {
         key: one for name, command in below.items() for key, one in commands(command, (*path, name)).items()
@@ -52,7 +52,7 @@ COMMANDS = commands(program)
 
 
 def printed(*arguments: str | Path) -> dict[str, Any]:
-    """Return the settings that --print-config shows."""
+    """Return the settings that `fastmlp train --print-config` prints."""
     return tomllib.loads(ok("train", "--print-config", *arguments).stdout)
 
 
@@ -67,16 +67,16 @@ def test_help_has_common_options_and_help_all_has_all(path: tuple[str, ...]) -> 
     assert {*options_in(short)} < {*options_in(whole)}
     for text in (short, whole):
         assert [line for line in text.splitlines() if line in GROUPS] == GROUPS
-    hint = f"`fastmlp {' '.join(path)} --help-all` shows all."
+    hint = f"`fastmlp {' '.join(path)} --help-all` shows all options."
     assert " ".join(short.split()).endswith(hint)
     assert hint not in " ".join(whole.split())
 
 
 def test_help_texts_name_flags() -> None:
-    """Settings name each other in backticks; the command line shows flags."""
+    """References to other settings in help texts are shown as flags, not as names in backticks."""
     for path in SETTINGS:
         assert not re.search(r"`\w+_\w+`", ok(*path, "--help-all").stdout)
-    text = re.sub(r"\s+", " ", ok("train", "--help-all").stdout).replace("- ", "-")  # lines may end in a hyphen
+    text = re.sub(r"\s+", " ", ok("train", "--help-all").stdout).replace("- ", "-")  # lines may break after a hyphen
     assert "instead of --val-fraction" in text
 
 
@@ -113,7 +113,7 @@ def test_names_are_understood_in_any_spelling() -> None:
     assert [found[name] for name in ("optimizer", "loss", "init")] == ["sgd", "squared-error", "he"]
 
 
-# ------------------------------------------------------------------------------------------------ twice
+# ------------------------------------------------------------------------------------------------ flags given twice
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A training run without POSIX functions, as on Windows: they are deleted before fastmlp is imported."""
+"""Training works without POSIX functions, as on Windows. The test deletes them before it imports fastmlp."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from support.processes import ROOT
 
-pytestmark = pytest.mark.full  # processes
+pytestmark = pytest.mark.full  # starts processes, which is slow
 
 WITHOUT = """
 import mmap, os, signal, sys
-import numba, numpy, platformdirs  # what these need of the system is theirs
+import numba, numpy, platformdirs  # imported first, because they may need the functions
 for owner, names in {
     os: "fork geteuid getuid getloadavg O_BINARY register_at_fork sched_getaffinity sched_yield sysconf".split(),
     signal: "SIGTERM SIGKILL SIGALRM pthread_sigmask".split(),
@@ -36,7 +36,7 @@ from fastmlp.commands import main
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     code = f"{WITHOUT}\nsys.argv = ['fastmlp', *sys.argv[1:]]\nmain()"
-    variables = os.environ | {"FASTMLP_CACHE_DIR": str(folder / "kernels"), "PYTHONPATH": str(ROOT)}  # kernels of its own
+    variables = os.environ | {"FASTMLP_CACHE_DIR": str(folder / "kernels"), "PYTHONPATH": str(ROOT)}  # own cache
     return subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=folder, env=variables, capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""A user's own modules cli and cnn, in the folder of a script, do not shadow those of the package."""
+"""A user's modules named cli and cnn, in the folder of a script, do not shadow modules of fastmlp."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from support.processes import ROOT
 
-pytestmark = pytest.mark.full  # processes
+pytestmark = pytest.mark.full  # starts processes, which is slow
 
 THEIRS = "raise SystemExit('a module of the user ran')\n"
 
 
 @pytest.fixture
 def beside(tmp_path: Path) -> Path:
-    """Create a folder with modules of these names."""
+    """Create a folder with user modules named cli and cnn."""
     (tmp_path / "cli.py").write_text(THEIRS)
     (tmp_path / "cnn").mkdir()
     (tmp_path / "cnn" / "__init__.py").write_text(THEIRS)
@@ -26,7 +26,7 @@ def beside(tmp_path: Path) -> Path:
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Python with a folder first in its module search path."""
+    """Run Python in `folder`, which is also the first entry of the module search path."""
     variables = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
     return subprocess.run([sys.executable, *arguments], cwd=folder, env=variables, capture_output=True, text=True, check=False)
 

@@ -1,4 +1,4 @@
-"""The program in separate processes: signals, pipes, terminals, encodings, and exit codes."""
+"""Tests that run the program in separate processes: signals, pipes, terminals, encodings, and exit codes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ALL_FILES = {
     "report.txt",
     "result.json",
 }
-PATIENCE = 120  # seconds of a slow, busy machine for what takes one
+PATIENCE = 120  # timeout in seconds, for a slow, busy machine; the commands usually take about one second
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -61,7 +61,7 @@ def finish(*arguments: str | Path, **more: Any) -> tuple[int, bytes, bytes]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Create a folder with a run, a table of 20,000 rows for it, and file names that are not ASCII."""
+    """Create a folder with a run whose class names are not ASCII, and tables with 1 and 20,000 rows for prediction."""
     folder = tmp_path_factory.mktemp("home")
     x = np.repeat(np.eye(2, dtype=np.float32), 20, axis=0)
     np.savez(folder / "data.npz", x=x, y=np.repeat(["crème", "brûlée"], 20))
@@ -91,9 +91,9 @@ def test_a_signal_ends_the_training_and_keeps_the_best_weights(number: int, code
     try:
         wait_for_epochs(out / "metrics.jsonl", 5)
         process.send_signal(number)
-        stdout, stderr = process.communicate(timeout=PATIENCE)  # a million epochs take far longer
+        stdout, stderr = process.communicate(timeout=PATIENCE)  # a million epochs take longer
     finally:
-        process.kill()  # if it trains on
+        process.kill()  # in case the signal did not end it
     assert process.returncode == code
     assert {path.name for path in out.iterdir()} == ALL_FILES
     check_manifest(out)
@@ -109,10 +109,10 @@ def test_a_signal_ends_the_training_and_keeps_the_best_weights(number: int, code
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_before_the_training_leaves_nothing(number: int, code: int, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.toml")
-    process = start("train", "--config", tmp_path / "a.toml", "--out", tmp_path / "a")  # waits for a writer
-    descriptor = os.open(tmp_path / "a.toml", os.O_WRONLY)  # returns when the process is there
+    process = start("train", "--config", tmp_path / "a.toml", "--out", tmp_path / "a")  # blocks until the FIFO has a writer
+    descriptor = os.open(tmp_path / "a.toml", os.O_WRONLY)  # returns when the process opens the FIFO
     process.send_signal(number)
-    os.close(descriptor)  # ends a read that started after the signal arrived, which was not interrupted
+    os.close(descriptor)  # the signal does not interrupt a read that starts after it arrived; this ends it
     stdout, stderr = process.communicate(timeout=PATIENCE)
     assert (process.returncode, stdout) == (code, b"")
     assert b"Traceback" not in stderr
@@ -154,7 +154,7 @@ def test_a_closed_stderr_does_not_stop_the_training(tmp_path: Path) -> None:
 
 
 def on_a_terminal(*arguments: str | Path, stream: str, **variables: str) -> str:
-    """Return what a command writes to stdout or stderr if that is a terminal."""
+    """Run a command whose `stream` (stdout or stderr) is a pseudo-terminal, and return what it writes there."""
     ours, theirs = pty.openpty()
     process = start(*arguments, variables={"TERM": "xterm", **variables}, **{stream: theirs})
     os.close(theirs)
@@ -162,7 +162,7 @@ def on_a_terminal(*arguments: str | Path, stream: str, **variables: str) -> str:
     while True:
         try:
             piece = os.read(ours, 65536)
-        except OSError:  # Linux tells so that the other end is closed
+        except OSError:  # how Linux reports that the other end is closed
             piece = b""
         if not piece:
             break
@@ -229,7 +229,7 @@ def test_exit_codes_reach_the_shell(home: Path, tmp_path: Path) -> None:
         (5, ["train", *diverging, "--scale", "none", "--out", tmp_path / "a"], {}),
         (6, ["evaluate", home / "run", "--data", tmp_path / "wrong.npz", "--min-accuracy", "0.5"], {}),
     ]
-    np.savez(tmp_path / "wrong.npz", x=np.eye(2), y=["brûlée", "crème"])  # the other way round
+    np.savez(tmp_path / "wrong.npz", x=np.eye(2), y=["brûlée", "crème"])  # with swapped labels
     for code, arguments, variables in cases:
         found, stdout, stderr = finish(*arguments, variables=variables)
         assert found == code, (arguments, stdout, stderr)

@@ -1,4 +1,4 @@
-"""The program in this process: help, streams, settings, and the output of each command."""
+"""Tests that run the program in this process: help, streams, settings, and the output of each command."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastmlp.commands.console import warn
 
 @pytest.fixture(autouse=True)
 def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Run every test in a folder of its own, without settings from the environment."""
+    """Run every test in its own folder, without settings from environment variables."""
     forget_settings(monkeypatch)
     monkeypatch.chdir(tmp_path)
 
@@ -152,7 +152,7 @@ def test_evaluate_prints_a_table(run: Path) -> None:
 
 @pytest.fixture
 def seven(tmp_path: Path) -> Path:
-    """Write the image of a seven, in color and larger than the model's images."""
+    """Write an image of the digit 7, in color and larger than the training images, and return its path."""
     data = fastmlp.load_data("digits")
     picture = Image.fromarray(data.x[data.y == 7][0].reshape(28, 28)).convert("RGB").resize((50, 40))
     picture.save(tmp_path / "seven.png")
@@ -194,8 +194,8 @@ def test_data_list(tmp_path: Path) -> None:
 
 def test_data_verify(tmp_path: Path) -> None:
     nothing = ok("data", "verify", "--data-dir", tmp_path)
-    assert nothing.stdout == ""  # nothing is there, nothing is damaged
-    assert "no files of data sets found" in nothing.stderr
+    assert nothing.stdout == ""  # no file exists, so none is damaged
+    assert "no data set files found" in nothing.stderr
     result = call("data", "verify", "mnist", "--data-dir", tmp_path, "--json")
     assert result.exit_code == 3
     assert {row["status"] for row in json.loads(result.stdout)["files"]} == {"missing"}

@@ -1,4 +1,4 @@
-"""The command line, run in this process: every kind of error, with its exit code and one-line message."""
+"""Tests of errors on the command line, in this process: each type of error has an exit code and a one-line message."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.cli import FAST, SMALL, call, forget_settings, ok, refused
 
 @pytest.fixture(autouse=True)
 def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Run every test in a folder of its own, without settings from the environment."""
+    """Run every test in its own folder, without settings from environment variables."""
     forget_settings(monkeypatch)
     monkeypatch.chdir(tmp_path)
 
@@ -25,7 +25,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-# ------------------------------------------------------------------------------------------------ 2: usage and configuration
+# -------------------------------------------------------------------------------------- exit code 2: usage and configuration
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_usage_errors(arguments: list[str], named: list[str]) -> None:
-    """The messages are Click's; the last line names what was wrong."""
+    """Click reports the error, and the last line of its message names the wrong argument."""
     result = call(*arguments)
     assert result.exit_code == 2
     assert result.stdout == ""
@@ -62,7 +62,7 @@ def test_without_a_command_the_help_is_shown() -> None:
     [
         ("optimizr = 'sgd'", "unknown key 'optimizr'; did you mean 'optimizer'?"),
         ("epochs = 'five'", "epochs must be a whole number, not 'five'"),
-        ("hidden = [1, 2", "not TOML: "),
+        ("hidden = [1, 2", "invalid TOML: "),
         ("optimizer = 'adm'", "unknown optimizer 'adm'; did you mean 'adam'?"),
         ("val_count = 3\nval_fraction = 0.1", "exclude each other; give only one [--val-count, --val-fraction]"),
     ],
@@ -132,7 +132,7 @@ def test_a_used_folder_needs_force(run: Path) -> None:
     assert "not empty; set force" in refused(2, "train", "-q", "--out", run)
 
 
-# ------------------------------------------------------------------------------------------------ 1, 3 to 6
+# ------------------------------------------------------------------------------------------------ exit codes 1 and 3 to 6
 
 
 def test_a_bug_shows_a_traceback_and_how_to_report_it(monkeypatch: pytest.MonkeyPatch) -> None:

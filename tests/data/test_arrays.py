@@ -1,4 +1,4 @@
-"""Folders of `.npy` files: which arrays are mapped or copied, and one test per kind of damage."""
+"""Tests of folders of `.npy` files: which arrays stay memory-mapped and which are copied, and every kind of damage."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_only_arrays_that_engines_can_read_stay_mapped(tmp_path, x, stays):
         assert not data.x.flags.writeable
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
 @pytest.mark.parametrize("share", [0.5, 0.0])
 def test_read_ahead_is_disabled_for_files_larger_than_memory(tmp_path, monkeypatch, share):
     monkeypatch.setattr(arrays_module, "READ_AHEAD_SHARE", share)
@@ -91,7 +91,7 @@ def test_settings_of_image_folders_are_rejected(tmp_path):
 
 
 def test_a_run_on_images_in_a_folder_of_arrays_can_be_evaluated(tmp_path, monkeypatch):
-    """The image shape of the model must not be applied as `image_size`."""
+    """`evaluate` does not use the image shape of the model as `image_size`, which is an error for a folder of arrays."""
     forget_settings(monkeypatch)
     folder = folder_of(tmp_path / "a", x=PIXELS, y=LABELS)
     ok("train", "--data", folder, "--out", tmp_path / "run", *FAST)
@@ -105,7 +105,7 @@ HEADER = len(GOOD) - PIXELS.nbytes
 
 
 def headed(*shape: int) -> bytes:
-    """Return the bytes of the pixels after a header that states another shape."""
+    """Return the content of an `.npy` file whose header claims the given shape, followed by the bytes of PIXELS."""
     stream = io.BytesIO()
     np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return stream.getvalue() + PIXELS.tobytes()
@@ -118,19 +118,19 @@ DAMAGE = {
     "header cut off": (GOOD[: HEADER - 9], "not a readable .npy file"),
     "header that is not Python": (GOOD.replace(b"(40, 6, 2)", b"(40, 6, 2("), "not a readable .npy file"),
     "an archive": (b"PK\x03\x04" + GOOD, "not a readable .npy file"),
-    "no bytes": (GOOD[:HEADER], "claims 40x6x2 uint8 = 480 bytes, the file holds 0; save"),
-    "truncated": (GOOD[:-1], "claims 40x6x2 uint8 = 480 bytes, the file holds 479; save"),
-    "trailing byte": (GOOD + b"\0", "claims 40x6x2 uint8 = 480 bytes, the file holds 481; save"),
+    "no bytes": (GOOD[:HEADER], "claims 40x6x2 uint8 = 480 bytes, but the file holds 0; save"),
+    "truncated": (GOOD[:-1], "claims 40x6x2 uint8 = 480 bytes, but the file holds 479; save"),
+    "trailing byte": (GOOD + b"\0", "claims 40x6x2 uint8 = 480 bytes, but the file holds 481; save"),
     "absurd size": (headed(1 << 40, 6, 2), "the file holds 480"),
     "beyond 64 bits": (headed(1 << 60, 1 << 60), "the file holds 480"),
     "negative sizes": (headed(-40, 6, -2), "claims -40x6x-2 uint8 = 480 bytes"),
     "Python objects": (as_bytes(np.array([1, None] * 20)), "holds Python objects"),
     "no rows": (as_bytes(PIXELS[:0]), "empty (shape (0, 6, 2))"),
-    "text": (as_bytes(PIXELS[:, :, 0].astype(str)), "values of type <U3; numbers are needed"),
-    "complex": (as_bytes(PIXELS[:, :, 0].astype(complex)), "values of type complex128"),
-    "records": (as_bytes(np.zeros((40, 2), [("a", "f4"), ("b", "u1")])), "numbers are needed"),
+    "text": (as_bytes(PIXELS[:, :, 0].astype(str)), "the values have dtype <U3; they must be numbers"),
+    "complex": (as_bytes(PIXELS[:, :, 0].astype(complex)), "the values have dtype complex128"),
+    "records": (as_bytes(np.zeros((40, 2), [("a", "f4"), ("b", "u1")])), "they must be numbers"),
     "one number": (as_bytes(np.float32(3)), "empty (shape ())"),
-    "one dimension": (as_bytes(PIXELS[:, 0, 0].copy()), "shape (40,); needed (n, features)"),
+    "one dimension": (as_bytes(PIXELS[:, 0, 0].copy()), "shape (40,); the shape must be (n, features)"),
     "fewer rows than labels": (as_bytes(PIXELS[:39]), "has 39 rows"),
     "NaN": (as_bytes(np.where(np.arange(40) == 7, np.nan, 0)[:, None].astype("f4")), "row 7, column 0: nan"),
 }
@@ -166,4 +166,4 @@ def test_missing_files_are_reported(tmp_path):
 
 def test_a_test_set_without_targets_is_rejected(tmp_path):
     folder = folder_of(tmp_path / "a", x=PIXELS, y=LABELS, x_test=PIXELS)
-    assert f"{folder / 'x_test.npy'} without y_test" in message(load_data, folder)
+    assert f"{folder / 'x_test.npy'} is given without y_test" in message(load_data, folder)

@@ -1,4 +1,4 @@
-"""Data sets by name and by path, and `check_dataset`."""
+"""Tests of `check_dataset`, and of loading data sets by name and by path."""
 
 from __future__ import annotations
 
@@ -71,16 +71,16 @@ DAMAGE = {
     "NaN": ({"x": [[1, 0, 0], [0, NAN, 0], [0, 0, 1]]}, "x: row 1, column 1: nan is not a finite"),
     "infinity": ({"x_test": [[1, 0, 0], [0, 0, -INF]]}, "x_test: row 1, column 2: -inf is not a finite"),
     "beyond float32": ({"x": np.eye(3) * 1e39}, "x: row 0, column 0: 1e+39 is not a finite float32"),
-    "ragged rows": ({"x": [[1, 2], [1], [1, 2]]}, "x: rows of different lengths"),
-    "Python objects": ({"x": np.full((3, 3), None)}, "x: values of type object"),
-    "complex": ({"x": np.eye(3) * 1j}, "x: values of type complex128"),
-    "text for features": ({"x": np.full((3, 3), "a")}, "x: values of type <U1"),
+    "ragged rows": ({"x": [[1, 2], [1], [1, 2]]}, "x: the rows have different lengths"),
+    "Python objects": ({"x": np.full((3, 3), None)}, "x: the values have dtype object"),
+    "complex": ({"x": np.eye(3) * 1j}, "x: the values have dtype complex128"),
+    "text for features": ({"x": np.full((3, 3), "a")}, "x: the values have dtype <U1"),
     "one dimension": ({"x": np.ones(3)}, "x: shape (3,)"),
     "five dimensions": ({"x": np.ones((3, 1, 1, 1, 3))}, "x: shape (3, 1, 1, 1, 3)"),
     "no rows": ({"x": np.ones((0, 3)), "y": []}, "x: empty"),
     "no features": ({"x": np.ones((3, 0))}, "x: empty"),
-    "fewer labels": ({"y": [0, 1]}, "x has 3 rows, y has 2"),
-    "fewer test labels": ({"y_test": [0]}, "x_test has 2 rows, y_test has 1"),
+    "fewer labels": ({"y": [0, 1]}, "x has 3 rows, but y has 2"),
+    "fewer test labels": ({"y_test": [0]}, "x_test has 2 rows, but y_test has 1"),
     "negative label": ({"y": [0, -1, 2]}, "y: row 1: label -1 is not a whole number in 0..65535"),
     "fraction": ({"y": [0, 1, 1.5]}, "y: row 2: label 1.5"),
     "NaN label": ({"y": [0, 1, NAN]}, "y: row 2: label nan"),
@@ -88,19 +88,22 @@ DAMAGE = {
     "label beyond the names": ({"classes": ["a", "b"]}, "y: row 2: label 2 is not a whole number in 0..1"),
     "test label beyond": ({"y_test": [2, 3]}, "y_test: row 1: label 3 is not a whole number in 0..2"),
     "labels in columns": ({"y": [[0, 1], [1, 0], [0, 1]]}, "y: shape (3, 2)"),
-    "labels of objects": ({"y": np.array([0, 1, None])}, "y: labels of type object"),
+    "labels of objects": ({"y": np.array([0, 1, None])}, "y: the labels have dtype object"),
     "unknown name": ({"y": ["a", "b", "c"], "y_test": ["a", "d"]}, "y_test: row 1: unknown class 'd'"),
     "name not in classes": ({"y": ["a", "b", "c"], "classes": ["a", "b"]}, "y: row 2: unknown class 'c'"),
     "equal class names": ({"classes": ["a", "b", "a"]}, "classes: class names must be"),
     "class names of floats": ({"classes": [0.5, 1.5, 2.5]}, "classes: class names must be"),
-    "test rows alone": ({"y_test": None}, "x_test without y_test"),
-    "test labels alone": ({"x_test": None}, "y_test without x_test"),
-    "other test features": ({"x_test": np.ones((2, 4))}, "x_test has rows of shape (4,), x of (3,)"),
+    "test rows alone": ({"y_test": None}, "x_test is given without y_test"),
+    "test labels alone": ({"x_test": None}, "y_test is given without x_test"),
+    "other test features": (
+        {"x_test": np.ones((2, 4))},
+        "x_test has rows of shape (4,), but x has rows of shape (3,)",
+    ),
     "other image shape": (
         {"x": np.ones((3, 2, 3)), "x_test": np.ones((2, 3, 2))},
-        "x_test has rows of shape (3, 2, 1), x of (2, 3, 1)",
+        "x_test has rows of shape (3, 2, 1), but x has rows of shape (2, 3, 1)",
     ),
-    "impossible image shape": ({"image_shape": (2, 2, 1)}, "x has 3 features, images of (2, 2, 1) have 4"),
+    "impossible image shape": ({"image_shape": (2, 2, 1)}, "x has 3 features, but images of shape (2, 2, 1) have 4"),
 }
 
 
@@ -116,9 +119,9 @@ def test_damage_in_arrays_is_reported(kind):
 
 TARGET_DAMAGE = {
     "NaN": ({"y": [0, NAN, 1]}, "y: row 1, column 0: nan is not a finite"),
-    "text": ({"y": ["a", "b", "c"]}, "y: values of type <U1"),
+    "text": ({"y": ["a", "b", "c"]}, "y: the values have dtype <U1"),
     "three dimensions": ({"y": np.ones((3, 1, 1))}, "y: shape (3, 1, 1)"),
-    "other number of test targets": ({"y_test": [[1, 2], [3, 4]]}, "y_test has targets of 2 columns, y of 1"),
+    "other number of test targets": ({"y_test": [[1, 2], [3, 4]]}, "y_test has 2 target columns, but y has 1"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Named data sets: the published files, if present, and downloads from local mirrors."""
+"""Tests of the data sets that are loaded by name, with the published files (if present) and with local download servers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_published_files_load_and_match_their_sha256(name, tmp_path):
     assert real.x.shape == (60000, 784) and real.x.dtype == np.uint8 and real.image_shape == (28, 28, 1)
     assert real.x_test is not None and real.x_test.shape == (10000, 784)
     entry = DATASETS[name]
-    for file in entry.files[2:]:  # unpacked copies have another SHA-256
+    for file in entry.files[2:]:  # decompressed copies have other SHA-256 hashes
         content = gzip.decompress((data_folder() / entry.folder / file.name).read_bytes())
         plain = tmp_path / entry.folder / file.name[:-3]
         plain.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def sha256(content: bytes) -> str:
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serve a folder; responses under /cut are shorter than their Content-Length."""
+    """Request handler that serves a folder; responses under /cut are shorter than their Content-Length."""
 
     def log_message(self, *arguments) -> None:
         pass
@@ -84,7 +84,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """Yield the address of a server with /good, /corrupt (wrong bytes) and /cut; anything else is 404."""
+    """Yield the address of a server with the paths /good, /corrupt (damaged files) and /cut (truncated responses)."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("FASTMLP_OFFLINE", raising=False)
     root = tmp_path / "www"
@@ -204,7 +204,7 @@ def test_progress_shows_a_bar_on_stderr(server, tiny, tmp_path, capfd):
     fetch_data("tiny", tmp_path, progress=True)
     shown = capfd.readouterr()
     assert shown.out == "" and all(name in shown.err for name in PACKED)
-    assert re.search(rf"\b{len(PACKED['train-images.gz'])}\b", shown.err)  # bytes
+    assert re.search(rf"\b{len(PACKED['train-images.gz'])}\b", shown.err)  # the size of the file in bytes
 
 
 def test_the_message_for_an_unknown_name_suggests_the_nearest():

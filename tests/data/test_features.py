@@ -1,4 +1,4 @@
-"""Feature files in their three forms, interrupted extractions, and errors of extraction."""
+"""Tests of feature files in their three file formats, of interrupted extractions, and of error messages of `extract`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
 from support.cli import call, ok, override, refused
 from support.cnn import SHAPE, bars
-from support.extract import arrays_of, own_folder, without_pictures  # noqa: F401 - fixtures of every test here
+from support.extract import arrays_of, own_folder, without_pictures  # noqa: F401 - autouse fixtures
 
 from fastmlp.data import features as feature_files
 from fastmlp.data.dataset import load_data
@@ -39,7 +39,7 @@ FORMS = ("features.npz", "features.safetensors", "features")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with the same images in one file and as a folder of mapped arrays, and their features in all forms."""
+    """Return a folder with images as an .npz file and as a folder of .npy files, and their features in all file formats."""
     folder: Path = tmp_path_factory.mktemp("home")
     pixels, labels = bars(200, 0)
     images = {"x": pixels.reshape(-1, *SHAPE[:2]), "y": np.array(["row", "column", "none"])[labels]}
@@ -53,7 +53,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def content(path: Path) -> dict[str, Any]:
-    """Return the content of a feature file in comparable form."""
+    """Return the content of a feature file as a dict that can be compared with others."""
     data = load_data(path)
     assert data.provenance is not None
     assert data.extractor is not None
@@ -98,9 +98,9 @@ def test_features_too_large_for_a_file_become_a_folder(home: Path, monkeypatch: 
     assert line.endswith("GiB of features are too many for one file; choose a folder, such as f [--out]")
     ok(*small, "--out", "f.npz", "--feature-dtype", "float16", "-q")
     monkeypatch.setattr(feature_files, "LARGEST_FILE", 200 * 96 * 2 - 1)
-    assert refused(2, *small, "--feature-dtype", "float16", "-q").startswith("feature_dtype: float16 is for one file")
+    assert refused(2, *small, "--feature-dtype", "float16", "-q").startswith("feature_dtype: float16 needs a single file")
     line = refused(2, *small, "--out", "f", "--feature-dtype", "float16", "-q")
-    assert line.startswith("feature_dtype: float16 is for one file")
+    assert line.startswith("feature_dtype: float16 needs a single file")
 
 
 def test_a_folder_that_is_not_features_is_not_replaced(home: Path) -> None:
@@ -110,8 +110,8 @@ def test_a_folder_that_is_not_features_is_not_replaced(home: Path) -> None:
     shutil.copytree(home / "images", "data")
     for name, force in itertools.product(("mine", "data"), ([], ["--force"])):
         line = refused(2, *small, "--out", name, *force, "-q")
-        what = "also holds letter.txt" if force and name == "mine" else "exists and was not made by extract"
-        assert line == f"out: {name} {what}; choose another [--out]"
+        what = "also contains letter.txt" if force and name == "mine" else "exists and was not made by extract"
+        assert line == f"out: {name} {what}; choose another path [--out]"
     assert Path("mine/letter.txt").exists()
     shutil.copytree(home / "features", "theirs")
     assert "was made with other settings" in refused(2, *small, "--seed", "1", "--out", "theirs", "-q")
@@ -124,13 +124,16 @@ def test_a_folder_that_is_not_features_is_not_replaced(home: Path) -> None:
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return a list of the images of each forward pass, in blocks of 16; pass number `passes[0]` raises SIGINT."""
+    """Return a list to which each forward pass appends its number of images; there are at most 16 images per pass.
+
+    The first item can be set to the number of a pass, from 1, during which the process receives SIGINT.
+    """
     monkeypatch.setattr(feature_files, "AT_ONCE", 16)
     seen = [0]
     original = Extractor.features
 
     def features(self: Extractor, pixels: Any, *given: Any) -> Any:
-        if len(pixels) > 1:  # a pass of one image only determines the width
+        if len(pixels) > 1:  # a pass with one image only determines the number of features
             seen.append(len(pixels))
             if len(seen) - 1 == seen[0]:
                 os.kill(os.getpid(), signal.SIGINT)
@@ -154,7 +157,7 @@ def test_an_interrupted_extraction_continues(form: str, passes: list[int], home:
     done = len(passes) - 1
     assert done == 4
     ok(*small)
-    assert passes[1:] == [16] * 10 + [16, 16, 8]  # 160 rows of x, 40 of x_test, no row twice
+    assert passes[1:] == [16] * 10 + [16, 16, 8]  # 160 rows of x and 40 rows of x_test, each processed only once
     assert load_data(form).sha256 == load_data(home / form).sha256 == load_data(home / "features.npz").sha256
     assert [path.name for path in Path.cwd().iterdir()] == [form]
 
@@ -212,7 +215,7 @@ def test_a_signal_at_the_last_moment_is_not_lost(chained: bool, home: Path, monk
 
 
 def test_changed_images_are_detected_when_an_extraction_continues(passes: list[int], home: Path) -> None:
-    """The test images, too, on which the network is not trained."""
+    """Changed test images are detected as well, although the network is not trained on them."""
     arrays = {"x": load_data(home / "images.npz").x.reshape(-1, *SHAPE[:2]), "y": arrays_of(home / "images.npz")["y"]}
     tested = {name: values[:150] for name, values in arrays.items()} | {
         f"{name}_test": values[150:] for name, values in arrays.items()
@@ -261,7 +264,7 @@ def test_images_are_identified_by_content_and_not_by_name(home: Path) -> None:
 
 
 def test_training_rows_of_the_extractor_never_evaluate_the_mlp(home: Path) -> None:
-    """Without a validation or test set of the images, the MLP on their features has none either."""
+    """If the images have no validation or test split, an MLP trained on their features has none either."""
     none = ["--val-fraction", "0", "--test-fraction", "0"]
     for form in FORMS:
         ok("extract", "--data", home / "images.npz", *SMALL, *none, "--out", form, "-q")
@@ -340,7 +343,7 @@ def test_force_replaces_features_only(home: Path) -> None:
     assert "j.npz exists and was not made by extract" in refused(2, *arguments, "j.npz", "-q")
     shutil.copytree(home / "features", "f")
     Path("f/notes.txt").write_text("mine")
-    assert refused(2, *arguments, "f", "-q") == "out: f also holds notes.txt; choose another [--out]"
+    assert refused(2, *arguments, "f", "-q") == "out: f also contains notes.txt; choose another path [--out]"
     Path("f/notes.txt").unlink()
     Path("f/x.npy").write_bytes(b"damaged")
     ok(*arguments, "f", "-q")
@@ -359,7 +362,7 @@ def test_features_that_overflow_float16_are_rejected(home: Path) -> None:
     )
     arguments = ["extract", "--data", "huge.npz", *SMALL, "--scale", "none", "--feature-dtype", "float16"]
     for chain in (["--out", "f.npz"], ["train", *MLP]):
-        assert "exceed float16; use feature_dtype float32" in refused(3, *arguments, "-q", *chain)
+        assert "exceed the range of float16; use feature_dtype float32" in refused(3, *arguments, "-q", *chain)
     assert not Path("f.npz").exists()
 
 
@@ -374,10 +377,10 @@ def test_pictures_need_a_folder(home: Path) -> None:
         (["--hidden", "x"], "--hidden"),
         (["--activation", "rleu"], "unknown activation 'rleu'"),
         (["--lr", "-1"], "rate"),
-        (["--shift", "1"], "flip and shift are for rows that are images"),
+        (["--shift", "1"], "flip and shift can only be used with images"),
         (["--out", "used"], "the folder used is not empty"),
-        (["--out", "used/file"], "used/file is a file"),
-        (["--out", "used/file/run"], "used/file/run is a file or lies under one"),
+        (["--out", "used/file"], "used/file or one of its parents is a file"),
+        (["--out", "used/file/run"], "used/file/run or one of its parents is a file"),
         (["--out", "f.npz"], "f.npz cannot be both the file of features and the folder of the run"),
     ],
 )
@@ -392,7 +395,7 @@ def test_the_settings_of_train_are_checked_before_extraction(settings: list[str]
     ("split", "setting"), [("test", "--predictions"), ("test", "--min-accuracy=0"), ("val", "--val-steps=3")]
 )
 def test_the_splits_are_checked_before_extraction(split: str, setting: str, home: Path) -> None:
-    """Data with a test set of their own are accepted."""
+    """A missing split is reported before the extraction starts. Data that include a test set are accepted."""
     endless = override(SMALL, "--epochs", "1000000", f"--{split}-fraction", "0")
     line = refused(2, "extract", "--data", home / "images.npz", *endless, "-q", "train", setting)
     name = setting.split("=", maxsplit=1)[0]
@@ -462,6 +465,6 @@ def test_a_backbone_with_local_weights_in_a_chain() -> None:
     Image.fromarray(large[0]).save("first.png")
     assert len(ok("predict", "run", "first.png").stdout.split("\t")) == 3
     Path("3.pth").rename("moved.pth")
-    ok("extract", *settings, "--weights", "moved.pth", "--out", "f")  # the same weights: nothing to do
+    ok("extract", *settings, "--weights", "moved.pth", "--out", "f")  # does nothing, because the weights are the same
     Path("4.pth").rename("3.pth")
     assert "was made with other settings" in refused(2, "extract", *settings, "--weights", "3.pth", "--out", "f")

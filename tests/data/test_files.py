@@ -1,4 +1,4 @@
-"""File readers: valid files, and one test per kind of damage, each with an undamaged control."""
+"""Tests of the readers of IDX, .npz and .csv files, with valid files and with every kind of damage."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ IDX_DAMAGE = {
     "another type": (b"\0\0\x0d\x03" + GOOD[4:], "starts with 0x00000d03 instead of 0x00000803"),
     "labels for images": (idx(IMAGES[:, 0, 0].copy()), "0x00000801 instead of 0x00000803"),
     "no rows": (idx(IMAGES[:0]), "empty array"),
-    "truncated": (GOOD[:-1], "claims 2x3x4 = 24 bytes, the file holds only 23"),
-    "trailing byte": (GOOD + b"\0", "claims 2x3x4 = 24 bytes, the file holds more"),
+    "truncated": (GOOD[:-1], "claims 2x3x4 = 24 bytes, but the file holds only 23"),
+    "trailing byte": (GOOD + b"\0", "claims 2x3x4 = 24 bytes, but the file holds more"),
     "absurd size": (GOOD[:4] + b"\xff" * 12 + GOOD[16:], "the file holds only 24"),
 }
 
@@ -255,9 +255,9 @@ CSV_DAMAGE = {
     "semicolons": ("1;2;3\n", "line 1 has one column"),
     "header only": ("label,a,b\n", "no line of data"),
     "header and blank lines": ("label,a,b\n\n\n", "no line of data"),
-    "short line": ("1,2,3\n1,2\n", "line 2 has 2 columns, line 1 has 3"),
-    "long line": ("label,a,b\n1,2,3\n1,2,3,4\n", "line 3 has 4 columns, line 1 has 3"),
-    "header of another width": ("label,a\n1,2,3\n", "line 2 has 3 columns, line 1 has 2"),
+    "short line": ("1,2,3\n1,2\n", "line 2 has 2 columns, but line 1 has 3"),
+    "long line": ("label,a,b\n1,2,3\n1,2,3,4\n", "line 3 has 4 columns, but line 1 has 3"),
+    "header of another width": ("label,a\n1,2,3\n", "line 2 has 3 columns, but line 1 has 2"),
     "empty cell": ("label,a,b\n1,2,3\n1,,3\n", "line 3, column 2 is empty"),
     "empty cell in the first line of data": ("1,,3\n1,2,3\n", "line 1, column 2 is empty"),
     "empty label": ("label,a,b\nx,2,3\n,2,3\n", "line 3, column 1 is empty"),

@@ -1,4 +1,4 @@
-"""Images: folders with one subfolder per class, every conversion, and one test per kind of damage."""
+"""Tests of reading images from class folders and single files, of colour conversions, and of every kind of damage."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_image_folder_of_two_sizes_reports_the_first_that_differs(tmp_path):
 
 
 def break_folder(folder: Path, kind: str) -> str:
-    """Damage a valid folder; return a part of the expected message."""
+    """Damage a valid folder, and return a part of the expected error message."""
     bad = folder / "cat" / "0.png"
     if kind == "text file":
         bad.write_text("hello")
@@ -119,13 +119,13 @@ def test_damage_of_the_test_set_is_reported(tmp_path):
 def test_a_decompression_bomb_is_rejected(tmp_path, monkeypatch):
     path = save(tmp_path / "a.png", size=(40, 30))
     assert load_images([path], (1, 1, 1)).tolist() == [[7]]
-    for limit in (1000, 500):  # Pillow warns above its limit and refuses above twice the limit
+    for limit in (1000, 500):  # above its limit, Pillow warns; above twice the limit, it raises an error
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         text = message(load_images, [path], (1, 1, 1))
         assert text.startswith(f"{path}: not a readable image (")
 
 
-# mode, colour, suffix of the file, expected grey, expected (red, green, blue)
+# colour mode, colour, suffix of the file, expected grey value, expected (red, green, blue)
 CONVERSIONS = {
     "grey": ("L", 200, "png", 200, (200, 200, 200)),
     "black and white": ("1", 1, "png", 255, (255, 255, 255)),
@@ -160,7 +160,7 @@ def test_load_images_keeps_pixels_of_the_right_size_and_averages_larger_ones(tmp
     checks = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
     Image.fromarray(checks).save(tmp_path / "b.png")
     small = load_images([tmp_path / "b.png"], (4, 4, 1))
-    assert abs(small.astype(int) - 128).max() <= 2  # antialiased: not nearest-neighbour sampling
+    assert abs(small.astype(int) - 128).max() <= 2  # averaged, unlike in nearest-neighbour sampling
 
 
 def test_load_images_reports_errors(tmp_path):

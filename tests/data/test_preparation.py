@@ -1,4 +1,4 @@
-"""Splits and scalings against their definitions. See also test_dataset.py for the checks of single arrays."""
+"""Tests that splits and scalings match their definitions. The checks of single arrays are tested in test_dataset.py."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_split_is_a_function_of_the_seed():
         first, again, other = (split_rows(y, (0.3,), stratify, seed) for seed in (1, 1, 2))
         np.testing.assert_array_equal(first[1], again[1])
         assert not np.array_equal(first[1], other[1])
-        assert len(np.intersect1d(first[1], other[1])) < 200  # near 300 * 0.3, not the same rows in another order
+        assert len(np.intersect1d(first[1], other[1])) < 200  # by chance, about 90 rows are in both splits
     assert [len(split_rows(y, (0.3,), seed=seed)[1]) for seed in (0, 2**63, 2**64 - 1)] == [300] * 3
 
 
@@ -66,7 +66,7 @@ def test_splits_are_in_the_order_of_one_shuffle():
 
 
 def largest_remainder(counts, size: int) -> list[int]:
-    """Hamilton's method, textbook version."""
+    """Return the class counts of a split of this size by Hamilton's method, implemented as in a textbook."""
     quotas = [size * count / sum(counts) for count in counts]
     seats = [int(quota) for quota in quotas]
     for index in sorted(range(len(counts)), key=lambda i: (-(quotas[i] - seats[i]), i))[: size - sum(seats)]:
@@ -95,13 +95,13 @@ def test_only_stratified_splits_have_fixed_class_counts():
 
 @pytest.mark.parametrize("size", [1.0, -0.1, -1, float("nan"), True, "0.2", None])
 def test_invalid_sizes_are_rejected(size):
-    with pytest.raises(ConfigError, match="must be a fraction as a float"):
+    with pytest.raises(ConfigError, match=r"must be a float in \[0, 1\) \(a fraction\) or a whole number of rows, not "):
         split_rows(np.zeros(10), (size,))
 
 
 @pytest.mark.parametrize("sizes", [(10,), (11,), (5, 5), (0.5, 0.5), (0.96,)])
 def test_splits_that_leave_no_training_rows_are_rejected(sizes):
-    with pytest.raises(ConfigError, match="leave none of 10 rows"):
+    with pytest.raises(ConfigError, match="leave none of the 10 rows"):
         split_rows(np.zeros(10), sizes)
 
 
@@ -157,7 +157,8 @@ def test_scaled_features_match_the_definition(kind, dtype):
     x = features(dtype)
     scaling = fit_scaling(kind, x)
     wanted = defined(kind, x)
-    # Rounding errors of shift and difference, each half an ulp of the largest value, then of factor and product.
+    # The tolerance covers the rounding errors of the shift and of the difference, each half an ulp of the largest value, and
+    # those of the factor and of the product.
     largest = np.abs(x.astype(np.float64)).max(axis=0) + np.abs(scaling.shift)
     tolerance = np.finfo(np.float32).eps * (largest * scaling.factor + 2 * np.abs(wanted))
     assert (np.abs(scaling.apply(x) - wanted) <= tolerance).all()
@@ -190,7 +191,7 @@ def test_none_is_the_identity():
 
 @pytest.mark.parametrize("kind", SCALINGS)
 @pytest.mark.parametrize("value", [0.1, 0.0, -1e30, 1e-42])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])  # sums are rounded for float64 only
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])  # only sums of float64 values are rounded
 def test_a_constant_feature_gets_factor_one(kind, value, dtype):
     x = np.full((3001, 7), value, dtype)
     scaling = fit_scaling(kind, x)

@@ -1,4 +1,4 @@
-"""Subsets of rows, and iteration in blocks."""
+"""Tests of subsets of rows, and of iteration over rows in blocks."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("damage", BAD_ROWS)
 def test_rows_out_of_range_are_rejected(damage: str) -> None:
-    """Kernels do not check the bounds of row indices."""
+    """Invalid row indices are rejected when a subset is created, because kernels do not check the bounds of indices."""
     rows, expected = BAD_ROWS[damage]
     with pytest.raises(DataError) as caught:
         Subset(X, rows)
@@ -76,7 +76,7 @@ def test_values_are_scattered_to_their_rows() -> None:
 
 @pytest.mark.parametrize("values", [np.array([5, 6, 7, 8]), np.array([[5, 0], [6, 0], [6, 1], [8, 0]])])
 def test_a_row_with_two_targets_is_rejected(values: np.ndarray) -> None:
-    """The engine would use only one of them."""
+    """A row that occurs twice with different targets is rejected, because the engine would use only one of the targets."""
     with pytest.raises(DataError, match="row 2 is in the subset more than once"):
         Subset(X, CHOSEN).scatter(values)
 

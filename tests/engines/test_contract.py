@@ -1,7 +1,8 @@
-"""The contract of the engines: every engine and unusual shapes against the specification in float64.
+"""Contract tests of the engines, part 1: every engine is compared with the NumPy reference in float64.
 
-Compiling a kind of network takes seconds, so the cases share few kinds: all shapes are tested with relu networks trained by
-sgd, and a network with a layer of every activation is trained with each loss and output.
+Kernels depend on the activations, the loss and the optimizer, and take seconds to compile, so the cases use few combinations.
+All shapes are tested with ReLU networks trained with SGD. One network with a layer of every activation is trained with each
+loss and output.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ BASE = EngineSpec(Network((13, 18, 5)), Optimizer("sgd"), batch_size=8, threads=
 
 # ------------------------------------------------------------------------------------------------ shapes
 
-# name: sizes, rows, batch
+# Name: layer sizes, number of rows, mini-batch size.
 SHAPES: dict[str, tuple[tuple[int, ...], int, int]] = {
     "one row": ((7, 5, 3), 1, 4),
     "one row, batch 1": ((7, 5, 3), 1, 1),
@@ -65,7 +66,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], int, int]] = {
 }
 
 
-# Shapes for the simulator of a GPU, where each takes a quarter of a second: each kind of edge once.
+# Shapes for the GPU simulator, where each shape takes 0.25 seconds; every edge case occurs once.
 SIMULATED = (
     *("one of everything", "primes", "no hidden layer", "batch 1", "batch larger than the data", "last batch of one row"),
     *("deep and narrow", "bottleneck", "hidden 33", "features 17", "batch 15", "two hidden of 9"),
@@ -79,7 +80,7 @@ PAIRS = [
 
 @pytest.fixture(scope="module")
 def backend(every_backend: str) -> str:
-    """Each engine in turn, including the simulated GPU."""
+    """Run each test with every backend; without a GPU, backend "cuda" is simulated."""
     return every_backend
 
 
@@ -112,7 +113,7 @@ def test_any_shape(backend: str, sizes: list[int], rows: int, batch: int, thread
 
 
 def test_the_comparison_sees_a_single_wrong_entry(backend: str) -> None:
-    """One weight, one bias, one slot, one loss, one flag, one step slightly wrong: all are detected."""
+    """A small error in a single weight, bias, optimizer slot, loss, correctness flag or step count is detected."""
     network = Network((13, 9, 5))
     spec = EngineSpec(network, Optimizer("momentum"), batch_size=8)
     course, start = make_course(network, 20), start_state(spec)
@@ -148,7 +149,7 @@ def test_the_comparison_sees_a_single_wrong_entry(backend: str) -> None:
 
 EVERY_ACTIVATION = ("relu", "tanh", "leaky-gelu:0.2", "linear", "elu:0.7", "silu", "leaky-relu:0.3", "gelu", "sigmoid")
 
-# One network with a layer of each activation under every loss and output; the optimisers are spread over them.
+# Loss, output, optimizer, and arguments of `make_course`. The network has one layer of each activation.
 MIXED: dict[str, tuple[str, str, Optimizer, dict[str, Any]]] = {
     "cross-entropy": ("cross-entropy", "softmax", Optimizer("sgd"), {}),
     "linear": ("squared-error", "linear", Optimizer("nesterov", momentum=0.8), {"targets": True, "rate": 0.01}),
@@ -156,7 +157,7 @@ MIXED: dict[str, tuple[str, str, Optimizer, dict[str, Any]]] = {
     "softmax": ("squared-error", "softmax", Optimizer("rmsprop", beta2=0.9), {"targets": True, "rate": 0.001}),
 }
 
-# name: of the network, of the optimiser, of the course, step at the start
+# Name: arguments of `Network`, optimizer, arguments of `make_course`, step count at the start.
 EXTRAS: dict[str, tuple[dict[str, Any], Optimizer, dict[str, Any], int]] = {
     "l1 and l2": ({"l1": 1e-2, "l2": 0.1}, Optimizer("sgd"), {}, 0),
     "label smoothing": ({"label_smoothing": 0.2}, Optimizer("sgd"), {}, 0),
@@ -177,7 +178,7 @@ EXTRAS: dict[str, tuple[dict[str, Any], Optimizer, dict[str, Any], int]] = {
 
 
 def test_the_tables_cover_the_registries() -> None:
-    """Every activation, loss, output and optimiser is in a table that runs over every engine."""
+    """Every activation, loss, output and optimizer occurs in a table whose cases run with every engine."""
     assert {text.partition(":")[0] for text in EVERY_ACTIVATION} == set(ACTIVATIONS)
     assert {(loss, output) for loss, output, _, _ in MIXED.values()} == {
         (loss, output) for loss, outputs in LOSSES.items() for output in outputs
@@ -210,7 +211,7 @@ def test_extras(backend: str, extra: str) -> None:
 
 @pytest.mark.parametrize("extra", [name for name, (_, o, _, _) in EXTRAS.items() if o.clip_norm])
 def test_clipped_cases_clip_some_batches_and_leave_others(extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By less than half, so that a threshold wrong by a factor of two would be detected."""
+    """Norms exceed the threshold by less than a factor of two, so a threshold wrong by that factor would be detected."""
     norms = []
 
     def note(gradient: Any, largest: float) -> Any:
@@ -235,7 +236,7 @@ def test_pixels_stay_uint8_and_are_scaled_as_they_are_used(backend: str, kind: s
     scaled = dataclasses.replace(spec, scaling=None)
     one = run_course(backend, spec, start, course)
     other = run_course(backend, scaled, start, course._replace(x=spec.scaling.apply(course.x)))
-    assert same_bits(one, other)  # scaling is two float32 operations, wherever it happens
+    assert same_bits(one, other)  # the same two float32 operations per input
 
 
 def test_float_rows_are_scaled_too(backend: str) -> None:
@@ -261,8 +262,8 @@ def test_row_scales_are_shares_of_the_batch() -> None:
 
 @pytest.mark.parametrize("activation", ["relu", *EVERY_ACTIVATION])
 def test_a_nan_is_seen_in_the_loss(activation: str, backend: str) -> None:
-    """In its row, and everywhere from the next batch on: no activation suppresses it."""
-    alone = activation == "relu"  # the other networks share one kind, with a layer of each
+    """A NaN in a row makes the loss of that row NaN, and all losses from the next batch on; no activation suppresses it."""
+    alone = activation == "relu"  # the other cases share compiled kernels, with a layer of each activation
     activations = "relu" if alone else (activation, *(a for a in EVERY_ACTIVATION if a != activation))
     network = Network((13, *[9] * (1 if alone else len(EVERY_ACTIVATION)), 5), activations)
     spec = EngineSpec(network, Optimizer("sgd"), batch_size=8, threads=2)
@@ -283,7 +284,7 @@ def test_a_nan_is_seen_in_the_loss(activation: str, backend: str) -> None:
 
 
 def test_correct_is_the_first_largest_output(backend: str) -> None:
-    """Ties go to the first class, as with argmax; plain targets are never correct."""
+    """The predicted class is the first one with the largest output, as with `numpy.argmax`."""
     network = Network((4, 3), init="uniform:0")
     spec = EngineSpec(network, Optimizer("sgd"), batch_size=3)
     start = State(network.initial_parameters(0), np.empty((0, network.parameters), np.float32), 0)
@@ -297,7 +298,7 @@ def test_correct_is_the_first_largest_output(backend: str) -> None:
 
 
 def test_forward_of_a_row_does_not_depend_on_the_others(backend: str) -> None:
-    """To the bit if the engine sums in a fixed order; within rounding if BLAS chooses the order."""
+    """Outputs are bit-identical with the 'numba' backend, which sums in a fixed order, and equal up to rounding with others."""
     network = Network((37, 18, 21, 5))
     spec = EngineSpec(network, Optimizer("sgd"), threads=3)
     x = make_course(network, 150).x
@@ -361,9 +362,9 @@ def test_forward_has_no_dropout_and_changes_nothing(backend: str) -> None:
 
 
 def test_the_gradient_is_zero_at_a_perfect_fit(backend: str) -> None:
-    """With targets equal to the outputs, a step with learning rate 1 changes parameters by rounding only."""
+    """If the targets equal the outputs, a step with learning rate 1 changes the parameters only by rounding errors."""
     network = Network((13, *[9] * len(EVERY_ACTIVATION), 5), EVERY_ACTIVATION, loss="squared-error")
-    spec = EngineSpec(network, Optimizer("nesterov"), batch_size=24)  # a kind that MIXED compiles
+    spec = EngineSpec(network, Optimizer("nesterov"), batch_size=24)  # MIXED compiles these kernels too
     x = make_course(network).x
     start = start_state(spec)
     with engine_of(backend, spec, start) as engine:

@@ -1,4 +1,4 @@
-"""The contract of the engines, third part: rows that are held and evaluated again and again."""
+"""Contract tests of the engines, part 3: repeated evaluation of rows that an engine holds in memory."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ TARGETS = EngineSpec(Network((13, 18, 5), loss="squared-error", output="sigmoid"
 
 @pytest.fixture(scope="module")
 def backend(every_backend: str) -> str:
-    """Each engine in turn, including the simulated GPU."""
+    """Run each test with every backend; without a GPU, backend "cuda" is simulated."""
     return every_backend
 
 
 def check_evaluation(engine: Engine, spec: EngineSpec, held: Any, x: Any, y: Any) -> None:
-    """Metrics and pre-activations of held rows against `forward` and against the specification."""
+    """Check the metrics and output pre-activations of held rows against `forward` and the NumPy reference."""
     z = np.full((len(x), spec.network.sizes[-1]), np.nan, np.float32)
     metrics = engine.evaluate(held, z)
     assert same_bits(z, engine.forward(x))
@@ -52,7 +52,7 @@ def test_a_handle_is_evaluated_with_the_parameters_of_the_moment(backend: str, s
 
 
 def test_evaluation_changes_nothing_in_training(backend: str) -> None:
-    """Also with more rows than a batch has, before, between and after steps."""
+    """Evaluations before, between and after training steps have no effect on training."""
     course = make_course(BASE.network, 45)
     with engine_of(backend, BASE) as engine:
         engine.train(*course)
@@ -90,7 +90,7 @@ def test_a_subset_equals_its_copy(backend: str, uint8: bool) -> None:
 
 @pytest.mark.parametrize("rows", [1, 7, 16, 17])
 def test_rows_are_evaluated_in_blocks(backend: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of 7 rows on the CPU, of 5 on a device: each row has its own metrics and pre-activations."""
+    """Metrics and pre-activations are correct for rows in blocks of 7 on the CPU and of 5 on the GPU."""
     monkeypatch.setattr("fastmlp.nn.blocks.ROWS_AT_ONCE", 7)
     monkeypatch.setattr("fastmlp.engines.cuda.engine.APPLIED", 5)
     course = make_course(BASE.network, rows)
@@ -102,7 +102,7 @@ def test_rows_are_evaluated_in_blocks(backend: str, rows: int, monkeypatch: pyte
 
 
 def test_a_subset_is_never_copied_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Engines read slices of at most a block."""
+    """The NumPy engine reads a `Subset` in slices of at most one block."""
     monkeypatch.setattr("fastmlp.nn.blocks.ROWS_AT_ONCE", 7)
     asked: list[int] = []
 
@@ -121,7 +121,7 @@ def test_a_subset_is_never_copied_whole(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("classes", [True, False])
 def test_losses_by_hand(backend: str, classes: bool) -> None:
-    """Without smoothing, dropout and penalties; the state is unchanged; zero rows are allowed."""
+    """Evaluation ignores label smoothing, dropout and penalties, leaves the state unchanged, and accepts zero rows."""
     of_training: dict[str, Any] = {"label_smoothing": 0.3} if classes else {"loss": "squared-error"}
     network = Network((4, 6, 3), dropout=0.5, l2=1.0, **of_training)
     zeros = State(np.zeros(network.parameters, np.float32), np.empty((0, network.parameters), np.float32), 0)
@@ -140,7 +140,7 @@ def test_losses_by_hand(backend: str, classes: bool) -> None:
 
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
 def test_losses_of_outputs_that_diverged_are_not_finite(backend: str, bad: float) -> None:
-    """And raise no warning: the training loop reports divergence."""
+    """Outputs that are not finite give losses that are not finite, without a warning; the training loop reports divergence."""
     state = start_state(BASE)
     state.parameters[:] = 0
     BASE.network.views(state.parameters)[-1][1][:] = bad
@@ -159,10 +159,10 @@ def test_the_check_of_losses_sees_a_wrong_entry() -> None:
             check_scored(network, z, y, wrong)
 
 
-@pytest.mark.skipif(REAL_GPU, reason="looks into the simulator")
+@pytest.mark.skipif(REAL_GPU, reason="inspects the simulator")
 @pytest.mark.full
 def test_rows_are_uploaded_once(simulated_gpu: None) -> None:
-    """An evaluation uploads nothing but the counter of the barrier, and no rows again."""
+    """A repeated evaluation uploads only one number, the counter of the grid barrier, and no rows."""
     from support.cuda_simulator import Runtime
 
     from fastmlp.engines.cuda.engine import CudaEngine

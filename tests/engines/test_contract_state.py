@@ -1,4 +1,4 @@
-"""The contract of the engines, second part: states, chunks, inputs and threads, mostly to the bit."""
+"""Contract tests of the engines, part 2: states, split calls, inputs and threads; most comparisons are bit-exact."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WITH_SLOTS = EngineSpec(Network((13, 18, 11, 5)), Optimizer("adamw", clip_norm=0
 
 @pytest.fixture(scope="module")
 def backend(every_backend: str) -> str:
-    """Each engine in turn, including the simulated GPU."""
+    """Run each test with every backend; without a GPU, backend "cuda" is simulated."""
     return every_backend
 
 
@@ -39,7 +39,7 @@ def test_what_is_loaded_comes_out_bit_by_bit(backend: str, spec: EngineSpec) -> 
     rng = np.random.default_rng(0)
     size = spec.network.parameters
     parameters = rng.normal(size=size).astype(np.float32)
-    parameters[:4] = [-0.0, 1e-42, np.inf, np.nan]  # whatever it is
+    parameters[:4] = [-0.0, 1e-42, np.inf, np.nan]  # special values are kept
     state = State(parameters, rng.random((len(spec.optimizer.slots), size)).astype(np.float32), 7)
     with engine_of(backend, spec, state) as engine:
         assert same_bits(engine.state(), state)
@@ -66,7 +66,7 @@ def test_states_are_copies(backend: str) -> None:
 
 @pytest.mark.parametrize("spec", [BASE, WITH_SLOTS], ids=["sgd", "adamw"])
 def test_a_state_goes_on_in_another_engine(backend: str, spec: EngineSpec) -> None:
-    """Training half in one engine and half in a new one gives the same bits: parameters, slots and step are the whole state."""
+    """Training that continues in a new engine from a saved `State` is bit-identical to uninterrupted training."""
     course, start = make_course(spec.network, 24, epochs=4), start_state(spec)
     whole, whole_results = run_course(backend, spec, start, course)
     half, first = run_course(
@@ -83,7 +83,7 @@ def test_a_state_goes_on_in_another_engine(backend: str, spec: EngineSpec) -> No
 
 @pytest.mark.parametrize("chunk", [1, 2, 5])
 def test_chunks_change_no_bit(backend: str, chunk: int) -> None:
-    """One call or many; dropout masks depend on the step, not on the call."""
+    """One call of `train` and several calls give the same bits, since dropout masks depend only on the step."""
     network = Network((13, 18, 5), dropout=0.3)
     spec = EngineSpec(network, Optimizer("sgd"), batch_size=4, threads=3)
     course = make_course(network, 30, 4, epochs=1, weighted=True)
@@ -147,7 +147,7 @@ def test_inputs_are_left_alone_and_may_be_read_only(backend: str) -> None:
 
 
 def test_any_order_of_rows_is_taken(backend: str) -> None:
-    """A subset of the rows, some of them several times."""
+    """The indices of a training call may omit some rows and repeat others."""
     course = make_course(BASE.network, 24)
     indices = np.random.default_rng(5).integers(3, 20, 40)
     check_against_reference(backend, BASE, course._replace(indices=indices, learning_rates=np.full(5, 0.05)))
@@ -211,7 +211,7 @@ def test_the_comparison_of_bits_sees_one() -> None:
 
 
 def test_two_engines_at_once_are_two_engines(backend: str) -> None:
-    """Two Python threads, each engine with its own threads: the same bits as one after the other."""
+    """Two engines that train at the same time in two Python threads give the same bits as when they train in sequence."""
     network, epochs, rounds = (Network((9, 17, 5)), 1, 1) if backend == "cuda" else (Network((40, 70, 11)), 10, 5)  # simulated
     specs = [EngineSpec(network, Optimizer("sgd"), batch_size=32, threads=threads) for threads in (2, 3)]
     courses = [make_course(network, 200, 32, epochs=epochs, seed=seed) for seed in (0, 1)]
@@ -225,13 +225,13 @@ def test_two_engines_at_once_are_two_engines(backend: str) -> None:
 
 
 def system_threads() -> int:
-    """Threads of this process as the system counts them; Python's own count where there is no /proc."""
+    """Return the number of threads of this process: from /proc, or from Python if the system has no /proc."""
     tasks = Path("/proc/self/task")
     return len(list(tasks.iterdir())) if tasks.exists() else threading.active_count()
 
 
 def quiet_count() -> int:
-    """Number of threads when it has not changed for a tenth of a second."""
+    """Wait until the number of threads has not changed for 0.1 seconds, and return it."""
     counts: list[int] = []
     while len(counts) < 10 or len(set(counts[-10:])) > 1:
         counts.append(max(threading.active_count(), system_threads()))
@@ -240,7 +240,7 @@ def quiet_count() -> int:
 
 
 def settles_at(count: int) -> bool:
-    """Whether the number of threads falls to `count` within a minute; threads take a moment to end."""
+    """Return whether the number of threads falls to `count` within a minute; threads do not end immediately."""
     for _ in range(6000):
         if threading.active_count() <= count and system_threads() <= count:
             return True
@@ -250,7 +250,7 @@ def settles_at(count: int) -> bool:
 
 def test_closed_engines_leave_no_threads(backend: str) -> None:
     course = make_course(BASE.network)
-    run_course(backend, BASE, start_state(BASE), course)  # what the first use of a library starts once stays
+    run_course(backend, BASE, start_state(BASE), course)  # a library may start permanent threads on first use
     before = quiet_count()
     for threads in (2, 3) * 25:
         run_course(backend, dataclasses.replace(BASE, threads=threads), start_state(BASE), course)
@@ -258,7 +258,7 @@ def test_closed_engines_leave_no_threads(backend: str) -> None:
 
 
 def test_dropped_engines_leave_no_threads_either(backend: str) -> None:
-    """Models are never closed: their engine is closed when they are garbage collected."""
+    """An engine whose `close` was never called ends its threads when it is garbage-collected."""
     course = make_course(BASE.network)
     run_course(backend, BASE, start_state(BASE), course)
     before = quiet_count()
@@ -275,7 +275,7 @@ def test_dropped_engines_leave_no_threads_either(backend: str) -> None:
     assert settles_at(before)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork is not available")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_an_engine_works_in_a_forked_child(backend: str) -> None:
     course = make_course(BASE.network)
@@ -284,7 +284,7 @@ def test_an_engine_works_in_a_forked_child(backend: str) -> None:
         check_in_a_forked_child(lambda: same_bits(engine.forward(course.x), wanted), seconds=60)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork is not available")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_child_that_errs_or_hangs_is_seen() -> None:
     check_in_a_forked_child(lambda: True, seconds=60)

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM are recorded once, interrupt the second time, and all handlers are restored."""
+"""The first SIGINT or SIGTERM is recorded, the second raises KeyboardInterrupt, and the old handlers are restored."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_signal_from_outside_is_noted_while_python_sleeps() -> None:
 
 
 def test_a_handler_that_is_not_pythons_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A handler of a C program that embeds Python: `signal` returns None for it, and cannot restore it."""
+    """A handler installed by C code stays in place, since `signal.getsignal` returns None for it and cannot restore it."""
     before, ask = handlers(), signal.getsignal
     with monkeypatch.context() as embedded:
         embedded.setattr(signal, "getsignal", lambda number: None if number == signal.SIGTERM else ask(number))

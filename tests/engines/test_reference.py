@@ -1,6 +1,6 @@
-"""The NumPy engine, the reference for all others, against PyTorch's autograd and optimisers and against finite differences.
+"""The NumPy engine, the reference for all other engines, is compared with PyTorch and with finite differences.
 
-An SGD step with learning rate 1 subtracts the gradient from the parameters.
+Gradients are obtained from an SGD step with learning rate 1, which subtracts the gradient from the parameters.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def one_torch_thread() -> Any:
 
 
 def torch_layers(network: Network, parameters: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Leaf tensors in float64, one pair per layer."""
+    """Return the weights and biases of each layer as float64 leaf tensors."""
     return [
         (torch.tensor(w.copy(), requires_grad=True), torch.tensor(b.copy(), requires_grad=True))
         for w, b in network.views(parameters.astype(np.float64))
@@ -58,7 +58,7 @@ def torch_layers(network: Network, parameters: Any) -> list[tuple[torch.Tensor, 
 def torch_row_losses(
     network: Network, layers: Any, x: Any, y: Any, masks: dict[int, Any] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row losses and output pre-activations, written with torch's own functions."""
+    """Return row losses and output pre-activations, computed with PyTorch's functions."""
     h = torch.tensor(x, dtype=torch.float64)
     for index, (layer, (w, b)) in enumerate(zip(network.layers[:-1], layers, strict=False)):
         h = TORCH_ACTIVATIONS[layer.activation](h @ w + b, layer.parameter)
@@ -78,7 +78,7 @@ def torch_row_losses(
 
 
 def torch_objective(network: Network, layers: Any, losses: torch.Tensor, weights: Any) -> torch.Tensor:
-    """Weighted mean loss plus penalties on weights."""
+    """Return the weighted mean loss plus the L1 and L2 penalties on the weights."""
     share = torch.ones(len(losses), dtype=torch.float64) if weights is None else torch.tensor(weights).double()
     total = (share * losses).sum() / share.sum()
     for w, _ in layers:
@@ -107,9 +107,9 @@ def one_batch(course: Course) -> Course:
 
 
 def check_gradient(network: Network, course: Course, seed: int = 5, step: int = 3) -> None:
-    """Row losses, correct flags and every gradient of one batch against autograd, in float64."""
+    """Check the row losses, correctness flags and gradients of one batch against PyTorch's autograd, in float64."""
     course = one_batch(course)
-    if course.y.ndim == 2 and network.loss == "cross-entropy":  # a sum of 1 to the last digit of float64, not float32
+    if course.y.ndim == 2 and network.loss == "cross-entropy":  # float32 targets sum to 1 only approximately
         y = course.y.astype(np.float64)
         course = course._replace(y=y / y.sum(axis=1, keepdims=True))
     spec = EngineSpec(network, Optimizer("sgd"), batch_size=len(course.x), seed=seed, dtype=np.float64)
@@ -121,7 +121,7 @@ def check_gradient(network: Network, course: Course, seed: int = 5, step: int = 
     losses, z = torch_row_losses(network, layers, course.x, course.y, masks)
     torch_objective(network, layers, losses, course.weights).backward()
     wanted = flat_gradient(layers)
-    assert np.abs(wanted).max() > 1e-3  # there is something to compare
+    assert np.abs(wanted).max() > 1e-3  # the comparison is not trivial
     np.testing.assert_allclose(start.parameters - end.parameters, wanted, rtol=1e-10, atol=1e-14)
     np.testing.assert_allclose(results.loss, losses.detach().numpy(), rtol=1e-12)
     if course.y.ndim == 1:
@@ -192,7 +192,7 @@ def gradient_of(network: Network, parameters: Any, x: Any, t: Any) -> Any:
 
 
 def numerical_gradient(network: Network, parameters: Any, x: Any, t: Any, h: float = 1e-5) -> Any:
-    """Central differences of the objective, with an absolute step size, since parameters are of order one."""
+    """Return central differences of the objective; the step size `h` is absolute, since parameters are of order one."""
     gradient = np.empty_like(parameters)
     for i in range(len(parameters)):
         ends = []
@@ -205,7 +205,7 @@ def numerical_gradient(network: Network, parameters: Any, x: Any, t: Any, h: flo
 
 
 def far_from_kinks(network: Network, x: Any) -> Any:
-    """Parameters with no hidden pre-activation and no weight within 1e-3 of 0, where slopes may jump."""
+    """Return parameters such that no hidden pre-activation and no weight is within 1e-3 of 0, where derivatives may jump."""
     for seed in range(1000):
         rng = np.random.default_rng(seed)
         parameters = rng.normal(0, 0.7, network.parameters)
@@ -217,7 +217,7 @@ def far_from_kinks(network: Network, x: Any) -> Any:
             y = ACTIVATIONS[layer.activation][0](z, layer.parameter)
         if nearest > 1e-3:
             return parameters
-    raise AssertionError("no parameters far from kinks among 1000 draws")
+    raise AssertionError("none of 1000 random parameter vectors is far from all kinks")
 
 
 @pytest.mark.parametrize("penalties", [{}, {"l1": 0.02, "l2": 0.3}], ids=["plain", "penalties"])
@@ -234,7 +234,7 @@ def test_gradients_equal_finite_differences(activation: str, loss: str, output: 
 
 
 def test_finite_differences_see_a_missing_jacobian() -> None:
-    """Squared error of softmax without its Jacobian, a common mistake, is far beyond the tolerance."""
+    """A gradient that uses only the diagonal of the softmax Jacobian, a common mistake, is far outside the tolerance."""
     network = Network((4, 3), loss="squared-error", output="softmax")
     rng = np.random.default_rng(7)
     x, t = rng.normal(size=(6, 4)), rng.dirichlet(np.ones(3), 6)
@@ -247,7 +247,7 @@ def test_finite_differences_see_a_missing_jacobian() -> None:
     assert np.linalg.norm(wanted - slip) > 1e-2 * np.linalg.norm(wanted)
 
 
-# ------------------------------------------------------------------------------------------------ optimisers
+# ------------------------------------------------------------------------------------------------ optimizers
 
 
 def torch_optimizer(o: Optimizer, layers: Any) -> torch.optim.Optimizer:
@@ -267,7 +267,7 @@ def torch_optimizer(o: Optimizer, layers: Any) -> torch.optim.Optimizer:
 
 
 def torch_clip(layers: Any, largest: float) -> float:
-    """clip_grad_norm_ without the 1e-6 that PyTorch adds to the norm; returns the norm before."""
+    """Clip gradients like `clip_grad_norm_`, but without adding 1e-6 to the norm; return the norm before clipping."""
     tensors = [t for pair in layers for t in pair]
     norm = torch.nn.utils.get_total_norm([t.grad for t in tensors])
     torch.nn.utils.clip_grads_with_norm_(tensors, largest, norm - 1e-6)
@@ -275,7 +275,7 @@ def torch_clip(layers: Any, largest: float) -> float:
 
 
 def torch_course(network: Network, o: Optimizer, start: State, course: Course, batch: int, seed: int) -> Any:
-    """Parameters and row losses after the training, and the gradient norm of each step."""
+    """Train with PyTorch; return the final parameters, all row losses, and the gradient norm of each step."""
     layers = torch_layers(network, start.parameters)
     optimizer, losses, norms = torch_optimizer(o, layers), [], []
     for k in range(step_count(len(course.indices), batch)):
@@ -304,7 +304,7 @@ OPTIMIZERS = [
 
 @pytest.mark.parametrize("o", OPTIMIZERS, ids=lambda o: f"{o.name}-{o.clip_norm:g}-{o.beta2:g}")
 def test_ten_steps_of_every_optimizer_equal_torch(o: Optimizer) -> None:
-    """Ten steps with falling rates, dropout, penalties, sample weights, and a short last batch in each epoch's end."""
+    """Ten steps with decreasing learning rates, dropout, penalties, sample weights and a short last batch match PyTorch."""
     network = Network((6, 9, 7, 4), activation="tanh", dropout=0.25, l1=1e-3, l2=1e-2)
     course = make_course(network, 38, 4, epochs=1, rate=0.02, weighted=True)
     assert len(course.learning_rates) == 10
@@ -322,7 +322,7 @@ def test_ten_steps_of_every_optimizer_equal_torch(o: Optimizer) -> None:
 
 
 def test_optimizers_go_on_after_a_load() -> None:
-    """Slots and step are part of the state: five steps and five more equal ten, bit by bit."""
+    """Two training calls of five steps, with the state loaded in between, are bit-identical to one call of ten steps."""
     network = Network((4, 5, 3))
     for name in RULES:
         spec = EngineSpec(network, Optimizer(name), batch_size=4, dtype=np.float64)
@@ -342,7 +342,7 @@ def test_clip_leaves_short_gradients_and_shortens_long_ones() -> None:
     assert clip(g, 5.0) is g
     assert clip(g, 0.0) is g
     np.testing.assert_allclose(clip(g, 1.0), [0.6, 0.8], rtol=1e-15)
-    huge = np.full(4, 3e25, np.float32)  # its squares overflow float32
+    huge = np.full(4, 3e25, np.float32)  # the squares overflow float32
     np.testing.assert_allclose(clip(huge, 2.0), np.ones(4), rtol=1e-6)
 
 
@@ -373,7 +373,7 @@ def test_forward_in_float32_keeps_its_bound(activation: str) -> None:
     tolerance = forward_tolerance(network, start.parameters, x)
     difference = np.abs(z[np.float32] - z[np.float64])
     assert (difference <= tolerance).all()
-    assert tolerance.max() < 2e-3 * np.abs(z[np.float64]).max()  # a bound that says something
+    assert tolerance.max() < 2e-3 * np.abs(z[np.float64]).max()  # the bound is not too loose
 
 
 def test_product_tolerance_holds_for_products_and_not_for_a_wrong_term() -> None:
@@ -382,7 +382,7 @@ def test_product_tolerance_holds_for_products_and_not_for_a_wrong_term() -> None
     exact = a.astype(np.float64) @ b
     tolerance = product_tolerance(a, b)
     assert (np.abs(a @ b - exact) <= tolerance).all()
-    short = a[:, 1:] @ b[1:]  # one of 203 terms is missing: nearly every entry shows it
+    short = a[:, 1:] @ b[1:]  # without one of 203 terms, nearly every entry is out of tolerance
     assert (np.abs(short - exact) > tolerance).mean() > 0.9
 
 

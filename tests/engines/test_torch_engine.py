@@ -1,4 +1,4 @@
-"""Properties of the PyTorch engine beyond the contract: whole trainings, transfer of states, threads, errors."""
+"""Tests of the PyTorch engine beyond the contract tests: complete training runs, transfer of states, threads, errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from support.cli import ok, refused
 from support.engines import Course, engine_of, make_course, run_course, start_state
-from support.extract import own_folder  # noqa: F401 - a fixture of every test here
+from support.extract import own_folder  # noqa: F401 - an autouse fixture
 from support.processes import check_in_a_forked_child
 
 from fastmlp.data.dataset import load_data
@@ -28,16 +28,17 @@ from fastmlp.training.loop import Settings, train
 
 pytestmark = pytest.mark.full
 
-torch = pytest.importorskip("torch", reason="the package of backend 'torch' is not installed: pip install torch")
+torch = pytest.importorskip("torch", reason="backend 'torch' needs PyTorch: pip install torch")
 
 # ------------------------------------------------------------------------------------------------ curves
 
-# Relative difference of losses. In float64 it is at most 2e-15, since the definitions are the same. In float32 rounding
-# causes up to 2e-6 in these trainings; a learning rate that is 0.1 % too high causes at least 1e-4.
+# Accepted relative differences of losses, for float64 and float32. The engines use the same formulas, so in float64 they differ
+# by at most 2e-15. In float32, rounding causes differences of up to 2e-6 in these runs. A learning rate that is 0.1 % too high
+# causes a difference of at least 1e-4, which is detected.
 SAME, ROUNDED = 1e-12, 2e-5
 ROWS, VALIDATION = 800, 200
 
-# loss, output, optimiser, rate
+# Name: loss, output, optimizer, learning rate.
 TRAININGS: dict[str, tuple[str, str, Optimizer, float]] = {
     "cross-entropy": ("cross-entropy", "softmax", Optimizer("adamw", clip_norm=1.0), 0.002),
     "linear": ("squared-error", "linear", Optimizer("nesterov"), 0.01),
@@ -48,7 +49,7 @@ TRAININGS: dict[str, tuple[str, str, Optimizer, float]] = {
 
 @functools.cache
 def curves(kind: str, backend: str, dtype: Any = np.float32, seed: int = 0, stretch: float = 1.0) -> Any:
-    """Loss and validation loss of each epoch on digits, with dropout, smoothing and a penalty."""
+    """Train on the digits with dropout, label smoothing and an L2 penalty; return the losses of each epoch, (epochs, 2)."""
     loss, output, optimizer, rate = TRAININGS[kind]
     activation = ("leaky-gelu:0.1", "tanh")
     network = Network((784, 24, 16, 10), activation, dropout=0.2, loss=loss, output=output, l2=1e-4, label_smoothing=0.05)
@@ -61,7 +62,7 @@ def curves(kind: str, backend: str, dtype: Any = np.float32, seed: int = 0, stre
 
 
 def apart(one: Any, other: Any) -> float:
-    """Largest relative difference between the losses of two trainings."""
+    """Return the largest relative difference between the losses of two training runs."""
     return float(np.abs(one / other - 1).max())
 
 
@@ -71,7 +72,7 @@ def test_losses_lie_on_those_of_the_other_engines(kind: str, numba_backend: str)
     assert apart(curves(kind, "torch", np.float64), specified) < SAME
     assert apart(curves(kind, "torch"), specified) < ROUNDED
     assert apart(curves(kind, "torch"), curves(kind, numba_backend)) < ROUNDED
-    assert specified[-1, 0] < 0.9 * specified[0, 0]  # it went somewhere
+    assert specified[-1, 0] < 0.9 * specified[0, 0]  # the loss decreases
 
 
 @pytest.mark.parametrize("kind", TRAININGS)
@@ -90,7 +91,7 @@ JOBS = {
 
 
 def relay(spec: EngineSpec, runners: tuple[str, ...], spoil: Any = lambda state: state) -> State:
-    """The state after a course divided between runners in turn; `spoil` modifies the transferred states."""
+    """Train with several engines in turn and return the last state; `spoil` modifies each state that is handed over."""
     course, state = make_course(spec.network, 24, epochs=len(runners), rate=0.01), start_state(spec)
     for leg, runner in enumerate(runners):
         rows, steps = slice(24 * leg, 24 * (leg + 1)), slice(3 * leg, 3 * (leg + 1))
@@ -120,14 +121,14 @@ def test_a_lost_slot_or_step_is_seen(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["momentum", "nesterov"])
 def test_no_momentum_is_plain_descent(name: str) -> None:
-    """PyTorch rejects nesterov without momentum; the specification does not."""
+    """The PyTorch engine accepts zero momentum, although PyTorch's own optimizer rejects Nesterov momentum of zero."""
     spec = EngineSpec(Network((13, 18, 5)), Optimizer(name, momentum=0.0), batch_size=8, dtype=np.float64)
     found, wanted = (relay(spec, (backend,)).parameters for backend in ("torch", "numpy"))
     np.testing.assert_allclose(found, wanted, rtol=1e-11, atol=1e-13)
 
 
 def test_a_gradient_is_clipped_to_the_norm_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch's own function is less accurate, which the check detects."""
+    """The clipped gradient has exactly the requested norm; PyTorch's own, less accurate clipping fails the same check."""
     spec = EngineSpec(Network((13, 18, 5)), Optimizer("sgd", clip_norm=1e-5), batch_size=24, dtype=np.float64)
     course, start = make_course(spec.network, 24, 24, epochs=1, rate=1.0), start_state(spec)
 
@@ -143,7 +144,7 @@ def test_a_gradient_is_clipped_to_the_norm_that_was_asked_for(monkeypatch: pytes
 
 
 def test_the_process_keeps_its_number_of_threads() -> None:
-    """Engines may run in several threads, and PyTorch's setting is global: engines report it and never set it."""
+    """PyTorch's number of threads is a global setting, so the engine reports it but never changes it."""
     before = torch.get_num_threads()
     spec = EngineSpec(Network((13, 18, 5)), Optimizer(), batch_size=8, threads=before + 3)
     with engine_of("torch", spec) as engine:
@@ -157,7 +158,7 @@ def test_the_process_keeps_its_number_of_threads() -> None:
         torch.set_num_threads(before)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork is not available")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_much_work_in_a_forked_child_does_not_hang() -> None:
     network, before = Network((400, 300, 10)), torch.get_num_threads()
@@ -178,7 +179,7 @@ def test_much_work_in_a_forked_child_does_not_hang() -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", RULES)
 def test_a_huge_rate_is_a_loss_that_is_not_finite(name: str, dtype: Any) -> None:
-    """PyTorch itself raises an error for numbers that float32 cannot hold."""
+    """A huge learning rate gives losses that are not finite, even where PyTorch itself would raise an overflow error."""
     spec = EngineSpec(Network((13, 18, 5), loss="squared-error"), Optimizer(name), batch_size=8, dtype=dtype)
     for rate in (1e30, 1e37, 1e39, 1e300, np.inf):
         course = make_course(spec.network, 24, epochs=20)

@@ -1,4 +1,4 @@
-"""experiments/config/train.py: contradictions, defaults by rule, and the network and the settings of the training."""
+"""Tests of `TrainConfig`: conflicting settings, defaults that depend on other settings, and the objects made from it."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_bad_values_are_refused_by_the_classes_that_use_them() -> None:
 
 @pytest.mark.parametrize("name", SETTING_OF_FIELD.values())
 def test_errors_of_the_classes_name_the_settings(name: str) -> None:
-    if name != "schedule":  # a name, which the config itself refuses
+    if name != "schedule":  # its value is a name, which TrainConfig checks itself
         with pytest.raises(ConfigError) as caught:
             TrainConfig(**{name: -1.0}).settings()
         assert caught.value.settings == (name,)
@@ -167,7 +167,10 @@ def test_numbers_are_written_exactly(tmp_path: Path) -> None:
 
 
 def test_synonyms_of_settings_are_unique_and_no_settings() -> None:
-    """`device` is a setting of `extract`, and a synonym of `backend` elsewhere."""
+    """A synonym belongs to one setting and is not itself a setting, except `device`.
+
+    For `extract`, `device` is a setting; for `train`, it is a synonym of `backend`.
+    """
     settings = {*FIELDS, *fields_of(ExtractConfig)}
     others = [other for names in SYNONYMS.values() for other in names]
     assert len(others) == len(set(others))

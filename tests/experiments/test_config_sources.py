@@ -1,4 +1,4 @@
-"""experiments/config/fields.py and experiments/config/sources.py: types of settings, precedence of sources, damaged files."""
+"""Tests of the sources of settings: types of settings, precedence of sources, invalid files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastmlp.errors import ConfigError
 from fastmlp.experiments.config.sources import PAIRS, VARIABLES, resolve
 from fastmlp.experiments.config.train import FIELDS, TrainConfig
 
-# Two valid texts with different values for every setting; with a default in one of them for some.
+# For every setting, two texts with different valid values. One of them may be the default value.
 TEXTS = {
     "data": ("a.npz", "b.csv"),
     "data_dir": ("here", "there"),
@@ -77,7 +77,7 @@ def value_of(name: str, text: str) -> Any:
 
 
 def write(path: Path, name: str, text: str) -> Path:
-    """Write a config file with the setting as a natural TOML value."""
+    """Write a config file with the setting as a TOML value of its type, such as a number or a list."""
     value = value_of(name, text)
     natural = list(value) if isinstance(value, tuple) else value
     written = repr(natural).replace("'", '"').replace("True", "true").replace("False", "false")
@@ -150,7 +150,7 @@ WRONG = [
     ("max_time", "2 days", "a time such as 30s, 2m or 1h"),
     ("image_size", "28,28,3", "HEIGHT,WIDTH in pixels"),
     ("image_size", "0,28", "HEIGHT,WIDTH in pixels"),
-    ("out", " ", "a text, not ' '"),
+    ("out", " ", "a non-empty string, not ' '"),
 ]
 
 
@@ -176,7 +176,7 @@ WRONG_TOML = [
     ("lr", str(10**400), "lr must be a finite number"),
     ("stratify", "1", "stratify must be true or false, not 1"),
     ("scale", "1", "scale must be a name, not 1"),
-    ("data", "2026-01-01", "data must be a text"),
+    ("data", "2026-01-01", "data must be a non-empty string"),
     ("hidden", '[128, "64"]', "hidden must be whole numbers"),
     ("hidden", "[[128]]", "hidden must be whole numbers"),
     ("activation", "[1]", "activation must be names"),
@@ -251,7 +251,7 @@ def test_the_variable_of_extracts_device_chooses_no_backend() -> None:
     assert resolve({}, {"FASTMLP_DEVICE": "cuda"}).backend == "auto"
 
 
-# ------------------------------------------------------------------------------------------------ damaged files
+# ------------------------------------------------------------------------------------------------ invalid files
 
 
 def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
@@ -271,12 +271,12 @@ def test_a_table_is_an_unknown_key(tmp_path: Path) -> None:
 def test_a_syntax_error_names_the_file(tmp_path: Path) -> None:
     file = tmp_path / "a.toml"
     file.write_text("lr = 1\nepochs = = 2\n")
-    with pytest.raises(ConfigError, match=r"a\.toml.*: not TOML: .+; correct it there$"):
+    with pytest.raises(ConfigError, match=r"a\.toml.*: invalid TOML: .+; correct the file$"):
         resolve({}, {}, file)
 
 
 class Located(tomllib.TOMLDecodeError):
-    """The error that Python 3.14 raises."""
+    """A decoding error with the attribute `lineno`, which Python 3.14 added."""
 
     def __init__(self) -> None:
         ValueError.__init__(self, "planted")
@@ -290,7 +290,7 @@ def test_a_syntax_error_names_the_line_where_python_tells_it(tmp_path: Path, mon
     file = tmp_path / "a.toml"
     file.write_text("lr = 1\nepochs = = 2\n")
     monkeypatch.setattr(tomllib, "loads", refuse)
-    with pytest.raises(ConfigError, match=r"a\.toml, line 2: not TOML: planted; correct it there$"):
+    with pytest.raises(ConfigError, match=r"a\.toml, line 2: invalid TOML: planted; correct the file$"):
         resolve({}, {}, file)
 
 
@@ -307,7 +307,7 @@ def test_a_file_that_is_not_text(tmp_path: Path) -> None:
         resolve({}, {}, file)
 
 
-# ------------------------------------------------------------------------------------------------ and back
+# ------------------------------------------------------------------------------------------------ written and read
 
 
 @pytest.mark.parametrize("name", FIELDS)

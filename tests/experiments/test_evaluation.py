@@ -1,4 +1,4 @@
-"""evaluation.py: a run measured again gives its own figures; other data are matched by the names of their classes."""
+"""Tests of evaluation.py: evaluating a run again gives the metrics in its result, and other data are matched by class name."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write_blobs(path: Path, seed: int, rows: int = 240, **arrays: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the data set blobs.npz and the run `run` on it."""
+    """Return a folder with the data set blobs.npz and the run folder `run` of a training on this data set."""
     folder = tmp_path_factory.mktemp("home")
     data = write_blobs(folder / "blobs.npz", 1)
     settings: dict[str, Any] = {"hidden": (8,), "epochs": 30, "lr": 0.01, "backend": "numpy", "stratify": True}
@@ -117,7 +117,7 @@ def test_fewer_classes_are_matched_by_name(home: Path, tmp_path: Path) -> None:
     draw = np.random.default_rng(3)
     x = (draw.normal(size=(40, 5)) + 2 * np.eye(3, 5)[[0, 2] * 20]).astype(np.float32)
     other = tmp_path / "two.npz"
-    np.savez(other, x=x, y=COLOURS[[0, 2] * 20])  # red and blue: 0 and 1 here, 2 and 0 in the model
+    np.savez(other, x=x, y=COLOURS[[0, 2] * 20])  # red and blue have indices 1 and 0 here, 2 and 0 in the model
     found = evaluate_run(home / "run", str(other))
     supports = {row["class"]: row["support"] for row in found["test"]["per_class"]}
     assert supports == {"blue": 20, "green": 0, "red": 20}
@@ -160,7 +160,7 @@ def test_images_are_brought_to_the_size_of_the_model(tmp_path: Path) -> None:
     assert evaluate_run(tmp_path / "a", str(tmp_path / "larger"))["test"]["accuracy"] == 1
 
 
-# ------------------------------------------------------------------------------------------------ damage
+# ------------------------------------------------------------------------------------------------ invalid files
 
 
 def test_changed_data_are_not_split_as_in_the_run(tmp_path: Path) -> None:
@@ -212,5 +212,5 @@ def test_a_result_of_another_format_version_is_refused(home: Path, tmp_path: Pat
     file = run / "result.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"format_version": 2}))
     write_manifest(run)
-    with pytest.raises(DataError, match=r"result\.json: format version 2, but this fastmlp reads version 1"):
+    with pytest.raises(DataError, match=r"result\.json: format version 2, but this version of fastmlp reads format version 1"):
         evaluate_run(run)

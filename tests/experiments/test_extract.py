@@ -1,4 +1,4 @@
-"""`fastmlp extract`, alone and chained into `train`: real networks, trained for real on tiny images."""
+"""Tests of `fastmlp extract`, alone and followed by `train` in the same command, with small CNNs trained on small images."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from fastmlp.cnn.extractor import from_bytes
 from PIL import Image
 from support.cli import ok, override, refused
 from support.cnn import SHAPE, bars
-from support.extract import DRAWN, arrays_of, own_folder, without_pictures  # noqa: F401 - fixtures of every test here
+from support.extract import DRAWN, arrays_of, own_folder, without_pictures  # noqa: F401 - fixtures of all tests
 
 from fastmlp.data.dataset import load_data
 
 pytestmark = pytest.mark.full
 
-PATIENCE = 120  # seconds of a slow, busy machine for what takes one
+PATIENCE = 120  # timeout in seconds, long enough for a slow, busy machine; a process usually takes one second
 SMALL = ["--filters", "4,6", "--dense", "8", "--epochs", "3", "--lr", "0.003", "--batch-size", "16", "--device", "cpu"]
 MLP = ["--hidden", "8", "--epochs", "3", "--backend", "numpy"]
 NAMES = ("row", "column", "none")
@@ -29,7 +29,7 @@ NAMES = ("row", "column", "none")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with images as one file, images with a test part of their own, and a picture."""
+    """Return a folder with a file of images, a file of images that has a test split, and a single image."""
     folder: Path = tmp_path_factory.mktemp("home")
     pixels, labels = bars(200, 0)
     images = {"x": pixels.reshape(-1, *SHAPE[:2]), "y": np.array(NAMES)[labels]}
@@ -46,7 +46,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(home: Path) -> dict[str, Any]:
-    """The features of images.npz, and what --json told of them."""
+    """Write the features of images.npz to features.npz, and return the JSON output of the command."""
     result = ok("extract", "--data", home / "images.npz", *SMALL, "--out", home / "features.npz", "--json", "-q")
     found: dict[str, Any] = json.loads(result.stdout)
     return found
@@ -160,15 +160,15 @@ def test_any_layer_can_be_the_features(home: Path) -> None:
 
 REFUSED: list[tuple[int, list[str], str]] = [
     (2, ["--pool", "median"], "unknown pool 'median'. Valid: none, max, avg, global"),
-    (2, ["--pool", "max,max", "--pool-kernel", "6"], "block 2 of 2: max pooling of 6x6 would shrink 1x1 to nothing"),
+    (2, ["--pool", "max,max", "--pool-kernel", "6"], "block 2 of 2: max pooling of 6x6 would shrink 1x1 to zero size"),
     (2, ["--kernel", "3,3,3"], "kernel has 3 values for 2 blocks"),
     (2, ["--init", "zeros"], "unknown init 'zeros'. Valid: random, xavier, he, orthogonal"),
-    (2, ["--layer", "block9"], "no layer 'block9'; this network has block1"),
+    (2, ["--layer", "block9"], "unknown layer 'block9'; this network has block1"),
     (2, ["--out", "features.csv"], "out: features.csv must end in .npz or .safetensors, or have no suffix for a folder"),
     (2, ["--weights", "w.pth"], "weights need a backbone"),
     (2, ["--optimizer", "lion"], "unknown optimizer 'lion'"),
     (2, ["--device", "gpu"], "device must be auto, cpu or cuda, not 'gpu'"),
-    (2, ["--flip", "2"], "flip is a probability"),
+    (2, ["--flip", "2"], "flip must be a probability"),
     (5, ["--optimizer", "sgd", "--lr", "1e18"], "the loss became"),
 ]
 
@@ -188,15 +188,15 @@ def test_only_images_have_features() -> None:
 def test_damaged_feature_files(home: Path, made: dict[str, Any]) -> None:
     arrays = arrays_of(home / "features.npz")
     for changed, message in (
-        ({"validation": np.array([3, 2])}, "array 'validation': needs ascending indices of rows of x"),
-        ({"validation": np.array([999])}, "array 'validation': needs ascending indices of rows"),
-        ({"provenance": np.array("{")}, "array 'provenance': not the provenance of features"),
+        ({"validation": np.array([3, 2])}, "array 'validation': must hold row indices of x in ascending order"),
+        ({"validation": np.array([999])}, "array 'validation': must hold row indices of x in ascending order"),
+        ({"provenance": np.array("{")}, "array 'provenance': not a valid description of an extraction"),
     ):
         np.savez("bad.npz", **(arrays | changed))  # type: ignore[arg-type]
         assert message in refused(3, "train", "--data", "bad.npz", *MLP)
     np.savez("bad.npz", **(arrays | {"extractor": arrays["extractor"][:500]}))  # type: ignore[arg-type]
     ok("train", "--data", "bad.npz", *MLP, "--out", "run", "-q")
-    assert "not a readable file of torch" in refused(3, "evaluate", "run", "--data", home / "images.npz")
+    assert "not a readable PyTorch file" in refused(3, "evaluate", "run", "--data", home / "images.npz")
 
 
 def test_print_config_gives_the_same_run(home: Path, made: dict[str, Any]) -> None:
@@ -209,7 +209,7 @@ def test_print_config_gives_the_same_run(home: Path, made: dict[str, Any]) -> No
 # ------------------------------------------------------------------------------------------------ processes
 
 
-# The program, which gets Ctrl-C when it keeps the second epoch.
+# Runs the command line and sends it SIGINT when it writes the checkpoint of the second epoch.
 INTERRUPTED = """
 import os, signal
 from fastmlp.cnn.training import Trainer

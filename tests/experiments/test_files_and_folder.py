@@ -1,4 +1,4 @@
-"""files.py and run folders: atomic writing under real and injected failures; damaged files are reported in one line."""
+"""Tests of files.py and run folders: atomic writing when the system reports errors, and one-line errors for corrupt files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def names(folder: Path) -> list[str]:
 
 @contextmanager
 def one_line(kind: type[Exception], *parts: object) -> Iterator[None]:
-    """Check that the block raises an error whose message is one line and contains the parts."""
+    """Check that the `with` block raises an error whose message has one line and contains the given texts."""
     with pytest.raises(kind) as caught:
         yield
     assert "\n" not in str(caught.value)
@@ -91,7 +91,7 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @contextmanager
 def file_size_limit(limit: int) -> Iterator[None]:
-    """Limit the size of files in the operating system (Python ignores SIGXFSZ)."""
+    """Let the operating system limit the size of files. Python ignores SIGXFSZ, so a longer write raises OSError."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
@@ -121,9 +121,9 @@ def test_folder_that_cannot_be_synced(
             raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with expected:  # EINVAL: a file system without fsync of folders
+    with expected:  # file systems without fsync of folders return EINVAL
         files.write_bytes(tmp_path / "a", NEW)
-    assert (tmp_path / "a").read_bytes() == NEW  # complete, see the docstring
+    assert (tmp_path / "a").read_bytes() == NEW  # the file is complete even after EIO
     assert names(tmp_path) == ["a"]
 
 
@@ -239,7 +239,7 @@ def test_append_line_gives_one_object_per_line(tmp_path: Path) -> None:
     rows = [{"epoch": i, "loss": 1 / (i + 3), "note": "two\nlines"} for i in range(5)]
     for number, row in enumerate(rows, 1):
         files.append_line(path, row)
-        assert len(path.read_text().splitlines()) == number  # other readers see the line immediately
+        assert len(path.read_text().splitlines()) == number  # each line is written immediately
     assert [json.loads(line) for line in path.read_text().splitlines()] == rows
 
 
@@ -366,8 +366,8 @@ def test_manifest_names_the_damaged_file(run_folder: Path, name: str, damage: st
     ("text", "part"),
     [
         ('{"format_version": 1, "sha256": {', "not valid JSON"),
-        ("[]", "no format version, but this fastmlp reads version 1"),
-        ('{"format_version": 2, "sha256": {}}', "format version 2, but this fastmlp reads version 1"),
+        ("[]", "no format version, but this version of fastmlp reads format version 1"),
+        ('{"format_version": 2, "sha256": {}}', "format version 2, but this version of fastmlp reads format version 1"),
         ('{"format_version": 1, "sha256": [1]}', "lists no hashes"),
         ('{"format_version": 1, "sha256": {}}', "does not list model.safetensors"),
         ('{"format_version": 1, "sha256": {"model.safetensors": 7}}', "model.safetensors differs"),

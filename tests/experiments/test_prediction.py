@@ -1,4 +1,4 @@
-"""experiments/prediction.py: images, tables and arrays, with and without labels; damage; answers as text and as csv."""
+"""Tests of prediction: images, tables and arrays, with and without labels; invalid files; output as text and as CSV."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fastmlp.experiments.training_run import run_training
 
 
 def make_model(path: Path, **settings: Any) -> Model:
-    """A model of two features and three classes whose answer can be seen: class k has the weight k of feature 0."""
+    """Save a model with two features and three classes whose predictions are obvious: class k has the logit k * x[0]."""
     network = Network((2, 3), **settings)
     parameters = np.array([0, 1, 2, 0, 0, 0, 0, 0, 0], np.float32)
     model = Model(network, parameters, classes=("low", "middle", "high"), backend="numpy")
@@ -74,7 +74,7 @@ def test_npz_with_and_without_y(arrays: dict[str, Any], model: Path, tmp_path: P
 
 def test_npz_of_pictures(model: Path, tmp_path: Path) -> None:
     file = tmp_path / "a.npz"
-    np.savez(file, x=np.array([[[9, 0]]], np.uint8))  # one picture of 1 x 2 pixels
+    np.savez(file, x=np.array([[[9, 0]]], np.uint8))  # one image of 1 x 2 pixels
     assert labels(model, file) == ["high"]
 
 
@@ -127,7 +127,7 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def digit(number: int) -> Any:
-    """The first picture of a digit, 28 x 28."""
+    """Return the first image of a digit, 28 x 28 pixels."""
     from PIL import Image
 
     data = load_data("digits")
@@ -138,7 +138,7 @@ def digit(number: int) -> Any:
 @pytest.mark.parametrize("form", ["grey", "colour", "large", "small", "transparent", "jpeg"])
 def test_images_of_any_form(form: str, number: int, digits_run: Path, tmp_path: Path) -> None:
     image = digit(number)
-    if form == "transparent":  # white strokes, and nothing elsewhere
+    if form == "transparent":  # white strokes on a transparent background
         strokes = image.convert("LA")
         strokes.putalpha(image)
         image = strokes
@@ -175,7 +175,7 @@ def test_csv_answers_can_be_read_back(digits_run: Path, tmp_path: Path) -> None:
     assert {name: float(row[name]) for name in map(str, range(10))} == found[0]["probabilities"]
 
 
-# ------------------------------------------------------------------------------------------------ damage
+# ------------------------------------------------------------------------------------------------ invalid files
 
 BAD: dict[str, tuple[str, str | bytes, str]] = {
     "three columns of two": ("a.csv", "1,2,3,4\n", "4 columns, but the model takes 2 features, or 3 columns"),
@@ -219,7 +219,7 @@ def test_a_missing_file(name: str, digits_run: Path, tmp_path: Path) -> None:
         ({"x": [[1.0, np.inf]]}, "inf is not a finite float32 number"),
         ({"x": [[1.0, 2.0, 3.0]]}, "rows of 3 features, but the model takes 2"),
         ({"x": np.empty((0, 2))}, "give at least one row"),
-        ({"x": [["a", "b"]]}, "numbers are needed"),
+        ({"x": [["a", "b"]]}, "the values have dtype <U1; they must be numbers"),
     ],
 )
 def test_arrays_that_do_not_fit(arrays: dict[str, Any], message: str, model: Path, tmp_path: Path) -> None:

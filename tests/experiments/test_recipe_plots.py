@@ -1,4 +1,4 @@
-"""`fastmlp recipes plot`: the comparisons of the reports exist, and the figures show the values that the runs recorded."""
+"""Tests of `fastmlp recipes plot`: the comparisons of the reports are defined, and figures show the metrics of the runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 from support.cli import ok, refused
 from support.cnn import SHAPE, bars
-from support.extract import own_folder, without_pictures  # noqa: F401 - fixtures of every test here
+from support.extract import own_folder, without_pictures  # noqa: F401 - fixtures of all tests
 from support.figures import check_legend_beside_panels, check_no_overlap, draw, shown_ticks
 
 from fastmlp.commands.recipes import RUNS, run_command
@@ -50,13 +50,13 @@ def in_own_style() -> Iterator[None]:
 
 
 def history(epochs: int, ends: float, rises: float = 8, first: float = 0.1) -> list[dict[str, Any]]:
-    """A training whose validation accuracy climbs from `first` to `ends`."""
+    """Return the history of a training whose validation accuracy increases from `first` to `ends`."""
     values = [ends - (ends - first) * math.exp(-rises * i / epochs) for i in range(epochs)]
     return [{"epoch": i, "val_loss": 2.5 * (1 - value), "val_accuracy": value} for i, value in enumerate(values, 1)]
 
 
 def make_run(name: str, rows: list[dict[str, Any]], cnn: list[dict[str, Any]] | None = None, runs: str = "set") -> Path:
-    """The files of a finished run that the pictures are made from."""
+    """Write the files of a finished run from which figures are drawn."""
     folder = Path(runs) / name
     folder.mkdir(parents=True)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -68,14 +68,14 @@ def make_run(name: str, rows: list[dict[str, Any]], cnn: list[dict[str, Any]] | 
 
 
 def figure_of(name: str, runs: str = "set") -> Figure:
-    """The picture of a comparison, drawn but not written."""
+    """Draw the figure of a comparison without writing it to a file."""
     one = all_comparisons()[name]
     found = {name: kept for name in one.curves if (kept := trainings(one, name, Path(runs)))}
     return draw(comparison_figure(panels_of(one, found), one.title))
 
 
 def curves(figure: Figure, panel: int) -> dict[str, Any]:
-    """The curves of a panel by their labels, without dots and triangles."""
+    """Return the curves of a panel by label, without the markers of best epochs and published results."""
     lines = figure.axes[panel].get_lines()
     return {str(line.get_label()): line for line in lines if not str(line.get_label()).startswith("_")}
 
@@ -88,15 +88,15 @@ def legend(figure: Figure) -> list[str]:
 
 
 def wrong_with(one: Comparison) -> list[str]:
-    """What a comparison names that does not exist, or could not be drawn."""
+    """Return the errors in the definition of a comparison, such as unknown recipes or equal labels."""
     found = [f"{name} does not exist" for name in one.curves if name not in all_recipes()]
     recipes = [find(name) for name in one.curves if name in all_recipes()]
     found += [f"{r.name} has no CNN" for r in recipes if "cnn" in one.networks and r.extract is None]
     found += [f"{r.name} has no MLP" for r in recipes if "mlp" in one.networks and r.train is None]
-    found += [f"{r.name} is of another report" for r in recipes if not one.title.startswith(r.name.partition("-")[0] + ":")]
-    found += [f"nothing called {word}" for word in {*one.networks, *one.figures} - {"cnn", "mlp", "accuracy", "loss"}]
+    found += [f"{r.name} is in another report" for r in recipes if not one.title.startswith(r.name.partition("-")[0] + ":")]
+    found += [f"unknown name {word}" for word in {*one.networks, *one.figures} - {"cnn", "mlp", "accuracy", "loss"}]
     if len({*one.curves.values()}) < len(one.curves) or len(one.curves) < 2:
-        found.append("curves that cannot be told from each other")
+        found.append("curves cannot be distinguished")
     return found
 
 
@@ -114,11 +114,11 @@ def test_what_the_reports_draw_is_there() -> None:
         ({"curves": {"cs776-cnn-1": "a", "cs776-cnn-99": "b"}}, "cs776-cnn-99 does not exist"),
         ({"curves": {"cs776-cnn-1": "a", "cs776-mlp-1": "b"}}, "cs776-mlp-1 has no CNN"),
         ({"curves": {"cs776-cnn-1": "a", "group7-cnn-1": "b"}, "title": "group7: a"}, "group7-cnn-1 has no MLP"),
-        ({"curves": {"cs776-cnn-1": "a", "group7-both": "b"}}, "group7-both is of another report"),
-        ({"figures": ["accuracy", "recall"]}, "nothing called recall"),
-        ({"networks": ["CNN"]}, "nothing called CNN"),
-        ({"curves": {"cs776-cnn-1": "a", "cs776-cnn-2": "a"}}, "curves that cannot be told from each other"),
-        ({"curves": {"cs776-cnn-1": "a"}}, "curves that cannot be told from each other"),
+        ({"curves": {"cs776-cnn-1": "a", "group7-both": "b"}}, "group7-both is in another report"),
+        ({"figures": ["accuracy", "recall"]}, "unknown name recall"),
+        ({"networks": ["CNN"]}, "unknown name CNN"),
+        ({"curves": {"cs776-cnn-1": "a", "cs776-cnn-2": "a"}}, "curves cannot be distinguished"),
+        ({"curves": {"cs776-cnn-1": "a"}}, "curves cannot be distinguished"),
     ],
 )
 def test_the_check_of_the_data_sees_a_violation(change: dict[str, Any], message: str) -> None:
@@ -127,7 +127,7 @@ def test_the_check_of_the_data_sees_a_violation(change: dict[str, Any], message:
 
 @pytest.mark.parametrize("name", all_comparisons())
 def test_labels_say_what_the_settings_are(name: str) -> None:
-    """A label that names an activation, a pooling, a dropout or the sizes of layers names those of its recipe."""
+    """An activation, pooling, dropout rate or layer size in the label of a curve is that of its recipe."""
     words = {"max": "max", "average": "avg", "global": "global"}
     for recipe, label in all_comparisons()[name].curves.items():
         settings = find(recipe).extract or find(recipe).train or {}
@@ -160,7 +160,7 @@ def test_each_network_has_a_panel_with_the_history_of_each_run() -> None:
         dots = [line for line in axes.get_lines() if len(line.get_xdata()) == 1]
         assert [dot.get_xdata().tolist() for dot in dots] == [[epochs - 1]] * 3
         assert [dot.get_color() for dot in dots] == [line.get_color() for line in found.values()]
-    assert legend(figure) == ["max", "average", "global", "best epoch"]  # published are test figures, which are not drawn
+    assert legend(figure) == ["max", "average", "global", "best epoch"]  # published test results are not drawn
     check_no_overlap(figure)
     check_legend_beside_panels(figure)
 
@@ -195,7 +195,7 @@ def test_a_curve_keeps_its_colour_when_another_is_missing() -> None:
 
 
 def test_a_recipe_of_a_cnn_alone_can_be_compared() -> None:
-    """None is in the reports' comparisons; its figures lie in another file, and its published figure is the CNN's."""
+    """Recipes without an MLP can be compared: their history is read from cnn.json, and the published accuracy is the CNN's."""
     one = Comparison("a", "iisc: a", ["cnn"], ["accuracy"], {"iisc-cnn-1": "average", "iisc-cnn-2": "max"})
     for name, ends in (("iisc-cnn-1", 0.84), ("iisc-cnn-2", 0.9)):
         folder = Path("set") / name
@@ -229,7 +229,7 @@ def test_published_figures_of_the_validation_part_are_marked_at_the_edge() -> No
         (0.87, lines["512-256-128-64"].get_color()),
         (0.88, lines["512-256-128-64-32"].get_color()),
     ]
-    assert not triangles(figure, 1)  # no loss was published
+    assert not triangles(figure, 1)  # the report has no loss
     low, high = figure.axes[0].get_ylim()
     assert low < min(published := (0.87, 0.88))
     assert max(published) < high
@@ -270,9 +270,9 @@ def test_what_flattens_nothing_is_shown_whole_and_so_is_a_bad_network() -> None:
     assert panel_of("accuracy", bad, good).get_ylim()[0] < 0.1
     gentle = history(100, 0.9, rises=1, first=0.5)
     assert panel_of("accuracy", gentle).get_ylim()[0] < 0.5
-    late = [row | {"val_loss": 0.3 + row["epoch"] / 50} for row in good]  # overfits: the end counts
+    late = [row | {"val_loss": 0.3 + row["epoch"] / 50} for row in good]  # overfitting: the last loss must be visible
     assert panel_of("loss", late).get_ylim()[1] > 2.3
-    early = [row | {"val_loss": 0.5 if row["epoch"] == 9 else 2 + row["epoch"] / 1000} for row in good]  # so does the best
+    early = [row | {"val_loss": 0.5 if row["epoch"] == 9 else 2 + row["epoch"] / 1000} for row in good]  # the best loss, too
     assert panel_of("loss", early).get_ylim()[0] < 0.5
 
 
@@ -314,10 +314,10 @@ def test_only_finished_runs_with_figures_are_drawn() -> None:
     result = json.loads((folder / "result.json").read_text())
     (folder / "result.json").write_text(json.dumps(result | {"stopped": "interrupted"}))
     assert trainings(one, "cs776-cnn-1", runs) is None
-    make_run("cs776-cnn-4", history(3, 0.9))  # a run on another data set, not on features
+    make_run("cs776-cnn-4", history(3, 0.9))  # a run on a data set instead of features
     assert trainings(one, "cs776-cnn-4", runs) is None
     (folder / "result.json").write_text(json.dumps(result))
-    rows = [row | {"val_accuracy": None} for row in history(3, 0.9)]  # without a validation part
+    rows = [row | {"val_accuracy": None} for row in history(3, 0.9)]  # without a validation split
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert trainings(one, "cs776-cnn-1", runs) is None
 
@@ -334,7 +334,7 @@ def test_damaged_metrics_are_named(text: str) -> None:
 
 @pytest.mark.full
 def test_a_run_of_recipes_run_is_drawn(tmp_path: Path) -> None:
-    """The real files, of tiny networks: no file that this test has made up."""
+    """The figures can be drawn from the files that `recipes run` writes, here for small networks."""
     pixels, labels = bars(200, 0)
     np.savez(tmp_path / "images.npz", x=pixels.reshape(-1, *SHAPE[:2]), y=labels)
     tiny = {"FASTMLP_DATASET": "images.npz", "FASTMLP_EPOCHS": "2", "FASTMLP_BACKEND": "numpy", "FASTMLP_VAL_COUNT": "40"}
@@ -397,7 +397,7 @@ def test_refusals() -> None:
     make_run("ee5179-1", history(15, 0.9))
     Path("file").write_text("")
     for out in ("file", "file/below"):
-        assert "is a file or lies under one" in refused(2, "recipes", "plot", "--runs", "set", "--out", out)
+        assert f"{out} or one of its parents is a file" in refused(2, "recipes", "plot", "--runs", "set", "--out", out)
 
 
 def test_the_command_of_missing_runs_can_be_pasted() -> None:
@@ -413,7 +413,7 @@ def test_rows_of_a_metrics_file() -> None:
 def test_of_long_trainings_a_running_median_is_drawn_over_the_epochs() -> None:
     rng = np.random.default_rng(0)
     values = 0.8 + 0.01 * rng.normal(size=400)
-    values[100] = 0.1  # a spike
+    values[100] = 0.1  # an outlier
     rows = [{"epoch": epoch, "val_accuracy": value} for epoch, value in enumerate(values, start=1)]
     figure = comparison_figure([Panel("", "accuracy", [Curve("a", 0, rows, 7, None)])], "long")
     pale, smooth, best = figure.axes[0].get_lines()[:3]

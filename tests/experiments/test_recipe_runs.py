@@ -1,4 +1,4 @@
-"""`fastmlp recipes run`: real runs on tiny images, left alone when they are finished, gone on with when they are not."""
+"""Tests of `fastmlp recipes run` on small images: finished runs are skipped, and unfinished runs are continued."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from support.cli import call, ok, refused
 from support.cnn import SHAPE, bars
-from support.extract import own_folder, without_pictures  # noqa: F401 - fixtures of every test here
+from support.extract import own_folder, without_pictures  # noqa: F401 - fixtures of all tests
 from support.many import NETWORK
 from support.problems import problem, set_up
 
@@ -31,7 +31,7 @@ from fastmlp.training.many import train_many
 
 pytestmark = pytest.mark.full
 
-PATIENCE = 120  # timeout in seconds; normally a second is enough, but not on a slow, busy machine
+PATIENCE = 120  # timeout in seconds, long enough for a slow, busy machine; a process usually takes one second
 TINY = {"FASTMLP_DATASET": "images.npz", "FASTMLP_EPOCHS": "2", "FASTMLP_BACKEND": "numpy", "FASTMLP_VAL_COUNT": "40"}
 CNN = {"FASTMLP_FILTERS": "4,6", "FASTMLP_DENSE": "8", "FASTMLP_DEVICE": "cpu"}
 
@@ -49,7 +49,10 @@ def test_patterns_select_in_the_order_of_the_list() -> None:
 
 
 def test_networks_on_pixels_come_out_as_train_makes_them(numba_backend: str) -> None:
-    """By the compiled engine: NumPy's products round as BLAS and the place in memory have it."""
+    """`recipes run` and `train` give bitwise identical models.
+
+    The test uses the compiled engine, because the rounding of NumPy's matrix products depends on BLAS and on memory alignment.
+    """
     tiny = TINY | {"FASTMLP_BACKEND": numba_backend}
     found = json.loads(ok("recipes", "run", "group7-mlp-[13]", "iisc-mlp-2", "--json", "-q", **tiny).stdout)["recipes"]
     assert [row["name"] for row in found] == ["group7-mlp-1", "group7-mlp-3", "iisc-mlp-2"]
@@ -85,7 +88,10 @@ def test_what_is_finished_stays_and_what_is_not_is_made() -> None:
 
 
 def test_what_a_report_watches_is_kept_of_networks_side_by_side() -> None:
-    """As of each alone: class figures at their epochs, predictions, and validation between updates."""
+    """Networks that are trained in parallel write the same files as networks that are trained alone.
+
+    These are metrics per class, predictions, and the validation metrics within epochs.
+    """
     watched = TINY | {"FASTMLP_PER_CLASS_EVERY": "1", "FASTMLP_VAL_STEPS": "2", "FASTMLP_PREDICTIONS": "1"}
     ok("recipes", "run", "iisc-mlp-1", "iisc-mlp-2", "--out", "set", "-q", **watched)
     for name in ("iisc-mlp-1", "iisc-mlp-2"):
@@ -213,7 +219,7 @@ def test_a_job_that_has_not_run_has_no_result() -> None:
 
 
 def test_a_run_on_other_data_in_the_folder_is_refused() -> None:
-    """`train --out` of a file, where features were expected."""
+    """A run folder that `train` wrote for a file of images is not accepted as the run of a recipe that trains on features."""
     ok("train", "--data", "images.npz", "--out", "set/cs776-cnn-1", "-q", **TINY)
     line = refused(2, "recipes", "run", "cs776-cnn-1", "--out", "set", "-q", **TINY, **CNN)
     assert line == "set/cs776-cnn-1 has a run with other settings; remove it, or choose another folder [--out]"
@@ -238,10 +244,10 @@ def test_many_models_tell_when_each_has_ended() -> None:
     assert sorted(index for index, _, _ in seen) == [0, 1, 2]
     assert all(result is results[index] for index, result, _ in seen)
     assert {index: type(result) for index, result, _ in seen} == {0: TrainResult, 1: TrainResult, 2: Diverged}
-    assert [after for index, _, after in sorted(seen) if index < 2] == [True, True]  # its rows come first
+    assert [after for index, _, after in sorted(seen) if index < 2] == [True, True]  # its epochs were reported before
 
 
-# ------------------------------------------------------------------------------------------------ the committed figures
+# ------------------------------------------------------------------------------------------------ the committed results
 
 
 def test_figures_are_collected_and_misses_are_named() -> None:
@@ -287,8 +293,8 @@ def test_figures_over_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert row["mlp"]["test"] == values[0]
     assert f"| {np.mean(values):.2%} ± {100 * np.std(values, ddof=1):.2f} (3 seeds) |" in recipes_table({"rows": [row]})
     low = {"published": {"test": np.mean(values) + 0.006}, "seeds": row["mlp"]["seeds"], "test": 1.0}
-    assert len(benchmark.missed({"name": "a", "cnn": None, "mlp": low})) == 1  # by the mean, not by seed 0
-    alone = low | {"seeds": {"test": low["seeds"]["test"]}}  # trained on all rows, without a validation part
+    assert len(benchmark.missed({"name": "a", "cnn": None, "mlp": low})) == 1  # the mean counts, not seed 0
+    alone = low | {"seeds": {"test": low["seeds"]["test"]}}  # without a validation split
     assert len(benchmark.missed({"name": "a", "cnn": None, "mlp": alone})) == 1
 
 

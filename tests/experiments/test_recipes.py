@@ -1,4 +1,4 @@
-"""Recipes: all rows of the reports are present, their settings are valid, and flags take precedence over them."""
+"""Tests of the recipes: all experiments of the reports are present, settings are valid, and flags override settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from fastmlp.cnn import toolkit
 from support.cli import ok, refused
 from support.cnn import SHAPE, bars
-from support.extract import DRAWN, own_folder  # noqa: F401 - a fixture of every test here
+from support.extract import DRAWN, own_folder  # noqa: F401 - a fixture of all tests
 
 from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.sources import resolve_as
@@ -69,7 +69,7 @@ def test_published_figures_are_of_networks_that_are_trained(name: str) -> None:
 
 
 def test_some_rows_as_they_are_published() -> None:
-    """Shapes of networks and results, written out here."""
+    """The settings and the published accuracies of some recipes equal values that are repeated in this test."""
     assert find("cs776-mlp-6").train == {
         "data": "fashion-mnist",
         "scale": "zscore",
@@ -110,7 +110,7 @@ def test_a_recipe_gives_the_settings_and_all_else_wins_over_it() -> None:
     assert "batch_size = 128\n" in text
     assert "stratify = true\n" in text
     assert "val_count = 10000\n" in text
-    assert "val_fraction" not in text  # the recipe's count takes the place of the default share
+    assert "val_fraction" not in text  # the recipe's val_count replaces the default val_fraction
     Path("a.toml").write_text("batch_size = 32\nepochs = 9\n")
     text = settings_printed("train", "--recipe", "iisc-mlp-3", "--config", "a.toml", "--epochs", "7", FASTMLP_LR="0.5")
     for line in ("batch_size = 32\n", "epochs = 7\n", "lr = 0.5\n"):
@@ -120,8 +120,8 @@ def test_a_recipe_gives_the_settings_and_all_else_wins_over_it() -> None:
 
 
 def test_a_recipe_of_the_other_command_is_refused() -> None:
-    assert refused(2, "train", "--recipe", "cs776-cnn-1").endswith("run it by `fastmlp extract … train` [--recipe]")
-    assert refused(2, "extract", "--recipe", "cs776-mlp-1").endswith("run it by `fastmlp train` [--recipe]")
+    assert refused(2, "train", "--recipe", "cs776-cnn-1").endswith("run it with `fastmlp extract … train` [--recipe]")
+    assert refused(2, "extract", "--recipe", "cs776-mlp-1").endswith("run it with `fastmlp train` [--recipe]")
     assert refused(2, "train", "--recipe", "cs776-mlp-66").startswith(
         "unknown recipe 'cs776-mlp-66'; did you mean 'cs776-mlp-6'?"
     )

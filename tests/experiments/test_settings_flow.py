@@ -1,4 +1,4 @@
-"""The settings of a run enter each subpackage by one function, from the command line down to the kernels."""
+"""The settings of a run are passed to each subpackage by one function call, from the command line down to the engines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SETTINGS = (TrainConfig, Settings, Task, EngineSpec)
 
 
 class Walk:
-    """A profiler that records the calls across subpackages that have settings among their arguments, in order."""
+    """Profile function (`sys.setprofile`) that records calls between subpackages in which an argument is a settings object."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, str, str]] = []
@@ -38,7 +38,7 @@ class Walk:
 
     @staticmethod
     def caller(frame: FrameType) -> str:
-        """The subpackage of the nearest caller in fastmlp."""
+        """Return the subpackage of the nearest caller that belongs to fastmlp, or "" if there is none."""
         found = frame.f_back
         while found is not None and not subpackage(found):
             found = found.f_back
@@ -46,7 +46,7 @@ class Walk:
 
 
 def subpackage(frame: FrameType) -> str:
-    """Name of the subpackage of fastmlp that a frame runs in, else ""."""
+    """Return the name of the subpackage of fastmlp whose code a frame executes, or "" for other code."""
     name = frame.f_globals.get("__name__", "").split(".")
     return name[1] if name[0] == "fastmlp" and len(name) > 1 else ""
 
@@ -58,12 +58,12 @@ def test_settings_enter_each_subpackage_by_one_function(tmp_path: Path) -> None:
         ok("train", "-q", "--epochs", "2", "--hidden", "8", "--backend", "numpy", "--out", str(tmp_path / "run"))
     finally:
         sys.setprofile(None)
-    training = ["make_task", "train_task"]  # checked before the run folder is made, then run
+    training = ["make_task", "train_task"]  # settings are checked before the run folder is created
     assert walk.calls == [
         ("commands", "experiments", "run_training"),
         *(("experiments", "training", name) for name in training),
         ("training", "engines", "make_engine"),
-        ("models", "engines", "make_engine"),  # the evaluation of the trained model
+        ("models", "engines", "make_engine"),  # for the evaluation of the trained model
     ]
 
 

@@ -1,4 +1,4 @@
-"""training_run.py: the split, the run folder and what stands in it, and what is left behind when something goes wrong."""
+"""Tests of training_run.py: splits, the content of the run folder, and the files that remain after an error."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def names(folder: Path) -> list[str]:
 
 
 def dataset(rows: int = 100, test_rows: int = 0) -> Dataset:
-    """Rows that carry their own number, so that a split can be checked row by row."""
+    """Return a data set in which the feature of each row is its row number, so that a split can be checked row by row."""
     x = np.arange(rows, dtype=np.float32)[:, None]
     x_test = -1 - np.arange(test_rows, dtype=np.float32)[:, None]
     y, y_test = (np.arange(n, dtype=np.int32) % 4 for n in (rows, test_rows))
@@ -43,7 +43,7 @@ def dataset(rows: int = 100, test_rows: int = 0) -> Dataset:
 
 @pytest.fixture(scope="module")
 def blobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three clouds of points, 240 rows of 5 features, as a file."""
+    """Write a data set of three Gaussian clusters (240 rows, 5 features) to a file, and return its path."""
     draw = np.random.default_rng(1)
     y = np.arange(240) % 3
     x = draw.normal(size=(240, 5)) + 4 * np.eye(3, 5)[y]
@@ -59,7 +59,7 @@ def config_for(blobs: Path, out: Path, **settings: Any) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def run(blobs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A run folder and its result."""
+    """Train a network; return the run folder and the result."""
     out = tmp_path_factory.mktemp("runs") / "a"
     result, signal = run_training(config_for(blobs, out, dropout=(0.1,), stratify=True, seed=3), quiet=True)
     assert signal == 0
@@ -97,7 +97,7 @@ def test_parts_of_no_rows_are_left_out() -> None:
 
 
 def test_counts_beyond_the_data_are_refused() -> None:
-    with pytest.raises(ConfigError, match="leave none of 100 rows"):
+    with pytest.raises(ConfigError, match="leave none of the 100 rows"):
         split(dataset(), **TrainConfig(val_fraction=None, val_count=90).split_sizes())
 
 
@@ -125,7 +125,7 @@ def test_figures_of_the_result(run: tuple[Path, dict[str, Any]]) -> None:
     assert result["best_epoch"] == min(history, key=lambda row: row["val_loss"])["epoch"]
     assert result["seconds_per_epoch"] == statistics.median(row["seconds"] for row in history)
     assert result["seconds"] >= sum(row["seconds"] for row in history)
-    flops = 2 * 5 * 8 * 2 + 2 * 8 * 3 * 3  # a row: two products in the first layer, three in the second
+    flops = 2 * 5 * 8 * 2 + 2 * 8 * 3 * 3  # per row: 2 matrix products in layer 1, 3 in layer 2
     assert result["gflops"] == pytest.approx(flops * 144 / result["seconds_per_epoch"] / 1e9)
     assert result["parameters"] == (5 + 1) * 8 + (8 + 1) * 3
     assert (result["backend"], result["threads"], result["settings"]["seed"], result["stopped"]) == ("numpy", 1, 3, "epochs")
@@ -151,7 +151,7 @@ def test_the_model_knows_its_scaling_and_its_classes(run: tuple[Path, dict[str, 
     assert model.scaling is not None
     x = make_plan(resolve({}, {}, run[0] / "config.toml")).splits["train"].x
     scaled = model.scaling.apply(x)
-    assert np.allclose(scaled.mean(axis=0), 0, atol=1e-5)  # fitted on the training part, and on nothing else
+    assert np.allclose(scaled.mean(axis=0), 0, atol=1e-5)  # scaling is fitted on the training split only
     assert np.allclose(scaled.std(axis=0), 1, atol=1e-5)
 
 
@@ -213,7 +213,7 @@ def test_no_validation_and_no_test_part(blobs: Path, tmp_path: Path) -> None:
     result, _ = run_training(config, quiet=True)
     assert (result["test"], result["validation"]) == (None, None)
     assert result["best_epoch"] == 6
-    assert names(tmp_path / "a") == FILES  # the confusion matrix is that of the training part
+    assert names(tmp_path / "a") == FILES  # the confusion matrix shows the training split
 
 
 def test_float64(blobs: Path, tmp_path: Path) -> None:
@@ -248,8 +248,8 @@ def test_bad_settings_and_bad_data_leave_no_folder(blobs: Path, tmp_path: Path) 
         config_for(blobs, out, min_accuracy=0.5, test_fraction=0.0),
         config_for(blobs, out, predictions=True, test_fraction=0.0),
         config_for(blobs, out, val_steps=3, patience=0, val_fraction=0.0),
-        config_for(blobs, out, flip=0.5),  # numbers, not images
-        config_for(blobs, out, patience=3, val_fraction=0.0),  # found out only when the training starts
+        config_for(blobs, out, flip=0.5),  # the data are not images
+        config_for(blobs, out, patience=3, val_fraction=0.0),  # this error is detected only when training starts
     ]
     for config in bad:
         with pytest.raises((ConfigError, DataError)):
@@ -303,5 +303,5 @@ def test_threshold() -> None:
     check_accuracy({"test": {"mse": 0.9}}, "test", None)
     with pytest.raises(ThresholdError, match=r"test accuracy 0\.9 is below the minimum 0\.95"):
         check_accuracy({"test": {"accuracy": 0.9}}, "test", 0.95)
-    with pytest.raises(ConfigError, match="this model predicts values"):
+    with pytest.raises(ConfigError, match="min_accuracy needs a classifier, but this is a regression model"):
         check_accuracy({"test": {"mse": 0.9}}, "test", 0.95)

@@ -1,4 +1,4 @@
-"""Model files: saving and loading, and every kind of damage, reported in one line with the name of the file."""
+"""Tests that model files are saved and loaded, and that every kind of damage is reported in one line with the file name."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_model_can_be_loaded_from_its_run_folder(tmp_path: Path) -> None:
 
 
 def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
-    """Files can be compared, and the hash of a file identifies the model."""
+    """Saving the same model again writes an identical file, so the hash of the file identifies the model."""
     contents = set()
     for number in range(16):
         save(make_model(), tmp_path / str(number))
@@ -95,7 +95,7 @@ def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_other_programs_can_read_the_file(tmp_path: Path) -> None:
-    """The file is plain safetensors, with the documented names and shapes."""
+    """A model file is a plain safetensors file with the documented tensor names and shapes."""
     save(make_model(), tmp_path / "a")
     tensors = parse((tmp_path / "a").read_bytes())
     assert {name: tensor.shape for name, tensor in tensors.items()} == {
@@ -126,7 +126,7 @@ def test_saving_into_a_missing_folder_is_an_error(tmp_path: Path) -> None:
 
 
 def refused(path: Path, message: str | None = None) -> str:
-    """Return the message of the error, which must be one line with the name of the file."""
+    """Load a file that must be rejected. Return the error message, which must be one line that contains the file name."""
     with pytest.raises(DataError, match=message) as caught:
         load(path)
     text = str(caught.value)
@@ -174,7 +174,7 @@ def test_appended_bytes_are_detected(small: tuple[Path, bytes]) -> None:
 
 
 def test_swapped_tensors_are_detected(tmp_path: Path) -> None:
-    """The format itself does not detect that two tensors of equal shape are swapped."""
+    """The SHA-256 hash detects that two tensors of equal shape are swapped, which safetensors itself does not detect."""
     model = make_model()
     save(model, tmp_path / "a")
     tensors, metadata = contents(tmp_path / "a")
@@ -184,14 +184,17 @@ def test_swapped_tensors_are_detected(tmp_path: Path) -> None:
 
 
 def contents(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return tensors and metadata of a file."""
+    """Return the tensors and the metadata of a model file."""
     data = path.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     return parse(data), json.loads(data[8 : 8 + length])["__metadata__"]
 
 
 def forge(path: Path, tensors: dict[str, Any] | None = None, text: str | None = None, **header: Any) -> Path:
-    """Write a file with a valid SHA-256 and other tensors and header fields; None removes a tensor, ... a field."""
+    """Write a model file with a valid SHA-256 hash, in which the given tensors and header fields are replaced.
+
+    The value None removes a tensor, and the value `...` (Ellipsis) removes a header field.
+    """
     save(make_model(), path)
     found, metadata = contents(path)
     fields = json.loads(metadata["fastmlp"])
@@ -240,7 +243,7 @@ def test_tensors_must_match_the_description(tmp_path: Path, damage: str) -> None
 
 
 GOOD = {"sizes": [4, 3, 2], "activation": ["relu"], "dropout": [0.0]}
-UNREADABLE = r": the description cannot be read \("  # followed by msgspec's reason
+UNREADABLE = r": the description cannot be read \("  # the message of msgspec follows
 BAD_HEADERS: dict[str, tuple[dict[str, Any], str]] = {
     "newer version": ({"format_version": 2}, "format version 2, "),
     "version zero": ({"format_version": 0}, "format version 0, "),
@@ -296,7 +299,7 @@ def test_a_description_that_is_not_json_is_rejected(tmp_path: Path, damage: str)
 
 @pytest.mark.parametrize("text", ["[]", "null", "{}"])
 def test_a_description_without_a_format_version_is_rejected(tmp_path: Path, text: str) -> None:
-    refused(forge(tmp_path / "a", text=text), "no format version, but this fastmlp reads version 1")
+    refused(forge(tmp_path / "a", text=text), "no format version, but this version of fastmlp reads format version 1")
 
 
 @pytest.mark.parametrize("sizes", [[10**6, 10**6, 2], [2**31, 2**31, 2**31], [2**62, 2**62], [10**30, 3, 2], [4, 10**11, 2]])
@@ -358,7 +361,7 @@ def test_a_folder_in_place_of_the_file_is_rejected(tmp_path: Path) -> None:
 
 def test_a_file_that_is_too_large_is_rejected_unread(tmp_path: Path) -> None:
     with (tmp_path / "a").open("wb") as file:
-        file.truncate(5 << 30)  # sparse: it needs no disk space
+        file.truncate(5 << 30)  # a sparse file, which needs no disk space
     refused(tmp_path / "a", "bytes")
 
 

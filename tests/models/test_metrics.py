@@ -1,4 +1,4 @@
-"""Metrics against manually computed values and scikit-learn, and one test per kind of invalid input."""
+"""Tests that compare the metrics with manually computed values and with scikit-learn, and tests of invalid input."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sklearn.metrics import (
 from fastmlp.errors import DataError
 from fastmlp.models.metrics import classification_metrics, regression_metrics
 
-# truth 0 0 0 0 1 1 2, prediction 0 0 1 2 1 0 2; class 3 is absent
+# Class 3 ("absent") does not occur in the true or the predicted classes.
 TRUE = np.array([0, 0, 0, 0, 1, 1, 2], dtype=np.int32)
 PRED = np.array([0, 0, 1, 2, 1, 0, 2], dtype=np.int64)
 CLASSES = ("a", "b", "c", "absent")
@@ -115,7 +115,7 @@ def test_regression_metrics_equal_scikit_learns() -> None:
 
 
 def assert_plain(value: object) -> None:
-    """Assert that all values have plain Python types, since NumPy numbers would break or change JSON."""
+    """Assert that all values have plain Python types, because most NumPy numbers cannot be written to JSON."""
     if isinstance(value, dict):
         assert all(type(key) is str for key in value)
         for item in value.values():
@@ -144,7 +144,8 @@ def test_assert_plain_detects_a_numpy_number() -> None:
 def test_regression_metrics_against_manual_values() -> None:
     y_true = np.array([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]], dtype=np.float32)
     y_pred = np.array([[1.0, 13.0], [2.0, 20.0], [4.0, 26.0]], dtype=np.float32)
-    # squared errors 0 0 1 | 9 0 16; absolute errors 0 0 1 | 3 0 4; r2 per target 1 - 1/2 and 1 - 25/200
+    # The squared errors of the two targets are 0, 0, 1 and 9, 0, 16; their absolute errors are 0, 0, 1 and 3, 0, 4. The
+    # coefficients of determination are 1 - 1/2 and 1 - 25/200.
     got = regression_metrics(y_true, y_pred)
     assert got == pytest.approx({"mse": 26 / 6, "mae": 8 / 6, "r2": (0.5 + 0.875) / 2}, rel=1e-12)
 
@@ -161,7 +162,7 @@ def test_squares_of_large_float32_errors_do_not_overflow() -> None:
 @pytest.mark.parametrize(
     ("y_true", "y_pred", "message"),
     [
-        (np.array([0, 1]), np.array([0]), r"shape \(2,\) and y_pred \(1,\)"),
+        (np.array([0, 1]), np.array([0]), r"shape \(2,\), but y_pred has shape \(1,\)"),
         (np.array([], dtype=int), np.array([], dtype=int), "at least one row"),
         (np.array([0.0, 1.0]), np.array([0, 1]), "y_true has dtype float64"),
         (np.array([0, 1]), np.array([0, 2]), "y_pred contains class 2, but there are 2 classes"),
@@ -178,7 +179,7 @@ def test_invalid_labels_are_rejected(y_true: np.ndarray, y_pred: np.ndarray, mes
 @pytest.mark.parametrize(
     ("y_true", "y_pred", "message"),
     [
-        (np.ones((2, 1)), np.ones((3, 1)), r"shape \(2, 1\) and y_pred \(3, 1\)"),
+        (np.ones((2, 1)), np.ones((3, 1)), r"shape \(2, 1\), but y_pred has shape \(3, 1\)"),
         (np.ones(2), np.ones(2), r"y_true has shape \(2,\)"),
         (np.ones((0, 1)), np.ones((0, 1)), "at least one of each"),
         (np.ones((2, 1)), np.array([[1.0], [np.nan]]), "y_pred contains NaN"),

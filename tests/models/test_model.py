@@ -1,4 +1,4 @@
-"""Models: predictions against the specification, invalid input, and evaluation."""
+"""Tests of the predictions of models, of their error messages for invalid input, and of evaluation."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_inputs_are_scaled(backend: str) -> None:
 
 
 def test_predictions_do_not_depend_on_the_block_size(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many rows are processed in blocks."""
+    """Predictions of 40 rows in blocks of 7 rows equal those of all rows at once, up to rounding errors."""
     whole = make_model(backend=backend).forward(X)
     monkeypatch.setattr("fastmlp.nn.blocks.ROWS_AT_ONCE", 7)
     in_blocks = make_model(backend=backend).forward(X)
@@ -122,7 +122,7 @@ def test_a_model_can_be_compared_and_replaced() -> None:
     assert dataclasses.replace(model, threads=2).threads == 2
     before = model.forward(X)
     other = dataclasses.replace(model, parameters=model.parameters * 2)
-    assert not np.array_equal(other.forward(X), before)  # does not share the engine of the first model
+    assert not np.array_equal(other.forward(X), before)  # the new model has its own engine
     assert same_bits(model.forward(X), before)
     assert model == model  # noqa: PLR0124 - comparison must not raise
     assert model != other
@@ -142,7 +142,7 @@ def test_a_deleted_model_ends_its_threads(backend: str) -> None:
 
 @pytest.mark.usefixtures("eager_threads")
 def test_predictions_in_many_threads_have_the_same_bits(backend: str) -> None:
-    """Eight Python threads use a new model, whose engine is created on first use."""
+    """Eight Python threads that share a new model get bitwise the same predictions as a single thread."""
     batches = [np.random.default_rng(seed).normal(size=(200, 7)).astype(np.float32) for seed in range(16)]
     wanted = [make_model(backend=backend).forward(batch) for batch in batches]
     for _ in range(3):
@@ -234,7 +234,7 @@ def test_mean_metrics_are_means_over_the_rows(backend: str) -> None:
 def test_evaluate_returns_the_loss_and_the_metrics(backend: str) -> None:
     metrics = evaluate(make_model(backend=backend), X, Y)
     p = make_model(backend=backend).predict_proba(X)
-    rounding = 1e-12 if backend == "numpy" else 3e-7  # the compiled engine's losses are float32, as in training
+    rounding = 1e-12 if backend == "numpy" else 3e-7  # the compiled engines compute float32 losses
     assert metrics["loss"] == pytest.approx(-np.log(p[np.arange(40), Y]).mean(), rel=rounding)
     assert metrics["accuracy"] == (p.argmax(axis=1) == Y).mean()
     assert np.trace(metrics["confusion"]) == 40 * metrics["accuracy"]

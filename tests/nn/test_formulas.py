@@ -1,4 +1,4 @@
-"""The scalar formulas, compiled in float32 as in the engines, compared with the NumPy formulas of the specification."""
+"""Compiled scalar formulas in float32, compared with the NumPy formulas of the reference implementation."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from fastmlp.nn.activations import ACTIVATIONS, parse_activation, parse_number
 from fastmlp.nn.losses import LOSSES
 from fastmlp.nn.network import Network
 
-# a dense grid where the functions are curved; values that overflow or underflow
+# a dense grid where the functions are nonlinear, and values for which exp overflows or underflows
 DENSE = np.linspace(-12, 12, 4801).astype(np.float32)
 EXTREME = np.array([0.0, -0.0, 1e-30, -1e-30, 30, -30, 100, -100, 1e30, -1e30], np.float32)
-TINY = 1.2e-38  # about the smallest normal float32
+TINY = 1.2e-38  # slightly above the smallest normal float32
 PARAMETERS = {"leaky-relu": (0.0, 0.01, 0.3), "leaky-gelu": (0.0, 0.01, 0.3, 1.0), "elu": (0.5, 1.0, 2.0)}
 
 
 def with_callees(function: Callable[..., Any]) -> Any:
-    """Compile a formula, and the formulas that it calls, with njit."""
+    """Compile a formula and all formulas that it calls with njit."""
     called = {
         name: with_callees(value)
         for name, value in function.__globals__.items()
@@ -36,7 +36,7 @@ def with_callees(function: Callable[..., Any]) -> Any:
 
 
 def compiled(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Compile a formula for float32 and check its return type, which a literal 1.0 would change to float64."""
+    """Compile a formula for the given types and check that it returns float32; a literal 1.0 would make it return float64."""
     dispatcher = with_callees(function)
     dispatcher.compile(arguments)
     (signature,) = dispatcher.nopython_signatures
@@ -46,7 +46,7 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def formulas() -> dict[str, tuple[Any, Any]]:
-    """Return (value, slope) of all activations by name, as functions of float32 arrays."""
+    """Return a dict from activation name to compiled (value, slope), both as functions of float32 arrays."""
 
     def over_array(value: Any, slope: Any) -> tuple[Any, Any]:
         @njit
@@ -72,7 +72,7 @@ def formulas() -> dict[str, tuple[Any, Any]]:
 
 
 def in_float64(name: str, z: Any, a: float) -> tuple[Any, Any]:
-    """Return value and slope of the specification, in float64, at the same float32 points."""
+    """Return the value and the slope of the reference implementation, computed in float64 at the given float32 points."""
     value, slope = reference.ACTIVATIONS[name]
     z = z.astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -86,7 +86,7 @@ def cases() -> list[tuple[str, float]]:
 
 @pytest.mark.parametrize(("name", "a"), cases())
 def test_activations_equal_the_specification(formulas: Any, name: str, a: float) -> None:
-    """The tolerance of values is a few rounding errors of result and argument; that of slopes is absolute."""
+    """Values and slopes agree within a few rounding errors. The tolerance for values includes rounding of the argument."""
     z = np.concatenate([DENSE, EXTREME])
     wanted, wanted_slope = in_float64(name, z, a)
     value, slope = formulas[name]
@@ -100,7 +100,7 @@ def test_activations_equal_the_specification(formulas: Any, name: str, a: float)
 
 @pytest.mark.parametrize(("name", "a"), cases())
 def test_infinities_and_nan_as_in_the_specification(formulas: Any, name: str, a: float) -> None:
-    """At infinities and NaN, the compiled formulas have the values of the specification."""
+    """For infinities and NaN, the compiled formulas return the same values as the reference implementation."""
     z = np.array([np.inf, -np.inf, np.nan], np.float32)
     wanted, _ = in_float64(name, z, a)
     y = formulas[name][0](z, np.float32(a))
@@ -110,7 +110,7 @@ def test_infinities_and_nan_as_in_the_specification(formulas: Any, name: str, a:
 
 @pytest.mark.parametrize(("name", "a"), cases())
 def test_nan_propagates_in_both_definitions(formulas: Any, name: str, a: float) -> None:
-    """Otherwise divergence would not be detected."""
+    """NaN propagates in the compiled and in the reference formulas; otherwise divergence would not be detected."""
     z = np.array([np.nan, 1.0], np.float32)
     assert np.isnan(formulas[name][0](z, np.float32(a))).tolist() == [True, False]
     for dtype in (np.float32, np.float64):
@@ -119,7 +119,7 @@ def test_nan_propagates_in_both_definitions(formulas: Any, name: str, a: float) 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_formulas_run_as_plain_python(name: str) -> None:
-    """The formulas also run as plain Python, for example in a debugger."""
+    """The formulas can also be called from plain Python, for example in a debugger."""
     a = ACTIVATIONS[name].default or 0.0
     for z in (-3.0, -0.5, 0.0, 0.5, 3.0):
         y, slope = (float(v[0]) for v in reference_pair(name, z, a))
@@ -135,7 +135,7 @@ def reference_pair(name: str, z: float, a: float) -> tuple[Any, Any]:
 
 
 def test_the_comparison_detects_the_approximation_of_gelu(formulas: Any) -> None:
-    """The tanh approximation of gelu, which other libraries have, is outside the tolerance."""
+    """The tanh approximation of gelu, which other libraries offer, exceeds the tolerance."""
     z = DENSE.astype(np.float64)
     approximate = 0.5 * z * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
     wanted, slope = in_float64("gelu", DENSE, 0)
@@ -148,7 +148,7 @@ def test_a_wrong_return_type_is_detected() -> None:
 
 
 def test_slopes_at_zero() -> None:
-    """The slopes at 0 are conventions in nn/network.py; other libraries may differ."""
+    """The slopes at 0 follow the conventions in nn/network.py and nn/activations.py; other libraries may differ."""
     zero, a = np.float32(0), np.float32(0.25)
     assert ACTIVATIONS["relu"].slope(zero, zero, a) == 0
     assert ACTIVATIONS["leaky-relu"].slope(zero, zero, a) == a
@@ -197,7 +197,7 @@ def test_row_losses_equal_the_specification(row_functions: Any, loss: str, outpu
     size = np.abs(z).max(axis=1).astype(np.float64)
     if output == "linear":
         tolerance, dz_tolerance = 4 * n * EPS * (wanted + 1), 4 * EPS * (size + 1)
-    else:  # a rounding error of z in the exponent is a relative error of the outputs, which are at most 1
+    else:  # a rounding error of z causes a relative error of the outputs, which are at most 1
         tolerance, dz_tolerance = 4 * n * EPS * (1 + size), 8 * n * EPS * (1 + np.minimum(size, 30))
     assert (np.abs(losses - wanted) <= tolerance).all()
     assert (np.abs(dz - wanted_dz) <= dz_tolerance[:, None]).all()
@@ -216,7 +216,7 @@ def test_nan_in_a_row_makes_its_loss_nan(row_functions: Any, loss: str, output: 
 
 
 def test_cross_entropy_of_an_underflowing_probability(row_functions: Any) -> None:
-    """With log-sum-exp of the pre-activations, the loss is correct where the probability underflows."""
+    """The loss is correct even if the probability underflows, because it is computed with log-sum-exp."""
     z, dz = np.array([200, 0], np.float32), np.empty(2, np.float32)
     assert row_functions["cross-entropy", "softmax"](z, np.array([0, 1], np.float32), dz, 2) == 200
     assert dz.tolist() == [1, -1]

@@ -1,4 +1,4 @@
-"""`Network`: layers, layout of the parameters, initial weights, and invalid settings."""
+"""Tests of `Network`: layers, parameter layout, initial weights and invalid settings."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_one_setting_for_all_layers_or_one_per_layer() -> None:
 def test_parameters_flops_and_label() -> None:
     network = Network((784, 500, 250, 10))
     assert network.parameters == 784 * 500 + 500 + 500 * 250 + 250 + 250 * 10 + 10
-    # forward pass and weight gradient of each layer, input gradient of each but the first
+    # forward pass and weight gradient of each layer, and input gradient of all layers but the first
     assert network.flops_per_row == 2 * (2 * 784 * 500 + 3 * 500 * 250 + 3 * 250 * 10)
     assert network.label == "784x500x250x10"
 
@@ -103,7 +103,7 @@ SCALES = {
 
 @pytest.mark.parametrize("init", [*INITIALIZERS, "uniform:0.3", "normal:0.3", "he-normal:0.3"])
 def test_initial_weights_have_their_distribution(init: str) -> None:
-    """Mean, standard deviation and range of each layer; tolerances are five standard errors."""
+    """In each layer, the weights have the expected mean and standard deviation (within five standard errors) and range."""
     network = Network(WIDE, init=init)
     name, _, given = network.init.partition(":")
     for w, b in network.views(network.initial_parameters(3, np.float64)):
@@ -111,7 +111,7 @@ def test_initial_weights_have_their_distribution(init: str) -> None:
         uniform = "uniform" in name
         deviation = scale / math.sqrt(3) if uniform else scale
         assert abs(w.mean()) < 5 * deviation / math.sqrt(w.size)
-        # relative standard error of a standard deviation: sqrt((kurtosis - 1) / 4 n)
+        # the relative standard error of a standard deviation is sqrt((kurtosis - 1) / (4 n))
         assert w.std() == pytest.approx(deviation, rel=5 * math.sqrt((0.8 if uniform else 2.0) / 4 / w.size))
         if uniform:
             assert 0.99 * scale < np.abs(w).max() <= scale
@@ -158,7 +158,7 @@ def test_initial_weights_of_layers_are_independent() -> None:
 
 
 def test_initial_weights_do_not_depend_on_the_width_of_other_layers() -> None:
-    """Each layer has a separate counter, so the width of one layer does not change the weights of the others."""
+    """Each layer has its own random numbers, so the width of a layer does not change the weights of other layers."""
     one, other = Network((6, 5, 4, 3), init="normal"), Network((6, 9, 4, 3), init="normal")
     last = [network.views(network.initial_parameters(0))[2][0] for network in (one, other)]
     assert np.array_equal(*last)

@@ -1,4 +1,4 @@
-"""Update rules against the specification, schedules at points with known values, and validation of settings."""
+"""Tests of the update rules, of the learning-rate schedules, and of the validation of their settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PARAMETERS = 500
 
 @pytest.fixture(scope="module")
 def rules() -> dict[str, Any]:
-    """Every update rule compiled for float32, with checked return types."""
+    """Compile every update rule for float32, and check that it returns float32."""
     found = {}
     for name, rule in RULES.items():
         dispatcher = njit(rule.update)
@@ -33,7 +33,7 @@ def rules() -> dict[str, Any]:
 
 
 def by_the_rule(rule: Any, o: Optimizer, p: Any, gradients: Any, rates: Any, decays: Any) -> Any:
-    """Return parameters and slots (m, v) after all steps, computed element by element in float32."""
+    """Return the parameters and the slots (m, v) after all steps, computed with the compiled scalar rule in float32."""
     p, m, v = p.astype(np.float32), np.zeros(len(p), np.float32), np.zeros(len(p), np.float32)
     scalars = o.scalars(rates, 0)
     without_decay = scalars.copy()
@@ -46,7 +46,7 @@ def by_the_rule(rule: Any, o: Optimizer, p: Any, gradients: Any, rates: Any, dec
 
 
 def by_the_specification(o: Optimizer, p: Any, gradients: Any, rates: Any, decays: Any) -> Any:
-    """Return the same, computed by the specification in float64."""
+    """Return the parameters and the slots after all steps, computed with the reference implementation in float64."""
     p, slots = p.copy(), np.zeros((len(o.slots), len(p)))
     for step, g in enumerate(gradients):
         update(o, p, g, slots, step, float(rates[step]), decays)
@@ -54,10 +54,10 @@ def by_the_specification(o: Optimizer, p: Any, gradients: Any, rates: Any, decay
 
 
 def course(seed: int = 0) -> tuple[Any, Any, Any]:
-    """Return parameters, gradients (steps, parameters) of many magnitudes, and decreasing learning rates, exact in float32."""
+    """Return parameters, gradients (steps, parameters) of many magnitudes, and learning rates; all are exact in float32."""
     rng = np.random.default_rng(seed)
     p = rng.normal(size=PARAMETERS).astype(np.float32).astype(np.float64)
-    # one sign per parameter, so no sum cancels and every value has full relative accuracy
+    # all gradients of a parameter have the same sign, so that sums are computed without cancellation
     gradients = (
         rng.choice([-1, 1], PARAMETERS) * 10.0 ** rng.uniform(-6, 2, PARAMETERS) * rng.uniform(0.5, 2, (STEPS, PARAMETERS))
     )
@@ -66,9 +66,9 @@ def course(seed: int = 0) -> tuple[Any, Any, Any]:
 
 
 def largest_error(rule: Any, o: Optimizer) -> float:
-    """Return the largest relative error of the slots and of the total parameter change, in units of float32 rounding.
+    """Return the largest relative error of the slots and of the total change of a parameter, in units of EPS.
 
-    The rounding of the parameters themselves in each step is subtracted first.
+    The rounding error from storing the parameters in float32 after each step is subtracted first.
     """
     p, gradients, rates = course()
     decays = np.where(np.arange(PARAMETERS) % 3 == 0, 0.0, o.weight_decay)
@@ -96,12 +96,12 @@ SETTINGS = [
 
 @pytest.mark.parametrize("o", SETTINGS, ids=lambda o: f"{o.name}-{o.momentum:g}-{o.beta1:g}-{o.beta2:g}")
 def test_rules_equal_the_specification(rules: Any, o: Optimizer) -> None:
-    """After twelve steps, float32 results are within four roundings per step of the float64 specification."""
+    """After twelve steps, the float32 results differ from the float64 reference by less than 4 EPS per step."""
     assert largest_error(rules[o.name], o) < 4 * STEPS
 
 
 def test_comparison_detects_a_wrong_learning_rate(rules: Any) -> None:
-    """A learning rate with a relative error of 1e-5 exceeds the tolerance."""
+    """A relative error of 1e-5 in the learning rate is detected, since the results exceed the tolerance."""
 
     class Off(Optimizer):
         def scalars(self, rates: Any, step: int) -> Any:
@@ -140,12 +140,12 @@ def test_scalars_of_many_steps_equal_those_of_single_steps(step: int, count: int
     assert table.shape == (count, 2, len(SCALARS))
     powers = np.arange(step + 1, step + count + 1)
     assert np.array_equal(table[:, 0, SCALARS.index("bias_correction2")], (1 / (1 - 0.999**powers)).astype(np.float32))
-    table.fill(-1)  # the table is a copy that the caller may change
+    table.fill(-1)  # does not change the cached values
     assert not (o.scalars_by_kind(rates, step, 0.5, 0.25) < 0).any()
 
 
 def test_one_minus_beta_is_computed_in_float64() -> None:
-    """1 - beta with beta rounded to float32 would be wrong from the fifth digit, or zero."""
+    """1 - beta is accurate to float32 precision; computed from a beta in float32, it could even be zero."""
     row = dict(zip(SCALARS, Optimizer("adam", beta2=1 - 1e-9).scalars(np.ones(1), 0)[0].tolist(), strict=True))
     assert row["one_minus_beta2"] == pytest.approx(1e-9, rel=1e-6)
     assert row["one_minus_beta1"] == pytest.approx(0.1, rel=1e-7)
@@ -158,7 +158,7 @@ def test_bias_corrections_are_finite_and_reach_one() -> None:
 
 @pytest.mark.parametrize("name", RULES)
 def test_zero_gradient_changes_nothing(rules: Any, name: str) -> None:
-    """The weights of a dead unit stay constant, without 0/0."""
+    """A zero gradient leaves parameter and slots unchanged, for example for a dead unit; there is no division 0/0."""
     o = Optimizer(name, weight_decay=0.0)
     s = o.scalars(np.array([0.1]), 0)[0]
     zero = np.float32(0)
@@ -209,7 +209,7 @@ def test_invalid_optimizer_settings(settings: dict[str, Any], message: str) -> N
 
 # ------------------------------------------------------------------------------------------------ schedules
 
-# settings, update number, learning rate at 10 steps per epoch
+# settings, update number, expected learning rate with 10 steps per epoch
 POINTS: list[tuple[dict[str, Any], int, float]] = [
     ({}, 0, 0.5),
     ({}, 12345, 0.5),
@@ -252,7 +252,7 @@ def test_schedules_at_known_points(settings: dict[str, Any], update_number: int,
 @pytest.mark.parametrize("warmup", [0.0, 1.3])
 @pytest.mark.parametrize("kind", SCHEDULES)
 def test_schedule_is_a_function_of_the_update_number(kind: str, warmup: float) -> None:
-    """Chunks of any length, and resumed runs, get the same learning rates as a whole run."""
+    """The learning rates are the same whether they are computed for all updates at once or in chunks."""
     schedule = Schedule(0.1, kind, warmup=warmup, epochs=5, every=2)
     whole = schedule.rates(0, 35, 7)
     pieces = [schedule.rates(first, min(4, 35 - first), 7) for first in range(0, 35, 4)]

@@ -1,4 +1,4 @@
-"""Random numbers: published test vectors, statistics of dropout masks, and disjoint streams."""
+"""Tests of random numbers: published test vectors, statistics of dropout masks, and independent streams."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from fastmlp.nn.philox import STREAMS, drop_threshold, generator, keep_mask, philox4x32
 
-# kat_vectors of Random123 (Salmon et al.): counter, key, and output of philox4x32 with 10 rounds
+# Known answers from the file kat_vectors of Random123 (Salmon et al.): counter, key and output of philox4x32-10.
 KNOWN = [
     ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
     ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
@@ -34,13 +34,13 @@ def test_known_answers_in_arrays_and_compiled() -> None:
     answers = np.array([words(answer) for _, _, answer in KNOWN])
     assert np.array_equal(np.stack(philox4x32(*counters.T, *keys.T), axis=1), answers)
     words_of = compiled_with_callees(philox4x32)
-    compiled = njit(lambda c0, c1, c2, c3, k0, k1: words_of(c0, c1, c2, c3, k0, k1))  # noqa: PLW0108 - an entry point for Python
+    compiled = njit(lambda c0, c1, c2, c3, k0, k1: words_of(c0, c1, c2, c3, k0, k1))  # noqa: PLW0108 - callable from Python
     for counter, key, answer in zip(counters, keys, answers, strict=True):
         assert list(compiled(*counter, *key)) == answer.tolist()
 
 
 def word_at(seed: int, step: int, layer: int, row: int, column: int) -> int:
-    """Return the random number of one unit, as defined in the docstring of `keep_mask`, computed with Python integers."""
+    """Compute the random number of one unit with Python integers, following the definition in the docstring of `keep_mask`."""
     c = [column // 4, row, layer, step]
     k = [seed & 0xFFFFFFFF, seed >> 32]
     for _ in range(10):
@@ -63,7 +63,7 @@ def test_masks_keep_the_expected_fraction(rate: float) -> None:
     mask = keep_mask(3, 0, 0, 1000, 203, rate)
     deviation = np.sqrt(rate * (1 - rate) / mask.size)
     assert abs(mask.mean() - (1 - rate)) < 4 * deviation
-    # the largest deviation of all columns and rows is within 5 standard deviations
+    # the fraction in each column and in each row is within 5 standard deviations
     assert np.abs(mask.mean(axis=0) - (1 - rate)).max() < 5 * np.sqrt(rate * (1 - rate) / 1000)
     assert np.abs(mask.mean(axis=1) - (1 - rate)).max() < 5 * np.sqrt(rate * (1 - rate) / 203)
 
@@ -97,7 +97,7 @@ def test_masks_of_steps_layers_seeds_rows_and_columns_are_independent() -> None:
 
 
 def test_a_smaller_mask_is_a_slice_of_a_larger_one() -> None:
-    """The mask of a unit does not depend on the number of rows or on the width of the layer."""
+    """Whether a unit is dropped does not depend on the number of rows or on the width of the layer."""
     large = keep_mask(5, 9, 2, 40, 37, 0.4)
     for rows, columns in ((1, 37), (40, 1), (17, 13), (40, 36)):
         assert np.array_equal(keep_mask(5, 9, 2, rows, columns, 0.4), large[:rows, :columns])

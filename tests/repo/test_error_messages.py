@@ -1,4 +1,4 @@
-"""Errors of the library name settings as Python does; only the command line names flags."""
+"""Error messages of the library name settings as in Python; only the command line mentions flags."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HAVE_DOCSTRINGS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionD
 
 
 def strings_with_flags(name: str, text: str) -> list[str]:
-    """Return the string constants in a source, other than docstrings, that contain a command-line flag."""
+    """Return the string constants in source code, except docstrings, that contain a command-line flag."""
     tree = ast.parse(text)
     docstrings = {
         id(node.body[0].value)
@@ -30,7 +30,7 @@ def strings_with_flags(name: str, text: str) -> list[str]:
 
 
 def test_no_string_of_the_library_contains_a_flag() -> None:
-    """Strings in `raise` statements, remedies and help texts; in help texts of settings, backticks become flags."""
+    """Neither error messages nor help texts contain flags; the command line converts names in backticks into flags."""
     files = [path for path in sorted(PACKAGE.rglob("*.py")) if path.relative_to(PACKAGE).parts[0] != "commands"]
     assert len(files) > 50
     found = [line for path in files for line in strings_with_flags(str(path.relative_to(PACKAGE)), path.read_text("utf-8"))]

@@ -1,4 +1,4 @@
-"""Cost of imports: in a fresh process, neither `import fastmlp` nor `fastmlp --help` loads a heavy package."""
+"""Imports are fast: in a new process, neither `import fastmlp` nor `fastmlp --help` imports a large package."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.processes import ROOT
 pytestmark = pytest.mark.full
 
 HEAVY = {"numba", "llvmlite", "torch", "sklearn", "matplotlib", "scipy", "rich", "pooch", "PIL", "safetensors"}
-SECONDS = 60  # guards against a hang; a run takes a hundredth of that
+SECONDS = 60  # timeout in case a process hangs; it usually takes less than a second
 
 REPORT = """
 print("imported", *sorted({name.partition(".")[0] for name in sys.modules}))
@@ -20,7 +20,7 @@ print("imported", *sorted({name.partition(".")[0] for name in sys.modules}))
 
 
 def run_fresh(code: str) -> tuple[str, set[str]]:
-    """Run code in a fresh process; return its output and the top-level packages that it imported."""
+    """Run code in a new process; return its output and the top-level packages that it imported."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", f"import sys\n{code}\n{REPORT}"],
@@ -79,7 +79,7 @@ folder.cleanup()
 
 
 def heavy_imports_of_training(*options: str) -> set[str]:
-    """Train on digits with the program and the NumPy engine; return the heavy packages that were imported."""
+    """Run `fastmlp train` on the digits with the NumPy engine; return the packages of `HEAVY` that were imported."""
     return run_fresh(TRAIN.format(options=options))[1] & HEAVY
 
 
@@ -104,7 +104,7 @@ except SystemExit:
 
 
 def test_the_program_excludes_imported_objects_from_garbage_collection() -> None:
-    """The exit hook is registered before the program's own, so it runs after it."""
+    """At the exit of the program, `gc.freeze` has been called. The hook of this test is registered first, so it runs last."""
     run = subprocess.run([sys.executable, "-c", f"import sys{LEAVE}"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.splitlines()[1:] == ["left", "True True"]
 
@@ -116,4 +116,4 @@ def test_public_names_are_imported_on_first_access() -> None:
     for name in fastmlp.__all__:
         assert getattr(fastmlp, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
-        fastmlp.nonsense  # noqa: B018 - the access is the test
+        fastmlp.nonsense  # noqa: B018 - the attribute access must raise

@@ -1,4 +1,4 @@
-"""Contracts of import-linter (setup.cfg): all are kept, and each detects a planted violation."""
+"""The source code satisfies all import-linter contracts (setup.cfg), and each contract detects a deliberate violation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from support.processes import ROOT
 
 pytest.importorskip("importlinter", reason="import-linter is not installed")
-pytestmark = pytest.mark.full  # starts processes
+pytestmark = pytest.mark.full  # the tests start processes
 
 LINT = """
 import sys
@@ -19,7 +19,7 @@ from importlinter.cli import lint_imports
 sys.exit(lint_imports(limit_to_contracts=tuple(sys.argv[1:]), no_cache=True))
 """
 
-# contract, file, and an import in that file that violates the contract
+# Name of a contract, a file, and an import statement that violates the contract if it is added to that file.
 VIOLATIONS = [
     ("layers", "nn/network.py", "from fastmlp.data.rows import Subset"),
     ("layers", "models/model.py", "def f():\n    from fastmlp.training.loop import train\n    return train"),
@@ -36,14 +36,14 @@ VIOLATIONS = [
 
 
 def lint(folder: Path, *contracts: str) -> int:
-    """Return the exit code of import-linter: 0 if the contracts (by default all) are kept."""
+    """Run import-linter for the given contracts, or for all; return its exit code, which is 0 if there is no violation."""
     command = [sys.executable, "-c", LINT, *contracts]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).returncode
 
 
 @pytest.fixture(scope="module")
 def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Copy the files that import-linter reads."""
+    """Copy the files that import-linter reads to a folder, in which a test can add a violation."""
     folder = tmp_path_factory.mktemp("contracts")
     shutil.copytree(ROOT / "fastmlp", folder / "fastmlp", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "setup.cfg", folder)

@@ -1,6 +1,6 @@
-"""Rules of the source tree, checked on the source: imports, sizes, docstrings, and forbidden calls.
+"""Rules for the source code: imports, sizes of files and functions, docstrings, and forbidden calls.
 
-Each checker is a function from source text to violations, and is tested with a violation of each kind.
+Each rule has a checker, a function that takes source code and returns the violations. The checkers are tested with violations.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ ROOT = PACKAGE.parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 OTHER_FILES = [*sorted((ROOT / "cnn").glob("*.py")), ROOT / "cli.py"]
 
-# import-linter (setup.cfg) checks the layers of subpackages; rules that it cannot express are checked here.
+# import-linter (setup.cfg) checks the import order of subpackages. This file checks rules that import-linter cannot express.
 KERNELS = ("engines/cpu/kernels/", "engines/cpu/codegen/", "engines/cuda/kernels/")
-EXTRACTOR_IMPORTER = "commands/toolkit"  # the only file that may import the extractor; import-linter does not find it
-MAX_FILES = 12  # of a folder, not counting its __init__.py
-MAX_ENTRIES = 16  # of the package
+EXTRACTOR_IMPORTER = "commands/toolkit"  # the only file that may import fastmlp.cnn
+MAX_FILES = 12  # maximum number of Python files in a folder, without __init__.py
+MAX_ENTRIES = 16  # maximum number of files and folders in the package folder
 MAX_LINES = 400
 MAX_FUNCTION_LINES = 40
 MAX_KERNEL_LINES = 60
 
 
 def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Yield line and full name of every import, at any level and in any form; `from a import b` counts as a.b."""
+    """Yield the line and the full name of every import, also within functions; `from a import b` gives a.b."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -49,7 +49,7 @@ def module_path(path: Path) -> str:
 
 
 def check_imports(name: str, text: str) -> list[str]:
-    """No relative imports, none from outside the package or from its public interface, and the extractor in one file."""
+    """Check that imports are absolute, from modules of the package, and that only one file imports the extractor."""
     found = []
     for line, target in imported(ast.parse(text)):
         if target.startswith("."):
@@ -57,14 +57,14 @@ def check_imports(name: str, text: str) -> list[str]:
         elif target.split(".")[0] in ("cli", "cnn", "tests", "benchmarks"):
             found.append(f"{name}:{line}: {target} is outside the package")
         elif name != "__init__" and target in {f"fastmlp.{public}" for public in fastmlp.__all__} - {"fastmlp.__version__"}:
-            found.append(f"{name}:{line}: {target} is from the public interface; import it from its module")
+            found.append(f"{name}:{line}: {target} is part of the public interface; import it from its module")
         elif target.startswith("fastmlp.cnn") and name != EXTRACTOR_IMPORTER:
             found.append(f"{name}:{line}: {target} is allowed only in {EXTRACTOR_IMPORTER}")
     return found
 
 
 def check_reference(name: str, text: str) -> list[str]:
-    """The specification and the PyTorch engine must not import code checked against them: scalar formulas and update rules."""
+    """Check that the reference implementation and the PyTorch engine do not import the code that is tested against them."""
     if name not in ("reference", "engines/torch_engine"):
         return []
     allowed = ("network.", "blocks.", "scaling.", "philox.keep_mask", "optimizers.Optimizer")
@@ -76,7 +76,8 @@ def check_reference(name: str, text: str) -> list[str]:
     ]
 
 
-# package: path prefixes that may import all of it, and single imports of other files, for versions and devices
+# For each package, the path prefixes of files that may import any of its names, and the names that single other files may
+# import.
 ALLOWED_IMPORTS: dict[str, tuple[tuple[str, ...], dict[str, set[str]]]] = {
     "llvmlite": (
         ("engines/cpu/codegen/", "engines/cuda/kernels/device"),
@@ -93,7 +94,7 @@ FORBIDDEN = ("cloudpickle", "dill", "joblib", "marshal", "shelve", "multiprocess
 
 
 def check_packages(name: str, text: str) -> list[str]:
-    """LLVM, Numba and pickle are imported only where `ALLOWED_IMPORTS` allows it."""
+    """Check that llvmlite, Numba, cuda and pickle are imported only by files in `ALLOWED_IMPORTS`."""
     found = []
     for line, target in imported(ast.parse(text)):
         package = target.split(".")[0]
@@ -106,7 +107,7 @@ def check_packages(name: str, text: str) -> list[str]:
 
 
 def check_calls(name: str, text: str) -> list[str]:
-    """No OpenMP through Numba, no fastmath, no unpickling by NumPy, no eval."""
+    """Check that Numba's parallel and fastmath options, NumPy's allow_pickle, eval and exec are not used."""
     found = []
     for node in ast.walk(ast.parse(text)):
         spelt = getattr(node, "id", getattr(node, "attr", getattr(node, "name", None)))
@@ -119,7 +120,7 @@ def check_calls(name: str, text: str) -> list[str]:
 
 
 def check_archives(name: str, text: str) -> list[str]:
-    """Opened archives are closed: `np.load` is the context of a `with`, or memory-maps the file."""
+    """Check that archives are closed: `np.load` is used in a `with` statement or memory-maps the file."""
     tree = ast.parse(text)
     opened = {item.context_expr for node in ast.walk(tree) if isinstance(node, ast.With) for item in node.items}
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "np.load"]
@@ -134,7 +135,7 @@ def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]
 
 
 def own_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Count the lines of a function's body without its docstring and nested functions."""
+    """Return the number of lines of a function without its docstring and nested functions."""
     body = node.body[1:] if ast.get_docstring(node) is not None else node.body
     if not body:
         return 0
@@ -147,7 +148,7 @@ def own_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def check_sizes(name: str, text: str) -> list[str]:
-    """Limits on the lines of a file and of each function."""
+    """Check that the file and each of its functions do not have too many lines."""
     length = len(text.splitlines())
     found = [f"{name}: {length} lines, more than {MAX_LINES}"] if length > MAX_LINES else []
     most = MAX_KERNEL_LINES if name.startswith(KERNELS) else MAX_FUNCTION_LINES
@@ -158,9 +159,10 @@ def check_sizes(name: str, text: str) -> list[str]:
 
 
 def is_formula(node: ast.AST, rows: set[str]) -> bool:
-    """Return whether a function needs no docstring: its body is a one-line return, or a table in a docstring describes it.
+    """Return whether a function needs no docstring.
 
-    The first word of the table's row is the function's name, possibly without its last part: adam for adam_rule.
+    This is the case if its body is a one-line return statement, or if a table in a docstring describes it. A row of the table
+    starts with the name of the function, possibly without its last part, such as adam for adam_rule.
     """
     if not isinstance(node, ast.FunctionDef):
         return False
@@ -171,7 +173,7 @@ def is_formula(node: ast.AST, rows: set[str]) -> bool:
 
 
 def table_rows(tree: ast.Module) -> set[str]:
-    """Return the first words of table rows (between lines of =) in the docstrings of a module and its classes."""
+    """Return the first words of the rows of tables in the docstrings of a module and its classes."""
     rows = set()
     for node in [tree, *(n for n in tree.body if isinstance(n, ast.ClassDef))]:
         inside = 0
@@ -186,7 +188,7 @@ def table_rows(tree: ast.Module) -> set[str]:
 
 
 def check_docstrings(name: str, text: str) -> list[str]:
-    """The module and every public function and class has a docstring, except formulas."""
+    """Check that the module and every public function and class have a docstring; formulas need none (see `is_formula`)."""
     tree = ast.parse(text)
     found = [] if ast.get_docstring(tree) else [f"{name}: no module docstring"]
     rows = table_rows(tree)
@@ -199,7 +201,7 @@ def check_docstrings(name: str, text: str) -> list[str]:
 
 
 def check_leftovers(name: str, text: str) -> list[str]:
-    """No markers of unfinished work and no debugger calls."""
+    """Check that there are no markers of unfinished work and no debugger calls."""
     return [
         f"{name}:{number}: {word}"
         for number, line in enumerate(text.splitlines(), start=1)
@@ -242,20 +244,20 @@ def test_tests_close_opened_archives() -> None:
 
 
 def test_no_test_module_imports_another() -> None:
-    """Helpers are in support/, so that each test module can be moved or run on its own."""
+    """Test modules import helper functions only from support/, so that each of them can be moved or run alone."""
     tests = sorted((ROOT / "tests").rglob("*.py"))
     found = {path.stem: [name for _, name in imported(ast.parse(path.read_text())) if ".test_" in f".{name}"] for path in tests}
     assert {stem: names for stem, names in found.items() if names} == {}
 
 
 def test_the_extractor_does_not_import_the_engine() -> None:
-    """It imports its own modules relatively, so that it does not depend on its package name."""
+    """The extractor uses relative imports, so that it does not depend on the name of its package."""
     targets = [target for path in (ROOT / "cnn").glob("*.py") for _, target in imported(ast.parse(path.read_text()))]
     assert [target for target in targets if target.startswith(("fastmlp", "cli", "cnn", ".."))] == []
 
 
 def overfull(package: Path) -> list[str]:
-    """Return folders of a package with too many files or no `__init__.py`, and the package if it has too many entries."""
+    """Return messages about folders of a package that have too many files or no `__init__.py`."""
     entries = [path for path in package.iterdir() if path.name not in ("__pycache__", "__init__.py", "py.typed")]
     found = [f"{package.name}: {len(entries)} entries"] if len(entries) > MAX_ENTRIES else []
     for folder in sorted({path.parent for path in package.rglob("*.py")}):
@@ -272,7 +274,7 @@ def test_no_folder_has_too_many_files() -> None:
 
 
 def test_every_folder_is_installed() -> None:
-    """setup.cfg lists all packages; automatic discovery would miss cnn/, which is outside the package folder."""
+    """setup.cfg lists all packages. They are listed because automatic discovery would not find cnn/."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     folders = {path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in PACKAGE.rglob("__init__.py")}

@@ -1,4 +1,4 @@
-"""Public names of the package and its subpackages: importable, imported lazily, and visible to type checkers."""
+"""The public names of the package and its subpackages can be imported, are imported lazily, and have types."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PACKAGES = [fastmlp, *(importlib.import_module(f"fastmlp.{name}") for name in SU
 
 
 def typed_names(package: ModuleType) -> dict[str, str]:
-    """Return the names that a package imports for type checkers, with the modules that define them."""
+    """Return the names that a package imports under `TYPE_CHECKING`, with the modules that define them."""
     (block,) = [node for node in ast.parse(Path(str(package.__file__)).read_text()).body if isinstance(node, ast.If)]
     imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
     return {str(alias.asname): str(node.module) for node in imports for alias in node.names}
@@ -32,7 +32,7 @@ def test_public_names_are_importable_and_typed(package: ModuleType) -> None:
     for name, module in types.items():
         assert getattr(package, name) is getattr(importlib.import_module(module), name)
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
-        package.nonsense  # noqa: B018 - the access is the test
+        package.nonsense  # noqa: B018 - the attribute access must raise
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
@@ -42,7 +42,7 @@ def test_no_public_name_is_that_of_a_submodule(package: ModuleType) -> None:
 
 
 def test_every_subpackage_has_public_names() -> None:
-    """Except engines and commands, whose `__init__` defines functions: to choose an engine, to run the program."""
+    """All subpackages import their public names lazily, except engines and commands, which define functions in `__init__`."""
     folders = {module.name for module in pkgutil.iter_modules(fastmlp.__path__) if module.ispkg}
     assert folders == {*SUBPACKAGES, "engines", "commands"}
 

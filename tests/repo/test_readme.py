@@ -1,4 +1,4 @@
-"""README and the pages in docs: their Python examples run, their links exist, and their commands have the flags they show."""
+"""Tests of README, CONTRIBUTING and docs/: Python examples run, links exist, and commands have the options that are shown."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from fastmlp.commands.program import program
 
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-LARGEST_README = 7_000  # bytes
-TALLEST_FIGURE = 900  # pixels
+LARGEST_README = 7_000  # maximum size in bytes
+TALLEST_FIGURE = 900  # maximum height in pixels
 
 
 @pytest.mark.parametrize("page", [README, ROOT / "docs" / "python.md"], ids=lambda page: page.name)
@@ -48,7 +48,7 @@ def test_links_exist(page: Path) -> None:
 
 
 def commands_of(text: str) -> Iterator[list[str]]:
-    """Arguments of the `fastmlp` commands in the shell blocks and inline code of a page."""
+    """Yield the arguments of each `fastmlp` command in the shell blocks and inline code of a page."""
     lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
     lines += re.findall(r"`(fastmlp [^`]+)`", text)
     for line in lines:
@@ -59,7 +59,7 @@ def commands_of(text: str) -> Iterator[list[str]]:
 
 
 def unknown_flags(words: list[str]) -> list[str]:
-    """The flags in a command line that none of its commands has."""
+    """Return the flags of a command line that the command and its subcommands do not have."""
     command: Any = program
     known, unknown = {"--help", "-h", "--version"}, []
     for word in words:

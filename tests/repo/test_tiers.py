@@ -1,4 +1,4 @@
-"""The quick tier: everything that a test without the marker "full" must not do makes it fail."""
+"""A test without the marker "full" fails if it starts a Python process, simulates a GPU or trains a CNN."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from support.cuda_simulator import Grid
 
 FAILED = pytest.fail.Exception
-# Imported here, as in test modules: the fixture only patches modules that are loaded before the test starts.
+# The module is imported here because the fixture patches only modules that are imported before the test starts.
 TRAINING = importlib.import_module("fastmlp.cnn.training") if importlib.util.find_spec("torch") else None
 
 
@@ -23,7 +23,7 @@ def test_a_quick_test_cannot_start_python() -> None:
 
 
 def test_a_quick_test_may_start_other_programs() -> None:
-    """For example, ctypes runs ldconfig when it is imported."""
+    """Programs other than Python may be started; for example, ctypes runs ldconfig when it is imported."""
     assert subprocess.run(["true"], check=False).returncode == 0
 
 

@@ -1,4 +1,4 @@
-"""Plots of curves and confusion matrices: their content, and that nothing overlaps."""
+"""Tests of the plots of curves and confusion matrices: they have the right content, and texts do not overlap."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
-import sklearn.metrics  # noqa: F401 - at the top: its first import draws from the global generator
+import sklearn.metrics  # noqa: F401 - imported early, since its first import uses NumPy's global generator
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -49,7 +49,7 @@ def make_confusion(k: int, rows: int = 1000) -> list[list[int]]:
 
 @pytest.fixture(autouse=True)
 def own_style() -> Iterator[None]:
-    """Use the style that the public functions set."""
+    """Apply the style that the public functions use when they draw a figure."""
     with style.own_style():
         yield
 
@@ -91,7 +91,7 @@ def test_curves_show_the_history_without_overlaps(epochs: int, keys: tuple[str, 
         assert ticks
         assert all(x == round(x) >= 1 for x in ticks)
         assert lines["training"].get_marker() == "o"
-        assert epochs > 30 or lines["training"].get_markersize() >= 4  # a single epoch is visible
+        assert epochs > 30 or lines["training"].get_markersize() >= 4  # so that a single epoch is visible
         assert axes.get_xlim()[0] < 1
         assert axes.get_xlim()[1] > epochs
 
@@ -114,13 +114,13 @@ def test_values_measured_within_epochs_are_drawn_at_fractional_epochs() -> None:
     np.testing.assert_allclose(line.get_xdata(), places)
     np.testing.assert_allclose(line.get_ydata(), [2 - place / 10 for place in places])
     assert ("accuracy", "validation, within epochs") in lines
-    assert ("accuracy", "training, within epochs") not in lines  # it was not measured
+    assert ("accuracy", "training, within epochs") not in lines  # the history has no such values
     assert figure.axes[0].get_xlim()[0] == 0
 
 
 def test_empty_history() -> None:
     figure = draw(curves._curves_figure([], None, "stopped at once"))
-    assert {text.get_text() for text in texts(figure)} == {"stopped at once", "no epoch was finished"}
+    assert {text.get_text() for text in texts(figure)} == {"stopped at once", "no epoch was completed"}
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_no_counts_with_more_than_25_classes() -> None:
 
 
 def luminance(color: tuple[float, ...]) -> float:
-    """Return the relative luminance of WCAG 2.1."""
+    """Return the relative luminance of a colour as defined in WCAG 2.1."""
     red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in color[:3])
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 

@@ -1,4 +1,4 @@
-"""Plots of filters, feature maps, features and mistakes: content, no overlaps, identical files from equal input."""
+"""Tests of the plots of filters, feature maps, projections, mistakes and classes: texts do not overlap."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LONG = [f"a class with a rather long name {number}" for number in range(12)]
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Collect the saved figures, with the layout of their files."""
+    """Return a list to which every saved figure is appended, drawn with the same layout as in its file."""
     found: list[Any] = []
     save = pictures.save
 

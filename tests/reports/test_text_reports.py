@@ -1,4 +1,4 @@
-"""reports/text.py: the classification report equals scikit-learn's, and predictions can be read back."""
+"""Tests that the classification report equals scikit-learn's, and that files of predictions can be read back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES = {3: ("a", "bb", "ccc"), 10: tuple(f"a class with a long name {k}" for k 
 
 def by_sklearn(truth: np.ndarray, predicted: np.ndarray, names: tuple[str, ...], digits: int) -> str:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a class that is never predicted
+        warnings.simplefilter("ignore")  # scikit-learn warns about a class that is never predicted
         text: str = sklearn.metrics.classification_report(
             truth, predicted, labels=range(len(names)), target_names=names, digits=digits, zero_division=0
         )
@@ -32,7 +32,7 @@ def by_sklearn(truth: np.ndarray, predicted: np.ndarray, names: tuple[str, ...],
 def test_report_equals_that_of_scikit_learn(rows: int, k: int, digits: int) -> None:
     rng = np.random.default_rng(rows + k)
     truth, predicted = rng.integers(0, k - 1, rows), rng.integers(0, k - 1, rows)  # the last class does not occur
-    predicted[0] = truth[0]  # without a correct prediction scikit-learn formats the support as 1.0
+    predicted[0] = truth[0]  # at least one correct prediction; without any, scikit-learn formats support as 1.0
     ours = classification_report(classification_metrics(truth, predicted, NAMES[k]), digits)
     assert ours == by_sklearn(truth, predicted, NAMES[k], digits)
     other = classification_metrics(truth, np.zeros_like(predicted) + (truth[0] == 0), NAMES[k])
@@ -40,7 +40,7 @@ def test_report_equals_that_of_scikit_learn(rows: int, k: int, digits: int) -> N
 
 
 def test_names_are_printed_on_one_line() -> None:
-    """Names stay in one column, and contain no control characters."""
+    """The line breaks and other control characters of a class name are replaced, so that it stays on one line."""
     names = ("a,b", "c\nd", "\x1b[2J", "$x$", "_", "日本語")
     truth = np.arange(6)
     text = classification_report(classification_metrics(truth, truth, names))
@@ -56,7 +56,7 @@ def test_predictions_can_be_read_back() -> None:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with two runs on digits: `run` with predictions, `plain` without."""
+    """Return a folder with two runs on the digits: `run` has a file of predictions, and `plain` has none."""
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         forget_settings(patch)
@@ -109,5 +109,5 @@ def test_reports_and_predictions_need_one_split_and_classes() -> None:
     assert "is for classification" in refused(2, "train", *values, "--per-class-every", "2")
     ok("train", *values, "--out", "values", "-q")
     assert not Path("values/report.txt").exists()
-    assert "needs classes, but this model predicts numbers [--report]" in refused(2, "evaluate", "values", "--report")
-    assert "`fastmlp predict` writes them" in refused(2, "evaluate", "values", "--predictions", "b.txt")
+    assert "needs a classifier, but this is a regression model [--report]" in refused(2, "evaluate", "values", "--report")
+    assert "is a regression model; use `fastmlp predict`" in refused(2, "evaluate", "values", "--predictions", "b.txt")

@@ -1,4 +1,4 @@
-"""reports/text.py: the table of results, on a terminal and elsewhere."""
+"""Tests of the table of results, printed on a terminal and to other streams."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_long_table_is_truncated() -> None:
 
 
 class Stream(io.StringIO):
-    """In-memory text stream that claims to be a terminal."""
+    """In-memory text stream whose method `isatty` returns True."""
 
     def isatty(self) -> bool:
         return True

@@ -1,1 +1,1 @@
-"""What tests share; no test imports another."""
+"""Helpers shared by tests; test modules do not import each other."""

@@ -17,11 +17,11 @@ FRAME = re.compile(r"movq\s+%rsp, %rbp")
 
 
 class Loop(NamedTuple):
-    """An innermost loop that does fused multiply-adds.
+    """An innermost loop with fused multiply-adds.
 
-    fmas : instructions
-    registers : the registers that they write: "zmm", "ymm", "xmm" or, on ARM, a vector arrangement such as "4s"
-    spills : instructions that touch the stack
+    fmas : number of fused multiply-add instructions
+    registers : register types that they write: "zmm", "ymm", "xmm" or, on ARM, a vector arrangement such as "4s"
+    spills : number of instructions that access the stack
     """
 
     fmas: int
@@ -30,7 +30,7 @@ class Loop(NamedTuple):
 
 
 def loops(assembly: str) -> list[Loop]:
-    """The innermost loops with fused multiply-adds, each a block of instructions that ends with a jump to its own start."""
+    """Return the innermost loops with fused multiply-adds: blocks of instructions that end with a jump to their start."""
     stack = r"\(%rsp|\[sp" + (r"|\(%rbp" if FRAME.search(assembly) else "")
     found, label, block = [], "", list[str]()
     for line in map(str.strip, assembly.splitlines()):
@@ -48,13 +48,13 @@ def loops(assembly: str) -> list[Loop]:
 
 
 def written(instruction: str) -> str:
-    """The kind of register that an instruction writes: the last operand on x86 (AT&T), the first on ARM."""
+    """Return the type of the register that an instruction writes: the last operand on x86 (AT&T syntax), the first on ARM."""
     kinds = [x86 or arm for x86, arm in VECTOR.findall(instruction)]
     return kinds[-1] if "%" in instruction else kinds[0]
 
 
 def wrong(found: list[Loop], fmas: int, register: str) -> list[str]:
-    """Errors in the loops of a micro-kernel with an expected number of fused multiply-adds per iteration."""
+    """List the errors in the loops of a micro-kernel, given the expected number of fused multiply-adds per iteration."""
     if not found:
         return ["no loop with fused multiply-adds"]
     reasons = []
@@ -64,12 +64,12 @@ def wrong(found: list[Loop], fmas: int, register: str) -> list[str]:
         if loop.registers != {register}:
             reasons.append(f"registers {loop.registers} instead of {register}")
         if loop.spills:
-            reasons.append(f"{loop.spills} instructions that touch the stack")
+            reasons.append(f"{loop.spills} instructions that access the stack")
     return reasons
 
 
 def assembly_of(intrinsic: Any, triple: str, cpu: str) -> str:
-    """An intrinsic with int64 arguments as a separate function, optimised for a processor."""
+    """Compile an intrinsic with int64 arguments as a separate function; return its assembly for a processor."""
     definition = intrinsic._defn
     count = len(inspect.signature(definition).parameters) - 1
     signature, build = definition(None, *[None] * count)
@@ -83,7 +83,7 @@ def assembly_of(intrinsic: Any, triple: str, cpu: str) -> str:
 
 
 def optimised(text: str, triple: str, cpu: str) -> str:
-    """LLVM's assembly of a module for a processor, with the optimisation level of Numba."""
+    """Compile LLVM IR for a processor with Numba's optimization level; return the assembly."""
     binding.initialize_all_targets()
     binding.initialize_all_asmprinters()
     module = binding.parse_assembly(text)

@@ -1,4 +1,4 @@
-"""Compare the kernels used in the simulator with the record of kernels packed for machines without a compiler."""
+"""Compare the kernels that the simulator runs with the list of kernels packed for machines without a compiler."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def requested_kernels() -> Iterator[set[KernelRequest]]:
 
 @contextlib.contextmanager
 def only_carried_kernels() -> Iterator[None]:
-    """Fail if a kernel is missing from the record; with `RECORD_TO` set, append the kernels to that file instead."""
+    """Fail if a requested kernel is not in the record; with `RECORD_TO` set, append requested kernels to that file."""
     with requested_kernels() as requests:
         yield
     if (file := os.environ.get(RECORD_TO)) is not None:

@@ -19,7 +19,7 @@ OTHER_VARIABLES = ["FASTMLP_CONFIG", "FASTMLP_RECIPE", "FASTMLP_JSON", "FASTMLP_
 
 
 def override(flags: Sequence[str], *changes: str) -> list[str]:
-    """Return flags with one value each, followed by `changes`, without those that the changes give again."""
+    """Return `flags`, each of which has one value, with the flags in `changes` replaced or added at the end."""
     pairs = zip(flags[::2], flags[1::2], strict=True)
     return [text for pair in pairs if pair[0] not in changes for text in pair] + [*changes]
 

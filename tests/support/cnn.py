@@ -1,4 +1,4 @@
-"""Small images and networks for tests of the extractor."""
+"""Small images and networks for tests of CNN feature extraction."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHAPE = (8, 8, 1)
 
 
 def bars(count: int, seed: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """Return pixels and labels of noise with a bright bar: horizontal (class 0), vertical (1), or none (2)."""
+    """Return pixels and labels of noisy images with a horizontal bright bar (class 0), a vertical one (1), or none (2)."""
     rng = np.random.default_rng(seed)
     pixels, labels = rng.integers(0, 120, (count, *SHAPE[:2]), np.uint8), rng.integers(0, 3, count)
     places = rng.integers(0, 8, count)

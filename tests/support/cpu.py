@@ -1,4 +1,4 @@
-"""Helpers of the CPU engine's tests: guarded blocks, tolerances of epilogues, specs, engines, scripts in processes."""
+"""Helpers of the CPU engine's tests: guarded memory, reference epilogues, specs, and scripts in child processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from support.tolerances import EPS, product_tolerance
 
 GUARD = np.float32(-12345.678)
 FLOAT_BYTES = 4
-PATIENCE = 120  # seconds for a script
+PATIENCE = 120  # seconds
 
 
 class Placed(NamedTuple):
@@ -46,12 +46,12 @@ class Placed(NamedTuple):
 
 
 def place(buffer: Any, shape: tuple[int, ...], strides: tuple[int, ...]) -> Any:
-    """A view with the given strides (elements) that is not aligned to any vector."""
+    """Return a view with the given strides, in elements, that is not aligned to a vector."""
     return np.lib.stride_tricks.as_strided(buffer[33:], shape, [FLOAT_BYTES * s for s in strides])
 
 
 def placed(values: Any, strides: tuple[int, ...]) -> Placed:
-    """Values with these strides, and guard values before, between and after."""
+    """Copy values to a view with these strides, with guard values before, between and after the rows."""
     size = 66 + sum((n - 1) * s for n, s in zip(values.shape, strides, strict=True))
     buffer = np.full(size, GUARD)
     block = place(buffer, values.shape, strides)
@@ -60,7 +60,7 @@ def placed(values: Any, strides: tuple[int, ...]) -> Placed:
 
 
 class Scattered(NamedTuple):
-    """Rows of floats in no order inside a larger buffer full of guard values, some of them before the address `at`."""
+    """Rows of floats in random order inside a buffer full of guard values; some rows lie before the address `at`."""
 
     buffer: Any
     at: int
@@ -68,12 +68,12 @@ class Scattered(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """Address of the table of byte offsets of the rows from `at`."""
+        """Address of the table with the byte offset of each row relative to `at`."""
         return int(self.table.ctypes.data)
 
 
 def scattered(values: Any) -> Scattered:
-    """Copies of the rows of a matrix, with guard values before, between and after."""
+    """Copy the rows of a matrix to random places, with guard values before, between and after them."""
     rows, size = values.shape
     starts = 33 + np.random.default_rng(rows).permutation(rows) * (size + 5)
     buffer = np.full(66 + rows * (size + 5), GUARD)
@@ -84,7 +84,7 @@ def scattered(values: Any) -> Scattered:
 
 
 class Meaning(NamedTuple):
-    """Reference of an epilogue in NumPy: value(product, extra), and its tolerance from that of the product."""
+    """NumPy reference of an epilogue: value(product, extra) and tolerance(product tolerance, product, extra)."""
 
     value: Callable[[Any, Any], Any]
     tolerance: Callable[[Any, Any, Any], Any]
@@ -111,12 +111,12 @@ class Case(NamedTuple):
 def make_case(epilogue: int, rows: int, columns: int, k: int, seed: int = 0) -> Case:
     rng = np.random.default_rng([seed, rows, columns, k])
     a, b, extra = (rng.normal(size=shape).astype(np.float32) for shape in ((rows, k), (k, columns), (rows, columns)))
-    extra[:, ::3] = 0  # where-positive must distinguish 0 from positive
+    extra[:, ::3] = 0  # WHERE_POSITIVE must distinguish 0 from positive numbers
     return Case(a, b, extra if MEANINGS[epilogue].extra_like_c else extra[0])
 
 
 def excess_of(epilogue: int, case: Case, c: Any) -> float:
-    """Largest excess of an entry of C over its tolerance; infinite for NaN."""
+    """Return the largest amount by which an entry of C exceeds its tolerance; NaN counts as infinite."""
     meaning = MEANINGS[epilogue]
     a, b, extra = (array.astype(np.float64) for array in case)
     product = a @ b
@@ -127,7 +127,7 @@ def excess_of(epilogue: int, case: Case, c: Any) -> float:
 
 # ------------------------------------------------------------------------------------------------ engines
 
-# All tests of the engine share few kernels, since each takes seconds to compile: sizes are data.
+# The tests of the engine share few kernels, since each takes seconds to compile; kernels do not depend on layer sizes.
 FUSED_NAMES = ["relu", "linear"]
 EVERY_NAME = [f"{name}:0.5" if entry.default is not None else name for name, entry in ACTIVATIONS.items()]
 PENALISED = Optimizer("adam", clip_norm=0.5)
@@ -135,7 +135,7 @@ EVERY_IDS = ["clipped adam", "momentum with dropout"]
 
 
 def fused_job(sizes: tuple[int, ...] = (13, 21, 9, 5), optimizer: Optimizer | None = None, **settings: Any) -> EngineSpec:
-    """Hidden layers relu and linear in turn, sgd, classes: all activations run as epilogues."""
+    """Return a spec with alternating relu and linear hidden layers, whose activations are all fused into the products."""
     names = (FUSED_NAMES * len(sizes))[: len(sizes) - 2]
     return EngineSpec(
         Network(sizes, names), optimizer or Optimizer("sgd"), **{"batch_size": 7, "seed": 3, "threads": 1} | settings
@@ -143,7 +143,7 @@ def fused_job(sizes: tuple[int, ...] = (13, 21, 9, 5), optimizer: Optimizer | No
 
 
 def every_job(optimizer: Optimizer, dropout: float = 0.0, **settings: Any) -> EngineSpec:
-    """A hidden layer of each activation, all with sizes that need padding, with penalties."""
+    """Return a spec with a hidden layer of each activation, sizes that need padding, and L1 and L2 penalties."""
     sizes = (11, *(9 + 2 * (n % 5) for n in range(len(EVERY_NAME))), 5)
     network = Network(sizes, EVERY_NAME, dropout=dropout, l1=1e-3, l2=1e-2)
     return EngineSpec(network, optimizer, **{"batch_size": 7, "seed": 3, "threads": 2} | settings)
@@ -156,7 +156,7 @@ def trained_engine(spec: EngineSpec, course: Course) -> tuple[NumbaEngine, RowMe
 
 
 def outcome(spec: EngineSpec, course: Course) -> tuple[Any, ...]:
-    """State, row results and predictions after a training."""
+    """Train a new engine; return its state, the row metrics and the predictions."""
     engine, results = trained_engine(spec, course)
     z = engine.forward(course.x)
     state = engine.state()
@@ -165,14 +165,14 @@ def outcome(spec: EngineSpec, course: Course) -> tuple[Any, ...]:
 
 
 def pieces_of_arena(layout: Layout, rows: int, gathers: bool = True) -> list[tuple[int, int]]:
-    """The inputs, if they are gathered, and activations, slopes and gradients of every other width."""
+    """Return (start, length) of the gathered inputs, if any, and of the activations, slopes and gradients of all layers."""
     inputs, *others = layout.plan.widths
     inner = [(int(width[kind]), rows * int(width["ld"])) for width in others for kind in ("y_at", "s_at", "dz_at")]
     return [(int(inputs["y_at"]), rows * int(inputs["ld"])), *inner] if gathers else inner
 
 
 def run_script(script: str, *arguments: str) -> str:
-    """Standard output of a Python script in a new process, which must succeed."""
+    """Run a Python script in a new process, check that it succeeds, and return its standard output."""
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -1,4 +1,4 @@
-"""Specs, trainings and checks of the CUDA engine in the simulator."""
+"""Helpers of the CUDA tests: specs, training runs and checks of the simulated CUDA engine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support.cuda_simulator import ALL_LANES, Runtime
 from support.engines import Course, exact_spec, make_course, start_state
 from support.tolerances import ELEMENTWISE, EPS, check_scored, excess, forward_tolerance
 
-# Every phase, two tiles for a block, rows beyond a tile, a short last batch, dropout, and an optimiser with slots.
+# A spec with every kernel phase, two tiles per block, partial tiles, a short last batch, dropout, and optimizer slots.
 SPEC = EngineSpec(
     Network((20, 13, 9, 5), ("relu", "silu"), dropout=(0.3, 0.0), l2=0.1), Optimizer("momentum"), batch_size=9, seed=7
 )
@@ -28,7 +28,7 @@ CLIPPED = EngineSpec(Network((20, 40, 5), "tanh", l1=1e-2), Optimizer("adamw", c
 
 
 def trained(spec: EngineSpec, runtime: Runtime) -> tuple[State, RowMetrics]:
-    """State and row metrics after two steps and a short one."""
+    """Train on two full mini-batches and a short one; return the state and the row metrics."""
     course = make_course(spec.network, 22, spec.batch_size, epochs=1, weighted=True)
     engine = CudaEngine(spec, runtime)
     engine.load(start_state(spec))
@@ -37,7 +37,7 @@ def trained(spec: EngineSpec, runtime: Runtime) -> tuple[State, RowMetrics]:
 
 
 def check_evaluated(spec: EngineSpec, course: Course, runtime: Runtime) -> None:
-    """Pre-activations and metrics of held rows against those of the NumPy engine in float64."""
+    """Check the pre-activations and metrics of held rows against the NumPy engine in float64."""
     engine, exact, found = CudaEngine(spec, runtime), NumpyEngine(exact_spec(spec)), []
     z = np.full((len(course.x), spec.network.sizes[-1]), np.nan, np.float32)
     for one in (engine, exact):
@@ -66,12 +66,12 @@ SMALL_TILES = {
 
 
 def roundoff(precision: str) -> float:
-    """u; 0 for float32, whose operands are not rounded."""
+    """Return the unit roundoff of a precision, or 0 for float32, whose operands are not rounded."""
     return 0.0 if precision == "float32" else 2.0 ** -BITS[precision]
 
 
 def rounded(precision: str, x: Any) -> Any:
-    """The nearest numbers of a precision, by arithmetic in float64; ties go away from zero in tf32, to even in bf16."""
+    """Round to a precision, with arithmetic in float64; ties are rounded away from zero in tf32, and to even in bf16."""
     mantissa, exponent = np.frexp(x.astype(np.float64))
     scaled = mantissa * 2 ** BITS[precision]
     nearest = np.rint(scaled) if precision == "bf16" else np.sign(scaled) * np.floor(np.abs(scaled) + 0.5)
@@ -79,17 +79,17 @@ def rounded(precision: str, x: Any) -> Any:
 
 
 def product_bound(a: Any, b: Any, u: float, off_a: Any = 0.0, off_b: Any = 0.0) -> Any:
-    """Error bound of a product a b with operand errors off_a and off_b, rounding of the operands, and sums in float32.
+    """Return an error bound of the product a b with operand errors off_a and off_b, rounded operands, and sums in float32.
 
-    An operand is off by no more than (|a| + off)(1 + u) - |a| after rounding; so a product of two by no more than what
-    multiplying these largest magnitudes gives beyond |a| |b|.
+    A rounded operand has at most the magnitude (|a| + off_a)(1 + u). The error of a product of two operands is at most the
+    product of these magnitudes minus |a| |b|.
     """
     largest = ((np.abs(a) + off_a) * (1 + u)) @ ((np.abs(b) + off_b) * (1 + u))
     return largest * (1 + (a.shape[1] + ELEMENTWISE) * EPS) - np.abs(a) @ np.abs(b)
 
 
 def padded_rows(matrix: Any) -> tuple[Any, int, int, int]:
-    """A matrix for `make_get`: consecutive rows, padded with zeros to a multiple of 8."""
+    """Return a matrix in the format of `make_get`: contiguous rows, padded with zeros to a multiple of 8 columns."""
     rows, width = matrix.shape
     whole = np.zeros((rows, -(-width // 8) * 8), np.float32)
     whole[:, :width] = matrix
@@ -97,7 +97,7 @@ def padded_rows(matrix: Any) -> tuple[Any, int, int, int]:
 
 
 def multiplied(precision: str, tile: Tile, a: Any, b: Any, across: tuple[bool, bool], seed: int = 0) -> Any:
-    """a b by two blocks; `across` for each factor as in tiles.py."""
+    """Multiply a and b with two thread blocks; `across` describes the memory layout of each factor, as in tiles.py."""
     out, get = np.full((len(a), b.shape[1]), np.nan, np.float32), make_get(ALL_LANES)
     left, right = padded_rows(a if across[0] else a.T), padded_rows(b.T if across[1] else b)
 
@@ -118,7 +118,7 @@ def multiplied(precision: str, tile: Tile, a: Any, b: Any, across: tuple[bool, b
 
 
 def check_product(precision: str, tile: Tile, across: tuple[bool, bool], seed: int) -> None:
-    """Check a product of random factors of odd sizes: several partial tiles, stages and pieces."""
+    """Check a product of random matrices with odd sizes, so that several tiles and stages are needed and some are partial."""
     rng = np.random.default_rng(3)
     a, b = rng.normal(size=(ROWS, 45)).astype(np.float32), rng.normal(size=(45, 21)).astype(np.float32)
     found = multiplied(precision, tile, a, b, across, seed)

@@ -1,8 +1,8 @@
-"""A small simulator of an NVIDIA GPU that runs kernels unchanged: the device API of kernels/device.py under the same names.
+"""A small simulator of an NVIDIA GPU that runs unmodified kernels: it implements the API of kernels/device.py.
 
-All threads of the grid exist at once, each a greenlet, so that barriers over all blocks work; warps have collectives. It is
-designed to find mistakes: shared and local memory are initialised to NaN, negative indices and misaligned vectors are errors,
-deadlocks are reported, and threads run in natural, reversed or random order, by a seed.
+All threads of the grid exist at the same time, each as a greenlet, so barriers across blocks and warp collectives work. The
+simulator is designed to find mistakes: shared and local memory are initialized to NaN, negative indices and misaligned vectors
+are errors, deadlocks are reported, and a seed selects a natural, reversed or random order of threads.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fastmlp.engines.cuda.kernels import DEVICE_API
 from fastmlp.engines.cuda.kernels.programs import KERNELS
 from fastmlp.engines.cuda.runtime import Launch
 
-MOST_SPINS = 100_000  # reads of a counter that does not change
+MOST_SPINS = 100_000  # polls of counters after which a thread counts as stuck
 POISON: dict[str, Any] = {"f": np.nan, "i": -77, "u": 77, "b": True}
 
 
@@ -38,7 +38,7 @@ class Index(NamedTuple):
 
 
 class Group:
-    """Threads that synchronise, and the operands of each in a collective."""
+    """Threads that synchronize with each other, and their operands in a collective operation."""
 
     def __init__(self, name: str, size: int) -> None:
         self.name, self.size = name, size
@@ -48,7 +48,7 @@ class Group:
 
 
 class Block:
-    """The threads of a block, and their shared memory by the place of its declaration in the source."""
+    """A block of threads; `shared` maps the position of a declaration in the code to its shared array."""
 
     def __init__(self, number: int, threads: int, lanes: int) -> None:
         self.index = Index(number)
@@ -68,7 +68,7 @@ class Thread:
 
 
 class Grid:
-    """A launch: the threads that may run, and the running one."""
+    """A kernel launch: its blocks, the threads that are ready to run, and the running thread."""
 
     def __init__(self, kernel: Kernel, blocks: int, arguments: Sequence[Any], seed: int) -> None:
         threads, lanes = kernel.threads, kernel.lanes
@@ -84,7 +84,7 @@ class Grid:
         self.random = random.Random(seed)
 
     def next(self) -> Thread:
-        """The thread that runs next: the first for seed 0, the last for a negative one, any for a positive one."""
+        """Return the next ready thread: the first for seed 0, the last for a negative seed, else a random one."""
         if self.seed > 0:
             at = self.random.randrange(len(self.ready))
             self.ready[at], self.ready[-1] = self.ready[-1], self.ready[at]
@@ -96,14 +96,14 @@ class Grid:
             if not self.ready:
                 groups = [group for block in self.blocks for group in (block.all, *block.warps) if group.waiting]
                 raise StuckError(
-                    "; ".join(f"{len(group.waiting)} of {group.size} wait in {group.name}" for group in groups)[:400]
+                    "; ".join(f"{len(group.waiting)} of {group.size} threads wait in {group.name}" for group in groups)[:400]
                 )
             self.current = self.next()
             self.current.run.switch()
             live -= self.current.run.dead
 
     def wait(self, group: Group) -> None:
-        """Suspend the current thread until its whole group waits."""
+        """Suspend the current thread until all threads of its group wait."""
         group.waiting.append(self.current)
         if len(group.waiting) == group.size:
             self.ready += group.waiting
@@ -121,12 +121,12 @@ class Grid:
         self.main.switch()
 
 
-grid: Any = None  # of the current launch
+grid: Any = None  # grid of the current launch
 ONE_AT_A_TIME = threading.Lock()
 
 
 def together(collective: Callable[[list[Any]], Sequence[Any]], brought: Any) -> Any:
-    """Result of a collective of the warp for the current lane, from the operands of all lanes."""
+    """Return the result of a warp collective for the current lane, given its operand."""
     thread, group = grid.current, grid.current.warp
     group.brought[thread.lane] = brought
     if len(group.brought) == group.size:
@@ -144,7 +144,7 @@ class Shared:
 
     @staticmethod
     def array(shape: int, dtype: Any, alignment: int | None = None) -> Any:
-        """The array declared at this place in the source, created at its first use in a block."""
+        """Return the array declared at this position in the code; it is created when a block first uses it."""
         frame, memory = sys._getframe(1), grid.current.block.shared
         place = frame.f_code, frame.f_lasti
         if place not in memory:
@@ -194,17 +194,17 @@ def formula(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Kernel:
-    """A kernel that can be launched."""
+    """A kernel for blocks of `threads` threads, in warps of `lanes` lanes."""
 
     def __init__(self, function: Callable[..., None], threads: int, lanes: int) -> None:
         assert threads % lanes == 0
         self.function, self.threads, self.lanes = function, threads, lanes
 
     def launch(self, blocks: int, arguments: Sequence[Any], seed: int = 0) -> None:
-        """Run all threads of so many blocks, in the order of `Grid.next`."""
-        global grid  # noqa: PLW0603 - as on a device, thread indices are global names
+        """Run all threads of a number of blocks, in the order of `Grid.next`."""
+        global grid  # noqa: PLW0603 - thread indices are global names, as on a GPU
         with ONE_AT_A_TIME, warnings.catch_warnings():
-            # as on a device, inf - inf is NaN without a warning
+            # a GPU computes inf - inf = NaN without a warning
             warnings.filterwarnings("ignore", "invalid value encountered in scalar", RuntimeWarning)
             grid = Grid(self, blocks, arguments, seed)
             grid.run()
@@ -214,19 +214,19 @@ class Kernel:
 
 
 def load(a: Any, i: int) -> Any:
-    assert i >= 0, "an index below zero"
+    assert i >= 0, "negative index"
     return a[i]
 
 
 def store(a: Any, i: int, value: Any) -> None:
-    assert i >= 0, "an index below zero"
+    assert i >= 0, "negative index"
     a[i] = value
 
 
 def load_aligned(a: Any, i: int, count: int) -> Any:
-    assert i >= 0, "an index below zero"
-    assert i % count == 0, "a vector that is not aligned"
-    assert i + count <= len(a), "a vector beyond the end"
+    assert i >= 0, "negative index"
+    assert i % count == 0, "misaligned vector"
+    assert i + count <= len(a), "vector extends beyond the end of the array"
     return a[i : i + count]
 
 
@@ -251,12 +251,12 @@ def load_word(a: Any, i: int) -> Any:
 
 
 def divide(a: int, b: int) -> int:
-    assert a >= 0, "division of a number below zero"
+    assert a >= 0, "negative dividend"
     return int(a) // int(b)
 
 
 def remainder(a: int, b: int) -> int:
-    assert a >= 0, "division of a number below zero"
+    assert a >= 0, "negative dividend"
     return int(a) % int(b)
 
 
@@ -269,12 +269,12 @@ def number_of(x: Any) -> Any:
 
 
 def tf32_of(x: Any) -> Any:
-    """cvt.rna.tf32.f32: 10 bits of mantissa, nearest, ties away from zero."""
+    """Round like cvt.rna.tf32.f32: 10 mantissa bits, to nearest, ties away from zero."""
     return uint32(0x7FFFFFFF) if np.isnan(x) else (bits_of(x) + uint32(0x1000)) & uint32(0xFFFFE000)
 
 
 def bf16_of(x: Any) -> Any:
-    """cvt.rn.bf16.f32: 7 bits of mantissa, nearest, ties to even."""
+    """Round like cvt.rn.bf16.f32: 7 mantissa bits, to nearest, ties to even."""
     bits = bits_of(x)
     return uint32(0x7FFF) if np.isnan(x) else (bits + uint32(0x7FFF) + ((bits >> uint32(16)) & uint32(1))) >> uint32(16)
 
@@ -284,7 +284,7 @@ def bf16_pair(low: Any, high: Any) -> Any:
 
 
 def terms_of(words: Any, packed: int) -> Any:
-    """Rows of words as rows of terms: one per word (tf32, which ignores the lower bits), or two (bf16)."""
+    """Unpack rows of 32-bit words, each with one tf32 number, whose lower bits are ignored, or with two bf16 numbers."""
     if packed == 1:
         return (words & uint32(0xFFFFE000)).view(float32)
     both = np.stack([words << uint32(16), words & uint32(0xFFFF0000)], axis=2)  # the lower half comes first
@@ -292,7 +292,7 @@ def terms_of(words: Any, packed: int) -> Any:
 
 
 def multiplied(lanes: list[Any], packed: int) -> list[tuple[Any, ...]]:
-    """c + a b of a warp, each product and each sum rounded to float32; the layouts are those of the PTX ISA."""
+    """Compute c + a b in a warp; products and sums are rounded to float32, and operand layouts are those of the PTX ISA."""
     left, right, c = np.empty((16, 8), uint32), np.empty((8, 8), uint32), np.empty((16, 8), float32)
     for lane, brought in enumerate(lanes):
         g, p = lane // 4, lane % 4
@@ -305,12 +305,12 @@ def multiplied(lanes: list[Any], packed: int) -> list[tuple[Any, ...]]:
 
 
 def mma_tf32(*brought: Any) -> tuple[Any, ...]:
-    assert grid.current.warp.size == 32, "tensor cores take warps of 32 lanes"
+    assert grid.current.warp.size == 32, "tensor cores need warps of 32 lanes"
     return together(lambda lanes: multiplied(lanes, 1), brought)
 
 
 def mma_bf16(*brought: Any) -> tuple[Any, ...]:
-    assert grid.current.warp.size == 32, "tensor cores take warps of 32 lanes"
+    assert grid.current.warp.size == 32, "tensor cores need warps of 32 lanes"
     return together(lambda lanes: multiplied(lanes, 2), brought)
 
 
@@ -324,14 +324,14 @@ def arrived(counter: Any, i: int) -> Any:
 
 
 def trap() -> None:
-    raise StuckError(f"thread {grid.current.index.x} of {grid.current.block.all.name} has given up")
+    raise StuckError(f"thread {grid.current.index.x} of {grid.current.block.all.name} executed a trap")
 
 
-# ------------------------------------------------------------------------------------------------ the whole
+# ------------------------------------------------------------------------------------------------ device API and runtime
 
 
 class DeviceApi:
-    """The API of kernels/device.py, for warps of so many lanes: fewer lanes are faster to simulate."""
+    """The API of kernels/device.py for warps of `lanes` lanes; fewer lanes are faster to simulate."""
 
     def __init__(self, lanes: int) -> None:
         self.WARP = lanes
@@ -350,7 +350,7 @@ def made(maker: Callable[..., Kernel], api: DeviceApi, kind: Any, shape: Any) ->
 
 
 class Runtime:
-    """The methods of `cuda.runtime.Runtime`, on the host; each launch runs its threads in a different order."""
+    """The methods of `cuda.runtime.Runtime`, implemented on the host; each launch runs threads in another order."""
 
     name, capability = "simulator", (9, 0)
 
@@ -359,7 +359,7 @@ class Runtime:
 
     @staticmethod
     def facts() -> dict[str, Any]:
-        """There is no driver, no device memory, and no clock."""
+        """Return None for all facts, since there is no driver, device memory or clock."""
         return {"cuda": None, "memory_bytes": None, "clock_hz": None}
 
     @staticmethod
@@ -394,4 +394,4 @@ class Runtime:
         return replay
 
     def wait(self) -> None:
-        """Launches are synchronous."""
+        """Do nothing, since launches are synchronous."""

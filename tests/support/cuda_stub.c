@@ -25,7 +25,7 @@ enum {
 };
 enum Kind { CONTEXT, STREAM, MODULE, FUNCTION, MEMORY, GRAPH, NODE, EXEC, KINDS };
 enum How { PLAIN, COOPERATIVE, IN_A_GRAPH };
-enum Needs { NOTHING, DRIVER, CURRENT }; /* nothing, cuInit, a current context */
+enum Needs { NOTHING, DRIVER, CURRENT }; /* a function requires nothing, cuInit, or a current context */
 enum { PROCESSORS = 132, THREADS = 2048, PARAMETERS = 4096 /* bytes */, MOST = 512, DEPTH = 64 };
 static const size_t TOTAL_MEMORY = (size_t)128 << 30; /* bytes, as reported for the card */
 static const size_t ALLOCATABLE = (size_t)4 << 30;    /* bytes that can be allocated */
@@ -35,7 +35,7 @@ typedef struct Layout { char entry[1024]; int count, offset[MOST], size[MOST]; s
 /* Any object with a handle. Never freed, so that handles are not reused. */
 typedef struct Object {
     enum Kind kind;
-    int gone, record;                /* record: of a node */
+    int gone, record;                /* record: index of a node's record */
     struct Object *context, *owner;  /* owner: the graph of a node */
     const Layout *layout;            /* of a function */
     void *memory;
@@ -250,7 +250,7 @@ static Result cuModuleGetFunction(void **function, void *module, const char *ent
     return SUCCESS;
 }
 
-/* Check and record a launch; reads no byte beyond a parameter. */
+/* Check and record a launch; only the bytes of its parameters are read. */
 static Result record(enum How how, const void *function, const unsigned *shape, void **parameters, void **extra, int after) {
     Object *found = find(FUNCTION, function);
     if (!found) return INVALID_HANDLE;

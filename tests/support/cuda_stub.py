@@ -22,15 +22,15 @@ SOURCE = Path(__file__).with_suffix(".c")
 SONAME = "libcuda.so.1"  # the library that the bindings load
 KINDS = ("context", "stream", "module", "function", "memory", "graph", "node", "exec")  # enum Kind of cuda_stub.c
 HOW = ("plain", "cooperative", "in a graph")  # enum How
-MOST_PARAMETERS, PARAMETER_BYTES = 512, 4096  # capacity of a layout and of a record
+MOST_PARAMETERS, PARAMETER_BYTES = 512, 4096  # limits in cuda_stub.c
 
 
 class NoStubError(Exception):
-    """The stub cannot be compiled on this machine; the message is the reason."""
+    """The stub cannot be compiled on this machine; the message states the reason."""
 
 
 def compiler() -> list[str]:
-    """Return the command of the C compiler: CC, else the one Python was built with, else the first installed one.
+    """Return the C compiler command: the variable CC, the compiler that built Python, or another installed compiler.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def build(folder: Path) -> Path:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Return environment variables for a child process whose cuda.bindings load the stub from a folder."""
+    """Return environment variables with which cuda.bindings in a child process load the stub from a folder."""
     others = os.environ.get("LD_LIBRARY_PATH")
     return {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join([str(folder), *([others] if others else [])])}
 
@@ -90,7 +90,7 @@ def sections(elf: bytes) -> Iterator[tuple[str, bytes]]:
     """Yield names and contents of the sections of a 64-bit ELF file."""
     (start,) = struct.unpack_from("<Q", elf, 0x28)
     each, count, names = struct.unpack_from("<HHH", elf, 0x3A)
-    # A section header: name, type, flags, address, offset, size, and fields not needed here.
+    # The unpacked fields of a section header are name, type, flags, address, offset and size.
     headers = [struct.unpack_from("<IIQQQQ", elf, start + number * each) for number in range(count)]
     text = elf[headers[names][4] :][: headers[names][5]]
     for name, _, _, _, offset, size in headers:
@@ -98,7 +98,10 @@ def sections(elf: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def attributes(info: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield attributes and bodies of a section .nv.info.*: format, attribute, two bytes (a value or the length of the body)."""
+    """Yield attribute numbers and bodies of a section .nv.info.* of a cubin.
+
+    Each entry consists of a format byte, an attribute byte, two bytes with a value or the length of the body, and the body.
+    """
     at = 0
     while at < len(info):
         form, attribute, value = struct.unpack_from("<BBH", info, at)
@@ -128,7 +131,7 @@ def parameters(cubin: bytes, entry: str) -> list[Parameter]:
 class Received(NamedTuple):
     """A launch as received by the driver.
 
-    shape : grid, block, bytes of shared memory; how : one of `HOW`; after : index of the preceding node, -1 if none
+    shape : grid, block, bytes of shared memory; how : one of `HOW`; after : index of the preceding graph node, or -1
     parameters : the bytes of each parameter; empty if the layout is unknown
     """
 
@@ -140,7 +143,10 @@ class Received(NamedTuple):
 
 
 class Meant(NamedTuple):
-    """A launch as intended by the engine; layout : parameters in the kernel's machine code."""
+    """A launch as intended by the engine.
+
+    layout : kernel parameters according to the machine code; for the other fields see `Received`
+    """
 
     entry: str
     shape: list[int]
@@ -161,13 +167,13 @@ def laid_out(sizes: list[int]) -> list[Parameter]:
 
 
 def mismatches(received: list[Received], meant: list[Meant]) -> list[str]:
-    """List differences between received and intended launches, and between intended parameters and those of the kernels."""
+    """List differences between received and intended launches, and between intended and actual kernel parameters."""
     if len(received) != len(meant):
         return [f"{len(received)} launches, not {len(meant)}"]
     found = []
     for number, (one, other) in enumerate(zip(received, meant, strict=True)):
         if (wanted := laid_out([len(value) for value in other.parameters])) != other.layout:
-            found.append(f"launch {number}: the kernel takes {other.layout}, and is given {wanted}")
+            found.append(f"launch {number}: the kernel takes {other.layout} but is given {wanted}")
         for name in Received._fields:
             if getattr(one, name) != getattr(other, name):
                 found.append(f"launch {number}: {name} is {getattr(one, name)}, not {getattr(other, name)}")
@@ -218,7 +224,7 @@ class Stub:
         self.library.stub_other_context.restype = ctypes.c_void_p
 
     def calls(self, function: str) -> int:
-        """Return how often a function was called; its name has no suffix such as _v2."""
+        """Return how often a function was called; `function` has no suffix such as _v2."""
         return int(self.library.stub_calls(function.encode()))
 
     def live(self) -> dict[str, int]:
@@ -236,7 +242,7 @@ class Stub:
         return [received(self.library.stub_record(number).contents) for number in range(self.library.stub_recorded())]
 
     def other_context(self) -> int:
-        """Create a context as another library would have it, to be pushed."""
+        """Create a context that can be pushed, like the context of another library."""
         return int(self.library.stub_other_context())
 
     def forget(self) -> None:

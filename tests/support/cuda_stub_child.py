@@ -1,7 +1,7 @@
-"""Program that uses cuda.bindings with the stub driver: trainings with both designs, and failures; prints a JSON report.
+"""Train with both kernel designs and provoke errors, with cuda.bindings and the stub driver; print a JSON report.
 
-Started by test_bindings.py, which checks the report. The only check made here is the number of kernel arguments, since with too
-few the stub would read invalid memory.
+test_bindings.py starts this program and checks the report. Only the number of kernel arguments is checked here, since the stub
+would read invalid memory if there were too few.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ FORMATS = {"int32": "<i", "float32": "<f", "uint64": "<Q"}
 LABELS = EngineSpec(Network(SIZES, label_smoothing=0.1), Optimizer("sgd", clip_norm=1.5), batch_size=9, seed=SEED)
 TARGETS = EngineSpec(Network(SIZES), Optimizer("sgd"), batch_size=9, seed=SEED)
 LARGE = EngineSpec(Network(SIZES), Optimizer("sgd"), batch_size=SMALL_BATCH + 1, seed=SEED)
-# Name, spec, and course. Few kernels: two that train in one launch, one for tiles, and one for prediction in each design.
+# Name, spec, and arguments of `Engine.train`. The cases need five kernels: two that train in one launch, one that trains with
+# tiles, and one for prediction in each design.
 CASES: list[tuple[str, EngineSpec, Course]] = [
     ("small, uint8, labels", LABELS, make_course(LABELS.network, 22, 9, epochs=1, uint8=True)),
     ("small, float32, targets", TARGETS, make_course(TARGETS.network, 400, 9, epochs=1, targets=True, weighted=True)),
@@ -50,7 +51,7 @@ CASES: list[tuple[str, EngineSpec, Course]] = [
 
 
 def meant_bytes(value: Any, kind: str) -> list[bytes]:
-    """Return the kernel parameters of an argument; an array has seven, in Numba's layout."""
+    """Return the kernel parameters of an argument as bytes; in Numba's layout, an array has seven parameters."""
     if isinstance(value, Handle):
         each = value.dtype.itemsize
         return [struct.pack("<Q", word) for word in (0, 0, value.size, each, value.address, value.size, each)]
@@ -58,7 +59,7 @@ def meant_bytes(value: Any, kind: str) -> list[bytes]:
 
 
 class RecordingRuntime(Runtime):
-    """The runtime, which also records each intended launch, for comparison with those received by the stub."""
+    """A runtime that records each intended launch, for comparison with the launches received by the stub."""
 
     def __init__(self, stub: Stub) -> None:
         self.stub = stub
@@ -101,7 +102,7 @@ class RecordingRuntime(Runtime):
 
 
 def current() -> int:
-    """Return the current context of this thread, or 0 if there is none, as before the first call of the driver."""
+    """Return the current context of this thread, or 0 if there is none."""
     result, context = driver.cuCtxGetCurrent()
     return int(context) if int(result) == 0 else 0
 
@@ -116,7 +117,7 @@ def train_and_predict(engine: CudaEngine, spec: EngineSpec, course: Course) -> N
 
 
 def report_of_case(stub: Stub, spec: EngineSpec, course: Course) -> dict[str, Any]:
-    """Train; report live objects before and after closing the engine, and the current context after each step."""
+    """Train and predict; report live objects before and after closing the engine, and the context after each call."""
     contexts = [current()]
     runtime = RecordingRuntime(stub)
     engine = CudaEngine(spec, runtime)
@@ -137,7 +138,7 @@ def plain_launch(runtime: Runtime) -> None:
 
 
 def report_of_the_runtime(stub: Stub) -> dict[str, Any]:
-    """Report on parts of the runtime that the trainings do not use."""
+    """Report on the parts of the runtime that training and prediction do not use."""
     runtime = RecordingRuntime(stub)
     plain_launch(runtime)
     runtime.wait()
@@ -165,7 +166,7 @@ def error_of(work: Callable[[], Any]) -> list[str]:
 
 
 def report_of_a_failure(stub: Stub, function: str, code: int) -> dict[str, Any]:
-    """Report the error if a driver function always fails, the current context before and after, and remaining graphs."""
+    """Let a driver function fail; report the error, the current context before and after, and the remaining graphs."""
 
     def work() -> None:
         runtime = RecordingRuntime(stub)
@@ -185,7 +186,7 @@ def report_of_a_failure(stub: Stub, function: str, code: int) -> dict[str, Any]:
 
 
 def report(failures: list[tuple[str, int]]) -> dict[str, Any]:
-    """Return the whole report. The first case starts without a current context, later ones with another library's."""
+    """Return the report. The first case starts without a CUDA context, later cases with that of another library."""
     stub = Stub()
     found: dict[str, Any] = {"version": cuda.bindings.__version__, "file": cuda.bindings.__file__, "cases": {}}
     for number, (name, spec, course) in enumerate(CASES):

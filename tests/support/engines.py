@@ -1,4 +1,4 @@
-"""Engines by name for tests, the simulated GPU, and one call of training."""
+"""Helpers of the engine tests: engines by name, the simulated GPU, and random training data."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ REAL_GPU = os.environ.get("FASTMLP_TEST_GPU") == "1"  # backend "cuda" runs on a
 
 
 def marks_of(name: str) -> list[pytest.MarkDecorator]:
-    """The markers of a test with an engine: without a GPU, backend "cuda" is simulated, which is slow."""
+    """Return the pytest markers of tests of a backend; without a GPU, backend "cuda" is simulated, which is slow."""
     return [pytest.mark.full, pytest.mark.gpu] if name == "cuda" else []
 
 
 def need_backend(name: str) -> str:
-    """Return the name of an engine; skip the test if its package is not installed."""
+    """Return the name of a backend; skip the test if the package that it needs is not installed."""
     if name == "cuda" and not REAL_GPU and importlib.util.find_spec("greenlet") is None:
         pytest.skip("the simulator of backend 'cuda' needs greenlet: pip install greenlet")
     if name == "torch" and importlib.util.find_spec("torch") is None:
-        pytest.skip("the package of backend 'torch' is not installed: pip install torch")
+        pytest.skip("backend 'torch' needs PyTorch: pip install torch")
     return name
 
 
 @contextlib.contextmanager
 def simulation() -> Iterator[None]:
-    """Run backend "cuda" in a simulator, in small blocks, since tests may run without a GPU.
+    """Run backend "cuda" in a simulator with small thread blocks, so that tests need no GPU.
 
-    With FASTMLP_TEST_GPU=1 it runs on the GPU, in its own blocks.
+    With FASTMLP_TEST_GPU=1, tests use the GPU and the usual block sizes.
     """
     if REAL_GPU:
         yield
@@ -58,7 +58,7 @@ def simulation() -> Iterator[None]:
 
 
 class Course(NamedTuple):
-    """One call of `Engine.train`."""
+    """Arguments of one call of `Engine.train`."""
 
     x: Any
     y: Any
@@ -79,7 +79,7 @@ def make_course(
     uint8: bool = False,
     seed: int = 0,
 ) -> Course:
-    """Random data for a network, with indices of epochs and slowly decreasing learning rates."""
+    """Return random data for a network, shuffled indices for each epoch, and slowly decreasing learning rates."""
     rng = np.random.default_rng([seed, rows, batch, *network.sizes])
     features, outputs = network.sizes[0], network.sizes[-1]
     x = rng.integers(0, 256, (rows, features), np.uint8) if uint8 else rng.normal(size=(rows, features))
@@ -99,7 +99,7 @@ def make_course(
 
 
 def start_state(spec: EngineSpec, seed: int = 1) -> State:
-    """Initial parameters, with biases that are not zero, and empty slots."""
+    """Return initial parameters with non-zero biases, and optimizer slots filled with zeros."""
     network = spec.network
     parameters = network.initial_parameters(seed, spec.dtype)
     rng = np.random.default_rng(seed)
@@ -109,7 +109,7 @@ def start_state(spec: EngineSpec, seed: int = 1) -> State:
 
 
 def run_course(backend: str, spec: EngineSpec, state: State, course: Course) -> tuple[State, RowMetrics]:
-    """State and row metrics of a new engine after training on a course in one call."""
+    """Train a new engine with one call of `train`; return its state and the row metrics."""
     engine = make_engine(backend, spec)
     try:
         engine.load(state)
@@ -121,7 +121,7 @@ def run_course(backend: str, spec: EngineSpec, state: State, course: Course) -> 
 
 @contextlib.contextmanager
 def engine_of(backend: str, spec: EngineSpec, state: State | None = None) -> Iterator[Engine]:
-    """An engine with a loaded state, closed at the end."""
+    """Create an engine, load a state, and close the engine at the end of the block."""
     engine = make_engine(backend, spec)
     try:
         engine.load(start_state(spec) if state is None else state)
@@ -131,12 +131,12 @@ def engine_of(backend: str, spec: EngineSpec, state: State | None = None) -> Ite
 
 
 def exact_spec(spec: EngineSpec) -> EngineSpec:
-    """The same spec in float64."""
+    """Return the same spec in float64."""
     return dataclasses.replace(spec, dtype=np.float64)
 
 
 def same_bits(one: Any, other: Any) -> bool:
-    """Whether two arrays, or tuples of arrays and numbers, have equal bits and types."""
+    """Return whether two arrays, or tuples of arrays and numbers, have equal dtypes, shapes and bits."""
     if isinstance(one, tuple):
         return len(one) == len(other) and all(same_bits(a, b) for a, b in zip(one, other, strict=True))
     a, b = np.asarray(one), np.asarray(other)

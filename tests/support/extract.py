@@ -1,4 +1,4 @@
-"""Fixtures for tests of `extract`: a temporary working directory, and no plots, which take most of the time."""
+"""Fixtures for tests of `fastmlp extract`: a temporary working directory, and no plots, since plotting is slow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from fastmlp.experiments import chain, extraction
 from support.cli import forget_settings
 
-# The functions that draw, with the modules that look them up.
+# Plotting functions, with the modules in which they are replaced.
 DRAWN = [
     (module, name, getattr(module, name))
     for module, name in ((extraction, "draw_extraction"), (chain, "draw_extraction"), (chain, "draw_chain"))

@@ -1,7 +1,7 @@
-"""A driver without a GPU: the functions of cuda.bindings.driver that cuda/runtime.py calls, with host memory and the simulator.
+"""A fake CUDA driver that needs no GPU: it implements the functions of cuda.bindings.driver that cuda/runtime.py calls.
 
-Device memory is host memory, so that addresses are real; a kernel reads its arguments as a device would, from the addresses in
-the launch, in the layout of Numba's kernels.
+Device memory is host memory, so addresses are valid, and kernels run in the simulator. As on a GPU, kernel arguments are read
+from the addresses in the launch, in the layout of Numba's kernels.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ class Attribute(IntEnum):
 
 
 class Node:
-    """CUDA_KERNEL_NODE_PARAMS: any assigned attributes."""
+    """CUDA_KERNEL_NODE_PARAMS, with any attributes."""
 
 
 class Loaded(NamedTuple):
-    """A kernel, and the types of its arguments."""
+    """A simulated kernel and the types of its arguments."""
 
     kernel: Kernel
     arguments: tuple[str, ...]
 
 
-# C type of a scalar in a launch, and its type in a kernel of the simulator.
+# C type of a scalar kernel argument, and its type in the simulator.
 SCALARS: dict[str, tuple[Any, Any]] = {
     "int32": (ctypes.c_int32, int),
     "float32": (ctypes.c_float, np.float32),
@@ -61,15 +61,15 @@ SCALARS: dict[str, tuple[Any, Any]] = {
 }
 
 
-# Prefixes of functions that need a current context.
+# Prefixes of driver functions that need a current CUDA context.
 OF_A_CONTEXT = ("cuMem", "cuStream", "cuModule", "cuLaunch", "cuGraphInst", "cuGraphExec", "cuGraphLaunch")
 
 
 class FakeDriver:
-    """A device with `WHOLE_MEMORY` bytes.
+    """A fake driver of a GPU with `WHOLE_MEMORY` bytes of memory.
 
-    fails : functions that give an error; calls : all that were called
-    contexts : of the calling thread, the current one last; graphs : that have been made and not destroyed, of both kinds
+    fails : functions that return an error, with the error; calls : names of all called functions
+    contexts : stack of contexts, the current one last; graphs : number of live graphs and executable graphs
     """
 
     CUdevice_attribute, CUDA_KERNEL_NODE_PARAMS = Attribute, Node
@@ -158,7 +158,7 @@ class FakeDriver:
         return (Result.SUCCESS,)
 
     def inside(self, address: int, size: int) -> bool:
-        """Whether all of it is allocated."""
+        """Return whether a range of addresses lies inside one allocation."""
         return any(first <= address and address + size <= first + len(block) for first, block in self.memory.items())
 
     # -------------------------------------------------------------------------------------------- launches
@@ -180,7 +180,7 @@ class FakeDriver:
         return (Result.SUCCESS,)
 
     def started(self, function: Loaded, shape: Sequence[int], pointers: int) -> Callable[[], None]:
-        """A call that runs a kernel with the current values of the arguments."""
+        """Return a function that runs a kernel with the present values of its arguments."""
         blocks, _, _, threads, _, _, shared = shape
         assert (shape[1:3], shape[4:6], shared) == ([1, 1], [1, 1], 0)
         assert threads == function.kernel.threads
@@ -188,7 +188,7 @@ class FakeDriver:
         return lambda: function.kernel.launch(blocks, values, 3)
 
     def decoded(self, kinds: tuple[str, ...], pointers: int) -> list[Any]:
-        """The arguments at the addresses in an array of pointers."""
+        """Return the kernel arguments, given the address of an array of pointers to them."""
         at, values = iter(range(pointers, pointers + 8 * 7 * len(kinds), 8)), []
 
         def read(kind: Any) -> Any:
@@ -211,7 +211,7 @@ class FakeDriver:
         return Result.SUCCESS, []
 
     def cuGraphAddKernelNode(self, graph: Any, before: Sequence[Any], count: int, node: Any) -> Any:
-        """Each node depends on the previous one, so that they run in the order of the list."""
+        """Append a kernel node, which must depend on the previous node; nodes run in the order of the list."""
         assert [*before] == graph[-1:]
         assert count == len(before)
         shape = [node.gridDimX, node.gridDimY, node.gridDimZ, node.blockDimX, node.blockDimY, node.blockDimZ]
@@ -235,10 +235,10 @@ class FakeDriver:
             run()
         return (Result.SUCCESS,)
 
-    # -------------------------------------------------------------------------------------------- instead of a compiler
+    # -------------------------------------------------------------------------------------------- compiler replacement
 
     def compiled(self, name: str, kind: KernelSpec, shape: Any, capability: Capability) -> Built:
-        """Replacement of `cuda.compiler.compiled`: machine code for this driver."""
+        """Replace `cuda.compiler.compiled`; the result identifies a simulated kernel instead of containing machine code."""
         assert capability == (9, 0)
         cubin, arguments = f"{name} {kind} {shape}".encode(), arguments_of(name, kind)
         self.modules[cubin] = Loaded(KERNELS[name](ALL_LANES, kind, shape), arguments)
@@ -246,7 +246,7 @@ class FakeDriver:
 
 
 def stand_in(patch: pytest.MonkeyPatch) -> FakeDriver:
-    """Replace the GPU by a fake driver with its kernels, in warps of 32 lanes and small blocks."""
+    """Replace the driver by a fake one, which simulates kernels with warps of 32 lanes and small blocks."""
     driver = FakeDriver()
     patch.setattr("fastmlp.engines.cuda.runtime.compiled", driver.compiled)
     patch.setattr("fastmlp.engines.cuda.engine.SHAPE", Shape(64, 8))

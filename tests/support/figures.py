@@ -1,4 +1,4 @@
-"""Checks of figures: no overlapping texts or legends."""
+"""Checks that texts and legends of Matplotlib figures do not overlap."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def shown_ticks(axis: Axis) -> list[Tick]:
 
 
 def texts(figure: Figure) -> list[Text]:
-    """Return all visible texts, without labels of ticks outside the axis limits or of panels whose axes are off."""
+    """Return all visible texts, except labels of ticks outside the axis limits and labels of axes that are turned off."""
     candidates = [text for text in figure.findobj(Text) if isinstance(text, Text)]
     found = {text for text in candidates if text.get_visible() and text.get_text().strip()}
     for axes in figure.findobj(Axes):

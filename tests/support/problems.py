@@ -1,4 +1,4 @@
-"""Small trainings: a classification problem, settings, and a callback that keeps parameters."""
+"""Small training runs for tests: a classification problem, settings, and a callback that stores parameters."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def problem(rows: int = 150, seed: int = 0, noise: float = 0.0) -> tuple[Any, An
 
 
 def set_up(**changes: Any) -> Settings:
-    """Return settings of a short training, with changes."""
+    """Return settings of a short training run, updated with `changes`."""
     defaults: dict[str, Any] = {"schedule": Schedule(0.1), "epochs": 4, "batch_size": 16, "backend": "numpy"}
     return Settings(**{**defaults, **changes})
 
 
 class Keeper:
-    """A callback that keeps the parameters at the end of each epoch."""
+    """A callback that stores the parameters at the end of each epoch."""
 
     def __init__(self) -> None:
         self.parameters: list[Any] = []

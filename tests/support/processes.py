@@ -1,4 +1,4 @@
-"""Tests in child processes."""
+"""Helper for checks in forked child processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(fastmlp.__file__).parents[1]  # root of the repository
 
 
 def check_in_a_forked_child(holds: Callable[[], bool], seconds: float) -> None:
-    """Fork, and fail if `holds` returns False in the child or takes longer than `seconds`."""
+    """Call `holds` in a forked child process; fail if it returns False or takes longer than `seconds`."""
     child = os.fork()
     if child == 0:
         os._exit(0 if holds() else 9)

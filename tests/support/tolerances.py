@@ -1,7 +1,7 @@
-"""Bounds of rounding errors of products and trainings, and checks of engines against the reference.
+"""Rounding error bounds for products and training runs, and checks of engines against the reference.
 
-Tolerances are derived, not guessed: c K eps |A||B| for products of K terms, propagated through the layers. A training
-is compared with the float64 reference; the tolerance is the growth of such rounding errors in the reference itself.
+The tolerance of a product with K terms per entry is c K eps |A||B|, propagated through the layers. Training runs are compared
+with the float64 reference; their tolerance is the effect of perturbations of the size of rounding errors on the reference.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from support.engines import Course, engine_of, exact_spec, same_bits, start_stat
 EPS = float(np.finfo(np.float32).eps)
 
 
-SAFETY = 1.0  # c of the tolerances; K eps is twice the proven bound for a sum of K products in any order
+SAFETY = 1.0  # factor c of the tolerances; K eps is twice the proven bound for a sum of K products in any order
 
 
 ELEMENTWISE = 8  # roundings after a sum (activation, loss, update), counted as additional terms
@@ -80,9 +80,9 @@ class Expected(NamedTuple):
 def expected(spec: EngineSpec, state: State, course: Course) -> Expected:
     """Train the reference; the tolerances are c times the effect of relative perturbations of sqrt(K) eps before each batch.
 
-    K is the longest sum of the spec; rounding errors of its terms add up like sqrt(K) (Higham & Mary, "A new approach to
-    probabilistic rounding error analysis", 2019, theorem 2.4). Each array of weights or biases has one tolerance, its
-    largest deviation plus the rounding of its largest entry, so that errors are not masked by larger entries of other layers.
+    K is the number of terms of the longest sum; rounding errors of its terms grow like sqrt(K) (Higham & Mary, "A new approach
+    to probabilistic rounding error analysis", 2019, theorem 2.4). Each array of weights or biases has one tolerance: its
+    largest deviation plus the rounding of its largest entry. Errors are thus not masked by larger entries of other layers.
     """
     longest = max(*spec.network.sizes, min(spec.batch_size, len(course.indices)))
     size = (longest + ELEMENTWISE) ** 0.5 * EPS
@@ -99,7 +99,7 @@ def expected(spec: EngineSpec, state: State, course: Course) -> Expected:
 
     slots = [per_array(slot, [o.slots[i] for o, _ in others]) for i, slot in enumerate(end.slots)]
     loss_deviation = max(np.abs(r.loss - results.loss).max(initial=0) for _, r in others)
-    # a loss is a difference of terms of order one, even if it is small itself
+    # even a small loss is a difference of terms of order one
     loss_rounding = size * np.abs(results.loss).max(initial=0) + ELEMENTWISE * EPS
     return Expected(
         end,

@@ -1,4 +1,4 @@
-"""Training many models at once: bits equal to single trainings, shared data, constant memory; and the benchmark."""
+"""Tests of `train_many`: bit-identical results to `train`, shared data, constant memory use, and the benchmark."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from fastmlp.training.settings import TrainingData, check_data
 
 
 def many_jobs(numba_backend: str) -> list[tuple[Network, Any]]:
-    """Return jobs with various shapes, optimizers, learning rates, batch sizes, epochs, dropout and seeds, but few kernels."""
+    """Return jobs whose networks and settings differ in many ways, but which need only a few different kernels."""
     adam = {"optimizer": Optimizer("adam"), "backend": numba_backend}
     wide = Network((4, 70, 33, 3), dropout=(0.4, 0.0))
     return [
@@ -116,7 +116,7 @@ def test_any_number_of_models_and_threads(threads: int | None) -> None:
 def test_models_are_trained_concurrently_in_order_of_decreasing_cost() -> None:
     x, y = problem(40)
     started: list[int] = []
-    together = threading.Barrier(2, timeout=120)  # breaks unless two models are trained at the same time
+    together = threading.Barrier(2, timeout=120)  # fails unless two models are trained concurrently
 
     def make(backend: str, job: EngineSpec) -> Engine:
         engine = make_engine(backend, job)
@@ -135,7 +135,7 @@ def test_models_are_trained_concurrently_in_order_of_decreasing_cost() -> None:
 
 
 def test_each_job_has_its_own_callbacks() -> None:
-    """They are called with the history rows and the engine of their model, in its thread, and can stop it."""
+    """A callback gets the history entries and the engine of its model, runs in its thread, and can stop only this model."""
     x, y = problem(40)
     seen: dict[int, list[int]] = {0: [], 1: []}
     parameters: dict[int, Any] = {}
@@ -154,11 +154,11 @@ def test_each_job_has_its_own_callbacks() -> None:
     assert [training.stopped for training in found] == ["callback", "epochs"]
     for job, training in enumerate(found):
         assert same_bits(training.state.parameters, parameters[job])
-    with pytest.raises(ConfigError, match="callbacks for 1 jobs, but there are 2"):
+    with pytest.raises(ConfigError, match="callbacks has 1 sequences, but there are 2 jobs"):
         train_many([(NETWORK, set_up())] * 2, x, y, callbacks=[[]])
 
 
-# Changes of a network and of its optimizer, one at a time.
+# Each entry changes one setting of the network or of the optimizer.
 CHANGES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {}),
     ({"activation": "silu"}, {}),
@@ -178,7 +178,7 @@ CHANGES: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 
 def test_models_with_the_same_kernel_key_have_the_same_kernels(numba_backend: str) -> None:
-    """Otherwise some kernels would not be compiled before the threads start."""
+    """Tasks with equal `kernel_key` use the same kernels, so compiling one task per key compiles all kernels."""
     keys, kernels = [], []
     for of_network, of_optimizer in CHANGES:
         for sizes, seed in (((4, 6, 7, 3), 0), ((4, 9, 5, 3), 1)):
@@ -217,7 +217,7 @@ print(len(before.buffer), len(after.buffer))
 
 @pytest.mark.full
 def test_everything_is_compiled_before_the_threads_start(numba_backend: str) -> None:
-    """Run a new process, which loads every kernel under Numba's global lock."""
+    """In a new process, the training threads never acquire Numba's compiler lock, so they do not compile or load kernels."""
     root = ROOT
     command = [sys.executable, "-W", "error", "-c", NO_COMPILATION_IN_THE_THREADS]
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=300, check=False)
@@ -250,7 +250,7 @@ def test_the_data_are_checked_once_and_shared() -> None:
 
 
 def test_engines_get_the_callers_array(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The array may be read-only, and is not changed."""
+    """Engines receive the array of the caller itself, which may be read-only and is not modified."""
     x, y = problem(40)
     copy = x.copy()
     x.flags.writeable = False
@@ -311,15 +311,15 @@ def test_invalid_jobs_are_rejected_before_training(
 # ------------------------------------------------------------------------------------------------ memory
 
 FITS = 300
-BOUND = 8 * 2**20  # bytes that the allocators of the threads may keep; 300 engines of TINY would need 30 MB
+BOUND = 8 * 2**20  # bytes that the allocators of the threads may retain; 300 engines for TINY would need 30 MB
 TINY = Network((32, 16, 16, 10))
 
 
 def anonymous_bytes() -> int:
-    """Return the anonymous memory of this process (Linux), else its peak memory.
+    """Return the anonymous memory of this process on Linux, or its peak memory on other systems.
 
-    It is summed from smaps, because the counters of statm include file pages and lag by some megabytes on machines with many
-    cores.
+    The value is read from smaps_rollup, because statm includes memory-mapped files, and its counters can be wrong by some
+    megabytes on machines with many cores.
     """
     rollup = Path("/proc/self/smaps_rollup")
     if rollup.exists():
@@ -329,7 +329,7 @@ def anonymous_bytes() -> int:
 
 
 def settled_bytes() -> int:
-    """Return the memory after garbage collection and after the allocator has released free memory, which could hide growth."""
+    """Return the memory use after garbage collection, and after the allocator has returned free memory to the system."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc
     if trim is not None:
@@ -338,7 +338,7 @@ def settled_bytes() -> int:
 
 
 def growth(call: Callable[[int], Any]) -> tuple[int, int]:
-    """Return the growth in bytes and in threads from repeated calls, after as many warm-up calls."""
+    """Return by how many bytes and threads the process grows in repeated calls, after the same number of warm-up calls."""
     for index in range(FITS // 50):
         call(index)
     before, threads = settled_bytes(), threading.active_count()
@@ -348,13 +348,13 @@ def growth(call: Callable[[int], Any]) -> tuple[int, int]:
 
 
 def growth_in_new_process(call: Callable[[int], Any]) -> tuple[int, int]:
-    """Return `growth` in a new process, without other allocations."""
+    """Return `growth`, measured in a new process so that other tests do not affect the memory use."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(growth, call).result()
 
 
 def train_fifty(backend: str, index: int) -> None:
-    """Train fifty tiny models, two of which diverge."""
+    """Train fifty small networks, two of which diverge."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(100, 32)).astype(np.float32), rng.integers(0, 10, 100)
     settings = set_up(backend=backend, epochs=5, batch_size=32)
@@ -368,7 +368,7 @@ LEAKED: list[Any] = []
 
 
 def leak(rows: int, index: int) -> None:
-    """Simulate fifty trainings that each leak an engine."""
+    """Simulate fifty training runs, each of which leaks the memory of an engine."""
     LEAKED.extend(np.ones(rows, np.uint8) for _ in range(50))
 
 
@@ -397,7 +397,9 @@ def test_the_benchmark_runs() -> None:
     assert row["models"] == 5
     for key in ("alone_seconds", "together_seconds", "efficiency"):
         assert 0 < row[key]["least"] <= row[key]["median"] <= row[key]["most"]
-    assert re.fullmatch(r"small, 5 models: alone .* s, together .* s, efficiency .*% \(.*% to .*%\)", benchmark.text_of(row))
+    assert re.fullmatch(
+        r"small, 5 models: sequential .* s, parallel .* s, efficiency .*% \(.*% to .*%\)", benchmark.text_of(row)
+    )
 
 
 def test_the_benchmark_rejects_models_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,7 +410,7 @@ def test_the_benchmark_rejects_models_that_differ(monkeypatch: pytest.MonkeyPatc
         return original(case._replace(jobs=others), data, threads)
 
     monkeypatch.setattr(benchmark, "together", of_other_seeds)
-    with pytest.raises(SystemExit, match="model 0 gets other weights"):
+    with pytest.raises(SystemExit, match="model 0 has different weights"):
         benchmark.measure(*small_case(), threads=2, rounds=1)
 
 

@@ -1,4 +1,4 @@
-"""Training many models at once: progress, failures of one model, signals, and cleanup."""
+"""Tests of how `train_many` ends: progress callbacks, failures of single models, signals and cleanup."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from fastmlp.nn.schedules import Schedule
 from fastmlp.training.loop import Diverged, Interrupted, TrainResult, train
 from fastmlp.training.many import ManyInterrupted, train_many
 
-EPOCHS = 10_000  # minutes of training, nearly all of which is skipped if training stops early
+EPOCHS = 10_000  # would take minutes, so the tests only pass in time if training stops early
 
-# Matrix products too small for BLAS threads, which would wait for each other on a busy machine.
+# The matrix products are so small that BLAS uses one thread; BLAS threads would slow each other down on a busy machine.
 LONG = Network((50, 60, 10))
 
 
@@ -110,7 +110,7 @@ def test_an_error_in_a_thread_stops_all_models_and_propagates(monkeypatch: pytes
     with pytest.raises(MemoryError, match="out of memory"):
         train_many([long_job(seed) for seed in range(4)], x, y, threads=2)
     assert sum(trained) < EPOCHS * len(x)
-    assert len(engines) in (2, 3)  # one for compilation; one or two models started
+    assert len(engines) in (2, 3)  # one to compile the kernels, and one for each started model (one or two)
     assert {id(engine) for engine in closed} == {id(engine) for engine in engines}
     assert model_threads() == []
 
@@ -118,8 +118,8 @@ def test_an_error_in_a_thread_stops_all_models_and_propagates(monkeypatch: pytes
 def test_a_model_that_diverges_does_not_stop_the_others() -> None:
     x, y = problem(60)
     diverging = [
-        (Network((4, 12, 12, 3)), set_up(schedule=Schedule(1e12))),  # immediately, and after some epochs
-        (Network((4, 12, 3), l2=1.0), set_up(schedule=Schedule(1e7, warmup=1e6), epochs=40)),
+        (Network((4, 12, 12, 3)), set_up(schedule=Schedule(1e12))),  # diverges in the first epoch
+        (Network((4, 12, 3), l2=1.0), set_up(schedule=Schedule(1e7, warmup=1e6), epochs=40)),  # diverges later
     ]
     singles = [train(network, x, y, settings=settings) for network, settings in SMALL]
     results = train_many([*SMALL[:3], *diverging, *SMALL[3:]], x, y, threads=2)
@@ -140,7 +140,7 @@ def test_a_model_that_diverges_does_not_stop_the_others() -> None:
 
 
 def test_results_keep_no_engine_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A result that diverged does not keep it alive through its traceback either, unlike the error raised by `train`."""
+    """Neither a result nor a returned `Diverged` keeps an engine alive, unlike the traceback of an error from `train`."""
     x, y = problem(60)
     engines: list[weakref.ref[Engine]] = []
 
@@ -153,7 +153,7 @@ def test_results_keep_no_engine_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     diverging = Network((4, 12, 12, 3)), set_up(schedule=Schedule(1e12))
     results = train_many([*SMALL, diverging], x, y)
     assert isinstance(results[-1], Diverged)
-    assert len(engines) == 6 + 1  # one more for compilation
+    assert len(engines) == 6 + 1  # one more to compile the kernels
     gc.collect()
     assert [engine() for engine in engines] == [None] * len(engines)
 
@@ -166,7 +166,7 @@ def test_results_keep_no_engine_alive(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def interrupted(number: int, jobs: list[Any], callbacks: list[Any]) -> ManyInterrupted:
-    """Train, send a signal from another thread when three models have finished an epoch, and return the exception."""
+    """Train, send a signal to the process after three models have finished an epoch, and return the raised exception."""
     x, y = long_problem()
     seen: set[int] = set()
 
@@ -206,7 +206,7 @@ def test_a_signal_stops_all_models_and_returns_their_results_so_far(number: int)
 
 
 def test_a_signal_delivered_to_another_thread_is_handled() -> None:
-    """The operating system may deliver it to any thread; the main thread, which waits for rows, must handle it."""
+    """A signal that the operating system delivers to a training thread is handled by the waiting main thread."""
     x, y = long_problem()
 
     def send(row: dict[str, Any], engine: Engine) -> None:

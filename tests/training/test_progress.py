@@ -1,4 +1,4 @@
-"""training/progress.py: a bar on a pseudo-terminal, plain lines elsewhere, and broken streams."""
+"""Tests of the progress display: a bar on a terminal, plain lines on other streams, and broken streams."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import pytest
-from rich.progress_bar import ProgressBar  # before the tests: the first import of rich uses the global random generator
+from rich.progress_bar import ProgressBar  # not in a test: importing rich draws from `random`
 from support.processes import ROOT
 
 from fastmlp.training.progress import Progress, make_progress
@@ -43,7 +43,7 @@ def row(epoch: int, **changes: Any) -> dict[str, Any]:
 
 
 class Clock:
-    """Clock that is set by the test."""
+    """Simulated clock whose time is set by the test."""
 
     now = 0.0
     calls = 0
@@ -54,7 +54,7 @@ class Clock:
 
 
 class Terminal:
-    """Pseudo-terminal of 100 columns, with a thread that stores all output."""
+    """Pseudo-terminal with 100 columns, and a thread that records all output."""
 
     def __init__(self) -> None:
         self.master, slave = pty.openpty()
@@ -68,14 +68,14 @@ class Terminal:
         while True:
             try:
                 data = os.read(self.master, 65536)
-            except OSError:  # Linux: the other end was closed
+            except OSError:  # Linux raises EIO after the other end was closed
                 return
             if not data:
                 return
             self._bytes += data
 
     def text(self) -> str:
-        """Close the terminal and return its output."""
+        """Close the terminal and return the recorded output."""
         self.stream.close()
         self._reader.join()
         os.close(self.master)
@@ -91,7 +91,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
 
 
 def visible(text: str) -> str:
-    """Return the text without control sequences, one line per drawn line."""
+    """Return the text without control sequences, with one line of text per line on the terminal."""
     return re.sub(r"[\r\n]+", "\n", re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", text))
 
 
@@ -131,7 +131,7 @@ def test_line_omits_absent_metrics_and_at_the_end_the_time_left() -> None:
 def test_time_left_follows_the_last_five_epochs() -> None:
     stream = io.StringIO()
     progress = make_progress(stream, epochs=16)
-    for epoch in range(1, 7):  # the first epoch is slow; the sixth mean does not include it
+    for epoch in range(1, 7):  # the first epoch is slow; the mean after epoch 6 excludes it
         progress.epoch_done(row(epoch, seconds=500.0 if epoch == 1 else 9.0, eval_seconds=1.0))
     lines = stream.getvalue().splitlines()
     assert "2 h 5 min left at most" in lines[0]  # 15 x 501 s
@@ -158,7 +158,7 @@ def test_quiet_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with make_progress(stream, quiet=True, epochs=2, clock=clock) as progress:
         run_epochs(progress, clock, 2)
     assert stream.getvalue() == ""
-    monkeypatch.setattr(sys, "stderr", None)  # as without a console
+    monkeypatch.setattr(sys, "stderr", None)  # as in a process without a console
     with make_progress(epochs=2, clock=clock) as progress:
         run_epochs(progress, clock, 2)
 
@@ -176,7 +176,7 @@ def test_terminal_shows_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert re.search(r"left at most\s*\nloss 0.6789  accuracy 0.7500  val loss 0.49  val accuracy 0.8425", shown)
     last = shown.rstrip().splitlines()[-2:]
     assert last[0].startswith("epoch 4/4 ━")
-    assert last[0].rstrip().endswith("100%")  # without a time left
+    assert last[0].rstrip().endswith("100%")  # the remaining time is not shown
     assert last[1] == "loss 0.5123  accuracy 0.8300  val loss 0.49  val accuracy 0.8425  412k rows/s"
     assert text.index(HIDE) < text.index(SHOW)
     assert text.endswith(SHOW)
@@ -203,7 +203,7 @@ def test_bar_is_redrawn_ten_times_a_second_at_most(monkeypatch: pytest.MonkeyPat
                 progress.epoch_done(row(epoch))
         text = screen.text()
     redraws = text.count("epoch ")
-    assert 9 <= redraws <= 12  # ten, and one each at the start and at the end
+    assert 9 <= redraws <= 12  # ten, plus one at the start and one at the end
     assert "epoch 1000/1000" in text
 
 
@@ -249,7 +249,7 @@ def test_cursor_is_shown_again_after_an_exception(monkeypatch: pytest.MonkeyPatc
         run_epochs(progress, clock, 4)
         text = screen.text()
     assert text.count(HIDE) == text.count(SHOW) == 1
-    assert text.endswith(SHOW)  # nothing is drawn after close
+    assert text.endswith(SHOW)  # nothing is drawn after `close`
 
 
 def test_cursor_is_shown_again_if_the_start_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,7 +342,7 @@ def test_process_on_a_terminal_keeps_stdout_clean(monkeypatch: pytest.MonkeyPatc
         text = screen.text()
     assert child.stdout == "a result\n" * 3
     assert child.returncode == 1  # rich was imported
-    assert visible(text).count("a warning\n") == 3  # each on a separate line above the bar
+    assert visible(text).count("a warning\n") == 3  # on separate lines above the bar
     assert text.endswith(SHOW)
 
 
@@ -357,7 +357,7 @@ def test_process_with_a_broken_stderr_succeeds() -> None:
 
 
 class Counted(io.StringIO):
-    """Stream that counts the writes, and claims to be a terminal if `interactive` is set."""
+    """Stream that counts its writes; it is reported as a terminal if `interactive` is True."""
 
     writes = 0
     interactive = False
@@ -372,7 +372,7 @@ class Counted(io.StringIO):
 
 @pytest.mark.parametrize("kind", ["lines", "bar", "quiet"])
 def test_update_does_nothing_when_nothing_is_due(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """Training may call it often, so it must only read the clock."""
+    """If no redraw is due, `update` writes nothing and reads the clock at most once, since it is called very often."""
     monkeypatch.setenv("TERM", "xterm")
     clock, stream = Clock(), Counted()
     stream.interactive = kind == "bar"

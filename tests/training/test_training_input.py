@@ -1,4 +1,4 @@
-"""Invalid data and settings, one test per kind of damage, and defaults of `train`."""
+"""Tests of the inputs of `train`: invalid data, invalid settings and default values."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ BAD_DATA: dict[str, tuple[Any, Any, str]] = {
     "empty": (X[:0], Y[:0], "no rows"),
     "more rows than classes": (X, Y[:19], "20 rows but 19 targets"),
     "more classes than rows": (X[:19], Y, "19 rows but 20 targets"),
-    "class too high": (X, Y + 1, "classes run from 1 to 3, but the network has outputs 0 to 2"),
-    "class negative": (X, Y - 1, "classes run from -1 to 1"),
+    "class too high": (X, Y + 1, "labels range from 1 to 3, but the network has outputs 0 to 2"),
+    "class negative": (X, Y - 1, "labels range from -1 to 1, but the network has outputs 0 to 2"),
     "float classes": (X, Y.astype(float), "integer classes"),
     "classes in a column": (X, Y[:, None], "targets must be"),
     "object classes": (X, Y.astype(object), "targets must be"),
@@ -52,7 +52,7 @@ BAD_DATA: dict[str, tuple[Any, Any, str]] = {
     "no classes": (X, None, "targets"),
     "wrong number of outputs": (X, np.eye(4)[Y], r"\(n, 3\) numbers"),
     "object targets": (X, np.eye(3)[Y].astype(object), "targets must be"),
-    "targets that do not sum to 1": (X, 2 * np.eye(3)[Y], "must sum to 1"),
+    "targets that do not sum to 1": (X, 2 * np.eye(3)[Y], "must be nonnegative and sum to 1"),
     "targets below 0": (X, 2 * np.eye(3)[Y] - 1 / 3, "negative|below 0"),
     "NaN among the targets": (X, np.eye(3)[Y] + np.where(np.arange(60) == 7, np.nan, 0).reshape(20, 3), "targets"),
 }
@@ -122,12 +122,12 @@ def test_patience_needs_a_validation_split() -> None:
 
 def test_accuracy_cannot_be_monitored_in_regression() -> None:
     network = Network((4, 5, 3), loss="squared-error")
-    with pytest.raises(ConfigError, match="needs classes"):
+    with pytest.raises(ConfigError, match="needs class labels"):
         train(network, X, X[:, :3], settings=set_up(monitor="accuracy"), validation=(X, X[:, :3]))
 
 
 def test_training_and_validation_targets_must_be_of_the_same_kind() -> None:
-    """With labels in one split and float targets in the other, there is no validation accuracy."""
+    """Class labels in one split and float targets in the other are rejected."""
     with pytest.raises((ConfigError, DataError)):
         train(NETWORK, X, Y, settings=set_up(monitor="accuracy"), validation=(X, np.eye(3)[Y]))
 
@@ -148,8 +148,8 @@ BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"epochs": 2.5}, "epochs must be"),
     ({"batch_size": 16.0}, "batch_size must be"),
     ({"seed": 1.5}, "seed must be"),
-    ({"flip": 1.5}, "flip is a probability"),
-    ({"flip": float("nan")}, "flip is a probability"),
+    ({"flip": 1.5}, "flip must be a probability"),
+    ({"flip": float("nan")}, "flip must be a probability"),
     ({"shift": -1}, "shift must be"),
     ({"shift": 1.5}, "shift must be"),
 ]
@@ -178,7 +178,7 @@ def test_the_largest_seed_is_valid() -> None:
 
 
 def test_the_default_settings(numba_backend: str) -> None:
-    """The defaults are the fastest engine and SGD; the first epoch has the loss of the specification."""
+    """By default, the Numba engine is selected, and the loss of the first epoch equals that of the NumPy engine."""
     x, y = problem(100)
     training = train(NETWORK, x, y)
     assert training.backend == numba_backend

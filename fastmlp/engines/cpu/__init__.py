@@ -1,1 +1,1 @@
-"""The CPU engine: kernels compiled by Numba, threads of its own."""
+"""The CPU engine: kernels compiled by Numba, run by a private pool of threads."""

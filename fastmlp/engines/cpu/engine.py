@@ -1,4 +1,7 @@
-"""The CPU engine: `base.Engine` with compiled kernels. It owns the buffers and threads; the arithmetic is in kernels/."""
+"""The CPU engine: an implementation of `base.Engine` with compiled kernels.
+
+This file manages the buffers and the threads. The kernels, which do the arithmetic, are in kernels/.
+"""
 
 from __future__ import annotations
 
@@ -36,14 +39,16 @@ from fastmlp.errors import ConfigError, UnavailableError
 from fastmlp.nn.blocks import RowSource
 from fastmlp.nn.network import FloatArray
 
-ALIGNMENT = 64  # bytes: a cache line, and the widest vector
+ALIGNMENT = 64  # bytes: the size of a cache line and of the widest vector register
 HUGE_PAGE = 2**21  # bytes
-# By lanes: most outputs of the first layer for which training reads rows in place. Its gradient reads a row again for every few
-# of its columns, and scattered rows map to few sets of the first-level cache; long vectors read less often.
+# Maximum number of outputs of the first layer for which training reads input rows in place, by vector lanes. The gradient of
+# the first layer reads every row several times, once per block of columns. Scattered rows map to few sets of the L1 cache, so
+# repeated reads miss the cache. With longer vectors, each row is read fewer times.
 IN_PLACE_WIDTHS = {16: math.inf, 8: 32, 4: 32}
-TURN_FLOPS = 5_000_000  # a call on one thread with at least so many operations lets other threads run Python meanwhile
-INTERPRETER = np.zeros(1, np.int64)  # the thread that may run Python now, see kernels/sync.py; one per process
-INTERPRETER_AT = INTERPRETER.ctypes.data  # looking it up takes NumPy a microsecond
+# Single-threaded calls with at least this many operations take turns at running Python, see kernels/sync.py.
+TURN_FLOPS = 5_000_000
+INTERPRETER = np.zeros(1, np.int64)  # id of the thread whose turn it is to run Python (kernels/sync.py); one per process
+INTERPRETER_AT = INTERPRETER.ctypes.data  # stored because NumPy takes a microsecond to return the address
 
 ROW_NUMBERS = np.arange(MOST_ROWS)
 NO_OUTPUTS = np.empty((0, 1), np.float32)
@@ -52,19 +57,19 @@ SLOT_ROWS = {"m": SLOT_M, "v": SLOT_V}
 
 
 class NumbaEngine:
-    """Compiled kernels on the engine's own threads; see `base.Engine` for the methods.
+    """Engine that runs compiled kernels on its own threads; the methods are documented in `base.Engine`.
 
-    Results do not depend on the number of threads, to the bit, so small steps use the number that is fastest in measurements.
-    Calls from several Python threads wait for each other.
+    Results are bitwise identical for any number of threads. For small steps the engine therefore measures which number of
+    threads is fastest. If several Python threads call the engine, the calls run one after another.
 
     Raises
     ------
-    ConfigError : the dtype of the spec is not float32
+    ConfigError : if the dtype of the spec is not float32
     """
 
     name = "numba"
-    fused = True  # whether activations and updates may run as epilogues of the products; slower without
-    in_place = True  # whether rows without scaling may be read in place; slower without
+    fused = True  # whether activations and updates may run as epilogues of the matrix products; False is slower
+    in_place = True  # whether input rows that need no scaling may be read in place; False is slower
 
     def __init__(self, spec: EngineSpec) -> None:
         if np.dtype(spec.dtype) != np.float32:
@@ -78,8 +83,8 @@ class NumbaEngine:
         self.process = os.getpid()
         self.tables: dict[tuple[np.dtype[Any], bool, bool], KernelTable] = {}
         self.tuners: dict[tuple[str, int, int], ThreadTuner] = {}
-        self.layouts: dict[int, Layout] = {}  # by threads
-        self.rows, self.gathers = 0, True  # capacity of the buffers in rows of a batch, and whether they include inputs
+        self.layouts: dict[int, Layout] = {}  # by number of threads
+        self.rows, self.gathers = 0, True  # capacity of the buffers in rows, and whether they have room for the inputs
         self.clip = spec.optimizer.clip_norm > 0
         self.layout = make_layout(network, self.lanes, 0, fused=self.fused)
         self.store = aligned((GRADIENT + 1, self.layout.store))
@@ -95,7 +100,7 @@ class NumbaEngine:
         self.factor = np.ones(features, np.float32) if scaling is None else vector(scaling.factor, features)
 
     def kernel_table(self, pixels: npt.DTypeLike, training: bool, scaled: bool = True) -> KernelTable:
-        """Kernels for rows of a dtype; compiles those that are not in the cache."""
+        """Return the kernels for input rows of dtype `pixels`; kernels that are not in the cache are compiled."""
         key = np.dtype(pixels), training, scaled
         if key not in self.tables:
             network, rule = self.spec.network, self.spec.optimizer.name
@@ -147,16 +152,18 @@ class NumbaEngine:
             if self.threads > 1 and not kernel.overloads:
                 self.compile_in_fork(x, (0, NO_KERNELS, *given))
             table = self.kernel_table(x.dtype, training=True, scaled=gathers)
-            self.step += len(
-                learning_rates
-            )  # before the call: the kernel completes all steps even if Ctrl-C is raised on its return
+            # Updated before the call: the kernel completes all steps, even if KeyboardInterrupt is raised when it returns.
+            self.step += len(learning_rates)
             tuner.begin()
             self.team.run(kernel, table, *given, threads=threads)
             tuner.end(threads, len(indices))
         return results
 
     def compile_in_fork(self, x: npt.NDArray[Any], args: tuple[Any, ...]) -> None:
-        """Compile all kernels for training and prediction; the training kernel, for these arguments, in a forked process."""
+        """Compile the training kernel in a forked process and, at the same time, the other kernels in this process.
+
+        Does nothing if the training kernel is already cached or if a fork is not possible.
+        """
         with compiled_in_fork(train_kernel(self.lanes), args) as forked:
             if forked:
                 self.kernel_table(x.dtype, training=True, scaled=not self.reads_in_place(x, training=True))
@@ -164,7 +171,11 @@ class NumbaEngine:
                 kernel.compile(tuple(map(kernel.typeof_pyval, (0, *given))))
 
     def tuner_of(self, method: str, rows: int, most: int, at_once: int, flops: int) -> ThreadTuner:
-        """Tuner of the number of threads, up to `most`, for calls of `rows` rows in steps of `at_once` rows and `flops`."""
+        """Return the tuner that chooses the number of threads for calls with about `rows` rows.
+
+        most : maximum number of threads
+        at_once, flops : rows and floating-point operations of one step of the call
+        """
         key = method, rows.bit_length(), most
         if key not in self.tuners:
             self.tuners[key] = tuner_for(most, at_once, flops)
@@ -178,7 +189,10 @@ class NumbaEngine:
         learning_rates: npt.NDArray[np.float64],
         weights: FloatArray | None,
     ) -> Batches:
-        """Data of a call to `train` for the kernel; x and y as returned by `with_plain_rows` and `plain_targets`."""
+        """Return the data of a call to `train` in the form that the kernel reads.
+
+        x and y must be the results of `with_plain_rows` and `plain_targets`.
+        """
         spec, network = self.spec, self.spec.network
         labels, targets = addresses_of(y)
         share = network.label_smoothing / network.sizes[-1]
@@ -205,7 +219,7 @@ class NumbaEngine:
         z = np.empty((len(x), network.sizes[-1]), np.float32)
         flops = network.flops_per_row // 3 * len(x)
         with self.exclusive():
-            blocks = max(1, -(-len(x) // MOST_ROWS))  # a thread processes whole blocks
+            blocks = max(1, -(-len(x) // MOST_ROWS))  # blocks are not divided between threads
             tuner = self.tuner_of("forward", len(x), min(self.threads, blocks), len(x), flops)
             threads = tuner.next()
             self.reset_sync(threads, flops)
@@ -220,7 +234,7 @@ class NumbaEngine:
     def given_to_predict(
         self, x: npt.NDArray[Any], x_rows: npt.NDArray[np.int64], z: npt.NDArray[np.float32]
     ) -> tuple[Any, ...]:
-        """Arguments of the prediction kernel after the thread number. The caller keeps x and x_rows alive."""
+        """Return the arguments of the prediction kernel, except the thread index. The caller must keep x and x_rows alive."""
         return (
             self.kernel_table(x.dtype, training=False, scaled=not self.reads_in_place(x, training=False)),
             self.predicting.plan,
@@ -243,7 +257,7 @@ class NumbaEngine:
         return evaluate_blocks(held, z, self.forward, self.row_metrics)
 
     def row_metrics(self, z: FloatArray, y: npt.NDArray[Any]) -> RowMetrics:
-        """Metrics of rows from their pre-activations, by the compiled loss."""
+        """Compute the metrics of rows from the pre-activations z of the output layer, with the compiled loss kernel."""
         network = self.spec.network
         results = RowMetrics(np.empty(len(z), np.float32), np.zeros(len(z), bool))
         block = np.empty(loss_block(network, self.lanes), np.float32)
@@ -253,28 +267,37 @@ class NumbaEngine:
         return results
 
     def exclusive(self) -> threading.Lock:
-        """Lock for one caller at a time. Raises UnavailableError in a child that was forked while another thread held it."""
+        """Return the lock that admits one caller at a time.
+
+        Raises UnavailableError in a child process that was forked while another thread held the lock.
+        """
         if self.process != os.getpid():
             if self.lock.locked():
-                raise UnavailableError("this process was forked while the engine was running; make a new engine in it")
+                raise UnavailableError("this process was forked while the engine was running; create a new engine instead")
             self.process = os.getpid()
         return self.lock
 
     def reset_sync(self, threads: int, flops: int) -> None:
-        """Reset the shared words for a call of so many operations: no claimed tasks, and whether its thread takes turns."""
+        """Reset the synchronization variables before a call with `flops` operations, so that no task is claimed.
+
+        A large call on one thread also takes turns at running Python with other threads, see kernels/sync.py.
+        """
         self.shared[:] = 0
         if threads == 1 and flops >= TURN_FLOPS:
             self.shared[TURN], self.shared[CALLER] = INTERPRETER_AT, threading.get_ident()
 
     def reads_in_place(self, x: npt.NDArray[Any], training: bool) -> bool:
-        """Whether rows are read in place. Gradients read the padded width, so its padding must be zeros."""
+        """Return whether kernels read the rows of x in place instead of copying them.
+
+        The gradient reads rows of the padded width, so training reads in place only if the width needs no padding.
+        """
         features, outputs = self.spec.network.sizes[:2]
         if training and (features != padded_width(features, self.lanes) or outputs > IN_PLACE_WIDTHS[self.lanes]):
             return False
         return self.in_place and self.spec.scaling is None and x.dtype == np.float32 and x.strides[0] % x.itemsize == 0
 
     def reserve(self, rows: int, threads: int, gathers: bool) -> None:
-        """Ensure capacity for batches of `rows` rows. The contents of the buffers between calls do not matter."""
+        """Grow the buffers, if needed, to hold batches of `rows` rows. Their old contents are not kept."""
         grows = rows > self.rows or gathers != self.gathers
         if grows:
             self.rows, self.gathers = max(rows, self.rows), gathers
@@ -292,12 +315,15 @@ class NumbaEngine:
 
 
 def most_threads() -> int:
-    """Largest useful number of threads: with more threads than cores, threads wait for each other."""
+    """Return the maximum number of threads: one per available core, to avoid oversubscription."""
     return available_cores()
 
 
 def aligned(shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
-    """Zeros aligned to a cache line; large arrays to a huge page where available, for fewer TLB misses."""
+    """Return an array of zeros that is aligned to a cache line.
+
+    Large arrays are aligned to a huge page if the system supports huge pages, which reduces TLB misses.
+    """
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     if size >= HUGE_PAGE // 2 and hasattr(mmap, "MADV_HUGEPAGE"):
         memory = mmap.mmap(-1, round_up(size, HUGE_PAGE) + HUGE_PAGE)
@@ -310,29 +336,33 @@ def aligned(shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> npt.ND
 
 
 def vector(values: npt.NDArray[Any], features: int) -> npt.NDArray[np.float32]:
-    """One float32 per feature, from one value per feature or one for all."""
+    """Broadcast `values`, one value per feature or a single value, to a float32 array of shape (features,)."""
     return np.array(np.broadcast_to(values, (features,)), np.float32)
 
 
 def plain_targets(y: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Labels or targets as contiguous arrays for the kernels. Copies only if necessary."""
+    """Return labels (1-D) as contiguous int32 or targets (2-D) as contiguous float32. Copies only if necessary."""
     return np.ascontiguousarray(y, np.int32 if y.ndim == 1 else np.float32)
 
 
 def addresses_of(y: npt.NDArray[Any]) -> tuple[int, int]:
-    """Addresses of labels and of targets: that of y, and 0 for the other. The caller keeps y alive."""
+    """Return the address of the labels and the address of the targets; y is one of the two, and the other address is 0.
+
+    The caller must keep y alive.
+    """
     return (y.ctypes.data, 0) if y.ndim == 1 else (0, y.ctypes.data)
 
 
 def with_plain_rows(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The same rows, each contiguous, for the kernels. Copies only if necessary."""
+    """Return x with each row contiguous, as the kernels require. Copies only if necessary."""
     return x if x.strides[1] == x.itemsize else np.ascontiguousarray(x)
 
 
 def writable(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The same memory without NumPy's read-only flag, for which Numba would compile every kernel again.
+    """Return a view of the same memory without NumPy's read-only flag.
 
-    Kernels only read it. The caller keeps the array alive.
+    Numba would compile every kernel again for read-only arrays. Kernels never write to this memory. The caller must keep the
+    array alive.
     """
     if array.flags.writeable:
         return array

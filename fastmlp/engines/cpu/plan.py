@@ -1,21 +1,23 @@
-"""Memory layout of the CPU engine, and the division of a step into tasks. Private to the engine.
+"""Memory layout of the CPU engine, and the division of a training step into tasks. Private to the engine.
 
-Every width is padded with zeros to a multiple of a vector and of 8, so that there are no partial tiles along it; padding stays
-exactly zero. Weights (K, N) are stored in panels as wide as a vector:
+Every layer width is padded with zeros to a multiple of 8 and of the vector length, so that no tile is partial along that
+dimension. The padding always stays exactly zero. A weight matrix w of shape (K, N) is stored in panels of `lanes` columns,
+where `lanes` is the vector length and K_p is K with padding:
 
-    store[w_at + (n // lanes) K_p lanes + k lanes + n % lanes] = w[k, n]
+    store[w_at + (n // lanes) * K_p * lanes + k * lanes + n % lanes] = w[k, n]
 
-and, for every layer but the first, also transposed, in panels along k, for the gradient of the layer input. Optimiser slots
-and gradients are further rows of `store` with the same layout. Rows of a batch are row-major with a leading dimension of an
-odd number of cache lines (and a part of one, where vectors are shorter than a line), so that a column of tiles does not map
-to few sets of the cache.
+For every layer except the first, the weights are also stored transposed, in panels along k, to compute the gradient of the
+layer input. The optimiser slots and the gradients are further rows of `store` with the same layout. The rows of a batch are
+stored in row-major order. Their leading dimension spans an odd number of whole cache lines (plus part of a line if vectors
+are shorter than a line), so that the tiles of one column do not all map to the same few sets of the cache.
 
-A step is a sequence of phases, each a number of tasks that may run in any order on any thread. Layers with many weights are
-*wide*: their products are cut by columns, and the tasks of the same columns go to the same thread first, as far as the cuts
-allow, so that a weight stays in the cache of the core that reads and updates it. (Reading a line that another core has written
-takes ten times as long as reading from the core's own cache.)
-Layers with few weights, from `tail` on, are cut by rows of the batch:
-one phase takes a block of rows through all of them, the loss, and back.
+A training step is a sequence of phases. Each phase consists of tasks, which may run in any order and on any thread. The first
+layers are called *wide* as long as they have many weights (at least TAIL_WEIGHTS). The matrix products of wide layers are
+divided by columns. Tasks of the same columns are assigned to the same thread in all phases, as far as the division allows, so
+that a weight stays in the cache of the core that reads and updates it. (Reading a cache line that another core has written
+takes ten times as long as reading it from the core's own cache.) All layers after the wide ones, and the output layer, are
+divided by rows of the batch: a single phase computes the forward pass through these layers, the loss, and the backward pass
+for one block of rows.
 """
 
 from __future__ import annotations
@@ -29,20 +31,21 @@ import numpy.typing as npt
 from fastmlp.nn.network import FloatArray, Network
 from fastmlp.nn.philox import drop_threshold
 
-UNIT = 8  # widths are multiples of it
-CHUNK_ROWS = 48  # rows of w in a gradient task: a multiple of every tile's rows and of every vector's width
-PAIR = 2  # adjacent panels of a tile
-GROUP_COLUMNS = 64  # maximum columns of w in a gradient task: wider ones were slower, see benchmarks/NOTES.md
-CACHE_LINE = 16  # floats
-TAIL_WEIGHTS = 16_384  # a layer with fewer weights is not wide: moving 64 KiB is faster than opening a phase
-TASKS_PER_THREAD = 4  # of a phase, at least, so that a slow thread delays a step by little
-FEWEST_ROWS, MOST_ROWS = 16, 64  # of the batch in a task of the rows phase; the most in one by columns, too
+UNIT = 8  # padded widths are multiples of this number
+CHUNK_ROWS = 48  # rows of w in a gradient task: a multiple of the number of rows of every tile and of every vector length
+PAIR = 2  # number of adjacent panels that a tile covers
+GROUP_COLUMNS = 64  # maximum number of columns of w in a gradient task; more were slower, see benchmarks/NOTES.md
+CACHE_LINE = 16  # floats per cache line
+TAIL_WEIGHTS = 16_384  # minimum weights of a wide layer; with fewer (64 KiB), a separate phase costs more than it saves
+TASKS_PER_THREAD = 4  # minimum number per phase, if there is enough work, so that a slow thread delays a step only a little
+FEWEST_ROWS, MOST_ROWS = 16, 64  # limits on the batch rows of a task; tasks divided by columns have no minimum
 
-# Activations that can run as epilogues of tiles, by their numbers in plans; the others run over rows still in the cache.
+# How the activation of a layer is computed: in the epilogue of each tile (RELU, LINEAR), or afterwards, in a separate loop
+# over rows that are still in the cache (BY_ROWS).
 BY_ROWS, RELU, LINEAR = range(3)
 FUSED = {"relu": RELU, "linear": LINEAR}
 
-# Kinds of phases
+# Values of `PHASE.kind`
 GATHER, FORWARD, ROWS, BACKWARD, WEIGHTS, UPDATE = range(6)
 
 Ints = npt.NDArray[np.int64]
@@ -62,21 +65,23 @@ TASK = np.dtype([(name, np.int64) for name in ("layer", "panel", "panels", "firs
 
 
 class StepPlan(NamedTuple):
-    """Sizes of a network for the kernels: records of the types above. Offsets and sizes are in elements.
+    """Layer sizes, buffer offsets and tasks of a network, in the form that the kernels read.
 
-    layers : of each layer of weights its true and padded sizes, the offsets of weights and biases in a row of `store` and of
-        the transposed weights, how the activation may be fused (BY_ROWS: not) with its parameter, and dropout (threshold 0
-        drops nothing)
-    widths : of each width (0: the input) its leading dimension, and the places of its activations (the last: output
-        pre-activations), slopes and gradients in `arena`, and of the packed copy of the gradients in `packed`: rows of a pair
-        of panels side by side, `rows` of them, pair after pair. Code that reads dz by columns reads this copy, which is
-        contiguous
-    phases : of a step: kind, layer, first task and number of tasks
-    tasks : panels [panel, panel + panels) of a layer, and either rows of the batch or (WEIGHTS, UPDATE) rows of w;
-        BACKWARD counts the transposed panels
-    shares : (phases, threads + 1) int64: thread t begins with the tasks shares[p, t] … shares[p, t + 1] of phase p
-    rows : of the largest batch
-    row_at : (widths, rows) int64: bytes from a width's first row, of activations or gradients, to each
+    The fields are arrays of the record types above. Offsets and sizes are in elements, unless noted otherwise.
+
+    layers : LAYER records, one per weight matrix: true and padded sizes; offsets of the weights and biases in a row of
+        `store`, and of the transposed weights; how the activation is computed (BY_ROWS, RELU or LINEAR) and its parameter;
+        dropout threshold (0 disables dropout) and scale
+    widths : WIDTH records, one for the input and one for the output of each layer: leading dimension; offsets in `arena` of
+        the activations (of the pre-activations for the output layer), slopes and gradients dz; offset in `packed` of the
+        packed copy of dz. The packed copy stores one pair of panels after another, and each pair as `rows` contiguous rows.
+        Code that reads dz by columns uses this copy
+    phases : PHASE records: kind, layer, first task and number of tasks
+    tasks : TASK records: a layer, its panels [panel, panel + panels), and a range of rows. The rows are rows of w for the
+        phases WEIGHTS and UPDATE, else rows of the batch. In the phase BACKWARD, panels are those of the transposed weights
+    shares : (phases, threads + 1) int64: in phase p, thread t starts with the tasks [shares[p, t], shares[p, t + 1])
+    rows : maximum number of rows of a batch
+    row_at : (widths, rows) int64: offset in bytes of each row of activations or gradients from the first row
     """
 
     layers: Any
@@ -89,15 +94,20 @@ class StepPlan(NamedTuple):
 
 
 class Batches(NamedTuple):
-    """Data of a run of training steps.
+    """Data and settings of consecutive training steps.
 
-    x : address of rows of features, uint8 or float32; x_at (rows,) int64: bytes from there to each row of the order
-    labels, targets : addresses of (n,) int32 and of (n, outputs) float32, one of them 0
-    indices (rows,) int64; loss_weight (rows,) float32: weight of each row in its batch's mean loss
-    shift, factor (features,) float32: x is scaled to (x - shift) factor
-    scalars (steps, 2, len(SCALARS)) float32: `Optimizer.scalars_by_kind`
-    batch_size; step: updates made before; seed
-    on_value, off_value, clip_norm: target of the row's class and of the others; largest gradient norm
+    x : address of the rows of features, uint8 or float32
+    x_at : (rows,) int64, offset in bytes from `x` to each row that is trained on, in the order of `indices`
+    labels, targets : addresses of an int32 array (n,) and of a float32 array (n, outputs); one of the two is 0
+    indices : (rows,) int64, the rows of the data to train on, batch after batch
+    loss_weight : (rows,) float32, weight of each row in the mean loss of its batch
+    shift, factor : (features,) float32; x is scaled to (x - shift) * factor
+    scalars : (steps, 2, len(SCALARS)) float32, see `Optimizer.scalars_by_kind`
+    batch_size : rows per batch
+    step : number of updates made before these steps
+    seed : seed of the dropout masks, uint64
+    on_value, off_value : target values of the row's class and of the other classes, for labels
+    clip_norm : maximum norm of the gradient; 0 disables clipping
     """
 
     x: int
@@ -118,7 +128,7 @@ class Batches(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """A plan and the sizes of its buffers, in elements."""
+    """A plan and the sizes of the buffers that it needs, in elements (of one row for `store`)."""
 
     plan: StepPlan
     store: int
@@ -132,12 +142,12 @@ def round_up(n: int, multiple: int) -> int:
 
 
 def padded_width(size: int, lanes: int) -> int:
-    """A width including padding."""
+    """Return a layer width with padding."""
     return round_up(size, max(lanes, UNIT))
 
 
 def offsets(sizes: list[int]) -> tuple[Ints, int]:
-    """Start of each piece when pieces follow each other, and the end."""
+    """Return the offsets of consecutive pieces of these sizes, and the total size."""
     ends = np.cumsum([0, *sizes])
     return ends[:-1].astype(np.int64), int(ends[-1])
 
@@ -151,10 +161,11 @@ def make_layout(
     fused: bool = True,
     gathers: bool = True,
 ) -> Layout:
-    """Layout for batches of up to `rows` rows, on vectors of `lanes` floats.
+    """Return the layout for batches of up to `rows` rows and vectors of `lanes` floats.
 
-    With `clip` updates are a separate phase after gradients. Without `fused` all activations run over rows. Without `gathers`
-    inputs are read in place, and are not in the arena.
+    clip : whether the gradient is clipped; if so, the update is a separate phase after the gradient
+    fused : whether activations may be computed in the epilogues of tiles; if not, all are computed in loops over rows
+    gathers : whether the inputs are copied to the arena; if not, they are read in place
     """
     widths = [padded_width(size, lanes) for size in network.sizes]
     lds = [width + CACHE_LINE if (width // CACHE_LINE) % 2 == 0 else width for width in widths]
@@ -182,7 +193,7 @@ def make_layout(
 
 
 class Phase(NamedTuple):
-    """A phase: its kind, its layer, and its tasks (layer, panel, panels, first, rows), in the order of their threads."""
+    """A phase: kind, layer, and tasks (layer, panel, panels, first, rows), sorted by the thread that should run them."""
 
     kind: int
     layer: int
@@ -190,7 +201,10 @@ class Phase(NamedTuple):
 
 
 def make_phases(pairs: list[tuple[int, int]], lanes: int, rows: int, threads: int, clip: bool, gathers: bool) -> list[Phase]:
-    """The phases of a step for padded layer sizes `pairs`. Without wide layers, ROWS gathers its own inputs."""
+    """Return the phases of a step. `pairs` has the padded (fan_in, fan_out) of each layer.
+
+    If no layer is wide, there is no GATHER phase; each task of the phase ROWS gathers its own inputs.
+    """
     wide = 0
     while wide < len(pairs) - 1 and pairs[wide][0] * pairs[wide][1] >= TAIL_WEIGHTS:
         wide += 1
@@ -203,15 +217,16 @@ def make_phases(pairs: list[tuple[int, int]], lanes: int, rows: int, threads: in
 
 
 def row_tasks(rows: int, threads: int) -> list[tuple[int, int, int, int, int]]:
-    """Blocks of rows: few enough rows that every thread gets tasks, and enough rows to reuse each weight."""
+    """Divide the batch into blocks of rows, small enough to occupy every thread and large enough to reuse cached weights."""
     block = min(max(round_up(rows // (threads * TASKS_PER_THREAD), UNIT), FEWEST_ROWS), MOST_ROWS)
     return [(0, 0, 0, first, min(block, rows - first)) for first in range(0, rows, block)]
 
 
 def column_tasks(layer: int, panels: int, rows: int, threads: int) -> list[tuple[int, int, int, int, int]]:
-    """Blocks of columns, each a pair of panels, by blocks of rows: enough to give every thread its number of tasks.
+    """Divide the output of a layer into blocks, each with the columns of a pair of panels and a range of rows of the batch.
 
-    A thread has the same columns in all phases. All of its columns are computed for a block of rows before the next block, so
+    There are enough blocks for TASKS_PER_THREAD tasks per thread, if the batch has enough rows. Each thread is assigned the
+    same columns in all phases. A thread computes all of its columns for one block of rows before the next block of rows, so
     that the rows stay in the cache.
     """
     pairs = -(-panels // PAIR)
@@ -222,9 +237,10 @@ def column_tasks(layer: int, panels: int, rows: int, threads: int) -> list[tuple
 
 
 def weight_tasks(pairs: list[tuple[int, int]], lanes: int, threads: int) -> list[tuple[int, int, int, int, int]]:
-    """Rectangles of the weight matrices, CHUNK_ROWS high and as wide as the columns of a thread, up to GROUP_COLUMNS.
+    """Divide the weight matrices into rectangles of CHUNK_ROWS rows and at most GROUP_COLUMNS columns.
 
-    A thread has the same columns as in the forward phases. Rectangles that read the same columns of x are consecutive, so that
+    A rectangle is no wider than the range of columns of one thread, and at least as wide as a pair of panels. Each thread is
+    assigned the same columns as in the forward phases. Rectangles that read the same columns of x are consecutive, so that
     these columns stay in the cache.
     """
     tasks = []
@@ -239,7 +255,7 @@ def weight_tasks(pairs: list[tuple[int, int]], lanes: int, threads: int) -> list
 
 
 def make_plan(layers: Any, widths: Any, phases: list[Phase], threads: int, rows: int) -> StepPlan:
-    """The records of a plan; the tasks of each phase are divided evenly between threads, in order."""
+    """Return a plan. The tasks of each phase are divided evenly between the threads, in order."""
     firsts, _ = offsets([len(phase.tasks) for phase in phases])
     heads = [(phase.kind, phase.layer, first, len(phase.tasks)) for phase, first in zip(phases, firsts, strict=True)]
     shares = [[len(phase.tasks) * t // threads for t in range(threads + 1)] for phase in phases]
@@ -249,7 +265,7 @@ def make_plan(layers: Any, widths: Any, phases: list[Phase], threads: int, rows:
 
 
 def pack(network: Network, plan: StepPlan, lanes: int, vector: FloatArray, row: npt.NDArray[np.float32]) -> None:
-    """Write a flat parameter vector into a row of `store`; padding becomes zero."""
+    """Write a flat parameter vector to `row`, a row of `store`, and set the padding to zero."""
     row[:] = 0
     for layer, (w, b) in enumerate(network.views(vector)):
         w_view, b_view = packed_views(plan, lanes, row, layer)
@@ -261,7 +277,7 @@ def pack(network: Network, plan: StepPlan, lanes: int, vector: FloatArray, row: 
 
 
 def unpack(network: Network, plan: StepPlan, lanes: int, row: npt.NDArray[np.float32]) -> FloatArray:
-    """The flat parameter vector of a row of `store`."""
+    """Return the flat parameter vector that `row`, a row of `store`, contains."""
     vector = np.empty(network.parameters, np.float32)
     for layer, (w, b) in enumerate(network.views(vector)):
         w_view, b_view = packed_views(plan, lanes, row, layer)
@@ -272,7 +288,7 @@ def unpack(network: Network, plan: StepPlan, lanes: int, row: npt.NDArray[np.flo
 
 
 def pack_transposed(network: Network, plan: StepPlan, lanes: int, vector: FloatArray, out: npt.NDArray[np.float32]) -> None:
-    """Write the transposed panels of every layer but the first."""
+    """Write the transposed weights of every layer except the first to `out`, in panels."""
     out[:] = 0
     for layer, (w, _) in enumerate(network.views(vector)):
         if layer:
@@ -284,7 +300,7 @@ def pack_transposed(network: Network, plan: StepPlan, lanes: int, vector: FloatA
 
 
 def packed_views(plan: StepPlan, lanes: int, row: npt.NDArray[np.float32], layer: int) -> tuple[Any, Any]:
-    """Panels (panels, K_p, lanes) and bias (N_p,) of a layer in a row of `store`."""
+    """Return views of the weight panels (panels, K_p, lanes) and the biases (N_p,) of a layer in a row of `store`."""
     k_p, n_p = int(plan.layers[layer]["fan_in_p"]), int(plan.layers[layer]["fan_out_p"])
     w_at, b_at = int(plan.layers[layer]["w_at"]), int(plan.layers[layer]["b_at"])
     return row[w_at:b_at].reshape(n_p // lanes, k_p, lanes), row[b_at : b_at + n_p]

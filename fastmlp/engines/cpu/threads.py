@@ -1,7 +1,8 @@
-"""Threads of the CPU engine: a team that runs one compiled function, and the choice of the number of threads.
+"""Threads of the CPU engine: a thread pool that runs one compiled function, and the choice of the number of threads.
 
-These are Python threads that run `nogil` kernels, without OpenMP (a forked child would be killed, and a second runtime in a
-process with PyTorch's crashes), without nesting, and without global state.
+The threads are Python threads that run `nogil` kernels. OpenMP is not used: it would terminate a child process that was forked
+after its threads had started, and two OpenMP runtimes in one process can crash it (PyTorch has its own). There is no nested
+parallelism and no global state.
 """
 
 from __future__ import annotations
@@ -17,22 +18,25 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-# Measured, see benchmarks/NOTES.md. Below these, dispatch to threads always costs more than it saves.
-LEAST_ROWS, LEAST_FLOPS = 16, 200_000  # of a step, for each thread
-MUCH_FLOPS = 500_000  # of a step, for each thread, that compensate for fewer rows
-SURE_FLOPS = 10_000_000  # of a step, for each thread, above which more threads are always faster
-# Trials of other numbers of threads: largest fraction of the time they may cost; fewest and most calls between two trials.
+# All thresholds are per step and per thread. They were measured, see benchmarks/NOTES.md.
+LEAST_ROWS, LEAST_FLOPS = 16, 200_000  # with less work, dispatch to a thread costs more time than it saves
+MUCH_FLOPS = 500_000  # with at least this many operations, a thread is worthwhile even for fewer rows
+SURE_FLOPS = 10_000_000  # with at least this many operations, using more threads is always faster
+# Trials of other numbers of threads: the maximum fraction of the run time that they may cost, and the minimum and maximum
+# number of calls between two trials.
 TRIALS_SHARE, FEWEST_CALLS, MOST_CALLS = 0.02, 2, 2000
-CLOCK_GRAIN = 1e-9  # seconds
-SLOWER = 1.2  # ratio to the previous calls above which another number of threads may be better,
-WORTH_CALLS = 25  # so that the call counts as this many calls
+CLOCK_GRAIN = 1e-9  # seconds; the minimum duration of a call, so that no measured time is zero
+SLOWER = 1.2  # a call this many times slower than the previous calls suggests that another number of threads is better
+WORTH_CALLS = 25  # such a slow call brings the next trial forward by this many calls
 
 
 class TeamRun(NamedTuple):
-    """One run of a team: the function, its arguments, and a report of each thread but the caller: its exception, or None.
+    """One parallel call of a function by a `Team`.
 
-    The number of reports is the number of threads that have returned. `done` only wakes the caller: Ctrl-C may discard an
-    item that was received.
+    function, args : the function and its arguments, without the thread index
+    reports : for each thread that has returned, except the caller's: the exception that the function raised, or None
+    done : a queue that wakes the caller. Threads are counted by `reports`, because KeyboardInterrupt may discard an item that
+        the caller has already taken from the queue
     """
 
     function: Callable[..., None]
@@ -41,13 +45,13 @@ class TeamRun(NamedTuple):
     done: SimpleQueue[None]
 
     def wait_for(self, sent: list[None]) -> None:
-        """Wait until all threads that were sent the run have reported."""
+        """Wait until all threads to which this call was sent have returned; `sent` has one item per thread."""
         while len(self.reports) < len(sent):
             self.done.get()
 
 
 def available_cores() -> int:
-    """Number of cores available to this process, by its affinity and the quota of its control group (Linux, version 2)."""
+    """Return the number of cores available to this process, according to its CPU affinity and its cgroup v2 quota (Linux)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = Path("/sys/fs/cgroup/cpu.max")
     if quota.exists():
@@ -58,7 +62,10 @@ def available_cores() -> int:
 
 
 def worthwhile(threads: int, rows: int, flops: int) -> int:
-    """Largest number of threads, up to `threads`, that can speed up a step: each needs enough rows or operations."""
+    """Return the largest number of threads, at most `threads`, that can speed up a step.
+
+    rows, flops : rows and floating-point operations of the step; each thread must get enough of them
+    """
     for count in range(threads, 1, -1):
         if (rows >= LEAST_ROWS * count and flops >= LEAST_FLOPS * count) or flops >= MUCH_FLOPS * count:
             return count
@@ -66,43 +73,47 @@ def worthwhile(threads: int, rows: int, flops: int) -> int:
 
 
 def tuner_for(threads: int, rows: int, flops: int) -> ThreadTuner:
-    """Tuner for steps of so many rows and operations, up to `threads` threads; large steps use all threads without trials."""
+    """Return a tuner of up to `threads` threads for steps of `rows` rows and `flops` floating-point operations.
+
+    For large steps the tuner makes no trials and always uses the maximum number of threads.
+    """
     most = worthwhile(threads, rows, flops)
     return ThreadTuner(most, fewest=most if flops >= SURE_FLOPS * most else 1)
 
 
 class ThreadTuner:
-    """Chooses the number of threads of small steps by trials, since dispatch costs vary between machines and over time.
+    """Chooses the number of threads for small steps by timing calls, because dispatch costs vary by machine and over time.
 
-    Calls run on the usual number of threads. Occasionally, and after a call that was much slower than before, a call runs on
-    the next power of two below or above; if that is faster, it becomes the usual number. The more a failed trial cost, the
-    longer the wait for the next: waking a thread takes ten times as long as a call of a few microseconds.
+    Most calls run on the current number of threads. A trial runs one call on the next smaller or larger power of two; if the
+    call is faster, the trial's number becomes the current one. Trials are made occasionally, and sooner after a call that was
+    much slower than the calls before it. The more time a failed trial has lost, the later the next trial is made. Trials can
+    be expensive: waking a thread takes ten times as long as a call of a few microseconds.
     """
 
     def __init__(self, most: int, fewest: int = 1) -> None:
         self.most, self.fewest, self.usual = most, fewest, most
-        self.recent: deque[float] = deque(maxlen=2)  # seconds per row on the usual number
-        self.left: float = FEWEST_CALLS  # calls until the next trial
+        self.recent: deque[float] = deque(maxlen=2)  # seconds per row of the last calls on `usual` threads
+        self.left: float = FEWEST_CALLS  # number of calls until the next trial
         self.tries_fewer = True
 
     def next(self) -> int:
-        """Number of threads for the next call, to be followed by `record`."""
+        """Return the number of threads for the next call. The caller must then report its time with `end` or `record`."""
         if self.left > 0:
             return self.usual
         fewer, more = max(1 << (self.usual - 1).bit_length() >> 1, self.fewest), min(1 << self.usual.bit_length(), self.most)
         return fewer if more == self.usual or (self.tries_fewer and fewer < self.usual) else more
 
     def begin(self) -> None:
-        """Start timing a call."""
+        """Start the timer of a call."""
         self.began = time.perf_counter()
 
     def end(self, threads: int, rows: int) -> None:
-        """Record the time since `begin` for `threads`, the number that `next` returned."""
+        """Record the time since `begin` for a call with `rows` rows on `threads` threads, the number that `next` returned."""
         self.record(threads, max(time.perf_counter() - self.began, CLOCK_GRAIN) / max(rows, 1))
 
     def record(self, threads: int, seconds: float) -> None:
-        """Record the seconds per row of a call."""
-        if self.fewest == self.most:  # nothing to choose
+        """Record the seconds per row of a call on `threads` threads."""
+        if self.fewest == self.most:  # there is no choice
             return
         if threads == self.usual:
             self.left -= 1
@@ -111,9 +122,9 @@ class ThreadTuner:
                 self.recent.clear()
             self.recent.append(seconds)
             return
-        lost = seconds / min(self.recent) - 1  # in calls on the usual number
+        lost = seconds / min(self.recent) - 1  # time lost by the trial, in units of a call on `usual` threads
         faster = lost < 0
-        self.tries_fewer = (threads < self.usual) == faster  # continue in this direction, or reverse it next time
+        self.tries_fewer = (threads < self.usual) == faster  # repeat this direction if faster, else reverse
         self.left = min(max(lost / TRIALS_SHARE, FEWEST_CALLS), MOST_CALLS)
         if faster:
             self.usual = threads
@@ -122,10 +133,12 @@ class ThreadTuner:
 
 
 class Team:
-    """`threads` threads that run the same function of their number; the caller is number 0.
+    """A pool of threads that all call the same function, each with its own index; the calling thread has index 0.
 
-    The others start at the first run, sleep between runs, and end with `close`, with the process, or when the team is
-    garbage collected. After a fork the child starts its own.
+    threads : number of threads, including the calling thread
+
+    The other threads start at the first call of `run` and sleep between calls. They end at `close`, when the process exits,
+    or when the team is garbage collected. A forked child process starts threads of its own.
     """
 
     def __init__(self, threads: int) -> None:
@@ -134,11 +147,11 @@ class Team:
         self._process = 0
 
     def run(self, function: Callable[..., None], *args: Any, threads: int | None = None) -> None:
-        """Call function(t, *args) for every t in parallel; return when all have returned, even after Ctrl-C.
+        """Call function(t, *args) in parallel for every thread index t, and wait for all calls, even after Ctrl-C.
 
-        threads : number of threads that take part; None for all
+        threads : number of threads to use; None uses all
 
-        Any thread must be able to do all the work of the function, so that a thread that starts late delays no other.
+        The function must divide its work dynamically: if a thread starts late, the other threads must be able to do its part.
         """
         threads = threads or self.threads
         if threads == 1:
@@ -151,12 +164,12 @@ class Team:
         raised: BaseException | None = None
         try:
             try:
-                # A single call in C, so that no signal handler runs between sending and counting.
+                # A single C call, so that no signal handler can run between sending an item and counting it.
                 sent.extend(map(SimpleQueue.put, self._inboxes[: threads - 1], repeat(this)))
                 function(0, *args)
             finally:
                 this.wait_for(sent)
-        except BaseException as error:  # Ctrl-C may have ended the wait: continue waiting
+        except BaseException as error:  # KeyboardInterrupt may have ended the wait, so wait again
             raised = error
             this.wait_for(sent)
         raised = raised or next(filter(None, this.reports), None)
@@ -169,13 +182,13 @@ class Team:
         try:
             for t, inbox in enumerate(inboxes, start=1):
                 threading.Thread(target=work, args=(t, inbox), name=f"fastmlp-{t}", daemon=True).start()
-        except BaseException:  # cannot start more threads, or Ctrl-C: end the running ones
+        except BaseException:  # no more threads could be started, or Ctrl-C: end those already started
             stopper()
             raise
         self._inboxes, self._stop, self._process = inboxes, stopper, os.getpid()
 
     def close(self) -> None:
-        """End the threads; a later run starts new ones."""
+        """End the threads. A later call of `run` starts new threads."""
         if self._inboxes:
             self._stop()
             self._inboxes = []
@@ -183,19 +196,19 @@ class Team:
 
 
 def work(t: int, inbox: SimpleQueue[TeamRun | None]) -> None:
-    """Main function of thread t: run everything received until None; report exceptions."""
+    """Main function of thread t: execute every call from the queue `inbox` and report its exception, until None arrives."""
     while (this := inbox.get()) is not None:
         raised: BaseException | None = None
         try:
             this.function(t, *this.args)
-        except BaseException as error:  # raised again in the caller
+        except BaseException as error:  # `Team.run` raises it in the calling thread
             raised = error
         this.reports.append(raised)
         this.done.put(None)
-        del this, raised  # a sleeping thread must keep no array alive
+        del this, raised  # otherwise a sleeping thread would keep the arrays alive
 
 
 def stop(inboxes: list[SimpleQueue[TeamRun | None]]) -> None:
-    """Signal every thread to end."""
+    """Tell all threads to end, by sending None to their queues."""
     for inbox in inboxes:
         inbox.put(None)

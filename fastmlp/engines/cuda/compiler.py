@@ -1,7 +1,7 @@
-"""Kernels for an NVIDIA GPU as machine code: compiled by numba-cuda, linked by nvJitLink, cached on disk. Needs no device.
+"""Compilation of kernels to machine code for NVIDIA GPUs: compiled by numba-cuda, linked by nvJitLink, cached on disk.
 
-Kernels for GPUs that are not present are compiled by the same steps as for a launch, and the files can be used on
-another machine that has a driver but no compiler: a file is named by sources, kernel and compute capability only.
+Compilation does not require a GPU. The cache files can be copied to another machine that has a driver but no compiler, because
+the name of a file depends only on the sources, the kernel and the compute capability.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fastmlp.errors import UnavailableError
 
 Capability = tuple[int, int]
 
-# Folders and files whose sources affect a kernel; a test compares them with the imports of this file.
+# Folders and files whose source code affects kernels. A test compares the list with the imports of this file.
 SOURCES = (
     "nn",
     "engines/kernel_cache.py",
@@ -32,16 +32,19 @@ SOURCES = (
     "engines/cuda/compiler.py",
     "engines/cuda/kernels",
 )
-ONE_AT_A_TIME = threading.Lock()  # the replaced attributes are visible to all threads
+ONE_AT_A_TIME = threading.Lock()  # compilation replaces attributes of Numba, which all threads share
 
 
 class Built(NamedTuple):
     """A kernel for one compute capability.
 
-    cubin : its machine code; entry : its name in there
-    arguments : their types, such as "float32" and, for an array, "float32[]"
-    threads : of a block
-    registers, shared, spilled : registers per thread, shared bytes per block, bytes per thread spilled out of registers
+    cubin : machine code
+    entry : name of the kernel in the cubin
+    arguments : types of the arguments, such as "float32", or "float32[]" for an array
+    threads : threads per block
+    registers : registers per thread
+    shared : bytes of shared memory per block
+    spilled : bytes of stack frame, spill stores and spill loads per thread
     """
 
     cubin: bytes
@@ -59,18 +62,18 @@ def sources() -> str:
 
 
 def entry_of(name: str, kind: KernelSpec, shape: Shape | Tile, capability: Capability) -> Path:
-    """The file of a kernel."""
+    """Return the cache file of a kernel."""
     text = f"{sources()} {name} {kind} {shape} {capability}"
     return cache_folder() / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.cubin"
 
 
 @functools.cache
 def compiled(name: str, kind: KernelSpec, shape: Shape | Tile, capability: Capability) -> Built:
-    """Return a kernel of `KERNELS`, from disk or newly compiled.
+    """Return a kernel of `KERNELS`. It is read from the cache if possible, and compiled otherwise.
 
     Raises
     ------
-    UnavailableError : a package is missing, or it cannot be compiled
+    UnavailableError : a package is missing, or the kernel cannot be compiled
     """
     file = entry_of(name, kind, shape, capability)
     if (body := read_entry(file)) is not None:
@@ -80,7 +83,7 @@ def compiled(name: str, kind: KernelSpec, shape: Shape | Tile, capability: Capab
             built = linked(lowered(name, kind, shape, capability), capability)
     except UnavailableError:
         raise
-    except Exception as error:  # Numba, NVVM and the linker raise many types
+    except Exception as error:  # Numba, NVVM and the linker raise exceptions of many types
         raise UnavailableError(
             f"a kernel for compute capability {capability[0]}.{capability[1]} could not be compiled "
             f"({type(error).__name__}: {' '.join(str(error).split())[:300]}); "
@@ -91,22 +94,22 @@ def compiled(name: str, kind: KernelSpec, shape: Shape | Tile, capability: Capab
 
 
 def packed(built: Built) -> bytes:
-    """A kernel as bytes: a line of JSON, and the machine code."""
+    """Serialize a kernel as one line of JSON followed by the machine code."""
     return json.dumps(built._replace(cubin=b"")._asdict() | {"cubin": None}).encode() + b"\n" + built.cubin
 
 
 def unpacked(body: bytes) -> Built:
-    """The kernel of `packed`."""
+    """Restore a kernel from the output of `packed`."""
     head, cubin = body.split(b"\n", 1)
     fields = json.loads(head)
     return Built(**fields | {"cubin": cubin, "arguments": tuple(fields["arguments"])})
 
 
-# ------------------------------------------------------------------------------------------------ the steps
+# ------------------------------------------------------------------------------------------------ compilation steps
 
 
 class Lowered(NamedTuple):
-    """Numba's library of a kernel in intermediate code, the same for all capabilities; other fields as in `Built`."""
+    """A kernel in intermediate code, as a library object of Numba. `arguments` and `threads` are those of `Built`."""
 
     library: Any
     arguments: tuple[str, ...]
@@ -114,7 +117,7 @@ class Lowered(NamedTuple):
 
 
 def lowered(name: str, kind: KernelSpec, shape: Shape | Tile, capability: Capability) -> Lowered:
-    """A kernel of `KERNELS`, typed."""
+    """Compile a kernel of `KERNELS` to intermediate code."""
     load_cuda()
     from numba.core import types
     from numba.cuda.compiler import compile_cuda, kernel_fixup  # type: ignore[attr-defined]
@@ -134,11 +137,11 @@ def lowered(name: str, kind: KernelSpec, shape: Shape | Tile, capability: Capabi
 
 
 def linked(kernel: Lowered, capability: Capability) -> Built:
-    """Machine code for a capability."""
+    """Compile the intermediate code of a kernel to machine code for a compute capability."""
     library, arguments, threads = kernel
     from numba.cuda.cudadrv.driver import _Linker  # type: ignore[attr-defined]
 
-    full = (*capability, "a" if capability >= (9, 0) else "")  # including features of only this architecture
+    full = (*capability, "a" if capability >= (9, 0) else "")  # "a" enables architecture-specific features
     plain = _Linker._get_linker_options
 
     def telling(linker: Any, ptx: Any) -> Any:
@@ -151,7 +154,7 @@ def linked(kernel: Lowered, capability: Capability) -> Built:
         log = library.get_linkerinfo(full)
     found, shared = re.search(r"Used (\d+) registers", log), re.search(r"(\d+) bytes smem", log)
     if found is None:
-        raise RuntimeError(f"nothing on registers in the linker's log: {log[:300]}")
+        raise RuntimeError(f"the linker's log does not contain the number of registers: {log[:300]}")
     spilled = sum(int(count) for count in re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", log))
     needs = int(found[1]), int(shared[1]) if shared else 0, spilled
     return Built(cubin, library._entry_name, arguments, threads, *needs)
@@ -159,7 +162,7 @@ def linked(kernel: Lowered, capability: Capability) -> Built:
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Replace an attribute within a context."""
+    """Context manager that replaces an attribute temporarily."""
     before = getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -170,7 +173,7 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def standing_in(capability: Capability) -> Iterator[None]:
-    """Replace the device whose compute capability Numba reads."""
+    """Context manager in which Numba compiles for this compute capability without querying a device."""
     from numba.cuda import compiler, dispatcher
 
     class Device:
@@ -181,7 +184,7 @@ def standing_in(capability: Capability) -> Iterator[None]:
 
 
 def signature(arguments: Sequence[str]) -> tuple[Any, ...]:
-    """Numba's types of a kernel's arguments."""
+    """Return the Numba types of the arguments of a kernel."""
     from numba.core import types
 
     scalars = {"bool": types.boolean}

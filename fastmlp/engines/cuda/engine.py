@@ -1,4 +1,4 @@
-"""The CUDA engine: `base.Engine` with kernels on an NVIDIA GPU. It owns the arrays on the device, and does no arithmetic."""
+"""The CUDA engine: implements `base.Engine` by managing arrays in device memory and launching kernels on an NVIDIA GPU."""
 
 from __future__ import annotations
 
@@ -23,26 +23,28 @@ from fastmlp.errors import ConfigError, UnavailableError
 from fastmlp.nn.blocks import RowSource, blocks
 from fastmlp.nn.network import FloatArray
 
-APPLIED = 4096  # rows in one pass of inference
-# Batches up to this size are latency-bound and train in one launch; larger ones are compute-bound and train by tiles, with one
-# launch per phase. The limit is estimated from memory traffic, not measured. Tensor cores always need tiles.
+APPLIED = 4096  # maximum number of rows of a forward pass in inference
+# Mini-batches up to this size are latency-bound: all training steps of a call run in one kernel launch. Larger ones are
+# compute-bound and use the tiled kernels, with one launch per phase. The limit is estimated from memory traffic, not measured.
+# Tensor cores always use the tiled kernels.
 SMALL_BATCH = 256
 SHAPE = Shape()
-TILES = {"float32": Tile(), **MMA_TILES}  # by precision
+TILES = {"float32": Tile(), **MMA_TILES}  # the tile for each precision
 TABLES = ("table", "alpha", "thresholds", "scales")
 OF_TRAINING = (
     *("indices", "loss_weight", "loss", "correct", "scalars"),
     *("parameters", "m", "v", "gradients", "partial", "arena", "counter", "clock"),
 )  # fmt: skip
-PART = ("part", "no y", "part_indices", "no loss", "no correct")  # what `forward` passes to `apply` instead of held rows
+PART = ("part", "no y", "part_indices", "no loss", "no correct")  # array arguments of `apply` in `forward`
 
 
-@dataclass(eq=False)  # compared and hashed by identity
+@dataclass(eq=False)  # instances are compared and hashed by identity
 class DeviceRows:
-    """The handle of `CudaEngine.hold`.
+    """The handle that `CudaEngine.hold` returns.
 
-    kind : the specification of the kernel that evaluates the rows; count : number of rows
-    arrays : x, y, indices, loss and correct on the device; freed with the handle
+    kind : options of the kernel that evaluates the rows
+    count : number of rows
+    arrays : x, y, indices, loss and correct in device memory, which is freed when the handle is deleted
     """
 
     kind: KernelSpec
@@ -52,9 +54,9 @@ class DeviceRows:
 
 @functools.cache
 def usable() -> bool:
-    """Whether a small kernel was compiled, loaded and run on a device; False, with a warning, if a device failed to.
+    """Return whether a test kernel can be compiled, loaded and run on the GPU.
 
-    Fast if there is no device.
+    If there is a GPU but the test fails, a warning gives the reason. The check is fast if there is no GPU.
     """
     try:
         probe_device()
@@ -67,26 +69,27 @@ def usable() -> bool:
 
 
 def probe_device() -> Any:
-    """Return the device of this process after a test kernel with two grid-wide barriers ran on it.
+    """Run a test kernel with two grid-wide barriers on the device, and return the runtime of the device.
 
     Raises
     ------
-    NoDeviceError : there is none
-    UnavailableError : the kernel cannot be compiled, loaded or run
+    NoDeviceError : there is no device
+    UnavailableError : the test kernel cannot be compiled, loaded or run
     """
     runtime = default_runtime()
     program, blocks = runtime.program("barriers", PLAIN, SHAPE), SHAPE.resident * runtime.blocks
     counter = runtime.put(np.zeros(1, np.uint64))
     runtime.launch(Launch(program, blocks, (counter, 2), together=True))
     if (arrived := int(runtime.get(counter)[0])) != 2 * blocks:
-        raise UnavailableError(f"{runtime.name} counted {arrived} arrivals at two barriers of {blocks} blocks")
+        raise UnavailableError(f"barrier test failed on {runtime.name}: {arrived} arrivals at 2 barriers of {blocks} blocks")
     return runtime
 
 
 class CudaEngine:
-    """Kernels on a GPU; see `base.Engine` for the methods.
+    """Engine for an NVIDIA GPU; see `base.Engine` for its methods.
 
-    Training data stay on the device as long as the caller passes the same array object, so in-place changes have no effect.
+    Training data are copied to the device only when the caller passes a new array object. If the caller changes an array in
+    place, the engine keeps using the old copy.
 
     Raises
     ------
@@ -107,11 +110,11 @@ class CudaEngine:
                 f"precision {spec.precision} needs a GPU of compute capability {needed} or more, "
                 f"and {self.runtime.name} has {found}; use precision 'float32'"
             )
-        self.rows = 0  # capacity of the arena in rows of a batch
+        self.rows = 0  # number of rows for which the arena is allocated, see `reserve`
         self.handles: dict[str, Any] = {}  # arrays on the device, by name
         self.resident: dict[str, Any] = {}  # the caller's arrays that have copies on the device
-        self.held: WeakSet[DeviceRows] = WeakSet()  # handles in use, emptied by `close`
-        self.recorded: tuple[tuple[Any, ...], Any] = ((), None)  # arguments, and the graph of their launches
+        self.held: WeakSet[DeviceRows] = WeakSet()  # handles in use; `close` frees their memory
+        self.recorded: tuple[tuple[Any, ...], Any] = ((), None)  # launch arguments and the CUDA graph built from them
         network, scaling = spec.network, spec.scaling
         width = padded(network.sizes[0])
         for name, neutral in (("shift", 0.0), ("factor", 1.0)):
@@ -165,7 +168,7 @@ class CudaEngine:
     def forward(self, x: npt.NDArray[Any]) -> FloatArray:
         z = np.empty((len(x), self.spec.network.sizes[-1]), np.float32)
         most = min(APPLIED, max(len(x), 1))
-        # A forward pass reads no targets, but the kernel is compiled for a type of them.
+        # A forward pass does not read targets, but the compiled kernel has an argument for them, which must have a type.
         classes = self.spec.network.loss == "cross-entropy"
         kind = apply_spec(self.kernel_spec(x, np.empty((0,) if classes else (0, 0))))
         apply = self.prepare_apply(kind, most)
@@ -204,7 +207,7 @@ class CudaEngine:
         return RowMetrics(self.runtime.get(loss), self.runtime.get(correct))
 
     def close(self) -> None:
-        """Free the memory on the device."""
+        """Free the device memory."""
         self.recorded = ((), None)
         self.handles.clear()
         self.resident.clear()
@@ -214,7 +217,7 @@ class CudaEngine:
     # -------------------------------------------------------------------------------------------- the device
 
     def kernel_spec(self, x: RowSource, y: npt.NDArray[Any]) -> KernelSpec:
-        """The options that the kernels are compiled for."""
+        """Return the options with which the kernels are compiled."""
         network, optimizer = self.spec.network, self.spec.optimizer
         return KernelSpec(
             make_layout(network, 1).activations,
@@ -230,28 +233,31 @@ class CudaEngine:
         )
 
     def shape(self, rows: int) -> Shape | Tile:
-        """How batches of so many rows are divided between blocks."""
+        """Return how mini-batches of `rows` rows are divided among the blocks of a kernel."""
         precision = self.spec.precision
         return SHAPE if rows <= SMALL_BATCH and precision == "float32" else TILES[precision]
 
     def upload(self, name: str, array: npt.NDArray[Any]) -> None:
-        """Copy an array to the device under this name; reuses its memory while size and dtype are unchanged."""
+        """Copy an array to `self.handles[name]` on the device. The memory is reused if size and dtype are unchanged."""
         handle = self.handles.get(name)
         if handle is not None and (handle.size, handle.dtype) == (array.size, array.dtype):
             self.runtime.fill(handle, array)
         else:
-            self.handles[name] = None  # freed before the next allocation
+            self.handles[name] = None  # frees the old memory before the new allocation
             self.handles[name] = self.runtime.put(array)
 
     def keep(self, name: str, array: npt.NDArray[Any], flat: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]) -> None:
-        """Copy the caller's rows to the device, once per array object."""
+        """Copy an array of the caller, flattened by `flat`, to the device, unless this array object is already there."""
         if self.resident.get(name) is not array:
             self.resident[name] = None
             self.upload(name, flat(array))
             self.resident[name] = array
 
     def reserve(self, rows: int) -> None:
-        """Ensure capacity of the arena for so many rows; its contents between calls do not matter."""
+        """Ensure that the arena, the workspace for activations and gradients, is large enough for `rows` rows.
+
+        Its contents are not preserved between calls.
+        """
         if rows > self.rows:
             self.layout = make_layout(self.spec.network, rows)
             for name in TABLES:
@@ -260,7 +266,10 @@ class CudaEngine:
             self.rows = rows
 
     def prepare_apply(self, kind: KernelSpec, most: int) -> Callable[..., None]:
-        """A function of x, y, indices, loss, correct, start, rows, evaluates that launches `apply` for at most `most` rows."""
+        """Return a function that launches the kernel `apply` for at most `most` rows.
+
+        Its arguments are x, y, indices, loss, correct, start, rows and evaluates.
+        """
         shape = self.shape(most)
         program = self.runtime.program("apply", kind, shape)
         self.reserve(most)
@@ -276,14 +285,14 @@ class CudaEngine:
         return apply
 
     def outputs(self, rows: int) -> FloatArray:
-        """The pre-activations of so many rows, (rows, outputs), after a launch of `apply`."""
+        """Return the pre-activations of the output layer, (rows, outputs), that the last launch of `apply` computed."""
         outputs = self.spec.network.sizes[-1]
         width = padded(outputs)
         found: FloatArray = self.runtime.get(self.handles["arena"], self.layout.last_output, rows * width)
         return found.reshape(-1, width)[:, :outputs]
 
     def start(self, kind: KernelSpec, count: int, steps: int) -> None:
-        """Launch all phases of so many steps: in one kernel with barriers, or in a graph with one launch per phase."""
+        """Launch all phases of `steps` training steps, in one kernel or in a CUDA graph with one launch per phase."""
         last = steps * phases(len(self.spec.network.layers), kind.clips)
         whole = self.launch(kind, count, 0, last)
         if isinstance(self.shape(self.spec.batch_size), Shape):
@@ -300,7 +309,10 @@ class CudaEngine:
         self.recorded[1]()
 
     def launch(self, kind: KernelSpec, count: int, first: int, end: int) -> Launch:
-        """The launch of phases `first` to `end` - 1 of a call with `count` rows; cooperative if there are several."""
+        """Return the launch of phases `first` to `end` - 1 of a training call with `count` rows.
+
+        The launch is cooperative if it has several phases, because they are separated by grid-wide barriers.
+        """
         spec, here, shape = self.spec, self.handles, self.shape(self.spec.batch_size)
         share = spec.network.label_smoothing / spec.network.sizes[-1]
         on_value, off_value = np.float32(1 - spec.network.label_smoothing + share), np.float32(share)
@@ -314,14 +326,14 @@ class CudaEngine:
 
 
 def widened(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Rows for the kernels, flat, padded with zeros to the width of the layout."""
+    """Return rows padded with zeros to the width of the device layout, as a flat array."""
     whole = np.zeros((len(x), padded(x.shape[1])), x.dtype)
     whole[:, : x.shape[1]] = x
     return whole.reshape(-1)
 
 
 def vector(values: Any, features: int, width: int) -> npt.NDArray[np.float32]:
-    """One float32 per feature, from one value per feature or one for all; padded with zeros."""
+    """Return a float32 vector of `width` elements: one value per feature, or one value for all, padded with zeros."""
     whole = np.zeros(width, np.float32)
     whole[:features] = values
     return whole

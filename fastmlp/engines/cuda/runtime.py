@@ -1,11 +1,12 @@
-"""Interface to an NVIDIA GPU: memory, launches, graphs, and readable errors. It does not depend on networks.
+"""Interface to an NVIDIA GPU: memory, kernel launches, CUDA graphs and readable errors. It contains no neural-network code.
 
-A simulator in the tests has the same methods and runs the same kernels. Tests also run this file with a fake driver in Python,
-and with a stub libcuda.so.1 under NVIDIA's cuda.bindings.
+The tests replace this file with a simulator that has the same methods and runs the same kernels. They also run this file with
+a fake driver written in Python, and with NVIDIA's cuda.bindings on a stub of libcuda.so.1.
 
 Source: CUDA Driver API 12 and 13, sections 6.7 to 6.24 (contexts, modules, memory, streams, execution, graphs).
 
-The calling thread may use the CUDA context of another library, so each method pushes its own context and pops it at the end.
+Another library may have made its own CUDA context current in the calling thread. So each method pushes the context of this
+runtime first and pops it at the end.
 """
 
 from __future__ import annotations
@@ -27,20 +28,21 @@ from fastmlp.errors import UnavailableError
 
 Array = npt.NDArray[Any]
 
-# C types of scalars, by name.
+# C types of scalar kernel arguments, by the name of their Numba type.
 SCALARS: dict[str, Any] = {"int32": ctypes.c_int32, "float32": ctypes.c_float, "uint64": ctypes.c_uint64}
 OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 OLDEST_DRIVER = 12000  # CUDA 12.0, in the format of cuDriverGetVersion
-# Hints, by the function that failed.
+# Hints for error messages, by the driver function that failed.
 HINTS = {"cuModuleLoadData": f"kernels may be newer than the driver: {INSTALL}; "}
-# CUDA_ERROR_ILLEGAL_ADDRESS, LAUNCH_TIMEOUT, ILLEGAL_INSTRUCTION to LAUNCH_FAILED: every later call returns the same error.
+# Errors after which every later call in the process fails with the same error: CUDA_ERROR_ILLEGAL_ADDRESS, LAUNCH_TIMEOUT, and
+# ILLEGAL_INSTRUCTION to LAUNCH_FAILED.
 FAULTS = {700, 702, *range(715, 720)}
 FAULT = "a kernel crashed, and this process can no longer use the GPU; "
 REMEDY = "use backend 'numba'; `fastmlp doctor` shows what is missing"
 
 
 def cuda_version(number: int) -> str:
-    """Format a version number of the driver.
+    """Format a CUDA version number as reported by the driver.
 
     >>> cuda_version(12040)
     '12.4'
@@ -49,11 +51,11 @@ def cuda_version(number: int) -> str:
 
 
 class NoDeviceError(UnavailableError):
-    """There is no GPU, or no driver for it, as on most machines."""
+    """There is no NVIDIA GPU, or its driver is not installed."""
 
 
 class Handle:
-    """An array in device memory, which is freed with this object."""
+    """An array in device memory. The memory is freed when this object is deleted."""
 
     def __init__(self, runtime: Runtime, address: int, size: int, dtype: npt.DTypeLike) -> None:
         self.runtime, self.address, self.size, self.dtype = runtime, address, size, np.dtype(dtype)
@@ -62,20 +64,20 @@ class Handle:
         self.runtime.release("cuMemFree", self.address)
 
     def values(self) -> list[Any]:
-        """An array argument of a Numba kernel: owner, parent, elements, item size, address, shape, strides."""
+        """Return this array as an argument of a Numba kernel: owner, parent, size, item size, address, shape, strides."""
         sizes = (0, 0, self.size, self.dtype.itemsize, self.address, self.size, self.dtype.itemsize)
         return [ctypes.c_uint64(value) for value in sizes]
 
 
 def type_of(value: Any) -> str:
-    """The type of an argument; Python integers are passed to kernels as int32."""
+    """Return the type of a kernel argument. Python integers are passed to kernels as int32."""
     if isinstance(value, Handle):
         return f"{value.dtype}[]"
     return "int32" if isinstance(value, int) else type(value).__name__
 
 
 class Graph:
-    """Launches that are started together; holds them so that their arrays stay allocated."""
+    """A CUDA graph, which starts several launches in one call. It keeps the arrays of its launches allocated."""
 
     def __init__(self, runtime: Runtime, whole: Any, launches: Sequence[Launch]) -> None:
         self.runtime, self.whole, self.launches = runtime, whole, launches
@@ -89,14 +91,14 @@ class Graph:
 
 
 class Program(NamedTuple):
-    """A loaded kernel."""
+    """A kernel that is loaded on the device."""
 
     function: Any
     built: Built
 
 
 class Launch(NamedTuple):
-    """A launch of a kernel; `together` : cooperative, all blocks must be resident at once."""
+    """A kernel launch. `together` makes it a cooperative launch, in which all blocks are resident at the same time."""
 
     program: Any
     blocks: int
@@ -105,7 +107,7 @@ class Launch(NamedTuple):
 
 
 def values_of(launch: Launch) -> list[Any]:
-    """The arguments of a launch as C scalars.
+    """Return the arguments of a launch as C scalars.
 
     Raises
     ------
@@ -120,21 +122,21 @@ def values_of(launch: Launch) -> list[Any]:
 
 
 def addresses(values: Sequence[Any]) -> Any:
-    """An array of the addresses of C scalars, which must stay alive while it is read."""
+    """Return an array of the addresses of C scalars. The scalars must stay alive while the driver reads the array."""
     return (ctypes.c_void_p * len(values))(*[ctypes.addressof(value) for value in values])
 
 
 class Runtime:
-    """The first device in CUDA_VISIBLE_DEVICES.
+    """Interface to device 0, which is the first one in CUDA_VISIBLE_DEVICES if that variable is set.
 
-    name : of the card
-    blocks : number of multiprocessors, which is a number of blocks that can always be resident at once
-    capability : compute capability
+    name : product name of the GPU
+    blocks : number of multiprocessors; this many blocks can always be resident at the same time
+    capability : compute capability, as (major, minor)
 
     Raises
     ------
-    NoDeviceError : no driver, or no device
-    UnavailableError : here and in every method: a package is missing, the driver is too old, or the device fails
+    NoDeviceError : there is no driver or no GPU
+    UnavailableError : a package is missing, the driver is too old, or the GPU fails; every method can raise this error
     """
 
     def __init__(self, driver: Any = None) -> None:
@@ -142,7 +144,7 @@ class Runtime:
         try:
             self.checked_call("cuInit", 0)
             device = self.checked_call("cuDeviceGet", 0)
-        except RuntimeError as error:  # of the driver, or of the bindings if the driver is missing or lacks functions
+        except RuntimeError as error:  # cuda.bindings raises RuntimeError if the driver is missing
             reason = " ".join(str(error).removesuffix(f"; {REMEDY}").split())
             raise NoDeviceError(f"backend 'cuda' needs an NVIDIA GPU and its driver ({reason}); {REMEDY}") from error
         if (version := int(self.checked_call("cuDriverGetVersion"))) < OLDEST_DRIVER:
@@ -161,7 +163,7 @@ class Runtime:
         self.programs: dict[Any, Program] = {}
 
     def facts(self) -> dict[str, Any]:
-        """CUDA version of the driver, bytes of device memory, and highest clock rate in Hz."""
+        """Return the CUDA version of the driver, the size of device memory in bytes, and the maximum clock rate in Hz."""
         version, clock = (
             int(self.checked_call("cuDriverGetVersion")),
             self.driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_CLOCK_RATE,
@@ -174,7 +176,7 @@ class Runtime:
         }
 
     def checked_call(self, function: str, *arguments: Any) -> Any:
-        """Call a driver function and return its output; raise UnavailableError if it fails."""
+        """Call a driver function and return its output. Raise UnavailableError if it fails."""
         result, *found = self.call(function, *arguments)
         self.check(function, result)
         return found[0] if len(found) == 1 else found
@@ -182,7 +184,7 @@ class Runtime:
     def call(self, function: str, *arguments: Any) -> Any:
         """Call a driver function and return its status and output.
 
-        The bindings raise on error codes of newer drivers that they do not know; this raises UnavailableError.
+        cuda.bindings raises KeyError or ValueError for error codes of newer drivers; this method raises UnavailableError.
         """
         try:
             return getattr(self.driver, function)(*arguments)
@@ -191,14 +193,14 @@ class Runtime:
             raise UnavailableError(f"the GPU failed in {function}: {reason}; {REMEDY}") from error
 
     def try_call(self, function: str, *arguments: Any) -> bool:
-        """Call a driver function and ignore errors, which after a fault repeat the first one; return whether it succeeded."""
+        """Call a driver function for cleanup, ignoring errors, and return whether it succeeded."""
         try:
             return int(self.call(function, *arguments)[0]) == 0
         except UnavailableError:
             return False
 
     def check(self, function: str, result: Any) -> None:
-        """Raise UnavailableError with a description unless the status is success."""
+        """Raise UnavailableError with a description of the error unless `result` means success."""
         if int(result) != 0:
             text = self.driver.cuGetErrorString(result)[1] or b"an unknown error"
             remedy = f"{FAULT if int(result) in FAULTS else HINTS.get(function, '')}{REMEDY}"
@@ -206,7 +208,7 @@ class Runtime:
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
-        """Context manager that pushes the CUDA context of the calling thread and pops it at the end."""
+        """Context manager that pushes the CUDA context of this runtime in the calling thread, and pops it at the end."""
         self.checked_call("cuCtxPushCurrent", self.context)
         try:
             yield
@@ -214,7 +216,7 @@ class Runtime:
             self.try_call("cuCtxPopCurrent")
 
     def release(self, function: str, what: Any) -> None:
-        """Free memory or a graph. Ignores errors: after a fault, or when the process ends, everything is freed anyway."""
+        """Free memory or a graph. Errors are ignored, because the driver frees everything when the process ends."""
         if self.try_call("cuCtxPushCurrent", self.context):
             self.try_call(function, what)
             self.try_call("cuCtxPopCurrent")
@@ -222,13 +224,13 @@ class Runtime:
     # -------------------------------------------------------------------------------------------- memory
 
     def put(self, array: Array) -> Handle:
-        """Copy an array to device memory, flat."""
+        """Copy an array to newly allocated device memory, as a flat array."""
         handle = self.empty(array.size, array.dtype)
         self.fill(handle, array)
         return handle
 
     def empty(self, size: int, dtype: npt.DTypeLike) -> Handle:
-        """Uninitialised memory for `size` elements."""
+        """Allocate uninitialised device memory for `size` elements."""
         wanted = max(1, size) * np.dtype(dtype).itemsize
         with self.entered():
             result, address = self.call("cuMemAlloc", wanted)
@@ -242,7 +244,7 @@ class Runtime:
         return Handle(self, int(address), size, dtype)
 
     def fill(self, handle: Handle, array: Array, first: int = 0) -> None:
-        """Copy an array to the elements from `first` on; waits for earlier launches."""
+        """Copy an array into device memory, starting at element `first`, after earlier launches have finished."""
         whole = np.ascontiguousarray(array, handle.dtype)
         assert first + whole.size <= handle.size
         if whole.size:
@@ -250,7 +252,7 @@ class Runtime:
                 self.checked_call("cuMemcpyHtoD", handle.address + first * whole.itemsize, whole.ctypes.data, whole.nbytes)
 
     def get(self, handle: Handle, first: int = 0, count: int | None = None) -> Array:
-        """Copy `count` elements from `first` on to host memory; waits for earlier launches."""
+        """Copy `count` elements, starting at element `first`, to host memory, after earlier launches have finished."""
         found = np.empty(handle.size - first if count is None else count, handle.dtype)
         if found.size:
             with self.entered():
@@ -260,7 +262,7 @@ class Runtime:
     # -------------------------------------------------------------------------------------------- launches
 
     def program(self, name: str, kind: KernelSpec, shape: Shape | Tile) -> Program:
-        """Load a kernel of `programs.KERNELS`, once."""
+        """Return a kernel of `programs.KERNELS`, which is compiled and loaded on first use."""
         key = (name, kind, shape)
         if key not in self.programs:
             built = compiled(name, kind, shape, self.capability)
@@ -270,7 +272,7 @@ class Runtime:
         return self.programs[key]
 
     def launch(self, launch: Launch) -> None:
-        """Start a kernel; raises like `values_of`."""
+        """Start a kernel without waiting for it. Raise TypeError if an argument has the wrong type."""
         values = values_of(launch)
         pointers = addresses(values)
         shape = (launch.blocks, 1, 1, launch.program.built.threads, 1, 1, 0, self.stream, ctypes.addressof(pointers))
@@ -281,10 +283,10 @@ class Runtime:
                 self.checked_call("cuLaunchKernel", launch.program.function, *shape, 0)
 
     def record(self, launches: Sequence[Launch]) -> Graph:
-        """A CUDA graph that runs these launches in order when it is called.
+        """Return a CUDA graph that runs these launches in order each time it is called.
 
-        The graph is built node by node. A stream capture would be invalidated by freeing an array, and after an error it would
-        report the failure to end the capture instead of the first error.
+        The graph is built node by node, not by stream capture: freeing an array would invalidate a capture, and after an error
+        CUDA would report that the capture cannot be ended instead of the original error.
         """
         with self.entered():
             graph = self.checked_call("cuGraphCreate", 0)
@@ -292,7 +294,7 @@ class Runtime:
                 last: list[Any] = []
                 for launch in launches:
                     values = values_of(launch)
-                    pointers = addresses(values)  # read, like the values, while the node is added
+                    pointers = addresses(values)  # the driver copies the values when the node is added
                     last = [self.checked_call("cuGraphAddKernelNode", graph, last, len(last), self.node(launch, pointers))]
                 whole = self.checked_call("cuGraphInstantiate", graph, 0)
             finally:
@@ -300,7 +302,7 @@ class Runtime:
         return Graph(self, whole, launches)
 
     def node(self, launch: Launch, pointers: Any) -> Any:
-        """Parameters of a graph node for a launch."""
+        """Return the parameters of a graph node for a launch."""
         found = self.driver.CUDA_KERNEL_NODE_PARAMS()
         found.func, found.sharedMemBytes, found.kernelParams = launch.program.function, 0, ctypes.addressof(pointers)
         found.gridDimX, found.gridDimY, found.gridDimZ = launch.blocks, 1, 1
@@ -315,5 +317,5 @@ class Runtime:
 
 @functools.cache
 def default_runtime() -> Runtime:
-    """The device of this process."""
+    """Return the runtime that all engines of this process share."""
     return Runtime()

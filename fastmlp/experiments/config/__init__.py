@@ -1,1 +1,1 @@
-"""Settings of runs as data: their types, and the sources of their values."""
+"""Settings of `train` and `extract` runs: their definitions, their types, and the sources of their values."""

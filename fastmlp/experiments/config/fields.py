@@ -1,4 +1,7 @@
-"""Types of settings: how a value is read from text and from TOML, and how --help shows it. The settings are in train.py."""
+"""Types of settings: how a value is read from text and from TOML, and how --help shows it.
+
+train.py and extract.py define the settings.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +28,11 @@ BOOLEAN_WORDS = {
 class ParamType(NamedTuple):
     """Type of a setting.
 
-    expected : what a value must be, for error messages
-    metavar : the same in short, for --help
-    read : from the text of a flag or a variable to the value that TOML would have; raises ValueError
-    check : from a TOML value to the final type; raises ValueError, or ConfigError with a message of its own
-    choices : names of the registry that the value must be in; empty for other types
+    expected : description of the valid values, for error messages
+    metavar : placeholder for the value in --help
+    read : function that converts the text of a flag or a variable to a TOML value; raises ValueError
+    check : function that converts a TOML value to the final type; raises ValueError, or ConfigError with its own message
+    choices : valid names, if the value must be the name of a registry entry; otherwise empty
     """
 
     expected: str
@@ -39,13 +42,14 @@ class ParamType(NamedTuple):
     choices: tuple[str, ...] = ()
 
     def value(self, where: str, given: Any, *, text: bool = False, settings: Sequence[str] = ()) -> Any:
-        """Return a value in its final type.
+        """Convert a value to its final type.
 
         Parameters
         ----------
-        where : name of the setting, variable or key, for the message
-        given : a TOML value, or with `text` the text of a flag or a variable
-        settings : see `FastMLPError`
+        where : name of the setting, variable or key, for the error message
+        given : a TOML value, or the text of a flag or a variable if `text` is true
+        text : whether `given` is text that `read` must convert first
+        settings : names of the settings to change, see `FastMLPError`
 
         Raises
         ------
@@ -68,42 +72,42 @@ class ParamType(NamedTuple):
 
 
 def check_string(value: Any) -> str:
-    """Return a string that is not blank."""
+    """Return the value if it is a string that is not blank; otherwise, raise ValueError."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError
     return value
 
 
 def check_integer(value: Any) -> int:
-    """Return an integer; a Boolean is refused."""
+    """Return the value if it is an integer and not a Boolean; otherwise, raise ValueError."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError
     return value
 
 
 def check_float(value: Any) -> float:
-    """Return a finite number as float; a Boolean is refused."""
+    """Return the value as a float if it is a finite number and not a Boolean; otherwise, raise ValueError."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError
     return float(value)
 
 
 def read_boolean(text: str) -> bool:
-    """Return True or False for one of `BOOLEAN_WORDS`, in any case."""
+    """Convert one of `BOOLEAN_WORDS` to a Boolean; the case of letters is ignored."""
     if text.lower() not in BOOLEAN_WORDS:
         raise ValueError
     return BOOLEAN_WORDS[text.lower()]
 
 
 def check_boolean(value: Any) -> bool:
-    """Return a Boolean."""
+    """Return the value if it is a Boolean; otherwise, raise ValueError."""
     if not isinstance(value, bool):
         raise ValueError
     return value
 
 
 def check_duration(value: Any) -> float:
-    """Return seconds.
+    """Convert a duration, such as "2m", to seconds.
 
     >>> check_duration("2m"), check_duration("1.5h"), check_duration("30"), check_duration(7)
     (120.0, 5400.0, 30.0, 7.0)
@@ -116,7 +120,7 @@ def check_duration(value: Any) -> float:
 
 
 def check_image_size(value: Any) -> tuple[int, int]:
-    """Return height and width.
+    """Convert an image size to (height, width); a single number is both.
 
     >>> check_image_size("28,32"), check_image_size("28x32"), check_image_size([28, 32]), check_image_size(28)
     ((28, 32), (28, 32), (28, 32), (28, 28))
@@ -131,7 +135,10 @@ def check_image_size(value: Any) -> tuple[int, int]:
 
 
 def list_of(item: ParamType, expected: str, metavar: str) -> ParamType:
-    """Return the type of several values: separated by commas in text, a list or a single value in TOML; "none" is empty."""
+    """Return the type of a list of values. Text has commas between the values; TOML has a list or a single value.
+
+    The text "none" means an empty list.
+    """
 
     def read(text: str) -> list[Any]:
         return [] if text.strip() in ("", "none") else [item.read(part.strip()) for part in text.split(",")]
@@ -144,17 +151,17 @@ def list_of(item: ParamType, expected: str, metavar: str) -> ParamType:
 
 
 def one_of(kind: str, names: Iterable[str]) -> ParamType:
-    """Return the type of a name in a registry, see `canonical_name`."""
+    """Return the type of a name in a registry; `canonical_name` normalizes its spelling."""
     known = tuple(names)
     return ParamType("a name", "|".join(known), str, lambda value: canonical_name(kind, check_string(value), known), known)
 
 
 def name_with_number(names: Iterable[str], canonical: Callable[[str], str]) -> ParamType:
-    """Return the type of "name" or "name:number"; `canonical` checks the text and returns it with the registry's name."""
+    """Return the type of "name" or "name:number"; `canonical` validates the text and normalizes the name."""
     return ParamType("a name", "NAME", str, lambda value: canonical(check_string(value)), tuple(names))
 
 
-STRING = ParamType("a text", "TEXT", str, check_string)
+STRING = ParamType("a non-empty string", "TEXT", str, check_string)
 NAME = STRING._replace(metavar="NAME")
 DATA_SOURCE = STRING._replace(metavar="NAME|FILE|FOLDER")
 FOLDER = STRING._replace(metavar="FOLDER")

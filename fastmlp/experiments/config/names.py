@@ -1,10 +1,10 @@
-"""Synonyms of the names of settings, for users of other libraries: one table for flags, FASTMLP_* variables and TOML keys."""
+"""Synonyms of settings that are familiar from other libraries, for flags, FASTMLP_* variables and TOML keys."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
-# Setting -> synonyms. They are understood, but not shown in --help.
+# Maps each setting to its synonyms, which are accepted but not shown in --help.
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "data": ("dataset",),
     "data_dir": ("data_folder", "data_path"),
@@ -39,11 +39,11 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "kernel": ("kernel_size",),
     "pool_kernel": ("pool_size",),
 }
-NOT_IN_VARIABLES = ("device",)  # all commands share variables, and FASTMLP_DEVICE is that of a setting of `extract`
+NOT_IN_VARIABLES = ("device",)  # FASTMLP_DEVICE sets `device` of `extract`; all commands share variables
 
 
 def setting_synonyms(settings: Collection[str]) -> dict[str, str]:
-    """Return synonym -> setting for the settings of a command; a name that is a setting of it is no synonym.
+    """Return a dict from synonym to setting for a command; a name that is itself one of its settings is not a synonym.
 
     >>> setting_synonyms(["lr", "seed"])["learning_rate"], setting_synonyms(["backend", "device"])
     ('lr', {'engine': 'backend'})

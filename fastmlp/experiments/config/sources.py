@@ -1,4 +1,7 @@
-"""Sources of the settings of a command: flags, variables, a TOML file, a recipe. See also train.py and extract.py."""
+"""Read the settings of a command from flags, environment variables, a TOML file and a recipe.
+
+train.py and extract.py define the settings.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,15 @@ from fastmlp.experiments.config.train import FIELDS, DataSettings, TrainConfig, 
 Chosen = TypeVar("Chosen", bound=DataSettings)
 ParamTypes = Mapping[str, ParamType]
 
-# Pairs of settings that exclude each other: where a source gives one of them, it replaces the other one of the sources below.
+# Mutually exclusive settings. If a source sets one of a pair, it overrides the other one from sources of lower precedence.
 PAIRS = {"val_fraction": "val_count", "test_fraction": "test_count"}
 PAIRS |= {two: one for one, two in PAIRS.items()}
-# FASTMLP_DATA is the data folder everywhere in fastmlp, so the variable of the data set has another name.
+# FASTMLP_DATA is the data folder everywhere in fastmlp, so `data` has the variable FASTMLP_DATASET.
 OTHER_NAMES = {"data": "FASTMLP_DATASET", "data_dir": "FASTMLP_DATA"}
 
 
 def variable(name: str) -> str:
-    """Return the variable of a setting.
+    """Return the name of a setting's environment variable.
 
     >>> variable("batch_size"), variable("data")
     ('FASTMLP_BATCH_SIZE', 'FASTMLP_DATASET')
@@ -41,7 +44,7 @@ def resolve(
     file: str | Path | None = None,
     recipe: Mapping[str, Any] = MappingProxyType({}),
 ) -> TrainConfig:
-    """Return the settings of a `train` run, see `resolve_as`.
+    """Return the settings of a `train` run; see `resolve_as` for the parameters.
 
     Examples
     --------
@@ -59,18 +62,19 @@ def resolve_as(
     file: str | Path | None = None,
     recipe: Mapping[str, Any] = MappingProxyType({}),
 ) -> Chosen:
-    """Return the settings of a command. Precedence, highest first: flag, variable, file, recipe, default.
+    """Return the settings of a command. Precedence, highest first: flag, environment variable, file, recipe, default.
 
     Parameters
     ----------
-    flags : by name of the setting, the text given, or a bool for a flag without a value; None counts as not given
-    environment : variables, by the names in `VARIABLES` or their synonyms; an empty one counts as not given
-    file : a TOML file with settings or their synonyms as keys
+    settings : class of the settings
+    flags : dict from setting to the text of its flag, to a bool for a flag without a value, or to None if it is not given
+    environment : environment variables, see `variable`; synonyms are accepted, and empty variables are ignored
+    file : TOML file with settings or their synonyms as keys
     recipe : settings of a published experiment
 
     Raises
     ------
-    ConfigError : a value of the wrong type, an unusable file, or settings that contradict each other
+    ConfigError : a value has the wrong type, the file cannot be used, or settings contradict each other
     """
     fields = fields_of(settings)
     types: ParamTypes = {name: one.metadata["type"] for name, one in fields.items()}
@@ -87,7 +91,7 @@ def resolve_as(
 
 
 def read_flags(flags: Mapping[str, Any], types: ParamTypes) -> dict[str, Any]:
-    """Return the settings that the command line gives."""
+    """Return the settings that are given as flags."""
     given = {name: value for name, value in flags.items() if value is not None}
     return {
         name: types[name].value(name, value, text=isinstance(value, str), settings=(name,)) for name, value in given.items()
@@ -95,7 +99,7 @@ def read_flags(flags: Mapping[str, Any], types: ParamTypes) -> dict[str, Any]:
 
 
 def read_environment(environment: Mapping[str, str], types: ParamTypes) -> dict[str, Any]:
-    """Return the settings that variables give; raise ConfigError for two variables of one setting."""
+    """Return the settings given by environment variables; raise ConfigError if two variables give the same setting."""
     synonyms = {other: name for other, name in setting_synonyms(types).items() if other not in NOT_IN_VARIABLES}
     names = {variable(other): name for other, name in synonyms.items()} | {variable(name): name for name in types}
     settings: dict[str, Any] = {}
@@ -103,7 +107,7 @@ def read_environment(environment: Mapping[str, str], types: ParamTypes) -> dict[
     for key in (key for key in names if environment.get(key)):
         name = names[key]
         if name in origin:
-            raise ConfigError(f"{origin[name]} and {key} are both set, and mean the same; unset one of them")
+            raise ConfigError(f"{origin[name]} and {key} are both set, but they mean the same setting; unset one of them")
         origin[name] = key
         settings[name] = types[name].value(key, environment[key], text=True)
     return settings
@@ -114,7 +118,7 @@ def read_file(path: Path, types: ParamTypes) -> dict[str, Any]:
 
     Raises
     ------
-    ConfigError : the file is missing or not TOML, or has an unknown key or a value of the wrong type
+    ConfigError : the file is missing or is not valid TOML, or has an unknown key or a value of the wrong type
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -123,14 +127,14 @@ def read_file(path: Path, types: ParamTypes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
-        line = getattr(error, "lineno", None)  # from Python 3.14 on; before, only the message may have it
+        line = getattr(error, "lineno", None)  # exists since Python 3.14
         place = path if line is None else f"{path}, line {line}"
-        raise ConfigError(f"{place}: not TOML: {error}; correct it there") from error
+        raise ConfigError(f"{place}: invalid TOML: {error}; correct the file") from error
     return read_table(table, types, str(path))
 
 
 def read_table(table: Mapping[str, Any], types: ParamTypes, where: str) -> dict[str, Any]:
-    """Return the settings in a table; raise ConfigError as `read_file`, with `where` at the start of the message."""
+    """Return the settings in a parsed TOML table; raise ConfigError with `where` at the start of the message."""
     settings: dict[str, Any] = {}
     origin: dict[str, str] = {}
     synonyms = setting_synonyms(types)

@@ -1,7 +1,7 @@
-"""Settings of a `train` run: one description from which flags, variables and config.toml are made.
+"""Settings of a `train` run. Each field of `TrainConfig` is also a flag, an environment variable and a key of config.toml.
 
-`TrainConfig` has a field per setting, and makes the `Network` and the `Settings` of the training, which check their values. See
-fields.py for the types of settings, and sources.py for where they come from.
+`TrainConfig` builds the `Network` and the `Settings` of the training, which validate most of the values. fields.py defines the
+types of settings, and sources.py reads their values.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ PATIENCE = 10
 INITS = (*INITIALIZERS, *ALIASES)
 ACTIVATION = list_of(name_with_number(ACTIVATIONS, canonical_activation), "names, such as relu or relu,tanh", "NAME,...")
 RATES_HELP = ", ".join(f"{rate:g} for {name}" for name, rate in DEFAULT_LEARNING_RATE.items())
-# Fields of Optimizer and Schedule whose settings have another name.
+# Maps fields of Optimizer and Schedule to the settings that have another name.
 SETTING_OF_FIELD = {
     "clip_norm": "max_grad_norm",
     "decay": "lr_decay",
@@ -57,15 +57,15 @@ SETTING_OF_FIELD = {
 
 
 def setting(group: str, type: ParamType, default: Any, text: str, *, common: bool = False) -> Any:
-    """Return a dataclass field that is a setting.
+    """Return a dataclass field that describes a setting.
 
     Parameters
     ----------
-    group : its heading in --help
-    type : its type
-    default : its default; None means not set, or chosen as the text says
-    text : for --help; names of settings stand in backticks, and are shown as flags
-    common : whether --help shows it; --help-all shows all settings
+    group : heading in --help under which the setting is listed
+    type : type of the value
+    default : default value; None means that the setting is not set, or that `text` describes the default
+    text : text for --help; names of settings in backticks are shown as flags
+    common : whether --help shows the setting; --help-all shows all settings
     """
     return field(default=default, metadata={"group": group, "type": type, "help": text, "common": common})
 
@@ -78,29 +78,30 @@ result_setting = functools.partial(setting, "Engine and result")
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """The data and their splits: settings that `train` and `extract` share.
+    """Settings of the data and their splits, which `train` and `extract` share.
 
     Raises
     ------
-    ConfigError : an unknown name, or a fraction or a number of rows out of range
+    ConfigError : a name is unknown, or a fraction or a number of rows is out of range
     """
 
     data: str = data_setting(
         DATA_SOURCE,
         "digits",
-        "Data set by name, .npz, .safetensors or .csv file, folder of x.npy and y.npy, or folder of image folders.",
+        "Name of a data set; .npz, .safetensors or .csv file; folder with x.npy and y.npy; or folder with a folder of images "
+        "per class.",
         common=True,
     )
-    data_dir: str | None = data_setting(FOLDER, None, "Folder of the named data sets [default: in the user's cache].")
-    image_size: tuple[int, int] | None = data_setting(IMAGE_SIZE, None, "Resize the images of a folder.", common=True)
-    task: str = data_setting(one_of("task", TASKS), "classification", "Predict classes or numbers.", common=True)
-    val_fraction: float | None = data_setting(FLOAT, 0.2, "Fraction of the rows kept for validation; 0 for none.", common=True)
+    data_dir: str | None = data_setting(FOLDER, None, "Folder with the named data sets [default: in the user's cache].")
+    image_size: tuple[int, int] | None = data_setting(IMAGE_SIZE, None, "Resize the images of an image folder.", common=True)
+    task: str = data_setting(one_of("task", TASKS), "classification", "Type of the task.", common=True)
+    val_fraction: float | None = data_setting(FLOAT, 0.2, "Fraction of the rows for validation; 0 disables it.", common=True)
     val_count: int | None = data_setting(INTEGER, None, "Number of validation rows, instead of `val_fraction`.")
     test_fraction: float | None = data_setting(
-        FLOAT, 0.2, "Fraction of the rows kept for the test, if the data have no test split.", common=True
+        FLOAT, 0.2, "Fraction of the rows used as the test split, if the data do not have one.", common=True
     )
     test_count: int | None = data_setting(INTEGER, None, "Number of test rows, instead of `test_fraction`.")
-    stratify: bool = data_setting(BOOLEAN, False, "Keep the proportions of the classes in every split.")
+    stratify: bool = data_setting(BOOLEAN, False, "Preserve the class proportions in every split.")
     scale: str = data_setting(one_of("scaling", SCALINGS), "zscore", "Scaling of the inputs, fitted to the training split.")
     seed: int = data_setting(
         INTEGER, 0, "Random seed for splits, initial weights, shuffling, dropout and augmentation.", common=True
@@ -109,7 +110,7 @@ class DataSettings:
     def __post_init__(self) -> None:
         for name, one in fields_of(type(self)).items():
             if one.metadata["type"].choices and (value := getattr(self, name)) is not None:
-                # A frozen dataclass normalizes its own fields in this way.
+                # A normal assignment is not possible, because the dataclass is frozen.
                 object.__setattr__(self, name, one.metadata["type"].value(name, value, settings=(name,)))
         for name in ("val_fraction", "test_fraction"):
             if not 0 <= (getattr(self, name) or 0) <= 1:
@@ -125,12 +126,12 @@ class DataSettings:
         return {"validation": validation, "test": test, "stratify": self.stratify, "seed": self.seed}
 
     def table(self) -> dict[str, Any]:
-        """Return the settings that are set, with TOML's types; `resolve` reads them back."""
+        """Return the settings that are not None, with the types of TOML; `resolve` can read them."""
         table = {name: getattr(self, name) for name in fields_of(type(self)) if getattr(self, name) is not None}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in table.items()}
 
     def text(self) -> str:
-        """Return the settings that are set, as TOML.
+        """Return the settings that are not None, as TOML text.
 
         >>> print(TrainConfig(seed=7).text().splitlines()[0])
         data = "digits"
@@ -138,7 +139,7 @@ class DataSettings:
         return tomli_w.dumps(self.table())
 
     def complete(self, values: dict[str, Any]) -> None:
-        """Set settings that are not set; for __post_init__ only."""
+        """Replace settings that are None with the given values. Only __post_init__ may call this."""
         for name, value in values.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
@@ -150,7 +151,7 @@ class TrainConfig(DataSettings):
 
     Raises
     ------
-    ConfigError : an unknown name, a value out of range, or settings that contradict each other
+    ConfigError : a name is unknown, a value is out of range, or settings contradict each other
 
     Examples
     --------
@@ -160,12 +161,12 @@ class TrainConfig(DataSettings):
     """
 
     hidden: tuple[int, ...] = network_setting(
-        INTEGERS, (128,), "Sizes of the hidden layers; none gives softmax regression.", common=True
+        INTEGERS, (128,), "Sizes of the hidden layers; none means no hidden layer.", common=True
     )
     activation: tuple[str, ...] = network_setting(
         ACTIVATION,
         ("relu",),
-        f"One, or one per hidden layer: {', '.join(ACTIVATIONS)}; leaky-relu:0.2 sets the slope.",
+        f"Activation function, or one per hidden layer: {', '.join(ACTIVATIONS)}; leaky-relu:0.2 sets the slope.",
         common=True,
     )
     dropout: tuple[float, ...] = network_setting(
@@ -179,65 +180,69 @@ class TrainConfig(DataSettings):
     l1: float = network_setting(FLOAT, 0.0, "L1 penalty on the weights.")
     l2: float = network_setting(FLOAT, 0.0, "L2 penalty on the weights.")
     loss: str | None = network_setting(
-        one_of("loss", LOSSES), None, "Loss [default: cross-entropy for classification, squared-error for regression]."
+        one_of("loss", LOSSES), None, "Loss function [default: cross-entropy for classification, squared-error for regression]."
     )
     output: str | None = network_setting(
-        one_of("output", OUTPUTS), None, "Output function [default: softmax, with squared-error linear]."
+        one_of("output", OUTPUTS), None, "Output function [default: softmax, or linear with squared-error]."
     )
-    label_smoothing: float = network_setting(FLOAT, 0.0, "Label smoothing.")
+    label_smoothing: float = network_setting(FLOAT, 0.0, "Amount of label smoothing.")
 
     epochs: int = training_setting(INTEGER, 50, "Maximum number of epochs.", common=True)
     batch_size: int = training_setting(INTEGER, 64, "Mini-batch size.", common=True)
     optimizer: str = training_setting(one_of("optimizer", RULES), "adam", "Optimizer.", common=True)
     lr: float | None = training_setting(FLOAT, None, f"Learning rate [default: {RATES_HELP}].", common=True)
-    momentum: float = training_setting(FLOAT, 0.9, "Momentum, for momentum and nesterov.")
-    beta1: float = training_setting(FLOAT, 0.9, "Decay of the mean of gradients, for adam and adamw.")
-    beta2: float = training_setting(FLOAT, 0.999, "Decay of the mean of squared gradients, for adam, adamw and rmsprop.")
-    epsilon: float = training_setting(FLOAT, 1e-8, "Constant in the denominator, for adam, adamw and rmsprop.")
+    momentum: float = training_setting(FLOAT, 0.9, "Momentum of the optimizers momentum and nesterov.")
+    beta1: float = training_setting(FLOAT, 0.9, "Decay rate of the mean of gradients, for adam and adamw.")
+    beta2: float = training_setting(FLOAT, 0.999, "Decay rate of the mean of squared gradients, for adam, adamw, rmsprop.")
+    epsilon: float = training_setting(FLOAT, 1e-8, "Constant added to the denominator, for adam, adamw and rmsprop.")
     weight_decay: float = training_setting(FLOAT, 0.01, "Decoupled weight decay, for adamw.")
-    max_grad_norm: float = training_setting(FLOAT, 0.0, "Clip the gradient to this norm; 0 for no clipping.")
+    max_grad_norm: float = training_setting(
+        FLOAT, 0.0, "Clip the gradient if its norm is larger than this; 0 disables clipping."
+    )
     schedule: str = training_setting(one_of("schedule", SCHEDULES), "constant", "Learning-rate schedule.", common=True)
     lr_warmup: float = training_setting(FLOAT, 0.0, "Linear warm-up, in epochs.")
-    lr_step: float = training_setting(FLOAT, 10.0, "Epochs between two steps, for schedule step.")
-    lr_gamma: float = training_setting(FLOAT, 0.5, "Factor of each step, for schedule step.")
-    lr_decay: float = training_setting(FLOAT, 0.02, "Decay per epoch, for schedules inverse-time and exponential.")
+    lr_step: float = training_setting(FLOAT, 10.0, "Epochs between two learning-rate steps, for schedule step.")
+    lr_gamma: float = training_setting(FLOAT, 0.5, "Each step multiplies the learning rate by this factor, for schedule step.")
+    lr_decay: float = training_setting(FLOAT, 0.02, "Decay rate per epoch, for schedules inverse-time and exponential.")
     patience: int | None = training_setting(
         INTEGER,
         None,
-        f"Early-stopping patience in epochs; 0 disables it [default: {PATIENCE}, without a validation split 0].",
+        f"Early-stopping patience in epochs; 0 disables it [default: {PATIENCE}, or 0 without a validation split].",
         common=True,
     )
     monitor: str = training_setting(
-        one_of("monitor", MONITORS), "loss", "Validation metric that selects the best epoch and stops early."
+        one_of("monitor", MONITORS), "loss", "Validation metric that determines the best epoch and early stopping."
     )
     min_delta: float = training_setting(FLOAT, 0.0, "Smallest change of `monitor` that counts as an improvement.")
-    val_steps: int | None = training_setting(INTEGER, None, "Also validate every N steps within an epoch.")
-    max_time: float | None = training_setting(DURATION, None, "Stop after this time, such as 30s, 2m, 1h.", common=True)
+    val_steps: int | None = training_setting(INTEGER, None, "Also validate after every N mini-batches.")
+    max_time: float | None = training_setting(DURATION, None, "Stop after this time, such as 30s, 2m or 1h.", common=True)
     flip: float = training_setting(FLOAT, 0.0, "Mirror each training image with this probability, redrawn every epoch.")
     shift: int = training_setting(INTEGER, 0, "Shift training images by up to N pixels in each direction, redrawn every epoch.")
 
     backend: str = result_setting(
-        one_of("backend", CHOICES), "auto", "Engine; auto chooses the fastest that works here.", common=True
+        one_of("backend", CHOICES), "auto", "Engine; auto chooses the fastest engine that works on this machine.", common=True
     )
-    threads: int | None = result_setting(INTEGER, None, "Threads of the engine [default: all usable cores].")
+    threads: int | None = result_setting(INTEGER, None, "Number of threads [default: one per usable core].")
     dtype: str = result_setting(
-        one_of("dtype", ("float32", "float64")), "float32", "Floating-point type; the numba engine has float32 only."
+        one_of("dtype", ("float32", "float64")), "float32", "Floating-point type; numba and cuda support only float32."
     )
     precision: str = result_setting(
         one_of("precision", PRECISIONS),
         "float32",
         "Precision of matrix products; tf32 and bf16 use tensor cores, and need `backend` cuda.",
     )
-    out: str | None = result_setting(FOLDER, None, "Folder of the run [default: runs/DATE-data-network].", common=True)
+    out: str | None = result_setting(FOLDER, None, "Run folder [default: runs/DATE-data-network].", common=True)
     force: bool = result_setting(BOOLEAN, False, "Write into `out` even if it is not empty.", common=True)
     per_class_every: int | None = result_setting(
-        INTEGER, None, "Write metrics per class and confusion matrices every N epochs, to classes.jsonl and classes.png."
+        INTEGER,
+        None,
+        "Every N epochs, write per-class metrics and confusion matrices to classes.jsonl; plot them in classes.png.",
     )
-    save_every: int | None = result_setting(INTEGER, None, "Save the model every N epochs, in the folder checkpoints.")
+    save_every: int | None = result_setting(INTEGER, None, "Save the model every N epochs in the subfolder checkpoints.")
     predictions: bool = result_setting(
-        BOOLEAN, False, "Write predictions.txt: test loss, accuracy, and true,predicted class of each row."
+        BOOLEAN, False, "Write predictions.txt with the test loss, the accuracy, and the true and predicted class of each row."
     )
-    min_accuracy: float | None = result_setting(FLOAT, None, "Exit with code 6 if the test accuracy is lower.")
+    min_accuracy: float | None = result_setting(FLOAT, None, "Exit with code 6 if the test accuracy is below this value.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -250,7 +255,7 @@ class TrainConfig(DataSettings):
                 raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}", settings=(name,))
         for name in ("per_class_every", "save_every"):
             if (value := getattr(self, name)) is not None and value < 1:
-                raise ConfigError(f"{name} must be 1 or more, not {value}; leave it out for none", settings=(name,))
+                raise ConfigError(f"{name} must be 1 or more, not {value}; leave it out to disable it", settings=(name,))
         classification = self.task == "classification"
         if not classification:
             self._check_regression()
@@ -275,13 +280,13 @@ class TrainConfig(DataSettings):
                 )
 
     def network(self, features: int, outputs: int) -> Network:
-        """Return the network for data with so many features and outputs."""
+        """Return the network for the given numbers of features and outputs."""
         single = {name: getattr(self, name) for name in ("activation", "dropout")}
         given = {name: values[0] if len(values) == 1 else values for name, values in single.items()}
         return Network((features, *self.hidden, outputs), **(self.shared(Network) | given))
 
     def settings(self) -> Settings:
-        """Return the settings of the training, with its schedule and its optimizer."""
+        """Return the `Settings` of the training, which include the schedule and the optimizer."""
         try:
             schedule = Schedule(**self.shared(Schedule))
             optimizer = Optimizer(self.optimizer, **self.shared(Optimizer))
@@ -292,13 +297,13 @@ class TrainConfig(DataSettings):
         return Settings(**(self.shared(Settings) | own))
 
     def shared(self, description: Any) -> dict[str, Any]:
-        """Return the arguments of a dataclass that are settings, see `SETTING_OF_FIELD`."""
+        """Return the arguments for a dataclass whose fields are settings, possibly renamed as in `SETTING_OF_FIELD`."""
         names = {one.name: SETTING_OF_FIELD.get(one.name, one.name) for one in dataclasses.fields(description)}
         return {name: getattr(self, setting) for name, setting in names.items() if setting in FIELDS}
 
 
 def fields_of(settings: type[DataSettings]) -> dict[str, dataclasses.Field[Any]]:
-    """Return the fields of a class of settings, by name."""
+    """Return the dataclass fields of a settings class, by name."""
     return {one.name: one for one in dataclasses.fields(settings)}
 
 

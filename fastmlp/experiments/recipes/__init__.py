@@ -1,1 +1,1 @@
-"""Published experiments as data, run and compared."""
+"""Recipes: published experiments as TOML files, and functions that run, compare and plot them."""

@@ -1,6 +1,6 @@
-"""Comparisons of recipes, plotted from the finished runs in a folder.
+"""Plots that compare recipes, made from the finished runs in a folder.
 
-The comparisons are data in the files of the reports. See reports/comparison.py for the plots, and run.py for the runs.
+The TOML files of the reports define the comparisons. reports/comparison.py draws the plots, and run.py runs the recipes.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ HEADINGS = {"cnn": "the CNN alone", "mlp": "the MLP on its features"}
 
 
 class Comparison(NamedTuple):
-    """Several recipes in one figure.
+    """A figure that compares several recipes.
 
     Parameters
     ----------
-    name : such as "cs776-pooling-he", and the stem of the file name
+    name : such as "cs776-pooling-he"; also the file name without its extension
     title : title of the figure
-    networks : "cnn", "mlp", or both: the networks of a recipe that are shown, with a panel for each network and metric
-    figures : "accuracy", "loss", or both: the metrics, on the validation split
-    curves : the label of each recipe's curve
+    networks : networks of each recipe to show: "cnn", "mlp", or both; there is one panel per network and metric
+    figures : metrics to show, on the validation split: "accuracy", "loss", or both
+    curves : dict from recipe to the label of its curve
     """
 
     name: str
@@ -48,11 +48,11 @@ class Training(NamedTuple):
     published: float | None
 
 
-Found = Mapping[str, Mapping[str, Training]]  # recipe, network
+Found = Mapping[str, Mapping[str, Training]]  # recipe -> network -> training
 
 
 class Drawn(NamedTuple):
-    """A comparison, its file or None, the recipes that it shows, and those without a finished run."""
+    """A plotted comparison: its file (None if it was not plotted), the recipes shown, and those without a finished run."""
 
     name: str
     title: str
@@ -63,21 +63,21 @@ class Drawn(NamedTuple):
 
 @functools.cache
 def all_comparisons() -> Mapping[str, Comparison]:
-    """All comparisons by name, report after report."""
+    """Return all comparisons by name, in the order of the reports."""
     reports = [tomllib.loads(file.read_text(encoding="utf-8")) for file in sorted(FOLDER.glob("*.toml"))]
     return {name: Comparison(name, **table) for report in reports for name, table in report.get("comparison", {}).items()}
 
 
 def plot_recipes(patterns: Sequence[str], runs: Path, out: Path) -> list[Drawn]:
-    """Plot the comparisons whose names match one of the patterns, or all, from the finished runs in a folder.
+    """Plot the comparisons whose names match any of the patterns, or all of them, from the finished runs in a folder.
 
-    Unfinished runs are left out, and a comparison without a finished run is not plotted. The settings of the runs are not
-    compared with those of the recipes.
+    Unfinished runs are left out, and a comparison without a finished run is not plotted. The function does not check that
+    the settings of the runs are those of the recipes.
 
     Raises
     ------
-    ConfigError : a pattern matches nothing; no comparison has a finished run; `out` is a file
-    DataError : a file of a run is damaged; a figure could not be written
+    ConfigError : a pattern matches nothing, no comparison has a finished run, or `out` is a file
+    DataError : a file of a run is damaged, or a figure cannot be written
     """
     chosen = [all_comparisons()[name] for name in matching("comparison", patterns or ["*"], all_comparisons())]
     found = {one.name: {name: kept for name in one.curves if (kept := trainings(one, name, runs))} for one in chosen}
@@ -91,7 +91,7 @@ def plot_recipes(patterns: Sequence[str], runs: Path, out: Path) -> list[Drawn]:
 
 
 def draw(one: Comparison, found: Found, out: Path) -> Drawn:
-    """Plot a comparison from the trainings found, if there are any."""
+    """Plot a comparison, unless none of its recipes has a finished run."""
     file = out / f"{one.name}.png"
     if found:
         plot_comparison(panels_of(one, found), file, one.title)
@@ -100,7 +100,7 @@ def draw(one: Comparison, found: Found, out: Path) -> Drawn:
 
 
 def panels_of(one: Comparison, found: Found) -> list[Panel]:
-    """Return the panels of a comparison. Colors depend on the position of a recipe, whether others are missing or not."""
+    """Return the panels of a comparison. Missing recipes do not change the colors of the other curves."""
     panels = []
     for network in one.networks:
         for figure in one.figures:
@@ -115,7 +115,7 @@ def panels_of(one: Comparison, found: Found) -> list[Panel]:
 
 
 def trainings(one: Comparison, name: str, runs: Path) -> dict[str, Training] | None:
-    """Return the trainings of a recipe's run by network; None if the run is not finished or lacks a metric."""
+    """Return the trainings of a recipe's run by network; None if the run is not finished or lacks a metric to plot."""
     recipe, folder = find(name), runs / name
     result = finished_result(recipe, folder)
     if result is None:

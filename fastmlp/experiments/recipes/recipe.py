@@ -1,9 +1,10 @@
-"""Recipes: settings of `train` and `extract` for published experiments and for our best ones, with the published results.
+"""Recipes: settings of `train` and `extract` for published experiments and for our own best models, with published results.
 
-Recipes are TOML files in the folder `published`: a file for each report, a table for each of its rows, `[mlp.NAME]` for a
-network on pixels, `[cnn.NAME]` for a convolutional one. `[mlp]`, `[cnn]` and `[features]`, for the MLP on a CNN's features,
-have the settings that the rows share; `[comparison.NAME]` is a figure of several rows. See config/sources.py for how settings
-are read, run.py for the runs, and plot.py for the figures.
+The folder `published` has one TOML file per report. In the file, each experiment is a table: `[mlp.NAME]` for an MLP on pixels,
+`[cnn.NAME]` for a convolutional network. The tables `[mlp]`, `[cnn]` and `[features]` have the settings that experiments share;
+`[features]` is for MLPs on the features of a CNN. `[comparison.NAME]` defines a figure that compares several experiments.
+
+config/sources.py reads the settings, run.py runs the recipes, and plot.py plots the figures.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ NOT_SETTINGS = ("published", "choices", "features")
 
 
 class Recipe(NamedTuple):
-    """A row of a report.
+    """One experiment of a report.
 
     Parameters
     ----------
     name : such as "cs776-mlp-1"
-    source : the report, its data and their split
-    extract : settings of `fastmlp extract`; None for networks on pixels
-    train : settings of `fastmlp train`; None if the report has the convolutional network only
-    published : accuracies by split, such as {"test": 0.8825}, of the network that `train` trains; "cnn" has those of the
-        convolutional network; `epochs`, `loss` and a `note` where the report gives them
-    choices : choices, and reasons, for settings that the report does not give
+    source : description of the report, its data and their splits
+    extract : settings of `fastmlp extract`; None if the experiment has no convolutional network
+    train : settings of `fastmlp train`; None if the experiment has only a convolutional network
+    published : published accuracies by split, such as {"test": 0.8825}, of the network that `train` trains. The key "cnn"
+        has those of the convolutional network. The keys "epochs", "loss" and "note" are optional
+    choices : values that we chose for settings that the report does not state, with reasons
     """
 
     name: str
@@ -45,7 +46,7 @@ class Recipe(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The network in short.
+        """Short description of the network.
 
         >>> find("cs776-mlp-3").title, find("cs776-cnn-2").title
         ('MLP 128, gelu, dropout 0.2', 'CNN 16-16-16-16-16, avg, dense 32')
@@ -61,25 +62,25 @@ class Recipe(NamedTuple):
         return ", ".join(words + [f"dropout {rate:g}" for rate in self.train.get("dropout", [])])
 
     def table(self) -> dict[str, Any]:
-        """Return the fields and the title, with the types of JSON and TOML."""
+        """Return the fields and the title as a dict that can be written as JSON."""
         return {"title": self.title, **self._asdict(), "choices": list(self.choices)}
 
 
 @functools.cache
 def all_recipes() -> Mapping[str, Recipe]:
-    """Return all recipes by name, in the order of the reports and of their rows."""
+    """Return all recipes by name, in the order of the reports and of their experiments."""
     return {recipe.name: recipe for file in sorted(FOLDER.glob("*.toml")) for recipe in read_recipes(file)}
 
 
 def find(name: str) -> Recipe:
-    """Return the recipe of a name; raise ConfigError if there is none."""
+    """Return the recipe with this name; raise ConfigError if there is none."""
     if name not in all_recipes():
         raise ConfigError(unknown_name("recipe", name, all_recipes()))
     return all_recipes()[name]
 
 
 def matching(kind: str, patterns: Sequence[str], names: Collection[str]) -> list[str]:
-    """Return the names that match one of the patterns, in the order of `names`; raise ConfigError if a pattern matches none.
+    """Return the names that match any of the patterns, in the order of `names`; raise ConfigError if a pattern matches none.
 
     >>> matching("recipe", ["b?", "a1"], ["a1", "a2", "b1"])
     ['a1', 'b1']
@@ -112,19 +113,19 @@ def read_recipes(file: Path) -> Iterator[Recipe]:
 
 
 def settings_of(name: str | None, command: str) -> Mapping[str, Any]:
-    """Return the settings of a recipe for the command "train", "extract" or "extract train"; none without a name.
+    """Return the settings of a recipe for the command "train", "extract" or "extract train"; empty if `name` is None.
 
-    Raise ConfigError for an unknown name, and for a recipe of the other command.
+    Raise ConfigError if the name is unknown, or if another command runs the recipe.
     """
     if name is None:
         return {}
     recipe = find(name)
     if command == "train" and recipe.extract is not None:
         raise ConfigError(
-            f"recipe {name} trains a convolutional network; run it by `fastmlp extract … train`", settings=("recipe",)
+            f"recipe {name} trains a convolutional network; run it with `fastmlp extract … train`", settings=("recipe",)
         )
     if command != "train" and recipe.extract is None:
-        raise ConfigError(f"recipe {name} trains a network on pixels; run it by `fastmlp train`", settings=("recipe",))
+        raise ConfigError(f"recipe {name} trains a network on pixels; run it with `fastmlp train`", settings=("recipe",))
     found = recipe.extract if command == "extract" else recipe.train
     return found or {}
 

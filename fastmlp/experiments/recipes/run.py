@@ -1,7 +1,8 @@
-"""Runs of recipes: train those that are not finished, and compare their results with the published ones.
+"""Run the recipes that are not finished, and compare their results with the published ones.
 
-Each recipe has a run folder below one folder, as `fastmlp train` writes it; a recipe with a result file is finished. Networks
-on pixels with the same data and splits are trained in parallel (training/many.py), convolutional networks one after the other.
+Each recipe has its own run folder, as written by `fastmlp train`. A recipe is finished if the folder has the result of a run
+that was not interrupted. MLPs on pixels with the same data and splits are trained in parallel (training/many.py);
+convolutional networks are trained one after the other.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from fastmlp.training.many import ManyInterrupted, Result, train_tasks
 from fastmlp.training.monitor import EpochLog
 from fastmlp.training.progress import make_progress
 
-CNN_NAME = "cnn.json"  # result of `extract`, for recipes without a network on its features
+CNN_NAME = "cnn.json"  # result file of a recipe that has only a convolutional network
 
 
 class RecipeJob(NamedTuple):
@@ -42,7 +43,7 @@ class RecipeJob(NamedTuple):
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """The result of the finished run, or None. Raises ConfigError if the run had other settings."""
+        """Result of the finished run, or None if there is none. Raises ConfigError if the run had other settings."""
         result = finished_result(self.recipe, self.folder)
         if result is None:
             return None
@@ -57,7 +58,7 @@ class RecipeJob(NamedTuple):
 
 
 def finished_result(recipe: Recipe, folder: Path) -> dict[str, Any] | None:
-    """Return the result of the finished run in a recipe's folder, whatever its settings; None if there is none."""
+    """Return the result of the finished run in a recipe's folder without checking its settings; None if there is none."""
     file = folder / (CNN_NAME if recipe.train is None else RESULT_NAME)
     if not file.exists():
         return None
@@ -66,12 +67,12 @@ def finished_result(recipe: Recipe, folder: Path) -> dict[str, Any] | None:
 
 
 def extracted_of(recipe: Recipe, result: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the result of `extract` in a recipe's result; empty if the run in its folder used other data."""
+    """Return the part of a recipe's result that `extract` produced; empty if the run did not train on extracted features."""
     return result if recipe.train is None else result["data"].get("extracted", {})
 
 
 def select(patterns: Sequence[str]) -> list[str]:
-    """Return the names of recipes that match a pattern such as "cs776-mlp-*", in the order of `all_recipes`.
+    """Return the names of the recipes that match any of the patterns, such as "cs776-mlp-*", in the order of `all_recipes`.
 
     Raise ConfigError if a pattern matches nothing.
 
@@ -82,7 +83,7 @@ def select(patterns: Sequence[str]) -> list[str]:
 
 
 def make_job(name: str, out: Path, environment: Mapping[str, str], flags: Mapping[str, Any]) -> RecipeJob:
-    """Return a recipe with its settings; `flags` are the settings of data and engine that all recipes share."""
+    """Return a recipe with its settings. `flags` has settings, such as `seed`, that override those of the recipe."""
     recipe, folder = find(name), out / name
     images = config = None
     own = {"out": str(folder), "force": True}
@@ -111,18 +112,19 @@ def run_recipes(
 
     Parameters
     ----------
-    tools : returns fastmlp.cnn or raises UnavailableError; called only if there is a convolutional network to train
-    threads : networks on pixels that train in parallel; None uses one thread per core
+    tools : function that returns the module fastmlp.cnn.toolkit or raises UnavailableError; it is called only if there is a
+        convolutional network to train
+    threads : number of MLPs on pixels that are trained in parallel; None means one per core
 
     Raises
     ------
-    UnavailableError : an engine or fastmlp.cnn is missing; raised after the jobs that do not need it
+    UnavailableError : an engine or PyTorch is missing; raised after the jobs that do not need it
     """
     todo = [job for job in jobs if job.result is None]
     groups: dict[tuple[Any, ...], list[RecipeJob]] = {}
     for job in todo:
         if job.images is None and job.config is not None:
-            # Grouped by backend, too: a missing one fails its own group only.
+            # The backend is part of the key, so that a missing engine affects only its own group.
             shared = tuple(getattr(job.config, name) for name in (*fields_of(DataSettings), "backend"))
             groups.setdefault(shared, []).append(job)
     missing: UnavailableError | None = None
@@ -145,7 +147,7 @@ def run_recipes(
 
 
 def run_alone(job: RecipeJob, quiet: bool, say: Say) -> int:
-    """Train a network on pixels that is alone in its group on all cores, as `fastmlp train` does; return the signal or 0."""
+    """Train a single MLP on all cores, as `fastmlp train` does; return the signal that interrupted it, or 0."""
     assert job.config is not None
     try:
         return run_training(job.config, quiet=quiet, say=say).signal
@@ -155,7 +157,7 @@ def run_alone(job: RecipeJob, quiet: bool, say: Say) -> int:
 
 
 def run_pixels(jobs: Sequence[RecipeJob], threads: int | None, say: Say) -> int:
-    """Train networks on the same splits, each with a run folder of its own; return the signal that interrupted them, or 0."""
+    """Train MLPs on the same data in parallel, each with its own run folder; return the signal that interrupted them, or 0."""
     plans = plans_of(jobs)
     for job in jobs:
         make_folder(job.folder)
@@ -200,7 +202,7 @@ def plans_of(jobs: Sequence[RecipeJob]) -> list[RunPlan]:
 
 
 def run_images(job: RecipeJob, tools: Tools, quiet: bool, say: Say) -> int:
-    """Train a convolutional network and, if the recipe has one, a network on its features; return the signal or 0."""
+    """Train a convolutional network and, if the recipe has one, an MLP on its features; return the signal, or 0."""
     assert job.images is not None
     make_folder(job.folder)
     if job.config is not None:
@@ -216,13 +218,13 @@ def run_images(job: RecipeJob, tools: Tools, quiet: bool, say: Say) -> int:
 
 
 def comparison(job: RecipeJob) -> dict[str, Any]:
-    """Return our results and the published ones of a recipe; None for those that do not exist."""
+    """Return our results and the published results of a recipe; results that do not exist are None."""
     rows = {kind: compared(published, ours) for kind, (published, ours) in networks(job).items()}
     return {"name": job.recipe.name, "done": job.result is not None, **rows}
 
 
 def networks(job: RecipeJob) -> dict[str, tuple[dict[str, Any], Any]]:
-    """Return the published result and ours, or None, of each network that a recipe trains: "cnn" and "mlp"."""
+    """Return the published result and our result (or None) for each network of a recipe, under the keys "cnn" and "mlp"."""
     result, published = job.result, dict(job.recipe.published)
     found = {}
     if job.images is not None:
@@ -238,7 +240,7 @@ def shown_split(published: Mapping[str, Any]) -> str:
 
 
 def compared(published: Mapping[str, Any], ours: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the published and our accuracy of one network, their difference, and our epochs and seconds."""
+    """Return the published accuracy and our accuracy of a network, their difference, and our epochs and seconds."""
     split = shown_split(published)
     theirs = published.get(split)
     accuracy = None if ours is None else ours[split]["accuracy"]
@@ -265,7 +267,7 @@ def comparison_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def comparison_line(name: str, kind: str, one: Mapping[str, Any]) -> str:
-    """Return the line of one network in the table."""
+    """Return the table row of one network."""
 
     def shown(value: float | None, form: str) -> str:
         return "–" if value is None else format(value, form)

@@ -1,4 +1,4 @@
-"""Synchronisation between threads: atomic operations, publishing stores, claiming of tasks, with real threads."""
+"""Thread synchronization, tested with real threads: atomic operations, release stores, task claims and turns."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from fastmlp.engines.cpu.kernels.sync import (
 from fastmlp.engines.kernel_cache import with_globals
 
 THREADS = 4
-DRAWN = 1_000_000  # tickets for a thread: so many that threads which begin together meet
+DRAWN = 1_000_000  # tickets per thread; enough that the threads collide
 
 
 def in_threads(count: int, function: Callable[[int], None]) -> None:
-    """function(t) in `count` threads, which start together; fail if one does not return."""
+    """Call function(t) in `count` threads that start at the same time; fail if one does not return."""
     start = threading.Barrier(count)
 
     def begin(t: int) -> None:
@@ -152,7 +152,7 @@ def test_tickets_of_a_share_come_in_order_and_end() -> None:
     words = shared_words()
     open_one(words.ctypes.data, THREADS, 3)
     assert [claim_one(words.ctypes.data, 1, 3, 4) for _ in range(7)] == [0, 1, 2, 3, -1, -1, -1]
-    assert [claim_one(words.ctypes.data, 2, 3, 2) for _ in range(3)] == [0, 1, -1]  # another share has its own
+    assert [claim_one(words.ctypes.data, 2, 3, 2) for _ in range(3)] == [0, 1, -1]  # each share has its own tickets
     assert claim_one(words.ctypes.data, 0, 3, 0) == -1  # an empty share
     assert words[PHASE] == 3
 
@@ -175,13 +175,13 @@ def test_opening_a_phase_gives_every_share_its_tickets_again(phase: int) -> None
         assert (words[PHASE], words[DONE]) == (now, 0)
         for share in range(THREADS):
             assert [claim_one(words.ctypes.data, share, now, 2) for _ in range(3)] == [0, 1, -1]
-    assert not words[[i for i in range(len(words)) if i % STRIDE]].any()  # the rest of each line
+    assert not words[[i for i in range(len(words)) if i % STRIDE]].any()  # unused words of cache lines
     assert words[SHARES] >> TICKETS == phase
 
 
 @njit(nogil=True)
 def work_through(t, threads, phases, sizes, shared, claimed, opened):
-    """Run phases like the engine's threads; count claims (phases, shares, tickets) and opened phases."""
+    """Run phases like a thread of the engine; count the claims of each ticket, and how often each phase is opened."""
     tasks = 0
     for size in sizes:
         tasks += size
@@ -196,7 +196,7 @@ def work_through(t, threads, phases, sizes, shared, claimed, opened):
                 ticket = claim(shared, share, now, sizes[share])
                 if ticket < 0:
                     break
-                claimed[now, share, ticket] += 1  # not atomic: nobody else may be here
+                claimed[now, share, ticket] += 1  # not atomic, since no other thread may have this ticket
                 done += 1
         if last_of_phase(shared, done, tasks):
             opened[now] += 1
@@ -219,7 +219,7 @@ def test_each_task_of_each_phase_is_claimed_once_and_each_phase_opened_once() ->
 
 
 def test_claims_give_every_ticket_once() -> None:
-    """As `fetch_add` above: enough claims of one share that some collide."""
+    """Threads that claim tickets of one share at the same time receive every ticket exactly once."""
     tasks = THREADS * DRAWN
 
     @njit(nogil=True)
@@ -241,12 +241,12 @@ def test_claims_give_every_ticket_once() -> None:
     assert words[SHARES] & ((1 << TICKETS) - 1) == tasks
     assert min(totals) > 0
     assert sum(totals) == tasks * (tasks - 1) // 2
-    assert draw(words.ctypes.data, 1) == -1  # none is left
+    assert draw(words.ctypes.data, 1) == -1  # no ticket is left
 
 
 @njit(nogil=True)
 def claim_many(shared, share, phases, stop, claimed):
-    """Claim in the current phase, and, like a late thread, in the previous one; count the late claims that succeed."""
+    """Claim tickets of the current phase and, like a delayed thread, of the previous one; count successful late claims."""
     late = 0
     while atomic_load(stop) == 0:
         now = atomic_load(shared + 8 * PHASE)
@@ -258,12 +258,12 @@ def claim_many(shared, share, phases, stop, claimed):
 
 
 def test_under_contention_no_ticket_is_handed_out_twice_and_none_of_a_past_phase() -> None:
-    """One share for all threads, while another thread opens phases: a stale claim must not succeed."""
+    """While one thread opens phases, the others claim tickets of one share; claims for a past phase must fail."""
     phases = 400
 
     @njit(nogil=True)
     def advance(shared, stop, least):
-        """Open the next phase as soon as `least` tickets of this one are gone."""
+        """Open the next phase as soon as `least` tickets of the current phase have been claimed."""
         for phase in range(1, phases):
             while atomic_load(shared + 8 * SHARES) & ((1 << TICKETS) - 1) < least:
                 pause()
@@ -288,8 +288,8 @@ def test_under_contention_no_ticket_is_handed_out_twice_and_none_of_a_past_phase
     in_threads(THREADS, work)
     assert late == [0] * (THREADS - 1)
     assert claimed.max() == 1
-    assert (claimed.sum(axis=1)[:-1] >= 20).all()  # they did claim while phases came and went
-    assert (np.diff(claimed, axis=1) <= 0).all()  # in order, without gaps
+    assert (claimed.sum(axis=1)[:-1] >= 20).all()  # threads claimed tickets in every phase
+    assert (np.diff(claimed, axis=1) <= 0).all()  # tickets are claimed in order, without gaps
 
 
 # ------------------------------------------------------------------------------------------------ turns
@@ -306,7 +306,7 @@ def await_one(shared):
 
 
 def taking_turns(word: Any, callers: tuple[int, ...] = (1, 2)) -> list[Any]:
-    """The shared words of an engine for each caller, with turns by `word`."""
+    """Return the synchronization words of one engine per caller; the engines take turns through `word`."""
     engines = [shared_words(1) for _ in callers]
     for words, caller in zip(engines, callers, strict=True):
         words[TURN], words[CALLER] = word.ctypes.data, caller
@@ -319,7 +319,7 @@ def test_a_turn_is_taken_kept_from_others_and_ended_by_its_owner() -> None:
     await_one(mine.ctypes.data)
     assert word[0] == mine[CALLER]
     end_one(other.ctypes.data)
-    assert word[0] == mine[CALLER]  # not the other's to end
+    assert word[0] == mine[CALLER]  # only the owner can end a turn
     end_one(mine.ctypes.data)
     assert word[0] == 0
     end_one(mine.ctypes.data)
@@ -332,12 +332,12 @@ def test_who_waits_too_long_goes_ahead() -> None:
     await_one(gone.ctypes.data)
     await_one(mine.ctypes.data)
     assert word[0] == mine[CALLER]
-    end_one(gone.ctypes.data)  # ends its wait after its turn has passed to the other thread
+    end_one(gone.ctypes.data)  # has lost its turn to the other thread
     assert word[0] == mine[CALLER]
 
 
 def test_engines_of_one_thread_have_one_turn() -> None:
-    """No caller waits for one that is not running."""
+    """Engines called from the same thread share its turn, so they never wait for each other."""
     word = np.zeros(1, np.int64)
     for engine in taking_turns(word, (7, 7)):
         end_one(engine.ctypes.data)
@@ -354,7 +354,7 @@ def test_an_engine_that_takes_no_turns_neither_waits_nor_writes() -> None:
 
 
 def make_taker(wait: Any) -> Any:
-    """take(shared, turns): so many turns of some hundred nanoseconds, started by `wait`; returns the number lost."""
+    """Return take(shared, turns), which takes turns of some hundred nanoseconds with `wait` and counts lost turns."""
 
     @njit(nogil=True)
     def take(shared, turns):
@@ -376,7 +376,7 @@ def give_away(shared):
 
 
 def lost_turns(wait: Any, turns: int) -> int:
-    """Number of turns lost by two engines that take `turns` each in parallel."""
+    """Return the number of turns lost by two engines that take `turns` turns each at the same time."""
     take, engines, lost = make_taker(wait), taking_turns(np.zeros(1, np.int64)), []
     assert take(engines[0].ctypes.data, 1) == 0  # compiles
     in_threads(2, lambda t: lost.append(take(engines[t].ctypes.data, turns)))
@@ -391,7 +391,7 @@ def test_who_waits_without_end_never_takes_a_turn_from_its_owner() -> None:
 
 
 def test_two_engines_take_turns() -> None:
-    """A turn is lost only where the system takes the core from its owner, whom it has let take hundreds of turns before."""
+    """A turn is lost only if the operating system preempts its owner, which happens once in hundreds of turns."""
     engines = taking_turns(np.zeros(1, np.int64))
-    assert make_taker(give_away)(engines[0].ctypes.data, 100) == 100  # the count sees a turn that is lost
-    assert lost_turns(await_turn, 200_000) < 20_000  # without waiting it is every third or fourth on two cores
+    assert make_taker(give_away)(engines[0].ctypes.data, 100) == 100  # lost turns are counted
+    assert lost_turns(await_turn, 200_000) < 20_000  # without waiting, a quarter to a third are lost on two cores

@@ -1,4 +1,4 @@
-"""Compiled kernels on disk, in real processes: reused, never stale, robust to corrupt files and unsafe folders."""
+"""The disk cache of compiled kernels, tested in real processes: reuse, stale kernels, corrupt files, unsafe folders."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.full
 PACKAGE = Path(fastmlp.__file__).parent
 PATIENCE = 200  # seconds
 
-# Compiles the training kernels if the argument says so, the prediction kernels, and one that compiles quickly.
+# This script compiles a small kernel, the prediction kernels and, with the argument "train", the training kernels.
 WORK = """
 import json, sys, warnings
 messages = []
@@ -63,13 +63,13 @@ if sys.argv[1] == "train":
     numbers += engine.train(x, y, np.arange(10), np.full(3, 0.1)).loss.tolist()
 print(json.dumps([numbers, sum(c.hits for c in caches), sum(c.misses for c in caches), messages]))
 """
-PREDICTED = 31  # of the numbers, the first so many come without training
-PREDICTION = 4  # kernels: the small one, product, activation and prediction itself
-ALL = PREDICTION + 5  # and scaling of rows, gradient, loss, update of the biases and training
+PREDICTED = 31  # number of results before those of training
+PREDICTION = 4  # number of kernels: small, product, activation, prediction
+ALL = PREDICTION + 5  # also row scaling, gradient, loss, bias update and training
 
 
 class Outcome(NamedTuple):
-    """Output of a process."""
+    """Output of the script."""
 
     numbers: list[float]
     hits: int
@@ -83,27 +83,27 @@ def command(what: str, wrapper: str = "", work: str = WORK) -> list[str]:
 
 
 def environment(package: Path, **more: str) -> dict[str, str]:
-    """Compile kernels without optimisation, which saves most of the time and does not affect the cache."""
+    """Return environment variables for the script; kernels are compiled without optimization to save time."""
     env = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME", "FASTMLP_CACHE_DIR")}
     return env | {"PYTHONPATH": str(package), "NUMBA_OPT": "0", "PYTHONDONTWRITEBYTECODE": "1"} | more
 
 
 def outcome_of(arguments: list[str], env: dict[str, str], folder: Path) -> Outcome:
-    """Output of a process that ran in `folder`, the first import path of `python -c`."""
+    """Run a process in `folder`, which is the first import path of `python -c`, and return its output."""
     done = subprocess.run(arguments, env=env, cwd=folder, capture_output=True, text=True, timeout=PATIENCE, check=False)
     if done.returncode == CANNOT_DROP:
-        pytest.skip("this system does not let root give up its rights over file modes")
+        pytest.skip("root cannot drop its file privileges on this system")
     assert done.returncode == 0, done.stderr
     return Outcome(*json.loads(done.stdout))
 
 
 def run(package: Path, folder: Path, what: str = "predict", wrapper: str = "") -> Outcome:
-    """The outcome of a fresh process with its kernels in `folder`."""
+    """Run the script in a new process that caches its kernels in `folder`."""
     return outcome_of(command(what, wrapper), environment(package, FASTMLP_CACHE_DIR=str(folder)), package)
 
 
-# Root may write everywhere. Without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH in the bounding set (PR_CAPBSET_DROP), file
-# modes hold for root too, from the next exec on.
+# File permissions do not restrict root. Once CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH are removed from the bounding set
+# (PR_CAPBSET_DROP), they restrict root too, from the next exec on.
 CANNOT_DROP = 77
 WITHOUT_PRIVILEGE = f"""
 import ctypes, os, sys
@@ -115,17 +115,17 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 def unprivileged() -> str:
-    """Command prefix that drops the rights of root, if running as root."""
+    """Return a script that drops root's file privileges and then runs a command; return "" if not running as root."""
     if os.geteuid() != 0:
         return ""
     if not sys.platform.startswith("linux"):
-        pytest.skip("root may write everywhere, and only Linux lets it give that up")
+        pytest.skip("root can write everywhere, and can drop this privilege only on Linux")
     return WITHOUT_PRIVILEGE
 
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the package, isolated from edits during the tests; returns its import path."""
+    """Import path of a copy of the package, which is not affected by edits during the tests."""
     root: Path = tmp_path_factory.mktemp("package")
     shutil.copytree(PACKAGE, root / "fastmlp", ignore=shutil.ignore_patterns("__pycache__"))
     return root
@@ -162,7 +162,7 @@ def test_a_cold_start_compiles_and_keeps_the_kernels(warm: Warm) -> None:
     assert (warm.outcome.hits, warm.outcome.misses, warm.outcome.warnings) == (0, ALL, [])
     assert stat.S_IMODE(warm.folder.stat().st_mode) == 0o700
     files = list(warm.folder.iterdir())
-    assert len(files) == ALL  # and no temporary ones
+    assert len(files) == ALL  # no temporary files
     assert all(stat.S_ISREG(file.lstat().st_mode) and stat.S_IMODE(file.stat().st_mode) == 0o600 for file in files)
 
 
@@ -241,7 +241,7 @@ def test_a_damaged_file_is_compiled_anew(damage: str, package: Path, warm: Warm,
     outcome = run(package, folder)
     assert (outcome.hits, outcome.misses, outcome.warnings) == (PREDICTION - 1, 1, [])
     assert outcome.numbers == warm.predictions
-    assert whole(small.read_bytes())  # the next start finds it
+    assert whole(small.read_bytes())  # the next process can load it
     assert len(contents(folder)) == ALL
 
 
@@ -275,14 +275,14 @@ def test_an_edited_formula_is_never_served_from_the_old_kernels(package: Path, w
     folder = warm.copy(tmp_path / "kernels")
     shutil.copytree(package / "fastmlp", tmp_path / "fastmlp")
     unedited = run(tmp_path, folder, "train")
-    assert (unedited.hits, unedited.misses) == (ALL, 0)  # the kernels would be found
+    assert (unedited.hits, unedited.misses) == (ALL, 0)  # all kernels are reused
     assert unedited.numbers == warm.outcome.numbers
     with (tmp_path / "fastmlp" / "nn" / "activations.py").open("a") as file:
         file.write('\n\nACTIVATIONS["leaky-relu"] = ACTIVATIONS["linear"]\n')
     edited = run(tmp_path, folder, "train")
     assert (edited.hits, edited.misses, edited.warnings) == (0, ALL, [])
     same = [old == new for old, new in zip(warm.outcome.numbers, edited.numbers, strict=True)]
-    assert same == [True] + [False] * (len(same) - 1)  # all but the number that no formula takes part in
+    assert same == [True] + [False] * (len(same) - 1)  # only the first number does not depend on the formula
     assert len(contents(folder)) == 2 * ALL
 
 
@@ -290,7 +290,7 @@ def test_an_edited_formula_is_never_served_from_the_old_kernels(package: Path, w
 
 
 def check_uncached(outcome: Outcome, warm: Warm, named: str) -> None:
-    """Correct results, nothing loaded, exactly one warning, which names the folder."""
+    """Check that the results are correct, no kernel was loaded, and the only warning names the folder."""
     assert outcome.numbers == warm.predictions
     assert (outcome.hits, outcome.misses) == (0, PREDICTION)
     ((category, message),) = outcome.warnings
@@ -335,7 +335,7 @@ def give_away(folder: Path) -> Path:
     try:
         os.chown(folder, 12345, -1)
     except OSError as error:
-        pytest.skip(f"a folder cannot be given to somebody else here: {error.strerror}")
+        pytest.skip(f"cannot change the owner of a folder: {error.strerror}")
     return folder
 
 
@@ -363,14 +363,14 @@ UNSAFE: dict[str, Callable[[Path], Path]] = {
 
 @pytest.mark.parametrize("how", UNSAFE)
 def test_nothing_is_loaded_from_a_folder_that_others_may_write(how: str, package: Path, warm: Warm, tmp_path: Path) -> None:
-    folder = warm.copy(tmp_path / "kernels")  # a valid cache, which would be loaded
+    folder = warm.copy(tmp_path / "kernels")  # a valid cache that would otherwise be used
     before = contents(folder)
     named = UNSAFE[how](folder)
     check_uncached(run(package, named), warm, str(named))
-    assert contents(folder) == before  # and nothing is written
+    assert contents(folder) == before  # nothing was written
 
 
-# Where the user database gives the home folder; and a user without an entry, as in many containers.
+# The user database returns TEST_HOME as the home folder, or has no entry for the user, as in many containers.
 NO_HOME = """
 import os, pwd
 def getpwuid(number):

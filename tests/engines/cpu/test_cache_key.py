@@ -1,4 +1,4 @@
-"""Names of files of compiled kernels, and choice of their folder; test_cache.py uses real processes."""
+"""Tests of the key and the folder of the kernel cache; test_cache.py tests the cache in real processes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from fastmlp.engines.kernel_cache import UnsafeFolder, cache_folder, check_priva
 
 PACKAGE = Path(fastmlp.__file__).parent
 
-# Modules that the kernels' sources import, but of which nothing is compiled: exceptions, and the doors of packages, which only
-# say what their folder is.
+# Modules that the kernels' sources import but that contain no compiled code: exceptions, lazy imports, and `__init__.py` files.
 NOT_COMPILED = {"errors.py", "_lazy.py", "__init__.py", "engines/__init__.py", "engines/cpu/__init__.py"}
 
 
 def imports_of(name: str, package: Path) -> set[str]:
-    """Names of the files of fastmlp that a file imports, anywhere in it, with the doors of the folders on the way."""
+    """Return the files of fastmlp that a file imports anywhere, including `__init__.py` of their parent packages."""
     found = set()
     for node in ast.walk(ast.parse((package / name).read_text())):
         names: list[Any] = []
@@ -39,12 +38,12 @@ def imports_of(name: str, package: Path) -> set[str]:
     return {one for one in found if (package / one).is_file()}
 
 
-# The hashed sources, by the file that imports them, directly or indirectly.
+# Hashed sources, by the file that imports all of them, directly or indirectly.
 LISTED = {"engines/cpu/kernels/programs.py": cache.SOURCES, "engines/cuda/compiler.py": compiler.SOURCES}
 
 
 def missing_sources(root: str, listed: tuple[str, ...], package: Path = PACKAGE) -> set[str]:
-    """Source files that affect kernels but are not hashed."""
+    """Return the source files that affect kernels but are not hashed."""
     reached, waiting = set(), {root}
     while waiting:
         name = waiting.pop()
@@ -125,7 +124,7 @@ def test_which_folders_are_private(tmp_path: Path) -> None:
         check_private(folder)
     for mode in (0o720, 0o702, 0o777, 0o1777):
         folder.chmod(mode)
-        with pytest.raises(UnsafeFolder, match="may be written by others"):
+        with pytest.raises(UnsafeFolder, match="is writable by other users"):
             check_private(folder)
     folder.chmod(0o700)
     (tmp_path / "file").touch()

@@ -1,4 +1,4 @@
-"""Cached and newly compiled kernels in one process: each must run its own code, in any order of compilation."""
+"""Cached and newly compiled kernels in one process run their own code, in any order of compilation."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ for rule in sys.argv[1:]:
 
 
 def losses(folder: Path, *rules: str) -> dict[str, str]:
-    """Loss by rule, of a process that trains with the rules one after the other."""
+    """Train with several optimizers, one after another, in a new process; return the loss by optimizer."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", SCRIPT, *rules],
         cwd=ROOT,
@@ -46,11 +46,11 @@ def losses(folder: Path, *rules: str) -> dict[str, str]:
 
 
 def test_a_kernel_from_the_cache_does_not_run_the_code_of_another(tmp_path: Path) -> None:
-    """Process 1 compiles adam. Process 2 compiles sgd and loads adam from the cache: both had the same symbols."""
+    """Kernels have unique symbol names, so a process can compile SGD and load Adam from the cache."""
     alone = losses(tmp_path / "a", "adam")
     together = losses(tmp_path / "a", "sgd", "adam")
     assert together["adam"] == alone["adam"]
     assert together["sgd"] == losses(tmp_path / "b", "sgd")["sgd"]
     assert together["sgd"] != together["adam"]
-    # And both from the cache, in the other order.
+    # Now both kernels are loaded from the cache, in the other order.
     assert losses(tmp_path / "a", "adam", "sgd") == together

@@ -1,4 +1,4 @@
-"""A kernel compiled in a forked process: passed through the cache, else compiled here, and no process remains."""
+"""Kernels compiled in a forked child: they are loaded from the cache or else compiled here, and no child remains."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from fastmlp.engines.cpu.codegen.compiler import cached
 from fastmlp.engines.cpu.codegen.fork import compiled_in_fork
 
 pytestmark = [
-    pytest.mark.skipif(sys.platform != "linux", reason="only on Linux does another process compile"),
+    pytest.mark.skipif(sys.platform != "linux", reason="kernels are compiled in a child process only on Linux"),
     pytest.mark.full,
 ]
-GUARD = 60.0  # seconds that nothing here takes
+GUARD = 60.0  # seconds; a generous limit for all waits
 
-# No test depends on how fast a child compiles: whoever waits for one has all the time that a script may take.
+# No test depends on how fast a child process compiles: the timeout for compiling is as long as that of a whole script.
 PATIENT = f"""
 from fastmlp.engines.cpu.codegen import fork
 fork.PATIENCE = {PATIENCE}.0
@@ -44,7 +44,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 @pytest.fixture
 def children(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Ids of the forked processes."""
+    """Process IDs of the forked child processes."""
     found: list[int] = []
     fork = os.fork
 
@@ -81,7 +81,7 @@ def check_killed(ends: list[int]) -> None:
 
 
 def check_gone(children: list[int]) -> None:
-    """One process was forked, has ended, and was reaped."""
+    """Check that exactly one process was forked, and that it has ended and was reaped."""
     (child,) = children
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
@@ -101,12 +101,12 @@ def test_nobody_is_forked_for_a_kernel_that_is_there(kernel: Any, children: list
         pass
     assert len(children) == 1
     with compiled_in_fork(kernel, (3,)) as forked:
-        assert not forked  # it is on disk
+        assert not forked  # the kernel is on disk
     assert kernel(3) == 4
     for file in Path(kernel._cache.cache_path).iterdir():
         file.unlink()
     with compiled_in_fork(kernel, (3,)) as forked:
-        assert not forked  # it is in memory
+        assert not forked  # the kernel is in memory
     assert len(children) == 1
 
 
@@ -151,7 +151,7 @@ def test_what_a_child_fails_to_do_is_done_here(kernel: Any, children: list[int],
 
 
 def sleep_and_exit(*given: Any) -> None:
-    """The child ends before the timeout of the fixture, so it is found killed only if killed at once."""
+    """Replace the work of the child by a long wait, which would end before the timeout of the fixture kills the child."""
     time.sleep(GUARD)
     os._exit(0)
 
@@ -183,12 +183,12 @@ def test_somebody_else_may_have_asked_how_the_child_ended(kernel: Any, children:
 
 
 def test_no_fork_while_another_thread_compiles(kernel: Any, children: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The child would inherit locks held by that thread, which would never be released."""
+    """A child forked while another thread compiles would inherit locks that are never released."""
     holds, asked = threading.Event(), threading.Event()
     meanwhile: list[Any] = []
 
     class Lock:
-        """Numba's, which tells when somebody comes to it."""
+        """Numba's compiler lock, with an event that is set when a thread requests the lock."""
 
         def __enter__(self) -> None:
             asked.set()
@@ -210,7 +210,7 @@ def test_no_fork_while_another_thread_compiles(kernel: Any, children: list[int],
     with compiled_in_fork(kernel, (3,)) as forked:
         assert forked
     other.join()
-    assert meanwhile == [True]  # it was asked for, and nobody was forked before it was let go
+    assert meanwhile == [True]  # the lock was requested, and no child was forked while it was held
     assert kernel(3) == 4
 
 
@@ -251,7 +251,7 @@ print(kernel(3), kernel._cache.hits, end=" ", flush=True)
 
 @pytest.mark.parametrize(("how", "hits"), [("left alone", 1), ("interrupted", 0)])
 def test_a_child_tidies_up_nothing_and_handles_nothing(how: str, hits: int, monkeypatch: Any, tmp_path: Path) -> None:
-    """The child does not flush buffers, run exit handlers or collect garbage of its parent; Ctrl-C ends it."""
+    """The child process does not flush the parent's buffers, run exit handlers or collect garbage; Ctrl-C ends it."""
     monkeypatch.setenv("FASTMLP_CACHE_DIR", str(tmp_path / "kernels"))
     assert run_script(PATIENT + QUIET, how).split() == ["buffered", "4", str(hits), "exit"]
 

@@ -1,4 +1,4 @@
-"""Compilation of kernels: each part once, no unused code, calls by address, arrays from addresses."""
+"""Compilation of kernels: functions are compiled once, unused code is omitted, and kernels are called by address."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
 
 @pytest.mark.parametrize(("called", "wrapper"), [("python", "cpython"), ("address", "cfunc")])
 def test_a_kernel_is_its_code_and_one_way_in(called: str, wrapper: str) -> None:
-    """Inlined functions have no code of their own, and there are no unused wrappers."""
+    """A compiled kernel has its own code and one wrapper, without code of inlined functions and unused wrappers."""
     twice = compiled(lambda x: x + x)
     fourfold = compiled(lambda x: twice(twice(x)))
-    kernel = compiled(lambda x: fourfold(x), called=called)  # noqa: PLW0108 - a kernel around it
+    kernel = compiled(lambda x: fourfold(x), called=called)  # noqa: PLW0108 - the wrapper is tested
     kernel.compile((types.int64,))
     (assembly,) = kernel.inspect_asm().values()
     code, way_in = re.findall(r"\.type\s+(\S+),\s*@function", assembly)
@@ -60,7 +60,7 @@ def test_a_call_by_address_hands_over_integers_floats_and_arrays(dtype: Any) -> 
 def test_a_signal_while_llvm_hands_over_machine_code_waits_until_all_is_compiled(
     number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An exception in a callback from LLVM would be lost."""
+    """Signals are deferred until compilation ends, since an exception in a callback from LLVM would be lost."""
     kernel, before = compiler.cached(lambda x: x + 1, "next"), signal.getsignal(number)
     engine = kernel.targetctx.codegen()._engine._ee
     hand_over = engine._object_cache_notify
@@ -86,14 +86,14 @@ def test_a_second_ctrl_c_ends_compiling_at_once() -> None:
     def compile_twice_interrupted(signature: Any) -> None:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
-        raise AssertionError("compiled on")
+        raise AssertionError("not interrupted")
 
     with pytest.raises(KeyboardInterrupt):
         compiler.undisturbed(compile_twice_interrupted)(())
 
 
 def test_the_type_of_a_call_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And of another function with the same name, or with other arguments, anew."""
+    """Numba resolves the type of a call once for each function and each combination of argument types."""
     asked: Counter[tuple[str, ...]] = Counter()
     answer = Context.resolve_function_type
 
@@ -111,7 +111,7 @@ def test_the_type_of_a_call_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -
     assert asked[str(operator.mul), "float64", "int64"] == 1
 
 
-# Every piece that Numba compiles, with the types of its arguments, for a network that needs most of them.
+# The script prints every function that Numba compiles for a network that needs most of them, with its argument types.
 PIECES = """
 import json, re
 import numpy as np
@@ -143,11 +143,11 @@ print(json.dumps([[name, [str(kind) for kind in data["args"]]] for name, data in
 
 @pytest.mark.full
 def test_pieces_of_kernels_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No second time for a literal or for another kernel; and no address has become a float64, as one of two types would."""
+    """Functions are not compiled again for literal arguments or other kernels, and no address is typed as float64."""
     monkeypatch.setenv("NUMBA_OPT", "0")
     pieces = [(name, kinds) for name, kinds in json.loads(run_script(PIECES))]
     times = Counter(name for name, _ in pieces)
-    assert times.pop("<lambda>") == 2  # what the test must see: a function that is called with a literal, too
+    assert times.pop("<lambda>") == 2  # also called with a literal, so the check must find it twice
     assert {"make_train.<locals>.train", "make_forward.<locals>.forward", "make_predict.<locals>.predict"} <= set(times)
     assert [name for name, count in times.items() if count > 1] == []
     assert [name for name, kinds in pieces if "float64" in kinds] == ["clip"]

@@ -1,4 +1,4 @@
-"""Number of cores that the engine uses: affinity and quota, at least one, and no more than the work needs."""
+"""Tests of the number of threads: it is limited by CPU affinity, quota and the amount of work, and is at least one."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ print(*counts)
 
 
 @pytest.mark.full
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity of processes")
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not support CPU affinity")
 def test_cores_are_those_of_the_affinity() -> None:
     if Path("/sys/fs/cgroup/cpu.max").exists() and not Path("/sys/fs/cgroup/cpu.max").read_text().startswith("max"):
-        pytest.skip("the control group has a quota, which may be below the affinity")
+        pytest.skip("the control group has a CPU quota, which may be lower than the affinity")
     root = ROOT
     done = subprocess.check_output([sys.executable, "-c", AFFINITY], cwd=root, text=True, timeout=60)
     total, *differences = map(int, done.split())

@@ -1,4 +1,4 @@
-"""A process with an engine is forked: both continue training, or the child gets an error, and nothing hangs."""
+"""Forking a process with an engine: parent and child both can train, or the child raises an error, and nothing hangs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import pytest
 from support.cpu import run_script
 
-pytestmark = [pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork"), pytest.mark.full]
+pytestmark = [pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork is not available"), pytest.mark.full]
 
 FORK = """
 import hashlib, os, sys, warnings
@@ -18,7 +18,7 @@ from fastmlp.engines.base import EngineSpec, State
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
 
-warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: that is the test
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks with threads
 cpu_threads.MUCH_FLOPS, cpu_threads.SURE_FLOPS, cpu.most_threads = 0, 0, lambda: 64
 network = Network((13, 21, 9, 5), ["relu", "linear"])
 engine = cpu.NumbaEngine(EngineSpec(network, Optimizer("sgd"), batch_size=7, threads=3))
@@ -45,7 +45,7 @@ else:
 
 def test_parent_and_child_both_train_on_after_a_fork() -> None:
     first, *rest = run_script(FORK, "alone").split()
-    assert len({first, *rest}) == 3  # each training changes the numbers
+    assert len({first, *rest}) == 3  # each training call changes the results
     assert run_script(FORK, "fork").split() == [first, *rest, "child", *rest, "0"]
 
 
@@ -58,7 +58,7 @@ from fastmlp.errors import UnavailableError
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
 
-warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: this process has threads, and is forked
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks with threads
 network = Network((3, 4, 2))
 engine = NumbaEngine(EngineSpec(network, Optimizer()))
 engine.load(State(network.initial_parameters(0), np.empty((0, network.parameters), np.float32), 0))

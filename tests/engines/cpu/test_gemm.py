@@ -1,4 +1,4 @@
-"""Products and gradients as the engine calls them, by address: every number of rows and panels, every rule, bit by bit."""
+"""Product and gradient kernels, called by address as in the engine, with many sizes and all optimizers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_heights_add_up_to_every_number_of_rows_that_they_can(width: int) -> Non
 
 
 def run_product(width: int, epilogue: int, case: Case) -> Placed:
-    """C of a product, placed among guard values; A, B and extra are checked to be left alone."""
+    """Return C of a product, surrounded by guard values; check that A, B and extra are unchanged."""
     (rows, k), panels = case.a.shape, case.b.shape[1] // width
     like_c = MEANINGS[epilogue].extra_like_c
     a = scattered(case.a)
@@ -61,13 +61,13 @@ def run_product(width: int, epilogue: int, case: Case) -> Placed:
 
 
 def values_of(c: Placed) -> Any:
-    """C as (rows, columns)."""
+    """Return C as a matrix (rows, columns)."""
     return c.block.reshape(len(c.block), -1)
 
 
 @functools.cache
 def row_by_row(epilogue: int, rows: int, columns: int, k: int) -> Any:
-    """The product of `make_case` by single rows and vectors of 4: no bit may depend on how it is cut."""
+    """Compute the product of `make_case` row by row with vectors of 4; every other tiling must give the same bits."""
     case = make_case(epilogue, rows, columns, k)
     like_c = MEANINGS[epilogue].extra_like_c
     c = [
@@ -118,7 +118,7 @@ def test_no_rows_and_no_panels_are_no_work() -> None:
 
 
 def test_extra_may_be_c_itself_and_kernels_call_by_address() -> None:
-    """Calls from a kernel as the engine makes them; slopes are read where the product is written."""
+    """A compiled kernel calls a product by address, once with slopes in the memory to which the product is written."""
     case = make_case(BIAS_RELU, 5, 16, 9)
     product = product_address(8)
 
@@ -141,7 +141,7 @@ def test_extra_may_be_c_itself_and_kernels_call_by_address() -> None:
 
 
 class Weights(NamedTuple):
-    """Parameters and two slots, each (panels, rows, width), one behind the other in a buffer full of guard values."""
+    """Parameters and two optimizer slots, each (panels, rows, width), one after another in a buffer of guard values."""
 
     buffer: Any
     places: list[Any]
@@ -153,7 +153,7 @@ class Weights(NamedTuple):
         return [place.copy() for place in self.places]
 
     def stray(self) -> int:
-        """How many entries outside the three are no longer what they were."""
+        """Return the number of entries outside the three arrays that have changed."""
         inside = np.zeros(len(self.buffer), bool)
         for place in self.places:
             start = (place.ctypes.data - self.buffer.ctypes.data) // FLOAT_BYTES
@@ -163,7 +163,7 @@ class Weights(NamedTuple):
 
 
 def place_weights(values: list[Any]) -> Weights:
-    """Copies of three arrays, surrounded by NaN."""
+    """Copy three arrays into one buffer, surrounded by NaN."""
     panels, rows, width = values[0].shape
     panel = (rows + 3) * width + 1
     slot = panels * panel + 5
@@ -177,7 +177,7 @@ def place_weights(values: list[Any]) -> Weights:
 
 
 class Gradients(NamedTuple):
-    """A gradient's operands: a (batch, rows), b (batch, panels width), parameters and slots, the step's scalars."""
+    """Operands of a gradient: a (batch, rows), b (batch, panels * width), parameters and slots, scalars of the step."""
 
     a: Any
     b: Any
@@ -196,14 +196,14 @@ def make_gradients(width: int, rows: int, panels: int, batch: int, rule: str = "
 
 
 def in_pairs(b: Any, width: int) -> Any:
-    """The rows of dz as the engine packs them, each pair of panels by itself; NaN for what the last pair lacks."""
+    """Pack the rows of dz like the engine, one pair of panels after another; an incomplete pair is padded with NaN."""
     step = TILES[width].vectors * width
     b = np.pad(b, ((0, 0), (0, -b.shape[1] % step)), constant_values=np.float32(np.nan))
     return np.concatenate([b[:, at : at + step].ravel() for at in range(0, b.shape[1], step)])
 
 
 def run_gradient(rule: str, penalised: bool, g: Gradients, width: int, cuts: tuple[int, ...] = ()) -> Weights:
-    """The weights after the kernel; operands are checked to be left alone. The sum is cut into one call for each piece."""
+    """Run the kernel once per piece of the sum, check that the operands are unchanged, and return the weights."""
     batch, rows = g.a.shape
     panels, pair = g.b.shape[1] // width, TILES[width].vectors
     a, b = scattered(g.a), in_pairs(g.b, width)
@@ -224,7 +224,7 @@ def run_gradient(rule: str, penalised: bool, g: Gradients, width: int, cuts: tup
 
 
 def gradient_of(g: Gradients, width: int) -> tuple[Any, Any]:
-    """a' b in float64 and its tolerance, (panels, rows, width)."""
+    """Return the product of a transposed and b in float64, and its tolerance, both (panels, rows, width)."""
     a, b = (array.astype(np.float64) for array in (g.a.T, g.b))
     parts = (a @ b, product_tolerance(a, b))
     one, tolerance = (part.reshape(len(part), -1, width).swapaxes(0, 1) for part in parts)
@@ -242,7 +242,7 @@ def test_gradients_of_every_size_equal_numpy_and_stay_inside(width: int) -> None
                 assert excess(found.places[0], wanted, tolerance) == 0, (rows, panels, batch, cuts)
                 assert found.stray() == 0
                 assert same_bits(tuple(found.values[1:]), tuple(g.weights[1:]))
-                assert same_bits(found.values[0], run_gradient("", False, g, width).values[0])  # cuts change no bit
+                assert same_bits(found.values[0], run_gradient("", False, g, width).values[0])  # same bits
 
 
 def test_the_checks_of_gradients_see_a_wrong_number_and_a_stray_write() -> None:
@@ -251,13 +251,13 @@ def test_the_checks_of_gradients_see_a_wrong_number_and_a_stray_write() -> None:
     wanted, tolerance = gradient_of(g, 8)
     found.places[0][1, 15, 7] += 1e-3
     assert excess(found.places[0], wanted, tolerance) > 0
-    found.buffer[32] = found.buffer[33 + 16 * 8] = found.buffer[-1] = 0  # before, between two panels, behind
+    found.buffer[32] = found.buffer[33 + 16 * 8] = found.buffer[-1] = 0  # before, between and after panels
     assert found.stray() == 3
 
 
 @functools.cache
 def scalar_update(rule: str, penalised: bool) -> Any:
-    """update(p, g, m, v, s): the rule's scalar formula over arrays, as the kernels of a clipped gradient run it."""
+    """Return update(p, g, m, v, s), which applies the scalar formula of an optimizer to arrays, as after clipping."""
     formula, penalise = compiled_with_callees(RULES[rule].update), compiled_with_callees(with_penalties)
 
     @njit(error_model="numpy")

@@ -1,4 +1,4 @@
-"""The compiled engine's kernels: plain and fused alike, padding that stays zero, bits that never vary, sleeping threads."""
+"""Kernels of the compiled engine: fused and plain kernels agree, padding stays zero, results do not depend on threads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fastmlp.engines.numpy_engine import NumpyEngine
 from fastmlp.nn.optimizers import Optimizer
 from fastmlp.nn.scaling import Scaling
 
-PATIENCE = 60  # seconds after which a test calls a wait a hang
+PATIENCE = 60  # timeout in seconds
 
 
 pytestmark = pytest.mark.usefixtures("eager_threads")
@@ -56,12 +56,12 @@ def test_without_epilogues_of_activations_and_updates_the_bits_are_the_same(
 
 
 def views(rows: int, features: int) -> dict[str, npt.NDArray[np.float32]]:
-    """The same rows, laid out in all the ways that predictions meet."""
+    """Return the same rows in several memory layouts."""
     plain = np.random.default_rng(0).normal(size=(rows, features)).astype(np.float32)
     plain[3, 2] = -0.0
     wider = np.full((rows, features + 7), np.float32(np.nan))
     wider[:, :features] = plain
-    gaps = np.zeros(rows, np.dtype([("x", np.float32, features), ("gap", np.uint8)]))  # no whole number of floats apart
+    gaps = np.zeros(rows, np.dtype([("x", np.float32, features), ("gap", np.uint8)]))  # stride is no multiple of 4
     gaps["x"] = plain
     return {"plain": plain, "wider": wider[:, :features], "upwards": plain[::-1].copy()[::-1], "gaps": gaps["x"]}
 
@@ -94,7 +94,7 @@ WIDE, NARROW = (32, 640, 9, 5), (16, 9, 5)  # with and without layers that are s
 def test_training_reads_rows_where_they_are(
     sizes: tuple[int, ...], changes: dict[str, Any], threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All layouts of the data have the bits of gathered rows; the last batch is short, and sums are cut."""
+    """Rows read in place give the same bits as gathered rows, also with a short last batch and split sums."""
     monkeypatch.setattr(cpu, "IN_PLACE_WIDTHS", dict.fromkeys(cpu.IN_PLACE_WIDTHS, 640))
     spec = fused_job(sizes, changes.get("optimizer"), threads=threads, batch_size=300)
     spec = dataclasses.replace(spec, network=dataclasses.replace(spec.network, dropout=changes.get("dropout", 0.0)))
@@ -129,7 +129,7 @@ def test_training_gathers_rows_that_have_padding_or_are_read_too_often(
 
 
 def test_one_engine_trains_on_rows_of_all_kinds_in_turn() -> None:
-    """Rows that stay and rows that are gathered, batches that grow: the buffers follow."""
+    """An engine can alternate between rows that are read in place and rows that are gathered, and between batch sizes."""
     spec = fused_job(NARROW, threads=2, batch_size=9)
     as_they_are = Scaling("none", np.zeros(16, np.float32), np.ones(16, np.float32))
     pixels = np.random.default_rng(0).integers(0, 3, (30, 16)).astype(np.uint8)
@@ -180,7 +180,7 @@ def test_long_work_of_one_thread_takes_turns_with_the_interpreter_and_short_work
 
 
 def test_a_clip_that_never_clips_changes_no_bit() -> None:
-    """The path of clipping: all gradients first, then the updates."""
+    """Gradient clipping computes all gradients before the updates, but a threshold that is never reached changes no bit."""
     plain = fused_job(batch_size=19, threads=2)
     clipped = dataclasses.replace(plain, optimizer=Optimizer("sgd", clip_norm=1e9))
     course = make_course(plain.network, rows=30, batch=19, epochs=3)
@@ -194,7 +194,7 @@ def test_a_clip_that_never_clips_changes_no_bit() -> None:
 
 
 def dirty(engine: NumbaEngine) -> list[str]:
-    """Where padding of weights, slots, gradients or transposed weights is not exactly zero."""
+    """List the arrays whose padding is not exactly zero."""
     network, plan, lanes = engine.spec.network, engine.layout.plan, engine.lanes
     ones = np.ones(network.parameters, np.float32)
     real, real_transposed = np.empty_like(engine.store[0]), np.empty_like(engine.transposed)
@@ -209,13 +209,13 @@ def dirty(engine: NumbaEngine) -> list[str]:
         for kind in ("y_at", "s_at", "dz_at") if index else ("y_at",):
             at, ld = widths[kind][index], widths["ld"][index]
             block = engine.arena[at : at + engine.rows * ld].reshape(engine.rows, ld)
-            if index < len(layers) or kind != "y_at":  # nobody reads the output layer's pre-activations beyond its width
+            if index < len(layers) or kind != "y_at":  # the padding of the outputs is never read
                 padding[f"{kind} {index}"] = block[:, true:padded]
-    return [name for name, values in padding.items() if values.view(np.int32).any()]  # -0 is not zero
+    return [name for name, values in padding.items() if values.view(np.int32).any()]  # -0.0 counts as nonzero
 
 
 def wrong_transposes(engine: NumbaEngine) -> int:
-    """How many transposed weights differ from the weights."""
+    """Return the number of transposed weights that differ from the weights."""
     wanted = np.empty_like(engine.transposed)
     pack_transposed(engine.spec.network, engine.layout.plan, engine.lanes, engine.state().parameters, wanted)
     return int((wanted != engine.transposed).sum())
@@ -239,7 +239,7 @@ def test_padding_stays_zero(spec: EngineSpec, monkeypatch: pytest.MonkeyPatch) -
         for layer in range(1, len(spec.network.layers)):
             at, ld = (engine.layout.plan.widths[name][layer] for name in ("y_at", "ld"))
             rows = engine.arena[at : at + last_batch * ld].reshape(last_batch, ld)
-            assert rows[:, : spec.network.sizes[layer]].any(), f"no activations in layer {layer}"
+            assert rows[:, : spec.network.sizes[layer]].any(), f"no nonzero activations in layer {layer}"
         engine.close()
 
 
@@ -280,7 +280,7 @@ def test_neither_blocks_of_rows_nor_threads_change_a_bit(spec: EngineSpec, monke
 
 @pytest.mark.parametrize("spec", EITHER, ids=EITHER_IDS)
 def test_neither_wide_layers_nor_groups_of_columns_change_a_bit(spec: EngineSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Layers by columns, with a phase that gathers the inputs, or by rows; gradients in rectangles of any width."""
+    """Results have the same bits if layers are split by columns or by rows, and for all widths of gradient blocks."""
     course = make_course(spec.network, rows=170, batch=150, rate=0.01)
     wanted = outcome(dataclasses.replace(spec, threads=1), course)
     for tail, threads, group in product((0, 150, 10**9), (1, 2, 5), (16, 64)):
@@ -310,7 +310,7 @@ def test_one_call_or_many_change_no_bit() -> None:
     engine.close()
 
 
-# ------------------------------------------------------------------------------------------------ a thread that sleeps
+# ------------------------------------------------------------------------------------------------ suspended threads
 
 
 @pytest.mark.parametrize("tail", [0, cpu_plan.TAIL_WEIGHTS])
@@ -326,7 +326,7 @@ def test_a_thread_that_sleeps_delays_nobody(tail: int, monkeypatch: pytest.Monke
     late: list[bool] = []
 
     def sleepy(t: int, *args: Any) -> None:
-        if t == 2:  # as if the system had put it to sleep: it comes when the others have done all the work
+        if t == 2:  # like a thread suspended by the system, it starts when the others have finished
             late.extend(event.wait(PATIENCE) for event in returned[:2])
         train(t, *args)
         returned[t].set()
@@ -337,5 +337,5 @@ def test_a_thread_that_sleeps_delays_nobody(tail: int, monkeypatch: pytest.Monke
     assert late == [True, True]
     assert same_bits(engine.state(), wanted)
     assert same_bits(results, wanted_results)
-    assert engine.layout.plan.shares.shape[1] == 4  # the one that slept had a share
+    assert engine.layout.plan.shares.shape[1] == 4  # the suspended thread had a share, too
     engine.close()

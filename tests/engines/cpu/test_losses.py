@@ -1,4 +1,4 @@
-"""Losses of the compiled engine: many rows at once have the same bits as the scalar formula row by row, and are vectorised."""
+"""Losses of the compiled engine: vectorized losses of many rows are bit-identical to the scalar formula for each row."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ GAP = 3  # floats between rows of z and of dz
 
 
 class Found(NamedTuple):
-    """Loss and correctness (rows,) and scaled dz (rows, n)."""
+    """Loss and correctness, (rows,), and scaled gradients dz, (rows, n)."""
 
     loss: Any
     correct: Any
@@ -49,7 +49,7 @@ class Found(NamedTuple):
 
 
 def operands(n: int) -> tuple[Any, Any, Any]:
-    """z and targets (ROWS, n), and scales (ROWS,): numbers of all sizes, equal peaks, NaN and infinities."""
+    """Return z and targets, (ROWS, n), and loss scales, (ROWS,); z has many magnitudes, tied maxima, NaN and infinities."""
     rng = np.random.default_rng(n)
     z = (rng.normal(size=(ROWS, n)) * 10 ** rng.uniform(-3, 2, (ROWS, 1))).astype(np.float32)
     t = np.zeros((ROWS, n), np.float32)
@@ -60,7 +60,7 @@ def operands(n: int) -> tuple[Any, Any, Any]:
 
 
 def by_rows(loss: str, output: str, z: Any, t: Any, scales: Any) -> tuple[Any, Any]:
-    """Losses and scaled dz by the formula, one row after the other."""
+    """Compute losses and scaled dz with the scalar formula, one row after another."""
     formula = compiled_with_callees(LOSSES[loss][output])
 
     @njit(error_model="numpy")
@@ -72,7 +72,7 @@ def by_rows(loss: str, output: str, z: Any, t: Any, scales: Any) -> tuple[Any, A
     return np.array(losses, np.float32), dz * scales[:, None]
 
 
-def by_kernel(  # noqa: PLR0917 - as the kernel
+def by_kernel(  # noqa: PLR0917 - same arguments as the kernel
     loss: str,
     output: str,
     side: int,
@@ -83,7 +83,7 @@ def by_kernel(  # noqa: PLR0917 - as the kernel
     off_value: float = 0,
     keep_dz: bool = True,
 ) -> Found:
-    """Results of the kernel for labels or targets y stored in another order; surrounding memory must not change."""
+    """Run the kernel on labels or targets y stored in another order; check that surrounding memory is unchanged."""
     rows, n = z.shape
     indices = np.random.default_rng(1).permutation(rows)
     data = np.empty_like(y)
@@ -104,7 +104,7 @@ def by_kernel(  # noqa: PLR0917 - as the kernel
     return Found(*found, spread[1, :, :n].copy())
 
 
-@pytest.mark.full  # seventeen seconds
+@pytest.mark.full  # takes 17 seconds
 @every_loss
 @pytest.mark.parametrize("n", [1, 2, 10, 11, 37])
 def test_many_rows_have_the_bits_of_one_after_the_other(loss: str, output: str, n: int) -> None:
@@ -114,7 +114,7 @@ def test_many_rows_have_the_bits_of_one_after_the_other(loss: str, output: str, 
     for side in (1, MANY_ROWS):
         found = by_kernel(loss, output, side, z, t, scales)
         assert same_bits((found.loss[finite], found.dz[finite]), (wanted_loss[finite], wanted_dz[finite]))
-        np.testing.assert_array_equal(found.loss, wanted_loss)  # a NaN is a NaN, whatever its other bits
+        np.testing.assert_array_equal(found.loss, wanted_loss)  # NaN values may differ in their bits
         np.testing.assert_array_equal(found.dz, wanted_dz)
         assert np.isnan(found.loss[~numbers]).all()
         assert not found.correct.any()
@@ -140,14 +140,14 @@ def test_labels_are_targets_and_tell_who_is_right(loss: str, output: str, n: int
 
 
 def assembly(loss: str, output: str, n: int, side: int) -> str:
-    """Of the kernel, compiled anew."""
+    """Compile the kernel without the cache; return its assembly."""
     kernel = compiled(make_losses(loss, output, n, side), called="address")
     kernel.compile((types.int64,) * INTEGERS + (types.float32,) * FLOATS)
     return str(next(iter(kernel.overloads.values())).library.get_asm_str())
 
 
 def vectors(text: str) -> int:
-    """How many instructions of x86 add or multiply vectors of float32."""
+    """Return the number of x86 instructions that add or multiply float32 vectors."""
     return len(re.findall(r"\bv?(?:mul|add|sub|fmadd\w*|fnmadd\w*)ps\s", text))
 
 
@@ -155,13 +155,13 @@ def vectors(text: str) -> int:
 def test_softmax_of_few_outputs_becomes_vectors() -> None:
     most = FEW_OUTPUTS[lanes()]
     for n in (3, most):
-        assert vectors(assembly("cross-entropy", "softmax", n, MANY_ROWS)) >= 15 * n  # exp alone has 12
+        assert vectors(assembly("cross-entropy", "softmax", n, MANY_ROWS)) >= 15 * n  # exp alone needs 12
     assert vectors(assembly("cross-entropy", "softmax", most, 1)) < 15 * most
 
 
 @every_loss
 def test_batches_of_any_size_have_the_bits_of_rows_one_by_one(loss: str, output: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through the engine: full blocks, rests and single rows; loss, correctness, and dz by the parameters after training."""
+    """Losses, correctness and trained parameters have the same bits for all block sizes of the loss kernel."""
     network = Network((6, 5, 3), loss=loss, output=output)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(75, 6)).astype(np.float32)

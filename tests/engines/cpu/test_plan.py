@@ -1,4 +1,4 @@
-"""Memory layout: padded sizes, packing and unpacking, buffers that do not overlap."""
+"""Tests of the memory layout: padded sizes, packing and unpacking, and buffers that do not overlap."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ some_lanes = st.sampled_from(WIDTHS)
 
 
 def numbers(network: Network) -> Any:
-    """A parameter vector whose entries all differ and are not zero."""
+    """Return a parameter vector whose entries are distinct and nonzero."""
     return np.arange(1, network.parameters + 1, dtype=np.float32)
 
 
 def packed(network: Network, layout: Layout, lanes: int) -> tuple[Any, Any]:
-    """A row of `store` and the transposed weights, written over NaN."""
+    """Return a row of `store` and the transposed weights, both packed into arrays that were filled with NaN."""
     row, transposed = (np.full(size, np.nan, np.float32) for size in (layout.store, layout.transposed))
     pack(network, layout.plan, lanes, numbers(network), row)
     pack_transposed(network, layout.plan, lanes, numbers(network), transposed)
@@ -113,7 +113,7 @@ def test_padded_sizes_are_the_least_that_tiles_and_vectors_divide(sizes: list[in
 
 
 def overlaps(pieces: list[tuple[int, int]], size: int) -> str:
-    """Error in the pieces (start, length) of a buffer of `size` entries; empty if correct."""
+    """Describe an overlap of pieces (start, length) of a buffer with `size` entries; return "" if there is none."""
     for (start, length), (following, _) in pairwise([*sorted(pieces), (size, 0)]):
         if start < 0 or start + length > following:
             return f"[{start}, {start + length}) reaches beyond {following}"
@@ -127,7 +127,7 @@ def weight_tasks(layout: Layout) -> Any:
 
 
 def pieces_of_packed(layout: Layout, lanes: int, rows: int) -> list[tuple[int, int]]:
-    """The packed copies of dz of every width but the input's: whole pairs of panels."""
+    """Return (start, length) of the packed copy of dz of each layer, which consists of complete pairs of panels."""
     sizes = layout.plan.layers["fan_out_p"].tolist()
     places = layout.plan.widths["packed_at"][1:].tolist()
     return [(at, rows * round_up(size, PAIR * lanes)) for at, size in zip(places, sizes, strict=True)]
@@ -169,7 +169,7 @@ def test_rows_lie_an_odd_number_of_cache_lines_apart(sizes: list[int], lanes: in
     assert (lds >= widths).all()
     assert (lds - widths <= 2 * CACHE_LINE).all()
     assert (lds // CACHE_LINE % 2 == 1).all()
-    if lanes == CACHE_LINE:  # shorter vectors may leave half a line over
+    if lanes == CACHE_LINE:  # with shorter vectors, rows may end within a cache line
         assert (lds % CACHE_LINE == 0).all()
 
 
@@ -183,7 +183,7 @@ def test_only_what_holds_rows_grows_with_them() -> None:
     assert weight_tasks(large).tolist() == weight_tasks(small).tolist()
 
 
-# ------------------------------------------------------------------------------------------------ what is no place
+# ------------------------------------------------------------------------------------------------ other values
 
 
 def test_activations_and_dropout_become_numbers() -> None:

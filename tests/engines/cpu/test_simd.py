@@ -1,4 +1,4 @@
-"""The vector layer: tiles of every epilogue, shape and width against NumPy and bit by bit, transposes, the width."""
+"""Tests of the vector code: tiles with all epilogues, shapes and vector widths, transposition, and the vector width."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ every_epilogue = pytest.mark.parametrize("epilogue", range(len(EPILOGUES)), ids=
 
 
 def shapes(width: int) -> list[tuple[int, int]]:
-    """Rows and vectors of every tile of products."""
+    """Return rows and vectors of all tiles of the product kernel."""
     tall, low, pair = TILES[width]
     return [(rows, vectors) for rows in (tall, low) for vectors in (pair, 1)] + [(1, SINGLE_VECTORS), (1, 1)]
 
 
 @functools.cache
 def runner(rows: int, vectors: int, width: int) -> Any:
-    """run(arguments of the tile)."""
+    """Return a compiled function that calls a tile with a tuple of arguments."""
     tile = make_tile(rows, vectors, width)
 
     @njit(nogil=True, error_model="numpy")
@@ -52,9 +52,9 @@ def runner(rows: int, vectors: int, width: int) -> Any:
 
 
 def run_tile(epilogue: int, width: int, case: Case, cuts: tuple[int, ...] = (), finished: bool = True) -> Placed:
-    """C of one tile, placed among guard values; A, B and extra are checked to be left alone.
+    """Return C of one tile, surrounded by guard values; check that A, B and extra are unchanged.
 
-    The sum over k is split at `cuts`, with one call per piece; the last piece is passed as the last one only if `finished`.
+    The sum over k is split at `cuts`, with one call per piece. The last call applies the epilogue only if `finished`.
     """
     (rows, k), vectors = case.a.shape, case.b.shape[1] // width
     a = scattered(case.a)
@@ -78,7 +78,7 @@ def run_tile(epilogue: int, width: int, case: Case, cuts: tuple[int, ...] = (), 
 
 
 def values_of(c: Placed) -> Any:
-    """C as (rows, columns)."""
+    """Return C as a matrix (rows, columns)."""
     return c.block.reshape(len(c.block), -1)
 
 
@@ -104,7 +104,7 @@ def test_the_checks_of_tiles_see_a_wrong_number_and_a_stray_write() -> None:
     assert excess_of(KEEP, case, values_of(c)) > 0
     c.block[5, 1, 7] = np.nan
     assert excess_of(KEEP, case, values_of(c)) == np.inf
-    for at in (32, 33 + 16, len(c.buffer) - 1):  # before, between two rows, behind
+    for at in (32, 33 + 16, len(c.buffer) - 1):  # before, between and after rows
         c.buffer[at] = 0
     assert c.stray() == 3
 
@@ -133,14 +133,14 @@ def test_where_positive_takes_nan_and_zeros_for_not_positive() -> None:
 
 
 def rounded(exact: Fraction) -> np.float32:
-    """The float32 nearest to an exact number, ties to even; through float64 alone it would be rounded twice."""
+    """Round an exact number to float32, ties to even; a conversion through float64 would round twice."""
     guess = np.float32(float(exact))
     near = (np.nextafter(guess, np.float32(-np.inf)), guess, np.nextafter(guess, np.float32(np.inf)))
     return min(near, key=lambda f: (abs(Fraction(float(f)) - exact), int(f.view(np.uint32)) & 1))
 
 
 def sequential(a: Any, b: Any, *, fused: bool = True) -> np.float32:
-    """sum over k of a[k] b[k] in the order of k, by exact fused multiply-adds, or with each product rounded first."""
+    """Sum a[k] b[k] in the order of k, with exact fused multiply-adds, or with each product rounded first."""
     total = np.float32(0)
     for x, y in zip(a, b, strict=True):
         product = Fraction(float(x)) * Fraction(float(y))
@@ -173,7 +173,7 @@ def test_each_entry_is_one_fused_sum_in_the_order_of_k(width: int) -> None:
 
 
 def cut_up(epilogue: int, width: int, case: Case, rows: int, columns: int) -> Any:
-    """C put together from tiles of so many rows and columns."""
+    """Compute C from tiles with the given numbers of rows and columns."""
     like_c = MEANINGS[epilogue].extra_like_c
     c = np.empty((len(case.a), case.b.shape[1]), np.float32)
     for i in range(0, len(c), rows):
@@ -205,7 +205,7 @@ def test_a_sum_that_is_cut_has_the_bits_of_one_call(epilogue: int) -> None:
                 assert same_bits(run_tile(epilogue, width, case, cuts).buffer, whole.buffer), (width, rows, vectors, cuts)
             begun = Case(case.a[:, :20], case.b[:20], case.extra)
             plain = run_tile(KEEP, width, begun._replace(extra=np.zeros((rows, vectors * width), np.float32)))
-            unfinished = run_tile(epilogue, width, begun, finished=False)  # the epilogue waits for the last piece
+            unfinished = run_tile(epilogue, width, begun, finished=False)  # only the last piece applies the epilogue
             assert same_bits(unfinished.buffer, plain.buffer)
 
 
@@ -230,7 +230,7 @@ def test_transpose(width: int) -> None:
         assert a.stray() == c.stray() == 0
 
 
-@pytest.mark.skipif("NUMBA_CPU_NAME" in os.environ, reason="Numba compiles for another processor than this one")
+@pytest.mark.skipif("NUMBA_CPU_NAME" in os.environ, reason="Numba compiles for another processor")
 def test_lanes_are_those_of_the_widest_vector() -> None:
     has = binding.get_host_cpu_features()
     if has.get("avx512f"):

@@ -1,4 +1,4 @@
-"""Every size: rows from 1 to 20, widths around those of tiles, short last batches, batches larger than before, buffers."""
+"""Tests of many sizes: 1 to 20 rows, layer widths around tile sizes, short last batches, changing batch sizes, buffers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fastmlp.engines.numpy_engine import NumpyEngine
 from fastmlp.nn.optimizers import Optimizer
 
 SOME_THREADS = 2
-BEYOND = BATCH_DEPTHS[lanes()] + 1  # rows of a batch whose gradients are sums in two pieces
+BEYOND = BATCH_DEPTHS[lanes()] + 1  # smallest batch size for which gradient sums are split
 
 
 pytestmark = [pytest.mark.usefixtures("eager_threads"), pytest.mark.full]
@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.usefixtures("eager_threads"), pytest.mark.full]
 @pytest.mark.parametrize("tail", [0, 10**9], ids=["by columns", "by rows"])
 @pytest.mark.parametrize("batch", range(1, 21))
 def test_every_number_of_rows(batch: int, tail: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles of one row and of all heights; the last batch is one row short, and has none left at all for batches of 1."""
+    """Training is correct with tiles of all heights; except for batches of one row, the last batch is one row short."""
     monkeypatch.setattr(plan, "TAIL_WEIGHTS", tail)
     spec = fused_job((9, 70, 33, 15, 3), batch_size=batch, threads=SOME_THREADS)
     check_against_reference("numba", spec, make_course(spec.network, rows=2 * batch + max(batch - 1, 1), batch=batch, epochs=1))
@@ -49,7 +49,7 @@ AROUND = sorted(
 @pytest.mark.parametrize("tail", [0, 10**9], ids=["by columns", "by rows"])
 @pytest.mark.parametrize("width", AROUND)
 def test_widths_around_tiles_vectors_and_pieces(width: int, tail: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As inputs, hidden units and outputs; batches just beyond a piece of a gradient's sum."""
+    """Each width is used for inputs, hidden layers and outputs, with batches just large enough to split gradient sums."""
     monkeypatch.setattr(plan, "TAIL_WEIGHTS", tail)
     for sizes in ((width, 13, 5), (6, width, width, 4), (7, 9, width)):
         spec = fused_job(sizes, Optimizer("momentum"), batch_size=BEYOND, threads=SOME_THREADS)
@@ -73,7 +73,7 @@ def test_any_sizes_train_as_the_reference(sizes: list[int], rows: int, batch: in
 
 @pytest.mark.parametrize("left", [1, 2, 5, 6, 63, 64, 65, 149])
 def test_a_short_last_batch_is_a_batch_of_its_own(left: int) -> None:
-    """The rows of a short last batch train as with a plan for their number."""
+    """A short last batch gives the same bits as a full batch of the same size."""
     spec = fused_job((13, 70, 21, 3), batch_size=150, threads=3)
     course = make_course(spec.network, rows=150 + left, batch=150, epochs=1, rate=0.01)
     state, results = run_course("numba", spec, start_state(spec), course)
@@ -86,7 +86,7 @@ def test_a_short_last_batch_is_a_batch_of_its_own(left: int) -> None:
 
 
 def test_batches_may_be_larger_and_smaller_than_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine makes a new plan for a larger batch, and reuses its plan for a smaller one with the same threads."""
+    """An engine makes a new plan for a larger batch, and reuses its plan for a smaller batch with as many threads."""
     spec = fused_job((13, 70, 21, 3), batch_size=200, threads=5)
     whole = make_course(spec.network, rows=200, batch=200, epochs=1, rate=0.01)
     engine = NumbaEngine(spec)

@@ -1,6 +1,6 @@
-"""Vector width and tile come from the processor: supported builds are run, others are compiled and inspected.
+"""Kernels for different processors: builds that this processor supports are run, others are compiled and inspected.
 
-Numba takes another processor than this one from NUMBA_CPU_NAME and NUMBA_CPU_FEATURES.
+The environment variables NUMBA_CPU_NAME and NUMBA_CPU_FEATURES make Numba compile for another processor.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ REGISTERS = {16: "zmm", 8: "ymm", 4: "4s"}
 
 
 class Build(NamedTuple):
-    """The processor given to Numba; features that the real one must have, by LLVM names; floats per vector."""
+    """A target processor: Numba's environment variables, LLVM names of the features it needs, and floats per vector."""
 
     environment: dict[str, str]
     needs: tuple[str, ...]
@@ -50,8 +50,9 @@ BUILDS = {
     "SSE2": Build({"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": ""}, ("sse2",), 4),
 }
 
-# Trains and predicts with the tolerances of the contract, if the argument asks for it, and tells what it was compiled for.
-# Batches of 300 rows cut the gradients' sums; widths leave odd panels and padding for every vector.
+# With the argument "train", this script trains and compares the results with the reference. It prints the vector width, the
+# cache file and the assembly of the kernels. Batches of 300 rows split the sums of gradients, and the layer widths need an odd
+# number of panels and padding for every vector width.
 WORK = """
 import json, sys
 from support.tolerances import check_against_reference
@@ -74,7 +75,7 @@ products, cached = [], cpu_compile.cached
 def cached_and_noted(function, name, called):
     kernel = cached(function, name, called)
     if name.startswith(("product", "gradient")):
-        kernel._cache = NullCache()  # code from the cache, which processes side by side share, has no assembly to read
+        kernel._cache = NullCache()  # code that is loaded from the shared cache has no assembly
         products.append(kernel)
     return kernel
 
@@ -93,7 +94,7 @@ print(json.dumps([lanes(), key, assembly]))
 
 
 class Outcome(NamedTuple):
-    """What a process printed: floats of a vector, the file of a kernel, assembly of the product and of the gradient."""
+    """Output of the script: floats per vector, cache file of a kernel, assembly of the product and gradient kernels."""
 
     lanes: int
     key: str
@@ -101,14 +102,14 @@ class Outcome(NamedTuple):
 
 
 def missing(name: str) -> list[str]:
-    """Features of a build that this processor lacks."""
+    """Return the features of a build that this processor lacks."""
     has = binding.get_host_cpu_features()
     return [feature for feature in BUILDS[name].needs if not has.get(feature)]
 
 
 @functools.cache
 def process(name: str) -> subprocess.CompletedProcess[str]:
-    """A process of its own for a build, which trains if it can run here, else compiles only."""
+    """Run the script for a build in a new process; it trains if this processor supports the build, else it only compiles."""
     own = {variable: value for variable, value in os.environ.items() if not variable.startswith("NUMBA_CPU")}
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     return subprocess.run(
@@ -124,7 +125,7 @@ def process(name: str) -> subprocess.CompletedProcess[str]:
 
 def outcome_of(name: str) -> Outcome:
     if platform.machine() not in ("x86_64", "AMD64"):
-        pytest.skip(f"Numba compiles for {platform.machine()} here")
+        pytest.skip(f"these builds are for x86-64, not for {platform.machine()}")
     done = process(name)
     assert done.returncode == 0, done.stderr
     return Outcome(*json.loads(done.stdout))
@@ -133,16 +134,16 @@ def outcome_of(name: str) -> Outcome:
 @pytest.mark.parametrize("name", BUILDS)
 def test_each_build_trains_and_predicts_as_the_reference(name: str) -> None:
     if lacks := missing(name):
-        pytest.skip(f"this processor lacks {', '.join(lacks)}; the build is compiled only")
+        pytest.skip(f"this processor lacks {', '.join(lacks)}; the build is compiled but not run")
     assert outcome_of(name).lanes == BUILDS[name].lanes
 
 
 @pytest.mark.parametrize("name", ["AVX-512", "AVX2"])
 def test_inner_loops_of_whole_kernels_keep_to_their_registers(name: str) -> None:
-    """Micro-kernels within the kernels that call them, compiled as Numba compiles them for that processor."""
+    """Micro-kernels inlined in complete kernels, compiled by Numba for each processor, do not spill registers."""
     outcome = outcome_of(name)
     assert outcome.lanes == BUILDS[name].lanes
-    for assembly, least in zip(outcome.assembly, (6, 4), strict=True):  # a product has tiles of one row, too
+    for assembly, least in zip(outcome.assembly, (6, 4), strict=True):  # products also have tiles of one row
         found = loops(assembly)
         assert len(found) >= least
         assert {loop.spills for loop in found} == {0}
@@ -178,7 +179,7 @@ def test_products_in_registers(triple: str, cpu: str, lanes: int) -> None:
 
 @every_processor
 def test_gradients_in_registers(triple: str, cpu: str, lanes: int) -> None:
-    """Whatever the update at the end of the tile holds in registers, the sum before it must keep its own."""
+    """The sums of a gradient tile stay in registers, even with an optimizer update fused at the end of the tile."""
     tall, low, pair = TILES[lanes]
     for rule in (None, traced_rule("momentum", False), traced_rule("adam", True)):
         for rows in (tall, low):
@@ -194,7 +195,7 @@ def test_transposes_stay_in_registers(triple: str, cpu: str, lanes: int) -> None
     assert len(re.findall(rf"\b{'q' if triple == ARM else REGISTERS[lanes]}\d", assembly)) >= lanes
 
 
-# What keeps threads apart, as each family of processors does it; ARM's weaker order needs acquire and release by name.
+# Synchronization instructions on x86 and ARM; ARM's weaker memory order needs explicit acquire and release instructions.
 INSTRUCTIONS = {
     pause: ("pause", "yield"),
     fetch_add: ("lock", "ldaddal"),
@@ -214,10 +215,10 @@ def test_the_check_of_loops_sees_spills_other_registers_and_other_numbers() -> N
     def found(rows: int, vectors: int, width: int, triple: str, cpu: str) -> Any:
         return loops(assembly_of(make_tile(rows, vectors, width), triple, cpu))
 
-    (reason,) = wrong(found(8, 2, 8, X86, "znver3"), 16, "ymm")  # 8 x 2 sums, 2 of B and one of A in 16 registers
-    assert "touch the stack" in reason
+    (reason,) = wrong(found(8, 2, 8, X86, "znver3"), 16, "ymm")  # 8 x 2 sums and 3 operands do not fit into 16 registers
+    assert "access the stack" in reason
     (reason,) = wrong(found(16, 2, 4, ARM, "apple-m1"), 32, "4s")
-    assert "touch the stack" in reason
+    assert "access the stack" in reason
     assert wrong(found(4, 2, 8, X86, "skylake-avx512"), 8, "zmm") == ["registers {'ymm'} instead of zmm"]
     assert wrong(found(4, 2, 8, X86, "haswell"), 6, "ymm") == ["8 multiply-adds instead of 6"]
-    assert wrong(found(4, 2, 8, X86, "x86-64"), 8, "ymm") == ["no loop with fused multiply-adds"]  # calls of fmaf
+    assert wrong(found(4, 2, 8, X86, "x86-64"), 8, "ymm") == ["no loop with fused multiply-adds"]  # calls fmaf

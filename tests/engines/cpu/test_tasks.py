@@ -1,4 +1,4 @@
-"""Division of a step: phases run in order, tasks cover everything exactly once, and each task is in exactly one share."""
+"""Division of a training step: phases are in order, and tasks cover everything once and are assigned to one thread each."""
 
 from __future__ import annotations
 
@@ -71,45 +71,45 @@ def test_phases_follow_the_network_there_and_back(sizes: list[int], lanes: int, 
 
 
 def uneven_weights(layout: Layout, lanes: int, tasks: Any) -> str:
-    """The first weight or bias that the tasks do not cover exactly once; empty if there is none."""
+    """Describe the first weight or bias that the tasks do not cover exactly once; return "" if there is none."""
     row = np.zeros(layout.store, np.float32)
     for layer, panel, panels, first, rows, *_ in tasks.tolist():
         weights, biases = packed_views(layout.plan, lanes, row, layer)
         covered = weights[panel : panel + panels, first : first + rows]
         if covered.shape[:2] != (panels, rows) or not 1 <= panels <= max(GROUP_COLUMNS // lanes, PAIR):
-            return f"task {layer, panel, panels, first, rows} leaves the matrix"
+            return f"task {layer, panel, panels, first, rows} exceeds the matrix"
         covered += 1
-        if first == 0:  # the topmost rectangle brings its columns' biases
+        if first == 0:  # the first rectangle of a column also covers its biases
             biases[panel * lanes : (panel + panels) * lanes] += 1
     wrong = np.flatnonzero(row != 1)
     return f"entry {wrong[0]} is covered {row[wrong[0]]:.0f} times" if wrong.size else ""
 
 
 def uneven_blocks(layer: int, panels: int, rows: int, tasks: Any) -> str:
-    """The first row and panel of a layer that the tasks do not cover exactly once; empty if there is none."""
+    """Describe the first row and panel of a layer that the tasks do not cover exactly once; return "" if there is none."""
     covered = np.zeros((panels, rows), np.int64)
     for of, panel, count, first, height, *_ in tasks.tolist():
         block = covered[panel : panel + count, first : first + height]
         if of != layer or block.shape != (count, height) or not 1 <= count <= PAIR:
-            return f"task {of, panel, count, first, height} leaves layer {layer}"
+            return f"task {of, panel, count, first, height} exceeds layer {layer}"
         block += 1
     wrong = np.argwhere(covered != 1)
     return f"panel, row {wrong[0]} is covered {covered[tuple(wrong[0])]} times" if wrong.size else ""
 
 
 def uneven_rows(rows: int, tasks: Any) -> str:
-    """The first row that the tasks do not cover exactly once; empty if there is none."""
+    """Describe the first row that the tasks do not cover exactly once; return "" if there is none."""
     covered = np.zeros(rows, np.int64)
     for _, _, _, first, height, *_ in tasks.tolist():
         if not 0 <= first < first + height <= rows:
-            return f"task {first, height} leaves the batch"
+            return f"task {first, height} exceeds the batch"
         covered[first : first + height] += 1
     wrong = np.flatnonzero(covered != 1)
     return f"row {wrong[0]} is covered {covered[wrong[0]]} times" if wrong.size else ""
 
 
 def uneven(layout: Layout, lanes: int, rows: int) -> str:
-    """Error in the tasks of any phase; empty if correct."""
+    """Describe an error in the tasks of any phase; return "" if there is none."""
     for phase in layout.plan.phases:
         tasks, layer = tasks_of(layout.plan, phase), int(phase["layer"])
         if phase["kind"] in (WEIGHTS, UPDATE):
@@ -167,10 +167,10 @@ def test_rectangles_are_whole_tiles_and_whole_vectors(sizes: tuple[int, ...], la
     tall, low, _ = TILES[lanes]
     height = make_height(lanes)
     assert (first % CHUNK_ROWS == 0).all()
-    assert (rows % lanes == 0).all()  # squares of the transposition
+    assert (rows % lanes == 0).all()  # square blocks are transposed
     assert ((rows > 0) & (rows <= CHUNK_ROWS)).all()
     for left in np.unique(rows):
-        while left > 0:  # as the gradient's tiles go
+        while left > 0:  # split rows as the gradient kernel does
             assert height.py_func(left) in (tall, low)
             left -= height.py_func(left)  # noqa: PLW2901
         assert left == 0
@@ -196,7 +196,7 @@ def test_shares_hand_out_every_task_once_and_evenly(sizes: list[int], lanes: int
 
 
 def at_home(plan: StepPlan) -> float:
-    """Fraction of the wide layers' weights that WEIGHTS assigns to the thread to which FORWARD assigns the same columns."""
+    """Return the fraction of weights in wide layers that the FORWARD and WEIGHTS phases assign to the same thread."""
     forward: dict[tuple[int, int], set[int]] = {}
     homes = weights = 0
     for phase, ends in zip(plan.phases, plan.shares.tolist(), strict=True):

@@ -1,4 +1,4 @@
-"""The number of threads of small steps: choices of the tuner with simulated times, and results that do not depend on it."""
+"""Tests of the choice of a number of threads, with simulated durations; results must not depend on the choice."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from fastmlp.engines.cpu.threads import LEAST_FLOPS, LEAST_ROWS, MUCH_FLOPS, SUR
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
 
-GOOD, BAD = {1: 1.0, 2: 0.65}, {1: 1.0, 2: 1.5}  # seconds by threads, as seen in good and bad moments of a machine
+GOOD, BAD = {1: 1.0, 2: 0.65}, {1: 1.0, 2: 1.5}  # seconds per call by number of threads, on an idle and on a busy machine
 
 
 def counts_of(tuner: ThreadTuner, seconds: Callable[[int, int], float], calls: int) -> list[int]:
-    """Numbers of threads of `calls` calls; seconds(call, threads) is the duration of a call."""
+    """Return the numbers of threads that the tuner chooses for `calls` calls, which take seconds(call, threads) each."""
     counts = []
     for call in range(calls):
         counts.append(tuner.next())
@@ -45,13 +45,13 @@ def test_two_threads_are_taken_where_they_are_faster(seconds: dict[int, float], 
 
 
 def test_a_machine_that_changes_is_followed() -> None:
-    """At once where two threads become slower, at the next trial where they become faster."""
+    """The tuner reacts at once if two threads become slower, and at the next trial if they become faster."""
 
     def seconds(call: int, threads: int) -> float:
         return (BAD if 200 <= call < 400 else GOOD)[threads]
 
     counts = counts_of(ThreadTuner(2), seconds, 700)
-    first = next(call for call in range(200, 400) if counts[call] == 2)  # sees that it is slow
+    first = next(call for call in range(200, 400) if counts[call] == 2)  # a slow call
     assert counts[first : first + 4] == [2, 1, 1, 1]
     back = next(call for call in range(400, 700) if counts[call : call + 3] == [2, 2, 2])
     assert back <= 400 + (BAD[2] / BAD[1] - 1) / TRIALS_SHARE + 2
@@ -67,7 +67,7 @@ def test_the_best_of_many_threads_is_found(best: int) -> None:
 
 @pytest.mark.parametrize("then", [1, 2, 8, 16])
 def test_fewer_and_more_are_tried(then: int) -> None:
-    """When the best number changes from 4, either way."""
+    """The tuner finds the best number of threads again after it changes from 4 to a smaller or larger number."""
     counts = counts_of(ThreadTuner(16), lambda call, threads: 1 + abs(math.log2(threads / (4 if call < 100 else then))), 600)
     assert counts[40:100].count(4) >= 50
     assert counts[300:].count(then) >= 0.9 * 300
@@ -75,7 +75,7 @@ def test_fewer_and_more_are_tried(then: int) -> None:
 
 @pytest.mark.parametrize(("seconds", "best"), [(GOOD, 2), (BAD, 1)], ids=["good", "bad"])
 def test_calls_that_something_else_delays_cost_little(seconds: dict[int, float], best: int) -> None:
-    """One call in thirty takes three times as long, all others up to a twentieth more or less."""
+    """Noise costs at most 10 %: one call in thirty takes three times as long, and all durations vary by up to 5 %."""
     rng = np.random.default_rng(0)
     noise = rng.uniform(0.95, 1.05, 3000) * np.where(rng.random(3000) < 1 / 30, 3, 1)
     counts = counts_of(ThreadTuner(2), lambda call, threads: seconds[threads] * noise[call], 3000)
@@ -84,7 +84,7 @@ def test_calls_that_something_else_delays_cost_little(seconds: dict[int, float],
 
 @pytest.mark.parametrize("jitter", [0.0, 0.3])
 def test_trials_that_cost_much_are_rare(jitter: float) -> None:
-    """A short call, for which a second thread would have to be woken up; with jitter some calls seem suddenly slower."""
+    """Two threads are tried rarely if they take ten times as long as one, with constant and with varying durations."""
     rng, seconds = np.random.default_rng(0), {1: 1.0, 2: 10.0}
     counts = counts_of(ThreadTuner(2), lambda call, threads: seconds[threads] * (1 + jitter * rng.random()), 5000)
     assert 2 in counts[5:]
@@ -106,7 +106,7 @@ def test_large_steps_take_all_threads_untried() -> None:
 
 
 def test_a_clock_that_stands_still_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clocks of some systems have a resolution of microseconds."""
+    """A measured duration of zero is no error, since some clocks have a resolution of microseconds."""
     monkeypatch.setattr("fastmlp.engines.cpu.threads.time.perf_counter", lambda: 5.0)
     tuner, counts = ThreadTuner(2), []
     for _ in range(20):
@@ -121,7 +121,7 @@ def test_a_clock_that_stands_still_is_no_error(monkeypatch: pytest.MonkeyPatch) 
 
 @dataclasses.dataclass
 class Script:
-    """A tuner that follows a list of numbers of threads and records its calls."""
+    """A fake tuner that cycles through a list of numbers of threads and records its calls."""
 
     counts: list[int]
     recorded: list[tuple[int, int]] = dataclasses.field(default_factory=list)
@@ -169,7 +169,7 @@ def test_a_second_thread_is_not_woken_for_one_block_of_rows() -> None:
 
 
 def test_an_engine_asks_trials_of_calls_of_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training and predictions, long calls and short ones, each separately; durations are in seconds per row."""
+    """Training and prediction, and long and short calls, have separate tuners; durations are in seconds per row."""
     heard: list[tuple[int, float]] = []
     clock = iter(np.arange(1000.0))
     record = ThreadTuner.record

@@ -1,4 +1,4 @@
-"""The engine's own threads: run, wait, end, errors, Ctrl-C, fork; many engines, many callers, more threads than cores."""
+"""Tests of the engine's threads: start, end, errors, Ctrl-C, many engines and callers, more threads than cores."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from fastmlp.engines.cpu.threads import Team
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
 
-PATIENCE = 120  # seconds after which a test calls a wait a hang
+PATIENCE = 120  # timeout in seconds
 
 
 def within_patience(function: Callable[[], Any]) -> Any:
-    """function(), in a thread of its own, so that a hang fails the test instead of stopping the session."""
+    """Call a function in a separate thread, so that a hang fails the test instead of blocking the test session."""
     results: list[Any] = []
     thread = threading.Thread(target=lambda: results.append(function()), daemon=True)
     thread.start()
     thread.join(PATIENCE)
     assert not thread.is_alive(), "still waiting"
-    assert results, "raised, see the warning of the thread"
+    assert results, "the function raised an error; see the warning of the thread"
     return results[0]
 
 
@@ -82,7 +82,7 @@ def test_a_run_on_one_thread_starts_none() -> None:
 def test_all_numbers_run_at_the_same_time() -> None:
     meeting = threading.Barrier(5, timeout=PATIENCE)
     team = Team(5)
-    team.run(lambda t: meeting.wait())  # breaks if one waits for another to return
+    team.run(lambda t: meeting.wait())  # fails if a thread starts only after another has returned
     team.close()
 
 
@@ -102,7 +102,7 @@ def test_threads_start_at_the_first_run_and_are_used_again() -> None:
 def test_close_ends_the_threads_and_a_later_run_starts_new_ones() -> None:
     before = set(threading.enumerate())
     team = Team(3)
-    team.close()  # nothing to do yet
+    team.close()  # no threads yet
     for _ in range(2):
         seen: list[int] = []
         team.run(seen.append)
@@ -134,7 +134,7 @@ def test_sleeping_threads_keep_nothing_alive() -> None:
     there = weakref.ref(large)
     team.run(lambda t, what: None, large)
     del large
-    end = time.monotonic() + PATIENCE  # a thread reports before it lets go
+    end = time.monotonic() + PATIENCE  # threads report before they drop references
     while there() is not None and time.monotonic() < end:
         time.sleep(0.001)
     assert there() is None
@@ -156,7 +156,7 @@ def test_an_error_of_any_thread_is_raised_when_all_have_returned(failing: int) -
         team.run(work)
     assert sorted(returned) == [t for t in range(4) if t != failing]
     seen: list[int] = []
-    team.run(seen.append)  # nothing of the failed run is left behind
+    team.run(seen.append)  # the failed run does not affect the next
     assert sorted(seen) == [0, 1, 2, 3]
     team.close()
 
@@ -201,19 +201,19 @@ def test_a_thread_that_cannot_start_is_an_error_and_not_a_hang(monkeypatch: pyte
 # ------------------------------------------------------------------------------------------------ Ctrl-C
 
 
-# In processes of their own, because what fails here hangs or interrupts the whole session.
+# These scripts run in child processes, since a failure would hang or interrupt the whole test session.
 INTERRUPT_WHILE_WAITING = """
 import faulthandler, signal, sys, threading, time
 from fastmlp.engines.cpu.threads import Team
 
-faulthandler.dump_traceback_later(100, exit=True)  # a hang says where
+faulthandler.dump_traceback_later(100, exit=True)  # prints where the script hangs
 late = int(sys.argv[1])
 team, main = Team(3), threading.main_thread().ident
 for n in range(20):
     interrupted, returned = threading.Event(), []
 
     def work(t):
-        if t == 1:  # the caller waits, or is in its own share
+        if t == 1:  # the caller waits or executes its own share
             time.sleep(0.01)
             signal.pthread_kill(main, signal.SIGINT)
             interrupted.set()
@@ -225,7 +225,7 @@ for n in range(20):
     try:
         team.run(work)
     except KeyboardInterrupt:
-        print("interrupted", 1 in returned, 2 in returned)  # number 0, Python code here, is interrupted itself
+        print("interrupted", 1 in returned, 2 in returned)  # thread 0 is interrupted itself
     seen = []
     team.run(seen.append)
     print(*sorted(seen))
@@ -242,7 +242,7 @@ INTERRUPT_ANYWHERE = """
 import faulthandler, random, signal, sys, time
 from fastmlp.engines.cpu.threads import Team
 
-faulthandler.dump_traceback_later(110, exit=True)  # a hang says where
+faulthandler.dump_traceback_later(110, exit=True)  # prints where the script hangs
 inside = False
 
 def interrupt(*_):
@@ -290,7 +290,7 @@ def course_of(spec: EngineSpec, seed: int = 0) -> Course:
 
 
 def trained(spec: EngineSpec, seed: int = 0) -> Any:
-    """State and row results of a short training."""
+    """Return the state and the row metrics after a short training run."""
     return run_course("numba", spec, start_state(spec), course_of(spec, seed))
 
 

@@ -1,4 +1,4 @@
-"""The elementary functions of the CPU engine: errors in ulp, extremes, and vectorisation of the loops around them."""
+"""Tests of the CPU engine's elementary functions: errors in ulp, extreme arguments, and vectorization of loops."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fastmlp.nn.activations import ACTIVATIONS
 from fastmlp.nn.losses import LOSSES
 from fastmlp.nn.optimizers import RULES
 
-TINY = 1.2e-38  # below, float32 loses digits
+TINY = 1.2e-38  # smaller float32 numbers are subnormal
 EXACT: dict[str, Callable[[Any], Any]] = {
     "exp": np.exp,
     "expm1": np.expm1,
@@ -33,7 +33,7 @@ EXACT: dict[str, Callable[[Any], Any]] = {
     "erfc": scipy.special.erfc,
     "log": np.log,
 }
-# Signs and ranges of |x| where the result is a normal number: all exponents, a few thousand floats in each.
+# Signs and ranges of |x| in which results are normal numbers; a few thousand floats of each exponent are tested.
 SPANS = {
     "exp": [(1, 1e-30, 88.7228), (-1, 1e-30, 87.33)],
     "expm1": [(1, 1e-37, 88.7228), (-1, 1e-37, 1e30)],
@@ -42,8 +42,8 @@ SPANS = {
     "erfc, x <= 0": [(-1, 1e-30, 1e30)],
     "log": [(1, 1e-45, 3.4e38)],
 }
-# Intervals around critical points, of which every float is tested: where n changes, where n is largest, where cancellation is
-# complete, and where the result stops being exactly 1.
+# Critical intervals in which every float is tested: where the exponent n of the range reduction changes or is largest, where
+# cancellation is complete, and where the result becomes exactly 1.
 EVERY = {
     "exp": [(1, 0.3465, 0.3467), (1, 88.37, 88.7228), (-1, 87.1, 87.33)],
     "expm1": [(1, 0.3465, 0.3467), (-1, 0.3465, 0.3467), (1, 17, 17.05), (1, 88.37, 88.7228)],
@@ -55,25 +55,25 @@ EVERY = {
 
 
 def stated() -> dict[str, float]:
-    """The errors in ulp that the module's table states."""
+    """Return the maximum errors in ulp stated in the table of the module's docstring."""
     rows = re.findall(r"^(\w+(?:, x <= 0)?) +(\d+\.\d)\b", cpu_math.__doc__ or "", re.MULTILINE)
     return {name: float(error) for name, error in rows}
 
 
 def between(low: float, high: float, step: int = 1) -> Any:
-    """Every `step`-th float32 between two positive numbers."""
+    """Return every `step`-th float32 between two positive numbers."""
     first, last = np.array([low, high], np.float32).view(np.int32)
     return np.arange(first, last + 1, step, np.int32).view(np.float32)
 
 
 def points(name: str) -> Any:
-    """The floats on which the error of a function is measured."""
+    """Return the floats at which the error of a function is measured."""
     spans = [sign * between(low, high, 2111) for sign, low, high in SPANS[name]]
     return np.concatenate(spans + [sign * between(low, high) for sign, low, high in EVERY[name]])
 
 
 def ulps(found: Any, exact: Any) -> Any:
-    """Errors in units of the last place that float32 gives to the exact value."""
+    """Return errors in units in the last place (ulp) of the exact value in float32."""
     last_place = np.ldexp(1.0, np.maximum(np.frexp(exact)[1] - 24, -149))
     return np.abs(found.astype(np.float64) - exact) / last_place
 
@@ -83,7 +83,7 @@ compiled = njit(nogil=True, error_model="numpy", boundscheck=False)
 
 @functools.cache
 def with_callees(function: Callable[..., Any], math_module: ModuleType = math) -> Any:
-    """A function compiled with those of its own file that it calls, and with another module for `math`."""
+    """Compile a function and the functions of its module that it calls, with another module in place of `math`."""
     names = dict(function.__globals__)
     for name in function.__code__.co_names:
         if isinstance(names.get(name), FunctionType):
@@ -94,12 +94,12 @@ def with_callees(function: Callable[..., Any], math_module: ModuleType = math) -
 
 
 def processor_fuses() -> bool:
-    """Whether `fused` rounds once: then it sees what the rounding of a product lost."""
+    """Return whether `fused` rounds only once, so that it can compute the rounding error of a product."""
     return bool(compiled(lambda a: fused(a, a, -a * a))(np.float32(1.1)))
 
 
 def mapped(function: Any) -> Any:
-    """The function over an array."""
+    """Return a compiled function that applies `function` to all entries of an array."""
 
     @compiled
     def over(x: Any) -> Any:
@@ -118,7 +118,7 @@ def fast_math() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def over_arrays(fast_math: ModuleType) -> dict[str, Any]:
-    """name -> function over an array, compiled for float32."""
+    """Elementary functions by name, each compiled for float32 arrays."""
     loops = {name: mapped(getattr(fast_math, name)) for name in EXACT}
     for loop in loops.values():
         loop.compile((float32[::1],))
@@ -136,8 +136,8 @@ def test_errors_are_within_those_stated(over_arrays: Any, name: str) -> None:
     if name == "erfc" and not processor_fuses():
         error -= x * x
     worst = error.argmax()
-    assert error[worst] <= stated()[name], f"{function}({x[worst]!r}) is off by {error[worst]:.2f} ulp"
-    assert error[worst] > stated()[name] / 2, "the table states far more than there is"
+    assert error[worst] <= stated()[name], f"{function}({x[worst]!r}) has an error of {error[worst]:.2f} ulp"
+    assert error[worst] > stated()[name] / 2, "the error stated in the table is much too large"
 
 
 def test_the_table_states_every_function() -> None:
@@ -174,7 +174,7 @@ def test_a_nan_stays_a_nan_whatever_its_bits(over_arrays: Any, name: str) -> Non
 
 
 def test_what_underflows_becomes_zero_and_nothing_else(over_arrays: Any) -> None:
-    """exp down to where its result is subnormal, erfc to the end of its tail: no garbage, no negative number."""
+    """Results of exp that underflow are zero, and those of erfc are tiny and never negative."""
     x = -between(87.3, 110)
     y, exact = over_arrays["exp"](x), np.exp(x.astype(np.float64))
     assert (y[exact < 2.0**-126.5 * (1 - EPS)] == 0).all()
@@ -223,7 +223,7 @@ def test_other_names_are_those_of_math(fast_math: ModuleType) -> None:
 
 
 def left_to_the_library(formula: Callable[..., Any]) -> set[str]:
-    """Names of `math` that a formula, or what it calls, uses and that would stay calls of the C library."""
+    """Return the `math` functions used by a formula, directly or indirectly, that would still call the C library."""
     names = set(formula.__code__.co_names)
     inner = [formula.__globals__.get(name) for name in names]
     found = [left_to_the_library(function) for function in inner if isinstance(function, FunctionType)]
@@ -246,7 +246,7 @@ def test_sqrt_is_rounded_correctly(fast_math: ModuleType) -> None:
 
 
 def activate(name: str, math_module: ModuleType) -> Any:
-    """The loop of an activation as the engine runs it: y holds z and becomes f(z), s becomes f'(z)."""
+    """Compile the loop of an activation as in the engine: y holds z and is set to f(z), and s is set to f'(z)."""
     value, slope = (with_callees(f, math_module) for f in ACTIVATIONS[name][:2])
 
     @compiled
@@ -273,7 +273,7 @@ def evaluate(loop: Any, z: Any, a: float) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations_equal_the_specification(activations: Any, name: str) -> None:
-    """Values to a few roundings of the result and of the argument, which steep functions enlarge; slopes absolutely."""
+    """Activations have the error of a few roundings of argument and result; derivatives have a small absolute error."""
     a = float(np.float32(ACTIVATIONS[name].default or 0.0))
     z = np.concatenate([np.linspace(-30, 30, 60_001), [0, -0.0, 1e-30, -1e-30, 100, -100, 1e30, -1e30]]).astype(np.float32)
     exact_value, exact_slope = reference.ACTIVATIONS[name]
@@ -292,7 +292,7 @@ def test_infinities_and_nan_as_in_the_plain_formulas(activations: Any, name: str
     z = np.array([np.inf, -np.inf, np.nan], np.float32)
     value, slope, _ = ACTIVATIONS[name]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # inf times 0, in plain Python
+        warnings.simplefilter("ignore", RuntimeWarning)  # plain Python may compute inf * 0
         wanted = [np.float32(value(x, a)) for x in z]
         wanted_slopes = [np.float32(slope(x, y, a)) for x, y in zip(z, wanted, strict=True)]
     y, s = evaluate(activations[name], z, float(a))
@@ -302,14 +302,14 @@ def test_infinities_and_nan_as_in_the_plain_formulas(activations: Any, name: str
 
 # ------------------------------------------------------------------------------------------------ vectors
 
-# Arithmetic on vectors of float32, as in vfmadd213ps; as in `fmla v0.4s, …`, or `fmla.4s v0, …` in Apple's spelling.
+# Float32 vector instructions, such as vfmadd213ps on x86, and on ARM `fmla v0.4s, …` or, in Apple's syntax, `fmla.4s v0, …`.
 ON_ARM = r"\bf(?:mul|div|mla|mls)(?:\.4s|\s+v\d+\.4s)"
 PACKED = {"x86_64": r"\bv?(?:mul|div|fn?m(?:add|sub)\d{3})ps\b", "aarch64": ON_ARM, "arm64": ON_ARM}
-need_assembly = pytest.mark.skipif(platform.machine() not in PACKED, reason="this processor's assembly is not known here")
+need_assembly = pytest.mark.skipif(platform.machine() not in PACKED, reason="no support for the assembly of this processor")
 
 
 def assembly(loop: Any) -> tuple[set[str], set[str]]:
-    """What a loop's machine code calls of the C library's functions, and its vector arithmetic."""
+    """Return the C library functions that a loop calls, and its vector arithmetic instructions."""
     (code,) = loop.inspect_asm().values()
     calls = set(re.findall(r"\b_?((?:exp|expm1|tanh|erfc|log)f?)\b", code))
     return calls, set(re.findall(PACKED[platform.machine()], code))

@@ -1,4 +1,4 @@
-"""codegen/vector_random.py: a block is multiplied by the factors of the specification, whatever the width of the vectors."""
+"""Tests of codegen/vector_random.py: dropout factors are those of the reference, for every vector width."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SCALE = np.float32(1.25)
 
 
 def drop_of(lanes: int) -> Callable[..., None]:
-    """The kernel, to be called from Python."""
+    """Return the dropout kernel as a function that can be called from Python."""
     return from_python(drop_address(lanes), 12, 1)
 
 
@@ -23,7 +23,7 @@ def drop_of(lanes: int) -> Callable[..., None]:
 @pytest.mark.parametrize("rows", [1, 2, 5])
 @pytest.mark.parametrize("lanes", [4, 8, 16])
 def test_a_block_is_multiplied_by_the_factors_of_the_specification(lanes: int, rows: int, slopes: bool) -> None:
-    """Columns from the third vector on, three vectors of them, so one is left over; rows in a wider array."""
+    """The block starts at the third vector of wider rows and has an odd number of vectors."""
     seed, step, layer, first, rate = 2**63 + 123_456_789_012_345, 2**31 + 7, 3, 11, 0.5
     column, columns, ld = 2 * lanes, 3 * lanes, 3 * lanes + 5
     rng = np.random.default_rng(lanes)
@@ -49,7 +49,7 @@ def test_a_word_at_the_threshold_keeps_its_unit() -> None:
 
 
 def test_what_is_no_number_stays_none() -> None:
-    """A dropped unit is multiplied by 0, as in the specification, and not set to 0."""
+    """A dropped unit is multiplied by 0, as in the reference, so NaN stays NaN."""
     y = np.full((1, 8), np.nan, np.float32)
     drop_of(4)(y.ctypes.data, 0, 0, 8, 0, 8, 0, 0, 1, 0, 0, 2**31, SCALE)
     assert np.isnan(y).all()

@@ -1,4 +1,4 @@
-"""No kernel reads or writes outside its buffers: guard zones around every buffer and between the pieces of the arena."""
+"""Tests with guard zones around every buffer and between pieces of the arena: no kernel reads or writes out of bounds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastmlp.engines.cpu.kernels.losses import loss_block
 from fastmlp.engines.cpu.plan import PAIR, Layout, make_layout, round_up
 from fastmlp.nn.optimizers import Optimizer
 
-ALIGNED, SCRATCH_SIZE = cpu.aligned, cpu.scratch_size  # as they are before a test puts guard zones around buffers
+ALIGNED, SCRATCH_SIZE = cpu.aligned, cpu.scratch_size  # the originals, which tests replace
 KINDS = ("y_at", "s_at", "dz_at")
 
 
@@ -26,16 +26,16 @@ pytestmark = pytest.mark.usefixtures("eager_threads")
 
 
 class Zones:
-    """Buffers between guard zones. Reads beyond an end give NaN in the results; writes are detected."""
+    """Buffers between guard zones: out-of-bounds reads cause NaN in the results, and out-of-bounds writes are detected."""
 
-    MARGIN = 4096  # bytes on either side; a multiple of a page, so that the alignment is kept
-    GAP = 1024  # floats between the pieces of an arena, of the packed copies, and of each thread's rows
+    MARGIN = 4096  # bytes on either side; a multiple of the page size, to keep the alignment
+    GAP = 1024  # floats between pieces of the arena, between packed copies, and after each thread's scratch memory
 
     def __init__(self) -> None:
-        self.all: list[tuple[Any, Any]] = []  # bytes, and which of them are guards
+        self.all: list[tuple[Any, Any]] = []  # pairs of bytes and a mask of the guard bytes
 
     def guarded(self, array: Any) -> Any:
-        """A copy of the array between guard zones, aligned like those of `cpu.aligned`."""
+        """Return a copy of the array between guard zones, with the alignment of `cpu.aligned`."""
         raw = np.full(array.nbytes + 2 * self.MARGIN + cpu.ALIGNMENT, 0xFF, np.uint8)  # NaN, or the integer -1
         start = -raw.ctypes.data % cpu.ALIGNMENT + self.MARGIN
         guards = np.ones(len(raw), bool)
@@ -46,7 +46,7 @@ class Zones:
         return view
 
     def spread(self, *given: Any, **options: Any) -> Layout:
-        """The layout of `make_layout` with gaps between the pieces of the arena and between the packed copies."""
+        """Return the layout of `make_layout` with gaps between the pieces of the arena and between the packed copies."""
         layout = make_layout(*given, **options)
         widths = layout.plan.widths
         for n, kind in enumerate(KINDS):
@@ -56,7 +56,7 @@ class Zones:
         return layout._replace(arena=arena, packed=layout.packed + self.GAP * (len(widths) + 1))
 
     def fence(self, array: Any, pieces: list[tuple[int, int]]) -> None:
-        """Make guard zones of what lies outside the pieces (start, length) of an array's rows."""
+        """Turn all entries outside the pieces (start, length) of an array's rows into guard zones."""
         guards = np.ones(array.shape, bool)
         for start, length in pieces:
             guards[..., start : start + length] = False
@@ -65,7 +65,7 @@ class Zones:
         self.all.append((raw, inside))
 
     def fence_training(self, engine: NumbaEngine) -> None:
-        """Gaps in the arena, in the packed copies, and behind each thread's scratch."""
+        """Turn the gaps in the arena, between packed copies and after each thread's scratch memory into guard zones."""
         plan = engine.layout.plan
         sizes = [engine.rows * round_up(int(size), PAIR * engine.lanes) for size in plan.layers["fan_out_p"]]
         self.fence(engine.arena, pieces_of_arena(engine.layout, engine.rows, engine.gathers))
@@ -73,12 +73,12 @@ class Zones:
         self.fence(engine.scratch, [(0, SCRATCH_SIZE() + loss_block(engine.spec.network, engine.lanes))])
 
     def stray(self) -> int:
-        """Bytes of the guard zones that have changed."""
+        """Return the number of bytes in guard zones that have changed."""
         return sum(int((raw[guards] != 0xFF).sum()) for raw, guards in self.all)
 
 
 def zones_around_engines(monkeypatch: pytest.MonkeyPatch) -> Zones:
-    """Guard zones around every buffer of engines made from now on, and around their row results."""
+    """Put guard zones around every buffer of engines created from now on, and around their row metrics."""
     found, reserve, init = Zones(), NumbaEngine.reserve, NumbaEngine.__init__
 
     def make_fenced(engine: NumbaEngine, spec: EngineSpec) -> None:
@@ -124,7 +124,7 @@ def test_kernels_stay_inside_their_buffers(sizes: tuple[int, ...], tail: int, mo
     courses = [make_course(spec.network, rows=rows, batch=batch) for spec, (batch, rows, _) in zip(specs, cases, strict=True)]
     unguarded = [outcome(spec, course) for spec, course in zip(specs, courses, strict=True)]
     found = zones_around_engines(monkeypatch)
-    stays = sizes[0] % 16 == 0  # rows that training reads where they are
+    stays = sizes[0] % 16 == 0  # training reads these rows in place
     assert all(
         NumbaEngine(spec).reads_in_place(course.x, training=True) == stays for spec, course in zip(specs, courses, strict=True)
     )
@@ -151,16 +151,16 @@ def test_guard_zones_see_stray_writes_and_spoil_stray_reads(monkeypatch: pytest.
     course = make_course(spec.network, rows=10, batch=7)
     found = zones_around_engines(monkeypatch)
     engine = NumbaEngine(spec)
-    assert len(found.all) == 6  # store, transposed, scratch, shared, and for predictions the arena and its gaps
+    assert len(found.all) == 6  # store, transposed, scratch, shared, the prediction arena and its gaps
     engine.load(start_state(spec))
     engine.train(*course)
-    assert len(found.all) == 13  # and arena, packed, the gaps of arena, packed and scratch, loss, correct
+    assert len(found.all) == 13  # also arena, packed, gaps of arena, packed and scratch, loss, correct
     assert found.stray() == 0
     assert np.isfinite(engine.forward(course.x)).all()
 
     layers, widths = engine.predicting.plan.layers, engine.layout.plan.widths
     b_at = int(layers["b_at"][0])
-    layers["b_at"][0] = engine.store.size - 1  # the biases now are read from beyond the store
+    layers["b_at"][0] = engine.store.size - 1  # biases are now read beyond the end of the store
     assert np.isnan(engine.forward(course.x)).any()
     layers["b_at"][0] = b_at
     assert found.stray() == 0
@@ -168,7 +168,7 @@ def test_guard_zones_see_stray_writes_and_spoil_stray_reads(monkeypatch: pytest.
     counts = [0]
 
     def strays_when(record: Any, field: str, at: int, value: int) -> None:
-        """One step, before a NaN from a guard zone can be written unseen, with one place of the plan wrong."""
+        """Train one step with one wrong offset in the plan; in later steps, NaN could be written to guards unnoticed."""
         engine.load(start_state(spec))
         right = int(record[field][at])
         record[field][at] = value
@@ -176,10 +176,10 @@ def test_guard_zones_see_stray_writes_and_spoil_stray_reads(monkeypatch: pytest.
         record[field][at] = right
         counts.append(found.stray())
 
-    strays_when(widths, "y_at", 0, int(widths["y_at"][0]) - 16)  # the scaled inputs begin in the gap before them
+    strays_when(widths, "y_at", 0, int(widths["y_at"][0]) - 16)  # the scaled inputs start in the gap before them
     strays_when(widths, "dz_at", 2, int(widths["dz_at"][2]) + 16)  # gradients extend into the gap after them
-    strays_when(widths, "s_at", 2, engine.arena.size + 64)  # nobody writes slopes: linear and relu run fused
-    strays_when(widths, "packed_at", len(widths) - 1, engine.layout.packed - 64)  # in the gap behind the last copy
+    strays_when(widths, "s_at", 2, engine.arena.size + 64)  # no slopes are written: linear and relu are fused
+    strays_when(widths, "packed_at", len(widths) - 1, engine.layout.packed - 64)  # in the gap after the last copy
     strays_when(engine.layout.plan.layers, "t_at", 1, engine.transposed.size + 16)
     assert [after > before for before, after in pairwise(counts)] == [True, True, False, True, True]
     engine.close()

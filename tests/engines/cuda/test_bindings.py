@@ -1,8 +1,8 @@
-"""cuda/runtime.py under NVIDIA's own cuda.bindings, of several versions, with a stub driver in C that computes nothing.
+"""Tests of cuda/runtime.py with several versions of NVIDIA's cuda.bindings and a stub driver in C that computes nothing.
 
-A child process for each version trains, predicts and fails (support/cuda_stub_child.py); its report is checked here. It shows
-that the bindings accept our calls, and which calls the driver receives; arithmetic is tested with the driver of
-test_runtime.py.
+For each version, a child process (support/cuda_stub_child.py) trains, predicts and provokes errors; the tests check its report.
+They show that the bindings accept the calls of the runtime, and which calls the driver receives. Numerical results are tested
+in test_runtime.py.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ pytestmark = [pytest.mark.full, pytest.mark.skipif(bool(MISSING), reason=f"not i
 
 INSTALLED = "installed"
 VERSIONS = (INSTALLED, "12.9", "13.0", "13.5")
-# Failing functions with their error code; the beginning and a part of the message.
+# Driver functions that are made to fail: error code, beginning of the expected error message, and another part of it.
 FAILURES: dict[str, tuple[int, str, str]] = {
     "cuLaunchKernel": (
         719,
@@ -64,7 +64,7 @@ FAILURES: dict[str, tuple[int, str, str]] = {
 
 @pytest.fixture(scope="session")
 def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with the compiled driver."""
+    """Folder with the compiled stub driver."""
     folder = tmp_path_factory.mktemp("driver")
     try:
         build(folder)
@@ -74,7 +74,7 @@ def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def child(stub: Path, bindings: Path | None, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Python with the stub driver, and with the bindings in a folder, which take precedence over the installed ones."""
+    """Run Python with the stub driver; bindings in the folder `bindings` take precedence over the installed ones."""
     own = environment(stub)
     folders = [*([bindings] if bindings else []), ROOT, ROOT / "tests", *filter(None, [os.environ.get("PYTHONPATH")])]
     own["PYTHONPATH"] = os.pathsep.join(map(str, folders))
@@ -83,7 +83,7 @@ def child(stub: Path, bindings: Path | None, *arguments: str) -> subprocess.Comp
 
 
 def report_of(stub: Path, bindings: Path | None) -> dict[str, Any]:
-    """Report with the bindings in a folder, or with the installed ones."""
+    """Return the report of a child process with the bindings in a folder, or with the installed bindings."""
     failures = json.dumps([[function, code] for function, (code, _, _) in FAILURES.items()])
     done = child(stub, bindings, "-m", "support.cuda_stub_child", failures)
     assert done.returncode == 0, done.stderr
@@ -92,7 +92,7 @@ def report_of(stub: Path, bindings: Path | None) -> dict[str, Any]:
 
 
 def install(version: str, folder: Path) -> None:
-    """Install a version of the bindings in a folder; skip the test if pip fails."""
+    """Install a version of cuda-bindings in a folder; skip the test if pip fails."""
     quiet = ["--quiet", "--disable-pip-version-check", "--no-input", "--retries", "0", "--timeout", "20"]
     what = ["--no-deps", "--only-binary", ":all:", "--target", str(folder), f"cuda-bindings=={version}.*", "cuda-pathfinder"]
     done = subprocess.run([sys.executable, "-m", "pip", "install", *quiet, *what], capture_output=True, text=True, check=False)
@@ -103,35 +103,38 @@ def install(version: str, folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def installed(stub: Path) -> dict[str, Any]:
-    """Report with the installed bindings; it compiles kernels that the other reports reuse."""
+    """Report with the installed bindings; its child process compiles kernels that the other child processes reuse."""
     return report_of(stub, None)
 
 
 @pytest.fixture(scope="session", params=VERSIONS)
 def report(request: pytest.FixtureRequest, stub: Path, installed: Any) -> Any:
-    """Report with each version in turn."""
+    """Reports with all versions of the bindings, one after the other."""
     if request.param == INSTALLED:
         return installed
-    with tempfile.TemporaryDirectory(prefix="fastmlp-bindings-") as folder:  # up to 100 MB, which pytest would keep for a while
+    with tempfile.TemporaryDirectory(prefix="fastmlp-bindings-") as folder:  # up to 100 MB, which `tmp_path` would not delete
         install(request.param, Path(folder))
         found = report_of(stub, Path(folder))
-        assert found["version"].startswith(f"{request.param}."), "not the bindings that were wanted"
+        assert found["version"].startswith(f"{request.param}."), "the wrong version of the bindings was imported"
         assert Path(found["file"]).is_relative_to(folder)
     return found
 
 
-# ------------------------------------------------------------------------------------------------ what arrives
+# ------------------------------------------------------------------------------------------------ received calls
 
 
 def test_every_function_of_the_driver_that_the_runtime_names_is_called(report: Any) -> None:
     named = functions_of(RUNTIME.read_text())
-    assert {"cuInit", "cuGetErrorString", "cuGraphAddKernelNode", "cuMemFree"} <= named  # each form that there is in the file
+    assert {"cuInit", "cuGetErrorString", "cuGraphAddKernelNode", "cuMemFree"} <= named  # examples of every notation
     assert set(report["calls"]) == named
     assert [name for name, calls in report["calls"].items() if calls == 0] == []
 
 
 def test_every_launch_arrives_as_it_was_meant(report: Any) -> None:
-    """Two trainings, one prediction and one evaluation; with tiles, two steps of five phases, recorded once."""
+    """The driver receives the intended launches of two training calls, a prediction and an evaluation.
+
+    With tiles, two steps of five phases are recorded in a graph once, and both training calls launch it.
+    """
     small, tiles = {"cooperative": 4}, {"in a graph": 10, "cooperative": 2}
     cases = report["cases"]
     assert [case["launches"] for case in cases.values()] == [small, small, tiles]
@@ -143,12 +146,12 @@ def test_memory_and_graphs_are_given_back(report: Any) -> None:
     for name, case in report["cases"].items():
         held, left = ([case[when][kind] for kind in ("memory", "exec", "graph", "node")] for when in ("held", "left"))
         assert held[0] > 0, name
-        assert held[1:] == [int(name.startswith("tiles")), 0, 0], name  # what was recorded, and not what it was made of
+        assert held[1:] == [int(name.startswith("tiles")), 0, 0], name  # executable graphs only
         assert left == [0, 0, 0, 0], name
 
 
 def test_the_callers_context_is_current_again(report: Any) -> None:
-    """None at first, then another library's."""
+    """Each call restores the caller's CUDA context: no context in the first case, another library's in later cases."""
     first, *others = (case["contexts"] for case in report["cases"].values())
     assert set(first) == {0}
     assert len({*others[0], *others[1]}) == 1
@@ -180,7 +183,7 @@ def test_memory_that_is_full_and_what_is_no_machine_code(report: Any) -> None:
     assert re.match(r"the GPU failed in cuModuleLoadData: .+ \(error 200\); kernels may be newer than the driver", image)
 
 
-# ------------------------------------------------------------------------------------------------ those who judge, judged
+# ------------------------------------------------------------------------------------------------ the checks themselves
 
 MEANT = Meant("train", [3, 1, 1, 256, 1, 1, 0], "in a graph", 1, [b"12345678", b"1234", b"87654321"], laid_out([8, 4, 8]))
 SAME = Received(*MEANT[:-1])
@@ -224,7 +227,7 @@ def test_functions_are_found_however_they_are_named() -> None:
     assert functions_of(source) == {"cuMemFree", "cuInit", "cuModuleLoadData"}
 
 
-# Calls that a driver refuses, and their errors, beside some that it takes.
+# Calls that a driver rejects, with their error codes, and some calls that it accepts.
 REFUSED = """
 import ctypes
 from cuda.bindings import driver as d

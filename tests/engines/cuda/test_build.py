@@ -1,4 +1,4 @@
-"""Kernels compiled and linked for GPUs that are not present, as for a launch: none may spill registers, and all are cached."""
+"""Kernels are compiled and linked for GPUs that are not installed: none spills registers, and all are cached."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def test_the_plain_kernels_fit_every_capability(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("FASTMLP_CACHE_DIR", str(tmp_path / "kernels"))
     rows = list(cuda_build.build_all(cuda_build.kernels([("relu, sgd", cuda_build.PLAIN)]), cuda_build.CAPABILITIES))
     assert {row.kernel for row in rows} == set(KERNELS)
-    assert len(rows) == 8 * len(cuda_build.CAPABILITIES)  # two by both designs, and four that only measure
+    assert len(rows) == 8 * len(cuda_build.CAPABILITIES)  # 2 kernels in 2 designs, and 4 of benchmarks
     assert [str(row) for row in rows if row.built.spilled] == []
     assert all(0 < row.built.registers <= 255 and row.built.cubin.startswith(b"\x7fELF") for row in rows)
-    # A device of the same capability finds them, and needs no compiler.
+    # With the cached kernels, a GPU of the same compute capability needs no compiler.
     monkeypatch.setattr(compiler, "lowered", None)
     compiler.compiled.cache_clear()
     for row in rows:
@@ -41,7 +41,10 @@ def test_the_plain_kernels_fit_every_capability(monkeypatch: pytest.MonkeyPatch,
 
 @COMPILER
 def test_every_option_fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """With all activations, on one capability; `python -m benchmarks.cuda_build` has all options on all of them."""
+    """Kernels with all activations spill no registers on compute capability 7.5.
+
+    `python -m benchmarks.cuda_build` checks all options on all compute capabilities.
+    """
     monkeypatch.setenv("FASTMLP_CACHE_DIR", str(tmp_path / "kernels"))
     everything = [kind for kind in cuda_build.kinds() if kind[1].precision == "float32"][1:]
     rows = cuda_build.build_all(cuda_build.kernels(everything[:1]), ((7, 5),))
@@ -51,7 +54,7 @@ def test_every_option_fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 @COMPILER
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_tensor_cores_fit(precision: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """From the first capability that supports them; 7.5 does not and is omitted."""
+    """Tensor-core kernels are built only for compute capability 8.0 and later, and spill no registers."""
     monkeypatch.setenv("FASTMLP_CACHE_DIR", str(tmp_path / "kernels"))
     kind = (precision, cuda_build.PLAIN._replace(precision=precision))
     rows = list(cuda_build.build_all(cuda_build.kernels([kind]), ((7, 5), (8, 0))))
@@ -61,7 +64,7 @@ def test_tensor_cores_fit(precision: str, monkeypatch: pytest.MonkeyPatch, tmp_p
 
 @COMPILER
 def test_functions_of_one_code_are_one_if_all_values_around_them_are() -> None:
-    """So they are typed once for all kernels, and never confused, although 1 == 1.0 == True and 0.0 == -0.0."""
+    """Numba compiles a function once per combination of closure values; 1, 1.0 and True differ, and so do 0.0 and -0.0."""
     from fastmlp.engines.cuda.kernels.device import device
 
     def made(value: Any) -> Any:
@@ -76,10 +79,10 @@ def test_functions_of_one_code_are_one_if_all_values_around_them_are() -> None:
 
 
 def test_the_table_of_all_options_on_all_capabilities_has_no_spill() -> None:
-    """The table takes ten minutes to compute, so it is committed with a hash of its sources."""
+    """No kernel in the committed table spills registers; computing the table takes ten minutes."""
     table = read_json(cuda_build.RESULTS)
     if table["sources"] != compiler.sources():
-        pytest.skip(f"{cuda_build.RESULTS} is of other sources: python -m benchmarks.cuda_build --out {cuda_build.RESULTS}")
+        pytest.skip(f"{cuda_build.RESULTS} is out of date: python -m benchmarks.cuda_build --out {cuda_build.RESULTS}")
     found = {(row["capability"], row["kernel"], row["by"], row["kind"]) for row in table["rows"]}
     assert found == {
         (cuda_build.format_capability(capability), one.name, type(one.shape).__name__.lower(), one.label)

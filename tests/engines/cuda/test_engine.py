@@ -1,6 +1,6 @@
-"""The CUDA engine in a simulator: both designs agree with the specification, with the same bits for any grid.
+"""The simulated CUDA engine: both kernel designs agree with the reference and give the same bits for any grid size.
 
-The contract tests also run over this engine, with small batches.
+The contract tests also cover this engine, with small batches.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.usefixtures("simulated_gpu"), pytest.mark.full]
 
 @pytest.fixture(params=["one launch", "tiles"])
 def design(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both designs of training, for any batch size."""
+    """Select each of the two kernel designs in turn, for all batch sizes."""
     name: str = request.param
     monkeypatch.setattr("fastmlp.engines.cuda.engine.SMALL_BATCH", 256 if name == "one launch" else 0)
     return name
@@ -41,13 +41,13 @@ def design(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 @pytest.fixture
 def tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Small batches use the design of large ones."""
+    """Select the kernel design for large batches, for all batch sizes."""
     monkeypatch.setattr("fastmlp.engines.cuda.engine.SMALL_BATCH", 0)
     yield
 
 
 def test_networks_that_order_activations_otherwise_share_a_kernel() -> None:
-    """The activation of a layer is data in the table, so the kernel is the same."""
+    """The layout table holds the activation of each layer, so the order of activations needs no other kernel."""
     for names in (("tanh", "relu", "tanh"), ("relu", "tanh", "tanh"), ("tanh", "tanh", "relu")):
         layout = make_layout(Network((3, 4, 4, 4, 2), names), 8)
         assert layout.activations == ("relu", "tanh")
@@ -63,7 +63,7 @@ def test_the_grid_and_the_order_of_threads_change_no_bit(spec: EngineSpec, desig
 
 
 def test_warps_of_all_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a device: 32 lanes a warp, two warps a block."""
+    """Training is correct with 32 lanes per warp, as on a GPU, and two warps per block."""
     monkeypatch.setattr("fastmlp.engines.cuda.engine.SHAPE", Shape(64, 8))
     course = make_course(SPEC.network, 22, 9, epochs=1, weighted=True)
     check_course(expected(SPEC, start_state(SPEC), course), *trained(SPEC, Runtime(2, 1, ALL_LANES)))
@@ -74,14 +74,14 @@ def test_warps_of_all_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_evaluation_equals_that_of_the_numpy_engine(
     spec: EngineSpec, seed: int, design: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In one pass and in two, the second of few rows."""
+    """Evaluation is correct in one pass, and in two passes of which the second has only a few rows."""
     course = make_course(spec.network, 22, spec.batch_size, epochs=1)
     check_evaluated(spec, course, Runtime(2, seed))
     monkeypatch.setattr("fastmlp.engines.cuda.engine.APPLIED", 20)
     check_evaluated(spec, course, Runtime(3, seed))
 
 
-# Every option of a network and of training at least once; widths that are not multiples of a tile.
+# The cases cover every option of networks and of training, with layer widths that are not multiples of a tile.
 LARGE: list[tuple[EngineSpec, dict[str, Any]]] = [
     (EngineSpec(Network((13, 18, 5)), Optimizer("sgd"), batch_size=8), {"rate": 1e-4, "uint8": True}),
     (EngineSpec(Network((13, 10)), Optimizer("adam"), batch_size=8), {"rows": 20}),
@@ -125,7 +125,7 @@ def test_a_graph_is_recorded_once_for_all_epochs_of_a_size(tiles: None) -> None:
         {"indices": course.indices[:9], "learning_rates": course.learning_rates[:1]},
     ):
         engine.train(*course._replace(**change))
-    assert recorded == [21, 7]  # three steps of seven phases; one step
+    assert recorded == [21, 7]  # three steps with seven phases each, then one step
     whole = CudaEngine(SPEC, Runtime())
     whole.load(start_state(SPEC))
     for indices in (course.indices, course.indices[::-1].copy(), course.indices, course.indices[:9]):

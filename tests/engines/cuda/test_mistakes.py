@@ -1,4 +1,4 @@
-"""Mistakes planted in the kernels of backend "cuda": the simulator detects each, in some order of threads."""
+"""Mutation tests of backend "cuda": the simulator detects each mistake that is inserted into the kernels."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MODULES = {
     "programs": programs,
 }
 
-# file, its text, the text that replaces it
+# Name: file, text to replace, replacement with a mistake.
 PLANTED = {
     "no barrier between phases": (
         "programs",
@@ -53,10 +53,14 @@ PLANTED = {
     ),
     "a barrier before the block has written": (
         "passes",
-        "        cuda.syncthreads()  # makes the writes of the block visible to its first thread, which signals the others\n",
+        "        cuda.syncthreads()  # makes the writes of the block visible to thread 0, which publishes them\n",
         "",
     ),
-    "sums overwritten before they are read": ("warps", "        cuda.syncthreads()  # the previous tile has been read\n", ""),
+    "sums overwritten before they are read": (
+        "warps",
+        "        cuda.syncthreads()  # wait until the previous tile has been read\n",
+        "",
+    ),
     "sums read before they are written": (
         "warps",
         "            store(shared, warp * SUMS + lane * each + i, sums[i])\n        cuda.syncthreads()",
@@ -64,7 +68,7 @@ PLANTED = {
     ),
     "rows staged before those before are read": (
         "warps",
-        "        cuda.syncthreads()  # the previous rows have been read\n",
+        "        cuda.syncthreads()  # wait until the previous rows have been read\n",
         "",
     ),
     "rows read before they are staged": (
@@ -94,15 +98,15 @@ PLANTED = {
     ),
     "terms staged before those before are read": (
         "tiles",
-        "        cuda.syncthreads()  # the previous tile has been read\n",
+        "        cuda.syncthreads()  # wait until the previous tile has been read\n",
         "",
     ),
     "a stage read before it is written": (
         "tiles",
-        "            cuda.syncthreads()  # written: the next stage; read: this one\n",
+        "            cuda.syncthreads()  # the next buffer is full, and this one is no longer needed\n",
         "",
     ),
-    "sums read before they are stored": ("tiles", "        cuda.syncthreads()  # written: the sums\n", ""),
+    "sums read before they are stored": ("tiles", "        cuda.syncthreads()  # all sums are in shared memory\n", ""),
     "biases that no tile updates": ("tiled", "if k <= height and n < width:", "if k < height and n < width:"),
     "terms beyond the batch": (
         "tiled",
@@ -129,7 +133,7 @@ PLANTED = {
     "half of the terms of a stage": ("tensor_cores", "range(0, words, WORDS)", "range(0, words, 2 * WORDS)"),
     "the second warp at the rows of the first": ("tensor_cores", "divide(warp, across) * high,", "0 * high,"),
 }
-# Mistakes in products by tensor cores only.
+# Mistakes that affect only tensor-core products.
 ROUNDED_ALONE = [
     name for name, (where, _, _) in PLANTED.items() if where == "tensor_cores" or name.startswith("the terms of a word")
 ]
@@ -137,7 +141,7 @@ ROUNDED_ALONE = [
 
 @pytest.fixture
 def planted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace the functions of one file by those of a source with a mistake, wherever they are used."""
+    """Insert a mistake into one file, and replace its functions in all modules that use them."""
     where, right, wrong = PLANTED[request.param]
     source = Path(str(MODULES[where].__file__)).read_text(encoding="utf-8")
     assert source.count(right) == 1
@@ -157,11 +161,11 @@ def planted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("planted", [name for name in PLANTED if name not in ROUNDED_ALONE], indirect=True)
 def test_planted_mistakes_are_caught(planted: None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is detected as stuck threads, an invalid index, or values beyond the tolerance."""
+    """Each mistake causes a deadlock, an invalid index, or values outside the tolerance."""
     where = PLANTED[request.node.callspec.params["planted"]][0]
     if where in ("tiles", "tiled"):
         monkeypatch.setattr("fastmlp.engines.cuda.engine.SMALL_BATCH", 0)
-    monkeypatch.setattr("fastmlp.engines.cuda.engine.APPLIED", 16)  # an evaluation makes two passes
+    monkeypatch.setattr("fastmlp.engines.cuda.engine.APPLIED", 16)  # so that an evaluation needs two passes
     for spec in (SPEC, CLIPPED):
         course = make_course(spec.network, 22, spec.batch_size, epochs=1, weighted=True)
         want = expected(spec, start_state(spec), course)

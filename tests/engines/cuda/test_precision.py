@@ -1,8 +1,9 @@
-"""Products in tf32 and bf16 by tensor cores, in a simulator: within proven bounds, and not more accurate than their precision.
+"""Simulated tensor-core products in tf32 and bf16: errors are within proven bounds, but larger than those of float32.
 
-Unit roundoffs u are of p bits of significand, the hidden one included, rounded to nearest: u = 2^-p. Operands are rounded once;
-products of two such numbers have at most 2 p = 22 bits, so that float32 holds them exactly (none here is near its least); sums
-of K terms in float32 are off by less than K eps of the sum of magnitudes in any order, rounded or truncated, where eps = 2^-23.
+A precision with p significand bits, including the implicit bit, has the unit roundoff u = 2^-p. Operands are rounded once, to
+nearest. A product of two rounded operands has at most 2 p = 22 bits, so float32 represents it exactly; no product here is close
+to underflow. A float32 sum of K terms has an error of less than K eps times the sum of the magnitudes, where eps = 2^-23, in
+any order of summation, whether sums are rounded or truncated.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def test_products_by_the_tiles_that_a_device_gets(precision: str) -> None:
 
 
 def test_rounding_is_that_of_a_device() -> None:
-    """Ties and values near ties of both signs, infinities, NaN."""
+    """The simulator rounds like a GPU: ties and values near ties of both signs, infinities and NaN."""
     x = np.float32([1 + 2**-11, -1 - 3 * 2**-11, 1 + 2**-8, 1 + 3 * 2**-8, 0.1, -(1 + 2**-8 + 2**-20), 0, -np.inf])
     tf32 = np.array([cuda_simulator.tf32_of(one) for one in x]).view(np.float32)
     bf16 = np.array([cuda_simulator.bf16_pair(np.float32(7), one) & np.uint32(0xFFFF0000) for one in x]).view(np.float32)
@@ -86,7 +87,7 @@ def course_of(rows: int) -> Course:
 
 
 def bounds_of(parameters: Any, course: Course, u: float) -> tuple[Any, list[Any]]:
-    """Error bounds of z of `NETWORK`, and of the parameters after a step with learning rate 1.
+    """Return error bounds of the output pre-activations of `NETWORK`, and of its parameters after a step with learning rate 1.
 
     The derivative of tanh is at most 1 and its second derivative at most 0.77 in magnitude; a softmax probability changes by at
     most half the largest change of a pre-activation in its row.
@@ -109,14 +110,14 @@ def bounds_of(parameters: Any, course: Course, u: float) -> tuple[Any, list[Any]
         factor, off_factor = with_ones(inputs).T, np.c_[off, np.zeros(len(x))].T
         bounds.append(product_bound(factor, gradient, u, off_factor, off_gradient))
     whole = [np.abs(np.r_[w, b[None]]) for w, b in ((w1, b1), (w2, b2))]
-    # the update itself is rounded too; no gradient here is above 1
+    # the update itself is rounded too; gradients are at most 1 here
     return off_z, [bound + EPS * (magnitude + 1) for bound, magnitude in zip(bounds, whole, strict=True)]
 
 
 def check_step(precision: str, seed: int, rows: int = ROWS) -> tuple[float, float]:
     """Check a forward pass and a step against their bounds; return the largest errors as fractions of the bounds.
 
-    And by much more than those of float32 are: else it was not computed in this precision.
+    With tf32 and bf16, errors must be much larger than with float32; otherwise products were not rounded to that precision.
     """
     spec = EngineSpec(NETWORK, Optimizer("sgd"), batch_size=rows, precision=precision)
     course, start = course_of(rows), start_state(spec)
@@ -159,7 +160,7 @@ def test_what_is_rounded_already_is_multiplied_as_in_float32(precision: str) -> 
 @pytest.mark.parametrize("precision", ROUNDED)
 def test_no_phase_multiplies_in_float32(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*arguments: Any) -> None:
-        pytest.fail("a product in float32")
+        pytest.fail("a kernel for float32 products was built")
 
     for name in ("tiled.make_sums", "programs.make_forward", "programs.make_delta", "programs.make_gradient"):
         monkeypatch.setattr(f"fastmlp.engines.cuda.kernels.{name}", never)

@@ -1,4 +1,4 @@
-"""cuda/runtime.py with a fake driver over host memory: arguments are passed correctly, memory is freed, errors are one line."""
+"""Tests of cuda/runtime.py with a fake driver: arguments are passed correctly, memory is freed, errors are one line long."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ pytestmark = pytest.mark.full
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
-    """A fake GPU with warps of 32 lanes."""
+    """Fake driver of a GPU with warps of 32 lanes."""
     return stand_in(monkeypatch)
 
 
 @pytest.mark.parametrize("small", [256, 0])
 @pytest.mark.parametrize("spec", [SPEC, CLIPPED])
 def test_an_engine_over_the_driver(spec: EngineSpec, small: int, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All arguments are passed correctly, for training in one launch and as a graph, for prediction and evaluation."""
+    """Training in one launch or as a graph, prediction and evaluation have the same results as in the simulator."""
     monkeypatch.setattr("fastmlp.engines.cuda.engine.SMALL_BATCH", small)
     course = make_course(spec.network, 22, spec.batch_size, epochs=1, weighted=True)
     engine, other = (CudaEngine(spec, one) for one in (Runtime(driver), Simulated(3, 2, ALL_LANES)))
@@ -57,7 +57,7 @@ def test_an_engine_over_the_driver(spec: EngineSpec, small: int, driver: FakeDri
     assert same_bits(tuple(other.evaluate(same)), tuple(engine.evaluate(held)))
     assert driver.graphs == (0 if small else 1)
     assert driver.used() > 0
-    engine.close()  # the handle is still there
+    engine.close()  # frees memory although `held` exists
     gc.collect()
     assert (driver.used(), driver.graphs) == (0, 0)
 
@@ -142,7 +142,7 @@ def test_a_driver_that_is_too_old(driver: FakeDriver) -> None:
 def test_of_a_graph_that_fails_the_first_error_is_told_and_nothing_is_left(
     function: str, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the driver returns from later calls."""
+    """The first error of a graph that fails is raised, whatever later calls of the driver return."""
     monkeypatch.setattr("fastmlp.engines.cuda.engine.SMALL_BATCH", 0)
     engine = CudaEngine(SPEC, Runtime(driver))
     engine.load(start_state(SPEC))
@@ -150,14 +150,14 @@ def test_of_a_graph_that_fails_the_first_error_is_told_and_nothing_is_left(
     with pytest.raises(UnavailableError, match=rf"^the GPU failed in {function}: .* \(error 2\); use backend 'numba'"):
         engine.train(*make_course(SPEC.network, 22, 9, epochs=1))
     gc.collect()
-    assert (driver.graphs, driver.contexts) == (function == "cuGraphLaunch", [])  # a whole graph is kept
+    assert (driver.graphs, driver.contexts) == (function == "cuGraphLaunch", [])  # a complete graph is kept
     driver.fails |= {"cuGraphDestroy": Result.LAUNCH_FAILED, "cuCtxPopCurrent": Result.NO_DEVICE}
     with pytest.raises(UnavailableError, match=rf"^the GPU failed in {function}: "):
         engine.train(*make_course(SPEC.network, 22, 9, epochs=1))
 
 
 def test_an_array_that_is_given_back_while_a_graph_is_built_does_not_disturb_it(driver: FakeDriver) -> None:
-    """Python may collect garbage at any time: there is no stream capture, and all driver functions are allowed."""
+    """Garbage collection may free memory while a graph is built, which would be an error during stream capture."""
     runtime, add, freed = Runtime(driver), driver.cuGraphAddKernelNode, []
     program = runtime.program("barriers", PLAIN, Shape(64, 8))
     counter = runtime.put(np.zeros(1, np.uint64))
@@ -181,7 +181,7 @@ def test_an_array_that_is_given_back_while_a_graph_is_built_does_not_disturb_it(
 
 
 def test_the_device_that_the_caller_uses_is_current_again_after_every_call(driver: FakeDriver) -> None:
-    """As with another library; each call, also from a destructor, uses the engine's context."""
+    """Each call, including calls from destructors, uses the engine's context and then restores the caller's."""
     runtime = Runtime(driver)
     driver.contexts = ["another library's"]
     engine = CudaEngine(SPEC, runtime)
@@ -207,13 +207,13 @@ def test_a_failure_leaves_the_callers_device_too(driver: FakeDriver) -> None:
         runtime.put(np.zeros(3, np.float32))
     assert driver.contexts == ["another library's"]
     driver.fails = {"cuCtxPushCurrent": Result.LAUNCH_FAILED}
-    del held  # nothing is freed in another library's device, and its context is not taken away
+    del held  # must neither free memory nor pop the context while another library's context is current
     gc.collect()
     assert driver.contexts == ["another library's"]
 
 
 def test_an_error_number_unknown_to_the_bindings_gives_one_line_and_keeps_the_callers_device(driver: FakeDriver) -> None:
-    """The bindings raise KeyError or ValueError; errors of later calls must not hide the first."""
+    """The bindings raise KeyError or ValueError for unknown error numbers; later errors must not hide the first one."""
     runtime = Runtime(driver)
     driver.contexts = ["another library's"]
     held, pop = runtime.put(np.zeros(3, np.float32)), driver.cuCtxPopCurrent
@@ -231,18 +231,18 @@ def test_an_error_number_unknown_to_the_bindings_gives_one_line_and_keeps_the_ca
         UnavailableError, match=r"in cuMemcpyHtoD: an error that cuda-bindings do not know \(12345\); use backend"
     ):
         runtime.fill(held, np.zeros(3, np.float32))
-    del held  # an exception here would be pytest's warning, an error
+    del held  # an exception in the destructor would fail the test
     gc.collect()
     assert driver.contexts == ["another library's"]
 
 
-# ------------------------------------------------------------------------------------------------ what auto takes
+# ------------------------------------------------------------------------------------------------ backend "auto"
 
 
 def chosen(monkeypatch: pytest.MonkeyPatch, runtime: Any) -> str:
-    """The engine that backend "auto" selects, with the given runtime as the device."""
+    """Return the backend that "auto" selects if `runtime` creates the runtime of the GPU."""
     monkeypatch.setattr("fastmlp.engines.cuda.engine.default_runtime", runtime)
-    monkeypatch.setattr("fastmlp.engines.cuda.engine.usable", usable)  # in a simulation it is another
+    monkeypatch.setattr("fastmlp.engines.cuda.engine.usable", usable)  # simulations replace it
     usable.cache_clear()
     try:
         return fastest(SPEC)
@@ -259,7 +259,7 @@ def test_auto_takes_a_gpu_on_which_a_kernel_ran(driver: FakeDriver, monkeypatch:
     "fault", ["compiler", "cuModuleLoadData", "cuLaunchCooperativeKernel", "cuMemcpyDtoH", "driver", "count"]
 )
 def test_else_the_cpu_with_a_note(fault: str, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with numba-cuda and without NVVM, among others."""
+    """Backend "auto" selects the CPU and warns once if the GPU cannot run a kernel, for example without NVVM."""
     if fault == "compiler":
 
         def missing(*given: Any) -> Any:
@@ -335,12 +335,12 @@ def test_kernels_as_bytes() -> None:
     assert unpacked(packed(built)) == built
 
 
-# ------------------------------------------------------------------------------------------------ runs that end early
+# ------------------------------------------------------------------------------------------------ interrupted runs
 
 
 @pytest.fixture
 def flags(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """A short training with a checkpoint in each epoch."""
+    """Options of a short training run that saves a checkpoint in each epoch."""
     forget_settings(monkeypatch)
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "rows.npz", x=rng.normal(size=(60, 6)).astype(np.float32), y=np.arange(60) % 3)
@@ -349,7 +349,7 @@ def flags(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
 
 def check_what_is_left(run: Path, flags: list[str]) -> None:
-    """The last checkpoint is complete, and the process can continue training on the CPU."""
+    """Check that the last checkpoint is complete and that this process can still train on the CPU."""
     kept = sorted((run / "checkpoints").iterdir())
     assert kept
     assert load(kept[-1], backend="numba").network.sizes == (6, 8, 3)
@@ -357,7 +357,7 @@ def check_what_is_left(run: Path, flags: list[str]) -> None:
 
 
 class Dying(Simulated):
-    """A device that fails at its fourth launch."""
+    """A simulated GPU that fails from its fifth kernel launch on."""
 
     def launch(self, launch: Any) -> None:
         if self.seed > 4:
@@ -375,7 +375,7 @@ def test_a_lost_device_leaves_checkpoints_and_the_process(
 
 
 class Interrupted(Simulated):
-    """Ctrl-C during the fourth launch."""
+    """A simulated GPU whose fourth kernel launch is interrupted by Ctrl-C."""
 
     def launch(self, launch: Any) -> None:
         if self.seed == 4:

@@ -1,4 +1,4 @@
-"""The simulator of a GPU: it implements the whole device API, and detects errors that a device would not."""
+"""The GPU simulator implements the whole device API, and detects errors that a GPU would not report."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_device_has_every_word() -> None:
 
 
 def test_a_barrier_counts_beyond_32_bits() -> None:
-    """As in a launch of more than 2 ** 32 arrivals, where a 32-bit counter would overflow and blocks would wait forever."""
+    """A barrier works after 2**32 arrivals, where a 32-bit counter would overflow and blocks would wait forever."""
     barrier, start, past = make_barrier(FEW_LANES), 2**32 - 3, []
 
     def meet(counter: Any) -> None:
@@ -52,7 +52,7 @@ def test_a_barrier_counts_beyond_32_bits() -> None:
 
 def test_a_block_that_waits_in_vain_ends_the_launch() -> None:
     barrier = make_barrier(FEW_LANES, most=9)
-    with pytest.raises(StuckError, match=r"thread 0 of block [01] has given up"):
+    with pytest.raises(StuckError, match=r"thread 0 of block [01] executed a trap"):
         launched(lambda counter: barrier(counter, np.uint64(3)), np.zeros(1, np.uint64), blocks=2)
     launched(lambda counter: barrier(counter, np.uint64(2)), np.zeros(1, np.uint64), blocks=2)
 
@@ -75,7 +75,7 @@ def test_the_simulator_reports_what_a_device_would_not() -> None:
     def poisoned(out: Any) -> None:
         out[0] = cuda.shared.array(4, np.float32)[0] + cuda.local.array(4, np.float32)[0]
 
-    with pytest.raises(StuckError, match="3 of 4 wait in block 0"):
+    with pytest.raises(StuckError, match="3 of 4 threads wait in block 0"):
         launched(some_wait)
     with pytest.raises(StuckError, match="polls a counter that does not change"):
         launched(look_in_vain, np.zeros(1, np.uint64))

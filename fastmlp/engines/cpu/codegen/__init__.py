@@ -1,1 +1,1 @@
-"""How CPU kernels are made: LLVM micro-kernels, vector mathematics, the compiler and its cache."""
+"""Code generation for the CPU kernels: LLVM micro-kernels, vectorized math functions, the compiler and its disk cache."""

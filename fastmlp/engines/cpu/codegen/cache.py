@@ -1,14 +1,16 @@
-"""Cache of compiled kernels on disk, and why it replaces Numba's own cache.
+"""Disk cache of compiled CPU kernels. It replaces Numba's own cache, which has three problems.
 
-Numba's `cache=True` keys an entry by the bytecode of one function. It serves stale machine code when a formula or an
-intrinsic in another file changes, dies on a truncated file, and writes beside the installed package. Here
+Numba's `cache=True` detects changes only in the source file of the function itself. It returns stale machine code after a
+change of a formula or an intrinsic in another file, it fails on a truncated file, and it writes next to the installed
+package. In this cache:
 
-- the key is a hash over every source file that takes part in a kernel, the versions of Python, Numba and llvmlite, the
-  processor as LLVM sees it, the kernel's name and the signature: what changed is simply not found;
-- files are checked before anything is unpickled (engines/kernel_cache.py).
+- The key is a hash of every source file that affects a kernel, the versions of Python, Numba and llvmlite, the processor's
+  name and features as reported by LLVM, the name of the kernel, and its signature. If any of these changes, the kernel is
+  compiled again.
+- The integrity of a file is checked before it is unpickled (engines/kernel_cache.py).
 
-The entries are pickles, because that is how Numba serialises machine code. They are the only ones fastmlp loads
-without restriction, and never come from the user's hands.
+The entries are pickles, because Numba serializes machine code in this format. They are the only files that fastmlp unpickles
+without restrictions. Only fastmlp itself writes them.
 """
 
 from __future__ import annotations
@@ -31,13 +33,13 @@ SOURCES = (
     "engines/cpu/codegen",
     "engines/cpu/kernels",
 )
-# Settings of Numba that change the code it makes.
+# Numba settings that change the generated code.
 NUMBA_SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGINFO_DEFAULT")
 
 
 @functools.cache
 def build_hash() -> str:
-    """Hash of the kernels' sources and of the versions that compile them."""
+    """Return the hash of the kernel sources, the Numba settings, and the versions of Python, Numba and llvmlite."""
     import llvmlite
     import numba
 
@@ -47,9 +49,9 @@ def build_hash() -> str:
 
 
 class KernelCache:
-    """Numba's interface of a dispatcher's cache, over one file per kernel, signature and processor.
+    """Replacement for Numba's `dispatcher._cache`, with one file per kernel, signature and processor.
 
-    Replaces `dispatcher._cache`; `hits` and `misses` count.
+    `hits` and `misses` count the kernels that were found in the cache and those that were not.
     """
 
     def __init__(self, name: str) -> None:
@@ -59,16 +61,17 @@ class KernelCache:
         self.misses = 0
 
     def file(self, signature: Any, codegen: Any) -> Path:
-        """The entry's file."""
+        """Return the path of the file for this signature and processor."""
         text = f"{build_hash()} {self.name} {signature} {codegen.magic_tuple()}"
         return Path(self.cache_path) / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.kernel"
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
-        """The compiled function, or None if it must be compiled."""
+        """Return the compiled function from the cache, or None if it is not in the cache."""
         from numba.core.compiler import CompileResult
         from numba.core.runtime import rtsys  # type: ignore[attr-defined]
 
-        # All that machine code needs. `refresh` would also load modules for compilation, such as SciPy's linear algebra: 0.3 s.
+        # Machine code needs only this initialization. `target_context.refresh()` would take 0.3 s, because it also loads
+        # modules that only the compiler needs, such as SciPy's linear algebra.
         rtsys.initialize(target_context)
         body = read_entry(self.file(signature, target_context.codegen()))
         if body is None:
@@ -78,16 +81,16 @@ class KernelCache:
         return CompileResult._rebuild(target_context, *pickle.loads(body))  # noqa: S301 - see the module docstring
 
     def save_overload(self, signature: Any, compiled: Any) -> None:
-        """Save the compiled function if the folder can be used."""
+        """Write the compiled function to the cache, if the cache folder can be used."""
         from numba.core.serialize import dumps
 
         write_entry(self.file(signature, compiled.codegen), dumps(compiled._reduce()))
 
     def flush(self) -> None:
-        """Called by Numba to remove the entries of a function; entries of this cache never become stale."""
+        """Do nothing. Numba calls this method to remove stale entries, but entries of this cache never become stale."""
 
     def enable(self) -> None:
-        """Always enabled; Numba's interface requires the method."""
+        """Do nothing: the cache is always enabled. Numba requires this method."""
 
     def disable(self) -> None:
-        """Always enabled; Numba's interface requires the method."""
+        """Do nothing: the cache is always enabled. Numba requires this method."""

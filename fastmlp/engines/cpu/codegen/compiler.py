@@ -1,4 +1,4 @@
-"""Compilation for the CPU engine: settings of Numba, kernels cached on disk, scalar formulas with their callees."""
+"""Compilation for the CPU engine: Numba settings, kernels with a disk cache, and scalar formulas with their callees."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from fastmlp.engines.kernel_cache import with_globals
 
 
 class KernelLibrary(JITCodeLibrary):
-    """A kernel with all its parts, optimised once.
+    """The LLVM module of a kernel and of all functions that it calls, optimised only once.
 
-    Numba would do it three times, first each function and then the whole without vectors, to find pairs of counts of
-    references that cancel out. Kernels count no references.
+    Numba would optimise three times: each function, then the whole module without vectorisation, then the whole module. The
+    first two passes serve to remove redundant reference counting, and kernels have no reference counting.
     """
 
     def _optimize_functions(self, ll_module: Any) -> None:
@@ -39,9 +39,10 @@ class KernelLibrary(JITCodeLibrary):
 
 
 class PartLibrary(KernelLibrary):
-    """Code that is only linked into other code: not optimised by itself, and not compiled to machine code.
+    """The LLVM module of a function that is inlined into other code. It is not optimised or compiled to machine code itself.
 
-    Numba would do both for every function, and once more at each level of inlining: two thirds of LLVM's time.
+    Numba would optimise and compile every such function, and do so again at each level of inlining. This would take two
+    thirds of the time that is spent in LLVM.
     """
 
     def _optimize_final_module(self) -> None:
@@ -53,22 +54,23 @@ class PartLibrary(KernelLibrary):
 
 
 def no_executable(library: PartLibrary, description: Any, environment: Any) -> Any:
-    """What Numba's dispatcher keeps of a function that cannot be called by itself."""
+    """Return the placeholder that Numba's dispatcher stores for an inlined function, which cannot be called from Python."""
     return make_function(description.lookup_module(), description.qualname, "", 0, environment, (library,))
 
 
 class RememberedTypes(Context):
-    """Numba's types of calls, each found once: kernels ask thousands of times what the sum of two integers is.
+    """Numba's typing context, with a cache of the signatures that it has resolved.
 
-    Numba would try one signature after the other each time.
+    To resolve a call, Numba tries one signature after another, and kernels contain thousands of calls with the same argument
+    types, such as the addition of two integers.
     """
 
     def __init__(self, context: Context) -> None:
-        vars(self).update(vars(context))  # its tables of functions, which stay shared
+        vars(self).update(vars(context))  # the tables of functions stay shared with `context`
         self.known: dict[tuple[Any, tuple[Any, ...]], Any] = {}
 
     def resolve_function_type(self, func: Any, args: Any, kws: Any) -> Any:
-        """Signature of a call to a function with arguments of these types."""
+        """Return the signature of a call to `func` with arguments of these types."""
         if kws or not isinstance(func, types.Function | BuiltinFunctionType):
             return super().resolve_function_type(func, args, kws)
         call = func, tuple(args)
@@ -82,7 +84,7 @@ remembered_types = functools.cache(RememberedTypes)
 
 
 class KernelCompiler(Compiler):
-    """Numba's compiler into a `KernelLibrary`."""
+    """Numba's compiler, with a `KernelLibrary` as its output."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -90,7 +92,8 @@ class KernelCompiler(Compiler):
         state.typingctx = remembered_types(state.typingctx)
         state.targetctx = copy.copy(state.targetctx)
         state.targetctx.typing_context = state.typingctx
-        state.targetctx.get_abi_sizeof = functools.cache(state.targetctx.get_abi_sizeof)  # LLVM parses a module for each answer
+        # Cached because LLVM parses a module at each call.
+        state.targetctx.get_abi_sizeof = functools.cache(state.targetctx.get_abi_sizeof)
         state.library = self.make_library(state.targetctx)
 
     def make_library(self, context: Any) -> KernelLibrary:
@@ -100,7 +103,7 @@ class KernelCompiler(Compiler):
 
 
 class PartCompiler(KernelCompiler):
-    """Numba's compiler into a `PartLibrary`."""
+    """Numba's compiler, with a `PartLibrary` as its output."""
 
     def make_library(self, context: Any) -> KernelLibrary:
         context.get_executable = no_executable
@@ -108,26 +111,29 @@ class PartCompiler(KernelCompiler):
 
 
 def compiled(function: Callable[..., Any], *, called: str = "inlined") -> Any:
-    """njit with the options of all kernels: no GIL, IEEE arithmetic (no fastmath: a NaN must be detected), no exceptions.
+    """Apply `njit` with the options that all kernels share: no GIL, IEEE arithmetic and no exceptions.
 
-    called : from "python", by "address", or "inlined": part of what calls it, without a call
+    Fastmath is not used, because NaN must be detected.
 
-    Numba makes a function's symbol from its name and a counter that starts anew in every process. Machine code from the
-    cache would meet symbols of other code under the same name, and the linker would silently take one for the other. So
-    each function gets a name that no other process has.
+    called : "python" if the function is called from Python, "address" if it is called by its address, or "inlined" if it is
+        inlined into its callers
+
+    Numba derives the symbol of a function from the function's name and from a counter that starts at zero in every process.
+    Machine code from the disk cache could therefore contain a symbol that another function also has, and the linker would
+    silently use the wrong one. To prevent this, each function gets a random unique name.
     """
     unique = with_globals(function, function.__globals__)
     unique.__qualname__ = f"{function.__qualname__}_{secrets.token_hex(8)}"
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
-    options["no_rewrites"] = True  # they fuse expressions of whole arrays and prune branches; LLVM does what is left of that
-    options["_nrt"] = False  # kernels own no memory; counting references to slices would cost a tenth of their time
+    options["no_rewrites"] = True  # kernels have no whole-array expressions to rewrite, and LLVM removes dead branches
+    options["_nrt"] = False  # kernels allocate no memory; reference counting of slices would take a tenth of the time
     options |= {"no_cpython_wrapper": called != "python", "no_cfunc_wrapper": called != "address"}
     options["pipeline_class"] = PartCompiler if called == "inlined" else KernelCompiler
     return njit(**options, forceinline=called == "inlined")(unique)
 
 
 def cached(function: Callable[..., Any], name: str, called: str = "python") -> Any:
-    """A kernel that is called from Python (or by "address"): compiled, and cached on disk under `name`."""
+    """Return a kernel that is called from Python (or by its "address"). Its code is cached on disk under `name`."""
     dispatcher = compiled(function, called=called)
     dispatcher._cache = KernelCache(name)
     dispatcher.compile = undisturbed(dispatcher.compile)
@@ -135,9 +141,10 @@ def cached(function: Callable[..., Any], name: str, called: str = "python") -> A
 
 
 def undisturbed(compile_it: Callable[..., Any]) -> Callable[..., Any]:
-    """Let Ctrl-C and SIGTERM wait until a kernel is compiled, a second Ctrl-C not.
+    """Wrap a compile function so that Ctrl-C and SIGTERM take effect only after compilation; a second signal interrupts it.
 
-    LLVM calls Python back, and Python ends LLVM's objects: what is raised in there is lost, or leaves them half made.
+    During compilation LLVM calls Python functions, and Python destroys LLVM objects. An exception that a signal handler raises
+    at such a point would be lost, or would leave objects in an inconsistent state.
     """
 
     @functools.wraps(compile_it)
@@ -152,9 +159,9 @@ def undisturbed(compile_it: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def address_of(function: Callable[..., Any], name: str, integers: int, floats: int = 0) -> int:
-    """Return the address, as a C function, of a kernel with `integers` int64 and then `floats` float32 arguments.
+    """Compile a kernel, or load it from the cache by `name`, and return the address of its C function.
 
-    Compiles it, or loads it from the cache by `name`.
+    The arguments of the C function are `integers` int64 values followed by `floats` float32 values.
     """
     kernel = cached(function, name, "address")
     signature = (types.int64,) * integers + (types.float32,) * floats
@@ -165,15 +172,15 @@ def address_of(function: Callable[..., Any], name: str, integers: int, floats: i
 
 @functools.cache
 def from_python(address: int, integers: int, floats: int = 0) -> Callable[..., None]:
-    """A kernel of `address_of` to be called from Python, without holding the interpreter lock."""
+    """Return a Python function that calls the kernel at `address`, see `address_of`, and releases the GIL during the call."""
     return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * integers, *[ctypes.c_float] * floats)(address)
 
 
 @functools.cache
 def compiled_with_callees(function: Callable[..., Any]) -> Any:
-    """Compile a scalar formula together with the plain functions of its own file that it calls.
+    """Compile a scalar formula together with the Python functions of its own file that it calls.
 
-    In place of `math` it gets `cpu_math`, whose functions become vector instructions.
+    The module `math` is replaced by `VECTOR_MATH`, whose functions LLVM can vectorise.
     """
     names = [name for name in function.__code__.co_names if isinstance(function.__globals__.get(name), FunctionType)]
     replaced = {name: compiled_with_callees(function.__globals__[name]) for name in names}

@@ -1,10 +1,10 @@
 """Compilation on two cores: a forked process compiles one kernel while this process compiles others.
 
 Numba compiles one function at a time, mostly in Python, so threads would not help. A new process would need a second to
-import Numba; a fork has it loaded. The child passes the kernel through the cache on disk, where this process looks first. A
-failure in the child only costs time: this process compiles a kernel that is not in the cache and raises its errors.
+import Numba, but a forked process has already loaded it. The child writes the kernel to the disk cache, and this process then
+loads it from there. If the child fails, only time is lost: this process compiles the kernel itself, and raises any error.
 
-Linux only: other systems have no fork, or system libraries that do not survive it.
+Forks are used on Linux only. Other systems have no fork, or their system libraries do not work in a forked process.
 """
 
 from __future__ import annotations
@@ -24,15 +24,18 @@ from numba.core.compiler_lock import global_compiler_lock
 from fastmlp.engines.interrupts import ENDING
 from fastmlp.engines.kernel_cache import can_keep
 
-PATIENCE = 10.0  # seconds to wait for the child after this process has compiled its own kernels; both take about as long
-LOOK_SECONDS = 0.005
+# Maximum seconds to wait for the child after this process has compiled its own kernels. The two usually take equally long.
+PATIENCE = 10.0
+LOOK_SECONDS = 0.005  # seconds between checks for the end of the child
 
 
 @contextmanager
 def compiled_in_fork(kernel: Any, args: tuple[Any, ...]) -> Iterator[bool]:
-    """Context in which a forked process compiles a kernel of `compiler.cached` for arguments of these types.
+    """Context manager that compiles a kernel, a result of `compiler.cached`, for arguments of these types in a forked process.
 
-    Yields whether one does: not if the kernel is compiled already, or cannot be cached. After the context the cache has it.
+    Yields True if a process was forked. Yields False, and compiles nothing, if the kernel is already compiled or cached, if
+    the cache cannot be written, or if the system cannot fork. At exit, the context manager waits for the forked process; the
+    kernel is then in the cache unless that process failed.
     """
     signature = tuple(map(kernel.typeof_pyval, args))
     file = kernel._cache.file(signature, kernel.targetctx.codegen())
@@ -55,10 +58,10 @@ def compiled_in_fork(kernel: Any, args: tuple[Any, ...]) -> Iterator[bool]:
 
 
 def forked(kernel: Any, signature: tuple[Any, ...]) -> int | None:
-    """Start a process that compiles the kernel and return its id; None if the system cannot start one."""
-    # No other thread may compile during the fork: the child would wait for its locks forever.
+    """Fork a process that compiles the kernel, and return its process id, or None if the system cannot start a process."""
+    # No other thread may be compiling during the fork, or the child would wait forever for the locks of that thread.
     with global_compiler_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: threads and forks; this one only compiles
+        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12, about fork with threads
         try:
             child = os.fork()
         except OSError:
@@ -69,7 +72,7 @@ def forked(kernel: Any, signature: tuple[Any, ...]) -> int | None:
 
 
 def compile_and_exit(kernel: Any, signature: tuple[Any, ...]) -> NoReturn:
-    """Compile in the child, then exit without garbage collection or exit handlers of the parent."""
+    """Compile the kernel in the child, then exit without garbage collection and without the exit handlers of the parent."""
     try:
         gc.disable()
         for number in ENDING:
@@ -80,7 +83,7 @@ def compile_and_exit(kernel: Any, signature: tuple[Any, ...]) -> NoReturn:
 
 
 def reap(child: int, deadline: float) -> None:
-    """Wait for a process until a time of the monotonic clock, then kill it."""
+    """Wait until a child process has ended. Kill it if it is still running at `deadline`, a value of `time.monotonic()`."""
     while not ended(child):
         if time.monotonic() >= deadline:
             os.kill(child, signal.SIGKILL)
@@ -89,8 +92,8 @@ def reap(child: int, deadline: float) -> None:
 
 
 def ended(child: int) -> bool:
-    """Whether a process has ended; reaps it if so."""
+    """Return whether a child process has ended. If it has, it is also removed from the process table."""
     try:
         return os.waitpid(child, os.WNOHANG)[0] == child
-    except ChildProcessError:  # already reaped by a handler of SIGCHLD
+    except ChildProcessError:  # a SIGCHLD handler has already waited for the process
         return True

@@ -1,9 +1,10 @@
-"""Single LLVM instructions for the CPU engine's kernels: atomics, pauses, calls by address, fused multiply-add.
+"""Intrinsics for the CPU engine's kernels: atomics, spin-wait hints, calls by address, fused multiply-add.
 
-It also has a loop of fused multiply-adds only, which measures the peak rate of the machine.
+Each intrinsic emits one or a few LLVM instructions. The file also contains a loop of fused multiply-adds, which measures the
+peak rate of the machine.
 
-Only this file, simd.py and vector_random.py emit LLVM. Addresses are int64, in bytes; nothing is checked and nothing can
-raise.
+Only this file, simd.py and vector_random.py emit LLVM instructions. Addresses are int64 byte addresses. The intrinsics do not
+check their arguments and cannot raise exceptions.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from fastmlp.engines.cpu.codegen.simd import BYTE, FLOAT, INT32, INT64, VectorBu
 
 @intrinsic
 def fetch_add(typing, at, amount):
-    """LLVM `atomicrmw add … seq_cst` on the int64 at address `at`: returns the value before."""
+    """Atomically add `amount` to the int64 at address `at` and return the old value (LLVM `atomicrmw add`, `seq_cst`)."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.atomic_rmw("add", builder.inttoptr(args[0], INT64.as_pointer()), args[1], "seq_cst")
@@ -34,7 +35,10 @@ def fetch_add(typing, at, amount):
 
 @intrinsic
 def swap_if(typing, at, expected, new):
-    """LLVM `cmpxchg … seq_cst` on the int64 at address `at`: True if it held `expected` and now holds `new`."""
+    """Atomic compare-and-swap of the int64 at address `at` (LLVM `cmpxchg`, `seq_cst`).
+
+    If the value equals `expected`, replace it by `new` and return True; otherwise return False.
+    """
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = builder.inttoptr(args[0], INT64.as_pointer())
@@ -45,7 +49,7 @@ def swap_if(typing, at, expected, new):
 
 @intrinsic
 def atomic_load(typing, at):
-    """LLVM `load atomic … acquire` of the int64 at address `at`."""
+    """Atomically load the int64 at address `at` (LLVM `load atomic`, `acquire`)."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.load_atomic(builder.inttoptr(args[0], INT64.as_pointer()), "acquire", 8)
@@ -55,7 +59,7 @@ def atomic_load(typing, at):
 
 @intrinsic
 def atomic_store(typing, at, value):
-    """LLVM `store atomic … release` of an int64 to address `at`."""
+    """Atomically store the int64 `value` to address `at` (LLVM `store atomic`, `release`)."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         builder.store_atomic(args[1], builder.inttoptr(args[0], INT64.as_pointer()), "release", 8)
@@ -66,7 +70,7 @@ def atomic_store(typing, at, value):
 
 @intrinsic
 def smaller(typing, a, b):
-    """The smaller of two int64. For `min` Numba compiles a function for each combination of types."""
+    """Return the smaller of two int64 values. Numba would compile `min` separately for each combination of types."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.select(builder.icmp_signed("<", *args), *args)
@@ -76,7 +80,7 @@ def smaller(typing, a, b):
 
 @intrinsic
 def pause(typing):
-    """Tell the core that this is a spin loop: `llvm.x86.sse2.pause` on x86, `llvm.aarch64.hint(1)` (yield) on ARM."""
+    """Spin-wait hint to the processor: `llvm.x86.sse2.pause` on x86, `llvm.aarch64.hint(1)` (yield) on ARM."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         triple = builder.module.triple
@@ -95,7 +99,7 @@ def pause(typing):
 
 @intrinsic
 def prefetch(typing, at):
-    """`emit_prefetch` of the cache line of address `at`."""
+    """Prefetch the cache line at address `at`, see `emit_prefetch`."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit_prefetch(builder, builder.inttoptr(args[0], BYTE.as_pointer()))
@@ -106,7 +110,7 @@ def prefetch(typing, at):
 
 @intrinsic
 def yield_core(typing):
-    """Call the C library's `sched_yield`: yield the core to another thread. Does nothing on Windows, whose library lacks it."""
+    """Yield the core to another thread with `sched_yield` of the C library. Does nothing on Windows, which lacks it."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if hasattr(os, "sched_yield"):
@@ -119,7 +123,7 @@ def yield_core(typing):
 
 @intrinsic
 def call(typing, address, args):
-    """Call the C function at an address with a tuple of int64 and float32; it returns nothing."""
+    """Call the C function at `address`, which returns nothing. `args` is a tuple of int64 and float32 arguments."""
     kinds = [types.float32 if argument == types.float32 else types.int64 for argument in args]
 
     def build(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -133,7 +137,7 @@ def call(typing, address, args):
 
 @intrinsic
 def array_at(typing, address, n, dtype):
-    """The n numbers at an address as a contiguous array."""
+    """Return the n numbers at `address` as a contiguous array of type `dtype`, without a copy."""
     kind = types.Array(dtype.dtype, 1, "C")
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -148,9 +152,10 @@ def array_at(typing, address, n, dtype):
 
 @intrinsic
 def column_of(typing, array, first, n, stride):
-    """n numbers of an array, from number `first` on and `stride` apart, as an array.
+    """Return array[first : first + n * stride : stride], a view of n elements.
 
-    A plain slice would do, but would see to its ends for each: losses of three outputs took up to 1.4 times as long.
+    A slice expression in Numba would also clip the bounds to the length of the array. With slice expressions, the losses of a
+    network with three outputs took up to 1.4 times as long.
     """
     kind = types.Array(array.dtype, 1, "A")
 
@@ -166,14 +171,18 @@ def column_of(typing, array, first, n, stride):
 
 
 def multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    """LLVM `llvm.fmuladd`: a b + c, rounded once if the processor can do that, else twice; never a call."""
+    """Emit LLVM `llvm.fmuladd`, a * b + c.
+
+    It is compiled to a fused instruction with a single rounding if the processor has one, otherwise to a multiplication and
+    an addition. It never becomes a function call.
+    """
     kind = ir.FunctionType(FLOAT, [FLOAT] * 3)
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.fmuladd.f32"), [a, b, c])
 
 
 @intrinsic
 def fused(typing, a, b, c):
-    """a b + c of float32, rounded once where the processor has fused multiply-add."""
+    """Return a * b + c in float32, with a single rounding if the processor has fused multiply-add."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return multiply_add(builder, *args)
@@ -183,7 +192,7 @@ def fused(typing, a, b, c):
 
 @intrinsic
 def polynomial(typing, x, coefficients):
-    """c[0] + c[1] x + c[2] x^2 + … by Horner's rule with `fused`, for float32 and a tuple of float32."""
+    """Return c[0] + c[1] x + c[2] x^2 + … by Horner's rule with fused multiply-add; x is float32, c a tuple of float32."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         *lower, value = cgutils.unpack_tuple(builder, args[1])
@@ -196,9 +205,11 @@ def polynomial(typing, x, coefficients):
 
 @functools.cache
 def make_fma_loop(count: int, width: int) -> Callable[..., Any]:
-    """fma_loop(steps, x): `steps` times `count` fused multiply-adds of vectors of `width` floats, all in registers.
+    """Return fma_loop(steps, x), which measures the peak rate of fused multiply-adds.
 
-    Returns a float that depends on all of them, so that none is optimised away; 2 * count * width * steps operations.
+    Each of its `steps` iterations executes `count` independent fused multiply-adds on vectors of `width` floats in registers.
+    In total these are 2 * count * width * steps floating-point operations. The loop returns a float that depends on all
+    results, so that the compiler cannot remove any operation.
     """
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -214,7 +225,7 @@ def make_fma_loop(count: int, width: int) -> Callable[..., Any]:
         following = builder.add(step, INT64(1))
         step.add_incoming(INT64(0), before)
         step.add_incoming(following, body)
-        for number, one in enumerate(sums):  # equal starts could be computed once for all
+        for number, one in enumerate(sums):  # with equal initial values, LLVM could merge the sums
             one.add_incoming(ir.Constant(v.type, [float(number)] * width), before)
             one.add_incoming(new[number], body)
         builder.cbranch(builder.icmp_signed("<", following, steps), body, end)

@@ -1,13 +1,13 @@
-"""The vector layer of the CPU engine: the matrix micro-kernels, as LLVM instructions.
+"""Vector code of the CPU engine: the micro-kernels of the matrix products, emitted as LLVM instructions.
 
-Only this file, intrinsics.py and vector_random.py emit LLVM. Everything takes addresses as int64 and strides in
-elements, checks nothing and cannot raise.
+Only this file, intrinsics.py and vector_random.py emit LLVM instructions. The generated functions do not check arguments.
 
-The micro-kernel computes one tile of C = A B in registers: a few rows by a few vectors of `lanes` columns, all of K, each
-element of A broadcast against vectors of B, fused multiply-add. Every element of C is one sum in the order of k by one
-thread, so its bits depend on nothing but A and B. Terms (micro-kernel, micro-tile, panel) as in Van Zee & van de Geijn,
-"BLIS", 2015. Rows of A may lie anywhere: a table of int64 tells how many bytes from its address each begins, so that a batch
-is multiplied where its rows are, in whatever order the data set has them.
+The micro-kernel computes one tile of C = A B in registers. A tile has a few rows and a few vectors of `lanes` columns. For
+each k, the micro-kernel broadcasts an element of A and multiplies it with vectors of B by fused multiply-add. One thread
+computes the whole sum of an element of C, in the order of k, so the result depends bitwise only on A and B. The terms
+micro-kernel, micro-tile and panel are used as in Van Zee & van de Geijn, "BLIS", 2015. The rows of A may be scattered in
+memory: a table of int64 contains the byte offset of each row from the address of A. The rows of a batch can therefore be read
+directly from the data set, in any order and without a copy.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ FLOAT = ir.FloatType()
 BYTE = ir.IntType(8)
 INT32 = ir.IntType(32)
 INT64 = ir.IntType(64)
-LINE = 16  # floats of a cache line
-ROW_BYTES = 8  # of a row in a table of rows, see `emit_row`
+LINE = 16  # floats per cache line
+ROW_BYTES = 8  # bytes per entry of a table of row offsets, see `emit_row`
 
 
 class TileShape(NamedTuple):
-    """The micro-tile: `rows` x `vectors` accumulators; `low` rows where fewer than `rows` remain, and one at a time at the end.
+    """Shape of the micro-tile: `rows` x `vectors` accumulators, or `low` rows, or a single row, where fewer rows remain.
 
-    The accumulators, the vectors of B and one broadcast fit into the registers, and are enough to hide the latency of 8
-    to 10 FMAs.
+    The accumulators, the vectors of B and one broadcast element of A fit into the registers. There are enough accumulators to
+    hide the latency of 8 to 10 FMAs.
     """
 
     rows: int
@@ -43,13 +43,13 @@ class TileShape(NamedTuple):
     vectors: int = 2
 
 
-# By lanes: AVX-512 and NEON have 32 vector registers, AVX2 has 16.
+# Tile shapes by vector lanes. AVX-512 and NEON have 32 vector registers, AVX2 has 16.
 TILES = {16: TileShape(8, 4), 8: TileShape(6, 4), 4: TileShape(8, 4)}
-SINGLE_VECTORS = 8  # of a tile of one row, which is bound by loads of B
+SINGLE_VECTORS = 8  # vectors of a tile with a single row, whose speed is limited by the loads of B
 
 
 def lanes() -> int:
-    """Float32 lanes of the widest vector of the processor that Numba compiles for: 16, 8 or 4."""
+    """Return the number of float32 lanes of the vector registers of the processor that Numba compiles for: 16, 8 or 4."""
     features = cpu_target.target_context.codegen()._tm_features
     if "+avx512f" in features:
         return 16
@@ -57,37 +57,37 @@ def lanes() -> int:
 
 
 def processor() -> str:
-    """The processor that Numba compiles for, as LLVM names it."""
+    """Return LLVM's name of the processor that Numba compiles for."""
     return str(cpu_target.target_context.codegen()._get_host_cpu_name())
 
 
 def address(builder: Any, base: Any, offset: Any) -> Any:
-    """Pointer to float number `offset` from the integer address `base`."""
+    """Return a pointer to the float that is `offset` elements after the integer address `base`."""
     byte = builder.add(base, builder.mul(offset, INT64(4)))
     return builder.inttoptr(byte, FLOAT.as_pointer())
 
 
 def emit_row(builder: Any, a: Any, a_rows: Any, row: Any) -> Any:
-    """Address of a row of A: `a` plus the byte offset in element `row` of the int64 table at `a_rows`."""
+    """Return the address of a row of A: `a` plus the byte offset in element `row` of the int64 table at `a_rows`."""
     place = builder.inttoptr(builder.add(a_rows, builder.mul(row, INT64(ROW_BYTES))), INT64.as_pointer())
     return builder.add(a, builder.load(place, align=8))
 
 
 def emit_spread(builder: Any, number: Any, kind: Any) -> Any:
-    """A vector of a kind with one number in every lane."""
+    """Return a vector of type `kind` with `number` in every lane."""
     first = builder.insert_element(ir.Constant(kind, ir.Undefined), number, INT32(0))
     return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(INT32, kind.count), [0] * kind.count))
 
 
 def emit_prefetch(builder: Any, pointer: Any, to_write: bool = False) -> None:
-    """LLVM `llvm.prefetch`: load the cache line of a byte into the first-level cache, asynchronously."""
+    """Emit LLVM `llvm.prefetch`, which loads the cache line at `pointer` into the L1 cache asynchronously."""
     kind = ir.FunctionType(ir.VoidType(), [pointer.type, INT32, INT32, INT32])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
     builder.call(function, [pointer, INT32(int(to_write)), INT32(3), INT32(1)])
 
 
 class VectorBuilder:
-    """Loads, stores and arithmetic of float vectors through an LLVM builder."""
+    """Emits loads, stores and arithmetic on vectors of `width` floats with an LLVM builder."""
 
     def __init__(self, builder: Any, width: int) -> None:
         self.builder = builder
@@ -111,7 +111,7 @@ class VectorBuilder:
         return emit_spread(self.builder, self.builder.load(address(self.builder, base, offset), align=4), self.type)
 
     def prefetch(self, base: Any, offset: Any, to_write: bool = False) -> None:
-        """`emit_prefetch` of a float's cache line."""
+        """Prefetch the cache line of the float that is `offset` elements after `base`."""
         pointer = self.builder.bitcast(address(self.builder, base, offset), BYTE.as_pointer())
         emit_prefetch(self.builder, pointer, to_write)
 
@@ -119,7 +119,7 @@ class VectorBuilder:
         return self.builder.call(self.fused, [a, b, c])
 
 
-# Epilogues of a finished tile: f(vectors, value, extra address, offset in extra) -> value.
+# Epilogues of a tile: f(v, value, extra, offset) -> value. `value` is a vector of A B; `extra` is an address of other data.
 def keep(v: VectorBuilder, value: Any, extra: Any, offset: Any) -> Any:
     """C = A B."""
     return value
@@ -131,7 +131,7 @@ def add_bias(v: VectorBuilder, value: Any, extra: Any, offset: Any) -> Any:
 
 
 def add_bias_relu(v: VectorBuilder, value: Any, extra: Any, offset: Any) -> Any:
-    """C = max(A B + bias, 0), NaN kept."""
+    """C = max(A B + bias, 0); NaN stays NaN."""
     z = add_bias(v, value, extra, offset)
     return v.builder.select(v.builder.fcmp_ordered("<=", z, v.zero), v.zero, z)
 
@@ -146,19 +146,21 @@ def where_positive(v: VectorBuilder, value: Any, extra: Any, offset: Any) -> Any
     return v.builder.select(v.builder.fcmp_ordered(">", v.load(extra, offset), v.zero), value, v.zero)
 
 
-# By number: the choice is data, so that one compiled product serves all epilogues.
+# The epilogue is selected by its number at run time, so that a single compiled matrix product serves all epilogues.
 EPILOGUES = (keep, add_bias, add_bias_relu, times, where_positive)
 KEEP, BIAS, BIAS_RELU, TIMES, WHERE_POSITIVE = range(len(EPILOGUES))
 
 
 def emit_sums(v: VectorBuilder, shape: Any, a: Any, b: Any, k: Any, first: Any, held: Any, ahead: int = 0) -> Any:
-    """Emit the loop over k of a tile; returns {(row, vector): sum}. The builder ends up after the loop.
+    """Emit the loop over k of a tile, and return its sums as {(row, vector): sum}. The builder is left after the loop.
 
-    With `ahead`, each turn asks for the cache line that many elements after its first element of A.
+    shape, a : (rows, vectors) of the tile; a(j) emits the location of column j of A, (address, offset) for each row
+    b, k : (address, offset of each vector, stride of k) of B, and the number of terms of each sum
+    first, held : if `first` is 0, the sums start with the partial sums that held() loads, else with zero
+    ahead : if not 0, each iteration prefetches the cache line `ahead` elements after the first element of A that it reads
 
-    shape (rows, vectors); a(j) emits the places of column j of A, (address, offset) for each row; b (address, [offset of
-    each vector], step of k); held() emits the loads of the sums to go on from where `first` is 0. In each turn a row's
-    broadcast is followed by its own FMAs: with all broadcasts first, LLVM keeps them all and runs out of registers.
+    The broadcast for each row is followed directly by the FMAs of this row. If all broadcasts came first, LLVM would keep all
+    of them in registers, and there are not enough registers.
     """
     builder = v.builder
     rows, vectors = shape
@@ -194,22 +196,22 @@ def emit_sums(v: VectorBuilder, shape: Any, a: Any, b: Any, k: Any, first: Any, 
 
 
 def starts(builder: Any, stride: Any, count: int) -> list[Any]:
-    """Offsets 0, stride, 2 stride, …"""
+    """Return the `count` offsets 0, stride, 2 * stride, …"""
     return [builder.mul(stride, INT64(i)) for i in range(count)]
 
 
 @functools.cache
 def make_tile(rows: int, vectors: int, width: int) -> Callable[..., None]:
-    """The micro-kernel tile(a, a_rows, b, b_panel, c, c_row, k, first, epilogue, extra, extra_row).
+    """Return the micro-kernel tile(a, a_rows, b, b_panel, c, c_row, k, first, epilogue, extra, extra_row).
 
-    C[i, v] = epilogue(sum over j < k of A[i, j] B[j, v]) for i < rows and v < vectors, where A[i, j] is float number j of
-    row i (see `emit_row`), B[j, v] the vector of `width` floats at b + j width + v b_panel, C[i, v] the vector at
-    c + i c_row + v width, and what the epilogue (a number, see EPILOGUES) reads the one at extra + i extra_row + v width.
-    k >= 1. C may alias nothing but `extra`; A and B are only read; no alignment beyond that of a float is needed.
-    Addresses a, b, c, extra in bytes, strides in elements.
+    It computes C[i, v] = epilogue(sum over j < k of A[i, j] B[j, v]) for i < rows and v < vectors. A[i, j] is element j of row
+    i, see `emit_row`. B[j, v] is the vector of `width` floats at b + j * width + v * b_panel, and C[i, v] is the vector at
+    c + i * c_row + v * width. `epilogue` is an index into EPILOGUES, and the epilogue may read the vector at
+    extra + i * extra_row + v * width. Addresses are in bytes and need only the alignment of a float; strides are in elements.
+    k must be at least 1. C must not overlap any other argument except `extra`.
 
-    A long sum may be cut into several calls: without `first` it goes on from what C holds, and all but the last call
-    have the epilogue KEEP. The order of the additions, and so every bit, is that of one call. C is not read if `first`.
+    A long sum may be divided into several calls, with bitwise identical results. If `first` is 0, a call continues from the
+    partial sums in C; otherwise C is not read. All calls except the last must have the epilogue KEEP.
     """
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -219,7 +221,7 @@ def make_tile(rows: int, vectors: int, width: int) -> Callable[..., None]:
         c_rows, extra_rows = starts(builder, c_row, rows), starts(builder, extra_row, rows)
         c_at = {(i, p): builder.add(c_rows[i], INT64(p * width)) for i, p in tile}
         with builder.if_then(builder.icmp_signed(">=", epilogue, INT64(TIMES))):
-            for i, p in tile:  # for other tiles C is usually in the cache, and a prefetch costs more than it saves
+            for i, p in tile:  # with other epilogues, C is usually cached, and a prefetch costs more than it saves
                 v.prefetch(c, c_at[i, p], to_write=True)
                 v.prefetch(extra, builder.add(extra_rows[i], INT64(p * width)))
         b_side = (b, starts(builder, b_panel, vectors), INT64(width))
@@ -249,7 +251,7 @@ def make_tile(rows: int, vectors: int, width: int) -> Callable[..., None]:
 
 
 class Traced:
-    """A vector of LLVM values that a scalar formula computes with as if it were a number: running the formula emits it."""
+    """An LLVM vector that behaves like a number in a scalar formula: calling the formula emits vector instructions."""
 
     def __init__(self, v: VectorBuilder, value: Any) -> None:
         self.v = v
@@ -273,19 +275,19 @@ class Traced:
         return Traced(self.v, self.v.builder.call(function, [self.value]))
 
     def sign(self) -> Traced:
-        """1, 0 or -1; 0 for a NaN."""
+        """Return 1, 0 or -1 in each lane; the sign of NaN is 0."""
         builder, zero, one = self.v.builder, self.v.zero, ir.Constant(self.v.type, [1.0] * self.v.width)
         up = builder.select(builder.fcmp_ordered(">", self.value, zero), one, zero)
         down = builder.select(builder.fcmp_ordered("<", self.value, zero), one, zero)
         return Traced(self.v, builder.fsub(up, down))
 
 
-# Replacements in traced formulas of the module `math` and of `optimizers.sign`.
+# Replacements for the module `math` and for `optimizers.sign` in traced formulas.
 TRACED_NAMES = {"math": SimpleNamespace(sqrt=Traced.sqrt), "sign": Traced.sign}
 
 
 class Lazy(Traced):
-    """A vector in memory that is loaded at its first use in a formula."""
+    """A vector in memory, which is loaded when a formula first uses it."""
 
     def __init__(self, v: VectorBuilder, base: Any, offset: Any) -> None:
         self.v = v
@@ -297,7 +299,7 @@ class Lazy(Traced):
 
 
 class Scalars:
-    """Floats in memory from an address on, as vectors of one value; each is loaded once."""
+    """A float array in memory; each element is loaded once and broadcast to a vector."""
 
     def __init__(self, v: VectorBuilder, base: Any) -> None:
         self.load = functools.cache(lambda index: Traced(v, v.broadcast(base, INT64(index))))
@@ -307,7 +309,7 @@ class Scalars:
 
 
 def emit_update(v: VectorBuilder, rule: Any, gradient: Any, p: Any, offset: Any, slot: Any, s: Scalars) -> None:
-    """Emit an optimiser's step for a vector of gradients; see `make_gradient_tile`."""
+    """Emit the update of one vector of parameters from its gradient, see `make_gradient_tile`."""
     if rule is None:
         v.store(gradient, p, offset)
         return
@@ -322,13 +324,18 @@ def emit_update(v: VectorBuilder, rule: Any, gradient: Any, p: Any, offset: Any,
 
 @functools.cache
 def make_gradient_tile(rows: int, vectors: int, width: int, rule: Callable[..., Any] | None) -> Callable[..., None]:
-    """The micro-kernel of gradients, tile(a, a_rows, b, b_k, c, c_panel, k, p, p_panel, slot, scalars, first, last).
+    """Return the micro-kernel tile(a, a_rows, b, b_k, c, c_panel, k, p, p_panel, slot, scalars, first, last).
 
-    The sum of `make_tile` with A', whose row i is column i of A. Where it ends (`last`), its epilogue is the optimiser's step:
-    the gradient never leaves the registers. `rule` is a scalar formula, (p, g, m, v, s) -> (p, m, v), traced with vectors:
-    P[i, v] is the vector at p + i width + v p_panel, m and v are `slot` and 2 * `slot` elements after it, s are the floats
-    starting at address `scalars`. Slots that the rule hands back unchanged are not written. Without a rule P becomes the
-    gradient itself. A cut sum is kept at c + i width + v c_panel.
+    It computes the weight gradient A' B, where A' is A transposed, and then updates the parameters while the gradient is still
+    in registers. `rule` is the update rule, a scalar formula (p, g, m, v, s) -> (p, m, v), which is traced with vectors. None
+    stores the gradient in place of the parameters.
+
+    Row j of A is located as in `make_tile`, and B[j, q] is the vector at b + j * b_k + q * width. The parameters P[i, q] are
+    the vector at p + i * width + q * p_panel, and their optimiser slots m and v are stored `slot` and 2 * `slot` elements
+    after them. The scalars s are the floats at address `scalars`. Slots that the rule does not change are not written.
+
+    A long sum may be divided as in `make_tile`, with partial sums at c + i * width + q * c_panel. The update is made in the
+    last call, where `last` is not 0.
     """
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -366,10 +373,9 @@ def make_gradient_tile(rows: int, vectors: int, width: int, rule: Callable[..., 
 
 @functools.cache
 def make_transpose(width: int) -> Callable[..., None]:
-    """transpose(a, a_row, c, c_row): C[j, i] = A[i, j] for a square of `width` x `width` floats.
+    """Return transpose(a, a_row, c, c_row), which sets C[j, i] = A[i, j] for a square of `width` x `width` floats.
 
-    LLVM `shufflevector`, log2(width) perfect shuffles of the rows. A and C do not overlap; addresses in bytes, rows
-    in elements.
+    It makes log2(width) perfect shuffles of the rows with LLVM `shufflevector`. A and C must not overlap.
     """
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:

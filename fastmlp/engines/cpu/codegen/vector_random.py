@@ -1,6 +1,7 @@
-"""Dropout on the CPU: the random numbers of `philox.keep_mask`, computed in vector registers where they are used.
+"""Dropout on the CPU: the random numbers of `philox.keep_mask`, computed in vector registers and used there.
 
-The formula is `philox.philox4x32` itself, run once over LLVM's values instead of numbers.
+The instructions are emitted by calling `philox.philox4x32` with LLVM vectors instead of numbers, so that the formula exists
+only once.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from fastmlp.nn.philox import MASK32, SHIFT32, philox4x32
 
 
 class U32Vector:
-    """Vectors of 32-bit words, each word held in 64 bits, with the operators that `philox4x32` has for numbers.
+    """Vectors of unsigned 32-bit integers, each stored in 64 bits, with the operators that `philox4x32` uses.
 
-    Several vectors at once, because a draw is one long chain of operations, and a core keeps its units busy only with others
-    beside it.
+    An operator applies to several vectors at once. The operations for one random number depend on each other, so the core
+    needs the independent operations of the other vectors to use all of its execution units.
     """
 
-    __array_ufunc__ = None  # so that a NumPy scalar on the left defers to this class
+    __array_ufunc__ = None  # makes a NumPy scalar on the left use `__rmul__` of this class
 
     def __init__(self, builder: Any, vectors: Sequence[Any]) -> None:
         self.builder = builder
         self.vectors = vectors
 
     def all(self, operation: Callable[..., Any], other: U32Vector | np.uint64) -> U32Vector:
-        """The operation of each vector with the other's, or with a number in every lane."""
+        """Apply an operation to each vector and the corresponding vector of `other`, or a number broadcast to all lanes."""
         if isinstance(other, U32Vector):
             return U32Vector(self.builder, [operation(*pair) for pair in zip(self.vectors, other.vectors, strict=True)])
         kind = self.vectors[0].type
@@ -62,9 +63,11 @@ class U32Vector:
 
 
 def emit_words(builder: Any, rows: int, count: int, place: Any) -> list[list[Any]]:
-    """Emit code that draws random words for `count` groups of four units: two vectors for each row, one unit after another.
+    """Emit code that draws a random 32-bit integer for each unit in `count` groups of four units, for each of `rows` rows.
 
-    place : the first group and the first row, the layer, the step and the seed
+    place : the index of the first group, the index of the first row, the layer, the step, and the seed
+
+    Returns two vectors per row, with the random numbers in the order of the units.
     """
     kind = ir.VectorType(INT64, count)
     group, row, layer, step, seed = (emit_spread(builder, number, kind) for number in place)
@@ -77,16 +80,18 @@ def emit_words(builder: Any, rows: int, count: int, place: Any) -> list[list[Any
     a, b, c, d = philox4x32(c0, c1, c2, c3, each(seed) & MASK32, each(seed) >> SHIFT32)
     order = [lane + side for lane in range(count) for side in (0, count)]
     masks = [ir.Constant(ir.VectorType(INT32, count), order[at : at + count]) for at in (0, count)]
-    pairs = zip((a | b << SHIFT32).vectors, (c | d << SHIFT32).vectors, strict=True)  # units 0 and 1, 2 and 3 of each four
+    # Vectors of units 0 and 1, and of units 2 and 3, of each group.
+    pairs = zip((a | b << SHIFT32).vectors, (c | d << SHIFT32).vectors, strict=True)
     return [[builder.shuffle_vector(*pair, mask) for mask in masks] for pair in pairs]
 
 
 @functools.cache
 def make_drop(width: int, rows: int, vectors: int) -> Callable[..., None]:
-    """drop(y, s, slopes, ld, group, row, layer, step, seed, threshold, scale): of rows `ld` apart, 1 or 2 vectors of `width`.
+    """Return drop(y, s, slopes, ld, group, row, layer, step, seed, threshold, scale), which applies dropout to a small block.
 
-    Multiplies activations from address y on, and if asked slopes from s on, by 0 where the unit's word is below the threshold
-    and by `scale` elsewhere: units 4 group, … of rows row, … of the batch.
+    The block has `rows` rows, `ld` floats apart, with `vectors` (1 or 2) vectors of `width` floats each. Its first element is
+    unit 4 * group of row `row` of the batch. The activations at address y are multiplied by 0 if the random number of the unit
+    is below the threshold, else by `scale`. If `slopes` is not 0, the slopes at address s are multiplied by the same factors.
     """
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:

@@ -1,1 +1,1 @@
-"""What CPU kernels do: products, losses, updates, and the programs that call them."""
+"""CPU kernels: matrix products, losses, parameter updates, and the training and prediction loops that call them."""

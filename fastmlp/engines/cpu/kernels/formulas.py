@@ -1,9 +1,10 @@
-"""Kernels that differ between networks: activations, losses, update rules, penalties, dropout, scaling by input dtype.
+"""Kernels that differ between networks: activations, losses, update rules, penalties, dropout, and input scaling.
 
-The training and prediction kernels call each by address, for whole rows or blocks. So those two are compiled once for all
-networks, and a new network compiles only formulas that are not in the cache.
+The training and prediction kernels call each of these kernels by its address, for whole rows or blocks of rows. The training
+and prediction kernels are therefore compiled only once for all networks. A new network compiles only those formulas that are
+not in the disk cache.
 
-Addresses in bytes, strides and sizes in elements.
+Addresses are in bytes, strides and sizes in elements.
 """
 
 from __future__ import annotations
@@ -29,16 +30,18 @@ SCALAR_COUNT = len(SCALARS)
 
 
 class KernelTable(NamedTuple):
-    """Addresses of the kernels that training and prediction call for one network; 0 for those that it does not need.
+    """Addresses of the kernels that training and prediction call for one network; 0 means that a kernel is not needed.
 
     product : see `product_address`
-    scale : see `scale_address`; 0 for rows that need no scaling and are read in place
     gradient : see `gradient_address`
-    drop : see codegen/vector_random.py
-    loss : see losses.py
-    update, penalise : see the functions below
-    activations : (hidden layers,) int64, of activations that are not fused
-    in_registers : whether the update is an epilogue of the gradient; clipping needs all gradients before the first update
+    scale : see `scale_address`; 0 if the rows need no scaling and are read in place
+    loss : see `losses.loss_address`
+    update : see `update_address`
+    penalise : see `penalise_address`
+    drop : see `drop_address`
+    activations : (hidden layers,) int64, see `activation_address`; 0 for activations computed in the epilogue of the product
+    in_registers : whether the update is computed in the epilogue of the gradient. This is not possible with gradient clipping,
+        which needs all gradients before the first update
     """
 
     product: int
@@ -58,9 +61,10 @@ NO_KERNELS = KernelTable(0, 0, 0, 0, 0, 0, 0, np.empty(0, np.int64), False)
 def prediction_table(
     network: Network, pixels: npt.DTypeLike, lanes: int, fused: bool = True, scaled: bool = True
 ) -> KernelTable:
-    """Kernels of prediction for rows of dtype `pixels`; `fused` as in `training_table`.
+    """Return the prediction kernels for input rows of dtype `pixels`.
 
-    scaled : whether the rows are scaled; if not, they must be float32
+    fused : whether activations may run as epilogues of the matrix products; False is slower
+    scaled : whether the rows are copied and scaled; if not, they must be float32
     """
     activations = [
         0 if fused and layer.activation in FUSED else activation_address(layer.activation) for layer in network.layers[:-1]
@@ -78,18 +82,18 @@ def training_table(
     fused: bool = True,
     scaled: bool = True,
 ) -> KernelTable:
-    """Kernels of training for rows of dtype `pixels` (uint8 or float32).
+    """Return the training kernels for input rows of dtype `pixels` (uint8 or float32).
 
     rule : name of the update rule
     clip : whether the gradient is clipped
-    fused : whether activations and updates may run as epilogues of the tiles; slower without
-    scaled : as in `prediction_table`
+    fused : whether activations and updates may run as epilogues of the matrix products; False is slower
+    scaled : see `prediction_table`
     """
     in_registers, penalised = fused and not clip, network.l1 > 0 or network.l2 > 0
     dropped = [layer.dropout > 0 for layer in network.layers[:-1]]
     table = prediction_table(network, pixels, lanes, fused, scaled)
     for number, (layer, drops) in enumerate(zip(network.layers[:-1], dropped, strict=True)):
-        if drops and layer.activation == "linear":  # the slope of a unit with dropout must be stored
+        if drops and layer.activation == "linear":  # with dropout the slopes must be stored
             table.activations[number] = activation_address("linear")
     return table._replace(
         gradient=gradient_address(lanes, rule if in_registers else "", penalised and in_registers),
@@ -103,7 +107,7 @@ def training_table(
 
 @functools.cache
 def scale_address(pixels: str) -> int:
-    """Address of scale(x, shift, factor, out, n): out = (x - shift) factor for one row of n uint8 or float32."""
+    """Return the address of scale(x, shift, factor, out, n): out = (x - shift) * factor for a row of n uint8 or float32."""
     kind = np.dtype(pixels).type
 
     def scale(x, shift, factor, out, n):
@@ -117,9 +121,10 @@ def scale_address(pixels: str) -> int:
 
 @functools.cache
 def activation_address(name: str) -> int:
-    """Address of activate(y, s, ld, rows, columns, padded, a): y holds z and becomes f(z), s becomes f'(z).
+    """Return the address of activate(y, s, ld, rows, columns, padded, a), which replaces z in y by f(z) and writes f'(z) to s.
 
-    A block of `rows` rows, ld apart; of its `padded` columns only `columns` count, the others become zero.
+    The block has `rows` rows with leading dimension `ld` and `padded` columns. The columns from `columns` on are padding and
+    are set to zero. `a` is the parameter of the activation.
     """
     value, slope = (compiled_with_callees(f) for f in ACTIVATIONS[name][:2])
 
@@ -131,7 +136,7 @@ def activation_address(name: str) -> int:
                 z = y_row[i]
                 y_row[i] = value(z, a)
                 s_row[i] = slope(z, y_row[i], a)
-            for i in range(columns, padded):  # also where f(0) is not 0
+            for i in range(columns, padded):  # padding must be zero even if f(0) is not
                 y_row[i] = s_row[i] = ZERO
 
     return address_of(activate, f"activate {name}", 6, 1)
@@ -139,14 +144,17 @@ def activation_address(name: str) -> int:
 
 @compiled
 def scalars_at(address):
-    """A row of the table of scalars as a tuple, so that loops over the parameters can keep it in registers."""
+    """Return the scalars of one step (`SCALARS`) as a tuple, so that loops over parameters can keep them in registers."""
     row = array_at(address, SCALAR_COUNT, np.float32)
     return (row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8], row[9])
 
 
 @functools.cache
 def update_address(rule_name: str) -> int:
-    """Address of update(p, m, v, g, n, scalars): the rule over n parameters. Does not touch slots that it does not have."""
+    """Return the address of update(p, m, v, g, n, scalars), which applies an update rule to n parameters.
+
+    The slots m and v are neither read nor written if the rule does not have them.
+    """
     rule = compiled_with_callees(RULES[rule_name].update)
     has_m, has_v = "m" in RULES[rule_name].slots, "v" in RULES[rule_name].slots
 
@@ -166,7 +174,7 @@ def update_address(rule_name: str) -> int:
 
 @functools.cache
 def penalise_address() -> int:
-    """Address of penalise(p, g, n, scalars): g becomes the gradient of the loss with the network's penalties."""
+    """Return the address of penalise(p, g, n, scalars), which adds the gradient of the L1 and L2 penalties to g."""
     formula = compiled_with_callees(with_penalties)
 
     def penalise(p, g, n, scalars):
@@ -179,11 +187,12 @@ def penalise_address() -> int:
 
 @functools.cache
 def drop_address(lanes: int) -> int:
-    """Address of drop(y, s, slopes, ld, column, columns, layer, row, rows, step, seed, threshold, scale).
+    """Return the address of drop(y, s, slopes, ld, column, columns, layer, row, rows, step, seed, threshold, scale).
 
-    Multiplies a block of activations, and of their slopes if asked, by the dropout factors of `philox.keep_mask`: columns
-    [column, column + columns), multiples of the lanes, of rows [row, row + rows), which are `ld` apart in y and s. Addresses
-    in bytes, strides in elements.
+    It applies the dropout mask of `philox.keep_mask` to a block of activations: kept units are multiplied by `scale`, the
+    others by 0. The block has the columns [column, column + columns) of the rows [row, row + rows) of the batch; `column` and
+    `columns` must be multiples of `lanes`. y is the address of the block, and its rows are `ld` elements apart. If `slopes` is
+    not 0, the block of slopes at address s is multiplied by the same factors.
     """
     pair, single, wide = make_drop(lanes, 2, 2), make_drop(lanes, 1, 1), 2 * lanes
 

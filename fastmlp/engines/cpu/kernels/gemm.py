@@ -1,6 +1,7 @@
-"""Matrix products by tiles, which do most of the arithmetic. Each is a separate kernel, called by address.
+"""Tiled matrix products, which do most of the arithmetic.
 
-So one product serves every network and is compiled once per machine, and its callers stay small.
+Each product is a separate kernel that is called by its address. It is compiled only once per machine, for all networks, and
+the kernels that call it stay small.
 """
 
 from __future__ import annotations
@@ -29,14 +30,17 @@ from fastmlp.nn import optimizers
 from fastmlp.nn.optimizers import RULES, with_penalties
 
 FLOAT_BYTES = 4
-PIECE_BYTES = 12_800  # of a panel of B; two of them stay in the first-level cache during the pass over all rows
-# By processor and lanes: with a fast second-level cache, fewer tile ends matter more, see benchmarks/NOTES.md.
+# Maximum size of the piece of a panel of B that is multiplied at once. Two pieces of this size stay in the L1 cache while all
+# rows of A are processed.
+PIECE_BYTES = 12_800
+# Exceptions, by processor and vector lanes. With a fast L2 cache, larger pieces are faster, because partial sums are stored
+# less often, see benchmarks/NOTES.md.
 LARGER_PIECES = {("znver4", 16): 102_400}
 
 
 @functools.cache
 def traced_rule(rule_name: str, penalised: bool) -> Callable[..., Any]:
-    """The rule as a formula to trace with vectors, including the penalties of the network if there are any."""
+    """Return an update rule as a formula that can be traced with vectors; with `penalised`, it includes the penalties."""
     rule = with_globals(RULES[rule_name].update, {**vars(optimizers), **TRACED_NAMES})
     if not penalised:
         return rule
@@ -46,7 +50,10 @@ def traced_rule(rule_name: str, penalised: bool) -> Callable[..., Any]:
 
 @functools.cache
 def make_height(lanes: int) -> Any:
-    """height(left): rows of the next tile if `left` remain, which is a sum of the two tile heights."""
+    """Return height(left), which computes the number of rows of the next tile.
+
+    `left` is the number of remaining rows. It must be a sum of tile heights, which are `rows` and `low` of the TileShape.
+    """
     tall, low, _ = TILES[lanes]
 
     @compiled
@@ -57,29 +64,35 @@ def make_height(lanes: int) -> Any:
 
 
 def deepest_piece(lanes: int) -> int:
-    """Most rows of a panel in a piece of the sum of a product."""
+    """Return the maximum number of rows of a panel of B that are multiplied at once."""
     return LARGER_PIECES.get((processor(), lanes), PIECE_BYTES) // (lanes * FLOAT_BYTES)
 
 
 @functools.cache
 def product_address(lanes: int) -> int:
-    """Address of product(a, a_rows, b, b_panel, c, c_row, k, rows, panels, epilogue, extra, extra_row): C = epilogue(A B).
+    """Return the address of the matrix product C = epilogue(A B).
 
-    A (rows, k) is row-major, its rows where the table a_rows says (`emit_row`), and C with rows c_row apart; B lies in panels
-    of `lanes` columns, b_panel apart, each k rows of `lanes`. For the epilogues and what `extra` holds for them see
-    codegen/simd.py. The sum over k is cut into equal pieces, whose panels stay in a near cache while all rows pass; no bit
-    depends on it. Addresses in bytes, strides in elements.
+    Its signature is product(a, a_rows, b, b_panel, c, c_row, k, rows, panels, epilogue, extra, extra_row).
+
+    - A has shape (rows, k); the table a_rows has the byte offset of each row, see `emit_row`.
+    - B is stored in panels of shape (k, lanes), which are `b_panel` elements apart.
+    - C has rows that are `c_row` elements apart.
+    - `epilogue` and the data at `extra` are described in codegen/simd.py.
+
+    The sum over k is divided into pieces of equal length (the last may be shorter), so that the panels of a piece stay in the
+    cache while all rows of A are processed. The results are bitwise the same as without this division. Addresses are in bytes,
+    strides in elements.
     """
     tall, low, pair = TILES[lanes]
     wide, low_wide = make_tile(tall, pair, lanes), make_tile(low, pair, lanes)
     narrow, low_narrow = make_tile(tall, 1, lanes), make_tile(low, 1, lanes)
     single, single_narrow = make_tile(1, SINGLE_VECTORS, lanes), make_tile(1, 1, lanes)
     height, granule = make_height(lanes), math.gcd(tall, low)
-    column = lanes * FLOAT_BYTES  # bytes from panel to panel of C
+    column = lanes * FLOAT_BYTES  # bytes between two panels of C
     deepest = deepest_piece(lanes)
 
     def product(a, a_rows, b, b_panel, c, c_row, k, rows, panels, epilogue, extra, extra_row):
-        in_tiles = rows - rows % granule if rows >= low else 0  # the others pass one by one
+        in_tiles = rows - rows % granule if rows >= low else 0  # the remaining rows are processed one by one
         piece = -(-k // -(-k // deepest))
         for j in range(0, k, piece):
             depth, first = smaller(piece, k - j), j == 0
@@ -121,22 +134,29 @@ def product_address(lanes: int) -> int:
 
 @functools.cache
 def gradient_address(lanes: int, rule_name: str, penalised: bool) -> int:
-    """Address of gradient(a, a_rows, b, b_pair, panels, c, c_panel, r, depth, p, p_panel, rows, slot, scalars, last).
+    """Return the address of the gradient and update of a rectangle of weights.
 
-    `make_gradient_tile` over `rows` rows of a rectangle of `panels` panels, summed over the rows [r, r + depth) of a and b.
-    a_rows tells where the rows of A are (`emit_row`); b holds rows of a pair of vectors, b_pair from pair to pair. All
-    columns pass before the next rows, so that those of A are read once. rule_name "" keeps the gradient.
+    Its signature is gradient(a, a_rows, b, b_pair, panels, c, c_panel, r, depth, p, p_panel, rows, slot, scalars, last). The
+    rectangle has `rows` rows and `panels` panels, and is computed by tiles of `make_gradient_tile`. The sum is over the rows
+    [r, r + depth) of A and B.
+
+    - a_rows has the byte offset of each row of A, see `emit_row`.
+    - b is the packed copy of dz: one pair of panels after another, `b_pair` elements apart.
+    - The remaining arguments are those of `make_gradient_tile`.
+
+    For each block of rows of the rectangle, all columns are computed before the next block, so that each column of A is
+    loaded into the cache only once. An empty rule_name stores the gradient without an update.
     """
     tall, low, pair = TILES[lanes]
     rule = traced_rule(rule_name, penalised) if rule_name else None
     wide, low_wide = (make_gradient_tile(rows, pair, lanes, rule) for rows in (tall, low))
     narrow, low_narrow = (make_gradient_tile(rows, 1, lanes, rule) for rows in (tall, low))
     height, line = make_height(lanes), lanes * FLOAT_BYTES
-    two = pair * lanes  # floats of a row of b
+    two = pair * lanes  # floats per row of b
 
     def gradient(a, a_rows, b, b_pair, panels, c, c_panel, r, depth, p, p_panel, rows, slot, scalars, last):
         first, i, rows_r = r == 0, 0, a_rows + r * ROW_BYTES
-        for j in range(depth):  # the tiles ask for the next columns of A, but nobody has asked for the first
+        for j in range(depth):  # the tiles prefetch only the following columns of A, not the first
             prefetch(a + array_at(rows_r, depth, np.int64)[j])
         while i < rows:
             h = height(rows - i)

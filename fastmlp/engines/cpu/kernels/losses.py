@@ -1,6 +1,7 @@
-"""Losses of rows, as a kernel that training and evaluation call by address; with few outputs it computes many rows at once.
+"""The loss kernel, which training and evaluation call by its address.
 
-LLVM unrolls the loops over few outputs and vectorises the loop over rows: a seventh of the time, and the same bits.
+For networks with few outputs the kernel computes many rows at once: LLVM unrolls the loops over the outputs and vectorises the
+loop over the rows. This takes a seventh of the time and gives bitwise identical results.
 """
 
 from __future__ import annotations
@@ -18,71 +19,79 @@ from fastmlp.nn.losses import LOSSES
 from fastmlp.nn.network import Network
 
 LABEL_BYTES = 4
-FEW_OUTPUTS = {
-    16: 10,
-    8: 10,
-    4: 0,
-}  # by lanes; LLVM unrolls no longer loops, and does not vectorise this one with short vectors
-MANY_ROWS = 16  # a multiple of long vectors
-LABELS_AHEAD = 16  # rows: about a microsecond of losses, within the processor's limit of outstanding loads
-# A block has one column per row: z, targets and dz, followed by
+# Maximum number of outputs for which many rows are computed at once, by vector lanes. LLVM does not unroll longer loops, and
+# with vectors of 4 lanes it does not vectorise the loop over rows.
+FEW_OUTPUTS = {16: 10, 8: 10, 4: 0}
+MANY_ROWS = 16  # number of rows computed at once: a multiple of every vector length
+# How many rows ahead a label is prefetched. The losses of 16 rows take about a microsecond, and the processor supports more
+# than 16 outstanding loads.
+LABELS_AHEAD = 16
+# The workspace (block) has one column per row of the batch. Each column contains z, the targets, dz and these fields:
 LOSS, SCALE, LABEL, CORRECT, EXTRAS = range(5)
 
 INTEGERS, FLOATS = 11, 2  # arguments of the kernel
 
 
 def loss_side(network: Network, lanes: int) -> int:
-    """Number of rows that a loss computes at once: many if there are few outputs, else one."""
+    """Return the number of rows that the loss kernel computes at once: MANY_ROWS if there are few outputs, else 1."""
     return MANY_ROWS if network.sizes[-1] <= FEW_OUTPUTS[lanes] else 1
 
 
 def block_size(n: int, side: int) -> int:
-    """Floats of a block of `side` rows of n outputs."""
+    """Return the number of floats of the workspace for `side` rows of n outputs."""
     return (3 * n + EXTRAS) * side
 
 
 def loss_block(network: Network, lanes: int) -> int:
-    """Floats of the workspace of a network's loss."""
+    """Return the number of floats of the workspace that the loss kernel of a network needs."""
     return block_size(network.sizes[-1], loss_side(network, lanes))
 
 
 def loss_address(network: Network, lanes: int) -> int:
-    """Address of losses(block, z, dz, ld, rows, sources, labels, targets, scales, row_loss, correct, on_value, off_value).
+    """Return the address of the loss kernel, which computes loss, correctness and dz of `rows` rows by `nn.losses.LOSSES`.
 
-    Loss, correctness and dz of some rows, by `nn.losses.LOSSES`. All but the last two are addresses and sizes: a block of
-    `loss_block` floats as workspace; z and dz (0: not wanted) of the first row, with leading dimension ld; the indices of the
-    rows in the data (int64; 0: consecutive); the labels (int32) of the data, or 0 and its targets (float32); and for each row
-    the factor of its dz (float32, not read without dz), its loss (float32) and whether the first largest z is that of its
-    class (bool, False without labels). on_value and off_value are the targets of a row's class and of the others.
+    Its signature is losses(block, z, dz, ld, rows, sources, labels, targets, scales, row_loss, correct, on_value, off_value).
+    Apart from sizes and the last two arguments, all arguments are addresses.
+
+    block : workspace of `loss_block` floats
+    z, dz, ld : pre-activations and gradients of the first row, and their leading dimension; if dz is 0, no gradients are
+        computed
+    sources : int64, index of each row in the data; 0 means that the rows are consecutive
+    labels, targets : int32 labels and float32 targets of the data; one of the two is 0
+    scales : float32, factor of dz for each row; not read if dz is 0
+    row_loss : float32, the loss of each row is written here
+    correct : bool, whether the prediction for each row is correct, that is, whether the first maximum of z is at the row's
+        class; False without labels
+    on_value, off_value : float32, target values of the row's class and of the other classes
     """
     return loss_of_rows(network.loss, network.output or "", network.sizes[-1], loss_side(network, lanes))
 
 
 def loss_function(network: Network, lanes: int) -> Callable[..., None]:
-    """The kernel at `loss_address`, to be called from Python."""
+    """Return the kernel at `loss_address` as a function that can be called from Python."""
     return from_python(loss_address(network, lanes), INTEGERS, FLOATS)
 
 
 @compiled
 def label_of(labels, source):
-    """A row's class."""
+    """Return the label of row `source` of the data."""
     return array_at(labels + source * LABEL_BYTES, 1, np.int32)[0]
 
 
 @compiled
 def prefetch_label(labels, source):
-    """Prefetch the label of a row of the data; labels of a batch are scattered in memory."""
+    """Prefetch the label of row `source` of the data, because the labels of a shuffled batch are scattered in memory."""
     prefetch(labels + source * LABEL_BYTES)
 
 
 @functools.cache
 def loss_of_rows(loss: str, output: str, n: int, side: int) -> int:
-    """See `loss_address`."""
+    """Return the address of the loss kernel for n outputs and `side` rows at once, see `loss_address`."""
     return address_of(make_losses(loss, output, n, side), f"loss {loss} {output} {n} {side}", INTEGERS, FLOATS)
 
 
 def make_losses(loss: str, output: str, n: int, side: int) -> Callable[..., None]:
-    """The kernel before compilation."""
+    """Return the Python function that is compiled to the loss kernel, see `loss_address`."""
     fill, compute = make_fill(n, side), make_compute(compiled_with_callees(LOSSES[loss][output]), n, side)
     extra, size = 3 * n * side, block_size(n, side)
 
@@ -114,7 +123,10 @@ def make_losses(loss: str, output: str, n: int, side: int) -> Callable[..., None
 
 
 def make_fill(n: int, side: int) -> Any:
-    """fill(own, r, z, source, labels, targets, on_value, off_value): write z, targets and label of a row to column r."""
+    """Return fill(own, r, z, source, labels, targets, on_value, off_value).
+
+    It writes z, the targets and the label of a row to column r of the workspace.
+    """
 
     @compiled
     def fill(own, r, z, source, labels, targets, on_value, off_value):
@@ -131,9 +143,10 @@ def make_fill(n: int, side: int) -> Any:
 
 
 def make_compute(formula: Any, n: int, side: int) -> Any:
-    """compute(own): loss, dz and correctness of each column of a block.
+    """Return compute(own), which computes loss, dz and correctness for each column of the workspace.
 
-    z, targets and dz lie in one block: of three addresses LLVM could not know that they do not overlap.
+    z, targets and dz are stored in a single array. With three separate addresses LLVM could not prove that they do not
+    overlap.
     """
     extra = 3 * n * side  # offset of the fields after z, targets and dz
 

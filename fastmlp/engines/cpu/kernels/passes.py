@@ -1,6 +1,6 @@
-"""Parts of the CPU engine's kernels: products by tiles, passes over rows, updates.
+"""Building blocks of the CPU engine's kernels: packing, weight gradients, updates, input scaling, gradient clipping.
 
-Each is a small compiled function, or a factory of one; programs.py combines them.
+Each building block is a small compiled function, or a factory that returns one. programs.py combines them into kernels.
 """
 
 from __future__ import annotations
@@ -19,26 +19,28 @@ from fastmlp.engines.cpu.plan import CHUNK_ROWS, GROUP_COLUMNS
 
 ONE = np.float32(1)
 
-# Rows of `store`
+# Rows of the array `store`
 PARAMETERS, SLOT_M, SLOT_V, GRADIENT = 0, 1, 2, 3
 
-# Rows of the batch in a piece of the sum of a gradient, by lanes, measured (benchmarks/NOTES.md). On AVX2, 128 x 2 vectors of
-# dz are 8 KiB and stay in the first-level cache with the columns of x; on AVX-512 the second level is large and fast enough.
+# Number of batch rows over which a gradient is summed at once, by vector lanes; measured, see benchmarks/NOTES.md. On AVX2,
+# 128 rows of 2 vectors of dz are 8 KiB, and stay in the L1 cache together with the columns of x. On AVX-512, the L2 cache is
+# large and fast enough for more rows.
 BATCH_DEPTHS = {16: 256, 8: 128, 4: 128}
 
 
-# ------------------------------------------------------------------------------------------------ pieces
+# ------------------------------------------------------------------------------------------------ building blocks
 
 
 def scratch_size() -> int:
-    """Floats of the scratch of a thread: partial sums of `gradient`."""
+    """Return the number of floats of scratch memory that each thread needs for the partial sums of a gradient."""
     return GROUP_COLUMNS * CHUNK_ROWS
 
 
 def make_pack(lanes: int) -> Any:
-    """pack(plan, arena, packed, width, panel, panels, first, rows, scale): scale a block of dz and copy it to `packed`.
+    """Return pack(plan, arena, packed, width, panel, panels, first, rows, scale), which scales dz and copies it to `packed`.
 
-    Panels [panel, panel + panels), an even first, of the rows [first, first + rows), while they are fresh in the cache.
+    It processes the panels [panel, panel + panels) of the rows [first, first + rows), while they are still in the cache;
+    `panel` must be even.
     """
     pair = TILES[lanes].vectors
     two = pair * lanes
@@ -64,9 +66,10 @@ def make_pack(lanes: int) -> Any:
 
 @compiled
 def add_rows(matrix, rows, ld, n, sums):
-    """sums = the sum of the rows of a matrix, in order but four at a time: adding one by one would wait for each sum.
+    """Write the sum of the rows of a matrix to `sums`.
 
-    matrix and sums are addresses, n the columns that count.
+    Rows are added in order, in groups of four. If rows were added one by one, each addition would have to wait for the one
+    before. `matrix` and `sums` are addresses, and n is the number of columns.
     """
     total, fours, row = array_at(sums, n, np.float32), rows // 4, ld * FLOAT_BYTES
     for j in range(n):
@@ -83,11 +86,14 @@ def add_rows(matrix, rows, ld, n, sums):
 
 
 def make_gradient(lanes: int) -> Any:
-    """gradient(table, plan, store, x, x_rows, packed, own, scalars, task, rows): dw = x' dz, db = 1' dz over `rows` rows.
+    """Return gradient(table, plan, store, x, x_rows, packed, own, scalars, task, rows), which computes dw = x' dz.
 
-    For a rectangle of weights and, with the topmost one, its columns' biases; x and x_rows locate the inputs of the layer
-    (`programs.inputs_at`). In registers, each tile ends with the update of its weights; otherwise the gradient with its
-    penalties goes to the row GRADIENT of `store`. Biases always go there.
+    x' is x transposed, and the sum is over `rows` rows. The task is a rectangle of weights. The task at the top of the matrix
+    also computes the gradient db of the biases, the sum of the rows of dz. x and x_rows locate the inputs of the layer, see
+    `programs.inputs_at`; `own` is the scratch memory of the thread.
+
+    If table.in_registers is True, each tile also updates its weights. Otherwise the gradient, including penalties, is written
+    to the row GRADIENT of `store`. The gradient of the biases is always written to that row.
     """
     pair, deepest = TILES[lanes].vectors, BATCH_DEPTHS[lanes]
 
@@ -126,17 +132,17 @@ def make_gradient(lanes: int) -> Any:
 
 @compiled
 def update(table, store, at, size, scalars):
-    """Apply the update rule to parameters [at, at + size), with the gradients in the row GRADIENT of `store`."""
+    """Apply the update rule to the parameters [at, at + size), with their gradients from the row GRADIENT of `store`."""
     slot = store.shape[1] * FLOAT_BYTES
     p = store.ctypes.data + at * FLOAT_BYTES
     call(table.update, (p, p + SLOT_M * slot, p + SLOT_V * slot, p + GRADIENT * slot, size, scalars.ctypes.data))
 
 
 def make_finish(lanes: int) -> Any:
-    """finish(table, plan, store, transposed, scalars, task): the updates of a rectangle that the gradient has not made.
+    """Return finish(table, plan, store, transposed, scalars, task), which completes the update of a rectangle of weights.
 
-    Updates its biases, and its weights unless updated in registers. Refreshes the transposed copy, which the gradient of the
-    layer input reads.
+    It updates the biases, and also the weights unless `gradient` has already updated them in registers. It then copies the
+    weights to the transposed copy, from which the gradient of the layer input is computed.
     """
     transpose = make_transpose(lanes)
 
@@ -160,7 +166,10 @@ def make_finish(lanes: int) -> Any:
 
 @compiled
 def gather(table, batches, start, first, rows, width, arena):
-    """Scaled inputs of the rows [first, first + rows) of the batch that starts at indices[start]."""
+    """Scale the inputs of some rows and write them to the arena.
+
+    The rows are [first, first + rows) of the batch that starts at indices[start].
+    """
     features, shift, factor = len(batches.shift), batches.shift.ctypes.data, batches.factor.ctypes.data
     for r in range(first, first + rows):
         to = arena.ctypes.data + (width.y_at + r * width.ld) * FLOAT_BYTES
@@ -169,7 +178,7 @@ def gather(table, batches, start, first, rows, width, arena):
 
 @compiled
 def clip(gradient, largest):
-    """Scale the whole gradient, padding (zeros) included, down to Euclidean norm `largest` if it is longer."""
+    """Scale the gradient down to Euclidean norm `largest` if its norm is larger. The padding is zero, so it has no effect."""
     total = 0.0
     for i in range(len(gradient)):
         total += np.float64(gradient[i]) * np.float64(gradient[i])

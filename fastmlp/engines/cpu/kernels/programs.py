@@ -1,11 +1,13 @@
-"""Kernels of the CPU engine: runs of training steps, and prediction, each a compiled function that every thread calls.
+"""The two main kernels of the CPU engine, one for training steps and one for prediction. Every thread calls the same kernel.
 
-`train_kernel` and `predict_kernel` serve every network: its sizes are data (cpu/plan.py), and they call its products and
-formulas by address (gemm.py, formulas.py). Kernels check nothing and cannot raise.
+`train_kernel` and `predict_kernel` work for every network. They read the layer sizes from a plan (cpu/plan.py) at run time,
+and call the matrix products (gemm.py) and the formulas of the network (formulas.py) by their addresses. Kernels do not check
+their arguments and cannot raise exceptions.
 
-cpu/plan.py defines the phases of a step. Threads wait for tasks, not for threads: a thread that the system suspends delays at
-most the task it holds, and more threads than cores do no harm. Results do not depend on which thread computes a task, to the
-bit: no two tasks write the same memory, and each sum is computed in a fixed order.
+cpu/plan.py defines the phases of a step. A phase ends when all of its tasks are finished; there is no barrier at which every
+thread must arrive. A thread that the system has suspended therefore delays only the task that it is computing. Results are
+bitwise independent of which thread computes a task: no two tasks of a phase write to the same memory, and each sum is computed
+in a fixed order.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from fastmlp.engines.cpu.kernels.passes import GRADIENT, ONE, clip, gather, make
 from fastmlp.engines.cpu.kernels.sync import PHASE, await_turn, claim, end_turn, last_of_phase, open_phase, wait_for_end_of
 from fastmlp.engines.cpu.plan import FORWARD, GATHER, LINEAR, RELU, ROWS, UPDATE, WEIGHTS
 
-# Arguments with the types of other calls. A literal has a type of its own, for which Numba would compile the callee again.
+# Constants with the same types as the arguments of other calls. A literal has a type of its own, for which Numba would compile
+# the called function again.
 FIRST, NO_STEP, NO_SEED = np.int64(0), np.int64(-1), np.uint64(0)
 
 # ------------------------------------------------------------------------------------------------ one layer
@@ -33,19 +36,22 @@ FIRST, NO_STEP, NO_SEED = np.int64(0), np.int64(-1), np.uint64(0)
 
 @compiled
 def rows_at(plan, width, row):
-    """Address of the table of a width's rows (`simd.emit_row`) from `row` on."""
+    """Return the address of element `row` of the table of row offsets of a width, see `StepPlan.row_at`."""
     return plan.row_at.ctypes.data + (width * plan.rows + row) * ROW_BYTES
 
 
 @compiled
 def activations_at(plan, arena, width, row):
-    """Address of a width's activations, and that of the table of its rows from `row` on."""
+    """Return the address of the activations of a width, and the address of element `row` of its table of row offsets."""
     return arena.ctypes.data + plan.widths[width].y_at * FLOAT_BYTES, rows_at(plan, width, row)
 
 
 @compiled
 def inputs_at(table, plan, batches, arena, layer, start, row):
-    """Inputs of a layer, as `activations_at`; of the first layer the batch that starts at `start`, gathered or in place."""
+    """Return the address of the inputs of a layer, and the address of element `row` of their table of row offsets.
+
+    The inputs of the first layer are the batch that starts at indices[start], either copied to the arena or read in place.
+    """
     if layer == 0 and table.scale == 0:
         return batches.x, batches.x_at.ctypes.data + (start + row) * ROW_BYTES
     return activations_at(plan, arena, layer, row)
@@ -53,11 +59,12 @@ def inputs_at(table, plan, batches, arena, layer, start, row):
 
 @functools.cache
 def make_forward(lanes: int) -> Any:
-    """forward(table, plan, store, arena, x, x_rows, layer, panel, panels, first, rows, step, seed): a block of y = f(x w + b).
+    """Return the function that computes a block of the output y = f(x w + b) of a layer.
 
-    Columns of the panels [panel, panel + panels) of rows [first, first + rows) of a layer's output; x and x_rows tell where
-    their inputs are (`inputs_at`). The output layer keeps its pre-activations. Writes slopes but for activations that run
-    fused. step < 0 means prediction: no dropout.
+    Its signature is forward(table, plan, store, arena, x, x_rows, layer, panel, panels, first, rows, step, seed). The block
+    has the columns of the panels [panel, panel + panels) and the rows [first, first + rows). x and x_rows locate the inputs of
+    these rows, see `inputs_at`. For the output layer, the pre-activations are stored. Slopes are also stored, unless the
+    activation is computed in the epilogue of the product. A negative `step` means prediction, without dropout.
     """
 
     @compiled
@@ -93,10 +100,11 @@ def make_forward(lanes: int) -> Any:
 
 
 def make_backward(lanes: int) -> Any:
-    """backward(table, plan, transposed, arena, layer, panel, panels, first, rows): a block of dx = (dz w') f'(z below).
+    """Return backward(table, plan, transposed, arena, layer, panel, panels, first, rows).
 
-    Columns of the transposed panels [panel, panel + panels) of rows [first, first + rows); layer >= 1. Reads dz of the
-    layer's output, writes that of its input.
+    It computes a block of (dz w') * f'(z), the gradient with respect to the pre-activations z of the layer below. Here dz is
+    the gradient with respect to the pre-activations of this layer, and w' is w transposed. The block has the columns of the
+    transposed panels [panel, panel + panels) and the rows [first, first + rows). `layer` must be at least 1.
     """
 
     @compiled
@@ -109,7 +117,7 @@ def make_backward(lanes: int) -> Any:
         k, panel_size = size.fan_out, size.fan_out_p * lanes
         w = transposed.ctypes.data + (size.t_at + panel * panel_size) * FLOAT_BYTES
         epilogue, extra = TIMES, width.s_at
-        if below.fused == RELU:  # dropped units are zeros too; `pack` scales the others
+        if below.fused == RELU:  # dropped units are 0, too; `pack` applies the dropout scale
             epilogue, extra = WHERE_POSITIVE, width.y_at
         elif below.fused == LINEAR and below.threshold == 0:
             epilogue = KEEP
@@ -121,7 +129,7 @@ def make_backward(lanes: int) -> Any:
 
 @compiled
 def losses_of_batch(table, plan, batches, arena, block, loss, correct, start, first, rows):
-    """Loss, correctness and dz of rows [first, first + rows) of the batch that starts at indices[start]."""
+    """Compute loss, correctness and dz of the rows [first, first + rows) of the batch that starts at indices[start]."""
     width, row = plan.widths[len(plan.layers)], start + first
     z = arena.ctypes.data + (width.y_at + first * width.ld) * FLOAT_BYTES
     dz = arena.ctypes.data + (width.dz_at + first * width.ld) * FLOAT_BYTES
@@ -141,27 +149,31 @@ def losses_of_batch(table, plan, batches, arena, block, loss, correct, start, fi
 
 @functools.cache
 def train_kernel(lanes: int) -> Any:
-    """train(t, table, plan, batches, store, transposed, arena, packed, scratch, shared, loss, correct).
+    """Return the kernel train(t, table, plan, batches, store, transposed, arena, packed, scratch, shared, loss, correct).
 
-    For thread t of a team. Compiled at the first call, or loaded from the cache on disk; one per machine.
+    t is the index of the calling thread. The kernel is compiled at the first call, or loaded from the disk cache. All networks
+    use the same kernel.
     """
     return cached(make_train(lanes), f"train {lanes}")
 
 
 @functools.cache
 def predict_kernel(lanes: int) -> Any:
-    """predict(t, table, plan, block, x, x_row, x_rows, shift, factor, store, arena, shared, z), likewise; `block` rows a task.
+    """Return the kernel predict(t, table, plan, block, x, x_row, x_rows, shift, factor, store, arena, shared, z).
 
-    x is the address of the first row of features, x_row the bytes from row to row, x_rows that of the table of a block's rows.
-    Without table.scale the rows are float32 and read in place: copying them would take a tenth of the time.
+    t is the index of the calling thread, and a task has `block` rows. x is the address of the first row of features, x_row the
+    distance between rows in bytes, and x_rows the address of a table with the byte offsets of the rows of a block. If
+    table.scale is 0, the rows must be float32 and are read in place, because copying them would take a tenth of the time. The
+    kernel is compiled or loaded in the same way as `train_kernel`.
     """
     return cached(make_predict(lanes), f"predict {lanes}")
 
 
 def make_task(lanes: int) -> Any:
-    """run_task(table, kind, wide, task, plan, batches, buffers …, step, start, rows): one task of a phase of a step.
+    """Return run_task, which runs a single task of a phase of a training step.
 
-    Each kind of phase reads results of earlier phases, and no other task of the same phase accesses what a task writes.
+    A task reads only results of earlier phases and its own results. No other task of the same phase reads or writes the memory
+    that a task writes.
     """
     forward, backward, gradient = make_forward(lanes), make_backward(lanes), make_gradient(lanes)
     finish, block_at, pack = make_finish(lanes), scratch_size(), make_pack(lanes)
@@ -171,8 +183,9 @@ def make_task(lanes: int) -> Any:
         table, kind, wide, task, plan, batches, store, transposed, arena, packed, own, loss, correct, step, start, rows
     ):
         if kind >= WEIGHTS:
-            # WEIGHTS reads all rows of x, y and dz; writes its rectangle of weights, slots and transposed weights (clipped:
-            # of the gradient). UPDATE reads its rectangle of the clipped gradient; writes that of the others.
+            # WEIGHTS reads all rows of x, y and dz. It writes its rectangle of the weights, slots and transposed weights, or,
+            # with clipping, of the gradient. UPDATE follows only with clipping: it reads its rectangle of the clipped gradient
+            # and writes the same rectangle of the weights, slots and transposed weights.
             if kind == WEIGHTS:
                 x, x_rows = inputs_at(table, plan, batches, arena, task.layer, start, FIRST)
                 gradient(table, plan, store, x, x_rows, packed, own, batches.scalars[step], task, rows)
@@ -183,13 +196,14 @@ def make_task(lanes: int) -> Any:
         if count <= 0:
             return
         if kind == GATHER or (kind == ROWS and wide == 0 and table.scale != 0):
-            # Writes its rows of the scaled inputs. Rows that need no scaling are read in place instead.
+            # The task writes the scaled inputs of its rows.
             gather(table, batches, start, first, count, plan.widths[0], arena)
         if kind == GATHER:
             return
-        # FORWARD reads its columns of w and its rows of x or of the layer below; writes its block of y and s. BACKWARD reads
-        # its columns of the transposed w, its rows of dz above and its block of y or s; writes its block of dz. ROWS does
-        # both for all columns of its rows, in every layer from `wide` on, and writes their loss and correctness.
+        # FORWARD reads its columns of w and its rows of the layer inputs, and writes its block of activations and slopes.
+        # BACKWARD reads its columns of the transposed w, its rows of dz of this layer, and its block of activations or slopes
+        # of the layer below, and writes its block of dz of the layer below. ROWS does both for all columns of its rows, in
+        # all layers from `wide` on, and writes the loss and the correctness of its rows.
         rest, top = kind == ROWS, len(plan.layers) - 1
         if rest and batches.labels:
             for r in range(smaller(count, LABELS_AHEAD)):
@@ -214,7 +228,7 @@ def make_task(lanes: int) -> Any:
 
 
 def make_train(lanes: int) -> Callable[..., None]:
-    """Training steps: every loop of a chunk of steps, for one thread."""
+    """Return the Python function that is compiled to `train_kernel`."""
     run_task = make_task(lanes)
 
     def train(t, table, plan, batches, store, transposed, arena, packed, scratch, shared, loss, correct):
@@ -254,7 +268,11 @@ def make_train(lanes: int) -> Callable[..., None]:
 
 
 def make_predict(lanes: int) -> Callable[..., None]:
-    """Prediction: one phase, a task is a block of rows that passes through the thread's own rows of the arena."""
+    """Return the Python function that is compiled to `predict_kernel`.
+
+    Prediction has a single phase. A task computes a block of rows, with intermediate results in `arena[t]`, the thread's own
+    part of the arena.
+    """
     forward = make_forward(lanes)
 
     def predict(t, table, plan, block, x, x_row, x_rows, shift, factor, store, arena, shared, z):

@@ -1,4 +1,7 @@
-"""Kernels for an NVIDIA GPU, and the names of their device API, which device.py implements for GPUs and tests simulate."""
+"""Kernels for NVIDIA GPUs, and the names in their device API, the functions and types that they use.
+
+device.py implements this API for GPUs. The tests implement it in a simulator.
+"""
 
 DEVICE_API = (
     *("WARP", "cuda", "device", "kernel", "formula"),

@@ -1,10 +1,10 @@
-"""Device API of the kernels for an NVIDIA GPU: intrinsics that Numba lacks. The only file with PTX and LLVM IR.
+"""The device API of the kernels for NVIDIA GPUs: intrinsics that Numba lacks, written in PTX and LLVM IR.
 
-Factories of kernels take this module, or a simulator with the same names (listed in __init__.py), so that the same source runs
-on a device, is compiled for GPUs that are not present, and is tested without a GPU.
+The functions that create kernels take this module as their argument `dev`. Tests pass a simulator with the same names instead
+(listed in __init__.py), so that the same source code also runs without a GPU.
 
-Numba's own indexing handles negative and 64-bit indices, at several instructions per access; `load` and `store` do not. Arrays
-are flat and contiguous. Indices count elements. Vectors of two and four are aligned to their size.
+Numba's array indexing handles negative and 64-bit indices, which costs several instructions per access. `load` and `store` do
+not. Arrays are flat and contiguous, and indices count elements. Vectors of two or four elements must be aligned to their size.
 
 Sources: PTX ISA 8.0, sections 9.7.8 (data movement), 9.7.12 (synchronisation), 9.7.13 (matrix multiply-accumulate).
 """
@@ -23,24 +23,24 @@ from fastmlp.engines.kernel_cache import with_globals
 
 cuda: Any = load_cuda()
 
-from numba import types  # noqa: E402 - after numba-cuda has taken its place
+from numba import types  # noqa: E402 - after numba-cuda has replaced numba.cuda
 from numba.cuda.extending import intrinsic  # noqa: E402
 
-WARP = 32  # lanes
+WARP = 32  # threads (lanes) per warp
 float32, float64 = types.float32, types.float64
 int32, int64, uint32, uint64 = types.int32, types.int64, types.uint32, types.uint64
 F32, I32, I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
-GLOBAL, SHARED = 1, 3  # address spaces
+GLOBAL, SHARED = 1, 3  # address spaces of LLVM
 
-# By letter of PTX constraints: LLVM type, Numba type.
+# Letter of a PTX operand constraint -> its LLVM type and its Numba type.
 OPERANDS = {"f": (F32, types.float32), "r": (I32, types.uint32), "l": (I64, types.uint64)}
 
 
 def device(function: Callable[..., Any]) -> Any:
-    """A function that kernels call; always inlined.
+    """Return a function as a device function, which kernels can call and which is always inlined.
 
-    Factories make a new function for every kernel, and Numba's type inference for functions takes most of the compile time.
-    So functions with the same code and closure values share one compiled object, which is typed only once.
+    A new Python function is created for every kernel, and most of the compile time is Numba's type inference for functions.
+    Therefore functions with the same code and closure values share one device function, whose types are inferred only once.
     """
     cells = function.__closure__ or ()
     key = function.__code__, id(function.__globals__), *(marked(cell.cell_contents) for cell in cells)
@@ -53,14 +53,14 @@ FUNCTIONS: dict[Any, Any] = {}
 
 
 def marked(value: Any) -> Any:
-    """A value as part of a key that distinguishes 1, 1.0 and True, and 0.0 and -0.0."""
+    """Return a dictionary key for a value, which distinguishes 1, 1.0 and True, and 0.0 and -0.0."""
     if isinstance(value, tuple):
         return type(value), *map(marked, value)
     return type(value), repr(value) if isinstance(value, float) else value
 
 
 class Source(NamedTuple):
-    """A kernel before compilation: its function, threads per block, and resident blocks per multiprocessor."""
+    """A kernel before compilation: its function, threads per block, and minimum of resident blocks per multiprocessor."""
 
     function: Callable[..., Any]
     threads: int
@@ -68,27 +68,29 @@ class Source(NamedTuple):
 
 
 def kernel(threads: int, blocks: int = 1) -> Callable[[Callable[..., Any]], Source]:
-    """Decorate a kernel with its threads per block and resident blocks per multiprocessor."""
+    """Return a decorator for a kernel; `threads` and `blocks` are those of `Source`."""
     return lambda function: Source(function, threads, blocks)
 
 
 @functools.cache
 def formula(function: Callable[..., Any]) -> Any:
-    """A scalar formula, with the plain functions of its own module that it calls, as a device function."""
+    """Return a scalar function, and the functions of its module that it calls, as device functions."""
     names = [name for name in function.__code__.co_names if isinstance(function.__globals__.get(name), FunctionType)]
     return device(
         with_globals(function, {**function.__globals__, **{name: formula(function.__globals__[name]) for name in names}})
     )
 
 
-# ------------------------------------------------------------------------------------------------ statements of PTX
+# ------------------------------------------------------------------------------------------------ PTX instructions
 
 
 def statement(text: str, result: str, operands: str, effect: bool = True, together: bool = False) -> Any:
-    """A function of one PTX statement; $0, … are its results and operands, with types by letters of `OPERANDS`.
+    """Return an intrinsic that executes one PTX instruction.
 
-    effect : whether it has side effects and must not be moved
-    together : whether all lanes of a warp must execute it, so that it must not be moved into a branch
+    text : the instruction, in which $0, $1, … stand for the results and then the operands
+    result, operands : types of the results and of the operands, one letter of `OPERANDS` for each
+    effect : whether the instruction has side effects, so that the compiler must not move or remove it
+    together : whether all lanes of a warp must execute the instruction, so that it must not be moved into a branch
     """
     results = [OPERANDS[letter] for letter in result]
     constraints = [f"={letter}" for letter in result] + [*operands] + (["~{memory}"] if effect else [])
@@ -115,7 +117,7 @@ def statement(text: str, result: str, operands: str, effect: bool = True, togeth
     return intrinsic(TYPINGS[len(operands)](typed))
 
 
-# Numba reads the number of operands from the signature of the typing function.
+# Numba takes the number of arguments of an intrinsic from the signature of its typing function.
 TYPINGS: dict[int, Callable[[Any], Any]] = {
     0: lambda typed: lambda context: typed,
     1: lambda typed: lambda context, a: typed,
@@ -129,13 +131,13 @@ TYPINGS: dict[int, Callable[[Any], Any]] = {
 
 
 def address(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
-    """Pointer to an element of an array."""
+    """Return a pointer to an element of an array."""
     return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
 
 
 @intrinsic
 def load(context, a, i):
-    """a[i]."""
+    """Return a[i]."""
 
     def generate(context, builder, signature, values):
         return context.unpack_value(builder, a.dtype, address(context, builder, signature.args[0], *values))
@@ -145,7 +147,7 @@ def load(context, a, i):
 
 @intrinsic
 def store(context, a, i, value):
-    """a[i] = value."""
+    """Set a[i] = value."""
 
     def generate(context, builder, signature, values):
         context.pack_value(builder, a.dtype, values[2], address(context, builder, signature.args[0], *values[:2]))
@@ -155,7 +157,7 @@ def store(context, a, i, value):
 
 
 def vector_load(count: int) -> Any:
-    """A load of `count` consecutive float32: a[i], a[i + 1], …"""
+    """Return an intrinsic that loads `count` consecutive float32 elements, a[i], a[i + 1], …, as a tuple."""
     vector = ir.VectorType(F32, count)
 
     def typing(context, a, i):
@@ -171,7 +173,7 @@ def vector_load(count: int) -> Any:
 
 
 def vector_store(count: int) -> Any:
-    """A store of `count` consecutive float32, given as a tuple."""
+    """Return an intrinsic that stores a tuple of `count` float32 values in a[i], a[i + 1], …"""
     vector = ir.VectorType(F32, count)
 
     def typing(context, a, i, value):
@@ -194,7 +196,7 @@ store2, store4 = vector_store(2), vector_store(4)
 
 @intrinsic
 def load_word(context, a, i):
-    """The bytes a[i] to a[i + 3] of a uint8 array as a little-endian word; i is a multiple of 4."""
+    """Return the bytes a[i] to a[i + 3] of a uint8 array as one little-endian uint32. i must be a multiple of 4."""
 
     def generate(context, builder, signature, values):
         place = builder.bitcast(address(context, builder, signature.args[0], *values), ir.PointerType(I32))
@@ -205,7 +207,7 @@ def load_word(context, a, i):
 
 @intrinsic
 def global_address(context, a, i):
-    """Address of a[i] in global memory."""
+    """Return the address of a[i] in global memory."""
 
     def generate(context, builder, signature, values):
         place = address(context, builder, signature.args[0], *values)
@@ -218,7 +220,7 @@ def global_address(context, a, i):
 
 
 def unsigned(operation: str) -> Any:
-    """Unsigned 32-bit integer division; Numba's is 64-bit and takes 100 cycles."""
+    """Return an intrinsic for unsigned 32-bit division. Numba's division is 64-bit and takes about 100 cycles."""
 
     def typing(context, a, b):
         def generate(context, builder, signature, values):
@@ -235,13 +237,13 @@ divide, remainder = unsigned("udiv"), unsigned("urem")
 
 @intrinsic
 def bits_of(context, x):
-    """The bits of a float32 as a uint32."""
+    """Return the bits of a float32 as a uint32."""
     return types.uint32(types.float32), lambda context, builder, signature, values: builder.bitcast(values[0], I32)
 
 
 @intrinsic
 def number_of(context, x):
-    """The float32 of these bits."""
+    """Return the float32 that has these bits, a uint32."""
     return types.float32(types.uint32), lambda context, builder, signature, values: builder.bitcast(values[0], F32)
 
 
@@ -252,7 +254,7 @@ tf32_of = statement("cvt.rna.tf32.f32 $0, $1;", "r", "f", effect=False)
 
 @device
 def bf16_pair(low, high):
-    """Two float32, each rounded to the nearest bf16, as one word."""
+    """Round two float32 values to the nearest bf16 and return them packed in one uint32."""
     return upper_and_lower(high, low)
 
 
@@ -260,7 +262,10 @@ upper_and_lower = statement("cvt.rn.bf16x2.f32 $0, $1, $2;", "r", "ff", effect=F
 
 
 def multiply_add(shape: str, kind: str) -> Any:
-    """d = a b + c by a warp, each lane with four words of a, two of b, and four sums, in the layout of the PTX ISA."""
+    """Return an intrinsic with which a warp computes the matrix product d = a b + c on tensor cores.
+
+    Each lane passes four words of a, two words of b and four elements of c, distributed as the PTX ISA defines.
+    """
     operands = "{$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};"
     text = f"mma.sync.aligned.{shape}.row.col.f32.{kind}.{kind}.f32 {operands}"
     return statement(text, "ffff", "rrrrrrffff", effect=False, together=True)
@@ -269,20 +274,20 @@ def multiply_add(shape: str, kind: str) -> Any:
 mma_tf32, mma_bf16 = multiply_add("m16n8k8", "tf32"), multiply_add("m16n8k16", "bf16")
 
 
-# ------------------------------------------------------------------------------------------------ between blocks
+# ------------------------------------------------------------------------------------------------ grid-wide barriers
 
 release_add = statement("red.release.gpu.global.add.u64 [$0], $1;", "", "ll")
 acquire_load = statement("ld.acquire.gpu.global.u64 $0, [$1];", "l", "l")
-trap = statement("trap;", "", "")  # ends the launch: the driver returns an error from waiting for it and from all later calls
+trap = statement("trap;", "", "")  # aborts the kernel; later driver calls fail
 
 
 @device
 def arrive(counter, i):
-    """Add 1 to counter[i] with release semantics: earlier writes are visible to threads that read the sum by `arrived`."""
+    """Add 1 to counter[i] with release semantics: earlier writes become visible to threads that read it with `arrived`."""
     release_add(global_address(counter, i), uint64(1))
 
 
 @device
 def arrived(counter, i):
-    """counter[i], read from memory with acquire semantics."""
+    """Read counter[i] with acquire semantics."""
     return acquire_load(global_address(counter, i))

@@ -1,7 +1,7 @@
-"""Memory layout on a device: padded weights, activations of a batch, and the table of offsets for the kernels.
+"""Memory layout on the device: padded weights, activations of a mini-batch, and the table of offsets that kernels read.
 
-Every width is padded to a multiple of `PAD` with zeros, so that all vectors are aligned. Padding stays zero: in weights because
-their gradient there is zero, in activations and slopes because kernels write zeros.
+Every layer width is padded with zeros to a multiple of `PAD`, so that all vector loads are aligned. The padding remains zero:
+in the weights because the gradient is zero there, and in activations and derivatives because kernels write zeros.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fastmlp.nn.philox import drop_threshold
 
 PAD = 8
 
-# The columns of the table, which has one row per layer of weights; offsets are in floats.
+# Columns of the table, which has one row per layer. Offsets count float32 elements.
 FIELDS = (
     "fan_in",
     "fan_out",
@@ -36,15 +36,20 @@ COLUMNS = len(FIELDS)
 
 
 class DeviceLayout(NamedTuple):
-    """Layout of a network on a device, for batches of so many rows.
+    """Layout of a network in device memory, for mini-batches up to a fixed number of rows.
 
-    table : (layers * COLUMNS,) int32: sizes; `weights` and `bias` in the parameters, `input`, `output`, `slopes` and `gradient`
-        (of the outputs) in the arena; `activation` indexes `activations`. The first layer reads the data, not the arena
-    alpha : (layers,) float32, the parameters of the activations
-    thresholds : (layers,) uint32, of `philox.drop_threshold`; 0 drops nothing
-    scales : (layers,) float32, the factors of units that dropout keeps
-    activations : their names, each once, in the order of `ACTIVATIONS`, so that networks with another order share a kernel
-    parameters, arena : floats
+    The arena is one float32 array with the outputs y, the derivatives of the activations ("slopes") and the gradients dz of
+    all layers.
+
+    table : (layers * COLUMNS,) int32, with the columns `FIELDS` for each layer: sizes, offsets of `weights` and `bias` in the
+        parameters, offsets of `input`, `output`, `slopes` and `gradient` in the arena, and the index of its activation in
+        `activations`; the first layer reads the data, so its `input` is not used
+    alpha : (layers,) float32, parameters of the activations
+    thresholds : (layers,) uint32 from `philox.drop_threshold`; 0 means no dropout
+    scales : (layers,) float32, factors by which dropout multiplies the units that it keeps
+    activations : unique names in the order of `ACTIVATIONS`, so that networks with the same set of activations share kernels
+    parameters : number of parameters, including padding
+    arena : number of elements of the arena
     """
 
     table: npt.NDArray[np.int32]
@@ -57,7 +62,7 @@ class DeviceLayout(NamedTuple):
 
     @property
     def last_output(self) -> int:
-        """Offset of the z of the last layer in the arena."""
+        """Offset in the arena of the pre-activations z of the output layer."""
         return int(self.table[OUTPUT - COLUMNS])
 
 
@@ -66,7 +71,7 @@ def padded(width: int) -> int:
 
 
 def make_layout(network: Network, rows: int) -> DeviceLayout:
-    """The layout of a network for batches of at most `rows` rows.
+    """Return the layout of a network for mini-batches of at most `rows` rows.
 
     >>> layout = make_layout(Network((3, 9, 2)), 4)
     >>> layout.parameters, layout.arena, layout.table.reshape(2, -1)[1, :6].tolist()
@@ -98,7 +103,7 @@ def make_layout(network: Network, rows: int) -> DeviceLayout:
 
 
 def padded_views(network: Network, vector: FloatArray) -> list[tuple[FloatArray, FloatArray]]:
-    """Weights (fan_in, fan_out) and bias (fan_out,) of each layer, as views of the padded parameters of a device."""
+    """Return views of the weights (fan_in, fan_out) and bias (fan_out,) of each layer in a vector of padded parameters."""
     found, at = [], 0
     for layer in network.layers:
         height, width = padded(layer.fan_in), padded(layer.fan_out)
@@ -110,21 +115,21 @@ def padded_views(network: Network, vector: FloatArray) -> list[tuple[FloatArray,
 
 
 def pad(network: Network, vector: FloatArray, size: int) -> FloatArray:
-    """Padded parameters for a device, (size,) float32, from parameters (P,)."""
+    """Convert parameters (P,) to padded parameters, (size,) float32."""
     whole = np.zeros(size, np.float32)
     copy(network.views(vector), padded_views(network, whole))
     return whole
 
 
 def unpad(network: Network, whole: FloatArray) -> FloatArray:
-    """Parameters (P,) float32 from the padded parameters of a device."""
+    """Convert padded parameters to parameters, (P,) float32."""
     vector = np.empty(network.parameters, np.float32)
     copy(padded_views(network, whole), network.views(vector))
     return vector
 
 
 def copy(source: Any, target: Any) -> None:
-    """Copy arrays, pair by pair."""
+    """Copy the arrays of each layer from `source` to `target`."""
     for ours, theirs in zip(source, target, strict=True):
         for one, other in zip(ours, theirs, strict=True):
             other[:] = one

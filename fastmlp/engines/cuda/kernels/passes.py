@@ -1,9 +1,9 @@
-"""The parts of a training step on an NVIDIA GPU other than products: barriers, inputs, activations, losses, updates, clipping.
+"""Parts of a training step on NVIDIA GPUs: barriers, inputs, activations, losses, updates and clipping, but no products.
 
-Each factory takes a device API (device.py, or a simulator's) and returns a function that every thread of a launch calls; the
-work of a block depends on its number only. Products call `store_activation` or `apply_gradient` with each of their sums.
+Each factory takes a device API (device.py or a simulator) and returns a device function, which all threads of a launch call.
+The matrix products call `store_activation` or `apply_gradient` with each element of their result.
 
-Names: x, y, z, dz as in nn/network.py; `table` and the offsets in `arena` as in layout.py; m is a row of the batch, n a unit.
+Notation: x, y, z and dz as in nn/network.py; `table` and `arena` as in layout.py; m is a row of the mini-batch, n is a unit.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from fastmlp.nn.optimizers import RULES, SCALARS, with_penalties
 from fastmlp.nn.philox import philox4x32
 
 SCALAR_COUNT = len(SCALARS)
-CHUNK = 1024  # parameters whose squares a warp adds
-# Polls of the counter before a block traps. A poll is a round trip to L2, a third of a microsecond or more, so this is at least
-# ten seconds, and no phase should take one. Without a limit, blocks that wait forever would occupy the device until the process
-# is killed, or longer.
+CHUNK = 1024  # number of gradient elements whose squares a warp sums
+# Maximum number of polls of a barrier's counter before a block aborts the kernel. A poll is a round trip to the L2 cache and
+# takes at least a third of a microsecond, so the limit is at least ten seconds. No phase should take that long. Without a
+# limit, a block that waits forever would occupy the device until the process is killed, or longer.
 MOST_POLLS = 1 << 25
 
 
 def make_barrier(dev: Any, most: int = MOST_POLLS) -> Any:
-    """barrier(counter, target): wait until `target` blocks have arrived since the start of the launch.
+    """Return barrier(counter, target), which waits until blocks have arrived `target` times since the start of the launch.
 
-    counter : (1,) uint64: 32 bits would overflow within a long launch, and the blocks would wait forever
-    most : polls after which the kernel traps
+    counter : (1,) uint64; a 32-bit counter could overflow in a long launch, and the blocks would then wait forever
+    most : number of polls after which the kernel is aborted
     """
     cuda, arrive, arrived, trap = dev.cuda, dev.arrive, dev.arrived, dev.trap
 
     @dev.device
     def barrier(counter, target):
-        cuda.syncthreads()  # makes the writes of the block visible to its first thread, which signals the others
+        cuda.syncthreads()  # makes the writes of the block visible to thread 0, which publishes them
         if cuda.threadIdx.x == 0:
             arrive(counter, 0)
             polls = 0
@@ -60,7 +60,10 @@ def make_barrier(dev: Any, most: int = MOST_POLLS) -> Any:
 
 
 def make_fetch(dev: Any, pixels: bool) -> Any:
-    """fetch(to, o, x, at, shift, factor, k): four scaled inputs of the row at x[at], from feature k on."""
+    """Return fetch(to, o, x, at, shift, factor, k), which reads features k to k + 3 of the row that starts at x[at].
+
+    The features are scaled and written to to[o], …, to[o + 3]. `pixels` : whether x is uint8
+    """
     load4, load_word, float32, uint32 = dev.load4, dev.load_word, dev.float32, dev.uint32
     byte, bits = uint32(255), uint32(8)
 
@@ -82,7 +85,7 @@ def make_fetch(dev: Any, pixels: bool) -> Any:
 
 
 def make_read4(dev: Any) -> Any:
-    """read4(to, o, source, i): to[o + k] = source[i + k] for k < 4."""
+    """Return read4(to, o, source, i), which sets to[o + k] = source[i + k] for k = 0, …, 3."""
     load4 = dev.load4
 
     @dev.device
@@ -96,7 +99,7 @@ def make_read4(dev: Any) -> Any:
 
 
 def make_activate(dev: Any, names: Sequence[str]) -> Any:
-    """activate(number, z, a): y = f(z) and f'(z) of the activation names[number]."""
+    """Return activate(number, z, a), which returns y = f(z) and f'(z) for the activation names[number] with parameter a."""
 
     def chosen(number: int, value: Any, slope: Any, others: Any) -> Any:
         @dev.device
@@ -122,7 +125,7 @@ def make_activate(dev: Any, names: Sequence[str]) -> Any:
 
 
 def make_is_kept(dev: Any) -> Any:
-    """is_kept(seed, step, layer, m, n, threshold): whether dropout keeps a unit, as in `philox.keep_mask`."""
+    """Return is_kept(seed, step, layer, m, n, threshold): whether dropout keeps unit n of row m, see `philox.keep_mask`."""
     words_of = dev.formula(philox4x32)
     uint64 = dev.uint64
 
@@ -137,7 +140,10 @@ def make_is_kept(dev: Any) -> Any:
 
 
 def make_store_activation(dev: Any, names: Sequence[str], drops: bool) -> Any:
-    """store_activation(z, layer, last, m, n, step, seed, tables, arena): write y and f'(z) of one unit after dropout."""
+    """Return store_activation(z, layer, last, m, n, step, seed, tables, arena).
+
+    It computes y and f'(z) of one unit from its z, applies dropout to both, and writes them to the arena.
+    """
     load, store, zero = dev.load, dev.store, dev.float32(0)
     activate, is_kept = make_activate(dev, names), make_is_kept(dev)
 
@@ -164,13 +170,16 @@ def make_store_activation(dev: Any, names: Sequence[str], drops: bool) -> Any:
 
 
 def make_losses(dev: Any, loss: str, output: str, classes: bool, training: bool = True) -> Any:
-    """losses(last, table, y, on_value, off_value, indices, loss_weight, start, rows, arena, loss, correct): losses of rows.
+    """Return losses(last, table, y, on_value, off_value, indices, loss_weight, start, rows, arena, loss, correct).
 
-    Computes loss, correctness and dz of each row. y : labels (n,), or plain targets (n * outputs,)
-    on_value, off_value : smoothed target of the label's class, and of the other classes
-    loss_weight : (n,) in the order of `indices`, multiplies dz; read only in training, otherwise dz is undefined
-    Each thread computes whole rows, as most networks have few outputs, with the formula that the CPU compiles too. It writes
-    the targets and dz of a row to the slopes and the gradient of the last layer in the arena, also without training.
+    It computes the loss, the correctness and dz of each row.
+
+    y : labels (n,), or float targets (n * outputs,)
+    on_value, off_value : smoothed targets of the labelled class and of the other classes
+    loss_weight : (n,) weights in the order of `indices`, by which dz is multiplied; not used if `training` is false
+
+    Each thread computes whole rows, because most networks have few outputs. The targets of a row are written to the `slopes`
+    of the last layer in the arena, and dz to its `gradient`. Without training, dz is not multiplied by the weights.
     """
     cuda, load, store, zero = dev.cuda, dev.load, dev.store, dev.float32(0)
     formula = dev.formula(LOSSES[loss][output])
@@ -201,7 +210,7 @@ def make_losses(dev: Any, loss: str, output: str, classes: bool, training: bool 
 
 
 def make_update(dev: Any, rule: str) -> Any:
-    """update(i, g, s, parameters, m, v): update parameter i by its gradient; s are the scalars of the step."""
+    """Return update(i, g, s, parameters, m, v), which updates parameter i with its gradient g and the step's scalars s."""
     load, store, zero = dev.load, dev.store, dev.float32(0)
     formula = dev.formula(RULES[rule].update)
     has_m, has_v = "m" in RULES[rule].slots, "v" in RULES[rule].slots
@@ -220,7 +229,11 @@ def make_update(dev: Any, rule: str) -> Any:
 
 
 def make_apply_gradient(dev: Any, rule: str, penalised: bool, stores: bool) -> Any:
-    """apply_gradient(i, g, s, parameters, slots, gradient): update a parameter, or store its gradient for clipping."""
+    """Return apply_gradient(i, g, s, parameters, slots, gradient), which processes the gradient g of parameter i.
+
+    It adds the penalties if `penalised` is true. If `stores` is true, it then stores the gradient for clipping; otherwise it
+    updates the parameter.
+    """
     load, store = dev.load, dev.store
     penalties, update = dev.formula(with_penalties), make_update(dev, rule)
 
@@ -237,7 +250,7 @@ def make_apply_gradient(dev: Any, rule: str, penalised: bool, stores: bool) -> A
 
 
 def make_warp_sum(dev: Any) -> Any:
-    """warp_sum(value): the sum over the lanes of a warp, returned in each lane."""
+    """Return warp_sum(value), which returns the sum of `value` over the lanes of a warp in every lane."""
     shuffle, lanes = dev.cuda.shfl_xor_sync, dev.WARP
 
     @dev.device
@@ -252,9 +265,13 @@ def make_warp_sum(dev: Any) -> Any:
 
 
 def make_clip(dev: Any, threads: int, rule: str) -> tuple[Any, Any]:
-    """squares(size, gradient, partial), and clip(size, layers, table, s, largest, gradient, partial, parameters, slots).
+    """Return the two phases of clipping as functions.
 
-    The norm is summed in float64 over chunks of fixed size, so it does not depend on the grid.
+    squares(size, gradient, partial) computes sums of squares of the gradient.
+    clip(size, layers, table, s, largest, gradient, partial, parameters, slots) computes the norm from these sums, clips the
+    gradient to the norm `largest`, and updates all parameters.
+
+    The squares are summed in float64 in chunks of fixed size, so the norm does not depend on the number of blocks.
     """
     cuda, load, store, divide, remainder = dev.cuda, dev.load, dev.store, dev.divide, dev.remainder
     float32, float64, lanes, warps = dev.float32, dev.float64, dev.WARP, threads // dev.WARP
@@ -276,7 +293,7 @@ def make_clip(dev: Any, threads: int, rule: str) -> tuple[Any, Any]:
     @dev.device
     def clip(size, layers, table, s, largest, gradient, partial, parameters, slots):
         t, total = cuda.threadIdx.x, nothing
-        for chunk in range(remainder(t, lanes), divide(size + CHUNK - 1, CHUNK), lanes):  # the same in each warp of the grid
+        for chunk in range(remainder(t, lanes), divide(size + CHUNK - 1, CHUNK), lanes):  # same in all warps
             total += load(partial, chunk)
         norm = math.sqrt(warp_sum(total))
         scale = float32(float64(largest) / norm) if norm > float64(largest) else float32(1)

@@ -1,7 +1,7 @@
-"""Kernels for benchmarks only: activations, updates and dropout, each applied to vectors.
+"""Kernels that apply activations, updates and dropout to vectors. Only benchmarks use them.
 
-They use the same factories as the training kernel (passes.py). Products and losses need no such kernels: they are phases of the
-training kernel, which can be launched for a single phase (programs.py).
+They are created from the same parts as the training kernel (passes.py). Products and losses are benchmarked by launching a
+single phase of the training kernel (programs.py), so they do not need separate kernels.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from fastmlp.engines.cuda.kernels.passes import make_activate, make_is_kept, make_update
 
-# The types of their arguments, as `programs.arguments_of` gives them.
+# Types of the arguments of each kernel, in the format of `programs.arguments_of`.
 ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "activations": ("int32", "float32", "float32[]", "float32[]", "float32[]"),
     "updates": ("float32[]",) * 5,
@@ -20,7 +20,7 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
 
 
 def make_share(dev: Any) -> Any:
-    """share(): start and step of a thread in a grid-stride loop."""
+    """Return share(), which returns the start and the step of this thread in a grid-stride loop."""
     cuda = dev.cuda
 
     @dev.device
@@ -31,9 +31,10 @@ def make_share(dev: Any) -> Any:
 
 
 def make_activations(dev: Any, threads: int, blocks: int, names: Sequence[str]) -> Any:
-    """The kernel activations(number, a, z, y, s): y = f(z) and s = f'(z) of the activation names[number].
+    """Return the kernel activations(number, a, z, y, s), which computes y = f(z) and s = f'(z) for names[number].
 
-    a : its parameter; z, y, s : (n,) float32
+    a : parameter of the activation
+    z, y, s : (n,) float32
     """
     load, store, share, activate = dev.load, dev.store, make_share(dev), make_activate(dev, names)
 
@@ -49,9 +50,11 @@ def make_activations(dev: Any, threads: int, blocks: int, names: Sequence[str]) 
 
 
 def make_updates(dev: Any, threads: int, blocks: int, rule: str) -> Any:
-    """The kernel updates(s, g, parameters, m, v): all parameters by their gradients.
+    """Return the kernel updates(s, g, parameters, m, v), which updates all parameters with their gradients g.
 
-    s : (SCALAR_COUNT,) float32, the step's scalars; g, parameters : (n,) float32; m, v : the same, or (1,) if unused
+    s : (SCALAR_COUNT,) float32, scalars of the step
+    g, parameters : (n,) float32
+    m, v : (n,) float32 optimiser slots, or (1,) if the rule does not use them
     """
     load, share, update = dev.load, make_share(dev), make_update(dev, rule)
 
@@ -65,9 +68,12 @@ def make_updates(dev: Any, threads: int, blocks: int, rule: str) -> Any:
 
 
 def make_dropout(dev: Any, threads: int, blocks: int) -> Any:
-    """The kernel dropout(seed, step, layer, threshold, scale, width, x, y): y = x times `scale` for kept units, 0 for others.
+    """Return the kernel dropout(seed, step, layer, threshold, scale, width, x, y).
 
-    Kept units are those of `philox.keep_mask`. threshold : of `philox.drop_threshold`; x, y : (rows * width,) float32
+    It computes y = x * `scale` for units that dropout keeps, and y = 0 for the others. The mask is that of `philox.keep_mask`.
+
+    threshold : from `philox.drop_threshold`
+    x, y : (rows * width,) float32
     """
     load, store, divide, remainder, zero = dev.load, dev.store, dev.divide, dev.remainder, dev.float32(0)
     share, is_kept = make_share(dev), make_is_kept(dev)

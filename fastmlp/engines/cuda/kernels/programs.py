@@ -1,18 +1,21 @@
-"""Training on an NVIDIA GPU in one launch: all phases of all steps, with a barrier over the whole grid between two phases.
+"""Kernels for training and inference on NVIDIA GPUs. One launch can run many training steps.
 
-A step of L layers of weights has 2 L + 1 phases, and two more if the gradient is clipped:
+A training step is divided into phases, which are separated by grid-wide barriers or by kernel launches. A step of a network
+with L layers, numbered from 0, has 2 L + 1 phases, and two more if the gradient is clipped:
 
 ======== =================================================== ===================================
 phase    work                                                results are read by
 ======== =================================================== ===================================
-0 … L-1  forward of a layer, the last gives z                the next layer; its gradient
-L        losses of the rows, dz of the last layer            delta, gradient
-L+1 … 2L delta of layer i = 2L - phase; update of layer i+1,  the next delta and update; the next
-         whose weights no delta needs any more; in the last  step's forward
-         phase of layers 1 and 0
+0 … L-1  forward pass of layer i, with i = phase              the next phases
+L        losses of the rows; dz of the last layer            the next phases
+L+1 … 2L with i = 2L - phase: dz of layer i-1 if i > 0;      the next phases; the next step
+         gradient and update of layer i+1 if i+1 < L; and
+         gradient and update of layer 0 if i = 0
 2L+1     sums of squares of the gradient                     the next phase
-2L+2     its norm, and the update of all parameters          the next step's forward
+2L+2     norm of the gradient; update of all parameters      the next step
 ======== =================================================== ===================================
+
+The parameters of layer i+1 are updated only when dz of layer i, which depends on its weights, has been computed.
 """
 
 from __future__ import annotations
@@ -29,11 +32,14 @@ from fastmlp.engines.cuda.kernels.warps import SUMS, make_delta, make_forward, m
 
 
 class KernelSpec(NamedTuple):
-    """Options that a kernel is compiled for: everything except sizes and values.
+    """Options with which a kernel is compiled. Sizes and values are arguments of the kernel instead.
 
-    activations : unique names, in the order of the layout
-    pixels : whether inputs are uint8; classes : whether targets are labels
-    precision : of the operands of products; small batches support only float32
+    activations : unique names, in the order of `DeviceLayout.activations`
+    loss, output, rule : names of the loss, of the output function, and of the optimiser
+    pixels : whether the inputs are uint8
+    classes : whether the targets are class labels
+    drops, penalised, clips : whether there is dropout, an L1 or L2 penalty, and gradient clipping
+    precision : precision of the operands of matrix products; kernels for small mini-batches support only float32
     """
 
     activations: Sequence[str]
@@ -52,10 +58,11 @@ PLAIN = KernelSpec(("relu",), "cross-entropy", "softmax", "sgd", False, True, Fa
 
 
 class Shape(NamedTuple):
-    """Block shape for small batches.
+    """Block shape for small mini-batches.
 
-    threads : a square of twice a power of two; staged : rows of the batch that `gradient` stages at a time
-    resident : fewest blocks at once on a multiprocessor
+    threads : threads per block, a power of four
+    staged : rows of the mini-batch that `gradient` holds in shared memory at a time
+    resident : minimum number of resident blocks per multiprocessor
     """
 
     threads: int = 256
@@ -63,12 +70,12 @@ class Shape(NamedTuple):
     resident: int = 1
 
     def shared(self, lanes: int) -> int:
-        """Floats of shared memory: for the sums of the warps, and for the staged rows of both factors."""
+        """Float32 elements of shared memory: the maximum of what the sums of the warps and the rows of `gradient` need."""
         return max(SUMS * self.threads // lanes, 2 * self.staged * 2 * round(self.threads**0.5))
 
 
 def phases(layers: int, clips: bool) -> int:
-    """Phases of a step.
+    """Return the number of phases of a training step.
 
     >>> phases(2, False), phases(1, True)
     (5, 5)
@@ -77,24 +84,32 @@ def phases(layers: int, clips: bool) -> int:
 
 
 def forward_of(dev: Any, kind: KernelSpec, shape: Shape | Tile, drops: bool) -> Any:
-    """The forward phase: the version for small batches, or the tiled one."""
+    """Return the function of the forward phase: the tiled one if `shape` is a `Tile`, else the one for small mini-batches."""
     if isinstance(shape, Tile):
         return make_tiled_forward(dev, shape, kind.precision, kind.pixels, kind.activations, drops)
     return make_forward(dev, shape.threads, kind.pixels, kind.activations, drops)
 
 
 def make_train(dev: Any, kind: KernelSpec, shape: Shape | Tile) -> Any:
-    """The kernel train(…): phases `first` to `end` - 1 of a call to `Engine.train`.
+    """Return the kernel train(…), which runs phases `first` to `end` - 1 of a call to `Engine.train`.
 
-    All blocks must be resident at once, since they wait for each other, unless each launch has a single phase.
+    If a launch has more than one phase, its blocks wait for each other, so all of them must be resident at the same time.
 
-    table … scales : of a `DeviceLayout`; x (n * width,), shift, factor (width,): inputs and their scaling
-    y : labels, or plain targets
-    on_value, off_value : targets of the label's class and of the other classes
-    indices, loss_weight, loss, correct : (rows of the call,): row numbers, their weights in the loss of the batch, results
-    scalars : (steps * 2 * SCALAR_COUNT,), of weights and of biases; parameters, m, v, kept : (size,); partial : sums of squares
-    counter : (1,) uint64, 0 before each launch; clock : (1,) int64, updates before this call
-    batch, count : rows of a batch and of the call
+    table, alpha, thresholds, scales : see `DeviceLayout`
+    x, shift, factor : (n * width,), (width,), (width,), inputs and their scaling
+    y : labels (n,), or float targets (n * outputs,)
+    on_value, off_value : smoothed targets of the labelled class and of the other classes
+    indices, loss_weight : (count,), row numbers and the weights of the rows in the loss of their mini-batch
+    loss, correct : (count,), results
+    scalars : (steps * 2 * SCALAR_COUNT,), scalars of the update for weights and for biases
+    parameters, m, v, gradients : (size,); m, v and gradients are (1,) if they are not used
+    partial : partial sums of the squares of the gradient
+    arena : see `DeviceLayout`
+    counter : (1,) uint64, must be 0 before each launch with more than one phase
+    clock : (1,) int64, number of updates before this call
+    batch, count : number of rows of a mini-batch and of the call
+    seed : seed of dropout
+    largest : maximum norm of the gradient
     """
     cuda, uint64, float32 = dev.cuda, dev.uint64, dev.float32
     barrier, forward, losses = (
@@ -151,15 +166,16 @@ def make_train(dev: Any, kind: KernelSpec, shape: Shape | Tile) -> Any:
 
 
 def apply_spec(kind: KernelSpec) -> KernelSpec:
-    """Options of the kernel `apply`, which does not depend on the update."""
+    """Return the options of the kernel `apply`. Those for training are cleared, so that fewer variants are compiled."""
     return kind._replace(rule="", drops=False, penalised=False, clips=False)
 
 
 def make_apply(dev: Any, kind: KernelSpec, shape: Shape | Tile) -> Any:
-    """The kernel apply(…): forward pass without dropout, and, if `evaluates` is not 0, loss and correctness of each row.
+    """Return the kernel apply(…), which computes the forward pass without dropout for a block of rows.
 
-    The arguments are those of `make_train`, for the rows indices[start], …, indices[start + rows - 1]. loss and correct are
-    written from index start on; they and y are used only for evaluation, without label smoothing.
+    The rows are indices[start], …, indices[start + rows - 1]. If `evaluates` is not 0, the kernel also computes the loss of
+    each row, without label smoothing, and whether its prediction is correct. It writes them to loss and correct from index
+    `start` on. Otherwise y, loss and correct are not used. The other arguments are those of `make_train`.
     """
     cuda, float32, uint64 = dev.cuda, dev.float32, dev.uint64
     barrier, forward = make_barrier(dev), forward_of(dev, kind, shape, drops=False)
@@ -180,16 +196,18 @@ def make_apply(dev: Any, kind: KernelSpec, shape: Shape | Tile) -> Any:
                 target += uint64(cuda.gridDim.x)
                 barrier(counter, target)
         if evaluates != 0:
-            # the loss array replaces the weights of rows, which only training reads
+            # `loss` is passed in place of loss_weight, which is not read
             losses(layers - 1, table, y, on_value, off_value, indices, loss, start, rows, arena, loss, correct)
 
     return apply
 
 
 def make_barriers(dev: Any, kind: KernelSpec, shape: Shape | Tile) -> Any:
-    """The kernel barriers(counter, count): only `count` barriers over the whole grid; does not depend on the kind.
+    """Return the kernel barriers(counter, count), which only executes `count` grid-wide barriers. It ignores `kind`.
 
-    counter : (1,) uint64, 0 before each launch. For the test of a device, and to measure the cost of a barrier.
+    It is used to test a device and to measure the cost of a barrier.
+
+    counter : (1,) uint64, must be 0 before each launch
     """
     cuda, uint64, barrier = dev.cuda, dev.uint64, make_barrier(dev)
 
@@ -214,7 +232,7 @@ KERNELS: Mapping[str, Callable[[Any, KernelSpec, Shape | Tile], Any]] = {
 
 
 def arguments_of(name: str, kind: KernelSpec) -> tuple[str, ...]:
-    """The types of the arguments of a kernel of `KERNELS`, "[]" for an array."""
+    """Return the types of the arguments of a kernel of `KERNELS`, such as "int32", or "int32[]" for an array."""
     if name in ARGUMENTS:
         return ARGUMENTS[name]
     x, y = "uint8[]" if kind.pixels else "float32[]", "int32[]" if kind.classes else "float32[]"

@@ -1,11 +1,13 @@
-"""Products of large batches by the tensor cores of an NVIDIA GPU: each warp multiplies the factors staged by tiles.py.
+"""Matrix products on the tensor cores of NVIDIA GPUs, for large mini-batches. The tiles are those of tiles.py.
 
-The operands of a product are rounded once, when they are staged: to tf32 (10 bits of mantissa), or to bf16 (7 bits), two terms
-per word. Their products are exact in float32 and are summed in float32; everything else, weights included, stays float32.
+The operands of a product are rounded when they are copied to shared memory: to tf32 (10 mantissa bits), or to bf16 (7 mantissa
+bits), two of which are packed in a word. The products of elements are exact in float32 and are accumulated in float32.
+Everything else, including the weights, remains float32.
 
-A warp computes 8 `high` rows and 4 `wide` columns of the tile in pieces of 16 x 8, of which each lane holds four sums: rows g
-and g + 8, columns 2 p and 2 p + 1, with lane = 4 g + p. It reads words p and p + 4 of rows g and g + 8, and of column g. Words
-of adjacent terms are 8 banks apart (`Tile.gap`), so that the 32 lanes access 32 banks.
+A warp computes 8 `high` rows and 4 `wide` columns of a tile as fragments of 16 x 8 elements. Lane 4 g + p holds four elements
+of a fragment, in rows g and g + 8 and columns 2 p and 2 p + 1. It reads words p and p + 4 of rows g and g + 8 of the left
+operand, and of column g of the right operand. `Tile.gap` places consecutive words of a row 8 banks apart in shared memory, so
+that the 32 lanes access 32 different banks.
 
 Source: PTX ISA 8.0, section 9.7.13.4 (mma.m16n8k8 with .tf32, mma.m16n8k16 with .bf16).
 """
@@ -17,10 +19,10 @@ from typing import Any
 
 from fastmlp.engines.cuda.kernels.tiles import Arithmetic, Tile
 
-FIRST_CAPABILITY = (8, 0)  # lowest compute capability with tf32 and bf16 in tensor cores
-LANES, HIGH, WIDE, WORDS = 32, 16, 8, 8  # lanes of a warp; rows and columns of a piece of the result; words per step
+FIRST_CAPABILITY = (8, 0)  # lowest compute capability whose tensor cores support tf32 and bf16
+LANES, HIGH, WIDE, WORDS = 32, 16, 8, 8  # lanes; rows and columns of a fragment; words per step
 
-# Best for each precision by operation counts, not measured: four warps, each with 32 x 32 sums.
+# Four warps with 32 x 32 sums each. The tiles were chosen by instruction counts, not by measurement.
 MMA_TILES: Mapping[str, Tile] = {
     "tf32": Tile(64, 64, 16, high=4, wide=8, gap=8),
     "bf16": Tile(64, 64, 32, high=4, wide=8, gap=8, packed=2),
@@ -28,14 +30,14 @@ MMA_TILES: Mapping[str, Tile] = {
 
 
 def check_tile(tile: Tile, precision: str, lanes: int) -> None:
-    """Raise ValueError if the pieces of tensor cores do not fill the tile."""
+    """Raise ValueError if the tile cannot be divided into fragments for tensor cores."""
     uneven = tile.rows % (8 * tile.high), tile.columns % (4 * tile.wide), tile.high % 2, tile.wide % 2
     if any(uneven) or tile.terms // tile.packed % WORDS or tile.packed != MMA_TILES[precision].packed or lanes != LANES:
         raise ValueError(f"tensor cores cannot multiply {tile} in {precision} with {lanes} lanes")
 
 
 def make_word(dev: Any, precision: str) -> Any:
-    """word(held, i, j), see `Arithmetic`."""
+    """Return word(held, i, j), see `Arithmetic`."""
     tf32_of, bf16_pair, number_of = dev.tf32_of, dev.bf16_pair, dev.number_of
 
     @dev.device
@@ -50,7 +52,7 @@ def make_word(dev: Any, precision: str) -> Any:
 
 
 def make_place(dev: Any, tile: Tile) -> Any:
-    """place(t): the first row and column of a thread's warp in the tile, and g and p of its lane."""
+    """Return place(t), which returns the first row and column of thread t's warp in the tile, and the g and p of its lane."""
     divide, remainder, high, wide = dev.divide, dev.remainder, 8 * tile.high, 4 * tile.wide
     across = tile.columns // wide
 
@@ -63,7 +65,7 @@ def make_place(dev: Any, tile: Tile) -> Any:
 
 
 def make_multiply(dev: Any, tile: Tile, mma: Any) -> Any:
-    """multiply(sums, shared, at_a, at_b, t), see `Arithmetic`."""
+    """Return multiply(sums, shared, at_a, at_b, t), see `Arithmetic`."""
     cuda, uint32, load, bits_of, place = dev.cuda, dev.uint32, dev.load, dev.bits_of, make_place(dev, tile)
     down, over, words = tile.high // 2, tile.wide // 2, tile.terms // tile.packed
     apart_a, apart_b, left_words, right_words = tile.rows + tile.gap, tile.columns + tile.gap, 4 * down, 2 * over
@@ -98,7 +100,7 @@ def make_multiply(dev: Any, tile: Tile, mma: Any) -> Any:
 
 
 def make_store_tile(dev: Any, tile: Tile) -> Any:
-    """store_tile(shared, sums, t), see `Arithmetic`."""
+    """Return store_tile(shared, sums, t), see `Arithmetic`."""
     store2, place, down, over, width = dev.store2, make_place(dev, tile), tile.high // 2, tile.wide // 2, tile.columns
 
     @dev.device
@@ -114,7 +116,7 @@ def make_store_tile(dev: Any, tile: Tile) -> Any:
 
 
 def make_warp_sums(dev: Any, tile: Tile, precision: str) -> Arithmetic:
-    """Products of rounded operands, summed in float32 by tensor cores."""
+    """Return the arithmetic of tensor cores: operands rounded to `precision`, sums in float32."""
     check_tile(tile, precision, dev.WARP)
     mma = dev.mma_tf32 if precision == "tf32" else dev.mma_bf16
     return Arithmetic(make_word(dev, precision), make_multiply(dev, tile, mma), make_store_tile(dev, tile))

@@ -1,6 +1,7 @@
-"""The phases of a training step on an NVIDIA GPU, for large batches: products by tiles (tiles.py), with the parts of passes.py.
+"""The phases of a training step on NVIDIA GPUs for large mini-batches, with tiled matrix products (tiles.py).
 
-Each phase is a launch of its own, since tiles keep every multiprocessor busy and a launch costs less than a tile.
+Each phase is a separate launch. For large mini-batches there are enough tiles to keep all multiprocessors busy, and a launch
+takes less time than the computation of a tile.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from fastmlp.engines.cuda.kernels.tiles import Arithmetic, Tile, make_product, m
 
 
 def make_arithmetic(dev: Any, tile: Tile, precision: str) -> Arithmetic:
-    """Arithmetic of products in a precision of `base.PRECISIONS`."""
+    """Return the arithmetic of matrix products in a precision of `base.PRECISIONS`."""
     return make_sums(dev, tile) if precision == "float32" else make_warp_sums(dev, tile, precision)
 
 
 def make_get(dev: Any) -> Any:
-    """get(to, o, matrix, row, column): read four numbers of a row of (array, first, width, rows), zeros beyond it."""
+    """Return get(to, o, matrix, row, column), which reads four consecutive elements of a row, or zeros outside the matrix.
+
+    matrix : (array, first, width, rows), where array[first] is the first element of the matrix
+    """
     read4, zero = make_read4(dev), dev.float32(0)
 
     @dev.device
@@ -35,7 +39,10 @@ def make_get(dev: Any) -> Any:
 
 
 def make_get_data(dev: Any, pixels: bool) -> Any:
-    """get(to, o, data, row, column): as `make_get`, for the batch; data: x, shift, factor, indices, start, width, rows."""
+    """Return get(to, o, data, row, column), which reads four consecutive scaled features of a row of the mini-batch.
+
+    data : (x, shift, factor, indices, start, width, rows). Outside the mini-batch, `get` reads zeros.
+    """
     fetch, load, int64, zero = make_fetch(dev, pixels), dev.load, dev.int64, dev.float32(0)
 
     @dev.device
@@ -50,7 +57,10 @@ def make_get_data(dev: Any, pixels: bool) -> Any:
 
 
 def with_ones(dev: Any, get: Any) -> Any:
-    """`get` with an additional feature of 1 in each row, whose weights, stored after the others, are the bias."""
+    """Return a version of `get` that appends a feature with the value 1 to each row.
+
+    The gradient of its weights is the gradient of the bias, which follows the weights in memory.
+    """
     one = dev.float32(1)
 
     @dev.device
@@ -63,7 +73,10 @@ def with_ones(dev: Any, get: Any) -> Any:
 
 
 def make_walk(dev: Any, tile: Tile, product: Any) -> Any:
-    """walk(a, b, rows, columns, terms, shared, to): all tiles of a product in a grid-stride loop over blocks."""
+    """Return walk(a, b, rows, columns, terms, shared, to), which computes a whole matrix product.
+
+    It is a grid-stride loop, in which each block computes one tile at a time.
+    """
     cuda, divide, remainder, high, wide = dev.cuda, dev.divide, dev.remainder, tile.rows, tile.columns
 
     @dev.device
@@ -76,7 +89,7 @@ def make_walk(dev: Any, tile: Tile, product: Any) -> Any:
 
 
 def make_tiled_forward(dev: Any, tile: Tile, precision: str, pixels: bool, names: Sequence[str], drops: bool) -> Any:
-    """forward, see `warps.make_forward`."""
+    """Return the tiled version of `forward`, see `warps.make_forward`."""
     load, store_activation, get = dev.load, make_store_activation(dev, names, drops), make_get(dev)
     arithmetic = make_arithmetic(dev, tile, precision)
 
@@ -110,7 +123,7 @@ def make_tiled_forward(dev: Any, tile: Tile, precision: str, pixels: bool, names
 
 
 def make_tiled_delta(dev: Any, tile: Tile, precision: str) -> Any:
-    """delta, see `warps.make_delta`."""
+    """Return the tiled version of `delta`, see `warps.make_delta`."""
     load, store, get, arithmetic = dev.load, dev.store, make_get(dev), make_arithmetic(dev, tile, precision)
 
     @dev.device
@@ -133,7 +146,7 @@ def make_tiled_delta(dev: Any, tile: Tile, precision: str) -> Any:
 
 
 def make_tiled_gradient(dev: Any, tile: Tile, precision: str, pixels: bool, apply_gradient: Any) -> Any:
-    """gradient, see `warps.make_gradient`."""
+    """Return the tiled version of `gradient`, see `warps.make_gradient`; it ignores `turn`."""
     load, get, arithmetic = dev.load, make_get(dev), make_arithmetic(dev, tile, precision)
 
     @dev.device

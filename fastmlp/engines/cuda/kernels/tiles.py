@@ -1,13 +1,15 @@
-"""Products of large batches on an NVIDIA GPU: a block computes a tile of the result and stages its factors in shared memory.
+"""Tiled matrix products on NVIDIA GPUs for large mini-batches. A block computes one tile of the result at a time.
 
-There are two stages in shared memory: while a block multiplies from one, its threads load the next terms into registers and
-write them to the other. A factor is staged term by term, so that a thread reads its rows, and its columns, as vectors of four.
-The multiplication of a stage is a parameter: in float32 below, by tensor cores in tensor_cores.py.
+Parts of both operands are copied to shared memory, which is double-buffered: while a block multiplies the contents of one
+buffer, its threads load the next parts into registers and then write them to the other buffer. The buffers are transposed where
+necessary, so that a thread can read consecutive rows (or columns) of the result as vectors of four. The multiplication is a
+parameter, `Arithmetic`: this file has the one for float32, and tensor_cores.py has the one for tensor cores.
 
-Names: a product has rows m, columns n and terms k. A factor is *across* if the four numbers of a vector in memory are terms,
-and *along* if they are rows (or columns) of the result. A word of shared memory holds one term or two.
+Notation: a product has rows m, columns n and an inner dimension k, whose elements are called terms. Operands are called
+factors. A factor is `across` if four consecutive elements in memory are four terms. Otherwise they are four rows (or columns)
+of the result. A word of shared memory holds one term, or two terms in bf16.
 
-Source: Volkov & Demmel, "Benchmarking GPUs to tune dense linear algebra", SC 2008; the shape is CUTLASS's of simt gemm.
+Source: Volkov & Demmel, "Benchmarking GPUs to tune dense linear algebra", SC 2008. The tile shape is that of CUTLASS for SIMT.
 """
 
 from __future__ import annotations
@@ -16,11 +18,14 @@ from typing import Any, NamedTuple
 
 
 class Tile(NamedTuple):
-    """A block's tile: rows, columns, terms staged at once; each thread has `high` x `wide` of its sums.
+    """Shape of the tile that a block computes.
 
-    resident : fewest blocks at once on a multiprocessor
-    gap : padding between terms, in words, so that the simultaneous accesses of a warp use different banks
-    packed : terms in a word
+    rows, columns : size of the tile
+    terms : number of terms in a buffer of shared memory
+    high, wide : rows and columns of the tile whose sums a thread accumulates
+    resident : minimum number of resident blocks per multiprocessor
+    gap : padding between terms in shared memory, in words, which avoids bank conflicts
+    packed : number of terms per word
     """
 
     rows: int = 64
@@ -37,23 +42,23 @@ class Tile(NamedTuple):
         return (self.rows // self.high) * (self.columns // self.wide)
 
     def words(self, extent: int) -> int:
-        """Words of a stage of a factor."""
+        """Number of words of one buffer for a factor that has `extent` rows or columns in the tile."""
         return self.terms // self.packed * (extent + self.gap)
 
     def shared(self, lanes: int) -> int:
-        """Floats of shared memory: both stages, reused for the sums at the end."""
+        """Float32 elements of shared memory: two buffers for each factor. At the end, the same memory holds the sums."""
         return max(2 * (self.words(self.rows) + self.words(self.columns)), self.rows * self.columns)
 
 
-Factor = tuple[bool, Any]  # whether it is across, and its `get`
+Factor = tuple[bool, Any]  # whether the factor is `across`, and its function `get`
 
 
 class Arithmetic(NamedTuple):
-    """How a block multiplies staged factors; specific to a tile.
+    """Functions with which a block multiplies factors in shared memory, for a fixed tile.
 
-    word(held, i, j) : the staged word of one number, or of two, in registers
-    multiply(sums, shared, at_a, at_b, t) : add the products of a stage to a thread's sums
-    store_tile(shared, sums, t) : write a thread's sums to the tile, row by row
+    word(held, i, j) : return the word to store in shared memory for held[i], or for held[i] and held[j] if two are packed
+    multiply(sums, shared, at_a, at_b, t) : multiply the contents of one buffer and add the products to the sums of thread t
+    store_tile(shared, sums, t) : write the sums of thread t to shared memory, where the tile is stored in row-major order
     """
 
     word: Any
@@ -62,15 +67,19 @@ class Arithmetic(NamedTuple):
 
 
 def make_factor(dev: Any, tile: Tile, extent: int, across: bool, get: Any, word: Any) -> tuple[Any, Any]:
-    """fetch(held, factor, first, k0, t) into registers, and stage(shared, base, held, t) from there, of one factor.
+    """Return two functions that copy a part of a factor to shared memory.
 
-    extent : rows or columns of the tile; get(to, o, factor, row, column) reads four numbers of the factor, or zeros beyond it
+    fetch(held, factor, first, k0, t) reads the part from global memory into registers of thread t.
+    stage(shared, base, held, t) writes it from the registers to shared memory.
+
+    extent : rows or columns of the tile
+    get : get(to, o, factor, row, column) reads four consecutive elements of the factor, or zeros outside the factor
     """
     divide, remainder, store, store4, packed = dev.divide, dev.remainder, dev.store, dev.store4, tile.packed
     lines, quads = (extent, tile.terms // 4) if across else (tile.terms // packed, extent // 4)
     threads, each, apart = tile.threads, lines * quads // tile.threads, extent + tile.gap
     if each * threads != lines * quads:
-        raise ValueError(f"{threads} threads cannot share {lines * quads} vectors evenly")
+        raise ValueError(f"{lines * quads} vectors cannot be divided evenly among {threads} threads")
 
     @dev.device
     def fetch(held, factor, first, k0, t):
@@ -93,7 +102,7 @@ def make_factor(dev: Any, tile: Tile, extent: int, across: bool, get: Any, word:
                     at = 4 * i + packed * j
                     store(shared, base + (divide(quad, packed) + j) * apart + line, word(held, at, at + packed - 1))
             else:
-                p = o + 4 * (packed - 1)  # the other term of the word, of the same rows
+                p = o + 4 * (packed - 1)  # second term of the same word
                 values = word(held, o, p), word(held, o + 1, p + 1), word(held, o + 2, p + 2), word(held, o + 3, p + 3)
                 store4(shared, base + line * apart + quad, values)
 
@@ -101,7 +110,10 @@ def make_factor(dev: Any, tile: Tile, extent: int, across: bool, get: Any, word:
 
 
 def make_sums(dev: Any, tile: Tile) -> Arithmetic:
-    """Products and sums in float32; the rows, and columns, of a thread are vectors of four, strided by the threads."""
+    """Return the arithmetic in float32.
+
+    Each thread accumulates the sums of groups of four consecutive rows and columns; the groups are interleaved among threads.
+    """
     cuda, float32, load4, store4, width = dev.cuda, dev.float32, dev.load4, dev.store4, tile.columns
     divide, remainder, high, wide, depth = dev.divide, dev.remainder, tile.high, tile.wide, tile.terms
     left_threads, right_threads = tile.rows // high, tile.columns // wide
@@ -143,9 +155,9 @@ def make_sums(dev: Any, tile: Tile) -> Arithmetic:
 
 
 def make_product(dev: Any, tile: Tile, arithmetic: Arithmetic, left: Factor, right: Factor, put: Any) -> Any:
-    """product(a, b, m0, n0, terms, shared, to): one tile of a b, each sum of which `put(to, m, n, sum)` has.
+    """Return product(a, b, m0, n0, terms, shared, to), which computes the tile of the product a b that starts at (m0, n0).
 
-    a and b are what the `get` of either factor reads from.
+    a and b are passed to the `get` of the left and right factor. For each element of the tile, `put(to, m, n, sum)` is called.
     """
     cuda, float32, zero, load, divide, remainder = dev.cuda, dev.float32, dev.float32(0), dev.load, dev.divide, dev.remainder
     width, size, threads, depth = tile.columns, tile.rows * tile.columns, tile.threads, tile.terms
@@ -164,7 +176,7 @@ def make_product(dev: Any, tile: Tile, arithmetic: Arithmetic, left: Factor, rig
             sums[i] = zero
         fetch_a(next_a, a, m0, 0, t)
         fetch_b(next_b, b, n0, 0, t)
-        cuda.syncthreads()  # the previous tile has been read
+        cuda.syncthreads()  # wait until the previous tile has been read
         stage_a(shared, 0, next_a, t)
         stage_b(shared, at_b, next_b, t)
         cuda.syncthreads()
@@ -177,10 +189,10 @@ def make_product(dev: Any, tile: Tile, arithmetic: Arithmetic, left: Factor, rig
                 stage_a(shared, stage_size - base, next_a, t)
                 stage_b(shared, stage_size - base + at_b, next_b, t)
             base = stage_size - base
-            cuda.syncthreads()  # written: the next stage; read: this one
-        # By way of shared memory: neighbours in a row are then written by neighbouring threads, and `put` is there once.
+            cuda.syncthreads()  # the next buffer is full, and this one is no longer needed
+        # The sums go through shared memory so that adjacent threads write adjacent elements, and `put` is inlined only once.
         store_tile(shared, sums, t)
-        cuda.syncthreads()  # written: the sums
+        cuda.syncthreads()  # all sums are in shared memory
         for o in range(t, size, threads):
             put(to, m0 + divide(o, width), n0 + remainder(o, width), load(shared, o))
 

@@ -1,10 +1,11 @@
-"""The phases of a training step on an NVIDIA GPU, for small batches: products by teams of warps.
+"""The phases of a training step on NVIDIA GPUs for small mini-batches.
 
-Small products are bound by latency, not arithmetic, so a team of warps shares a tile of 8 x 4 sums and splits its terms. No sum
-depends on the number of blocks: results are bitwise identical for any grid. passes.py processes the sums.
+Small matrix products are limited by latency, not by arithmetic. So several warps, called a team, compute a tile of 8 x 4 sums
+together, and each warp computes a part of the terms of each sum (split-K). The order of summation does not depend on the number
+of blocks, so results are bitwise identical for any grid size. Functions of passes.py process the sums.
 
-Names: x, y, z, dz as in nn/network.py; `table` and the offsets in `arena` as in layout.py; t, lane, warp identify a thread in
-its block; m is a row of the batch, n a unit.
+Notation: x, y, z and dz as in nn/network.py; `table` and `arena` as in layout.py; t is the index of a thread in its block, and
+lane and warp are derived from it; m is a row of the mini-batch, n is a unit.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from typing import Any
 from fastmlp.engines.cuda.kernels.layout import BIAS, COLUMNS, GRADIENT, IN_WIDTH, INPUT, OUT_WIDTH, SLOPES, WEIGHTS
 from fastmlp.engines.cuda.kernels.passes import make_fetch, make_read4, make_store_activation
 
-HIGH, WIDE = 8, 4  # rows and columns of a team's tile; with eight columns registers spill in kernels of many options
-SUMS, FACTORS = HIGH * WIDE, 4 * WIDE  # of a tile, and of its columns in a chunk of four terms
+HIGH, WIDE = 8, 4  # rows and columns of a tile; with 8 columns, registers spill in some kernels
+SUMS, FACTORS = HIGH * WIDE, 4 * WIDE  # sums per tile; elements of the right operand per chunk of four terms
 
 
 def make_reduce(dev: Any) -> Any:
-    """reduce(sums, lane): add 32 sums over the lanes of a warp; lane i then has numbers 32 i / lanes and on in sums[0], ….
+    """Return reduce(sums, lane), which adds each of 32 sums over the lanes of a warp.
 
-    In each round a lane keeps half of its sums and sends the other half: 31 shuffles instead of 160.
+    Afterwards sums[0], … of lane i are the totals of the sums from number 32 i / lanes on. In each round a lane keeps half of
+    its sums and sends the other half to another lane, which takes 31 shuffles instead of 160.
     """
     shuffle = dev.cuda.shfl_xor_sync
 
@@ -34,7 +36,7 @@ def make_reduce(dev: Any) -> Any:
                 low, high = (
                     sums[i],
                     sums[i + half],
-                )  # loaded first: selecting between addresses would move the array out of registers
+                )  # load both: selecting an address would move the array out of registers
                 sums[i] = (high if upper else low) + shuffle(0xFFFFFFFF, low if upper else high, distance)
             rest(sums, lane)
 
@@ -51,7 +53,7 @@ def make_reduce(dev: Any) -> Any:
 
 
 def make_team(dev: Any, threads: int) -> Any:
-    """team_of(chunks): log2 of the warps that share a tile whose sums have so many chunks of four terms."""
+    """Return team_of(chunks), which returns log2 of the number of warps in a team. `chunks` is a quarter of the terms."""
     lanes, warps = dev.WARP, threads // dev.WARP
 
     @dev.device
@@ -65,7 +67,7 @@ def make_team(dev: Any, threads: int) -> Any:
 
 
 def make_finish(dev: Any, threads: int) -> Any:
-    """finish(sums, shared, t): write the 32 sums of each warp of the block to shared memory."""
+    """Return finish(sums, shared, t), which writes the 32 sums of each warp of the block to shared memory."""
     cuda, store, divide, remainder = dev.cuda, dev.store, dev.divide, dev.remainder
     reduce, lanes, each = make_reduce(dev), dev.WARP, SUMS // dev.WARP
 
@@ -73,7 +75,7 @@ def make_finish(dev: Any, threads: int) -> Any:
     def finish(sums, shared, t):
         lane, warp = remainder(t, lanes), divide(t, lanes)
         reduce(sums, lane)
-        cuda.syncthreads()  # the previous tile has been read
+        cuda.syncthreads()  # wait until the previous tile has been read
         for i in range(each):
             store(shared, warp * SUMS + lane * each + i, sums[i])
         cuda.syncthreads()
@@ -85,9 +87,11 @@ def make_finish(dev: Any, threads: int) -> Any:
 
 
 def make_multiply(dev: Any, pixels: bool | None) -> Any:
-    """multiply(sums, own, step, n0, row_indices, height, width, source, weights, inputs, parameters, arena): one lane's terms.
+    """Return multiply(sums, own, step, n0, row_indices, height, width, source, weights, inputs, parameters, arena).
 
-    `row_indices` are indices into the data, uint8 pixels or float32, or, with `pixels` None, into the arena from `source` on.
+    It adds the products that one thread computes to `sums`. The thread processes chunks own, own + step, … of four terms each.
+    If `pixels` is None, `row_indices` are rows of the matrix that starts at `source` in the arena. Otherwise they are rows of
+    the data, which are uint8 if `pixels` is true and float32 if it is false.
     """
     cuda, divide, float32, int64 = dev.cuda, dev.divide, dev.float32, dev.int64
     fetch, read4 = make_fetch(dev, bool(pixels)), make_read4(dev)
@@ -111,10 +115,11 @@ def make_multiply(dev: Any, pixels: bool | None) -> Any:
 
 
 def make_forward(dev: Any, threads: int, pixels: bool, names: Sequence[str], drops: bool) -> Any:
-    """forward(layer, last, tables, inputs, indices, start, rows, step, seed, parameters, arena, shared): outputs of a layer.
+    """Return forward(layer, last, tables, inputs, indices, start, rows, step, seed, parameters, arena, shared).
 
-    z = x w + b, then `store_activation`, for the batch x[indices[start]], …; inputs: x, shift, factor. The outputs of the last
-    layer are its z.
+    It computes z = x w + b of a layer and calls `store_activation` with each z. The last layer stores z itself.
+
+    inputs : (x, shift, factor); the mini-batch is x[indices[start]], …, x[indices[start + rows - 1]]
     """
     cuda, load, divide, remainder = dev.cuda, dev.load, dev.divide, dev.remainder
     lanes, warps, zero, float32, int32 = dev.WARP, threads // dev.WARP, dev.float32(0), dev.float32, dev.int32
@@ -135,7 +140,7 @@ def make_forward(dev: Any, threads: int, pixels: bool, names: Sequence[str], dro
             for i in range(SUMS):
                 sums[i] = zero
             if first + team < tiles:
-                for i in range(HIGH):  # beyond the batch, the last row again, whose results are not written
+                for i in range(HIGH):  # beyond the mini-batch, repeat the last row; the results are discarded
                     m = min(m0 + i, rows - 1)
                     row_indices[i] = load(indices, start + m) if layer == 0 else m
                 at = load(table, row + WEIGHTS)
@@ -157,7 +162,7 @@ def make_forward(dev: Any, threads: int, pixels: bool, names: Sequence[str], dro
 
 
 def make_delta(dev: Any, threads: int) -> Any:
-    """delta(layer, table, rows, parameters, arena, shared): dz of the layer below, (dz w^T) times its f'(z)."""
+    """Return delta(layer, table, rows, parameters, arena, shared), which computes dz of layer - 1 as (dz w^T) f'(z)."""
     cuda, load, store, divide, remainder = dev.cuda, dev.load, dev.store, dev.divide, dev.remainder
     lanes, warps, zero, float32 = dev.WARP, threads // dev.WARP, dev.float32(0), dev.float32
     read4, team_of, finish = make_read4(dev), make_team(dev, threads), make_finish(dev, threads)
@@ -206,12 +211,14 @@ def make_delta(dev: Any, threads: int) -> Any:
 
 
 def make_gradient(dev: Any, threads: int, staged: int, pixels: bool, apply_gradient: Any) -> Any:
-    """gradient(layer, turn, table, inputs, indices, start, rows, s, parameters, slots, kept, arena, shared): dw = x^T dz, db.
+    """Return gradient(layer, turn, table, inputs, indices, start, rows, s, parameters, slots, gradients, arena, shared).
 
-    turn : the block of the first tile, so that two layers in one phase start at different blocks
-    s : the step's scalars for weights, then for biases
-    A block has a tile of four times as many weights as threads, 2 x 2 for each thread; `staged` rows of the batch at a time are
-    in shared memory. `apply_gradient` is called with each sum, so gradients are not written to memory unless it stores them.
+    It computes dw = x^T dz and db of a layer, and calls `apply_gradient` with each element. Gradients are therefore written to
+    memory only if `apply_gradient` stores them. A block computes one tile of dw at a time, in which each thread has 2 x 2
+    elements. Shared memory holds `staged` rows of the mini-batch at a time.
+
+    turn : offset of the assignment of tiles to blocks; if a phase has two layers, their first tiles then go to different blocks
+    s : scalars of the step for weights, and for biases
     """
     cuda, load, load2, load4, store4 = dev.cuda, dev.load, dev.load2, dev.load4, dev.store4
     divide, remainder, zero, float32 = dev.divide, dev.remainder, dev.float32(0), dev.float32
@@ -224,7 +231,7 @@ def make_gradient(dev: Any, threads: int, staged: int, pixels: bool, apply_gradi
         row, t, quad = layer * COLUMNS, cuda.threadIdx.x, cuda.local.array(4, float32)
         height, width = load(table, row + IN_WIDTH), load(table, row + OUT_WIDTH)
         x, shift, factor = inputs
-        cuda.syncthreads()  # the previous rows have been read
+        cuda.syncthreads()  # wait until the previous rows have been read
         for e in range(t, staged * quads, threads):
             m, k, n = first + divide(e, quads), k0 + 4 * remainder(e, quads), n0 + 4 * remainder(e, quads)
             quad[0] = quad[1] = quad[2] = quad[3] = zero
@@ -256,7 +263,7 @@ def make_gradient(dev: Any, threads: int, staged: int, pixels: bool, apply_gradi
                     g00, g01, b0 = g00 + x[0] * dz[0], g01 + x[0] * dz[1], b0 + dz[0]
                     g10, g11, b1 = g10 + x[1] * dz[0], g11 + x[1] * dz[1], b1 + dz[1]
             k, n = k0 + 2 * down, n0 + 2 * right
-            if k < height and n < width:  # both are even, so there are two rows and two columns
+            if k < height and n < width:  # height and width are even, so k + 1 and n + 1 are valid, too
                 at, bias = load(table, row + WEIGHTS) + k * width + n, load(table, row + BIAS) + n
                 apply_gradient(at, g00, s[0], parameters, slots, gradients)
                 apply_gradient(at + 1, g01, s[0], parameters, slots, gradients)
