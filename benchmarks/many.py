@@ -2,7 +2,7 @@
 
 In each round, the models of each case are trained one after another on one thread, and then in parallel on T threads with
 `train_many`. The parallel efficiency of a round is the sequential time divided by T times the parallel time. The weights must
-be identical in both trainings. The parallel efficiency of multiply-adds in registers is measured as well, because it is an
+be identical in both training runs. The parallel efficiency of multiply-adds in registers is measured as well, because it is an
 upper bound on this machine.
 
 The script requires Fashion-MNIST (FASTMLP_DATA). It writes its results, and then exits with an error if the median efficiency

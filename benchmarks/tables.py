@@ -96,7 +96,7 @@ def epochs_note(result: dict[str, Any]) -> str:
     return (
         f"{about(result['machine'] | result['versions'])}, {', '.join(versions)}; seconds, median of "
         f"{result['settings']['rounds']} rounds, other libraries with their better number of threads (in brackets). "
-        f"Ceiling and triad: {ceilings} threads. GFLOP/s and 'of the ceiling' are those of our fastest engine."
+        f"Ceiling and triad: {ceilings} threads. The columns 'GFLOP/s' and 'of the ceiling' are for our fastest engine."
     )
 
 
@@ -152,7 +152,7 @@ def recipes_table(result: dict[str, Any]) -> str:
         for kind, name in (("cnn", row["title"]), ("mlp", "MLP on its features" if row["cnn"] else row["title"])):
             if row[kind]:
                 lines.append(f"| {row['name']} | {name} | {recipe_cells(row[kind])} |")
-    split = "The split is that of the published accuracy, or else the test split."
+    split = "The split is the one for which an accuracy was published, or the test split if none was published."
     seconds = "Seconds were measured on a busy machine, several networks in parallel with one thread each."
     seeds = "One run each, seed 0, unless a mean and standard deviation over seeds are given."
     return "\n".join([*lines, "", f"{where(result)}. {seeds} {split} {seconds}"])

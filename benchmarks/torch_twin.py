@@ -6,7 +6,7 @@ updates. If the results agree, they are not caused by an error in fastmlp's engi
 trainings are plotted in twin-NAME.png in the folder of FILE.json, where NAME is the name of the run's folder. Rows of other
 runs in FILE.json are kept.
 
-In float64, both trainings agree (tests/engines/test_torch_engine.py). In float32, rounding errors make them diverge slowly.
+In float64, both training runs agree (tests/engines/test_torch_engine.py). In float32, rounding errors make them diverge slowly.
 They diverge abruptly when the input of a relu is so close to 0 that rounding determines its sign: the derivative of the relu
 is then 0 in one training and 1 in the other.
 """
@@ -58,7 +58,7 @@ def losses(history: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
 
 
 def largest_difference(one: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[float]]) -> float:
-    """Return the largest relative difference between the curves of two trainings, over the epochs that both have."""
+    """Return the largest relative difference between the curves of two training runs, over the epochs that both have."""
     both = min(len(one["loss"]), len(other["loss"]))
     first, second = (np.array([curves[key][:both] for key in one]) for curves in (one, other))
     return float(np.max(np.abs(second - first) / np.abs(first)))
@@ -97,7 +97,7 @@ def rounded(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def draw(row: Mapping[str, Any], path: Path) -> None:
-    """Write a PNG with the loss curves of both trainings.
+    """Write a PNG with the loss curves of both training runs.
 
     fastmlp's curves are wide and light. PyTorch's curves are drawn over them as thin, dashed black lines.
     """

@@ -1,7 +1,7 @@
 """Access to single operations of the CPU engine, for benchmarks.
 
 A benchmark writes its operands into the engine's memory and then calls one of the engine's compiled functions directly. It
-times the same code and the same memory layout as in training, on one thread.
+times the code that training uses, with the same memory layout, on one thread.
 """
 
 from __future__ import annotations

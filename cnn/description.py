@@ -1,7 +1,7 @@
 """Description of a convolutional network: blocks, dense layers, and output shapes. This module does not need torch.
 
-A block is a convolution, ReLU, pooling and regularization, in this order. The output of the last block is flattened. It is
-followed by dense layers with ReLU and by a dense output layer with one unit per class. The layers of the network are named
+A block is a convolution, ReLU, pooling and regularization, in this order. The output of the last block is flattened, and is
+followed by dense layers with ReLU and a dense output layer with one unit per class. The layers of the network are named
 block1, block2, …, flatten, dense1, …, output. The layers of a block are named conv, relu, pool and regularize.
 
 Output sizes are computed as in PyTorch's Conv2d and MaxPool2d: (size + 2 * padding - kernel) / stride + 1, rounded down. The
@@ -62,7 +62,7 @@ class Block:
             raise DescriptionError(f"dropout must be at least 0 and below 1, not {self.dropout:g}", settings=("dropout",))
         if 2 * self.pool_padding > self.pool_kernel:
             raise DescriptionError(
-                f"pool_padding may be at most half of pool_kernel, not {self.pool_padding} of {self.pool_kernel}",
+                f"pool_padding may be at most half of pool_kernel {self.pool_kernel}, not {self.pool_padding}",
                 settings=("pool_padding", "pool_kernel"),
             )
 
@@ -177,7 +177,7 @@ class Description:
 
 
 def from_table(table: Mapping[str, Any]) -> Description:
-    """Return the description from the result of `Description.table`. Tuples may have become lists, as after reading JSON.
+    """Return the description from the result of `Description.table`, in which JSON may have replaced tuples with lists.
 
     Raises
     ------
@@ -195,7 +195,7 @@ def make_blocks(filters: Sequence[int], **values: Any) -> tuple[Block, ...]:
     """Return blocks from keyword arguments of `Block`, each with one value for all blocks or a list of one value per block.
 
     A single value of `pool` (or a sequence of length 1) applies to all blocks except the last one, as in most published
-    networks, because the output of the last block is the features. If there is only one block, it is pooled. To choose the
+    networks, because the features are the output of the last block. If there is only one block, it is pooled. To choose the
     pooling of every block, including the last one, pass a sequence with one name per block.
 
     Raises
@@ -223,7 +223,7 @@ def per_block(name: str, value: Any, count: int) -> list[Any]:
 
     Raises
     ------
-    DescriptionError : the sequence has another length than 1 or `count`
+    DescriptionError : the length of the sequence is neither 1 nor `count`
     """
     if not isinstance(value, list | tuple):
         return [value] * count

@@ -179,7 +179,7 @@ def from_bytes(data: bytes, name: str) -> Extractor:
 
     Raises
     ------
-    FileError : the data are corrupt, have another format version or none, or do not contain an extractor
+    FileError : the data are corrupt, have no or a different format version, or do not contain an extractor
     MissingError : the network is a torchvision backbone, and torchvision cannot be imported
     """
     remedy = "extract the features again"

@@ -1,6 +1,6 @@
 """Reading and writing of files in the format of torch.save: dicts of tensors and plain values, as bytes.
 
-Files that this package writes have a format version. Files of pretrained weights from torchvision have none.
+Files that this package writes have a format version. Files of pretrained weights from torchvision do not have one.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def read_versioned(data: bytes, name: str, *, version: int, keys: Iterable[str],
 
     Raises
     ------
-    FileError : the data are corrupt, have another format version or none, or a key is missing
+    FileError : the data are corrupt, have no or a different format version, or lack a required key
     """
     state = read_state(data, name)
     given = state.get(FORMAT_VERSION)

@@ -169,7 +169,9 @@ def build_backbone(name: str, image_shape: tuple[int, int, int], classes: int, s
 
 
 def load_weights(backbone: Backbone, path: Path, sha256: str | None) -> None:
-    """Load pretrained torchvision weights. The output layer keeps its weights, because its number of classes differs.
+    """Load pretrained torchvision weights. The output layer is left unchanged.
+
+    It keeps its initial weights, because the pretrained network usually has a different number of classes.
 
     Parameters
     ----------
@@ -221,7 +223,7 @@ def layer_names(network: nn.Module) -> list[str]:
 def default_layer(network: nn.Module) -> str:
     """Return the name of the layer whose output is used as features by default.
 
-    This is "flatten", the flattened output of the last block, or for a backbone the layer before the output layer.
+    The default is "flatten", the flattened output of the last block. For a backbone, it is the layer before the output layer.
     """
     if not isinstance(network, Backbone):
         return FLATTEN

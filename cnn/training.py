@@ -1,7 +1,7 @@
 """Training of a convolutional network: training loop, checkpoints, evaluation.
 
 The random numbers of each epoch (order of the images, dropout, augmentation) depend only on the seed and the epoch number.
-Therefore a training that is resumed from a checkpoint gives exactly the same weights as an uninterrupted training, provided
+Therefore a training run that is resumed from a checkpoint gives exactly the same weights as an uninterrupted one, provided
 that it runs on a CPU with the same number of threads.
 """
 
@@ -126,7 +126,7 @@ class TrainResult(NamedTuple):
 
 @dataclass
 class Watch:
-    """Callbacks of a training.
+    """Callbacks of a training run.
 
     batch : called after each mini-batch with the epoch number, the number of images done, the number of all training
         images, the mean loss and the accuracy of the epoch so far, and the number of images per second
@@ -200,7 +200,7 @@ class Trainer:
         ------
         FileError : the checkpoint is corrupt, has another format version, or was written for another network or optimizer
         """
-        kind, keys = "a checkpoint of a training", CHECKPOINT_KEYS
+        kind, keys = "a training checkpoint", CHECKPOINT_KEYS
         state = read_versioned(data, name, version=CHECKPOINT_VERSION, keys=keys, kind=kind, remedy=RETRAIN)
         given, optimizer = state["optimizer_name"], self.settings.optimizer
         if given != optimizer:
@@ -328,7 +328,7 @@ def make_optimizer(network: nn.Module, settings: Settings) -> torch.optim.Optimi
 
 
 def autocast_context(device: torch.device, autocast: bool) -> AbstractContextManager[Any]:
-    """Return the context manager torch.autocast with bfloat16, or a context manager that does nothing if it is disabled."""
+    """Return the context manager torch.autocast with bfloat16, or one that does nothing if autocast is disabled."""
     return torch.autocast(device.type, torch.bfloat16) if autocast else nullcontext()
 
 

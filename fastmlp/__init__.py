@@ -5,7 +5,8 @@
 >>> network.parameters
 2410
 
-Names are imported on first access, so `import fastmlp` compiles nothing and imports no other package.
+The public names are imported on first access, so `import fastmlp` itself is fast: it compiles nothing and imports no
+third-party packages.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from fastmlp.errors import FastMLPError as FastMLPError
     from fastmlp.errors import ThresholdError as ThresholdError
     from fastmlp.errors import UnavailableError as UnavailableError
+    from fastmlp.estimators.classifier import MLPClassifier as MLPClassifier
+    from fastmlp.estimators.regressor import MLPRegressor as MLPRegressor
     from fastmlp.models.file import load as load
     from fastmlp.models.file import save as save
     from fastmlp.models.metrics import evaluate as evaluate
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from fastmlp.nn.network import Network as Network
     from fastmlp.nn.optimizers import Optimizer as Optimizer
     from fastmlp.nn.scaling import Scaling as Scaling
+    from fastmlp.nn.schedules import ReduceOnPlateau as ReduceOnPlateau
     from fastmlp.nn.schedules import Schedule as Schedule
     from fastmlp.training.loop import TrainResult as TrainResult
     from fastmlp.training.loop import train as train
@@ -49,13 +53,15 @@ __getattr__, __dir__, __all__ = lazy(
         "data.scaling": ["fit_scaling"],
         "data.splits": ["split_rows"],
         "errors": ["ConfigError", "DataError", "DivergedError", "FastMLPError", "ThresholdError", "UnavailableError"],
+        "estimators.classifier": ["MLPClassifier"],
+        "estimators.regressor": ["MLPRegressor"],
         "models.file": ["load", "save"],
         "models.metrics": ["evaluate"],
         "models.model": ["Model"],
         "nn.network": ["Network"],
         "nn.optimizers": ["Optimizer"],
         "nn.scaling": ["Scaling"],
-        "nn.schedules": ["Schedule"],
+        "nn.schedules": ["ReduceOnPlateau", "Schedule"],
         "training.loop": ["TrainResult", "train"],
         "training.many": ["train_many"],
         "training.settings": ["Settings"],

@@ -1,20 +1,20 @@
-"""The specification: forward pass, losses, backward pass and updates of a multi-layer perceptron as NumPy formulas.
+"""The reference implementation: forward pass, losses, backward pass and updates of a multi-layer perceptron in NumPy.
 
-One training step on a mini-batch x_0, for the layers l = 0 … L with activations f_l and dropout masks m_l:
+One training step on a mini-batch x_0, for the layers l = 0, …, L with activations f_l and dropout masks m_l:
 
-    forward     for l = 0, …, L:  z_l = x_l w_l + b_l,  and except for l = L  x_{l+1} = m_l f_l(z_l)
+    forward     for l = 0, …, L:  z_l = x_l w_l + b_l,  and if l < L:  x_{l+1} = m_l f_l(z_l)
     row_losses  loss = mean of the losses of the rows,  dz_L = d loss / d z_L
     backward    for l = L, …, 0:  dw_l = x_l^T dz_l + l2 w_l + l1 sign(w_l),  db_l = sum of dz_l over the rows,
-                                  and except for l = 0  dz_{l-1} = (dz_l w_l^T) m_{l-1} f'_{l-1}(z_{l-1})
-    clip        scales the gradient if its norm is too large
-    update      changes all w_l and b_l by the rule of the optimizer
+                                  and if l > 0:  dz_{l-1} = (dz_l w_l^T) m_{l-1} f'_{l-1}(z_{l-1})
+    clip        scale the gradient down if its norm is too large
+    update      update all w_l and b_l by the rule of the optimizer
 
-All engines compute the same and are tested against this file; the NumPy engine (engines/numpy_engine.py) runs it. Notation and
-conventions are in nn/network.py. The formulas work in float32 and float64. They are written independently of the scalar
-functions that Numba compiles, which are tested against them, and import nothing from there.
+All engines implement these formulas and are tested against this file; the NumPy engine (engines/numpy_engine.py) calls it
+directly. nn/network.py describes the notation and the conventions. The formulas work in float32 and float64. The scalar
+functions that Numba compiles are tested against them, so this file does not import those functions.
 
-Sources: backward pass, Goodfellow, Bengio, Courville, "Deep Learning", 2016, algorithm 6.4; inverted dropout, Srivastava et al.
-2014, section 10; those of activations and updates are in nn/activations.py and nn/optimizers.py.
+Sources: for the backward pass, Goodfellow, Bengio, Courville, "Deep Learning", 2016, algorithm 6.4; for inverted dropout,
+Srivastava et al. 2014, section 10; for activations and updates, see nn/activations.py and nn/optimizers.py.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ import numpy.typing as npt
 from fastmlp.nn.network import FloatArray, Network
 from fastmlp.nn.optimizers import Optimizer
 
-Layers = list[tuple[FloatArray, FloatArray]]  # w (fan_in, fan_out) and b (fan_out,) of each layer, see `Network.views`
+Layers = list[tuple[FloatArray, FloatArray]]  # w and b of each layer
 
 # ------------------------------------------------------------------------------------------------ activations
 
 
 def sigmoid(z: FloatArray) -> FloatArray:
-    """Return 1 / (1 + exp(-z)). SciPy is imported here because its import takes longer than a small training."""
+    """Return 1 / (1 + exp(-z)). SciPy is imported here, because its import takes longer than training a small network."""
     from scipy.special import expit
 
     return expit(z)
@@ -54,11 +54,11 @@ def normal_pdf(z: FloatArray) -> FloatArray:
 
 
 def gelu_slope(z: FloatArray) -> FloatArray:
-    """Return the derivative of gelu(z) = z P(z), P the distribution function: P(z) + z P'(z)."""
+    """Return the derivative of gelu(z) = z P(z), which is P(z) + z P'(z), where P is `normal_cdf`."""
     return normal_cdf(z) + z * normal_pdf(z)
 
 
-# name -> (f(z, a), f'(z, y, a)) with y = f(z) and the parameter a, see nn/activations.py
+# name -> f(z, a) and f'(z, y, a), where y = f(z) and a is the parameter of the activation
 ACTIVATIONS: dict[str, tuple[Callable[..., FloatArray], Callable[..., FloatArray]]] = {
     "linear": (lambda z, a: z, lambda z, y, a: np.ones_like(z)),
     "relu": (lambda z, a: np.maximum(z, 0), lambda z, y, a: (z > 0).astype(z.dtype)),
@@ -81,7 +81,7 @@ ACTIVATIONS: dict[str, tuple[Callable[..., FloatArray], Callable[..., FloatArray
 
 
 def log_sum_exp(z: FloatArray) -> FloatArray:
-    """Return log(sum_j exp(z_j)) of each row, (rows, 1). The maximum is subtracted first, so nothing overflows."""
+    """Return log(sum_j exp(z_j)) of each row, (rows, 1). The maximum is subtracted first to avoid overflow."""
     maximum = z.max(axis=1, keepdims=True)
     return np.log(np.exp(z - maximum).sum(axis=1, keepdims=True)) + maximum
 
@@ -91,11 +91,23 @@ def softmax(z: FloatArray) -> FloatArray:
     return np.exp(z - log_sum_exp(z))
 
 
-OUTPUTS: dict[str, Callable[[FloatArray], FloatArray]] = {"softmax": softmax, "sigmoid": sigmoid, "linear": lambda z: z}
+def x_log_x(x: FloatArray) -> FloatArray:
+    """Return x log(x), with the limit 0 for x = 0."""
+    from scipy.special import xlogy
+
+    return xlogy(x, x)
+
+
+OUTPUTS: dict[str, Callable[[FloatArray], FloatArray]] = {
+    "softmax": softmax,
+    "sigmoid": sigmoid,
+    "linear": lambda z: z,
+    "exp": np.exp,
+}
 
 
 def target_rows(network: Network, y: npt.NDArray[Any], dtype: npt.DTypeLike) -> FloatArray:
-    """Return targets t, (rows, outputs): numbers (rows, outputs) unchanged, classes (rows,) one-hot with label smoothing."""
+    """Return targets, (rows, outputs): class labels (rows,) are one-hot encoded with label smoothing, others are unchanged."""
     if y.ndim == 2:
         return y.astype(dtype)
     outputs = network.sizes[-1]
@@ -104,19 +116,26 @@ def target_rows(network: Network, y: npt.NDArray[Any], dtype: npt.DTypeLike) -> 
 
 
 def row_losses(network: Network, z: FloatArray, t: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return the loss of each row, (rows,), and its gradient dz, (rows, outputs).
+    """Return the loss of each row, (rows,), and its gradient with respect to z, (rows, outputs).
 
-    z, t (rows, outputs) are the pre-activations of the output layer and the targets.
+    z (rows, outputs) are the pre-activations of the output layer, and t (rows, outputs) are the targets.
 
-    - cross-entropy: loss = sum_j t_j (log_sum_exp(z) - z_j), dz = softmax(z) - t, for targets that sum to 1
-    - squared error, with the output function y = g(z): loss = 1/2 sum_j (y_j - t_j)^2, dz_j = sum_i (y_i - t_i) dy_i/dz_j
+    - cross-entropy, for targets that sum to 1: loss = sum_j t_j (log_sum_exp(z) - z_j), dz = softmax(z) - t
+    - binary cross-entropy, for targets in [0, 1]: loss = sum_j max(z_j, 0) - z_j t_j + log(1 + exp(-|z_j|)),
+      dz = sigmoid(z) - t
+    - poisson, for targets t >= 0: loss = sum_j y_j - t_j - t_j log(y_j / t_j) with y = exp(z), dz = y - t
+    - squared error, for the output function y = g(z): loss = 1/2 sum_j (y_j - t_j)^2, dz_j = sum_i (y_i - t_i) dy_i/dz_j
     """
     if network.loss == "cross-entropy":
         log_sum = log_sum_exp(z)
         return (t * (log_sum - z)).sum(axis=1), np.exp(z - log_sum) - t
     y = OUTPUTS[network.output or ""](z)
     error = y - t
-    if network.output == "softmax":  # the Jacobian: dy_i/dz_j = y_i (1[i=j] - y_j)
+    if network.loss == "binary-cross-entropy":
+        return (np.maximum(z, 0) - z * t + np.log1p(np.exp(-np.abs(z)))).sum(axis=1), error
+    if network.loss == "poisson":
+        return (error + x_log_x(t) - t * z).sum(axis=1), error
+    if network.output == "softmax":  # the Jacobian is dy_i/dz_j = y_i (1[i=j] - y_j)
         dz = y * (error - (error * y).sum(axis=1, keepdims=True))
     elif network.output == "sigmoid":
         dz = error * y * (1 - y)
@@ -126,11 +145,11 @@ def row_losses(network: Network, z: FloatArray, t: FloatArray) -> tuple[FloatArr
 
 
 def plain_losses(network: Network, z: FloatArray, y: npt.NDArray[Any]) -> FloatArray:
-    """Return the loss of each row, (rows,) float64, without label smoothing, as in evaluation.
+    """Return the loss of each row for evaluation, (rows,) float64.
 
-    So the losses of networks with and without label smoothing are comparable.
+    Label smoothing is not applied, so that losses of networks with and without label smoothing are comparable.
     """
-    # `replace` checks all fields again, which takes time
+    # Do not call `replace` unless necessary: it validates all fields again, which is slow.
     unsmoothed = replace(network, label_smoothing=0.0) if network.label_smoothing else network
     return row_losses(unsmoothed, z.astype(np.float64), target_rows(unsmoothed, y, np.float64))[0]
 
@@ -139,17 +158,18 @@ def plain_losses(network: Network, z: FloatArray, y: npt.NDArray[Any]) -> FloatA
 
 
 class ForwardPass(NamedTuple):
-    """Results of the forward pass that the backward pass uses, with one list entry per layer."""
+    """Results of the forward pass that the backward pass needs; the lists have one entry per layer."""
 
-    inputs: list[FloatArray]  # x of each layer, (rows, fan_in)
+    inputs: list[FloatArray]  # input of each layer, (rows, fan_in)
     slopes: list[FloatArray]  # dy/dz of each hidden layer, including dropout, (rows, fan_out)
     z: FloatArray  # pre-activations of the output layer, (rows, outputs)
 
 
 def forward(network: Network, layers: Layers, x: FloatArray, masks: list[Any] | None = None) -> ForwardPass:
-    """Compute z = x w + b and y = f(z), layer by layer, for x (rows, inputs).
+    """Compute z = x w + b and y = f(z) layer by layer, for x (rows, inputs).
 
-    `masks` are the dropout factors of each hidden layer in training, (rows, fan_out), 0 or 1/(1 - rate); None in prediction.
+    `masks` contains one array per hidden layer with the dropout factors of its units, (rows, fan_out), each 0 or
+    1/(1 - rate). It is None in prediction, where dropout is not applied.
     """
     inputs, slopes = [x], []
     for index, (layer, (w, b)) in enumerate(zip(network.layers[:-1], layers, strict=False)):
@@ -166,9 +186,9 @@ def forward(network: Network, layers: Layers, x: FloatArray, masks: list[Any] | 
 
 
 def backward(network: Network, layers: Layers, forward_pass: ForwardPass, dz: FloatArray) -> FloatArray:
-    """Return the gradient of the objective, a flat vector (parameters,).
+    """Return the gradient of the objective with respect to all parameters, as a flat vector (parameters,).
 
-    dz (rows, outputs) is the gradient of `row_losses`, multiplied by the weight of each row in the mean loss.
+    dz (rows, outputs) is the gradient from `row_losses`, multiplied by the weight of each row in the mean loss.
     """
     gradient = np.empty(network.parameters, dz.dtype)
     views = network.views(gradient)
@@ -183,7 +203,7 @@ def backward(network: Network, layers: Layers, forward_pass: ForwardPass, dz: Fl
 
 
 def objective(network: Network, parameters: FloatArray, x: FloatArray, t: FloatArray) -> float:
-    """Return the mean loss plus penalties, without dropout: the function that training minimizes. Used for gradient checks."""
+    """Return the objective that training minimizes: mean loss plus penalties, without dropout. Used for gradient checks."""
     layers = network.views(parameters)
     loss, _ = row_losses(network, forward(network, layers, x).z, t)
     return float(loss.mean() + penalty(network, layers))
@@ -200,10 +220,10 @@ def penalty(network: Network, layers: Layers) -> float:
 def update(
     o: Optimizer, p: FloatArray, g: FloatArray, slots: FloatArray, step: int, learning_rate: float, weight_decay: FloatArray
 ) -> None:
-    """Update parameters p (P,) and optimizer slots (number of slots, P) in place, for the gradient g (P,).
+    """Update parameters p (P,) and optimizer slots (number of slots, P) in place, given the gradient g (P,).
 
-    `step` is the number of updates before this one; weight_decay (P,) is that of adamw, zero for biases. The update rules and
-    their sources are listed in nn/optimizers.py.
+    `step` is the number of updates made before this one. `weight_decay` (P,) is only used by adamw, and is zero for biases.
+    nn/optimizers.py lists the update rules and their sources.
     """
     t = step + 1
     if o.name == "sgd":
@@ -224,11 +244,12 @@ def update(
         v[:] = o.beta2 * v + (1 - o.beta2) * g**2
         m_hat = m / (1 - o.beta1**t)
         v_hat = v / (1 - o.beta2**t)
-        p -= learning_rate * m_hat / (np.sqrt(v_hat) + o.epsilon)
+        epsilon = o.epsilon / np.sqrt(1 - o.beta2**t) if o.epsilon_hat else o.epsilon
+        p -= learning_rate * m_hat / (np.sqrt(v_hat) + epsilon)
 
 
 def clip(gradient: FloatArray, max_norm: float) -> FloatArray:
-    """Return the gradient, scaled to the Euclidean norm `max_norm` if its norm is larger; 0 disables clipping.
+    """Return the gradient, scaled down to the Euclidean norm `max_norm` if its norm is larger; max_norm = 0 disables clipping.
 
     Source: Pascanu et al. 2013, algorithm 1.
     """

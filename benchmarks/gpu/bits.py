@@ -1,4 +1,4 @@
-"""Check that repeated trainings give bit-identical results, also with different grid sizes."""
+"""Check that repeated training runs give bit-identical results, also with different grid sizes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fastmlp.nn.optimizers import Optimizer
 
 REPEATS = 3
 LEARNING_RATE = 1e-3
-# The trainings use dropout, optimizer slots and gradient clipping, and layer sizes that are not multiples of the tile size.
+# The training runs use dropout, optimizer slots and gradient clipping, and layer sizes that are not multiples of the tile size.
 NETWORK = Network((784, 130, 61, 10), ("relu", "silu"), dropout=(0.2, 0.0), l2=1e-3)
 SMALL = Network((20, 13, 9, 5), ("relu", "silu"), dropout=(0.3, 0.0), l2=0.1)
 # The kernels for small batches, and the kernels for large batches in every precision.
@@ -61,7 +61,7 @@ def grid_sizes(blocks: int) -> list[int]:
 
 
 def measure_bits(findings: Findings, sizes: Sizes, runtime: TimedRuntime) -> None:
-    """Record the digests of all trainings by kernel design and grid size; differing digests of a design are an error."""
+    """Record the digests of all training runs by kernel design and grid size; differing digests of a design are an error."""
     blocks = runtime.blocks
     for label, spec in JOBS.items():
         found: dict[str, list[str]] = {}
@@ -92,7 +92,7 @@ def compare(findings: Findings, label: str, spec: EngineSpec, steps: int, losses
 
 
 def train_small(findings: Findings, sizes: Sizes, runtime: TimedRuntime) -> None:
-    """Train a small network for a few steps with both kernel designs; compute-sanitizer runs this training."""
+    """Train a small network for a few steps with both kernel designs; this is what compute-sanitizer runs."""
     for batch in (9, cuda.SMALL_BATCH + 1):
         spec = EngineSpec(SMALL, Optimizer("momentum"), batch, seed=7)
         with contextlib.closing(cuda.CudaEngine(spec, runtime)) as engine:

@@ -1,4 +1,4 @@
-"""The benchmark's training task, the interface `Contestant` of a timed implementation, and its version for fastmlp's engines.
+"""Training task of the benchmark, interface `Contestant` of timed implementations, and the contestant for fastmlp's engines.
 
 All contestants (engines and other libraries) train the same network in float32, from the same initial parameters, on the same
 rows in the same order. The first epoch of a contestant includes compilation and must not be timed.
@@ -60,12 +60,13 @@ class Contestant(Protocol):
         """
 
     def limited(self) -> AbstractContextManager[Any]:
-        """Return a context manager that limits the computation to `threads` threads. Epochs must run inside it."""
+        """Return a context manager that limits the computation to `threads` threads. Epochs must run inside this context."""
 
     def epoch(self, order: Order) -> float:
-        """Train for one epoch and return the mean loss of its rows, computed for each mini-batch before its update.
+        """Train for one epoch and return the mean loss over its rows.
 
-        `order` contains the indices of the rows to train on, in order. Its shape is (k,) with batch <= k <= n.
+        The loss of each mini-batch is computed before the update. `order` contains the indices of the rows to train on, in
+        order. Its shape is (k,) with batch <= k <= n.
         """
 
     def close(self) -> None:

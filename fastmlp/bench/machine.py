@@ -65,8 +65,8 @@ def make_kernels() -> tuple[Any, Any]:
 class Ceilings:
     """Peak arithmetic rate and memory bandwidth for several numbers of threads, as the best of repeated measurements.
 
-    Call `measure` in turn with the measurements that are compared with the peak rates, so that both are made under the same
-    load of the machine.
+    Alternate calls of `measure` with the measurements to be compared with the peak rates, so that both are made under the same
+    machine load.
 
     Parameters
     ----------
@@ -157,8 +157,9 @@ def processor_name() -> str:
 def machine() -> dict[str, Any]:
     """Return a description of the machine.
 
-    It has the date, the processor, the operating system, the number of cores available to this process ("cores"), the number
-    of hardware threads ("threads"), the one-minute load average ("load"), and the size of the last-level caches.
+    The description contains the date, the processor, the operating system, the number of cores available to this process
+    ("cores"), the number of hardware threads ("threads"), the one-minute load average ("load"), and the size of the last-level
+    caches.
     """
     import llvmlite.binding
 

@@ -101,7 +101,7 @@ def machine_lines(result: Mapping[str, Any]) -> Iterator[str]:
     for ceiling in result["ceiling"]:
         threads = label("ceiling", ceiling["threads"])
         yield f"{threads}: {ceiling['gflops']:.1f} GFLOP/s (fused multiply-adds), {ceiling['triad']:.1f} GB/s (triad)"
-    yield f"{about['name']} ({about['processor']}), {about['cores']} cores, load {about['load']:.2f} before, {about['date']}"
+    yield f"{about['name']} ({about['processor']}), {about['cores']} cores, initial load {about['load']:.2f}, {about['date']}"
     yield ", ".join(f"{package} {version}" for package, version in result["versions"].items())
     dropout = f", dropout {settings['dropout']:g}" if settings["dropout"] else ""
     rounds = f"median of {settings['rounds']} interleaved rounds"

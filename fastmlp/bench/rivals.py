@@ -56,7 +56,7 @@ class Sklearn:
         del self.model._optimizer  # removes the momentum of the first call; the next call creates a new optimizer
 
     def activation(self, network: Network) -> Any:
-        """Return scikit-learn's name of the activation. All hidden layers must have the same one."""
+        """Return scikit-learn's name of the activation. All hidden layers must have the same activation."""
         if any(layer.dropout for layer in network.layers):
             raise UnavailableError("scikit-learn does not support dropout")
         if network.sizes[-1] < 3:
@@ -84,7 +84,7 @@ class Sklearn:
     def epoch(self, order: Order) -> float:
         task = self.task
         x = self.x[: len(order)]
-        np.take(task.x, order, axis=0, out=x, mode="clip")  # mode "clip" avoids a temporary copy of out
+        np.take(task.x, order, axis=0, out=x, mode="clip")  # mode "clip" avoids a temporary copy of `out`
         self.model.partial_fit(x, task.y[order])
         return float(self.model.loss_)
 

@@ -32,9 +32,9 @@ from fastmlp.nn.optimizers import DEFAULT_LEARNING_RATE, Optimizer
 
 LEARNING_RATE = 0.01  # upper limit; a lower default learning rate of the optimizer takes precedence
 REST = 0.2  # seconds of idle time before each epoch, because BLAS and OpenMP threads spin for a while after their work
-PROBE = 8  # number of mini-batches in the first comparison of losses (the probe)
-# Allowed relative difference of the mean loss over the probe. Rounding caused differences of up to 7e-5 with all libraries,
-# optimizers and networks of `CASES`; an error of 1 % in the learning rate causes a difference of 5e-4.
+PROBE = 8  # number of mini-batches in the probe, which is the first comparison of losses
+# Allowed relative difference of the mean loss over the mini-batches of the probe. Rounding caused differences of up to 7e-5
+# with all libraries, optimizers and networks of `CASES`; an error of 1 % in the learning rate causes a difference of 5e-4.
 PROBE_AGREEMENT = 2e-4
 # Allowed relative difference of the mean loss over an epoch. Rounding errors grow during the epoch; up to 1e-3 was observed.
 AGREEMENT = 5e-3
@@ -170,8 +170,8 @@ def run_bench(settings: BenchSettings, say: Say = lambda text: None) -> dict[str
             (number of training rows), data (name)
         slower : rows like the above for the slower numbers of threads
         verdicts : for each case, network, batch, ours, rival, ratio and text. The ratio is the time of the fastest other
-            contestant divided by the time of our fastest engine in the same round (median, least, most). It is None if
-            either of them is missing
+            contestant divided by the time of our fastest engine in the same round (median, least, most). It is None if one of
+            the two contestants is missing
         left_out : contestants that were not timed: network, batch, backend, threads, reason
 
     Raises
@@ -257,7 +257,7 @@ def order_of(index: int, rows: int) -> Any:
 
 
 def first_losses(contestant: Contestant, task: Task) -> tuple[float, float]:
-    """Train a prepared contestant on the probe and then for an epoch; return the two mean losses."""
+    """Train a prepared contestant on the first mini-batches (the probe) and then for an epoch; return the two mean losses."""
     order = order_of(0, len(task.x))
     with contestant.limited():
         return contestant.epoch(order[: PROBE * task.batch]), contestant.epoch(order)
@@ -281,7 +281,7 @@ def specified_losses(task: Task) -> tuple[float, float]:
 
 
 def tolerances(contestant: Contestant, task: Task) -> tuple[float, float]:
-    """Return the allowed relative differences from the reference losses, for the probe and for the epoch."""
+    """Return the allowed relative differences from the reference losses, for the first mini-batches and for the epoch."""
     own_masks = not isinstance(contestant, OwnEngine) and any(layer.dropout for layer in task.network.layers)
     counts = min(PROBE * task.batch, len(task.x)), len(task.x)
     rounded = contestant.roundoff if isinstance(contestant, OwnEngine) else 0.0
@@ -290,7 +290,7 @@ def tolerances(contestant: Contestant, task: Task) -> tuple[float, float]:
 
 
 def warm_up(contestant: Contestant, task: Task, specified: tuple[float, float]) -> float:
-    """Prepare a contestant, train it on the probe and for an epoch, and return the mean loss of the epoch.
+    """Prepare a contestant, train it on the first mini-batches and for an epoch, and return the mean loss of the epoch.
 
     All code is compiled during this warm-up. The losses are compared with `specified`, the losses of the reference
     implementation.
@@ -298,7 +298,7 @@ def warm_up(contestant: Contestant, task: Task, specified: tuple[float, float]) 
     Raises
     ------
     UnavailableError : the contestant does not support the task, or its losses disagree with the reference implementation
-    Disagreement : the losses of an engine of fastmlp disagree with the reference implementation, which is a bug
+    Disagreement : the losses of an engine of fastmlp disagree with those of the reference implementation; this is a bug
     """
     contestant.prepare(task)
     losses = first_losses(contestant, task)

@@ -8,6 +8,7 @@ import click
 
 from fastmlp.commands.console import say, show, show_json
 from fastmlp.commands.options import Command, bench_options, common_options
+from fastmlp.errors import ConfigError
 
 
 @click.command(cls=Command)
@@ -17,6 +18,7 @@ def bench(
     networks: tuple[str, ...],
     batches: tuple[int, ...],
     everything: bool,
+    estimators: bool,
     backends: str | None,
     out: str | None,
     as_json: bool,
@@ -29,13 +31,22 @@ def bench(
     fastmlp bench --network 784-512-10 --batch-size 64 --batch-size 1024 --out speed
     fastmlp bench --backends numba,jax --rounds 9
     fastmlp bench --all --out speed                   the table in README.md; takes half an hour
+    fastmlp bench --estimators --out speed            the table in docs/estimators.md; takes ten minutes
 
     Reports the median and the range of the seconds per epoch. In every round, each library trains for one epoch on the
-    same rows in the same order. All libraries start from the same initial weights; a library whose first-epoch loss
-    disagrees is excluded. GFLOP/s count only the matrix products. The ceiling is the peak multiply-add rate of the same
-    number of threads, measured in the same rounds. All networks are float32 classifiers with softmax output and
-    cross-entropy loss.
+    same rows in the same order. All libraries start from the same initial weights. A library is excluded if its
+    loss in the first epoch differs from that of the reference implementation. GFLOP/s count only the matrix products. The
+    ceiling is the peak multiply-add rate of the same number of threads, measured in the same rounds. All networks are
+    float32 classifiers with softmax output and cross-entropy loss.
     """
+    if estimators:
+        if networks or batches or everything or backends:
+            raise ConfigError(
+                "the estimators are compared in cases of their own; leave out the other settings",
+                settings=("network", "batch_size", "all", "backends"),
+            )
+        show_result(*estimator_bench(out, flags["rounds"], flags["data_dir"]), as_json)
+        return
     from fastmlp.bench.cases import choose_cases
     from fastmlp.bench.report import bench_text, make_folder, write_bench
     from fastmlp.bench.rivals import parse_names
@@ -46,7 +57,25 @@ def bench(
     result = run_bench(settings, say)
     if folder is not None:
         write_bench(result, folder)
+    show_result(result, bench_text(result), as_json)
+
+
+def estimator_bench(out: str | None, rounds: int, data_dir: str | None) -> tuple[dict[str, Any], str]:
+    """Compare the estimators, and return the result and its text; the folder `out` gets estimators.json."""
+    from fastmlp.bench.estimators import estimators_text, run_estimators
+    from fastmlp.bench.report import make_folder
+    from fastmlp.files import write_json
+
+    folder = None if out is None else make_folder(out)
+    result = run_estimators(say, rounds, data_dir)
+    if folder is not None:
+        write_json(folder / "estimators.json", result)
+    return result, estimators_text(result)
+
+
+def show_result(result: dict[str, Any], text: str, as_json: bool) -> None:
+    """Write a result to standard output, as JSON or as text."""
     if as_json:
         show_json(result)
     else:
-        show(bench_text(result))
+        show(text)

@@ -29,7 +29,7 @@ QUIET, VERBOSE, FLAGS = "fastmlp.quiet", "fastmlp.verbose", "fastmlp.flags"  # k
 
 
 def note(text: str) -> None:
-    """Write a line to stderr. Ignore a closed stream, so that the results of a finished training are still saved."""
+    """Write a line to stderr. Ignore a closed stream, so that the results of a finished training run are still saved."""
     with contextlib.suppress(OSError):
         click.echo(text, err=True)
 
@@ -131,7 +131,7 @@ def fail(ctx: click.Context, error: Any) -> None:
     if ctx.meta.get(VERBOSE, 0) > 1 or os.environ.get("FASTMLP_DEBUG"):
         note(traceback.format_exc())
     settings = [flag(name) for name in getattr(error, "settings", ())]
-    flags = [name for name in settings if name in ctx.meta.get(FLAGS, settings)]  # the command may not have all of them
+    flags = [name for name in settings if name in ctx.meta.get(FLAGS, settings)]  # a command may lack some of the flags
     note("fastmlp: error: " + " ".join(str(error).splitlines()) + (f" [{', '.join(flags)}]" if flags else ""))
     ctx.exit(error.exit_code)
 
@@ -173,7 +173,7 @@ def prepare_process() -> None:
 
 
 def freeze() -> None:
-    """Skip the garbage collection at exit, except after PyTorch was imported: it needs an orderly shutdown."""
+    """Skip the garbage collection at exit, unless PyTorch was imported, because PyTorch needs an orderly shutdown."""
     if "torch" not in sys.modules:
         gc.freeze()
 

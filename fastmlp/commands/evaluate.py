@@ -23,8 +23,8 @@ from fastmlp.commands.toolkit import open_extractor
     default="test",
     show_default=True,
     envvar="FASTMLP_SPLIT",
-    help="Split to evaluate on. The data of the run are split as in the run. Other data without a test split "
-    "are used as a whole as the test split.",
+    help="Split to evaluate on. The data of the run are split as in the run. If other data have no test split, "
+    "all their rows are used as the test split.",
 )
 @engine_options
 @click.option(

@@ -266,6 +266,12 @@ BENCH_OPTIONS = (
         "--all", "everything", is_flag=True, envvar="FASTMLP_ALL", help="Measure the seven rows of the table in README.md."
     ),
     click.option(
+        "--estimators",
+        is_flag=True,
+        envvar="FASTMLP_ESTIMATORS",
+        help="Compare MLPClassifier and MLPRegressor with scikit-learn's classes; uses only --rounds, --data-dir and --out.",
+    ),
+    click.option(
         "--rows", type=int, default=48_000, show_default=True, envvar="FASTMLP_ROWS", help="Maximum number of rows per epoch."
     ),
     click.option(

@@ -3,8 +3,8 @@
 Heavy packages are imported only by the commands that need them.
 
 All commands follow the same conventions. Results go to stdout, everything else goes to stderr. --json prints exactly one
-object. A flag takes precedence over its environment variable FASTMLP_<FLAG>, the variable over --config, and --config over
-the default. Commands never ask for input.
+object. A flag takes precedence over its environment variable FASTMLP_<FLAG>, which takes precedence over --config. Defaults
+come last. Commands never ask for input.
 
 Exit codes: 0 success; 1 bug in fastmlp; 2 wrong usage or configuration; 3 bad data or file; 4 missing package, device,
 memory or network connection; 5 training diverged; 6 metric below the required minimum; 130 and 143 after SIGINT and SIGTERM.
@@ -57,7 +57,7 @@ class Program(Group):
             ctx.exit(1)
 
 
-# Click passes "obj" to `recipes run`: the function that imports fastmlp.cnn, which some recipes need.
+# obj is the function that imports fastmlp.cnn; Click passes it to `recipes run`, because some recipes need fastmlp.cnn.
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "obj": extraction_tools}
 
 

@@ -43,7 +43,7 @@ def recipes(ctx: click.Context, /, as_json: bool) -> None:
 def recipes_show(name: str, as_json: bool) -> None:
     """Show the details of a recipe.
 
-    They are its source, its settings, the published results, and our choices for settings that are not published.
+    The details are the source, the settings, the published results, and our choices for settings that are not published.
     """
     from fastmlp.experiments.recipes.recipe import as_text, find
 
@@ -92,7 +92,7 @@ def recipes_run(tools: Any, /, patterns: tuple[str, ...], jobs: int | None, out:
 def recipes_plot(patterns: tuple[str, ...], runs: str, out: str | None, as_json: bool) -> None:
     """Plot the learning curves of finished recipes.
 
-    The figures show the validation accuracy and loss per epoch, as in the reports.
+    The figures show the validation accuracy and loss per epoch, as in the published reports.
 
     \b
     fastmlp recipes plot

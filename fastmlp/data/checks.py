@@ -1,11 +1,12 @@
-"""Checks of rows, targets and sample weights. All values of an array are checked once, which `CheckedRows` records.
+"""Checks of features, targets and sample weights.
 
-Training and evaluation take `CheckedRows` and compare shapes only, so that a memory-mapped file larger than
-memory is not read from the disk again.
+The values of an array are checked only once; a `CheckedRows` object stores arrays that have been checked. Training and
+evaluation accept `CheckedRows` and compare only shapes, so that they need not read a large memory-mapped file again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -17,19 +18,21 @@ from fastmlp.errors import DataError, unknown_name
 from fastmlp.nn.blocks import blocks
 from fastmlp.nn.network import FloatArray, Network
 
-MOST_CLASSES = 65536  # a larger label is reported as an error, so that it does not set the number of outputs
+MOST_CLASSES = 65536  # a larger label is rejected, because the largest label determines the size of the output layer
 
 
 @dataclass(frozen=True, eq=False)
 class CheckedRows:
-    """Rows and targets whose values have been checked, in the dtypes that engines accept.
+    """Features and targets whose values have been checked, in the dtypes that engines accept.
 
-    Created by `check_split`, and by `splits.split` from a `dataset.Dataset`, whose arrays are checked when they are loaded.
+    Objects of this class are created by `check_split`, and by `splits.split` from a `dataset.Dataset`, whose arrays were
+    checked when it was loaded.
 
     Parameters
     ----------
-    x : (n, features) uint8 or float, C-contiguous, finite, n >= 1: an array, which may be memory-mapped, or a `rows.Subset`
-    y : (n,) int32 labels from 0 to `classes` - 1, or (n, outputs) float targets, finite
+    x : (n, features) uint8 or finite float values, C-contiguous, n >= 1; an array, which may be memory-mapped, or a
+        `rows.Subset`
+    y : (n,) int32 labels from 0 to `classes` - 1, or (n, outputs) finite float targets
     classes : number of classes of the labels; 0 for float targets
     """
 
@@ -42,7 +45,7 @@ class CheckedRows:
 
 
 class SourceLocation(NamedTuple):
-    """The origin of an array, so that an error message can locate a row of it.
+    """The source of an array. Error messages use it to give the location of a row.
 
     >>> SourceLocation("a.csv", "line", 2).row(5)
     'a.csv: line 7'
@@ -58,7 +61,7 @@ class SourceLocation(NamedTuple):
 
 
 def as_array(values: Any, what: str) -> npt.NDArray[Any]:
-    """Return the values as an array of any dtype. Raise DataError if they have no common shape."""
+    """Return the values as an array of any dtype. Raise DataError if its rows have different lengths."""
     try:
         return np.asarray(values)
     except (ValueError, TypeError) as error:
@@ -66,8 +69,8 @@ def as_array(values: Any, what: str) -> npt.NDArray[Any]:
 
 
 def finite(array: npt.NDArray[Any], dtype: npt.DTypeLike) -> tuple[npt.NDArray[Any], tuple[int, ...] | None]:
-    """Return the array as C-contiguous `dtype`, and the index of its first value that is not finite, or None."""
-    with np.errstate(over="ignore"):  # an overflow becomes infinity, which the next line finds
+    """Convert an array to a C-contiguous array of `dtype`. Return it with the index of the first non-finite value, or None."""
+    with np.errstate(over="ignore"):  # an overflow becomes infinity, which is then found as a non-finite value
         cast = np.ascontiguousarray(array, dtype)
     return cast, first_not_finite(cast)
 
@@ -78,9 +81,10 @@ def wrong_features(features: int, x: Features) -> DataError:
 
 
 def check_rows(x: Any, features: int, dtype: npt.DTypeLike) -> Features:
-    """Return x as a C-contiguous (n, features) array of uint8 (kept as it is) or `dtype`, after checking that it is finite.
+    """Check that x is finite, and return it as a C-contiguous array (n, features) of uint8 or `dtype`.
 
-    An array of this dtype and layout is not copied, and a `rows.Subset` of one stays a subset; anything else is copied.
+    uint8 values stay uint8; other numbers are converted to `dtype`. An array that already has this dtype and layout is not
+    copied, and a `rows.Subset` of such an array stays a subset. Anything else is copied.
 
     Raises
     ------
@@ -103,21 +107,21 @@ def check_rows(x: Any, features: int, dtype: npt.DTypeLike) -> Features:
 
 
 def check_targets(network: Network, y: Any, rows: int, split: str, dtype: npt.DTypeLike) -> Array:
-    """Return y as (rows,) int32 labels or (rows, outputs) targets of `dtype`, finite.
+    """Check y and return it as int32 labels (rows,) or as finite targets (rows, outputs) of `dtype`.
 
     Raises
     ------
-    DataError : wrong length or shape, values that are not finite, or labels that are not outputs of the network
+    DataError : wrong length or shape, values that are not finite, or labels for which the network has no output
     """
     y = as_array(y, f"{split} targets")
     outputs = network.sizes[-1]
     if y.ndim == 0:
-        raise DataError(f"the {split} split has no targets, but the scalar {y} ({y.dtype}); give one target per row")
+        raise DataError(f"the targets of the {split} split are the scalar {y} ({y.dtype}); give one target per row")
     if len(y) != rows:
         raise DataError(f"the {split} split has {rows} rows but {len(y)} targets")
     if y.ndim == 1 and y.dtype.kind in "iu":
         if rows and (y.min() < 0 or y.max() >= outputs):
-            raise DataError(f"{split} classes run from {y.min()} to {y.max()}, but the network has outputs 0 to {outputs - 1}")
+            raise DataError(f"{split} labels range from {y.min()} to {y.max()}, but the network has outputs 0 to {outputs - 1}")
         return y.astype(np.int32)
     if y.dtype.kind not in "buif" or y.ndim != 2 or y.shape[1] != outputs:
         raise wrong_targets(network, y, split)
@@ -134,23 +138,23 @@ def wrong_targets(network: Network, y: Array, split: str) -> DataError:
 
 
 def are_probabilities(y: FloatArray) -> bool:
-    """Whether each row of y (n, classes) sums to 1 within 1e-4 and has no negative value."""
+    """Return whether each row of y (n, classes) sums to 1 within 1e-4 and has no negative values."""
     return bool(np.allclose(y.sum(axis=1), 1, atol=1e-4) and (y >= 0).all())
 
 
 def check_split(network: Network, x: Any, y: Any, split: str, dtype: npt.DTypeLike) -> CheckedRows:
-    """Check all values of the rows and targets of a split; call `match_network` afterwards to compare them with a network.
+    """Check all values of the features and targets of a split; `match_network` then compares the result with a network.
 
     Parameters
     ----------
     x : (n, features) array-like, or a `rows.Subset`
     y : (n,) or (n, outputs) array-like
-    split : name of the split, for messages
-    dtype : of the engine
+    split : name of the split, for error messages
+    dtype : floating-point dtype of the engine
 
     Raises
     ------
-    DataError : no rows, wrong shapes or dtypes, values that are not finite, labels that are not outputs of the network
+    DataError : no rows, wrong shapes or dtypes, values that are not finite, or labels for which the network has no output
     """
     x = check_rows(x, network.sizes[0], dtype)
     if len(x) == 0:
@@ -160,7 +164,9 @@ def check_split(network: Network, x: Any, y: Any, split: str, dtype: npt.DTypeLi
 
 
 def match_network(network: Network, rows: CheckedRows, split: str, dtype: npt.DTypeLike) -> CheckedRows:
-    """Compare checked rows with a network and return them in the dtype of the engine, without checking x again.
+    """Check that rows have the shapes that a network needs, and return them in the dtype of the engine.
+
+    The values of x are not checked again.
 
     Raises
     ------
@@ -174,28 +180,53 @@ def match_network(network: Network, rows: CheckedRows, split: str, dtype: npt.DT
             raise DataError(f"the {split} split has {rows.classes} classes, but the network has {outputs} outputs")
     elif y.shape[1] != outputs:
         raise wrong_targets(network, y, split)
-    elif network.loss == "cross-entropy" and not all(are_probabilities(block) for _, block in blocks(y)):
-        raise DataError(
-            f"{split} targets of cross-entropy must sum to 1 and not be negative; for regression use loss='squared-error'",
-            settings=("loss",),
-        )
+    else:
+        check_target_range(network, y, split)
     if x.dtype not in (np.uint8, dtype):
         x = np.asarray(x, dtype)
     return replace(rows, x=x, y=y if y.ndim == 1 else np.asarray(y, dtype))
 
 
-def check_weights(sample_weight: Any, rows: int) -> FloatArray:
-    """Return sample weights as (rows,) float32. Raise DataError unless all are positive and finite."""
+# For each loss: a function that checks whether float targets are in the range of the loss, and the range in words.
+TARGET_RANGES: dict[str, tuple[Callable[[FloatArray], bool], str]] = {
+    "cross-entropy": (are_probabilities, "be nonnegative and sum to 1"),
+    "binary-cross-entropy": (lambda y: bool(((y >= 0) & (y <= 1)).all()), "be between 0 and 1"),
+    "poisson": (lambda y: bool((y >= 0).all()), "be nonnegative"),
+}
+
+
+def check_target_range(network: Network, y: FloatArray, split: str) -> None:
+    """Raise DataError unless the loss of the network is defined for all float targets y (n, outputs)."""
+    if network.loss not in TARGET_RANGES:
+        return
+    in_range, needed = TARGET_RANGES[network.loss]
+    if not all(in_range(block) for _, block in blocks(y)):
+        raise DataError(
+            f"{split} targets must {needed} with the {network.loss} loss; for regression use loss='squared-error'",
+            settings=("loss",),
+        )
+
+
+def check_weights(sample_weight: Any, rows: int, *, zeros: bool = False) -> FloatArray:
+    """Return sample weights as (rows,) float32.
+
+    zeros : whether some of the weights, but not all, may be zero; if False, all must be positive
+
+    Raises
+    ------
+    DataError : wrong shape, or weights that are not finite or have the wrong sign
+    """
     given = as_array(sample_weight, "sample_weight")
     if given.dtype.kind in "buif" and given.shape == (rows,):
         weights, index = finite(given, np.float32)
-        if index is None and (weights > 0).all():
+        if index is None and ((weights >= 0).all() and weights.any() if zeros else (weights > 0).all()):
             return weights
-    raise DataError(f"sample_weight must be {rows} positive finite numbers")
+    needed = "nonnegative finite numbers that are not all zero" if zeros else "positive finite numbers"
+    raise DataError(f"sample_weight must be {rows} {needed}")
 
 
 def check_description(network: Network, features: int | None, classes: int, shape: tuple[int, ...] | None) -> None:
-    """Raise DataError unless the scaling, the class names and the image shape fit the network."""
+    """Raise DataError unless the scaling, the class names and the image shape match the network."""
     first, last = network.sizes[0], network.sizes[-1]
     if features is not None and features != first:
         raise DataError(f"the scaling is for {features} features, but the network takes {first}")
@@ -206,7 +237,7 @@ def check_description(network: Network, features: int | None, classes: int, shap
 
 
 def check_features(values: Any, location: SourceLocation) -> tuple[Array, tuple[int, int, int] | None]:
-    """Return rows (n, features), uint8 or finite float32, and the image shape if the values are images (n, h, w[, c]).
+    """Return the features (n, features) as uint8 or float32, and the image shape if the values are images (n, h, w[, c]).
 
     Raise DataError for any other shape, an empty array, or values that are not finite float32 numbers.
 
@@ -215,7 +246,9 @@ def check_features(values: Any, location: SourceLocation) -> tuple[Array, tuple[
     """
     array = _array(values, location)
     if array.ndim not in (2, 3, 4):
-        raise DataError(f"{location.text}: shape {array.shape}; needed (n, features) or (n, height, width[, channels])")
+        raise DataError(
+            f"{location.text}: shape {array.shape}; the shape must be (n, features) or (n, height, width[, channels])"
+        )
     height, width, channels = (*array.shape[1:], 1, 1)[:3]
     rows = array.reshape(len(array), -1)
     x = np.ascontiguousarray(rows) if rows.dtype == np.uint8 else _float32(rows, location)
@@ -223,7 +256,7 @@ def check_features(values: Any, location: SourceLocation) -> tuple[Array, tuple[
 
 
 def check_values(values: Any, location: SourceLocation) -> Array:
-    """Return regression targets (n, k) float32 from (n,) or (n, k).
+    """Return regression targets of shape (n,) or (n, k) as a float32 array (n, k).
 
     Raise DataError for any other shape, an empty array, or values that are not finite float32 numbers.
 
@@ -237,7 +270,7 @@ def check_values(values: Any, location: SourceLocation) -> Array:
 
 
 def check_labels(values: Any, classes: tuple[str, ...], location: SourceLocation) -> tuple[Array, tuple[str, ...]]:
-    """Return labels (n,) int32 and the names of all classes, which are derived from the labels if `classes` is empty.
+    """Return the labels as int32 (n,), and the names of all classes, which are derived from the labels if `classes` is empty.
 
     Raise DataError for a wrong shape, an empty array, or a label that is not one of the classes.
 
@@ -256,7 +289,7 @@ def check_labels(values: Any, classes: tuple[str, ...], location: SourceLocation
             raise DataError(f"{location.row(row)}: {unknown_name('class', unknown[0], number)}")
         return np.array([number[name] for name in names.tolist()], np.int32)[codes], tuple(number)
     if array.dtype.kind not in "buif":
-        raise DataError(f"{location.text}: labels of type {array.dtype}; whole numbers or strings are needed")
+        raise DataError(f"{location.text}: the labels have dtype {array.dtype}; they must be whole numbers or strings")
     last = len(classes or range(MOST_CLASSES)) - 1
     good = np.isfinite(array) & (array >= 0) & (array <= last) & (np.floor(array) == array)
     if not good.all():
@@ -271,16 +304,16 @@ def _array(values: Any, location: SourceLocation) -> Array:
     try:
         array = np.asarray(values)
     except ValueError as error:
-        raise DataError(f"{location.text}: rows of different lengths; make all rows equally long") from error
+        raise DataError(f"{location.text}: the rows have different lengths; make them equally long") from error
     if array.size == 0 or array.ndim == 0:
         raise DataError(f"{location.text}: empty (shape {array.shape}); give at least one row")
     return array
 
 
 def _float32(rows: Array, location: SourceLocation) -> Array:
-    """Return (n, k) numbers as C-contiguous float32. Raise DataError unless all are finite."""
+    """Return the numbers (n, k) as a C-contiguous float32 array. Raise DataError unless all are finite."""
     if rows.dtype.kind not in "buif":
-        raise DataError(f"{location.text}: values of type {rows.dtype}; numbers are needed")
+        raise DataError(f"{location.text}: the values have dtype {rows.dtype}; they must be numbers")
     result, index = finite(rows, np.float32)
     if index is not None:
         row, column = index

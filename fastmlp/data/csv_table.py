@@ -103,7 +103,7 @@ def is_number(cell: str) -> bool:
 
 
 def _all_good(cells: list[str]) -> bool:
-    """Check quickly whether all cells of a line are finite float32 numbers. True is always correct; False may be wrong."""
+    """Check quickly whether all cells of a line are finite float32 numbers. May wrongly return False, but never True."""
     line = "".join(cells)
     try:
         return line.isascii() and "_" not in line and sum(map(abs, map(float, cells))) <= FLOAT32_MAX

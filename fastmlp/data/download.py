@@ -23,8 +23,8 @@ class DataFile(NamedTuple):
 class DataEntry(NamedTuple):
     """A data set that can be loaded by name.
 
-    `files` are the training images, the training labels, the test images and the test labels, in this order. It is empty for
-    a data set that is part of the package.
+    `files` are the training images, the training labels, the test images and the test labels, in this order. `files` is empty
+    for a data set that is part of the package.
     """
 
     description: str

@@ -144,7 +144,7 @@ class FeatureWriter(NamedTuple):
     dtype: str
 
     def append(self, name: str, pixels: Features, stop: Callable[[], bool]) -> int:
-        """Extract the features of images (n, pixels), append those that `name.npy` lacks, and return their number.
+        """Extract the features of images (n, pixels), append the missing ones to `name.npy`, and return how many were appended.
 
         Extraction ends early if `stop`, which is called before each block, returns True. Only complete blocks of an earlier
         run are kept, so that the features are bitwise the same as without an interruption.

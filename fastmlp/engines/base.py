@@ -39,7 +39,8 @@ class RowMetrics(NamedTuple):
     In training, the metrics of a mini-batch are computed with dropout and before the parameters are updated.
 
     loss : (n,) float32 or float64, without L1 and L2 penalties
-    correct : (n,) bool, whether the predicted class (the first largest output) equals the label; all False for float targets
+    correct : (n,) bool, whether the predicted class, which is the index of the (first) maximum of the outputs, equals the
+        label; all False for float targets
     """
 
     loss: FloatArray
@@ -113,7 +114,7 @@ class Engine(Protocol):
         z : (n, outputs), filled with the pre-activations of the output layer, as computed by `forward`; its dtype is that of
             the engine or a wider one
 
-        The rows are processed in blocks, to limit the memory.
+        The rows are processed in blocks, to limit memory use.
         """
 
     def close(self) -> None:
@@ -151,7 +152,7 @@ def step_count(rows: int, batch_size: int) -> int:
 def loss_weights(indices: npt.NDArray[np.int64], batch_size: int, weights: FloatArray | None) -> FloatArray:
     """Return the weight of each row in the mean loss of its mini-batch, (len(indices),) float64.
 
-    It is the sample weight of the row divided by the sum of the sample weights in the mini-batch.
+    The weight of a row is its sample weight divided by the sum of the sample weights in the mini-batch.
     """
     if weights is None:
         scales, rest = np.full(len(indices), 1 / batch_size), len(indices) % batch_size

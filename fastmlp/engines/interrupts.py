@@ -1,4 +1,4 @@
-"""Deferred handling of SIGINT and SIGTERM: a signal is recorded, and acted on later, when the training state is consistent."""
+"""Deferred handling of SIGINT and SIGTERM: a signal is recorded, and handled later, when the training state is consistent."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Signals:
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
             for number in ENDING:
-                if signal.getsignal(number) is not None:  # None: not installed by Python, so it could not be restored
+                if signal.getsignal(number) is not None:  # a handler not set by Python cannot be restored
                     self._before[number] = signal.signal(number, self._note)
         return self
 

@@ -92,7 +92,7 @@ def warn_once(reason: str) -> None:
 
 
 def reason(folder: Path, error: OSError | UnsafeFolder) -> str:
-    """Return why the folder cannot be used. The text is the same for all files in it, so that `warn_once` warns once."""
+    """Return why the folder cannot be used. The text is the same for all files, so that `warn_once` warns once."""
     return f"{folder}: {error.strerror}" if isinstance(error, OSError) else str(error)
 
 

@@ -1,12 +1,13 @@
-"""The PyTorch engine: the same training with PyTorch's definitions. Needs the package torch.
+"""The PyTorch engine, which trains with PyTorch's own functions and optimisers. It requires the package torch.
 
-It validates the other engines independently, and reproduces published experiments that were trained in PyTorch: the same rows
-in the same order, initial parameters and dropout masks, but activations and losses from torch.nn.functional, gradients from
-autograd, and updates from torch.optim. It is not optimised for speed, and `auto` never selects it; `fastmlp bench` measures
-the fastest training step in PyTorch (bench/pytorch.py, which shares the tables below).
+Its purpose is to validate the other engines independently, and to reproduce published experiments that were trained in
+PyTorch. Mini-batches, initial parameters and dropout masks are the same as in the other engines. Activations and losses come
+from torch.nn.functional, gradients from autograd, and updates from torch.optim. The engine is not optimised for speed, and
+`auto` never selects it. `fastmlp bench` measures a faster training step in PyTorch, which uses some of the functions below
+(bench/pytorch.py).
 
-Float32 or float64, on the CPU. PyTorch's threads belong to the process, not to an engine: `EngineSpec.threads` is ignored,
-since several engines may run, and `threads` is PyTorch's own setting (OMP_NUM_THREADS, torch.set_num_threads).
+The engine computes in float32 or float64 on the CPU. All engines of a process share PyTorch's threads, so it ignores
+`EngineSpec.threads`; its attribute `threads` is PyTorch's own setting (OMP_NUM_THREADS, torch.set_num_threads).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from fastmlp.nn.philox import keep_mask
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 
-# PyTorch's threads do not exist in a forked child, which would wait for them forever; with one thread it needs no others.
+# A forked child process would wait forever for PyTorch's threads, which exist only in the parent. So it uses one thread.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
 
@@ -37,7 +38,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def activations(a: float) -> dict[str, Function]:
-    """Activations that PyTorch implements, by fastmlp's names; a is the parameter of those that have one."""
+    """Return the activations that PyTorch implements, by their name in fastmlp. a is the parameter of leaky-relu and elu."""
     return {
         "linear": lambda z: z,
         "relu": functional.relu,
@@ -51,27 +52,39 @@ def activations(a: float) -> dict[str, Function]:
 
 
 def activation(layer: Layer) -> Function:
-    """The activation of a layer, composed of PyTorch's."""
+    """Return the activation function of a layer. leaky-gelu does not exist in PyTorch and is computed from its gelu."""
     a = layer.parameter
     return {**activations(a), "leaky-gelu": lambda z: a * z + (1 - a) * functional.gelu(z)}[layer.activation]
 
 
-OUTPUTS: dict[str, Function] = {"softmax": lambda z: z.softmax(1), "sigmoid": torch.sigmoid, "linear": lambda z: z}
+OUTPUTS: dict[str, Function] = {
+    "softmax": lambda z: z.softmax(1),
+    "sigmoid": torch.sigmoid,
+    "linear": lambda z: z,
+    "exp": torch.exp,
+}
 
 
 def row_losses(network: Network, z: torch.Tensor, y: npt.NDArray[Any], smoothing: float) -> torch.Tensor:
-    """Loss of each row, (rows,), from output pre-activations z (rows, outputs); classes y are smoothed, targets are not."""
+    """Return the loss of each row, (rows,), from the pre-activations z of the output layer, (rows, outputs).
+
+    Label smoothing applies to class labels y (rows,), but not to float targets y (rows, outputs).
+    """
     classes = y.ndim == 1
     target = torch.tensor(y, dtype=torch.int64 if classes else z.dtype)
     if network.loss == "cross-entropy":
         return functional.cross_entropy(z, target, reduction="none", label_smoothing=smoothing if classes else 0.0)
-    if classes:  # cast first: integers times a float would be float32
+    if classes:  # PyTorch would promote integers times a Python float to float32
         target = functional.one_hot(target, z.shape[1]).to(z.dtype) * (1 - smoothing) + smoothing / z.shape[1]
+    if network.loss == "binary-cross-entropy":
+        return functional.binary_cross_entropy_with_logits(z, target, reduction="none").sum(1)
+    if network.loss == "poisson":  # PyTorch's loss omits the terms that do not depend on z
+        return (functional.poisson_nll_loss(z, target, reduction="none") + torch.xlogy(target, target) - target).sum(1)
     error = OUTPUTS[network.output or ""](z) - target
     return 0.5 * error.square().sum(1)
 
 
-# name -> names in torch.optim's state, in the order of `Optimizer.slots`
+# optimiser -> keys of its state in torch.optim, in the order of `Optimizer.slots`
 SLOTS: dict[str, tuple[str, ...]] = {
     "sgd": (),
     "momentum": ("momentum_buffer",),
@@ -83,9 +96,12 @@ SLOTS: dict[str, tuple[str, ...]] = {
 
 
 def make_optimizer(o: Optimizer, weights: Any, biases: Any, learning_rate: float = 0.0, **how: bool) -> torch.optim.Optimizer:
-    """torch.optim's rule of the same name, with adamw's decay on weights only; `how` selects one of its implementations."""
+    """Return the torch.optim optimiser of the same name. The weight decay of adamw applies to weights only.
+
+    how : keyword arguments that select an implementation, such as fused=True
+    """
     made = torch.optim
-    # PyTorch rejects nesterov without momentum, which is plain SGD; without momentum it has no slot, and nothing reads it.
+    # PyTorch rejects nesterov=True with momentum 0, which is equivalent to plain SGD. The momentum buffer is then unused.
     heavy = {"momentum": o.momentum, "nesterov": o.name == "nesterov" and o.momentum > 0}
     means = {"betas": (o.beta1, o.beta2), "eps": o.epsilon}
     rules: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -105,15 +121,16 @@ def make_optimizer(o: Optimizer, weights: Any, biases: Any, learning_rate: float
     return found
 
 
-# PyTorch raises an error if a product with the learning rate overflows float32; engines return a loss that is not finite.
+# A larger rate is replaced by infinity: PyTorch would raise an error if a product with it overflows float32, but an engine
+# must return a non-finite loss instead.
 LARGEST_LEARNING_RATE = 1e35
 
 
 def clip(parameters: Iterable[torch.Tensor], largest: float) -> None:
-    """Scale the gradients down to the norm `largest` if their norm exceeds it.
+    """If the joint norm of all gradients exceeds `largest`, scale them so that it equals `largest`.
 
-    torch.nn.utils.clip_grad_norm_ is not used: it adds 1e-6 to the norm, so clipped gradients are shorter than `largest`, by
-    a tenth for a norm of 1e-5. The specification, Pascanu et al., does not.
+    torch.nn.utils.clip_grad_norm_ is not used because it adds 1e-6 to the norm, which makes clipped gradients too short: by
+    a tenth for a norm of 1e-5. The reference implementation, which follows Pascanu et al., adds nothing.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients]).norm().item()
@@ -126,7 +143,7 @@ def clip(parameters: Iterable[torch.Tensor], largest: float) -> None:
 
 
 class TorchEngine:
-    """Training by autograd and torch.optim; see `base.Engine` for its methods."""
+    """Engine that trains with autograd and torch.optim; see `base.Engine` for its methods."""
 
     name = "torch"
 
@@ -145,7 +162,7 @@ class TorchEngine:
         for key, slot in zip(SLOTS[self.spec.optimizer.name], state.slots, strict=True):
             weights, biases = self.tensors(slot)
             for p, values in zip(self.leaves(), [*weights, *biases], strict=True):
-                # PyTorch's float32 would stop counting steps at 2^24
+                # PyTorch's default, a float32 counter, would stop at 2^24 steps
                 entry = self.optimizer.state[p] or {"step": torch.tensor(state.step, dtype=torch.float64)}
                 self.optimizer.state[p] = {**entry, key: values}
 
@@ -156,20 +173,23 @@ class TorchEngine:
         return State(self.flat(self.leaves()), np.array(kept, self.spec.dtype).reshape(shape), self.step)
 
     def leaves(self) -> list[torch.Tensor]:
-        """All weights, then all biases."""
+        """Return the weights of all layers, followed by the biases of all layers."""
         return [*self.weights, *self.biases]
 
     def tensors(self, vector: FloatArray) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Copies of the weights, (fan_out, fan_in) as in PyTorch, and biases of each layer from a flat vector."""
+        """Copy the weights, transposed to PyTorch's (fan_out, fan_in), and the biases of all layers from a flat vector."""
         views = self.spec.network.views(vector)
         return [self.tensor(np.ascontiguousarray(w.T)) for w, _ in views], [self.tensor(b) for _, b in views]
 
     def tensor(self, array: npt.NDArray[Any]) -> torch.Tensor:
-        """Copy into memory aligned by PyTorch: rounding in products depends on the alignment of the operands."""
+        """Copy an array into a tensor.
+
+        The copy has PyTorch's memory alignment. Without it, rounding errors in products would depend on the caller's array.
+        """
         return torch.tensor(array, dtype=self.dtype)
 
     def flat(self, tensors: list[torch.Tensor]) -> FloatArray:
-        """A new flat vector from tensors in the order of `leaves`."""
+        """Return a new flat vector from tensors in the order of `leaves`."""
         vector = np.empty(self.spec.network.parameters, self.spec.dtype)
         layers = len(tensors) // 2
         for (w, b), weight, bias in zip(self.spec.network.views(vector), tensors[:layers], tensors[layers:], strict=True):
@@ -177,11 +197,11 @@ class TorchEngine:
         return vector
 
     def rows(self, x: npt.NDArray[Any]) -> torch.Tensor:
-        """Scaled rows, the input of the network."""
+        """Return the scaled rows, which are the input of the network."""
         return self.tensor(np.ascontiguousarray(x if self.spec.scaling is None else self.spec.scaling.apply(x)))
 
     def dropout_factors(self, rows: int) -> list[torch.Tensor | None]:
-        """Factors 0 or 1/(1 - rate) of each hidden layer with dropout, else None; masks as in all engines."""
+        """Return the dropout factors, 0 or 1/(1 - rate), of each hidden layer; None for a layer without dropout."""
         spec = self.spec
         return [
             self.tensor(keep_mask(spec.seed, self.step, index, rows, layer.fan_out, layer.dropout)) / (1 - layer.dropout)
@@ -191,7 +211,7 @@ class TorchEngine:
         ]
 
     def outputs(self, x: torch.Tensor, factors: list[torch.Tensor | None] | None = None) -> torch.Tensor:
-        """Pre-activations of the output layer; `factors` are the dropout factors in training."""
+        """Return the pre-activations of the output layer. `factors` are the dropout factors; pass them in training only."""
         for index, function in enumerate(self.activations):
             x = function(functional.linear(x, self.weights[index], self.biases[index]))
             factor = None if factors is None else factors[index]
@@ -199,20 +219,22 @@ class TorchEngine:
         return functional.linear(x, self.weights[-1], self.biases[-1])
 
     def penalty(self) -> torch.Tensor | float:
-        """l2/2 sum(w^2) + l1 sum(|w|)."""
+        """Return the L1 and L2 penalties, l2/2 sum(w^2) + l1 sum(|w|) over all weights."""
         network = self.spec.network
         l2 = sum(w.square().sum() for w in self.weights) if network.l2 else 0.0
         l1 = sum(w.abs().sum() for w in self.weights) if network.l1 else 0.0
         return network.l2 / 2 * l2 + network.l1 * l1
 
     def update(self, objective: torch.Tensor, learning_rate: float) -> None:
-        """One step down the objective's gradient."""
+        """Compute the gradient of the objective, clip it if requested, and update the parameters."""
         self.optimizer.zero_grad()
         objective.backward()  # type: ignore[no-untyped-call]
         if self.spec.optimizer.clip_norm:
             clip(self.leaves(), self.spec.optimizer.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate if learning_rate <= LARGEST_LEARNING_RATE else np.inf
+            if self.spec.optimizer.epsilon_hat:
+                group["eps"] = self.spec.optimizer.epsilon / np.sqrt(1 - self.spec.optimizer.beta2 ** (self.step + 1))
         self.optimizer.step()
         self.step += 1
 
@@ -249,16 +271,16 @@ class TorchEngine:
         return evaluate_blocks(held, z, self.forward, self.row_metrics)
 
     def row_metrics(self, z: FloatArray, y: npt.NDArray[Any]) -> RowMetrics:
-        """Metrics of rows from their pre-activations, in float64."""
+        """Return the metrics of rows, computed in float64 from their pre-activations."""
         given = torch.tensor(z, dtype=torch.float64)
         return RowMetrics(row_losses(self.spec.network, given, y, 0.0).numpy(), correct_rows(given, y))
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Do nothing: this engine holds no threads or device memory."""
 
 
 def correct_rows(z: torch.Tensor, y: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Whether the first largest output is the class of the row; False for plain targets."""
+    """Return for each row whether the index of its (first) maximum output equals its label; always False for float targets."""
     if y.ndim == 2:
         return np.zeros(len(y), bool)
     found: npt.NDArray[np.bool_] = z.argmax(1).numpy() == y

@@ -29,7 +29,7 @@ class ChainResult(NamedTuple):
     """Result of `extract_and_train`.
 
     extracted : result of the feature extraction
-    run : result of the training on the features; None if a signal interrupted the extraction
+    run : result of the training run on the features; None if a signal interrupted the extraction
     signal : number of the signal that interrupted the extraction or the training, or 0
     """
 
@@ -46,7 +46,7 @@ def extract_and_train(
     Parameters
     ----------
     images : settings of the extraction
-    config : settings of the training; the features replace the data set that `config.data` names
+    config : settings of the training run; the features replace the data set that `config.data` names
     tools, quiet, say : as for `extraction.extract_run`
 
     Raises
@@ -64,7 +64,7 @@ def extract_and_train(
 
 
 def check_chain(images: ExtractConfig, config: TrainConfig) -> None:
-    """Check the settings of the training before the features are extracted, which takes long.
+    """Check the training settings before the features are extracted, because the extraction takes a long time.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def check_chain(images: ExtractConfig, config: TrainConfig) -> None:
 
 
 def draw_chain(found: Extracted, folder: Path) -> None:
-    """Plot the extraction, the confusion matrices, and the most confident mistakes into the folder of a finished run."""
+    """Plot the figures of the extraction, the confusion matrices, and the most confident mistakes, into the run folder."""
     draw_extraction(found, folder)
     result, model, data = read_result(folder / RESULT_NAME), load(folder), found.data
     assert data is not None

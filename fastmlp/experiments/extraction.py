@@ -74,7 +74,7 @@ class ExtractJob(NamedTuple):
 
     @property
     def pictures(self) -> Path | None:
-        """Folder for the figures: the one in the settings, or a folder next to the feature file; None without either."""
+        """Folder for the figures: the one in the settings, or else a folder next to the feature file, or else None."""
         beside = None if self.out is None else self.out.with_name(f"{self.out.stem}-pictures")
         return Path(self.config.pictures) if self.config.pictures else beside
 
@@ -130,7 +130,7 @@ class Extracted(NamedTuple):
 def plan(config: ExtractConfig, tools: Tools, *, follows: TrainConfig | None, progress: bool) -> ExtractJob:
     """Load the images and check the settings, without writing any file.
 
-    follows : settings of a training that uses the features in memory; if given, a feature file is written only if
+    follows : settings of a training run that uses the features in memory; if given, a feature file is written only if
         `config.out` is set
     """
     images = load_data(config.data, config.data_dir, image_size=config.image_size, progress=progress)
@@ -170,7 +170,7 @@ def extract_run(
     ----------
     config : settings of the extraction
     tools : the module fastmlp.cnn.toolkit
-    follows : settings of a training that uses the features in memory; if given, a feature file is written only if
+    follows : settings of a training run that uses the features in memory; if given, a feature file is written only if
         `config.out` is set
     quiet : if true, show no progress on stderr
     say : function that is called with each status message

@@ -31,7 +31,7 @@ def new_run_folder(out: str | os.PathLike[str] | None, data: str, network: str, 
     Without `out`, the folder is `runs/DATE-data-network` below the current folder; if it exists, -2, -3, ... is appended to
     the name. Two processes never get the same folder.
 
-    With `out`, that folder is used. It must be empty or not exist, unless `force` is true. In this case, `clear_logs` is
+    With `out`, that folder is used. It must be empty or not exist, unless `force` is true. If `force` is true, `clear_logs` is
     called, and the other files of an earlier run stay until the new run replaces or removes them.
 
     Parameters

@@ -59,7 +59,7 @@ def make_plan(
     ------
     FastMLPError : settings or data cannot be used
     """
-    settings = config.settings()  # before the data are loaded, which may take long, to report invalid settings at once
+    settings = config.settings()  # loading data may take a long time, so invalid settings are reported first
     if same_data is not None:
         data, splits, scaling = same_data.data, same_data.splits, same_data.task.data.scaling
     else:

@@ -29,7 +29,7 @@ PACKAGES = ("numpy", "numba", "llvmlite", "scikit-learn")
 
 
 class TrainOutcome(NamedTuple):
-    """Outcome of a training.
+    """Outcome of a training run.
 
     training : the trained model and its history
     signal : number of the signal that ended the training early, or 0
@@ -44,7 +44,7 @@ class TrainOutcome(NamedTuple):
 
 
 def write_result(plan: RunPlan, outcome: TrainOutcome, folder: Path) -> dict[str, Any]:
-    """Write the files of a finished training, and return the content of result.json."""
+    """Write the files of a finished training run, and return the content of result.json."""
     model = dataclasses.replace(outcome.training.model, **image_fields(plan.data))
     training = outcome.training._replace(model=model)
     save(model, folder / FILE_NAME)

@@ -1,4 +1,4 @@
-"""`Model`: a trained network with the scaling of its inputs and the names of its classes."""
+"""The class `Model`, a trained network with the scaling of its inputs and the names of its classes."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from fastmlp.nn.optimizers import Optimizer
 from fastmlp.nn.scaling import Scaling
 
 
-@dataclass(frozen=True, eq=False)  # comparing arrays does not give a single bool
+@dataclass(frozen=True, eq=False)  # a generated __eq__ would fail, because comparing arrays does not give a single bool
 class Model:
     """A trained network.
 
     Parameters
     ----------
-    network : its architecture
-    parameters : (P,) float32 or float64, the flat vector of `Network.views`
-    scaling : applied to inputs first; None for no scaling
-    classes : names of the classes, empty for regression
-    image_shape : (height, width, channels) if the inputs are images, or features of images
-    backend, threads : for predictions; see `engines.make_engine`
-    extractor : a network that computes the inputs from images, as bytes of fastmlp.cnn; None if inputs are not features
+    network : architecture of the network
+    parameters : (P,) float32 or float64, all weights and biases as a flat vector; see `Network.views`
+    scaling : scaling that is applied to the inputs; None for no scaling
+    classes : names of the classes; empty for regression
+    image_shape : (height, width, channels) if the inputs are images, or features extracted from images; else None
+    backend, threads : engine and number of threads for predictions; see `engines.make_engine`
+    extractor : the bytes of a fastmlp.cnn file with the network that extracts the inputs from images; None if the inputs are
+        not extracted features
 
     Raises
     ------
-    DataError : scaling, class names or image shape do not fit the network
+    DataError : the scaling, the class names or the image shape does not match the network
     """
 
     network: Network
@@ -51,8 +52,12 @@ class Model:
         features = None if self.scaling is None else len(self.scaling.shift)
         check_description(self.network, features, len(self.classes), self.image_shape if self.extractor is None else None)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields without the engine, which holds threads and buffers, for pickle and `copy`."""
+        return {**vars(self), "_engines": []}
+
     def engine(self) -> Engine:
-        """The engine with this model's parameters, created on first use."""
+        """Return the engine with this model's parameters. It is created when it is first needed."""
         if not self._engines:
             spec = EngineSpec(
                 self.network, Optimizer(), scaling=self.scaling, threads=self.threads, dtype=self.parameters.dtype
@@ -63,13 +68,13 @@ class Model:
         return self._engines[0]
 
     def forward(self, x: Features) -> FloatArray:
-        """Pre-activations of the output layer, (n, outputs), for unscaled rows x (n, features)."""
+        """Return the pre-activations of the output layer (n, outputs) for inputs x (n, features) before scaling."""
         return forward_rows(self.engine(), check_rows(x, self.network.sizes[0], self.parameters.dtype))
 
     def predict_proba(self, x: Features) -> FloatArray:
-        """Outputs of the network, (n, outputs) float64: probabilities for a softmax output.
+        """Return the outputs of the network, (n, outputs) float64; with softmax, they are the class probabilities.
 
-        x (n, features) is an array, which may be memory-mapped, or a `rows.Subset`, uint8 or numbers.
+        x (n, features) is an array of numbers, which may be memory-mapped, or a `rows.Subset`. The model scales x itself.
 
         Raises
         ------
@@ -80,15 +85,15 @@ class Model:
         return OUTPUTS[self.network.output or ""](self.forward(x).astype(np.float64))
 
     def predict(self, x: Features) -> npt.NDArray[Any]:
-        """Class numbers (n,) int64, or for regression the outputs (n, outputs).
+        """Return the predicted class indices (n,) int64, or the outputs (n, outputs) for regression.
 
         Raises
         ------
-        DataError : as `predict_proba`
+        DataError : as in `predict_proba`
         """
         return self.forward(x).argmax(axis=1) if self.classes else self.predict_proba(x)
 
 
 def forward_rows(engine: Engine, x: Features) -> FloatArray:
-    """`engine.forward` of all rows, in blocks."""
+    """Apply `engine.forward` to all rows, block by block, and return the result (n, outputs)."""
     return np.concatenate([engine.forward(block) for _, block in inference_blocks(x)])

@@ -21,7 +21,7 @@ silu        z sigmoid(z)
 elu         z for z > 0, a (exp(z) - 1) otherwise             1.0
 =========== ================================================= =========
 
-There is no standard definition of leaky-gelu. It is defined here like leaky-relu(z) = a z + (1 - a) relu(z), as
+There is no standard definition of leaky-gelu. Here it is defined by analogy with leaky-relu(z) = a z + (1 - a) relu(z):
 leaky-gelu(z) = a z + (1 - a) gelu(z). Its derivative tends to a for z -> -inf and to 1 for z -> inf.
 
 Sources: gelu (exact form), Hendrycks & Gimpel 2016 (arXiv:1606.08415) section 2; silu, Elfwing et al. 2017 (arXiv:1702.03118);
@@ -92,7 +92,7 @@ def normal_cdf(z: Any) -> Any:
 
 
 def normal_density(z: Any) -> Any:
-    """Return the standard normal density. erfc computes the same exponential, so the compiler can share it."""
+    """Return the standard normal density. erfc needs the same exponential, so the compiler can compute it once for both."""
     x = abs(-z * SQRT_HALF)
     return INV_SQRT_2PI * math.exp(-x * x)
 

@@ -43,5 +43,8 @@ def blocks(x: RowSource, max_rows: int | None = None, first: int = 0) -> Iterato
 
 
 def inference_blocks(x: RowSource) -> Iterator[tuple[slice, npt.NDArray[Any]]]:
-    """Yield blocks of at most ROWS_AT_ONCE rows. If x has no rows, yield one empty block, so that kernels compile."""
+    """Yield blocks of at most ROWS_AT_ONCE rows.
+
+    If x has no rows, yield one empty block, so that the kernels are still called, and therefore compiled.
+    """
     return blocks(x, ROWS_AT_ONCE) if len(x) else iter([(slice(0, 0), x[:0])])

@@ -1,8 +1,8 @@
-"""Losses as functions of one row, and their registry.
+"""Loss functions for one row, and their registry.
 
-A row function takes pre-activations z and targets t, n values each, writes the gradient dz = d loss / d z, and returns the
-loss of the row; sums run in the order of the index. Like the activations, each is compiled for the CPU and for CUDA; the NumPy
-formulas of the specification are in reference.py.
+A row function takes the pre-activations z and the targets t of a row (n values each), writes the gradient dz = d loss / d z,
+and returns the loss of the row. Sums are accumulated in index order. The same functions are compiled for CPU and CUDA. The
+NumPy formulas of the reference implementation are in reference.py.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from fastmlp.nn.activations import HALF, ZERO, sigmoid_slope, sigmoid_value
+from fastmlp.nn.activations import HALF, ONE, ZERO, sigmoid_slope, sigmoid_value
 
 
 def softmax_row(z: Any, y: Any, n: int) -> Any:
-    """Write y = softmax(z) and return log(sum(exp(z))). The maximum is subtracted first, so nothing overflows."""
+    """Write softmax(z) to y, and return log(sum(exp(z))). The maximum is subtracted first to avoid overflow."""
     maximum = z[0]
     for j in range(1, n):
         maximum = max(maximum, z[j])
@@ -30,7 +30,7 @@ def softmax_row(z: Any, y: Any, n: int) -> Any:
 
 
 def cross_entropy_row(z: Any, t: Any, dz: Any, n: int) -> Any:
-    """Softmax cross-entropy, sum_j t_j (log_sum_exp(z) - z_j), for targets that sum to 1; dz = softmax(z) - t."""
+    """Softmax cross-entropy, sum_j t_j (log_sum_exp(z) - z_j), with dz = softmax(z) - t. The targets must sum to 1."""
     log_sum = softmax_row(z, dz, n)
     loss = ZERO
     for j in range(n):
@@ -41,7 +41,7 @@ def cross_entropy_row(z: Any, t: Any, dz: Any, n: int) -> Any:
 
 
 def squared_error_linear_row(z: Any, t: Any, dz: Any, n: int) -> Any:
-    """Half the squared distance of y = z from t; dz = y - t."""
+    """Half the squared distance between y = z and t, with dz = y - t."""
     loss = ZERO
     for j in range(n):
         error = z[j] - t[j]
@@ -51,7 +51,7 @@ def squared_error_linear_row(z: Any, t: Any, dz: Any, n: int) -> Any:
 
 
 def squared_error_sigmoid_row(z: Any, t: Any, dz: Any, n: int) -> Any:
-    """Half the squared distance of y = sigmoid(z) from t; dz = (y - t) y (1 - y)."""
+    """Half the squared distance between y = sigmoid(z) and t, with dz = (y - t) y (1 - y)."""
     loss = ZERO
     for j in range(n):
         y = sigmoid_value(z[j], ZERO)
@@ -62,9 +62,9 @@ def squared_error_sigmoid_row(z: Any, t: Any, dz: Any, n: int) -> Any:
 
 
 def squared_error_softmax_row(z: Any, t: Any, dz: Any, n: int) -> Any:
-    """Half the squared distance of y = softmax(z) from t; dz_j = y_j ((y_j - t_j) - sum_i (y_i - t_i) y_i).
+    """Half the squared distance between y = softmax(z) and t, with dz_j = y_j ((y_j - t_j) - sum_i (y_i - t_i) y_i).
 
-    The gradient follows from the Jacobian dy_i/dz_j = y_i (1[i=j] - y_j).
+    The gradient follows from the Jacobian of softmax, dy_i/dz_j = y_i (1[i=j] - y_j).
     """
     softmax_row(z, dz, n)
     loss = ZERO
@@ -78,6 +78,40 @@ def squared_error_softmax_row(z: Any, t: Any, dz: Any, n: int) -> Any:
     return loss
 
 
+def binary_cross_entropy_row(z: Any, t: Any, dz: Any, n: int) -> Any:
+    """Binary cross-entropy of y = sigmoid(z), summed over the outputs; dz = y - t. The targets must be in [0, 1].
+
+    With e = exp(-|z|), the loss is max(z, 0) - z t + log(1 + e). log(1 + e) is computed as log(u) + (e - (u - 1)) / u, where u
+    is 1 + e rounded, so that it is accurate for small e.
+    """
+    loss = ZERO
+    for j in range(n):
+        positive = z[j] if z[j] > ZERO else ZERO
+        e = math.exp(z[j] if z[j] < ZERO else -z[j])
+        u = ONE + e
+        loss += positive - z[j] * t[j] + (math.log(u) + (e - (u - ONE)) / u)
+        dz[j] = sigmoid_value(z[j], ZERO) - t[j]
+    return loss
+
+
+def poisson_row(z: Any, t: Any, dz: Any, n: int) -> Any:
+    """Half the Poisson deviance of y = exp(z), sum_j y_j - t_j - t_j log(y_j / t_j); dz = y - t. The targets must be >= 0.
+
+    With r = log(y / t), a term is computed as t (exp(r) - 1 - r) if r is small, so that large numbers do not cancel. For t = 0,
+    a term is y.
+    """
+    loss = ZERO
+    for j in range(n):
+        counted = t[j] > ZERO
+        y = math.exp(z[j])
+        r = z[j] - math.log(t[j] if counted else ONE)
+        near = t[j] * (math.expm1(r) - r)
+        far = (y - t[j]) - t[j] * r  # does not overflow for small t
+        loss += (far if r > ONE else near) if counted else y
+        dz[j] = y - t[j]
+    return loss
+
+
 LOSSES: dict[str, dict[str, Callable[..., Any]]] = {
     "cross-entropy": {"softmax": cross_entropy_row},
     "squared-error": {
@@ -85,5 +119,7 @@ LOSSES: dict[str, dict[str, Callable[..., Any]]] = {
         "sigmoid": squared_error_sigmoid_row,
         "softmax": squared_error_softmax_row,
     },
+    "binary-cross-entropy": {"sigmoid": binary_cross_entropy_row},
+    "poisson": {"exp": poisson_row},
 }
 OUTPUTS = tuple(dict.fromkeys(output for outputs in LOSSES.values() for output in outputs))  # names of the output functions

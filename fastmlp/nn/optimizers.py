@@ -1,9 +1,9 @@
-"""Optimisers: their settings, and the scalar update rules that every compiled engine shares.
+"""Optimizers: their settings, and the scalar update rules that all compiled engines share.
 
 A rule updates one parameter: rule(p, g, m, v, s) -> (p, m, v), where p is the parameter, g its gradient, m and v its
-optimiser slots, and s the scalars of the step in the order of `SCALARS`, float32. reference.py, the specification, has the
-same rules in array form. Network penalties (L1, L2) are part of g; adamw's weight decay is decoupled and applies to weights
-only, not to biases.
+optimizer slots (running averages that are kept between steps), and s the float32 scalars of the step, in the order of
+`SCALARS`. The reference implementation (reference.py) contains the same rules for arrays. g includes the gradients of the L1
+and L2 penalties of the network. The weight decay of adamw is decoupled, and applies to weights but not to biases.
 
 ======== ======================================================================== ======
 name     update                                                                   slots
@@ -13,13 +13,14 @@ momentum m = mu m + g;  p -= lr m                                               
 nesterov m = mu m + g;  p -= lr (g + mu m)                                        m
 rmsprop  v = beta2 v + (1 - beta2) g^2;  p -= lr g / (sqrt(v) + eps)              v
 adam     m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;             m, v
-         p -= lr mhat / (sqrt(vhat) + eps), mhat = m / (1 - beta1^t), vhat alike
-adamw    p -= lr weight_decay p, then as adam                                     m, v
+         p -= lr mhat / (sqrt(vhat) + eps), mhat = m / (1 - beta1^t),
+         vhat = v / (1 - beta2^t)
+adamw    p -= lr weight_decay p; then like adam                                   m, v
 ======== ======================================================================== ======
 
-Sources: momentum and nesterov, Sutskever et al. 2013, in PyTorch's form (learning rate outside the velocity); rmsprop,
-Hinton's lecture 6e, with beta2 as the smoothing constant; adam, Kingma & Ba 2015 algorithm 1; adamw, Loshchilov & Hutter 2019
-algorithm 2. Tests compare each with torch.optim's rule of the same name.
+Sources: momentum and nesterov, Sutskever et al. 2013, in PyTorch's form (the velocity m does not include the learning rate);
+rmsprop, Hinton's lecture 6e, with beta2 as the smoothing constant; adam, Kingma & Ba 2015 algorithm 1; adamw, Loshchilov &
+Hutter 2019 algorithm 2. Tests compare each rule with the corresponding optimizer of torch.optim.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ from fastmlp.nn.names import canonical_name
 
 ZERO = np.float32(0)
 
-# The scalars of one step, which a rule reads from `s`.
-# 1 - beta has a column of its own because it cannot be computed from beta in float32 without loss of digits.
+# Names of the scalars of a step, which a rule reads from `s`.
+# 1 - beta is stored because computing it from beta in float32 would lose significant digits.
 SCALARS = (
     "learning_rate",
     "momentum",
@@ -54,20 +55,20 @@ SCALARS = (
 )
 LEARNING_RATE, MOMENTUM, ONE_MINUS_BETA1, ONE_MINUS_BETA2, EPSILON = range(5)
 BIAS_CORRECTION1, BIAS_CORRECTION2, WEIGHT_DECAY, L1, L2 = range(5, 10)
-FIXED = [MOMENTUM, ONE_MINUS_BETA1, ONE_MINUS_BETA2, EPSILON, WEIGHT_DECAY, L1, L2]  # the same in all steps
+FIXED = [MOMENTUM, ONE_MINUS_BETA1, ONE_MINUS_BETA2, EPSILON, WEIGHT_DECAY, L1, L2]  # constant during training
 OF_WEIGHTS_ONLY = [WEIGHT_DECAY, L1, L2]
-STEPS_AT_ONCE = 256  # steps for which `scalars_without_learning_rates` is cached
-# Learning rates that work for most networks; those of rmsprop, adam and adamw are recommended by their authors.
+STEPS_AT_ONCE = 256  # steps per cached table of `scalars_without_learning_rates`
+# Learning rates that work for most networks. The authors of rmsprop, adam and adamw recommend those used here.
 DEFAULT_LEARNING_RATE = {"sgd": 0.05, "momentum": 0.01, "nesterov": 0.01, "rmsprop": 0.001, "adam": 0.001, "adamw": 0.001}
 
 
 def sign(p: Any) -> Any:
-    """1, 0 or -1."""
+    """Return the sign of p: 1, 0 or -1."""
     return np.float32(p > ZERO) - np.float32(p < ZERO)
 
 
 def with_penalties(p: Any, g: Any, s: Any) -> Any:
-    """The gradient of the loss with the network's L1 and L2 penalties."""
+    """Return g, the gradient of the loss, plus the gradients of the L1 and L2 penalties."""
     return g + (s[L2] * p + s[L1] * sign(p))
 
 
@@ -104,7 +105,7 @@ def adamw_rule(p: Any, g: Any, m: Any, v: Any, s: Any) -> Any:
 
 
 class Rule(NamedTuple):
-    """An update rule, and the names of its slots, of m and v."""
+    """An update rule, and the names of the slots that it uses ("m", "v")."""
 
     update: Callable[[Any, Any, Any, Any, Any], Any]
     slots: tuple[str, ...]
@@ -122,20 +123,24 @@ RULES = {
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Settings of an optimiser; settings that its rule does not use are ignored.
+    """Settings of an optimizer. Settings that its update rule does not use are ignored.
 
     Parameters
     ----------
-    name : a key of `RULES`
-    momentum : mu of momentum and nesterov, in [0, 1)
-    beta1, beta2 : decay of the running means of g and g^2, in [0, 1); beta2 also is rmsprop's smoothing constant
-    epsilon : added to the root in the denominator, > 0
-    weight_decay : decoupled decay of adamw, >= 0 (for an L2 penalty with any optimiser, see `Network.l2`)
-    clip_norm : largest Euclidean norm of the whole gradient (penalties included); 0 never clips
+    name : name of the optimizer, a key of `RULES`
+    momentum : momentum coefficient mu of momentum and nesterov, in [0, 1)
+    beta1, beta2 : decay rates of the running averages of g and g^2, in [0, 1); beta2 is also the smoothing constant of rmsprop
+    epsilon : added to the square root in the denominator, > 0
+    weight_decay : decoupled weight decay of adamw, >= 0 (`Network.l2` is an L2 penalty that works with all optimizers)
+    clip_norm : maximum Euclidean norm of the gradient of all parameters, including penalties; larger gradients are scaled down
+        to this norm; 0 disables clipping
+    epsilon_hat : only used by adam and adamw; whether epsilon is the epsilon-hat of Kingma & Ba 2015, section 2, which is added
+        to the square root of v before the bias correction, as in scikit-learn and TensorFlow; if False, it is added after the
+        bias correction, as in PyTorch
 
     Raises
     ------
-    ConfigError : an unknown name or an invalid value
+    ConfigError : the name is unknown, or a value is invalid
 
     Examples
     --------
@@ -150,6 +155,7 @@ class Optimizer:
     epsilon: float = 1e-8
     weight_decay: float = 0.01
     clip_norm: float = 0.0
+    epsilon_hat: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", canonical_name("optimizer", self.name, RULES))
@@ -157,47 +163,45 @@ class Optimizer:
             if not 0 <= getattr(self, field) < 1:
                 raise ConfigError(f"{field} must be at least 0 and below 1, not {getattr(self, field)}", settings=(field,))
         if not (self.epsilon >= np.finfo(np.float32).tiny and math.isfinite(self.epsilon)):
-            raise ConfigError(
-                f"epsilon must be a positive number that float32 can hold, not {self.epsilon}", settings=("epsilon",)
-            )
+            raise ConfigError(f"epsilon must be a positive normal float32 number, not {self.epsilon}", settings=("epsilon",))
         for field in ("weight_decay", "clip_norm"):
             if not (getattr(self, field) >= 0 and math.isfinite(getattr(self, field))):
                 raise ConfigError(f"{field} must be zero or a positive number, not {getattr(self, field)}", settings=(field,))
 
     @property
     def slots(self) -> tuple[str, ...]:
-        """Names of the optimiser slots of each parameter."""
+        """Names of the optimizer slots of each parameter."""
         return RULES[self.name].slots
 
     def scalars(
         self, learning_rates: npt.NDArray[np.float64], step: int, l1: float = 0.0, l2: float = 0.0
     ) -> npt.NDArray[np.float32]:
-        """Scalars that the rules read in the steps `step`, `step` + 1, …: (len(learning_rates), len(SCALARS)) float32.
+        """Return the scalars for one step per learning rate, (len(learning_rates), len(SCALARS)) float32.
 
-        `step` counts the updates already made; the powers of the bias correction are computed in float64. l1 and l2 are the
-        penalties of the network.
+        `step` is the number of updates made before the first of these steps. The bias corrections are computed in float64. l1
+        and l2 are the coefficients of the penalties.
         """
         return self.scalars_by_kind(learning_rates, step, l1, l2)[:, 0]
 
     def scalars_by_kind(
         self, learning_rates: npt.NDArray[np.float64], step: int, l1: float = 0.0, l2: float = 0.0
     ) -> npt.NDArray[np.float32]:
-        """`scalars` of weights and of biases, (len(learning_rates), 2, len(SCALARS)) float32.
+        """Return `scalars` for weights and for biases, (len(learning_rates), 2, len(SCALARS)) float32.
 
-        Biases have no weight decay and no penalties.
+        Index 0 of the second axis is for weights, and index 1 for biases, which have no weight decay and no penalties.
         """
         first, end = step // STEPS_AT_ONCE, (step + len(learning_rates)) // STEPS_AT_ONCE + 1
         tables = [scalars_without_learning_rates(self, l1, l2, block) for block in range(first, end)]
         start = step - first * STEPS_AT_ONCE
         table = (tables[0] if len(tables) == 1 else np.concatenate(tables))[start : start + len(learning_rates)].copy()
-        with np.errstate(over="ignore"):  # an infinite learning rate is reported as divergence
+        with np.errstate(over="ignore"):  # an infinite learning rate is reported later, as divergence
             table[..., LEARNING_RATE] = learning_rates[:, None]
         return table
 
 
 @functools.lru_cache
 def scalars_without_learning_rates(optimizer: Optimizer, l1: float, l2: float, block: int) -> npt.NDArray[np.float32]:
-    """`Optimizer.scalars_by_kind` of a block of STEPS_AT_ONCE steps, learning rates 0; cached for short epochs."""
+    """Return `Optimizer.scalars_by_kind` for a block of STEPS_AT_ONCE steps, with learning rates of 0. Results are cached."""
     table = np.zeros((STEPS_AT_ONCE, 2, len(SCALARS)), np.float32)
     complements = 1 - optimizer.beta1, 1 - optimizer.beta2
     table[..., FIXED] = optimizer.momentum, *complements, optimizer.epsilon, optimizer.weight_decay, l1, l2
@@ -205,4 +209,7 @@ def scalars_without_learning_rates(optimizer: Optimizer, l1: float, l2: float, b
     count = np.arange(1, STEPS_AT_ONCE + 1)[:, None] + block * STEPS_AT_ONCE
     corrections = 1 / (1 - np.array((optimizer.beta1, optimizer.beta2)) ** count)
     table[..., [BIAS_CORRECTION1, BIAS_CORRECTION2]] = corrections[:, None]
+    if optimizer.epsilon_hat:
+        # sqrt(v) + eps = sqrt(1 - beta2^t) (sqrt(vhat) + eps / sqrt(1 - beta2^t)), so the rules need no second form
+        table[..., EPSILON] = optimizer.epsilon * np.sqrt(corrections[:, 1:])
     return table

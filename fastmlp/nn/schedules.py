@@ -1,4 +1,4 @@
-"""Learning-rate schedules: the learning rate of each update as a function of the epoch."""
+"""Learning-rate schedules, which determine the learning rate of each update."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ SCHEDULES: dict[str, Callable[[float, Schedule], float]] = {
 class Schedule:
     """A learning-rate schedule, with optional linear warm-up.
 
-    With t the number of epochs (including fractions) since the end of the warm-up, the learning rate is `rate` times
+    Let t be the number of epochs since the end of the warm-up, including fractions of an epoch. The learning rate is `rate`
+    multiplied by
 
     ============ =====================================
     constant     1
@@ -57,20 +58,20 @@ class Schedule:
     cosine       (1 + cos(pi t / (epochs - warmup))) / 2
     ============ =====================================
 
-    During the warm-up, update number k (from 0) has the learning rate `rate` (k + 1) / (warmup x steps per epoch).
+    During the warm-up, the learning rate of update k, counted from 0, is `rate` * (k + 1) / (warmup * steps_per_epoch).
 
     Parameters
     ----------
-    rate : learning rate, > 0
-    kind : a key of `SCHEDULES`
-    decay : decay per epoch; only used by inverse-time and exponential
-    factor, every : step multiplies the learning rate by `factor` every `every` epochs
-    warmup : epochs of linear warm-up, 0 for none
-    epochs : epochs of the whole training; only used by cosine
+    rate : learning rate at the end of the warm-up, > 0
+    kind : name of the schedule, a key of `SCHEDULES`
+    decay : decay rate per epoch; only used by inverse-time and exponential
+    factor, every : the learning rate is multiplied by `factor` after every `every` epochs; only used by step
+    warmup : number of epochs of linear warm-up; 0 disables the warm-up
+    epochs : total number of training epochs, including the warm-up; only used by cosine
 
     Raises
     ------
-    ConfigError : an unknown kind, or an invalid value
+    ConfigError : `kind` is unknown, or a value is invalid
 
     Examples
     --------
@@ -100,14 +101,73 @@ class Schedule:
                 raise ConfigError(f"{field} must be zero or a positive number, not {getattr(self, field)}", settings=(field,))
 
     def rates(self, first: int, count: int, steps_per_epoch: int) -> npt.NDArray[np.float64]:
-        """Return the learning rates of `count` updates from number `first` (from 0) on, (count,) float64."""
+        """Return the learning rates of the updates `first` to `first + count - 1`, counted from 0, as (count,) float64."""
         multiplier = SCHEDULES[self.kind]
-        warmup = self.warmup * steps_per_epoch  # in updates
+        warmup = self.warmup * steps_per_epoch  # number of updates in the warm-up
         if multiplier is constant and first >= warmup:
-            return np.full(count, self.rate)  # the same values, without a call for each
+            return np.full(count, self.rate)  # avoids one function call per update
         return np.array(
             [
                 self.rate * (min((k + 1) / warmup, 1.0) if k < warmup else multiplier((k - warmup) / steps_per_epoch, self))
                 for k in range(first, first + count)
             ]
         )
+
+
+@dataclass(frozen=True)
+class ReduceOnPlateau:
+    """Multiply the learning rate by `factor` when the monitored loss has stopped improving.
+
+    Parameters
+    ----------
+    factor : factor by which the learning rate is multiplied, in (0, 1)
+    patience : number of epochs without improvement that are tolerated; the next one reduces the learning rate
+    threshold : relative decrease of the loss that counts as an improvement
+    min_factor : lower bound of the product of all reductions
+
+    The semantics are those of `torch.optim.lr_scheduler.ReduceLROnPlateau` with mode "min" and threshold_mode "rel".
+
+    Raises
+    ------
+    ConfigError : an invalid value
+    """
+
+    factor: float = 0.1
+    patience: int = 10
+    threshold: float = 1e-4
+    min_factor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.factor < 1:
+            raise ConfigError(f"factor must be above 0 and below 1, not {self.factor}", settings=("factor",))
+        if not self.patience >= 0:
+            raise ConfigError(f"patience must be zero or a positive number, not {self.patience}", settings=("patience",))
+        for field in ("threshold", "min_factor"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ConfigError(f"{field} must be at least 0 and below 1, not {getattr(self, field)}", settings=(field,))
+
+
+class PlateauTracker:
+    """The state of a `ReduceOnPlateau` schedule during one training run.
+
+    >>> tracker = PlateauTracker(ReduceOnPlateau(factor=0.5, patience=1))
+    >>> [tracker.update(loss) for loss in (3.0, 2.0, 2.0, 2.0, 2.0, 2.0)]
+    [1.0, 1.0, 1.0, 0.5, 0.5, 0.25]
+    """
+
+    def __init__(self, schedule: ReduceOnPlateau) -> None:
+        self.schedule = schedule
+        self.best = math.inf
+        self.epochs_without_improvement = 0
+        self.multiplier = 1.0
+
+    def update(self, loss: float) -> float:
+        """Record the loss of an epoch, and return the factor by which the learning rate of the next epoch is multiplied."""
+        if loss < self.best * (1 - self.schedule.threshold):
+            self.best, self.epochs_without_improvement = loss, 0
+        else:
+            self.epochs_without_improvement += 1
+        if self.epochs_without_improvement > self.schedule.patience:
+            self.multiplier = max(self.multiplier * self.schedule.factor, self.schedule.min_factor)
+            self.epochs_without_improvement = 0
+        return self.multiplier

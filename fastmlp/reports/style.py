@@ -71,7 +71,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
 
     The layout is computed once and then disabled, because matplotlib would compute it again each time it draws the figure. The
     bounding box includes labels that the layout does not account for, such as those of a confusion matrix, which must stay
-    square. It is computed here because bbox_inches="tight" would draw the figure once more.
+    square. It is computed here because bbox_inches="tight" would draw the figure again.
 
     Raises
     ------

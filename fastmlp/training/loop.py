@@ -1,4 +1,4 @@
-"""The training loop for all engines: epochs, chunks of steps, validation, early stopping, time limit and signals."""
+"""The training loop of all engines: epochs, validation, early stopping, time limit and signals."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from fastmlp.data.rows import Array, Features, Indices, base_rows
 from fastmlp.engines import make_engine
 from fastmlp.engines.base import Engine, EngineSpec, RowMetrics, State, step_count
+from fastmlp.engines.chunks import ChunkSize
 from fastmlp.engines.interrupts import Signals
 from fastmlp.errors import DivergedError
 from fastmlp.models.metrics import mean
@@ -27,13 +28,9 @@ from fastmlp.training.settings import Settings, Task, check_data, make_task
 
 Callback = Callable[[EpochLog, Engine], bool | None]
 
-# Target duration of a chunk of steps, after which Python updates the progress and checks signals and the time limit.
-CHUNK_SECONDS = 0.08
-SLOWEST = 1e8  # lower bound of the floating-point operations per second of any engine; limits the size of the first chunk
-
 
 class Progress(Protocol):
-    """Progress display; see progress.py."""
+    """Interface of the progress display that the training loop needs; see progress.py."""
 
     def update(
         self, epoch: int, done: int, total: int, loss: float, accuracy: float | None, rows_per_second: float
@@ -42,18 +39,20 @@ class Progress(Protocol):
 
 
 class TrainResult(NamedTuple):
-    """Result of a training.
+    """Result of `train`.
 
     model : the model, with the weights of the best epoch
-    history : a dict per epoch: epoch (from 1), rows, loss, accuracy, val_loss, val_accuracy, lr, seconds (of training
-        only), eval_seconds, rows_per_second. loss and accuracy are means over the epoch while the weights change, with
-        dropout; accuracy is None for regression, val_* without a validation split. With `Settings.val_steps` also
-        steps: a dict per validation within the epoch, with step (updates since the start), epoch (a fraction), loss (mean
-        over the rows of the epoch since the previous validation), val_loss and val_accuracy
-    best_epoch : number of the epoch whose weights the model has
+    history : one dict per epoch with the keys epoch (from 1), rows (number of rows trained on), loss, accuracy, val_loss,
+        val_accuracy, lr (learning rate of the first update), seconds (training time, without evaluation), eval_seconds and
+        rows_per_second. loss and accuracy are means over the rows of the epoch; each mini-batch is evaluated before its
+        update, with dropout. accuracy is None if the targets are not class labels. val_loss and val_accuracy are None
+        without a validation split. If `Settings.val_steps` is set, there is also the key steps: a list with one dict per
+        validation within the epoch, with the keys step (number of updates since the start of training), epoch (with
+        fraction), loss (mean over the rows since the previous validation in this epoch), val_loss and val_accuracy
+    best_epoch : number of the epoch from which the weights of the model were taken
     stopped : why training ended: "epochs", "patience", "time", "callback", "interrupted" or "diverged"
-    state : parameters, optimizer slots and step after the last update
-    backend, threads : of the engine
+    state : parameters, optimizer slots and number of updates at the end of training
+    backend, threads : name of the engine, and number of threads that it used
     """
 
     model: Model
@@ -66,7 +65,7 @@ class TrainResult(NamedTuple):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal stopped the training; `training` has the best weights so far, `signal` is the number of the signal."""
+    """Raised if a signal stopped training; `training` is the result so far, `signal` is the number of the signal."""
 
     def __init__(self, training: TrainResult, signal: int) -> None:
         super().__init__(f"training interrupted in epoch {len(training.history)}")
@@ -75,7 +74,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Diverged(DivergedError):
-    """The loss is not finite; `training` has the best weights of the previous epochs, or is None if there are none."""
+    """Raised if training diverged; `training` is the result of the epochs before, or None if no epoch was completed."""
 
     def __init__(self, message: str, training: TrainResult | None, *, settings: Sequence[str] = ()) -> None:
         super().__init__(message, settings=settings)
@@ -84,9 +83,9 @@ class Diverged(DivergedError):
 
 @contextmanager
 def loop_for(task: Task, progress: Progress | None = None, threads: int | None = None) -> Iterator[Loop]:
-    """Yield a `Loop` with a new engine, which is closed at the end.
+    """Yield a `Loop` with a new engine; the engine is closed when the context exits.
 
-    threads : number of threads of the engine; None for that of the settings
+    threads : number of threads of the engine; None to use the number in the settings
     """
     network, settings, data = task
     batch, seed, threads = settings.batch_size, settings.seed, threads or settings.threads
@@ -99,7 +98,7 @@ def loop_for(task: Task, progress: Progress | None = None, threads: int | None =
 
 
 class Loop:
-    """One training, from the first epoch to the last."""
+    """State and methods of one call of `train`."""
 
     def __init__(self, engine: Engine, task: Task, progress: Progress | None) -> None:
         self.network, self.settings, self.data = network, settings, data = task
@@ -107,7 +106,7 @@ class Loop:
         self.x, self.rows, self.y, self.weights = base_rows(data.train.x, data.train.y, data.sample_weight)
         self.history: list[EpochLog] = []
         self.stopping = EarlyStopping(settings, data.validation is not None)
-        self.chunk = self._whole_batches(CHUNK_SECONDS * SLOWEST / network.flops_per_row)  # rows per engine call
+        self.chunk = ChunkSize(settings.batch_size, network.flops_per_row)  # rows per call of the engine
         self.deadline = math.inf
         slots = np.zeros((len(settings.optimizer.slots), network.parameters), settings.dtype)
         engine.load(State(network.initial_parameters(settings.seed, settings.dtype), slots, 0))
@@ -116,15 +115,15 @@ class Loop:
             self.validation = Validation(engine.hold(data.validation.x, data.validation.y), data.validation.y.ndim == 1)
 
     def compile(self) -> None:
-        """Compile the kernels, by calls without rows, before the clock and the signal handlers start."""
+        """Compile the kernels by calling them with no rows, so that compilation is not part of the measured training time."""
         self.engine.train(self.x, self.y, np.empty(0, np.int64), np.empty(0))
         self.engine.forward(self.x[:0])
         if self.data.validation is not None:
-            x, y = self.data.validation.x, self.data.validation.y  # its dtype may differ from that of the training split
+            x, y = self.data.validation.x, self.data.validation.y  # may have another dtype than x
             self.engine.evaluate(self.engine.hold(x[:0], y[:0]))
 
     def run(self, signals: Signals, callbacks: Sequence[Callback] = ()) -> TrainResult:
-        """Train until the end, or until `signals`, which may be shared with loops in other threads, has received a signal."""
+        """Train all epochs, or until `signals` has received a signal. Loops in different threads may share `signals`."""
         if self.settings.max_time is not None:
             self.deadline = time.monotonic() + self.settings.max_time
         stopped = "epochs"
@@ -156,7 +155,7 @@ class Loop:
         return TrainResult(model, self.history, self.stopping.epoch, stopped, state, self.engine.name, self.engine.threads)
 
     def _reason(self, epoch: int, called_off: bool) -> str:
-        """The reason to stop after this epoch, or "epochs" if there is none."""
+        """Return the reason to stop training after this epoch, or "epochs" if there is none."""
         if called_off:
             return "callback"
         if time.monotonic() >= self.deadline:
@@ -177,7 +176,7 @@ class Loop:
         )
         done, seconds, total, right = 0, 0.0, 0.0, 0
         while done < len(order) and not (done and (signals.received or time.monotonic() >= self.deadline)):
-            rows = order[done : done + min(self.chunk, step_validation.rows_left(done))]
+            rows = order[done : done + min(self.chunk.rows, step_validation.rows_left(done))]
             first_step = done // settings.batch_size
             chunk_learning_rates = learning_rates[first_step:][: step_count(len(rows), settings.batch_size)]
             began = time.perf_counter()
@@ -192,23 +191,16 @@ class Loop:
                 total, right = total + float(part.loss.sum(dtype=np.float64)), right + int(part.correct.sum())
                 accuracy = right / done if self.y.ndim == 1 else None
                 self.progress.update(epoch, done, len(order), total / done, accuracy, done / seconds)
-            self._adapt(len(rows), elapsed)
+            self.chunk.record(len(rows), elapsed)
         weights = None if weights is None else weights[:done]
         return step_validation.merge(self._row(epoch, done, results, weights, seconds, float(learning_rates[0])))
 
     def _arguments(self, rows: Indices, augmentation: Augmentation | None) -> tuple[Array, Array, Indices, FloatArray | None]:
-        """Arguments of `Engine.train` for these rows: x, y, row indices and weights; only augmented images are copied."""
+        """Return x, y, row indices and weights for `Engine.train`. Rows are copied only if they are augmented."""
         if augmentation is None or self.data.image_shape is None:
             return self.x, self.y, rows, self.weights
         x = augment(self.x[rows], self.data.image_shape, augmentation)
         return x, self.y[rows], np.arange(len(rows)), None if self.weights is None else self.weights[rows]
-
-    def _adapt(self, rows: int, elapsed: float) -> None:
-        self.chunk = self._whole_batches(min(rows * CHUNK_SECONDS / max(elapsed, 1e-6), 4 * rows))
-
-    def _whole_batches(self, rows: float) -> int:
-        """Round `rows` down to a whole number of batches, at least one."""
-        return max(1, int(rows // self.settings.batch_size)) * self.settings.batch_size
 
     def _row(
         self, epoch: int, rows: int, results: list[RowMetrics], weights: FloatArray | None, seconds: float, lr: float
@@ -233,7 +225,7 @@ class Loop:
         }
 
 
-def train(  # noqa: PLR0913 - all other arguments are data
+def train(  # noqa: PLR0913 - keyword-only, with defaults
     network: Network,
     x: Features,
     y: npt.NDArray[Any],
@@ -247,28 +239,31 @@ def train(  # noqa: PLR0913 - all other arguments are data
     callbacks: Sequence[Callback] = (),
     progress: Progress | None = None,
 ) -> TrainResult:
-    """Train a network.
+    """Train a network, and return the model with the weights of the best epoch.
 
     Parameters
     ----------
-    network : the architecture
-    x : (n, features) uint8 or float, memory-mapped or not, or a `rows.Subset`; unscaled, since training applies `scaling`
-    y : (n,) integer classes 0 … outputs - 1, or (n, outputs) targets
-    settings : settings of the training; None for the defaults
-    validation : (x, y), evaluated after each epoch; the weights of the best epoch are returned
-    scaling : fitted to x, see `fit_scaling`; stored with the model
+    network : description of the network
+    x : unscaled features, (n, features) uint8 or float: an array, a memory-mapped array, or a `rows.Subset`
+    y : (n,) integer class labels from 0 to outputs - 1, or (n, outputs) targets
+    settings : training settings; None for the defaults
+    validation : (x, y) of the validation split, which is evaluated after each epoch to determine the best epoch; without it,
+        the last epoch is the best
+    scaling : scaling that is applied to all features, for example from `fit_scaling`; it is stored with the model
     sample_weight : (n,) positive weights of the rows in the loss
-    classes : names of the classes; None numbers them
-    image_shape : (height, width, channels) if the rows are images, for `Settings.flip` and `shift`; stored with the model
-    callbacks : called after each epoch with its row of the history and the engine; returning True stops the training
-    progress : display, see `progress.make_progress`
+    classes : names of the classes; None for "0", "1", …
+    image_shape : (height, width, channels) if the rows are images; required by `Settings.flip` and `Settings.shift`, and
+        stored with the model
+    callbacks : functions that are called after each epoch with the last dict of the history and the engine; if one of them
+        returns True, training stops
+    progress : progress display, see `progress.make_progress`
 
     Raises
     ------
-    ConfigError : settings that contradict each other or do not fit the data
-    DataError : data that do not fit the network
-    Diverged : the loss became NaN or infinite
-    Interrupted : SIGINT or SIGTERM was received (in the main thread only); has the training so far
+    ConfigError : the settings contradict each other or do not fit the data
+    DataError : the data do not fit the network
+    Diverged : a loss or a weight became NaN or infinite
+    Interrupted : SIGINT or SIGTERM was received (in the main thread only); contains the result so far
 
     Examples
     --------
@@ -289,16 +284,16 @@ def train(  # noqa: PLR0913 - all other arguments are data
 
 
 def train_task(task: Task, callbacks: Sequence[Callback] = (), progress: Progress | None = None) -> TrainResult:
-    """Train a checked task as `train` does, without checking the values of its rows again.
+    """Train a task whose data are already checked. Otherwise equivalent to `train`.
 
     Parameters
     ----------
-    task : from `settings.make_task`
-    callbacks, progress : as in `train`
+    task : the network, settings and data, from `settings.make_task`
+    callbacks, progress : see `train`
 
     Raises
     ------
-    Diverged, Interrupted : as `train`
+    Diverged, Interrupted : see `train`
     """
     with loop_for(task, progress) as loop:
         loop.compile()

@@ -78,8 +78,8 @@ def train_many(  # noqa: PLR0913 - keyword-only, with defaults
     callbacks : one sequence of callbacks per job, see `train`; they are called in the thread that trains the model
     progress : function that is called after each epoch of a model with the index of the job and the last dict of its history;
         called in the thread of the caller
-    finished : function that is called at the end of each training with the index of the job and its result, but not if a
-        signal stopped training; called in the thread of the caller
+    finished : function that is called at the end of each training run with the index of the job and its result, but not if a
+        signal stopped the run; called in the thread of the caller
 
     Returns
     -------

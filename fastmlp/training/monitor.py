@@ -72,16 +72,16 @@ class StepValidation:
         self.settings, self.validation, self.before, self.steps, self.weights = settings, validation, before, steps, weights
         self.results: list[EpochLog] = []
         self.losses: list[FloatArray] = []
-        self.since = 0  # rows trained in this epoch before the last validation
+        self.since = 0  # rows trained on in this epoch before the last validation
         self.seconds = 0.0
 
     def rows_left(self, done: int) -> int:
-        """Return the number of rows until the next validation; `done` is the number of rows trained in this epoch."""
+        """Return the number of rows until the next validation; `done` is the number of rows trained on in this epoch."""
         every, batch = self.settings.val_steps, self.settings.batch_size
         return sys.maxsize if every is None else (every - (self.before + done // batch) % every) * batch
 
     def update(self, chunk: RowMetrics, done: int, engine: Engine) -> None:
-        """Validate if it is due. `chunk`: metrics of the rows since the last call. `done`: rows trained in this epoch."""
+        """Validate if it is due. `chunk`: metrics of the rows since the last call. `done`: rows trained on in this epoch."""
         every, step = self.settings.val_steps, step_count(done, self.settings.batch_size)
         if every is None or self.validation is None:
             return

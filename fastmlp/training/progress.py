@@ -48,9 +48,9 @@ class Progress(abc.ABC):
         Parameters
         ----------
         epoch : number of the epoch, from 1
-        done : number of rows trained so far in this epoch
+        done : number of rows trained on so far in this epoch
         total : number of rows per epoch
-        loss, accuracy : means over the rows trained so far in this epoch; accuracy is None for regression
+        loss, accuracy : means over the rows trained on so far in this epoch; accuracy is None for regression
         rows_per_second : training speed in this epoch
         """
 

@@ -66,7 +66,7 @@ def test_text() -> None:
     assert "fastest: numba in 784-256-10" in lines
     assert lines.count("not timed: torch: torch is not installed") == 1
     assert "ceiling (2 threads): 200.0 GFLOP/s (fused multiply-adds), 15.0 GB/s (triad)" in lines
-    assert "AMD (znver3), 2 cores, load 0.50 before, 2026-11-21" in lines
+    assert "AMD (znver3), 2 cores, initial load 0.50, 2026-11-21" in lines
     assert lines[-1] == "adam, relu, dropout 0.5, float32; median of 2 interleaved rounds"
     assert all(line.isascii() and len(line) < 120 for line in bench_text(make_result()).splitlines())  # for any terminal
 

@@ -55,7 +55,7 @@ TOY = Network((20, 13, 9, 5), ("relu", "silu"), dropout=(0.2, 0.0), l2=1e-3)
 
 @pytest.fixture(autouse=True)
 def toys() -> Iterator[None]:
-    """Use the simulator and small trainings, and use the kernels for large batches from 9 rows on."""
+    """Use the simulator and small training runs, and use the kernels for large batches from 9 rows on."""
     jobs = {
         label: EngineSpec(TOY, spec.optimizer, 4 if spec.batch_size == 64 else 12, spec.seed, precision=spec.precision)
         for label, spec in bits.JOBS.items()
@@ -193,7 +193,7 @@ def test_pytorch_without_a_device_is_reported() -> None:
 
 @pytest.fixture
 def small_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace the recipe by a short training on the digits data set, with small mini-batches and larger evaluation batches."""
+    """Replace the recipe with a short training run on the digits data set, with small mini-batches and larger evaluation batches."""
     smaller = {"data": "digits", "val_count": 150, "hidden": (6,), "epochs": 1, "batch_size": 4, "val_steps": 2}
     monkeypatch.setattr(accuracy, "settings_of", lambda name, command: {**settings_of(name, command), **smaller})
 

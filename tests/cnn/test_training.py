@@ -166,7 +166,7 @@ def test_corrupt_and_foreign_checkpoints() -> None:
     with pytest.raises(FileError, match=r"a\.pt: checkpoint of optimizer adam, not sgd; .* set optimizer to adam"):
         trainer(Settings(optimizer="sgd")).resume(kept[0], "a.pt")
     extractor = write_versioned(CHECKPOINT_VERSION, {"table": "", "scaling": {}, "network": {}})
-    with pytest.raises(FileError, match=r"a\.pt: not a checkpoint of a training \(missing: optimizer_name, optimizer, .*\)"):
+    with pytest.raises(FileError, match=r"a\.pt: not a training checkpoint \(missing: optimizer_name, optimizer, .*\)"):
         trainer(settings).resume(extractor, "a.pt")
 
 

@@ -91,7 +91,7 @@ def test_settings_of_image_folders_are_rejected(tmp_path):
 
 
 def test_a_run_on_images_in_a_folder_of_arrays_can_be_evaluated(tmp_path, monkeypatch):
-    """`evaluate` does not use the image shape of the model as `image_size`, which is an error for a folder of arrays."""
+    """For a folder of arrays, `evaluate` does not pass the model's image shape as `image_size`, which would be an error."""
     forget_settings(monkeypatch)
     folder = folder_of(tmp_path / "a", x=PIXELS, y=LABELS)
     ok("train", "--data", folder, "--out", tmp_path / "run", *FAST)

@@ -1,8 +1,8 @@
-"""Memory-mapped training sets: the same bits as from memory, no copy of the rows, and bounded memory.
+"""Tests of memory-mapped data: results are bitwise the same as for arrays in memory, and the rows are not copied.
 
-The bound: on top of the network, a run with the compiled engine allocates at most BOUND bytes plus BOUND_PER_ROW bytes per
-labelled row. This is measured as RssAnon; the pages of mapped files, RssFile, do not count, since the operating system evicts
-them when memory is short.
+They also test that memory use is bounded: in addition to the network, a run with the compiled engine allocates at most BOUND
+bytes plus BOUND_PER_ROW bytes per labelled row. This is measured as RssAnon. The pages of memory-mapped files (RssFile) are
+not counted, because the operating system evicts them when memory is short.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from fastmlp.training.settings import TrainingData, make_task
 
 BOUND, BOUND_PER_ROW = 64 << 20, 64
 
-NETWORK = Network((12, 9, 3))  # relu and plain SGD, as in the process below: one kernel per dtype of x
+NETWORK = Network((12, 9, 3))  # ReLU and plain SGD as in CHILD, so only one kernel per dtype of x is compiled
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (400, 12), np.uint8)
 Y = RNG.integers(0, 3, 400)
@@ -59,13 +59,13 @@ def x(request: pytest.FixtureRequest) -> np.ndarray:
 
 
 def timeless_history(training: Any) -> list[dict[str, Any]]:
-    """Return the history without the measured times."""
+    """Return the history without the measured times and speeds."""
     clock = ("seconds", "eval_seconds", "rows_per_second")
     return [{key: value for key, value in row.items() if key not in clock} for row in training.history]
 
 
 def outcome(backend: str, rows: Any, validation: Any, **changes: Any) -> tuple[Any, ...]:
-    """Train; return the parameters after each epoch, the final state, the parameters of the model, and the history."""
+    """Train, and return the parameters after each epoch, the final state, the parameters of the model, and the history."""
     keeper = Keeper()
     settings = set_up(backend=backend, seed=3, **changes)
     scaling = fit_scaling("zscore", rows[0])
@@ -106,7 +106,7 @@ def test_a_subset_can_have_weights_and_regression_targets() -> None:
 
 
 def test_max_time_stops_training_on_a_subset_within_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastmlp.training.loop.CHUNK_SECONDS", 1e-9)  # one batch per call
+    monkeypatch.setattr("fastmlp.engines.chunks.CHUNK_SECONDS", 1e-9)  # one batch per call
     training = train(NETWORK, Subset(PIXELS, TRAIN), Y[TRAIN], settings=set_up(max_time=1e-9))
     assert training.stopped == "time" and 0 < training.history[0]["rows"] < len(TRAIN)
 
@@ -169,7 +169,7 @@ def test_splits_of_a_mapped_file_are_subsets_and_others_copies(kind: Any, tmp_pa
 
 
 def test_the_values_of_a_file_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are checked when loaded, and not again by training, validation and evaluation."""
+    """The values of a file are checked when it is loaded, and not again in training, validation or evaluation."""
     folder, scanned = tmp_path / "data", []
     folder.mkdir()
     np.save(folder / "x.npy", PIXELS.astype(np.float32))
@@ -183,12 +183,12 @@ def test_the_values_of_a_file_are_checked_once(tmp_path: Path, monkeypatch: pyte
     evaluate_run(tmp_path / "run", split="all")
     assert scanned == [len(PIXELS)]
     scanned.clear()
-    train(Network((PIXELS.shape[1], 3)), PIXELS.astype(np.float32), Y, settings=set_up(epochs=1))  # arrays are checked here
+    train(Network((PIXELS.shape[1], 3)), PIXELS.astype(np.float32), Y, settings=set_up(epochs=1))  # train checks arrays
     assert scanned == [len(PIXELS)]
 
 
 def traced(call: Any) -> int:
-    """Return the peak of the bytes that Python and NumPy allocate during a call."""
+    """Return the peak number of bytes that Python and NumPy allocate during a call."""
     tracemalloc.start()
     call()
     peak = tracemalloc.get_traced_memory()[1]
@@ -198,7 +198,7 @@ def traced(call: Any) -> int:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_no_pass_over_the_rows_copies_them(dtype: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With blocks of 64 KiB, an epoch over 10 MB allocates less than 2 MB, so it makes no temporary or boolean copy either."""
+    """With blocks of 64 KiB, a run on 10 MB of data allocates less than 2 MB, so it makes no copy, not even a boolean one."""
     monkeypatch.setattr("fastmlp.nn.blocks.BLOCK_BYTES", 1 << 16)
     monkeypatch.setattr("fastmlp.data.scaling.CHUNK_VALUES", 1 << 13)
     count = 10_000_000 // (1000 * np.dtype(dtype).itemsize)
@@ -218,10 +218,10 @@ def test_no_pass_over_the_rows_copies_them(dtype: Any, tmp_path: Path, monkeypat
         for rows in splits.values():
             evaluate_with_predictions(training.model, rows)
 
-    run()  # lazy imports are not counted
+    run()  # does the lazy imports, so that they are not counted below
     assert traced(run) < 2_000_000
     x = load_data(tmp_path / "a").x
-    assert traced(lambda: x[TRAIN].astype(np.float32)) > 1_000_000  # control: a copy is measured
+    assert traced(lambda: x[TRAIN].astype(np.float32)) > 1_000_000  # control: a copy would be detected
 
 
 def test_pixels_of_named_data_stay_bytes() -> None:
@@ -231,7 +231,7 @@ def test_pixels_of_named_data_stay_bytes() -> None:
 
 
 def test_pixels_are_scaled_on_use(backend: str) -> None:
-    """Training makes no float copy of them."""
+    """Training on uint8 pixels makes no float copy of the whole array."""
     pixels = np.random.default_rng(0).integers(0, 256, (20_000, 784), np.uint8)
     labels = np.arange(20_000) % 3
     network, settings = Network((784, 4, 3)), set_up(epochs=1, batch_size=1000, backend=backend)
@@ -242,8 +242,8 @@ def test_pixels_are_scaled_on_use(backend: str) -> None:
 
 # ------------------------------------------------------------------------------------------------ bounded memory
 
-# A process with limited memory: its first run loads and compiles everything that a run needs, then RLIMIT_DATA (private
-# writable memory, which excludes mapped files) is set to its current memory plus the bound.
+# The program of a child process with limited memory. Its first run imports and compiles everything that a run needs. Then
+# RLIMIT_DATA, which limits private writable memory but not memory-mapped files, is set to the current memory plus the bound.
 CHILD = """
 import re, resource, sys, threading, time
 import numpy as np
@@ -282,7 +282,10 @@ print(copied, limit, max(peaks) - before, sum(result["data"]["rows"].values()))
 
 
 def write_set(folder: Path, rows: int, features: int) -> int:
-    """Write x.npy, which is sparse after its first rows and so needs little disk space, and y.npy; return the bytes of x."""
+    """Write x.npy and y.npy, and return the size of x in bytes.
+
+    The file x.npy is sparse after its first 1000 rows, so that it needs little disk space.
+    """
     folder.mkdir()
     with (folder / "x.npy").open("wb") as stream:
         header = {"descr": "|u1", "fortran_order": False, "shape": (rows, features)}
@@ -295,18 +298,18 @@ def write_set(folder: Path, rows: int, features: int) -> int:
 
 
 @pytest.mark.full
-@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA and /proc are Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has RLIMIT_DATA and /proc")
 def test_training_on_a_set_larger_than_the_memory_limit(tmp_path: Path, numba_backend: str) -> None:
     rows, features = 250_000, 3072
     write_set(tmp_path / "small", 2_000, features)
     size = write_set(tmp_path / "large", rows, features)
     bound = BOUND + BOUND_PER_ROW * rows
     command = [sys.executable, "-c", CHILD, str(tmp_path), str(bound)]
-    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # stacks of many threads would make the limit larger than the set
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # the stacks of more threads would increase the limit
     shown = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
     assert shown.returncode == 0, shown.stderr
     copied, limit, grown, trained = shown.stdout.split()
-    assert copied == "refused", "the limit does not limit"
+    assert copied == "refused", "the memory limit was not enforced"
     assert size > int(limit)
     assert int(grown) <= bound
     assert int(trained) == rows

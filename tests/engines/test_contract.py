@@ -155,6 +155,8 @@ MIXED: dict[str, tuple[str, str, Optimizer, dict[str, Any]]] = {
     "linear": ("squared-error", "linear", Optimizer("nesterov", momentum=0.8), {"targets": True, "rate": 0.01}),
     "sigmoid": ("squared-error", "sigmoid", Optimizer("adam", epsilon=1e-3), {"rate": 0.003}),
     "softmax": ("squared-error", "softmax", Optimizer("rmsprop", beta2=0.9), {"targets": True, "rate": 0.001}),
+    "binary": ("binary-cross-entropy", "sigmoid", Optimizer("momentum"), {"targets": True, "rate": 0.01}),
+    "poisson": ("poisson", "exp", Optimizer("sgd"), {"targets": True, "rate": 0.01}),
 }
 
 # Name: arguments of `Network`, optimizer, arguments of `make_course`, step count at the start.
@@ -165,6 +167,8 @@ EXTRAS: dict[str, tuple[dict[str, Any], Optimizer, dict[str, Any], int]] = {
     "dropout": ({"dropout": 0.3}, Optimizer("sgd"), {}, 0),
     "dropout in one layer": ({"dropout": (0.0, 0.5)}, Optimizer("sgd"), {}, 0),
     "dropout, late, l2, weights": ({"dropout": (0.5, 0.2), "l2": 0.1}, Optimizer("sgd"), {"weighted": True}, 10**6),
+    "adam, epsilon-hat": ({}, Optimizer("adam", epsilon=1e-3, epsilon_hat=True), {"rate": 0.003}, 0),
+    "adamw, epsilon-hat, late": ({}, Optimizer("adamw", epsilon=1e-3, epsilon_hat=True), {"rate": 0.003}, 300),
     "adamw, clipped": ({}, Optimizer("adamw", weight_decay=0.3, clip_norm=2.0), {"rate": 0.003}, 0),
     "adamw, clipped, late": ({}, Optimizer("adamw", weight_decay=0.3, clip_norm=2.0), {"rate": 0.003}, 1000),
     "adamw, clipped, penalties": ({"l1": 1e-2, "l2": 0.1}, Optimizer("adamw", clip_norm=2.5), {"rate": 0.003}, 0),

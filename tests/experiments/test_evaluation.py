@@ -1,4 +1,4 @@
-"""Tests of evaluation.py: evaluating a run again gives the metrics in its result, and other data are matched by class name."""
+"""Tests of evaluation.py: evaluating a run again gives the metrics in its result; classes of other data are matched by name."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write_blobs(path: Path, seed: int, rows: int = 240, **arrays: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with the data set blobs.npz and the run folder `run` of a training on this data set."""
+    """Return a folder with the data set blobs.npz and the run folder `run` of a training run on this data set."""
     folder = tmp_path_factory.mktemp("home")
     data = write_blobs(folder / "blobs.npz", 1)
     settings: dict[str, Any] = {"hidden": (8,), "epochs": 30, "lr": 0.01, "backend": "numpy", "stratify": True}

@@ -1,4 +1,4 @@
-"""experiments/record.py: what is kept of a network while it trains is what it was at that epoch, alone and among many."""
+"""Tests of experiments/record.py: models and metrics per class that are saved during training are those of their epoch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastmlp.models.file import load
 from fastmlp.models.metrics import evaluate_with_predictions
 from fastmlp.models.model import Model
 
-pytestmark = pytest.mark.full  # ten seconds
+pytestmark = pytest.mark.full  # the tests take ten seconds
 
 COMMON: dict[str, Any] = {"hidden": (8,), "dropout": (0.2,), "backend": "numpy", "lr": 0.01}
 
@@ -35,7 +35,7 @@ def run(out: str, **settings: Any) -> Path:
 
 
 def test_checkpoints_are_the_models_of_their_epochs() -> None:
-    """Each equals the final model of a training with that many epochs whose last epoch is the best."""
+    """A saved model has the validation metrics of its epoch, the class names and the image shape."""
     folder = run("long", epochs=7, patience=0, save_every=3)
     kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert kept == ["epoch-0003.safetensors", "epoch-0006.safetensors"]
@@ -48,11 +48,14 @@ def test_checkpoints_are_the_models_of_their_epochs() -> None:
         assert model.classes == plan.data.classes
         assert model.image_shape == plan.data.image_shape
     last = load(run("short", epochs=6, val_fraction=0, test_fraction=0.2) / "model.safetensors")
-    assert not np.array_equal(last.parameters, model.parameters)  # of other rows
+    assert not np.array_equal(last.parameters, model.parameters)  # trained on other rows
 
 
 def test_a_checkpoint_is_evaluated_on_the_parts_of_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not on all rows, of which most were trained on; of a run that did not come to its end, on the data given."""
+    """A checkpoint is evaluated on the splits of its run, so not on training rows.
+
+    If the run has not finished, its splits are unknown, and the checkpoint is evaluated on all rows of the given data.
+    """
     folder = run("a", epochs=2, patience=0, save_every=2)
     file = folder / "checkpoints" / "epoch-0002.safetensors"
     row = read_lines(folder / "metrics.jsonl")[1]
@@ -105,7 +108,7 @@ def test_nothing_is_left_of_a_first_run_that_the_second_does_not_write() -> None
 @pytest.mark.parametrize("value", ["0", "-2"])
 def test_impossible_numbers_are_refused(name: str, value: str) -> None:
     line = refused(2, "train", f"--{name}", value)
-    assert line == f"{name.replace('-', '_')} must be 1 or more, not {value}; leave it out for none [--{name}]"
+    assert line == f"{name.replace('-', '_')} must be 1 or more, not {value}; leave it out to disable it [--{name}]"
 
 
 def test_a_folder_that_cannot_be_made_is_one_line() -> None:
@@ -116,7 +119,7 @@ def test_a_folder_that_cannot_be_made_is_one_line() -> None:
 
 
 def test_models_hold_their_own_parameters() -> None:
-    """The next epochs do not write into a kept model."""
+    """Later epochs do not change the parameters of a saved model."""
     seen: list[Model] = []
 
     def keep(model: Model, path: Path) -> None:
@@ -131,7 +134,7 @@ def test_models_hold_their_own_parameters() -> None:
 
 
 def test_an_epoch_that_was_cut_short_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastmlp.training.loop.CHUNK_SECONDS", 1e-9)
+    monkeypatch.setattr("fastmlp.engines.chunks.CHUNK_SECONDS", 1e-9)
     folder = run("a", epochs=1000, max_time=1e-9, per_class_every=1, save_every=1)
     (row,) = read_lines(folder / "metrics.jsonl")
     assert row["rows"] < json.loads((folder / "result.json").read_text())["data"]["rows"]["train"]

@@ -189,18 +189,39 @@ def test_row_losses_equal_the_specification(row_functions: Any, loss: str, outpu
     network = Network((3, n), loss=loss, output=output)
     rng = np.random.default_rng(n)
     z = (scale * rng.normal(size=(20, n))).astype(np.float32)
+    if output == "exp":
+        z = np.minimum(z, np.float32(80))  # exp overflows float32 above 88.7, see the next test
     one_hot = np.eye(n)[rng.integers(0, n, 20)]
     t = np.where(rng.random((20, 1)) < 0.5, one_hot, rng.dirichlet(np.ones(n), 20)).astype(np.float32)
     wanted, wanted_dz = reference.row_losses(network, z.astype(np.float64), t.astype(np.float64))
     dz = np.empty_like(z)
     losses = [row_functions[loss, output](z[i], t[i], dz[i], n) for i in range(20)]
     size = np.abs(z).max(axis=1).astype(np.float64)
-    if output == "linear":
+    if output == "exp":
+        largest = np.exp(z.astype(np.float64)).max(axis=1)
+        tolerance, dz_tolerance = 8 * n * EPS * (wanted + 1), 4 * EPS * (largest + 1)
+    elif output == "linear":
         tolerance, dz_tolerance = 4 * n * EPS * (wanted + 1), 4 * EPS * (size + 1)
     else:  # a rounding error of z causes a relative error of the outputs, which are at most 1
         tolerance, dz_tolerance = 4 * n * EPS * (1 + size), 8 * n * EPS * (1 + np.minimum(size, 30))
     assert (np.abs(losses - wanted) <= tolerance).all()
     assert (np.abs(dz - wanted_dz) <= dz_tolerance[:, None]).all()
+
+
+def test_the_poisson_loss_overflows_to_infinity_and_is_accurate_near_its_minimum(row_functions: Any) -> None:
+    """The loss is 0 for exp(z) = t, even for large t, for which the separate terms of the deviance cancel."""
+    row, dz = row_functions["poisson", "exp"], np.empty(1, np.float32)
+    assert row(np.array([100], np.float32), np.array([2], np.float32), dz, 1) == math.inf and dz[0] == math.inf
+    t = np.array([1e6], np.float32)
+    assert 0 <= row(np.log(t), t, dz, 1) <= 1e6 * (np.log(1e6) * EPS) ** 2
+
+
+@pytest.mark.parametrize("z", [-100.0, -30.0, -16.0, 16.0, 30.0, 100.0])
+def test_binary_cross_entropy_is_accurate_far_from_zero(row_functions: Any, z: float) -> None:
+    """A probability that is close to the target has a loss of exp(-|z|), not 0."""
+    row, dz = row_functions["binary-cross-entropy", "sigmoid"], np.empty(1, np.float32)
+    loss = row(np.array([z], np.float32), np.array([z > 0], np.float32), dz, 1)
+    assert loss == pytest.approx(math.log1p(math.exp(-abs(z))), rel=4 * EPS, abs=1e-38)
 
 
 @pytest.mark.parametrize("position", [0, 1, 2])

@@ -89,8 +89,9 @@ ALLOWED_IMPORTS: dict[str, tuple[tuple[str, ...], dict[str, set[str]]]] = {
     ),
     "cuda": (("engines/cuda/__init__",), {}),
     "pickle": (("engines/cpu/codegen/cache",), {}),
+    "joblib": ((), {"estimators/threads": {"joblib.parallel.get_active_backend"}}),
 }
-FORBIDDEN = ("cloudpickle", "dill", "joblib", "marshal", "shelve", "multiprocessing")
+FORBIDDEN = ("cloudpickle", "dill", "marshal", "shelve", "multiprocessing")
 
 
 def check_packages(name: str, text: str) -> list[str]:

@@ -13,7 +13,7 @@ import pytest
 import fastmlp
 from fastmlp._lazy import lazy
 
-SUBPACKAGES = ("nn", "data", "models", "training", "reports", "experiments", "bench")
+SUBPACKAGES = ("nn", "data", "models", "estimators", "training", "reports", "experiments", "bench")
 PACKAGES = [fastmlp, *(importlib.import_module(f"fastmlp.{name}") for name in SUBPACKAGES)]
 
 

@@ -85,6 +85,10 @@ def make_course(
     x = rng.integers(0, 256, (rows, features), np.uint8) if uint8 else rng.normal(size=(rows, features))
     if targets and network.loss == "cross-entropy":
         y = rng.dirichlet(np.ones(outputs), rows)
+    elif targets and network.loss == "binary-cross-entropy":
+        y = rng.uniform(size=(rows, outputs))
+    elif targets and network.loss == "poisson":
+        y = rng.poisson(1.0, (rows, outputs))
     elif targets:
         y = rng.normal(size=(rows, outputs))
     else:

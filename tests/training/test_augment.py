@@ -1,4 +1,4 @@
-"""Image augmentation: its distribution, its effect on pixels, and training on augmented images."""
+"""Tests of image augmentation: distribution of the transformations, effect on pixels, and training."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from support.cli import ok
 from support.engines import same_bits
 from support.problems import set_up
 
+import fastmlp.engines.chunks
 import fastmlp.training.loop
 from fastmlp.data.rows import Subset
 from fastmlp.data.scaling import fit_scaling
@@ -31,7 +32,7 @@ AUGMENTED: dict[str, Any] = {"flip": 0.5, "shift": 2, "epochs": 3, "seed": 5}
 
 
 def images(count: int, dtype: str = "uint8", seed: int = 0) -> Any:
-    """Return images without zeros, so that padding can be detected."""
+    """Return random images without zeros, so that padding with zeros can be detected."""
     return np.random.default_rng(seed).integers(1, 256, (count, 40)).astype(dtype)
 
 
@@ -40,7 +41,7 @@ def labels(count: int) -> Any:
 
 
 def pixel_by_pixel(x: Any, shape: Any, augmentation: Augmentation) -> Any:
-    """Augment images by the definition, with loops."""
+    """Augment images with loops over all pixels, following the definition."""
     before = x.reshape(-1, *shape)
     after = np.zeros_like(before)
     height, width, _ = shape
@@ -80,7 +81,7 @@ def test_distribution_of_augmentations() -> None:
 
 
 def test_training_equals_an_explicit_loop_over_augmented_rows(backend: str) -> None:
-    """The validation split is not augmented."""
+    """Training equals direct engine calls on augmented rows; the validation split is not augmented."""
     x, y = images(50), labels(50)
     scaling = fit_scaling("unit", x)
     settings = set_up(backend=backend, **AUGMENTED)
@@ -105,7 +106,7 @@ def test_chunks_subsets_and_train_many_give_the_same_bits(backend: str, monkeypa
     settings = set_up(backend=backend, threads=1, **AUGMENTED)
     given: dict[str, Any] = {"scaling": fit_scaling("unit", x), "image_shape": SHAPE}
     whole = train(NETWORK, x, y, settings=settings, sample_weight=weights, **given)
-    monkeypatch.setattr(fastmlp.training.loop, "CHUNK_SECONDS", 1e-9)
+    monkeypatch.setattr(fastmlp.engines.chunks, "CHUNK_SECONDS", 1e-9)
     rows = np.random.default_rng(1).permutation(80)[:50]
     scattered = np.zeros((80, 40), np.uint8)
     scattered[rows] = x
@@ -118,16 +119,16 @@ def test_chunks_subsets_and_train_many_give_the_same_bits(backend: str, monkeypa
 def test_augmentation_of_rows_that_are_not_images_is_rejected() -> None:
     x, y = images(50), labels(50)
     for changes in ({"flip": 0.5}, {"shift": 1}):
-        with pytest.raises(ConfigError, match="flip and shift are for rows that are images"):
+        with pytest.raises(ConfigError, match="flip and shift can only be used with images"):
             train(NETWORK, x, y, settings=set_up(**changes))
-        with pytest.raises(ConfigError, match=r"jobs\[0\]: flip and shift are for rows that are images"):
+        with pytest.raises(ConfigError, match=r"jobs\[0\]: flip and shift can only be used with images"):
             train_many([(NETWORK, set_up(**changes))], x, y)
     with pytest.raises(DataError, match="image_shape"):
         train(NETWORK, x, y, settings=set_up(flip=0.5), image_shape=(5, 5, 2))
 
 
 def test_the_train_command_with_augmentation(tmp_path: Path) -> None:
-    """Its config.toml reproduces the run, and the model has the image shape."""
+    """The written config.toml reproduces the augmented run, and the model stores the image shape."""
     small = ["--hidden", "8", "--epochs", "2", "--backend", "numpy", "-q"]
     ok("train", *small, "--flip", "0.5", "--shift", "1", "--out", tmp_path / "a")
     ok("train", "--config", tmp_path / "a/config.toml", "-q", "--out", tmp_path / "again")

@@ -1,4 +1,4 @@
-"""The training loop: row order, calls of the engine, history, and the resulting model."""
+"""Tests of the training loop: row order, engine calls, history, and the trained model."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from support.engines import same_bits
 from support.problems import problem, set_up
 
+import fastmlp.engines.chunks
 import fastmlp.training.loop
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.engines import make_engine
@@ -42,7 +43,7 @@ def timeless(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class Recorder:
-    """A wrapper of an engine that records the arguments of its calls."""
+    """A wrapper around an engine that records the arguments of calls."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.name, self.threads = engine, engine.name, engine.threads
@@ -81,7 +82,7 @@ class Recorder:
 
 @pytest.fixture
 def recorders(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
-    """Return a list of recorders of the engines that `train` creates in this test."""
+    """Wrap all engines that `train` creates during the test, and return the list of wrappers."""
     made: list[Recorder] = []
 
     def make(backend: str, job: EngineSpec) -> Recorder:
@@ -93,7 +94,7 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
 
 
 def test_training_equals_an_explicit_loop(backend: str) -> None:
-    """Initial weights and row order are functions of the seed; history and state equal those of direct engine calls."""
+    """`train` gives the same history and state as direct engine calls with the initial weights and row order of the seed."""
     x, y = problem(50)
     schedule = Schedule(0.2, "inverse-time", decay=0.5, warmup=0.5)
     training = train(NETWORK, x, y, settings=set_up(schedule=schedule, epochs=3, seed=5, backend=backend))
@@ -137,7 +138,7 @@ def test_training_reaches_high_accuracy(backend: str) -> None:
 
 
 def test_validation_metrics_equal_those_of_the_model(backend: str) -> None:
-    """Validation is without dropout, penalties and label smoothing."""
+    """Validation metrics do not include penalties or label smoothing."""
     x, y = problem()
     validation = problem(40, 1)
     network = Network((4, 12, 3), l2=0.1, label_smoothing=0.2)
@@ -165,8 +166,8 @@ STEP_KEYS = ["step", "epoch", "loss", "val_loss", "val_accuracy"]
 @pytest.mark.parametrize("chunk_seconds", [1e-9, 1e9])
 @pytest.mark.parametrize("every", [1, 3, 4, 7, 100])
 def test_validation_every_val_steps_updates(every: int, chunk_seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With 4 updates per epoch, the last of 2 rows, the steps and their metrics equal those of direct engine calls."""
-    monkeypatch.setattr(fastmlp.training.loop, "CHUNK_SECONDS", chunk_seconds)
+    """Validation happens after the expected updates, and its metrics equal those of direct engine calls."""
+    monkeypatch.setattr(fastmlp.engines.chunks, "CHUNK_SECONDS", chunk_seconds)
     x, y = problem(50)
     validation = problem(30, 1)
     training = train(NETWORK, x, y, settings=set_up(epochs=3, val_steps=every, backend="numpy"), validation=validation)
@@ -180,7 +181,7 @@ def test_validation_every_val_steps_updates(every: int, chunk_seconds: float, mo
     expected, losses = {}, []
     for step in range(1, 13):
         order = generator(0, "order", (step - 1) // 4 + 1).permutation(50)[(step - 1) % 4 * 16 :][:16]
-        losses = losses[len(losses) * ((step - 1) % 4 == 0) :]  # of this epoch
+        losses = losses[len(losses) * ((step - 1) % 4 == 0) :]  # reset in each epoch
         losses.append(engine.train(x, y.astype(np.int32), order, np.full(1, 0.1)).loss.astype(np.float64))
         expected[step] = (np.concatenate(losses).mean(), *mean_metrics(engine, held, classes=True))
         losses = losses[len(losses) * (step % every == 0) :]
@@ -200,12 +201,12 @@ def test_val_steps_needs_a_validation_split_and_a_positive_number() -> None:
 
 
 def test_the_size_of_chunks_does_not_change_the_bits(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It depends on measured times, on which results must not depend."""
+    """Chunk sizes depend on measured times, so results must not depend on chunk sizes."""
     x, y = problem()
     network = Network((4, 18, 3), dropout=0.3)
     found = []
     for seconds in (1e-9, 1e9):
-        monkeypatch.setattr(fastmlp.training.loop, "CHUNK_SECONDS", seconds)
+        monkeypatch.setattr(fastmlp.engines.chunks, "CHUNK_SECONDS", seconds)
         found.append(train(network, x, y, settings=set_up(backend=backend), sample_weight=np.linspace(1, 2, 150)))
     assert same_bits(found[0].state, found[1].state)
     assert timeless(found[0].history) == timeless(found[1].history)
@@ -224,13 +225,13 @@ def test_the_number_of_threads_does_not_change_the_bits(numba_backend: str) -> N
 def test_orders_and_rates_that_the_engine_sees(
     recorders: list[Recorder], monkeypatch: pytest.MonkeyPatch, chunk_seconds: float
 ) -> None:
-    monkeypatch.setattr(fastmlp.training.loop, "CHUNK_SECONDS", chunk_seconds)
+    monkeypatch.setattr(fastmlp.engines.chunks, "CHUNK_SECONDS", chunk_seconds)
     x, y = problem(50)
     schedule = Schedule(0.1, "cosine", epochs=3, warmup=0.5)
     train(NETWORK, x, y, settings=set_up(schedule=schedule, epochs=3))
     (recorder,) = recorders
     calls = [call for call in recorder.calls if len(call[0])]
-    assert all(len(order) % 16 == 0 or len(order) % 16 == 2 for order, _, _ in calls)  # whole batches
+    assert all(len(order) % 16 == 0 or len(order) % 16 == 2 for order, _, _ in calls)  # 2 rows in the last batch
     assert all(len(rates) == -(-len(order) // 16) for order, rates, _ in calls)
     orders = np.concatenate([order for order, _, _ in calls]).reshape(3, 50)
     assert np.array_equal(np.sort(orders, axis=1), np.tile(np.arange(50), (3, 1)))
@@ -255,13 +256,13 @@ def test_a_small_epoch_is_one_call_and_the_first_chunk_of_a_large_one_is_small(r
 
 
 def test_kernels_are_compiled_before_the_first_step(recorders: list[Recorder]) -> None:
-    """They are compiled for the dtypes of both splits, which may differ."""
+    """Kernels are compiled for the dtypes of the training and the validation split, which may differ."""
     pixels = np.arange(160, dtype=np.uint8).reshape(40, 4)
     y = np.arange(40) % 3
     train(NETWORK, pixels, y, settings=set_up(epochs=3), validation=(pixels / 255, y))
     (recorder,) = recorders
     assert recorder.forwards == [("uint8", 0)]
-    assert recorder.holds == [("float32", 40), ("float32", 0)]  # the validation split, once for all epochs
+    assert recorder.holds == [("float32", 40), ("float32", 0)]  # the validation split is passed once, not per epoch
     assert recorder.evaluations == 4
     assert len(recorder.calls[0][0]) == 0
 
@@ -340,7 +341,7 @@ def test_class_names_are_stored_and_default_to_numbers() -> None:
 
 
 def test_integer_weights_are_equivalent_to_repeated_rows() -> None:
-    """In full-batch training, a row of weight 3 is equivalent to three rows."""
+    """In full-batch training, a row with weight 3 is equivalent to three copies of the row."""
     x, y = problem(40)
     times = np.random.default_rng(0).integers(1, 4, 40)
     common = {"dtype": np.float64, "schedule": Schedule(0.3)}
@@ -352,7 +353,7 @@ def test_integer_weights_are_equivalent_to_repeated_rows() -> None:
         found, wanted = ([row[key] for row in t.history] for t in (weighted, repeated))
         assert found == pytest.approx(wanted, rel=1e-10)
     whole = [(row["loss"], [step["loss"] for step in row["steps"]]) for row in weighted.history]
-    assert all(steps == [loss] for loss, steps in whole)  # one validation per epoch covers all its rows
+    assert all(steps == [loss] for loss, steps in whole)  # one validation per epoch, which covers all rows of the epoch
     plain = train(NETWORK, x, y, settings=set_up(batch_size=40, **common))
     assert not np.allclose(plain.state.parameters, weighted.state.parameters, rtol=1e-6)
 
@@ -380,7 +381,7 @@ class RecordedProgress:
 
 
 def test_progress_is_updated_after_every_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fastmlp.training.loop, "CHUNK_SECONDS", 1e-9)
+    monkeypatch.setattr(fastmlp.engines.chunks, "CHUNK_SECONDS", 1e-9)
     x, y = problem(50)
     progress = RecordedProgress()
     training = train(NETWORK, x, y, settings=set_up(epochs=2), progress=progress)

@@ -1,4 +1,4 @@
-"""Ends of a training: early stopping, callbacks, time limit, signals and divergence; the best weights are kept."""
+"""Tests of how training ends: early stopping, callbacks, time limit, signals and divergence."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from support.problems import Keeper, problem, set_up
 import fastmlp.training.loop
 from fastmlp.engines import make_engine
 from fastmlp.engines.base import Engine, EngineSpec, State
+from fastmlp.engines.chunks import CHUNK_SECONDS
 from fastmlp.errors import DivergedError
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
 from fastmlp.nn.philox import generator
 from fastmlp.nn.schedules import Schedule
-from fastmlp.training.loop import CHUNK_SECONDS, Diverged, Interrupted, TrainResult, train
+from fastmlp.training.loop import Diverged, Interrupted, TrainResult, train
 
 NETWORK = Network((4, 12, 3))
 
@@ -29,7 +30,7 @@ NETWORK = Network((4, 12, 3))
 
 
 def simulate(scores: list[float], patience: int | None, min_delta: float) -> tuple[int, int]:
-    """Return the best epoch and the last epoch of early stopping, from scores where lower is better."""
+    """Return the best and the last epoch of training with early stopping, given a score per epoch (lower is better)."""
     best, best_epoch = np.inf, 0
     for epoch, score in enumerate(scores, start=1):
         if score < best - min_delta:
@@ -43,7 +44,7 @@ def simulate(scores: list[float], patience: int | None, min_delta: float) -> tup
 @pytest.mark.parametrize("patience", [None, 1, 3])
 @pytest.mark.parametrize("monitor", ["loss", "accuracy"])
 def test_early_stopping_keeps_the_best_weights(monitor: str, patience: int | None, min_delta: float) -> None:
-    """With noisy labels the network overfits; the weights of the best epoch are kept, not the last ones."""
+    """If the network overfits, training stops at the expected epoch and returns the weights of the best epoch."""
     x, y = problem(60, 0, noise=0.5)
     validation = problem(50, 1, noise=0.5)
     changes = {"schedule": Schedule(0.5), "epochs": 30, "monitor": monitor, "min_delta": min_delta}
@@ -97,10 +98,10 @@ def big_problem(rows: int) -> tuple[Any, Any]:
 
 
 class Clock:
-    """A simulated clock for the loop: the engine advances it by `row_seconds` per trained row.
+    """A simulated clock for the training loop. The engine advances it by `row_seconds` per trained row.
 
-    calls : number of rows of each call of `Engine.train`, without those of zero rows, which only compile
-    before : called before each such call with its number, from 1
+    calls : number of rows in each call of `Engine.train`; calls with no rows are not included, since they only compile
+    before : function that is called before each of these calls with the number of the call, from 1
     """
 
     def __init__(self) -> None:
@@ -141,20 +142,20 @@ def test_max_time_stops_within_an_epoch(clock: Clock) -> None:
     settings = set_up(schedule=Schedule(0.01), epochs=10, batch_size=16, max_time=130.0)
     training = train(BIG, x, y, settings=settings)
     assert training.stopped == "time"
-    assert clock.calls == [16] * 6 + [4] + [16] * 2  # the last one ends after 132 seconds
+    assert clock.calls == [16] * 6 + [4] + [16] * 2  # the last call ends after 132 seconds
     assert [row["rows"] for row in training.history] == [100, 32]
     assert training.state.step == 7 + 2
     assert np.isfinite(training.history[-1]["loss"])
 
 
 def test_calls_of_the_engine_are_short(clock: Clock) -> None:
-    """Signals and the time limit are only checked between calls."""
+    """Engine calls take at most CHUNK_SECONDS, since signals and the time limit are only checked between calls."""
     x, y = big_problem(1000)
     clock.row_seconds = 0.9e-3
     training = train(BIG, x, y, settings=set_up(schedule=Schedule(0.01), epochs=2, batch_size=8))
     assert sum(clock.calls) == sum(row["rows"] for row in training.history) == 2000
     assert max(clock.calls) * clock.row_seconds <= CHUNK_SECONDS
-    assert clock.calls[2] == max(clock.calls) == 88  # the maximum allowed length, to reduce overhead
+    assert clock.calls[2] == max(clock.calls) == 88  # as many rows as possible, to reduce overhead
 
 
 def test_a_sufficient_max_time_does_not_change_the_bits() -> None:
@@ -168,7 +169,7 @@ def test_a_sufficient_max_time_does_not_change_the_bits() -> None:
 
 
 def interrupted(number: int, backend: str, clock: Clock, **arguments: Any) -> tuple[Interrupted, Keeper]:
-    """Train, raise a signal in the third of the 16 engine calls of epoch 3, and return the exception and the parameters."""
+    """Train, raise a signal in engine call 3 of epoch 3, and return the exception and the parameters of each epoch."""
     x, y = big_problem(1000)
     keeper = Keeper()
 
@@ -188,14 +189,14 @@ def test_a_signal_stops_the_training_with_the_best_weights(backend: str, number:
     x, y = big_problem(200)
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     error, keeper = interrupted(number, backend, clock, validation=(x, y))
-    assert len(clock.calls) == 16 + 16 + 3  # none after the call in which the signal was raised
+    assert len(clock.calls) == 16 + 16 + 3  # no call after the one in which the signal was raised
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     assert isinstance(error, KeyboardInterrupt)
     assert error.signal == number
     training = error.training
     assert training.stopped == "interrupted"
     losses = [row["val_loss"] for row in training.history]
-    assert training.best_epoch == 1 + int(np.argmin(losses)) < 3  # random labels: the first epochs are the best
+    assert training.best_epoch == 1 + int(np.argmin(losses)) < 3  # the labels are random, so the first epochs are the best
     finished = keeper.parameters  # includes the interrupted epoch
     assert len(finished) == len(losses) == 3
     assert same_bits(training.model.parameters, finished[training.best_epoch - 1])
@@ -227,7 +228,7 @@ def test_a_second_ctrl_c_interrupts_at_once() -> None:
 
 @pytest.mark.parametrize("epoch", [2, 4])
 def test_a_signal_during_a_callback_is_not_lost(epoch: int) -> None:
-    """In the last epoch, too, it is raised, because Ctrl-C should stop the whole program and not only this training."""
+    """`Interrupted` is raised even if the signal arrives in the last epoch, because Ctrl-C should stop the whole program."""
     x, y = problem(60)
 
     def once(row: dict[str, Any], engine: Engine) -> None:
@@ -276,7 +277,7 @@ def test_divergence_reports_epoch_step_and_remedies(backend: str) -> None:
     assert isinstance(caught.value, DivergedError)
     assert caught.value.exit_code == 5
 
-    # the first step whose losses are not finite, from direct engine calls
+    # determine the first step whose loss is not finite with direct engine calls
     engine = make_engine(backend, EngineSpec(network, Optimizer(), batch_size=16))
     engine.load(State(network.initial_parameters(0), np.empty((0, network.parameters), np.float32), 0))
     first = None
@@ -292,7 +293,7 @@ def test_divergence_reports_epoch_step_and_remedies(backend: str) -> None:
 
 
 def overwrite_weights(epoch: int, value: float) -> Any:
-    """Return a callback that sets all weights to a value after an epoch, to simulate an exploding update."""
+    """Return a callback that sets all weights to a value after the given epoch, to simulate divergence."""
 
     def callback(row: dict[str, Any], engine: Engine) -> None:
         if row["epoch"] == epoch:
@@ -320,7 +321,7 @@ def test_divergence_keeps_the_best_weights_of_the_epochs_before(backend: str, va
 
 @pytest.mark.parametrize("with_validation", [True, False])
 def test_weights_that_overflow_in_the_last_step_are_detected_as_divergence(backend: str, with_validation: bool) -> None:
-    """No later loss detects them, but the model would be useless and could not be loaded from its file."""
+    """Weights that overflow in the last step are detected, although no training loss is computed after this step."""
     x, y = problem()
     settings = set_up(schedule=Schedule(1e38), epochs=1, batch_size=150, backend=backend)
     validation = problem(50, 1) if with_validation else None
@@ -329,7 +330,7 @@ def test_weights_that_overflow_in_the_last_step_are_detected_as_divergence(backe
 
 
 def test_a_learning_rate_beyond_float32_raises_divergence_without_warnings(backend: str) -> None:
-    """The learning rate overflows to infinity in float32; NumPy must not warn."""
+    """A learning rate that overflows in float32 raises Diverged, and NumPy does not issue a warning."""
     x, y = problem()
     with pytest.raises(Diverged):
         train(NETWORK, x, y, settings=set_up(schedule=Schedule(1e39), backend=backend), validation=problem(50, 1))

@@ -37,7 +37,7 @@ PAIR = 2  # number of adjacent panels that a tile covers
 GROUP_COLUMNS = 64  # maximum number of columns of w in a gradient task; more were slower, see benchmarks/NOTES.md
 CACHE_LINE = 16  # floats per cache line
 TAIL_WEIGHTS = 16_384  # minimum weights of a wide layer; with fewer (64 KiB), a separate phase costs more than it saves
-TASKS_PER_THREAD = 4  # minimum number per phase, if there is enough work, so that a slow thread delays a step only a little
+TASKS_PER_THREAD = 4  # minimum in each phase with enough work, so that a slow thread delays a step only a little
 FEWEST_ROWS, MOST_ROWS = 16, 64  # limits on the batch rows of a task; tasks divided by columns have no minimum
 
 # How the activation of a layer is computed: in the epilogue of each tile (RELU, LINEAR), or afterwards, in a separate loop

@@ -113,7 +113,7 @@ class ThreadTuner:
 
     def record(self, threads: int, seconds: float) -> None:
         """Record the seconds per row of a call on `threads` threads."""
-        if self.fewest == self.most:  # there is no choice
+        if self.fewest == self.most:  # only one number of threads is possible
             return
         if threads == self.usual:
             self.left -= 1
@@ -124,7 +124,7 @@ class ThreadTuner:
             return
         lost = seconds / min(self.recent) - 1  # time lost by the trial, in units of a call on `usual` threads
         faster = lost < 0
-        self.tries_fewer = (threads < self.usual) == faster  # repeat this direction if faster, else reverse
+        self.tries_fewer = (threads < self.usual) == faster  # try the same direction again if faster, else the other
         self.left = min(max(lost / TRIALS_SHARE, FEWEST_CALLS), MOST_CALLS)
         if faster:
             self.usual = threads

@@ -1,6 +1,6 @@
 """Import of NVIDIA's Python packages: numba-cuda, which compiles kernels, and cuda.bindings, which calls the CUDA driver.
 
-Only this file, compiler.py and kernels/device.py depend on numba-cuda and must be changed to use another compiler.
+Only this file, compiler.py and kernels/device.py depend on numba-cuda. To use another compiler, only they must be changed.
 """
 
 from __future__ import annotations

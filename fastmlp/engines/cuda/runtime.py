@@ -189,7 +189,7 @@ class Runtime:
         try:
             return getattr(self.driver, function)(*arguments)
         except (KeyError, ValueError) as error:
-            reason = f"an error that cuda-bindings do not know ({error})"
+            reason = f"an error code that cuda-bindings does not define ({error})"
             raise UnavailableError(f"the GPU failed in {function}: {reason}; {REMEDY}") from error
 
     def try_call(self, function: str, *arguments: Any) -> bool:
@@ -285,8 +285,8 @@ class Runtime:
     def record(self, launches: Sequence[Launch]) -> Graph:
         """Return a CUDA graph that runs these launches in order each time it is called.
 
-        The graph is built node by node, not by stream capture: freeing an array would invalidate a capture, and after an error
-        CUDA would report that the capture cannot be ended instead of the original error.
+        The graph is built node by node, not by stream capture: freeing an array would invalidate a capture, and after an
+        error, CUDA would not report the original error but that the capture cannot be ended.
         """
         with self.entered():
             graph = self.checked_call("cuGraphCreate", 0)

@@ -38,7 +38,7 @@ from fastmlp.training.settings import MONITORS
 # Default learning rates: the values of the original papers for adam and adamw, and a common value for sgd with momentum.
 DEFAULT_LEARNING_RATE = {"adam": 0.001, "adamw": 0.001, "sgd": 0.01}
 RATES_HELP = ", ".join(f"{rate:g} for {name}" for name, rate in DEFAULT_LEARNING_RATE.items())
-# Data settings that `extract` passes on to a training on the features.
+# Data settings that `extract` passes on to a training run on the features.
 INHERITED = tuple(name for name in fields_of(DataSettings) if name not in ("scale", "seed"))
 CNN = "cnn"  # name of the backbone that is built from the settings of blocks, such as `filters` and `kernel`
 
@@ -80,7 +80,7 @@ class ExtractConfig(DataSettings):
         ("none",),
         "Last layer of each block: none, batch (batch normalization) or dropout.",
     )
-    dropout: tuple[float, ...] = network_setting(FLOATS, (0.25,), "Dropout rate of the blocks with `regularize` dropout.")
+    dropout: tuple[float, ...] = network_setting(FLOATS, (0.25,), "Dropout rate of the blocks whose `regularize` is dropout.")
     dense: tuple[int, ...] = network_setting(
         INTEGERS, (128,), "Sizes of the hidden dense layers before the output layer, or none.", common=True
     )
@@ -107,12 +107,10 @@ class ExtractConfig(DataSettings):
         one_of("monitor", MONITORS), "loss", "Validation metric that determines the best epoch and early stopping."
     )
     label_smoothing: float = training_setting(FLOAT, 0.0, "Amount of label smoothing.")
-    flip: float = training_setting(
-        FLOAT, 0.0, "Mirror each training image with this probability, redrawn every epoch.", common=True
-    )
-    shift: int = training_setting(INTEGER, 0, "Shift training images by up to N pixels in each direction, redrawn every epoch.")
+    flip: float = training_setting(FLOAT, 0.0, "In every epoch, mirror each training image with this probability.", common=True)
+    shift: int = training_setting(INTEGER, 0, "In every epoch, shift images randomly by up to N pixels in each direction.")
     erase: float = training_setting(
-        FLOAT, 0.0, "Erase a random rectangle of each training image with this probability, redrawn every epoch."
+        FLOAT, 0.0, "In every epoch, erase a random rectangle of each training image with this probability."
     )
     autocast: bool = training_setting(BOOLEAN, False, "Train in mixed precision with bfloat16 (torch.autocast).")
     compile: bool = training_setting(BOOLEAN, False, "Compile the network with torch.compile.")
@@ -152,7 +150,7 @@ class ExtractConfig(DataSettings):
         return cls(**{name: types[name].value(name, value) for name, value in table.items() if name in types})
 
     def inherited_flags(self) -> dict[str, Any]:
-        """Return `data` and `data_dir`, if they are set, as flags for a training on the features."""
+        """Return `data` and `data_dir`, if they are set, as flags for a training run on the features."""
         return {name: value for name in ("data", "data_dir") if (value := getattr(self, name)) is not None}
 
     def key(self) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def check_duration(value: Any) -> float:
 
 
 def check_image_size(value: Any) -> tuple[int, int]:
-    """Convert an image size to (height, width); a single number is both.
+    """Convert an image size to (height, width); a single number is used for both.
 
     >>> check_image_size("28,32"), check_image_size("28x32"), check_image_size([28, 32]), check_image_size(28)
     ((28, 32), (28, 32), (28, 32), (28, 28))

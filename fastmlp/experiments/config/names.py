@@ -43,7 +43,7 @@ NOT_IN_VARIABLES = ("device",)  # FASTMLP_DEVICE sets `device` of `extract`; all
 
 
 def setting_synonyms(settings: Collection[str]) -> dict[str, str]:
-    """Return a dict from synonym to setting for a command; a name that is itself one of its settings is not a synonym.
+    """Return a dict from synonym to setting for a command; the name of one of the command's own settings is not a synonym.
 
     >>> setting_synonyms(["lr", "seed"])["learning_rate"], setting_synonyms(["backend", "device"])
     ('lr', {'engine': 'backend'})

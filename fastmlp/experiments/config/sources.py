@@ -19,7 +19,7 @@ from fastmlp.experiments.config.train import FIELDS, DataSettings, TrainConfig, 
 Chosen = TypeVar("Chosen", bound=DataSettings)
 ParamTypes = Mapping[str, ParamType]
 
-# Mutually exclusive settings. If a source sets one of a pair, it overrides the other one from sources of lower precedence.
+# Mutually exclusive settings. If a source sets one of them, the other one is ignored in sources of lower precedence.
 PAIRS = {"val_fraction": "val_count", "test_fraction": "test_count"}
 PAIRS |= {two: one for one, two in PAIRS.items()}
 # FASTMLP_DATA is the data folder everywhere in fastmlp, so `data` has the variable FASTMLP_DATASET.

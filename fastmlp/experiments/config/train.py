@@ -44,7 +44,7 @@ PATIENCE = 10
 INITS = (*INITIALIZERS, *ALIASES)
 ACTIVATION = list_of(name_with_number(ACTIVATIONS, canonical_activation), "names, such as relu or relu,tanh", "NAME,...")
 RATES_HELP = ", ".join(f"{rate:g} for {name}" for name, rate in DEFAULT_LEARNING_RATE.items())
-# Maps fields of Optimizer and Schedule to the settings that have another name.
+# Maps fields of Optimizer and Schedule to the settings that set them, if the names differ.
 SETTING_OF_FIELD = {
     "clip_norm": "max_grad_norm",
     "decay": "lr_decay",
@@ -216,8 +216,8 @@ class TrainConfig(DataSettings):
     min_delta: float = training_setting(FLOAT, 0.0, "Smallest change of `monitor` that counts as an improvement.")
     val_steps: int | None = training_setting(INTEGER, None, "Also validate after every N mini-batches.")
     max_time: float | None = training_setting(DURATION, None, "Stop after this time, such as 30s, 2m or 1h.", common=True)
-    flip: float = training_setting(FLOAT, 0.0, "Mirror each training image with this probability, redrawn every epoch.")
-    shift: int = training_setting(INTEGER, 0, "Shift training images by up to N pixels in each direction, redrawn every epoch.")
+    flip: float = training_setting(FLOAT, 0.0, "In every epoch, mirror each training image with this probability.")
+    shift: int = training_setting(INTEGER, 0, "In every epoch, shift images randomly by up to N pixels in each direction.")
 
     backend: str = result_setting(
         one_of("backend", CHOICES), "auto", "Engine; auto chooses the fastest engine that works on this machine.", common=True

@@ -115,7 +115,7 @@ def panels_of(one: Comparison, found: Found) -> list[Panel]:
 
 
 def trainings(one: Comparison, name: str, runs: Path) -> dict[str, Training] | None:
-    """Return the trainings of a recipe's run by network; None if the run is not finished or lacks a metric to plot."""
+    """Return the training runs of a recipe by network; None if the run is not finished or lacks a metric to plot."""
     recipe, folder = find(name), runs / name
     result = finished_result(recipe, folder)
     if result is None:

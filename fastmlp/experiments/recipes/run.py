@@ -202,7 +202,7 @@ def plans_of(jobs: Sequence[RecipeJob]) -> list[RunPlan]:
 
 
 def run_images(job: RecipeJob, tools: Tools, quiet: bool, say: Say) -> int:
-    """Train a convolutional network and, if the recipe has one, an MLP on its features; return the signal, or 0."""
+    """Train a CNN and, if the recipe has one, an MLP on its features; return the signal that interrupted them, or 0."""
     assert job.images is not None
     make_folder(job.folder)
     if job.config is not None:

@@ -257,7 +257,7 @@ def test_the_checks_of_gradients_see_a_wrong_number_and_a_stray_write() -> None:
 
 @functools.cache
 def scalar_update(rule: str, penalised: bool) -> Any:
-    """Return update(p, g, m, v, s), which applies the scalar formula of an optimizer to arrays, as after clipping."""
+    """Return update(p, g, m, v, s), which applies the scalar formula of an optimizer to arrays, element by element."""
     formula, penalise = compiled_with_callees(RULES[rule].update), compiled_with_callees(with_penalties)
 
     @njit(error_model="numpy")

@@ -50,7 +50,7 @@ FAILURES: dict[str, tuple[int, str, str]] = {
     "cuGraphLaunch": (700, "the GPU failed in cuGraphLaunch: ", "a kernel crashed"),
     "cuModuleLoadData": (209, "the GPU failed in cuModuleLoadData: ", "kernels may be newer than the driver"),
     "cuMemcpyHtoD": (999, "the GPU failed in cuMemcpyHtoD: an unknown error (error 999); ", "use backend 'numba'"),
-    "cuMemAlloc": (12345, "the GPU failed in cuMemAlloc: an error that cuda-bindings do not know (", "12345"),
+    "cuMemAlloc": (12345, "the GPU failed in cuMemAlloc: an error code that cuda-bindings does not define (", "12345"),
     "cuInit": (
         100,
         "backend 'cuda' needs an NVIDIA GPU and its driver (the GPU failed in cuInit: ",

@@ -228,7 +228,7 @@ def test_an_error_number_unknown_to_the_bindings_gives_one_line_and_keeps_the_ca
     driver.cuMemcpyHtoD = driver.cuMemFree = unknown  # type: ignore[method-assign]
     driver.cuCtxPopCurrent = popped  # type: ignore[method-assign]
     with pytest.raises(
-        UnavailableError, match=r"in cuMemcpyHtoD: an error that cuda-bindings do not know \(12345\); use backend"
+        UnavailableError, match=r"in cuMemcpyHtoD: an error code that cuda-bindings does not define \(12345\); use backend"
     ):
         runtime.fill(held, np.zeros(3, np.float32))
     del held  # an exception in the destructor would fail the test

@@ -24,7 +24,8 @@ from numba.core.compiler_lock import global_compiler_lock
 from fastmlp.engines.interrupts import ENDING
 from fastmlp.engines.kernel_cache import can_keep
 
-# Maximum seconds to wait for the child after this process has compiled its own kernels. The two usually take equally long.
+# Maximum seconds to wait for the child after this process has compiled its own kernels. Both processes usually need about the
+# same time.
 PATIENCE = 10.0
 LOOK_SECONDS = 0.005  # seconds between checks for the end of the child
 
@@ -61,7 +62,7 @@ def forked(kernel: Any, signature: tuple[Any, ...]) -> int | None:
     """Fork a process that compiles the kernel, and return its process id, or None if the system cannot start a process."""
     # No other thread may be compiling during the fork, or the child would wait forever for the locks of that thread.
     with global_compiler_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12, about fork with threads
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 and later warn of forks with threads
         try:
             child = os.fork()
         except OSError:

@@ -173,8 +173,8 @@ def column_of(typing, array, first, n, stride):
 def multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
     """Emit LLVM `llvm.fmuladd`, a * b + c.
 
-    It is compiled to a fused instruction with a single rounding if the processor has one, otherwise to a multiplication and
-    an addition. It never becomes a function call.
+    It is compiled to a fused instruction with a single rounding if the processor has one, otherwise to a multiplication and an
+    addition, but never to a function call.
     """
     kind = ir.FunctionType(FLOAT, [FLOAT] * 3)
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.fmuladd.f32"), [a, b, c])

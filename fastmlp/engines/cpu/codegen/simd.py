@@ -152,7 +152,7 @@ KEEP, BIAS, BIAS_RELU, TIMES, WHERE_POSITIVE = range(len(EPILOGUES))
 
 
 def emit_sums(v: VectorBuilder, shape: Any, a: Any, b: Any, k: Any, first: Any, held: Any, ahead: int = 0) -> Any:
-    """Emit the loop over k of a tile, and return its sums as {(row, vector): sum}. The builder is left after the loop.
+    """Emit the loop over k of a tile, with the builder left after the loop, and return the sums as {(row, vector): sum}.
 
     shape, a : (rows, vectors) of the tile; a(j) emits the location of column j of A, (address, offset) for each row
     b, k : (address, offset of each vector, stride of k) of B, and the number of terms of each sum

@@ -36,13 +36,13 @@ FIRST, NO_STEP, NO_SEED = np.int64(0), np.int64(-1), np.uint64(0)
 
 @compiled
 def rows_at(plan, width, row):
-    """Return the address of element `row` of the table of row offsets of a width, see `StepPlan.row_at`."""
+    """Return the address of element `row` of the row offsets of `plan.widths[width]`, see `StepPlan.row_at`."""
     return plan.row_at.ctypes.data + (width * plan.rows + row) * ROW_BYTES
 
 
 @compiled
 def activations_at(plan, arena, width, row):
-    """Return the address of the activations of a width, and the address of element `row` of its table of row offsets."""
+    """Return the address of the activations of `plan.widths[width]`, and the address of element `row` of its row offsets."""
     return arena.ctypes.data + plan.widths[width].y_at * FLOAT_BYTES, rows_at(plan, width, row)
 
 
@@ -117,7 +117,7 @@ def make_backward(lanes: int) -> Any:
         k, panel_size = size.fan_out, size.fan_out_p * lanes
         w = transposed.ctypes.data + (size.t_at + panel * panel_size) * FLOAT_BYTES
         epilogue, extra = TIMES, width.s_at
-        if below.fused == RELU:  # dropped units are 0, too; `pack` applies the dropout scale
+        if below.fused == RELU:  # dropped units are also 0; `pack` applies the dropout scale
             epilogue, extra = WHERE_POSITIVE, width.y_at
         elif below.fused == LINEAR and below.threshold == 0:
             epilogue = KEEP

@@ -1,4 +1,4 @@
-"""Kernels for NVIDIA GPUs, and the names in their device API, the functions and types that they use.
+"""Kernels for NVIDIA GPUs, and the list of names in their device API: the functions and types that the kernels use.
 
 device.py implements this API for GPUs. The tests implement it in a simulator.
 """

@@ -60,7 +60,7 @@ def marked(value: Any) -> Any:
 
 
 class Source(NamedTuple):
-    """A kernel before compilation: its function, threads per block, and minimum of resident blocks per multiprocessor."""
+    """A kernel before compilation: its function, threads per block, and minimum resident blocks per multiprocessor."""
 
     function: Callable[..., Any]
     threads: int
@@ -243,7 +243,7 @@ def bits_of(context, x):
 
 @intrinsic
 def number_of(context, x):
-    """Return the float32 that has these bits, a uint32."""
+    """Return the float32 with the bits of a uint32."""
     return types.float32(types.uint32), lambda context, builder, signature, values: builder.bitcast(values[0], F32)
 
 

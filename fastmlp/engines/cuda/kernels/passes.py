@@ -1,4 +1,4 @@
-"""Parts of a training step on NVIDIA GPUs: barriers, inputs, activations, losses, updates and clipping, but no products.
+"""Parts of a training step on NVIDIA GPUs, except matrix products: barriers, inputs, activations, losses, updates, clipping.
 
 Each factory takes a device API (device.py or a simulator) and returns a device function, which all threads of a launch call.
 The matrix products call `store_activation` or `apply_gradient` with each element of their result.
@@ -125,7 +125,10 @@ def make_activate(dev: Any, names: Sequence[str]) -> Any:
 
 
 def make_is_kept(dev: Any) -> Any:
-    """Return is_kept(seed, step, layer, m, n, threshold): whether dropout keeps unit n of row m, see `philox.keep_mask`."""
+    """Return is_kept(seed, step, layer, m, n, threshold), which decides if dropout keeps unit n of row m.
+
+    See `philox.keep_mask`.
+    """
     words_of = dev.formula(philox4x32)
     uint64 = dev.uint64
 
@@ -293,7 +296,7 @@ def make_clip(dev: Any, threads: int, rule: str) -> tuple[Any, Any]:
     @dev.device
     def clip(size, layers, table, s, largest, gradient, partial, parameters, slots):
         t, total = cuda.threadIdx.x, nothing
-        for chunk in range(remainder(t, lanes), divide(size + CHUNK - 1, CHUNK), lanes):  # same in all warps
+        for chunk in range(remainder(t, lanes), divide(size + CHUNK - 1, CHUNK), lanes):  # the same in all warps
             total += load(partial, chunk)
         norm = math.sqrt(warp_sum(total))
         scale = float32(float64(largest) / norm) if norm > float64(largest) else float32(1)

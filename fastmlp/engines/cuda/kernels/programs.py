@@ -70,7 +70,7 @@ class Shape(NamedTuple):
     resident: int = 1
 
     def shared(self, lanes: int) -> int:
-        """Float32 elements of shared memory: the maximum of what the sums of the warps and the rows of `gradient` need."""
+        """Float32 elements of shared memory: enough for the sums of the warps, and enough for the rows of `gradient`."""
         return max(SUMS * self.threads // lanes, 2 * self.staged * 2 * round(self.threads**0.5))
 
 

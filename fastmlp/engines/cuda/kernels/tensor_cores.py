@@ -116,7 +116,7 @@ def make_store_tile(dev: Any, tile: Tile) -> Any:
 
 
 def make_warp_sums(dev: Any, tile: Tile, precision: str) -> Arithmetic:
-    """Return the arithmetic of tensor cores: operands rounded to `precision`, sums in float32."""
+    """Return the `Arithmetic` for tensor cores, with operands rounded to `precision` and sums in float32."""
     check_tile(tile, precision, dev.WARP)
     mma = dev.mma_tf32 if precision == "tf32" else dev.mma_bf16
     return Arithmetic(make_word(dev, precision), make_multiply(dev, tile, mma), make_store_tile(dev, tile))

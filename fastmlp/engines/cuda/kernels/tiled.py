@@ -16,7 +16,7 @@ from fastmlp.engines.cuda.kernels.tiles import Arithmetic, Tile, make_product, m
 
 
 def make_arithmetic(dev: Any, tile: Tile, precision: str) -> Arithmetic:
-    """Return the arithmetic of matrix products in a precision of `base.PRECISIONS`."""
+    """Return the `Arithmetic` of matrix products for a precision of `base.PRECISIONS`."""
     return make_sums(dev, tile) if precision == "float32" else make_warp_sums(dev, tile, precision)
 
 
@@ -59,7 +59,7 @@ def make_get_data(dev: Any, pixels: bool) -> Any:
 def with_ones(dev: Any, get: Any) -> Any:
     """Return a version of `get` that appends a feature with the value 1 to each row.
 
-    The gradient of its weights is the gradient of the bias, which follows the weights in memory.
+    The gradient of the weights of this feature is the gradient of the bias, which follows the weights in memory.
     """
     one = dev.float32(1)
 

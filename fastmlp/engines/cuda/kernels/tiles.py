@@ -110,7 +110,7 @@ def make_factor(dev: Any, tile: Tile, extent: int, across: bool, get: Any, word:
 
 
 def make_sums(dev: Any, tile: Tile) -> Arithmetic:
-    """Return the arithmetic in float32.
+    """Return the `Arithmetic` for float32.
 
     Each thread accumulates the sums of groups of four consecutive rows and columns; the groups are interleaved among threads.
     """

@@ -1,0 +1,56 @@
+"""Class labels of any sortable type, and their numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmlp.errors import DataError, unknown_name
+
+
+@dataclass(frozen=True, eq=False)
+class LabelEncoder:
+    """Class labels and their numbers, 0 … len(classes) - 1.
+
+    Parameters
+    ----------
+    classes : (k,) distinct labels of one type, in the order of their numbers
+
+    Examples
+    --------
+    >>> encoder = LabelEncoder(np.array(["cat", "dog"]))
+    >>> encoder.encode(["dog", "cat", "dog"]).tolist()
+    [1, 0, 1]
+    >>> encoder.decode([1, 0]).tolist()
+    ['dog', 'cat']
+    """
+
+    classes: npt.NDArray[Any]
+
+    @cached_property
+    def _sorter(self) -> npt.NDArray[np.int64]:
+        return np.argsort(self.classes)
+
+    def encode(self, labels: Any) -> npt.NDArray[np.int32]:
+        """Return the class number of each label, (n,).
+
+        Raises
+        ------
+        DataError : a label that is not one of the classes
+        """
+        labels = np.asarray(labels)
+        position = np.searchsorted(self.classes, labels, sorter=self._sorter).clip(max=len(self.classes) - 1)
+        numbers = self._sorter[position]
+        wrong = self.classes[numbers] != labels
+        if np.any(wrong):
+            row = int(np.argmax(wrong))
+            raise DataError(f"row {row}: {unknown_name('class', str(labels[row]), map(str, self.classes.tolist()))}")
+        return numbers.astype(np.int32)
+
+    def decode(self, numbers: Any) -> npt.NDArray[Any]:
+        """Return the label of each class number, (n,)."""
+        return self.classes[np.asarray(numbers, np.intp)]

@@ -1,0 +1,19 @@
+"""scikit-learn estimators: `MLPClassifier` and `MLPRegressor`, with scikit-learn's parameters, attributes and meaning."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastmlp._lazy import lazy
+
+if TYPE_CHECKING:
+    from fastmlp.estimators.classifier import MLPClassifier as MLPClassifier
+    from fastmlp.estimators.regressor import MLPRegressor as MLPRegressor
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "classifier": ["MLPClassifier"],
+        "regressor": ["MLPRegressor"],
+    },
+)

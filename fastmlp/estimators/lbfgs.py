@@ -1,0 +1,94 @@
+"""The solver "lbfgs": SciPy's L-BFGS-B on the objective of the specification (reference.py), in float64, on all rows."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+
+from fastmlp.engines.base import loss_weights
+from fastmlp.estimators.rows import FitRows
+from fastmlp.nn.network import FloatArray, Network
+from fastmlp.reference import backward, forward, penalty, row_losses, target_rows
+
+
+class Minimum(NamedTuple):
+    """Result of `minimize`.
+
+    parameters : (P,) float64; loss : objective, with penalties; iterations : of L-BFGS-B
+    message : why it stopped without convergence; empty if it converged
+    """
+
+    parameters: FloatArray
+    loss: float
+    iterations: int
+    message: str
+
+
+def objective_and_gradient(network: Network, rows: FitRows) -> Callable[[FloatArray], tuple[float, FloatArray]]:
+    """Return a function from parameters (P,) to the weighted mean loss plus penalties, and its gradient (P,)."""
+    weights = loss_weights(np.arange(len(rows.y)), len(rows.y), rows.weights)
+    t = target_rows(network, rows.y, np.float64)
+
+    def evaluate(parameters: FloatArray) -> tuple[float, FloatArray]:
+        layers = network.views(parameters)
+        with np.errstate(over="ignore", invalid="ignore"):
+            passed = forward(network, layers, rows.x)
+            losses, dz = row_losses(network, passed.z, t)
+            gradient = backward(network, layers, passed, dz * weights[:, None])
+        return float(weights @ losses) + penalty(network, layers), gradient
+
+    return evaluate
+
+
+def minimize(
+    network: Network, rows: FitRows, start: FloatArray, options: dict[str, Any], callback: Callable[..., None]
+) -> Minimum:
+    """Minimize the objective of a network over all rows.
+
+    Parameters
+    ----------
+    rows : float64; x may be sparse
+    start : (P,) initial parameters
+    options : maxiter, maxfun and gtol of SciPy's L-BFGS-B
+    callback : after(intermediate_result), called after each iteration, see `scipy.optimize.minimize`
+
+    Source: Byrd, Lu, Nocedal, Zhu 1995, as implemented by `scipy.optimize.minimize`.
+    """
+    from scipy import optimize
+
+    result = optimize.minimize(
+        objective_and_gradient(network, rows), start, method="L-BFGS-B", jac=True, options=options, callback=callback
+    )
+    stopped_early = "" if result.status == 0 else str(result.message)
+    return Minimum(np.asarray(result.x, np.float64), float(result.fun), min(int(result.nit), options["maxiter"]), stopped_early)
+
+
+def fit_lbfgs(estimator: Any, rows: FitRows) -> None:
+    """Train an initialized estimator on rows until the gradient is below `tol`; warns if that takes too long."""
+    weight = len(rows.y) if rows.weights is None else rows.weights.sum()
+    network, y = estimator._network(1 / weight), estimator._targets(rows.y)
+    rows = rows._replace(x=rows.x.astype(np.float64), y=y if y.ndim == 1 else y.astype(np.float64))
+    options = {"maxfun": estimator.max_fun, "maxiter": estimator.max_iter, "gtol": estimator.tol}
+    callback, dtype = estimator._step_callback(estimator.coefs_[0].dtype), estimator.coefs_[0].dtype
+
+    def after(intermediate_result: Any) -> None:
+        if estimator.verbose:
+            print(f"loss = {intermediate_result.fun:.8f}")
+        if callback is not None and callback(intermediate_result.x):
+            raise StopIteration
+
+    found = minimize(network, rows, estimator._vector(np.float64), options, after)
+    penalties = penalty(network, network.views(found.parameters))
+    estimator.n_iter_, estimator.loss_ = found.iterations, estimator._reported(found.loss - penalties) + penalties
+    estimator._expose(found.parameters, dtype)
+    if found.message:
+        warnings.warn(
+            f"lbfgs failed to converge after {found.iterations} iteration(s): {found.message}. Increase max_iter "
+            f"({estimator.max_iter}) or max_fun ({estimator.max_fun}), or scale the data.",
+            ConvergenceWarning,
+            stacklevel=5,
+        )

@@ -1,0 +1,198 @@
+"""Parameters of the estimators: their checks, and the network and optimizer that they describe."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+from fastmlp.errors import ConfigError
+from fastmlp.nn.network import FloatArray, Network
+from fastmlp.nn.optimizers import Optimizer
+from fastmlp.nn.schedules import SCHEDULES, ReduceOnPlateau, Schedule
+
+SOLVERS = ("lbfgs", "sgd", "adam")
+LEARNING_RATES = ("constant", "invscaling", "adaptive")
+DTYPES = ("float32", "float64")
+ACTIVATIONS = {"identity": "linear", "logistic": "sigmoid"}  # scikit-learn's names; the others are the same
+
+NOT_OF_LBFGS = ("dropout", "l1", "schedule", "max_grad_norm", "max_time")  # parameters that only the other solvers support
+
+Check = tuple[Callable[[Any], bool], str]  # whether a value is valid, and what is needed
+
+
+def is_a(value: Any, kind: type) -> bool:
+    """Whether a value is of an abstract number type; bool does not count as a number."""
+    return isinstance(value, kind) and not isinstance(value, (bool, np.bool_))
+
+
+def number(least: float, most: float = np.inf, *, open_left: bool = False, open_right: bool = False) -> Check:
+    """Return the check of a finite number in an interval, which is closed unless a side is open."""
+
+    def valid(value: Any) -> bool:
+        if not is_a(value, Real) or not math.isfinite(value):
+            return False
+        return bool((value > least if open_left else value >= least) and (value < most if open_right else value <= most))
+
+    return valid, f"a number in {'(' if open_left else '['}{least:g}, {most:g}{')' if open_right or most == np.inf else ']'}"
+
+
+def one_of(*names: str) -> Check:
+    """Return the check of a name."""
+    return lambda value: isinstance(value, str) and value in names, f"one of {', '.join(map(repr, names))}"
+
+
+def or_else(check: Check, other: Any) -> Check:
+    """Return a check that also accepts the value `other`."""
+    valid, needed = check
+    return lambda value: (type(value) is type(other) and value == other) or valid(value), f"{needed} or {other!r}"
+
+
+WHOLE: Check = (lambda v: is_a(v, Integral) and bool(v >= 1), "a whole number of at least 1")
+SWITCH: Check = (lambda v: isinstance(v, (bool, np.bool_)), "True or False")
+
+CHECKS: dict[str, Check] = {
+    "solver": one_of(*SOLVERS),
+    "alpha": number(0),
+    "batch_size": or_else(WHOLE, "auto"),
+    "learning_rate": one_of(*LEARNING_RATES),
+    "learning_rate_init": number(0, open_left=True),
+    "power_t": number(0),
+    "max_iter": WHOLE,
+    "shuffle": SWITCH,
+    "tol": number(0),
+    "verbose": (lambda v: isinstance(v, (bool, np.bool_)) or is_a(v, Integral), "True, False or a whole number"),
+    "warm_start": SWITCH,
+    "momentum": number(0, 1, open_right=True),
+    "nesterovs_momentum": SWITCH,
+    "early_stopping": SWITCH,
+    "validation_fraction": number(0, 1, open_right=True),
+    "beta_1": number(0, 1, open_right=True),
+    "beta_2": number(0, 1, open_right=True),
+    "epsilon": number(0, open_left=True),
+    "n_iter_no_change": or_else(WHOLE, np.inf),
+    "max_fun": WHOLE,
+    "loss": one_of("squared_error", "poisson"),
+    "l1": number(0),
+    "label_smoothing": number(0, 1, open_right=True),
+    "max_grad_norm": or_else(number(0, open_left=True), None),
+    "max_time": or_else(number(0, open_left=True), None),
+    "n_threads": or_else(WHOLE, None),
+    "dtype": one_of(*DTYPES),
+}
+
+
+def check_parameters(parameters: dict[str, Any]) -> None:
+    """Raise ConfigError, a ValueError, for the first parameter that has an invalid value."""
+    for name, value in parameters.items():
+        valid, needed = CHECKS.get(name, (None, ""))
+        if valid is not None and not valid(value):
+            raise ConfigError(f"{name} must be {needed}, not {value!r}", settings=(name,))
+    if parameters["solver"] == "lbfgs":
+        for name in NOT_OF_LBFGS:
+            if np.any(parameters[name]):
+                raise ConfigError(f"{name} needs the solver 'sgd' or 'adam', not 'lbfgs'", settings=(name, "solver"))
+    make_schedule(parameters)
+
+
+def hidden_sizes(given: Any) -> tuple[int, ...]:
+    """Return `hidden_layer_sizes` as a tuple; scikit-learn accepts a single number, too."""
+    sizes = tuple(given) if hasattr(given, "__iter__") and not isinstance(given, str) else (given,)
+    if not all(is_a(size, Integral) and bool(size > 0) for size in sizes):
+        raise ConfigError(f"hidden_layer_sizes must be > 0, got {list(sizes)}.", settings=("hidden_layer_sizes",))
+    return tuple(int(size) for size in sizes)
+
+
+def activation_names(given: Any) -> str | tuple[str, ...]:
+    """Return `activation`, one name or one per layer, in fastmlp's names, see `nn.activations.ACTIVATIONS`."""
+    if isinstance(given, str):
+        return ACTIVATIONS.get(given, given)
+    try:
+        return tuple(ACTIVATIONS.get(name, name) for name in given)
+    except TypeError:
+        raise ConfigError(
+            f"activation must be a name or a list with a name per hidden layer, not {given!r}", settings=("activation",)
+        ) from None
+
+
+def make_network(parameters: dict[str, Any], features: int, outputs: int, loss: tuple[str, str], per_row: float) -> Network:
+    """Return the network of an estimator.
+
+    Parameters
+    ----------
+    parameters : of the estimator, from `get_params`
+    loss : names of the loss and of the output function, see `nn.losses.LOSSES`
+    per_row : what `alpha` and `l1` are multiplied by, 1 / (weight of a mini-batch)
+    """
+    return Network(
+        (features, *hidden_sizes(parameters["hidden_layer_sizes"]), outputs),
+        activation=activation_names(parameters["activation"]),
+        dropout=parameters["dropout"],
+        loss=loss[0],
+        output=loss[1],
+        l1=parameters["l1"] * per_row,
+        l2=parameters["alpha"] * per_row,
+        label_smoothing=parameters.get("label_smoothing", 0.0) if loss[0] == "cross-entropy" else 0.0,
+    )
+
+
+def make_optimizer(parameters: dict[str, Any]) -> Optimizer:
+    """Return the optimizer of a stochastic solver."""
+    name = "adam"
+    if parameters["solver"] == "sgd":
+        name = "nesterov" if parameters["nesterovs_momentum"] else "momentum"
+        name = name if parameters["momentum"] else "sgd"
+    return Optimizer(
+        name,
+        momentum=parameters["momentum"],
+        beta1=parameters["beta_1"],
+        beta2=parameters["beta_2"],
+        epsilon=max(parameters["epsilon"], float(np.finfo(np.float32).tiny)),
+        clip_norm=parameters["max_grad_norm"] or 0.0,
+        epsilon_hat=True,  # as in scikit-learn
+    )
+
+
+def make_schedule(parameters: dict[str, Any]) -> Schedule | ReduceOnPlateau | None:
+    """Return the schedule for `learning_rate_init` and `max_iter`, or None if scikit-learn's `learning_rate` is used.
+
+    Raises
+    ------
+    ConfigError : an unknown name, or a schedule together with a `learning_rate` other than "constant"
+    """
+    given = parameters["schedule"]
+    if given is None:
+        return None
+    if parameters["learning_rate"] != "constant":
+        raise ConfigError(
+            f"schedule needs learning_rate 'constant', not {parameters['learning_rate']!r}", settings=("schedule",)
+        )
+    if isinstance(given, str):
+        if given == "plateau":
+            return ReduceOnPlateau()
+        given = Schedule(parameters["learning_rate_init"], given)
+    if isinstance(given, Schedule):
+        return dataclasses.replace(given, rate=parameters["learning_rate_init"], epochs=parameters["max_iter"])
+    if isinstance(given, ReduceOnPlateau):
+        return given
+    names = ", ".join(map(repr, (*SCHEDULES, "plateau")))
+    raise ConfigError(f"schedule must be None, {names}, a Schedule or ReduceOnPlateau, not {given!r}", settings=("schedule",))
+
+
+def initial_parameters(network: Network, random_state: np.random.RandomState) -> FloatArray:
+    """Draw initial parameters, (P,) float64, in scikit-learn's order and from its distribution.
+
+    Weights and biases of a layer are uniform in ±sqrt(factor / (fan_in + fan_out)), with the factor 2 for networks whose first
+    activation is the logistic function, and else 6. Source: Glorot & Bengio 2010, equation 16.
+    """
+    vector = np.empty(network.parameters)
+    sigmoid = network.layers[0].activation == "sigmoid"
+    for w, b in network.views(vector):
+        bound = np.sqrt((2.0 if sigmoid else 6.0) / sum(w.shape))
+        w[:] = random_state.uniform(-bound, bound, w.shape)
+        b[:] = random_state.uniform(-bound, bound, b.shape)
+    return vector

@@ -1,0 +1,122 @@
+"""The solvers "sgd" and "adam": from checked rows to an engine and its epochs (epochs.py).
+
+Initial weights, the validation split and the row order are drawn from `random_state` as scikit-learn draws them, so that the
+same `random_state` gives the same training as scikit-learn's, up to rounding. In full-batch training the order of the rows has
+no effect, so they are not shuffled.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+
+from fastmlp.data.rows import Indices
+from fastmlp.engines import make_engine
+from fastmlp.engines.base import Engine, EngineSpec, State
+from fastmlp.errors import DataError
+from fastmlp.estimators.epochs import Batches, EpochLoop, Scored, SolverState
+from fastmlp.estimators.parameters import make_optimizer, make_schedule
+from fastmlp.estimators.rows import FitRows, cast_rows, dense_rows, merge_equal_rows, select_rows
+from fastmlp.estimators.threads import default_threads
+
+AUTO_BATCH = 200  # mini-batch size "auto"
+
+
+def fit_stochastic(estimator: Any, rows: FitRows, random_state: np.random.RandomState, validation: Any, once: bool) -> None:
+    """Train an initialized estimator on rows.
+
+    Parameters
+    ----------
+    validation : (X, y) that the user held out, or None
+    once : whether to train one epoch, from the state of the previous call, as `partial_fit` does
+    """
+    parameters, dtype = estimator._parameters(), rows.x.dtype
+    engine_dtype = np.dtype(estimator.dtype)
+    indices, scored = split(estimator, rows, random_state, validation)
+    scored = scored and scored._replace(rows=cast(scored.rows, engine_dtype))
+    rows = cast(rows._replace(y=estimator._targets(rows.y)), engine_dtype)
+    batches = make_batches(parameters, rows, indices)
+    network = estimator._network(1 / batches.weight)
+    seed = int(random_state.randint(2**31)) if np.any(estimator.dropout) else 0
+    threads = default_threads(estimator.n_threads)
+    spec = EngineSpec(network, make_optimizer(parameters), batches.batch_size, seed, None, threads, engine_dtype)
+    state = estimator.__dict__.get("_solver_state") if once else None
+    engine = make_engine(estimator.backend, spec)
+    try:
+        load(engine, spec, estimator._vector(engine_dtype), state)
+        rate = parameters["learning_rate_init"] if state is None else state.learning_rate
+        callback = estimator._iteration_callback(engine, dtype)
+        given = engine, network, batches, random_state, scored
+        loop = EpochLoop(estimator, parameters, *given, make_schedule(parameters), rate, callback)
+        loop.run(1 if once else parameters["max_iter"])
+        estimator._expose(loop.final_parameters(), dtype)
+        estimator._solver_state = loop.state()
+    finally:
+        engine.close()
+    if estimator.n_iter_ == parameters["max_iter"] and not loop.stopped and not once:
+        warn_about_iterations(parameters["max_iter"])
+
+
+def warn_about_iterations(max_iter: int) -> None:
+    """Warn that the last epoch was reached before the stopping rule."""
+    message = f"Stochastic Optimizer: Maximum iterations ({max_iter}) reached and the optimization hasn't converged yet."
+    warnings.warn(message, ConvergenceWarning, stacklevel=6)
+
+
+def cast(rows: FitRows, dtype: np.dtype[Any]) -> FitRows:
+    """Return rows in the dtype of the engine; class numbers stay integers."""
+    with np.errstate(over="ignore"):
+        return rows._replace(x=cast_rows(rows.x, dtype), y=rows.y if rows.y.ndim == 1 else rows.y.astype(dtype))
+
+
+def load(engine: Engine, spec: EngineSpec, vector: Any, state: SolverState | None) -> None:
+    """Load parameters into an engine, with the state of the previous call of `partial_fit` or with a new one."""
+    if state is None:
+        state = SolverState(np.zeros((len(spec.optimizer.slots), len(vector)), spec.dtype), 0, 0.0)
+    engine.load(State(vector, state.slots, state.step))
+
+
+def check_validation(estimator: Any, validation: Any) -> FitRows:
+    """Check the user's validation set, (X, y)."""
+    if not isinstance(validation, (tuple, list)) or len(validation) != 2:
+        raise DataError(f"validation must be a pair (X, y), not {type(validation).__name__}")
+    X, y = estimator._check_more(*validation)
+    return FitRows(dense_rows(X, slice(None)), y, None)
+
+
+def split(estimator: Any, rows: FitRows, random_state: np.random.RandomState, validation: Any) -> tuple[Indices, Scored | None]:
+    """Return the indices of the training rows, without rows of weight 0, and the rows that are scored after each epoch.
+
+    These are the user's validation set, or with `early_stopping` a part of the rows, split as scikit-learn does.
+    """
+    used = np.arange(len(rows.y)) if rows.weights is None else np.flatnonzero(rows.weights)
+    if validation is not None:
+        return used, Scored(check_validation(estimator, validation), estimator._score_of)
+    if not estimator.early_stopping:
+        return used, None
+    from sklearn.model_selection import train_test_split
+
+    train, held = train_test_split(
+        used, random_state=random_state, test_size=estimator.validation_fraction, stratify=estimator._strata(rows.y[used])
+    )
+    if len(held) < 2:
+        raise ValueError("The validation set is too small. Increase 'validation_fraction' or the size of your dataset.")
+    chosen = select_rows(rows, held)
+    return train, Scored(chosen._replace(x=dense_rows(rows.x, held)), estimator._score_of)
+
+
+def make_batches(parameters: dict[str, Any], rows: FitRows, indices: Indices) -> Batches:
+    """Return rows, indices and mini-batch size; full batches without dropout have equal rows merged."""
+    size = parameters["batch_size"]
+    if size == "auto":
+        size = AUTO_BATCH
+    elif size > len(indices):
+        warnings.warn("Got `batch_size` less than 1 or larger than sample size. It is going to be clipped", stacklevel=6)
+    size = min(size, len(indices))
+    if size < len(indices) or np.any(parameters["dropout"]):
+        return Batches(rows, indices, size)
+    rows = merge_equal_rows(select_rows(rows, indices))
+    return Batches(rows, np.arange(len(rows.y)), len(rows.y))
