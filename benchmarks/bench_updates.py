@@ -1,4 +1,4 @@
-"""Benchmarks of the optimisers: each update rule applied to a vector, and fused with the gradient.
+"""Benchmarks of the optimizers: each update rule applied to a vector, and fused with the gradient.
 
     python -m pytest benchmarks/bench_updates.py --benchmark-columns=median,iqr,rounds
 
@@ -33,7 +33,7 @@ class Start(NamedTuple):
     """State of P parameters before an update.
 
     p : parameters, (P,)
-    slots : slots of the optimiser, (number of slots, P)
+    slots : slots of the optimizer, (number of slots, P)
     decay : weight decay of each parameter, (P,)
     """
 
@@ -86,7 +86,7 @@ def test_update(benchmark: Any, rule: str, backend: str) -> None:
     start.decay[:] = optimizer.weight_decay  # of every element, since the vector contains no biases
     subject = UPDATE[backend](optimizer, start, g)
     check(subject.answer(), numpy_update(optimizer, Start(*exact(*start)), *exact(g)).answer(), rounding(0))
-    measure(benchmark, f"optimiser {rule}, {SIZE}", backend, subject)
+    measure(benchmark, f"optimizer {rule}, {SIZE}", backend, subject)
 
 
 # ------------------------------------------------------------------------------------------------ gradient and update
@@ -136,4 +136,4 @@ def test_gradient_update(benchmark: Any, rule: str, backend: str) -> None:
     subject = GRADIENT_UPDATE[backend](optimizer, start, *operands)
     wanted = numpy_gradient_update(optimizer, Start(*exact(*start)), *exact(*operands)).answer()
     check(subject.answer(), wanted, rounding(ROWS))
-    measure(benchmark, f"gradient and optimiser {rule}, {SIZE}, {ROWS} rows", backend, subject)
+    measure(benchmark, f"gradient and optimizer {rule}, {SIZE}, {ROWS} rows", backend, subject)

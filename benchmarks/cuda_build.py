@@ -59,7 +59,7 @@ class Row(NamedTuple):
 
 
 def plain_kinds() -> Iterator[tuple[str, KernelSpec]]:
-    """Yield the specification of the relu and plain SGD kernels in every precision, with a label."""
+    """Yield a label and a kernel specification for relu with plain SGD, for each precision."""
     for precision in PRECISIONS:
         yield f"relu, sgd, {precision}", PLAIN._replace(precision=precision)
 

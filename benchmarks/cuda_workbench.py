@@ -101,7 +101,7 @@ class CudaWorkbench:
         return self.runtime.get(self.engine.handles[name])
 
     def gradient(self) -> FloatArray:
-        """Copy the gradient of all parameters to the host, (parameters,) float32. The optimiser must be `KEEP_GRADIENT`."""
+        """Copy the gradient of all parameters to the host, (parameters,) float32. The optimizer must be `KEEP_GRADIENT`."""
         return unpad(self.network, self.vector("gradients"))
 
     def launch(self, first: int, end: int) -> Launch:

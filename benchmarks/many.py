@@ -75,7 +75,10 @@ def make_cases(models: int) -> tuple[Case, ...]:
 
 
 def data_of(case: Case, data: Dataset) -> dict[str, Any]:
-    """Return the data arguments of `train` and `train_many`: as many pixels as the networks have inputs, and two splits."""
+    """Return the data arguments of `train` and `train_many`.
+
+    The pixels are subsampled to the number of inputs of the networks, and the rows are split into training and validation rows.
+    """
     features = case.jobs[0][0].sizes[0]
     x, y = data.x[: case.rows, :: data.x.shape[1] // features][:, :features], data.y[: case.rows]
     rest, validation = split_rows(y, (0.2,))

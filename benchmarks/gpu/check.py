@@ -43,7 +43,9 @@ class Check:
 
     def __init__(self, out: Path, seconds: float, limit: float | None = None) -> None:
         self.out, self.began, self.seconds, self.limit = out, time.monotonic(), seconds, limit
-        self.durations: dict[str, float] = {}  # seconds of the longest stage with each prefix
+        self.durations: dict[
+            str, float
+        ] = {}  # longest duration so far, in seconds, by the part of the stage's name before the colon
         self.result: dict[str, Any] = {"settings": {"seconds": seconds}, "stages": [], "rows": [], "left_out": [], "errors": []}
 
     @property

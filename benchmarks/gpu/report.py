@@ -31,7 +31,7 @@ def gpu_table(result: dict[str, Any] | None) -> str:
 
 
 def environment_text(result: dict[str, Any]) -> str:
-    """Describe the card, machine, versions and units, and list failed stages."""
+    """Describe the GPU, the machine, the package versions and how the times were measured, and list the failed stages."""
     device, machine, versions = result["device"], result["machine"], result["versions"]
     packages = ", ".join(f"{name} {versions[name]}" for name in ("numpy", "numba", "torch") if versions.get(name))
     settings = result["settings"]

@@ -45,7 +45,7 @@ class Torch:
         return found
 
     def by_optimizer(self, o: Optimizer) -> Callable[[Any, Any], None]:
-        """Return a function that updates the parameters with the optimizer of torch.optim, in its fastest implementation."""
+        """Return a function that updates the parameters with torch.optim's counterpart of `o`, in its fastest version."""
         from fastmlp.engines.torch_engine import make_optimizer
 
         how = {"foreach" if o.name == "rmsprop" else "fused": True}  # RMSprop has no fused version

@@ -24,7 +24,7 @@ class State(NamedTuple):
     """The state of training. It is sufficient to continue training in another engine or after a restart.
 
     parameters : (P,) float, all weights and biases in the order of `Network.views`
-    slots : (number of optimiser slots, P) float, optimiser state in the order of `Optimizer.slots`
+    slots : (number of optimizer slots, P) float, optimizer state in the order of `Optimizer.slots`
     step : number of updates made so far
     """
 
@@ -74,10 +74,10 @@ class Engine(Protocol):
     threads: int
 
     def load(self, state: State) -> None:
-        """Set the parameters, the optimiser slots and the step."""
+        """Set the parameters, the optimizer slots and the step."""
 
     def state(self, slots: bool = True) -> State:
-        """Return a copy of the training state. slots=False omits the optimiser slots, which is faster."""
+        """Return a copy of the training state. slots=False omits the optimizer slots, which is faster."""
 
     def train(
         self,

@@ -1,8 +1,8 @@
-"""The PyTorch engine, which trains with PyTorch's own functions and optimisers. It requires the package torch.
+"""The PyTorch engine, which trains with PyTorch's own functions and optimizers. It requires the package torch.
 
 Its purpose is to validate the other engines independently, and to reproduce published experiments that were trained in
 PyTorch. Mini-batches, initial parameters and dropout masks are the same as in the other engines. Activations and losses come
-from torch.nn.functional, gradients from autograd, and updates from torch.optim. The engine is not optimised for speed, and
+from torch.nn.functional, gradients from autograd, and updates from torch.optim. The engine is not optimized for speed, and
 `auto` never selects it. `fastmlp bench` measures a faster training step in PyTorch, which uses some of the functions below
 (bench/pytorch.py).
 
@@ -84,7 +84,7 @@ def row_losses(network: Network, z: torch.Tensor, y: npt.NDArray[Any], smoothing
     return 0.5 * error.square().sum(1)
 
 
-# optimiser -> keys of its state in torch.optim, in the order of `Optimizer.slots`
+# optimizer -> keys of its state in torch.optim, in the order of `Optimizer.slots`
 SLOTS: dict[str, tuple[str, ...]] = {
     "sgd": (),
     "momentum": ("momentum_buffer",),
@@ -96,7 +96,7 @@ SLOTS: dict[str, tuple[str, ...]] = {
 
 
 def make_optimizer(o: Optimizer, weights: Any, biases: Any, learning_rate: float = 0.0, **how: bool) -> torch.optim.Optimizer:
-    """Return the torch.optim optimiser of the same name. The weight decay of adamw applies to weights only.
+    """Return the torch.optim optimizer of the same name. The weight decay of adamw applies to weights only.
 
     how : keyword arguments that select an implementation, such as fused=True
     """

@@ -133,9 +133,7 @@ def test_the_script_writes_the_result_and_the_chart(monkeypatch: pytest.MonkeyPa
 
 def test_an_unusable_folder_is_reported_before_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "epochs.json").touch()
-    monkeypatch.setattr(
-        epochs, "run_bench", lambda settings, say: pytest.fail("the benchmark ran before the unusable folder was reported")
-    )
+    monkeypatch.setattr(epochs, "run_bench", lambda settings, say: pytest.fail("the benchmark ran first"))
     monkeypatch.setattr("sys.argv", ["epochs", "--out", str(tmp_path / "epochs.json")])
     with pytest.raises(FileExistsError):
         epochs.main()

@@ -193,7 +193,7 @@ def test_pytorch_without_a_device_is_reported() -> None:
 
 @pytest.fixture
 def small_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace the recipe with a short training run on the digits data set, with small mini-batches and larger evaluation batches."""
+    """Replace the recipe with a short training run on digits, with small mini-batches and larger evaluation batches."""
     smaller = {"data": "digits", "val_count": 150, "hidden": (6,), "epochs": 1, "batch_size": 4, "val_steps": 2}
     monkeypatch.setattr(accuracy, "settings_of", lambda name, command: {**settings_of(name, command), **smaller})
 

@@ -79,10 +79,10 @@ def assembly_of(intrinsic: Any, triple: str, cpu: str) -> str:
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     build(SimpleNamespace(get_dummy_value=lambda: None), builder, signature, function.args)
     builder.ret_void()
-    return optimised(str(module), triple, cpu)
+    return optimized(str(module), triple, cpu)
 
 
-def optimised(text: str, triple: str, cpu: str) -> str:
+def optimized(text: str, triple: str, cpu: str) -> str:
     """Compile LLVM IR for a processor with Numba's optimization level; return the assembly."""
     binding.initialize_all_targets()
     binding.initialize_all_asmprinters()

@@ -7,7 +7,7 @@ where `lanes` is the vector length and K_p is K with padding:
     store[w_at + (n // lanes) * K_p * lanes + k * lanes + n % lanes] = w[k, n]
 
 For every layer except the first, the weights are also stored transposed, in panels along k, to compute the gradient of the
-layer input. The optimiser slots and the gradients are further rows of `store` with the same layout. The rows of a batch are
+layer input. The optimizer slots and the gradients are further rows of `store` with the same layout. The rows of a batch are
 stored in row-major order. Their leading dimension spans an odd number of whole cache lines (plus part of a line if vectors
 are shorter than a line), so that the tiles of one column do not all map to the same few sets of the cache.
 

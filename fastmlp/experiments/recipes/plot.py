@@ -26,7 +26,7 @@ class Comparison(NamedTuple):
 
     Parameters
     ----------
-    name : such as "cs776-pooling-he"; also the file name without its extension
+    name : name of the comparison, such as "cs776-pooling-he", and of its PNG file without the extension
     title : title of the figure
     networks : networks of each recipe to show: "cnn", "mlp", or both; there is one panel per network and metric
     figures : metrics to show, on the validation split: "accuracy", "loss", or both

@@ -354,7 +354,11 @@ def test_an_engine_that_takes_no_turns_neither_waits_nor_writes() -> None:
 
 
 def make_taker(wait: Any) -> Any:
-    """Return take(shared, turns), which takes turns of some hundred nanoseconds with `wait` and counts lost turns."""
+    """Return take(shared, turns).
+
+    It waits for a turn with `wait`, holds it for ten pauses of the processor, and ends it, `turns` times. It returns the number
+    of turns that another engine took before they ended.
+    """
 
     @njit(nogil=True)
     def take(shared, turns):

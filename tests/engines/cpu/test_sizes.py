@@ -86,7 +86,7 @@ def test_a_short_last_batch_is_a_batch_of_its_own(left: int) -> None:
 
 
 def test_batches_may_be_larger_and_smaller_than_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine makes a new plan for a larger batch, and reuses its plan for a smaller batch if the number of threads is the same."""
+    """An engine makes a new plan for a larger batch, and reuses it for a smaller batch if the number of threads is the same."""
     spec = fused_job((13, 70, 21, 3), batch_size=200, threads=5)
     whole = make_course(spec.network, rows=200, batch=200, epochs=1, rate=0.01)
     engine = NumbaEngine(spec)

@@ -24,9 +24,9 @@ from fastmlp.engines.kernel_cache import with_globals
 
 
 class KernelLibrary(JITCodeLibrary):
-    """The LLVM module of a kernel and of all functions that it calls, optimised only once.
+    """The LLVM module of a kernel and of all functions that it calls, optimized only once.
 
-    Numba would optimise three times: each function, then the whole module without vectorisation, then the whole module. The
+    Numba would optimize three times: each function, then the whole module without vectorisation, then the whole module. The
     first two passes serve to remove redundant reference counting, and kernels have no reference counting.
     """
 
@@ -39,9 +39,9 @@ class KernelLibrary(JITCodeLibrary):
 
 
 class PartLibrary(KernelLibrary):
-    """The LLVM module of a function that is inlined into other code. It is not optimised or compiled to machine code itself.
+    """The LLVM module of a function that is inlined into other code. It is not optimized or compiled to machine code itself.
 
-    Numba would optimise and compile every such function, and do so again at each level of inlining. This would take two
+    Numba would optimize and compile every such function, and do so again at each level of inlining. This would take two
     thirds of the time that is spent in LLVM.
     """
 

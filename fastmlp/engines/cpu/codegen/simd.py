@@ -331,7 +331,7 @@ def make_gradient_tile(rows: int, vectors: int, width: int, rule: Callable[..., 
     stores the gradient in place of the parameters.
 
     Row j of A is located as in `make_tile`, and B[j, q] is the vector at b + j * b_k + q * width. The parameters P[i, q] are
-    the vector at p + i * width + q * p_panel, and their optimiser slots m and v are stored `slot` and 2 * `slot` elements
+    the vector at p + i * width + q * p_panel, and their optimizer slots m and v are stored `slot` and 2 * `slot` elements
     after them. The scalars s are the floats at address `scalars`. Slots that the rule does not change are not written.
 
     A long sum may be divided as in `make_tile`, with partial sums at c + i * width + q * c_panel. The update is made in the

@@ -48,7 +48,10 @@ def loss_block(network: Network, lanes: int) -> int:
 
 
 def loss_address(network: Network, lanes: int) -> int:
-    """Return the address of the loss kernel, which computes loss, correctness and dz of `rows` rows by `nn.losses.LOSSES`.
+    """Return the address of the loss kernel.
+
+    For `rows` rows, it computes the loss and dz with the functions in `nn.losses.LOSSES`, and whether each prediction is
+    correct.
 
     Its signature is losses(block, z, dz, ld, rows, sources, labels, targets, scales, row_loss, correct, on_value, off_value).
     Apart from sizes and the last two arguments, all arguments are addresses.

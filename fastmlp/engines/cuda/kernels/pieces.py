@@ -54,7 +54,7 @@ def make_updates(dev: Any, threads: int, blocks: int, rule: str) -> Any:
 
     s : (SCALAR_COUNT,) float32, scalars of the step
     g, parameters : (n,) float32
-    m, v : (n,) float32 optimiser slots, or (1,) if the rule does not use them
+    m, v : (n,) float32 optimizer slots, or (1,) if the rule does not use them
     """
     load, share, update = dev.load, make_share(dev), make_update(dev, rule)
 

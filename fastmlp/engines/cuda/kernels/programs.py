@@ -35,7 +35,7 @@ class KernelSpec(NamedTuple):
     """Options with which a kernel is compiled. Sizes and values are arguments of the kernel instead.
 
     activations : unique names, in the order of `DeviceLayout.activations`
-    loss, output, rule : names of the loss, of the output function, and of the optimiser
+    loss, output, rule : names of the loss, of the output function, and of the optimizer
     pixels : whether the inputs are uint8
     classes : whether the targets are class labels
     drops, penalised, clips : whether there is dropout, an L1 or L2 penalty, and gradient clipping
