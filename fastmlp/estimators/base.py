@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from fastmlp.data.checks import check_weights
 from fastmlp.data.rows import Array
 from fastmlp.engines.base import Engine
 from fastmlp.errors import ConfigError
+from fastmlp.estimators.kept import Kept
 from fastmlp.estimators.lbfgs import fit_lbfgs
 from fastmlp.estimators.parameters import check_parameters, initial_parameters, make_network
 from fastmlp.estimators.rows import FitRows, cast_rows, forward_rows
@@ -37,13 +38,6 @@ LOSSES = {
 }
 
 
-class Predictor(NamedTuple):
-    """The network of a fitted estimator, and the arrays of `coefs_` and `intercepts_` that it was made from."""
-
-    model: Model
-    arrays: tuple[Array, ...]
-
-
 def flat(coefs: Sequence[Array], intercepts: Sequence[Array]) -> FloatArray:
     """Return weights and biases of all layers as the flat vector of `Network.views`."""
     return np.concatenate([np.ravel(array) for pair in zip(coefs, intercepts, strict=True) for array in pair])
@@ -52,7 +46,7 @@ def flat(coefs: Sequence[Array], intercepts: Sequence[Array]) -> FloatArray:
 @functools.cache
 def parameter_names(estimator: type[BaseEstimator]) -> tuple[str, ...]:
     """Return the names of the constructor's parameters of the estimator of this package that a class is or is derived from."""
-    own = next(kind for kind in estimator.__mro__ if kind.__module__.startswith(__package__) and "__init__" in vars(kind))
+    own: Any = next(kind for kind in estimator.__mro__ if kind.__module__.startswith(__package__) and "__init__" in vars(kind))
     return tuple(own._get_param_names())
 
 
@@ -176,17 +170,18 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator, ABC):
         return flat(self.coefs_, self.intercepts_).astype(dtype)
 
     def _expose(self, vector: FloatArray, dtype: npt.DTypeLike) -> None:
-        """Set `coefs_` and `intercepts_`, read-only arrays of the dtype, and the network for predictions."""
+        """Set `coefs_` and `intercepts_`, read-only arrays of the dtype."""
         self.__dict__.update(self._fitted(vector, dtype))
 
     def _fitted(self, vector: FloatArray, dtype: npt.DTypeLike) -> dict[str, Any]:
         """Return the attributes that are made of the parameters."""
-        network = self._network(0.0)
         exposed = vector.astype(dtype)
         exposed.flags.writeable = False  # an assignment would not reach the engine; new arrays in the lists do
-        views = network.views(exposed)
-        coefs, intercepts = [w for w, _ in views], [b for _, b in views]
-        return {"coefs_": coefs, "intercepts_": intercepts, "_predictor": self._make_predictor(coefs, intercepts)}
+        views = self._network(0.0).views(exposed)
+        return {"coefs_": [w for w, _ in views], "intercepts_": [b for _, b in views], "_kept": Kept()}
+
+    def _arrays(self) -> tuple[Array, ...]:
+        return (*self.coefs_, *self.intercepts_)
 
     # ------------------------------------------------------------------------------------------------ callbacks
 
@@ -211,35 +206,30 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator, ABC):
 
     # ------------------------------------------------------------------------------------------------ prediction
 
-    def _make_predictor(self, coefs: list[Array], intercepts: list[Array]) -> Predictor:
-        sizes = (coefs[0].shape[0], *(len(b) for b in intercepts))
+    def _model(self) -> Model:
+        """Return the network for predictions, made anew if `coefs_` or `intercepts_` have changed."""
+        kept, arrays = self.__dict__.setdefault("_kept", Kept()), self._arrays()
+        if kept.model is None or not kept.belongs_to(arrays):
+            kept.model, kept.arrays = self._make_model(), arrays
+        return kept.model
+
+    def _make_model(self) -> Model:
+        sizes = (self.coefs_[0].shape[0], *(len(b) for b in self.intercepts_))
         float64 = self.dtype == "float64" or self.solver == "lbfgs"
-        vector = flat(coefs, intercepts)
-        network = make_network(self._parameters(), sizes[0], sizes[-1], LOSSES[self.out_activation_], 0.0)
-        softmax = self.out_activation_ == "softmax"
-        model = Model(
-            network,
-            vector.astype(np.float64 if float64 else np.float32),
-            classes=tuple(map(str, self.classes_)) if softmax else (),
+        return Model(
+            make_network(self._parameters(), sizes[0], sizes[-1], LOSSES[self.out_activation_], 0.0),
+            self._vector(np.float64 if float64 else np.float32),
+            classes=tuple(map(str, self.classes_)) if self.out_activation_ == "softmax" else (),
             backend="numpy" if float64 else self.backend,
             threads=default_threads(self.n_threads),
         )
-        return Predictor(model, (*coefs, *intercepts))
-
-    def _current_predictor(self) -> Predictor:
-        """Return the network for predictions, made anew if the user has replaced an array of `coefs_` or `intercepts_`."""
-        known = self.__dict__.get("_predictor")
-        arrays = (*self.coefs_, *self.intercepts_)
-        if known is None or any(a is not b for a, b in zip(arrays, known.arrays, strict=True)):
-            known = self._predictor = self._make_predictor(self.coefs_, self.intercepts_)
-        return known
 
     def _pre_activations(self, X: Any) -> FloatArray:
         """Check X and return the pre-activations of the output layer, (n, outputs)."""
         if not hasattr(self, "coefs_"):
             check_is_fitted(self)  # raises; it is slow, so it is not called for a fitted estimator
         X = validate_data(self, X, accept_sparse=("csr", "csc"), reset=False)
-        model = self._current_predictor().model
+        model = self._model()
         return forward_rows(model.engine(), cast_rows(X, model.parameters.dtype))
 
     def _outputs(self, X: Any) -> FloatArray:
@@ -250,4 +240,4 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator, ABC):
     def to_model(self) -> Model:
         """Return the fitted network as a `fastmlp.Model`, which can be saved to a safetensors file."""
         check_is_fitted(self)
-        return self._current_predictor().model
+        return self._model()

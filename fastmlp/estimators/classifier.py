@@ -194,10 +194,10 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         X, y = validate_data(self, X, y, accept_sparse=("csr", "csc"), multi_output=True, dtype=dtypes, reset=reset)
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
-        check_classification_targets(y)
         return X, y
 
     def _set_classes(self, y: Any, labels: Array) -> None:
+        check_classification_targets(y)
         kind = type_of_target(y)
         if kind.startswith("multiclass-multioutput"):
             raise ValueError("Multioutput target data is not supported; give (n,) labels or (n, labels) zeros and ones")

@@ -118,14 +118,11 @@ class EpochLoop:
             warnings.warn("Training interrupted by user.", stacklevel=6)
             self.stopped = True
 
-    def state(self) -> SolverState:
-        """Return the state that the next call of `partial_fit` continues from."""
+    def end(self) -> tuple[FloatArray, SolverState]:
+        """Return the best parameters if rows are scored, else the last ones, (P,), and the state for `partial_fit`."""
         state = self.engine.state()
-        return SolverState(state.slots, state.step, self.learning_rate)
-
-    def final_parameters(self) -> FloatArray:
-        """Return the best parameters if rows are scored, else the last ones, (P,)."""
-        return self.engine.state(slots=False).parameters if self.best is None else self.best
+        parameters = state.parameters if self.best is None else self.best
+        return parameters, SolverState(state.slots, state.step, self.learning_rate)
 
     def _epochs_per_call(self) -> int:
         """Number of epochs of the next call of the engine.

@@ -44,20 +44,43 @@ def fit_stochastic(estimator: Any, rows: FitRows, random_state: np.random.Random
     threads = default_threads(estimator.n_threads)
     spec = EngineSpec(network, make_optimizer(parameters), batches.batch_size, seed, None, threads, engine_dtype)
     state = estimator.__dict__.get("_solver_state") if once else None
-    engine = make_engine(estimator.backend, spec)
+    engine = engine_of(estimator, spec, state)
+    rate = parameters["learning_rate_init"] if state is None else state.learning_rate
+    given = engine, network, batches, random_state, scored
+    callback = estimator._iteration_callback(engine, dtype)
     try:
-        load(engine, spec, estimator._vector(engine_dtype), state)
-        rate = parameters["learning_rate_init"] if state is None else state.learning_rate
-        callback = estimator._iteration_callback(engine, dtype)
-        given = engine, network, batches, random_state, scored
         loop = EpochLoop(estimator, parameters, *given, make_schedule(parameters), rate, callback)
         loop.run(1 if once else parameters["max_iter"])
-        estimator._expose(loop.final_parameters(), dtype)
-        estimator._solver_state = loop.state()
-    finally:
+        vector, estimator._solver_state = loop.end()
+        estimator._expose(vector, dtype)
+    except BaseException:
+        engine.close()
+        raise
+    if once:
+        estimator._kept.arrays, estimator._kept.engine, estimator._kept.spec = estimator._arrays(), engine, spec
+    else:
         engine.close()
     if estimator.n_iter_ == parameters["max_iter"] and not loop.stopped and not once:
         warn_about_iterations(parameters["max_iter"])
+
+
+def engine_of(estimator: Any, spec: EngineSpec, state: SolverState | None) -> Engine:
+    """Return an engine with the estimator's parameters: that of the previous call of `partial_fit` if it fits, or a new one.
+
+    state : of the previous call of `partial_fit`; None for a new optimizer
+    """
+    kept = estimator.__dict__.get("_kept")
+    if kept is not None and kept.engine is not None:
+        if state is not None and kept.spec == spec and kept.belongs_to(estimator._arrays()):
+            engine: Engine = kept.engine
+            kept.engine = None  # if the call fails, the engine is not used again
+            return engine
+        kept.close()
+    engine, vector = make_engine(estimator.backend, spec), estimator._vector(spec.dtype)
+    if state is None:
+        state = SolverState(np.zeros((len(spec.optimizer.slots), len(vector)), spec.dtype), 0, 0.0)
+    engine.load(State(vector, state.slots, state.step))
+    return engine
 
 
 def warn_about_iterations(max_iter: int) -> None:
@@ -70,13 +93,6 @@ def cast(rows: FitRows, dtype: np.dtype[Any]) -> FitRows:
     """Return rows in the dtype of the engine; class numbers stay integers."""
     with np.errstate(over="ignore"):
         return rows._replace(x=cast_rows(rows.x, dtype), y=rows.y if rows.y.ndim == 1 else rows.y.astype(dtype))
-
-
-def load(engine: Engine, spec: EngineSpec, vector: Any, state: SolverState | None) -> None:
-    """Load parameters into an engine, with the state of the previous call of `partial_fit` or with a new one."""
-    if state is None:
-        state = SolverState(np.zeros((len(spec.optimizer.slots), len(vector)), spec.dtype), 0, 0.0)
-    engine.load(State(vector, state.slots, state.step))
 
 
 def check_validation(estimator: Any, validation: Any) -> FitRows:
