@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.report import gpu_table
+from fastmlp.bench.estimators import duration
 from fastmlp.bench.rivals import NAMES, OURS
 from fastmlp.experiments.recipes.run import shown_split
 
@@ -171,6 +172,20 @@ def recipe_cells(metrics: dict[str, Any]) -> str:
     return " | ".join([split, theirs[0], shown, theirs[1], epochs, f"{metrics['seconds']:.0f}"])
 
 
+def estimators_table(result: dict[str, Any]) -> str:
+    """Format the times of the estimators of both libraries, and their ratio."""
+    lines = ["| case | fastmlp | scikit-learn | scikit-learn / fastmlp (range) |", "| --- | --- | --- | --- |"]
+    for row in result["rows"]:
+        times = [duration(row["seconds"][name]) for name in ("fastmlp", "scikit-learn")]
+        spread = "{median:.2f} ({min:.2f} to {max:.2f})".format(**row["ratio"])
+        lines.append(f"| {' | '.join([row['case'], *times, spread])} |")
+    faster = sum(row["ratio"]["median"] > 1 for row in result["rows"])
+    counted = f"fastmlp is faster in {faster} of {len(result['rows'])} rows."
+    where = about(result["machine"] | result["versions"])
+    versions = f"scikit-learn {result['versions']['scikit-learn']}; median of {result['rows'][0]['rounds']} rounds"
+    return "\n".join([*lines, "", counted, "", f"{where}, {versions}."])
+
+
 TABLES: dict[str, Callable[[Any], str]] = {
     "epochs": epochs_table,
     "gpu": gpu_table,
@@ -179,12 +194,14 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "many": many_table,
     "twins": twins_table,
     "recipes": recipes_table,
+    "estimators": estimators_table,
 }
 
 
 # For each page, the folder of its JSON files and the names of its tables.
 PAGES = {
     ROOT / "docs" / "speed.md": (RESULTS, ("epochs", "gpu", "claims", "many", "start")),
+    ROOT / "docs" / "estimators.md": (RESULTS, ("estimators",)),
     ROOT / "docs" / "results.md": (RESULTS, ("recipes", "twins")),
     RESULTS / "znver3" / "README.md": (RESULTS / "znver3", ("epochs", "claims", "start", "many")),
 }

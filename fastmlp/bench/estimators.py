@@ -164,9 +164,7 @@ def measure(case: EstimatorCase, rounds: int) -> dict[str, Any]:
         one.run()
         scores[name] = one.score()
     if abs(scores["fastmlp"] - scores["scikit-learn"]) > QUALITY:
-        raise Disagreement(
-            f"{case.title}: the score is {scores['fastmlp']:.4f}, that of scikit-learn {scores['scikit-learn']:.4f}"
-        )
+        raise Disagreement(f"{case.title}: the scores differ: {scores}")
     seconds: dict[str, list[float]] = {name: [] for name in prepared}
     for _ in range(rounds):
         for name, one in prepared.items():

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fastmlp.data.labels import LabelEncoder
 from fastmlp.data.rows import Array, Features, Subset, first_not_finite
-from fastmlp.errors import DataError, unknown_name
+from fastmlp.errors import DataError
 from fastmlp.nn.blocks import blocks
 from fastmlp.nn.network import FloatArray, Network
 
@@ -282,12 +283,8 @@ def check_labels(values: Any, classes: tuple[str, ...], location: SourceLocation
         raise DataError(f"{location.text}: shape {array.shape}; labels must be (n,)")
     array = array.ravel()
     if array.dtype.kind == "U":
-        names, codes = np.unique(array, return_inverse=True)
-        number = {name: index for index, name in enumerate(classes or names.tolist())}
-        if unknown := [name for name in names.tolist() if name not in number]:
-            row = int((array == unknown[0]).argmax())
-            raise DataError(f"{location.row(row)}: {unknown_name('class', unknown[0], number)}")
-        return np.array([number[name] for name in names.tolist()], np.int32)[codes], tuple(number)
+        encoder = LabelEncoder(np.array(classes) if classes else np.unique(array))
+        return encoder.encode(array, location.row), tuple(encoder.classes.tolist())
     if array.dtype.kind not in "buif":
         raise DataError(f"{location.text}: the labels have dtype {array.dtype}; they must be whole numbers or strings")
     last = len(classes or range(MOST_CLASSES)) - 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -35,7 +36,7 @@ class LabelEncoder:
     def _sorter(self) -> npt.NDArray[np.int64]:
         return np.argsort(self.classes)
 
-    def encode(self, labels: Any) -> npt.NDArray[np.int32]:
+    def encode(self, labels: Any, location: Callable[[int], str] = "row {}".format) -> npt.NDArray[np.int32]:
         """Return the class number of each label, (n,).
 
         Raises
@@ -48,7 +49,7 @@ class LabelEncoder:
         wrong = self.classes[numbers] != labels
         if np.any(wrong):
             row = int(np.argmax(wrong))
-            raise DataError(f"row {row}: {unknown_name('class', str(labels[row]), map(str, self.classes.tolist()))}")
+            raise DataError(f"{location(row)}: {unknown_name('class', str(labels[row]), map(str, self.classes.tolist()))}")
         return numbers.astype(np.int32)
 
     def decode(self, numbers: Any) -> npt.NDArray[Any]:

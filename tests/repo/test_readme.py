@@ -20,7 +20,9 @@ LARGEST_README = 7_000  # maximum size in bytes
 TALLEST_FIGURE = 900  # maximum height in pixels
 
 
-@pytest.mark.parametrize("page", [README, ROOT / "docs" / "python.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [README, ROOT / "docs" / "python.md", ROOT / "docs" / "estimators.md"], ids=lambda page: page.name
+)
 def test_python_examples_run(page: Path, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     assert len(blocks) == 1
