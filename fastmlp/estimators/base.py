@@ -12,7 +12,7 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator
 from sklearn.callback import CallbackSupportMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from fastmlp.data.checks import check_weights
 from fastmlp.data.rows import Array
@@ -228,9 +228,19 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator, ABC):
         """Check X and return the pre-activations of the output layer, (n, outputs)."""
         if not hasattr(self, "coefs_"):
             check_is_fitted(self)  # raises; it is slow, so it is not called for a fitted estimator
-        X = validate_data(self, X, accept_sparse=("csr", "csc"), reset=False)
         model = self._model()
-        return forward_rows(model.engine(), cast_rows(X, model.parameters.dtype))
+        return forward_rows(model.engine(), cast_rows(self._checked_rows(X), model.parameters.dtype))
+
+    def _checked_rows(self, X: Any) -> Any:
+        """Check rows to predict as `validate_data` does.
+
+        For an array, there are no feature names to check, and leaving that out saves a fifth of the time of one row.
+        """
+        if type(X) is np.ndarray and not hasattr(self, "feature_names_in_"):
+            X = check_array(X, estimator=self)
+            if X.shape[1] == self.n_features_in_:
+                return X
+        return validate_data(self, X, accept_sparse=("csr", "csc"), reset=False)
 
     def _outputs(self, X: Any) -> FloatArray:
         """Return the outputs of the network, (n, outputs), in the dtype of the fitted arrays."""
