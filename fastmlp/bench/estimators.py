@@ -57,7 +57,7 @@ def fitting(kind: str, X: Any, y: Any, **parameters: Any) -> Callable[[Any, Any]
         def run() -> None:
             estimators[:] = [made(random_state=0, **parameters).fit(X, y)]
 
-        return Prepared(run, lambda: estimators[0].score(X[:5000], y[:5000]))
+        return Prepared(run, lambda: estimators[0].score(X[:2000], y[:2000]))
 
     return prepare
 
@@ -117,6 +117,7 @@ def searching(X: Any, y: Any) -> Callable[[Any, Any], Prepared]:
 
 def cases(data_dir: str | Path | None = None) -> Iterator[EstimatorCase]:
     """Yield all cases; those on Fashion-MNIST only if its files are in the data folder."""
+    from scipy.sparse import random_array
     from sklearn.datasets import load_digits, make_classification, make_regression
 
     X, y = make_regression(200, 10, random_state=0)
@@ -127,6 +128,8 @@ def cases(data_dir: str | Path | None = None) -> Iterator[EstimatorCase]:
     X = X / 16
     yield EstimatorCase("fit, digits 1,797 x 64, defaults, 50 epochs", fitting("classifier", X, y, max_iter=50))
     yield EstimatorCase("fit, digits, lbfgs, 50 iterations", fitting("classifier", X, y, solver="lbfgs", max_iter=50))
+    texts, topics = random_array((2000, 20_000), density=0.001, format="csr", rng=np.random.default_rng(0)), np.arange(2000) % 5
+    yield EstimatorCase("fit, sparse 2,000 x 20,000, 0.1 % nonzero, 3 epochs", fitting("classifier", texts, topics, max_iter=3))
     yield EstimatorCase("partial_fit, 32 rows of digits", updating(X, y, 32))
     yield EstimatorCase("predict, one row of digits", predicting(X, y, 1))
     yield EstimatorCase("predict, 1,797 rows of digits", predicting(X, y, len(X)))

@@ -29,6 +29,7 @@ from fastmlp.nn.network import FloatArray, Network
 from fastmlp.reference import OUTPUTS
 
 STOCHASTIC = ("sgd", "adam")
+CURVES = ("loss_curve_", "history_", "best_loss_", "validation_scores_", "best_validation_score_", "_no_improvement_count")
 # scikit-learn's name of the output function -> loss and output function of the network
 LOSSES = {
     "softmax": ("cross-entropy", "softmax"),
@@ -107,6 +108,11 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator, ABC):
         random_state = check_random_state(self.random_state)
         if first:
             self._initialize(X, random_state)
+        elif (have := sum(array.size for array in self._arrays())) != (need := self._network(0.0).parameters):
+            raise ConfigError(
+                f"the network now has {need} parameters, but {have} are fitted; do not change hidden_layer_sizes between calls",
+                settings=("hidden_layer_sizes",),
+            )
         # The number of iterations is not known in advance: training may stop early.
         context = self._init_callback_context(max_subtasks=None)
         self._hook_arguments = {"X": X, "y": y, "metadata": {"sample_weight": sample_weight}}
@@ -130,11 +136,12 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator, ABC):
 
     def _weights(self, y: Any, sample_weight: Any, rows: int) -> FloatArray | None:
         """Return the product of sample weights and class weights, (rows,) float64, or None if all are 1."""
-        weights = None if sample_weight is None else check_weights(sample_weight, rows, zeros=True)
         of_classes = self._class_weights(y)
-        if weights is None or of_classes is None:
-            return of_classes if weights is None else weights
-        return weights * of_classes
+        if sample_weight is None:
+            return of_classes
+        check_weights(sample_weight, rows, zeros=True)
+        weights = np.asarray(sample_weight, np.float64)
+        return weights if of_classes is None else weights * of_classes
 
     def _initialize(self, X: Any, random_state: np.random.RandomState) -> None:
         """Draw initial parameters, and reset the attributes that accumulate over calls with `warm_start` or `partial_fit`."""
@@ -144,13 +151,8 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator, ABC):
         self.n_layers_ = len(network.sizes)
         self._expose(initial_parameters(network, random_state), X.dtype)
         self.__dict__.pop("_solver_state", None)
-        if self.solver in STOCHASTIC:
-            self.loss_curve_: list[float] = []
-            self.history_: list[dict[str, Any]] = []
-            self._no_improvement_count = 0
-            self.best_loss_ = None if self.early_stopping else np.inf
-            self.validation_scores_: list[float] | None = None
-            self.best_validation_score_: float | None = None
+        for name in CURVES:
+            self.__dict__.pop(name, None)
 
     def _network(self, per_row: float) -> Network:
         """Return the network; `alpha` and `l1` are multiplied by `per_row`."""

@@ -99,12 +99,21 @@ class EpochLoop:
         self.penalty = self._penalty()
         limit = self.parameters["max_time"]
         self.deadline = math.inf if limit is None else time.monotonic() + limit
-        self.estimator.history_ = getattr(self.estimator, "history_", [])
+        self._add_missing_attributes()
         if self.scored is not None:
             self.held = self.engine.hold(self.scored.rows.x, self.scored.rows.y)
             self.best = self.engine.state(slots=False).parameters
-            if self.estimator.validation_scores_ is None:
-                self.estimator.validation_scores_, self.estimator.best_validation_score_ = [], -np.inf
+
+    def _add_missing_attributes(self) -> None:
+        """Add the attributes that accumulate over calls with `warm_start` and `partial_fit`, where they do not exist yet."""
+        est = self.estimator
+        new = {"loss_curve_": [], "history_": [], "_no_improvement_count": 0, "best_loss_": None}
+        new |= {"validation_scores_": None, "best_validation_score_": None}
+        vars(est).update(new | vars(est))
+        if not self.parameters["early_stopping"] and est.best_loss_ is None:
+            est.best_loss_ = np.inf
+        if self.scored is not None and est.validation_scores_ is None:
+            est.validation_scores_, est.best_validation_score_ = [], -np.inf
 
     # ------------------------------------------------------------------------------------------------ epochs
 

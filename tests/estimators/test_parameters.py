@@ -306,6 +306,15 @@ def test_a_validation_set_must_be_a_pair_and_needs_epochs() -> None:
         classifier().fit(X, Y, validation=(X[:, :2], Y))
 
 
+def test_warm_start_and_partial_fit_keep_the_sizes_but_may_change_other_parameters() -> None:
+    estimator = classifier(warm_start=True, solver="lbfgs").fit(X, Y)
+    estimator.set_params(solver="sgd", early_stopping=True).fit(X, Y)
+    estimator.set_params(early_stopping=False, solver="adam").fit(X, Y)
+    assert len(estimator.loss_curve_) == 16 and len(estimator.validation_scores_) == 8
+    with pytest.raises(ValueError, match="do not change hidden_layer_sizes"):
+        estimator.set_params(hidden_layer_sizes=(5,)).fit(X, Y)
+
+
 def test_negative_targets_of_poisson_are_refused() -> None:
     with pytest.raises(ValueError, match="y >= 0"):
         MLPRegressor(loss="poisson").fit(X, Y - 1.0)
