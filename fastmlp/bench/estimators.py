@@ -1,7 +1,7 @@
-"""Timing of fastmlp's scikit-learn estimators and of scikit-learn's own, in the same process and in alternation.
+"""Benchmark of fastmlp's estimators against scikit-learn's, which are timed alternately in the same process.
 
-Each case is run once for each library before it is timed, which compiles kernels, starts worker processes and shows that both
-libraries give estimators of the same quality; otherwise the case is not timed.
+Before a case is timed, it is run once with each library. This compiles kernels and starts worker processes. The scores of both
+estimators must then agree, otherwise the benchmark stops with an error.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from fastmlp.errors import FastMLPError
 
 Say = Callable[[str], None]
 
-QUALITY = 0.03  # allowed difference of the scores of both libraries
-CALLS = 200  # calls per measurement of a prediction of one row
-REST = 0.2  # seconds between two measurements, because BLAS threads spin for a while after their work
+QUALITY = 0.03  # maximum difference between the scores of both libraries
+CALLS = 200  # number of calls per measurement, for short calls
+REST = 0.2  # seconds between two measurements, because BLAS threads spin-wait for a while after their work
 
 
 class Prepared(NamedTuple):
-    """A case of one library.
+    """A benchmark case, prepared for one library.
 
-    run : is timed; calls : number of the calls that one run makes
-    score : the quality of the result, higher is better
+    run : function that is timed
+    score : function that returns the score of the estimator after a run; higher is better
+    calls : number of calls of the estimator in one run, by which the time is divided
     """
 
     run: Callable[[], Any]
@@ -41,14 +42,18 @@ class Prepared(NamedTuple):
 
 
 class EstimatorCase(NamedTuple):
-    """A case: its title, and a function from the two estimator classes of a library to what is timed."""
+    """A benchmark case.
+
+    title : description of the case
+    prepare : function that prepares the case for a library, given its classifier class and its regressor class
+    """
 
     title: str
     prepare: Callable[[Any, Any], Prepared]
 
 
 def fitting(kind: str, X: Any, y: Any, **parameters: Any) -> Callable[[Any, Any], Prepared]:
-    """Return a case that fits a new estimator; kind is "classifier" or "regressor"."""
+    """Return the function `prepare` of a case that fits a new estimator. `kind` is "classifier" or "regressor"."""
 
     def prepare(classifier: Any, regressor: Any) -> Prepared:
         made = classifier if kind == "classifier" else regressor
@@ -63,7 +68,7 @@ def fitting(kind: str, X: Any, y: Any, **parameters: Any) -> Callable[[Any, Any]
 
 
 def predicting(X: Any, y: Any, rows: int) -> Callable[[Any, Any], Prepared]:
-    """Return a case that predicts the first rows of X."""
+    """Return the function `prepare` of a case that predicts the first `rows` rows of X."""
 
     def prepare(classifier: Any, regressor: Any) -> Prepared:
         estimator, calls = classifier(random_state=0, max_iter=20).fit(X, y), CALLS if rows == 1 else 1
@@ -79,7 +84,7 @@ def predicting(X: Any, y: Any, rows: int) -> Callable[[Any, Any], Prepared]:
 
 
 def updating(X: Any, y: Any, rows: int) -> Callable[[Any, Any], Prepared]:
-    """Return a case that calls `partial_fit` with a few rows."""
+    """Return the function `prepare` of a case that calls `partial_fit` with the first `rows` rows of X."""
 
     def prepare(classifier: Any, regressor: Any) -> Prepared:
         estimator = classifier(random_state=0).partial_fit(X, y, classes=np.unique(y))
@@ -94,7 +99,7 @@ def updating(X: Any, y: Any, rows: int) -> Callable[[Any, Any], Prepared]:
 
 
 def searching(X: Any, y: Any) -> Callable[[Any, Any], Prepared]:
-    """Return a case that searches 24 combinations of parameters with 5 folds, on all cores."""
+    """Return the function `prepare` of a case that runs a grid search with 24 candidates and 5 folds on all cores."""
     grid = {
         "hidden_layer_sizes": [(32,), (64,), (64, 32)],
         "alpha": [1e-5, 1e-4, 1e-3, 1e-2],
@@ -116,7 +121,7 @@ def searching(X: Any, y: Any) -> Callable[[Any, Any], Prepared]:
 
 
 def cases(data_dir: str | Path | None = None) -> Iterator[EstimatorCase]:
-    """Yield all cases; those on Fashion-MNIST only if its files are in the data folder."""
+    """Yield all cases. Those on Fashion-MNIST are left out if its files are not in the data folder."""
     from scipy.sparse import random_array
     from sklearn.datasets import load_digits, make_classification, make_regression
 
@@ -148,7 +153,7 @@ def cases(data_dir: str | Path | None = None) -> Iterator[EstimatorCase]:
 
 
 def measure(case: EstimatorCase, rounds: int) -> dict[str, Any]:
-    """Measure a case, and return its row: the times of both libraries and the ratio of each round.
+    """Time a case, and return a row of the result: median times of both libraries, ratios of the times, and scores.
 
     Raises
     ------
@@ -167,7 +172,7 @@ def measure(case: EstimatorCase, rounds: int) -> dict[str, Any]:
         one.run()
         scores[name] = one.score()
     if abs(scores["fastmlp"] - scores["scikit-learn"]) > QUALITY:
-        raise Disagreement(f"{case.title}: the scores differ: {scores}")
+        raise Disagreement(f"{case.title}: the scores of the two libraries differ too much: {scores}")
     seconds: dict[str, list[float]] = {name: [] for name in prepared}
     for _ in range(rounds):
         for name, one in prepared.items():
@@ -182,7 +187,7 @@ def measure(case: EstimatorCase, rounds: int) -> dict[str, Any]:
 
 
 def duration(seconds: float) -> str:
-    """Format a time with a unit.
+    """Format a duration with a suitable unit.
 
     >>> duration(12.3), duration(0.0123), duration(0.0000123)
     ('12.3 s', '12.3 ms', '12.3 µs')
@@ -192,20 +197,20 @@ def duration(seconds: float) -> str:
 
 
 def row_text(row: dict[str, Any]) -> str:
-    """Return one line of text for a case."""
+    """Format a row of the result as one line of text."""
     ours, theirs, ratio = row["seconds"]["fastmlp"], row["seconds"]["scikit-learn"], row["ratio"]
     times = f"fastmlp {duration(ours)}, scikit-learn {duration(theirs)}"
     return f"{row['case']}: {times}, ratio {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
 
 
 def run_estimators(say: Say, rounds: int = 5, data_dir: str | Path | None = None) -> dict[str, Any]:
-    """Measure all cases and return a result that can be written as JSON.
+    """Time all cases, and return a result that can be written as JSON.
 
     Parameters
     ----------
-    say : receives a line for each case
+    say : function that is called with a line of text after each case
     rounds : number of timed rounds of each case
-    data_dir : folder of the named data sets, as for `load_data`
+    data_dir : folder of the data sets, as in `load_data`
 
     Raises
     ------
@@ -213,7 +218,7 @@ def run_estimators(say: Say, rounds: int = 5, data_dir: str | Path | None = None
     """
     about, rows = machine(), []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # most cases stop before convergence on purpose
+        warnings.simplefilter("ignore")  # most cases intentionally stop before convergence
         for case in cases(data_dir):
             rows.append(measure(case, rounds))
             say(row_text(rows[-1]))
@@ -221,7 +226,7 @@ def run_estimators(say: Say, rounds: int = 5, data_dir: str | Path | None = None
 
 
 def estimators_text(result: dict[str, Any]) -> str:
-    """Return the rows and the machine of a result of `run_estimators` as text."""
+    """Format a result of `run_estimators` as text: one line for each case, the machine, and the versions of the packages."""
     about = result["machine"]
     where = f"{about['name']} ({about['processor']}), {about['cores']} cores, {about['date']}"
     return "\n".join([*map(row_text, result["rows"]), where, ", ".join(f"{p} {v}" for p, v in result["versions"].items())])

@@ -160,10 +160,12 @@ def warn(
 
 
 def prepare_process() -> None:
-    """Configure streams, warnings, SIGTERM and garbage collection. Called once, before the program runs."""
+    """Configure streams, matplotlib, warnings, SIGTERM and garbage collection. Called once, before the program runs."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name may not be encodable
+    # The kernel of a notebook exports the name of its backend, with which matplotlib cannot be imported in other environments.
+    os.environ["MPLBACKEND"] = "agg"
     warnings.showwarning = warn
     if hasattr(signal, "SIGTERM"):
         signal.signal(signal.SIGTERM, terminate)

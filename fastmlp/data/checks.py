@@ -171,7 +171,7 @@ def match_network(network: Network, rows: CheckedRows, split: str, dtype: npt.DT
 
     Raises
     ------
-    DataError : wrong number of features or outputs, or targets of cross-entropy that are not probabilities
+    DataError : wrong number of features or outputs, or targets outside the range of the loss
     """
     x, y, outputs = rows.x, rows.y, network.sizes[-1]
     if x.shape[1] != network.sizes[0]:
@@ -188,7 +188,7 @@ def match_network(network: Network, rows: CheckedRows, split: str, dtype: npt.DT
     return replace(rows, x=x, y=y if y.ndim == 1 else np.asarray(y, dtype))
 
 
-# For each loss: a function that checks whether float targets are in the range of the loss, and the range in words.
+# For each loss with a limited range of targets: a function that checks float targets, and the requirement in words.
 TARGET_RANGES: dict[str, tuple[Callable[[FloatArray], bool], str]] = {
     "cross-entropy": (are_probabilities, "be nonnegative and sum to 1"),
     "binary-cross-entropy": (lambda y: bool(((y >= 0) & (y <= 1)).all()), "be between 0 and 1"),
@@ -197,25 +197,25 @@ TARGET_RANGES: dict[str, tuple[Callable[[FloatArray], bool], str]] = {
 
 
 def check_target_range(network: Network, y: FloatArray, split: str) -> None:
-    """Raise DataError unless the loss of the network is defined for all float targets y (n, outputs)."""
+    """Raise DataError if float targets y (n, outputs) are outside the range for which the loss of the network is defined."""
     if network.loss not in TARGET_RANGES:
         return
     in_range, needed = TARGET_RANGES[network.loss]
     if not all(in_range(block) for _, block in blocks(y)):
         raise DataError(
-            f"{split} targets must {needed} with the {network.loss} loss; for regression use loss='squared-error'",
+            f"{split} targets must {needed} with the {network.loss} loss; for other targets use loss='squared-error'",
             settings=("loss",),
         )
 
 
 def check_weights(sample_weight: Any, rows: int, *, zeros: bool = False) -> FloatArray:
-    """Return sample weights as (rows,) float32.
+    """Check sample weights, and return them as (rows,) float32.
 
-    zeros : whether some of the weights, but not all, may be zero; if False, all must be positive
+    zeros : if True, weights may be zero, but at least one must be positive; if False, all weights must be positive
 
     Raises
     ------
-    DataError : wrong shape, or weights that are not finite or have the wrong sign
+    DataError : the shape is wrong, or a weight is not finite, negative, or zero where this is not allowed
     """
     given = as_array(sample_weight, "sample_weight")
     if given.dtype.kind in "buif" and given.shape == (rows,):

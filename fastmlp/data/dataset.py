@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastmlp._summary import Summarized, listed
 from fastmlp.data.arrays import ARRAYS, RawArrays, is_npy_folder, read_npy_folder, read_npz, read_safetensors
 from fastmlp.data.checks import SourceLocation, check_features, check_labels, check_values
 from fastmlp.data.csv_table import read_csv
@@ -32,8 +33,8 @@ TASKS = ("classification", "regression")
 PROVENANCE_KEYS = {"key", "settings", "network", "layer", "images", "cnn"}  # required keys of `Dataset.provenance`
 
 
-@dataclass(frozen=True, eq=False)
-class Dataset:
+@dataclass(frozen=True, eq=False, repr=False)
+class Dataset(Summarized):
     """A data set whose arrays have been checked.
 
     Parameters
@@ -59,6 +60,19 @@ class Dataset:
     validation: npt.NDArray[np.int64] | None = None
     provenance: Mapping[str, Any] | None = None
     extractor: bytes | None = None
+
+    def _summary(self) -> dict[str, Any]:
+        """Return what a repr shows."""
+        shown = {"name": self.name, "x": f"{self.x.shape} {self.x.dtype}", "y": f"{self.y.shape} {self.y.dtype}"}
+        if self.classes:
+            shown["classes"] = listed(self.classes)
+        if self.image_shape is not None:
+            shown["image_shape"] = str(self.image_shape)
+        if self.validation is not None:
+            shown["validation"] = f"{len(self.validation):,} rows"
+        if self.x_test is not None:
+            shown["test"] = f"{len(self.x_test):,} rows"
+        return shown
 
     @cached_property
     def sha256(self) -> str:

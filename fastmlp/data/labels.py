@@ -1,4 +1,4 @@
-"""Class labels of any sortable type, and their numbers."""
+"""Conversion between class labels of any sortable type and class numbers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from fastmlp.errors import DataError, unknown_name
 
 @dataclass(frozen=True, eq=False)
 class LabelEncoder:
-    """Class labels and their numbers, 0 … len(classes) - 1.
+    """Converter between class labels and class numbers, which are integers from 0 to len(classes) - 1.
 
     Parameters
     ----------
-    classes : (k,) distinct labels of one type, in the order of their numbers
+    classes : (k,) distinct labels of one type; label `classes[i]` has the class number i
 
     Examples
     --------
@@ -37,11 +37,16 @@ class LabelEncoder:
         return np.argsort(self.classes)
 
     def encode(self, labels: Any, location: Callable[[int], str] = "row {}".format) -> npt.NDArray[np.int32]:
-        """Return the class number of each label, (n,).
+        """Return the class number of each label, (n,) int32.
+
+        Parameters
+        ----------
+        labels : (n,) array-like
+        location : function that returns the location of row i as text, for error messages
 
         Raises
         ------
-        DataError : a label that is not one of the classes
+        DataError : a label is not one of the classes
         """
         labels = np.asarray(labels)
         position = np.searchsorted(self.classes, labels, sorter=self._sorter).clip(max=len(self.classes) - 1)
@@ -53,5 +58,5 @@ class LabelEncoder:
         return numbers.astype(np.int32)
 
     def decode(self, numbers: Any) -> npt.NDArray[Any]:
-        """Return the label of each class number, (n,)."""
+        """Return the label of each class number, (n,) in the dtype of `classes`."""
         return self.classes[np.asarray(numbers, np.intp)]

@@ -1,4 +1,4 @@
-"""scikit-learn estimators: `MLPClassifier` and `MLPRegressor`, with scikit-learn's parameters, attributes and meaning."""
+"""The estimators `MLPClassifier` and `MLPRegressor`, which have the interface of scikit-learn's classes of these names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Common parts of `MLPClassifier` and `MLPRegressor`: `fit`, the fitted arrays, callbacks, and the network's outputs."""
+"""Base class of `MLPClassifier` and `MLPRegressor`: training, fitted attributes, callbacks, and the outputs of the network."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from fastmlp.reference import OUTPUTS
 
 STOCHASTIC = ("sgd", "adam")
 CURVES = ("loss_curve_", "history_", "best_loss_", "validation_scores_", "best_validation_score_", "_no_improvement_count")
-# scikit-learn's name of the output function -> loss and output function of the network
+# scikit-learn's name of the output activation -> fastmlp's names of the loss and of the output function
 LOSSES = {
     "softmax": ("cross-entropy", "softmax"),
     "logistic": ("binary-cross-entropy", "sigmoid"),
@@ -40,28 +40,34 @@ LOSSES = {
 
 
 def flat(coefs: Sequence[Array], intercepts: Sequence[Array]) -> FloatArray:
-    """Return weights and biases of all layers as the flat vector of `Network.views`."""
+    """Return the weights and biases of all layers as a flat vector, (P,), in the order of `Network.views`."""
     return np.concatenate([np.ravel(array) for pair in zip(coefs, intercepts, strict=True) for array in pair])
 
 
 @functools.cache
 def parameter_names(estimator: type[BaseEstimator]) -> tuple[str, ...]:
-    """Return the names of the constructor's parameters of the estimator of this package that a class is or is derived from."""
+    """Return the names of the constructor parameters of `MLPClassifier` or `MLPRegressor`.
+
+    For a subclass, these are the parameters of the base class in this package, even if the subclass has another constructor.
+    """
     own: Any = next(kind for kind in estimator.__mro__ if kind.__module__.startswith(__package__) and "__init__" in vars(kind))
     return tuple(own._get_param_names())
 
 
 class BaseMLP(CallbackSupportMixin, BaseEstimator, ABC):
-    """Base class of the estimators."""
+    """Base class of `MLPClassifier` and `MLPRegressor`."""
 
     def _set_parameters(self, values: dict[str, Any]) -> None:
-        """Store the constructor's arguments, its `locals()`, unchanged as scikit-learn requires."""
+        """Store each argument of the constructor in an attribute, unchanged, as scikit-learn requires.
+
+        values : the `locals()` of the constructor
+        """
         for name, value in values.items():
             if name != "self":
                 setattr(self, name, value)
 
     def _parameters(self) -> dict[str, Any]:
-        """Return the parameters as `get_params` does, without inspecting the constructor at each call."""
+        """Return the parameters as `get_params` does, but without inspecting the constructor in each call."""
         return {name: getattr(self, name) for name in parameter_names(type(self))}
 
     def __sklearn_tags__(self) -> Any:
@@ -73,11 +79,15 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator, ABC):
 
     @abstractmethod
     def _check_xy(self, X: Any, y: Any, *, reset: bool, incremental: bool) -> tuple[Any, Array]:
-        """Check the training rows, set the attributes that describe them, and return X and the network's targets."""
+        """Check the training data, set attributes such as `classes_`, and return X and the targets of the network.
+
+        reset : whether `n_features_in_` and `feature_names_in_` are set from X; if False, X is checked against them
+        incremental : whether `partial_fit` is the caller
+        """
 
     @abstractmethod
     def _check_more(self, X: Any, y: Any) -> tuple[Any, Array]:
-        """Check a validation set, and return X and the network's targets."""
+        """Check the user's validation set, and return X and the targets of the network."""
 
     @abstractmethod
     def _output_name(self) -> str:
@@ -85,14 +95,14 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator, ABC):
 
     @abstractmethod
     def _score_of(self, z: FloatArray, y: Array, weights: FloatArray | None) -> float:
-        """Return what `score` computes, from pre-activations z (n, outputs) and the network's targets y."""
+        """Return the result of `score`, given the pre-activations z (n, outputs) and the targets y of the network."""
 
     @abstractmethod
     def _strata(self, y: Array) -> Array | None:
-        """Return the classes by which the validation split is stratified, or None."""
+        """Return the class of each row for a stratified validation split, or None if the split is not stratified."""
 
     def _class_weights(self, y: Any) -> FloatArray | None:
-        """Return the weight of each row by its class, (n,), or None."""
+        """Return the class weight of each row, (n,), or None if there are no class weights."""
         return None
 
     # ------------------------------------------------------------------------------------------------ fit
@@ -110,10 +120,10 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator, ABC):
             self._initialize(X, random_state)
         elif (have := sum(array.size for array in self._arrays())) != (need := self._network(0.0).parameters):
             raise ConfigError(
-                f"the network now has {need} parameters, but {have} are fitted; do not change hidden_layer_sizes between calls",
+                f"the network now has {need} parameters, not {have} as before; do not change hidden_layer_sizes between calls",
                 settings=("hidden_layer_sizes",),
             )
-        # The number of iterations is not known in advance: training may stop early.
+        # The number of iterations is not known in advance, because training may stop early.
         context = self._init_callback_context(max_subtasks=None)
         self._hook_arguments = {"X": X, "y": y, "metadata": {"sample_weight": sample_weight}}
         try:
@@ -135,7 +145,7 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator, ABC):
         return self
 
     def _weights(self, y: Any, sample_weight: Any, rows: int) -> FloatArray | None:
-        """Return the product of sample weights and class weights, (rows,) float64, or None if all are 1."""
+        """Return the sample weights multiplied by the class weights, (rows,) float64, or None if there are none."""
         of_classes = self._class_weights(y)
         if sample_weight is None:
             return of_classes
@@ -144,7 +154,7 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator, ABC):
         return weights if of_classes is None else weights * of_classes
 
     def _initialize(self, X: Any, random_state: np.random.RandomState) -> None:
-        """Draw initial parameters, and reset the attributes that accumulate over calls with `warm_start` or `partial_fit`."""
+        """Draw the initial parameters, and reset the attributes that accumulate over `partial_fit` calls or warm starts."""
         self.n_iter_ = self.t_ = 0
         self.out_activation_ = self._output_name()
         network = self._network(0.0)
@@ -155,30 +165,37 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator, ABC):
             self.__dict__.pop(name, None)
 
     def _network(self, per_row: float) -> Network:
-        """Return the network; `alpha` and `l1` are multiplied by `per_row`."""
+        """Return the network. Its penalty coefficients are `alpha` and `l1`, each multiplied by `per_row`."""
         loss = LOSSES[self.out_activation_]
         return make_network(self._parameters(), self.n_features_in_, self.n_outputs_, loss, per_row)
 
     def _reported(self, loss: float) -> float:
-        """Return a loss as scikit-learn reports it: squared errors are averaged over the outputs, other losses are summed."""
+        """Convert a loss that is summed over the outputs to the loss that scikit-learn reports.
+
+        scikit-learn averages squared errors over the outputs, and sums all other losses.
+        """
         return loss / self.n_outputs_ if self.out_activation_ == "identity" else loss
 
     def _targets(self, y: Array) -> Array:
-        """Return the targets that training uses, for which scores and stratified splits use the targets y."""
+        """Return the targets for training, which are the targets y with label smoothing.
+
+        Scores and stratified splits use y without label smoothing.
+        """
         return y
 
     def _vector(self, dtype: npt.DTypeLike) -> FloatArray:
-        """Return `coefs_` and `intercepts_` as the flat vector of `Network.views`."""
+        """Return `coefs_` and `intercepts_` as a flat vector, (P,), in the order of `Network.views`."""
         return flat(self.coefs_, self.intercepts_).astype(dtype)
 
     def _expose(self, vector: FloatArray, dtype: npt.DTypeLike) -> None:
-        """Set `coefs_` and `intercepts_`, read-only arrays of the dtype."""
+        """Set `coefs_` and `intercepts_` to read-only arrays of the given dtype."""
         self.__dict__.update(self._fitted(vector, dtype))
 
     def _fitted(self, vector: FloatArray, dtype: npt.DTypeLike) -> dict[str, Any]:
-        """Return the attributes that are made of the parameters."""
+        """Return the attributes that depend on the parameters: `coefs_`, `intercepts_` and an empty cache."""
         exposed = vector.astype(dtype)
-        exposed.flags.writeable = False  # an assignment would not reach the engine; new arrays in the lists do
+        # Arrays that are changed in place would have no effect on cached engines. Arrays that are replaced are detected.
+        exposed.flags.writeable = False
         views = self._network(0.0).views(exposed)
         return {"coefs_": [w for w, _ in views], "intercepts_": [b for _, b in views], "_kept": Kept()}
 
@@ -188,12 +205,15 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator, ABC):
     # ------------------------------------------------------------------------------------------------ callbacks
 
     def _iteration_callback(self, engine: Engine, dtype: npt.DTypeLike) -> Callable[[], bool] | None:
-        """Return a function that calls scikit-learn's callbacks after an epoch of an engine."""
+        """Return the function of `_step_callback` without its argument, which is taken from the engine."""
         call = self._step_callback(dtype)
         return None if call is None else lambda: call(engine.state(slots=False).parameters)
 
     def _step_callback(self, dtype: npt.DTypeLike) -> Callable[[FloatArray], bool] | None:
-        """Return a function from parameters to whether a callback stops the fit, or None if there are no callbacks."""
+        """Return a function that calls scikit-learn's callbacks after an iteration, or None if there are no callbacks.
+
+        Its argument is the vector of parameters, (P,), and it returns whether a callback requests to stop the training.
+        """
         if not getattr(self, "_skl_callbacks", None):
             return None
         root = self._callback_fit_ctx
@@ -201,7 +221,7 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator, ABC):
         def call(vector: FloatArray) -> bool:
             step = root.subcontext(task_name="iteration")
             step.call_on_fit_task_begin(estimator=self, **self._hook_arguments)
-            fitted = lambda: self._fitted(vector, dtype)  # noqa: E731 - evaluated only if a callback asks for it
+            fitted = lambda: self._fitted(vector, dtype)  # noqa: E731 - evaluated only if a callback needs it
             return bool(step.call_on_fit_task_end(estimator=self, **self._hook_arguments, reconstruction_attributes=fitted))
 
         return call
@@ -209,7 +229,7 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator, ABC):
     # ------------------------------------------------------------------------------------------------ prediction
 
     def _model(self) -> Model:
-        """Return the network for predictions, made anew if `coefs_` or `intercepts_` have changed."""
+        """Return the network for predictions. It is cached until an array of `coefs_` or `intercepts_` is replaced."""
         kept, arrays = self.__dict__.setdefault("_kept", Kept()), self._arrays()
         if kept.model is None or not kept.belongs_to(arrays):
             kept.model, kept.arrays = self._make_model(), arrays
@@ -229,14 +249,14 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator, ABC):
     def _pre_activations(self, X: Any) -> FloatArray:
         """Check X and return the pre-activations of the output layer, (n, outputs)."""
         if not hasattr(self, "coefs_"):
-            check_is_fitted(self)  # raises; it is slow, so it is not called for a fitted estimator
+            check_is_fitted(self)  # raises NotFittedError; called only in this case, because it is slow
         model = self._model()
         return forward_rows(model.engine(), cast_rows(self._checked_rows(X), model.parameters.dtype))
 
     def _checked_rows(self, X: Any) -> Any:
-        """Check rows to predict as `validate_data` does.
+        """Check X as `validate_data` does.
 
-        For an array, there are no feature names to check, and leaving that out saves a fifth of the time of one row.
+        For arrays, the check of feature names is skipped, which saves a fifth of the time of predicting a single row.
         """
         if type(X) is np.ndarray and not hasattr(self, "feature_names_in_"):
             X = check_array(X, estimator=self)
@@ -245,11 +265,19 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator, ABC):
         return validate_data(self, X, accept_sparse=("csr", "csc"), reset=False)
 
     def _outputs(self, X: Any) -> FloatArray:
-        """Return the outputs of the network, (n, outputs), in the dtype of the fitted arrays."""
+        """Check X and return the outputs of the network, (n, outputs), in the dtype of the fitted arrays."""
         z = self._pre_activations(X).astype(np.float64)
         return OUTPUTS[LOSSES[self.out_activation_][1]](z).astype(self.coefs_[0].dtype)
 
     def to_model(self) -> Model:
-        """Return the fitted network as a `fastmlp.Model`, which can be saved to a safetensors file."""
+        """Return the fitted network as a `fastmlp.Model`, which `fastmlp.save` can save to a safetensors file.
+
+        For more than two classes, the class names of the model are the labels as strings. For two classes, and for multilabel
+        classification, the model has sigmoid outputs and no class names.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError : the estimator has not been fitted
+        """
         check_is_fitted(self)
         return self._model()

@@ -1,4 +1,4 @@
-"""`MLPClassifier`."""
+"""The estimator `MLPClassifier`."""
 
 from __future__ import annotations
 
@@ -20,41 +20,48 @@ from fastmlp.nn.network import FloatArray
 
 
 def stochastic_only(estimator: Any) -> bool:
-    """Raise AttributeError, so that `hasattr` is False, if the solver has no epochs."""
+    """Return True if the solver has epochs, and otherwise raise AttributeError, so that `hasattr` returns False."""
     if estimator.solver not in STOCHASTIC:
         raise AttributeError(f"partial_fit is only available for stochastic optimizers. {estimator.solver} is not stochastic.")
     return True
 
 
 class MLPClassifier(ClassifierMixin, BaseMLP):
-    """Multi-layer perceptron classifier: a drop-in replacement of `sklearn.neural_network.MLPClassifier`.
+    """Multi-layer perceptron classifier: a drop-in replacement for `sklearn.neural_network.MLPClassifier`.
 
-    Parameters up to `max_fun`, fitted attributes and methods have the names, defaults and meaning of scikit-learn 1.9.
-    docs/estimators.md lists all deliberate differences.
+    The parameters up to `max_fun`, the fitted attributes and the methods have the same names, defaults and meaning as in
+    scikit-learn 1.9. docs/estimators.md lists all deliberate differences.
 
     Parameters
     ----------
-    hidden_layer_sizes ... max_fun : as in scikit-learn. `activation` may also be a list with one name per hidden layer, and any
-        name of `fastmlp.nn.activations.ACTIVATIONS`, such as "leaky-relu", "gelu", "silu" or "elu"
-    dropout : dropout rate after hidden layers, in [0, 1); one for all, or one per layer
-    class_weight : dict from class to weight, "balanced", or None, as in scikit-learn's other classifiers
-    l1 : strength of the L1 penalty on weights; divided by the mini-batch size, like `alpha`
+    hidden_layer_sizes, ..., max_fun : as in scikit-learn. In addition, `activation` may be any name in
+        `fastmlp.nn.activations.ACTIVATIONS`, such as "leaky-relu", "gelu", "silu" or "elu", or a list with one name per
+        hidden layer
+    dropout : dropout rate of the hidden layers, in [0, 1): one number for all of them, or one per hidden layer
+    class_weight : dict from class label to weight, "balanced" or None, as in other classifiers of scikit-learn
+    l1 : coefficient of the L1 penalty on the weights, >= 0; it is divided by the mini-batch size, like `alpha`
     label_smoothing : fraction of the target that is distributed evenly over all classes, in [0, 1)
-    schedule : learning-rate schedule over `max_iter` epochs: None for the parameter `learning_rate`; "cosine", "exponential",
-        "inverse-time", "step", "plateau"; a `Schedule`, whose rate and epochs are replaced by `learning_rate_init` and
-        `max_iter`; or a `ReduceOnPlateau`
-    max_grad_norm : largest Euclidean norm of the gradient; None for no gradient clipping
-    max_time : time limit in seconds; None for no limit
-    backend : "auto", "numba", "cuda", "numpy" or "torch", see `fastmlp.engines.make_engine`
-    n_threads : number of threads of the CPU engine; None for all cores, divided by the number of joblib workers
-    dtype : "float32", or "float64", which computes with NumPy
+    schedule : learning-rate schedule, which requires `learning_rate="constant"`: None, "constant", "cosine", "exponential",
+        "inverse-time", "step", "plateau", a `fastmlp.Schedule` or a `fastmlp.ReduceOnPlateau`. The parameters
+        `learning_rate_init` and `max_iter` replace the `rate` and the `epochs` of a `Schedule`. "plateau" uses the validation
+        loss if there is one, and otherwise the training loss. Every call of `fit` or `partial_fit` restarts the schedule
+    max_grad_norm : maximum Euclidean norm of the gradient; larger gradients are scaled down to this norm. None disables
+        gradient clipping
+    max_time : time limit of each call of `fit` or `partial_fit`, in seconds; None for no limit
+    backend : compute engine: "numba" (CPU), "cuda" (NVIDIA GPU), "numpy", "torch" (PyTorch), or "auto", which selects the
+        fastest one that works on this machine. The solver "lbfgs" ignores this parameter
+    n_threads : maximum number of threads of the backend "numba"; None for all cores, or for a worker process of joblib, the
+        number of cores divided by the number of workers
+    dtype : dtype of the computations: "float32", or "float64", for which `backend="auto"` selects the NumPy engine. The solver
+        "lbfgs" always uses float64
 
     Attributes
     ----------
-    As in scikit-learn, and
+    All fitted attributes of scikit-learn's class exist. There is one more:
 
-    history_ : list with a dict per epoch: epoch, loss, learning_rate, seconds; with a validation set validation_loss and
-        validation_score
+    history_ : list with a dict for each epoch. The keys are "epoch", "loss", "learning_rate" (of the first update of the
+        epoch) and "seconds", and with validation rows also "validation_loss" and "validation_score". The solver "lbfgs" does
+        not set this attribute
 
     Examples
     --------
@@ -111,35 +118,43 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
 
     @with_callbacks
     def fit(self, X: Any, y: Any, sample_weight: Any = None, *, validation: Any = None) -> MLPClassifier:
-        """Train the network.
+        """Train the network, and return the estimator.
 
         Parameters
         ----------
-        X : (n, features) array-like, data frame or sparse matrix, finite
-        y : (n,) labels of any kind, or (n, labels) zeros and ones for multilabel classification
-        sample_weight : (n,) weights of the rows, not negative; None for equal weights. Rows of weight 0 are left out
-        validation : (X, y), scored after each epoch; the parameters of the best epoch are kept. With `early_stopping` they
-            replace the fraction of the training rows
+        X : (n, features) array-like, data frame or SciPy sparse matrix of finite numbers
+        y : (n,) class labels, such as integers or strings; for multilabel classification (n, labels) zeros and ones
+        sample_weight : (n,) nonnegative weights, not all zero; None for equal weights. Rows with weight 0 are left out
+        validation : pair (X, y) that is scored after each epoch; the parameters of the epoch with the best score are kept.
+            With `early_stopping=True`, this pair is used instead of a fraction of the training rows
 
         Raises
         ------
-        ValueError : invalid data or parameters, or a training run that diverged
+        ValueError : the data or a parameter is invalid, or the training run diverged
+        fastmlp.errors.UnavailableError : the backend needs a package or a GPU that is missing
+
+        Warns
+        -----
+        sklearn.exceptions.ConvergenceWarning : training stopped at `max_iter`, or for "lbfgs" at `max_fun`
         """
         return self._fit(X, y, sample_weight, validation)
 
     @available_if(stochastic_only)
     @with_callbacks
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> MLPClassifier:
-        """Train one epoch, continuing from the previous call of `fit` or `partial_fit`.
+        """Train for one epoch, continuing from the previous call of `fit` or `partial_fit`, and return the estimator.
+
+        The solver must be "sgd" or "adam".
 
         Parameters
         ----------
         X, y, sample_weight : as in `fit`
-        classes : all labels, required in the first call; optional afterwards
+        classes : (k,) all class labels; required in the first call, and optional in later calls
 
         Raises
         ------
-        ValueError : as `fit`, or with `early_stopping`
+        ValueError : as in `fit`, or `early_stopping` is True, or `classes` is missing or differs from the previous call
+        fastmlp.errors.UnavailableError : as in `fit`
         """
         if classes is not None:
             labels = unique_labels(classes)
@@ -154,23 +169,37 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         return self._fit(X, y, sample_weight, incremental=True)
 
     def predict(self, X: Any) -> npt.NDArray[Any]:
-        """Return the label of each row, (n,), or zeros and ones, (n, labels), for multilabel classification."""
+        """Return the predicted class label of each row of X (n, features).
+
+        The result has the shape (n,), or (n, labels) with zeros and ones for multilabel classification.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError : the estimator has not been fitted
+        ValueError : X is invalid, for example because it has another number of features than the training data
+        """
         return self._decode(self._pre_activations(X))
 
     def predict_proba(self, X: Any) -> FloatArray:
-        """Return probabilities, (n, classes), in the dtype of the training data.
+        """Return the probability of each class, (n, classes), in the dtype of the training data, for X (n, features).
 
-        For multilabel classification they are those of each label, and do not sum to 1.
+        For multilabel classification, the shape is (n, labels). Each label has an independent probability, so the rows do not
+        sum to 1.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError : the estimator has not been fitted
+        ValueError : X is invalid, for example because it has another number of features than the training data
         """
         outputs = self._outputs(X)
         return np.hstack([1 - outputs, outputs]) if outputs.shape[1] == 1 and not self._multilabel else outputs
 
     def predict_log_proba(self, X: Any) -> FloatArray:
-        """Return the logarithm of `predict_proba`."""
+        """Return the natural logarithm of the result of `predict_proba`. The shape, the dtype and the errors are the same."""
         probabilities = self.predict_proba(X)
         return np.log(probabilities, out=probabilities)
 
-    # ------------------------------------------------------------------------------------------------ for BaseMLP
+    # ------------------------------------------------------------------------------------------------ methods of BaseMLP
 
     def _check_xy(self, X: Any, y: Any, *, reset: bool, incremental: bool) -> tuple[Any, Array]:
         X, y = self._check_arrays(X, y, reset=reset)
@@ -200,13 +229,17 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         check_classification_targets(y)
         kind = type_of_target(y)
         if kind.startswith("multiclass-multioutput"):
-            raise ValueError("Multioutput target data is not supported; give (n,) labels or (n, labels) zeros and ones")
+            raise ValueError("Multioutput target data is not supported; y must be (n,) labels, or (n, labels) zeros and ones")
         self._multilabel = kind.startswith("multilabel")
         self._encoder = LabelEncoder(labels)
         self.classes_ = self._encoder.classes
 
     def _encode(self, y: Array) -> Array:
-        """Return the network's targets: class numbers (n,), or (n, 1) or (n, labels) zeros and ones."""
+        """Return the targets of the network.
+
+        These are (n,) int32 class numbers for more than two classes, (n, 1) float64 zeros and ones for one or two classes, and
+        (n, labels) float64 zeros and ones for multilabel classification.
+        """
         if self._multilabel:
             return np.asarray(y.toarray() if hasattr(y, "toarray") else y, np.float64)
         codes = self._encoder.encode(y)
@@ -215,7 +248,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         return codes[:, None].astype(np.float64)
 
     def _targets(self, y: Array) -> Array:
-        if y.ndim == 1 or not self.label_smoothing:  # the network smooths class numbers
+        if y.ndim == 1 or not self.label_smoothing:  # for class numbers, the loss applies label smoothing
             return y
         return y * (1 - self.label_smoothing) + self.label_smoothing / 2
 

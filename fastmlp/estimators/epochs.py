@@ -1,4 +1,8 @@
-"""Epochs of the solvers "sgd" and "adam": scikit-learn's row order, stopping rule and attributes around an engine."""
+"""Training loop of the solvers "sgd" and "adam".
+
+As in scikit-learn, the loop shuffles the rows, applies the stopping rule and updates the fitted attributes. An engine computes
+the updates of the parameters.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +24,17 @@ from fastmlp.nn.network import FloatArray, Network
 from fastmlp.nn.schedules import PlateauTracker, ReduceOnPlateau, Schedule
 from fastmlp.reference import penalty
 
-SMALLEST_RATE = 1e-6  # at which learning_rate="adaptive" stops
-ADAPTIVE_FACTOR = 5.0  # by which it divides the learning rate
+SMALLEST_RATE = 1e-6  # learning_rate="adaptive" stops the training if the learning rate is not above this value
+ADAPTIVE_FACTOR = 5.0  # learning_rate="adaptive" divides the learning rate by this factor
 
 
 class SolverState(NamedTuple):
-    """State that `partial_fit` continues from, besides the parameters."""
+    """State that the next call of `partial_fit` needs, in addition to the parameters.
+
+    slots : (number of optimizer slots, P) float, as in `engines.base.State`
+    step : number of updates made so far
+    learning_rate : learning rate of the next epoch, before a schedule is applied
+    """
 
     slots: FloatArray
     step: int
@@ -33,7 +42,7 @@ class SolverState(NamedTuple):
 
 
 class Batches(NamedTuple):
-    """What an engine trains on: its rows, the indices of those that are used, and the mini-batch size."""
+    """Data for training: rows, the indices of the rows that are used, and the mini-batch size."""
 
     rows: FitRows
     indices: Indices
@@ -41,18 +50,21 @@ class Batches(NamedTuple):
 
     @property
     def full(self) -> bool:
-        """Whether an epoch is one mini-batch."""
+        """Whether an epoch consists of a single mini-batch."""
         return self.batch_size == len(self.indices)
 
     @property
     def weight(self) -> float:
-        """Weight of an average mini-batch: its number of rows times their mean weight."""
+        """Weight of an average mini-batch: the mini-batch size times the mean weight of the rows."""
         weights = self.rows.weights
         return self.batch_size * (1.0 if weights is None else float(weights[self.indices].mean()))
 
 
 class Scored(NamedTuple):
-    """Rows that are scored after each epoch, and the score of pre-activations, targets and weights; higher is better."""
+    """Validation rows, which are scored after each epoch.
+
+    score : function that returns the score for the arguments pre-activations, targets and weights; higher is better
+    """
 
     rows: FitRows
     score: Callable[[FloatArray, Array, FloatArray | None], float]
@@ -60,17 +72,22 @@ class Scored(NamedTuple):
 
 @dataclass
 class EpochLoop:
-    """The epochs of one call of `fit` or `partial_fit`.
+    """Training loop of one call of `fit` or `partial_fit`.
 
     Parameters
     ----------
-    estimator : its fitted attributes are updated after each epoch
-    parameters : of the estimator, from `get_params`
-    engine : built for the network and the mini-batch size, and loaded with the initial state
-    scored : rows that are scored after each epoch, or None; the parameters with the best score are kept
-    schedule : replaces the parameter `learning_rate`; None for that parameter
-    learning_rate : of the first epoch
-    callback : called after each epoch; returning True stops the training; None for no callback
+    estimator : estimator whose fitted attributes are updated after each epoch
+    parameters : parameters of the estimator, as returned by `get_params`
+    engine : engine for the network and the mini-batch size; the initial state must have been loaded
+    network : network that is trained
+    batches : training data
+    random_state : generator that shuffles the rows
+    scored : validation rows, or None; if there are any, the parameters with the best score are kept
+    schedule : learning-rate schedule that is used instead of the parameter `learning_rate`, or None
+    learning_rate : learning rate of the first epoch
+    callback : function that is called after each epoch and returns whether to stop the training, or None
+    best : (P,) parameters with the best score so far; None without validation rows
+    stopped : whether the training has been stopped early
     """
 
     estimator: Any
@@ -105,7 +122,7 @@ class EpochLoop:
             self.best = self.engine.state(slots=False).parameters
 
     def _add_missing_attributes(self) -> None:
-        """Add the attributes that accumulate over calls with `warm_start` and `partial_fit`, where they do not exist yet."""
+        """Add the attributes that accumulate over `partial_fit` calls or warm starts, unless they already exist."""
         est = self.estimator
         new = {"loss_curve_": [], "history_": [], "_no_improvement_count": 0, "best_loss_": None}
         new |= {"validation_scores_": None, "best_validation_score_": None}
@@ -118,7 +135,7 @@ class EpochLoop:
     # ------------------------------------------------------------------------------------------------ epochs
 
     def run(self, epochs: int) -> None:
-        """Train up to `epochs` epochs; Ctrl-C ends the training with a warning."""
+        """Train for at most `epochs` epochs. Ctrl-C stops the training with a warning."""
         self.estimator.n_iter_ = 0
         try:
             while self.estimator.n_iter_ < epochs and not self.stopped:
@@ -128,27 +145,30 @@ class EpochLoop:
             self.stopped = True
 
     def end(self) -> tuple[FloatArray, SolverState]:
-        """Return the best parameters if rows are scored, else the last ones, (P,), and the state for `partial_fit`."""
+        """Return the final parameters, (P,), and the state for the next call of `partial_fit`.
+
+        The parameters are those with the best score if there are validation rows, and otherwise those after the last epoch.
+        """
         state = self.engine.state()
         parameters = state.parameters if self.best is None else self.best
         return parameters, SolverState(state.slots, state.step, self.learning_rate)
 
     def _epochs_per_call(self) -> int:
-        """Number of epochs of the next call of the engine.
+        """Return the number of epochs in the next call of the engine.
 
-        Small data sets train several epochs per call, because each call costs as much as an epoch. They are as many as
-        cannot trigger the stopping rule before the last of them.
+        Small data sets are trained for several epochs per call, because the overhead of a call takes as long as an epoch. The
+        number is limited so that the stopping rule cannot apply before the last of these epochs.
         """
         plain = self.schedule is None and self.parameters["learning_rate"] == "constant"
         if not plain or self.scored is not None or self.callback is not None or len(self.order) % self.batches.batch_size:
             return 1
-        if self.penalty > self.parameters["tol"]:  # the penalty of single epochs is interpolated, see `_train`
+        if self.penalty > self.parameters["tol"]:  # with several epochs, the interpolation in `_train` would be inaccurate
             return 1
         patience = self.parameters["n_iter_no_change"] + 1 - self.estimator._no_improvement_count
         return int(max(1, min(patience, self.chunk.rows // len(self.order))))
 
     def _train(self, epochs: int) -> None:
-        """Train some epochs in one call of the engine, or one epoch in several calls, and record each."""
+        """Train for several epochs in one call of the engine, or for one epoch in one or more calls. Record each epoch."""
         began, before, chunk_rows = time.perf_counter(), self.penalty, self.chunk.rows
         indices = self.batches.indices[np.concatenate([self._next_order() for _ in range(epochs)])]
         rates = self._rates(epochs)
@@ -163,7 +183,7 @@ class EpochLoop:
         self.penalty, seconds = self._penalty(), time.perf_counter() - began
         means = self._mean_losses(np.concatenate(losses), indices[:done], epochs)
         for index, loss in enumerate(means):
-            # The penalty changes with each step; this is its mean over the steps of the epoch if it changes linearly.
+            # The penalty changes in each step. This is its mean over the steps of the epoch if the change is linear.
             fraction = (index + 0.5 * (self.steps - 1) / self.steps) / epochs
             penalized = self.estimator._reported(float(loss)) + before + fraction * (self.penalty - before)
             self._end_epoch(penalized, float(rates[0]), seconds / epochs)
@@ -176,13 +196,16 @@ class EpochLoop:
         return self.order
 
     def _rates(self, epochs: int) -> Float64:
-        """Return the learning rate of each step of the next epochs."""
+        """Return the learning rate of each step of the next epochs, (epochs * steps,). With a `Schedule`, epochs is 1."""
         if isinstance(self.schedule, Schedule):
             return self.schedule.rates(self.estimator.n_iter_ * self.steps, self.steps, self.steps)
         return np.full(epochs * self.steps, self.learning_rate * self.multiplier)
 
     def _call(self, indices: Indices, rates: Float64) -> Array:
-        """Train on these rows and return the loss of each; sparse rows are converted in blocks of whole mini-batches."""
+        """Train on the rows with these indices, and return the loss of each row, (n,).
+
+        Sparse rows are converted to dense rows in blocks that consist of whole mini-batches.
+        """
         began, (x, y, _) = time.perf_counter(), self.batches.rows
         if not issparse(x):
             losses = self.engine.train(x, y, indices, rates, self.weights).loss
@@ -199,7 +222,11 @@ class EpochLoop:
         return losses
 
     def _mean_losses(self, losses: Array, indices: Indices, epochs: int) -> FloatArray:
-        """Return the mean loss of each epoch: of the mini-batches' weighted means, weighted by their numbers of rows."""
+        """Return the loss of each epoch, (epochs,) float64, for the losses of the rows, (n,).
+
+        As in scikit-learn, it is the average of the losses of the mini-batches, each weighted by its number of rows. The loss
+        of a mini-batch is the mean loss of its rows, weighted by the sample weights.
+        """
         if self.weights is not None:
             rows = np.minimum(
                 self.batches.batch_size,
@@ -235,7 +262,7 @@ class EpochLoop:
         )
 
     def _scores(self) -> dict[str, float]:
-        """Score the held-out rows, keep the parameters if the score is the best, and return loss and score."""
+        """Score the validation rows, if there are any, and return their loss and score as entries of `history_`."""
         est, scored = self.estimator, self.scored
         if scored is None:
             return {}
@@ -248,9 +275,9 @@ class EpochLoop:
         return {"validation_loss": est._reported(float(loss)), "validation_score": score}
 
     def _count_improvement(self) -> None:
-        """Keep the best parameters, and count epochs without improvement by scikit-learn's rule.
+        """Keep the parameters with the best score, and count the epochs without improvement as scikit-learn does.
 
-        The count is of the validation score with `early_stopping`, else of the training loss.
+        The count is based on the validation score if `early_stopping` is True, and otherwise on the training loss.
         """
         est, tol = self.estimator, self.parameters["tol"]
         worse = False
@@ -273,9 +300,10 @@ class EpochLoop:
             self._set_rate(self.parameters["learning_rate_init"] / (self.estimator.t_ + 1) ** self.parameters["power_t"])
 
     def _set_rate(self, rate: float) -> None:
-        """Change the learning rate of the next epoch.
+        """Set the learning rate of the next epochs, and rescale the velocity.
 
-        scikit-learn's velocity contains the learning rate of its time, and that of fastmlp does not, so it is rescaled.
+        In scikit-learn, the velocity includes the learning rate at the time of each update; in fastmlp, it does not. Rescaling
+        the velocity makes both updates equal.
         """
         state = self.engine.state()
         self.engine.load(State(state.parameters, state.slots * (self.learning_rate / rate), state.step))
@@ -302,7 +330,10 @@ class EpochLoop:
         return action.endswith("Stopping.")
 
     def _diverged(self) -> bool:
-        """Whether the parameters are no longer finite, so that no further epoch can improve them."""
+        """Return whether the loss and the parameters are no longer finite.
+
+        With validation rows, return False, because the parameters with the best score are kept.
+        """
         if math.isfinite(self.estimator.loss_) or self.scored is not None:
             return False
         return not np.isfinite(self.engine.state(slots=False).parameters).all()

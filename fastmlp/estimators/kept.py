@@ -1,4 +1,4 @@
-"""What an estimator keeps between calls to save time: the network for predictions, and the engine of `partial_fit`."""
+"""Cache of an estimator: the network for predictions, and the engine that `partial_fit` used last."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ from fastmlp.models.model import Model
 
 
 class Kept:
-    """Objects that belong to fitted arrays. A copy or pickle of it is empty, because engines have threads and buffers.
+    """Cached objects that were constructed from fitted arrays.
 
-    arrays : `coefs_` and `intercepts_` that the objects belong to; if the user replaces one, they are not used any more
+    Copies and pickles of this cache are empty, because the threads and buffers of an engine cannot be copied.
+
+    arrays : arrays of `coefs_` and `intercepts_` from which the objects were constructed; if the user replaces one of these
+        arrays, the objects are no longer used
+    model : network for predictions, or None
+    engine, spec : engine of the previous call of `partial_fit`, and its settings, or None
     """
 
     def __init__(self) -> None:
@@ -25,11 +30,11 @@ class Kept:
         return Kept, ()
 
     def belongs_to(self, arrays: tuple[Array, ...]) -> bool:
-        """Whether the objects belong to these arrays, which are compared by identity."""
+        """Return whether the objects were constructed from these arrays, which are compared by identity."""
         return len(arrays) == len(self.arrays) and all(a is b for a, b in zip(arrays, self.arrays, strict=True))
 
     def close(self) -> None:
-        """Close the engine, if there is one."""
+        """Close and remove the engine, if there is one."""
         if self.engine is not None:
             self.engine.close()
         self.engine = self.spec = None

@@ -1,4 +1,7 @@
-"""The solver "lbfgs": SciPy's L-BFGS-B on the objective of the specification (reference.py), in float64, on all rows."""
+"""The solver "lbfgs", which minimizes the objective over all rows with SciPy's L-BFGS-B.
+
+The objective and its gradient are computed in float64 by the reference implementation (reference.py).
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,10 @@ from fastmlp.reference import backward, forward, penalty, row_losses, target_row
 class Minimum(NamedTuple):
     """Result of `minimize`.
 
-    parameters : (P,) float64; loss : objective, with penalties; iterations : of L-BFGS-B
-    message : why it stopped without convergence; empty if it converged
+    parameters : (P,) float64
+    loss : value of the objective, which includes the penalties
+    iterations : number of iterations
+    message : reason why L-BFGS-B stopped without convergence; empty if it converged
     """
 
     parameters: FloatArray
@@ -33,9 +38,10 @@ BLOCK_ROWS = 128  # larger blocks take more than twice as long, see benchmarks/N
 
 
 def objective_and_gradient(network: Network, rows: FitRows) -> Callable[[FloatArray], tuple[float, FloatArray]]:
-    """Return a function from parameters (P,) to the weighted mean loss plus penalties, and its gradient (P,).
+    """Return a function that computes the objective and its gradient, (P,), from the parameters, (P,).
 
-    It passes through the rows in blocks, which takes less time than all rows at once.
+    The objective is the weighted mean loss plus the penalties. The rows are processed in blocks, which takes less time than
+    processing all rows at once.
     """
     n = len(rows.y)
     weights = loss_weights(np.arange(n), n, rows.weights)
@@ -65,10 +71,11 @@ def minimize(
 
     Parameters
     ----------
-    rows : float64; x may be sparse
-    start : (P,) initial parameters
-    options : maxiter, maxfun and gtol of SciPy's L-BFGS-B
-    callback : after(intermediate_result), called after each iteration, see `scipy.optimize.minimize`
+    rows : rows in float64; x may be sparse
+    start : (P,) float64 initial parameters
+    options : the options maxiter, maxfun and gtol of SciPy's L-BFGS-B
+    callback : function that is called after each iteration with the argument `intermediate_result`, see
+        `scipy.optimize.minimize`; it can raise StopIteration to stop
 
     Source: Byrd, Lu, Nocedal, Zhu 1995, as implemented by `scipy.optimize.minimize`.
     """
@@ -82,7 +89,14 @@ def minimize(
 
 
 def fit_lbfgs(estimator: Any, rows: FitRows) -> None:
-    """Train an initialized estimator on rows until the gradient is below `tol`; warns if that takes too long."""
+    """Train an initialized estimator until L-BFGS-B converges.
+
+    `tol` is the tolerance for the gradient.
+
+    Warns
+    -----
+    ConvergenceWarning : L-BFGS-B stopped without convergence, for example because `max_iter` was reached
+    """
     weight = len(rows.y) if rows.weights is None else rows.weights.sum()
     network, y = estimator._network(1 / weight), estimator._targets(rows.y)
     rows = rows._replace(x=rows.x.astype(np.float64), y=y if y.ndim == 1 else y.astype(np.float64))

@@ -1,4 +1,4 @@
-"""Parameters of the estimators: their checks, and the network and optimizer that they describe."""
+"""Checks of the parameters of the estimators, and construction of the network, the optimizer and the schedule from them."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from fastmlp.nn.schedules import SCHEDULES, ReduceOnPlateau, Schedule
 SOLVERS = ("lbfgs", "sgd", "adam")
 LEARNING_RATES = ("constant", "invscaling", "adaptive")
 DTYPES = ("float32", "float64")
-ACTIVATIONS = {"identity": "linear", "logistic": "sigmoid"}  # scikit-learn's names; the others are the same
+ACTIVATIONS = {"identity": "linear", "logistic": "sigmoid"}  # scikit-learn's names -> fastmlp's, if they differ
 
-NOT_OF_LBFGS = ("dropout", "l1", "schedule", "max_grad_norm", "max_time")  # parameters that only the other solvers support
+NOT_OF_LBFGS = ("dropout", "l1", "schedule", "max_grad_norm", "max_time")  # parameters that "lbfgs" does not support
 
-Check = tuple[Callable[[Any], bool], str]  # whether a value is valid, and what is needed
+Check = tuple[Callable[[Any], bool], str]  # whether a value is valid, and the requirement in words
 
 
 def is_a(value: Any, kind: type) -> bool:
-    """Whether a value is of an abstract number type; bool does not count as a number."""
+    """Return whether a value is an instance of an abstract number type, such as Integral. Booleans are not numbers here."""
     return isinstance(value, kind) and not isinstance(value, (bool, np.bool_))
 
 
 def number(least: float, most: float = np.inf, *, open_left: bool = False, open_right: bool = False) -> Check:
-    """Return the check of a finite number in an interval, which is closed unless a side is open."""
+    """Return a check for a finite number from `least` to `most`. `open_left` and `open_right` exclude these bounds."""
 
     def valid(value: Any) -> bool:
         if not is_a(value, Real) or not math.isfinite(value):
@@ -42,17 +42,17 @@ def number(least: float, most: float = np.inf, *, open_left: bool = False, open_
 
 
 def one_of(*names: str) -> Check:
-    """Return the check of a name."""
+    """Return a check for one of the names."""
     return lambda value: isinstance(value, str) and value in names, f"one of {', '.join(map(repr, names))}"
 
 
 def or_else(check: Check, other: Any) -> Check:
-    """Return a check that also accepts the value `other`."""
+    """Return a check that accepts the value `other` in addition to the values that `check` accepts."""
     valid, needed = check
     return lambda value: (type(value) is type(other) and value == other) or valid(value), f"{needed} or {other!r}"
 
 
-WHOLE: Check = (lambda v: is_a(v, Integral) and bool(v >= 1), "a whole number of at least 1")
+WHOLE: Check = (lambda v: is_a(v, Integral) and bool(v >= 1), "an integer of at least 1")
 SWITCH: Check = (lambda v: isinstance(v, (bool, np.bool_)), "True or False")
 
 CHECKS: dict[str, Check] = {
@@ -65,7 +65,7 @@ CHECKS: dict[str, Check] = {
     "max_iter": WHOLE,
     "shuffle": SWITCH,
     "tol": number(0),
-    "verbose": (lambda v: isinstance(v, (bool, np.bool_)) or is_a(v, Integral), "True, False or a whole number"),
+    "verbose": (lambda v: isinstance(v, (bool, np.bool_)) or is_a(v, Integral), "True, False or an integer"),
     "warm_start": SWITCH,
     "momentum": number(0, 1, open_right=True),
     "nesterovs_momentum": SWITCH,
@@ -87,7 +87,7 @@ CHECKS: dict[str, Check] = {
 
 
 def check_parameters(parameters: dict[str, Any]) -> None:
-    """Raise ConfigError, a ValueError, for the first parameter that has an invalid value."""
+    """Raise ConfigError, a ValueError, if a parameter has an invalid value or if two parameters cannot be combined."""
     for name, value in parameters.items():
         valid, needed = CHECKS.get(name, (None, ""))
         if valid is not None and not valid(value):
@@ -100,7 +100,7 @@ def check_parameters(parameters: dict[str, Any]) -> None:
 
 
 def hidden_sizes(given: Any) -> tuple[int, ...]:
-    """Return `hidden_layer_sizes` as a tuple; scikit-learn accepts a single number, too."""
+    """Return `hidden_layer_sizes` as a tuple. As in scikit-learn, it may also be a single number."""
     sizes = tuple(given) if hasattr(given, "__iter__") and not isinstance(given, str) else (given,)
     if not all(is_a(size, Integral) and bool(size > 0) for size in sizes):
         raise ConfigError(f"hidden_layer_sizes must be > 0, got {list(sizes)}.", settings=("hidden_layer_sizes",))
@@ -108,14 +108,14 @@ def hidden_sizes(given: Any) -> tuple[int, ...]:
 
 
 def activation_names(given: Any) -> str | tuple[str, ...]:
-    """Return `activation`, one name or one per layer, in fastmlp's names, see `nn.activations.ACTIVATIONS`."""
+    """Return `activation`, one name or one name per hidden layer, with scikit-learn's names replaced by fastmlp's."""
     if isinstance(given, str):
         return ACTIVATIONS.get(given, given)
     try:
         return tuple(ACTIVATIONS.get(name, name) for name in given)
     except TypeError:
         raise ConfigError(
-            f"activation must be a name or a list with a name per hidden layer, not {given!r}", settings=("activation",)
+            f"activation must be a name or a list with one name per hidden layer, not {given!r}", settings=("activation",)
         ) from None
 
 
@@ -124,9 +124,10 @@ def make_network(parameters: dict[str, Any], features: int, outputs: int, loss: 
 
     Parameters
     ----------
-    parameters : of the estimator, from `get_params`
+    parameters : parameters of the estimator, as returned by `get_params`
+    features, outputs : sizes of the input layer and of the output layer
     loss : names of the loss and of the output function, see `nn.losses.LOSSES`
-    per_row : what `alpha` and `l1` are multiplied by, 1 / (weight of a mini-batch)
+    per_row : factor of `alpha` and `l1`, which is 1 / (weight of a mini-batch), or 0 for a network that is not trained
     """
     return Network(
         (features, *hidden_sizes(parameters["hidden_layer_sizes"]), outputs),
@@ -141,7 +142,7 @@ def make_network(parameters: dict[str, Any], features: int, outputs: int, loss: 
 
 
 def make_optimizer(parameters: dict[str, Any]) -> Optimizer:
-    """Return the optimizer of a stochastic solver."""
+    """Return the optimizer for the solver "sgd" or "adam"."""
     name = "adam"
     if parameters["solver"] == "sgd":
         name = "nesterov" if parameters["nesterovs_momentum"] else "momentum"
@@ -158,18 +159,20 @@ def make_optimizer(parameters: dict[str, Any]) -> Optimizer:
 
 
 def make_schedule(parameters: dict[str, Any]) -> Schedule | ReduceOnPlateau | None:
-    """Return the schedule for `learning_rate_init` and `max_iter`, or None if scikit-learn's `learning_rate` is used.
+    """Return the learning-rate schedule for the parameter `schedule`, or None if this parameter is None.
+
+    The learning rate and the number of epochs of a `Schedule` are replaced by `learning_rate_init` and `max_iter`.
 
     Raises
     ------
-    ConfigError : an unknown name, or a schedule together with a `learning_rate` other than "constant"
+    ConfigError : the name is unknown, or `learning_rate` is not "constant"
     """
     given = parameters["schedule"]
     if given is None:
         return None
     if parameters["learning_rate"] != "constant":
         raise ConfigError(
-            f"schedule needs learning_rate 'constant', not {parameters['learning_rate']!r}", settings=("schedule",)
+            f"schedule needs learning_rate='constant', not {parameters['learning_rate']!r}", settings=("schedule",)
         )
     if isinstance(given, str):
         if given == "plateau":
@@ -180,14 +183,16 @@ def make_schedule(parameters: dict[str, Any]) -> Schedule | ReduceOnPlateau | No
     if isinstance(given, ReduceOnPlateau):
         return given
     names = ", ".join(map(repr, (*SCHEDULES, "plateau")))
-    raise ConfigError(f"schedule must be None, {names}, a Schedule or ReduceOnPlateau, not {given!r}", settings=("schedule",))
+    raise ConfigError(f"schedule must be None, {names}, a Schedule or a ReduceOnPlateau, not {given!r}", settings=("schedule",))
 
 
 def initial_parameters(network: Network, random_state: np.random.RandomState) -> FloatArray:
-    """Draw initial parameters, (P,) float64, in scikit-learn's order and from its distribution.
+    """Draw the initial parameters, (P,) float64, in the same order and from the same distribution as scikit-learn.
 
-    Weights and biases of a layer are uniform in ±sqrt(factor / (fan_in + fan_out)), with the factor 2 for networks whose first
-    activation is the logistic function, and else 6. Source: Glorot & Bengio 2010, equation 16.
+    The weights and biases of a layer are uniformly distributed in ±sqrt(factor / (fan_in + fan_out)). The factor is 2 if the
+    activation of the first hidden layer is the logistic function, and otherwise 6.
+
+    Source: Glorot & Bengio 2010, equation 16.
     """
     vector = np.empty(network.parameters)
     sigmoid = network.layers[0].activation == "sigmoid"

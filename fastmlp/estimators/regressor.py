@@ -1,4 +1,4 @@
-"""`MLPRegressor`."""
+"""The estimator `MLPRegressor`."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from fastmlp.reference import OUTPUTS
 
 
 class MLPRegressor(RegressorMixin, BaseMLP):
-    """Multi-layer perceptron regressor: a drop-in replacement of `sklearn.neural_network.MLPRegressor`.
+    """Multi-layer perceptron regressor: a drop-in replacement for `sklearn.neural_network.MLPRegressor`.
 
-    Parameters up to `max_fun`, fitted attributes and methods have the names, defaults and meaning of scikit-learn 1.9.
-    docs/estimators.md lists all deliberate differences.
+    The parameters up to `max_fun`, the fitted attributes and the methods have the same names, defaults and meaning as in
+    scikit-learn 1.9. docs/estimators.md lists all deliberate differences.
 
     Parameters
     ----------
-    loss : "squared_error", or "poisson" with the exponential function as output function
-    hidden_layer_sizes ... max_fun : as in scikit-learn; `activation` as in `fastmlp.MLPClassifier`
+    loss : "squared_error", or "poisson", which uses the exponential function as the activation of the output layer
+    hidden_layer_sizes, ..., max_fun : as in scikit-learn, except that `activation` is as in `fastmlp.MLPClassifier`
     dropout, l1, schedule, max_grad_norm, max_time, backend, n_threads, dtype : as in `fastmlp.MLPClassifier`
 
     Attributes
     ----------
-    As in scikit-learn, and `history_` as in `fastmlp.MLPClassifier`.
+    All fitted attributes of scikit-learn's class exist, and `history_` as in `fastmlp.MLPClassifier`.
 
     Examples
     --------
@@ -90,32 +90,55 @@ class MLPRegressor(RegressorMixin, BaseMLP):
 
     @with_callbacks
     def fit(self, X: Any, y: Any, sample_weight: Any = None, *, validation: Any = None) -> MLPRegressor:
-        """Train the network.
+        """Train the network, and return the estimator.
 
         Parameters
         ----------
-        X : (n, features) array-like, data frame or sparse matrix, finite
-        y : (n,) or (n, outputs) finite targets
+        X : (n, features) array-like, data frame or SciPy sparse matrix of finite numbers
+        y : (n,) or (n, outputs) finite targets, which must be nonnegative for the loss "poisson"
         sample_weight, validation : as in `MLPClassifier.fit`
 
         Raises
         ------
-        ValueError : invalid data or parameters, or a training run that diverged
+        ValueError : the data or a parameter is invalid, or the training run diverged
+        fastmlp.errors.UnavailableError : the backend needs a package or a GPU that is missing
+
+        Warns
+        -----
+        sklearn.exceptions.ConvergenceWarning : training stopped at `max_iter`, or for "lbfgs" at `max_fun`
         """
         return self._fit(X, y, sample_weight, validation)
 
     @available_if(stochastic_only)
     @with_callbacks
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> MLPRegressor:
-        """Train one epoch, continuing from the previous call of `fit` or `partial_fit`; arguments and errors as in `fit`."""
+        """Train for one epoch, continuing from the previous call of `fit` or `partial_fit`, and return the estimator.
+
+        The solver must be "sgd" or "adam".
+
+        Parameters
+        ----------
+        X, y, sample_weight : as in `fit`
+
+        Raises
+        ------
+        ValueError : as in `fit`, or `early_stopping` is True
+        fastmlp.errors.UnavailableError : as in `fit`
+        """
         return self._fit(X, y, sample_weight, incremental=True)
 
     def predict(self, X: Any) -> npt.NDArray[Any]:
-        """Return predictions, (n,) or (n, outputs), in the dtype of the training data."""
+        """Return the predictions for X (n, features), (n,) or (n, outputs), in the dtype of the training data.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError : the estimator has not been fitted
+        ValueError : X is invalid, for example because it has another number of features than the training data
+        """
         outputs = self._outputs(X)
         return outputs.ravel() if outputs.shape[1] == 1 else outputs
 
-    # ------------------------------------------------------------------------------------------------ for BaseMLP
+    # ------------------------------------------------------------------------------------------------ methods of BaseMLP
 
     def _check_xy(self, X: Any, y: Any, *, reset: bool, incremental: bool) -> tuple[Any, Array]:
         X, y = validate_data(

@@ -1,4 +1,4 @@
-"""Rows of scikit-learn's inputs as the engines need them: dense or sparse, weighted, merged, in blocks."""
+"""Conversion of the rows that users pass to the estimators into the rows that engines need."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from fastmlp.nn.network import FloatArray
 
 
 class FitRows(NamedTuple):
-    """Checked rows of `fit`.
+    """Checked training data. An engine needs x and y in the form that `stochastic.cast` returns.
 
-    x : (n, features) float array, C-contiguous, or a SciPy sparse matrix in CSR format; in the dtype of the engine
-    y : (n,) int32 classes, or (n, outputs) float targets in the dtype of the engine
-    weights : (n,) float64, not negative; None for equal weights
+    x : (n, features) float32 or float64 array, or SciPy sparse matrix in CSR or CSC format
+    y : (n,) int32 class numbers, or (n, outputs) float targets
+    weights : (n,) float64 nonnegative weights; None for equal weights
     """
 
     x: Any
@@ -29,29 +29,32 @@ class FitRows(NamedTuple):
 
 
 def cast_rows(x: Any, dtype: npt.DTypeLike) -> Any:
-    """Return rows in the dtype of the engine, C-contiguous or CSR; a value that is too large for it becomes infinity."""
+    """Return x in the dtype of the engine, as a C-contiguous array or a CSR matrix.
+
+    Values that are too large for this dtype become infinite.
+    """
     with np.errstate(over="ignore"):
         return x.tocsr().astype(dtype) if issparse(x) else np.ascontiguousarray(x, dtype)
 
 
 def select_rows(rows: FitRows, indices: Indices) -> FitRows:
-    """Return some of the rows, with their targets and weights."""
+    """Return the rows with these indices, with their targets and weights."""
     return FitRows(rows.x[indices], rows.y[indices], None if rows.weights is None else rows.weights[indices])
 
 
 def dense_rows(x: Any, rows: Indices | slice) -> Array:
-    """Return the rows `rows` of x as a dense array."""
+    """Return the selected rows of x, which may be sparse, as a dense array."""
     return x[rows].toarray() if issparse(x) else x[rows]
 
 
 def dense_block_rows(x: Any) -> int:
-    """Number of rows of a sparse matrix that are converted to a dense array at a time, at least 1."""
+    """Return the number of rows of a sparse matrix that are converted to a dense array at a time, which is at least 1."""
     return max(1, min(BLOCK_BYTES // max(1, x.dtype.itemsize * x.shape[1]), ROWS_AT_ONCE))
 
 
 def forward_rows(engine: Engine, x: Any) -> FloatArray:
-    """Return `engine.forward` of all rows of x, dense or sparse, in blocks."""
-    if x.shape[0] == 1 and not issparse(x):  # the blocks take as long as the row
+    """Compute `engine.forward` for all rows of x, dense or sparse, in blocks. Return the pre-activations, (n, outputs)."""
+    if x.shape[0] == 1 and not issparse(x):  # skips the overhead of the blocks
         return engine.forward(x)
     return np.concatenate([engine.forward(block) for block in _blocks(x)])
 
@@ -66,11 +69,11 @@ def _blocks(x: Any) -> Iterator[Array]:
 
 
 def merge_equal_rows(rows: FitRows) -> FitRows:
-    """Return the distinct rows, sorted, each with the sum of the weights of the rows that are equal to it.
+    """Merge rows that have equal features and targets into one row with the sum of their weights. The result is sorted.
 
-    Full-batch training on these rows minimizes the same objective. It gives the same bits for any order of the rows, and for a
-    row that is repeated k times or has the weight k, because sums then run over the same numbers in the same order. Sparse rows
-    become dense, as the engine needs those of a mini-batch.
+    Full-batch training on the result minimizes the same objective. The trained parameters are bitwise identical for any order
+    of the given rows, and also if a row with weight k is replaced by k equal rows, because all sums are computed from the same
+    numbers in the same order. Sparse rows are converted to dense rows, which an engine needs for a mini-batch.
     """
     if issparse(rows.x):
         rows = rows._replace(x=rows.x.toarray())

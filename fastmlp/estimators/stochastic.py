@@ -1,8 +1,8 @@
-"""The solvers "sgd" and "adam": from checked rows to an engine and its epochs (epochs.py).
+"""The solvers "sgd" and "adam": preparation of the data and the engine. The training loop is in epochs.py.
 
-Initial weights, the validation split and the row order are drawn from `random_state` as scikit-learn draws them, so that the
-same `random_state` gives the same training as scikit-learn's, up to rounding. In full-batch training the order of the rows has
-no effect, so they are not shuffled.
+The initial weights, the validation split and the order of the rows are drawn from `random_state` in the same way as in
+scikit-learn. Therefore training with the same `random_state` gives the same results as in scikit-learn, up to rounding errors.
+If a mini-batch contains all rows, their order has no effect, and they are not shuffled.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ from fastmlp.estimators.parameters import make_optimizer, make_schedule
 from fastmlp.estimators.rows import FitRows, cast_rows, dense_rows, merge_equal_rows, select_rows
 from fastmlp.estimators.threads import default_threads
 
-AUTO_BATCH = 200  # mini-batch size "auto"
+AUTO_BATCH = 200  # upper bound of the mini-batch size for batch_size="auto"
 
 
 def fit_stochastic(estimator: Any, rows: FitRows, random_state: np.random.RandomState, validation: Any, once: bool) -> None:
-    """Train an initialized estimator on rows.
+    """Train an initialized estimator, and update its fitted attributes.
 
     Parameters
     ----------
-    validation : (X, y) that the user held out, or None
-    once : whether to train one epoch, from the state of the previous call, as `partial_fit` does
+    rows : training data
+    random_state : generator for the validation split and for the order of the rows
+    validation : the user's validation set (X, y), or None
+    once : whether to train for one epoch that continues from the state of the previous call, as `partial_fit` does
     """
     parameters, dtype = estimator._parameters(), rows.x.dtype
     engine_dtype = np.dtype(estimator.dtype)
@@ -65,9 +67,11 @@ def fit_stochastic(estimator: Any, rows: FitRows, random_state: np.random.Random
 
 
 def engine_of(estimator: Any, spec: EngineSpec, state: SolverState | None) -> Engine:
-    """Return an engine with the estimator's parameters: that of the previous call of `partial_fit` if it fits, or a new one.
+    """Return an engine into which the parameters of the estimator are loaded.
 
-    state : of the previous call of `partial_fit`; None for a new optimizer
+    `partial_fit` reuses the engine of its previous call if the settings and the fitted arrays have not changed.
+
+    state : state of the optimizer after the previous call; None for a new optimizer
     """
     kept = estimator.__dict__.get("_kept")
     if kept is not None and kept.engine is not None:
@@ -84,19 +88,19 @@ def engine_of(estimator: Any, spec: EngineSpec, state: SolverState | None) -> En
 
 
 def warn_about_iterations(max_iter: int) -> None:
-    """Warn that the last epoch was reached before the stopping rule."""
+    """Warn that training has not converged within `max_iter` epochs."""
     message = f"Stochastic Optimizer: Maximum iterations ({max_iter}) reached and the optimization hasn't converged yet."
     warnings.warn(message, ConvergenceWarning, stacklevel=6)
 
 
 def cast(rows: FitRows, dtype: np.dtype[Any]) -> FitRows:
-    """Return rows in the dtype of the engine; class numbers stay integers."""
+    """Return the rows in the dtype of the engine, except for class numbers, which stay integers."""
     with np.errstate(over="ignore"):
         return rows._replace(x=cast_rows(rows.x, dtype), y=rows.y if rows.y.ndim == 1 else rows.y.astype(dtype))
 
 
 def check_validation(estimator: Any, validation: Any) -> FitRows:
-    """Check the user's validation set, (X, y)."""
+    """Check the user's validation set (X, y), and return it with dense rows."""
     if not isinstance(validation, (tuple, list)) or len(validation) != 2:
         raise DataError(f"validation must be a pair (X, y), not {type(validation).__name__}")
     X, y = estimator._check_more(*validation)
@@ -104,9 +108,10 @@ def check_validation(estimator: Any, validation: Any) -> FitRows:
 
 
 def split(estimator: Any, rows: FitRows, random_state: np.random.RandomState, validation: Any) -> tuple[Indices, Scored | None]:
-    """Return the indices of the training rows, without rows of weight 0, and the rows that are scored after each epoch.
+    """Return the indices of the training rows, and the validation rows (None if there are none).
 
-    These are the user's validation set, or with `early_stopping` a part of the rows, split as scikit-learn does.
+    Rows with weight 0 are left out. The validation rows are the user's validation set if there is one. Otherwise, with
+    `early_stopping=True`, they are split off from the given rows in the same way as in scikit-learn.
     """
     used = np.arange(len(rows.y)) if rows.weights is None else np.flatnonzero(rows.weights)
     if validation is not None:
@@ -125,7 +130,10 @@ def split(estimator: Any, rows: FitRows, random_state: np.random.RandomState, va
 
 
 def make_batches(parameters: dict[str, Any], rows: FitRows, indices: Indices) -> Batches:
-    """Return rows, indices and mini-batch size; full batches without dropout have equal rows merged."""
+    """Return the data for training. Equal rows are merged if a mini-batch contains all rows and there is no dropout.
+
+    With dropout, equal rows are not merged, because each of them has its own dropout mask.
+    """
     size = parameters["batch_size"]
     if size == "auto":
         size = AUTO_BATCH

@@ -1,4 +1,4 @@
-"""The number of threads of an estimator inside joblib's workers."""
+"""Number of threads of an estimator, which is reduced in the workers of joblib."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import threading
 
 from joblib.parallel import get_active_backend
 
-LIMITS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")  # set by joblib in its worker processes to cores // workers, or by the user
+LIMITS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")  # joblib sets these in worker processes to cores // workers
 
 
 def default_threads(given: int | None) -> int | None:
-    """Return the number of threads of an engine: `given`, or such that workers times threads do not exceed the cores.
+    """Return `given`, or if it is None, a limit that avoids oversubscription of the cores by the workers of joblib.
 
-    None lets the engine choose. A worker thread of joblib's backend "threading" uses one thread, because the backend does not
-    tell how many workers there are.
+    If one of the variables in `LIMITS` is set, by joblib or by the user, the limit is its value. In a worker thread of
+    joblib's backend "threading", the limit is 1, because the number of workers is not known there. Otherwise the result is
+    None, which lets the engine choose.
     """
     if given is not None:
         return given

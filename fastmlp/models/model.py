@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastmlp._summary import Summarized, listed
 from fastmlp.data.checks import check_description, check_rows
 from fastmlp.data.rows import Features
 from fastmlp.engines import make_engine
@@ -18,8 +19,8 @@ from fastmlp.nn.optimizers import Optimizer
 from fastmlp.nn.scaling import Scaling
 
 
-@dataclass(frozen=True, eq=False)  # a generated __eq__ would fail, because comparing arrays does not give a single bool
-class Model:
+@dataclass(frozen=True, eq=False, repr=False)  # __eq__ would compare arrays, which gives no single bool
+class Model(Summarized):
     """A trained network.
 
     Parameters
@@ -51,6 +52,18 @@ class Model:
     def __post_init__(self) -> None:
         features = None if self.scaling is None else len(self.scaling.shift)
         check_description(self.network, features, len(self.classes), self.image_shape if self.extractor is None else None)
+
+    def _summary(self) -> dict[str, Any]:
+        """Return what a repr shows."""
+        shown = {"network": self.network.label, "parameters": f"{self.network.parameters:,} {self.parameters.dtype}"}
+        shown["output"] = f"{self.network.output} ({self.network.loss})"
+        if self.scaling is not None:
+            shown["scaling"] = self.scaling.kind
+        if self.classes:
+            shown["classes"] = listed(self.classes)
+        if self.image_shape is not None:
+            shown["image_shape"] = str(self.image_shape)
+        return shown
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the fields without the engine, which holds threads and buffers, for pickle and `copy`."""

@@ -79,10 +79,10 @@ def squared_error_softmax_row(z: Any, t: Any, dz: Any, n: int) -> Any:
 
 
 def binary_cross_entropy_row(z: Any, t: Any, dz: Any, n: int) -> Any:
-    """Binary cross-entropy of y = sigmoid(z), summed over the outputs; dz = y - t. The targets must be in [0, 1].
+    """Binary cross-entropy of y = sigmoid(z), summed over the outputs, with dz = y - t. The targets must be in [0, 1].
 
-    With e = exp(-|z|), the loss is max(z, 0) - z t + log(1 + e). log(1 + e) is computed as log(u) + (e - (u - 1)) / u, where u
-    is 1 + e rounded, so that it is accurate for small e.
+    The loss of an output is max(z, 0) - z t + log(1 + e) with e = exp(-|z|). To be accurate for small e, log(1 + e) is
+    computed as log(u) + (e - (u - 1)) / u, where u is the rounded value of 1 + e.
     """
     loss = ZERO
     for j in range(n):
@@ -95,10 +95,10 @@ def binary_cross_entropy_row(z: Any, t: Any, dz: Any, n: int) -> Any:
 
 
 def poisson_row(z: Any, t: Any, dz: Any, n: int) -> Any:
-    """Half the Poisson deviance of y = exp(z), sum_j y_j - t_j - t_j log(y_j / t_j); dz = y - t. The targets must be >= 0.
+    """Half the Poisson deviance of y = exp(z), sum_j (y_j - t_j - t_j log(y_j / t_j)), with dz = y - t.
 
-    With r = log(y / t), a term is computed as t (exp(r) - 1 - r) if r is small, so that large numbers do not cancel. For t = 0,
-    a term is y.
+    The targets must be >= 0. With r = log(y / t), the term of an output is computed as t (exp(r) - 1 - r) if r <= 1, because
+    y - t - t r would lose significant digits there. If t = 0, the term is y.
     """
     loss = ZERO
     for j in range(n):
@@ -106,7 +106,7 @@ def poisson_row(z: Any, t: Any, dz: Any, n: int) -> Any:
         y = math.exp(z[j])
         r = z[j] - math.log(t[j] if counted else ONE)
         near = t[j] * (math.expm1(r) - r)
-        far = (y - t[j]) - t[j] * r  # does not overflow for small t
+        far = (y - t[j]) - t[j] * r  # t * exp(r) could overflow for small t
         loss += (far if r > ONE else near) if counted else y
         dz[j] = y - t[j]
     return loss

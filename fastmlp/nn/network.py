@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise
 from numbers import Integral, Real
@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fastmlp._summary import summary_html
 from fastmlp.errors import ConfigError
 from fastmlp.nn.activations import canonical_activation, parse_activation, parse_number
 from fastmlp.nn.losses import LOSSES, OUTPUTS
@@ -149,6 +150,10 @@ class Network:
             raise ConfigError(
                 f"label_smoothing must be at least 0 and below 1, not {self.label_smoothing}", settings=("label_smoothing",)
             )
+
+    def _repr_html_(self) -> str:
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return summary_html("Network", {**values, "parameters": f"{self.parameters:,}"})
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:

@@ -134,9 +134,9 @@ class Optimizer:
     weight_decay : decoupled weight decay of adamw, >= 0 (`Network.l2` is an L2 penalty that works with all optimizers)
     clip_norm : maximum Euclidean norm of the gradient of all parameters, including penalties; larger gradients are scaled down
         to this norm; 0 disables clipping
-    epsilon_hat : only used by adam and adamw; whether epsilon is the epsilon-hat of Kingma & Ba 2015, section 2, which is added
-        to the square root of v before the bias correction, as in scikit-learn and TensorFlow; if False, it is added after the
-        bias correction, as in PyTorch
+    epsilon_hat : whether adam and adamw add epsilon to the square root of v before the bias correction, as in scikit-learn and
+        TensorFlow (epsilon-hat of Kingma & Ba 2015, section 2). If False, epsilon is added after the bias correction, as in
+        PyTorch
 
     Raises
     ------
@@ -210,6 +210,7 @@ def scalars_without_learning_rates(optimizer: Optimizer, l1: float, l2: float, b
     corrections = 1 / (1 - np.array((optimizer.beta1, optimizer.beta2)) ** count)
     table[..., [BIAS_CORRECTION1, BIAS_CORRECTION2]] = corrections[:, None]
     if optimizer.epsilon_hat:
-        # sqrt(v) + eps = sqrt(1 - beta2^t) (sqrt(vhat) + eps / sqrt(1 - beta2^t)), so the rules need no second form
+        # The rules add epsilon after the bias correction. The result is the same if epsilon is scaled, because
+        # sqrt(v) + eps = sqrt(1 - beta2^t) (sqrt(vhat) + eps / sqrt(1 - beta2^t)).
         table[..., EPSILON] = optimizer.epsilon * np.sqrt(corrections[:, 1:])
     return table

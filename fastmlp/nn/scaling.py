@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastmlp._summary import Summarized
 from fastmlp.errors import DataError, unknown_name
 
 SCALINGS = ("none", "unit", "symmetric", "zscore", "zscore-global")  # see data.scaling.fit_scaling
 
 
-@dataclass(frozen=True, eq=False)
-class Scaling:
+@dataclass(frozen=True, eq=False, repr=False)
+class Scaling(Summarized):
     """Feature scaling, (x - shift) * factor for each feature, computed in float32.
 
     Parameters
@@ -40,6 +41,10 @@ class Scaling:
                 raise DataError(f"scaling {name} must be (features,) float32, but is {given}")
             if not np.isfinite(array).all():
                 raise DataError(f"scaling {name} contains values that are not finite; fit the scaling again")
+
+    def _summary(self) -> dict[str, Any]:
+        """Return what a repr shows."""
+        return {"kind": self.kind, "features": len(self.shift)}
 
     def apply(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Return a scaled copy of x (n, features) in float32; raise DataError if the number of features differs.

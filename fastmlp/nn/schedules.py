@@ -118,18 +118,18 @@ class Schedule:
 class ReduceOnPlateau:
     """Multiply the learning rate by `factor` when the monitored loss has stopped improving.
 
+    The rule is the same as that of `torch.optim.lr_scheduler.ReduceLROnPlateau` with mode="min" and threshold_mode="rel".
+
     Parameters
     ----------
     factor : factor by which the learning rate is multiplied, in (0, 1)
-    patience : number of epochs without improvement that are tolerated; the next one reduces the learning rate
-    threshold : relative decrease of the loss that counts as an improvement
-    min_factor : lower bound of the product of all reductions
-
-    The semantics are those of `torch.optim.lr_scheduler.ReduceLROnPlateau` with mode "min" and threshold_mode "rel".
+    patience : number of epochs without improvement that are allowed, >= 0; the next one reduces the learning rate
+    threshold : minimum relative decrease of the loss that counts as an improvement, in [0, 1)
+    min_factor : lower bound of the product of all reductions, in [0, 1)
 
     Raises
     ------
-    ConfigError : an invalid value
+    ConfigError : a value is invalid
     """
 
     factor: float = 0.1
@@ -148,7 +148,7 @@ class ReduceOnPlateau:
 
 
 class PlateauTracker:
-    """The state of a `ReduceOnPlateau` schedule during one training run.
+    """State of a `ReduceOnPlateau` schedule during a training run.
 
     >>> tracker = PlateauTracker(ReduceOnPlateau(factor=0.5, patience=1))
     >>> [tracker.update(loss) for loss in (3.0, 2.0, 2.0, 2.0, 2.0, 2.0)]
@@ -162,7 +162,7 @@ class PlateauTracker:
         self.multiplier = 1.0
 
     def update(self, loss: float) -> float:
-        """Record the loss of an epoch, and return the factor by which the learning rate of the next epoch is multiplied."""
+        """Record the loss of an epoch, and return the factor of the initial learning rate for the next epoch."""
         if loss < self.best * (1 - self.schedule.threshold):
             self.best, self.epochs_without_improvement = loss, 0
         else:

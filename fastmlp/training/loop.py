@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fastmlp._summary import summary_html, summary_text
 from fastmlp.data.rows import Array, Features, Indices, base_rows
 from fastmlp.engines import make_engine
 from fastmlp.engines.base import Engine, EngineSpec, RowMetrics, State, step_count
@@ -38,6 +39,9 @@ class Progress(Protocol):
     def epoch_done(self, row: EpochLog) -> None: ...
 
 
+METRICS = ("loss", "accuracy", "val_loss", "val_accuracy")  # of an epoch, as a repr shows them
+
+
 class TrainResult(NamedTuple):
     """Result of `train`.
 
@@ -62,6 +66,22 @@ class TrainResult(NamedTuple):
     state: State
     backend: str
     threads: int
+
+    def _summary(self) -> dict[str, Any]:
+        """Return what a repr shows: the metrics are those of the best epoch."""
+        metrics = {key: f"{self.history[self.best_epoch - 1][key]:.4g}" for key in METRICS if self._has(key)}
+        epochs = f"{self.best_epoch} of {len(self.history)} (stopped: {self.stopped})"
+        return {"network": self.model.network.label, "best_epoch": epochs, **metrics, "backend": self.backend}
+
+    def _has(self, key: str) -> bool:
+        return self.history[self.best_epoch - 1].get(key) is not None
+
+    # A NamedTuple cannot have the base class Summarized.
+    def __repr__(self) -> str:
+        return summary_text("TrainResult", self._summary())
+
+    def _repr_html_(self) -> str:
+        return summary_html("TrainResult", self._summary())
 
 
 class Interrupted(KeyboardInterrupt):

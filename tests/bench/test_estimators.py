@@ -1,4 +1,4 @@
-"""The comparison of the estimators with scikit-learn's: `fastmlp bench --estimators`."""
+"""Tests of the benchmark of the estimators, `fastmlp bench --estimators`."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def test_every_case_is_timed_with_both_libraries(small: None) -> None:
 
 
 def test_a_library_with_another_quality_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Speed is not compared if the scores differ."""
+    """The benchmark stops with an error if the scores of both libraries differ, and does not compare times."""
 
     def prepare(classifier: Any, regressor: Any) -> Prepared:
         return Prepared(lambda: None, lambda: 0.9 if "fastmlp" in classifier.__module__ else 0.5)
 
     monkeypatch.setattr(estimators, "cases", lambda _: [EstimatorCase("unequal", prepare)])
-    with pytest.raises(Disagreement, match="unequal: the scores differ"):
+    with pytest.raises(Disagreement, match="unequal: the scores of the two libraries differ too much"):
         run_estimators(print, rounds=1)
 
 
@@ -77,7 +77,7 @@ def test_settings_of_the_other_benchmark_are_refused() -> None:
 
 
 def test_the_cases_need_no_download(tmp_path: Path) -> None:
-    """Without the files of Fashion-MNIST, the cases on it are left out."""
+    """Without the files of Fashion-MNIST, the cases that need them are left out."""
     titles = [case.title for case in cases(tmp_path)]
     assert len(titles) >= 8 and not any("Fashion" in title for title in titles)
     assert len(set(titles)) == len(titles)

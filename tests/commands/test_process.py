@@ -189,6 +189,15 @@ def test_a_bar_only_on_a_terminal(tmp_path: Path) -> None:
     assert "epoch 20/20" in lines
 
 
+def test_the_backend_of_a_notebook_is_ignored(home: Path, tmp_path: Path) -> None:
+    """A notebook exports MPLBACKEND to its commands, and the backend may be missing in their environment."""
+    command = ["train", "--hidden", "16", "--epochs", "1", "--out", tmp_path / "run"]
+    variables = {"MPLBACKEND": "module://a_backend_that_is_not_installed"}
+    code, _, stderr = finish(*command, variables=variables, cwd=home)
+    assert code == 0, stderr
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 0
+
+
 def test_names_in_any_encoding(home: Path) -> None:
     for variables in ({}, {"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
         code, stdout, stderr = finish("predict", home / "run", home / "row.csv", "--json", variables=variables)

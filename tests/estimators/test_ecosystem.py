@@ -1,4 +1,4 @@
-"""The estimators in pipelines, searches, frames, copies, workers and callbacks."""
+"""Tests of the estimators with pipelines, searches, data frames, copies, joblib workers and callbacks."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_subclass_may_have_more_parameters() -> None:
 
 
 def test_metadata_is_routed() -> None:
-    """A pipeline passes sample weights and a validation set on."""
+    """With metadata routing, a pipeline passes sample weights and a validation set to the estimator."""
     with sklearn.config_context(enable_metadata_routing=True):
         inner = classifier().set_fit_request(sample_weight=True, validation=True)
         pipeline = make_pipeline(StandardScaler().set_fit_request(sample_weight=False), inner)
@@ -141,7 +141,7 @@ def test_html_and_text_representation() -> None:
 
 @pytest.mark.full
 def test_the_checks_of_the_array_api_pass() -> None:
-    """They need a variable that must be set before SciPy is imported, so they run in another process."""
+    """The checks run in a new process, because they need an environment variable that is set before SciPy is imported."""
     code = (
         "from sklearn.utils.estimator_checks import estimator_checks_generator as checks\n"
         "from fastmlp import MLPClassifier, MLPRegressor\n"
@@ -163,7 +163,7 @@ def test_the_checks_of_the_array_api_pass() -> None:
 @pytest.mark.parametrize("container", [sparse.csr_array, sparse.csc_array, sparse.csr_matrix, sparse.csc_matrix])
 @pytest.mark.parametrize("batch_size", [20, "auto"])
 def test_sparse_rows_are_dense_rows(container: Any, batch_size: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training and predictions have the same bits, also if few rows are converted at a time."""
+    """Sparse and dense rows give bitwise identical results, even if only a few sparse rows are converted at a time."""
     monkeypatch.setattr("fastmlp.estimators.rows.BLOCK_BYTES", 4 * 4 * 45)  # 45 rows
     rows = np.where(X > 2, X, 0)
     dense = classifier(batch_size=batch_size, early_stopping=True).fit(rows, Y)
@@ -177,7 +177,7 @@ def test_sparse_rows_are_dense_rows(container: Any, batch_size: Any, monkeypatch
 
 
 def test_workers_times_threads_do_not_exceed_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker process uses joblib's limit, a worker thread one thread; a given number has precedence."""
+    """A worker process uses the limit that joblib sets, and a worker thread uses one thread. `n_threads` takes precedence."""
     for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     assert default_threads(None) is None and default_threads(3) == 3
@@ -187,7 +187,7 @@ def test_workers_times_threads_do_not_exceed_the_cores(monkeypatch: pytest.Monke
     thread = threading.Thread(target=lambda: own.append(default_threads(None)))
     thread.start()
     thread.join()
-    assert own == [None]  # a thread of the user, not of joblib
+    assert own == [None]  # a thread that the user started, not joblib
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert default_threads(None) == 2 and default_threads(8) == 8
 
@@ -202,7 +202,7 @@ def test_worker_processes_divide_the_cores() -> None:
 
 
 class Recorder:
-    """A callback that records the scores of the estimator after each iteration, and stops after some iterations."""
+    """A callback that records the score after each iteration, and stops the training after iteration `last`."""
 
     def __init__(self, last: int = 10**9) -> None:
         self.scores: list[float] = []

@@ -1,4 +1,4 @@
-"""Parameters and arguments that scikit-learn's classes do not have, and refused values of all parameters."""
+"""Tests of the parameters that scikit-learn's classes do not have, and of the errors for invalid values."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def classifier(**parameters: Any) -> MLPClassifier:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two estimators have the same bits."""
+    """Return whether the fitted parameters of two estimators are bitwise identical."""
     return all(np.array_equal(p, q) for p, q in zip(a.coefs_ + a.intercepts_, b.coefs_ + b.intercepts_, strict=True))
 
 
@@ -35,7 +35,7 @@ def same(a: Any, b: Any) -> bool:
 
 @pytest.mark.parametrize("batch_size", ["auto", 20])
 def test_rows_of_weight_zero_are_left_out(batch_size: Any) -> None:
-    """The result has the same bits as without these rows."""
+    """The result is bitwise identical to training without these rows."""
     weights = np.random.default_rng(0).integers(0, 2, len(Y)).astype(float)
     estimator = classifier(batch_size=batch_size)
     kept = weights > 0
@@ -162,7 +162,7 @@ def test_a_validation_set_is_scored_after_each_epoch_and_the_best_epoch_is_kept(
     assert estimator.best_validation_score_ == max(scores)
     assert estimator.score(DIGITS[held], LABELS[held]) == pytest.approx(max(scores))
     assert [row["validation_score"] for row in estimator.history_] == scores
-    assert scores[-1] < max(scores)  # otherwise keeping the best epoch would not show
+    assert scores[-1] < max(scores)  # otherwise this test would pass even if the last epoch were kept
     stopped = classifier(max_iter=200, learning_rate_init=0.03, batch_size=20, early_stopping=True, n_iter_no_change=3)
     stopped.fit(DIGITS[train], LABELS[train], validation=(DIGITS[held], LABELS[held]))
     assert stopped.n_iter_ < 200 and stopped.t_ == 300 * stopped.n_iter_
@@ -285,7 +285,7 @@ def test_wrong_values_are_refused_by_name(name: str, value: Any) -> None:
         ({"dropout": 1.0}, "dropout must be"),
         ({"schedule": "adaptive"}, "adaptive"),
         ({"schedule": 0.1}, "schedule must be"),
-        ({"schedule": "cosine", "learning_rate": "adaptive"}, "schedule needs learning_rate 'constant'"),
+        ({"schedule": "cosine", "learning_rate": "adaptive"}, "schedule needs learning_rate='constant'"),
         ({"solver": "lbfgs", "dropout": 0.1}, "dropout needs the solver 'sgd' or 'adam'"),
         ({"solver": "lbfgs", "max_time": 3}, "max_time needs the solver 'sgd' or 'adam'"),
         ({"backend": "abacus"}, "unknown backend"),

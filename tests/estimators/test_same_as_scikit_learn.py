@@ -1,4 +1,4 @@
-"""With the same parameters, data and `random_state`, training follows scikit-learn's, epoch by epoch."""
+"""With the same parameters, data and `random_state`, fastmlp and scikit-learn have the same loss after every epoch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from fastmlp import MLPClassifier, MLPRegressor
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 PAIRS = [(MLPClassifier, neural_network.MLPClassifier), (MLPRegressor, neural_network.MLPRegressor)]
-TOLERANCE = 1e-4  # relative, of the loss of each epoch
+TOLERANCE = 1e-4  # relative tolerance of the loss of each epoch
 
 
 def digits(classes: int = 10) -> tuple[Any, Any]:
-    """Return 600 digits of some classes; 200 rows are a whole number of mini-batches, as scikit-learn's default."""
+    """Return 600 rows of the digits with labels below `classes`, or 200 rows for at most three classes.
+
+    Both numbers are multiples of 200, the default mini-batch size.
+    """
     X, y = load_digits(n_class=classes, return_X_y=True)
     rows = slice(0, 600 if classes > 3 else 200)
     return X[rows] / 16, y[rows]
@@ -69,7 +72,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def fit_both(problem: str, **parameters: Any) -> tuple[Any, Any]:
-    """Fit fastmlp's estimator in float64 and scikit-learn's on a problem."""
+    """Fit fastmlp's estimator in float64 and scikit-learn's estimator on the same problem, and return both."""
     index, (X, y), own = PROBLEMS[problem]
     ours, theirs = PAIRS[index]
     given = {"max_iter": 20, "random_state": 3, **own, **parameters}
@@ -83,7 +86,7 @@ def check_curves(ours: Any, theirs: Any, tolerance: float = TOLERANCE) -> None:
 
 @pytest.mark.parametrize(("ours", "theirs"), PAIRS)
 def test_parameters_are_those_of_scikit_learn_in_the_same_order(ours: Any, theirs: Any) -> None:
-    """Names, kinds and defaults are equal; fastmlp's own parameters follow and are keyword-only."""
+    """Names, kinds and defaults are equal. The parameters that only fastmlp has are keyword-only and come last."""
     mine = list(inspect.signature(ours).parameters.values())
     wanted = list(inspect.signature(theirs).parameters.values())
     described = [(p.name, p.kind, p.default) for p in mine]
@@ -94,7 +97,7 @@ def test_parameters_are_those_of_scikit_learn_in_the_same_order(ours: Any, their
 @pytest.mark.parametrize("solver", ["adam", "sgd", "lbfgs"])
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_fitted_attributes_are_those_of_scikit_learn(problem: str, solver: str) -> None:
-    """All public fitted attributes exist, with the same types and shapes."""
+    """All public fitted attributes of scikit-learn exist, and the arrays have the same shapes and dtypes."""
     ours, theirs = fit_both(problem, solver=solver, max_iter=2)
     for name in [name for name in vars(theirs) if name.endswith("_") and not name.startswith("_")]:
         mine, other = getattr(ours, name), getattr(theirs, name)
@@ -115,7 +118,7 @@ def test_loss_curves_follow_scikit_learn(problem: str, solver: str) -> None:
 @pytest.mark.parametrize("problem", ["multiclass", "regression"])
 def test_variants_follow_scikit_learn(problem: str, variant: str) -> None:
     ours, theirs = fit_both(problem, **VARIANTS[variant])
-    check_curves(ours, theirs, 2e-3 if variant == "large alpha" else TOLERANCE)  # the penalty of an epoch is interpolated
+    check_curves(ours, theirs, 2e-3 if variant == "large alpha" else TOLERANCE)  # the penalty is interpolated
 
 
 def test_another_parameter_is_another_curve() -> None:
@@ -130,8 +133,11 @@ def test_another_parameter_is_another_curve() -> None:
 
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_lbfgs_follows_scikit_learn(problem: str) -> None:
-    """The loss after each of the first 20 iterations is the same; scikit-learn's gradient does not fit its loss for
-    several squared errors, so those are compared less far."""
+    """The loss is the same after up to 20 iterations.
+
+    For several outputs with squared error, only the first iteration is compared, because the gradient that scikit-learn
+    computes is not the gradient of its loss.
+    """
     for iterations in (1, 2, 3, 5, 8, 12, 16, 20):
         if problem == "multi-output" and iterations > 1:
             break
@@ -142,7 +148,7 @@ def test_lbfgs_follows_scikit_learn(problem: str) -> None:
 
 @pytest.mark.parametrize("problem", ["multiclass", "binary", "regression"])
 def test_early_stopping_follows_scikit_learn(problem: str) -> None:
-    """The same rows are held out, and scores, best score and best parameters are the same."""
+    """The validation rows, the scores, the best score and the best parameters are the same."""
     ours, theirs = fit_both(problem, early_stopping=True, max_iter=15, validation_fraction=0.25, batch_size=50, alpha=0.0)
     np.testing.assert_allclose(ours.validation_scores_, theirs.validation_scores_, atol=1e-6)
     assert ours.best_validation_score_ == pytest.approx(theirs.best_validation_score_, abs=1e-6)
@@ -173,7 +179,7 @@ def test_sample_weights_follow_scikit_learn() -> None:
 
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_float32_follows_float64(problem: str) -> None:
-    """The default engine, which computes in float32, gives the same curve and nearly the same predictions."""
+    """The default engine, which computes in float32, gives nearly the same losses and predictions as float64."""
     index, (X, y), own = PROBLEMS[problem]
     given = {"max_iter": 20, "random_state": 3, **own}
     fast, precise = (PAIRS[index][0](dtype=dtype, **given).fit(X, y) for dtype in ("float32", "float64"))

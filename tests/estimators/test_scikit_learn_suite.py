@@ -1,4 +1,4 @@
-"""scikit-learn's own tests of its MLP, and its checks of the estimator contract, applied to fastmlp's estimators."""
+"""scikit-learn's own tests of its MLP, and its checks of estimators (`check_estimator`), applied to fastmlp's estimators."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from fastmlp import MLPClassifier, MLPRegressor
 
-# The tests assert scikit-learn's wording, which belongs to this version.
+# The tests match scikit-learn's messages, so they belong to this version.
 VERSION = "1.9."
 SUITE = "sklearn.neural_network.tests.test_mlp"
-# They use private attributes of scikit-learn's classes, such as `_optimizer` and `_loss_grad_lbfgs`.
+# These tests use private attributes of scikit-learn's classes, such as `_optimizer` and `_loss_grad_lbfgs`.
 NOT_RUN = (
     "test_gradient",
     "test_learning_rate_warmstart",
@@ -27,11 +27,11 @@ NOT_RUN = (
     "test_n_iter_no_change_inf",
 )
 
-pytestmark = pytest.mark.filterwarnings("default")  # scikit-learn's tests raise warnings on purpose
+pytestmark = pytest.mark.filterwarnings("default")  # scikit-learn's tests cause warnings intentionally
 
 
 def load_suite(**classes: Any) -> ModuleType:
-    """Return a new copy of scikit-learn's test module that uses these classes instead of scikit-learn's."""
+    """Return a new copy of scikit-learn's test module in which `classes` replace the classes of `sklearn.neural_network`."""
     spec = importlib.util.find_spec(SUITE)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -41,7 +41,7 @@ def load_suite(**classes: Any) -> ModuleType:
 
 
 def suite_of(module: ModuleType) -> dict[str, Any]:
-    """Return the test functions of a module that are run."""
+    """Return the test functions of a module, without those in NOT_RUN."""
     return {name: value for name, value in vars(module).items() if name.startswith("test_") and name not in NOT_RUN}
 
 
@@ -53,7 +53,7 @@ if sklearn.__version__.startswith(VERSION):
 
 @pytest.fixture(autouse=True)
 def no_global_random_numbers() -> Iterator[None]:
-    """Replaces the fixture of conftest.py, because scikit-learn's tests draw from NumPy's global generator: seeds it."""
+    """Seed NumPy's global generator, which scikit-learn's tests use. This fixture overrides the one in conftest.py."""
     before = np.random.get_state(legacy=False)  # noqa: NPY002
     np.random.seed(0)  # noqa: NPY002
     yield
@@ -62,21 +62,21 @@ def no_global_random_numbers() -> Iterator[None]:
 
 @pytest.fixture
 def global_random_seed() -> int:
-    """Replaces the fixture of scikit-learn's conftest.py."""
+    """Return a seed, as the fixture of this name in scikit-learn's conftest.py does."""
     return 42
 
 
 def test_the_suite_is_scikit_learns_and_uses_our_classes():
-    """Dozens of tests are collected, all tests that are not run exist, and the names in the module are fastmlp's classes."""
+    """More than 35 tests are collected, all tests in NOT_RUN exist, and the module uses fastmlp's classes."""
     if not sklearn.__version__.startswith(VERSION):
-        pytest.skip(f"the suite is that of scikit-learn {VERSION}x, and {sklearn.__version__} is installed")
+        pytest.skip(f"the tests are those of scikit-learn {VERSION}x, but {sklearn.__version__} is installed")
     assert SUITE_MODULE.MLPClassifier is MLPClassifier and SUITE_MODULE.MLPRegressor is MLPRegressor
     assert len(suite_of(SUITE_MODULE)) > 35
     assert all(callable(getattr(SUITE_MODULE, name)) for name in NOT_RUN)
 
 
 def test_the_adapter_would_show_a_wrong_estimator():
-    """A classifier whose predictions are wrong fails scikit-learn's tests."""
+    """scikit-learn's tests fail for a classifier whose predictions are wrong."""
 
     class Wrong(MLPClassifier):
         def predict(self, X: Any) -> Any:
@@ -90,5 +90,5 @@ def test_the_adapter_would_show_a_wrong_estimator():
 
 @parametrize_with_checks([MLPClassifier(), MLPRegressor()])
 def test_estimator_contract(estimator, check):
-    """Every check of scikit-learn passes, with the default parameters."""
+    """Every check of scikit-learn passes for estimators with default parameters."""
     check(estimator)
