@@ -34,19 +34,27 @@ class SolverState(NamedTuple):
     slots : (number of optimizer slots, P) float, as in `engines.base.State`
     step : number of updates made so far
     learning_rate : learning rate of the next epoch, before a schedule is applied
+    epochs : number of epochs since the optimizer was created
+    plateau : state of a `ReduceOnPlateau` schedule, or None
     """
 
     slots: FloatArray
     step: int
     learning_rate: float
+    epochs: int = 0
+    plateau: PlateauTracker | None = None
 
 
 class Batches(NamedTuple):
-    """Data for training: rows, the indices of the rows that are used, and the mini-batch size."""
+    """Data for training: rows, the indices of the rows that are used, and the mini-batch size.
+
+    given : number of training rows before equal rows were merged
+    """
 
     rows: FitRows
     indices: Indices
     batch_size: int
+    given: int
 
     @property
     def full(self) -> bool:
@@ -84,7 +92,7 @@ class EpochLoop:
     random_state : generator that shuffles the rows
     scored : validation rows, or None; if there are any, the parameters with the best score are kept
     schedule : learning-rate schedule that is used instead of the parameter `learning_rate`, or None
-    learning_rate : learning rate of the first epoch
+    state : state of the previous call of `partial_fit`, or None for a new optimizer
     callback : function that is called after each epoch and returns whether to stop the training, or None
     best : (P,) parameters with the best score so far; None without validation rows
     stopped : whether the training has been stopped early
@@ -98,21 +106,24 @@ class EpochLoop:
     random_state: np.random.RandomState
     scored: Scored | None
     schedule: Schedule | ReduceOnPlateau | None
-    learning_rate: float
+    state: SolverState | None = None
     callback: Callable[[], bool] | None = None
     best: FloatArray | None = None
     stopped: bool = False
     held: Any = field(init=False)
 
     def __post_init__(self) -> None:
-        rows, _, batch_size = self.batches
+        rows, batch_size = self.batches.rows, self.batches.batch_size
         self.order = np.arange(len(self.batches.indices))
         self.steps = step_count(len(self.order), batch_size)
         self.chunk = ChunkSize(batch_size, self.network.flops_per_row)
         self.weights = None if rows.weights is None else rows.weights.astype(np.float32)
         self.scales_with_rate = self.parameters["solver"] == "sgd" and self.schedule is None
-        self.plateau = PlateauTracker(self.schedule) if isinstance(self.schedule, ReduceOnPlateau) else None
-        self.multiplier = 1.0
+        self.learning_rate, self.epochs, self.plateau = self.parameters["learning_rate_init"], 0, None
+        if self.state is not None:
+            self.learning_rate, self.epochs, self.plateau = self.state[2:]
+        if isinstance(self.schedule, ReduceOnPlateau) and self.plateau is None:
+            self.plateau = PlateauTracker(self.schedule)
         self.penalty = self._penalty()
         limit = self.parameters["max_time"]
         self.deadline = math.inf if limit is None else time.monotonic() + limit
@@ -151,7 +162,7 @@ class EpochLoop:
         """
         state = self.engine.state()
         parameters = state.parameters if self.best is None else self.best
-        return parameters, SolverState(state.slots, state.step, self.learning_rate)
+        return parameters, SolverState(state.slots, state.step, self.learning_rate, self.epochs, self.plateau)
 
     def _epochs_per_call(self) -> int:
         """Return the number of epochs in the next call of the engine.
@@ -198,8 +209,8 @@ class EpochLoop:
     def _rates(self, epochs: int) -> Float64:
         """Return the learning rate of each step of the next epochs, (epochs * steps,). With a `Schedule`, epochs is 1."""
         if isinstance(self.schedule, Schedule):
-            return self.schedule.rates(self.estimator.n_iter_ * self.steps, self.steps, self.steps)
-        return np.full(epochs * self.steps, self.learning_rate * self.multiplier)
+            return self.schedule.rates(self.epochs * self.steps, self.steps, self.steps)
+        return np.full(epochs * self.steps, self.learning_rate * (1.0 if self.plateau is None else self.plateau.multiplier))
 
     def _call(self, indices: Indices, rates: Float64) -> Array:
         """Train on the rows with these indices, and return the loss of each row, (n,).
@@ -245,7 +256,8 @@ class EpochLoop:
     def _end_epoch(self, loss: float, rate: float, seconds: float) -> None:
         est = self.estimator
         est.n_iter_ += 1
-        est.t_ += len(self.order)
+        est.t_ += self.batches.given
+        self.epochs += 1
         est.loss_ = loss
         est.loss_curve_.append(loss)
         if self.parameters["verbose"]:
@@ -295,7 +307,7 @@ class EpochLoop:
     def _change_rate(self) -> None:
         if self.plateau is not None:
             row = self.estimator.history_[-1]
-            self.multiplier = self.plateau.update(row.get("validation_loss", row["loss"]))
+            self.plateau.update(row.get("validation_loss", row["loss"]))
         elif self.scales_with_rate and self.parameters["learning_rate"] == "invscaling":
             self._set_rate(self.parameters["learning_rate_init"] / (self.estimator.t_ + 1) ** self.parameters["power_t"])
 

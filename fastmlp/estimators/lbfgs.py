@@ -103,17 +103,21 @@ def fit_lbfgs(estimator: Any, rows: FitRows) -> None:
     options = {"maxfun": estimator.max_fun, "maxiter": estimator.max_iter, "gtol": estimator.tol}
     callback, dtype = estimator._step_callback(estimator.coefs_[0].dtype), estimator.coefs_[0].dtype
 
+    stopped = False  # whether a callback stopped the training
+
     def after(intermediate_result: Any) -> None:
+        nonlocal stopped
         if estimator.verbose:
             print(f"loss = {intermediate_result.fun:.8f}")
-        if callback is not None and callback(intermediate_result.x):
+        stopped = callback is not None and callback(intermediate_result.x)
+        if stopped:
             raise StopIteration
 
     found = minimize(network, rows, estimator._vector(np.float64), options, after)
     penalties = penalty(network, network.views(found.parameters))
     estimator.n_iter_, estimator.loss_ = found.iterations, estimator._reported(found.loss - penalties) + penalties
     estimator._expose(found.parameters, dtype)
-    if found.message:
+    if found.message and not stopped:
         warnings.warn(
             f"lbfgs failed to converge after {found.iterations} iteration(s): {found.message}. Increase max_iter "
             f"({estimator.max_iter}) or max_fun ({estimator.max_fun}), or scale the data.",

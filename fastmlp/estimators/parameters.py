@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from fastmlp.engines import CHOICES
 from fastmlp.errors import ConfigError
+from fastmlp.nn.names import canonical_name
 from fastmlp.nn.network import FloatArray, Network
 from fastmlp.nn.optimizers import Optimizer
 from fastmlp.nn.schedules import SCHEDULES, ReduceOnPlateau, Schedule
@@ -96,6 +98,7 @@ def check_parameters(parameters: dict[str, Any]) -> None:
         for name in NOT_OF_LBFGS:
             if np.any(parameters[name]):
                 raise ConfigError(f"{name} needs the solver 'sgd' or 'adam', not 'lbfgs'", settings=(name, "solver"))
+    canonical_name("backend", parameters["backend"], CHOICES)
     make_schedule(parameters)
 
 
@@ -175,6 +178,7 @@ def make_schedule(parameters: dict[str, Any]) -> Schedule | ReduceOnPlateau | No
             f"schedule needs learning_rate='constant', not {parameters['learning_rate']!r}", settings=("schedule",)
         )
     if isinstance(given, str):
+        given = canonical_name("schedule", given, (*SCHEDULES, "plateau"))
         if given == "plateau":
             return ReduceOnPlateau()
         given = Schedule(parameters["learning_rate_init"], given)

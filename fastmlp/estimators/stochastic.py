@@ -47,11 +47,10 @@ def fit_stochastic(estimator: Any, rows: FitRows, random_state: np.random.Random
     spec = EngineSpec(network, make_optimizer(parameters), batches.batch_size, seed, None, threads, engine_dtype)
     state = estimator.__dict__.get("_solver_state") if once else None
     engine = engine_of(estimator, spec, state)
-    rate = parameters["learning_rate_init"] if state is None else state.learning_rate
     given = engine, network, batches, random_state, scored
     callback = estimator._iteration_callback(engine, dtype)
     try:
-        loop = EpochLoop(estimator, parameters, *given, make_schedule(parameters), rate, callback)
+        loop = EpochLoop(estimator, parameters, *given, make_schedule(parameters), state, callback)
         loop.run(1 if once else parameters["max_iter"])
         vector, estimator._solver_state = loop.end()
         estimator._expose(vector, dtype)
@@ -141,6 +140,6 @@ def make_batches(parameters: dict[str, Any], rows: FitRows, indices: Indices) ->
         warnings.warn("Got `batch_size` less than 1 or larger than sample size. It is going to be clipped", stacklevel=6)
     size = min(size, len(indices))
     if size < len(indices) or np.any(parameters["dropout"]):
-        return Batches(rows, indices, size)
+        return Batches(rows, indices, size, len(indices))
     rows = merge_equal_rows(select_rows(rows, indices))
-    return Batches(rows, np.arange(len(rows.y)), len(rows.y))
+    return Batches(rows, np.arange(len(rows.y)), len(rows.y), len(indices))

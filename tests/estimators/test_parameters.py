@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -129,6 +130,30 @@ def test_a_schedule_covers_max_iter_epochs() -> None:
     estimator = classifier(schedule="cosine", max_iter=10, learning_rate_init=0.1, tol=0.0, n_iter_no_change=50).fit(X, Y)
     rates = [row["learning_rate"] for row in estimator.history_]
     np.testing.assert_allclose(rates, [0.05 * (1 + np.cos(np.pi * epoch / 10)) for epoch in range(10)])
+
+
+def test_a_schedule_continues_over_calls_of_partial_fit() -> None:
+    """Its epochs are those of all calls, also after a copy."""
+    fitted = classifier(schedule="cosine", max_iter=6, tol=0.0).fit(X, Y)
+    for schedule in ("cosine", ReduceOnPlateau(factor=0.5, patience=0, threshold=0.9)):
+        estimator = classifier(schedule=schedule, max_iter=6).partial_fit(X, Y, classes=[0, 1, 2])
+        for _ in range(2):
+            estimator.partial_fit(X, Y)
+        estimator = copy.deepcopy(estimator)
+        for _ in range(3):
+            estimator.partial_fit(X, Y)
+        rates = [row["learning_rate"] for row in estimator.history_]
+        if schedule == "cosine":
+            assert rates == [row["learning_rate"] for row in fitted.history_]
+        else:
+            assert rates == [0.001 * 0.5 ** max(0, epoch - 1) for epoch in range(6)]
+
+
+def test_rows_that_were_merged_are_counted() -> None:
+    """`t_` is the number of rows that scikit-learn counts."""
+    twice = classifier(max_iter=3).fit(X[:50].repeat(2, axis=0), np.tile(Y[::75], 50))
+    theirs = neural_network.MLPClassifier((12,), max_iter=3, random_state=0)
+    assert twice.t_ == theirs.fit(X[:50].repeat(2, axis=0), np.tile(Y[::75], 50)).t_ == 300
 
 
 def test_plateau_reduces_the_learning_rate_of_later_epochs() -> None:

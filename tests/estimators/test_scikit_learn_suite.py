@@ -23,8 +23,6 @@ NOT_RUN = (
     "test_gradient",
     "test_learning_rate_warmstart",
     "test_adaptive_learning_rate",
-    "test_n_iter_no_change",
-    "test_n_iter_no_change_inf",
 )
 
 pytestmark = pytest.mark.filterwarnings("default")  # scikit-learn's tests cause warnings intentionally
