@@ -208,8 +208,10 @@ def check_target_range(network: Network, y: FloatArray, split: str) -> None:
         )
 
 
-def check_weights(sample_weight: Any, rows: int, *, zeros: bool = False) -> FloatArray:
-    """Check sample weights, and return them as (rows,) float32.
+def check_weights(
+    sample_weight: Any, rows: int, *, dtype: type[np.floating[Any]] = np.float32, zeros: bool = False
+) -> FloatArray:
+    """Check sample weights, and return them as (rows,) of the dtype, in which they must be finite.
 
     zeros : if True, weights may be zero, but at least one must be positive; if False, all weights must be positive
 
@@ -219,7 +221,7 @@ def check_weights(sample_weight: Any, rows: int, *, zeros: bool = False) -> Floa
     """
     given = as_array(sample_weight, "sample_weight")
     if given.dtype.kind in "buif" and given.shape == (rows,):
-        weights, index = finite(given, np.float32)
+        weights, index = finite(given, dtype)
         if index is None and ((weights >= 0).all() and weights.any() if zeros else (weights > 0).all()):
             return weights
     needed = "nonnegative finite numbers that are not all zero" if zeros else "positive finite numbers"

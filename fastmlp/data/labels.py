@@ -54,7 +54,10 @@ class LabelEncoder:
         wrong = self.classes[numbers] != labels
         if np.any(wrong):
             row = int(np.argmax(wrong))
-            raise DataError(f"{location(row)}: {unknown_name('class', str(labels[row]), map(str, self.classes.tolist()))}")
+            label, names = labels[row].item() if hasattr(labels[row], "item") else labels[row], self.classes.tolist()
+            text = all(isinstance(name, str) for name in (label, *names))
+            reason = unknown_name("class", label, names) if text else f"label {label!r} is not one of the classes {names}"
+            raise DataError(f"{location(row)}: {reason}")
         return numbers.astype(np.int32)
 
     def decode(self, numbers: Any) -> npt.NDArray[Any]:

@@ -17,10 +17,10 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from fastmlp.data.checks import check_weights
 from fastmlp.data.rows import Array
 from fastmlp.engines.base import Engine
-from fastmlp.errors import ConfigError
+from fastmlp.errors import ConfigError, DataError
 from fastmlp.estimators.kept import Kept
 from fastmlp.estimators.lbfgs import fit_lbfgs
-from fastmlp.estimators.parameters import check_parameters, initial_parameters, make_network
+from fastmlp.estimators.parameters import check_parameters, hidden_sizes, initial_parameters, make_network
 from fastmlp.estimators.rows import FitRows, cast_rows, forward_rows
 from fastmlp.estimators.stochastic import fit_stochastic
 from fastmlp.estimators.threads import default_threads
@@ -29,6 +29,7 @@ from fastmlp.nn.network import FloatArray, Network
 from fastmlp.reference import OUTPUTS
 
 STOCHASTIC = ("sgd", "adam")
+PREDICTION = ("activation", "solver", "dtype", "backend", "n_threads")  # parameters that predictions depend on
 CURVES = ("loss_curve_", "history_", "best_loss_", "validation_scores_", "best_validation_score_", "_no_improvement_count")
 # scikit-learn's name of the output activation -> fastmlp's names of the loss and of the output function
 LOSSES = {
@@ -118,9 +119,9 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator, ABC):
         random_state = check_random_state(self.random_state)
         if first:
             self._initialize(X, random_state)
-        elif (have := sum(array.size for array in self._arrays())) != (need := self._network(0.0).parameters):
+        elif (have := self._fitted_sizes()) != (need := tuple(self._network(0.0).sizes)):
             raise ConfigError(
-                f"the network now has {need} parameters, not {have} as before; do not change hidden_layer_sizes between calls",
+                f"the layers now have {need} units, not {have} as before; do not change hidden_layer_sizes between calls",
                 settings=("hidden_layer_sizes",),
             )
         # The number of iterations is not known in advance, because training may stop early.
@@ -146,12 +147,14 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator, ABC):
 
     def _weights(self, y: Any, sample_weight: Any, rows: int) -> FloatArray | None:
         """Return the sample weights multiplied by the class weights, (rows,) float64, or None if there are none."""
-        of_classes = self._class_weights(y)
-        if sample_weight is None:
-            return of_classes
-        check_weights(sample_weight, rows, zeros=True)
-        weights = np.asarray(sample_weight, np.float64)
-        return weights if of_classes is None else weights * of_classes
+        weights = self._class_weights(y)
+        if sample_weight is not None:
+            given = np.asarray(sample_weight, np.float64)
+            given = np.full(rows, given) if given.ndim == 0 else given
+            weights = check_weights(given, rows, dtype=np.float64, zeros=True) * (1.0 if weights is None else weights)
+        if weights is not None and not weights.any():
+            raise DataError("the product of sample weights and class weights must not be zero for all rows")
+        return weights
 
     def _initialize(self, X: Any, random_state: np.random.RandomState) -> None:
         """Draw the initial parameters, and reset the attributes that accumulate over `partial_fit` calls or warm starts."""
@@ -159,15 +162,19 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator, ABC):
         self.out_activation_ = self._output_name()
         network = self._network(0.0)
         self.n_layers_ = len(network.sizes)
-        self._expose(initial_parameters(network, random_state), X.dtype)
+        self._expose(initial_parameters(network, self.activation, random_state), X.dtype)
         self.__dict__.pop("_solver_state", None)
         for name in CURVES:
             self.__dict__.pop(name, None)
 
     def _network(self, per_row: float) -> Network:
         """Return the network. Its penalty coefficients are `alpha` and `l1`, each multiplied by `per_row`."""
-        loss = LOSSES[self.out_activation_]
-        return make_network(self._parameters(), self.n_features_in_, self.n_outputs_, loss, per_row)
+        sizes = (self.n_features_in_, *hidden_sizes(self.hidden_layer_sizes), self.n_outputs_)
+        return make_network(self._parameters(), sizes, LOSSES[self.out_activation_], per_row)
+
+    def _fitted_sizes(self) -> tuple[int, ...]:
+        """Return the number of units of each layer of the fitted arrays."""
+        return (self.coefs_[0].shape[0], *(len(b) for b in self.intercepts_))
 
     def _reported(self, loss: float) -> float:
         """Convert a loss that is summed over the outputs to the loss that scikit-learn reports.
@@ -175,6 +182,10 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator, ABC):
         scikit-learn averages squared errors over the outputs, and sums all other losses.
         """
         return loss / self.n_outputs_ if self.out_activation_ == "identity" else loss
+
+    def _largest_loss(self) -> float:
+        """Return the value at which the reported loss of a row is clipped."""
+        return np.inf
 
     def _targets(self, y: Array) -> Array:
         """Return the targets for training, which are the targets y with label smoothing.
@@ -198,6 +209,11 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator, ABC):
         exposed.flags.writeable = False
         views = self._network(0.0).views(exposed)
         return {"coefs_": [w for w, _ in views], "intercepts_": [b for _, b in views], "_kept": Kept()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for array in self._arrays() if hasattr(self, "coefs_") else ():
+            array.flags.writeable = False  # pickle does not keep the flag
 
     def _arrays(self) -> tuple[Array, ...]:
         return (*self.coefs_, *self.intercepts_)
@@ -229,17 +245,19 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator, ABC):
     # ------------------------------------------------------------------------------------------------ prediction
 
     def _model(self) -> Model:
-        """Return the network for predictions. It is cached until an array of `coefs_` or `intercepts_` is replaced."""
+        """Return the network for predictions. It is cached until an array or a parameter that it depends on is replaced."""
         kept, arrays = self.__dict__.setdefault("_kept", Kept()), self._arrays()
-        if kept.model is None or not kept.belongs_to(arrays):
-            kept.model, kept.arrays = self._make_model(), arrays
+        key = repr([getattr(self, name) for name in PREDICTION])
+        if kept.model is None or kept.key != key or not kept.belongs_to(arrays):
+            if not kept.belongs_to(arrays):
+                kept.close()
+            kept.model, kept.key, kept.arrays = self._make_model(), key, arrays
         return kept.model
 
     def _make_model(self) -> Model:
-        sizes = (self.coefs_[0].shape[0], *(len(b) for b in self.intercepts_))
         float64 = self.dtype == "float64" or self.solver == "lbfgs"
         return Model(
-            make_network(self._parameters(), sizes[0], sizes[-1], LOSSES[self.out_activation_], 0.0),
+            make_network(self._parameters(), self._fitted_sizes(), LOSSES[self.out_activation_], 0.0),
             self._vector(np.float64 if float64 else np.float32),
             classes=tuple(map(str, self.classes_)) if self.out_activation_ == "softmax" else (),
             backend="numpy" if float64 else self.backend,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_matrix, issparse
 from sklearn.base import ClassifierMixin
 from sklearn.callback import with_callbacks
 from sklearn.utils import column_or_1d, compute_sample_weight
@@ -15,6 +17,7 @@ from sklearn.utils.validation import validate_data
 
 from fastmlp.data.labels import LabelEncoder
 from fastmlp.data.rows import Array
+from fastmlp.errors import ConfigError
 from fastmlp.estimators.base import STOCHASTIC, BaseMLP
 from fastmlp.nn.network import FloatArray
 
@@ -156,8 +159,13 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         ValueError : as in `fit`, or `early_stopping` is True, or `classes` is missing or differs from the previous call
         fastmlp.errors.UnavailableError : as in `fit`
         """
+        if isinstance(self.class_weight, str):
+            raise ConfigError(
+                f"partial_fit does not support class_weight={self.class_weight!r}, which needs all rows; pass a dict",
+                settings=("class_weight",),
+            )
         if classes is not None:
-            labels = unique_labels(classes)
+            labels = unique_labels(classes) if len(classes) else np.empty(0)
             if hasattr(self, "classes_") and not np.array_equal(self.classes_, labels):
                 raise ValueError(
                     f"`classes={classes!r}` is not the same as on last call to partial_fit, was: {self.classes_!r}"
@@ -230,22 +238,38 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         kind = type_of_target(y)
         if kind.startswith("multiclass-multioutput"):
             raise ValueError("Multioutput target data is not supported; y must be (n,) labels, or (n, labels) zeros and ones")
+        if len(labels) == 0:
+            raise ValueError("classes must contain at least one label")
         self._multilabel = kind.startswith("multilabel")
+        self._sparse_labels = issparse(y)
         self._encoder = LabelEncoder(labels)
         self.classes_ = self._encoder.classes
 
-    def _encode(self, y: Array) -> Array:
+    def _encode(self, y: Any) -> Array:
         """Return the targets of the network.
 
         These are (n,) int32 class numbers for more than two classes, (n, 1) float64 zeros and ones for one or two classes, and
         (n, labels) float64 zeros and ones for multilabel classification.
+
+        Raises
+        ------
+        ValueError : y has another number of dimensions or columns than in the first call, or other labels
         """
-        if self._multilabel:
-            return np.asarray(y.toarray() if hasattr(y, "toarray") else y, np.float64)
-        codes = self._encoder.encode(y)
-        if len(self.classes_) > 2:
-            return codes
-        return codes[:, None].astype(np.float64)
+        if not self._multilabel:
+            if y.ndim != 1:
+                raise ValueError(f"y has shape {y.shape}, but the classifier was not fitted with multilabel targets")
+            codes = self._encoder.encode(y)
+            return codes if len(self.classes_) > 2 else codes[:, None].astype(np.float64)
+        if y.ndim == 1:  # one label per row
+            return np.eye(len(self.classes_))[self._encoder.encode(y)]
+        if y.shape[1] != len(self.classes_):
+            raise ValueError(f"y has {y.shape[1]} columns, but there are {len(self.classes_)} labels")
+        return (np.asarray(y.toarray() if issparse(y) else y) != 0).astype(np.float64)
+
+    def _largest_loss(self) -> float:
+        # scikit-learn clips probabilities at the machine epsilon, which matters for data that are not scaled.
+        clips = not (self._multilabel or self.label_smoothing)
+        return float(-np.log(np.finfo(self.coefs_[0].dtype).eps)) if clips else np.inf
 
     def _targets(self, y: Array) -> Array:
         if y.ndim == 1 or not self.label_smoothing:  # for class numbers, the loss applies label smoothing
@@ -257,15 +281,31 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
 
     def _decode(self, z: FloatArray) -> npt.NDArray[Any]:
         if self._multilabel:
-            return (z > 0).astype(int)
-        return self._encoder.decode(z.argmax(axis=1) if z.shape[1] > 1 else np.ravel(z > 0) & (len(self.classes_) > 1))
+            labels = (z > 0).astype(int)
+            return csr_matrix(labels) if self._sparse_labels else labels
+        return self._encoder.decode(z.argmax(axis=1) if z.shape[1] > 1 else self._positive(z).ravel())
+
+    def _positive(self, z: FloatArray) -> npt.NDArray[np.bool_]:
+        """Return whether each output predicts its label; a single class is always predicted."""
+        return (z > 0) & (len(self.classes_) > 1)
 
     def _score_of(self, z: FloatArray, y: Array, weights: FloatArray | None) -> float:
-        correct = z.argmax(axis=1) == y if y.ndim == 1 else ((z > 0) == (y > 0)).all(axis=1)
+        correct = z.argmax(axis=1) == y if y.ndim == 1 else (self._positive(z) == (y > 0)).all(axis=1)
         return float(np.average(correct, weights=weights))
 
     def _strata(self, y: Array) -> Array | None:
         return y > 0 if self.n_outputs_ == 1 else None
 
     def _class_weights(self, y: Any) -> FloatArray | None:
-        return None if self.class_weight is None else compute_sample_weight(self.class_weight, y)
+        if self.class_weight is None:
+            return None
+        if isinstance(self.class_weight, Mapping) and not self._multilabel:
+            if unknown := set(self.class_weight) - set(self.classes_.tolist()):
+                raise ConfigError(f"class_weight has the keys {sorted(unknown, key=str)}, which are no classes")
+            of_class = [self.class_weight.get(name, 1.0) for name in self.classes_.tolist()]
+            weights: FloatArray = np.asarray(of_class, np.float64)[self._encoder.encode(column_or_1d(y))]
+        else:
+            weights = compute_sample_weight(self.class_weight, y)
+        if not (np.isfinite(weights).all() and (weights >= 0).all()):
+            raise ConfigError("class weights must be nonnegative finite numbers", settings=("class_weight",))
+        return weights

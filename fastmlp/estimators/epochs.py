@@ -21,16 +21,19 @@ from fastmlp.engines.base import Engine, State, loss_weights, step_count
 from fastmlp.engines.chunks import ChunkSize
 from fastmlp.estimators.rows import FitRows, dense_block_rows, dense_rows, forward_rows
 from fastmlp.nn.network import FloatArray, Network
+from fastmlp.nn.optimizers import Optimizer
 from fastmlp.nn.schedules import PlateauTracker, ReduceOnPlateau, Schedule
 from fastmlp.reference import penalty
 
 SMALLEST_RATE = 1e-6  # learning_rate="adaptive" stops the training if the learning rate is not above this value
+CALL_FLOPS = 100_000_000  # most floating-point operations of a call with several epochs: a few milliseconds
 ADAPTIVE_FACTOR = 5.0  # learning_rate="adaptive" divides the learning rate by this factor
 
 
 class SolverState(NamedTuple):
     """State that the next call of `partial_fit` needs, in addition to the parameters.
 
+    optimizer : as in scikit-learn, changes of its parameters have no effect until the next call of `fit`
     slots : (number of optimizer slots, P) float, as in `engines.base.State`
     step : number of updates made so far
     learning_rate : learning rate of the next epoch, before a schedule is applied
@@ -38,6 +41,7 @@ class SolverState(NamedTuple):
     plateau : state of a `ReduceOnPlateau` schedule, or None
     """
 
+    optimizer: Optimizer
     slots: FloatArray
     step: int
     learning_rate: float
@@ -87,7 +91,7 @@ class EpochLoop:
     estimator : estimator whose fitted attributes are updated after each epoch
     parameters : parameters of the estimator, as returned by `get_params`
     engine : engine for the network and the mini-batch size; the initial state must have been loaded
-    network : network that is trained
+    network, optimizer : network that is trained, and its optimizer
     batches : training data
     random_state : generator that shuffles the rows
     scored : validation rows, or None; if there are any, the parameters with the best score are kept
@@ -102,6 +106,7 @@ class EpochLoop:
     parameters: dict[str, Any]
     engine: Engine
     network: Network
+    optimizer: Optimizer
     batches: Batches
     random_state: np.random.RandomState
     scored: Scored | None
@@ -117,11 +122,11 @@ class EpochLoop:
         self.order = np.arange(len(self.batches.indices))
         self.steps = step_count(len(self.order), batch_size)
         self.chunk = ChunkSize(batch_size, self.network.flops_per_row)
-        self.weights = None if rows.weights is None else rows.weights.astype(np.float32)
-        self.scales_with_rate = self.parameters["solver"] == "sgd" and self.schedule is None
+        self.weights = rows.weights  # float64: only the ratios within a mini-batch have to be representable in float32
+        self.scales_with_rate = self.optimizer.name != "adam" and self.schedule is None
         self.learning_rate, self.epochs, self.plateau = self.parameters["learning_rate_init"], 0, None
         if self.state is not None:
-            self.learning_rate, self.epochs, self.plateau = self.state[2:]
+            self.learning_rate, self.epochs, self.plateau = self.state[3:]
         if isinstance(self.schedule, ReduceOnPlateau) and self.plateau is None:
             self.plateau = PlateauTracker(self.schedule)
         self.penalty = self._penalty()
@@ -162,7 +167,7 @@ class EpochLoop:
         """
         state = self.engine.state()
         parameters = state.parameters if self.best is None else self.best
-        return parameters, SolverState(state.slots, state.step, self.learning_rate, self.epochs, self.plateau)
+        return parameters, SolverState(self.optimizer, state.slots, state.step, self.learning_rate, self.epochs, self.plateau)
 
     def _epochs_per_call(self) -> int:
         """Return the number of epochs in the next call of the engine.
@@ -176,7 +181,9 @@ class EpochLoop:
         if self.penalty > self.parameters["tol"]:  # with several epochs, the interpolation in `_train` would be inaccurate
             return 1
         patience = self.parameters["n_iter_no_change"] + 1 - self.estimator._no_improvement_count
-        return int(max(1, min(patience, self.chunk.rows // len(self.order))))
+        # The limit is no measured time, because the number of epochs affects the interpolated penalty and so the stopping rule.
+        affordable = CALL_FLOPS // (self.network.flops_per_row * len(self.order))
+        return int(max(1, min(patience, affordable)))
 
     def _train(self, epochs: int) -> None:
         """Train for several epochs in one call of the engine, or for one epoch in one or more calls. Record each epoch."""
@@ -238,6 +245,7 @@ class EpochLoop:
         As in scikit-learn, it is the average of the losses of the mini-batches, each weighted by its number of rows. The loss
         of a mini-batch is the mean loss of its rows, weighted by the sample weights.
         """
+        losses = np.minimum(losses, self.estimator._largest_loss())
         if self.weights is not None:
             rows = np.minimum(
                 self.batches.batch_size,

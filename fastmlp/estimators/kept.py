@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from fastmlp.data.rows import Array
@@ -16,11 +17,15 @@ class Kept:
 
     arrays : arrays of `coefs_` and `intercepts_` from which the objects were constructed; if the user replaces one of these
         arrays, the objects are no longer used
+    process : process that constructed the objects
+    key : parameters that the network for predictions depends on, as text
     model : network for predictions, or None
     engine, spec : engine of the previous call of `partial_fit`, and its settings, or None
     """
 
     def __init__(self) -> None:
+        self.process = os.getpid()
+        self.key = ""
         self.arrays: tuple[Array, ...] = ()
         self.model: Model | None = None
         self.engine: Engine | None = None
@@ -30,8 +35,13 @@ class Kept:
         return Kept, ()
 
     def belongs_to(self, arrays: tuple[Array, ...]) -> bool:
-        """Return whether the objects were constructed from these arrays, which are compared by identity."""
-        return len(arrays) == len(self.arrays) and all(a is b for a, b in zip(arrays, self.arrays, strict=True))
+        """Return whether the objects were constructed from these arrays, which are compared by identity, in this process.
+
+        Arrays that the user can change in place never match. Engines of the parent process are not used after a fork, because
+        they may have been in use.
+        """
+        same = len(arrays) == len(self.arrays) and all(a is b for a, b in zip(arrays, self.arrays, strict=True))
+        return same and self.process == os.getpid() and not any(array.flags.writeable for array in arrays)
 
     def close(self) -> None:
         """Close and remove the engine, if there is one."""

@@ -67,7 +67,7 @@ CHECKS: dict[str, Check] = {
     "max_iter": WHOLE,
     "shuffle": SWITCH,
     "tol": number(0),
-    "verbose": (lambda v: isinstance(v, (bool, np.bool_)) or is_a(v, Integral), "True, False or an integer"),
+    "verbose": (lambda v: isinstance(v, (bool, np.bool_)) or (is_a(v, Integral) and bool(v >= 0)), "True, False or an integer"),
     "warm_start": SWITCH,
     "momentum": number(0, 1, open_right=True),
     "nesterovs_momentum": SWITCH,
@@ -98,6 +98,10 @@ def check_parameters(parameters: dict[str, Any]) -> None:
         for name in NOT_OF_LBFGS:
             if np.any(parameters[name]):
                 raise ConfigError(f"{name} needs the solver 'sgd' or 'adam', not 'lbfgs'", settings=(name, "solver"))
+    if not all(is_a(rate, Real) for rate in np.ravel(parameters["dropout"])):
+        raise ConfigError(
+            f"dropout must be a number or a list of numbers, not {parameters['dropout']!r}", settings=("dropout",)
+        )
     canonical_name("backend", parameters["backend"], CHOICES)
     make_schedule(parameters)
 
@@ -122,20 +126,25 @@ def activation_names(given: Any) -> str | tuple[str, ...]:
         ) from None
 
 
-def make_network(parameters: dict[str, Any], features: int, outputs: int, loss: tuple[str, str], per_row: float) -> Network:
+def dropout_rates(given: Any) -> float | tuple[float, ...]:
+    """Return `dropout` as a number or a tuple with one number per hidden layer."""
+    return float(given) if np.ndim(given) == 0 else tuple(float(rate) for rate in given)
+
+
+def make_network(parameters: dict[str, Any], sizes: tuple[int, ...], loss: tuple[str, str], per_row: float) -> Network:
     """Return the network of an estimator.
 
     Parameters
     ----------
     parameters : parameters of the estimator, as returned by `get_params`
-    features, outputs : sizes of the input layer and of the output layer
+    sizes : number of units of each layer, from the input to the output
     loss : names of the loss and of the output function, see `nn.losses.LOSSES`
     per_row : factor of `alpha` and `l1`, which is 1 / (weight of a mini-batch), or 0 for a network that is not trained
     """
     return Network(
-        (features, *hidden_sizes(parameters["hidden_layer_sizes"]), outputs),
+        sizes,
         activation=activation_names(parameters["activation"]),
-        dropout=parameters["dropout"],
+        dropout=dropout_rates(parameters["dropout"]),
         loss=loss[0],
         output=loss[1],
         l1=parameters["l1"] * per_row,
@@ -190,16 +199,17 @@ def make_schedule(parameters: dict[str, Any]) -> Schedule | ReduceOnPlateau | No
     raise ConfigError(f"schedule must be None, {names}, a Schedule or a ReduceOnPlateau, not {given!r}", settings=("schedule",))
 
 
-def initial_parameters(network: Network, random_state: np.random.RandomState) -> FloatArray:
+def initial_parameters(network: Network, activation: Any, random_state: np.random.RandomState) -> FloatArray:
     """Draw the initial parameters, (P,) float64, in the same order and from the same distribution as scikit-learn.
 
-    The weights and biases of a layer are uniformly distributed in ±sqrt(factor / (fan_in + fan_out)). The factor is 2 if the
-    activation of the first hidden layer is the logistic function, and otherwise 6.
+    The weights and biases of a layer are uniformly distributed in ±sqrt(factor / (fan_in + fan_out)). The factor is 2 if
+    `activation`, the parameter of the estimator, is the logistic function (in the first hidden layer), and otherwise 6.
 
     Source: Glorot & Bengio 2010, equation 16.
     """
     vector = np.empty(network.parameters)
-    sigmoid = network.layers[0].activation == "sigmoid"
+    names = activation_names(activation)
+    sigmoid = (names if isinstance(names, str) else [*names, ""][0]) == "sigmoid"
     for w, b in network.views(vector):
         bound = np.sqrt((2.0 if sigmoid else 6.0) / sum(w.shape))
         w[:] = random_state.uniform(-bound, bound, w.shape)

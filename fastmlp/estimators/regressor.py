@@ -153,6 +153,8 @@ class MLPRegressor(RegressorMixin, BaseMLP):
         )
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
+        if y.dtype.kind not in "buif":
+            raise ValueError(f"y must be numbers, not {y.dtype}")
         if self.loss == "poisson" and (y < 0).any():
             raise ValueError("Some value(s) of y are out of the valid range of the loss 'poisson', which is y >= 0.")
         return X, y.reshape(len(y), -1)

@@ -44,10 +44,11 @@ def fit_stochastic(estimator: Any, rows: FitRows, random_state: np.random.Random
     network = estimator._network(1 / batches.weight)
     seed = int(random_state.randint(2**31)) if np.any(estimator.dropout) else 0
     threads = default_threads(estimator.n_threads)
-    spec = EngineSpec(network, make_optimizer(parameters), batches.batch_size, seed, None, threads, engine_dtype)
     state = estimator.__dict__.get("_solver_state") if once else None
+    optimizer = make_optimizer(parameters) if state is None else state.optimizer
+    spec = EngineSpec(network, optimizer, batches.batch_size, seed, None, threads, engine_dtype)
     engine = engine_of(estimator, spec, state)
-    given = engine, network, batches, random_state, scored
+    given = engine, network, optimizer, batches, random_state, scored
     callback = estimator._iteration_callback(engine, dtype)
     try:
         loop = EpochLoop(estimator, parameters, *given, make_schedule(parameters), state, callback)
@@ -81,7 +82,7 @@ def engine_of(estimator: Any, spec: EngineSpec, state: SolverState | None) -> En
         kept.close()
     engine, vector = make_engine(estimator.backend, spec), estimator._vector(spec.dtype)
     if state is None:
-        state = SolverState(np.zeros((len(spec.optimizer.slots), len(vector)), spec.dtype), 0, 0.0)
+        state = SolverState(spec.optimizer, np.zeros((len(spec.optimizer.slots), len(vector)), spec.dtype), 0, 0.0)
     engine.load(State(vector, state.slots, state.step))
     return engine
 
@@ -138,7 +139,7 @@ def make_batches(parameters: dict[str, Any], rows: FitRows, indices: Indices) ->
         size = AUTO_BATCH
     elif size > len(indices):
         warnings.warn("Got `batch_size` less than 1 or larger than sample size. It is going to be clipped", stacklevel=6)
-    size = min(size, len(indices))
+    size = min(int(size), len(indices))
     if size < len(indices) or np.any(parameters["dropout"]):
         return Batches(rows, indices, size, len(indices))
     rows = merge_equal_rows(select_rows(rows, indices))
