@@ -75,6 +75,8 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     True
     """
 
+    loss = "log_loss"  # for code that reads scikit-learn's attribute
+
     def __init__(  # noqa: PLR0913 - scikit-learn's parameters
         self,
         hidden_layer_sizes: Any = (100,),
