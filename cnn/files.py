@@ -66,7 +66,7 @@ def read_versioned(data: bytes, name: str, *, version: int, keys: Iterable[str],
     given = state.get(FORMAT_VERSION)
     if type(given) is not int or given != version:
         carries = "no format version" if given is None else f"format version {given}"
-        raise FileError(f"{name}: {carries}, but this fastmlp reads version {version}; {remedy}")
+        raise FileError(f"{name}: {carries}, but this version of fastmlp reads format version {version}; {remedy}")
     if missing := [key for key in keys if key not in state]:
         raise FileError(f"{name}: not {kind} (missing: {', '.join(missing)}); {remedy}")
     return state

@@ -361,6 +361,6 @@ def check_format_version(path: Path, found: Any, version: int) -> None:
     fastmlp.errors.DataError: result.json: format version 2, but this version of fastmlp reads format version 1; repeat the run
     """
     given = found.get("format_version") if isinstance(found, dict) else None
-    if given != version:
+    if type(given) is not int or given != version:  # True and 1.0 are equal to 1
         found_version = "no format version" if given is None else f"format version {given}"
         raise DataError(f"{path}: {found_version}, but this version of fastmlp reads format version {version}; repeat the run")

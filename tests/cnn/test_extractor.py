@@ -91,7 +91,9 @@ def test_an_extractor_has_a_format_version() -> None:
 def test_extractors_of_another_format_version_are_refused(version: int | None, found: str) -> None:
     """The format version is checked before the other entries, which are all different from those of version 1."""
     state = {"layers": [1, 2], "table": 3} | ({} if version is None else {"format_version": version})
-    with pytest.raises(FileError, match=rf"^a\.pt: {found}, but this fastmlp reads version 1; extract the features again$"):
+    with pytest.raises(
+        FileError, match=rf"^a\.pt: {found}, but this version of fastmlp reads format version 1; extract the features again$"
+    ):
         from_bytes(saved(state), "a.pt")
 
 

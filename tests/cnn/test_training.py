@@ -182,7 +182,8 @@ def test_checkpoints_of_another_format_version_are_refused(version: int | None, 
     torch.save(state, buffer)
     run = trainer(Settings(epochs=1))
     with pytest.raises(
-        FileError, match=rf"^a\.pt: {found}, but this fastmlp reads version 1; delete it to train from the start$"
+        FileError,
+        match=rf"^a\.pt: {found}, but this version of fastmlp reads format version 1; delete it to train from the start$",
     ):
         run.resume(buffer.getvalue(), "a.pt")
     assert same_weights(run.network, network())

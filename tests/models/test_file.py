@@ -248,6 +248,8 @@ BAD_HEADERS: dict[str, tuple[dict[str, Any], str]] = {
     "newer version": ({"format_version": 2}, "format version 2, "),
     "version zero": ({"format_version": 0}, "format version 0, "),
     "version missing": ({"format_version": ...}, "no format version, "),
+    "version as true": ({"format_version": True}, "format version True, "),
+    "version as float": ({"format_version": 1.0}, "format version 1.0, "),
     "version as text": ({"format_version": "one"}, "format version one, "),
     "unknown field": ({"colour": "red"}, UNREADABLE),
     "network missing": ({"network": ...}, UNREADABLE),
