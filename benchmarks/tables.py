@@ -181,8 +181,8 @@ def estimators_table(result: dict[str, Any]) -> str:
         lines.append(f"| {' | '.join([row['case'], *times, spread])} |")
     faster = sum(row["ratio"]["median"] > 1 for row in result["rows"])
     counted = f"fastmlp is faster in {faster} of {len(result['rows'])} rows."
-    where = about(result["machine"] | result["versions"])
-    versions = f"scikit-learn {result['versions']['scikit-learn']}; median of {result['rows'][0]['rounds']} rounds"
+    where, rounds = about(result["machine"] | result["versions"]), [row["rounds"] for row in result["rows"]]
+    versions = f"scikit-learn {result['versions']['scikit-learn']}; median of {min(rounds)} to {max(rounds)} rounds"
     return "\n".join([*lines, "", counted, "", f"{where}, {versions}."])
 
 
