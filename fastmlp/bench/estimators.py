@@ -175,7 +175,7 @@ def measure(case: EstimatorCase, rounds: int) -> dict[str, Any]:
         one.run()
         slowest, scores[name] = max(slowest, time.perf_counter() - began), one.score()
     if abs(scores["fastmlp"] - scores["scikit-learn"]) > QUALITY:
-        raise Disagreement(f"{case.title}: the scores differ: {scores}")
+        raise Disagreement(f"{case.title}: the scores of the two libraries differ too much: {scores}")
     rounds *= MORE_ROUNDS if slowest < SHORT else 1
     seconds: dict[str, list[float]] = {name: [] for name in prepared}
     for _ in range(rounds):
