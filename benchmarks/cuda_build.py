@@ -82,7 +82,7 @@ def kinds() -> Iterator[tuple[str, KernelSpec]]:
     yield from plain_kinds()
     losses = [(loss, output) for loss, outputs in LOSSES.items() for output in outputs]
     for number, rule in enumerate(reversed([rule for rule in RULES if rule != PLAIN.rule])):
-        loss, output = losses[number % len(losses)]
+        loss, output = losses[(number + 1) % len(losses)]  # plain_kinds() has the first loss
         names, odd = (tuple(ACTIVATIONS) if number == 0 else ("silu",)), number % 2 == 1
         label = f"{'all activations' if number == 0 else 'silu'}, {rule}, {loss}, {output}"
         kind = KernelSpec(names, loss, output, rule, pixels=not odd, classes=odd, drops=True, penalised=True, clips=odd)

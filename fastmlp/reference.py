@@ -92,10 +92,8 @@ def softmax(z: FloatArray) -> FloatArray:
 
 
 def x_log_x(x: FloatArray) -> FloatArray:
-    """Return x log(x), with the limit 0 for x = 0."""
-    from scipy.special import xlogy
-
-    return xlogy(x, x)
+    """Return x log(x) for x >= 0, with the limit 0 at x = 0."""
+    return x * np.log(np.where(x > 0, x, 1))
 
 
 OUTPUTS: dict[str, Callable[[FloatArray], FloatArray]] = {
