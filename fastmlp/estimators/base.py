@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator
 from sklearn.callback import CallbackSupportMixin
-from sklearn.utils import check_random_state
+from sklearn.utils import check_random_state, column_or_1d
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from fastmlp.data.checks import check_weights
@@ -38,11 +38,6 @@ LOSSES = {
     "identity": ("squared-error", "linear"),
     "exp": ("poisson", "exp"),
 }
-
-
-def flat(coefs: Sequence[Array], intercepts: Sequence[Array]) -> FloatArray:
-    """Return the weights and biases of all layers as a flat vector, (P,), in the order of `Network.views`."""
-    return np.concatenate([np.ravel(array) for pair in zip(coefs, intercepts, strict=True) for array in pair])
 
 
 @functools.cache
@@ -77,6 +72,17 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator, ABC):
         return tags
 
     # ------------------------------------------------------------------------------------------------ subclasses
+
+    def _check_arrays(self, X: Any, y: Any, *, reset: bool, y_numeric: bool = False) -> tuple[Any, Any]:
+        """Check X and y as scikit-learn's MLP does, and return X in float32 or float64, and y as (n,) if it has one column."""
+        given = {
+            "accept_sparse": ("csr", "csc"),
+            "multi_output": True,
+            "y_numeric": y_numeric,
+            "dtype": (np.float64, np.float32),
+        }
+        X, y = validate_data(self, X, y, reset=reset, **given)
+        return X, column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
 
     @abstractmethod
     def _check_xy(self, X: Any, y: Any, *, reset: bool, incremental: bool) -> tuple[Any, Array]:
@@ -138,7 +144,7 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator, ABC):
             context.call_on_fit_task_end(estimator=self, **self._hook_arguments, reconstruction_attributes={})
         finally:
             del self._hook_arguments
-        if not all(np.isfinite(array).all() for array in (*self.coefs_, *self.intercepts_)):
+        if not all(np.isfinite(array).all() for array in self._arrays()):
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
                 "preprocessed."
@@ -196,7 +202,8 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator, ABC):
 
     def _vector(self, dtype: npt.DTypeLike) -> FloatArray:
         """Return `coefs_` and `intercepts_` as a flat vector, (P,), in the order of `Network.views`."""
-        return flat(self.coefs_, self.intercepts_).astype(dtype)
+        pairs = zip(self.coefs_, self.intercepts_, strict=True)
+        return np.concatenate([np.ravel(array) for pair in pairs for array in pair]).astype(dtype)
 
     def _expose(self, vector: FloatArray, dtype: npt.DTypeLike) -> None:
         """Set `coefs_` and `intercepts_` to read-only arrays of the given dtype."""
@@ -248,10 +255,10 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator, ABC):
         """Return the network for predictions. It is cached until an array or a parameter that it depends on is replaced."""
         kept, arrays = self.__dict__.setdefault("_kept", Kept()), self._arrays()
         key = repr([getattr(self, name) for name in PREDICTION])
-        if kept.model is None or kept.key != key or not kept.belongs_to(arrays):
-            if not kept.belongs_to(arrays):
-                kept.close()
-            kept.model, kept.key, kept.arrays = self._make_model(), key, arrays
+        if not kept.belongs_to(arrays):
+            kept.renew(arrays)
+        if kept.model is None or kept.key != key:
+            kept.model, kept.key = self._make_model(), key
         return kept.model
 
     def _make_model(self) -> Model:

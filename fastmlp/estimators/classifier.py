@@ -13,7 +13,6 @@ from sklearn.callback import with_callbacks
 from sklearn.utils import column_or_1d, compute_sample_weight
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
-from sklearn.utils.validation import validate_data
 
 from fastmlp.data.labels import LabelEncoder
 from fastmlp.data.rows import Array
@@ -47,7 +46,8 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     schedule : learning-rate schedule, which requires `learning_rate="constant"`: None, "constant", "cosine", "exponential",
         "inverse-time", "step", "plateau", a `fastmlp.Schedule` or a `fastmlp.ReduceOnPlateau`. The parameters
         `learning_rate_init` and `max_iter` replace the `rate` and the `epochs` of a `Schedule`. "plateau" uses the validation
-        loss if there is one, and otherwise the training loss. Every call of `fit` or `partial_fit` restarts the schedule
+        loss if there is one, and otherwise the training loss. Each call of `fit` restarts the
+        schedule, and calls of `partial_fit` continue it
     max_grad_norm : maximum Euclidean norm of the gradient; larger gradients are scaled down to this norm. None disables
         gradient clipping
     max_time : time limit of each call of `fit` or `partial_fit`, in seconds; None for no limit
@@ -227,13 +227,6 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     def _check_more(self, X: Any, y: Any) -> tuple[Any, Array]:
         X, y = self._check_arrays(X, y, reset=False)
         return X, self._encode(y)
-
-    def _check_arrays(self, X: Any, y: Any, *, reset: bool) -> tuple[Any, Array]:
-        dtypes = (np.float64, np.float32)
-        X, y = validate_data(self, X, y, accept_sparse=("csr", "csc"), multi_output=True, dtype=dtypes, reset=reset)
-        if y.ndim == 2 and y.shape[1] == 1:
-            y = column_or_1d(y, warn=True)
-        return X, y
 
     def _set_classes(self, y: Any, labels: Array) -> None:
         check_classification_targets(y)

@@ -19,7 +19,7 @@ from scipy.sparse import issparse
 from fastmlp.data.rows import Array, Float64, Indices
 from fastmlp.engines.base import Engine, State, loss_weights, step_count
 from fastmlp.engines.chunks import ChunkSize
-from fastmlp.estimators.rows import FitRows, dense_block_rows, dense_rows, forward_rows
+from fastmlp.estimators.rows import FitRows, dense_block_rows, dense_rows
 from fastmlp.nn.network import FloatArray, Network
 from fastmlp.nn.optimizers import Optimizer
 from fastmlp.nn.schedules import PlateauTracker, ReduceOnPlateau, Schedule
@@ -286,8 +286,8 @@ class EpochLoop:
         est, scored = self.estimator, self.scored
         if scored is None:
             return {}
-        z = forward_rows(self.engine, scored.rows.x)
-        loss = np.average(self.engine.evaluate(self.held).loss.astype(np.float64), weights=scored.rows.weights)
+        z = np.empty((len(scored.rows.y), self.network.sizes[-1]), scored.rows.x.dtype)
+        loss = np.average(self.engine.evaluate(self.held, z).loss.astype(np.float64), weights=scored.rows.weights)
         score = scored.score(z, scored.rows.y, scored.rows.weights)
         est.validation_scores_.append(score)
         if self.parameters["verbose"]:

@@ -43,8 +43,13 @@ class Kept:
         same = len(arrays) == len(self.arrays) and all(a is b for a, b in zip(arrays, self.arrays, strict=True))
         return same and self.process == os.getpid() and not any(array.flags.writeable for array in arrays)
 
+    def renew(self, arrays: tuple[Array, ...]) -> None:
+        """Remove all objects; those that are stored from now on belong to these arrays and to this process."""
+        self.close()
+        self.process, self.arrays, self.model = os.getpid(), arrays, None
+
     def close(self) -> None:
-        """Close and remove the engine, if there is one."""
-        if self.engine is not None:
+        """Remove the engine, if there is one, and close it unless it belongs to the parent process."""
+        if self.engine is not None and self.process == os.getpid():
             self.engine.close()
         self.engine = self.spec = None

@@ -9,9 +9,7 @@ import numpy.typing as npt
 from sklearn.base import RegressorMixin
 from sklearn.callback import with_callbacks
 from sklearn.metrics import r2_score
-from sklearn.utils import column_or_1d
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import validate_data
 
 from fastmlp.data.rows import Array
 from fastmlp.estimators.base import LOSSES, BaseMLP
@@ -141,18 +139,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):
     # ------------------------------------------------------------------------------------------------ methods of BaseMLP
 
     def _check_xy(self, X: Any, y: Any, *, reset: bool, incremental: bool) -> tuple[Any, Array]:
-        X, y = validate_data(
-            self,
-            X,
-            y,
-            accept_sparse=("csr", "csc"),
-            multi_output=True,
-            y_numeric=True,
-            dtype=(np.float64, np.float32),
-            reset=reset,
-        )
-        if y.ndim == 2 and y.shape[1] == 1:
-            y = column_or_1d(y, warn=True)
+        X, y = self._check_arrays(X, y, reset=reset, y_numeric=True)
         if y.dtype.kind not in "buif":
             raise ValueError(f"y must be numbers, not {y.dtype}")
         if self.loss == "poisson" and (y < 0).any():

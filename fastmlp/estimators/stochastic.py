@@ -81,9 +81,8 @@ def engine_of(estimator: Any, spec: EngineSpec, state: SolverState | None) -> En
             return engine
         kept.close()
     engine, vector = make_engine(estimator.backend, spec), estimator._vector(spec.dtype)
-    if state is None:
-        state = SolverState(spec.optimizer, np.zeros((len(spec.optimizer.slots), len(vector)), spec.dtype), 0, 0.0)
-    engine.load(State(vector, state.slots, state.step))
+    slots = np.zeros((len(spec.optimizer.slots), len(vector)), spec.dtype) if state is None else state.slots
+    engine.load(State(vector, slots, 0 if state is None else state.step))
     return engine
 
 
