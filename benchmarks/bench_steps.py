@@ -45,7 +45,7 @@ def engine_for(backend: str, case: Case, dtype: Any = np.float32) -> Iterator[En
     """Yield an engine with the initial parameters of a case; skip the benchmark if its package or device is missing."""
     network = Network(case.sizes)
     try:
-        engine = make_engine(backend, EngineSpec(network, Optimizer(), batch_size=case.batch, dtype=dtype))
+        engine = make_engine(backend, EngineSpec(network, Optimizer("sgd"), batch_size=case.batch, dtype=dtype))
     except UnavailableError as error:
         pytest.skip(str(error))
     with closing(engine):

@@ -25,7 +25,7 @@ from fastmlp.nn.network import FloatArray, Network
 from fastmlp.nn.optimizers import Optimizer
 
 # With gradient clipping, the gradient is written to memory because its norm is needed. This phase does not update the weights.
-KEEP_GRADIENT = Optimizer(clip_norm=1.0)
+KEEP_GRADIENT = Optimizer(max_grad_norm=1.0)
 
 
 def device() -> Any:
@@ -46,7 +46,7 @@ class CudaWorkbench:
 
     def __init__(self, network: Network, rows: int, runtime: Any, optimizer: Optimizer | None = None) -> None:
         self.network, self.rows, self.runtime = network, rows, runtime
-        spec = EngineSpec(network, optimizer or Optimizer(), batch_size=rows)
+        spec = EngineSpec(network, optimizer or Optimizer("sgd"), batch_size=rows)
         self.engine = engine = cuda.CudaEngine(spec, runtime)
         engine.reserve(rows)
         self.layout = engine.layout

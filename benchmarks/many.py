@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.epochs import machine
 from benchmarks.promises import seconds
-from fastmlp import Network, Optimizer, Schedule, Settings, TrainResult, train, train_many
+from fastmlp import Network, Optimizer, Settings, TrainResult, train, train_many
 from fastmlp.bench.machine import Ceilings
 from fastmlp.bench.rounds import min_median_max
 from fastmlp.data.dataset import Dataset, load_data
@@ -54,7 +54,7 @@ class Case(NamedTuple):
 
 def settings(seed: int, epochs: int, optimizer: str = "sgd", batch: int = 64) -> Settings:
     """Return settings with a different learning rate for each seed."""
-    return Settings(Schedule(0.002 * (1 + seed / 10)), Optimizer(optimizer), epochs=epochs, batch_size=batch, seed=seed)
+    return Settings(Optimizer(optimizer, 0.002 * (1 + seed / 10)), epochs=epochs, batch_size=batch, patience=0, seed=seed)
 
 
 def make_cases(models: int) -> tuple[Case, ...]:
@@ -83,7 +83,7 @@ def data_of(case: Case, data: Dataset) -> dict[str, Any]:
     x, y = data.x[: case.rows, :: data.x.shape[1] // features][:, :features], data.y[: case.rows]
     rest, validation = split_rows(y, (0.2,))
     scaling = fit_scaling("unit", x[rest])
-    return {"x": x[rest], "y": y[rest], "validation": (x[validation], y[validation]), "scaling": scaling}
+    return {"train": (x[rest], y[rest]), "validation": (x[validation], y[validation]), "scaling": scaling}
 
 
 def alone(case: Case, data: dict[str, Any]) -> list[TrainResult]:
@@ -111,7 +111,7 @@ def measure(case: Case, data: dict[str, Any], threads: int, rounds: int) -> dict
     return {
         "case": case.name,
         "models": len(case.jobs),
-        "rows": len(data["x"]),
+        "rows": len(data["train"][0]),
         "alone_seconds": min_median_max([one for one, _ in times]),
         "together_seconds": min_median_max([many for _, many in times]),
         "efficiency": min_median_max([one / (threads * many) for one, many in times]),

@@ -26,8 +26,9 @@ import numpy as np
 
 from benchmarks.cases import Case
 from benchmarks.epochs import machine
-from fastmlp import Network, Schedule, Settings, fit_scaling, train
+from fastmlp import Network, Settings, fit_scaling, train
 from fastmlp.bench.rounds import min_median_max
+from fastmlp.nn.optimizers import SGD
 from fastmlp.training.loop import Progress
 
 CASE = Case((784, 128, 10), 64)
@@ -72,8 +73,8 @@ def write_pixels(path: Path, rows: int, features: int) -> None:
 
 def train_epoch(case: Case, x: Any, y: Any, progress: Progress | None = None) -> Epoch:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
-    settings = Settings(Schedule(0.01), epochs=1, batch_size=case.batch, backend="numba")
-    training = train(Network(case.sizes), x, y, settings=settings, scaling=fit_scaling("unit", x), progress=progress)
+    settings = Settings(SGD(0.01), epochs=1, batch_size=case.batch, backend="numba")
+    training = train(Network(case.sizes), (x, y), settings=settings, scaling=fit_scaling("unit", x), progress=progress)
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt - before
     return Epoch(training.history[0]["seconds"], faults, training.state.parameters)
 

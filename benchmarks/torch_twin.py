@@ -29,7 +29,8 @@ from fastmlp.experiments.plan import RunPlan, make_plan
 from fastmlp.files import read_json, read_lines, write_json
 from fastmlp.models.metrics import evaluate_with_predictions
 from fastmlp.reports.style import BLUE, ORANGE, epoch_axis, new_figure, own_style, save
-from fastmlp.training.loop import TrainResult, train_task
+from fastmlp.training.loop import train_task
+from fastmlp.training.result import TrainResult
 
 DIGITS = 6  # significant digits of stored losses; float32 has about seven
 CURVES = {"loss": ("training", BLUE), "val_loss": ("validation", ORANGE)}

@@ -44,7 +44,7 @@ class Workbench:
     def __init__(self, network: Network, rows: int, optimizer: Optimizer | None = None) -> None:
         self.network = network
         self.rows = rows
-        self.engine = NumbaEngine(EngineSpec(network, optimizer or Optimizer(), batch_size=rows, threads=1))
+        self.engine = NumbaEngine(EngineSpec(network, optimizer or Optimizer("sgd"), batch_size=rows, threads=1))
         self.engine.reserve(rows, 1, gathers=True)
         self.plan = self.engine.layout.plan
         self.table = self.engine.kernel_table(np.float32, training=False)

@@ -18,6 +18,7 @@ from fastmlp._lazy import lazy
 if TYPE_CHECKING:
     from fastmlp.data.dataset import Dataset as Dataset
     from fastmlp.data.dataset import load_data as load_data
+    from fastmlp.data.pairs import Split as Split
     from fastmlp.data.rows import Subset as Subset
     from fastmlp.data.scaling import fit_scaling as fit_scaling
     from fastmlp.data.splits import split_rows as split_rows
@@ -29,18 +30,29 @@ if TYPE_CHECKING:
     from fastmlp.errors import UnavailableError as UnavailableError
     from fastmlp.estimators.classifier import MLPClassifier as MLPClassifier
     from fastmlp.estimators.regressor import MLPRegressor as MLPRegressor
-    from fastmlp.models.file import load as load
-    from fastmlp.models.file import save as save
-    from fastmlp.models.metrics import evaluate as evaluate
     from fastmlp.models.model import Model as Model
+    from fastmlp.models.model import load as load
     from fastmlp.nn.network import Network as Network
+    from fastmlp.nn.optimizers import SGD as SGD
+    from fastmlp.nn.optimizers import Adam as Adam
+    from fastmlp.nn.optimizers import AdamW as AdamW
     from fastmlp.nn.optimizers import Optimizer as Optimizer
+    from fastmlp.nn.optimizers import RMSprop as RMSprop
     from fastmlp.nn.scaling import Scaling as Scaling
+    from fastmlp.nn.schedules import Constant as Constant
+    from fastmlp.nn.schedules import Cosine as Cosine
+    from fastmlp.nn.schedules import Exponential as Exponential
+    from fastmlp.nn.schedules import InverseTime as InverseTime
     from fastmlp.nn.schedules import ReduceOnPlateau as ReduceOnPlateau
     from fastmlp.nn.schedules import Schedule as Schedule
-    from fastmlp.training.loop import TrainResult as TrainResult
-    from fastmlp.training.loop import train as train
-    from fastmlp.training.many import train_many as train_many
+    from fastmlp.nn.schedules import Step as Step
+    from fastmlp.training.api import train as train
+    from fastmlp.training.api import train_many as train_many
+    from fastmlp.training.loop import Diverged as Diverged
+    from fastmlp.training.loop import Interrupted as Interrupted
+    from fastmlp.training.result import History as History
+    from fastmlp.training.result import SeedResults as SeedResults
+    from fastmlp.training.result import TrainResult as TrainResult
     from fastmlp.training.settings import Settings as Settings
 
 __version__ = "0.1.0"
@@ -49,21 +61,21 @@ __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
         "data.dataset": ["Dataset", "load_data"],
+        "data.pairs": ["Split"],
         "data.rows": ["Subset"],
         "data.scaling": ["fit_scaling"],
         "data.splits": ["split_rows"],
         "errors": ["ConfigError", "DataError", "DivergedError", "FastMLPError", "ThresholdError", "UnavailableError"],
         "estimators.classifier": ["MLPClassifier"],
         "estimators.regressor": ["MLPRegressor"],
-        "models.file": ["load", "save"],
-        "models.metrics": ["evaluate"],
-        "models.model": ["Model"],
+        "models.model": ["Model", "load"],
         "nn.network": ["Network"],
-        "nn.optimizers": ["Optimizer"],
+        "nn.optimizers": ["SGD", "Adam", "AdamW", "Optimizer", "RMSprop"],
         "nn.scaling": ["Scaling"],
-        "nn.schedules": ["ReduceOnPlateau", "Schedule"],
-        "training.loop": ["TrainResult", "train"],
-        "training.many": ["train_many"],
+        "nn.schedules": ["Constant", "Cosine", "Exponential", "InverseTime", "ReduceOnPlateau", "Schedule", "Step"],
+        "training.api": ["train", "train_many"],
+        "training.loop": ["Diverged", "Interrupted"],
+        "training.result": ["History", "SeedResults", "TrainResult"],
         "training.settings": ["Settings"],
     },
     extra=["__version__"],

@@ -25,9 +25,9 @@ NETWORK = Network((784, 130, 61, 10), ("relu", "silu"), dropout=(0.2, 0.0), l2=1
 SMALL = Network((20, 13, 9, 5), ("relu", "silu"), dropout=(0.3, 0.0), l2=0.1)
 # The kernels for small batches, and the kernels for large batches in every precision.
 JOBS = {
-    "small batches": EngineSpec(NETWORK, Optimizer("adamw", clip_norm=1.0), 64, seed=7),
+    "small batches": EngineSpec(NETWORK, Optimizer("adamw", max_grad_norm=1.0), 64, seed=7),
     **{
-        f"tiles, {precision}": EngineSpec(NETWORK, Optimizer("adamw", clip_norm=1.0), 320, seed=7, precision=precision)
+        f"tiles, {precision}": EngineSpec(NETWORK, Optimizer("adamw", max_grad_norm=1.0), 320, seed=7, precision=precision)
         for precision in ("float32", "tf32", "bf16")
     },
 }

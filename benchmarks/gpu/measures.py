@@ -192,7 +192,7 @@ def measure_product(
     """Measure the GFLOP/s of the forward pass of one layer with biases; the inputs are float32 rows in device memory."""
     network, n, count = Network((inputs, outputs)), sizes.product_rows, sizes.product_launches
     start = network.initial_parameters(0)
-    spec = EngineSpec(network, Optimizer(), n, precision=precision)
+    spec = EngineSpec(network, Optimizer("sgd"), n, precision=precision)
     with contextlib.closing(cuda.CudaEngine(spec, runtime)) as engine:
         engine.load(State(start, np.empty((0, len(start)), np.float32), 0))
         x = np.random.default_rng(0).random((n, inputs), np.float32)

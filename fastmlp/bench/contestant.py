@@ -41,7 +41,7 @@ class Task:
     start: FloatArray
     batch: int
     learning_rate: float
-    optimizer: Optimizer = field(default_factory=Optimizer)
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer("sgd"))
     seed: int = 0
 
 

@@ -230,15 +230,13 @@ def compare_losses(first: list[float], second: list[float]) -> Check:
 def tiny_losses(backend: str) -> list[float]:
     """Train a tiny network on random data, and return the loss of each epoch. All engines get the same data and weights."""
     from fastmlp.nn.network import Network
-    from fastmlp.nn.schedules import Schedule
-    from fastmlp.training.loop import train
-    from fastmlp.training.settings import Settings
+    from fastmlp.nn.optimizers import SGD
+    from fastmlp.training.api import train
 
     draw = np.random.default_rng(0)
     x, y = draw.normal(size=(128, 16)).astype(np.float32), draw.integers(0, 4, 128)
-    settings = Settings(Schedule(0.1), epochs=5, batch_size=20, backend=backend)
-    history: list[dict[str, Any]] = train(Network((16, 24, 4)), x, y, settings=settings).history
-    return [row["loss"] for row in history]
+    result = train(Network(hidden=24), (x, y), optimizer=SGD(0.1), scaling=None, epochs=5, batch_size=20, backend=backend)
+    return [row["loss"] for row in result.history]
 
 
 @click.command(cls=Command)

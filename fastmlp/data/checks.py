@@ -26,7 +26,7 @@ MOST_CLASSES = 65536  # a larger label is rejected, because the largest label de
 class CheckedRows:
     """Features and targets whose values have been checked, in the dtypes that engines accept.
 
-    Objects of this class are created by `check_split`, and by `splits.split` from a `dataset.Dataset`, whose arrays were
+    Objects of this class are created by `pairs.as_split`, and by `splits.split` from a `dataset.Dataset`, whose arrays were
     checked when it was loaded.
 
     Parameters
@@ -35,11 +35,13 @@ class CheckedRows:
         `rows.Subset`
     y : (n,) int32 labels from 0 to `classes` - 1, or (n, outputs) finite float targets
     classes : number of classes of the labels; 0 for float targets
+    weight : (n,) positive finite float32 sample weights; None for equal weights
     """
 
     x: Features
     y: Array
     classes: int = 0
+    weight: FloatArray | None = None
 
     def __len__(self) -> int:
         return len(self.y)
@@ -81,21 +83,36 @@ def wrong_features(features: int, x: Features) -> DataError:
     return DataError(f"the network takes rows of {features} features, but the data has shape {x.shape}")
 
 
+def flat_rows(array: Array) -> Array:
+    """Return images (n, height, width) or (n, height, width, channels) as rows (n, features); other arrays unchanged."""
+    return array.reshape(len(array), -1) if array.ndim in (3, 4) else array
+
+
+def image_shape_of(x: Any) -> tuple[int, int, int] | None:
+    """Return (height, width, channels) if x has the shape of images, (n, height, width[, channels]); otherwise None."""
+    shape = np.shape(x) if not isinstance(x, Subset) else x.shape
+    if len(shape) not in (3, 4):
+        return None
+    height, width, channels = (*shape[1:], 1)[:3]
+    return height, width, channels
+
+
 def check_rows(x: Any, features: int, dtype: npt.DTypeLike) -> Features:
     """Check that x is finite, and return it as a C-contiguous array (n, features) of uint8 or `dtype`.
 
-    uint8 values stay uint8; other numbers are converted to `dtype`. An array that already has this dtype and layout is not
-    copied, and a `rows.Subset` of such an array stays a subset. Anything else is copied.
+    uint8 values stay uint8; other numbers are converted to `dtype`. Images (n, height, width[, channels]) become rows. An array
+    that already has this dtype and layout is not copied, and a `rows.Subset` of such an array stays a subset. Anything else is
+    copied.
 
     Raises
     ------
     DataError : a wrong shape, or values that are not finite numbers
     """
-    rows = x if isinstance(x, Subset) else as_array(x, "the data")
+    rows = x if isinstance(x, Subset) else flat_rows(as_array(x, "the data"))
     if rows.ndim != 2 or rows.shape[1] != features:
         raise wrong_features(features, rows)
     if rows.dtype.kind not in "buif":
-        raise DataError(f"the data must be numbers, not {rows.dtype}; convert it first")
+        raise DataError(f"the data must be numbers, not {rows.dtype}; convert them first")
     if isinstance(rows, Subset) and not (rows.dtype in (np.uint8, dtype) and rows.array.flags.c_contiguous):
         rows = np.asarray(rows)
     if rows.dtype == np.uint8:
@@ -107,61 +124,34 @@ def check_rows(x: Any, features: int, dtype: npt.DTypeLike) -> Features:
     return cast
 
 
-def check_targets(network: Network, y: Any, rows: int, split: str, dtype: npt.DTypeLike) -> Array:
-    """Check y and return it as int32 labels (rows,) or as finite targets (rows, outputs) of `dtype`.
+def check_targets(y: Array, outputs: int, split: str, dtype: npt.DTypeLike) -> Array:
+    """Return targets that are numbers, (n,) or (n, k), as finite values (n, k) of `dtype`.
+
+    outputs : number of outputs of the network, which must be k; 0 for any k
 
     Raises
     ------
-    DataError : wrong length or shape, values that are not finite, or labels for which the network has no output
+    DataError : wrong dtype or shape, or values that are not finite
     """
-    y = as_array(y, f"{split} targets")
-    outputs = network.sizes[-1]
-    if y.ndim == 0:
-        raise DataError(f"the targets of the {split} split are the scalar {y} ({y.dtype}); give one target per row")
-    if len(y) != rows:
-        raise DataError(f"the {split} split has {rows} rows but {len(y)} targets")
-    if y.ndim == 1 and y.dtype.kind in "iu":
-        if rows and (y.min() < 0 or y.max() >= outputs):
-            raise DataError(f"{split} labels range from {y.min()} to {y.max()}, but the network has outputs 0 to {outputs - 1}")
-        return y.astype(np.int32)
-    if y.dtype.kind not in "buif" or y.ndim != 2 or y.shape[1] != outputs:
-        raise wrong_targets(network, y, split)
+    if y.ndim == 1 and outputs in (0, 1):
+        y = y[:, None]
+    if y.dtype.kind not in "buif" or y.ndim != 2 or y.shape[1] != (outputs or y.shape[1]) or y.shape[1] == 0:
+        raise wrong_targets(outputs, y, split)
     y, index = finite(y, dtype)
     if index is not None:
         raise DataError(f"{split} targets are not finite in row {index[0]}, output {index[1]}; remove such rows first")
     return y
 
 
-def wrong_targets(network: Network, y: Array, split: str) -> DataError:
+def wrong_targets(outputs: int, y: Array, split: str) -> DataError:
     """Return the error for targets whose dtype or shape does not match the network's outputs."""
-    needed = f"(n,) integer classes or (n, {network.sizes[-1]}) numbers"
+    needed = f"(n,) class labels or (n, {outputs or 'k'}) numbers"
     return DataError(f"{split} targets must be {needed}, not {y.dtype} of shape {y.shape}")
 
 
 def are_probabilities(y: FloatArray) -> bool:
     """Return whether each row of y (n, classes) sums to 1 within 1e-4 and has no negative values."""
     return bool(np.allclose(y.sum(axis=1), 1, atol=1e-4) and (y >= 0).all())
-
-
-def check_split(network: Network, x: Any, y: Any, split: str, dtype: npt.DTypeLike) -> CheckedRows:
-    """Check all values of the features and targets of a split; `match_network` then compares the result with a network.
-
-    Parameters
-    ----------
-    x : (n, features) array-like, or a `rows.Subset`
-    y : (n,) or (n, outputs) array-like
-    split : name of the split, for error messages
-    dtype : floating-point dtype of the engine
-
-    Raises
-    ------
-    DataError : no rows, wrong shapes or dtypes, values that are not finite, or labels for which the network has no output
-    """
-    x = check_rows(x, network.sizes[0], dtype)
-    if len(x) == 0:
-        raise DataError(f"the {split} split has no rows")
-    y = check_targets(network, y, len(x), split, dtype)
-    return CheckedRows(x, y, int(y.max()) + 1 if y.ndim == 1 else 0)
 
 
 def match_network(network: Network, rows: CheckedRows, split: str, dtype: npt.DTypeLike) -> CheckedRows:
@@ -180,7 +170,7 @@ def match_network(network: Network, rows: CheckedRows, split: str, dtype: npt.DT
         if rows.classes > outputs:
             raise DataError(f"the {split} split has {rows.classes} classes, but the network has {outputs} outputs")
     elif y.shape[1] != outputs:
-        raise wrong_targets(network, y, split)
+        raise wrong_targets(outputs, y, split)
     else:
         check_target_range(network, y, split)
     if x.dtype not in (np.uint8, dtype):

@@ -19,12 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp._summary import Summarized, listed
-from fastmlp.data.arrays import ARRAYS, RawArrays, is_npy_folder, read_npy_folder, read_npz, read_safetensors
 from fastmlp.data.checks import SourceLocation, check_features, check_labels, check_values
-from fastmlp.data.csv_table import read_csv
-from fastmlp.data.images import read_image_folder
 from fastmlp.data.named import DATASETS, load_named
+from fastmlp.data.pairs import DataSplits, Split
+from fastmlp.data.readers.arrays import ARRAYS, RawArrays, is_npy_folder, read_npy_folder, read_npz, read_safetensors
+from fastmlp.data.readers.csv_table import read_csv
+from fastmlp.data.readers.images import read_image_folder
 from fastmlp.data.rows import Array
+from fastmlp.data.splits import split
 from fastmlp.errors import ConfigError, DataError, unknown_name
 from fastmlp.files import file_errors
 from fastmlp.nn.names import canonical_name
@@ -48,6 +50,13 @@ class Dataset(Summarized):
     validation : sorted indices of the validation rows in x; None if the data set does not define a validation split
     provenance : for features extracted from images, a description of how they were extracted (see features.py); else None
     extractor : for features extracted from images, the bytes of a fastmlp.cnn file with the network that extracted them
+    weight : (n,) positive float32 sample weights of the rows of x; None for equal weights
+
+    Examples
+    --------
+    >>> data = load_data("digits").split(validation=0.2, test=0.2, seed=0)
+    >>> len(data.train), data.train.x.shape, data.train.y[:5].tolist()
+    (1079, (1079, 784), [8, 5, 5, 1, 9])
     """
 
     name: str
@@ -60,6 +69,27 @@ class Dataset(Summarized):
     validation: npt.NDArray[np.int64] | None = None
     provenance: Mapping[str, Any] | None = None
     extractor: bytes | None = None
+    weight: npt.NDArray[np.float32] | None = None
+
+    def split(
+        self, validation: float | int = 0.2, test: float | int = 0.2, stratify: bool = False, seed: int = 0
+    ) -> DataSplits:
+        """Split the data set into training, validation and test sets; empty splits are None.
+
+        Parameters
+        ----------
+        validation, test : sizes; a float in [0, 1) is a fraction of the rows, an int is a number of rows. A test set that the
+            data set has, or validation rows that it defines, are used instead
+        stratify : whether the splits keep the class proportions
+        seed : random seed, from 0 to 2^64 - 1
+
+        Raises
+        ------
+        ConfigError, DataError : see `splits.split_rows`
+        """
+        found = split(self, validation, test, stratify, seed)
+        pairs = {name: Split(rows, self.classes, self.image_shape) for name, rows in found.items()}
+        return DataSplits(pairs["train"], pairs.get("validation"), pairs.get("test"))
 
     def _summary(self) -> dict[str, Any]:
         """Return what a repr shows."""

@@ -29,8 +29,8 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
-from fastmlp.data.arrays import ARRAYS, is_npy_folder, map_npy
 from fastmlp.data.dataset import Dataset, load_data
+from fastmlp.data.readers.arrays import ARRAYS, is_npy_folder, map_npy
 from fastmlp.data.rows import Array, Features, take
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.files import Tensors, file_errors, tensor_bytes, write_bytes

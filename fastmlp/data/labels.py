@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,6 +11,16 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.errors import DataError, unknown_name
+
+
+def class_labels(names: Sequence[str]) -> npt.NDArray[Any]:
+    """Return the labels of classes for use in arrays: integers if all names are integers in decimal form, else the names.
+
+    >>> class_labels(("0", "1")).tolist(), class_labels(("cat", "dog")).tolist(), class_labels(("0", "01")).tolist()
+    ([0, 1], ['cat', 'dog'], ['0', '01'])
+    """
+    whole = all(name.removeprefix("-").isdecimal() and name == str(int(name)) for name in names)
+    return np.array([int(name) for name in names], np.int64) if whole else np.array(names)
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
-from fastmlp.data.arrays import RawArrays
 from fastmlp.data.checks import SourceLocation
 from fastmlp.data.download import DataEntry, DataFile, FileStatus, data_folder, download, present, verify_file
+from fastmlp.data.readers.arrays import RawArrays
 from fastmlp.errors import DataError, unknown_name
 from fastmlp.files import file_errors
 

@@ -6,16 +6,18 @@ Source: the class counts of stratified splits are rounded by Hamilton's method o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fastmlp.data.checks import CheckedRows
-from fastmlp.data.dataset import Dataset
 from fastmlp.data.rows import Array, Indices, take
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.nn.philox import generator
+
+if TYPE_CHECKING:
+    from fastmlp.data.dataset import Dataset
 
 SIZE_SETTINGS = ("val_fraction", "test_fraction")
 Splits = dict[str, CheckedRows]  # keys "train", "validation" and "test"; empty splits are omitted
@@ -129,7 +131,10 @@ def split(data: Dataset, validation: float | int, test: float | int, stratify: b
     ConfigError, DataError : as in `split_rows`
     """
     indices, classes = split_indices(data, validation, test, stratify, seed), len(data.classes)
-    splits = {name: CheckedRows(take(data.x, rows), data.y[rows], classes) for name, rows in indices.items()}
+    splits = {
+        name: CheckedRows(take(data.x, rows), data.y[rows], classes, None if data.weight is None else data.weight[rows])
+        for name, rows in indices.items()
+    }
     if data.x_test is not None and data.y_test is not None:
         splits["test"] = CheckedRows(data.x_test, data.y_test, classes)
     return splits

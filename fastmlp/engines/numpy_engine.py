@@ -67,7 +67,7 @@ class NumpyEngine:
                 passed = forward(spec.network, layers, self.rows(x[picked]), self.dropout_factors(len(picked)))
                 loss, dz = row_losses(spec.network, passed.z, target_rows(spec.network, y[picked], spec.dtype))
                 gradient = backward(spec.network, layers, passed, dz * scales[batch, None])
-                gradient = clip(gradient, spec.optimizer.clip_norm)
+                gradient = clip(gradient, spec.optimizer.max_grad_norm)
                 update(spec.optimizer, self.parameters, gradient, self.slots, self.step, float(learning_rates[k]), self.decay)
                 self.step += 1
                 results.loss[batch] = loss

@@ -229,8 +229,8 @@ class TorchEngine:
         """Compute the gradient of the objective, clip it if requested, and update the parameters."""
         self.optimizer.zero_grad()
         objective.backward()  # type: ignore[no-untyped-call]
-        if self.spec.optimizer.clip_norm:
-            clip(self.leaves(), self.spec.optimizer.clip_norm)
+        if self.spec.optimizer.max_grad_norm:
+            clip(self.leaves(), self.spec.optimizer.max_grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate if learning_rate <= LARGEST_LEARNING_RATE else np.inf
             if self.spec.optimizer.epsilon_hat:

@@ -44,10 +44,10 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     l1 : coefficient of the L1 penalty on the weights, >= 0; it is divided by the mini-batch size, like `alpha`
     label_smoothing : fraction of the target that is distributed evenly over all classes, in [0, 1)
     schedule : learning-rate schedule, which requires `learning_rate="constant"`: None, "constant", "cosine", "exponential",
-        "inverse-time", "step", "plateau", a `fastmlp.Schedule` or a `fastmlp.ReduceOnPlateau`. The parameters
-        `learning_rate_init` and `max_iter` replace the `rate` and the `epochs` of a `Schedule`. "plateau" uses the validation
-        loss if there is one, and otherwise the training loss. Each call of `fit` restarts the
-        schedule, and calls of `partial_fit` continue it
+        "inverse-time", "step", "plateau", a schedule such as `fastmlp.Cosine(warmup=1)`, or a
+        `fastmlp.ReduceOnPlateau`. It multiplies `learning_rate_init`, and its number of epochs is `max_iter`. "plateau" uses
+        the validation loss if there is one, and otherwise the training loss. Each call of `fit` restarts the schedule, and
+        calls of `partial_fit` continue it
     max_grad_norm : maximum Euclidean norm of the gradient; larger gradients are scaled down to this norm. None disables
         gradient clipping
     max_time : time limit of each call of `fit` or `partial_fit`, in seconds; None for no limit

@@ -216,7 +216,8 @@ class EpochLoop:
     def _rates(self, epochs: int) -> Float64:
         """Return the learning rate of each step of the next epochs, (epochs * steps,). With a `Schedule`, epochs is 1."""
         if isinstance(self.schedule, Schedule):
-            return self.schedule.rates(self.epochs * self.steps, self.steps, self.steps)
+            first, most = self.epochs * self.steps, self.parameters["max_iter"]
+            return self.learning_rate * self.schedule.multipliers(first, self.steps, self.steps, most)
         return np.full(epochs * self.steps, self.learning_rate * (1.0 if self.plateau is None else self.plateau.multiplier))
 
     def _call(self, indices: Indices, rates: Float64) -> Array:

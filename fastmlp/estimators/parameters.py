@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from numbers import Integral, Real
@@ -15,7 +14,7 @@ from fastmlp.errors import ConfigError
 from fastmlp.nn.names import canonical_name
 from fastmlp.nn.network import FloatArray, Network
 from fastmlp.nn.optimizers import Optimizer
-from fastmlp.nn.schedules import SCHEDULES, ReduceOnPlateau, Schedule
+from fastmlp.nn.schedules import ReduceOnPlateau, Schedule, make_schedule
 
 SOLVERS = ("lbfgs", "sgd", "adam")
 LEARNING_RATES = ("constant", "invscaling", "adaptive")
@@ -103,7 +102,7 @@ def check_parameters(parameters: dict[str, Any]) -> None:
             f"dropout must be a number or a list of numbers, not {parameters['dropout']!r}", settings=("dropout",)
         )
     canonical_name("backend", parameters["backend"], CHOICES)
-    make_schedule(parameters)
+    check_schedule(parameters)
 
 
 def hidden_sizes(given: Any) -> tuple[int, ...]:
@@ -161,19 +160,18 @@ def make_optimizer(parameters: dict[str, Any]) -> Optimizer:
         name = name if parameters["momentum"] else "sgd"
     return Optimizer(
         name,
+        parameters["learning_rate_init"],
         momentum=parameters["momentum"],
         beta1=parameters["beta_1"],
         beta2=parameters["beta_2"],
         epsilon=max(parameters["epsilon"], float(np.finfo(np.float32).tiny)),
-        clip_norm=parameters["max_grad_norm"] or 0.0,
+        max_grad_norm=parameters["max_grad_norm"] or 0.0,
         epsilon_hat=True,  # as in scikit-learn
     )
 
 
-def make_schedule(parameters: dict[str, Any]) -> Schedule | ReduceOnPlateau | None:
+def check_schedule(parameters: dict[str, Any]) -> Schedule | ReduceOnPlateau | None:
     """Return the learning-rate schedule for the parameter `schedule`, or None if this parameter is None.
-
-    The learning rate and the number of epochs of a `Schedule` are replaced by `learning_rate_init` and `max_iter`.
 
     Raises
     ------
@@ -186,17 +184,7 @@ def make_schedule(parameters: dict[str, Any]) -> Schedule | ReduceOnPlateau | No
         raise ConfigError(
             f"schedule needs learning_rate='constant', not {parameters['learning_rate']!r}", settings=("schedule",)
         )
-    if isinstance(given, str):
-        given = canonical_name("schedule", given, (*SCHEDULES, "plateau"))
-        if given == "plateau":
-            return ReduceOnPlateau()
-        given = Schedule(parameters["learning_rate_init"], given)
-    if isinstance(given, Schedule):
-        return dataclasses.replace(given, rate=parameters["learning_rate_init"], epochs=parameters["max_iter"])
-    if isinstance(given, ReduceOnPlateau):
-        return given
-    names = ", ".join(map(repr, (*SCHEDULES, "plateau")))
-    raise ConfigError(f"schedule must be None, {names}, a Schedule or a ReduceOnPlateau, not {given!r}", settings=("schedule",))
+    return make_schedule(given)
 
 
 def initial_parameters(network: Network, activation: Any, random_state: np.random.RandomState) -> FloatArray:

@@ -18,7 +18,7 @@ from fastmlp.engines import make_engine
 from fastmlp.engines.base import Engine, EngineSpec, State
 from fastmlp.errors import DataError
 from fastmlp.estimators.epochs import Batches, EpochLoop, Scored, SolverState
-from fastmlp.estimators.parameters import make_optimizer, make_schedule
+from fastmlp.estimators.parameters import check_schedule, make_optimizer
 from fastmlp.estimators.rows import FitRows, cast_rows, dense_rows, merge_equal_rows, select_rows
 from fastmlp.estimators.threads import default_threads
 
@@ -51,7 +51,7 @@ def fit_stochastic(estimator: Any, rows: FitRows, random_state: np.random.Random
     given = engine, network, optimizer, batches, random_state, scored
     callback = estimator._iteration_callback(engine, dtype)
     try:
-        loop = EpochLoop(estimator, parameters, *given, make_schedule(parameters), state, callback)
+        loop = EpochLoop(estimator, parameters, *given, check_schedule(parameters), state, callback)
         loop.run(1 if once else parameters["max_iter"])
         vector, estimator._solver_state = loop.end()
         estimator._expose(vector, dtype)

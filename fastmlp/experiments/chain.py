@@ -19,7 +19,7 @@ from fastmlp.experiments.extraction import Extracted, Tools, draw_extraction, ex
 from fastmlp.experiments.folder import RESULT_NAME, check_free, read_result
 from fastmlp.experiments.plan import Say
 from fastmlp.experiments.training_run import RunResult, run_training
-from fastmlp.models.file import load
+from fastmlp.models.model import load
 from fastmlp.reports.confusion import plot_confusion
 from fastmlp.reports.images import plot_mistakes
 from fastmlp.training.settings import check_settings

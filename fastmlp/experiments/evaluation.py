@@ -23,9 +23,8 @@ from fastmlp.experiments.plan import FEATURES_OF, SPLIT_NAMES
 from fastmlp.experiments.prediction import input_maker
 from fastmlp.experiments.result import describe_data, describe_network
 from fastmlp.files import write_bytes
-from fastmlp.models.file import load
 from fastmlp.models.metrics import evaluate_with_predictions
-from fastmlp.models.model import Model
+from fastmlp.models.model import Model, load
 from fastmlp.reports.text import predictions_text
 
 NO_DATA: dict[str, Any] = {"sha256": ""}  # used for a model file without a run folder

@@ -17,7 +17,7 @@ from fastmlp.data.splits import Splits, split
 from fastmlp.errors import ConfigError
 from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.nn.network import Network
-from fastmlp.training.settings import Task, TrainingData, make_task
+from fastmlp.training.settings import Task, make_task, prepare
 
 SPLIT_NAMES = ("test", "validation", "train")
 SPLIT_SETTINGS = {"test": "test_fraction", "validation": "val_fraction"}
@@ -67,11 +67,12 @@ def make_plan(
         splits = split(data, **config.split_sizes())
         scaling = fit_scaling(config.scale, splits["train"].x)
     if data.validation is not None and "validation" not in splits:  # features without validation rows
-        settings = dataclasses.replace(settings, patience=None)
+        settings = dataclasses.replace(settings, patience=0)
     check_splits(config, splits)
     network = config.network(data.x.shape[1], len(data.classes) or data.y.shape[1])
-    classes, validation = data.classes or None, splits.get("validation")
-    training = TrainingData(splits["train"], validation, None, scaling, classes, data.image_shape)
+    train, validation = splits["train"], splits.get("validation")
+    training = prepare(network, train, validation, scaling=scaling, target_scaling=config.target_scale)
+    training = dataclasses.replace(training, classes=data.classes or None, image_shape=data.image_shape)
     return RunPlan(config, data, splits, make_task(network, settings, training))
 
 

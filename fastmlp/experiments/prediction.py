@@ -13,15 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.arrays import npz_array, open_npz
 from fastmlp.data.checks import SourceLocation, check_features
-from fastmlp.data.csv_table import csv_rows, csv_table, is_number, read_csv
 from fastmlp.data.features import Extractor, OpenExtractor, extract_rows
-from fastmlp.data.images import load_images
+from fastmlp.data.readers.arrays import npz_array, open_npz
+from fastmlp.data.readers.csv_table import csv_rows, csv_table, is_number, read_csv
+from fastmlp.data.readers.images import load_images
 from fastmlp.data.rows import Array, Features
 from fastmlp.errors import DataError, UnavailableError
-from fastmlp.models.file import load
-from fastmlp.models.model import Model
+from fastmlp.models.model import Model, load
 
 Prediction = dict[str, Any]
 
@@ -61,11 +60,11 @@ def predict_files(
     Examples
     --------
     >>> import tempfile
-    >>> from fastmlp import Network, save
+    >>> from fastmlp import Network
     >>> network = Network((2, 2))
     >>> model = Model(network, network.initial_parameters(seed=0), classes=("no", "yes"))
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save(model, f"{folder}/model.safetensors")
+    ...     model.save(f"{folder}/model.safetensors")
     ...     np.savez(f"{folder}/new.npz", x=np.zeros((1, 2), np.float32))
     ...     (found,) = predict_files(f"{folder}/model.safetensors", [f"{folder}/new.npz"], backend="numpy")
     >>> found["row"], found["label"], found["probabilities"]
@@ -129,7 +128,7 @@ def read_arrays(file: Path) -> tuple[npt.NDArray[Any], bool]:
 
 def answers(model: Model, file: Path, x: npt.NDArray[Any], top: int | None) -> list[Prediction]:
     """Return one prediction per row of x, in the format of `predict_files`."""
-    outputs = model.predict_proba(x)
+    outputs = model.outputs(x)
     start = [{"input": str(file), "row": number} for number in range(1, len(x) + 1)]
     if not model.classes:
         return [one | {"values": row.tolist()} for one, row in zip(start, outputs, strict=True)]

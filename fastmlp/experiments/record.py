@@ -16,11 +16,10 @@ from fastmlp.engines.base import Engine
 from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.folder import CHECKPOINTS_NAME, CLASSES_NAME, CONFIG_NAME, METRICS_NAME
 from fastmlp.files import append_line, file_errors, write_toml
-from fastmlp.models.file import save
 from fastmlp.models.metrics import classification_metrics, measure
 from fastmlp.models.model import Model
-from fastmlp.training.monitor import EpochLog
 from fastmlp.training.progress import Progress
+from fastmlp.training.result import EpochLog
 
 
 class PeriodicSaver:
@@ -58,7 +57,7 @@ class PeriodicSaver:
             path = self.folder / CHECKPOINTS_NAME / f"epoch-{epoch:04d}.safetensors"
             with file_errors("make the folder", path.parent):
                 path.parent.mkdir(exist_ok=True)
-            save(kept, path)
+            kept.save(path)
 
     def _metrics(self, engine: Engine, rows: CheckedRows) -> dict[str, Any]:
         _, predicted = measure(self.model.network, engine, rows.x, rows.y)

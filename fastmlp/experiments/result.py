@@ -15,11 +15,11 @@ from fastmlp.errors import ConfigError, DivergedError, ThresholdError
 from fastmlp.experiments.folder import CLASSES_NAME, RESULT_NAME, RESULT_VERSION, remove_files, write_manifest
 from fastmlp.experiments.plan import SPLIT_NAMES, RunPlan, image_fields, portable
 from fastmlp.files import read_lines, write_bytes, write_json
-from fastmlp.models.file import FILE_NAME, save
+from fastmlp.models.file import FILE_NAME
 from fastmlp.models.metrics import evaluate_with_predictions
 from fastmlp.nn.network import Network
 from fastmlp.reports.text import PREDICTIONS_NAME, REPORT_NAME, classification_report, predictions_text
-from fastmlp.training.loop import TrainResult
+from fastmlp.training.result import TrainResult
 
 CURVES_NAME = "curves.png"
 CONFUSION_NAME = "confusion.png"
@@ -47,7 +47,7 @@ def write_result(plan: RunPlan, outcome: TrainOutcome, folder: Path) -> dict[str
     """Write the files of a finished training run, and return the content of result.json."""
     model = dataclasses.replace(outcome.training.model, **image_fields(plan.data))
     training = outcome.training._replace(model=model)
-    save(model, folder / FILE_NAME)
+    model.save(folder / FILE_NAME)
     left_out = ("train",) if outcome.signal else ()  # exit quickly after a signal
     evaluated = {name: evaluate_with_predictions(model, rows) for name, rows in plan.splits.items() if name not in left_out}
     metrics = {name: found for name, (found, _) in evaluated.items()}
@@ -118,6 +118,7 @@ def describe_data(data: Dataset, splits: Splits) -> dict[str, Any]:
 def describe_network(network: Network) -> dict[str, Any]:
     """Return the "network" entry of result.json."""
     fields = {name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(network).items()}
+    fields.pop("hidden")  # part of sizes
     return {"label": network.label, **fields}
 
 

@@ -7,18 +7,15 @@ from typing import TYPE_CHECKING
 from fastmlp._lazy import lazy
 
 if TYPE_CHECKING:
-    from fastmlp.models.file import load as load
-    from fastmlp.models.file import save as save
     from fastmlp.models.metrics import classification_metrics as classification_metrics
-    from fastmlp.models.metrics import evaluate as evaluate
     from fastmlp.models.metrics import regression_metrics as regression_metrics
     from fastmlp.models.model import Model as Model
+    from fastmlp.models.model import load as load
 
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
-        "file": ["load", "save"],
-        "metrics": ["classification_metrics", "evaluate", "regression_metrics"],
-        "model": ["Model"],
+        "metrics": ["classification_metrics", "regression_metrics"],
+        "model": ["Model", "load"],
     },
 )

@@ -1,9 +1,10 @@
 """Save and load model files, which are safetensors files with the weights, the description, the scaling and the class names.
 
 The tensors are `layers.N.weight` [fan_in, fan_out] and `layers.N.bias` [fan_out]. A model with a scaling also has
-`scaling.shift` and `scaling.factor`. A model of extracted features also has `extractor`, the bytes of a fastmlp.cnn file as
-uint8. The metadata has two keys: "fastmlp" is a JSON object with the description, and "sha256" is the hash of this object and
-of all tensors, because the safetensors format itself does not detect flipped bits.
+`scaling.shift` and `scaling.factor`, and a model with scaled targets has `targets.shift` and `targets.factor`. A model of
+extracted features also has `extractor`, the bytes of a fastmlp.cnn file as uint8. The metadata has two keys: "fastmlp" is a
+JSON object with the description, and "sha256" is the hash of this object and of all tensors, because the safetensors format
+itself does not detect flipped bits.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -22,12 +23,15 @@ import numpy.typing as npt
 from fastmlp.data.checks import check_description
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.files import check_format_version, read_tensors, tensor_bytes, write_bytes
-from fastmlp.models.model import Model
 from fastmlp.nn.network import Network
 from fastmlp.nn.scaling import Scaling
 
+if TYPE_CHECKING:
+    from fastmlp.models.model import Model
+
 VERSION = 1
 FILE_NAME = "model.safetensors"
+INPUTS, TARGETS = "scaling", "targets"  # prefixes of the tensors of the scaling of the inputs and of the targets
 EXTRACTOR = "extractor"  # name of the tensor with the bytes of a fastmlp.cnn file
 LARGEST_FILE = 4 << 30  # bytes; enough for a billion float32 weights
 
@@ -40,6 +44,7 @@ class Header(msgspec.Struct, forbid_unknown_fields=True):
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int] | None
     scaling: str | None
+    target_scaling: str | None = None
 
 
 def save(model: Model, path: str | Path) -> None:
@@ -52,43 +57,29 @@ def save(model: Model, path: str | Path) -> None:
     tensors: dict[str, npt.NDArray[Any]] = {}
     for index, (w, b) in enumerate(model.network.views(model.parameters)):
         tensors[f"layers.{index}.weight"], tensors[f"layers.{index}.bias"] = w, b
-    if model.scaling is not None:
-        tensors["scaling.shift"], tensors["scaling.factor"] = model.scaling.shift, model.scaling.factor
+    for prefix, scaling in ((INPUTS, model.scaling), (TARGETS, model.target_scaling)):
+        if scaling is not None:
+            tensors |= {f"{prefix}.{name}": array for name, array in scaling.to_arrays().items()}
     if model.extractor is not None:
         tensors[EXTRACTOR] = np.frombuffer(model.extractor, np.uint8)
     header = {
         "format_version": VERSION,
-        "network": asdict(model.network),
+        "network": {name: value for name, value in asdict(model.network).items() if name != "hidden"},  # part of sizes
         "classes": model.classes,
         "image_shape": model.image_shape,
-        "scaling": model.scaling.kind if model.scaling is not None else None,
+        "scaling": None if model.scaling is None else model.scaling.kind,
+        "target_scaling": None if model.target_scaling is None else model.target_scaling.kind,
     }
     text = json.dumps(header)
     write_bytes(Path(path), tensor_bytes(tensors, {"fastmlp": text, "sha256": digest(text, tensors)}))
 
 
-def load(path: str | Path, *, backend: str = "auto", threads: int | None = None) -> Model:
-    """Read a model from a model file or a run folder.
-
-    Parameters
-    ----------
-    path : model file, or folder that contains `model.safetensors`
-    backend, threads : engine and number of threads for predictions; see `engines.make_engine`
+def read(path: str | Path) -> dict[str, Any]:
+    """Read a model file, or the model file of a run folder, and return the fields of `Model` by name.
 
     Raises
     ------
     DataError : the file is missing, damaged, or not a model of this version
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> from fastmlp import Model, Network
-    >>> network = Network((4, 3, 2))
-    >>> model = Model(network, network.initial_parameters(seed=0), classes=("no", "yes"))
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save(model, f"{folder}/model.safetensors")
-    ...     bool((load(folder).parameters == model.parameters).all())
-    True
     """
     file = Path(path)
     if file.is_dir():
@@ -100,13 +91,22 @@ def load(path: str | Path, *, backend: str = "auto", threads: int | None = None)
         raise DataError(f"{file}: damaged, since its content does not match its SHA-256 hash; train again or restore a copy")
     header = read_header(file, metadata["fastmlp"])
     try:
-        scaling, extractor = take_scaling(header.scaling, tensors), take_extractor(tensors)
+        scaling, extractor = take_scaling(header.scaling, INPUTS, tensors), take_extractor(tensors)
+        target_scaling = take_scaling(header.target_scaling, TARGETS, tensors)
         features = None if scaling is None else len(scaling.shift)
         check_description(header.network, features, len(header.classes), None if extractor else header.image_shape)
         parameters = gather(header.network, tensors)
     except DataError as error:
         raise DataError(f"{file}: {error}") from None
-    return Model(header.network, parameters, scaling, header.classes, header.image_shape, backend, threads, extractor)
+    return {
+        "network": header.network,
+        "parameters": parameters,
+        "scaling": scaling,
+        "classes": header.classes,
+        "image_shape": header.image_shape,
+        "extractor": extractor,
+        "target_scaling": target_scaling,
+    }
 
 
 def read_header(file: Path, text: str) -> Header:
@@ -115,6 +115,8 @@ def read_header(file: Path, text: str) -> Header:
         found = msgspec.json.decode(text)
         check_format_version(file, found, VERSION)  # before the fields, which may differ in other versions
         header = msgspec.json.decode(text, type=Header)
+        if not header.network.is_complete:
+            raise ConfigError("the sizes of the network are missing")
     except (msgspec.MsgspecError, ConfigError, TypeError, RecursionError, UnicodeError) as error:
         raise DataError(f"{file}: the description cannot be read ({error}); another version may have written it") from error
     unknown = set(found["network"]) - {field.name for field in fields(Network)}
@@ -125,15 +127,15 @@ def read_header(file: Path, text: str) -> Header:
     return header
 
 
-def take_scaling(kind: str | None, tensors: dict[str, npt.NDArray[Any]]) -> Scaling | None:
-    """Return the scaling of a model file and remove its tensors from `tensors`."""
+def take_scaling(kind: str | None, prefix: str, tensors: dict[str, npt.NDArray[Any]]) -> Scaling | None:
+    """Return the scaling of the inputs or of the targets, and remove its tensors from `tensors`."""
     if kind is None:
         return None
     arrays = {}
     for name in ("shift", "factor"):
-        if f"scaling.{name}" not in tensors:
-            raise DataError(f"tensor scaling.{name} is missing")
-        arrays[name] = tensors.pop(f"scaling.{name}")
+        if f"{prefix}.{name}" not in tensors:
+            raise DataError(f"tensor {prefix}.{name} is missing")
+        arrays[name] = tensors.pop(f"{prefix}.{name}")
     return Scaling(kind, **arrays)
 
 

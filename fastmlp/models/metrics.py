@@ -6,19 +6,24 @@ importing scikit-learn takes longer than training a small network. The losses ar
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
-from fastmlp.data.checks import CheckedRows, check_split, match_network
+from fastmlp.data.checks import CheckedRows, match_network
+from fastmlp.data.pairs import as_split
 from fastmlp.data.rows import Features
 from fastmlp.engines.base import Engine
 from fastmlp.errors import DataError
-from fastmlp.models.model import Model
 from fastmlp.nn.blocks import inference_blocks
 from fastmlp.nn.network import FloatArray, Network
+
+if TYPE_CHECKING:
+    from fastmlp.models.model import Model
 
 
 def classification_metrics(
@@ -185,36 +190,38 @@ def mean(values: npt.NDArray[Any], weights: FloatArray | None = None) -> float:
     return float(values.sum(dtype=np.float64) / len(values) if weights is None else np.average(values, weights=weights))
 
 
-def evaluate(model: Model, x: Features, y: npt.NDArray[Any]) -> dict[str, Any]:
-    """Compute the loss and all metrics of a model on a data set.
+def evaluate(model: Model, x: Any, y: Any) -> dict[str, Any]:
+    """Implement `Model.evaluate`."""
+    split = as_split((x, y), "evaluation", model.network, model.parameters.dtype, classes=model.classes)
+    return evaluate_with_predictions(model, split.rows)[0]
 
-    Parameters
-    ----------
-    x : (n, features) inputs before scaling: an array, which may be memory-mapped, or a `rows.Subset`
-    y : (n,) class indices, or (n, outputs) regression targets
 
-    Returns
-    -------
-    dict : "loss", and the metrics of `classification_metrics` for class indices or of `regression_metrics` for targets
-
-    Raises
-    ------
-    DataError : x or y does not match the network, or has invalid values
-    """
-    rows = check_split(model.network, x, y, "evaluation", model.parameters.dtype)
-    return evaluate_with_predictions(model, rows)[0]
+def score(model: Model, x: Any, y: Any) -> float:
+    """Implement `Model.score`."""
+    metrics = evaluate(model, x, y)
+    if "accuracy" in metrics:
+        return float(metrics["accuracy"])
+    if model.is_multilabel:
+        true = np.asarray(y, np.float64).reshape(len(x), -1)
+        return float((model.predict(x).reshape(true.shape) == true).all(axis=1).mean())
+    return math.nan if metrics["r2"] is None else float(metrics["r2"])
 
 
 def evaluate_with_predictions(model: Model, rows: CheckedRows) -> tuple[dict[str, Any], npt.NDArray[Any]]:
     """Return the same metrics as `evaluate` and the same predictions as `measure`. The values of the rows are not checked.
 
+    Numbers are predicted on the scale of the targets; the loss is that of the scaled targets.
+
     Raises
     ------
     DataError : the shapes of the rows do not match the network
     """
-    rows = match_network(model.network, rows, "evaluation", model.parameters.dtype)
-    losses, predictions = measure(model.network, model.engine(), rows.x, rows.y)
+    scaling = model.target_scaling
+    scaled = rows if scaling is None else replace(rows, y=scaling.apply(rows.y, rows.y.dtype))
+    scaled = match_network(model.network, scaled, "evaluation", model.parameters.dtype)
+    losses, predictions = measure(model.network, model.engine(), scaled.x, scaled.y)
     loss = {"loss": mean(losses)}
     if rows.y.ndim == 1:
         return loss | classification_metrics(rows.y, predictions, model.classes), predictions
+    predictions = predictions if scaling is None else scaling.invert(predictions)
     return loss | regression_metrics(rows.y, predictions), predictions

@@ -1,8 +1,9 @@
-"""The class `Model`, a trained network with the scaling of its inputs and the names of its classes."""
+"""The class `Model`, a trained network with the scaling of its inputs and targets, and the names of its classes; `load`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,13 @@ import numpy.typing as npt
 
 from fastmlp._summary import Summarized, listed
 from fastmlp.data.checks import check_description, check_rows
+from fastmlp.data.labels import class_labels
+from fastmlp.data.pairs import CLASSIFICATION_LOSSES
 from fastmlp.data.rows import Features
 from fastmlp.engines import make_engine
 from fastmlp.engines.base import Engine, EngineSpec, State
+from fastmlp.errors import ConfigError, DataError
+from fastmlp.models import file, metrics
 from fastmlp.nn.blocks import inference_blocks
 from fastmlp.nn.network import FloatArray, Network
 from fastmlp.nn.optimizers import Optimizer
@@ -33,10 +38,11 @@ class Model(Summarized):
     backend, threads : engine and number of threads for predictions; see `engines.make_engine`
     extractor : the bytes of a fastmlp.cnn file with the network that extracts the inputs from images; None if the inputs are
         not extracted features
+    target_scaling : scaling of the targets in training, which predictions undo; None for no scaling
 
     Raises
     ------
-    DataError : the scaling, the class names or the image shape does not match the network
+    DataError : a scaling, the class names or the image shape does not match the network
     """
 
     network: Network
@@ -47,11 +53,17 @@ class Model(Summarized):
     backend: str = "auto"
     threads: int | None = None
     extractor: bytes | None = None
+    target_scaling: Scaling | None = None
     _engines: list[Engine] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         features = None if self.scaling is None else len(self.scaling.shift)
         check_description(self.network, features, len(self.classes), self.image_shape if self.extractor is None else None)
+        if self.target_scaling is not None and len(self.target_scaling.shift) != self.network.sizes[-1]:
+            outputs = self.network.sizes[-1]
+            raise DataError(
+                f"the target scaling is for {len(self.target_scaling.shift)} targets, but the network has {outputs}"
+            )
 
     def _summary(self) -> dict[str, Any]:
         """Return what a repr shows."""
@@ -59,6 +71,8 @@ class Model(Summarized):
         shown["output"] = f"{self.network.output} ({self.network.loss})"
         if self.scaling is not None:
             shown["scaling"] = self.scaling.kind
+        if self.target_scaling is not None:
+            shown["target_scaling"] = self.target_scaling.kind
         if self.classes:
             shown["classes"] = listed(self.classes)
         if self.image_shape is not None:
@@ -73,7 +87,7 @@ class Model(Summarized):
         """Return the engine with this model's parameters. It is created when it is first needed."""
         if not self._engines:
             spec = EngineSpec(
-                self.network, Optimizer(), scaling=self.scaling, threads=self.threads, dtype=self.parameters.dtype
+                self.network, Optimizer("sgd"), scaling=self.scaling, threads=self.threads, dtype=self.parameters.dtype
             )
             engine = make_engine(self.backend, spec)
             engine.load(State(self.parameters, np.empty((0, self.network.parameters), self.parameters.dtype), 0))
@@ -84,27 +98,118 @@ class Model(Summarized):
         """Return the pre-activations of the output layer (n, outputs) for inputs x (n, features) before scaling."""
         return forward_rows(self.engine(), check_rows(x, self.network.sizes[0], self.parameters.dtype))
 
-    def predict_proba(self, x: Features) -> FloatArray:
-        """Return the outputs of the network, (n, outputs) float64; with softmax, they are the class probabilities.
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether the outputs are the probabilities of independent labels, which are trained with binary cross-entropy."""
+        return not self.classes and self.network.loss == "binary-cross-entropy"
 
-        x (n, features) is an array of numbers, which may be memory-mapped, or a `rows.Subset`. The model scales x itself.
+    def outputs(self, x: Features) -> FloatArray:
+        """Return the outputs of the network, (n, outputs) float64: probabilities, or numbers on the scale of the targets.
+
+        Raises
+        ------
+        DataError : as in `predict`
+        """
+        from fastmlp.reference import OUTPUTS
+
+        y = OUTPUTS[self.network.output or ""](self.forward(x).astype(np.float64))
+        return y if self.target_scaling is None else self.target_scaling.invert(y)
+
+    def predict_proba(self, x: Features) -> FloatArray:
+        """Return the probability of each class or label, (n, outputs) float64.
+
+        Raises
+        ------
+        ConfigError : the model predicts numbers, which have no probabilities
+        DataError : as in `predict`
+        """
+        if not self.classes and self.network.loss not in CLASSIFICATION_LOSSES:
+            raise ConfigError("predict_proba needs a classifier, but this model predicts numbers; use predict")
+        return self.outputs(x)
+
+    def predict(self, x: Features) -> npt.NDArray[Any]:
+        """Return the prediction for each row.
+
+        Parameters
+        ----------
+        x : (n, features) numbers before scaling, or images (n, height, width[, channels]); an array, which may be
+            memory-mapped, a `rows.Subset`, a list or a data frame
+
+        Returns
+        -------
+        array : the predicted classes, (n,), which are integers if all names of classes are integers and otherwise strings; for
+            a network trained with binary cross-entropy on a matrix of labels, 0 or 1, (n, outputs); otherwise numbers. If the
+            network has one output for numbers or labels, the shape is (n,)
 
         Raises
         ------
         DataError : x has the wrong number of features, or values that are not finite
         """
-        from fastmlp.reference import OUTPUTS
+        if self.classes:
+            return class_labels(self.classes)[self.forward(x).argmax(axis=1)]
+        y = self.outputs(x)
+        y = (y > 0.5).astype(np.int64) if self.is_multilabel else y
+        return y.ravel() if y.shape[1] == 1 else y
 
-        return OUTPUTS[self.network.output or ""](self.forward(x).astype(np.float64))
+    def evaluate(self, x: Any, y: Any) -> dict[str, Any]:
+        """Compute the loss and all metrics on a data set.
 
-    def predict(self, x: Features) -> npt.NDArray[Any]:
-        """Return the predicted class indices (n,) int64, or the outputs (n, outputs) for regression.
+        Parameters
+        ----------
+        x : inputs as in `predict`
+        y : (n,) class labels as `predict` returns them, or class numbers; or (n,) or (n, outputs) numbers
+
+        Returns
+        -------
+        dict : "loss", and the metrics of `classification_metrics` for class labels or of `regression_metrics` for numbers. The
+            loss is computed from scaled targets if the model has a `target_scaling`
 
         Raises
         ------
-        DataError : as in `predict_proba`
+        DataError : x or y does not match the network, or has invalid values
         """
-        return self.forward(x).argmax(axis=1) if self.classes else self.predict_proba(x)
+        return metrics.evaluate(self, x, y)
+
+    def score(self, x: Any, y: Any) -> float:
+        """Return the accuracy, or for numbers the coefficient of determination R2, on a data set; see `evaluate`.
+
+        For a matrix of labels, the accuracy is the fraction of rows in which all labels are predicted correctly.
+        """
+        return metrics.score(self, x, y)
+
+    def save(self, path: str | Path) -> None:
+        """Write the model to a safetensors file, which `fastmlp.load` reads. The file is written atomically.
+
+        Raises
+        ------
+        DataError : the file cannot be written
+        """
+        file.save(self, path)
+
+
+def load(path: str | Path, *, backend: str = "auto", threads: int | None = None) -> Model:
+    """Read a model from a model file or a run folder.
+
+    Parameters
+    ----------
+    path : model file, or folder that contains `model.safetensors`
+    backend, threads : engine and number of threads for predictions; see `engines.make_engine`
+
+    Raises
+    ------
+    DataError : the file is missing, damaged, or not a model of this version
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> network = Network((4, 3, 2))
+    >>> model = Model(network, network.initial_parameters(seed=0), classes=("no", "yes"))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     model.save(f"{folder}/model.safetensors")
+    ...     bool((load(folder).parameters == model.parameters).all())
+    True
+    """
+    return Model(**file.read(path), backend=backend, threads=threads)
 
 
 def forward_rows(engine: Engine, x: Features) -> FloatArray:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import pairwise
 from numbers import Integral, Real
@@ -51,6 +51,7 @@ INITIALIZERS: dict[str, tuple[str, Callable[[int, int], float]]] = {
     "uniform": ("uniform", lambda i, o: 0.05),
     "normal": ("normal", lambda i, o: 0.05),
 }
+DEFAULT_HIDDEN = (128,)
 ALIASES = {
     "he": "he-normal",
     "xavier": "xavier-uniform",
@@ -74,13 +75,17 @@ class Layer(NamedTuple):
 class Network:
     """Architecture, loss and regularization of a multi-layer perceptron. The weights are stored separately.
 
+    The sizes of the hidden layers are sufficient: `fastmlp.train` gets the sizes of the input and the output from the data.
+
     Parameters
     ----------
-    sizes : number of units of each layer, from the input to the output
+    sizes : number of units of each layer, from the input to the output; None to give only `hidden`. Input and output sizes that
+        are not known yet are stored as 0
     activation : one name for all hidden layers, or one per hidden layer, from `activations.ACTIVATIONS`. A number after a
         colon sets the parameter of the activation, as in "leaky-relu:0.2".
     dropout : dropout rate after the hidden layers, in [0, 1): one value for all hidden layers, or one per hidden layer
-    loss : "cross-entropy" or "squared-error"
+    loss : name of the loss, from `losses.LOSSES`; None selects cross-entropy if the sizes are given. Otherwise, the data
+        determine it: cross-entropy for class labels, squared-error for numbers
     output : output function: "softmax", "sigmoid" or "linear"; None selects softmax for cross-entropy, and linear for
         squared error
     l1, l2 : coefficients of the L1 and L2 penalties on the weights, as defined in the docstring of this module
@@ -89,6 +94,7 @@ class Network:
     init : initialization of the weights: he (same as he-normal), he-uniform, xavier or glorot (same as xavier-uniform),
         xavier-normal, uniform (between -0.05 and 0.05) or normal (standard deviation 0.05). A number after a colon sets the
         scale, as in "normal:0.1". Biases are initialized to zero.
+    hidden : sizes of the hidden layers: one number, or a sequence, which can be empty; None for one layer with 128 units
 
     Raises
     ------
@@ -96,31 +102,30 @@ class Network:
 
     Examples
     --------
-    >>> network = Network((784, 128, 10), activation="relu", dropout=0.2)
-    >>> network.parameters, network.label
-    (101770, '784x128x10')
+    >>> network = Network(hidden=(128,), activation="relu", dropout=0.2)
+    >>> network.label, network.complete(784, 10, "cross-entropy").label
+    ('?x128x?', '784x128x10')
+    >>> Network((784, 128, 10)).parameters
+    101770
     """
 
-    sizes: Sequence[int]
+    sizes: Sequence[int] = None  # type: ignore[assignment]  # __post_init__ replaces None
     activation: str | Sequence[str] = "relu"
     dropout: float | Sequence[float] = 0.0
-    loss: str = "cross-entropy"
+    loss: str = None  # type: ignore[assignment]  # __post_init__ or `complete` replaces None
     output: str | None = None
     l1: float = 0.0
     l2: float = 0.0
     label_smoothing: float = 0.0
     init: str = "he"
+    hidden: Sequence[int] | int | None = None
 
     def __post_init__(self) -> None:
-        whole = all(isinstance(size, Integral) for size in self.sizes)
-        if not whole or len(self.sizes) < 2 or min(self.sizes) < 1:
-            raise ConfigError(
-                f"sizes must be two or more whole numbers of at least 1, not {self.sizes!r}", settings=("hidden",)
-            )
-        sizes = tuple(int(size) for size in self.sizes)
+        sizes = self._check_sizes()
         hidden = len(sizes) - 2
         set_field = object.__setattr__  # sets fields of a frozen dataclass
         set_field(self, "sizes", sizes)
+        set_field(self, "hidden", sizes[1:-1])
         activations = per_layer("activation", self.activation, hidden)
         set_field(self, "activation", tuple(canonical_activation(text) for text in activations))
         set_field(self, "dropout", per_layer("dropout", self.dropout, hidden))
@@ -134,15 +139,36 @@ class Network:
         if scale and parse_number(f"init {self.init!r}", scale) < 0:
             raise ConfigError(f"init {self.init!r}: the scale must not be negative", settings=("init",))
 
-    def _check_loss(self) -> None:
-        object.__setattr__(self, "loss", canonical_name("loss", self.loss, LOSSES))
-        outputs = LOSSES[self.loss]
-        output = next(iter(outputs)) if self.output is None else canonical_name("output", self.output, OUTPUTS)
-        object.__setattr__(self, "output", output)
-        if self.output not in outputs:
+    def _check_sizes(self) -> tuple[int, ...]:
+        """Return the sizes of all layers, given as `sizes` or as `hidden`."""
+        given: Any = self.sizes
+        if isinstance(given, Integral):
+            sizes = (given, *(value for value in (self.activation, self.dropout) if isinstance(value, Integral)))
             raise ConfigError(
-                f"loss {self.loss!r} needs output {' or '.join(outputs)}, not {self.output!r}", settings=("loss", "output")
+                f"sizes must be one tuple, as in Network({sizes}); or give only the hidden layers, as in "
+                f"Network(hidden={sizes[1:-1] or sizes}), and the data determine the other sizes",
+                settings=("hidden",),
             )
+        inner: Any = (self.hidden,) if isinstance(self.hidden, Integral) else self.hidden
+        if given is not None and inner is not None and tuple(given)[1:-1] != tuple(inner):
+            raise ConfigError("give the sizes of all layers or only those of the hidden layers, not both", settings=("hidden",))
+        if given is None:
+            checked: tuple[Any, ...] = DEFAULT_HIDDEN if inner is None else tuple(inner)
+            given = (0, *checked, 0)
+        else:
+            given = tuple(given)
+            checked = given if any(given[:1] + given[-1:]) else given[1:-1]  # 0 means that the size is not known yet
+        if len(given) < 2 or not all(isinstance(size, Integral) and int(size) >= 1 for size in checked):
+            name, needed = ("hidden", "whole") if self.sizes is None else ("sizes", "two or more whole")
+            raise ConfigError(f"{name} must be {needed} numbers of at least 1, not {checked!r}", settings=("hidden",))
+        return tuple(int(size) for size in given)
+
+    def _check_loss(self) -> None:
+        given: Any = self.loss
+        if given is None and self.is_complete:
+            object.__setattr__(self, "loss", "cross-entropy")
+        if given is not None or self.is_complete:
+            self._check_output()
         for field in ("l1", "l2"):
             if not (getattr(self, field) >= 0 and math.isfinite(getattr(self, field))):
                 raise ConfigError(f"{field} must be zero or a positive number, not {getattr(self, field)}", settings=(field,))
@@ -151,13 +177,45 @@ class Network:
                 f"label_smoothing must be at least 0 and below 1, not {self.label_smoothing}", settings=("label_smoothing",)
             )
 
+    def _check_output(self) -> None:
+        object.__setattr__(self, "loss", canonical_name("loss", self.loss, LOSSES))
+        outputs = LOSSES[self.loss]
+        output = next(iter(outputs)) if self.output is None else canonical_name("output", self.output, OUTPUTS)
+        object.__setattr__(self, "output", output)
+        if self.output not in outputs:
+            raise ConfigError(
+                f"loss {self.loss!r} needs output {' or '.join(outputs)}, not {self.output!r}", settings=("loss", "output")
+            )
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the sizes of the input and the output are known."""
+        return self.sizes[0] > 0 and self.sizes[-1] > 0
+
+    def complete(self, features: int, outputs: int, loss: str) -> Network:
+        """Return the network with the sizes of the input and the output, and with a loss if it has none yet.
+
+        A network whose sizes are known is returned unchanged.
+        """
+        if self.is_complete:
+            return self
+        return replace(self, sizes=(features, *self.sizes[1:-1], outputs), loss=self.loss or loss)
+
     def _repr_html_(self) -> str:
         values = {one.name: getattr(self, one.name) for one in fields(self)}
-        return summary_html("Network", {**values, "parameters": f"{self.parameters:,}"})
+        parameters = f"{self.parameters:,}" if self.is_complete else "not known before training"
+        return summary_html("Network", {**values, "parameters": parameters})
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
-        """Descriptions of all layers with weights, from the first hidden layer to the output layer."""
+        """Descriptions of all layers with weights, from the first hidden layer to the output layer.
+
+        Raises
+        ------
+        ConfigError : the sizes of the input and the output are not known yet
+        """
+        if not self.is_complete:
+            raise ConfigError(f"the input and output sizes of network {self.label} are not known; `fastmlp.train` sets them")
         hidden = zip(self.activation, self.dropout, strict=True)  # type: ignore[arg-type]  # tuples after __post_init__
         after = [(*parse_activation(text), float(rate)) for text, rate in hidden] + [("linear", 0.0, 0.0)]
         return tuple(
@@ -168,7 +226,7 @@ class Network:
     @cached_property
     def parameters(self) -> int:
         """Total number of weights and biases."""
-        return sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(self.sizes))
+        return sum((layer.fan_in + 1) * layer.fan_out for layer in self.layers)
 
     @cached_property
     def flops_per_row(self) -> int:
@@ -177,8 +235,8 @@ class Network:
 
     @property
     def label(self) -> str:
-        """The layer sizes as a string, such as "784x128x10"."""
-        return "x".join(map(str, self.sizes))
+        """The layer sizes as a string, such as "784x128x10"; a size that is not known yet is shown as "?"."""
+        return "x".join(str(size or "?") for size in self.sizes)
 
     def views(self, vector: FloatArray) -> list[tuple[FloatArray, FloatArray]]:
         """Return the weights [fan_in, fan_out] and the bias [fan_out] of each layer, as views of a flat vector, (parameters,).

@@ -28,7 +28,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -128,12 +128,13 @@ class Optimizer:
     Parameters
     ----------
     name : name of the optimizer, a key of `RULES`
+    learning_rate : learning rate, > 0; None selects the value in `DEFAULT_LEARNING_RATE`. A `Schedule` multiplies it
     momentum : momentum coefficient mu of momentum and nesterov, in [0, 1)
     beta1, beta2 : decay rates of the running averages of g and g^2, in [0, 1); beta2 is also the smoothing constant of rmsprop
     epsilon : added to the square root in the denominator, > 0
     weight_decay : decoupled weight decay of adamw, >= 0 (`Network.l2` is an L2 penalty that works with all optimizers)
-    clip_norm : maximum Euclidean norm of the gradient of all parameters, including penalties; larger gradients are scaled down
-        to this norm; 0 disables clipping
+    max_grad_norm : maximum Euclidean norm of the gradient of all parameters, including penalties; larger gradients are scaled
+        down to this norm; 0 disables clipping
     epsilon_hat : whether adam and adamw add epsilon to the square root of v before the bias correction, as in scikit-learn and
         TensorFlow (epsilon-hat of Kingma & Ba 2015, section 2). If False, epsilon is added after the bias correction, as in
         PyTorch
@@ -144,27 +145,33 @@ class Optimizer:
 
     Examples
     --------
-    >>> Optimizer("adam", beta1=0.8).slots
-    ('m', 'v')
+    >>> Optimizer("adam", beta1=0.8).slots, Optimizer("sgd").learning_rate
+    (('m', 'v'), 0.05)
     """
 
-    name: str = "sgd"
+    name: str = "adam"
+    learning_rate: float = None  # type: ignore[assignment]  # __post_init__ replaces None
     momentum: float = 0.9
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
     weight_decay: float = 0.01
-    clip_norm: float = 0.0
+    max_grad_norm: float = 0.0
     epsilon_hat: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", canonical_name("optimizer", self.name, RULES))
+        given: Any = self.learning_rate
+        if given is None:
+            object.__setattr__(self, "learning_rate", DEFAULT_LEARNING_RATE[self.name])
+        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
+            raise ConfigError(f"learning_rate must be a positive number, not {self.learning_rate}", settings=("lr",))
         for field in ("momentum", "beta1", "beta2"):
             if not 0 <= getattr(self, field) < 1:
                 raise ConfigError(f"{field} must be at least 0 and below 1, not {getattr(self, field)}", settings=(field,))
         if not (self.epsilon >= np.finfo(np.float32).tiny and math.isfinite(self.epsilon)):
             raise ConfigError(f"epsilon must be a positive normal float32 number, not {self.epsilon}", settings=("epsilon",))
-        for field in ("weight_decay", "clip_norm"):
+        for field in ("weight_decay", "max_grad_norm"):
             if not (getattr(self, field) >= 0 and math.isfinite(getattr(self, field))):
                 raise ConfigError(f"{field} must be zero or a positive number, not {getattr(self, field)}", settings=(field,))
 
@@ -214,3 +221,56 @@ def scalars_without_learning_rates(optimizer: Optimizer, l1: float, l2: float, b
         # sqrt(v) + eps = sqrt(1 - beta2^t) (sqrt(vhat) + eps / sqrt(1 - beta2^t)).
         table[..., EPSILON] = optimizer.epsilon * np.sqrt(corrections[:, 1:])
     return table
+
+
+def SGD(
+    learning_rate: float | None = None, momentum: float = 0.0, nesterov: bool = False, *, max_grad_norm: float = 0.0
+) -> Optimizer:
+    """Return stochastic gradient descent, with momentum if `momentum` is positive; see `Optimizer`.
+
+    >>> SGD(0.1, momentum=0.9, nesterov=True).name
+    'nesterov'
+    """
+    if nesterov and not momentum:
+        raise ConfigError("nesterov needs a positive momentum, such as momentum=0.9", settings=("momentum",))
+    name = ("nesterov" if nesterov else "momentum") if momentum else "sgd"
+    return Optimizer(name, learning_rate, momentum=momentum, max_grad_norm=max_grad_norm)  # type: ignore[arg-type]
+
+
+def RMSprop(
+    learning_rate: float | None = None, beta2: float = 0.999, epsilon: float = 1e-8, *, max_grad_norm: float = 0.0
+) -> Optimizer:
+    """Return the RMSprop optimizer with the smoothing constant `beta2`; see `Optimizer`."""
+    given = {"beta2": beta2, "epsilon": epsilon, "max_grad_norm": max_grad_norm}
+    return Optimizer("rmsprop", learning_rate, **given)  # type: ignore[arg-type]
+
+
+def Adam(
+    learning_rate: float | None = None,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    epsilon: float = 1e-8,
+    *,
+    max_grad_norm: float = 0.0,
+) -> Optimizer:
+    """Return the Adam optimizer; see `Optimizer`.
+
+    >>> Adam().learning_rate
+    0.001
+    """
+    given = {"beta1": beta1, "beta2": beta2, "epsilon": epsilon, "max_grad_norm": max_grad_norm}
+    return Optimizer("adam", learning_rate, **given)  # type: ignore[arg-type]
+
+
+def AdamW(
+    learning_rate: float | None = None,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    epsilon: float = 1e-8,
+    weight_decay: float = 0.01,
+    *,
+    max_grad_norm: float = 0.0,
+) -> Optimizer:
+    """Return the AdamW optimizer, which is Adam with decoupled weight decay; see `Optimizer`."""
+    adam = Adam(learning_rate, beta1, beta2, epsilon, max_grad_norm=max_grad_norm)
+    return replace(adam, name="adamw", learning_rate=learning_rate, weight_decay=weight_decay)  # type: ignore[arg-type]

@@ -46,8 +46,8 @@ class Scaling(Summarized):
         """Return what a repr shows."""
         return {"kind": self.kind, "features": len(self.shift)}
 
-    def apply(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Return a scaled copy of x (n, features) in float32; raise DataError if the number of features differs.
+    def apply(self, x: npt.NDArray[Any], dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
+        """Return a scaled copy of x (n, features) in `dtype`; raise DataError if the number of features differs.
 
         >>> scaling = Scaling("symmetric", np.float32([127.5, 127.5]), np.float32([1 / 127.5, 1 / 127.5]))
         >>> scaling.apply(np.array([[0, 255]], np.uint8)).tolist()
@@ -55,10 +55,18 @@ class Scaling(Summarized):
         """
         if x.ndim != 2 or x.shape[1] != len(self.shift):
             raise DataError(f"scaling was fitted on {len(self.shift)} features, but the data has shape {x.shape}")
-        scaled = x.astype(np.float32)  # a copy, so that the operations below can work in place
+        scaled = x.astype(dtype)  # a copy, so that the operations below can work in place
         scaled -= self.shift
         scaled *= self.factor
         return scaled
+
+    def invert(self, y: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Return the unscaled values, y / factor + shift, of scaled values (n, features) in float64.
+
+        >>> Scaling("zscore", np.float32([10]), np.float32([0.5])).invert(np.array([[-1.0], [2.0]])).tolist()
+        [[8.0], [14.0]]
+        """
+        return y / self.factor.astype(np.float64) + self.shift
 
     def to_arrays(self) -> dict[str, npt.NDArray[np.float32]]:
         """Return a dict of the arrays; `Scaling(kind, **arrays)` creates an equal scaling."""

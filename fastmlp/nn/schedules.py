@@ -13,61 +13,60 @@ from fastmlp.errors import ConfigError
 from fastmlp.nn.names import canonical_name
 
 
-def constant(t: float, schedule: Schedule) -> float:
+def constant(t: float, span: float, schedule: Schedule) -> float:
     return 1.0
 
 
-def inverse_time(t: float, schedule: Schedule) -> float:
+def inverse_time(t: float, span: float, schedule: Schedule) -> float:
     return 1 / (1 + schedule.decay * t)
 
 
-def exponential(t: float, schedule: Schedule) -> float:
+def exponential(t: float, span: float, schedule: Schedule) -> float:
     return math.exp(-schedule.decay * t)
 
 
-def staircase(t: float, schedule: Schedule) -> float:
-    return schedule.factor ** math.floor(t / schedule.every)
+def staircase(t: float, span: float, schedule: Schedule) -> float:
+    return schedule.gamma ** math.floor(t / schedule.step)
 
 
-def cosine(t: float, schedule: Schedule) -> float:
-    span = max(schedule.epochs - schedule.warmup, 1e-9)
+def cosine(t: float, span: float, schedule: Schedule) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(t / span, 1)))
 
 
-SCHEDULES: dict[str, Callable[[float, Schedule], float]] = {
+SCHEDULES: dict[str, Callable[[float, float, Schedule], float]] = {
     "constant": constant,
     "inverse-time": inverse_time,
     "exponential": exponential,
     "step": staircase,
     "cosine": cosine,
 }
+PLATEAU = "plateau"
+SCHEDULE_NAMES = (*SCHEDULES, PLATEAU)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A learning-rate schedule, with optional linear warm-up.
+    """A learning-rate schedule, with optional linear warm-up: a multiplier of the learning rate of the optimizer.
 
-    Let t be the number of epochs since the end of the warm-up, including fractions of an epoch. The learning rate is `rate`
-    multiplied by
+    Let t be the number of epochs since the end of the warm-up, including fractions of an epoch. The multiplier is
 
     ============ =====================================
     constant     1
     inverse-time 1 / (1 + decay t)
     exponential  exp(-decay t)
-    step         factor ^ floor(t / every)
+    step         gamma ^ floor(t / step)
     cosine       (1 + cos(pi t / (epochs - warmup))) / 2
     ============ =====================================
 
-    During the warm-up, the learning rate of update k, counted from 0, is `rate` * (k + 1) / (warmup * steps_per_epoch).
+    where `epochs` is the number of epochs of the training run. During the warm-up, the multiplier of update k, counted from 0,
+    is (k + 1) / (warmup * steps_per_epoch).
 
     Parameters
     ----------
-    rate : learning rate at the end of the warm-up, > 0
     kind : name of the schedule, a key of `SCHEDULES`
-    decay : decay rate per epoch; only used by inverse-time and exponential
-    factor, every : the learning rate is multiplied by `factor` after every `every` epochs; only used by step
     warmup : number of epochs of linear warm-up; 0 disables the warm-up
-    epochs : total number of training epochs, including the warm-up; only used by cosine
+    decay : decay rate per epoch; only used by inverse-time and exponential
+    gamma, step : the learning rate is multiplied by `gamma` after every `step` epochs; only used by step
 
     Raises
     ------
@@ -75,40 +74,45 @@ class Schedule:
 
     Examples
     --------
-    >>> Schedule(0.1, "inverse-time", decay=0.5).rates(first=4, count=3, steps_per_epoch=2).round(4).tolist()
-    [0.05, 0.0444, 0.04]
+    >>> Schedule("inverse-time", decay=0.5).multipliers(first=4, count=3, steps_per_epoch=2, epochs=9).round(4).tolist()
+    [0.5, 0.4444, 0.4]
     """
 
-    rate: float
     kind: str = "constant"
-    decay: float = 0.02
-    factor: float = 0.5
-    every: float = 10.0
     warmup: float = 0.0
-    epochs: float = 200.0
+    decay: float = 0.02
+    gamma: float = 0.5
+    step: float = 10.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", canonical_name("schedule", self.kind, SCHEDULES))
-        if not (self.rate > 0 and math.isfinite(self.rate)):
-            raise ConfigError(f"the learning rate must be a positive number, not {self.rate}", settings=("rate",))
-        if not 0 < self.factor <= 1:
-            raise ConfigError(f"factor must be above 0 and at most 1, not {self.factor}", settings=("factor",))
-        for field in ("every", "epochs"):
-            if not (getattr(self, field) > 0 and math.isfinite(getattr(self, field))):
-                raise ConfigError(f"{field} must be a positive number of epochs, not {getattr(self, field)}", settings=(field,))
+        if not 0 < self.gamma <= 1:
+            raise ConfigError(f"gamma must be above 0 and at most 1, not {self.gamma}", settings=("lr_gamma",))
+        if not (self.step > 0 and math.isfinite(self.step)):
+            raise ConfigError(f"step must be a positive number of epochs, not {self.step}", settings=("lr_step",))
         for field in ("decay", "warmup"):
             if not (getattr(self, field) >= 0 and math.isfinite(getattr(self, field))):
-                raise ConfigError(f"{field} must be zero or a positive number, not {getattr(self, field)}", settings=(field,))
+                message = f"{field} must be zero or a positive number, not {getattr(self, field)}"
+                raise ConfigError(message, settings=(f"lr_{field}",))
 
-    def rates(self, first: int, count: int, steps_per_epoch: int) -> npt.NDArray[np.float64]:
-        """Return the learning rates of the updates `first` to `first + count - 1`, counted from 0, as (count,) float64."""
+    def multipliers(self, first: int, count: int, steps_per_epoch: int, epochs: float) -> npt.NDArray[np.float64]:
+        """Return the multipliers of the learning rate for some updates, (count,) float64.
+
+        Parameters
+        ----------
+        first : index of the first update, counted from 0
+        count : number of updates
+        steps_per_epoch : number of updates per epoch
+        epochs : number of epochs of the training run, including the warm-up
+        """
         multiplier = SCHEDULES[self.kind]
         warmup = self.warmup * steps_per_epoch  # number of updates in the warm-up
         if multiplier is constant and first >= warmup:
-            return np.full(count, self.rate)  # avoids one function call per update
+            return np.ones(count)  # avoids one function call per update
+        span = max(epochs - self.warmup, 1e-9)
         return np.array(
             [
-                self.rate * (min((k + 1) / warmup, 1.0) if k < warmup else multiplier((k - warmup) / steps_per_epoch, self))
+                min((k + 1) / warmup, 1.0) if k < warmup else multiplier((k - warmup) / steps_per_epoch, span, self)
                 for k in range(first, first + count)
             ]
         )
@@ -123,7 +127,8 @@ class ReduceOnPlateau:
     Parameters
     ----------
     factor : factor by which the learning rate is multiplied, in (0, 1)
-    patience : number of epochs without improvement that are allowed, >= 0; the next one reduces the learning rate
+    patience : number of epochs without improvement that are allowed, >= 0; the next one reduces the learning rate. It should
+        be smaller than the early-stopping patience.
     threshold : minimum relative decrease of the loss that counts as an improvement, in [0, 1)
     min_factor : lower bound of the product of all reductions, in [0, 1)
 
@@ -132,16 +137,16 @@ class ReduceOnPlateau:
     ConfigError : a value is invalid
     """
 
-    factor: float = 0.1
-    patience: int = 10
+    factor: float = 0.5
+    patience: int = 3
     threshold: float = 1e-4
     min_factor: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.factor < 1:
-            raise ConfigError(f"factor must be above 0 and below 1, not {self.factor}", settings=("factor",))
+            raise ConfigError(f"factor must be above 0 and below 1, not {self.factor}", settings=("lr_gamma",))
         if not self.patience >= 0:
-            raise ConfigError(f"patience must be zero or a positive number, not {self.patience}", settings=("patience",))
+            raise ConfigError(f"patience must be zero or a positive number, not {self.patience}", settings=("lr_patience",))
         for field in ("threshold", "min_factor"):
             if not 0 <= getattr(self, field) < 1:
                 raise ConfigError(f"{field} must be at least 0 and below 1, not {getattr(self, field)}", settings=(field,))
@@ -171,3 +176,45 @@ class PlateauTracker:
             self.multiplier = max(self.multiplier * self.schedule.factor, self.schedule.min_factor)
             self.epochs_without_improvement = 0
         return self.multiplier
+
+
+def Constant(warmup: float = 0.0) -> Schedule:
+    """Return the schedule with a constant learning rate after the warm-up; see `Schedule`."""
+    return Schedule("constant", warmup)
+
+
+def InverseTime(decay: float = 0.02, warmup: float = 0.0) -> Schedule:
+    """Return the schedule 1 / (1 + decay t); see `Schedule`."""
+    return Schedule("inverse-time", warmup, decay=decay)
+
+
+def Exponential(decay: float = 0.02, warmup: float = 0.0) -> Schedule:
+    """Return the schedule exp(-decay t); see `Schedule`."""
+    return Schedule("exponential", warmup, decay=decay)
+
+
+def Step(step: float = 10.0, gamma: float = 0.5, warmup: float = 0.0) -> Schedule:
+    """Return the schedule that multiplies the learning rate by `gamma` after every `step` epochs; see `Schedule`."""
+    return Schedule("step", warmup, gamma=gamma, step=step)
+
+
+def Cosine(warmup: float = 0.0) -> Schedule:
+    """Return the schedule that decreases to 0 along half a period of a cosine; see `Schedule`.
+
+    >>> Cosine(warmup=1).multipliers(0, 5, steps_per_epoch=1, epochs=5).round(2).tolist()
+    [1.0, 1.0, 0.85, 0.5, 0.15]
+    """
+    return Schedule("cosine", warmup)
+
+
+def make_schedule(given: str | Schedule | ReduceOnPlateau) -> Schedule | ReduceOnPlateau:
+    """Return a schedule, which may be given by its name: a key of `SCHEDULES`, or "plateau" for `ReduceOnPlateau`.
+
+    Raises
+    ------
+    ConfigError : the name is unknown, or `given` is neither a name nor a schedule
+    """
+    if isinstance(given, Schedule | ReduceOnPlateau):
+        return given
+    name = canonical_name("schedule", given, SCHEDULE_NAMES)
+    return ReduceOnPlateau() if name == PLATEAU else Schedule(name)

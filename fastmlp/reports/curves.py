@@ -51,10 +51,10 @@ def plot_curves(
     b'PNG'
     """
     with own_style():
-        save(_curves_figure(history, best_epoch, title), path)
+        save(curves_figure(history, best_epoch, title), path)
 
 
-def _curves_figure(history: Sequence[Mapping[str, Any]], best_epoch: int | None, title: str) -> Figure:
+def curves_figure(history: Sequence[Mapping[str, Any]], best_epoch: int | None, title: str) -> Figure:
     """Return a figure with a panel for the loss, a panel for the accuracy if it was measured, and a legend below."""
     keys = [key for key in ("loss", "accuracy") if key == "loss" or _measured(history, key)]
     figure = new_figure(1.0 + 4.6 * len(keys), 4.2, title)
@@ -75,6 +75,49 @@ def _curves_figure(history: Sequence[Mapping[str, Any]], best_epoch: int | None,
     return figure
 
 
+def band_figure(histories: Sequence[Sequence[Mapping[str, Any]]], title: str) -> Figure:
+    """Return a figure of the loss and the accuracy per epoch over several runs that differ only in their seeds.
+
+    Thin lines are the runs. A thick line is the mean, with a band of one sample standard deviation on either side; both end
+    with the shortest run.
+    """
+    keys = [key for key in ("loss", "accuracy") if key == "loss" or _measured(histories[0], key)]
+    figure = new_figure(1.0 + 4.6 * len(keys), 4.2, title)
+    handles: dict[str, Any] = {}
+    for number, key in enumerate(keys):
+        axes = figure.add_subplot(1, len(keys), number + 1, xlabel="epoch", ylabel=key)
+        shown = [_draw_band(axes, histories, *curve) for curve in _curves_of(key) if _measured(histories[0], curve[0])]
+        if key == "loss":
+            scale_loss(axes, np.concatenate(shown))
+        epoch_axis(axes, 1, max(map(len, histories)))
+        lines, labels = axes.get_legend_handles_labels()
+        handles.update(zip(labels, lines, strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def _curves_of(key: str) -> tuple[tuple[str, str, str], ...]:
+    """Return the name in the history, the label and the colour of the training and the validation curve of a metric."""
+    return (key, "training", BLUE), (f"val_{key}", "validation", ORANGE)
+
+
+def _draw_band(
+    axes: Axes, histories: Sequence[Sequence[Mapping[str, Any]]], name: str, label: str, color: str
+) -> NDArray[np.float64]:
+    """Draw the runs, their mean and the band of one metric; return the finite values that are drawn."""
+    runs = [np.array([row[name] for row in history], np.float64) for history in histories]
+    for run in runs:
+        axes.plot(np.arange(1, len(run) + 1), run, lw=0.5, alpha=0.5, color=color)
+    shortest = min(map(len, runs))
+    common = np.array([run[:shortest] for run in runs])
+    epochs, mean = np.arange(1, shortest + 1), common.mean(axis=0)
+    deviation = common.std(axis=0, ddof=1) if len(runs) > 1 else np.zeros(shortest)
+    axes.plot(epochs, mean, lw=1.8, color=color, label=f"{label}, mean")
+    axes.fill_between(epochs, mean - deviation, mean + deviation, color=color, alpha=0.2, lw=0, label="± std. dev.")
+    values = np.concatenate(runs)
+    return values[np.isfinite(values)]
+
+
 def _measured(history: Sequence[Mapping[str, Any]], key: str) -> bool:
     return any(row.get(key) is not None for row in history)
 
@@ -82,8 +125,7 @@ def _measured(history: Sequence[Mapping[str, Any]], key: str) -> bool:
 def _draw_panel(axes: Axes, history: Sequence[Mapping[str, Any]], key: str, best_epoch: int | None) -> None:
     """Draw the training and validation curves of one metric, and the best epoch."""
     shown: list[NDArray[np.float64]] = []
-    curves = ((key, "training", BLUE, 0.97), (f"val_{key}", "validation", ORANGE, 0.92))
-    for name, label, color, height in curves:
+    for (name, label, color), height in zip(_curves_of(key), (0.97, 0.92), strict=True):
         if not _measured(history, name):
             continue
         rows = [row for row in history if row.get(name) is not None]

@@ -9,6 +9,7 @@ them, and they differ in greyscale.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import math
 import os
@@ -63,20 +64,21 @@ def new_figure(width: float, height: float, title: str) -> Figure:
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, parse_math=False)
+    figure._repr_png_ = functools.partial(png_bytes, figure)  # type: ignore[attr-defined]  # displays the figure in notebooks
     return figure
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure as a PNG file without matplotlib's version in its metadata, so that equal figures give identical files.
+    """Write a figure as a PNG file; raise DataError if the file cannot be written."""
+    write_bytes(path, png_bytes(figure))
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """Return a figure as PNG, without matplotlib's version in its metadata, so that equal figures give identical bytes.
 
     The layout is computed once and then disabled, because matplotlib would compute it again each time it draws the figure. The
     bounding box includes labels that the layout does not account for, such as those of a confusion matrix, which must stay
     square. It is computed here because bbox_inches="tight" would draw the figure again.
-
-    Raises
-    ------
-    DataError
-        The file could not be written.
     """
     if engine := figure.get_layout_engine():
         engine.execute(figure)
@@ -84,7 +86,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     buffer = io.BytesIO()
     box = figure.get_tightbbox().padded(PADDING)
     figure.savefig(buffer, format="png", dpi=DPI, bbox_inches=box, metadata={"Software": None})
-    write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def epoch_axis(axes: Axes, first: int, last: int) -> None:

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 from fastmlp._lazy import lazy
 
 if TYPE_CHECKING:
-    from fastmlp.training.loop import TrainResult as TrainResult
-    from fastmlp.training.loop import train as train
-    from fastmlp.training.many import train_many as train_many
+    from fastmlp.training.api import train as train
+    from fastmlp.training.api import train_many as train_many
+    from fastmlp.training.result import TrainResult as TrainResult
     from fastmlp.training.settings import Settings as Settings
 
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
-        "loop": ["TrainResult", "train"],
-        "many": ["train_many"],
+        "api": ["train", "train_many"],
+        "result": ["TrainResult"],
         "settings": ["Settings"],
     },
 )

@@ -6,13 +6,12 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp._summary import summary_html, summary_text
-from fastmlp.data.rows import Array, Features, Indices, base_rows
+from fastmlp.data.rows import Array, Indices, base_rows
 from fastmlp.engines import make_engine
 from fastmlp.engines.base import Engine, EngineSpec, RowMetrics, State, step_count
 from fastmlp.engines.chunks import ChunkSize
@@ -20,12 +19,13 @@ from fastmlp.engines.interrupts import Signals
 from fastmlp.errors import DivergedError
 from fastmlp.models.metrics import mean
 from fastmlp.models.model import Model
-from fastmlp.nn.network import FloatArray, Network
+from fastmlp.nn.network import FloatArray
 from fastmlp.nn.philox import generator
-from fastmlp.nn.scaling import Scaling
+from fastmlp.nn.schedules import PlateauTracker, ReduceOnPlateau
 from fastmlp.training.augment import Augmentation, augment, sample_augmentation
-from fastmlp.training.monitor import EarlyStopping, EpochLog, StepValidation, Validation, check_finite, validate
-from fastmlp.training.settings import Settings, Task, check_data, make_task
+from fastmlp.training.monitor import EarlyStopping, StepValidation, Validation, check_finite, validate
+from fastmlp.training.result import EpochLog, History, TrainResult
+from fastmlp.training.settings import Task
 
 Callback = Callable[[EpochLog, Engine], bool | None]
 
@@ -37,51 +37,6 @@ class Progress(Protocol):
         self, epoch: int, done: int, total: int, loss: float, accuracy: float | None, rows_per_second: float
     ) -> None: ...
     def epoch_done(self, row: EpochLog) -> None: ...
-
-
-METRICS = ("loss", "accuracy", "val_loss", "val_accuracy")  # of an epoch, as a repr shows them
-
-
-class TrainResult(NamedTuple):
-    """Result of `train`.
-
-    model : the model, with the weights of the best epoch
-    history : one dict per epoch with the keys epoch (from 1), rows (number of rows trained on), loss, accuracy, val_loss,
-        val_accuracy, lr (learning rate of the first update), seconds (training time, without evaluation), eval_seconds and
-        rows_per_second. loss and accuracy are means over the rows of the epoch; each mini-batch is evaluated before its
-        update, with dropout. accuracy is None if the targets are not class labels. val_loss and val_accuracy are None
-        without a validation split. If `Settings.val_steps` is set, there is also the key steps: a list with one dict per
-        validation within the epoch, with the keys step (number of updates since the start of training), epoch (with
-        fraction), loss (mean over the rows since the previous validation in this epoch), val_loss and val_accuracy
-    best_epoch : number of the epoch from which the weights of the model were taken
-    stopped : why training ended: "epochs", "patience", "time", "callback", "interrupted" or "diverged"
-    state : parameters, optimizer slots and number of updates at the end of training
-    backend, threads : name of the engine, and number of threads that it used
-    """
-
-    model: Model
-    history: list[EpochLog]
-    best_epoch: int
-    stopped: str
-    state: State
-    backend: str
-    threads: int
-
-    def _summary(self) -> dict[str, Any]:
-        """Return what a repr shows: the metrics are those of the best epoch."""
-        metrics = {key: f"{self.history[self.best_epoch - 1][key]:.4g}" for key in METRICS if self._has(key)}
-        epochs = f"{self.best_epoch} of {len(self.history)} (stopped: {self.stopped})"
-        return {"network": self.model.network.label, "best_epoch": epochs, **metrics, "backend": self.backend}
-
-    def _has(self, key: str) -> bool:
-        return self.history[self.best_epoch - 1].get(key) is not None
-
-    # A NamedTuple cannot have the base class Summarized.
-    def __repr__(self) -> str:
-        return summary_text("TrainResult", self._summary())
-
-    def _repr_html_(self) -> str:
-        return summary_html("TrainResult", self._summary())
 
 
 class Interrupted(KeyboardInterrupt):
@@ -123,8 +78,9 @@ class Loop:
     def __init__(self, engine: Engine, task: Task, progress: Progress | None) -> None:
         self.network, self.settings, self.data = network, settings, data = task
         self.engine, self.progress = engine, progress
-        self.x, self.rows, self.y, self.weights = base_rows(data.train.x, data.train.y, data.sample_weight)
-        self.history: list[EpochLog] = []
+        self.x, self.rows, self.y, self.weights = base_rows(data.train.x, data.train.y, data.train.weight)
+        self.history = History()
+        self.plateau = PlateauTracker(settings.schedule) if isinstance(settings.schedule, ReduceOnPlateau) else None
         self.stopping = EarlyStopping(settings, data.validation is not None)
         self.chunk = ChunkSize(settings.batch_size, network.flops_per_row)  # rows per call of the engine
         self.deadline = math.inf
@@ -155,6 +111,8 @@ class Loop:
                 result = self._result("diverged") if self.history else None
                 raise Diverged(str(error), result, settings=error.settings) from None
             self.history.append(row)
+            if self.plateau is not None:
+                self.plateau.update(row["loss"] if row["val_loss"] is None else row["val_loss"])
             if self.progress is not None:
                 self.progress.epoch_done(row)
             called = [callback(row, self.engine) for callback in callbacks]
@@ -169,8 +127,16 @@ class Loop:
     def _result(self, stopped: str) -> TrainResult:
         assert self.stopping.parameters is not None
         settings, data = self.settings, self.data
-        known = (data.scaling, data.classes or (), data.image_shape)
-        model = Model(self.network, self.stopping.parameters, *known, settings.backend, settings.threads)
+        model = Model(
+            self.network,
+            self.stopping.parameters,
+            data.scaling,
+            data.classes or (),
+            data.image_shape,
+            settings.backend,
+            settings.threads,
+            target_scaling=data.target_scaling,
+        )
         state = self.engine.state()
         return TrainResult(model, self.history, self.stopping.epoch, stopped, state, self.engine.name, self.engine.threads)
 
@@ -186,7 +152,7 @@ class Loop:
         settings = self.settings
         order = generator(settings.seed, "order", epoch).permutation(self.rows)
         steps = step_count(len(order), settings.batch_size)
-        learning_rates = settings.schedule.rates((epoch - 1) * steps, steps, steps)
+        learning_rates = self._learning_rates((epoch - 1) * steps, steps)
         results: list[RowMetrics] = []
         weights = None if self.weights is None else self.weights[order].astype(np.float64)
         step_validation = StepValidation(settings, self.validation, (epoch - 1) * steps, steps, weights)
@@ -214,6 +180,15 @@ class Loop:
             self.chunk.record(len(rows), elapsed)
         weights = None if weights is None else weights[:done]
         return step_validation.merge(self._row(epoch, done, results, weights, seconds, float(learning_rates[0])))
+
+    def _learning_rates(self, first: int, steps: int) -> npt.NDArray[np.float64]:
+        """Return the learning rate of each update of an epoch, (steps,); `first` is the index of its first update."""
+        schedule, epochs = self.settings.schedule, self.settings.epochs
+        if isinstance(schedule, ReduceOnPlateau):
+            multipliers = np.full(steps, 1.0 if self.plateau is None else self.plateau.multiplier)
+        else:
+            multipliers = schedule.multipliers(first, steps, steps, epochs)
+        return self.settings.optimizer.learning_rate * multipliers
 
     def _arguments(self, rows: Indices, augmentation: Augmentation | None) -> tuple[Array, Array, Indices, FloatArray | None]:
         """Return x, y, row indices and weights for `Engine.train`. Rows are copied only if they are augmented."""
@@ -245,75 +220,17 @@ class Loop:
         }
 
 
-def train(  # noqa: PLR0913 - keyword-only, with defaults
-    network: Network,
-    x: Features,
-    y: npt.NDArray[Any],
-    *,
-    settings: Settings | None = None,
-    validation: tuple[Features, npt.NDArray[Any]] | None = None,
-    scaling: Scaling | None = None,
-    sample_weight: FloatArray | None = None,
-    classes: Sequence[str] | None = None,
-    image_shape: tuple[int, int, int] | None = None,
-    callbacks: Sequence[Callback] = (),
-    progress: Progress | None = None,
-) -> TrainResult:
-    """Train a network, and return the model with the weights of the best epoch.
-
-    Parameters
-    ----------
-    network : description of the network
-    x : unscaled features, (n, features) uint8 or float: an array, a memory-mapped array, or a `rows.Subset`
-    y : (n,) integer class labels from 0 to outputs - 1, or (n, outputs) targets
-    settings : training settings; None for the defaults
-    validation : (x, y) of the validation split, which is evaluated after each epoch to determine the best epoch; without it,
-        the last epoch is the best
-    scaling : scaling that is applied to all features, for example from `fit_scaling`; it is stored with the model
-    sample_weight : (n,) positive weights of the rows in the loss
-    classes : names of the classes; None for "0", "1", …
-    image_shape : (height, width, channels) if the rows are images; required by `Settings.flip` and `Settings.shift`, and
-        stored with the model
-    callbacks : functions that are called after each epoch with the last dict of the history and the engine; if one of them
-        returns True, training stops
-    progress : progress display, see `progress.make_progress`
-
-    Raises
-    ------
-    ConfigError : the settings contradict each other or do not fit the data
-    DataError : the data do not fit the network
-    Diverged : a loss or a weight became NaN or infinite
-    Interrupted : SIGINT or SIGTERM was received (in the main thread only); contains the result so far
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from fastmlp.nn.optimizers import Optimizer
-    >>> from fastmlp.nn.schedules import Schedule
-    >>> x = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
-    >>> y = (x[:, 0] * x[:, 1] > 0).astype(int)
-    >>> settings = Settings(Schedule(0.03), Optimizer("adam"), epochs=40, batch_size=16)
-    >>> training = train(Network((2, 16, 2), activation="tanh"), x, y, settings=settings)
-    >>> bool((training.model.predict(x) == y).mean() > 0.9)
-    True
-    """
-    settings = settings or Settings()
-    described = {"scaling": scaling, "classes": None if classes is None else tuple(classes), "image_shape": image_shape}
-    data = check_data(network, settings.dtype, (x, y), validation, sample_weight, **described)
-    return train_task(make_task(network, settings, data), callbacks, progress)
-
-
 def train_task(task: Task, callbacks: Sequence[Callback] = (), progress: Progress | None = None) -> TrainResult:
-    """Train a task whose data are already checked. Otherwise equivalent to `train`.
+    """Train a task, and return the model with the weights of the best epoch.
 
     Parameters
     ----------
-    task : the network, settings and data, from `settings.make_task`
-    callbacks, progress : see `train`
+    task : the network, settings and checked data, from `settings.make_task`
+    callbacks, progress : see `api.train`
 
     Raises
     ------
-    Diverged, Interrupted : see `train`
+    Diverged, Interrupted : see `api.train`
     """
     with loop_for(task, progress) as loop:
         loop.compile()

@@ -11,20 +11,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from fastmlp.data.rows import Features
 from fastmlp.engines.cpu.threads import available_cores
 from fastmlp.engines.interrupts import Signals
 from fastmlp.errors import ConfigError, FastMLPError
-from fastmlp.nn.network import FloatArray, Network
-from fastmlp.nn.scaling import Scaling
-from fastmlp.training.loop import Callback, Diverged, Interrupted, TrainResult, loop_for
-from fastmlp.training.monitor import EpochLog
-from fastmlp.training.settings import Settings, Task, TrainingData, check_data, make_task
+from fastmlp.training.loop import Callback, Diverged, Interrupted, loop_for
+from fastmlp.training.result import EpochLog, TrainResult
+from fastmlp.training.settings import Settings, Task
 
 Result = TrainResult | Diverged
 EpochCallback = Callable[[int, EpochLog], None]
@@ -49,69 +42,6 @@ class ManyInterrupted(KeyboardInterrupt):
         self.signal = signal
 
 
-def train_many(  # noqa: PLR0913 - keyword-only, with defaults
-    jobs: Sequence[tuple[Network, Settings]],
-    x: Features,
-    y: npt.NDArray[Any],
-    *,
-    validation: tuple[Features, npt.NDArray[Any]] | None = None,
-    scaling: Scaling | None = None,
-    sample_weight: FloatArray | None = None,
-    classes: Sequence[str] | None = None,
-    image_shape: tuple[int, int, int] | None = None,
-    threads: int | None = None,
-    callbacks: Sequence[Sequence[Callback]] | None = None,
-    progress: EpochCallback | None = None,
-    finished: ResultCallback | None = None,
-) -> list[Result]:
-    """Train many networks concurrently on the same data, each in one thread.
-
-    The results are bit-identical to those of `train`. The data are checked only once, and are shared by all threads. Models
-    that need the most floating-point operations are started first.
-
-    Parameters
-    ----------
-    jobs : network and settings of each model. `Settings.threads` only sets the number of threads for predictions with the
-        trained model.
-    x, y, validation, scaling, sample_weight, classes, image_shape : see `train`; the same for all models
-    threads : number of models that are trained at the same time; None for the number of CPU cores available to this process
-    callbacks : one sequence of callbacks per job, see `train`; they are called in the thread that trains the model
-    progress : function that is called after each epoch of a model with the index of the job and the last dict of its history;
-        called in the thread of the caller
-    finished : function that is called at the end of each training run with the index of the job and its result, but not if a
-        signal stopped the run; called in the thread of the caller
-
-    Returns
-    -------
-    list : one entry per job, in the order of `jobs`: the `TrainResult`, or the exception `Diverged` if training diverged. The
-        other models are trained to the end in this case.
-
-    Raises
-    ------
-    ConfigError, DataError : see `train`; the message contains the index of the job. Raised before any model is trained.
-    ManyInterrupted : SIGINT or SIGTERM was received (in the main thread only); raised after all threads have ended
-
-    If `progress`, `finished` or a callback raises an exception, or training fails with an error other than divergence, all
-    models are stopped and the exception is raised in the thread of the caller.
-
-    Examples
-    --------
-    >>> from fastmlp.nn.schedules import Schedule
-    >>> x = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
-    >>> y = (x[:, 0] > x[:, 1]).astype(int)
-    >>> jobs = [(Network((2, width, 2)), Settings(Schedule(0.1), epochs=3, seed=width)) for width in (4, 8, 12)]
-    >>> [len(training.history) for training in train_many(jobs, x, y)]
-    [3, 3, 3]
-    """
-
-    described = {"scaling": scaling, "classes": None if classes is None else tuple(classes), "image_shape": image_shape}
-
-    def checked(network: Network, dtype: np.dtype[Any]) -> TrainingData:
-        return check_data(network, dtype, (x, y), validation, sample_weight, **described)
-
-    return train_tasks(make_tasks(jobs, checked), threads=threads, callbacks=callbacks, progress=progress, finished=finished)
-
-
 def train_tasks(
     tasks: list[Task],
     *,
@@ -120,7 +50,7 @@ def train_tasks(
     progress: EpochCallback | None = None,
     finished: ResultCallback | None = None,
 ) -> list[Result]:
-    """Train tasks from `make_tasks`. See `train_many` for the parameters, the return value and the exceptions."""
+    """Train tasks from `api.make_tasks`. See `api.train_many` for the parameters, the return value and the exceptions."""
     threads = Settings(threads=threads).threads or available_cores()  # `Settings` validates the value
     if callbacks is not None and len(callbacks) != len(tasks):
         raise ConfigError(f"callbacks has {len(callbacks)} sequences, but there are {len(tasks)} jobs; give one per job")
@@ -140,28 +70,6 @@ def naming(index: int) -> Iterator[None]:
         yield
     except FastMLPError as error:
         raise type(error)(f"jobs[{index}]: {error}", settings=error.settings) from None
-
-
-def make_tasks(
-    jobs: Sequence[tuple[Network, Settings]], checked: Callable[[Network, np.dtype[Any]], TrainingData]
-) -> list[Task]:
-    """Create a task for each job. All tasks of the same dtype share their data.
-
-    checked : function that checks the data for a network and a dtype and returns them; called once per dtype
-
-    Raises
-    ------
-    ConfigError, DataError : see `train`; the message contains the index of the job
-    """
-    shared: dict[np.dtype[Any], TrainingData] = {}
-    tasks = []
-    for index, (network, settings) in enumerate(jobs):
-        dtype = np.dtype(settings.dtype)
-        with naming(index):
-            if dtype not in shared:
-                shared[dtype] = checked(network, dtype)
-            tasks.append(make_task(network, settings, shared[dtype]))
-    return tasks
 
 
 def compile_kernels(tasks: list[Task]) -> None:

@@ -13,9 +13,8 @@ from fastmlp.engines.base import Engine, RowMetrics, step_count
 from fastmlp.errors import DivergedError
 from fastmlp.models.metrics import mean, mean_metrics
 from fastmlp.nn.network import FloatArray
+from fastmlp.training.result import EpochLog
 from fastmlp.training.settings import Settings
-
-EpochLog = dict[str, Any]  # entry of the history for one epoch, see `TrainResult`
 
 
 class EarlyStopping:
@@ -45,7 +44,7 @@ class EarlyStopping:
     def should_stop(self, epoch: int) -> bool:
         """Return whether the metric has not improved in the last `patience` epochs."""
         patience = self.settings.patience
-        return patience is not None and epoch - self.epoch >= patience
+        return patience is not None and 0 < patience <= epoch - self.epoch
 
 
 class Validation(NamedTuple):
@@ -123,8 +122,8 @@ def check_finite(loss: FloatArray, epoch: int, first_step: int, settings: Settin
 
 def diverged_error(what: str, settings: Settings) -> DivergedError:
     """Return the error for diverged training. Its message suggests remedies, except gradient clipping if already in use."""
-    remedies = {"lr": f"lower the learning rate (now {settings.schedule.rate:g})"}
-    if not settings.optimizer.clip_norm:
+    remedies = {"lr": f"lower the learning rate (now {settings.optimizer.learning_rate:g})"}
+    if not settings.optimizer.max_grad_norm:
         remedies["max_grad_norm"] = "clip the gradient to norm 1"
     remedies["scale"] = "scale the data with zscore"
     return DivergedError(f"{what}: {', or '.join(remedies.values())}", settings=tuple(remedies))

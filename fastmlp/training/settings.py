@@ -3,23 +3,56 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
-from dataclasses import dataclass, field, replace
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.checks import CheckedRows, check_description, check_split, check_weights, match_network
-from fastmlp.errors import ConfigError, DataError
+from fastmlp.data.checks import CheckedRows, check_description, match_network
+from fastmlp.data.rows import Features
+from fastmlp.data.scaling import fit_scaling
+from fastmlp.errors import ConfigError, DataError, unknown_name
 from fastmlp.nn.names import canonical_name
-from fastmlp.nn.network import FloatArray, Network
+from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
 from fastmlp.nn.scaling import Scaling
-from fastmlp.nn.schedules import Schedule
+from fastmlp.nn.schedules import ReduceOnPlateau, Schedule, make_schedule
 
 MONITORS = ("loss", "accuracy")  # metrics of the validation split that select the best epoch
+DEFAULT_PATIENCE = 10  # epochs, with a validation split
+DEFAULT_SCALING = "zscore"  # of the inputs, and of targets that are numbers
+# Losses whose targets can be scaled, if the output function is linear: for other losses, the range of the targets matters.
+SCALED_TARGET_LOSSES = ("squared-error", "absolute-error", "huber", "quantile")
+# Names of other libraries or of other parts of fastmlp that are easily tried as settings, and what to write instead.
+LEARNING_RATE, NETWORK = "optimizer=fastmlp.Adam(learning_rate=0.001)", "fastmlp.Network(hidden=(128,), {}=...)"
+INSTEAD = {
+    "lr": LEARNING_RATE,
+    "learning_rate": LEARNING_RATE,
+    "learning_rate_init": LEARNING_RATE,
+    "weight_decay": "optimizer=fastmlp.AdamW(weight_decay=0.01)",
+    "momentum": "optimizer=fastmlp.SGD(momentum=0.9)",
+    "max_grad_norm": "optimizer=fastmlp.Adam(max_grad_norm=1.0)",
+    "warmup": "schedule=fastmlp.Cosine(warmup=1)",
+    "hidden_layer_sizes": "fastmlp.Network(hidden=(128,))",
+    "hidden": "fastmlp.Network(hidden=(128,))",
+    **{
+        name: NETWORK.format(name)
+        for name in ("activation", "dropout", "loss", "output", "l1", "l2", "label_smoothing", "init")
+    },
+    "validation_data": "validation, the third argument of train",
+    "max_epochs": "epochs",
+    "max_iter": "epochs",
+    "early_stopping": "patience=10",
+    "n_iter_no_change": "patience",
+    "random_state": "seed",
+    "device": "backend",
+    "verbose": "progress=True",
+    "x": "the pair (x, y) as the second argument of train",
+    "y": "the pair (x, y) as the second argument of train",
+}
 
 
 @dataclass(frozen=True)
@@ -28,11 +61,12 @@ class Settings:
 
     Parameters
     ----------
-    schedule : learning rate and its schedule
-    optimizer : optimizer with its settings
+    optimizer : optimizer with its settings, such as `fastmlp.Adam(learning_rate=0.001)`, or its name
+    schedule : learning-rate schedule, such as `fastmlp.Cosine(warmup=1)`, or its name
     epochs : maximum number of epochs
     batch_size : mini-batch size; the last mini-batch of an epoch may be smaller
-    patience : early-stopping patience in epochs; None disables early stopping
+    patience : early-stopping patience in epochs; 0 disables early stopping. None selects 10 with a validation split, and 0
+        without one
     monitor : metric on the validation split that determines the best epoch: "loss" or "accuracy"
     min_delta : minimum change of the monitored metric that counts as an improvement
     flip, shift : augmentation of training images, drawn again in every epoch: probability of a horizontal flip, and maximum
@@ -48,8 +82,8 @@ class Settings:
     ConfigError : a value is invalid
     """
 
-    schedule: Schedule = field(default_factory=lambda: Schedule(0.01))
     optimizer: Optimizer = field(default_factory=Optimizer)
+    schedule: Schedule | ReduceOnPlateau = field(default_factory=Schedule)
     epochs: int = 50
     batch_size: int = 64
     patience: int | None = None
@@ -62,12 +96,21 @@ class Settings:
     seed: int = 0
     backend: str = "auto"
     threads: int | None = None
-    dtype: npt.DTypeLike = np.float32
+    dtype: npt.DTypeLike = "float32"
     precision: str = "float32"
 
+    def __new__(cls, *args: Any, **given: Any) -> Settings:
+        """Check the names of the arguments before `__init__`, to suggest the right ones."""
+        check_names(given)
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
+        given: Any = self.optimizer
+        if not isinstance(given, Optimizer):
+            object.__setattr__(self, "optimizer", Optimizer(given))
+        object.__setattr__(self, "schedule", make_schedule(self.schedule))
         for name in ("epochs", "batch_size", "patience", "val_steps", "threads", "seed", "shift"):
-            value, least = getattr(self, name), 0 if name in ("seed", "shift") else 1
+            value, least = getattr(self, name), 0 if name in ("patience", "seed", "shift") else 1
             if value is not None and not (isinstance(value, Integral) and int(value) >= least):
                 raise ConfigError(f"{name} must be at least {least} and a whole number, not {value!r}", settings=(name,))
         if not 0 <= self.flip <= 1:
@@ -81,54 +124,75 @@ class Settings:
             raise ConfigError(f"seed must be between 0 and 2^64 - 1, not {self.seed}", settings=("seed",))
 
 
+def check_names(given: Mapping[str, Any]) -> None:
+    """Raise ConfigError if a name is not a setting; the message says what to write instead."""
+    names = [one.name for one in fields(Settings)]
+    for name in given:
+        if name in names:
+            continue
+        if name in INSTEAD:
+            raise ConfigError(f"{name!r} is not a training setting; write {INSTEAD[name]}")
+        raise ConfigError(unknown_name("training setting", name, names))
+
+
 @dataclass(frozen=True, eq=False)
 class TrainingData:
-    """Data for training, whose values have been checked.
-
-    `check_data` creates it from arrays. It can also be created from the splits of a data set, which have already been checked.
-    Afterwards `make_task` checks that the shapes match the network.
+    """Data for training, whose values have been checked. `prepare` creates it.
 
     Parameters
     ----------
-    train, validation : features and targets of the two splits; validation may be None
-    sample_weight : (n,) positive float32 weights of the training rows; None for equal weights
+    train, validation : features and scaled targets of the two splits; validation may be None
     scaling : scaling that is applied to the features whenever they are used; None for no scaling
-    classes : names of the classes, empty for regression; None for "0", "1", …
+    classes : names of the classes, empty if the targets are numbers; None for "0", "1", …
     image_shape : (height, width, channels) if the rows are images
+    target_scaling : scaling that has been applied to the targets; None for no scaling
     """
 
     train: CheckedRows
     validation: CheckedRows | None = None
-    sample_weight: FloatArray | None = None
     scaling: Scaling | None = None
     classes: tuple[str, ...] | None = None
     image_shape: tuple[int, int, int] | None = None
+    target_scaling: Scaling | None = None
 
 
-def check_data(
+def prepare(
     network: Network,
-    dtype: npt.DTypeLike,
-    rows: tuple[Any, Any],
-    validation: tuple[Any, Any] | None = None,
-    sample_weight: Any = None,
-    **description: Any,
+    train: CheckedRows,
+    validation: CheckedRows | None = None,
+    *,
+    scaling: str | Scaling | None = DEFAULT_SCALING,
+    target_scaling: str | Scaling | None = DEFAULT_SCALING,
 ) -> TrainingData:
-    """Check all values in the arrays passed to `train`. Arrays that already have the required dtype are not copied.
+    """Fit the scalings to the training split, and scale the targets.
 
     Parameters
     ----------
-    dtype : dtype in which the engine computes
-    rows, validation : (x, y) of the training split and of the validation split
-    description : scaling, classes and image_shape, see `TrainingData`
+    network : network with known sizes
+    train, validation : checked rows; validation may be None
+    scaling : scaling of the features: a name, see `data.scaling.fit_scaling`, a `Scaling`, or None for no scaling
+    target_scaling : scaling of the targets, given like `scaling`; only used if `scales_targets` is true
 
     Raises
     ------
-    DataError : an array does not fit the network, or contains values that are not finite
+    ConfigError, DataError : see `data.scaling.fit_scaling` and `Scaling`
     """
-    train = check_split(network, *rows, "training", dtype)
-    held_out = None if validation is None else check_split(network, *validation, "validation", dtype)
-    weights = None if sample_weight is None else check_weights(sample_weight, len(train))
-    return TrainingData(train, held_out, weights, **description)
+    fitted = fitted_scaling(scaling, train.x)
+    of_targets = fitted_scaling(target_scaling, train.y) if scales_targets(network, train) else None
+    if of_targets is not None:
+        train = replace(train, y=of_targets.apply(train.y, train.y.dtype))
+        validation = validation and replace(validation, y=of_targets.apply(validation.y, validation.y.dtype))
+    return TrainingData(train, validation, fitted, target_scaling=of_targets)
+
+
+def fitted_scaling(given: str | Scaling | None, values: Features) -> Scaling | None:
+    """Return the scaling that is given, or the one of this kind fitted to values (n, features)."""
+    return fit_scaling(given, values) if isinstance(given, str) else given
+
+
+def scales_targets(network: Network, rows: CheckedRows) -> bool:
+    """Return whether the targets are numbers whose scale does not matter for the meaning of the loss."""
+    return rows.y.ndim == 2 and network.output == "linear" and network.loss in SCALED_TARGET_LOSSES
 
 
 class Task(NamedTuple):
@@ -149,7 +213,7 @@ class Task(NamedTuple):
         network, optimizer = self.network, self.settings.optimizer
         activations = frozenset(layer.activation for layer in network.layers[:-1])
         dropout = any(layer.dropout for layer in network.layers)
-        switches = (dropout, network.l1 > 0, network.l2 > 0, network.label_smoothing > 0, optimizer.clip_norm > 0)
+        switches = (dropout, network.l1 > 0, network.l2 > 0, network.label_smoothing > 0, optimizer.max_grad_norm > 0)
         types = (self.settings.backend, np.dtype(self.settings.dtype), self.settings.precision)
         return (*types, activations, network.loss, network.output, optimizer.name, switches)
 
@@ -174,6 +238,8 @@ def make_task(network: Network, settings: Settings, data: TrainingData) -> Task:
     check_description(network, None if data.scaling is None else len(data.scaling.shift), len(names), data.image_shape)
     given, regression = validation is not None, train.y.ndim == 2
     check_settings(settings, validation=given, images=data.image_shape is not None, regression=regression)
+    if settings.patience is None:
+        settings = replace(settings, patience=DEFAULT_PATIENCE if given else 0)
     return Task(network, settings, replace(data, train=train, validation=validation, classes=names))
 
 
@@ -191,7 +257,7 @@ def check_settings(settings: Settings, *, validation: bool, images: bool, regres
     ConfigError : a setting requires a validation split, images or class labels, which the data do not have
     """
     for name in ("patience", "val_steps"):
-        if getattr(settings, name) is not None and not validation:
+        if getattr(settings, name) and not validation:
             raise ConfigError(
                 f"{name} needs a validation split; add one, or leave {name} unset", settings=(name, "val_fraction")
             )

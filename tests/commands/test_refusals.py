@@ -182,8 +182,8 @@ def test_a_missed_threshold_is_6_after_the_result(run: Path) -> None:
 def test_twice_verbose_or_debug_shows_the_traceback() -> None:
     for result in (call("train", "-v", "-v", "--lr", "0"), call("train", "--lr", "0", FASTMLP_DEBUG="1")):
         assert result.exit_code == 2
-        assert "schedules.py" in result.stderr
-        assert "fastmlp: error: the learning rate" in result.stderr
+        assert "optimizers.py" in result.stderr
+        assert "fastmlp: error: learning_rate must" in result.stderr
 
 
 def test_evaluate_on_data_that_do_not_fit_is_3(run: Path, tmp_path: Path) -> None:

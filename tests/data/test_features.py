@@ -27,7 +27,7 @@ from fastmlp.data import features as feature_files
 from fastmlp.data.dataset import load_data
 from fastmlp.data.rows import is_mapped
 from fastmlp.experiments import extraction
-from fastmlp.models.file import load
+from fastmlp.models.model import load
 from fastmlp.nn.blocks import blocks
 
 pytestmark = pytest.mark.full

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from support.data import message as message_of
 
-from fastmlp.data.images import load_images, read_image_folder
+from fastmlp.data.readers.images import load_images, read_image_folder
 from fastmlp.errors import DataError
 
 message = partial(message_of, DataError)

@@ -30,10 +30,11 @@ from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.evaluation import evaluate_run
 from fastmlp.experiments.plan import make_plan
 from fastmlp.experiments.training_run import run_training
-from fastmlp.models.metrics import evaluate, evaluate_with_predictions
+from fastmlp.models.metrics import evaluate_with_predictions
 from fastmlp.nn.network import Network
 from fastmlp.nn.scaling import SCALINGS
-from fastmlp.training.loop import train, train_task
+from fastmlp.training.api import train
+from fastmlp.training.loop import train_task
 from fastmlp.training.settings import TrainingData, make_task
 
 BOUND, BOUND_PER_ROW = 64 << 20, 64
@@ -69,7 +70,7 @@ def outcome(backend: str, rows: Any, validation: Any, **changes: Any) -> tuple[A
     keeper = Keeper()
     settings = set_up(backend=backend, seed=3, **changes)
     scaling = fit_scaling("zscore", rows[0])
-    training = train(NETWORK, *rows, settings=settings, validation=validation, scaling=scaling, callbacks=[keeper])
+    training = train(NETWORK, rows, settings=settings, validation=validation, scaling=scaling, callbacks=[keeper])
     return tuple(keeper.parameters), training.state, training.model.parameters, str(timeless_history(training))
 
 
@@ -93,8 +94,7 @@ def test_a_subset_can_have_weights_and_regression_targets() -> None:
     found, wanted = (
         train(
             network,
-            rows,
-            targets[TRAIN],
+            (rows, targets[TRAIN]),
             settings=set_up(),
             scaling=fit_scaling("unit", rows),
             sample_weight=weights[TRAIN],
@@ -107,7 +107,7 @@ def test_a_subset_can_have_weights_and_regression_targets() -> None:
 
 def test_max_time_stops_training_on_a_subset_within_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastmlp.engines.chunks.CHUNK_SECONDS", 1e-9)  # one batch per call
-    training = train(NETWORK, Subset(PIXELS, TRAIN), Y[TRAIN], settings=set_up(max_time=1e-9))
+    training = train(NETWORK, (Subset(PIXELS, TRAIN), Y[TRAIN]), settings=set_up(max_time=1e-9), scaling=None)
     assert training.stopped == "time" and 0 < training.history[0]["rows"] < len(TRAIN)
 
 
@@ -125,10 +125,10 @@ def test_scalings_of_a_subset_have_the_bits_of_its_copy(kind: str, tmp_path: Pat
 
 
 def test_evaluation_of_a_subset_equals_that_of_its_copy(backend: str, x: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = train(NETWORK, x, Y, settings=set_up(backend=backend)).model
+    model = train(NETWORK, (x, Y), settings=set_up(backend=backend), scaling=None).model
     monkeypatch.setattr("fastmlp.nn.blocks.BLOCK_BYTES", 7 * x.itemsize * 12)
     subset = Subset(x, VALIDATION)
-    assert evaluate(model, subset, Y[VALIDATION]) == evaluate(model, x[VALIDATION], Y[VALIDATION])
+    assert model.evaluate(subset, Y[VALIDATION]) == model.evaluate(x[VALIDATION], Y[VALIDATION])
     assert same_bits(model.predict_proba(subset), model.predict_proba(x[VALIDATION]))
 
 
@@ -183,7 +183,7 @@ def test_the_values_of_a_file_are_checked_once(tmp_path: Path, monkeypatch: pyte
     evaluate_run(tmp_path / "run", split="all")
     assert scanned == [len(PIXELS)]
     scanned.clear()
-    train(Network((PIXELS.shape[1], 3)), PIXELS.astype(np.float32), Y, settings=set_up(epochs=1))  # train checks arrays
+    train(Network((PIXELS.shape[1], 3)), (PIXELS.astype(np.float32), Y), settings=set_up(epochs=1), scaling=None)
     assert scanned == [len(PIXELS)]
 
 
@@ -236,8 +236,8 @@ def test_pixels_are_scaled_on_use(backend: str) -> None:
     labels = np.arange(20_000) % 3
     network, settings = Network((784, 4, 3)), set_up(epochs=1, batch_size=1000, backend=backend)
     scaling = fit_scaling("unit", pixels)
-    train(network, pixels[:9], labels[:9], settings=settings, scaling=scaling)
-    assert traced(lambda: train(network, pixels, labels, settings=settings, scaling=scaling)) < pixels.nbytes
+    train(network, (pixels[:9], labels[:9]), settings=settings, scaling=scaling)
+    assert traced(lambda: train(network, (pixels, labels), settings=settings, scaling=scaling)) < pixels.nbytes
 
 
 # ------------------------------------------------------------------------------------------------ bounded memory

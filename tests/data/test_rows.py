@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastmlp.data.checks import check_rows, check_split
+from fastmlp.data.checks import check_rows
+from fastmlp.data.pairs import as_split
 from fastmlp.data.rows import Subset, first_not_finite, is_mapped, take
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.errors import DataError
@@ -62,7 +63,7 @@ def test_rows_out_of_range_are_rejected(damage: str) -> None:
 def test_a_subset_can_be_empty() -> None:
     assert Subset(X, np.empty(0, np.int64)).shape == (0, 3)
     with pytest.raises(DataError, match="no rows"):
-        check_split(Network((3, 2)), Subset(X, np.empty(0, np.int64)), [], "training", np.float32)
+        as_split((Subset(X, np.empty(0, np.int64)), []), "training", Network((3, 2)), np.float32)
     with pytest.raises(DataError, match="fitted to rows"):
         fit_scaling("unit", Subset(X, np.empty(0, np.int64)))
 

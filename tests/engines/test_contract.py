@@ -169,12 +169,12 @@ EXTRAS: dict[str, tuple[dict[str, Any], Optimizer, dict[str, Any], int]] = {
     "dropout, late, l2, weights": ({"dropout": (0.5, 0.2), "l2": 0.1}, Optimizer("sgd"), {"weighted": True}, 10**6),
     "adam, epsilon-hat": ({}, Optimizer("adam", epsilon=1e-3, epsilon_hat=True), {"rate": 0.003}, 0),
     "adamw, epsilon-hat, late": ({}, Optimizer("adamw", epsilon=1e-3, epsilon_hat=True), {"rate": 0.003}, 300),
-    "adamw, clipped": ({}, Optimizer("adamw", weight_decay=0.3, clip_norm=2.0), {"rate": 0.003}, 0),
-    "adamw, clipped, late": ({}, Optimizer("adamw", weight_decay=0.3, clip_norm=2.0), {"rate": 0.003}, 1000),
-    "adamw, clipped, penalties": ({"l1": 1e-2, "l2": 0.1}, Optimizer("adamw", clip_norm=2.5), {"rate": 0.003}, 0),
+    "adamw, clipped": ({}, Optimizer("adamw", weight_decay=0.3, max_grad_norm=2.0), {"rate": 0.003}, 0),
+    "adamw, clipped, late": ({}, Optimizer("adamw", weight_decay=0.3, max_grad_norm=2.0), {"rate": 0.003}, 1000),
+    "adamw, clipped, penalties": ({"l1": 1e-2, "l2": 0.1}, Optimizer("adamw", max_grad_norm=2.5), {"rate": 0.003}, 0),
     "momentum, clipped, dropout, targets": (
         {"dropout": 0.3, "l1": 1e-2},
-        Optimizer("momentum", clip_norm=1.8),
+        Optimizer("momentum", max_grad_norm=1.8),
         {"targets": True, "weighted": True},
         0,
     ),
@@ -213,7 +213,7 @@ def test_extras(backend: str, extra: str) -> None:
     check_against_reference(backend, *make_extra(extra))
 
 
-@pytest.mark.parametrize("extra", [name for name, (_, o, _, _) in EXTRAS.items() if o.clip_norm])
+@pytest.mark.parametrize("extra", [name for name, (_, o, _, _) in EXTRAS.items() if o.max_grad_norm])
 def test_clipped_cases_clip_some_batches_and_leave_others(extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Norms exceed the threshold by less than a factor of two, so a threshold wrong by that factor would be detected."""
     norms = []
@@ -225,7 +225,7 @@ def test_clipped_cases_clip_some_batches_and_leave_others(extra: str, monkeypatc
     monkeypatch.setattr("fastmlp.engines.numpy_engine.clip", note)
     spec, course, step = make_extra(extra)
     run_course("numpy", spec, start_state(spec)._replace(step=step), course)
-    relative = np.array(norms) / spec.optimizer.clip_norm
+    relative = np.array(norms) / spec.optimizer.max_grad_norm
     assert relative.min() < 0.99
     assert 1.01 < relative.max() < 2
 
@@ -252,7 +252,7 @@ def test_float_rows_are_scaled_too(backend: str) -> None:
 
 def test_the_compiled_engine_refuses_float64(numba_backend: str) -> None:
     with pytest.raises(ConfigError, match="float32"):
-        make_engine(numba_backend, EngineSpec(Network((3, 2)), Optimizer(), dtype=np.float64))
+        make_engine(numba_backend, EngineSpec(Network((3, 2)), Optimizer("sgd"), dtype=np.float64))
 
 
 def test_row_scales_are_shares_of_the_batch() -> None:

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("eager_threads")
 # ------------------------------------------------------------------------------------------------ state
 
 BASE = EngineSpec(Network((13, 18, 5)), Optimizer("sgd"), batch_size=8, threads=2)
-WITH_SLOTS = EngineSpec(Network((13, 18, 11, 5)), Optimizer("adamw", clip_norm=0.5), batch_size=8, threads=2)
+WITH_SLOTS = EngineSpec(Network((13, 18, 11, 5)), Optimizer("adamw", max_grad_norm=0.5), batch_size=8, threads=2)
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,7 @@ THREAD_JOBS = {
     "fewer rows than threads": (Network((13, 18, 5)), Optimizer("sgd"), 6, 3),
     "many tiles": (Network((200, 150, 33)), Optimizer("sgd"), 150, 70),
     "dropout": (Network((70, 150, 33), dropout=0.3), Optimizer("sgd"), 150, 70),
-    "clipped adamw": (Network((70, 150, 33), l2=0.1), Optimizer("adamw", clip_norm=0.5), 150, 70),
+    "clipped adamw": (Network((70, 150, 33), l2=0.1), Optimizer("adamw", max_grad_norm=0.5), 150, 70),
 }
 
 

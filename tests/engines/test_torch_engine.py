@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -24,7 +25,8 @@ from fastmlp.errors import UnavailableError
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import RULES, Optimizer
 from fastmlp.nn.schedules import Schedule
-from fastmlp.training.loop import Settings, train
+from fastmlp.training.api import train
+from fastmlp.training.settings import Settings
 
 pytestmark = pytest.mark.full
 
@@ -40,7 +42,7 @@ ROWS, VALIDATION = 800, 200
 
 # Name: loss, output, optimizer, learning rate.
 TRAININGS: dict[str, tuple[str, str, Optimizer, float]] = {
-    "cross-entropy": ("cross-entropy", "softmax", Optimizer("adamw", clip_norm=1.0), 0.002),
+    "cross-entropy": ("cross-entropy", "softmax", Optimizer("adamw", max_grad_norm=1.0), 0.002),
     "linear": ("squared-error", "linear", Optimizer("nesterov"), 0.01),
     "sigmoid": ("squared-error", "sigmoid", Optimizer("adam"), 0.002),
     "softmax": ("squared-error", "softmax", Optimizer("rmsprop", beta2=0.9), 0.0005),
@@ -53,11 +55,19 @@ def curves(kind: str, backend: str, dtype: Any = np.float32, seed: int = 0, stre
     loss, output, optimizer, rate = TRAININGS[kind]
     activation = ("leaky-gelu:0.1", "tanh")
     network = Network((784, 24, 16, 10), activation, dropout=0.2, loss=loss, output=output, l2=1e-4, label_smoothing=0.05)
-    schedule = Schedule(rate * stretch, "inverse-time", decay=0.1)
-    settings = Settings(schedule, optimizer, epochs=3, batch_size=32, seed=seed, backend=backend, dtype=dtype)
+    schedule = Schedule("inverse-time", decay=0.1)
+    settings = Settings(
+        dataclasses.replace(optimizer, learning_rate=rate * stretch),
+        schedule,
+        epochs=3,
+        batch_size=32,
+        seed=seed,
+        backend=backend,
+        dtype=dtype,
+    )
     data = load_data("digits")
     (x, y), validation = ((data.x[part], data.y[part]) for part in (slice(ROWS), slice(ROWS, ROWS + VALIDATION)))
-    history = train(network, x, y, settings=settings, validation=validation, scaling=fit_scaling("unit", x)).history
+    history = train(network, (x, y), validation, settings=settings, scaling=fit_scaling("unit", x)).history
     return np.array([(row["loss"], row["val_loss"]) for row in history])
 
 
@@ -85,7 +95,7 @@ def test_another_seed_and_another_rate_are_seen(kind: str) -> None:
 # ------------------------------------------------------------------------------------------------ states
 
 JOBS = {
-    name: EngineSpec(Network((13, 18, 5), l1=1e-3), Optimizer(name, clip_norm=1.0), batch_size=8, dtype=np.float64)
+    name: EngineSpec(Network((13, 18, 5), l1=1e-3), Optimizer(name, max_grad_norm=1.0), batch_size=8, dtype=np.float64)
     for name in RULES
 }
 
@@ -129,7 +139,7 @@ def test_no_momentum_is_plain_descent(name: str) -> None:
 
 def test_a_gradient_is_clipped_to_the_norm_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """The clipped gradient has exactly the requested norm; PyTorch's own, less accurate clipping fails the same check."""
-    spec = EngineSpec(Network((13, 18, 5)), Optimizer("sgd", clip_norm=1e-5), batch_size=24, dtype=np.float64)
+    spec = EngineSpec(Network((13, 18, 5)), Optimizer("sgd", max_grad_norm=1e-5), batch_size=24, dtype=np.float64)
     course, start = make_course(spec.network, 24, 24, epochs=1, rate=1.0), start_state(spec)
 
     def moved() -> float:
@@ -146,7 +156,7 @@ def test_a_gradient_is_clipped_to_the_norm_that_was_asked_for(monkeypatch: pytes
 def test_the_process_keeps_its_number_of_threads() -> None:
     """PyTorch's number of threads is a global setting, so the engine reports it but never changes it."""
     before = torch.get_num_threads()
-    spec = EngineSpec(Network((13, 18, 5)), Optimizer(), batch_size=8, threads=before + 3)
+    spec = EngineSpec(Network((13, 18, 5)), Optimizer("sgd"), batch_size=8, threads=before + 3)
     with engine_of("torch", spec) as engine:
         engine.train(*make_course(spec.network))
         assert engine.threads == torch.get_num_threads() == before
@@ -165,7 +175,7 @@ def test_much_work_in_a_forked_child_does_not_hang() -> None:
     x = np.random.default_rng(0).random((3000, 400), np.float32)
     torch.set_num_threads(2)
     try:
-        with engine_of("torch", EngineSpec(network, Optimizer())) as engine:
+        with engine_of("torch", EngineSpec(network, Optimizer("sgd"))) as engine:
             wanted = engine.forward(x)
             check_in_a_forked_child(lambda: np.allclose(engine.forward(x), wanted, atol=1e-4), seconds=60)
         assert torch.get_num_threads() == 2
@@ -200,7 +210,7 @@ MISSING = "backend 'torch' needs torch: pip install torch"
 @pytest.mark.usefixtures("no_torch")
 def test_a_missing_package_is_named() -> None:
     with pytest.raises(UnavailableError, match=MISSING):
-        make_engine("torch", EngineSpec(Network((3, 2)), Optimizer()))
+        make_engine("torch", EngineSpec(Network((3, 2)), Optimizer("sgd")))
     small = {"FASTMLP_DATASET": "digits", "FASTMLP_VAL_COUNT": "100", "FASTMLP_EPOCHS": "1"}
     assert refused(4, "train", "--recipe", "ee5179-4", "--out", "run", "-q", **small) == MISSING
     assert MISSING in refused(4, "recipes", "run", "ee5179-4", "--out", "set", "-q", **small)
@@ -209,7 +219,7 @@ def test_a_missing_package_is_named() -> None:
 
 def test_it_is_taken_when_asked_for_and_never_else(numba_backend: str) -> None:
     for dtype, name in ((np.float32, numba_backend), (np.float64, "numpy")):
-        with engine_of("auto", EngineSpec(Network((3, 2)), Optimizer(), dtype=dtype)) as engine:
+        with engine_of("auto", EngineSpec(Network((3, 2)), Optimizer("sgd"), dtype=dtype)) as engine:
             assert engine.name == name
     ok("train", "--hidden", "8", "--epochs", "1", "--backend", "torch", "--out", "run", "-q")
     result = json.loads(Path("run/result.json").read_text())

@@ -18,8 +18,8 @@ from threadpoolctl import threadpool_limits
 
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.nn.network import Network
-from fastmlp.nn.schedules import Schedule
-from fastmlp.training.loop import train
+from fastmlp.nn.optimizers import SGD
+from fastmlp.training.api import train
 from fastmlp.training.settings import Settings
 
 RAW = Path(os.environ.get("FASTMLP_DATA", "no folder")) / "FashionMNIST" / "raw"
@@ -53,11 +53,10 @@ def one_blas_thread() -> Iterator[None]:
 def losses(data: tuple[Any, Any], backend: str, dropout: float, seed: int = 0, epochs: int = 3) -> Any:
     """Train, and return the loss and the validation loss of each epoch, (epochs, 2)."""
     x, y = data
-    settings = Settings(Schedule(0.001), epochs=epochs, batch_size=64, seed=seed, backend=backend)
+    settings = Settings(SGD(0.001), epochs=epochs, batch_size=64, seed=seed, backend=backend)
     training = train(
         Network((784, 128, 10), activation="relu", dropout=dropout),
-        x[:50_000],
-        y[:50_000],
+        (x[:50_000], y[:50_000]),
         settings=settings,
         scaling=fit_scaling("zscore", x[:50_000]),
         validation=(x[50_000:], y[50_000:]),

@@ -75,7 +75,7 @@ def test_new_arrays_change_predictions_and_assignments_are_refused() -> None:
 
 def test_the_fitted_model_can_be_saved(tmp_path: Any) -> None:
     estimator = classifier().fit(X, Y)
-    fastmlp.save(estimator.to_model(), tmp_path / "iris.safetensors")
+    estimator.to_model().save(tmp_path / "iris.safetensors")
     loaded = fastmlp.load(tmp_path / "iris.safetensors")
     assert loaded.classes == ("0", "1", "2")
     np.testing.assert_allclose(loaded.predict_proba(X.astype(np.float32)), estimator.predict_proba(X), atol=1e-6)

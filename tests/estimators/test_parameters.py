@@ -90,7 +90,7 @@ def test_invalid_weights_are_refused(weights: Any) -> None:
         {"activation": "leaky-relu:0.2"},
         {"activation": ["gelu"]},
         {"schedule": "cosine"},
-        {"schedule": Schedule(1.0, "exponential", decay=0.5)},
+        {"schedule": Schedule("exponential", decay=0.5)},
         {"solver": "sgd"},
     ],
     ids=str,

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import fastmlp
 from fastmlp.errors import ConfigError
 from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.names import SYNONYMS
 from fastmlp.experiments.config.sources import resolve, resolve_as
-from fastmlp.experiments.config.train import FIELDS, PATIENCE, SETTING_OF_FIELD, TrainConfig, fields_of
+from fastmlp.experiments.config.train import FIELDS, TrainConfig, fields_of
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import DEFAULT_LEARNING_RATE, RULES, Optimizer
-from fastmlp.nn.schedules import Schedule
+from fastmlp.nn.schedules import ReduceOnPlateau, Schedule
+from fastmlp.training.settings import DEFAULT_PATIENCE, Settings
 
 
 @pytest.mark.parametrize(
@@ -67,9 +70,9 @@ def test_every_optimizer_has_a_default_rate(name: str) -> None:
 def test_defaults_by_rule() -> None:
     assert TrainConfig().loss == "cross-entropy"
     assert TrainConfig(task="regression").loss == "squared-error"
-    assert TrainConfig().patience == PATIENCE
+    assert TrainConfig().patience == DEFAULT_PATIENCE
     assert TrainConfig(val_fraction=0.0).patience == 0
-    assert TrainConfig(val_fraction=None, val_count=5).patience == PATIENCE
+    assert TrainConfig(val_fraction=None, val_count=5).patience == DEFAULT_PATIENCE
 
 
 def test_every_setting_of_the_network_is_passed_on() -> None:
@@ -128,32 +131,45 @@ def test_every_setting_of_the_training_is_passed_on() -> None:
         precision="tf32",
     )
     settings = config.settings()
-    assert settings.optimizer == Optimizer("rmsprop", **numbers, clip_norm=1.5)
-    assert settings.schedule == Schedule(0.7, "cosine", epochs=9, decay=0.5, factor=0.6, every=3.0, warmup=2.0)
+    assert settings.optimizer == Optimizer("rmsprop", 0.7, **numbers, max_grad_norm=1.5)
+    assert settings.schedule == Schedule("cosine", decay=0.5, gamma=0.6, step=3.0, warmup=2.0)
     own = {one.name: getattr(settings, one.name) for one in dataclasses.fields(settings)}
     del own["optimizer"], own["schedule"]
     assert own == {name: getattr(config, name) for name in own}
 
 
-def test_patience_zero_never_stops() -> None:
-    assert TrainConfig(patience=0).settings().patience is None
+def test_the_settings_of_reduce_on_plateau_are_passed_on() -> None:
+    config = TrainConfig(schedule="plateau", lr_gamma=0.2, lr_patience=7)
+    assert config.settings().schedule == ReduceOnPlateau(factor=0.2, patience=7)
+
+
+def test_the_defaults_are_those_of_python() -> None:
+    """The command line and `fastmlp.train` have the same defaults."""
+    config = TrainConfig(patience=0)
+    assert config.settings() == Settings(patience=0)
+    assert TrainConfig(schedule="plateau").settings().schedule == ReduceOnPlateau()
+    network = Network().complete(7, 4, "cross-entropy")
+    assert config.network(7, 4) == network
+    defaults = {name: one.default for name, one in inspect.signature(fastmlp.train).parameters.items()}
+    assert (config.scale, config.target_scale) == (defaults["scaling"], defaults["target_scaling"])
+    splits = inspect.signature(fastmlp.Dataset.split).parameters
+    assert config.split_sizes() == {name: splits[name].default for name in ("validation", "test", "stratify", "seed")}
 
 
 def test_bad_values_are_refused_by_the_classes_that_use_them() -> None:
     with pytest.raises(ConfigError, match="batch_size must be at least 1"):
         TrainConfig(batch_size=0).settings()
-    with pytest.raises(ConfigError, match="learning rate must be a positive number"):
+    with pytest.raises(ConfigError, match="learning_rate must be a positive number"):
         TrainConfig(lr=0.0).settings()
     with pytest.raises(ConfigError, match="dropout must be at least 0 and below 1"):
         TrainConfig(dropout=(1.0,)).network(2, 2)
 
 
-@pytest.mark.parametrize("name", SETTING_OF_FIELD.values())
+@pytest.mark.parametrize("name", ["lr", "max_grad_norm", "momentum", "lr_decay", "lr_gamma", "lr_step", "lr_warmup"])
 def test_errors_of_the_classes_name_the_settings(name: str) -> None:
-    if name != "schedule":  # its value is a name, which TrainConfig checks itself
-        with pytest.raises(ConfigError) as caught:
-            TrainConfig(**{name: -1.0}).settings()
-        assert caught.value.settings == (name,)
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig(**{name: -1.0}).settings()
+    assert caught.value.settings == (name,)
 
 
 def test_numbers_are_written_exactly(tmp_path: Path) -> None:
@@ -176,12 +192,6 @@ def test_synonyms_of_settings_are_unique_and_no_settings() -> None:
     assert len(others) == len(set(others))
     assert SYNONYMS.keys() <= settings
     assert set(others) & settings == {"device"}
-
-
-def test_settings_with_another_name_than_their_field_exist() -> None:
-    described = {one.name for description in (Optimizer, Schedule) for one in dataclasses.fields(description)}
-    assert SETTING_OF_FIELD.keys() <= described
-    assert {*SETTING_OF_FIELD.values()} <= FIELDS.keys()
 
 
 SPELLINGS = [

@@ -14,9 +14,8 @@ from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.plan import make_plan
 from fastmlp.experiments.training_run import run_training
 from fastmlp.files import read_lines
-from fastmlp.models.file import load
 from fastmlp.models.metrics import evaluate_with_predictions
-from fastmlp.models.model import Model
+from fastmlp.models.model import Model, load
 
 pytestmark = pytest.mark.full  # the tests take ten seconds
 

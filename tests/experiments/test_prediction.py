@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastmlp import Model, Network, load_data, save
+from fastmlp import Model, Network, load_data
 from fastmlp.errors import DataError
 from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.prediction import as_csv, as_lines, predict_files
@@ -24,7 +24,7 @@ def make_model(path: Path, **settings: Any) -> Model:
     network = Network((2, 3), **settings)
     parameters = np.array([0, 1, 2, 0, 0, 0, 0, 0, 0], np.float32)
     model = Model(network, parameters, classes=("low", "middle", "high"), backend="numpy")
-    save(model, path)
+    model.save(path)
     return model
 
 
@@ -108,7 +108,7 @@ def test_outputs_that_are_no_probabilities_are_scores(tmp_path: Path) -> None:
 def test_values_of_a_regression(tmp_path: Path) -> None:
     network = Network((2, 2), loss="squared-error")
     parameters = np.array([1, 10, 0, 0, 0, 0.5], np.float32)
-    save(Model(network, parameters), tmp_path / "m.safetensors")
+    Model(network, parameters).save(tmp_path / "m.safetensors")
     (tmp_path / "a.csv").write_text("3,0\n")
     found = predict(tmp_path / "m.safetensors", tmp_path / "a.csv")
     assert found == [{"input": str(tmp_path / "a.csv"), "row": 1, "values": [3.0, 30.5]}]

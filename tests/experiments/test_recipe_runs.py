@@ -25,9 +25,10 @@ from benchmarks.tables import recipes_table
 from fastmlp.experiments.recipes.recipe import all_recipes, find
 from fastmlp.experiments.recipes.run import RecipeJob, compared, comparison_text, make_job, select
 from fastmlp.files import read_lines
-from fastmlp.nn.schedules import Schedule
-from fastmlp.training.loop import Diverged, TrainResult
-from fastmlp.training.many import train_many
+from fastmlp.nn.optimizers import SGD
+from fastmlp.training.api import train_many
+from fastmlp.training.loop import Diverged
+from fastmlp.training.result import TrainResult
 
 pytestmark = pytest.mark.full
 
@@ -231,15 +232,15 @@ def test_a_run_on_other_data_in_the_folder_is_refused() -> None:
 def test_many_models_tell_when_each_has_ended() -> None:
     x, y = problem()
     seen: list[tuple[int, Any, bool]] = []
-    jobs = [(NETWORK, set_up(epochs=epochs, schedule=Schedule(rate))) for epochs, rate in ((6, 0.1), (1, 0.1), (2, 1e30))]
+    jobs = [(NETWORK, set_up(epochs=epochs, optimizer=SGD(rate))) for epochs, rate in ((6, 0.1), (1, 0.1), (2, 1e30))]
     rows: list[int] = []
     results = train_many(
         jobs,
-        x,
-        y,
+        (x, y),
         threads=1,
         progress=lambda index, row: rows.append(index),
         finished=lambda index, result: seen.append((index, result, index in rows)),
+        scaling=None,
     )
     assert sorted(index for index, _, _ in seen) == [0, 1, 2]
     assert all(result is results[index] for index, result, _ in seen)

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 
 import fastmlp
-from fastmlp import Model, Network, Schedule, Settings
+from fastmlp import Model, Network, Settings
 from fastmlp._summary import LINE
+from fastmlp.nn.optimizers import SGD
 
 DATA = fastmlp.load_data("digits")
 SCALING = fastmlp.fit_scaling("zscore", DATA.x)
 NETWORK = Network((784, 8, 10))
 MODEL = Model(NETWORK, NETWORK.initial_parameters(0), SCALING, DATA.classes, DATA.image_shape)
 RESULT = fastmlp.train(
-    NETWORK, DATA.x[:100], DATA.y[:100], settings=Settings(Schedule(0.01), epochs=2, backend="numpy"), scaling=SCALING
+    NETWORK, (DATA.x[:100], DATA.y[:100]), settings=Settings(SGD(0.01), epochs=2, backend="numpy"), scaling=SCALING
 )
 
 

@@ -196,8 +196,12 @@ BAD_OPTIMIZERS: list[tuple[dict[str, Any], str]] = [
     ({"epsilon": math.inf}, "epsilon must be"),
     ({"weight_decay": -1e-3}, "weight_decay must be"),
     ({"weight_decay": math.nan}, "weight_decay must be"),
-    ({"clip_norm": -1.0}, "clip_norm must be"),
-    ({"clip_norm": math.inf}, "clip_norm must be"),
+    ({"learning_rate": 0.0}, "learning_rate must be"),
+    ({"learning_rate": -0.1}, "learning_rate must be"),
+    ({"learning_rate": math.nan}, "learning_rate must be"),
+    ({"learning_rate": math.inf}, "learning_rate must be"),
+    ({"max_grad_norm": -1.0}, "max_grad_norm must be"),
+    ({"max_grad_norm": math.inf}, "max_grad_norm must be"),
 ]
 
 
@@ -209,7 +213,7 @@ def test_invalid_optimizer_settings(settings: dict[str, Any], message: str) -> N
 
 # ------------------------------------------------------------------------------------------------ schedules
 
-# settings, update number, expected learning rate with 10 steps per epoch
+# settings, update number, expected learning rate with the base learning rate 0.5 and 10 steps per epoch
 POINTS: list[tuple[dict[str, Any], int, float]] = [
     ({}, 0, 0.5),
     ({}, 12345, 0.5),
@@ -217,11 +221,11 @@ POINTS: list[tuple[dict[str, Any], int, float]] = [
     ({"kind": "inverse-time", "decay": 0.5}, 20, 0.25),
     ({"kind": "inverse-time", "decay": 0.5}, 5, 0.5 / 1.25),
     ({"kind": "exponential", "decay": 0.1}, 100, 0.5 / math.e),
-    ({"kind": "step", "factor": 0.5, "every": 2}, 19, 0.5),
-    ({"kind": "step", "factor": 0.5, "every": 2}, 20, 0.25),
-    ({"kind": "step", "factor": 0.5, "every": 2}, 39, 0.25),
-    ({"kind": "step", "factor": 0.5, "every": 2}, 40, 0.125),
-    ({"kind": "step", "factor": 0.1, "every": 0.5}, 5, 0.05),
+    ({"kind": "step", "gamma": 0.5, "step": 2}, 19, 0.5),
+    ({"kind": "step", "gamma": 0.5, "step": 2}, 20, 0.25),
+    ({"kind": "step", "gamma": 0.5, "step": 2}, 39, 0.25),
+    ({"kind": "step", "gamma": 0.5, "step": 2}, 40, 0.125),
+    ({"kind": "step", "gamma": 0.1, "step": 0.5}, 5, 0.05),
     ({"kind": "cosine", "epochs": 4}, 0, 0.5),
     ({"kind": "cosine", "epochs": 4}, 10, 0.25 * (1 + math.sqrt(0.5))),
     ({"kind": "cosine", "epochs": 4}, 20, 0.25),
@@ -238,13 +242,15 @@ POINTS: list[tuple[dict[str, Any], int, float]] = [
     ({"kind": "cosine", "epochs": 4, "warmup": 2}, 40, 0.0),
     ({"kind": "cosine", "epochs": 2, "warmup": 2}, 20, 0.5),
     ({"kind": "inverse-time", "decay": 0.5, "warmup": 2}, 40, 0.25),
-    ({"kind": "step", "factor": 0.5, "every": 1, "warmup": 1}, 20, 0.25),
+    ({"kind": "step", "gamma": 0.5, "step": 1, "warmup": 1}, 20, 0.25),
 ]
 
 
 @pytest.mark.parametrize(("settings", "update_number", "wanted"), POINTS)
 def test_schedules_at_known_points(settings: dict[str, Any], update_number: int, wanted: float) -> None:
-    found = Schedule(0.5, **settings).rates(update_number, 1, steps_per_epoch=10)
+    epochs = settings.get("epochs", 50)
+    schedule = Schedule(**{name: value for name, value in settings.items() if name != "epochs"})
+    found = 0.5 * schedule.multipliers(update_number, 1, steps_per_epoch=10, epochs=epochs)
     assert found.dtype == np.float64
     assert found.tolist() == [pytest.approx(wanted, rel=1e-12, abs=1e-16)]
 
@@ -253,46 +259,40 @@ def test_schedules_at_known_points(settings: dict[str, Any], update_number: int,
 @pytest.mark.parametrize("kind", SCHEDULES)
 def test_schedule_is_a_function_of_the_update_number(kind: str, warmup: float) -> None:
     """The learning rates are the same whether they are computed for all updates at once or in chunks."""
-    schedule = Schedule(0.1, kind, warmup=warmup, epochs=5, every=2)
-    whole = schedule.rates(0, 35, 7)
-    pieces = [schedule.rates(first, min(4, 35 - first), 7) for first in range(0, 35, 4)]
+    schedule = Schedule(kind, warmup=warmup, step=2)
+    whole = schedule.multipliers(0, 35, 7, 5)
+    pieces = [schedule.multipliers(first, min(4, 35 - first), 7, 5) for first in range(0, 35, 4)]
     assert np.array_equal(whole, np.concatenate(pieces))
-    assert schedule.rates(3, 0, 7).shape == (0,)
+    assert schedule.multipliers(3, 0, 7, 5).shape == (0,)
     assert (whole > 0).all()
-    assert whole.max() <= 0.1
+    assert whole.max() <= 1
 
 
 @pytest.mark.parametrize("kind", sorted(set(SCHEDULES) - {"constant"}))
 def test_all_schedules_except_constant_decrease(kind: str) -> None:
-    rates = Schedule(0.1, kind, epochs=5, every=1).rates(0, 50, 10)
+    rates = Schedule(kind, step=1).multipliers(0, 50, 10, 5)
     assert (np.diff(rates) <= 0).all()
     assert rates[-1] < rates[0]
 
 
 BAD_SCHEDULES: list[tuple[dict[str, Any], str]] = [
     ({"kind": "cosin"}, "did you mean 'cosine'"),
-    ({"rate": 0.0}, "learning rate must be"),
-    ({"rate": -0.1}, "learning rate must be"),
-    ({"rate": math.nan}, "learning rate must be"),
-    ({"rate": math.inf}, "learning rate must be"),
-    ({"factor": 0.0}, "factor"),
-    ({"factor": 1.5}, "factor"),
-    ({"every": 0.0}, "every"),
-    ({"every": math.nan}, "every"),
+    ({"gamma": 0.0}, "gamma"),
+    ({"gamma": 1.5}, "gamma"),
+    ({"step": 0.0}, "step"),
+    ({"step": math.nan}, "step"),
     ({"decay": -0.1}, "decay"),
     ({"decay": math.nan}, "decay"),
     ({"decay": math.inf}, "decay"),
     ({"warmup": -1.0}, "warmup"),
     ({"warmup": math.nan}, "warmup"),
     ({"warmup": math.inf}, "warmup"),
-    ({"kind": "cosine", "epochs": math.nan}, "epochs"),
-    ({"kind": "cosine", "epochs": -5.0}, "epochs"),
-    ({"kind": "step", "every": math.inf}, "every"),
+    ({"kind": "step", "step": math.inf}, "step"),
 ]
 
 
 @pytest.mark.parametrize(("settings", "message"), BAD_SCHEDULES)
 def test_invalid_schedule_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        Schedule(**{"rate": 0.1, **settings})
+        Schedule(**settings)
     assert "\n" not in str(caught.value)

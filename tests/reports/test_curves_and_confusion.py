@@ -70,7 +70,7 @@ def lines_of(axes: Axes) -> dict[str, Any]:
 def test_curves_show_the_history_without_overlaps(epochs: int, keys: tuple[str, ...]) -> None:
     history = make_history(epochs, *keys)
     best = max(1, epochs * 2 // 3)
-    figure = draw(curves._curves_figure(history, best, "fashion-mnist 784x400x250x100x10"))
+    figure = draw(curves.curves_figure(history, best, "fashion-mnist 784x400x250x100x10"))
     check_no_overlap(figure)
     check_legend_beside_panels(figure)
     quantities = ["loss"] if keys and "accuracy" not in keys else ["loss", "accuracy"]
@@ -97,7 +97,7 @@ def test_curves_show_the_history_without_overlaps(epochs: int, keys: tuple[str, 
 
 
 def test_x_axis_starts_at_the_first_epoch_of_the_history() -> None:
-    figure = draw(curves._curves_figure(make_history(5, first=51), 53, "resumed"))
+    figure = draw(curves.curves_figure(make_history(5, first=51), 53, "resumed"))
     assert 50 <= figure.axes[0].get_xlim()[0] < 51
 
 
@@ -106,7 +106,7 @@ def test_values_measured_within_epochs_are_drawn_at_fractional_epochs() -> None:
     for row in history:
         at = [row["epoch"] - 1 + part for part in (0.4, 0.8)]
         row["steps"] = [{"epoch": e, "loss": row["loss"], "val_loss": 2 - e / 10, "val_accuracy": e / 10} for e in at]
-    figure = draw(curves._curves_figure(history, 2, "steps"))
+    figure = draw(curves.curves_figure(history, 2, "steps"))
     check_no_overlap(figure)
     lines = {(axes.get_ylabel(), line.get_label()): line for axes in figure.axes for line in axes.lines}
     places = [0.4, 0.8, 1.4, 1.8, 2.4, 2.8, 3.4, 3.8]
@@ -119,7 +119,7 @@ def test_values_measured_within_epochs_are_drawn_at_fractional_epochs() -> None:
 
 
 def test_empty_history() -> None:
-    figure = draw(curves._curves_figure([], None, "stopped at once"))
+    figure = draw(curves.curves_figure([], None, "stopped at once"))
     assert {text.get_text() for text in texts(figure)} == {"stopped at once", "no epoch was completed"}
 
 
@@ -135,7 +135,7 @@ def test_empty_history() -> None:
 )
 def test_losses_that_span_decades_get_a_logarithmic_axis(scale: str, losses: list[float]) -> None:
     history = [{"epoch": i, "loss": loss} for i, loss in enumerate(losses, 1)]
-    figure = draw(curves._curves_figure(history, 1, "t"))
+    figure = draw(curves.curves_figure(history, 1, "t"))
     check_no_overlap(figure)
     axis = figure.axes[0].yaxis
     assert axis.get_scale() == scale
@@ -147,7 +147,7 @@ def test_losses_that_span_decades_get_a_logarithmic_axis(scale: str, losses: lis
 def test_values_that_are_not_finite_leave_a_gap_marked_by_a_cross() -> None:
     history = make_history(6)
     history[2]["loss"], history[3]["loss"], history[5]["val_loss"] = NAN, INF, -INF
-    figure = draw(curves._curves_figure(history, 2, "t"))
+    figure = draw(curves.curves_figure(history, 2, "t"))
     check_no_overlap(figure)
     training, crosses, *_ = figure.axes[0].get_lines()
     assert np.isnan(np.asarray(training.get_ydata())).tolist() == [False, False, True, True, False, False]
@@ -159,14 +159,14 @@ def test_values_that_are_not_finite_leave_a_gap_marked_by_a_cross() -> None:
 
 
 def test_history_without_finite_values() -> None:
-    figure = draw(curves._curves_figure([{"epoch": 1, "loss": NAN}, {"epoch": 2, "loss": INF}], None, "t"))
+    figure = draw(curves.curves_figure([{"epoch": 1, "loss": NAN}, {"epoch": 2, "loss": INF}], None, "t"))
     check_no_overlap(figure)
 
 
 def test_curves_bridge_missing_values_and_best_epoch_may_be_none() -> None:
     history = make_history(4)
     history[1]["val_loss"] = None
-    lines = lines_of(draw(curves._curves_figure(history, None, "t")).axes[0])
+    lines = lines_of(draw(curves.curves_figure(history, None, "t")).axes[0])
     assert set(lines) == {"training", "validation"}
     assert lines["validation"].get_xdata().tolist() == [1, 3, 4]
 

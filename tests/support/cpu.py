@@ -130,7 +130,7 @@ def excess_of(epilogue: int, case: Case, c: Any) -> float:
 # The tests of the engine share few kernels, since each takes seconds to compile; kernels do not depend on layer sizes.
 FUSED_NAMES = ["relu", "linear"]
 EVERY_NAME = [f"{name}:0.5" if entry.default is not None else name for name, entry in ACTIVATIONS.items()]
-PENALISED = Optimizer("adam", clip_norm=0.5)
+PENALISED = Optimizer("adam", max_grad_norm=0.5)
 EVERY_IDS = ["clipped adam", "momentum with dropout"]
 
 

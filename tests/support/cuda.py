@@ -24,7 +24,7 @@ SPEC = EngineSpec(
 )
 
 
-CLIPPED = EngineSpec(Network((20, 40, 5), "tanh", l1=1e-2), Optimizer("adamw", clip_norm=1.0), batch_size=9)
+CLIPPED = EngineSpec(Network((20, 40, 5), "tanh", l1=1e-2), Optimizer("adamw", max_grad_norm=1.0), batch_size=9)
 
 
 def trained(spec: EngineSpec, runtime: Runtime) -> tuple[State, RowMetrics]:

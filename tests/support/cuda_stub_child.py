@@ -35,7 +35,7 @@ from support.engines import Course, make_course, start_state
 SEED = 2**63 + 5  # does not fit into a signed integer
 SIZES = (20, 13, 5)
 FORMATS = {"int32": "<i", "float32": "<f", "uint64": "<Q"}
-LABELS = EngineSpec(Network(SIZES, label_smoothing=0.1), Optimizer("sgd", clip_norm=1.5), batch_size=9, seed=SEED)
+LABELS = EngineSpec(Network(SIZES, label_smoothing=0.1), Optimizer("sgd", max_grad_norm=1.5), batch_size=9, seed=SEED)
 TARGETS = EngineSpec(Network(SIZES), Optimizer("sgd"), batch_size=9, seed=SEED)
 LARGE = EngineSpec(Network(SIZES), Optimizer("sgd"), batch_size=SMALL_BATCH + 1, seed=SEED)
 # Name, spec, and arguments of `Engine.train`. The cases need five kernels: two that train in one launch, one that trains with

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastmlp.nn.network import Network
-from fastmlp.training.loop import TrainResult
+from fastmlp.training.result import TrainResult
 from support.engines import same_bits
 from support.problems import set_up
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastmlp.engines.base import Engine
-from fastmlp.nn.schedules import Schedule
+from fastmlp.nn.optimizers import SGD
 from fastmlp.training.settings import Settings
 
 
@@ -23,7 +23,7 @@ def problem(rows: int = 150, seed: int = 0, noise: float = 0.0) -> tuple[Any, An
 
 def set_up(**changes: Any) -> Settings:
     """Return settings of a short training run, updated with `changes`."""
-    defaults: dict[str, Any] = {"schedule": Schedule(0.1), "epochs": 4, "batch_size": 16, "backend": "numpy"}
+    defaults: dict[str, Any] = {"optimizer": SGD(0.1), "epochs": 4, "batch_size": 16, "patience": 0, "backend": "numpy"}
     return Settings(**{**defaults, **changes})
 
 

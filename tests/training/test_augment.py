@@ -18,13 +18,12 @@ from fastmlp.data.scaling import fit_scaling
 from fastmlp.engines import make_engine
 from fastmlp.engines.base import EngineSpec, State
 from fastmlp.errors import ConfigError, DataError
-from fastmlp.models.file import load
+from fastmlp.models.model import load
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
 from fastmlp.nn.philox import generator
+from fastmlp.training.api import train, train_many
 from fastmlp.training.augment import Augmentation, augment, sample_augmentation
-from fastmlp.training.loop import train
-from fastmlp.training.many import train_many
 
 SHAPE = (5, 4, 2)
 NETWORK = Network((40, 12, 3), dropout=0.2)
@@ -85,8 +84,8 @@ def test_training_equals_an_explicit_loop_over_augmented_rows(backend: str) -> N
     x, y = images(50), labels(50)
     scaling = fit_scaling("unit", x)
     settings = set_up(backend=backend, **AUGMENTED)
-    training = train(NETWORK, x, y, settings=settings, scaling=scaling, validation=(x, y), image_shape=SHAPE)
-    engine = make_engine(backend, EngineSpec(NETWORK, Optimizer(), batch_size=16, seed=5, scaling=scaling))
+    training = train(NETWORK, (x, y), settings=settings, scaling=scaling, validation=(x, y), image_shape=SHAPE)
+    engine = make_engine(backend, EngineSpec(NETWORK, Optimizer("sgd"), batch_size=16, seed=5, scaling=scaling))
     engine.load(State(NETWORK.initial_parameters(5), np.empty((0, NETWORK.parameters), np.float32), 0))
     for epoch in range(1, 4):
         order = generator(5, "order", epoch).permutation(50)
@@ -97,7 +96,7 @@ def test_training_equals_an_explicit_loop_over_augmented_rows(backend: str) -> N
     assert training.model.image_shape == SHAPE
     last = np.log(training.model.predict_proba(x))[np.arange(50), y]
     assert training.history[training.best_epoch - 1]["val_loss"] == pytest.approx(-last.mean(), rel=1e-6)
-    plain = train(NETWORK, x, y, settings=set_up(backend=backend, epochs=3, seed=5), scaling=scaling)
+    plain = train(NETWORK, (x, y), settings=set_up(backend=backend, epochs=3, seed=5), scaling=scaling)
     assert not same_bits(plain.state, training.state)
 
 
@@ -105,14 +104,14 @@ def test_chunks_subsets_and_train_many_give_the_same_bits(backend: str, monkeypa
     x, y, weights = images(50), labels(50), np.linspace(1, 2, 50)
     settings = set_up(backend=backend, threads=1, **AUGMENTED)
     given: dict[str, Any] = {"scaling": fit_scaling("unit", x), "image_shape": SHAPE}
-    whole = train(NETWORK, x, y, settings=settings, sample_weight=weights, **given)
+    whole = train(NETWORK, (x, y), settings=settings, sample_weight=weights, **given)
     monkeypatch.setattr(fastmlp.engines.chunks, "CHUNK_SECONDS", 1e-9)
     rows = np.random.default_rng(1).permutation(80)[:50]
     scattered = np.zeros((80, 40), np.uint8)
     scattered[rows] = x
-    (other,) = train_many([(NETWORK, settings)], Subset(scattered, rows), y, sample_weight=weights, **given)
+    (other,) = train_many([(NETWORK, settings)], (Subset(scattered, rows), y), sample_weight=weights, **given)
     assert same_bits(whole.state, other.state)  # type: ignore[union-attr]
-    unweighted = train(NETWORK, x, y, settings=settings, **given)
+    unweighted = train(NETWORK, (x, y), settings=settings, **given)
     assert not same_bits(whole.state, unweighted.state)
 
 
@@ -120,11 +119,11 @@ def test_augmentation_of_rows_that_are_not_images_is_rejected() -> None:
     x, y = images(50), labels(50)
     for changes in ({"flip": 0.5}, {"shift": 1}):
         with pytest.raises(ConfigError, match="flip and shift can only be used with images"):
-            train(NETWORK, x, y, settings=set_up(**changes))
+            train(NETWORK, (x, y), settings=set_up(**changes), scaling=None)
         with pytest.raises(ConfigError, match=r"jobs\[0\]: flip and shift can only be used with images"):
-            train_many([(NETWORK, set_up(**changes))], x, y)
+            train_many([(NETWORK, set_up(**changes))], (x, y), scaling=None)
     with pytest.raises(DataError, match="image_shape"):
-        train(NETWORK, x, y, settings=set_up(flip=0.5), image_shape=(5, 5, 2))
+        train(NETWORK, (x, y), settings=set_up(flip=0.5), image_shape=(5, 5, 2), scaling=None)
 
 
 def test_the_train_command_with_augmentation(tmp_path: Path) -> None:

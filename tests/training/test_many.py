@@ -33,27 +33,38 @@ from fastmlp.engines import make_engine
 from fastmlp.engines.base import Engine, EngineSpec
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.nn.network import Network
-from fastmlp.nn.optimizers import Optimizer
+from fastmlp.nn.optimizers import SGD, Adam, Optimizer
 from fastmlp.nn.schedules import Schedule
-from fastmlp.training.loop import Diverged, TrainResult, train
-from fastmlp.training.many import Task, make_tasks, train_many
-from fastmlp.training.settings import TrainingData, check_data
+from fastmlp.training.api import DataOptions, bind, make_tasks, train, train_many
+from fastmlp.training.loop import Diverged
+from fastmlp.training.result import TrainResult
+from fastmlp.training.settings import Task, TrainingData
 
 
 def many_jobs(numba_backend: str) -> list[tuple[Network, Any]]:
     """Return jobs whose networks and settings differ in many ways, but which need only a few different kernels."""
-    adam = {"optimizer": Optimizer("adam"), "backend": numba_backend}
     wide = Network((4, 70, 33, 3), dropout=(0.4, 0.0))
     return [
         (NETWORK, set_up(backend=numba_backend, epochs=3)),
         (
             Network((4, 40, 9, 3)),
-            set_up(backend=numba_backend, seed=7, batch_size=7, schedule=Schedule(0.05, "cosine", epochs=6)),
+            set_up(backend=numba_backend, seed=7, batch_size=7, optimizer=SGD(0.05), schedule=Schedule("cosine")),
         ),
-        (wide, set_up(**adam, seed=2**63, epochs=12, schedule=Schedule(0.003))),
-        (wide, set_up(**adam, seed=1, epochs=9, patience=2, monitor="accuracy", schedule=Schedule(0.01, warmup=2))),
+        (wide, set_up(backend=numba_backend, seed=2**63, epochs=12, optimizer=Adam(0.003))),
+        (
+            wide,
+            set_up(
+                backend=numba_backend,
+                seed=1,
+                epochs=9,
+                patience=2,
+                monitor="accuracy",
+                optimizer=Adam(0.01),
+                schedule=Schedule(warmup=2),
+            ),
+        ),
         (Network((4, 8, 3), label_smoothing=0.1), set_up(backend=numba_backend, batch_size=150, seed=3)),
-        (Network((4, 20, 3), activation="gelu", l2=0.01), set_up(optimizer=Optimizer("nesterov", clip_norm=1.0), seed=4)),
+        (Network((4, 20, 3), activation="gelu", l2=0.01), set_up(optimizer=Optimizer("nesterov", max_grad_norm=1.0), seed=4)),
         (
             Network((4, 6, 6, 3), activation="tanh", loss="squared-error"),
             set_up(optimizer=Optimizer("rmsprop"), dtype=np.float64),
@@ -69,7 +80,7 @@ def many_jobs(numba_backend: str) -> list[tuple[Network, Any]]:
 def data() -> dict[str, Any]:
     x, y = problem()
     weights = np.random.default_rng(1).uniform(0.5, 2, 150).astype(np.float32)
-    return {"x": x, "y": y, "validation": problem(50, 1), "scaling": fit_scaling("zscore", x), "sample_weight": weights}
+    return {"train": (x, y), "validation": problem(50, 1), "scaling": fit_scaling("zscore", x), "sample_weight": weights}
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +110,7 @@ def test_same_training_detects_differences(singles: list[TrainResult]) -> None:
 
 def test_the_model_has_the_threads_of_its_settings() -> None:
     x, y = problem(40)
-    results = train_many([(NETWORK, set_up(threads=3)), (NETWORK, set_up())], x, y)
+    results = train_many([(NETWORK, set_up(threads=3)), (NETWORK, set_up())], (x, y), scaling=None)
     assert [result.model.threads for result in results if isinstance(result, TrainResult)] == [3, None]
 
 
@@ -107,9 +118,9 @@ def test_the_model_has_the_threads_of_its_settings() -> None:
 def test_any_number_of_models_and_threads(threads: int | None) -> None:
     x, y = problem(40)
     for count in (0, 1, 5):
-        results = train_many(SMALL[:count], x, y, threads=threads)
+        results = train_many(SMALL[:count], (x, y), threads=threads, scaling=None)
         assert [timeless(r.history) for r in results if isinstance(r, TrainResult)] == [
-            timeless(train(network, x, y, settings=settings).history) for network, settings in SMALL[:count]
+            timeless(train(network, (x, y), settings=settings, scaling=None).history) for network, settings in SMALL[:count]
         ]
 
 
@@ -129,7 +140,7 @@ def test_models_are_trained_concurrently_in_order_of_decreasing_cost() -> None:
     jobs = [(Network((4, 8, 3)), set_up(seed=0)), (Network((4, 30, 3)), set_up(seed=1)), (NETWORK, set_up(seed=2, epochs=90))]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fastmlp.training.loop, "make_engine", make)
-        train_many(jobs, x, y, threads=2)
+        train_many(jobs, (x, y), threads=2, scaling=None)
     assert set(started[:2]) == {1, 2}
     assert started[2] == 0
 
@@ -149,13 +160,15 @@ def test_each_job_has_its_own_callbacks() -> None:
 
         return callback
 
-    found = train_many([(NETWORK, set_up()), (NETWORK, set_up(seed=1))], x, y, callbacks=[[keep(0, 2)], [keep(1, 99)]])
+    found = train_many(
+        [(NETWORK, set_up()), (NETWORK, set_up(seed=1))], (x, y), callbacks=[[keep(0, 2)], [keep(1, 99)]], scaling=None
+    )
     assert seen == {0: [1, 2], 1: [1, 2, 3, 4]}
     assert [training.stopped for training in found] == ["callback", "epochs"]
     for job, training in enumerate(found):
         assert same_bits(training.state.parameters, parameters[job])
     with pytest.raises(ConfigError, match="callbacks has 1 sequences, but there are 2 jobs"):
-        train_many([(NETWORK, set_up())] * 2, x, y, callbacks=[[]])
+        train_many([(NETWORK, set_up())] * 2, (x, y), callbacks=[[]], scaling=None)
 
 
 # Each entry changes one setting of the network or of the optimizer.
@@ -172,7 +185,7 @@ CHANGES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"label_smoothing": 0.1}, {}),
     ({"init": "normal"}, {}),
     ({}, {"name": "adam"}),
-    ({}, {"clip_norm": 1.0}),
+    ({}, {"max_grad_norm": 1.0}),
     ({}, {"momentum": 0.5}),
 ]
 
@@ -183,7 +196,7 @@ def test_models_with_the_same_kernel_key_have_the_same_kernels(numba_backend: st
     for of_network, of_optimizer in CHANGES:
         for sizes, seed in (((4, 6, 7, 3), 0), ((4, 9, 5, 3), 1)):
             network, optimizer = Network(sizes, **of_network), Optimizer(**of_optimizer)
-            settings = set_up(optimizer=optimizer, schedule=Schedule(0.1 + seed), seed=seed, batch_size=8 + seed)
+            settings = set_up(optimizer=replace(optimizer, learning_rate=0.1 + seed), seed=seed, batch_size=8 + seed)
             keys.append(Task(network, settings, TrainingData(CheckedRows(*problem(9), 3))).kernel_key)
             engine: Any = make_engine(numba_backend, EngineSpec(network, optimizer, threads=1))
             kernels.append(repr(engine.kernel_table(np.float32, training=True)))
@@ -196,17 +209,20 @@ def test_models_with_the_same_kernel_key_have_the_same_kernels(numba_backend: st
 NO_COMPILATION_IN_THE_THREADS = """
 from numba.core import event
 import numpy as np
-from fastmlp.training.many import Pool, compile_kernels, make_tasks
+from fastmlp.training.api import make_tasks
+from fastmlp.training.many import Pool, compile_kernels
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
 from fastmlp.engines.interrupts import Signals
-from fastmlp.training.settings import Settings, check_data
+from fastmlp.training.api import DataOptions, bind
+from fastmlp.training.settings import Settings
 
 x, y = np.ones((9, 4), np.float32), np.arange(9) % 3
 adam = Settings(optimizer=Optimizer("adam"), epochs=1)
 jobs = [(Network((4, 5, 3)), Settings(epochs=1)), (Network((4, 9, 6, 3)), Settings(epochs=2, seed=1))]
 jobs += [(Network((4, 5, 5, 3), dropout=(0.0, 0.1)), adam), (Network((4, 7, 3), dropout=0.2), adam)]
-tasks = make_tasks(jobs, lambda network, dtype: check_data(network, dtype, (x, y), (x, y)))
+options = DataOptions(*[None] * 6)
+tasks = make_tasks(jobs, lambda network, dtype: bind(network, dtype, (x, y), (x, y), options))
 with event.install_recorder("numba:compiler_lock") as before:
     compile_kernels(tasks)
 with event.install_recorder("numba:compiler_lock") as after:
@@ -236,14 +252,14 @@ def test_the_data_are_checked_once_and_shared() -> None:
     jobs = [*SMALL, (Network((4, 5, 6)), set_up()), (regression, set_up()), (NETWORK, set_up(dtype=np.float64))]
     calls = []
 
-    def checked(network: Network, dtype: np.dtype[Any]) -> TrainingData:
-        calls.append(dtype)
-        return check_data(network, dtype, (x, y), (x[:9], y[:9]), np.ones(40, np.float32))
+    def bound(network: Network, dtype: Any) -> tuple[Network, TrainingData]:
+        calls.append((network.label, dtype))
+        return bind(network, dtype, (x, y), (x[:9], y[:9]), DataOptions(*[None] * 6))  # type: ignore[arg-type]
 
-    *singles, double = make_tasks(jobs, checked)
-    assert calls == [np.float32, np.float64]
+    *singles, double = make_tasks(jobs, bound)
+    assert len(calls) == 4  # one for each combination of dtype, sizes of input and output, and loss
     assert all(task.data.train.x is x for task in singles)
-    assert all(task.data.train.y is singles[0].data.train.y for task in singles)
+    assert all(task.data.train.y is singles[0].data.train.y for task in singles[:5])
     assert double.data.train.x.dtype == np.float64
     assert singles[5].data.classes == tuple("012345")
     assert singles[6].data.classes == tuple("012")
@@ -268,7 +284,7 @@ def test_engines_get_the_callers_array(monkeypatch: pytest.MonkeyPatch) -> None:
             return self.engine.train(rows, *args)
 
     monkeypatch.setattr(fastmlp.training.loop, "make_engine", lambda *args: Recorder(make_engine(*args)))
-    train_many(SMALL, x, y, threads=2)
+    train_many(SMALL, (x, y), threads=2, scaling=None)
     assert len(seen) > len(SMALL)
     assert all(rows is x for rows in seen)
     assert same_bits(x, copy)
@@ -277,15 +293,15 @@ def test_engines_get_the_callers_array(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_training_on_a_subset_has_the_bits_of_its_copy() -> None:
     x, y = problem(60)
     rows = np.random.default_rng(0).permutation(60)[:40]
-    copied = train_many(SMALL, x[rows], y[rows], threads=2)
-    for one, other in zip(train_many(SMALL, Subset(x, rows), y[rows], threads=2), copied, strict=True):
+    copied = train_many(SMALL, (x[rows], y[rows]), threads=2, scaling=None)
+    for one, other in zip(train_many(SMALL, (Subset(x, rows), y[rows]), threads=2, scaling=None), copied, strict=True):
         assert isinstance(one, TrainResult) and isinstance(other, TrainResult)
         assert same_training(one, other)
 
 
 REJECTED: list[tuple[tuple[Network, Any], dict[str, Any], type[Exception], str]] = [
     ((Network((5, 3)), set_up()), {}, DataError, r"jobs\[5\]: the network takes rows of 5 features"),
-    ((Network((4, 2)), set_up()), {}, DataError, r"jobs\[5\]: the training split has 3 classes, but the network has 2 outputs"),
+    ((Network((4, 2)), set_up()), {}, DataError, r"jobs\[5\]: training labels range from 0 to 2, but there are 2 classes"),
     ((NETWORK, set_up(patience=1)), {}, ConfigError, r"jobs\[5\]: patience needs a validation split"),
     ((NETWORK, set_up(backend="nunba")), {}, ConfigError, r"jobs\[5\]: unknown backend"),
     ((NETWORK, set_up(backend="numba", dtype=np.float64)), {}, ConfigError, r"jobs\[5\]: backend 'numba' computes in float32"),
@@ -303,7 +319,7 @@ def test_invalid_jobs_are_rejected_before_training(
     x, y = problem(40)
     rows: list[Any] = []
     with pytest.raises(error, match=message) as caught:
-        train_many([*SMALL, job], x, y, progress=lambda *row: rows.append(row), **changes)
+        train_many([*SMALL, job], (x, y), progress=lambda *row: rows.append(row), **changes)
     assert "\n" not in str(caught.value)
     assert rows == []
 
@@ -359,8 +375,8 @@ def train_fifty(backend: str, index: int) -> None:
     x, y = rng.normal(size=(100, 32)).astype(np.float32), rng.integers(0, 10, 100)
     settings = set_up(backend=backend, epochs=5, batch_size=32)
     jobs = [(TINY, replace(settings, seed=50 * index + seed)) for seed in range(48)]
-    diverging = [(TINY, replace(settings, schedule=Schedule(rate))) for rate in (1e20, 1e30)]
-    results = train_many(jobs + diverging, x, y, validation=(x[:40], y[:40]), threads=2)
+    diverging = [(TINY, replace(settings, optimizer=SGD(rate))) for rate in (1e20, 1e30)]
+    results = train_many(jobs + diverging, (x, y), validation=(x[:40], y[:40]), threads=2, scaling=None)
     assert [type(result) for result in results] == [TrainResult] * 48 + [Diverged] * 2
 
 
@@ -389,7 +405,7 @@ def test_growth_is_detected() -> None:
 def small_case() -> tuple[benchmark.Case, dict[str, Any]]:
     x, y = problem(60)
     case = benchmark.Case("small", "made up", 60, SMALL)
-    return case, {"x": x, "y": y, "validation": problem(20, 1)}
+    return case, {"train": (x, y), "validation": problem(20, 1)}
 
 
 def test_the_benchmark_runs() -> None:
@@ -422,5 +438,5 @@ def test_the_benchmark_cases_match_their_names() -> None:
     assert {settings.optimizer.name for _, settings in mix.jobs} == set(benchmark.OPTIMIZERS)
     for case in (tiny, small, large, mix):
         assert len({settings.seed for _, settings in case.jobs}) == 15
-        assert len({settings.schedule.rate for _, settings in case.jobs}) == 15
+        assert len({settings.optimizer.learning_rate for _, settings in case.jobs}) == 15
         assert len({task.kernel_key for task in (Task(*job, data=None) for job in case.jobs)}) == (5 if case is mix else 1)  # type: ignore[arg-type]

@@ -20,9 +20,12 @@ from fastmlp.engines import make_engine
 from fastmlp.engines.base import Engine, EngineSpec
 from fastmlp.engines.interrupts import Signals
 from fastmlp.nn.network import Network
+from fastmlp.nn.optimizers import SGD
 from fastmlp.nn.schedules import Schedule
-from fastmlp.training.loop import Diverged, Interrupted, TrainResult, train
-from fastmlp.training.many import ManyInterrupted, train_many
+from fastmlp.training.api import train, train_many
+from fastmlp.training.loop import Diverged, Interrupted
+from fastmlp.training.many import ManyInterrupted
+from fastmlp.training.result import TrainResult
 
 EPOCHS = 10_000  # would take minutes, so the tests only pass in time if training stops early
 
@@ -36,7 +39,7 @@ def long_problem() -> tuple[Any, Any]:
 
 
 def long_job(seed: int, **changes: Any) -> tuple[Network, Any]:
-    return LONG, set_up(**{"schedule": Schedule(0.01), "epochs": EPOCHS, "batch_size": 16, "seed": seed, **changes})
+    return LONG, set_up(**{"optimizer": SGD(0.01), "epochs": EPOCHS, "batch_size": 16, "seed": seed, **changes})
 
 
 # ------------------------------------------------------------------------------------------------ progress and failures
@@ -51,7 +54,7 @@ def test_progress_gets_every_row_in_the_callers_thread() -> None:
         rows[index].append(row)
         callers.add(threading.current_thread())
 
-    results = train_many(SMALL, x, y, threads=3, progress=progress)
+    results = train_many(SMALL, (x, y), threads=3, progress=progress, scaling=None)
     assert [result.history for result in results if isinstance(result, TrainResult)] == list(rows.values())
     assert callers == {threading.current_thread()}
 
@@ -78,7 +81,7 @@ def test_an_error_in_progress_stops_all_models() -> None:
 
     jobs, callbacks = [long_job(seed) for seed in range(4)], [[counting(index)] for index in range(4)]
     with pytest.raises(ZeroDivisionError, match="mine"):
-        train_many(jobs, x, y, threads=2, progress=progress, callbacks=callbacks)
+        train_many(jobs, (x, y), threads=2, progress=progress, callbacks=callbacks, scaling=None)
     assert len(calls) == 1
     assert 1 <= max(last[:2]) < EPOCHS
     assert last[2:] == [0, 0]
@@ -108,7 +111,7 @@ def test_an_error_in_a_thread_stops_all_models_and_propagates(monkeypatch: pytes
 
     monkeypatch.setattr(fastmlp.training.loop, "make_engine", make)
     with pytest.raises(MemoryError, match="out of memory"):
-        train_many([long_job(seed) for seed in range(4)], x, y, threads=2)
+        train_many([long_job(seed) for seed in range(4)], (x, y), threads=2, scaling=None)
     assert sum(trained) < EPOCHS * len(x)
     assert len(engines) in (2, 3)  # one to compile the kernels, and one for each started model (one or two)
     assert {id(engine) for engine in closed} == {id(engine) for engine in engines}
@@ -118,18 +121,18 @@ def test_an_error_in_a_thread_stops_all_models_and_propagates(monkeypatch: pytes
 def test_a_model_that_diverges_does_not_stop_the_others() -> None:
     x, y = problem(60)
     diverging = [
-        (Network((4, 12, 12, 3)), set_up(schedule=Schedule(1e12))),  # diverges in the first epoch
-        (Network((4, 12, 3), l2=1.0), set_up(schedule=Schedule(1e7, warmup=1e6), epochs=40)),  # diverges later
+        (Network((4, 12, 12, 3)), set_up(optimizer=SGD(1e12))),  # diverges in the first epoch
+        (Network((4, 12, 3), l2=1.0), set_up(optimizer=SGD(1e7), schedule=Schedule(warmup=1e6), epochs=40)),  # diverges later
     ]
-    singles = [train(network, x, y, settings=settings) for network, settings in SMALL]
-    results = train_many([*SMALL[:3], *diverging, *SMALL[3:]], x, y, threads=2)
+    singles = [train(network, (x, y), settings=settings, scaling=None) for network, settings in SMALL]
+    results = train_many([*SMALL[:3], *diverging, *SMALL[3:]], (x, y), threads=2, scaling=None)
     good = results[:3] + results[5:]
     assert all(
         isinstance(result, TrainResult) and same_training(result, one) for result, one in zip(good, singles, strict=True)
     )
     for (network, settings), result in zip(diverging, results[3:5], strict=True):
         with pytest.raises(Diverged) as caught:
-            train(network, x, y, settings=settings)
+            train(network, (x, y), settings=settings, scaling=None)
         assert isinstance(result, Diverged)
         assert str(result) == str(caught.value)
         assert (result.training is None) == (caught.value.training is None)
@@ -150,15 +153,15 @@ def test_results_keep_no_engine_alive(monkeypatch: pytest.MonkeyPatch) -> None:
         return engine
 
     monkeypatch.setattr(fastmlp.training.loop, "make_engine", make)
-    diverging = Network((4, 12, 12, 3)), set_up(schedule=Schedule(1e12))
-    results = train_many([*SMALL, diverging], x, y)
+    diverging = Network((4, 12, 12, 3)), set_up(optimizer=SGD(1e12))
+    results = train_many([*SMALL, diverging], (x, y), scaling=None)
     assert isinstance(results[-1], Diverged)
     assert len(engines) == 6 + 1  # one more to compile the kernels
     gc.collect()
     assert [engine() for engine in engines] == [None] * len(engines)
 
     with pytest.raises(Diverged) as caught:
-        train(diverging[0], x, y, settings=diverging[1])
+        train(diverging[0], (x, y), settings=diverging[1], scaling=None)
     assert engines[-1]() is not None, caught.value
 
 
@@ -177,7 +180,7 @@ def interrupted(number: int, jobs: list[Any], callbacks: list[Any]) -> ManyInter
             threading.Thread(target=os.kill, args=(os.getpid(), number)).start()
 
     with pytest.raises(ManyInterrupted) as caught:
-        train_many(jobs, x, y, threads=2, progress=progress, callbacks=callbacks)
+        train_many(jobs, (x, y), threads=2, progress=progress, callbacks=callbacks, scaling=None)
     return caught.value
 
 
@@ -201,7 +204,7 @@ def test_a_signal_stops_all_models_and_returns_their_results_so_far(number: int)
         assert result.stopped == "interrupted"
         assert 1 <= len(result.history) < EPOCHS - 1
         epochs = sum(row["rows"] == len(x) for row in result.history)  # the last epoch may be incomplete
-        whole = train(job[0], x, y, settings=replace(job[1], epochs=max(epochs, 1)))
+        whole = train(job[0], (x, y), settings=replace(job[1], epochs=max(epochs, 1)), scaling=None)
         assert timeless(result.history)[:epochs] == timeless(whole.history)[:epochs]
 
 
@@ -214,7 +217,7 @@ def test_a_signal_delivered_to_another_thread_is_handled() -> None:
             signal.pthread_kill(threading.get_ident(), signal.SIGINT)  # called in the thread of the model
 
     with pytest.raises(ManyInterrupted) as caught:
-        train_many([long_job(seed) for seed in range(2)], x, y, threads=2, callbacks=[[send], []])
+        train_many([long_job(seed) for seed in range(2)], (x, y), threads=2, callbacks=[[send], []], scaling=None)
     assert caught.value.signal == signal.SIGINT
     for result in caught.value.results:
         assert isinstance(result, TrainResult)
@@ -230,7 +233,7 @@ def test_a_second_ctrl_c_interrupts_at_once() -> None:
         signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt) as caught:
-        train_many([long_job(seed) for seed in range(3)], x, y, threads=2, progress=twice)
+        train_many([long_job(seed) for seed in range(3)], (x, y), threads=2, progress=twice, scaling=None)
     assert not isinstance(caught.value, ManyInterrupted)
     assert model_threads() == []
 
@@ -243,7 +246,7 @@ def test_a_signal_in_the_last_epoch_is_not_lost() -> None:
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(ManyInterrupted) as caught:
-        train_many(SMALL[:1], x, y, progress=last)
+        train_many(SMALL[:1], (x, y), progress=last, scaling=None)
     (result,) = caught.value.results
     assert isinstance(result, TrainResult)
     assert len(result.history) == 4
@@ -257,7 +260,7 @@ def test_no_signal_handlers_are_installed_outside_the_main_thread() -> None:
     def progress(index: int, row: dict[str, Any]) -> None:
         handlers.add(signal.getsignal(signal.SIGINT))
 
-    thread = threading.Thread(target=lambda: found.extend(train_many(SMALL, x, y, progress=progress)))
+    thread = threading.Thread(target=lambda: found.extend(train_many(SMALL, (x, y), progress=progress, scaling=None)))
     thread.start()
     thread.join()
     assert len(found) == 5

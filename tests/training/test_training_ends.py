@@ -19,44 +19,47 @@ from fastmlp.engines.base import Engine, EngineSpec, State
 from fastmlp.engines.chunks import CHUNK_SECONDS
 from fastmlp.errors import DivergedError
 from fastmlp.nn.network import Network
-from fastmlp.nn.optimizers import Optimizer
+from fastmlp.nn.optimizers import SGD, Optimizer
 from fastmlp.nn.philox import generator
-from fastmlp.nn.schedules import Schedule
-from fastmlp.training.loop import Diverged, Interrupted, TrainResult, train
+from fastmlp.training.api import train
+from fastmlp.training.loop import Diverged, Interrupted
+from fastmlp.training.result import TrainResult
 
 NETWORK = Network((4, 12, 3))
 
 # ------------------------------------------------------------------------------------------------ stopping
 
 
-def simulate(scores: list[float], patience: int | None, min_delta: float) -> tuple[int, int]:
+def simulate(scores: list[float], patience: int, min_delta: float) -> tuple[int, int]:
     """Return the best and the last epoch of training with early stopping, given a score per epoch (lower is better)."""
     best, best_epoch = np.inf, 0
     for epoch, score in enumerate(scores, start=1):
         if score < best - min_delta:
             best, best_epoch = score, epoch
-        if patience is not None and epoch - best_epoch >= patience:
+        if patience and epoch - best_epoch >= patience:
             return best_epoch, epoch
     return best_epoch, len(scores)
 
 
 @pytest.mark.parametrize("min_delta", [0.0, 0.02])
-@pytest.mark.parametrize("patience", [None, 1, 3])
+@pytest.mark.parametrize("patience", [0, 1, 3])
 @pytest.mark.parametrize("monitor", ["loss", "accuracy"])
-def test_early_stopping_keeps_the_best_weights(monitor: str, patience: int | None, min_delta: float) -> None:
+def test_early_stopping_keeps_the_best_weights(monitor: str, patience: int, min_delta: float) -> None:
     """If the network overfits, training stops at the expected epoch and returns the weights of the best epoch."""
     x, y = problem(60, 0, noise=0.5)
     validation = problem(50, 1, noise=0.5)
-    changes = {"schedule": Schedule(0.5), "epochs": 30, "monitor": monitor, "min_delta": min_delta}
-    whole = train(NETWORK, x, y, settings=set_up(**changes), validation=validation).history
+    changes = {"optimizer": SGD(0.5), "epochs": 30, "monitor": monitor, "min_delta": min_delta}
+    whole = train(NETWORK, (x, y), settings=set_up(**changes), validation=validation, scaling=None).history
     sign = -1 if monitor == "accuracy" else 1
     best, last = simulate([sign * row[f"val_{monitor}"] for row in whole], patience, min_delta)
     assert best < 30  # the network overfits
 
     keeper = Keeper()
-    training = train(NETWORK, x, y, settings=set_up(**changes, patience=patience), validation=validation, callbacks=[keeper])
+    training = train(
+        NETWORK, (x, y), settings=set_up(**changes, patience=patience), validation=validation, callbacks=[keeper], scaling=None
+    )
     assert (training.best_epoch, len(training.history)) == (best, last)
-    assert training.stopped == ("epochs" if patience is None or last - best < patience else "patience")
+    assert training.stopped == ("epochs" if not patience or last - best < patience else "patience")
     assert same_bits(training.model.parameters, keeper.parameters[best - 1])
     assert same_bits(training.state.parameters, keeper.parameters[-1])
     assert not same_bits(training.model.parameters, training.state.parameters)
@@ -65,7 +68,7 @@ def test_early_stopping_keeps_the_best_weights(monitor: str, patience: int | Non
 def test_without_a_validation_split_the_last_epoch_is_the_best() -> None:
     x, y = problem(60)
     keeper = Keeper()
-    training = train(NETWORK, x, y, settings=set_up(epochs=5), callbacks=[keeper])
+    training = train(NETWORK, (x, y), settings=set_up(epochs=5), callbacks=[keeper], scaling=None)
     assert training.best_epoch == 5
     assert same_bits(training.model.parameters, keeper.parameters[4])
 
@@ -83,7 +86,7 @@ def test_a_callback_that_returns_true_stops_training_after_all_are_called() -> N
         return callback
 
     callbacks = [record("a", lambda epoch: epoch == 3), record("b", lambda epoch: None)]
-    training = train(NETWORK, x, y, settings=set_up(epochs=10), callbacks=callbacks)
+    training = train(NETWORK, (x, y), settings=set_up(epochs=10), callbacks=callbacks, scaling=None)
     assert training.stopped == "callback"
     assert len(training.history) == 3
     assert seen == [(name, epoch) for epoch in (1, 2, 3) for name in "ab"]
@@ -139,8 +142,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_max_time_stops_within_an_epoch(clock: Clock) -> None:
     x, y = big_problem(100)
-    settings = set_up(schedule=Schedule(0.01), epochs=10, batch_size=16, max_time=130.0)
-    training = train(BIG, x, y, settings=settings)
+    settings = set_up(optimizer=SGD(0.01), epochs=10, batch_size=16, max_time=130.0)
+    training = train(BIG, (x, y), settings=settings, scaling=None)
     assert training.stopped == "time"
     assert clock.calls == [16] * 6 + [4] + [16] * 2  # the last call ends after 132 seconds
     assert [row["rows"] for row in training.history] == [100, 32]
@@ -152,7 +155,7 @@ def test_calls_of_the_engine_are_short(clock: Clock) -> None:
     """Engine calls take at most CHUNK_SECONDS, since signals and the time limit are only checked between calls."""
     x, y = big_problem(1000)
     clock.row_seconds = 0.9e-3
-    training = train(BIG, x, y, settings=set_up(schedule=Schedule(0.01), epochs=2, batch_size=8))
+    training = train(BIG, (x, y), settings=set_up(optimizer=SGD(0.01), epochs=2, batch_size=8), scaling=None)
     assert sum(clock.calls) == sum(row["rows"] for row in training.history) == 2000
     assert max(clock.calls) * clock.row_seconds <= CHUNK_SECONDS
     assert clock.calls[2] == max(clock.calls) == 88  # as many rows as possible, to reduce overhead
@@ -160,9 +163,9 @@ def test_calls_of_the_engine_are_short(clock: Clock) -> None:
 
 def test_a_sufficient_max_time_does_not_change_the_bits() -> None:
     x, y = problem(60)
-    training = train(NETWORK, x, y, settings=set_up(max_time=600.0))
+    training = train(NETWORK, (x, y), settings=set_up(max_time=600.0), scaling=None)
     assert training.stopped == "epochs"
-    assert same_bits(training.state, train(NETWORK, x, y, settings=set_up()).state)
+    assert same_bits(training.state, train(NETWORK, (x, y), settings=set_up(), scaling=None).state)
 
 
 # ------------------------------------------------------------------------------------------------ signals
@@ -178,9 +181,9 @@ def interrupted(number: int, backend: str, clock: Clock, **arguments: Any) -> tu
             signal.raise_signal(number)
 
     clock.before = send
-    settings = set_up(schedule=Schedule(0.05), epochs=10_000, batch_size=64, backend=backend)
+    settings = set_up(optimizer=SGD(0.05), epochs=10_000, batch_size=64, backend=backend)
     with pytest.raises(Interrupted) as caught:
-        train(BIG, x, y, settings=settings, callbacks=[keeper], **arguments)
+        train(BIG, (x, y), settings=settings, callbacks=[keeper], **arguments)
     return caught.value, keeper
 
 
@@ -221,7 +224,7 @@ def test_a_second_ctrl_c_interrupts_at_once() -> None:
         signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt) as caught:
-        train(NETWORK, x, y, settings=set_up(), callbacks=[twice])
+        train(NETWORK, (x, y), settings=set_up(), callbacks=[twice], scaling=None)
     assert not isinstance(caught.value, Interrupted)
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -236,7 +239,7 @@ def test_a_signal_during_a_callback_is_not_lost(epoch: int) -> None:
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(Interrupted) as caught:
-        train(NETWORK, x, y, settings=set_up(epochs=4), callbacks=[once])
+        train(NETWORK, (x, y), settings=set_up(epochs=4), callbacks=[once], scaling=None)
     assert len(caught.value.training.history) in (epoch, epoch + 1)
 
 
@@ -249,12 +252,12 @@ def test_training_outside_the_main_thread_installs_no_signal_handlers() -> None:
         handlers.append(signal.getsignal(signal.SIGINT))
 
     def work() -> None:
-        found.append(train(NETWORK, x, y, settings=set_up(), callbacks=[record]))
+        found.append(train(NETWORK, (x, y), settings=set_up(), callbacks=[record], scaling=None))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert same_bits(found[0].state, train(NETWORK, x, y, settings=set_up()).state)
+    assert same_bits(found[0].state, train(NETWORK, (x, y), settings=set_up(), scaling=None).state)
     assert set(handlers) == {signal.getsignal(signal.SIGINT)}
 
 
@@ -263,10 +266,10 @@ def test_training_outside_the_main_thread_installs_no_signal_handlers() -> None:
 
 def test_divergence_reports_epoch_step_and_remedies(backend: str) -> None:
     x, y = problem()
-    settings = set_up(schedule=Schedule(1e6), backend=backend)
+    settings = set_up(optimizer=SGD(1000000.0), backend=backend)
     network = Network((4, 12, 12, 3))
     with pytest.raises(Diverged) as caught:
-        train(network, x, y, settings=settings)
+        train(network, (x, y), settings=settings, scaling=None)
     message = str(caught.value)
     found = re.match(r"the loss became (nan|inf) in epoch (\d+), step (\d+): ", message)
     assert found is not None
@@ -278,7 +281,7 @@ def test_divergence_reports_epoch_step_and_remedies(backend: str) -> None:
     assert caught.value.exit_code == 5
 
     # determine the first step whose loss is not finite with direct engine calls
-    engine = make_engine(backend, EngineSpec(network, Optimizer(), batch_size=16))
+    engine = make_engine(backend, EngineSpec(network, Optimizer("sgd"), batch_size=16))
     engine.load(State(network.initial_parameters(0), np.empty((0, network.parameters), np.float32), 0))
     first = None
     for epoch in range(1, 5):
@@ -309,7 +312,14 @@ def test_divergence_keeps_the_best_weights_of_the_epochs_before(backend: str, va
     keeper = Keeper()
     settings = set_up(epochs=10, backend=backend)
     with pytest.raises(Diverged, match=r"in epoch 4, step 1: ") as caught:
-        train(NETWORK, x, y, settings=settings, validation=problem(50, 1), callbacks=[keeper, overwrite_weights(3, value)])
+        train(
+            NETWORK,
+            (x, y),
+            settings=settings,
+            validation=problem(50, 1),
+            callbacks=[keeper, overwrite_weights(3, value)],
+            scaling=None,
+        )
     training = caught.value.training
     assert training is not None
     assert training.stopped == "diverged"
@@ -323,23 +333,23 @@ def test_divergence_keeps_the_best_weights_of_the_epochs_before(backend: str, va
 def test_weights_that_overflow_in_the_last_step_are_detected_as_divergence(backend: str, with_validation: bool) -> None:
     """Weights that overflow in the last step are detected, although no training loss is computed after this step."""
     x, y = problem()
-    settings = set_up(schedule=Schedule(1e38), epochs=1, batch_size=150, backend=backend)
+    settings = set_up(optimizer=SGD(1e38), epochs=1, batch_size=150, backend=backend)
     validation = problem(50, 1) if with_validation else None
     with pytest.raises(Diverged, match="epoch 1"):
-        train(NETWORK, x * np.float32(1e4), y, settings=settings, validation=validation)
+        train(NETWORK, (x * np.float32(1e4), y), settings=settings, validation=validation, scaling=None)
 
 
 def test_a_learning_rate_beyond_float32_raises_divergence_without_warnings(backend: str) -> None:
     """A learning rate that overflows in float32 raises Diverged, and NumPy does not issue a warning."""
     x, y = problem()
     with pytest.raises(Diverged):
-        train(NETWORK, x, y, settings=set_up(schedule=Schedule(1e39), backend=backend), validation=problem(50, 1))
+        train(NETWORK, (x, y), settings=set_up(optimizer=SGD(1e39), backend=backend), validation=problem(50, 1), scaling=None)
 
 
 def test_the_remedies_exclude_settings_already_in_use() -> None:
     x, y = problem()
-    settings = set_up(optimizer=Optimizer(clip_norm=1.0), epochs=5)
+    settings = set_up(optimizer=Optimizer(max_grad_norm=1.0), epochs=5)
     with pytest.raises(Diverged) as caught:
-        train(NETWORK, x, y, settings=settings, callbacks=[overwrite_weights(1, np.nan)])
+        train(NETWORK, (x, y), settings=settings, callbacks=[overwrite_weights(1, np.nan)], scaling=None)
     assert "clip the gradient" not in str(caught.value)
     assert "lower the learning rate" in str(caught.value)

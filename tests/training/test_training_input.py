@@ -13,7 +13,7 @@ from support.tolerances import EPS
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.nn.network import Network
-from fastmlp.training.loop import train
+from fastmlp.training.api import train
 from fastmlp.training.settings import Settings
 
 NETWORK = Network((4, 12, 3))
@@ -34,7 +34,7 @@ BAD_DATA: dict[str, tuple[Any, Any, str]] = {
     "wrong features": (X[:, :3], Y, "rows of 4 features, but the data has shape"),
     "no features": (X[:, :0], Y, "rows of 4 features"),
     "flat": (X.ravel(), Y, "rows of 4 features"),
-    "images": (X.reshape(20, 2, 2), Y, "rows of 4 features"),
+    "images": (X.reshape(20, 2, 2)[:, :1], Y, "rows of 4 features"),
     "object": (X.astype(object), Y, "must be numbers, not object"),
     "strings": (X.astype(str), Y, "must be numbers"),
     "complex": (X.astype(complex), Y, "must be numbers, not complex"),
@@ -43,12 +43,13 @@ BAD_DATA: dict[str, tuple[Any, Any, str]] = {
     "empty": (X[:0], Y[:0], "no rows"),
     "more rows than classes": (X, Y[:19], "20 rows but 19 targets"),
     "more classes than rows": (X[:19], Y, "19 rows but 20 targets"),
-    "class too high": (X, Y + 1, "labels range from 1 to 3, but the network has outputs 0 to 2"),
-    "class negative": (X, Y - 1, "labels range from -1 to 1, but the network has outputs 0 to 2"),
-    "float classes": (X, Y.astype(float), "integer classes"),
-    "classes in a column": (X, Y[:, None], "targets must be"),
-    "object classes": (X, Y.astype(object), "targets must be"),
-    "string classes": (X, Y.astype(str), "targets must be"),
+    "class too high": (X, Y + 1, "labels range from 1 to 3, but there are 3 classes"),
+    "class negative": (X, Y - 1, "labels range from -1 to 1, but there are 3 classes"),
+    "fractional classes": (X, Y + 0.5, "strings or whole numbers, not float64"),
+    "two columns of classes": (X, np.stack([Y, Y], 1), "targets must be"),
+    "mixed classes": (X, np.where(Y, Y.astype(object), "zero"), "row 1 is 1, but other labels are strings"),
+    "missing classes": (X, np.where(Y, "one", None), "row 0 is None, but other labels are strings"),
+    "too many names": (X, np.arange(20).astype(str), "class"),
     "no classes": (X, None, "targets"),
     "wrong number of outputs": (X, np.eye(4)[Y], r"\(n, 3\) numbers"),
     "object targets": (X, np.eye(3)[Y].astype(object), "targets must be"),
@@ -62,10 +63,10 @@ BAD_DATA: dict[str, tuple[Any, Any, str]] = {
 @pytest.mark.parametrize("damage", BAD_DATA)
 def test_invalid_data_are_rejected_with_a_message_of_one_line(damage: str, split: str) -> None:
     x, y, message = BAD_DATA[damage]
-    good, bad = (X, Y), (x, y)
+    good, bad = (X, np.eye(3)[Y] if np.ndim(y) == 2 else Y), (x, y)
     data, validation = (bad, good) if split == "training" else (good, bad)
     with pytest.raises(DataError, match=message) as caught:
-        train(NETWORK, *data, settings=set_up(), validation=validation)
+        train(NETWORK, data, settings=set_up(), validation=validation, scaling=None)
     assert "\n" not in str(caught.value)
     if damage not in ("NaN", "infinite", "too large for float32"):
         return
@@ -78,7 +79,7 @@ def test_regression_targets_must_be_finite(value: float) -> None:
     targets = np.zeros((20, 2))
     targets[4, 1] = value
     with pytest.raises(DataError, match="not finite"):
-        train(network, X, targets, settings=set_up())
+        train(network, (X, targets), settings=set_up(), scaling=None)
 
 
 BAD_WEIGHTS: dict[str, Any] = {
@@ -100,42 +101,42 @@ BAD_WEIGHTS: dict[str, Any] = {
 @pytest.mark.parametrize("damage", BAD_WEIGHTS)
 def test_invalid_sample_weights_are_rejected(damage: str) -> None:
     with pytest.raises(DataError, match="sample_weight must be 20 positive finite numbers"):
-        train(NETWORK, X, Y, settings=set_up(), sample_weight=BAD_WEIGHTS[damage])
+        train(NETWORK, (X, Y), settings=set_up(), sample_weight=BAD_WEIGHTS[damage], scaling=None)
 
 
 def test_a_scaling_of_other_features_is_rejected(backend: str) -> None:
     for features in (1, 3, 5):
         scaling = fit_scaling("zscore", np.random.default_rng(0).random((9, features)).astype(np.float32))
         with pytest.raises(DataError, match="features"):
-            train(NETWORK, X, Y, settings=set_up(backend=backend), scaling=scaling)
+            train(NETWORK, (X, Y), settings=set_up(backend=backend), scaling=scaling)
 
 
 def test_the_wrong_number_of_class_names_is_rejected() -> None:
     with pytest.raises((ConfigError, DataError), match="class"):
-        train(NETWORK, X, Y, settings=set_up(), classes=("only", "two"))
+        train(NETWORK, (X, Y), settings=set_up(), classes=("only", "two"), scaling=None)
 
 
 def test_patience_needs_a_validation_split() -> None:
     with pytest.raises(ConfigError, match="patience needs a validation split"):
-        train(NETWORK, X, Y, settings=set_up(patience=3))
+        train(NETWORK, (X, Y), settings=set_up(patience=3), scaling=None)
 
 
 def test_accuracy_cannot_be_monitored_in_regression() -> None:
     network = Network((4, 5, 3), loss="squared-error")
     with pytest.raises(ConfigError, match="needs class labels"):
-        train(network, X, X[:, :3], settings=set_up(monitor="accuracy"), validation=(X, X[:, :3]))
+        train(network, (X, X[:, :3]), settings=set_up(monitor="accuracy"), validation=(X, X[:, :3]), scaling=None)
 
 
 def test_training_and_validation_targets_must_be_of_the_same_kind() -> None:
     """Class labels in one split and float targets in the other are rejected."""
     with pytest.raises((ConfigError, DataError)):
-        train(NETWORK, X, Y, settings=set_up(monitor="accuracy"), validation=(X, np.eye(3)[Y]))
+        train(NETWORK, (X, Y), settings=set_up(monitor="accuracy"), validation=(X, np.eye(3)[Y]), scaling=None)
 
 
 BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"epochs": 0}, "epochs must be at least 1"),
     ({"batch_size": 0}, "batch_size must be at least 1"),
-    ({"patience": 0}, "patience must be at least 1"),
+    ({"patience": -1}, "patience must be at least 0"),
     ({"threads": 0}, "threads must be at least 1"),
     ({"monitor": "acuracy"}, "unknown monitor"),
     ({"max_time": 0.0}, "max_time must be"),
@@ -163,25 +164,26 @@ def test_invalid_settings_are_rejected(changes: dict[str, Any], message: str) ->
 
 def test_the_message_for_an_unknown_backend_suggests_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'numba'"):
-        train(NETWORK, X, Y, settings=set_up(backend="nunba"))
+        train(NETWORK, (X, Y), settings=set_up(backend="nunba"), scaling=None)
 
 
 def test_auto_selects_an_engine_that_supports_the_dtype() -> None:
-    training = train(NETWORK, X, Y, settings=set_up(backend="auto", dtype=np.float64))
+    training = train(NETWORK, (X, Y), settings=set_up(backend="auto", dtype=np.float64), scaling=None)
     assert training.backend == "numpy"
     assert training.model.predict(X).shape == (20,)
 
 
 def test_the_largest_seed_is_valid() -> None:
-    states = [train(NETWORK, X, Y, settings=set_up(seed=seed)).state for seed in (2**64 - 1, 2**64 - 2)]
+    states = [train(NETWORK, (X, Y), settings=set_up(seed=seed), scaling=None).state for seed in (2**64 - 1, 2**64 - 2)]
     assert not same_bits(*states)
 
 
 def test_the_default_settings(numba_backend: str) -> None:
     """By default, the Numba engine is selected, and the loss of the first epoch equals that of the NumPy engine."""
     x, y = problem(100)
-    training = train(NETWORK, x, y)
+    training = train(NETWORK, (x, y))
     assert training.backend == numba_backend
     assert len(training.history) == Settings().epochs
-    reference = train(NETWORK, x, y, settings=Settings(backend="numpy", epochs=1))
+    reference = train(NETWORK, (x, y), settings=Settings(backend="numpy", epochs=1))
+    assert training.model.scaling.kind == "zscore"
     assert training.history[0]["loss"] == pytest.approx(reference.history[0]["loss"], rel=100 * EPS)

@@ -85,7 +85,7 @@ class NumbaEngine:
         self.tuners: dict[tuple[str, int, int], ThreadTuner] = {}
         self.layouts: dict[int, Layout] = {}  # by number of threads
         self.rows, self.gathers = 0, True  # capacity of the buffers in rows, and whether they have room for the inputs
-        self.clip = spec.optimizer.clip_norm > 0
+        self.clip = spec.optimizer.max_grad_norm > 0
         self.layout = make_layout(network, self.lanes, 0, fused=self.fused)
         self.store = aligned((GRADIENT + 1, self.layout.store))
         self.transposed = aligned((max(self.layout.transposed, 1),))
@@ -211,7 +211,7 @@ class NumbaEngine:
             seed=np.uint64(spec.seed),
             on_value=np.float32(1 - network.label_smoothing + share),
             off_value=np.float32(share),
-            clip_norm=spec.optimizer.clip_norm,
+            clip_norm=spec.optimizer.max_grad_norm,
         )
 
     def forward(self, x: npt.NDArray[Any]) -> FloatArray:

@@ -130,7 +130,7 @@ class CudaEngine:
         self.upload("parameters", pad(network, state.parameters, size))
         for name in ("m", "v"):
             self.upload(name, pad(network, slots[name], size) if name in slots else empty)
-        self.upload("gradients", np.zeros(size if self.spec.optimizer.clip_norm > 0 else 1, np.float32))
+        self.upload("gradients", np.zeros(size if self.spec.optimizer.max_grad_norm > 0 else 1, np.float32))
         self.upload("partial", np.zeros(-(-size // CHUNK)))
         self.step = state.step
 
@@ -228,7 +228,7 @@ class CudaEngine:
             y.ndim == 1,
             any(layer.dropout for layer in network.layers),
             network.l1 > 0 or network.l2 > 0,
-            optimizer.clip_norm > 0,
+            optimizer.max_grad_norm > 0,
             self.spec.precision,
         )
 
@@ -319,7 +319,7 @@ class CudaEngine:
         arguments = (
             *[here[name] for name in (*TABLES, "x", "shift", "factor", "y")], on_value, off_value,
             *[here[name] for name in OF_TRAINING], spec.batch_size, count,
-            first, end, np.uint64(spec.seed), np.float32(spec.optimizer.clip_norm),
+            first, end, np.uint64(spec.seed), np.float32(spec.optimizer.max_grad_norm),
         )  # fmt: skip
         program = self.runtime.program("train", kind, shape)
         return Launch(program, shape.resident * self.runtime.blocks, arguments, together=end - first > 1)

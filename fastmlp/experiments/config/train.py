@@ -34,26 +34,15 @@ from fastmlp.experiments.config.fields import (
 )
 from fastmlp.nn.activations import ACTIVATIONS, canonical_activation
 from fastmlp.nn.losses import LOSSES, OUTPUTS
-from fastmlp.nn.network import ALIASES, INITIALIZERS, Network, canonical_init
+from fastmlp.nn.network import ALIASES, DEFAULT_HIDDEN, INITIALIZERS, Network, canonical_init
 from fastmlp.nn.optimizers import DEFAULT_LEARNING_RATE, RULES, Optimizer
 from fastmlp.nn.scaling import SCALINGS
-from fastmlp.nn.schedules import SCHEDULES, Schedule
-from fastmlp.training.settings import MONITORS, Settings
+from fastmlp.nn.schedules import PLATEAU, SCHEDULE_NAMES, ReduceOnPlateau, Schedule
+from fastmlp.training.settings import DEFAULT_PATIENCE, DEFAULT_SCALING, MONITORS, Settings
 
-PATIENCE = 10
 INITS = (*INITIALIZERS, *ALIASES)
 ACTIVATION = list_of(name_with_number(ACTIVATIONS, canonical_activation), "names, such as relu or relu,tanh", "NAME,...")
 RATES_HELP = ", ".join(f"{rate:g} for {name}" for name, rate in DEFAULT_LEARNING_RATE.items())
-# Maps fields of Optimizer and Schedule to the settings that set them, if the names differ.
-SETTING_OF_FIELD = {
-    "clip_norm": "max_grad_norm",
-    "decay": "lr_decay",
-    "factor": "lr_gamma",
-    "every": "lr_step",
-    "warmup": "lr_warmup",
-    "rate": "lr",
-    "kind": "schedule",
-}
 
 
 def setting(group: str, type: ParamType, default: Any, text: str, *, common: bool = False) -> Any:
@@ -102,7 +91,9 @@ class DataSettings:
     )
     test_count: int | None = data_setting(INTEGER, None, "Number of test rows, instead of `test_fraction`.")
     stratify: bool = data_setting(BOOLEAN, False, "Preserve the class proportions in every split.")
-    scale: str = data_setting(one_of("scaling", SCALINGS), "zscore", "Scaling of the inputs, fitted to the training split.")
+    scale: str = data_setting(
+        one_of("scaling", SCALINGS), DEFAULT_SCALING, "Scaling of the inputs, fitted to the training split."
+    )
     seed: int = data_setting(
         INTEGER, 0, "Random seed for splits, initial weights, shuffling, dropout and augmentation.", common=True
     )
@@ -161,66 +152,91 @@ class TrainConfig(DataSettings):
     """
 
     hidden: tuple[int, ...] = network_setting(
-        INTEGERS, (128,), "Sizes of the hidden layers; none means no hidden layer.", common=True
+        INTEGERS, DEFAULT_HIDDEN, "Sizes of the hidden layers; none means no hidden layer.", common=True
     )
     activation: tuple[str, ...] = network_setting(
         ACTIVATION,
-        ("relu",),
+        (Network.activation,),
         f"Activation function, or one per hidden layer: {', '.join(ACTIVATIONS)}; leaky-relu:0.2 sets the slope.",
         common=True,
     )
     dropout: tuple[float, ...] = network_setting(
-        FLOATS, (0.0,), "Dropout rate: one value, or one per hidden layer.", common=True
+        FLOATS, (Network.dropout,), "Dropout rate: one value, or one per hidden layer.", common=True
     )
     init: str = network_setting(
         name_with_number(INITS, canonical_init),
-        "he",
+        Network.init,
         f"Initialization of the weights: {', '.join(INITS)}; normal:0.1 sets the scale.",
     )
-    l1: float = network_setting(FLOAT, 0.0, "L1 penalty on the weights.")
-    l2: float = network_setting(FLOAT, 0.0, "L2 penalty on the weights.")
+    l1: float = network_setting(FLOAT, Network.l1, "L1 penalty on the weights.")
+    l2: float = network_setting(FLOAT, Network.l2, "L2 penalty on the weights.")
     loss: str | None = network_setting(
         one_of("loss", LOSSES), None, "Loss function [default: cross-entropy for classification, squared-error for regression]."
     )
     output: str | None = network_setting(
         one_of("output", OUTPUTS), None, "Output function [default: softmax, or linear with squared-error]."
     )
-    label_smoothing: float = network_setting(FLOAT, 0.0, "Amount of label smoothing.")
-
-    epochs: int = training_setting(INTEGER, 50, "Maximum number of epochs.", common=True)
-    batch_size: int = training_setting(INTEGER, 64, "Mini-batch size.", common=True)
-    optimizer: str = training_setting(one_of("optimizer", RULES), "adam", "Optimizer.", common=True)
-    lr: float | None = training_setting(FLOAT, None, f"Learning rate [default: {RATES_HELP}].", common=True)
-    momentum: float = training_setting(FLOAT, 0.9, "Momentum of the optimizers momentum and nesterov.")
-    beta1: float = training_setting(FLOAT, 0.9, "Decay rate of the mean of gradients, for adam and adamw.")
-    beta2: float = training_setting(FLOAT, 0.999, "Decay rate of the mean of squared gradients, for adam, adamw, rmsprop.")
-    epsilon: float = training_setting(FLOAT, 1e-8, "Constant added to the denominator, for adam, adamw and rmsprop.")
-    weight_decay: float = training_setting(FLOAT, 0.01, "Decoupled weight decay, for adamw.")
-    max_grad_norm: float = training_setting(
-        FLOAT, 0.0, "Clip the gradient if its norm is larger than this; 0 disables clipping."
+    target_scale: str = network_setting(
+        one_of("scaling", SCALINGS),
+        DEFAULT_SCALING,
+        "Scaling of the targets of a regression, fitted to the training split and undone in predictions.",
     )
-    schedule: str = training_setting(one_of("schedule", SCHEDULES), "constant", "Learning-rate schedule.", common=True)
-    lr_warmup: float = training_setting(FLOAT, 0.0, "Linear warm-up, in epochs.")
-    lr_step: float = training_setting(FLOAT, 10.0, "Epochs between two learning-rate steps, for schedule step.")
-    lr_gamma: float = training_setting(FLOAT, 0.5, "Each step multiplies the learning rate by this factor, for schedule step.")
-    lr_decay: float = training_setting(FLOAT, 0.02, "Decay rate per epoch, for schedules inverse-time and exponential.")
+    label_smoothing: float = network_setting(FLOAT, Network.label_smoothing, "Amount of label smoothing.")
+
+    epochs: int = training_setting(INTEGER, Settings.epochs, "Maximum number of epochs.", common=True)
+    batch_size: int = training_setting(INTEGER, Settings.batch_size, "Mini-batch size.", common=True)
+    optimizer: str = training_setting(one_of("optimizer", RULES), Optimizer.name, "Optimizer.", common=True)
+    lr: float | None = training_setting(FLOAT, None, f"Learning rate [default: {RATES_HELP}].", common=True)
+    momentum: float = training_setting(FLOAT, Optimizer.momentum, "Momentum of the optimizers momentum and nesterov.")
+    beta1: float = training_setting(FLOAT, Optimizer.beta1, "Decay rate of the mean of gradients, for adam and adamw.")
+    beta2: float = training_setting(
+        FLOAT, Optimizer.beta2, "Decay rate of the mean of squared gradients, for adam, adamw, rmsprop."
+    )
+    epsilon: float = training_setting(
+        FLOAT, Optimizer.epsilon, "Constant added to the denominator, for adam, adamw and rmsprop."
+    )
+    weight_decay: float = training_setting(FLOAT, Optimizer.weight_decay, "Decoupled weight decay, for adamw.")
+    max_grad_norm: float = training_setting(
+        FLOAT, Optimizer.max_grad_norm, "Clip the gradient if its norm is larger than this; 0 disables clipping."
+    )
+    schedule: str = training_setting(one_of("schedule", SCHEDULE_NAMES), Schedule.kind, "Learning-rate schedule.", common=True)
+    lr_warmup: float = training_setting(FLOAT, Schedule.warmup, "Linear warm-up, in epochs.")
+    lr_step: float = training_setting(FLOAT, Schedule.step, "Epochs between two learning-rate steps, for schedule step.")
+    lr_gamma: float = training_setting(
+        FLOAT, Schedule.gamma, "Each step multiplies the learning rate by this factor, for step and plateau."
+    )
+    lr_patience: int = training_setting(
+        INTEGER,
+        ReduceOnPlateau.patience,
+        "Epochs without improvement before the learning rate is reduced, for schedule plateau.",
+    )
+    lr_decay: float = training_setting(
+        FLOAT, Schedule.decay, "Decay rate per epoch, for schedules inverse-time and exponential."
+    )
     patience: int | None = training_setting(
         INTEGER,
         None,
-        f"Early-stopping patience in epochs; 0 disables it [default: {PATIENCE}, or 0 without a validation split].",
+        f"Early-stopping patience in epochs; 0 disables it [default: {DEFAULT_PATIENCE}, or 0 without a validation split].",
         common=True,
     )
     monitor: str = training_setting(
-        one_of("monitor", MONITORS), "loss", "Validation metric that determines the best epoch and early stopping."
+        one_of("monitor", MONITORS), Settings.monitor, "Validation metric that determines the best epoch and early stopping."
     )
-    min_delta: float = training_setting(FLOAT, 0.0, "Smallest change of `monitor` that counts as an improvement.")
+    min_delta: float = training_setting(
+        FLOAT, Settings.min_delta, "Smallest change of `monitor` that counts as an improvement."
+    )
     val_steps: int | None = training_setting(INTEGER, None, "Also validate after every N mini-batches.")
     max_time: float | None = training_setting(DURATION, None, "Stop after this time, such as 30s, 2m or 1h.", common=True)
-    flip: float = training_setting(FLOAT, 0.0, "In every epoch, mirror each training image with this probability.")
-    shift: int = training_setting(INTEGER, 0, "In every epoch, shift images randomly by up to N pixels in each direction.")
+    flip: float = training_setting(FLOAT, Settings.flip, "In every epoch, mirror each training image with this probability.")
+    shift: int = training_setting(
+        INTEGER, Settings.shift, "In every epoch, shift images randomly by up to N pixels in each direction."
+    )
 
     backend: str = result_setting(
-        one_of("backend", CHOICES), "auto", "Engine; auto chooses the fastest engine that works on this machine.", common=True
+        one_of("backend", CHOICES),
+        Settings.backend,
+        "Engine; auto chooses the fastest engine that works on this machine.",
+        common=True,
     )
     threads: int | None = result_setting(INTEGER, None, "Number of threads [default: one per usable core].")
     dtype: str = result_setting(
@@ -228,7 +244,7 @@ class TrainConfig(DataSettings):
     )
     precision: str = result_setting(
         one_of("precision", PRECISIONS),
-        "float32",
+        Settings.precision,
         "Precision of matrix products; tf32 and bf16 use tensor cores, and need `backend` cuda.",
     )
     out: str | None = result_setting(FOLDER, None, "Run folder [default: runs/DATE-data-network].", common=True)
@@ -263,7 +279,7 @@ class TrainConfig(DataSettings):
             {
                 "lr": DEFAULT_LEARNING_RATE[self.optimizer],
                 "loss": "cross-entropy" if classification else "squared-error",
-                "patience": PATIENCE if self.val_count or self.val_fraction else 0,
+                "patience": DEFAULT_PATIENCE if self.val_count or self.val_fraction else 0,
             }
         )
 
@@ -286,20 +302,19 @@ class TrainConfig(DataSettings):
         return Network((features, *self.hidden, outputs), **(self.shared(Network) | given))
 
     def settings(self) -> Settings:
-        """Return the `Settings` of the training, which include the schedule and the optimizer."""
-        try:
-            schedule = Schedule(**self.shared(Schedule))
-            optimizer = Optimizer(self.optimizer, **self.shared(Optimizer))
-        except ConfigError as error:
-            names = [SETTING_OF_FIELD.get(name, name) for name in error.settings]
-            raise ConfigError(str(error), settings=names) from error
-        own = {"schedule": schedule, "optimizer": optimizer, "patience": self.patience or None}
-        return Settings(**(self.shared(Settings) | own))
+        """Return the `Settings` of the training, which include the optimizer and the schedule."""
+        assert self.lr is not None
+        optimizer = Optimizer(self.optimizer, self.lr, **self.shared(Optimizer, "name", "learning_rate"))
+        if self.schedule == PLATEAU:
+            schedule: Schedule | ReduceOnPlateau = ReduceOnPlateau(self.lr_gamma, self.lr_patience)
+        else:
+            schedule = Schedule(self.schedule, self.lr_warmup, self.lr_decay, self.lr_gamma, self.lr_step)
+        return Settings(optimizer, schedule, **self.shared(Settings, "optimizer", "schedule"))
 
-    def shared(self, description: Any) -> dict[str, Any]:
-        """Return the arguments for a dataclass whose fields are settings, possibly renamed as in `SETTING_OF_FIELD`."""
-        names = {one.name: SETTING_OF_FIELD.get(one.name, one.name) for one in dataclasses.fields(description)}
-        return {name: getattr(self, setting) for name, setting in names.items() if setting in FIELDS}
+    def shared(self, description: Any, *left_out: str) -> dict[str, Any]:
+        """Return the settings that are fields of a dataclass, as arguments for it, except those in `left_out`."""
+        names = [one.name for one in dataclasses.fields(description) if one.name not in left_out]
+        return {name: getattr(self, name) for name in names if name in FIELDS}
 
 
 def fields_of(settings: type[DataSettings]) -> dict[str, dataclasses.Field[Any]]:

@@ -27,8 +27,8 @@ from fastmlp.experiments.training_run import periodic_saver, run_training
 from fastmlp.files import read_toml, write_json
 from fastmlp.training.loop import Diverged
 from fastmlp.training.many import ManyInterrupted, Result, train_tasks
-from fastmlp.training.monitor import EpochLog
 from fastmlp.training.progress import make_progress
+from fastmlp.training.result import EpochLog
 
 CNN_NAME = "cnn.json"  # result file of a recipe that has only a convolutional network
 

@@ -127,7 +127,7 @@ def both(x):
 
 network = Network((20, 12, 3), "tanh", dropout=0.2)
 x, y = np.zeros((9, 20), np.float32), np.zeros(9, np.int32)
-engine = NumbaEngine(EngineSpec(network, Optimizer("adam", clip_norm=1.0), batch_size=4, threads=1))
+engine = NumbaEngine(EngineSpec(network, Optimizer("adam", max_grad_norm=1.0), batch_size=4, threads=1))
 engine.load(State(network.initial_parameters(0), np.zeros((2, network.parameters), np.float32), 0))
 plus = compiled(lambda x: x + 1)
 with install_recorder("numba:compile") as recorder:

@@ -69,4 +69,4 @@ def test_an_engine_has_no_more_threads_than_cores(monkeypatch: pytest.MonkeyPatc
     network = Network((3, 4, 2))
     for cores, asked, wanted in ((2, 5, 2), (2, 1, 1), (8, 5, 5), (3, None, min(3, available_cores()))):
         monkeypatch.setattr(cpu, "most_threads", lambda cores=cores: cores)
-        assert NumbaEngine(EngineSpec(network, Optimizer(), threads=asked)).threads == wanted
+        assert NumbaEngine(EngineSpec(network, Optimizer("sgd"), threads=asked)).threads == wanted

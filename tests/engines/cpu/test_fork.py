@@ -60,7 +60,7 @@ from fastmlp.nn.optimizers import Optimizer
 
 warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks with threads
 network = Network((3, 4, 2))
-engine = NumbaEngine(EngineSpec(network, Optimizer()))
+engine = NumbaEngine(EngineSpec(network, Optimizer("sgd")))
 engine.load(State(network.initial_parameters(0), np.empty((0, network.parameters), np.float32), 0))
 holds, go = threading.Event(), threading.Event()
 

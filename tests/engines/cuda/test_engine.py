@@ -90,7 +90,7 @@ LARGE: list[tuple[EngineSpec, dict[str, Any]]] = [
         {"rows": 37, "weighted": True},
     ),
     (
-        EngineSpec(Network((13, 18, 11, 5), l1=1e-2), Optimizer("adamw", weight_decay=0.3, clip_norm=2.0), 8),
+        EngineSpec(Network((13, 18, 11, 5), l1=1e-2), Optimizer("adamw", weight_decay=0.3, max_grad_norm=2.0), 8),
         {"rows": 21, "rate": 0.003},
     ),
     (
@@ -135,7 +135,7 @@ def test_a_graph_is_recorded_once_for_all_epochs_of_a_size(tiles: None) -> None:
 
 def test_parameters_there_and_back() -> None:
     network = Network((13, 18, 5))
-    vector = start_state(EngineSpec(network, Optimizer())).parameters
+    vector = start_state(EngineSpec(network, Optimizer("sgd"))).parameters
     whole = pad(network, vector, make_layout(network, 1).parameters)
     assert same_bits(unpad(network, whole), vector)
     assert np.count_nonzero(whole) == np.count_nonzero(vector)

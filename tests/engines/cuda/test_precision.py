@@ -171,7 +171,7 @@ def test_no_phase_multiplies_in_float32(precision: str, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("precision", ROUNDED)
 def test_the_grid_and_the_order_of_threads_change_no_bit(precision: str) -> None:
     network = Network((20, 18, 5), "relu", dropout=0.3, l2=0.1)
-    spec = EngineSpec(network, Optimizer("adamw", clip_norm=1.0), batch_size=9, seed=7, precision=precision)
+    spec = EngineSpec(network, Optimizer("adamw", max_grad_norm=1.0), batch_size=9, seed=7, precision=precision)
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 256, (9, 20), np.uint8), rng.integers(0, 5, 9).astype(np.int32)
     ends = []
@@ -192,16 +192,16 @@ def test_the_grid_and_the_order_of_threads_change_no_bit(precision: str) -> None
 @pytest.mark.parametrize("precision", ROUNDED)
 def test_other_engines_refuse(backend: str, precision: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        make_engine(backend, EngineSpec(NETWORK, Optimizer(), precision=precision))
+        make_engine(backend, EngineSpec(NETWORK, Optimizer("sgd"), precision=precision))
     assert str(caught.value) == f"precision {precision} needs backend cuda, not {backend}"
     assert caught.value.settings == ("precision", "backend")
 
 
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(ConfigError, match="unknown precision 'tf23'; did you mean 'tf32'"):
-        make_engine("cuda", EngineSpec(NETWORK, Optimizer(), precision="tf23"))
+        make_engine("cuda", EngineSpec(NETWORK, Optimizer("sgd"), precision="tf23"))
     with pytest.raises(ConfigError, match="unknown backend 'cud'"):
-        make_engine("cud", EngineSpec(NETWORK, Optimizer(), precision="tf32"))
+        make_engine("cud", EngineSpec(NETWORK, Optimizer("sgd"), precision="tf32"))
 
 
 def test_a_gpu_without_these_tensor_cores_is_refused() -> None:
@@ -210,12 +210,12 @@ def test_a_gpu_without_these_tensor_cores_is_refused() -> None:
 
     for precision in ROUNDED:
         with pytest.raises(UnavailableError) as caught:
-            CudaEngine(EngineSpec(NETWORK, Optimizer(), precision=precision), Old())
+            CudaEngine(EngineSpec(NETWORK, Optimizer("sgd"), precision=precision), Old())
         assert str(caught.value) == (
             f"precision {precision} needs a GPU of compute capability 8.0 or more, and simulated Turing has 7.5; "
             "use precision 'float32'"
         )
-    CudaEngine(EngineSpec(NETWORK, Optimizer()), Old())
+    CudaEngine(EngineSpec(NETWORK, Optimizer("sgd")), Old())
 
 
 def test_every_precision_has_a_tile() -> None:

@@ -28,7 +28,7 @@ from fastmlp.engines.cuda.engine import CudaEngine, usable
 from fastmlp.engines.cuda.kernels.programs import PLAIN, Shape
 from fastmlp.engines.cuda.runtime import Launch, NoDeviceError, Runtime
 from fastmlp.errors import UnavailableError
-from fastmlp.models.file import load
+from fastmlp.models.model import load
 
 pytestmark = pytest.mark.full
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.arrays import RawArrays
+from fastmlp.data.readers.arrays import RawArrays
 from fastmlp.errors import DataError
 from fastmlp.files import file_errors
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.arrays import RawArrays
 from fastmlp.data.checks import SourceLocation
+from fastmlp.data.readers.arrays import RawArrays
 from fastmlp.errors import DataError
 from fastmlp.files import file_errors
 

@@ -1,0 +1,1 @@
+"""Readers of file formats: arrays, CSV tables, and folders of images."""

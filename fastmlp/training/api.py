@@ -1,0 +1,274 @@
+"""The functions `train` and `train_many`: they check pairs of data, fit the scalings, and call the training loop."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmlp.data.pairs import Split, as_split, with_weights
+from fastmlp.errors import ConfigError
+from fastmlp.nn.network import Network
+from fastmlp.nn.scaling import Scaling
+from fastmlp.training.loop import Callback, Diverged, Progress, train_task
+from fastmlp.training.many import EpochCallback, Result, ResultCallback, naming, train_tasks
+from fastmlp.training.progress import make_progress
+from fastmlp.training.result import SeedResults, TrainResult
+from fastmlp.training.settings import DEFAULT_SCALING, Settings, Task, TrainingData, check_names, make_task, prepare
+
+Pair = Split | tuple[Any, Any]
+ManySettings = Settings | Mapping[str, Any]
+
+
+class DataOptions(NamedTuple):
+    """The arguments of `train` and `train_many` that describe the data; see `train`."""
+
+    scaling: str | Scaling | None
+    target_scaling: str | Scaling | None
+    sample_weight: npt.ArrayLike | None
+    class_weight: Mapping[Any, float] | str | None
+    classes: Sequence[Any] | None
+    image_shape: tuple[int, int, int] | None
+
+
+@overload
+def train(
+    network: Network, train: Pair, validation: Pair | None = None, *, seeds: None = None, **given: Any
+) -> TrainResult: ...
+
+
+@overload
+def train(
+    network: Network, train: Pair, validation: Pair | None = None, *, seeds: Iterable[int], **given: Any
+) -> SeedResults: ...
+
+
+def train(  # noqa: PLR0913 - keyword-only, with defaults
+    network: Network,
+    train: Pair,
+    validation: Pair | None = None,
+    *misplaced: Any,
+    settings: Settings | None = None,
+    scaling: str | Scaling | None = DEFAULT_SCALING,
+    target_scaling: str | Scaling | None = DEFAULT_SCALING,
+    sample_weight: npt.ArrayLike | None = None,
+    class_weight: Mapping[Any, float] | str | None = None,
+    classes: Sequence[Any] | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+    callbacks: Sequence[Callback] = (),
+    progress: bool | Progress = False,
+    seeds: Iterable[int] | None = None,
+    **changes: Any,
+) -> TrainResult | SeedResults:
+    """Train a network, and return the model with the weights of the best epoch.
+
+    Parameters
+    ----------
+    network : description of the network; sizes and a loss that it does not have yet are those that the data need
+    train : pair (x, y) of the training split: a split of `Dataset.split`, or a tuple. x has shape (n, features), or
+        (n, height, width[, channels]) for images, with numbers of any dtype: an array, a list, a data frame, a memory-mapped
+        array, or a `rows.Subset`. y has one target per row: class labels (strings or whole numbers), or numbers (n,) or (n, k).
+        data/pairs.py defines when whole numbers are labels
+    validation : pair of the validation split, which is evaluated after each epoch to determine the best epoch; without it,
+        the last epoch is the best
+    settings : training settings; None for the defaults of `Settings`
+    scaling : scaling that is applied to all features and stored with the model: a name, see `fit_scaling`, which is fitted to
+        the training split; a `Scaling`; or None for no scaling
+    target_scaling : scaling of targets that are numbers, given like `scaling`, if the loss is squared-error, absolute-error,
+        huber or quantile with a linear output. The model undoes it in its predictions
+    sample_weight : (n,) positive weights of the training rows in the loss
+    class_weight : dict from class label to a factor of the weights of its rows, or "balanced", which gives all classes the
+        same total weight
+    classes : names of the classes; None for those of the data
+    image_shape : (height, width, channels) if x (n, features) contains images; required by `Settings.flip` and
+        `Settings.shift`, and stored with the model
+    callbacks : functions that are called after each epoch with the last dict of the history and the engine; if one of them
+        returns True, training stops
+    progress : True to show the progress on stderr or in a notebook, or a progress display, see `progress.make_progress`
+    seeds : several seeds, with which the network is trained side by side on the available cores; None for `Settings.seed`
+    changes : fields of `Settings`, such as `optimizer`, `schedule`, `epochs`, `batch_size`, `patience` and `seed`, which
+        replace those of `settings`
+
+    Returns
+    -------
+    TrainResult, or with `seeds` SeedResults
+
+    Raises
+    ------
+    ConfigError : the settings contradict each other or do not fit the data
+    DataError : the data are invalid, or do not fit the network
+    Diverged : a loss or a weight became NaN or infinite
+    Interrupted : SIGINT or SIGTERM was received (in the main thread only); contains the result so far
+
+    Examples
+    --------
+    >>> import fastmlp
+    >>> x = np.random.default_rng(0).normal(size=(200, 2))
+    >>> y = np.where(x[:, 0] * x[:, 1] > 0, "same", "different")
+    >>> network = fastmlp.Network(hidden=(16,), activation="tanh")
+    >>> result = train(network, (x, y), optimizer=fastmlp.Adam(learning_rate=0.03), epochs=40, batch_size=16)
+    >>> result.model.predict([[1, 1], [-1, 1]]).tolist(), result.model.score(x, y) > 0.9
+    (['same', 'different'], True)
+    """
+    if misplaced:
+        raise ConfigError("the data must be pairs: write fastmlp.train(network, (x, y), (x_validation, y_validation))")
+    check_names(changes)
+    settings = replace(settings or Settings(), **changes)
+    options = DataOptions(scaling, target_scaling, sample_weight, class_weight, classes, image_shape)
+    network, data = bind(network, settings.dtype, train, validation, options)
+    task = make_task(network, settings, data)
+    if seeds is not None:
+        return train_seeds(task, tuple(seeds), callbacks, progress is not False)
+    if not isinstance(progress, bool):
+        return train_task(task, callbacks, progress)
+    with make_progress(quiet=not progress, epochs=settings.epochs) as display:
+        return train_task(task, callbacks, display)
+
+
+def train_many(  # noqa: PLR0913 - keyword-only, with defaults
+    jobs: Sequence[tuple[Network, ManySettings]],
+    train: Pair,
+    validation: Pair | None = None,
+    *,
+    scaling: str | Scaling | None = DEFAULT_SCALING,
+    target_scaling: str | Scaling | None = DEFAULT_SCALING,
+    sample_weight: npt.ArrayLike | None = None,
+    class_weight: Mapping[Any, float] | str | None = None,
+    classes: Sequence[Any] | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+    threads: int | None = None,
+    callbacks: Sequence[Sequence[Callback]] | None = None,
+    progress: EpochCallback | None = None,
+    finished: ResultCallback | None = None,
+) -> list[Result]:
+    """Train many networks concurrently on the same data, each in one thread.
+
+    The results are bit-identical to those of `train`. The data are checked only once, and are shared by all threads. Models
+    that need the most floating-point operations are started first.
+
+    Parameters
+    ----------
+    jobs : network and settings of each model; the settings are a `Settings` or a dict of its fields. `Settings.threads` only
+        sets the number of threads for predictions with the trained model.
+    train, validation, scaling, target_scaling, sample_weight, class_weight, classes, image_shape : see `train`; the same for
+        all models
+    threads : number of models that are trained at the same time; None for the number of CPU cores available to this process
+    callbacks : one sequence of callbacks per job, see `train`; they are called in the thread that trains the model
+    progress : function that is called after each epoch of a model with the index of the job and the last dict of its history;
+        called in the thread of the caller
+    finished : function that is called at the end of each training run with the index of the job and its result, but not if a
+        signal stopped the run; called in the thread of the caller
+
+    Returns
+    -------
+    list : one entry per job, in the order of `jobs`: the `TrainResult`, or the exception `Diverged` if training diverged. The
+        other models are trained to the end in this case.
+
+    Raises
+    ------
+    ConfigError, DataError : see `train`; the message contains the index of the job. Raised before any model is trained.
+    ManyInterrupted : SIGINT or SIGTERM was received (in the main thread only); raised after all threads have ended
+
+    If `progress`, `finished` or a callback raises an exception, or training fails with an error other than divergence, all
+    models are stopped and the exception is raised in the thread of the caller.
+
+    Examples
+    --------
+    >>> x = np.random.default_rng(0).normal(size=(200, 2))
+    >>> y = (x[:, 0] > x[:, 1]).astype(int)
+    >>> jobs = [(Network(hidden=width), {"optimizer": "sgd", "epochs": 3, "seed": width}) for width in (4, 8, 12)]
+    >>> [len(result.history) for result in train_many(jobs, (x, y))]
+    [3, 3, 3]
+    """
+    options = DataOptions(scaling, target_scaling, sample_weight, class_weight, classes, image_shape)
+
+    def bound(network: Network, dtype: npt.DTypeLike) -> tuple[Network, TrainingData]:
+        return bind(network, dtype, train, validation, options)
+
+    return train_tasks(make_tasks(jobs, bound), threads=threads, callbacks=callbacks, progress=progress, finished=finished)
+
+
+# Shows the settings in `help(train)`, and completes them in editors.
+_OWN = [one for one in inspect.signature(train).parameters.values() if one.name not in ("misplaced", "changes")]
+_SETTINGS = list(inspect.signature(Settings.__init__).parameters.values())[1:]
+train.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    [*_OWN, *(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in _SETTINGS)]
+)
+
+
+def bind(
+    network: Network, dtype: npt.DTypeLike, train: Pair, validation: Pair | None, options: DataOptions
+) -> tuple[Network, TrainingData]:
+    """Check the data, and return them with the network, completed with the sizes and the loss that the data need.
+
+    Raises
+    ------
+    ConfigError, DataError : see `train`
+    """
+    scaling, target_scaling, sample_weight, class_weight, classes, image_shape = options
+    if classes is not None and isinstance(train, Split):
+        raise ConfigError("the split has its own classes; leave classes out")
+    split = as_split(train, "training", network, dtype, classes=classes, image_shape=image_shape)
+    split = with_weights(split, sample_weight, class_weight)
+    rows, held_out, labels = split.rows, None, split.rows.y.ndim == 1
+    if validation is not None:
+        held_out = as_split(validation, "validation", network, dtype, classes=split.classes).rows
+    outputs = len(split.classes) if labels else rows.y.shape[1]
+    network = network.complete(rows.x.shape[1], outputs, "cross-entropy" if labels else "squared-error")
+    data = prepare(network, rows, held_out, scaling=scaling, target_scaling=target_scaling)
+    return network, replace(data, classes=split.classes, image_shape=image_shape or split.image_shape)
+
+
+def make_tasks(
+    jobs: Sequence[tuple[Network, ManySettings]],
+    bound: Callable[[Network, npt.DTypeLike], tuple[Network, TrainingData]],
+) -> list[Task]:
+    """Create a task for each job. All tasks with the same dtype, input and output sizes and loss share their data.
+
+    bound : function that completes a network and returns it with the checked data, see `bind`
+
+    Raises
+    ------
+    ConfigError, DataError : see `train`; the message contains the index of the job
+    """
+    shared: dict[Any, tuple[Network, TrainingData]] = {}
+    tasks = []
+    for index, (network, given) in enumerate(jobs):
+        with naming(index):
+            settings = given if isinstance(given, Settings) else Settings(**given)
+            key = np.dtype(settings.dtype), network.sizes[0], network.sizes[-1], network.loss, network.output
+            if key not in shared:
+                shared[key] = bound(network, settings.dtype)
+            known, data = shared[key]
+            tasks.append(make_task(network.complete(known.sizes[0], known.sizes[-1], known.loss), settings, data))
+    return tasks
+
+
+def train_seeds(task: Task, seeds: tuple[int, ...], callbacks: Sequence[Callback], progress: bool) -> SeedResults:
+    """Train a task with several seeds concurrently; see `train`.
+
+    Raises
+    ------
+    ConfigError : there are no seeds
+    Diverged : training diverged with one of the seeds
+    ManyInterrupted : see `train_many`
+    """
+    if not seeds:
+        raise ConfigError("seeds has no seed; give at least one, such as seeds=range(5)")
+    tasks = [task._replace(settings=replace(task.settings, seed=seed)) for seed in seeds]
+
+    def finished(index: int, result: Result) -> None:
+        if progress and isinstance(result, TrainResult):
+            metrics = "  ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in result.metrics.items())
+            print(f"seed {seeds[index]}: best epoch {result.best_epoch}  {metrics}", file=sys.stderr)
+
+    results = train_tasks(tasks, callbacks=[callbacks] * len(tasks), finished=finished)
+    for seed, result in zip(seeds, results, strict=True):
+        if isinstance(result, Diverged):
+            raise Diverged(f"seed {seed}: {result}", result.training, settings=result.settings)
+    return SeedResults(seeds, [result for result in results if isinstance(result, TrainResult)])
