@@ -151,7 +151,7 @@ class Task(NamedTuple):
         dropout = any(layer.dropout for layer in network.layers)
         switches = (dropout, network.l1 > 0, network.l2 > 0, network.label_smoothing > 0, optimizer.clip_norm > 0)
         types = (self.settings.backend, np.dtype(self.settings.dtype), self.settings.precision)
-        return (*types, activations, network.loss, network.output, optimizer.name, switches)
+        return (*types, activations, network.loss_name, network.output, optimizer.name, switches)
 
 
 def make_task(network: Network, settings: Settings, data: TrainingData) -> Task:
