@@ -80,9 +80,10 @@ def kinds() -> Iterator[tuple[str, KernelSpec]]:
     activations.
     """
     yield from plain_kinds()
-    losses = [(loss, output) for loss, outputs in LOSSES.items() for output in outputs]
-    for number, rule in enumerate(reversed([rule for rule in RULES if rule != PLAIN.rule])):
-        loss, output = losses[(number + 1) % len(losses)]  # plain_kinds() has the first loss
+    _, *losses = [(loss, output) for loss, outputs in LOSSES.items() for output in outputs]  # plain_kinds() has the first loss
+    rules = [rule for rule in reversed(RULES) if rule != PLAIN.rule]
+    for number in range(max(len(losses), len(rules))):
+        (loss, output), rule = losses[number % len(losses)], rules[number % len(rules)]
         names, odd = (tuple(ACTIVATIONS) if number == 0 else ("silu",)), number % 2 == 1
         label = f"{'all activations' if number == 0 else 'silu'}, {rule}, {loss}, {output}"
         kind = KernelSpec(names, loss, output, rule, pixels=not odd, classes=odd, drops=True, penalised=True, clips=odd)

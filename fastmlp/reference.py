@@ -104,6 +104,18 @@ OUTPUTS: dict[str, Callable[[FloatArray], FloatArray]] = {
 }
 
 
+# Losses of linear outputs: name -> f(e, a) and its derivative for the errors e = z - t, where a is the parameter of the loss.
+# The derivatives of absolute-error and quantile at 0 are defined as 0. Sources: see nn/losses.py.
+ERROR_LOSSES: dict[str, Callable[[FloatArray, float], tuple[FloatArray, FloatArray]]] = {
+    "absolute-error": lambda e, a: (np.abs(e), np.sign(e)),
+    "huber": lambda e, a: (np.where(np.abs(e) <= a, 0.5 * e * e, a * (np.abs(e) - 0.5 * a)), np.clip(e, -a, a)),
+    "quantile": lambda e, a: (
+        np.maximum(a * -e, (a - 1) * -e),
+        (1 - a) * np.sign(np.maximum(e, 0)) + a * np.sign(np.minimum(e, 0)),
+    ),
+}
+
+
 def target_rows(network: Network, y: npt.NDArray[Any], dtype: npt.DTypeLike) -> FloatArray:
     """Return targets, (rows, outputs): class labels (rows,) are one-hot encoded with label smoothing, others are unchanged."""
     if y.ndim == 2:
@@ -123,15 +135,19 @@ def row_losses(network: Network, z: FloatArray, t: FloatArray) -> tuple[FloatArr
       dz = sigmoid(z) - t
     - poisson, for targets t >= 0: loss = sum_j y_j - t_j - t_j log(y_j / t_j) with y = exp(z), dz = y - t
     - squared error, for the output function y = g(z): loss = 1/2 sum_j (y_j - t_j)^2, dz_j = sum_i (y_i - t_i) dy_i/dz_j
+    - absolute error, Huber and quantile: loss = sum_j f(z_j - t_j), dz_j = f'(z_j - t_j), with the functions `ERROR_LOSSES`
     """
-    if network.loss == "cross-entropy":
+    if network.loss_name == "cross-entropy":
         log_sum = log_sum_exp(z)
         return (t * (log_sum - z)).sum(axis=1), np.exp(z - log_sum) - t
     y = OUTPUTS[network.output or ""](z)
     error = y - t
-    if network.loss == "binary-cross-entropy":
+    if network.loss_name in ERROR_LOSSES:
+        loss, dz = ERROR_LOSSES[network.loss_name](error, network.loss_parameter)
+        return loss.sum(axis=1), dz
+    if network.loss_name == "binary-cross-entropy":
         return (np.maximum(z, 0) - z * t + np.log1p(np.exp(-np.abs(z)))).sum(axis=1), error
-    if network.loss == "poisson":
+    if network.loss_name == "poisson":
         return (error + x_log_x(t) - t * z).sum(axis=1), error
     if network.output == "softmax":  # the Jacobian is dy_i/dz_j = y_i (1[i=j] - y_j)
         dz = y * (error - (error * y).sum(axis=1, keepdims=True))

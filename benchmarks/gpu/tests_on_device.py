@@ -21,7 +21,10 @@ from fastmlp.errors import FastMLPError, UnavailableError
 NEEDED = ("pytest", "hypothesis", "greenlet")
 # These tests cover both designs of kernels: those of the engine contract use small batches, cuda/test_engine.py large ones.
 TESTS = (
-    *(f"tests/engines/{name}.py" for name in ("test_contract", "test_contract_state", "test_contract_evaluate")),
+    *(
+        f"tests/engines/{name}.py"
+        for name in ("test_contract", "test_contract_state", "test_contract_evaluate", "test_contract_losses")
+    ),
     "tests/engines/cuda/test_engine.py",
 )
 DESELECTED = {"forked": "CUDA cannot be used in a forked child of a process that has used it"}

@@ -188,12 +188,12 @@ TARGET_RANGES: dict[str, tuple[Callable[[FloatArray], bool], str]] = {
 
 def check_target_range(network: Network, y: FloatArray, split: str) -> None:
     """Raise DataError if float targets y (n, outputs) are outside the range for which the loss of the network is defined."""
-    if network.loss not in TARGET_RANGES:
+    if network.loss_name not in TARGET_RANGES:
         return
-    in_range, needed = TARGET_RANGES[network.loss]
+    in_range, needed = TARGET_RANGES[network.loss_name]
     if not all(in_range(block) for _, block in blocks(y)):
         raise DataError(
-            f"{split} targets must {needed} with the {network.loss} loss; for other targets use loss='squared-error'",
+            f"{split} targets must {needed} with the {network.loss_name} loss; for other targets use loss='squared-error'",
             settings=("loss",),
         )
 

@@ -65,6 +65,11 @@ OUTPUTS: dict[str, Function] = {
 }
 
 
+def quantile_loss(z: torch.Tensor, target: torch.Tensor, level: float) -> torch.Tensor:
+    """Return the quantile loss of each output, which PyTorch does not have. The gradient of relu at 0 is 0."""
+    return level * functional.relu(target - z) + (1 - level) * functional.relu(z - target)
+
+
 def row_losses(network: Network, z: torch.Tensor, y: npt.NDArray[Any], smoothing: float) -> torch.Tensor:
     """Return the loss of each row, (rows,), from the pre-activations z of the output layer, (rows, outputs).
 
@@ -72,13 +77,19 @@ def row_losses(network: Network, z: torch.Tensor, y: npt.NDArray[Any], smoothing
     """
     classes = y.ndim == 1
     target = torch.tensor(y, dtype=torch.int64 if classes else z.dtype)
-    if network.loss == "cross-entropy":
+    if network.loss_name == "cross-entropy":
         return functional.cross_entropy(z, target, reduction="none", label_smoothing=smoothing if classes else 0.0)
     if classes:  # PyTorch would promote integers times a Python float to float32
         target = functional.one_hot(target, z.shape[1]).to(z.dtype) * (1 - smoothing) + smoothing / z.shape[1]
-    if network.loss == "binary-cross-entropy":
+    if network.loss_name == "absolute-error":
+        return functional.l1_loss(z, target, reduction="none").sum(1)
+    if network.loss_name == "huber":
+        return functional.huber_loss(z, target, reduction="none", delta=network.loss_parameter).sum(1)
+    if network.loss_name == "quantile":
+        return quantile_loss(z, target, network.loss_parameter).sum(1)
+    if network.loss_name == "binary-cross-entropy":
         return functional.binary_cross_entropy_with_logits(z, target, reduction="none").sum(1)
-    if network.loss == "poisson":  # PyTorch's loss omits the terms that do not depend on z
+    if network.loss_name == "poisson":  # PyTorch's loss omits the terms that do not depend on z
         return (functional.poisson_nll_loss(z, target, reduction="none") + torch.xlogy(target, target) - target).sum(1)
     error = OUTPUTS[network.output or ""](z) - target
     return 0.5 * error.square().sum(1)

@@ -31,7 +31,7 @@ elu, Clevert et al. 2015 (arXiv:1511.07289) equation 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -178,12 +178,16 @@ def canonical_activation(text: str) -> str:
     return canonical_name("activation", name, ACTIVATIONS) + colon + parameter
 
 
-def parse_number(where: str, text: str) -> float:
-    """Convert `text` to a finite number. If it is not one, raise ConfigError with a message that starts with `where`."""
+def parse_number(where: str, text: str, *, settings: Sequence[str] = ()) -> float:
+    """Convert `text` to a finite number.
+
+    If it is not one, raise ConfigError with these settings and a message that starts with `where`.
+    """
     try:
         number = float(text)
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise ConfigError(f"{where}: {text!r} is not a finite number; valid examples: elu:0.5, normal:0.1")
+        message = f"{where}: {text!r} is not a finite number; valid examples: elu:0.5, huber:1.5, normal:0.1"
+        raise ConfigError(message, settings=settings)
     return number

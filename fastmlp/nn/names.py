@@ -17,6 +17,9 @@ SYNONYMS: dict[str, dict[str, tuple[str, ...]]] = {
     "loss": {
         "cross-entropy": ("ce", "cross-entropy-loss", "categorical-cross-entropy", "softmax-cross-entropy", "log-loss"),
         "squared-error": ("mse", "mse-loss", "mean-squared-error", "squared-loss"),
+        "absolute-error": ("mae", "mean-absolute-error", "l1", "l1-loss", "absolute-loss"),
+        "huber": ("huber-loss",),
+        "quantile": ("quantile-loss", "pinball", "pinball-loss"),
     },
     "output": {"sigmoid": ("logistic",), "linear": ("identity", "none")},
     "init": {

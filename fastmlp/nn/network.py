@@ -34,7 +34,7 @@ import numpy.typing as npt
 from fastmlp._summary import summary_html
 from fastmlp.errors import ConfigError
 from fastmlp.nn.activations import canonical_activation, parse_activation, parse_number
-from fastmlp.nn.losses import LOSSES, OUTPUTS
+from fastmlp.nn.losses import LOSSES, OUTPUTS, canonical_loss, parse_loss
 from fastmlp.nn.names import canonical_name
 from fastmlp.nn.philox import generator
 
@@ -85,9 +85,11 @@ class Network:
         colon sets the parameter of the activation, as in "leaky-relu:0.2".
     dropout : dropout rate after the hidden layers, in [0, 1): one value for all hidden layers, or one per hidden layer
     loss : name of the loss, from `losses.LOSSES`; None selects cross-entropy if the sizes are given. Otherwise, the data
-        determine it: cross-entropy for class labels, squared-error for numbers
-    output : output function: "softmax", "sigmoid" or "linear"; None selects softmax for cross-entropy, and linear for
-        squared error
+        determine it: cross-entropy for class labels, squared-error for numbers. A number after a colon sets the parameter of
+        the loss: delta of the Huber loss ("huber:1.5", default 1.0), and the level of the quantile loss ("quantile:0.9",
+        default 0.5).
+    output : output function: "softmax", "sigmoid", "linear" or "exp"; None selects the first one that `losses.LOSSES` lists
+        for the loss: softmax for cross-entropy, sigmoid for binary cross-entropy, exp for poisson, and linear for the others
     l1, l2 : coefficients of the L1 and L2 penalties on the weights, as defined in the docstring of this module
     label_smoothing : fraction of the target that is distributed evenly over all classes, in [0, 1); only applied to class
         labels
@@ -178,8 +180,8 @@ class Network:
             )
 
     def _check_output(self) -> None:
-        object.__setattr__(self, "loss", canonical_name("loss", self.loss, LOSSES))
-        outputs = LOSSES[self.loss]
+        object.__setattr__(self, "loss", canonical_loss(self.loss))
+        outputs = LOSSES[self.loss_name]
         output = next(iter(outputs)) if self.output is None else canonical_name("output", self.output, OUTPUTS)
         object.__setattr__(self, "output", output)
         if self.output not in outputs:
@@ -222,6 +224,16 @@ class Network:
             Layer(fan_in, fan_out, name, parameter, rate)
             for (fan_in, fan_out), (name, parameter, rate) in zip(pairwise(self.sizes), after, strict=True)
         )
+
+    @cached_property
+    def loss_name(self) -> str:
+        """Name of the loss without its parameter, a key of `losses.LOSSES`."""
+        return parse_loss(self.loss)[0]
+
+    @cached_property
+    def loss_parameter(self) -> float:
+        """Parameter of the loss, 0 if it has none."""
+        return parse_loss(self.loss)[1]
 
     @cached_property
     def parameters(self) -> int:

@@ -192,7 +192,7 @@ def fitted_scaling(given: str | Scaling | None, values: Features) -> Scaling | N
 
 def scales_targets(network: Network, rows: CheckedRows) -> bool:
     """Return whether the targets are numbers whose scale does not matter for the meaning of the loss."""
-    return rows.y.ndim == 2 and network.output == "linear" and network.loss in SCALED_TARGET_LOSSES
+    return rows.y.ndim == 2 and network.output == "linear" and network.loss_name in SCALED_TARGET_LOSSES
 
 
 class Task(NamedTuple):
@@ -215,7 +215,7 @@ class Task(NamedTuple):
         dropout = any(layer.dropout for layer in network.layers)
         switches = (dropout, network.l1 > 0, network.l2 > 0, network.label_smoothing > 0, optimizer.max_grad_norm > 0)
         types = (self.settings.backend, np.dtype(self.settings.dtype), self.settings.precision)
-        return (*types, activations, network.loss, network.output, optimizer.name, switches)
+        return (*types, activations, network.loss_name, network.output, optimizer.name, switches)
 
 
 def make_task(network: Network, settings: Settings, data: TrainingData) -> Task:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.engines import Course, make_course, run_course, same_bits, start_state
+from support.engines import LOSS_PAIRS, Course, make_course, run_course, same_bits, start_state
 from support.tolerances import check_course, expected, forward_tolerance, product_tolerance
 
 from fastmlp.engines.base import EngineSpec, State, step_count
@@ -23,7 +23,6 @@ from fastmlp.nn.philox import keep_mask
 from fastmlp.reference import ACTIVATIONS, OUTPUTS, backward, clip, forward, objective, row_losses
 
 F = torch.nn.functional
-OUTPUT_PAIRS = [(loss, output) for loss, outputs in LOSSES.items() for output in outputs]
 
 TORCH_ACTIVATIONS = {
     "linear": lambda z, a: z,
@@ -72,16 +71,23 @@ def torch_row_losses(
     w, b = layers[-1]
     z = h @ w + b
     classes = y.ndim == 1
-    if network.loss == "cross-entropy":
+    if network.loss_name == "cross-entropy":
         target = torch.tensor(y, dtype=torch.int64 if classes else torch.float64)
         smoothing = network.label_smoothing if classes else 0.0
         return F.cross_entropy(z, target, reduction="none", label_smoothing=smoothing), z
     smoothing, k = network.label_smoothing, network.sizes[-1]
     hot = np.eye(k)[y] * (1 - smoothing) + smoothing / k if classes else y
     target = torch.tensor(hot, dtype=torch.float64)
-    if network.loss == "binary-cross-entropy":
+    if network.loss_name == "absolute-error":
+        return F.l1_loss(z, target, reduction="none").sum(1), z
+    if network.loss_name == "huber":
+        return F.huber_loss(z, target, reduction="none", delta=network.loss_parameter).sum(1), z
+    if network.loss_name == "quantile":  # PyTorch does not have this loss
+        level = network.loss_parameter
+        return torch.maximum(level * (target - z), (level - 1) * (target - z)).sum(1), z
+    if network.loss_name == "binary-cross-entropy":
         return F.binary_cross_entropy_with_logits(z, target, reduction="none").sum(1), z
-    if network.loss == "poisson":  # PyTorch's loss lacks the terms that do not depend on z
+    if network.loss_name == "poisson":  # PyTorch's loss lacks the terms that do not depend on z
         constant = torch.xlogy(target, target) - target
         return (F.poisson_nll_loss(z, target, reduction="none") + constant).sum(1), z
     error = TORCH_OUTPUTS[network.output](z) - target
@@ -120,7 +126,7 @@ def one_batch(course: Course) -> Course:
 def check_gradient(network: Network, course: Course, seed: int = 5, step: int = 3) -> None:
     """Check the row losses, correctness flags and gradients of one batch against PyTorch's autograd, in float64."""
     course = one_batch(course)
-    if course.y.ndim == 2 and network.loss == "cross-entropy":  # float32 targets sum to 1 only approximately
+    if course.y.ndim == 2 and network.loss_name == "cross-entropy":  # float32 targets sum to 1 only approximately
         y = course.y.astype(np.float64)
         course = course._replace(y=y / y.sum(axis=1, keepdims=True))
     spec = EngineSpec(network, Optimizer("sgd"), batch_size=len(course.x), seed=seed, dtype=np.float64)
@@ -147,7 +153,7 @@ def test_the_registries_of_formulas_and_specification_name_the_same_things() -> 
     assert {output for outputs in LOSSES.values() for output in outputs} == set(OUTPUTS)
 
 
-@pytest.mark.parametrize(("loss", "output"), OUTPUT_PAIRS)
+@pytest.mark.parametrize(("loss", "output"), LOSS_PAIRS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_loss_and_gradients_equal_autograd(activation: str, loss: str, output: str) -> None:
     network = Network((6, 7, 5, 4), activation=activation, loss=loss, output=output)
@@ -171,7 +177,7 @@ EXTRAS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize(("loss", "output"), OUTPUT_PAIRS)
+@pytest.mark.parametrize(("loss", "output"), LOSS_PAIRS)
 @pytest.mark.parametrize("extra", EXTRAS)
 def test_extras_equal_autograd(extra: str, loss: str, output: str) -> None:
     of_network, of_course = EXTRAS[extra]
@@ -215,8 +221,11 @@ def numerical_gradient(network: Network, parameters: Any, x: Any, t: Any, h: flo
     return gradient
 
 
-def far_from_kinks(network: Network, x: Any) -> Any:
-    """Return parameters such that no hidden pre-activation and no weight is within 1e-3 of 0, where derivatives may jump."""
+def far_from_kinks(network: Network, x: Any, t: Any) -> Any:
+    """Return parameters with which no value is within 1e-3 of a point where derivatives may jump.
+
+    These points are 0 for hidden pre-activations and weights, and 0 and +-delta for the errors z - t of the output layer.
+    """
     for seed in range(1000):
         rng = np.random.default_rng(seed)
         parameters = rng.normal(0, 0.7, network.parameters)
@@ -226,19 +235,22 @@ def far_from_kinks(network: Network, x: Any) -> Any:
             z = y @ w + b
             nearest = min(nearest, np.abs(z).min())
             y = ACTIVATIONS[layer.activation][0](z, layer.parameter)
+        w, b = layers[-1]
+        errors = np.abs(y @ w + b - t)
+        nearest = min(nearest, errors.min(), np.abs(errors - network.loss_parameter).min())
         if nearest > 1e-3:
             return parameters
     raise AssertionError("none of 1000 random parameter vectors is far from all kinks")
 
 
 @pytest.mark.parametrize("penalties", [{}, {"l1": 0.02, "l2": 0.3}], ids=["plain", "penalties"])
-@pytest.mark.parametrize(("loss", "output"), OUTPUT_PAIRS)
+@pytest.mark.parametrize(("loss", "output"), LOSS_PAIRS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_gradients_equal_finite_differences(activation: str, loss: str, output: str, penalties: Any) -> None:
     network = Network((4, 5, 4, 3), activation=activation, loss=loss, output=output, **penalties)
     rng = np.random.default_rng(7)
     x, t = rng.normal(size=(6, 4)), rng.dirichlet(np.ones(3), 6)
-    parameters = far_from_kinks(network, x)
+    parameters = far_from_kinks(network, x, t)
     gradient = gradient_of(network, parameters, x, t)
     difference = np.linalg.norm(numerical_gradient(network, parameters, x, t) - gradient)
     assert difference < 1e-6 * np.linalg.norm(gradient)
@@ -249,7 +261,7 @@ def test_finite_differences_see_a_missing_jacobian() -> None:
     network = Network((4, 3), loss="squared-error", output="softmax")
     rng = np.random.default_rng(7)
     x, t = rng.normal(size=(6, 4)), rng.dirichlet(np.ones(3), 6)
-    parameters = far_from_kinks(network, x)
+    parameters = far_from_kinks(network, x, t)
     layers = network.views(parameters)
     passed = forward(network, layers, x)
     y = OUTPUTS["softmax"](passed.z)
@@ -360,7 +372,7 @@ def test_clip_leaves_short_gradients_and_shortens_long_ones() -> None:
 # ------------------------------------------------------------------------------------------------ float32
 
 
-@pytest.mark.parametrize(("loss", "output"), OUTPUT_PAIRS)
+@pytest.mark.parametrize(("loss", "output"), LOSS_PAIRS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_float32_agrees_with_float64(activation: str, loss: str, output: str) -> None:
     network = Network((13, 11, 9, 5), activation=activation, loss=loss, output=output)

@@ -40,12 +40,15 @@ torch = pytest.importorskip("torch", reason="backend 'torch' needs PyTorch: pip 
 SAME, ROUNDED = 1e-12, 2e-5
 ROWS, VALIDATION = 800, 200
 
-# Name: loss, output, optimizer, learning rate.
+# Name: loss, output, optimizer, learning rate. absolute-error and quantile are not included: their gradients jump where the
+# error is 0, so rounding errors change the losses of so many steps by more than the accepted differences. Their losses and
+# gradients are compared with PyTorch in test_reference.py.
 TRAININGS: dict[str, tuple[str, str, Optimizer, float]] = {
     "cross-entropy": ("cross-entropy", "softmax", Optimizer("adamw", max_grad_norm=1.0), 0.002),
     "linear": ("squared-error", "linear", Optimizer("nesterov"), 0.01),
     "sigmoid": ("squared-error", "sigmoid", Optimizer("adam"), 0.002),
     "softmax": ("squared-error", "softmax", Optimizer("rmsprop", beta2=0.9), 0.0005),
+    "huber": ("huber:0.3", "linear", Optimizer("momentum"), 0.01),
 }
 
 

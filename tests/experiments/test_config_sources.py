@@ -31,7 +31,7 @@ TEXTS = {
     "hidden": ("400,250,100", "none"),
     "activation": ("tanh,relu", "leaky-relu:0.2"),
     "dropout": ("0.2,0.5", "0.1"),
-    "loss": ("squared-error", "cross-entropy"),
+    "loss": ("squared-error", "huber:1.5"),
     "output": ("linear", "sigmoid"),
     "target_scale": ("none", "unit"),
     "label_smoothing": ("0.1", "0.2"),

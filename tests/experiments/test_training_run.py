@@ -182,16 +182,18 @@ def test_without_out_the_folder_is_named_after_date_data_and_network(
     assert names(tmp_path / result["out"]) == FILES
 
 
-def test_regression(tmp_path: Path) -> None:
+@pytest.mark.parametrize("loss", ["squared-error", "absolute-error", "huber:0.5", "quantile"])
+def test_regression(tmp_path: Path, loss: str) -> None:
     draw = np.random.default_rng(0)
     x = draw.normal(size=(200, 3)).astype(np.float32)
     np.savez(tmp_path / "values.npz", x=x, y=np.c_[x.sum(axis=1), x[:, 0]])
-    config = config_for(tmp_path / "values.npz", tmp_path / "a", task="regression", epochs=40)
+    config = config_for(tmp_path / "values.npz", tmp_path / "a", task="regression", loss=loss, epochs=40)
     result, _ = run_training(config, quiet=True)
     assert names(tmp_path / "a") == [name for name in FILES if name not in ("confusion.png", "report.txt")]
     assert result["test"].keys() == {"loss", "mse", "mae", "r2"}
     assert result["test"]["r2"] > 0.9
-    assert load(tmp_path / "a", backend="numpy").classes == ()
+    model = load(tmp_path / "a", backend="numpy")
+    assert (model.classes, model.network.loss) == ((), loss)
 
 
 def test_images_keep_their_shape(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ MODELS: dict[str, Model] = {
         classes=(),
         image_shape=None,
     ),
+    "loss with a parameter": make_model(Network((4, 3, 2), loss="huber:1.5"), classes=(), image_shape=None),
     "no hidden layer": make_model(Network((4, 2))),
     "special characters": make_model(classes=('Größe "1"\n', "猫\\")),
 }

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from numba import float32, int64, njit
+from support.engines import LOSS_PAIRS
 from support.tolerances import EPS
 
 from fastmlp import reference
 from fastmlp.errors import ConfigError
 from fastmlp.nn.activations import ACTIVATIONS, parse_activation, parse_number
-from fastmlp.nn.losses import LOSSES
+from fastmlp.nn.losses import LOSS_PARAMETERS, LOSSES, canonical_loss, parse_loss
 from fastmlp.nn.network import Network
 
 # a dense grid where the functions are nonlinear, and values for which exp overflows or underflows
@@ -172,19 +173,17 @@ def test_leaky_gelu_follows_the_definition_of_leaky_relu(a: float) -> None:
 
 # ------------------------------------------------------------------------------------------------ losses
 
-ROWS = [(loss, output) for loss, outputs in LOSSES.items() for output in outputs]
-
 
 @pytest.fixture(scope="module")
 def row_functions() -> dict[tuple[str, str], Any]:
     """Compile the row losses for float32 arrays and check their return types."""
-    arguments = (float32[::1], float32[::1], float32[::1], int64)
-    return {(loss, output): compiled(LOSSES[loss][output], *arguments) for loss, output in ROWS}
+    arguments = (float32[::1], float32[::1], float32[::1], int64, float32)
+    return {(loss, output): compiled(row, *arguments) for loss, outputs in LOSSES.items() for output, row in outputs.items()}
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 30.0, 1e4])
 @pytest.mark.parametrize("n", [1, 2, 7, 10, 17, 33])
-@pytest.mark.parametrize(("loss", "output"), ROWS)
+@pytest.mark.parametrize(("loss", "output"), LOSS_PAIRS)
 def test_row_losses_equal_the_specification(row_functions: Any, loss: str, output: str, n: int, scale: float) -> None:
     network = Network((3, n), loss=loss, output=output)
     rng = np.random.default_rng(n)
@@ -195,7 +194,8 @@ def test_row_losses_equal_the_specification(row_functions: Any, loss: str, outpu
     t = np.where(rng.random((20, 1)) < 0.5, one_hot, rng.dirichlet(np.ones(n), 20)).astype(np.float32)
     wanted, wanted_dz = reference.row_losses(network, z.astype(np.float64), t.astype(np.float64))
     dz = np.empty_like(z)
-    losses = [row_functions[loss, output](z[i], t[i], dz[i], n) for i in range(20)]
+    row, a = row_functions[network.loss_name, output], np.float32(network.loss_parameter)
+    losses = [row(z[i], t[i], dz[i], n, a) for i in range(20)]
     size = np.abs(z).max(axis=1).astype(np.float64)
     if output == "exp":
         largest = np.exp(z.astype(np.float64)).max(axis=1)
@@ -211,35 +211,39 @@ def test_row_losses_equal_the_specification(row_functions: Any, loss: str, outpu
 def test_the_poisson_loss_overflows_to_infinity_and_is_accurate_near_its_minimum(row_functions: Any) -> None:
     """The loss is 0 for exp(z) = t, even for large t, for which the separate terms of the deviance cancel."""
     row, dz = row_functions["poisson", "exp"], np.empty(1, np.float32)
-    assert row(np.array([100], np.float32), np.array([2], np.float32), dz, 1) == math.inf and dz[0] == math.inf
+    assert row(np.array([100], np.float32), np.array([2], np.float32), dz, 1, 0) == math.inf and dz[0] == math.inf
     t = np.array([1e6], np.float32)
-    assert 0 <= row(np.log(t), t, dz, 1) <= 1e6 * (np.log(1e6) * EPS) ** 2
+    assert 0 <= row(np.log(t), t, dz, 1, 0) <= 1e6 * (np.log(1e6) * EPS) ** 2
 
 
 @pytest.mark.parametrize("z", [-100.0, -30.0, -16.0, 16.0, 30.0, 100.0])
 def test_binary_cross_entropy_is_accurate_far_from_zero(row_functions: Any, z: float) -> None:
     """A probability that is close to the target has a loss of exp(-|z|), not 0."""
     row, dz = row_functions["binary-cross-entropy", "sigmoid"], np.empty(1, np.float32)
-    loss = row(np.array([z], np.float32), np.array([z > 0], np.float32), dz, 1)
+    loss = row(np.array([z], np.float32), np.array([z > 0], np.float32), dz, 1, 0)
     assert loss == pytest.approx(math.log1p(math.exp(-abs(z))), rel=4 * EPS, abs=1e-38)
 
 
 @pytest.mark.parametrize("position", [0, 1, 2])
-@pytest.mark.parametrize(("loss", "output"), ROWS)
-def test_nan_in_a_row_makes_its_loss_nan(row_functions: Any, loss: str, output: str, position: int) -> None:
+@pytest.mark.parametrize(("loss", "output"), LOSS_PAIRS)
+def test_nan_in_a_row_makes_its_loss_and_gradient_nan(row_functions: Any, loss: str, output: str, position: int) -> None:
     z, dz = np.array([0.5, -1, 2], np.float32), np.empty(3, np.float32)
     t = np.array([0, 1, 0], np.float32)
-    assert math.isfinite(row_functions[loss, output](z, t, dz, 3))
-    z[position] = np.nan
-    assert math.isnan(row_functions[loss, output](z, t, dz, 3))
     network = Network((1, 3), loss=loss, output=output)
-    assert np.isnan(reference.row_losses(network, z[None], t[None])[0]).all()
+    row, a = row_functions[network.loss_name, output], np.float32(network.loss_parameter)
+    assert math.isfinite(row(z, t, dz, 3, a))
+    z[position] = np.nan
+    assert math.isnan(row(z, t, dz, 3, a))
+    assert math.isnan(dz[position])
+    losses, gradient = reference.row_losses(network, z[None], t[None])
+    assert np.isnan(losses).all()
+    assert np.isnan(gradient[0, position])
 
 
 def test_cross_entropy_of_an_underflowing_probability(row_functions: Any) -> None:
     """The loss is correct even if the probability underflows, because it is computed with log-sum-exp."""
     z, dz = np.array([200, 0], np.float32), np.empty(2, np.float32)
-    assert row_functions["cross-entropy", "softmax"](z, np.array([0, 1], np.float32), dz, 2) == 200
+    assert row_functions["cross-entropy", "softmax"](z, np.array([0, 1], np.float32), dz, 2, 0) == 200
     assert dz.tolist() == [1, -1]
 
 
@@ -273,6 +277,35 @@ def test_the_error_of_an_unknown_activation_suggests_one_and_lists_all(given: st
 def test_a_parameter_that_is_not_a_finite_number_is_an_error(text: str) -> None:
     with pytest.raises(ConfigError, match="not a finite number"):
         parse_activation(text)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_can_be_parsed(name: str) -> None:
+    default = LOSS_PARAMETERS[name].default if name in LOSS_PARAMETERS else None
+    assert parse_loss(name) == (name, default or 0.0)
+    assert canonical_loss(name.upper()) == name
+    if default is None:
+        with pytest.raises(ConfigError, match="has no parameter") as caught:
+            parse_loss(f"{name}:0.25")
+        assert caught.value.settings == ("loss",)
+    else:
+        assert parse_loss(f"{name}:0.25") == (name, 0.25)
+        assert canonical_loss(f"{name.upper()}:0.25") == f"{name}:0.25"
+
+
+@pytest.mark.parametrize("text", ["huber:0", "huber:-1", "huber:1e39", "huber:1e-60", "quantile:0", "quantile:1", "quantile:2"])
+def test_a_parameter_of_a_loss_outside_its_range_is_an_error(text: str) -> None:
+    """The parameter must be in the range after rounding to float32, in which the kernels compute."""
+    with pytest.raises(ConfigError, match=f"^loss '{text}': the parameter must be a float32 number in the range") as caught:
+        parse_loss(text)
+    assert caught.value.settings == ("loss",)
+
+
+@pytest.mark.parametrize("text", ["huber:", "huber:x", "huber:nan", "quantile:inf", "quantile:0.1:0.2"])
+def test_a_parameter_of_a_loss_that_is_not_a_finite_number_is_an_error(text: str) -> None:
+    with pytest.raises(ConfigError, match="not a finite number") as caught:
+        parse_loss(text)
+    assert caught.value.settings == ("loss",)
 
 
 def test_errors_of_numbers_start_with_their_source() -> None:

@@ -73,6 +73,14 @@ def test_each_loss_has_a_default_output() -> None:
             assert Network((2, 2), loss=loss, output=output).output == output
 
 
+def test_a_loss_keeps_the_text_of_its_parameter() -> None:
+    network = Network((2, 2), loss="HuberLoss:1.50")
+    assert (network.loss, network.loss_name, network.loss_parameter, network.output) == ("huber:1.50", "huber", 1.5, "linear")
+    other = dataclasses.replace(network, loss="pinball")
+    assert (other.loss, other.loss_name, other.loss_parameter) == ("quantile", "quantile", 0.5)
+    assert (Network((2, 2)).loss_name, Network((2, 2)).loss_parameter) == ("cross-entropy", 0.0)
+
+
 def test_every_activation_is_valid() -> None:
     for name in ACTIVATIONS:
         assert Network((2, 2, 2), activation=name).layers[0].activation == name
@@ -189,6 +197,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"loss": "cross-entrpy"}, "did you mean 'cross-entropy'"),
     ({"loss": "cross-entropy", "output": "sigmoid"}, "needs output softmax"),
     ({"loss": "squared-error", "output": "tanh"}, "unknown output 'tanh'"),
+    ({"loss": "huber", "output": "sigmoid"}, "loss 'huber' needs output linear"),
+    ({"loss": "huber:0"}, r"must be a float32 number in the range \(0, inf\)"),
+    ({"loss": "quantile:1"}, r"must be a float32 number in the range \(0, 1\)"),
+    ({"loss": "cross-entropy:1"}, "has no parameter"),
+    ({"loss": 3}, "loss must be a string"),
     ({"l1": -0.1}, "l1 must be"),
     ({"l1": math.nan}, "l1 must be"),
     ({"l2": -0.1}, "l2 must be"),

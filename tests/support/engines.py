@@ -14,7 +14,15 @@ import pytest
 
 from fastmlp.engines import make_engine
 from fastmlp.engines.base import Engine, EngineSpec, RowMetrics, State, step_count
+from fastmlp.nn.losses import LOSSES
 from fastmlp.nn.network import Network
+
+# Each loss with each of its output functions; the parameters of losses are not the default values.
+LOSS_PAIRS = [
+    ({"huber": "huber:0.6", "quantile": "quantile:0.8"}.get(loss, loss), output)
+    for loss, outputs in LOSSES.items()
+    for output in outputs
+]
 
 REAL_GPU = os.environ.get("FASTMLP_TEST_GPU") == "1"  # backend "cuda" runs on a device, not in the simulator
 
@@ -83,11 +91,11 @@ def make_course(
     rng = np.random.default_rng([seed, rows, batch, *network.sizes])
     features, outputs = network.sizes[0], network.sizes[-1]
     x = rng.integers(0, 256, (rows, features), np.uint8) if uint8 else rng.normal(size=(rows, features))
-    if targets and network.loss == "cross-entropy":
+    if targets and network.loss_name == "cross-entropy":
         y = rng.dirichlet(np.ones(outputs), rows)
-    elif targets and network.loss == "binary-cross-entropy":
+    elif targets and network.loss_name == "binary-cross-entropy":
         y = rng.uniform(size=(rows, outputs))
-    elif targets and network.loss == "poisson":
+    elif targets and network.loss_name == "poisson":
         y = rng.poisson(1.0, (rows, outputs))
     elif targets:
         y = rng.normal(size=(rows, outputs))

@@ -169,6 +169,22 @@ def test_targets_with_a_meaningful_scale_are_not_scaled(loss: str, output: str |
     assert result.model.target_scaling is None
 
 
+@pytest.mark.parametrize("level", [0.1, 0.5, 0.9])
+def test_the_quantile_loss_predicts_a_quantile(level: float) -> None:
+    y = np.random.default_rng(0).normal(1000, 50, 400)
+    model = trained(np.zeros((400, 1)), y, Network(hidden=(), loss=f"quantile:{level}"), epochs=30, optimizer=Adam(0.05)).model
+    assert model.predict([[0]]) == pytest.approx([np.quantile(y, level)], abs=5)
+
+
+@pytest.mark.parametrize("loss", ["absolute-error", "huber:0.5", "quantile:0.3"])
+def test_losses_of_errors_are_of_scaled_targets(loss: str) -> None:
+    y = 1e4 + 300 * X[:, 0]
+    model = trained(X, y, Network(hidden=16, loss=loss), epochs=60, optimizer=Adam(0.01)).model
+    assert model.target_scaling is not None
+    assert model.score(X, y) > 0.8
+    assert model.evaluate(X, y)["mae"] > 10 * model.evaluate(X, y)["loss"]
+
+
 def test_integers_are_numbers_for_a_regression_loss() -> None:
     prices = (100 * X[:, 0]).astype(int)
     assert trained(X, prices, Network(loss="squared-error")).model.classes == ()

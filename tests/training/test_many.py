@@ -180,6 +180,8 @@ CHANGES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"loss": "squared-error"}, {}),
     ({"loss": "squared-error", "output": "sigmoid"}, {}),
     ({"loss": "squared-error", "output": "softmax"}, {}),
+    ({"loss": "huber:0.5"}, {}),
+    ({"loss": "huber:2"}, {}),
     ({"l1": 0.1}, {}),
     ({"l2": 0.1}, {}),
     ({"label_smoothing": 0.1}, {}),
@@ -204,6 +206,12 @@ def test_models_with_the_same_kernel_key_have_the_same_kernels(numba_backend: st
     assert all(len(found) == 1 for found in kernels_of.values())
     assert len(set(kernels)) >= 7
     assert len(kernels_of) < len(keys) / 2
+
+
+def test_networks_with_other_parameters_of_a_loss_have_the_same_kernel_key() -> None:
+    data = TrainingData(CheckedRows(*problem(9), 3))
+    keys = [Task(Network((4, 5, 3), loss=loss), set_up(), data).kernel_key for loss in ("huber:0.5", "huber:2", "quantile")]
+    assert keys[0] == keys[1] != keys[2]
 
 
 NO_COMPILATION_IN_THE_THREADS = """

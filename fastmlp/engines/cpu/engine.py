@@ -211,6 +211,7 @@ class NumbaEngine:
             seed=np.uint64(spec.seed),
             on_value=np.float32(1 - network.label_smoothing + share),
             off_value=np.float32(share),
+            loss_parameter=np.float32(network.loss_parameter),
             clip_norm=spec.optimizer.max_grad_norm,
         )
 
@@ -263,7 +264,8 @@ class NumbaEngine:
         block = np.empty(loss_block(network, self.lanes), np.float32)
         z, y = np.ascontiguousarray(z, np.float32), plain_targets(y)
         given = block.ctypes.data, z.ctypes.data, 0, network.sizes[-1], len(z), 0, *addresses_of(y), 0
-        loss_function(network, self.lanes)(*given, results.loss.ctypes.data, results.correct.ctypes.data, 1.0, 0.0)
+        found = results.loss.ctypes.data, results.correct.ctypes.data
+        loss_function(network, self.lanes)(*given, *found, 1.0, 0.0, network.loss_parameter)
         return results
 
     def exclusive(self) -> threading.Lock:

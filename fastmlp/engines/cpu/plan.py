@@ -107,6 +107,7 @@ class Batches(NamedTuple):
     step : number of updates made before these steps
     seed : seed of the dropout masks, uint64
     on_value, off_value : target values of the row's class and of the other classes, for labels
+    loss_parameter : parameter of the loss, float32
     clip_norm : maximum norm of the gradient; 0 disables clipping
     """
 
@@ -124,6 +125,7 @@ class Batches(NamedTuple):
     seed: Any
     on_value: Any
     off_value: Any
+    loss_parameter: Any
     clip_norm: Any
 
 

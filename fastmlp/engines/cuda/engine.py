@@ -169,7 +169,7 @@ class CudaEngine:
         z = np.empty((len(x), self.spec.network.sizes[-1]), np.float32)
         most = min(APPLIED, max(len(x), 1))
         # A forward pass does not read targets, but the compiled kernel has an argument for them, which must have a type.
-        classes = self.spec.network.loss == "cross-entropy"
+        classes = self.spec.network.loss_name == "cross-entropy"
         kind = apply_spec(self.kernel_spec(x, np.empty((0,) if classes else (0, 0))))
         apply = self.prepare_apply(kind, most)
         if "part_indices" not in self.handles or self.handles["part_indices"].size < most:
@@ -221,7 +221,7 @@ class CudaEngine:
         network, optimizer = self.spec.network, self.spec.optimizer
         return KernelSpec(
             make_layout(network, 1).activations,
-            network.loss,
+            network.loss_name,
             network.output or "",
             optimizer.name,
             x.dtype == np.uint8,
@@ -273,12 +273,13 @@ class CudaEngine:
         shape = self.shape(most)
         program = self.runtime.program("apply", kind, shape)
         self.reserve(most)
-        here = self.handles
+        here, loss_parameter = self.handles, np.float32(self.spec.network.loss_parameter)
 
         def apply(x: Any, y: Any, indices: Any, loss: Any, correct: Any, *numbers: int) -> None:
             self.upload("counter", np.zeros(1, np.uint64))
             network, scaling = [here[name] for name in TABLES], (here["shift"], here["factor"])
-            of_rows, stores = (y, indices, loss, correct), (here["parameters"], here["arena"], here["counter"])
+            of_rows = (y, loss_parameter, indices, loss, correct)
+            stores = (here["parameters"], here["arena"], here["counter"])
             arguments = (*network, x, *scaling, *of_rows, *stores, *numbers)
             self.runtime.launch(Launch(program, shape.resident * self.runtime.blocks, arguments, together=True))
 
@@ -317,7 +318,8 @@ class CudaEngine:
         share = spec.network.label_smoothing / spec.network.sizes[-1]
         on_value, off_value = np.float32(1 - spec.network.label_smoothing + share), np.float32(share)
         arguments = (
-            *[here[name] for name in (*TABLES, "x", "shift", "factor", "y")], on_value, off_value,
+            *[here[name] for name in (*TABLES, "x", "shift", "factor", "y")],
+            on_value, off_value, np.float32(spec.network.loss_parameter),
             *[here[name] for name in OF_TRAINING], spec.batch_size, count,
             first, end, np.uint64(spec.seed), np.float32(spec.optimizer.max_grad_norm),
         )  # fmt: skip

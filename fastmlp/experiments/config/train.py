@@ -33,7 +33,7 @@ from fastmlp.experiments.config.fields import (
     one_of,
 )
 from fastmlp.nn.activations import ACTIVATIONS, canonical_activation
-from fastmlp.nn.losses import LOSSES, OUTPUTS
+from fastmlp.nn.losses import LOSSES, OUTPUTS, canonical_loss
 from fastmlp.nn.network import ALIASES, DEFAULT_HIDDEN, INITIALIZERS, Network, canonical_init
 from fastmlp.nn.optimizers import DEFAULT_LEARNING_RATE, RULES, Optimizer
 from fastmlp.nn.scaling import SCALINGS
@@ -171,10 +171,15 @@ class TrainConfig(DataSettings):
     l1: float = network_setting(FLOAT, Network.l1, "L1 penalty on the weights.")
     l2: float = network_setting(FLOAT, Network.l2, "L2 penalty on the weights.")
     loss: str | None = network_setting(
-        one_of("loss", LOSSES), None, "Loss function [default: cross-entropy for classification, squared-error for regression]."
+        name_with_number(LOSSES, canonical_loss),
+        None,
+        f"Loss function: {', '.join(LOSSES)}; huber:1.5 sets delta, and quantile:0.9 sets the level "
+        "[default: cross-entropy for classification, squared-error for regression].",
     )
     output: str | None = network_setting(
-        one_of("output", OUTPUTS), None, "Output function [default: softmax, or linear with squared-error]."
+        one_of("output", OUTPUTS),
+        None,
+        "Output function [default: softmax for cross-entropy, sigmoid for binary-cross-entropy, exp for poisson, else linear].",
     )
     target_scale: str = network_setting(
         one_of("scaling", SCALINGS),

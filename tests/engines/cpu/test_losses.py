@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from numba import njit, types
-from support.engines import same_bits, start_state
+from support.engines import LOSS_PAIRS, same_bits, start_state
 
 from fastmlp.engines.base import EngineSpec
 from fastmlp.engines.cpu.codegen.compiler import compiled, compiled_with_callees, from_python
@@ -28,12 +28,11 @@ from fastmlp.engines.cpu.kernels.losses import (
     loss_side,
     make_losses,
 )
-from fastmlp.nn.losses import LOSSES
+from fastmlp.nn.losses import LOSSES, parse_loss
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer
 
-PAIRS = [(loss, output) for loss, outputs in LOSSES.items() for output in outputs]
-every_loss = pytest.mark.parametrize(("loss", "output"), PAIRS)
+every_loss = pytest.mark.parametrize(("loss", "output"), LOSS_PAIRS)
 
 
 ROWS = 2 * MANY_ROWS + 5
@@ -61,14 +60,15 @@ def operands(n: int) -> tuple[Any, Any, Any]:
 
 def by_rows(loss: str, output: str, z: Any, t: Any, scales: Any) -> tuple[Any, Any]:
     """Compute losses and scaled dz with the scalar formula, one row after another."""
-    formula = compiled_with_callees(LOSSES[loss][output])
+    name, parameter = parse_loss(loss)
+    formula = compiled_with_callees(LOSSES[name][output])
 
     @njit(error_model="numpy")
-    def run(z, t, dz, n):
-        return formula(z, t, dz, n)
+    def run(z, t, dz, n, a):
+        return formula(z, t, dz, n, a)
 
     dz = np.empty_like(z)
-    losses = [run(z[r], t[r], dz[r], len(z[r])) for r in range(len(z))]
+    losses = [run(z[r], t[r], dz[r], len(z[r]), np.float32(parameter)) for r in range(len(z))]
     return np.array(losses, np.float32), dz * scales[:, None]
 
 
@@ -95,8 +95,9 @@ def by_kernel(  # noqa: PLR0917 - same arguments as the kernel
     places = (data.ctypes.data, 0) if y.ndim == 1 else (0, data.ctypes.data)
     addresses = block[32:].ctypes.data, spread[0].ctypes.data, spread[1].ctypes.data * keep_dz, n + GAP
     results = (array.ctypes.data for array in (scales, *found))
-    kernel = from_python(loss_of_rows(loss, output, n, side), INTEGERS, FLOATS)
-    kernel(*addresses, rows, indices.ctypes.data, *places, *results, on_value, off_value)
+    name, parameter = parse_loss(loss)
+    kernel = from_python(loss_of_rows(name, output, n, side), INTEGERS, FLOATS)
+    kernel(*addresses, rows, indices.ctypes.data, *places, *results, on_value, off_value, parameter)
     assert (block[:32] == -3).all()
     assert (block[-32:] == -3).all()
     assert (spread[:, :, n:] == -3).all()
@@ -178,3 +179,23 @@ def test_batches_of_any_size_have_the_bits_of_rows_one_by_one(loss: str, output:
         engine.close()
     assert same_bits(found[0], found[1])
     assert same_bits(found[0], found[2])
+
+
+def test_networks_with_other_parameters_of_a_loss_use_the_same_kernels() -> None:
+    """The parameter is an argument of the kernel: it changes losses and gradients, and no kernel is compiled for it."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(20, 6)).astype(np.float32), 3 * rng.normal(size=(20, 3)).astype(np.float32)
+    tables, trained, evaluated = [], [], []
+    for loss in ("huber:0.5", "huber:2", "huber"):
+        engine = NumbaEngine(EngineSpec(Network((6, 5, 3), loss=loss), Optimizer("sgd"), batch_size=20, threads=1))
+        engine.load(start_state(engine.spec))
+        evaluated.append(engine.evaluate(engine.hold(x, y)).loss)
+        compiled_before = loss_of_rows.cache_info().misses
+        engine.train(x, y, np.arange(20), np.full(1, 0.1))
+        trained.append(engine.state().parameters)
+        tables.append(repr(engine.kernel_table(np.float32, training=True)))
+        assert tables == tables[:1] * len(tables)
+        assert loss_of_rows.cache_info().misses == compiled_before
+        engine.close()
+    for found in (trained, evaluated):
+        assert all(np.abs(found[i] - found[j]).max() > 1e-3 for i, j in ((0, 1), (0, 2), (1, 2)))

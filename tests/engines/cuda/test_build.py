@@ -52,6 +52,17 @@ def test_every_option_fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
 
 @COMPILER
+def test_a_loss_with_a_parameter_fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The parameter is an argument of the kernels for training and for evaluation, and they spill no registers."""
+    monkeypatch.setenv("FASTMLP_CACHE_DIR", str(tmp_path / "kernels"))
+    kinds = [kind for kind in cuda_build.kinds() if kind[1].loss == "huber"]
+    requests = [one for one in cuda_build.kernels(kinds) if one.name in ("train", "apply") and one.shape == SHAPE]
+    rows = list(cuda_build.build_all(requests, ((7, 5),)))
+    assert [row.kernel for row in rows] == ["train", "apply"]
+    assert [str(row) for row in rows if row.built.spilled] == []
+
+
+@COMPILER
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_tensor_cores_fit(precision: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Tensor-core kernels are built only for compute capability 8.0 and later, and spill no registers."""

@@ -97,6 +97,7 @@ LARGE: list[tuple[EngineSpec, dict[str, Any]]] = [
         EngineSpec(Network((7, *range(6, 15), 4), tuple(ACTIVATIONS), loss="squared-error"), Optimizer("nesterov"), 8),
         {"rows": 20, "targets": True, "rate": 0.01},
     ),
+    (EngineSpec(Network((13, 18, 5), loss="huber:0.6"), Optimizer("sgd"), 8), {"rows": 20, "targets": True}),
 ]
 
 
@@ -131,6 +132,30 @@ def test_a_graph_is_recorded_once_for_all_epochs_of_a_size(tiles: None) -> None:
     for indices in (course.indices, course.indices[::-1].copy(), course.indices, course.indices[:9]):
         whole.train(*course._replace(indices=indices, learning_rates=course.learning_rates[: -(-len(indices) // 9)]))
     assert same_bits(engine.state(), whole.state())
+
+
+def test_networks_with_other_parameters_of_a_loss_use_the_same_kernels(design: str) -> None:
+    """The parameter is an argument of the kernels: it changes losses and gradients, and no kernel is compiled for it."""
+    used: list[Any] = []
+
+    class Watched(Runtime):
+        def program(self, *request: Any) -> Any:
+            used.append(request)
+            return super().program(*request)
+
+    trained, evaluated = [], []
+    for loss in ("quantile:0.1", "quantile:0.7"):
+        spec = EngineSpec(Network((6, 5, 3), loss=loss), Optimizer("sgd"), batch_size=9)
+        course = make_course(spec.network, 9, 9, epochs=1, targets=True)
+        engine = CudaEngine(spec, Watched())
+        engine.load(start_state(spec))
+        evaluated.append(engine.evaluate(engine.hold(course.x, course.y)).loss)
+        engine.train(*course)
+        trained.append(engine.state().parameters)
+    assert used[: len(used) // 2] == used[len(used) // 2 :]
+    assert {name for name, _, _ in used} == {"apply", "train"}
+    for one, other in (trained, evaluated):
+        assert np.abs(one - other).max() > 1e-3
 
 
 def test_parameters_there_and_back() -> None:

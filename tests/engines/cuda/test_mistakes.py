@@ -43,8 +43,8 @@ PLANTED = {
     ),
     "losses of an evaluation that begin at its first row": (
         "programs",
-        "on_value, off_value, indices, loss, start, rows, arena, loss, correct)\n\n    return apply",
-        "on_value, off_value, indices, loss, 0, rows, arena, loss, correct)\n\n    return apply",
+        "constants, indices, loss, start, rows, arena, loss, correct)\n\n    return apply",
+        "constants, indices, loss, 0, rows, arena, loss, correct)\n\n    return apply",
     ),
     "a barrier for the first thread alone": (
         "passes",

@@ -29,7 +29,7 @@ LABELS_AHEAD = 16
 # The workspace (block) has one column per row of the batch. Each column contains z, the targets, dz and these fields:
 LOSS, SCALE, LABEL, CORRECT, EXTRAS = range(5)
 
-INTEGERS, FLOATS = 11, 2  # arguments of the kernel
+INTEGERS, FLOATS = 11, 3  # arguments of the kernel
 
 
 def loss_side(network: Network, lanes: int) -> int:
@@ -53,8 +53,8 @@ def loss_address(network: Network, lanes: int) -> int:
     For `rows` rows, it computes the loss and dz with the functions in `nn.losses.LOSSES`, and whether each prediction is
     correct.
 
-    Its signature is losses(block, z, dz, ld, rows, sources, labels, targets, scales, row_loss, correct, on_value, off_value).
-    Apart from sizes and the last two arguments, all arguments are addresses.
+    Its signature is losses(block, z, dz, ld, rows, sources, labels, targets, scales, row_loss, correct, on_value, off_value,
+    a). Apart from sizes and the last three arguments, all arguments are addresses.
 
     block : workspace of `loss_block` floats
     z, dz, ld : pre-activations and gradients of the first row, and their leading dimension; if dz is 0, no gradients are
@@ -66,8 +66,9 @@ def loss_address(network: Network, lanes: int) -> int:
     correct : bool, whether the prediction for each row is correct, that is, whether the first maximum of z is at the row's
         class; False without labels
     on_value, off_value : float32, target values of the row's class and of the other classes
+    a : float32, parameter of the loss
     """
-    return loss_of_rows(network.loss, network.output or "", network.sizes[-1], loss_side(network, lanes))
+    return loss_of_rows(network.loss_name, network.output or "", network.sizes[-1], loss_side(network, lanes))
 
 
 def loss_function(network: Network, lanes: int) -> Callable[..., None]:
@@ -98,7 +99,7 @@ def make_losses(loss: str, output: str, n: int, side: int) -> Callable[..., None
     fill, compute = make_fill(n, side), make_compute(compiled_with_callees(LOSSES[loss][output]), n, side)
     extra, size = 3 * n * side, block_size(n, side)
 
-    def losses(block, z, dz, ld, rows, sources, labels, targets, scales, row_loss, correct, on_value, off_value):
+    def losses(block, z, dz, ld, rows, sources, labels, targets, scales, row_loss, correct, on_value, off_value, a):
         own, source_of = array_at(block, size, np.float32), array_at(sources, rows, np.int64)
         scale_of, loss_of = array_at(scales, rows, np.float32), array_at(row_loss, rows, np.float32)
         correct_of = array_at(correct, rows, np.bool_)
@@ -113,7 +114,7 @@ def make_losses(loss: str, output: str, n: int, side: int) -> Callable[..., None
                     prefetch_label(labels, source_of[row + LABELS_AHEAD])
                 if dz:
                     own[extra + SCALE * side + r] = scale_of[row]
-            compute(own)
+            compute(own, a)
             for r in range(count):
                 row = first + r
                 loss_of[row], correct_of[row] = own[extra + LOSS * side + r], own[extra + CORRECT * side + r] != 0
@@ -146,7 +147,7 @@ def make_fill(n: int, side: int) -> Any:
 
 
 def make_compute(formula: Any, n: int, side: int) -> Any:
-    """Return compute(own), which computes loss, dz and correctness for each column of the workspace.
+    """Return compute(own, a), which computes loss, dz and correctness for each column of the workspace.
 
     z, targets and dz are stored in a single array. With three separate addresses LLVM could not prove that they do not
     overlap.
@@ -154,11 +155,11 @@ def make_compute(formula: Any, n: int, side: int) -> Any:
     extra = 3 * n * side  # offset of the fields after z, targets and dz
 
     @compiled
-    def compute(own):
+    def compute(own, a):
         for r in range(side):
             z, t = column_of(own, r, n, side), column_of(own, n * side + r, n, side)
             dz = column_of(own, 2 * n * side + r, n, side)
-            own[extra + LOSS * side + r] = formula(z, t, dz, n)
+            own[extra + LOSS * side + r] = formula(z, t, dz, n, a)
             highest, peak = z[0], np.float32(0)
             for j in range(1, n):
                 higher = z[j] > highest

@@ -139,7 +139,7 @@ def losses_of_batch(table, plan, batches, arena, block, loss, correct, start, fi
             block.ctypes.data, z, dz, width.ld, rows, batches.indices.ctypes.data + row * batches.indices.itemsize,
             batches.labels, batches.targets, batches.loss_weight.ctypes.data + row * FLOAT_BYTES,
             loss.ctypes.data + row * FLOAT_BYTES, correct.ctypes.data + row * correct.itemsize,
-            batches.on_value, batches.off_value,
+            batches.on_value, batches.off_value, batches.loss_parameter,
         ),
     )  # fmt: skip
 

@@ -173,12 +173,12 @@ def make_store_activation(dev: Any, names: Sequence[str], drops: bool) -> Any:
 
 
 def make_losses(dev: Any, loss: str, output: str, classes: bool, training: bool = True) -> Any:
-    """Return losses(last, table, y, on_value, off_value, indices, loss_weight, start, rows, arena, loss, correct).
+    """Return losses(last, table, y, constants, indices, loss_weight, start, rows, arena, loss, correct).
 
     It computes the loss, the correctness and dz of each row.
 
     y : labels (n,), or float targets (n * outputs,)
-    on_value, off_value : smoothed targets of the labelled class and of the other classes
+    constants : smoothed targets of the labelled class and of the other classes, and the parameter of the loss
     loss_weight : (n,) weights in the order of `indices`, by which dz is multiplied; not used if `training` is false
 
     Each thread computes whole rows, because most networks have few outputs. The targets of a row are written to the `slopes`
@@ -188,7 +188,8 @@ def make_losses(dev: Any, loss: str, output: str, classes: bool, training: bool 
     formula = dev.formula(LOSSES[loss][output])
 
     @dev.device
-    def losses(last, table, y, on_value, off_value, indices, loss_weight, start, rows, arena, loss, correct):
+    def losses(last, table, y, constants, indices, loss_weight, start, rows, arena, loss, correct):
+        on_value, off_value, a = constants
         row = last * COLUMNS
         n, width = load(table, row + FAN_OUT), load(table, row + OUT_WIDTH)
         for m in range(cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, rows, cuda.gridDim.x * cuda.blockDim.x):
@@ -203,7 +204,7 @@ def make_losses(dev: Any, loss: str, output: str, classes: bool, training: bool 
                     t[j] = load(y, chosen * n + j)
                 if z[j] > z[best]:
                     best = j
-            store(loss, start + m, formula(z, t, dz, n))
+            store(loss, start + m, formula(z, t, dz, n, a))
             store(correct, start + m, classes and best == load(y, chosen))
             if training:
                 for j in range(width):

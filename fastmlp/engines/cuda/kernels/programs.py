@@ -99,6 +99,7 @@ def make_train(dev: Any, kind: KernelSpec, shape: Shape | Tile) -> Any:
     x, shift, factor : (n * width,), (width,), (width,), inputs and their scaling
     y : labels (n,), or float targets (n * outputs,)
     on_value, off_value : smoothed targets of the labelled class and of the other classes
+    loss_parameter : parameter of the loss
     indices, loss_weight : (count,), row numbers and the weights of the rows in the loss of their mini-batch
     loss, correct : (count,), results
     scalars : (steps * 2 * SCALAR_COUNT,), scalars of the update for weights and for biases
@@ -131,13 +132,15 @@ def make_train(dev: Any, kind: KernelSpec, shape: Shape | Tile) -> Any:
 
     @dev.kernel(shape.threads, shape.resident)
     def train(
-        table, alpha, thresholds, scales, x, shift, factor, y, on_value, off_value, indices, loss_weight, loss, correct,
-        scalars, parameters, m, v, gradients, partial, arena, counter, clock, batch, count, first, end, seed, largest,
+        table, alpha, thresholds, scales, x, shift, factor, y, on_value, off_value, loss_parameter, indices, loss_weight,
+        loss, correct, scalars, parameters, m, v, gradients, partial, arena, counter, clock, batch, count, first, end, seed,
+        largest,
     ):  # fmt: skip
         shared = cuda.shared.array(memory, float32, alignment=16)
         layers = len(table) // COLUMNS
         each, target = 2 * layers + 1 + (2 if clips else 0), uint64(0)
         tables, inputs, slots = (table, alpha, thresholds, scales), (x, shift, factor), (m, v)
+        constants = (on_value, off_value, loss_parameter)
         for phase in range(first, end):
             now = phase // each
             start, q, at = now * batch, phase - now * each, 2 * SCALAR_COUNT * now
@@ -146,7 +149,7 @@ def make_train(dev: Any, kind: KernelSpec, shape: Shape | Tile) -> Any:
             if q < layers:
                 forward(q, layers - 1, tables, inputs, indices, start, rows, clock[0] + now, seed, parameters, arena, shared)
             elif q == layers:
-                losses(layers - 1, table, y, on_value, off_value, indices, loss_weight, start, rows, arena, loss, correct)
+                losses(layers - 1, table, y, constants, indices, loss_weight, start, rows, arena, loss, correct)
             elif q <= 2 * layers:
                 i = 2 * layers - q
                 if i > 0:
@@ -184,12 +187,13 @@ def make_apply(dev: Any, kind: KernelSpec, shape: Shape | Tile) -> Any:
 
     @dev.kernel(shape.threads, shape.resident)
     def apply(
-        table, alpha, thresholds, scales, x, shift, factor, y, indices, loss, correct, parameters, arena, counter,
-        start, rows, evaluates,
+        table, alpha, thresholds, scales, x, shift, factor, y, loss_parameter, indices, loss, correct, parameters, arena,
+        counter, start, rows, evaluates,
     ):  # fmt: skip
         shared = cuda.shared.array(memory, float32, alignment=16)
         layers, target = len(table) // COLUMNS, uint64(0)
         tables, inputs = (table, alpha, thresholds, scales), (x, shift, factor)
+        constants = (on_value, off_value, loss_parameter)
         for layer in range(layers):
             forward(layer, layers - 1, tables, inputs, indices, start, rows, 0, uint64(0), parameters, arena, shared)
             if layer + 1 < layers or evaluates != 0:
@@ -197,7 +201,7 @@ def make_apply(dev: Any, kind: KernelSpec, shape: Shape | Tile) -> Any:
                 barrier(counter, target)
         if evaluates != 0:
             # `loss` is passed in place of loss_weight, which is not read
-            losses(layers - 1, table, y, on_value, off_value, indices, loss, start, rows, arena, loss, correct)
+            losses(layers - 1, table, y, constants, indices, loss, start, rows, arena, loss, correct)
 
     return apply
 
@@ -240,7 +244,8 @@ def arguments_of(name: str, kind: KernelSpec) -> tuple[str, ...]:
     if name == "barriers":
         return "uint64[]", "int32"
     if name == "apply":
-        return (*network, *rows, y, "int32[]", "float32[]", "bool[]", "float32[]", "float32[]", "uint64[]", *["int32"] * 3)
-    of_rows = (y, "float32", "float32", "int32[]", "float32[]", "float32[]", "bool[]")
+        results = ("float32[]", "bool[]")
+        return (*network, *rows, y, "float32", "int32[]", *results, "float32[]", "float32[]", "uint64[]", *["int32"] * 3)
+    of_rows = (y, *["float32"] * 3, "int32[]", "float32[]", "float32[]", "bool[]")
     stores = (*["float32[]"] * 5, "float64[]", "float32[]", "uint64[]", "int64[]")
     return (*network, *rows, *of_rows, *stores, *["int32"] * 4, "uint64", "float32")
