@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from fastmlp.models.file import save as save
     from fastmlp.models.metrics import evaluate as evaluate
     from fastmlp.models.model import Model as Model
+    from fastmlp.nn.activations import Activation as Activation
     from fastmlp.nn.network import Network as Network
     from fastmlp.nn.optimizers import Optimizer as Optimizer
     from fastmlp.nn.scaling import Scaling as Scaling
@@ -58,6 +59,7 @@ __getattr__, __dir__, __all__ = lazy(
         "models.file": ["load", "save"],
         "models.metrics": ["evaluate"],
         "models.model": ["Model"],
+        "nn.activations": ["Activation"],
         "nn.network": ["Network"],
         "nn.optimizers": ["Optimizer"],
         "nn.scaling": ["Scaling"],

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from fastmlp.data.checks import check_description
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.files import check_format_version, read_tensors, tensor_bytes, write_bytes
 from fastmlp.models.model import Model
+from fastmlp.nn.activations import Activation, UnknownActivation, register
+from fastmlp.nn.names import normalize
 from fastmlp.nn.network import Network
 from fastmlp.nn.scaling import Scaling
 
@@ -67,17 +69,26 @@ def save(model: Model, path: str | Path) -> None:
     write_bytes(Path(path), tensor_bytes(tensors, {"fastmlp": text, "sha256": digest(text, tensors)}))
 
 
-def load(path: str | Path, *, backend: str = "auto", threads: int | None = None) -> Model:
+def load(
+    path: str | Path,
+    *,
+    backend: str = "auto",
+    threads: int | None = None,
+    activations: Mapping[str, Activation | tuple[Callable[..., Any], Callable[..., Any]]] | None = None,
+) -> Model:
     """Read a model from a model file or a run folder.
 
     Parameters
     ----------
     path : model file, or folder that contains `model.safetensors`
     backend, threads : engine and number of threads for predictions; see `engines.make_engine`
+    activations : custom activations of the network by name, each as an `Activation` or as a pair (value, slope). Needed if they
+        are not registered in this process, because the file contains only their names.
 
     Raises
     ------
-    DataError : the file is missing, damaged, or not a model of this version
+    DataError : the file is missing, damaged, or not a model of this version, or an activation is unknown
+    ConfigError : `activations` is invalid, or another activation with the same name is already registered
 
     Examples
     --------
@@ -90,6 +101,8 @@ def load(path: str | Path, *, backend: str = "auto", threads: int | None = None)
     ...     bool((load(folder).parameters == model.parameters).all())
     True
     """
+    for name, given in (activations or {}).items():
+        register_as(name, given)
     file = Path(path)
     if file.is_dir():
         file = file / FILE_NAME
@@ -109,6 +122,17 @@ def load(path: str | Path, *, backend: str = "auto", threads: int | None = None)
     return Model(header.network, parameters, scaling, header.classes, header.image_shape, backend, threads, extractor)
 
 
+def register_as(name: str, given: Activation | tuple[Callable[..., Any], Callable[..., Any]]) -> None:
+    """Register a custom activation under a name. Raise ConfigError if it is invalid or has a different name."""
+    if not isinstance(given, Activation):
+        if not (isinstance(given, tuple) and len(given) == 2):
+            raise ConfigError(f"activations[{name!r}] must be an Activation or a pair (value, slope), not {given!r}")
+        given = Activation(name, *given)
+    if normalize(given.name) != normalize(name):
+        raise ConfigError(f"activations[{name!r}] is an Activation with another name, {given.name!r}; use the same name")
+    register(given)
+
+
 def read_header(file: Path, text: str) -> Header:
     """Parse the description in a model file. Raise DataError if a field is unknown, missing, or of the wrong type."""
     try:
@@ -116,6 +140,13 @@ def read_header(file: Path, text: str) -> Header:
         check_format_version(file, found, VERSION)  # before the fields, which may differ in other versions
         header = msgspec.json.decode(text, type=Header)
     except (msgspec.MsgspecError, ConfigError, TypeError, RecursionError, UnicodeError) as error:
+        if isinstance(error.__cause__, UnknownActivation):
+            name = error.__cause__.activation
+            raise DataError(
+                f"{file}: the network has the activation {name!r}, which is not built in; if it is a custom activation, load "
+                f"the file in Python with load(path, activations={{{name!r}: ...}}), where ... is a fastmlp.Activation or a "
+                "pair (value, slope)"
+            ) from error
         raise DataError(f"{file}: the description cannot be read ({error}); another version may have written it") from error
     unknown = set(found["network"]) - {field.name for field in fields(Network)}
     if unknown:
