@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numba import float32, float64
+from numba import float32, float64, int32
+from numba.types import UniTuple
 from support.activations import BINARY, FORMULAS, MISH, ONE, SOFTSIGN, STEP
 from support.engines import engine_of, make_course, run_course, same_bits, start_state
 from support.many import same_training
@@ -154,17 +155,23 @@ def test_functions_of_math_may_be_imported_by_name() -> None:
     def with_names(z: Any, a: Any) -> Any:
         return tanh(z) + exp(z)
 
+    def with_attributes(z: Any, a: Any) -> Any:
+        return math.tanh(z) + math.exp(z)
+
     def with_numpy(z: Any, a: Any) -> Any:
         return numeric.tanh(z) + numeric.exp(z)
 
     def slope(z: Any, y: Any, a: Any) -> Any:
         return ONE - math.tanh(z) * math.tanh(z) + math.exp(z)
 
-    for name, value in (("with-names", with_names), ("with-numpy", with_numpy)):
-        y, s = activate(register(Activation(name, value, slope)), Z)
-        z = Z.astype(np.float64)
+    found, z = [], Z.astype(np.float64)
+    for name, value in (("with-names", with_names), ("with-attributes", with_attributes), ("with-numpy", with_numpy)):
+        found.append(activate(register(Activation(name, value, slope)), Z))
+        y, s = found[-1]
         np.testing.assert_allclose(y, np.tanh(z) + np.exp(z), rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(s, 1 - np.tanh(z) ** 2 + np.exp(z), rtol=1e-6, atol=1e-6)
+    assert same_bits(found[0], found[1])  # both use the vectorized functions
+    assert not same_bits(found[0], found[2])
 
 
 # ------------------------------------------------------------------------------------------------ errors
@@ -265,11 +272,17 @@ def test_cuda_kernels_with_custom_activations(monkeypatch: pytest.MonkeyPatch, t
     """Kernels are compiled for a GPU that is not installed, in float32 and with Python constants."""
     from fastmlp.engines.cuda import compiler
     from fastmlp.engines.cuda.engine import SHAPE
+    from fastmlp.engines.cuda.kernels import device
+    from fastmlp.engines.cuda.kernels.passes import make_activate
     from fastmlp.engines.cuda.kernels.programs import PLAIN
     from fastmlp.errors import UnavailableError
 
     monkeypatch.setenv("FASTMLP_CACHE_DIR", str(tmp_path / "kernels"))
     names = tuple(register(activation) for activation in (MISH, STEP, BINARY, SOFTSIGN))
+    with compiler.standing_in((7, 5)):
+        activate = make_activate(device, ("relu", *names))
+        _, returned = device.cuda.compile_ptx(activate.py_func, (int32, float32, float32), device=True, cc=(7, 5))
+    assert returned == UniTuple(float32, 2)
     built = compiler.compiled("train", PLAIN._replace(activations=("relu", *names)), SHAPE, (7, 5))
     assert built.cubin.startswith(b"\x7fELF")
     register(Activation("uses-a-dict", uses_a_dict, lambda z, y, a: ONE))
