@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fastmlp.estimators.regressor import MLPRegressor as MLPRegressor
     from fastmlp.models.model import Model as Model
     from fastmlp.models.model import load as load
+    from fastmlp.nn.activations import Activation as Activation
     from fastmlp.nn.network import Network as Network
     from fastmlp.nn.optimizers import SGD as SGD
     from fastmlp.nn.optimizers import Adam as Adam
@@ -69,6 +70,7 @@ __getattr__, __dir__, __all__ = lazy(
         "estimators.classifier": ["MLPClassifier"],
         "estimators.regressor": ["MLPRegressor"],
         "models.model": ["Model", "load"],
+        "nn.activations": ["Activation"],
         "nn.network": ["Network"],
         "nn.optimizers": ["SGD", "Adam", "AdamW", "Optimizer", "RMSprop"],
         "nn.scaling": ["Scaling"],

@@ -19,7 +19,7 @@ Srivastava et al. 2014, section 10; for activations and updates, see nn/activati
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -59,7 +59,8 @@ def gelu_slope(z: FloatArray) -> FloatArray:
 
 
 # name -> f(z, a) and f'(z, y, a), where y = f(z) and a is the parameter of the activation
-ACTIVATIONS: dict[str, tuple[Callable[..., FloatArray], Callable[..., FloatArray]]] = {
+ArrayFunctions = tuple[Callable[..., FloatArray], Callable[..., FloatArray]]
+ACTIVATIONS: dict[str, ArrayFunctions] = {
     "linear": (lambda z, a: z, lambda z, y, a: np.ones_like(z)),
     "relu": (lambda z, a: np.maximum(z, 0), lambda z, y, a: (z > 0).astype(z.dtype)),
     "leaky-relu": (lambda z, a: np.where(z > 0, z, a * z), lambda z, y, a: np.where(z > 0, 1, a).astype(z.dtype)),
@@ -179,15 +180,22 @@ class ForwardPass(NamedTuple):
     z: FloatArray  # pre-activations of the output layer, (rows, outputs)
 
 
-def forward(network: Network, layers: Layers, x: FloatArray, masks: list[Any] | None = None) -> ForwardPass:
+def forward(
+    network: Network,
+    layers: Layers,
+    x: FloatArray,
+    masks: list[Any] | None = None,
+    activations: Mapping[str, ArrayFunctions] = ACTIVATIONS,
+) -> ForwardPass:
     """Compute z = x w + b and y = f(z) layer by layer, for x (rows, inputs).
 
     `masks` contains one array per hidden layer with the dropout factors of its units, (rows, fan_out), each 0 or
-    1/(1 - rate). It is None in prediction, where dropout is not applied.
+    1/(1 - rate). It is None in prediction, where dropout is not applied. `activations` contains the value and the slope of each
+    activation; networks with custom activations need them in addition to `ACTIVATIONS`.
     """
     inputs, slopes = [x], []
     for index, (layer, (w, b)) in enumerate(zip(network.layers[:-1], layers, strict=False)):
-        value, slope = ACTIVATIONS[layer.activation]
+        value, slope = activations[layer.activation]
         z = inputs[-1] @ w + b
         y = value(z, layer.parameter)
         s = slope(z, y, layer.parameter)

@@ -144,9 +144,13 @@ def write_entry(file: Path, body: bytes) -> None:
         warn_once(reason(file.parent, error))
 
 
-def with_globals(function: Callable[..., Any], names: dict[str, Any]) -> FunctionType:
-    """Return a copy of a function with other globals, so that it calls compiled versions of other functions."""
+def with_globals(function: Callable[..., Any], names: dict[str, Any], cells: tuple[Any, ...] | None = None) -> FunctionType:
+    """Return a copy of a function with other globals, so that it calls compiled versions of other functions.
+
+    cells : other closure variables; None keeps those of the function
+    """
     assert isinstance(function, FunctionType)
-    twin = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    closure = function.__closure__ if cells is None else cells
+    twin = FunctionType(function.__code__, names, function.__name__, function.__defaults__, closure)
     twin.__qualname__ = function.__qualname__
     return twin

@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.engines.base import EngineSpec, HeldRows, RowMetrics, State, evaluate_blocks, loss_weights, step_count
+from fastmlp.engines.functions import array_activations
 from fastmlp.nn.blocks import RowSource
 from fastmlp.nn.network import FloatArray
 from fastmlp.nn.philox import keep_mask
-from fastmlp.reference import backward, clip, forward, plain_losses, row_losses, target_rows, update
+from fastmlp.reference import ACTIVATIONS, backward, clip, forward, plain_losses, row_losses, target_rows, update
 
 
 class NumpyEngine:
@@ -22,6 +23,7 @@ class NumpyEngine:
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
         self.threads = 1
+        self.activations = ACTIVATIONS | array_activations(spec.network)
         self.decay = np.zeros(spec.network.parameters, spec.dtype)
         for w, _ in spec.network.views(self.decay):
             w[:] = spec.optimizer.weight_decay
@@ -64,7 +66,8 @@ class NumpyEngine:
             for k in range(step_count(len(indices), spec.batch_size)):
                 batch = slice(k * spec.batch_size, (k + 1) * spec.batch_size)
                 picked = indices[batch]
-                passed = forward(spec.network, layers, self.rows(x[picked]), self.dropout_factors(len(picked)))
+                masks = self.dropout_factors(len(picked))
+                passed = forward(spec.network, layers, self.rows(x[picked]), masks, self.activations)
                 loss, dz = row_losses(spec.network, passed.z, target_rows(spec.network, y[picked], spec.dtype))
                 gradient = backward(spec.network, layers, passed, dz * scales[batch, None])
                 gradient = clip(gradient, spec.optimizer.max_grad_norm)
@@ -76,8 +79,9 @@ class NumpyEngine:
         return results
 
     def forward(self, x: npt.NDArray[Any]) -> FloatArray:
+        layers = self.spec.network.views(self.parameters)
         with np.errstate(over="ignore", invalid="ignore"):
-            return forward(self.spec.network, self.spec.network.views(self.parameters), self.rows(x)).z
+            return forward(self.spec.network, layers, self.rows(x), activations=self.activations).z
 
     def hold(self, x: RowSource, y: npt.NDArray[Any]) -> HeldRows:
         return HeldRows(x, y)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ import torch
 from torch.nn import functional
 
 from fastmlp.engines.base import EngineSpec, HeldRows, RowMetrics, State, evaluate_blocks, loss_weights, step_count
+from fastmlp.engines.functions import array_activations
 from fastmlp.nn.blocks import RowSource
 from fastmlp.nn.network import FloatArray, Layer, Network
 from fastmlp.nn.optimizers import Optimizer
@@ -51,9 +52,29 @@ def activations(a: float) -> dict[str, Function]:
     }
 
 
-def activation(layer: Layer) -> Function:
-    """Return the activation function of a layer. leaky-gelu does not exist in PyTorch and is computed from its gelu."""
+class CustomActivation(torch.autograd.Function):
+    """A custom activation, computed by its functions of NumPy arrays; see `engines.functions.array_activations`."""
+
+    @staticmethod
+    def forward(context: Any, z: torch.Tensor, value: Any, slope: Any, a: float) -> torch.Tensor:
+        y = value(z.numpy(), a)
+        context.slope = torch.from_numpy(slope(z.numpy(), y, a))
+        return torch.from_numpy(y)
+
+    @staticmethod
+    def backward(context: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return dy * context.slope, None, None, None
+
+
+def activation(layer: Layer, custom: Mapping[str, Any]) -> Function:
+    """Return the activation function of a layer. leaky-gelu does not exist in PyTorch and is computed from its gelu.
+
+    custom : the value and the slope of each custom activation, as functions of arrays
+    """
     a = layer.parameter
+    if layer.activation in custom:
+        value, slope = custom[layer.activation]
+        return lambda z: CustomActivation.apply(z, value, slope, a)
     return {**activations(a), "leaky-gelu": lambda z: a * z + (1 - a) * functional.gelu(z)}[layer.activation]
 
 
@@ -161,7 +182,8 @@ class TorchEngine:
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
         self.dtype = {4: torch.float32, 8: torch.float64}[np.dtype(spec.dtype).itemsize]
-        self.activations = [activation(layer) for layer in spec.network.layers[:-1]]
+        custom = array_activations(spec.network)
+        self.activations = [activation(layer, custom) for layer in spec.network.layers[:-1]]
         self.threads = torch.get_num_threads()
 
     def load(self, state: State) -> None:

@@ -37,8 +37,8 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     Parameters
     ----------
     hidden_layer_sizes, ..., max_fun : as in scikit-learn. In addition, `activation` may be any name in
-        `fastmlp.nn.activations.ACTIVATIONS`, such as "leaky-relu", "gelu", "silu" or "elu", or a list with one name per
-        hidden layer
+        `fastmlp.nn.activations.ACTIVATIONS`, such as "leaky-relu", "gelu", "silu" or "elu", a `fastmlp.Activation`, or
+        a list with one of these per hidden layer
     dropout : dropout rate of the hidden layers, in [0, 1): one number for all of them, or one per hidden layer
     class_weight : dict from class label to weight, "balanced" or None, as in other classifiers of scikit-learn
     l1 : coefficient of the L1 penalty on the weights, >= 0; it is divided by the mini-batch size, like `alpha`

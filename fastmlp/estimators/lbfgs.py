@@ -14,9 +14,10 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from fastmlp.engines.base import loss_weights
+from fastmlp.engines.functions import array_activations
 from fastmlp.estimators.rows import FitRows
 from fastmlp.nn.network import FloatArray, Network
-from fastmlp.reference import backward, forward, penalty, row_losses, target_rows
+from fastmlp.reference import ACTIVATIONS, backward, forward, penalty, row_losses, target_rows
 
 
 class Minimum(NamedTuple):
@@ -48,13 +49,14 @@ def objective_and_gradient(network: Network, rows: FitRows) -> Callable[[FloatAr
     t = target_rows(network, rows.y, np.float64)
     blocks = [slice(first, first + BLOCK_ROWS) for first in range(0, n, BLOCK_ROWS)]
     without_penalties = dataclasses.replace(network, l1=0.0, l2=0.0)
+    activations = ACTIVATIONS | array_activations(network)
 
     def evaluate(parameters: FloatArray) -> tuple[float, FloatArray]:
         layers = network.views(parameters)
         loss, gradient = penalty(network, layers), np.zeros(len(parameters))
         with np.errstate(over="ignore", invalid="ignore"):
             for block in blocks:
-                passed = forward(network, layers, rows.x[block])
+                passed = forward(network, layers, rows.x[block], activations=activations)
                 losses, dz = row_losses(network, passed.z, t[block])
                 dz *= weights[block, None]
                 gradient += backward(network if block.start == 0 else without_penalties, layers, passed, dz)

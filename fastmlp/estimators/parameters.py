@@ -11,6 +11,7 @@ import numpy as np
 
 from fastmlp.engines import CHOICES
 from fastmlp.errors import ConfigError
+from fastmlp.nn.activations import Activation
 from fastmlp.nn.names import canonical_name
 from fastmlp.nn.network import FloatArray, Network
 from fastmlp.nn.optimizers import Optimizer
@@ -113,8 +114,13 @@ def hidden_sizes(given: Any) -> tuple[int, ...]:
     return tuple(int(size) for size in sizes)
 
 
-def activation_names(given: Any) -> str | tuple[str, ...]:
-    """Return `activation`, one name or one name per hidden layer, with scikit-learn's names replaced by fastmlp's."""
+def activation_names(given: Any) -> Any:
+    """Return `activation`, one name or one name per hidden layer, with scikit-learn's names replaced by fastmlp's.
+
+    Custom activations, which are `Activation` objects, are returned unchanged.
+    """
+    if isinstance(given, Activation):
+        return given
     if isinstance(given, str):
         return ACTIVATIONS.get(given, given)
     try:
@@ -197,7 +203,7 @@ def initial_parameters(network: Network, activation: Any, random_state: np.rando
     """
     vector = np.empty(network.parameters)
     names = activation_names(activation)
-    sigmoid = (names if isinstance(names, str) else [*names, ""][0]) == "sigmoid"
+    sigmoid = (names if isinstance(names, (str, Activation)) else [*names, ""][0]) == "sigmoid"
     for w, b in network.views(vector):
         bound = np.sqrt((2.0 if sigmoid else 6.0) / sum(w.shape))
         w[:] = random_state.uniform(-bound, bound, w.shape)

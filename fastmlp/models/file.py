@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,8 @@ import numpy.typing as npt
 from fastmlp.data.checks import check_description
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.files import check_format_version, read_tensors, tensor_bytes, write_bytes
+from fastmlp.nn.activations import Activation, UnknownActivation, register
+from fastmlp.nn.names import normalize
 from fastmlp.nn.network import Network
 from fastmlp.nn.scaling import Scaling
 
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 VERSION = 1
 FILE_NAME = "model.safetensors"
+# Maps the names of custom activations to the activations, or to pairs (value, slope).
+CustomActivations = Mapping[str, Activation | tuple[Callable[..., Any], Callable[..., Any]]]
 INPUTS, TARGETS = "scaling", "targets"  # prefixes of the tensors of the scaling of the inputs and of the targets
 EXTRACTOR = "extractor"  # name of the tensor with the bytes of a fastmlp.cnn file
 LARGEST_FILE = 4 << 30  # bytes; enough for a billion float32 weights
@@ -74,13 +78,18 @@ def save(model: Model, path: str | Path) -> None:
     write_bytes(Path(path), tensor_bytes(tensors, {"fastmlp": text, "sha256": digest(text, tensors)}))
 
 
-def read(path: str | Path) -> dict[str, Any]:
+def read(path: str | Path, activations: CustomActivations | None = None) -> dict[str, Any]:
     """Read a model file, or the model file of a run folder, and return the fields of `Model` by name.
+
+    activations : custom activations by name, see `model.load`
 
     Raises
     ------
-    DataError : the file is missing, damaged, or not a model of this version
+    DataError : the file is missing, damaged, or not a model of this version, or an activation is unknown
+    ConfigError : `activations` is invalid, or another activation with the same name is already registered
     """
+    for name, given in (activations or {}).items():
+        register_as(name, given)
     file = Path(path)
     if file.is_dir():
         file = file / FILE_NAME
@@ -109,6 +118,17 @@ def read(path: str | Path) -> dict[str, Any]:
     }
 
 
+def register_as(name: str, given: Activation | tuple[Callable[..., Any], Callable[..., Any]]) -> None:
+    """Register a custom activation under a name. Raise ConfigError if it is invalid or has a different name."""
+    if not isinstance(given, Activation):
+        if not (isinstance(given, tuple) and len(given) == 2):
+            raise ConfigError(f"activations[{name!r}] must be an Activation or a pair (value, slope), not {given!r}")
+        given = Activation(name, *given)
+    if normalize(given.name) != normalize(name):
+        raise ConfigError(f"activations[{name!r}] is an Activation with another name, {given.name!r}; use the same name")
+    register(given)
+
+
 def read_header(file: Path, text: str) -> Header:
     """Parse the description in a model file. Raise DataError if a field is unknown, missing, or of the wrong type."""
     try:
@@ -118,6 +138,13 @@ def read_header(file: Path, text: str) -> Header:
         if not header.network.is_complete:
             raise ConfigError("the sizes of the network are missing")
     except (msgspec.MsgspecError, ConfigError, TypeError, RecursionError, UnicodeError) as error:
+        if isinstance(error.__cause__, UnknownActivation):
+            name = error.__cause__.activation
+            raise DataError(
+                f"{file}: the network has the activation {name!r}, which is not built in; if it is a custom activation, load "
+                f"the file in Python with load(path, activations={{{name!r}: ...}}), where ... is a fastmlp.Activation or a "
+                "pair (value, slope)"
+            ) from error
         raise DataError(f"{file}: the description cannot be read ({error}); another version may have written it") from error
     unknown = set(found["network"]) - {field.name for field in fields(Network)}
     if unknown:

@@ -187,17 +187,26 @@ class Model(Summarized):
         file.save(self, path)
 
 
-def load(path: str | Path, *, backend: str = "auto", threads: int | None = None) -> Model:
+def load(
+    path: str | Path,
+    *,
+    backend: str = "auto",
+    threads: int | None = None,
+    activations: file.CustomActivations | None = None,
+) -> Model:
     """Read a model from a model file or a run folder.
 
     Parameters
     ----------
     path : model file, or folder that contains `model.safetensors`
     backend, threads : engine and number of threads for predictions; see `engines.make_engine`
+    activations : custom activations of the network by name, each as an `Activation` or as a pair (value, slope). Needed if they
+        are not registered in this process, because the file contains only their names
 
     Raises
     ------
-    DataError : the file is missing, damaged, or not a model of this version
+    DataError : the file is missing, damaged, or not a model of this version, or an activation is unknown
+    ConfigError : `activations` is invalid, or another activation with the same name is already registered
 
     Examples
     --------
@@ -209,7 +218,7 @@ def load(path: str | Path, *, backend: str = "auto", threads: int | None = None)
     ...     bool((load(folder).parameters == model.parameters).all())
     True
     """
-    return Model(**file.read(path), backend=backend, threads=threads)
+    return Model(**file.read(path, activations), backend=backend, threads=threads)
 
 
 def forward_rows(engine: Engine, x: Features) -> FloatArray:

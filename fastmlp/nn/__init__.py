@@ -8,6 +8,7 @@ from fastmlp._lazy import lazy
 
 if TYPE_CHECKING:
     from fastmlp.nn.activations import ACTIVATIONS as ACTIVATIONS
+    from fastmlp.nn.activations import Activation as Activation
     from fastmlp.nn.losses import LOSSES as LOSSES
     from fastmlp.nn.network import Layer as Layer
     from fastmlp.nn.network import Network as Network
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
-        "activations": ["ACTIVATIONS"],
+        "activations": ["ACTIVATIONS", "Activation"],
         "losses": ["LOSSES"],
         "network": ["Layer", "Network"],
         "optimizers": ["Optimizer"],

@@ -26,19 +26,23 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import pairwise
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from fastmlp._summary import summary_html
 from fastmlp.errors import ConfigError
-from fastmlp.nn.activations import canonical_activation, parse_activation, parse_number
+from fastmlp.nn.activations import Activation, canonical_activation, parse_activation, parse_number
 from fastmlp.nn.losses import LOSSES, OUTPUTS, canonical_loss, parse_loss
 from fastmlp.nn.names import canonical_name
 from fastmlp.nn.philox import generator
 
 FloatArray = npt.NDArray[np.floating[Any]]
+if TYPE_CHECKING:
+    Activations = str | Activation | Sequence[str | Activation]
+else:  # msgspec, which reads the networks in model files, does not support a union of these types; files contain only names
+    Activations = str | Sequence[str]
 
 # Maps each name to a distribution and a function that computes its scale from fan_in and fan_out. The scale of "normal" is its
 # standard deviation. With "uniform", values are between -scale and scale.
@@ -82,7 +86,8 @@ class Network:
     sizes : number of units of each layer, from the input to the output; None to give only `hidden`. Input and output sizes that
         are not known yet are stored as 0
     activation : one name for all hidden layers, or one per hidden layer, from `activations.ACTIVATIONS`. A number after a
-        colon sets the parameter of the activation, as in "leaky-relu:0.2".
+        colon sets the parameter of the activation, as in "leaky-relu:0.2". An `Activation` object defines a custom activation;
+        it is registered, and replaced by its name.
     dropout : dropout rate after the hidden layers, in [0, 1): one value for all hidden layers, or one per hidden layer
     loss : name of the loss, from `losses.LOSSES`; None selects cross-entropy if the sizes are given. Otherwise, the data
         determine it: cross-entropy for class labels, squared-error for numbers. A number after a colon sets the parameter of
@@ -112,7 +117,7 @@ class Network:
     """
 
     sizes: Sequence[int] = None  # type: ignore[assignment]  # __post_init__ replaces None
-    activation: str | Sequence[str] = "relu"
+    activation: Activations = "relu"
     dropout: float | Sequence[float] = 0.0
     loss: str = None  # type: ignore[assignment]  # __post_init__ or `complete` replaces None
     output: str | None = None
@@ -219,7 +224,7 @@ class Network:
         if not self.is_complete:
             raise ConfigError(f"the input and output sizes of network {self.label} are not known; `fastmlp.train` sets them")
         hidden = zip(self.activation, self.dropout, strict=True)  # type: ignore[arg-type]  # tuples after __post_init__
-        after = [(*parse_activation(text), float(rate)) for text, rate in hidden] + [("linear", 0.0, 0.0)]
+        after = [(*parse_activation(str(text)), float(rate)) for text, rate in hidden] + [("linear", 0.0, 0.0)]
         return tuple(
             Layer(fan_in, fan_out, name, parameter, rate)
             for (fan_in, fan_out), (name, parameter, rate) in zip(pairwise(self.sizes), after, strict=True)
@@ -291,7 +296,7 @@ def canonical_init(text: str) -> str:
 
 def per_layer(what: str, given: Any, hidden: int) -> tuple[Any, ...]:
     """Return one value per hidden layer. `given` is either one value for all hidden layers, or a sequence of values."""
-    if isinstance(given, (str, Real)):
+    if isinstance(given, (str, Real, Activation)) or callable(given):
         return (given,) * hidden
     values = tuple(given)
     if len(values) != hidden:

@@ -262,7 +262,7 @@ BAD_HEADERS: dict[str, tuple[dict[str, Any], str]] = {
     "fractional sizes": ({"network": {**GOOD, "sizes": [4.5, 3, 2]}}, UNREADABLE),
     "one size": ({"network": {**GOOD, "sizes": [4]}}, r"sizes must be .* not \(4,\)"),
     "negative size": ({"network": {**GOOD, "sizes": [4, -3, 2]}}, r"sizes must be .* not \(4, -3, 2\)"),
-    "unknown activation": ({"network": {**GOOD, "activation": ["rleu"]}}, "unknown activation 'rleu'; did you mean 'relu'"),
+    "unknown activation": ({"network": {**GOOD, "activation": ["rleu"]}}, "activation 'rleu', which is not built in"),
     "too many activations": ({"network": {**GOOD, "activation": ["relu", "relu"]}}, "activation has 2 values"),
     "dropout of one": ({"network": {**GOOD, "dropout": [1.0]}}, r"dropout must be .* not 1\.0"),
     "unknown loss": ({"network": {**GOOD, "loss": "hinge"}}, "unknown loss 'hinge'"),

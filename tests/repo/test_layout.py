@@ -85,7 +85,11 @@ ALLOWED_IMPORTS: dict[str, tuple[tuple[str, ...], dict[str, set[str]]]] = {
     ),
     "numba": (
         ("engines/cpu/codegen/", "engines/cpu/kernels/", "engines/cuda/"),
-        {"commands/doctor": {"numba", "numba.cuda"}, "bench/machine": {"numba.njit"}},
+        {
+            "commands/doctor": {"numba", "numba.cuda"},
+            "bench/machine": {"numba.njit"},
+            "engines/functions": {"numba.njit", "numba.vectorize"},
+        },
     ),
     "cuda": (("engines/cuda/__init__",), {}),
     "pickle": (("engines/cpu/codegen/cache",), {}),

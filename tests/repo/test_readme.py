@@ -25,10 +25,13 @@ TALLEST_FIGURE = 900  # maximum height in pixels
 )
 def test_python_examples_run(page: Path, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    assert len(blocks) == 1
+    assert blocks
     monkeypatch.chdir(tmp_path)
-    exec(compile(blocks[0], str(page), "exec"), {})
-    assert float(capsys.readouterr().out.split()[-1]) > 0.95
+    monkeypatch.setattr("fastmlp.nn.activations.CUSTOM", {})  # a registered function keeps the names of its example alive
+    names: dict[str, Any] = {}  # later examples of a page continue the earlier ones
+    for block in blocks:
+        exec(compile(block, str(page), "exec"), names)
+        assert float(capsys.readouterr().out.split()[-1]) > 0.95
 
 
 def test_readme_is_one_page_with_figures_of_moderate_size() -> None:

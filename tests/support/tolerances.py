@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastmlp.engines.base import EngineSpec, RowMetrics, State
+from fastmlp.engines.functions import array_activations
 from fastmlp.engines.numpy_engine import NumpyEngine
 from fastmlp.nn.network import Network
 from fastmlp.reference import ACTIVATIONS, plain_losses
@@ -40,10 +41,11 @@ def forward_tolerance(network: Network, parameters: Any, x: Any) -> Any:
     An error e in y becomes e |w| in z; an activation multiplies it by at most its largest slope and adds its own rounding.
     """
     y, error = x.astype(np.float64), np.zeros(x.shape)
+    activations = ACTIVATIONS | array_activations(network)
     for layer, (w, b) in zip(network.layers, network.views(parameters.astype(np.float64)), strict=True):
         own = product_tolerance(np.c_[y, np.ones(len(y))], np.r_[w, b[None]], ELEMENTWISE)
         error = error @ np.abs(w) + own
-        value, slope = ACTIVATIONS[layer.activation]
+        value, slope = activations[layer.activation]
         z = y @ w + b
         y = value(z, layer.parameter)
         steepest = max(1.2, np.abs(slope(z, y, layer.parameter)).max(initial=0))

@@ -19,14 +19,17 @@ from typing import Any, NamedTuple
 from fastmlp.engines.cuda import load_cuda
 from fastmlp.engines.cuda.kernels.programs import KERNELS, KernelSpec, Shape, arguments_of
 from fastmlp.engines.cuda.kernels.tiles import Tile
+from fastmlp.engines.functions import numba_message
 from fastmlp.engines.kernel_cache import cache_folder, read_entry, sources_hash, write_entry
 from fastmlp.errors import UnavailableError
+from fastmlp.nn.activations import digest_of
 
 Capability = tuple[int, int]
 
 # Folders and files whose source code affects kernels. A test compares the list with the imports of this file.
 SOURCES = (
     "nn",
+    "engines/functions.py",
     "engines/kernel_cache.py",
     "engines/cuda/__init__.py",
     "engines/cuda/compiler.py",
@@ -62,8 +65,9 @@ def sources() -> str:
 
 
 def entry_of(name: str, kind: KernelSpec, shape: Shape | Tile, capability: Capability) -> Path:
-    """Return the cache file of a kernel."""
-    text = f"{sources()} {name} {kind} {shape} {capability}"
+    """Return the cache file of a kernel. Its name depends on the code of custom activations, not only on their names."""
+    custom = "".join(map(digest_of, kind.activations))
+    text = f"{sources()} {name} {kind} {shape} {capability} {custom}"
     return cache_folder() / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.cubin"
 
 
@@ -84,9 +88,10 @@ def compiled(name: str, kind: KernelSpec, shape: Shape | Tile, capability: Capab
     except UnavailableError:
         raise
     except Exception as error:  # Numba, NVVM and the linker raise exceptions of many types
+        custom = " and ".join(activation for activation in kind.activations if digest_of(activation))
         raise UnavailableError(
-            f"a kernel for compute capability {capability[0]}.{capability[1]} could not be compiled "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:300]}); "
+            f"a kernel for compute capability {capability[0]}.{capability[1]} "
+            f"{f'with the custom activation {custom} ' if custom else ''}could not be compiled ({numba_message(error)}); "
             "use backend 'numba'; `fastmlp doctor` shows what is missing"
         ) from error
     write_entry(file, packed(built))

@@ -27,6 +27,7 @@ from fastmlp.engines.kernel_cache import cache_folder, read_entry, sources_hash,
 # Folders and files whose sources affect a kernel; a test compares them with the imports of the kernels.
 SOURCES = (
     "nn",
+    "engines/functions.py",
     "engines/interrupts.py",
     "engines/kernel_cache.py",
     "engines/cpu/plan.py",

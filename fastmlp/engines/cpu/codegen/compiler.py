@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import functools
+import math
 import secrets
 import signal
 from collections.abc import Callable
@@ -16,9 +17,11 @@ from numba._dynfunc import make_function
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.typing.context import Context
+from numba.extending import overload
 
 from fastmlp.engines.cpu.codegen.cache import KernelCache
 from fastmlp.engines.cpu.codegen.vector_math import vector_math
+from fastmlp.engines.functions import with_callees
 from fastmlp.engines.interrupts import Signals
 from fastmlp.engines.kernel_cache import with_globals
 
@@ -178,15 +181,49 @@ def from_python(address: int, integers: int, floats: int = 0) -> Callable[..., N
 
 @functools.cache
 def compiled_with_callees(function: Callable[..., Any]) -> Any:
-    """Compile a scalar formula together with the Python functions of its own file that it calls.
+    """Compile a scalar formula, whose numbers are all float32, together with the Python functions that it calls.
 
     The module `math` is replaced by `VECTOR_MATH`, whose functions LLVM can vectorise.
     """
-    names = [name for name in function.__code__.co_names if isinstance(function.__globals__.get(name), FunctionType)]
-    replaced = {name: compiled_with_callees(function.__globals__[name]) for name in names}
-    if "math" in function.__code__.co_names:
-        replaced["math"] = VECTOR_MATH
-    return compiled(with_globals(function, {**function.__globals__, **replaced}))
+
+    def replace(value: Any) -> Any:
+        return compiled_with_callees(value) if isinstance(value, FunctionType) else VECTOR_MATH if value is math else value
+
+    return compiled(with_callees(function, replace))
+
+
+@functools.cache
+def compiled_custom(function: Callable[..., Any]) -> Any:
+    """Compile a scalar function of a custom activation, whose numbers may have any type, together with the functions it calls.
+
+    The functions of `math` are replaced by those of `TYPED_MATH`.
+    """
+
+    def replace(value: Any) -> Any:
+        if isinstance(value, BuiltinFunctionType) and value.__module__ == "math":
+            return getattr(TYPED_MATH, value.__name__)
+        return compiled_custom(value) if isinstance(value, FunctionType) else TYPED_MATH if value is math else value
+
+    return compiled(with_callees(function, replace))
+
+
+def by_type(fast: Any, plain: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Return a function for compiled code that calls `fast` for a float32 argument, and `plain` for other types."""
+
+    def function(x: Any) -> Any:
+        raise NotImplementedError("can only be called from compiled code")
+
+    @overload(function, jit_options={"forceinline": True})
+    def select(x: Any) -> Any:
+        chosen = fast if x == types.float32 else plain
+
+        def call(x: Any) -> Any:
+            return chosen(x)
+
+        return call
+
+    return function
 
 
 VECTOR_MATH = vector_math(compiled_with_callees)
+TYPED_MATH = vector_math(lambda function: by_type(compiled_with_callees(function), getattr(math, function.__name__)))

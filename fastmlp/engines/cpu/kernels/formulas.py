@@ -10,18 +10,19 @@ Addresses are in bytes, strides and sizes in elements.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.engines.cpu.codegen.compiler import address_of, compiled, compiled_with_callees
+from fastmlp.engines.cpu.codegen.compiler import address_of, compiled, compiled_custom, compiled_with_callees
 from fastmlp.engines.cpu.codegen.intrinsics import array_at, smaller
 from fastmlp.engines.cpu.codegen.vector_random import make_drop
 from fastmlp.engines.cpu.kernels.gemm import FLOAT_BYTES, gradient_address, product_address
 from fastmlp.engines.cpu.kernels.losses import loss_address
 from fastmlp.engines.cpu.plan import FUSED
-from fastmlp.nn.activations import ACTIVATIONS
+from fastmlp.engines.functions import naming_activation
+from fastmlp.nn.activations import ACTIVATIONS, digest_of, formulas_of
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import RULES, SCALARS, with_penalties
 
@@ -119,14 +120,28 @@ def scale_address(pixels: str) -> int:
     return address_of(scale, f"scale {pixels}", 5)
 
 
-@functools.cache
 def activation_address(name: str) -> int:
+    """Return the address of the kernel of an activation, see `activate_address`.
+
+    Raises
+    ------
+    ConfigError : it is a custom activation that is not registered in this process, or that Numba cannot compile
+    """
+    value, slope, _ = formulas_of(name)
+    if name in ACTIVATIONS:
+        return activate_address(compiled_with_callees(value), compiled_with_callees(slope), f"activate {name}")
+    with naming_activation(name):
+        # The name of the kernel in the disk cache contains the code of the functions.
+        return activate_address(compiled_custom(value), compiled_custom(slope), f"activate {name} {digest_of(name)}")
+
+
+@functools.cache
+def activate_address(value: Any, slope: Any, name: str) -> int:
     """Return the address of activate(y, s, ld, rows, columns, padded, a), which replaces z in y by f(z) and writes f'(z) to s.
 
     The block has `rows` rows with leading dimension `ld` and `padded` columns. The columns from `columns` on are padding and
     are set to zero. `a` is the parameter of the activation.
     """
-    value, slope = (compiled_with_callees(f) for f in ACTIVATIONS[name][:2])
 
     def activate(y, s, ld, rows, columns, padded, a):
         for r in range(rows):
@@ -139,7 +154,7 @@ def activation_address(name: str) -> int:
             for i in range(columns, padded):  # padding must be zero even if f(0) is not
                 y_row[i] = s_row[i] = ZERO
 
-    return address_of(activate, f"activate {name}", 6, 1)
+    return address_of(activate, name, 6, 1)
 
 
 @compiled

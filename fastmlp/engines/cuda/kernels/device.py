@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 
 from fastmlp.engines.cuda import load_cuda
-from fastmlp.engines.kernel_cache import with_globals
+from fastmlp.engines.functions import with_callees
 
 cuda: Any = load_cuda()
 
@@ -74,11 +74,8 @@ def kernel(threads: int, blocks: int = 1) -> Callable[[Callable[..., Any]], Sour
 
 @functools.cache
 def formula(function: Callable[..., Any]) -> Any:
-    """Return a scalar function, and the functions of its module that it calls, as device functions."""
-    names = [name for name in function.__code__.co_names if isinstance(function.__globals__.get(name), FunctionType)]
-    return device(
-        with_globals(function, {**function.__globals__, **{name: formula(function.__globals__[name]) for name in names}})
-    )
+    """Return a scalar function, and the functions that it calls, as device functions."""
+    return device(with_callees(function, lambda value: formula(value) if isinstance(value, FunctionType) else value))
 
 
 # ------------------------------------------------------------------------------------------------ PTX instructions

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.nn.activations import ACTIVATIONS, parse_activation
+from fastmlp.nn.activations import ACTIVATIONS
 from fastmlp.nn.network import FloatArray, Network
 from fastmlp.nn.philox import drop_threshold
 
@@ -47,7 +47,8 @@ class DeviceLayout(NamedTuple):
     alpha : (layers,) float32, parameters of the activations
     thresholds : (layers,) uint32 from `philox.drop_threshold`; 0 means no dropout
     scales : (layers,) float32, factors by which dropout multiplies the units that it keeps
-    activations : unique names in the order of `ACTIVATIONS`, so that networks with the same set of activations share kernels
+    activations : unique names in the order of `ACTIVATIONS`, then custom ones in alphabetical order, so that networks with the
+        same set of activations share kernels
     parameters : number of parameters, including padding
     arena : number of elements of the arena
     """
@@ -79,7 +80,7 @@ def make_layout(network: Network, rows: int) -> DeviceLayout:
     """
     layers = network.layers
     used = {layer.activation for layer in layers[:-1]}
-    names = tuple(name for name in ACTIVATIONS if name in used)
+    names = (*(name for name in ACTIVATIONS if name in used), *sorted(used - set(ACTIVATIONS)))
     table = np.zeros((len(layers), COLUMNS), np.int32)
     parameters = arena = source = 0
     for row, layer in zip(table, layers, strict=True):
@@ -88,8 +89,8 @@ def make_layout(network: Network, rows: int) -> DeviceLayout:
         row[[WEIGHTS, BIAS]] = parameters, parameters + height * width
         row[[INPUT, OUTPUT, SLOPES, GRADIENT]] = source, arena, arena + rows * width, arena + 2 * rows * width
         parameters, source, arena = parameters + (height + 1) * width, arena, arena + 3 * rows * width
-    for row, text in zip(table, network.activation, strict=False):
-        row[ACTIVATION] = names.index(parse_activation(text)[0])
+    for row, layer in zip(table, layers[:-1], strict=False):
+        row[ACTIVATION] = names.index(layer.activation)
     rates = [layer.dropout for layer in layers]
     return DeviceLayout(
         table.reshape(-1),

@@ -23,7 +23,7 @@ from fastmlp.engines.cuda.kernels.layout import (
     SLOPES,
     WEIGHTS,
 )  # fmt: skip
-from fastmlp.nn.activations import ACTIVATIONS
+from fastmlp.nn.activations import formulas_of
 from fastmlp.nn.losses import LOSSES
 from fastmlp.nn.optimizers import RULES, SCALARS, with_penalties
 from fastmlp.nn.philox import philox4x32
@@ -100,18 +100,19 @@ def make_read4(dev: Any) -> Any:
 
 def make_activate(dev: Any, names: Sequence[str]) -> Any:
     """Return activate(number, z, a), which returns y = f(z) and f'(z) for the activation names[number] with parameter a."""
+    float32 = dev.float32
 
     def chosen(number: int, value: Any, slope: Any, others: Any) -> Any:
         @dev.device
         def choose(wanted, z, a):
             if wanted == number:
-                y = value(z, a)
-                return y, slope(z, y, a)
+                y = float32(value(z, a))  # a custom activation may return another type
+                return y, float32(slope(z, y, a))
             return others(wanted, z, a)
 
         return choose
 
-    one = dev.float32(1)
+    one = float32(1)
 
     @dev.device
     def linear(wanted, z, a):
@@ -119,7 +120,7 @@ def make_activate(dev: Any, names: Sequence[str]) -> Any:
 
     found = linear
     for number, name in enumerate(names):
-        value, slope = (dev.formula(function) for function in ACTIVATIONS[name][:2])
+        value, slope = (dev.formula(function) for function in formulas_of(name)[:2])
         found = chosen(number, value, slope, found)
     return found
 
