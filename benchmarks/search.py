@@ -85,7 +85,7 @@ def metrics_of(search: Mapping[str, Any], result: Result, splits: Splits) -> Row
 def on_pixels(search: Mapping[str, Any], todo: Sequence[dict[str, Any]], keep: Keep) -> None:
     """Train the variants; consecutive variants with the same data, splits and scaling are trained in parallel."""
     configs = [(changed, resolve({}, {}, recipe=settings_of(search)[1] | changed)) for changed in todo]
-    shared = [*fields_of(DataSettings)]
+    shared = [*fields_of(DataSettings), "weight"]
     for _, group in itertools.groupby(configs, key=lambda one: [getattr(one[1], name) for name in shared]):
         train_together(search, list(group), keep)
 

@@ -199,23 +199,29 @@ def check_target_range(network: Network, y: FloatArray, split: str) -> None:
 
 
 def check_weights(
-    sample_weight: Any, rows: int, *, dtype: type[np.floating[Any]] = np.float32, zeros: bool = False
+    sample_weight: Any,
+    rows: int,
+    *,
+    dtype: type[np.floating[Any]] = np.float32,
+    zeros: bool = False,
+    what: str = "sample_weight",
 ) -> FloatArray:
     """Check sample weights, and return them as (rows,) of the dtype, in which they must be finite.
 
+    what : name of the weights, for error messages
     zeros : if True, weights may be zero, but at least one must be positive; if False, all weights must be positive
 
     Raises
     ------
     DataError : the shape is wrong, or a weight is not finite, negative, or zero where this is not allowed
     """
-    given = as_array(sample_weight, "sample_weight")
+    given = as_array(sample_weight, what)
     if given.dtype.kind in "buif" and given.shape == (rows,):
         weights, index = finite(given, dtype)
         if index is None and ((weights >= 0).all() and weights.any() if zeros else (weights > 0).all()):
             return weights
     needed = "nonnegative finite numbers that are not all zero" if zeros else "positive finite numbers"
-    raise DataError(f"sample_weight must be {rows} {needed}")
+    raise DataError(f"{what} must be {rows} {needed}")
 
 
 def check_description(network: Network, features: int | None, classes: int, shape: tuple[int, ...] | None) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp._summary import Summarized, listed
-from fastmlp.data.checks import SourceLocation, check_features, check_labels, check_values
+from fastmlp.data.checks import SourceLocation, check_features, check_labels, check_values, check_weights
 from fastmlp.data.named import DATASETS, load_named
 from fastmlp.data.pairs import DataSplits, Split
 from fastmlp.data.readers.arrays import ARRAYS, RawArrays, is_npy_folder, read_npy_folder, read_npz, read_safetensors
@@ -106,12 +106,12 @@ class Dataset(Summarized):
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 hash of the dtype, shape and bytes of x, y, x_test, y_test and validation, in this order.
+        """SHA-256 hash of the dtype, shape and bytes of x, y, x_test, y_test, validation and weight, in this order.
 
         The hash is computed when it is first used, and then cached.
         """
         total = hashlib.sha256()
-        for array in (self.x, self.y, self.x_test, self.y_test, self.validation):
+        for array in (self.x, self.y, self.x_test, self.y_test, self.validation, self.weight):
             if array is not None:
                 total.update(f"{array.dtype.str} {array.shape} ".encode())
                 total.update(np.ascontiguousarray(array).data)
@@ -146,7 +146,7 @@ def check_dataset(arrays: RawArrays, name: str = "data", task: str = "classifica
     (('ham', 'spam'), [1, 0], dtype('float32'))
     """
     task = canonical_name("task", task, TASKS)
-    locations = {key: SourceLocation(key) for key in ARRAYS} | dict(arrays.locations or {})
+    locations = {key: SourceLocation(key) for key in (*ARRAYS, "weight")} | dict(arrays.locations or {})
     classes = _class_names(arrays.classes, locations["classes"]) if task == "classification" else ()
     x, shape, y, classes = _check_xy(arrays.x, arrays.y, task, classes, (locations["x"], locations["y"]))
     shape = arrays.image_shape or shape
@@ -156,7 +156,7 @@ def check_dataset(arrays: RawArrays, name: str = "data", task: str = "classifica
         given, missing = ("x_test", "y_test") if arrays.y_test is None else ("y_test", "x_test")
         raise DataError(f"{locations[given].text} is given without {missing}; give both x_test and y_test, or neither")
     if arrays.x_test is None:
-        return Dataset(name, x, y, classes, shape, **_extraction_fields(arrays, len(x), locations))
+        return Dataset(name, x, y, classes, shape, **_optional_fields(arrays, len(x), locations))
     where = (locations["x_test"], locations["y_test"])
     x_test, test_shape, y_test, _ = _check_xy(arrays.x_test, arrays.y_test, task, classes, where)
     if x_test.shape[1] != x.shape[1] or (test_shape and shape and test_shape != shape):
@@ -168,12 +168,14 @@ def check_dataset(arrays: RawArrays, name: str = "data", task: str = "classifica
         raise DataError(f"{where[1].text} has {y_test.shape[1]} target columns, but y has {y.shape[1]}; make them equal")
     if x_test.dtype != x.dtype:
         x, x_test = x.astype(np.float32), x_test.astype(np.float32)
-    return Dataset(name, x, y, classes, shape, x_test, y_test, **_extraction_fields(arrays, len(x), locations))
+    return Dataset(name, x, y, classes, shape, x_test, y_test, **_optional_fields(arrays, len(x), locations))
 
 
-def _extraction_fields(arrays: RawArrays, rows: int, locations: Mapping[str, SourceLocation]) -> dict[str, Any]:
-    """Check the fields of `Dataset` that occur only in feature files, and return them by name."""
+def _optional_fields(arrays: RawArrays, rows: int, locations: Mapping[str, SourceLocation]) -> dict[str, Any]:
+    """Check the fields of `Dataset` that most sources do not have, and return them by name."""
     found: dict[str, Any] = {}
+    if arrays.weight is not None:
+        found["weight"] = check_weights(arrays.weight, rows, what=f"{locations['weight'].text}: the sample weights")
     if arrays.validation is not None:
         chosen = np.asarray(arrays.validation)
         whole = chosen.ndim == 1 and chosen.dtype.kind in "iu"
@@ -227,6 +229,7 @@ def load_data(
     *,
     image_size: tuple[int, int] | None = None,
     task: str = "classification",
+    weight: str | None = None,
     progress: bool = False,
 ) -> Dataset:
     """Load a data set by name or by path.
@@ -239,6 +242,8 @@ def load_data(
     data_dir : folder to which the files of data sets loaded by name are downloaded (see `download.data_folder`)
     image_size : (height, width) to which the images of an image folder are resized
     task : "classification" if y holds class labels, "regression" if it holds regression targets
+    weight : name of the column of a .csv file, or of the array, with the sample weights of the training rows; it is not a
+        feature. None for equal weights
     progress : whether to show a progress bar on stderr while downloading
 
     Raises
@@ -271,9 +276,11 @@ def load_data(
                 f"{path}: the targets of a folder of images are classes, not numbers; use task 'classification'",
                 settings=("task",),
             )
+        if weight is not None and (named or images):
+            raise ConfigError(f"{name} has no sample weights; leave weight out", settings=("weight",))
         if named:
             return check_dataset(load_named(name, data_dir, progress), name, task)
-        return check_dataset(_read(path, image_size, task), path.resolve().stem, task)
+        return check_dataset(_read(path, image_size, task, weight), path.resolve().stem, task)
 
 
 def is_image_folder(path: Path) -> bool:
@@ -281,16 +288,16 @@ def is_image_folder(path: Path) -> bool:
     return path.is_dir() and not is_npy_folder(path)
 
 
-def _read(path: Path, image_size: tuple[int, int] | None, task: str) -> RawArrays:
+def _read(path: Path, image_size: tuple[int, int] | None, task: str, weight: str | None) -> RawArrays:
     if path.is_dir():
-        return read_npy_folder(path) if is_npy_folder(path) else read_image_folder(path, image_size)
+        return read_npy_folder(path, weight) if is_npy_folder(path) else read_image_folder(path, image_size)
     match path.suffix.lower():
         case ".npz":
-            return read_npz(path)
+            return read_npz(path, weight)
         case ".safetensors":
-            return read_safetensors(path)
+            return read_safetensors(path, weight)
         case ".csv":
-            return read_csv(path, task)
+            return read_csv(path, task, weight)
         case ".npy":
             raise DataError(f"{path}: an .npy file holds only one array; give the folder that contains x.npy and y.npy")
     raise DataError(

@@ -74,7 +74,8 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
     model = load(run, backend=backend or config.backend, threads=threads or config.threads)
     if predictions is not None and not model.classes:
         raise ConfigError("a file of predictions needs a classifier, but this is a regression model; use `fastmlp predict`")
-    data = load_for(model, source or config.data.removeprefix(FEATURES_OF), data_dir or config.data_dir)
+    weight = config.weight if source is None else None
+    data = load_for(model, source or config.data.removeprefix(FEATURES_OF), data_dir or config.data_dir, weight)
     images = model.extractor is not None and data.provenance is None
     extracted = own.get("extracted")
     if data.sha256 == own["sha256"]:
@@ -122,7 +123,7 @@ def read_run(folder: Path) -> tuple[TrainConfig, dict[str, Any]]:
     return resolve({}, {}, folder / CONFIG_NAME), dict(read_result(folder / RESULT_NAME)["data"])
 
 
-def load_for(model: Model, source: str, data_dir: str | None) -> Dataset:
+def load_for(model: Model, source: str, data_dir: str | None, weight: str | None) -> Dataset:
     """Load data for the model's task; the images of an image folder are resized to the model's image size.
 
     Raises
@@ -131,7 +132,8 @@ def load_for(model: Model, source: str, data_dir: str | None) -> Dataset:
     """
     folder = source not in DATASETS and is_image_folder(Path(source))
     size = model.image_shape[:2] if folder and model.image_shape else None
-    data = load_data(source, data_dir, image_size=size, task="classification" if model.classes else "regression")
+    task = "classification" if model.classes else "regression"
+    data = load_data(source, data_dir, image_size=size, task=task, weight=weight)
     if model.extractor is not None and data.provenance is None and data.image_shape != model.image_shape:
         raise DataError(f"{source}: the model takes images of shape {model.image_shape}, not {data.image_shape}")
     return data

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 
 from fastmlp.data.dataset import Dataset, load_data
 from fastmlp.data.named import DATASETS
+from fastmlp.data.pairs import Split, with_weights
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.data.splits import Splits, split
 from fastmlp.errors import ConfigError
+from fastmlp.experiments.config.fields import parse_class_weight
 from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.nn.network import Network
 from fastmlp.training.settings import Task, make_task, prepare
@@ -71,6 +73,8 @@ def make_plan(
     check_splits(config, splits)
     network = config.network(data.x.shape[1], len(data.classes) or data.y.shape[1])
     train, validation = splits["train"], splits.get("validation")
+    if config.class_weight is not None:
+        train = with_weights(Split(train, data.classes), None, parse_class_weight(config.class_weight)).rows
     training = prepare(network, train, validation, scaling=scaling, target_scaling=config.target_scale)
     training = dataclasses.replace(training, classes=data.classes or None, image_shape=data.image_shape)
     return RunPlan(config, data, splits, make_task(network, settings, training))
@@ -83,7 +87,8 @@ def load(config: TrainConfig, progress: bool) -> Dataset:
             f"{config.data} were kept in memory only; run `fastmlp extract … train` again, or use a feature file as data",
             settings=("data",),
         )
-    return load_data(config.data, config.data_dir, image_size=config.image_size, task=config.task, progress=progress)
+    given = {"image_size": config.image_size, "task": config.task, "weight": config.weight}
+    return load_data(config.data, config.data_dir, **given, progress=progress)  # type: ignore[arg-type]
 
 
 def check_splits(config: TrainConfig, names: Collection[str]) -> None:

@@ -28,6 +28,8 @@ TEXTS = {
     "stratify": ("true", "no"),
     "scale": ("unit", "none"),
     "seed": ("1", "2"),
+    "weight": ("w", "column"),
+    "class_weight": ("balanced", "cat=2,dog=0.5"),
     "hidden": ("400,250,100", "none"),
     "activation": ("tanh,relu", "leaky-relu:0.2"),
     "dropout": ("0.2,0.5", "0.1"),

@@ -50,6 +50,7 @@ class RawArrays(NamedTuple):
     validation: Any = None
     provenance: Any = None
     extractor: Any = None
+    weight: Any = None
 
 
 def is_npy_folder(path: Path) -> bool:
@@ -58,7 +59,7 @@ def is_npy_folder(path: Path) -> bool:
         return any((path / f"{name}.npy").is_file() for name in ARRAYS[:2])
 
 
-def read_npy_folder(path: str | Path) -> RawArrays:
+def read_npy_folder(path: str | Path, weight: str | None = None) -> RawArrays:
     """Memory-map `x.npy`, `y.npy` and the other `.npy` files listed in `ARRAYS`, as in an unpacked `.npz` file.
 
     This function reads only the headers of the files. uint8 and float32 arrays in native byte order and C order are not
@@ -66,6 +67,8 @@ def read_npy_folder(path: str | Path) -> RawArrays:
     Arrays of other types are copied into memory when `dataset.check_dataset` converts them. Read-ahead is disabled for files
     larger than the fraction READ_AHEAD_SHARE of the memory. A file must not be changed while it is memory-mapped: if it is
     truncated, the operating system ends the process with SIGBUS, which Python cannot catch.
+
+    weight : name of the array with the sample weights; None for equal weights
 
     Raises
     ------
@@ -81,9 +84,11 @@ def read_npy_folder(path: str | Path) -> RawArrays:
     >>> type(arrays.x).__name__, arrays.x.tolist(), arrays.y.tolist()
     ('memmap', [[1, 0], [0, 1]], ['no', 'yes'])
     """
-    files = {name: Path(path) / f"{name}.npy" for name in ARRAYS}
+    names = {name: name for name in ARRAYS} | weight_source(weight)
+    files = {key: Path(path) / f"{name}.npy" for key, name in names.items()}
     with file_errors("read", Path(path)):
         found: dict[str, Any] = {name: map_npy(file) for name, file in files.items() if file.is_file()}
+    check_weight_exists(Path(path), weight, found)
     if missing := [name for name in ARRAYS[:2] if name not in found]:
         raise DataError(f"{files[missing[0]]}: no such file; a folder of arrays needs x.npy and y.npy")
     return RawArrays(**found, locations={name: SourceLocation(str(file)) for name, file in files.items()})
@@ -120,8 +125,10 @@ def _header(path: Path, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dt
         raise DataError(f"{path}: not a readable .npy file ({reason}); write it with numpy.save") from error
 
 
-def read_npz(path: str | Path) -> RawArrays:
+def read_npz(path: str | Path, weight: str | None = None) -> RawArrays:
     """Read `x`, `y` and the other arrays listed in `ARRAYS` from an `.npz` file, without unpickling; other keys are ignored.
+
+    weight : name of the array with the sample weights; None for equal weights
 
     Raises
     ------
@@ -137,10 +144,12 @@ def read_npz(path: str | Path) -> RawArrays:
     path = Path(path)
     with open_npz(path) as archive:
         listed = ", ".join(archive.files) or "nothing"
-        found: dict[str, Any] = {name: npz_array(path, archive, name) for name in ARRAYS if name in archive.files}
+        names = {name: name for name in ARRAYS} | weight_source(weight)
+        found: dict[str, Any] = {key: npz_array(path, archive, name) for key, name in names.items() if name in archive.files}
+    check_weight_exists(path, weight, found)
     if missing := [name for name in ("x", "y") if name not in found]:
         raise DataError(f"{path}: no array named {' nor '.join(missing)} (it holds: {listed}); save x and y")
-    return RawArrays(**found, locations={name: SourceLocation(f"{path}: array {name!r}") for name in ARRAYS})
+    return RawArrays(**found, locations={key: SourceLocation(f"{path}: array {name!r}") for key, name in names.items()})
 
 
 @contextmanager
@@ -186,10 +195,12 @@ def npz_array(path: Path, archive: Mapping[str, Any], name: str) -> npt.NDArray[
     return array
 
 
-def read_safetensors(path: str | Path) -> RawArrays:
+def read_safetensors(path: str | Path, weight: str | None = None) -> RawArrays:
     """Read `x`, `y` and the other tensors listed in `ARRAYS` from a safetensors file; other tensors are ignored.
 
     The class names are stored as a JSON list under the key "classes" of the metadata.
+
+    weight : name of the tensor with the sample weights; None for equal weights
 
     Raises
     ------
@@ -210,9 +221,22 @@ def read_safetensors(path: str | Path) -> RawArrays:
     if missing := [name for name in ARRAYS[:2] if name not in tensors]:
         listed = ", ".join(sorted(tensors)) or "nothing"
         raise DataError(f"{path}: no tensor named {' nor '.join(missing)} (it holds: {listed}); save x and y")
-    found: dict[str, Any] = {name: tensors[name] for name in ARRAYS if name in tensors}
+    names = {name: name for name in ARRAYS} | weight_source(weight)
+    found: dict[str, Any] = {key: tensors[name] for key, name in names.items() if name in tensors}
+    check_weight_exists(path, weight, found)
     found |= {"provenance": metadata.get("provenance"), "classes": class_names(path, metadata.get("classes"))}
-    return RawArrays(**found, locations={name: SourceLocation(f"{path}: tensor {name!r}") for name in ARRAYS})
+    return RawArrays(**found, locations={key: SourceLocation(f"{path}: tensor {name!r}") for key, name in names.items()})
+
+
+def weight_source(weight: str | None) -> dict[str, str]:
+    """Return the name of the array with the sample weights under the key "weight"; empty if `weight` is None."""
+    return {} if weight is None else {"weight": weight}
+
+
+def check_weight_exists(path: Path, weight: str | None, found: Mapping[str, Any]) -> None:
+    """Raise DataError if the array with the sample weights is not in the file."""
+    if weight is not None and "weight" not in found:
+        raise DataError(f"{path}: no array named {weight!r} for the sample weights", settings=("weight",))
 
 
 def class_names(path: Path, text: str | None) -> list[str] | None:

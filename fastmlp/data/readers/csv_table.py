@@ -18,13 +18,13 @@ import numpy.typing as npt
 
 from fastmlp.data.checks import SourceLocation
 from fastmlp.data.readers.arrays import RawArrays
-from fastmlp.errors import DataError
+from fastmlp.errors import DataError, unknown_name
 from fastmlp.files import file_errors
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
-def read_csv(path: str | Path, task: str = "classification") -> RawArrays:
+def read_csv(path: str | Path, task: str = "classification", weight: str | None = None) -> RawArrays:
     """Read a comma-separated UTF-8 table whose first column is the label or target, followed by the features.
 
     The first line is data if its first cell is a number. It is a header if none of its cells is a number or empty. Anything
@@ -37,6 +37,7 @@ def read_csv(path: str | Path, task: str = "classification") -> RawArrays:
     ----------
     path : CSV file
     task : "classification", or "regression", for which the first column must hold numbers
+    weight : name of the column with the sample weights, in the header; None for equal weights
 
     Raises
     ------
@@ -66,12 +67,29 @@ def read_csv(path: str | Path, task: str = "classification") -> RawArrays:
     table, names = csv_table(path, skip, text)
     if table.shape[1] != len(first[0]):
         raise DataError(f"{path}: line 2 has {table.shape[1]} columns, but line 1 has {len(first[0])}; make them equal")
-    location = SourceLocation(str(path), "line", 1 + skip)
-    x, y, locations = _narrow(table[:, 1:]), table[:, 0].copy(), {"x": location, "y": location}
+    features, weights = list(range(1, table.shape[1])), None
+    if weight is not None:
+        column = column_of(path, header, weight)
+        features.remove(column)
+        weights = table[:, column].copy()
+    shape = _pixel_shape([] if header is None else [header[column] for column in features])
+    x, y = _narrow(table[:, features] if weight else table[:, 1:]), table[:, 0].copy()
+    locations = dict.fromkeys(("x", "y", "weight"), SourceLocation(str(path), "line", 1 + skip))
     if not text:
-        return RawArrays(x, y, None, _pixel_shape(header), locations=locations)
+        return RawArrays(x, y, None, shape, locations=locations, weight=weights)
     rank = np.argsort(np.argsort(np.array(names, object)))  # the position of each name in sorted order
-    return RawArrays(x, rank[y.astype(np.intp)], sorted(names), _pixel_shape(header), locations=locations)
+    return RawArrays(x, rank[y.astype(np.intp)], sorted(names), shape, locations=locations, weight=weights)
+
+
+def column_of(path: Path, header: list[str] | None, name: str) -> int:
+    """Return the index of the column with this name; raise DataError if there is none, or if it is the only feature."""
+    names = [cell.strip() for cell in header or ()]
+    if name not in names[1:]:
+        reason = unknown_name("column", name, names[1:]) if names else f"no column {name!r}, since the first line is no header"
+        raise DataError(f"{path}: {reason}", settings=("weight",))
+    if len(names) < 3:
+        raise DataError(f"{path}: no features besides the sample weights {name!r}", settings=("weight",))
+    return names.index(name, 1)
 
 
 def csv_rows(path: Path) -> Iterator[list[str]]:
@@ -226,9 +244,9 @@ def _narrow(x: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
     return x
 
 
-def _pixel_shape(header: list[str] | None) -> tuple[int, int, int] | None:
-    """Return the shape of square images if the header names their pixels as described in `read_csv`, else None."""
-    names = [] if header is None else [cell.strip() for cell in header[1:]]
+def _pixel_shape(header: list[str]) -> tuple[int, int, int] | None:
+    """Return the shape of square images if the features have names of pixels as described in `read_csv`, else None."""
+    names = [cell.strip() for cell in header]
     side = math.isqrt(len(names))
     kaggle = any(names == [f"pixel{i + start}" for i in range(len(names))] for start in (0, 1))
     return (side, side, 1) if names and kaggle and side * side == len(names) else None

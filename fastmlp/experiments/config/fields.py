@@ -134,6 +134,26 @@ def check_image_size(value: Any) -> tuple[int, int]:
     return height, width
 
 
+def parse_class_weight(text: str) -> dict[str, float] | str:
+    """Convert "name=weight,..." to a dict; "balanced" is returned unchanged.
+
+    >>> parse_class_weight("cat=2,dog=0.5"), parse_class_weight("balanced")
+    ({'cat': 2.0, 'dog': 0.5}, 'balanced')
+    """
+    if text == "balanced":
+        return text
+    pairs = [part.rpartition("=") for part in text.split(",")]
+    return {name.strip(): float(weight) for name, _, weight in pairs}
+
+
+def check_class_weight(value: Any) -> str:
+    """Return the text if it can be parsed, and all weights are positive; otherwise, raise ValueError."""
+    found = parse_class_weight(check_string(value).strip())
+    if not isinstance(found, str) and not all(name and check_float(weight) > 0 for name, weight in found.items()):
+        raise ValueError
+    return str(value).strip()
+
+
 def list_of(item: ParamType, expected: str, metavar: str) -> ParamType:
     """Return the type of a list of values. Text has commas between the values; TOML has a list or a single value.
 
@@ -171,5 +191,6 @@ FLOAT = ParamType("a finite number", "X", float, check_float)
 BOOLEAN = ParamType("true or false", "", read_boolean, check_boolean)
 DURATION = ParamType("a time such as 30s, 2m or 1h, or a number of seconds", "TIME", str, check_duration)
 IMAGE_SIZE = ParamType("HEIGHT,WIDTH in pixels, such as 28,28", "HEIGHT,WIDTH", str, check_image_size)
+CLASS_WEIGHT = ParamType("balanced, or NAME=WEIGHT,...", "balanced|NAME=WEIGHT,...", str, check_class_weight)
 INTEGERS = list_of(INTEGER, "whole numbers, such as 400,250,100, or none", "N,N,...")
 FLOATS = list_of(FLOAT, "finite numbers, such as 0.2 or 0.2,0.5", "X,X,...")

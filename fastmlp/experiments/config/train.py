@@ -19,6 +19,7 @@ from fastmlp.engines.base import PRECISIONS
 from fastmlp.errors import ConfigError
 from fastmlp.experiments.config.fields import (
     BOOLEAN,
+    CLASS_WEIGHT,
     DATA_SOURCE,
     DURATION,
     FLOAT,
@@ -27,6 +28,7 @@ from fastmlp.experiments.config.fields import (
     IMAGE_SIZE,
     INTEGER,
     INTEGERS,
+    STRING,
     ParamType,
     list_of,
     name_with_number,
@@ -151,6 +153,12 @@ class TrainConfig(DataSettings):
     ('sgd', 0.05, '64x16x10')
     """
 
+    weight: str | None = data_setting(
+        STRING, None, "Column of a .csv file, or array, with the sample weights of the training rows; it is not a feature."
+    )
+    class_weight: str | None = data_setting(
+        CLASS_WEIGHT, None, "Weights of classes in the loss, such as cat=2,dog=0.5; balanced gives all classes the same weight."
+    )
     hidden: tuple[int, ...] = network_setting(
         INTEGERS, DEFAULT_HIDDEN, "Sizes of the hidden layers; none means no hidden layer.", common=True
     )
@@ -294,7 +302,7 @@ class TrainConfig(DataSettings):
                 raise ConfigError(
                     f"{name} {value} is for classification, but task is regression; leave it out", settings=(name, "task")
                 )
-        for name in ("min_accuracy", "label_smoothing", "per_class_every", "predictions"):
+        for name in ("min_accuracy", "label_smoothing", "per_class_every", "predictions", "class_weight"):
             if getattr(self, name):
                 raise ConfigError(
                     f"{name} is for classification, but task is regression; leave it out", settings=(name, "task")

@@ -125,7 +125,7 @@ def run_recipes(
     for job in todo:
         if job.images is None and job.config is not None:
             # The backend is part of the key, so that a missing engine affects only its own group.
-            shared = tuple(getattr(job.config, name) for name in (*fields_of(DataSettings), "backend"))
+            shared = tuple(getattr(job.config, name) for name in (*fields_of(DataSettings), "weight", "backend"))
             groups.setdefault(shared, []).append(job)
     missing: UnavailableError | None = None
     for group in groups.values():
