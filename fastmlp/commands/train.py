@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastmlp.commands.console import end_by_signal, is_quiet, is_verbose, note, say, show, show_figures
+from fastmlp.commands.console import end_by_signal, is_quiet, is_verbose, note, say, show, show_figures, show_json
 from fastmlp.commands.options import Sections, common_options, recipe_option, setting_options, source_options
 from fastmlp.experiments.config.train import TrainConfig
 
@@ -19,8 +19,15 @@ if TYPE_CHECKING:
 @setting_options(TrainConfig)
 @source_options
 @recipe_option
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    metavar="N",
+    envvar="FASTMLP_SEEDS",
+    help="Train N times in parallel, with the seeds from --seed on.",
+)
 @common_options
-def train(recipe: str | None, config: str | None, print_config: bool, as_json: bool, **flags: Any) -> None:
+def train(recipe: str | None, seeds: int | None, config: str | None, print_config: bool, as_json: bool, **flags: Any) -> None:
     """Train a network, evaluate it, and write a run folder.
 
     \b
@@ -30,6 +37,7 @@ def train(recipe: str | None, config: str | None, print_config: bool, as_json: b
     fastmlp train --data photos/ --image-size 32,32 --max-time 2m --json
     fastmlp train --config runs/a/config.toml --seed 1
     fastmlp train --recipe cs776-mlp-6 --seed 1
+    fastmlp train --data mnist --seeds 5
 
     Every setting can also be given as an environment variable, such as FASTMLP_BATCH_SIZE for --batch-size, or as a key
     in the --config file, such as batch_size = 64. Flags take precedence over variables, and variables over the file.
@@ -38,6 +46,9 @@ def train(recipe: str | None, config: str | None, print_config: bool, as_json: b
     The run folder contains config.toml, metrics.jsonl (one line per epoch), result.json (the output of --json),
     model.safetensors, curves.png, confusion.png, report.txt and manifest.json. Ctrl-C stops the training and keeps
     the best weights so far.
+
+    With --seeds, all runs have the same splits, --threads is the number of runs that are trained in parallel, and the
+    output folder has a run folder per seed, seeds.json with means and standard deviations, and curves.png.
     """
     from fastmlp.experiments.config.sources import resolve
     from fastmlp.experiments.recipes.recipe import settings_of
@@ -49,7 +60,24 @@ def train(recipe: str | None, config: str | None, print_config: bool, as_json: b
         return
     if is_verbose():
         note(settings.text())
+    if seeds is not None:
+        train_seeds(settings, seeds, as_json)
+        return
     show_run(run_training(settings, quiet=is_quiet(), say=say), as_json, settings.min_accuracy)
+
+
+def train_seeds(settings: TrainConfig, seeds: int, as_json: bool) -> None:
+    """Train with several seeds, print the summary, and check that the mean test accuracy is above the minimum."""
+    from fastmlp.experiments.result import check_accuracy
+    from fastmlp.experiments.seeds import mean_metrics, run_seeds, seeds_text
+
+    result, signal = run_seeds(settings, seeds, say=say)
+    if as_json:
+        show_json(result)
+    elif result["runs"]:
+        show(seeds_text(result))
+    end_by_signal(signal)
+    check_accuracy(mean_metrics(result), "test", settings.min_accuracy)
 
 
 def show_run(run: RunResult, as_json: bool, min_accuracy: float | None) -> None:

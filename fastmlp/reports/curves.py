@@ -75,6 +75,12 @@ def curves_figure(history: Sequence[Mapping[str, Any]], best_epoch: int | None, 
     return figure
 
 
+def plot_band(histories: Sequence[Sequence[Mapping[str, Any]]], path: str | os.PathLike[str], title: str) -> None:
+    """Write `band_figure` to a PNG file; raise DataError if the file cannot be written."""
+    with own_style():
+        save(band_figure(histories, title), path)
+
+
 def band_figure(histories: Sequence[Sequence[Mapping[str, Any]]], title: str) -> Figure:
     """Return a figure of the loss and the accuracy per epoch over several runs that differ only in their seeds.
 
@@ -113,7 +119,7 @@ def _draw_band(
     epochs, mean = np.arange(1, shortest + 1), common.mean(axis=0)
     deviation = common.std(axis=0, ddof=1) if len(runs) > 1 else np.zeros(shortest)
     axes.plot(epochs, mean, lw=1.8, color=color, label=f"{label}, mean")
-    axes.fill_between(epochs, mean - deviation, mean + deviation, color=color, alpha=0.2, lw=0, label="± std. dev.")
+    axes.fill_between(epochs, mean - deviation, mean + deviation, color=color, alpha=0.2, lw=0, label=f"{label}, ± std. dev.")
     values = np.concatenate(runs)
     return values[np.isfinite(values)]
 

@@ -28,6 +28,7 @@ TEXTS = {
     "stratify": ("true", "no"),
     "scale": ("unit", "none"),
     "seed": ("1", "2"),
+    "split_seed": ("1", "2"),
     "weight": ("w", "column"),
     "class_weight": ("balanced", "cat=2,dog=0.5"),
     "hidden": ("400,250,100", "none"),

@@ -99,6 +99,7 @@ class DataSettings:
     seed: int = data_setting(
         INTEGER, 0, "Random seed for splits, initial weights, shuffling, dropout and augmentation.", common=True
     )
+    split_seed: int | None = data_setting(INTEGER, None, "Random seed for the splits, if it differs from `seed`.")
 
     def __post_init__(self) -> None:
         for name, one in fields_of(type(self)).items():
@@ -116,7 +117,8 @@ class DataSettings:
         """Return the arguments of `data.splits.split` other than the data set."""
         validation = self.val_count if self.val_count is not None else self.val_fraction or 0
         test = self.test_count if self.test_count is not None else self.test_fraction or 0
-        return {"validation": validation, "test": test, "stratify": self.stratify, "seed": self.seed}
+        seed = self.seed if self.split_seed is None else self.split_seed
+        return {"validation": validation, "test": test, "stratify": self.stratify, "seed": seed}
 
     def table(self) -> dict[str, Any]:
         """Return the settings that are not None, with the types of TOML; `resolve` can read them."""

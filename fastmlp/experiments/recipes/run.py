@@ -18,17 +18,12 @@ from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.sources import resolve, resolve_as
 from fastmlp.experiments.config.train import DataSettings, TrainConfig, fields_of
 from fastmlp.experiments.extraction import Tools, draw_extraction, extract_run
-from fastmlp.experiments.folder import CONFIG_NAME, RESULT_NAME, clear_logs, make_folder, read_result
+from fastmlp.experiments.folder import CONFIG_NAME, RESULT_NAME, make_folder, read_result
 from fastmlp.experiments.plan import SPLIT_NAMES, RunPlan, Say, make_plan, portable
 from fastmlp.experiments.recipes.recipe import Recipe, all_recipes, find, matching
-from fastmlp.experiments.record import Recorder
-from fastmlp.experiments.result import TrainOutcome, write_result
-from fastmlp.experiments.training_run import periodic_saver, run_training
+from fastmlp.experiments.side_by_side import NamedRun, train_side_by_side
+from fastmlp.experiments.training_run import run_training
 from fastmlp.files import read_toml, write_json
-from fastmlp.training.loop import Diverged
-from fastmlp.training.many import ManyInterrupted, Result, train_tasks
-from fastmlp.training.progress import make_progress
-from fastmlp.training.result import EpochLog
 
 CNN_NAME = "cnn.json"  # result file of a recipe that has only a convolutional network
 
@@ -158,38 +153,8 @@ def run_alone(job: RecipeJob, quiet: bool, say: Say) -> int:
 
 def run_pixels(jobs: Sequence[RecipeJob], threads: int | None, say: Say) -> int:
     """Train MLPs on the same data in parallel, each with its own run folder; return the signal that interrupted them, or 0."""
-    plans = plans_of(jobs)
-    for job in jobs:
-        make_folder(job.folder)
-        clear_logs(job.folder)
-
-    def finished(index: int, result: Result) -> None:
-        plan, job = plans[index], jobs[index]
-        error = result if isinstance(result, Diverged) else None
-        training = result.training if isinstance(result, Diverged) else result
-        if training is None:
-            say(f"{job.recipe.name}: {error}")
-            return
-        seconds = sum(row["seconds"] + row["eval_seconds"] for row in training.history)
-        write_result(plan, TrainOutcome(training, 0, error, seconds), job.folder)
-        say(f"{job.recipe.name}: {training.stopped} after epoch {len(training.history)}, best {training.best_epoch}")
-
-    def seen(index: int, row: EpochLog) -> None:
-        recorders[index].epoch_done(row)
-
-    with make_progress(quiet=True, epochs=1) as silent:
-        recorders = [Recorder(silent, job.folder, portable(plan.config)) for job, plan in zip(jobs, plans, strict=True)]
-        callbacks = [[periodic_saver(plan, job.folder)] for job, plan in zip(jobs, plans, strict=True)]
-        tasks = [plan.task for plan in plans]
-        try:
-            train_tasks(tasks, threads=threads, callbacks=callbacks, progress=seen, finished=finished)
-        except ManyInterrupted as stop:
-            return stop.signal
-        finally:
-            for job in jobs:
-                if not any(job.folder.iterdir()):
-                    job.folder.rmdir()
-    return 0
+    runs = [NamedRun(job.recipe.name, plan, job.folder) for job, plan in zip(jobs, plans_of(jobs), strict=True)]
+    return train_side_by_side(runs, threads, say)
 
 
 def plans_of(jobs: Sequence[RecipeJob]) -> list[RunPlan]:
