@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from fastmlp.training.api import train_many as train_many
     from fastmlp.training.loop import Diverged as Diverged
     from fastmlp.training.loop import Interrupted as Interrupted
+    from fastmlp.training.many import ManyInterrupted as ManyInterrupted
     from fastmlp.training.result import History as History
     from fastmlp.training.result import SeedResults as SeedResults
     from fastmlp.training.result import TrainResult as TrainResult
@@ -77,6 +78,7 @@ __getattr__, __dir__, __all__ = lazy(
         "nn.schedules": ["Constant", "Cosine", "Exponential", "InverseTime", "ReduceOnPlateau", "Schedule", "Step"],
         "training.api": ["train", "train_many"],
         "training.loop": ["Diverged", "Interrupted"],
+        "training.many": ["ManyInterrupted"],
         "training.result": ["History", "SeedResults", "TrainResult"],
         "training.settings": ["Settings"],
     },

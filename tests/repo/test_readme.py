@@ -20,9 +20,10 @@ LARGEST_README = 7_000  # maximum size in bytes
 TALLEST_FIGURE = 900  # maximum height in pixels
 
 
-@pytest.mark.parametrize(
-    "page", [README, ROOT / "docs" / "python.md", ROOT / "docs" / "estimators.md"], ids=lambda page: page.name
-)
+WITH_EXAMPLES = [README, *(ROOT / "docs" / name for name in ("python.md", "activations.md", "estimators.md"))]
+
+
+@pytest.mark.parametrize("page", WITH_EXAMPLES, ids=lambda page: page.name)
 def test_python_examples_run(page: Path, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     assert blocks
@@ -31,7 +32,7 @@ def test_python_examples_run(page: Path, tmp_path: Path, monkeypatch: Any, capsy
     names: dict[str, Any] = {}  # later examples of a page continue the earlier ones
     for block in blocks:
         exec(compile(block, str(page), "exec"), names)
-        assert float(capsys.readouterr().out.split()[-1]) > 0.95
+    assert float(capsys.readouterr().out.split()[-1]) > 0.95
 
 
 def test_readme_is_one_page_with_figures_of_moderate_size() -> None:
