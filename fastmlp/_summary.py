@@ -1,12 +1,14 @@
-"""Short descriptions of objects with large arrays, as text and as HTML for notebooks."""
+"""Short descriptions of objects, as text and as HTML for notebooks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from html import escape
 from typing import Any
 
 LINE = 100  # characters; a longer description has one line per value
+ROWS = 10  # a longer table shows the first and the last rows
 
 
 def summary_text(name: str, values: Mapping[str, Any]) -> str:
@@ -44,6 +46,51 @@ def listed(names: tuple[str, ...], most: int = 4) -> str:
     ('2 (cat, dog)', '6 (a, b, c, d, ...)')
     """
     return f"{len(names)} ({', '.join([*names[:most], *['...'] * (len(names) > most)])})"
+
+
+def changed(one: Any, default: Any, *always: str) -> dict[str, Any]:
+    """Return the fields of a dataclass whose values differ from those of `default`, and the fields in `always`."""
+    found = {}
+    for field in fields(one):
+        value, usual = getattr(one, field.name), getattr(default, field.name)
+        text = value.__name__ if isinstance(value, type) else str(value)  # a dtype, such as numpy.float32
+        if field.name in always or (value != usual and text != str(usual)):
+            found[field.name] = text
+    return found
+
+
+def first_and_last(rows: Sequence[Any]) -> list[Any]:
+    """Return the rows of a table. If there are more than `ROWS`, None replaces those in the middle.
+
+    >>> first_and_last(range(99))
+    [0, 1, 2, 3, 4, None, 94, 95, 96, 97, 98]
+    """
+    return list(rows) if len(rows) <= ROWS else [*rows[: ROWS // 2], None, *rows[-ROWS // 2 :]]
+
+
+def cell(value: Any) -> str:
+    """Return a value of a table as text: numbers with four significant digits, and "" for None.
+
+    >>> cell(0.123456), cell(12345), cell(None)
+    ('0.1235', '12345', '')
+    """
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def table_text(table: Sequence[Sequence[str]]) -> str:
+    """Return a table, whose first row is the header, as text. All columns are right-justified."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return "\n".join("  ".join(map(str.rjust, row, widths)) for row in table)
+
+
+def table_html(table: Sequence[Sequence[str]], caption: str = "") -> str:
+    """Return a table, whose first row is the header, as HTML."""
+    title = f"<caption>{escape(caption)}</caption>" if caption else ""
+    rows = []
+    for number, row in enumerate(table):
+        tag = "td" if number else "th"
+        rows.append(f"<tr>{''.join(f'<{tag}>{escape(text)}</{tag}>' for text in row)}</tr>")
+    return f"<table>{title}{''.join(rows)}</table>"
 
 
 class Summarized:

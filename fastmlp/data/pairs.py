@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp._summary import Summarized, listed
+from fastmlp._summary import Summarized, listed, summary_html, summary_text
 from fastmlp.data.checks import CheckedRows, as_array, check_rows, check_targets, check_weights, image_shape_of
 from fastmlp.data.labels import LabelEncoder, class_labels
 from fastmlp.data.rows import Array, Features, Subset
@@ -86,6 +86,19 @@ class DataSplits(NamedTuple):
     train: Split
     validation: Split | None
     test: Split | None
+
+    def _summary(self) -> dict[str, Any]:
+        """Return what a repr shows."""
+        sizes = {name: None if split is None else f"{len(split):,} rows" for name, split in self._asdict().items()}
+        shown = {**sizes, "features": f"{self.train.x.shape[1]:,} {self.train.x.dtype}"}
+        return shown | ({"classes": listed(self.train.classes)} if self.train.classes else {})
+
+    # A NamedTuple cannot have the base class Summarized.
+    def __repr__(self) -> str:
+        return summary_text("DataSplits", self._summary())
+
+    def _repr_html_(self) -> str:
+        return summary_html("DataSplits", self._summary())
 
 
 def as_split(

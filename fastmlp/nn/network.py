@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp._summary import summary_html
+from fastmlp._summary import Summarized, changed, summary_html
 from fastmlp.errors import ConfigError
 from fastmlp.nn.activations import Activation, canonical_activation, parse_activation, parse_number
 from fastmlp.nn.losses import LOSSES, OUTPUTS, canonical_loss, parse_loss
@@ -75,8 +75,8 @@ class Layer(NamedTuple):
     dropout: float  # dropout rate after the activation
 
 
-@dataclass(frozen=True)
-class Network:
+@dataclass(frozen=True, repr=False)
+class Network(Summarized):
     """Architecture, loss and regularization of a multi-layer perceptron. The weights are stored separately.
 
     The sizes of the hidden layers are sufficient: `fastmlp.train` gets the sizes of the input and the output from the data.
@@ -207,6 +207,16 @@ class Network:
         if self.is_complete:
             return self
         return replace(self, sizes=(features, *self.sizes[1:-1], outputs), loss=self.loss or loss)
+
+    def _summary(self) -> dict[str, Any]:
+        """Return what the repr shows: the sizes, and the values that are not the default values."""
+        shown = changed(self, Network(self.sizes, loss=self.loss))
+        if self.loss not in (None, "cross-entropy"):
+            shown["loss"] = self.loss
+        for name in shown.keys() & {"activation", "dropout"}:
+            values = set(getattr(self, name))
+            shown[name] = values.pop() if len(values) == 1 else shown[name]  # one value for all hidden layers
+        return {"sizes": self.label, **shown}
 
     def _repr_html_(self) -> str:
         values = {one.name: getattr(self, one.name) for one in fields(self)}

@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fastmlp._summary import Summarized, changed
 from fastmlp.errors import ConfigError
 from fastmlp.nn.names import canonical_name
 
@@ -121,8 +122,8 @@ RULES = {
 }
 
 
-@dataclass(frozen=True)
-class Optimizer:
+@dataclass(frozen=True, repr=False)
+class Optimizer(Summarized):
     """Settings of an optimizer. Settings that its update rule does not use are ignored.
 
     Parameters
@@ -174,6 +175,10 @@ class Optimizer:
         for field in ("weight_decay", "max_grad_norm"):
             if not (getattr(self, field) >= 0 and math.isfinite(getattr(self, field))):
                 raise ConfigError(f"{field} must be zero or a positive number, not {getattr(self, field)}", settings=(field,))
+
+    def _summary(self) -> dict[str, Any]:
+        """Return what a repr shows: the learning rate, and the settings that are not the default values."""
+        return changed(self, Optimizer(self.name), "name", "learning_rate")
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -234,7 +239,8 @@ def SGD(
     if nesterov and not momentum:
         raise ConfigError("nesterov needs a positive momentum, such as momentum=0.9", settings=("momentum",))
     name = ("nesterov" if nesterov else "momentum") if momentum else "sgd"
-    return Optimizer(name, learning_rate, momentum=momentum, max_grad_norm=max_grad_norm)  # type: ignore[arg-type]
+    used = momentum or Optimizer.momentum  # without momentum, the value is ignored
+    return Optimizer(name, learning_rate, momentum=used, max_grad_norm=max_grad_norm)  # type: ignore[arg-type]
 
 
 def RMSprop(

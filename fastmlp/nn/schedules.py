@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fastmlp._summary import Summarized, changed
 from fastmlp.errors import ConfigError
 from fastmlp.nn.names import canonical_name
 
@@ -44,8 +46,8 @@ PLATEAU = "plateau"
 SCHEDULE_NAMES = (*SCHEDULES, PLATEAU)
 
 
-@dataclass(frozen=True)
-class Schedule:
+@dataclass(frozen=True, repr=False)
+class Schedule(Summarized):
     """A learning-rate schedule, with optional linear warm-up: a multiplier of the learning rate of the optimizer.
 
     Let t be the number of epochs since the end of the warm-up, including fractions of an epoch. The multiplier is
@@ -95,6 +97,10 @@ class Schedule:
                 message = f"{field} must be zero or a positive number, not {getattr(self, field)}"
                 raise ConfigError(message, settings=(f"lr_{field}",))
 
+    def _summary(self) -> dict[str, Any]:
+        """Return what a repr shows: the settings that are not the default values."""
+        return changed(self, Schedule(self.kind), "kind")
+
     def multipliers(self, first: int, count: int, steps_per_epoch: int, epochs: float) -> npt.NDArray[np.float64]:
         """Return the multipliers of the learning rate for some updates, (count,) float64.
 
@@ -118,8 +124,8 @@ class Schedule:
         )
 
 
-@dataclass(frozen=True)
-class ReduceOnPlateau:
+@dataclass(frozen=True, repr=False)
+class ReduceOnPlateau(Summarized):
     """Multiply the learning rate by `factor` when the monitored loss has stopped improving.
 
     The rule is the same as that of `torch.optim.lr_scheduler.ReduceLROnPlateau` with mode="min" and threshold_mode="rel".
@@ -150,6 +156,10 @@ class ReduceOnPlateau:
         for field in ("threshold", "min_factor"):
             if not 0 <= getattr(self, field) < 1:
                 raise ConfigError(f"{field} must be at least 0 and below 1, not {getattr(self, field)}", settings=(field,))
+
+    def _summary(self) -> dict[str, Any]:
+        """Return what a repr shows: the settings that are not the default values."""
+        return changed(self, ReduceOnPlateau())
 
 
 class PlateauTracker:

@@ -1,4 +1,4 @@
-"""Progress display: a live progress bar on a terminal, one line per epoch on other streams, or no output.
+"""Progress display: a progress bar on a terminal or in a notebook, one line per epoch on other streams, or no output.
 
 Write errors do not stop training. They occur, for example, if a pipe has no reader any more, the terminal was closed, or the
 disk is full. After the first write error, no more output is written.
@@ -13,11 +13,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Self, TextIO
+from typing import Any, Self, TextIO
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.live import Live
+from fastmlp.training.bars import Bar, NotebookBar, SafeStream, Status, TerminalBar, in_notebook
 
 REDRAW_SECONDS = 0.1
 LINE_LIMIT = 120
@@ -87,7 +85,7 @@ def make_progress(
 
     Parameters
     ----------
-    stream : text stream; None for `sys.stderr`
+    stream : text stream; None for the output of the cell in a notebook, and elsewhere for `sys.stderr`
     quiet : whether to return a display without output
     epochs : maximum number of epochs; the remaining time is estimated for this number, so it is shown as "at most"
     clock : function that returns the time in seconds; used to limit the frequency of redraws
@@ -95,8 +93,8 @@ def make_progress(
     Returns
     -------
     Progress
-        A live progress bar if the stream is a terminal that can move its cursor; otherwise a display that writes one line per
-        epoch, of at most 120 characters.
+        A progress bar in a notebook, or if the stream is a terminal that can move its cursor; otherwise a display that writes
+        one line per epoch, of at most 120 characters.
 
     Examples
     --------
@@ -107,11 +105,14 @@ def make_progress(
     ...     progress.epoch_done(row)
     epoch 3/203  loss 0.5124  accuracy 0.8301  412k rows/s  1 min 20 s left at most
     """
+    if stream is None and not quiet and in_notebook():
+        return _InPlace(NotebookBar(), epochs, clock)
     stream = sys.stderr if stream is None else stream
     if quiet or stream is None:  # sys.stderr is None in a process without a console
         return _NoProgress()
     if _is_terminal(stream):
-        return _Bar(stream, epochs, clock)
+        # Warnings are printed above the bar.
+        return _InPlace(TerminalBar(SafeStream(stream), redirect_stderr=stream is sys.stderr), epochs, clock)
     return _Lines(stream, epochs)
 
 
@@ -135,7 +136,7 @@ class _Lines(Progress):
     """Display that writes one line per epoch, for log files and pipes."""
 
     def __init__(self, stream: TextIO, epochs: int) -> None:
-        self._stream = _SafeStream(stream)
+        self._stream = SafeStream(stream)
         self._time_left = _TimeLeft(epochs)
         self._epochs = epochs
 
@@ -147,8 +148,8 @@ class _Lines(Progress):
 
     def epoch_done(self, row: Mapping[str, Any]) -> None:
         self._time_left.epoch_done(row)
-        parts = [f"epoch {row['epoch']}/{self._epochs}", *_metrics(row), self._time_left.text(row["epoch"])]
-        parts = [part for part in parts if part]
+        epoch = row["epoch"]
+        parts = Status(epoch, self._epochs, epoch, _metrics(row), self._time_left.text(epoch)).parts
         while len("  ".join(parts)) > LINE_LIMIT:  # omit the remaining time, then the speed
             parts.pop()
         self._stream.write("  ".join(parts) + "\n")
@@ -158,37 +159,27 @@ class _Lines(Progress):
         pass
 
 
-class _Bar(Progress):
-    """Display with two lines that are redrawn: a progress bar with the remaining time, and the latest metrics."""
+class _InPlace(Progress):
+    """Display of a progress bar that is redrawn in place."""
 
-    def __init__(self, stream: TextIO, epochs: int, clock: Callable[[], float]) -> None:
-        self._raw_stream = stream
-        self._stream = _SafeStream(stream)
+    def __init__(self, bar: Bar, epochs: int, clock: Callable[[], float]) -> None:
+        self._bar = bar
         self._time_left = _TimeLeft(epochs)
         self._epochs = epochs
         self._clock = clock
         self._due = math.inf  # no redraw before `start` and after `close`
-        self._live: Live | None = None
+        self._open = False
         self._epoch = 1
         self._finished = 0.0  # number of finished epochs, including the fraction of the current epoch
         self._row: dict[str, Any] = {}
 
     def start(self) -> None:
-        if self._live is not None:
+        if self._open:
             return
-        from rich.console import Console
-        from rich.live import Live
-
-        self._live = Live(
-            console=Console(file=self._stream, force_terminal=True),  # type: ignore[arg-type]
-            get_renderable=self._render,
-            auto_refresh=False,  # a refresh thread would compete with the training threads
-            redirect_stdout=False,  # the display must not intercept results that are printed to stdout
-            redirect_stderr=self._raw_stream is sys.stderr,  # print warnings above the bar
-        )
+        self._open = True
         try:
-            self._live.start(refresh=True)
-        except BaseException:  # __exit__ would not be called, and the cursor would stay hidden
+            self._bar.start(self._status())
+        except BaseException:  # __exit__ would not be called, and the cursor of a terminal would stay hidden
             self.close()
             raise
         self._due = self._clock() + REDRAW_SECONDS
@@ -219,70 +210,19 @@ class _Bar(Progress):
             self._draw()
 
     def close(self) -> None:
-        live, self._live = self._live, None
         self._due = math.inf
-        if live is not None:
-            live.stop()  # redraws the display and shows the cursor again
+        if self._open:
+            self._open = False
+            self._bar.close(self._status()._replace(time_left=""))
 
     def _draw(self) -> None:
-        assert self._live is not None, "no redraw is due before `start` or after `close`"
-        self._live.refresh()
+        self._bar.draw(self._status())
         # The interval starts after the redraw, so that slow terminals are redrawn less often.
-        self._due = math.inf if self._stream.broken else self._clock() + REDRAW_SECONDS
+        self._due = math.inf if self._bar.broken else self._clock() + REDRAW_SECONDS
 
-    def _render(self) -> RenderableType:
-        from rich.console import Group
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-        from rich.text import Text
-
-        top = Table.grid(padding=(0, 1, 0, 0), expand=True)
-        for _ in range(4):
-            top.add_column(no_wrap=True)
-        top.columns[1].ratio = 1
-        top.add_row(
-            Text(f"epoch {self._epoch}/{self._epochs}", style="bold"),
-            ProgressBar(total=self._epochs, completed=self._finished),
-            f"{self._finished / max(1, self._epochs):.0%}",
-            "" if self._live is None else self._time_left.text(self._finished),  # no remaining time after `close`
-        )
-        return Group(top, Text("  ".join(_metrics(self._row)), no_wrap=True, overflow="crop"))
-
-
-class _SafeStream:
-    """Wrapper around a text stream that does not raise write errors. After the first error, writes have no effect.
-
-    Writing raises ValueError if the stream is closed, or if its encoding cannot represent a character.
-    """
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self.broken = False
-
-    @property
-    def encoding(self) -> str:
-        return getattr(self._stream, "encoding", None) or "utf-8"
-
-    def isatty(self) -> bool:
-        return self._stream.isatty()
-
-    def fileno(self) -> int:
-        return self._stream.fileno()
-
-    def write(self, text: str) -> int:
-        if not self.broken:
-            try:
-                self._stream.write(text)
-            except (OSError, ValueError):
-                self.broken = True
-        return len(text)
-
-    def flush(self) -> None:
-        if not self.broken:
-            try:
-                self._stream.flush()
-            except (OSError, ValueError):
-                self.broken = True
+    def _status(self) -> Status:
+        time_left = self._time_left.text(self._finished)
+        return Status(self._epoch, self._epochs, self._finished, _metrics(self._row), time_left)
 
 
 class _TimeLeft:
@@ -311,7 +251,12 @@ class _TimeLeft:
 
 
 def _is_terminal(stream: TextIO) -> bool:
-    """Return whether the stream is a terminal on which a progress bar can be redrawn in place."""
+    """Return whether the stream is a terminal on which a progress bar can be redrawn in place.
+
+    A command that is started in a notebook with "!" writes to a pseudo-terminal, but notebooks do not move the cursor up.
+    """
+    if "JPY_PARENT_PID" in os.environ:  # set by Jupyter for kernels, and inherited by the processes that they start
+        return False
     try:
         return stream.isatty() and os.environ.get("TERM", "") not in {"dumb", "unknown"}
     except ValueError:  # the stream is closed

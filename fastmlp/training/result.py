@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
-from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fastmlp._summary import Summarized, summary_html, summary_text
+from fastmlp._summary import cell, first_and_last, summary_html, summary_text, table_html, table_text
 from fastmlp.engines.base import State
 from fastmlp.models.model import Model
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 EpochLog = dict[str, Any]  # entry of the history for one epoch, see `TrainResult`
 METRICS = ("loss", "accuracy", "val_loss", "val_accuracy")  # of an epoch, as a repr shows them
 SHOWN = ("epoch", *METRICS, "lr", "seconds")  # columns of the table that a repr shows
-SHOWN_ROWS = 10  # a longer table shows the first and the last rows
 
 
 class History(list[EpochLog]):
@@ -56,25 +54,14 @@ class History(list[EpochLog]):
     def _table(self) -> list[list[str]]:
         """Return the header and the rows that a repr shows, without columns whose values are all None."""
         names = [name for name in SHOWN if any(row.get(name) is not None for row in self)]
-        rows: list[EpochLog | None] = list(self)
-        if len(rows) > SHOWN_ROWS:
-            rows[SHOWN_ROWS // 2 : -SHOWN_ROWS // 2] = [None]
-        cells = [["..."] * len(names) if row is None else [_cell(row.get(name)) for name in names] for row in rows]
-        return [names, *cells]
+        rows = first_and_last(list(self))
+        return [names, *(["..."] * len(names) if row is None else [cell(row.get(name)) for name in names] for row in rows)]
 
     def __repr__(self) -> str:
-        table = self._table()
-        widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-        return "\n".join("  ".join(map(str.rjust, row, widths)) for row in table)
+        return table_text(self._table())
 
     def _repr_html_(self) -> str:
-        header, *rows = self._table()
-        body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-        return f"<table><tr>{''.join(f'<th>{escape(name)}</th>' for name in header)}</tr>{body}</table>"
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+        return table_html(self._table())
 
 
 class TrainResult(NamedTuple):
@@ -131,8 +118,10 @@ class TrainResult(NamedTuple):
         return summary_html("TrainResult", self._summary())
 
 
-class SeedResults(Summarized):
+class SeedResults:
     """Results of training runs that differ only in their seeds. It is a sequence of `TrainResult` objects.
+
+    Its representation is a table with the metrics of the best epoch for each seed, their means and their standard deviations.
 
     Parameters
     ----------
@@ -175,11 +164,24 @@ class SeedResults(Summarized):
         with own_style():
             return band_figure([result.history for result in self.results], f"Training of {label}, {len(self)} seeds")
 
-    def _summary(self) -> dict[str, Any]:
-        """Return what a repr shows."""
-        shown = {key: f"{mean:.4g} ± {deviation:.2g}" for key, (mean, deviation) in self.summary.items()}
-        epochs = " ".join(str(result.best_epoch) for result in self.results)
-        return {"network": self.results[0].model.network.label, "seeds": len(self), "best_epochs": epochs, **shown}
+    @property
+    def _title(self) -> str:
+        return summary_text("SeedResults", {"network": self.results[0].model.network.label, "seeds": len(self)})
+
+    def _table(self) -> list[list[str]]:
+        """Return the header and the rows that a repr shows."""
+        summary = self.summary
+        rows = [[seed, one.best_epoch, *map(one.metrics.get, summary)] for seed, one in zip(self.seeds, self, strict=True)]
+        header = ["seed", "best_epoch", *summary]
+        shown = [["..."] * len(header) if row is None else list(map(cell, row)) for row in first_and_last(rows)]
+        means = [f"{mean:.4g} ± {deviation:.2g}" for mean, deviation in summary.values()]
+        return [header, *shown, ["mean ± std", "", *means]]
+
+    def __repr__(self) -> str:
+        return f"{self._title}\n{table_text(self._table())}"
+
+    def _repr_html_(self) -> str:
+        return table_html(self._table(), self._title)
 
 
 def mean_and_deviation(rows: Sequence[dict[str, float]]) -> dict[str, tuple[float, float]]:

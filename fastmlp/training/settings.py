@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fastmlp._summary import Summarized, changed
 from fastmlp.data.checks import CheckedRows, check_description, match_network
 from fastmlp.data.rows import Features
 from fastmlp.data.scaling import fit_scaling
@@ -55,8 +56,8 @@ INSTEAD = {
 }
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, repr=False)
+class Settings(Summarized):
     """Training settings.
 
     Parameters
@@ -122,6 +123,10 @@ class Settings:
             raise ConfigError(f"max_time must be a positive number of seconds, not {self.max_time}", settings=("max_time",))
         if self.seed >= 2**64:
             raise ConfigError(f"seed must be between 0 and 2^64 - 1, not {self.seed}", settings=("seed",))
+
+    def _summary(self) -> dict[str, Any]:
+        """Return what a repr shows: the optimizer, and the settings that are not the default values."""
+        return changed(self, Settings(), "optimizer")
 
 
 def check_names(given: Mapping[str, Any]) -> None:

@@ -377,9 +377,6 @@ def test_several_seeds_are_trained_side_by_side() -> None:
     scores = [result.model.score(X, NAMES[Y]) for result in singles]
     assert results.score(X, NAMES[Y]) == pytest.approx((np.mean(scores), np.std(scores, ddof=1)))
     assert (len(results), results.seeds) == (3, (0, 1, 2))
-    assert "val_loss: " in repr(results) or "val_loss=" in repr(results)
-    assert "±" in repr(results)
-    assert len(repr(results).splitlines()) <= 15
 
 
 def test_the_band_shows_mean_and_standard_deviation() -> None:

@@ -1,4 +1,4 @@
-"""Tests of the progress display: a bar on a terminal, plain lines on other streams, and broken streams."""
+"""Tests of the progress display: a bar on a terminal or in a notebook, lines on other streams, and broken streams."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TextIO
 
 import pytest
@@ -87,6 +88,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.delenv("JPY_PARENT_PID", raising=False)
     yield Terminal()
 
 
@@ -228,6 +230,109 @@ def test_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b" not in text
 
 
+def test_a_command_in_a_notebook_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notebook runs a command in a pseudo-terminal, but does not move the cursor up."""
+    with terminal(monkeypatch) as screen:
+        monkeypatch.setenv("JPY_PARENT_PID", "1")
+        with make_progress(screen.stream, epochs=2) as progress:
+            progress.epoch_done(row(1))
+        text = screen.text()
+    assert text.startswith("epoch 1/2  loss")
+    assert "\x1b" not in text
+
+
+class Cell:
+    """Replacement for `IPython.display.display` that records the outputs of a notebook cell, and is also their handle."""
+
+    def __init__(self) -> None:
+        self.outputs: list[dict[str, str]] = []
+        self.updates: list[dict[str, str]] = []
+
+    def __call__(self, bundle: dict[str, str], *, raw: bool, display_id: bool) -> Cell:
+        assert raw and display_id
+        self.outputs.append(bundle)
+        return self
+
+    def update(self, bundle: dict[str, str], *, raw: bool) -> None:
+        assert raw
+        self.updates.append(bundle)
+        self.outputs[-1] = bundle
+
+
+def ipython(monkeypatch: pytest.MonkeyPatch, shell: object) -> Cell:
+    """Install a module IPython with this shell."""
+    cell, module, display = Cell(), ModuleType("IPython"), ModuleType("IPython.display")
+    monkeypatch.setattr(module, "get_ipython", lambda: shell, raising=False)
+    monkeypatch.setattr(display, "display", cell, raising=False)
+    monkeypatch.setitem(sys.modules, "IPython", module)
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    return cell
+
+
+ZMQInteractiveShell = type("ZMQInteractiveShell", (), {})  # has the same name as the class of ipykernel
+KERNELS = [ZMQInteractiveShell(), type("Shell", (ZMQInteractiveShell,), {})()]  # the latter as in Colab
+
+
+@pytest.mark.parametrize("shell", KERNELS, ids=["ipykernel", "derived"])
+def test_notebook_shows_one_bar(monkeypatch: pytest.MonkeyPatch, shell: object, capsys: pytest.CaptureFixture[str]) -> None:
+    cell, clock = ipython(monkeypatch, shell), Clock()
+    with make_progress(epochs=4, clock=clock) as progress:
+        run_epochs(progress, clock, 3)
+        html = cell.outputs[0]["text/html"]
+        clock.now += 1
+        progress.update(4, 24000, 48000, 0.25, 0.875, 4e5)
+        text = "epoch 4/4  loss 0.25  accuracy 0.8750  val loss 0.49  val accuracy 0.8425  400k rows/s  1 s left at most"
+        assert cell.outputs[0]["text/plain"] == text
+        progress.epoch_done(row(4))
+    progress.close()  # a second call does nothing
+    run_epochs(progress, clock, 4)
+    (last,) = cell.outputs
+    assert re.search(r'<b>epoch 3/4</b> <progress max="4" value="[23].\d+" .*</progress> \d\d% \d s left at most<br>', html)
+    assert last["text/plain"] == "epoch 4/4  loss 0.5123  accuracy 0.8300  val loss 0.49  val accuracy 0.8425  412k rows/s"
+    assert 'value="4.000"' in last["text/html"] and "100%<br>loss 0.5123&ensp;accuracy" in last["text/html"]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_notebook_is_updated_ten_times_a_second_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell, clock = ipython(monkeypatch, KERNELS[0]), Clock()
+    with make_progress(epochs=1000, clock=clock) as progress:
+        for epoch in range(1, 1001):  # one second in total
+            clock.now += 0.001
+            progress.update(epoch, 1, 2, 0.5, 0.5, 1.0)
+            progress.epoch_done(row(epoch))
+    assert 9 <= len(cell.updates) <= 11  # ten, plus one at the end
+    assert cell.outputs[0]["text/plain"].startswith("epoch 1000/1000")
+
+
+def test_notebook_keeps_the_bar_of_a_run_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell, clock = ipython(monkeypatch, KERNELS[0]), Clock()
+    with pytest.raises(KeyboardInterrupt), make_progress(epochs=9, clock=clock) as progress:
+        run_epochs(progress, clock, 2)
+        raise KeyboardInterrupt
+    assert cell.outputs[0]["text/plain"].startswith("epoch 2/9  loss 0.5123")
+    assert "left" not in cell.outputs[0]["text/html"]
+
+
+def test_a_stream_or_quiet_is_respected_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell, clock, stream = ipython(monkeypatch, KERNELS[0]), Clock(), io.StringIO()
+    with make_progress(quiet=True, epochs=2, clock=clock) as silent, make_progress(stream, epochs=2, clock=clock) as progress:
+        run_epochs(silent, clock, 2)
+        run_epochs(progress, clock, 2)
+    assert cell.outputs == []
+    assert len(stream.getvalue().splitlines()) == 2
+
+
+@pytest.mark.parametrize("shell", [None, type("TerminalInteractiveShell", (), {})()], ids=["no shell", "terminal"])
+def test_ipython_outside_of_a_notebook_gets_lines(
+    monkeypatch: pytest.MonkeyPatch, shell: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell = ipython(monkeypatch, shell)
+    with make_progress(epochs=2) as progress:
+        progress.epoch_done(row(1))
+    assert cell.outputs == []
+    assert capsys.readouterr().err.startswith("epoch 1/2  loss")
+
+
 def test_environment_cannot_force_a_bar_into_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TTY_INTERACTIVE", "1")
@@ -308,7 +413,7 @@ with make_progress(epochs=3) as progress:
         progress.epoch_done({"epoch": epoch, "loss": 0.5})
         print("a result", flush=True)
         print("a warning", file=sys.stderr, flush=True)
-sys.exit("rich" in sys.modules)
+sys.exit(("rich" in sys.modules) + 2 * ("IPython" in sys.modules))
 """
 
 
@@ -326,7 +431,7 @@ def run_child(stderr: int, code: str = CHILD) -> subprocess.CompletedProcess[str
 
 
 @pytest.mark.full
-def test_process_without_a_terminal_does_not_import_rich() -> None:
+def test_process_without_a_terminal_imports_neither_rich_nor_ipython() -> None:
     child = run_child(subprocess.PIPE)
     assert child.returncode == 0, child.stderr
     assert child.stdout == "a result\n" * 3
@@ -341,7 +446,7 @@ def test_process_on_a_terminal_keeps_stdout_clean(monkeypatch: pytest.MonkeyPatc
         child = run_child(screen.stream.fileno())
         text = screen.text()
     assert child.stdout == "a result\n" * 3
-    assert child.returncode == 1  # rich was imported
+    assert child.returncode == 1  # rich was imported, but not IPython
     assert visible(text).count("a warning\n") == 3  # on separate lines above the bar
     assert text.endswith(SHOW)
 
@@ -370,18 +475,19 @@ class Counted(io.StringIO):
         return super().write(text)
 
 
-@pytest.mark.parametrize("kind", ["lines", "bar", "quiet"])
+@pytest.mark.parametrize("kind", ["lines", "bar", "quiet", "notebook"])
 def test_update_does_nothing_when_nothing_is_due(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """If no redraw is due, `update` writes nothing and reads the clock at most once, since it is called very often."""
     monkeypatch.setenv("TERM", "xterm")
     clock, stream = Clock(), Counted()
     stream.interactive = kind == "bar"
-    with make_progress(stream, kind == "quiet", epochs=3, clock=clock) as progress:
+    cell = ipython(monkeypatch, KERNELS[0] if kind == "notebook" else None)
+    with make_progress(None if kind == "notebook" else stream, kind == "quiet", epochs=3, clock=clock) as progress:
         writes, calls = stream.writes, clock.calls
         for _ in range(1000):
             progress.update(1, 64, 48000, 0.5, 0.5, 4e5)
-        assert stream.writes == writes
+        assert (stream.writes, len(cell.updates)) == (writes, 0)
         assert clock.calls - calls <= 1000
         clock.now += 1
         progress.update(1, 64, 48000, 0.5, 0.5, 4e5)
-        assert (stream.writes > writes) == (kind == "bar")  # a redraw is due
+        assert (stream.writes > writes, len(cell.updates) > 0) == (kind == "bar", kind == "notebook")  # a redraw is due
