@@ -69,7 +69,7 @@ def train(recipe: str | None, seeds: int | None, config: str | None, print_confi
 def train_seeds(settings: TrainConfig, seeds: int, as_json: bool) -> None:
     """Train with several seeds, print the summary, and check that the mean test accuracy is above the minimum."""
     from fastmlp.experiments.result import check_accuracy
-    from fastmlp.experiments.seeds import mean_metrics, run_seeds, seeds_text
+    from fastmlp.experiments.sweeps.seeds import mean_metrics, run_seeds, seeds_text
 
     result, signal = run_seeds(settings, seeds, say=say)
     if as_json:

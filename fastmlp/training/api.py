@@ -90,7 +90,7 @@ def train(  # noqa: PLR0913 - keyword-only, with defaults
     callbacks : functions that are called after each epoch with the last dict of the history and the engine; if one of them
         returns True, training stops
     progress : True to show the progress on stderr or in a notebook, or a progress display, see `progress.make_progress`
-    seeds : several seeds, with which the network is trained side by side on the available cores; None for `Settings.seed`
+    seeds : several seeds, with which the network is trained in parallel on the available cores; None for `Settings.seed`
     changes : fields of `Settings`, such as `optimizer`, `schedule`, `epochs`, `batch_size`, `patience` and `seed`, which
         replace those of `settings`
 

@@ -21,7 +21,7 @@ from fastmlp.experiments.extraction import Tools, draw_extraction, extract_run
 from fastmlp.experiments.folder import CONFIG_NAME, RESULT_NAME, make_folder, read_result
 from fastmlp.experiments.plan import SPLIT_NAMES, RunPlan, Say, make_plan, portable
 from fastmlp.experiments.recipes.recipe import Recipe, all_recipes, find, matching
-from fastmlp.experiments.side_by_side import NamedRun, train_side_by_side
+from fastmlp.experiments.sweeps.parallel import NamedRun, train_in_parallel
 from fastmlp.experiments.training_run import run_training
 from fastmlp.files import read_toml, write_json
 
@@ -154,7 +154,7 @@ def run_alone(job: RecipeJob, quiet: bool, say: Say) -> int:
 def run_pixels(jobs: Sequence[RecipeJob], threads: int | None, say: Say) -> int:
     """Train MLPs on the same data in parallel, each with its own run folder; return the signal that interrupted them, or 0."""
     runs = [NamedRun(job.recipe.name, plan, job.folder) for job, plan in zip(jobs, plans_of(jobs), strict=True)]
-    return train_side_by_side(runs, threads, say)
+    return train_in_parallel(runs, threads, say)
 
 
 def plans_of(jobs: Sequence[RecipeJob]) -> list[RunPlan]:

@@ -13,7 +13,7 @@ from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.folder import METRICS_NAME, RESULT_NAME, RESULT_VERSION, new_run_folder, read_result
 from fastmlp.experiments.plan import RunPlan, Say, make_plan
 from fastmlp.experiments.result import CURVES_NAME
-from fastmlp.experiments.side_by_side import NamedRun, train_side_by_side
+from fastmlp.experiments.sweeps.parallel import NamedRun, train_in_parallel
 from fastmlp.files import read_lines, write_json
 from fastmlp.training.result import mean_and_deviation
 
@@ -29,7 +29,7 @@ class SeedsResult(NamedTuple):
 
 
 def run_seeds(config: TrainConfig, count: int, *, say: Say = lambda text: None) -> SeedsResult:
-    """Train with `count` seeds, which start with `config.seed`, on the same splits and side by side.
+    """Train with `count` seeds, which start with `config.seed`, on the same splits and in parallel.
 
     The output folder contains a run folder per seed, seeds.json with the summary, and curves.png with the mean and the standard
     deviation per epoch.
@@ -58,7 +58,7 @@ def run_seeds(config: TrainConfig, count: int, *, say: Say = lambda text: None) 
     rows = ", ".join(f"{len(split):,} {name}" for name, split in plan.splits.items())
     say(f"{plan.data.name}: {rows} rows; network {plan.network.label}, {count} seeds")
     runs = [NamedRun(f"seed {seed}", one, folder / f"seed-{seed}") for seed, one in zip(seeds, plans, strict=True)]
-    signal = train_side_by_side(runs, config.threads, say)
+    signal = train_in_parallel(runs, config.threads, say)
     results = {run.name: read_result(run.folder / RESULT_NAME) for run in runs if (run.folder / RESULT_NAME).exists()}
     if not results and not signal:
         raise DivergedError("training diverged in the first epoch with all seeds: lower the learning rate", settings=("lr",))

@@ -1,4 +1,4 @@
-"""Training of several runs on the same data in parallel, each with its own run folder: `train_side_by_side`."""
+"""Training of several runs on the same data in parallel, each with its own run folder: `train_in_parallel`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class NamedRun(NamedTuple):
     folder: Path
 
 
-def train_side_by_side(runs: Sequence[NamedRun], threads: int | None, say: Say) -> int:
+def train_in_parallel(runs: Sequence[NamedRun], threads: int | None, say: Say) -> int:
     """Train several runs in parallel, and write their run folders; return the signal that interrupted them, or 0.
 
     Parameters

@@ -1,0 +1,1 @@
+"""Several runs on the same data: trained in parallel, and with several seeds."""
