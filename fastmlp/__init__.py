@@ -18,7 +18,6 @@ from fastmlp._lazy import lazy
 if TYPE_CHECKING:
     from fastmlp.data.dataset import Dataset as Dataset
     from fastmlp.data.dataset import load_data as load_data
-    from fastmlp.data.pairs import Split as Split
     from fastmlp.data.rows import Subset as Subset
     from fastmlp.data.scaling import fit_scaling as fit_scaling
     from fastmlp.data.splits import split_rows as split_rows
@@ -63,7 +62,6 @@ __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
         "data.dataset": ["Dataset", "load_data"],
-        "data.pairs": ["Split"],
         "data.rows": ["Subset"],
         "data.scaling": ["fit_scaling"],
         "data.splits": ["split_rows"],

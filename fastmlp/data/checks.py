@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fastmlp.data.convert import as_array, not_numeric
 from fastmlp.data.labels import LabelEncoder
 from fastmlp.data.rows import Array, Features, Subset, first_not_finite
 from fastmlp.errors import DataError
@@ -63,14 +64,6 @@ class SourceLocation(NamedTuple):
         return f"{self.text}: {self.unit} {self.first + index}"
 
 
-def as_array(values: Any, what: str) -> npt.NDArray[Any]:
-    """Return the values as an array of any dtype. Raise DataError if its rows have different lengths."""
-    try:
-        return np.asarray(values)
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{what} cannot be converted to an array; all rows must have the same length") from error
-
-
 def finite(array: npt.NDArray[Any], dtype: npt.DTypeLike) -> tuple[npt.NDArray[Any], tuple[int, ...] | None]:
     """Convert an array to a C-contiguous array of `dtype`. Return it with the index of the first non-finite value, or None."""
     with np.errstate(over="ignore"):  # an overflow becomes infinity, which is then found as a non-finite value
@@ -80,6 +73,8 @@ def finite(array: npt.NDArray[Any], dtype: npt.DTypeLike) -> tuple[npt.NDArray[A
 
 def wrong_features(features: int, x: Features) -> DataError:
     """Return the error for rows whose shape is not (n, features)."""
+    if x.ndim == 1:
+        return DataError(f"the data has shape {x.shape}; write x[:, None] for one feature, or x[None] for one row")
     return DataError(f"the network takes rows of {features} features, but the data has shape {x.shape}")
 
 
@@ -112,7 +107,7 @@ def check_rows(x: Any, features: int, dtype: npt.DTypeLike) -> Features:
     if rows.ndim != 2 or rows.shape[1] != features:
         raise wrong_features(features, rows)
     if rows.dtype.kind not in "buif":
-        raise DataError(f"the data must be numbers, not {rows.dtype}; convert them first")
+        raise not_numeric(x, np.asarray(rows))
     if isinstance(rows, Subset) and not (rows.dtype in (np.uint8, dtype) and rows.array.flags.c_contiguous):
         rows = np.asarray(rows)
     if rows.dtype == np.uint8:
@@ -120,7 +115,12 @@ def check_rows(x: Any, features: int, dtype: npt.DTypeLike) -> Features:
     cast, index = (rows, first_not_finite(rows)) if isinstance(rows, Subset) else finite(rows, dtype)
     if index is not None:
         value = rows[index[0]][index[1]]
-        raise DataError(f"row {index[0]}, feature {index[1]} is {value}; remove or fill such values first")
+        remedy = (
+            f"too large for {np.dtype(dtype)}; rescale the feature"
+            if np.isfinite(value)
+            else "remove or fill such values first"
+        )
+        raise DataError(f"row {index[0]}, feature {index[1]} is {value}; {remedy}")
     return cast
 
 
@@ -139,7 +139,7 @@ def check_targets(y: Array, outputs: int, split: str, dtype: npt.DTypeLike) -> A
         raise wrong_targets(outputs, y, split)
     y, index = finite(y, dtype)
     if index is not None:
-        raise DataError(f"{split} targets are not finite in row {index[0]}, output {index[1]}; remove such rows first")
+        raise DataError(f"{split} targets are not finite {np.dtype(dtype)} numbers in row {index[0]}, output {index[1]}")
     return y
 
 
@@ -216,12 +216,16 @@ def check_weights(
     DataError : the shape is wrong, or a weight is not finite, negative, or zero where this is not allowed
     """
     given = as_array(sample_weight, what)
-    if given.dtype.kind in "buif" and given.shape == (rows,):
-        weights, index = finite(given, dtype)
-        if index is None and ((weights >= 0).all() and weights.any() if zeros else (weights > 0).all()):
-            return weights
-    needed = "nonnegative finite numbers that are not all zero" if zeros else "positive finite numbers"
-    raise DataError(f"{what} must be {rows} {needed}")
+    if given.dtype.kind not in "buif" or given.shape != (rows,):
+        raise DataError(f"{what} must be {rows} numbers, not {given.dtype} of shape {given.shape}")
+    weights, _ = finite(given, dtype)
+    good = np.isfinite(weights) & (weights >= 0 if zeros else weights > 0)
+    if not good.all():
+        row, needed = int(good.argmin()), "nonnegative" if zeros else "positive"
+        raise DataError(f"{what} of row {row} is {given[row]}; all weights must be {needed} and finite")
+    if not weights.any():
+        raise DataError(f"{what}: all weights are zero; at least one must be positive")
+    return weights
 
 
 def check_description(network: Network, features: int | None, classes: int, shape: tuple[int, ...] | None) -> None:

@@ -51,6 +51,7 @@ class Dataset(Summarized):
     provenance : for features extracted from images, a description of how they were extracted (see features.py); else None
     extractor : for features extracted from images, the bytes of a fastmlp.cnn file with the network that extracted them
     weight : (n,) positive float32 sample weights of the rows of x; None for equal weights
+    text_labels : whether the class labels were given as strings
 
     Examples
     --------
@@ -70,6 +71,7 @@ class Dataset(Summarized):
     provenance: Mapping[str, Any] | None = None
     extractor: bytes | None = None
     weight: npt.NDArray[np.float32] | None = None
+    text_labels: bool = False
 
     def split(
         self, validation: float | int = 0.2, test: float | int = 0.2, stratify: bool = False, seed: int = 0
@@ -88,7 +90,7 @@ class Dataset(Summarized):
         ConfigError, DataError : see `splits.split_rows`
         """
         found = split(self, validation, test, stratify, seed)
-        pairs = {name: Split(rows, self.classes, self.image_shape) for name, rows in found.items()}
+        pairs = {name: Split(rows, self.classes, self.image_shape, self.text_labels) for name, rows in found.items()}
         return DataSplits(pairs["train"], pairs.get("validation"), pairs.get("test"))
 
     def _summary(self) -> dict[str, Any]:
@@ -173,9 +175,9 @@ def check_dataset(arrays: RawArrays, name: str = "data", task: str = "classifica
 
 def _optional_fields(arrays: RawArrays, rows: int, locations: Mapping[str, SourceLocation]) -> dict[str, Any]:
     """Check the fields of `Dataset` that most sources do not have, and return them by name."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"text_labels": np.asarray(arrays.y).dtype.kind in "UO"}
     if arrays.weight is not None:
-        found["weight"] = check_weights(arrays.weight, rows, what=f"{locations['weight'].text}: the sample weights")
+        found["weight"] = check_weights(arrays.weight, rows, what=f"{locations['weight'].text}: the sample weight")
     if arrays.validation is not None:
         chosen = np.asarray(arrays.validation)
         whole = chosen.ndim == 1 and chosen.dtype.kind in "iu"

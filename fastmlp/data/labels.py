@@ -13,14 +13,20 @@ import numpy.typing as npt
 from fastmlp.errors import DataError, unknown_name
 
 
-def class_labels(names: Sequence[str]) -> npt.NDArray[Any]:
-    """Return the labels of classes for use in arrays: integers if all names are integers in decimal form, else the names.
+def class_labels(names: Sequence[str], text: bool = False) -> npt.NDArray[Any]:
+    """Return the labels of classes for use in arrays: integers or Booleans if all names are, and otherwise the names.
+
+    text : whether the labels are strings in any case, because they were given as strings
 
     >>> class_labels(("0", "1")).tolist(), class_labels(("cat", "dog")).tolist(), class_labels(("0", "01")).tolist()
     ([0, 1], ['cat', 'dog'], ['0', '01'])
+    >>> class_labels(("False", "True")).tolist(), class_labels(("0", "1"), text=True).tolist()
+    ([False, True], ['0', '1'])
     """
-    whole = all(name.removeprefix("-").isdecimal() and name == str(int(name)) for name in names)
-    return np.array([int(name) for name in names], np.int64) if whole else np.array(names)
+    if not text and set(names) <= {"False", "True"}:
+        return np.array([name == "True" for name in names])
+    whole = not text and all(name.removeprefix("-").isdecimal() and name == str(int(name)) for name in names)
+    return np.array([int(name) for name in names] if whole else names)
 
 
 @dataclass(frozen=True, eq=False)

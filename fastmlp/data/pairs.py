@@ -2,30 +2,37 @@
 
 A pair is a `Split` of a data set, or a tuple of arrays, lists, data frames or series. Rules for a tuple:
 
-- Strings of shape (n,) or (n, 1) are class labels. Integers and Booleans of this shape, and with loss="cross-entropy" also
-  floats that are whole numbers, are class labels unless the network has one output, or has no sizes and a loss for numbers,
-  such as squared-error. Other targets are numbers.
-- If the network has sizes, integer labels are class numbers from 0. Otherwise, the distinct labels of the training split, in
-  sorted order, are the classes.
+- Targets of shape (n,) or (n, 1) are class labels if they are strings, integers or Booleans, or if the loss is cross-entropy.
+  Exceptions: integers and Booleans are numbers if all sizes of the network are given and it has one output, or if only its
+  hidden sizes are given and its loss is for numbers, such as squared-error. All other targets are numbers.
+- If all sizes of the network are given, integer labels must be class numbers from 0. Otherwise, the classes are the distinct
+  labels of the training split in sorted order.
+- If the network has no loss and the rows of a matrix are one-hot, they are class labels, too; a matrix of integers or Booleans
+  that are 0 or 1 contains independent labels (binary cross-entropy).
 """
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from fastmlp._summary import Summarized, listed, summary_html, summary_text
-from fastmlp.data.checks import CheckedRows, as_array, check_rows, check_targets, check_weights, image_shape_of
+from fastmlp.data.checks import CheckedRows, check_rows, check_targets, check_weights, image_shape_of
+from fastmlp.data.convert import as_array
 from fastmlp.data.labels import LabelEncoder, class_labels
 from fastmlp.data.rows import Array, Features, Subset
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.nn.network import FloatArray, Network
 
+MANY_CLASSES = 20  # more targets than this that are mostly distinct integers cause a warning
 CLASSIFICATION_LOSSES = ("cross-entropy", "binary-cross-entropy")
 
 
@@ -40,11 +47,13 @@ class Split(Summarized):
     rows : features, targets as the engines need them, and sample weights
     classes : names of the classes; empty if the targets are numbers
     image_shape : (height, width, channels) if the rows are images, else None
+    text_labels : whether the class labels were given as strings
     """
 
     rows: CheckedRows
     classes: tuple[str, ...] = ()
     image_shape: tuple[int, int, int] | None = None
+    text_labels: bool = False
 
     @property
     def x(self) -> Features:
@@ -55,12 +64,11 @@ class Split(Summarized):
     def y(self) -> Array:
         """Targets in the form in which `Model.predict` returns predictions.
 
-        Class labels (n,), which are integers if all names of classes are integers and otherwise strings; or numbers, (n,) for
-        one target per row, and (n, k) for k targets.
+        Class labels (n,), strings or int64; or numbers, (n,) for one target per row, and (n, k) for k targets.
         """
         y = self.rows.y
         if self.classes:
-            return class_labels(self.classes)[y]
+            return class_labels(self.classes, self.text_labels)[y]
         return y.ravel() if y.shape[1:] == (1,) else y
 
     @property
@@ -136,14 +144,57 @@ def as_split(
     x = check_rows(given[0], network.sizes[0] or count_features(given[0]), dtype)
     if len(x) == 0:
         raise DataError(f"the {name} split has no rows")
-    y, shape = as_array(given[1], f"{name} targets"), image_shape_of(given[0]) or image_shape
-    if y.ndim == 0 or len(y) != len(x):
-        raise DataError(f"the {name} split has {len(x)} rows but {y.size if y.ndim == 0 else len(y)} targets")
-    names, column = tuple(map(str, () if classes is None else classes)), y.ndim == 1 or y.shape[1:] == (1,)
+    y, shape = as_array(given[1], f"{name} targets"), image_shape_of(given[0]) or checked_shape(image_shape)
+    if len(y) != len(x):
+        raise DataError(f"the {name} split has {len(x)} rows but {len(y)} targets")
+    names, column = checked_names(classes), y.ndim == 1 or y.shape[1:] == (1,)
+    if (names or (classes is None and network.loss is None)) and is_one_hot(y):
+        y, column = y.argmax(axis=1), True
     if column and (names or (classes is None and is_labels(y, network))):
         numbers, names = encode_labels(y.ravel(), names, network.sizes[-1], name)
-        return Split(CheckedRows(x, numbers, len(names)), names, shape)
+        return Split(CheckedRows(x, numbers, len(names)), names, shape, plain_labels(y.ravel()[:1], name).dtype.kind == "U")
+    if names and network.loss != "cross-entropy":
+        raise ConfigError("classes are for class labels, but the targets are numbers; leave classes out")
     return Split(CheckedRows(x, check_targets(y, network.sizes[-1], name, dtype)), names, shape)
+
+
+def checked_names(classes: Any) -> tuple[str, ...]:
+    """Return the names of the classes as strings, empty for None; raise ConfigError unless they are distinct names."""
+    if classes is None:
+        return ()
+    if isinstance(classes, str | int) or len(set(map(str, classes))) != len(classes):
+        raise ConfigError(f"classes must be a list of distinct names, not {classes!r}")
+    return tuple(map(str, classes))
+
+
+def checked_shape(shape: Any) -> tuple[int, int, int] | None:
+    """Return an image shape as (height, width, channels); (height, width) means one channel."""
+    if shape is None:
+        return None
+    if len(shape) not in (2, 3):
+        raise ConfigError(f"image_shape must be (height, width, channels), not {shape!r}", settings=("image_size",))
+    height, width, channels = (*shape, 1)[:3]
+    return height, width, channels
+
+
+def is_one_hot(y: Array) -> bool:
+    """Return whether y is a matrix (n, k), k >= 2, whose rows contain one 1 and otherwise 0."""
+    if y.ndim != 2 or y.shape[1] < 2 or y.dtype.kind not in "buif":
+        return False
+    return bool(((y == 0) | (y == 1)).all() and (y.sum(axis=1) == 1).all())
+
+
+def default_loss(rows: CheckedRows, y: Any) -> str:
+    """Return the loss for a network that has none: for labels, for a matrix of labels, or for numbers.
+
+    rows : checked rows
+    y : targets as they were given; a matrix of integers or Booleans that are all 0 or 1 is a matrix of labels
+    """
+    if rows.y.ndim == 1:
+        return "cross-entropy"
+    integers = getattr(y, "dtype", np.asarray(y).dtype).kind in "biu" if not hasattr(y, "dtypes") else True
+    binary = rows.y.shape[1] > 1 and integers and bool(((rows.y == 0) | (rows.y == 1)).all())
+    return "binary-cross-entropy" if binary else "squared-error"
 
 
 def with_weights(split: Split, sample_weight: Any, class_weight: Any) -> Split:
@@ -152,8 +203,8 @@ def with_weights(split: Split, sample_weight: Any, class_weight: Any) -> Split:
     Parameters
     ----------
     sample_weight : (n,) positive numbers; None for the weights that the split has
-    class_weight : dict from class label to positive weight, in which missing classes have weight 1; "balanced" for
-        n / (number of classes * number of rows of the class), as in scikit-learn; None for equal weights
+    class_weight : dict from class label to a positive factor for the weights of its rows, 1 for missing classes; "balanced" for
+        the factor n / (number of classes * number of rows of the class), as in scikit-learn; None for factors of 1
 
     Raises
     ------
@@ -181,11 +232,15 @@ def class_factors(class_weight: Any, classes: tuple[str, ...], numbers: Array) -
         raise ConfigError(f"class_weight must be a dict or 'balanced', not {class_weight!r}", settings=("class_weight",))
     known = {name: index for index, name in enumerate(classes)}
     factors = np.ones(len(classes))
-    for label, weight in class_weight.items():
+    for given, weight in class_weight.items():
+        label = int(given) if isinstance(given, float) and given.is_integer() else given
         if str(label) not in known:
             raise ConfigError(
                 f"class_weight: {label!r} is not one of the classes {', '.join(classes)}", settings=("class_weight",)
             )
+        if not (isinstance(weight, Real) and 0 < float(weight) < math.inf):
+            message = f"class_weight: the weight of class {label!r} must be a positive number, not {weight!r}"
+            raise ConfigError(message, settings=("class_weight",))
         factors[known[str(label)]] = weight
     return factors
 
@@ -217,6 +272,10 @@ def encode_labels(y: Array, names: tuple[str, ...], outputs: int, split: str) ->
     outputs : number of outputs of the network; 0 if it is not known yet
     split : name of the split, for error messages
 
+    Warns
+    -----
+    UserWarning : the classes are derived from integers, more than half of which are distinct
+
     Raises
     ------
     DataError : y has labels of different types, or a label that is not one of the classes
@@ -224,19 +283,27 @@ def encode_labels(y: Array, names: tuple[str, ...], outputs: int, split: str) ->
     y = plain_labels(y, split)
     text = y.dtype.kind == "U"
     if not names:
-        names = tuple(map(str, range(outputs) if outputs and not text else np.unique(y).tolist()))
+        names = tuple(map(str, range(outputs) if outputs and y.dtype.kind in "iu" else np.unique(y).tolist()))
+        if not outputs and not text and len(y) > MANY_CLASSES and len(names) > len(y) / 2:
+            warnings.warn(
+                f"{len(names)} different integers in {len(y)} targets are used as classes; for regression, use a loss such as "
+                "fastmlp.Network(loss='squared-error')",
+                UserWarning,
+                stacklevel=2,
+            )
     if outputs not in (0, len(names)):
-        raise DataError(f"classes has {len(names)} names, but the network has {outputs} outputs")
-    labels = np.array(names) if text else class_labels(names)
-    if not text and labels.dtype.kind == "U":
-        labels = np.arange(len(names))  # the classes have names, but the labels are class numbers
-    if not text and np.array_equal(labels, range(len(names))) and (y.min() < 0 or y.max() >= len(names)):
+        found = f"{len(names)} classes, such as {names[-1]!r}"
+        raise DataError(f"the {split} data have {found}, but the network has {outputs} outputs; make them equal")
+    labels = class_labels(names, text)
+    if not text and (labels.dtype.kind == "U" or (labels.dtype.kind == "b") != (y.dtype.kind == "b")):
+        labels, y = np.arange(len(names)), y.astype(np.int64)  # the labels are class numbers
+    if y.dtype.kind in "iu" and np.array_equal(labels, range(len(names))) and (y.min() < 0 or y.max() >= len(names)):
         raise DataError(f"{split} labels range from {y.min()} to {y.max()}, but there are {len(names)} classes, from 0")
     return LabelEncoder(labels).encode(y, f"{split} targets, row {{}}".format), names
 
 
 def plain_labels(y: Array, split: str) -> Array:
-    """Return labels of any dtype as strings or as int64.
+    """Return labels of any dtype as strings, Booleans, int64, or uint64 if they are too large for int64.
 
     Raises
     ------
@@ -244,12 +311,17 @@ def plain_labels(y: Array, split: str) -> Array:
     """
     if y.dtype.kind == "O":
         text = [isinstance(label, str) for label in y]
-        if any(text) and not all(text):
+        if not all(text):
             row = text.index(False)
             raise DataError(f"{split} targets: row {row} is {y[row]!r}, but other labels are strings; fill or remove such rows")
-        y = y.astype(str) if any(text) else np.array(y.tolist())
-    if y.dtype.kind == "U":
+        return y.astype(str)
+    if y.dtype.kind in "Ub":
         return y
-    if y.dtype.kind in "biuf" and np.isfinite(y).all() and (np.floor(y) == y).all():
-        return y.astype(np.int64)
+    if y.dtype.kind in "iuf":
+        whole = np.isfinite(y) & (np.floor(y) == y)
+        if whole.all():
+            return y if y.dtype == np.uint64 and len(y) and y.max() > np.iinfo(np.int64).max else y.astype(np.int64)
+        row = int(whole.argmin())
+        remedy = "correct it, or for regression use fastmlp.Network(loss='squared-error')"
+        raise DataError(f"{split} targets: row {row} is {y[row]}, but class labels are strings or whole numbers; {remedy}")
     raise DataError(f"{split} targets must be class labels, which are strings or whole numbers, not {y.dtype}")

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fastmlp.data.rows import Array, Features, Float64
+from fastmlp.data.convert import as_array
+from fastmlp.data.rows import Array, Features, Float64, Subset
 from fastmlp.errors import DataError
 from fastmlp.nn.blocks import blocks
 from fastmlp.nn.names import canonical_name
@@ -45,6 +46,7 @@ def fit_scaling(kind: str, x: Features) -> Scaling:
     ([2.0, 5.0], [1.0, 1.0])
     """
     kind = canonical_name("scaling", kind, STATISTICS)
+    x = x if isinstance(x, Subset) else as_array(x, "x")
     if x.ndim != 2 or 0 in x.shape:
         raise DataError(f"a scaling is fitted to rows of shape (n, features), not to an array of shape {x.shape}")
     shift, scale = STATISTICS[kind](x)

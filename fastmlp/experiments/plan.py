@@ -76,7 +76,9 @@ def make_plan(
     if config.class_weight is not None:
         train = with_weights(Split(train, data.classes), None, parse_class_weight(config.class_weight)).rows
     training = prepare(network, train, validation, scaling=scaling, target_scaling=config.target_scale)
-    training = dataclasses.replace(training, classes=data.classes or None, image_shape=data.image_shape)
+    training = dataclasses.replace(
+        training, classes=data.classes or None, image_shape=data.image_shape, text_labels=data.text_labels
+    )
     return RunPlan(config, data, splits, make_task(network, settings, training))
 
 

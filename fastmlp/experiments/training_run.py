@@ -94,7 +94,7 @@ def run_training(
         with make_progress(quiet=quiet, epochs=config.epochs) as display:
             outcome = train_plan(plan, folder, display)
         result = write_result(plan, outcome, folder)
-    say(f"{outcome.training.stopped} after epoch {result['epochs']}, best {result['best_epoch']}: {folder}")
+    say(f"{outcome.training.end}: {folder}")
     if outcome.error is not None:
         raise outcome.error
     return RunResult(result, outcome.signal)

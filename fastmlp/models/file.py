@@ -49,6 +49,7 @@ class Header(msgspec.Struct, forbid_unknown_fields=True):
     image_shape: tuple[int, int, int] | None
     scaling: str | None
     target_scaling: str | None = None
+    text_labels: bool = False
 
 
 def save(model: Model, path: str | Path) -> None:
@@ -73,6 +74,7 @@ def save(model: Model, path: str | Path) -> None:
         "image_shape": model.image_shape,
         "scaling": None if model.scaling is None else model.scaling.kind,
         "target_scaling": None if model.target_scaling is None else model.target_scaling.kind,
+        "text_labels": model.text_labels,
     }
     text = json.dumps(header)
     write_bytes(Path(path), tensor_bytes(tensors, {"fastmlp": text, "sha256": digest(text, tensors)}))
@@ -115,6 +117,7 @@ def read(path: str | Path, activations: CustomActivations | None = None) -> dict
         "image_shape": header.image_shape,
         "extractor": extractor,
         "target_scaling": target_scaling,
+        "text_labels": header.text_labels,
     }
 
 

@@ -12,7 +12,6 @@ import numpy.typing as npt
 from fastmlp._summary import Summarized, listed
 from fastmlp.data.checks import check_description, check_rows
 from fastmlp.data.labels import class_labels
-from fastmlp.data.pairs import CLASSIFICATION_LOSSES
 from fastmlp.data.rows import Features
 from fastmlp.engines import make_engine
 from fastmlp.engines.base import Engine, EngineSpec, State
@@ -39,6 +38,7 @@ class Model(Summarized):
     extractor : the bytes of a fastmlp.cnn file with the network that extracts the inputs from images; None if the inputs are
         not extracted features
     target_scaling : scaling of the targets in training, which predictions undo; None for no scaling
+    text_labels : whether the class labels were given as strings, so that `predict` returns strings even for names such as "7"
 
     Raises
     ------
@@ -54,9 +54,13 @@ class Model(Summarized):
     threads: int | None = None
     extractor: bytes | None = None
     target_scaling: Scaling | None = None
+    text_labels: bool = False
     _engines: list[Engine] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        parameters = self.parameters.view()
+        parameters.flags.writeable = False  # the engine has a copy, so that changes would have no effect on predictions
+        object.__setattr__(self, "parameters", parameters)
         features = None if self.scaling is None else len(self.scaling.shift)
         check_description(self.network, features, len(self.classes), self.image_shape if self.extractor is None else None)
         if self.target_scaling is not None and len(self.target_scaling.shift) != self.network.sizes[-1]:
@@ -116,15 +120,17 @@ class Model(Summarized):
         return y if self.target_scaling is None else self.target_scaling.invert(y)
 
     def predict_proba(self, x: Features) -> FloatArray:
-        """Return the probability of each class or label, (n, outputs) float64.
+        """Return probabilities, (n, outputs) float64: of each class with softmax, and of each label with sigmoid.
+
+        A network with one output gives (n, 1). With sigmoid, the sum of a row is not 1.
 
         Raises
         ------
-        ConfigError : the model predicts numbers, which have no probabilities
+        ConfigError : the outputs are not probabilities
         DataError : as in `predict`
         """
-        if not self.classes and self.network.loss not in CLASSIFICATION_LOSSES:
-            raise ConfigError("predict_proba needs a classifier, but this model predicts numbers; use predict")
+        if self.network.output not in ("softmax", "sigmoid") or not (self.classes or self.is_multilabel):
+            raise ConfigError("predict_proba needs a classifier with a softmax or sigmoid output; use predict or outputs")
         return self.outputs(x)
 
     def predict(self, x: Features) -> npt.NDArray[Any]:
@@ -137,16 +143,16 @@ class Model(Summarized):
 
         Returns
         -------
-        array : the predicted classes, (n,), which are integers if all names of classes are integers and otherwise strings; for
-            a network trained with binary cross-entropy on a matrix of labels, 0 or 1, (n, outputs); otherwise numbers. If the
-            network has one output for numbers or labels, the shape is (n,)
+        array : class labels, (n,) strings or int64, as in the training data; for a network trained with binary cross-entropy on
+            a matrix of labels, 0 or 1, (n, outputs) int64; for regression, (n, outputs) float64. The shape is (n,) if there is
+            one output
 
         Raises
         ------
         DataError : x has the wrong number of features, or values that are not finite
         """
         if self.classes:
-            return class_labels(self.classes)[self.forward(x).argmax(axis=1)]
+            return class_labels(self.classes, self.text_labels)[self.forward(x).argmax(axis=1)]
         y = self.outputs(x)
         y = (y > 0.5).astype(np.int64) if self.is_multilabel else y
         return y.ravel() if y.shape[1] == 1 else y
@@ -157,12 +163,13 @@ class Model(Summarized):
         Parameters
         ----------
         x : inputs as in `predict`
-        y : (n,) class labels as `predict` returns them, or class numbers; or (n,) or (n, outputs) numbers
+        y : (n,) class labels as `predict` returns them, or class numbers from 0 if the classes have names; or (n,) or
+            (n, outputs) numbers
 
         Returns
         -------
-        dict : "loss", and the metrics of `classification_metrics` for class labels or of `regression_metrics` for numbers. The
-            loss is computed from scaled targets if the model has a `target_scaling`
+        dict : "loss", and the metrics of `classification_metrics` for class labels, or of `regression_metrics` for numbers and
+            for a matrix of labels. The loss is computed from scaled targets if the model has a `target_scaling`
 
         Raises
         ------

@@ -15,7 +15,15 @@ from fastmlp.errors import ConfigError, unknown_name
 SYNONYMS: dict[str, dict[str, tuple[str, ...]]] = {
     "activation": {"silu": ("swish",), "sigmoid": ("logistic",), "linear": ("identity",), "tanh": ("hyperbolic-tangent",)},
     "loss": {
-        "cross-entropy": ("ce", "cross-entropy-loss", "categorical-cross-entropy", "softmax-cross-entropy", "log-loss"),
+        "binary-cross-entropy": ("bce", "bce-loss", "bce-with-logits-loss"),
+        "cross-entropy": (
+            "ce",
+            "sparse-categorical-cross-entropy",
+            "cross-entropy-loss",
+            "categorical-cross-entropy",
+            "softmax-cross-entropy",
+            "log-loss",
+        ),
         "squared-error": ("mse", "mse-loss", "mean-squared-error", "squared-loss"),
         "absolute-error": ("mae", "mean-absolute-error", "l1", "l1-loss", "absolute-loss"),
         "huber": ("huber-loss",),

@@ -228,6 +228,14 @@ def scalars_without_learning_rates(optimizer: Optimizer, l1: float, l2: float, b
     return table
 
 
+def make_optimizer(name: Any) -> Optimizer:
+    """Return the optimizer with this name and its default settings; raise ConfigError if the name is unknown."""
+    if not isinstance(name, str):
+        called = f"; write {name.__name__}()" if callable(name) and hasattr(name, "__name__") else ""
+        raise ConfigError(f"optimizer must be a name or an optimizer, such as fastmlp.Adam(0.001), not {name!r:.60}{called}")
+    return Optimizer(name)
+
+
 def SGD(
     learning_rate: float | None = None, momentum: float = 0.0, nesterov: bool = False, *, max_grad_norm: float = 0.0
 ) -> Optimizer:

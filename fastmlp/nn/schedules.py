@@ -217,7 +217,7 @@ def Cosine(warmup: float = 0.0) -> Schedule:
     return Schedule("cosine", warmup)
 
 
-def make_schedule(given: str | Schedule | ReduceOnPlateau) -> Schedule | ReduceOnPlateau:
+def make_schedule(given: Any) -> Schedule | ReduceOnPlateau:
     """Return a schedule, which may be given by its name: a key of `SCHEDULES`, or "plateau" for `ReduceOnPlateau`.
 
     Raises
@@ -226,5 +226,8 @@ def make_schedule(given: str | Schedule | ReduceOnPlateau) -> Schedule | ReduceO
     """
     if isinstance(given, Schedule | ReduceOnPlateau):
         return given
+    if not isinstance(given, str):
+        called = f"; write {given.__name__}()" if callable(given) and hasattr(given, "__name__") else ""
+        raise ConfigError(f"schedule must be a name or a schedule, such as fastmlp.Cosine(), not {given!r:.60}{called}")
     name = canonical_name("schedule", given, SCHEDULE_NAMES)
     return ReduceOnPlateau() if name == PLATEAU else Schedule(name)

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.pairs import Split, as_split, with_weights
-from fastmlp.errors import ConfigError
+from fastmlp.data.pairs import Split, as_split, checked_shape, default_loss, with_weights
+from fastmlp.errors import ConfigError, DataError
 from fastmlp.nn.network import Network
 from fastmlp.nn.scaling import Scaling
 from fastmlp.training.loop import Callback, Diverged, Progress, train_task
@@ -115,9 +115,15 @@ def train(  # noqa: PLR0913 - keyword-only, with defaults
     >>> result.model.predict([[1, 1], [-1, 1]]).tolist(), result.model.score(x, y) > 0.9
     (['same', 'different'], True)
     """
+    if not isinstance(callbacks, list | tuple) or not all(map(callable, callbacks)):
+        raise ConfigError(f"callbacks must be a list of functions f(log, engine), not {type(callbacks).__name__}")
+    if seeds is not None and not isinstance(seeds, Iterable):
+        raise ConfigError(f"seeds must be a sequence of seeds, not {seeds!r}; write seeds=range({seeds})")
     if misplaced:
         raise ConfigError("the data must be pairs: write fastmlp.train(network, (x, y), (x_validation, y_validation))")
     check_names(changes)
+    if settings is not None and not isinstance(settings, Settings):
+        raise ConfigError("settings must be a fastmlp.Settings; write settings=fastmlp.Settings(epochs=10), or epochs=10")
     settings = replace(settings or Settings(), **changes)
     options = DataOptions(scaling, target_scaling, sample_weight, class_weight, classes, image_shape)
     network, data = bind(network, settings.dtype, train, validation, options)
@@ -210,6 +216,9 @@ def bind(
     ------
     ConfigError, DataError : see `train`
     """
+    given: Any = network
+    if not isinstance(given, Network):
+        raise ConfigError(f"the first argument must be a fastmlp.Network, not an object of type {type(given).__name__}")
     scaling, target_scaling, sample_weight, class_weight, classes, image_shape = options
     if classes is not None and isinstance(train, Split):
         raise ConfigError("the split has its own classes; leave classes out")
@@ -218,10 +227,15 @@ def bind(
     rows, held_out, labels = split.rows, None, split.rows.y.ndim == 1
     if validation is not None:
         held_out = as_split(validation, "validation", network, dtype, classes=split.classes).rows
+        if held_out.y.shape[1:] != rows.y.shape[1:]:
+            raise DataError(f"training targets have the shape {rows.y.shape}, but validation targets {held_out.y.shape}")
     outputs = len(split.classes) if labels else rows.y.shape[1]
-    network = network.complete(rows.x.shape[1], outputs, "cross-entropy" if labels else "squared-error")
+    loss = network.loss or default_loss(rows, None if isinstance(train, Split) else train[1])
+    network = network.complete(rows.x.shape[1], outputs, loss)
     data = prepare(network, rows, held_out, scaling=scaling, target_scaling=target_scaling)
-    return network, replace(data, classes=split.classes, image_shape=image_shape or split.image_shape)
+    return network, replace(
+        data, classes=split.classes, image_shape=checked_shape(image_shape) or split.image_shape, text_labels=split.text_labels
+    )
 
 
 def make_tasks(
@@ -238,8 +252,11 @@ def make_tasks(
     """
     shared: dict[Any, tuple[Network, TrainingData]] = {}
     tasks = []
-    for index, (network, given) in enumerate(jobs):
+    for index, job in enumerate(jobs):
         with naming(index):
+            if not (isinstance(job, tuple | list) and len(job) == 2 and isinstance(job[1], Settings | Mapping)):
+                raise ConfigError(f"a job must be a pair (network, settings), not {type(job).__name__}; write (network, {{}})")
+            network, given = job
             settings = given if isinstance(given, Settings) else Settings(**given)
             key = np.dtype(settings.dtype), network.sizes[0], network.sizes[-1], network.loss, network.output
             if key not in shared:
@@ -259,7 +276,7 @@ def train_seeds(task: Task, seeds: tuple[int, ...], callbacks: Sequence[Callback
     ManyInterrupted : see `train_many`
     """
     if not seeds:
-        raise ConfigError("seeds has no seed; give at least one, such as seeds=range(5)")
+        raise ConfigError("seeds is empty; give at least one seed, such as seeds=range(5)")
     tasks = [task._replace(settings=replace(task.settings, seed=seed)) for seed in seeds]
 
     def finished(index: int, result: Result) -> None:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +47,9 @@ class Interrupted(KeyboardInterrupt):
         self.training = training
         self.signal = signal
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.training, self.signal)
+
 
 class Diverged(DivergedError):
     """Raised if training diverged; `training` is the result of the epochs before, or None if no epoch was completed."""
@@ -54,6 +57,9 @@ class Diverged(DivergedError):
     def __init__(self, message: str, training: TrainResult | None, *, settings: Sequence[str] = ()) -> None:
         super().__init__(message, settings=settings)
         self.training = training
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.training), {"settings": self.settings}
 
 
 @contextmanager
@@ -136,6 +142,7 @@ class Loop:
             settings.backend,
             settings.threads,
             target_scaling=data.target_scaling,
+            text_labels=data.text_labels,
         )
         state = self.engine.state()
         return TrainResult(model, self.history, self.stopping.epoch, stopped, state, self.engine.name, self.engine.threads)

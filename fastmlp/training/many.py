@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
+from typing import Any
 
 from fastmlp.engines.cpu.threads import available_cores
 from fastmlp.engines.interrupts import Signals
@@ -40,6 +41,9 @@ class ManyInterrupted(KeyboardInterrupt):
         super().__init__(f"training interrupted, {started} of {len(results)} models started")
         self.results = results
         self.signal = signal
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.results, self.signal)
 
 
 def train_tasks(

@@ -20,8 +20,18 @@ METRICS = ("loss", "accuracy", "val_loss", "val_accuracy")  # of an epoch, as a 
 SHOWN = ("epoch", *METRICS, "lr", "seconds")  # columns of the table that a repr shows
 
 
+STOPPED = {  # for each value of `TrainResult.stopped`: the reason in words
+    "epochs": "maximum number of epochs",
+    "patience": "early stopping",
+    "time": "time limit",
+    "callback": "stopped by a callback",
+    "interrupted": "interrupted",
+    "diverged": "diverged",
+}
+
+
 class History(list[EpochLog]):
-    """The history of a training run: a list with one dict per epoch, which also has columns like a data frame.
+    """The history of a training run: a list with one dict per epoch; `history["loss"]` returns a column as an array.
 
     `pandas.DataFrame(history)` and `polars.DataFrame(history)` convert it to a data frame.
 
@@ -45,6 +55,10 @@ class History(list[EpochLog]):
             return np.array([np.nan if value is None else value for value in values])
         found = super().__getitem__(key)
         return History(found) if isinstance(key, slice) else found
+
+    def __contains__(self, key: object) -> bool:
+        """Return whether a str is a column, or a dict is a row."""
+        return key in self.columns if isinstance(key, str) else super().__contains__(key)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -70,9 +84,11 @@ class TrainResult(NamedTuple):
     model : the model, with the weights of the best epoch
     history : one dict per epoch with the keys epoch (from 1), rows (number of rows trained on), loss, accuracy, val_loss,
         val_accuracy, lr (learning rate of the first update), seconds (training time, without evaluation), eval_seconds and
-        rows_per_second. loss and accuracy are means over the rows of the epoch; each mini-batch is evaluated before its
+        rows_per_second. loss and accuracy are means over the rows of the epoch,
+        weighted by the sample weights; each mini-batch is evaluated before its
         update, with dropout. Losses are those of scaled targets if the targets are scaled. accuracy is None if the targets are
-        not class labels. val_loss and val_accuracy are None without a validation split. If `Settings.val_steps` is set, there
+        not class labels. val_loss and val_accuracy are not weighted, and None without a validation
+        split. If `Settings.val_steps` is set, there
         is also the key steps: a list with one dict per validation within the epoch, with the keys step (number of updates
         since the start of training), epoch (with fraction), loss (mean over the rows since the previous validation in this
         epoch), val_loss and val_accuracy
@@ -92,9 +108,14 @@ class TrainResult(NamedTuple):
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Loss and accuracy of the best epoch, those that were measured."""
+        """Metrics of the best epoch: loss and, if they were measured, accuracy, val_loss and val_accuracy."""
         row = self.history[self.best_epoch - 1]
         return {key: row[key] for key in METRICS if row.get(key) is not None}
+
+    @property
+    def end(self) -> str:
+        """The last epoch, why training stopped, and the best epoch, in words."""
+        return f"stopped after epoch {len(self.history)} ({STOPPED[self.stopped]}), best epoch {self.best_epoch}"
 
     def plot(self) -> Figure:
         """Return a figure of the loss and the accuracy per epoch; a notebook displays it, and `savefig` writes a file."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,14 +18,21 @@ from fastmlp.data.scaling import fit_scaling
 from fastmlp.errors import ConfigError, DataError, unknown_name
 from fastmlp.nn.names import canonical_name
 from fastmlp.nn.network import Network
-from fastmlp.nn.optimizers import Optimizer
-from fastmlp.nn.scaling import Scaling
+from fastmlp.nn.optimizers import Optimizer, make_optimizer
+from fastmlp.nn.scaling import SCALINGS, Scaling
 from fastmlp.nn.schedules import ReduceOnPlateau, Schedule, make_schedule
 
 MONITORS = ("loss", "accuracy")  # metrics of the validation split that select the best epoch
+# For each setting that is a number: whether a value is valid, and the requirement in words.
+NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "flip": (lambda value: 0 <= value <= 1, "a probability between 0 and 1"),
+    "min_delta": (lambda value: 0 <= value < math.inf, "zero or a positive number"),
+    "max_time": (lambda value: value > 0, "a positive number of seconds"),
+}
+DTYPES = ("float32", "float64", np.float32, np.float64, np.dtype(np.float32), np.dtype(np.float64))
 DEFAULT_PATIENCE = 10  # epochs, with a validation split
 DEFAULT_SCALING = "zscore"  # of the inputs, and of targets that are numbers
-# Losses whose targets can be scaled, if the output function is linear: for other losses, the range of the targets matters.
+# Losses whose targets are scaled if the output function is linear. The other losses restrict the range of the targets.
 SCALED_TARGET_LOSSES = ("squared-error", "absolute-error", "huber", "quantile")
 # Names of other libraries or of other parts of fastmlp that are easily tried as settings, and what to write instead.
 LEARNING_RATE, NETWORK = "optimizer=fastmlp.Adam(learning_rate=0.001)", "fastmlp.Network(hidden=(128,), {}=...)"
@@ -43,7 +50,7 @@ INSTEAD = {
         name: NETWORK.format(name)
         for name in ("activation", "dropout", "loss", "output", "l1", "l2", "label_smoothing", "init")
     },
-    "validation_data": "validation, the third argument of train",
+    "validation_data": "the pair as the third argument: train(network, (x, y), (x_validation, y_validation))",
     "max_epochs": "epochs",
     "max_iter": "epochs",
     "early_stopping": "patience=10",
@@ -76,7 +83,10 @@ class Settings(Summarized):
         end of each epoch
     max_time : time limit in seconds, which may also stop training within an epoch; None for no limit
     seed : random seed for initial weights, row order, dropout and augmentation, from 0 to 2^64 - 1
-    backend, threads, dtype, precision : see `engines.make_engine` and `base.EngineSpec`
+    backend : "auto" (the fastest engine that works), "numba", "numpy", "torch" or "cuda"
+    threads : maximum number of CPU threads; None to choose it automatically
+    dtype : "float32", or "float64" with the backends numpy and torch
+    precision : of matrix products: "float32", or with the backend cuda also "tf32" and "bf16"
 
     Raises
     ------
@@ -108,21 +118,22 @@ class Settings(Summarized):
     def __post_init__(self) -> None:
         given: Any = self.optimizer
         if not isinstance(given, Optimizer):
-            object.__setattr__(self, "optimizer", Optimizer(given))
+            object.__setattr__(self, "optimizer", make_optimizer(given))
         object.__setattr__(self, "schedule", make_schedule(self.schedule))
+        object.__setattr__(self, "monitor", canonical_name("monitor", self.monitor, MONITORS))
         for name in ("epochs", "batch_size", "patience", "val_steps", "threads", "seed", "shift"):
             value, least = getattr(self, name), 0 if name in ("patience", "seed", "shift") else 1
-            if value is not None and not (isinstance(value, Integral) and int(value) >= least):
+            optional = name in ("patience", "val_steps", "threads")
+            if not (value is None and optional) and not (isinstance(value, Integral) and int(value) >= least):
                 raise ConfigError(f"{name} must be at least {least} and a whole number, not {value!r}", settings=(name,))
-        if not 0 <= self.flip <= 1:
-            raise ConfigError(f"flip must be a probability between 0 and 1, not {self.flip}", settings=("flip",))
-        if not (self.min_delta >= 0 and math.isfinite(self.min_delta)):
-            raise ConfigError(f"min_delta must be zero or a positive number, not {self.min_delta}", settings=("min_delta",))
-        object.__setattr__(self, "monitor", canonical_name("monitor", self.monitor, MONITORS))
-        if self.max_time is not None and not self.max_time > 0:
-            raise ConfigError(f"max_time must be a positive number of seconds, not {self.max_time}", settings=("max_time",))
         if self.seed >= 2**64:
             raise ConfigError(f"seed must be between 0 and 2^64 - 1, not {self.seed}", settings=("seed",))
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"dtype must be 'float32' or 'float64', not {self.dtype!r}", settings=("dtype",))
+        for name, (valid, needed) in NUMBERS.items():
+            value = getattr(self, name)
+            if not (isinstance(value, Real) and valid(float(value))) and not (value is None and name == "max_time"):
+                raise ConfigError(f"{name} must be {needed}, not {value!r}", settings=(name,))
 
     def _summary(self) -> dict[str, Any]:
         """Return what a repr shows: the optimizer, and the settings that are not the default values."""
@@ -151,6 +162,7 @@ class TrainingData:
     classes : names of the classes, empty if the targets are numbers; None for "0", "1", …
     image_shape : (height, width, channels) if the rows are images
     target_scaling : scaling that has been applied to the targets; None for no scaling
+    text_labels : whether the class labels were given as strings
     """
 
     train: CheckedRows
@@ -159,6 +171,7 @@ class TrainingData:
     classes: tuple[str, ...] | None = None
     image_shape: tuple[int, int, int] | None = None
     target_scaling: Scaling | None = None
+    text_labels: bool = False
 
 
 def prepare(
@@ -191,12 +204,15 @@ def prepare(
 
 
 def fitted_scaling(given: str | Scaling | None, values: Features) -> Scaling | None:
-    """Return the scaling that is given, or the one of this kind fitted to values (n, features)."""
+    """Return `given`, or if it is a name, fit the scaling to values (n, features)."""
+    other: Any = given
+    if not isinstance(other, str | Scaling | None):
+        raise ConfigError(f"scaling must be {', '.join(map(repr, SCALINGS))}, None or a fastmlp.Scaling, not {other!r:.60}")
     return fit_scaling(given, values) if isinstance(given, str) else given
 
 
 def scales_targets(network: Network, rows: CheckedRows) -> bool:
-    """Return whether the targets are numbers whose scale does not matter for the meaning of the loss."""
+    """Return whether the targets are scaled: numbers, a linear output, and one of `SCALED_TARGET_LOSSES`."""
     return rows.y.ndim == 2 and network.output == "linear" and network.loss_name in SCALED_TARGET_LOSSES
 
 
@@ -242,6 +258,8 @@ def make_task(network: Network, settings: Settings, data: TrainingData) -> Task:
     names = numbered if data.classes is None else data.classes
     check_description(network, None if data.scaling is None else len(data.scaling.shift), len(names), data.image_shape)
     given, regression = validation is not None, train.y.ndim == 2
+    if data.image_shape is not None and settings.shift >= min(data.image_shape[:2]):
+        raise ConfigError(f"shift must be smaller than the images, not {settings.shift}", settings=("shift",))
     check_settings(settings, validation=given, images=data.image_shape is not None, regression=regression)
     if settings.patience is None:
         settings = replace(settings, patience=DEFAULT_PATIENCE if given else 0)
@@ -267,6 +285,8 @@ def check_settings(settings: Settings, *, validation: bool, images: bool, regres
                 f"{name} needs a validation split; add one, or leave {name} unset", settings=(name, "val_fraction")
             )
     if (settings.flip or settings.shift) and not images:
-        raise ConfigError("flip and shift can only be used with images; do not set them", settings=("flip", "shift"))
+        raise ConfigError(
+            "flip and shift can only be used with images: x of shape (n, height, width[, channels])", settings=("flip", "shift")
+        )
     if settings.monitor == "accuracy" and regression:
         raise ConfigError("monitor 'accuracy' needs class labels; use monitor 'loss' for regression", settings=("monitor",))

@@ -94,17 +94,17 @@ def test_wrong_columns_and_weights_are_refused(tmp_path: Path) -> None:
     assert "unknown column 'label'" in refused(3, "train", "--data", file, "--weight", "label")
     assert "--weight" in refused(2, "train", "--weight", "importance")  # digits have no weights
     negative = write_csv(tmp_path / "b.csv", np.where(np.arange(60) == 3, -1, WEIGHT))
-    assert "the sample weights must be 60 positive finite numbers" in refused(
+    assert "the sample weight of row 3 is -1.0; all weights must be positive" in refused(
         3, "train", "--data", negative, "--weight", "importance"
     )
     for name in ("a.npz", "a.safetensors", "a"):
-        with pytest.raises(DataError, match="no array named 'missing' for the sample weights"):
+        with pytest.raises(DataError, match="no array named 'missing'"):
             fastmlp.load_data(SOURCES[name](tmp_path / name), weight="missing")
     (tmp_path / "c.csv").write_text("0,1,2\n1,2,3\n")
-    with pytest.raises(DataError, match="no column 'w', since the first line is no header"):
+    with pytest.raises(DataError, match="no column 'w', because the file has no header line"):
         fastmlp.load_data(tmp_path / "c.csv", weight="w")
     (tmp_path / "d.csv").write_text("label,w\n1,2\n")
-    with pytest.raises(DataError, match="no features besides"):
+    with pytest.raises(DataError, match="no features other than"):
         fastmlp.load_data(tmp_path / "d.csv", weight="w")
     with pytest.raises(ConfigError, match="digits has no sample weights"):
         fastmlp.load_data("digits", weight="w")

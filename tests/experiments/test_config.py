@@ -48,6 +48,7 @@ CONTRADICTIONS = [
     ({"task": "regression", "monitor": "accuracy"}, "monitor accuracy is for classification"),
     ({"task": "regression", "stratify": "true"}, "stratify True is for classification"),
     ({"task": "regression", "min_accuracy": "0.5"}, "min_accuracy is for classification"),
+    ({"schedule": "plateau", "lr_warmup": "1"}, "schedule plateau has no warm-up"),
     ({"class_weight": "cat"}, "class_weight must be balanced, or NAME=WEIGHT"),
     ({"class_weight": "cat=0"}, "class_weight must be balanced, or NAME=WEIGHT"),
     ({"task": "regression", "class_weight": "balanced"}, "class_weight is for classification"),

@@ -234,7 +234,7 @@ def test_what_is_said_on_the_way(blobs: Path, tmp_path: Path) -> None:
     said: list[str] = []
     run_training(config_for(blobs, tmp_path / "a"), quiet=True, say=said.append)
     assert said[0] == "blobs: 144 train, 48 validation, 48 test rows; network 5x8x3, 75 parameters"
-    assert said[-1] == f"epochs after epoch 6, best 6: {tmp_path / 'a'}"
+    assert said[-1] == f"stopped after epoch 6 (maximum number of epochs), best epoch 6: {tmp_path / 'a'}"
 
 
 # ------------------------------------------------------------------------------------------------ failures

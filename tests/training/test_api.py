@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import pickle
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,7 @@ LABELS: dict[str, tuple[Any, list[Any]]] = {
     "categories": (pd.Series(NAMES[Y], dtype="category"), ["high", "low", "mid"]),
     "polars strings": (pl.Series(NAMES[Y].tolist()), ["high", "low", "mid"]),
     "integers that do not start at 0": (10 * Y - 10, [-10, 0, 10]),
-    "digits as text": (Y.astype(str), [0, 1, 2]),
+    "digits as text": (Y.astype(str), ["0", "1", "2"]),
 }
 
 
@@ -93,10 +94,58 @@ def test_predictions_are_labels_of_the_kind_that_was_given(kind: str) -> None:
 
 
 def test_booleans_are_classes() -> None:
-    result = trained(X, Y > 0)
-    assert result.model.classes == ("0", "1")
-    assert result.model.predict(X).dtype == np.int64
+    result = trained(X, Y > 0, class_weight={True: 2.0})
+    assert result.model.classes == ("False", "True")
+    assert result.model.predict(X).dtype == np.bool_
+    assert (
+        result.model.score(X, Y > 0)
+        == result.model.score(X, (Y > 0).astype(int))
+        == np.mean(result.model.predict(X) == (Y > 0))
+    )
     assert trained(X, Y > 0, Network(hidden=4, loss="squared-error")).model.classes == ()
+
+
+def test_large_integers_are_classes() -> None:
+    y = np.where(Y > 0, 2**63, 5).astype(np.uint64)
+    assert set(trained(X, y).model.predict(X).tolist()) <= {5, 2**63}
+
+
+def test_one_hot_rows_are_class_labels() -> None:
+    one, other = trained(X, np.eye(3)[Y]), trained(X, Y)
+    assert same_bits(one.state, other.state)
+    assert one.model.score(X, np.eye(3)[Y]) == other.model.score(X, Y)
+    frame = pd.get_dummies(pd.Series(NAMES[Y]))
+    assert trained(X, frame).model.network.loss == "cross-entropy"
+
+
+def test_a_matrix_of_zeros_and_ones_contains_independent_labels() -> None:
+    labels = (X[:, :3] > 0).astype(int)
+    assert trained(X, labels).model.network.loss == "binary-cross-entropy"
+    assert trained(X, pd.DataFrame(labels)).model.is_multilabel
+    assert trained(X, labels.astype(float)).model.network.loss == "squared-error"
+
+
+def test_many_integers_cause_a_warning() -> None:
+    with pytest.warns(UserWarning, match="60 different integers in 60 targets are used as classes"):
+        trained(X, np.arange(60) + 5)
+
+
+FRAMES: dict[str, Any] = {
+    "a Boolean column": pd.DataFrame(X).assign(b=Y == 1),
+    "nullable dtypes": pd.DataFrame(X).convert_dtypes().assign(b=pd.array(Y, "Int64")),
+    "objects": pd.DataFrame(X).astype(object).assign(b=Y),
+}
+
+
+@pytest.mark.parametrize("kind", FRAMES)
+def test_frames_with_columns_of_several_dtypes_are_numbers(kind: str) -> None:
+    wanted = trained(np.column_stack([X, FRAMES[kind]["b"].astype(float)]), Y)
+    assert same_bits(trained(FRAMES[kind], Y).state, wanted.state)
+
+
+def test_objects_that_are_numbers_are_targets_of_a_regression() -> None:
+    y = X[:, 0].astype(float)
+    assert same_bits(trained(X, y.astype(object), Network(hidden=4)).state, trained(X, y, Network(hidden=4)).state)
 
 
 def test_a_data_set_with_class_names_keeps_them(tmp_path: Any) -> None:
@@ -220,7 +269,8 @@ def test_class_weights_multiply_the_weights_of_rows() -> None:
     [
         ({"tall": 2.0}, "'tall' is not one of the classes high, low, mid"),
         ("balance", "must be a dict or 'balanced'"),
-        ({"low": 0.0}, "positive finite numbers"),
+        ({"low": 0.0}, "the weight of class 'low' must be a positive number, not 0.0"),
+        ({"low": "heavy"}, "must be a positive number, not 'heavy'"),
     ],
 )
 def test_invalid_class_weights_are_rejected(weight: Any, message: str) -> None:
@@ -290,10 +340,10 @@ GUESSES: list[tuple[Any, str]] = [
     (lambda: Settings(epoch=3), "did you mean 'epochs'"),
     (lambda: trained(X, Y, lr=0.1), r"write optimizer=fastmlp\.Adam\(learning_rate"),
     (lambda: trained(X, Y, dropout=0.1), r"write fastmlp\.Network\(hidden=\(128,\), dropout=\.\.\.\)"),
-    (lambda: trained(X, Y, validation_data=(X, Y)), "write validation, the third argument"),
+    (lambda: trained(X, Y, validation_data=(X, Y)), "the pair as the third argument"),
     (lambda: trained(X, Y, verbose=1), "write progress=True"),
     (lambda: trained(X, Y, optimizer="adm"), "did you mean 'adam'"),
-    (lambda: trained(X, Y, optimizer=0.1), "optimizer must be a string"),
+    (lambda: trained(X, Y, optimizer=0.1), "optimizer must be a name or an optimizer"),
     (lambda: fastmlp.train(Network(), X, Y), r"must be a pair \(x, y\), not ndarray; write fastmlp\.train\(network, \(x, y\)"),
     (lambda: fastmlp.train(Network(), X, Y, X), r"write fastmlp\.train\(network, \(x, y\)"),
     (lambda: fastmlp.train(Network(), (X, Y), X), "the validation data must be a pair"),
@@ -302,11 +352,25 @@ GUESSES: list[tuple[Any, str]] = [
         lambda: fastmlp.train_many([(Network(), {"lr": 1})], (X, Y)),
         r"jobs\[0\]: 'lr' is not a training setting; write optimizer",
     ),
-    (lambda: fastmlp.train(Network(), (X, Y), seeds=()), "seeds has no seed"),
+    (lambda: fastmlp.train(Network(), (X, Y), seeds=()), "seeds is empty"),
     (lambda: fastmlp.train(Network(), fastmlp.load_data("digits").split().train, classes=NAMES), "leave classes out"),
     (lambda: Network(hidden=(4,)).parameters, r"sizes of network \?x4x\? are not known; `fastmlp\.train` sets them"),
     (lambda: Network((4, 3, 2), hidden=(5,)), "not both"),
     (lambda: Network(hidden=(4, 0)), r"hidden must be whole numbers of at least 1, not \(4, 0\)"),
+    (lambda: trained(X, Y, optimizer=Adam), r"write Adam\(\)"),
+    (lambda: trained(X, Y, schedule=Cosine), r"write Cosine\(\)"),
+    (lambda: trained(X, Y, scaling=True), "scaling must be 'none', .*, None or a fastmlp.Scaling, not True"),
+    (lambda: trained(X, Y, settings={"epochs": 2}), r"settings must be a fastmlp\.Settings"),
+    (lambda: trained(X, Y, batch_size=None), "batch_size must be at least 1 and a whole number, not None"),
+    (lambda: trained(X, Y, max_time="1h"), "max_time must be a positive number of seconds, not '1h'"),
+    (lambda: trained(X, Y, dtype="complex64"), "dtype must be 'float32' or 'float64'"),
+    (lambda: trained(X, Y, seeds=4), r"write seeds=range\(4\)"),
+    (lambda: trained(X, Y, callbacks=print), "callbacks must be a list of functions"),
+    (lambda: trained(X, Y, classes=["a", "a", "b"]), "classes must be a list of distinct names"),
+    (lambda: trained(X, X[:, :2], classes=["a", "b"]), "classes are for class labels, but the targets are numbers"),
+    (lambda: trained(X, Y, shift=2, image_shape=(2, 2)), "shift must be smaller than the images"),
+    (lambda: fastmlp.train(trained(X, Y).model, (X, Y)), r"the first argument must be a fastmlp\.Network"),
+    (lambda: fastmlp.train_many([Network()], (X, Y)), r"jobs\[0\]: a job must be a pair"),
     (lambda: fastmlp.SGD(nesterov=True), "nesterov needs a positive momentum"),
 ]
 
@@ -343,6 +407,7 @@ def test_the_history_is_a_list_with_columns() -> None:
     assert isinstance(history[1:], fastmlp.History)
     assert len(history[1:]) == 2
     assert json.loads(json.dumps(history)) == history
+    assert "loss" in history and "acc" not in history and history[0] in history
     assert np.isnan(trained(X, Y).history["val_loss"]).all()
     with pytest.raises(KeyError, match="no column 'acc'; columns: epoch, rows, loss"):
         history["acc"]
@@ -361,6 +426,25 @@ def test_a_result_can_be_plotted() -> None:
     assert [axes.get_ylabel() for axes in figure.axes] == ["loss", "accuracy"]
     assert figure._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
     assert result.metrics == {key: result.history[result.best_epoch - 1][key] for key in result.metrics}
+
+
+def test_errors_can_be_sent_to_another_process() -> None:
+    """Process pools send exceptions as pickles."""
+    with pytest.raises(fastmlp.Diverged) as caught:
+        trained(X, X[:, 0], optimizer=fastmlp.SGD(1e6), target_scaling=None, epochs=9)
+    other = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 - written here
+    assert (type(other), str(other), other.settings) == (fastmlp.Diverged, str(caught.value), caught.value.settings)
+    result = trained(X, Y)
+    stopped = pickle.loads(pickle.dumps(fastmlp.Interrupted(result, 2)))  # noqa: S301 - written here
+    assert (stopped.signal, len(stopped.training.history)) == (2, 3)
+    many = pickle.loads(pickle.dumps(fastmlp.ManyInterrupted([None, result], 15)))  # noqa: S301 - written here
+    assert (many.signal, many.results[0], str(many)) == (15, None, "training interrupted, 1 of 2 models started")
+
+
+def test_the_parameters_of_a_model_are_read_only() -> None:
+    model = trained(X, Y).model
+    with pytest.raises(ValueError, match="read-only"):
+        model.parameters[0] = 1
 
 
 # ------------------------------------------------------------------------------------------------ several seeds

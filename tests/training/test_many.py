@@ -315,7 +315,7 @@ REJECTED: list[tuple[tuple[Network, Any], dict[str, Any], type[Exception], str]]
     ((NETWORK, set_up(backend="numba", dtype=np.float64)), {}, ConfigError, r"jobs\[5\]: backend 'numba' computes in float32"),
     (SMALL[0], {"threads": 0}, ConfigError, "threads must be at least 1"),
     (SMALL[0], {"threads": 1.5}, ConfigError, "threads must be at least 1"),
-    (SMALL[0], {"classes": ["a", "b"]}, DataError, r"jobs\[0\]: classes has 2 names"),
+    (SMALL[0], {"classes": ["a", "b"]}, DataError, r"jobs\[0\]: the training data have 2 classes"),
     (SMALL[0], {"sample_weight": np.zeros(40)}, DataError, r"jobs\[0\]: sample_weight"),
 ]
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy.sparse import csr_matrix
 from support.engines import same_bits
 from support.problems import problem, set_up
 from support.tolerances import EPS
@@ -33,26 +35,30 @@ BAD_DATA: dict[str, tuple[Any, Any, str]] = {
     "too large for float32": (with_entry(1e300), Y, "row 3, feature 2"),
     "wrong features": (X[:, :3], Y, "rows of 4 features, but the data has shape"),
     "no features": (X[:, :0], Y, "rows of 4 features"),
-    "flat": (X.ravel(), Y, "rows of 4 features"),
+    "flat": (X.ravel(), Y, r"shape \(80,\); write x\[:, None\] for one feature"),
     "images": (X.reshape(20, 2, 2)[:, :1], Y, "rows of 4 features"),
-    "object": (X.astype(object), Y, "must be numbers, not object"),
+    "objects": (np.where(X > 0, "a", X.astype(object)), Y, "must be numbers"),
+    "missing": (np.where(X > 0, pd.NA, X.astype(object)), Y, "which is not a number; fill or remove it"),
+    "masked": (np.ma.masked_array(X, X > 0), Y, "masked values"),
+    "sparse": (csr_matrix(X), Y, "a sparse matrix"),
+    "a column of names": (pd.DataFrame(X[:, :3]).assign(kind="red"), Y, "column 'kind' holds 'red'; encode it"),
     "strings": (X.astype(str), Y, "must be numbers"),
     "complex": (X.astype(complex), Y, "must be numbers, not complex"),
     "ragged": ([[1, 2, 3, 4], [1, 2]], [0, 1], "rows"),
-    "none": (None, Y, "rows of 4 features"),
+    "none": (None, Y, "must be an array, a list or a data frame, not NoneType"),
     "empty": (X[:0], Y[:0], "no rows"),
     "more rows than classes": (X, Y[:19], "20 rows but 19 targets"),
     "more classes than rows": (X[:19], Y, "19 rows but 20 targets"),
     "class too high": (X, Y + 1, "labels range from 1 to 3, but there are 3 classes"),
     "class negative": (X, Y - 1, "labels range from -1 to 1, but there are 3 classes"),
-    "fractional classes": (X, Y + 0.5, "strings or whole numbers, not float64"),
+    "fractional classes": (X, Y + 0.5, "row 0 is 0.5, but class labels are strings or whole numbers"),
     "two columns of classes": (X, np.stack([Y, Y], 1), "targets must be"),
     "mixed classes": (X, np.where(Y, Y.astype(object), "zero"), "row 1 is 1, but other labels are strings"),
     "missing classes": (X, np.where(Y, "one", None), "row 0 is None, but other labels are strings"),
     "too many names": (X, np.arange(20).astype(str), "class"),
-    "no classes": (X, None, "targets"),
+    "no classes": (X, None, "training targets must be an array|validation targets must be an array"),
     "wrong number of outputs": (X, np.eye(4)[Y], r"\(n, 3\) numbers"),
-    "object targets": (X, np.eye(3)[Y].astype(object), "targets must be"),
+    "objects as targets": (X, np.array([{}] * 20), "which is not a number"),
     "targets that do not sum to 1": (X, 2 * np.eye(3)[Y], "must be nonnegative and sum to 1"),
     "targets below 0": (X, 2 * np.eye(3)[Y] - 1 / 3, "negative|below 0"),
     "NaN among the targets": (X, np.eye(3)[Y] + np.where(np.arange(60) == 7, np.nan, 0).reshape(20, 3), "targets"),
@@ -68,9 +74,10 @@ def test_invalid_data_are_rejected_with_a_message_of_one_line(damage: str, split
     with pytest.raises(DataError, match=message) as caught:
         train(NETWORK, data, settings=set_up(), validation=validation, scaling=None)
     assert "\n" not in str(caught.value)
-    if damage not in ("NaN", "infinite", "too large for float32"):
-        return
-    assert "remove or fill" in str(caught.value)
+    if damage in ("NaN", "infinite"):
+        assert "remove or fill" in str(caught.value)
+    if damage == "too large for float32":
+        assert "rescale the feature" in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
@@ -100,7 +107,10 @@ BAD_WEIGHTS: dict[str, Any] = {
 
 @pytest.mark.parametrize("damage", BAD_WEIGHTS)
 def test_invalid_sample_weights_are_rejected(damage: str) -> None:
-    with pytest.raises(DataError, match="sample_weight must be 20 positive finite numbers"):
+    with pytest.raises(
+        DataError,
+        match=r"sample_weight (must be|of row \d+ is .*; all weights must be positive)",
+    ):
         train(NETWORK, (X, Y), settings=set_up(), sample_weight=BAD_WEIGHTS[damage], scaling=None)
 
 
@@ -130,7 +140,7 @@ def test_accuracy_cannot_be_monitored_in_regression() -> None:
 def test_training_and_validation_targets_must_be_of_the_same_kind() -> None:
     """Class labels in one split and float targets in the other are rejected."""
     with pytest.raises((ConfigError, DataError)):
-        train(NETWORK, (X, Y), settings=set_up(monitor="accuracy"), validation=(X, np.eye(3)[Y]), scaling=None)
+        train(NETWORK, (X, Y), settings=set_up(monitor="accuracy"), validation=(X, 0.5 * np.eye(3)[Y]), scaling=None)
 
 
 BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [

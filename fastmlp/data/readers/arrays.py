@@ -236,7 +236,7 @@ def weight_source(weight: str | None) -> dict[str, str]:
 def check_weight_exists(path: Path, weight: str | None, found: Mapping[str, Any]) -> None:
     """Raise DataError if the array with the sample weights is not in the file."""
     if weight is not None and "weight" not in found:
-        raise DataError(f"{path}: no array named {weight!r} for the sample weights", settings=("weight",))
+        raise DataError(f"{path}: no array named {weight!r}, which should have the sample weights", settings=("weight",))
 
 
 def class_names(path: Path, text: str | None) -> list[str] | None:

@@ -85,10 +85,11 @@ def column_of(path: Path, header: list[str] | None, name: str) -> int:
     """Return the index of the column with this name; raise DataError if there is none, or if it is the only feature."""
     names = [cell.strip() for cell in header or ()]
     if name not in names[1:]:
-        reason = unknown_name("column", name, names[1:]) if names else f"no column {name!r}, since the first line is no header"
+        missing = f"no column {name!r}, because the file has no header line; add one"
+        reason = unknown_name("column", name, names[1:]) if names else missing
         raise DataError(f"{path}: {reason}", settings=("weight",))
     if len(names) < 3:
-        raise DataError(f"{path}: no features besides the sample weights {name!r}", settings=("weight",))
+        raise DataError(f"{path}: no features other than the sample weights {name!r}", settings=("weight",))
     return names.index(name, 1)
 
 

@@ -156,10 +156,14 @@ class TrainConfig(DataSettings):
     """
 
     weight: str | None = data_setting(
-        STRING, None, "Column of a .csv file, or array, with the sample weights of the training rows; it is not a feature."
+        STRING,
+        None,
+        "Column of a .csv file, or array, with a positive weight for each training row in the loss; it is no feature.",
     )
     class_weight: str | None = data_setting(
-        CLASS_WEIGHT, None, "Weights of classes in the loss, such as cat=2,dog=0.5; balanced gives all classes the same weight."
+        CLASS_WEIGHT,
+        None,
+        "Factors of the loss of the rows of a class, such as cat=2,dog=0.5; balanced weights rare classes higher.",
     )
     hidden: tuple[int, ...] = network_setting(
         INTEGERS, DEFAULT_HIDDEN, "Sizes of the hidden layers; none means no hidden layer.", common=True
@@ -194,7 +198,7 @@ class TrainConfig(DataSettings):
     target_scale: str = network_setting(
         one_of("scaling", SCALINGS),
         DEFAULT_SCALING,
-        "Scaling of the targets of a regression, fitted to the training split and undone in predictions.",
+        "Scaling of the targets of a regression, fitted to the training split; predictions are on the original scale.",
     )
     label_smoothing: float = network_setting(FLOAT, Network.label_smoothing, "Amount of label smoothing.")
 
@@ -263,7 +267,7 @@ class TrainConfig(DataSettings):
         "Precision of matrix products; tf32 and bf16 use tensor cores, and need `backend` cuda.",
     )
     out: str | None = result_setting(FOLDER, None, "Run folder [default: runs/DATE-data-network].", common=True)
-    force: bool = result_setting(BOOLEAN, False, "Write into `out` even if it is not empty.", common=True)
+    force: bool = result_setting(BOOLEAN, False, "Write into `out` even if it is not empty.")
     per_class_every: int | None = result_setting(
         INTEGER,
         None,
@@ -287,6 +291,8 @@ class TrainConfig(DataSettings):
         for name in ("per_class_every", "save_every"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"{name} must be 1 or more, not {value}; leave it out to disable it", settings=(name,))
+        if self.schedule == PLATEAU and self.lr_warmup:
+            raise ConfigError("schedule plateau has no warm-up; leave lr_warmup out", settings=("lr_warmup", "schedule"))
         classification = self.task == "classification"
         if not classification:
             self._check_regression()

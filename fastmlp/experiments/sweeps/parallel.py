@@ -47,7 +47,7 @@ def train_in_parallel(runs: Sequence[NamedRun], threads: int | None, say: Say) -
             return
         seconds = sum(row["seconds"] + row["eval_seconds"] for row in training.history)
         write_result(plan, TrainOutcome(training, 0, error, seconds), folder)
-        say(f"{name}: {training.stopped} after epoch {len(training.history)}, best {training.best_epoch}")
+        say(f"{name}: {training.end}")
 
     def seen(index: int, row: EpochLog) -> None:
         recorders[index].epoch_done(row)
