@@ -193,12 +193,15 @@ def train_many(  # noqa: PLR0913 - keyword-only, with defaults
     return train_tasks(make_tasks(jobs, bound), threads=threads, callbacks=callbacks, progress=progress, finished=finished)
 
 
-# Shows the settings in `help(train)`, and completes them in editors.
-_OWN = [one for one in inspect.signature(train).parameters.values() if one.name not in ("misplaced", "changes")]
-_SETTINGS = list(inspect.signature(Settings.__init__).parameters.values())[1:]
-train.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-    [*_OWN, *(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in _SETTINGS)]
-)
+def show_settings(function: Callable[..., Any]) -> None:
+    """Show the fields of `Settings` in the signature of a function, instead of `changes`, for `help` and for editors."""
+    own = [one for one in inspect.signature(function).parameters.values() if one.name not in ("misplaced", "changes")]
+    of_settings = list(inspect.signature(Settings.__init__).parameters.values())[1:]
+    shown = [*own, *(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in of_settings)]
+    function.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+
+
+show_settings(train)
 
 
 def bind(

@@ -24,6 +24,8 @@ from fastmlp.nn.schedules import ReduceOnPlateau, Schedule, make_schedule
 MONITORS = ("loss", "accuracy")  # metrics of the validation split that select the best epoch
 DEFAULT_PATIENCE = 10  # epochs, with a validation split
 DEFAULT_SCALING = "zscore"  # of the inputs, and of targets that are numbers
+TEST_START, TEST_END, TEST_STEPS = 1e-7, 10.0, 200  # defaults of the learning-rate range test
+LEAST_TEST_STEPS = 10
 # Losses whose targets can be scaled, if the output function is linear: for other losses, the range of the targets matters.
 SCALED_TARGET_LOSSES = ("squared-error", "absolute-error", "huber", "quantile")
 # Names of other libraries or of other parts of fastmlp that are easily tried as settings, and what to write instead.
@@ -265,3 +267,18 @@ def check_settings(settings: Settings, *, validation: bool, images: bool, regres
         raise ConfigError("flip and shift can only be used with images; do not set them", settings=("flip", "shift"))
     if settings.monitor == "accuracy" and regression:
         raise ConfigError("monitor 'accuracy' needs class labels; use monitor 'loss' for regression", settings=("monitor",))
+
+
+def check_range(start: float, end: float, steps: Any) -> None:
+    """Check the range of learning rates and the number of mini-batches of a learning-rate range test.
+
+    Raises
+    ------
+    ConfigError : a value is invalid
+    """
+    if not 0 < start < end < math.inf:
+        raise ConfigError(
+            f"start and end must be positive numbers with start < end, not {start} and {end}", settings=("start", "end")
+        )
+    if not (isinstance(steps, Integral) and int(steps) >= LEAST_TEST_STEPS):
+        raise ConfigError(f"steps must be a whole number of at least {LEAST_TEST_STEPS}, not {steps!r}", settings=("steps",))
