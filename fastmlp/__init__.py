@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from fastmlp.nn.schedules import Step as Step
     from fastmlp.training.api import train as train
     from fastmlp.training.api import train_many as train_many
+    from fastmlp.training.learning_rate import LearningRateCurve as LearningRateCurve
+    from fastmlp.training.learning_rate import find_learning_rate as find_learning_rate
     from fastmlp.training.loop import Diverged as Diverged
     from fastmlp.training.loop import Interrupted as Interrupted
     from fastmlp.training.many import ManyInterrupted as ManyInterrupted
@@ -75,6 +77,7 @@ __getattr__, __dir__, __all__ = lazy(
         "nn.scaling": ["Scaling"],
         "nn.schedules": ["Constant", "Cosine", "Exponential", "InverseTime", "ReduceOnPlateau", "Schedule", "Step"],
         "training.api": ["train", "train_many"],
+        "training.learning_rate": ["LearningRateCurve", "find_learning_rate"],
         "training.loop": ["Diverged", "Interrupted"],
         "training.many": ["ManyInterrupted"],
         "training.result": ["History", "SeedResults", "TrainResult"],

@@ -29,7 +29,7 @@ from fastmlp.commands.options import Group
 from fastmlp.commands.predict import predict
 from fastmlp.commands.recipes import recipes
 from fastmlp.commands.toolkit import extraction_tools
-from fastmlp.commands.train import train
+from fastmlp.commands.train import lr_find, train
 from fastmlp.errors import UnavailableError
 
 REPORT = "fastmlp: this is a bug in fastmlp; please report it with the lines above and the output of `fastmlp doctor`"
@@ -69,6 +69,7 @@ def program() -> None:
     \b
     fastmlp train                           train on handwritten digits; needs no download
     fastmlp train --data fashion-mnist --hidden 400,250,100 --dropout 0.2 --out runs/a
+    fastmlp lr-find --optimizer sgd         suggest a learning rate
     fastmlp evaluate runs/a                 evaluate the trained model
     fastmlp predict runs/a shirt.png        predict a label and its probability
     fastmlp extract --data photos/ train    train on features of a convolutional network
@@ -78,5 +79,5 @@ def program() -> None:
     """
 
 
-for command in (train, extract, evaluate, predict, data, recipes, doctor, bench):
+for command in (train, lr_find, extract, evaluate, predict, data, recipes, doctor, bench):
     program.add_command(command)

@@ -1,4 +1,4 @@
-"""The command `fastmlp train`. experiments/training_run.py implements it."""
+"""The commands `fastmlp train` and `fastmlp lr-find`. experiments/training_run.py and range_test.py implement them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastmlp.commands.console import end_by_signal, is_quiet, is_verbose, note, say, show, show_figures, show_json
-from fastmlp.commands.options import Sections, common_options, recipe_option, setting_options, source_options
+from fastmlp.commands.options import Option, Sections, common_options, recipe_option, setting_options, source_options
+from fastmlp.experiments.config.learning_rate import IGNORED, RangeTestConfig
 from fastmlp.experiments.config.train import TrainConfig
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     metavar="N",
     envvar="FASTMLP_SEEDS",
-    help="Train N times in parallel, with the seeds from --seed on.",
+    help="Train with N consecutive seeds, starting with --seed, in parallel.",
 )
 @common_options
 def train(recipe: str | None, seeds: int | None, config: str | None, print_config: bool, as_json: bool, **flags: Any) -> None:
@@ -87,3 +88,52 @@ def show_run(run: RunResult, as_json: bool, min_accuracy: float | None) -> None:
     show_figures(run.result, as_json)
     end_by_signal(run.signal)
     check_accuracy(run.result, "test", min_accuracy)
+
+
+@click.command("lr-find", cls=Sections)
+@setting_options(RangeTestConfig, IGNORED)
+@click.option("--out", cls=Option, heading="Engine and result", metavar="FILE.png", help="Plot the losses to this file.")
+@click.option("--force", cls=Option, heading="Engine and result", is_flag=True, help="Replace --out if it exists.")
+@source_options
+@recipe_option
+@common_options
+def lr_find(
+    out: str | None,
+    force: bool,
+    recipe: str | None,
+    config: str | None,
+    print_config: bool,
+    as_json: bool,
+    **flags: Any,
+) -> None:
+    """Suggest a learning rate for `fastmlp train`.
+
+    \b
+    fastmlp lr-find
+    fastmlp lr-find --data fashion-mnist --optimizer sgd --hidden 400,100 --out lr-find.png
+    fastmlp lr-find --recipe cs776-mlp-6 --json
+    fastmlp train --lr $(fastmlp lr-find -q)
+
+    This is the learning-rate range test (Smith 2017): the network is trained from its initial weights with a learning
+    rate that increases exponentially from mini-batch to mini-batch, until the smoothed loss diverges. The suggestion is
+    the learning rate at two thirds of the descent of the smoothed loss. The figure shows which other values are possible.
+
+    Use the options of the training run, which are those of `fastmlp train`. Settings that have no effect on the test,
+    such as epochs, are ignored if they are in the --config file.
+    """
+    from fastmlp.experiments.config.sources import resolve_as
+    from fastmlp.experiments.range_test import run_range_test
+    from fastmlp.experiments.recipes.recipe import settings_of
+
+    settings = resolve_as(RangeTestConfig, flags, os.environ, config, settings_of(recipe, "train"))
+    if print_config:
+        show(settings.text())
+        return
+    if is_verbose():
+        note(settings.text())
+    result = run_range_test(settings, out, force=force, quiet=is_quiet(), say=say)
+    if as_json:
+        show_json(result)
+    else:
+        show(f"{result['suggestion']:.3g}")
+    say(f"to train with this learning rate, add --lr {result['suggestion']:.3g} to `fastmlp train`")

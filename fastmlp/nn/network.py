@@ -35,7 +35,7 @@ from fastmlp._summary import Summarized, changed, summary_html
 from fastmlp.errors import ConfigError
 from fastmlp.nn.activations import Activation, canonical_activation, parse_activation, parse_number
 from fastmlp.nn.losses import LOSSES, OUTPUTS, canonical_loss, parse_loss
-from fastmlp.nn.names import canonical_name
+from fastmlp.nn.names import canonical_name, check_arguments
 from fastmlp.nn.philox import generator
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -54,6 +54,15 @@ INITIALIZERS: dict[str, tuple[str, Callable[[int, int], float]]] = {
     "he-normal": ("normal", lambda i, o: math.sqrt(2 / i)),
     "uniform": ("uniform", lambda i, o: 0.05),
     "normal": ("normal", lambda i, o: 0.05),
+}
+# Names of other libraries that are easily tried as arguments of `Network`, and what to write instead.
+INSTEAD = {
+    **dict.fromkeys(("hidden_layer_sizes", "hidden_sizes", "hidden_units", "layers", "units"), "hidden=(128,)"),
+    "alpha": "l2",
+    "input_size": "nothing: the data determine it; or sizes=(784, 128, 10)",
+    "output_size": "nothing: the data determine it; or sizes=(784, 128, 10)",
+    "optimizer": "fastmlp.train(network, ..., optimizer='adam')",
+    "learning_rate": "fastmlp.train(network, ..., optimizer=fastmlp.Adam(learning_rate=0.001))",
 }
 DEFAULT_HIDDEN = (128,)
 ALIASES = {
@@ -91,8 +100,8 @@ class Network(Summarized):
     dropout : dropout rate after the hidden layers, in [0, 1): one value for all hidden layers, or one per hidden layer
     loss : name of the loss, from `losses.LOSSES`; None selects cross-entropy if the sizes are given. Otherwise, the data
         determine it: cross-entropy for class labels, squared-error for numbers. A number after a colon sets the parameter of
-        the loss: delta of the Huber loss ("huber:1.5", default 1.0), and the level of the quantile loss ("quantile:0.9",
-        default 0.5).
+        the loss: delta of the Huber loss ("huber:1.5", default 1.0), in units of the scaled targets, and the level of the
+        quantile loss ("quantile:0.9", default 0.5).
     output : output function: "softmax", "sigmoid", "linear" or "exp"; None selects the first one that `losses.LOSSES` lists
         for the loss: softmax for cross-entropy, sigmoid for binary cross-entropy, exp for poisson, and linear for the others
     l1, l2 : coefficients of the L1 and L2 penalties on the weights, as defined in the docstring of this module
@@ -126,6 +135,11 @@ class Network(Summarized):
     label_smoothing: float = 0.0
     init: str = "he"
     hidden: Sequence[int] | int | None = None
+
+    def __new__(cls, *args: Any, **given: Any) -> Network:
+        """Check the names of the arguments before `__init__`, to suggest the right ones."""
+        check_arguments("fastmlp.Network", given, [one.name for one in fields(cls)], INSTEAD)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         sizes = self._check_sizes()

@@ -36,7 +36,7 @@ import numpy.typing as npt
 
 from fastmlp._summary import Summarized, changed
 from fastmlp.errors import ConfigError
-from fastmlp.nn.names import canonical_name
+from fastmlp.nn.names import canonical_name, with_hints
 
 ZERO = np.float32(0)
 
@@ -236,6 +236,18 @@ def make_optimizer(name: Any) -> Optimizer:
     return Optimizer(name)
 
 
+hinted = with_hints(
+    lr="learning_rate",
+    betas="beta1 and beta2",
+    eps="epsilon",
+    clipnorm="max_grad_norm",
+    weight_decay="fastmlp.AdamW(weight_decay=0.01), or fastmlp.Network(l2=0.01)",
+    rho="beta2",
+    alpha="beta2",
+)
+
+
+@hinted
 def SGD(
     learning_rate: float | None = None, momentum: float = 0.0, nesterov: bool = False, *, max_grad_norm: float = 0.0
 ) -> Optimizer:
@@ -251,6 +263,7 @@ def SGD(
     return Optimizer(name, learning_rate, momentum=used, max_grad_norm=max_grad_norm)  # type: ignore[arg-type]
 
 
+@hinted
 def RMSprop(
     learning_rate: float | None = None, beta2: float = 0.999, epsilon: float = 1e-8, *, max_grad_norm: float = 0.0
 ) -> Optimizer:
@@ -259,6 +272,7 @@ def RMSprop(
     return Optimizer("rmsprop", learning_rate, **given)  # type: ignore[arg-type]
 
 
+@hinted
 def Adam(
     learning_rate: float | None = None,
     beta1: float = 0.9,
@@ -276,6 +290,7 @@ def Adam(
     return Optimizer("adam", learning_rate, **given)  # type: ignore[arg-type]
 
 
+@hinted
 def AdamW(
     learning_rate: float | None = None,
     beta1: float = 0.9,

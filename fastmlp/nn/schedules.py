@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from fastmlp._summary import Summarized, changed
 from fastmlp.errors import ConfigError
-from fastmlp.nn.names import canonical_name
+from fastmlp.nn.names import canonical_name, with_hints
 
 
 def constant(t: float, span: float, schedule: Schedule) -> float:
@@ -126,7 +126,7 @@ class Schedule(Summarized):
 
 @dataclass(frozen=True, repr=False)
 class ReduceOnPlateau(Summarized):
-    """Multiply the learning rate by `factor` when the monitored loss has stopped improving.
+    """Multiply the learning rate by `factor` when the validation loss, or the training loss without one, stops improving.
 
     The rule is the same as that of `torch.optim.lr_scheduler.ReduceLROnPlateau` with mode="min" and threshold_mode="rel".
 
@@ -188,26 +188,41 @@ class PlateauTracker:
         return self.multiplier
 
 
+hinted = with_hints(
+    T_max="nothing: the schedule covers the epochs of the training run",
+    epochs="nothing: the schedule covers the epochs of the training run",
+    step_size="step",
+    gamma="fastmlp.Step(step=1, gamma=0.9), or fastmlp.Exponential(decay=0.1)",
+    warmup_epochs="warmup",
+    learning_rate="optimizer=fastmlp.Adam(learning_rate=0.001) in fastmlp.train",
+)
+
+
+@hinted
 def Constant(warmup: float = 0.0) -> Schedule:
     """Return the schedule with a constant learning rate after the warm-up; see `Schedule`."""
     return Schedule("constant", warmup)
 
 
+@hinted
 def InverseTime(decay: float = 0.02, warmup: float = 0.0) -> Schedule:
     """Return the schedule 1 / (1 + decay t); see `Schedule`."""
     return Schedule("inverse-time", warmup, decay=decay)
 
 
+@hinted
 def Exponential(decay: float = 0.02, warmup: float = 0.0) -> Schedule:
     """Return the schedule exp(-decay t); see `Schedule`."""
     return Schedule("exponential", warmup, decay=decay)
 
 
+@hinted
 def Step(step: float = 10.0, gamma: float = 0.5, warmup: float = 0.0) -> Schedule:
     """Return the schedule that multiplies the learning rate by `gamma` after every `step` epochs; see `Schedule`."""
     return Schedule("step", warmup, gamma=gamma, step=step)
 
 
+@hinted
 def Cosine(warmup: float = 0.0) -> Schedule:
     """Return the schedule that decreases to 0 along half a period of a cosine; see `Schedule`.
 

@@ -90,12 +90,17 @@ def png_bytes(figure: Figure) -> bytes:
 
 
 def epoch_axis(axes: Axes, first: int, last: int) -> None:
-    """Set the limits and integer ticks of an axis of epochs, and draw a light grid behind the curves."""
+    """Set the limits and integer ticks of an axis of epochs, and call `light_grid`."""
     from matplotlib.ticker import MaxNLocator
 
     margin = max(0.5, 0.02 * (last - first))
     axes.set_xlim(max(first - min(margin, 0.9), 0), last + margin)  # epochs start at 1
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+    light_grid(axes)
+
+
+def light_grid(axes: Axes) -> None:
+    """Draw a light grid behind the curves, and no frame at the top and at the right."""
     axes.grid(color="#DDDDDD", lw=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -69,28 +69,35 @@ def train(  # noqa: PLR0913 - keyword-only, with defaults
 
     Parameters
     ----------
-    network : description of the network; sizes and a loss that it does not have yet are those that the data need
+    network : the network; the data determine its input and output sizes and its loss if they are not set
     train : pair (x, y) of the training split: a split of `Dataset.split`, or a tuple. x has shape (n, features), or
         (n, height, width[, channels]) for images, with numbers of any dtype: an array, a list, a data frame, a memory-mapped
-        array, or a `rows.Subset`. y has one target per row: class labels (strings or whole numbers), or numbers (n,) or (n, k).
-        data/pairs.py defines when whole numbers are labels
+        array, or a `rows.Subset`. y has one target per row: class labels (n,), which are strings, Booleans or integers, or
+        numbers (n,) or (n, k). Integers are class labels unless the network has a loss for numbers or one output; floats are
+        numbers. If all sizes of the network are given, integer labels must be 0 to outputs - 1
     validation : pair of the validation split, which is evaluated after each epoch to determine the best epoch; without it,
         the last epoch is the best
     settings : training settings; None for the defaults of `Settings`
-    scaling : scaling that is applied to all features and stored with the model: a name, see `fit_scaling`, which is fitted to
-        the training split; a `Scaling`; or None for no scaling
-    target_scaling : scaling of targets that are numbers, given like `scaling`, if the loss is squared-error, absolute-error,
-        huber or quantile with a linear output. The model undoes it in its predictions
-    sample_weight : (n,) positive weights of the training rows in the loss
-    class_weight : dict from class label to a factor of the weights of its rows, or "balanced", which gives all classes the
-        same total weight
-    classes : names of the classes; None for those of the data
+    scaling : scaling that is applied to all features and stored with the model: the name of a scaling, which is fitted to the
+        training split, see `fit_scaling`; a fitted `Scaling`; or None for no scaling
+    target_scaling : scaling of regression targets, in the same form as `scaling`. It is only used for the losses squared-error,
+        absolute-error, huber and quantile with a linear output. Predictions are on the original scale; losses are those of the
+        scaled targets
+    sample_weight : (n,) positive weights of the training rows: the loss of a mini-batch is the weighted mean. Validation losses
+        are not weighted
+    class_weight : dict from class label to a positive factor for the weights of its rows, or "balanced" for factors that are
+        inversely proportional to the numbers of rows, as in scikit-learn
+    classes : names of the classes, in the order of the outputs: `classes[i]` is the name of the integer label i, or a string
+        label itself. None selects the sorted distinct labels. Not allowed if `train` is a split of a `Dataset`
     image_shape : (height, width, channels) if x (n, features) contains images; required by `Settings.flip` and
         `Settings.shift`, and stored with the model
     callbacks : functions that are called after each epoch with the last dict of the history and the engine; if one of them
         returns True, training stops
-    progress : True to show the progress on stderr or in a notebook, or a progress display, see `progress.make_progress`
-    seeds : several seeds, with which the network is trained in parallel on the available cores; None for `Settings.seed`
+    progress : True to show the progress on stderr or in a notebook, or a progress display from `progress.make_progress`, which
+        the caller starts and closes
+    seeds : random seeds; the network is trained once per seed, in parallel, and `seed` is ignored. `threads` is the number of
+        models that are trained at the same time. Callbacks are called in the threads that train. With `progress`, a line per
+        finished seed is written to stderr
     changes : fields of `Settings`, such as `optimizer`, `schedule`, `epochs`, `batch_size`, `patience` and `seed`, which
         replace those of `settings`
 
@@ -102,8 +109,9 @@ def train(  # noqa: PLR0913 - keyword-only, with defaults
     ------
     ConfigError : the settings contradict each other or do not fit the data
     DataError : the data are invalid, or do not fit the network
-    Diverged : a loss or a weight became NaN or infinite
-    Interrupted : SIGINT or SIGTERM was received (in the main thread only); contains the result so far
+    Diverged : a loss or a weight became NaN or infinite; with `seeds`, in any of the runs
+    Interrupted : SIGINT or SIGTERM was received (in the main thread only); contains the result so far. With `seeds`,
+        ManyInterrupted
 
     Examples
     --------
@@ -199,12 +207,15 @@ def train_many(  # noqa: PLR0913 - keyword-only, with defaults
     return train_tasks(make_tasks(jobs, bound), threads=threads, callbacks=callbacks, progress=progress, finished=finished)
 
 
-# Shows the settings in `help(train)`, and completes them in editors.
-_OWN = [one for one in inspect.signature(train).parameters.values() if one.name not in ("misplaced", "changes")]
-_SETTINGS = list(inspect.signature(Settings.__init__).parameters.values())[1:]
-train.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-    [*_OWN, *(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in _SETTINGS)]
-)
+def show_settings(function: Callable[..., Any]) -> None:
+    """Show the fields of `Settings` in the signature of a function, instead of `changes`, for `help` and for editors."""
+    own = [one for one in inspect.signature(function).parameters.values() if one.name not in ("misplaced", "changes")]
+    of_settings = list(inspect.signature(Settings.__init__).parameters.values())[1:]
+    shown = [*own, *(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in of_settings)]
+    function.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+
+
+show_settings(train)
 
 
 def bind(
@@ -284,7 +295,7 @@ def train_seeds(task: Task, seeds: tuple[int, ...], callbacks: Sequence[Callback
             metrics = "  ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in result.metrics.items())
             print(f"seed {seeds[index]}: best epoch {result.best_epoch}  {metrics}", file=sys.stderr)
 
-    results = train_tasks(tasks, callbacks=[callbacks] * len(tasks), finished=finished)
+    results = train_tasks(tasks, threads=task.settings.threads, callbacks=[callbacks] * len(tasks), finished=finished)
     for seed, result in zip(seeds, results, strict=True):
         if isinstance(result, Diverged):
             raise Diverged(f"seed {seed}: {result}", result.training, settings=result.settings)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.rows import Array, Indices, base_rows
+from fastmlp.data.rows import Indices, base_rows
 from fastmlp.engines import make_engine
 from fastmlp.engines.base import Engine, EngineSpec, RowMetrics, State, step_count
 from fastmlp.engines.chunks import ChunkSize
@@ -157,24 +157,19 @@ class Loop:
 
     def _epoch(self, epoch: int, signals: Signals) -> EpochLog:
         settings = self.settings
-        order = generator(settings.seed, "order", epoch).permutation(self.rows)
+        order, augmentation = self.shuffle(epoch)
         steps = step_count(len(order), settings.batch_size)
         learning_rates = self._learning_rates((epoch - 1) * steps, steps)
         results: list[RowMetrics] = []
         weights = None if self.weights is None else self.weights[order].astype(np.float64)
         step_validation = StepValidation(settings, self.validation, (epoch - 1) * steps, steps, weights)
-        augments = settings.flip or settings.shift
-        augmentation = (
-            sample_augmentation(settings.seed, epoch, len(order), settings.flip, settings.shift) if augments else None
-        )
         done, seconds, total, right = 0, 0.0, 0.0, 0
         while done < len(order) and not (done and (signals.received or time.monotonic() >= self.deadline)):
             rows = order[done : done + min(self.chunk.rows, step_validation.rows_left(done))]
             first_step = done // settings.batch_size
             chunk_learning_rates = learning_rates[first_step:][: step_count(len(rows), settings.batch_size)]
             began = time.perf_counter()
-            x, y, rows, weighted = self._arguments(rows, augmentation and augmentation.select(done, done + len(rows)))
-            part = self.engine.train(x, y, rows, chunk_learning_rates, weighted)
+            part = self.train_rows(rows, chunk_learning_rates, augmentation and augmentation.select(done, done + len(rows)))
             elapsed = time.perf_counter() - began
             check_finite(part.loss, epoch, first_step, settings)
             results.append(part)
@@ -188,6 +183,24 @@ class Loop:
         weights = None if weights is None else weights[:done]
         return step_validation.merge(self._row(epoch, done, results, weights, seconds, float(learning_rates[0])))
 
+    def shuffle(self, epoch: int) -> tuple[Indices, Augmentation | None]:
+        """Return the rows in the random order of an epoch, and their augmentation; None if rows are not augmented."""
+        settings = self.settings
+        order = generator(settings.seed, "order", epoch).permutation(self.rows)
+        if not (settings.flip or settings.shift):
+            return order, None
+        return order, sample_augmentation(settings.seed, epoch, len(order), settings.flip, settings.shift)
+
+    def train_rows(
+        self, rows: Indices, learning_rates: npt.NDArray[np.float64], augmentation: Augmentation | None
+    ) -> RowMetrics:
+        """Call `Engine.train` with the given rows and their augmentation. Rows are copied only if they are augmented."""
+        if augmentation is None or self.data.image_shape is None:
+            return self.engine.train(self.x, self.y, rows, learning_rates, self.weights)
+        x, y = augment(self.x[rows], self.data.image_shape, augmentation), self.y[rows]
+        weights = None if self.weights is None else self.weights[rows]
+        return self.engine.train(x, y, np.arange(len(rows)), learning_rates, weights)
+
     def _learning_rates(self, first: int, steps: int) -> npt.NDArray[np.float64]:
         """Return the learning rate of each update of an epoch, (steps,); `first` is the index of its first update."""
         schedule, epochs = self.settings.schedule, self.settings.epochs
@@ -196,13 +209,6 @@ class Loop:
         else:
             multipliers = schedule.multipliers(first, steps, steps, epochs)
         return self.settings.optimizer.learning_rate * multipliers
-
-    def _arguments(self, rows: Indices, augmentation: Augmentation | None) -> tuple[Array, Array, Indices, FloatArray | None]:
-        """Return x, y, row indices and weights for `Engine.train`. Rows are copied only if they are augmented."""
-        if augmentation is None or self.data.image_shape is None:
-            return self.x, self.y, rows, self.weights
-        x = augment(self.x[rows], self.data.image_shape, augmentation)
-        return x, self.y[rows], np.arange(len(rows)), None if self.weights is None else self.weights[rows]
 
     def _row(
         self, epoch: int, rows: int, results: list[RowMetrics], weights: FloatArray | None, seconds: float, lr: float

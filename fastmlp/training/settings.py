@@ -15,8 +15,8 @@ from fastmlp._summary import Summarized, changed
 from fastmlp.data.checks import CheckedRows, check_description, match_network
 from fastmlp.data.rows import Features
 from fastmlp.data.scaling import fit_scaling
-from fastmlp.errors import ConfigError, DataError, unknown_name
-from fastmlp.nn.names import canonical_name
+from fastmlp.errors import ConfigError, DataError
+from fastmlp.nn.names import canonical_name, check_arguments
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer, make_optimizer
 from fastmlp.nn.scaling import SCALINGS, Scaling
@@ -32,6 +32,8 @@ NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
 DTYPES = ("float32", "float64", np.float32, np.float64, np.dtype(np.float32), np.dtype(np.float64))
 DEFAULT_PATIENCE = 10  # epochs, with a validation split
 DEFAULT_SCALING = "zscore"  # of the inputs, and of targets that are numbers
+TEST_START, TEST_END, TEST_STEPS = 1e-7, 10.0, 200  # defaults of the learning-rate range test
+LEAST_TEST_STEPS = 10
 # Losses whose targets are scaled if the output function is linear. The other losses restrict the range of the targets.
 SCALED_TARGET_LOSSES = ("squared-error", "absolute-error", "huber", "quantile")
 # Names of other libraries or of other parts of fastmlp that are easily tried as settings, and what to write instead.
@@ -142,13 +144,7 @@ class Settings(Summarized):
 
 def check_names(given: Mapping[str, Any]) -> None:
     """Raise ConfigError if a name is not a setting; the message says what to write instead."""
-    names = [one.name for one in fields(Settings)]
-    for name in given:
-        if name in names:
-            continue
-        if name in INSTEAD:
-            raise ConfigError(f"{name!r} is not a training setting; write {INSTEAD[name]}")
-        raise ConfigError(unknown_name("training setting", name, names))
+    check_arguments("fastmlp.Settings", given, [one.name for one in fields(Settings)], INSTEAD)
 
 
 @dataclass(frozen=True, eq=False)
@@ -290,3 +286,18 @@ def check_settings(settings: Settings, *, validation: bool, images: bool, regres
         )
     if settings.monitor == "accuracy" and regression:
         raise ConfigError("monitor 'accuracy' needs class labels; use monitor 'loss' for regression", settings=("monitor",))
+
+
+def check_range(start: float, end: float, steps: Any) -> None:
+    """Check the range of learning rates and the number of mini-batches of a learning-rate range test.
+
+    Raises
+    ------
+    ConfigError : a value is invalid
+    """
+    if not 0 < start < end < math.inf:
+        raise ConfigError(
+            f"start and end must be positive numbers with start < end, not {start} and {end}", settings=("start", "end")
+        )
+    if not (isinstance(steps, Integral) and int(steps) >= LEAST_TEST_STEPS):
+        raise ConfigError(f"steps must be a whole number of at least {LEAST_TEST_STEPS}, not {steps!r}", settings=("steps",))

@@ -15,6 +15,7 @@ from fastmlp.commands.console import flag
 from fastmlp.commands.options import Command
 from fastmlp.commands.program import CONTEXT, program
 from fastmlp.experiments.config.extract import INHERITED, ExtractConfig
+from fastmlp.experiments.config.learning_rate import IGNORED, RangeTestConfig
 from fastmlp.experiments.config.names import SYNONYMS
 from fastmlp.experiments.config.train import TrainConfig, fields_of
 
@@ -22,6 +23,7 @@ MOST_COMMON = 26  # maximum number of options in the short help
 GROUPS = ["Data:", "Network:", "Training:", "Engine and result:", "Other:"]
 SETTINGS = {
     ("train",): fields_of(TrainConfig).keys(),
+    ("lr-find",): {*(fields_of(RangeTestConfig).keys() - {*IGNORED}), "out", "force"},
     ("extract",): fields_of(ExtractConfig).keys() - {"task"},
     ("extract", "train"): fields_of(TrainConfig).keys() - {*INHERITED},
 }
@@ -125,6 +127,7 @@ def test_names_are_understood_in_any_spelling() -> None:
         (["train", "--force", "--no-force"], "--force"),
         (["train", "--overwrite", "--force"], "--force"),
         (["train", "--config", "a", "--config", "b"], "--config"),
+        (["lr-find", "--out", "a", "--out", "b"], "--out"),
         (["extract", "--epochs", "1", "--epochs", "2", "train"], "--epochs"),
         (["extract", "--epochs", "1", "train", "--epochs", "1", "--epochs", "2"], "--epochs"),
         (["evaluate", "a", "--split", "all", "--split", "test"], "--split"),

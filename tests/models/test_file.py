@@ -378,7 +378,7 @@ seen = []
 sys.addaudithook(lambda event, args: seen.append(event) if event.startswith(("pickle", "marshal.loads", "exec")) else None)
 kind, path = sys.argv[1:]
 if kind == "model":
-    model = fastmlp.models.file.load(path, backend="numpy")
+    model = fastmlp.models.model.load(path, backend="numpy")
     model.predict(numpy.zeros((2, 4), numpy.float32))
     print(model.classes)
 else:

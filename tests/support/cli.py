@@ -10,7 +10,8 @@ from click.testing import CliRunner, Result
 
 from fastmlp.commands.program import program
 from fastmlp.experiments.config.extract import ExtractConfig
-from fastmlp.experiments.config.sources import VARIABLES, variable
+from fastmlp.experiments.config.learning_rate import RangeTestConfig
+from fastmlp.experiments.config.sources import variable
 from fastmlp.experiments.config.train import fields_of
 
 SMALL = ["--hidden", "16", "--backend", "numpy"]
@@ -26,7 +27,7 @@ def override(flags: Sequence[str], *changes: str) -> list[str]:
 
 def forget_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove environment variables that set options, so that the user's shell does not affect a test."""
-    for name in [*VARIABLES.values(), *map(variable, fields_of(ExtractConfig)), *OTHER_VARIABLES]:
+    for name in [*map(variable, fields_of(RangeTestConfig) | fields_of(ExtractConfig)), *OTHER_VARIABLES]:
         monkeypatch.delenv(name, raising=False)
 
 

@@ -350,13 +350,18 @@ GUESSES: list[tuple[Any, str]] = [
     (lambda: fastmlp.train(Network(), X.tolist(), Y), r"must be a pair \(x, y\), not list"),
     (
         lambda: fastmlp.train_many([(Network(), {"lr": 1})], (X, Y)),
-        r"jobs\[0\]: 'lr' is not a training setting; write optimizer",
+        r"jobs\[0\]: fastmlp.Settings has no argument 'lr'; write optimizer",
     ),
     (lambda: fastmlp.train(Network(), (X, Y), seeds=()), "seeds is empty"),
     (lambda: fastmlp.train(Network(), fastmlp.load_data("digits").split().train, classes=NAMES), "leave classes out"),
     (lambda: Network(hidden=(4,)).parameters, r"sizes of network \?x4x\? are not known; `fastmlp\.train` sets them"),
     (lambda: Network((4, 3, 2), hidden=(5,)), "not both"),
     (lambda: Network(hidden=(4, 0)), r"hidden must be whole numbers of at least 1, not \(4, 0\)"),
+    (lambda: Adam(lr=0.1), "fastmlp.Adam has no argument 'lr'; write learning_rate"),  # type: ignore[call-arg]
+    (lambda: Adam(learning_rat=0.1), "did you mean 'learning_rate'"),  # type: ignore[call-arg]
+    (lambda: Cosine(T_max=5), "write nothing: the schedule covers the epochs"),  # type: ignore[call-arg]
+    (lambda: Network(hidden_layer_sizes=5), r"write hidden=\(128,\)"),  # type: ignore[call-arg]
+    (lambda: Network(droput=0.5), "did you mean 'dropout'"),  # type: ignore[call-arg]
     (lambda: trained(X, Y, optimizer=Adam), r"write Adam\(\)"),
     (lambda: trained(X, Y, schedule=Cosine), r"write Cosine\(\)"),
     (lambda: trained(X, Y, scaling=True), "scaling must be 'none', .*, None or a fastmlp.Scaling, not True"),
