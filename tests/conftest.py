@@ -29,13 +29,18 @@ if REAL_GPU:  # shrinking a failing example would take minutes on the GPU machin
 def pytest_configure(config: pytest.Config) -> None:
     """Set a temporary cache folder for compiled kernels. Child processes inherit it, so each kernel is compiled only once.
 
+    NumPy and PyTorch use one thread, unless the variables that limit it are set. The matrices of the tests are small, and the
+    threads of two pytest-xdist workers wait for each other for most of their time. The Numba engine has its own threads.
+
     On a real GPU, an existing FASTMLP_CACHE_DIR is used instead, since it may contain precompiled kernels for a machine that
     has no compiler.
     """
     if REAL_GPU and "FASTMLP_CACHE_DIR" in os.environ:
         return
-    if hasattr(config, "workerinput"):  # a pytest-xdist worker inherits the folder
+    if hasattr(config, "workerinput"):  # a pytest-xdist worker inherits the environment variables
         return
+    for library in ("OPENBLAS", "MKL"):
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
     folder = tempfile.TemporaryDirectory(prefix="fastmlp-tests-", ignore_cleanup_errors=True)
     config.add_cleanup(folder.cleanup)
     os.environ["FASTMLP_CACHE_DIR"] = folder.name
