@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import hashlib
 import json
 import os
@@ -125,9 +126,10 @@ def unprivileged() -> str:
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Import path of a copy of the package, which is not affected by edits during the tests."""
+    """Import path of a copy of the package, with bytecode, which is not affected by edits during the tests."""
     root: Path = tmp_path_factory.mktemp("package")
     shutil.copytree(PACKAGE, root / "fastmlp", ignore=shutil.ignore_patterns("__pycache__"))
+    compileall.compile_dir(root, quiet=1)
     return root
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import re
 from typing import Any, NamedTuple
@@ -58,15 +59,22 @@ def operands(n: int) -> tuple[Any, Any, Any]:
     return z, t, rng.uniform(0.1, 2, ROWS).astype(np.float32)
 
 
-def by_rows(loss: str, output: str, z: Any, t: Any, scales: Any) -> tuple[Any, Any]:
-    """Compute losses and scaled dz with the scalar formula, one row after another."""
-    name, parameter = parse_loss(loss)
+@functools.cache
+def scalar_formula(name: str, output: str) -> Any:
+    """Compile the scalar formula of a loss."""
     formula = compiled_with_callees(LOSSES[name][output])
 
     @njit(error_model="numpy")
     def run(z, t, dz, n, a):
         return formula(z, t, dz, n, a)
 
+    return run
+
+
+def by_rows(loss: str, output: str, z: Any, t: Any, scales: Any) -> tuple[Any, Any]:
+    """Compute losses and scaled dz with the scalar formula, one row after another."""
+    name, parameter = parse_loss(loss)
+    run = scalar_formula(name, output)
     dz = np.empty_like(z)
     losses = [run(z[r], t[r], dz[r], len(z[r]), np.float32(parameter)) for r in range(len(z))]
     return np.array(losses, np.float32), dz * scales[:, None]
