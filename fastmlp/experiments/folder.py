@@ -6,7 +6,9 @@ files.py writes individual files; record.py and result.py define their contents.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -62,13 +64,75 @@ def new_run_folder(out: str | os.PathLike[str] | None, data: str, network: str, 
         name = f"{now:%Y-%m-%d_%H%M%S}-{_slug(Path(data).stem, 40)}-{_slug(network, 60)}"
         return _make_numbered(Path("runs"), name)
     folder = Path(out)
-    if not str(folder).isprintable():  # bytes that are not UTF-8 become surrogates, not printable either
-        raise ConfigError(f"out: the name {str(folder)!r} has unprintable characters; choose another", settings=("out",))
+    check_name(folder)
     make_folder(folder)
     check_free(folder, force)
     if force:
         clear_logs(folder)
     return folder
+
+
+def check_name(folder: Path) -> None:
+    """Raise ConfigError if the path of a run folder has unprintable characters."""
+    if not str(folder).isprintable():  # bytes that are not UTF-8 become surrogates, not printable either
+        raise ConfigError(f"out: the name {str(folder)!r} has unprintable characters; choose another", settings=("out",))
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Create a run folder if it does not exist, and lock it against other runs until the context exits.
+
+    The lock is a BSD file lock of the folder itself (flock). It ends with the process, even if the process is killed. Systems
+    without such locks, such as Windows, have no lock.
+
+    Raises
+    ------
+    ConfigError : another run is writing to the folder, or the path cannot be a folder
+    DataError : the folder cannot be created or locked
+    """
+    check_name(folder)
+    make_folder(folder)
+    if not hasattr(os, "O_DIRECTORY"):
+        yield
+        return
+    import fcntl
+
+    with file_errors("lock", folder):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = f"out: another run is writing to {folder}; wait until it has ended, or choose another folder"
+            raise ConfigError(message, settings=("out",)) from None
+        except OSError as error:  # some network file systems have no locks
+            warnings.warn(f"{folder} cannot be locked against other runs ({error.strerror})", RuntimeWarning, stacklevel=3)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def run_folder(
+    out: str | os.PathLike[str] | None, data: str, network: str, now: datetime, *, force: bool = False
+) -> Iterator[Path]:
+    """Create the folder of a run and lock it; on exit, remove it if it was created here and is still empty.
+
+    The parameters and the exceptions are those of `new_run_folder` and `locked`.
+    """
+    existed = out is not None and Path(out).exists()
+    with ExitStack() as stack:
+        if out is not None:  # lock it before its old files are removed
+            stack.enter_context(locked(Path(out)))
+        folder = None if out is None else Path(out)
+        try:
+            folder = new_run_folder(out, data, network, now, force=force)
+            if out is None:
+                stack.enter_context(locked(folder))
+            yield folder
+        finally:
+            if folder is not None and not existed and folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def make_folder(folder: Path) -> None:

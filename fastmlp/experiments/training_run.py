@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +15,7 @@ import numpy as np
 
 from fastmlp.data.dataset import Dataset
 from fastmlp.experiments.config.train import TrainConfig
-from fastmlp.experiments.folder import new_run_folder
+from fastmlp.experiments.folder import run_folder
 from fastmlp.experiments.plan import RunPlan, Say, image_fields, make_plan, portable
 from fastmlp.experiments.record import PeriodicSaver, Recorder
 from fastmlp.experiments.result import TrainOutcome, write_result
@@ -31,20 +29,6 @@ class RunResult(NamedTuple):
 
     result: dict[str, Any]
     signal: int
-
-
-@contextmanager
-def run_folder(plan: RunPlan) -> Iterator[Path]:
-    """Create the folder of a run; on exit, remove it if it was created here and is still empty."""
-    config = plan.config
-    existed = config.out is not None and Path(config.out).exists()
-    now = datetime.now().astimezone()
-    folder = new_run_folder(config.out, plan.data.name, plan.network.label, now, force=config.force)
-    try:
-        yield folder
-    finally:
-        if not existed and not any(folder.iterdir()):
-            folder.rmdir()
 
 
 def preload_figures() -> None:
@@ -90,7 +74,8 @@ def run_training(
     rows = ", ".join(f"{len(split):,} {name}" for name, split in plan.splits.items())
     say(f"{plan.data.name}: {rows} rows; network {plan.network.label}, {plan.network.parameters:,} parameters")
     preload_figures()
-    with run_folder(plan) as folder:
+    now = datetime.now().astimezone()
+    with run_folder(config.out, plan.data.name, plan.network.label, now, force=config.force) as folder:
         with make_progress(quiet=quiet, epochs=config.epochs) as display:
             outcome = train_plan(plan, folder, display)
         result = write_result(plan, outcome, folder)

@@ -6,10 +6,8 @@ Case, hyphens, underscores and spaces are ignored, so "ReLU", "leaky_relu" and P
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Iterable
+from typing import Any
 
 from fastmlp.errors import ConfigError, unknown_name
 
@@ -94,46 +92,3 @@ def canonical_name(kind: str, given: Any, registry: Iterable[str]) -> str:
     if (name := spellings.get(normalize(given))) is None:
         raise ConfigError(unknown_name(kind, given, names))
     return name
-
-
-Given = ParamSpec("Given")
-Result = TypeVar("Result")
-
-
-def check_arguments(what: str, given: Iterable[str], names: Iterable[str], instead: Mapping[str, str]) -> None:
-    """Check the names of keyword arguments.
-
-    Parameters
-    ----------
-    what : the function or class, for error messages
-    given : names of the arguments that were given
-    names : names of the arguments that exist
-    instead : for names of other libraries, what to write instead
-
-    Raises
-    ------
-    ConfigError : an argument does not exist
-    """
-    known = list(names)
-    for name in given:
-        if name in known:
-            continue
-        if name in instead:
-            raise ConfigError(f"{what} has no argument {name!r}; write {instead[name]}")
-        raise ConfigError(unknown_name(f"argument of {what}", name, known))
-
-
-def with_hints(**instead: str) -> Callable[[Callable[Given, Result]], Callable[Given, Result]]:
-    """Return a decorator that calls `check_arguments` before the function."""
-
-    def decorate(function: Callable[Given, Result]) -> Callable[Given, Result]:
-        names = list(inspect.signature(function).parameters)
-
-        @functools.wraps(function)
-        def checked(*args: Given.args, **given: Given.kwargs) -> Result:
-            check_arguments(f"fastmlp.{function.__name__}", given, names, instead)
-            return function(*args, **given)
-
-        return checked
-
-    return decorate

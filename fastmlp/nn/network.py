@@ -21,7 +21,7 @@ Conventions of all engines:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import pairwise
@@ -34,8 +34,9 @@ import numpy.typing as npt
 from fastmlp._summary import Summarized, changed, summary_html
 from fastmlp.errors import ConfigError
 from fastmlp.nn.activations import Activation, canonical_activation, parse_activation, parse_number
+from fastmlp.nn.checks import MOST, check_arguments, check_number, shown
 from fastmlp.nn.losses import LOSSES, OUTPUTS, canonical_loss, parse_loss
-from fastmlp.nn.names import canonical_name, check_arguments
+from fastmlp.nn.names import canonical_name
 from fastmlp.nn.philox import generator
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -151,8 +152,7 @@ class Network(Summarized):
         set_field(self, "activation", tuple(canonical_activation(text) for text in activations))
         set_field(self, "dropout", per_layer("dropout", self.dropout, hidden))
         for rate in self.dropout:  # type: ignore[union-attr]  # converted to a tuple above
-            if not 0 <= rate < 1:
-                raise ConfigError(f"dropout must be at least 0 and below 1, not {rate}", settings=("dropout",))
+            check_number("dropout", rate, lambda x: 0 <= x < 1, "at least 0 and below 1")
         self._check_loss()
         name, _, scale = canonical_init(self.init).partition(":")
         name = ALIASES.get(name, name)
@@ -170,7 +170,8 @@ class Network(Summarized):
                 f"Network(hidden={sizes[1:-1] or sizes}), and the data determine the other sizes",
                 settings=("hidden",),
             )
-        inner: Any = (self.hidden,) if isinstance(self.hidden, Integral) else self.hidden
+        single = self.hidden is not None and not isinstance(self.hidden, Iterable)
+        inner: Any = (self.hidden,) if single else self.hidden
         if given is not None and inner is not None and tuple(given)[1:-1] != tuple(inner):
             raise ConfigError("give the sizes of all layers or only those of the hidden layers, not both", settings=("hidden",))
         if given is None:
@@ -179,9 +180,9 @@ class Network(Summarized):
         else:
             given = tuple(given)
             checked = given if any(given[:1] + given[-1:]) else given[1:-1]  # 0 means that the size is not known yet
-        if len(given) < 2 or not all(isinstance(size, Integral) and int(size) >= 1 for size in checked):
+        if len(given) < 2 or not all(isinstance(size, Integral) and 1 <= int(size) <= MOST for size in checked):
             name, needed = ("hidden", "whole") if self.sizes is None else ("sizes", "two or more whole")
-            raise ConfigError(f"{name} must be {needed} numbers of at least 1, not {checked!r}", settings=("hidden",))
+            raise ConfigError(f"{name} must be {needed} numbers of at least 1, not {shown(checked)}", settings=("hidden",))
         return tuple(int(size) for size in given)
 
     def _check_loss(self) -> None:
@@ -191,12 +192,8 @@ class Network(Summarized):
         if given is not None or self.is_complete:
             self._check_output()
         for field in ("l1", "l2"):
-            if not (getattr(self, field) >= 0 and math.isfinite(getattr(self, field))):
-                raise ConfigError(f"{field} must be zero or a positive number, not {getattr(self, field)}", settings=(field,))
-        if not 0 <= self.label_smoothing < 1:
-            raise ConfigError(
-                f"label_smoothing must be at least 0 and below 1, not {self.label_smoothing}", settings=("label_smoothing",)
-            )
+            check_number(field, getattr(self, field), lambda x: 0 <= x < math.inf, "zero or a positive number")
+        check_number("label_smoothing", self.label_smoothing, lambda x: 0 <= x < 1, "at least 0 and below 1")
 
     def _check_output(self) -> None:
         object.__setattr__(self, "loss", canonical_loss(self.loss))
@@ -320,7 +317,7 @@ def canonical_init(text: str) -> str:
 
 def per_layer(what: str, given: Any, hidden: int) -> tuple[Any, ...]:
     """Return one value per hidden layer. `given` is either one value for all hidden layers, or a sequence of values."""
-    if isinstance(given, (str, Real, Activation)) or callable(given):
+    if isinstance(given, (str, Real, Activation)) or callable(given) or not isinstance(given, Iterable):
         return (given,) * hidden
     values = tuple(given)
     if len(values) != hidden:

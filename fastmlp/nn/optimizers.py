@@ -36,7 +36,8 @@ import numpy.typing as npt
 
 from fastmlp._summary import Summarized, changed
 from fastmlp.errors import ConfigError
-from fastmlp.nn.names import canonical_name, with_hints
+from fastmlp.nn.checks import check_number, shown, with_hints
+from fastmlp.nn.names import canonical_name
 
 ZERO = np.float32(0)
 
@@ -165,16 +166,13 @@ class Optimizer(Summarized):
         given: Any = self.learning_rate
         if given is None:
             object.__setattr__(self, "learning_rate", DEFAULT_LEARNING_RATE[self.name])
-        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
-            raise ConfigError(f"learning_rate must be a positive number, not {self.learning_rate}", settings=("lr",))
+        check_number("learning_rate", self.learning_rate, lambda x: 0 < x < math.inf, "a positive number", settings=("lr",))
         for field in ("momentum", "beta1", "beta2"):
-            if not 0 <= getattr(self, field) < 1:
-                raise ConfigError(f"{field} must be at least 0 and below 1, not {getattr(self, field)}", settings=(field,))
-        if not (self.epsilon >= np.finfo(np.float32).tiny and math.isfinite(self.epsilon)):
-            raise ConfigError(f"epsilon must be a positive normal float32 number, not {self.epsilon}", settings=("epsilon",))
+            check_number(field, getattr(self, field), lambda x: 0 <= x < 1, "at least 0 and below 1")
+        tiny = float(np.finfo(np.float32).tiny)
+        check_number("epsilon", self.epsilon, lambda x: tiny <= x < math.inf, "a positive normal float32 number")
         for field in ("weight_decay", "max_grad_norm"):
-            if not (getattr(self, field) >= 0 and math.isfinite(getattr(self, field))):
-                raise ConfigError(f"{field} must be zero or a positive number, not {getattr(self, field)}", settings=(field,))
+            check_number(field, getattr(self, field), lambda x: 0 <= x < math.inf, "zero or a positive number")
 
     def _summary(self) -> dict[str, Any]:
         """Return what a repr shows: the learning rate, and the settings that are not the default values."""
@@ -232,7 +230,7 @@ def make_optimizer(name: Any) -> Optimizer:
     """Return the optimizer with this name and its default settings; raise ConfigError if the name is unknown."""
     if not isinstance(name, str):
         called = f"; write {name.__name__}()" if callable(name) and hasattr(name, "__name__") else ""
-        raise ConfigError(f"optimizer must be a name or an optimizer, such as fastmlp.Adam(0.001), not {name!r:.60}{called}")
+        raise ConfigError(f"optimizer must be a name or an optimizer, such as fastmlp.Adam(0.001), not {shown(name)}{called}")
     return Optimizer(name)
 
 
@@ -256,6 +254,7 @@ def SGD(
     >>> SGD(0.1, momentum=0.9, nesterov=True).name
     'nesterov'
     """
+    check_number("momentum", momentum, lambda x: 0 <= x < 1, "at least 0 and below 1")
     if nesterov and not momentum:
         raise ConfigError("nesterov needs a positive momentum, such as momentum=0.9", settings=("momentum",))
     name = ("nesterov" if nesterov else "momentum") if momentum else "sgd"

@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from fastmlp._summary import Summarized, changed
 from fastmlp.errors import ConfigError
-from fastmlp.nn.names import canonical_name, with_hints
+from fastmlp.nn.checks import check_number, check_whole, shown, with_hints
+from fastmlp.nn.names import canonical_name
 
 
 def constant(t: float, span: float, schedule: Schedule) -> float:
@@ -88,14 +89,11 @@ class Schedule(Summarized):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", canonical_name("schedule", self.kind, SCHEDULES))
-        if not 0 < self.gamma <= 1:
-            raise ConfigError(f"gamma must be above 0 and at most 1, not {self.gamma}", settings=("lr_gamma",))
-        if not (self.step > 0 and math.isfinite(self.step)):
-            raise ConfigError(f"step must be a positive number of epochs, not {self.step}", settings=("lr_step",))
+        check_number("gamma", self.gamma, lambda x: 0 < x <= 1, "above 0 and at most 1", settings=("lr_gamma",))
+        check_number("step", self.step, lambda x: 0 < x < math.inf, "a positive number of epochs", settings=("lr_step",))
         for field in ("decay", "warmup"):
-            if not (getattr(self, field) >= 0 and math.isfinite(getattr(self, field))):
-                message = f"{field} must be zero or a positive number, not {getattr(self, field)}"
-                raise ConfigError(message, settings=(f"lr_{field}",))
+            needed = "zero or a positive number"
+            check_number(field, getattr(self, field), lambda x: 0 <= x < math.inf, needed, settings=(f"lr_{field}",))
 
     def _summary(self) -> dict[str, Any]:
         """Return what a repr shows: the settings that are not the default values."""
@@ -149,13 +147,10 @@ class ReduceOnPlateau(Summarized):
     min_factor: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.factor < 1:
-            raise ConfigError(f"factor must be above 0 and below 1, not {self.factor}", settings=("lr_gamma",))
-        if not self.patience >= 0:
-            raise ConfigError(f"patience must be zero or a positive number, not {self.patience}", settings=("lr_patience",))
+        check_number("factor", self.factor, lambda x: 0 < x < 1, "above 0 and below 1", settings=("lr_gamma",))
+        check_whole("patience", self.patience, 0, settings=("lr_patience",))
         for field in ("threshold", "min_factor"):
-            if not 0 <= getattr(self, field) < 1:
-                raise ConfigError(f"{field} must be at least 0 and below 1, not {getattr(self, field)}", settings=(field,))
+            check_number(field, getattr(self, field), lambda x: 0 <= x < 1, "at least 0 and below 1")
 
     def _summary(self) -> dict[str, Any]:
         """Return what a repr shows: the settings that are not the default values."""
@@ -243,6 +238,6 @@ def make_schedule(given: Any) -> Schedule | ReduceOnPlateau:
         return given
     if not isinstance(given, str):
         called = f"; write {given.__name__}()" if callable(given) and hasattr(given, "__name__") else ""
-        raise ConfigError(f"schedule must be a name or a schedule, such as fastmlp.Cosine(), not {given!r:.60}{called}")
+        raise ConfigError(f"schedule must be a name or a schedule, such as fastmlp.Cosine(), not {shown(given)}{called}")
     name = canonical_name("schedule", given, SCHEDULE_NAMES)
     return ReduceOnPlateau() if name == PLATEAU else Schedule(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,13 +16,17 @@ from fastmlp.data.checks import CheckedRows, check_description, match_network
 from fastmlp.data.rows import Features
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.errors import ConfigError, DataError
-from fastmlp.nn.names import canonical_name, check_arguments
+from fastmlp.nn.checks import check_arguments, check_number, check_whole, shown
+from fastmlp.nn.names import canonical_name
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer, make_optimizer
 from fastmlp.nn.scaling import SCALINGS, Scaling
 from fastmlp.nn.schedules import ReduceOnPlateau, Schedule, make_schedule
 
 MONITORS = ("loss", "accuracy")  # metrics of the validation split that select the best epoch
+# For each setting that is a whole number: its smallest value.
+WHOLE_NUMBERS = {"epochs": 1, "batch_size": 1, "patience": 0, "val_steps": 1, "threads": 1, "shift": 0}
+OPTIONAL = ("patience", "val_steps", "threads", "max_time")  # settings that may be None
 # For each setting that is a number: whether a value is valid, and the requirement in words.
 NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
     "flip": (lambda value: 0 <= value <= 1, "a probability between 0 and 1"),
@@ -123,19 +127,15 @@ class Settings(Summarized):
             object.__setattr__(self, "optimizer", make_optimizer(given))
         object.__setattr__(self, "schedule", make_schedule(self.schedule))
         object.__setattr__(self, "monitor", canonical_name("monitor", self.monitor, MONITORS))
-        for name in ("epochs", "batch_size", "patience", "val_steps", "threads", "seed", "shift"):
-            value, least = getattr(self, name), 0 if name in ("patience", "seed", "shift") else 1
-            optional = name in ("patience", "val_steps", "threads")
-            if not (value is None and optional) and not (isinstance(value, Integral) and int(value) >= least):
-                raise ConfigError(f"{name} must be at least {least} and a whole number, not {value!r}", settings=(name,))
-        if self.seed >= 2**64:
-            raise ConfigError(f"seed must be between 0 and 2^64 - 1, not {self.seed}", settings=("seed",))
+        for name, least in WHOLE_NUMBERS.items():
+            if getattr(self, name) is not None or name not in OPTIONAL:
+                check_whole(name, getattr(self, name), least)
+        check_whole("seed", self.seed, 0, 2**64 - 1)
         if self.dtype not in DTYPES:
-            raise ConfigError(f"dtype must be 'float32' or 'float64', not {self.dtype!r}", settings=("dtype",))
+            raise ConfigError(f"dtype must be 'float32' or 'float64', not {shown(self.dtype)}", settings=("dtype",))
         for name, (valid, needed) in NUMBERS.items():
-            value = getattr(self, name)
-            if not (isinstance(value, Real) and valid(float(value))) and not (value is None and name == "max_time"):
-                raise ConfigError(f"{name} must be {needed}, not {value!r}", settings=(name,))
+            if getattr(self, name) is not None or name not in OPTIONAL:
+                check_number(name, getattr(self, name), valid, needed)
 
     def _summary(self) -> dict[str, Any]:
         """Return what a repr shows: the optimizer, and the settings that are not the default values."""
@@ -203,7 +203,7 @@ def fitted_scaling(given: str | Scaling | None, values: Features) -> Scaling | N
     """Return `given`, or if it is a name, fit the scaling to values (n, features)."""
     other: Any = given
     if not isinstance(other, str | Scaling | None):
-        raise ConfigError(f"scaling must be {', '.join(map(repr, SCALINGS))}, None or a fastmlp.Scaling, not {other!r:.60}")
+        raise ConfigError(f"scaling must be {', '.join(map(repr, SCALINGS))}, None or a fastmlp.Scaling, not {shown(other)}")
     return fit_scaling(given, values) if isinstance(given, str) else given
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from fastmlp.experiments.folder import clear_logs, make_folder
+from fastmlp.experiments.folder import clear_logs, locked
 from fastmlp.experiments.plan import RunPlan, Say, portable
 from fastmlp.experiments.record import Recorder
 from fastmlp.experiments.result import TrainOutcome, write_result
@@ -34,9 +35,15 @@ def train_in_parallel(runs: Sequence[NamedRun], threads: int | None, say: Say) -
     threads : number of runs that are trained in parallel; None means one per core
     say : function that is called with a status message when a run has ended
     """
-    for run in runs:
-        make_folder(run.folder)
-        clear_logs(run.folder)
+    with ExitStack() as stack:
+        for run in runs:
+            stack.enter_context(locked(run.folder))
+            clear_logs(run.folder)
+        return train_locked(runs, threads, say)
+
+
+def train_locked(runs: Sequence[NamedRun], threads: int | None, say: Say) -> int:
+    """Implement `train_in_parallel` for folders that are locked."""
 
     def finished(index: int, result: Result) -> None:
         name, plan, folder = runs[index]

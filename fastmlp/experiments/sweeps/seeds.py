@@ -8,13 +8,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastmlp.errors import ConfigError, DivergedError
+from fastmlp.errors import DivergedError
 from fastmlp.experiments.config.train import TrainConfig
-from fastmlp.experiments.folder import METRICS_NAME, RESULT_NAME, RESULT_VERSION, new_run_folder, read_result
+from fastmlp.experiments.folder import METRICS_NAME, RESULT_NAME, RESULT_VERSION, read_result, run_folder
 from fastmlp.experiments.plan import RunPlan, Say, make_plan
 from fastmlp.experiments.result import CURVES_NAME
 from fastmlp.experiments.sweeps.parallel import NamedRun, train_in_parallel
 from fastmlp.files import read_lines, write_json
+from fastmlp.nn.checks import check_whole
 from fastmlp.training.result import mean_and_deviation
 
 SEEDS_NAME = "seeds.json"
@@ -44,8 +45,7 @@ def run_seeds(config: TrainConfig, count: int, *, say: Say = lambda text: None) 
     FastMLPError : settings or data cannot be used; no folder is created
     DivergedError : all runs diverged in the first epoch
     """
-    if count < 1:
-        raise ConfigError(f"seeds must be at least 1, not {count}", settings=("seeds",))
+    check_whole("seeds", count, 1)
     split_seed = config.seed if config.split_seed is None else config.split_seed
     seeds = [config.seed + index for index in range(count)]
     plans: list[RunPlan] = []
@@ -54,18 +54,19 @@ def run_seeds(config: TrainConfig, count: int, *, say: Say = lambda text: None) 
         plans.append(make_plan(settings, same_data=plans[0] if plans else None))
     plan = plans[0]
     now = datetime.now().astimezone()
-    folder = new_run_folder(config.out, plan.data.name, f"{plan.network.label}-{count}-seeds", now, force=config.force)
-    rows = ", ".join(f"{len(split):,} {name}" for name, split in plan.splits.items())
-    say(f"{plan.data.name}: {rows} rows; network {plan.network.label}, {count} seeds")
-    runs = [NamedRun(f"seed {seed}", one, folder / f"seed-{seed}") for seed, one in zip(seeds, plans, strict=True)]
-    signal = train_in_parallel(runs, config.threads, say)
-    results = {run.name: read_result(run.folder / RESULT_NAME) for run in runs if (run.folder / RESULT_NAME).exists()}
-    if not results and not signal:
-        raise DivergedError("training diverged in the first epoch with all seeds: lower the learning rate", settings=("lr",))
-    result = summarize(results.values(), folder)
-    if results:
-        write_json(folder / SEEDS_NAME, result)
-        draw(runs, results, folder)
+    label = f"{plan.network.label}-{count}-seeds"
+    with run_folder(config.out, plan.data.name, label, now, force=config.force) as folder:
+        rows = ", ".join(f"{len(split):,} {name}" for name, split in plan.splits.items())
+        say(f"{plan.data.name}: {rows} rows; network {plan.network.label}, {count} seeds")
+        runs = [NamedRun(f"seed {seed}", one, folder / f"seed-{seed}") for seed, one in zip(seeds, plans, strict=True)]
+        signal = train_in_parallel(runs, config.threads, say)
+        results = {run.name: read_result(run.folder / RESULT_NAME) for run in runs if (run.folder / RESULT_NAME).exists()}
+        if not results and not signal:
+            raise DivergedError("training diverged in the first epoch with all seeds", settings=("lr",))
+        result = summarize(results.values(), folder)
+        if results:
+            write_json(folder / SEEDS_NAME, result)
+            draw(runs, results, folder)
     return SeedsResult(result, signal)
 
 

@@ -389,6 +389,6 @@ def test_ctrl_c_leaves_the_best_weights_checkpoints_and_the_process(
     monkeypatch.setattr("fastmlp.engines.cuda.engine.default_runtime", Interrupted)
     result = call("train", "--backend", "cuda", *flags, "--out", tmp_path / "a")
     assert result.exit_code == 130
-    assert "interrupted after epoch" in result.stderr
+    assert "(interrupted), best epoch" in result.stderr
     assert load(tmp_path / "a", backend="numpy").network.sizes == (6, 8, 3)
     check_what_is_left(tmp_path / "a", flags)
