@@ -34,7 +34,7 @@ import numpy.typing as npt
 from fastmlp._summary import Summarized, changed, summary_html
 from fastmlp.errors import ConfigError
 from fastmlp.nn.activations import Activation, canonical_activation, parse_activation, parse_number
-from fastmlp.nn.checks import MOST, check_arguments, check_number, shown
+from fastmlp.nn.checks import check_arguments, check_number, shown
 from fastmlp.nn.losses import LOSSES, OUTPUTS, canonical_loss, parse_loss
 from fastmlp.nn.names import canonical_name
 from fastmlp.nn.philox import generator
@@ -66,6 +66,7 @@ INSTEAD = {
     "learning_rate": "fastmlp.train(network, ..., optimizer=fastmlp.Adam(learning_rate=0.001))",
 }
 DEFAULT_HIDDEN = (128,)
+LARGEST_SIZE = 2**48  # a layer with more units could not be stored in any memory
 ALIASES = {
     "he": "he-normal",
     "xavier": "xavier-uniform",
@@ -180,9 +181,11 @@ class Network(Summarized):
         else:
             given = tuple(given)
             checked = given if any(given[:1] + given[-1:]) else given[1:-1]  # 0 means that the size is not known yet
-        if len(given) < 2 or not all(isinstance(size, Integral) and 1 <= int(size) <= MOST for size in checked):
+        if len(given) < 2 or not all(isinstance(size, Integral) and int(size) >= 1 for size in checked):
             name, needed = ("hidden", "whole") if self.sizes is None else ("sizes", "two or more whole")
             raise ConfigError(f"{name} must be {needed} numbers of at least 1, not {shown(checked)}", settings=("hidden",))
+        if any(int(size) > LARGEST_SIZE for size in given):
+            raise ConfigError(f"sizes must be at most 2^48, not {shown(given)}", settings=("hidden",))
         return tuple(int(size) for size in given)
 
     def _check_loss(self) -> None:
