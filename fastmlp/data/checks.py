@@ -99,12 +99,14 @@ def check_rows(x: Any, features: int, dtype: npt.DTypeLike) -> Features:
     that already has this dtype and layout is not copied, and a `rows.Subset` of such an array stays a subset. Anything else is
     copied.
 
+    features : number of features that the rows must have; 0 for any number
+
     Raises
     ------
     DataError : a wrong shape, or values that are not finite numbers
     """
     rows = x if isinstance(x, Subset) else flat_rows(as_array(x, "the data"))
-    if rows.ndim != 2 or rows.shape[1] != features:
+    if rows.ndim != 2 or rows.shape[1] != (features or rows.shape[1]):
         raise wrong_features(features, rows)
     if rows.dtype.kind not in "buif":
         raise not_numeric(x, np.asarray(rows))

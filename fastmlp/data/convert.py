@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from fastmlp.data.rows import Array
 from fastmlp.errors import DataError
-
-Array = npt.NDArray[Any]
 
 
 def as_array(values: Any, what: str) -> Array:

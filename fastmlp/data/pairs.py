@@ -28,7 +28,7 @@ from fastmlp._summary import Summarized, listed, summary_html, summary_text
 from fastmlp.data.checks import CheckedRows, check_rows, check_targets, check_weights, image_shape_of
 from fastmlp.data.convert import as_array
 from fastmlp.data.labels import LabelEncoder, class_labels
-from fastmlp.data.rows import Array, Features, Subset
+from fastmlp.data.rows import Array, Features
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.nn.network import FloatArray, Network
 
@@ -141,7 +141,7 @@ def as_split(
             f"the {name} data must be a pair (x, y), not {type(given).__name__}; write "
             "fastmlp.train(network, (x, y), (x_validation, y_validation))"
         )
-    x = check_rows(given[0], network.sizes[0] or count_features(given[0]), dtype)
+    x = check_rows(given[0], network.sizes[0], dtype)
     if len(x) == 0:
         raise DataError(f"the {name} split has no rows")
     y, shape = as_array(given[1], f"{name} targets"), image_shape_of(given[0]) or checked_shape(image_shape)
@@ -188,12 +188,13 @@ def default_loss(rows: CheckedRows, y: Any) -> str:
     """Return the loss for a network that has none: for labels, for a matrix of labels, or for numbers.
 
     rows : checked rows
-    y : targets as they were given; a matrix of integers or Booleans that are all 0 or 1 is a matrix of labels
+    y : targets as they were given, or None if they come from a data set; a matrix of integers or Booleans that are all 0 or 1
+        is a matrix of labels
     """
     if rows.y.ndim == 1:
         return "cross-entropy"
-    integers = getattr(y, "dtype", np.asarray(y).dtype).kind in "biu" if not hasattr(y, "dtypes") else True
-    binary = rows.y.shape[1] > 1 and integers and bool(((rows.y == 0) | (rows.y == 1)).all())
+    integers = y is not None and as_array(y, "training targets").dtype.kind in "biu"
+    binary = integers and rows.y.shape[1] > 1 and bool(((rows.y == 0) | (rows.y == 1)).all())
     return "binary-cross-entropy" if binary else "squared-error"
 
 
@@ -243,12 +244,6 @@ def class_factors(class_weight: Any, classes: tuple[str, ...], numbers: Array) -
             raise ConfigError(message, settings=("class_weight",))
         factors[known[str(label)]] = weight
     return factors
-
-
-def count_features(x: Any) -> int:
-    """Return the number of features of x, (n, features) or images (n, height, width[, channels]); 0 for any other shape."""
-    shape = x.shape if isinstance(x, Subset) else as_array(x, "the data").shape
-    return int(np.prod(shape[1:])) if len(shape) in (2, 3, 4) else 0
 
 
 def is_labels(y: Array, network: Network) -> bool:

@@ -129,10 +129,7 @@ def train(  # noqa: PLR0913 - keyword-only, with defaults
         raise ConfigError(f"seeds must be a sequence of seeds, not {seeds!r}; write seeds=range({seeds})")
     if misplaced:
         raise ConfigError("the data must be pairs: write fastmlp.train(network, (x, y), (x_validation, y_validation))")
-    check_names(changes)
-    if settings is not None and not isinstance(settings, Settings):
-        raise ConfigError("settings must be a fastmlp.Settings; write settings=fastmlp.Settings(epochs=10), or epochs=10")
-    settings = replace(settings or Settings(), **changes)
+    settings = changed_settings(settings, changes)
     options = DataOptions(scaling, target_scaling, sample_weight, class_weight, classes, image_shape)
     network, data = bind(network, settings.dtype, train, validation, options)
     task = make_task(network, settings, data)
@@ -205,6 +202,14 @@ def train_many(  # noqa: PLR0913 - keyword-only, with defaults
         return bind(network, dtype, train, validation, options)
 
     return train_tasks(make_tasks(jobs, bound), threads=threads, callbacks=callbacks, progress=progress, finished=finished)
+
+
+def changed_settings(settings: Any, changes: Mapping[str, Any]) -> Settings:
+    """Return the settings, or the defaults for None, with some fields replaced; raise ConfigError if they are invalid."""
+    check_names(changes)
+    if settings is not None and not isinstance(settings, Settings):
+        raise ConfigError("settings must be a fastmlp.Settings; write settings=fastmlp.Settings(epochs=10), or epochs=10")
+    return replace(settings or Settings(), **changes)
 
 
 def show_settings(function: Callable[..., Any]) -> None:

@@ -22,7 +22,7 @@ from fastmlp.engines.base import loss_weights, step_count
 from fastmlp.errors import ConfigError, DivergedError
 from fastmlp.nn.network import Network
 from fastmlp.nn.scaling import Scaling
-from fastmlp.training.api import DataOptions, Pair, bind, show_settings
+from fastmlp.training.api import DataOptions, Pair, bind, changed_settings, show_settings
 from fastmlp.training.loop import Loop, loop_for
 from fastmlp.training.settings import (
     DEFAULT_SCALING,
@@ -31,7 +31,6 @@ from fastmlp.training.settings import (
     TEST_STEPS,
     Settings,
     Task,
-    check_names,
     check_range,
     make_task,
 )
@@ -138,10 +137,9 @@ def find_learning_rate(  # noqa: PLR0913 - keyword-only, with defaults
     """
     if misplaced:
         raise ConfigError("the data must be one pair: write fastmlp.find_learning_rate(network, (x, y))")
-    check_names(changes)
     check_range(start, end, steps)
     # The settings of a later training run may be given, but these two need a validation split.
-    settings = replace(settings or Settings(), **(changes | {"patience": 0, "val_steps": None}))
+    settings = changed_settings(settings, changes | {"patience": 0, "val_steps": None})
     options = DataOptions(scaling, target_scaling, sample_weight, class_weight, classes, image_shape)
     network, data = bind(network, settings.dtype, train, None, options)
     return range_test(make_task(network, settings, data), start, end, steps)

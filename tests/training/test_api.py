@@ -122,7 +122,8 @@ def test_a_matrix_of_zeros_and_ones_contains_independent_labels() -> None:
     labels = (X[:, :3] > 0).astype(int)
     assert trained(X, labels).model.network.loss == "binary-cross-entropy"
     assert trained(X, pd.DataFrame(labels)).model.is_multilabel
-    assert trained(X, labels.astype(float)).model.network.loss == "squared-error"
+    for numbers in (labels.astype(float), pd.DataFrame(labels.astype(float)), labels.astype(float).tolist()):
+        assert trained(X, numbers).model.network.loss == "squared-error"
 
 
 def test_many_integers_cause_a_warning() -> None:
