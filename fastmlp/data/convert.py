@@ -29,7 +29,9 @@ def as_array(values: Any, what: str) -> Array:
     dtype('float64')
     """
     if hasattr(values, "toarray"):
-        raise DataError(f"{what}: a sparse matrix; write x.toarray(), or use fastmlp.MLPClassifier, which accepts sparse x")
+        raise DataError(
+            f"{what}: a sparse matrix; call toarray() on it; sparse features are accepted only by the scikit-learn estimators"
+        )
     if np.ma.isMaskedArray(values) and np.ma.getmaskarray(values).any():
         raise DataError(f"{what}: a masked array with masked values; fill or remove them first")
     try:
@@ -77,7 +79,8 @@ def not_numeric(values: Any, array: Array) -> DataError:
     """Return the error for features that are not numbers; it names the first such column of a data frame."""
     for index, name in enumerate(getattr(values, "columns", ())):
         column = array[:, index] if array.ndim == 2 else array
-        if array.dtype.kind != "O" or any(isinstance(value, str) for value in column):
+        other = [value for value in column if array.dtype.kind != "O" or isinstance(value, str)]
+        if other:
             remedy = "encode it as numbers, for example with pandas.get_dummies"
-            return DataError(f"the data must be numbers, but column {name!r} holds {column[0]!r}; {remedy}")
+            return DataError(f"the data must be numbers, but column {name!r} holds {other[0]!r}; {remedy}")
     return DataError(f"the data must be numbers, not {array.dtype}; convert them first")

@@ -293,7 +293,9 @@ def encode_labels(y: Array, names: tuple[str, ...], outputs: int, split: str) ->
     if not text and (labels.dtype.kind == "U" or (labels.dtype.kind == "b") != (y.dtype.kind == "b")):
         labels, y = np.arange(len(names)), y.astype(np.int64)  # the labels are class numbers
     if y.dtype.kind in "iu" and np.array_equal(labels, range(len(names))) and (y.min() < 0 or y.max() >= len(names)):
-        raise DataError(f"{split} labels range from {y.min()} to {y.max()}, but there are {len(names)} classes, from 0")
+        raise DataError(
+            f"{split} labels range from {y.min()} to {y.max()}, but there are {len(names)} classes, numbered from 0"
+        )
     return LabelEncoder(labels).encode(y, f"{split} targets, row {{}}".format), names
 
 
