@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from fastmlp.training.learning_rate import find_learning_rate as find_learning_rate
     from fastmlp.training.loop import Diverged as Diverged
     from fastmlp.training.loop import Interrupted as Interrupted
+    from fastmlp.training.loop import WriteFailed as WriteFailed
     from fastmlp.training.many import ManyInterrupted as ManyInterrupted
     from fastmlp.training.result import History as History
     from fastmlp.training.result import SeedResults as SeedResults
@@ -78,7 +79,7 @@ __getattr__, __dir__, __all__ = lazy(
         "nn.schedules": ["Constant", "Cosine", "Exponential", "InverseTime", "ReduceOnPlateau", "Schedule", "Step"],
         "training.api": ["train", "train_many"],
         "training.learning_rate": ["LearningRateCurve", "find_learning_rate"],
-        "training.loop": ["Diverged", "Interrupted"],
+        "training.loop": ["Diverged", "Interrupted", "WriteFailed"],
         "training.many": ["ManyInterrupted"],
         "training.result": ["History", "SeedResults", "TrainResult"],
         "training.settings": ["Settings"],

@@ -282,6 +282,15 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def make_folders(folder: Path) -> None:
+    """Create a folder and its missing parents so that they survive a power failure; raise DataError if that is not possible."""
+    with file_errors("make the folder", folder):
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in missing:
+            _sync_folder(path.parent)
+
+
 def _plain_scalar(value: Any) -> object:
     """Return the Python value of a NumPy scalar, or the text of a path; raise TypeError for other types."""
     if isinstance(value, os.PathLike):

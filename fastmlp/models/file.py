@@ -2,9 +2,9 @@
 
 The tensors are `layers.N.weight` [fan_in, fan_out] and `layers.N.bias` [fan_out]. A model with a scaling also has
 `scaling.shift` and `scaling.factor`, and a model with scaled targets has `targets.shift` and `targets.factor`. A model of
-extracted features also has `extractor`, the bytes of a fastmlp.cnn file as uint8. The metadata has two keys: "fastmlp" is a
-JSON object with the description, and "sha256" is the hash of this object and of all tensors, because the safetensors format
-itself does not detect flipped bits.
+extracted features also has `extractor`, the bytes of a fastmlp.cnn file as uint8. A checkpoint is a model file that also has
+`training.*`, see training/checkpoints.py. The metadata has two keys: "fastmlp" is a JSON object with the description, and
+"sha256" is the hash of this object and of all tensors, because the safetensors format itself does not detect flipped bits.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -37,7 +38,8 @@ FILE_NAME = "model.safetensors"
 CustomActivations = Mapping[str, Activation | tuple[Callable[..., Any], Callable[..., Any]]]
 INPUTS, TARGETS = "scaling", "targets"  # prefixes of the tensors of the scaling of the inputs and of the targets
 EXTRACTOR = "extractor"  # name of the tensor with the bytes of a fastmlp.cnn file
-LARGEST_FILE = 4 << 30  # bytes; enough for a billion float32 weights
+TRAINING = "training."  # prefix of the tensors of a checkpoint that are not part of the model
+LARGEST_FILE = 16 << 30  # bytes; enough for a checkpoint with a billion float32 weights and two optimizer slots
 
 
 class Header(msgspec.Struct, forbid_unknown_fields=True):
@@ -52,14 +54,16 @@ class Header(msgspec.Struct, forbid_unknown_fields=True):
     text_labels: bool = False
 
 
-def save(model: Model, path: str | Path) -> None:
+def save(model: Model, path: str | Path, training: Mapping[str, npt.NDArray[Any]] = MappingProxyType({})) -> None:
     """Write a model file atomically.
+
+    training : tensors of a checkpoint, by name without the prefix `TRAINING`
 
     Raises
     ------
     DataError : the file cannot be written
     """
-    tensors: dict[str, npt.NDArray[Any]] = {}
+    tensors: dict[str, npt.NDArray[Any]] = {f"{TRAINING}{name}": array for name, array in training.items()}
     for index, (w, b) in enumerate(model.network.views(model.parameters)):
         tensors[f"layers.{index}.weight"], tensors[f"layers.{index}.bias"] = w, b
     for prefix, scaling in ((INPUTS, model.scaling), (TARGETS, model.target_scaling)):
@@ -81,7 +85,14 @@ def save(model: Model, path: str | Path) -> None:
 
 
 def read(path: str | Path, activations: CustomActivations | None = None) -> dict[str, Any]:
-    """Read a model file, or the model file of a run folder, and return the fields of `Model` by name.
+    """Return the fields of `Model` that a model file, or the model file of a run folder, contains; see `read_checkpoint`."""
+    return read_checkpoint(path, activations)[0]
+
+
+def read_checkpoint(
+    path: str | Path, activations: CustomActivations | None = None
+) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+    """Read a model file, and return the fields of `Model` by name, and the tensors of a checkpoint as given to `save`.
 
     activations : custom activations by name, see `model.load`
 
@@ -101,6 +112,7 @@ def read(path: str | Path, activations: CustomActivations | None = None) -> dict
     if digest(metadata["fastmlp"], tensors) != metadata["sha256"]:
         raise DataError(f"{file}: damaged, since its content does not match its SHA-256 hash; train again or restore a copy")
     header = read_header(file, metadata["fastmlp"])
+    training = {name.removeprefix(TRAINING): tensors.pop(name) for name in [*tensors] if name.startswith(TRAINING)}
     try:
         scaling, extractor = take_scaling(header.scaling, INPUTS, tensors), take_extractor(tensors)
         target_scaling = take_scaling(header.target_scaling, TARGETS, tensors)
@@ -109,7 +121,7 @@ def read(path: str | Path, activations: CustomActivations | None = None) -> dict
         parameters = gather(header.network, tensors)
     except DataError as error:
         raise DataError(f"{file}: {error}") from None
-    return {
+    model = {
         "network": header.network,
         "parameters": parameters,
         "scaling": scaling,
@@ -119,6 +131,7 @@ def read(path: str | Path, activations: CustomActivations | None = None) -> dict
         "target_scaling": target_scaling,
         "text_labels": header.text_labels,
     }
+    return model, training
 
 
 def register_as(name: str, given: Activation | tuple[Callable[..., Any], Callable[..., Any]]) -> None:

@@ -99,6 +99,11 @@ class Schedule(Summarized):
         """Return what a repr shows: the settings that are not the default values."""
         return changed(self, Schedule(self.kind), "kind")
 
+    @property
+    def depends_on_epochs(self) -> bool:
+        """Whether the multiplier of an update depends on the number of epochs of the training run."""
+        return self.kind == "cosine"
+
     def multipliers(self, first: int, count: int, steps_per_epoch: int, epochs: float) -> npt.NDArray[np.float64]:
         """Return the multipliers of the learning rate for some updates, (count,) float64.
 

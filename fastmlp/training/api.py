@@ -6,6 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 import numpy as np
@@ -15,6 +16,7 @@ from fastmlp.data.pairs import Split, as_split, checked_shape, default_loss, wit
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.nn.network import Network
 from fastmlp.nn.scaling import Scaling
+from fastmlp.training.checkpoints import DEFAULT_SECONDS, open_checkpoints
 from fastmlp.training.loop import Callback, Diverged, Progress, train_task
 from fastmlp.training.many import EpochCallback, Result, ResultCallback, naming, train_tasks
 from fastmlp.training.progress import make_progress
@@ -63,6 +65,10 @@ def train(  # noqa: PLR0913 - keyword-only, with defaults
     callbacks: Sequence[Callback] = (),
     progress: bool | Progress = False,
     seeds: Iterable[int] | None = None,
+    checkpoints: str | Path | None = None,
+    checkpoint_seconds: float = DEFAULT_SECONDS,
+    resume: str | Path | bool | None = None,
+    strict: bool = False,
     **changes: Any,
 ) -> TrainResult | SeedResults:
     """Train a network, and return the model with the weights of the best epoch.
@@ -98,6 +104,15 @@ def train(  # noqa: PLR0913 - keyword-only, with defaults
     seeds : random seeds; the network is trained once per seed, in parallel, and `seed` is ignored. `threads` is the number of
         models that are trained at the same time. Callbacks are called in the threads that train. With `progress`, a line per
         finished seed is written to stderr
+    checkpoints : folder for checkpoints, from which an interrupted training can continue. One is written after an epoch if the
+        last one is older than `checkpoint_seconds`, and one at the end; the last two are kept. `fastmlp.load` can read them
+    checkpoint_seconds : minimum time between two checkpoints in seconds; 0 writes one after each epoch
+    resume : True to continue from the newest checkpoint in the folder `checkpoints`, or start from the beginning if there is
+        none; or the path of a checkpoint, of a folder of checkpoints, or of a run folder, to continue from that. The other
+        arguments must be the same as before, except `epochs` (only with schedules that do not depend on it), `patience`,
+        `max_time`, `backend` and `threads`. The result has the same bits as without the interruption if the engine and the
+        processor are the same; otherwise a warning is issued
+    strict : whether to raise ConfigError instead of this warning
     changes : fields of `Settings`, such as `optimizer`, `schedule`, `epochs`, `batch_size`, `patience` and `seed`, which
         replace those of `settings`
 
@@ -112,6 +127,7 @@ def train(  # noqa: PLR0913 - keyword-only, with defaults
     Diverged : a loss or a weight became NaN or infinite; with `seeds`, in any of the runs
     Interrupted : SIGINT or SIGTERM was received (in the main thread only); contains the result so far. With `seeds`,
         ManyInterrupted
+    WriteFailed : a checkpoint could not be written; contains the result so far. It is a DataError
 
     Examples
     --------
@@ -133,12 +149,15 @@ def train(  # noqa: PLR0913 - keyword-only, with defaults
     options = DataOptions(scaling, target_scaling, sample_weight, class_weight, classes, image_shape)
     network, data = bind(network, settings.dtype, train, validation, options)
     task = make_task(network, settings, data)
+    if seeds is not None and (checkpoints is not None or resume):
+        raise ConfigError("checkpoints and resume are for one training, not for several seeds; train each seed separately")
+    stored = open_checkpoints(checkpoints, checkpoint_seconds, resume, strict)
     if seeds is not None:
         return train_seeds(task, tuple(seeds), callbacks, progress is not False)
     if not isinstance(progress, bool):
-        return train_task(task, callbacks, progress)
+        return train_task(task, callbacks, progress, stored)
     with make_progress(quiet=not progress, epochs=settings.epochs) as display:
-        return train_task(task, callbacks, display)
+        return train_task(task, callbacks, display, stored)
 
 
 def train_many(  # noqa: PLR0913 - keyword-only, with defaults

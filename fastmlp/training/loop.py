@@ -16,13 +16,14 @@ from fastmlp.engines import make_engine
 from fastmlp.engines.base import Engine, EngineSpec, RowMetrics, State, step_count
 from fastmlp.engines.chunks import ChunkSize
 from fastmlp.engines.interrupts import Signals
-from fastmlp.errors import DivergedError
+from fastmlp.errors import DataError, DivergedError
 from fastmlp.models.metrics import mean
 from fastmlp.models.model import Model
 from fastmlp.nn.network import FloatArray
 from fastmlp.nn.philox import generator
 from fastmlp.nn.schedules import PlateauTracker, ReduceOnPlateau
 from fastmlp.training.augment import Augmentation, augment, sample_augmentation
+from fastmlp.training.checkpoints import Checkpoint, Checkpoints, StartedEpoch
 from fastmlp.training.monitor import EarlyStopping, StepValidation, Validation, check_finite, validate
 from fastmlp.training.result import EpochLog, History, TrainResult
 from fastmlp.training.settings import Task
@@ -62,6 +63,17 @@ class Diverged(DivergedError):
         return type(self), (str(self), self.training), {"settings": self.settings}
 
 
+class WriteFailed(DataError):
+    """Raised if a file could not be written during training; `training` is the result of the epochs so far."""
+
+    def __init__(self, message: str, training: TrainResult) -> None:
+        super().__init__(message)
+        self.training = training
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.training)
+
+
 @contextmanager
 def loop_for(task: Task, progress: Progress | None = None, threads: int | None = None) -> Iterator[Loop]:
     """Yield a `Loop` with a new engine; the engine is closed when the context exits.
@@ -82,6 +94,7 @@ class Loop:
     """State and methods of one call of `train`."""
 
     def __init__(self, engine: Engine, task: Task, progress: Progress | None) -> None:
+        self.task = task
         self.network, self.settings, self.data = network, settings, data = task
         self.engine, self.progress = engine, progress
         self.x, self.rows, self.y, self.weights = base_rows(data.train.x, data.train.y, data.train.weight)
@@ -90,6 +103,7 @@ class Loop:
         self.stopping = EarlyStopping(settings, data.validation is not None)
         self.chunk = ChunkSize(settings.batch_size, network.flops_per_row)  # rows per call of the engine
         self.deadline = math.inf
+        self.started: StartedEpoch | None = None  # the epoch that was ended early, which is the last one
         slots = np.zeros((len(settings.optimizer.slots), network.parameters), settings.dtype)
         engine.load(State(network.initial_parameters(settings.seed, settings.dtype), slots, 0))
         self.validation = None
@@ -104,38 +118,83 @@ class Loop:
             x, y = self.data.validation.x, self.data.validation.y  # may have another dtype than x
             self.engine.evaluate(self.engine.hold(x[:0], y[:0]))
 
-    def run(self, signals: Signals, callbacks: Sequence[Callback] = ()) -> TrainResult:
-        """Train all epochs, or until `signals` has received a signal. Loops in different threads may share `signals`."""
+    def run(self, signals: Signals, callbacks: Sequence[Callback] = (), checkpoints: Checkpoints | None = None) -> TrainResult:
+        """Train all epochs, or until `signals` has received a signal. Loops in different threads may share `signals`.
+
+        Raises
+        ------
+        ConfigError, DataError : the training cannot continue from the checkpoint
+        Diverged, Interrupted, WriteFailed : the training ended early
+        """
+        checkpoints = checkpoints or Checkpoints(None)
+        if (checkpoint := checkpoints.begin(self.task, self.engine)) is not None:
+            self.load(checkpoint)
         if self.settings.max_time is not None:
             self.deadline = time.monotonic() + self.settings.max_time
-        stopped = "epochs"
-        for epoch in range(1, self.settings.epochs + 1):
-            try:
-                row = self._epoch(epoch, signals)
-                self.stopping.update(row, self.engine)
-            except DivergedError as error:
-                result = self._result("diverged") if self.history else None
-                raise Diverged(str(error), result, settings=error.settings) from None
-            self.history.append(row)
-            if self.plateau is not None:
-                self.plateau.update(row["loss"] if row["val_loss"] is None else row["val_loss"])
-            if self.progress is not None:
-                self.progress.epoch_done(row)
-            called = [callback(row, self.engine) for callback in callbacks]
-            stopped = self._reason(epoch, any(called))
-            if signals.received or stopped != "epochs":
-                break
+        stopped = self._reason(len(self.history), False) if self.history else "epochs"
+        try:
+            while stopped == "epochs" and len(self.history) < self.settings.epochs:
+                stopped = self._next_epoch(signals, callbacks, checkpoints)
+                if signals.received:
+                    break
+            if self.started is None:
+                checkpoints.write(self.checkpoint(), self.task, self.engine)
+        except DataError as error:
+            raise WriteFailed(str(error), self._result("failed")) from error
         training = self._result(stopped)
         if signals.received:
             raise Interrupted(training._replace(stopped="interrupted"), signals.received)
         return training
 
-    def _result(self, stopped: str) -> TrainResult:
-        assert self.stopping.parameters is not None
+    def _next_epoch(self, signals: Signals, callbacks: Sequence[Callback], checkpoints: Checkpoints) -> str:
+        """Train one epoch, and return the reason to stop after it, or "epochs" if there is none."""
+        epoch, early = len(self.history) + 1, None
+        try:
+            row = self._epoch(epoch, signals)
+            if self.started is not None:
+                early = self.checkpoint()  # does not contain the results of this epoch, which continues from the checkpoint
+            self.stopping.update(row, self.engine)
+        except DivergedError as error:
+            result = self._result("diverged") if self.history else None
+            raise Diverged(str(error), result, settings=error.settings) from None
+        self.history.append(row)
+        self._update_schedule(row)
+        if early is not None:
+            checkpoints.write(early, self.task, self.engine)
+        if self.progress is not None:
+            self.progress.epoch_done(row)
+        called = [callback(row, self.engine) for callback in callbacks]
+        stopped = self._reason(epoch, any(called))
+        ends = stopped != "epochs" or signals.received or epoch == self.settings.epochs
+        if not ends and checkpoints.due:
+            checkpoints.write(self.checkpoint(), self.task, self.engine)
+        return stopped
+
+    def _update_schedule(self, row: EpochLog) -> None:
+        if self.plateau is not None:
+            self.plateau.update(row["loss"] if row["val_loss"] is None else row["val_loss"])
+
+    def checkpoint(self) -> Checkpoint:
+        """Return the state after the completed epochs, and the metrics of the epoch that was ended early."""
+        state, best = self.engine.state(), self.stopping.parameters
+        model = self._model(state.parameters if best is None else best)
+        return Checkpoint(state, model, self.stopping.epoch, History(self.history), self.started)
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint of the same training."""
+        self.engine.load(checkpoint.state)
+        self.history, self.started = History(checkpoint.history), checkpoint.started
+        for row in self.history:
+            self._update_schedule(row)
+        if self.history:
+            self.stopping.restore(self.history[checkpoint.best_epoch - 1], checkpoint.model.parameters)
+
+    def _model(self, parameters: FloatArray) -> Model:
+        """Return the model with these weights."""
         settings, data = self.settings, self.data
-        model = Model(
+        return Model(
             self.network,
-            self.stopping.parameters,
+            parameters,
             data.scaling,
             data.classes or (),
             data.image_shape,
@@ -144,6 +203,10 @@ class Loop:
             target_scaling=data.target_scaling,
             text_labels=data.text_labels,
         )
+
+    def _result(self, stopped: str) -> TrainResult:
+        assert self.stopping.parameters is not None
+        model = self._model(self.stopping.parameters)
         state = self.engine.state()
         return TrainResult(model, self.history, self.stopping.epoch, stopped, state, self.engine.name, self.engine.threads)
 
@@ -161,9 +224,13 @@ class Loop:
         steps = step_count(len(order), settings.batch_size)
         learning_rates = self._learning_rates((epoch - 1) * steps, steps)
         results: list[RowMetrics] = []
+        done, seconds, total, right = 0, 0.0, 0.0, 0
         weights = None if self.weights is None else self.weights[order].astype(np.float64)
         step_validation = StepValidation(settings, self.validation, (epoch - 1) * steps, steps, weights)
-        done, seconds, total, right = 0, 0.0, 0.0, 0
+        if self.started is not None:
+            results, done, seconds = [self.started.metrics], len(self.started.metrics.loss), self.started.seconds
+            total, right = float(results[0].loss.sum(dtype=np.float64)), int(results[0].correct.sum())
+            step_validation.restore(self.started)
         while done < len(order) and not (done and (signals.received or time.monotonic() >= self.deadline)):
             rows = order[done : done + min(self.chunk.rows, step_validation.rows_left(done))]
             first_step = done // settings.batch_size
@@ -180,8 +247,10 @@ class Loop:
                 accuracy = right / done if self.y.ndim == 1 else None
                 self.progress.update(epoch, done, len(order), total / done, accuracy, done / seconds)
             self.chunk.record(len(rows), elapsed)
+        metrics = RowMetrics(*map(np.concatenate, zip(*results, strict=True)))
+        self.started = None if done == len(order) else step_validation.started(metrics, seconds)
         weights = None if weights is None else weights[:done]
-        return step_validation.merge(self._row(epoch, done, results, weights, seconds, float(learning_rates[0])))
+        return step_validation.merge(self._row(epoch, metrics, weights, seconds, float(learning_rates[0])))
 
     def shuffle(self, epoch: int) -> tuple[Indices, Augmentation | None]:
         """Return the rows in the random order of an epoch, and their augmentation; None if rows are not augmented."""
@@ -210,20 +279,16 @@ class Loop:
             multipliers = schedule.multipliers(first, steps, steps, epochs)
         return self.settings.optimizer.learning_rate * multipliers
 
-    def _row(
-        self, epoch: int, rows: int, results: list[RowMetrics], weights: FloatArray | None, seconds: float, lr: float
-    ) -> EpochLog:
-        began = time.perf_counter()
-        loss = np.concatenate([part.loss for part in results]).astype(np.float64)
-        correct = np.concatenate([part.correct for part in results])
+    def _row(self, epoch: int, metrics: RowMetrics, weights: FloatArray | None, seconds: float, lr: float) -> EpochLog:
+        began, rows = time.perf_counter(), len(metrics.loss)
         val_loss = val_accuracy = None
         if self.validation is not None:
             val_loss, val_accuracy = validate(self.engine, self.validation, self.settings, f"epoch {epoch}")
         return {
             "epoch": epoch,
             "rows": rows,
-            "loss": mean(loss, weights),
-            "accuracy": mean(correct, weights) if self.y.ndim == 1 else None,
+            "loss": mean(metrics.loss.astype(np.float64), weights),
+            "accuracy": mean(metrics.correct, weights) if self.y.ndim == 1 else None,
             "val_loss": val_loss,
             "val_accuracy": val_accuracy,
             "lr": lr,
@@ -233,19 +298,25 @@ class Loop:
         }
 
 
-def train_task(task: Task, callbacks: Sequence[Callback] = (), progress: Progress | None = None) -> TrainResult:
+def train_task(
+    task: Task,
+    callbacks: Sequence[Callback] = (),
+    progress: Progress | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> TrainResult:
     """Train a task, and return the model with the weights of the best epoch.
 
     Parameters
     ----------
     task : the network, settings and checked data, from `settings.make_task`
     callbacks, progress : see `api.train`
+    checkpoints : the checkpoints to write, and the one to continue from; None for no checkpoints
 
     Raises
     ------
-    Diverged, Interrupted : see `api.train`
+    ConfigError, DataError, Diverged, Interrupted, WriteFailed : see `Loop.run`
     """
     with loop_for(task, progress) as loop:
         loop.compile()
         with Signals() as signals:
-            return loop.run(signals, callbacks)
+            return loop.run(signals, callbacks, checkpoints)

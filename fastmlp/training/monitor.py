@@ -13,6 +13,7 @@ from fastmlp.engines.base import Engine, RowMetrics, step_count
 from fastmlp.errors import DivergedError
 from fastmlp.models.metrics import mean, mean_metrics
 from fastmlp.nn.network import FloatArray
+from fastmlp.training.checkpoints import StartedEpoch
 from fastmlp.training.result import EpochLog
 from fastmlp.training.settings import Settings
 
@@ -40,6 +41,11 @@ class EarlyStopping:
             if not np.isfinite(parameters).all():
                 raise diverged_error(f"the weights became infinite or NaN in epoch {row['epoch']}", self.settings)
             self.score, self.epoch, self.parameters = score, row["epoch"], parameters
+
+    def restore(self, row: EpochLog, parameters: FloatArray) -> None:
+        """Set the best epoch to the one that has this row of the history, and its parameters."""
+        self.score = self.sign * row[self.key] if self.key else -math.inf
+        self.epoch, self.parameters = row["epoch"], parameters
 
     def should_stop(self, epoch: int) -> bool:
         """Return whether the metric has not improved in the last `patience` epochs."""
@@ -95,6 +101,15 @@ class StepValidation:
             )
             self.losses, self.since = [], done
             self.seconds += time.perf_counter() - began
+
+    def started(self, metrics: RowMetrics, seconds: float) -> StartedEpoch:
+        """Return the state of an epoch that has not ended; `seconds` is the duration of its training."""
+        return StartedEpoch(metrics, self.results, self.since, seconds, self.seconds)
+
+    def restore(self, started: StartedEpoch) -> None:
+        """Continue the validation of an epoch."""
+        self.results, self.since, self.seconds = [*started.steps], started.since, started.eval_seconds
+        self.losses = [started.metrics.loss[self.since :].astype(np.float64)]
 
     def merge(self, row: EpochLog) -> EpochLog:
         """Return the history entry of this epoch, with the results of the validations added as "steps"."""

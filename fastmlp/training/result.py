@@ -27,6 +27,7 @@ STOPPED = {  # for each value of `TrainResult.stopped`: the reason in words
     "callback": "stopped by a callback",
     "interrupted": "interrupted",
     "diverged": "diverged",
+    "failed": "a file could not be written",
 }
 
 
@@ -93,7 +94,8 @@ class TrainResult(NamedTuple):
         since the start of training), epoch (with fraction), loss (mean over the rows since the previous validation in this
         epoch), val_loss and val_accuracy
     best_epoch : number of the epoch from which the weights of the model were taken
-    stopped : why training ended: "epochs", "patience", "time", "callback", "interrupted" or "diverged"
+    stopped : why training ended: "epochs", "patience", "time", "callback", "interrupted", "diverged" or
+        "failed" (a file could not be written)
     state : parameters, optimizer slots and number of updates at the end of training
     backend, threads : name of the engine, and number of threads that it used
     """

@@ -1,0 +1,39 @@
+"""What determines the rounding of an engine's results, apart from the settings: instruction set, device, library versions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Any
+
+from fastmlp.engines.base import Engine
+
+# Packages whose version may change the code that an engine runs.
+PACKAGES = {"numpy": ("numpy",), "numba": ("numba", "llvmlite"), "torch": ("torch",), "cuda": ("numba-cuda",)}
+VECTORS = {16: "AVX-512", 8: "AVX2", 4: "128-bit vectors"}  # by float32 values per vector register
+
+
+def arithmetic(engine: Engine) -> dict[str, str]:
+    """Return what determines the rounding of an engine's results, by name.
+
+    Two computations with the same entries and the same settings give the same bits. Otherwise the results agree within rounding
+    errors, which grow during training.
+    """
+    versions = {package: importlib.metadata.version(package) for package in PACKAGES.get(engine.name, ())}
+    return {"backend": engine.name, "processor": processor(engine), **versions}
+
+
+def processor(engine: Any) -> str:
+    """Return the instruction set that an engine uses on the CPU, or the name of its GPU."""
+    if engine.name == "numba":
+        return VECTORS[engine.lanes]
+    if engine.name == "cuda":
+        return str(engine.runtime.name)
+    if engine.name == "torch":
+        from torch.backends.cpu import get_cpu_capability
+
+        return str(get_cpu_capability())
+    from threadpoolctl import threadpool_info
+
+    # The library of matrix products in NumPy selects its kernels by the processor when it is loaded.
+    found = {library.get("architecture") for library in threadpool_info() if library.get("user_api") == "blas"}
+    return ", ".join(sorted(map(str, found))) or "unknown"
