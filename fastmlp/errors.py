@@ -39,6 +39,10 @@ class DataError(FastMLPError, ValueError):
     exit_code = 3
 
 
+class WriteError(DataError):
+    """A file or a folder could not be written."""
+
+
 class UnavailableError(FastMLPError, RuntimeError):
     """An optional package, a device or an internet connection is not available."""
 

@@ -26,7 +26,7 @@ import msgspec
 import numpy.typing as npt
 import tomli_w
 
-from fastmlp.errors import DataError
+from fastmlp.errors import DataError, WriteError
 
 O_BINARY = getattr(os, "O_BINARY", 0)  # without this flag, Windows converts "\n" to "\r\n"
 RESTORE = "restore it from a backup or repeat the run"
@@ -53,12 +53,12 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file atomically: temporary file in the same folder, fsync, rename, fsync of the folder.
 
     The file mode is 0666 minus the umask. An existing regular file at `path` is replaced. If only the last step (fsync of the
-    folder) fails, DataError is raised although the new file is complete and in place, because a power failure may still bring
+    folder) fails, WriteError is raised although the new file is complete and in place, because a power failure may still bring
     back the old file.
 
     Raises
     ------
-    DataError
+    WriteError
         The file could not be written, or `path` exists and is not a regular file. The old file is intact unless only the last
         step failed. No temporary file is left.
 
@@ -74,7 +74,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     temporary = path.with_name(f".fastmlp-{secrets.token_hex(8)}.tmp")
     with file_errors("write", path):
         if path.exists() and not path.is_file():
-            raise DataError(f"cannot write {path}: it is not a regular file; choose another name")
+            raise WriteError(f"cannot write {path}: it is not a regular file; choose another name")
         try:
             _write_and_sync(temporary, data)
             temporary.replace(path)
@@ -167,8 +167,8 @@ def write_toml(path: str | os.PathLike[str], table: Mapping[str, object]) -> Non
 
     Raises
     ------
-    DataError
-        The file could not be written (see `write_bytes`), or a string is not valid Unicode.
+    WriteError : the file could not be written, see `write_bytes`
+    DataError : a string is not valid Unicode
     TypeError
         A value has a type that TOML does not support.
 
@@ -212,7 +212,7 @@ def append_line(path: str | os.PathLike[str], value: object) -> None:
 
     Raises
     ------
-    DataError
+    WriteError
         The line could not be written. The lines before it are intact.
 
     Examples
@@ -240,7 +240,13 @@ def append_line(path: str | os.PathLike[str], value: object) -> None:
 
 @contextlib.contextmanager
 def file_errors(verb: str, path: str | os.PathLike[str]) -> Iterator[None]:
-    """Convert file-system and gzip errors to DataError, with a one-line message: the path, the reason and a remedy."""
+    """Convert file-system and gzip errors to one-line messages with the path, the reason and a remedy.
+
+    Raises
+    ------
+    WriteError : `verb` is not "read"
+    DataError : `verb` is "read"
+    """
     try:
         yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -248,7 +254,8 @@ def file_errors(verb: str, path: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as error:
         remedies = _READING_REMEDIES if verb == "read" else _REMEDIES
         remedy = remedies.get(error.errno or 0, "check the disk and the path")
-        raise DataError(f"cannot {verb} {os.fspath(path)}: {error.strerror or error}; {remedy}") from error
+        kind = DataError if verb == "read" else WriteError
+        raise kind(f"cannot {verb} {os.fspath(path)}: {error.strerror or error}; {remedy}") from error
 
 
 def _write_and_sync(path: Path, data: bytes) -> None:
@@ -268,6 +275,16 @@ def _write_all(descriptor: int, data: bytes) -> None:
         rest = rest[os.write(descriptor, rest) :]
 
 
+def sync_file(path: Path) -> None:
+    """Return when the content of a file is on the disk; raise WriteError if this fails."""
+    with file_errors("write", path):
+        descriptor = os.open(path, os.O_WRONLY | O_BINARY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def _sync_folder(folder: Path) -> None:
     """Call fsync on a folder, so that renames in it survive a power failure."""
     if os.name != "posix":  # Windows cannot open folders, and NTFS journals renames itself
@@ -283,7 +300,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def make_folders(folder: Path) -> None:
-    """Create a folder and its missing parents so that they survive a power failure; raise DataError if that is not possible."""
+    """Create a folder and its missing parents so that they survive a power failure; raise WriteError if this fails."""
     with file_errors("make the folder", folder):
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from fastmlp.commands.console import show_figures, show_reports
+from fastmlp.commands.console import note, show_figures, show_reports
 from fastmlp.commands.options import SOURCE, Command, common_options, data_dir_option, engine_options
 from fastmlp.commands.toolkit import open_extractor
 
@@ -50,7 +50,7 @@ def evaluate(run: str, split: str, report: bool, min_accuracy: float | None, as_
     from fastmlp.experiments.evaluation import evaluate_run
     from fastmlp.experiments.result import check_accuracy
 
-    result = evaluate_run(run, split=split, open_extractor=open_extractor, **choices)
+    result = evaluate_run(run, split=split, open_extractor=open_extractor, say=note, **choices)
     if report and not as_json:
         show_reports(result)
     else:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from fastmlp.commands.console import end_by_signal, is_quiet, is_verbose, note, say, show, show_figures, show_json
 from fastmlp.commands.options import Option, Sections, common_options, recipe_option, setting_options, source_options
+from fastmlp.errors import ConfigError
 from fastmlp.experiments.config.learning_rate import IGNORED, RangeTestConfig
 from fastmlp.experiments.config.train import TrainConfig
 
 if TYPE_CHECKING:
+    from fastmlp.experiments.resume import Resume
     from fastmlp.experiments.training_run import RunResult
 
 
@@ -27,8 +33,19 @@ if TYPE_CHECKING:
     envvar="FASTMLP_SEEDS",
     help="Train with N consecutive seeds, starting with --seed, in parallel.",
 )
+@click.option("--resume", metavar="RUN", help="Continue an interrupted run, or train a finished one for more --epochs.")
+@click.option("--strict", is_flag=True, help="With --resume: refuse an engine or a processor that may give different bits.")
 @common_options
-def train(recipe: str | None, seeds: int | None, config: str | None, print_config: bool, as_json: bool, **flags: Any) -> None:
+def train(
+    recipe: str | None,
+    seeds: int | None,
+    resume: str | None,
+    strict: bool,
+    config: str | None,
+    print_config: bool,
+    as_json: bool,
+    **flags: Any,
+) -> None:
     """Train a network, evaluate it, and write a run folder.
 
     \b
@@ -39,14 +56,19 @@ def train(recipe: str | None, seeds: int | None, config: str | None, print_confi
     fastmlp train --config runs/a/config.toml --seed 1
     fastmlp train --recipe cs776-mlp-6 --seed 1
     fastmlp train --data mnist --seeds 5
+    fastmlp train --resume runs/a
 
     Every setting can also be given as an environment variable, such as FASTMLP_BATCH_SIZE for --batch-size, or as a key
     in the --config file, such as batch_size = 64. Flags take precedence over variables, and variables over the file.
     The variable for --data is FASTMLP_DATASET; FASTMLP_DATA is the variable for --data-dir.
 
-    The run folder contains config.toml, metrics.jsonl (one line per epoch), result.json (the output of --json),
-    model.safetensors, curves.png, confusion.png, report.txt and manifest.json. Ctrl-C stops the training and keeps
-    the best weights so far.
+    The run folder contains config.toml, data.json, metrics.jsonl and timings.jsonl (one line per epoch), result.json
+    (the output of --json), model.safetensors, curves.png, confusion.png, report.txt, manifest.json and checkpoints.
+    Ctrl-C stops the training and keeps the best weights so far.
+
+    A run that was interrupted, or whose process was killed, continues with --resume from its last checkpoint, with the
+    same results as without the interruption. Its settings stay the same. Only --epochs, --patience, --max-time, the
+    engine, the place of the data and settings that do not affect the training can be changed.
 
     With --seeds, all runs have the same splits, --threads is the number of runs that are trained in parallel, and the
     output folder has a run folder per seed, seeds.json with means and standard deviations, and curves.png.
@@ -55,6 +77,9 @@ def train(recipe: str | None, seeds: int | None, config: str | None, print_confi
     from fastmlp.experiments.recipes.recipe import settings_of
     from fastmlp.experiments.training_run import run_training
 
+    if resume is not None:
+        resume_run(resume, {"recipe": recipe, "seeds": seeds, "config": config}, flags, strict, as_json)
+        return
     settings = resolve(flags, os.environ, config, settings_of(recipe, "train"))
     if print_config:
         show(settings.text())
@@ -67,12 +92,31 @@ def train(recipe: str | None, seeds: int | None, config: str | None, print_confi
     show_run(run_training(settings, quiet=is_quiet(), say=say), as_json, settings.min_accuracy)
 
 
-def train_seeds(settings: TrainConfig, seeds: int, as_json: bool) -> None:
+def resume_run(run: str, excluded: Mapping[str, Any], flags: Mapping[str, Any], strict: bool, as_json: bool) -> None:
+    """Continue a run, or the runs of several seeds; `excluded` has the values of options that cannot be combined with it."""
+    from fastmlp.experiments.resume import resumed_config, resumed_seeds
+    from fastmlp.experiments.training_run import run_training
+
+    for name, value in excluded.items():
+        if value is not None:
+            raise ConfigError(
+                f"{name} cannot be combined with resume; the settings are those of {run}", settings=(name, "resume")
+            )
+    if (seeds := resumed_seeds(Path(run))) is not None:
+        first, count = seeds
+        train_seeds(replace(resumed_config(first, flags), out=run), count, as_json, resume="always")
+        return
+    settings = resumed_config(Path(run), flags)
+    show_run(run_training(settings, quiet=is_quiet(), say=say, resume="always", strict=strict), as_json, settings.min_accuracy)
+
+
+def train_seeds(settings: TrainConfig, seeds: int, as_json: bool, *, resume: Resume = "never") -> None:
     """Train with several seeds, print the summary, and check that the mean test accuracy is above the minimum."""
     from fastmlp.experiments.result import check_accuracy
     from fastmlp.experiments.sweeps.seeds import mean_metrics, run_seeds, seeds_text
 
-    result, signal = run_seeds(settings, seeds, say=say)
+    result, signal = run_seeds(settings, seeds, say=say, resume=resume)
+    hint_to_resume(signal, result["out"])
     if as_json:
         show_json(result)
     elif result["runs"]:
@@ -86,8 +130,15 @@ def show_run(run: RunResult, as_json: bool, min_accuracy: float | None) -> None:
     from fastmlp.experiments.result import check_accuracy
 
     show_figures(run.result, as_json)
+    hint_to_resume(run.signal if run.result["settings"]["checkpoints"] else 0, run.result["out"])
     end_by_signal(run.signal)
     check_accuracy(run.result, "test", min_accuracy)
+
+
+def hint_to_resume(signal: int, folder: str) -> None:
+    """Say how an interrupted run can be continued."""
+    if signal:
+        say(f"to continue, run `{shlex.join(['fastmlp', 'train', '--resume', folder])}`")
 
 
 @click.command("lr-find", cls=Sections)

@@ -18,6 +18,7 @@ from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.extraction import Extracted, Tools, draw_extraction, extract_run, pictures_of
 from fastmlp.experiments.folder import RESULT_NAME, check_free, read_result
 from fastmlp.experiments.plan import Say
+from fastmlp.experiments.resume import Resume
 from fastmlp.experiments.training_run import RunResult, run_training
 from fastmlp.models.model import load
 from fastmlp.reports.confusion import plot_confusion
@@ -39,7 +40,13 @@ class ChainResult(NamedTuple):
 
 
 def extract_and_train(
-    images: ExtractConfig, config: TrainConfig, tools: Tools, *, quiet: bool = False, say: Say = lambda text: None
+    images: ExtractConfig,
+    config: TrainConfig,
+    tools: Tools,
+    *,
+    quiet: bool = False,
+    say: Say = lambda text: None,
+    resume: Resume = "never",
 ) -> ChainResult:
     """Train a convolutional network, extract its features, train an MLP on them, and plot the figures of both.
 
@@ -48,6 +55,7 @@ def extract_and_train(
     images : settings of the extraction
     config : settings of the training run; the features replace the data set that `config.data` names
     tools, quiet, say : as for `extraction.extract_run`
+    resume : as for `training_run.run_training`
 
     Raises
     ------
@@ -57,7 +65,9 @@ def extract_and_train(
     extracted = extract_run(images, tools, follows=config, quiet=quiet, say=say)
     if extracted.signal:
         return ChainResult(extracted, None, extracted.signal)
-    run = run_training(dataclasses.replace(config, data=extracted.source), quiet=quiet, say=say, data=extracted.data)
+    run = run_training(
+        dataclasses.replace(config, data=extracted.source), quiet=quiet, say=say, data=extracted.data, resume=resume
+    )
     if not run.signal:
         draw_chain(extracted, Path(run.result["out"]))
     return ChainResult(extracted, run, run.signal)

@@ -16,18 +16,14 @@ from fastmlp.data.splits import Splits
 from fastmlp.data.splits import split as split_data
 from fastmlp.errors import ConfigError, DataError, unknown_name
 from fastmlp.experiments.config.extract import ExtractConfig
-from fastmlp.experiments.config.sources import resolve
-from fastmlp.experiments.config.train import TrainConfig
-from fastmlp.experiments.folder import CHECKPOINTS_NAME, CONFIG_NAME, MANIFEST_NAME, RESULT_NAME, check_manifest, read_result
-from fastmlp.experiments.plan import FEATURES_OF, SPLIT_NAMES
+from fastmlp.experiments.plan import FEATURES_OF, SPLIT_NAMES, Say
 from fastmlp.experiments.prediction import input_maker
 from fastmlp.experiments.result import describe_data, describe_network
+from fastmlp.experiments.resume import RunState, state_of
 from fastmlp.files import write_bytes
 from fastmlp.models.metrics import evaluate_with_predictions
 from fastmlp.models.model import Model, load
 from fastmlp.reports.text import predictions_text
-
-NO_DATA: dict[str, Any] = {"sha256": ""}  # used for a model file without a run folder
 
 
 def evaluate_run(  # noqa: PLR0913 - the options of a command
@@ -40,12 +36,14 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
     threads: int | None = None,
     predictions: str | Path | None = None,
     open_extractor: OpenExtractor | None = None,
+    say: Say = lambda text: None,
 ) -> dict[str, Any]:
     """Evaluate a saved model on data.
 
     Parameters
     ----------
-    path : run folder or model file. A checkpoint in the folder of a finished run is evaluated with the settings of that run
+    path : run folder, model file or checkpoint. A file in a subfolder of a run is evaluated on the data and splits of that run.
+        Of a run that has not finished, the best weights in its newest checkpoint are evaluated
     source, data_dir : data set and data folder, see `load_data`; None uses those of the run
     split : "test", "train", "validation" or "all". The data of the run, recognized by their hash, are split as in the run.
         Other data keep their own test and training split; if they have no test split, all rows are used as the test split
@@ -54,40 +52,37 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
         if `split` is a single split
     open_extractor : function that loads the feature extractor stored in the model; needed if the model was trained on
         features of images and `source` contains images
+    say : function that is called with a message if the run has not finished
 
     Returns
     -------
-    dict : one entry per split with its metrics, see `metrics.evaluate`, and the entries "model", "data", "network",
-        "parameters", "backend" and "threads"
+    dict : one entry per split with its metrics, see `metrics.evaluate`, and the entries "model", "finished" (False for a run
+        that has not finished), "data", "network", "parameters", "backend" and "threads"
 
     Raises
     ------
     FastMLPError : the model or the split does not exist, or the data do not fit the model
     """
     run = Path(path)
-    folder = run_of(run)
-    config, own = (TrainConfig(), NO_DATA) if folder is None else read_run(folder)
-    if folder is None and run.is_file() and source is None:
+    state = state_of(run)
+    config, own = state.config, state.data
+    if not own and run.is_file() and source is None:
         raise ConfigError(f"{run} is not a run folder, so its data are unknown; give the data", settings=("data",))
     if predictions is not None and split == "all":
         raise ConfigError("predictions are written for one split, not for all", settings=("split", "predictions"))
-    model = load(run, backend=backend or config.backend, threads=threads or config.threads)
+    if state.unfinished:
+        say(state.unfinished)
+    model = load(state.model, backend=backend or config.backend, threads=threads or config.threads)
     if predictions is not None and not model.classes:
         raise ConfigError("a file of predictions needs a classifier, but this is a regression model; use `fastmlp predict`")
     weight = config.weight if source is None else None
     data = load_for(model, source or config.data.removeprefix(FEATURES_OF), data_dir or config.data_dir, weight)
     images = model.extractor is not None and data.provenance is None
-    extracted = own.get("extracted")
-    if data.sha256 == own["sha256"]:
-        splits = split_data(data, **config.split_sizes())
-    elif images and extracted and data.sha256 == extracted["images"]["sha256"]:
-        splits = split_data(data, **ExtractConfig.from_table(extracted["settings"]).split_sizes())
-    elif source is None:
+    if (known := known_splits(data, state, images)) is None and source is None:
         raise DataError(
             f"{config.data} has changed since the run; give it explicitly to evaluate on its new content", settings=("data",)
         )
-    else:
-        splits = own_splits(data)
+    splits = own_splits(data) if known is None else known
     wanted = SPLIT_NAMES if split == "all" else (split,)
     chosen = {name: relabel(model, data, splits[name]) for name in wanted if name in splits}
     if images:
@@ -101,26 +96,9 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
         ((name, (found, predicted)),) = evaluated.items()
         write_bytes(predictions, predictions_text(chosen[name].y, predicted, found).encode())
     engine = model.engine()
-    computed = {"model": str(run), "backend": engine.name, "threads": engine.threads}
+    computed = {"model": str(run), "finished": not state.unfinished, "backend": engine.name, "threads": engine.threads}
     described = {"network": describe_network(model.network), "parameters": model.network.parameters}
     return {**metrics, **computed, **described, "data": describe_data(data, chosen)}
-
-
-def run_of(path: Path) -> Path | None:
-    """Return the run folder of a path: a folder itself, or the folder of the finished run that saved a checkpoint.
-
-    Return None for any other file.
-    """
-    if path.is_dir():
-        return path
-    folder = path.absolute().parent.parent
-    return folder if path.absolute().parent.name == CHECKPOINTS_NAME and (folder / MANIFEST_NAME).exists() else None
-
-
-def read_run(folder: Path) -> tuple[TrainConfig, dict[str, Any]]:
-    """Return the settings of a run, and the "data" entry of its result.json."""
-    check_manifest(folder)
-    return resolve({}, {}, folder / CONFIG_NAME), dict(read_result(folder / RESULT_NAME)["data"])
 
 
 def load_for(model: Model, source: str, data_dir: str | None, weight: str | None) -> Dataset:
@@ -137,6 +115,16 @@ def load_for(model: Model, source: str, data_dir: str | None, weight: str | None
     if model.extractor is not None and data.provenance is None and data.image_shape != model.image_shape:
         raise DataError(f"{source}: the model takes images of shape {model.image_shape}, not {data.image_shape}")
     return data
+
+
+def known_splits(data: Dataset, state: RunState, images: bool) -> Splits | None:
+    """Return the splits of a run if `data` are its data, or the images whose features are its data, else None."""
+    if data.sha256 == state.data.get("sha256"):
+        return split_data(data, **state.config.split_sizes())
+    extracted = state.data.get("extracted")
+    if images and extracted and data.sha256 == extracted["images"]["sha256"]:
+        return split_data(data, **ExtractConfig.from_table(extracted["settings"]).split_sizes())
+    return None
 
 
 def own_splits(data: Dataset) -> Splits:

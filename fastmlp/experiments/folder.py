@@ -19,10 +19,13 @@ from fastmlp.files import RESTORE, check_format_version, file_errors, file_sha25
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FILES = ("model.safetensors", "config.toml", "result.json")
 METRICS_NAME = "metrics.jsonl"
+TIMINGS_NAME = "timings.jsonl"
 CLASSES_NAME = "classes.jsonl"
-CHECKPOINTS_NAME = "checkpoints"
+MODELS_NAME = "models"  # subfolder of the models that are saved at intervals
 CONFIG_NAME = "config.toml"
+DATA_NAME = "data.json"
 RESULT_NAME = "result.json"
+DATA_VERSION = 1  # format version of data.json
 RESULT_VERSION = 1  # format version of result.json and of cnn.json, the result of a recipe without an MLP
 MANIFEST_VERSION = 1
 
@@ -33,8 +36,8 @@ def new_run_folder(out: str | os.PathLike[str] | None, data: str, network: str, 
     Without `out`, the folder is `runs/DATE-data-network` below the current folder; if it exists, -2, -3, ... is appended to
     the name. Two processes never get the same folder.
 
-    With `out`, that folder is used. It must be empty or not exist, unless `force` is true. If `force` is true, `clear_logs` is
-    called, and the other files of an earlier run stay until the new run replaces or removes them.
+    With `out`, that folder is used. It must be empty or not exist, unless `force` is true. The files of an earlier run stay
+    until the training starts.
 
     Parameters
     ----------
@@ -67,8 +70,6 @@ def new_run_folder(out: str | os.PathLike[str] | None, data: str, network: str, 
     check_name(folder)
     make_folder(folder)
     check_free(folder, force)
-    if force:
-        clear_logs(folder)
     return folder
 
 
@@ -118,6 +119,8 @@ def run_folder(
 ) -> Iterator[Path]:
     """Create the folder of a run and lock it; on exit, remove it if it was created here and is still empty.
 
+    A folder of a run that is resumed is given as `out`, with `force`.
+
     The parameters and the exceptions are those of `new_run_folder` and `locked`.
     """
     existed = out is not None and Path(out).exists()
@@ -147,11 +150,6 @@ def make_folder(folder: Path) -> None:
         if isinstance(error.__cause__, FileExistsError | NotADirectoryError):
             raise ConfigError(f"out: {folder} or one of its parents is a file; choose another", settings=("out",)) from error
         raise
-
-
-def clear_logs(folder: Path) -> None:
-    """Remove the logs and checkpoints of an earlier run; otherwise, a new run would append to its logs."""
-    remove_files(folder, [METRICS_NAME, CLASSES_NAME, f"{CHECKPOINTS_NAME}/epoch-*.safetensors"])
 
 
 def remove_files(folder: Path, patterns: Sequence[str]) -> None:

@@ -1,25 +1,49 @@
-"""Files that a run writes during training: metrics after each epoch, and per-class metrics and models at intervals.
+"""Files that a run writes before and during training: settings, data, checkpoints, and metrics after each epoch.
 
-`Recorder` also shows the progress; `PeriodicSaver` is a callback of the training loop.
+`Recorder` also shows the progress. `PeriodicSaver` is a callback of the training loop that saves per-class metrics and models
+at intervals. `RunCheckpoints` writes the checkpoints, and keeps the other files consistent with them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from fastmlp.data.checks import CheckedRows
 from fastmlp.data.splits import Splits
 from fastmlp.engines.base import Engine
 from fastmlp.experiments.config.train import TrainConfig
-from fastmlp.experiments.folder import CHECKPOINTS_NAME, CLASSES_NAME, CONFIG_NAME, METRICS_NAME
-from fastmlp.files import append_line, file_errors, write_toml
+from fastmlp.experiments.folder import (
+    CLASSES_NAME,
+    CONFIG_NAME,
+    DATA_NAME,
+    DATA_VERSION,
+    MANIFEST_NAME,
+    METRICS_NAME,
+    MODELS_NAME,
+    RESULT_NAME,
+    TIMINGS_NAME,
+    remove_files,
+)
+from fastmlp.experiments.plan import RunPlan, image_fields, portable
+from fastmlp.experiments.result import OPTIONAL_FILES, PICTURES, describe_data
+from fastmlp.files import append_line, file_errors, json_bytes, sync_file, write_bytes, write_json, write_toml
+from fastmlp.models.file import FILE_NAME
 from fastmlp.models.metrics import classification_metrics, measure
 from fastmlp.models.model import Model
+from fastmlp.training.checkpoints import FOLDER_NAME, PATTERN, Checkpoint, Checkpoints, StoredCheckpoint
 from fastmlp.training.progress import Progress
-from fastmlp.training.result import EpochLog
+from fastmlp.training.result import TIMINGS, EpochLog, History
+from fastmlp.training.settings import Task
+
+LOGS = (METRICS_NAME, TIMINGS_NAME, CLASSES_NAME)
+EPOCH_MODEL, EPOCH_MODELS = "epoch-{:04d}.safetensors", "epoch-*.safetensors"
+# Files of an earlier run, which are removed when a new run starts.
+FILES = (FILE_NAME, RESULT_NAME, MANIFEST_NAME, *PICTURES, *OPTIONAL_FILES, *LOGS)
+FOLDERS = (f"{FOLDER_NAME}/{PATTERN}", f"{MODELS_NAME}/{EPOCH_MODELS}")
 
 
 class PeriodicSaver:
@@ -30,7 +54,7 @@ class PeriodicSaver:
 
     Every `TrainConfig.per_class_every` epochs, it appends a line to classes.jsonl. The line has the number of the epoch and,
     for the training and the validation split, the result of `metrics.classification_metrics`, computed without dropout.
-    Every `TrainConfig.save_every` epochs, it saves a model as checkpoints/epoch-N.safetensors, which can be loaded, evaluated
+    Every `TrainConfig.save_every` epochs, it saves a model as models/epoch-N.safetensors, which can be loaded, evaluated
     and used for prediction like any other model.
 
     Parameters
@@ -54,7 +78,7 @@ class PeriodicSaver:
             append_line(self.folder / CLASSES_NAME, {"epoch": epoch} | metrics)
         if self.config.save_every and epoch % self.config.save_every == 0:
             kept = dataclasses.replace(self.model, parameters=engine.state(slots=False).parameters)
-            path = self.folder / CHECKPOINTS_NAME / f"epoch-{epoch:04d}.safetensors"
+            path = self.folder / MODELS_NAME / EPOCH_MODEL.format(epoch)
             with file_errors("make the folder", path.parent):
                 path.parent.mkdir(exist_ok=True)
             kept.save(path)
@@ -65,14 +89,98 @@ class PeriodicSaver:
 
 
 class Recorder:
-    """Progress display that also writes metrics.jsonl, and config.toml after the first epoch."""
+    """Progress display that also writes metrics.jsonl and timings.jsonl.
 
-    def __init__(self, display: Progress, folder: Path, config: Mapping[str, Any]) -> None:
-        self.display, self.folder, self.config = display, folder, config
+    metrics.jsonl depends only on the data and the settings, so it is the same if the run is repeated or resumed.
+    """
+
+    def __init__(self, display: Progress, folder: Path) -> None:
+        self.display, self.folder = display, folder
         self.update = display.update
 
     def epoch_done(self, row: EpochLog) -> None:
-        if row["epoch"] == 1:
-            write_toml(self.folder / CONFIG_NAME, self.config)
-        append_line(self.folder / METRICS_NAME, row)
+        metrics, timings = log_lines(row)
+        append_line(self.folder / METRICS_NAME, metrics)
+        append_line(self.folder / TIMINGS_NAME, timings)
         self.display.epoch_done(row)
+
+
+def log_lines(row: EpochLog) -> tuple[EpochLog, EpochLog]:
+    """Return the lines of metrics.jsonl and of timings.jsonl for an epoch."""
+    metrics = {name: value for name, value in row.items() if name not in TIMINGS}
+    return metrics, {name: row[name] for name in ("epoch", *TIMINGS)}
+
+
+class RunCheckpoints(Checkpoints):
+    """The checkpoints of a run, which are in a subfolder of its folder.
+
+    When the training starts, the settings and a description of the data are written. The files of an earlier run are removed,
+    or if the run is resumed, the logs are set to the state of the checkpoint.
+
+    Parameters
+    ----------
+    plan, folder : the run and its folder
+    start : checkpoint from which the run is resumed; None to train from the beginning
+    strict : see `Checkpoints`
+    """
+
+    def __init__(self, plan: RunPlan, folder: Path, start: StoredCheckpoint | None = None, *, strict: bool = False) -> None:
+        own = folder / FOLDER_NAME if plan.config.checkpoints else None
+        super().__init__(own, plan.config.checkpoint_seconds, start, strict=strict)
+        self.plan, self.run = plan, folder
+
+    def begin(self, task: Task, engine: Engine) -> Checkpoint | None:
+        """Set the files of the run to the state of the checkpoint, or of a new run; see `Checkpoints.begin`."""
+        found = super().begin(task, engine)
+        if found is None:
+            self.prepare()
+        else:
+            remove_files(self.run, (MANIFEST_NAME, RESULT_NAME, FILE_NAME))  # results of the epochs so far
+            restore_logs(self.run, found.history)
+            self.describe()
+        return found
+
+    def prepare(self) -> None:
+        """Remove the files of an earlier run, and write config.toml and data.json; the run can be resumed from then on."""
+        remove_files(self.run, (*FILES, *FOLDERS))
+        self.describe()
+
+    def describe(self) -> None:
+        """Write config.toml and data.json."""
+        write_toml(self.run / CONFIG_NAME, portable(self.plan.config))
+        write_json(self.run / DATA_NAME, {"format_version": DATA_VERSION, **describe_data(self.plan.data, self.plan.splits)})
+
+    def write(self, checkpoint: Checkpoint, task: Task, engine: Engine) -> None:
+        """Write a checkpoint; see `Checkpoints.write`."""
+        if self.folder is not None and (self.run / CLASSES_NAME).exists():
+            sync_file(self.run / CLASSES_NAME)  # its lines are not part of the checkpoint
+        model = dataclasses.replace(checkpoint.model, **image_fields(self.plan.data))
+        super().write(checkpoint._replace(model=model), task, engine)
+
+    def remove(self) -> None:
+        """Remove the files of a run that has no result."""
+        remove_files(self.run, (*FILES, *FOLDERS, CONFIG_NAME, DATA_NAME))
+        for folder in (FOLDER_NAME, MODELS_NAME):
+            if (self.run / folder).is_dir() and not any((self.run / folder).iterdir()):
+                (self.run / folder).rmdir()
+
+
+def restore_logs(folder: Path, history: History) -> None:
+    """Set the logs of a run to the state after the epochs in `history`, and remove models of later epochs."""
+    lines = [log_lines(row) for row in history]
+    write_bytes(folder / METRICS_NAME, b"".join(json_bytes(metrics) for metrics, _ in lines))
+    write_bytes(folder / TIMINGS_NAME, b"".join(json_bytes(timings) for _, timings in lines))
+    if (folder / CLASSES_NAME).exists():
+        with file_errors("read", folder / CLASSES_NAME):
+            kept = [line for line in (folder / CLASSES_NAME).read_bytes().splitlines() if 0 < epoch_of(line) <= len(history)]
+        write_bytes(folder / CLASSES_NAME, b"".join(line + b"\n" for line in kept))
+    later = [path for path in (folder / MODELS_NAME).glob(EPOCH_MODELS) if int(path.stem[6:]) > len(history)]
+    remove_files(folder / MODELS_NAME, [path.name for path in later])
+
+
+def epoch_of(line: bytes) -> int:
+    """Return the epoch of a line of a log; 0 for a line that a power failure has damaged."""
+    try:
+        return int(msgspec.json.decode(line, type=dict[str, Any])["epoch"])
+    except (msgspec.DecodeError, KeyError):
+        return 0

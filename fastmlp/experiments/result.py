@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+import tempfile
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastmlp.data.dataset import Dataset
 from fastmlp.data.splits import Splits
 from fastmlp.engines import installed_versions
-from fastmlp.errors import ConfigError, DivergedError, ThresholdError
+from fastmlp.errors import ConfigError, DivergedError, ThresholdError, WriteError
 from fastmlp.experiments.folder import CLASSES_NAME, RESULT_NAME, RESULT_VERSION, remove_files, write_manifest
 from fastmlp.experiments.plan import SPLIT_NAMES, RunPlan, image_fields, portable
 from fastmlp.files import read_lines, write_bytes, write_json
 from fastmlp.models.file import FILE_NAME
 from fastmlp.models.metrics import evaluate_with_predictions
+from fastmlp.models.model import Model
 from fastmlp.nn.network import Network
 from fastmlp.reports.text import PREDICTIONS_NAME, REPORT_NAME, classification_report, predictions_text
-from fastmlp.training.result import TrainResult
+from fastmlp.training.result import History, TrainResult
 
 CURVES_NAME = "curves.png"
 CONFUSION_NAME = "confusion.png"
 CLASSES_PICTURE = "classes.png"
+PICTURES = (CURVES_NAME,)
 OPTIONAL_FILES = (CONFUSION_NAME, CLASSES_PICTURE, REPORT_NAME, PREDICTIONS_NAME)  # files that not every run writes
 PACKAGES = ("numpy", "numba", "llvmlite", "scikit-learn")
 
@@ -33,14 +37,56 @@ class TrainOutcome(NamedTuple):
 
     training : the trained model and its history
     signal : number of the signal that ended the training early, or 0
-    error : the error if the training diverged after its first epoch, otherwise None
+    error : the error if the training diverged after its first epoch, or a file could not be written, otherwise None
     seconds : wall-clock time of the training
     """
 
     training: TrainResult
     signal: int
-    error: DivergedError | None
+    error: DivergedError | WriteError | None
     seconds: float
+
+
+def seconds_of(history: History) -> float:
+    """Return the duration of the epochs in a history, in seconds."""
+    return float(sum(row["seconds"] + row["eval_seconds"] for row in history))
+
+
+def save_result(plan: RunPlan, outcome: TrainOutcome, folder: Path) -> dict[str, Any]:
+    """Call `write_result`. If it fails, save the model in another folder, and raise WriteError with the path.
+
+    If a file could not be written during the training, raise this error, with the place of the best weights.
+    """
+    failed = outcome.error if isinstance(outcome.error, WriteError) else None
+    place, cause = folder / FILE_NAME, failed
+    try:
+        result = write_result(plan, outcome, folder)
+    except WriteError as error:
+        place = rescue(dataclasses.replace(outcome.training.model, **image_fields(plan.data)), folder)
+        cause = failed or error
+    if cause is not None:
+        epoch = outcome.training.best_epoch
+        raise WriteError(f"{cause}; the weights of the best epoch, {epoch}, are in {place}") from cause
+    return result
+
+
+def rescue(model: Model, folder: Path) -> Path:
+    """Save a model next to its run folder, in the current folder, or in the folder for temporary files; return the path.
+
+    Raises
+    ------
+    WriteError : the model cannot be saved in any of these folders
+    """
+    error = WriteError()
+    for other in (folder.absolute().parent, Path.cwd(), Path(tempfile.gettempdir())):
+        path = other / f"{folder.name}-{datetime.now():%Y-%m-%d_%H%M%S_%f}.safetensors"
+        try:
+            model.save(path)
+        except WriteError as failed:
+            error = failed
+        else:
+            return path
+    raise error
 
 
 def write_result(plan: RunPlan, outcome: TrainOutcome, folder: Path) -> dict[str, Any]:

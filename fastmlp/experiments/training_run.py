@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from rich.filesize import decimal
 
 from fastmlp.data.dataset import Dataset
 from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.folder import run_folder
-from fastmlp.experiments.plan import RunPlan, Say, image_fields, make_plan, portable
-from fastmlp.experiments.record import PeriodicSaver, Recorder
-from fastmlp.experiments.result import TrainOutcome, write_result
+from fastmlp.experiments.plan import RunPlan, Say, image_fields, make_plan
+from fastmlp.experiments.record import PeriodicSaver, Recorder, RunCheckpoints
+from fastmlp.experiments.result import TrainOutcome, save_result, seconds_of
+from fastmlp.experiments.resume import Resume, start_for
 from fastmlp.models.model import Model
-from fastmlp.training.loop import Diverged, Interrupted, train_task
+from fastmlp.training.checkpoints import files_of
+from fastmlp.training.loop import Diverged, Interrupted, WriteFailed, train_task
 from fastmlp.training.progress import Progress, make_progress
 
 
@@ -39,7 +42,13 @@ def preload_figures() -> None:
 
 
 def run_training(
-    config: TrainConfig, *, quiet: bool = False, say: Say = lambda text: None, data: Dataset | None = None
+    config: TrainConfig,
+    *,
+    quiet: bool = False,
+    say: Say = lambda text: None,
+    data: Dataset | None = None,
+    resume: Resume = "never",
+    strict: bool = False,
 ) -> RunResult:
     """Train with the given settings, evaluate the best weights, and write the run folder.
 
@@ -49,6 +58,10 @@ def run_training(
     quiet : if true, show no progress on stderr
     say : function that is called with each status message
     data : a data set in memory, such as features that were just extracted; it replaces the one that `config.data` names
+    resume : whether to continue the run in `config.out` from its newest checkpoint, or from the beginning if it has none.
+        "always" is for settings from `resume.resumed_config`; "if possible" starts a new run if the folder has no run with the
+        same settings and data
+    strict : whether to refuse an engine that may give different bits, see `Checkpoints`
 
     Returns
     -------
@@ -59,6 +72,8 @@ def run_training(
     FastMLPError : settings or data cannot be used; no run folder is created
     Diverged : the training diverged. If at least one epoch was finished, the run folder is complete and has the best weights;
         otherwise there is no run folder
+    WriteError : a file could not be written. The training was stopped, and the best weights were saved, in another place if
+        they could not be saved in the run folder
 
     Examples
     --------
@@ -67,39 +82,52 @@ def run_training(
     ...     config = TrainConfig(hidden=(16,), epochs=2, backend="numpy", out=f"{folder}/run")
     ...     result, signal = run_training(config, quiet=True)
     ...     sorted(path.name for path in Path(folder, "run").iterdir())  # doctest: +NORMALIZE_WHITESPACE
-    ['config.toml', 'confusion.png', 'curves.png', 'manifest.json', 'metrics.jsonl', 'model.safetensors',
-     'report.txt', 'result.json']
+    ['checkpoints', 'config.toml', 'confusion.png', 'curves.png', 'data.json', 'manifest.json', 'metrics.jsonl',
+     'model.safetensors', 'report.txt', 'result.json', 'timings.jsonl']
     """
     plan = make_plan(config, progress=not quiet, data=data)
     rows = ", ".join(f"{len(split):,} {name}" for name, split in plan.splits.items())
     say(f"{plan.data.name}: {rows} rows; network {plan.network.label}, {plan.network.parameters:,} parameters")
     preload_figures()
     now = datetime.now().astimezone()
-    with run_folder(config.out, plan.data.name, plan.network.label, now, force=config.force) as folder:
+    with run_folder(config.out, plan.data.name, plan.network.label, now, force=config.force or resume == "always") as folder:
+        start = start_for(plan, folder, resume)
+        if start is not None:
+            say(f"continuing after epoch {len(start.checkpoint.history)}, from {start.path}")
+        checkpoints = RunCheckpoints(plan, folder, start, strict=strict)
         with make_progress(quiet=quiet, epochs=config.epochs) as display:
-            outcome = train_plan(plan, folder, display)
-        result = write_result(plan, outcome, folder)
-    say(f"{outcome.training.end}: {folder}")
+            outcome = train_plan(plan, checkpoints, display)
+        result = save_result(plan, outcome, folder)
+        say(f"{outcome.training.end}: {folder}{disk_usage(checkpoints)}")
     if outcome.error is not None:
         raise outcome.error
     return RunResult(result, outcome.signal)
 
 
-def train_plan(plan: RunPlan, folder: Path, display: Progress) -> TrainOutcome:
+def disk_usage(checkpoints: RunCheckpoints) -> str:
+    """Return a text with the number and the size of the checkpoints."""
+    files = [] if checkpoints.folder is None else files_of(checkpoints.folder)
+    size = sum(path.stat().st_size for path in files)
+    return f" ({len(files)} checkpoint{'s'[: len(files) != 1]}, {decimal(size)})" if files else ""
+
+
+def train_plan(plan: RunPlan, checkpoints: RunCheckpoints, display: Progress) -> TrainOutcome:
     """Run the training and return its outcome, also after a signal; raise Diverged if the first epoch diverges."""
     signal, error = 0, None
     began = time.perf_counter()
     try:
-        saver = periodic_saver(plan, folder)
-        recorder = Recorder(display, folder, portable(plan.config))
-        training = train_task(plan.task, [saver], recorder)
+        saver = periodic_saver(plan, checkpoints.run)
+        recorder = Recorder(display, checkpoints.run)
+        training = train_task(plan.task, [saver], recorder, checkpoints)
     except Interrupted as stop:
         training, signal = stop.training, stop.signal
-    except Diverged as stop:
+    except (Diverged, WriteFailed) as stop:
         if stop.training is None:
+            checkpoints.remove()
             raise
         training, error = stop.training, stop
-    return TrainOutcome(training, signal, error, time.perf_counter() - began)
+    before = 0.0 if checkpoints.start is None else seconds_of(checkpoints.start.checkpoint.history)
+    return TrainOutcome(training, signal, error, before + time.perf_counter() - began)
 
 
 def periodic_saver(plan: RunPlan, folder: Path) -> PeriodicSaver:

@@ -17,7 +17,7 @@ from fastmlp.errors import ConfigError, DataError
 from fastmlp.nn.network import Network
 from fastmlp.nn.scaling import Scaling
 from fastmlp.training.checkpoints import DEFAULT_SECONDS, open_checkpoints
-from fastmlp.training.loop import Callback, Diverged, Progress, train_task
+from fastmlp.training.loop import Callback, Diverged, Progress, WriteFailed, train_task
 from fastmlp.training.many import EpochCallback, Result, ResultCallback, naming, train_tasks
 from fastmlp.training.progress import make_progress
 from fastmlp.training.result import SeedResults, TrainResult
@@ -127,7 +127,7 @@ def train(  # noqa: PLR0913 - keyword-only, with defaults
     Diverged : a loss or a weight became NaN or infinite; with `seeds`, in any of the runs
     Interrupted : SIGINT or SIGTERM was received (in the main thread only); contains the result so far. With `seeds`,
         ManyInterrupted
-    WriteFailed : a checkpoint could not be written; contains the result so far. It is a DataError
+    WriteFailed : a checkpoint could not be written; contains the result so far
 
     Examples
     --------
@@ -323,4 +323,6 @@ def train_seeds(task: Task, seeds: tuple[int, ...], callbacks: Sequence[Callback
     for seed, result in zip(seeds, results, strict=True):
         if isinstance(result, Diverged):
             raise Diverged(f"seed {seed}: {result}", result.training, settings=result.settings)
+        if isinstance(result, WriteFailed):  # raised by a callback
+            raise WriteFailed(f"seed {seed}: {result}", result.training)
     return SeedResults(seeds, [result for result in results if isinstance(result, TrainResult)])

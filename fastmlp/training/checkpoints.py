@@ -112,7 +112,7 @@ class StoredCheckpoint(NamedTuple):
 
 
 def write(path: Path, checkpoint: Checkpoint, record: Record) -> None:
-    """Write a checkpoint atomically; raise DataError if it cannot be written."""
+    """Write a checkpoint atomically; raise WriteError if it cannot be written."""
     tensors: dict[str, npt.NDArray[Any]] = {"parameters": checkpoint.state.parameters, "slots": checkpoint.state.slots}
     if checkpoint.started is not None:
         tensors |= {"loss": checkpoint.started.metrics.loss, "correct": checkpoint.started.metrics.correct}
@@ -302,10 +302,12 @@ class Checkpoints:
         self._data = ""
 
     def begin(self, task: Task, engine: Engine) -> Checkpoint | None:
-        """Start the clock, and return the checkpoint from which the training continues.
+        """Create the folder, start the clock, and return the checkpoint from which the training continues, or None.
 
-        Raises the exceptions of `check_same` and `check_arithmetic`.
+        Raises the exceptions of `check_same` and `check_arithmetic`, and WriteError if the folder cannot be created.
         """
+        if self.folder is not None:
+            make_folders(self.folder)
         self.written = time.monotonic()
         if self.start is None:
             return None
@@ -324,7 +326,7 @@ class Checkpoints:
         return self.folder is not None and time.monotonic() - self.written >= self.seconds
 
     def write(self, checkpoint: Checkpoint, task: Task, engine: Engine) -> None:
-        """Write a checkpoint, then remove all but the newest `KEPT`; raise DataError if it cannot be written."""
+        """Write a checkpoint, then remove all but the newest `KEPT`; raise WriteError if it cannot be written."""
         if self.folder is None:
             return
         started = checkpoint.started and {
@@ -342,7 +344,6 @@ class Checkpoints:
             started,
         )
         self.before_write()
-        make_folders(self.folder)
         write(self.folder / f"step-{checkpoint.state.step:012d}.safetensors", checkpoint, record)
         with file_errors("remove old checkpoints from", self.folder):
             for path in sorted(self.folder.glob(PATTERN))[:-KEPT]:

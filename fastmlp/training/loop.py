@@ -16,7 +16,7 @@ from fastmlp.engines import make_engine
 from fastmlp.engines.base import Engine, EngineSpec, RowMetrics, State, step_count
 from fastmlp.engines.chunks import ChunkSize
 from fastmlp.engines.interrupts import Signals
-from fastmlp.errors import DataError, DivergedError
+from fastmlp.errors import DivergedError, WriteError
 from fastmlp.models.metrics import mean
 from fastmlp.models.model import Model
 from fastmlp.nn.network import FloatArray
@@ -63,7 +63,7 @@ class Diverged(DivergedError):
         return type(self), (str(self), self.training), {"settings": self.settings}
 
 
-class WriteFailed(DataError):
+class WriteFailed(WriteError):
     """Raised if a file could not be written during training; `training` is the result of the epochs so far."""
 
     def __init__(self, message: str, training: TrainResult) -> None:
@@ -139,7 +139,7 @@ class Loop:
                     break
             if self.started is None:
                 checkpoints.write(self.checkpoint(), self.task, self.engine)
-        except DataError as error:
+        except WriteError as error:
             raise WriteFailed(str(error), self._result("failed")) from error
         training = self._result(stopped)
         if signals.received:

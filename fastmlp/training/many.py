@@ -16,11 +16,12 @@ from typing import Any
 from fastmlp.engines.cpu.threads import available_cores
 from fastmlp.engines.interrupts import Signals
 from fastmlp.errors import ConfigError, FastMLPError
-from fastmlp.training.loop import Callback, Diverged, Interrupted, loop_for
+from fastmlp.training.checkpoints import Checkpoints
+from fastmlp.training.loop import Callback, Diverged, Interrupted, Progress, WriteFailed, loop_for
 from fastmlp.training.result import EpochLog, TrainResult
 from fastmlp.training.settings import Settings, Task
 
-Result = TrainResult | Diverged
+Result = TrainResult | Diverged | WriteFailed
 EpochCallback = Callable[[int, EpochLog], None]
 ResultCallback = Callable[[int, Result], None]
 
@@ -53,14 +54,19 @@ def train_tasks(
     callbacks: Sequence[Sequence[Callback]] | None = None,
     progress: EpochCallback | None = None,
     finished: ResultCallback | None = None,
+    displays: Sequence[Progress | None] | None = None,
+    checkpoints: Sequence[Checkpoints | None] | None = None,
 ) -> list[Result]:
-    """Train tasks from `api.make_tasks`. See `api.train_many` for the parameters, the return value and the exceptions."""
+    """Train tasks from `api.make_tasks`. See `api.train_many` for the parameters, the return value and the exceptions.
+
+    displays, checkpoints : arguments of `train_task` for each task
+    """
     threads = Settings(threads=threads).threads or available_cores()  # `Settings` validates the value
     if callbacks is not None and len(callbacks) != len(tasks):
         raise ConfigError(f"callbacks has {len(callbacks)} sequences, but there are {len(tasks)} jobs; give one per job")
     compile_kernels(tasks)
     with Signals() as signals:
-        pool = Pool(tasks, signals, progress, finished, callbacks)
+        pool = Pool(tasks, signals, progress, finished, callbacks, displays, checkpoints)
         pool.run(min(threads, len(tasks)))
         if signals.received:
             raise ManyInterrupted(pool.results, signals.received)
@@ -97,9 +103,12 @@ class Pool:
         progress: EpochCallback | None,
         finished: ResultCallback | None,
         callbacks: Sequence[Sequence[Callback]] | None = None,
+        displays: Sequence[Progress | None] | None = None,
+        checkpoints: Sequence[Checkpoints | None] | None = None,
     ) -> None:
         self.tasks, self.signals, self.progress, self.finished = tasks, signals, progress, finished
         self.callbacks = callbacks or [()] * len(tasks)
+        self.displays, self.checkpoints = displays or [None] * len(tasks), checkpoints or [None] * len(tasks)
         self.results: list[Result | None] = [None] * len(tasks)
         # All threads use the same iterator, which is safe because the GIL makes `next` atomic.
         self.next = iter(sorted(range(len(tasks)), key=lambda index: tasks[index].cost, reverse=True))
@@ -137,7 +146,7 @@ class Pool:
 
     def _dispatch(self, index: int, message: EpochLog | Result) -> None:
         """Call `finished` if the message is a result, or `progress` if it is a history entry."""
-        if isinstance(message, TrainResult | Diverged):
+        if isinstance(message, Result):
             if self.finished is not None:
                 self.finished(index, message)
         elif self.progress is not None:
@@ -160,11 +169,11 @@ class Pool:
 
     def _train(self, index: int) -> Result:
         report: list[Callback] = [lambda row, engine: self.inbox.put((index, row))] if self.progress is not None else []
-        with loop_for(self.tasks[index], threads=1) as loop:
+        with loop_for(self.tasks[index], self.displays[index], threads=1) as loop:
             try:
-                return loop.run(self.signals, [*self.callbacks[index], *report])
+                return loop.run(self.signals, [*self.callbacks[index], *report], self.checkpoints[index])
             except Interrupted as stop:
                 return stop.training
-            except Diverged as error:
+            except (Diverged, WriteFailed) as error:
                 error.__context__ = None  # its traceback would keep the engine alive
                 return error.with_traceback(None)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 EpochLog = dict[str, Any]  # entry of the history for one epoch, see `TrainResult`
+TIMINGS = ("seconds", "eval_seconds", "rows_per_second")  # keys that differ between two runs with the same settings
 METRICS = ("loss", "accuracy", "val_loss", "val_accuracy")  # of an epoch, as a repr shows them
 SHOWN = ("epoch", *METRICS, "lr", "seconds")  # columns of the table that a repr shows
 

@@ -40,6 +40,7 @@ from fastmlp.nn.network import ALIASES, DEFAULT_HIDDEN, INITIALIZERS, Network, c
 from fastmlp.nn.optimizers import DEFAULT_LEARNING_RATE, RULES, Optimizer
 from fastmlp.nn.scaling import SCALINGS
 from fastmlp.nn.schedules import PLATEAU, SCHEDULE_NAMES, ReduceOnPlateau, Schedule
+from fastmlp.training.checkpoints import DEFAULT_SECONDS
 from fastmlp.training.settings import DEFAULT_PATIENCE, DEFAULT_SCALING, MONITORS, Settings
 
 INITS = (*INITIALIZERS, *ALIASES)
@@ -268,12 +269,16 @@ class TrainConfig(DataSettings):
     )
     out: str | None = result_setting(FOLDER, None, "Run folder [default: runs/DATE-data-network].", common=True)
     force: bool = result_setting(BOOLEAN, False, "Write into `out` even if it is not empty.")
+    checkpoints: bool = result_setting(BOOLEAN, True, "Write checkpoints, from which an interrupted run can be resumed.")
+    checkpoint_seconds: float = result_setting(
+        DURATION, DEFAULT_SECONDS, "Write a checkpoint after an epoch if the last one is older than this."
+    )
     per_class_every: int | None = result_setting(
         INTEGER,
         None,
         "Every N epochs, write per-class metrics and confusion matrices to classes.jsonl; plot them in classes.png.",
     )
-    save_every: int | None = result_setting(INTEGER, None, "Save the model every N epochs in the subfolder checkpoints.")
+    save_every: int | None = result_setting(INTEGER, None, "Save the model every N epochs in the subfolder models.")
     predictions: bool = result_setting(
         BOOLEAN, False, "Write predictions.txt with the test loss, the accuracy, and the true and predicted class of each row."
     )
@@ -285,7 +290,7 @@ class TrainConfig(DataSettings):
             raise ConfigError("dtype float64 needs backend numpy or torch, not numba", settings=("dtype", "backend"))
         if not 0 <= (self.min_accuracy or 0) <= 1:
             raise ConfigError(f"min_accuracy must be between 0 and 1, not {self.min_accuracy}", settings=("min_accuracy",))
-        for name in ("patience", "min_delta"):
+        for name in ("patience", "min_delta", "checkpoint_seconds"):
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}", settings=(name,))
         for name in ("per_class_every", "save_every"):

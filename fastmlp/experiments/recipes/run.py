@@ -1,7 +1,8 @@
 """Run the recipes that are not finished, and compare their results with the published ones.
 
 Each recipe has its own run folder, as written by `fastmlp train`. A recipe is finished if the folder has the result of a run
-that was not interrupted. MLPs on pixels with the same data and splits are trained in parallel (training/many.py);
+that was not interrupted; other runs continue from their checkpoints. MLPs
+on pixels with the same data and splits are trained in parallel (training/many.py);
 convolutional networks are trained one after the other.
 """
 
@@ -58,7 +59,7 @@ def finished_result(recipe: Recipe, folder: Path) -> dict[str, Any] | None:
     if not file.exists():
         return None
     result = read_result(file)
-    return None if result.get("stopped") == "interrupted" else result
+    return None if result.get("stopped") in ("interrupted", "failed") else result
 
 
 def extracted_of(recipe: Recipe, result: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -145,7 +146,7 @@ def run_alone(job: RecipeJob, quiet: bool, say: Say) -> int:
     """Train a single MLP on all cores, as `fastmlp train` does; return the signal that interrupted it, or 0."""
     assert job.config is not None
     try:
-        return run_training(job.config, quiet=quiet, say=say).signal
+        return run_training(job.config, quiet=quiet, say=say, resume="if possible").signal
     except DivergedError as error:
         say(f"{job.recipe.name}: {error}")
         return 0
@@ -154,7 +155,7 @@ def run_alone(job: RecipeJob, quiet: bool, say: Say) -> int:
 def run_pixels(jobs: Sequence[RecipeJob], threads: int | None, say: Say) -> int:
     """Train MLPs on the same data in parallel, each with its own run folder; return the signal that interrupted them, or 0."""
     runs = [NamedRun(job.recipe.name, plan, job.folder) for job, plan in zip(jobs, plans_of(jobs), strict=True)]
-    return train_in_parallel(runs, threads, say)
+    return train_in_parallel(runs, threads, say, resume="if possible")
 
 
 def plans_of(jobs: Sequence[RecipeJob]) -> list[RunPlan]:
@@ -171,7 +172,7 @@ def run_images(job: RecipeJob, tools: Tools, quiet: bool, say: Say) -> int:
     assert job.images is not None
     make_folder(job.folder)
     if job.config is not None:
-        return extract_and_train(job.images, job.config, tools, quiet=quiet, say=say).signal
+        return extract_and_train(job.images, job.config, tools, quiet=quiet, say=say, resume="if possible").signal
     extracted = extract_run(job.images, tools, quiet=quiet, say=say)
     if not extracted.signal:
         draw_extraction(extracted, job.folder)

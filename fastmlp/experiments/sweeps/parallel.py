@@ -7,15 +7,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from fastmlp.experiments.folder import clear_logs, locked
-from fastmlp.experiments.plan import RunPlan, Say, portable
-from fastmlp.experiments.record import Recorder
-from fastmlp.experiments.result import TrainOutcome, write_result
+from fastmlp.errors import WriteError
+from fastmlp.experiments.folder import locked
+from fastmlp.experiments.plan import RunPlan, Say
+from fastmlp.experiments.record import Recorder, RunCheckpoints
+from fastmlp.experiments.result import TrainOutcome, save_result, seconds_of
+from fastmlp.experiments.resume import Resume, start_for
 from fastmlp.experiments.training_run import periodic_saver
-from fastmlp.training.loop import Diverged
 from fastmlp.training.many import ManyInterrupted, Result, train_tasks
 from fastmlp.training.progress import make_progress
-from fastmlp.training.result import EpochLog
+from fastmlp.training.result import TrainResult
 
 
 class NamedRun(NamedTuple):
@@ -26,7 +27,7 @@ class NamedRun(NamedTuple):
     folder: Path
 
 
-def train_in_parallel(runs: Sequence[NamedRun], threads: int | None, say: Say) -> int:
+def train_in_parallel(runs: Sequence[NamedRun], threads: int | None, say: Say, *, resume: Resume = "never") -> int:
     """Train several runs in parallel, and write their run folders; return the signal that interrupted them, or 0.
 
     Parameters
@@ -34,41 +35,57 @@ def train_in_parallel(runs: Sequence[NamedRun], threads: int | None, say: Say) -
     runs : runs that share their data
     threads : number of runs that are trained in parallel; None means one per core
     say : function that is called with a status message when a run has ended
+    resume : whether to continue the runs in the folders, see `resume.start_for`
+
+    Raises
+    ------
+    WriteError : a file of a run could not be written; raised after the other runs have ended
     """
     with ExitStack() as stack:
         for run in runs:
             stack.enter_context(locked(run.folder))
-            clear_logs(run.folder)
-        return train_locked(runs, threads, say)
+        try:
+            return train_locked(runs, threads, say, resume)
+        finally:
+            for run in runs:
+                if run.folder.is_dir() and not any(run.folder.iterdir()):
+                    run.folder.rmdir()
 
 
-def train_locked(runs: Sequence[NamedRun], threads: int | None, say: Say) -> int:
+def train_locked(runs: Sequence[NamedRun], threads: int | None, say: Say, resume: Resume) -> int:
     """Implement `train_in_parallel` for folders that are locked."""
+    starts = [start_for(run.plan, run.folder, resume) for run in runs]
+    checkpoints = [RunCheckpoints(run.plan, run.folder, start) for run, start in zip(runs, starts, strict=True)]
+    failed: list[WriteError] = []
 
     def finished(index: int, result: Result) -> None:
         name, plan, folder = runs[index]
-        error = result if isinstance(result, Diverged) else None
-        training = result.training if isinstance(result, Diverged) else result
+        error = None if isinstance(result, TrainResult) else result
+        training = result if isinstance(result, TrainResult) else result.training
         if training is None:
+            checkpoints[index].remove()
             say(f"{name}: {error}")
             return
-        seconds = sum(row["seconds"] + row["eval_seconds"] for row in training.history)
-        write_result(plan, TrainOutcome(training, 0, error, seconds), folder)
-        say(f"{name}: {training.end}")
-
-    def seen(index: int, row: EpochLog) -> None:
-        recorders[index].epoch_done(row)
+        try:
+            save_result(plan, TrainOutcome(training, 0, error, seconds_of(training.history)), folder)
+            say(f"{name}: {training.end}")
+        except WriteError as unwritten:
+            failed.append(unwritten)
+            say(f"{name}: {unwritten}")
 
     with make_progress(quiet=True, epochs=1) as silent:
-        recorders = [Recorder(silent, run.folder, portable(run.plan.config)) for run in runs]
+        recorders = [Recorder(silent, run.folder) for run in runs]
         callbacks = [[periodic_saver(run.plan, run.folder)] for run in runs]
         tasks = [run.plan.task for run in runs]
+        for one in checkpoints:
+            if one.start is None:
+                one.prepare()  # also the runs that will not have started if the process is killed
         try:
-            train_tasks(tasks, threads=threads, callbacks=callbacks, progress=seen, finished=finished)
+            train_tasks(
+                tasks, threads=threads, callbacks=callbacks, displays=recorders, finished=finished, checkpoints=checkpoints
+            )
         except ManyInterrupted as stop:
             return stop.signal
-        finally:
-            for run in runs:
-                if not any(run.folder.iterdir()):
-                    run.folder.rmdir()
+    if failed:
+        raise failed[0]
     return 0

@@ -13,6 +13,7 @@ from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.folder import METRICS_NAME, RESULT_NAME, RESULT_VERSION, read_result, run_folder
 from fastmlp.experiments.plan import RunPlan, Say, make_plan
 from fastmlp.experiments.result import CURVES_NAME
+from fastmlp.experiments.resume import Resume
 from fastmlp.experiments.sweeps.parallel import NamedRun, train_in_parallel
 from fastmlp.files import read_lines, write_json
 from fastmlp.nn.checks import check_whole
@@ -29,7 +30,7 @@ class SeedsResult(NamedTuple):
     signal: int
 
 
-def run_seeds(config: TrainConfig, count: int, *, say: Say = lambda text: None) -> SeedsResult:
+def run_seeds(config: TrainConfig, count: int, *, say: Say = lambda text: None, resume: Resume = "never") -> SeedsResult:
     """Train with `count` seeds, which start with `config.seed`, on the same splits and in parallel.
 
     The output folder contains a run folder per seed, seeds.json with the summary, and curves.png with the mean and the standard
@@ -39,6 +40,7 @@ def run_seeds(config: TrainConfig, count: int, *, say: Say = lambda text: None) 
     ----------
     config : settings of the runs; `config.threads` is the number of runs that are trained in parallel
     say : function that is called with each status message
+    resume : whether to continue the runs in `config.out`, see `resume.start_for`
 
     Raises
     ------
@@ -55,11 +57,11 @@ def run_seeds(config: TrainConfig, count: int, *, say: Say = lambda text: None) 
     plan = plans[0]
     now = datetime.now().astimezone()
     label = f"{plan.network.label}-{count}-seeds"
-    with run_folder(config.out, plan.data.name, label, now, force=config.force) as folder:
+    with run_folder(config.out, plan.data.name, label, now, force=config.force or resume == "always") as folder:
         rows = ", ".join(f"{len(split):,} {name}" for name, split in plan.splits.items())
         say(f"{plan.data.name}: {rows} rows; network {plan.network.label}, {count} seeds")
         runs = [NamedRun(f"seed {seed}", one, folder / f"seed-{seed}") for seed, one in zip(seeds, plans, strict=True)]
-        signal = train_in_parallel(runs, config.threads, say)
+        signal = train_in_parallel(runs, config.threads, say, resume=resume)
         results = {run.name: read_result(run.folder / RESULT_NAME) for run in runs if (run.folder / RESULT_NAME).exists()}
         if not results and not signal:
             raise DivergedError("training diverged in the first epoch with all seeds", settings=("lr",))

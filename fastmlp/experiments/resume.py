@@ -1,0 +1,185 @@
+"""Continuation of a run that was interrupted or killed: its settings, its newest checkpoint, and what its folder contains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from fastmlp.errors import ConfigError, DataError
+from fastmlp.experiments.config.sources import resolve
+from fastmlp.experiments.config.train import FIELDS, TrainConfig
+from fastmlp.experiments.folder import (
+    CONFIG_NAME,
+    DATA_NAME,
+    DATA_VERSION,
+    MANIFEST_NAME,
+    METRICS_NAME,
+    MODELS_NAME,
+    RESULT_NAME,
+    check_manifest,
+    read_result,
+)
+from fastmlp.experiments.plan import FEATURES_OF, RunPlan, portable
+from fastmlp.files import check_format_version, file_errors, read_json, read_toml
+from fastmlp.training.checkpoints import CHANGEABLE, FOLDER_NAME, StoredCheckpoint, files_of, read_newest
+
+Resume = Literal["never", "if possible", "always"]
+# Settings that may differ when a run is resumed: those of the training, and those that only concern the files of the run.
+RESUMABLE = {
+    *CHANGEABLE,
+    "data",
+    "data_dir",
+    "out",
+    "force",
+    "checkpoints",
+    "checkpoint_seconds",
+    "predictions",
+    "min_accuracy",
+}
+
+
+def resumed_config(folder: Path, flags: Mapping[str, Any]) -> TrainConfig:
+    """Return the settings of a run that is resumed. Environment variables are ignored.
+
+    Parameters
+    ----------
+    folder : run folder
+    flags : settings to change, see `config.sources.resolve`; only those in `RESUMABLE` may differ from those of the run
+
+    Raises
+    ------
+    ConfigError : a setting that determines the results is changed
+    DataError : the folder is not a run folder
+    """
+    if not (folder / CONFIG_NAME).exists():
+        raise DataError(f"{folder} is not a run folder, since it has no {CONFIG_NAME}; check the path, or start a new run")
+    if flags.get("out") is not None:
+        raise ConfigError("out cannot be changed when a run is resumed; resume a copy of the folder instead", settings=("out",))
+    before, now = resolve({}, {}, folder / CONFIG_NAME), resolve(flags, {}, folder / CONFIG_NAME)
+    changed = [name for name in FIELDS if name not in RESUMABLE and getattr(now, name) != getattr(before, name)]
+    if changed:
+        values = "; ".join(f"{name} is {getattr(before, name)}, not {getattr(now, name)}" for name in changed)
+        raise ConfigError(f"{folder}: the settings of a run stay the same when it is resumed: {values}", settings=changed)
+    if now.data.startswith(FEATURES_OF):
+        raise ConfigError(f"{folder}: {now.data} were kept in memory only, so the run cannot be resumed; run it again")
+    return replace(now, out=str(folder))
+
+
+def resumed_seeds(folder: Path) -> tuple[Path, int] | None:
+    """Return the run folder of the first seed and the number of seeds, or None if the folder is not one of several seeds."""
+    if (folder / CONFIG_NAME).exists():
+        return None
+    found = {int(path.name.removeprefix("seed-")): path for path in folder.glob("seed-[0-9]*") if (path / CONFIG_NAME).exists()}
+    return (found[min(found)], len(found)) if found else None
+
+
+def start_of(plan: RunPlan, folder: Path) -> StoredCheckpoint | None:
+    """Return the checkpoint from which a run continues, or None if it was killed before it wrote one.
+
+    Raises
+    ------
+    DataError : the data differ from those of the run, or its checkpoints are damaged
+    ConfigError : the run ended without checkpoints
+    """
+    found = read_json(folder / DATA_NAME)
+    check_format_version(folder / DATA_NAME, found, DATA_VERSION)
+    if found.get("sha256") != plan.data.sha256:
+        raise DataError(
+            f"{plan.config.data} has changed since the run in {folder} was started; restore the data, or start a new run",
+            settings=("data", "data_dir"),
+        )
+    if files_of(folder):
+        return read_newest(folder)
+    if (folder / RESULT_NAME).exists():
+        raise ConfigError(f"{folder}: the run has ended and has no checkpoint, so it cannot be continued")
+    return None
+
+
+def start_for(plan: RunPlan, folder: Path, resume: Resume) -> StoredCheckpoint | None:
+    """Return the checkpoint from which a run starts, or None to start from the beginning.
+
+    resume : "never"; "always", see `start_of`; or "if possible", if `has_run` is true
+    """
+    resumes = resume == "always" or (resume == "if possible" and has_run(plan, folder))
+    return start_of(plan, folder) if resumes else None
+
+
+def has_run(plan: RunPlan, folder: Path) -> bool:
+    """Return whether a folder has a run with the settings and the data of a plan that can be resumed."""
+    if not (folder / CONFIG_NAME).exists() or not (folder / DATA_NAME).exists():
+        return False
+    same = read_toml(folder / CONFIG_NAME) == portable(plan.config)
+    same = same and read_json(folder / DATA_NAME).get("sha256") == plan.data.sha256
+    return same and (bool(files_of(folder)) or not (folder / RESULT_NAME).exists())
+
+
+# ------------------------------------------------------------------------------------------------ unfinished runs
+
+
+class RunState(NamedTuple):
+    """A saved model, and the run that it belongs to.
+
+    config : the settings of the run; the defaults for a model file that is not in a run folder
+    data : description of the data of the run, see `result.describe_data`; empty for such a file
+    model : file with the model, or the run folder
+    unfinished : message for the user if the run has not finished, else ""
+    """
+
+    config: TrainConfig
+    data: dict[str, Any]
+    model: Path
+    unfinished: str
+
+
+def state_of(path: Path) -> RunState:
+    """Return the run of a run folder, a model file or a checkpoint; of an unfinished run, the model is the newest checkpoint.
+
+    Raises
+    ------
+    DataError : a file of a finished run is missing or damaged, or an unfinished run has no checkpoint
+    """
+    folder = run_of(path)
+    if folder is None:
+        return RunState(TrainConfig(), {}, path, "")
+    if (folder / MANIFEST_NAME).exists() or not (folder / DATA_NAME).exists():
+        check_manifest(folder)
+        return RunState(resolve({}, {}, folder / CONFIG_NAME), dict(read_result(folder / RESULT_NAME)["data"]), path, "")
+    config, data = resolve({}, {}, folder / CONFIG_NAME), read_json(folder / DATA_NAME)
+    check_format_version(folder / DATA_NAME, data, DATA_VERSION)
+    text = f"{folder}: the run has not finished"
+    if path.is_file():
+        return RunState(config, data, path, text)
+    if not files_of(folder):
+        raise DataError(f"{text}, and has no checkpoint, only {contents(folder)}; resume it, or repeat it")
+    stored = read_newest(folder)
+    done, best = len(stored.checkpoint.history), stored.checkpoint.best_epoch
+    text += f"; the newest checkpoint, {stored.path.name}, has {done} of {config.epochs} epochs"
+    text += f", and the weights of epoch {best}, the best one" if best else ""
+    return RunState(config, data, stored.path, text)
+
+
+def contents(folder: Path) -> str:
+    """Return what an unfinished run without checkpoints has, in words."""
+    with file_errors("read", folder):
+        metrics = folder / METRICS_NAME
+        epochs = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+        models = len(list((folder / MODELS_NAME).glob("*.safetensors")))
+    parts = ["its settings"]
+    if epochs:
+        parts.append(f"the metrics of {epochs} epochs")
+    if models:
+        parts.append(f"{models} models in the subfolder {MODELS_NAME}")
+    return " and ".join(parts)
+
+
+def run_of(path: Path) -> Path | None:
+    """Return the run folder of a path: a folder itself, or the folder of the run that saved a model or a checkpoint.
+
+    Return None for any other file.
+    """
+    if path.is_dir():
+        return path
+    folder = path.absolute().parent.parent
+    return folder if path.absolute().parent.name in (FOLDER_NAME, MODELS_NAME) and (folder / CONFIG_NAME).exists() else None
