@@ -1,12 +1,13 @@
-"""The command `fastmlp evaluate`. experiments/evaluation.py implements it."""
+"""The commands `fastmlp evaluate` and `fastmlp verify`. experiments/evaluation.py and verification.py implement them."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
-from fastmlp.commands.console import note, show_figures, show_reports
+from fastmlp.commands.console import note, say, show, show_figures, show_json, show_reports
 from fastmlp.commands.options import SOURCE, Command, common_options, data_dir_option, engine_options
 from fastmlp.commands.toolkit import open_extractor
 
@@ -56,3 +57,30 @@ def evaluate(run: str, split: str, report: bool, min_accuracy: float | None, as_
     else:
         show_figures(result, as_json)
     check_accuracy(result, "test" if split == "all" else split, min_accuracy)
+
+
+@click.command(cls=Command)
+@click.argument("run", metavar="RUN")
+@click.option("--data", metavar=SOURCE, help="Place of the data of the run, if they have moved.")
+@data_dir_option
+@engine_options
+@common_options
+def verify(run: str, as_json: bool, **flags: Any) -> None:
+    """Check that a run can be reproduced.
+
+    \b
+    fastmlp verify runs/a
+
+    The training is repeated from the checkpoint before the last one, or from the beginning if there is only one, and
+    the weights, the state of the optimizer and the metrics are compared by their SHA-256 hashes. The run folder is not
+    changed. The exit code is 3 if there is a difference.
+    """
+    from fastmlp.experiments.verification import check_verified, verify_run
+
+    result = verify_run(Path(run), flags, say=say)
+    first, last = result["epochs"]
+    if as_json:
+        show_json(result)
+    elif result["same"]:
+        show(f"{run}: epochs {first} to {last} were repeated with the same results: {', '.join(result['sha256'])}")
+    check_verified(result)

@@ -23,7 +23,7 @@ from fastmlp.commands.bench import bench
 from fastmlp.commands.console import SIGNAL_CODE, fail, note
 from fastmlp.commands.data import data
 from fastmlp.commands.doctor import doctor
-from fastmlp.commands.evaluate import evaluate
+from fastmlp.commands.evaluate import evaluate, verify
 from fastmlp.commands.extract import extract
 from fastmlp.commands.options import Group
 from fastmlp.commands.predict import predict
@@ -70,6 +70,7 @@ def program() -> None:
     fastmlp train                           train on handwritten digits; needs no download
     fastmlp train --data fashion-mnist --hidden 400,250,100 --dropout 0.2 --out runs/a
     fastmlp lr-find --optimizer sgd         suggest a learning rate
+    fastmlp train --resume runs/a           continue an interrupted run
     fastmlp evaluate runs/a                 evaluate the trained model
     fastmlp predict runs/a shirt.png        predict a label and its probability
     fastmlp extract --data photos/ train    train on features of a convolutional network
@@ -79,5 +80,5 @@ def program() -> None:
     """
 
 
-for command in (train, lr_find, extract, evaluate, predict, data, recipes, doctor, bench):
+for command in (train, lr_find, extract, evaluate, verify, predict, data, recipes, doctor, bench):
     program.add_command(command)

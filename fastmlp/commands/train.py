@@ -34,7 +34,13 @@ if TYPE_CHECKING:
     help="Train with N consecutive seeds, starting with --seed, in parallel.",
 )
 @click.option("--resume", metavar="RUN", help="Continue an interrupted run, or train a finished one for more --epochs.")
-@click.option("--strict", is_flag=True, help="With --resume: refuse an engine or a processor that may give different bits.")
+@click.option(
+    "--strict",
+    cls=Option,
+    common=False,
+    is_flag=True,
+    help="With --resume: refuse an engine or a processor that may give different bits.",
+)
 @common_options
 def train(
     recipe: str | None,

@@ -37,7 +37,6 @@ from fastmlp.models.model import Model
 from fastmlp.training.checkpoints import FOLDER_NAME, PATTERN, Checkpoint, Checkpoints, StoredCheckpoint
 from fastmlp.training.progress import Progress
 from fastmlp.training.result import TIMINGS, EpochLog, History
-from fastmlp.training.settings import Task
 
 LOGS = (METRICS_NAME, TIMINGS_NAME, CLASSES_NAME)
 EPOCH_MODEL, EPOCH_MODELS = "epoch-{:04d}.safetensors", "epoch-*.safetensors"
@@ -126,12 +125,12 @@ class RunCheckpoints(Checkpoints):
 
     def __init__(self, plan: RunPlan, folder: Path, start: StoredCheckpoint | None = None, *, strict: bool = False) -> None:
         own = folder / FOLDER_NAME if plan.config.checkpoints else None
-        super().__init__(own, plan.config.checkpoint_seconds, start, strict=strict)
+        super().__init__(plan.task, own, plan.config.checkpoint_seconds, start, strict=strict)
         self.plan, self.run = plan, folder
 
-    def begin(self, task: Task, engine: Engine) -> Checkpoint | None:
+    def begin(self, engine: Engine) -> Checkpoint | None:
         """Set the files of the run to the state of the checkpoint, or of a new run; see `Checkpoints.begin`."""
-        found = super().begin(task, engine)
+        found = super().begin(engine)
         if found is None:
             self.prepare()
         else:
@@ -150,12 +149,12 @@ class RunCheckpoints(Checkpoints):
         write_toml(self.run / CONFIG_NAME, portable(self.plan.config))
         write_json(self.run / DATA_NAME, {"format_version": DATA_VERSION, **describe_data(self.plan.data, self.plan.splits)})
 
-    def write(self, checkpoint: Checkpoint, task: Task, engine: Engine) -> None:
+    def write(self, checkpoint: Checkpoint, engine: Engine) -> None:
         """Write a checkpoint; see `Checkpoints.write`."""
         if self.folder is not None and (self.run / CLASSES_NAME).exists():
             sync_file(self.run / CLASSES_NAME)  # its lines are not part of the checkpoint
         model = dataclasses.replace(checkpoint.model, **image_fields(self.plan.data))
-        super().write(checkpoint._replace(model=model), task, engine)
+        super().write(checkpoint._replace(model=model), engine)
 
     def remove(self) -> None:
         """Remove the files of a run that has no result."""

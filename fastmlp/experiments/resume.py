@@ -83,6 +83,16 @@ def start_of(plan: RunPlan, folder: Path) -> StoredCheckpoint | None:
     DataError : the data differ from those of the run, or its checkpoints are damaged
     ConfigError : the run ended without checkpoints
     """
+    check_data(plan, folder)
+    if files_of(folder):
+        return read_newest(folder)
+    if (folder / RESULT_NAME).exists():
+        raise ConfigError(f"{folder}: the run has ended and has no checkpoint, so it cannot be continued")
+    return None
+
+
+def check_data(plan: RunPlan, folder: Path) -> None:
+    """Raise DataError if the data of a plan are not those of the run in a folder."""
     found = read_json(folder / DATA_NAME)
     check_format_version(folder / DATA_NAME, found, DATA_VERSION)
     if found.get("sha256") != plan.data.sha256:
@@ -90,11 +100,6 @@ def start_of(plan: RunPlan, folder: Path) -> StoredCheckpoint | None:
             f"{plan.config.data} has changed since the run in {folder} was started; restore the data, or start a new run",
             settings=("data", "data_dir"),
         )
-    if files_of(folder):
-        return read_newest(folder)
-    if (folder / RESULT_NAME).exists():
-        raise ConfigError(f"{folder}: the run has ended and has no checkpoint, so it cannot be continued")
-    return None
 
 
 def start_for(plan: RunPlan, folder: Path, resume: Resume) -> StoredCheckpoint | None:

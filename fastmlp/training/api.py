@@ -151,7 +151,7 @@ def train(  # noqa: PLR0913 - keyword-only, with defaults
     task = make_task(network, settings, data)
     if seeds is not None and (checkpoints is not None or resume):
         raise ConfigError("checkpoints and resume are for one training, not for several seeds; train each seed separately")
-    stored = open_checkpoints(checkpoints, checkpoint_seconds, resume, strict)
+    stored = open_checkpoints(task, checkpoints, checkpoint_seconds, resume, strict)
     if seeds is not None:
         return train_seeds(task, tuple(seeds), callbacks, progress is not False)
     if not isinstance(progress, bool):

@@ -16,7 +16,7 @@ import dataclasses
 import hashlib
 import time
 import warnings
-from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -276,11 +276,11 @@ class Checkpoints:
 
     Parameters
     ----------
+    task : the training
     folder : folder of the checkpoints, which is created; None to write none
     seconds : a checkpoint is written after an epoch if the last one is at least this old
     start : checkpoint from which the training continues; None to start from the beginning
     strict : whether the engine must be the one of `start`, see `check_arithmetic`
-    before_write : function that is called before each checkpoint is written, for example to fsync log files
 
     Raises
     ------
@@ -289,19 +289,18 @@ class Checkpoints:
 
     def __init__(
         self,
-        folder: Path | None,
+        task: Task,
+        folder: Path | None = None,
         seconds: float = DEFAULT_SECONDS,
         start: StoredCheckpoint | None = None,
         *,
         strict: bool = False,
-        before_write: Callable[[], None] = lambda: None,
     ) -> None:
         check_number("checkpoint_seconds", seconds, lambda value: value >= 0, "zero or a positive number of seconds")
-        self.folder, self.seconds, self.start, self.strict, self.before_write = folder, seconds, start, strict, before_write
+        self.task, self.folder, self.seconds, self.start, self.strict = task, folder, seconds, start, strict
         self.written = time.monotonic()
-        self._data = ""
 
-    def begin(self, task: Task, engine: Engine) -> Checkpoint | None:
+    def begin(self, engine: Engine) -> Checkpoint | None:
         """Create the folder, start the clock, and return the checkpoint from which the training continues, or None.
 
         Raises the exceptions of `check_same` and `check_arithmetic`, and WriteError if the folder cannot be created.
@@ -311,21 +310,21 @@ class Checkpoints:
         self.written = time.monotonic()
         if self.start is None:
             return None
-        check_same(self.start, task, self.digest(task))
+        check_same(self.start, self.task, self.data)
         check_arithmetic(self.start, arithmetic(engine), strict=self.strict)
         return self.start.checkpoint
 
-    def digest(self, task: Task) -> str:
-        """Return the `data_digest` of a task, which is computed when it is first needed."""
-        self._data = self._data or data_digest(task.data)
-        return self._data
+    @cached_property
+    def data(self) -> str:
+        """The `data_digest` of the training data, computed when it is first needed."""
+        return data_digest(self.task.data)
 
     @property
     def due(self) -> bool:
         """Whether the last checkpoint is at least `seconds` old."""
         return self.folder is not None and time.monotonic() - self.written >= self.seconds
 
-    def write(self, checkpoint: Checkpoint, task: Task, engine: Engine) -> None:
+    def write(self, checkpoint: Checkpoint, engine: Engine) -> None:
         """Write a checkpoint, then remove all but the newest `KEPT`; raise WriteError if it cannot be written."""
         if self.folder is None:
             return
@@ -336,14 +335,13 @@ class Checkpoints:
             VERSION,
             checkpoint.state.step,
             checkpoint.best_epoch,
-            settings_table(task.settings),
-            activation_digests(task),
-            self.digest(task),
+            settings_table(self.task.settings),
+            activation_digests(self.task),
+            self.data,
             arithmetic(engine),
             checkpoint.history,
             started,
         )
-        self.before_write()
         write(self.folder / f"step-{checkpoint.state.step:012d}.safetensors", checkpoint, record)
         with file_errors("remove old checkpoints from", self.folder):
             for path in sorted(self.folder.glob(PATTERN))[:-KEPT]:
@@ -352,7 +350,7 @@ class Checkpoints:
 
 
 def open_checkpoints(
-    folder: str | Path | None, seconds: float, resume: str | Path | bool | None, strict: bool
+    task: Task, folder: str | Path | None, seconds: float, resume: str | Path | bool | None, strict: bool
 ) -> Checkpoints | None:
     """Return the checkpoints of a training for the arguments `checkpoints`, `resume` … of `api.train`; None for none.
 
@@ -375,4 +373,4 @@ def open_checkpoints(
         raise ConfigError(
             f"{folder} has checkpoints of an earlier training; continue it with resume=True, or choose another folder"
         )
-    return Checkpoints(None if folder is None else Path(folder), seconds, start, strict=strict)
+    return Checkpoints(task, None if folder is None else Path(folder), seconds, start, strict=strict)

@@ -126,8 +126,8 @@ class Loop:
         ConfigError, DataError : the training cannot continue from the checkpoint
         Diverged, Interrupted, WriteFailed : the training ended early
         """
-        checkpoints = checkpoints or Checkpoints(None)
-        if (checkpoint := checkpoints.begin(self.task, self.engine)) is not None:
+        checkpoints = checkpoints or Checkpoints(self.task)
+        if (checkpoint := checkpoints.begin(self.engine)) is not None:
             self.load(checkpoint)
         if self.settings.max_time is not None:
             self.deadline = time.monotonic() + self.settings.max_time
@@ -138,7 +138,7 @@ class Loop:
                 if signals.received:
                     break
             if self.started is None:
-                checkpoints.write(self.checkpoint(), self.task, self.engine)
+                checkpoints.write(self.checkpoint(), self.engine)
         except WriteError as error:
             raise WriteFailed(str(error), self._result("failed")) from error
         training = self._result(stopped)
@@ -160,14 +160,14 @@ class Loop:
         self.history.append(row)
         self._update_schedule(row)
         if early is not None:
-            checkpoints.write(early, self.task, self.engine)
+            checkpoints.write(early, self.engine)
         if self.progress is not None:
             self.progress.epoch_done(row)
         called = [callback(row, self.engine) for callback in callbacks]
         stopped = self._reason(epoch, any(called))
         ends = stopped != "epochs" or signals.received or epoch == self.settings.epochs
         if not ends and checkpoints.due:
-            checkpoints.write(self.checkpoint(), self.task, self.engine)
+            checkpoints.write(self.checkpoint(), self.engine)
         return stopped
 
     def _update_schedule(self, row: EpochLog) -> None:
@@ -222,7 +222,7 @@ class Loop:
         settings = self.settings
         order, augmentation = self.shuffle(epoch)
         steps = step_count(len(order), settings.batch_size)
-        learning_rates = self._learning_rates((epoch - 1) * steps, steps)
+        learning_rates = self.learning_rates((epoch - 1) * steps, steps)
         results: list[RowMetrics] = []
         done, seconds, total, right = 0, 0.0, 0.0, 0
         weights = None if self.weights is None else self.weights[order].astype(np.float64)
@@ -270,7 +270,7 @@ class Loop:
         weights = None if self.weights is None else self.weights[rows]
         return self.engine.train(x, y, np.arange(len(rows)), learning_rates, weights)
 
-    def _learning_rates(self, first: int, steps: int) -> npt.NDArray[np.float64]:
+    def learning_rates(self, first: int, steps: int) -> npt.NDArray[np.float64]:
         """Return the learning rate of each update of an epoch, (steps,); `first` is the index of its first update."""
         schedule, epochs = self.settings.schedule, self.settings.epochs
         if isinstance(schedule, ReduceOnPlateau):

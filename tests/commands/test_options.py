@@ -19,7 +19,7 @@ from fastmlp.experiments.config.learning_rate import IGNORED, RangeTestConfig
 from fastmlp.experiments.config.names import SYNONYMS
 from fastmlp.experiments.config.train import TrainConfig, fields_of
 
-MOST_COMMON = 26  # maximum number of options in the short help
+MOST_COMMON = 27  # maximum number of options in the short help
 GROUPS = ["Data:", "Network:", "Training:", "Engine and result:", "Other:"]
 SETTINGS = {
     ("train",): fields_of(TrainConfig).keys(),

@@ -70,6 +70,8 @@ TEXTS = {
     "precision": ("tf32", "bf16"),
     "per_class_every": ("1", "2"),
     "save_every": ("1", "2"),
+    "checkpoints": ("0", "on"),
+    "checkpoint_seconds": ("5", "1m"),
     "predictions": ("on", "0"),
     "out": ("a", "b"),
     "force": ("on", "0"),

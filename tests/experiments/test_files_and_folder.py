@@ -311,7 +311,7 @@ def test_out_that_is_not_empty_needs_force(tmp_path: Path) -> None:
         run_folders.new_run_folder(tmp_path, "digits", "1x1", NOW)
     assert (tmp_path / "metrics.jsonl").exists()
     assert run_folders.new_run_folder(tmp_path, "digits", "1x1", NOW, force=True) == tmp_path
-    assert names(tmp_path) == ["model.safetensors"]  # the old model is kept until it is replaced
+    assert names(tmp_path) == ["metrics.jsonl", "model.safetensors"]  # kept until the training starts
 
 
 @pytest.mark.parametrize("name", ["file", "file/below", os.fsdecode(b"caf\xe9"), "two\nlines"])

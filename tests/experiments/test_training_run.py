@@ -20,10 +20,11 @@ from fastmlp.experiments.folder import check_manifest
 from fastmlp.experiments.plan import SPLIT_NAMES, make_plan
 from fastmlp.experiments.result import check_accuracy
 from fastmlp.experiments.training_run import run_training
+from fastmlp.files import read_lines
 from fastmlp.training.loop import Diverged
 
-FILES = ["config.toml", "confusion.png", "curves.png", "manifest.json", "metrics.jsonl", "model.safetensors", "report.txt"]
-FILES += ["result.json"]
+FILES = ["checkpoints", "config.toml", "confusion.png", "curves.png", "data.json", "manifest.json", "metrics.jsonl"]
+FILES += ["model.safetensors", "report.txt", "result.json", "timings.jsonl"]
 
 
 def names(folder: Path) -> list[str]:
@@ -119,12 +120,12 @@ def test_the_folder_is_complete_and_sealed(run: tuple[Path, dict[str, Any]]) -> 
 
 def test_figures_of_the_result(run: tuple[Path, dict[str, Any]]) -> None:
     folder, result = run
-    history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [row["epoch"] for row in history] == list(range(1, 7))
+    history, timings = (read_lines(folder / name) for name in ("metrics.jsonl", "timings.jsonl"))
+    assert [row["epoch"] for row in history] == [row["epoch"] for row in timings] == list(range(1, 7))
     assert result["epochs"] == 6
     assert result["best_epoch"] == min(history, key=lambda row: row["val_loss"])["epoch"]
-    assert result["seconds_per_epoch"] == statistics.median(row["seconds"] for row in history)
-    assert result["seconds"] >= sum(row["seconds"] for row in history)
+    assert result["seconds_per_epoch"] == statistics.median(row["seconds"] for row in timings)
+    assert result["seconds"] >= sum(row["seconds"] for row in timings)
     flops = 2 * 5 * 8 * 2 + 2 * 8 * 3 * 3  # per row: 2 matrix products in layer 1, 3 in layer 2
     assert result["gflops"] == pytest.approx(flops * 144 / result["seconds_per_epoch"] / 1e9)
     assert result["parameters"] == (5 + 1) * 8 + (8 + 1) * 3
@@ -234,7 +235,9 @@ def test_what_is_said_on_the_way(blobs: Path, tmp_path: Path) -> None:
     said: list[str] = []
     run_training(config_for(blobs, tmp_path / "a"), quiet=True, say=said.append)
     assert said[0] == "blobs: 144 train, 48 validation, 48 test rows; network 5x8x3, 75 parameters"
-    assert said[-1] == f"stopped after epoch 6 (maximum number of epochs), best epoch 6: {tmp_path / 'a'}"
+    assert (
+        said[-1] == f"stopped after epoch 6 (maximum number of epochs), best epoch 6: {tmp_path / 'a'} (1 checkpoint, 4.7 kB)"
+    )
 
 
 # ------------------------------------------------------------------------------------------------ failures

@@ -365,7 +365,7 @@ def test_a_folder_in_place_of_the_file_is_rejected(tmp_path: Path) -> None:
 
 def test_a_file_that_is_too_large_is_rejected_unread(tmp_path: Path) -> None:
     with (tmp_path / "a").open("wb") as file:
-        file.truncate(5 << 30)  # a sparse file, which needs no disk space
+        file.truncate(17 << 30)  # a sparse file, which needs no disk space
     refused(tmp_path / "a", "bytes")
 
 

@@ -29,6 +29,8 @@ from fastmlp.training.learning_rate import LearningRateCurve, longest_descent
 X, Y = problem(60)
 SHORT: dict[str, Any] = {"batch_size": 16, "backend": "numpy", "seed": 3}
 
+CHECKPOINTS = ("checkpoints", "checkpoint_seconds", "resume", "strict")
+
 
 def found(x: Any = X, y: Any = Y, network: Network | None = None, **changes: Any) -> LearningRateCurve:
     return find_learning_rate(network or Network(hidden=(12,)), (x, y), **{**SHORT, **changes})
@@ -286,7 +288,7 @@ def test_a_loss_that_is_not_finite_at_the_start_is_an_error() -> None:
 def test_help_shows_the_same_settings_as_train() -> None:
     own, of_train = (inspect.signature(function).parameters for function in (find_learning_rate, fastmlp.train))
     assert own.keys() - of_train.keys() == {"start", "end", "steps"}
-    assert of_train.keys() - own.keys() == {"validation", "callbacks", "progress", "seeds"}
+    assert of_train.keys() - own.keys() == {"validation", "callbacks", "progress", "seeds", *CHECKPOINTS}
 
 
 def test_a_curve_has_a_short_description_and_cannot_be_changed() -> None:

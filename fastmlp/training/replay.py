@@ -1,0 +1,63 @@
+"""Repetition of the last epochs of a training, to check that its last checkpoint can be reproduced: `replay`."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+from fastmlp.engines.base import step_count
+from fastmlp.engines.interrupts import Signals
+from fastmlp.files import json_bytes
+from fastmlp.training.checkpoints import Checkpoint, Checkpoints, StoredCheckpoint
+from fastmlp.training.loop import Loop, loop_for
+from fastmlp.training.result import TIMINGS
+from fastmlp.training.settings import Task
+
+
+def replay(task: Task, before: StoredCheckpoint | None, last: StoredCheckpoint) -> Checkpoint:
+    """Train from one checkpoint to the state of a later one of the same training, and return the state that was computed.
+
+    before : the checkpoint to start from; None for the initial weights
+
+    Raises
+    ------
+    ConfigError, DataError : the network, the settings or the data differ from those of the checkpoints
+    Interrupted : SIGINT or SIGTERM was received
+    """
+    task = task._replace(settings=replace(task.settings, patience=0, max_time=None))
+    epochs = len(last.checkpoint.history)
+    with loop_for(task) as loop:
+        Checkpoints(task, start=last).begin(loop.engine)  # checks the settings and the data
+        loop.compile()
+        start = Checkpoints(task, start=before)
+        if epochs > (0 if before is None else len(before.checkpoint.history)):
+            with Signals() as signals:
+                loop.run(signals, [lambda row, engine: row["epoch"] == epochs], start)
+        elif (found := start.begin(loop.engine)) is not None:
+            loop.load(found)
+        if last.checkpoint.started is not None:
+            train_until(loop, len(last.checkpoint.started.metrics.loss))
+        return loop.checkpoint()
+
+
+def train_until(loop: Loop, rows: int) -> None:
+    """Train on the first `rows` rows of the next epoch, or on those that are left of them if it has started."""
+    epoch, first = len(loop.history) + 1, 0 if loop.started is None else len(loop.started.metrics.loss)
+    order, augmentation = loop.shuffle(epoch)
+    batch = loop.settings.batch_size
+    steps = slice(first // batch, step_count(rows, batch))
+    learning_rates = loop.learning_rates((epoch - 1) * step_count(len(order), batch), step_count(len(order), batch))
+    loop.train_rows(order[first:rows], learning_rates[steps], augmentation and augmentation.select(first, rows))
+
+
+def digests(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return the SHA-256 hash of each part of a training state that depends only on the data and the settings."""
+    history = [{name: value for name, value in row.items() if name not in TIMINGS} for row in checkpoint.history]
+    parts = {
+        "weights": checkpoint.state.parameters.tobytes(),
+        "optimizer": checkpoint.state.slots.tobytes() + str(checkpoint.state.step).encode(),
+        "metrics": b"".join(json_bytes(row) for row in history),
+    }
+    if checkpoint.best_epoch:
+        parts["best weights"] = checkpoint.model.parameters.tobytes()
+    return {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
