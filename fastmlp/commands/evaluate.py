@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ def evaluate(run: str, split: str, report: bool, min_accuracy: float | None, as_
     from fastmlp.experiments.result import check_accuracy
 
     result = evaluate_run(run, split=split, open_extractor=open_extractor, say=note, **choices)
+    if not result["finished"] and Path(run).is_dir():
+        note(f"to continue the run: `{shlex.join(['fastmlp', 'train', '--resume', run])}`")
     if report and not as_json:
         show_reports(result)
     else:

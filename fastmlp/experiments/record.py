@@ -31,10 +31,10 @@ from fastmlp.experiments.folder import (
 from fastmlp.experiments.plan import RunPlan, image_fields, portable
 from fastmlp.experiments.result import OPTIONAL_FILES, PICTURES, describe_data
 from fastmlp.files import append_line, file_errors, json_bytes, sync_file, write_bytes, write_json, write_toml
-from fastmlp.models.file import FILE_NAME
+from fastmlp.models.file import CHECKPOINTS_NAME, FILE_NAME
 from fastmlp.models.metrics import classification_metrics, measure
 from fastmlp.models.model import Model
-from fastmlp.training.checkpoints import FOLDER_NAME, PATTERN, Checkpoint, Checkpoints, StoredCheckpoint
+from fastmlp.training.checkpoints import PATTERN, Checkpoint, Checkpoints, StoredCheckpoint
 from fastmlp.training.progress import Progress
 from fastmlp.training.result import TIMINGS, EpochLog, History
 
@@ -42,7 +42,7 @@ LOGS = (METRICS_NAME, TIMINGS_NAME, CLASSES_NAME)
 EPOCH_MODEL, EPOCH_MODELS = "epoch-{:04d}.safetensors", "epoch-*.safetensors"
 # Files of an earlier run, which are removed when a new run starts.
 FILES = (FILE_NAME, RESULT_NAME, MANIFEST_NAME, *PICTURES, *OPTIONAL_FILES, *LOGS)
-FOLDERS = (f"{FOLDER_NAME}/{PATTERN}", f"{MODELS_NAME}/{EPOCH_MODELS}")
+FOLDERS = (f"{CHECKPOINTS_NAME}/{PATTERN}", f"{MODELS_NAME}/{EPOCH_MODELS}")
 
 
 class PeriodicSaver:
@@ -124,7 +124,7 @@ class RunCheckpoints(Checkpoints):
     """
 
     def __init__(self, plan: RunPlan, folder: Path, start: StoredCheckpoint | None = None, *, strict: bool = False) -> None:
-        own = folder / FOLDER_NAME if plan.config.checkpoints else None
+        own = folder / CHECKPOINTS_NAME if plan.config.checkpoints else None
         super().__init__(plan.task, own, plan.config.checkpoint_seconds, start, strict=strict)
         self.plan, self.run = plan, folder
 
@@ -159,7 +159,7 @@ class RunCheckpoints(Checkpoints):
     def remove(self) -> None:
         """Remove the files of a run that has no result."""
         remove_files(self.run, (*FILES, *FOLDERS, CONFIG_NAME, DATA_NAME))
-        for folder in (FOLDER_NAME, MODELS_NAME):
+        for folder in (CHECKPOINTS_NAME, MODELS_NAME):
             if (self.run / folder).is_dir() and not any((self.run / folder).iterdir()):
                 (self.run / folder).rmdir()
 

@@ -23,7 +23,8 @@ from fastmlp.experiments.folder import (
 )
 from fastmlp.experiments.plan import FEATURES_OF, RunPlan, portable
 from fastmlp.files import check_format_version, file_errors, read_json, read_toml
-from fastmlp.training.checkpoints import CHANGEABLE, FOLDER_NAME, StoredCheckpoint, files_of, read_newest
+from fastmlp.models.file import CHECKPOINTS_NAME
+from fastmlp.training.checkpoints import CHANGEABLE, StoredCheckpoint, files_of, read_newest
 
 Resume = Literal["never", "if possible", "always"]
 # Settings that may differ when a run is resumed: those of the training, and those that only concern the files of the run.
@@ -187,4 +188,6 @@ def run_of(path: Path) -> Path | None:
     if path.is_dir():
         return path
     folder = path.absolute().parent.parent
-    return folder if path.absolute().parent.name in (FOLDER_NAME, MODELS_NAME) and (folder / CONFIG_NAME).exists() else None
+    return (
+        folder if path.absolute().parent.name in (CHECKPOINTS_NAME, MODELS_NAME) and (folder / CONFIG_NAME).exists() else None
+    )

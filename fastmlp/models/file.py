@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 FILE_NAME = "model.safetensors"
+CHECKPOINTS_NAME = "checkpoints"  # subfolder of a run folder
 # Maps the names of custom activations to the activations, or to pairs (value, slope).
 CustomActivations = Mapping[str, Activation | tuple[Callable[..., Any], Callable[..., Any]]]
 INPUTS, TARGETS = "scaling", "targets"  # prefixes of the tensors of the scaling of the inputs and of the targets
@@ -196,7 +197,9 @@ def read_file(file: Path) -> tuple[dict[str, str], dict[str, npt.NDArray[Any]]]:
             raise DataError(f"{file}: the file has {size} bytes, but a model file has at most {LARGEST_FILE}")
         return read_tensors(file)
     except FileNotFoundError:
-        raise DataError(f"{file}: no such model; `fastmlp train` writes one into its run folder") from None
+        found = sorted((file.parent / CHECKPOINTS_NAME).glob("*.safetensors"))
+        hint = f"the run has not finished; resume it, or load its checkpoint {found[-1]}" if found else ""
+        raise DataError(f"{file}: no such model; {hint or '`fastmlp train` writes one into its run folder'}") from None
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from error
 

@@ -29,6 +29,7 @@ from fastmlp.engines.base import Engine, RowMetrics, State
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.files import check_format_version, file_errors, json_bytes, make_folders
 from fastmlp.models import file
+from fastmlp.models.file import CHECKPOINTS_NAME
 from fastmlp.models.model import Model
 from fastmlp.nn.activations import digest_of
 from fastmlp.nn.blocks import blocks
@@ -38,7 +39,6 @@ from fastmlp.training.result import EpochLog, History
 from fastmlp.training.settings import Settings, Task, TrainingData
 
 VERSION = 1
-FOLDER_NAME = "checkpoints"  # subfolder of a run folder
 PATTERN = "step-*.safetensors"
 KEPT = 2  # number of checkpoints that are kept: if the last one is damaged, the training continues from the one before
 DEFAULT_SECONDS = 20.0
@@ -140,9 +140,9 @@ def read(path: Path) -> StoredCheckpoint:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """Return the checkpoints in a folder, or in its subfolder `FOLDER_NAME`; the last one is the newest."""
+    """Return the checkpoints in a folder, or in its subfolder `CHECKPOINTS_NAME`; the last one is the newest."""
     with file_errors("read", folder):
-        inner = folder / FOLDER_NAME
+        inner = folder / CHECKPOINTS_NAME
         return sorted((inner if inner.is_dir() else folder).glob(PATTERN))
 
 
