@@ -198,15 +198,15 @@ def test_moved_and_changed_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_runs_of_several_seeds_are_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = (*FLAGS, "--seeds", "3", "--threads", "1")
+    flags = (*FLAGS, "--seeds", "2", "--threads", "1")
     ok("train", *flags, "--out", tmp_path / "whole")
     with interrupted(8 * 1079 + 100, monkeypatch) as first:
         assert call("train", *flags, "--out", tmp_path / "runs").exit_code == 130
-    assert [(tmp_path / "runs" / f"seed-{seed}" / "result.json").exists() for seed in range(3)] == [True, False, False]
+    assert [(tmp_path / "runs" / f"seed-{seed}" / "result.json").exists() for seed in range(2)] == [True, False]
     with interrupted(0, monkeypatch) as second:
         ok("train", "--resume", tmp_path / "runs", "-q")
-    assert sum(first) + sum(second) == 18 * 1079
-    for seed in range(3):
+    assert sum(first) + sum(second) == 12 * 1079
+    for seed in range(2):
         check_same(tmp_path / "runs" / f"seed-{seed}", tmp_path / "whole" / f"seed-{seed}")
     summaries = [json.loads((tmp_path / name / "seeds.json").read_text()) for name in ("runs", "whole")]
     assert summaries[0] | {"out": ""} == summaries[1] | {"out": ""}
