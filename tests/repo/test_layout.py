@@ -89,6 +89,7 @@ ALLOWED_IMPORTS: dict[str, tuple[tuple[str, ...], dict[str, set[str]]]] = {
             "commands/doctor": {"numba", "numba.cuda"},
             "bench/machine": {"numba.njit"},
             "engines/functions": {"numba.njit", "numba.vectorize"},
+            "engines/jit": {"numba.core.config"},
         },
     ),
     "cuda": (("engines/cuda/__init__",), {}),

@@ -17,8 +17,11 @@ from fastmlp.engines.kernel_cache import UnsafeFolder, cache_folder, check_priva
 
 PACKAGE = Path(fastmlp.__file__).parent
 
-# Modules that the kernels' sources import but that contain no compiled code: exceptions, lazy imports, texts and `__init__.py`.
-NOT_COMPILED = {"errors.py", "_lazy.py", "_summary.py", "__init__.py", "engines/__init__.py", "engines/cpu/__init__.py"}
+# Modules that the kernels' sources import but that contain no compiled code: exceptions, lazy imports, texts, the check of
+# NUMBA_DISABLE_JIT and `__init__.py`.
+NOT_COMPILED = {"errors.py", "_lazy.py", "_summary.py", "engines/jit.py"} | {
+    f"{folder}__init__.py" for folder in ("", "engines/", "engines/cpu/")
+}
 
 
 def imports_of(name: str, package: Path) -> set[str]:
