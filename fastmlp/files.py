@@ -1,9 +1,7 @@
-"""Reading and atomic writing of JSON, TOML, JSON Lines and safetensors files; file hashes and format versions.
+"""Reading and atomic writing of JSON, TOML and JSON Lines files; file hashes and format versions.
 
 After a crash, either the complete old file or the complete new file exists, never a partial one. File-system errors are raised
-as DataError, with a one-line message that contains the path and a remedy. Specification of the safetensors format:
-https://huggingface.co/docs/safetensors (a file contains the length of the header in 8 bytes, the header in JSON, and the
-tensors).
+as DataError, with a one-line message that contains the path and a remedy.
 """
 
 from __future__ import annotations
@@ -12,10 +10,8 @@ import contextlib
 import errno
 import gzip
 import hashlib
-import json
 import os
 import secrets
-import struct
 import tomllib
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy.typing as npt
 import tomli_w
 
 from fastmlp.errors import DataError
@@ -46,7 +41,6 @@ _READING_REMEDIES = _REMEDIES | {
     errno.ENOENT: "check the path",
     errno.EISDIR: "it is a folder; give the path of a file",
 }
-Tensors = dict[str, npt.NDArray[Any]]
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
@@ -305,40 +299,6 @@ def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file as a hexadecimal string."""
     with file_errors("read", path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_tensors(file: Path) -> tuple[dict[str, str], Tensors]:
-    """Return the metadata and the tensors of a safetensors file.
-
-    Raises
-    ------
-    FileNotFoundError : the file does not exist
-    DataError : the file is damaged
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="numpy") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - `opened` is not a mapping
-    except FileNotFoundError:
-        raise
-    except (SafetensorError, OSError, TypeError) as error:  # TypeError: NumPy lacks the dtype (bfloat16)
-        raise DataError(f"{file}: not a readable safetensors file ({error})") from error
-    return metadata, tensors
-
-
-def tensor_bytes(tensors: Tensors, metadata: Mapping[str, str]) -> bytes:
-    """Return the bytes of a safetensors file. The metadata are sorted, because safetensors writes them in random order."""
-    from safetensors.numpy import save
-
-    data = save(tensors, dict(metadata))
-    (length,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text + data[8 + length :]
 
 
 def check_format_version(path: Path, found: Any, version: int) -> None:

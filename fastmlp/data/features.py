@@ -31,9 +31,10 @@ from numpy.lib import format as npy
 
 from fastmlp.data.dataset import Dataset, load_data
 from fastmlp.data.readers.arrays import ARRAYS, is_npy_folder, map_npy
+from fastmlp.data.readers.tensors import Tensors, tensor_bytes
 from fastmlp.data.rows import Array, Features, take
 from fastmlp.errors import ConfigError, DataError
-from fastmlp.files import Tensors, file_errors, tensor_bytes, write_bytes
+from fastmlp.files import file_errors, write_bytes
 from fastmlp.nn.blocks import block_rows, blocks
 
 FILES = (".npz", ".safetensors")

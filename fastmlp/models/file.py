@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.data.checks import check_description
+from fastmlp.data.readers.tensors import read_tensors, tensor_bytes
 from fastmlp.errors import ConfigError, DataError
-from fastmlp.files import check_format_version, read_tensors, tensor_bytes, write_bytes
+from fastmlp.files import check_format_version, write_bytes
 from fastmlp.nn.activations import Activation, UnknownActivation, register
 from fastmlp.nn.names import normalize
 from fastmlp.nn.network import Network
