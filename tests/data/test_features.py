@@ -236,7 +236,7 @@ def test_files_of_an_interrupted_run_are_removed_when_obsolete(home: Path) -> No
     left = [Path(f"f.npz.{key[:12]}.checkpoint"), Path(f"f.npz.{key[:12]}-0123456789ab.partial")]
     left[0].touch()
     left[1].mkdir()
-    assert "nothing to do" in ok(*arguments).stderr
+    assert "nothing to extract" in ok(*arguments).stderr
     assert [path.name for path in Path.cwd().iterdir()] == ["f.npz"]
 
 
@@ -257,7 +257,7 @@ def test_json_has_the_same_keys_when_nothing_is_done(home: Path) -> None:
 def test_images_are_identified_by_content_and_not_by_name(home: Path) -> None:
     shutil.copy(home / "images.npz", "images.npz")
     ok("extract", "--data", "images.npz", *SMALL, "--out", "f.npz", "-q")
-    assert "nothing to do" in ok("extract", "--data", Path("images.npz").absolute(), *SMALL, "--out", "f.npz").stderr
+    assert "nothing to extract" in ok("extract", "--data", Path("images.npz").absolute(), *SMALL, "--out", "f.npz").stderr
 
 
 # ------------------------------------------------------------------------------------------------ splits
