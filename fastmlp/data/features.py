@@ -248,7 +248,7 @@ def write_folder(path: Path, arrays: dict[str, npt.NDArray[Any]], unfinished: Pa
 def recover(path: Path) -> None:
     """Repair what a process leaves if it is interrupted or killed while `write_folder` replaces an existing folder.
 
-    The existing folder was renamed to `.NAME.HEX.old`. It gets its name back if nothing has that name; otherwise, it is removed.
+    The existing folder was renamed to `.NAME.HEX.old`. It is renamed back if `path` does not exist; otherwise, it is removed.
     """
     for aside in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.old"):
         if not path.exists():
