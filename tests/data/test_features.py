@@ -26,7 +26,7 @@ from support.extract import arrays_of, own_folder, without_pictures  # noqa: F40
 from fastmlp.data import features as feature_files
 from fastmlp.data.dataset import load_data
 from fastmlp.data.rows import is_mapped
-from fastmlp.experiments import extraction
+from fastmlp.experiments import extraction, pictures
 from fastmlp.models.model import load
 from fastmlp.nn.blocks import blocks
 
@@ -208,6 +208,7 @@ def test_a_signal_at_the_last_moment_is_not_lost(chained: bool, home: Path, monk
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(extraction, "write_features", interrupted)
+    monkeypatch.setattr(pictures, "draw_extraction", lambda *given: pytest.fail("the process must end; the next run plots"))
     arguments = ["extract", "--data", home / "images.npz", *SMALL, "--out", "f.npz"]
     assert call(*arguments, *["train", *MLP, "--out", "run"] * chained).exit_code == 130
     assert load_data("f.npz").sha256 == load_data(home / "features.npz").sha256
