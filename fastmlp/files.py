@@ -1,9 +1,8 @@
-"""Reading and atomic writing of JSON, TOML, JSON Lines and safetensors files; file hashes and format versions.
+"""Reading and atomic writing of JSON, TOML and JSON Lines files; locks and hashes of files.
 
 After a crash, either the complete old file or the complete new file exists, never a partial one. File-system errors are raised
-as DataError, with a one-line message that contains the path and a remedy. Specification of the safetensors format:
-https://huggingface.co/docs/safetensors (a file contains the length of the header in 8 bytes, the header in JSON, and the
-tensors).
+as DataError, with a one-line message that contains the path and a remedy. A process that is killed leaves its temporary file;
+`sweep` removes it.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ import contextlib
 import errno
 import gzip
 import hashlib
-import json
 import os
+import re
 import secrets
-import struct
+import time
 import tomllib
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -23,12 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy.typing as npt
 import tomli_w
 
 from fastmlp.errors import DataError, WriteError
 
 O_BINARY = getattr(os, "O_BINARY", 0)  # without this flag, Windows converts "\n" to "\r\n"
+TEMPORARY = re.compile(r"\.fastmlp-[0-9a-f]{16}\.tmp")  # names of the temporary files of `write_bytes`
+ABANDONED = 3600  # seconds without a change after which a temporary file that cannot be locked is left over
+_swept: set[Path] = set()  # folders in which this process has removed the left-over temporary files
 RESTORE = "restore it from a backup or repeat the run"
 _REMEDIES = {
     errno.ENOSPC: "free some space or choose another folder",
@@ -46,15 +47,15 @@ _READING_REMEDIES = _REMEDIES | {
     errno.ENOENT: "check the path",
     errno.EISDIR: "it is a folder; give the path of a file",
 }
-Tensors = dict[str, npt.NDArray[Any]]
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file atomically: temporary file in the same folder, fsync, rename, fsync of the folder.
 
-    The file mode is 0666 minus the umask. An existing regular file at `path` is replaced. If only the last step (fsync of the
-    folder) fails, WriteError is raised although the new file is complete and in place, because a power failure may still bring
-    back the old file.
+    The temporary file is locked until it is renamed, and the first write of a process to a folder removes the temporary files
+    that killed processes left there (`sweep`). The file mode is 0666 minus the umask. An existing regular file at `path` is
+    replaced. If only the last step (fsync of the folder) fails, WriteError is raised although the new file is complete and in
+    place, because a power failure may still bring back the old file.
 
     Raises
     ------
@@ -73,15 +74,83 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     path = Path(path)
     temporary = path.with_name(f".fastmlp-{secrets.token_hex(8)}.tmp")
     with file_errors("write", path):
+        if (folder := path.parent.absolute()) not in _swept:
+            _swept.add(folder)
+            sweep(folder)
         if path.exists() and not path.is_file():
             raise WriteError(f"cannot write {path}: it is not a regular file; choose another name")
         try:
-            _write_and_sync(temporary, data)
-            temporary.replace(path)
+            with held(temporary, wait=True):
+                _write_and_sync(temporary, data)
+                temporary.replace(path)
         except BaseException:  # includes KeyboardInterrupt
             temporary.unlink(missing_ok=True)
             raise
         _sync_folder(path.parent)
+
+
+def sweep(folder: Path, names: re.Pattern[str] = TEMPORARY) -> None:
+    """Remove the temporary files that killed processes left in a folder.
+
+    The process that writes a temporary file holds a lock on it (`held`), so a file that can be locked is left over. On file
+    systems without locks, a file is left over if it has not changed for an hour. Files that cannot be examined or removed
+    are kept, because a left-over file does no harm; symbolic links are not followed.
+
+    Parameters
+    ----------
+    folder : folder of the files; it may be missing
+    names : pattern of their complete names
+    """
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for path in [Path(entry.path) for entry in entries if names.fullmatch(entry.name)]:
+            with contextlib.suppress(OSError):
+                descriptor = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+                try:
+                    locked, age = lock(descriptor), time.time() - os.fstat(descriptor).st_mtime
+                    if locked:  # removed while it is locked: `held` then notices that its new file is gone
+                        path.unlink()
+                finally:
+                    os.close(descriptor)
+                if locked is None and age > ABANDONED:
+                    path.unlink()
+
+
+def lock(descriptor: int, wait: bool = False) -> bool | None:
+    """Lock an open file or folder against other processes (flock), until it is closed or the process ends, even if killed.
+
+    Return False if another process holds the lock and `wait` is false, and None if there are no such locks, as on Windows and
+    on some network file systems.
+    """
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        return None
+    return True
+
+
+@contextlib.contextmanager
+def held(path: Path, wait: bool = False) -> Iterator[bool | None]:
+    """Create a file if it does not exist, lock it until the context exits, and yield the result of `lock`.
+
+    On Windows, the file is not created, because an open file could not be renamed.
+    """
+    if os.name != "posix":
+        yield None
+        return
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            locked = lock(descriptor, wait)
+            # The process that held the lock before may have removed the file. Then another file must be created and locked.
+            if not locked or (path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor))):
+                yield locked
+                return
+        finally:
+            os.close(descriptor)
 
 
 def json_bytes(value: object, indent: int = 0) -> bytes:
@@ -259,8 +328,8 @@ def file_errors(verb: str, path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _write_and_sync(path: Path, data: bytes) -> None:
-    """Create a file with the given bytes, and return when they are on the disk."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | O_BINARY, 0o666)
+    """Write the bytes to a new or empty file, and return when they are on the disk."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | O_BINARY, 0o666)
     try:
         _write_all(descriptor, data)
         os.fsync(descriptor)
@@ -331,62 +400,3 @@ def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file as a hexadecimal string."""
     with file_errors("read", path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_tensors(file: Path) -> tuple[dict[str, str], Tensors]:
-    """Return the metadata and the tensors of a safetensors file.
-
-    Raises
-    ------
-    FileNotFoundError : the file does not exist
-    DataError : the file is damaged
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="numpy") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - `opened` is not a mapping
-    except FileNotFoundError:
-        raise
-    except (SafetensorError, OSError, TypeError) as error:  # TypeError: NumPy lacks the dtype (bfloat16)
-        raise DataError(f"{file}: not a readable safetensors file ({error})") from error
-    return metadata, tensors
-
-
-def tensor_bytes(tensors: Tensors, metadata: Mapping[str, str]) -> bytes:
-    """Return the bytes of a safetensors file. The metadata are sorted, because safetensors writes them in random order."""
-    from safetensors.numpy import save
-
-    data = save(tensors, dict(metadata))
-    (length,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text + data[8 + length :]
-
-
-def check_format_version(path: Path, found: Any, version: int) -> None:
-    """Check the format version of a file.
-
-    Parameters
-    ----------
-    path : path of the file, for the error message
-    found : contents of the file
-    version : the format version that this version of fastmlp can read
-
-    Raises
-    ------
-    DataError : the format version is missing, or differs from `version`
-
-    Examples
-    --------
-    >>> check_format_version(Path("result.json"), {"format_version": 2}, 1)
-    Traceback (most recent call last):
-    fastmlp.errors.DataError: result.json: format version 2, but this version of fastmlp reads format version 1; repeat the run
-    """
-    given = found.get("format_version") if isinstance(found, dict) else None
-    if type(given) is not int or given != version:  # True and 1.0 are equal to 1
-        found_version = "no format version" if given is None else f"format version {given}"
-        raise DataError(f"{path}: {found_version}, but this version of fastmlp reads format version {version}; repeat the run")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastmlp.errors import DataError, UnavailableError
-from fastmlp.files import file_errors, file_sha256
+from fastmlp.files import file_errors, file_sha256, held, sweep
 
 
 class DataFile(NamedTuple):
@@ -119,12 +121,17 @@ def download(entry: DataEntry, file: DataFile, folder: Path, progress: bool) -> 
 
 @contextmanager
 def _part_file(folder: Path, name: str) -> Iterator[Path]:
-    """Create the folder and yield a temporary path in it. The temporary file is always removed at the end."""
-    part = folder / f".{name}.{os.getpid()}.part"
+    """Create the folder and yield a temporary path in it. The temporary file is always removed at the end.
+
+    Temporary files of this name that killed processes left in the folder are removed first.
+    """
+    part = folder / f".{name}.{secrets.token_hex(4)}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder, re.compile(rf"\.{re.escape(name)}\.[0-9a-f]+\.part"))
         try:
-            yield part
+            with held(part, wait=True):
+                yield part
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:
