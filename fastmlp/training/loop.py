@@ -105,7 +105,10 @@ class Loop:
             self.engine.evaluate(self.engine.hold(x[:0], y[:0]))
 
     def run(self, signals: Signals, callbacks: Sequence[Callback] = ()) -> TrainResult:
-        """Train all epochs, or until `signals` has received a signal. Loops in different threads may share `signals`."""
+        """Train all epochs, or until `signals` has received a signal; then `stopped` of the result is "interrupted".
+
+        Loops in different threads may share `signals`.
+        """
         if self.settings.max_time is not None:
             self.deadline = time.monotonic() + self.settings.max_time
         stopped = "epochs"
@@ -125,10 +128,7 @@ class Loop:
             stopped = self._reason(epoch, any(called))
             if signals.received or stopped != "epochs":
                 break
-        training = self._result(stopped)
-        if signals.received:
-            raise Interrupted(training._replace(stopped="interrupted"), signals.received)
-        return training
+        return self._result("interrupted" if signals.received else stopped)
 
     def _result(self, stopped: str) -> TrainResult:
         assert self.stopping.parameters is not None
@@ -248,4 +248,7 @@ def train_task(task: Task, callbacks: Sequence[Callback] = (), progress: Progres
     with loop_for(task, progress) as loop:
         loop.compile()
         with Signals() as signals:
-            return loop.run(signals, callbacks)
+            training = loop.run(signals, callbacks)
+        if signals.received:  # perhaps after the last check of `run`
+            raise Interrupted(training._replace(stopped="interrupted"), signals.received)
+        return training

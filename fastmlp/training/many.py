@@ -16,7 +16,7 @@ from typing import Any
 from fastmlp.engines.cpu.threads import available_cores
 from fastmlp.engines.interrupts import Signals
 from fastmlp.errors import ConfigError, FastMLPError
-from fastmlp.training.loop import Callback, Diverged, Interrupted, loop_for
+from fastmlp.training.loop import Callback, Diverged, loop_for
 from fastmlp.training.result import EpochLog, TrainResult
 from fastmlp.training.settings import Settings, Task
 
@@ -62,8 +62,8 @@ def train_tasks(
     with Signals() as signals:
         pool = Pool(tasks, signals, progress, finished, callbacks)
         pool.run(min(threads, len(tasks)))
-        if signals.received:
-            raise ManyInterrupted(pool.results, signals.received)
+    if signals.received:
+        raise ManyInterrupted(pool.results, signals.received)
     return [result for result in pool.results if result is not None]
 
 
@@ -163,8 +163,6 @@ class Pool:
         with loop_for(self.tasks[index], threads=1) as loop:
             try:
                 return loop.run(self.signals, [*self.callbacks[index], *report])
-            except Interrupted as stop:
-                return stop.training
             except Diverged as error:
                 error.__context__ = None  # its traceback would keep the engine alive
                 return error.with_traceback(None)

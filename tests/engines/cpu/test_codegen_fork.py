@@ -256,6 +256,24 @@ def test_a_child_tidies_up_nothing_and_handles_nothing(how: str, hits: int, monk
     assert run_script(PATIENT + QUIET, how).split() == ["buffered", "4", str(hits), "exit"]
 
 
+PARENT_ENDS = """
+import os, sys, time
+from fastmlp.engines.cpu.codegen.compiler import cached
+
+kernel = cached(lambda x: x + 1, "next")
+kernel.compile = lambda signature: time.sleep(float(sys.argv[1]))
+with fork.compiled_in_fork(kernel, (3,)) as forked:
+    assert forked
+    os._exit(0)
+"""
+
+
+def test_the_child_ends_with_its_parent(monkeypatch: Any, tmp_path: Path) -> None:
+    """The script has ended when the child has closed its standard output; the child would sleep until the timeout."""
+    monkeypatch.setenv("FASTMLP_CACHE_DIR", str(tmp_path / "kernels"))
+    assert run_script(PATIENT + PARENT_ENDS, str(2 * PATIENCE)) == ""
+
+
 ENGINE = """
 import os, sys
 import numpy as np
