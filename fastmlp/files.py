@@ -47,6 +47,8 @@ _READING_REMEDIES = _REMEDIES | {
     errno.EISDIR: "it is a folder; give the path of a file",
 }
 Tensors = dict[str, npt.NDArray[Any]]
+# Temporary files that this process is writing, and folders that it has created and that may still be empty.
+unfinished: set[Path] = set()
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
@@ -75,13 +77,26 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     with file_errors("write", path):
         if path.exists() and not path.is_file():
             raise DataError(f"cannot write {path}: it is not a regular file; choose another name")
+        unfinished.add(temporary)
         try:
             _write_and_sync(temporary, data)
             temporary.replace(path)
         except BaseException:  # includes KeyboardInterrupt
             temporary.unlink(missing_ok=True)
             raise
+        finally:
+            unfinished.discard(temporary)
         _sync_folder(path.parent)
+
+
+def remove_unfinished() -> None:
+    """Delete the temporary files and the empty folders in `unfinished`, before the process ends without raising an exception.
+
+    Files that cannot be deleted are skipped. A folder that is not empty is kept.
+    """
+    for path in sorted(unfinished, reverse=True):  # the files in a folder before the folder
+        with contextlib.suppress(OSError):
+            path.rmdir() if path.is_dir() else path.unlink()
 
 
 def json_bytes(value: object, indent: int = 0) -> bytes:

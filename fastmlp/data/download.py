@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastmlp.errors import DataError, UnavailableError
-from fastmlp.files import file_errors, file_sha256
+from fastmlp.files import file_errors, file_sha256, unfinished
 
 
 class DataFile(NamedTuple):
@@ -123,10 +123,12 @@ def _part_file(folder: Path, name: str) -> Iterator[Path]:
     part = folder / f".{name}.{os.getpid()}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        unfinished.add(part)
         try:
             yield part
         finally:
             part.unlink(missing_ok=True)
+            unfinished.discard(part)
     except OSError as error:
         reason = error.strerror or error
         raise DataError(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmlp.errors import ConfigError, DataError
-from fastmlp.files import RESTORE, check_format_version, file_errors, file_sha256, read_json, write_json
+from fastmlp.files import RESTORE, check_format_version, file_errors, file_sha256, read_json, unfinished, write_json
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FILES = ("model.safetensors", "config.toml", "result.json")
@@ -124,15 +124,25 @@ def run_folder(
     with ExitStack() as stack:
         if out is not None:  # lock it before its old files are removed
             stack.enter_context(locked(Path(out)))
-        folder = None if out is None else Path(out)
-        try:
-            folder = new_run_folder(out, data, network, now, force=force)
-            if out is None:
-                stack.enter_context(locked(folder))
-            yield folder
-        finally:
-            if folder is not None and not existed and folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+            if not existed:
+                stack.enter_context(removed_if_empty(Path(out)))
+        folder = new_run_folder(out, data, network, now, force=force)
+        if out is None:
+            stack.enter_context(locked(folder))
+            stack.enter_context(removed_if_empty(folder))
+        yield folder
+
+
+@contextmanager
+def removed_if_empty(folder: Path) -> Iterator[None]:
+    """Context manager that removes a folder at the end if it is empty, also if a signal ends the command line."""
+    unfinished.add(folder)
+    try:
+        yield
+    finally:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        unfinished.discard(folder)
 
 
 def make_folder(folder: Path) -> None:

@@ -16,9 +16,10 @@ import pytest
 from support.data import idx, message
 
 from fastmlp.data.dataset import load_data
-from fastmlp.data.download import DataEntry, DataFile, data_folder
+from fastmlp.data.download import DataEntry, DataFile, _part_file, data_folder
 from fastmlp.data.named import DATASETS, fetch_data, list_data, verify_data
 from fastmlp.errors import DataError, UnavailableError
+from fastmlp.files import remove_unfinished, unfinished
 
 
 def test_the_data_folder_is_argument_then_environment_then_cache(monkeypatch, tmp_path):
@@ -131,6 +132,14 @@ def test_if_all_mirrors_fail_they_are_listed_and_no_file_is_left(server, tiny, t
     raw = tmp_path / "data" / "Tiny" / "raw"
     assert f"copy the files to {raw}" in text and "FASTMLP_DATA" in text
     assert list(raw.iterdir()) == []
+
+
+def test_before_the_process_ends_the_temporary_file_of_a_download_is_removed(tmp_path):
+    with _part_file(tmp_path, "a.gz") as part:
+        part.write_bytes(b"the first bytes")
+        remove_unfinished()
+        assert list(tmp_path.iterdir()) == []
+    assert unfinished == set()
 
 
 def test_offline_forbids_downloads_but_not_existing_files(server, tiny, tmp_path, monkeypatch):

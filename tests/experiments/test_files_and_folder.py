@@ -155,6 +155,26 @@ def test_ctrl_c_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("finished", [[], ["config.toml"]])
+def test_before_the_process_ends_temporary_files_and_empty_folders_are_removed(
+    finished: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = []
+
+    def end(source: object, target: object) -> None:
+        files.remove_unfinished()
+        left.extend(sorted(path.name for path in tmp_path.rglob("*")))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), run_folders.run_folder(tmp_path / "run", "digits", "1x1", NOW) as folder:
+        for name in finished:
+            files.write_bytes(folder / name, OLD)
+        monkeypatch.setattr(os, "replace", end)
+        files.write_bytes(folder / "result.json", NEW)
+    assert left == [*finished, "run"] * bool(finished)
+    assert files.unfinished == set()
+
+
 @pytest.mark.full
 def test_kill_leaves_a_complete_file(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"

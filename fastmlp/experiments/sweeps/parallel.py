@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from fastmlp.experiments.folder import clear_logs, locked
+from fastmlp.experiments.folder import clear_logs, locked, removed_if_empty
 from fastmlp.experiments.plan import RunPlan, Say, portable
 from fastmlp.experiments.record import Recorder
 from fastmlp.experiments.result import TrainOutcome, write_result
@@ -38,6 +38,7 @@ def train_in_parallel(runs: Sequence[NamedRun], threads: int | None, say: Say) -
     with ExitStack() as stack:
         for run in runs:
             stack.enter_context(locked(run.folder))
+            stack.enter_context(removed_if_empty(run.folder))
             clear_logs(run.folder)
         return train_locked(runs, threads, say)
 
@@ -67,8 +68,4 @@ def train_locked(runs: Sequence[NamedRun], threads: int | None, say: Say) -> int
             train_tasks(tasks, threads=threads, callbacks=callbacks, progress=seen, finished=finished)
         except ManyInterrupted as stop:
             return stop.signal
-        finally:
-            for run in runs:
-                if not any(run.folder.iterdir()):
-                    run.folder.rmdir()
     return 0
