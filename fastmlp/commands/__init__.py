@@ -46,7 +46,8 @@ def end_process(number: int, frame: FrameType | None) -> None:
         if remove is not None:
             remove()
         start = SHOW_CURSOR + b"\n" if os.isatty(STDERR) else b""  # a progress bar does not end its last line
-        if select.select([], [STDERR], [], 0)[1]:  # do not wait for a pipe that is full
+        # Do not wait for a pipe that is full. (On Windows, select works with sockets only.)
+        if os.name == "nt" or select.select([], [STDERR], [], 0)[1]:
             os.write(STDERR, start + b"fastmlp: interrupted\n")
     finally:  # also if stderr is closed
         os._exit(SIGNAL_CODE + number)

@@ -227,6 +227,8 @@ def handler(number, frame):
 
 signal.signal(signal.SIGINT, handler)
 atexit.register(os.write, 1, b"exit ")
+if sys.argv[1] == "interrupted in the fork":
+    os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGINT))
 print("buffered", end=" ")
 kernel = cached(lambda x: x + 1, "next")
 compile = kernel.compile
@@ -249,7 +251,7 @@ print(kernel(3), kernel._cache.hits, end=" ", flush=True)
 """
 
 
-@pytest.mark.parametrize(("how", "hits"), [("left alone", 1), ("interrupted", 0)])
+@pytest.mark.parametrize(("how", "hits"), [("left alone", 1), ("interrupted", 0), ("interrupted in the fork", 0)])
 def test_a_child_tidies_up_nothing_and_handles_nothing(how: str, hits: int, monkeypatch: Any, tmp_path: Path) -> None:
     """The child process does not flush the parent's buffers, run exit handlers or collect garbage; Ctrl-C ends it."""
     monkeypatch.setenv("FASTMLP_CACHE_DIR", str(tmp_path / "kernels"))
