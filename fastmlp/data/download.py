@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastmlp.errors import DataError, UnavailableError
-from fastmlp.files import file_errors, file_sha256, held, sweep
+from fastmlp.files import file_errors, file_sha256
+from fastmlp.locks import held, sweep, unfinished
 
 
 class DataFile(NamedTuple):
@@ -129,11 +130,13 @@ def _part_file(folder: Path, name: str) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder, re.compile(rf"\.{re.escape(name)}\.[0-9a-f]+\.part"))
+        unfinished.add(part)
         try:
             with held(part, wait=True):
                 yield part
         finally:
             part.unlink(missing_ok=True)
+            unfinished.discard(part)
     except OSError as error:
         reason = error.strerror or error
         raise DataError(

@@ -26,6 +26,8 @@ from typing import Any
 
 import platformdirs
 
+from fastmlp.engines.interrupts import deferred_signals
+
 DIGEST_BYTES = 32
 PACKAGE = Path(__file__).parents[1]
 
@@ -158,12 +160,16 @@ def write_entry(file: Path, body: bytes) -> None:
     """Write compiled code to a file. If the folder cannot be used, warn and write nothing."""
     try:
         make_private(file.parent)
-        with writing(file.parent), tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as opened:
+        with (
+            deferred_signals(),
+            writing(file.parent),
+            tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as opened,
+        ):
             try:
                 opened.write(hashlib.sha256(body).digest() + body)
                 opened.flush()
                 Path(opened.name).replace(file)
-            except BaseException:  # includes Ctrl-C, which must not leave a temporary file
+            except BaseException:  # includes a second Ctrl-C, which must not leave a temporary file
                 Path(opened.name).unlink(missing_ok=True)
                 raise
     except (OSError, UnsafeFolder) as error:

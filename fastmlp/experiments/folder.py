@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from fastmlp.errors import ConfigError, DataError
-from fastmlp.files import RESTORE, file_errors, file_sha256, held, lock, read_json, sweep, write_json
+from fastmlp.files import RESTORE, file_errors, file_sha256, read_json, write_json
+from fastmlp.locks import held, lock, sweep, unfinished
 from fastmlp.models.file import check_format_version
 
 MANIFEST_NAME = "manifest.json"
@@ -134,7 +135,7 @@ def locked_file(path: Path) -> Iterator[None]:
 def check_lock(found: bool | None, path: Path) -> None:
     """Raise ConfigError if another process holds the lock of a folder or file; warn if the file system has no locks.
 
-    found : result of `files.lock`
+    found : result of `locks.lock`
     """
     if found is False:
         message = f"out: another run is writing to {path}; wait until it has ended, or choose another path"
@@ -157,15 +158,25 @@ def run_folder(
     with ExitStack() as stack:
         if out is not None:  # lock it before its old files are removed
             stack.enter_context(locked(Path(out)))
-        folder = None if out is None else Path(out)
-        try:
-            folder = new_run_folder(out, data, network, now, force=force)
-            if out is None:
-                stack.enter_context(locked(folder))
-            yield folder
-        finally:
-            if folder is not None and not existed and folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+            if not existed:
+                stack.enter_context(removed_if_empty(Path(out)))
+        folder = new_run_folder(out, data, network, now, force=force)
+        if out is None:
+            stack.enter_context(locked(folder))
+            stack.enter_context(removed_if_empty(folder))
+        yield folder
+
+
+@contextmanager
+def removed_if_empty(folder: Path) -> Iterator[None]:
+    """Context manager that removes a folder at the end if it is empty, also if a signal ends the command line."""
+    unfinished.add(folder)
+    try:
+        yield
+    finally:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        unfinished.discard(folder)
 
 
 def make_folder(folder: Path) -> None:

@@ -17,10 +17,11 @@ from support.data import idx, message
 
 from fastmlp.data import download
 from fastmlp.data.dataset import load_data
-from fastmlp.data.download import DataEntry, DataFile, data_folder
+from fastmlp.data.download import DataEntry, DataFile, _part_file, data_folder
 from fastmlp.data.named import DATASETS, fetch_data, list_data, verify_data
 from fastmlp.errors import DataError, UnavailableError
-from fastmlp.files import file_sha256, held, sweep
+from fastmlp.files import file_sha256
+from fastmlp.locks import held, remove_unfinished, sweep, unfinished
 
 
 def test_the_data_folder_is_argument_then_environment_then_cache(monkeypatch, tmp_path):
@@ -160,6 +161,14 @@ def test_a_running_download_is_kept(server, tiny, tmp_path, monkeypatch):
         fetch_data("tiny", tmp_path)
         assert {path.name for path in raw.iterdir()} == {*PACKED, ".train-images.gz.0123abcd.part"}
     assert all((raw / name).read_bytes() == content for name, content in PACKED.items())
+
+
+def test_before_the_process_ends_the_temporary_file_of_a_download_is_removed(tmp_path):
+    with _part_file(tmp_path, "a.gz") as part:
+        part.write_bytes(b"the first bytes")
+        remove_unfinished()
+        assert list(tmp_path.iterdir()) == []
+    assert unfinished == set()
 
 
 def test_offline_forbids_downloads_but_not_existing_files(server, tiny, tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastmlp import files
+from fastmlp import files, locks
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.experiments import folder as run_folders
 
@@ -196,7 +196,7 @@ def test_the_temporary_file_of_a_running_process_is_kept(tmp_path: Path, monkeyp
     real = getattr(os, moment)
 
     def swept(*given: object) -> object:
-        files.sweep(tmp_path)
+        locks.sweep(tmp_path)
         assert any(name.endswith(".tmp") for name in names(tmp_path)) or names(tmp_path) == ["a"]  # "a": fsync of the folder
         return real(*given)
 
@@ -209,7 +209,7 @@ def test_the_temporary_file_of_a_running_process_is_kept(tmp_path: Path, monkeyp
 def test_a_temporary_file_that_is_removed_before_it_is_locked_is_created_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, sweeps = files.lock, [files.sweep, files.sweep]
+    real, sweeps = locks.lock, [locks.sweep, locks.sweep]
 
     def late(descriptor: int, wait: bool = False) -> bool | None:
         if wait and sweeps:  # another process removes the file that was just created
@@ -217,7 +217,7 @@ def test_a_temporary_file_that_is_removed_before_it_is_locked_is_created_again(
             assert names(tmp_path) == []
         return real(descriptor, wait)
 
-    monkeypatch.setattr(files, "lock", late)
+    monkeypatch.setattr(locks, "lock", late)
     files.write_bytes(tmp_path / "a", NEW)
     assert sweeps == []
     assert names(tmp_path) == ["a"]
@@ -231,7 +231,7 @@ def test_left_over_files_on_a_file_system_without_locks(tmp_path: Path, monkeypa
     for path, age in ((old, 3700), (new, 3500)):
         path.touch()
         os.utime(path, (time.time() - age,) * 2)
-    files.sweep(tmp_path)
+    locks.sweep(tmp_path)
     assert names(tmp_path) == [new.name]
     files.write_bytes(tmp_path / "a", NEW)
     assert (tmp_path / "a").read_bytes() == NEW
@@ -244,10 +244,10 @@ def test_what_cannot_be_swept_does_no_harm(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "folder" / LEFT.replace("0", "2")).symlink_to("nowhere")
     before = names(tmp_path / "folder")
     for folder in ("folder", "file", "missing", "x" * 300):
-        files.sweep(tmp_path / folder)
+        locks.sweep(tmp_path / folder)
     with monkeypatch.context() as patch:
         patch.setattr(os, "scandir", raise_errno(errno.EACCES))
-        files.sweep(tmp_path)
+        locks.sweep(tmp_path)
     assert names(tmp_path / "folder") == before
     assert (tmp_path / "file").read_bytes() == OLD
 
@@ -265,8 +265,28 @@ def test_a_left_over_file_that_cannot_be_opened_does_not_protect_others(
         return real(path, flags)
 
     monkeypatch.setattr(os, "open", open_file)
-    files.sweep(tmp_path)
+    locks.sweep(tmp_path)
     assert len(names(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("finished", [[], ["config.toml"]])
+def test_before_the_process_ends_temporary_files_and_empty_folders_are_removed(
+    finished: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = []
+
+    def end(source: object, target: object) -> None:
+        locks.remove_unfinished()
+        left.extend(sorted(path.name for path in tmp_path.rglob("*")))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), run_folders.run_folder(tmp_path / "run", "digits", "1x1", NOW) as folder:
+        for name in finished:
+            files.write_bytes(folder / name, OLD)
+        monkeypatch.setattr(os, "replace", end)
+        files.write_bytes(folder / "result.json", NEW)
+    assert left == [*finished, "run"] * bool(finished)
+    assert locks.unfinished == set()
 
 
 @pytest.mark.full

@@ -17,7 +17,7 @@ import pytest
 from support.cli import ok, refused
 from support.processes import ROOT
 
-from fastmlp import files
+from fastmlp import locks
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.experiments.folder import locked, locked_file
 
@@ -101,7 +101,7 @@ def test_the_lock_file_of_a_killed_process_is_taken_over(tmp_path: Path) -> None
 
 def test_a_lock_file_that_is_removed_before_it_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If its owner removes the file after this process has opened it, another file is locked, which others see."""
-    real, path = files.lock, tmp_path / ".a.npz.fastmlp-lock"
+    real, path = locks.lock, tmp_path / ".a.npz.fastmlp-lock"
     removals = iter([path])
 
     def lock(descriptor: int, wait: bool = False) -> bool | None:
@@ -109,7 +109,7 @@ def test_a_lock_file_that_is_removed_before_it_is_locked(tmp_path: Path, monkeyp
             removed.unlink()
         return real(descriptor, wait)
 
-    monkeypatch.setattr(files, "lock", lock)
+    monkeypatch.setattr(locks, "lock", lock)
     with locked_file(tmp_path / "a.npz"):
         assert path.exists()
         with pytest.raises(ConfigError, match=MESSAGE), locked_file(tmp_path / "a.npz"):

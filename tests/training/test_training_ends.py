@@ -22,7 +22,7 @@ from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import SGD, Optimizer
 from fastmlp.nn.philox import generator
 from fastmlp.training.api import train
-from fastmlp.training.loop import Diverged, Interrupted
+from fastmlp.training.loop import Diverged, Interrupted, Loop
 from fastmlp.training.result import TrainResult
 
 NETWORK = Network((4, 12, 3))
@@ -241,6 +241,22 @@ def test_a_signal_during_a_callback_is_not_lost(epoch: int) -> None:
     with pytest.raises(Interrupted) as caught:
         train(NETWORK, (x, y), settings=set_up(epochs=4), callbacks=[once], scaling=None)
     assert len(caught.value.training.history) in (epoch, epoch + 1)
+
+
+def test_a_signal_after_the_last_epoch_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = problem(60)
+    original = Loop.run
+
+    def run(*given: Any) -> TrainResult:
+        training = original(*given)
+        signal.raise_signal(signal.SIGTERM)
+        return training
+
+    monkeypatch.setattr(Loop, "run", run)
+    with pytest.raises(Interrupted) as caught:
+        train(NETWORK, (x, y), settings=set_up(epochs=4), scaling=None)
+    assert (caught.value.signal, caught.value.training.stopped) == (signal.SIGTERM, "interrupted")
+    assert len(caught.value.training.history) == 4
 
 
 def test_training_outside_the_main_thread_installs_no_signal_handlers() -> None:
