@@ -1,4 +1,4 @@
-"""The commands `fastmlp extract` and `fastmlp extract … train`. experiments/extraction.py and chain.py implement them."""
+"""The commands `fastmlp extract` and `fastmlp extract … train`, implemented in experiments/features/."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def extract(
     This command needs PyTorch: pip install 'fastmlp[cnn]'.
     """
     from fastmlp.experiments.config.sources import resolve_as
-    from fastmlp.experiments.extraction import extract_run
-    from fastmlp.experiments.pictures import draw_missing
+    from fastmlp.experiments.features.extraction import extract_run
+    from fastmlp.experiments.features.pictures import draw_missing
     from fastmlp.experiments.recipes.recipe import settings_of
 
     settings = resolve_as(ExtractConfig, flags, os.environ, config, settings_of(recipe, "extract"))
@@ -76,8 +76,8 @@ def extract(
 @click.pass_obj
 def extract_train(chained: tuple[ExtractConfig, Any, bool], /, config: str | None, as_json: bool, **flags: Any) -> None:
     """Extract features and train a network on them. The options are those of `fastmlp train`, except the data options."""
-    from fastmlp.experiments.chain import extract_and_train
     from fastmlp.experiments.config.sources import resolve
+    from fastmlp.experiments.features.chain import extract_and_train
 
     images, recipe, json_before = chained
     settings = resolve(flags | images.inherited_flags(), os.environ, config, recipe)

@@ -19,7 +19,7 @@ from support.extract import DRAWN, own_folder, without_pictures  # noqa: F401 - 
 from fastmlp.data import features as feature_files
 from fastmlp.data.dataset import load_data
 from fastmlp.experiments import chain, extraction
-from fastmlp.experiments.extraction import picture_names
+from fastmlp.experiments.features.extraction import picture_names
 from fastmlp.experiments.folder import locked_file
 from fastmlp.files import TEMPORARY
 
@@ -137,7 +137,7 @@ def test_a_run_that_is_killed_while_it_plots(home: Path, monkeypatch: pytest.Mon
     for module, name, draw in DRAWN:
         monkeypatch.setattr(module, name, draw)
     arguments = ["extract", "--data", home / "images.npz", *SMALL, "--out", "f.npz"]
-    kill("fastmlp.experiments.pictures:plot_maps:1", *arguments)
+    kill("fastmlp.experiments.features.pictures:plot_maps:1", *arguments)
     folder = Path("f-pictures")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert sorted(before) == sorted(PICTURES[:5])

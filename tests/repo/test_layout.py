@@ -312,7 +312,7 @@ VIOLATIONS: list[tuple[Callable[[str, str], list[str]], str, str, str]] = [
     (check_imports, "nn/activations", "import cli", "outside"),
     (check_imports, "models/model", "def f():\n    from fastmlp import Network", "public interface"),
     (check_imports, "models/model", "def f():\n    import cnn.extractor", "outside"),
-    (check_imports, "experiments/chain", "def f():\n    from fastmlp.cnn import toolkit", "is allowed only in"),
+    (check_imports, "experiments/features/chain", "def f():\n    from fastmlp.cnn import toolkit", "is allowed only in"),
     (check_imports, "commands/extract", "import fastmlp.cnn", "is allowed only in"),
     (check_reference, "reference", "from fastmlp.nn.activations import relu_value", "checked against"),
     (check_reference, "reference", "from fastmlp.nn.optimizers import Optimizer, RULES", "RULES"),

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastmlp.errors import ConfigError, DivergedError, UnavailableError
-from fastmlp.experiments.chain import chain_picture_names, draw_finished, extract_and_train
 from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.sources import resolve, resolve_as
 from fastmlp.experiments.config.train import DataSettings, TrainConfig, fields_of
-from fastmlp.experiments.extraction import Tools, extract_run
+from fastmlp.experiments.features.chain import chain_picture_names, draw_finished, extract_and_train
+from fastmlp.experiments.features.extraction import Tools, extract_run
+from fastmlp.experiments.features.pictures import draw_missing
 from fastmlp.experiments.folder import CONFIG_NAME, RESULT_NAME, make_folder, read_result
-from fastmlp.experiments.pictures import draw_missing
 from fastmlp.experiments.plan import SPLIT_NAMES, RunPlan, Say, make_plan, portable
 from fastmlp.experiments.recipes.recipe import Recipe, all_recipes, find, matching
 from fastmlp.experiments.sweeps.parallel import NamedRun, train_in_parallel

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.data.splits import split, split_names
-from fastmlp.experiments.extraction import Extracted, ExtractJob, picture_names
+from fastmlp.experiments.features.extraction import Extracted, ExtractJob, picture_names
 from fastmlp.experiments.plan import Say
 from fastmlp.files import file_errors
 from fastmlp.models.metrics import classification_metrics

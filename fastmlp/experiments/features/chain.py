@@ -16,9 +16,9 @@ from fastmlp.data.splits import split
 from fastmlp.errors import ConfigError
 from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.train import TrainConfig
-from fastmlp.experiments.extraction import Extracted, Tools, extract_run, picture_names
+from fastmlp.experiments.features.extraction import Extracted, Tools, extract_run, picture_names
+from fastmlp.experiments.features.pictures import draw_extraction, pictures_of
 from fastmlp.experiments.folder import RESULT_NAME, check_free, read_result
-from fastmlp.experiments.pictures import draw_extraction, pictures_of
 from fastmlp.experiments.plan import Say
 from fastmlp.experiments.resume import Resume
 from fastmlp.experiments.training_run import RunResult, run_training
