@@ -42,7 +42,7 @@ def end_process(number: int, frame: FrameType | None) -> None:
     try:
         for other in SIGNALS:  # a second signal must not print a second line
             signal.signal(other, signal.SIG_IGN)
-        remove = getattr(sys.modules.get("fastmlp.locks"), "remove_unfinished", None)
+        remove = getattr(sys.modules.get("fastmlp.files.locks"), "remove_unfinished", None)
         if remove is not None:
             remove()
         start = SHOW_CURSOR + b"\n" if os.isatty(STDERR) else b""  # a progress bar does not end its last line

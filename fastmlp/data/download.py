@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from fastmlp.errors import DataError, UnavailableError
 from fastmlp.files import file_errors, file_sha256
-from fastmlp.locks import held, sweep, unfinished
+from fastmlp.files.locks import held, sweep, unfinished
 
 
 class DataFile(NamedTuple):

@@ -1,6 +1,6 @@
 """The run folder: create it, clear the logs of an earlier run, and write and check the manifest of SHA-256 hashes.
 
-files.py writes individual files; record.py and result.py define their contents.
+files/ writes individual files; record.py and result.py define their contents.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.files import RESTORE, file_errors, file_sha256, read_json, write_json
-from fastmlp.locks import held, lock, sweep, unfinished
+from fastmlp.files.locks import held, lock, sweep, unfinished
 from fastmlp.models.file import check_format_version
 
 MANIFEST_NAME = "manifest.json"

@@ -21,7 +21,7 @@ from fastmlp.data.download import DataEntry, DataFile, _part_file, data_folder
 from fastmlp.data.named import DATASETS, fetch_data, list_data, verify_data
 from fastmlp.errors import DataError, UnavailableError
 from fastmlp.files import file_sha256
-from fastmlp.locks import held, remove_unfinished, sweep, unfinished
+from fastmlp.files.locks import held, remove_unfinished, sweep, unfinished
 
 
 def test_the_data_folder_is_argument_then_environment_then_cache(monkeypatch, tmp_path):

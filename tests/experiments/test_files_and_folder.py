@@ -22,9 +22,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastmlp import files, locks
+from fastmlp import files
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.experiments import folder as run_folders
+from fastmlp.files import locks
 
 NOW = datetime(2026, 11, 20, 13, 5, 1)
 OLD = b"the old contents\n"

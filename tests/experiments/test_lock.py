@@ -17,9 +17,9 @@ import pytest
 from support.cli import ok, refused
 from support.processes import ROOT
 
-from fastmlp import locks
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.experiments.folder import locked, locked_file
+from fastmlp.files import locks
 
 FAST = ("train", "-q", "--hidden", "4", "--backend", "numpy")
 SHORT = ("--epochs", "2")

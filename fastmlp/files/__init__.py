@@ -23,7 +23,7 @@ import msgspec
 import tomli_w
 
 from fastmlp.errors import DataError, WriteError
-from fastmlp.locks import held, sweep, unfinished
+from fastmlp.files.locks import held, sweep, unfinished
 
 O_BINARY = getattr(os, "O_BINARY", 0)  # without this flag, Windows converts "\n" to "\r\n"
 _swept: set[Path] = set()  # folders in which this process has removed the left-over temporary files
