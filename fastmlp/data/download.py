@@ -128,8 +128,8 @@ def _part_file(folder: Path, name: str) -> Iterator[Path]:
     part = folder / f".{name}.{secrets.token_hex(4)}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        sweep(folder, re.compile(rf"\.{re.escape(name)}\.[0-9a-f]+\.part"))
         try:
+            sweep(folder, re.compile(rf"\.{re.escape(name)}\.[0-9a-f]+\.part"))
             with held(part, wait=True):
                 yield part
         finally:
