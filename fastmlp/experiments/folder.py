@@ -126,9 +126,11 @@ def locked_file(path: Path) -> Iterator[None]:
         with file_errors("lock", path):
             found = stack.enter_context(held(beside))
         check_lock(found, path)
+        unfinished.add(beside)
         try:
             yield
         finally:
+            unfinished.discard(beside)
             beside.unlink(missing_ok=True)  # before the lock ends: afterwards, it could be the file of another run
 
 
