@@ -21,7 +21,7 @@ from fastmlp.data.dataset import load_data
 from fastmlp.experiments.features import chain, extraction
 from fastmlp.experiments.features.extraction import picture_names
 from fastmlp.experiments.folder import locked_file
-from fastmlp.files import TEMPORARY
+from fastmlp.files.locks import TEMPORARY
 
 pytestmark = pytest.mark.full
 
