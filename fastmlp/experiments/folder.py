@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from fastmlp.errors import ConfigError, DataError
-from fastmlp.files import RESTORE, check_format_version, file_errors, file_sha256, read_json, write_json
+from fastmlp.files import RESTORE, check_format_version, file_errors, file_sha256, make_folders, read_json, sync, write_json
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FILES = ("model.safetensors", "config.toml", "result.json")
 METRICS_NAME = "metrics.jsonl"
 TIMINGS_NAME = "timings.jsonl"
 CLASSES_NAME = "classes.jsonl"
+LOGS = (METRICS_NAME, TIMINGS_NAME, CLASSES_NAME)
 MODELS_NAME = "models"  # subfolder of the models that are saved at intervals
 CONFIG_NAME = "config.toml"
 DATA_NAME = "data.json"
@@ -139,13 +140,12 @@ def run_folder(
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder if it does not exist.
+    """Create a folder if it does not exist, so that it survives a power failure.
 
     Raises ConfigError if the path or one of its parents is a file, and DataError if the folder cannot be created.
     """
     try:
-        with file_errors("make the folder", folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        make_folders(folder)
     except DataError as error:
         if isinstance(error.__cause__, FileExistsError | NotADirectoryError):
             raise ConfigError(f"out: {folder} or one of its parents is a file; choose another", settings=("out",)) from error
@@ -237,8 +237,8 @@ def _slug(text: str, longest: int) -> str:
 
 def _make_numbered(parent: Path, name: str) -> Path:
     """Create parent/name or, if it exists, the first of parent/name-2, parent/name-3, ... that does not exist."""
+    make_folders(parent)
     with file_errors("make the folder", parent / name):
-        parent.mkdir(parents=True, exist_ok=True)
         number = 1
         while True:
             folder = parent / (name if number == 1 else f"{name}-{number}")
@@ -247,4 +247,5 @@ def _make_numbered(parent: Path, name: str) -> Path:
             except FileExistsError:
                 number += 1
             else:
+                sync(parent)
                 return folder
