@@ -28,7 +28,7 @@ from fastmlp.data.splits import Splits
 from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.sources import resolve, resolve_as
 from fastmlp.experiments.config.train import DataSettings, TrainConfig, fields_of
-from fastmlp.experiments.extraction import Tools, extract_run
+from fastmlp.experiments.features.extraction import Tools, extract_run
 from fastmlp.experiments.plan import RunPlan, make_plan
 from fastmlp.experiments.recipes.recipe import find
 from fastmlp.files import json_bytes, read_json, write_json

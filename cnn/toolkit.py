@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from .description import Block, Description, make_blocks
-from .extractor import AnyDescription, BackboneDescription, Extractor, make_network
+from .extractor import AnyDescription, BackboneDescription, Extractor, from_bytes, make_network
 from .images import Augmentation, Images, Pixels, Scaling
 from .network import Backbone, load_weights
 from .training import Evaluation, Settings, Split, Trainer, TrainResult, Watch, evaluate, pick_device
@@ -109,8 +109,7 @@ def train(
     FileError : the checkpoint is corrupt, has another format version, or was written for another network or optimizer
     """
     scale = Scaling(*scaling)
-    shape = prepared.description.image_shape
-    splits = {name: Split(Images(x, shape, scale, prepared.device), y) for name, (x, y) in parts.items()}
+    splits = make_splits(prepared, parts, scale)
     network = initial_network(prepared.description, prepared.settings, prepared.options)
     trainer = Trainer(network, splits["train"], splits.get("validation"), prepared.settings, watch)
     if checkpoint is not None:
@@ -119,3 +118,32 @@ def train(
     evaluated = {} if trained.stopped == "signal" else splits
     figures = {name: evaluate(network, split, prepared.settings.autocast) for name, split in evaluated.items()}
     return TrainedExtractor(Extractor(prepared.description, network, scale, prepared.options["layer"]), trained, figures)
+
+
+def restore(
+    prepared: Prepared, parts: Mapping[str, SplitArrays], extractor: tuple[bytes, str], cnn: Mapping[str, Any]
+) -> TrainedExtractor:
+    """Return the result of an earlier call of `train`: restore the network, and evaluate it on all splits again.
+
+    Parameters
+    ----------
+    prepared, parts : as for `train`
+    extractor : the result of `Extractor.to_bytes` after the training, and the name of its file
+    cnn : the fields of `TrainResult`: "history", "best_epoch" and "stopped"; other keys are ignored
+
+    Raises
+    ------
+    FileError : the extractor is corrupt or has another format version
+    MissingError : the network is a torchvision backbone, and torchvision cannot be imported
+    """
+    restored = from_bytes(*extractor)
+    network = restored.network.to(prepared.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    splits = make_splits(prepared, parts, restored.scaling)
+    figures = {name: evaluate(network, split, prepared.settings.autocast) for name, split in splits.items()}
+    return TrainedExtractor(restored, TrainResult(*(cnn[name] for name in TrainResult._fields)), figures)
+
+
+def make_splits(prepared: Prepared, parts: Mapping[str, SplitArrays], scaling: Scaling | None) -> dict[str, Split]:
+    """Return the images of each split on the device, with their scaling, and their labels."""
+    shape = prepared.description.image_shape
+    return {name: Split(Images(x, shape, scaling, prepared.device), y) for name, (x, y) in parts.items()}

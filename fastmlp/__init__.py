@@ -11,10 +11,9 @@ third-party packages.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from fastmlp._lazy import lazy
 
+TYPE_CHECKING = False  # importing it from typing would take several milliseconds
 if TYPE_CHECKING:
     from fastmlp.data.dataset import Dataset as Dataset
     from fastmlp.data.dataset import load_data as load_data

@@ -245,7 +245,7 @@ def update(
     """Update parameters p (P,) and optimizer slots (number of slots, P) in place, given the gradient g (P,).
 
     `step` is the number of updates made before this one. `weight_decay` (P,) is only used by adamw, and is zero for biases.
-    nn/optimizers.py lists the update rules and their sources.
+    nn/optimizers.py lists the update rules and their sources. If g^2 overflows, the parameter becomes NaN.
     """
     t = step + 1
     if o.name == "sgd":
@@ -268,12 +268,16 @@ def update(
         v_hat = v / (1 - o.beta2**t)
         epsilon = o.epsilon / np.sqrt(1 - o.beta2**t) if o.epsilon_hat else o.epsilon
         p -= learning_rate * m_hat / (np.sqrt(v_hat) + epsilon)
+    if "v" in o.slots:  # g / sqrt(v) is 0 for an infinite v, so training would not report that it diverged
+        p[np.isinf(slots[-1])] = np.nan
 
 
 def clip(gradient: FloatArray, max_norm: float) -> FloatArray:
     """Return the gradient, scaled down to the Euclidean norm `max_norm` if its norm is larger; max_norm = 0 disables clipping.
 
-    Source: Pascanu et al. 2013, algorithm 1.
+    If the square of the norm overflows in float64, the gradient becomes NaN. Source: Pascanu et al. 2013, algorithm 1.
     """
     norm = float(np.sqrt(np.square(gradient.astype(np.float64)).sum()))
-    return gradient * gradient.dtype.type(max_norm / norm) if max_norm and norm > max_norm else gradient
+    if max_norm and norm > max_norm:
+        return gradient * gradient.dtype.type(max_norm / norm if norm < np.inf else np.nan)
+    return gradient

@@ -19,6 +19,7 @@ from fastmlp.bench.machine import PACKAGES, machine
 from fastmlp.bench.rounds import Disagreement
 from fastmlp.data.dataset import load_data
 from fastmlp.engines import installed_versions
+from fastmlp.engines.jit import check_jit
 from fastmlp.errors import FastMLPError
 
 Say = Callable[[str], None]
@@ -219,7 +220,9 @@ def run_estimators(say: Say, rounds: int = 5, data_dir: str | Path | None = None
     Raises
     ------
     Disagreement : the scores of both libraries differ by more than `QUALITY`
+    UnavailableError : Numba's JIT compiler is disabled
     """
+    check_jit("the benchmark")
     about, rows = machine(), []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # most cases intentionally stop before convergence

@@ -26,6 +26,7 @@ from fastmlp.bench.machine import PACKAGES, Ceilings, machine
 from fastmlp.bench.rivals import NAMES, OURS, contestants
 from fastmlp.engines import installed_versions
 from fastmlp.engines.cpu.threads import available_cores
+from fastmlp.engines.jit import check_jit
 from fastmlp.errors import ConfigError, DivergedError, FastMLPError, UnavailableError
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import DEFAULT_LEARNING_RATE, Optimizer
@@ -180,8 +181,9 @@ def run_bench(settings: BenchSettings, say: Say = lambda text: None) -> dict[str
     DataError : the data cannot be read
     DivergedError : the loss of the first epoch is not finite
     Disagreement : an engine of fastmlp disagrees with the reference implementation
-    UnavailableError : no contestant is available for a case
+    UnavailableError : no contestant is available for a case, or Numba's JIT compiler is disabled
     """
+    check_jit("the benchmark")
     about = machine()
     most = settings.threads or available_cores()
     source = Source(settings.data, settings.rows, settings.data_dir)

@@ -7,21 +7,19 @@ import contextlib
 import gc
 import io
 import os
-import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from types import FrameType
 from typing import Any, TextIO
 
 import click
 
+from fastmlp.commands import SIGNAL_CODE
 from fastmlp.errors import ConfigError, DataError
 
 Function = Callable[..., Any]
 
-SIGNAL_CODE = 128  # the exit code after a signal is 128 plus the signal number, as in a shell
 GC_THRESHOLD = 200_000  # allocations minus deallocations that trigger a garbage collection
 QUIET, VERBOSE, FLAGS = "fastmlp.quiet", "fastmlp.verbose", "fastmlp.flags"  # keys of ctx.meta, shared by nested contexts
 
@@ -142,11 +140,6 @@ def end_by_signal(number: int) -> None:
         click.get_current_context().exit(SIGNAL_CODE + number)
 
 
-def terminate(number: int, frame: FrameType | None) -> None:
-    """Handle SIGTERM by raising SystemExit, so that temporary files are removed."""
-    sys.exit(SIGNAL_CODE + number)
-
-
 def warn(
     message: Warning | str,
     category: type[Warning],
@@ -160,15 +153,13 @@ def warn(
 
 
 def prepare_process() -> None:
-    """Configure streams, matplotlib, warnings, SIGTERM and garbage collection. Called once, before the program runs."""
+    """Configure streams, matplotlib, warnings and garbage collection. Called once, before the program runs."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name may not be encodable
     # The kernel of a notebook exports the name of its backend, with which matplotlib cannot be imported in other environments.
     os.environ["MPLBACKEND"] = "agg"
     warnings.showwarning = warn
-    if hasattr(signal, "SIGTERM"):
-        signal.signal(signal.SIGTERM, terminate)
     # Objects created by imports are never freed. Scanning them for garbage took an eighth of the time of a short run.
     gc.set_threshold(GC_THRESHOLD)
     atexit.register(freeze)

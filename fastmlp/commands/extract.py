@@ -1,4 +1,4 @@
-"""The commands `fastmlp extract` and `fastmlp extract … train`. experiments/extraction.py and chain.py implement them."""
+"""The commands `fastmlp extract` and `fastmlp extract … train`, implemented in experiments/features/."""
 
 from __future__ import annotations
 
@@ -45,13 +45,14 @@ def extract(
 
     The feature file is a data set with the same splits as the images. It also contains the convolutional network, so
     that `evaluate` and `predict` accept images for a model that was trained on the features. The same settings and
-    images give the same features; if the file exists already, nothing is done. Ctrl-C saves a checkpoint; run the same
-    command again to continue from it.
+    images give the same features; if the file exists already, only missing figures are drawn. After Ctrl-C, run the same
+    command again to continue.
 
     This command needs PyTorch: pip install 'fastmlp[cnn]'.
     """
     from fastmlp.experiments.config.sources import resolve_as
-    from fastmlp.experiments.extraction import draw_extraction, extract_run
+    from fastmlp.experiments.features.extraction import extract_run
+    from fastmlp.experiments.features.pictures import draw_missing
     from fastmlp.experiments.recipes.recipe import settings_of
 
     settings = resolve_as(ExtractConfig, flags, os.environ, config, settings_of(recipe, "extract"))
@@ -62,7 +63,8 @@ def extract(
     if ctx.invoked_subcommand is not None:  # `train` checks its settings first, then runs the extraction
         return
     found = extract_run(settings, extraction_tools(), quiet=is_quiet(), say=say)
-    draw_extraction(found, found.job.pictures)
+    if not found.signal:
+        draw_missing(found, found.job.pictures, say)
     show_extraction(found.result, as_json)
     end_by_signal(found.signal)
 
@@ -74,8 +76,8 @@ def extract(
 @click.pass_obj
 def extract_train(chained: tuple[ExtractConfig, Any, bool], /, config: str | None, as_json: bool, **flags: Any) -> None:
     """Extract features and train a network on them. The options are those of `fastmlp train`, except the data options."""
-    from fastmlp.experiments.chain import extract_and_train
     from fastmlp.experiments.config.sources import resolve
+    from fastmlp.experiments.features.chain import extract_and_train
 
     images, recipe, json_before = chained
     settings = resolve(flags | images.inherited_flags(), os.environ, config, recipe)

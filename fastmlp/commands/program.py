@@ -19,8 +19,9 @@ from typing import Any
 import click
 
 from fastmlp import __version__
+from fastmlp.commands import SIGNAL_CODE
 from fastmlp.commands.bench import bench
-from fastmlp.commands.console import SIGNAL_CODE, fail, note
+from fastmlp.commands.console import fail, note
 from fastmlp.commands.data import data
 from fastmlp.commands.doctor import doctor
 from fastmlp.commands.evaluate import evaluate, verify
@@ -44,7 +45,7 @@ class Program(Group):
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise  # Click reports these itself
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # only if `main` has not installed its signal handlers
             note("fastmlp: interrupted")
             ctx.exit(SIGNAL_CODE + signal.SIGINT)
         except MemoryError as error:

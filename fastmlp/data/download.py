@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any, NamedTuple
 
 from fastmlp.errors import DataError, UnavailableError
 from fastmlp.files import file_errors, file_sha256
+from fastmlp.files.locks import held, sweep, unfinished
 
 
 class DataFile(NamedTuple):
@@ -119,14 +122,21 @@ def download(entry: DataEntry, file: DataFile, folder: Path, progress: bool) -> 
 
 @contextmanager
 def _part_file(folder: Path, name: str) -> Iterator[Path]:
-    """Create the folder and yield a temporary path in it. The temporary file is always removed at the end."""
-    part = folder / f".{name}.{os.getpid()}.part"
+    """Create the folder and yield a temporary path in it. The temporary file is always removed at the end.
+
+    Temporary files of this name that killed processes left in the folder are removed first.
+    """
+    part = folder / f".{name}.{secrets.token_hex(4)}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder, re.compile(rf"\.{re.escape(name)}\.[0-9a-f]+\.part"))
+        unfinished.add(part)
         try:
-            yield part
+            with held(part, wait=True):
+                yield part
         finally:
             part.unlink(missing_ok=True)
+            unfinished.discard(part)
     except OSError as error:
         reason = error.strerror or error
         raise DataError(

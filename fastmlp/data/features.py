@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import glob
 import io
 import json
 import os
@@ -31,9 +32,10 @@ from numpy.lib import format as npy
 
 from fastmlp.data.dataset import Dataset, load_data
 from fastmlp.data.readers.arrays import ARRAYS, is_npy_folder, map_npy
+from fastmlp.data.readers.tensors import Tensors, tensor_bytes
 from fastmlp.data.rows import Array, Features, take
 from fastmlp.errors import ConfigError, DataError
-from fastmlp.files import Tensors, file_errors, tensor_bytes, write_bytes
+from fastmlp.files import file_errors, write_bytes
 from fastmlp.nn.blocks import block_rows, blocks
 
 FILES = (".npz", ".safetensors")
@@ -225,17 +227,32 @@ def npz_bytes(arrays: Tensors) -> bytes:
 
 
 def write_folder(path: Path, arrays: dict[str, npt.NDArray[Any]], unfinished: Path) -> None:
-    """Add the other arrays to the temporary folder of features and rename it to `path`, replacing an existing folder."""
+    """Add the other arrays to the temporary folder of features and rename it to `path`, replacing an existing folder.
+
+    If the process is killed between the two renames, `recover` restores the existing folder.
+    """
     for name, values in arrays.items():
         if name not in ("x", "x_test"):
             buffer = io.BytesIO()
             np.save(buffer, values)
             write_bytes(unfinished / f"{name}.npy", buffer.getvalue())
     with file_errors("write", path):
-        aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
-        if path.exists():
-            path.rename(aside)
-        unfinished.rename(path)
+        try:
+            if path.exists():
+                path.rename(path.with_name(f".{path.name}.{secrets.token_hex(4)}.old"))
+            unfinished.rename(path)
+        finally:
+            recover(path)
+
+
+def recover(path: Path) -> None:
+    """Repair what a process leaves if it is interrupted or killed while `write_folder` replaces an existing folder.
+
+    The existing folder was renamed to `.NAME.HEX.old`. It is renamed back if `path` does not exist; otherwise, it is removed.
+    """
+    for aside in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.old"):
+        if not path.exists():
+            aside.rename(path)
         shutil.rmtree(aside, ignore_errors=True)
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import platform
+import warnings
 from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from fastmlp import __version__
 from fastmlp.engines.base import PRECISIONS, Engine, EngineSpec
+from fastmlp.engines.jit import REMEDY, check_jit, jit_is_disabled
 from fastmlp.errors import ConfigError, UnavailableError
 from fastmlp.nn.names import canonical_name
 
@@ -24,6 +27,7 @@ def make_numpy(spec: EngineSpec) -> Engine:
 
 def make_numba(spec: EngineSpec) -> Engine:
     """Return the compiled CPU engine."""
+    check_jit("backend 'numba'")
     from fastmlp.engines.cpu.engine import NumbaEngine
 
     return NumbaEngine(spec)
@@ -59,6 +63,9 @@ def fastest(spec: EngineSpec) -> str:
 
     if np.dtype(spec.dtype) != np.float32:
         return "numpy"
+    if jit_is_disabled():
+        warn_of_disabled_jit()
+        return "numpy"
     if not compiler_is_installed():  # checked first, to avoid importing the other CUDA modules
         return "numba"
     from fastmlp.engines.cuda.engine import usable
@@ -66,19 +73,28 @@ def fastest(spec: EngineSpec) -> str:
     return "cuda" if usable() else "numba"
 
 
+@functools.cache
+def warn_of_disabled_jit() -> None:
+    """Issue a warning, once per process."""
+    message = f"backend 'auto' selects the NumPy engine, which is slower, because Numba's JIT compiler is disabled: {REMEDY}"
+    warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+
 def make_engine(backend: str, spec: EngineSpec) -> Engine:
     """Return an engine for a spec.
 
-    `auto` selects the fastest engine that runs on this machine. It selects the GPU only if a test kernel runs on it.
+    `auto` selects the fastest engine that runs on this machine. It selects the GPU only if a test kernel runs on it, and the
+    NumPy engine if Numba's JIT compiler is disabled.
 
     Warns
     -----
-    RuntimeWarning : `auto` selects the CPU because the test kernel failed on the GPU
+    RuntimeWarning : `auto` selects the CPU because the test kernel failed on the GPU, or the NumPy engine because Numba's
+        JIT compiler is disabled
 
     Raises
     ------
     ConfigError : an unknown name, or a dtype or precision that the engine does not support
-    UnavailableError : a package or device that the engine needs is missing
+    UnavailableError : a package or device that the engine needs is missing, or Numba's JIT compiler is disabled
     """
     backend = canonical_name("backend", backend, CHOICES)
     precision = canonical_name("precision", spec.precision, PRECISIONS)

@@ -93,6 +93,8 @@ class Engine(Protocol):
         y : (n,) int32 class labels, or (n, outputs) float32 targets
         learning_rates : one per mini-batch; the last mini-batch may have fewer rows
         weights : (n,) float32 sample weights, with a positive sum in each mini-batch
+
+        If the optimizer squares a gradient and the square overflows, the parameter becomes NaN.
         """
 
     def forward(self, x: npt.NDArray[Any]) -> FloatArray:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from fastmlp.engines.jit import check_jit
 from fastmlp.engines.kernel_cache import with_globals
 from fastmlp.errors import ConfigError
 from fastmlp.nn.activations import ACTIVATIONS, formulas_of
@@ -66,8 +67,11 @@ def array_activations(network: Network) -> dict[str, tuple[ArrayFunction, ArrayF
     Raises
     ------
     ConfigError : a custom activation is not registered in this process, or Numba cannot compile it
+    UnavailableError : there is a custom activation, but Numba's JIT compiler is disabled
     """
     names = {layer.activation for layer in network.layers} - set(ACTIVATIONS)
+    if names:
+        check_jit(f"activation {min(names)!r}")
     found = {}
     for name in sorted(names):
         value, slope, _ = formulas_of(name)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -12,7 +14,10 @@ ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM") if hasatt
 
 
 class Signals:
-    """Context manager that only records the first SIGINT or SIGTERM, in `received`. A second one raises KeyboardInterrupt.
+    """Context manager that only records the first SIGINT or SIGTERM, in `received`.
+
+    A second signal is handled as before the context (before the outermost one, if they are nested). It raises KeyboardInterrupt
+    if it would have been ignored or handled by the system.
 
     Python delivers signals to the main thread only, so in other threads the context manager has no effect. Several threads may
     share one instance and read its `received`.
@@ -39,10 +44,25 @@ class Signals:
         self.received = self.received or ENDING[-1]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received:
+        if not self.received:
+            self.received = number
+            return
+        before = self._before[number]
+        while isinstance(outer := getattr(before, "__self__", None), Signals):
+            before = outer._before[number]
+        if not callable(before):  # SIG_DFL or SIG_IGN
             raise KeyboardInterrupt
-        self.received = number
+        before(number, frame)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def deferred_signals() -> Iterator[None]:
+    """Context manager in which SIGINT and SIGTERM are recorded. A recorded signal is raised again after the context."""
+    with Signals() as signals:
+        yield
+    if signals.received:
+        signal.raise_signal(signals.received)

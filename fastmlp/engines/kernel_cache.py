@@ -12,18 +12,21 @@ compilers choose the names and contents of the files (engines/cpu/codegen/cache.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
 import stat
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
 import platformdirs
+
+from fastmlp.engines.interrupts import deferred_signals
 
 DIGEST_BYTES = 32
 PACKAGE = Path(__file__).parents[1]
@@ -128,16 +131,45 @@ def read_entry(file: Path) -> bytes | None:
         return None
 
 
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Remove the temporary files that killed processes left in the folder, and hold a shared lock on it until the end.
+
+    The files are removed only if the folder can be locked exclusively (flock). Then no running process is in this context, so
+    none of the files is being written. Without such locks, as on Windows and some network file systems, the files are kept.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for path in folder.glob("tmp*.tmp"):
+                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def write_entry(file: Path, body: bytes) -> None:
     """Write compiled code to a file. If the folder cannot be used, warn and write nothing."""
     try:
         make_private(file.parent)
-        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as opened:
+        with (
+            deferred_signals(),
+            writing(file.parent),
+            tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as opened,
+        ):
             try:
                 opened.write(hashlib.sha256(body).digest() + body)
                 opened.flush()
                 Path(opened.name).replace(file)
-            except BaseException:  # includes Ctrl-C, which must not leave a temporary file
+            except BaseException:  # includes a second Ctrl-C, which must not leave a temporary file
                 Path(opened.name).unlink(missing_ok=True)
                 raise
     except (OSError, UnsafeFolder) as error:

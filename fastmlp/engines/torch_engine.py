@@ -162,13 +162,14 @@ def clip(parameters: Iterable[torch.Tensor], largest: float) -> None:
     """If the joint norm of all gradients exceeds `largest`, scale them so that it equals `largest`.
 
     torch.nn.utils.clip_grad_norm_ is not used because it adds 1e-6 to the norm, which makes clipped gradients too short: by
-    a tenth for a norm of 1e-5. The reference implementation, which follows Pascanu et al., adds nothing.
+    a tenth for a norm of 1e-5. The reference implementation, which follows Pascanu et al., adds nothing. If the square of the
+    norm overflows in float64, the gradients become NaN.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients]).norm().item()
     if norm > largest:
         for g in gradients:
-            g.mul_(largest / norm)
+            g.mul_(largest / norm if norm < np.inf else np.nan)
 
 
 # ------------------------------------------------------------------------------------------------ the engine
@@ -259,7 +260,10 @@ class TorchEngine:
         return network.l2 / 2 * l2 + network.l1 * l1
 
     def update(self, objective: torch.Tensor, learning_rate: float) -> None:
-        """Compute the gradient of the objective, clip it if requested, and update the parameters."""
+        """Compute the gradient of the objective, clip it if requested, and update the parameters.
+
+        If the square of a gradient overflows and the optimizer uses it, the parameter becomes NaN, as in the other engines.
+        """
         self.optimizer.zero_grad()
         objective.backward()  # type: ignore[no-untyped-call]
         if self.spec.optimizer.max_grad_norm:
@@ -269,6 +273,10 @@ class TorchEngine:
             if self.spec.optimizer.epsilon_hat:
                 group["eps"] = self.spec.optimizer.epsilon / np.sqrt(1 - self.spec.optimizer.beta2 ** (self.step + 1))
         self.optimizer.step()
+        if "v" in self.spec.optimizer.slots:  # PyTorch's own v overflows only for larger gradients
+            with torch.no_grad():
+                for p in self.leaves():
+                    p[~torch.isfinite(torch.square(p.grad))] = torch.nan  # type: ignore[arg-type]
         self.step += 1
 
     def train(

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from fastmlp.experiments.config.extract import ExtractConfig as ExtractConfig
     from fastmlp.experiments.config.train import TrainConfig as TrainConfig
     from fastmlp.experiments.evaluation import evaluate_run as evaluate_run
-    from fastmlp.experiments.extraction import extract_run as extract_run
+    from fastmlp.experiments.features.extraction import extract_run as extract_run
     from fastmlp.experiments.prediction import predict_files as predict_files
     from fastmlp.experiments.range_test import run_range_test as run_range_test
     from fastmlp.experiments.training_run import run_training as run_training
@@ -21,7 +21,7 @@ __getattr__, __dir__, __all__ = lazy(
         "config.extract": ["ExtractConfig"],
         "config.train": ["TrainConfig"],
         "evaluation": ["evaluate_run"],
-        "extraction": ["extract_run"],
+        "features.extraction": ["extract_run"],
         "prediction": ["predict_files"],
         "range_test": ["run_range_test"],
         "training_run": ["run_training"],

@@ -1,6 +1,6 @@
 """The run folder: create it, clear the logs of an earlier run, and write and check the manifest of SHA-256 hashes.
 
-files.py writes individual files; record.py and result.py define their contents.
+files/ writes individual files; record.py and result.py define their contents.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from fastmlp.errors import ConfigError, DataError
-from fastmlp.files import RESTORE, check_format_version, file_errors, file_sha256, make_folders, read_json, sync, write_json
+from fastmlp.files import RESTORE, file_errors, file_sha256, make_folders, read_json, sync, write_json
+from fastmlp.files.locks import held, lock, sweep, unfinished
+from fastmlp.models.file import check_format_version
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FILES = ("model.safetensors", "config.toml", "result.json")
@@ -84,8 +86,8 @@ def check_name(folder: Path) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Create a run folder if it does not exist, and lock it against other runs until the context exits.
 
-    The lock is a BSD file lock of the folder itself (flock). It ends with the process, even if the process is killed. Systems
-    without such locks, such as Windows, have no lock.
+    The lock is that of the folder itself. It ends with the process, even if the process is killed. Windows has no such locks.
+    Temporary files that a killed run left in the folder are removed.
 
     Raises
     ------
@@ -95,23 +97,52 @@ def locked(folder: Path) -> Iterator[None]:
     check_name(folder)
     make_folder(folder)
     if not hasattr(os, "O_DIRECTORY"):
+        sweep(folder)
         yield
         return
-    import fcntl
-
     with file_errors("lock", folder):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            message = f"out: another run is writing to {folder}; wait until it has ended, or choose another folder"
-            raise ConfigError(message, settings=("out",)) from None
-        except OSError as error:  # some network file systems have no locks
-            warnings.warn(f"{folder} cannot be locked against other runs ({error.strerror})", RuntimeWarning, stacklevel=3)
+        check_lock(lock(descriptor), folder)
+        sweep(folder)
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def locked_file(path: Path) -> Iterator[None]:
+    """Lock a file that a run will write, in a folder that other runs may use too, until the context exits.
+
+    The lock is that of an empty file next to it, which is removed on exit, since the file itself will be replaced. It ends with
+    the process, even if the process is killed. Windows has no such locks.
+
+    Raises
+    ------
+    ConfigError : another run is writing the file
+    DataError : the file next to it cannot be created
+    """
+    beside = path.with_name(f".{path.name}.fastmlp-lock")
+    with ExitStack() as stack:
+        with file_errors("lock", path):
+            found = stack.enter_context(held(beside))
+        check_lock(found, path)
+        try:
+            yield
+        finally:
+            beside.unlink(missing_ok=True)  # before the lock ends: afterwards, it could be the file of another run
+
+
+def check_lock(found: bool | None, path: Path) -> None:
+    """Raise ConfigError if another process holds the lock of a folder or file; warn if the file system has no locks.
+
+    found : result of `locks.lock`
+    """
+    if found is False:
+        message = f"out: another run is writing to {path}; wait until it has ended, or choose another path"
+        raise ConfigError(message, settings=("out",))
+    if found is None and os.name == "posix":
+        warnings.warn(f"{path} cannot be locked against other runs: its file system has no locks", RuntimeWarning, stacklevel=4)
 
 
 @contextmanager
@@ -128,15 +159,25 @@ def run_folder(
     with ExitStack() as stack:
         if out is not None:  # lock it before its old files are removed
             stack.enter_context(locked(Path(out)))
-        folder = None if out is None else Path(out)
-        try:
-            folder = new_run_folder(out, data, network, now, force=force)
-            if out is None:
-                stack.enter_context(locked(folder))
-            yield folder
-        finally:
-            if folder is not None and not existed and folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+            if not existed:
+                stack.enter_context(removed_if_empty(Path(out)))
+        folder = new_run_folder(out, data, network, now, force=force)
+        if out is None:
+            stack.enter_context(locked(folder))
+            stack.enter_context(removed_if_empty(folder))
+        yield folder
+
+
+@contextmanager
+def removed_if_empty(folder: Path) -> Iterator[None]:
+    """Context manager that removes a folder at the end if it is empty, also if a signal ends the command line."""
+    unfinished.add(folder)
+    try:
+        yield
+    finally:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        unfinished.discard(folder)
 
 
 def make_folder(folder: Path) -> None:

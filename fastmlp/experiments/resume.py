@@ -22,8 +22,8 @@ from fastmlp.experiments.folder import (
     read_result,
 )
 from fastmlp.experiments.plan import FEATURES_OF, RunPlan, portable
-from fastmlp.files import check_format_version, file_errors, read_json, read_toml
-from fastmlp.models.file import CHECKPOINTS_NAME
+from fastmlp.files import file_errors, read_json, read_toml
+from fastmlp.models.file import CHECKPOINTS_NAME, check_format_version
 from fastmlp.training.checkpoints import CHANGEABLE, StoredCheckpoint, files_of, read_newest
 
 Resume = Literal["never", "if possible", "always"]

@@ -22,8 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.data.checks import check_description
+from fastmlp.data.readers.tensors import read_tensors, tensor_bytes
 from fastmlp.errors import ConfigError, DataError
-from fastmlp.files import check_format_version, read_tensors, tensor_bytes, write_bytes
+from fastmlp.files import write_bytes
 from fastmlp.nn.activations import Activation, UnknownActivation, register
 from fastmlp.nn.names import normalize
 from fastmlp.nn.network import Network
@@ -202,6 +203,31 @@ def read_file(file: Path) -> tuple[dict[str, str], dict[str, npt.NDArray[Any]]]:
         raise DataError(f"{file}: no such model; {hint or '`fastmlp train` writes one into its run folder'}") from None
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from error
+
+
+def check_format_version(path: Path, found: Any, version: int) -> None:
+    """Check the format version of a file.
+
+    Parameters
+    ----------
+    path : path of the file, for the error message
+    found : contents of the file
+    version : the format version that this version of fastmlp can read
+
+    Raises
+    ------
+    DataError : the format version is missing, or differs from `version`
+
+    Examples
+    --------
+    >>> check_format_version(Path("result.json"), {"format_version": 2}, 1)
+    Traceback (most recent call last):
+    fastmlp.errors.DataError: result.json: format version 2, but this version of fastmlp reads format version 1; repeat the run
+    """
+    given = found.get("format_version") if isinstance(found, dict) else None
+    if type(given) is not int or given != version:  # True and 1.0 are equal to 1
+        found_version = "no format version" if given is None else f"format version {given}"
+        raise DataError(f"{path}: {found_version}, but this version of fastmlp reads format version {version}; repeat the run")
 
 
 def gather(network: Network, tensors: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:

@@ -5,6 +5,9 @@ optimizer slots (running averages that are kept between steps), and s the float3
 `SCALARS`. The reference implementation (reference.py) contains the same rules for arrays. g includes the gradients of the L1
 and L2 penalties of the network. The weight decay of adamw is decoupled, and applies to weights but not to biases.
 
+If g^2 overflows, v is infinite, and the parameter becomes NaN, so that training reports divergence. Otherwise the parameter
+would never change again, because g / sqrt(v) would be 0. The rules subtract v - v, which is 0 for a finite v and NaN otherwise.
+
 ======== ======================================================================== ======
 name     update                                                                   slots
 ======== ======================================================================== ======
@@ -90,12 +93,13 @@ def nesterov_rule(p: Any, g: Any, m: Any, v: Any, s: Any) -> Any:
 
 def rmsprop_rule(p: Any, g: Any, m: Any, v: Any, s: Any) -> Any:
     v = v + s[ONE_MINUS_BETA2] * (g * g - v)
-    return p - s[LEARNING_RATE] * g / (math.sqrt(v) + s[EPSILON]), m, v
+    return p - (v - v) - s[LEARNING_RATE] * g / (math.sqrt(v) + s[EPSILON]), m, v
 
 
 def adam_rule(p: Any, g: Any, m: Any, v: Any, s: Any) -> Any:
     m = m + s[ONE_MINUS_BETA1] * (g - m)
     v = v + s[ONE_MINUS_BETA2] * (g * g - v)
+    p = p - (v - v)
     return p - s[LEARNING_RATE] * (m * s[BIAS_CORRECTION1]) / (math.sqrt(v * s[BIAS_CORRECTION2]) + s[EPSILON]), m, v
 
 
@@ -103,6 +107,7 @@ def adamw_rule(p: Any, g: Any, m: Any, v: Any, s: Any) -> Any:
     p = p - s[LEARNING_RATE] * s[WEIGHT_DECAY] * p
     m = m + s[ONE_MINUS_BETA1] * (g - m)
     v = v + s[ONE_MINUS_BETA2] * (g * g - v)
+    p = p - (v - v)
     return p - s[LEARNING_RATE] * (m * s[BIAS_CORRECTION1]) / (math.sqrt(v * s[BIAS_CORRECTION2]) + s[EPSILON]), m, v
 
 

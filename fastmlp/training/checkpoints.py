@@ -27,9 +27,9 @@ import numpy.typing as npt
 from fastmlp.engines.arithmetic import arithmetic
 from fastmlp.engines.base import Engine, RowMetrics, State
 from fastmlp.errors import ConfigError, DataError
-from fastmlp.files import check_format_version, file_errors, json_bytes, make_folders
+from fastmlp.files import file_errors, json_bytes, make_folders
 from fastmlp.models import file
-from fastmlp.models.file import CHECKPOINTS_NAME
+from fastmlp.models.file import CHECKPOINTS_NAME, check_format_version
 from fastmlp.models.model import Model
 from fastmlp.nn.activations import digest_of
 from fastmlp.nn.blocks import blocks

@@ -119,12 +119,14 @@ class Loop:
             self.engine.evaluate(self.engine.hold(x[:0], y[:0]))
 
     def run(self, signals: Signals, callbacks: Sequence[Callback] = (), checkpoints: Checkpoints | None = None) -> TrainResult:
-        """Train all epochs, or until `signals` has received a signal. Loops in different threads may share `signals`.
+        """Train all epochs, or until `signals` has received a signal; then `stopped` of the result is "interrupted".
+
+        Loops in different threads may share `signals`.
 
         Raises
         ------
         ConfigError, DataError : the training cannot continue from the checkpoint
-        Diverged, Interrupted, WriteFailed : the training ended early
+        Diverged, WriteFailed : the training ended early
         """
         checkpoints = checkpoints or Checkpoints(self.task)
         if (checkpoint := checkpoints.begin(self.engine)) is not None:
@@ -141,10 +143,7 @@ class Loop:
                 checkpoints.write(self.checkpoint(), self.engine)
         except WriteError as error:
             raise WriteFailed(str(error), self._result("failed")) from error
-        training = self._result(stopped)
-        if signals.received:
-            raise Interrupted(training._replace(stopped="interrupted"), signals.received)
-        return training
+        return self._result("interrupted" if signals.received else stopped)
 
     def _next_epoch(self, signals: Signals, callbacks: Sequence[Callback], checkpoints: Checkpoints) -> str:
         """Train one epoch, and return the reason to stop after it, or "epochs" if there is none."""
@@ -319,4 +318,7 @@ def train_task(
     with loop_for(task, progress) as loop:
         loop.compile()
         with Signals() as signals:
-            return loop.run(signals, callbacks, checkpoints)
+            training = loop.run(signals, callbacks, checkpoints)
+        if signals.received:  # perhaps after the last check of `run`
+            raise Interrupted(training._replace(stopped="interrupted"), signals.received)
+        return training

@@ -17,7 +17,7 @@ from fastmlp.engines.cpu.threads import available_cores
 from fastmlp.engines.interrupts import Signals
 from fastmlp.errors import ConfigError, FastMLPError
 from fastmlp.training.checkpoints import Checkpoints
-from fastmlp.training.loop import Callback, Diverged, Interrupted, Progress, WriteFailed, loop_for
+from fastmlp.training.loop import Callback, Diverged, Progress, WriteFailed, loop_for
 from fastmlp.training.result import EpochLog, TrainResult
 from fastmlp.training.settings import Settings, Task
 
@@ -68,8 +68,8 @@ def train_tasks(
     with Signals() as signals:
         pool = Pool(tasks, signals, progress, finished, callbacks, displays, checkpoints)
         pool.run(min(threads, len(tasks)))
-        if signals.received:
-            raise ManyInterrupted(pool.results, signals.received)
+    if signals.received:
+        raise ManyInterrupted(pool.results, signals.received)
     return [result for result in pool.results if result is not None]
 
 
@@ -172,8 +172,6 @@ class Pool:
         with loop_for(self.tasks[index], self.displays[index], threads=1) as loop:
             try:
                 return loop.run(self.signals, [*self.callbacks[index], *report], self.checkpoints[index])
-            except Interrupted as stop:
-                return stop.training
             except (Diverged, WriteFailed) as error:
                 error.__context__ = None  # its traceback would keep the engine alive
                 return error.with_traceback(None)

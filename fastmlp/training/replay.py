@@ -9,7 +9,7 @@ from fastmlp.engines.base import step_count
 from fastmlp.engines.interrupts import Signals
 from fastmlp.files import json_bytes
 from fastmlp.training.checkpoints import Checkpoint, Checkpoints, StoredCheckpoint
-from fastmlp.training.loop import Loop, loop_for
+from fastmlp.training.loop import Interrupted, Loop, loop_for
 from fastmlp.training.result import TIMINGS
 from fastmlp.training.settings import Task
 
@@ -32,7 +32,9 @@ def replay(task: Task, before: StoredCheckpoint | None, last: StoredCheckpoint) 
         start = Checkpoints(task, start=before)
         if epochs > (0 if before is None else len(before.checkpoint.history)):
             with Signals() as signals:
-                loop.run(signals, [lambda row, engine: row["epoch"] == epochs], start)
+                training = loop.run(signals, [lambda row, engine: row["epoch"] == epochs], start)
+            if signals.received:
+                raise Interrupted(training, signals.received)
         elif (found := start.begin(loop.engine)) is not None:
             loop.load(found)
         if last.checkpoint.started is not None:

@@ -14,7 +14,7 @@ from support.cli import forget_settings
 from benchmarks import search
 from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.sources import resolve, resolve_as
-from fastmlp.experiments.extraction import Tools, extract_run
+from fastmlp.experiments.features.extraction import Tools, extract_run
 from fastmlp.experiments.recipes.recipe import Recipe
 from fastmlp.experiments.training_run import run_training
 from fastmlp.files import read_json

@@ -16,7 +16,7 @@ WITHOUT = """
 import mmap, os, signal, sys
 import numba, numpy, platformdirs  # imported first, because they may need the functions
 for owner, names in {
-    os: "fork geteuid getuid getloadavg O_BINARY register_at_fork sched_getaffinity sched_yield sysconf".split(),
+    os: "fork geteuid getuid getloadavg O_BINARY O_DIRECTORY register_at_fork sched_getaffinity sched_yield sysconf".split(),
     signal: "SIGTERM SIGKILL SIGALRM pthread_sigmask".split(),
     mmap: [name for name in dir(mmap) if name.startswith("MADV_")],
 }.items():
@@ -30,6 +30,7 @@ class Mapped(mmap.mmap):
         raise AttributeError("madvise")
 
 mmap.mmap = Mapped
+sys.modules["fcntl"] = None  # its import raises ImportError
 from fastmlp.commands import main
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -16,8 +17,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.cli import ok
 from support.engines import need_backend
 from support.processes import ROOT
+from support.signals import MESSAGE, Program, check_ended, check_files
 
 from fastmlp import load
 from fastmlp.experiments.config.sources import VARIABLES
@@ -119,6 +122,128 @@ def test_a_signal_before_the_training_leaves_nothing(number: int, code: int, tmp
     assert not (tmp_path / "a").exists()
 
 
+# Sends itself a signal, once or twice, when a module is imported, when a file is written (before the temporary file is
+# renamed), or at the exit.
+INTERRUPTED = """
+import atexit, os, signal, sys
+
+os.close(int(sys.argv.pop(1)))
+moment, number, times = sys.argv.pop(1), int(sys.argv.pop(1)), int(sys.argv.pop(1))
+rename = os.replace
+
+def reached(what):
+    for _ in range(times if what == moment else 0):
+        signal.raise_signal(number)
+
+class Finder:
+    def find_spec(name, path=None, target=None):
+        reached(name)
+
+def replace(source, target):
+    reached(os.path.basename(target))
+    rename(source, target)
+
+sys.meta_path.insert(0, Finder)
+os.replace = replace
+atexit.register(reached, "exit")
+from fastmlp.commands import main
+main()
+"""
+SHORT = ["train", "--hidden", "4", "--epochs", "2", "--backend", "numpy", "--json", "-q"]
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+BEFORE_THE_RESULT = {"config.toml", "metrics.jsonl", "model.safetensors"}  # files that are written before result.json
+
+
+def interrupted_at(moment: str, number: int, *arguments: str | Path, times: int = 1, **more: Any) -> Program:
+    signals = [moment, str(int(number)), str(times)]
+    return Program(*signals, *arguments, code=INTERRUPTED, variables=environment(), **more)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("moment", ["click", "numpy", "matplotlib.figure", "result.json", "exit"])
+def test_a_signal_ends_the_process_at_any_moment(moment: str, number: int, tmp_path: Path) -> None:
+    ended = interrupted_at(moment, number, *SHORT, "--out", tmp_path / "a").end()
+    check_ended(ended, number)
+    assert ended.stderr == MESSAGE
+    check_files(tmp_path)
+    if moment == "exit":
+        assert json.loads(ended.stdout) == json.loads((tmp_path / "a" / "result.json").read_text())
+        check_manifest(tmp_path / "a")
+    elif moment == "result.json":
+        assert {path.name for path in (tmp_path / "a").iterdir()} == BEFORE_THE_RESULT
+    else:
+        assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kernels are compiled in a child process only on Linux")
+@pytest.mark.parametrize(("number", "group"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
+def test_a_signal_during_the_compilation(number: int, group: bool, tmp_path: Path) -> None:
+    """Ctrl-C in a terminal is sent to the whole process group, so the child process that compiles a kernel gets it, too."""
+    variables = environment(FASTMLP_CACHE_DIR=str(tmp_path / "kernels"), NUMBA_OPT="0")
+    backend = ["--backend", need_backend("numba"), "--threads", "2"]
+    program = Program(*ENDLESS, *backend, "-q", "--out", tmp_path / "a", variables=variables)
+    program.wait_for_child()
+    ended = program.end(number, group=group)
+    check_ended(ended, number)
+    assert ended.stderr == MESSAGE
+    assert not (tmp_path / "a").exists()
+    check_files(tmp_path / "kernels")
+
+
+@pytest.mark.parametrize(("first", "second"), [SIGNALS, SIGNALS[::-1]])
+def test_a_second_signal_ends_the_process_while_it_writes_the_result(first: int, second: int, tmp_path: Path) -> None:
+    program = interrupted_at("result.json", second, *ENDLESS, "--backend", "numpy", "-q", "--out", tmp_path / "a")
+    wait_for_epochs(tmp_path / "a" / "metrics.jsonl", 3)
+    ended = program.end(first)
+    check_ended(ended, second)
+    assert ended.stderr == MESSAGE
+    assert {path.name for path in (tmp_path / "a").iterdir()} == BEFORE_THE_RESULT
+    check_files(tmp_path)
+
+
+def test_a_second_signal_shows_the_cursor_of_the_terminal_again(tmp_path: Path) -> None:
+    """Both signals arrive in the first epoch. While the progress bar is displayed, the cursor is hidden."""
+    ours, theirs = pty.openpty()
+    command = [*SHORT[:-1], "--out", tmp_path / "a"]  # without -q
+    program = interrupted_at("config.toml", signal.SIGINT, *command, times=2, stderr=theirs)
+    os.close(theirs)
+    text = read_terminal(ours)
+    assert program.end().code == 130
+    assert text.count("\x1b[?25l") == 1
+    assert text.endswith("\x1b[?25h\r\nfastmlp: interrupted\r\n")
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("state", ["closed", "full"])
+def test_a_signal_ends_a_process_that_cannot_write_to_stderr(state: str) -> None:
+    ours, theirs = os.pipe()
+    if state == "closed":
+        os.close(ours)
+    else:
+        os.set_blocking(theirs, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(theirs, bytes(4096))
+        os.set_blocking(theirs, True)
+    program = interrupted_at("click", signal.SIGTERM, "data", "list", stderr=theirs)
+    os.close(theirs)
+    assert program.end().code == 143
+    if state == "full":
+        os.close(ours)
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    ignoring = INTERRUPTED.replace("rename =", "signal.signal(signal.SIGINT, signal.SIG_IGN)\nrename =")
+    ended = Program("click", str(int(signal.SIGINT)), "1", "data", "list", code=ignoring, variables=environment()).end()
+    assert (ended.code, ended.stderr) == (0, b"")
+
+
+def test_commands_in_another_program_install_no_signal_handlers() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    ok("data", "list")
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
 # ------------------------------------------------------------------------------------------------ pipes and disks
 
 
@@ -153,24 +278,30 @@ def test_a_closed_stderr_does_not_stop_the_training(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ terminals and encodings
 
 
-def on_a_terminal(*arguments: str | Path, stream: str, **variables: str) -> str:
-    """Run a command whose `stream` (stdout or stderr) is a pseudo-terminal, and return what it writes there."""
-    ours, theirs = pty.openpty()
-    process = start(*arguments, variables={"TERM": "xterm", **variables}, **{stream: theirs})
-    os.close(theirs)
+def read_terminal(descriptor: int) -> str:
+    """Return what is written to a pseudo-terminal until no process has it open, and close it."""
     text = b""
     while True:
         try:
-            piece = os.read(ours, 65536)
+            piece = os.read(descriptor, 65536)
         except OSError:  # how Linux reports that the other end is closed
             piece = b""
         if not piece:
             break
         text += piece
-    os.close(ours)
+    os.close(descriptor)
+    return text.decode()
+
+
+def on_a_terminal(*arguments: str | Path, stream: str, **variables: str) -> str:
+    """Run a command whose `stream` (stdout or stderr) is a pseudo-terminal, and return what it writes there."""
+    ours, theirs = pty.openpty()
+    process = start(*arguments, variables={"TERM": "xterm", **variables}, **{stream: theirs})
+    os.close(theirs)
+    text = read_terminal(ours)
     process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
-    return text.decode()
+    return text
 
 
 def test_colours_only_on_a_terminal_and_not_with_no_color(home: Path) -> None:

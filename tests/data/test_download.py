@@ -15,10 +15,13 @@ import numpy as np
 import pytest
 from support.data import idx, message
 
+from fastmlp.data import download
 from fastmlp.data.dataset import load_data
-from fastmlp.data.download import DataEntry, DataFile, data_folder
+from fastmlp.data.download import DataEntry, DataFile, _part_file, data_folder
 from fastmlp.data.named import DATASETS, fetch_data, list_data, verify_data
 from fastmlp.errors import DataError, UnavailableError
+from fastmlp.files import file_sha256
+from fastmlp.files.locks import held, remove_unfinished, sweep, unfinished
 
 
 def test_the_data_folder_is_argument_then_environment_then_cache(monkeypatch, tmp_path):
@@ -131,6 +134,41 @@ def test_if_all_mirrors_fail_they_are_listed_and_no_file_is_left(server, tiny, t
     raw = tmp_path / "data" / "Tiny" / "raw"
     assert f"copy the files to {raw}" in text and "FASTMLP_DATA" in text
     assert list(raw.iterdir()) == []
+
+
+def test_a_download_removes_what_killed_downloads_left(server, tiny, tmp_path):
+    tiny(f"{server}/good/")
+    raw = tmp_path / "Tiny" / "raw"
+    raw.mkdir(parents=True)
+    left, other = raw / ".train-images.gz.0123abcd.part", raw / ".others.gz.0123abcd.part"
+    left.touch()
+    other.touch()
+    fetch_data("tiny", tmp_path)
+    assert {path.name for path in raw.iterdir()} == {*PACKED, other.name}
+
+
+def test_a_running_download_is_kept(server, tiny, tmp_path, monkeypatch):
+    tiny(f"{server}/good/")
+    raw = tmp_path / "Tiny" / "raw"
+    raw.mkdir(parents=True)
+
+    def swept(path):  # as by another process that starts the same download
+        sweep(raw, re.compile(r".*\.part"))
+        return file_sha256(path)
+
+    monkeypatch.setattr(download, "file_sha256", swept)
+    with held(raw / ".train-images.gz.0123abcd.part"):  # as in another process
+        fetch_data("tiny", tmp_path)
+        assert {path.name for path in raw.iterdir()} == {*PACKED, ".train-images.gz.0123abcd.part"}
+    assert all((raw / name).read_bytes() == content for name, content in PACKED.items())
+
+
+def test_before_the_process_ends_the_temporary_file_of_a_download_is_removed(tmp_path):
+    with _part_file(tmp_path, "a.gz") as part:
+        part.write_bytes(b"the first bytes")
+        remove_unfinished()
+        assert list(tmp_path.iterdir()) == []
+    assert unfinished == set()
 
 
 def test_offline_forbids_downloads_but_not_existing_files(server, tiny, tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ from support.extract import arrays_of, own_folder, without_pictures  # noqa: F40
 from fastmlp.data import features as feature_files
 from fastmlp.data.dataset import load_data
 from fastmlp.data.rows import is_mapped
-from fastmlp.experiments import extraction
+from fastmlp.experiments import extraction, pictures
 from fastmlp.models.model import load
 from fastmlp.nn.blocks import blocks
 
@@ -208,6 +208,7 @@ def test_a_signal_at_the_last_moment_is_not_lost(chained: bool, home: Path, monk
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(extraction, "write_features", interrupted)
+    monkeypatch.setattr(pictures, "draw_extraction", lambda *given: pytest.fail("the process must end; the next run plots"))
     arguments = ["extract", "--data", home / "images.npz", *SMALL, "--out", "f.npz"]
     assert call(*arguments, *["train", *MLP, "--out", "run"] * chained).exit_code == 130
     assert load_data("f.npz").sha256 == load_data(home / "features.npz").sha256
@@ -236,7 +237,7 @@ def test_files_of_an_interrupted_run_are_removed_when_obsolete(home: Path) -> No
     left = [Path(f"f.npz.{key[:12]}.checkpoint"), Path(f"f.npz.{key[:12]}-0123456789ab.partial")]
     left[0].touch()
     left[1].mkdir()
-    assert "nothing to do" in ok(*arguments).stderr
+    assert "nothing to extract" in ok(*arguments).stderr
     assert [path.name for path in Path.cwd().iterdir()] == ["f.npz"]
 
 
@@ -257,7 +258,7 @@ def test_json_has_the_same_keys_when_nothing_is_done(home: Path) -> None:
 def test_images_are_identified_by_content_and_not_by_name(home: Path) -> None:
     shutil.copy(home / "images.npz", "images.npz")
     ok("extract", "--data", "images.npz", *SMALL, "--out", "f.npz", "-q")
-    assert "nothing to do" in ok("extract", "--data", Path("images.npz").absolute(), *SMALL, "--out", "f.npz").stderr
+    assert "nothing to extract" in ok("extract", "--data", Path("images.npz").absolute(), *SMALL, "--out", "f.npz").stderr
 
 
 # ------------------------------------------------------------------------------------------------ splits

@@ -1,7 +1,8 @@
-"""The first SIGINT or SIGTERM is recorded, the second raises KeyboardInterrupt, and the old handlers are restored."""
+"""The first SIGINT or SIGTERM is recorded, the second is handled as before, and the old handlers are restored."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -9,7 +10,7 @@ import time
 
 import pytest
 
-from fastmlp.engines.interrupts import Signals
+from fastmlp.engines.interrupts import Signals, deferred_signals
 
 
 def handlers() -> tuple[object, object]:
@@ -34,6 +35,36 @@ def test_the_second_signal_interrupts_at_once(first: signal.Signals, second: sig
             signal.raise_signal(second)
         assert signals.received == first
     assert handlers() == before
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_the_second_signal_calls_the_handler_that_was_installed_before(depth: int) -> None:
+    """In nested contexts, it calls the handler that was installed before the outermost context."""
+    called = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: called.append(number))
+    try:
+        with contextlib.ExitStack() as stack:
+            contexts = [stack.enter_context(Signals()) for _ in range(depth)]
+            signal.raise_signal(signal.SIGINT)
+            assert called == []
+            signal.raise_signal(signal.SIGTERM)
+            assert called == [signal.SIGTERM]
+        assert [signals.received for signals in contexts] == [0] * (depth - 1) + [signal.SIGINT]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_deferred_signal_is_raised_again_after_the_context() -> None:
+    reached = []
+    with Signals() as outer:
+        with deferred_signals():
+            signal.raise_signal(signal.SIGTERM)
+            assert outer.received == 0
+        assert outer.received == signal.SIGTERM
+    with pytest.raises(KeyboardInterrupt), deferred_signals():
+        signal.raise_signal(signal.SIGINT)
+        reached.append("the end of the context")
+    assert reached
 
 
 def test_a_signal_from_outside_is_noted_while_python_sleeps() -> None:

@@ -200,6 +200,15 @@ def test_class_weights_of_zero_and_in_partial_fit() -> None:
         classifier(class_weight="balanced").partial_fit(X, Y, classes=[0, 1, 2])
 
 
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_an_overflow_of_a_squared_gradient_is_reported(backend: str, early_stopping: bool) -> None:
+    """scikit-learn's "adam" continues with updates of 0."""
+    large = np.concatenate([X[:, :1] * 1e21, X[:, 1:]], axis=1)
+    parameters = {"solver": "adam", "activation": "identity", "early_stopping": early_stopping, "backend": backend}
+    with pytest.raises(ValueError, match="non-finite parameter weights"):
+        classifier(max_iter=1, **parameters).fit(large, Y)
+
+
 # ------------------------------------------------------------------------------------------------ repeatability
 
 

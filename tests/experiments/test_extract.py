@@ -143,7 +143,7 @@ def test_the_same_settings_make_nothing_anew(home: Path, made: dict[str, Any]) -
     file = home / "features.npz"
     before = file.stat().st_mtime_ns
     again = ok("extract", "--data", home / "images.npz", *SMALL, "--out", file)
-    assert "exists and was made with these settings; nothing to do" in again.stderr
+    assert "exists and was made with these settings; nothing to extract" in again.stderr
     assert file.stat().st_mtime_ns == before
     line = refused(2, "extract", "--data", home / "images.npz", *SMALL, "--seed", "1", "--out", file)
     assert line.startswith(f"out: {file} exists and was made with other settings; choose another name, or set force")
@@ -203,7 +203,7 @@ def test_print_config_gives_the_same_run(home: Path, made: dict[str, Any]) -> No
     text = ok("extract", "--data", home / "images.npz", *SMALL, "--print-config").stdout
     Path("a.toml").write_text(text)
     found = ok("extract", "--config", "a.toml", "--out", home / "features.npz")
-    assert "nothing to do" in found.stderr
+    assert "nothing to extract" in found.stderr
 
 
 # ------------------------------------------------------------------------------------------------ processes

@@ -172,6 +172,23 @@ def test_nan_gradient_propagates(rules: Any, name: str) -> None:
     assert math.isnan(rules[name](np.float32(1), np.float32(np.nan), zero, zero, s)[0])
 
 
+@pytest.mark.parametrize("name", [name for name in RULES if "v" in RULES[name].slots])
+def test_parameter_becomes_nan_if_the_squared_gradient_overflows(rules: Any, name: str) -> None:
+    """An infinite v gives NaN in the same step, because the update would be 0 in all later steps."""
+    o, zero = Optimizer(name), np.float32(0)
+    s = o.scalars(np.array([0.1]), 0)[0]
+    p, _, v = rules[name](np.float32(1), np.float32(1e20), zero, zero, s)
+    assert (math.isnan(p), v) == (True, np.inf)
+    p, _, v = rules[name](np.float32(1), np.float32(1e19), zero, zero, s)
+    assert math.isfinite(p)
+    assert math.isfinite(v)
+    parameters, slots = np.ones(2), np.zeros((len(o.slots), 2))
+    with np.errstate(over="ignore"):
+        update(o, parameters, np.array([1e160, 1e150]), slots, 0, 0.1, np.zeros(2))
+    assert np.isnan(parameters).tolist() == [True, False]
+    assert np.isfinite(slots[-1]).tolist() == [False, True]
+
+
 def test_slots_of_each_rule() -> None:
     slots = {name: Optimizer(name).slots for name in RULES}
     assert slots == {

@@ -204,8 +204,8 @@ class Kernel:
         """Run all threads of a number of blocks, in the order of `Grid.next`."""
         global grid  # noqa: PLW0603 - thread indices are global names, as on a GPU
         with ONE_AT_A_TIME, warnings.catch_warnings():
-            # a GPU computes inf - inf = NaN without a warning
-            warnings.filterwarnings("ignore", "invalid value encountered in scalar", RuntimeWarning)
+            # a GPU computes inf - inf = NaN and overflows without a warning
+            warnings.filterwarnings("ignore", "(invalid value|overflow) encountered in scalar", RuntimeWarning)
             grid = Grid(self, blocks, arguments, seed)
             grid.run()
 

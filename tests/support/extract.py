@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastmlp.experiments import chain, extraction
+from fastmlp.experiments import chain, pictures
 from support.cli import forget_settings
 
 # Plotting functions, with the modules in which they are replaced.
 DRAWN = [
     (module, name, getattr(module, name))
-    for module, name in ((extraction, "draw_extraction"), (chain, "draw_extraction"), (chain, "draw_chain"))
+    for module, name in ((pictures, "draw_extraction"), (chain, "draw_extraction"), (chain, "draw_chain"))
 ]
 
 

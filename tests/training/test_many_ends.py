@@ -24,7 +24,7 @@ from fastmlp.nn.optimizers import SGD
 from fastmlp.nn.schedules import Schedule
 from fastmlp.training.api import train, train_many
 from fastmlp.training.loop import Diverged, Interrupted
-from fastmlp.training.many import ManyInterrupted
+from fastmlp.training.many import ManyInterrupted, Pool
 from fastmlp.training.result import TrainResult
 
 EPOCHS = 10_000  # would take minutes, so the tests only pass in time if training stops early
@@ -250,6 +250,20 @@ def test_a_signal_in_the_last_epoch_is_not_lost() -> None:
     (result,) = caught.value.results
     assert isinstance(result, TrainResult)
     assert len(result.history) == 4
+
+
+def test_a_signal_after_the_last_model_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = problem(40)
+    original = Pool.run
+
+    def run(pool: Pool, threads: int) -> None:
+        original(pool, threads)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Pool, "run", run)
+    with pytest.raises(ManyInterrupted) as caught:
+        train_many(SMALL[:2], (x, y), scaling=None)
+    assert [result is not None and result.stopped for result in caught.value.results] == ["epochs", "epochs"]
 
 
 def test_no_signal_handlers_are_installed_outside_the_main_thread() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.engines import same_bits
+from support.engines import need_backend, same_bits
 from support.problems import Keeper, problem, set_up
 
 import fastmlp.training.loop
@@ -22,7 +22,7 @@ from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import SGD, Optimizer
 from fastmlp.nn.philox import generator
 from fastmlp.training.api import train
-from fastmlp.training.loop import Diverged, Interrupted
+from fastmlp.training.loop import Diverged, Interrupted, Loop
 from fastmlp.training.result import TrainResult
 
 NETWORK = Network((4, 12, 3))
@@ -243,6 +243,22 @@ def test_a_signal_during_a_callback_is_not_lost(epoch: int) -> None:
     assert len(caught.value.training.history) in (epoch, epoch + 1)
 
 
+def test_a_signal_after_the_last_epoch_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = problem(60)
+    original = Loop.run
+
+    def run(*given: Any) -> TrainResult:
+        training = original(*given)
+        signal.raise_signal(signal.SIGTERM)
+        return training
+
+    monkeypatch.setattr(Loop, "run", run)
+    with pytest.raises(Interrupted) as caught:
+        train(NETWORK, (x, y), settings=set_up(epochs=4), scaling=None)
+    assert (caught.value.signal, caught.value.training.stopped) == (signal.SIGTERM, "interrupted")
+    assert len(caught.value.training.history) == 4
+
+
 def test_training_outside_the_main_thread_installs_no_signal_handlers() -> None:
     x, y = problem(60)
     found: list[TrainResult] = []
@@ -344,6 +360,48 @@ def test_a_learning_rate_beyond_float32_raises_divergence_without_warnings(backe
     x, y = problem()
     with pytest.raises(Diverged):
         train(NETWORK, (x, y), settings=set_up(optimizer=SGD(1e39), backend=backend), validation=problem(50, 1), scaling=None)
+
+
+STEEP = Network((4, 3, 1), activation="linear", loss="absolute-error")
+WITH_SQUARES = ("rmsprop", "adam", "adamw")  # optimizers that square the gradient
+
+
+def train_one_step(scale: float, validates: bool = False, dtype: str = "float32", **settings: Any) -> TrainResult:
+    """Train for one update, in which the loss is finite and the largest elements of the gradient are close to `scale`."""
+    x = problem()[0].astype(dtype)
+    x[:, 0] *= scale
+    data = x, x[:, 1:2]
+    chosen = set_up(epochs=1, batch_size=150, dtype=dtype, **settings)
+    return train(STEEP, data, validation=data if validates else None, settings=chosen, scaling=None, target_scaling=None)
+
+
+@pytest.mark.parametrize("validates", [True, False])
+@pytest.mark.parametrize("name", WITH_SQUARES)
+def test_a_squared_gradient_that_overflows_is_divergence_even_in_the_last_step(
+    every_backend: str, name: str, validates: bool
+) -> None:
+    settings = {"optimizer": Optimizer(name), "backend": every_backend}
+    assert np.isfinite(train_one_step(1e18, validates, **settings).state.slots).all()
+    with pytest.raises(Diverged, match="epoch 1"):
+        train_one_step(1e20, validates, **settings)
+
+
+def test_clipped_gradients_whose_squares_overflow_float32_are_accepted(every_backend: str) -> None:
+    """The norm is computed in float64, so clipping works for all float32 gradients."""
+    training = train_one_step(1e20, optimizer=Optimizer(max_grad_norm=1.0), backend=every_backend)
+    assert np.isfinite(training.state.parameters).all()
+
+
+@pytest.mark.parametrize("name", ["sgd", *WITH_SQUARES])
+@pytest.mark.parametrize("other_backend", ["numpy", "torch"])
+def test_squares_that_overflow_float64_are_divergence(other_backend: str, name: str) -> None:
+    """In float64, the square of the norm also overflows, so clipping does not prevent divergence."""
+    settings = {"dtype": "float64", "backend": need_backend(other_backend)}
+    clipped = Optimizer(name, max_grad_norm=1.0)
+    assert np.isfinite(train_one_step(1e150, **settings, optimizer=clipped).state.parameters).all()
+    for optimizer in (clipped, *([Optimizer(name)] if name in WITH_SQUARES else [])):
+        with pytest.raises(Diverged, match="epoch 1"):
+            train_one_step(1e160, **settings, optimizer=optimizer)
 
 
 def test_the_remedies_exclude_settings_already_in_use() -> None:

@@ -25,8 +25,9 @@ from numpy.lib import format as npy
 from numpy.lib.npyio import NpzFile
 
 from fastmlp.data.checks import SourceLocation
+from fastmlp.data.readers.tensors import read_tensors
 from fastmlp.errors import DataError
-from fastmlp.files import file_errors, read_tensors
+from fastmlp.files import file_errors
 
 # Read-ahead is disabled for files larger than this fraction of the machine's memory, because they do not fit into the page
 # cache. Training reads rows in random order, so reading ahead would only evict pages that are still needed.

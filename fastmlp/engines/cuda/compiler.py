@@ -30,6 +30,7 @@ Capability = tuple[int, int]
 SOURCES = (
     "nn",
     "engines/functions.py",
+    "engines/interrupts.py",
     "engines/kernel_cache.py",
     "engines/cuda/__init__.py",
     "engines/cuda/compiler.py",

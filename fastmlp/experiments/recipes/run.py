@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastmlp.errors import ConfigError, DivergedError, UnavailableError
-from fastmlp.experiments.chain import extract_and_train
 from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.sources import resolve, resolve_as
 from fastmlp.experiments.config.train import DataSettings, TrainConfig, fields_of
-from fastmlp.experiments.extraction import Tools, draw_extraction, extract_run
+from fastmlp.experiments.features.chain import chain_picture_names, draw_finished, extract_and_train
+from fastmlp.experiments.features.extraction import Tools, extract_run
+from fastmlp.experiments.features.pictures import draw_missing
 from fastmlp.experiments.folder import CONFIG_NAME, RESULT_NAME, make_folder, read_result
 from fastmlp.experiments.plan import SPLIT_NAMES, RunPlan, Say, make_plan, portable
 from fastmlp.experiments.recipes.recipe import Recipe, all_recipes, find, matching
@@ -104,7 +105,7 @@ def run_recipes(
     quiet: bool = False,
     say: Say = lambda text: None,
 ) -> int:
-    """Run the jobs that are not finished; return the signal that interrupted them, or 0.
+    """Run the jobs that are not finished or lack figures; return the signal that interrupted them, or 0.
 
     Parameters
     ----------
@@ -116,7 +117,7 @@ def run_recipes(
     ------
     UnavailableError : an engine or PyTorch is missing; raised after the jobs that do not need it
     """
-    todo = [job for job in jobs if job.result is None]
+    todo = [job for job in jobs if job.result is None or lacks_figures(job)]
     groups: dict[tuple[Any, ...], list[RecipeJob]] = {}
     for job in todo:
         if job.images is None and job.config is not None:
@@ -140,6 +141,19 @@ def run_recipes(
     if missing is not None:
         raise missing
     return 0
+
+
+def lacks_figures(job: RecipeJob) -> bool:
+    """Return whether a finished job with a CNN and an MLP lacks figures, because it was killed while it plotted them.
+
+    A job without its feature file is left as it is, because the CNN would have to be trained again.
+    """
+    if job.images is None or job.config is None or not Path(str(job.images.out)).exists():
+        return False
+    result = job.result
+    assert result is not None
+    names = chain_picture_names([name for name in SPLIT_NAMES if result[name] is not None])
+    return not all((job.folder / name).exists() for name in names)
 
 
 def run_alone(job: RecipeJob, quiet: bool, say: Say) -> int:
@@ -168,14 +182,19 @@ def plans_of(jobs: Sequence[RecipeJob]) -> list[RunPlan]:
 
 
 def run_images(job: RecipeJob, tools: Tools, quiet: bool, say: Say) -> int:
-    """Train a CNN and, if the recipe has one, an MLP on its features; return the signal that interrupted them, or 0."""
+    """Train a CNN and, if the recipe has one, an MLP on its features; return the signal that interrupted them, or 0.
+
+    If the job is finished, only its figures are plotted.
+    """
     assert job.images is not None
     make_folder(job.folder)
+    if job.config is not None and job.result is not None:
+        return draw_finished(job.images, job.config, job.folder, tools, quiet=quiet, say=say)
     if job.config is not None:
         return extract_and_train(job.images, job.config, tools, quiet=quiet, say=say, resume="if possible").signal
     extracted = extract_run(job.images, tools, quiet=quiet, say=say)
     if not extracted.signal:
-        draw_extraction(extracted, job.folder)
+        draw_missing(extracted, job.folder, say)
         write_json(job.folder / CNN_NAME, extracted.result)
     return extracted.signal
 

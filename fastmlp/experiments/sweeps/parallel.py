@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastmlp.errors import WriteError
-from fastmlp.experiments.folder import locked
+from fastmlp.experiments.folder import locked, removed_if_empty
 from fastmlp.experiments.plan import RunPlan, Say
 from fastmlp.experiments.record import Recorder, RunCheckpoints
 from fastmlp.experiments.result import TrainOutcome, save_result, seconds_of
@@ -44,12 +44,8 @@ def train_in_parallel(runs: Sequence[NamedRun], threads: int | None, say: Say, *
     with ExitStack() as stack:
         for run in runs:
             stack.enter_context(locked(run.folder))
-        try:
-            return train_locked(runs, threads, say, resume)
-        finally:
-            for run in runs:
-                if run.folder.is_dir() and not any(run.folder.iterdir()):
-                    run.folder.rmdir()
+            stack.enter_context(removed_if_empty(run.folder))
+        return train_locked(runs, threads, say, resume)
 
 
 def train_locked(runs: Sequence[NamedRun], threads: int | None, say: Say, resume: Resume) -> int:

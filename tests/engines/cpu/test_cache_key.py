@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import errno
+import fcntl
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -13,12 +16,24 @@ import pytest
 import fastmlp
 from fastmlp.engines.cpu.codegen import cache
 from fastmlp.engines.cuda import compiler
-from fastmlp.engines.kernel_cache import UnsafeFolder, cache_folder, check_private, sources_hash, sources_of
+from fastmlp.engines.kernel_cache import (
+    UnsafeFolder,
+    cache_folder,
+    check_private,
+    read_entry,
+    sources_hash,
+    sources_of,
+    write_entry,
+    writing,
+)
 
 PACKAGE = Path(fastmlp.__file__).parent
 
-# Modules that the kernels' sources import but that contain no compiled code: exceptions, lazy imports, texts and `__init__.py`.
-NOT_COMPILED = {"errors.py", "_lazy.py", "_summary.py", "__init__.py", "engines/__init__.py", "engines/cpu/__init__.py"}
+# Modules that the kernels' sources import but that contain no compiled code: exceptions, lazy imports, texts, the check of
+# NUMBA_DISABLE_JIT and `__init__.py`.
+NOT_COMPILED = {"errors.py", "_lazy.py", "_summary.py", "engines/jit.py"} | {
+    f"{folder}__init__.py" for folder in ("", "engines/", "engines/cpu/")
+}
 
 
 def imports_of(name: str, package: Path) -> set[str]:
@@ -132,3 +147,34 @@ def test_which_folders_are_private(tmp_path: Path) -> None:
     for other in (tmp_path / "file", tmp_path / "link"):
         with pytest.raises(UnsafeFolder, match="not a folder"):
             check_private(other)
+
+
+# ------------------------------------------------------------------------------------------------ left-over files
+
+
+def test_writing_an_entry_removes_the_temporary_files_of_killed_processes(tmp_path: Path) -> None:
+    folder = tmp_path / "kernels"
+    write_entry(folder / "a.kernel", b"a")
+    left = [folder / "tmpabcd1234.tmp", folder / "tmp_x.tmp"]
+    for path in left:
+        path.touch()
+    with writing(folder):  # removes them; held, as by another process that is writing an entry
+        assert [path.name for path in folder.iterdir()] == ["a.kernel"]
+        left[0].touch()
+        write_entry(folder / "b.kernel", b"b")
+        assert left[0].exists()
+    write_entry(folder / "c.kernel", b"c")
+    assert sorted(path.name for path in folder.iterdir()) == ["a.kernel", "b.kernel", "c.kernel"]
+    assert [read_entry(folder / f"{name}.kernel") for name in "abc"] == [b"a", b"b", b"c"]
+
+
+def test_without_locks_temporary_files_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(descriptor: int, flags: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    tmp_path.chmod(0o700)
+    (tmp_path / "tmp_x.tmp").touch()
+    write_entry(tmp_path / "a.kernel", b"a")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.kernel", "tmp_x.tmp"]
+    assert read_entry(tmp_path / "a.kernel") == b"a"

@@ -227,6 +227,8 @@ def handler(number, frame):
 
 signal.signal(signal.SIGINT, handler)
 atexit.register(os.write, 1, b"exit ")
+if sys.argv[1] == "interrupted in the fork":
+    os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGINT))
 print("buffered", end=" ")
 kernel = cached(lambda x: x + 1, "next")
 compile = kernel.compile
@@ -249,11 +251,29 @@ print(kernel(3), kernel._cache.hits, end=" ", flush=True)
 """
 
 
-@pytest.mark.parametrize(("how", "hits"), [("left alone", 1), ("interrupted", 0)])
+@pytest.mark.parametrize(("how", "hits"), [("left alone", 1), ("interrupted", 0), ("interrupted in the fork", 0)])
 def test_a_child_tidies_up_nothing_and_handles_nothing(how: str, hits: int, monkeypatch: Any, tmp_path: Path) -> None:
     """The child process does not flush the parent's buffers, run exit handlers or collect garbage; Ctrl-C ends it."""
     monkeypatch.setenv("FASTMLP_CACHE_DIR", str(tmp_path / "kernels"))
     assert run_script(PATIENT + QUIET, how).split() == ["buffered", "4", str(hits), "exit"]
+
+
+PARENT_ENDS = """
+import os, sys, time
+from fastmlp.engines.cpu.codegen.compiler import cached
+
+kernel = cached(lambda x: x + 1, "next")
+kernel.compile = lambda signature: time.sleep(float(sys.argv[1]))
+with fork.compiled_in_fork(kernel, (3,)) as forked:
+    assert forked
+    os._exit(0)
+"""
+
+
+def test_the_child_ends_with_its_parent(monkeypatch: Any, tmp_path: Path) -> None:
+    """The script has ended when the child has closed its standard output; the child would sleep until the timeout."""
+    monkeypatch.setenv("FASTMLP_CACHE_DIR", str(tmp_path / "kernels"))
+    assert run_script(PATIENT + PARENT_ENDS, str(2 * PATIENCE)) == ""
 
 
 ENGINE = """

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import json
 import operator
+import os
 import re
 import signal
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from support.cpu import run_script
 from fastmlp.engines.cpu.codegen import compiler
 from fastmlp.engines.cpu.codegen.compiler import RememberedTypes, address_of, compiled
 from fastmlp.engines.cpu.codegen.intrinsics import array_at, call
+from fastmlp.engines.kernel_cache import read_entry, write_entry
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +93,20 @@ def test_a_second_ctrl_c_ends_compiling_at_once() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         compiler.undisturbed(compile_twice_interrupted)(())
+
+
+def test_a_signal_while_a_kernel_is_written_takes_effect_afterwards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rename = os.replace
+
+    def replace(source: Any, target: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        write_entry(tmp_path / "kernels" / "a.kernel", b"code")
+    assert [path.name for path in (tmp_path / "kernels").iterdir()] == ["a.kernel"]
+    assert read_entry(tmp_path / "kernels" / "a.kernel") == b"code"
 
 
 def test_the_type_of_a_call_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:

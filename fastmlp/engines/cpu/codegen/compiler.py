@@ -7,7 +7,6 @@ import ctypes
 import functools
 import math
 import secrets
-import signal
 from collections.abc import Callable
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
@@ -22,7 +21,7 @@ from numba.extending import overload
 from fastmlp.engines.cpu.codegen.cache import KernelCache
 from fastmlp.engines.cpu.codegen.vector_math import vector_math
 from fastmlp.engines.functions import with_callees
-from fastmlp.engines.interrupts import Signals
+from fastmlp.engines.interrupts import deferred_signals
 from fastmlp.engines.kernel_cache import with_globals
 
 
@@ -152,11 +151,8 @@ def undisturbed(compile_it: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(compile_it)
     def compile_in_peace(signature: Any) -> Any:
-        with Signals() as signals:
-            entry = compile_it(signature)
-        if signals.received:
-            signal.raise_signal(signals.received)
-        return entry
+        with deferred_signals():
+            return compile_it(signature)
 
     return compile_in_peace
 

@@ -9,13 +9,14 @@ Forks are used on Linux only. Other systems have no fork, or their system librar
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -28,6 +29,7 @@ from fastmlp.engines.kernel_cache import can_keep
 # same time.
 PATIENCE = 10.0
 LOOK_SECONDS = 0.005  # seconds between checks for the end of the child
+PR_SET_PDEATHSIG = 1  # option of prctl(2): the signal that a process gets when its parent ends
 
 
 @contextmanager
@@ -60,25 +62,36 @@ def compiled_in_fork(kernel: Any, args: tuple[Any, ...]) -> Iterator[bool]:
 
 def forked(kernel: Any, signature: tuple[Any, ...]) -> int | None:
     """Fork a process that compiles the kernel, and return its process id, or None if the system cannot start a process."""
+    parent, prctl = os.getpid(), ctypes.CDLL(None).prctl
     # No other thread may be compiling during the fork, or the child would wait forever for the locks of that thread.
     with global_compiler_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 and later warn of forks with threads
+        # The child must not run the signal handlers of this process.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         try:
             child = os.fork()
+            if child == 0:
+                compile_and_exit(kernel, signature, parent, prctl)
+            return child
         except OSError:
             return None
-        if child == 0:
-            compile_and_exit(kernel, signature)
-    return child
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def compile_and_exit(kernel: Any, signature: tuple[Any, ...]) -> NoReturn:
-    """Compile the kernel in the child, then exit without garbage collection and without the exit handlers of the parent."""
+def compile_and_exit(kernel: Any, signature: tuple[Any, ...], parent: int, prctl: Callable[..., int]) -> NoReturn:
+    """Compile the kernel in the child, then exit without garbage collection and without the exit handlers of the parent.
+
+    The child also ends if its parent, the process `parent`, ends before it.
+    """
     try:
         gc.disable()
         for number in ENDING:
             signal.signal(number, signal.SIG_DFL)
-        kernel.compile(signature)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() == parent:  # the parent may have ended before the call of prctl
+            kernel.compile(signature)
     finally:
         os._exit(0)
 

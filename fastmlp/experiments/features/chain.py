@@ -6,6 +6,7 @@ Used by `fastmlp extract … train` and by recipes with a convolutional network.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,8 @@ from fastmlp.data.splits import split
 from fastmlp.errors import ConfigError
 from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.train import TrainConfig
-from fastmlp.experiments.extraction import Extracted, Tools, draw_extraction, extract_run, pictures_of
+from fastmlp.experiments.features.extraction import Extracted, Tools, extract_run, picture_names
+from fastmlp.experiments.features.pictures import draw_extraction, pictures_of
 from fastmlp.experiments.folder import RESULT_NAME, check_free, read_result
 from fastmlp.experiments.plan import Say
 from fastmlp.experiments.resume import Resume
@@ -71,6 +73,28 @@ def extract_and_train(
     if not run.signal:
         draw_chain(extracted, Path(run.result["out"]))
     return ChainResult(extracted, run, run.signal)
+
+
+def draw_finished(
+    images: ExtractConfig, config: TrainConfig, folder: Path, tools: Tools, *, quiet: bool = False, say: Say = lambda text: None
+) -> int:
+    """Plot the figures of a finished run of `extract_and_train` again; return the signal that interrupted this, or 0.
+
+    Parameters
+    ----------
+    images, config, tools, quiet, say : as for `extract_and_train`
+    folder : folder of the run
+    """
+    extracted = extract_run(images, tools, follows=config, quiet=quiet, say=say)
+    if not extracted.signal:
+        draw_chain(extracted, folder)
+    return extracted.signal
+
+
+def chain_picture_names(splits: Collection[str]) -> list[str]:
+    """Return the file names of the figures that `draw_chain` plots for the given splits."""
+    mistakes = ["mistakes.png"] if "test" in splits else []
+    return [*picture_names(splits), *(f"confusion-{name}.png" for name in splits), *mistakes]
 
 
 def check_chain(images: ExtractConfig, config: TrainConfig) -> None:

@@ -1,9 +1,8 @@
-"""Reading and atomic writing of JSON, TOML, JSON Lines and safetensors files; file hashes and format versions.
+"""Reading and atomic writing of JSON, TOML and JSON Lines files; locks and hashes of files.
 
 After a crash, either the complete old file or the complete new file exists, never a partial one. File-system errors are raised
-as DataError, with a one-line message that contains the path and a remedy. Specification of the safetensors format:
-https://huggingface.co/docs/safetensors (a file contains the length of the header in 8 bytes, the header in JSON, and the
-tensors).
+as DataError, with a one-line message that contains the path and a remedy. A process that is killed leaves its temporary file;
+`sweep` removes it.
 """
 
 from __future__ import annotations
@@ -12,10 +11,8 @@ import contextlib
 import errno
 import gzip
 import hashlib
-import json
 import os
 import secrets
-import struct
 import tomllib
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -23,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy.typing as npt
 import tomli_w
 
 from fastmlp.errors import DataError, WriteError
+from fastmlp.files.locks import held, sweep, unfinished
 
 O_BINARY = getattr(os, "O_BINARY", 0)  # without this flag, Windows converts "\n" to "\r\n"
+_swept: set[Path] = set()  # folders in which this process has removed the left-over temporary files
 RESTORE = "restore it from a backup or repeat the run"
 _REMEDIES = {
     errno.ENOSPC: "free some space or choose another folder",
@@ -46,15 +44,15 @@ _READING_REMEDIES = _REMEDIES | {
     errno.ENOENT: "check the path",
     errno.EISDIR: "it is a folder; give the path of a file",
 }
-Tensors = dict[str, npt.NDArray[Any]]
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file atomically: temporary file in the same folder, fsync, rename, fsync of the folder.
 
-    The file mode is 0666 minus the umask. An existing regular file at `path` is replaced. If only the last step (fsync of the
-    folder) fails, WriteError is raised although the new file is complete and in place, because a power failure may still bring
-    back the old file.
+    The temporary file is locked until it is renamed, and the first write of a process to a folder removes the temporary files
+    that killed processes left there (`sweep`). The file mode is 0666 minus the umask. An existing regular file at `path` is
+    replaced. If only the last step (fsync of the folder) fails, WriteError is raised although the new file is complete and in
+    place, because a power failure may still bring back the old file.
 
     Raises
     ------
@@ -73,14 +71,21 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     path = Path(path)
     temporary = path.with_name(f".fastmlp-{secrets.token_hex(8)}.tmp")
     with file_errors("write", path):
+        if (folder := path.parent.absolute()) not in _swept:
+            _swept.add(folder)
+            sweep(folder)
         if path.exists() and not path.is_file():
             raise WriteError(f"cannot write {path}: it is not a regular file; choose another name")
+        unfinished.add(temporary)
         try:
-            _write_and_sync(temporary, data)
-            temporary.replace(path)
+            with held(temporary, wait=True):
+                _write_and_sync(temporary, data)
+                temporary.replace(path)
         except BaseException:  # includes KeyboardInterrupt
             temporary.unlink(missing_ok=True)
             raise
+        finally:
+            unfinished.discard(temporary)
         _sync_folder(path.parent)
 
 
@@ -259,8 +264,8 @@ def file_errors(verb: str, path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _write_and_sync(path: Path, data: bytes) -> None:
-    """Create a file with the given bytes, and return when they are on the disk."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | O_BINARY, 0o666)
+    """Write the bytes to a new or empty file, and return when they are on the disk."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | O_BINARY, 0o666)
     try:
         _write_all(descriptor, data)
         os.fsync(descriptor)
@@ -335,62 +340,3 @@ def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file as a hexadecimal string."""
     with file_errors("read", path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_tensors(file: Path) -> tuple[dict[str, str], Tensors]:
-    """Return the metadata and the tensors of a safetensors file.
-
-    Raises
-    ------
-    FileNotFoundError : the file does not exist
-    DataError : the file is damaged
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="numpy") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - `opened` is not a mapping
-    except FileNotFoundError:
-        raise
-    except (SafetensorError, OSError, TypeError) as error:  # TypeError: NumPy lacks the dtype (bfloat16)
-        raise DataError(f"{file}: not a readable safetensors file ({error})") from error
-    return metadata, tensors
-
-
-def tensor_bytes(tensors: Tensors, metadata: Mapping[str, str]) -> bytes:
-    """Return the bytes of a safetensors file. The metadata are sorted, because safetensors writes them in random order."""
-    from safetensors.numpy import save
-
-    data = save(tensors, dict(metadata))
-    (length,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text + data[8 + length :]
-
-
-def check_format_version(path: Path, found: Any, version: int) -> None:
-    """Check the format version of a file.
-
-    Parameters
-    ----------
-    path : path of the file, for the error message
-    found : contents of the file
-    version : the format version that this version of fastmlp can read
-
-    Raises
-    ------
-    DataError : the format version is missing, or differs from `version`
-
-    Examples
-    --------
-    >>> check_format_version(Path("result.json"), {"format_version": 2}, 1)
-    Traceback (most recent call last):
-    fastmlp.errors.DataError: result.json: format version 2, but this version of fastmlp reads format version 1; repeat the run
-    """
-    given = found.get("format_version") if isinstance(found, dict) else None
-    if type(given) is not int or given != version:  # True and 1.0 are equal to 1
-        found_version = "no format version" if given is None else f"format version {given}"
-        raise DataError(f"{path}: {found_version}, but this version of fastmlp reads format version {version}; repeat the run")

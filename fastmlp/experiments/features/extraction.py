@@ -1,6 +1,7 @@
-"""Feature extraction: train a convolutional network on images, write its features as a data set, and plot figures.
+"""Feature extraction: train a convolutional network on images, and write its features as a data set.
 
-The package fastmlp.cnn trains the network; it is passed in as `Tools`. data/features.py defines the data set of features.
+The package fastmlp.cnn trains the network; it is passed in as `Tools`. data/features.py defines the data set of features, and
+pictures.py plots the figures.
 """
 
 from __future__ import annotations
@@ -10,12 +11,10 @@ import glob
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
-
-import numpy as np
-import numpy.typing as npt
 
 from fastmlp.data.dataset import Dataset, load_data
 from fastmlp.data.features import (
@@ -26,6 +25,7 @@ from fastmlp.data.features import (
     extract_rows,
     feature_dataset,
     read_features,
+    recover,
     write_features,
 )
 from fastmlp.data.named import DATASETS
@@ -35,13 +35,9 @@ from fastmlp.engines.interrupts import Signals
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.train import TrainConfig
-from fastmlp.experiments.folder import RESULT_VERSION
-from fastmlp.experiments.plan import FEATURES_OF, Say, check_splits
-from fastmlp.files import file_errors, file_sha256, json_bytes, write_bytes
-from fastmlp.models.metrics import classification_metrics
-from fastmlp.reports.confusion import plot_confusion
-from fastmlp.reports.curves import plot_curves
-from fastmlp.reports.images import plot_filters, plot_maps, plot_mistakes, plot_projection
+from fastmlp.experiments.folder import RESULT_VERSION, locked_file, remove_files
+from fastmlp.experiments.plan import FEATURES_OF, SPLIT_NAMES, Say, check_splits
+from fastmlp.files import file_sha256, json_bytes, write_bytes
 from fastmlp.training.progress import make_progress
 
 PIXEL = ("none", "unit", "symmetric", "zscore-global")  # scalings with one shift and one factor for all pixels
@@ -53,6 +49,8 @@ class Tools(Protocol):
     def prepare(self, options: Mapping[str, Any], image_shape: tuple[int, int, int], classes: int) -> Any: ...
 
     def train(self, prepared: Any, parts: Any, scaling: Any, watch: Any, checkpoint: tuple[bytes, str] | None) -> Any: ...
+
+    def restore(self, prepared: Any, parts: Any, extractor: tuple[bytes, str], cnn: Mapping[str, Any]) -> Any: ...
 
     def Watch(
         self,
@@ -67,6 +65,7 @@ class ExtractJob(NamedTuple):
     """A validated extraction run. `key` is a hash of everything that determines the features."""
 
     config: ExtractConfig
+    tools: Tools
     images: Dataset
     prepared: Any
     key: str
@@ -92,12 +91,26 @@ class ExtractJob(NamedTuple):
         folder = self.out.with_name(f"{self.out.name}.{self.key[:12]}-{provenance['extractor_sha256'][:12]}.partial")
         return FeatureWriter(folder, extractor, self.prepared.device, self.config.feature_dtype)
 
+    @property
+    def partial(self) -> list[Path]:
+        """Folders of the partial features of an interrupted run."""
+        return [] if self.out is None else [*self.out.parent.glob(f"{glob.escape(self.out.name)}.{self.key[:12]}-*.partial")]
+
+    @property
+    def continuation(self) -> str:
+        """Message that says what an interrupted run has saved, and what the same command will do."""
+        if not self.kept.exists():
+            return "no checkpoint was saved, so the same command starts again"
+        saved = " and ".join(map(str, [self.kept, *self.partial]))
+        if not self.config.resume:
+            return f"the same command starts again, because resume is false; if it is true, it continues from {saved}"
+        return f"the same command continues from {saved}"
+
     def clear(self) -> None:
         """Remove the checkpoint and the partial features of an interrupted run."""
         self.kept.unlink(missing_ok=True)
-        if self.out is not None:
-            for folder in self.out.parent.glob(f"{glob.escape(self.out.name)}.{self.key[:12]}-*.partial"):
-                shutil.rmtree(folder, ignore_errors=True)
+        for folder in self.partial:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class Extracted(NamedTuple):
@@ -107,7 +120,7 @@ class Extracted(NamedTuple):
     result : the dict that `fastmlp extract --json` prints
     signal : number of the received signal, or 0
     job : the run that produced this result
-    made : the result of `Tools.train`; None if the features were read from an existing file
+    made : the result of `Tools.train`, or None if the features were read from an existing file; `Tools.restore` returns it
     """
 
     data: Dataset | None
@@ -149,7 +162,7 @@ def plan(config: ExtractConfig, tools: Tools, *, follows: TrainConfig | None, pr
     out = None if in_memory else choose_form(config.out, default, rows, prepared.width, config.feature_dtype)
     if config.pictures is not None and Path(config.pictures).is_file():
         raise ConfigError(f"pictures: {config.pictures} is a file; give a folder", settings=("pictures",))
-    return ExtractJob(config, images, prepared, key, out)
+    return ExtractJob(config, tools, images, prepared, key, out)
 
 
 class Stopped(Exception):
@@ -182,22 +195,34 @@ def extract_run(
 
     Raises
     ------
-    FastMLPError : settings or data cannot be used, or the feature file exists and was made with other settings
+    FastMLPError : settings or data cannot be used, the feature file exists and was made with other settings, or another run is
+        writing it
     """
     job = plan(config, tools, follows=follows, progress=not quiet)
-    if (found := existing(job)) is not None:
-        say(f"{job.out}: exists and was made with these settings; nothing to do")
+    with ExitStack() as stack:
+        # Features in memory need no lock: runs with the same key write the same checkpoints, and each write is atomic.
+        if job.out is not None:
+            stack.enter_context(locked_file(job.out))
+            recover(job.out)
+        if (found := existing(job)) is None:
+            return train_and_extract(job, quiet, say)
+        say(f"{job.out}: exists and was made with these settings; nothing to extract")
         job.clear()
         return found
+
+
+def train_and_extract(job: ExtractJob, quiet: bool, say: Say) -> Extracted:
+    """Implement `extract_run` for features that do not exist or are to be replaced."""
     with Signals() as signals:
-        made = train(job, tools, signals, quiet, say)
+        made = train(job, signals, quiet, say)
         provenance = provenance_of(job, made)
         if made.trained.stopped == "signal":
-            say(f"interrupted after epoch {len(made.trained.history)}; the same command continues from {job.kept}")
+            epochs = len(made.trained.history)
+            say(f"interrupted {f'after epoch {epochs}' if epochs else 'in the first epoch'}; {job.continuation}")
             return Extracted(None, describe(job, provenance), signals.received, job, made)
         data, rate = make_features(job, made, provenance, signals)
     if data is None:
-        say(f"interrupted during the extraction; the same command continues from {job.kept}")
+        say(f"interrupted during the extraction; {job.continuation}")
         return Extracted(None, describe(job, provenance), signals.received, job, made)
     images = sum(len(x) for x in (data.x, data.x_test) if x is not None)
     speed = "" if rate is None else f", {rate:,.0f} images/s"
@@ -226,7 +251,7 @@ def existing(job: ExtractJob) -> Extracted | None:
     return Extracted(data, describe(job, data.provenance, data), 0, job, None)
 
 
-def train(job: ExtractJob, tools: Tools, signals: Signals, quiet: bool, say: Say) -> Any:
+def train(job: ExtractJob, signals: Signals, quiet: bool, say: Say) -> Any:
     """Train the convolutional network, and return the result of `Tools.train`.
 
     In the result, `trained.stopped` is "signal" if a signal interrupted the training.
@@ -241,11 +266,11 @@ def train(job: ExtractJob, tools: Tools, signals: Signals, quiet: bool, say: Say
         checkpoint = (job.kept.read_bytes(), str(job.kept))
         say(f"continuing from {job.kept}")
     with make_progress(quiet=quiet, epochs=config.epochs) as display:
-        watch = tools.Watch(
+        watch = job.tools.Watch(
             display.update, display.epoch_done, lambda data: write_bytes(job.kept, data), lambda: bool(signals.received)
         )
         parts = {name: (one.x, one.y) for name, one in splits.items()}
-        return tools.train(job.prepared, parts, (scaling.shift[each], scaling.factor[each]), watch, checkpoint)
+        return job.tools.train(job.prepared, parts, (scaling.shift[each], scaling.factor[each]), watch, checkpoint)
 
 
 def make_features(
@@ -278,8 +303,16 @@ def make_features(
     data = dataclasses.replace(data, provenance=provenance, extractor=made.extractor.to_bytes())
     if writer is None or job.out is None:
         return data, rate
+    if job.pictures is not None:  # figures of the features that are replaced
+        remove_files(job.pictures, picture_names(SPLIT_NAMES))
     write_features(job.out, data, writer.folder)
     return read_features(job.out), rate
+
+
+def picture_names(splits: Iterable[str]) -> list[str]:
+    """Return the file names of the figures that pictures.py plots for the given splits, in the order in which it plots them."""
+    confusions = [f"cnn-confusion-{name}.png" for name in splits]
+    return ["cnn-curves.png", *confusions, "filters.png", "maps.png", "projection.png", "cnn-mistakes.png"]
 
 
 def provenance_of(job: ExtractJob, made: Any) -> dict[str, Any]:
@@ -315,49 +348,3 @@ def describe(
     """Return the result for JSON: the provenance, the number of features and their file; both are None without features."""
     made = {} if data is None else {"features": data.x.shape[1], "out": None if job.out is None else str(job.out)}
     return {"format_version": RESULT_VERSION, **provenance, "features": None, "out": None, **made, "images_per_second": rate}
-
-
-Array = npt.NDArray[Any]
-
-
-def draw_extraction(found: Extracted, folder: Path | None) -> None:
-    """Plot the figures of the convolutional network into a folder; plot nothing if the features were read from a file."""
-    job, made, data = found.job, found.made, found.data
-    if folder is None or made is None or data is None:
-        return
-    with file_errors("make the folder", folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    classes, label, trained = data.classes, job.prepared.label, made.trained
-    plot_curves(trained.history, trained.best_epoch, folder / "cnn-curves.png", f"{job.images.name}, {label}")
-    splits = split(job.images, **job.config.split_sizes())
-    for name, figures in made.figures.items():
-        counts = classification_metrics(splits[name].y, figures.predicted, classes)["confusion"]
-        plot_confusion(counts, classes, folder / f"cnn-confusion-{name}.png", f"CNN alone, {name}")
-    shown = "test" if "test" in splits else "validation" if "validation" in splits else "train"
-    pixels, truth = splits[shown].x, splits[shown].y
-    one = np.asarray(pixels[:1])
-    plot_filters(made.extractor.first_filters(), folder / "filters.png", "Filters of the first layer")
-    plot_maps(pictures_of(job, one)[0], made.extractor.first_maps(one), folder / "maps.png", "Maps of the first layer")
-    if data.x_test is not None and data.y_test is not None:
-        plot_projection(data.x_test, data.y_test, classes, folder / "projection.png", "Features of the test split")
-    else:
-        plot_projection(data.x, data.y, classes, folder / "projection.png", "Features")
-    if shown in made.figures:
-        figures = made.figures[shown]
-        title = f"CNN alone, {shown}: the most confident mistakes"
-        images = pictures_of(job, np.asarray(pixels[:]))
-        plot_mistakes(images, truth, figures.predicted, figures.probability, classes, folder / "cnn-mistakes.png", title)
-
-
-def pictures_of(job: ExtractJob, pixels: Array) -> Array:
-    """Reshape rows of pixels to uint8 images, shape (n, height, width) or (n, height, width, 3).
-
-    Pixels of other dtypes are scaled linearly to the range from 0 to 255.
-    """
-    shape = job.images.image_shape
-    assert shape is not None
-    images = pixels.reshape(len(pixels), *shape)
-    if images.dtype != np.uint8:
-        low, high = float(job.images.x.min()), float(job.images.x.max())
-        images = ((images - low) * (255 / max(high - low, 1e-30))).clip(0, 255).astype(np.uint8)
-    return images if shape[2] == 3 else images[..., 0]
