@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.durability.calls import Call, observed, real
+from fastmlp import files
 from fastmlp.errors import FastMLPError
 from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.folder import CLASSES_NAME, check_manifest
@@ -190,6 +191,7 @@ class Trial(NamedTuple):
 
     def run(self, folder: Path) -> None:
         """Start the run, or resume it, in a folder that has the files of `start`."""
+        as_in_a_new_process()
         if self.name == "resumed":
             resume(folder)
         else:
@@ -207,8 +209,14 @@ class Trial(NamedTuple):
             shutil.copytree(self.start, folder)
 
 
+def as_in_a_new_process() -> None:
+    """Forget which folders have no left-over temporary files."""
+    files._swept.clear()
+
+
 def resume(folder: Path) -> None:
     """Continue a run."""
+    as_in_a_new_process()
     run_training(resumed_config(folder, {}), quiet=True, resume="always")
 
 
@@ -284,7 +292,7 @@ def check_continues(trial: Trial, folder: Path) -> list[str]:
             if has_settings(trial, folder):
                 resume(folder)
             else:
-                run_training(trial.config_for(folder), quiet=True)
+                trial._replace(name="forced" if trial.name == "resumed" else trial.name).run(folder)
         except (FastMLPError, Warning) as error:
             return [f"not continued: {error}"]
     return differences(folder, trial.reference.contents)

@@ -44,7 +44,7 @@ from fastmlp.training.result import TIMINGS, EpochLog, History
 EPOCH_MODEL, EPOCH_MODELS = "epoch-{:04d}.safetensors", "epoch-*.safetensors"
 # Files of an earlier run, which are removed when a new run starts.
 FILES = (FILE_NAME, RESULT_NAME, MANIFEST_NAME, *PICTURES, *OPTIONAL_FILES, *LOGS)
-FOLDERS = (f"{CHECKPOINTS_NAME}/{PATTERN}", f"{MODELS_NAME}/{EPOCH_MODELS}")
+FOLDERS = {CHECKPOINTS_NAME: PATTERN, MODELS_NAME: EPOCH_MODELS}
 
 
 class PeriodicSaver:
@@ -152,10 +152,11 @@ class RunCheckpoints(Checkpoints):
 
         Checkpoints are removed first: as long as there is one, the earlier run can be resumed, and needs its other files.
         """
-        remove_files(self.run, (*FOLDERS, *FILES))
-        for name in (CHECKPOINTS_NAME, MODELS_NAME):
+        for name, pattern in FOLDERS.items():
             if (self.run / name).is_dir():
-                sync(self.run / name)  # otherwise, they could be back after a power failure
+                remove_files(self.run / name, (pattern,))
+                sync(self.run / name)  # otherwise, a power failure could bring them back
+        remove_files(self.run, FILES)
         self.describe()
 
     def describe(self) -> None:
@@ -172,10 +173,11 @@ class RunCheckpoints(Checkpoints):
 
     def remove(self) -> None:
         """Remove the files of a run that has no result."""
-        remove_files(self.run, (*FOLDERS, *FILES, CONFIG_NAME, DATA_NAME))
-        for folder in (CHECKPOINTS_NAME, MODELS_NAME):
-            if (self.run / folder).is_dir() and not any((self.run / folder).iterdir()):
-                (self.run / folder).rmdir()
+        for name, pattern in FOLDERS.items():
+            remove_files(self.run / name, (pattern,))
+            if (self.run / name).is_dir() and not any((self.run / name).iterdir()):
+                (self.run / name).rmdir()
+        remove_files(self.run, (*FILES, CONFIG_NAME, DATA_NAME))
 
 
 def restore_logs(folder: Path, history: History) -> None:
