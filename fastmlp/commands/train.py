@@ -109,8 +109,8 @@ def resume_run(run: str, excluded: Mapping[str, Any], flags: Mapping[str, Any], 
                 f"{name} cannot be combined with resume; the settings are those of {run}", settings=(name, "resume")
             )
     if (seeds := resumed_seeds(Path(run))) is not None:
-        first, count = seeds
-        train_seeds(replace(resumed_config(first, flags), out=run), count, as_json, resume="always")
+        one, first, count = seeds
+        train_seeds(replace(resumed_config(one, flags), seed=first, out=run), count, as_json, resume="always")
         return
     settings = resumed_config(Path(run), flags)
     show_run(run_training(settings, quiet=is_quiet(), say=say, resume="always", strict=strict), as_json, settings.min_accuracy)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmlp.errors import ConfigError, DataError
-from fastmlp.files import RESTORE, file_errors, file_sha256, read_json, write_json
+from fastmlp.files import RESTORE, file_errors, file_sha256, make_folders, read_json, sync, write_json
 from fastmlp.files.locks import held, locked_folder, sweep, unfinished
 from fastmlp.models.file import check_format_version
 
@@ -23,6 +23,7 @@ MANIFEST_FILES = ("model.safetensors", "config.toml", "result.json")
 METRICS_NAME = "metrics.jsonl"
 TIMINGS_NAME = "timings.jsonl"
 CLASSES_NAME = "classes.jsonl"
+LOGS = (METRICS_NAME, TIMINGS_NAME, CLASSES_NAME)
 MODELS_NAME = "models"  # subfolder of the models that are saved at intervals
 CONFIG_NAME = "config.toml"
 DATA_NAME = "data.json"
@@ -176,13 +177,12 @@ def removed_if_empty(folder: Path) -> Iterator[None]:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder if it does not exist.
+    """Create a folder if it does not exist, so that it survives a power failure.
 
     Raises ConfigError if the path or one of its parents is a file, and DataError if the folder cannot be created.
     """
     try:
-        with file_errors("make the folder", folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        make_folders(folder)
     except DataError as error:
         if isinstance(error.__cause__, FileExistsError | NotADirectoryError):
             raise ConfigError(f"out: {folder} or one of its parents is a file; choose another", settings=("out",)) from error
@@ -274,8 +274,8 @@ def _slug(text: str, longest: int) -> str:
 
 def _make_numbered(parent: Path, name: str) -> Path:
     """Create parent/name or, if it exists, the first of parent/name-2, parent/name-3, ... that does not exist."""
+    make_folders(parent)
     with file_errors("make the folder", parent / name):
-        parent.mkdir(parents=True, exist_ok=True)
         number = 1
         while True:
             folder = parent / (name if number == 1 else f"{name}-{number}")
@@ -284,4 +284,5 @@ def _make_numbered(parent: Path, name: str) -> Path:
             except FileExistsError:
                 number += 1
             else:
+                sync(parent)
                 return folder

@@ -6,6 +6,7 @@ at intervals. `RunCheckpoints` writes the checkpoints, and keeps the other files
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ import msgspec
 from fastmlp.data.checks import CheckedRows
 from fastmlp.data.splits import Splits
 from fastmlp.engines.base import Engine
+from fastmlp.errors import WriteError
 from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.folder import (
     CLASSES_NAME,
     CONFIG_NAME,
     DATA_NAME,
     DATA_VERSION,
+    LOGS,
     MANIFEST_NAME,
     METRICS_NAME,
     MODELS_NAME,
@@ -30,7 +33,7 @@ from fastmlp.experiments.folder import (
 )
 from fastmlp.experiments.plan import RunPlan, image_fields, portable
 from fastmlp.experiments.result import OPTIONAL_FILES, PICTURES, describe_data
-from fastmlp.files import append_line, file_errors, json_bytes, sync_file, write_bytes, write_json, write_toml
+from fastmlp.files import append_line, file_errors, json_bytes, make_folders, sync, write_bytes, write_json, write_toml
 from fastmlp.models.file import CHECKPOINTS_NAME, FILE_NAME
 from fastmlp.models.metrics import classification_metrics, measure
 from fastmlp.models.model import Model
@@ -38,11 +41,10 @@ from fastmlp.training.checkpoints import PATTERN, Checkpoint, Checkpoints, Store
 from fastmlp.training.progress import Progress
 from fastmlp.training.result import TIMINGS, EpochLog, History
 
-LOGS = (METRICS_NAME, TIMINGS_NAME, CLASSES_NAME)
 EPOCH_MODEL, EPOCH_MODELS = "epoch-{:04d}.safetensors", "epoch-*.safetensors"
 # Files of an earlier run, which are removed when a new run starts.
 FILES = (FILE_NAME, RESULT_NAME, MANIFEST_NAME, *PICTURES, *OPTIONAL_FILES, *LOGS)
-FOLDERS = (f"{CHECKPOINTS_NAME}/{PATTERN}", f"{MODELS_NAME}/{EPOCH_MODELS}")
+FOLDERS = {CHECKPOINTS_NAME: PATTERN, MODELS_NAME: EPOCH_MODELS}
 
 
 class PeriodicSaver:
@@ -78,8 +80,7 @@ class PeriodicSaver:
         if self.config.save_every and epoch % self.config.save_every == 0:
             kept = dataclasses.replace(self.model, parameters=engine.state(slots=False).parameters)
             path = self.folder / MODELS_NAME / EPOCH_MODEL.format(epoch)
-            with file_errors("make the folder", path.parent):
-                path.parent.mkdir(exist_ok=True)
+            make_folders(path.parent)
             kept.save(path)
 
     def _metrics(self, engine: Engine, rows: CheckedRows) -> dict[str, Any]:
@@ -130,38 +131,53 @@ class RunCheckpoints(Checkpoints):
 
     def begin(self, engine: Engine) -> Checkpoint | None:
         """Set the files of the run to the state of the checkpoint, or of a new run; see `Checkpoints.begin`."""
-        found = super().begin(engine)
-        if found is None:
-            self.prepare()
-        else:
-            remove_files(self.run, (MANIFEST_NAME, RESULT_NAME, FILE_NAME))  # results of the epochs so far
-            restore_logs(self.run, found.history)
-            self.describe()
+        is_new = not (self.run / CONFIG_NAME).exists()
+        try:
+            found = super().begin(engine)
+            if found is None:
+                self.prepare()
+                return None
+        except WriteError:
+            if is_new:
+                with contextlib.suppress(WriteError):  # the first error is reported
+                    self.remove()
+            raise
+        remove_files(self.run, (MANIFEST_NAME, RESULT_NAME, FILE_NAME))  # results of the epochs so far
+        restore_logs(self.run, found.history)
+        self.describe()
         return found
 
     def prepare(self) -> None:
-        """Remove the files of an earlier run, and write config.toml and data.json; the run can be resumed from then on."""
-        remove_files(self.run, (*FILES, *FOLDERS))
+        """Remove the files of an earlier run, and write data.json and config.toml; the run can be resumed from then on.
+
+        Checkpoints are removed first: as long as there is one, the earlier run can be resumed, and needs its other files.
+        """
+        for name, pattern in FOLDERS.items():
+            if (self.run / name).is_dir():
+                remove_files(self.run / name, (pattern,))
+                sync(self.run / name)  # otherwise, a power failure could bring them back
+        remove_files(self.run, FILES)
         self.describe()
 
     def describe(self) -> None:
-        """Write config.toml and data.json."""
-        write_toml(self.run / CONFIG_NAME, portable(self.plan.config))
+        """Write data.json, then config.toml, which makes the folder a run folder."""
         write_json(self.run / DATA_NAME, {"format_version": DATA_VERSION, **describe_data(self.plan.data, self.plan.splits)})
+        write_toml(self.run / CONFIG_NAME, portable(self.plan.config))
 
     def write(self, checkpoint: Checkpoint, engine: Engine) -> None:
         """Write a checkpoint; see `Checkpoints.write`."""
         if self.folder is not None and (self.run / CLASSES_NAME).exists():
-            sync_file(self.run / CLASSES_NAME)  # its lines are not part of the checkpoint
+            sync(self.run / CLASSES_NAME)  # its lines are not part of the checkpoint
         model = dataclasses.replace(checkpoint.model, **image_fields(self.plan.data))
         super().write(checkpoint._replace(model=model), engine)
 
     def remove(self) -> None:
         """Remove the files of a run that has no result."""
-        remove_files(self.run, (*FILES, *FOLDERS, CONFIG_NAME, DATA_NAME))
-        for folder in (CHECKPOINTS_NAME, MODELS_NAME):
-            if (self.run / folder).is_dir() and not any((self.run / folder).iterdir()):
-                (self.run / folder).rmdir()
+        for name, pattern in FOLDERS.items():
+            remove_files(self.run / name, (pattern,))
+            if (self.run / name).is_dir() and not any((self.run / name).iterdir()):
+                (self.run / name).rmdir()
+        remove_files(self.run, (*FILES, CONFIG_NAME, DATA_NAME))
 
 
 def restore_logs(folder: Path, history: History) -> None:

@@ -13,15 +13,16 @@ from typing import Any, NamedTuple
 from fastmlp.data.dataset import Dataset
 from fastmlp.data.splits import Splits
 from fastmlp.engines import installed_versions
-from fastmlp.errors import ConfigError, DivergedError, ThresholdError, WriteError
-from fastmlp.experiments.folder import CLASSES_NAME, RESULT_NAME, RESULT_VERSION, remove_files, write_manifest
+from fastmlp.errors import ConfigError, DataError, DivergedError, ThresholdError, WriteError
+from fastmlp.experiments.folder import CLASSES_NAME, LOGS, RESULT_NAME, RESULT_VERSION, remove_files, write_manifest
 from fastmlp.experiments.plan import SPLIT_NAMES, RunPlan, image_fields, portable
-from fastmlp.files import read_lines, write_bytes, write_json
+from fastmlp.files import read_lines, sync, write_bytes, write_json
 from fastmlp.models.file import FILE_NAME
 from fastmlp.models.metrics import evaluate_with_predictions
 from fastmlp.models.model import Model
 from fastmlp.nn.network import Network
 from fastmlp.reports.text import PREDICTIONS_NAME, REPORT_NAME, classification_report, predictions_text
+from fastmlp.training.checkpoints import files_of
 from fastmlp.training.result import History, TrainResult
 
 CURVES_NAME = "curves.png"
@@ -47,27 +48,48 @@ class TrainOutcome(NamedTuple):
     seconds: float
 
 
+def with_images(training: TrainResult, plan: RunPlan) -> TrainResult:
+    """Return the result with a model that also describes the images of the data."""
+    return training._replace(model=dataclasses.replace(training.model, **image_fields(plan.data)))
+
+
 def seconds_of(history: History) -> float:
     """Return the duration of the epochs in a history, in seconds."""
     return float(sum(row["seconds"] + row["eval_seconds"] for row in history))
 
 
 def save_result(plan: RunPlan, outcome: TrainOutcome, folder: Path) -> dict[str, Any]:
-    """Call `write_result`. If it fails, save the model in another folder, and raise WriteError with the path.
+    """Save the model and call `write_result`. If a file cannot be written, raise WriteError with the place of the best weights.
 
-    If a file could not be written during the training, raise this error, with the place of the best weights.
+    If a file could not be written during the training, raise this error, also with the place of the best weights.
     """
-    failed = outcome.error if isinstance(outcome.error, WriteError) else None
-    place, cause = folder / FILE_NAME, failed
+    training, saved = with_images(outcome.training, plan), False
+    cause: DataError | None = outcome.error if isinstance(outcome.error, WriteError) else None
     try:
-        result = write_result(plan, outcome, folder)
-    except WriteError as error:
-        place = rescue(dataclasses.replace(outcome.training.model, **image_fields(plan.data)), folder)
-        cause = failed or error
+        training.model.save(folder / FILE_NAME)
+        saved = True
+        result = write_result(plan, outcome._replace(training=training), folder)
+    except DataError as error:  # if the folder was removed, it may be reading that fails
+        cause = cause or error
     if cause is not None:
-        epoch = outcome.training.best_epoch
-        raise WriteError(f"{cause}; the weights of the best epoch, {epoch}, are in {place}") from cause
+        raise WriteError(f"{cause}; {weights_place(training, folder, saved)}") from cause
     return result
+
+
+def weights_place(training: TrainResult, folder: Path, saved: bool) -> str:
+    """Return the place of the best weights in words; save them in another folder if they are not in the run folder.
+
+    saved : whether they were saved in the run folder, which may have been removed since
+    """
+    place = folder / FILE_NAME
+    if not (saved and place.exists()):
+        try:
+            place = rescue(training.model, folder)
+        except WriteError as error:
+            found = files_of(folder)
+            hint = f"; the newest checkpoint is {found[-1]}" if found else ""
+            return f"the weights cannot be saved in another folder either ({error}){hint}"
+    return f"the weights of the best epoch, {training.best_epoch}, are in {place}"
 
 
 def rescue(model: Model, folder: Path) -> Path:
@@ -90,16 +112,13 @@ def rescue(model: Model, folder: Path) -> Path:
 
 
 def write_result(plan: RunPlan, outcome: TrainOutcome, folder: Path) -> dict[str, Any]:
-    """Write the files of a finished training run, and return the content of result.json."""
-    model = dataclasses.replace(outcome.training.model, **image_fields(plan.data))
-    training = outcome.training._replace(model=model)
-    model.save(folder / FILE_NAME)
+    """Write the other files of a finished training run, the manifest last, and return the content of result.json."""
+    training, model = outcome.training, outcome.training.model
     left_out = ("train",) if outcome.signal else ()  # exit quickly after a signal
     evaluated = {name: evaluate_with_predictions(model, rows) for name, rows in plan.splits.items() if name not in left_out}
     metrics = {name: found for name, (found, _) in evaluated.items()}
-    result = describe(plan, outcome._replace(training=training), metrics) | {"out": str(folder)}
+    result = describe(plan, outcome, metrics) | {"out": str(folder)}
     write_json(folder / RESULT_NAME, result)
-    write_manifest(folder)
     remove_files(folder, OPTIONAL_FILES)  # files of an earlier run
     if plan.config.predictions:
         found, predicted = evaluated["test"]
@@ -108,6 +127,10 @@ def write_result(plan: RunPlan, outcome: TrainOutcome, folder: Path) -> dict[str
     if model.classes and shown is not None:
         write_bytes(folder / REPORT_NAME, classification_report(shown).encode())
     draw(training, shown, folder)
+    for path in (folder / name for name in LOGS):
+        if path.exists():
+            sync(path)
+    write_manifest(folder)
     return result
 
 

@@ -68,28 +68,39 @@ def resumed_config(folder: Path, flags: Mapping[str, Any]) -> TrainConfig:
     return replace(now, out=str(folder))
 
 
-def resumed_seeds(folder: Path) -> tuple[Path, int] | None:
-    """Return the run folder of the first seed and the number of seeds, or None if the folder is not one of several seeds."""
+def resumed_seeds(folder: Path) -> tuple[Path, int, int] | None:
+    """Return a run folder, the first seed and the number of seeds, or None if the folder is not one of several seeds.
+
+    The folders of all seeds are created before the settings are written, so a run may have been killed before it had any.
+    """
     if (folder / CONFIG_NAME).exists():
         return None
-    found = {int(path.name.removeprefix("seed-")): path for path in folder.glob("seed-[0-9]*") if (path / CONFIG_NAME).exists()}
-    return (found[min(found)], len(found)) if found else None
+    found = {int(path.name.removeprefix("seed-")): path for path in folder.glob("seed-[0-9]*")}
+    with_settings = [path for path in found.values() if (path / CONFIG_NAME).exists()]
+    return (with_settings[0], min(found), len(found)) if with_settings else None
 
 
 def start_of(plan: RunPlan, folder: Path) -> StoredCheckpoint | None:
-    """Return the checkpoint from which a run continues, or None if it was killed before it wrote one.
+    """Return the checkpoint from which a run continues, or None if it was killed or failed before it wrote one.
 
     Raises
     ------
     DataError : the data differ from those of the run, or its checkpoints are damaged
     ConfigError : the run ended without checkpoints
     """
+    if not (folder / CONFIG_NAME).exists():  # of several seeds; the others have settings
+        return None
     check_data(plan, folder)
     if files_of(folder):
         return read_newest(folder)
-    if (folder / RESULT_NAME).exists():
+    if has_ended(folder):
         raise ConfigError(f"{folder}: the run has ended and has no checkpoint, so it cannot be continued")
     return None
+
+
+def has_ended(folder: Path) -> bool:
+    """Return whether a run has a result, other than the one that is written after a file could not be written."""
+    return (folder / RESULT_NAME).exists() and read_result(folder / RESULT_NAME)["stopped"] != "failed"
 
 
 def check_data(plan: RunPlan, folder: Path) -> None:
@@ -118,7 +129,7 @@ def has_run(plan: RunPlan, folder: Path) -> bool:
         return False
     same = read_toml(folder / CONFIG_NAME) == portable(plan.config)
     same = same and read_json(folder / DATA_NAME).get("sha256") == plan.data.sha256
-    return same and (bool(files_of(folder)) or not (folder / RESULT_NAME).exists())
+    return same and (bool(files_of(folder)) or not has_ended(folder))
 
 
 # ------------------------------------------------------------------------------------------------ unfinished runs

@@ -280,14 +280,18 @@ def _write_all(descriptor: int, data: bytes) -> None:
         rest = rest[os.write(descriptor, rest) :]
 
 
-def sync_file(path: Path) -> None:
-    """Return when the content of a file is on the disk; raise WriteError if this fails."""
+def sync(path: Path) -> None:
+    """Return when a file and its name, or the names in a folder, are on the disk; raise WriteError if this fails."""
     with file_errors("write", path):
+        if path.is_dir():
+            _sync_folder(path)
+            return
         descriptor = os.open(path, os.O_WRONLY | O_BINARY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+        _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:

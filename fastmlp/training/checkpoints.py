@@ -348,7 +348,12 @@ class Checkpoints:
         return self.folder is not None and time.monotonic() - self.written >= self.seconds
 
     def write(self, checkpoint: Checkpoint, engine: Engine) -> None:
-        """Write a checkpoint, then remove all but the newest `KEPT`; raise WriteError if it cannot be written."""
+        """Write a checkpoint, then remove all but the newest `KEPT`; raise WriteError if it cannot be written.
+
+        Warns
+        -----
+        RuntimeWarning : an old checkpoint cannot be removed; this takes space, but is no reason to end a training
+        """
         if self.folder is None:
             return
         started = checkpoint.started and {
@@ -366,9 +371,11 @@ class Checkpoints:
             started,
         )
         write(self.folder / f"step-{checkpoint.state.step:012d}.safetensors", checkpoint, record)
-        with file_errors("remove old checkpoints from", self.folder):
+        try:
             for path in sorted(self.folder.glob(PATTERN))[:-KEPT]:
-                path.unlink()
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            warnings.warn(f"{self.folder}: old checkpoints cannot be removed ({error.strerror})", RuntimeWarning, stacklevel=2)
         self.written = time.monotonic()
 
 
