@@ -34,17 +34,18 @@ from fastmlp.experiments.folder import (
 from fastmlp.experiments.plan import RunPlan, image_fields, portable
 from fastmlp.experiments.result import OPTIONAL_FILES, PICTURES, describe_data
 from fastmlp.files import append_line, file_errors, json_bytes, make_folders, sync, write_bytes, write_json, write_toml
-from fastmlp.models.file import CHECKPOINTS_NAME, FILE_NAME
+from fastmlp.models.file import CHECKPOINT_FILES, CHECKPOINTS_NAME, FILE_NAME
 from fastmlp.models.metrics import classification_metrics, measure
 from fastmlp.models.model import Model
-from fastmlp.training.checkpoints import PATTERN, Checkpoint, Checkpoints, StoredCheckpoint
+from fastmlp.training.checkpoints.file import Checkpoint, StoredCheckpoint
+from fastmlp.training.checkpoints.folder import Checkpoints
 from fastmlp.training.progress import Progress
 from fastmlp.training.result import TIMINGS, EpochLog, History
 
 EPOCH_MODEL, EPOCH_MODELS = "epoch-{:04d}.safetensors", "epoch-*.safetensors"
 # Files of an earlier run, which are removed when a new run starts.
 FILES = (FILE_NAME, RESULT_NAME, MANIFEST_NAME, *PICTURES, *OPTIONAL_FILES, *LOGS)
-FOLDERS = {CHECKPOINTS_NAME: PATTERN, MODELS_NAME: EPOCH_MODELS}
+FOLDERS = {CHECKPOINTS_NAME: CHECKPOINT_FILES, MODELS_NAME: EPOCH_MODELS}
 
 
 class PeriodicSaver:

@@ -22,7 +22,7 @@ from fastmlp.models.metrics import evaluate_with_predictions
 from fastmlp.models.model import Model
 from fastmlp.nn.network import Network
 from fastmlp.reports.text import PREDICTIONS_NAME, REPORT_NAME, classification_report, predictions_text
-from fastmlp.training.checkpoints import files_of
+from fastmlp.training.checkpoints.file import files_of
 from fastmlp.training.result import History, TrainResult
 
 CURVES_NAME = "curves.png"

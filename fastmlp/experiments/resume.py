@@ -24,7 +24,8 @@ from fastmlp.experiments.folder import (
 from fastmlp.experiments.plan import FEATURES_OF, RunPlan, portable
 from fastmlp.files import file_errors, read_json, read_toml
 from fastmlp.models.file import CHECKPOINTS_NAME, check_format_version
-from fastmlp.training.checkpoints import CHANGEABLE, StoredCheckpoint, files_of, read_newest
+from fastmlp.training.checkpoints.compare import CHANGEABLE
+from fastmlp.training.checkpoints.file import StoredCheckpoint, files_of, read_newest
 
 Resume = Literal["never", "if possible", "always"]
 # Settings that may differ when a run is resumed: those of the training, and those that only concern the files of the run.
@@ -91,8 +92,8 @@ def start_of(plan: RunPlan, folder: Path) -> StoredCheckpoint | None:
     if not (folder / CONFIG_NAME).exists():  # of several seeds; the others have settings
         return None
     check_data(plan, folder)
-    if files_of(folder):
-        return read_newest(folder)
+    if files := files_of(folder):
+        return read_newest(files)
     if has_ended(folder):
         raise ConfigError(f"{folder}: the run has ended and has no checkpoint, so it cannot be continued")
     return None
@@ -168,9 +169,9 @@ def state_of(path: Path) -> RunState:
     text = f"{folder}: the run has not finished"
     if path.is_file():
         return RunState(config, data, path, text)
-    if not files_of(folder):
+    if not (files := files_of(folder)):
         raise DataError(f"{text}, and has no checkpoint, only {contents(folder)}; resume it, or repeat it")
-    stored = read_newest(folder)
+    stored = read_newest(files)
     done, best = len(stored.checkpoint.history), stored.checkpoint.best_epoch
     text += f"; the newest checkpoint, {stored.path.name}, has {done} of {config.epochs} epochs"
     text += f", and the weights of epoch {best}, the best one" if best else ""

@@ -22,7 +22,7 @@ from fastmlp.experiments.record import PeriodicSaver, Recorder, RunCheckpoints
 from fastmlp.experiments.result import TrainOutcome, save_result, seconds_of
 from fastmlp.experiments.resume import Resume, start_for
 from fastmlp.models.model import Model
-from fastmlp.training.checkpoints import files_of
+from fastmlp.training.checkpoints.file import files_in
 from fastmlp.training.loop import Diverged, Interrupted, WriteFailed, train_task
 from fastmlp.training.progress import Progress, make_progress
 
@@ -106,7 +106,7 @@ def run_training(
 
 def disk_usage(checkpoints: RunCheckpoints) -> str:
     """Return a text with the number and the size of the checkpoints."""
-    files = [] if checkpoints.folder is None else files_of(checkpoints.folder)
+    files = [] if checkpoints.folder is None else files_in(checkpoints.folder)
     size = sum(path.stat().st_size for path in files)
     return f" ({len(files)} checkpoint{'s'[: len(files) != 1]}, {decimal(size)})" if files else ""
 

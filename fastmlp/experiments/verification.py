@@ -12,7 +12,7 @@ from fastmlp.experiments.plan import Say, make_plan
 from fastmlp.experiments.record import log_lines
 from fastmlp.experiments.resume import check_data, resumed_config
 from fastmlp.files import file_errors, json_bytes
-from fastmlp.training.checkpoints import files_of, read
+from fastmlp.training.checkpoints.file import files_of, read
 from fastmlp.training.replay import digests, replay
 
 
@@ -52,7 +52,7 @@ def verify_run(folder: Path, flags: Mapping[str, Any], *, say: Say = lambda text
     return {
         "run": str(folder),
         "from": None if before is None else before.path.name,
-        "epochs": [done + 1, len(last.checkpoint.history) + (last.checkpoint.started is not None)],
+        "epochs": [done + 1, len(last.checkpoint.history) + (last.checkpoint.partial is not None)],
         "same": theirs == ours and logged,
         "log_is_intact": logged,
         "sha256": {name: {"run": theirs[name], "repeated": ours[name]} for name in theirs},

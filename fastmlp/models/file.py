@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 FILE_NAME = "model.safetensors"
-CHECKPOINTS_NAME = "checkpoints"  # subfolder of a run folder
+CHECKPOINTS_NAME, CHECKPOINT_FILES = "checkpoints", "step-*.safetensors"  # subfolder of a run folder, and names of its files
 # Maps the names of custom activations to the activations, or to pairs (value, slope).
 CustomActivations = Mapping[str, Activation | tuple[Callable[..., Any], Callable[..., Any]]]
 INPUTS, TARGETS = "scaling", "targets"  # prefixes of the tensors of the scaling of the inputs and of the targets
@@ -105,9 +106,7 @@ def read_checkpoint(
     """
     for name, given in (activations or {}).items():
         register_as(name, given)
-    file = Path(path)
-    if file.is_dir():
-        file = file / FILE_NAME
+    file = model_file(Path(path))
     metadata, tensors = read_file(file)
     if "fastmlp" not in metadata or "sha256" not in metadata:
         raise DataError(f"{file}: not a fastmlp model (its metadata lacks 'fastmlp' or 'sha256')")
@@ -134,6 +133,25 @@ def read_checkpoint(
         "text_labels": header.text_labels,
     }
     return model, training
+
+
+def model_file(path: Path) -> Path:
+    """Return the path of a model file, or the file in a folder: model.safetensors, or else the newest checkpoint.
+
+    Warns
+    -----
+    RuntimeWarning : the folder is that of a run that has not finished, and its newest checkpoint is used
+    """
+    if not path.is_dir() or (path / FILE_NAME).exists():
+        return path / FILE_NAME if path.is_dir() else path
+    if found := sorted(path.glob(CHECKPOINT_FILES)):
+        return found[-1]
+    if found := sorted((path / CHECKPOINTS_NAME).glob(CHECKPOINT_FILES)):
+        warnings.warn(
+            f"{path}: the run has not finished; using its newest checkpoint, {found[-1].name}", RuntimeWarning, stacklevel=4
+        )
+        return found[-1]
+    return path / FILE_NAME
 
 
 def register_as(name: str, given: Activation | tuple[Callable[..., Any], Callable[..., Any]]) -> None:
@@ -198,9 +216,7 @@ def read_file(file: Path) -> tuple[dict[str, str], dict[str, npt.NDArray[Any]]]:
             raise DataError(f"{file}: the file has {size} bytes, but a model file has at most {LARGEST_FILE}")
         return read_tensors(file)
     except FileNotFoundError:
-        found = sorted((file.parent / CHECKPOINTS_NAME).glob("*.safetensors"))
-        hint = f"the run has not finished; resume it, or load its checkpoint {found[-1]}" if found else ""
-        raise DataError(f"{file}: no such model; {hint or '`fastmlp train` writes one into its run folder'}") from None
+        raise DataError(f"{file}: no such model; `fastmlp train` writes one into its run folder") from None
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from error
 

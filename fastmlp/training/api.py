@@ -17,7 +17,7 @@ from fastmlp.data.pairs import Split, as_split, checked_shape, default_loss, wit
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.nn.network import Network
 from fastmlp.nn.scaling import Scaling
-from fastmlp.training.checkpoints import DEFAULT_SECONDS, open_checkpoints
+from fastmlp.training.checkpoints.folder import DEFAULT_SECONDS, open_checkpoints
 from fastmlp.training.loop import Callback, Diverged, Progress, WriteFailed, train_task
 from fastmlp.training.many import EpochCallback, Result, ResultCallback, naming, train_tasks
 from fastmlp.training.progress import make_progress

@@ -23,7 +23,8 @@ from fastmlp.nn.network import FloatArray
 from fastmlp.nn.philox import generator
 from fastmlp.nn.schedules import PlateauTracker, ReduceOnPlateau
 from fastmlp.training.augment import Augmentation, augment, sample_augmentation
-from fastmlp.training.checkpoints import Checkpoint, Checkpoints, StartedEpoch
+from fastmlp.training.checkpoints.file import Checkpoint, PartialEpoch
+from fastmlp.training.checkpoints.folder import Checkpoints
 from fastmlp.training.monitor import EarlyStopping, StepValidation, Validation, check_finite, validate
 from fastmlp.training.result import EpochLog, History, TrainResult
 from fastmlp.training.settings import Task
@@ -103,7 +104,7 @@ class Loop:
         self.stopping = EarlyStopping(settings, data.validation is not None)
         self.chunk = ChunkSize(settings.batch_size, network.flops_per_row)  # rows per call of the engine
         self.deadline = math.inf
-        self.started: StartedEpoch | None = None  # the epoch that was ended early, which is the last one
+        self.partial: PartialEpoch | None = None  # the epoch that was ended early, which is the last one
         slots = np.zeros((len(settings.optimizer.slots), network.parameters), settings.dtype)
         engine.load(State(network.initial_parameters(settings.seed, settings.dtype), slots, 0))
         self.validation = None
@@ -139,7 +140,7 @@ class Loop:
                 stopped = self._next_epoch(signals, callbacks, checkpoints)
                 if signals.received:
                     break
-            if self.started is None:
+            if self.partial is None:
                 checkpoints.write(self.checkpoint(), self.engine)
         except WriteError as error:
             raise WriteFailed(str(error), self._result("failed")) from error
@@ -150,7 +151,7 @@ class Loop:
         epoch, early = len(self.history) + 1, None
         try:
             row = self._epoch(epoch, signals)
-            if self.started is not None:
+            if self.partial is not None:
                 early = self.checkpoint()  # does not contain the results of this epoch, which continues from the checkpoint
             self.stopping.update(row, self.engine)
         except DivergedError as error:
@@ -177,12 +178,12 @@ class Loop:
         """Return the state after the completed epochs, and the metrics of the epoch that was ended early."""
         state, best = self.engine.state(), self.stopping.parameters
         model = self._model(state.parameters if best is None else best)
-        return Checkpoint(state, model, self.stopping.epoch, History(self.history), self.started)
+        return Checkpoint(state, model, self.stopping.epoch, History(self.history), self.partial)
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint of the same training."""
         self.engine.load(checkpoint.state)
-        self.history, self.started = History(checkpoint.history), checkpoint.started
+        self.history, self.partial = History(checkpoint.history), checkpoint.partial
         for row in self.history:
             self._update_schedule(row)
         if self.history:
@@ -226,10 +227,10 @@ class Loop:
         done, seconds, total, right = 0, 0.0, 0.0, 0
         weights = None if self.weights is None else self.weights[order].astype(np.float64)
         step_validation = StepValidation(settings, self.validation, (epoch - 1) * steps, steps, weights)
-        if self.started is not None:
-            results, done, seconds = [self.started.metrics], len(self.started.metrics.loss), self.started.seconds
+        if self.partial is not None:
+            results, done, seconds = [self.partial.metrics], len(self.partial.metrics.loss), self.partial.seconds
             total, right = float(results[0].loss.sum(dtype=np.float64)), int(results[0].correct.sum())
-            step_validation.restore(self.started)
+            step_validation.restore(self.partial)
         while done < len(order) and not (done and (signals.received or time.monotonic() >= self.deadline)):
             rows = order[done : done + min(self.chunk.rows, step_validation.rows_left(done))]
             first_step = done // settings.batch_size
@@ -247,7 +248,7 @@ class Loop:
                 self.progress.update(epoch, done, len(order), total / done, accuracy, done / seconds)
             self.chunk.record(len(rows), elapsed)
         metrics = RowMetrics(*map(np.concatenate, zip(*results, strict=True)))
-        self.started = None if done == len(order) else step_validation.started(metrics, seconds)
+        self.partial = None if done == len(order) else step_validation.partial(metrics, seconds)
         weights = None if weights is None else weights[:done]
         return step_validation.merge(self._row(epoch, metrics, weights, seconds, float(learning_rates[0])))
 

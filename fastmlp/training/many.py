@@ -16,7 +16,7 @@ from typing import Any
 from fastmlp.engines.cpu.threads import available_cores
 from fastmlp.engines.interrupts import Signals
 from fastmlp.errors import ConfigError, FastMLPError
-from fastmlp.training.checkpoints import Checkpoints
+from fastmlp.training.checkpoints.folder import Checkpoints
 from fastmlp.training.loop import Callback, Diverged, Progress, WriteFailed, loop_for
 from fastmlp.training.result import EpochLog, TrainResult
 from fastmlp.training.settings import Settings, Task

@@ -13,7 +13,7 @@ from fastmlp.engines.base import Engine, RowMetrics, step_count
 from fastmlp.errors import DivergedError
 from fastmlp.models.metrics import mean, mean_metrics
 from fastmlp.nn.network import FloatArray
-from fastmlp.training.checkpoints import StartedEpoch
+from fastmlp.training.checkpoints.file import PartialEpoch
 from fastmlp.training.result import EpochLog
 from fastmlp.training.settings import Settings
 
@@ -102,14 +102,14 @@ class StepValidation:
             self.losses, self.since = [], done
             self.seconds += time.perf_counter() - began
 
-    def started(self, metrics: RowMetrics, seconds: float) -> StartedEpoch:
+    def partial(self, metrics: RowMetrics, seconds: float) -> PartialEpoch:
         """Return the state of an epoch that has not ended; `seconds` is the duration of its training."""
-        return StartedEpoch(metrics, self.results, self.since, seconds, self.seconds)
+        return PartialEpoch(metrics, self.results, self.since, seconds, self.seconds)
 
-    def restore(self, started: StartedEpoch) -> None:
+    def restore(self, partial: PartialEpoch) -> None:
         """Continue the validation of an epoch."""
-        self.results, self.since, self.seconds = [*started.steps], started.since, started.eval_seconds
-        self.losses = [started.metrics.loss[self.since :].astype(np.float64)]
+        self.results, self.since, self.seconds = [*partial.steps], partial.since, partial.eval_seconds
+        self.losses = [partial.metrics.loss[self.since :].astype(np.float64)]
 
     def merge(self, row: EpochLog) -> EpochLog:
         """Return the history entry of this epoch, with the results of the validations added as "steps"."""

@@ -40,7 +40,7 @@ from fastmlp.nn.network import ALIASES, DEFAULT_HIDDEN, INITIALIZERS, Network, c
 from fastmlp.nn.optimizers import DEFAULT_LEARNING_RATE, RULES, Optimizer
 from fastmlp.nn.scaling import SCALINGS
 from fastmlp.nn.schedules import PLATEAU, SCHEDULE_NAMES, ReduceOnPlateau, Schedule
-from fastmlp.training.checkpoints import DEFAULT_SECONDS
+from fastmlp.training.checkpoints.folder import DEFAULT_SECONDS
 from fastmlp.training.settings import DEFAULT_PATIENCE, DEFAULT_SCALING, MONITORS, Settings
 
 INITS = (*INITIALIZERS, *ALIASES)

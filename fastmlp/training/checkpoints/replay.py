@@ -8,7 +8,8 @@ from dataclasses import replace
 from fastmlp.engines.base import step_count
 from fastmlp.engines.interrupts import Signals
 from fastmlp.files import json_bytes
-from fastmlp.training.checkpoints import Checkpoint, Checkpoints, StoredCheckpoint
+from fastmlp.training.checkpoints.file import Checkpoint, StoredCheckpoint
+from fastmlp.training.checkpoints.folder import Checkpoints
 from fastmlp.training.loop import Interrupted, Loop, loop_for
 from fastmlp.training.result import TIMINGS
 from fastmlp.training.settings import Task
@@ -37,14 +38,14 @@ def replay(task: Task, before: StoredCheckpoint | None, last: StoredCheckpoint) 
                 raise Interrupted(training, signals.received)
         elif (found := start.begin(loop.engine)) is not None:
             loop.load(found)
-        if last.checkpoint.started is not None:
-            train_until(loop, len(last.checkpoint.started.metrics.loss))
+        if last.checkpoint.partial is not None:
+            train_until(loop, len(last.checkpoint.partial.metrics.loss))
         return loop.checkpoint()
 
 
 def train_until(loop: Loop, rows: int) -> None:
-    """Train on the first `rows` rows of the next epoch, or on those that are left of them if it has started."""
-    epoch, first = len(loop.history) + 1, 0 if loop.started is None else len(loop.started.metrics.loss)
+    """Train on the first `rows` rows of the next epoch, or on those that are left of them if it has partial."""
+    epoch, first = len(loop.history) + 1, 0 if loop.partial is None else len(loop.partial.metrics.loss)
     order, augmentation = loop.shuffle(epoch)
     batch = loop.settings.batch_size
     steps = slice(first // batch, step_count(rows, batch))

@@ -1,4 +1,4 @@
-"""What determines the rounding of an engine's results, apart from the settings: instruction set, device, library versions."""
+"""The numerical environment of an engine: what determines the rounding of its results, apart from the settings."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ PACKAGES = {"numpy": ("numpy",), "numba": ("numba", "llvmlite"), "torch": ("torc
 VECTORS = {16: "AVX-512", 8: "AVX2", 4: "128-bit vectors"}  # by float32 values per vector register
 
 
-def arithmetic(engine: Engine) -> dict[str, str]:
-    """Return what determines the rounding of an engine's results, by name.
+def numerical_environment(engine: Engine) -> dict[str, str]:
+    """Return the engine, the instruction set or GPU, and the versions of the packages that compute, by name.
 
-    Two computations with the same entries and the same settings give the same bits. Otherwise the results agree within rounding
-    errors, which grow during training.
+    Two training runs with the same entries and the same settings are bitwise identical. Otherwise the results agree within
+    rounding errors, which grow during training.
     """
     versions = {package: importlib.metadata.version(package) for package in PACKAGES.get(engine.name, ())}
     return {"backend": engine.name, "processor": processor(engine), **versions}
