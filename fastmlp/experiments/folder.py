@@ -15,7 +15,7 @@ from typing import Any
 
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.files import RESTORE, file_errors, file_sha256, make_folders, read_json, sync, write_json
-from fastmlp.files.locks import held, lock, sweep, unfinished
+from fastmlp.files.locks import held, locked_folder, sweep, unfinished
 from fastmlp.models.file import check_format_version
 
 MANIFEST_NAME = "manifest.json"
@@ -96,18 +96,12 @@ def locked(folder: Path) -> Iterator[None]:
     """
     check_name(folder)
     make_folder(folder)
-    if not hasattr(os, "O_DIRECTORY"):
+    with ExitStack() as stack:
+        with file_errors("lock", folder):
+            found = stack.enter_context(locked_folder(folder))
+        check_lock(found, folder)
         sweep(folder)
         yield
-        return
-    with file_errors("lock", folder):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        check_lock(lock(descriptor), folder)
-        sweep(folder)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -127,9 +121,11 @@ def locked_file(path: Path) -> Iterator[None]:
         with file_errors("lock", path):
             found = stack.enter_context(held(beside))
         check_lock(found, path)
+        unfinished.add(beside)
         try:
             yield
         finally:
+            unfinished.discard(beside)
             beside.unlink(missing_ok=True)  # before the lock ends: afterwards, it could be the file of another run
 
 

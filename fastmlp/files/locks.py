@@ -69,6 +69,19 @@ def lock(descriptor: int, wait: bool = False) -> bool | None:
 
 
 @contextlib.contextmanager
+def locked_folder(folder: Path) -> Iterator[bool | None]:
+    """Lock an existing folder until the context exits, and yield the result of `lock`; Windows has no locks of folders."""
+    if not hasattr(os, "O_DIRECTORY"):
+        yield None
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
 def held(path: Path, wait: bool = False) -> Iterator[bool | None]:
     """Create a file if it does not exist, lock it until the context exits, and yield the result of `lock`.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -154,10 +155,11 @@ def train(  # noqa: PLR0913 - keyword-only, with defaults
     stored = open_checkpoints(task, checkpoints, checkpoint_seconds, resume, strict)
     if seeds is not None:
         return train_seeds(task, tuple(seeds), callbacks, progress is not False)
-    if not isinstance(progress, bool):
+    with ExitStack() as stack:
+        stack.enter_context(stored.exclusive())
+        if isinstance(progress, bool):
+            progress = stack.enter_context(make_progress(quiet=not progress, epochs=settings.epochs))
         return train_task(task, callbacks, progress, stored)
-    with make_progress(quiet=not progress, epochs=settings.epochs) as display:
-        return train_task(task, callbacks, display, stored)
 
 
 def train_many(  # noqa: PLR0913 - keyword-only, with defaults

@@ -16,6 +16,8 @@ import dataclasses
 import hashlib
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +30,7 @@ from fastmlp.engines.arithmetic import arithmetic
 from fastmlp.engines.base import Engine, RowMetrics, State
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.files import file_errors, json_bytes, make_folders
+from fastmlp.files.locks import locked_folder
 from fastmlp.models import file
 from fastmlp.models.file import CHECKPOINTS_NAME, check_format_version
 from fastmlp.models.model import Model
@@ -300,6 +303,26 @@ class Checkpoints:
         self.task, self.folder, self.seconds, self.start, self.strict = task, folder, seconds, start, strict
         self.written = time.monotonic()
 
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Context manager that creates the folder and locks it against other trainings; not needed in a locked run folder.
+
+        Raises
+        ------
+        ConfigError : another training is writing to the folder
+        WriteError : the folder cannot be created or locked
+        """
+        if self.folder is None:
+            yield
+            return
+        make_folders(self.folder)
+        with ExitStack() as stack:
+            with file_errors("lock", self.folder):
+                found = stack.enter_context(locked_folder(self.folder))
+            if found is False:
+                raise ConfigError(f"checkpoints: another training is writing to {self.folder}; choose another folder")
+            yield
+
     def begin(self, engine: Engine) -> Checkpoint | None:
         """Create the folder, start the clock, and return the checkpoint from which the training continues, or None.
 
@@ -358,8 +381,8 @@ class Checkpoints:
 
 def open_checkpoints(
     task: Task, folder: str | Path | None, seconds: float, resume: str | Path | bool | None, strict: bool
-) -> Checkpoints | None:
-    """Return the checkpoints of a training for the arguments `checkpoints`, `resume` … of `api.train`; None for none.
+) -> Checkpoints:
+    """Return the checkpoints of a training for the arguments `checkpoints`, `resume` … of `api.train`.
 
     Raises
     ------
@@ -368,8 +391,6 @@ def open_checkpoints(
     """
     if resume is True and folder is None:
         raise ConfigError("resume=True needs checkpoints=FOLDER; or give the path of a checkpoint as resume")
-    if folder is None and not resume:
-        return None
     start = None
     if resume is True:
         assert folder is not None

@@ -26,7 +26,7 @@ from support.extract import arrays_of, own_folder, without_pictures  # noqa: F40
 from fastmlp.data import features as feature_files
 from fastmlp.data.dataset import load_data
 from fastmlp.data.rows import is_mapped
-from fastmlp.experiments import extraction, pictures
+from fastmlp.experiments.features import extraction, pictures
 from fastmlp.models.model import load
 from fastmlp.nn.blocks import blocks
 

@@ -18,10 +18,10 @@ from support.extract import DRAWN, own_folder, without_pictures  # noqa: F401 - 
 
 from fastmlp.data import features as feature_files
 from fastmlp.data.dataset import load_data
-from fastmlp.experiments import chain, extraction
+from fastmlp.experiments.features import chain, extraction
 from fastmlp.experiments.features.extraction import picture_names
 from fastmlp.experiments.folder import locked_file
-from fastmlp.files import TEMPORARY
+from fastmlp.files.locks import TEMPORARY
 
 pytestmark = pytest.mark.full
 

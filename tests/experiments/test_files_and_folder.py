@@ -161,13 +161,6 @@ def test_ctrl_c_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.Mon
 LEFT = ".fastmlp-0123456789abcdef.tmp"  # a file that a killed process left
 
 
-@pytest.fixture
-def new_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a new process, no folder has been swept yet."""
-    monkeypatch.setattr(files, "_swept", set())
-
-
-@pytest.mark.usefixtures("new_process")
 def test_the_first_write_removes_left_over_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     others = ["fastmlp-0123456789abcdef.tmp", ".fastmlp-0123.tmp", f"{LEFT}~", "tmpabc.tmp"]
     for name in [LEFT, *others]:

@@ -42,9 +42,9 @@ def test_no_public_name_is_that_of_a_submodule(package: ModuleType) -> None:
 
 
 def test_every_subpackage_has_public_names() -> None:
-    """All subpackages import their public names lazily, except engines and commands, which define functions in `__init__`."""
+    """All subpackages import public names lazily, except engines, files and commands, which define functions in `__init__`."""
     folders = {module.name for module in pkgutil.iter_modules(fastmlp.__path__) if module.ispkg}
-    assert folders == {*SUBPACKAGES, "engines", "commands"}
+    assert folders == {*SUBPACKAGES, "engines", "files", "commands"}
 
 
 def test_a_name_is_imported_on_first_access() -> None:

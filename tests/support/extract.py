@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastmlp.experiments import chain, pictures
+from fastmlp.experiments.features import chain, pictures
 from support.cli import forget_settings
 
 # Plotting functions, with the modules in which they are replaced.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import pickle
 import signal
 import warnings
@@ -394,6 +395,16 @@ def test_arguments(train: Trainings, folder: Path, tmp_path: Path) -> None:
     for seconds in (-1, float("nan"), "20", True):
         with pytest.raises(ConfigError, match="checkpoint_seconds must be zero or a positive number of seconds"):
             train(checkpoints=tmp_path / "a", checkpoint_seconds=seconds)
+
+
+@pytest.mark.skipif(not hasattr(os, "O_DIRECTORY"), reason="the system has no locks of folders")
+def test_a_folder_has_one_writer(train: Trainings, tmp_path: Path) -> None:
+    def second(row: Any, engine: Engine) -> None:
+        with pytest.raises(ConfigError, match=f"another training is writing to {tmp_path}"):
+            train(checkpoints=tmp_path, resume=True)
+
+    train(checkpoints=tmp_path, callbacks=[second])
+    train(checkpoints=tmp_path, resume=True)
 
 
 def test_resume_from_a_path_writes_no_checkpoints(train: Trainings, folder: Path, tmp_path: Path) -> None:
