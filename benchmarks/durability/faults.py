@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -50,10 +51,11 @@ class Fault:
 
 
 class Outcome(NamedTuple):
-    """What a fault did to a run: the call that failed, the message of the run, or "", and what is wrong with its files."""
+    """What a fault did to a run: its error message, or "", its warnings, and what is wrong with its files."""
 
     fault: Fault
     message: str
+    warned: list[str]
     wrong: list[str]
 
 
@@ -78,13 +80,15 @@ def fail(trial: Trial, folder: Path, fault: Fault) -> Outcome:
     """Run a trial with a fault, and check its error, the files that it leaves, and that it can be resumed."""
     trial.prepare(folder)
     message, wrong = "", []
-    with observed(folder, fault):
+    with observed(folder, fault), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         try:
             trial.run(folder)
         except FastMLPError as error:
             message, wrong = str(error), check_error(error, folder)
+    warned = [str(one.message) for one in caught]
     if fault.failed is None:
-        return Outcome(fault, message, wrong)
+        return Outcome(fault, message, warned, wrong)
     if message:
         wrong += damaged(folder) + check_best(trial, folder, message)
         if not (folder / "config.toml").exists() and folder.exists() and any(folder.iterdir()):
@@ -94,7 +98,7 @@ def fail(trial: Trial, folder: Path, fault: Fault) -> Outcome:
         wrong += differences(folder, trial.reference.contents)
     name = f"{trial.name}, {errno.errorcode[fault.code]} in call {fault.number}{' and later' * fault.persistent}"
     name += f", {fault.failed.name} of {fault.failed.path.relative_to(folder.parent)}"
-    return Outcome(fault, message, [f"{name}: {line}" for line in wrong])
+    return Outcome(fault, message, warned, [f"{name}: {line}" for line in wrong])
 
 
 def check_error(error: FastMLPError, folder: Path) -> list[str]:

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,12 +26,12 @@ ROOT = Path(__file__).resolve().parents[2]  # root of the repository
 PATIENCE = 60.0  # seconds after which a process that should have ended is killed
 # Options of the runs, which take two to four seconds. Together, they use most of what a resumed run has to restore.
 RUNS = {
-    "adam, cosine": "--dropout 0.2 --schedule cosine --lr-warmup 2 --epochs 40 --patience 0 --save-every 5 --predictions "
-    "--checkpoint-seconds 0",
-    "momentum, plateau": "--optimizer momentum --schedule plateau --lr-patience 2 --patience 12 --epochs 60 --flip 0.5 "
-    "--checkpoint-seconds 0.2 --seed 1",
+    "adam, cosine": "--dropout 0.2 --schedule cosine --lr-warmup 2 --epochs 80 --patience 0 --save-every 5 --predictions "
+    "--per-class-every 3 --checkpoint-seconds 0",
+    "momentum, plateau": "--optimizer momentum --schedule plateau --lr-patience 2 --patience 40 --epochs 200 --flip 0.5 "
+    "--per-class-every 10 --checkpoint-seconds 0.2 --seed 1",
     "rmsprop, validation within epochs": "--optimizer rmsprop --l2 1e-4 --stratify --class-weight balanced --val-steps 7 "
-    "--epochs 30 --patience 0 --save-every 10 --max-grad-norm 1 --checkpoint-seconds 0",
+    "--per-class-every 3 --epochs 50 --patience 0 --save-every 10 --max-grad-norm 1 --checkpoint-seconds 0",
 }
 SAVING = ("checkpoint", "result")  # phases
 COLD = 0.1  # fraction of the kills at random times that start with an empty kernel cache
@@ -121,26 +121,35 @@ class Reference(NamedTuple):
 class Campaign:
     """Runs that are killed and interrupted, in `folder`, at moments that `draw` chooses.
 
-    `wrong` has a message for everything that was lost.
+    `runs` has the options of the runs by name, and `wrong` a message for everything that was lost.
     """
 
-    def __init__(self, folder: Path, draw: random.Random) -> None:
-        self.folder, self.draw = folder, draw
+    def __init__(self, folder: Path, draw: random.Random, runs: Mapping[str, str] = RUNS) -> None:
+        self.folder, self.draw, self.runs = folder, draw, runs
         self.cache = folder / "cache"
         self.numbers = itertools.count()
         self.wrong: list[str] = []
-        self.references = {name: self.reference(name) for name in RUNS}
+        self.references = {name: self.reference(name) for name in runs}
 
     def reference(self, name: str) -> Reference:
-        """Run without an interruption: with an empty cache, while calls are counted, and with a full cache."""
-        runs = [self.new_folder() for _ in range(3)]
-        cold = run_child(command(name, runs[0]), self.new_folder())
-        counted = run_child(command(name, runs[1]), self.cache, watched=runs[1])
-        warm = run_child(command(name, runs[2]), self.cache)
-        for ended, run in zip((cold, counted, warm), runs, strict=True):
-            if ended.code or differences(run, contents(runs[0])):
-                raise AssertionError(f"the run without an interruption failed: {ended}")
-        return Reference(contents(runs[0]), counted.status.calls, warm.seconds, cold.seconds)
+        """Run twice without an interruption, first with an empty cache, then while calls are counted."""
+        first, second, cache = self.new_folder(), self.new_folder(), self.new_folder()
+        cold = run_child(self.command(name, first), cache)
+        warm = run_child(self.command(name, second), cache, watched=second)
+        wrong = differences(second, contents(first))
+        if cold.code or warm.code or wrong:
+            raise AssertionError(f"a run without an interruption failed: {cold}, {warm}, {wrong}")
+        if cache.exists():
+            shutil.copytree(cache, self.cache, dirs_exist_ok=True)
+        return Reference(contents(first), warm.status.calls, warm.seconds, cold.seconds)
+
+    def command(self, name: str, run: Path) -> list[str | Path]:
+        """Return the command of a new run."""
+        return ["train", *self.runs[name].split(), "-q", "--out", run]
+
+    def continuation(self, name: str, run: Path) -> list[str | Path]:
+        """Return the command that continues a run, or that starts it again if it was killed before it had settings."""
+        return ["train", "--resume", run, "-q"] if (run / "config.toml").exists() else [*self.command(name, run), "--force"]
 
     def new_folder(self) -> Path:
         """Return the path of a folder that does not exist."""
@@ -159,8 +168,8 @@ class Campaign:
 
     def finish(self, run: Path, cache: Path, name: str, moment: str) -> None:
         """Continue a run to its end, and compare its files with those of an uninterrupted one."""
-        ended = run_child(continuation(name, run), cache)
-        wrong = differences(run, self.references[name].contents) if run.exists() else []
+        ended = run_child(self.continuation(name, run), cache)
+        wrong = differences(run, self.references[name].contents)
         self.check(ended, 0, f"continued after {moment}", wrong)
 
     # ------------------------------------------------------------------------------------------------ kill -9
@@ -168,7 +177,7 @@ class Campaign:
     def kill(self, count: int) -> dict[str, Any]:
         """Kill runs `count` times, and return how often in which phase."""
         kills: list[dict[str, Any]] = []
-        for name in itertools.cycle(RUNS):
+        for name in itertools.cycle(self.runs):
             if len(kills) >= count:
                 break
             run, cache = self.new_folder(), self.cache
@@ -176,39 +185,42 @@ class Campaign:
             if not at_call and self.draw.random() < COLD:
                 cache = self.new_folder()
             for link in range(self.draw.choice((1, 1, 2, MOST_KILLS))):
-                row = self.kill_once(run, cache, name, link, at_call)
+                part = self.draw.choice(("before", "half", "after")) if at_call else ""
+                row = self.kill_once(run, cache, name, self.draw.random() / (link + 1), part)
                 if row is None:  # it ended before
                     break
-                kills.append(row)
-                print(f"kill {len(kills)}: {row}", flush=True)
+                kills.append({"kills_before": link} | row)
+                print(f"kill {len(kills)}: {kills[-1]}", flush=True)
             self.finish(run, cache, name, f"kill {len(kills)}")
             shutil.rmtree(run.parent, ignore_errors=True)
         return summary_of_kills(kills)
 
-    def kill_once(self, run: Path, cache: Path, name: str, link: int, at_call: bool) -> dict[str, Any] | None:
-        """Start or resume a run, and kill it at a random call or time; return None if it ended before."""
-        reference = self.references[name]
-        arguments = continuation(name, run)
-        if at_call:
-            call = self.draw.randint(1, max(reference.calls // (link + 1), 1)), self.draw.choice(("before", "half", "after"))
-            ended = run_child(arguments, cache, watched=run, call=call)
+    def kill_once(self, run: Path, cache: Path, name: str, fraction: float, part: str) -> dict[str, Any] | None:
+        """Start or resume a run, and kill it; return None if it ended before.
+
+        fraction : of the calls or of the time of an uninterrupted run
+        part : of the call, see child.py; "" to kill it at a time
+        """
+        reference, arguments = self.references[name], self.continuation(name, run)
+        if part:
+            ended = run_child(arguments, cache, watched=run, call=(1 + int(fraction * reference.calls), part))
         else:
             seconds = reference.seconds if cache == self.cache else reference.cold_seconds
-            ended = run_child(arguments, cache, number=signal.SIGKILL, delay=self.draw.uniform(0, seconds))
+            ended = run_child(arguments, cache, number=signal.SIGKILL, delay=fraction * seconds)
         if ended.code == 0:
             return None
-        moment = f"{name}, {'resumed' if link else 'new'}, killed in phase {ended.status.phase}"
+        moment = f"{name}, {'resumed' if '--resume' in arguments else 'new'}, killed in phase {ended.status.phase}"
         wrong = damaged(run, torn_logs=True, temporaries=True) if run.exists() else []
         self.check(ended, -signal.SIGKILL, moment, wrong)
-        at = "a call" if at_call else "a random time"
-        return {"run": name, "kills_before": link, "at": at, "phase": ended.status.phase, "repeated": epochs_to_repeat(run)}
+        at = "a call" if part else "a random time"
+        return {"run": name, "at": at, "phase": ended.status.phase, "repeated": epochs_to_repeat(run)}
 
     # ------------------------------------------------------------------------------------------------ SIGINT and SIGTERM
 
     def interrupt(self, count: int) -> dict[str, Any]:
         """Interrupt `count` runs with SIGINT and `count` with SIGTERM, half of them with an empty kernel cache."""
         rows: list[dict[str, Any]] = []
-        names = itertools.cycle(RUNS)
+        names = itertools.cycle(self.runs)
         kinds = [(number, cold) for number in (signal.SIGINT, signal.SIGTERM) for cold in (False, True)]
         for number, cold in itertools.islice(itertools.cycle(kinds), 2 * count):
             row = None
@@ -223,7 +235,7 @@ class Campaign:
         run, reference = self.new_folder(), self.references[name]
         cache = self.new_folder() if cold else self.cache
         delay = self.draw.uniform(0, reference.cold_seconds if cold else reference.seconds)
-        ended = run_child(command(name, run), cache, number=number, delay=delay)
+        ended = run_child(self.command(name, run), cache, number=number, delay=delay)
         if ended.code == 0 and ended.status.phase == "end":
             return None
         moment = f"{name}, {number.name} in phase {ended.status.phase}"
@@ -236,16 +248,6 @@ class Campaign:
         shutil.rmtree(run.parent, ignore_errors=True)
         row = {"run": name, "signal": number.name, "cold": cold, "phase": ended.status.phase}
         return row | {"latency": round(ended.seconds, 3)}
-
-
-def command(name: str, run: Path) -> list[str | Path]:
-    """Return the command of a new run."""
-    return ["train", "--hidden", "64", "--per-class-every", "3", "-q", *RUNS[name].split(), "--out", run]
-
-
-def continuation(name: str, run: Path) -> list[str | Path]:
-    """Return the command that continues a run, or that starts it again if it was killed before it had settings."""
-    return ["train", "--resume", run, "-q"] if (run / "config.toml").exists() else [*command(name, run), "--force"]
 
 
 def epochs_to_repeat(run: Path) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import re
 import shutil
@@ -23,12 +22,12 @@ from benchmarks.durability.calls import Call, observed, real
 from fastmlp import files
 from fastmlp.errors import FastMLPError
 from fastmlp.experiments.config.train import TrainConfig
-from fastmlp.experiments.folder import CLASSES_NAME, check_manifest
+from fastmlp.experiments.folder import CLASSES_NAME, RESULT_NAME, check_manifest
 from fastmlp.experiments.record import EPOCH_MODEL
 from fastmlp.experiments.result import CLASSES_PICTURE, CONFUSION_NAME, CURVES_NAME
 from fastmlp.experiments.resume import resumed_config
 from fastmlp.experiments.training_run import run_training
-from fastmlp.files import read_json, read_lines, read_toml, write_bytes
+from fastmlp.files import json_bytes, read_json, read_lines, read_toml, write_bytes
 from fastmlp.models.file import CHECKPOINTS_NAME
 from fastmlp.models.model import load
 from fastmlp.training.checkpoints import files_of, read, read_newest
@@ -37,6 +36,7 @@ LOGS = ("metrics.jsonl", "timings.jsonl", "classes.jsonl")
 TIMED = ("timings.jsonl", "result.json", "manifest.json")  # files that contain durations, or hashes of such files
 RESULTS = ("test", "validation", "train", "epochs", "best_epoch", "stopped")  # keys of result.json without durations
 PLACE = re.compile(r"the weights of the best epoch, (\d+), are in (.+)$")
+PNG_END = b"IEND\xaeB`\x82"  # last bytes of a PNG file
 EPOCHS = 3
 # Settings of the runs: all files that a run can write, dropout, early stopping, and a schedule.
 SETTINGS: dict[str, Any] = {
@@ -121,6 +121,8 @@ def read_file(path: Path, torn_logs: bool) -> None:
     elif path.suffix == ".png":
         with Image.open(path) as image:
             image.load()
+        if not path.read_bytes().endswith(PNG_END):
+            raise ValueError("the last bytes are missing")
     elif path.suffix in (".jsonl", ".txt"):
         read_text(path, torn_logs)
     else:
@@ -141,8 +143,11 @@ def contents(folder: Path) -> Contents:
     """Return the files of a finished run by relative path, without checkpoints and durations."""
     found = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
     kept = {name: path.read_bytes() for name, path in found.items() if name not in TIMED and CHECKPOINTS_NAME not in name}
-    result = json.loads(found["result.json"].read_bytes()) if "result.json" in found else {}
-    return kept | {"result": json.dumps([result.get(name) for name in RESULTS]).encode()}
+    try:
+        result = read_json(folder / RESULT_NAME)
+    except FastMLPError:
+        result = {}
+    return kept | {"result": json_bytes([result.get(name) for name in RESULTS])}
 
 
 def differences(folder: Path, expected: Contents) -> list[str]:
@@ -176,7 +181,7 @@ class Reference(NamedTuple):
 class Trial(NamedTuple):
     """A run that is failed.
 
-    name : "new", "forced" (in the folder of another run) or "resumed"
+    name : "new", "plain" (without metrics per class), "forced" (in the folder of another run) or "resumed"
     config : its settings
     start : folder with the files that exist before the run, or None
     reference : results of the same run without a failure
@@ -199,7 +204,7 @@ class Trial(NamedTuple):
 
     def config_for(self, folder: Path) -> TrainConfig:
         """Return the settings of a new run in a folder."""
-        return replace(self.config, out=str(folder), force=self.name != "new")
+        return replace(self.config, out=str(folder), force=self.name == "forced")
 
     def prepare(self, folder: Path) -> None:
         """Make `folder` as it is before the run, and remove everything else in its parent folder."""
@@ -224,14 +229,16 @@ def trials(folder: Path) -> dict[str, Trial]:
     """Return the trials by name. Their files are in `folder`."""
     data = str(write_data(folder / "data.npz"))
     config = TrainConfig(data=data, **SETTINGS)
-    reference = reference_run(config, folder)
+    reference = reference_run(config, folder / "reference")
     other = folder / "other"
     run_training(TrainConfig(data=data, **SETTINGS | {"epochs": EPOCHS + 2, "out": str(other)}), quiet=True)
     unfinished = folder / "unfinished"
     new = Trial("new", config, None, reference, contents(other))
     copy_unfinished(new, folder / "copied" / "run", unfinished)
+    plain = replace(config, per_class_every=None)
     return {
         "new": new,
+        "plain": Trial("plain", plain, None, reference_run(plain, folder / "plain"), {}),
         "forced": new._replace(name="forced", start=other),
         "resumed": new._replace(name="resumed", start=unfinished),
     }
@@ -239,7 +246,7 @@ def trials(folder: Path) -> dict[str, Trial]:
 
 def reference_run(config: TrainConfig, folder: Path) -> Reference:
     """Train without failures. The weights of each epoch are those of a second run, which saves all of them."""
-    run, every = folder / "reference", folder / "every"
+    run, every = folder / "run", folder / "every"
     run_training(replace(config, out=str(run)), quiet=True)
     run_training(replace(config, out=str(every), save_every=1), quiet=True)
     losses = [row["val_loss"] for row in read_lines(run / "metrics.jsonl")]
@@ -306,8 +313,12 @@ def has_settings(trial: Trial, folder: Path) -> bool:
 
 def check_earlier(trial: Trial, folder: Path) -> list[str]:
     """Resume the earlier run whose settings are still in the folder, and check that it ends with its results or is refused."""
-    try:
-        resume(folder)
-    except FastMLPError:
-        return []
-    return differences(folder, trial.earlier)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            resume(folder)
+        except FastMLPError:
+            return []
+        except Warning as warning:
+            return [f"the earlier run: {warning}"]
+    return [f"the earlier run: {line}" for line in differences(folder, trial.earlier)]

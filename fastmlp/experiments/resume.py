@@ -100,8 +100,8 @@ def start_of(plan: RunPlan, folder: Path) -> StoredCheckpoint | None:
 
 
 def has_ended(folder: Path) -> bool:
-    """Return whether a run has a result, other than the one that is written after a file could not be written."""
-    return (folder / RESULT_NAME).exists() and read_result(folder / RESULT_NAME)["stopped"] != "failed"
+    """Return whether a run has all its files, and none of them could not be written."""
+    return (folder / MANIFEST_NAME).exists() and read_result(folder / RESULT_NAME)["stopped"] != "failed"
 
 
 def check_data(plan: RunPlan, folder: Path) -> None:
