@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.durability.child import PHASES, Status
 from benchmarks.durability.trials import Contents, contents, damaged, differences
-from fastmlp.training.checkpoints import files_of, read_newest
+from fastmlp.training.checkpoints.file import files_of, read_newest
 
 ROOT = Path(__file__).resolve().parents[2]  # root of the repository
 PATIENCE = 60.0  # seconds after which a process that should have ended is killed
@@ -254,7 +254,7 @@ def epochs_to_repeat(run: Path) -> int:
     """Return the number of epochs of a killed run that were logged after its newest checkpoint."""
     metrics = run / "metrics.jsonl"
     done = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
-    return done - len(read_newest(run).checkpoint.history) if run.exists() and files_of(run) else done
+    return done - len(read_newest(files_of(run)).checkpoint.history) if run.exists() and files_of(run) else done
 
 
 def summary_of_kills(kills: list[dict[str, Any]]) -> dict[str, Any]:

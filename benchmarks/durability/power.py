@@ -22,7 +22,7 @@ from fastmlp.engines.base import Engine
 from fastmlp.errors import DataError
 from fastmlp.experiments.folder import CONFIG_NAME, METRICS_NAME
 from fastmlp.experiments.record import RunCheckpoints
-from fastmlp.training.checkpoints import Checkpoint, files_of, read
+from fastmlp.training.checkpoints.file import Checkpoint, files_of, read
 
 MIXED = 2  # number of states per call in which a random part of what was not synchronized is lost
 

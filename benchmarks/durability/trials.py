@@ -30,7 +30,7 @@ from fastmlp.experiments.training_run import run_training
 from fastmlp.files import json_bytes, read_json, read_lines, read_toml, write_bytes
 from fastmlp.models.file import CHECKPOINTS_NAME
 from fastmlp.models.model import load
-from fastmlp.training.checkpoints import files_of, read, read_newest
+from fastmlp.training.checkpoints.file import files_of, read, read_newest
 
 LOGS = ("metrics.jsonl", "timings.jsonl", "classes.jsonl")
 TIMED = ("timings.jsonl", "result.json", "manifest.json")  # files that contain durations, or hashes of such files
@@ -280,7 +280,7 @@ def check_best(trial: Trial, folder: Path, message: str) -> list[str]:
     elif not done:
         return []
     elif files_of(folder):
-        stored = read_newest(folder)
+        stored = read_newest(files_of(folder))
         epoch, place = stored.checkpoint.best_epoch, stored.path
     else:
         return [f"{message}: the weights are lost"]

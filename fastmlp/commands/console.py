@@ -180,3 +180,9 @@ def is_quiet() -> bool:
 
 def is_verbose() -> bool:
     return bool(click.get_current_context().meta.get(VERBOSE))
+
+
+def given_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that are given on the command line, without those set by environment variables or by default."""
+    source = click.get_current_context().get_parameter_source
+    return {name: value for name, value in flags.items() if source(name) == click.core.ParameterSource.COMMANDLINE}

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from fastmlp.commands.console import note, say, show, show_figures, show_json, show_reports
+from fastmlp.commands.console import given_flags, note, say, show, show_figures, show_json, show_reports
 from fastmlp.commands.options import SOURCE, Command, common_options, data_dir_option, engine_options
 from fastmlp.commands.toolkit import open_extractor
 
@@ -53,8 +53,8 @@ def evaluate(run: str, split: str, report: bool, min_accuracy: float | None, as_
     from fastmlp.experiments.result import check_accuracy
 
     result = evaluate_run(run, split=split, open_extractor=open_extractor, say=note, **choices)
-    if not result["finished"] and Path(run).is_dir():
-        note(f"to continue the run: `{shlex.join(['fastmlp', 'train', '--resume', run])}`")
+    if not result["complete"] and Path(run).is_dir():
+        note(f"to resume the run: `{shlex.join(['fastmlp', 'train', '--resume', run])}`")
     if report and not as_json:
         show_reports(result)
     else:
@@ -64,7 +64,7 @@ def evaluate(run: str, split: str, report: bool, min_accuracy: float | None, as_
 
 @click.command(cls=Command)
 @click.argument("run", metavar="RUN")
-@click.option("--data", metavar=SOURCE, help="Place of the data of the run, if they have moved.")
+@click.option("--data", metavar=SOURCE, help="Path of the data of the run, if they have been moved.")
 @data_dir_option
 @engine_options
 @common_options
@@ -74,16 +74,18 @@ def verify(run: str, as_json: bool, **flags: Any) -> None:
     \b
     fastmlp verify runs/a
 
-    The training is repeated from the checkpoint before the last one, or from the beginning if there is only one, and
-    the weights, the state of the optimizer and the metrics are compared by their SHA-256 hashes. The run folder is not
-    changed. The exit code is 3 if there is a difference.
+    The training is repeated from the checkpoint before the last one, or from the beginning if there is only one, to
+    the last one. The weights, the state of the optimizer and the metrics are compared by their SHA-256 hashes with those
+    in the checkpoint, in model.safetensors and in metrics.jsonl. The run folder is not changed. The exit code is 3 if
+    there is a difference.
     """
     from fastmlp.experiments.verification import check_verified, verify_run
 
-    result = verify_run(Path(run), flags, say=say)
+    result = verify_run(Path(run), given_flags(flags), say=say)
     first, last = result["epochs"]
+    epochs = f"epoch {last} was" if first == last else f"epochs {first} to {last} were"
     if as_json:
         show_json(result)
     elif result["same"]:
-        show(f"{run}: epochs {first} to {last} were repeated with the same results: {', '.join(result['sha256'])}")
+        show(f"{run}: {epochs} reproduced, with identical {', '.join(result['sha256'])}")
     check_verified(result)

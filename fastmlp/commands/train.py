@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastmlp.commands.console import end_by_signal, is_quiet, is_verbose, note, say, show, show_figures, show_json
+from fastmlp.commands.console import end_by_signal, given_flags, is_quiet, is_verbose, note, say, show, show_figures, show_json
 from fastmlp.commands.options import Option, Sections, common_options, recipe_option, setting_options, source_options
 from fastmlp.errors import ConfigError
 from fastmlp.experiments.config.learning_rate import IGNORED, RangeTestConfig
@@ -33,13 +32,13 @@ if TYPE_CHECKING:
     envvar="FASTMLP_SEEDS",
     help="Train with N consecutive seeds, starting with --seed, in parallel.",
 )
-@click.option("--resume", metavar="RUN", help="Continue an interrupted run, or train a finished one for more --epochs.")
+@click.option("--resume", metavar="RUN", help="Resume an interrupted or killed run, or train a finished one for more --epochs.")
 @click.option(
     "--strict",
     cls=Option,
     common=False,
     is_flag=True,
-    help="With --resume: refuse an engine or a processor that may give different bits.",
+    help="With --resume: exit with an error if the engine, the processor or a package version differs.",
 )
 @common_options
 def train(
@@ -72,9 +71,10 @@ def train(
     (the output of --json), model.safetensors, curves.png, confusion.png, report.txt, manifest.json and checkpoints.
     Ctrl-C stops the training and keeps the best weights so far.
 
-    A run that was interrupted, or whose process was killed, continues with --resume from its last checkpoint, with the
-    same results as without the interruption. Its settings stay the same. Only --epochs, --patience, --max-time, the
-    engine, the place of the data and settings that do not affect the training can be changed.
+    --resume continues a run that was interrupted or killed from its last checkpoint. The results are bitwise identical
+    to those of an uninterrupted run. The settings are those of the run; only --epochs, --patience, --max-time,
+    --backend, --threads, --data, --data-dir, --checkpoints, --checkpoint-seconds, --predictions and --min-accuracy can
+    be changed.
 
     With --seeds, all runs have the same splits, --threads is the number of runs that are trained in parallel, and the
     output folder has a run folder per seed, seeds.json with means and standard deviations, and curves.png.
@@ -84,45 +84,54 @@ def train(
     from fastmlp.experiments.training_run import run_training
 
     if resume is not None:
-        resume_run(resume, {"recipe": recipe, "seeds": seeds, "config": config}, flags, strict, as_json)
+        resume_run(Path(resume), flags, strict, print_config, as_json)
         return
+    if strict:
+        raise ConfigError("strict needs a run to resume; leave it out, or give the run", settings=("strict", "resume"))
     settings = resolve(flags, os.environ, config, settings_of(recipe, "train"))
+    if not only_print(settings, print_config):
+        if seeds is None:
+            show_run(run_training(settings, quiet=is_quiet(), say=say), as_json, settings.min_accuracy)
+        else:
+            train_seeds(settings, range(settings.seed, settings.seed + seeds), as_json)
+
+
+def only_print(settings: TrainConfig, print_config: bool) -> bool:
+    """Print the settings and return True if --print-config is given; with --verbose, write them to stderr."""
     if print_config:
         show(settings.text())
-        return
-    if is_verbose():
+    elif is_verbose():
         note(settings.text())
-    if seeds is not None:
-        train_seeds(settings, seeds, as_json)
-        return
-    show_run(run_training(settings, quiet=is_quiet(), say=say), as_json, settings.min_accuracy)
+    return print_config
 
 
-def resume_run(run: str, excluded: Mapping[str, Any], flags: Mapping[str, Any], strict: bool, as_json: bool) -> None:
-    """Continue a run, or the runs of several seeds; `excluded` has the values of options that cannot be combined with it."""
+def resume_run(run: Path, flags: Mapping[str, Any], strict: bool, print_config: bool, as_json: bool) -> None:
+    """Resume a run, or the runs of several seeds. Environment variables are ignored."""
     from fastmlp.experiments.resume import resumed_config, resumed_seeds
     from fastmlp.experiments.training_run import run_training
 
-    for name, value in excluded.items():
-        if value is not None:
-            raise ConfigError(
-                f"{name} cannot be combined with resume; the settings are those of {run}", settings=(name, "resume")
-            )
-    if (seeds := resumed_seeds(Path(run))) is not None:
-        one, first, count = seeds
-        train_seeds(replace(resumed_config(one, flags), seed=first, out=run), count, as_json, resume="always")
+    for name in given_flags(dict.fromkeys(("recipe", "seeds", "config"))):
+        raise ConfigError(f"{name} cannot be combined with resume; the settings are those of {run}", settings=(name, "resume"))
+    if (several := resumed_seeds(run, flags)) is not None:
+        settings, seeds = several
+        if not only_print(settings, print_config):
+            train_seeds(settings, seeds, as_json, resume="always", strict=strict)
         return
-    settings = resumed_config(Path(run), flags)
-    show_run(run_training(settings, quiet=is_quiet(), say=say, resume="always", strict=strict), as_json, settings.min_accuracy)
+    settings = resumed_config(run, flags)
+    if not only_print(settings, print_config):
+        result = run_training(settings, quiet=is_quiet(), say=say, resume="always", strict=strict)
+        show_run(result, as_json, settings.min_accuracy)
 
 
-def train_seeds(settings: TrainConfig, seeds: int, as_json: bool, *, resume: Resume = "never") -> None:
+def train_seeds(
+    settings: TrainConfig, seeds: Sequence[int], as_json: bool, *, resume: Resume = "never", strict: bool = False
+) -> None:
     """Train with several seeds, print the summary, and check that the mean test accuracy is above the minimum."""
     from fastmlp.experiments.result import check_accuracy
     from fastmlp.experiments.sweeps.seeds import mean_metrics, run_seeds, seeds_text
 
-    result, signal = run_seeds(settings, seeds, say=say, resume=resume)
-    hint_to_resume(signal, result["out"])
+    result, signal = run_seeds(settings, seeds, say=say, resume=resume, strict=strict)
+    hint_to_resume(signal if settings.checkpoints else 0, result["out"])
     if as_json:
         show_json(result)
     elif result["runs"]:
@@ -142,9 +151,9 @@ def show_run(run: RunResult, as_json: bool, min_accuracy: float | None) -> None:
 
 
 def hint_to_resume(signal: int, folder: str) -> None:
-    """Say how an interrupted run can be continued."""
+    """Say how an interrupted run can be resumed."""
     if signal:
-        say(f"to continue, run `{shlex.join(['fastmlp', 'train', '--resume', folder])}`")
+        say(f"to resume the run: `{shlex.join(['fastmlp', 'train', '--resume', folder])}`")
 
 
 @click.command("lr-find", cls=Sections)

@@ -56,8 +56,9 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
 
     Returns
     -------
-    dict : one entry per split with its metrics, see `metrics.evaluate`, and the entries "model", "finished" (False for a run
-        that has not finished), "data", "network", "parameters", "backend" and "threads"
+    dict : one entry per split with its metrics, see `metrics.evaluate`, and the entries "model", "complete" (False for a run
+        folder without a manifest: the run was killed, or is still training), "data", "network", "parameters", "backend" and
+        "threads"
 
     Raises
     ------
@@ -96,7 +97,7 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
         ((name, (found, predicted)),) = evaluated.items()
         write_bytes(predictions, predictions_text(chosen[name].y, predicted, found).encode())
     engine = model.engine()
-    computed = {"model": str(run), "finished": not state.unfinished, "backend": engine.name, "threads": engine.threads}
+    computed = {"model": str(run), "complete": not state.unfinished, "backend": engine.name, "threads": engine.threads}
     described = {"network": describe_network(model.network), "parameters": model.network.parameters}
     return {**metrics, **computed, **described, "data": describe_data(data, chosen)}
 

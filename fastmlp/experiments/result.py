@@ -84,7 +84,7 @@ def weights_place(training: TrainResult, folder: Path, saved: bool) -> str:
     place = folder / FILE_NAME
     if not (saved and place.exists()):
         try:
-            place = rescue(training.model, folder)
+            place = save_elsewhere(training.model, folder)
         except WriteError as error:
             found = files_of(folder)
             hint = f"; the newest checkpoint is {found[-1]}" if found else ""
@@ -92,7 +92,7 @@ def weights_place(training: TrainResult, folder: Path, saved: bool) -> str:
     return f"the weights of the best epoch, {training.best_epoch}, are in {place}"
 
 
-def rescue(model: Model, folder: Path) -> Path:
+def save_elsewhere(model: Model, folder: Path) -> Path:
     """Save a model next to its run folder, in the current folder, or in the folder for temporary files; return the path.
 
     Raises

@@ -26,6 +26,7 @@ from fastmlp.files import file_errors, read_json, read_toml
 from fastmlp.models.file import CHECKPOINTS_NAME, check_format_version
 from fastmlp.training.checkpoints.compare import CHANGEABLE
 from fastmlp.training.checkpoints.file import StoredCheckpoint, files_of, read_newest
+from fastmlp.training.result import TrainResult
 
 Resume = Literal["never", "if possible", "always"]
 # Settings that may differ when a run is resumed: those of the training, and those that only concern the files of the run.
@@ -55,30 +56,52 @@ def resumed_config(folder: Path, flags: Mapping[str, Any]) -> TrainConfig:
     ConfigError : a setting that determines the results is changed
     DataError : the folder is not a run folder
     """
-    if not (folder / CONFIG_NAME).exists():
-        raise DataError(f"{folder} is not a run folder, since it has no {CONFIG_NAME}; check the path, or start a new run")
+    check_is_run(folder)
     if flags.get("out") is not None:
         raise ConfigError("out cannot be changed when a run is resumed; resume a copy of the folder instead", settings=("out",))
     before, now = resolve({}, {}, folder / CONFIG_NAME), resolve(flags, {}, folder / CONFIG_NAME)
     changed = [name for name in FIELDS if name not in RESUMABLE and getattr(now, name) != getattr(before, name)]
     if changed:
-        values = "; ".join(f"{name} is {getattr(before, name)}, not {getattr(now, name)}" for name in changed)
-        raise ConfigError(f"{folder}: the settings of a run stay the same when it is resumed: {values}", settings=changed)
+        values = ", ".join(f"{name} was {getattr(before, name)} and is now {getattr(now, name)}" for name in changed)
+        raise ConfigError(
+            f"{folder}: these settings cannot be changed when a run is resumed: {values}; leave them out, or start a new run",
+            settings=changed,
+        )
     if now.data.startswith(FEATURES_OF):
         raise ConfigError(f"{folder}: {now.data} were kept in memory only, so the run cannot be resumed; run it again")
     return replace(now, out=str(folder))
 
 
-def resumed_seeds(folder: Path) -> tuple[Path, int, int] | None:
-    """Return a run folder, the first seed and the number of seeds, or None if the folder is not one of several seeds.
-
-    The folders of all seeds are created before the settings are written, so a run may have been killed before it had any.
-    """
+def check_is_run(folder: Path) -> None:
+    """Raise DataError, with a remedy, if a path is not a run folder."""
     if (folder / CONFIG_NAME).exists():
+        return
+    if seeds_in(folder):
+        raise DataError(
+            f"{folder} has the runs of several seeds; give one of them, such as {folder / seeds_in(folder)[0].name}"
+        )
+    owner = next((parent for parent in folder.parents if (parent / CONFIG_NAME).exists()), None)
+    if owner is not None:
+        raise DataError(f"{folder} is part of the run folder {owner}; give the path of the run folder")
+    raise DataError(f"{folder} is not a run folder, since it has no {CONFIG_NAME}; check the path, or start a new run")
+
+
+def seeds_in(folder: Path) -> list[Path]:
+    """Return the run folders of the seeds in the output folder of `--seeds`, in the order of their seeds."""
+    return sorted(folder.glob("seed-[0-9]*"), key=lambda path: int(path.name.removeprefix("seed-")))
+
+
+def resumed_seeds(folder: Path, flags: Mapping[str, Any]) -> tuple[TrainConfig, list[int]] | None:
+    """Return the settings and the seeds of the runs in the output folder of `--seeds`, or None for any other folder.
+
+    The folders of all seeds are created before the settings are written, so a run may have been killed before it had any. The
+    folder of a seed that diverged in its first epoch is removed.
+    """
+    found = [] if (folder / CONFIG_NAME).exists() else seeds_in(folder)
+    with_settings = [path for path in found if (path / CONFIG_NAME).exists()]
+    if not with_settings:
         return None
-    found = {int(path.name.removeprefix("seed-")): path for path in folder.glob("seed-[0-9]*")}
-    with_settings = [path for path in found.values() if (path / CONFIG_NAME).exists()]
-    return (with_settings[0], min(found), len(found)) if with_settings else None
+    return replace(resumed_config(with_settings[0], flags), out=str(folder)), [int(path.name[5:]) for path in found]
 
 
 def start_of(plan: RunPlan, folder: Path) -> StoredCheckpoint | None:
@@ -95,7 +118,7 @@ def start_of(plan: RunPlan, folder: Path) -> StoredCheckpoint | None:
     if files := files_of(folder):
         return read_newest(files)
     if has_ended(folder):
-        raise ConfigError(f"{folder}: the run has ended and has no checkpoint, so it cannot be continued")
+        raise ConfigError(f"{folder}: the run has ended, and has no checkpoint to resume from; start a new run")
     return None
 
 
@@ -122,6 +145,21 @@ def start_for(plan: RunPlan, folder: Path, resume: Resume) -> StoredCheckpoint |
     """
     resumes = resume == "always" or (resume == "if possible" and has_run(plan, folder))
     return start_of(plan, folder) if resumes else None
+
+
+def resumed_from(folder: Path, start: StoredCheckpoint | None, resume: Resume) -> str:
+    """Return a message that tells where a run is resumed; empty for a run that is not resumed."""
+    if start is None:
+        return f"{folder} has no checkpoint; training from the beginning" if resume == "always" else ""
+    done, partial = len(start.checkpoint.history), start.checkpoint.partial
+    if partial is None:
+        return f"resuming after epoch {done}, from {start.path}"
+    return f"resuming in epoch {done + 1}, after {len(partial.metrics.loss):,} rows, from {start.path}"
+
+
+def nothing_left(start: StoredCheckpoint, training: TrainResult) -> bool:
+    """Return whether a run was resumed although its training had ended."""
+    return start.checkpoint.partial is None and len(training.history) == len(start.checkpoint.history)
 
 
 def has_run(plan: RunPlan, folder: Path) -> bool:
@@ -161,6 +199,7 @@ def state_of(path: Path) -> RunState:
     folder = run_of(path)
     if folder is None:
         return RunState(TrainConfig(), {}, path, "")
+    check_is_run(folder)
     if (folder / MANIFEST_NAME).exists() or not (folder / DATA_NAME).exists():
         check_manifest(folder)
         return RunState(resolve({}, {}, folder / CONFIG_NAME), dict(read_result(folder / RESULT_NAME)["data"]), path, "")
@@ -170,7 +209,7 @@ def state_of(path: Path) -> RunState:
     if path.is_file():
         return RunState(config, data, path, text)
     if not (files := files_of(folder)):
-        raise DataError(f"{text}, and has no checkpoint, only {contents(folder)}; resume it, or repeat it")
+        raise DataError(f"{text}, and has no checkpoint, only {contents(folder)}; resume or repeat the run")
     stored = read_newest(files)
     done, best = len(stored.checkpoint.history), stored.checkpoint.best_epoch
     text += f"; the newest checkpoint, {stored.path.name}, has {done} of {config.epochs} epochs"

@@ -20,7 +20,7 @@ from fastmlp.experiments.folder import run_folder
 from fastmlp.experiments.plan import RunPlan, Say, image_fields, make_plan
 from fastmlp.experiments.record import PeriodicSaver, Recorder, RunCheckpoints
 from fastmlp.experiments.result import TrainOutcome, save_result, seconds_of
-from fastmlp.experiments.resume import Resume, start_for
+from fastmlp.experiments.resume import Resume, nothing_left, resumed_from, start_for
 from fastmlp.models.model import Model
 from fastmlp.training.checkpoints.file import files_in
 from fastmlp.training.loop import Diverged, Interrupted, WriteFailed, train_task
@@ -92,13 +92,15 @@ def run_training(
     now = datetime.now().astimezone()
     with run_folder(config.out, plan.data.name, plan.network.label, now, force=config.force or resume == "always") as folder:
         start = start_for(plan, folder, resume)
-        if start is not None:
-            say(f"continuing after epoch {len(start.checkpoint.history)}, from {start.path}")
+        if text := resumed_from(folder, start, resume):
+            say(text)
         checkpoints = RunCheckpoints(plan, folder, start, strict=strict)
         with make_progress(quiet=quiet, epochs=config.epochs) as display:
             outcome = train_plan(plan, checkpoints, display)
         result = save_result(plan, outcome, folder)
         say(f"{outcome.training.end}: {folder}{disk_usage(checkpoints)}")
+        if start is not None and not outcome.signal and nothing_left(start, outcome.training):
+            say("no epoch was left to train; increase epochs, or patience after early stopping, to train for longer")
     if outcome.error is not None:
         raise outcome.error
     return RunResult(result, outcome.signal)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fastmlp.errors import DataError
-from fastmlp.experiments.folder import METRICS_NAME
+from fastmlp.experiments.folder import MANIFEST_NAME, METRICS_NAME, check_manifest
 from fastmlp.experiments.plan import Say, make_plan
 from fastmlp.experiments.record import log_lines
 from fastmlp.experiments.resume import check_data, resumed_config
 from fastmlp.files import file_errors, json_bytes
-from fastmlp.training.checkpoints.file import files_of, read
+from fastmlp.models.file import FILE_NAME
+from fastmlp.models.model import load
+from fastmlp.training.checkpoints.file import Checkpoint, files_of, read
 from fastmlp.training.replay import digests, replay
 
 
@@ -27,45 +30,60 @@ def verify_run(folder: Path, flags: Mapping[str, Any], *, say: Say = lambda text
 
     Returns
     -------
-    dict : "run"; "from", the name of the checkpoint from which the training was repeated, or None; "epochs", the first and the
-        last epoch that was repeated; "same", whether all hashes are equal; and "sha256", with the hashes of the run and of the
-        repetition for each part of the result
+    dict : "run", the folder; "from", the name of the checkpoint from which the training was repeated, or None for the
+        beginning; "epochs", a list of the first and the last epoch that was repeated; "same", whether all hashes are equal; and
+        "sha256", with the hashes "run" and "repeated" of each part of the result
 
     Raises
     ------
-    FastMLPError : the run has no checkpoint, or its data are not available
+    DataError : the folder is not that of a single run, has no checkpoint, or has a damaged file; or the data have changed
+    ConfigError : a setting that determines the results is changed, or the checkpoints are those of other settings
     """
     config, found = resumed_config(folder, flags), files_of(folder)
     if not found:
-        raise DataError(f"{folder}: the run has no checkpoint, so it cannot be verified")
+        raise DataError(f"{folder}: the run has no checkpoint to compare with; repeat it with checkpoints")
+    if (folder / MANIFEST_NAME).exists():
+        check_manifest(folder)
     before, last = read(found[-2]) if len(found) > 1 else None, read(found[-1])
     plan = make_plan(config)
     check_data(plan, folder)
-    done = 0 if before is None else len(before.checkpoint.history)
     start = "the beginning" if before is None else before.path.name
     say(f"repeating the training from {start} to {last.path.name}")
     repeated = replay(plan.task, before, last)
-    metrics = b"".join(json_bytes(log_lines(row)[0]) for row in last.checkpoint.history)
-    with file_errors("read", folder / METRICS_NAME):
-        logged = (folder / METRICS_NAME).read_bytes().startswith(metrics)
-    theirs, ours = digests(last.checkpoint), digests(repeated)
+    ours = digests(repeated) | {METRICS_NAME: sha256(metrics_of(repeated))}
+    theirs = digests(last.checkpoint) | {METRICS_NAME: sha256(logged_metrics(folder, len(repeated.history)))}
+    if (folder / FILE_NAME).exists() and last.checkpoint.partial is None:  # otherwise, it may be the model of a partial epoch
+        ours[FILE_NAME] = sha256(repeated.model.parameters.tobytes())
+        theirs[FILE_NAME] = sha256(load(folder / FILE_NAME, backend="numpy").parameters.tobytes())
+    done = 0 if before is None else len(before.checkpoint.history)
     return {
         "run": str(folder),
         "from": None if before is None else before.path.name,
         "epochs": [done + 1, len(last.checkpoint.history) + (last.checkpoint.partial is not None)],
-        "same": theirs == ours and logged,
-        "log_is_intact": logged,
+        "same": theirs == ours,
         "sha256": {name: {"run": theirs[name], "repeated": ours[name]} for name in theirs},
     }
 
 
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def metrics_of(checkpoint: Checkpoint) -> bytes:
+    """Return the lines of metrics.jsonl for the completed epochs of a checkpoint."""
+    return b"".join(json_bytes(log_lines(row)[0]) for row in checkpoint.history)
+
+
+def logged_metrics(folder: Path, epochs: int) -> bytes:
+    """Return the first lines of metrics.jsonl of a run, one per epoch."""
+    with file_errors("read", folder / METRICS_NAME):
+        return b"".join((folder / METRICS_NAME).read_bytes().splitlines(keepends=True)[:epochs])
+
+
 def check_verified(result: Mapping[str, Any]) -> None:
     """Raise DataError if the result of `verify_run` has a difference."""
-    differ = [name for name, hashes in result["sha256"].items() if hashes["run"] != hashes["repeated"]]
-    if not result["log_is_intact"]:
-        differ.append(METRICS_NAME)
-    if differ:
+    if differ := [name for name, hashes in result["sha256"].items() if hashes["run"] != hashes["repeated"]]:
         raise DataError(
-            f"{result['run']}: the run is not reproduced; different: {', '.join(differ)}. Either a file was changed, or the "
-            "engine, the processor or a library is not the same as in the run"
+            f"{result['run']} was not reproduced: {', '.join(differ)} differ; use the engine, processor and package versions "
+            "of the run, or restore its files"
         )

@@ -22,7 +22,7 @@ from fastmlp import files, load
 from fastmlp.errors import WriteError
 from fastmlp.experiments import folder, record, result
 from fastmlp.experiments.record import Recorder
-from fastmlp.training.checkpoints import files_of
+from fastmlp.training.checkpoints.file import files_of
 
 NAMES = ("new", "plain", "forced", "resumed")
 FLAGS = ("train", "-q", "--hidden", "6", "--backend", "numpy", "--epochs", "4", "--checkpoint-seconds", "0")

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.durability.child import Status
 from benchmarks.durability.moments import Campaign, Ended
-from fastmlp.training.checkpoints import files_of
+from fastmlp.training.checkpoints.file import files_of
 
 pytestmark = [pytest.mark.full, pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system has no SIGKILL")]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -17,9 +18,10 @@ from support.cli import call, ok, refused
 import fastmlp
 from fastmlp.engines.chunks import ChunkSize
 from fastmlp.engines.numpy_engine import NumpyEngine
+from fastmlp.experiments.folder import write_manifest
 from fastmlp.experiments.record import Recorder
 from fastmlp.files import read_lines, read_toml
-from fastmlp.training import checkpoints
+from fastmlp.training.checkpoints import file as checkpoints
 
 FLAGS = ("--hidden", "8", "--backend", "numpy", "--epochs", "6", "--dropout", "0.2", "--optimizer", "momentum")
 FLAGS = (*FLAGS, "--per-class-every", "2", "--save-every", "3", "--checkpoint-seconds", "0", "-q")
@@ -106,7 +108,7 @@ def test_a_killed_run_ends_in_the_same_bytes(unfinished: Path, whole: Path, monk
     with interrupted(0, monkeypatch) as calls:
         result = ok("train", "--resume", unfinished)
     assert sum(calls) == 2 * 1079, "an epoch of the checkpoint was repeated"
-    assert f"continuing after epoch 4, from {unfinished}/checkpoints/step-" in result.stderr
+    assert f"resuming after epoch 4, from {unfinished}/checkpoints/step-" in result.stderr
     check_same(unfinished, whole)
     assert len(read_lines(unfinished / "timings.jsonl")) == 6
     assert len(list((unfinished / "checkpoints").iterdir())) == 2
@@ -129,7 +131,7 @@ def test_an_interrupted_run_continues_within_the_epoch(whole: Path, tmp_path: Pa
     with interrupted(2 * 1079 + 500, monkeypatch) as first:
         result = call("train", *flags, "--out", folder)
     assert result.exit_code == 130
-    assert f"to continue, run `fastmlp train --resume {folder}`" in result.stderr.splitlines()
+    assert f"to resume the run: `fastmlp train --resume {folder}`" in result.stderr.splitlines()
     assert json.loads((folder / "result.json").read_text())["stopped"] == "interrupted"
     with interrupted(0, monkeypatch) as second:
         ok("train", "--resume", folder)
@@ -155,14 +157,17 @@ def test_disk_usage_is_told(tmp_path: Path) -> None:
     text = ok("train", *FLAGS[:-1], "--no-checkpoints", "--out", tmp_path / "none").stderr
     assert "checkpoint" not in text
     assert not (tmp_path / "none" / "checkpoints").exists()
-    assert "the run has ended and has no checkpoint" in refused(2, "train", "--resume", tmp_path / "none", "-q")
+    assert "the run has ended, and has no checkpoint" in refused(2, "train", "--resume", tmp_path / "none", "-q")
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--lr", "0.5"), "lr is 0.01, not 0.5 [--lr]"),
-        (("--seed", "1", "--batch-size", "8"), "seed is 0, not 1; batch_size is 64, not 8 [--seed, --batch-size]"),
+        (("--lr", "0.5"), "lr was 0.01 and is now 0.5; leave them out, or start a new run [--lr]"),
+        (
+            ("--seed", "1", "--batch-size", "8"),
+            "seed was 0 and is now 1, batch_size was 64 and is now 8; leave them out, or start a new run [--seed, --batch-size]",
+        ),
         (("--out", "b"), "out cannot be changed when a run is resumed; resume a copy of the folder instead [--out]"),
         (("--seeds", "2"), "seeds cannot be combined with resume"),
         (("--recipe", "cs776-mlp-6"), "recipe cannot be combined with resume"),
@@ -175,12 +180,24 @@ def test_other_settings_are_refused(flags: tuple[str, ...], message: str, whole:
 
 
 def test_variables_do_not_change_a_run(unfinished: Path, whole: Path) -> None:
-    ok("train", "--resume", unfinished, "-q", FASTMLP_LR="0.7", FASTMLP_HIDDEN="99")
+    ok("train", "--resume", unfinished, "-q", FASTMLP_LR="0.7", FASTMLP_HIDDEN="99", FASTMLP_SEEDS="3")
     check_same(unfinished, whole)
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
     assert "is not a run folder, since it has no config.toml" in refused(3, "train", "--resume", tmp_path, "-q")
+
+
+def test_paths_inside_a_run_are_explained(whole: Path) -> None:
+    for path in ("checkpoints", checkpoints.files_of(whole)[-1]):
+        line = refused(3, "train", "--resume", whole / path, "-q")
+        assert line == f"{whole / path} is part of the run folder {whole}; give the path of the run folder"
+
+
+def test_other_options(whole: Path, tmp_path: Path) -> None:
+    assert "hidden = [\n    8,\n]" in ok("train", "--resume", whole, "--print-config").stdout
+    assert "strict needs a run to resume" in refused(2, "train", *FLAGS, "--strict", "--out", tmp_path / "a")
+    assert ok("train", "--resume", whole, "--epochs", "6").stderr.endswith("to train for longer\n")
 
 
 def test_moved_and_changed_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,12 +267,12 @@ def test_an_unfinished_run_is_evaluated_on_its_test_split(unfinished: Path, whol
     )
     assert f"`fastmlp train --resume {unfinished}`" in result.stderr
     found = json.loads(result.stdout)
-    assert found["finished"] is False
+    assert found["complete"] is False
     assert found["data"]["rows"] == {"test": 359}
     model, split = fastmlp.load(unfinished / "checkpoints" / newest), fastmlp.load_data("digits").split().test
     assert split is not None
     assert found["test"]["accuracy"] == model.score(split.x, [str(label) for label in split.y])
-    assert json.loads(ok("evaluate", whole, "--json").stdout)["finished"] is True
+    assert json.loads(ok("evaluate", whole, "--json").stdout)["complete"] is True
 
 
 @pytest.mark.parametrize("name", ["checkpoints/step-*.safetensors", "models/epoch-0003.safetensors"])
@@ -271,7 +288,7 @@ def test_an_unfinished_run_without_checkpoints(tmp_path: Path, monkeypatch: pyte
         call("train", *FLAGS, "--no-checkpoints", "--out", folder)
     line = refused(3, "evaluate", folder)
     assert line.startswith(f"{folder}: the run has not finished, and has no checkpoint, only its settings and ")
-    assert "the metrics of 4 epochs and 1 models in the subfolder models; resume it" in line
+    assert "the metrics of 4 epochs and 1 models in the subfolder models; resume" in line
 
 
 def test_an_unfinished_run_with_changed_data_is_not_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,12 +301,13 @@ def test_an_unfinished_run_with_changed_data_is_not_evaluated(tmp_path: Path, mo
     assert "has changed since the run" in result.stderr.splitlines()[-1]
 
 
-def test_predict_names_the_checkpoints_of_an_unfinished_run(unfinished: Path, tmp_path: Path) -> None:
+def test_predict_uses_the_newest_checkpoint_of_an_unfinished_run(unfinished: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=np.zeros((1, 784)))
-    line = refused(3, "predict", unfinished, tmp_path / "x.npz")
-    assert "the run has not finished" in line
-    assert "checkpoints" in line
-    ok("predict", checkpoints.files_of(unfinished)[-1], tmp_path / "x.npz")
+    newest = checkpoints.files_of(unfinished)[-1]
+    result = ok("predict", unfinished, tmp_path / "x.npz")
+    assert f"the run has not finished; using its newest checkpoint, {newest.name}" in result.stderr
+    assert result.stdout == ok("predict", newest, tmp_path / "x.npz").stdout
+    assert result.stdout == ok("predict", newest.parent, tmp_path / "x.npz").stdout
 
 
 # ------------------------------------------------------------------------------------------------ verify
@@ -302,9 +320,9 @@ def test_verify_repeats_the_last_epoch(whole: Path, monkeypatch: pytest.MonkeyPa
     assert sum(calls) == 1079
     assert (result["same"], result["epochs"]) == (True, [6, 6])
     assert all(hashes["run"] == hashes["repeated"] for hashes in result["sha256"].values())
-    assert result["sha256"].keys() == {"weights", "optimizer", "metrics", "best weights"}
+    assert result["sha256"].keys() == {"weights", "optimizer", "best weights", "metrics.jsonl", "model.safetensors"}
     assert {path: path.read_bytes() for path in whole.rglob("*.*")} == before
-    assert ok("verify", whole, "-q").stdout.startswith(f"{whole}: epochs 6 to 6 were repeated with the same results: ")
+    assert ok("verify", whole, "-q").stdout.startswith(f"{whole}: epoch 6 was reproduced, with identical weights, ")
 
 
 def test_verify_starts_at_the_beginning_if_there_is_one_checkpoint(tmp_path: Path) -> None:
@@ -319,22 +337,28 @@ def test_verify_of_an_interrupted_run(rows: int, tmp_path: Path, monkeypatch: py
     assert json.loads(ok("verify", tmp_path / "run", "--json", "-q").stdout)["same"] is True
 
 
-@pytest.mark.parametrize("part", ["weights", "optimizer", "metrics.jsonl"])
+@pytest.mark.parametrize("part", ["weights", "optimizer", "metrics.jsonl", "model.safetensors"])
 def test_verify_finds_a_difference(part: str, whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
     if part == "metrics.jsonl":
         content = (folder / part).read_bytes()
         (folder / part).write_bytes(content.replace(b'"lr":0.01', b'"lr":0.02', 1))
+    elif part == "model.safetensors":
+        model = fastmlp.load(folder / part)
+        parameters = model.parameters.copy()
+        parameters[0] += 1
+        dataclasses.replace(model, parameters=parameters).save(folder / part)
+        write_manifest(folder)
     else:
         last = checkpoints.read(checkpoints.files_of(folder)[-1])
         array = last.checkpoint.state.parameters if part == "weights" else last.checkpoint.state.slots
         array.flat[3] = np.nextafter(array.flat[3], np.float32(9))
         checkpoints.write(last.path, last.checkpoint, last.record)
     line = refused(3, "verify", folder, "-q")
-    assert line.startswith(f"{folder}: the run is not reproduced; different: {part}. ")
+    assert line.startswith(f"{folder} was not reproduced: {part} differ; use the engine")
 
 
 def test_verify_needs_a_checkpoint(tmp_path: Path) -> None:
     ok("train", *FLAGS, "--no-checkpoints", "--out", tmp_path / "run")
-    assert "has no checkpoint, so it cannot be verified" in refused(3, "verify", tmp_path / "run")
+    assert "has no checkpoint to compare with" in refused(3, "verify", tmp_path / "run")

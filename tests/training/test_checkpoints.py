@@ -24,7 +24,9 @@ from fastmlp.engines.chunks import ChunkSize
 from fastmlp.errors import ConfigError, DataError, WriteError
 from fastmlp.nn.optimizers import RULES, Optimizer
 from fastmlp.nn.schedules import SCHEDULES, ReduceOnPlateau, Schedule
-from fastmlp.training import checkpoints
+from fastmlp.training.checkpoints import compare
+from fastmlp.training.checkpoints import file as checkpoints
+from fastmlp.training.checkpoints import folder as checkpoint_folder
 from fastmlp.training.loop import Interrupted, WriteFailed
 from fastmlp.training.result import TIMINGS, TrainResult
 
@@ -190,7 +192,7 @@ def test_more_patience(train: Trainings, tmp_path: Path) -> None:
 def test_checkpoints_by_age(train: Trainings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two epochs take 20 seconds on a simulated clock, so every second epoch, and the last one, write a checkpoint."""
     written: list[int] = []
-    write = checkpoints.write
+    write = checkpoint_folder.write
     clock = {"now": 0.0}
 
     def keep(path: Path, *given: Any) -> None:
@@ -200,8 +202,8 @@ def test_checkpoints_by_age(train: Trainings, tmp_path: Path, monkeypatch: pytes
     def tick(row: dict[str, Any], engine: Engine) -> None:
         clock["now"] += 10.0
 
-    monkeypatch.setattr(checkpoints, "write", keep)
-    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: clock["now"])
+    monkeypatch.setattr(checkpoint_folder, "write", keep)
+    monkeypatch.setattr(checkpoint_folder.time, "monotonic", lambda: clock["now"])
     train(epochs=7, checkpoints=tmp_path, callbacks=[tick])
     assert written == [10, 20, 30, 35]
     assert stored(tmp_path) == ["step-000000000030.safetensors", "step-000000000035.safetensors"]
@@ -234,7 +236,7 @@ def test_a_checkpoint_is_a_model_with_the_best_weights(train: Trainings, tmp_pat
     model = fastmlp.load(newest, backend="numpy")
     assert same_bits(model.parameters, result.model.parameters)
     assert same_bits(model.predict_proba(IMAGES), result.model.predict_proba(IMAGES))
-    read = checkpoints.read_newest(tmp_path).checkpoint
+    read = checkpoints.read_newest(checkpoints.files_in(tmp_path)).checkpoint
     assert same_bits(read.state, result.state)
     assert not same_bits(read.state.parameters, model.parameters)
 
@@ -246,13 +248,13 @@ def test_a_damaged_checkpoint_is_not_used(damage: str, train: Trainings, tmp_pat
     content = newest.read_bytes()
     flipped = content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
     newest.write_bytes({"flipped": flipped, "truncated": content[:-9], "empty": b""}[damage])
-    with pytest.warns(RuntimeWarning, match=rf"{newest.name}.*continuing from {older.name}"):
+    with pytest.warns(RuntimeWarning, match=rf"{newest.name}.*Using the checkpoint before it, {older.name}"):
         found = fastmlp.train(fastmlp.Network(hidden=(9,)), *PARTS, **SHORT, checkpoints=tmp_path, resume=True)
     check_same(found, whole)
     for file in checkpoints.files_of(tmp_path):
         file.write_bytes(b"")
     with pytest.warns(RuntimeWarning, match=newest.name), pytest.raises(DataError, match=older.name):
-        checkpoints.read_newest(tmp_path)
+        checkpoints.read_newest(checkpoints.files_in(tmp_path))
 
 
 def test_models_and_other_versions_are_not_checkpoints(
@@ -261,11 +263,11 @@ def test_models_and_other_versions_are_not_checkpoints(
     train().model.save(tmp_path / "model.safetensors")
     with pytest.raises(DataError, match=r"model\.safetensors is a model, not a checkpoint"):
         train(resume=tmp_path / "model.safetensors")
-    monkeypatch.setattr(checkpoints, "VERSION", 2)
+    monkeypatch.setattr(checkpoint_folder, "VERSION", 2)
     train(checkpoints=tmp_path / "a")
     monkeypatch.undo()
     with pytest.raises(DataError, match="format version 2"):
-        checkpoints.read_newest(tmp_path / "a")
+        checkpoints.read_newest(checkpoints.files_in(tmp_path / "a"))
 
 
 def test_a_failed_write_ends_the_training_with_its_result(
@@ -303,14 +305,14 @@ def folder(train: Trainings, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": 5}, "seed is 5 instead of 4"),
-        ({"batch_size": 8, "seed": 1}, "batch_size is 8 instead of 16; seed is 1 instead of 4"),
-        ({"optimizer": fastmlp.Adam(0.5)}, r"optimizer\.learning_rate is 0\.5 instead of 0\.001"),
-        ({"schedule": ReduceOnPlateau()}, "schedule is 'ReduceOnPlateau' instead of 'Schedule'"),
-        ({"network": fastmlp.Network(hidden=(8,))}, r"sizes is \(20, 8, 3\) instead of \(20, 9, 3\)"),
-        ({"network": fastmlp.Network(hidden=(9,), l2=0.1)}, r"l2 is 0\.1 instead of 0\.0"),
+        ({"seed": 5}, "seed was 4 and is now 5"),
+        ({"batch_size": 8, "seed": 1}, "batch_size was 16 and is now 8; seed was 4 and is now 1"),
+        ({"optimizer": fastmlp.Adam(0.5)}, r"optimizer\.learning_rate was 0\.001 and is now 0\.5"),
+        ({"schedule": ReduceOnPlateau()}, "schedule was 'Schedule' and is now 'ReduceOnPlateau'\\. Use"),
+        ({"network": fastmlp.Network(hidden=(8,))}, r"sizes was \(20, 9, 3\) and is now \(20, 8, 3\)"),
+        ({"network": fastmlp.Network(hidden=(9,), l2=0.1)}, r"l2 was 0\.0 and is now 0\.1"),
         ({"epochs": 1}, "epochs must be at least 2, not 1"),
-        ({"val_steps": 2}, "val_steps is 2 instead of None"),
+        ({"val_steps": 2}, "val_steps was None and is now 2"),
     ],
 )
 def test_other_settings_are_refused(changes: dict[str, Any], message: str, train: Trainings, folder: Path) -> None:
@@ -334,7 +336,7 @@ def test_other_settings_are_refused(changes: dict[str, Any], message: str, train
     ids=["fewer rows", "another order", "validation labels", "no validation", "weights", "scaling"],
 )
 def test_other_data_are_refused(changes: dict[str, Any], train: Trainings, folder: Path) -> None:
-    with pytest.raises(DataError, match="the data, their splits, weights or scaling differ"):
+    with pytest.raises(DataError, match="the training or validation arrays, the sample weights or the scaling differ"):
         train(**changes, checkpoints=folder, resume=True)
 
 
@@ -344,8 +346,8 @@ def test_changed_code_of_an_activation_is_refused(train: Trainings, tmp_path: Pa
     )
     train(8, network=network, checkpoints=tmp_path)
     check_same(train(network=network, checkpoints=tmp_path, resume=True), train(network=network))
-    monkeypatch.setattr(checkpoints, "digest_of", lambda name: "other")
-    with pytest.raises(ConfigError, match="the code of a custom activation has changed"):
+    monkeypatch.setattr(compare, "digest_of", lambda name: "other")
+    with pytest.raises(ConfigError, match="the code of the activation 'resumed-cube' has changed"):
         train(network=network, checkpoints=tmp_path, resume=True)
 
 
@@ -358,40 +360,42 @@ def test_more_epochs_are_refused_if_the_schedule_depends_on_them(kind: str, trai
     if not schedule.depends_on_epochs:
         check_same(train(schedule=schedule, epochs=8, checkpoints=tmp_path, resume=True), train(schedule=schedule, epochs=8))
         return
-    with pytest.raises(ConfigError, match=f"epochs must stay 6, because the learning rates of schedule {kind} depend on"):
+    with pytest.raises(ConfigError, match=f"epochs must stay 6, because the learning rates of the schedule {kind} depend on"):
         train(schedule=schedule, epochs=8, checkpoints=tmp_path, resume=True)
 
 
 def test_another_engine_continues_within_rounding_errors(train: Trainings, folder: Path) -> None:
     whole, network = train(), fastmlp.Network(hidden=(9,))
     settings = SHORT | {"backend": "numba", "checkpoints": folder, "resume": True}
-    with pytest.raises(ConfigError, match="backend numba instead of numpy"):
+    with pytest.raises(ConfigError, match=r"written with backend numpy \(now numba\); use the same engine"):
         fastmlp.train(network, *PARTS, **settings, strict=True)
-    with pytest.warns(RuntimeWarning, match="backend numba instead of numpy.*results will differ slightly"):
+    with pytest.warns(RuntimeWarning, match=r"written with backend numpy \(now numba\); the results may differ"):
         found = fastmlp.train(network, *PARTS, **settings)
     np.testing.assert_allclose(found.history["val_loss"], whole.history["val_loss"], rtol=1e-4)
     assert not same_bits(found.model.parameters, whole.model.parameters)
 
 
 def test_another_processor_is_told(train: Trainings, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = checkpoints.arithmetic(train.made[-1])  # type: ignore[arg-type]
+    now = checkpoint_folder.numerical_environment(train.made[-1])  # type: ignore[arg-type]
     assert now.keys() == {"backend", "processor", "numpy"}
-    monkeypatch.setattr(checkpoints, "arithmetic", lambda engine: now | {"processor": "Z80"})
-    with pytest.raises(ConfigError, match=f"processor Z80 instead of {now['processor']}"):
+    monkeypatch.setattr(checkpoint_folder, "numerical_environment", lambda engine: now | {"processor": "Z80"})
+    with pytest.raises(ConfigError, match=rf"processor {now['processor']} \(now Z80\)"):
         train(checkpoints=folder, resume=True, strict=True)
-    with pytest.raises(RuntimeWarning, match=f"processor Z80 instead of {now['processor']}"):
+    with pytest.raises(RuntimeWarning, match=rf"processor {now['processor']} \(now Z80\)"):
         train(checkpoints=folder, resume=True)
 
 
 def test_arguments(train: Trainings, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="has checkpoints of an earlier training; continue it with resume=True"):
+    with pytest.raises(ConfigError, match="has checkpoints of an earlier training run; resume it with resume=True"):
         train(checkpoints=folder)
-    with pytest.raises(ConfigError, match=r"resume=True needs checkpoints=FOLDER"):
+    with pytest.raises(ConfigError, match=r"resume=True needs the folder of the checkpoints"):
         train(resume=True)
-    with pytest.raises(DataError, match="there is no checkpoint"):
+    with pytest.raises(DataError, match="no checkpoint in"):
         train(resume=tmp_path / "none")
     with pytest.raises(ConfigError, match="for one training, not for several seeds"):
         train(checkpoints=folder, seeds=[1, 2])
+    with pytest.raises(ConfigError, match="checkpoints must be the path of a folder, not True"):
+        train(checkpoints=True)
     for seconds in (-1, float("nan"), "20", True):
         with pytest.raises(ConfigError, match="checkpoint_seconds must be zero or a positive number of seconds"):
             train(checkpoints=tmp_path / "a", checkpoint_seconds=seconds)
@@ -400,7 +404,7 @@ def test_arguments(train: Trainings, folder: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "O_DIRECTORY"), reason="the system has no locks of folders")
 def test_a_folder_has_one_writer(train: Trainings, tmp_path: Path) -> None:
     def second(row: Any, engine: Engine) -> None:
-        with pytest.raises(ConfigError, match=f"another training is writing to {tmp_path}"):
+        with pytest.raises(ConfigError, match=f"another training run is writing to {tmp_path}"):
             train(checkpoints=tmp_path, resume=True)
 
     train(checkpoints=tmp_path, callbacks=[second])

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastmlp.errors import WriteError
-from fastmlp.experiments.folder import locked, removed_if_empty
+from fastmlp.experiments.folder import CONFIG_NAME, locked, removed_if_empty
 from fastmlp.experiments.plan import RunPlan, Say
 from fastmlp.experiments.record import Recorder, RunCheckpoints
 from fastmlp.experiments.result import TrainOutcome, save_result, seconds_of
-from fastmlp.experiments.resume import Resume, start_for
+from fastmlp.experiments.resume import Resume, resumed_from, start_for
 from fastmlp.experiments.training_run import periodic_saver
 from fastmlp.training.many import ManyInterrupted, Result, train_tasks
 from fastmlp.training.progress import make_progress
@@ -27,7 +27,9 @@ class NamedRun(NamedTuple):
     folder: Path
 
 
-def train_in_parallel(runs: Sequence[NamedRun], threads: int | None, say: Say, *, resume: Resume = "never") -> int:
+def train_in_parallel(
+    runs: Sequence[NamedRun], threads: int | None, say: Say, *, resume: Resume = "never", strict: bool = False
+) -> int:
     """Train several runs in parallel, and write their run folders; return the signal that interrupted them, or 0.
 
     Parameters
@@ -35,7 +37,8 @@ def train_in_parallel(runs: Sequence[NamedRun], threads: int | None, say: Say, *
     runs : runs that share their data
     threads : number of runs that are trained in parallel; None means one per core
     say : function that is called with a status message when a run has ended
-    resume : whether to continue the runs in the folders, see `resume.start_for`
+    resume : whether to resume the runs in the folders, see `resume.start_for`
+    strict : whether to refuse another engine, processor or package version when a run is resumed
 
     Raises
     ------
@@ -45,13 +48,16 @@ def train_in_parallel(runs: Sequence[NamedRun], threads: int | None, say: Say, *
         for run in runs:
             stack.enter_context(locked(run.folder))
             stack.enter_context(removed_if_empty(run.folder))
-        return train_locked(runs, threads, say, resume)
+        return train_locked(runs, threads, say, resume, strict)
 
 
-def train_locked(runs: Sequence[NamedRun], threads: int | None, say: Say, resume: Resume) -> int:
+def train_locked(runs: Sequence[NamedRun], threads: int | None, say: Say, resume: Resume, strict: bool) -> int:
     """Implement `train_in_parallel` for folders that are locked."""
     starts = [start_for(run.plan, run.folder, resume) for run in runs]
-    checkpoints = [RunCheckpoints(run.plan, run.folder, start) for run, start in zip(runs, starts, strict=True)]
+    checkpoints = [RunCheckpoints(run.plan, run.folder, start, strict=strict) for run, start in zip(runs, starts, strict=True)]
+    for run, start in zip(runs, starts, strict=True):
+        if (text := resumed_from(run.folder, start, resume)) and (run.folder / CONFIG_NAME).exists():
+            say(f"{run.name}: {text}")
     failed: list[WriteError] = []
 
     def finished(index: int, result: Result) -> None:

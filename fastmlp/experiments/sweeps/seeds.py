@@ -16,7 +16,6 @@ from fastmlp.experiments.result import CURVES_NAME
 from fastmlp.experiments.resume import Resume
 from fastmlp.experiments.sweeps.parallel import NamedRun, train_in_parallel
 from fastmlp.files import read_lines, write_json
-from fastmlp.nn.checks import check_whole
 from fastmlp.training.result import mean_and_deviation
 
 SEEDS_NAME = "seeds.json"
@@ -30,8 +29,10 @@ class SeedsResult(NamedTuple):
     signal: int
 
 
-def run_seeds(config: TrainConfig, count: int, *, say: Say = lambda text: None, resume: Resume = "never") -> SeedsResult:
-    """Train with `count` seeds, which start with `config.seed`, on the same splits and in parallel.
+def run_seeds(
+    config: TrainConfig, seeds: Sequence[int], *, say: Say = lambda text: None, resume: Resume = "never", strict: bool = False
+) -> SeedsResult:
+    """Train with several seeds, on the same splits and in parallel.
 
     The output folder contains a run folder per seed, seeds.json with the summary, and curves.png with the mean and the standard
     deviation per epoch.
@@ -39,17 +40,17 @@ def run_seeds(config: TrainConfig, count: int, *, say: Say = lambda text: None, 
     Parameters
     ----------
     config : settings of the runs; `config.threads` is the number of runs that are trained in parallel
+    seeds : the random seeds; `config.seed` determines the splits unless `config.split_seed` is set
     say : function that is called with each status message
-    resume : whether to continue the runs in `config.out`, see `resume.start_for`
+    resume, strict : as for `train_in_parallel`
 
     Raises
     ------
     FastMLPError : settings or data cannot be used; no folder is created
     DivergedError : all runs diverged in the first epoch
     """
-    check_whole("seeds", count, 1)
+    count = len(seeds)
     split_seed = config.seed if config.split_seed is None else config.split_seed
-    seeds = [config.seed + index for index in range(count)]
     plans: list[RunPlan] = []
     for seed in seeds:
         settings = replace(config, seed=seed, split_seed=split_seed)
@@ -61,7 +62,7 @@ def run_seeds(config: TrainConfig, count: int, *, say: Say = lambda text: None, 
         rows = ", ".join(f"{len(split):,} {name}" for name, split in plan.splits.items())
         say(f"{plan.data.name}: {rows} rows; network {plan.network.label}, {count} seeds")
         runs = [NamedRun(f"seed {seed}", one, folder / f"seed-{seed}") for seed, one in zip(seeds, plans, strict=True)]
-        signal = train_in_parallel(runs, config.threads, say, resume=resume)
+        signal = train_in_parallel(runs, config.threads, say, resume=resume, strict=strict)
         results = {run.name: read_result(run.folder / RESULT_NAME) for run in runs if (run.folder / RESULT_NAME).exists()}
         if not results and not signal:
             raise DivergedError("training diverged in the first epoch with all seeds", settings=("lr",))

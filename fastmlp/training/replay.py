@@ -7,11 +7,9 @@ from dataclasses import replace
 
 from fastmlp.engines.base import step_count
 from fastmlp.engines.interrupts import Signals
-from fastmlp.files import json_bytes
 from fastmlp.training.checkpoints.file import Checkpoint, StoredCheckpoint
 from fastmlp.training.checkpoints.folder import Checkpoints
 from fastmlp.training.loop import Interrupted, Loop, loop_for
-from fastmlp.training.result import TIMINGS
 from fastmlp.training.settings import Task
 
 
@@ -54,12 +52,10 @@ def train_until(loop: Loop, rows: int) -> None:
 
 
 def digests(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return the SHA-256 hash of each part of a training state that depends only on the data and the settings."""
-    history = [{name: value for name, value in row.items() if name not in TIMINGS} for row in checkpoint.history]
+    """Return the SHA-256 hashes of the weights, the optimizer state and, after the first epoch, the best weights."""
     parts = {
         "weights": checkpoint.state.parameters.tobytes(),
         "optimizer": checkpoint.state.slots.tobytes() + str(checkpoint.state.step).encode(),
-        "metrics": b"".join(json_bytes(row) for row in history),
     }
     if checkpoint.best_epoch:
         parts["best weights"] = checkpoint.model.parameters.tobytes()
