@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fastmlp.errors import FastMLPError as FastMLPError
     from fastmlp.errors import ThresholdError as ThresholdError
     from fastmlp.errors import UnavailableError as UnavailableError
+    from fastmlp.errors import WriteError as WriteError
     from fastmlp.estimators.classifier import MLPClassifier as MLPClassifier
     from fastmlp.estimators.regressor import MLPRegressor as MLPRegressor
     from fastmlp.models.model import Model as Model
@@ -67,7 +68,15 @@ __getattr__, __dir__, __all__ = lazy(
         "data.rows": ["Subset"],
         "data.scaling": ["fit_scaling"],
         "data.splits": ["split_rows"],
-        "errors": ["ConfigError", "DataError", "DivergedError", "FastMLPError", "ThresholdError", "UnavailableError"],
+        "errors": [
+            "ConfigError",
+            "DataError",
+            "DivergedError",
+            "FastMLPError",
+            "ThresholdError",
+            "UnavailableError",
+            "WriteError",
+        ],
         "estimators.classifier": ["MLPClassifier"],
         "estimators.regressor": ["MLPRegressor"],
         "models.model": ["Model", "load"],

@@ -34,7 +34,8 @@ _REMEDIES = {
     errno.EACCES: "check the permissions or choose another folder",
     errno.EPERM: "check the permissions or choose another folder",
     errno.EROFS: "choose a folder on a writable disk",
-    errno.ENOENT: "check the path; its folder must exist",
+    errno.ENOENT: "check the path, whose folder must exist",
+    errno.EEXIST: "it is a file; choose another name",
     errno.ENOTDIR: "check the path; one of its folders is a file",
     errno.ENAMETOOLONG: "choose a shorter name",
 }

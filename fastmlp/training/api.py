@@ -105,14 +105,15 @@ def train(  # noqa: PLR0913 - keyword-only, with defaults
     seeds : random seeds; the network is trained once per seed, in parallel, and `seed` is ignored. `threads` is the number of
         models that are trained at the same time. Callbacks are called in the threads that train. With `progress`, a line per
         finished seed is written to stderr
-    checkpoints : folder for checkpoints, from which an interrupted training can continue. One is written after an epoch if the
-        last one is older than `checkpoint_seconds`, and one at the end; the last two are kept. `fastmlp.load` can read them
+    checkpoints : folder for checkpoints, from which an interrupted training run can be resumed; it is created and locked. One
+        is written after an epoch if the last one is older than `checkpoint_seconds`, and one at the end; the last two are kept.
+        Not available with `seeds`
     checkpoint_seconds : minimum time between two checkpoints in seconds; 0 writes one after each epoch
-    resume : True to continue from the newest checkpoint in the folder `checkpoints`, or start from the beginning if there is
-        none; or the path of a checkpoint, of a folder of checkpoints, or of a run folder, to continue from that. The other
+    resume : True to resume the run from the newest checkpoint in the folder `checkpoints`, or start from the beginning if there
+        is none; or the path of a checkpoint, of a folder of checkpoints, or of a run folder, to resume from that. The other
         arguments must be the same as before, except `epochs` (only with schedules that do not depend on it), `patience`,
-        `max_time`, `backend` and `threads`. The result has the same bits as without the interruption if the engine and the
-        processor are the same; otherwise a warning is issued
+        `max_time`, `backend` and `threads`. The result is bitwise identical to that of an uninterrupted run if the engine, the
+        processor and the package versions are the same; otherwise a warning is issued
     strict : whether to raise ConfigError instead of this warning
     changes : fields of `Settings`, such as `optimizer`, `schedule`, `epochs`, `batch_size`, `patience` and `seed`, which
         replace those of `settings`
@@ -123,12 +124,18 @@ def train(  # noqa: PLR0913 - keyword-only, with defaults
 
     Raises
     ------
-    ConfigError : the settings contradict each other or do not fit the data
-    DataError : the data are invalid, or do not fit the network
+    ConfigError : the settings contradict each other or do not fit the data; the settings of a resumed run have changed; or the
+        folder `checkpoints` has checkpoints of another run, or another run is writing to it
+    DataError : the data are invalid, do not fit the network, or are not those of the resumed run; or there is no checkpoint
+    WriteError : the folder `checkpoints` cannot be created
     Diverged : a loss or a weight became NaN or infinite; with `seeds`, in any of the runs
     Interrupted : SIGINT or SIGTERM was received (in the main thread only); contains the result so far. With `seeds`,
         ManyInterrupted
     WriteFailed : a checkpoint could not be written; contains the result so far
+
+    Warns
+    -----
+    RuntimeWarning : a run is resumed with another engine, processor or package version, or the newest checkpoint is damaged
 
     Examples
     --------
