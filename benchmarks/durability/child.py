@@ -125,6 +125,7 @@ class Reporter(importlib.abc.MetaPathFinder):
 def main() -> None:
     descriptor, folder, number, part = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
     sys.argv[1:5] = []
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored if the campaign runs in the background of a script
     reporter = Reporter(descriptor, number, part)
     sys.meta_path.insert(0, reporter)
     with contextlib.ExitStack() as stack:

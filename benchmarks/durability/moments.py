@@ -29,11 +29,12 @@ RUNS = {
     "adam, cosine": "--dropout 0.2 --schedule cosine --lr-warmup 2 --epochs 80 --patience 0 --save-every 5 --predictions "
     "--per-class-every 3 --checkpoint-seconds 0",
     "momentum, plateau": "--optimizer momentum --schedule plateau --lr-patience 2 --patience 40 --epochs 200 --flip 0.5 "
-    "--per-class-every 10 --checkpoint-seconds 0.2 --seed 1",
+    "--per-class-every 10 --checkpoint-seconds 0.05 --seed 1",
     "rmsprop, validation within epochs": "--optimizer rmsprop --l2 1e-4 --stratify --class-weight balanced --val-steps 7 "
     "--per-class-every 3 --epochs 50 --patience 0 --save-every 10 --max-grad-norm 1 --checkpoint-seconds 0",
 }
 SAVING = ("checkpoint", "result")  # phases
+AT_CALL = 0.65  # fraction of the runs that are killed at a random call, the others at a random time
 COLD = 0.1  # fraction of the kills at random times that start with an empty kernel cache
 MOST_KILLS = 3  # of the same run
 
@@ -181,7 +182,7 @@ class Campaign:
             if len(kills) >= count:
                 break
             run, cache = self.new_folder(), self.cache
-            at_call = self.draw.random() < 0.5
+            at_call = self.draw.random() < AT_CALL
             if not at_call and self.draw.random() < COLD:
                 cache = self.new_folder()
             for link in range(self.draw.choice((1, 1, 2, MOST_KILLS))):
