@@ -90,7 +90,7 @@ def test_a_run_without_checkpoints_that_failed_starts_again(cases: dict[str, Tri
     ("module", "name", "replacement", "message"),
     [
         (real, "ftruncate", lambda descriptor, size: None, "the last line is incomplete"),
-        (result, "rescue", lambda model, folder: folder / "nothing.safetensors", "no such model"),
+        (result, "save_elsewhere", lambda model, folder: folder / "nothing.safetensors", "no such model"),
         (record, "restore_logs", lambda folder, history: None, "metrics.jsonl differs"),
         (result, "weights_place", lambda training, folder, saved: "they are lost", "the weights are lost"),
         (record.RunCheckpoints, "remove", lambda self: None, "has no settings, but ['checkpoints']"),
