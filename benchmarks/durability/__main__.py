@@ -19,7 +19,7 @@ import errno
 import random
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from fastmlp.files import read_json, write_json
 Part = tuple[dict[str, Any], list[str]]  # the result of a part, and what was lost
 
 
-def inject_faults(folder: Path) -> Part:
+def inject_faults(folder: Path, options: argparse.Namespace) -> Part:
     """Fail each call of each trial with each error, once and persistently."""
     rows: list[dict[str, Any]] = []
     wrong: list[str] = []
@@ -51,43 +51,47 @@ def inject_faults(folder: Path) -> Part:
     return {"faults": sum(row["faults"] for row in rows), "rows": rows}, wrong
 
 
-def fail_power(folder: Path) -> Part:
+def fail_power(folder: Path, options: argparse.Namespace) -> Part:
     """Check all states that a power failure may leave of each trial."""
     rows: list[dict[str, Any]] = []
     wrong: list[str] = []
     with quick_runs():
         for trial in trials(folder).values():
-            states = record(trial, folder / "power" / "run")
+            states = record(trial, folder / "power" / "run", options.seed)
             wrong += [line for state in states for line in check_state(trial, folder / "power" / "run", state)]
             rows.append({"run": trial.name, "states": len(states), "calls": len({state.call for state in states})})
             print(rows[-1], flush=True)
     return {"states": sum(row["states"] for row in rows), "rows": rows}, wrong
 
 
-def main() -> None:
+def kill(folder: Path, options: argparse.Namespace) -> Part:
+    """Kill runs at random moments."""
+    campaign = Campaign(folder, random.Random(options.seed))
+    return campaign.kill(options.kills), campaign.wrong
+
+
+def interrupt(folder: Path, options: argparse.Namespace) -> Part:
+    """Send signals to runs at random moments."""
+    campaign = Campaign(folder, random.Random(options.seed))
+    return campaign.interrupt(options.signals), campaign.wrong
+
+
+PARTS = {"kills": kill, "signals": interrupt, "faults": inject_faults, "power": fail_power}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--signals", type=int, default=50)
-    parser.add_argument("--parts", default="kills,signals,faults,power")
+    parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    parts: dict[str, Callable[[Path], Part]] = {"faults": inject_faults, "power": fail_power}
-
-    def kill(folder: Path) -> Part:
-        campaign = Campaign(folder, random.Random(options.seed))
-        return campaign.kill(options.kills), campaign.wrong
-
-    def interrupt(folder: Path) -> Part:
-        campaign = Campaign(folder, random.Random(options.seed))
-        return campaign.interrupt(options.signals), campaign.wrong
-
-    parts |= {"kills": kill, "signals": interrupt}
+    options = parser.parse_args(arguments)
     found = read_json(options.out) if options.out and options.out.exists() else {}
     lost: list[str] = []
     for name in options.parts.split(","):
         with tempfile.TemporaryDirectory() as folder:
-            result, wrong = parts[name](Path(folder).resolve())
+            result, wrong = PARTS[name](Path(folder).resolve(), options)
         lost += wrong
         about = {"machine": machine(), "versions": installed_versions(PACKAGES), "seed": options.seed}
         found[name] = about | result | {"lost": wrong}

@@ -69,7 +69,7 @@ def run_child(
     watched : folder in which calls that change files are counted
     call : number and part of the call at which the child kills itself
     number : the signal, 0 for none; it is not sent if the process has ended before
-    delay : seconds between the import of fastmlp and the signal
+    delay : seconds between the start of `fastmlp.commands.main` and the signal
     """
     environment = os.environ | {"FASTMLP_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryFile() as status, tempfile.TemporaryFile() as stderr:
@@ -221,7 +221,7 @@ class Campaign:
         """Interrupt `count` runs with SIGINT and `count` with SIGTERM, half of them with an empty kernel cache."""
         rows: list[dict[str, Any]] = []
         names = itertools.cycle(self.runs)
-        kinds = [(number, cold) for number in (signal.SIGINT, signal.SIGTERM) for cold in (False, True)]
+        kinds = [(number, cold) for cold in (False, True) for number in (signal.SIGINT, signal.SIGTERM)]
         for number, cold in itertools.islice(itertools.cycle(kinds), 2 * count):
             row = None
             while row is None:  # the process ended before the signal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import statistics
 import tempfile
@@ -99,9 +100,11 @@ def save_elsewhere(model: Model, folder: Path) -> Path:
     ------
     WriteError : the model cannot be saved in any of these folders
     """
-    error = WriteError()
-    for other in (folder.absolute().parent, Path.cwd(), Path(tempfile.gettempdir())):
-        path = other / f"{folder.name}-{datetime.now():%Y-%m-%d_%H%M%S_%f}.safetensors"
+    error, places = WriteError(), [Path(tempfile.gettempdir())]
+    with contextlib.suppress(FileNotFoundError):  # the current folder was removed
+        places = [folder.absolute().parent, Path.cwd(), *places]
+    for other in places:
+        path = other / f"{folder.name or 'run'}-{datetime.now():%Y-%m-%d_%H%M%S_%f}.safetensors"
         try:
             model.save(path)
         except WriteError as failed:

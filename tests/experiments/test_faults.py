@@ -135,6 +135,24 @@ def test_a_folder_that_is_removed_during_the_training(tmp_path: Path, monkeypatc
     assert np.array_equal(load(place, backend="numpy").parameters, expected.parameters)
 
 
+def test_the_current_folder_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then there is no other folder than the one for temporary files."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr(Recorder, "epoch_done", lambda recorder, row: remove_and_log(tmp_path / "here", row))
+    line = refused(3, *FLAGS, "--out", ".")
+    (place,) = (tmp_path / "temporary").iterdir()
+    assert line.endswith(f"the weights of the best epoch, 1, are in {place}")
+    assert load(place, backend="numpy").network.sizes[1] == 6
+
+
+def remove_and_log(folder: Path, row: dict[str, Any]) -> None:
+    shutil.rmtree(folder)
+    files.append_line(Path("metrics.jsonl"), {"epoch": row["epoch"]})
+
+
 @pytest.mark.parametrize("name", ["write_manifest", "write_json", "sync"])
 def test_a_folder_that_is_removed_while_the_result_is_written(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
