@@ -20,7 +20,7 @@ from benchmarks.durability.calls import Call, observed
 from benchmarks.durability.trials import Trial, check_continues, check_earlier, damaged, differences, has_settings
 from fastmlp.engines.base import Engine
 from fastmlp.errors import DataError
-from fastmlp.experiments.folder import CONFIG_NAME, METRICS_NAME
+from fastmlp.experiments.folder import CONFIG_NAME, MANIFEST_NAME, METRICS_NAME
 from fastmlp.experiments.record import RunCheckpoints
 from fastmlp.training.checkpoints.file import Checkpoint, files_of, read
 
@@ -288,7 +288,10 @@ def record(trial: Trial, folder: Path, seed: int = 0) -> list[State]:
 
 
 def check_state(trial: Trial, folder: Path, state: State) -> list[str]:
-    """Build a state, and return a message for each file that is lost, and for a run that cannot be continued."""
+    """Build a state, and return a message for each file that is lost, and for a run that cannot be continued.
+
+    A run with a manifest must be complete.
+    """
     shutil.rmtree(folder.parent)
     write_tree(state.tree, folder.parent)
     wrong = damaged(folder, torn_logs=True, temporaries=True) if folder.exists() else []
@@ -296,7 +299,7 @@ def check_state(trial: Trial, folder: Path, state: State) -> list[str]:
         wrong.append("the settings are lost")
     if (found := epochs_of(folder)) < state.done.epochs:
         wrong.append(f"the checkpoint of epoch {state.done.epochs} is lost; the newest one has {found} epochs")
-    if state.done.all:
+    if state.done.all or ((folder / MANIFEST_NAME).exists() and has_settings(trial, folder)):
         wrong += differences(folder, trial.reference.contents)
     if (folder / CONFIG_NAME).exists() and not has_settings(trial, folder):
         wrong += check_earlier(trial, folder)

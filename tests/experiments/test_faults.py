@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from benchmarks.durability.trials import Trial, damaged, differences
 from fastmlp import files, load
 from fastmlp.errors import WriteError
 from fastmlp.experiments import folder, record, result
+from fastmlp.experiments.folder import remove_files, write_manifest
 from fastmlp.experiments.record import Recorder
 from fastmlp.training.checkpoints.file import files_of
 
@@ -215,6 +216,20 @@ def write_only(path: Path, data: bytes) -> None:
     os.close(descriptor)
 
 
+def describe_in_another_order(run: record.RunCheckpoints) -> None:
+    files.write_toml(run.run / "config.toml", record.portable(run.plan.config))
+    DESCRIBE(run)
+
+
+DESCRIBE = record.RunCheckpoints.describe
+
+
+def manifest_first(folder: Path, patterns: Sequence[str]) -> None:
+    """Write the manifest before the files that `write_result` writes after its call of `remove_files`."""
+    remove_files(folder, patterns)
+    write_manifest(folder)
+
+
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "function", "replacement", "message"),
@@ -231,9 +246,11 @@ def write_only(path: Path, data: bytes) -> None:
         ),
         ("new", (result, "sync"), lambda path: None, "metrics.jsonl differs"),
         ("forced", (record, "sync"), not_synchronized("checkpoints", "models"), "not continued: "),
+        ("new", (record.RunCheckpoints, "describe"), describe_in_another_order, "not continued: "),
+        ("new", (result, "remove_files"), manifest_first, "curves.png differs"),
     ],
 )
-def test_every_fsync_is_needed(
+def test_every_fsync_and_the_order_of_files_are_needed(
     cases: dict[str, Trial], run: Path, name: str, function: tuple[Any, str], replacement: Any, message: str
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
