@@ -28,6 +28,16 @@ FLAGS = (*FLAGS, "--per-class-every", "2", "--save-every", "3", "--checkpoint-se
 SAME = ("model.safetensors", "metrics.jsonl", "classes.jsonl", "models/epoch-0003.safetensors", "models/epoch-0006.safetensors")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def without_pictures() -> Iterator[None]:
+    """Runs plot no figures, which would take most of the time of these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastmlp.experiments.result.draw", lambda *given: None)
+        patch.setattr("fastmlp.experiments.sweeps.seeds.draw", lambda *given: None)
+        patch.setattr("fastmlp.experiments.training_run.preload_figures", lambda: None)
+        yield
+
+
 class Killed(BaseException):
     """Raised to end a run like a killed process: nothing is written after it."""
 

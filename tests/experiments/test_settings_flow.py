@@ -51,7 +51,8 @@ def subpackage(frame: FrameType) -> str:
     return name[1] if name[0] == "fastmlp" and len(name) > 1 else ""
 
 
-def test_settings_enter_each_subpackage_by_one_function(tmp_path: Path) -> None:
+def test_settings_enter_each_subpackage_by_one_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastmlp.experiments.result.draw", lambda *given: None)  # profiling makes it very slow
     walk = Walk()
     sys.setprofile(walk)
     try:
