@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from support.cli import ok, refused
+from support.cli import no_figures, ok, refused  # noqa: F401 - an autouse fixture
 from support.processes import ROOT
 
 from fastmlp.errors import ConfigError, DataError

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.cli import call, ok, refused
+from support.cli import call, no_figures, ok, refused  # noqa: F401 - an autouse fixture
 
 import fastmlp
 from fastmlp.engines.chunks import ChunkSize
@@ -28,16 +28,6 @@ from fastmlp.training.checkpoints import file as checkpoints
 FLAGS = ("--hidden", "8", "--backend", "numpy", "--epochs", "6", "--dropout", "0.2", "--optimizer", "momentum")
 FLAGS = (*FLAGS, "--per-class-every", "2", "--save-every", "3", "--checkpoint-seconds", "0", "-q")
 SAME = ("model.safetensors", "metrics.jsonl", "classes.jsonl", "models/epoch-0003.safetensors", "models/epoch-0006.safetensors")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def without_pictures() -> Iterator[None]:
-    """Runs plot no figures, which would take most of the time of these tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastmlp.experiments.result.draw", lambda *given: None)
-        patch.setattr("fastmlp.experiments.sweeps.seeds.draw", lambda *given: None)
-        patch.setattr("fastmlp.experiments.training_run.preload_figures", lambda: None)
-        yield
 
 
 class Killed(BaseException):
