@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from support.cli import ok, refused
+from support.cli import no_figures, ok, refused  # noqa: F401 - an autouse fixture
 from support.processes import ROOT
 
 from fastmlp.errors import ConfigError, DataError
@@ -131,5 +131,5 @@ def test_a_file_system_without_locks(
 
 
 def test_a_folder_in_which_no_file_can_be_created(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"cannot lock .*; its folder must exist"), locked_file(tmp_path / "b" / "a.npz"):
+    with pytest.raises(DataError, match=r"cannot lock .*, whose folder must exist"), locked_file(tmp_path / "b" / "a.npz"):
         pass

@@ -51,7 +51,9 @@ def subpackage(frame: FrameType) -> str:
     return name[1] if name[0] == "fastmlp" and len(name) > 1 else ""
 
 
-def test_settings_enter_each_subpackage_by_one_function(tmp_path: Path) -> None:
+def test_settings_enter_each_subpackage_by_one_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for slow in ("result.draw", "training_run.preload_figures"):  # profiling makes them very slow
+        monkeypatch.setattr(f"fastmlp.experiments.{slow}", lambda *given: None)
     walk = Walk()
     sys.setprofile(walk)
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -51,3 +51,13 @@ def refused(code: int, *arguments: str | Path, **variables: str) -> str:
     (line,) = result.stderr.splitlines()
     assert line.startswith("fastmlp: error: ")
     return line.removeprefix("fastmlp: error: ")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_figures() -> Iterator[None]:
+    """Training runs plot no figures, which take most of the time of a short run. Import this fixture to use it in a file."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("result", "sweeps.seeds"):
+            patch.setattr(f"fastmlp.experiments.{module}.draw", lambda *given: None)
+        patch.setattr("fastmlp.experiments.training_run.preload_figures", lambda: None)
+        yield
