@@ -1,7 +1,7 @@
 """Kill, interrupt and fail runs, and check that nothing is lost: python -m benchmarks.durability [--kills 100] [--signals 50]
 [--parts kills,signals,faults,power] [--seed 0] [--out FILE.json]
 
-kills : `kill -9` at random moments, half of them at a random call that changes a file of the run. After each kill, all files
+kills : `kill -9` at random moments, most of them at a random call that changes a file of the run. After each kill, all files
     can be read. After one to three kills, the run is resumed to its end, and has the same bytes as an uninterrupted run
 signals : SIGINT and SIGTERM, each at --signals random moments, half of them with an empty kernel cache. The exit code is 130 or
     143, there is no traceback, no file is torn, and the run can be resumed. The latency is the time until the process has ended

@@ -3,8 +3,9 @@
 python -m benchmarks.durability.child DESCRIPTOR FOLDER CALL PART ARGUMENT…
 
 It calls `fastmlp.commands.main`, as the console script does, with the given arguments. The phase is written to the file that
-is open as DESCRIPTOR (`Status`). Calls that change files in FOLDER are counted, unless FOLDER is "-". CALL is the number of the
-call at which the process kills itself, or 0, and PART is "before", "half" (of the data of a write) or "after".
+is open as DESCRIPTOR (`Status`). Calls that change files in FOLDER are counted, unless FOLDER is "-". CALL is the number of
+the call at which the process kills itself, or 0; if it is negative, only calls in the phases `SAVING` are counted. PART is
+"before", "half" (of the data of a write) or "after".
 
 The first phase is reported before `main` is called, which imports the rest of fastmlp and all other packages.
 """
@@ -38,20 +39,23 @@ FUNCTIONS = {
     "fastmlp.experiments.result": {"save_result": ("result", "end")},
 }
 COUNTED = ("open", "write", "fsync", "replace", "rename", "unlink", "mkdir", "rmdir")
-FORMAT = "<BI"
+SAVING = ("checkpoint", "result")  # phases in which a checkpoint or the files of the result are saved
+FORMAT = "<BII"
 
 
 class Status(NamedTuple):
-    """What a process reports: its phase, and the number of calls so far that change files of the run."""
+    """What a process reports: its phase, and the number of calls so far that change files of the run, and while saving."""
 
     phase: str
     calls: int
+    saving_calls: int
 
     @staticmethod
     def read(descriptor: int) -> Status:
         """Read the status of a child from the file that it writes."""
-        phase, calls = struct.unpack(FORMAT, os.pread(descriptor, struct.calcsize(FORMAT), 0).ljust(5, b"\0"))
-        return Status(PHASES[phase], calls)
+        size = struct.calcsize(FORMAT)
+        phase, *calls = struct.unpack(FORMAT, os.pread(descriptor, size, 0).ljust(size, b"\0"))
+        return Status(PHASES[phase], *calls)
 
 
 class Reporter(importlib.abc.MetaPathFinder):
@@ -63,20 +67,28 @@ class Reporter(importlib.abc.MetaPathFinder):
 
     def __init__(self, descriptor: int, number: int, part: str) -> None:
         self.descriptor, self.number, self.part = descriptor, number, part
-        self.phase, self.calls, self.write = PHASES[0], 0, os.write
+        self.phase, self.calls, self.saving_calls, self.write = PHASES[0], 0, 0, os.write
 
     def report(self, phase: str) -> None:
         """Write the status."""
         self.phase = phase
-        os.pwrite(self.descriptor, struct.pack(FORMAT, PHASES.index(phase), self.calls), 0)
+        os.pwrite(self.descriptor, struct.pack(FORMAT, PHASES.index(phase), self.calls, self.saving_calls), 0)
+
+    @property
+    def chosen(self) -> bool:
+        """Whether the last call is the one at which the process is killed."""
+        if self.number < 0:
+            return self.phase in SAVING and self.saving_calls == -self.number
+        return self.calls == self.number
 
     def before(self, call: Call) -> None:
         """Count a call, and kill the process if it is the chosen one."""
         if call.name not in COUNTED:
             return
         self.calls += 1
+        self.saving_calls += self.phase in SAVING
         self.report(self.phase)
-        if self.calls == self.number and self.part != "after":
+        if self.chosen and self.part != "after":
             if call.name == "write" and self.part == "half":
                 descriptor, data = call.arguments
                 self.write(descriptor, data[: len(data) // 2])
@@ -84,7 +96,7 @@ class Reporter(importlib.abc.MetaPathFinder):
 
     def after(self, call: Call, result: Any) -> None:
         """Kill the process if the call is the chosen one."""
-        if call.name in COUNTED and self.calls == self.number:
+        if call.name in COUNTED and self.chosen:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def find_spec(
@@ -125,6 +137,7 @@ class Reporter(importlib.abc.MetaPathFinder):
 def main() -> None:
     descriptor, folder, number, part = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
     sys.argv[1:5] = []
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored if the campaign runs in the background of a script
     reporter = Reporter(descriptor, number, part)
     sys.meta_path.insert(0, reporter)
     with contextlib.ExitStack() as stack:

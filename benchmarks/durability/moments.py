@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.durability.child import PHASES, Status
+from benchmarks.durability.child import PHASES, SAVING, Status
 from benchmarks.durability.trials import Contents, contents, damaged, differences
 from fastmlp.training.checkpoints.file import files_of, read_newest
 
@@ -29,12 +29,13 @@ RUNS = {
     "adam, cosine": "--dropout 0.2 --schedule cosine --lr-warmup 2 --epochs 80 --patience 0 --save-every 5 --predictions "
     "--per-class-every 3 --checkpoint-seconds 0",
     "momentum, plateau": "--optimizer momentum --schedule plateau --lr-patience 2 --patience 40 --epochs 200 --flip 0.5 "
-    "--per-class-every 10 --checkpoint-seconds 0.2 --seed 1",
+    "--per-class-every 10 --checkpoint-seconds 0.05 --seed 1",
     "rmsprop, validation within epochs": "--optimizer rmsprop --l2 1e-4 --stratify --class-weight balanced --val-steps 7 "
     "--per-class-every 3 --epochs 50 --patience 0 --save-every 10 --max-grad-norm 1 --checkpoint-seconds 0",
 }
-SAVING = ("checkpoint", "result")  # phases
-COLD = 0.1  # fraction of the kills at random times that start with an empty kernel cache
+# Fractions of the runs that are killed at a random call, of these at a call while a checkpoint or the result is saved, and of
+# the others with an empty kernel cache.
+AT_CALL, WHILE_SAVING, COLD = 0.6, 0.7, 0.1
 MOST_KILLS = 3  # of the same run
 
 
@@ -108,12 +109,14 @@ def run_child(
 class Reference(NamedTuple):
     """An uninterrupted run.
 
-    contents, calls : its files, and the number of calls that change them
+    contents : its files
+    calls, saving_calls : numbers of calls that change them, see child.py
     seconds, cold_seconds : its duration with a full and with an empty kernel cache
     """
 
     contents: Contents
     calls: int
+    saving_calls: int
     seconds: float
     cold_seconds: float
 
@@ -141,7 +144,7 @@ class Campaign:
             raise AssertionError(f"a run without an interruption failed: {cold}, {warm}, {wrong}")
         if cache.exists():
             shutil.copytree(cache, self.cache, dirs_exist_ok=True)
-        return Reference(contents(first), warm.status.calls, warm.seconds, cold.seconds)
+        return Reference(contents(first), warm.status.calls, warm.status.saving_calls, warm.seconds, cold.seconds)
 
     def command(self, name: str, run: Path) -> list[str | Path]:
         """Return the command of a new run."""
@@ -181,12 +184,12 @@ class Campaign:
             if len(kills) >= count:
                 break
             run, cache = self.new_folder(), self.cache
-            at_call = self.draw.random() < 0.5
+            at_call, saving = self.draw.random() < AT_CALL, self.draw.random() < WHILE_SAVING
             if not at_call and self.draw.random() < COLD:
                 cache = self.new_folder()
             for link in range(self.draw.choice((1, 1, 2, MOST_KILLS))):
                 part = self.draw.choice(("before", "half", "after")) if at_call else ""
-                row = self.kill_once(run, cache, name, self.draw.random() / (link + 1), part)
+                row = self.kill_once(run, cache, name, self.draw.random() / (link + 1), part, saving=saving)
                 if row is None:  # it ended before
                     break
                 kills.append({"kills_before": link} | row)
@@ -195,15 +198,19 @@ class Campaign:
             shutil.rmtree(run.parent, ignore_errors=True)
         return summary_of_kills(kills)
 
-    def kill_once(self, run: Path, cache: Path, name: str, fraction: float, part: str) -> dict[str, Any] | None:
+    def kill_once(
+        self, run: Path, cache: Path, name: str, fraction: float, part: str, *, saving: bool = False
+    ) -> dict[str, Any] | None:
         """Start or resume a run, and kill it; return None if it ended before.
 
         fraction : of the calls or of the time of an uninterrupted run
         part : of the call, see child.py; "" to kill it at a time
+        saving : whether the call is one that saves a checkpoint or the result
         """
         reference, arguments = self.references[name], self.continuation(name, run)
         if part:
-            ended = run_child(arguments, cache, watched=run, call=(1 + int(fraction * reference.calls), part))
+            number = -1 - int(fraction * reference.saving_calls) if saving else 1 + int(fraction * reference.calls)
+            ended = run_child(arguments, cache, watched=run, call=(number, part))
         else:
             seconds = reference.seconds if cache == self.cache else reference.cold_seconds
             ended = run_child(arguments, cache, number=signal.SIGKILL, delay=fraction * seconds)
@@ -243,7 +250,9 @@ class Campaign:
         wrong += [f"{path} is left over" for path in cache.rglob("*.tmp")]
         if run.exists() and not any(run.iterdir()):
             wrong.append("the folder of the run is empty")
-        self.check(ended, 128 + number, moment, wrong)
+        # Python resets the handlers when it ends. A process that a signal kills then has the same exit code for a shell.
+        code = -number if ended.status.phase == "end" and ended.code == -number else 128 + number
+        self.check(ended, code, moment, wrong)
         self.finish(run, self.cache, name, moment)
         shutil.rmtree(run.parent, ignore_errors=True)
         row = {"run": name, "signal": number.name, "cold": cold, "phase": ended.status.phase}

@@ -10,7 +10,7 @@ import signal
 
 import pytest
 
-from benchmarks.durability.child import Status
+from benchmarks.durability.child import SAVING, Status
 from benchmarks.durability.moments import Campaign, Ended
 from fastmlp.training.checkpoints.file import files_of
 
@@ -26,21 +26,25 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
     return Campaign(tmp_path_factory.mktemp("killed"), random.Random(0), {"run": RUN})
 
 
-# Fractions of the calls that change files, or of the duration; the second and the third kill hit the resumed run.
+# Fractions of the calls that change files, of those that save a checkpoint or the result, or of the duration. The second and
+# the third kill hit the resumed run.
 @pytest.mark.parametrize(
     "moments",
     [
-        [(0.45, "half"), (0.1, "after"), (0.35, "half")],
-        [(0.06, "before"), (0.75, "half")],
-        [(0.6, "")],
+        [(0.45, "half", False), (0.1, "after", True), (0.35, "half", True)],
+        [(0.06, "before", False), (0.95, "half", True)],
+        [(0.6, "", False)],
     ],
 )
-def test_a_killed_run_ends_with_the_same_bytes(campaign: Campaign, moments: list[tuple[float, str]]) -> None:
+def test_a_killed_run_ends_with_the_same_bytes(campaign: Campaign, moments: list[tuple[float, str, bool]]) -> None:
     run = campaign.new_folder()
-    for fraction, part in moments:
-        row = campaign.kill_once(run, campaign.cache, "run", fraction, part)
-        assert row is None or row["repeated"] <= 1, "more than one epoch is repeated"
-        assert (row is not None) or not part
+    for fraction, part, saving in moments:
+        row = campaign.kill_once(run, campaign.cache, "run", fraction, part, saving=saving)
+        if row is None:
+            assert not part, "the run ended before the call"
+            break
+        assert row["repeated"] <= 1, "more than one epoch is repeated"
+        assert not saving or row["phase"] in SAVING
     campaign.finish(run, campaign.cache, "run", "kills")
     assert campaign.wrong == []
     assert len(files_of(run)) == 2
@@ -48,7 +52,7 @@ def test_a_killed_run_ends_with_the_same_bytes(campaign: Campaign, moments: list
 
 def test_a_run_that_does_not_end_as_it_should_is_detected(campaign: Campaign) -> None:
     campaign.check(
-        Ended(1, Status("training", 0), "Traceback (most recent call last): …", 0.1), 130, "SIGINT", ["a.json is torn"]
+        Ended(1, Status("training", 0, 0), "Traceback (most recent call last): …", 0.1), 130, "SIGINT", ["a.json is torn"]
     )
     found, campaign.wrong = campaign.wrong, []
     assert [line.partition(";")[0] for line in found] == [
