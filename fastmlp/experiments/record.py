@@ -34,6 +34,7 @@ from fastmlp.experiments.folder import (
 from fastmlp.experiments.plan import RunPlan, image_fields, portable
 from fastmlp.experiments.result import OPTIONAL_FILES, PICTURES, describe_data
 from fastmlp.files import append_line, file_errors, json_bytes, make_folders, sync, write_bytes, write_json, write_toml
+from fastmlp.files.locks import unfinished
 from fastmlp.models.file import CHECKPOINT_FILES, CHECKPOINTS_NAME, FILE_NAME
 from fastmlp.models.metrics import classification_metrics, measure
 from fastmlp.models.model import Model
@@ -153,12 +154,17 @@ class RunCheckpoints(Checkpoints):
 
         Checkpoints are removed first: as long as there is one, the earlier run can be resumed, and needs its other files.
         """
-        for name, pattern in FOLDERS.items():
-            if (self.run / name).is_dir():
-                remove_files(self.run / name, (pattern,))
-                sync(self.run / name)  # otherwise, a power failure could bring them back
-        remove_files(self.run, FILES)
-        self.describe()
+        new = {self.run / DATA_NAME, self.run / CHECKPOINTS_NAME}
+        unfinished.update(new)  # removed if a signal ends the command line before the run can be resumed
+        try:
+            for name, pattern in FOLDERS.items():
+                if (self.run / name).is_dir():
+                    remove_files(self.run / name, (pattern,))
+                    sync(self.run / name)  # otherwise, a power failure could bring them back
+            remove_files(self.run, FILES)
+            self.describe()
+        finally:
+            unfinished.difference_update(new)
 
     def describe(self) -> None:
         """Write data.json, then config.toml, which makes the folder a run folder."""

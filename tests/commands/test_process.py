@@ -31,7 +31,10 @@ pytestmark = pytest.mark.full
 MAIN = [sys.executable, "-W", "error", "-c", "from fastmlp.commands import main; main()"]
 ENDLESS = ["train", "--hidden", "16", "--epochs", "1000000", "--patience", "0"]
 ALL_FILES = {
+    "checkpoints",
     "config.toml",
+    "data.json",
+    "timings.jsonl",
     "confusion.png",
     "curves.png",
     "manifest.json",
@@ -151,7 +154,7 @@ main()
 """
 SHORT = ["train", "--hidden", "4", "--epochs", "2", "--backend", "numpy", "--json", "-q"]
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
-BEFORE_THE_RESULT = {"config.toml", "metrics.jsonl", "model.safetensors"}  # files that are written before result.json
+BEFORE_THE_RESULT = {"checkpoints", "config.toml", "data.json", "metrics.jsonl", "model.safetensors", "timings.jsonl"}
 
 
 def interrupted_at(moment: str, number: int, *arguments: str | Path, times: int = 1, **more: Any) -> Program:

@@ -36,11 +36,11 @@ def run(out: str, **settings: Any) -> Path:
 def test_checkpoints_are_the_models_of_their_epochs() -> None:
     """A saved model has the validation metrics of its epoch, the class names and the image shape."""
     folder = run("long", epochs=7, patience=0, save_every=3)
-    kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    kept = sorted(path.name for path in (folder / "models").iterdir())
     assert kept == ["epoch-0003.safetensors", "epoch-0006.safetensors"]
     plan = make_plan(TrainConfig(**COMMON))
     for epoch in (3, 6):
-        model = load(folder / "checkpoints" / f"epoch-{epoch:04d}.safetensors", backend="numpy")
+        model = load(folder / "models" / f"epoch-{epoch:04d}.safetensors", backend="numpy")
         row = read_lines(folder / "metrics.jsonl")[epoch - 1]
         found = evaluate_with_predictions(model, plan.splits["validation"])[0]
         assert (found["loss"], found["accuracy"]) == (row["val_loss"], row["val_accuracy"])
@@ -50,13 +50,10 @@ def test_checkpoints_are_the_models_of_their_epochs() -> None:
     assert not np.array_equal(last.parameters, model.parameters)  # trained on other rows
 
 
-def test_a_checkpoint_is_evaluated_on_the_parts_of_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkpoint is evaluated on the splits of its run, so not on training rows.
-
-    If the run has not finished, its splits are unknown, and the checkpoint is evaluated on all rows of the given data.
-    """
+def test_a_saved_model_is_evaluated_on_the_parts_of_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model is evaluated on the splits of its run, so not on training rows, also if the run has not finished."""
     folder = run("a", epochs=2, patience=0, save_every=2)
-    file = folder / "checkpoints" / "epoch-0002.safetensors"
+    file = folder / "models" / "epoch-0002.safetensors"
     row = read_lines(folder / "metrics.jsonl")[1]
     for source in ([], ["--data", "digits"]):
         told = json.loads(ok("evaluate", file, *source, "--split", "validation", "--json").stdout)
@@ -65,8 +62,9 @@ def test_a_checkpoint_is_evaluated_on_the_parts_of_its_run(monkeypatch: pytest.M
     monkeypatch.chdir(file.parent)
     assert json.loads(ok("evaluate", file.name, "--json").stdout)["data"]["rows"] == {"test": 359}
     Path("../manifest.json").unlink()
-    assert "give the data [--data]" in refused(2, "evaluate", file.name)
-    assert json.loads(ok("evaluate", file.name, "--data", "digits", "--json").stdout)["data"]["rows"] == {"test": 1797}
+    for source in ([], ["--data", "digits"]):
+        assert json.loads(ok("evaluate", file.name, *source, "--json").stdout)["data"]["rows"] == {"test": 359}
+    assert json.loads(ok("evaluate", file.name, *source, "--json").stdout)["complete"] is False
 
 
 def test_classes_are_told_of_their_epochs() -> None:
@@ -74,7 +72,7 @@ def test_classes_are_told_of_their_epochs() -> None:
     lines, plan = read_lines(folder / "classes.jsonl"), make_plan(TrainConfig(**COMMON))
     assert [line["epoch"] for line in lines] == [2, 4]
     for line in lines:
-        model = load(folder / "checkpoints" / f"epoch-{line['epoch']:04d}.safetensors", backend="numpy")
+        model = load(folder / "models" / f"epoch-{line['epoch']:04d}.safetensors", backend="numpy")
         for part in ("train", "validation"):
             figures = evaluate_with_predictions(model, plan.splits[part])[0]
             del figures["loss"]
@@ -85,7 +83,7 @@ def test_classes_are_told_of_their_epochs() -> None:
 
 def test_nothing_is_kept_unasked_and_nothing_changes_by_it() -> None:
     plain, watched = run("plain", epochs=3), run("watched", epochs=3, per_class_every=1, save_every=1, val_steps=5)
-    assert not [name for name in ("checkpoints", "classes.jsonl", "classes.png") if (plain / name).exists()]
+    assert not [name for name in ("models", "classes.jsonl", "classes.png") if (plain / name).exists()]
     assert (plain / "model.safetensors").read_bytes() == (watched / "model.safetensors").read_bytes()
 
 
@@ -93,7 +91,7 @@ def test_a_second_run_into_the_folder_leaves_none_of_the_first() -> None:
     run("a", epochs=4, patience=0, per_class_every=1, save_every=1)
     run("a", epochs=2, patience=0, per_class_every=2, save_every=2, force=True, seed=1)
     assert [line["epoch"] for line in read_lines(Path("a/classes.jsonl"))] == [2]
-    assert [path.name for path in Path("a/checkpoints").iterdir()] == ["epoch-0002.safetensors"]
+    assert [path.name for path in Path("a/models").iterdir()] == ["epoch-0002.safetensors"]
 
 
 def test_nothing_is_left_of_a_first_run_that_the_second_does_not_write() -> None:
@@ -112,9 +110,9 @@ def test_impossible_numbers_are_refused(name: str, value: str) -> None:
 
 def test_a_folder_that_cannot_be_made_is_one_line() -> None:
     Path("a").mkdir()
-    Path("a/checkpoints").write_text("not a folder")
+    Path("a/models").write_text("not a folder")
     line = refused(3, "train", "--epochs", "2", "--backend", "numpy", "--save-every", "1", "--out", "a", "--force", "-q")
-    assert "a/checkpoints" in line
+    assert "a/models" in line
 
 
 def test_models_hold_their_own_parameters() -> None:
@@ -123,7 +121,7 @@ def test_models_hold_their_own_parameters() -> None:
     save = Model.save
 
     def keep(model: Model, path: Path) -> None:
-        if path.parent.name == "checkpoints":
+        if path.parent.name == "models":
             seen.append(model)
         save(model, path)
 
@@ -141,5 +139,5 @@ def test_an_epoch_that_was_cut_short_is_left_out(monkeypatch: pytest.MonkeyPatch
     (row,) = read_lines(folder / "metrics.jsonl")
     assert row["rows"] < json.loads((folder / "result.json").read_text())["data"]["rows"]["train"]
     assert not (folder / "classes.jsonl").exists()
-    assert not (folder / "checkpoints").exists()
+    assert not (folder / "models").exists()
     assert not (folder / "classes.png").exists()
