@@ -350,7 +350,7 @@ def flags(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
 def check_what_is_left(run: Path, flags: list[str]) -> None:
     """Check that the last checkpoint is complete and that this process can still train on the CPU."""
-    kept = sorted((run / "checkpoints").iterdir())
+    kept = sorted((run / "models").iterdir())
     assert kept
     assert load(kept[-1], backend="numba").network.sizes == (6, 8, 3)
     assert "epoch 6/6" in ok("train", "--backend", "numba", *flags, "--patience", "0", "--out", f"{run}-cpu").output
