@@ -37,6 +37,9 @@ RUNS = {
 # the others with an empty kernel cache.
 AT_CALL, WHILE_SAVING, COLD = 0.6, 0.7, 0.1
 MOST_KILLS = 3  # of the same run
+# Moments for which latencies are reported, by phase. A run that is trained saves its result after a signal.
+MOMENTS = {"compilation": "while a kernel is compiled or loaded", "training": "during the training"}
+MOMENTS["checkpoint"] = MOMENTS["training"]
 
 
 class Ended(NamedTuple):
@@ -281,15 +284,16 @@ def summary_of_kills(kills: list[dict[str, Any]]) -> dict[str, Any]:
 def summary_of_signals(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the numbers of signals by phase, and the latencies in seconds."""
     phases = Counter(f"{row['signal']}, {row['phase']}{', empty cache' * row['cold']}" for row in rows)
-    compiling = [row["latency"] for row in rows if row["phase"] == "compilation" and row["cold"]]
-    others = [row["latency"] for row in rows if not (row["phase"] == "compilation" and row["cold"])]
+    latencies: dict[str, list[float]] = {}
+    for row in rows:
+        latencies.setdefault(MOMENTS.get(row["phase"], "at other moments"), []).append(row["latency"])
     return {
         "signals": len(rows),
         "phases": dict(sorted(phases.items())),
-        "latency": {"during compilation": latency(compiling), "at other moments": latency(others)},
+        "latency": {moment: latency(seconds) for moment, seconds in sorted(latencies.items())},
     }
 
 
 def latency(seconds: list[float]) -> dict[str, float]:
     """Return the number, the median and the largest of latencies."""
-    return {"signals": len(seconds), "median": round(statistics.median(seconds), 3), "most": max(seconds)} if seconds else {}
+    return {"signals": len(seconds), "median": round(statistics.median(seconds), 3), "most": max(seconds)}

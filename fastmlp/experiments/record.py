@@ -154,8 +154,9 @@ class RunCheckpoints(Checkpoints):
 
         Checkpoints are removed first: as long as there is one, the earlier run can be resumed, and needs its other files.
         """
-        new = {self.run / DATA_NAME, self.run / CHECKPOINTS_NAME}
-        unfinished.update(new)  # removed if a signal ends the command line before the run can be resumed
+        # They are removed if a signal ends the command line before a new run can be resumed. A run with settings needs them.
+        new = set() if (self.run / CONFIG_NAME).exists() else {self.run / DATA_NAME, self.run / CHECKPOINTS_NAME}
+        unfinished.update(new)
         try:
             for name, pattern in FOLDERS.items():
                 if (self.run / name).is_dir():

@@ -42,10 +42,13 @@ def test_only_kills_at_a_call_count_as_kills_while_saving() -> None:
     assert found["phases"]["checkpoint, at a random time"] == 1
 
 
-def test_latencies_during_compilation_are_separate() -> None:
+def test_latencies_by_moment() -> None:
     row = {"run": "a", "signal": "SIGINT", "cold": True, "phase": "compilation", "latency": 3.0}
-    rows = [row, row | {"cold": False, "latency": 1.0}, row | {"phase": "training", "latency": 0.25}]
-    assert summary_of_signals(rows)["latency"] == {
-        "during compilation": {"signals": 1, "median": 3.0, "most": 3.0},
-        "at other moments": {"signals": 2, "median": 0.625, "most": 1.0},
+    rows = [row, row | {"phase": "checkpoint", "latency": 1.0}, row | {"phase": "training", "latency": 0.25}]
+    found = summary_of_signals([*rows, row | {"phase": "result", "latency": 0.1}])
+    assert found["latency"] == {
+        "while a kernel is compiled or loaded": {"signals": 1, "median": 3.0, "most": 3.0},
+        "during the training": {"signals": 2, "median": 0.625, "most": 1.0},
+        "at other moments": {"signals": 1, "median": 0.1, "most": 0.1},
     }
+    assert found["signals"] == 4

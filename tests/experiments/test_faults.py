@@ -23,6 +23,7 @@ from fastmlp.errors import WriteError
 from fastmlp.experiments import folder, record, result
 from fastmlp.experiments.folder import remove_files, write_manifest
 from fastmlp.experiments.record import Recorder
+from fastmlp.files.locks import unfinished
 from fastmlp.training.checkpoints.file import files_of
 
 NAMES = ("new", "plain", "forced", "resumed")
@@ -190,6 +191,25 @@ def test_the_seeds_of_a_run_that_was_killed_before_it_had_written_all_settings(t
     ok("train", "--resume", tmp_path / "run", "-q")
     for seed in (5, 6, 7):
         assert differences(tmp_path / "run" / f"seed-{seed}", trials.contents(tmp_path / "whole" / f"seed-{seed}")) == []
+
+
+@pytest.mark.parametrize(("name", "removed"), [("new", ["checkpoints", "data.json"]), ("forced", []), ("resumed", [])])
+def test_what_a_signal_removes_before_the_settings_are_written(
+    cases: dict[str, Trial], name: str, removed: list[str], run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that has settings, and is resumed without a checkpoint, needs data.json to be resumed again."""
+    describe, found = record.RunCheckpoints.describe, []
+
+    def note(checkpoints: record.RunCheckpoints) -> None:
+        found.append(sorted(path.name for path in unfinished if path.suffix != ".tmp" and path != run))
+        describe(checkpoints)
+
+    monkeypatch.setattr(record.RunCheckpoints, "describe", note)
+    cases[name].prepare(run)
+    if name == "resumed":
+        shutil.rmtree(run / "checkpoints")
+    cases[name].run(run)
+    assert found == [removed]
 
 
 # ------------------------------------------------------------------------------------------------ power failures
