@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from typing import Any
 
+from fastmlp.engines import installed_version
 from fastmlp.engines.base import Engine
 
 # Packages whose version may change the code that an engine runs.
@@ -18,7 +18,7 @@ def numerical_environment(engine: Engine) -> dict[str, str]:
     Two training runs with the same entries and the same settings are bitwise identical. Otherwise the results agree within
     rounding errors, which grow during training.
     """
-    versions = {package: importlib.metadata.version(package) for package in PACKAGES.get(engine.name, ())}
+    versions = {package: installed_version(package) or "unknown" for package in PACKAGES.get(engine.name, ())}
     return {"backend": engine.name, "processor": processor(engine), **versions}
 
 

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from fastmlp.data.checks import check_description
 from fastmlp.data.readers.tensors import read_tensors, tensor_bytes
 from fastmlp.errors import ConfigError, DataError
-from fastmlp.files import write_bytes
+from fastmlp.files import file_errors, write_bytes
 from fastmlp.nn.activations import Activation, UnknownActivation, register
 from fastmlp.nn.names import normalize
 from fastmlp.nn.network import Network
@@ -135,6 +135,12 @@ def read_checkpoint(
     return model, training
 
 
+def files_in(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder; the last one is the newest."""
+    with file_errors("read", folder):
+        return sorted(folder.glob(CHECKPOINT_FILES))
+
+
 def model_file(path: Path) -> Path:
     """Return the path of a model file, or the file in a folder: model.safetensors, or else the newest checkpoint.
 
@@ -144,9 +150,9 @@ def model_file(path: Path) -> Path:
     """
     if not path.is_dir() or (path / FILE_NAME).exists():
         return path / FILE_NAME if path.is_dir() else path
-    if found := sorted(path.glob(CHECKPOINT_FILES)):
+    if found := files_in(path):
         return found[-1]
-    if found := sorted((path / CHECKPOINTS_NAME).glob(CHECKPOINT_FILES)):
+    if found := files_in(path / CHECKPOINTS_NAME):
         warnings.warn(
             f"{path}: the run has not finished; using its newest checkpoint, {found[-1].name}", RuntimeWarning, stacklevel=4
         )

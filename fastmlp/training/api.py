@@ -157,11 +157,11 @@ def train(  # noqa: PLR0913 - keyword-only, with defaults
     options = DataOptions(scaling, target_scaling, sample_weight, class_weight, classes, image_shape)
     network, data = bind(network, settings.dtype, train, validation, options)
     task = make_task(network, settings, data)
-    if seeds is not None and (checkpoints is not None or resume):
-        raise ConfigError("checkpoints and resume are for one training, not for several seeds; train each seed separately")
-    stored = open_checkpoints(task, checkpoints, checkpoint_seconds, resume, strict)
     if seeds is not None:
+        if checkpoints is not None or resume:
+            raise ConfigError("checkpoints and resume are for one training, not for several seeds; train each seed separately")
         return train_seeds(task, tuple(seeds), callbacks, progress is not False)
+    stored = open_checkpoints(task, checkpoints, checkpoint_seconds, resume, strict)
     with ExitStack() as stack:
         stack.enter_context(stored.exclusive())
         if isinstance(progress, bool):

@@ -140,7 +140,7 @@ class Loop:
                 stopped = self._next_epoch(signals, callbacks, checkpoints)
                 if signals.received:
                     break
-            if self.partial is None:
+            if self.partial is None and checkpoints.folder is not None:
                 checkpoints.write(self.checkpoint(), self.engine)
         except WriteError as error:
             raise WriteFailed(str(error), self._result("failed")) from error
@@ -151,7 +151,7 @@ class Loop:
         epoch, early = len(self.history) + 1, None
         try:
             row = self._epoch(epoch, signals)
-            if self.partial is not None:
+            if self.partial is not None and checkpoints.folder is not None:
                 early = self.checkpoint()  # does not contain the results of this epoch, which continues from the checkpoint
             self.stopping.update(row, self.engine)
         except DivergedError as error:

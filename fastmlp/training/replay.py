@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 
 from fastmlp.engines.base import step_count
@@ -28,35 +27,23 @@ def replay(task: Task, before: StoredCheckpoint | None, last: StoredCheckpoint) 
     with loop_for(task) as loop:
         Checkpoints(task, start=last).begin(loop.engine)  # checks the settings and the data
         loop.compile()
-        start = Checkpoints(task, start=before)
-        if epochs > (0 if before is None else len(before.checkpoint.history)):
+        if before is not None:
+            loop.load(before.checkpoint)
+        if len(loop.history) < epochs:
             with Signals() as signals:
-                training = loop.run(signals, [lambda row, engine: row["epoch"] == epochs], start)
+                training = loop.run(signals, [lambda row, engine: row["epoch"] == epochs])
             if signals.received:
                 raise Interrupted(training, signals.received)
-        elif (found := start.begin(loop.engine)) is not None:
-            loop.load(found)
         if last.checkpoint.partial is not None:
             train_until(loop, len(last.checkpoint.partial.metrics.loss))
         return loop.checkpoint()
 
 
 def train_until(loop: Loop, rows: int) -> None:
-    """Train on the first `rows` rows of the next epoch, or on those that are left of them if it has partial."""
+    """Train on the first `rows` rows of the next epoch, or on the rest of them if this epoch has been started."""
     epoch, first = len(loop.history) + 1, 0 if loop.partial is None else len(loop.partial.metrics.loss)
     order, augmentation = loop.shuffle(epoch)
     batch = loop.settings.batch_size
     steps = slice(first // batch, step_count(rows, batch))
     learning_rates = loop.learning_rates((epoch - 1) * step_count(len(order), batch), step_count(len(order), batch))
     loop.train_rows(order[first:rows], learning_rates[steps], augmentation and augmentation.select(first, rows))
-
-
-def digests(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return the SHA-256 hashes of the weights, the optimizer state and, after the first epoch, the best weights."""
-    parts = {
-        "weights": checkpoint.state.parameters.tobytes(),
-        "optimizer": checkpoint.state.slots.tobytes() + str(checkpoint.state.step).encode(),
-    }
-    if checkpoint.best_epoch:
-        parts["best weights"] = checkpoint.model.parameters.tobytes()
-    return {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}

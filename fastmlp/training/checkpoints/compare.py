@@ -96,12 +96,9 @@ def differences(stored: StoredCheckpoint, task: Task) -> list[str]:
     names = [one.name for one in dataclasses.fields(network) if one.name != "hidden"]
     pairs = {name: (getattr(network, name), getattr(task.network, name)) for name in names}
     pairs |= {name: (before.get(name), now.get(name)) for name in {**before, **now} if name not in CHANGEABLE}
-    other_class = {name for name, (old, new) in pairs.items() if old != new and f"{name}." in " ".join(pairs)}
-    return [
-        f"{name} was {shown(old)} and is now {shown(new)}"
-        for name, (old, new) in pairs.items()
-        if old != new and name.partition(".")[0] not in other_class - {name}
-    ]
+    changed = {name: f"{name} was {shown(old)} and is now {shown(new)}" for name, (old, new) in pairs.items() if old != new}
+    owners = {name: name.partition(".")[0] for name in changed}  # "schedule" of "schedule.gamma"
+    return [text for name, text in changed.items() if owners[name] == name or owners[name] not in changed]
 
 
 def check_epochs(stored: StoredCheckpoint, settings: Settings) -> None:

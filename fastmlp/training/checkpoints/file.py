@@ -23,9 +23,9 @@ import numpy.typing as npt
 
 from fastmlp.engines.base import RowMetrics, State
 from fastmlp.errors import DataError
-from fastmlp.files import file_errors, json_bytes
+from fastmlp.files import json_bytes
 from fastmlp.models import file
-from fastmlp.models.file import CHECKPOINT_FILES, CHECKPOINTS_NAME, check_format_version
+from fastmlp.models.file import CHECKPOINTS_NAME, check_format_version, files_in
 from fastmlp.models.model import Model
 from fastmlp.training.result import EpochLog, History
 
@@ -120,12 +120,6 @@ def read(path: Path) -> StoredCheckpoint:
         partial = PartialEpoch(RowMetrics(tensors["loss"], tensors["correct"]), **record.partial)
     model = Model(**fields)
     return StoredCheckpoint(path, Checkpoint(state, model, record.best_epoch, History(record.history), partial), record)
-
-
-def files_in(folder: Path) -> list[Path]:
-    """Return the checkpoints in a folder; the last one is the newest."""
-    with file_errors("read", folder):
-        return sorted(folder.glob(CHECKPOINT_FILES))
 
 
 def files_of(folder: Path) -> list[Path]:

@@ -14,6 +14,7 @@ from fastmlp.engines.environment import numerical_environment
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.files import file_errors, make_folders
 from fastmlp.files.locks import locked_folder
+from fastmlp.models.file import files_in
 from fastmlp.nn.checks import check_number
 from fastmlp.training.checkpoints.compare import activation_digests, check_environment, check_same, data_digest, settings_table
 from fastmlp.training.checkpoints.file import (
@@ -21,7 +22,6 @@ from fastmlp.training.checkpoints.file import (
     Checkpoint,
     Record,
     StoredCheckpoint,
-    files_in,
     files_of,
     read_newest,
     write,
@@ -116,11 +116,14 @@ class Checkpoints:
     def write(self, checkpoint: Checkpoint, engine: Engine) -> None:
         """Write a checkpoint, then remove all but the newest `KEPT`; raise WriteError if it cannot be written.
 
+        Only called if there is a folder, since a checkpoint contains copies of all weights and slots.
+
         Warns
         -----
         RuntimeWarning : an old checkpoint cannot be removed; this takes space, but is no reason to end a training
         """
-        if self.folder is None or self._has(checkpoint):
+        assert self.folder is not None
+        if self._has(checkpoint):
             return
         partial = checkpoint.partial and {
             name: value for name, value in checkpoint.partial._asdict().items() if name != "metrics"
