@@ -7,6 +7,7 @@ import contextlib
 import gc
 import io
 import os
+import shlex
 import sys
 import traceback
 import warnings
@@ -36,6 +37,15 @@ def say(text: str) -> None:
     """Write a progress message to stderr, unless --quiet is given."""
     if not is_quiet():
         note(text)
+
+
+def resume_hint(folder: str) -> str:
+    """Return a message with the command that resumes a run.
+
+    >>> resume_hint("runs/a b")
+    "to resume the run: `fastmlp train --resume 'runs/a b'`"
+    """
+    return f"to resume the run: `{shlex.join(['fastmlp', 'train', '--resume', folder])}`"
 
 
 @contextlib.contextmanager

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
 import click
 
-from fastmlp.commands.console import given_flags, note, say, show, show_figures, show_json, show_reports
+from fastmlp.commands.console import given_flags, note, resume_hint, say, show, show_figures, show_json, show_reports
 from fastmlp.commands.options import SOURCE, Command, common_options, data_dir_option, engine_options
 from fastmlp.commands.toolkit import open_extractor
 
@@ -54,7 +53,7 @@ def evaluate(run: str, split: str, report: bool, min_accuracy: float | None, as_
 
     result = evaluate_run(run, split=split, open_extractor=open_extractor, say=note, **choices)
     if not result["complete"] and Path(run).is_dir():
-        note(f"to resume the run: `{shlex.join(['fastmlp', 'train', '--resume', run])}`")
+        note(resume_hint(run))
     if report and not as_json:
         show_reports(result)
     else:

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastmlp.commands.console import end_by_signal, given_flags, is_quiet, is_verbose, note, say, show, show_figures, show_json
+from fastmlp.commands.console import (
+    end_by_signal,
+    given_flags,
+    is_quiet,
+    is_verbose,
+    note,
+    resume_hint,
+    say,
+    show,
+    show_figures,
+    show_json,
+)
 from fastmlp.commands.options import Option, Sections, common_options, recipe_option, setting_options, source_options
 from fastmlp.errors import ConfigError
 from fastmlp.experiments.config.learning_rate import IGNORED, RangeTestConfig
-from fastmlp.experiments.config.train import TrainConfig
+from fastmlp.experiments.config.train import DataSettings, TrainConfig
 
 if TYPE_CHECKING:
     from fastmlp.experiments.resume import Resume
@@ -96,7 +106,7 @@ def train(
             train_seeds(settings, range(settings.seed, settings.seed + seeds), as_json)
 
 
-def only_print(settings: TrainConfig, print_config: bool) -> bool:
+def only_print(settings: DataSettings, print_config: bool) -> bool:
     """Print the settings and return True if --print-config is given; with --verbose, write them to stderr."""
     if print_config:
         show(settings.text())
@@ -131,7 +141,8 @@ def train_seeds(
     from fastmlp.experiments.sweeps.seeds import mean_metrics, run_seeds, seeds_text
 
     result, signal = run_seeds(settings, seeds, say=say, resume=resume, strict=strict)
-    hint_to_resume(signal if settings.checkpoints else 0, result["out"])
+    if signal and settings.checkpoints:
+        say(resume_hint(result["out"]))
     if as_json:
         show_json(result)
     elif result["runs"]:
@@ -145,15 +156,10 @@ def show_run(run: RunResult, as_json: bool, min_accuracy: float | None) -> None:
     from fastmlp.experiments.result import check_accuracy
 
     show_figures(run.result, as_json)
-    hint_to_resume(run.signal if run.result["settings"]["checkpoints"] else 0, run.result["out"])
+    if run.signal and run.result["settings"]["checkpoints"]:
+        say(resume_hint(run.result["out"]))
     end_by_signal(run.signal)
     check_accuracy(run.result, "test", min_accuracy)
-
-
-def hint_to_resume(signal: int, folder: str) -> None:
-    """Say how an interrupted run can be resumed."""
-    if signal:
-        say(f"to resume the run: `{shlex.join(['fastmlp', 'train', '--resume', folder])}`")
 
 
 @click.command("lr-find", cls=Sections)
@@ -192,11 +198,8 @@ def lr_find(
     from fastmlp.experiments.recipes.recipe import settings_of
 
     settings = resolve_as(RangeTestConfig, flags, os.environ, config, settings_of(recipe, "train"))
-    if print_config:
-        show(settings.text())
+    if only_print(settings, print_config):
         return
-    if is_verbose():
-        note(settings.text())
     result = run_range_test(settings, out, force=force, quiet=is_quiet(), say=say)
     if as_json:
         show_json(result)

@@ -220,6 +220,13 @@ def read_result(path: Path) -> dict[str, Any]:
     return dict(result)
 
 
+def read_data(folder: Path) -> dict[str, Any]:
+    """Read the file data.json of a run; raises the same exceptions as `read_result`."""
+    data = read_json(folder / DATA_NAME)
+    check_format_version(folder / DATA_NAME, data, DATA_VERSION)
+    return dict(data)
+
+
 def write_manifest(folder: str | os.PathLike[str], names: Sequence[str] = MANIFEST_FILES) -> None:
     """Write `manifest.json` with the SHA-256 hashes of the named files, which must not change afterwards.
 

@@ -18,6 +18,7 @@ from fastmlp.data.splits import Splits, split
 from fastmlp.errors import ConfigError
 from fastmlp.experiments.config.fields import parse_class_weight
 from fastmlp.experiments.config.train import TrainConfig
+from fastmlp.models.model import Model
 from fastmlp.nn.network import Network
 from fastmlp.training.settings import Task, make_task, prepare
 
@@ -108,6 +109,11 @@ def image_fields(data: Dataset) -> dict[str, Any]:
     if data.extractor is None or data.provenance is None:
         return {"image_shape": data.image_shape}
     return {"image_shape": tuple(data.provenance["network"]["image_shape"]), "extractor": data.extractor}
+
+
+def with_images(model: Model, data: Dataset) -> Model:
+    """Return a model that also describes the images of the data, see `image_fields`."""
+    return dataclasses.replace(model, **image_fields(data))
 
 
 def portable(config: TrainConfig) -> dict[str, Any]:

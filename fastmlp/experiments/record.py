@@ -31,7 +31,7 @@ from fastmlp.experiments.folder import (
     TIMINGS_NAME,
     remove_files,
 )
-from fastmlp.experiments.plan import RunPlan, image_fields, portable
+from fastmlp.experiments.plan import RunPlan, portable, with_images
 from fastmlp.experiments.result import OPTIONAL_FILES, PICTURES, describe_data
 from fastmlp.files import append_line, file_errors, json_bytes, make_folders, sync, write_bytes, write_json, write_toml
 from fastmlp.files.locks import unfinished
@@ -113,6 +113,11 @@ def log_lines(row: EpochLog) -> tuple[EpochLog, EpochLog]:
     return metrics, {name: row[name] for name in ("epoch", *TIMINGS)}
 
 
+def metrics_bytes(history: History) -> bytes:
+    """Return the content of metrics.jsonl after the epochs in `history`."""
+    return b"".join(json_bytes(log_lines(row)[0]) for row in history)
+
+
 class RunCheckpoints(Checkpoints):
     """The checkpoints of a run, which are in a subfolder of its folder.
 
@@ -129,7 +134,7 @@ class RunCheckpoints(Checkpoints):
     def __init__(self, plan: RunPlan, folder: Path, start: StoredCheckpoint | None = None, *, strict: bool = False) -> None:
         own = folder / CHECKPOINTS_NAME if plan.config.checkpoints else None
         super().__init__(plan.task, own, plan.config.checkpoint_seconds, start, strict=strict)
-        self.plan, self.run = plan, folder
+        self.plan, self.run, self.prepared = plan, folder, False
 
     def begin(self, engine: Engine) -> Checkpoint | None:
         """Set the files of the run to the state of the checkpoint, or of a new run; see `Checkpoints.begin`."""
@@ -137,7 +142,8 @@ class RunCheckpoints(Checkpoints):
         try:
             found = super().begin(engine)
             if found is None:
-                self.prepare()
+                if not self.prepared:
+                    self.prepare()
                 return None
         except WriteError:
             if is_new:
@@ -166,6 +172,7 @@ class RunCheckpoints(Checkpoints):
             self.describe()
         finally:
             unfinished.difference_update(new)
+        self.prepared = True
 
     def describe(self) -> None:
         """Write data.json, then config.toml, which makes the folder a run folder."""
@@ -174,10 +181,9 @@ class RunCheckpoints(Checkpoints):
 
     def write(self, checkpoint: Checkpoint, engine: Engine) -> None:
         """Write a checkpoint; see `Checkpoints.write`."""
-        if self.folder is not None and (self.run / CLASSES_NAME).exists():
+        if (self.run / CLASSES_NAME).exists():
             sync(self.run / CLASSES_NAME)  # its lines are not part of the checkpoint
-        model = dataclasses.replace(checkpoint.model, **image_fields(self.plan.data))
-        super().write(checkpoint._replace(model=model), engine)
+        super().write(checkpoint._replace(model=with_images(checkpoint.model, self.plan.data)), engine)
 
     def remove(self) -> None:
         """Remove the files of a run that has no result."""
@@ -190,15 +196,15 @@ class RunCheckpoints(Checkpoints):
 
 def restore_logs(folder: Path, history: History) -> None:
     """Set the logs of a run to the state after the epochs in `history`, and remove models of later epochs."""
-    lines = [log_lines(row) for row in history]
-    write_bytes(folder / METRICS_NAME, b"".join(json_bytes(metrics) for metrics, _ in lines))
-    write_bytes(folder / TIMINGS_NAME, b"".join(json_bytes(timings) for _, timings in lines))
+    write_bytes(folder / METRICS_NAME, metrics_bytes(history))
+    write_bytes(folder / TIMINGS_NAME, b"".join(json_bytes(log_lines(row)[1]) for row in history))
     if (folder / CLASSES_NAME).exists():
         with file_errors("read", folder / CLASSES_NAME):
-            kept = [line for line in (folder / CLASSES_NAME).read_bytes().splitlines() if 0 < epoch_of(line) <= len(history)]
-        write_bytes(folder / CLASSES_NAME, b"".join(line + b"\n" for line in kept))
-    later = [path for path in (folder / MODELS_NAME).glob(EPOCH_MODELS) if int(path.stem[6:]) > len(history)]
-    remove_files(folder / MODELS_NAME, [path.name for path in later])
+            lines = [line for line in (folder / CLASSES_NAME).read_bytes().splitlines() if 0 < epoch_of(line) <= len(history)]
+        write_bytes(folder / CLASSES_NAME, b"".join(line + b"\n" for line in lines))
+    models = [path.name for path in (folder / MODELS_NAME).glob(EPOCH_MODELS)]
+    kept = {EPOCH_MODEL.format(row["epoch"]) for row in history}
+    remove_files(folder / MODELS_NAME, [name for name in models if name not in kept])
 
 
 def epoch_of(line: bytes) -> int:

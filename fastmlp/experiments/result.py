@@ -16,7 +16,7 @@ from fastmlp.data.splits import Splits
 from fastmlp.engines import installed_versions
 from fastmlp.errors import ConfigError, DataError, DivergedError, ThresholdError, WriteError
 from fastmlp.experiments.folder import CLASSES_NAME, LOGS, RESULT_NAME, RESULT_VERSION, remove_files, write_manifest
-from fastmlp.experiments.plan import SPLIT_NAMES, RunPlan, image_fields, portable
+from fastmlp.experiments.plan import SPLIT_NAMES, RunPlan, portable, with_images
 from fastmlp.files import read_lines, sync, write_bytes, write_json
 from fastmlp.models.file import FILE_NAME
 from fastmlp.models.metrics import evaluate_with_predictions
@@ -49,11 +49,6 @@ class TrainOutcome(NamedTuple):
     seconds: float
 
 
-def with_images(training: TrainResult, plan: RunPlan) -> TrainResult:
-    """Return the result with a model that also describes the images of the data."""
-    return training._replace(model=dataclasses.replace(training.model, **image_fields(plan.data)))
-
-
 def seconds_of(history: History) -> float:
     """Return the duration of the epochs in a history, in seconds."""
     return float(sum(row["seconds"] + row["eval_seconds"] for row in history))
@@ -64,7 +59,7 @@ def save_result(plan: RunPlan, outcome: TrainOutcome, folder: Path) -> dict[str,
 
     If a file could not be written during the training, raise this error, also with the place of the best weights.
     """
-    training, saved = with_images(outcome.training, plan), False
+    training, saved = outcome.training._replace(model=with_images(outcome.training.model, plan.data)), False
     cause: DataError | None = outcome.error if isinstance(outcome.error, WriteError) else None
     try:
         training.model.save(folder / FILE_NAME)

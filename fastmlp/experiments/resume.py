@@ -13,22 +13,23 @@ from fastmlp.experiments.config.train import FIELDS, TrainConfig
 from fastmlp.experiments.folder import (
     CONFIG_NAME,
     DATA_NAME,
-    DATA_VERSION,
     MANIFEST_NAME,
     METRICS_NAME,
     MODELS_NAME,
     RESULT_NAME,
     check_manifest,
+    read_data,
     read_result,
 )
 from fastmlp.experiments.plan import FEATURES_OF, RunPlan, portable
-from fastmlp.files import file_errors, read_json, read_toml
-from fastmlp.models.file import CHECKPOINTS_NAME, check_format_version
+from fastmlp.files import file_errors, read_toml
+from fastmlp.models.file import CHECKPOINTS_NAME
 from fastmlp.training.checkpoints.compare import CHANGEABLE
 from fastmlp.training.checkpoints.file import StoredCheckpoint, files_of, read_newest
 from fastmlp.training.result import TrainResult
 
 Resume = Literal["never", "if possible", "always"]
+SEED_FOLDER = "seed-"  # start of the names of the run folders of `--seeds`
 # Settings that may differ when a run is resumed: those of the training, and those that only concern the files of the run.
 RESUMABLE = {
     *CHANGEABLE,
@@ -76,19 +77,18 @@ def check_is_run(folder: Path) -> None:
     """Raise DataError, with a remedy, if a path is not a run folder."""
     if (folder / CONFIG_NAME).exists():
         return
-    if seeds_in(folder):
-        raise DataError(
-            f"{folder} has the runs of several seeds; give one of them, such as {folder / seeds_in(folder)[0].name}"
-        )
+    if found := seeds_in(folder):
+        raise DataError(f"{folder} has the runs of several seeds; give one of them, such as {next(iter(found.values()))}")
     owner = next((parent for parent in folder.parents if (parent / CONFIG_NAME).exists()), None)
     if owner is not None:
         raise DataError(f"{folder} is part of the run folder {owner}; give the path of the run folder")
     raise DataError(f"{folder} is not a run folder, since it has no {CONFIG_NAME}; check the path, or start a new run")
 
 
-def seeds_in(folder: Path) -> list[Path]:
-    """Return the run folders of the seeds in the output folder of `--seeds`, in the order of their seeds."""
-    return sorted(folder.glob("seed-[0-9]*"), key=lambda path: int(path.name.removeprefix("seed-")))
+def seeds_in(folder: Path) -> dict[int, Path]:
+    """Return the run folders by seed in the output folder of `--seeds`, in the order of the seeds."""
+    found = {path.name.removeprefix(SEED_FOLDER): path for path in folder.glob(f"{SEED_FOLDER}*")}
+    return dict(sorted((int(seed), path) for seed, path in found.items() if seed.isdecimal()))
 
 
 def resumed_seeds(folder: Path, flags: Mapping[str, Any]) -> tuple[TrainConfig, list[int]] | None:
@@ -97,11 +97,11 @@ def resumed_seeds(folder: Path, flags: Mapping[str, Any]) -> tuple[TrainConfig, 
     The folders of all seeds are created before the settings are written, so a run may have been killed before it had any. The
     folder of a seed that diverged in its first epoch is removed.
     """
-    found = [] if (folder / CONFIG_NAME).exists() else seeds_in(folder)
-    with_settings = [path for path in found if (path / CONFIG_NAME).exists()]
+    found = {} if (folder / CONFIG_NAME).exists() else seeds_in(folder)
+    with_settings = [path for path in found.values() if (path / CONFIG_NAME).exists()]
     if not with_settings:
         return None
-    return replace(resumed_config(with_settings[0], flags), out=str(folder)), [int(path.name[5:]) for path in found]
+    return replace(resumed_config(with_settings[0], flags), out=str(folder)), list(found)
 
 
 def start_of(plan: RunPlan, folder: Path) -> StoredCheckpoint | None:
@@ -129,9 +129,7 @@ def has_ended(folder: Path) -> bool:
 
 def check_data(plan: RunPlan, folder: Path) -> None:
     """Raise DataError if the data of a plan are not those of the run in a folder."""
-    found = read_json(folder / DATA_NAME)
-    check_format_version(folder / DATA_NAME, found, DATA_VERSION)
-    if found.get("sha256") != plan.data.sha256:
+    if read_data(folder).get("sha256") != plan.data.sha256:
         raise DataError(
             f"{plan.config.data} has changed since the run in {folder} was started; restore the data, or start a new run",
             settings=("data", "data_dir"),
@@ -167,7 +165,7 @@ def has_run(plan: RunPlan, folder: Path) -> bool:
     if not (folder / CONFIG_NAME).exists() or not (folder / DATA_NAME).exists():
         return False
     same = read_toml(folder / CONFIG_NAME) == portable(plan.config)
-    same = same and read_json(folder / DATA_NAME).get("sha256") == plan.data.sha256
+    same = same and read_data(folder).get("sha256") == plan.data.sha256
     return same and (bool(files_of(folder)) or not has_ended(folder))
 
 
@@ -203,8 +201,7 @@ def state_of(path: Path) -> RunState:
     if (folder / MANIFEST_NAME).exists() or not (folder / DATA_NAME).exists():
         check_manifest(folder)
         return RunState(resolve({}, {}, folder / CONFIG_NAME), dict(read_result(folder / RESULT_NAME)["data"]), path, "")
-    config, data = resolve({}, {}, folder / CONFIG_NAME), read_json(folder / DATA_NAME)
-    check_format_version(folder / DATA_NAME, data, DATA_VERSION)
+    config, data = resolve({}, {}, folder / CONFIG_NAME), read_data(folder)
     text = f"{folder}: the run has not finished"
     if path.is_file():
         return RunState(config, data, path, text)
@@ -238,7 +235,6 @@ def run_of(path: Path) -> Path | None:
     """
     if path.is_dir():
         return path
-    folder = path.absolute().parent.parent
-    return (
-        folder if path.absolute().parent.name in (CHECKPOINTS_NAME, MODELS_NAME) and (folder / CONFIG_NAME).exists() else None
-    )
+    inner = path.absolute().parent
+    is_in_run = inner.name in (CHECKPOINTS_NAME, MODELS_NAME) and (inner.parent / CONFIG_NAME).exists()
+    return inner.parent if is_in_run else None

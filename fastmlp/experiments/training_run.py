@@ -21,8 +21,8 @@ from fastmlp.experiments.plan import RunPlan, Say, image_fields, make_plan
 from fastmlp.experiments.record import PeriodicSaver, Recorder, RunCheckpoints
 from fastmlp.experiments.result import TrainOutcome, save_result, seconds_of
 from fastmlp.experiments.resume import Resume, nothing_left, resumed_from, start_for
+from fastmlp.models.file import files_in
 from fastmlp.models.model import Model
-from fastmlp.training.checkpoints.file import files_in
 from fastmlp.training.loop import Diverged, Interrupted, WriteFailed, train_task
 from fastmlp.training.progress import Progress, make_progress
 

@@ -10,13 +10,13 @@ from typing import Any
 from fastmlp.errors import DataError
 from fastmlp.experiments.folder import MANIFEST_NAME, METRICS_NAME, check_manifest
 from fastmlp.experiments.plan import Say, make_plan
-from fastmlp.experiments.record import log_lines
+from fastmlp.experiments.record import metrics_bytes
 from fastmlp.experiments.resume import check_data, resumed_config
-from fastmlp.files import file_errors, json_bytes
+from fastmlp.files import file_errors
 from fastmlp.models.file import FILE_NAME
 from fastmlp.models.model import load
 from fastmlp.training.checkpoints.file import Checkpoint, files_of, read
-from fastmlp.training.replay import digests, replay
+from fastmlp.training.replay import replay
 
 
 def verify_run(folder: Path, flags: Mapping[str, Any], *, say: Say = lambda text: None) -> dict[str, Any]:
@@ -50,18 +50,18 @@ def verify_run(folder: Path, flags: Mapping[str, Any], *, say: Say = lambda text
     start = "the beginning" if before is None else before.path.name
     say(f"repeating the training from {start} to {last.path.name}")
     repeated = replay(plan.task, before, last)
-    ours = digests(repeated) | {METRICS_NAME: sha256(metrics_of(repeated))}
-    theirs = digests(last.checkpoint) | {METRICS_NAME: sha256(logged_metrics(folder, len(repeated.history)))}
+    theirs = parts_of(last.checkpoint) | {METRICS_NAME: logged_metrics(folder, len(repeated.history))}
+    ours = parts_of(repeated) | {METRICS_NAME: metrics_bytes(repeated.history)}
     if (folder / FILE_NAME).exists() and last.checkpoint.partial is None:  # otherwise, it may be the model of a partial epoch
-        ours[FILE_NAME] = sha256(repeated.model.parameters.tobytes())
-        theirs[FILE_NAME] = sha256(load(folder / FILE_NAME, backend="numpy").parameters.tobytes())
+        theirs[FILE_NAME] = load(folder / FILE_NAME, backend="numpy").parameters.tobytes()
+        ours[FILE_NAME] = repeated.model.parameters.tobytes()
     done = 0 if before is None else len(before.checkpoint.history)
     return {
         "run": str(folder),
         "from": None if before is None else before.path.name,
         "epochs": [done + 1, len(last.checkpoint.history) + (last.checkpoint.partial is not None)],
         "same": theirs == ours,
-        "sha256": {name: {"run": theirs[name], "repeated": ours[name]} for name in theirs},
+        "sha256": {name: {"run": sha256(theirs[name]), "repeated": sha256(ours[name])} for name in theirs},
     }
 
 
@@ -69,9 +69,13 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def metrics_of(checkpoint: Checkpoint) -> bytes:
-    """Return the lines of metrics.jsonl for the completed epochs of a checkpoint."""
-    return b"".join(json_bytes(log_lines(row)[0]) for row in checkpoint.history)
+def parts_of(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """Return the weights, the state of the optimizer and, after the first epoch, the best weights, as bytes."""
+    parts = {
+        "weights": checkpoint.state.parameters.tobytes(),
+        "optimizer": checkpoint.state.slots.tobytes() + str(checkpoint.state.step).encode(),
+    }
+    return parts | ({"best weights": checkpoint.model.parameters.tobytes()} if checkpoint.best_epoch else {})
 
 
 def logged_metrics(folder: Path, epochs: int) -> bytes:

@@ -13,7 +13,7 @@ from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.folder import METRICS_NAME, RESULT_NAME, RESULT_VERSION, read_result, run_folder
 from fastmlp.experiments.plan import RunPlan, Say, make_plan
 from fastmlp.experiments.result import CURVES_NAME
-from fastmlp.experiments.resume import Resume
+from fastmlp.experiments.resume import SEED_FOLDER, Resume
 from fastmlp.experiments.sweeps.parallel import NamedRun, train_in_parallel
 from fastmlp.files import read_lines, write_json
 from fastmlp.training.result import mean_and_deviation
@@ -61,7 +61,7 @@ def run_seeds(
     with run_folder(config.out, plan.data.name, label, now, force=config.force or resume == "always") as folder:
         rows = ", ".join(f"{len(split):,} {name}" for name, split in plan.splits.items())
         say(f"{plan.data.name}: {rows} rows; network {plan.network.label}, {count} seeds")
-        runs = [NamedRun(f"seed {seed}", one, folder / f"seed-{seed}") for seed, one in zip(seeds, plans, strict=True)]
+        runs = [NamedRun(f"seed {seed}", one, folder / f"{SEED_FOLDER}{seed}") for seed, one in zip(seeds, plans, strict=True)]
         signal = train_in_parallel(runs, config.threads, say, resume=resume, strict=strict)
         results = {run.name: read_result(run.folder / RESULT_NAME) for run in runs if (run.folder / RESULT_NAME).exists()}
         if not results and not signal:
