@@ -32,7 +32,6 @@ from fastmlp.models.file import CHECKPOINTS_NAME
 from fastmlp.models.model import load
 from fastmlp.training.checkpoints.file import files_of, read, read_newest
 
-LOGS = ("metrics.jsonl", "timings.jsonl", "classes.jsonl")
 TIMED = ("timings.jsonl", "result.json", "manifest.json")  # files that contain durations, or hashes of such files
 RESULTS = ("test", "validation", "train", "epochs", "best_epoch", "stopped")  # keys of result.json without durations
 PLACE = re.compile(r"the weights of the best epoch, (\d+), are in (.+)$")

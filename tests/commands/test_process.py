@@ -130,7 +130,6 @@ def test_a_signal_before_the_training_leaves_nothing(number: int, code: int, tmp
 INTERRUPTED = """
 import atexit, os, signal, sys
 
-os.close(int(sys.argv.pop(1)))
 moment, number, times = sys.argv.pop(1), int(sys.argv.pop(1)), int(sys.argv.pop(1))
 rename = os.replace
 
