@@ -73,10 +73,10 @@ def verify(run: str, as_json: bool, **flags: Any) -> None:
     \b
     fastmlp verify runs/a
 
-    The training is repeated from the checkpoint before the last one, or from the beginning if there is only one, to
-    the last one. The weights, the state of the optimizer and the metrics are compared by their SHA-256 hashes with those
-    in the checkpoint, in model.safetensors and in metrics.jsonl. The run folder is not changed. The exit code is 3 if
-    there is a difference.
+    The training is restarted from the second-to-last checkpoint, or from the beginning if there is only one, and
+    continues up to the last checkpoint. The weights and the optimizer state are compared with the last checkpoint, the
+    best weights with model.safetensors, and the metrics with metrics.jsonl, by their SHA-256 hashes. The run folder is
+    not changed. The exit code is 3 if there is a difference.
     """
     from fastmlp.experiments.verification import check_verified, verify_run
 

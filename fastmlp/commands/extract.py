@@ -45,7 +45,7 @@ def extract(
 
     The feature file is a data set with the same splits as the images. It also contains the convolutional network, so
     that `evaluate` and `predict` accept images for a model that was trained on the features. The same settings and
-    images give the same features; if the file exists already, only missing figures are drawn. After Ctrl-C, run the same
+    images give the same features; if the file exists already, nothing is extracted. After Ctrl-C, run the same
     command again to continue.
 
     This command needs PyTorch: pip install 'fastmlp[cnn]'.

@@ -81,8 +81,8 @@ def train(
     (the output of --json), model.safetensors, curves.png, confusion.png, report.txt, manifest.json and checkpoints.
     Ctrl-C stops the training and keeps the best weights so far.
 
-    --resume continues a run that was interrupted or killed from its last checkpoint. The results are bitwise identical
-    to those of an uninterrupted run. The settings are those of the run; only --epochs, --patience, --max-time,
+    --resume continues an interrupted or killed run from its newest checkpoint. With the same engine, package versions
+    and kind of CPU, the results are bitwise identical to those of an uninterrupted run. The settings are those of the run; only --epochs, --patience, --max-time,
     --backend, --threads, --data, --data-dir, --checkpoints, --checkpoint-seconds, --predictions and --min-accuracy can
     be changed.
 

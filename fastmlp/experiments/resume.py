@@ -222,9 +222,9 @@ def contents(folder: Path) -> str:
         models = len(list((folder / MODELS_NAME).glob("*.safetensors")))
     parts = ["its settings"]
     if epochs:
-        parts.append(f"the metrics of {epochs} epochs")
+        parts.append(f"the metrics of {epochs} epoch{'s'[: epochs != 1]}")
     if models:
-        parts.append(f"{models} models in the subfolder {MODELS_NAME}")
+        parts.append(f"{models} model{'s'[: models != 1]} in the subfolder {MODELS_NAME}")
     return " and ".join(parts)
 
 

@@ -159,7 +159,9 @@ def train(  # noqa: PLR0913 - keyword-only, with defaults
     task = make_task(network, settings, data)
     if seeds is not None:
         if checkpoints is not None or resume:
-            raise ConfigError("checkpoints and resume are for one training, not for several seeds; train each seed separately")
+            raise ConfigError(
+                "checkpoints and resume are for one training, not for several seeds; train each seed in a separate call"
+            )
         return train_seeds(task, tuple(seeds), callbacks, progress is not False)
     stored = open_checkpoints(task, checkpoints, checkpoint_seconds, resume, strict)
     with ExitStack() as stack:

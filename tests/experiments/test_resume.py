@@ -297,7 +297,7 @@ def test_an_unfinished_run_without_checkpoints(tmp_path: Path, monkeypatch: pyte
         call("train", *FLAGS, "--no-checkpoints", "--out", folder)
     line = refused(3, "evaluate", folder)
     assert line.startswith(f"{folder}: the run has not finished, and has no checkpoint, only its settings and ")
-    assert "the metrics of 4 epochs and 1 models in the subfolder models; resume" in line
+    assert "the metrics of 4 epochs and 1 model in the subfolder models; resume" in line
 
 
 def test_an_unfinished_run_with_changed_data_is_not_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,10 +100,10 @@ class ExtractJob(NamedTuple):
     def continuation(self) -> str:
         """Message that says what an interrupted run has saved, and what the same command will do."""
         if not self.kept.exists():
-            return "no checkpoint was saved, so the same command starts again"
+            return "no checkpoint was saved, so the same command starts again, from the beginning"
         saved = " and ".join(map(str, [self.kept, *self.partial]))
         if not self.config.resume:
-            return f"the same command starts again, because resume is false; if it is true, it continues from {saved}"
+            return f"the same command starts again, from the beginning, because resume is false; if it is true, it continues from {saved}"
         return f"the same command continues from {saved}"
 
     def clear(self) -> None:
