@@ -82,9 +82,9 @@ def train(
     Ctrl-C stops the training and keeps the best weights so far.
 
     --resume continues an interrupted or killed run from its newest checkpoint. With the same engine, package versions
-    and kind of CPU, the results are bitwise identical to those of an uninterrupted run. The settings are those of the run; only --epochs, --patience, --max-time,
-    --backend, --threads, --data, --data-dir, --checkpoints, --checkpoint-seconds, --predictions and --min-accuracy can
-    be changed.
+    and kind of CPU, the results are bitwise identical to those of an uninterrupted run. The settings are those of the
+    run; only --epochs, --patience, --max-time, --backend, --threads, --data, --data-dir, --checkpoints,
+    --checkpoint-seconds, --predictions and --min-accuracy can be changed.
 
     With --seeds, all runs have the same splits, --threads is the number of runs that are trained in parallel, and the
     output folder has a run folder per seed, seeds.json with means and standard deviations, and curves.png.
@@ -153,10 +153,12 @@ def train_seeds(
 
 def show_run(run: RunResult, as_json: bool, min_accuracy: float | None) -> None:
     """Print the metrics of a run; exit with an error code after a signal, or if the test accuracy is below the minimum."""
+    from fastmlp.experiments.plan import in_memory
     from fastmlp.experiments.result import check_accuracy
 
     show_figures(run.result, as_json)
-    if run.signal and run.result["settings"]["checkpoints"]:
+    settings = run.result["settings"]
+    if run.signal and settings["checkpoints"] and not in_memory(settings["data"]):
         say(resume_hint(run.result["out"]))
     end_by_signal(run.signal)
     check_accuracy(run.result, "test", min_accuracy)

@@ -83,9 +83,14 @@ def make_plan(
     return RunPlan(config, data, splits, make_task(network, settings, training))
 
 
+def in_memory(data: str) -> bool:
+    """Return whether a setting `data` stands for features of images that were kept in memory only."""
+    return data.startswith(FEATURES_OF)
+
+
 def load(config: TrainConfig, progress: bool) -> Dataset:
     """Load the data set that `config.data` names; raises the same errors as `load_data`."""
-    if config.data.startswith(FEATURES_OF):
+    if in_memory(config.data):
         raise ConfigError(
             f"{config.data} were kept in memory only; run `fastmlp extract … train` again, or use a feature file as data",
             settings=("data",),
@@ -119,7 +124,7 @@ def with_images(model: Model, data: Dataset) -> Model:
 def portable(config: TrainConfig) -> dict[str, Any]:
     """Return the settings as stored in a run folder: with absolute paths, and without `out` and `force`."""
     table = {name: value for name, value in config.table().items() if name not in ("out", "force")}
-    if config.data not in DATASETS and not config.data.startswith(FEATURES_OF):
+    if config.data not in DATASETS and not in_memory(config.data):
         table["data"] = str(Path(config.data).absolute())
     if config.data_dir is not None:
         table["data_dir"] = str(Path(config.data_dir).absolute())

@@ -21,7 +21,7 @@ from fastmlp.experiments.folder import (
     read_data,
     read_result,
 )
-from fastmlp.experiments.plan import FEATURES_OF, RunPlan, portable
+from fastmlp.experiments.plan import RunPlan, in_memory, portable
 from fastmlp.files import file_errors, read_toml
 from fastmlp.models.file import CHECKPOINTS_NAME
 from fastmlp.training.checkpoints.compare import CHANGEABLE
@@ -68,7 +68,7 @@ def resumed_config(folder: Path, flags: Mapping[str, Any]) -> TrainConfig:
             f"{folder}: these settings cannot be changed when a run is resumed: {values}; leave them out, or start a new run",
             settings=changed,
         )
-    if now.data.startswith(FEATURES_OF):
+    if in_memory(now.data):
         raise ConfigError(f"{folder}: {now.data} were kept in memory only, so the run cannot be resumed; run it again")
     return replace(now, out=str(folder))
 

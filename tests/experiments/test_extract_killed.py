@@ -15,6 +15,7 @@ from fastmlp.cnn.training import Trainer
 from support.cli import call, ok, refused
 from support.cnn import SHAPE, bars
 from support.extract import DRAWN, own_folder, without_pictures  # noqa: F401 - fixtures of all tests
+from support.signals import interrupted
 
 from fastmlp.data import features as feature_files
 from fastmlp.data.dataset import load_data
@@ -166,7 +167,7 @@ def test_figures_of_features_that_are_replaced_are_removed(home: Path) -> None:
 
 
 CONTINUES = "the same command continues from"
-ANEW = "the same command starts again"
+ANEW = "the same command starts again, from the beginning"
 INTERRUPTED: list[tuple[Any, str, int, list[str], str]] = [
     (Trainer, "_train_step", 1, ["--out", "f.npz"], f"in the first epoch; no checkpoint was saved, so {ANEW}"),
     (Trainer, "checkpoint", 2, ["--out", "f.npz"], f"after epoch 2; {CONTINUES} C"),
@@ -202,6 +203,15 @@ def test_the_message_names_what_was_saved(
         message = message.replace("C" if path.endswith(".checkpoint") else "P", path)
     assert done.stderr.splitlines()[-1] == f"interrupted {message}"
     assert all(path in message for path in saved)
+
+
+def test_the_command_to_resume_is_given_only_for_features_in_a_file(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = ["extract", "--data", home / "images.npz", *SMALL]
+    for features, given in (([], False), (["--out", "f.npz"], True)):
+        with interrupted(1, monkeypatch):
+            done = call(*images, *features, "train", *MLP, "--out", f"run-{given}")
+        assert done.exit_code == 128 + signal.SIGINT, done.output
+        assert ("fastmlp train --resume" in done.stderr) == given
 
 
 # ------------------------------------------------------------------------------------------------ the same output

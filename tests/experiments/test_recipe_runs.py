@@ -88,6 +88,18 @@ def test_what_is_finished_stays_and_what_is_not_is_made() -> None:
     assert line == "set/group7-mlp-1 has a run with other settings; remove it, or choose another folder [--out]"
 
 
+def test_a_run_that_was_killed_before_its_manifest_is_not_finished() -> None:
+    arguments, folder = ["recipes", "run", "group7-mlp-2", "--out", "set"], Path("set/group7-mlp-2")
+    ok(*arguments, "-q", **TINY)
+    for name in ("manifest.json", "curves.png"):
+        (folder / name).unlink()
+    model = (folder / "model.safetensors").read_bytes()
+    assert ok(*arguments, **TINY).stderr.startswith("group7-mlp-2\n")
+    assert (folder / "manifest.json").exists()
+    assert (folder / "curves.png").exists()
+    assert (folder / "model.safetensors").read_bytes() == model
+
+
 def test_what_a_report_watches_is_kept_of_networks_side_by_side() -> None:
     """Networks that are trained in parallel write the same files as networks that are trained alone.
 

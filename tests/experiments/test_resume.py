@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 from support.cli import call, no_figures, ok, refused  # noqa: F401 - an autouse fixture
+from support.signals import interrupted
 
 import fastmlp
-from fastmlp.engines.chunks import ChunkSize
-from fastmlp.engines.interrupts import Signals
-from fastmlp.engines.numpy_engine import NumpyEngine
 from fastmlp.experiments.folder import write_manifest
 from fastmlp.experiments.record import Recorder
 from fastmlp.files import read_lines, read_toml
@@ -48,31 +44,6 @@ def killed(epoch: int, patch: pytest.MonkeyPatch) -> Iterator[None]:
         inner.setattr(Recorder, "epoch_done", die)
         with pytest.raises(Killed):
             yield
-
-
-@contextmanager
-def interrupted(rows: int, patch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """Send SIGINT during the call of the NumPy engine that trains on row number `rows`; yield the numbers of rows per call."""
-    called: list[int] = []
-    handled = threading.Event()
-    with patch.context() as inner:
-        train, note = NumpyEngine.train, Signals._note
-
-        def record(signals: Signals, *given: Any) -> None:
-            note(signals, *given)
-            handled.set()
-
-        def count(engine: NumpyEngine, x: Any, y: Any, indices: Any, *given: Any) -> Any:
-            if sum(called) < rows <= sum(called) + len(indices):
-                signal.raise_signal(signal.SIGINT)
-                assert handled.wait(60)  # the main thread handles signals
-            called.append(len(indices))
-            return train(engine, x, y, indices, *given)
-
-        inner.setattr(NumpyEngine, "train", count)
-        inner.setattr(Signals, "_note", record)
-        inner.setattr(ChunkSize, "record", lambda chunk, rows, seconds: None)  # several calls per epoch
-        yield called
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Programs that get SIGINT or SIGTERM at a chosen moment, and checks of how they end and of the files that they leave."""
+"""Runs that get SIGINT or SIGTERM at a chosen moment, and checks of how they end and of the files that they leave."""
 
 from __future__ import annotations
 
@@ -7,13 +7,20 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
+
 from benchmarks.durability.trials import read_file
+from fastmlp.engines.chunks import ChunkSize
+from fastmlp.engines.interrupts import Signals
 from fastmlp.engines.kernel_cache import DIGEST_BYTES
+from fastmlp.engines.numpy_engine import NumpyEngine
 from support.processes import ROOT
 
 PROGRAM = "from fastmlp.commands import main; main()"
@@ -64,6 +71,31 @@ class Program:
         finally:
             self.process.kill()  # in case the signal did not end it
         return Ended(self.process.returncode, stdout or b"", stderr or b"")
+
+
+@contextmanager
+def interrupted(rows: int, patch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Send SIGINT to this process when the NumPy engine trains on row number `rows`; yield the numbers of rows per call."""
+    called: list[int] = []
+    handled = threading.Event()
+    with patch.context() as inner:
+        train, note = NumpyEngine.train, Signals._note
+
+        def record(signals: Signals, *given: Any) -> None:
+            note(signals, *given)
+            handled.set()
+
+        def count(engine: NumpyEngine, x: Any, y: Any, indices: Any, *given: Any) -> Any:
+            if sum(called) < rows <= sum(called) + len(indices):
+                signal.raise_signal(signal.SIGINT)
+                assert handled.wait(60)  # the main thread handles signals
+            called.append(len(indices))
+            return train(engine, x, y, indices, *given)
+
+        inner.setattr(NumpyEngine, "train", count)
+        inner.setattr(Signals, "_note", record)
+        inner.setattr(ChunkSize, "record", lambda chunk, rows, seconds: None)  # several calls per epoch
+        yield called
 
 
 def check_ended(ended: Ended, number: int) -> None:

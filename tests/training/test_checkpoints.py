@@ -401,6 +401,18 @@ def test_arguments(train: Trainings, folder: Path, tmp_path: Path) -> None:
             train(checkpoints=tmp_path / "a", checkpoint_seconds=seconds)
 
 
+def test_an_older_checkpoint_is_resumed_in_another_folder(train: Trainings, folder: Path, tmp_path: Path) -> None:
+    """In the same folder, the newer checkpoints would be kept, and those of the resumed run removed at once."""
+    train(checkpoints=folder, resume=True)
+    older, newest = checkpoints.files_of(folder)
+    before = stored(folder)
+    with pytest.raises(ConfigError, match=f"has checkpoints of another training run, or newer ones, such as {newest.name}"):
+        train(resume=older, checkpoints=folder)
+    assert stored(folder) == before
+    check_same(train(resume=older, checkpoints=tmp_path / "new"), train())
+    assert newest.name in stored(tmp_path / "new")
+
+
 @pytest.mark.skipif(not hasattr(os, "O_DIRECTORY"), reason="the system has no locks of folders")
 def test_a_folder_has_one_writer(train: Trainings, tmp_path: Path) -> None:
     def second(row: Any, engine: Engine) -> None:

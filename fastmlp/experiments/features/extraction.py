@@ -102,9 +102,10 @@ class ExtractJob(NamedTuple):
         if not self.kept.exists():
             return "no checkpoint was saved, so the same command starts again, from the beginning"
         saved = " and ".join(map(str, [self.kept, *self.partial]))
+        continues = f"continues from {saved}"
         if not self.config.resume:
-            return f"the same command starts again, from the beginning, because resume is false; if it is true, it continues from {saved}"
-        return f"the same command continues from {saved}"
+            return f"the same command starts again, from the beginning, because resume is false; if it is true, it {continues}"
+        return f"the same command {continues}"
 
     def clear(self) -> None:
         """Remove the checkpoint and the partial features of an interrupted run."""

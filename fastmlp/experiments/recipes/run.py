@@ -1,9 +1,8 @@
 """Run the recipes that are not finished, and compare their results with the published ones.
 
-Each recipe has its own run folder, as written by `fastmlp train`. A recipe is finished if the folder has the result of a run
-that was not interrupted; other runs continue from their checkpoints. MLPs
-on pixels with the same data and splits are trained in parallel (training/many.py);
-convolutional networks are trained one after the other.
+Each recipe has its own run folder, as written by `fastmlp train`. A recipe is finished if the folder has all files of a run
+that was not interrupted; other runs continue from their checkpoints. MLPs on pixels with the same data and splits are trained
+in parallel (training/many.py); convolutional networks are trained one after the other.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from fastmlp.experiments.config.train import DataSettings, TrainConfig, fields_o
 from fastmlp.experiments.features.chain import chain_picture_names, draw_finished, extract_and_train
 from fastmlp.experiments.features.extraction import Tools, extract_run
 from fastmlp.experiments.features.pictures import draw_missing
-from fastmlp.experiments.folder import CONFIG_NAME, RESULT_NAME, make_folder, read_result
+from fastmlp.experiments.folder import CONFIG_NAME, MANIFEST_NAME, RESULT_NAME, make_folder, read_result
 from fastmlp.experiments.plan import SPLIT_NAMES, RunPlan, Say, make_plan, portable
 from fastmlp.experiments.recipes.recipe import Recipe, all_recipes, find, matching
 from fastmlp.experiments.sweeps.parallel import NamedRun, train_in_parallel
@@ -42,8 +41,8 @@ class RecipeJob(NamedTuple):
     def result(self) -> dict[str, Any] | None:
         """Result of the finished run, or None if there is none. Raises ConfigError if the run had other settings."""
         result = finished_result(self.recipe, self.folder)
-        if result is None:
-            return None
+        if result is None or (self.config is not None and not (self.folder / MANIFEST_NAME).exists()):
+            return None  # without a manifest, the run was killed after it had written its result
         same = self.config is None or read_toml(self.folder / CONFIG_NAME) == portable(self.config)
         if self.images is not None:
             same = same and extracted_of(self.recipe, result).get("settings") == json.loads(json.dumps(self.images.key()))

@@ -131,8 +131,11 @@ def check_environment(stored: StoredCheckpoint, now: dict[str, str], *, strict: 
     changed = ", ".join(f"{name} {before.get(name, 'none')} (now {now[name]})" for name in names)
     text = f"the checkpoint was written with {changed}"
     if strict:
-        remedy = "use the same engine, processor and package versions, or turn off strict to accept results that are not bitwise identical"
-        raise ConfigError(f"{stored.path}: {text}; {remedy}", settings=("strict",))
+        raise ConfigError(
+            f"{stored.path}: {text}; use the same engine, processor and package versions, or turn off strict to accept results "
+            "that are not bitwise identical",
+            settings=("strict",),
+        )
     warnings.warn(
         f"{text}; the results may differ, because rounding differences grow during training", RuntimeWarning, stacklevel=4
     )

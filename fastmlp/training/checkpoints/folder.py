@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -148,6 +148,19 @@ class Checkpoints:
         self.written = time.monotonic()
 
 
+def check_newest(found: Sequence[Path], into: Path | None) -> None:
+    """Raise ConfigError if a folder has checkpoints that are newer than those from which a run is resumed.
+
+    Only the checkpoints with the most updates are kept, so each checkpoint of this run would be removed at once.
+    """
+    newest = files_in(into)[-1:] if into is not None else []
+    if newest and newest[0].resolve() not in [path.resolve() for path in found]:
+        raise ConfigError(
+            f"{into} has checkpoints of another training run, or newer ones, such as {newest[0].name}; resume from them with "
+            "resume=True, or use another folder"
+        )
+
+
 def open_checkpoints(
     task: Task, folder: str | Path | bool | None, seconds: float, resume: str | Path | bool | None, strict: bool
 ) -> Checkpoints:
@@ -173,6 +186,7 @@ def open_checkpoints(
         found = [path] if path.is_file() else files_of(path)
         if not found:
             raise DataError(f"no checkpoint in {path}; check the path, or leave out resume to train from the beginning")
+        check_newest(found, into)
     elif into is not None and files_in(into):
         raise ConfigError(
             f"{into} has checkpoints of an earlier training run; resume it with resume=True, or use another folder"
