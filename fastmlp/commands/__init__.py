@@ -25,7 +25,7 @@ def main() -> None:
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # ignored, for example, in a background job of a script
             signal.signal(number, end_process)
-    from fastmlp.commands.console import prepare_process
+    from fastmlp.commands.common.console import prepare_process
     from fastmlp.commands.program import program
 
     prepare_process()
@@ -37,7 +37,7 @@ def end_process(number: int, frame: FrameType | None) -> None:
 
     The handler does not raise an exception, because an exception that is raised at an arbitrary place may be lost (in a
     destructor, or in a function that C calls) or replaced by another one (in an import). It imports nothing, because the signal
-    may have interrupted an import. Results are flushed when they are written (console.py), so none are lost.
+    may have interrupted an import. Results are flushed when they are written (common/console.py), so none are lost.
     """
     try:
         for other in SIGNALS:  # a second signal must not print a second line

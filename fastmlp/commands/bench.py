@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from fastmlp.commands.console import say, show, show_json
-from fastmlp.commands.options import Command, bench_options, common_options
+from fastmlp.commands.common.console import say, show, show_json
+from fastmlp.commands.common.options import Command, bench_options, common_options
 from fastmlp.errors import ConfigError
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from fastmlp.commands.console import is_quiet, say, show, show_files, show_json
-from fastmlp.commands.options import Group, common_options, data_dir_option
+from fastmlp.commands.common.console import is_quiet, say, show, show_files, show_json
+from fastmlp.commands.common.options import Group, common_options, data_dir_option
 from fastmlp.errors import DataError
 
 

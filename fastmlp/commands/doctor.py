@@ -19,8 +19,8 @@ import click
 import numpy as np
 
 from fastmlp import __version__
-from fastmlp.commands.console import show, show_json
-from fastmlp.commands.options import Command, common_options, data_dir_option
+from fastmlp.commands.common.console import show, show_json
+from fastmlp.commands.common.options import Command, common_options, data_dir_option
 from fastmlp.engines import Version, installed_version
 from fastmlp.engines.cuda import INSTALL
 from fastmlp.engines.jit import JitDisabledError

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from fastmlp.commands.console import given_flags, note, resume_hint, say, show, show_figures, show_json, show_reports
-from fastmlp.commands.options import SOURCE, Command, common_options, data_dir_option, engine_options
-from fastmlp.commands.toolkit import open_extractor
+from fastmlp.commands.common.console import given_flags, note, resume_hint, say, show, show_figures, show_json, show_reports
+from fastmlp.commands.common.options import SOURCE, Command, common_options, data_dir_option, engine_options
+from fastmlp.commands.common.toolkit import open_extractor
 
 
 @click.command(cls=Command)

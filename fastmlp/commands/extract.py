@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from fastmlp.commands.console import end_by_signal, is_quiet, is_verbose, note, say, show, show_extraction
-from fastmlp.commands.options import (
+from fastmlp.commands.common.console import end_by_signal, is_quiet, is_verbose, note, say, show, show_extraction
+from fastmlp.commands.common.options import (
     Chain,
     Sections,
     common_options,
@@ -17,7 +17,7 @@ from fastmlp.commands.options import (
     setting_options,
     source_options,
 )
-from fastmlp.commands.toolkit import extraction_tools
+from fastmlp.commands.common.toolkit import extraction_tools
 from fastmlp.commands.train import show_run
 from fastmlp.experiments.config.extract import INHERITED, ExtractConfig
 from fastmlp.experiments.config.train import TrainConfig

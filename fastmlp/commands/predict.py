@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from fastmlp.commands.console import show, show_json
-from fastmlp.commands.options import Command, common_options, engine_options
-from fastmlp.commands.toolkit import open_extractor
+from fastmlp.commands.common.console import show, show_json
+from fastmlp.commands.common.options import Command, common_options, engine_options
+from fastmlp.commands.common.toolkit import open_extractor
 
 
 @click.command(cls=Command)

@@ -21,15 +21,15 @@ import click
 from fastmlp import __version__
 from fastmlp.commands import SIGNAL_CODE
 from fastmlp.commands.bench import bench
-from fastmlp.commands.console import fail, note
+from fastmlp.commands.common.console import fail, note
+from fastmlp.commands.common.options import Group
+from fastmlp.commands.common.toolkit import extraction_tools
 from fastmlp.commands.data import data
 from fastmlp.commands.doctor import doctor
 from fastmlp.commands.evaluate import evaluate, verify
 from fastmlp.commands.extract import extract
-from fastmlp.commands.options import Group
 from fastmlp.commands.predict import predict
 from fastmlp.commands.recipes import recipes
-from fastmlp.commands.toolkit import extraction_tools
 from fastmlp.commands.train import lr_find, train
 from fastmlp.errors import UnavailableError
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastmlp.commands.console import end_by_signal, is_quiet, say, show, show_json
-from fastmlp.commands.options import Group, common_options, data_dir_option
+from fastmlp.commands.common.console import end_by_signal, is_quiet, say, show, show_json
+from fastmlp.commands.common.options import Group, common_options, data_dir_option
 
 if TYPE_CHECKING:
     from fastmlp.experiments.recipes.plot import Drawn

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastmlp.commands.console import (
+from fastmlp.commands.common.console import (
     end_by_signal,
     given_flags,
     is_quiet,
@@ -21,7 +21,7 @@ from fastmlp.commands.console import (
     show_figures,
     show_json,
 )
-from fastmlp.commands.options import Option, Sections, common_options, recipe_option, setting_options, source_options
+from fastmlp.commands.common.options import Option, Sections, common_options, recipe_option, setting_options, source_options
 from fastmlp.errors import ConfigError
 from fastmlp.experiments.config.learning_rate import IGNORED, RangeTestConfig
 from fastmlp.experiments.config.train import DataSettings, TrainConfig

@@ -11,8 +11,8 @@ import click
 import pytest
 from support.cli import call, forget_settings, ok, refused
 
-from fastmlp.commands.console import flag
-from fastmlp.commands.options import Command
+from fastmlp.commands.common.console import flag
+from fastmlp.commands.common.options import Command
 from fastmlp.commands.program import CONTEXT, program
 from fastmlp.experiments.config.extract import INHERITED, ExtractConfig
 from fastmlp.experiments.config.learning_rate import IGNORED, RangeTestConfig

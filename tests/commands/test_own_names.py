@@ -45,7 +45,7 @@ def test_the_program_is_ours(beside: Path) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
 def test_the_extractor_is_ours(beside: Path) -> None:
-    done = run(beside, "-c", "from fastmlp.commands.toolkit import extraction_tools; print(extraction_tools().__name__)")
+    done = run(beside, "-c", "from fastmlp.commands.common.toolkit import extraction_tools; print(extraction_tools().__name__)")
     assert (done.returncode, done.stdout) == (0, "fastmlp.cnn.toolkit\n"), done.stderr
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from support.cli import FAST, SMALL, call, forget_settings, ok, refused
 
 import fastmlp
-from fastmlp.commands.console import warn
+from fastmlp.commands.common.console import warn
 
 
 @pytest.fixture(autouse=True)

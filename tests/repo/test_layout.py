@@ -21,7 +21,7 @@ OTHER_FILES = [*sorted((ROOT / "cnn").glob("*.py")), ROOT / "cli.py"]
 
 # import-linter (setup.cfg) checks the import order of subpackages. This file checks rules that import-linter cannot express.
 KERNELS = ("engines/cpu/kernels/", "engines/cpu/codegen/", "engines/cuda/kernels/")
-EXTRACTOR_IMPORTER = "commands/toolkit"  # the only file that may import fastmlp.cnn
+EXTRACTOR_IMPORTER = "commands/common/toolkit"  # the only file that may import fastmlp.cnn
 MAX_FILES = 12  # maximum number of Python files in a folder, without __init__.py
 MAX_ENTRIES = 16  # maximum number of files and folders in the package folder
 MAX_LINES = 400

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from fastmlp.commands.console import FLAGS, QUIET, VERBOSE, Function, flag
+from fastmlp.commands.common.console import FLAGS, QUIET, VERBOSE, Function, flag
 from fastmlp.engines import CHOICES
 from fastmlp.experiments.config.fields import BOOLEAN
 from fastmlp.experiments.config.names import setting_synonyms
