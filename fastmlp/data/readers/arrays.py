@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,9 @@ from fastmlp.data.readers.tensors import read_tensors
 from fastmlp.errors import DataError
 from fastmlp.files import file_errors
 
+if TYPE_CHECKING:
+    from fastmlp.data.tables.encoding import TableEncoding
+
 # Read-ahead is disabled for files larger than this fraction of the machine's memory, because they do not fit into the page
 # cache. Training reads rows in random order, so reading ahead would only evict pages that are still needed.
 READ_AHEAD_SHARE = 0.5
@@ -39,7 +42,12 @@ REFETCH = "delete it and download it again with `fastmlp data fetch`"
 
 
 class RawArrays(NamedTuple):
-    """Arrays as read from a file, before `dataset.check_dataset` checks and converts them; see `Dataset` for the fields."""
+    """Arrays as read from a file, before `dataset.check_dataset` checks and converts them; see `Dataset` for the fields.
+
+    encoding : for tables, the encoding of the features, else None
+    task : "classification" or "regression" if the reader knows it, else None
+    notes : messages about how the data were read
+    """
 
     x: Any
     y: Any
@@ -52,6 +60,10 @@ class RawArrays(NamedTuple):
     provenance: Any = None
     extractor: Any = None
     weight: Any = None
+    encoding: TableEncoding | None = None
+    task: str | None = None
+    notes: Sequence[str] = ()
+    source_rows: Any = None
 
 
 def is_npy_folder(path: Path) -> bool:

@@ -1,0 +1,229 @@
+"""The dialect of a text table: its compression and encoding, the delimiter, the decimal mark, and whether it has a header.
+
+Each of them is found from the start of the file. `rows_of` reads the rows as text with Python's csv module; it is used for the
+start of a file, and to find the line of a fault. table.py reads whole files.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, NamedTuple, TextIO, cast
+
+from fastmlp.errors import ConfigError, DataError
+from fastmlp.files import file_errors
+
+DELIMITERS = "\t;|,"  # in the order of preference; text often contains commas, and rarely the others in every line
+DELIMITER_NAMES = {"tab": "\t", "comma": ",", "semicolon": ";", "space": " ", "pipe": "|"}
+SAMPLE = 1 << 18  # characters from which the dialect is found
+FEW_ROWS = 1000  # rows of the sample
+WIDE = 5  # number of columns from which a first row 0, 1, 2, … is a header
+GZIP = b"\x1f\x8b"
+BYTE_ORDER_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
+# Cells that mean a missing value: those of pandas, and the question mark of the UCI data sets.
+MISSING = frozenset(
+    {"", "?", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN"}
+    | {"<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"}
+)
+POINT_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|infinity)", re.IGNORECASE | re.ASCII)
+COMMA_NUMBER = re.compile(r"[+-]?(\d+,?\d*|,\d+)([eE][+-]?\d+)?|[+-]?(inf|infinity)", re.IGNORECASE | re.ASCII)
+
+
+class Dialect(NamedTuple):
+    """How the rows of a text table are written.
+
+    encoding : name of the encoding, for Python
+    gzipped : whether the file is compressed
+    delimiter : character between two cells
+    decimal : decimal mark, "." or ","
+    header : whether the first row has the names of the columns
+    """
+
+    encoding: str
+    gzipped: bool
+    delimiter: str = ","
+    decimal: str = "."
+    header: bool = True
+
+    def is_number(self, cell: str) -> bool:
+        """Return whether a cell is a number.
+
+        >>> [Dialect("utf-8", False).is_number(cell) for cell in ("1e3", " -2.5 ", "1,5", "1_000", "")]
+        [True, True, False, False, False]
+        """
+        return (COMMA_NUMBER if self.decimal == "," else POINT_NUMBER).fullmatch(cell.strip()) is not None
+
+
+def is_missing(cell: str) -> bool:
+    """Return whether a cell means a missing value."""
+    return cell.strip() in MISSING
+
+
+def find_dialect(path: Path, delimiter: str | None = None, header: bool | None = None) -> Dialect:
+    """Return the dialect of a text table.
+
+    Parameters
+    ----------
+    path : text file, which may be compressed with gzip
+    delimiter : character, or a name in `DELIMITER_NAMES`; None to find it
+    header : whether the first row has the names of the columns; None to find it
+
+    Raises
+    ------
+    DataError : the file cannot be read, has no rows, or it cannot be decided whether the first row is a header
+    ConfigError : the delimiter is not a single character
+    """
+    dialect = Dialect(*find_encoding(path))
+    with open_text(path, dialect) as stream:
+        text = stream.read(SAMPLE + 1)
+    if len(text) > SAMPLE:  # the last line is incomplete
+        text = text[: text.rfind("\n", 0, SAMPLE) + 1] or text
+    if not text.strip():
+        raise DataError(f"{path}: the file has no rows; a header line and rows of data are needed")
+    if "\0" in text:
+        raise DataError(f"{path}: not a text file; give a table as text, or as a .parquet file")
+    dialect = dialect._replace(delimiter=find_delimiter(text, path) if delimiter is None else parse_delimiter(delimiter))
+    rows = [row for row in itertools.islice(lenient_rows(text, dialect.delimiter), FEW_ROWS) if row]
+    dialect = dialect._replace(decimal=find_decimal(rows, dialect.delimiter))
+    return dialect._replace(header=has_header(path, rows, dialect) if header is None else header)
+
+
+def find_encoding(path: Path) -> tuple[str, bool]:
+    """Return the encoding of a file, by its byte-order mark or its zero bytes, and whether it is compressed with gzip."""
+    with file_errors("read", path), path.open("rb") as stream:
+        gzipped = stream.read(2) == GZIP
+    with open_bytes(path, gzipped) as stream, decoding(path):
+        start = stream.read(1024)
+    for mark, encoding in BYTE_ORDER_MARKS.items():
+        if start.startswith(mark):
+            return encoding, gzipped
+    zeros = start[0::2].count(0), start[1::2].count(0)
+    if max(zeros) > len(start) // 4 and min(zeros) == 0:  # UTF-16 without a mark, mostly of ASCII characters
+        return ("utf-16-be" if zeros[0] else "utf-16-le"), gzipped
+    return "utf-8", gzipped
+
+
+def open_bytes(path: Path, gzipped: bool) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(path)) if gzipped else path.open("rb")
+
+
+@contextmanager
+def decoding(path: Path) -> Iterator[None]:
+    """Context manager that turns errors of decompressing and decoding a file into DataError."""
+    try:
+        with file_errors("read", path):
+            yield
+    except UnicodeDecodeError as error:
+        wrong = error.object[error.start : error.start + 1].hex()
+        raise DataError(f"{path}: not text in UTF-8 or UTF-16 (byte 0x{wrong}); save it as UTF-8") from error
+    except EOFError as error:
+        raise DataError(f"{path}: the compressed file is incomplete; get it again") from error
+
+
+@contextmanager
+def open_text(path: Path, dialect: Dialect) -> Iterator[TextIO]:
+    """Open a file with the compression and the encoding of a dialect; raise DataError if it cannot be read or decoded."""
+    with decoding(path), open_bytes(path, dialect.gzipped) as stream:
+        yield io.TextIOWrapper(stream, encoding=dialect.encoding, newline="")
+
+
+def rows_of(path: Path, dialect: Dialect) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number of the line and the cells of each row, without blank lines.
+
+    Raise DataError if the file cannot be read, or a quotation mark is not closed.
+    """
+    with open_text(path, dialect) as stream:
+        reader = csv.reader(stream, delimiter=dialect.delimiter, strict=True)
+        line = 1
+        while True:
+            try:
+                row = next(reader, None)
+            except csv.Error as error:
+                raise DataError(f"{path}: line {line}: {error}; check the quotation marks") from error
+            if row is None:
+                return
+            if row:
+                yield line, row
+            line = reader.line_num + 1
+
+
+def lenient_rows(text: str, delimiter: str) -> Iterator[list[str]]:
+    """Yield the cells of each line of a text, in which a quotation mark may not be closed."""
+    try:
+        yield from csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    except csv.Error:  # a very long cell: the quotation marks do not belong together
+        return
+
+
+def parse_delimiter(given: str) -> str:
+    """Return the delimiter for a character or a name, such as "tab"."""
+    found = DELIMITER_NAMES.get(given.lower(), "\t" if given == r"\t" else given)
+    if len(found) != 1 or found in '"\r\n':
+        names = ", ".join(DELIMITER_NAMES)
+        raise ConfigError(f"delimiter must be a single character, or one of {names}, not {given!r}", settings=("delimiter",))
+    return found
+
+
+def find_delimiter(text: str, path: Path) -> str:
+    """Return the delimiter that gives the most lines with the same number of cells, which must be larger than one.
+
+    >>> find_delimiter("a;b\\n1,5;2,5\\n", Path("a.csv"))
+    ';'
+    """
+    shares = {}
+    for one in DELIMITERS:
+        widths = [len(row) for row in itertools.islice(lenient_rows(text, one), FEW_ROWS) if row]
+        (width, times), *_ = Counter(widths).most_common(1) or [(1, 0)]
+        shares[one] = times / len(widths) if width > 1 else 0.0
+    best = max(shares, key=lambda one: shares[one])
+    if not shares[best]:
+        raise DataError(f"{path}: only one column was found; give the delimiter", settings=("delimiter",))
+    return best
+
+
+def find_decimal(rows: list[list[str]], delimiter: str) -> str:
+    """Return the decimal mark: a comma if there are numbers such as 1,5, and none such as 1.5."""
+    if delimiter == ",":
+        return "."
+    cells = [cell.strip() for row in rows for cell in row]
+    comma = any("," in cell and COMMA_NUMBER.fullmatch(cell) for cell in cells)
+    return "," if comma and not any("." in cell and POINT_NUMBER.fullmatch(cell) for cell in cells) else "."
+
+
+def has_header(path: Path, rows: list[list[str]], dialect: Dialect) -> bool:
+    """Return whether the first of the rows has the names of the columns.
+
+    It does if its cells are no numbers, and there are columns of numbers, or its cells do not occur below. It also does if it
+    is 0, 1, 2, …, as pandas writes for a data frame without names, or if a column of numbers starts with text. A first row
+    with numbers is data if its texts occur below, too.
+
+    Raises
+    ------
+    DataError : it cannot be decided
+    """
+    first, below = [cell.strip() for cell in rows[0]], [row for row in rows[1:] if len(row) == len(rows[0])]
+    columns = [[cell.strip() for cell in column if not is_missing(cell)] for column in zip(*below, strict=True)]
+    columns = columns or [[] for _ in first]
+    if ["", *map(str, range(len(first) - 1))] == first or ([*map(str, range(len(first)))] == first and len(first) >= WIDE):
+        return True
+    texts = [number for number, cell in enumerate(first) if not (is_missing(cell) or dialect.is_number(cell))]
+    if not texts:
+        return False
+    of_numbers = [number for number, column in enumerate(columns) if column and all(map(dialect.is_number, column))]
+    if set(texts) & set(of_numbers):
+        return True
+    if len(texts) < len(first) - first.count(""):  # some cells are numbers
+        if all(first[number] in columns[number] for number in texts):
+            return False
+        raise DataError(
+            f"{path}: line 1 starts with {rows[0][0]!r}, and may be a header or data; say whether there is a header",
+            settings=("header",),
+        )
+    return not any(first[number] in columns[number] for number in texts)

@@ -1,0 +1,175 @@
+"""Reading of a table as the arrays of a data set, and as the features of a saved model."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmlp.data.checks import SourceLocation
+from fastmlp.data.readers.arrays import RawArrays
+from fastmlp.data.readers.table import Table, read_table
+from fastmlp.data.tables.encoding import Encoded, TableEncoding, check_missing, encode, fit_encoding, is_images
+from fastmlp.data.tables.target import Roles, TableOptions, describe, find_column, find_roles
+from fastmlp.errors import DataError
+
+PIXEL_NAMES = re.compile(r"(?:pixel|px)[_ ]?(\d+)", re.IGNORECASE)
+FitRows = Callable[[npt.NDArray[Any]], npt.NDArray[np.int64]]
+
+
+def load_table(
+    path: Path, options: TableOptions, encoding: TableEncoding | None = None, fit_rows: FitRows | None = None
+) -> RawArrays:
+    """Read a table with a target.
+
+    Parameters
+    ----------
+    path : delimited text, or a Parquet file
+    options : how it is read
+    encoding : the encoding of a saved model, which is applied instead of a new one
+    fit_rows : function that returns the rows to which a new encoding is fitted, for labels or targets y (n,); None for all
+
+    Returns
+    -------
+    RawArrays : y has strings, Booleans, whole numbers or float64 values
+
+    Raises
+    ------
+    DataError : the file cannot be read, has faults or missing values, or has no features
+    ConfigError : the options do not fit the table
+    """
+    check_missing(options.missing)
+    table = read_table(path, options.delimiter, options.header)
+    roles = find_roles(table, options) if encoding is None else known_roles(table, options, encoding)
+    missing = options.missing if encoding is None else encoding.missing
+    table, notes = without_missing(table, roles, missing, encoding is None)
+    y = target_of(table, roles)
+    if encoding is None:
+        chosen = np.arange(table.rows) if fit_rows is None else fit_rows(np.unique(y, return_inverse=True)[1])
+        encoding = fit_encoding(table, roles.features, roles.target, options, np.sort(chosen))
+        found = encode(table, encoding, roles.features)
+    else:
+        found = encode(table, encoding)
+        if found.incomplete.any():
+            complete = np.flatnonzero(~found.incomplete)
+            notes = [*notes, left_out(table.rows - len(complete))]
+            table, y, found = table.take(complete), y[complete], found._replace(x=found.x[complete])
+    weight = None if roles.weight is None else table.numbers(roles.weight)
+    whole = table.source_rows is None and table.dialect is not None
+    location = SourceLocation(str(path), "line", 1 + table.header) if whole else SourceLocation(str(path))
+    return RawArrays(
+        found.x,
+        y,
+        None,
+        image_shape(table, encoding, found.x),
+        locations=dict.fromkeys(("x", "y", "weight"), location),
+        weight=weight,
+        encoding=encoding,
+        task=roles.task,
+        notes=(*roles.notes, *notes, *found.notes),
+        source_rows=table.source_rows,
+    )
+
+
+def known_roles(table: Table, options: TableOptions, encoding: TableEncoding) -> Roles:
+    """Return the roles of the columns of a table whose encoding is known."""
+    if encoding.header and table.header:
+        target = find_column(table, options.target or encoding.target, "target")
+    elif options.target is not None:
+        target = find_column(table, options.target, "target")
+    else:
+        target = find_column(table, encoding.target, "target") if not encoding.header else find_roles(table, options).target
+    weight = None if options.weight is None else find_column(table, options.weight, "weight")
+    return Roles(target, weight, (), options.task or "classification", ())
+
+
+def without_missing(table: Table, roles: Roles, missing: str | None, features: bool) -> tuple[Table, list[str]]:
+    """Return a table without the rows that have missing values and are dropped, and messages.
+
+    features : whether missing values of the features matter, too, besides those of the target
+
+    Raises
+    ------
+    DataError : the target has missing values that are not dropped, or no row is left
+    """
+    wrong = table.missing(roles.target)
+    if wrong.any() and missing != "drop":
+        first = table.location(int(np.argmax(wrong)))
+        raise DataError(
+            f"{first}: the target, {describe(table, roles.target)}, is missing, as in {int(wrong.sum())} rows altogether; "
+            "remove these rows, or set missing to drop",
+            settings=("missing",),
+        )
+    if missing == "drop" and features:
+        for number in roles.features:
+            wrong |= table.missing(number)
+    kept = np.flatnonzero(~wrong)
+    if not len(kept):
+        raise DataError(f"{table.path}: every row has missing values; drop columns instead", settings=("missing", "drop"))
+    if len(kept) == table.rows:
+        return table, []
+    return table.take(kept), [left_out(table.rows - len(kept))]
+
+
+def left_out(rows: int) -> str:
+    return f"{rows} row{'s'[: rows != 1]} with missing values {'is' if rows == 1 else 'are'} left out"
+
+
+def target_of(table: Table, roles: Roles) -> npt.NDArray[Any]:
+    """Return the target: strings, Booleans or whole numbers (n,) for classification, float64 for regression."""
+    number = roles.target
+    if table.is_text(number):
+        texts = np.array(table.columns[number].to_pylist(), str)
+        if roles.task == "classification":
+            return texts
+        dialect = table.dialect
+        row = next((row for row, text in enumerate(texts) if dialect is None or not dialect.is_number(text)), 0)
+        raise DataError(
+            f"{table.location(row)}, {describe(table, number)}: {str(texts[row])!r} is not a number, so it is no target of a "
+            "regression; correct it, or use task 'classification'",
+            settings=("task",),
+        )
+    values = table.numbers(number)
+    if roles.task == "regression":
+        wrong = ~(np.abs(values) <= np.finfo(np.float32).max)
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise DataError(
+                f"{table.location(row)}, {describe(table, number)}: {values[row]} is not a finite float32 number; correct it"
+            )
+        return values
+    if str(table.columns[number].type) == "bool":
+        return values.astype(bool)
+    wrong = values != np.floor(values)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise DataError(
+            f"{table.location(row)}, {describe(table, number)}: the label {values[row]:g} is no whole number; correct it, or "
+            "use task 'regression'",
+            settings=("task",),
+        )
+    return values.astype(np.int64)
+
+
+def image_shape(table: Table, encoding: TableEncoding, x: npt.NDArray[Any]) -> tuple[int, int, int] | None:
+    """Return the shape of rows that are square gray images: at least 8x8 bytes, or columns pixel0, pixel1, …; else None."""
+    names = [PIXEL_NAMES.fullmatch(column.name) for column in encoding.columns]
+    numbers = [int(name[1]) for name in names if name is not None]
+    side = math.isqrt(encoding.features)
+    named = encoding.header and len(numbers) == len(names) and numbers == [*range(numbers[0], numbers[0] + len(numbers))]
+    if side * side != encoding.features or not (named or (is_images(encoding) and x.dtype == np.uint8)):
+        return None
+    return side, side, 1
+
+
+def load_features(path: Path, encoding: TableEncoding, delimiter: str | None = None, header: bool | None = None) -> Encoded:
+    """Return the features of a table for a saved model; the table need not have a target.
+
+    delimiter, header : see `dialect.find_dialect`
+    """
+    return encode(read_table(path, delimiter, header), encoding)
