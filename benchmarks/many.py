@@ -25,7 +25,8 @@ from benchmarks.promises import seconds
 from fastmlp import Network, Optimizer, Settings, TrainResult, train, train_many
 from fastmlp.bench.machine import Ceilings
 from fastmlp.bench.rounds import min_median_max
-from fastmlp.data.dataset import Dataset, load_data
+from fastmlp.data.dataset import Dataset
+from fastmlp.data.load import load_data
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.data.splits import split_rows
 from fastmlp.engines.cpu.threads import available_cores

@@ -23,7 +23,8 @@ from typing import Any, cast
 import numpy as np
 
 from benchmarks.epochs import machine
-from fastmlp.data.dataset import Dataset, load_data
+from fastmlp.data.dataset import Dataset
+from fastmlp.data.load import load_data
 from fastmlp.data.splits import Splits
 from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.sources import resolve, resolve_as

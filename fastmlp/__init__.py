@@ -16,7 +16,7 @@ from fastmlp._lazy import lazy
 TYPE_CHECKING = False  # importing it from typing would take several milliseconds
 if TYPE_CHECKING:
     from fastmlp.data.dataset import Dataset as Dataset
-    from fastmlp.data.dataset import load_data as load_data
+    from fastmlp.data.load import load_data as load_data
     from fastmlp.data.rows import Subset as Subset
     from fastmlp.data.scaling import fit_scaling as fit_scaling
     from fastmlp.data.splits import split_rows as split_rows
@@ -64,7 +64,8 @@ __version__ = "0.1.0"
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
-        "data.dataset": ["Dataset", "load_data"],
+        "data.dataset": ["Dataset"],
+        "data.load": ["load_data"],
         "data.rows": ["Subset"],
         "data.scaling": ["fit_scaling"],
         "data.splits": ["split_rows"],

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.dataset import Dataset, load_data
+from fastmlp.data.dataset import Dataset
+from fastmlp.data.load import load_data
 from fastmlp.data.named import list_data
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.errors import ConfigError

@@ -17,7 +17,7 @@ import numpy as np
 
 from fastmlp.bench.machine import PACKAGES, machine
 from fastmlp.bench.rounds import Disagreement
-from fastmlp.data.dataset import load_data
+from fastmlp.data.load import load_data
 from fastmlp.engines import installed_versions
 from fastmlp.engines.jit import check_jit
 from fastmlp.errors import FastMLPError

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from fastmlp.commands.common.console import show, show_json
+from fastmlp.commands.common.console import say, show, show_json
 from fastmlp.commands.common.options import Command, common_options, engine_options
 from fastmlp.commands.common.toolkit import open_extractor
 
@@ -26,7 +26,7 @@ from fastmlp.commands.common.toolkit import open_extractor
 def predict(run: str, inputs: tuple[str, ...], top: int | None, out: str | None, as_json: bool, **engine: Any) -> None:
     """Predict classes or values with a saved model.
 
-    The inputs are images, or .csv and .npz files, whose rows are all predicted.
+    The inputs are images, or tables and .npz files, whose rows are all predicted.
 
     \b
     fastmlp predict runs/a shirt.png shoe.jpg
@@ -40,12 +40,13 @@ def predict(run: str, inputs: tuple[str, ...], top: int | None, out: str | None,
     color is converted to grayscale (ITU-R BT.601 luma) if the model takes one channel, transparent pixels are blended
     with black, and images are resized by bilinear interpolation. Pixel values are never inverted.
 
-    A .csv file has the feature columns, which may follow a label column. An .npz file has the features in an array x.
+    The columns of a table (.csv, .tsv, .parquet) are matched by their names. Other columns, such as the label, are ignored.
+    An .npz file has the features in an array x.
     """
     from fastmlp.experiments.prediction import as_csv, as_lines, predict_files
     from fastmlp.files import write_bytes
 
-    found = predict_files(run, inputs, top, open_extractor=open_extractor, **engine)
+    found = predict_files(run, inputs, top, open_extractor=open_extractor, say=say, **engine)
     if out is not None:
         write_bytes(out, as_csv(found))
     if as_json:

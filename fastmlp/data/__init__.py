@@ -8,7 +8,7 @@ from fastmlp._lazy import lazy
 
 if TYPE_CHECKING:
     from fastmlp.data.dataset import Dataset as Dataset
-    from fastmlp.data.dataset import load_data as load_data
+    from fastmlp.data.load import load_data as load_data
     from fastmlp.data.named import fetch_data as fetch_data
     from fastmlp.data.named import list_data as list_data
     from fastmlp.data.named import verify_data as verify_data
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
-        "dataset": ["Dataset", "load_data"],
+        "dataset": ["Dataset"],
+        "load": ["load_data"],
         "named": ["fetch_data", "list_data", "verify_data"],
         "rows": ["Subset"],
         "scaling": ["fit_scaling"],

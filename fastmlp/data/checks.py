@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.convert import as_array, not_numeric
-from fastmlp.data.labels import LabelEncoder
+from fastmlp.data.convert import as_array, not_numeric, plain_objects
+from fastmlp.data.labels import LabelEncoder, is_one_hot
 from fastmlp.data.rows import Array, Features, Subset, first_not_finite
 from fastmlp.errors import DataError
 from fastmlp.nn.blocks import blocks
 from fastmlp.nn.network import FloatArray, Network
 
-MOST_CLASSES = 65536  # a larger label is rejected, because the largest label determines the size of the output layer
+MOST_CLASSES = 65536  # more classes are rejected, because their number is the size of the output layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,31 +274,72 @@ def check_values(values: Any, location: SourceLocation) -> Array:
     return _float32(array.reshape(len(array), -1), location)
 
 
-def check_labels(values: Any, classes: tuple[str, ...], location: SourceLocation) -> tuple[Array, tuple[str, ...]]:
-    """Return the labels as int32 (n,), and the names of all classes, which are derived from the labels if `classes` is empty.
+def check_labels(
+    values: Any, names: tuple[str, ...], location: SourceLocation, encoder: LabelEncoder | None = None
+) -> tuple[Array, tuple[str, ...], LabelEncoder]:
+    """Return the class numbers of labels, int32 (n,), the names of the classes, and the encoder of the labels.
 
-    Raise DataError for a wrong shape, an empty array, or a label that is not one of the classes.
+    Parameters
+    ----------
+    values : labels, (n,) or (n, 1): whole numbers, Booleans or strings; or one-hot rows, (n, k)
+    names : names of the classes, so that numbers are class numbers; if empty, the classes are the values that occur
+    location : source of the labels, for error messages
+    encoder : encoder of the training labels, for labels of the test set
 
-    >>> check_labels(["b", "a", "b"], (), SourceLocation("y"))
+    Raises
+    ------
+    DataError : a wrong shape, an empty array, or a label that is not one of the classes
+
+    Examples
+    --------
+    >>> check_labels(["b", "a", "b"], (), SourceLocation("y"))[:2]
     (array([1, 0, 1], dtype=int32), ('a', 'b'))
+    >>> check_labels([5, 7, 5], (), SourceLocation("y"))[:2]
+    (array([0, 1, 0], dtype=int32), ('5', '7'))
     """
     array = _array(values, location)
+    if is_one_hot(array):
+        array = array.argmax(axis=1)
     if array.ndim != 1 and array.shape != (len(array), 1):
-        raise DataError(f"{location.text}: shape {array.shape}; labels must be (n,)")
-    array = array.ravel()
-    if array.dtype.kind == "U":
-        encoder = LabelEncoder(np.array(classes) if classes else np.unique(array))
-        return encoder.encode(array, location.row), tuple(encoder.classes.tolist())
-    if array.dtype.kind not in "buif":
+        raise DataError(f"{location.text}: shape {array.shape}; labels must be (n,), or (n, classes) with one 1 in each row")
+    array = plain_objects(array.ravel(), location.text) if array.dtype.kind == "O" else array.ravel()
+    if array.dtype.kind == "O":
+        array = array.astype(str)
+    if array.dtype.kind not in "buifU":
         raise DataError(f"{location.text}: the labels have dtype {array.dtype}; they must be whole numbers or strings")
-    last = len(classes or range(MOST_CLASSES)) - 1
-    good = np.isfinite(array) & (array >= 0) & (array <= last) & (np.floor(array) == array)
+    if array.dtype.kind in "iuf":
+        array = _whole(array, location, len(names))
+    if encoder is None:
+        encoder = label_encoder(array, names)
+    if len(encoder.classes) > MOST_CLASSES:
+        raise DataError(
+            f"{location.text}: {len(encoder.classes)} different labels; at most {MOST_CLASSES} classes are possible; for "
+            "regression use task 'regression'"
+        )
+    return encoder.encode(array, location.row), names or tuple(map(str, encoder.classes.tolist())), encoder
+
+
+def label_encoder(labels: Array, names: tuple[str, ...]) -> LabelEncoder:
+    """Return the encoder of labels: to the index of their name, or their rank among the labels if there are no names.
+
+    Numbers are the indices of names.
+    """
+    if not names:
+        return LabelEncoder(np.unique(labels))
+    return LabelEncoder(np.array(names) if labels.dtype.kind == "U" else np.arange(len(names)))
+
+
+def _whole(array: Array, location: SourceLocation, classes: int) -> Array:
+    """Return labels that are whole numbers as integers. `classes` is the number of class names; 0 if there are none."""
+    good = np.isfinite(array) & (np.floor(array) == array)
+    if classes:
+        good &= (array >= 0) & (array < classes)
     if not good.all():
         row = int(good.argmin())
+        needed = f"a whole number in 0..{classes - 1}" if classes else "a whole number"
         remedy = "correct it, or for regression use task 'regression'"
-        raise DataError(f"{location.row(row)}: label {array[row]} is not a whole number in 0..{last}; {remedy}")
-    labels = array.astype(np.int32)
-    return labels, classes or tuple(map(str, range(int(labels.max()) + 1)))
+        raise DataError(f"{location.row(row)}: label {array[row]} is not {needed}; {remedy}")
+    return array.astype(np.int64) if array.dtype.kind == "f" or array.max() <= np.iinfo(np.int64).max else array
 
 
 def _array(values: Any, location: SourceLocation) -> Array:

@@ -1,7 +1,6 @@
-"""The `Dataset` class, and the function `load_data`, which loads and checks a data set given by name or path.
+"""The `Dataset` class, and the function `check_dataset`, which checks the arrays of all sources of data.
 
-The readers of the file formats are in csv_table.py, arrays.py and images.py. The data sets that can be loaded by name are in
-named.py. The checks of single arrays are in checks.py.
+load.py loads a data set given by name or path. The checks of single arrays are in checks.py.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,15 +18,15 @@ import numpy.typing as npt
 
 from fastmlp._summary import Summarized, listed
 from fastmlp.data.checks import SourceLocation, check_features, check_labels, check_values, check_weights
-from fastmlp.data.named import DATASETS, load_named
+from fastmlp.data.convert import as_array
+from fastmlp.data.labels import LabelEncoder, infer_task, is_one_hot
 from fastmlp.data.pairs import DataSplits, Split
-from fastmlp.data.readers.arrays import ARRAYS, RawArrays, is_npy_folder, read_npy_folder, read_npz, read_safetensors
-from fastmlp.data.readers.csv_table import read_csv
-from fastmlp.data.readers.images import read_image_folder
+from fastmlp.data.readers.arrays import RawArrays
+from fastmlp.data.readers.names import ARRAYS
 from fastmlp.data.rows import Array
 from fastmlp.data.splits import split
-from fastmlp.errors import ConfigError, DataError, unknown_name
-from fastmlp.files import file_errors
+from fastmlp.data.tables.encoding import TableEncoding
+from fastmlp.errors import DataError
 from fastmlp.nn.names import canonical_name
 
 TASKS = ("classification", "regression")
@@ -52,6 +50,9 @@ class Dataset(Summarized):
     extractor : for features extracted from images, the bytes of a fastmlp.cnn file with the network that extracted them
     weight : (n,) positive float32 sample weights of the rows of x; None for equal weights
     text_labels : whether the class labels were given as strings
+    encoding : for a table, the encoding of its columns as features
+    source_rows : (n,) index of each row in the file, if rows of a table were left out; else None
+    notes : messages about how the data were read, such as which column is the target
 
     Examples
     --------
@@ -72,6 +73,9 @@ class Dataset(Summarized):
     extractor: bytes | None = None
     weight: npt.NDArray[np.float32] | None = None
     text_labels: bool = False
+    encoding: TableEncoding | None = None
+    source_rows: npt.NDArray[np.int64] | None = None
+    notes: tuple[str, ...] = ()
 
     def split(
         self, validation: float | int = 0.2, test: float | int = 0.2, stratify: bool = False, seed: int = 0
@@ -120,7 +124,7 @@ class Dataset(Summarized):
         return total.hexdigest()
 
 
-def check_dataset(arrays: RawArrays, name: str = "data", task: str = "classification") -> Dataset:
+def check_dataset(arrays: RawArrays, name: str = "data", task: str | None = None) -> Dataset:
     """Check raw arrays and convert them to a `Dataset`; this function is used for all sources of data.
 
     Parameters
@@ -128,12 +132,12 @@ def check_dataset(arrays: RawArrays, name: str = "data", task: str = "classifica
     arrays : RawArrays
         The features x have shape (n, features), (n, height, width) or (n, height, width, channels). uint8 values are
         kept; other numbers are converted to float32. If only one of x and x_test is uint8, both become float32.
-        For the task "classification", y has shape (n,) or (n, 1) and holds integers starting at 0, or strings. Strings are
-        encoded in the order of `classes` if it is given, else in sorted order. A test label that is not a class of the
-        training set is an error.
+        For the task "classification", y holds whole numbers, Booleans or strings, of shape (n,) or (n, 1), or one-hot rows
+        (n, classes). If `classes` is given, whole numbers are class numbers from 0; otherwise, the classes are the values that
+        occur in y, in sorted order. A test label that is not a class of the training set is an error.
         For the task "regression", y has shape (n,) or (n, k) and holds numbers; `classes` is ignored.
     name : name of the returned data set
-    task : "classification" or "regression"
+    task : "classification" or "regression"; None to infer it from y, see `labels.infer_task`
 
     Raises
     ------
@@ -147,20 +151,21 @@ def check_dataset(arrays: RawArrays, name: str = "data", task: str = "classifica
     >>> data.classes, data.y.tolist(), data.x.dtype
     (('ham', 'spam'), [1, 0], dtype('float32'))
     """
-    task = canonical_name("task", task, TASKS)
     locations = {key: SourceLocation(key) for key in (*ARRAYS, "weight")} | dict(arrays.locations or {})
+    task, notes = _task(arrays, None if task is None else canonical_name("task", task, TASKS), locations["y"])
     classes = _class_names(arrays.classes, locations["classes"]) if task == "classification" else ()
-    x, shape, y, classes = _check_xy(arrays.x, arrays.y, task, classes, (locations["x"], locations["y"]))
+    x, shape, y, classes, encoder = _check_xy(arrays.x, arrays.y, task, classes, (locations["x"], locations["y"]))
     shape = arrays.image_shape or shape
     if shape and math.prod(shape) != x.shape[1]:
         raise DataError(f"{locations['x'].text} has {x.shape[1]} features, but images of shape {shape} have {math.prod(shape)}")
     if (arrays.x_test is None) != (arrays.y_test is None):
         given, missing = ("x_test", "y_test") if arrays.y_test is None else ("y_test", "x_test")
         raise DataError(f"{locations[given].text} is given without {missing}; give both x_test and y_test, or neither")
+    fields = _optional_fields(arrays, len(x), locations) | {"notes": (*arrays.notes, *notes)}
     if arrays.x_test is None:
-        return Dataset(name, x, y, classes, shape, **_optional_fields(arrays, len(x), locations))
+        return Dataset(name, x, y, classes, shape, **fields)
     where = (locations["x_test"], locations["y_test"])
-    x_test, test_shape, y_test, _ = _check_xy(arrays.x_test, arrays.y_test, task, classes, where)
+    x_test, test_shape, y_test, _, _ = _check_xy(arrays.x_test, arrays.y_test, task, classes, where, encoder)
     if x_test.shape[1] != x.shape[1] or (test_shape and shape and test_shape != shape):
         found, needed = test_shape or x_test.shape[1:], shape or x.shape[1:]
         raise DataError(
@@ -170,12 +175,25 @@ def check_dataset(arrays: RawArrays, name: str = "data", task: str = "classifica
         raise DataError(f"{where[1].text} has {y_test.shape[1]} target columns, but y has {y.shape[1]}; make them equal")
     if x_test.dtype != x.dtype:
         x, x_test = x.astype(np.float32), x_test.astype(np.float32)
-    return Dataset(name, x, y, classes, shape, x_test, y_test, **_optional_fields(arrays, len(x), locations))
+    return Dataset(name, x, y, classes, shape, x_test, y_test, **fields)
+
+
+def _task(arrays: RawArrays, task: str | None, location: SourceLocation) -> tuple[str, list[str]]:
+    """Return the task, inferred from y if it is not given or known, and messages about y."""
+    task = arrays.task or task
+    y = as_array(arrays.y, location.text)
+    if task is None:
+        task = "classification" if arrays.classes is not None else infer_task(y)
+        if task == "regression":
+            return task, [f"{location.text}: numbers that are no class labels; the task is regression"]
+    one_hot = task == "classification" and is_one_hot(y)
+    return task, [f"{location.text}: one-hot rows, which are labels of {y.shape[1]} classes"] if one_hot else []
 
 
 def _optional_fields(arrays: RawArrays, rows: int, locations: Mapping[str, SourceLocation]) -> dict[str, Any]:
     """Check the fields of `Dataset` that most sources do not have, and return them by name."""
     found: dict[str, Any] = {"text_labels": np.asarray(arrays.y).dtype.kind in "UO"}
+    found |= {"encoding": arrays.encoding, "source_rows": arrays.source_rows}
     if arrays.weight is not None:
         found["weight"] = check_weights(arrays.weight, rows, what=f"{locations['weight'].text}: the sample weight")
     if arrays.validation is not None:
@@ -206,14 +224,25 @@ def _provenance(text: str, location: SourceLocation) -> dict[str, Any]:
 
 
 def _check_xy(
-    x: Any, y: Any, task: str, classes: tuple[str, ...], locations: tuple[SourceLocation, SourceLocation]
-) -> tuple[Array, tuple[int, int, int] | None, Array, tuple[str, ...]]:
-    """Check x and y of the training or the test set; return x, the image shape, y and the class names."""
+    x: Any,
+    y: Any,
+    task: str,
+    classes: tuple[str, ...],
+    locations: tuple[SourceLocation, SourceLocation],
+    encoder: LabelEncoder | None = None,
+) -> tuple[Array, tuple[int, int, int] | None, Array, tuple[str, ...], LabelEncoder | None]:
+    """Check x and y of the training or the test set; return x, the image shape, y, the class names and the label encoder.
+
+    encoder : label encoder of the training set, for the test set
+    """
     x, shape = check_features(x, locations[0])
-    y, classes = (check_values(y, locations[1]), ()) if task == "regression" else check_labels(y, classes, locations[1])
+    if task == "regression":
+        y = check_values(y, locations[1])
+    else:
+        y, classes, encoder = check_labels(y, classes, locations[1], encoder)
     if len(x) != len(y):
         raise DataError(f"{locations[0].text} has {len(x)} rows, but {locations[1].text} has {len(y)}; give one target per row")
-    return x, shape, y, classes
+    return x, shape, y, classes, encoder
 
 
 def _class_names(values: Any, location: SourceLocation) -> tuple[str, ...]:
@@ -223,85 +252,3 @@ def _class_names(values: Any, location: SourceLocation) -> tuple[str, ...]:
     if array.ndim != 1 or (names and array.dtype.kind not in "Uui") or len(set(names)) < len(names):
         raise DataError(f"{location.text}: class names must be a list of distinct strings; correct the list or omit it")
     return names
-
-
-def load_data(
-    source: str | Path,
-    data_dir: str | Path | None = None,
-    *,
-    image_size: tuple[int, int] | None = None,
-    task: str = "classification",
-    weight: str | None = None,
-    progress: bool = False,
-) -> Dataset:
-    """Load a data set by name or by path.
-
-    Parameters
-    ----------
-    source : the name of a data set in `DATASETS`, or the path of an .npz, .safetensors or .csv file, of a folder with x.npy
-        and y.npy, or of an image folder with one subfolder per class (see arrays.py, csv_table.py and images.py). A name
-        takes precedence over a path: write ./mnist to load a folder called mnist.
-    data_dir : folder to which the files of data sets loaded by name are downloaded (see `download.data_folder`)
-    image_size : (height, width) to which the images of an image folder are resized
-    task : "classification" if y holds class labels, "regression" if it holds regression targets
-    weight : name of the column of a .csv file, or of the array, with the sample weights of the training rows; it is not a
-        feature. None for equal weights
-    progress : whether to show a progress bar on stderr while downloading
-
-    Raises
-    ------
-    ConfigError : unknown task, invalid image_size, or a setting that does not apply to this source
-    DataError : unknown name, missing path, or damaged data
-    UnavailableError : a file is missing and cannot be downloaded
-
-    Examples
-    --------
-    >>> data = load_data("digits")
-    >>> data.x.shape, data.x.dtype, len(data.classes), data.image_shape
-    ((1797, 784), dtype('uint8'), 10, (28, 28, 1))
-    """
-    name, path, task = str(source), Path(source), canonical_name("task", task, TASKS)
-    named = name in DATASETS
-    with file_errors("read", path):
-        images = not named and is_image_folder(path)
-        if not (named or path.exists()):
-            hint = "give a valid name, or the path of an .npz file, a .csv file or a folder"
-            raise DataError(f"{unknown_name('data set', name, DATASETS)}; there is no such file or folder either; {hint}")
-        if image_size is not None and not images:
-            raise ConfigError(f"image_size is for folders of images, not for {name!r}; leave it out", settings=("image_size",))
-        if image_size is not None and (len(image_size) != 2 or min(image_size) < 1):
-            raise ConfigError(
-                f"image_size must be a height and a width of at least 1, not {image_size}", settings=("image_size",)
-            )
-        if task == "regression" and images:
-            raise ConfigError(
-                f"{path}: the targets of a folder of images are classes, not numbers; use task 'classification'",
-                settings=("task",),
-            )
-        if weight is not None and (named or images):
-            raise ConfigError(f"{name} has no sample weights; leave weight out", settings=("weight",))
-        if named:
-            return check_dataset(load_named(name, data_dir, progress), name, task)
-        return check_dataset(_read(path, image_size, task, weight), path.resolve().stem, task)
-
-
-def is_image_folder(path: Path) -> bool:
-    """Return whether a path is a folder of images with one subfolder per class, and not a folder of `.npy` files."""
-    return path.is_dir() and not is_npy_folder(path)
-
-
-def _read(path: Path, image_size: tuple[int, int] | None, task: str, weight: str | None) -> RawArrays:
-    if path.is_dir():
-        return read_npy_folder(path, weight) if is_npy_folder(path) else read_image_folder(path, image_size)
-    match path.suffix.lower():
-        case ".npz":
-            return read_npz(path, weight)
-        case ".safetensors":
-            return read_safetensors(path, weight)
-        case ".csv":
-            return read_csv(path, task, weight)
-        case ".npy":
-            raise DataError(f"{path}: an .npy file holds only one array; give the folder that contains x.npy and y.npy")
-    raise DataError(
-        f"{path}: unknown file type; give an .npz, .safetensors or .csv file, or a folder of class folders or .npy files"
-    )

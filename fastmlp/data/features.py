@@ -30,8 +30,10 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
-from fastmlp.data.dataset import Dataset, load_data
-from fastmlp.data.readers.arrays import ARRAYS, is_npy_folder, map_npy
+from fastmlp.data.dataset import Dataset
+from fastmlp.data.load import load_data
+from fastmlp.data.readers.arrays import is_npy_folder, map_npy
+from fastmlp.data.readers.names import ARRAYS
 from fastmlp.data.readers.tensors import Tensors, tensor_bytes
 from fastmlp.data.rows import Array, Features, take
 from fastmlp.errors import ConfigError, DataError

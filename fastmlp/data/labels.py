@@ -12,6 +12,33 @@ import numpy.typing as npt
 
 from fastmlp.errors import DataError, unknown_name
 
+MOST_WHOLE_CLASSES = 20  # targets with at most this many distinct whole numbers are class labels
+
+
+def is_one_hot(y: npt.NDArray[Any]) -> bool:
+    """Return whether y is a matrix (n, k), k >= 2, whose rows contain one 1 and otherwise 0."""
+    if y.ndim != 2 or y.shape[1] < 2 or y.dtype.kind not in "buif":
+        return False
+    return bool(((y == 0) | (y == 1)).all() and (y.sum(axis=1) == 1).all())
+
+
+def infer_task(y: npt.NDArray[Any]) -> str:
+    """Return the task for targets: "classification" for class labels, "regression" for other numbers.
+
+    Class labels are strings, Booleans, one-hot rows, at most 20 distinct whole numbers, and integers of which at most half are
+    distinct.
+
+    >>> infer_task(np.array([1.0, 2.0])), infer_task(np.array([0.5, 2.0])), infer_task(np.array(["a", "b"]))
+    ('classification', 'regression', 'classification')
+    """
+    if y.dtype.kind not in "iuf" or is_one_hot(y):
+        return "classification"
+    if y.size != len(y) or (y.dtype.kind == "f" and not (np.isfinite(y) & (np.floor(y) == y)).all()):
+        return "regression"
+    count = len(np.unique(y))
+    few = count <= MOST_WHOLE_CLASSES or (y.dtype.kind in "iu" and count <= len(y) / 2)
+    return "classification" if few else "regression"
+
 
 def class_labels(names: Sequence[str], text: bool = False) -> npt.NDArray[Any]:
     """Return the labels of classes for use in arrays: integers or Booleans if all names are, and otherwise the names.

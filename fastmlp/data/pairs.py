@@ -27,7 +27,7 @@ import numpy.typing as npt
 from fastmlp._summary import Summarized, listed, summary_html, summary_text
 from fastmlp.data.checks import CheckedRows, check_rows, check_targets, check_weights, image_shape_of
 from fastmlp.data.convert import as_array
-from fastmlp.data.labels import LabelEncoder, class_labels
+from fastmlp.data.labels import LabelEncoder, class_labels, is_one_hot
 from fastmlp.data.rows import Array, Features
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.nn.network import FloatArray, Network
@@ -175,13 +175,6 @@ def checked_shape(shape: Any) -> tuple[int, int, int] | None:
         raise ConfigError(f"image_shape must be (height, width, channels), not {shape!r}", settings=("image_size",))
     height, width, channels = (*shape, 1)[:3]
     return height, width, channels
-
-
-def is_one_hot(y: Array) -> bool:
-    """Return whether y is a matrix (n, k), k >= 2, whose rows contain one 1 and otherwise 0."""
-    if y.ndim != 2 or y.shape[1] < 2 or y.dtype.kind not in "buif":
-        return False
-    return bool(((y == 0) | (y == 1)).all() and (y.sum(axis=1) == 1).all())
 
 
 def default_loss(rows: CheckedRows, y: Any) -> str:

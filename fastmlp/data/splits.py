@@ -157,6 +157,13 @@ def split_indices(
     return {name: rows for name, rows in {"train": rest, **dict(zip(sizes, splits, strict=True))}.items() if len(rows)}
 
 
+def training_rows(
+    y: npt.ArrayLike, validation: float | int, test: float | int, stratify: bool = False, seed: int = 0
+) -> npt.NDArray[np.int64]:
+    """Return the rows of the training split of data without a test split; see `split_indices`."""
+    return split_rows(y, (validation, test), stratify, seed)[0]
+
+
 def split_names(data: Dataset, *sizes: Any, **settings: Any) -> set[str]:
     """Return the names of the splits that `split` returns for the same arguments, without copying rows."""
     return {*split_indices(data, *sizes, **settings), *(() if data.x_test is None else ("test",))}

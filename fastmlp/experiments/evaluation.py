@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from fastmlp.data.checks import CheckedRows
-from fastmlp.data.dataset import Dataset, is_image_folder, load_data
+from fastmlp.data.dataset import Dataset
 from fastmlp.data.features import OpenExtractor
+from fastmlp.data.load import Source, is_image_folder, load_source
 from fastmlp.data.named import DATASETS
 from fastmlp.data.splits import Splits
 from fastmlp.data.splits import split as split_data
+from fastmlp.data.tables.target import TableOptions
 from fastmlp.errors import ConfigError, DataError, unknown_name
 from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.plan import FEATURES_OF, SPLIT_NAMES, Say
@@ -76,8 +78,8 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
     model = load(state.model, backend=backend or config.backend, threads=threads or config.threads)
     if predictions is not None and not model.classes:
         raise ConfigError("a file of predictions needs a classifier, but this is a regression model; use `fastmlp predict`")
-    weight = config.weight if source is None else None
-    data = load_for(model, source or config.data.removeprefix(FEATURES_OF), data_dir or config.data_dir, weight)
+    options = config.table_options() if source is None else TableOptions()
+    data = load_for(model, source or config.data.removeprefix(FEATURES_OF), data_dir or config.data_dir, options)
     images = model.extractor is not None and data.provenance is None
     if (known := known_splits(data, state, images)) is None and source is None:
         raise DataError(
@@ -102,7 +104,7 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
     return {**metrics, **computed, **described, "data": describe_data(data, chosen)}
 
 
-def load_for(model: Model, source: str, data_dir: str | None, weight: str | None) -> Dataset:
+def load_for(model: Model, source: str, data_dir: str | None, options: TableOptions) -> Dataset:
     """Load data for the model's task; the images of an image folder are resized to the model's image size.
 
     Raises
@@ -112,7 +114,7 @@ def load_for(model: Model, source: str, data_dir: str | None, weight: str | None
     folder = source not in DATASETS and is_image_folder(Path(source))
     size = model.image_shape[:2] if folder and model.image_shape else None
     task = "classification" if model.classes else "regression"
-    data = load_data(source, data_dir, image_size=size, task=task, weight=weight)
+    data = load_source(Source(source, data_dir, size, options._replace(task=task), encoding=model.encoding))
     if model.extractor is not None and data.provenance is None and data.image_shape != model.image_shape:
         raise DataError(f"{source}: the model takes images of shape {model.image_shape}, not {data.image_shape}")
     return data

@@ -6,15 +6,17 @@ Invalid settings and data are rejected here, before a run folder is created.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastmlp.data.dataset import Dataset, load_data
+from fastmlp.data.dataset import Dataset
+from fastmlp.data.load import Source, load_source
 from fastmlp.data.named import DATASETS
 from fastmlp.data.pairs import Split, with_weights
 from fastmlp.data.scaling import fit_scaling
-from fastmlp.data.splits import Splits, split
+from fastmlp.data.splits import Splits, split, training_rows
 from fastmlp.errors import ConfigError
 from fastmlp.experiments.config.fields import parse_class_weight
 from fastmlp.experiments.config.train import TrainConfig
@@ -65,8 +67,10 @@ def make_plan(
     settings = config.settings()  # loading data may take a long time, so invalid settings are reported first
     if same_data is not None:
         data, splits, scaling = same_data.data, same_data.splits, same_data.task.data.scaling
+        config = config.with_task("classification" if data.classes else "regression")
     else:
         data = data or load(config, progress)
+        config = config.with_task("classification" if data.classes else "regression")
         splits = split(data, **config.split_sizes())
         scaling = fit_scaling(config.scale, splits["train"].x)
     if data.validation is not None and "validation" not in splits:  # features without validation rows
@@ -95,8 +99,9 @@ def load(config: TrainConfig, progress: bool) -> Dataset:
             f"{config.data} were kept in memory only; run `fastmlp extract … train` again, or use a feature file as data",
             settings=("data",),
         )
-    given = {"image_size": config.image_size, "task": config.task, "weight": config.weight}
-    return load_data(config.data, config.data_dir, **given, progress=progress)  # type: ignore[arg-type]
+    fit_rows = functools.partial(training_rows, **config.split_sizes())
+    options = config.table_options()
+    return load_source(Source(config.data, config.data_dir, config.image_size, options, progress, fit_rows=fit_rows))
 
 
 def check_splits(config: TrainConfig, names: Collection[str]) -> None:
@@ -109,16 +114,16 @@ def check_splits(config: TrainConfig, names: Collection[str]) -> None:
             )
 
 
-def image_fields(data: Dataset) -> dict[str, Any]:
-    """Return the fields of `Model` that describe images: their shape and, for features of images, the extractor."""
+def input_fields(data: Dataset) -> dict[str, Any]:
+    """Return the fields of `Model` that describe its inputs: the image shape, the extractor, or the encoding of a table."""
     if data.extractor is None or data.provenance is None:
-        return {"image_shape": data.image_shape}
+        return {"image_shape": data.image_shape, "encoding": data.encoding}
     return {"image_shape": tuple(data.provenance["network"]["image_shape"]), "extractor": data.extractor}
 
 
-def with_images(model: Model, data: Dataset) -> Model:
-    """Return a model that also describes the images of the data, see `image_fields`."""
-    return dataclasses.replace(model, **image_fields(data))
+def with_inputs(model: Model, data: Dataset) -> Model:
+    """Return a model that also describes its inputs, see `input_fields`."""
+    return dataclasses.replace(model, **input_fields(data))
 
 
 def portable(config: TrainConfig) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +16,12 @@ import numpy.typing as npt
 from fastmlp.data.checks import SourceLocation, check_features
 from fastmlp.data.features import Extractor, OpenExtractor, extract_rows
 from fastmlp.data.readers.arrays import npz_array, open_npz
-from fastmlp.data.readers.csv_table import csv_rows, csv_table, is_number, read_csv
 from fastmlp.data.readers.images import load_images
+from fastmlp.data.readers.table import is_table
 from fastmlp.data.rows import Array, Features
+from fastmlp.data.tables.load import load_features
 from fastmlp.errors import DataError, UnavailableError
+from fastmlp.experiments.plan import Say
 from fastmlp.models.model import Model, load
 
 Prediction = dict[str, Any]
@@ -32,26 +34,28 @@ def predict_files(
     backend: str | None = None,
     threads: int | None = None,
     open_extractor: OpenExtractor | None = None,
+    say: Say = lambda text: None,
 ) -> list[Prediction]:
     """Predict every row of the given files.
 
     Parameters
     ----------
     path : run folder, or model file
-    inputs : image files (`images.load_images` converts them), .csv files, and .npz files with an array x. A .csv file
-        contains only the features, or an additional first column with labels, which is ignored. Without labels, the first
-        line is a header if none of its cells is a number; with labels, `csv_table.read_csv` reads the file.
+    inputs : image files (`images.load_images` converts them), tables, and .npz files with an array x. The columns of a table
+        are matched by the names of the columns that the model was trained on, and other columns are ignored
     top : number of classes to return per row, in descending order of probability; None returns all classes
     backend, threads : see `engines.make_engine`; a backend of None means "auto"
     open_extractor : function that loads the feature extractor stored in a model that was trained on features of images. The
         extractor is applied to images, and to rows with as many columns as an image has pixels
+    say : function that is called with messages about the inputs, such as columns that are ignored
 
     Returns
     -------
     list : one dict per row. Its keys are "input" and "row" (the number of the row in its file, starting at 1), and for
         classification also "label", "probability" and "probabilities" (a dict from class name to probability, in descending
         order). The last two are called "score" and "scores" if the output function is not softmax. For regression, the
-        additional key is "values".
+        additional key is "values". A row of a table with missing values, if the model was trained without such rows, has the
+        label "" and no probabilities, or no values
 
     Raises
     ------
@@ -73,48 +77,46 @@ def predict_files(
     model = load(path, backend=backend or "auto", threads=threads)
     files = [Path(one) for one in inputs]
     inputs_of = input_maker(model, open_extractor)
-    rows = [read_rows(file, model, inputs_of) for file in files]  # all are read first, to reject invalid files early
-    return [answer for file, x in zip(files, rows, strict=True) for answer in answers(model, file, x, top)]
+    rows = [read_rows(file, model, inputs_of, say) for file in files]  # all are read first, to reject invalid files early
+    return [answer for file, found in zip(files, rows, strict=True) for answer in answers(model, file, found, top)]
 
 
-def read_rows(file: Path, model: Model, inputs_of: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """Return the rows of a file, shape (n, features).
+class Rows(NamedTuple):
+    """Rows of a file, (n, features), and where rows lack values, so that they cannot be predicted, (n,) bool; None: nowhere."""
+
+    x: npt.NDArray[Any]
+    incomplete: npt.NDArray[np.bool_] | None = None
+
+
+def read_rows(file: Path, model: Model, inputs_of: Callable[[npt.NDArray[Any]], npt.NDArray[Any]], say: Say) -> Rows:
+    """Return the rows of a file.
 
     `inputs_of` maps images to features; it is used if the model was trained on features of images.
     """
     features = model.network.sizes[0]
     pixels = math.prod(model.image_shape) if model.extractor is not None and model.image_shape else features
+    incomplete = None
     match file.suffix.lower():
-        case ".csv":
-            x = read_table(file, pixels)
+        case _ if is_table(file):
+            encoded = load_features(file, model.encoding, pixels)
+            for note in encoded.notes:
+                say(f"{file}: {note}")
+            x, incomplete = encoded.x, encoded.incomplete
+            if incomplete.any():
+                say(f"{file}: {int(incomplete.sum())} rows have missing values, so they are answered without a label")
         case ".npz":
             x, made = read_arrays(file)
             if made and model.extractor is not None and x.shape[1] == features:
-                return x
+                return Rows(x)
         case _ if model.image_shape is None:
-            raise DataError(f"{file}: the model was not trained on images; give a .csv or an .npz file")
+            raise DataError(f"{file}: the model was not trained on images; give a table, such as a .csv file, or an .npz file")
         case _:
             x = load_images([file], model.image_shape)
     if model.extractor is not None and x.shape[1] == pixels:
-        return inputs_of(x)
+        return Rows(inputs_of(x), incomplete)
     if x.shape[1] != features:
         raise DataError(f"{file}: rows of {x.shape[1]} features, but the model takes {features}")
-    return x
-
-
-def read_table(file: Path, features: int) -> npt.NDArray[Any]:
-    """Return the feature columns of a .csv file; an optional label column before them is ignored."""
-    first = next(csv_rows(file), [])
-    if len(first) == features + 1:
-        x: npt.NDArray[Any] = read_csv(file).x
-        return x
-    if len(first) != features:
-        raise DataError(
-            f"{file}: {len(first)} columns, but the model takes {features} features,"
-            f" or {features + 1} columns with a label first"
-        )
-    header = not any(is_number(cell.strip()) for cell in first)
-    return csv_table(file, int(header), text=False)[0]
+    return Rows(x, incomplete)
 
 
 def read_arrays(file: Path) -> tuple[npt.NDArray[Any], bool]:
@@ -126,15 +128,20 @@ def read_arrays(file: Path) -> tuple[npt.NDArray[Any], bool]:
         return x, {"provenance", "extractor"} <= set(archive.files)
 
 
-def answers(model: Model, file: Path, x: npt.NDArray[Any], top: int | None) -> list[Prediction]:
-    """Return one prediction per row of x, in the format of `predict_files`."""
-    outputs = model.outputs(x)
-    start = [{"input": str(file), "row": number} for number in range(1, len(x) + 1)]
+def answers(model: Model, file: Path, rows: Rows, top: int | None) -> list[Prediction]:
+    """Return one prediction per row, in the format of `predict_files`."""
+    outputs = model.outputs(rows.x)
+    start = [{"input": str(file), "row": number} for number in range(1, len(rows.x) + 1)]
+    incomplete = np.zeros(len(start), bool) if rows.incomplete is None else rows.incomplete
     if not model.classes:
-        return [one | {"values": row.tolist()} for one, row in zip(start, outputs, strict=True)]
+        every = zip(start, outputs, incomplete, strict=True)
+        return [one | {"values": [] if lacks else row.tolist()} for one, row, lacks in every]
     word, words = ("probability", "probabilities") if model.network.output == "softmax" else ("score", "scores")
     found = []
-    for one, row in zip(start, outputs, strict=True):
+    for one, row, lacks in zip(start, outputs, incomplete, strict=True):
+        if lacks:
+            found.append(one | {"label": "", word: None, words: {}})
+            continue
         ranks = np.argsort(-row, kind="stable")[:top]
         shares = {model.classes[k]: float(row[k]) for k in ranks}
         label = model.classes[ranks[0]]
@@ -156,21 +163,24 @@ def as_lines(predictions: Sequence[Prediction], top: int) -> list[str]:
 
 def place(one: Prediction) -> str:
     """Return the input of a prediction, followed by the row number for .csv and .npz files."""
-    table = Path(one["input"]).suffix.lower() in (".csv", ".npz")
-    return f"{one['input']}:{one['row']}" if table else str(one["input"])
+    file = Path(one["input"])
+    several = is_table(file) or file.suffix.lower() == ".npz"
+    return f"{one['input']}:{one['row']}" if several else str(one["input"])
 
 
 def fields(one: Prediction, top: int) -> list[str]:
     """Return the fields that follow the input in a line."""
     if "values" in one:
         return [f"{value:.6g}" for value in one["values"]]
+    if not one["label"]:
+        return [""]
     pairs = list(shares_of(one).items())[:top]
     return [text for name, share in pairs for text in (name, f"{share:.4f}")]
 
 
 def shares_of(one: Prediction) -> Mapping[str, float]:
     """Return a dict from class to probability or score, in descending order."""
-    shares: Mapping[str, float] = one.get("probabilities") or one["scores"]
+    shares: Mapping[str, float] = one["probabilities"] if "probabilities" in one else one["scores"]
     return shares
 
 
@@ -181,7 +191,7 @@ def as_csv(predictions: Sequence[Prediction]) -> bytes:
     with the predicted values follow the row.
     """
     if "values" in predictions[0]:
-        names = [f"value_{number}" for number in range(1, len(predictions[0]["values"]) + 1)]
+        names = [f"value_{number}" for number in range(1, max(len(one["values"]) for one in predictions) + 1)]
         body = [[one["input"], one["row"], *one["values"]] for one in predictions]
     else:
         shown = sorted({name for one in predictions for name in shares_of(one)})

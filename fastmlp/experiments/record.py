@@ -31,7 +31,7 @@ from fastmlp.experiments.folder import (
     TIMINGS_NAME,
     remove_files,
 )
-from fastmlp.experiments.plan import RunPlan, portable, with_images
+from fastmlp.experiments.plan import RunPlan, portable, with_inputs
 from fastmlp.experiments.result import OPTIONAL_FILES, PICTURES, describe_data
 from fastmlp.files import append_line, file_errors, json_bytes, make_folders, sync, write_bytes, write_json, write_toml
 from fastmlp.files.locks import unfinished
@@ -183,7 +183,7 @@ class RunCheckpoints(Checkpoints):
         """Write a checkpoint; see `Checkpoints.write`."""
         if (self.run / CLASSES_NAME).exists():
             sync(self.run / CLASSES_NAME)  # its lines are not part of the checkpoint
-        super().write(checkpoint._replace(model=with_images(checkpoint.model, self.plan.data)), engine)
+        super().write(checkpoint._replace(model=with_inputs(checkpoint.model, self.plan.data)), engine)
 
     def remove(self) -> None:
         """Remove the files of a run that has no result."""

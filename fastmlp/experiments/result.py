@@ -16,7 +16,7 @@ from fastmlp.data.splits import Splits
 from fastmlp.engines import installed_versions
 from fastmlp.errors import ConfigError, DataError, DivergedError, ThresholdError, WriteError
 from fastmlp.experiments.folder import CLASSES_NAME, LOGS, RESULT_NAME, RESULT_VERSION, remove_files, write_manifest
-from fastmlp.experiments.plan import SPLIT_NAMES, RunPlan, portable, with_images
+from fastmlp.experiments.plan import SPLIT_NAMES, RunPlan, portable, with_inputs
 from fastmlp.files import read_lines, sync, write_bytes, write_json
 from fastmlp.models.file import FILE_NAME
 from fastmlp.models.metrics import evaluate_with_predictions
@@ -59,7 +59,7 @@ def save_result(plan: RunPlan, outcome: TrainOutcome, folder: Path) -> dict[str,
 
     If a file could not be written during the training, raise this error, also with the place of the best weights.
     """
-    training, saved = outcome.training._replace(model=with_images(outcome.training.model, plan.data)), False
+    training, saved = outcome.training._replace(model=with_inputs(outcome.training.model, plan.data)), False
     cause: DataError | None = outcome.error if isinstance(outcome.error, WriteError) else None
     try:
         training.model.save(folder / FILE_NAME)
@@ -179,6 +179,7 @@ def describe_data(data: Dataset, splits: Splits) -> dict[str, Any]:
         "classes": list(data.classes),
         **({} if data.provenance is None else {"extracted": dict(data.provenance)}),
         "rows": {name: len(rows) for name, rows in splits.items()},
+        **({"notes": list(data.notes)} if data.notes else {}),
     }
 
 

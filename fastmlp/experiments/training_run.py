@@ -17,7 +17,7 @@ from rich.filesize import decimal
 from fastmlp.data.dataset import Dataset
 from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.folder import run_folder
-from fastmlp.experiments.plan import RunPlan, Say, image_fields, make_plan
+from fastmlp.experiments.plan import RunPlan, Say, input_fields, make_plan
 from fastmlp.experiments.record import PeriodicSaver, Recorder, RunCheckpoints
 from fastmlp.experiments.result import TrainOutcome, save_result, seconds_of
 from fastmlp.experiments.resume import Resume, nothing_left, resumed_from, start_for
@@ -87,6 +87,8 @@ def run_training(
     """
     plan = make_plan(config, progress=not quiet, data=data)
     rows = ", ".join(f"{len(split):,} {name}" for name, split in plan.splits.items())
+    for note in plan.data.notes:
+        say(note)
     say(f"{plan.data.name}: {rows} rows; network {plan.network.label}, {plan.network.parameters:,} parameters")
     preload_figures()
     now = datetime.now().astimezone()
@@ -136,5 +138,5 @@ def periodic_saver(plan: RunPlan, folder: Path) -> PeriodicSaver:
     """Return the callback that saves models and per-class metrics of a run at intervals."""
     network, settings, data = plan.task
     start, classes = np.zeros(network.parameters, settings.dtype), plan.data.classes
-    model = Model(network, start, data.scaling, classes, backend=settings.backend, **image_fields(plan.data))
+    model = Model(network, start, data.scaling, classes, backend=settings.backend, **input_fields(plan.data))
     return PeriodicSaver(folder, plan.config, model, plan.splits)

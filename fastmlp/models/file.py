@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from fastmlp.data.checks import check_description
 from fastmlp.data.readers.tensors import read_tensors, tensor_bytes
+from fastmlp.data.tables.encoding import TableEncoding
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.files import file_errors, write_bytes
 from fastmlp.nn.activations import Activation, UnknownActivation, register
@@ -55,6 +56,7 @@ class Header(msgspec.Struct, forbid_unknown_fields=True):
     scaling: str | None
     target_scaling: str | None = None
     text_labels: bool = False
+    encoding: TableEncoding | None = None
 
 
 def save(model: Model, path: str | Path, training: Mapping[str, npt.NDArray[Any]] = MappingProxyType({})) -> None:
@@ -82,6 +84,7 @@ def save(model: Model, path: str | Path, training: Mapping[str, npt.NDArray[Any]
         "scaling": None if model.scaling is None else model.scaling.kind,
         "target_scaling": None if model.target_scaling is None else model.target_scaling.kind,
         "text_labels": model.text_labels,
+        "encoding": msgspec.to_builtins(model.encoding),
     }
     text = json.dumps(header)
     write_bytes(Path(path), tensor_bytes(tensors, {"fastmlp": text, "sha256": digest(text, tensors)}))
@@ -131,6 +134,7 @@ def read_checkpoint(
         "extractor": extractor,
         "target_scaling": target_scaling,
         "text_labels": header.text_labels,
+        "encoding": header.encoding,
     }
     return model, training
 

@@ -13,6 +13,7 @@ from fastmlp._summary import Summarized, listed
 from fastmlp.data.checks import check_description, check_rows
 from fastmlp.data.labels import class_labels
 from fastmlp.data.rows import Features
+from fastmlp.data.tables.encoding import TableEncoding
 from fastmlp.engines import make_engine
 from fastmlp.engines.base import Engine, EngineSpec, State
 from fastmlp.errors import ConfigError, DataError
@@ -39,6 +40,7 @@ class Model(Summarized):
         not extracted features
     target_scaling : scaling of the targets in training, which predictions undo; None for no scaling
     text_labels : whether the class labels were given as strings, so that `predict` returns strings even for names such as "7"
+    encoding : for a model of a table, the encoding of its columns as features; None for other models
 
     Raises
     ------
@@ -55,6 +57,7 @@ class Model(Summarized):
     extractor: bytes | None = None
     target_scaling: Scaling | None = None
     text_labels: bool = False
+    encoding: TableEncoding | None = None
     _engines: list[Engine] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -63,6 +66,9 @@ class Model(Summarized):
         object.__setattr__(self, "parameters", parameters)
         features = None if self.scaling is None else len(self.scaling.shift)
         check_description(self.network, features, len(self.classes), self.image_shape if self.extractor is None else None)
+        if self.encoding is not None and self.encoding.features != self.network.sizes[0]:
+            features = self.encoding.features
+            raise DataError(f"the encoding of the table has {features} features, but the network takes {self.network.sizes[0]}")
         if self.target_scaling is not None and len(self.target_scaling.shift) != self.network.sizes[-1]:
             outputs = self.network.sizes[-1]
             raise DataError(

@@ -14,7 +14,7 @@ import pytest
 from support.cli import FAST, forget_settings, ok, refused
 from support.data import message as message_of
 
-from fastmlp.data.dataset import load_data
+from fastmlp.data.load import load_data
 from fastmlp.data.readers import arrays as arrays_module
 from fastmlp.data.readers.arrays import read_npy_folder
 from fastmlp.data.rows import is_mapped

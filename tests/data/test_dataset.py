@@ -11,7 +11,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from support.data import message
 
-from fastmlp.data.dataset import Dataset, RawArrays, check_dataset, load_data
+from fastmlp.data.dataset import Dataset, RawArrays, check_dataset
+from fastmlp.data.load import load_data
 from fastmlp.data.named import DIGITS
 from fastmlp.errors import ConfigError, DataError
 

@@ -16,8 +16,8 @@ import pytest
 from support.data import idx, message
 
 from fastmlp.data import download
-from fastmlp.data.dataset import load_data
 from fastmlp.data.download import DataEntry, DataFile, _part_file, data_folder
+from fastmlp.data.load import load_data
 from fastmlp.data.named import DATASETS, fetch_data, list_data, verify_data
 from fastmlp.errors import DataError, UnavailableError
 from fastmlp.files import file_sha256

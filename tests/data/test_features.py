@@ -24,7 +24,7 @@ from support.cnn import SHAPE, bars
 from support.extract import arrays_of, own_folder, without_pictures  # noqa: F401 - autouse fixtures
 
 from fastmlp.data import features as feature_files
-from fastmlp.data.dataset import load_data
+from fastmlp.data.load import load_data
 from fastmlp.data.rows import is_mapped
 from fastmlp.experiments.features import extraction, pictures
 from fastmlp.models.model import load

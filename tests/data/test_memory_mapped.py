@@ -22,7 +22,8 @@ from support.problems import Keeper, set_up
 from benchmarks import memmap
 from benchmarks.cases import Case
 from fastmlp.data import checks
-from fastmlp.data.dataset import RawArrays, check_dataset, load_data
+from fastmlp.data.dataset import RawArrays, check_dataset
+from fastmlp.data.load import load_data
 from fastmlp.data.rows import Subset, is_mapped
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.data.splits import split, split_rows

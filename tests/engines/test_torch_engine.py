@@ -17,7 +17,7 @@ from support.engines import Course, engine_of, make_course, run_course, start_st
 from support.extract import own_folder  # noqa: F401 - an autouse fixture
 from support.processes import check_in_a_forked_child
 
-from fastmlp.data.dataset import load_data
+from fastmlp.data.load import load_data
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.engines import make_engine
 from fastmlp.engines.base import EngineSpec, State

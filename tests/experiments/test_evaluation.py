@@ -13,7 +13,7 @@ import pytest
 from support.engines import need_backend
 
 from fastmlp.data.checks import CheckedRows
-from fastmlp.data.dataset import load_data
+from fastmlp.data.load import load_data
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.evaluation import evaluate_run

@@ -17,7 +17,7 @@ from support.cli import ok, override, refused
 from support.cnn import SHAPE, bars
 from support.extract import DRAWN, arrays_of, own_folder, without_pictures  # noqa: F401 - fixtures of all tests
 
-from fastmlp.data.dataset import load_data
+from fastmlp.data.load import load_data
 
 pytestmark = pytest.mark.full
 

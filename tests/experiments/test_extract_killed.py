@@ -18,7 +18,7 @@ from support.extract import DRAWN, own_folder, without_pictures  # noqa: F401 - 
 from support.signals import interrupted
 
 from fastmlp.data import features as feature_files
-from fastmlp.data.dataset import load_data
+from fastmlp.data.load import load_data
 from fastmlp.experiments.features import chain, extraction
 from fastmlp.experiments.features.extraction import picture_names
 from fastmlp.experiments.folder import locked_file

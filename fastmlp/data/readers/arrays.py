@@ -25,7 +25,8 @@ from numpy.lib import format as npy
 from numpy.lib.npyio import NpzFile
 
 from fastmlp.data.checks import SourceLocation
-from fastmlp.data.readers.tensors import read_tensors
+from fastmlp.data.readers.names import ARRAYS, TRAINING, find_names
+from fastmlp.data.readers.tensors import read_pt_tensors, read_tensors
 from fastmlp.errors import DataError
 from fastmlp.files import file_errors
 
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
 # cache. Training reads rows in random order, so reading ahead would only evict pages that are still needed.
 READ_AHEAD_SHARE = 0.5
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-# Names of the arrays of a data set, the same in all file formats. The last three occur only in feature files.
-ARRAYS = ("x", "y", "x_test", "y_test", "classes", "validation", "provenance", "extractor")
-REFETCH = "delete it and download it again with `fastmlp data fetch`"
 
 
 class RawArrays(NamedTuple):
@@ -67,13 +65,13 @@ class RawArrays(NamedTuple):
 
 
 def is_npy_folder(path: Path) -> bool:
-    """Return whether a folder contains `x.npy` or `y.npy` and is therefore read as a folder of arrays."""
+    """Return whether a folder contains features or targets as `.npy` files and is therefore read as a folder of arrays."""
     with file_errors("read", path):
-        return any((path / f"{name}.npy").is_file() for name in ARRAYS[:2])
+        return any((path / f"{name}.npy").is_file() for name in {name for pair in TRAINING for name in pair})
 
 
 def read_npy_folder(path: str | Path, weight: str | None = None) -> RawArrays:
-    """Memory-map `x.npy`, `y.npy` and the other `.npy` files listed in `ARRAYS`, as in an unpacked `.npz` file.
+    """Memory-map `x.npy`, `y.npy` and the other `.npy` files in a folder, as in an unpacked `.npz` file; see `find_names`.
 
     This function reads only the headers of the files. uint8 and float32 arrays in native byte order and C order are not
     copied into memory: the operating system reads pages of the file when they are used, and evicts them when memory is short.
@@ -97,14 +95,16 @@ def read_npy_folder(path: str | Path, weight: str | None = None) -> RawArrays:
     >>> type(arrays.x).__name__, arrays.x.tolist(), arrays.y.tolist()
     ('memmap', [[1, 0], [0, 1]], ['no', 'yes'])
     """
-    names = {name: name for name in ARRAYS} | weight_source(weight)
-    files = {key: Path(path) / f"{name}.npy" for key, name in names.items()}
-    with file_errors("read", Path(path)):
-        found: dict[str, Any] = {name: map_npy(file) for name, file in files.items() if file.is_file()}
-    check_weight_exists(Path(path), weight, found)
-    if missing := [name for name in ARRAYS[:2] if name not in found]:
-        raise DataError(f"{files[missing[0]]}: no such file; a folder of arrays needs x.npy and y.npy")
-    return RawArrays(**found, locations={name: SourceLocation(str(file)) for name, file in files.items()})
+    folder = Path(path)
+    with file_errors("read", folder):
+        available = [file.stem for file in folder.glob("*.npy")]
+        missing = [name for name in ARRAYS[:2] if name not in available]
+        if missing and not any({*pair} <= {*available} for pair in TRAINING):
+            raise DataError(f"{folder / missing[0]}.npy: no such file; a folder of arrays needs x.npy and y.npy")
+        names, notes = find_names(folder, available, weight)
+        found: dict[str, Any] = {key: map_npy(folder / f"{name}.npy") for key, name in names.items()}
+    locations = {key: SourceLocation(str(folder / f"{name}.npy")) for key, name in names.items()}
+    return RawArrays(**found, locations=locations, notes=notes)
 
 
 def map_npy(path: Path) -> npt.NDArray[Any]:
@@ -139,7 +139,7 @@ def _header(path: Path, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dt
 
 
 def read_npz(path: str | Path, weight: str | None = None) -> RawArrays:
-    """Read `x`, `y` and the other arrays listed in `ARRAYS` from an `.npz` file, without unpickling; other keys are ignored.
+    """Read `x`, `y` and the other arrays of a data set from an `.npz` file, without unpickling; see `find_names`.
 
     weight : name of the array with the sample weights; None for equal weights
 
@@ -156,13 +156,10 @@ def read_npz(path: str | Path, weight: str | None = None) -> RawArrays:
     """
     path = Path(path)
     with open_npz(path) as archive:
-        listed = ", ".join(archive.files) or "nothing"
-        names = {name: name for name in ARRAYS} | weight_source(weight)
-        found: dict[str, Any] = {key: npz_array(path, archive, name) for key, name in names.items() if name in archive.files}
-    check_weight_exists(path, weight, found)
-    if missing := [name for name in ("x", "y") if name not in found]:
-        raise DataError(f"{path}: no array named {' nor '.join(missing)} (it holds: {listed}); save x and y")
-    return RawArrays(**found, locations={key: SourceLocation(f"{path}: array {name!r}") for key, name in names.items()})
+        names, notes = find_names(path, archive.files, weight)
+        found: dict[str, Any] = {key: npz_array(path, archive, name) for key, name in names.items()}
+    locations = {key: SourceLocation(f"{path}: array {name!r}") for key, name in names.items()}
+    return RawArrays(**found, locations=locations, notes=notes)
 
 
 @contextmanager
@@ -209,7 +206,7 @@ def npz_array(path: Path, archive: Mapping[str, Any], name: str) -> npt.NDArray[
 
 
 def read_safetensors(path: str | Path, weight: str | None = None) -> RawArrays:
-    """Read `x`, `y` and the other tensors listed in `ARRAYS` from a safetensors file; other tensors are ignored.
+    """Read `x`, `y` and the other tensors of a data set from a safetensors file; see `find_names`.
 
     The class names are stored as a JSON list under the key "classes" of the metadata.
 
@@ -231,25 +228,30 @@ def read_safetensors(path: str | Path, weight: str | None = None) -> RawArrays:
     path = Path(path)
     with file_errors("read", path):
         metadata, tensors = read_tensors(path)
-    if missing := [name for name in ARRAYS[:2] if name not in tensors]:
-        listed = ", ".join(sorted(tensors)) or "nothing"
-        raise DataError(f"{path}: no tensor named {' nor '.join(missing)} (it holds: {listed}); save x and y")
-    names = {name: name for name in ARRAYS} | weight_source(weight)
-    found: dict[str, Any] = {key: tensors[name] for key, name in names.items() if name in tensors}
-    check_weight_exists(path, weight, found)
+    names, notes = find_names(path, tensors, weight, "tensor")
+    found: dict[str, Any] = {key: tensors[name] for key, name in names.items()}
     found |= {"provenance": metadata.get("provenance"), "classes": class_names(path, metadata.get("classes"))}
-    return RawArrays(**found, locations={key: SourceLocation(f"{path}: tensor {name!r}") for key, name in names.items()})
+    locations = {key: SourceLocation(f"{path}: tensor {name!r}") for key, name in names.items()}
+    return RawArrays(**found, locations=locations, notes=notes)
 
 
-def weight_source(weight: str | None) -> dict[str, str]:
-    """Return the name of the array with the sample weights under the key "weight"; empty if `weight` is None."""
-    return {} if weight is None else {"weight": weight}
+def read_pt(path: str | Path, weight: str | None = None) -> RawArrays:
+    """Read a data set from a file of `torch.save`: a dict of tensors, see `find_names`, or a pair (x, y).
 
+    weight : name of the tensor with the sample weights; None for equal weights
 
-def check_weight_exists(path: Path, weight: str | None, found: Mapping[str, Any]) -> None:
-    """Raise DataError if the array with the sample weights is not in the file."""
-    if weight is not None and "weight" not in found:
-        raise DataError(f"{path}: no array named {weight!r}, which should have the sample weights", settings=("weight",))
+    Raises
+    ------
+    DataError : a damaged file, other content than tensors, or a missing tensor
+    UnavailableError : PyTorch is not installed
+    """
+    path = Path(path)
+    with file_errors("read", path):
+        tensors = read_pt_tensors(path)
+    names, notes = find_names(path, tensors, weight, "tensor")
+    found: dict[str, Any] = {key: tensors[name] for key, name in names.items()}
+    locations = {key: SourceLocation(f"{path}: tensor {name!r}") for key, name in names.items()}
+    return RawArrays(**found, locations=locations, notes=notes)
 
 
 def class_names(path: Path, text: str | None) -> list[str] | None:

@@ -1,4 +1,4 @@
-"""Reading and writing of safetensors files.
+"""Reading and writing of safetensors files, and reading of the files of `torch.save`.
 
 Specification of the format: https://huggingface.co/docs/safetensors. A file contains the length of the header in 8 bytes, the
 header in JSON, and the tensors.
@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
-from fastmlp.errors import DataError
+from fastmlp.errors import DataError, UnavailableError
 
 Tensors = dict[str, npt.NDArray[Any]]
 
@@ -38,6 +39,45 @@ def read_tensors(file: Path) -> tuple[dict[str, str], Tensors]:
     except (SafetensorError, OSError, TypeError) as error:  # TypeError: NumPy lacks the dtype (bfloat16)
         raise DataError(f"{file}: not a readable safetensors file ({error})") from error
     return metadata, tensors
+
+
+def read_pt_tensors(file: Path) -> Tensors:
+    """Return the tensors of a file of `torch.save`: a dict of tensors, or a pair, which are called x and y.
+
+    The file is read with weights_only=True, so that no code in it is run.
+
+    Raises
+    ------
+    DataError : the file is damaged, or has other objects
+    UnavailableError : PyTorch is not installed
+    """
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise UnavailableError(f"{file}: .pt files need PyTorch ({error}); install it with: pip install torch") from error
+
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{file}: not a readable file of tensors ({reason}); save a dict of tensors with torch.save") from error
+    if isinstance(content, list | tuple) and len(content) == 2:
+        content = dict(zip(("x", "y"), content, strict=True))
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise DataError(f"{file}: neither a dict of tensors nor a pair of tensors; save {{'x': x, 'y': y}} with torch.save")
+    return {str(name): as_numpy(file, str(name), value) for name, value in content.items()}
+
+
+def as_numpy(file: Path, name: str, tensor: Any) -> npt.NDArray[Any]:
+    """Return a tensor as an array; bfloat16 values, which NumPy lacks, become float32."""
+    import torch
+
+    if tensor.layout != torch.strided or tensor.is_complex() or tensor.is_quantized:
+        raise DataError(f"{file}: tensor {name!r} is not a dense tensor of real numbers; convert it first")
+    tensor = tensor.detach()
+    return np.asarray(tensor.float() if tensor.dtype == torch.bfloat16 else tensor)
 
 
 def tensor_bytes(tensors: Tensors, metadata: Mapping[str, str]) -> bytes:

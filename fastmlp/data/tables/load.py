@@ -14,7 +14,7 @@ import numpy.typing as npt
 from fastmlp.data.checks import SourceLocation
 from fastmlp.data.readers.arrays import RawArrays
 from fastmlp.data.readers.table import Table, read_table
-from fastmlp.data.tables.encoding import Encoded, TableEncoding, check_missing, encode, fit_encoding, is_images
+from fastmlp.data.tables.encoding import Column, Encoded, TableEncoding, check_missing, encode, fit_encoding, is_images
 from fastmlp.data.tables.target import Roles, TableOptions, describe, find_column, find_roles
 from fastmlp.errors import DataError
 
@@ -167,9 +167,18 @@ def image_shape(table: Table, encoding: TableEncoding, x: npt.NDArray[Any]) -> t
     return side, side, 1
 
 
-def load_features(path: Path, encoding: TableEncoding, delimiter: str | None = None, header: bool | None = None) -> Encoded:
+def load_features(path: Path, encoding: TableEncoding | None, features: int) -> Encoded:
     """Return the features of a table for a saved model; the table need not have a target.
 
-    delimiter, header : see `dialect.find_dialect`
+    encoding : the encoding of the model; None if it was not trained on a table
+    features : for a model without an encoding, the number of columns of features, all of which must be numbers
     """
-    return encode(read_table(path, delimiter, header), encoding)
+    table = read_table(path)
+    if encoding is not None:
+        return encode(table, encoding)
+    every = range(len(table.columns))
+    chosen = every if len(every) == features else find_roles(table, TableOptions()).features
+    if len(chosen) != features:
+        raise DataError(f"{path}: {len(chosen)} columns of features, but the model takes {features}; give the same columns")
+    columns = tuple(Column(table.names[number], number) for number in chosen)
+    return encode(table, TableEncoding(columns, "", table.header, len(every)), chosen)

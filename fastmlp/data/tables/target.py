@@ -13,12 +13,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fastmlp.data.labels import MOST_WHOLE_CLASSES
 from fastmlp.data.readers.table import Table
 from fastmlp.errors import ConfigError, DataError, unknown_name
 
 NAMES = ("label", "class", "target", "outcome", "y")  # a column with one of these names is the target
 OTHER_NAMES = ("species", "survived", "quality")  # if none has, a column with one of these names
-MOST_WHOLE_CLASSES = 20  # a target with at most this many distinct whole numbers has class labels
 MOST_LABELS = 100  # distinct whole numbers at one end of a table without a header that may be labels
 MOST_TEXT_CLASSES = 100  # with more, a column of text with mostly distinct values is not a target
 FEWEST_PIXELS = 64

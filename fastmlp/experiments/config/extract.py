@@ -135,6 +135,7 @@ class ExtractConfig(DataSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.complete({"task": "classification"})
         if self.task != "classification":
             raise ConfigError("extract trains a classifier, so task must be classification; leave it out")
         if self.weights is not None and self.backbone == CNN:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from fastmlp.data.readers.dialect import parse_delimiter
 from fastmlp.errors import ConfigError
 from fastmlp.nn.names import canonical_name
 
@@ -76,6 +77,11 @@ def check_string(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError
     return value
+
+
+def check_column(value: Any) -> str:
+    """Return the name or the number of a column as text; raise ValueError for other values."""
+    return check_string(str(value) if isinstance(value, int) and not isinstance(value, bool) else value)
 
 
 def check_integer(value: Any) -> int:
@@ -185,6 +191,8 @@ STRING = ParamType("a non-empty string", "TEXT", str, check_string)
 NAME = STRING._replace(metavar="NAME")
 DATA_SOURCE = STRING._replace(metavar="NAME|FILE|FOLDER")
 FOLDER = STRING._replace(metavar="FOLDER")
+COLUMN = ParamType("the name or the number of a column", "COLUMN", str, check_column)
+DELIMITER = ParamType("a character, or a name such as tab", "CHARACTER", str, parse_delimiter)
 FILE = STRING._replace(metavar="FILE")
 INTEGER = ParamType("a whole number", "N", int, check_integer)
 FLOAT = ParamType("a finite number", "X", float, check_float)

@@ -14,13 +14,18 @@ from typing import Any
 import tomli_w
 
 from fastmlp.data.dataset import TASKS
+from fastmlp.data.named import DATASETS
+from fastmlp.data.tables.encoding import MISSING_VALUES
+from fastmlp.data.tables.target import TableOptions
 from fastmlp.engines import CHOICES
 from fastmlp.engines.base import PRECISIONS
 from fastmlp.errors import ConfigError
 from fastmlp.experiments.config.fields import (
     BOOLEAN,
     CLASS_WEIGHT,
+    COLUMN,
     DATA_SOURCE,
+    DELIMITER,
     DURATION,
     FLOAT,
     FLOATS,
@@ -28,7 +33,6 @@ from fastmlp.experiments.config.fields import (
     IMAGE_SIZE,
     INTEGER,
     INTEGERS,
-    STRING,
     ParamType,
     list_of,
     name_with_number,
@@ -80,13 +84,15 @@ class DataSettings:
     data: str = data_setting(
         DATA_SOURCE,
         "digits",
-        "Name of a data set; .npz, .safetensors or .csv file; folder with x.npy and y.npy; or folder with a folder of images "
-        "per class.",
+        "Name of a data set; table (.csv, .tsv, .parquet); .npz, .pt or .safetensors file; folder with x.npy and y.npy; or "
+        "folder with a folder of images per class.",
         common=True,
     )
     data_dir: str | None = data_setting(FOLDER, None, "Folder with the named data sets [default: in the user's cache].")
     image_size: tuple[int, int] | None = data_setting(IMAGE_SIZE, None, "Resize the images of an image folder.", common=True)
-    task: str = data_setting(one_of("task", TASKS), "classification", "Type of the task.", common=True)
+    task: str | None = data_setting(
+        one_of("task", TASKS), None, "Type of the task [default: found from the targets].", common=True
+    )
     val_fraction: float | None = data_setting(FLOAT, 0.2, "Fraction of the rows for validation; 0 disables it.", common=True)
     val_count: int | None = data_setting(INTEGER, None, "Number of validation rows, instead of `val_fraction`.")
     test_fraction: float | None = data_setting(
@@ -107,6 +113,8 @@ class DataSettings:
             if one.metadata["type"].choices and (value := getattr(self, name)) is not None:
                 # A normal assignment is not possible, because the dataclass is frozen.
                 object.__setattr__(self, name, one.metadata["type"].value(name, value, settings=(name,)))
+        if self.data in DATASETS:
+            self.complete({"task": "classification"})
         for name in ("val_fraction", "test_fraction"):
             if not 0 <= (getattr(self, name) or 0) <= 1:
                 raise ConfigError(f"{name} must be between 0 and 1, not {getattr(self, name)}", settings=(name,))
@@ -156,10 +164,29 @@ class TrainConfig(DataSettings):
     ('sgd', 0.05, '64x16x10')
     """
 
-    weight: str | None = data_setting(
-        STRING,
+    target: str | None = data_setting(
+        COLUMN, None, "Target column of a table: name, number from 1, first or last [default: see docs/data.md].", common=True
+    )
+    drop: tuple[str, ...] = data_setting(
+        list_of(COLUMN, "names or numbers of columns", "COLUMN,..."),
+        (),
+        "Columns of a table that are no features.",
+        common=True,
+    )
+    missing: str | None = data_setting(
+        one_of("missing", MISSING_VALUES),
         None,
-        "Column of a .csv file, or array, with a positive weight for each training row in the loss; it is no feature.",
+        "Missing values of a table: leave out their rows, or replace them [default: an error].",
+        common=True,
+    )
+    delimiter: str | None = data_setting(DELIMITER, None, "Character between the cells of a table, or tab [default: found].")
+    header: bool | None = data_setting(
+        BOOLEAN, None, "Whether a table has a line with the names of the columns [default: found]."
+    )
+    weight: str | None = data_setting(
+        COLUMN,
+        None,
+        "Column of a table, or array, with a positive weight for each training row in the loss; it is no feature.",
     )
     class_weight: str | None = data_setting(
         CLASS_WEIGHT,
@@ -298,16 +325,24 @@ class TrainConfig(DataSettings):
                 raise ConfigError(f"{name} must be 1 or more, not {value}; leave it out to disable it", settings=(name,))
         if self.schedule == PLATEAU and self.lr_warmup:
             raise ConfigError("schedule plateau has no warm-up; leave lr_warmup out", settings=("lr_warmup", "schedule"))
-        classification = self.task == "classification"
-        if not classification:
+        if self.task == "regression":
             self._check_regression()
+        if self.task is not None:
+            self.complete({"loss": "cross-entropy" if self.task == "classification" else "squared-error"})
         self.complete(
             {
                 "lr": DEFAULT_LEARNING_RATE[self.optimizer],
-                "loss": "cross-entropy" if classification else "squared-error",
                 "patience": DEFAULT_PATIENCE if self.val_count or self.val_fraction else 0,
             }
         )
+
+    def with_task(self, task: str) -> TrainConfig:
+        """Return the settings for a task that was found from the data. Raise ConfigError if a setting is for another task."""
+        return self if self.task == task else dataclasses.replace(self, task=task)
+
+    def table_options(self) -> TableOptions:
+        """Return how a table is read."""
+        return TableOptions(**{name: getattr(self, name) for name in TableOptions._fields})
 
     def _check_regression(self) -> None:
         for name, value in (("loss", "cross-entropy"), ("monitor", "accuracy"), ("stratify", True)):

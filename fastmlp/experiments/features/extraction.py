@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from fastmlp.data.dataset import Dataset, load_data
+from fastmlp.data.dataset import Dataset
 from fastmlp.data.features import (
     Extractor,
     FeatureWriter,
@@ -28,6 +28,7 @@ from fastmlp.data.features import (
     recover,
     write_features,
 )
+from fastmlp.data.load import load_data
 from fastmlp.data.named import DATASETS
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.data.splits import split, split_indices, split_names
