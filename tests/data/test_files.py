@@ -15,9 +15,9 @@ import pytest
 from support.data import idx
 from support.data import message as message_of
 
+from fastmlp.data.load import load_data as read_csv
 from fastmlp.data.named import read_idx
 from fastmlp.data.readers.arrays import read_npz
-from fastmlp.data.readers.csv_table import read_csv
 from fastmlp.errors import DataError
 
 message = partial(message_of, DataError)

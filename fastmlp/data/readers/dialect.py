@@ -200,30 +200,32 @@ def find_decimal(rows: list[list[str]], delimiter: str) -> str:
 def has_header(path: Path, rows: list[list[str]], dialect: Dialect) -> bool:
     """Return whether the first of the rows has the names of the columns.
 
-    It does if its cells are no numbers, and there are columns of numbers, or its cells do not occur below. It also does if it
-    is 0, 1, 2, …, as pandas writes for a data frame without names, or if a column of numbers starts with text. A first row
-    with numbers is data if its texts occur below, too.
+    - It has if its numbers are 0, 1, 2, … or 1, 2, 3, …, as pandas writes for columns without names, in at least 5 columns.
+    - It has not if all its cells are numbers or missing.
+    - If some of its cells are numbers, it is data if its texts occur below, in the same columns.
+    - If it has only texts, it has if there is a column of numbers, or none of the texts occurs below.
 
     Raises
     ------
-    DataError : it cannot be decided
+    DataError : it has numbers, and texts that do not occur below
     """
     first, below = [cell.strip() for cell in rows[0]], [row for row in rows[1:] if len(row) == len(rows[0])]
     columns = [[cell.strip() for cell in column if not is_missing(cell)] for column in zip(*below, strict=True)]
     columns = columns or [[] for _ in first]
-    if ["", *map(str, range(len(first) - 1))] == first or ([*map(str, range(len(first)))] == first and len(first) >= WIDE):
+    numbers = [cell for cell in first if dialect.is_number(cell)]
+    counted = any(numbers == [str(number + start) for number in range(len(numbers))] for start in (0, 1))
+    if counted and len(first) >= WIDE and len(first) - 2 <= len(numbers) and (len(numbers) < len(first) or numbers[0] == "0"):
         return True
     texts = [number for number, cell in enumerate(first) if not (is_missing(cell) or dialect.is_number(cell))]
     if not texts:
         return False
-    of_numbers = [number for number, column in enumerate(columns) if column and all(map(dialect.is_number, column))]
-    if set(texts) & set(of_numbers):
-        return True
-    if len(texts) < len(first) - first.count(""):  # some cells are numbers
+    if numbers:
         if all(first[number] in columns[number] for number in texts):
             return False
         raise DataError(
             f"{path}: line 1 starts with {rows[0][0]!r}, and may be a header or data; say whether there is a header",
             settings=("header",),
         )
+    if any(column and all(map(dialect.is_number, column)) for column in columns):
+        return True
     return not any(first[number] in columns[number] for number in texts)

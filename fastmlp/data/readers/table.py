@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 TEXT_SUFFIXES = (".csv", ".tsv", ".tab", ".txt", ".data")
 PARQUET_SUFFIXES = (".parquet", ".pq")
 PARQUET = b"PAR1"
+SMALL = 1 << 20  # bytes of a small file
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +171,6 @@ def read_text(path: Path, dialect: Dialect) -> tuple[list[str], list[pa.ChunkedA
 
 def parse(path: Path, dialect: Dialect) -> Any:
     """Return a text table as an Arrow table; raise DataError with the line of the first fault."""
-    import pyarrow as pa
     from pyarrow import csv
 
     spaced = [text for name in MISSING for text in (name, f" {name}")]
@@ -180,7 +180,7 @@ def parse(path: Path, dialect: Dialect) -> Any:
     for several_lines in (False, True):  # cells with line breaks are read more slowly, and are rare
         options = csv.ParseOptions(delimiter=dialect.delimiter, newlines_in_values=several_lines)
         try:
-            with pa.input_stream(str(path), compression="gzip" if dialect.gzipped else None) as stream:
+            with open_stream(path, dialect) as stream:
                 return csv.read_csv(stream, read, options, convert)
         except Exception as failed:
             error = failed
@@ -188,11 +188,22 @@ def parse(path: Path, dialect: Dialect) -> Any:
     raise DataError(fault(path, dialect) or f"{path}: {first_line(error)}") from error
 
 
+def open_stream(path: Path, dialect: Dialect) -> Any:
+    """Open a file for pyarrow. A small file is read with a line break at its end, which pyarrow needs if there is one row."""
+    import pyarrow as pa
+
+    if path.stat().st_size < SMALL and not dialect.gzipped and dialect.encoding.startswith("utf-8"):
+        return pa.BufferReader(path.read_bytes().rstrip(b"\r\n") + b"\n")
+    return pa.input_stream(str(path), compression="gzip" if dialect.gzipped else None)
+
+
 def fault(path: Path, dialect: Dialect) -> str:
     """Return a message about the first row with a different number of cells than the first one; "" if there is none."""
     first = 0
     for line, row in rows_of(path, dialect):
         first = first or len(row)
+        if len(row) == 1 and not row[0].strip():
+            return f"{path}: line {line} is blank but for spaces; remove it"
         if len(row) != first:
             return f"{path}: line {line} has {len(row)} columns, but line 1 has {first}; make them equal"
     return ""

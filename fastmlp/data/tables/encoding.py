@@ -135,22 +135,27 @@ def fit_encoding(
 
 
 def check_text(table: Table, number: int) -> None:
-    """Raise DataError if a column of text has too many values, or if most of its values are numbers."""
-    values = table.columns[number].drop_null()
-    distinct = values.unique().to_pylist()
-    if table.dialect is not None:
-        wrong = [value for value in distinct if not table.dialect.is_number(value)]
-        row = first_row(table, number, wrong)
-        if wrong and count_of(values, wrong) <= FEW_TEXTS * len(values):
-            raise DataError(
-                f"{table.location(row)}, {describe(table, number)}: {wrong[0]!r} is not a number; correct it or remove the line"
-            )
+    """Raise DataError if a column of text has too many values, or faults, see `check_faults`."""
+    check_faults(table, number)
+    distinct = table.columns[number].drop_null().unique().to_pylist()
     if len(distinct) > MOST_VALUES:
         raise DataError(
             f"{table.path}: {describe(table, number)} has {len(distinct)} different texts, such as {distinct[0]!r}; at most "
             f"{MOST_VALUES} can be encoded; drop the column",
             settings=("drop",),
         )
+
+
+def check_faults(table: Table, number: int) -> None:
+    """Raise DataError if most values of a column of text are numbers, so that the others are faults."""
+    if table.dialect is None:
+        return
+    values = table.columns[number].drop_null()
+    wrong = [value for value in values.unique().to_pylist() if not table.dialect.is_number(value)]
+    if wrong and count_of(values, wrong) <= FEW_TEXTS * len(values):
+        row = first_row(table, number, wrong)
+        place = f"{table.location(row)}, {describe(table, number)}"
+        raise DataError(f"{place}: {table.columns[number][row].as_py()!r} is not a number; correct it or remove the line")
 
 
 def count_of(values: pa.ChunkedArray, some: Sequence[str]) -> int:

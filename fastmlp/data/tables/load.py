@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,19 @@ import numpy.typing as npt
 from fastmlp.data.checks import SourceLocation
 from fastmlp.data.readers.arrays import RawArrays
 from fastmlp.data.readers.table import Table, read_table
-from fastmlp.data.tables.encoding import Column, Encoded, TableEncoding, check_missing, encode, fit_encoding, is_images
-from fastmlp.data.tables.target import Roles, TableOptions, describe, find_column, find_roles
+from fastmlp.data.tables.encoding import (
+    Column,
+    Encoded,
+    TableEncoding,
+    check_faults,
+    check_missing,
+    encode,
+    fit_encoding,
+    is_images,
+)
+from fastmlp.data.tables.target import PIXEL_NAME, Roles, TableOptions, describe, find_column, find_roles
 from fastmlp.errors import DataError
 
-PIXEL_NAMES = re.compile(r"(?:pixel|px)[_ ]?(\d+)", re.IGNORECASE)
 FitRows = Callable[[npt.NDArray[Any]], npt.NDArray[np.int64]]
 
 
@@ -99,10 +106,10 @@ def without_missing(table: Table, roles: Roles, missing: str | None, features: b
     """
     wrong = table.missing(roles.target)
     if wrong.any() and missing != "drop":
-        first = table.location(int(np.argmax(wrong)))
+        count, line = int(wrong.sum()), table.location(int(np.argmax(wrong))).rpartition(": ")[2]
         raise DataError(
-            f"{first}: the target, {describe(table, roles.target)}, is missing, as in {int(wrong.sum())} rows altogether; "
-            "remove these rows, or set missing to drop",
+            f"{table.path}: missing values: the target, {describe(table, roles.target)}, has {count} (the first one in {line}); remove "
+            "these rows, or set missing to drop",
             settings=("missing",),
         )
     if missing == "drop" and features:
@@ -124,6 +131,7 @@ def target_of(table: Table, roles: Roles) -> npt.NDArray[Any]:
     """Return the target: strings, Booleans or whole numbers (n,) for classification, float64 for regression."""
     number = roles.target
     if table.is_text(number):
+        check_faults(table, number)
         texts = np.array(table.columns[number].to_pylist(), str)
         if roles.task == "classification":
             return texts
@@ -158,7 +166,7 @@ def target_of(table: Table, roles: Roles) -> npt.NDArray[Any]:
 
 def image_shape(table: Table, encoding: TableEncoding, x: npt.NDArray[Any]) -> tuple[int, int, int] | None:
     """Return the shape of rows that are square gray images: at least 8x8 bytes, or columns pixel0, pixel1, …; else None."""
-    names = [PIXEL_NAMES.fullmatch(column.name) for column in encoding.columns]
+    names = [PIXEL_NAME.fullmatch(column.name) for column in encoding.columns]
     numbers = [int(name[1]) for name in names if name is not None]
     side = math.isqrt(encoding.features)
     named = encoding.header and len(numbers) == len(names) and numbers == [*range(numbers[0], numbers[0] + len(numbers))]

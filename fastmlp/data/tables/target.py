@@ -23,7 +23,8 @@ MOST_LABELS = 100  # distinct whole numbers at one end of a table without a head
 MOST_TEXT_CLASSES = 100  # with more, a column of text with mostly distinct values is not a target
 FEWEST_PIXELS = 64
 FEWEST_INDEXED = 10  # rows from which a first column 0, 1, 2, … may be an index
-PIXEL = re.compile(r"(pixel|px|p|x)?[_ ]?\d+([x_]\d+)?", re.IGNORECASE)
+PIXEL_NAME = re.compile(r"(?:pixel|px)[_ ]?(\d+)", re.IGNORECASE)
+PIXEL = re.compile(r"(pixel|px|p|x)?[_ ]?\d+([x_]\d+)?", re.IGNORECASE)  # also 1x1 or 17
 INDEX = re.compile(r"unnamed: \d+|", re.IGNORECASE)  # name of the index that pandas writes
 
 
@@ -153,10 +154,18 @@ def find_target(table: Table, left: Sequence[int]) -> int:
             if found:
                 several = " and ".join(describe(table, number) for number in found)
                 raise DataError(f"{table.path}: {several} may all be the target; give the target", settings=("target",))
-    if (pixels := find_label_of_pixels(table, left)) is not None:
-        return pixels
-    if table.header:
-        return left[-1]
+    if (label := find_label_of_pixels(table, left)) is not None:
+        return label
+    if table.header and all(PIXEL_NAME.fullmatch(table.names[number]) for number in left):
+        raise DataError(f"{table.path}: all columns are pixels; add a column with the labels", settings=("target",))
+    return left[-1] if table.header else find_target_at_end(table, left)
+
+
+def find_target_at_end(table: Table, left: Sequence[int]) -> int:
+    """Return the index of the target of a table without header: the only column of text, or of labels, at one end.
+
+    Raise DataError if no column or both may be the target.
+    """
     ends = (left[0], left[-1])
     texts = [number for number in left if table.is_text(number)]
     if len(texts) == 1 and texts[0] in ends:
