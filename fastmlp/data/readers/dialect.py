@@ -123,8 +123,6 @@ def decoding(path: Path) -> Iterator[None]:
     except UnicodeDecodeError as error:
         wrong = error.object[error.start : error.start + 1].hex()
         raise DataError(f"{path}: not text in UTF-8 or UTF-16 (byte 0x{wrong}); save it as UTF-8") from error
-    except EOFError as error:
-        raise DataError(f"{path}: the compressed file is incomplete; get it again") from error
 
 
 @contextmanager
@@ -213,8 +211,7 @@ def has_header(path: Path, rows: list[list[str]], dialect: Dialect) -> bool:
     columns = [[cell.strip() for cell in column if not is_missing(cell)] for column in zip(*below, strict=True)]
     columns = columns or [[] for _ in first]
     numbers = [cell for cell in first if dialect.is_number(cell)]
-    counted = any(numbers == [str(number + start) for number in range(len(numbers))] for start in (0, 1))
-    if counted and len(first) >= WIDE and len(first) - 2 <= len(numbers) and (len(numbers) < len(first) or numbers[0] == "0"):
+    if are_column_numbers(first):
         return True
     texts = [number for number, cell in enumerate(first) if not (is_missing(cell) or dialect.is_number(cell))]
     if not texts:
@@ -229,3 +226,17 @@ def has_header(path: Path, rows: list[list[str]], dialect: Dialect) -> bool:
     if any(column and all(map(dialect.is_number, column)) for column in columns):
         return True
     return not any(first[number] in columns[number] for number in texts)
+
+
+def are_column_numbers(names: list[str]) -> bool:
+    """Return whether names are the numbers of the columns, as pandas writes them, also after the name of one other column.
+
+    >>> are_column_numbers(["", "0", "1"]), are_column_numbers(["label", "1", "2", "3", "4"]), are_column_numbers(["0", "1"])
+    (True, True, False)
+    """
+    for left_out, starts in ((names[:1], (0, 1)), ([], (0,))):
+        numbers = names[len(left_out) :]
+        long = len(names) >= WIDE or left_out == [""]
+        if long and numbers and any(numbers == [str(number + start) for number in range(len(numbers))] for start in starts):
+            return not (left_out and POINT_NUMBER.fullmatch(left_out[0]))
+    return False

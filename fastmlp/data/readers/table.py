@@ -161,8 +161,11 @@ def read_parquet(path: Path) -> tuple[list[str], list[pa.ChunkedArray]]:
 def read_text(path: Path, dialect: Dialect) -> tuple[list[str], list[pa.ChunkedArray], Dialect]:
     """Return the names and the columns of a text table, and its dialect, in which the decimal mark may have changed."""
     table = parse(path, dialect)
+    if table.num_rows and "\n" in str(table.columns[-1][-1].as_py()):
+        fault(path, dialect)  # raises DataError if this is because a quotation mark is not closed
     columns = [plain(column) for column in table.columns]
-    if dialect.delimiter != "," and dialect.decimal == "." and any(has_decimal_commas(column) for column in columns):
+    points = dialect.delimiter == "," or dialect.decimal == "," or any(str(column.type) == "double" for column in columns)
+    if not points and any(has_decimal_commas(column) for column in columns):
         dialect = dialect._replace(decimal=",")  # there was no such number at the start of the file
         columns = [plain(column) for column in parse(path, dialect).columns]
     names = table.column_names if dialect.header else [f"column {number + 1}" for number in range(len(columns))]
@@ -198,7 +201,10 @@ def open_stream(path: Path, dialect: Dialect) -> Any:
 
 
 def fault(path: Path, dialect: Dialect) -> str:
-    """Return a message about the first row with a different number of cells than the first one; "" if there is none."""
+    """Return a message about the first row with a different number of cells than the first one; "" if there is none.
+
+    Raise DataError if a quotation mark is not closed.
+    """
     first = 0
     for line, row in rows_of(path, dialect):
         first = first or len(row)

@@ -108,8 +108,8 @@ def without_missing(table: Table, roles: Roles, missing: str | None, features: b
     if wrong.any() and missing != "drop":
         count, line = int(wrong.sum()), table.location(int(np.argmax(wrong))).rpartition(": ")[2]
         raise DataError(
-            f"{table.path}: missing values: the target, {describe(table, roles.target)}, has {count} (the first one in {line}); remove "
-            "these rows, or set missing to drop",
+            f"{table.path}: missing values: the target, {describe(table, roles.target)}, has {count} (the first one in {line});"
+            " remove these rows, or set missing to drop",
             settings=("missing",),
         )
     if missing == "drop" and features:
