@@ -299,16 +299,13 @@ def check_labels(
     """
     array = _array(values, location)
     if is_one_hot(array):
+        names = names or tuple(map(str, range(array.shape[1])))
         array = array.argmax(axis=1)
     if array.ndim != 1 and array.shape != (len(array), 1):
         raise DataError(f"{location.text}: shape {array.shape}; labels must be (n,), or (n, classes) with one 1 in each row")
-    array = plain_objects(array.ravel(), location.text) if array.dtype.kind == "O" else array.ravel()
-    if array.dtype.kind == "O":
-        array = array.astype(str)
-    if array.dtype.kind not in "buifU":
-        raise DataError(f"{location.text}: the labels have dtype {array.dtype}; they must be whole numbers or strings")
+    array = _plain_labels(array.ravel(), location)
     if array.dtype.kind in "iuf":
-        array = _whole(array, location, len(names))
+        array = _whole(array, location, 0 if encoder is not None else len(names))
     if encoder is None:
         encoder = label_encoder(array, names)
     if len(encoder.classes) > MOST_CLASSES:
@@ -327,6 +324,20 @@ def label_encoder(labels: Array, names: tuple[str, ...]) -> LabelEncoder:
     if not names:
         return LabelEncoder(np.unique(labels))
     return LabelEncoder(np.array(names) if labels.dtype.kind == "U" else np.arange(len(names)))
+
+
+def _plain_labels(array: Array, location: SourceLocation) -> Array:
+    """Return labels (n,) of any dtype as numbers, Booleans or strings."""
+    if array.dtype.kind == "O":  # some are strings
+        array = array.astype(str)
+    if array.dtype.kind == "S":
+        try:
+            return np.char.decode(array, "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{location.text}: a label is not text in UTF-8; save the labels as strings") from error
+    if array.dtype.kind not in "buifU":
+        raise DataError(f"{location.text}: the labels have dtype {array.dtype}; they must be whole numbers or strings")
+    return array
 
 
 def _whole(array: Array, location: SourceLocation, classes: int) -> Array:
@@ -349,7 +360,7 @@ def _array(values: Any, location: SourceLocation) -> Array:
         raise DataError(f"{location.text}: the rows have different lengths; make them equally long") from error
     if array.size == 0 or array.ndim == 0:
         raise DataError(f"{location.text}: empty (shape {array.shape}); give at least one row")
-    return array
+    return plain_objects(array, location.text) if array.dtype.kind == "O" else array
 
 
 def _float32(rows: Array, location: SourceLocation) -> Array:

@@ -56,7 +56,8 @@ class Dataset(Summarized):
 
     Examples
     --------
-    >>> data = load_data("digits").split(validation=0.2, test=0.2, seed=0)
+    >>> import fastmlp
+    >>> data = fastmlp.load_data("digits").split(validation=0.2, test=0.2, seed=0)
     >>> len(data.train), data.train.x.shape, data.train.y[:5].tolist()
     (1079, (1079, 784), [8, 5, 5, 1, 9])
     """
@@ -192,7 +193,7 @@ def _task(arrays: RawArrays, task: str | None, location: SourceLocation) -> tupl
 
 def _optional_fields(arrays: RawArrays, rows: int, locations: Mapping[str, SourceLocation]) -> dict[str, Any]:
     """Check the fields of `Dataset` that most sources do not have, and return them by name."""
-    found: dict[str, Any] = {"text_labels": np.asarray(arrays.y).dtype.kind in "UO"}
+    found: dict[str, Any] = {"text_labels": np.asarray(arrays.y).dtype.kind in "USO"}
     found |= {"encoding": arrays.encoding, "source_rows": arrays.source_rows}
     if arrays.weight is not None:
         found["weight"] = check_weights(arrays.weight, rows, what=f"{locations['weight'].text}: the sample weight")

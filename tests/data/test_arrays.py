@@ -159,7 +159,7 @@ def test_missing_files_are_reported(tmp_path):
     assert f"{folder / 'y.npy'}: no such file" in message(load_data, folder)
     (folder / "x.npy").rename(folder / "y.npy")
     assert f"{folder / 'x.npy'}: no such file" in message(read_npy_folder, folder)
-    assert "give the folder that contains x.npy and y.npy" in message(load_data, folder / "y.npy")
+    assert f"{folder / 'x.npy'}: no such file" in message(load_data, folder / "y.npy")
     (folder / "y.npy").unlink()
     assert "0 class folders" in message(load_data, folder)
 

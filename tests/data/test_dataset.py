@@ -45,7 +45,7 @@ def test_features_become_uint8_or_float32_rows(x, dtype, shape):
     [
         ([0, 2, 1], None, [0, 2, 1], ("0", "1", "2")),
         ([[0.0], [2.0], [1.0]], None, [0, 2, 1], ("0", "1", "2")),
-        ([False, True, True], None, [0, 1, 1], ("0", "1")),
+        ([False, True, True], None, [0, 1, 1], ("False", "True")),
         (["b", "a", "b"], None, [1, 0, 1], ("a", "b")),
         (["b", "a", "b"], ["b", "c", "a"], [0, 2, 0], ("b", "c", "a")),
         ([0, 1, 1], ["no", "yes", "perhaps"], [0, 1, 1], ("no", "yes", "perhaps")),
@@ -73,7 +73,7 @@ DAMAGE = {
     "infinity": ({"x_test": [[1, 0, 0], [0, 0, -INF]]}, "x_test: row 1, column 2: -inf is not a finite"),
     "beyond float32": ({"x": np.eye(3) * 1e39}, "x: row 0, column 0: 1e+39 is not a finite float32"),
     "ragged rows": ({"x": [[1, 2], [1], [1, 2]]}, "x: the rows have different lengths"),
-    "Python objects": ({"x": np.full((3, 3), None)}, "x: the values have dtype object"),
+    "Python objects": ({"x": np.full((3, 3), None)}, "x: row 0, column 0: nan is not a finite"),
     "complex": ({"x": np.eye(3) * 1j}, "x: the values have dtype complex128"),
     "text for features": ({"x": np.full((3, 3), "a")}, "x: the values have dtype <U1"),
     "one dimension": ({"x": np.ones(3)}, "x: shape (3,)"),
@@ -82,14 +82,15 @@ DAMAGE = {
     "no features": ({"x": np.ones((3, 0))}, "x: empty"),
     "fewer labels": ({"y": [0, 1]}, "x has 3 rows, but y has 2"),
     "fewer test labels": ({"y_test": [0]}, "x_test has 2 rows, but y_test has 1"),
-    "negative label": ({"y": [0, -1, 2]}, "y: row 1: label -1 is not a whole number in 0..65535"),
-    "fraction": ({"y": [0, 1, 1.5]}, "y: row 2: label 1.5"),
-    "NaN label": ({"y": [0, 1, NAN]}, "y: row 2: label nan"),
-    "absurd label": ({"y": [0, 1, 1 << 40]}, "y: row 2: label 1099511627776"),
+    "negative class number": ({"y": [0, -1, 2], "classes": ["a", "b", "c"]}, "y: row 1: label -1 is not a whole number in"),
+    "fraction": ({"y": [0, 1, 1.5], "classes": ["a", "b"]}, "y: row 2: label 1.5 is not a whole number in 0..1"),
+    "NaN label": ({"y": [0, 1, NAN], "classes": ["a", "b"]}, "y: row 2: label nan"),
+    "NaN target": ({"y": [0, 1, NAN]}, "y: row 2, column 0: nan is not a finite"),
     "label beyond the names": ({"classes": ["a", "b"]}, "y: row 2: label 2 is not a whole number in 0..1"),
-    "test label beyond": ({"y_test": [2, 3]}, "y_test: row 1: label 3 is not a whole number in 0..2"),
-    "labels in columns": ({"y": [[0, 1], [1, 0], [0, 1]]}, "y: shape (3, 2)"),
-    "labels of objects": ({"y": np.array([0, 1, None])}, "y: the labels have dtype object"),
+    "test label beyond": ({"y_test": [2, 3]}, "y_test: row 1: label 3 is not one of the classes [0, 1, 2]"),
+    "labels in columns": ({"y": [[0, 1], [1, 1], [0, 1]], "classes": ["a", "b"]}, "y: shape (3, 2)"),
+    "labels of objects": ({"y": np.array([0, 1, None])}, "y: row 2, column 0: nan is not a finite"),
+    "labels of other objects": ({"y": np.array([0, 1, {}])}, "y: row 2 is {}, which is not a number"),
     "unknown name": ({"y": ["a", "b", "c"], "y_test": ["a", "d"]}, "y_test: row 1: unknown class 'd'"),
     "name not in classes": ({"y": ["a", "b", "c"], "classes": ["a", "b"]}, "y: row 2: unknown class 'c'"),
     "equal class names": ({"classes": ["a", "b", "a"]}, "classes: class names must be"),
@@ -185,10 +186,11 @@ def test_data_sets_are_loaded_by_path(tmp_path):
 
 def test_errors_name_file_and_location(tmp_path):
     np.savez(tmp_path / "a.npz", x=[[1, NAN]], y=[0])
-    (tmp_path / "b.csv").write_text("label,a\n0,1\n-1,2\n")
+    (tmp_path / "b.csv").write_text("label,a\n0,1\n1.5,2\n")
     location = f"{tmp_path / 'a.npz'}: array 'x': row 0, column 1: nan"
     assert message(DataError, load_data, tmp_path / "a.npz").startswith(location)
-    assert message(DataError, load_data, tmp_path / "b.csv").startswith(f"{tmp_path / 'b.csv'}: line 3: label -1")
+    text = message(DataError, load_data, tmp_path / "b.csv", task="classification")
+    assert text.startswith(f"{tmp_path / 'b.csv'}: line 3, column 1 'label': the label 1.5")
 
 
 def test_the_message_for_an_unknown_source_suggests_names_and_paths():
@@ -198,8 +200,8 @@ def test_the_message_for_an_unknown_source_suggests_names_and_paths():
 
 
 def test_settings_that_do_not_apply_to_the_source_are_rejected(tmp_path):
-    (tmp_path / "a.txt").write_text("1,2")
-    assert "give an .npz, .safetensors or .csv file, or a folder" in message(DataError, load_data, tmp_path / "a.txt")
+    (tmp_path / "a.doc").write_text("1,2")
+    assert "give a table (.csv, .tsv, .parquet), an .npz" in message(DataError, load_data, tmp_path / "a.doc")
     assert "image_size is for folders" in message(ConfigError, load_data, "digits", image_size=(2, 2))
     assert "a height and a width of at least 1" in message(ConfigError, load_data, tmp_path, image_size=(0, 2))
     assert "not numbers" in message(ConfigError, load_data, tmp_path, task="regression")

@@ -1,4 +1,4 @@
-"""Tests of the readers of IDX, .npz and .csv files, with valid files and with every kind of damage."""
+"""Tests of the readers of IDX and .npz files, with valid files and with every kind of damage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import pytest
 from support.data import idx
 from support.data import message as message_of
 
-from fastmlp.data.load import load_data as read_csv
 from fastmlp.data.named import read_idx
 from fastmlp.data.readers.arrays import read_npz
 from fastmlp.errors import DataError
@@ -181,120 +180,3 @@ def test_a_flipped_bit_in_npz_is_detected_by_its_checksum(tmp_path):
 def test_a_file_that_is_not_npz_is_reported(tmp_path, content):
     (tmp_path / "a.npz").write_bytes(content)
     assert f"{tmp_path / 'a.npz'}: not a readable .npz file" in message(read_npz, tmp_path / "a.npz")
-
-
-# --- .csv ---
-
-
-def write(path: Path, text: str) -> Path:
-    path.write_text(text)
-    return path
-
-
-CSV_VARIANTS = {
-    "header": "label,a,b\n1,2,3\n0,4,255\n",
-    "no header": "1,2,3\n0,4,255\n",
-    "no newline at the end": "1,2,3\n0,4,255",
-    "blank lines at the end": "1,2,3\n0,4,255\n\n \n",
-    "Windows": "label,a,b\r\n1,2,3\r\n0,4,255\r\n",
-    "byte order mark": "\ufefflabel,a,b\n1,2,3\n0,4,255\n",
-    "quoted and spaced": '"label","a","b"\n"1", 2,"3"\n0,4.0, 2.55e2\n',
-}
-
-
-@pytest.mark.parametrize("kind", CSV_VARIANTS)
-def test_all_csv_variants_have_the_same_arrays(tmp_path, kind):
-    arrays = read_csv(write(tmp_path / "a.csv", CSV_VARIANTS[kind]))
-    assert arrays.x.dtype == np.uint8 and arrays.x.tolist() == [[2, 3], [4, 255]] and arrays.y.tolist() == [1, 0]
-
-
-@pytest.mark.parametrize(("cell", "value"), [("256", 256), ("-1", -1), ("0.5", 0.5), ("1e-3", np.float32(1e-3))])
-def test_csv_features_that_are_not_bytes_become_float32(tmp_path, cell, value):
-    x = read_csv(write(tmp_path / "a.csv", f"1,2,3\n0,4,{cell}\n")).x
-    assert x.dtype == np.float32 and x.tolist() == [[2, 3], [4, value]]
-
-
-def test_csv_text_labels_are_sorted(tmp_path):
-    arrays = read_csv(write(tmp_path / "a.csv", "kind,a\nplum,1\nfig, 2\n plum,3\n3,4\n"))
-    assert arrays.classes == ["3", "fig", "plum"] and arrays.y.tolist() == [2, 1, 2, 0]
-
-
-def test_csv_regression_targets_are_read_as_numbers(tmp_path):
-    path = write(tmp_path / "a.csv", "price,a\n1.5,1\n-2,2\n")
-    assert read_csv(path, "regression").y.tolist() == [1.5, -2]
-
-
-@pytest.mark.parametrize(
-    ("names", "shape"),
-    [
-        ([f"pixel{i}" for i in range(9)], (3, 3, 1)),
-        ([f"pixel{i}" for i in range(1, 10)], (3, 3, 1)),
-        ([f"pixel{i}" for i in range(8)], None),
-        ([f"pixel{i}" for i in range(2, 11)], None),
-        ([f"p{i}x" for i in range(9)], None),
-    ],
-)
-def test_csv_image_shape_is_read_from_kaggles_header(tmp_path, names, shape):
-    text = ",".join(["label", *names]) + "\n" + ",".join(["0"] * (len(names) + 1)) + "\n"
-    assert read_csv(write(tmp_path / "a.csv", text)).image_shape == shape
-
-
-def test_a_csv_file_of_kaggles_size_is_read_by_the_fast_parser(tmp_path):
-    x = np.random.default_rng(0).integers(0, 256, (2000, 784))
-    rows = "\n".join(",".join(map(str, [i % 10, *row])) for i, row in enumerate(x.tolist()))
-    header = ",".join(["label", *(f"pixel{i}" for i in range(784))])
-    arrays = read_csv(write(tmp_path / "a.csv", f"{header}\n{rows}\n"))
-    np.testing.assert_array_equal(arrays.x, x)
-    assert arrays.image_shape == (28, 28, 1) and arrays.y[:12].tolist() == [*range(10), 0, 1]
-
-
-CSV_DAMAGE = {
-    "empty file": ("", "line 1 is empty"),
-    "blank first line": ("\n1,2,3\n", "line 1 is empty"),
-    "one column": ("1\n2\n", "line 1 has one column"),
-    "semicolons": ("1;2;3\n", "line 1 has one column"),
-    "header only": ("label,a,b\n", "no line of data"),
-    "header and blank lines": ("label,a,b\n\n\n", "no line of data"),
-    "short line": ("1,2,3\n1,2\n", "line 2 has 2 columns, but line 1 has 3"),
-    "long line": ("label,a,b\n1,2,3\n1,2,3,4\n", "line 3 has 4 columns, but line 1 has 3"),
-    "header of another width": ("label,a\n1,2,3\n", "line 2 has 3 columns, but line 1 has 2"),
-    "empty cell": ("label,a,b\n1,2,3\n1,,3\n", "line 3, column 2 is empty"),
-    "empty cell in the first line of data": ("1,,3\n1,2,3\n", "line 1, column 2 is empty"),
-    "empty label": ("label,a,b\nx,2,3\n,2,3\n", "line 3, column 1 is empty"),
-    "text in a feature": ("label,a,b\n1,2,x\n", "line 2, column 3: 'x' is not a number"),
-    "text in the first line of data": ("1,2,x\n1,2,3\n", "line 1, column 3: 'x' is not a number"),
-    "text label among numbers": ("label,a,b\n1,2,3\ncat,2,3\n", "line 3, column 1: 'cat' is not a number"),
-    "text label without header": ("cat,2,3\ndog,2,3\n", "line 1 starts with 'cat' but is neither"),
-    "half a header": ("label,a,5\n1,2,3\n", "line 1 starts with 'label' but is neither"),
-    "index column of pandas": (",label,a\n0,1,2\n", "line 1, column 1 is empty; put the label first"),
-    "no label column": ("pixel0,pixel1\n1,2\n", "starts with 'pixel0'; put a label column first"),
-    "NaN": ("1,2,3\n0,nan,3\n", "line 2, column 2: 'nan' is not a finite"),
-    "NaN before blank lines": ("label,a\nx,1\ny,nan\n\n\n", "line 3, column 2: 'nan' is not a finite"),
-    "infinity": ("1,2,3\n0,4,-inf\n", "line 2, column 3: '-inf' is not a finite"),
-    "beyond float32": ("1,2,3\n0,4,1e39\n", "line 2, column 3: '1e39' is not a finite"),
-    "underscore": ("1,2,3\n0,4,1_0\n", "line 2, column 3: '1_0' is not a number"),
-    "blank line inside": ("1,2,3\n\n0,4,5\n", "line 2 is blank"),
-    "zero byte": ("1,2,3\n0,4,\0\n", "a.csv"),
-    "comment sign": ("1,2,3\n0,4,5#6\n", "line 2, column 3: '5#6' is not a number"),
-}
-
-
-@pytest.mark.parametrize("kind", CSV_DAMAGE)
-def test_csv_damage_is_reported_by_line_and_column(tmp_path, kind):
-    content, expected = CSV_DAMAGE[kind]
-    path = write(tmp_path / "a.csv", content)
-    text = message(read_csv, path)
-    assert str(path) in text and expected in text
-
-
-def test_csv_in_another_encoding_is_rejected(tmp_path):
-    path = tmp_path / "a.csv"
-    for content in ("label,Größe\n1,2\n".encode("latin-1"), b"1,2\n3,4\n5,\xff\n", "1,2\n".encode("utf-16")):
-        path.write_bytes(content)
-        assert "not UTF-8 text" in message(read_csv, path)
-
-
-def test_csv_text_is_rejected_as_a_regression_target(tmp_path):
-    path = write(tmp_path / "a.csv", "price,a\ncheap,1\n")
-    assert read_csv(path).classes == ["cheap"]
-    assert "line 2, column 1: 'cheap' is not a number" in message(read_csv, path, "regression")

@@ -234,9 +234,8 @@ def are_column_numbers(names: list[str]) -> bool:
     >>> are_column_numbers(["", "0", "1"]), are_column_numbers(["label", "1", "2", "3", "4"]), are_column_numbers(["0", "1"])
     (True, True, False)
     """
-    for left_out, starts in ((names[:1], (0, 1)), ([], (0,))):
-        numbers = names[len(left_out) :]
-        long = len(names) >= WIDE or left_out == [""]
-        if long and numbers and any(numbers == [str(number + start) for number in range(len(numbers))] for start in starts):
-            return not (left_out and POINT_NUMBER.fullmatch(left_out[0]))
-    return False
+    first, rest = names[0], names[1:]
+    counted = [[str(number + start) for number in range(len(rest))] for start in (0, 1)]
+    if not POINT_NUMBER.fullmatch(first) and rest in counted:
+        return first == "" or len(names) >= WIDE
+    return len(names) >= WIDE and names == [*map(str, range(len(names)))]

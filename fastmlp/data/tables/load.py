@@ -23,7 +23,7 @@ from fastmlp.data.tables.encoding import (
     fit_encoding,
     is_images,
 )
-from fastmlp.data.tables.target import PIXEL_NAME, Roles, TableOptions, describe, find_column, find_roles
+from fastmlp.data.tables.target import PIXEL_NAME, Roles, TableOptions, describe, find_column, find_roles, find_weight
 from fastmlp.errors import DataError
 
 FitRows = Callable[[npt.NDArray[Any]], npt.NDArray[np.int64]]
@@ -91,8 +91,7 @@ def known_roles(table: Table, options: TableOptions, encoding: TableEncoding) ->
         target = find_column(table, options.target, "target")
     else:
         target = find_column(table, encoding.target, "target") if not encoding.header else find_roles(table, options).target
-    weight = None if options.weight is None else find_column(table, options.weight, "weight")
-    return Roles(target, weight, (), options.task or "classification", ())
+    return Roles(target, find_weight(table, options.weight), (), options.task or "classification", ())
 
 
 def without_missing(table: Table, roles: Roles, missing: str | None, features: bool) -> tuple[Table, list[str]]:

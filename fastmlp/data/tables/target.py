@@ -62,8 +62,8 @@ def find_roles(table: Table, options: TableOptions) -> Roles:
 
     Raises
     ------
-    ConfigError : a column that the options name does not exist, or options contradict each other
-    DataError : there is no target, or it is not clear which column is
+    ConfigError : options contradict each other
+    DataError : a column that the options name does not exist, there is no target, or it is not clear which column is
     """
     dropped = {find_column(table, name, "drop") for name in options.drop}
     notes = []
@@ -71,13 +71,14 @@ def find_roles(table: Table, options: TableOptions) -> Roles:
         if number not in dropped and table.missing_counts[number] == table.rows and not table.names[number].strip():
             dropped.add(number)  # the lines end with a delimiter
             notes.append(f"column {number + 1}, which is empty, is ignored")
-    weight = None if options.weight is None else find_column(table, options.weight, "weight")
+    weight = find_weight(table, options.weight)
     left = [number for number in range(len(table.columns)) if number not in (*dropped, weight)]
     index = find_index(table, left)
     if options.target is not None:
         target = find_column(table, options.target, "target", left)
-        if target in dropped:
-            raise ConfigError(f"the target {options.target!r} is also dropped", settings=("target", "drop"))
+        for other, used in (("drop", target in dropped), ("weight", target == weight)):
+            if used:
+                raise ConfigError(f"target and {other} are the same column, {options.target}", settings=("target", other))
     else:
         target = find_target(table, [number for number in left if number != index])
     if index is not None and target != index and is_index(table, index, target, left):
@@ -105,7 +106,7 @@ def find_column(table: Table, given: str, setting: str, left: Sequence[int] | No
 
     Raises
     ------
-    ConfigError : there is no such column
+    DataError : there is no such column
     """
     names = table.names if table.header else []
     if given in names:
@@ -120,10 +121,20 @@ def find_column(table: Table, given: str, setting: str, left: Sequence[int] | No
     if number.isdecimal():
         if 1 <= int(number) <= len(table.columns):
             return int(number) - 1
-        raise ConfigError(f"{setting} {given}: the table has {len(table.columns)} columns", settings=(setting,))
+        raise DataError(f"{table.path}: {setting} {given}, but the table has {len(table.columns)} columns", settings=(setting,))
     hint = "" if names else "; the file has no header, so give the number of the column, first or last"
     known = unknown_name("column", given, names) if names else f"unknown column {given!r}"
-    raise ConfigError(f"{table.path}: {known}{hint}", settings=(setting,))
+    raise DataError(f"{table.path}: {known}{hint}", settings=(setting,))
+
+
+def find_weight(table: Table, given: str | None) -> int | None:
+    """Return the index of the column of sample weights, or None; raise DataError if it has text."""
+    if given is None:
+        return None
+    number = find_column(table, given, "weight")
+    if table.is_text(number):
+        raise DataError(f"{table.path}: {describe(table, number)} has text, so it has no sample weights", settings=("weight",))
+    return number
 
 
 def find_index(table: Table, left: Sequence[int]) -> int | None:
