@@ -76,7 +76,7 @@ def save(model: Model, path: str | Path, training: Mapping[str, npt.NDArray[Any]
             tensors |= {f"{prefix}.{name}": array for name, array in scaling.to_arrays().items()}
     if model.extractor is not None:
         tensors[EXTRACTOR] = np.frombuffer(model.extractor, np.uint8)
-    header = {
+    header: dict[str, Any] = {
         "format_version": VERSION,
         "network": {name: value for name, value in asdict(model.network).items() if name != "hidden"},  # part of sizes
         "classes": model.classes,
@@ -84,8 +84,9 @@ def save(model: Model, path: str | Path, training: Mapping[str, npt.NDArray[Any]
         "scaling": None if model.scaling is None else model.scaling.kind,
         "target_scaling": None if model.target_scaling is None else model.target_scaling.kind,
         "text_labels": model.text_labels,
-        "encoding": msgspec.to_builtins(model.encoding),
     }
+    if model.encoding is not None:
+        header["encoding"] = msgspec.to_builtins(model.encoding)
     text = json.dumps(header)
     write_bytes(Path(path), tensor_bytes(tensors, {"fastmlp": text, "sha256": digest(text, tensors)}))
 

@@ -194,8 +194,8 @@ def test_evaluate_on_data_that_do_not_fit_is_3(run: Path, tmp_path: Path) -> Non
 
 
 def test_a_text_file_or_no_file_instead_of_an_image_is_3(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("not an image")
-    assert "notes.txt: not a readable image" in refused(3, "predict", run, tmp_path / "notes.txt")
+    (tmp_path / "notes.doc").write_text("not an image")
+    assert "notes.doc: not a readable image" in refused(3, "predict", run, tmp_path / "notes.doc")
     assert "none.png" in refused(3, "predict", run, tmp_path / "none.png")
 
 

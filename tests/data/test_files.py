@@ -122,7 +122,7 @@ def test_npz_arrays_are_read_unchanged(tmp_path):
 
 
 def test_the_message_for_an_npz_without_y_lists_its_arrays(tmp_path):
-    assert "no array named y (it holds: x, Y)" in message(read_npz, write_npz(tmp_path / "a.npz", x=[[1]], Y=[1]))
+    assert "no array named y (it holds: Y, x)" in message(read_npz, write_npz(tmp_path / "a.npz", x=[[1]], Y=[1]))
 
 
 @pytest.mark.parametrize("kind", ["x", "y"])

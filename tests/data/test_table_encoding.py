@@ -172,7 +172,10 @@ NOT_MATCHED = {
     "another name": ("Size,color\n1,red\n", "the model needs columns that the file does not have: 'size'"),
     "no header": ("1,red\n2,blue\n3,red\n1,blue\n", "the file has no header, but the model's columns have names"),
     "text for numbers": ("size,color\nbig,red\n", "line 2, column 1 'size': 'big' is not a number"),
-    "missing values": ("size,color\n1,red\n,red\n", "missing values: column 1 'size' has 1 (the first one in line 3)"),
+    "missing values": (
+        "size,color\n1,red\n,red\n",
+        "missing values: column 1 'size' has 1 (the first one in line 3); fill them",
+    ),
 }
 
 
@@ -253,7 +256,7 @@ def test_tables_for_models_that_were_not_trained_on_a_table(file: Path, text: st
 
 def test_wrong_tables_for_models_that_were_not_trained_on_a_table(file: Path) -> None:
     file.write_text("a,b,label\n1,2,x\n3,4,y\n")
-    assert "2 columns of features, but the model takes 5" in message(load_features, file, None, 5)
+    assert "3 columns, but the model takes 5 features, or 6 columns with a label" in message(load_features, file, None, 5)
     file.write_text("a,b\n1,x\n3,y\n")
     assert "line 2, column 2 'b': 'x' is not a number" in message(load_features, file, None, 2)
 

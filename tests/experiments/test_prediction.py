@@ -181,14 +181,14 @@ BAD: dict[str, tuple[str, str | bytes, str]] = {
     "three columns of two": ("a.csv", "1,2,3,4\n", "4 columns, but the model takes 2 features, or 3 columns"),
     "ragged": ("a.csv", "1,2\n3\n", "line 2 has 1 columns"),
     "words": ("a.csv", "1,2\n3,four\n", "line 2, column 2: 'four' is not a number"),
-    "nan": ("a.csv", "1,2\n3,nan\n", "line 2, column 2: 'nan' is not a finite"),
-    "header only": ("a.csv", "a,b\n", "no line of data"),
-    "empty": ("a.csv", "", "0 columns"),
-    "not text": ("a.csv", b"\xff\xfe,1\n", "not UTF-8"),
+    "nan": ("a.csv", "1,2\n3,nan\n", "missing values: column 2 has 1 (the first one in line 2); fill them"),
+    "header only": ("a.csv", "a,b\n", "no rows of data"),
+    "empty": ("a.csv", "", "the file has no rows"),
+    "not text": ("a.csv", b"\xff\xfe,1\n", "not text in UTF-8"),
     "not an archive": ("a.npz", "PK but not a zip file", "not a readable .npz"),
     "text as an archive": ("a.npz", "hello", "not a readable .npz"),
     "text as an image": ("a.png", "hello", "not a readable image"),
-    "text": ("notes.txt", "hello", "not a readable image"),
+    "text": ("notes.doc", "hello", "not a readable image"),
 }
 
 

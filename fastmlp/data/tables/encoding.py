@@ -189,10 +189,11 @@ def fill_value(table: Table, number: int, missing: str | None, rows: npt.NDArray
     return float(values.mean() if missing == "mean" else np.median(values))
 
 
-def encode(table: Table, encoding: TableEncoding, numbers: Sequence[int] | None = None) -> Encoded:
-    """Return the features of a table. Its columns are released as they are encoded, to save memory.
+def encode(table: Table, encoding: TableEncoding, numbers: Sequence[int] | None = None, *, fitted: bool = False) -> Encoded:
+    """Return the features of a table.
 
     numbers : indices of the columns of the encoding; None to match them by name, see `match_columns`
+    fitted : whether the encoding was fitted to this table, for error messages
 
     Raises
     ------
@@ -207,7 +208,7 @@ def encode(table: Table, encoding: TableEncoding, numbers: Sequence[int] | None 
             if table.missing_counts[number]:
                 incomplete |= table.missing(number)
     if encoding.missing is None:
-        check_complete(table, numbers)
+        check_complete(table, numbers, fitted)
     x = np.zeros((table.rows, encoding.features), np.float32)
     start = 0
     for number, column in zip(numbers, encoding.columns, strict=True):
@@ -220,17 +221,20 @@ def encode(table: Table, encoding: TableEncoding, numbers: Sequence[int] | None 
     return Encoded(narrow(x), incomplete, tuple(notes))
 
 
-def check_complete(table: Table, numbers: Sequence[int]) -> None:
+def check_complete(table: Table, numbers: Sequence[int], fitted: bool) -> None:
     """Raise DataError, with the remedy, if columns have missing values."""
     found = [(number, count) for number in numbers if (count := table.missing_counts[number])]
     if not found:
         return
     counts = listing([f"{describe(table, number)} has {count}" for number, count in found])
     line = table.location(int(np.argmax(table.missing(found[0][0])))).rpartition(": ")[2]
+    treatments = f"{', '.join(MISSING_VALUES[:-1])} or {MISSING_VALUES[-1]}"
+    remedy = (
+        f"set missing to {treatments}, or drop columns" if fitted else f"fill them, or train with missing set to {treatments}"
+    )
     raise DataError(
-        f"{table.path}: missing values: {counts} (the first one in {line}); set missing to {', '.join(MISSING_VALUES[:-1])} or "
-        f"{MISSING_VALUES[-1]}, or drop columns",
-        settings=("missing", "drop"),
+        f"{table.path}: missing values: {counts} (the first one in {line}); {remedy}",
+        settings=("missing", "drop") if fitted else (),
     )
 
 
@@ -247,11 +251,11 @@ def listing(parts: Sequence[str]) -> str:
 def numbers_of(table: Table, number: int, column: Column, incomplete: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
     """Return the numbers of a column, with missing values replaced; they must be finite in float32 but for incomplete rows."""
     if table.is_text(number):
-        wrong = int(np.argmax(~table.missing(number)))
-        raise DataError(
-            f"{table.location(wrong)}, {describe(table, number)}: {table.columns[number][wrong].as_py()!r} is not a number; "
-            "correct it or remove the line"
-        )
+        is_number = (lambda text: False) if table.dialect is None else table.dialect.is_number
+        wrong = [text for text in table.columns[number].drop_null().unique().to_pylist() if not is_number(text)]
+        row = first_row(table, number, wrong)
+        place = f"{table.location(row)}, {describe(table, number)}"
+        raise DataError(f"{place}: {table.columns[number][row].as_py()!r} is not a number; correct it or remove the line")
     values = table.numbers(number)
     if column.fill is not None:
         values = np.where(np.isnan(values), column.fill, values)

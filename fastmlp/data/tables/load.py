@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,16 @@ from fastmlp.data.tables.encoding import (
     fit_encoding,
     is_images,
 )
-from fastmlp.data.tables.target import PIXEL_NAME, Roles, TableOptions, describe, find_column, find_roles, find_weight
+from fastmlp.data.tables.target import (
+    PIXEL_NAME,
+    Roles,
+    TableOptions,
+    describe,
+    find_column,
+    find_label_of_pixels,
+    find_roles,
+    find_weight,
+)
 from fastmlp.errors import DataError
 
 FitRows = Callable[[npt.NDArray[Any]], npt.NDArray[np.int64]]
@@ -59,7 +68,7 @@ def load_table(
     if encoding is None:
         chosen = np.arange(table.rows) if fit_rows is None else fit_rows(np.unique(y, return_inverse=True)[1])
         encoding = fit_encoding(table, roles.features, roles.target, options, np.sort(chosen))
-        found = encode(table, encoding, roles.features)
+        found = encode(table, encoding, roles.features, fitted=True)
     else:
         found = encode(table, encoding)
         if found.incomplete.any():
@@ -184,8 +193,14 @@ def load_features(path: Path, encoding: TableEncoding | None, features: int) -> 
     if encoding is not None:
         return encode(table, encoding)
     every = range(len(table.columns))
-    chosen = every if len(every) == features else find_roles(table, TableOptions()).features
+    chosen: Sequence[int] = every
+    if table.header and len(every) > features:
+        chosen = find_roles(table, TableOptions()).features
+    elif len(every) == features + 1:  # without names, the label is a column of text at the end, or the first column
+        chosen = every[:-1] if table.is_text(every[-1]) or find_label_of_pixels(table, every) == every[-1] else every[1:]
     if len(chosen) != features:
-        raise DataError(f"{path}: {len(chosen)} columns of features, but the model takes {features}; give the same columns")
+        raise DataError(
+            f"{path}: {len(every)} columns, but the model takes {features} features, or {features + 1} columns with a label"
+        )
     columns = tuple(Column(table.names[number], number) for number in chosen)
     return encode(table, TableEncoding(columns, "", table.header, len(every)), chosen)

@@ -89,7 +89,7 @@ class DataSettings:
         common=True,
     )
     data_dir: str | None = data_setting(FOLDER, None, "Folder with the named data sets [default: in the user's cache].")
-    image_size: tuple[int, int] | None = data_setting(IMAGE_SIZE, None, "Resize the images of an image folder.", common=True)
+    image_size: tuple[int, int] | None = data_setting(IMAGE_SIZE, None, "Resize the images of an image folder.")
     task: str | None = data_setting(
         one_of("task", TASKS), None, "Type of the task [default: found from the targets].", common=True
     )
@@ -171,13 +171,11 @@ class TrainConfig(DataSettings):
         list_of(COLUMN, "names or numbers of columns", "COLUMN,..."),
         (),
         "Columns of a table that are no features.",
-        common=True,
     )
     missing: str | None = data_setting(
         one_of("missing", MISSING_VALUES),
         None,
         "Missing values of a table: leave out their rows, or replace them [default: an error].",
-        common=True,
     )
     delimiter: str | None = data_setting(DELIMITER, None, "Character between the cells of a table, or tab [default: found].")
     header: bool | None = data_setting(

@@ -89,6 +89,7 @@ def make_job(name: str, out: Path, environment: Mapping[str, str], flags: Mappin
         images = resolve_as(ExtractConfig, given | kept, environment, recipe=recipe.extract)
     if recipe.train is not None:
         of_images = {} if images is None else {"data": images.out}
+        own |= {"task": "classification"}  # as all reports do
         config = resolve(dict(flags) | own | of_images, environment, recipe=recipe.train)
     return RecipeJob(recipe, images, config, folder)
 
