@@ -54,7 +54,7 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
         if `split` is a single split
     open_extractor : function that loads the feature extractor stored in the model; needed if the model was trained on
         features of images and `source` contains images
-    say : function that is called with a message if the run has not finished
+    say : function that is called with messages: that the run has not finished, and how other data than its own were read
 
     Returns
     -------
@@ -80,6 +80,8 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
         raise ConfigError("a file of predictions needs a classifier, but this is a regression model; use `fastmlp predict`")
     options = config.table_options() if source is None else TableOptions()
     data = load_for(model, source or config.data.removeprefix(FEATURES_OF), data_dir or config.data_dir, options)
+    for note in data.notes if source is not None else ():
+        say(note)
     images = model.extractor is not None and data.provenance is None
     if (known := known_splits(data, state, images)) is None and source is None:
         raise DataError(

@@ -14,6 +14,7 @@ from fastmlp.data.checks import check_description, check_rows
 from fastmlp.data.labels import class_labels
 from fastmlp.data.rows import Features
 from fastmlp.data.tables.encoding import TableEncoding
+from fastmlp.data.tables.load import encode_frame, is_frame
 from fastmlp.engines import make_engine
 from fastmlp.engines.base import Engine, EngineSpec, State
 from fastmlp.errors import ConfigError, DataError
@@ -106,7 +107,16 @@ class Model(Summarized):
 
     def forward(self, x: Features) -> FloatArray:
         """Return the pre-activations of the output layer (n, outputs) for inputs x (n, features) before scaling."""
-        return forward_rows(self.engine(), check_rows(x, self.network.sizes[0], self.parameters.dtype))
+        return forward_rows(self.engine(), check_rows(self.inputs(x), self.network.sizes[0], self.parameters.dtype))
+
+    def inputs(self, x: Any) -> Any:
+        """Return the features of a data frame for a model of a table, matched by the names of the columns; other x unchanged.
+
+        Raises
+        ------
+        DataError : a column is missing, or a row has missing values that the model does not replace
+        """
+        return x if self.encoding is None or not is_frame(x) else encode_frame(x, self.encoding)
 
     @property
     def is_multilabel(self) -> bool:
@@ -145,7 +155,8 @@ class Model(Summarized):
         Parameters
         ----------
         x : (n, features) numbers before scaling, or images (n, height, width[, channels]); an array, which may be
-            memory-mapped, a `rows.Subset`, a list or a data frame
+            memory-mapped, a `rows.Subset`, a list or a data frame. For a model of a table, the columns of a data frame are
+            matched by their names
 
         Returns
         -------
@@ -181,14 +192,14 @@ class Model(Summarized):
         ------
         DataError : x or y does not match the network, or has invalid values
         """
-        return metrics.evaluate(self, x, y)
+        return metrics.evaluate(self, self.inputs(x), y)
 
     def score(self, x: Any, y: Any) -> float:
         """Return the accuracy, or for numbers the coefficient of determination R2, on a data set; see `evaluate`.
 
         For a matrix of labels, the accuracy is the fraction of rows in which all labels are predicted correctly.
         """
-        return metrics.score(self, x, y)
+        return metrics.score(self, self.inputs(x), y)
 
     def save(self, path: str | Path) -> None:
         """Write the model to a safetensors file, which `fastmlp.load` reads. The file is written atomically.

@@ -174,7 +174,7 @@ NOT_MATCHED = {
     "text for numbers": ("size,color\nbig,red\n", "line 2, column 1 'size': 'big' is not a number"),
     "missing values": (
         "size,color\n1,red\n,red\n",
-        "missing values: column 1 'size' has 1 (the first one in line 3); fill them",
+        "missing values: column 1 'size' has 1 (the first one in line 3)",
     ),
 }
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from fastmlp.data.checks import SourceLocation
 from fastmlp.data.readers.arrays import RawArrays
-from fastmlp.data.readers.table import Table, read_table
+from fastmlp.data.readers.table import Table, plain, read_table
 from fastmlp.data.tables.encoding import (
     Column,
     Encoded,
@@ -204,3 +204,25 @@ def load_features(path: Path, encoding: TableEncoding | None, features: int) -> 
         )
     columns = tuple(Column(table.names[number], number) for number in chosen)
     return encode(table, TableEncoding(columns, "", table.header, len(every)), chosen)
+
+
+def is_frame(x: Any) -> bool:
+    """Return whether an object is a data frame, such as one of pandas or polars."""
+    return hasattr(x, "columns") and hasattr(x, "__arrow_c_stream__")
+
+
+def encode_frame(frame: Any, encoding: TableEncoding) -> npt.NDArray[Any]:
+    """Return the features of a data frame for a saved model.
+
+    Raises
+    ------
+    DataError : a column is missing, or a row has missing values that the encoding does not replace
+    """
+    import pyarrow as pa
+
+    table = pa.table(frame)
+    found = encode(Table(Path("data frame"), table.column_names, [plain(column) for column in table.columns], None), encoding)
+    if found.incomplete.any():
+        row = int(np.argmax(found.incomplete))
+        raise DataError(f"data frame: row {row + 1} has missing values; remove such rows, as was done in the training data")
+    return found.x

@@ -60,6 +60,8 @@ def run_seeds(
     label = f"{plan.network.label}-{count}-seeds"
     with run_folder(config.out, plan.data.name, label, now, force=config.force or resume == "always") as folder:
         rows = ", ".join(f"{len(split):,} {name}" for name, split in plan.splits.items())
+        for note in plan.data.notes:
+            say(note)
         say(f"{plan.data.name}: {rows} rows; network {plan.network.label}, {count} seeds")
         runs = [NamedRun(f"seed {seed}", one, folder / f"{SEED_FOLDER}{seed}") for seed, one in zip(seeds, plans, strict=True)]
         signal = train_in_parallel(runs, config.threads, say, resume=resume, strict=strict)
