@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fastmlp.data.readers.idx import content_sha256
 from fastmlp.errors import DataError, UnavailableError
 from fastmlp.files import file_errors, file_sha256
 from fastmlp.files.locks import held, sweep, unfinished
@@ -26,8 +27,11 @@ class DataFile(NamedTuple):
 class DataEntry(NamedTuple):
     """A data set that can be loaded by name.
 
-    `files` are the training images, the training labels, the test images and the test labels, in this order. `files` is empty
-    for a data set that is part of the package.
+    files : the training images, the training labels, the test images and the test labels, in this order; empty for a data set
+        that is part of the package
+    rows : published numbers of training and test rows
+    names : names that other programs use for its folder or its files, as words separated by hyphens
+    archive : name and SHA-256 hash of the file in which Keras stores the whole data set
     """
 
     description: str
@@ -35,6 +39,9 @@ class DataEntry(NamedTuple):
     folder: str = ""
     mirrors: tuple[str, ...] = ()
     files: tuple[DataFile, ...] = ()
+    rows: tuple[int, int] | None = None
+    names: tuple[str, ...] = ()
+    archive: tuple[str, str] | None = None
 
 
 class FileStatus(NamedTuple):
@@ -78,19 +85,31 @@ def present(folder: Path, file: DataFile) -> Path | None:
         return next((path for path, _ in _candidates(folder, file) if path.is_file()), None)
 
 
-def verify_file(folder: Path, file: DataFile) -> list[FileStatus]:
-    """Return a status for each existing file, decompressed or gzipped, or a single status "missing" if neither exists."""
+def verify_file(folder: Path, file: DataFile, found: Path | None = None) -> list[FileStatus]:
+    """Return a status for each existing file, decompressed or gzipped, or a single status "missing" if neither exists.
+
+    Not the name, but the content decides whether a file is gzipped. A file that was compressed again, so that only its
+    decompressed content has the published hash, is "ok".
+
+    found : path of the file if it has another name
+    """
     rows = []
-    for path, expected in _candidates(folder, file):
+    paths = dict(_candidates(folder, file))
+    for path, expected in (paths if found is None or found in paths else {found: file.sha256_plain}).items():
         with file_errors("read", path):
-            found = file_sha256(path) if path.is_file() else None
-        if found:
-            rows.append(FileStatus(str(path), "ok" if found == expected else "damaged", expected, found))
+            actual = file_sha256(path) if path.is_file() else None
+            if actual not in (None, file.sha256, file.sha256_plain) and content_sha256(path) == file.sha256_plain:
+                actual = file.sha256_plain
+        if actual:
+            intact = actual in (file.sha256, file.sha256_plain)
+            rows.append(FileStatus(str(path), "ok" if intact else "damaged", actual if intact else expected, actual))
     return rows or [FileStatus(str(folder / file.name), "missing", file.sha256, None)]
 
 
-def download(entry: DataEntry, file: DataFile, folder: Path, progress: bool) -> None:
+def download(entry: DataEntry, file: DataFile, folder: Path, progress: bool, found: str = "") -> None:
     """Download a file from the first mirror that works; the file is stored only if its SHA-256 hash is correct.
+
+    found : description of files that were found instead, for error messages
 
     Raises
     ------
@@ -100,7 +119,7 @@ def download(entry: DataEntry, file: DataFile, folder: Path, progress: bool) -> 
     import pooch
     import requests
 
-    remedy = f"copy the files to {folder}, or set FASTMLP_DATA to the folder that contains {entry.folder}"
+    remedy = f"{found}copy the files to {folder}, or set FASTMLP_DATA to the folder that contains {entry.folder}"
     if os.environ.get("FASTMLP_OFFLINE", "") not in ("", "0"):
         raise UnavailableError(f"{file.name} is missing and FASTMLP_OFFLINE forbids downloading it; {remedy}")
     tried = []

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from fastmlp.data.dataset import TASKS, Dataset, check_dataset
 from fastmlp.data.named import DATASETS, load_named
 from fastmlp.data.readers.arrays import RawArrays, is_npy_folder, read_npy_folder, read_npz, read_pt, read_safetensors
+from fastmlp.data.readers.idx_folder import is_idx, read_idx_folder
 from fastmlp.data.readers.images import read_image_folder
 from fastmlp.data.readers.table import is_table
 from fastmlp.data.tables.encoding import TableEncoding
@@ -41,8 +42,8 @@ def load_data(  # noqa: PLR0913 - the options of all sources
     Parameters
     ----------
     source : the name of a data set in `DATASETS`, or the path of a table (.csv, .tsv, .csv.gz, .parquet), of an .npz, .pt or
-        .safetensors file, of a folder with x.npy and y.npy, or of an image folder with one subfolder per class (see
-        readers/). A name takes precedence over a path: write ./mnist to load a folder called mnist.
+        .safetensors file, of a folder with x.npy and y.npy, of a folder with IDX files, or of an image folder with one
+        subfolder per class (see readers/). A name takes precedence over a path: write ./mnist to load a folder called mnist.
     data_dir : folder to which the files of data sets loaded by name are downloaded (see `download.data_folder`)
     image_size : (height, width) to which the images of an image folder are resized
     task : "classification" if the targets are class labels, "regression" if they are numbers; None to infer it
@@ -106,7 +107,7 @@ def load_source(source: Source) -> Dataset:
                 f"{path}: the targets of a folder of images are classes, not numbers; use task 'classification'",
                 settings=("task",),
             )
-        if options.weight is not None and (named or images):
+        if options.weight is not None and (named or images or is_idx(path)):
             raise ConfigError(f"{name} has no sample weights; leave weight out", settings=("weight",))
         check_table_options(name, options, not (named or path.is_dir()) and is_table(path))
         if named:
@@ -118,10 +119,11 @@ def load_source(source: Source) -> Dataset:
 def name_of(path: Path) -> str:
     """Return the name of the data set at a path: the name of the file without suffixes, or of the folder.
 
-    >>> name_of(Path("/data/table.csv.gz"))
-    'table'
+    >>> name_of(Path("/data/table.csv.gz")), name_of(Path("/data/KMNIST/raw"))
+    ('table', 'KMNIST')
     """
-    stem = path.resolve().stem
+    path = path.resolve()
+    stem = path.parent.name if path.name == "raw" else path.stem
     return Path(stem).stem if path.suffix == ".gz" else stem
 
 
@@ -143,14 +145,16 @@ def check_table_options(name: str, options: TableOptions, is_a_table: bool) -> N
 
 
 def is_image_folder(path: Path) -> bool:
-    """Return whether a path is a folder of images with one subfolder per class, and not a folder of `.npy` files."""
-    return path.is_dir() and not is_npy_folder(path)
+    """Return whether a path is a folder of images with one subfolder per class, and not one of `.npy` or IDX files."""
+    return path.is_dir() and not is_npy_folder(path) and not is_idx(path)
 
 
 def _read(path: Path, source: Source) -> RawArrays:
     weight = source.table.weight
     if path.is_dir():
-        return read_npy_folder(path, weight) if is_npy_folder(path) else read_image_folder(path, source.image_size)
+        if is_npy_folder(path):
+            return read_npy_folder(path, weight)
+        return read_idx_folder(path) if is_idx(path) else read_image_folder(path, source.image_size)
     if is_table(path):
         return load_table(path, source.table, source.encoding, source.fit_rows)
     match path.suffix.lower():
@@ -162,7 +166,9 @@ def _read(path: Path, source: Source) -> RawArrays:
             return read_pt(path, weight)
         case ".npy":  # one of a pair
             return read_npy_folder(path.parent, weight)
+    if is_idx(path):
+        return read_idx_folder(path)
     raise DataError(
         f"{path}: unknown file type; give a table (.csv, .tsv, .parquet), an .npz, .pt or .safetensors file, or a folder of "
-        "images or .npy files"
+        "images, IDX or .npy files"
     )

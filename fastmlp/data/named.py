@@ -1,103 +1,32 @@
-"""The data sets that can be loaded by name (digits, MNIST and Fashion-MNIST), and a reader of IDX files.
+"""The data sets that can be loaded by name: digits, MNIST and Fashion-MNIST.
+
+MNIST and Fashion-MNIST are searched in the folders that torchvision, Keras and Zalando's repository use, in any spelling of the
+file names (see `readers.idx_folder`), and downloaded only if they are not found.
 
 Sources: the digits are scikit-learn's copy of the UCI optical digits (Alpaydin, Kaynak 1998, CC BY 4.0). They are stored in
 this folder because importing scikit-learn takes longer than training on them. Fashion-MNIST: Xiao, Rasul, Vollgraf 2017, MIT
-licence. MNIST: LeCun, Cortes, Burges, CC BY-SA 3.0. The SHA-256 hashes are those of the published files. The IDX format is
-described on the MNIST page (http://yann.lecun.com/exdb/mnist).
+licence. MNIST: LeCun, Cortes, Burges, CC BY-SA 3.0. The SHA-256 hashes are those of the published files, and that of mnist.npz
+is the one that Keras checks.
 """
 
 from __future__ import annotations
 
-import gzip
-import io
-import math
-import struct
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from numpy.typing import NDArray
 
-from fastmlp.data.checks import SourceLocation
 from fastmlp.data.download import DataEntry, DataFile, FileStatus, data_folder, download, present, verify_file
-from fastmlp.data.readers.arrays import RawArrays
+from fastmlp.data.readers.arrays import RawArrays, read_npz
+from fastmlp.data.readers.idx import content_sha256
+from fastmlp.data.readers.idx_folder import NAMES, choose_file, idx_files, read_files, words_of
 from fastmlp.errors import DataError, unknown_name
-from fastmlp.files import file_errors
+from fastmlp.files import file_errors, file_sha256
 
-REFETCH = "delete it and download it again with `fastmlp data fetch`"
-CHUNK = 1 << 20  # bytes read at a time; a damaged header that claims a huge size must not cause a huge allocation
 DIGITS = Path(__file__).with_name("digits.csv.gz")  # each line has 64 pixel values from 0 to 16, then the label
-
-
-def read_idx(path: str | Path, dims: int) -> npt.NDArray[np.uint8]:
-    """Read an IDX file of unsigned bytes, gzipped if its name ends in `.gz`.
-
-    Parameters
-    ----------
-    path : file with the bytes 0, 0 and 8 (which stands for unsigned bytes), the number of dimensions (one byte), the size of
-        each dimension (big-endian uint32), and the values
-    dims : required number of dimensions: 3 for images, 1 for labels
-
-    Returns
-    -------
-    uint8 array with the shape given in the header
-
-    Raises
-    ------
-    DataError : wrong magic number, data type or number of dimensions, an empty array, too few or too many bytes, or damaged
-        gzip data
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = Path(folder) / "labels-idx1-ubyte"
-    ...     _ = path.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 3, 7, 8, 9]))
-    ...     read_idx(path, 1)
-    array([7, 8, 9], dtype=uint8)
-    """
-    path = Path(path)
-    with file_errors("read", path), _open_bytes(path) as stream:
-        shape = _idx_shape(path, stream.read(4 + 4 * dims), dims)
-        claimed = math.prod(shape)
-        # Requesting one byte more than the header claims detects trailing bytes. Reading to the end makes gzip verify the
-        # checksum.
-        content = _read_at_most(stream, claimed + 1)
-    if len(content) != claimed:
-        found = "more" if len(content) > claimed else f"only {len(content)}"
-        size = "x".join(map(str, shape))
-        raise DataError(f"{path}: the header claims {size} = {claimed} bytes, but the file holds {found}; {REFETCH}")
-    return np.frombuffer(content, np.uint8).reshape(shape)
-
-
-def _open_bytes(path: Path) -> io.BufferedIOBase:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
-
-
-def _idx_shape(path: Path, head: bytes, dims: int) -> tuple[int, ...]:
-    """Parse the shape from the `4 + 4 * dims` bytes of an IDX header."""
-    magic = bytes((0, 0, 8, dims))
-    if len(head) >= 4 and head[:4] != magic:
-        hint = "it is gzipped; add .gz to its name" if head[:2] == b"\x1f\x8b" else REFETCH
-        raise DataError(
-            f"{path}: starts with 0x{head[:4].hex()} instead of 0x{magic.hex()} "
-            f"(an IDX file of unsigned bytes with {dims} dimensions); {hint}"
-        )
-    if len(head) < 4 + 4 * dims:
-        raise DataError(f"{path}: only {len(head)} bytes, fewer than an IDX header; {REFETCH}")
-    shape = struct.unpack(f">{dims}I", head[4:])
-    if 0 in shape:
-        raise DataError(f"{path}: the header claims an empty array {shape}; {REFETCH}")
-    return shape
-
-
-def _read_at_most(stream: io.BufferedIOBase, limit: int) -> bytearray:
-    """Read up to `limit` bytes in chunks, so that the memory used depends on the size of the content, not on `limit`."""
-    content = bytearray()
-    while chunk := stream.read(min(CHUNK, limit - len(content))):
-        content += chunk
-    return content
+KEYS = tuple(NAMES)  # the arrays of the four files of a `DataEntry`, in this order
 
 
 def _idx_files(*hashes: str) -> tuple[DataFile, ...]:
@@ -135,6 +64,8 @@ DATASETS: dict[str, DataEntry] = {
             "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
             "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
         ),
+        (60_000, 10_000),
+        ("fashion-mnist", "fashionmnist", "fashion"),
     ),
     "mnist": DataEntry(
         "60,000 training and 10,000 test images of handwritten digits, 28x28, grey",
@@ -154,6 +85,9 @@ DATASETS: dict[str, DataEntry] = {
             "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
             "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
         ),
+        (60_000, 10_000),
+        ("mnist",),
+        ("mnist.npz", "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1"),
     ),
 }
 
@@ -177,11 +111,81 @@ def list_data(data_dir: str | Path | None = None) -> list[Listing]:
     """
     rows = []
     for name, entry in DATASETS.items():
-        folder = data_folder(data_dir) / entry.folder
-        existing = sum(present(folder, file) is not None for file in entry.files)
-        states = {len(entry.files): "present", 0: "missing"} if entry.files else {0: "embedded"}
-        rows.append(Listing(name, entry.description, states.get(existing, "incomplete"), str(folder) * bool(entry.files)))
+        if not entry.files:
+            rows.append(Listing(name, entry.description, "embedded", ""))
+            continue
+        found = _locate(name, data_dir)
+        state = {len(entry.files): "present", 0: "missing"}.get(len(found.paths), "incomplete")
+        rows.append(Listing(name, entry.description, "present" if found.archive else state, str(found.archive or found.folder)))
     return rows
+
+
+class Located(NamedTuple):
+    """Where the files of a named data set are.
+
+    folder : the folder with the files; the folder for downloads if no folder has all files
+    paths : the files that exist, by the names of the arrays
+    archive : the file of Keras with the whole data set, if it exists and no folder has all files
+    incomplete : a folder that has only some of the files, and the names of these files
+    """
+
+    folder: Path
+    paths: Mapping[str, Path]
+    archive: Path | None = None
+    incomplete: tuple[Path, tuple[str, ...]] | None = None
+
+
+def _locate(name: str, data_dir: str | Path | None) -> Located:
+    """Find the files of a named data set in the data folder; the folder of torchvision's layout has precedence."""
+    entry, root = DATASETS[name], data_folder(data_dir)
+    official = root / entry.folder
+    paths = _paths(official, entry)
+    if len(paths) == len(KEYS):
+        return Located(official, paths)
+    incomplete = None
+    for folder in _other_folders(name, root):
+        found = _paths(folder, entry)
+        if len(found) == len(KEYS):
+            if not _is_another(found["y"], entry):
+                return Located(folder, found)
+        elif found and incomplete is None:
+            incomplete = (folder, tuple(path.name for path in found.values()))
+    archives = [root / entry.archive[0], root / name / entry.archive[0]] if entry.archive else []
+    return Located(official, paths, next((file for file in archives if file.is_file()), None), incomplete)
+
+
+def _other_folders(name: str, root: Path) -> Iterator[Path]:
+    """Yield the folders below a data folder in which a data set may be, apart from the one to which it is downloaded.
+
+    These are NAME/raw/ and NAME/ in any spelling of the name, in the data folder (Keras) and in its subfolder data/ (Zalando's
+    repository), and the data folder itself unless it has the name of another data set.
+    """
+    names = DATASETS[name].names
+    for base in (root, root / "data"):
+        with file_errors("read", base):
+            inner = sorted(base.iterdir()) if base.is_dir() else []
+        for folder in (one for one in inner if "-".join(words_of(one.name)) in names):
+            yield from (folder / "raw", folder)
+    own = "-".join(words_of((root.parent if root.name == "raw" else root).name))
+    if not any(own in entry.names for other, entry in DATASETS.items() if other != name):
+        yield from (root / "raw", root)
+
+
+def _paths(folder: Path, entry: DataEntry) -> dict[str, Path]:
+    """Return the files of a data set in a folder, by the names of the arrays. Published names precede other spellings."""
+    found = {key: path for key, file in zip(KEYS, entry.files, strict=True) if (path := present(folder, file))}
+    if len(found) < len(KEYS):
+        files = idx_files(folder)
+        others = {key: choose_file(folder, files, key, ("", *entry.names)) for key in KEYS if key not in found}
+        found |= {key: path for key, path in others.items() if path}
+    return {key: found[key] for key in KEYS if key in found}
+
+
+def _is_another(labels: Path, entry: DataEntry) -> bool:
+    """Return whether a file with training labels is the published file of another data set."""
+    with file_errors("read", labels):
+        content = content_sha256(labels)
+    return any(content == other.files[1].sha256_plain for other in DATASETS.values() if other.files and other is not entry)
 
 
 def fetch_data(name: str, data_dir: str | Path | None = None, progress: bool = False) -> list[FileStatus]:
@@ -202,11 +206,15 @@ def fetch_data(name: str, data_dir: str | Path | None = None, progress: bool = F
     []
     """
     entry = _entry(name)
+    rows = verify_data(name, data_dir)
+    if all(row.status == "ok" for row in rows):
+        return rows
     folder = data_folder(data_dir) / entry.folder
-    for file in entry.files:
-        rows = verify_file(folder, file)
+    paths = _paths(folder, entry)
+    for key, file in zip(KEYS, entry.files, strict=True):
+        rows = verify_file(folder, file, paths.get(key))
         for row in rows:
-            if row.status == "damaged" and not row.file.endswith(".gz"):
+            if row.status == "damaged" and row.file != str(folder / file.name):
                 raise DataError(f"{row.file}: damaged (SHA-256 {row.found}); delete it, then fetch it again")
         if any(row.status != "ok" for row in rows):
             download(entry, file, folder, progress)
@@ -222,12 +230,21 @@ def verify_data(name: str, data_dir: str | Path | None = None) -> list[FileStatu
     ['missing', 'missing', 'missing', 'missing']
     """
     entry = _entry(name)
-    folder = data_folder(data_dir) / entry.folder
-    return [row for file in entry.files for row in verify_file(folder, file)]
+    if not entry.files:
+        return []
+    found = _locate(name, data_dir)
+    if found.archive and entry.archive:
+        expected, actual = entry.archive[1], file_sha256(found.archive)
+        return [FileStatus(str(found.archive), "ok" if actual == expected else "damaged", expected, actual)]
+    files = zip(KEYS, entry.files, strict=True)
+    return [row for key, file in files for row in verify_file(found.folder, file, found.paths.get(key))]
 
 
 def load_named(name: str, data_dir: str | Path | None = None, progress: bool = False) -> RawArrays:
     """Read the arrays of a named data set. Missing files are downloaded; the hashes of existing files are not verified.
+
+    Nothing is downloaded if `_locate` finds the files in another layout or spelling. A note says so if the files are not in the
+    folder for downloads, or if the numbers of rows are not the published ones.
 
     Parameters
     ----------
@@ -246,14 +263,28 @@ def load_named(name: str, data_dir: str | Path | None = None, progress: bool = F
     entry = _entry(name)
     if not entry.files:
         return _digits()
-    folder = data_folder(data_dir) / entry.folder
-    for file in entry.files:
-        if present(folder, file) is None:
-            download(entry, file, folder, progress)
-    paths = [path for file in entry.files if (path := present(folder, file))]
-    x, y, x_test, y_test = (read_idx(path, dims) for path, dims in zip(paths, (3, 1, 3, 1), strict=True))
-    locations = {key: SourceLocation(str(path)) for key, path in zip(("x", "y", "x_test", "y_test"), paths, strict=True)}
-    return RawArrays(x, y, entry.classes, None, x_test, y_test, locations)
+    found, notes = _locate(name, data_dir), []
+    if found.archive:
+        arrays = read_npz(found.archive)
+    else:
+        paths = dict(found.paths)
+        hint = f"{found.incomplete[0]} has only {', '.join(found.incomplete[1])}; " if found.incomplete else ""
+        for key, file in zip(KEYS, entry.files, strict=True):
+            if key not in paths:
+                download(entry, file, found.folder, progress, hint)
+                paths[key] = found.folder / file.name
+        arrays = read_files({key: paths[key] for key in KEYS})
+    place = found.archive or found.folder
+    if place != data_folder(data_dir) / entry.folder:
+        notes.append(f"{name}: read from {place}")
+    rows = (len(arrays.x), 0 if arrays.x_test is None else len(arrays.x_test))
+    if entry.rows and rows != entry.rows:
+        (train, test), (train_rows, test_rows) = rows, entry.rows
+        notes.append(
+            f"{name}: {train:,} training and {test:,} test rows in {place}; the published data set has {train_rows:,} and "
+            f"{test_rows:,}"
+        )
+    return arrays._replace(classes=entry.classes, notes=(*arrays.notes, *notes))
 
 
 def _digits() -> RawArrays:

@@ -1,108 +1,22 @@
-"""Tests of the readers of IDX and .npz files, with valid files and with every kind of damage."""
+"""Tests of the reader of .npz files, with valid files and with every kind of damage."""
 
 from __future__ import annotations
 
-import errno
-import gzip
 import io
-import os
 import zipfile
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support.data import idx
+from support.data import flipped
 from support.data import message as message_of
 
-from fastmlp.data.named import read_idx
 from fastmlp.data.readers.arrays import read_npz
 from fastmlp.errors import DataError
 
 message = partial(message_of, DataError)
 IMAGES = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
-
-
-# --- IDX ---
-
-
-@pytest.mark.parametrize("name", ["images", "images.gz"])
-def test_idx_reads_what_was_written(tmp_path, name):
-    path = tmp_path / name
-    path.write_bytes(gzip.compress(idx(IMAGES)) if name.endswith(".gz") else idx(IMAGES))
-    array = read_idx(path, 3)
-    assert array.dtype == np.uint8
-    np.testing.assert_array_equal(array, IMAGES)
-
-
-GOOD = idx(IMAGES)
-IDX_DAMAGE = {
-    "too short for a header": (GOOD[:9], "only 9 bytes"),
-    "empty file": (b"", "only 0 bytes"),
-    "another type": (b"\0\0\x0d\x03" + GOOD[4:], "starts with 0x00000d03 instead of 0x00000803"),
-    "labels for images": (idx(IMAGES[:, 0, 0].copy()), "0x00000801 instead of 0x00000803"),
-    "no rows": (idx(IMAGES[:0]), "empty array"),
-    "truncated": (GOOD[:-1], "claims 2x3x4 = 24 bytes, but the file holds only 23"),
-    "trailing byte": (GOOD + b"\0", "claims 2x3x4 = 24 bytes, but the file holds more"),
-    "absurd size": (GOOD[:4] + b"\xff" * 12 + GOOD[16:], "the file holds only 24"),
-}
-
-
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("kind", IDX_DAMAGE)
-def test_idx_damage_is_reported(tmp_path, kind, packed):
-    content, expected = IDX_DAMAGE[kind]
-    path = tmp_path / ("images.gz" if packed else "images")
-    path.write_bytes(gzip.compress(content) if packed else content)
-    text = message(read_idx, path, 3)
-    assert str(path) in text and expected in text and "fastmlp data fetch" in text
-
-
-def flipped(content: bytes, position: int) -> bytes:
-    return content[:position] + bytes([content[position] ^ 1]) + content[position:][1:]
-
-
-PACKED = gzip.compress(GOOD, mtime=0)
-GZIP_DAMAGE = {
-    "truncated": PACKED[:-12],
-    "checksum cut off": PACKED[:-6],
-    "wrong checksum": flipped(PACKED, len(PACKED) - 8),
-    "wrong length": flipped(PACKED, len(PACKED) - 1),
-    "garbage in the stream": PACKED[:10] + b"\xff" * 20,
-    "garbage after the stream": PACKED + b"garbage",
-    "not packed at all": GOOD,
-}
-
-
-@pytest.mark.parametrize("kind", GZIP_DAMAGE)
-def test_damaged_gzip_is_reported(tmp_path, kind):
-    path = tmp_path / "images.gz"
-    path.write_bytes(PACKED)
-    read_idx(path, 3)
-    path.write_bytes(GZIP_DAMAGE[kind])
-    assert f"{path}: damaged gzip file" in message(read_idx, path, 3)
-
-
-def test_a_gzip_file_without_gz_suffix_is_reported(tmp_path):
-    (tmp_path / "images").write_bytes(PACKED)
-    assert "add .gz to its name" in message(read_idx, tmp_path / "images", 3)
-
-
-def test_a_gzip_bomb_is_read_only_up_to_the_size_in_its_header(tmp_path):
-    import tracemalloc
-
-    path = tmp_path / "images.gz"
-    path.write_bytes(gzip.compress(GOOD + bytes(200 << 20), compresslevel=1))
-    tracemalloc.start()
-    text = message(read_idx, path, 3)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert "holds more" in text and peak < 10 << 20
-
-
-def test_a_missing_file_is_reported(tmp_path):
-    path = tmp_path / "none.gz"
-    assert message(read_idx, path, 3).startswith(f"cannot read {path}: {os.strerror(errno.ENOENT)}; check the path")
 
 
 # --- .npz ---

@@ -17,6 +17,15 @@ def message(error, call, *arguments, **settings) -> str:
     return text
 
 
+IDX_CODES = {"uint8": 8, "int8": 9, "int16": 11, "int32": 12, "float32": 13, "float64": 14}
+
+
 def idx(array: np.ndarray) -> bytes:
-    """Return the bytes of an IDX file with an array of uint8."""
-    return bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+    """Return the bytes of an IDX file with an array of one of the types of the format."""
+    head = bytes((0, 0, IDX_CODES[array.dtype.name], array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape)
+    return head + array.astype(array.dtype.newbyteorder(">")).tobytes()
+
+
+def flipped(content: bytes, position: int) -> bytes:
+    """Return the bytes with one bit changed at a position."""
+    return content[:position] + bytes([content[position] ^ 1]) + content[position:][1:]
