@@ -193,7 +193,8 @@ def _task(arrays: RawArrays, task: str | None, location: SourceLocation) -> tupl
 
 def _optional_fields(arrays: RawArrays, rows: int, locations: Mapping[str, SourceLocation]) -> dict[str, Any]:
     """Check the fields of `Dataset` that most sources do not have, and return them by name."""
-    found: dict[str, Any] = {"text_labels": np.asarray(arrays.y).dtype.kind in "USO"}
+    text = np.asarray(arrays.y).dtype.kind in "USO" if arrays.text_labels is None else arrays.text_labels
+    found: dict[str, Any] = {"text_labels": text}
     found |= {"encoding": arrays.encoding, "source_rows": arrays.source_rows}
     if arrays.weight is not None:
         found["weight"] = check_weights(arrays.weight, rows, what=f"{locations['weight'].text}: the sample weight")

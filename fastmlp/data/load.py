@@ -50,7 +50,7 @@ def load_data(  # noqa: PLR0913 - the options of all sources
     weight : name of the column of a table, or of the array, with the sample weights of the training rows; it is not a
         feature. None for equal weights
     target : for tables, the name of the target column, its number from 1, "first" or "last"; None to find it, by the rules in
-        docs/data.md
+        docs/tables.md
     drop : for tables, names or numbers of columns that are not features
     missing : for tables, what is done about missing values: "drop" leaves rows out, "mean" and "median" replace the values in
         columns of numbers; None makes them an error

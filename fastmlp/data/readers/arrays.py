@@ -45,6 +45,7 @@ class RawArrays(NamedTuple):
     encoding : for tables, the encoding of the features, else None
     task : "classification" or "regression" if the reader knows it, else None
     notes : messages about how the data were read
+    text_labels : whether the labels are texts, if y has their numbers; None if y has the labels themselves
     """
 
     x: Any
@@ -61,6 +62,7 @@ class RawArrays(NamedTuple):
     encoding: TableEncoding | None = None
     task: str | None = None
     notes: Sequence[str] = ()
+    text_labels: bool | None = None
     source_rows: Any = None
 
 

@@ -8,6 +8,7 @@ benchmarks/NOTES.md.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.readers.dialect import COMMA_NUMBER, MISSING, Dialect, find_dialect, rows_of
+from fastmlp.data.readers.dialect import COMMA_NUMBER, MISSING, Dialect, find_dialect, open_text, rows_of
 from fastmlp.errors import DataError
 from fastmlp.files import file_errors
 
@@ -172,23 +173,76 @@ def read_text(path: Path, dialect: Dialect) -> tuple[list[str], list[pa.ChunkedA
     return names, columns, dialect
 
 
-def parse(path: Path, dialect: Dialect) -> Any:
-    """Return a text table as an Arrow table; raise DataError with the line of the first fault."""
+def parse(path: Path, dialect: Dialect) -> pa.Table:
+    """Return a text table as an Arrow table; raise DataError with the line of the first fault.
+
+    If pyarrow has to infer the types of the columns, it keeps the text of the whole file. Therefore, the types are inferred
+    from the start of the file. If they do not fit the rest, whole numbers become float64; then all types are inferred.
+    """
+    import pyarrow as pa
+
+    types = sample_types(path, dialect)
+    wider = {name: pa.float64() if kind == pa.int64() else kind for name, kind in types.items()}
+    attempts = [one for number, one in enumerate((types, wider, {})) if number == 0 or one != types]
+    error: Exception | None = None
+    for column_types in attempts:
+        try:
+            return read_csv(path, dialect, column_types)
+        except Exception as failed:
+            error = failed
+            if not is_conversion(failed):
+                break
+    try:  # cells with line breaks are read more slowly, and are rare
+        return read_csv(path, dialect, {}, several_lines=True)
+    except Exception:
+        raise DataError(fault(path, dialect) or f"{path}: {first_line(error)}") from error
+
+
+def read_csv(path: Path, dialect: Dialect, types: Mapping[str, Any], *, several_lines: bool = False) -> pa.Table:
+    """Call pyarrow's reader.
+
+    types : types of columns by name; those of other columns are inferred
+    several_lines : whether quoted cells may have line breaks
+    """
     from pyarrow import csv
 
     spaced = [text for name in MISSING for text in (name, f" {name}")]
-    convert = csv.ConvertOptions(null_values=spaced, strings_can_be_null=True, decimal_point=dialect.decimal)
+    convert = csv.ConvertOptions(
+        null_values=spaced, strings_can_be_null=True, decimal_point=dialect.decimal, column_types=dict(types)
+    )
     read = csv.ReadOptions(encoding=dialect.encoding.replace("-sig", ""), autogenerate_column_names=not dialect.header)
-    error: Exception | None = None
-    for several_lines in (False, True):  # cells with line breaks are read more slowly, and are rare
-        options = csv.ParseOptions(delimiter=dialect.delimiter, newlines_in_values=several_lines)
-        try:
-            with open_stream(path, dialect) as stream:
-                return csv.read_csv(stream, read, options, convert)
-        except Exception as failed:
-            error = failed
-    assert error is not None
-    raise DataError(fault(path, dialect) or f"{path}: {first_line(error)}") from error
+    options = csv.ParseOptions(delimiter=dialect.delimiter, newlines_in_values=several_lines)
+    with open_stream(path, dialect) as stream:
+        return csv.read_csv(stream, read, options, convert)
+
+
+def sample_types(path: Path, dialect: Dialect) -> dict[str, Any]:
+    """Return the types of the columns at the start of a large file by name; empty for a small file.
+
+    Columns that have only missing values there are left out. Dates are text.
+    """
+    import pyarrow as pa
+    from pyarrow import csv
+
+    if path.stat().st_size < SMALL:
+        return {}
+    with open_text(path, dialect) as stream:
+        text = stream.read(SMALL)
+    text = text[: text.rfind("\n") + 1]
+    read = csv.ReadOptions(autogenerate_column_names=not dialect.header)
+    convert = csv.ConvertOptions(null_values=[*MISSING], strings_can_be_null=True, decimal_point=dialect.decimal)
+    try:
+        table = csv.read_csv(pa.BufferReader(text.encode()), read, csv.ParseOptions(delimiter=dialect.delimiter), convert)
+    except Exception:  # the whole file has the same fault, or a cell with a line break
+        return {}
+    types = dict(zip(table.column_names, table.schema.types, strict=True))
+    known = (pa.int64(), pa.float64(), pa.bool_())
+    return {name: kind if kind in known else pa.string() for name, kind in types.items() if kind != pa.null()}
+
+
+def is_conversion(error: Exception) -> bool:
+    """Return whether pyarrow could not convert a cell to the type of its column."""
+    return "conversion error" in str(error)
 
 
 def open_stream(path: Path, dialect: Dialect) -> Any:
@@ -215,7 +269,7 @@ def fault(path: Path, dialect: Dialect) -> str:
     return ""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: Exception | None) -> str:
     """Return the message of an error of pyarrow as one short line."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 

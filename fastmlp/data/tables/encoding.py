@@ -175,6 +175,13 @@ def first_row(table: Table, number: int, some: Sequence[str]) -> int:
     return int(np.argmax(found))
 
 
+def first_text(table: Table, number: int) -> int:
+    """Return the first row in which a column of text has no number."""
+    texts = table.columns[number].drop_null().unique().to_pylist()
+    wrong = [text for text in texts if table.dialect is None or not table.dialect.is_number(text)]
+    return first_row(table, number, wrong)
+
+
 def fill_value(table: Table, number: int, missing: str | None, rows: npt.NDArray[np.int64]) -> float | None:
     """Return the number that replaces missing values of a column: the mean or the median of the given rows.
 
@@ -251,9 +258,7 @@ def listing(parts: Sequence[str]) -> str:
 def numbers_of(table: Table, number: int, column: Column, incomplete: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
     """Return the numbers of a column, with missing values replaced; they must be finite in float32 but for incomplete rows."""
     if table.is_text(number):
-        is_number = (lambda text: False) if table.dialect is None else table.dialect.is_number
-        wrong = [text for text in table.columns[number].drop_null().unique().to_pylist() if not is_number(text)]
-        row = first_row(table, number, wrong)
+        row = first_text(table, number)
         place = f"{table.location(row)}, {describe(table, number)}"
         raise DataError(f"{place}: {table.columns[number][row].as_py()!r} is not a number; correct it or remove the line")
     values = table.numbers(number)

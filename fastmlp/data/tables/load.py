@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from fastmlp.data.tables.encoding import (
     check_faults,
     check_missing,
     encode,
+    first_text,
     fit_encoding,
     is_images,
 )
@@ -34,6 +35,9 @@ from fastmlp.data.tables.target import (
     find_weight,
 )
 from fastmlp.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 FitRows = Callable[[npt.NDArray[Any]], npt.NDArray[np.int64]]
 
@@ -52,7 +56,7 @@ def load_table(
 
     Returns
     -------
-    RawArrays : y has strings, Booleans, whole numbers or float64 values
+    RawArrays : y has Booleans, whole numbers or float64 values, or the class numbers of labels that are texts
 
     Raises
     ------
@@ -64,7 +68,7 @@ def load_table(
     roles = find_roles(table, options) if encoding is None else known_roles(table, options, encoding)
     missing = options.missing if encoding is None else encoding.missing
     table, notes = without_missing(table, roles, missing, encoding is None)
-    y = target_of(table, roles)
+    y, classes = target_of(table, roles)
     if encoding is None:
         chosen = np.arange(table.rows) if fit_rows is None else fit_rows(np.unique(y, return_inverse=True)[1])
         encoding = fit_encoding(table, roles.features, roles.target, options, np.sort(chosen))
@@ -81,12 +85,13 @@ def load_table(
     return RawArrays(
         found.x,
         y,
-        None,
+        classes,
         image_shape(table, encoding, found.x),
         locations=dict.fromkeys(("x", "y", "weight"), location),
         weight=weight,
         encoding=encoding,
         task=roles.task,
+        text_labels=classes is not None,
         notes=(*roles.notes, *notes, *found.notes),
         source_rows=table.source_rows,
     )
@@ -135,19 +140,21 @@ def left_out(rows: int) -> str:
     return f"{rows} row{'s'[: rows != 1]} with missing values {'is' if rows == 1 else 'are'} left out"
 
 
-def target_of(table: Table, roles: Roles) -> npt.NDArray[Any]:
-    """Return the target: strings, Booleans or whole numbers (n,) for classification, float64 for regression."""
+def target_of(table: Table, roles: Roles) -> tuple[npt.NDArray[Any], list[str] | None]:
+    """Return the target (n,), and the names of the classes if the labels are texts, so that the target has class numbers.
+
+    Other targets are Booleans or whole numbers for classification, and float64 for regression.
+    """
     number = roles.target
     if table.is_text(number):
         check_faults(table, number)
-        texts = np.array(table.columns[number].to_pylist(), str)
         if roles.task == "classification":
-            return texts
-        dialect = table.dialect
-        row = next((row for row, text in enumerate(texts) if dialect is None or not dialect.is_number(text)), 0)
+            return class_numbers(table.columns[number])
+        row = first_text(table, number)
+        cell = table.columns[number][row].as_py()
         raise DataError(
-            f"{table.location(row)}, {describe(table, number)}: {str(texts[row])!r} is not a number, so it is no target of a "
-            "regression; correct it, or use task 'classification'",
+            f"{table.location(row)}, {describe(table, number)}: {cell!r} is not a number, so it is no target of a regression; "
+            "correct it, or use task 'classification'",
             settings=("task",),
         )
     values = table.numbers(number)
@@ -158,9 +165,9 @@ def target_of(table: Table, roles: Roles) -> npt.NDArray[Any]:
             raise DataError(
                 f"{table.location(row)}, {describe(table, number)}: {values[row]} is not a finite float32 number; correct it"
             )
-        return values
+        return values, None
     if str(table.columns[number].type) == "bool":
-        return values.astype(bool)
+        return values.astype(bool), None
     wrong = values != np.floor(values)
     if wrong.any():
         row = int(np.argmax(wrong))
@@ -169,7 +176,17 @@ def target_of(table: Table, roles: Roles) -> npt.NDArray[Any]:
             "use task 'regression'",
             settings=("task",),
         )
-    return values.astype(np.int64)
+    integers = table.columns[number] if str(table.columns[number].type) == "int64" else values.astype(np.int64)
+    return np.asarray(integers), None
+
+
+def class_numbers(texts: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """Return the class numbers of labels (n,), and the labels that occur in sorted order."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    names = sorted(texts.unique().to_pylist())
+    return compute.index_in(texts, pa.array(names)).to_numpy().astype(np.int64), names
 
 
 def image_shape(table: Table, encoding: TableEncoding, x: npt.NDArray[Any]) -> tuple[int, int, int] | None:

@@ -1,6 +1,6 @@
 """Choice of the target and the features of a table, of the task, and of columns that are ignored, such as an index.
 
-The rules are described in docs/data.md.
+The rules are described in docs/tables.md.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def is_index(table: Table, index: int, target: int, left: Sequence[int]) -> bool
 
 
 def find_target(table: Table, left: Sequence[int]) -> int:
-    """Return the index of the target among the columns `left`, by the rules in docs/data.md."""
+    """Return the index of the target among the columns `left`, by the rules in docs/tables.md."""
     if not left:
         raise DataError(f"{table.path}: no columns are left for the target and the features", settings=("drop",))
     if table.header:
@@ -232,13 +232,15 @@ def is_pixel_count(count: int) -> bool:
 
 def is_byte_like(table: Table, number: int) -> bool:
     """Return whether a column has whole numbers from 0 to 255."""
-    from pyarrow import compute, types
+    from pyarrow import compute
 
     column = table.columns[number]
-    if not types.is_integer(column.type):
+    if table.is_text(number) or str(column.type) == "bool":
         return False
     bounds = compute.min_max(column).as_py()
-    return bounds["min"] is not None and bounds["min"] >= 0 and bounds["max"] <= 255
+    if bounds["min"] is None or not (bounds["min"] >= 0 and bounds["max"] <= 255):
+        return False
+    return str(column.type) == "int64" or bool(compute.all(compute.equal(column, compute.floor(column))).as_py())
 
 
 def are_class_numbers(values: npt.NDArray[np.float64]) -> bool:

@@ -165,7 +165,7 @@ class TrainConfig(DataSettings):
     """
 
     target: str | None = data_setting(
-        COLUMN, None, "Target column of a table: name, number from 1, first or last [default: see docs/data.md].", common=True
+        COLUMN, None, "Target column of a table: name, number from 1, first or last [default: see docs/tables.md].", common=True
     )
     drop: tuple[str, ...] = data_setting(
         list_of(COLUMN, "names or numbers of columns", "COLUMN,..."),
