@@ -95,7 +95,8 @@ class Dataset(Summarized):
         ConfigError, DataError : see `splits.split_rows`
         """
         found = split(self, validation, test, stratify, seed)
-        pairs = {name: Split(rows, self.classes, self.image_shape, self.text_labels) for name, rows in found.items()}
+        described = (self.classes, self.image_shape, self.text_labels, self.encoding)
+        pairs = {name: Split(rows, *described) for name, rows in found.items()}
         return DataSplits(pairs["train"], pairs.get("validation"), pairs.get("test"))
 
     def _summary(self) -> dict[str, Any]:

@@ -29,6 +29,8 @@ from fastmlp.data.checks import CheckedRows, check_rows, check_targets, check_we
 from fastmlp.data.convert import as_array
 from fastmlp.data.labels import LabelEncoder, class_labels, is_one_hot
 from fastmlp.data.rows import Array, Features
+from fastmlp.data.tables.encoding import TableEncoding
+from fastmlp.data.tables.frames import encode_frame, frame_encoding, is_frame
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.nn.network import FloatArray, Network
 
@@ -48,12 +50,14 @@ class Split(Summarized):
     classes : names of the classes; empty if the targets are numbers
     image_shape : (height, width, channels) if the rows are images, else None
     text_labels : whether the class labels were given as strings
+    encoding : for a table or a data frame, the encoding of its columns as features
     """
 
     rows: CheckedRows
     classes: tuple[str, ...] = ()
     image_shape: tuple[int, int, int] | None = None
     text_labels: bool = False
+    encoding: TableEncoding | None = None
 
     @property
     def x(self) -> Features:
@@ -117,6 +121,7 @@ def as_split(
     *,
     classes: Sequence[Any] | None = None,
     image_shape: tuple[int, int, int] | None = None,
+    encoding: TableEncoding | None = None,
 ) -> Split:
     """Check a pair, and return it as a `Split`. A `Split` is returned unchanged.
 
@@ -128,6 +133,7 @@ def as_split(
     dtype : floating-point dtype in which numbers are stored
     classes : names of the classes; empty if the targets are numbers; None for the rules in the docstring of this module
     image_shape : (height, width, channels) if x (n, features) contains images
+    encoding : encoding of the training data, to which the columns of a data frame are matched by name
 
     Raises
     ------
@@ -141,7 +147,9 @@ def as_split(
             f"the {name} data must be a pair (x, y), not {type(given).__name__}; write "
             "fastmlp.train(network, (x, y), (x_validation, y_validation))"
         )
-    x = check_rows(given[0], network.sizes[0], dtype)
+    values = given[0] if encoding is None or not is_frame(given[0]) else encode_frame(given[0], encoding, dtype)
+    x = check_rows(values, network.sizes[0], dtype)
+    encoding = encoding or frame_encoding(given[0])
     if len(x) == 0:
         raise DataError(f"the {name} split has no rows")
     y, shape = as_array(given[1], f"{name} targets"), image_shape_of(given[0]) or checked_shape(image_shape)
@@ -152,10 +160,11 @@ def as_split(
         y, column = y.argmax(axis=1), True
     if column and (names or (classes is None and is_labels(y, network))):
         numbers, names = encode_labels(y.ravel(), names, network.sizes[-1], name)
-        return Split(CheckedRows(x, numbers, len(names)), names, shape, plain_labels(y.ravel()[:1], name).dtype.kind == "U")
+        text = plain_labels(y.ravel()[:1], name).dtype.kind == "U"
+        return Split(CheckedRows(x, numbers, len(names)), names, shape, text, encoding)
     if names and network.loss != "cross-entropy":
         raise ConfigError("classes are for class labels, but the targets are numbers; leave classes out")
-    return Split(CheckedRows(x, check_targets(y, network.sizes[-1], name, dtype)), names, shape)
+    return Split(CheckedRows(x, check_targets(y, network.sizes[-1], name, dtype)), names, shape, encoding=encoding)
 
 
 def checked_names(classes: Any) -> tuple[str, ...]:

@@ -192,7 +192,8 @@ def mean(values: npt.NDArray[Any], weights: FloatArray | None = None) -> float:
 
 def evaluate(model: Model, x: Any, y: Any) -> dict[str, Any]:
     """Implement `Model.evaluate`."""
-    split = as_split((x, y), "evaluation", model.network, model.parameters.dtype, classes=model.classes)
+    dtype = model.parameters.dtype
+    split = as_split((x, y), "evaluation", model.network, dtype, classes=model.classes, encoding=model.encoding)
     return evaluate_with_predictions(model, split.rows)[0]
 
 

@@ -14,7 +14,7 @@ from fastmlp.data.checks import check_description, check_rows
 from fastmlp.data.labels import class_labels
 from fastmlp.data.rows import Features
 from fastmlp.data.tables.encoding import TableEncoding
-from fastmlp.data.tables.load import encode_frame, is_frame
+from fastmlp.data.tables.frames import encode_frame, is_frame
 from fastmlp.engines import make_engine
 from fastmlp.engines.base import Engine, EngineSpec, State
 from fastmlp.errors import ConfigError, DataError
@@ -116,7 +116,7 @@ class Model(Summarized):
         ------
         DataError : a column is missing, or a row has missing values that the model does not replace
         """
-        return x if self.encoding is None or not is_frame(x) else encode_frame(x, self.encoding)
+        return x if self.encoding is None or not is_frame(x) else encode_frame(x, self.encoding, self.parameters.dtype)
 
     @property
     def is_multilabel(self) -> bool:
@@ -192,14 +192,14 @@ class Model(Summarized):
         ------
         DataError : x or y does not match the network, or has invalid values
         """
-        return metrics.evaluate(self, self.inputs(x), y)
+        return metrics.evaluate(self, x, y)
 
     def score(self, x: Any, y: Any) -> float:
         """Return the accuracy, or for numbers the coefficient of determination R2, on a data set; see `evaluate`.
 
         For a matrix of labels, the accuracy is the fraction of rows in which all labels are predicted correctly.
         """
-        return metrics.score(self, self.inputs(x), y)
+        return metrics.score(self, x, y)
 
     def save(self, path: str | Path) -> None:
         """Write the model to a safetensors file, which `fastmlp.load` reads. The file is written atomically.

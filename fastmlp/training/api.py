@@ -272,16 +272,16 @@ def bind(
     split = with_weights(split, sample_weight, class_weight)
     rows, held_out, labels = split.rows, None, split.rows.y.ndim == 1
     if validation is not None:
-        held_out = as_split(validation, "validation", network, dtype, classes=split.classes).rows
+        held_out = as_split(validation, "validation", network, dtype, classes=split.classes, encoding=split.encoding).rows
         if held_out.y.shape[1:] != rows.y.shape[1:]:
             raise DataError(f"training targets have the shape {rows.y.shape}, but validation targets {held_out.y.shape}")
     outputs = len(split.classes) if labels else rows.y.shape[1]
     loss = network.loss or default_loss(rows, None if isinstance(train, Split) else train[1])
     network = network.complete(rows.x.shape[1], outputs, loss)
     data = prepare(network, rows, held_out, scaling=scaling, target_scaling=target_scaling)
-    return network, replace(
-        data, classes=split.classes, image_shape=checked_shape(image_shape) or split.image_shape, text_labels=split.text_labels
-    )
+    shape = checked_shape(image_shape) or split.image_shape
+    described: dict[str, Any] = {"text_labels": split.text_labels, "encoding": split.encoding}
+    return network, replace(data, classes=split.classes, image_shape=shape, **described)
 
 
 def make_tasks(

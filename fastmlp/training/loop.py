@@ -202,6 +202,7 @@ class Loop:
             settings.threads,
             target_scaling=data.target_scaling,
             text_labels=data.text_labels,
+            encoding=data.encoding,
         )
 
     def _result(self, stopped: str) -> TrainResult:

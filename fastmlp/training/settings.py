@@ -15,6 +15,7 @@ from fastmlp._summary import Summarized, changed
 from fastmlp.data.checks import CheckedRows, check_description, match_network
 from fastmlp.data.rows import Features
 from fastmlp.data.scaling import fit_scaling
+from fastmlp.data.tables.encoding import TableEncoding
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.nn.checks import check_arguments, check_number, check_whole, shown
 from fastmlp.nn.names import canonical_name
@@ -159,6 +160,7 @@ class TrainingData:
     image_shape : (height, width, channels) if the rows are images
     target_scaling : scaling that has been applied to the targets; None for no scaling
     text_labels : whether the class labels were given as strings
+    encoding : for a table or a data frame, the encoding of its columns as features
     """
 
     train: CheckedRows
@@ -168,6 +170,7 @@ class TrainingData:
     image_shape: tuple[int, int, int] | None = None
     target_scaling: Scaling | None = None
     text_labels: bool = False
+    encoding: TableEncoding | None = None
 
 
 def prepare(

@@ -222,3 +222,43 @@ def test_locations_are_lines(file: Path) -> None:
     table = read_table(write(file, 'a,b\n"two\nlines",1\n\nx,2\n'))
     assert [table.location(row) for row in range(2)] == [f"{file}: line 2", f"{file}: line 5"]
     assert table.take(np.array([1])).location(0) == f"{file}: line 5"
+
+
+# ------------------------------------------------------------------------------------------------ large files
+
+
+LARGE = {
+    "numbers": ("a,b\n" + "1,2.5\n" * 20, ["int64", "double"]),
+    "fractions after whole numbers": ("a,b\n" + "1,2.5\n" * 20 + "1.5,3\n", ["double", "double"]),
+    "text after numbers": ("a,b\n" + "1,2.5\n" * 20 + "x,3\n", ["string", "double"]),
+    "text after Booleans": ("a,b\n" + "true,2.5\n" * 20 + "x,3\n", ["string", "double"]),
+    "numbers after missing values": ("a,b\n" + ",2.5\n" * 20 + "1,3\n", ["int64", "double"]),
+    "text after missing values": ("a,b\n" + ",2.5\n" * 20 + "x,3\n", ["string", "double"]),
+    "dates": ("a,b\n" + "2024-01-31,2.5\n" * 20 + "x,3\n", ["string", "double"]),
+    "a cell of two lines at the end": ("a,b\n" + "x,2.5\n" * 20 + '"y\nz",3\n', ["string", "double"]),
+    "a cell of two lines at the start": ('a,b\n"y\nz",3\n' + "x,2.5\n" * 20, ["string", "double"]),
+    "no header": ("1,2.5\n" * 20 + "1.5,3\n", ["double", "double"]),
+    "decimal commas": ("a;b\n" + "1;2,5\n" * 20 + "1,5;3\n", ["double", "double"]),
+    "missing values with spaces": ("a,b\n" + "1,2.5\n" * 20 + " NA, ?\n", ["int64", "double"]),
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize("kind", LARGE)
+def test_types_of_large_files_do_not_depend_on_their_start(
+    file: Path, kind: str, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, types = LARGE[kind]
+    write(file, text.encode(encoding))
+    small = read_table(file)
+    monkeypatch.setattr("fastmlp.data.readers.table.SMALL", 40)
+    large = read_table(file)
+    assert [str(column.type) for column in large.columns] == types
+    assert [str(column.type) for column in small.columns] == types
+    assert contents(small) == contents(large)
+
+
+def test_faults_of_large_files(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastmlp.data.readers.table.SMALL", 40)
+    write(file, "a,b\n" + "1,2.5\n" * 20 + "1.5\n" + "x,2\n")
+    assert "line 22 has 1 columns, but line 1 has 2" in message(read_table, file)

@@ -223,3 +223,75 @@ def test_a_data_frame_with_missing_values(tmp_path: Path) -> None:
     assert len(fastmlp.load(tmp_path / "mean", backend="numpy").predict(gaps())) == 120
     with pytest.raises(DataError, match="data frame: row 4 has missing values; remove such rows"):
         fastmlp.load(tmp_path / "drop", backend="numpy").predict(gaps())
+
+
+def numbers(rows: int = 80, seed: int = 0) -> tuple[pd.DataFrame, Any]:
+    x = np.random.default_rng(seed).normal(size=(rows, 3))
+    return pd.DataFrame(x, columns=["a", "b", "c"]), (x[:, 0] > x[:, 2]).astype(int)
+
+
+@pytest.mark.parametrize("kind", ["pandas", "polars"])
+def test_models_trained_on_data_frames_remember_the_columns(kind: str, tmp_path: Path) -> None:
+    x, y = numbers()
+    columns = ["c", "a", "b"]
+    as_frame = pl.from_pandas if kind == "polars" else pd.DataFrame
+    given: dict[str, Any] = {"epochs": 20, "backend": "numpy", "optimizer": fastmlp.Adam(0.05), "batch_size": 8}
+    network = fastmlp.Network(hidden=(8,))
+    result = fastmlp.train(network, (as_frame(x[:60]), y[:60]), (as_frame(x[60:]), y[60:]), **given)
+    other = fastmlp.train(network, (as_frame(x[:60]), y[:60]), (as_frame(x[60:][columns]), y[60:]), **given)
+    assert result.history[-1]["val_loss"] == other.history[-1]["val_loss"]
+    result.model.save(tmp_path / "model.safetensors")
+    model = fastmlp.load(tmp_path / "model.safetensors", backend="numpy")
+    assert model.predict(as_frame(x[columns])).tolist() == model.predict(x.to_numpy()).tolist()
+    assert model.score(as_frame(x[columns]), y) == model.score(x.to_numpy(), y) > 0.8
+    with pytest.raises(DataError, match="the model needs columns that the file does not have: 'c'"):
+        model.predict(as_frame(x[["a", "b"]]))
+    assert [row["label"] for row in predictions(tmp_path / "model.safetensors", write(tmp_path / "x.csv", x[columns]))] == [
+        str(label) for label in model.predict(x)
+    ]
+
+
+def test_data_frames_in_float64_keep_their_precision() -> None:
+    x, y = numbers()
+    result = fastmlp.train(fastmlp.Network(hidden=(4,)), (x, y), epochs=2, backend="numpy", dtype="float64")
+    assert result.model.outputs(x).tolist() == result.model.outputs(x.to_numpy()).tolist()
+
+
+def test_columns_without_names_are_not_matched() -> None:
+    x, y = numbers()
+    x.columns = pd.Index([0, 1, 2])
+    assert fastmlp.train(fastmlp.Network(hidden=(4,)), (x, y), epochs=2, backend="numpy").model.encoding is None
+
+
+def test_splits_of_a_table_in_python(table: Path, tmp_path: Path) -> None:
+    data = fastmlp.load_data(table).split(validation=0.2, test=0.2)
+    model = fastmlp.train(fastmlp.Network(hidden=(16,)), data.train, data.validation, epochs=30, backend="numpy").model
+    assert model.predict(frame(10)[["weight", "color", "size"]]).tolist() == model.predict(frame(10)).tolist()
+
+
+DAMAGED = {
+    "short line": "a,b,label\n1,2,x\n1,y\n",
+    "text among numbers": "a,label\n" + "1.5,x\n" * 20 + "l.5,y\n",
+    "infinity": "a,label\n" + "1,x\n" * 20 + "inf,y\n",
+    "missing value": "a,label\n" + "1,x\n" * 20 + ",y\n",
+    "header only": "a,label\n",
+    "empty": "",
+    "no target": "1.5,2.5\n2.5,3.5\n",
+    "latin-1": "a,label\n1,\xe9\n".encode("latin-1"),
+    "zero byte": b"a,label\n1,\0\n",
+    "open quotation mark": 'a,label\n1,"x\n2,y\n',
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_damaged_tables_are_one_line_and_nothing_is_overwritten(kind: str, run: Path, tmp_path: Path) -> None:
+    content, file = DAMAGED[kind], tmp_path / "bad.csv"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    for command in (
+        ("train", "--data", file, "--out", run, "--force", *FAST),
+        ("evaluate", run, "--data", file),
+        ("predict", run, file),
+    ):
+        assert str(file) in refused(3, *command)
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before

@@ -24,7 +24,6 @@ MISSING_VALUES = ("drop", "mean", "median")  # how rows with missing values are 
 MOST_VALUES = 100  # distinct values of a column of text that is encoded one-hot
 FEW_TEXTS = 0.1  # a column in which at most this fraction of the values are no numbers has faults, and is no text
 MOST_EXAMPLES = 3  # names or values that a message lists
-FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 class Column(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -99,7 +98,7 @@ class TableEncoding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Encoded(NamedTuple):
     """Encoded rows of a table.
 
-    x : (n, features) uint8 or float32; rows with missing values are zero if `missing` of the encoding is "drop"
+    x : (n, features) float; rows with missing values are zero if `missing` of the encoding is "drop"
     incomplete : (n,) bool, where a row has missing values and the encoding does not replace them
     notes : messages about columns that are ignored, and about values that are not in the encoding
     """
@@ -196,11 +195,19 @@ def fill_value(table: Table, number: int, missing: str | None, rows: npt.NDArray
     return float(values.mean() if missing == "mean" else np.median(values))
 
 
-def encode(table: Table, encoding: TableEncoding, numbers: Sequence[int] | None = None, *, fitted: bool = False) -> Encoded:
+def encode(
+    table: Table,
+    encoding: TableEncoding,
+    numbers: Sequence[int] | None = None,
+    *,
+    fitted: bool = False,
+    dtype: npt.DTypeLike = np.float32,
+) -> Encoded:
     """Return the features of a table.
 
     numbers : indices of the columns of the encoding; None to match them by name, see `match_columns`
     fitted : whether the encoding was fitted to this table, for error messages
+    dtype : floating-point dtype of the features
 
     Raises
     ------
@@ -216,16 +223,16 @@ def encode(table: Table, encoding: TableEncoding, numbers: Sequence[int] | None 
                 incomplete |= table.missing(number)
     if encoding.missing is None:
         check_complete(table, numbers, fitted)
-    x = np.zeros((table.rows, encoding.features), np.float32)
+    x = np.zeros((table.rows, encoding.features), dtype)
     start = 0
     for number, column in zip(numbers, encoding.columns, strict=True):
         if column.values is None:
-            x[:, start] = numbers_of(table, number, column, incomplete)
+            x[:, start] = numbers_of(table, number, column, incomplete, np.dtype(dtype))
         else:
             notes += one_hot(table, number, column, x[:, start : start + column.width])
         start += column.width
     x[incomplete] = 0
-    return Encoded(narrow(x), incomplete, tuple(notes))
+    return Encoded(x, incomplete, tuple(notes))
 
 
 def check_complete(table: Table, numbers: Sequence[int], fitted: bool) -> None:
@@ -255,8 +262,10 @@ def listing(parts: Sequence[str]) -> str:
     return ", ".join(parts[:MOST_EXAMPLES]) + (f" and {more} more" if more > 0 else "")
 
 
-def numbers_of(table: Table, number: int, column: Column, incomplete: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """Return the numbers of a column, with missing values replaced; they must be finite in float32 but for incomplete rows."""
+def numbers_of(
+    table: Table, number: int, column: Column, incomplete: npt.NDArray[np.bool_], dtype: np.dtype[Any]
+) -> npt.NDArray[np.float64]:
+    """Return the numbers of a column, with missing values replaced; in complete rows, they must be finite in the dtype."""
     if table.is_text(number):
         row = first_text(table, number)
         place = f"{table.location(row)}, {describe(table, number)}"
@@ -264,17 +273,17 @@ def numbers_of(table: Table, number: int, column: Column, incomplete: npt.NDArra
     values = table.numbers(number)
     if column.fill is not None:
         values = np.where(np.isnan(values), column.fill, values)
-    wrong_rows = ~(np.abs(values) <= FLOAT32_MAX) & ~incomplete
+    wrong_rows = ~(np.abs(values) <= np.finfo(dtype).max) & ~incomplete
     if wrong_rows.any():
         row = int(np.argmax(wrong_rows))
         raise DataError(
-            f"{table.location(row)}, {describe(table, number)}: {values[row]} is not a finite float32 number; correct it or "
+            f"{table.location(row)}, {describe(table, number)}: {values[row]} is not a finite {dtype} number; correct it or "
             "remove the line"
         )
     return values
 
 
-def one_hot(table: Table, number: int, column: Column, out: npt.NDArray[np.float32]) -> list[str]:
+def one_hot(table: Table, number: int, column: Column, out: npt.NDArray[Any]) -> list[str]:
     """Write the one-hot encoding of a column into `out` (rows, values); return a note about values that are not encoded."""
     import pyarrow as pa
     from pyarrow import compute
@@ -337,7 +346,7 @@ def positions(table: Table, encoding: TableEncoding) -> list[int] | None:
     return list(range(len(encoding.columns))) if len(table.columns) == len(encoding.columns) else None
 
 
-def narrow(x: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+def narrow(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Convert x to uint8 if all values are whole numbers from 0 to 255, such as pixels; otherwise return x unchanged."""
     if x.min() >= 0 and x.max() <= 255:
         pixels = x.astype(np.uint8)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from fastmlp.data.checks import SourceLocation
 from fastmlp.data.readers.arrays import RawArrays
-from fastmlp.data.readers.table import Table, plain, read_table
+from fastmlp.data.readers.table import Table, read_table
 from fastmlp.data.tables.encoding import (
     Column,
     Encoded,
@@ -23,6 +23,7 @@ from fastmlp.data.tables.encoding import (
     first_text,
     fit_encoding,
     is_images,
+    narrow,
 )
 from fastmlp.data.tables.target import (
     PIXEL_NAME,
@@ -80,13 +81,14 @@ def load_table(
             notes = [*notes, left_out(table.rows - len(complete))]
             table, y, found = table.take(complete), y[complete], found._replace(x=found.x[complete])
     weight = None if roles.weight is None else table.numbers(roles.weight)
+    x = narrow(found.x)
     whole = table.source_rows is None and table.dialect is not None
     location = SourceLocation(str(path), "line", 1 + table.header) if whole else SourceLocation(str(path))
     return RawArrays(
-        found.x,
+        x,
         y,
         classes,
-        image_shape(table, encoding, found.x),
+        image_shape(encoding, x),
         locations=dict.fromkeys(("x", "y", "weight"), location),
         weight=weight,
         encoding=encoding,
@@ -189,7 +191,7 @@ def class_numbers(texts: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], list[s
     return compute.index_in(texts, pa.array(names)).to_numpy().astype(np.int64), names
 
 
-def image_shape(table: Table, encoding: TableEncoding, x: npt.NDArray[Any]) -> tuple[int, int, int] | None:
+def image_shape(encoding: TableEncoding, x: npt.NDArray[Any]) -> tuple[int, int, int] | None:
     """Return the shape of rows that are square gray images: at least 8x8 bytes, or columns pixel0, pixel1, …; else None."""
     names = [PIXEL_NAME.fullmatch(column.name) for column in encoding.columns]
     numbers = [int(name[1]) for name in names if name is not None]
@@ -221,25 +223,3 @@ def load_features(path: Path, encoding: TableEncoding | None, features: int) -> 
         )
     columns = tuple(Column(table.names[number], number) for number in chosen)
     return encode(table, TableEncoding(columns, "", table.header, len(every)), chosen)
-
-
-def is_frame(x: Any) -> bool:
-    """Return whether an object is a data frame, such as one of pandas or polars."""
-    return hasattr(x, "columns") and hasattr(x, "__arrow_c_stream__")
-
-
-def encode_frame(frame: Any, encoding: TableEncoding) -> npt.NDArray[Any]:
-    """Return the features of a data frame for a saved model.
-
-    Raises
-    ------
-    DataError : a column is missing, or a row has missing values that the encoding does not replace
-    """
-    import pyarrow as pa
-
-    table = pa.table(frame)
-    found = encode(Table(Path("data frame"), table.column_names, [plain(column) for column in table.columns], None), encoding)
-    if found.incomplete.any():
-        row = int(np.argmax(found.incomplete))
-        raise DataError(f"data frame: row {row + 1} has missing values; remove such rows, as was done in the training data")
-    return found.x
