@@ -143,6 +143,8 @@ def own_splits(data: Dataset) -> Splits:
 def relabel(model: Model, data: Dataset, rows: CheckedRows) -> CheckedRows:
     """Return the rows with the class numbers of the model as labels; regression targets are returned unchanged.
 
+    Labels are matched by the names of the classes. If the model's names are no numbers, integers are class numbers.
+
     Raises
     ------
     DataError : the data have a class that the model was not trained on, or a different number of regression targets
@@ -154,6 +156,8 @@ def relabel(model: Model, data: Dataset, rows: CheckedRows) -> CheckedRows:
         return rows
     number = {name: index for index, name in enumerate(model.classes)}
     used = {int(old): data.classes[old] for old in np.unique(y)}
+    if not data.text_labels and not any(name.isdecimal() for name in model.classes):
+        number = {str(index): index for index in range(len(model.classes))} | number
     if unknown := [name for name in used.values() if name not in number]:
         raise DataError(f"{data.name}: {unknown_name('class', unknown[0], number)}; the model was not trained on it")
     table = np.zeros(len(data.classes), np.int32)

@@ -125,6 +125,19 @@ def test_fewer_classes_are_matched_by_name(home: Path, tmp_path: Path) -> None:
     assert found["test"]["accuracy"] > 0.8
 
 
+def test_integers_are_class_numbers_if_the_classes_have_names(home: Path, tmp_path: Path) -> None:
+    draw, names = np.random.default_rng(3), np.array(["blue", "green", "red"])
+    x = (draw.normal(size=(40, 5)) + 2 * np.eye(3, 5)[[0, 2] * 20]).astype(np.float32)
+    numbers = np.array([2, 0] * 20)
+    np.savez(tmp_path / "numbers.npz", x=x, y=numbers)
+    np.savez(tmp_path / "names.npz", x=x, y=names[numbers])
+    found = [evaluate_run(home / "run", str(tmp_path / f"{name}.npz"))["test"] for name in ("numbers", "names")]
+    assert found[0] == found[1]
+    np.savez(tmp_path / "large.npz", x=x, y=numbers + 1)
+    with pytest.raises(DataError, match="unknown class '3'"):
+        evaluate_run(home / "run", str(tmp_path / "large.npz"))
+
+
 def test_an_unknown_class_is_named(home: Path, tmp_path: Path) -> None:
     other = write_blobs(tmp_path / "other.npz", 2, rows=3, y=np.array(["red", "bleu", "green"]))
     with pytest.raises(DataError, match=r"unknown class 'bleu'; did you mean 'blue'\?"):
