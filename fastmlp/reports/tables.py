@@ -38,7 +38,7 @@ LATEX_CHARACTERS = {
     "±": r"$\pm$",
     "²": r"$^2$",
     "–": r"\textendash{}",
-    "`": r"\textasciigrave{}",
+    "`": "{`}",  # after a question mark or an exclamation mark, it would turn it upside down
     "[": "{[}",  # at the start of a row, it would begin the optional argument of \\ or \midrule
     "*": "{*}",  # at the start of a row, it would belong to \\
     **{character: f"\\{character}" for character in "&%$#_{}"},

@@ -193,7 +193,7 @@ LATEX = {
     "<a|b>": r"\textless{}a\textbar{}b\textgreater{}",
     "a--b---c-d": "a-{}-b-{}-{}-c-d",
     "[a] *b": "{[}a] {*}b",
-    "?`!`": r"?\textasciigrave{}!\textasciigrave{}",
+    "?`!`": "?{`}!{`}",
     "R² ± –": r"R$^2$ $\pm$ \textendash{}",
     "a\nb": "a?b",
 }
