@@ -24,6 +24,7 @@ from fastmlp.commands.bench import bench
 from fastmlp.commands.common.console import fail, note
 from fastmlp.commands.common.options import Group
 from fastmlp.commands.common.toolkit import extraction_tools
+from fastmlp.commands.compare import compare
 from fastmlp.commands.data import data
 from fastmlp.commands.doctor import doctor
 from fastmlp.commands.evaluate import evaluate, verify
@@ -74,6 +75,7 @@ def program() -> None:
     fastmlp train --resume runs/a           continue an interrupted run
     fastmlp evaluate runs/a                 evaluate the trained model
     fastmlp predict runs/a shirt.png        predict a label and its probability
+    fastmlp compare runs/a runs/b           compare the metrics and the settings of runs
     fastmlp extract --data photos/ train    train on features of a convolutional network
     fastmlp recipes                         list published experiments
     fastmlp doctor                          check the installation
@@ -81,5 +83,5 @@ def program() -> None:
     """
 
 
-for command in (train, lr_find, extract, evaluate, verify, predict, data, recipes, doctor, bench):
+for command in (train, lr_find, extract, evaluate, verify, predict, compare, data, recipes, doctor, bench):
     program.add_command(command)

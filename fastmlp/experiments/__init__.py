@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from fastmlp._lazy import lazy
 
 if TYPE_CHECKING:
+    from fastmlp.experiments.comparison import compare_runs as compare_runs
     from fastmlp.experiments.config.extract import ExtractConfig as ExtractConfig
     from fastmlp.experiments.config.train import TrainConfig as TrainConfig
     from fastmlp.experiments.evaluation import evaluate_run as evaluate_run
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
+        "comparison": ["compare_runs"],
         "config.extract": ["ExtractConfig"],
         "config.train": ["TrainConfig"],
         "evaluation": ["evaluate_run"],

@@ -13,10 +13,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from fastmlp.errors import ConfigError, DataError
-from fastmlp.files import RESTORE, file_errors, file_sha256, make_folders, read_json, sync, write_json
+from fastmlp.files import RESTORE, converted, file_errors, file_sha256, make_folders, read_json, read_lines, sync, write_json
 from fastmlp.files.locks import held, locked_folder, sweep, unfinished
 from fastmlp.models.file import check_format_version
+from fastmlp.training.result import EpochLog
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FILES = ("model.safetensors", "config.toml", "result.json")
@@ -31,6 +34,16 @@ RESULT_NAME = "result.json"
 DATA_VERSION = 1  # format version of data.json
 RESULT_VERSION = 1  # format version of result.json and of cnn.json, the result of a recipe without an MLP
 MANIFEST_VERSION = 1
+
+
+class EpochMetrics(msgspec.Struct):
+    """The items of a line of metrics.jsonl whose types `read_history` checks."""
+
+    epoch: int
+    loss: float | None
+    accuracy: float | None
+    val_loss: float | None
+    val_accuracy: float | None
 
 
 def new_run_folder(out: str | os.PathLike[str] | None, data: str, network: str, now: datetime, *, force: bool = False) -> Path:
@@ -225,6 +238,16 @@ def read_data(folder: Path) -> dict[str, Any]:
     data = read_json(folder / DATA_NAME)
     check_format_version(folder / DATA_NAME, data, DATA_VERSION)
     return dict(data)
+
+
+def read_history(folder: Path) -> list[EpochLog]:
+    """Read the file metrics.jsonl of a run; raise DataError if it is missing or damaged."""
+    path = folder / METRICS_NAME
+    rows = read_lines(path)
+    epochs = [row.epoch for row in converted(path, rows, list[EpochMetrics])]
+    if epochs != list(range(1, len(epochs) + 1)):
+        raise DataError(f"{path} is damaged (the epochs are not 1 to {len(epochs)}); {RESTORE}")
+    return rows
 
 
 def write_manifest(folder: str | os.PathLike[str], names: Sequence[str] = MANIFEST_FILES) -> None:

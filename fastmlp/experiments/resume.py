@@ -198,7 +198,7 @@ def state_of(path: Path) -> RunState:
     if folder is None:
         return RunState(TrainConfig(), {}, path, "")
     check_is_run(folder)
-    if (folder / MANIFEST_NAME).exists() or not (folder / DATA_NAME).exists():
+    if is_finished(folder):
         check_manifest(folder)
         return RunState(resolve({}, {}, folder / CONFIG_NAME), dict(read_result(folder / RESULT_NAME)["data"]), path, "")
     config, data = resolve({}, {}, folder / CONFIG_NAME), read_data(folder)
@@ -212,6 +212,11 @@ def state_of(path: Path) -> RunState:
     text += f"; the newest checkpoint, {stored.path.name}, has {done} of {config.epochs} epochs"
     text += f", and the weights of epoch {best}, the best one" if best else ""
     return RunState(config, data, stored.path, text)
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether the files of a run folder are those of a finished run, of which some may be missing."""
+    return (folder / MANIFEST_NAME).exists() or not (folder / DATA_NAME).exists()
 
 
 def contents(folder: Path) -> str:

@@ -17,7 +17,7 @@ import tomllib
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import tomli_w
@@ -25,6 +25,7 @@ import tomli_w
 from fastmlp.errors import DataError, WriteError
 from fastmlp.files.locks import held, sweep, unfinished
 
+Kind = TypeVar("Kind")
 O_BINARY = getattr(os, "O_BINARY", 0)  # without this flag, Windows converts "\n" to "\r\n"
 _swept: set[Path] = set()  # folders in which this process has removed the left-over temporary files
 RESTORE = "restore it from a backup or repeat the run"
@@ -206,6 +207,17 @@ def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         return [msgspec.json.decode(line, type=dict[str, Any]) for line in lines]
     except msgspec.DecodeError as error:
         raise DataError(f"{path} is damaged ({error}); {RESTORE}") from error
+
+
+def converted(path: str | os.PathLike[str], value: Any, kind: type[Kind]) -> Kind:
+    """Return a decoded value as a type of msgspec, see `msgspec.convert`; raise DataError if it does not have this type.
+
+    path : the file from which the value was read, for the error message
+    """
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise DataError(f"{os.fspath(path)} is damaged ({error}); {RESTORE}") from error
 
 
 def append_line(path: str | os.PathLike[str], value: object) -> None:

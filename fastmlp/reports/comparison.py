@@ -15,15 +15,16 @@ import numpy.typing as npt
 from fastmlp.reports.style import COLORS, GREY, epoch_axis, new_figure, own_style, save, scale_loss
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
 Array = npt.NDArray[np.float64]
 INKS = tuple(color for color in COLORS if color != "#F0E442")  # yellow lines are hardly visible on white
 DASHES: tuple[Any, ...] = ("-", (0, (6, 1.4)), (0, (2.6, 1.2)), (0, (7, 1.2, 1.4, 1.2)))
 FEW = 30  # curves with at most this many epochs have a marker for each epoch
 MANY = 100  # curves with more epochs than this are running medians, with the raw values in a paler colour
+BAND = 0.18  # opacity of the band of a standard deviation
 SMOOTHED = 40  # window of the running median: the number of epochs divided by this
 # The axis limits do not include the first 1/BEGINNING of each curve if this would make the range of values more than
 # FLATTENED times larger.
@@ -39,9 +40,11 @@ class Curve(NamedTuple):
     ----------
     label : name of the run in the legend
     place : index of the run, which determines the colour and the dashes of its curves in all panels
-    history : one dict per epoch with `epoch` and `val_loss` or `val_accuracy`; values that are not finite are None
+    history : one dict per epoch with `epoch` and `val_loss` or `val_accuracy`; values that are not finite are None. If they
+        are means of several runs, there are also standard deviations, such as `val_loss_std`, which are drawn as a band
     best_epoch : epoch whose weights were kept, or None
     published : published value of the metric shown in the panel, or None
+    split : the split of the metrics, "validation" or "training"; those of "training" are `loss` and `accuracy` in the history
     """
 
     label: str
@@ -49,6 +52,7 @@ class Curve(NamedTuple):
     history: Sequence[Mapping[str, Any]]
     best_epoch: int | None
     published: float | None
+    split: str = "validation"
 
 
 class Panel(NamedTuple):
@@ -78,26 +82,46 @@ def plot_comparison(panels: Sequence[Panel], path: Path, title: str) -> None:
 def comparison_figure(panels: Sequence[Panel], title: str) -> Figure:
     """Return the figure of `plot_comparison`, without saving it."""
     from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+    from rich.cells import cell_len
 
-    figure = new_figure(2.6 + 4.6 * len(panels), 4.4, title)
-    handles: dict[str, Line2D] = {}
+    curves = [curve for panel in panels for curve in panel.curves]
+    shown = sorted(curves, key=lambda curve: curve.place)
+    entries = {curve.label: Line2D([], [], lw=1.6, **_look(curve.place)) for curve in shown}
+    longest = max(map(cell_len, entries))
+    figure = new_figure(max(2.6, 0.8 + 0.09 * longest) + 4.6 * len(panels), max(4.4, 1.6 + 0.22 * len(entries)), title)
     for number, panel in enumerate(panels, start=1):
         axes = figure.add_subplot(1, len(panels), number)
         axes.set_title(panel.heading, fontsize="medium")
         axes.set_xlabel("epoch")
-        axes.set_ylabel(f"validation {panel.figure}")
+        axes.set_ylabel(_axis_label(panel))
         _draw_curves(axes, panel)
-        for curve in panel.curves:
-            handles[curve.label] = Line2D([], [], lw=1.6, **_look(curve.place))
-    curves = [curve for panel in panels for curve in panel.curves]
+    handles: list[tuple[str, Artist]] = [*entries.items()]
     if any(len(curve.history) > MANY for curve in curves):
-        handles["each epoch"] = Line2D([], [], lw=2.5, alpha=0.35, color=GREY)
+        handles.append(("each epoch", Line2D([], [], lw=2.5, alpha=0.35, color=GREY)))
+    if any(_has_band(curve, panel.figure) for panel in panels for curve in panel.curves):
+        handles.append(("± std. dev.", Patch(alpha=BAND, color=GREY, lw=0)))
     if any(curve.best_epoch is not None for curve in curves):
-        handles["best epoch"] = Line2D([], [], ls="", marker="o", ms=7, color=GREY, markeredgecolor="white")
+        handles.append(("best epoch", Line2D([], [], ls="", marker="o", ms=7, color=GREY, markeredgecolor="white")))
     if any(curve.published is not None for curve in curves):
-        handles["published"] = Line2D([], [], ls="", marker="<", ms=6, color=GREY)
-    figure.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False, handlelength=3.4)
+        handles.append(("published", Line2D([], [], ls="", marker="<", ms=6, color=GREY)))
+    legend = figure.legend(
+        [handle for _, handle in handles],
+        ["run"] * len(handles),
+        loc="outside right center",
+        frameon=False,
+        handlelength=3.4,
+    )
+    # The labels are set afterwards, see `style.class_legend`.
+    for text, (label, _) in zip(legend.get_texts(), handles, strict=True):
+        text.set(text=label, parse_math=False)
     return figure
+
+
+def _axis_label(panel: Panel) -> str:
+    """Return the label of the y-axis: the metric and, if it is the same for all curves, the split."""
+    splits = {curve.split for curve in panel.curves}
+    return f"{splits.pop()} {panel.figure}" if len(splits) == 1 else panel.figure
 
 
 def _look(place: int) -> dict[str, Any]:
@@ -116,6 +140,10 @@ def _draw_curves(axes: Axes, panel: Panel) -> None:
             size["lw"] = 1.4
             axes.plot(epochs, values, lw=0.6, alpha=0.35, color=_look(curve.place)["color"], zorder=1)
         axes.plot(epochs, _median(values), label=curve.label, **_look(curve.place), **size)
+        if _has_band(curve, panel.figure):
+            deviation = _values(curve, f"{panel.figure}_std")
+            color = _look(curve.place)["color"]
+            axes.fill_between(epochs, values - deviation, values + deviation, color=color, alpha=BAND, lw=0)
         best = epochs == curve.best_epoch
         axes.plot(epochs[best], values[best], "o", ms=7, color=_look(curve.place)["color"], markeredgecolor="white", zorder=3)
         shown.append(values)
@@ -128,8 +156,14 @@ def _draw_curves(axes: Axes, panel: Panel) -> None:
 
 def _values(curve: Curve, figure: str) -> Array:
     """Return the metric per epoch; values that are not finite become NaN, which interrupts the curve."""
-    values = np.array([row.get(f"val_{figure}") for row in curve.history], dtype=np.float64)  # None becomes NaN
+    key = f"val_{figure}" if curve.split == "validation" else figure
+    values = np.array([row.get(key) for row in curve.history], dtype=np.float64)  # None becomes NaN
     return np.where(np.isfinite(values), values, np.nan)
+
+
+def _has_band(curve: Curve, figure: str) -> bool:
+    """Return whether the history of a curve has standard deviations."""
+    return bool(np.isfinite(_values(curve, f"{figure}_std")).any())
 
 
 def _median(values: Array) -> Array:

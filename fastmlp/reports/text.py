@@ -44,10 +44,15 @@ def print_result(result: Mapping[str, Any], stream: TextIO | None = None) -> Non
     seed                0
     """
     stream = sys.stdout if stream is None else stream
-    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") in {"dumb", "unknown"}
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    text = result_table(result, color=stream.isatty() and not plain)
+    text = result_table(result, color=shows_bold(stream))
     stream.write(text.encode(encoding, "replace").decode(encoding) + "\n")
+
+
+def shows_bold(stream: TextIO) -> bool:
+    """Return whether terminal escape codes may be written to a stream: to a terminal, unless NO_COLOR is set."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") in {"dumb", "unknown"}
+    return stream.isatty() and not plain
 
 
 def result_table(result: Mapping[str, Any], *, color: bool = False) -> str:
@@ -82,7 +87,7 @@ def result_table(result: Mapping[str, Any], *, color: bool = False) -> str:
     macro average        1.0000  0.5000  0.6667        2
     weighted average     1.0000  0.5000  0.6667        2
     """
-    lines = [f"{_bold(f'{name:<20}', color)}{text}" for name, text in _summary(result)]
+    lines = [f"{bold(f'{name:<20}', color)}{text}" for name, text in _summary(result)]
     test = result.get("test") or {}
     if test.get("per_class"):
         lines += ["", *_class_table(test, color)]
@@ -133,7 +138,7 @@ def _class_table(test: Mapping[str, Any], color: bool) -> Iterator[str]:
         figures = f"{row['precision']:11.4f}{row['recall']:8.4f}{row['f1']:8.4f}{row['support']:9,d}"
         return f"{row['class']}{space}{figures}"
 
-    yield _bold(f"{'class':<{width}}  precision  recall      F1  support", color)
+    yield bold(f"{'class':<{width}}  precision  recall      F1  support", color)
     yield from map(line, shown)
     if len(rows) > len(shown):
         yield f"({len(rows) - len(shown)} more classes; result.json has them all)"
@@ -145,7 +150,8 @@ def _number(value: Any, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _bold(text: str, color: bool) -> str:
+def bold(text: str, color: bool) -> str:
+    """Return a text in bold, by means of terminal escape codes, if `color` is true."""
     return f"\x1b[1m{text}\x1b[0m" if color else text
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,12 +36,17 @@ class EarlyStopping:
 
     def update(self, row: EpochLog, engine: Engine) -> None:
         """Store the parameters of the engine if this epoch is the best so far; raise DivergedError if they are not finite."""
-        score = self.sign * row[self.key] if self.key else -math.inf
-        if self.key is None or self.parameters is None or score < self.score - self.settings.min_delta:
+        if self.is_best(row):
             parameters = engine.state(slots=False).parameters
             if not np.isfinite(parameters).all():
                 raise diverged_error(f"the weights became infinite or NaN in epoch {row['epoch']}", self.settings)
-            self.score, self.epoch, self.parameters = score, row["epoch"], parameters
+            self.restore(row, parameters)
+
+    def is_best(self, row: EpochLog) -> bool:
+        """Return whether an epoch with this row of the history is the best so far."""
+        if self.key is None or self.parameters is None:
+            return True
+        return bool(self.sign * row[self.key] < self.score - self.settings.min_delta)
 
     def restore(self, row: EpochLog, parameters: FloatArray) -> None:
         """Set the best epoch to the one that has this row of the history, and its parameters."""
@@ -51,6 +57,15 @@ class EarlyStopping:
         """Return whether the metric has not improved in the last `patience` epochs."""
         patience = self.settings.patience
         return patience is not None and 0 < patience <= epoch - self.epoch
+
+
+def best_epoch(history: Sequence[EpochLog], settings: Settings, validates: bool) -> int:
+    """Return the best epoch of a history, as `EarlyStopping` chooses it; 0 for an empty history."""
+    stopping = EarlyStopping(settings, validates)
+    for row in history:
+        if stopping.is_best(row):
+            stopping.restore(row, np.empty(0))
+    return stopping.epoch
 
 
 class Validation(NamedTuple):

@@ -39,7 +39,7 @@ def test_short_and_long_help_are_the_same(command: list[str]) -> None:
     assert ok(*command, "-h").stdout == ok(*command, "--help").stdout
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["predict"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["predict"], ["compare"]])
 def test_examples_come_before_options(command: list[str]) -> None:
     text = ok(*command, "--help").stdout
     first_option = re.search(r"^  -", text, re.MULTILINE)

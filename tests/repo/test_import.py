@@ -60,7 +60,7 @@ for arguments in [["--help"], *([name, "--help"] for name in program.commands)]:
 
 def test_help_of_the_program_is_light() -> None:
     output, names = run_fresh(HELP)
-    for command in ("train", "lr-find", "extract", "evaluate", "predict", "data", "recipes", "doctor", "bench"):
+    for command in ("train", "lr-find", "extract", "evaluate", "predict", "compare", "data", "recipes", "doctor", "bench"):
         assert f"program {command} " in output
     assert names & HEAVY == set()
 

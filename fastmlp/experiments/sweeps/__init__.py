@@ -1,1 +1,1 @@
-"""Several runs on the same data: trained in parallel, and with several seeds."""
+"""Several runs: trained in parallel on the same data, with several seeds, and read from their folders."""

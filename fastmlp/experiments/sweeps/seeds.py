@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
 
 from fastmlp.errors import DivergedError
 from fastmlp.experiments.config.train import TrainConfig
@@ -15,7 +17,7 @@ from fastmlp.experiments.plan import RunPlan, Say, make_plan
 from fastmlp.experiments.result import CURVES_NAME
 from fastmlp.experiments.resume import SEED_FOLDER, Resume
 from fastmlp.experiments.sweeps.parallel import NamedRun, train_in_parallel
-from fastmlp.files import read_lines, write_json
+from fastmlp.files import converted, read_lines, write_json
 from fastmlp.training.result import mean_and_deviation
 
 SEEDS_NAME = "seeds.json"
@@ -27,6 +29,18 @@ class SeedsResult(NamedTuple):
 
     result: dict[str, Any]
     signal: int
+
+
+class SeedOfRun(msgspec.Struct):
+    """The item of a run in seeds.json that `read_seeds` returns."""
+
+    seed: int
+
+
+class SeedsFile(msgspec.Struct):
+    """The items of seeds.json that `read_seeds` checks."""
+
+    runs: Annotated[list[SeedOfRun], msgspec.Meta(min_length=1)]
 
 
 def run_seeds(
@@ -92,6 +106,12 @@ def summarize(results: Iterable[Mapping[str, Any]], folder: Path) -> dict[str, A
         for split in splits
     }
     return {"format_version": RESULT_VERSION, "out": str(folder), "runs": rows, **summary}
+
+
+def read_seeds(folder: Path) -> list[int]:
+    """Return the seeds in the file seeds.json; raise DataError if it is missing or damaged."""
+    path = folder / SEEDS_NAME
+    return [run.seed for run in converted(path, read_result(path), SeedsFile).runs]
 
 
 def mean_metrics(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
