@@ -232,6 +232,7 @@ def load_data(
     image_size: tuple[int, int] | None = None,
     task: str = "classification",
     weight: str | None = None,
+    skip_bad: bool = False,
     progress: bool = False,
 ) -> Dataset:
     """Load a data set by name or by path.
@@ -246,6 +247,7 @@ def load_data(
     task : "classification" if y holds class labels, "regression" if it holds regression targets
     weight : name of the column of a .csv file, or of the array, with the sample weights of the training rows; it is not a
         feature. None for equal weights
+    skip_bad : whether unreadable files of an image folder are left out
     progress : whether to show a progress bar on stderr while downloading
 
     Raises
@@ -273,6 +275,8 @@ def load_data(
             raise ConfigError(
                 f"image_size must be a height and a width of at least 1, not {image_size}", settings=("image_size",)
             )
+        if skip_bad and not images:
+            raise ConfigError(f"skip_bad is for folders of images, not for {name!r}; leave it out", settings=("skip_bad",))
         if task == "regression" and images:
             raise ConfigError(
                 f"{path}: the targets of a folder of images are classes, not numbers; use task 'classification'",
@@ -282,7 +286,7 @@ def load_data(
             raise ConfigError(f"{name} has no sample weights; leave weight out", settings=("weight",))
         if named:
             return check_dataset(load_named(name, data_dir, progress), name, task)
-        return check_dataset(_read(path, image_size, task, weight), path.resolve().stem, task)
+        return check_dataset(_read(path, image_size, task, weight, skip_bad), path.resolve().stem, task)
 
 
 def is_image_folder(path: Path) -> bool:
@@ -290,9 +294,9 @@ def is_image_folder(path: Path) -> bool:
     return path.is_dir() and not is_npy_folder(path)
 
 
-def _read(path: Path, image_size: tuple[int, int] | None, task: str, weight: str | None) -> RawArrays:
+def _read(path: Path, image_size: tuple[int, int] | None, task: str, weight: str | None, skip_bad: bool) -> RawArrays:
     if path.is_dir():
-        return read_npy_folder(path, weight) if is_npy_folder(path) else read_image_folder(path, image_size)
+        return read_npy_folder(path, weight) if is_npy_folder(path) else read_image_folder(path, image_size, skip_bad)
     match path.suffix.lower():
         case ".npz":
             return read_npz(path, weight)

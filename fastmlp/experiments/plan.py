@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastmlp.data.dataset import Dataset, load_data
+from fastmlp.data.images.polarity import ImageStats, image_stats
 from fastmlp.data.named import DATASETS
 from fastmlp.data.pairs import Split, with_weights
 from fastmlp.data.scaling import fit_scaling
@@ -78,7 +79,11 @@ def make_plan(
         train = with_weights(Split(train, data.classes), None, parse_class_weight(config.class_weight)).rows
     training = prepare(network, train, validation, scaling=scaling, target_scaling=config.target_scale)
     training = dataclasses.replace(
-        training, classes=data.classes or None, image_shape=data.image_shape, text_labels=data.text_labels
+        training,
+        classes=data.classes or None,
+        image_shape=data.image_shape,
+        text_labels=data.text_labels,
+        image_stats=image_stats(train.x, data.image_shape),
     )
     return RunPlan(config, data, splits, make_task(network, settings, training))
 
@@ -95,7 +100,7 @@ def load(config: TrainConfig, progress: bool) -> Dataset:
             f"{config.data} were kept in memory only; run `fastmlp extract … train` again, or use a feature file as data",
             settings=("data",),
         )
-    given = {"image_size": config.image_size, "task": config.task, "weight": config.weight}
+    given = {"image_size": config.image_size, "task": config.task, "weight": config.weight, "skip_bad": config.skip_bad}
     return load_data(config.data, config.data_dir, **given, progress=progress)  # type: ignore[arg-type]
 
 
@@ -110,10 +115,15 @@ def check_splits(config: TrainConfig, names: Collection[str]) -> None:
 
 
 def image_fields(data: Dataset) -> dict[str, Any]:
-    """Return the fields of `Model` that describe images: their shape and, for features of images, the extractor."""
+    """Return the fields of `Model` that describe images: their shape and, for features of images, statistics and extractor."""
     if data.extractor is None or data.provenance is None:
         return {"image_shape": data.image_shape}
-    return {"image_shape": tuple(data.provenance["network"]["image_shape"]), "extractor": data.extractor}
+    stats = data.provenance["images"].get("stats")  # unknown in files of earlier versions
+    return {
+        "image_shape": tuple(data.provenance["network"]["image_shape"]),
+        "extractor": data.extractor,
+        "image_stats": None if stats is None else ImageStats(**stats),
+    }
 
 
 def with_images(model: Model, data: Dataset) -> Model:

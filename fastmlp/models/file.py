@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.data.checks import check_description
+from fastmlp.data.images.polarity import ImageStats
 from fastmlp.data.readers.tensors import read_tensors, tensor_bytes
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.files import file_errors, write_bytes
@@ -55,6 +56,7 @@ class Header(msgspec.Struct, forbid_unknown_fields=True):
     scaling: str | None
     target_scaling: str | None = None
     text_labels: bool = False
+    image_stats: ImageStats | None = None
 
 
 def save(model: Model, path: str | Path, training: Mapping[str, npt.NDArray[Any]] = MappingProxyType({})) -> None:
@@ -83,6 +85,8 @@ def save(model: Model, path: str | Path, training: Mapping[str, npt.NDArray[Any]
         "target_scaling": None if model.target_scaling is None else model.target_scaling.kind,
         "text_labels": model.text_labels,
     }
+    if model.image_stats is not None:
+        header["image_stats"] = asdict(model.image_stats)
     text = json.dumps(header)
     write_bytes(Path(path), tensor_bytes(tensors, {"fastmlp": text, "sha256": digest(text, tensors)}))
 
@@ -131,6 +135,7 @@ def read_checkpoint(
         "extractor": extractor,
         "target_scaling": target_scaling,
         "text_labels": header.text_labels,
+        "image_stats": header.image_stats,
     }
     return model, training
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from fastmlp._summary import Summarized, listed
 from fastmlp.data.checks import check_description, check_rows
+from fastmlp.data.images.polarity import ImageStats
 from fastmlp.data.labels import class_labels
 from fastmlp.data.rows import Features
 from fastmlp.engines import make_engine
@@ -39,6 +40,7 @@ class Model(Summarized):
         not extracted features
     target_scaling : scaling of the targets in training, which predictions undo; None for no scaling
     text_labels : whether the class labels were given as strings, so that `predict` returns strings even for names such as "7"
+    image_stats : statistics of the training images, by which images of the opposite polarity are recognized; None if unknown
 
     Raises
     ------
@@ -55,6 +57,7 @@ class Model(Summarized):
     extractor: bytes | None = None
     target_scaling: Scaling | None = None
     text_labels: bool = False
+    image_stats: ImageStats | None = None
     _engines: list[Engine] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:

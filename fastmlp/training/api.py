@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 import numpy.typing as npt
 
+from fastmlp.data.images.polarity import image_stats
 from fastmlp.data.pairs import Split, as_split, checked_shape, default_loss, with_weights
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.nn.network import Network
@@ -279,8 +280,13 @@ def bind(
     loss = network.loss or default_loss(rows, None if isinstance(train, Split) else train[1])
     network = network.complete(rows.x.shape[1], outputs, loss)
     data = prepare(network, rows, held_out, scaling=scaling, target_scaling=target_scaling)
+    shape = checked_shape(image_shape) or split.image_shape
     return network, replace(
-        data, classes=split.classes, image_shape=checked_shape(image_shape) or split.image_shape, text_labels=split.text_labels
+        data,
+        classes=split.classes,
+        image_shape=shape,
+        text_labels=split.text_labels,
+        image_stats=image_stats(rows.x, shape),
     )
 
 

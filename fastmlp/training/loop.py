@@ -202,6 +202,7 @@ class Loop:
             settings.threads,
             target_scaling=data.target_scaling,
             text_labels=data.text_labels,
+            image_stats=data.image_stats,
         )
 
     def _result(self, stopped: str) -> TrainResult:

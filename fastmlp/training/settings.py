@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from fastmlp._summary import Summarized, changed
 from fastmlp.data.checks import CheckedRows, check_description, match_network
+from fastmlp.data.images.polarity import ImageStats
 from fastmlp.data.rows import Features
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.errors import ConfigError, DataError
@@ -159,6 +160,7 @@ class TrainingData:
     image_shape : (height, width, channels) if the rows are images
     target_scaling : scaling that has been applied to the targets; None for no scaling
     text_labels : whether the class labels were given as strings
+    image_stats : statistics of the training images of type uint8
     """
 
     train: CheckedRows
@@ -168,6 +170,7 @@ class TrainingData:
     image_shape: tuple[int, int, int] | None = None
     target_scaling: Scaling | None = None
     text_labels: bool = False
+    image_stats: ImageStats | None = None
 
 
 def prepare(

@@ -86,6 +86,7 @@ class DataSettings:
     )
     data_dir: str | None = data_setting(FOLDER, None, "Folder with the named data sets [default: in the user's cache].")
     image_size: tuple[int, int] | None = data_setting(IMAGE_SIZE, None, "Resize the images of an image folder.", common=True)
+    skip_bad: bool = data_setting(BOOLEAN, False, "Leave out the unreadable files of an image folder.")
     task: str = data_setting(one_of("task", TASKS), "classification", "Type of the task.", common=True)
     val_fraction: float | None = data_setting(FLOAT, 0.2, "Fraction of the rows for validation; 0 disables it.", common=True)
     val_count: int | None = data_setting(INTEGER, None, "Number of validation rows, instead of `val_fraction`.")
