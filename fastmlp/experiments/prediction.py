@@ -158,8 +158,7 @@ def show_inputs(converter: ImageInputs, predictions: Sequence[Prediction], path:
     shape = (height, width) if channels == 1 else converter.image_shape
     shown = [by_place[key] for key in converter.kept]
     captions = [(Path(place(one)).name, "  ".join(fields(one, 1))) for one in shown]
-    total = converter.total - len(converter.bad)
-    plot_inputs([row.reshape(shape) for row in converter.kept.values()], captions, path, total)
+    plot_inputs([row.reshape(shape) for row in converter.kept.values()], captions, path, converter.total)
 
 
 def read_table(file: Path, features: int) -> npt.NDArray[Any]:

@@ -59,7 +59,7 @@ class ImageInputs:
     stats : statistics of the training images; None if they are unknown
     options : how images are converted
     kept : the first MOST_KEPT rows by name of their file and number of the row, from 1
-    total, inverted : number of images, and of those that were inverted
+    total, inverted : number of images that were read, and of those that were inverted
     bad : unreadable files that were skipped, with the errors
 
     Raises
@@ -91,11 +91,11 @@ class ImageInputs:
         ------
         DataError : the image cannot be read
         """
-        self.total += 1
         skipped = self.bad if self.options.skip_bad else None
         image = unless_bad(lambda path: read_image(path, self.image_shape[2]), file, skipped)
         if image is None:
             return None
+        self.total += 1
         x = fit(image, self.image_shape)[None]
         return self.keep(file, self.convert(x, self.flagged(x), [image]))
 
@@ -152,15 +152,15 @@ class ImageInputs:
 
     def check(self) -> None:
         """Raise DataError if all images were skipped, and ConfigError if an option is for images, but there are none."""
-        if self.bad and len(self.bad) == self.total:
-            raise DataError(f"none of the {self.total} images can be read. The first error: {next(iter(self.bad.values()))}")
+        if self.bad and not self.total:
+            raise DataError(f"none of the {len(self.bad)} images can be read. The first error: {next(iter(self.bad.values()))}")
         for name, value in (("center", self.options.center), ("invert", self.options.invert == "yes")):
             if value and not self.total:
                 raise ConfigError(f"{name} is for images, but the inputs are tables; leave it out", settings=(name,))
 
     def notes(self) -> list[str]:
         """Return messages about images that were skipped, or that were inverted because of their polarity."""
-        found = [skipped_note(list(map(str, self.bad)), self.total)] if self.bad else []
+        found = [skipped_note(list(map(str, self.bad)), self.total + len(self.bad))] if self.bad else []
         if self.inverted and self.options.invert == "auto":
             assert self.stats is not None
             theirs = "dark on light" if self.stats.polarity == "light on dark" else "light on dark"
@@ -182,11 +182,12 @@ def find_files(inputs: Iterable[str | Path]) -> list[Path]:
     DataError : a folder has no images, or cannot be read, or nothing matches a pattern
     """
     files: list[Path] = []
-    for given in map(Path, inputs):
-        if given.is_dir():
-            files += images_in(given)
-        elif given.exists() or not glob.has_magic(str(given)):
-            files.append(given)
+    for given in inputs:
+        path = Path(given)
+        if path.is_dir():
+            files += images_in(path)
+        elif path.exists() or not glob.has_magic(str(given)):
+            files.append(path)
         else:
             files += matches(str(given))
     return files

@@ -3,11 +3,12 @@
 A network that was trained on light strokes on black, such as MNIST, gives arbitrary answers for dark strokes on paper. Even
 after inversion, its answers are arbitrary if the paper is grey: border pixels are almost constant in the training images, so
 that z-score scaling multiplies their values by large factors. Inversion therefore sets the paper to the background of the
-training images. Measurements: benchmarks/NOTES.md.
+training images; tests/data/test_polarity.py measures the effect on MNIST.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,12 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.data.rows import Array, Features
+from fastmlp.nn.blocks import blocks
 
 Polarity = Literal["light on dark", "dark on light"]
 Float32 = npt.NDArray[np.float32]
 
 MOST_ROWS = 1000  # maximum number of training images from which statistics are computed
-BLOCK = 512  # number of images that are converted to floats at a time
+BLOCK_PIXELS = 1 << 22  # maximum number of pixels that are converted to floats at a time
 END = 32  # a uniform background is at most this far from 0 or 255
 MOST_STD = 32  # and its standard deviation over the images is at most this
 MOST_COLOR = 8  # images with a larger `colorfulness` are not inverted, because inversion would change their colours
@@ -28,12 +30,14 @@ APART = 64  # the background of an image with the opposite polarity differs from
 # An inverted pixel is background if its depth, see `ink`, is below NOISE standard deviations of the paper. This limit is at
 # least FAINT and at most DEEP times the maximum depth.
 NOISE, FAINT, DEEP = 5, 1 / 20, 1 / 3
-OUTLIER = 3  # border pixels with a residual of more than OUTLIER robust standard deviations are no paper
+# The brightness of the paper is fitted FITS times, each time without the border pixels whose residual was more than OUTLIER
+# robust standard deviations, since they are strokes.
+FITS, OUTLIER = 8, 3
 
 
 @dataclass(frozen=True)
 class ImageStats:
-    """Statistics of training images of type uint8; `image_stats` computes them.
+    """Statistics of training images of type uint8; `image_stats` computes them, rounded to three decimals.
 
     Parameters
     ----------
@@ -58,7 +62,7 @@ class ImageStats:
 
 
 def image_stats(x: Features, image_shape: tuple[int, int, int] | None) -> ImageStats | None:
-    """Return the statistics of at most `MOST_ROWS` rows of x, evenly spaced; None if x does not contain uint8 images.
+    """Return the statistics of at most `MOST_ROWS` rows of x, evenly spaced; None if x has no uint8 images of this shape.
 
     x : (n, height * width * channels)
 
@@ -68,13 +72,19 @@ def image_stats(x: Features, image_shape: tuple[int, int, int] | None) -> ImageS
     >>> stats, stats.polarity
     (ImageStats(background=0.0, background_std=0.0, mean=30.0, colorfulness=0.0), 'light on dark')
     """
-    if image_shape is None or x.dtype != np.uint8 or not len(x):
+    if image_shape is None or x.dtype != np.uint8 or x.shape[1] != math.prod(image_shape):
         return None
-    rows = x[np.linspace(0, len(x) - 1, min(len(x), MOST_ROWS)).round().astype(np.int64)]
-    pixels = rows.reshape(len(rows), -1, image_shape[2])
-    background = np.median(border(grey(rows, image_shape)), axis=1)
-    color = (pixels.max(axis=2) - pixels.min(axis=2)).mean()
-    return ImageStats(float(background.mean()), float(background.std()), float(rows.mean()), float(color))
+    chosen = np.linspace(0, len(x) - 1, min(len(x), MOST_ROWS)).round().astype(np.int64)
+    backgrounds, means, colors = [], [], []
+    for _, indices in blocks(chosen, most_images(x)):
+        rows = x[indices]
+        pixels = rows.reshape(len(rows), -1, image_shape[2])
+        backgrounds.append(np.median(border(grey(rows, image_shape)), axis=1))
+        means.append(rows.mean(axis=1))
+        colors.append((pixels.max(axis=2) - pixels.min(axis=2)).mean(axis=1))
+    background, mean, color = map(np.concatenate, (backgrounds, means, colors))
+    values = background.mean(), background.std(), mean.mean(), color.mean()
+    return ImageStats(*(round(float(value), 3) for value in values))
 
 
 def is_opposite(x: Array, image_shape: tuple[int, int, int], stats: ImageStats | None) -> npt.NDArray[np.bool_]:
@@ -93,8 +103,8 @@ def is_opposite(x: Array, image_shape: tuple[int, int, int], stats: ImageStats |
     if stats is None or stats.polarity is None:
         return np.zeros(len(x), bool)
     found = []
-    for start in range(0, len(x), BLOCK):
-        images = grey(x[start : start + BLOCK], image_shape)
+    for _, block in blocks(x, most_images(x)):
+        images = grey(block, image_shape)
         paper = np.median(border(images), axis=1)
         light, dark = images.max(axis=(1, 2)) - paper, paper - images.min(axis=(1, 2))
         if stats.polarity == "light on dark":
@@ -117,12 +127,16 @@ def inverted(x: Array, image_shape: tuple[int, int, int], stats: ImageStats) -> 
     >>> inverted(x.reshape(1, 12), (3, 4, 1), ImageStats(0, 0, 30)).reshape(3, 4).tolist()
     [[0, 0, 0, 0], [0, 255, 204, 0], [0, 0, 0, 0]]
     """
-    rows = np.empty_like(x)
-    for start in range(0, len(x), BLOCK):
-        block = slice(start, start + BLOCK)
-        drawn = draw(ink(grey(x[block], image_shape), dark=stats.polarity == "light on dark"), stats)
-        rows[block] = np.repeat(drawn.reshape(len(drawn), -1), image_shape[2], axis=1)
-    return rows
+    result = np.empty_like(x)
+    for rows, block in blocks(x, most_images(x)):
+        drawn = draw(ink(grey(block, image_shape), dark=stats.polarity == "light on dark"), stats)
+        result[rows] = np.repeat(drawn.reshape(len(drawn), -1), image_shape[2], axis=1)
+    return result
+
+
+def most_images(x: Features) -> int:
+    """Return the number of rows of x that are converted to floats at a time."""
+    return max(1, BLOCK_PIXELS // x.shape[1])
 
 
 def grey(x: Array, image_shape: tuple[int, int, int]) -> Float32:
@@ -141,7 +155,7 @@ def ink(images: Float32, *, dark: bool) -> Float32:
 
     The brightness of the paper is a linear function of the position, because photos are rarely lit evenly. It is fitted to the
     border pixels by least squares, without outliers such as strokes at the border. The depth of a pixel is its difference from
-    the paper.
+    the paper, relative to the largest possible difference, because ink reflects a constant fraction of the light.
 
     images : (n, height, width), 0 to 255
     dark : whether the ink is darker than the paper
@@ -152,7 +166,7 @@ def ink(images: Float32, *, dark: bool) -> Float32:
     at_border = border(design).T
     pixels = border(images).astype(np.float64)
     residuals = pixels - np.median(pixels, axis=1, keepdims=True)
-    for _ in range(2):  # the first fit makes the residuals small, so that the second one finds the outliers
+    for _ in range(FITS):
         robust_std = 1.4826 * np.median(np.abs(residuals), axis=1, keepdims=True)
         inlier = (np.abs(residuals) <= OUTLIER * robust_std + 2).astype(np.float64)
         normal = np.einsum("nb,bi,bj->nij", inlier, at_border, at_border) + 1e-6 * np.eye(3)  # images can have a single row
@@ -161,9 +175,10 @@ def ink(images: Float32, *, dark: bool) -> Float32:
         residuals = pixels - plane @ at_border.T
     std = np.sqrt((inlier * residuals**2).sum(axis=1) / inlier.sum(axis=1))
     paper = (plane @ design.reshape(3, -1)).reshape(count, height, width)
-    depth = paper - images if dark else images - paper
+    reach = np.maximum(paper if dark else 255 - paper, 1)
+    depth = (paper - images if dark else images - paper) / reach
     most = np.maximum(depth.max(axis=(1, 2)), 1e-6)
-    limit = np.clip(NOISE * std, FAINT * most, DEEP * most)
+    limit = np.clip(NOISE * std / reach.mean(axis=(1, 2)), FAINT * most, DEEP * most)
     found: Float32 = np.where(depth > limit[:, None, None], depth / most[:, None, None], 0).astype(np.float32)
     return found
 

@@ -159,7 +159,7 @@ def fit(image: PillowImage, image_shape: tuple[int, int, int]) -> npt.NDArray[np
     height, width, _ = image_shape
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(image).ravel()
+    return np.array(image).ravel()  # a copy, because PyTorch refuses an array that is not writable
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -279,20 +279,28 @@ def _header(file: Path) -> tuple[tuple[int, int], str]:
 
 @contextmanager
 def _open_image(path: Path) -> Iterator[PillowImage]:
-    """Open an image. Raise BadImageError, with the file name in a one-line message, if Pillow rejects the file."""
+    """Open an image. Raise BadImageError if Pillow rejects the file, or DataError if there is no such file.
+
+    The message has one line and names the file.
+    """
     from PIL import Image
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            # If Pillow gets the name of an uncompressed TIFF file, it maps it into memory, and version 13.0 then ignores that
+            # the width and the height of an image with an orientation are swapped.
+            with path.open("rb") as stream, Image.open(stream) as image:
                 yield image
     except (
         *(OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error),
         *(Image.DecompressionBombError, Image.DecompressionBombWarning),
     ) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise BadImageError(f"{path}: not a readable image ({reason}); replace or remove it") from error
+        if isinstance(error, FileNotFoundError):
+            raise DataError(f"{path}: not a readable image ({reason}); check the path") from error
+        remedy = "replace or remove it, or set skip_bad to leave it out"
+        raise BadImageError(f"{path}: not a readable image ({reason}); {remedy}", settings=("skip_bad",)) from error
 
 
 def _stack(
